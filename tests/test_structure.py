@@ -1,0 +1,94 @@
+"""The plan of the house: which room may import which, and what an import may cost."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tinybnn
+
+PACKAGE = Path(tinybnn.__file__).parent
+
+# A room imports only from rooms of a lower floor.
+FLOORS = {
+    "kernels": 1, "storage": 1, "tensor": 1,
+    "quantizers": 2, "functional": 2,
+    "nn": 3, "optim": 4, "datasets": 3,
+    "models": 4, "training": 5,
+    "deploy": 5, "federated": 6,
+    "analysis": 6, "testing": 6,
+    "plots": 7,
+    "experiments": 8, "bench": 8,
+    "cli": 9, "__main__": 10,
+}  # fmt: skip
+
+
+def room(path):
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path):
+    """Dotted names of the tinybnn modules that a file imports, lazily or not."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found.add(node.module)
+            # `from tinybnn import nn` names a module, `from tinybnn.nn import Linear` does not.
+            if node.module == "tinybnn":
+                found.update(f"tinybnn.{alias.name}" for alias in node.names)
+    return {name for name in found if name.split(".")[0] == "tinybnn"}
+
+
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if room(p) not in ("__init__", "data"))
+
+
+def test_every_room_has_a_floor():
+    assert {room(p) for p in FILES} <= set(FLOORS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_downwards(path):
+    own = room(path)
+    for name in imports(path):
+        parts = name.split(".")[1:]
+        if not parts or parts[0] not in FLOORS:
+            continue  # tinybnn itself: its version
+        other = parts[0]
+        assert other == own or FLOORS[other] < FLOORS[own], f"{own} imports {name} from above"
+
+
+def test_no_circle_inside_a_room():
+    """Inside a room files may lean on each other, but not in a circle."""
+    edges = {}
+    for path in FILES:
+        module = ".".join(("tinybnn", *path.relative_to(PACKAGE).with_suffix("").parts))
+        edges[module.removesuffix(".__init__")] = imports(path)
+    done = set()
+
+    def visit(module, trail):
+        assert module not in trail, " -> ".join([*trail, module])
+        if module not in done and module in edges:
+            for other in edges[module]:
+                if other != module and other != "tinybnn":
+                    visit(other, [*trail, module])
+            done.add(module)
+
+    for module in edges:
+        visit(module, [])
+
+
+def test_numba_is_only_in_the_kernels():
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        assert room(path) == "kernels" or "import numba" not in text, path
+
+
+@pytest.mark.parametrize("late", ["numba", "matplotlib", "torch"])
+def test_import_does_not_wait_for(late):
+    code = f"import sys, tinybnn; sys.exit({late!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
