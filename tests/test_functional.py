@@ -1,0 +1,683 @@
+"""Activations, convolution, pooling, normalisation and losses, against loops and differences."""
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinybnn import functional as F
+from tinybnn.tensor import Tensor, grad, manual_seed
+from tinybnn.testing import assert_identical, gradcheck, gradgradcheck
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def away_from(kinks, *shape, seed=0, gap=0.05):
+    """Normal values, those near a kink moved out to a distance of `gap` (eps of gradcheck: 1e-6)."""
+    x = normal(*shape, seed=seed)
+    for kink in kinks:
+        x = np.where(np.abs(x - kink) < gap, kink + np.where(x < kink, -gap, gap), x)
+    return x
+
+
+def distinct(*shape, seed=0):
+    """Values at least 0.1 apart, so that no difference of 1e-6 changes which one is the largest."""
+    order = np.random.default_rng(seed).permutation(int(np.prod(shape)))
+    return 0.1 * (order.reshape(shape) - order.size / 2)
+
+
+def channels_last(x):
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
+def strided(x):
+    """The same values with gaps between them in memory, and the first axis backwards."""
+    memory = np.full((*x.shape[:-1], 2 * x.shape[-1]), np.nan)
+    view = memory[::-1, ..., ::2]
+    view[...] = x
+    return view
+
+
+LAYOUTS = {
+    "contiguous": np.ascontiguousarray,
+    "channels_last": lambda x: channels_last(x) if x.ndim == 4 else np.asfortranarray(x),
+    "strided": strided,
+    "swapped": lambda x: np.ascontiguousarray(x.swapaxes(0, -1)).swapaxes(0, -1),
+}
+layouts = pytest.mark.parametrize("lay_out", LAYOUTS.values(), ids=LAYOUTS)
+
+
+def check(function, *arrays):
+    gradcheck(function, arrays)
+    gradgradcheck(function, arrays)
+
+
+def close(actual, expected, rtol=1e-12, atol=1e-12):
+    np.testing.assert_allclose(actual.data, expected, rtol, atol)
+
+
+# ------------------------------------------------------------------------------ activations
+
+ACTIVATIONS = {
+    "relu": (F.relu, [0], lambda x: np.maximum(x, 0)),
+    "hardtanh": (F.hardtanh, [-1, 1], lambda x: np.clip(x, -1, 1)),
+    "hardtanh_limits": (
+        lambda x: F.hardtanh(x, -0.5, 2.0), [-0.5, 2], lambda x: np.clip(x, -0.5, 2)
+    ),
+    "sigmoid": (F.sigmoid, [], lambda x: 1 / (1 + np.exp(-x))),
+    "tanh": (F.tanh, [], np.tanh),
+}  # fmt: skip
+
+
+@layouts
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation(name, lay_out):
+    function, kinks, reference = ACTIVATIONS[name]
+    x = lay_out(2 * away_from([k / 2 for k in kinks], 2, 3, 2, 2))
+    close(function(Tensor(x)), reference(x))
+    check(function, x)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_of_a_number(name):
+    check(ACTIVATIONS[name][0], np.array(0.3))
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1, -3])
+@pytest.mark.parametrize("function", [F.softmax, F.log_softmax])
+def test_softmax(function, dim):
+    x = normal(2, 3, 4)
+    expected = np.exp(x) / np.exp(x).sum(dim, keepdims=True)
+    close(function(Tensor(x), dim), np.log(expected) if function is F.log_softmax else expected)
+    check(lambda x: function(x, dim), x)
+    check(lambda x: function(x, dim), strided(x))
+
+
+def slope_at(function, value):
+    x = Tensor([value], requires_grad=True, dtype=np.float64)
+    function(x).sum().backward()
+    return x.grad.data[0]
+
+
+def test_slopes_at_corners():
+    assert slope_at(F.relu, 0.0) == 0
+    assert slope_at(F.relu, -0.0) == 0
+    assert slope_at(F.hardtanh, 1.0) == 0  # borders belong to the outside, other than in clamp
+    assert slope_at(F.hardtanh, -1.0) == 0
+    assert slope_at(F.hardtanh, np.nextafter(1, 0)) == 1
+    assert slope_at(lambda x: F.clamp(x, -1, 1), 1.0) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_large_values_do_not_overflow(dtype):
+    x = Tensor(np.array([[1e4, -1e4, 0.0], [1e30, 1e30, -1e30]], dtype), requires_grad=True)
+    assert_identical(F.softmax(x), np.array([[1, 0, 0], [0.5, 0.5, 0]]))
+    assert_identical(F.log_softmax(x)[0], np.array([0, -2e4, -1e4]))
+    assert_identical(F.sigmoid(x)[0], np.array([1, 0, 0.5]))
+    assert_identical(F.tanh(x)[0], np.array([1, -1, 0.0]))
+    loss = F.cross_entropy(x[:1], np.array([1]))
+    assert loss.item() == 2e4
+    (loss + F.sigmoid(x).sum() + F.tanh(x).sum() + F.softmax(x)[:, 0].sum()).backward()
+    assert np.isfinite(x.grad.data).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: F.softmax(x, 2), r"softmax: dim 2 is out of range for shape \(2, 3\)"),
+        (lambda x: F.log_softmax(x, -3), "log_softmax: dim -3 is out of range"),
+        (lambda x: F.hardtanh(x, 1, 1), "hardtanh: min_val 1 must be below max_val 1"),
+        (lambda x: F.dropout(x, 1.0), r"dropout: p must be in \[0, 1\), got 1.0"),
+    ],
+)
+def test_activation_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(Tensor(normal(2, 3)))
+
+
+def test_dropout():
+    x = normal(3, 4)
+
+    def function(x):
+        return F.dropout(x, 0.4, rng=np.random.default_rng(3))
+
+    check(function, x)
+    y = function(Tensor(x)).data
+    close(Tensor(y[y != 0]), x[y != 0] / 0.6)
+    assert 0 < np.count_nonzero(y == 0) < y.size
+    assert function(Tensor(x.astype(np.float32))).dtype == np.float32
+    assert function(Tensor(2.0)).shape == ()
+
+
+def test_dropout_that_drops_nothing():
+    x = Tensor(normal(3, 4))
+    assert F.dropout(x, 0.4, training=False) is x
+    assert F.dropout(x, 0.0) is x
+
+
+def test_dropout_share_and_seed():
+    x = Tensor(np.ones(100_000, np.float32))
+    manual_seed(5)
+    first = F.dropout(x, 0.3).data
+    manual_seed(5)
+    assert_identical(F.dropout(x, 0.3), first)
+    assert np.mean(first == 0) == pytest.approx(0.3, abs=0.01)
+    assert first.mean() == pytest.approx(1.0, abs=0.01)
+
+
+# ---------------------------------------------------------------------------- linear layers
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (4, 2, 3), (0, 3)], ids=str)
+def test_linear(shape, bias):
+    x, weight = normal(*shape), normal(5, 3, seed=1)
+    arrays = [x, weight, normal(5, seed=2)] if bias else [x, weight]
+    expected = x @ weight.T + (arrays[2] if bias else 0)
+    for fixed_order in (False, True):
+        close(F.linear(*map(Tensor, arrays), fixed_order=fixed_order), expected)
+        check(lambda *xs, f=fixed_order: F.linear(*xs, fixed_order=f), *arrays)
+    check(F.linear, strided(x) if x.ndim > 1 else x, np.asfortranarray(weight), *arrays[2:])
+
+
+def test_linear_in_fixed_order_does_not_depend_on_the_batch():
+    x, weight = normal(9, 33).astype(np.float32), normal(7, 33, seed=1).astype(np.float32)
+    whole = F.linear(Tensor(x), Tensor(weight), fixed_order=True).data
+    for i in range(9):
+        assert_identical(F.linear(Tensor(x[i]), Tensor(weight), fixed_order=True), whole[i])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: F.linear(Tensor(normal(2, 4)), Tensor(normal(5, 3))),
+            r"linear: weight of shape \(5, 3\) expects 3 features, x has 4 \(shape \(2, 4\)\)",
+        ),
+        (lambda: F.linear(Tensor(1.0), Tensor(normal(5, 3))), "x has no axis"),
+        (
+            lambda: F.linear(Tensor(normal(2, 3)), Tensor(normal(5, 3)), Tensor(normal(1))),
+            r"linear: bias must have the shape \(5,\), got \(1,\)",
+        ),
+    ],
+)
+def test_linear_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# ------------------------------------------------------------------------------ convolution
+
+
+def two(value):
+    return (value, value) if isinstance(value, int) else value
+
+
+def conv2d_by_loops(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    """The definition, one output number at a time."""
+    (sh, sw), (ph, pw), (dh, dw) = two(stride), two(padding), two(dilation)
+    x = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+    (n, _, h, w), (o, c, kh, kw) = x.shape, weight.shape
+    oh, ow = (h - dh * (kh - 1) - 1) // sh + 1, (w - dw * (kw - 1) - 1) // sw + 1
+    out = np.zeros((n, o, oh, ow))
+    for index in np.ndindex(out.shape):
+        m, k, i, j = index
+        first = k // (o // groups) * c
+        patch = x[m, first : first + c, i * sh :, j * sw :][:, : dh * kh : dh, : dw * kw : dw]
+        out[index] = np.sum(patch * weight[k]) + (0 if bias is None else bias[k])
+    return out
+
+
+CONVOLUTIONS = {  # x, weight, options
+    "plain": ((2, 3, 5, 5), (4, 3, 3, 3), {}),
+    "1x1": ((2, 3, 4, 5), (4, 3, 1, 1), {}),
+    "1x1_stride": ((2, 3, 5, 4), (4, 3, 1, 1), {"stride": 2}),
+    "1x1_groups": ((2, 4, 3, 3), (4, 2, 1, 1), {"groups": 2}),
+    "1x1_padding": ((1, 2, 3, 3), (2, 2, 1, 1), {"padding": 1, "stride": 2}),
+    "padding": ((2, 2, 4, 5), (3, 2, 3, 3), {"padding": 1}),
+    "stride": ((2, 2, 7, 6), (3, 2, 3, 3), {"stride": 2}),
+    "stride_unused_border": ((1, 2, 8, 9), (2, 2, 3, 3), {"stride": 4}),
+    "stride_over_kernel": ((1, 2, 7, 7), (2, 2, 2, 2), {"stride": 3}),
+    "dilation": ((1, 2, 7, 8), (3, 2, 3, 3), {"dilation": 2}),
+    "pairs": ((2, 2, 8, 9), (3, 2, 3, 2), {"stride": (2, 1), "padding": (0, 2), "dilation": (1, 3)}),
+    "pairs_swapped": (
+        (1, 2, 9, 8), (3, 2, 2, 3), {"stride": (1, 2), "padding": (2, 0), "dilation": (3, 1)}
+    ),
+    "everything": ((2, 4, 7, 8), (6, 2, 3, 2),
+                   {"stride": 2, "padding": (2, 1), "dilation": 2, "groups": 2}),
+    "non_square": ((1, 2, 5, 7), (3, 2, 1, 4), {"padding": (0, 2)}),
+    "kernel_is_image": ((2, 2, 3, 4), (3, 2, 3, 4), {}),
+    "kernel_larger_than_image": ((1, 1, 2, 2), (1, 1, 5, 5), {"padding": 2}),
+    "padding_over_kernel": ((1, 2, 3, 3), (2, 2, 2, 2), {"padding": 3}),
+    "groups": ((2, 4, 4, 4), (6, 2, 3, 3), {"groups": 2, "padding": 1}),
+    "depthwise": ((2, 3, 5, 5), (3, 1, 3, 3), {"groups": 3, "padding": 1}),
+    "depthwise_stride": ((1, 3, 6, 5), (3, 1, 3, 3), {"groups": 3, "padding": 1, "stride": 2}),
+    "depthwise_doubled": ((1, 3, 5, 4), (6, 1, 3, 2), {"groups": 3, "dilation": 2, "padding": 1}),
+    "one_pixel": ((1, 1, 1, 1), (1, 1, 1, 1), {}),
+    "one_row": ((1, 2, 1, 9), (2, 2, 1, 3), {"padding": (0, 1), "stride": (1, 2)}),
+}  # fmt: skip
+
+
+@layouts
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_conv2d(name, lay_out):
+    shape, weight_shape, options = CONVOLUTIONS[name]
+    x, weight = lay_out(normal(*shape)), lay_out(normal(*weight_shape, seed=1))
+    bias = normal(weight_shape[0], seed=2)
+    close(F.conv2d(Tensor(x), Tensor(weight), **options), conv2d_by_loops(x, weight, **options))
+    expected = conv2d_by_loops(x, weight, bias, **options)
+    for fixed_order in (False, True):
+        output = F.conv2d(
+            Tensor(x), Tensor(weight), Tensor(bias), **options, fixed_order=fixed_order
+        )
+        close(output, expected)
+    check(lambda x, w, b: F.conv2d(x, w, b, **options), x, weight, bias)
+
+
+@given(data=st.data())
+def test_conv2d_of_any_geometry(data):
+    side = st.integers(1, 3)
+    groups, per_group, outputs = data.draw(side), data.draw(side), data.draw(side)
+    kernel, stride, dilation = (data.draw(st.tuples(side, side)) for _ in range(3))
+    padding = data.draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
+    reach = [d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    size = [data.draw(st.integers(max(1, r), max(1, r) + 4)) for r in reach]
+    x = normal(data.draw(st.integers(0, 2)), groups * per_group, *size)
+    weight = normal(groups * outputs, per_group, *kernel, seed=1)
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    close(F.conv2d(Tensor(x), Tensor(weight), **options), conv2d_by_loops(x, weight, **options))
+    gradcheck(lambda x, w: F.conv2d(x, w, **options), [x, weight])
+
+
+def test_conv2d_works_through_the_batch_in_blocks(monkeypatch):
+    x, weight = normal(5, 2, 6, 5), normal(4, 1, 3, 3, seed=1)
+
+    def results():
+        xs = [Tensor(a, requires_grad=True) for a in (x, weight)]
+        y = F.conv2d(*xs, padding=1, groups=2)
+        return [y, *grad(y, xs, normal(*y.shape, seed=2))]
+
+    whole = results()
+    patch = 2 * 9 * 6 * 5  # numbers in the patches of one image
+    for images in (0, 1, 2, 3):
+        monkeypatch.setattr(F._Geometry, "BLOCK", max(images * patch, 1))
+        for block, expected in zip(results(), whole, strict=True):
+            close(block, expected.data)
+
+
+def test_conv2d_gradients_are_adjoints():
+    """<conv(x, w), g> = <x, gradient in x> = <w, gradient in w>: the convolution is bilinear."""
+    x, weight = Tensor(normal(2, 4, 6, 5), True), Tensor(normal(6, 2, 3, 2, seed=1), True)
+    y = F.conv2d(x, weight, stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2)
+    g = normal(*y.shape, seed=2)
+    product = np.sum(y.data * g)
+    for t, slope in zip((x, weight), grad(y, (x, weight), g), strict=True):
+        assert np.sum(t.data * slope.data) == pytest.approx(product, rel=1e-12)
+
+
+def test_conv2d_by_hand():
+    x = Tensor(np.arange(9.0).reshape(1, 1, 3, 3), requires_grad=True)
+    weight = Tensor(np.array([[[[1.0, 2.0], [3.0, 4.0]]]]), requires_grad=True)
+    y = F.conv2d(x, weight)
+    assert_identical(y, [[[[27.0, 37.0], [57.0, 67.0]]]])
+    y.sum().backward()
+    assert_identical(x.grad, [[[[1.0, 3, 2], [4, 10, 6], [3, 7, 4]]]])
+    assert_identical(weight.grad, [[[[8.0, 12.0], [20.0, 24.0]]]])
+
+
+@pytest.mark.parametrize("options", [{}, {"padding": 1}, {"groups": 2}, {"stride": 2}], ids=str)
+def test_conv2d_is_channels_last_in_memory(options):
+    weight = Tensor(normal(6, 4 // options.get("groups", 1), 3, 3))
+    for lay_out in LAYOUTS.values():
+        y = F.conv2d(Tensor(lay_out(normal(2, 4, 7, 6))), weight, **options)
+        assert y.data.transpose(0, 2, 3, 1).flags.c_contiguous
+        for following in (F.relu(y), y * 2.0, y + Tensor(normal(6)).reshape(1, 6, 1, 1),
+                          F.max_pool2d(y, 2, 1), F.avg_pool2d(y, 2, 1)):  # fmt: skip
+            assert following.data.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+def test_conv2d_of_signs_is_exact():
+    rng = np.random.default_rng(0)
+    x = rng.choice([-1.0, 1.0], (2, 64, 8, 8)).astype(np.float32)
+    weight = rng.choice([-1.0, 1.0], (8, 64, 3, 3)).astype(np.float32)
+    y = F.conv2d(Tensor(x), Tensor(weight), padding=1)
+    assert y.dtype == np.float32
+    assert_identical(y, conv2d_by_loops(x, weight, padding=1))
+
+
+def test_conv2d_keeps_float32():
+    x = Tensor(normal(1, 2, 4, 4).astype(np.float32), requires_grad=True)
+    weight = Tensor(normal(3, 2, 3, 3).astype(np.float32), requires_grad=True)
+    y = F.conv2d(x, weight, Tensor([1.0, 2.0, 3.0]), fixed_order=True)
+    assert y.dtype == np.float32
+    for g in grad((y * y).sum(), [x, weight], create_graph=True):
+        assert g.dtype == np.float32
+
+
+def test_conv2d_takes_bytes():
+    pixels = np.arange(16, dtype=np.uint8).reshape(1, 1, 4, 4)
+    weight = Tensor(np.ones((1, 1, 2, 2), np.float32), requires_grad=True)
+    y = F.conv2d(pixels, weight)
+    assert y.dtype == np.float32
+    assert_identical(y, conv2d_by_loops(pixels.astype(float), weight.data))
+    y.sum().backward()
+    assert weight.grad.data[0, 0, 0, 0] == pixels[0, 0, :3, :3].sum()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "options", "message"),
+    [
+        (((3, 5, 5), (4, 3, 3, 3)), {}, r"conv2d: x must have the shape \(N, C, H, W\)"),
+        (((2, 3, 5, 5), (4, 3, 3)), {}, r"conv2d: weight must have the shape \(O, C, kh, kw\)"),
+        (
+            ((8, 3, 32, 32), (8, 16, 3, 3)), {},
+            r"conv2d: weight expects 16 input channels, x has 3 \(shape \(8, 3, 32, 32\)\)",
+        ),
+        (((2, 4, 5, 5), (3, 2, 3, 3)), {"groups": 2}, "groups must divide the 3 output channels"),
+        (((2, 3, 5, 5), (4, 3, 3, 3)), {"groups": 0}, "groups must divide"),
+        (((2, 3, 5, 5), (4, 3, 3, 3)), {"stride": 0}, "stride must be an int or a pair of ints >= 1"),
+        (((2, 3, 5, 5), (4, 3, 3, 3)), {"padding": -1}, "padding must be .* >= 0, got -1"),
+        (((2, 3, 5, 5), (4, 3, 3, 3)), {"dilation": (1, 2, 3)}, "dilation must be"),
+        (((2, 3, 5, 5), (4, 3, 3, 3)), {"dilation": 3}, r"does not fit into images of \(5, 5\)"),
+        (((2, 3, 5, 5), (4, 3, 3, 3), (3,)), {}, r"bias must have the shape \(4,\), got \(3,\)"),
+    ],
+)  # fmt: skip
+def test_conv2d_errors(shapes, options, message):
+    with pytest.raises(ValueError, match=message):
+        F.conv2d(*(Tensor(normal(*shape)) for shape in shapes), **options)
+
+
+# ---------------------------------------------------------------------------------- pooling
+
+
+def pool_by_loops(x, kernel, stride=None, padding=0, average=False):
+    (kh, kw), (ph, pw) = two(kernel), two(padding)
+    sh, sw = two(kernel if stride is None else stride)
+    outside = 0.0 if average else -np.inf
+    x = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)), constant_values=outside)
+    n, c, h, w = x.shape
+    out = np.zeros((n, c, (h - kh) // sh + 1, (w - kw) // sw + 1))
+    for m, k, i, j in np.ndindex(out.shape):
+        window = x[m, k, i * sh : i * sh + kh, j * sw : j * sw + kw]
+        out[m, k, i, j] = window.mean() if average else window.max()
+    return out
+
+
+POOLS = {
+    "plain": ((2, 3, 4, 6), {"kernel_size": 2}),
+    "odd": ((2, 3, 5, 7), {"kernel_size": 2}),
+    "overlapping": ((2, 2, 7, 6), {"kernel_size": 3, "stride": 2}),
+    "dense": ((1, 2, 5, 5), {"kernel_size": 3, "stride": 1}),
+    "padded": ((2, 2, 5, 6), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    "padded_dense": ((1, 2, 4, 4), {"kernel_size": 2, "stride": 1, "padding": 1}),
+    "gaps": ((1, 2, 7, 8), {"kernel_size": 2, "stride": 3}),
+    "non_square": (
+        (2, 2, 6, 7), {"kernel_size": (2, 3), "stride": (1, 2), "padding": (0, 1)}
+    ),
+    "global": ((2, 3, 4, 5), {"kernel_size": (4, 5)}),
+    "one": ((2, 3, 3, 3), {"kernel_size": 1}),
+}  # fmt: skip
+
+
+@layouts
+@pytest.mark.parametrize("name", POOLS)
+@pytest.mark.parametrize("kind", ["max", "avg"])
+def test_pool(kind, name, lay_out):
+    shape, options = POOLS[name]
+    x = lay_out(distinct(*shape))
+    function = F.max_pool2d if kind == "max" else F.avg_pool2d
+    arguments = (options["kernel_size"], options.get("stride"), options.get("padding", 0))
+    close(function(Tensor(x), *arguments), pool_by_loops(x, *arguments, average=kind == "avg"))
+    check(lambda x: function(x, **options), x)
+
+
+def test_first_of_equal_maxima_wins():
+    x = Tensor(np.array([[[[1.0, 3, 3, 3], [3, 2, 0, 3]]]]), requires_grad=True)
+    F.max_pool2d(x, 2).sum().backward()
+    assert_identical(x.grad, [[[[0.0, 1, 1, 0], [0, 0, 0, 0]]]])
+    x.grad = None
+    F.max_pool2d(x, 2, 1).sum().backward()  # the pixel in the middle wins two windows
+    assert_identical(x.grad, [[[[0.0, 2, 1, 0], [0, 0, 0, 0]]]])
+
+
+def test_max_pool_of_signs_is_or():
+    x = np.random.default_rng(0).choice([-1.0, 1.0], (2, 3, 6, 6))
+    y = F.max_pool2d(Tensor(x), 2).data
+    bits = (x > 0).reshape(2, 3, 3, 2, 3, 2).any((3, 5))
+    assert_identical(y > 0, bits)
+
+
+def test_max_pool_padding_never_wins_and_nan_does():
+    x = -1.0 - np.abs(normal(1, 1, 3, 3))
+    x[0, 0, 0, 0] = np.nan
+    y = F.max_pool2d(Tensor(x), 3, 2, 1).data
+    assert np.isnan(y[0, 0, 0, 0])
+    assert (y[~np.isnan(y)] < 0).all()
+
+
+def test_max_pool_of_a_large_window():
+    x = Tensor(distinct(1, 1, 200, 200), requires_grad=True)
+    F.max_pool2d(x, 200).sum().backward()
+    assert x.grad.data.sum() == 1
+    assert x.grad.data.ravel()[np.argmax(x.data)] == 1
+
+
+def test_avg_pool_counts_padding():
+    y = F.avg_pool2d(Tensor(np.ones((1, 1, 2, 2))), 2, 2, 1)
+    assert_identical(y, np.full((1, 1, 2, 2), 0.25))
+
+
+@pytest.mark.parametrize("function", [F.max_pool2d, F.avg_pool2d])
+def test_pool_errors(function):
+    x, name = Tensor(normal(1, 2, 4, 4)), function.__name__
+    with pytest.raises(ValueError, match=rf"{name}: x must have the shape \(N, C, H, W\)"):
+        function(x[0], 2)
+    with pytest.raises(ValueError, match=rf"{name}: padding \(2, 2\) must be at most half"):
+        function(x, 3, 1, 2)
+    with pytest.raises(ValueError, match=rf"{name}: windows of \(5, 5\) do not fit"):
+        function(x, 5)
+    with pytest.raises(ValueError, match=f"{name}: stride must be"):
+        function(x, 2, 0)
+
+
+# ----------------------------------------------------------------------- batch normalisation
+
+BATCHES = {
+    "2d": (6, 3),
+    "4d": (4, 3, 3, 2),
+    "4d_one_image": (1, 3, 3, 2),
+    "one_channel": (5, 1),
+    "3d": (2, 3, 4),
+}
+WEIGHTS = {"positive": [0.5, 1.0, 1.5], "mixed": [-0.7, 0.0, 1.3]}
+
+
+@layouts
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm(training, name, weights, lay_out):
+    shape = BATCHES[name]
+    c = shape[1]
+    x = lay_out(2 * normal(*shape) + 1)
+    weight, bias = np.array(WEIGHTS[weights][-c:]), normal(c, seed=1)
+    mean, var = normal(c, seed=2), 0.5 + np.abs(normal(c, seed=3))
+    axes = (0, *range(2, len(shape)))
+    per_channel = (1, -1) + (1,) * (len(shape) - 2)
+
+    def function(x, weight, bias):
+        return F.batch_norm(x, mean.copy(), var.copy(), weight, bias, training, 0.1, 1e-3)
+
+    used = (x.mean(axes), x.var(axes)) if training else (mean, var)
+    m, v, w, b = (a.reshape(per_channel) for a in (*used, weight, bias))
+    close(function(*map(Tensor, (x, weight, bias))), (x - m) / np.sqrt(v + 1e-3) * w + b)
+    check(function, x, weight, bias)
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (4, 3, 5, 2)], ids=str)
+def test_batch_norm_running_statistics(shape):
+    x = 2 * normal(*shape) + 1
+    axes = (0, *range(2, len(shape)))
+    mean, var = np.zeros(3), np.ones(3)
+    keep_mean, keep_var = mean, var
+    for _ in range(2):
+        F.batch_norm(Tensor(x), mean, var, training=True, momentum=0.25)
+    assert keep_mean is mean
+    assert keep_var is var
+    share = 1 - 0.75**2
+    np.testing.assert_allclose(mean, share * x.mean(axes), 1e-12)
+    np.testing.assert_allclose(var, 1 - share + share * x.var(axes, ddof=1), 1e-12)
+    before = mean.copy(), var.copy()
+    F.batch_norm(Tensor(x), mean, var, training=False)
+    assert_identical(mean, before[0])
+    assert_identical(var, before[1])
+
+
+def test_batch_norm_without_running_statistics_uses_the_batch():
+    x = normal(6, 3)
+    expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+    for training in (True, False):
+        close(F.batch_norm(Tensor(x), None, None, training=training), expected)
+    check(lambda x: F.batch_norm(x, None, None, training=True), x)
+
+
+def test_batch_norm_of_an_array_with_learned_weights():
+    """The batch as a plain array: its statistics are constants."""
+    x = normal(6, 3)
+    check(lambda w, b: F.batch_norm(x, None, None, w, b, training=True), normal(3), normal(3))
+
+
+def test_batch_norm_gradient_is_blind_to_shift_and_scale():
+    x = Tensor(normal(16, 3), requires_grad=True)
+    g = grad(F.batch_norm(x, None, None, training=True, eps=0.0), x, normal(16, 3, seed=1)).data
+    np.testing.assert_allclose(g.sum(0), 0, atol=1e-12)
+    np.testing.assert_allclose((g * x.data).sum(0), 0, atol=1e-12)
+
+
+def test_batch_norm_keeps_float32():
+    for shape in ((6, 3), (2, 3, 4, 4)):
+        for training in (True, False):
+            x = Tensor(normal(*shape).astype(np.float32), requires_grad=True)
+            weight = Tensor([1.0, 2.0, 3.0], requires_grad=True)
+            y = F.batch_norm(x, np.zeros(3), np.ones(3), weight, None, training)
+            assert y.dtype == np.float32
+            for g in grad((y * y).sum(), [x, weight], create_graph=True):
+                assert g.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: F.batch_norm(Tensor(normal(3)), None, None), r"x must have the shape \(N, C, ...\)"),
+        (
+            lambda: F.batch_norm(Tensor(normal(4, 3)), np.zeros(2), np.ones(3)),
+            r"batch_norm: running_mean has shape \(2,\), x has 3 channels \(shape \(4, 3\)\)",
+        ),
+        (
+            lambda: F.batch_norm(Tensor(normal(4, 3)), None, None, Tensor(normal(1))),
+            r"batch_norm: weight has shape \(1,\)",
+        ),
+        (
+            lambda: F.batch_norm(Tensor(normal(1, 3)), np.zeros(3), np.ones(3), training=True),
+            "training needs more than one value for each channel",
+        ),
+    ],
+)
+def test_batch_norm_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# ----------------------------------------------------------------------------------- losses
+
+TARGET = np.array([2, 0, 1, 2])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_cross_entropy(reduction):
+    x = normal(4, 3)
+    each = -np.log(np.exp(x) / np.exp(x).sum(1, keepdims=True))[np.arange(4), TARGET]
+    expected = {"mean": each.mean(), "sum": each.sum(), "none": each}[reduction]
+    close(F.cross_entropy(Tensor(x), TARGET, reduction), expected)
+    check(lambda x: F.cross_entropy(x, TARGET, reduction), x)
+    check(lambda x: F.cross_entropy(x, TARGET.astype(np.uint8), reduction), strided(x))
+
+
+def test_cross_entropy_gradient_is_probability_minus_target():
+    x = Tensor(normal(4, 3), requires_grad=True)
+    F.cross_entropy(x, TARGET, "sum").backward()
+    close(x.grad, F.softmax(x).data - np.eye(3)[TARGET])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_squared_hinge(reduction):
+    x = away_from([-1, 1], 4, 3)
+    signs = 2 * np.eye(3)[TARGET] - 1
+    each = np.maximum(0, 1 - signs * x) ** 2
+    expected = {"mean": each.mean(), "sum": each.sum(), "none": each}[reduction]
+    close(F.squared_hinge(Tensor(x), TARGET, reduction), expected)
+    check(lambda x: F.squared_hinge(x, TARGET, reduction), x)
+    check(lambda x: F.squared_hinge(x, TARGET, reduction), np.asfortranarray(x))
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, F.squared_hinge])
+def test_loss_errors(loss):
+    x, name = Tensor(normal(4, 3)), loss.__name__
+    with pytest.raises(ValueError, match=rf"{name}: labels must lie in 0..2, got 0..3"):
+        loss(x, np.array([0, 1, 2, 3]))
+    with pytest.raises(ValueError, match=rf"{name}: labels must lie in 0..2, got -1..2"):
+        loss(x, np.array([0, 1, 2, -1]))
+    with pytest.raises(ValueError, match=rf"{name}: expects logits \(N, classes\)"):
+        loss(x, np.array([0, 1, 2]))
+    with pytest.raises(ValueError, match="of float64"):
+        loss(x, np.array([0.0, 1, 2, 0]))
+    with pytest.raises(ValueError, match=f"{name}: reduction must be 'mean', 'sum' or 'none'"):
+        loss(x, TARGET, "average")
+
+
+def test_losses_keep_float32():
+    for loss in (F.cross_entropy, F.squared_hinge):
+        x = Tensor(normal(4, 3).astype(np.float32), requires_grad=True)
+        y = loss(x, TARGET)
+        assert y.dtype == np.float32
+        assert grad(y, x, create_graph=True).dtype == np.float32
+
+
+# ------------------------------------------------------------------------------ both worlds
+
+
+def test_functions_of_arrays_give_arrays():
+    x = normal(2, 3, 4, 4)
+    rows = x.reshape(4, 24)[:, :3]
+    calls = [
+        lambda x: F.relu(x), lambda x: F.sigmoid(x), lambda x: F.softmax(x),
+        lambda x: F.max_pool2d(x, 2), lambda x: F.avg_pool2d(x, 2),
+        lambda x: F.conv2d(x, x[:, :, :3, :3].copy() if isinstance(x, np.ndarray) else x[:, :, :3, :3]),
+        lambda x: F.batch_norm(x, None, None, training=True), lambda x: F.var(x, 1),
+    ]  # fmt: skip
+    for call in calls:
+        array = call(x)
+        assert isinstance(array, np.ndarray)
+        assert_identical(call(Tensor(x)), array)
+    for loss in (F.cross_entropy, F.squared_hinge):
+        assert loss(rows, TARGET) == loss(Tensor(rows), TARGET).item()
+
+
+def test_a_whole_network_to_second_order():
+    """Convolution, batch norm, pooling, activation, linear layer and loss in one graph."""
+    x = distinct(3, 2, 6, 6)
+    arrays = [normal(4, 2, 3, 3, seed=1), normal(4, seed=2), normal(4, seed=3), normal(3, 36, seed=4)]
+
+    def network(w1, weight, bias, w2):
+        y = F.conv2d(Tensor(x), w1, padding=1)
+        y = F.batch_norm(y, None, None, weight, bias, training=True)
+        y = F.tanh(F.max_pool2d(y, 2))
+        return F.cross_entropy(F.linear(y.flatten(1), w2), TARGET[:3])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(network, *arrays)

@@ -1,0 +1,1099 @@
+"""The autograd engine: arrays that remember how they were computed.
+
+Read it top to bottom. A `Tensor` wraps a NumPy array. An operation is a `Function`: a
+``forward`` on arrays and, right below it, a ``backward`` rule. Every application is recorded as
+a node of a graph, and `backward` walks that graph once, from the result to the leaves, in an
+order in which each node has received all of its gradient before it passes any on.
+
+A rule is written once, in operations that take arrays or Tensors alike. On arrays it is the
+backward pass. On Tensors (``create_graph=True``) the very same lines are recorded in turn, so
+the gradient can be differentiated again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+
+# ------------------------------------------------------------------------------------ the engine
+
+
+class _State(threading.local):
+    grad_enabled = True  # no_grad() switches recording off
+    tape = None  # trace() collects calls here
+    scope = ()  # the modules whose forward is running, outermost first
+
+
+_state = _State()
+
+
+@contextlib.contextmanager
+def no_grad():
+    """Context manager and decorator: operations inside are not recorded for `backward`."""
+    before, _state.grad_enabled = _state.grad_enabled, False
+    try:
+        yield
+    finally:
+        _state.grad_enabled = before
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation that ran inside `trace`: what was applied to what, and where."""
+
+    function: Function
+    inputs: tuple
+    options: dict
+    output: Tensor
+    scope: tuple  # the modules whose forward was running, outermost first
+
+
+@contextlib.contextmanager
+def trace():
+    """Collect every operation on Tensors inside the block, in order of execution.
+
+    Yields
+    ------
+    list of Call
+        Grows while the block runs. Calls inside another ``trace`` block belong to the inner one.
+    """
+    before, _state.tape = _state.tape, []
+    try:
+        yield _state.tape
+    finally:
+        _state.tape = before
+
+
+@contextlib.contextmanager
+def scope(module):
+    """Mark the calls inside the block as made by `module` (see `Call.scope`)."""
+    before = _state.scope
+    _state.scope = (*before, module)
+    try:
+        yield
+    finally:
+        _state.scope = before
+
+
+def is_tracing():
+    """Whether a `trace` block is open in this thread."""
+    return _state.tape is not None
+
+
+class Function:
+    """One differentiable operation.
+
+    A subclass gives two methods:
+
+    ``forward(self, *arrays, **options)``
+        NumPy arrays (or plain numbers) in, one array out. What the rule needs besides inputs and
+        output (an axis, a mask) is kept as an attribute.
+    ``backward(self, grad, output, *inputs)``
+        The gradient with respect to each input, given the gradient with respect to the output:
+        one value, or a tuple with one for each input. It uses operations of this module only, so
+        that arrays and Tensors may come in. ``self.needs[i]`` is False where input i wants none;
+        None is a fine answer there.
+    """
+
+    saves = ("inputs",)  # what of ("inputs", "output") the rule reads; the rest arrives as None
+    broadcasts = False  # inputs broadcast against each other; the base class undoes it
+
+    @classmethod
+    def apply(cls, *inputs, **options):
+        """Run the operation. Only arrays in: an array out. A Tensor among them: a Tensor out."""
+        function = cls()
+        tensors = [x for x in inputs if isinstance(x, Tensor)]
+        if tensors:
+            dtype = np.result_type(*(x.dtype for x in tensors))
+            inputs = tuple(_operand(x, dtype) for x in inputs)
+        arrays = [as_array(x) for x in inputs]
+        try:
+            data = function.forward(*arrays, **options)
+        except ValueError as error:
+            if not cls.broadcasts:
+                raise
+            shapes = " and ".join(str(np.shape(a)) for a in arrays)
+            raise ValueError(f"{cls.__name__}: shapes {shapes} do not fit: {error}") from None
+        if not tensors:
+            return data
+        output = Tensor(data)
+        if _state.grad_enabled and any(x.requires_grad for x in tensors):
+            function._record(inputs, output)
+        if _state.tape is not None:
+            _state.tape.append(Call(function, inputs, options, output, _state.scope))
+        return output
+
+    def _record(self, inputs, output):
+        """Make this call a node of the graph, with an edge to the node of each input."""
+        self.edges = tuple(
+            _node(x) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs
+        )
+        self.shapes = tuple(np.shape(x) for x in inputs)
+        self._inputs = inputs if "inputs" in self.saves else (None,) * len(inputs)
+        self._output = output.data if "output" in self.saves else None
+        output.requires_grad = True
+        output.function = self
+
+    def _release(self):
+        self.edges = self._inputs = self._output = None
+
+    def _gradients(self, grad, needs, create_graph):
+        """Evaluate the rule, undo broadcasting and check what came out."""
+        self.needs = needs
+        inputs, output = self._inputs, self._output
+        if create_graph:  # the output again, as the Tensor that it was
+            if output is not None:
+                output = Tensor(output, requires_grad=True)
+                output.function = self
+        else:
+            inputs = tuple(as_array(x) for x in inputs)
+        results = self.backward(grad, output, *inputs)
+        results = results if isinstance(results, tuple) else (results,)
+        if len(results) != len(needs):
+            raise RuntimeError(
+                f"{type(self).__name__}.backward gave {len(results)} gradients "
+                f"for {len(needs)} inputs"
+            )
+        for i, (result, shape, edge) in enumerate(
+            zip(results, self.shapes, self.edges, strict=True)
+        ):
+            if not needs[i]:
+                continue
+            if result is None:
+                raise RuntimeError(
+                    f"{type(self).__name__}.backward gave no gradient for input {i}, "
+                    "which needs one"
+                )
+            if self.broadcasts:
+                result = _unbroadcast(result, shape)
+            if np.shape(result) != shape:
+                raise RuntimeError(
+                    f"{type(self).__name__}.backward: the gradient of input {i} has shape "
+                    f"{np.shape(result)}, the input has shape {shape}"
+                )
+            yield edge, result
+
+
+def _operand(x, dtype):
+    """What meets Tensors of `dtype`: NumPy scalars and integers must not turn float32 into float64.
+
+    A Python number does not, nor does an array of the same dtype.
+    """
+    if isinstance(x, np.generic):
+        return x.item()
+    if isinstance(x, np.ndarray) and x.dtype.kind in "iu":
+        return x.astype(dtype)
+    return x
+
+
+def _node(tensor):
+    """A computed Tensor is known by the Function that made it, a leaf by itself."""
+    return tensor.function or tensor
+
+
+def _unbroadcast(grad, shape):
+    """Sum `grad` over the axes along which an input of `shape` was repeated."""
+    if np.shape(grad) == shape:
+        return grad
+    added = np.ndim(grad) - len(shape)
+    repeated = tuple(
+        i for i, n in enumerate(np.shape(grad)) if i < added or (shape[i - added] == 1 and n != 1)
+    )
+    return reshape(sum(grad, repeated, keepdim=True), shape)
+
+
+def _topological_order(roots):
+    """Nodes reachable from the roots, each one after everything it was computed from.
+
+    Depth-first with an explicit stack: Python's own would overflow after 1,000 operations. The
+    order matters: with y = f(x), z = g(y) + h(y), the rule of f may run only when both g and h
+    have delivered their share of y's gradient.
+    """
+    order, seen = [], set()
+    stack = [(root, False) for root in roots]
+    while stack:
+        node, expanded = stack.pop()
+        if expanded:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            if isinstance(node, Function):
+                if node.edges is None:
+                    raise RuntimeError(
+                        f"backward: the graph behind {type(node).__name__} was freed by an earlier "
+                        "backward; pass retain_graph=True there if it is needed again"
+                    )
+                stack.extend((edge, False) for edge in node.edges if edge is not None)
+    return order
+
+
+def _propagate(outputs, gradients, wanted, retain_graph, create_graph):
+    """Gradients of the `wanted` nodes (None: of all leaves), as a dict node -> array or Tensor."""
+    order = _topological_order([_node(output) for output in outputs])
+    useful = set()  # nodes through which a wanted one is reached; the others cost no work
+    for node in order:
+        wants = isinstance(node, Tensor) if wanted is None else node in wanted
+        edges = node.edges if isinstance(node, Function) else ()
+        if wants or any(edge in useful for edge in edges if edge is not None):
+            useful.add(node)
+
+    received = {}
+
+    def deliver(node, gradient):
+        received[node] = received[node] + gradient if node in received else gradient
+
+    for output, gradient in zip(outputs, gradients, strict=True):
+        deliver(_node(output), gradient if create_graph else gradient.data)
+    result = {}
+    with contextlib.nullcontext() if create_graph else no_grad():
+        for node in reversed(order):
+            if node not in received or node not in useful:
+                continue
+            gradient = received.pop(node)
+            if isinstance(node, Tensor) or (wanted is not None and node in wanted):
+                result[node] = gradient
+            if isinstance(node, Function):
+                needs = tuple(edge is not None and edge in useful for edge in node.edges)
+                if any(needs):
+                    for edge, share in node._gradients(gradient, needs, create_graph):
+                        deliver(edge, share)
+    if not retain_graph:
+        for node in order:
+            if isinstance(node, Function):
+                node._release()
+    return result
+
+
+def _initial_gradients(name, outputs, gradients):
+    """The gradient that each output starts with: given, or 1 for a single number."""
+    gradients = [None] * len(outputs) if gradients is None else gradients
+    if len(gradients) != len(outputs):
+        raise ValueError(f"{name}: {len(gradients)} gradients for {len(outputs)} outputs")
+    result = []
+    for output, gradient in zip(outputs, gradients, strict=True):
+        if not output.requires_grad:
+            raise RuntimeError(f"{name}: the output depends on nothing that requires grad")
+        if gradient is None:
+            if output.data.size != 1:
+                raise RuntimeError(
+                    f"{name}: an output of shape {output.shape} needs a gradient of that shape; "
+                    "only a single number has an implicit gradient of 1"
+                )
+            gradient = np.ones_like(output.data)
+        gradient = gradient if isinstance(gradient, Tensor) else Tensor(gradient)
+        if gradient.shape != output.shape:
+            raise ValueError(
+                f"{name}: the gradient has shape {gradient.shape}, the output {output.shape}"
+            )
+        result.append(gradient.to(output.dtype))
+    return result
+
+
+def grad(outputs, inputs, grad_outputs=None, create_graph=False, retain_graph=None):
+    """Gradients of `outputs` with respect to `inputs`; no ``.grad`` is touched.
+
+    Parameters
+    ----------
+    outputs, inputs : Tensor or sequence of Tensors
+        Inputs may be leaves or results of operations.
+    grad_outputs : Tensor, array or sequence of them, optional
+        The vector in the vector-Jacobian product, one for each output, of its shape. May be left
+        out where an output is a single number.
+    create_graph : bool
+        Record the backward pass, so that the result can be differentiated again.
+    retain_graph : bool, optional
+        Keep the graph for another backward pass; by default the value of `create_graph`.
+
+    Returns
+    -------
+    Tensor or tuple of Tensors
+        One gradient for each input, of its shape (a single Tensor where `inputs` is one).
+
+    Raises
+    ------
+    RuntimeError
+        If an input was not used to compute the outputs, or the graph has been freed.
+    """
+    single = isinstance(inputs, Tensor)
+    inputs = [inputs] if single else list(inputs)
+    if isinstance(outputs, Tensor):
+        outputs = [outputs]
+        grad_outputs = None if grad_outputs is None else [grad_outputs]
+    gradients = _initial_gradients("grad", outputs, grad_outputs)
+    wanted = {_node(x) for x in inputs}
+    found = _propagate(
+        outputs, gradients, wanted, create_graph if retain_graph is None else retain_graph,
+        create_graph,
+    )  # fmt: skip
+    for i, x in enumerate(inputs):
+        if _node(x) not in found:
+            raise RuntimeError(f"grad: inputs[{i}] (shape {x.shape}) was not used by the outputs")
+    result = tuple(_as_gradient(found[_node(x)], x) for x in inputs)
+    return result[0] if single else result
+
+
+def _as_gradient(gradient, tensor):
+    if isinstance(gradient, Tensor):
+        return gradient.to(tensor.dtype)
+    # A copy: rules hand on views and shared arrays, a gradient belongs to its tensor alone.
+    return Tensor(np.array(gradient, dtype=tensor.dtype, order="K"))
+
+
+# ------------------------------------------------------------------------------------- randomness
+
+_generator = np.random.default_rng()
+
+
+def manual_seed(seed):
+    """Restart the generator that layers draw from when they are given none of their own."""
+    global _generator
+    _generator = np.random.default_rng(seed)
+
+
+def default_generator():
+    """The numpy.random.Generator that `manual_seed` restarts."""
+    return _generator
+
+
+# ------------------------------------------------------------------------------------- the tensor
+
+
+class Tensor:
+    """An n-dimensional array of floats that takes part in automatic differentiation.
+
+    Parameters
+    ----------
+    data : array_like or Tensor
+        A floating-point array keeps its dtype and its memory (no copy); anything else becomes
+        float32.
+    requires_grad : bool
+        Whether operations on this tensor are recorded, so that `backward` reaches it.
+    dtype : numpy dtype, optional
+        float32 or float64; converts the data.
+
+    Attributes
+    ----------
+    data : numpy.ndarray
+    grad : Tensor or None
+        Sum of the gradients that `backward` brought here since it was None; on leaves only.
+    function : Function or None
+        The operation that made this tensor; None for a leaf.
+
+    Notes
+    -----
+    Comparisons (``x > 0``) give plain boolean arrays: they have no gradient.
+
+    Examples
+    --------
+    >>> x = Tensor([1.0, 2.0], requires_grad=True)
+    >>> (x * x).sum().backward()
+    >>> x.grad
+    Tensor([2., 4.])
+    """
+
+    __array_ufunc__ = None  # array * tensor is the Tensor's business, not NumPy's
+    __slots__ = ("__weakref__", "data", "function", "grad", "requires_grad")
+    __hash__ = object.__hash__  # by identity, although == compares elements
+
+    def __init__(self, data, requires_grad=False, dtype=None):
+        if isinstance(data, Tensor):
+            data = data.data
+        is_float_array = isinstance(data, np.ndarray | np.generic) and data.dtype.kind == "f"
+        if dtype is None:
+            dtype = data.dtype if is_float_array else np.float32
+        elif np.dtype(dtype).kind != "f":
+            raise TypeError(f"Tensor: dtype must be a floating-point type, got {np.dtype(dtype)}")
+        self.data = np.asarray(data, dtype=dtype)
+        self.grad = None
+        self.requires_grad = bool(requires_grad)
+        self.function = None
+
+    shape = property(lambda self: self.data.shape)
+    dtype = property(lambda self: self.data.dtype)
+    ndim = property(lambda self: self.data.ndim)
+    is_leaf = property(lambda self: self.function is None)
+    T = property(lambda self: transpose(self, -2, -1))
+
+    def numel(self):
+        """Number of elements."""
+        return self.data.size
+
+    def numpy(self):
+        """The array itself (shared memory, no copy)."""
+        return self.data
+
+    def item(self):
+        """The value of a tensor with one element, as a Python float."""
+        if self.data.size != 1:
+            raise ValueError(f"item: the tensor has {self.data.size} elements (shape {self.shape})")
+        return self.data.item()
+
+    def detach(self):
+        """The same data, cut off from the graph."""
+        return Tensor(self.data)
+
+    def backward(self, gradient=None, retain_graph=None, create_graph=False):
+        """Add the gradient of this tensor to the ``.grad`` of every leaf it was computed from.
+
+        Parameters
+        ----------
+        gradient : Tensor or array, optional
+            Of this tensor's shape; needed unless the tensor holds a single number.
+        retain_graph : bool, optional
+            Keep the graph for another backward pass; by default the value of `create_graph`.
+        create_graph : bool
+            Record the backward pass itself, so that gradients can be differentiated again.
+        """
+        retain_graph = create_graph if retain_graph is None else retain_graph
+        gradients = _initial_gradients("backward", [self], [gradient])
+        found = _propagate([self], gradients, None, retain_graph, create_graph)
+        for leaf, share in found.items():
+            share = _as_gradient(share, leaf)
+            leaf.grad = share if leaf.grad is None else leaf.grad + share
+
+    def __repr__(self):
+        body = np.array2string(self.data, separator=", ", prefix="Tensor(")
+        extra = ", dtype=float64" if self.dtype == np.float64 else ""
+        if self.function is not None:
+            extra += f", function={type(self.function).__name__}"
+        elif self.requires_grad:
+            extra += ", requires_grad=True"
+        return f"Tensor({body}{extra})"
+
+    def __len__(self):
+        return len(self.data)
+
+    def __bool__(self):
+        return bool(self.data)
+
+    def __float__(self):
+        return float(self.item())
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.data, dtype=dtype, copy=copy)
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    # Comparisons give arrays of bools.
+    def __lt__(self, other):
+        return self.data < as_array(other)
+
+    def __le__(self, other):
+        return self.data <= as_array(other)
+
+    def __gt__(self, other):
+        return self.data > as_array(other)
+
+    def __ge__(self, other):
+        return self.data >= as_array(other)
+
+    def __eq__(self, other):
+        return self.data == as_array(other)
+
+    def __ne__(self, other):
+        return self.data != as_array(other)
+
+    # Operators and methods; each is one of the functions below.
+    def __add__(self, other):
+        return Add.apply(self, other)
+
+    def __sub__(self, other):
+        return Sub.apply(self, other)
+
+    def __rsub__(self, other):
+        return Sub.apply(other, self)
+
+    def __mul__(self, other):
+        return Mul.apply(self, other)
+
+    def __truediv__(self, other):
+        return Div.apply(self, other)
+
+    def __rtruediv__(self, other):
+        return Div.apply(other, self)
+
+    def __pow__(self, other):
+        return Pow.apply(self, other)
+
+    def __rpow__(self, other):
+        return Pow.apply(other, self)
+
+    def __neg__(self):
+        return Mul.apply(self, -1.0)
+
+    def __matmul__(self, other):
+        return matmul(self, other)
+
+    def __rmatmul__(self, other):
+        return matmul(other, self)
+
+    def __getitem__(self, index):
+        return Index.apply(self, index=index)
+
+    def __abs__(self):
+        return abs(self)
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def abs(self):
+        return abs(self)
+
+    def exp(self):
+        return exp(self)
+
+    def log(self):
+        return log(self)
+
+    def sqrt(self):
+        return sqrt(self)
+
+    def clamp(self, min=None, max=None):
+        return clamp(self, min, max)
+
+    def sum(self, dim=None, keepdim=False):
+        return sum(self, dim, keepdim)
+
+    def mean(self, dim=None, keepdim=False):
+        return mean(self, dim, keepdim)
+
+    def var(self, dim=None, *, correction=1, keepdim=False):
+        return var(self, dim, correction=correction, keepdim=keepdim)
+
+    def amax(self, dim=None, keepdim=False):
+        return amax(self, dim, keepdim)
+
+    def matmul(self, other):
+        return matmul(self, other)
+
+    def reshape(self, *shape):
+        return reshape(self, _one_tuple(shape))
+
+    def permute(self, *dims):
+        return permute(self, _one_tuple(dims))
+
+    def transpose(self, dim0, dim1):
+        return transpose(self, dim0, dim1)
+
+    def flip(self, *dims):
+        return flip(self, _one_tuple(dims))
+
+    def flatten(self, start_dim=0, end_dim=-1):
+        return flatten(self, start_dim, end_dim)
+
+    def broadcast_to(self, *shape):
+        return broadcast_to(self, _one_tuple(shape))
+
+    def to(self, dtype):
+        """This tensor in another floating-point dtype (itself if it has it already)."""
+        if np.dtype(dtype).kind != "f":
+            raise TypeError(f"to: dtype must be a floating-point type, got {np.dtype(dtype)}")
+        return self if self.dtype == dtype else Cast.apply(self, dtype=np.dtype(dtype))
+
+
+def _one_tuple(arguments):
+    """(2, 3) for both f(2, 3) and f((2, 3))."""
+    if len(arguments) == 1 and not isinstance(arguments[0], int | np.integer):
+        return tuple(arguments[0])
+    return arguments
+
+
+def as_array(x):
+    """The array behind a Tensor; anything else unchanged. Its values are constants to a rule."""
+    return x.data if isinstance(x, Tensor) else x
+
+
+# -------------------------------------------------------------------------- elementwise operations
+
+
+class Add(Function):
+    saves = ()
+    broadcasts = True
+
+    def forward(self, a, b):
+        return a + b
+
+    def backward(self, grad, output, a, b):
+        return grad, grad
+
+
+class Sub(Function):
+    saves = ()
+    broadcasts = True
+
+    def forward(self, a, b):
+        return a - b
+
+    def backward(self, grad, output, a, b):
+        return grad, -grad if self.needs[1] else None
+
+
+class Mul(Function):
+    broadcasts = True
+
+    def forward(self, a, b):
+        return a * b
+
+    def backward(self, grad, output, a, b):
+        return (grad * b if self.needs[0] else None, grad * a if self.needs[1] else None)
+
+
+class Div(Function):
+    broadcasts = True
+
+    def forward(self, a, b):
+        return a / b
+
+    def backward(self, grad, output, a, b):
+        return (
+            grad / b if self.needs[0] else None,
+            -grad / b * (a / b) if self.needs[1] else None,  # b * b might overflow
+        )
+
+
+class Pow(Function):
+    """x ** p. Where p is 0 the slope in x is 0; where x is 0 the slope in p is taken as 0."""
+
+    broadcasts = True
+    saves = ("inputs", "output")
+
+    def forward(self, x, p):
+        return x**p
+
+    def backward(self, grad, output, x, p):
+        grad_x = grad_p = None
+        if self.needs[0]:  # p - 1, but 0 for p = 0, where 0 * x ** -1 would be NaN at x = 0
+            lower = (p or 1.0) - 1.0 if np.isscalar(p) else where(as_array(p) == 0, 1.0, p) - 1.0
+            grad_x = grad * p * x**lower
+        if self.needs[1]:
+            log_x = (
+                float(np.log(x or 1.0)) if np.isscalar(x) else log(where(as_array(x) == 0, 1.0, x))
+            )
+            grad_p = grad * output * log_x
+        return grad_x, grad_p
+
+
+class Exp(Function):
+    saves = ("output",)
+
+    def forward(self, x):
+        return np.exp(x)
+
+    def backward(self, grad, output, x):
+        return grad * output
+
+
+class Log(Function):
+    def forward(self, x):
+        return np.log(x)
+
+    def backward(self, grad, output, x):
+        return grad / x
+
+
+class Sqrt(Function):
+    saves = ("output",)
+
+    def forward(self, x):
+        return np.sqrt(x)
+
+    def backward(self, grad, output, x):
+        return grad * 0.5 / output
+
+
+class Abs(Function):
+    """|x|, with slope 0 at 0."""
+
+    def forward(self, x):
+        return np.abs(x)
+
+    def backward(self, grad, output, x):
+        return grad * np.sign(as_array(x))
+
+
+class Clamp(Function):
+    """Limit to [low, high]; the slope is 1 inside, borders included, and 0 outside."""
+
+    def forward(self, x, low, high):
+        self.low, self.high = low, high
+        return np.clip(x, low, high)
+
+    def backward(self, grad, output, x):
+        values = as_array(x)
+        low = -np.inf if self.low is None else self.low
+        high = np.inf if self.high is None else self.high
+        return grad * ((values >= low) & (values <= high))
+
+
+class Where(Function):
+    saves = ()
+    broadcasts = True
+
+    def forward(self, a, b, condition):
+        self.condition = condition
+        if not (np.ndim(a) or np.ndim(b)):  # numbers must not decide the dtype
+            return np.where(condition, a, b).astype(np.result_type(a, b, np.float32))
+        return np.where(condition, a, b)
+
+    def backward(self, grad, output, a, b):
+        return (where(self.condition, grad, 0.0), where(self.condition, 0.0, grad))
+
+
+class Cast(Function):
+    saves = ()
+
+    def forward(self, x, dtype):
+        self.before = x.dtype
+        return x.astype(dtype)
+
+    def backward(self, grad, output, x):
+        return grad.to(self.before) if isinstance(grad, Tensor) else grad.astype(self.before)
+
+
+def exp(x):
+    """e ** x."""
+    return Exp.apply(x)
+
+
+def log(x):
+    """Natural logarithm."""
+    return Log.apply(x)
+
+
+def sqrt(x):
+    """Square root."""
+    return Sqrt.apply(x)
+
+
+def abs(x):
+    """Absolute value; slope 0 at 0."""
+    return Abs.apply(x)
+
+
+def clamp(x, min=None, max=None):
+    """Limit to [min, max]; the slope is 1 inside, borders included, 0 outside."""
+    if min is None and max is None:
+        raise ValueError("clamp: give min, max or both")
+    return Clamp.apply(x, low=min, high=max)
+
+
+def where(condition, a, b):
+    """Elements of `a` where `condition` (boolean array) holds, of `b` elsewhere."""
+    return Where.apply(a, b, condition=np.asarray(as_array(condition), dtype=bool))
+
+
+# ------------------------------------------------------------------------------------- reductions
+
+
+def _dims(dim, ndim):
+    """`dim` (None, int or tuple; negative counts from the end) as a tuple of axes."""
+    if dim is None:
+        return tuple(range(ndim))
+    dims = (dim,) if isinstance(dim, int | np.integer) else tuple(dim)
+    for d in dims:
+        if not -ndim <= d < ndim:
+            raise ValueError(f"dim {d} is out of range for a tensor of {ndim} dimensions")
+    dims = tuple(int(d) % ndim for d in dims)
+    if len(set(dims)) != len(dims):
+        raise ValueError(f"dim {dim} names an axis twice")
+    return dims
+
+
+class Sum(Function):
+    saves = ()
+
+    def forward(self, x, dim, keepdim):
+        self.kept = tuple(1 if i in dim else n for i, n in enumerate(x.shape))
+        return x.sum(axis=dim, keepdims=keepdim)
+
+    def backward(self, grad, output, x):
+        return broadcast_to(reshape(grad, self.kept), self.shapes[0])
+
+
+class Amax(Function):
+    """Maximum; equal maxima share the gradient evenly."""
+
+    saves = ("inputs", "output")
+
+    def forward(self, x, dim, keepdim):
+        self.dim = dim
+        self.kept = tuple(1 if i in dim else n for i, n in enumerate(x.shape))
+        return x.max(axis=dim, keepdims=keepdim)
+
+    def backward(self, grad, output, x):
+        values = as_array(x)
+        ties = values == as_array(output).reshape(self.kept)
+        share = ties / ties.sum(axis=self.dim, keepdims=True).astype(values.dtype)
+        return reshape(grad, self.kept) * share
+
+
+def sum(x, dim=None, keepdim=False):
+    """Sum over the axes `dim` (all of them by default)."""
+    return Sum.apply(x, dim=_dims(dim, np.ndim(as_array(x))), keepdim=keepdim)
+
+
+def mean(x, dim=None, keepdim=False):
+    """Mean over the axes `dim` (all of them by default)."""
+    shape = np.shape(as_array(x))
+    count = int(np.prod([shape[d] for d in _dims(dim, len(shape))]))
+    if count == 0:
+        raise ValueError(f"mean: no elements along dim {dim} of shape {shape}")
+    return sum(x, dim, keepdim) * (1.0 / count)
+
+
+def var(x, dim=None, *, correction=1, keepdim=False):
+    """Variance over the axes `dim`; `correction` is subtracted from the number of elements."""
+    shape = np.shape(as_array(x))
+    count = int(np.prod([shape[d] for d in _dims(dim, len(shape))]))
+    if count <= correction:
+        raise ValueError(f"var: {count} elements with correction={correction} leave none to divide")
+    centred = x - mean(x, dim, keepdim=True)
+    return sum(centred * centred, dim, keepdim) * (1.0 / (count - correction))
+
+
+def amax(x, dim=None, keepdim=False):
+    """Maximum over the axes `dim`; equal maxima share the gradient evenly."""
+    return Amax.apply(x, dim=_dims(dim, np.ndim(as_array(x))), keepdim=keepdim)
+
+
+# --------------------------------------------------------------------------------- matrix product
+
+
+class MatMul(Function):
+    """Product of (stacks of) matrices: (..., M, K) @ (..., K, N) -> (..., M, N)."""
+
+    broadcasts = True  # the leading axes
+
+    def forward(self, a, b):
+        return a @ b
+
+    def backward(self, grad, output, a, b):
+        return (
+            grad @ transpose(b, -2, -1) if self.needs[0] else None,
+            transpose(a, -2, -1) @ grad if self.needs[1] else None,
+        )
+
+
+def matmul(a, b):
+    """Matrix product with PyTorch's meaning for vectors, matrices and stacks of matrices."""
+    shape_a, shape_b = np.shape(as_array(a)), np.shape(as_array(b))
+    if not shape_a or not shape_b:
+        raise ValueError(f"matmul: needs at least one axis, got shapes {shape_a} and {shape_b}")
+    inner = shape_b[0] if len(shape_b) == 1 else shape_b[-2]
+    if shape_a[-1] != inner:
+        raise ValueError(f"matmul: inner sizes differ in shapes {shape_a} and {shape_b}")
+    rows = reshape(a, (1, *shape_a)) if len(shape_a) == 1 else a
+    columns = reshape(b, (*shape_b, 1)) if len(shape_b) == 1 else b
+    product = MatMul.apply(rows, columns)
+    shape = list(np.shape(as_array(product)))
+    if len(shape_b) == 1:
+        del shape[-1]
+    if len(shape_a) == 1:
+        del shape[-1 if len(shape_b) == 1 else -2]
+    return reshape(product, tuple(shape))
+
+
+# ------------------------------------------------------------------------------- shape operations
+
+
+class Reshape(Function):
+    saves = ()
+
+    def forward(self, x, shape):
+        return x.reshape(shape)
+
+    def backward(self, grad, output, x):
+        return reshape(grad, self.shapes[0])
+
+
+class Permute(Function):
+    saves = ()
+
+    def forward(self, x, dims):
+        self.inverse = tuple(int(i) for i in np.argsort(dims))
+        return x.transpose(dims)
+
+    def backward(self, grad, output, x):
+        return permute(grad, self.inverse)
+
+
+class Flip(Function):
+    saves = ()
+
+    def forward(self, x, dims):
+        self.dims = dims
+        return np.flip(x, dims)
+
+    def backward(self, grad, output, x):
+        return flip(grad, self.dims)
+
+
+class BroadcastTo(Function):
+    saves = ()
+    broadcasts = True
+
+    def forward(self, x, shape):
+        return np.broadcast_to(x, shape)
+
+    def backward(self, grad, output, x):
+        return grad
+
+
+class Index(Function):
+    """x[index], for slices, integers, integer arrays and boolean masks."""
+
+    saves = ()
+
+    def forward(self, x, index):
+        self.index = index
+        return x[index]
+
+    def backward(self, grad, output, x):
+        return IndexAdd.apply(grad, index=self.index, shape=self.shapes[0])
+
+
+class IndexAdd(Function):
+    """Zeros of `shape` with `x` added at `index`; elements named twice receive both."""
+
+    saves = ()
+
+    def forward(self, x, index, shape):
+        self.index = index
+        result = np.zeros(shape, x.dtype)
+        parts = index if isinstance(index, tuple) else (index,)
+        basic = (int, np.integer, slice, type(None), type(...))
+        if any(not isinstance(part, basic) for part in parts):
+            np.add.at(result, index, x)
+        else:  # no element is named twice; 50 times faster
+            result[index] = x
+        return result
+
+    def backward(self, grad, output, x):
+        return Index.apply(grad, index=self.index)
+
+
+class Pad(Function):
+    saves = ()
+
+    def forward(self, x, widths, value):
+        self.inside = tuple(
+            slice(before, before + n) for (before, _), n in zip(widths, x.shape, strict=True)
+        )
+        return np.pad(x, widths, constant_values=value)
+
+    def backward(self, grad, output, x):
+        return grad[self.inside]
+
+
+class Cat(Function):
+    saves = ()
+
+    def forward(self, *arrays, dim):
+        self.dim = dim
+        self.ends = np.cumsum([a.shape[dim] for a in arrays])
+        return np.concatenate(arrays, dim)
+
+    def backward(self, grad, output, *inputs):
+        before = (slice(None),) * self.dim
+        starts = (0, *self.ends[:-1])
+        return tuple(
+            grad[(*before, slice(int(start), int(end)))]
+            for start, end in zip(starts, self.ends, strict=True)
+        )
+
+
+def reshape(x, shape):
+    """The same elements in row-major order under another shape; one size may be -1."""
+    try:
+        return Reshape.apply(x, shape=tuple(shape))
+    except ValueError:
+        raise ValueError(
+            f"reshape: {np.shape(as_array(x))} does not fit into {tuple(shape)}"
+        ) from None
+
+
+def permute(x, dims):
+    """Reorder the axes."""
+    ndim = np.ndim(as_array(x))
+    dims = tuple(dims)
+    if len(dims) != ndim or sorted(_dims(dims, ndim)) != list(range(ndim)):
+        raise ValueError(f"permute: {dims} does not name each of the {ndim} axes once")
+    return Permute.apply(x, dims=_dims(dims, ndim))
+
+
+def transpose(x, dim0, dim1):
+    """Swap two axes."""
+    ndim = np.ndim(as_array(x))
+    (dim0,), (dim1,) = _dims(dim0, ndim), _dims(dim1, ndim)
+    dims = list(range(ndim))
+    dims[dim0], dims[dim1] = dim1, dim0
+    return Permute.apply(x, dims=tuple(dims))
+
+
+def flip(x, dims):
+    """Reverse the order of elements along the axes `dims`."""
+    return Flip.apply(x, dims=_dims(dims, np.ndim(as_array(x))))
+
+
+def flatten(x, start_dim=0, end_dim=-1):
+    """Merge the axes start_dim to end_dim into one."""
+    shape = np.shape(as_array(x))
+    (start,), (end,) = _dims(start_dim, len(shape)), _dims(end_dim, len(shape))
+    if start > end:
+        raise ValueError(f"flatten: start_dim {start_dim} lies behind end_dim {end_dim}")
+    merged = int(np.prod(shape[start : end + 1]))
+    return reshape(x, (*shape[:start], merged, *shape[end + 1 :]))
+
+
+def broadcast_to(x, shape):
+    """Repeat along axes of size 1, and new leading axes, to reach `shape`."""
+    return BroadcastTo.apply(x, shape=tuple(shape))
+
+
+def pad(x, pad, value=0.0):
+    """Add a border of `value`.
+
+    Parameters
+    ----------
+    pad : sequence of int
+        PyTorch's order: (before, after) of the last axis, then of the one before it, and so on.
+    """
+    ndim = np.ndim(as_array(x))
+    pad = tuple(int(p) for p in pad)
+    if len(pad) % 2 or len(pad) > 2 * ndim or any(p < 0 for p in pad):
+        raise ValueError(
+            f"pad: expects pairs of sizes >= 0 for at most {ndim} axes, last axis first, got {pad}"
+        )
+    pairs = [pad[i : i + 2] for i in range(0, len(pad), 2)]
+    widths = ((0, 0),) * (ndim - len(pairs)) + tuple(reversed(pairs))
+    return Pad.apply(x, widths=widths, value=value)
+
+
+def cat(tensors, dim=0):
+    """Join along an existing axis."""
+    tensors = list(tensors)
+    if not tensors:
+        raise ValueError("cat: expects at least one tensor, got none")
+    (dim,) = _dims(dim, np.ndim(as_array(tensors[0])))
+    shapes = [np.shape(as_array(t)) for t in tensors]
+    if len({(*s[:dim], *s[dim + 1 :]) for s in shapes}) != 1:
+        raise ValueError(f"cat: shapes {shapes} differ outside of dim {dim}")
+    return Cat.apply(*tensors, dim=dim)
+
+
+def stack(tensors, dim=0):
+    """Join along a new axis."""
+    tensors = list(tensors)
+    if not tensors:
+        raise ValueError("stack: expects at least one tensor, got none")
+    shapes = [np.shape(as_array(t)) for t in tensors]
+    if len(set(shapes)) != 1:
+        raise ValueError(f"stack: expects equal shapes, got {shapes}")
+    (dim,) = _dims(dim, len(shapes[0]) + 1)
+    new = (*shapes[0][:dim], 1, *shapes[0][dim:])
+    return cat([reshape(t, new) for t in tensors], dim)
