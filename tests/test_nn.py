@@ -1,0 +1,628 @@
+"""Modules, layers, and the binary twins of layers."""
+
+import copy
+import inspect
+import pickle
+
+import numpy as np
+import pytest
+
+from tinybnn import functional as F
+from tinybnn import nn
+from tinybnn.quantizers import ApproxSign, SteSign, sign
+from tinybnn.tensor import Tensor, manual_seed, no_grad
+from tinybnn.testing import assert_identical, gradcheck
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def small_network():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.BinaryConv2d(4, 6, 3, padding=1),
+        nn.MaxPool2d(2),
+        nn.BatchNorm2d(6),
+        nn.Flatten(),
+        nn.BinaryLinear(24, 5),
+        nn.BatchNorm1d(5),
+        nn.Linear(5, 3),
+    )
+
+
+# -------------------------------------------------------------------------------------- state
+
+STATES = {  # the names, order and shapes of PyTorch
+    "Linear": (
+        lambda: nn.Linear(3, 2),
+        {"weight": (2, 3), "bias": (2,)},
+    ),
+    "Linear without bias": (lambda: nn.Linear(3, 2, bias=False), {"weight": (2, 3)}),
+    "Conv2d": (
+        lambda: nn.Conv2d(4, 6, (3, 2), groups=2),
+        {"weight": (6, 2, 3, 2), "bias": (6,)},
+    ),
+    "BatchNorm1d": (
+        lambda: nn.BatchNorm1d(3),
+        {
+            "weight": (3,),
+            "bias": (3,),
+            "running_mean": (3,),
+            "running_var": (3,),
+            "num_batches_tracked": (),
+        },
+    ),
+    "BatchNorm2d without affine": (
+        lambda: nn.BatchNorm2d(3, affine=False),
+        {"running_mean": (3,), "running_var": (3,), "num_batches_tracked": ()},
+    ),
+    "Sequential": (
+        lambda: nn.Sequential(nn.Flatten(), nn.Sequential(nn.ReLU(), nn.Linear(2, 1))),
+        {"1.1.weight": (1, 2), "1.1.bias": (1,)},
+    ),
+    "ReLU": (nn.ReLU, {}),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_state_dict_has_the_names_and_order_of_pytorch(name):
+    make, expected = STATES[name]
+    state = make().state_dict()
+    assert [(key, array.shape) for key, array in state.items()] == list(expected.items())
+    for key, array in state.items():
+        assert isinstance(array, np.ndarray)
+        assert array.dtype == (np.int64 if key.endswith("num_batches_tracked") else np.float32)
+
+
+def test_state_dict_shares_memory():
+    layer = nn.Linear(3, 2)
+    layer.state_dict()["bias"][...] = 7
+    assert_identical(layer.bias, [7.0, 7.0])
+
+
+def test_load_state_dict():
+    model, other = small_network(), small_network()
+    x = Tensor(normal(2, 1, 4, 4))
+    model(x)
+    weight = other[0].weight
+    other.load_state_dict(model.state_dict())
+    assert other[0].weight is weight  # optimizers hold on to the Parameter
+    for key, array in model.state_dict().items():
+        assert_identical(other.state_dict()[key], array, key)
+    assert_identical(other.eval()(x), model.eval()(x))
+    other[0].weight.data[...] = 0
+    assert np.abs(model[0].weight.data).sum() > 0  # copied, not shared
+
+
+def test_load_state_dict_takes_tensors_and_lists():
+    layer = nn.Linear(2, 1)
+    layer.load_state_dict({"weight": Tensor([[1.0, 2.0]]), "bias": [3.0]})
+    assert_identical(layer.weight, [[1.0, 2.0]])
+    assert_identical(layer.bias, [3.0])
+    assert layer.bias.dtype == np.float32
+
+
+BAD_STATES = {
+    "missing": (lambda s: s.pop("8.bias"), KeyError, r"misses \['8.bias'\] and does not know none"),
+    "unexpected": (lambda s: s.update(more=np.ones(1)), KeyError, r"does not know \['more'\]"),
+    "shape": (
+        lambda s: s.update({"8.weight": np.ones((3, 4))}), ValueError,
+        r"8.weight has shape \(3, 4\), expected \(3, 5\)",
+    ),
+    "transposed": (
+        lambda s: s.update({"8.weight": np.ones((5, 3))}), ValueError, "8.weight has shape"
+    ),
+    "broadcastable": (lambda s: s.update({"8.bias": np.ones(1)}), ValueError, "8.bias has shape"),
+    "no numbers": (lambda s: s.update({"8.bias": ["a", "b", "c"]}), ValueError, "float"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_STATES)
+def test_load_state_dict_refuses_and_changes_nothing(name):
+    spoil, error, message = BAD_STATES[name]
+    model = small_network()
+    before = {key: array.copy() for key, array in model.state_dict().items()}
+    state = {key: array + 1 for key, array in before.items()}
+    spoil(state)
+    with pytest.raises(error, match=message):
+        model.load_state_dict(state)
+    for key, array in model.state_dict().items():
+        assert_identical(array, before[key], key)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_models_can_be_copied(duplicate):
+    model = small_network()
+    other = duplicate(model)
+    x = Tensor(normal(2, 1, 4, 4))
+    other[0].weight.data += 1
+    assert np.abs(other[0].weight.data - model[0].weight.data).min() > 0.9
+    other.load_state_dict(model.state_dict())
+    assert_identical(other.eval()(x), model.eval()(x))
+    assert isinstance(other[2].weight, nn.LatentParameter)
+    assert other[2].weight.clip_value == 1.0
+
+
+# ----------------------------------------------------------------------------------- the tree
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        self.first = nn.Linear(3, 3, bias=False)
+        self.second = nn.Linear(3, 3, bias=False)
+        self.second.weight = self.first.weight
+        self.again = self.first
+
+    def forward(self, x):
+        return self.again(self.second(self.first(x)))
+
+
+def test_shared_parameters_count_once():
+    model = Tied()
+    assert [name for name, _ in model.named_parameters()] == ["first.weight"]
+    assert len(model.parameters()) == 1
+    assert [name for name, _ in model.named_modules()] == ["", "first", "second"]
+    x = normal(2, 3)
+    model(Tensor(x)).sum().backward()
+    model.zero_grad()
+    assert model.first.weight.grad is None
+    w = Tensor(model.first.weight.data, dtype=np.float64)
+    gradcheck(lambda w: F.linear(F.linear(F.linear(Tensor(x), w), w), w), [w])
+
+
+def test_unknown_attribute():
+    layer = nn.Linear(3, 2)
+    with pytest.raises(AttributeError, match="wieght"):
+        _ = layer.wieght
+    with pytest.raises(NotImplementedError, match="Module has no forward method"):
+        nn.Module()(1)
+
+
+def test_walk():
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), nn.BatchNorm1d(3))
+    assert [name for name, _ in model.named_modules()] == ["", "0", "0.0", "0.1", "1"]
+    assert model.modules()[2] is model[0][0]
+    assert [name for name, _ in model.named_children()] == ["0", "1"]
+    assert model.children() == [model[0], model[1]]
+    assert [name for name, _ in model.named_parameters()] == [
+        "0.0.weight", "0.0.bias", "1.weight", "1.bias",
+    ]  # fmt: skip
+    assert [name for name, _ in model.named_buffers()] == [
+        "1.running_mean", "1.running_var", "1.num_batches_tracked",
+    ]  # fmt: skip
+
+
+def test_train_and_eval():
+    model = small_network()
+    assert all(m.training for m in model.modules())
+    assert model.eval() is model
+    assert not any(m.training for m in model.modules())
+    assert model.train() is model
+    assert all(m.training for m in model.modules())
+    assert model[1].training
+
+
+def test_eval_changes_no_state_and_does_not_depend_on_the_batch():
+    model = small_network()
+    x = normal(6, 1, 4, 4)
+    model(Tensor(x))
+    model.eval()
+    before = {key: array.copy() for key, array in model.state_dict().items()}
+    whole = model(Tensor(x)).data
+    for i in range(6):
+        assert_identical(model(Tensor(x[i : i + 1])), whole[i : i + 1])
+    for key, array in model.state_dict().items():
+        assert_identical(array, before[key], key)
+
+
+def test_requires_grad_and_zero_grad():
+    model = small_network()
+    x = Tensor(normal(2, 1, 4, 4))
+    model(x).sum().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
+    model.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+    model.requires_grad_(False)
+    assert not model(x).requires_grad
+    model.requires_grad_()
+    assert model(x).requires_grad
+
+
+def test_to_float64_and_back():
+    model = small_network().to(np.float64)
+    for key, array in model.state_dict().items():
+        assert array.dtype == (np.int64 if key.endswith("num_batches_tracked") else np.float64)
+    y = model(Tensor(normal(2, 1, 4, 4), dtype=np.float64))
+    assert y.dtype == np.float64
+    y.sum().backward()
+    assert all(p.grad.dtype == np.float64 for p in model.parameters())
+    assert model.to(np.float32)(Tensor(normal(2, 1, 4, 4))).dtype == np.float32
+    assert model[0].weight.grad is None
+
+
+def test_gradients_of_a_model_in_float64():
+    """Every float parameter of a network of layers against central differences."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(),
+        nn.Linear(8, 3), nn.Sigmoid(),
+    ).to(np.float64)  # fmt: skip
+    x = Tensor(normal(3, 1, 4, 4), dtype=np.float64)
+
+    def run(*values):
+        for name, value in zip(names, values, strict=True):
+            owner = model[int(name[0])]
+            setattr(owner, name[2:], value)
+        return model(x)
+
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    gradcheck(run, [p.data for p in parameters])
+
+
+def test_sequential():
+    model = small_network()
+    assert len(model) == 9
+    assert model[0] is model.children()[0]
+    assert model[-1] is model.children()[-1]
+    assert list(model) == model.children()
+    head = model[:2]
+    assert isinstance(head, nn.Sequential)
+    assert list(head) == [model[0], model[1]]
+    x = Tensor(normal(2, 1, 4, 4))
+    assert_identical(head(x), model[1](model[0](x)))
+    with pytest.raises(IndexError):
+        model[9]
+    with pytest.raises(TypeError, match="Sequential: expects Modules, item 1 is a function"):
+        nn.Sequential(nn.ReLU(), lambda x: x)
+
+
+def test_repr():
+    assert repr(nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU()))) == (
+        "Sequential(\n  (0): Linear(2, 3, bias=True)\n  (1): Sequential(\n    (0): ReLU()\n  )\n)"
+    )
+    assert repr(nn.Conv2d(2, 4, 3, stride=2, groups=2)) == (
+        "Conv2d(2, 4, kernel_size=(3, 3), stride=(2, 2), groups=2, bias=True)"
+    )
+    assert "padding_mode='ones'" in repr(nn.BinaryConv2d(2, 4, 3, padding_mode="ones"))
+    assert "scale='mean'" in repr(nn.BinaryLinear(2, 4, scale="mean"))
+    assert repr(nn.MaxPool2d(3, 2, 1)) == "MaxPool2d(kernel_size=3, stride=2, padding=1)"
+    assert repr(nn.Quantize()) == "Quantize(SteSign(clip_value=1.0))"
+
+
+# --------------------------------------------------------------------------------- float layers
+
+LAYERS = {  # layer, the function that it stands for
+    "ReLU": (nn.ReLU(), F.relu),
+    "Hardtanh": (nn.Hardtanh(-0.5, 0.7), lambda x: F.hardtanh(x, -0.5, 0.7)),
+    "Sigmoid": (nn.Sigmoid(), F.sigmoid),
+    "Tanh": (nn.Tanh(), F.tanh),
+    "Identity": (nn.Identity(), lambda x: x),
+    "MaxPool2d": (nn.MaxPool2d(3, 2, 1), lambda x: F.max_pool2d(x, 3, 2, 1)),
+    "AvgPool2d": (nn.AvgPool2d(2), lambda x: F.avg_pool2d(x, 2)),
+    "Flatten": (nn.Flatten(), lambda x: F.flatten(x, 1)),
+    "Flatten two": (nn.Flatten(2, 3), lambda x: F.flatten(x, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_is_its_function(name):
+    layer, function = LAYERS[name]
+    x = Tensor(normal(2, 3, 6, 6))
+    assert_identical(layer(x), function(x))
+    assert layer.parameters() == []
+
+
+def test_linear_and_conv2d():
+    x = Tensor(normal(2, 4, 6, 6))
+    conv = nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=1, dilation=(2, 1), groups=2)
+    assert_identical(conv(x), F.conv2d(x, conv.weight, conv.bias, (1, 2), 1, (2, 1), 2))
+    linear = nn.Linear(6, 3)
+    assert_identical(linear(x), F.linear(x, linear.weight, linear.bias))
+    for layer in (conv, linear):
+        before = layer(x).data
+        np.testing.assert_allclose(layer.eval()(x).data, before, 1e-5, 1e-6)
+
+
+def test_initial_weights():
+    """Uniform in ±1 / sqrt(fan_in), as in PyTorch; Glorot for latent weights."""
+    for layer, shape, fan_in in (
+        (nn.Linear(400, 300), (300, 400), 400),
+        (nn.Conv2d(32, 64, 3, groups=2), (64, 16, 3, 3), 16 * 9),
+    ):
+        assert layer.weight.shape == shape
+        for values in (layer.weight.data, layer.bias.data):
+            assert np.abs(values).max() <= 1 / np.sqrt(fan_in)
+        assert layer.weight.data.std() == pytest.approx(1 / np.sqrt(3 * fan_in), rel=0.05)
+    latent = nn.BinaryConv2d(32, 64, 3).weight.data
+    assert latent.std() == pytest.approx(np.sqrt(2 / ((32 + 64) * 9)), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rng: nn.Linear(5, 3, rng=rng),
+        lambda rng: nn.Conv2d(2, 3, 3, rng=rng),
+        lambda rng: nn.BinaryLinear(5, 3, bias=True, rng=rng),
+        lambda rng: nn.BinaryConv2d(2, 3, 3, bias=True, rng=rng),
+    ],
+)
+def test_same_seed_same_weights(make):
+    def states():
+        yield make(np.random.default_rng(3)).state_dict()
+        manual_seed(3)
+        yield make(None).state_dict()
+
+    first, default = states()
+    again, _ = states()
+    other = make(np.random.default_rng(4)).state_dict()
+    for key in first:
+        assert_identical(again[key], first[key])
+        assert_identical(default[key], first[key])
+        assert (other[key] != first[key]).any()
+
+
+def test_conv_weights_and_outputs_are_channels_last_in_memory():
+    for conv in (nn.Conv2d(4, 6, 3), nn.BinaryConv2d(4, 6, 3, bias=True, scale="learned")):
+        for array in (conv.weight.data, conv(Tensor(normal(2, 4, 5, 5))).data,
+                      conv.to(np.float64).weight.data):  # fmt: skip
+            assert array.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(nn.BatchNorm1d, (7, 3)), (nn.BatchNorm2d, (4, 3, 2, 5))])
+def test_batch_norm_layer(layer, shape):
+    norm = layer(3, eps=1e-3, momentum=0.3)
+    axes = (0, *range(2, len(shape)))
+    mean, var = np.zeros(3), np.ones(3)
+    for step in range(3):
+        x = 3 * normal(*shape, seed=step) + 2
+        y = norm(Tensor(x)).data
+        np.testing.assert_allclose(y.mean(axes), 0, atol=1e-5)
+        np.testing.assert_allclose(y.var(axes), x.var(axes) / (x.var(axes) + 1e-3), 1e-5)
+        mean = 0.7 * mean + 0.3 * x.mean(axes)
+        var = 0.7 * var + 0.3 * x.var(axes, ddof=1)  # unbiased
+    np.testing.assert_allclose(norm.running_mean, mean, 1e-5)
+    np.testing.assert_allclose(norm.running_var, var, 1e-5)
+    assert norm.running_mean.dtype == np.float32
+    assert norm.num_batches_tracked == 3
+    y = norm.eval()(Tensor(x))
+    per_channel = (1, 3) + (1,) * (len(shape) - 2)
+    expected = (x - mean.reshape(per_channel)) / np.sqrt(var.reshape(per_channel) + 1e-3)
+    np.testing.assert_allclose(y.data, expected, 1e-4, 1e-5)
+    assert norm.num_batches_tracked == 3
+    with pytest.raises(ValueError, match=f"x must have {len(shape)} dimensions"):
+        norm(Tensor(normal(2, 3, 4)))
+
+
+def test_batch_norm_that_fails_tracks_nothing():
+    norm = nn.BatchNorm1d(3)
+    for wrong in (normal(4, 2), normal(1, 3)):
+        with pytest.raises(ValueError, match="batch_norm"):
+            norm(Tensor(wrong))
+    assert norm.num_batches_tracked == 0
+    assert_identical(norm.running_mean, [0.0, 0.0, 0.0])
+
+
+def test_dropout_layer():
+    x = Tensor(np.ones((50, 50), np.float32))
+    layer = nn.Dropout(0.25, rng=np.random.default_rng(0))
+    y = layer(x).data
+    assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert (layer(x).data != y).any()
+    assert layer.eval()(x) is x
+    assert_identical(nn.Dropout(0.25, rng=np.random.default_rng(0))(x), y)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Linear(0, 3), "Linear: in_features must be an int >= 1, got 0"),
+        (lambda: nn.Linear(3, 2.0), "Linear: out_features must be an int >= 1, got 2.0"),
+        (lambda: nn.BinaryLinear(3, -1), "BinaryLinear: out_features must be"),
+        (lambda: nn.Conv2d(3, 4, 3, groups=2), "Conv2d: groups=2 must divide in_channels=3"),
+        (lambda: nn.BinaryConv2d(4, 3, 3, groups=2), "BinaryConv2d: groups=2 must divide"),
+        (lambda: nn.Conv2d(3, 4, 0), "Conv2d: kernel_size must be an int or a pair"),
+        (lambda: nn.Conv2d(3, 4, (3, 3, 3)), "Conv2d: kernel_size must be"),
+        (lambda: nn.Conv2d(3, 4, 3, padding=-1), "Conv2d: padding must be"),
+        (lambda: nn.BatchNorm2d(0), "BatchNorm2d: num_features must be"),
+        (lambda: nn.Dropout(1.0), r"Dropout: p must be in \[0, 1\), got 1.0"),
+        (lambda: nn.BinaryLinear(3, 2, scale="max"), "BinaryLinear: scale must be None, 'mean' or"),
+        (lambda: nn.BinaryConv2d(3, 2, 3, padding_mode="reflect"), "padding_mode must be 'zeros'"),
+        (lambda: nn.BinaryLinear(3, 2, input_quantizer="sgn"), "quantizer: expects one of"),
+        (lambda: nn.Quantize(None), "Quantize: expects a quantizer, got None"),
+    ],
+)
+def test_layer_errors(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# -------------------------------------------------------------------------------- binary twins
+
+TWINS = {"Linear": (nn.Linear, nn.BinaryLinear), "Conv2d": (nn.Conv2d, nn.BinaryConv2d)}
+MISSING = inspect.Parameter.empty
+DIFFERENCES = {  # argument: (default of the float layer, default of the binary twin)
+    "bias": (True, False),  # a batch norm follows
+    "padding_mode": (MISSING, "zeros"),
+    "input_quantizer": (MISSING, "ste_sign"),
+    "weight_quantizer": (MISSING, "ste_sign"),
+    "scale": (MISSING, None),
+    "clip_value": (MISSING, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_twins_have_the_same_arguments(name):
+    plain, binary = (inspect.signature(layer).parameters for layer in TWINS[name])
+    assert [n for n in binary if n in plain] == list(plain)  # names and order
+    for argument, parameter in binary.items():
+        ours = parameter.default
+        theirs = plain[argument].default if argument in plain else MISSING
+        if argument in plain:
+            assert parameter.kind == plain[argument].kind, argument
+        if argument in DIFFERENCES:
+            assert (theirs, ours) == DIFFERENCES[argument], argument
+        else:
+            assert argument in plain, argument
+            assert theirs == ours, argument
+    common = [n for n, p in plain.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert list(binary)[: len(common)] == common  # a call by position means the same
+
+
+ARGUMENTS = {
+    "Linear": [(5, 3), {}],
+    "Conv2d": [(4, 6, (3, 2)), {"stride": 2, "padding": (1, 0), "dilation": (1, 2), "groups": 2}],
+}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", TWINS)
+def test_twins_have_the_same_parameters(name, bias):
+    positional, options = ARGUMENTS[name]
+    plain, binary = (layer(*positional, **options, bias=bias) for layer in TWINS[name])
+    shapes = [[(n, p.shape) for n, p in layer.named_parameters()] for layer in (plain, binary)]
+    assert shapes[0] == shapes[1]
+    assert list(plain.state_dict()) == list(binary.state_dict())
+    assert isinstance(binary, type(plain))
+    for key, value in vars(plain).items():
+        if not isinstance(value, Tensor):
+            assert getattr(binary, key) == value, key
+    learned = TWINS[name][1](*positional, **options, bias=bias, scale="learned")
+    assert [n for n, _ in learned.named_parameters()] == [n for n, _ in shapes[0]] + ["scale"]
+    binary.load_state_dict(plain.state_dict())
+    assert_identical(binary.weight, plain.weight)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_binary_layer_is_its_twin_on_signs(name):
+    positional, options = ARGUMENTS[name]
+    plain, binary = (layer(*positional, **options, bias=True) for layer in TWINS[name])
+    x = normal(2, 4, 7, 6) if name == "Conv2d" else normal(7, 5)
+    x.ravel()[:3] = (0.0, -0.0, np.nan)
+    plain.weight.data[...] = binary.binary_weight()
+    plain.bias.data[...] = binary.bias.data
+    for training in (True, False):
+        expected = plain.train(training)(Tensor(sign(x)))
+        assert_identical(binary.train(training)(Tensor(x)), expected)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_binary_weight(name):
+    positional, options = ARGUMENTS[name]
+    layer = TWINS[name][1](*positional, **options)
+    layer.weight.data.ravel()[:3] = (0.0, -0.0, np.nan)
+    weight = layer.binary_weight()
+    assert isinstance(weight, np.ndarray)
+    assert weight.shape == layer.weight.shape
+    assert weight.dtype == np.float32
+    assert_identical(weight, np.where(layer.weight.data >= 0, 1.0, -1.0))
+    assert isinstance(layer.weight, nn.LatentParameter)
+    real = TWINS[name][1](*positional, **options, weight_quantizer=None)
+    with pytest.raises(ValueError, match="without weight_quantizer has real weights"):
+        real.binary_weight()
+
+
+def test_binary_sums_are_integers():
+    layer = nn.BinaryConv2d(16, 8, 3, padding=1)
+    y = layer(Tensor(normal(2, 16, 5, 5))).data
+    assert_identical(y, np.round(y))
+    assert (np.abs(y) <= 16 * 9).all()
+    inside = y[:, :, 1:-1, 1:-1]
+    assert_identical(inside % 2, np.zeros(inside.shape))  # an even number of ±1
+
+
+def test_padding_modes():
+    x = normal(2, 3, 5, 4)
+    signs = sign(x)
+    for mode, value in (("zeros", 0.0), ("ones", 1.0)):
+        for padding, groups in (((1, 2), 1), (1, 3), (0, 1)):
+            layer = nn.BinaryConv2d(3, 6, 3, padding=padding, groups=groups, padding_mode=mode)
+            ph, pw = layer.padding
+            padded = np.pad(signs, ((0, 0), (0, 0), (ph, ph), (pw, pw)), constant_values=value)
+            expected = F.conv2d(padded, layer.binary_weight(), groups=groups)
+            assert_identical(layer(Tensor(x)), expected, mode)
+
+
+SCALED = {
+    "rows": (lambda **o: nn.BinaryLinear(5, 3, **o), (4, 5)),
+    "one row": (lambda **o: nn.BinaryLinear(5, 3, **o), (5,)),
+    "more axes": (lambda **o: nn.BinaryLinear(5, 3, **o), (2, 4, 5)),
+    "images": (lambda **o: nn.BinaryConv2d(2, 3, 3, **o), (2, 2, 5, 5)),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_scale_and_bias_act_on_the_sums(name):
+    make, shape = SCALED[name]
+    x = Tensor(normal(*shape))
+    per_channel = (3, 1, 1) if len(shape) == 4 else (3,)
+    for scale in (None, "mean", "learned"):
+        layer = make(scale=scale, bias=True, rng=np.random.default_rng(1))
+        sums = make(rng=np.random.default_rng(1))(x)
+        factor = np.ones(3, np.float32)
+        if scale == "mean":
+            factor = np.abs(layer.weight.data).reshape(3, -1).mean(1)
+        elif scale == "learned":
+            assert_identical(layer.scale, [1.0, 1.0, 1.0])
+            layer.scale.data[...] = factor = normal(3, seed=5)
+        expected = sums.data * factor.reshape(per_channel) + layer.bias.data.reshape(per_channel)
+        y = layer(x)
+        assert_identical(y, expected, f"scale={scale!r}")
+        y.sum().backward()
+        assert_identical(layer.bias.grad, np.full(3, sums.data.size / 3, np.float32))
+        if scale == "learned":
+            axes = tuple(i for i, n in enumerate(sums.shape) if i != len(shape) - len(per_channel))
+            np.testing.assert_allclose(layer.scale.grad.data, sums.data.sum(axes), 1e-6)
+
+
+def test_mean_scale_is_constant_in_the_gradient():
+    layer = nn.BinaryLinear(4, 3, scale="mean").to(np.float64)
+    x = Tensor(normal(2, 4), dtype=np.float64)
+    incoming = normal(2, 3, seed=1).astype(np.float64)
+    layer(x).backward(incoming)
+    factor = np.abs(layer.weight.data).mean(1)
+    np.testing.assert_allclose(layer.weight.grad.data, (incoming * factor).T @ sign(x.data), 1e-12)
+
+
+def test_straight_through_gradients_of_a_layer():
+    layer = nn.BinaryLinear(4, 3)
+    layer.weight.data[0] = (0.5, 1.0, 1.5, -2.0)
+    x = Tensor(np.array([[0.3, -1.0, 1.2, -3.0]], np.float32), requires_grad=True)
+    layer(x).backward(np.ones((1, 3), np.float32))
+    assert_identical(x.grad, np.sum(layer.binary_weight(), 0, keepdims=True) * [[1, 1, 0, 0]])
+    assert_identical(layer.weight.grad.data[0], sign(x.data[0]) * [1, 1, 0, 0])
+
+
+def test_quantizers_of_a_layer():
+    x = Tensor(normal(2, 5))
+    layer = nn.BinaryLinear(5, 3, input_quantizer=None)
+    np.testing.assert_allclose(layer(x).data, x.data @ layer.binary_weight().T, 1e-5, 1e-6)
+    layer = nn.BinaryLinear(5, 3, weight_quantizer=None)
+    np.testing.assert_allclose(layer(x).data, sign(x.data) @ layer.weight.data.T, 1e-5, 1e-6)
+    layer = nn.BinaryLinear(5, 3, input_quantizer=ApproxSign(), weight_quantizer="approx_sign")
+    assert isinstance(layer.input_quantizer, ApproxSign)
+    assert isinstance(layer.weight_quantizer, ApproxSign)
+    custom = nn.BinaryLinear(5, 3, input_quantizer=SteSign(0.5), clip_value=None)
+    assert custom.input_quantizer.clip_value == 0.5
+    assert custom.weight.clip_value is None
+
+
+def test_quantize_layer():
+    x = normal(2, 5)
+    assert_identical(nn.Quantize()(Tensor(x)), sign(x))
+    assert isinstance(nn.Quantize("approx_sign").quantizer, ApproxSign)
+
+
+def test_a_binary_network_learns():
+    """Latent weights move until the signs fit a rule that one binary layer can express."""
+    rng = np.random.default_rng(0)
+    x = rng.choice([-1.0, 1.0], (256, 15)).astype(np.float32)
+    teacher = rng.choice([-1.0, 1.0], 15).astype(np.float32)
+    target = (x @ teacher > 0).astype(int)
+    layer = nn.BinaryLinear(15, 2, rng=rng)
+    for _ in range(60):
+        layer.zero_grad()
+        F.cross_entropy(layer(Tensor(x)) * 0.2, target).backward()
+        layer.weight.data = np.clip(layer.weight.data - layer.weight.grad.data, -1, 1)
+    with no_grad():
+        assert np.mean(layer(Tensor(x)).data.argmax(1) == target) == 1.0

@@ -1,0 +1,295 @@
+"""Float layers, with PyTorch's names, arguments, defaults and state."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinybnn import functional as F
+from tinybnn.functional import pair
+from tinybnn.nn.module import Module, Parameter
+from tinybnn.tensor import default_generator
+
+
+def uniform_fan_in(shape, rng):
+    """Uniform in ±1 / sqrt(fan_in), PyTorch's default for Linear and Conv2d weights.
+
+    Weights of convolutions come channels-last in memory, as images do.
+    """
+    rng = default_generator() if rng is None else rng
+    bound = 1.0 / np.sqrt(np.prod(shape[1:]))
+    return channels_last(rng.uniform(-bound, bound, shape).astype(np.float32))
+
+
+def channels_last(array):
+    """(O, C, kh, kw) with C moving fastest in memory; other ranks unchanged."""
+    if array.ndim != 4:
+        return array
+    return np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
+def check_sizes(layer, **sizes):
+    """Each size must be an int >= 1."""
+    for name, size in sizes.items():
+        if not isinstance(size, int | np.integer) or size < 1:
+            raise ValueError(f"{layer}: {name} must be an int >= 1, got {size!r}")
+
+
+class Linear(Module):
+    """y = x @ weight.T + bias.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    bias : bool
+    rng : numpy.random.Generator, optional
+        Source of the initial weights.
+
+    Attributes
+    ----------
+    weight : (out_features, in_features) float32
+    bias : (out_features,) float32 or None
+    """
+
+    def __init__(self, in_features, out_features, bias=True, *, rng=None):
+        check_sizes("Linear", in_features=in_features, out_features=out_features)
+        self.in_features, self.out_features = in_features, out_features
+        shape = (out_features, in_features)
+        self.weight = Parameter(uniform_fan_in(shape, rng))
+        self.bias = Parameter(_initial_bias(shape, rng)) if bias else None
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias, fixed_order=not self.training)
+
+    def extra_repr(self):
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+
+
+class Conv2d(Module):
+    """2-D convolution; see `functional.conv2d`.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    kernel_size, stride, padding, dilation : int or pair of ints
+    groups : int
+    bias : bool
+    rng : numpy.random.Generator, optional
+        Source of the initial weights.
+
+    Attributes
+    ----------
+    weight : (out_channels, in_channels / groups, kh, kw) float32
+    bias : (out_channels,) float32 or None
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups=1,
+        bias=True,
+        *,
+        rng=None,
+    ):
+        self._set_geometry(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+        )
+        self.weight = Parameter(uniform_fan_in(self.weight_shape, rng))
+        self.bias = Parameter(_initial_bias(self.weight_shape, rng)) if bias else None
+
+    def _set_geometry(
+        self, in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+    ):
+        name = type(self).__name__
+        check_sizes(name, in_channels=in_channels, out_channels=out_channels, groups=groups)
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"{name}: groups={groups} must divide in_channels={in_channels} and "
+                f"out_channels={out_channels}"
+            )
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = pair(name, "kernel_size", kernel_size, 1)
+        self.stride = pair(name, "stride", stride, 1)
+        self.padding = pair(name, "padding", padding, 0)
+        self.dilation = pair(name, "dilation", dilation, 1)
+
+    @property
+    def weight_shape(self):
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    def forward(self, x):
+        return F.conv2d(
+            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
+            fixed_order=not self.training,
+        )  # fmt: skip
+
+    def extra_repr(self):
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        for name, default in (
+            ("stride", (1, 1)), ("padding", (0, 0)), ("dilation", (1, 1)), ("groups", 1),
+        ):  # fmt: skip
+            if getattr(self, name) != default:
+                text += f", {name}={getattr(self, name)}"
+        return text + f", bias={self.bias is not None}"
+
+
+def _initial_bias(weight_shape, rng):
+    rng = default_generator() if rng is None else rng
+    bound = 1.0 / np.sqrt(np.prod(weight_shape[1:]))
+    return rng.uniform(-bound, bound, weight_shape[0]).astype(np.float32)
+
+
+class _BatchNorm(Module):
+    _ndim = None
+
+    def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True):
+        check_sizes(type(self).__name__, num_features=num_features)
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.weight = Parameter(np.ones(num_features, np.float32)) if affine else None
+        self.bias = Parameter(np.zeros(num_features, np.float32)) if affine else None
+        self.register_buffer("running_mean", np.zeros(num_features, np.float32))
+        self.register_buffer("running_var", np.ones(num_features, np.float32))
+        self.register_buffer("num_batches_tracked", np.zeros((), np.int64))
+
+    def forward(self, x):
+        if np.ndim(x) != self._ndim:
+            raise ValueError(
+                f"{type(self).__name__}: x must have {self._ndim} dimensions, got shape {x.shape}"
+            )
+        output = F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
+            self.momentum, self.eps,
+        )  # fmt: skip
+        if self.training:
+            self.num_batches_tracked += 1
+        return output
+
+    def extra_repr(self):
+        return f"{self.num_features}"
+
+
+class BatchNorm1d(_BatchNorm):
+    """Batch normalisation of (N, C) features; see `functional.batch_norm`.
+
+    Parameters
+    ----------
+    num_features : int
+        C.
+    eps : float
+        Added to the variance.
+    momentum : float
+        Share of each batch in the running statistics.
+    affine : bool
+        Learn a scale and a shift for each feature.
+
+    Attributes
+    ----------
+    weight, bias : (C,) float32 or None
+    running_mean, running_var : (C,) float32 buffers
+    num_batches_tracked : int64 buffer
+    """
+
+    _ndim = 2
+
+
+class BatchNorm2d(_BatchNorm):
+    """Batch normalisation of the channels of (N, C, H, W) images; otherwise as BatchNorm1d."""
+
+    _ndim = 4
+
+
+class ReLU(Module):
+    """max(x, 0)."""
+
+    def forward(self, x):
+        return F.relu(x)
+
+
+class Hardtanh(Module):
+    """Limit to [min_val, max_val]."""
+
+    def __init__(self, min_val=-1.0, max_val=1.0):
+        self.min_val, self.max_val = min_val, max_val
+
+    def forward(self, x):
+        return F.hardtanh(x, self.min_val, self.max_val)
+
+
+class Sigmoid(Module):
+    """1 / (1 + exp(-x))."""
+
+    def forward(self, x):
+        return F.sigmoid(x)
+
+
+class Tanh(Module):
+    """Hyperbolic tangent."""
+
+    def forward(self, x):
+        return F.tanh(x)
+
+
+class _Pool2d(Module):
+    def __init__(self, kernel_size, stride=None, padding=0):
+        self.kernel_size, self.padding = kernel_size, padding
+        self.stride = kernel_size if stride is None else stride
+
+    def extra_repr(self):
+        text = f"kernel_size={self.kernel_size}, stride={self.stride}"
+        return text + (f", padding={self.padding}" if self.padding else "")
+
+
+class MaxPool2d(_Pool2d):
+    """Maximum over windows; see `functional.max_pool2d`."""
+
+    def forward(self, x):
+        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
+
+
+class AvgPool2d(_Pool2d):
+    """Mean over windows; see `functional.avg_pool2d`."""
+
+    def forward(self, x):
+        return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding)
+
+
+class Flatten(Module):
+    """(N, C, H, W) -> (N, C H W), in PyTorch's order (channels slowest)."""
+
+    def __init__(self, start_dim=1, end_dim=-1):
+        self.start_dim, self.end_dim = start_dim, end_dim
+
+    def forward(self, x):
+        return F.flatten(x, self.start_dim, self.end_dim)
+
+
+class Identity(Module):
+    """x."""
+
+    def forward(self, x):
+        return x
+
+
+class Dropout(Module):
+    """Zero elements with probability p in training; see `functional.dropout`.
+
+    Parameters
+    ----------
+    p : float
+    rng : numpy.random.Generator, optional
+    """
+
+    def __init__(self, p=0.5, *, rng=None):
+        if not 0 <= p < 1:
+            raise ValueError(f"Dropout: p must be in [0, 1), got {p}")
+        self.p, self.rng = p, rng
+
+    def forward(self, x):
+        return F.dropout(x, self.p, self.training, self.rng)
+
+    def extra_repr(self):
+        return f"p={self.p}"

@@ -1,0 +1,241 @@
+"""Module: a function with parameters, made of other such functions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinybnn.tensor import Tensor, as_array, is_tracing, scope
+
+
+class Parameter(Tensor):
+    """A Tensor that a Module learns."""
+
+    __slots__ = ()
+
+    def __init__(self, data, requires_grad=True, dtype=None):
+        super().__init__(data, requires_grad, dtype)
+
+
+class LatentParameter(Parameter):
+    """The float weight behind a binary one: it gathers small updates until its sign flips.
+
+    Optimizers clip it to [-clip_value, clip_value] after each step, since beyond the clip of the
+    straight-through estimator it would get no gradient any more, and leave weight decay off.
+
+    Attributes
+    ----------
+    clip_value : float or None
+        None: no clipping.
+    """
+
+    __slots__ = ("clip_value",)
+
+    def __init__(self, data, clip_value=1.0, requires_grad=True, dtype=None):
+        super().__init__(data, requires_grad, dtype)
+        self.clip_value = clip_value
+
+
+class Module:
+    """Base class of layers and models: assign Parameters and Modules, write ``forward``.
+
+    Attributes of type `Parameter` and `Module` are found by themselves; arrays that belong to
+    the state without being learned are announced by `register_buffer`.
+
+    Attributes
+    ----------
+    training : bool
+        Set by `train` and `eval`; batch norm and dropout act on it, and in eval mode real-valued
+        sums run in one fixed order, so that a packed model can repeat them exactly.
+    """
+
+    training = True
+    _buffer_names = ()
+
+    def forward(self, *inputs):
+        """Compute the output; subclasses override this and callers use ``module(x)``."""
+        raise NotImplementedError(f"{type(self).__name__} has no forward method")
+
+    def __call__(self, *inputs):
+        if is_tracing():
+            with scope(self):
+                return self.forward(*inputs)
+        return self.forward(*inputs)
+
+    def register_buffer(self, name, array):
+        """An array of the state (saved and loaded) that is not a parameter."""
+        self._buffer_names = (*self._buffer_names, name)
+        setattr(self, name, np.asarray(array))
+
+    # ------------------------------------------------------------------------- walking the tree
+
+    def named_children(self):
+        """(name, module) for each direct child, in order of assignment."""
+        return [(name, m) for name, m in vars(self).items() if isinstance(m, Module)]
+
+    def children(self):
+        """The direct children, in order of assignment."""
+        return [m for _, m in self.named_children()]
+
+    def named_modules(self, prefix=""):
+        """(path, module) for this module (empty path) and all below it; each module once."""
+        found, stack = {}, [(prefix, self)]
+        while stack:
+            path, module = stack.pop()
+            if id(module) not in found:
+                found[id(module)] = (path, module)
+                stack.extend(
+                    (f"{path}.{name}" if path else name, child)
+                    for name, child in reversed(module.named_children())
+                )
+        return list(found.values())
+
+    def modules(self):
+        """This module and all below it."""
+        return [m for _, m in self.named_modules()]
+
+    def named_parameters(self):
+        """(path, parameter), each parameter once."""
+        found = {}
+        for path, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter):
+                    found.setdefault(id(value), (f"{path}.{name}" if path else name, value))
+        return list(found.values())
+
+    def parameters(self):
+        """All parameters, each once."""
+        return [p for _, p in self.named_parameters()]
+
+    def named_buffers(self):
+        """(path, array) of the buffers."""
+        return [
+            (f"{path}.{name}" if path else name, getattr(module, name))
+            for path, module in self.named_modules()
+            for name in module._buffer_names
+        ]
+
+    # ------------------------------------------------------------------------------------ state
+
+    def state_dict(self):
+        """Parameters and buffers by path, as arrays (shared memory, no copies)."""
+        result = {}
+        for path, module in self.named_modules():
+            start = f"{path}." if path else ""
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter):
+                    result[start + name] = value.data
+            for name in module._buffer_names:
+                result[start + name] = getattr(module, name)
+        return result
+
+    def load_state_dict(self, state):
+        """Copy arrays into the parameters and buffers.
+
+        Raises
+        ------
+        KeyError
+            If a key is missing or not known: a weight that is silently dropped is an error.
+        ValueError
+            If a shape differs. Nothing has been changed when an error is raised.
+        """
+        own = self.state_dict()
+        missing = [name for name in own if name not in state]
+        unexpected = [name for name in state if name not in own]
+        if missing or unexpected:
+            raise KeyError(
+                f"load_state_dict: {type(self).__name__} misses {missing or 'nothing'} and does "
+                f"not know {unexpected or 'none of the others'}"
+            )
+        for name, array in own.items():
+            if np.shape(state[name]) != array.shape:
+                raise ValueError(
+                    f"load_state_dict: {name} has shape {np.shape(state[name])}, "
+                    f"expected {array.shape}"
+                )
+        values = {  # every conversion that might fail comes before the first change
+            name: np.asarray(as_array(state[name]), array.dtype) for name, array in own.items()
+        }
+        for name, array in own.items():
+            array[...] = values[name]
+
+    # ------------------------------------------------------------------------------------- mode
+
+    def train(self, mode=True):
+        """Switch this module and all below it to training (or evaluation) mode."""
+        for module in self.modules():
+            module.training = bool(mode)
+        return self
+
+    def eval(self):
+        """Switch this module and all below it to evaluation mode."""
+        return self.train(False)
+
+    def requires_grad_(self, requires_grad=True):
+        """Let all parameters below learn, or freeze them."""
+        for parameter in self.parameters():
+            parameter.requires_grad = requires_grad
+        return self
+
+    def zero_grad(self):
+        """Forget the gradients of all parameters."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def to(self, dtype):
+        """Convert parameters and floating-point buffers, in place; gradients are forgotten."""
+        for module in self.modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter):
+                    value.data = value.data.astype(dtype)
+                    value.grad = None
+                elif name in module._buffer_names and value.dtype.kind == "f":
+                    setattr(module, name, value.astype(dtype))
+        return self
+
+    # --------------------------------------------------------------------------------- printing
+
+    def extra_repr(self):
+        """Settings shown in the layer's line."""
+        return ""
+
+    def __repr__(self):
+        children = self.named_children()
+        if not children:
+            return f"{type(self).__name__}({self.extra_repr()})"
+        lines = [f"  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in children]
+        return f"{type(self).__name__}(\n" + "\n".join(lines) + "\n)"
+
+
+class Sequential(Module):
+    """Modules one after the other.
+
+    Examples
+    --------
+    >>> from tinybnn import nn
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    >>> model[1]
+    Linear(64, 10, bias=True)
+    """
+
+    def __init__(self, *modules):
+        for i, module in enumerate(modules):
+            if not isinstance(module, Module):
+                raise TypeError(
+                    f"Sequential: expects Modules, item {i} is a {type(module).__name__}"
+                )
+            setattr(self, str(i), module)
+
+    def forward(self, x):
+        for module in self.children():
+            x = module(x)
+        return x
+
+    def __len__(self):
+        return len(self.children())
+
+    def __iter__(self):
+        return iter(self.children())
+
+    def __getitem__(self, index):
+        chosen = self.children()[index]
+        return Sequential(*chosen) if isinstance(index, slice) else chosen
