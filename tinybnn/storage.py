@@ -1,0 +1,546 @@
+"""Files of arrays: the one place that writes and reads them.
+
+A file is a zip whose members are ``.npy`` arrays, so ``numpy.load`` opens it too. The first member,
+``__header__.npy``, holds UTF-8 JSON as an array of bytes::
+
+    {"format": "tinybnn", "format_version": 1, "kind": "checkpoint", "version": 1,
+     "metadata": {...}, "sha256": "..."}
+
+The SHA-256 runs over the rest of the header and over the name, dtype, shape and bytes of every
+array. Arrays are little-endian, in C order, uncompressed and sorted by name, and the same content
+always gives the same bytes.
+
+Because a file has only one right form, reading is a walk from its first byte to its last: each
+member's frame is rebuilt from the few numbers in it that vary, and compared. What differs is
+refused. Nothing is unpickled or evaluated, and no array is allocated before the file is known to
+hold as many bytes as the array needs.
+
+A file holds at most 65,534 arrays and 4 GiB (the limits of a zip without its 64-bit extension).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import secrets
+import stat
+import struct
+import zlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["StorageError", "dumps", "load", "loads", "read_header", "save", "write_atomic"]
+
+_FORMAT = "tinybnn"
+_FORMAT_VERSION = 1
+_HEADER = "__header__"
+_MAX_HEADER = 1 << 24  # bytes; larger data belongs into arrays
+_MAX_DEPTH = 64  # of nested metadata
+_MAX_NAME = 250  # bytes; with ".npy" behind it still a file name on common systems
+_MAX_MEMBERS = 0xFFFF
+_MAX_SIZE = 0xFFFFFFFF
+_MAX_FRAME = 4096  # bytes; more than all that the file adds to one array
+
+_DTYPES = {
+    dtype.str: dtype
+    for letter, sizes in {"b": "1", "i": "1248", "u": "1248", "f": "248"}.items()
+    for dtype in [np.dtype(f"<{letter}{size}") for size in sizes]
+}
+
+
+class StorageError(ValueError):
+    """A file that cannot be trusted, or content that a file cannot hold."""
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+def save(path, arrays, *, kind, version, metadata=None):
+    """Write named arrays to a file, atomically.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        Used as it is; no suffix is added.
+    arrays : Mapping of str to numpy.ndarray
+        bool, integer (8 to 64 bits) or float (16 to 64 bits) arrays of any shape.
+    kind : str
+        What the file is, e.g. "packed-model". `load` asks for it.
+    version : int
+        Version of this kind of file, from 1.
+    metadata : Mapping, optional
+        Anything that JSON holds, under string keys. Tuples come back as lists.
+
+    Returns
+    -------
+    int
+        Bytes written.
+
+    Raises
+    ------
+    StorageError
+        If an array, a name or the metadata cannot be stored.
+    OSError
+        If the file cannot be written; an old file at `path` stays as it was.
+    """
+    chunks = _encode(arrays, kind, version, metadata)
+    return write_atomic(path, lambda file: file.writelines(chunks))
+
+
+def dumps(arrays, *, kind, version, metadata=None):
+    """The bytes that `save` would write. Same parameters and errors."""
+    return b"".join(_encode(arrays, kind, version, metadata))
+
+
+def write_atomic(path, content):
+    """Write a file such that `path` holds either the old content or all of the new one.
+
+    The content goes to a temporary file in the same folder, which is flushed to the disk and then
+    renamed. Where `path` is a symbolic link, the file behind it is replaced.
+
+    Parameters
+    ----------
+    path : str or PathLike
+    content : bytes-like, or callable
+        A callable gets the binary file to write to.
+
+    Returns
+    -------
+    int
+        Bytes written.
+
+    Raises
+    ------
+    OSError
+        Of the subclass that fits, naming `path`. As with any exception, also one of the callable,
+        the temporary file is removed and an old file stays untouched.
+    """
+    path = os.path.realpath(path)
+    folder = os.path.dirname(path)
+    temporary = os.path.join(folder, f".{_FORMAT}-{secrets.token_hex(8)}.tmp")
+    try:
+        mode = _mode_of_old_file(path)
+        with open(temporary, "xb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            size = os.fstat(file.fileno()).st_size
+        if mode is not None:
+            os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        if isinstance(error, OSError):
+            reason = f"cannot write the file ({error.strerror or error})"
+            raise OSError(error.errno or errno.EIO, reason, path) from error
+        raise
+    _sync_folder(folder)
+    return size
+
+
+def _mode_of_old_file(path):
+    """Permission bits of the file at `path`, None if there is none; refuses what is no file."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):  # renaming a file over /dev/null would replace the device
+        raise OSError(errno.EINVAL, "not a regular file")
+    if not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return stat.S_IMODE(mode)
+
+
+def _sync_folder(folder):
+    """Make the renaming durable. Not every system can, and the file is whole either way."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _encode(arrays, kind, version, metadata):
+    """The file as a list of bytes-like chunks, the arrays among them uncopied where possible."""
+    if not isinstance(kind, str) or not kind:
+        raise StorageError(f"kind must be a string that is not empty, got {kind!r}")
+    if not _is_version(version):
+        raise StorageError(f"version must be an integer >= 1, got {version!r}")
+    if not isinstance(arrays, Mapping):
+        raise StorageError(f"arrays must map names to arrays, got {type(arrays).__name__}")
+    if metadata is None:
+        metadata = {}
+    if not isinstance(metadata, Mapping):
+        raise StorageError(f"metadata must be a mapping, got {type(metadata).__name__}")
+    metadata = dict(metadata)
+    _check_json(metadata, "metadata")
+    for name in arrays:
+        _check_name(name)
+    stored = {name: _as_stored(name, arrays[name]) for name in sorted(arrays)}
+
+    header = {
+        "format": _FORMAT,
+        "format_version": _FORMAT_VERSION,
+        "kind": kind,
+        "version": int(version),
+        "metadata": metadata,
+    }
+    text = _json({**header, "sha256": _digest(header, stored)})
+    if len(text) > _MAX_HEADER:
+        raise StorageError(
+            f"metadata takes {len(text):,} bytes as JSON, at most {_MAX_HEADER:,} fit: "
+            "store large data as arrays"
+        )
+
+    size = len(text) + sum(array.nbytes for array in stored.values())
+    size += (len(stored) + 1) * _MAX_FRAME
+    if len(stored) >= _MAX_MEMBERS or size > _MAX_SIZE:
+        raise StorageError(
+            f"{len(stored):,} arrays with {size:,} bytes are too much: "
+            "a file holds at most 65,534 arrays and 4 GiB"
+        )
+
+    chunks, entries, offset = [], [], 0
+    for name, array in {_HEADER: np.frombuffer(text, np.uint8), **stored}.items():
+        npy, body = _npy_header(array.dtype, array.shape), _bytes_of(array)
+        crc = zlib.crc32(body, zlib.crc32(npy))
+        entry = _Entry(f"{name}.npy".encode(), crc, len(npy) + len(body), offset)
+        frame = _local_header(entry)
+        chunks += [frame, npy, body]
+        entries.append(entry)
+        offset += len(frame) + entry.size
+    chunks.append(_directory(entries))
+    return chunks
+
+
+def _as_stored(name, array):
+    """The array in little-endian C order; refuses what has no place in a file."""
+    if not isinstance(array, (np.ndarray, np.generic)) or isinstance(array, np.ma.MaskedArray):
+        raise StorageError(f"array {name!r}: expected a NumPy array, got {type(array).__name__}")
+    dtype = array.dtype.newbyteorder("<")
+    if dtype.str not in _DTYPES:
+        raise StorageError(
+            f"array {name!r}: dtype {array.dtype} cannot be stored; "
+            "bool, integers and floats of at most 64 bits can"
+        )
+    return np.asarray(array).astype(dtype, order="C", copy=False)
+
+
+def _check_name(name):
+    problem = None
+    if not isinstance(name, str):
+        problem = "it must be a string"
+    elif not name.isprintable() or "/" in name or "\\" in name:
+        problem = "it must be printable, without slashes"
+    elif name == _HEADER or name.endswith(".npy"):
+        problem = "it is reserved"
+    elif not 1 <= len(name.encode()) <= _MAX_NAME:
+        problem = f"it must have 1 to {_MAX_NAME} bytes"
+    if problem:
+        raise StorageError(f"array name {name!r} cannot be used: {problem}")
+
+
+def _check_json(value, where, depth=0):
+    """Refuse metadata that would not come back from JSON."""
+    if depth > _MAX_DEPTH:
+        raise StorageError(f"metadata is nested deeper than {_MAX_DEPTH} levels")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise StorageError(f"{where} has the key {key!r}; JSON keeps string keys only")
+            _check_json(item, f"{where}[{key!r}]", depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            _check_json(item, f"{where}[{i}]", depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise StorageError(f"{where} is {value}, which JSON cannot hold")
+    elif not (value is None or isinstance(value, (bool, int, float, str))):
+        raise StorageError(f"{where} is of type {type(value).__name__}, which JSON cannot hold")
+
+
+def _json(value):
+    """JSON in its one canonical form, as bytes."""
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except ValueError as error:  # an integer of thousands of digits
+        raise StorageError(f"metadata cannot be written as JSON: {error}") from None
+    return text.encode("ascii")
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def load(path, *, kind, version):
+    """Read a file that `save` wrote.
+
+    Parameters
+    ----------
+    path : str or PathLike
+    kind : str
+        The kind of file that the caller understands.
+    version : int
+        The newest version of that kind that the caller understands. Older ones are read too;
+        `read_header` tells which one a file has.
+
+    Returns
+    -------
+    arrays : dict of str to numpy.ndarray
+        Sorted by name, in native byte order, writable.
+    metadata : dict
+
+    Raises
+    ------
+    StorageError
+        If the file is foreign, damaged, of another kind or of a newer version.
+    OSError
+        If the file cannot be opened or read.
+    """
+    with _open(path) as (file, size):
+        return _decode(file, size, kind, version)
+
+
+def loads(data, *, kind, version):
+    """Read the bytes that `dumps` gave. Same result and errors as `load`."""
+    return _decode(io.BytesIO(data), len(memoryview(data).cast("B")), kind, version)
+
+
+def read_header(path):
+    """Kind, version and metadata of a file, without reading its arrays.
+
+    Returns
+    -------
+    dict
+        Keys ``kind``, ``version`` and ``metadata``. Their bytes are checked, the arrays are not.
+
+    Raises
+    ------
+    StorageError, OSError
+        As `load` does.
+    """
+    with _open(path) as (file, size):
+        header, _ = _read_header(file, size)
+    return {key: header[key] for key in ("kind", "version", "metadata")}
+
+
+@contextlib.contextmanager
+def _open(path):
+    """The file and its size; a StorageError raised inside gets the path in front."""
+    name = os.fspath(path)
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+        raise StorageError(f"{name}: not a regular file")
+    with open(path, "rb") as file:
+        try:
+            yield file, os.fstat(file.fileno()).st_size
+        except StorageError as error:
+            raise StorageError(f"{name}: {error}") from None
+
+
+def _decode(file, size, kind, version):
+    header, first = _read_header(file, size)
+    if header["kind"] != kind:
+        raise StorageError(f"a file of kind {header['kind']!r}, expected {kind!r}")
+    if header["version"] > version:
+        raise StorageError(
+            f"written by a newer tinybnn: version {header['version']} of {kind!r}, "
+            f"this one reads up to {version}"
+        )
+    arrays, entries = {}, [first]
+    while (found := _read_frame(file, size)) is not None:
+        entry, dtype, shape = found
+        try:
+            name = entry.name.decode().removesuffix(".npy")
+        except UnicodeDecodeError:
+            raise StorageError("damaged: an array's name is not UTF-8") from None
+        if entry.name != f"{name}.npy".encode() or name in arrays:
+            raise StorageError(f"damaged: unexpected member {name!r}")
+        _check_name(name)
+        if len(entries) >= _MAX_MEMBERS:
+            raise StorageError("damaged: too many members")
+        arrays[name] = _read_array(file, entry, dtype, shape)
+        entries.append(entry)
+
+    directory = _directory(entries)
+    if file.read(len(directory)) != directory or file.tell() != size:
+        raise StorageError("damaged or cut off: the directory at the end is not the one expected")
+    claimed = header.pop("sha256")
+    if claimed != _digest(header, arrays):
+        raise StorageError("damaged: the SHA-256 does not match the content")
+    native = {name: a.astype(a.dtype.newbyteorder("="), copy=False) for name, a in arrays.items()}
+    return native, header["metadata"]
+
+
+def _read_header(file, size):
+    """The header as a checked dict, and its member's entry."""
+    if size > _MAX_SIZE:
+        raise StorageError("larger than 4 GiB, which no tinybnn file is")
+    start = file.read(4)
+    file.seek(0)
+    if start != b"PK\x03\x04":
+        raise StorageError("not a tinybnn file" if start else "not a tinybnn file: it is empty")
+    entry, dtype, shape = _read_frame(file, size, only=_HEADER)
+    if dtype != np.uint8 or len(shape) != 1 or shape[0] > _MAX_HEADER:
+        raise StorageError("damaged: the header is not an array of bytes of a sensible length")
+    text = _read_array(file, entry, dtype, shape).tobytes()
+    damaged = StorageError("damaged: the header is not one that tinybnn writes")
+    try:
+        header = json.loads(text.decode())
+        canonical = _json(header) == text
+    except (ValueError, RecursionError):  # not UTF-8, not JSON, or nested without end
+        raise damaged from None
+    if not canonical or not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise damaged
+    version = header.get("format_version")
+    if _is_version(version) and version > _FORMAT_VERSION:
+        raise StorageError(
+            f"written by a newer tinybnn: format version {version}, "
+            f"this one reads up to {_FORMAT_VERSION}"
+        )
+    fits = (
+        header.keys() == {"format", "format_version", "kind", "version", "metadata", "sha256"}
+        and _is_version(version)
+        and _is_version(header["version"])
+        and isinstance(header["metadata"], dict)
+    )
+    if not fits:
+        raise damaged
+    return header, entry
+
+
+def _is_version(value):
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1
+
+
+# ---------------------------------------------------------------------- .npy members, zip frames
+
+
+def _bytes_of(array):
+    """A C-contiguous array's memory, uncopied: (nbytes,) uint8."""
+    return array.reshape(-1).view(np.uint8)
+
+
+def _digest(header, arrays):
+    """SHA-256, as hex, over the header and every array's name, dtype, shape and bytes."""
+    sha = hashlib.sha256(_json(header))
+    for name, array in sorted(arrays.items()):
+        sha.update(_json([name, array.dtype.str, array.shape]))
+        sha.update(_bytes_of(array))
+    return sha.hexdigest()
+
+
+def _npy_header(dtype, shape):
+    """What stands in front of an array's bytes in a ``.npy`` file (NumPy's format 1.0)."""
+    text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': {tuple(shape)!r}, }}"
+    text += " " * (-(10 + len(text) + 1) % 64) + "\n"  # the array begins at a multiple of 64
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode("ascii")
+
+
+_NPY = re.compile(
+    rb"\{'descr': '(..\d)', 'fortran_order': False, 'shape': \(([\d, ]*)\), \} *\n", re.DOTALL
+)
+
+
+class _Entry(NamedTuple):
+    """What varies in the frame of a zip member."""
+
+    name: bytes
+    crc: int
+    size: int  # of the whole .npy
+    offset: int  # of its local header
+
+
+# Fields and their order: PKWARE's APPNOTE, sections 4.3.7, 4.3.12 and 4.3.16.
+_LOCAL = struct.Struct("<4s5H3I2H")
+_CENTRAL = struct.Struct("<4s6H3I5H2I")
+_END = struct.Struct("<4s4H2IH")
+_NEEDED = 20  # version of the zip format
+_FLAGS = 0x0800  # names are UTF-8
+_STORED = 0  # no compression
+_TIME, _DATE = 0, 0x0021  # 1 January 1980, always: a clock must not change the bytes
+
+
+def _local_header(entry):
+    name, crc, size, _ = entry
+    fixed = (_NEEDED, _FLAGS, _STORED, _TIME, _DATE)
+    return _LOCAL.pack(b"PK\x03\x04", *fixed, crc, size, size, len(name), 0) + name
+
+
+def _directory(entries):
+    """The list of members that ends a zip."""
+    fixed = (_NEEDED, _NEEDED, _FLAGS, _STORED, _TIME, _DATE)
+    table = b"".join(
+        _CENTRAL.pack(b"PK\x01\x02", *fixed, crc, size, size, len(name), 0, 0, 0, 0, 0, offset)
+        + name
+        for name, crc, size, offset in entries
+    )
+    last = entries[-1]
+    start = last.offset + _LOCAL.size + len(last.name) + last.size
+    count = len(entries)
+    return table + _END.pack(b"PK\x05\x06", 0, 0, count, count, len(table), start, 0)
+
+
+def _read_frame(file, end, only=None):
+    """Entry, dtype and shape of the member at the file's position; None where the members end.
+
+    `only` is the one name to accept. The file is left where the array's bytes begin.
+    """
+    offset = file.tell()
+    fixed = file.read(_LOCAL.size)
+    if not fixed.startswith(b"PK\x03\x04"):
+        file.seek(offset)
+        return None
+    if len(fixed) < _LOCAL.size:
+        raise StorageError("cut off within a member's header")
+    _, _, _, method, _, _, crc, _, size, name_length, _ = _LOCAL.unpack(fixed)
+    name = file.read(name_length)
+    if only is not None and name != f"{only}.npy".encode():
+        raise StorageError("not a tinybnn file: a zip without tinybnn's header")
+    if method != _STORED:
+        raise StorageError("it has compressed members, which tinybnn neither writes nor reads")
+    entry = _Entry(name, crc, size, offset)
+    if fixed + name != _local_header(entry):
+        raise StorageError("damaged: a member's header is not one that tinybnn writes")
+    if size > end - file.tell():
+        raise StorageError(f"cut off: a member claims {size:,} bytes, the file ends before")
+
+    start = file.read(min(10, size))
+    length = struct.unpack("<H", start[8:])[0] if len(start) == 10 else 0
+    npy = start + file.read(min(length, size - len(start)))
+    match = _NPY.fullmatch(npy[10:])
+    dtype = _DTYPES.get(match[1].decode("latin-1")) if match else None
+    if dtype is None:
+        raise StorageError("damaged: an array's description is not one that tinybnn writes")
+    shape = tuple(int(n) for n in re.findall(rb"\d{1,19}", match[2]))
+    if npy != _npy_header(dtype, shape):
+        raise StorageError("damaged: an array's description is not one that tinybnn writes")
+    if len(npy) + math.prod(shape) * dtype.itemsize != size:
+        raise StorageError(f"damaged: shape {shape} of {dtype} does not fill a member's bytes")
+    return entry, dtype, shape
+
+
+def _read_array(file, entry, dtype, shape):
+    """The array at the file's position, its CRC checked."""
+    try:
+        array = np.empty(shape, dtype)
+    except ValueError as error:  # more dimensions than NumPy has, or (0, 10**18, 10**18)
+        raise StorageError(f"damaged: shape {shape} is impossible ({error})") from None
+    body = _bytes_of(array)
+    if file.readinto(body) != len(body):
+        raise StorageError("cut off within an array")
+    if zlib.crc32(body, zlib.crc32(_npy_header(dtype, shape))) != entry.crc:
+        raise StorageError("damaged: a member's CRC-32 does not match its bytes")
+    return array
