@@ -1,0 +1,643 @@
+"""Kernels against their references and against plain arithmetic on ±1 values: always ==."""
+
+import itertools
+import os
+import subprocess
+import sys
+import threading
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tinybnn.kernels import bits, signed, threads, xnor
+
+FLOATS = [np.float32, np.float64]
+SIGNED = [np.float32, np.float64, np.int8, np.int32, np.int64]
+SPECIAL = [0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, -1e-45]
+
+seeds = st.integers(0, 2**32 - 1)
+lengths = st.integers(1, 300)
+few = st.integers(0, 4)  # rows; an empty batch is a batch
+
+
+def sign(x):
+    return np.where(x >= 0, 1, -1)
+
+
+def random_signs(rng, *shape):
+    return rng.choice(np.array([-1, 1], np.float32), shape)
+
+
+def random_values(rng, *shape, dtype=np.float32):
+    """Normal values with special ones strewn in."""
+    x = rng.standard_normal(shape).astype(dtype)
+    special = rng.random(shape) < 0.3
+    x[special] = rng.choice(np.array(SPECIAL, dtype), special.sum())
+    return x
+
+
+def tail_is_zero(words, count):
+    used = count % 64
+    return not used or not np.any(words[..., -1] >> np.uint64(used))
+
+
+def same(a, b):
+    """Equal in shape, dtype and value; NaN equals NaN, and 0.0 is not -0.0."""
+    return (
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+        and np.array_equal(np.signbit(a[a == 0]), np.signbit(b[b == 0]))
+    )
+
+
+# ------------------------------------------------------------------------------------------- bits
+
+
+def test_words_for():
+    assert [bits.words_for(n) for n in (0, 1, 63, 64, 65, 128, 129)] == [0, 1, 1, 1, 2, 2, 3]
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
+        bits.words_for(-1)
+
+
+def test_pack_special_values():
+    x = np.array([0.0, -0.0, np.nan, -np.nan, np.inf, -np.inf, 1e-45, -1e-45], np.float32)
+    assert bits.pack(x).tolist() == [0b01010011]
+    assert bits.pack(x.astype(np.float64)).tolist() == [0b01010011]
+
+
+def test_pack_bit_order():
+    for k in range(130):
+        x = np.full(130, -1.0)
+        x[k] = 1.0
+        assert [int(w) for w in bits.pack(x)] == [
+            1 << k % 64 if j == k // 64 else 0 for j in range(3)
+        ]
+
+
+@given(seeds, few, lengths, st.sampled_from(FLOATS))
+def test_pack_unpack(seed, rows, count, dtype):
+    x = random_values(np.random.default_rng(seed), rows, 2, count, dtype=dtype)
+    words = bits.pack(x)
+    assert words.shape == (rows, 2, bits.words_for(count))
+    assert same(words, bits.pack_reference(x))
+    assert tail_is_zero(words, count)
+    assert same(bits.unpack(words, count), sign(x).astype(np.float32))
+
+
+@given(seeds, lengths, st.sampled_from(SIGNED))
+def test_unpack_dtypes(seed, count, dtype):
+    signs = random_signs(np.random.default_rng(seed), 2, count)
+    words = bits.pack(signs)
+    out = bits.unpack(words, count, dtype)
+    assert same(out, signs.astype(dtype))
+    assert same(out, bits.unpack_reference(words, count, dtype))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.int64, np.uint8, np.uint64])
+def test_pack_integers(dtype):
+    x = np.random.default_rng(0).integers(-3, 3, (5, 100)).astype(dtype)
+    assert same(bits.pack(x), bits.pack_reference(x))
+
+
+@given(seeds, st.integers(1, 80), st.integers(-3, 3).filter(bool))
+def test_pack_strides(seed, count, step):
+    base = random_values(np.random.default_rng(seed), 3, count, 4)
+    for x in (base[:, ::step], base.T, base.transpose(2, 0, 1), base[::-1, :, 1], base[:, :, ::2]):
+        assert same(bits.pack(x), bits.pack(x.copy()))
+        assert same(bits.pack(x), bits.pack_reference(x))
+    words = bits.pack(base.transpose(0, 2, 1))
+    assert same(bits.unpack(words[::-1, ::2], count), bits.unpack(words[::-1, ::2].copy(), count))
+
+
+def test_pack_odd_memory():
+    x = np.random.default_rng(0).standard_normal(70).astype(np.float32)
+    read_only = x.copy()
+    read_only.flags.writeable = False
+    unaligned = np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(np.float32)
+    for odd in (read_only, unaligned, x.astype(">f4"), np.broadcast_to(x, (3, 70))[1]):
+        assert same(bits.pack(odd), bits.pack(x))
+
+
+@given(seeds, few, st.integers(1, 100), st.integers(1, 6))
+@example(0, 4, 13, 5)  # the fifth group is bits 52 to 64: one bit in the next word
+@example(0, 2, 64, 2)
+@example(0, 2, 1, 130)
+def test_split_groups(seed, rows, group_channels, groups):
+    channels = group_channels * groups
+    signs = random_signs(np.random.default_rng(seed), rows, 3, channels)
+    split = bits.split_groups(bits.pack(signs), channels, groups)
+    assert same(split, bits.pack(signs.reshape(rows, 3, groups, group_channels)))
+    assert same(split, bits.split_groups_reference(bits.pack(signs), channels, groups))
+    assert tail_is_zero(split, group_channels)
+
+
+@given(seeds, few, lengths)
+@example(0, 3, 200)
+def test_bytes(seed, rows, count):
+    signs = random_signs(np.random.default_rng(seed), rows, 2, count)
+    words = bits.pack(signs)
+    as_bytes = bits.to_bytes(words, count)
+    assert as_bytes.shape == (rows, 2, -(-count // 8))
+    assert same(as_bytes, np.packbits(signs > 0, axis=-1, bitorder="little"))
+    assert same(bits.from_bytes(as_bytes, count), words)
+    assert same(bits.from_bytes(as_bytes[:, ::-1], count), words[:, ::-1])
+
+
+def test_bytes_on_disk():
+    assert bits.to_bytes(bits.pack(np.ones(200)), 200).size == 25
+
+
+# ---------------------------------------------------------------------------------- matrix product
+
+
+def test_dot_product_of_all_6_bit_vectors():
+    vectors = np.array(list(itertools.product([-1, 1], repeat=6)), np.float32)  # (64, 6)
+    words = bits.pack(vectors)
+    assert np.array_equal(xnor.xnor_matmul(words, words, 6), vectors @ vectors.T)
+    for (a, x), (b, y) in itertools.product(zip(vectors, words[:, 0], strict=True), repeat=2):
+        assert a @ b == 6 - 2 * (int(x) ^ int(y)).bit_count()
+
+
+@given(seeds, few, st.integers(0, 9), lengths)
+def test_xnor_matmul(seed, rows, columns, count):
+    rng = np.random.default_rng(seed)
+    a, b = random_values(rng, rows, count), random_values(rng, columns, count)
+    packed = bits.pack(a), bits.pack(b)
+    out = xnor.xnor_matmul(*packed, count)
+    assert same(out, (sign(a) @ sign(b).T).astype(np.int32))
+    assert same(out, xnor.xnor_matmul_reference(*packed, count))
+
+
+@given(seeds, st.integers(1, 6), st.integers(1, 130))
+def test_xnor_matmul_of_padded_parts(seed, pixels, channels):
+    """Rows whose pixels are padded to whole words, as a flattened image has them."""
+    rng = np.random.default_rng(seed)
+    a, b = random_signs(rng, 3, pixels, channels), random_signs(rng, 4, pixels, channels)
+    rows = bits.pack(a).reshape(3, -1), bits.pack(b).reshape(4, -1)
+    out = xnor.xnor_matmul(*rows, pixels * channels)
+    assert np.array_equal(out, a.reshape(3, -1) @ b.reshape(4, -1).T)
+    assert same(out, xnor.xnor_matmul_reference(*rows, pixels * channels))
+
+
+def test_xnor_matmul_strides():
+    rng = np.random.default_rng(0)
+    a, b = bits.pack(random_signs(rng, 8, 300)), bits.pack(random_signs(rng, 6, 300))
+    out = xnor.xnor_matmul(a, b, 300)
+    assert same(xnor.xnor_matmul(a[::-2], np.asfortranarray(b), 300), out[::-2])
+
+
+# ------------------------------------------------------------------------------------- convolution
+
+
+def naive_conv2d(x, weight, stride, padding, dilation, groups, outside):
+    """Convolution by its definition. x : (N, H, W, C), weight : (O, kh, kw, C / groups)."""
+    x = np.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)), constant_values=outside)
+    filters, kh, kw, group_channels = weight.shape
+    oh = (x.shape[1] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
+    ow = (x.shape[2] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
+    out = np.empty((len(x), oh, ow, filters))
+    for oy, ox, o in np.ndindex(oh, ow, filters):
+        rows = oy * stride[0] + dilation[0] * np.arange(kh)
+        columns = ox * stride[1] + dilation[1] * np.arange(kw)
+        first = o // (filters // groups) * group_channels
+        seen = x[:, rows][:, :, columns][..., first : first + group_channels]
+        out[:, oy, ox, o] = (seen * weight[o]).sum((1, 2, 3))
+    return out
+
+
+@st.composite
+def convolutions(draw):
+    """Shapes and keywords of a convolution whose output is not empty."""
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    group_channels = draw(st.one_of(st.integers(1, 6), st.sampled_from([32, 48, 64, 65, 100])))
+    kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
+    dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+    size = [
+        draw(st.integers(max(1, d * (k - 1) + 1 - 2 * p), 6))
+        for k, p, d in zip(kernel, padding, dilation, strict=True)
+    ]
+    x_shape = (draw(st.integers(0, 2)), *size, groups * group_channels)
+    w_shape = (groups * draw(st.integers(1, 2)), *kernel, group_channels)
+    mode = draw(st.sampled_from(["zeros", "ones"]))
+    keywords = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return x_shape, w_shape, mode, keywords
+
+
+@given(seeds, convolutions())
+def test_xnor_conv2d(seed, case):
+    x_shape, w_shape, mode, keywords = case
+    rng = np.random.default_rng(seed)
+    x, weight = random_values(rng, *x_shape), random_values(rng, *w_shape)
+    packed = bits.pack(x), bits.pack(weight), x_shape[-1]
+    out = xnor.xnor_conv2d(*packed, **keywords, padding_mode=mode)
+    naive = naive_conv2d(sign(x), sign(weight), **keywords, outside=1 if mode == "ones" else 0)
+    assert same(out, naive.astype(np.int32))
+    assert same(out, xnor.xnor_conv2d_reference(*packed, **keywords, padding_mode=mode))
+
+
+def test_xnor_conv2d_defaults():
+    rng = np.random.default_rng(0)
+    x, weight = random_signs(rng, 2, 5, 4, 70), random_signs(rng, 3, 3, 2, 70)
+    naive = naive_conv2d(x, weight, (1, 1), (0, 0), (1, 1), 1, 0)
+    assert np.array_equal(xnor.xnor_conv2d(bits.pack(x), bits.pack(weight), 70), naive)
+
+
+@pytest.mark.parametrize(("mode", "outside"), [("zeros", 0), ("ones", 1)])
+def test_xnor_conv2d_depthwise(mode, outside):
+    rng = np.random.default_rng(0)
+    x, weight = random_signs(rng, 2, 5, 5, 70), random_signs(rng, 70, 3, 3, 1)
+    keywords = dict(stride=(2, 1), padding=(1, 1), dilation=(1, 1), groups=70)
+    out = xnor.xnor_conv2d(bits.pack(x), bits.pack(weight), 70, **keywords, padding_mode=mode)
+    assert np.array_equal(out, naive_conv2d(x, weight, **keywords, outside=outside))
+
+
+def test_xnor_conv2d_only_padding():
+    """Taps that all lie outside add nothing with zeros, and the filter's own sum with ones."""
+    weight = random_signs(np.random.default_rng(0), 3, 1, 1, 70)
+    packed = bits.pack(np.ones((1, 1, 1, 70))), bits.pack(weight), 70
+    out = xnor.xnor_conv2d(*packed, padding=(1, 1))
+    assert np.array_equal(out[0, 0, 0], [0, 0, 0])
+    out = xnor.xnor_conv2d(*packed, padding=(1, 1), padding_mode="ones")
+    assert np.array_equal(out[0, 0, 0], weight.sum((1, 2, 3)))
+
+
+# --------------------------------------------------------------------------------------- threshold
+
+
+@given(seeds, few, lengths)
+def test_threshold(seed, rows, channels):
+    rng = np.random.default_rng(seed)
+    extremes = np.iinfo(np.int32)
+    accumulator = rng.integers(-3, 4, (rows, 2, channels), np.int32)  # ties are frequent
+    thresholds = rng.integers(-3, 4, channels, np.int32)
+    thresholds[rng.random(channels) < 0.1] = extremes.min
+    thresholds[rng.random(channels) < 0.1] = extremes.max
+    flip = rng.random(channels) < 0.5
+    words = xnor.threshold(accumulator, thresholds, flip)
+    assert same(bits.unpack(words, channels) > 0, (accumulator >= thresholds) != flip)
+    assert same(words, xnor.threshold_reference(accumulator, thresholds, flip))
+    assert tail_is_zero(words, channels)
+    turned = np.ascontiguousarray(accumulator.T).T
+    assert same(xnor.threshold(turned[:, ::-1], thresholds, flip), words[:, ::-1])
+
+
+def test_threshold_at_ties():
+    accumulator = np.array([4, 5, 6] * 2, np.int32)
+    flip = np.array([False] * 3 + [True] * 3)
+    words = xnor.threshold(accumulator, np.full(6, 5, np.int32), flip)
+    assert bits.unpack(words, 6).tolist() == [-1, 1, 1, 1, -1, -1]
+
+
+# ---------------------------------------------------------------------------------------- max-pool
+
+
+@st.composite
+def pools(draw):
+    kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 4)))
+    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
+    size = [draw(st.integers(max(1, k - 2 * p), 6)) for k, p in zip(kernel, padding, strict=True)]
+    return (draw(st.integers(0, 2)), *size, draw(lengths)), kernel, stride, padding
+
+
+@given(seeds, pools())
+def test_max_pool2d(seed, case):
+    shape, kernel, stride, padding = case
+    rng = np.random.default_rng(seed)
+    channels = shape[-1]
+    signs, minimum = random_signs(rng, *shape), rng.random(channels) < 0.5
+    arguments = bits.pack(signs), channels, kernel, stride, padding, minimum
+    words = xnor.max_pool2d(*arguments)
+    assert tail_is_zero(words, channels)
+    assert same(words, xnor.max_pool2d_reference(*arguments))
+    out = bits.unpack(words, channels)
+    for oy, ox in np.ndindex(out.shape[1:3]):
+        top, left = oy * stride[0] - padding[0], ox * stride[1] - padding[1]
+        window = signs[
+            :, max(top, 0) : top + kernel[0], max(left, 0) : left + kernel[1]
+        ]  # the part inside the image
+        expected = np.where(minimum, window.min((1, 2)), window.max((1, 2)))
+        assert np.array_equal(out[:, oy, ox], expected)
+
+
+@given(seeds, lengths, st.integers(1, 3))
+def test_max_pool2d_and_threshold_commute(seed, channels, size):
+    """Pooling sums and then comparing, or comparing and then pooling bits: the same signs."""
+    rng = np.random.default_rng(seed)
+    sums = rng.integers(-4, 5, (2, 2 * size, 2 * size, channels), np.int32)
+    thresholds = rng.integers(-3, 4, channels, np.int32)
+    flip = rng.random(channels) < 0.5
+    pooled = sums.reshape(2, size, 2, size, 2, channels).max((2, 4))
+    before = xnor.threshold(pooled, thresholds, flip)
+    after = xnor.threshold(sums, thresholds, flip)
+    assert same(xnor.max_pool2d(after, channels, (2, 2), (2, 2), (0, 0), flip), before)
+
+
+# --------------------------------------------------------------------------------- ordered product
+
+
+@given(seeds, few, st.integers(1, 40), st.integers(0, 40), st.sampled_from(FLOATS))
+def test_ordered_matmul(seed, rows, depth, columns, dtype):
+    rng = np.random.default_rng(seed)
+    a = rng.standard_normal((rows, depth)).astype(dtype)
+    b = (rng.standard_normal((depth, columns)) * 10.0 ** rng.integers(-3, 4)).astype(dtype)
+    out = signed.ordered_matmul(a, b)
+    integers = f"i{out.itemsize}"
+    expected = signed.ordered_matmul_reference(a, b)
+    assert same(out, expected)
+    assert np.array_equal(out.view(integers), expected.view(integers))
+    assert same(signed.ordered_matmul(np.asfortranarray(a), b[:, ::-1]), out[:, ::-1])
+
+
+@given(seeds, st.integers(1, 4), st.integers(1, 12), st.integers(1, 20))
+def test_ordered_matmul_special_values(seed, rows, depth, columns):
+    rng = np.random.default_rng(seed)
+    a, b = random_values(rng, rows, depth), random_values(rng, depth, columns)
+    a *= np.float32(1e30)  # products overflow
+    b *= np.float32(1e30)
+    assert same(signed.ordered_matmul(a, b), signed.ordered_matmul_reference(a, b))
+
+
+def test_ordered_matmul_order():
+    """1e8 swallows the ones that follow it, not the ones before."""
+    a = np.ones((1, 5), np.float32)
+    b = np.array([[1, 1e8], [1, 1], [1, 1], [1, 1], [1e8, 1]], np.float32)
+    assert signed.ordered_matmul(a, b).tolist() == [[np.float32(1e8 + 4), np.float32(1e8)]]
+    b = np.array([[3, 1e8], [-1e8, 3], [1e8, -1e8], [0, 0], [0, 0]], np.float32)
+    assert signed.ordered_matmul(a, b).tolist() == [[0, 0]]
+
+
+def test_ordered_matmul_rounds_each_product():
+    """A fused multiply-add would keep the tail of x * x and give 2**-24, not 0."""
+    x = np.float32(1 + 2**-12)
+    a = np.array([[1, x]], np.float32)
+    b = np.array([[-np.float32(x * x)], [x]], np.float32)
+    assert signed.ordered_matmul(a, b).tolist() == [[0]]
+    assert float(x) * float(x) - float(x * x) == 2**-24
+
+
+def test_ordered_matmul_negative_zero():
+    """The sum starts at +0, so that it is never -0."""
+    out = signed.ordered_matmul(np.array([[-0.0]]), np.array([[1.0, 0.0]]))
+    assert np.signbit(out).tolist() == [[False, False]]
+
+
+@given(seeds, st.integers(2, 9), st.integers(1, 50), st.sampled_from([1, 10, 33]))
+def test_ordered_matmul_batch_splits(seed, rows, depth, columns):
+    rng = np.random.default_rng(seed)
+    a = rng.standard_normal((rows, depth)).astype(np.float32)
+    b = rng.standard_normal((depth, columns)).astype(np.float32)
+    whole = signed.ordered_matmul(a, b)
+    for cut in range(1, rows):
+        parts = [signed.ordered_matmul(part, b) for part in (a[:cut], a[cut:])]
+        assert same(np.concatenate(parts), whole)
+
+
+# ----------------------------------------------------------------------------------------- threads
+
+
+def heavy_kernels(seed):
+    """One call of each parallel kernel."""
+    rng = np.random.default_rng(seed)
+    a = rng.standard_normal((17, 70)).astype(np.float32)
+    image, weight = random_signs(rng, 3, 7, 7, 70), random_signs(rng, 5, 3, 3, 70)
+    return [
+        signed.ordered_matmul(a, a.T.copy()),
+        xnor.xnor_matmul(bits.pack(a), bits.pack(a), 70),
+        xnor.xnor_conv2d(bits.pack(image), bits.pack(weight), 70, padding=(1, 1)),
+    ]
+
+
+def test_thread_count_does_not_matter():
+    results = []
+    for n in (1, min(2, numba.config.NUMBA_NUM_THREADS)):
+        with threads.num_threads(n):
+            results.append(heavy_kernels(0))
+    assert all(same(one, two) for one, two in zip(*results, strict=True))
+
+
+def test_num_threads_restores():
+    before = numba.get_num_threads()
+    with threads.num_threads(1):
+        assert numba.get_num_threads() == 1
+    assert numba.get_num_threads() == before
+    with pytest.raises(KeyError), threads.num_threads(1):
+        raise KeyError
+    assert numba.get_num_threads() == before
+    most = numba.config.NUMBA_NUM_THREADS
+    for n in (0, -1, most + 1):
+        with (
+            pytest.raises(ValueError, match=f"n must be from 1 to {most}, got {n}"),
+            threads.num_threads(n),
+        ):
+            pass
+
+
+def test_python_threads_take_turns():
+    """Kernels called from several Python threads at once give the same results."""
+    expected = heavy_kernels(0)
+    matches = []
+
+    def work():
+        for _ in range(20):
+            matches.append(all(map(same, heavy_kernels(0), expected)))
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert matches == [True] * 80
+
+
+def test_exclusive_is_reentrant():
+    with threads.exclusive(), threads.exclusive():
+        heavy_kernels(0)
+
+
+# ---------------------------------------------------------------------------------------- refusals
+
+
+def words(*shape):
+    return np.zeros(shape, np.uint64)
+
+
+def refused(message, function, *arguments, **keywords):
+    """A row of the table of refusals; the message is given without the function's name."""
+    message = f"{function.__name__}: {message}"
+    return pytest.param(function, arguments, keywords, message, id=message)
+
+
+SUMS, FLIP, BYTES = np.zeros((2, 3), np.int32), np.zeros(3, np.bool_), np.zeros((4, 2), np.uint8)
+IMAGE, WEIGHT = words(1, 4, 4, 2), words(2, 3, 3, 2)  # 70 channels
+POOL = dict(kernel_size=(2, 2), stride=(2, 2), padding=(0, 0), minimum=np.zeros(70, np.bool_))
+F32, F64 = np.zeros((2, 3), np.float32), np.zeros((3, 2))
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "keywords", "message"),
+    [
+        refused("x must be float32, float64 or integer, got bool", bits.pack, FLIP),
+        refused("x must be float32, float64 or integer, got complex64", bits.pack, np.complex64(1)),
+        refused("the last axis of x must hold elements, x has shape ()", bits.pack, 1.0),
+        refused("the last axis of x must hold elements, x has shape (3, 0)", bits.pack, F64[:, :0]),
+        refused("count must be positive, got 0", bits.unpack, words(2, 0), 0),
+        refused("words has 2 words a row, count 64 needs 1", bits.unpack, words(3, 2), 64),
+        refused(
+            "words must be an array of uint64 with at least one axis, got int32 of shape (2, 3)",
+            bits.unpack, SUMS, 70,
+        ),
+        refused(
+            "dtype must be float32, float64 or signed integer, got uint8",
+            bits.unpack, words(1), 3, np.uint8,
+        ),
+        refused("groups must divide 70 channels, got 4", bits.split_groups, words(2), 70, 4),
+        refused("groups must divide 70 channels, got 0", bits.split_groups, words(2), 70, 0),
+        refused(
+            "words has 1 words a row, channels 70 needs 2", bits.split_groups, words(1), 70, 2
+        ),
+        refused("words has 1 words a row, count 70 needs 2", bits.to_bytes, words(1), 70),
+        refused(
+            "words has bits set behind the 12 bits of a row",
+            bits.to_bytes, words(1) + np.uint64(1 << 12), 12,
+        ),
+        refused("count must be positive, got 0", bits.from_bytes, BYTES, 0),
+        refused("bytes_ has 2 bytes a row, 17 bits need 3", bits.from_bytes, BYTES, 17),
+        refused(
+            "bytes_ must be an array of uint8 with at least one axis, got int32 of shape (2, 3)",
+            bits.from_bytes, SUMS, 24,
+        ),
+        refused(
+            "bytes_ has bits set behind the 12 bits of a row",
+            bits.from_bytes, np.array([255, 0b10000], np.uint8), 12,
+        ),
+        refused("b has 3 words a row, a has 4", xnor.xnor_matmul, words(2, 4), words(2, 3), 250),
+        refused(
+            "a has 4 words a row, count 300 needs 5",
+            xnor.xnor_matmul, words(2, 4), words(2, 4), 300,
+        ),
+        refused("count must be positive, got 0", xnor.xnor_matmul, words(2, 0), words(2, 0), 0),
+        refused(
+            "a must be uint64 with 2 axes, got uint64 of shape (4,)",
+            xnor.xnor_matmul, words(4), words(2, 4), 250,
+        ),
+        refused(
+            "b must be uint64 with 2 axes, got int32 of shape (2, 3)",
+            xnor.xnor_matmul, words(2, 4), SUMS, 250,
+        ),
+        refused(
+            "x must be uint64 with 4 axes, got uint64 of shape (4, 4, 2)",
+            xnor.xnor_conv2d, IMAGE[0], WEIGHT, 70,
+        ),
+        refused(
+            "x has 2 words a row, channels 64 needs 1", xnor.xnor_conv2d, IMAGE, WEIGHT, 64
+        ),
+        refused(
+            "weight has 2 words a row, channels // groups 35 needs 1",
+            xnor.xnor_conv2d, IMAGE, WEIGHT, 70, groups=2,
+        ),
+        refused(
+            "groups must divide 70 input channels and 1 output channels, got 2",
+            xnor.xnor_conv2d, IMAGE, WEIGHT[:1], 70, groups=2,
+        ),
+        refused(
+            'padding_mode must be "zeros" or "ones", got \'reflect\'',
+            xnor.xnor_conv2d, IMAGE, WEIGHT, 70, padding_mode="reflect",
+        ),
+        refused(
+            "stride must be two integers >= 1, got (0, 1)",
+            xnor.xnor_conv2d, IMAGE, WEIGHT, 70, stride=(0, 1),
+        ),
+        refused(
+            "padding must be two integers >= 0, got (-1, 1)",
+            xnor.xnor_conv2d, IMAGE, WEIGHT, 70, padding=(-1, 1),
+        ),
+        refused(
+            "dilation must be two integers >= 1, got (1, 1, 1)",
+            xnor.xnor_conv2d, IMAGE, WEIGHT, 70, dilation=(1, 1, 1),
+        ),
+        refused(
+            "the kernel covers 3 x 5 pixels, the padded image has 4 x 4",
+            xnor.xnor_conv2d, IMAGE, WEIGHT, 70, dilation=(1, 2),
+        ),
+        refused(
+            "accumulator must be int32 with elements in its last axis, got float64 of shape (3, 2)",
+            xnor.threshold, F64, SUMS[0], FLIP,
+        ),
+        refused(
+            "accumulator must be int32 with elements in its last axis, got int32 of shape (2, 0)",
+            xnor.threshold, SUMS[:, :0], SUMS[0, :0], FLIP[:0],
+        ),
+        refused(
+            "thresholds must be int32 of shape (3,), got int32 of shape (2,)",
+            xnor.threshold, SUMS, SUMS[0, :2], FLIP,
+        ),
+        refused(
+            "flip must be bool of shape (3,), got int32 of shape (3,)",
+            xnor.threshold, SUMS, SUMS[0], SUMS[0],
+        ),
+        refused(
+            "padding must be at most half of kernel_size (2, 2), got (1, 2)",
+            xnor.max_pool2d, IMAGE, 70, **{**POOL, "padding": (1, 2)},
+        ),
+        refused(
+            "stride must be two integers >= 1, got (1, 0)",
+            xnor.max_pool2d, IMAGE, 70, **{**POOL, "stride": (1, 0)},
+        ),
+        refused(
+            "minimum must be bool of shape (70,), got bool of shape (3,)",
+            xnor.max_pool2d, IMAGE, 70, **{**POOL, "minimum": FLIP},
+        ),
+        refused(
+            "the kernel covers 5 x 1 pixels, the padded image has 4 x 4",
+            xnor.max_pool2d, IMAGE, 70, **{**POOL, "kernel_size": (5, 1)},
+        ),
+        refused("a must be float32 or float64, got int32", signed.ordered_matmul, SUMS, SUMS.T),
+        refused("b must be float32 as a is, got float64", signed.ordered_matmul, F32, F64),
+        refused(
+            "a and b must have 2 axes, got shapes (2,) and (3, 2)",
+            signed.ordered_matmul, F64[0], F64,
+        ),
+        refused("b has 2 rows, a has 3 columns", signed.ordered_matmul, F32, F32),
+        refused(
+            "the summed axis must hold elements, K is 0",
+            signed.ordered_matmul, F64[:, :0], F64[:0],
+        ),
+    ],
+)  # fmt: skip
+def test_refusals(function, arguments, keywords, message):
+    with pytest.raises(ValueError) as refusal:
+        function(*arguments, **keywords)
+    assert str(refusal.value) == message
+
+
+# ------------------------------------------------------------------------- this file, run otherwise
+
+
+def run_tests(tests, **environment):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
+    environment = {**os.environ, "HYPOTHESIS_PROFILE": "ci", **environment}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+compiled = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="the run without compilation")
+
+
+@compiled
+def test_python_threads_take_turns_in_workqueue():
+    """Other threading layers of Numba allow what this one punishes by ending the process."""
+    test = f"{__file__}::{test_python_threads_take_turns.__name__}"
+    run_tests(test, NUMBA_THREADING_LAYER="workqueue")
+
+
+@compiled
+def test_kernels_run_uncompiled():
+    """A student can step through the kernels in a debugger: all of this as plain Python."""
+    run_tests(__file__, NUMBA_DISABLE_JIT="1")
