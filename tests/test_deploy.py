@@ -1,0 +1,402 @@
+"""Packed models equal the float models they come from, bit for bit."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinybnn import deploy, nn, storage
+from tinybnn import functional as F
+from tinybnn.kernels import threads
+from tinybnn.tensor import Tensor, no_grad
+from tinybnn.testing import assert_identical
+
+# ------------------------------------------------------------------------------- random networks
+
+
+def randomize(model, rng, special=()):
+    """Statistics and parameters as a training run might leave them, and worse: γ of any sign."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            n = module.num_features
+            module.weight.data[:] = rng.normal(size=n) * rng.integers(0, 2, n)  # half of them 0
+            module.bias.data[:] = rng.normal(size=n) * rng.integers(0, 2, n)
+            # Half-integers and integers: accumulators that hit the threshold exactly.
+            module.running_mean[:] = rng.integers(-8, 9, n) / 2
+            module.running_var[:] = rng.choice([0.25, 1.0, 7.3, 40.0], n)
+            for array in (module.weight.data, module.bias.data, module.running_mean):
+                if special:
+                    array[rng.integers(n)] = rng.choice(special)
+        elif isinstance(getattr(module, "scale", None), nn.Parameter):
+            module.scale.data[:] = rng.normal(size=module.scale.shape)
+    return model
+
+
+@st.composite
+def networks(draw):
+    """(model, input_shape): any mix of the layers, sizes that are no multiple of 64 among them."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    pick = lambda *options: draw(st.sampled_from(options))  # noqa: E731
+    layers = []
+
+    def binary_settings():
+        return {
+            "bias": draw(st.booleans()),
+            "scale": pick(None, "mean", "learned"),
+            "input_quantizer": pick("ste_sign", "ste_sign", "approx_sign", None),
+            "weight_quantizer": pick("ste_sign", "ste_sign", "swish_sign", None),
+            "rng": rng,
+        }
+
+    def between(norm, pool=None):
+        """Batch norm and perhaps activation and pooling, in either order."""
+        middle = [norm]
+        if pool is not None:
+            middle.insert(draw(st.integers(0, 1)), pool)
+        activation = pick(None, None, nn.Hardtanh(), nn.ReLU(), nn.Tanh(), nn.Quantize())
+        if activation is not None:
+            middle.insert(draw(st.integers(0, len(middle))), activation)
+        if draw(st.booleans()):
+            middle.append(nn.Dropout(0.5))
+        return middle
+
+    if draw(st.booleans()):  # a convolutional part
+        channels, height, width = pick(1, 3, 8), draw(st.integers(4, 9)), draw(st.integers(4, 9))
+        input_shape = (channels, height, width)
+        for _ in range(draw(st.integers(1, 3))):
+            groups = pick(1, 1, 1, channels)
+            outputs = groups * pick(1, 2, 5) if groups > 1 else pick(3, 16, 70)
+            geometry = {
+                "kernel_size": (pick(1, 2, 3), pick(1, 3)),
+                "stride": pick(1, 1, 2),
+                "padding": pick(0, 1, (0, 1)),
+                "dilation": pick(1, 1, 2),
+                "groups": groups,
+            }
+            if draw(st.booleans()):
+                layer = nn.BinaryConv2d(
+                    channels, outputs, **geometry, **binary_settings(),
+                    padding_mode=pick("zeros", "ones"),
+                )  # fmt: skip
+            else:
+                layer = nn.Conv2d(channels, outputs, **geometry, rng=rng)
+            probe = Tensor(np.zeros((1, channels, height, width), np.float32))
+            try:
+                shape = layer.eval()(probe).shape
+            except ValueError:  # the kernel does not fit
+                continue
+            (_, channels, height, width) = shape
+            pool = None
+            if min(height, width) >= 3:
+                kind = pick(None, nn.MaxPool2d, nn.MaxPool2d, nn.AvgPool2d)
+                options = pick((2, 2, 0), (2, 1, 0), (3, 2, 1), ((2, 3), 2, (1, 0)))
+                pool = None if kind is None else kind(*options)
+            layers += [layer, *between(nn.BatchNorm2d(channels), pool)]
+            if pool is not None:
+                _, _, height, width = pool(Tensor(np.zeros(shape, np.float32))).shape
+        layers.append(nn.Flatten())
+        features = channels * height * width
+    else:
+        features = draw(st.integers(1, 130))
+        input_shape = (features,)
+    for _ in range(draw(st.integers(1, 2))):
+        outputs = draw(st.integers(1, 70))
+        if draw(st.booleans()):
+            layer = nn.BinaryLinear(features, outputs, **binary_settings())
+        else:
+            layer = nn.Linear(features, outputs, rng=rng)
+        layers += [layer, *between(nn.BatchNorm1d(outputs))]
+        features = outputs
+    return randomize(nn.Sequential(*layers), rng).eval(), input_shape
+
+
+def inputs(rng, n, shape):
+    """Floats with zeros of both signs among them."""
+    x = rng.standard_normal((n, *shape)).astype(np.float32)
+    x[rng.random(x.shape) < 0.1] = 0.0
+    x[rng.random(x.shape) < 0.1] = -0.0
+    return x
+
+
+def float_output(model, x):
+    with no_grad():
+        return model(Tensor(x)).data
+
+
+@given(networks(), st.integers(0, 2**32 - 1))
+def test_random_networks_compile_to_identical_outputs(network, seed):
+    model, shape = network
+    rng = np.random.default_rng(seed)
+    packed = deploy.compile(model, shape)
+    x = inputs(rng, 5, shape)
+    assert deploy.verify(model, packed, x) > 0
+    logits = packed.predict(x)
+    assert_identical(logits, float_output(model, x))
+    # One sample at a time, in blocks, and on one thread: the same bits.
+    assert_identical(packed.predict(x, batch_size=1), logits)
+    assert_identical(float_output(model, x[2:3]), logits[2:3])
+    with threads.num_threads(1):
+        assert_identical(packed.predict(x, batch_size=3), logits)
+
+
+@given(networks())
+def test_save_and_load_keep_the_outputs(tmp_path_factory, network):
+    model, shape = network
+    path = tmp_path_factory.mktemp("packed") / "model.npz"
+    packed = deploy.compile(model, shape)
+    x = inputs(np.random.default_rng(0), 3, shape)
+    expected = packed.predict(x)
+    packed.save(path)
+    loaded = deploy.PackedModel.load(path)
+    assert_identical(loaded.predict(x), expected)
+    assert loaded.nbytes == packed.nbytes
+    assert deploy.verify(model, loaded, x) > 0
+
+
+@given(networks(), st.integers(0, 2**32 - 1))
+def test_nan_and_infinite_parameters(network, seed):
+    """However broken the statistics are, both paths are broken in the same way."""
+    model, shape = network
+    rng = np.random.default_rng(seed)
+    randomize(model, rng, special=(np.nan, np.inf, -np.inf, -0.0, 3e38, 1e-45))
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        packed = deploy.compile(model, shape)
+        deploy.verify(model, packed, inputs(rng, 4, shape))
+
+
+# ------------------------------------------------------------------------- thresholds, one by one
+
+
+def binary_layer_with(norm, bits=7):
+    """Signs -> sums of `bits` ±1 -> norm -> sign -> sum: small enough to try every input."""
+    model = nn.Sequential(
+        nn.BinaryLinear(bits, norm.num_features),
+        norm,
+        nn.BinaryLinear(norm.num_features, 3),
+    ).eval()
+    every = np.arange(2**bits)[:, None] >> np.arange(bits) & 1
+    return model, (2.0 * every - 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("gamma", [-1.5, -1e-30, -0.0, 0.0, 1e-30, 2.0])
+@pytest.mark.parametrize("beta", [-1.0, -0.0, 0.0, 0.5])
+@pytest.mark.parametrize("mean", [-9.0, -3.0, 0.0, 1.0, 2.0, 9.0])
+def test_thresholds_at_ties(gamma, beta, mean):
+    norm = nn.BatchNorm1d(20)
+    norm.weight.data[:] = gamma
+    norm.bias.data[:] = beta
+    norm.running_mean[:] = mean
+    model, x = binary_layer_with(norm)
+    packed = deploy.compile(model, (7,))
+    deploy.verify(model, packed, x)
+    assert [s.operation for s in packed.steps][:3] == ["pack", "xnor_linear", "threshold"]
+
+
+def test_a_batch_norm_with_a_nan_gives_minus_one():
+    norm = nn.BatchNorm1d(4)
+    norm.weight.data[:2] = np.nan
+    model, x = binary_layer_with(norm)
+    packed = deploy.compile(model, (7,))
+    step = next(s for s in packed.steps if s.operation == "threshold")
+    *_, (_, words) = [(s, v) for s, v in packed.run(x) if s is step]
+    assert np.all(words & np.uint64(0b0011) == 0)
+    deploy.verify(model, packed, x)
+
+
+def test_thresholds_are_found_by_the_float_function_itself():
+    """A γ/σ whose exact threshold and float32 threshold differ: algebra would be off by one."""
+    rng = np.random.default_rng(0)
+    norm = nn.BatchNorm1d(512)
+    norm.weight.data[:] = rng.normal(size=512)
+    norm.bias.data[:] = norm.weight.data * rng.integers(-5, 6, 512) / np.float32(3)
+    norm.running_var[:] = np.float32(1 / 9)
+    model, x = binary_layer_with(norm, bits=9)
+    deploy.verify(model, deploy.compile(model, (9,)), x)
+
+
+# ------------------------------------------------------------------------------------ the program
+
+
+def cnn(**settings):
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.BinaryConv2d(8, 70, 3, padding=1, **settings),
+        nn.MaxPool2d(2),
+        nn.BatchNorm2d(70),
+        nn.Flatten(),
+        nn.BinaryLinear(70 * 9, 10),
+        nn.BatchNorm1d(10),
+    ).eval()
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "ones"])
+def test_binary_layers_run_on_bits_without_a_float_between(padding_mode):
+    packed = deploy.compile(cnn(padding_mode=padding_mode), (1, 8, 8))
+    assert [s.operation for s in packed.steps] == [
+        "conv2d", "add", "batch_norm",
+        "pack", "xnor_conv2d", "threshold", "max_pool_bits", "flatten_bits", "xnor_linear",
+        "to_float", "batch_norm",
+    ]  # fmt: skip
+
+
+def test_packed_bytes_are_the_bits_that_the_weights_have():
+    packed = deploy.compile(cnn(), (1, 8, 8))
+    stored = {f"{i}.{n}": a for i, s in enumerate(packed.steps) for n, a in s.arrays.items()}
+    weight_bytes = 70 * 9 * 1 + 10 * 9 * 9  # 8 bits a tap; 70 bits a pixel take 9 bytes
+    floats = 4 * (8 * 9 + 8 + 4 * 8 + 4 * 10)
+    thresholds = 70 * (1 + 1 + 1)  # int8, flip, minimum
+    assert packed.nbytes == weight_bytes + floats + thresholds
+    assert len(stored) == sum(len(s.arrays) for s in packed.steps)
+
+
+def test_signs_of_a_layer_with_real_inputs_are_stored_as_bits(tmp_path):
+    model = nn.Sequential(nn.BinaryLinear(100, 50, input_quantizer=None)).eval()
+    packed = deploy.compile(model, (100,))
+    assert packed.nbytes == 50 * 13
+    packed.save(tmp_path / "m")
+    x = inputs(np.random.default_rng(0), 4, (100,))
+    assert_identical(deploy.PackedModel.load(tmp_path / "m").predict(x), float_output(model, x))
+
+
+class Residual(nn.Module):
+    """A forward method of the user's own: two paths, added and joined."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.first = nn.BinaryConv2d(4, 4, 3, padding=1, rng=rng)
+        self.norm = nn.BatchNorm2d(4)
+        self.second = nn.BinaryConv2d(8, 5, 3, rng=rng)
+
+    def forward(self, x):
+        y = F.relu(self.norm(self.first(x))) + x
+        y = F.cat([y, 2.0 - x / 3.0], dim=1)
+        return F.avg_pool2d(self.second(y), 2).reshape(x.shape[0], -1)
+
+
+def test_models_are_traced_whatever_their_forward_method():
+    model = randomize(Residual(), np.random.default_rng(1)).eval()
+    packed = deploy.compile(model, (4, 6, 7))
+    x = inputs(np.random.default_rng(2), 9, (4, 6, 7))
+    deploy.verify(model, packed, x)
+    assert_identical(packed.predict(x, batch_size=2), float_output(model, x))
+
+
+def test_a_value_with_two_readers_is_given_in_both_forms():
+    class Both(nn.Module):
+        def __init__(self):
+            self.a, self.b = nn.BinaryLinear(9, 6), nn.BinaryLinear(6, 6)
+            self.norm = nn.BatchNorm1d(6)
+
+        def forward(self, x):
+            y = self.norm(self.a(x))
+            return self.b(y) + y  # as a sign and as a float
+
+    model = randomize(Both(), np.random.default_rng(1)).eval()
+    packed = deploy.compile(model, (9,))
+    x = inputs(np.random.default_rng(2), 9, (9,))
+    deploy.verify(model, packed, x)
+    assert_identical(packed.predict(x), float_output(model, x))
+
+
+def test_compile_leaves_the_model_as_it_was():
+    model = cnn().train()
+    model[1].eval()
+    before = copy.deepcopy(model.state_dict())
+    deploy.compile(model, (1, 8, 8))
+    assert [m.training for m in model] == [True, False, *[True] * 6]
+    for name, array in model.state_dict().items():
+        assert_identical(array, before[name])
+
+
+# ---------------------------------------------------------------------------------------- refusals
+
+
+def test_what_has_no_packed_form_is_named():
+    class Softmax(nn.Module):
+        def forward(self, x):
+            return F.softmax(x, dim=1)
+
+    model = nn.Sequential(nn.BinaryLinear(9, 4), Softmax())
+    with pytest.raises(deploy.CompileError, match=r"layer 1 \(Softmax\): LogSoftmax"):
+        deploy.compile(model, (9,))
+
+
+def test_float_sums_without_a_fixed_order_are_refused():
+    class Functional(nn.Module):
+        def __init__(self):
+            self.weight = nn.Parameter(np.ones((3, 9), np.float32) / 3)
+
+        def forward(self, x):
+            return F.linear(x, self.weight)
+
+    with pytest.raises(deploy.CompileError, match="fixed_order"):
+        deploy.compile(Functional(), (9,))
+
+
+def test_mixing_samples_is_refused():
+    class Centre(nn.Module):
+        def forward(self, x):
+            return x - x.mean(0)
+
+    with pytest.raises(deploy.CompileError, match="mixes the samples"):
+        deploy.compile(nn.Sequential(Centre()), (9,))
+
+
+def test_float64_models_are_refused():
+    with pytest.raises(deploy.CompileError, match=r"0\.weight is float64"):
+        deploy.compile(nn.Sequential(nn.Linear(3, 2)).to(np.float64), (3,))
+
+
+@pytest.mark.parametrize(
+    "x", [np.zeros((2, 1, 8, 7), np.float32), np.zeros((2, 1, 8, 8)), np.float32(3)]
+)
+def test_wrong_input_is_refused(x):
+    packed = deploy.compile(cnn(), (1, 8, 8))
+    with pytest.raises(ValueError, match=r"float32 of shape \(N, 1, 8, 8\), got"):
+        packed.predict(x)
+
+
+def test_an_empty_batch_gives_an_empty_result():
+    packed = deploy.compile(cnn(), (1, 8, 8))
+    assert packed.predict(np.zeros((0, 1, 8, 8), np.float32)).shape == (0, 10)
+
+
+def test_verify_names_the_first_layer_that_differs():
+    model = cnn()
+    packed = deploy.compile(model, (1, 8, 8))
+    step = next(s for s in packed.steps if s.operation == "xnor_conv2d")
+    step.arrays["weight"][3, 1, 1, 0] ^= np.uint64(1)  # one bit of one weight
+    x = inputs(np.random.default_rng(0), 4, (1, 8, 8))
+    with pytest.raises(AssertionError, match=r"verify: 2 \(BinaryConv2d\) \(xnor_conv2d\) differs"):
+        deploy.verify(model, packed, x)
+
+
+def test_a_file_of_another_kind_or_with_nonsense_is_refused(tmp_path):
+    path = tmp_path / "model"
+    kind, version = deploy.PackedModel.KIND, deploy.PackedModel.VERSION
+    storage.save(path, {"a": np.zeros(3)}, kind="checkpoint", version=1)
+    with pytest.raises(storage.StorageError):
+        deploy.PackedModel.load(path)
+    packed = deploy.compile(cnn(), (1, 8, 8))
+    arrays, metadata = packed._stored()
+    step = metadata["steps"][4]
+    for damage in (
+        {"operation": "eval"},
+        {"operation": "__class__"},
+        {"inputs": [9]},
+        {"inputs": ["x"]},
+        {"settings": {"channels": 8}},
+        {"arrays": ["nothing"]},
+        {"more": 1},
+    ):
+        steps = [*metadata["steps"][:4], {**step, **damage}, *metadata["steps"][5:]]
+        storage.save(
+            path, arrays, kind=kind, version=version, metadata={**metadata, "steps": steps}
+        )
+        with pytest.raises(storage.StorageError, match="not a valid packed model"):
+            deploy.PackedModel.load(path)

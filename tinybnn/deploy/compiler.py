@@ -1,0 +1,514 @@
+"""The compiler: the trace of a float model becomes a program on bits.
+
+1. *Trace.* The model runs once in eval mode, and every operation is recorded in order, with its
+   constants. What the compiler reads is therefore exactly what the model computes, whatever its
+   forward method looks like.
+2. *Kinds.* Going forward, each value is found to be ``signs`` (the result of a sign, or a
+   rearrangement of one), ``sums`` (a convolution or product of signs with sign weights: an integer
+   of known bounds) or ``float``.
+3. *Forms.* Going backward from the output, each value is asked for in the forms that its readers
+   want: bits, accumulator or float. A sign whose argument is an elementwise function of sums asks
+   for the accumulator and becomes integer thresholds; all in between disappears.
+4. *Steps.* Going forward again, each form that somebody wants becomes a step.
+
+Thresholds are not derived by algebra. The float functions between the accumulator and the sign are
+evaluated at every integer that the accumulator can reach, and the place where the sign changes is
+read off. So the rounding of float32 is part of the result, and γ of any sign needs no case of its
+own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinybnn import functional as F
+from tinybnn import tensor as T
+from tinybnn.deploy.packed import PackedModel, Step
+from tinybnn.kernels import bits
+from tinybnn.quantizers import Quantize
+from tinybnn.tensor import Tensor, no_grad, trace
+
+
+class CompileError(ValueError):
+    """A layer that has no packed form."""
+
+
+def compile(model, input_shape):
+    """Turn a trained model into its packed form.
+
+    Parameters
+    ----------
+    model : Module
+        float32. It is traced in eval mode (and left in the mode that it was in).
+    input_shape : sequence of int
+        Shape of one sample, without the batch: (C, H, W) or (F,).
+
+    Returns
+    -------
+    PackedModel
+
+    Raises
+    ------
+    CompileError
+        Naming the layer, if an operation has no packed form.
+    """
+    input_shape = tuple(int(n) for n in input_shape)
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != np.float32:
+            raise CompileError(f"compile: {name} is {parameter.dtype}, a packed model is float32")
+    x = np.random.default_rng(0).standard_normal((_TRACE_BATCH, *input_shape)).astype(np.float32)
+    calls, x, output = _trace(model, x)
+    return _Compiler(_names(model), calls, x, output).program(input_shape)
+
+
+def verify(model, packed, x, batch_size=256):
+    """Compare every result of the packed model with the float model's, exactly.
+
+    Parameters
+    ----------
+    model : Module
+    packed : PackedModel
+        Compiled from `model`.
+    x : (N, *input_shape) float32
+
+    Returns
+    -------
+    int
+        The number of values that were compared; all were equal.
+
+    Raises
+    ------
+    AssertionError
+        Naming the first layer whose results differ, and where.
+    """
+    x = packed.check_input(x)
+    compared = 0
+    for start in range(0, max(len(x), 1), batch_size):
+        part = x[start : start + batch_size]
+        calls, _, output = _trace(model, part)
+        if len(calls) != packed.calls:
+            raise AssertionError(
+                f"verify: the model runs {len(calls)} operations, "
+                f"the packed model was compiled from {packed.calls}"
+            )
+        for step, result in packed.run(part):
+            if step.layout == "internal":
+                continue
+            expected = calls[step.call].output.data
+            found = step.as_floats(result)
+            _compare(step, found, expected.reshape(found.shape), start)
+            compared += found.size
+        _compare(step, found, output.data, start)
+    return compared
+
+
+def _compare(step, found, expected, start):
+    different = ~((found == expected) | (np.isnan(found) & np.isnan(expected)))
+    if different.any():
+        index = tuple(int(i) for i in np.argwhere(different)[0])
+        where = (index[0] + start, *index[1:])
+        raise AssertionError(
+            f"verify: {step.name} ({step.operation}) differs in {int(different.sum())} of "
+            f"{different.size} values, first at {where}: packed {found[index]!r}, "
+            f"float {expected[index]!r}"
+        )
+
+
+# The batch size of the trace: a reshape keeps it as its first size, and it is unlikely elsewhere.
+_TRACE_BATCH = 2
+
+
+def _trace(model, x):
+    """The calls of one forward pass in eval mode, its input and its output."""
+    x = Tensor(x)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with no_grad(), np.errstate(all="ignore"), trace() as calls:
+            output = model(x)
+    finally:
+        for module, training in modes:
+            module.training = training
+    return calls, x, output
+
+
+def _names(model):
+    """id(module) -> how to call it in messages, e.g. ``features.3 (BinaryConv2d)``."""
+    return {
+        id(module): f"{path or 'model'} ({type(module).__name__})"
+        for path, module in model.named_modules()
+    }
+
+
+# Functions of each element alone, given their constants: what may stand between sums and a sign.
+_ELEMENTWISE = (
+    T.Add, T.Sub, T.Mul, T.Div, T.Pow, T.Exp, T.Log, T.Sqrt, T.Abs, T.Clamp,
+    F.Relu, F.Hardtanh, F.Sigmoid, F.Tanh, F.BatchNorm,
+)  # fmt: skip
+
+_UNARY = {
+    F.Relu: "relu", F.Sigmoid: "sigmoid", F.Tanh: "tanh", T.Abs: "abs", T.Exp: "exp", T.Log: "log",
+    T.Sqrt: "sqrt",
+}  # fmt: skip
+
+_BINARY = {T.Add: "add", T.Sub: "sub", T.Mul: "mul", T.Div: "div"}
+
+
+@dataclass
+class _Thresholds:
+    """A sign of a function of sums, as integer comparisons on the accumulator."""
+
+    source: int  # the call that gives the accumulator
+    thresholds: np.ndarray
+    flip: np.ndarray
+    pool: object = None  # the max-pool's windows, if one stood in between
+    minimum: np.ndarray | None = None  # channels whose pool is a minimum
+    flattened: bool = False  # whether the image was flattened before the sign
+
+
+class _Compiler:
+    def __init__(self, names, calls, x, output):
+        self.names, self.calls, self.output = names, calls, output
+        self.producer = {id(x): -1}  # Tensor -> the call that made it (-1: the model's input)
+        self.symbolic = []  # for each call: the producers of its inputs that depend on x
+        for i, call in enumerate(calls):
+            sources = [self.producer.get(id(t)) for t in call.inputs]
+            self.symbolic.append([s for s in sources if s is not None])
+            if self.symbolic[i]:
+                self.producer[id(call.output)] = i
+        if id(output) not in self.producer:
+            raise CompileError("compile: the model's output does not depend on its input")
+        self._thresholds = {}
+        self.kinds = {-1: "float"}
+        for i in range(len(calls)):
+            if self.symbolic[i]:
+                self.kinds[i] = self.kind(i)
+
+    # ------------------------------------------------------------------------------------ helpers
+
+    def name(self, i):
+        scope = self.calls[i].scope
+        return self.names.get(id(scope[-1]), type(scope[-1]).__name__) if scope else "model"
+
+    def shape(self, i):
+        """Shape of one sample of a call's output."""
+        return self.calls[i].output.shape[1:]
+
+    def constant(self, i, position):
+        """Input number `position` of call i as a constant array, or None if it depends on x."""
+        value = self.calls[i].inputs[position]
+        if isinstance(value, Tensor):
+            return None if id(value) in self.producer else value.data
+        return np.asarray(value, np.float32)
+
+    def refuse(self, i, reason):
+        operation = type(self.calls[i].function).__name__
+        return CompileError(
+            f"compile: layer {self.name(i)}: {operation} has no packed form: {reason}"
+        )
+
+    # -------------------------------------------------------------------------------------- kinds
+
+    def kind(self, i):
+        """What the result of call i is: 'signs', 'sums' or 'float'."""
+        call = self.calls[i]
+        function, kinds = type(call.function), [self.kinds[s] for s in self.symbolic[i]]
+        if function is Quantize:
+            if set(call.options["quantizer"].values) != {-1.0, 1.0}:
+                raise self.refuse(i, f"{call.options['quantizer']!r} does not give signs")
+            return "signs"
+        if kinds == ["signs"]:
+            if function in (F.Conv2d, F.Linear):
+                weight = self.constant(i, 1)
+                if weight is not None and np.all(np.abs(weight) == 1):
+                    return "sums"
+            keeps_batch = call.output.shape[:1] == (_TRACE_BATCH,)
+            if (function is T.Reshape and keeps_batch) or function is F.MaxPool2d:
+                return "signs"
+            if function is T.Pad and call.options["value"] == 1.0:
+                return "signs"
+        return "float"
+
+    def flattens(self, i):
+        """Whether call i merges the axes of an image (C, H, W) into one."""
+        is_reshape = i >= 0 and type(self.calls[i].function) is T.Reshape
+        return (
+            is_reshape
+            and self.calls[i].output.shape == (_TRACE_BATCH, int(np.prod(self.shape(i))))
+            and self.calls[i].inputs[0].ndim == 4
+        )
+
+    def image_of(self, i):
+        """The shape (C, H, W) if the bits of call i are those of a flattened image, else None.
+
+        They then stand pixel by pixel, each pixel padded to whole words, while the floats of a
+        flattened image stand channel by channel.
+        """
+        if type(self.calls[i].function) is Quantize:
+            found = self.thresholds(i)
+            if found is None or not found.flattened:
+                return None
+            return self.calls[self.symbolic[i][0]].inputs[0].shape[1:]
+        if self.flattens(i) and self.has_bits(self.symbolic[i][0]):
+            return self.shape(self.symbolic[i][0])
+        return None
+
+    def has_bits(self, i):
+        """Whether the signs of call i can be had as bits without packing floats."""
+        function = type(self.calls[i].function) if i >= 0 else None
+        if function is F.MaxPool2d:
+            return self.kinds[i] == "signs" and self.has_bits(self.symbolic[i][0])
+        return function is Quantize
+
+    def padded_source(self, i):
+        """For a convolution that reads a border of ones: (the value inside the border, padding)."""
+        source = self.symbolic[i][0]
+        if source < 0 or type(self.calls[source].function) is not T.Pad:
+            return None
+        widths = self.calls[source].options["widths"]
+        symmetric = len(widths) == 4 and all(before == after for before, after in widths)
+        unpadded = self.calls[i].options["padding"] == (0, 0)
+        inside = self.symbolic[source][0]
+        if self.kinds[source] == "signs" and symmetric and unpadded and widths[1] == (0, 0):
+            return inside, (widths[2][0], widths[3][0])
+        return None
+
+    # --------------------------------------------------------------------------------- thresholds
+
+    def thresholds(self, i):
+        """The Quantize call i as thresholds on an accumulator, or None if it is not one."""
+        if i not in self._thresholds:
+            self._thresholds[i] = self._find_thresholds(i)
+        return self._thresholds[i]
+
+    def _find_thresholds(self, i):
+        chain, source = [], self.symbolic[i][0]
+        if flattened := self.flattens(source):
+            source = self.symbolic[source][0]
+        while source >= 0 and self.kinds[source] == "float" and len(self.symbolic[source]) == 1:
+            chain.append(self.calls[source])
+            source = self.symbolic[source][0]
+        if source < 0 or self.kinds[source] != "sums":
+            return None
+        chain.reverse()
+        pools = [k for k, c in enumerate(chain) if type(c.function) is F.MaxPool2d]
+        if len(pools) > 1 or any(
+            type(c.function) not in (*_ELEMENTWISE, F.MaxPool2d) for c in chain
+        ):
+            return None
+        split = pools[0] if pools else len(chain)
+        channels, *pixels = self.shape(source)
+        count = self.terms(source)
+        grid = np.arange(-count, count + 1, dtype=np.float32)
+        grid = grid.reshape(-1, 1, *(1 for _ in pixels)) * np.ones((channels, *(1 for _ in pixels)))
+        grid = grid.astype(np.float32)  # (integers, C) or (integers, C, 1, 1)
+        with np.errstate(all="ignore"):
+            values = self.replay(chain[:split], grid)
+            if values is None:
+                return None
+            results = self.replay(chain[split + 1 :], values)
+        if results is None:
+            return None
+        sign = self.calls[i].options["quantizer"].forward(results).reshape(len(grid), channels) > 0
+        values = values.reshape(len(grid), channels)
+        # A NaN on its own among the values would win a max-pool and lose the comparison.
+        is_nan = np.isnan(values)
+        if np.any(is_nan.any(0) & ~is_nan.all(0)):
+            return None
+        changes = sign[1:] != sign[:-1]  # (integers - 1, C)
+        if np.any(changes.sum(0) > 1):
+            return None
+        constant = ~changes.any(0)
+        thresholds = np.where(constant, -count, np.argmax(changes, 0) + 1 - count)
+        flip = np.where(constant, ~sign[0], sign[0])
+        found = _Thresholds(source, thresholds.astype(_smallest_int(count)), flip)
+        found.flattened = flattened
+        if pools:
+            found.pool = chain[split].options["windows"]
+            order = np.argsort(values, axis=0, kind="stable")
+            steps = np.diff(np.take_along_axis(sign, order, 0).astype(np.int8), axis=0)
+            falls, rises = (steps < 0).any(0), (steps > 0).any(0)
+            if np.any(falls & rises):
+                return None
+            found.minimum = falls
+        return found
+
+    def replay(self, calls, x):
+        """The calls' elementwise functions, applied to other values; None if they are not."""
+        for call in calls:
+            shape = x.shape
+            inputs = [x if id(t) in self.producer else T.as_array(t) for t in call.inputs]
+            x = type(call.function).apply(*inputs, **call.options)
+            if x.shape != shape:  # a constant of its own for each pixel
+                return None
+        return x
+
+    def terms(self, i):
+        """Number of signs in each sum of call i: its accumulator lies in ± this number."""
+        return int(np.prod(self.calls[i].inputs[1].shape[1:]))
+
+    # -------------------------------------------------------------------------------------- forms
+
+    def program(self, input_shape):
+        """Ask for the output as floats, and give a step to every form that is asked for."""
+        wanted = {(self.producer[id(self.output)], "float")}
+        recipes = {}
+        if (-1, "float") in wanted:
+            raise CompileError("compile: the model gives its input back, there is nothing to do")
+        for i in reversed(range(len(self.calls))):
+            for form in ("float", "bits", "accumulator"):
+                if (i, form) in wanted:
+                    recipes[i, form] = recipe = getattr(self, f"recipe_{form}")(i)
+                    for _, _, sources in recipe:
+                        # An earlier call, or another form of this one that comes next in line.
+                        wanted.update(source for source in sources if source is not None)
+        steps, made = [], {(-1, "float"): -1}
+        for i in range(len(self.calls)):
+            for form in ("accumulator", "bits", "float"):
+                for operation, details, sources in recipes.get((i, form), ()):
+                    # None stands for the step before: the second half of a recipe.
+                    inputs = [len(steps) - 1 if s is None else made[s] for s in sources]
+                    steps.append(Step(self.name(i), operation, tuple(inputs), **details))
+                if (i, form) in recipes:
+                    made[i, form] = len(steps) - 1
+        return PackedModel(input_shape, steps, len(self.calls))
+
+    def recipe_accumulator(self, i):
+        call, weight = self.calls[i], self.constant(i, 1)
+        source = self.symbolic[i][0]
+        result = {"call": i, "layout": "accumulator", "shape": self.shape(i)}
+        if type(call.function) is F.Linear:
+            count = weight.shape[1]
+            if image := self.image_of(source):
+                channels, height, width = image
+                pixels = weight.reshape(-1, channels, height, width).transpose(0, 2, 3, 1)
+                rows = pixels.reshape(len(weight), height * width, channels)
+            else:
+                rows = weight
+            result["arrays"] = {"weight": bits.pack(rows)}
+            result["bits"] = {"weight": rows.shape[-1]}
+            result["settings"] = {"count": count}
+            return [("xnor_linear", result, [(source, "bits")])]
+        options = {k: call.options[k] for k in ("stride", "padding", "dilation", "groups")}
+        options |= {"channels": int(call.inputs[0].shape[1]), "padding_mode": "zeros"}
+        padded = self.padded_source(i)
+        if padded:
+            source, options["padding"] = padded
+            options["padding_mode"] = "ones"
+        result["arrays"] = {"weight": bits.pack(weight.transpose(0, 2, 3, 1))}
+        result["bits"] = {"weight": weight.shape[1]}
+        result["settings"] = options
+        return [("xnor_conv2d", result, [(source, "bits")])]
+
+    def recipe_bits(self, i):
+        call, result = self.calls[i], {"call": i, "layout": "bits", "shape": self.shape(i)}
+        source = self.symbolic[i][0]
+        if type(call.function) is Quantize:
+            found = self.thresholds(i)
+            if found is None:
+                return [("pack", result, [(source, "float")])]
+            arrays = {"thresholds": found.thresholds, "flip": found.flip}
+            recipe = [("threshold", {"arrays": arrays}, [(found.source, "accumulator")])]
+            if found.pool is not None:
+                recipe.append(("max_pool_bits", self.pool_bits(found.pool, found.minimum), [None]))
+            if found.flattened:
+                recipe.append(("flatten_bits", {}, [None]))
+                result["layout"], result["shape"] = "flattened bits", self.image_of(i)
+            # Only the last step has a counterpart in the float model.
+            for _, details, _ in recipe[:-1]:
+                details["layout"] = "internal"
+            recipe[-1][1].update(result)
+            return recipe
+        if image := self.image_of(i):
+            result["layout"], result["shape"] = "flattened bits", image
+            return [("flatten_bits", result, [(source, "bits")])]
+        if self.has_bits(i):
+            minimum = np.zeros(self.shape(i)[0], bool)
+            result |= self.pool_bits(call.options["windows"], minimum)
+            return [("max_pool_bits", result, [(source, "bits")])]
+        return [*self.recipe_float_operation(i), ("pack", result, [None])]
+
+    def pool_bits(self, windows, minimum):
+        return {
+            "arrays": {"minimum": minimum},
+            "settings": {"channels": windows.shape[1], **_pooling(windows)},
+        }
+
+    def recipe_float(self, i):
+        result = {"call": i, "shape": self.shape(i)}
+        if self.kinds[i] == "sums":
+            return [("to_float", result, [(i, "accumulator")])]
+        if type(self.calls[i].function) is Quantize:
+            if image := self.image_of(i):
+                return [
+                    ("unpack_flattened", result | {"settings": {"image": image}}, [(i, "bits")])
+                ]
+            count = self.shape(i)[0]
+            return [("unpack", result | {"settings": {"count": count}}, [(i, "bits")])]
+        return self.recipe_float_operation(i)
+
+    def recipe_float_operation(self, i):
+        """The operation itself on floats."""
+        call = self.calls[i]
+        function, options = type(call.function), call.options
+        result = {"call": i, "shape": self.shape(i)}
+        sources = [(s, "float") for s in self.symbolic[i]]
+        if call.output.shape[:1] != (_TRACE_BATCH,):
+            raise self.refuse(i, "it mixes the samples of a batch")
+        arrays, settings, packed_bits = {}, {}, {}
+        if function in _UNARY:
+            operation = _UNARY[function]
+        elif function in _BINARY:
+            operation = _BINARY[function]
+            for side, position in (("left", 0), ("right", 1)):
+                value = self.constant(i, position)
+                if value is not None:
+                    arrays[side] = value
+        elif function in (F.Linear, F.Conv2d):
+            operation = "linear" if function is F.Linear else "conv2d"
+            weight = self.constant(i, 1)
+            if weight is None or len(sources) != 1:
+                raise self.refuse(i, "its weight depends on the input")
+            if not options["fixed_order"]:
+                raise self.refuse(
+                    i, "its float sums run in no fixed order; pass fixed_order=not self.training"
+                )
+            settings = {k: v for k, v in options.items() if k != "fixed_order"}
+            arrays["weight"] = weight
+        elif function is F.BatchNorm and options["mean"] is not None:
+            operation = "batch_norm"
+            arrays = {"weight": self.constant(i, 1), "bias": self.constant(i, 2)}
+            arrays |= {"mean": options["mean"], "var": options["var"]}
+            settings = {"eps": options["eps"]}
+        elif function in (F.MaxPool2d, F.AvgPool2d):
+            operation = "max_pool2d" if function is F.MaxPool2d else "avg_pool2d"
+            settings = _pooling(options["windows"])
+        elif function is T.Reshape:
+            operation, settings = "reshape", {"shape": self.shape(i)}
+        elif function in (F.Hardtanh, T.Clamp):
+            operation = "hardtanh" if function is F.Hardtanh else "clamp"
+            settings = dict(options)
+        elif function is T.Pad and options["widths"][0] == (0, 0):
+            operation, settings = "pad", dict(options)
+        elif function is T.Cat and options["dim"] > 0 and len(sources) == len(call.inputs):
+            operation, settings = "cat", dict(options)
+        else:
+            raise self.refuse(i, "no step of a packed model computes it")
+        if function in (F.Linear, F.Conv2d) and np.all(np.abs(weight) == 1):
+            packed_bits["weight"] = int(np.prod(weight.shape[1:]))
+        if any(value is None for value in arrays.values()):
+            raise self.refuse(i, "one of its constants depends on the input")
+        details = {"arrays": {k: np.array(v) for k, v in arrays.items()}, "settings": settings}
+        return [(operation, result | details | {"bits": packed_bits}, sources)]
+
+
+def _pooling(windows):
+    return {
+        "kernel_size": windows.kernel, "stride": windows.stride, "padding": windows.padding,
+    }  # fmt: skip
+
+
+def _smallest_int(bound):
+    return next(t for t in (np.int8, np.int16, np.int32) if np.iinfo(t).max > bound)

@@ -1,0 +1,369 @@
+"""A packed model: a short program on bits, integers and, where a layer is real, floats.
+
+The program is a list of steps. Each step applies one operation of the table below to values
+computed before it, and keeps its constants (packed weights, thresholds) as plain arrays. So a saved
+model is data and nothing else: loading it looks names up in this table, it never runs code from the
+file.
+
+Values between steps are float32 arrays (N, C, H, W) or (N, F) in channels-last memory, int32
+accumulators (N, H, W, C) or (N, F), and words of bits (N, H, W, words) or (N, words).
+"""
+
+from __future__ import annotations
+
+import collections
+import inspect
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tinybnn import functional as F
+from tinybnn import storage
+from tinybnn.kernels import bits, xnor
+
+# ---------------------------------------------------------------------------------- the operations
+
+OPERATIONS = {}
+
+
+def _operation(function):
+    OPERATIONS[function.__name__] = function
+    return function
+
+
+def _nhwc(x):
+    return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
+
+
+def _nchw(x):
+    return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
+
+
+@_operation
+def pack(x):
+    """Floats -> bits: bit 1 where x >= 0."""
+    return bits.pack(_nhwc(x))
+
+
+@_operation
+def unpack(words, *, count):
+    """Bits -> floats ±1."""
+    return _nchw(bits.unpack(words, count))
+
+
+@_operation
+def unpack_flattened(words, *, image):
+    """Bits of flattened images (C, H, W), pixel by pixel -> floats ±1, channel by channel."""
+    channels, height, width = image
+    pixels = words.reshape(len(words), height, width, -1)
+    return unpack(pixels, count=channels).reshape(len(words), channels * height * width)
+
+
+@_operation
+def flatten_bits(words):
+    """(N, H, W, words) -> (N, H W words); the next layer's weights are laid out to match."""
+    return words.reshape(len(words), int(np.prod(words.shape[1:])))
+
+
+@_operation
+def xnor_linear(words, *, weight, count):
+    """Bits -> accumulators; `count` is the number of bits in a row."""
+    return xnor.xnor_matmul(words, weight.reshape(len(weight), -1), count)
+
+
+@_operation
+def xnor_conv2d(words, *, weight, channels, stride, padding, dilation, groups, padding_mode):
+    """Bits -> accumulators."""
+    return xnor.xnor_conv2d(
+        words, weight, channels, stride=tuple(stride), padding=tuple(padding),
+        dilation=tuple(dilation), groups=groups, padding_mode=padding_mode,
+    )  # fmt: skip
+
+
+@_operation
+def threshold(accumulator, *, thresholds, flip):
+    """Accumulators -> bits: bit = (a >= threshold) != flip. All that is left of a batch norm."""
+    return xnor.threshold(accumulator, thresholds.astype(np.int32), flip)
+
+
+@_operation
+def max_pool_bits(words, *, minimum, channels, kernel_size, stride, padding):
+    """Bits -> bits: OR over each window, AND where `minimum`."""
+    return xnor.max_pool2d(
+        words, channels, tuple(kernel_size), tuple(stride), tuple(padding), minimum
+    )
+
+
+@_operation
+def to_float(accumulator):
+    """Accumulators -> floats."""
+    return _nchw(accumulator).astype(np.float32, order="K")
+
+
+@_operation
+def linear(x, *, weight):
+    return F.linear(x, weight, fixed_order=True)
+
+
+@_operation
+def conv2d(x, *, weight, stride, padding, dilation, groups):
+    return F.conv2d(x, weight, None, stride, padding, dilation, groups, fixed_order=True)
+
+
+@_operation
+def batch_norm(x, *, weight, bias, mean, var, eps):
+    return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+
+
+@_operation
+def max_pool2d(x, *, kernel_size, stride, padding):
+    return F.max_pool2d(x, kernel_size, stride, padding)
+
+
+@_operation
+def avg_pool2d(x, *, kernel_size, stride, padding):
+    return F.avg_pool2d(x, kernel_size, stride, padding)
+
+
+@_operation
+def reshape(x, *, shape):
+    """Another shape for each sample."""
+    return x.reshape(len(x), *shape)
+
+
+@_operation
+def hardtanh(x, *, low, high):
+    return F.hardtanh(x, low, high)
+
+
+@_operation
+def clamp(x, *, low, high):
+    return F.clamp(x, low, high)
+
+
+@_operation
+def pad(x, *, widths, value):
+    return np.pad(x, widths, constant_values=value)
+
+
+@_operation
+def cat(*values, dim):
+    return np.concatenate(values, dim)
+
+
+for _name in ("relu", "sigmoid", "tanh", "abs", "exp", "log", "sqrt"):
+    OPERATIONS[_name] = getattr(F, _name)
+
+
+def _two_operands(function):
+    def operation(*values, left=None, right=None):
+        values = iter(values)
+        return function(
+            next(values) if left is None else left, next(values) if right is None else right
+        )
+
+    return operation
+
+
+OPERATIONS |= {  # `left` or `right` is a constant, or else comes from an earlier step
+    "add": _two_operands(np.add),
+    "sub": _two_operands(np.subtract),
+    "mul": _two_operands(np.multiply),
+    "div": _two_operands(np.divide),
+}
+
+
+# ------------------------------------------------------------------------------------- the program
+
+
+@dataclass
+class Step:
+    """One operation of a packed model.
+
+    Attributes
+    ----------
+    name : str
+        The layer it comes from.
+    operation : str
+        A name in `OPERATIONS`.
+    inputs : tuple of int
+        Steps whose results come in; -1 is the model's input.
+    arrays : dict of arrays
+        Constants that are stored as arrays.
+    settings : dict
+        Constants that are stored as JSON.
+    bits : dict
+        For arrays of words, and for float arrays that hold signs only: the number of bits in a
+        row. They are stored as ceil(bits / 8) bytes a row.
+    call : int
+        Which operation of the traced float model ends here; `verify` compares with its output.
+    layout : str
+        How to read the result: 'float', 'accumulator', 'bits', 'flattened bits', or 'internal'
+        where the float model has nothing that corresponds to it.
+    shape : tuple of int
+        Shape of that operation's output for one sample (of the image, for 'flattened bits').
+    """
+
+    name: str
+    operation: str
+    inputs: tuple
+    arrays: dict = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)
+    bits: dict = field(default_factory=dict)
+    call: int = -1
+    layout: str = "float"
+    shape: tuple = ()
+
+    def run(self, *values):
+        return OPERATIONS[self.operation](*values, **self.arrays, **self.settings)
+
+    def as_floats(self, value):
+        """The result as the float model would show it: signs for bits, NCHW order."""
+        if self.layout == "accumulator":
+            return to_float(value)
+        if self.layout == "bits":
+            return unpack(value, count=self.shape[0])
+        if self.layout == "flattened bits":
+            return unpack_flattened(value, image=self.shape)
+        return value
+
+
+class PackedModel:
+    """A compiled model; made by `deploy.compile` or `PackedModel.load`.
+
+    Attributes
+    ----------
+    input_shape : tuple of int
+        Shape of one sample.
+    steps : list of Step
+        The program; the last step gives the output.
+    calls : int
+        Number of operations in the float model's forward pass.
+    """
+
+    KIND, VERSION = "packed-model", 1
+
+    def __init__(self, input_shape, steps, calls):
+        self.input_shape, self.steps, self.calls = tuple(input_shape), list(steps), calls
+        self._last_use = {}  # step -> the last step that reads its result
+        for i, step in enumerate(self.steps):
+            self._last_use.update((source, i) for source in step.inputs)
+
+    def run(self, x):
+        """Yield (step, result) one after the other for a whole batch; results are freed early."""
+        values = {-1: x}
+        for i, step in enumerate(self.steps):
+            values[i] = step.run(*(values[source] for source in step.inputs))
+            yield step, values[i]
+            for source in step.inputs:
+                if self._last_use[source] == i:
+                    values.pop(source, None)
+
+    def predict(self, x, batch_size=256):
+        """The model's output.
+
+        Parameters
+        ----------
+        x : (N, *input_shape) float32
+        batch_size : int
+            Number of samples worked on at a time; it has no influence on the result.
+
+        Returns
+        -------
+        (N, ...) float32
+            Equal to the float model's output in eval mode, bit for bit.
+        """
+        x = self.check_input(x)
+        if batch_size < 1:
+            raise ValueError(f"predict: batch_size must be >= 1, got {batch_size!r}")
+        results = []
+        for start in range(0, max(len(x), 1), batch_size):
+            part = self.run(x[start : start + batch_size])
+            [(_, result)] = collections.deque(part, maxlen=1)  # the last step's
+            results.append(result)
+        return np.concatenate(results)
+
+    def check_input(self, x):
+        """x as an array, or a ValueError that says what was expected."""
+        x = np.asarray(x)
+        if x.dtype != np.float32 or x.shape[1:] != self.input_shape or x.ndim == 0:
+            expected = ", ".join(map(str, ("N", *self.input_shape)))
+            raise ValueError(
+                f"PackedModel: x must be float32 of shape ({expected}), "
+                f"got {x.dtype} of shape {x.shape}"
+            )
+        return x
+
+    # ---------------------------------------------------------------------------------- on disk
+
+    def _stored(self):
+        arrays, table = {}, []
+        for i, step in enumerate(self.steps):
+            for name, array in step.arrays.items():
+                if name in step.bits:
+                    if array.dtype != np.uint64:
+                        array = bits.pack(array.reshape(len(array), -1))
+                    array = bits.to_bytes(array, step.bits[name])
+                arrays[f"{i}.{name}"] = array
+            entry = {key: value for key, value in vars(step).items() if key != "arrays"}
+            # Signs that a float operation multiplies by come back as floats of this shape.
+            floats = [name for name in step.bits if step.arrays[name].dtype.kind == "f"]
+            signs = {name: step.arrays[name].shape for name in floats}
+            table.append({**entry, "arrays": list(step.arrays), "signs": signs})
+        return arrays, {"input_shape": self.input_shape, "calls": self.calls, "steps": table}
+
+    @property
+    def nbytes(self):
+        """Bytes of the arrays as stored: packed weights, thresholds, remaining floats."""
+        return sum(array.nbytes for array in self._stored()[0].values())
+
+    def save(self, path):
+        """Write the model to a file (atomically); returns the file's size in bytes."""
+        arrays, metadata = self._stored()
+        return storage.save(path, arrays, kind=self.KIND, version=self.VERSION, metadata=metadata)
+
+    @classmethod
+    def load(cls, path):
+        """Read a model that `save` wrote.
+
+        Raises
+        ------
+        StorageError
+            If the file is damaged, foreign or of a newer version.
+        """
+        arrays, metadata = storage.load(path, kind=cls.KIND, version=cls.VERSION)
+        try:
+            steps = [
+                _read_step(i, dict(entry), arrays) for i, entry in enumerate(metadata["steps"])
+            ]
+            if not steps:
+                raise ValueError("it has no steps")
+            return cls(tuple(map(int, metadata["input_shape"])), steps, int(metadata["calls"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise storage.StorageError(f"{path}: not a valid packed model: {error}") from None
+
+    def __repr__(self):
+        lines = [f"  {i}: {s.operation} {s.shape} <- {s.name}" for i, s in enumerate(self.steps)]
+        return f"PackedModel(input_shape={self.input_shape}, {self.nbytes} bytes\n" + "\n".join(
+            [*lines, ")"]
+        )
+
+
+def _read_step(i, entry, arrays):
+    """A step from its description in the file; anything unexpected is an error."""
+    names, signs = entry.pop("arrays"), entry.pop("signs")
+    entry["arrays"] = {name: arrays[f"{i}.{name}"] for name in names}
+    entry["inputs"] = tuple(map(int, entry["inputs"]))
+    entry["shape"] = tuple(map(int, entry["shape"]))
+    step = Step(**entry)
+    if any(not -1 <= source < i for source in step.inputs):
+        raise ValueError(f"step {i} reads a later step")
+    if step.operation not in OPERATIONS:
+        raise ValueError(f"step {i} wants the unknown operation {step.operation!r}")
+    for name, count in step.bits.items():
+        array = bits.from_bytes(step.arrays[name], int(count))
+        if name in signs:
+            array = bits.unpack(array, int(count)).reshape(signs[name])
+        step.arrays[name] = array
+    inspect.signature(OPERATIONS[step.operation]).bind(*step.inputs, **step.arrays, **step.settings)
+    return step
