@@ -1,0 +1,1 @@
+"""Experiments: each file gives one table or figure."""

@@ -1,0 +1,55 @@
+"""A binary multi-layer perceptron: dense layers whose inputs and weights are all signs.
+
+With hidden=(256, 256, 256) this is the shape of FINN's SFC, with (1024, 1024, 1024) that of LFC.
+"""
+
+from __future__ import annotations
+
+from tinybnn import nn
+from tinybnn.tensor import default_generator
+
+
+def mlp(
+    in_features,
+    hidden=(256, 256, 256),
+    num_classes=10,
+    dropout=0.0,
+    quantizer="approx_sign",
+    rng=None,
+):
+    """Build the network: each layer is the sign of its input, a BinaryLinear and a batch norm.
+
+    Parameters
+    ----------
+    in_features : int
+        Number of values of a sample (784 for a 28×28 image); images are flattened.
+    hidden : sequence of int
+        Widths of the hidden layers.
+    num_classes : int
+    dropout : float
+        Probability after each hidden batch norm; a dropped value is 0, whose sign is +1.
+    quantizer : Quantizer or name
+        Of activations and of the input; weights use ste_sign.
+    rng : numpy.random.Generator, optional
+        Source of the initial weights and of dropout.
+
+    Returns
+    -------
+    Sequential
+        (N, ...) -> (N, num_classes) logits.
+    """
+    rng = default_generator() if rng is None else rng
+    layers, width = [nn.Flatten()], in_features
+    for features in hidden:
+        layers += [
+            nn.BinaryLinear(width, features, input_quantizer=quantizer, rng=rng),
+            nn.BatchNorm1d(features),
+        ]
+        if dropout:
+            layers.append(nn.Dropout(dropout, rng=rng))
+        width = features
+    layers += [
+        nn.BinaryLinear(width, num_classes, input_quantizer=quantizer, rng=rng),
+        nn.BatchNorm1d(num_classes),
+    ]
+    return nn.Sequential(*layers)
