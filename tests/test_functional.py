@@ -572,7 +572,10 @@ def test_batch_norm_keeps_float32():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: F.batch_norm(Tensor(normal(3)), None, None), r"x must have the shape \(N, C, ...\)"),
+        (
+            lambda: F.batch_norm(Tensor(normal(3)), None, None),
+            r"x must have the shape \(N, C, ...\)",
+        ),
         (
             lambda: F.batch_norm(Tensor(normal(4, 3)), np.zeros(2), np.ones(3)),
             r"batch_norm: running_mean has shape \(2,\), x has 3 channels \(shape \(4, 3\)\)",
@@ -670,7 +673,12 @@ def test_functions_of_arrays_give_arrays():
 def test_a_whole_network_to_second_order():
     """Convolution, batch norm, pooling, activation, linear layer and loss in one graph."""
     x = distinct(3, 2, 6, 6)
-    arrays = [normal(4, 2, 3, 3, seed=1), normal(4, seed=2), normal(4, seed=3), normal(3, 36, seed=4)]
+    arrays = [
+        normal(4, 2, 3, 3, seed=1),
+        normal(4, seed=2),
+        normal(4, seed=3),
+        normal(3, 36, seed=4),
+    ]
 
     def network(w1, weight, bias, w2):
         y = F.conv2d(Tensor(x), w1, padding=1)

@@ -369,7 +369,9 @@ def test_conv_weights_and_outputs_are_channels_last_in_memory():
             assert array.transpose(0, 2, 3, 1).flags.c_contiguous
 
 
-@pytest.mark.parametrize(("layer", "shape"), [(nn.BatchNorm1d, (7, 3)), (nn.BatchNorm2d, (4, 3, 2, 5))])
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(nn.BatchNorm1d, (7, 3)), (nn.BatchNorm2d, (4, 3, 2, 5))]
+)
 def test_batch_norm_layer(layer, shape):
     norm = layer(3, eps=1e-3, momentum=0.3)
     axes = (0, *range(2, len(shape)))

@@ -144,7 +144,10 @@ def test_sign_is_plus_one_exactly_where_x_is_at_least_zero(values):
 @given(st.floats(0.1, 20), st.floats(-30, 30))
 def test_swish_factor_of_any_beta(beta, x):
     np.testing.assert_allclose(
-        SwishSign(beta).pseudo_gradient(np.array([x])), swish_factor(beta)(np.array([x])), 1e-7, 1e-9
+        SwishSign(beta).pseudo_gradient(np.array([x])),
+        swish_factor(beta)(np.array([x])),
+        1e-7,
+        1e-9,
     )
 
 
@@ -170,7 +173,9 @@ def test_get():
 
 @pytest.mark.parametrize("wrong", ["sign", "", 3, SteSign, [], np.sign])
 def test_get_of_something_else(wrong):
-    with pytest.raises(ValueError, match=r"quantizer: expects one of \['approx_sign', 'ste_sign', "):
+    with pytest.raises(
+        ValueError, match=r"quantizer: expects one of \['approx_sign', 'ste_sign', "
+    ):
         quantizers.get(wrong)
 
 

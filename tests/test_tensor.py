@@ -823,7 +823,10 @@ def custom(rule, **attributes):
             lambda self, grad, output, x: grad[:1],
             r"Custom.backward: the gradient of input 0 has shape \(1,\), the input has shape \(2,\)",
         ),
-        (lambda self, grad, output, x: (grad, grad), "Custom.backward gave 2 gradients for 1 input"),
+        (
+            lambda self, grad, output, x: (grad, grad),
+            "Custom.backward gave 2 gradients for 1 input",
+        ),
         (lambda self, grad, output, x: None, "Custom.backward gave no gradient for input 0"),
     ],
 )
@@ -862,7 +865,12 @@ def test_rule_gets_what_it_saves():
 
 @pytest.mark.parametrize(
     ("call", "name"),
-    [(operator.add, "Add"), (operator.sub, "Sub"), (operator.mul, "Mul"), (operator.truediv, "Div")],
+    [
+        (operator.add, "Add"),
+        (operator.sub, "Sub"),
+        (operator.mul, "Mul"),
+        (operator.truediv, "Div"),
+    ],
 )
 def test_shapes_that_do_not_fit_are_named(call, name):
     with pytest.raises(ValueError, match=rf"{name}: shapes \(2,\) and \(3,\) do not fit"):

@@ -21,8 +21,8 @@ def to_signed(maximum):
 
     def transform(images, rng):
         x = images.astype(np.float32)
+        x -= half  # first, since it is exact for 8-bit images: what is symmetric stays so
         x /= half
-        x -= 1
         return x
 
     return transform

@@ -7,7 +7,7 @@ at a time are counted by one exclusive or and one population count::
     dot(a, b) = K - 2 * popcount(a ^ b)
 
 (Courbariaux et al. 2016, arXiv:1602.02830; Rastegari et al. 2016, XNOR-Net,
-arXiv:1603.05279, section 3.2.) K is the true length: the tails of both rows are 0, agree, and add
+arXiv:1603.05279.) K is the true length: the tails of both rows are 0, agree, and add
 no disagreement.
 
 Each function has a twin, ``*_reference``, that computes the same in plain NumPy.
@@ -75,7 +75,12 @@ def xnor_matmul(a, b, count):
         If a dtype or a shape does not fit, or ``count`` is not positive.
     """
     a, b = _words("xnor_matmul", "a", a, 2), _words("xnor_matmul", "b", b, 2)
-    _check_row("xnor_matmul", "a", a[:, : words_for(max(count, 1))], "count", count)
+    if count < 1:
+        raise ValueError(f"xnor_matmul: count must be positive, got {count}")
+    if a.shape[1] < words_for(count):
+        raise ValueError(
+            f"xnor_matmul: a has {a.shape[1]} words a row, count {count} needs {words_for(count)}"
+        )
     if b.shape[1] != a.shape[1]:
         raise ValueError(f"xnor_matmul: b has {b.shape[1]} words a row, a has {a.shape[1]}")
     out = np.empty((len(a), len(b)), np.int32)
@@ -283,7 +288,7 @@ def threshold(accumulator, thresholds, flip):
 
     ``sign(gamma * (acc - mean) / std + beta)`` changes once as ``acc`` grows, so it is one
     comparison a channel; a negative gamma turns it round (Umuroglu et al. 2017, FINN,
-    arXiv:1612.07119, section 4.2.2).
+    arXiv:1612.07119).
 
     Parameters
     ----------
@@ -352,7 +357,7 @@ def max_pool2d(words, channels, kernel_size, stride, padding, minimum):
 
     Where ``minimum`` is set it is the AND: a pool that stands before a batch norm with negative
     gamma, which turns the order round, has taken the maximum of what are now minima. (The OR:
-    Umuroglu et al. 2017, FINN, arXiv:1612.07119, section 4.2.3.)
+    Umuroglu et al. 2017, FINN, arXiv:1612.07119.)
 
     Parameters
     ----------
