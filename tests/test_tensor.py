@@ -26,7 +26,7 @@ def positive(*shape, seed=0):
 
 
 def away_from(kinks, *shape, seed=0, gap=0.05):
-    """Normal values, those near a kink moved out to a distance of `gap` (eps of gradcheck: 1e-6)."""
+    """Normal values, those near a kink moved to a distance of `gap` (gradcheck's eps: 1e-6)."""
     x = normal(*shape, seed=seed)
     for kink in kinks:
         x = np.where(np.abs(x - kink) < gap, kink + np.where(x < kink, -gap, gap), x)
@@ -555,7 +555,7 @@ def test_second_backward_is_refused():
     x = Tensor([1.0, 2.0], requires_grad=True)
     y = (x * x).sum()
     y.backward()
-    with pytest.raises(RuntimeError, match="graph behind Sum was freed .* retain_graph=True"):
+    with pytest.raises(RuntimeError, match=r"graph behind Sum was freed .* retain_graph=True"):
         y.backward()
     assert_identical(x.grad, [2.0, 4.0])  # nothing was added
 
@@ -821,7 +821,7 @@ def custom(rule, **attributes):
     [
         (
             lambda self, grad, output, x: grad[:1],
-            r"Custom.backward: the gradient of input 0 has shape \(1,\), the input has shape \(2,\)",
+            r"Custom.backward: the gradient of input 0 has shape \(1,\), the input .* \(2,\)",
         ),
         (
             lambda self, grad, output, x: (grad, grad),

@@ -678,6 +678,20 @@ class Pow(Function):
         return grad_x, grad_p
 
 
+class Maximum(Function):
+    """The larger of two; equal ones share the gradient."""
+
+    broadcasts = True
+
+    def forward(self, a, b):
+        return np.maximum(a, b)
+
+    def backward(self, grad, output, a, b):
+        a, b = as_array(a), as_array(b)
+        share = (0.5 * ((a >= b) + 1.0 * (a > b))).astype(as_array(grad).dtype)  # 0, 1/2 or 1
+        return grad * share, grad * (1.0 - share)
+
+
 class Exp(Function):
     saves = ("output",)
 
@@ -775,6 +789,16 @@ def abs(x):
     return Abs.apply(x)
 
 
+def maximum(a, b):
+    """The larger of two, element by element; equal ones share the gradient evenly."""
+    return Maximum.apply(a, b)
+
+
+def minimum(a, b):
+    """The smaller of two, element by element; equal ones share the gradient evenly."""
+    return -1.0 * Maximum.apply(-1.0 * a, -1.0 * b)
+
+
 def clamp(x, min=None, max=None):
     """Limit to [min, max]; the slope is 1 inside, borders included, 0 outside."""
     if min is None and max is None:
@@ -859,6 +883,14 @@ def var(x, dim=None, *, correction=1, keepdim=False):
 def amax(x, dim=None, keepdim=False):
     """Maximum over the axes `dim`; equal maxima share the gradient evenly."""
     return Amax.apply(x, dim=_dims(dim, np.ndim(as_array(x))), keepdim=keepdim)
+
+
+def logsumexp(x, dim, keepdim=False):
+    """log(sum(exp(x))) over the axes `dim`, without overflow."""
+    largest = as_array(x).max(axis=_dims(dim, np.ndim(x)), keepdims=True)
+    largest = np.where(np.isfinite(largest), largest, 0)  # a constant that cancels out again
+    result = log(sum(exp(x - largest), dim, keepdim=True)) + largest
+    return result if keepdim else reshape(result, np.shape(sum(as_array(x), dim)))
 
 
 # --------------------------------------------------------------------------------- matrix product

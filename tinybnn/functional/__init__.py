@@ -1,0 +1,88 @@
+"""Layers as functions: each operation a `Function`, forward beside the rule of its gradient.
+
+All rules are differentiable in turn; where a rule is a linear map of its own (the adjoint of a
+convolution or of a pooling), that map is a `Function` as well, and the rules refer to each other.
+The operations of `tinybnn.tensor` are here too, so that one name serves for all.
+"""
+
+from tinybnn.functional.activation import (
+    Hardtanh,
+    LeakyRelu,
+    LogSoftmax,
+    PRelu,
+    Relu,
+    Sigmoid,
+    Softplus,
+    Tanh,
+    dropout,
+    hardtanh,
+    leaky_relu,
+    log_softmax,
+    prelu,
+    relu,
+    sigmoid,
+    softmax,
+    softplus,
+    tanh,
+)
+from tinybnn.functional.convolution import (
+    Conv2d,
+    ConvInput,
+    ConvWeight,
+    conv2d,
+    conv_transpose2d,
+    pair,
+)
+from tinybnn.functional.linear import Linear, linear
+from tinybnn.functional.loss import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    mse_loss,
+    squared_hinge,
+)
+from tinybnn.functional.normalization import BatchNorm, batch_norm
+from tinybnn.functional.pooling import (
+    AvgPool2d,
+    MaxPool2d,
+    adaptive_avg_pool2d,
+    avg_pool2d,
+    max_pool2d,
+)
+from tinybnn.tensor import (
+    abs,
+    amax,
+    broadcast_to,
+    cat,
+    clamp,
+    exp,
+    flatten,
+    flip,
+    log,
+    logsumexp,
+    matmul,
+    maximum,
+    mean,
+    minimum,
+    pad,
+    permute,
+    reshape,
+    sqrt,
+    stack,
+    sum,
+    transpose,
+    var,
+    where,
+)
+
+__all__ = [
+    "AvgPool2d", "BatchNorm", "Conv2d", "ConvInput", "ConvWeight", "Hardtanh", "LeakyRelu",
+    "Linear", "LogSoftmax", "MaxPool2d", "PRelu", "Relu", "Sigmoid", "Softplus", "Tanh", "abs",
+    "adaptive_avg_pool2d", "amax", "avg_pool2d", "batch_norm", "binary_cross_entropy",
+    "binary_cross_entropy_with_logits", "broadcast_to", "cat", "clamp", "conv2d",
+    "conv_transpose2d", "cross_entropy", "dropout", "exp", "flatten", "flip", "hardtanh",
+    "leaky_relu", "linear", "log", "log_softmax", "logsumexp", "matmul", "max_pool2d", "maximum",
+    "mean", "minimum", "mse_loss", "pad", "pair", "permute", "prelu", "relu", "reshape",
+    "sigmoid", "softmax", "softplus", "sqrt", "squared_hinge", "stack", "sum", "tanh",
+    "transpose", "var", "where",
+]  # fmt: skip

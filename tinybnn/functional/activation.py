@@ -1,0 +1,186 @@
+"""Activations, softmax and dropout: functions of each element, or along one axis."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinybnn.tensor import Function, as_array, default_generator, exp, reshape, sum, where
+
+
+class Relu(Function):
+    saves = ("output",)
+
+    def forward(self, x):
+        return np.maximum(x, 0)
+
+    def backward(self, grad, output, x):
+        return grad * (as_array(output) > 0)
+
+
+class Hardtanh(Function):
+    """Limit to [low, high]; the slope is 1 strictly inside, 0 elsewhere."""
+
+    def forward(self, x, low, high):
+        self.low, self.high = low, high
+        return np.clip(x, low, high)
+
+    def backward(self, grad, output, x):
+        values = as_array(x)
+        return grad * ((values > self.low) & (values < self.high))
+
+
+class LeakyRelu(Function):
+    """x where x > 0, else slope * x; the slope also at 0."""
+
+    def forward(self, x, slope):
+        self.slope = slope
+        return np.where(x > 0, x, slope * x)
+
+    def backward(self, grad, output, x):
+        return where(as_array(x) > 0, grad, self.slope * grad)
+
+
+class PRelu(Function):
+    """x where x > 0, else weight * x, with a weight that is learned."""
+
+    broadcasts = True
+
+    def forward(self, x, weight):
+        return np.where(x > 0, x, weight * x)
+
+    def backward(self, grad, output, x, weight):
+        positive = as_array(x) > 0
+        return where(positive, grad, grad * weight), where(positive, 0.0, grad * x)
+
+
+class Softplus(Function):
+    """log(1 + exp(beta x)) / beta."""
+
+    def forward(self, x, beta):
+        self.beta = beta
+        return np.logaddexp(0, beta * x) / beta
+
+    def backward(self, grad, output, x):
+        return grad * sigmoid(self.beta * x)
+
+
+class Sigmoid(Function):
+    saves = ("output",)
+
+    def forward(self, x):
+        z = np.exp(-np.abs(x))  # at most 1: no overflow on either side
+        return np.where(x >= 0, 1 / (1 + z), z / (1 + z))
+
+    def backward(self, grad, output, x):
+        return grad * output * (1.0 - output)
+
+
+class Tanh(Function):
+    saves = ("output",)
+
+    def forward(self, x):
+        return np.tanh(x)
+
+    def backward(self, grad, output, x):
+        return grad * (1.0 - output * output)
+
+
+class LogSoftmax(Function):
+    saves = ("output",)
+
+    def forward(self, x, dim):
+        self.dim = dim
+        shifted = x - x.max(axis=dim, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(axis=dim, keepdims=True))
+
+    def backward(self, grad, output, x):
+        return grad - exp(output) * sum(grad, self.dim, keepdim=True)
+
+
+def relu(x):
+    """max(x, 0); slope 0 at 0."""
+    return Relu.apply(x)
+
+
+def hardtanh(x, min_val=-1.0, max_val=1.0):
+    """Limit to [min_val, max_val]; the slope is 1 strictly inside and 0 elsewhere."""
+    if not min_val < max_val:
+        raise ValueError(f"hardtanh: min_val {min_val} must be below max_val {max_val}")
+    return Hardtanh.apply(x, low=min_val, high=max_val)
+
+
+def leaky_relu(x, negative_slope=0.01):
+    """x where x > 0, else negative_slope * x."""
+    return LeakyRelu.apply(x, slope=negative_slope)
+
+
+def prelu(x, weight):
+    """x where x > 0, else weight * x.
+
+    Parameters
+    ----------
+    x : (N, C, ...)
+    weight : (1,) or (C,)
+        One slope for all, or one for each channel.
+    """
+    shape = np.shape(x)
+    if np.ndim(weight) != 1 or np.shape(weight)[0] not in (1, *shape[1:2]):
+        raise ValueError(
+            f"prelu: weight must have the shape (1,) or (C,), got {np.shape(weight)} "
+            f"for x of shape {shape}"
+        )
+    if len(shape) > 1:
+        weight = reshape(weight, (1, -1) + (1,) * (len(shape) - 2))
+    return PRelu.apply(x, weight)
+
+
+def softplus(x, beta=1.0):
+    """log(1 + exp(beta x)) / beta, without overflow."""
+    if not beta > 0:
+        raise ValueError(f"softplus: beta must be positive, got {beta!r}")
+    return Softplus.apply(x, beta=beta)
+
+
+def sigmoid(x):
+    """1 / (1 + exp(-x))."""
+    return Sigmoid.apply(x)
+
+
+def tanh(x):
+    """Hyperbolic tangent."""
+    return Tanh.apply(x)
+
+
+def log_softmax(x, dim=-1):
+    """log(softmax(x)) along the axis `dim`, without overflow."""
+    _check_dim("log_softmax", x, dim)
+    return LogSoftmax.apply(x, dim=dim)
+
+
+def softmax(x, dim=-1):
+    """exp(x) / sum(exp(x)) along the axis `dim`, without overflow."""
+    _check_dim("softmax", x, dim)
+    return exp(LogSoftmax.apply(x, dim=dim))
+
+
+def _check_dim(name, x, dim):
+    if not -np.ndim(x) <= dim < np.ndim(x):
+        raise ValueError(f"{name}: dim {dim} is out of range for shape {np.shape(x)}")
+
+
+def dropout(x, p=0.5, training=True, rng=None):
+    """Set each element to 0 with probability `p` and divide the others by 1 - p, in training.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator, optional
+        Source of randomness; the one that `tinybnn.manual_seed` restarts by default.
+    """
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout: p must be in [0, 1), got {p}")
+    if not training or p == 0:
+        return x
+    rng = default_generator() if rng is None else rng
+    values = as_array(x)
+    kept = rng.random(values.shape, dtype=np.float32) >= p
+    return x * (kept * (1.0 / (1.0 - p))).astype(values.dtype)

@@ -1,0 +1,319 @@
+"""Convolution and transposed convolution.
+
+A convolution is linear in the image and linear in the weight. Its two adjoints, together with
+itself, are closed under differentiation::
+
+                         gradient in the first input        gradient in the second input
+    Conv2d(x, w)         ConvInput(grad, w)                 ConvWeight(x, grad)
+    ConvInput(g, w)      Conv2d(grad, w)                    ConvWeight(grad, g)
+    ConvWeight(x, g)     ConvInput(g, grad)                 Conv2d(x, grad)
+
+The transposed convolution is ConvInput under its other name.
+
+Images are (N, C, H, W) in shape and channels-last in memory: a view without a copy turns them
+into contiguous (N, H, W, C) arrays, on which the work is done.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinybnn.functional.linear import check_bias, ordered_product
+from tinybnn.tensor import Function, reshape
+
+
+class Geometry:
+    """What the three maps of a convolution share: sizes, and images as matrices of patches."""
+
+    BLOCK = 1 << 21  # elements of a patch matrix that is worked on at a time (fits the cache)
+
+    def __init__(self, image, weight, stride, padding, dilation, groups):
+        self.image, self.weight = image, weight  # shapes (N, C, H, W), (O, C / groups, kh, kw)
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.output = tuple(
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(image[2:], weight[2:], stride, padding, dilation, strict=True)
+        )
+
+    def blocks(self):
+        """Slices of the batch, small enough that the patches of one stay in the cache."""
+        patch = int(np.prod(self.weight[2:])) * self.image[1] * int(np.prod(self.output))
+        step = max(1, self.BLOCK // max(patch, 1))
+        return [slice(i, i + step) for i in range(0, self.image[0], step)]
+
+    def padded(self, x):
+        """(n, C, H, W) -> (n, H + 2 ph, W + 2 pw, C), contiguous, zeros around."""
+        ph, pw = self.padding
+        x = x.transpose(0, 2, 3, 1)
+        if ph == pw == 0:
+            return np.ascontiguousarray(x)
+        n, h, w, c = x.shape
+        result = np.zeros((n, h + 2 * ph, w + 2 * pw, c), x.dtype)
+        result[:, ph : ph + h, pw : pw + w] = x
+        return result
+
+    def tap(self, padded, i, j):
+        """The pixels under tap (i, j) of the kernel, for each output: (n, OH, OW, C), a view."""
+        (oh, ow), (sh, sw), (dh, dw) = self.output, self.stride, self.dilation
+        top, left = i * dh, j * dw
+        return padded[:, top : top + (oh - 1) * sh + 1 : sh, left : left + (ow - 1) * sw + 1 : sw]
+
+    def patches(self, x):
+        """(n, C, H, W) -> (G, n * OH * OW, kh * kw * C / G): one row an output pixel (im2col)."""
+        padded = self.padded(x)
+        (kh, kw), groups = self.weight[2:], self.groups
+        if kh == kw == groups == 1:
+            return self.tap(padded, 0, 0).reshape(1, -1, self.image[1])
+        n, (oh, ow) = len(x), self.output
+        (step_n, step_h, step_w, step_c), (sh, sw) = padded.strides, self.stride
+        (dh, dw), per_group = self.dilation, self.weight[1]
+        view = np.lib.stride_tricks.as_strided(
+            padded,
+            (groups, n, oh, ow, kh, kw, per_group),
+            (
+                per_group * step_c,
+                step_n,
+                sh * step_h,
+                sw * step_w,
+                dh * step_h,
+                dw * step_w,
+                step_c,
+            ),
+            writeable=False,
+        )
+        return view.reshape(groups, n * oh * ow, kh * kw * per_group)
+
+    def rows_of_weight(self, weight):
+        """(O, C / G, kh, kw) -> (G, O / G, kh * kw * C / G), in the order of a patch."""
+        groups = self.groups
+        return weight.transpose(0, 2, 3, 1).reshape(groups, len(weight) // groups, -1)
+
+    def rows_of_output(self, y):
+        """(n, O, OH, OW) -> (G, n * OH * OW, O / G)."""
+        rows = y.transpose(0, 2, 3, 1).reshape(-1, self.groups, y.shape[1] // self.groups)
+        return rows.transpose(1, 0, 2)
+
+    def image_of_rows(self, rows):
+        """(G, n * OH * OW, O / G) -> (n, O, OH, OW), channels last in memory."""
+        return (
+            rows.transpose(1, 0, 2).reshape(-1, *self.output, self.weight[0]).transpose(0, 3, 1, 2)
+        )
+
+
+def empty_image(shape, dtype):
+    """An (N, C, H, W) array that is channels-last in memory."""
+    n, c, h, w = shape
+    return np.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
+
+
+def _products(a, b, fixed_order):
+    """For each group (G, M, K) @ (G, K, N) -> (G, M, N)."""
+    if fixed_order:
+        return np.stack([ordered_product(*pair) for pair in zip(a, b, strict=True)])
+    return a @ b
+
+
+class Conv2d(Function):
+    """out[n, o] = sum over c, i, j of x[n, c, y s + i d, x s + j d] weight[o, c, i, j]."""
+
+    def forward(self, x, weight, stride, padding, dilation, groups, fixed_order=False):
+        self.geometry = geometry = Geometry(
+            x.shape, weight.shape, stride, padding, dilation, groups
+        )
+        dtype = np.result_type(x, weight)
+        result = empty_image((len(x), len(weight), *geometry.output), dtype)
+        columns = geometry.rows_of_weight(weight).transpose(0, 2, 1)  # (G, kh * kw * C / G, O / G)
+        for block in geometry.blocks():
+            rows = _products(geometry.patches(x[block]), columns, fixed_order)
+            result[block] = geometry.image_of_rows(rows)
+        return result
+
+    def backward(self, grad, output, x, weight):
+        return (
+            ConvInput.apply(grad, weight, geometry=self.geometry) if self.needs[0] else None,
+            ConvWeight.apply(x, grad, geometry=self.geometry) if self.needs[1] else None,
+        )
+
+
+class ConvInput(Function):
+    """The adjoint of Conv2d in the image: each output pixel is spread over its patch."""
+
+    def forward(self, grad, weight, geometry, fixed_order=False):
+        self.geometry = geometry
+        kh, kw = geometry.weight[2:]
+        (ph, pw), (h, w) = geometry.padding, geometry.image[2:]
+        result = empty_image(geometry.image, np.result_type(grad, weight))
+        rows_of_weight = geometry.rows_of_weight(weight)
+        for block in geometry.blocks():
+            n = len(grad[block])
+            patches = _products(geometry.rows_of_output(grad[block]), rows_of_weight, fixed_order)
+            patches = patches.reshape(geometry.groups, n, *geometry.output, kh, kw, -1)
+            # (n, OH, OW, kh, kw, G, C / G)
+            patches = patches.transpose(1, 2, 3, 4, 5, 0, 6)
+            padded = np.zeros((n, h + 2 * ph, w + 2 * pw, geometry.image[1]), result.dtype)
+            for i in range(kh):
+                for j in range(kw):
+                    tap = geometry.tap(padded, i, j)
+                    tap += patches[:, :, :, i, j].reshape(tap.shape)
+            inside = padded[:, ph : ph + h, pw : pw + w]
+            result[block] = inside.transpose(0, 3, 1, 2)
+        return result
+
+    def backward(self, grad, output, g, weight):
+        options = _conv_options(self.geometry)
+        return (
+            Conv2d.apply(grad, weight, **options) if self.needs[0] else None,
+            ConvWeight.apply(grad, g, geometry=self.geometry) if self.needs[1] else None,
+        )
+
+
+class ConvWeight(Function):
+    """The adjoint of Conv2d in the weight: every patch, weighted by the gradient of its output."""
+
+    def forward(self, x, grad, geometry):
+        self.geometry = geometry
+        outputs, per_group, kh, kw = geometry.weight
+        groups = geometry.groups
+        total = np.zeros((groups, outputs // groups, kh * kw * per_group), np.result_type(x, grad))
+        for block in geometry.blocks():
+            total += geometry.rows_of_output(grad[block]).transpose(0, 2, 1) @ geometry.patches(
+                x[block]
+            )
+        return total.reshape(outputs, kh, kw, per_group).transpose(0, 3, 1, 2)
+
+    def backward(self, grad, output, x, g):
+        options = _conv_options(self.geometry)
+        return (
+            ConvInput.apply(g, grad, geometry=self.geometry) if self.needs[0] else None,
+            Conv2d.apply(x, grad, **options) if self.needs[1] else None,
+        )
+
+
+def _conv_options(geometry):
+    return {name: getattr(geometry, name) for name in ("stride", "padding", "dilation", "groups")}
+
+
+def pair(name, argument, value, minimum):
+    """An int or a pair of ints as a pair; an error that names the argument otherwise."""
+    pair = (value, value) if isinstance(value, int | np.integer) else tuple(value)
+    if len(pair) != 2 or any(not isinstance(v, int | np.integer) or v < minimum for v in pair):
+        raise ValueError(
+            f"{name}: {argument} must be an int or a pair of ints >= {minimum}, got {value!r}"
+        )
+    return tuple(int(v) for v in pair)
+
+
+def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, fixed_order=False):
+    """2-D convolution (cross-correlation, as in every deep learning library).
+
+    Parameters
+    ----------
+    x : (N, C, H, W)
+    weight : (O, C / groups, kh, kw)
+    bias : (O,), optional
+    stride, padding, dilation : int or pair of ints
+        `padding` zeros are added on both sides of each axis.
+    groups : int
+        Input and output channels are cut into this many groups that do not see each other;
+        groups = C is the depth-wise convolution.
+    fixed_order : bool
+        Evaluate the sums in one fixed order; see `linear`.
+
+    Returns
+    -------
+    (N, O, OH, OW), where OH = (H + 2 padding - dilation (kh - 1) - 1) // stride + 1
+    """
+    shape, expected = np.shape(x), np.shape(weight)
+    if len(shape) != 4:
+        raise ValueError(f"conv2d: x must have the shape (N, C, H, W), got {shape}")
+    if len(expected) != 4:
+        raise ValueError(f"conv2d: weight must have the shape (O, C, kh, kw), got {expected}")
+    if not isinstance(groups, int) or groups < 1 or expected[0] % groups:
+        raise ValueError(
+            f"conv2d: groups must divide the {expected[0]} output channels, got {groups!r}"
+        )
+    if expected[1] * groups != shape[1]:
+        raise ValueError(
+            f"conv2d: weight expects {expected[1] * groups} input channels, "
+            f"x has {shape[1]} (shape {shape})"
+        )
+    check_bias("conv2d", bias, expected[0])
+    stride = pair("conv2d", "stride", stride, 1)
+    padding = pair("conv2d", "padding", padding, 0)
+    dilation = pair("conv2d", "dilation", dilation, 1)
+    for n, k, p, d in zip(shape[2:], expected[2:], padding, dilation, strict=True):
+        if d * (k - 1) + 1 > n + 2 * p:
+            raise ValueError(
+                f"conv2d: a kernel of {expected[2:]} with dilation {dilation} does not fit into "
+                f"images of {shape[2:]} with padding {padding}"
+            )
+    output = Conv2d.apply(
+        x, weight, stride=stride, padding=padding, dilation=dilation, groups=groups,
+        fixed_order=fixed_order,
+    )  # fmt: skip
+    return output if bias is None else output + reshape(bias, (1, -1, 1, 1))
+
+
+def conv_transpose2d(
+    x,
+    weight,
+    bias=None,
+    stride=1,
+    padding=0,
+    output_padding=0,
+    groups=1,
+    dilation=1,
+    *,
+    fixed_order=False,
+):
+    """2-D transposed convolution: the adjoint of `conv2d` in the image.
+
+    Parameters
+    ----------
+    x : (N, C, H, W)
+    weight : (C, O / groups, kh, kw)
+    bias : (O,), optional
+    stride, padding, dilation, groups
+        Of the convolution whose adjoint this is.
+    output_padding : int or pair of ints
+        Added to the output size on one side; with a stride above 1 several sizes lead to the same
+        input, and this chooses one of them.
+    fixed_order : bool
+        Evaluate the sums in one fixed order; see `linear`.
+
+    Returns
+    -------
+    (N, O, OH, OW), where OH = (H - 1) stride - 2 padding + dilation (kh - 1) + output_padding + 1
+    """
+    name = "conv_transpose2d"
+    shape, expected = np.shape(x), np.shape(weight)
+    if len(shape) != 4:
+        raise ValueError(f"{name}: x must have the shape (N, C, H, W), got {shape}")
+    if len(expected) != 4:
+        raise ValueError(f"{name}: weight must have the shape (C, O, kh, kw), got {expected}")
+    if expected[0] != shape[1]:
+        raise ValueError(
+            f"{name}: weight expects {expected[0]} input channels, x has {shape[1]} (shape {shape})"
+        )
+    if not isinstance(groups, int) or groups < 1 or shape[1] % groups:
+        raise ValueError(f"{name}: groups must divide the {shape[1]} channels, got {groups!r}")
+    stride, padding = pair(name, "stride", stride, 1), pair(name, "padding", padding, 0)
+    dilation = pair(name, "dilation", dilation, 1)
+    output_padding = pair(name, "output_padding", output_padding, 0)
+    if any(o >= max(s, d) for o, s, d in zip(output_padding, stride, dilation, strict=True)):
+        raise ValueError(
+            f"{name}: output_padding {output_padding} must be smaller than stride or dilation"
+        )
+    size = tuple(
+        (n - 1) * s - 2 * p + d * (k - 1) + o + 1
+        for n, k, s, p, d, o in zip(
+            shape[2:], expected[2:], stride, padding, dilation, output_padding, strict=True
+        )
+    )
+    if min(size) < 1:
+        raise ValueError(f"{name}: padding {padding} leaves an output of {size}")
+    outputs = expected[1] * groups
+    check_bias(name, bias, outputs)
+    geometry = Geometry((shape[0], outputs, *size), expected, stride, padding, dilation, groups)
+    output = ConvInput.apply(x, weight, geometry=geometry, fixed_order=fixed_order)
+    return output if bias is None else output + reshape(bias, (1, -1, 1, 1))

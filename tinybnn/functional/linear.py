@@ -1,0 +1,63 @@
+"""The dense layer, and the product of matrices whose sums run in one fixed order."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinybnn.tensor import Function, reshape, transpose
+
+
+class Linear(Function):
+    """x @ weight.T for rows x : (M, K), weight : (N, K)."""
+
+    def forward(self, x, weight, fixed_order):
+        if fixed_order:
+            return ordered_product(x, weight.T)
+        return x @ weight.T
+
+    def backward(self, grad, output, x, weight):
+        return (
+            grad @ weight if self.needs[0] else None,
+            transpose(grad, 0, 1) @ x if self.needs[1] else None,
+        )
+
+
+def linear(x, weight, bias=None, *, fixed_order=False):
+    """y = x @ weight.T + bias.
+
+    Parameters
+    ----------
+    x : (..., in_features)
+    weight : (out_features, in_features)
+    bias : (out_features,), optional
+    fixed_order : bool
+        Evaluate the sums in one fixed order (`kernels.signed.ordered_matmul`) rather than by BLAS,
+        whose order depends on the batch. Layers in eval mode do, so that a packed model can give
+        the same floats.
+    """
+    shape, expected = np.shape(x), np.shape(weight)
+    if len(expected) != 2 or not shape or shape[-1] != expected[1]:
+        raise ValueError(
+            f"linear: weight of shape {expected} expects {expected[-1]} features, "
+            f"x has {shape[-1] if shape else 'no axis'} (shape {shape})"
+        )
+    check_bias("linear", bias, expected[0])
+    rows = x if len(shape) == 2 else reshape(x, (-1, shape[-1]))
+    output = Linear.apply(rows, weight, fixed_order=fixed_order)
+    if len(shape) != 2:
+        output = reshape(output, (*shape[:-1], expected[0]))
+    return output if bias is None else output + bias
+
+
+def check_bias(name, bias, outputs):
+    """A bias must have one value for each output."""
+    if bias is not None and np.shape(bias) != (outputs,):
+        raise ValueError(f"{name}: bias must have the shape ({outputs},), got {np.shape(bias)}")
+
+
+def ordered_product(a, b):
+    """The product whose sums run in one fixed order; compiled at its first use."""
+    from tinybnn.kernels.signed import ordered_matmul
+
+    dtype = np.result_type(a, b)
+    return ordered_matmul(a.astype(dtype, copy=False), b.astype(dtype, copy=False))

@@ -1,0 +1,117 @@
+"""Batch normalisation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinybnn.tensor import Function, as_array, mean, reshape, sqrt, sum, var
+
+
+class BatchNorm(Function):
+    """(x - mean) / sqrt(var + eps) * weight + bias for each channel (axis 1).
+
+    With statistics of the batch (`mean` is None) they depend on x, and the gradient loses the
+    part that a shift or a change of scale of the batch would have: Ioffe and Szegedy 2015,
+    section 3.
+    """
+
+    def forward(self, x, weight, bias, mean, var, eps):
+        self.eps = eps
+        self.from_batch = mean is None
+        if self.from_batch:
+            mean, var, scale = self.statistics(x)
+            self.mean, self.var, self.scale = mean, var, scale
+        else:
+            mean = _per_channel(mean, x)
+            scale = 1.0 / np.sqrt(_per_channel(var, x) + eps)
+            self.mean, self.scale = mean.astype(x.dtype), scale.astype(x.dtype)
+        result = x - self.mean
+        result *= self.scale
+        result *= _per_channel(weight, x)
+        result += _per_channel(bias, x)
+        return result
+
+    def statistics(self, x):
+        """Mean, biased variance and 1 / sqrt(variance + eps) of each channel, (1, C, 1, ...)."""
+        mean_ = mean(x, _all_but_channel(x), keepdim=True)
+        var_ = var(x, _all_but_channel(x), correction=0, keepdim=True)
+        return mean_, var_, 1.0 / sqrt(var_ + self.eps)
+
+    def backward(self, grad, output, x, weight, bias):
+        dims = _all_but_channel(x)
+        is_recorded = not isinstance(x, np.ndarray)
+        if self.from_batch and is_recorded:  # the statistics as functions of x
+            mean_, _, scale = self.statistics(x)
+        else:
+            mean_, scale = self.mean, self.scale
+        normalised = (x - mean_) * scale
+        grad_weight = sum(grad * normalised, dims)
+        grad_bias = sum(grad, dims)
+        grad_x = None
+        if self.needs[0]:
+            grad_x = grad
+            if self.from_batch:
+                count = np.size(as_array(x)) // np.shape(x)[1]
+                grad_x = grad_x - _per_channel(grad_bias * (1.0 / count), x)
+                grad_x = grad_x - normalised * _per_channel(grad_weight * (1.0 / count), x)
+            grad_x = grad_x * (_per_channel(weight, x) * scale)
+        return grad_x, grad_weight, grad_bias
+
+
+def _all_but_channel(x):
+    return (0, *range(2, np.ndim(x)))
+
+
+def _per_channel(v, x):
+    """(C,) -> (1, C, 1, ...), to meet x of shape (N, C, ...)."""
+    return reshape(v, (1, -1) + (1,) * (np.ndim(x) - 2))
+
+
+def batch_norm(
+    x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+):
+    """Batch normalisation of each channel.
+
+    Parameters
+    ----------
+    x : (N, C) or (N, C, H, W)
+    running_mean, running_var : (C,) arrays or None
+        In training they are updated in place (unbiased variance, as in PyTorch); in evaluation
+        they are the statistics. Without them the batch's statistics serve in both modes.
+    weight, bias : (C,), optional
+        Scale γ and shift β; 1 and 0 by default.
+    training : bool
+        Normalise by the statistics of the batch.
+    momentum : float
+        Share of the new statistics in the running ones.
+    """
+    shape = np.shape(x)
+    if len(shape) < 2:
+        raise ValueError(f"batch_norm: x must have the shape (N, C, ...), got {shape}")
+    dtype = as_array(x).dtype
+    for name, v in (
+        ("running_mean", running_mean),
+        ("running_var", running_var),
+        ("weight", weight),
+        ("bias", bias),
+    ):
+        if v is not None and np.shape(v) != (shape[1],):
+            raise ValueError(
+                f"batch_norm: {name} has shape {np.shape(v)}, x has {shape[1]} channels "
+                f"(shape {shape})"
+            )
+    weight = np.ones(shape[1], dtype) if weight is None else weight
+    bias = np.zeros(shape[1], dtype) if bias is None else bias
+    if not training and running_mean is not None:
+        return BatchNorm.apply(x, weight, bias, mean=running_mean, var=running_var, eps=eps)
+    count = int(np.prod(shape)) // shape[1] if shape[1] else 0
+    if count < 2:
+        raise ValueError(
+            f"batch_norm: training needs more than one value for each channel, x has shape {shape}"
+        )
+    if running_mean is not None:
+        values = as_array(x)
+        dims = _all_but_channel(values)
+        running_mean += momentum * (values.mean(dims) - running_mean)
+        running_var += momentum * (values.var(dims, ddof=1) - running_var)
+    return BatchNorm.apply(x, weight, bias, mean=None, var=None, eps=eps)

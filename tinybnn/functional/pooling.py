@@ -1,0 +1,196 @@
+"""Pooling: the maximum or the mean of windows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinybnn.functional.convolution import empty_image, pair
+from tinybnn.tensor import Function, as_array
+
+
+class _Windows:
+    """Pooling windows over (N, C, H, W): the pixels under one tap are a strided view."""
+
+    def __init__(self, shape, kernel, stride, padding):
+        self.shape, self.kernel, self.stride, self.padding = shape, kernel, stride, padding
+        self.output = tuple(
+            (n + 2 * p - k) // s + 1
+            for n, k, s, p in zip(shape[2:], kernel, stride, padding, strict=True)
+        )
+
+    def padded(self, dtype, value):
+        (n, c, h, w), (ph, pw) = self.shape, self.padding
+        result = empty_image((n, c, h + 2 * ph, w + 2 * pw), dtype)
+        result[...] = value
+        return result
+
+    def inside(self, padded):
+        (h, w), (ph, pw) = self.shape[2:], self.padding
+        return padded[:, :, ph : ph + h, pw : pw + w]
+
+    def pad(self, x, value):
+        if self.padding == (0, 0):
+            return x
+        padded = self.padded(x.dtype, value)
+        self.inside(padded)[...] = x
+        return padded
+
+    def taps(self, padded):
+        """For each position in the window the pixels there: kh * kw views (N, C, OH, OW)."""
+        (oh, ow), (sh, sw), (kh, kw) = self.output, self.stride, self.kernel
+        return [
+            padded[:, :, i : i + (oh - 1) * sh + 1 : sh, j : j + (ow - 1) * sw + 1 : sw]
+            for i in range(kh)
+            for j in range(kw)
+        ]
+
+
+class MaxPool2d(Function):
+    """Maximum of each window; NaN wins. The first of equal maxima gets the gradient."""
+
+    saves = ("inputs", "output")
+
+    def forward(self, x, windows):
+        self.windows = windows
+        taps = windows.taps(windows.pad(x, -np.inf))
+        result = taps[0].copy(order="K")
+        for tap in taps[1:]:
+            np.maximum(result, tap, out=result)
+        return result
+
+    def backward(self, grad, output, x):
+        taps = self.windows.taps(self.windows.pad(as_array(x), -np.inf))
+        dtype = np.min_scalar_type(len(taps))  # one byte for windows of up to 255 pixels
+        winner = np.full_like(as_array(output), len(taps), dtype=dtype)
+        for i in reversed(range(len(taps))):
+            winner[taps[i] == as_array(output)] = i
+        return MaxUnpool2d.apply(grad, windows=self.windows, winner=winner)
+
+
+class MaxUnpool2d(Function):
+    """Each value goes back to the pixel that won its window."""
+
+    saves = ()
+
+    def forward(self, x, windows, winner):
+        self.windows, self.winner = windows, winner
+        padded = windows.padded(x.dtype, 0)
+        for i, tap in enumerate(windows.taps(padded)):
+            tap += x * (winner == i)
+        return windows.inside(padded)
+
+    def backward(self, grad, output, x):
+        return PickWinners.apply(grad, windows=self.windows, winner=self.winner)
+
+
+class PickWinners(Function):
+    """From each window the pixel that won it when `winner` was recorded."""
+
+    saves = ()
+
+    def forward(self, x, windows, winner):
+        self.windows, self.winner = windows, winner
+        result = np.zeros_like(winner, dtype=x.dtype)
+        for i, tap in enumerate(windows.taps(windows.pad(x, 0))):
+            result += tap * (winner == i)
+        return result
+
+    def backward(self, grad, output, x):
+        return MaxUnpool2d.apply(grad, windows=self.windows, winner=self.winner)
+
+
+class AvgPool2d(Function):
+    """Mean of each window; taps are added in row-major order, zeros of the padding count."""
+
+    saves = ()
+
+    def forward(self, x, windows):
+        self.windows = windows
+        taps = windows.taps(windows.pad(x, 0))
+        result = taps[0].copy(order="K")
+        for tap in taps[1:]:
+            result += tap
+        result *= 1.0 / len(taps)
+        return result
+
+    def backward(self, grad, output, x):
+        return AvgUnpool2d.apply(grad, windows=self.windows)
+
+
+class AvgUnpool2d(Function):
+    """The adjoint of AvgPool2d: each value is spread evenly over its window."""
+
+    saves = ()
+
+    def forward(self, x, windows):
+        self.windows = windows
+        padded = windows.padded(x.dtype, 0)
+        taps = windows.taps(padded)
+        share = x * (1.0 / len(taps))
+        for tap in taps:
+            tap += share
+        return windows.inside(padded)
+
+    def backward(self, grad, output, x):
+        return AvgPool2d.apply(grad, windows=self.windows)
+
+
+def _windows(name, x, kernel_size, stride, padding):
+    shape = np.shape(x)
+    if len(shape) != 4:
+        raise ValueError(f"{name}: x must have the shape (N, C, H, W), got {shape}")
+    kernel = pair(name, "kernel_size", kernel_size, 1)
+    stride = kernel if stride is None else pair(name, "stride", stride, 1)
+    padding = pair(name, "padding", padding, 0)
+    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+        raise ValueError(
+            f"{name}: padding {padding} must be at most half of kernel_size {kernel}, "
+            "so that every window holds a pixel"
+        )
+    if any(k > n + 2 * p for k, n, p in zip(kernel, shape[2:], padding, strict=True)):
+        raise ValueError(f"{name}: windows of {kernel} do not fit into images of {shape[2:]}")
+    return _Windows(shape, kernel, stride, padding)
+
+
+def max_pool2d(x, kernel_size, stride=None, padding=0):
+    """Maximum over windows of each channel.
+
+    Parameters
+    ----------
+    x : (N, C, H, W)
+    kernel_size, stride, padding : int or pair of ints
+        `stride` is the kernel size by default; padded pixels never win.
+    """
+    return MaxPool2d.apply(x, windows=_windows("max_pool2d", x, kernel_size, stride, padding))
+
+
+def adaptive_avg_pool2d(x, output_size):
+    """Mean over windows that cut the image into `output_size` equal parts; 1 is the global mean.
+
+    Parameters
+    ----------
+    x : (N, C, H, W)
+    output_size : int or pair of ints
+        Must divide H and W.
+    """
+    size = pair("adaptive_avg_pool2d", "output_size", output_size, 1)
+    shape = np.shape(x)
+    if len(shape) != 4:
+        raise ValueError(f"adaptive_avg_pool2d: x must have the shape (N, C, H, W), got {shape}")
+    if shape[2] % size[0] or shape[3] % size[1]:
+        raise ValueError(
+            f"adaptive_avg_pool2d: output_size {size} must divide the image size {shape[2:]}"
+        )
+    return avg_pool2d(x, (shape[2] // size[0], shape[3] // size[1]))
+
+
+def avg_pool2d(x, kernel_size, stride=None, padding=0):
+    """Mean over windows of each channel; padded zeros count (PyTorch's default).
+
+    Parameters
+    ----------
+    x : (N, C, H, W)
+    kernel_size, stride, padding : int or pair of ints
+        `stride` is the kernel size by default.
+    """
+    return AvgPool2d.apply(x, windows=_windows("avg_pool2d", x, kernel_size, stride, padding))
