@@ -2,11 +2,13 @@
 
 What is special here are latent weights (`nn.LatentParameter`): after each step they are clipped to
 their `clip_value`, and weight decay leaves them alone unless asked. Pulling a latent weight towards
-zero does not make a sign smaller; it only makes it flip more easily.
+zero does not make a sign smaller; it only makes it flip more easily. `Bop` goes further and does
+without latent weights: it flips signs.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 
 import numpy as np
@@ -32,20 +34,35 @@ class Optimizer:
     param_groups : list of dict
     state : list of dict
         For each parameter, in order of the groups, the arrays that `update` keeps.
+    rate : str
+        The setting that schedules change.
     """
 
+    rate = "lr"
+
     def __init__(self, params, defaults):
+        if isinstance(params, Tensor):
+            raise TypeError(f"{type(self).__name__}: params must be a list of Tensors, not one")
         params = list(params)
         groups = params if params and isinstance(params[0], dict) else [{"params": params}]
         self.param_groups = []
         for group in groups:
-            group = {**defaults, **group, "params": list(group["params"])}
+            if not isinstance(group, dict) or "params" not in group:
+                raise ValueError(f"{type(self).__name__}: each group must be a dict with 'params'")
+            group = {**defaults, **group}
+            own = group["params"]
+            group["params"] = [own] if isinstance(own, Tensor) else list(own)
             unknown = set(group) - set(defaults) - {"params"}
             if unknown:
                 raise ValueError(f"{type(self).__name__}: unknown settings {sorted(unknown)}")
+            group.update((name, _plain(group[name])) for name in defaults)
             self._check(group)
             self.param_groups.append(group)
         self.parameters = [p for group in self.param_groups for p in group["params"]]
+        self.state = [{} for _ in self.parameters]
+        self._check_parameters()
+
+    def _check_parameters(self):
         if not self.parameters:
             raise ValueError(f"{type(self).__name__}: got no parameters")
         for p in self.parameters:
@@ -53,19 +70,21 @@ class Optimizer:
                 raise TypeError(f"{type(self).__name__}: expects Tensors, got {type(p).__name__}")
         if len({id(p) for p in self.parameters}) != len(self.parameters):
             raise ValueError(f"{type(self).__name__}: a parameter appears twice")
-        self.state = [{} for _ in self.parameters]
 
     def _check(self, group):
-        for name, low in (("lr", 0), ("weight_decay", 0), ("eps", 0), ("momentum", 0)):
-            if name in group and not group[name] >= low:
-                raise ValueError(
-                    f"{type(self).__name__}: {name} must be >= {low}, got {group[name]!r}"
-                )
-        for beta in group.get("betas", ()):
-            if not 0 <= beta < 1:
-                raise ValueError(
-                    f"{type(self).__name__}: betas must lie in [0, 1), got {group['betas']!r}"
-                )
+        for name in ("lr", "weight_decay", "eps", "momentum"):
+            if name in group and not group[name] >= 0:
+                raise ValueError(f"{type(self).__name__}: {name} must be >= 0, got {group[name]!r}")
+        betas = group.get("betas", (0, 0))
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(
+                f"{type(self).__name__}: betas must be two numbers in [0, 1), got {betas!r}"
+            )
+
+    @property
+    def rates(self):
+        """(group, name of the setting that schedules change) for each group."""
+        return [(group, self.rate) for group in self.param_groups]
 
     def zero_grad(self):
         """Forget the gradients of all parameters."""
@@ -81,8 +100,8 @@ class Optimizer:
                 if p.grad is None:
                     continue
                 is_latent = isinstance(p, LatentParameter)
-                decay = group["weight_decay"]
-                if is_latent and not group["decay_latents"]:
+                decay = group.get("weight_decay", 0.0)
+                if is_latent and not group.get("decay_latents"):
                     decay = 0.0
                 self.update(p.data, p.grad.data, state, group, decay)
                 if is_latent and p.clip_value is not None:
@@ -95,7 +114,7 @@ class Optimizer:
         ----------
         weight, grad : arrays of equal shape
         state : dict
-            Empty at the parameter's first step; kept between steps.
+            Empty at the parameter's first step; the arrays in it are kept between steps.
         group : dict
             The settings.
         decay : float
@@ -103,42 +122,137 @@ class Optimizer:
         """
         raise NotImplementedError
 
+    # ------------------------------------------------------------------------------------ state
+
+    def state_dict(self):
+        """Settings and state, in PyTorch's form.
+
+        Returns
+        -------
+        dict
+            ``state``: position of a parameter -> its arrays (shared memory, no copies), where it
+            has some; ``param_groups``: the settings of each group, with the positions of its
+            parameters as ``params``.
+        """
+        positions = iter(range(len(self.parameters)))
+        groups = [
+            {**group, "params": [next(positions) for _ in group["params"]]}
+            for group in self.param_groups
+        ]
+        return {
+            "state": {i: dict(state) for i, state in enumerate(self.state) if state},
+            "param_groups": groups,
+        }
+
+    def load_state_dict(self, state_dict):
+        """Take over settings and state; the arrays are copied.
+
+        Raises
+        ------
+        ValueError
+            If the groups have other sizes or settings, or an array does not fit its parameter.
+            Nothing has been changed when an error is raised.
+        """
+        own, groups = self.state_dict()["param_groups"], state_dict["param_groups"]
+        state = {int(i): arrays for i, arrays in state_dict["state"].items()}
+
+        def forms(groups):  # initial rates come with a schedule
+            return [
+                (g["params"], sorted(n for n in g if not n.startswith("initial_"))) for g in groups
+            ]
+
+        if forms(own) != forms(groups) or not state.keys() <= set(range(len(self.parameters))):
+            raise ValueError(
+                f"load_state_dict: {type(self).__name__} has the groups (parameters, settings) "
+                f"{forms(own)}, the state is of {forms(groups)}"
+            )
+        copies = []
+        for i, p in enumerate(self.parameters):
+            copies.append({})
+            for name, array in state.get(i, {}).items():
+                if np.shape(array) not in ((), p.shape):
+                    raise ValueError(
+                        f"load_state_dict: {name} of parameter {i} has shape {np.shape(array)}, "
+                        f"expected {p.shape}"
+                    )
+                like = p.data if np.shape(array) == p.shape else np.asarray(array)
+                copies[i][name] = np.empty_like(like, np.asarray(array).dtype)  # its memory order
+                copies[i][name][...] = array
+        for group, new in zip(self.param_groups, groups, strict=True):
+            group.update((n, _plain(value)) for n, value in new.items() if n != "params")
+        for arrays, new in zip(self.state, copies, strict=True):
+            arrays.clear()
+            arrays.update(new)
+
+
+def _plain(value):
+    """NumPy numbers as Python's, whose products with float32 arrays stay float32; no lists."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
 
 class SGD(Optimizer):
-    """v = momentum v + grad; weight -= lr v.
+    """v = momentum v + (1 - dampening) grad; weight -= lr v.
+
+    The first v is the gradient itself. With `nesterov` the step is lr (grad + momentum v).
 
     Parameters
     ----------
     params : iterable of Tensors or groups
     lr : float
-    momentum : float
+    momentum, dampening : float
     weight_decay : float
         L2 penalty: decay * weight is added to the gradient.
+    nesterov : bool
+        Needs momentum > 0 and no dampening (Sutskever et al. 2013, in PyTorch's form).
     decay_latents : bool
         Apply the decay to latent weights too.
     """
 
-    def __init__(self, params, lr=1e-3, momentum=0.0, weight_decay=0.0, decay_latents=False):
+    def __init__(
+        self,
+        params,
+        lr=1e-3,
+        momentum=0.0,
+        dampening=0.0,
+        weight_decay=0.0,
+        nesterov=False,
+        *,
+        decay_latents=False,
+    ):
         super().__init__(
             params,
             {
                 "lr": lr,
                 "momentum": momentum,
+                "dampening": dampening,
                 "weight_decay": weight_decay,
+                "nesterov": nesterov,
                 "decay_latents": decay_latents,
             },
         )
 
+    def _check(self, group):
+        super()._check(group)
+        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+            raise ValueError(
+                "SGD: nesterov needs momentum > 0 and dampening = 0, got "
+                f"momentum={group['momentum']!r}, dampening={group['dampening']!r}"
+            )
+
     def update(self, weight, grad, state, group, decay):
+        momentum = group["momentum"]
         if decay:
             grad = grad + decay * weight
-        if group["momentum"]:
+        if momentum:
             if "velocity" in state:
-                state["velocity"] *= group["momentum"]
-                state["velocity"] += grad
+                state["velocity"] *= momentum
+                state["velocity"] += (1 - group["dampening"]) * grad
             else:
                 state["velocity"] = grad.copy(order="K")
-            grad = state["velocity"]
+            velocity = state["velocity"]
+            grad = grad + momentum * velocity if group["nesterov"] else velocity
         weight -= group["lr"] * grad
 
 
@@ -165,6 +279,7 @@ class Adam(Optimizer):
         betas=(0.9, 0.999),
         eps=1e-8,
         weight_decay=0.0,
+        *,
         decay_latents=False,
     ):
         super().__init__(
@@ -196,21 +311,140 @@ class Adam(Optimizer):
         weight -= size * (state["mean"] / root)
 
 
+class AdamW(Adam):
+    """Adam with decoupled decay (Loshchilov and Hutter 2019): weight *= 1 - lr decay, then Adam.
+
+    Parameters
+    ----------
+    params, lr, betas, eps
+        As in Adam.
+    weight_decay : float
+    decay_latents : bool
+        Apply the decay to latent weights too.
+    """
+
+    def __init__(
+        self,
+        params,
+        lr=1e-3,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=1e-2,
+        *,
+        decay_latents=False,
+    ):
+        super().__init__(params, lr, betas, eps, weight_decay, decay_latents=decay_latents)
+
+    def update(self, weight, grad, state, group, decay):
+        if decay:
+            weight *= 1 - group["lr"] * decay
+        super().update(weight, grad, state, group, 0.0)
+
+
+class Bop(Optimizer):
+    """Binary optimizer: flips signs, and has no latent weights (Helwegen et al. 2019, alg. 1).
+
+    m += gamma (grad - m); a weight w = ±1 flips where w m > threshold: its gradient has pushed in
+    the other direction for long enough. Equality does not flip.
+
+    It takes the weights of binary layers only; their first update sets them to their signs, which
+    changes no output of a layer with scale None. Give the other parameters to a second optimizer
+    and join both for `training.fit`:
+
+    >>> from tinybnn import nn, optim
+    >>> model = nn.Sequential(nn.BinaryLinear(64, 10), nn.BatchNorm1d(10))
+    >>> binary = [p for p in model.parameters() if isinstance(p, nn.LatentParameter)]
+    >>> others = [p for p in model.parameters() if not isinstance(p, nn.LatentParameter)]
+    >>> optimizer = optim.MultiOptimizer(optim.Bop(binary), optim.Adam(others, lr=1e-2))
+
+    Parameters
+    ----------
+    params : iterable of LatentParameters or groups
+    threshold : float
+        At least 0. The larger, the fewer flips.
+    gamma : float
+        In (0, 1]: how fast old gradients are forgotten. Schedules change it, as they change the
+        learning rate of other optimizers.
+    """
+
+    rate = "gamma"
+
+    def __init__(self, params, threshold=1e-8, gamma=1e-4):
+        super().__init__(params, {"threshold": threshold, "gamma": gamma})
+        if not all(isinstance(p, LatentParameter) for p in self.parameters):
+            raise TypeError(
+                "Bop: takes the weights of binary layers (LatentParameters) only; give the others "
+                "to a second optimizer and join both with MultiOptimizer"
+            )
+
+    def _check(self, group):
+        if not group["threshold"] >= 0:
+            raise ValueError(f"Bop: threshold must be >= 0, got {group['threshold']!r}")
+        if not 0 < group["gamma"] <= 1:
+            raise ValueError(f"Bop: gamma must lie in (0, 1], got {group['gamma']!r}")
+
+    def update(self, weight, grad, state, group, decay):
+        if not state:
+            state["mean"] = np.zeros_like(weight)
+        state["mean"] += group["gamma"] * (grad - state["mean"])
+        sign = np.where(weight >= 0, 1, -1).astype(weight.dtype)
+        weight[...] = np.where(sign * state["mean"] > group["threshold"], -sign, sign)
+
+
+class MultiOptimizer(Optimizer):
+    """Several optimizers as one, each with parameters of its own.
+
+    Parameters
+    ----------
+    *optimizers : Optimizer
+
+    Attributes
+    ----------
+    optimizers : tuple of Optimizer
+    param_groups, parameters, state : list
+        Those of the optimizers, one after the other.
+    """
+
+    def __init__(self, *optimizers):
+        for optimizer in optimizers:
+            if not isinstance(optimizer, Optimizer):
+                raise TypeError(
+                    f"MultiOptimizer: expects Optimizers, got {type(optimizer).__name__}"
+                )
+        self.optimizers = optimizers
+        self.param_groups = [group for o in optimizers for group in o.param_groups]
+        self.parameters = [p for o in optimizers for p in o.parameters]
+        self.state = [state for o in optimizers for state in o.state]
+        self._check_parameters()
+
+    @property
+    def rates(self):
+        return [pair for optimizer in self.optimizers for pair in optimizer.rates]
+
+    def step(self):
+        """Let each optimizer do its step."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
 class Schedule:
     """Base class: the learning rate of each group as a function of the step count.
 
-    Call `step` once after each epoch (or each batch: the unit is yours). A subclass gives
-    `factor`.
+    Call `step` once after each epoch (or each batch: the unit is yours). A subclass gives `lr`.
+    As in PyTorch, the first schedule of an optimizer notes each group's start value in the group
+    as ``initial_lr``, and all schedules count from there.
 
     Attributes
     ----------
     last_epoch : int
         Number of steps so far.
+    base_lrs : list of float
+        The start value of each group.
     """
 
     def __init__(self, optimizer):
         self.optimizer = optimizer
-        self.base_lrs = [group["lr"] for group in optimizer.param_groups]
+        self.base_lrs = [g.setdefault(f"initial_{rate}", g[rate]) for g, rate in optimizer.rates]
         self.last_epoch = 0
         self._set()
 
@@ -224,8 +458,20 @@ class Schedule:
         self._set()
 
     def _set(self):
-        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = self.lr(base, self.last_epoch)
+        for (group, rate), base in zip(self.optimizer.rates, self.base_lrs, strict=True):
+            group[rate] = float(self.lr(base, self.last_epoch))
+
+    def state_dict(self):
+        """All settings and the step count, without the optimizer and without functions."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name != "optimizer" and not callable(value)
+        }
+
+    def load_state_dict(self, state_dict):
+        """Take over what `state_dict` gave; the optimizer keeps its rates until the next step."""
+        vars(self).update(state_dict)
 
 
 class StepLR(Schedule):
@@ -253,3 +499,84 @@ class CosineAnnealingLR(Schedule):
     def lr(self, base, epoch):
         progress = min(epoch / self.T_max, 1.0)
         return self.eta_min + (base - self.eta_min) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class LinearLR(Schedule):
+    """From `start_factor` to `end_factor` times the start value in `total_iters` epochs: warm-up.
+
+    Constant afterwards.
+    """
+
+    def __init__(self, optimizer, start_factor=1 / 3, end_factor=1.0, total_iters=5):
+        if not 0 < start_factor <= 1 or not 0 <= end_factor <= 1:
+            raise ValueError(
+                "LinearLR: start_factor must lie in (0, 1] and end_factor in [0, 1], got "
+                f"{start_factor!r} and {end_factor!r}"
+            )
+        if not isinstance(total_iters, int) or total_iters < 1:
+            raise ValueError(f"LinearLR: total_iters must be an int >= 1, got {total_iters!r}")
+        self.start_factor, self.end_factor = start_factor, end_factor
+        self.total_iters = total_iters
+        super().__init__(optimizer)
+
+    def lr(self, base, epoch):
+        progress = min(epoch / self.total_iters, 1.0)
+        return base * (self.start_factor + (self.end_factor - self.start_factor) * progress)
+
+
+class LambdaLR(Schedule):
+    """The start value times ``lr_lambda(epoch)``."""
+
+    def __init__(self, optimizer, lr_lambda):
+        if not callable(lr_lambda):
+            raise TypeError(f"LambdaLR: lr_lambda must be a function, got {lr_lambda!r}")
+        self.lr_lambda = lr_lambda
+        super().__init__(optimizer)
+
+    def lr(self, base, epoch):
+        return base * self.lr_lambda(epoch)
+
+
+class SequentialLR(Schedule):
+    """One schedule after the other, each counting from 0 at its milestone.
+
+    >>> from tinybnn import nn, optim
+    >>> adam = optim.Adam(nn.Linear(2, 1).parameters(), lr=0.1)
+    >>> warm_up = optim.LinearLR(adam, start_factor=0.1, total_iters=5)
+    >>> cosine = optim.CosineAnnealingLR(adam, T_max=95)
+    >>> schedule = optim.SequentialLR(adam, [warm_up, cosine], milestones=[5])
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    schedulers : list of Schedule
+        Only SequentialLR's `step` is called, not theirs.
+    milestones : list of int
+        The epochs at which the second, third, ... schedule begins.
+    """
+
+    def __init__(self, optimizer, schedulers, milestones):
+        schedulers, milestones = list(schedulers), list(milestones)
+        if len(milestones) != len(schedulers) - 1 or any(
+            low >= high for low, high in zip([0, *milestones], milestones, strict=False)
+        ):
+            raise ValueError(
+                f"SequentialLR: {len(schedulers)} schedules need {len(schedulers) - 1} rising "
+                f"milestones > 0, got {milestones}"
+            )
+        if any(s.optimizer is not optimizer for s in schedulers):
+            raise ValueError("SequentialLR: a schedule belongs to another optimizer")
+        self.schedulers, self.milestones = schedulers, milestones
+        super().__init__(optimizer)
+
+    def lr(self, base, epoch):
+        i = bisect.bisect_right(self.milestones, epoch)
+        return self.schedulers[i].lr(base, epoch - [0, *self.milestones][i])
+
+    def state_dict(self):
+        return {**super().state_dict(), "schedulers": [s.state_dict() for s in self.schedulers]}
+
+    def load_state_dict(self, state_dict):
+        for own, state in zip(self.schedulers, state_dict["schedulers"], strict=True):
+            own.load_state_dict(state)
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "schedulers"})

@@ -25,8 +25,9 @@ import numpy as np
 from tinybnn.tensor import Function, abs, as_array, clamp, exp, where
 
 __all__ = [
-    "ApproxSign", "Quantizer", "SteSign", "SwishSign", "approx_sign", "get", "sign", "ste_sign",
-    "swish_sign",
+    "ApproxSign", "BitNetTernary", "DoReFaActivation", "DoReFaWeight", "EdeSign",
+    "MagnitudeAwareSign", "Quantizer", "SteHeaviside", "SteSign", "SteTern", "SwishSign",
+    "approx_sign", "get", "magnitude", "sign", "ste_sign", "swish_sign",
 ]  # fmt: skip
 
 
@@ -53,11 +54,23 @@ class Quantizer:
 
     Attributes
     ----------
-    values : tuple of float
-        The values that the forward function can take.
+    values : tuple of float or None
+        The values that it can take, without its `scale`; None where they are no small integers.
     """
 
     values = (-1.0, 1.0)
+
+    def scale(self, x):
+        """Factor between `levels` and the forward function, or None if there is none.
+
+        An array of one value for each filter (first axis) of x, or of one value for all. A layer
+        multiplies its integer accumulator by it, never its weights: so the sums stay exact.
+        """
+        return None
+
+    def levels(self):
+        """The quantizer without its `scale`."""
+        return self
 
     def forward(self, x):
         """The quantized array."""
@@ -170,6 +183,283 @@ class SwishSign(Quantizer):
         return 2.0 * sigmoid * (1.0 + z * (1.0 - sigmoid)) - 1.0
 
 
+class EdeSign(Quantizer):
+    """sign(x), with a slope that sharpens from a line to the sign during training.
+
+    forward          sign(x)
+    pseudo-gradient  k t (1 - tanh²(t x)),  k = max(1 / t, 1)
+    surrogate        k tanh(t x)
+
+    Error decay estimator of IR-Net (Qin et al. 2020, eq. 9 to 11). `optim.EdeSchedule` moves t.
+
+    Parameters
+    ----------
+    t : float
+        Steepness; IR-Net goes from 0.01 (AdaBin's code: 0.001) to 10, evenly in log t.
+    """
+
+    def __init__(self, t=1.0):
+        _check_positive("EdeSign", "t", t)
+        self.t = t
+
+    def forward(self, x):
+        return sign(x)
+
+    @property
+    def k(self):
+        return max(1.0 / self.t, 1.0)
+
+    def pseudo_gradient(self, x):
+        e = exp(-2.0 * self.t * abs(x))  # 1 - tanh²(z) = 4 e / (1 + e)², e = exp(-2 |z|)
+        return (4.0 * self.k * self.t) * e / ((1.0 + e) * (1.0 + e))
+
+    def surrogate(self, x):
+        e = exp(-2.0 * self.t * abs(x))
+        return self.k * sign(as_array(x)) * (1.0 - e) / (1.0 + e)
+
+
+class SteHeaviside(Quantizer):
+    """1 where x > 0, else 0, with a straight-through gradient.
+
+    forward          1 where x > 0, else 0
+    pseudo-gradient  1 where |x| <= clip_value, else 0
+    surrogate        clamp(x, -clip_value, clip_value)
+
+    larq's ``ste_heaviside``.
+    """
+
+    values = (0.0, 1.0)
+
+    def __init__(self, clip_value=1.0):
+        _check_positive("SteHeaviside", "clip_value", clip_value)
+        self.clip_value = clip_value
+
+    def forward(self, x):
+        return (x > 0).astype(x.dtype)
+
+    pseudo_gradient = SteSign.pseudo_gradient
+    surrogate = SteSign.surrogate
+
+
+class SteTern(Quantizer):
+    """-1, 0 or +1, with a straight-through gradient.
+
+    forward          sign(x) where |x| > Δ, else 0
+    pseudo-gradient  1 where |x| <= clip_value, else 0
+    surrogate        clamp(x, -clip_value, clip_value)
+
+    Δ = 0.7 mean |x| over the whole tensor: Ternary Weight Networks (Li et al. 2016, eq. 6);
+    larq's ``ste_tern``.
+
+    Parameters
+    ----------
+    threshold : float, optional
+        A fixed Δ.
+    clip_value : float
+    """
+
+    values = (-1.0, 0.0, 1.0)
+
+    def __init__(self, threshold=None, clip_value=1.0):
+        _check_positive("SteTern", "clip_value", clip_value)
+        if threshold is not None and not threshold >= 0:
+            raise ValueError(f"SteTern: threshold must be >= 0, got {threshold!r}")
+        self.threshold, self.clip_value = threshold, clip_value
+
+    def forward(self, x):
+        delta = 0.7 * np.abs(x).mean() if self.threshold is None else self.threshold
+        return np.where(np.abs(x) > delta, sign(x), x.dtype.type(0))
+
+    pseudo_gradient = SteSign.pseudo_gradient
+    surrogate = SteSign.surrogate
+
+
+class _Scaled(Quantizer):
+    """A quantizer whose forward is a scale times small integers.
+
+    A subclass gives ``scale(x)``, ``unscaled(x)`` (the integers) and its gradient. The scale is a
+    constant to the gradient, and so it is to the finite differences that test it.
+    """
+
+    def forward(self, x):
+        return self.unscaled(x) * _per_filter(self.scale(x), x)
+
+    def levels(self):
+        return _Levels(self)
+
+
+class _Levels(Quantizer):
+    """What a scaled quantizer multiplies by its scale; the gradient loses the scale as well."""
+
+    def __init__(self, scaled):
+        self.scaled, self.values = scaled, scaled.values
+
+    def _inverse_scale(self, x):
+        scale = self.scaled.scale(as_array(x))
+        return 1 / _per_filter(np.where(scale == 0, 1, scale), x)
+
+    def forward(self, x):
+        return self.scaled.unscaled(x)
+
+    def pseudo_gradient(self, x):
+        return self.scaled.pseudo_gradient(x) * self._inverse_scale(x)
+
+    def surrogate(self, x):
+        return self.scaled.surrogate(x) * self._inverse_scale(x)
+
+
+def magnitude(x):
+    """Mean |x| of each filter (first axis): (O, ...) -> (O,)."""
+    return np.abs(x).reshape(len(x), -1).mean(1)
+
+
+def _per_filter(scale, x):
+    """(O,) -> (O, 1, ...), to meet x of shape (O, ...); (1,) likewise."""
+    return scale.reshape((-1,) + (1,) * (np.ndim(x) - 1))
+
+
+class MagnitudeAwareSign(_Scaled):
+    """sign(x) times the mean magnitude of its filter.
+
+    forward          m sign(x),  m = mean |x| over the filter (first axis)
+    pseudo-gradient  m where |x| <= clip_value, else 0; 1 instead of m with scale_gradient=False
+    surrogate        m clamp(x, -clip_value, clip_value)
+
+    XNOR-Net (Rastegari et al. 2016, eq. 6); larq's ``magnitude_aware_sign``. m is a constant to
+    the gradient. ReActNet's code leaves m out of the gradient too: scale_gradient=False.
+
+    Parameters
+    ----------
+    clip_value : float
+    scale_gradient : bool
+    """
+
+    def __init__(self, clip_value=1.0, scale_gradient=True):
+        _check_positive("MagnitudeAwareSign", "clip_value", clip_value)
+        self.clip_value, self.scale_gradient = clip_value, scale_gradient
+
+    def scale(self, x):
+        return magnitude(x)
+
+    def unscaled(self, x):
+        return sign(x)
+
+    def _factor(self, x):
+        return _per_filter(magnitude(as_array(x)), x) if self.scale_gradient else 1.0
+
+    def pseudo_gradient(self, x):
+        return SteSign(self.clip_value).pseudo_gradient(x) * self._factor(x)
+
+    def surrogate(self, x, factor=None):
+        """With `factor`: m of another x, to hold it fixed."""
+        factor = self._factor(x) if factor is None else factor
+        return SteSign(self.clip_value).surrogate(x) * factor
+
+
+class BitNetTernary(_Scaled):
+    """-m, 0 or +m, where m is the mean magnitude of the whole tensor.
+
+    forward          m clamp(round(x / m), -1, 1),  m = max(mean |x|, 1e-5)
+    pseudo-gradient  1
+    surrogate        x
+
+    BitNet b1.58 (Ma et al. 2024, eq. 1 to 3).
+    """
+
+    values = (-1.0, 0.0, 1.0)
+
+    def scale(self, x):
+        return np.maximum(np.abs(x).mean(), x.dtype.type(1e-5)).reshape(1)
+
+    def unscaled(self, x):
+        return np.clip(np.round(x / self.scale(x)), -1, 1)
+
+    def pseudo_gradient(self, x):
+        return np.ones_like(as_array(x))
+
+    def surrogate(self, x):
+        return x * 1.0
+
+
+class DoReFaActivation(Quantizer):
+    """k-bit activations in [0, 1].
+
+    forward          round((2^k - 1) clamp(x, 0, 1)) / (2^k - 1)
+    pseudo-gradient  1 where 0 <= x <= 1, else 0
+    surrogate        clamp(x, 0, 1)
+
+    DoReFa-Net (Zhou et al. 2016, eq. 5 and 6).
+
+    Parameters
+    ----------
+    bits : int
+    """
+
+    values = None
+
+    def __init__(self, bits=2):
+        self.bits = _check_bits("DoReFaActivation", bits)
+
+    def forward(self, x):
+        return _round_to(self.bits, np.clip(x, 0, 1))
+
+    def pseudo_gradient(self, x):
+        values = as_array(x)
+        return ((values >= 0) & (values <= 1)).astype(values.dtype)
+
+    def surrogate(self, x):
+        return clamp(x, 0.0, 1.0)
+
+
+class DoReFaWeight(Quantizer):
+    """k-bit weights in [-1, 1].
+
+    forward          2 q(tanh(x) / (2 max |tanh(x)|) + 1/2) - 1,  q rounding to k bits
+    pseudo-gradient  (1 - tanh²(x)) / max |tanh(x)|
+    surrogate        tanh(x) / max |tanh(x)|
+
+    DoReFa-Net (Zhou et al. 2016, eq. 9). The maximum is a constant to the gradient.
+
+    Parameters
+    ----------
+    bits : int
+    """
+
+    values = None
+
+    def __init__(self, bits=2):
+        self.bits = _check_bits("DoReFaWeight", bits)
+
+    def largest(self, x):
+        """max |tanh(x)|, or 1 for a tensor of zeros."""
+        return np.tanh(np.abs(x).max()) or x.dtype.type(1)
+
+    def forward(self, x):
+        return 2 * _round_to(self.bits, np.tanh(x) / (2 * self.largest(x)) + 0.5) - 1
+
+    def pseudo_gradient(self, x):
+        e = exp(-2.0 * abs(x))  # 1 - tanh²(x) = 4 e / (1 + e)²
+        return 4.0 * e / ((1.0 + e) * (1.0 + e)) * (1.0 / float(self.largest(as_array(x))))
+
+    def surrogate(self, x, largest=None):
+        """With `largest`: of another x, to hold it fixed."""
+        largest = self.largest(as_array(x)) if largest is None else largest
+        e = exp(-2.0 * abs(x))
+        return sign(as_array(x)) * (1.0 - e) / (1.0 + e) * (1.0 / float(largest))
+
+
+def _round_to(bits, x):
+    """Round values in [0, 1] to multiples of 1 / (2^bits - 1)."""
+    steps = 2**bits - 1
+    return np.round(x * steps) / x.dtype.type(steps)
+
+
+def _check_bits(owner, bits):
+    if not isinstance(bits, int) or not 1 <= bits <= 16:
+        raise ValueError(f"{owner}: bits must be an int in 1..16, got {bits!r}")
+    return bits
+
+
 def _check_positive(owner, argument, value):
     if not value > 0:
         raise ValueError(f"{owner}: {argument} must be positive, got {value!r}")
@@ -180,7 +470,19 @@ ste_sign = SteSign()
 approx_sign = ApproxSign()
 swish_sign = SwishSign()
 
-_BY_NAME = {"ste_sign": ste_sign, "approx_sign": approx_sign, "swish_sign": swish_sign}
+# Quantizers by name. An EdeSign is made anew each time, since a schedule changes its t.
+_BY_NAME = {
+    "ste_sign": SteSign,
+    "approx_sign": ApproxSign,
+    "swish_sign": SwishSign,
+    "ede_sign": EdeSign,
+    "magnitude_aware_sign": MagnitudeAwareSign,
+    "ste_heaviside": SteHeaviside,
+    "ste_tern": SteTern,
+    "bitnet_ternary": BitNetTernary,
+    "dorefa_activation": DoReFaActivation,
+    "dorefa_weight": DoReFaWeight,
+}
 
 
 def get(quantizer):
@@ -188,7 +490,7 @@ def get(quantizer):
     if quantizer is None or isinstance(quantizer, Quantizer):
         return quantizer
     if isinstance(quantizer, str) and quantizer in _BY_NAME:
-        return _BY_NAME[quantizer]
+        return _BY_NAME[quantizer]()
     raise ValueError(
         f"quantizer: expects one of {sorted(_BY_NAME)}, a Quantizer or None, got {quantizer!r}"
     )

@@ -134,14 +134,26 @@ class Function:
         self.shapes = tuple(np.shape(x) for x in inputs)
         self._inputs = inputs if "inputs" in self.saves else (None,) * len(inputs)
         self._output = output.data if "output" in self.saves else None
+        # What the rule will read, and how often it had been changed in place by now.
+        saved = [x for x in self._inputs if isinstance(x, Tensor)]
+        saved += [output] if self._output is not None else []
+        self._versions = [(x._version, x._version[0]) for x in saved]
         output.requires_grad = True
         output.function = self
 
+    def __repr__(self):
+        return type(self).__name__
+
     def _release(self):
-        self.edges = self._inputs = self._output = None
+        self.edges = self._inputs = self._output = self._versions = None
 
     def _gradients(self, grad, needs, create_graph):
         """Evaluate the rule, undo broadcasting and check what came out."""
+        if any(cell[0] != version for cell, version in self._versions):
+            raise RuntimeError(
+                f"backward: a Tensor that {type(self).__name__} needs was changed by an in-place "
+                "operator after it was used"
+            )
         self.needs = needs
         inputs, output = self._inputs, self._output
         if create_graph:  # the output again, as the Tensor that it was
@@ -396,7 +408,7 @@ class Tensor:
     """
 
     __array_ufunc__ = None  # array * tensor is the Tensor's business, not NumPy's
-    __slots__ = ("__weakref__", "data", "function", "grad", "requires_grad")
+    __slots__ = ("__weakref__", "_version", "data", "function", "grad", "requires_grad")
     __hash__ = object.__hash__  # by identity, although == compares elements
 
     def __init__(self, data, requires_grad=False, dtype=None):
@@ -411,6 +423,7 @@ class Tensor:
         self.grad = None
         self.requires_grad = bool(requires_grad)
         self.function = None
+        self._version = [0]  # counts in-place changes; shared with what `detach` gives
 
     shape = property(lambda self: self.data.shape)
     dtype = property(lambda self: self.data.dtype)
@@ -434,7 +447,9 @@ class Tensor:
 
     def detach(self):
         """The same data, cut off from the graph."""
-        return Tensor(self.data)
+        result = Tensor(self.data)
+        result._version = self._version
+        return result
 
     def backward(self, gradient=None, retain_graph=None, create_graph=False):
         """Add the gradient of this tensor to the ``.grad`` of every leaf it was computed from.
@@ -540,6 +555,38 @@ class Tensor:
 
     __radd__ = __add__
     __rmul__ = __mul__
+
+    # In-place operators change the array itself; a graph never records them.
+    def __iadd__(self, other):
+        return self._in_place("+=", np.add, other)
+
+    def __isub__(self, other):
+        return self._in_place("-=", np.subtract, other)
+
+    def __imul__(self, other):
+        return self._in_place("*=", np.multiply, other)
+
+    def __itruediv__(self, other):
+        return self._in_place("/=", np.divide, other)
+
+    def __setitem__(self, index, value):
+        self._check_in_place("[...] =")
+        self.data[index] = as_array(value)
+        self._version[0] += 1
+
+    def _in_place(self, symbol, function, other):
+        self._check_in_place(symbol)
+        function(self.data, as_array(other), out=self.data)
+        self._version[0] += 1
+        return self
+
+    def _check_in_place(self, symbol):
+        if _state.grad_enabled and self.requires_grad:
+            kind = "a leaf" if self.function is None else f"the result of {self.function}"
+            raise RuntimeError(
+                f"{symbol} on a Tensor that a graph needs ({kind} that requires grad, shape "
+                f"{self.shape}): write x = x + y instead, or wrap the change in no_grad()"
+            )
 
     def abs(self):
         return abs(self)

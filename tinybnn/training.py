@@ -1,16 +1,29 @@
-"""The training loop: fit, evaluate, and the history of what happened."""
+"""The training loop: fit, evaluate, the history of what happened, checkpoints.
+
+A checkpoint holds everything that training changes: the model's state, the optimizer's, the
+schedule's, the history, and the state of every random generator that takes part. So a run that was
+killed goes on from its last complete epoch to the same final weights, bit for bit.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import re
 import time
+import zlib
 from dataclasses import dataclass, field
+from numbers import Number
+from types import ModuleType
 
 import numpy as np
 from tqdm import tqdm
 
 from tinybnn import functional as F
+from tinybnn import storage
 from tinybnn.nn import LatentParameter
-from tinybnn.tensor import Tensor, no_grad
+from tinybnn.tensor import Tensor, default_generator, no_grad
 
 
 @dataclass
@@ -107,9 +120,10 @@ def fit(
     loss=F.cross_entropy,
     validation=None,
     history=None,
+    checkpoint=None,
     progress=True,
 ):
-    """Train a model.
+    """Train a model, and leave it in evaluation mode.
 
     Parameters
     ----------
@@ -118,6 +132,7 @@ def fit(
         `validation` (optional) is evaluated after each epoch. Make choices on it, and leave the
         test set for the end.
     epochs : int
+        How many to train; with `checkpoint`, how many the history shall have in the end.
     optimizer : Optimizer
     schedule : Schedule, optional
     schedule_unit : 'epoch' or 'batch'
@@ -126,8 +141,12 @@ def fit(
         (logits Tensor, labels array) -> Tensor with one element.
     history : History, optional
         Rows are added to it, also when training is interrupted.
+    checkpoint : path, optional
+        A file that is written before the first epoch and after each one. If it exists already, it
+        is read first, and training goes on after its last complete epoch exactly as if nothing had
+        happened; with `epochs` reached, nothing is left to train. See `Checkpoint`.
     progress : bool
-        Show a progress bar with loss, accuracy and the ratio of flipped signs.
+        Show a progress bar with loss, accuracy and the ratio of flipped signs on stderr.
 
     Returns
     -------
@@ -137,6 +156,12 @@ def fit(
     ------
     FloatingPointError
         If the loss is not finite: training on would only hide where it broke.
+    ValueError
+        If `checkpoint` is of a run with another model, optimizer, ...: it says what differs.
+    StorageError
+        If `checkpoint` is damaged. It is never overwritten then.
+    OSError
+        If `checkpoint` cannot be written. The file of the epoch before stays.
     """
     if epochs < 1:
         raise ValueError(f"fit: epochs must be >= 1, got {epochs!r}")
@@ -144,26 +169,43 @@ def fit(
         raise ValueError(f"fit: schedule_unit must be 'epoch' or 'batch', got {schedule_unit!r}")
     each_batch = schedule.step if schedule and schedule_unit == "batch" else None
     history = History() if history is None else history
+    total, done = len(history) + epochs, 0
+    if checkpoint is not None:
+        settings = {"loss": _name(loss), "schedule_unit": schedule_unit}
+        state = Checkpoint(
+            checkpoint, model, optimizer, schedule, train, validation, history, settings
+        )
+        if not state.restore():
+            state.save()
+        total, done = epochs, min(epochs, len(history))
     flips = FlipCounter(model)
-    first = len(history) + 1
-    with tqdm(total=epochs * len(train), disable=not progress, unit="batch") as bar:
-        for epoch in range(first, first + epochs):
-            start = time.perf_counter()
-            row = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"]}
-            row.update(_train_epoch(model, train, optimizer, loss, each_batch, bar, epoch))
-            row["flip_ratio"] = flips.ratio()
-            if schedule and schedule_unit == "epoch":
-                schedule.step()
-            row["seconds"] = time.perf_counter() - start
-            if validation is not None:
-                found = evaluate(model, validation, loss)
-                row.update(val_loss=found["loss"], val_accuracy=found["accuracy"])
-            history.rows.append(row)
-            shown = {k: f"{row[k]:.4f}" for k in ("loss", "accuracy", "flip_ratio")}
-            if validation is not None:
-                shown["val_accuracy"] = f"{row['val_accuracy']:.4f}"
-            bar.set_postfix(shown)
-    model.eval()
+    bar = tqdm(
+        total=(done + max(0, total - len(history))) * len(train),
+        initial=done * len(train),
+        disable=not progress,
+        unit="batch",
+    )
+    try:
+        with bar:
+            for epoch in range(len(history) + 1, total + 1):
+                start = time.perf_counter()
+                group, rate = optimizer.rates[0]
+                row = {"epoch": epoch, "lr": group[rate]}
+                row.update(_train_epoch(model, train, optimizer, loss, each_batch, bar, epoch))
+                row["flip_ratio"] = flips.ratio()
+                if schedule and schedule_unit == "epoch":
+                    schedule.step()
+                row["seconds"] = time.perf_counter() - start
+                if validation is not None:
+                    found = evaluate(model, validation, loss)
+                    row.update(val_loss=found["loss"], val_accuracy=found["accuracy"])
+                history.rows.append(row)
+                if checkpoint is not None:
+                    state.save()
+                names = ("loss", "accuracy", "flip_ratio", "val_accuracy")
+                bar.set_postfix({k: f"{row[k]:.4f}" for k in names if k in row})
+    finally:
+        model.eval()
     return history
 
 
@@ -187,3 +229,292 @@ def _train_epoch(model, train, optimizer, loss, each_batch, bar, epoch):
         count += len(y)
         bar.update()
     return {"loss": total_loss / count, "accuracy": correct / count}
+
+
+# ------------------------------------------------------------------------------------- checkpoints
+
+
+class Checkpoint:
+    """Everything that training changes, as a file.
+
+    `fit` uses it; a training loop of your own can, too: `restore` before the loop, and `save` where
+    all is complete, say after each epoch.
+
+    Random generators are found by themselves: the default one, and those that can be reached from
+    attributes of the model's layers and of the loaders. One that several share stays shared.
+
+    Parameters
+    ----------
+    path : str or PathLike
+    model : Module
+    optimizer : Optimizer
+    schedule : Schedule, optional
+    train, validation : DataLoader, optional
+    history : History, optional
+    settings : dict, optional
+        Whatever else must be the same when training goes on, as JSON values.
+    """
+
+    KIND, VERSION = "checkpoint", 1
+
+    def __init__(
+        self,
+        path,
+        model,
+        optimizer,
+        schedule=None,
+        train=None,
+        validation=None,
+        history=None,
+        settings=None,
+    ):
+        self.path = os.fspath(path)
+        self.model, self.optimizer, self.schedule = model, optimizer, schedule
+        self.history = History() if history is None else history
+        self._generators = _find_generators(model=model, train=train, validation=validation)
+        self._fixed = {
+            "model": _describe_model(model),
+            "train": _describe_loader(train),
+            "validation": _describe_loader(validation),
+            "random generators": {
+                name: {"kind": type(g.bit_generator).__name__, "seed": _seed(g)}
+                for name, g in self._generators.items()
+            },
+            **(settings or {}),
+        }
+
+    def save(self):
+        """Write the file, atomically; returns its size in bytes.
+
+        Raises
+        ------
+        OSError
+            Naming the path. An older checkpoint stays as it was.
+        """
+        arrays = {f"model.{name}": array for name, array in self.model.state_dict().items()}
+        optimizer = self.optimizer.state_dict()
+        for i, state in optimizer["state"].items():
+            arrays.update((f"optimizer.{i}.{name}", array) for name, array in state.items())
+        metadata = {
+            "run": self._description(),
+            "param_groups": optimizer["param_groups"],
+            "schedule": self.schedule.state_dict() if self.schedule else None,
+            "random": {
+                name: _as_json(g.bit_generator.state) for name, g in self._generators.items()
+            },
+            "history": _as_json(self.history.rows),
+        }
+        return storage.save(
+            self.path, arrays, kind=self.KIND, version=self.VERSION, metadata=metadata
+        )
+
+    def restore(self):
+        """Read the file and put all back where it was, into the same objects.
+
+        Returns
+        -------
+        bool
+            False if there is no file, and so nothing to restore.
+
+        Raises
+        ------
+        StorageError
+            If the file is damaged or no checkpoint.
+        ValueError
+            If it is of a run with another model, optimizer, schedule, loader or seed: the message
+            says what differs. Nothing has been changed then.
+        """
+        try:
+            arrays, metadata = _read(self.path)
+        except FileNotFoundError:
+            return False
+        now = json.loads(json.dumps(self._description()))
+        different = list(_differences(metadata["run"], now))
+        if different:
+            more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
+            raise ValueError(
+                f"{self.path} is the checkpoint of another run: {different[0]}{more}; "
+                "choose another path, or delete the file to start anew"
+            )
+        state = {}
+        for name, array in _below("optimizer.", arrays).items():
+            i, name = name.split(".", 1)
+            state.setdefault(i, {})[name] = array
+        self.model.load_state_dict(_below("model.", arrays))
+        self.optimizer.load_state_dict({"state": state, "param_groups": metadata["param_groups"]})
+        if self.schedule:
+            self.schedule.load_state_dict(metadata["schedule"])
+        for name, generator in self._generators.items():
+            generator.bit_generator.state = metadata["random"][name]
+        self.history.rows[:] = _rows(metadata)
+        return True
+
+    def _description(self):
+        """What must be the same when training goes on, by name."""
+        groups = []
+        for (group, rate), entry in zip(
+            self.optimizer.rates, self.optimizer.state_dict()["param_groups"], strict=True
+        ):
+            moving = {rate} if f"initial_{rate}" in group else set()  # a schedule moves the rate
+            groups.append({k: v for k, v in entry.items() if k not in moving})
+        parts = getattr(self.optimizer, "optimizers", [self.optimizer])
+        schedule = None
+        if self.schedule:
+            schedule = {"kind": type(self.schedule).__name__, **self.schedule.state_dict()}
+            del schedule["last_epoch"]
+        return {
+            **self._fixed,
+            "optimizer": " and ".join(type(part).__name__ for part in parts),
+            "parameter groups": groups,
+            "schedule": schedule,
+        }
+
+
+def load_weights(path, model):
+    """Give a model the weights of a checkpoint, and nothing else.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        A file that `fit` or `Checkpoint` wrote.
+    model : Module
+        With the names and shapes of the model that was trained.
+
+    Returns
+    -------
+    History
+        Of the training so far.
+
+    Raises
+    ------
+    StorageError
+        If the file is damaged or no checkpoint.
+    KeyError, ValueError
+        If it holds another model.
+    """
+    arrays, metadata = _read(os.fspath(path))
+    model.load_state_dict(_below("model.", arrays))
+    return History(_rows(metadata))
+
+
+def _read(path):
+    """Arrays and metadata of a checkpoint."""
+    try:
+        arrays, metadata = storage.load(path, kind=Checkpoint.KIND, version=Checkpoint.VERSION)
+        if metadata.keys() != {"run", "param_groups", "schedule", "random", "history"}:
+            raise storage.StorageError(f"{path}: damaged: its metadata is of no checkpoint")
+    except storage.StorageError as error:
+        raise storage.StorageError(
+            f"{error}; training cannot go on from it: delete the file to start anew, "
+            "or choose another path"
+        ) from None
+    return arrays, metadata
+
+
+def _below(prefix, arrays):
+    """The arrays whose names start with a prefix, without it."""
+    return {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
+
+
+def _rows(metadata):
+    """Rows of a history; numbers that JSON cannot hold were stored as text."""
+    return [
+        {k: float(v) if isinstance(v, str) else v for k, v in row.items()}
+        for row in metadata["history"]
+    ]
+
+
+def _as_json(value):
+    """Dicts, lists, arrays and numbers as JSON holds them."""
+    if isinstance(value, dict):
+        return {name: _as_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _as_json(value.tolist())
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _differences(old, new, where=""):
+    """Sentences about where two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted({*old, *new}):
+            if name not in new:
+                yield f"{where}{name} is in the checkpoint, but not here"
+            elif name not in old:
+                yield f"{where}{name} is not in the checkpoint"
+            else:
+                yield from _differences(old[name], new[name], f"{where}{name}: ")
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(a, b, f"{where}[{i}] ")
+    elif old != new:
+        yield f"{where}{old!r} in the checkpoint, {new!r} here"
+
+
+def _describe_model(model):
+    """Layers with their settings, state with its dtypes and shapes."""
+    layers = {}
+    for path, module in model.named_modules():
+        settings = re.sub(r" at 0x\w+", "", module.extra_repr())  # addresses differ in each run
+        layers[path or "(top)"] = f"{type(module).__name__}({settings})"
+    state = {name: f"{a.dtype} {a.shape}" for name, a in model.state_dict().items()}
+    return {"layers": layers, "state": state}
+
+
+def _describe_loader(loader):
+    """What tells one loader from another; None stays None."""
+    if loader is None:
+        return None
+    found = {"batches": len(loader)}
+    for name in ("batch_size", "shuffle", "drop_last"):
+        if hasattr(loader, name):
+            found[name] = getattr(loader, name)
+    dataset = getattr(loader, "dataset", None)
+    if hasattr(dataset, "images") and hasattr(dataset, "labels"):
+        found["dataset"] = getattr(dataset, "name", None)
+        found["images"] = f"{dataset.images.dtype} {dataset.images.shape}"
+        found["labels (CRC-32)"] = zlib.crc32(np.ascontiguousarray(dataset.labels).view(np.uint8))
+    return found
+
+
+def _name(function):
+    return getattr(function, "__qualname__", type(function).__name__)
+
+
+_PLAIN = (Number, str, bytes, np.ndarray, np.generic, Tensor, type, ModuleType)
+
+
+def _find_generators(**places):
+    """Every Generator below some objects and the default one, by name; each once.
+
+    Names are paths of attributes, such as ``train.rng`` or ``model.3.rng``.
+    """
+    found, seen = {}, {}
+    stack = [*reversed(places.items()), ("default", default_generator())]
+    while stack:
+        name, value = stack.pop()
+        if isinstance(value, _PLAIN) or id(value) in seen:
+            continue
+        seen[id(value)] = value  # kept, so that no other object gets its id
+        if isinstance(value, np.random.Generator):
+            found[name] = value
+        elif isinstance(value, list | tuple):
+            stack.extend((f"{name}.{i}", item) for i, item in enumerate(value))
+        elif isinstance(value, dict):
+            stack.extend((f"{name}.{key}", item) for key, item in value.items())
+        elif hasattr(value, "__dict__"):
+            stack.extend((f"{name}.{key}", item) for key, item in vars(value).items())
+    return found
+
+
+def _seed(generator):
+    """The seed that somebody chose, as a list of ints; None if the system drew one."""
+    sequence = getattr(generator.bit_generator, "seed_seq", None)
+    entropy = getattr(sequence, "entropy", None)
+    if entropy is None:
+        return None
+    numbers = [int(n) for n in np.ravel(np.array(entropy, object))]
+    if max(numbers, default=0) >= 1 << 64:  # NumPy draws 128 bits where no seed is given
+        return None
+    return numbers + [int(n) for n in sequence.spawn_key]

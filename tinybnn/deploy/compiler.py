@@ -27,6 +27,7 @@ from tinybnn import functional as F
 from tinybnn import tensor as T
 from tinybnn.deploy.packed import PackedModel, Step
 from tinybnn.kernels import bits
+from tinybnn.nn.binary import OnesOfOneSample
 from tinybnn.quantizers import Quantize
 from tinybnn.tensor import Tensor, no_grad, trace
 
@@ -145,7 +146,7 @@ def _names(model):
 # Functions of each element alone, given their constants: what may stand between sums and a sign.
 _ELEMENTWISE = (
     T.Add, T.Sub, T.Mul, T.Div, T.Pow, T.Exp, T.Log, T.Sqrt, T.Abs, T.Clamp,
-    F.Relu, F.Hardtanh, F.Sigmoid, F.Tanh, F.BatchNorm,
+    T.Maximum, F.Relu, F.Hardtanh, F.LeakyRelu, F.PRelu, F.Softplus, F.Sigmoid, F.Tanh, F.BatchNorm,
 )  # fmt: skip
 
 _UNARY = {
@@ -153,7 +154,14 @@ _UNARY = {
     T.Sqrt: "sqrt",
 }  # fmt: skip
 
-_BINARY = {T.Add: "add", T.Sub: "sub", T.Mul: "mul", T.Div: "div"}
+_BINARY = {T.Add: "add", T.Sub: "sub", T.Mul: "mul", T.Div: "div", T.Maximum: "maximum"}
+
+# Operations whose keyword options are the settings of the step.
+_WITH_OPTIONS = {
+    F.Hardtanh: "hardtanh", T.Clamp: "clamp", F.LeakyRelu: "leaky_relu", F.Softplus: "softplus",
+}  # fmt: skip
+
+_NO_FIXED_ORDER = "its float sums run in no fixed order; pass fixed_order=not self.training"
 
 
 @dataclass
@@ -216,15 +224,18 @@ class _Compiler:
         call = self.calls[i]
         function, kinds = type(call.function), [self.kinds[s] for s in self.symbolic[i]]
         if function is Quantize:
-            if set(call.options["quantizer"].values) != {-1.0, 1.0}:
-                raise self.refuse(i, f"{call.options['quantizer']!r} does not give signs")
+            quantizer = call.options["quantizer"]
+            if quantizer.values != (-1.0, 1.0) or quantizer.levels() is not quantizer:
+                raise self.refuse(i, f"{quantizer!r} does not give signs")
+            return "signs"
+        if function is OnesOfOneSample:
             return "signs"
         if kinds == ["signs"]:
             if function in (F.Conv2d, F.Linear):
                 weight = self.constant(i, 1)
-                if weight is not None and np.all(np.abs(weight) == 1):
+                if weight is not None and _are_small_integers(weight):
                     return "sums"
-            keeps_batch = call.output.shape[:1] == (_TRACE_BATCH,)
+            keeps_batch = call.output.shape[:1] == call.inputs[0].shape[:1]
             if (function is T.Reshape and keeps_batch) or function is F.MaxPool2d:
                 return "signs"
             if function is T.Pad and call.options["value"] == 1.0:
@@ -260,7 +271,7 @@ class _Compiler:
         function = type(self.calls[i].function) if i >= 0 else None
         if function is F.MaxPool2d:
             return self.kinds[i] == "signs" and self.has_bits(self.symbolic[i][0])
-        return function is Quantize
+        return function in (Quantize, OnesOfOneSample)
 
     def padded_source(self, i):
         """For a convolution that reads a border of ones: (the value inside the border, padding)."""
@@ -379,6 +390,7 @@ class _Compiler:
         call, weight = self.calls[i], self.constant(i, 1)
         source = self.symbolic[i][0]
         result = {"call": i, "layout": "accumulator", "shape": self.shape(i)}
+        kind = "xnor" if np.all(weight) else "ternary"
         if type(call.function) is F.Linear:
             count = weight.shape[1]
             if image := self.image_of(source):
@@ -387,23 +399,25 @@ class _Compiler:
                 rows = pixels.reshape(len(weight), height * width, channels)
             else:
                 rows = weight
-            result["arrays"] = {"weight": bits.pack(rows)}
-            result["bits"] = {"weight": rows.shape[-1]}
+            result |= _planes(rows)
             result["settings"] = {"count": count}
-            return [("xnor_linear", result, [(source, "bits")])]
+            if kind == "ternary":
+                result["settings"]["row"] = rows.shape[-1]
+            return [(f"{kind}_linear", result, [(source, "bits")])]
         options = {k: call.options[k] for k in ("stride", "padding", "dilation", "groups")}
         options |= {"channels": int(call.inputs[0].shape[1]), "padding_mode": "zeros"}
         padded = self.padded_source(i)
         if padded:
             source, options["padding"] = padded
             options["padding_mode"] = "ones"
-        result["arrays"] = {"weight": bits.pack(weight.transpose(0, 2, 3, 1))}
-        result["bits"] = {"weight": weight.shape[1]}
+        result |= _planes(weight.transpose(0, 2, 3, 1))
         result["settings"] = options
-        return [("xnor_conv2d", result, [(source, "bits")])]
+        return [(f"{kind}_conv2d", result, [(source, "bits")])]
 
     def recipe_bits(self, i):
         call, result = self.calls[i], {"call": i, "layout": "bits", "shape": self.shape(i)}
+        if type(call.function) is OnesOfOneSample:
+            return [("ones", result | {"settings": {"shape": self.shape(i)}}, [])]
         source = self.symbolic[i][0]
         if type(call.function) is Quantize:
             found = self.thresholds(i)
@@ -440,7 +454,7 @@ class _Compiler:
         result = {"call": i, "shape": self.shape(i)}
         if self.kinds[i] == "sums":
             return [("to_float", result, [(i, "accumulator")])]
-        if type(self.calls[i].function) is Quantize:
+        if type(self.calls[i].function) in (Quantize, OnesOfOneSample):
             if image := self.image_of(i):
                 return [
                     ("unpack_flattened", result | {"settings": {"image": image}}, [(i, "bits")])
@@ -455,7 +469,8 @@ class _Compiler:
         function, options = type(call.function), call.options
         result = {"call": i, "shape": self.shape(i)}
         sources = [(s, "float") for s in self.symbolic[i]]
-        if call.output.shape[:1] != (_TRACE_BATCH,):
+        batches = {_TRACE_BATCH, 1} if function in (*_UNARY, *_BINARY) else {_TRACE_BATCH}
+        if call.output.ndim == 0 or call.output.shape[0] not in batches:
             raise self.refuse(i, "it mixes the samples of a batch")
         arrays, settings, packed_bits = {}, {}, {}
         if function in _UNARY:
@@ -472,9 +487,7 @@ class _Compiler:
             if weight is None or len(sources) != 1:
                 raise self.refuse(i, "its weight depends on the input")
             if not options["fixed_order"]:
-                raise self.refuse(
-                    i, "its float sums run in no fixed order; pass fixed_order=not self.training"
-                )
+                raise self.refuse(i, _NO_FIXED_ORDER)
             settings = {k: v for k, v in options.items() if k != "fixed_order"}
             arrays["weight"] = weight
         elif function is F.BatchNorm and options["mean"] is not None:
@@ -482,14 +495,24 @@ class _Compiler:
             arrays = {"weight": self.constant(i, 1), "bias": self.constant(i, 2)}
             arrays |= {"mean": options["mean"], "var": options["var"]}
             settings = {"eps": options["eps"]}
+        elif function is F.ConvInput and self.constant(i, 1) is not None:
+            operation, geometry = "conv_transpose2d", options["geometry"]
+            if not options["fixed_order"]:
+                raise self.refuse(i, _NO_FIXED_ORDER)
+            arrays["weight"] = self.constant(i, 1)
+            settings = {
+                k: getattr(geometry, k) for k in ("stride", "padding", "dilation", "groups")
+            }
+            settings["image"] = geometry.image[1:]
+        elif function is F.PRelu and len(sources) == 1:
+            operation, arrays = "prelu", {"weight": self.constant(i, 1)}
+        elif function in _WITH_OPTIONS:
+            operation, settings = _WITH_OPTIONS[function], dict(options)
         elif function in (F.MaxPool2d, F.AvgPool2d):
             operation = "max_pool2d" if function is F.MaxPool2d else "avg_pool2d"
             settings = _pooling(options["windows"])
         elif function is T.Reshape:
             operation, settings = "reshape", {"shape": self.shape(i)}
-        elif function in (F.Hardtanh, T.Clamp):
-            operation = "hardtanh" if function is F.Hardtanh else "clamp"
-            settings = dict(options)
         elif function is T.Pad and options["widths"][0] == (0, 0):
             operation, settings = "pad", dict(options)
         elif function is T.Cat and options["dim"] > 0 and len(sources) == len(call.inputs):
@@ -508,6 +531,19 @@ def _pooling(windows):
     return {
         "kernel_size": windows.kernel, "stride": windows.stride, "padding": windows.padding,
     }  # fmt: skip
+
+
+def _are_small_integers(weight):
+    """Whether all weights are -1 or 1, or -1, 0 or 1."""
+    return bool(np.all((np.abs(weight) == 1) | (weight == 0)))
+
+
+def _planes(rows):
+    """Weights of ±1 as one plane of bits, ternary ones as two: their sign, and where they are 0."""
+    arrays = {"weight": bits.pack(np.where(rows > 0, 1, -1))}
+    if not np.all(rows):
+        arrays["mask"] = bits.pack(np.where(rows != 0, 1, -1))
+    return {"arrays": arrays, "bits": dict.fromkeys(arrays, rows.shape[-1])}
 
 
 def _smallest_int(bound):

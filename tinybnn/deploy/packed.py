@@ -80,6 +80,34 @@ def xnor_conv2d(words, *, weight, channels, stride, padding, dilation, groups, p
     )  # fmt: skip
 
 
+def _ternary(product, weight, mask, row):
+    """A ternary weight is half the sum of two binary ones: its zeros as +1, and its zeros as -1."""
+    zeros_as_plus = weight | (mask ^ bits.pack(np.ones(row, np.float32)))
+    return (product(zeros_as_plus) + product(weight)) >> 1
+
+
+@_operation
+def ternary_linear(words, *, weight, mask, count, row):
+    """Bits -> accumulators, for weights -1, 0 and 1: `weight` has a bit for +1, `mask` for ±1."""
+    return _ternary(lambda plane: xnor_linear(words, weight=plane, count=count), weight, mask, row)
+
+
+@_operation
+def ternary_conv2d(words, *, weight, mask, channels, groups, **geometry):
+    """Bits -> accumulators, for weights -1, 0 and 1: `weight` has a bit for +1, `mask` for ±1."""
+    geometry |= {"channels": channels, "groups": groups}
+    return _ternary(
+        lambda plane: xnor_conv2d(words, weight=plane, **geometry), weight, mask, channels // groups
+    )
+
+
+@_operation
+def ones(*, shape):
+    """The bits of one sample (C, H, W) or (F,) of +1."""
+    channels, *pixels = shape
+    return bits.pack(np.ones((1, *pixels, channels), np.float32))
+
+
 @_operation
 def threshold(accumulator, *, thresholds, flip):
     """Accumulators -> bits: bit = (a >= threshold) != flip. All that is left of a batch norm."""
@@ -108,6 +136,30 @@ def linear(x, *, weight):
 @_operation
 def conv2d(x, *, weight, stride, padding, dilation, groups):
     return F.conv2d(x, weight, None, stride, padding, dilation, groups, fixed_order=True)
+
+
+@_operation
+def conv_transpose2d(x, *, weight, stride, padding, dilation, groups, image):
+    """`image` is the shape (C, H, W) of an output."""
+    geometry = F.Geometry(
+        (len(x), *image), weight.shape, tuple(stride), tuple(padding), tuple(dilation), groups
+    )
+    return F.ConvInput.apply(x, weight, geometry=geometry, fixed_order=True)
+
+
+@_operation
+def prelu(x, *, weight):
+    return F.PRelu.apply(x, weight)
+
+
+@_operation
+def leaky_relu(x, *, slope):
+    return F.leaky_relu(x, slope)
+
+
+@_operation
+def softplus(x, *, beta):
+    return F.softplus(x, beta)
 
 
 @_operation
@@ -170,6 +222,7 @@ OPERATIONS |= {  # `left` or `right` is a constant, or else comes from an earlie
     "sub": _two_operands(np.subtract),
     "mul": _two_operands(np.multiply),
     "div": _two_operands(np.divide),
+    "maximum": _two_operands(np.maximum),
 }
 
 
@@ -239,12 +292,16 @@ class PackedModel:
         The program; the last step gives the output.
     calls : int
         Number of operations in the float model's forward pass.
+    info : dict
+        Notes that are saved with the model, as JSON values; empty after `deploy.compile`. The
+        command line keeps ``classes``, ``maximum`` (of a pixel) and ``dataset`` there.
     """
 
     KIND, VERSION = "packed-model", 1
 
-    def __init__(self, input_shape, steps, calls):
+    def __init__(self, input_shape, steps, calls, info=None):
         self.input_shape, self.steps, self.calls = tuple(input_shape), list(steps), calls
+        self.info = dict(info or {})
         self._last_use = {}  # step -> the last step that reads its result
         for i, step in enumerate(self.steps):
             self._last_use.update((source, i) for source in step.inputs)
@@ -310,7 +367,12 @@ class PackedModel:
             floats = [name for name in step.bits if step.arrays[name].dtype.kind == "f"]
             signs = {name: step.arrays[name].shape for name in floats}
             table.append({**entry, "arrays": list(step.arrays), "signs": signs})
-        return arrays, {"input_shape": self.input_shape, "calls": self.calls, "steps": table}
+        return arrays, {
+            "input_shape": self.input_shape,
+            "calls": self.calls,
+            "steps": table,
+            "info": self.info,
+        }
 
     @property
     def nbytes(self):
@@ -338,7 +400,10 @@ class PackedModel:
             ]
             if not steps:
                 raise ValueError("it has no steps")
-            return cls(tuple(map(int, metadata["input_shape"])), steps, int(metadata["calls"]))
+            shape, info = tuple(map(int, metadata["input_shape"])), metadata.get("info", {})
+            if not isinstance(info, dict):
+                raise ValueError("its info is no mapping")
+            return cls(shape, steps, int(metadata["calls"]), info)
         except (KeyError, TypeError, ValueError) as error:
             raise storage.StorageError(f"{path}: not a valid packed model: {error}") from None
 

@@ -29,6 +29,7 @@ from tinybnn.functional.convolution import (
     Conv2d,
     ConvInput,
     ConvWeight,
+    Geometry,
     conv2d,
     conv_transpose2d,
     pair,
@@ -76,13 +77,13 @@ from tinybnn.tensor import (
 )
 
 __all__ = [
-    "AvgPool2d", "BatchNorm", "Conv2d", "ConvInput", "ConvWeight", "Hardtanh", "LeakyRelu",
-    "Linear", "LogSoftmax", "MaxPool2d", "PRelu", "Relu", "Sigmoid", "Softplus", "Tanh", "abs",
-    "adaptive_avg_pool2d", "amax", "avg_pool2d", "batch_norm", "binary_cross_entropy",
-    "binary_cross_entropy_with_logits", "broadcast_to", "cat", "clamp", "conv2d",
-    "conv_transpose2d", "cross_entropy", "dropout", "exp", "flatten", "flip", "hardtanh",
-    "leaky_relu", "linear", "log", "log_softmax", "logsumexp", "matmul", "max_pool2d", "maximum",
-    "mean", "minimum", "mse_loss", "pad", "pair", "permute", "prelu", "relu", "reshape",
-    "sigmoid", "softmax", "softplus", "sqrt", "squared_hinge", "stack", "sum", "tanh",
-    "transpose", "var", "where",
+    "AvgPool2d", "BatchNorm", "Conv2d", "ConvInput", "ConvWeight", "Geometry", "Hardtanh",
+    "LeakyRelu", "Linear", "LogSoftmax", "MaxPool2d", "PRelu", "Relu", "Sigmoid", "Softplus",
+    "Tanh", "abs", "adaptive_avg_pool2d", "amax", "avg_pool2d", "batch_norm",
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "broadcast_to", "cat", "clamp",
+    "conv2d", "conv_transpose2d", "cross_entropy", "dropout", "exp", "flatten", "flip",
+    "hardtanh", "leaky_relu", "linear", "log", "log_softmax", "logsumexp", "matmul",
+    "max_pool2d", "maximum", "mean", "minimum", "mse_loss", "pad", "pair", "permute", "prelu",
+    "relu", "reshape", "sigmoid", "softmax", "softplus", "sqrt", "squared_hinge", "stack",
+    "sum", "tanh", "transpose", "var", "where",
 ]  # fmt: skip

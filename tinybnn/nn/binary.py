@@ -14,7 +14,7 @@ from tinybnn import functional as F
 from tinybnn import quantizers
 from tinybnn.nn.layers import Conv2d, Linear, _initial_bias, channels_last, check_sizes
 from tinybnn.nn.module import LatentParameter, Module, Parameter
-from tinybnn.tensor import Tensor, default_generator
+from tinybnn.tensor import Function, Tensor, broadcast_to, default_generator
 
 
 class _Binary:
@@ -33,23 +33,35 @@ class _Binary:
         self.scale = Parameter(np.ones(shape[0], np.float32)) if scale == "learned" else None
 
     def binary_weight(self):
-        """The weights that the layer computes with: an array of ±1 of the weight's shape."""
+        """The weights that the layer computes with, an array of the weight's shape.
+
+        ±1 for a sign (also where it has a scale: that multiplies the sums, not the weights), -1, 0
+        and 1 for a ternary quantizer.
+        """
         if self.weight_quantizer is None:
             raise ValueError(f"{type(self).__name__} without weight_quantizer has real weights")
-        return self.weight_quantizer.forward(self.weight.data)
+        return self.weight_quantizer.levels().forward(self.weight.data)
 
     def _quantized(self, x):
-        """Input and weight as the layer sees them, and whether the sums are sums of ±1."""
+        """Input and weight as the layer sees them, and whether the sums are sums of integers."""
         x = self.input_quantizer(x) if self.input_quantizer else x
-        weight = self.weight_quantizer(self.weight) if self.weight_quantizer else self.weight
-        return x, weight, bool(self.input_quantizer and self.weight_quantizer)
+        weight = self.weight
+        if self.weight_quantizer:
+            weight = self.weight_quantizer.levels()(weight)
+        signs = self.input_quantizer and self.input_quantizer.values == (-1.0, 1.0)
+        signs = signs and self.input_quantizer.levels() is self.input_quantizer
+        integers = self.weight_quantizer and self.weight_quantizer.values is not None
+        return x, weight, bool(signs and integers)
 
     def _scaled(self, accumulator):
         """Scale and bias act on the accumulator, never on the weights: its sums stay exact."""
         per_channel = (-1,) + (1,) * (self.weight.ndim - 2)  # (O,) or (O, 1, 1)
+        scale = self.weight_quantizer and self.weight_quantizer.scale(self.weight.data)
+        if scale is not None:
+            accumulator = accumulator * Tensor(scale.reshape(per_channel))
         if self.scale_mode == "mean":
-            magnitude = np.abs(self.weight.data).reshape(len(self.weight.data), -1).mean(1)
-            accumulator = accumulator * Tensor(magnitude.reshape(per_channel))
+            scale = quantizers.magnitude(self.weight.data)
+            accumulator = accumulator * Tensor(scale.reshape(per_channel))
         elif self.scale_mode == "learned":
             accumulator = accumulator * self.scale.reshape(per_channel)
         if self.bias is not None:
@@ -201,3 +213,194 @@ class Quantize(Module):
 
     def extra_repr(self):
         return repr(self.quantizer)
+
+
+class RSign(Module):
+    """sign(x - α), with a learned threshold α for each channel.
+
+    ReActNet (Liu et al. 2020, eq. 1); its code adds the learned value instead.
+
+    Parameters
+    ----------
+    num_channels : int
+    quantizer : Quantizer or name
+
+    Attributes
+    ----------
+    threshold : (C,) float32
+    """
+
+    def __init__(self, num_channels, quantizer="approx_sign"):
+        check_sizes("RSign", num_channels=num_channels)
+        self.threshold = Parameter(np.zeros(num_channels, np.float32))
+        self.quantizer = quantizers.get(quantizer)
+
+    def forward(self, x):
+        return self.quantizer(x - _per_channel(self.threshold, x))
+
+    def extra_repr(self):
+        return f"{len(self.threshold)}"
+
+
+class RPReLU(Module):
+    """PReLU(x - γ) + ζ, with a learned shift before, slope, and shift after for each channel.
+
+    ReActNet (Liu et al. 2020, eq. 2).
+
+    Parameters
+    ----------
+    num_channels : int
+    init : float
+        Initial slope.
+
+    Attributes
+    ----------
+    shift_in, weight, shift_out : (C,) float32
+        γ, the slope, ζ.
+    """
+
+    def __init__(self, num_channels, init=0.25):
+        check_sizes("RPReLU", num_channels=num_channels)
+        self.shift_in = Parameter(np.zeros(num_channels, np.float32))
+        self.weight = Parameter(np.full(num_channels, init, np.float32))
+        self.shift_out = Parameter(np.zeros(num_channels, np.float32))
+
+    def forward(self, x):
+        y = F.prelu(x - _per_channel(self.shift_in, x), self.weight)
+        return y + _per_channel(self.shift_out, x)
+
+    def extra_repr(self):
+        return f"{len(self.weight)}"
+
+
+class Maxout(Module):
+    """γ⁺ relu(x) - γ⁻ relu(-x), with learned γ⁺ and γ⁻ for each channel.
+
+    The activation of AdaBin's code (Tu et al. 2022).
+
+    Parameters
+    ----------
+    num_channels : int
+    positive, negative : float
+        Initial γ⁺ and γ⁻.
+
+    Attributes
+    ----------
+    positive, negative : (C,) float32
+    """
+
+    def __init__(self, num_channels, positive=1.0, negative=0.25):
+        check_sizes("Maxout", num_channels=num_channels)
+        self.positive = Parameter(np.full(num_channels, positive, np.float32))
+        self.negative = Parameter(np.full(num_channels, negative, np.float32))
+
+    def forward(self, x):
+        up = F.relu(x) * _per_channel(self.positive, x)
+        return up - F.relu(-x) * _per_channel(self.negative, x)
+
+    def extra_repr(self):
+        return f"{len(self.positive)}"
+
+
+def _per_channel(v, x):
+    """(C,) -> (1, C, 1, ...), to meet x of shape (N, C, ...)."""
+    return v.reshape(1, -1, *(1,) * (x.ndim - 2))
+
+
+class OnesOfOneSample(Function):
+    """Ones of the shape of one sample of x, (1, C, H, W): a constant that knows the image size."""
+
+    saves = ()
+
+    def forward(self, x):
+        return np.ones((1, *x.shape[1:]), x.dtype)
+
+    def backward(self, grad, output, x):
+        return broadcast_to(0.0 * grad, self.shapes[0])
+
+
+class AdaBinConv2d(Conv2d):
+    """Convolution whose two weight values and two activation values are adapted to the data.
+
+    Weights, for each output filter: β_w = mean W, α_w = sqrt(mean (W - β_w)²),
+    ŵ = α_w v + β_w with v = sign((W - β_w) / α_w). Activations: a = α_a (s + β_a) with
+    s = sign((x - β_a) / α_a), and α_a, β_a learned. (AdaBin, Tu et al. 2022; this is the form of
+    its code, the paper writes α_a s + β_a.)
+
+    In eval mode the sum over a window is expanded into sums of signs, which are integers,
+
+        Σ a ŵ = α_a (α_w Σ s v + β_w Σ s + β_a (α_w Σ v + β_w Σ 1)),
+
+    so that a packed model computes the same. Sums run over the taps inside the image.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
+        As in Conv2d.
+    input_quantizer : Quantizer or name
+        Of the normalised input.
+    weight_quantizer : Quantizer or name
+        Of the normalised weight.
+    rng : numpy.random.Generator, optional
+        Source of the initial weights.
+
+    Attributes
+    ----------
+    weight : (out_channels, in_channels / groups, kh, kw) float32, latent, never clipped
+    bias : (out_channels,) float32 or None
+    input_scale, input_offset : (1,) float32
+        α_a, which acts as 0.001 where it is smaller, and β_a.
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups=1,
+        bias=False,
+        *,
+        input_quantizer="approx_sign",
+        weight_quantizer="ede_sign",
+        rng=None,
+    ):
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, rng=rng
+        )
+        self.weight = LatentParameter(self.weight.data, clip_value=None)
+        self.input_scale = Parameter(np.ones(1, np.float32))
+        self.input_offset = Parameter(np.zeros(1, np.float32))
+        self.input_quantizer = quantizers.get(input_quantizer)
+        self.weight_quantizer = quantizers.get(weight_quantizer)
+
+    def forward(self, x):
+        input_scale = F.maximum(self.input_scale, 1e-3)
+        s = self.input_quantizer((x - self.input_offset) / input_scale)
+        offset = self.weight.mean((1, 2, 3), keepdim=True)  # β_w (O, 1, 1, 1)
+        centred = self.weight - offset
+        # The 1e-12 keeps a filter of equal weights, which has α_w = 0, from dividing by it.
+        scale = ((centred * centred).mean((1, 2, 3), keepdim=True) + 1e-12).sqrt()
+        v = self.weight_quantizer(centred / scale)
+        if self.training:
+            total = self._conv(input_scale * (s + self.input_offset), scale * v + offset)
+        else:
+            # One filter of ones sums up all input channels; with groups each needs its own.
+            count = self.out_channels if self.groups > 1 else 1
+            ones = Tensor(np.ones((count, *v.shape[1:]), x.dtype))
+            inside = OnesOfOneSample.apply(s)
+            scale, offset = scale.reshape(1, -1, 1, 1), offset.reshape(1, -1, 1, 1)
+            total = scale * self._conv(s, v) + offset * self._conv(s, ones)
+            constant = scale * self._conv(inside, v) + offset * self._conv(inside, ones)
+            total = input_scale * (total + self.input_offset * constant)
+        return total if self.bias is None else total + self.bias.reshape(1, -1, 1, 1)
+
+    def _conv(self, x, weight):
+        return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+    def binary_weight(self):
+        """The signs v of the weights, an array of ±1."""
+        weight = self.weight.data
+        return self.weight_quantizer.forward(weight - weight.mean((1, 2, 3), keepdims=True))

@@ -99,7 +99,9 @@ class Conv2d(Module):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups
         )
         self.weight = Parameter(uniform_fan_in(self.weight_shape, rng))
-        self.bias = Parameter(_initial_bias(self.weight_shape, rng)) if bias else None
+        self.bias = None
+        if bias:
+            self.bias = Parameter(_initial_bias(self.weight_shape, rng, out_channels))
 
     def _set_geometry(
         self, in_channels, out_channels, kernel_size, stride, padding, dilation, groups
@@ -137,10 +139,60 @@ class Conv2d(Module):
         return text + f", bias={self.bias is not None}"
 
 
-def _initial_bias(weight_shape, rng):
+def _initial_bias(weight_shape, rng, count=None):
+    """Uniform in ±1 / sqrt(fan_in); `count` values, by default one for each row of the weight."""
     rng = default_generator() if rng is None else rng
     bound = 1.0 / np.sqrt(np.prod(weight_shape[1:]))
-    return rng.uniform(-bound, bound, weight_shape[0]).astype(np.float32)
+    return rng.uniform(-bound, bound, count or weight_shape[0]).astype(np.float32)
+
+
+class ConvTranspose2d(Conv2d):
+    """2-D transposed convolution; see `functional.conv_transpose2d`.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    kernel_size, stride, padding, output_padding : int or pair of ints
+    groups : int
+    bias : bool
+    dilation : int or pair of ints
+    rng : numpy.random.Generator, optional
+        Source of the initial weights.
+
+    Attributes
+    ----------
+    weight : (in_channels, out_channels / groups, kh, kw) float32
+    bias : (out_channels,) float32 or None
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=1,
+        padding=0,
+        output_padding=0,
+        groups=1,
+        bias=True,
+        dilation=1,
+        *,
+        rng=None,
+    ):
+        self.output_padding = pair("ConvTranspose2d", "output_padding", output_padding, 0)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, rng=rng
+        )
+
+    @property
+    def weight_shape(self):
+        return (self.in_channels, self.out_channels // self.groups, *self.kernel_size)
+
+    def forward(self, x):
+        return F.conv_transpose2d(
+            x, self.weight, self.bias, self.stride, self.padding, self.output_padding, self.groups,
+            self.dilation, fixed_order=not self.training,
+        )  # fmt: skip
 
 
 class _BatchNorm(Module):
@@ -209,6 +261,55 @@ class ReLU(Module):
         return F.relu(x)
 
 
+class LeakyReLU(Module):
+    """x where x > 0, else negative_slope * x."""
+
+    def __init__(self, negative_slope=0.01):
+        self.negative_slope = negative_slope
+
+    def forward(self, x):
+        return F.leaky_relu(x, self.negative_slope)
+
+    def extra_repr(self):
+        return f"negative_slope={self.negative_slope}"
+
+
+class PReLU(Module):
+    """x where x > 0, else weight * x, with a learned weight.
+
+    Parameters
+    ----------
+    num_parameters : int
+        1, or the number of channels.
+    init : float
+
+    Attributes
+    ----------
+    weight : (num_parameters,) float32
+    """
+
+    def __init__(self, num_parameters=1, init=0.25):
+        check_sizes("PReLU", num_parameters=num_parameters)
+        self.num_parameters = num_parameters
+        self.weight = Parameter(np.full(num_parameters, init, np.float32))
+
+    def forward(self, x):
+        return F.prelu(x, self.weight)
+
+    def extra_repr(self):
+        return f"num_parameters={self.num_parameters}"
+
+
+class Softplus(Module):
+    """log(1 + exp(beta x)) / beta."""
+
+    def __init__(self, beta=1.0):
+        self.beta = beta
+
+    def forward(self, x):
+        return F.softplus(x, self.beta)
+
+
 class Hardtanh(Module):
     """Limit to [min_val, max_val]."""
 
@@ -255,6 +356,19 @@ class AvgPool2d(_Pool2d):
 
     def forward(self, x):
         return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding)
+
+
+class AdaptiveAvgPool2d(Module):
+    """Mean over equal parts of the image; see `functional.adaptive_avg_pool2d`."""
+
+    def __init__(self, output_size):
+        self.output_size = output_size
+
+    def forward(self, x):
+        return F.adaptive_avg_pool2d(x, self.output_size)
+
+    def extra_repr(self):
+        return f"output_size={self.output_size}"
 
 
 class Flatten(Module):

@@ -206,6 +206,36 @@ class Module:
         return f"{type(self).__name__}(\n" + "\n".join(lines) + "\n)"
 
 
+class ModuleList(Module):
+    """A list of Modules, all of them known to the Module that holds it.
+
+    Parameters
+    ----------
+    modules : iterable of Module
+    """
+
+    def __init__(self, modules=()):
+        for module in modules:
+            self.append(module)
+
+    def append(self, module):
+        """Add a Module at the end; returns the list."""
+        if not isinstance(module, Module):
+            raise TypeError(f"ModuleList: expects Modules, got a {type(module).__name__}")
+        setattr(self, str(len(self)), module)
+        return self
+
+    def __len__(self):
+        return len(self.children())
+
+    def __iter__(self):
+        return iter(self.children())
+
+    def __getitem__(self, index):
+        chosen = self.children()[index]
+        return ModuleList(chosen) if isinstance(index, slice) else chosen
+
+
 class Sequential(Module):
     """Modules one after the other.
 

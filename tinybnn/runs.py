@@ -1,0 +1,532 @@
+"""Runs: a model trained into a folder, and what is done with it from there.
+
+    RUN/config.json       how it is trained; never changed
+    RUN/checkpoint.npz    the state after the last complete epoch
+    RUN/result.json       figures, written when all epochs are done
+    RUN/model.npz         the packed model, if it was compiled to there
+
+A run is repeatable: its configuration decides every bit of its weights. So the same call that
+started a run continues it, wherever it was stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+import tinybnn
+from tinybnn import datasets, deploy, models, optim, training
+from tinybnn.storage import write_atomic
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+CONFIG, CHECKPOINT, RESULT, MODEL = "config.json", "checkpoint.npz", "result.json", "model.npz"
+_LOCK = ".lock"
+
+
+def _mlp(shape, classes, rng, hidden=(256, 256, 256), dropout=0.0):
+    return models.mlp(int(np.prod(shape)), tuple(hidden), classes, dropout, rng=rng)
+
+
+def _cnn(shape, classes, rng):
+    padding = 0 if min(shape[1:]) >= 22 else 1  # without it, nothing is left of small images
+    return models.cnn(shape, classes, padding=padding, rng=rng)
+
+
+# name -> (input_shape, number of classes, rng, **options) -> Module
+MODELS = {"mlp": _mlp, "cnn": _cnn}
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a run is trained: Adam, cosine to 0 over all batches, cross entropy.
+
+    Attributes
+    ----------
+    model : str
+        A key of `MODELS`.
+    dataset : str
+        A name for `datasets.load`.
+    epochs, batch_size : int
+    lr : float
+        At the start.
+    seed : int
+        Of initial weights, order of the images, dropout and the part held out.
+    validation : float
+        The share of training images that is held out and evaluated after each epoch; 0 for none.
+    options : dict
+        Keyword arguments for the model.
+    """
+
+    model: str
+    dataset: str = "digits"
+    epochs: int = 20
+    batch_size: int = 64
+    lr: float = 0.01
+    seed: int = 0
+    validation: float = 0.0
+    options: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.model not in MODELS:
+            raise ValueError(f"unknown model {self.model!r}; known are {', '.join(MODELS)}")
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be >= 1, got {self.epochs}")
+        if self.batch_size < 2:  # a batch norm needs two values
+            raise ValueError(f"batch_size must be >= 2, got {self.batch_size}")
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"validation must be a share in [0, 1), got {self.validation}")
+
+    def build(self, input_shape, num_classes):
+        """The untrained model, and the generator that goes on to order the images."""
+        rng = np.random.default_rng(self.seed)
+        return MODELS[self.model](input_shape, num_classes, rng, **self.options), rng
+
+
+# ---------------------------------------------------------------------------------------- training
+
+
+def train(folder, config, progress=True, say=print):
+    """Train a model into a folder, or go on where an earlier call was stopped.
+
+    Parameters
+    ----------
+    folder : path
+        Made if it does not exist.
+    config : Config
+    progress : bool
+        Show a progress bar on stderr.
+    say : callable
+        Gets a line of text at a time.
+
+    Returns
+    -------
+    dict
+        The figures, as in ``result.json``.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds a run with another configuration, or something else.
+    OSError
+        If it cannot be written. The last checkpoint stays.
+    StorageError
+        If its checkpoint is damaged.
+    """
+    folder = Path(folder)
+    _check_folder(folder, config)
+    if (folder / RESULT).exists() and (folder / CHECKPOINT).exists():
+        result = _read_json(folder / RESULT)
+        say(f"{folder} is complete: {config.epochs} epochs, {_tested(result)}.")
+        return result
+
+    train_set, test_set = datasets.load(config.dataset)
+    held_out = None
+    if config.validation:
+        train_set, held_out = train_set.split(float(config.validation), rng=config.seed)
+    if config.batch_size > len(train_set):
+        raise ValueError(
+            f"a batch of {config.batch_size} is more than the {len(train_set)} training images; "
+            "choose a smaller batch size"
+        )
+    shape, classes = train_set.images.shape[1:], len(train_set.classes)
+    model, rng = config.build(shape, classes)
+    loader = datasets.DataLoader(
+        train_set, batch_size=config.batch_size, shuffle=True, drop_last=True, rng=rng
+    )
+    optimizer = optim.Adam(model.parameters(), lr=config.lr)
+    schedule = optim.CosineAnnealingLR(optimizer, config.epochs * len(loader))
+    validation = datasets.DataLoader(held_out, batch_size=256) if held_out is not None else None
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_process(folder):
+        _check_folder(folder, config)
+        if not (folder / CONFIG).exists():
+            _write_json(folder / CONFIG, {**asdict(config), "tinybnn": tinybnn.__version__})
+        elif (folder / CHECKPOINT).exists():
+            say(f"Going on with {folder}, from its last complete epoch.")
+        history = training.fit(
+            model,
+            loader,
+            epochs=config.epochs,
+            optimizer=optimizer,
+            schedule=schedule,
+            schedule_unit="batch",
+            validation=validation,
+            checkpoint=folder / CHECKPOINT,
+            progress=progress,
+        )
+        found = training.evaluate(model, datasets.DataLoader(test_set, batch_size=256))
+        result = {
+            **asdict(config),
+            "train_images": len(train_set),
+            "train_seconds": round(sum(history["seconds"]), 2),
+            "train_loss": history["loss"][-1],
+            "train_accuracy": history["accuracy"][-1],
+            "test_images": len(test_set),
+            "test_loss": found["loss"],
+            "test_accuracy": found["accuracy"],
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "float_bytes": _float_bytes(model),
+            "history": history.rows,
+        }
+        if validation is not None:
+            result["validation_accuracy"] = history["val_accuracy"][-1]
+        _write_json(folder / RESULT, result)
+    say(f"{folder}: {config.epochs} epochs done, {_tested(result)}.")
+    return result
+
+
+def _tested(result):
+    return f"test accuracy {result['test_accuracy']:.2%} on {result['test_images']:,} images"
+
+
+def _check_folder(folder, config):
+    """Refuse a folder that belongs to another run, or to something else."""
+    if not folder.exists():
+        return
+    if (folder / CONFIG).exists():
+        _, old = read_config(folder)
+        new = json.loads(json.dumps(asdict(config)))
+        different = [name for name in new if old.get(name) != new[name]]
+        if different:
+            was = ", ".join(f"{name}={json.dumps(old.get(name))}" for name in different)
+            now = ", ".join(f"{name}={json.dumps(new[name])}" for name in different)
+            raise ValueError(
+                f"{folder} is a run with {was}, not {now}; repeat its own settings, "
+                "or choose another folder"
+            )
+    elif any(not name.startswith(".") for name in os.listdir(folder)):
+        raise ValueError(f"{folder} holds files, but no run; choose a new or empty folder")
+
+
+@contextlib.contextmanager
+def _only_process(folder):
+    """Keep other processes from training into the folder; the system lets go when we die."""
+    with open(folder / _LOCK, "ab") as file:
+        if fcntl:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{folder}: another process is training this run") from None
+            for name in os.listdir(folder):  # what a killed process left half-written
+                if name.startswith(".tinybnn-") and name.endswith(".tmp"):
+                    os.unlink(folder / name)
+        yield
+
+
+def read_config(folder):
+    """The configuration of a run.
+
+    Returns
+    -------
+    config : Config
+    values : dict
+        The same as it stands in the file.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds no run, or its ``config.json`` is damaged.
+    """
+    folder = Path(folder)
+    path = folder / CONFIG
+    if not path.exists():
+        what = "holds no run" if folder.is_dir() else "is no folder of a run"
+        raise ValueError(f"{folder} {what}; `tinybnn train` makes one")
+    values = _read_json(path)
+    try:
+        known = {name: value for name, value in values.items() if name != "tinybnn"}
+        return Config(**known), values
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def load(folder):
+    """The trained model of a complete run.
+
+    Returns
+    -------
+    model : Module
+        In evaluation mode.
+    config : Config
+    source : datasets.Source
+        What is known about its dataset.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds no run, or an unfinished one.
+    StorageError
+        If the checkpoint is damaged.
+    """
+    folder = Path(folder)
+    config, _ = read_config(folder)
+    if not (folder / CHECKPOINT).exists():
+        raise ValueError(f"{folder} has no {CHECKPOINT} yet; repeat its `tinybnn train` command")
+    source = datasets.SOURCES[config.dataset]
+    model, _ = config.build(source.image_shape, len(source.classes))
+    try:
+        history = training.load_weights(folder / CHECKPOINT, model)
+    except KeyError as error:
+        raise ValueError(f"{folder / CHECKPOINT} holds another model: {error.args[0]}") from None
+    if len(history) < config.epochs:
+        raise ValueError(
+            f"{folder} has {len(history)} of {config.epochs} epochs; "
+            "repeat its `tinybnn train` command to finish it"
+        )
+    return model.eval(), config, source
+
+
+# -------------------------------------------------------------------------------------- deployment
+
+
+def compile(folder, path=None, say=print):
+    """Pack the model of a complete run into a file.
+
+    Parameters
+    ----------
+    folder : path
+        Of the run.
+    path : path, optional
+        Of the packed model; ``model.npz`` in the folder by default.
+    say : callable
+
+    Returns
+    -------
+    dict
+        ``model`` (the path), ``float_bytes``, ``packed_bytes`` (arrays) and ``file_bytes``.
+    """
+    model, config, source = load(folder)
+    path = Path(folder) / MODEL if path is None else Path(path)
+    packed = deploy.compile(model, source.image_shape)
+    packed.info = {
+        "dataset": config.dataset,
+        "classes": list(source.classes),
+        "maximum": source.maximum,
+    }
+    result = {
+        "run": str(folder),
+        "model": str(path),
+        "float_bytes": _float_bytes(model),
+        "packed_bytes": packed.nbytes,
+        "file_bytes": packed.save(path),
+    }
+    ratio = result["float_bytes"] / result["packed_bytes"]
+    say(
+        f"{path}: {result['packed_bytes']:,} bytes packed, {result['float_bytes']:,} as floats "
+        f"({ratio:.1f} to 1); the file has {result['file_bytes']:,} bytes."
+    )
+    return result
+
+
+def verify(folder, path=None, dataset=None, say=print):
+    """Compare a packed model with the float model of a run on a test set, bit for bit.
+
+    Parameters
+    ----------
+    folder : path
+        Of the run.
+    path : path, optional
+        Of the packed model; ``model.npz`` in the folder by default.
+    dataset : str, optional
+        Another one than the run's.
+    say : callable
+
+    Returns
+    -------
+    dict
+        ``images``; ``identical_logits``, how many of them have identical logits in both models;
+        ``values_compared`` inside the network, all equal, or None where some differ;
+        ``difference``, where the first one is, or None; ``accuracy`` of the packed model.
+    """
+    model, config, _ = load(folder)
+    path = Path(folder) / MODEL if path is None else Path(path)
+    packed = deploy.PackedModel.load(path)
+    name = config.dataset if dataset is None else dataset
+    _, test = datasets.load(name)
+    if test.images.shape[1:] != packed.input_shape:
+        raise ValueError(
+            f"{path} takes images of {_shape(packed.input_shape)}, "
+            f"{name} has {_shape(test.images.shape[1:])}"
+        )
+    source = datasets.SOURCES[config.dataset]
+    if packed.input_shape != source.image_shape:
+        raise ValueError(
+            f"{path} takes images of {_shape(packed.input_shape)}, the run {folder} was trained "
+            f"on {_shape(source.image_shape)}: it was compiled from another run"
+        )
+    loader = datasets.DataLoader(test, batch_size=256)
+    expected, labels = training.predict(model, loader)
+    found = np.concatenate([packed.predict(x) for x, _ in loader])
+    same = np.zeros(len(labels), bool)
+    if found.shape == expected.shape:
+        same = np.all((found == expected) | (np.isnan(found) & np.isnan(expected)), axis=1)
+    compared, difference = 0, None
+    try:
+        for x, _ in loader:
+            compared += deploy.verify(model, packed, x)
+    except AssertionError as error:
+        compared, difference = None, str(error)
+    result = {
+        "run": str(folder),
+        "model": str(path),
+        "dataset": name,
+        "images": len(labels),
+        "identical_logits": int(same.sum()),
+        "values_compared": compared,
+        "difference": difference,
+        "accuracy": training.accuracy(found, labels),
+    }
+    say(
+        f"{result['identical_logits']:,} of {len(labels):,} test images of {name} have identical "
+        f"logits; accuracy {result['accuracy']:.2%}."
+    )
+    if difference is None:
+        say(f"{compared:,} values inside the network compared: all equal.")
+    return result
+
+
+def predict(path, images, resize=False):
+    """Classify images with a packed model.
+
+    Parameters
+    ----------
+    path : path
+        Of the packed model.
+    images : sequence of paths
+        Picture files, ``.npy`` files, IDX files (gzipped or not): the content tells.
+    resize : bool
+        Scale pictures to the size that the model takes, instead of refusing other sizes.
+
+    Yields
+    ------
+    dict
+        For each image: ``file``; ``index`` in a file of many images, else None; ``class``, its
+        name; ``label``, its number; ``logits``, list of float.
+
+    Raises
+    ------
+    ValueError, OSError
+        If a file cannot be read or does not fit the model.
+    """
+    packed = deploy.PackedModel.load(path)
+    if len(packed.input_shape) != 3:
+        raise ValueError(f"{path} takes {_shape(packed.input_shape)} values, not images")
+    maximum = packed.info.get("maximum", 255)
+    classes = packed.info.get("classes")
+    for name in images:
+        x, many = _read_images(name, packed.input_shape, maximum, resize)
+        for i, logits in enumerate(packed.predict(x)):
+            label = int(np.argmax(logits))
+            yield {
+                "file": str(name),
+                "index": i if many else None,
+                "class": classes[label] if classes else str(label),
+                "label": label,
+                "logits": logits.tolist(),
+            }
+
+
+def _read_images(path, shape, maximum, resize):
+    """Network inputs (N, C, H, W) of a file, and whether it is one that can hold many images."""
+    with open(path, "rb") as file:
+        start = file.read(6)
+    if start == b"\x93NUMPY":
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (EOFError, ValueError) as error:
+            raise ValueError(f"{path}: not a readable .npy file ({error})") from None
+    elif start[:2] in (b"\0\0", b"\x1f\x8b"):
+        array = datasets.read_idx(path)
+    else:
+        return _read_picture(path, shape, resize), False
+    return _as_inputs(path, array, shape, maximum)
+
+
+def _as_inputs(path, array, shape, maximum):
+    """An array of images in the units of the training set (uint8) or from 0 to 1 (floats)."""
+    if array.shape in (shape, shape[1:]):
+        many, images = False, array.reshape(1, *array.shape[-2:]) if shape[0] == 1 else array[None]
+    else:
+        many, images = True, array
+    if images.ndim == 3 and shape[0] == 1:
+        images = images[:, None]  # (N, 1, H, W)
+    if images.shape[1:] != shape:
+        raise ValueError(
+            f"{path}: an array of shape {array.shape}, "
+            f"expected (N, {', '.join(map(str, shape))}) for this model"
+        )
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise ValueError(f"{path}: pixels must be uint8 or floats, got {array.dtype}")
+    if array.dtype != np.uint8:
+        images, maximum = images.astype(np.float32), 1
+    if images.size and not (images.min() >= 0 and images.max() <= maximum):
+        raise ValueError(
+            f"{path}: pixels from {images.min()} to {images.max()}, expected 0 to {maximum:g}"
+        )
+    return datasets.to_signed(maximum)(images, None), many
+
+
+def _read_picture(path, shape, resize):
+    """A picture file as a network input (1, C, H, W)."""
+    from PIL import Image, ImageOps
+
+    channels, height, width = shape
+    if channels not in (1, 3):
+        raise ValueError(f"{path}: the model takes {channels} channels, a picture has 1 or 3")
+    try:
+        with Image.open(path) as picture:
+            picture = ImageOps.exif_transpose(picture)
+            mode = picture.mode
+            opaque = not picture.has_transparency_data or (
+                picture.convert("RGBA").getchannel("A").getextrema()[0] == 255
+            )
+            found = picture.size
+            if resize and found != (width, height):
+                picture = picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+            pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
+    except Exception as error:  # decoders of damaged files raise whatever they stumble over
+        raise ValueError(f"{path}: not a readable picture ({error})") from None
+    if mode.startswith(("I", "F")):
+        raise ValueError(f"{path}: has {mode} pixels; convert it to 8 bits a channel")
+    if not opaque:
+        raise ValueError(f"{path}: has transparent pixels; put it on a background first")
+    if pixels.shape[:2] != (height, width):
+        raise ValueError(
+            f"{path}: {found[0]}×{found[1]} pixels, the model takes {width}×{height}; "
+            "--resize scales pictures"
+        )
+    images = pixels.reshape(1, height, width, channels).transpose(0, 3, 1, 2)
+    return datasets.to_signed(255)(images, None)
+
+
+def _shape(shape):
+    return "×".join(map(str, shape))
+
+
+def _float_bytes(model):
+    """Bytes of all parameters and statistics as float32."""
+    return sum(a.nbytes for a in model.state_dict().values() if a.dtype == np.float32)
+
+
+# -------------------------------------------------------------------------------------------- JSON
+
+
+def _write_json(path, value):
+    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def _read_json(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
