@@ -30,9 +30,21 @@ def randomize(model, rng, special=()):
             for array in (module.weight.data, module.bias.data, module.running_mean):
                 if special:
                     array[rng.integers(n)] = rng.choice(special)
+        elif isinstance(module, nn.RSign | nn.RPReLU | nn.Maxout | nn.PReLU):
+            for parameter in module.parameters():  # slopes of both signs, shifts at ties
+                parameter.data[:] = rng.integers(-6, 7, parameter.shape) / 4
+        elif isinstance(module, nn.AdaBinConv2d):
+            module.input_scale.data[:] = rng.choice([-1.0, 0.3, 1.0, 2.5])
+            module.input_offset.data[:] = rng.choice([-0.7, 0.0, 0.1])
         elif isinstance(getattr(module, "scale", None), nn.Parameter):
             module.scale.data[:] = rng.normal(size=module.scale.shape)
     return model
+
+
+WEIGHT_QUANTIZERS = (
+    "ste_sign", "ste_sign", "swish_sign", "magnitude_aware_sign", "ste_tern", "bitnet_ternary",
+    "dorefa_weight", None,
+)  # fmt: skip
 
 
 @st.composite
@@ -41,13 +53,16 @@ def networks(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     pick = lambda *options: draw(st.sampled_from(options))  # noqa: E731
     layers = []
+    all_binary = draw(st.booleans())  # else real layers and estimators of all kinds in between
 
     def binary_settings():
+        if all_binary:
+            return {"bias": draw(st.booleans()), "scale": pick(None, "mean", "learned"), "rng": rng}
         return {
             "bias": draw(st.booleans()),
             "scale": pick(None, "mean", "learned"),
             "input_quantizer": pick("ste_sign", "ste_sign", "approx_sign", None),
-            "weight_quantizer": pick("ste_sign", "ste_sign", "swish_sign", None),
+            "weight_quantizer": pick(*WEIGHT_QUANTIZERS),
             "rng": rng,
         }
 
@@ -56,7 +71,11 @@ def networks(draw):
         middle = [norm]
         if pool is not None:
             middle.insert(draw(st.integers(0, 1)), pool)
-        activation = pick(None, None, nn.Hardtanh(), nn.ReLU(), nn.Tanh(), nn.Quantize())
+        channels = norm.num_features
+        activation = pick(None, nn.Hardtanh()) if all_binary else pick(
+            None, None, nn.Hardtanh(), nn.ReLU(), nn.Tanh(), nn.Quantize(), nn.LeakyReLU(0.1),
+            nn.Softplus(), nn.PReLU(), nn.RSign(channels), nn.RPReLU(channels), nn.Maxout(channels),
+        )  # fmt: skip
         if activation is not None:
             middle.insert(draw(st.integers(0, len(middle))), activation)
         if draw(st.booleans()):
@@ -76,13 +95,13 @@ def networks(draw):
                 "dilation": pick(1, 1, 2),
                 "groups": groups,
             }
-            if draw(st.booleans()):
-                layer = nn.BinaryConv2d(
-                    channels, outputs, **geometry, **binary_settings(),
-                    padding_mode=pick("zeros", "ones"),
-                )  # fmt: skip
-            else:
-                layer = nn.Conv2d(channels, outputs, **geometry, rng=rng)
+            kind = nn.BinaryConv2d
+            if not all_binary:
+                kind = pick(nn.BinaryConv2d, nn.Conv2d, nn.AdaBinConv2d)
+            settings = {"rng": rng}
+            if kind is nn.BinaryConv2d:
+                settings = binary_settings() | {"padding_mode": pick("zeros", "ones")}
+            layer = kind(channels, outputs, **geometry, **settings)
             probe = Tensor(np.zeros((1, channels, height, width), np.float32))
             try:
                 shape = layer.eval()(probe).shape
@@ -91,12 +110,18 @@ def networks(draw):
             (_, channels, height, width) = shape
             pool = None
             if min(height, width) >= 3:
-                kind = pick(None, nn.MaxPool2d, nn.MaxPool2d, nn.AvgPool2d)
+                kind = pick(None, nn.MaxPool2d, nn.MaxPool2d if all_binary else nn.AvgPool2d)
                 options = pick((2, 2, 0), (2, 1, 0), (3, 2, 1), ((2, 3), 2, (1, 0)))
                 pool = None if kind is None else kind(*options)
             layers += [layer, *between(nn.BatchNorm2d(channels), pool)]
             if pool is not None:
                 _, _, height, width = pool(Tensor(np.zeros(shape, np.float32))).shape
+        if min(height, width) > 1 and not all_binary and draw(st.booleans()):
+            layers.append(nn.ConvTranspose2d(channels, 4, 2, stride=2, padding=1, rng=rng))
+            channels, height, width = 4, 2 * height - 2, 2 * width - 2
+        if not all_binary and draw(st.booleans()):
+            layers.append(nn.AdaptiveAvgPool2d(1))
+            height = width = 1
         layers.append(nn.Flatten())
         features = channels * height * width
     else:
@@ -104,7 +129,7 @@ def networks(draw):
         input_shape = (features,)
     for _ in range(draw(st.integers(1, 2))):
         outputs = draw(st.integers(1, 70))
-        if draw(st.booleans()):
+        if all_binary or draw(st.booleans()):
             layer = nn.BinaryLinear(features, outputs, **binary_settings())
         else:
             layer = nn.Linear(features, outputs, rng=rng)
@@ -252,6 +277,52 @@ def test_packed_bytes_are_the_bits_that_the_weights_have():
     thresholds = 70 * (1 + 1 + 1)  # int8, flip, minimum
     assert packed.nbytes == weight_bytes + floats + thresholds
     assert len(stored) == sum(len(s.arrays) for s in packed.steps)
+
+
+def test_ternary_weights_take_two_planes_of_bits():
+    rng = np.random.default_rng(0)
+    layer = nn.BinaryConv2d(70, 8, 3, padding=1, weight_quantizer="ste_tern", rng=rng)
+    model = nn.Sequential(layer).eval()
+    assert set(np.unique(layer.binary_weight())) == {-1.0, 0.0, 1.0}
+    packed = deploy.compile(model, (70, 5, 5))
+    assert [s.operation for s in packed.steps] == ["pack", "ternary_conv2d", "to_float"]
+    assert packed.nbytes == 2 * 8 * 9 * 9
+    deploy.verify(model, packed, inputs(rng, 3, (70, 5, 5)))
+
+
+def test_batch_norm_and_rsign_become_thresholds():
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(
+        nn.BinaryLinear(9, 70), nn.BatchNorm1d(70), nn.RPReLU(70), nn.RSign(70),
+        nn.BinaryLinear(70, 3, input_quantizer=None),
+    )  # fmt: skip
+    model[2].weight.data[:] = 0.25
+    model[3].threshold.data[:] = rng.normal(size=70)
+    packed = deploy.compile(model.eval(), (9,))
+    assert [s.operation for s in packed.steps] == [
+        "pack", "xnor_linear", "threshold", "xnor_linear", "to_float"
+    ]  # fmt: skip
+    deploy.verify(model, packed, inputs(rng, 50, (9,)))
+
+
+def test_adabin_runs_on_bits():
+    """Four integer sums; those that do not depend on the image are computed for one sample."""
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(nn.AdaBinConv2d(64, 32, 3, padding=1, rng=rng)).eval()
+    packed = deploy.compile(model, (64, 6, 6))
+    operations = [s.operation for s in packed.steps]
+    assert operations.count("xnor_conv2d") == 4
+    assert "conv2d" not in operations
+    deploy.verify(model, packed, inputs(rng, 3, (64, 6, 6)))
+    floats = 4 * (2 * 32 * 2 + 4)  # scale and offset of each filter, twice; three of the input
+    assert packed.nbytes <= 2 * (32 * 9 * 8 + 9 * 8) + floats
+
+
+@pytest.mark.parametrize("quantizer", ["ste_tern", "ste_heaviside", "dorefa_activation"])
+def test_inputs_that_are_no_signs_are_refused(quantizer):
+    model = nn.Sequential(nn.BinaryLinear(9, 4, input_quantizer=quantizer))
+    with pytest.raises(deploy.CompileError, match=r"0 \(BinaryLinear\).*does not give signs"):
+        deploy.compile(model, (9,))
 
 
 def test_signs_of_a_layer_with_real_inputs_are_stored_as_bits(tmp_path):

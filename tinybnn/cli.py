@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 
 import tinybnn
@@ -14,71 +15,344 @@ def main(arguments=None):
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        options.command(options)
-    except (OSError, ValueError) as error:
-        print(f"tinybnn: {error}", file=sys.stderr)
+        code = options.command(options) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of a pipe, say `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, ValueError, FloatingPointError) as error:
+        print(f"tinybnn: {_one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("tinybnn: interrupted", file=sys.stderr)
         return 130
-    return 0
+
+
+def _one_line(error):
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(line.strip() for line in str(error).splitlines())
+
+
+# --------------------------------------------------------------------------------------- arguments
+
+
+class _Parser(argparse.ArgumentParser):
+    """An error is one line that says what to do."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="tinybnn", description="Binary neural networks from scratch, run on packed bits."
+    parser = _Parser(
+        prog="tinybnn",
+        description="Binary neural networks from scratch, run on packed bits.",
+        epilog="example: tinybnn demo",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"tinybnn {tinybnn.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_demo, _add_train, _add_compile, _add_verify, _add_predict, _add_reproduce):
+        add(commands)
+    return parser
 
-    demo = commands.add_parser(
-        "demo",
-        help="train a binary CNN on the bundled digits, pack it and prove both equal",
-        description="Train a binary CNN on the bundled digits, compile it to packed bits, prove "
-        "that both give identical outputs, and draw one picture.",
-        epilog="example: tinybnn demo --out demo.png --json demo.json",
+
+def _add(commands, name, run, summary, description, *examples):
+    """A subcommand with a help text."""
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog="\n".join(["examples:" if len(examples) > 1 else "example:", *examples]).replace(
+            "\n", "\n  "
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    demo.add_argument("--epochs", type=_positive, default=20, metavar="N")
-    demo.add_argument("--seed", type=int, default=0, metavar="S")
-    demo.add_argument("--out", default="demo.png", metavar="FILE", help="the picture (demo.png)")
-    demo.add_argument("--json", metavar="FILE", help="write the figures to FILE")
-    demo.set_defaults(command=_demo)
+    command.set_defaults(command=run, parser=command)
+    return command
 
-    reproduce = commands.add_parser(
+
+def _add_demo(commands):
+    demo = _add(
+        commands,
+        "demo",
+        _demo,
+        "train a binary CNN on the bundled digits, pack it and prove both equal",
+        "Train a binary CNN on the bundled digits, compile it to packed bits, prove\n"
+        "that both give identical outputs, and draw one picture.",
+        "tinybnn demo --out demo.png --json demo.json",
+    )
+    demo.add_argument("--epochs", type=_whole(1), default=20, metavar="N", help="(20)")
+    demo.add_argument("--seed", type=_whole(0), default=0, metavar="S", help="(0)")
+    demo.add_argument("--out", default="demo.png", metavar="FILE", help="the picture (demo.png)")
+    _add_json(demo)
+
+
+def _add_train(commands):
+    train = _add(
+        commands,
+        "train",
+        _train,
+        "train a binary network into a folder, or go on where training was stopped",
+        "Train a binary network into the folder RUN. The state is saved after each epoch:\n"
+        "repeat the command after an interruption, and it goes on from there to the same\n"
+        "weights, bit for bit. The test set is evaluated once, after the last epoch.",
+        "tinybnn train cnn --dataset digits --out runs/digits",
+        "tinybnn train mlp --dataset mnist --epochs 10 --hidden 512,512 --out runs/mlp",
+    )
+    train.add_argument("model", choices=["mlp", "cnn"], help="mlp: dense layers; cnn: convolutions")
+    train.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
+    _add_dataset(train, "data set (digits)", default="digits")
+    train.add_argument("--epochs", type=_whole(1), default=20, metavar="N", help="(20)")
+    train.add_argument("--batch-size", type=_whole(2), default=64, metavar="N", help="(64)")
+    train.add_argument(
+        "--lr", type=_number(0, None), default=0.01, metavar="X",
+        help="learning rate of Adam at the start; a cosine takes it to 0 (0.01)",
+    )  # fmt: skip
+    train.add_argument(
+        "--seed", type=_whole(0), default=0, metavar="S",
+        help="of weights, order of images, dropout and the part held out (0)",
+    )  # fmt: skip
+    train.add_argument(
+        "--validation", type=_number(0, 1), default=0.0, metavar="SHARE",
+        help="hold out this share of the training images and test on it after each epoch (0)",
+    )  # fmt: skip
+    train.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_json(train)
+    mlp = train.add_argument_group("options of mlp")
+    mlp.add_argument(
+        "--hidden", type=_widths, metavar="N,N,...", help="widths of hidden layers (256,256,256)"
+    )
+    mlp.add_argument("--dropout", type=_number(0, 1), metavar="P", help="probability (0)")
+
+
+def _add_compile(commands):
+    compile = _add(
+        commands,
+        "compile",
+        _compile,
+        "pack the model of a run into a file of bits",
+        "Compile the trained model of the folder RUN to packed bits: weights of one bit,\n"
+        "integer thresholds instead of batch norms.",
+        "tinybnn compile runs/digits -o digits.npz",
+    )
+    compile.add_argument("run", metavar="RUN", help="folder of a complete run")
+    compile.add_argument("-o", "--out", metavar="FILE", help="the packed model (RUN/model.npz)")
+    _add_json(compile)
+
+
+def _add_verify(commands):
+    verify = _add(
+        commands,
+        "verify",
+        _verify,
+        "prove that a packed model equals the model it was compiled from",
+        "Run the float model of RUN and the packed MODEL over all test images and compare\n"
+        "logits and every value inside bit for bit. The exit code is 1 if any differs.",
+        "tinybnn verify runs/digits digits.npz",
+        "tinybnn verify runs/mnist mnist.npz --dataset fashion-mnist",
+    )
+    verify.add_argument("run", metavar="RUN", help="folder of a complete run")
+    verify.add_argument("model", metavar="MODEL", help="packed model (of `tinybnn compile`)")
+    _add_dataset(verify, "whose test images (the run's)")
+    _add_json(verify)
+
+
+def _add_predict(commands):
+    predict = _add(
+        commands,
+        "predict",
+        _predict,
+        "classify images with a packed model",
+        "Classify images with a packed model. IMAGES are pictures (PNG, JPEG, ...) or files of\n"
+        "many images: .npy with uint8 pixels as in the training set or floats from 0 to 1,\n"
+        "or IDX, gzipped or not. One line for each image: file, class, largest logit.",
+        "tinybnn predict digits.npz seven.png --resize",
+        "tinybnn predict mnist.npz t10k-images-idx3-ubyte.gz --json predictions.json",
+    )
+    predict.add_argument("model", metavar="MODEL", help="packed model (of `tinybnn compile`)")
+    predict.add_argument("images", nargs="+", metavar="IMAGES", help="files")
+    predict.add_argument(
+        "--resize", action="store_true", help="scale pictures of another size than the model's"
+    )
+    _add_json(predict)
+
+
+def _add_reproduce(commands):
+    reproduce = _add(
+        commands,
         "reproduce",
-        help="run an experiment and write its figures",
-        description="Run an experiment; its figures go to RUN/<name>.json.",
-        epilog="example: TINYBNN_DATA=DIR tinybnn reproduce mnist-cnn --seeds 3",
+        _reproduce,
+        "run an experiment and write its figures",
+        "Run an experiment; its figures go to RUN/<name>.json.",
+        "TINYBNN_DATA=DIR tinybnn reproduce mnist-cnn --seeds 3",
     )
     reproduce.add_argument("name", choices=["mnist-cnn"])
     reproduce.add_argument("--dataset", default="mnist", metavar="D", help="data set (mnist)")
-    reproduce.add_argument("--seeds", type=_positive, default=3, metavar="N", help="how many (3)")
-    reproduce.add_argument("--epochs", type=_positive, metavar="N", help="not the recipe's")
+    reproduce.add_argument("--seeds", type=_whole(1), default=3, metavar="N", help="how many (3)")
+    reproduce.add_argument("--epochs", type=_whole(1), metavar="N", help="not the recipe's")
     reproduce.add_argument(
         "--validate", action="store_true", help="test on held-out training images instead"
     )
     reproduce.add_argument("--out", default="runs", metavar="RUN", help="folder (runs)")
-    reproduce.set_defaults(command=_reproduce)
-    return parser
 
 
-def _positive(text):
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expects a whole number >= 1, got {text}")
-    return number
+def _add_json(command):
+    command.add_argument(
+        "--json", metavar="FILE", help="write the figures to FILE (- for standard output)"
+    )
+
+
+def _add_dataset(command, text, default=None):
+    command.add_argument("--dataset", type=_dataset, default=default, metavar="D", help=text)
+
+
+def _dataset(text):
+    known = tinybnn.datasets.SOURCES
+    if text not in known:
+        raise argparse.ArgumentTypeError(
+            f"unknown data set {text!r}, choose from {', '.join(known)}"
+        )
+    return text
+
+
+def _whole(low):
+    def parse(text):
+        try:
+            number = int(text)
+        except ValueError:
+            number = low - 1
+        if number < low:
+            raise argparse.ArgumentTypeError(f"expects a whole number >= {low}, got {text!r}")
+        return number
+
+    return parse
+
+
+def _number(low, high):
+    def parse(text):
+        try:
+            number = float(text)
+        except ValueError:
+            number = float("nan")
+        if not (low <= number < (float("inf") if high is None else high)):
+            span = f">= {low}" if high is None else f"from {low} to below {high}"
+            raise argparse.ArgumentTypeError(f"expects a number {span}, got {text!r}")
+        return number
+
+    return parse
+
+
+def _widths(text):
+    try:
+        return [_whole(1)(part) for part in text.split(",")]
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"expects whole numbers with commas between, such as 256,256, got {text!r}"
+        ) from None
+
+
+# ---------------------------------------------------------------------------------------- commands
+
+
+def _say(options):
+    """Where lines for people go: not between the JSON on standard output."""
+    stream = sys.stderr if options.json == "-" else sys.stdout
+    return lambda text: print(text, file=stream, flush=True)
+
+
+def _check_outputs(*paths):
+    """Refuse to begin what could not be written down."""
+    for path in paths:
+        folder = os.path.dirname(os.path.abspath(path)) if path else "."
+        if path != "-" and not os.path.isdir(folder):
+            raise ValueError(f"{path}: there is no folder {folder}")
+
+
+def _write_json(options, figures):
+    if options.json is None:
+        return
+    text = json.dumps(figures, indent=2) + "\n"
+    if options.json == "-":
+        sys.stdout.write(text)
+    else:
+        from tinybnn.storage import write_atomic
+
+        write_atomic(options.json, text.encode())
 
 
 def _demo(options):
     from tinybnn.experiments import demo
 
-    result, model, history = demo.run(epochs=options.epochs, seed=options.seed)
+    _check_outputs(options.out, options.json)
+    say = _say(options)
+    result, model, history = demo.run(epochs=options.epochs, seed=options.seed, say=say)
     demo.draw(options.out, result, model, history)
-    print(f"Picture: {options.out}")
-    if options.json:
-        from tinybnn.storage import write_atomic
+    say(f"Picture: {options.out}")
+    _write_json(options, result)
 
-        write_atomic(options.json, (json.dumps(result, indent=2) + "\n").encode())
+
+def _train(options):
+    from tinybnn import runs
+
+    chosen = {"hidden": options.hidden, "dropout": options.dropout}
+    if options.model == "mlp":
+        defaults = {"hidden": [256, 256, 256], "dropout": 0.0}
+        model_options = {k: defaults[k] if v is None else v for k, v in chosen.items()}
+    else:
+        for name, value in chosen.items():
+            if value is not None:
+                options.parser.error(f"--{name} is an option of mlp, not of {options.model}")
+        model_options = {}
+    config = runs.Config(
+        model=options.model,
+        dataset=options.dataset,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        seed=options.seed,
+        validation=options.validation,
+        options=model_options,
+    )
+    _check_outputs(options.json)
+    say = _say(options)
+    result = runs.train(options.out, config, progress=not options.quiet, say=say)
+    say(f"Next: tinybnn compile {options.out}")
+    _write_json(options, result)
+
+
+def _compile(options):
+    from tinybnn import runs
+
+    _check_outputs(options.out, options.json)
+    _write_json(options, runs.compile(options.run, options.out, say=_say(options)))
+
+
+def _verify(options):
+    from tinybnn import runs
+
+    _check_outputs(options.json)
+    result = runs.verify(options.run, options.model, options.dataset, say=_say(options))
+    _write_json(options, result)
+    if result["difference"] is not None:
+        print(f"tinybnn: {result['difference']}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _predict(options):
+    from tinybnn import runs
+
+    _check_outputs(options.json)
+    say, figures = _say(options), []
+    for found in runs.predict(options.model, options.images, options.resize):
+        place = found["file"] if found["index"] is None else f"{found['file']}[{found['index']}]"
+        say(f"{place}: {found['class']} (logit {found['logits'][found['label']]:.4f})")
+        figures.append(found)
+    _write_json(options, figures)
 
 
 def _reproduce(options):

@@ -150,7 +150,13 @@ def train(folder, config, progress=True, say=print):
     with _only_process(folder):
         _check_folder(folder, config)
         if not (folder / CONFIG).exists():
-            _write_json(folder / CONFIG, {**asdict(config), "tinybnn": tinybnn.__version__})
+            data = {
+                "input_shape": shape,
+                "classes": train_set.classes,
+                "maximum": train_set.maximum,
+            }
+            version = {"tinybnn": tinybnn.__version__}
+            _write_json(folder / CONFIG, {**asdict(config), "data": data, **version})
         elif (folder / CHECKPOINT).exists():
             say(f"Going on with {folder}, from its last complete epoch.")
         history = training.fit(
@@ -194,11 +200,11 @@ def _check_folder(folder, config):
     if not folder.exists():
         return
     if (folder / CONFIG).exists():
-        _, old = read_config(folder)
+        old = asdict(read_config(folder)[0])
         new = json.loads(json.dumps(asdict(config)))
-        different = [name for name in new if old.get(name) != new[name]]
+        different = [name for name in new if old[name] != new[name]]
         if different:
-            was = ", ".join(f"{name}={json.dumps(old.get(name))}" for name in different)
+            was = ", ".join(f"{name}={json.dumps(old[name])}" for name in different)
             now = ", ".join(f"{name}={json.dumps(new[name])}" for name in different)
             raise ValueError(
                 f"{folder} is a run with {was}, not {now}; repeat its own settings, "
@@ -229,8 +235,8 @@ def read_config(folder):
     Returns
     -------
     config : Config
-    values : dict
-        The same as it stands in the file.
+    data : dict
+        What a model must know of its dataset: ``input_shape``, ``classes``, ``maximum``.
 
     Raises
     ------
@@ -244,10 +250,16 @@ def read_config(folder):
         raise ValueError(f"{folder} {what}; `tinybnn train` makes one")
     values = _read_json(path)
     try:
-        known = {name: value for name, value in values.items() if name != "tinybnn"}
-        return Config(**known), values
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+        data = values["data"]
+        data = {
+            "input_shape": tuple(map(int, data["input_shape"])),
+            "classes": tuple(map(str, data["classes"])),
+            "maximum": float(data["maximum"]),
+        }
+        known = {name: value for name, value in values.items() if name not in ("data", "tinybnn")}
+        return Config(**known), data
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from None
 
 
 def load(folder):
@@ -258,8 +270,8 @@ def load(folder):
     model : Module
         In evaluation mode.
     config : Config
-    source : datasets.Source
-        What is known about its dataset.
+    data : dict
+        As `read_config` gives it.
 
     Raises
     ------
@@ -269,11 +281,10 @@ def load(folder):
         If the checkpoint is damaged.
     """
     folder = Path(folder)
-    config, _ = read_config(folder)
+    config, data = read_config(folder)
     if not (folder / CHECKPOINT).exists():
         raise ValueError(f"{folder} has no {CHECKPOINT} yet; repeat its `tinybnn train` command")
-    source = datasets.SOURCES[config.dataset]
-    model, _ = config.build(source.image_shape, len(source.classes))
+    model, _ = config.build(data["input_shape"], len(data["classes"]))
     try:
         history = training.load_weights(folder / CHECKPOINT, model)
     except KeyError as error:
@@ -283,7 +294,7 @@ def load(folder):
             f"{folder} has {len(history)} of {config.epochs} epochs; "
             "repeat its `tinybnn train` command to finish it"
         )
-    return model.eval(), config, source
+    return model.eval(), config, data
 
 
 # -------------------------------------------------------------------------------------- deployment
@@ -305,13 +316,13 @@ def compile(folder, path=None, say=print):
     dict
         ``model`` (the path), ``float_bytes``, ``packed_bytes`` (arrays) and ``file_bytes``.
     """
-    model, config, source = load(folder)
+    model, config, data = load(folder)
     path = Path(folder) / MODEL if path is None else Path(path)
-    packed = deploy.compile(model, source.image_shape)
+    packed = deploy.compile(model, data["input_shape"])
     packed.info = {
         "dataset": config.dataset,
-        "classes": list(source.classes),
-        "maximum": source.maximum,
+        "classes": data["classes"],
+        "maximum": data["maximum"],
     }
     result = {
         "run": str(folder),
@@ -348,22 +359,19 @@ def verify(folder, path=None, dataset=None, say=print):
         ``values_compared`` inside the network, all equal, or None where some differ;
         ``difference``, where the first one is, or None; ``accuracy`` of the packed model.
     """
-    model, config, _ = load(folder)
+    model, config, data = load(folder)
     path = Path(folder) / MODEL if path is None else Path(path)
     packed = deploy.PackedModel.load(path)
     name = config.dataset if dataset is None else dataset
     _, test = datasets.load(name)
-    if test.images.shape[1:] != packed.input_shape:
-        raise ValueError(
-            f"{path} takes images of {_shape(packed.input_shape)}, "
-            f"{name} has {_shape(test.images.shape[1:])}"
-        )
-    source = datasets.SOURCES[config.dataset]
-    if packed.input_shape != source.image_shape:
-        raise ValueError(
-            f"{path} takes images of {_shape(packed.input_shape)}, the run {folder} was trained "
-            f"on {_shape(source.image_shape)}: it was compiled from another run"
-        )
+    for what, shape in (
+        (f"the run {folder} was trained on", data["input_shape"]),
+        (f"{name} has", test.images.shape[1:]),
+    ):
+        if packed.input_shape != shape:
+            raise ValueError(
+                f"{path} takes images of {_shape(packed.input_shape)}, {what} {_shape(shape)}"
+            )
     loader = datasets.DataLoader(test, batch_size=256)
     expected, labels = training.predict(model, loader)
     found = np.concatenate([packed.predict(x) for x, _ in loader])
