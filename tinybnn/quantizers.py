@@ -54,11 +54,18 @@ class Quantizer:
 
     Attributes
     ----------
+    bits : int
+        Of a value in memory.
     values : tuple of float or None
         The values that it can take, without its `scale`; None where they are no small integers.
     """
 
     values = (-1.0, 1.0)
+
+    @property
+    def bits(self):
+        """Bits of a value in memory: 1 for two values, 2 for three (a sign and a mask)."""
+        return 1 if len(self.values) == 2 else 2
 
     def scale(self, x):
         """Factor between `levels` and the forward function, or None if there is none.
@@ -88,7 +95,7 @@ class Quantizer:
         return Quantize.apply(x, quantizer=self)
 
     def __repr__(self):
-        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        settings = ", ".join(f"{name.strip('_')}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({settings})"
 
 
@@ -398,7 +405,9 @@ class DoReFaActivation(Quantizer):
     values = None
 
     def __init__(self, bits=2):
-        self.bits = _check_bits("DoReFaActivation", bits)
+        self._bits = _check_bits("DoReFaActivation", bits)
+
+    bits = property(lambda self: self._bits)
 
     def forward(self, x):
         return _round_to(self.bits, np.clip(x, 0, 1))
@@ -428,7 +437,9 @@ class DoReFaWeight(Quantizer):
     values = None
 
     def __init__(self, bits=2):
-        self.bits = _check_bits("DoReFaWeight", bits)
+        self._bits = _check_bits("DoReFaWeight", bits)
+
+    bits = property(lambda self: self._bits)
 
     def largest(self, x):
         """max |tanh(x)|, or 1 for a tensor of zeros."""

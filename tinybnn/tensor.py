@@ -51,31 +51,46 @@ class Call:
     scope: tuple  # the modules whose forward was running, outermost first
 
 
+class Tape(list):
+    """The calls of a `trace` block in order.
+
+    Attributes
+    ----------
+    modules : list of (module, inputs, output)
+        The modules that ran, in the order in which they ended.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.modules = []
+
+
 @contextlib.contextmanager
 def trace():
     """Collect every operation on Tensors inside the block, in order of execution.
 
     Yields
     ------
-    list of Call
+    Tape
         Grows while the block runs. Calls inside another ``trace`` block belong to the inner one.
     """
-    before, _state.tape = _state.tape, []
+    before, _state.tape = _state.tape, Tape()
     try:
         yield _state.tape
     finally:
         _state.tape = before
 
 
-@contextlib.contextmanager
-def scope(module):
-    """Mark the calls inside the block as made by `module` (see `Call.scope`)."""
-    before = _state.scope
+def traced_forward(module, inputs):
+    """Run a module's forward with its calls marked as made by it (see `Call.scope`)."""
+    before, tape = _state.scope, _state.tape
     _state.scope = (*before, module)
     try:
-        yield
+        output = module.forward(*inputs)
     finally:
         _state.scope = before
+    tape.modules.append((module, inputs, output))
+    return output
 
 
 def is_tracing():

@@ -374,10 +374,17 @@ class PackedModel:
             "info": self.info,
         }
 
+    def step_bytes(self):
+        """For each step the bytes of its arrays as stored."""
+        sizes = [0] * len(self.steps)
+        for name, array in self._stored()[0].items():
+            sizes[int(name.split(".", 1)[0])] += array.nbytes
+        return sizes
+
     @property
     def nbytes(self):
         """Bytes of the arrays as stored: packed weights, thresholds, remaining floats."""
-        return sum(array.nbytes for array in self._stored()[0].values())
+        return sum(self.step_bytes())
 
     def save(self, path):
         """Write the model to a file (atomically); returns the file's size in bytes."""

@@ -13,7 +13,7 @@ import numpy as np
 from tinybnn import functional as F
 from tinybnn import quantizers
 from tinybnn.nn.layers import Conv2d, Linear, _initial_bias, channels_last, check_sizes
-from tinybnn.nn.module import LatentParameter, Module, Parameter
+from tinybnn.nn.module import Cost, LatentParameter, Module, Parameter
 from tinybnn.tensor import Function, Tensor, broadcast_to, default_generator
 
 
@@ -48,10 +48,20 @@ class _Binary:
         weight = self.weight
         if self.weight_quantizer:
             weight = self.weight_quantizer.levels()(weight)
+        return x, weight, self._sums_are_integers()
+
+    def _sums_are_integers(self):
         signs = self.input_quantizer and self.input_quantizer.values == (-1.0, 1.0)
         signs = signs and self.input_quantizer.levels() is self.input_quantizer
         integers = self.weight_quantizer and self.weight_quantizer.values is not None
-        return x, weight, bool(signs and integers)
+        return bool(signs and integers)
+
+    def _cost(self, output_shape, products):
+        floats = sum(p.numel() for p in self.parameters()) - self.weight.numel()
+        bits_each = self.weight_quantizer.bits if self.weight_quantizer else 32
+        bits = 32 * floats + bits_each * self.weight.numel()
+        kind = "bops" if self._sums_are_integers() else "flops"
+        return Cost(tuple(output_shape), weight_bits=bits, **{kind: products})
 
     def _scaled(self, accumulator):
         """Scale and bias act on the accumulator, never on the weights: its sums stay exact."""
@@ -396,6 +406,14 @@ class AdaBinConv2d(Conv2d):
             constant = scale * self._conv(inside, v) + offset * self._conv(inside, ones)
             total = input_scale * (total + self.input_offset * constant)
         return total if self.bias is None else total + self.bias.reshape(1, -1, 1, 1)
+
+    def _cost(self, output_shape, products):
+        # Σ s is one more filter (or, with groups, one for each); the other sums are constants.
+        more = 1 if self.groups == 1 else self.out_channels
+        bops = products + products // self.out_channels * more
+        floats = 2 * self.out_channels + sum(p.numel() for p in self.parameters())
+        floats -= self.weight.numel()
+        return Cost(tuple(output_shape), 32 * floats + self.weight.numel(), bops=bops)
 
     def _conv(self, x, weight):
         return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)

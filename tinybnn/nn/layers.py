@@ -6,7 +6,7 @@ import numpy as np
 
 from tinybnn import functional as F
 from tinybnn.functional import pair
-from tinybnn.nn.module import Module, Parameter
+from tinybnn.nn.module import Cost, Module, Parameter
 from tinybnn.tensor import default_generator
 
 
@@ -59,6 +59,15 @@ class Linear(Module):
 
     def forward(self, x):
         return F.linear(x, self.weight, self.bias, fixed_order=not self.training)
+
+    def cost(self, input_shape):
+        products = int(np.prod(input_shape[:-1])) * self.in_features * self.out_features
+        return self._cost((*input_shape[:-1], self.out_features), products)
+
+    def _cost(self, output_shape, products):
+        """The cost of so many multiply-accumulates; binary layers say of which kind they are."""
+        bits = 32 * sum(p.numel() for p in self.parameters())
+        return Cost(tuple(output_shape), weight_bits=bits, flops=products)
 
     def extra_repr(self):
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
@@ -129,6 +138,16 @@ class Conv2d(Module):
             fixed_order=not self.training,
         )  # fmt: skip
 
+    def cost(self, input_shape):
+        geometry = F.Geometry(
+            (1, *input_shape), self.weight_shape, self.stride, self.padding, self.dilation,
+            self.groups,
+        )  # fmt: skip
+        products = int(np.prod(geometry.output)) * int(np.prod(self.weight_shape))
+        return self._cost((self.out_channels, *geometry.output), products)
+
+    _cost = Linear._cost
+
     def extra_repr(self):
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
         for name, default in (
@@ -187,6 +206,17 @@ class ConvTranspose2d(Conv2d):
     @property
     def weight_shape(self):
         return (self.in_channels, self.out_channels // self.groups, *self.kernel_size)
+
+    def cost(self, input_shape):
+        size = tuple(
+            (n - 1) * s - 2 * p + d * (k - 1) + o + 1
+            for n, k, s, p, d, o in zip(
+                input_shape[1:], self.kernel_size, self.stride, self.padding, self.dilation,
+                self.output_padding, strict=True,
+            )
+        )  # fmt: skip
+        products = int(np.prod(input_shape[1:])) * int(np.prod(self.weight_shape))
+        return self._cost((self.out_channels, *size), products)
 
     def forward(self, x):
         return F.conv_transpose2d(

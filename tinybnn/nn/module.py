@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from tinybnn.tensor import Tensor, as_array, is_tracing, scope
+from tinybnn.tensor import Tensor, as_array, is_tracing, no_grad, traced_forward
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a layer costs for one sample.
+
+    Attributes
+    ----------
+    output_shape : tuple of int
+    weight_bits : int
+        Bits of parameters and statistics, as the layer computes with them: 1 for a sign.
+    bops, flops : int
+        Multiply-accumulates between signs, and those with a float on either side. Batch norm,
+        activations, scales and pooling are not counted, as usual for binary networks.
+    """
+
+    output_shape: tuple
+    weight_bits: int = 0
+    bops: int = 0
+    flops: int = 0
 
 
 class Parameter(Tensor):
@@ -56,10 +78,7 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} has no forward method")
 
     def __call__(self, *inputs):
-        if is_tracing():
-            with scope(self):
-                return self.forward(*inputs)
-        return self.forward(*inputs)
+        return traced_forward(self, inputs) if is_tracing() else self.forward(*inputs)
 
     def register_buffer(self, name, array):
         """An array of the state (saved and loaded) that is not a parameter."""
@@ -191,6 +210,24 @@ class Module:
                 elif name in module._buffer_names and value.dtype.kind == "f":
                     setattr(module, name, value.astype(dtype))
         return self
+
+    # ------------------------------------------------------------------------------------- cost
+
+    def cost(self, input_shape):
+        """The `Cost` of this layer alone for one sample of `input_shape`.
+
+        Layers that multiply override it; this one counts parameters and buffers as floats.
+        """
+        floats = [p for p in vars(self).values() if isinstance(p, Parameter)]
+        floats += [getattr(self, name) for name in self._buffer_names]
+        bits = sum(8 * x.dtype.itemsize * int(np.prod(x.shape)) for x in floats if x.shape)
+        was_training, self.training = self.training, False
+        try:
+            with no_grad():
+                output = self(Tensor(np.zeros((1, *input_shape), np.float32)))
+        finally:
+            self.training = was_training
+        return Cost(output.shape[1:], weight_bits=bits)
 
     # --------------------------------------------------------------------------------- printing
 

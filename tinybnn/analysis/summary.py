@@ -1,0 +1,135 @@
+"""A table of a model's layers: shapes, parameters, bits, bytes, operations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinybnn import deploy
+from tinybnn.tensor import Tensor, no_grad, trace
+
+
+@dataclass
+class Summary:
+    """The layers of a model; prints as a table.
+
+    Attributes
+    ----------
+    rows : list of dict
+        In order of execution: name, type, output_shape, parameters, bits (of a weight, None
+        without weights), weight_bits (of all parameters and statistics), packed_bytes (None if
+        the model has no packed form), bops, flops.
+    not_packed : str
+        Why the model has no packed form; empty if it has one.
+    """
+
+    rows: list
+    not_packed: str = ""
+
+    def total(self, column):
+        """Sum of a column; None if it is not known."""
+        values = [row[column] for row in self.rows]
+        return None if None in values else sum(values)
+
+    @property
+    def ops(self):
+        """BOPs / 64 + FLOPs (Bi-Real Net; BD-Net, Preliminaries)."""
+        return self.total("bops") / 64 + self.total("flops")
+
+    def __str__(self):
+        columns = ("parameters", "bits", "packed_bytes", "bops", "flops")
+        header = ("layer", "output", "parameters", "bits", "packed bytes", "BOPs", "FLOPs")
+        table = [
+            (
+                f"{row['name']} ({row['type']})",
+                "×".join(map(str, row["output_shape"])),
+                *(_cell(row[c]) for c in columns),
+            )
+            for row in self.rows
+        ]
+        table.append(("total", "", *("" if c == "bits" else _cell(self.total(c)) for c in columns)))
+        widths = [max(map(len, column)) for column in zip(header, *table, strict=True)]
+
+        def line(cells):
+            aligned = [
+                f"{cell:<{w}}" if i < 2 else f"{cell:>{w}}"
+                for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+            ]
+            return "  ".join(aligned).rstrip()
+
+        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+        lines = [line(header), rule, *map(line, table[:-1]), rule, line(table[-1])]
+        lines.append(f"OPs = BOPs / 64 + FLOPs = {self.ops:,.0f}")
+        if self.not_packed:
+            lines.append(f"no packed form: {self.not_packed}")
+        return "\n".join(lines)
+
+
+def _cell(value):
+    return "-" if value is None else f"{value:,}"
+
+
+def summary(model, input_shape):
+    """List the layers that run, in order, with what each costs for one sample.
+
+    Parameters
+    ----------
+    model : Module
+    input_shape : sequence of int
+        Shape of one sample, without the batch.
+
+    Returns
+    -------
+    Summary
+        Its packed bytes are those of the arrays that `PackedModel.save` stores; a threshold counts
+        at the layer whose sign it computes.
+    """
+    input_shape = tuple(int(n) for n in input_shape)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with no_grad(), trace() as tape:
+            model(Tensor(np.zeros((1, *input_shape), np.float32)))
+    finally:
+        for module, training in modes:
+            module.training = training
+    try:
+        packed, not_packed = deploy.compile(model, input_shape), ""
+        stored = Counter()
+        for step, size in zip(packed.steps, packed.step_bytes(), strict=True):
+            stored[step.name] += size
+    except deploy.CompileError as error:
+        stored, not_packed = None, str(error)
+
+    paths = {id(module): path or "model" for path, module in model.named_modules()}
+    rows, counted = [], set()
+    for module, inputs, output in tape.modules:
+        if module.children():
+            continue
+        cost = module.cost(inputs[0].shape[1:])
+        name, kind = paths[id(module)], type(module).__name__
+        again = id(module) in counted  # a shared layer: its parameters count once
+        counted.add(id(module))
+        parameters = 0 if again else sum(p.numel() for p in module.parameters())
+        quantizer = getattr(module, "weight_quantizer", None)
+        rows.append(
+            {
+                "name": name,
+                "type": kind,
+                "output_shape": output.shape[1:],
+                "parameters": parameters,
+                "bits": (quantizer.bits if quantizer else 32) if parameters else None,
+                "weight_bits": 0 if again else cost.weight_bits,
+                "packed_bytes": None if stored is None else stored.pop(f"{name} ({kind})", 0),
+                "bops": cost.bops,
+                "flops": cost.flops,
+            }
+        )
+    # What a forward method of the user's own computes outside of any layer.
+    rest = {"bits": None, "parameters": 0, "weight_bits": 0, "bops": 0, "flops": 0}
+    for name, size in (stored or {}).items():
+        path, kind = name.removesuffix(")").split(" (")
+        rows.append({"name": path, "type": kind, "output_shape": (), "packed_bytes": size, **rest})
+    return Summary(rows, not_packed)
