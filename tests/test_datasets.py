@@ -1,11 +1,16 @@
 """Datasets: IDX files, finding them, labelled images, and batches."""
 
+import ast
 import gzip
+import io
 import os
+import pickle
 import struct
 import subprocess
 import sys
+import tarfile
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +19,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import tinybnn
 from tinybnn.datasets import (
     SOURCES,
+    Compose,
     DataLoader,
     Dataset,
     DatasetError,
+    Normalize,
+    RandomCrop,
+    RandomHorizontalFlip,
+    RandomShift,
+    available,
     from_arrays,
+    from_folder,
     load,
+    path,
     read_idx,
     search_folders,
     to_signed,
@@ -112,14 +126,15 @@ def test_a_lying_header_takes_no_memory(write, pack):
 
 
 def test_a_gzip_bomb_is_not_unpacked(write):
-    path = write(gzip.compress(idx(np.zeros(1 << 25, "u1"), (100,))))
-    tracemalloc.start()
-    try:
-        with pytest.raises(DatasetError, match="the file has more"):
-            read_idx(path)
-        assert tracemalloc.get_traced_memory()[1] < 1 << 20
-    finally:
-        tracemalloc.stop()
+    for shape, message in (((100,), "the file has more"), ((1 << 25,), "more than the file can")):
+        path = write(gzip.compress(idx(np.zeros(1 << 25, "u1"), shape)))
+        tracemalloc.start()
+        try:
+            with pytest.raises(DatasetError, match=message):
+                read_idx(path)
+            assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        finally:
+            tracemalloc.stop()
 
 
 def test_damaged_gzip_is_refused(write):
@@ -134,9 +149,13 @@ def test_damaged_gzip_is_refused(write):
         read_idx(write(data + b"tail"))
 
 
-def test_a_missing_idx_file(tmp_path):
+def test_a_missing_idx_file_and_a_pipe(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing"):
         read_idx(tmp_path / "nothing")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(DatasetError, match="pipe: not a regular file"):
+            read_idx(tmp_path / "pipe")
 
 
 # ------------------------------------------------------------------------------- datasets by name
@@ -230,6 +249,8 @@ def test_the_default_cache_and_an_empty_variable(monkeypatch):
 def test_unknown_names():
     with pytest.raises(ValueError, match="unknown dataset 'MNIST'; known are digits, mnist, fash"):
         load("MNIST")
+    with pytest.raises(ValueError, match="path: unknown dataset None"):
+        path(None)
     assert set(SOURCES) >= {"digits", "mnist", "fashion-mnist"}
 
 
@@ -269,16 +290,18 @@ def test_importing_datasets_is_light():
         "package = types.ModuleType('tinybnn'); "
         "package.__path__ = [sys.argv[1]]; sys.modules['tinybnn'] = package; "
         "import tinybnn.datasets, tinybnn.storage; "
-        "print([m for m in sys.modules if m.split('.')[0] in ('numba', 'matplotlib')], "
+        "late = {'numba', 'matplotlib', 'PIL', 'tqdm', 'urllib.request'}; "
+        "print(sorted(late & set(sys.modules)), "
         "sorted(m for m in sys.modules if m.startswith('tinybnn.')))"
     )
     package = Path(sys.modules["tinybnn"].__file__).parent
     run = subprocess.run(
         [sys.executable, "-c", code, str(package)], capture_output=True, text=True, check=True
     )
-    assert run.stdout.startswith("[] ")
-    modules = ["datasets", "datasets.idx", "datasets.loader", "storage"]
-    assert run.stdout.strip() == f"[] {[f'tinybnn.{m}' for m in modules]}"
+    unwanted, modules = run.stdout.strip().split("] ", 1)
+    assert unwanted == "["
+    rooms = {name.split(".")[1] for name in ast.literal_eval(modules)}
+    assert rooms == {"datasets", "storage", "tensor"}
 
 
 # ------------------------------------------------------------------------------- images and labels
@@ -403,7 +426,11 @@ def test_splits_follow_their_seed():
 
     assert held_out() == held_out() == held_out(0) == held_out(np.random.default_rng(0))
     assert held_out(1) != held_out(0)
-    assert held_out(None) != held_out(None)
+    tinybnn.manual_seed(3)
+    first = held_out(None)
+    assert held_out(None) != first
+    tinybnn.manual_seed(3)
+    assert held_out(None) == first
 
 
 @pytest.mark.parametrize(
@@ -469,6 +496,18 @@ def test_seeds():
     assert shuffled(6) != first
     assert shuffled(None) != shuffled(None)
     assert epochs(DataLoader(data, 8)) == [list(range(50))] * 3
+
+
+def test_manual_seed_governs_loaders_without_a_generator():
+    loader = DataLoader(numbered(50), 8, shuffle=True)
+
+    def shuffled(seed):
+        tinybnn.manual_seed(seed)  # after the loader was made
+        return epochs(loader)
+
+    first = shuffled(7)
+    assert first == shuffled(7) != shuffled(8)
+    assert epochs(loader) != first
 
 
 def test_an_epoch_is_one_permutation_of_the_generator():
@@ -578,3 +617,526 @@ def test_the_files_can_be_read_from_any_folder(tmp_path, monkeypatch, nothing_in
     monkeypatch.chdir(tmp_path)
     assert len(load("digits")[0]) == 1437
     assert os.listdir(tmp_path) == []
+
+
+# -------------------------------------------------------------------------------------- transforms
+
+
+def marked(count, channels=1, height=5, width=6, dtype=np.uint8):
+    """Images (N, C, H, W) in which every pixel differs from its neighbours, and none is 0."""
+    values = np.arange(count * channels * height * width) % 251 + 1
+    pixels = values.reshape(count, height, width, channels).astype(dtype)
+    return pixels.transpose(0, 3, 1, 2)
+
+
+def moved(image, down, right, fill=0):
+    """One image (C, H, W) shifted, pixel by pixel."""
+    result = np.full_like(image, fill)
+    _, height, width = image.shape
+    for y in range(height):
+        for x in range(width):
+            if 0 <= y - down < height and 0 <= x - right < width:
+                result[:, y, x] = image[:, y - down, x - right]
+    return result
+
+
+@given(st.integers(0, 3), st.sampled_from([1, 3]), st.sampled_from(["u1", "f4"]), st.integers(0))
+def test_random_shift_moves_each_image_by_whole_pixels(pixels, channels, dtype, seed):
+    images = marked(6, channels, dtype=dtype)
+    before = images.copy()
+    found = RandomShift(pixels)(images, np.random.default_rng(seed))
+    assert found.shape == images.shape and found.dtype == images.dtype
+    assert found.transpose(0, 2, 3, 1).flags.c_contiguous
+    assert (images == before).all() and not np.shares_memory(found, images)
+    steps = range(-pixels, pixels + 1)
+    for image, result in zip(images, found, strict=True):
+        assert any((moved(image, y, x) == result).all() for y in steps for x in steps)
+
+
+def test_random_shifts_are_all_equally_likely():
+    images = np.zeros((9000, 1, 5, 5), np.uint8)
+    images[:, :, 2, 2] = 1
+    found = RandomShift(1)(images, np.random.default_rng(0))
+    counts = found.sum(axis=(0, 1))
+    assert counts.sum() == 9000 and counts[1:4, 1:4].min() > 900 and counts[1:4, 1:4].max() < 1100
+    filled = RandomShift(2, fill=9)(images, np.random.default_rng(0))
+    assert set(np.unique(filled)) == {0, 1, 9}
+
+
+@given(st.integers(1, 9), st.integers(1, 10), st.integers(0, 2), st.integers(0))
+def test_random_crop_cuts_windows(height, width, padding, seed):
+    images = marked(4, 3)
+    crop = RandomCrop((height, width), padding)
+    if height > 5 + 2 * padding or width > 6 + 2 * padding:
+        with pytest.raises(ValueError, match="does not fit into images of shape"):
+            crop(images, np.random.default_rng(seed))
+        return
+    found = crop(images, np.random.default_rng(seed))
+    assert found.shape == (4, 3, height, width)
+    assert found.transpose(0, 2, 3, 1).flags.c_contiguous and not np.shares_memory(found, images)
+    padded = np.pad(images, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    for image, result in zip(padded, found, strict=True):
+        windows = np.lib.stride_tricks.sliding_window_view(image, (height, width), (1, 2))
+        assert (windows == result[:, None, None]).all(axis=(0, 3, 4)).any()
+
+
+def test_random_horizontal_flip():
+    images = marked(1000, 3)
+    before = images.copy()
+    for p, low, high in ((0, 0, 0), (1, 1000, 1000), (0.3, 250, 350)):
+        found = RandomHorizontalFlip(p)(images, np.random.default_rng(1))
+        flipped = (found == images[..., ::-1]).all(axis=(1, 2, 3))
+        same = (found == images).all(axis=(1, 2, 3))
+        assert (flipped ^ same).all() and low <= flipped.sum() <= high
+        assert found.transpose(0, 2, 3, 1).flags.c_contiguous and (images == before).all()
+
+
+def test_normalize():
+    images = marked(2, 3)
+    mean, std = [0.5, 0.4, 0.3], [0.1, 0.2, 0.3]
+    found = Compose([to_unit(255), Normalize(mean, std)])(images, None)
+    expected = (images / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    assert found.dtype == np.float32 and found.transpose(0, 2, 3, 1).flags.c_contiguous
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert (Normalize(1, 2)(images, None) == (images.astype("f4") - 1) / 2).all()
+    with pytest.raises(ValueError, match="mean has 3 values, the images have 1 channels"):
+        Normalize(mean, 1)(marked(2), None)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: RandomShift(-1), ValueError, "RandomShift: pixels must be >= 0"),
+        (lambda: RandomShift(1.5), TypeError, "RandomShift: pixels must be an integer"),
+        (lambda: RandomCrop(0), ValueError, "RandomCrop: size must be >= 1"),
+        (lambda: RandomCrop((1, 2, 3)), ValueError, r"int or \(height, width\)"),
+        (lambda: RandomCrop(4, True), TypeError, "RandomCrop: padding must be an integer"),
+        (lambda: RandomHorizontalFlip(1.1), ValueError, "must be a probability"),
+        (lambda: RandomHorizontalFlip("0"), ValueError, "must be a probability"),
+        (lambda: Normalize(0, 0), ValueError, "std must be positive"),
+        (lambda: Normalize(np.nan, 1), ValueError, "mean must be a finite number"),
+        (lambda: Compose([to_unit(1), 3]), TypeError, "expected callables"),
+        (lambda: RandomShift(1)(np.zeros((3, 3)), None), ValueError, r"\(B, C, H, W\), got shape"),
+    ],
+    ids=range(11),
+)
+def test_transforms_with_wrong_arguments(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_a_loader_augments_and_repeats_itself():
+    data = numbered(40, channels=3)
+    transform = Compose([RandomCrop(2, padding=1), RandomHorizontalFlip(), to_signed(255)])
+
+    def batches(seed):
+        return [x for x, _ in DataLoader(data, 16, shuffle=True, transform=transform, rng=seed)]
+
+    first = batches(0)
+    assert [x.shape for x in first] == [(16, 3, 2, 2), (16, 3, 2, 2), (8, 3, 2, 2)]
+    assert all((a == b).all() for a, b in zip(first, batches(0), strict=True))
+    assert not all((a == b).all() for a, b in zip(first, batches(1), strict=True))
+    assert repr(transform) == (
+        "Compose([RandomCrop(size=(2, 2), padding=1, fill=0), RandomHorizontalFlip(p=0.5), "
+        "to_signed])"
+    )
+
+
+def test_an_empty_batch_can_be_transformed():
+    for transform in (RandomShift(2), RandomCrop(3, 1), RandomHorizontalFlip(), Normalize(0, 1)):
+        assert transform(marked(0), np.random.default_rng(0)).shape[0] == 0
+
+
+# ------------------------------------------------------------------------------------------- CIFAR
+
+
+def cifar_arrays(count, classes, seed=0):
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
+    return pixels, rng.integers(0, classes, count).astype(np.uint8)
+
+
+def cifar_files(number, kind, protocol=2):
+    """Small official files by name, and what they hold: {name: (bytes, pixels, labels)}."""
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    if number == 100:
+        names = ["train", "test"]
+    files = {}
+    for seed, name in enumerate(names):
+        pixels, labels = cifar_arrays(4 + seed, number, seed)
+        columns = [labels[:, None], pixels]
+        if number == 100:
+            columns.insert(0, (labels // 5)[:, None])
+        if kind == "binary":
+            files[f"{name}.bin"] = np.hstack(columns).tobytes(), pixels, labels
+        else:
+            key = b"labels" if number == 10 else b"fine_labels"
+            batch = {
+                b"batch_label": b"a batch", key: labels.tolist(), b"data": pixels,
+                b"coarse_labels": (labels // 5).tolist(), b"filenames": [b"x.png"] * len(labels),
+            }  # fmt: skip
+            files[name] = pickle.dumps(batch, protocol), pixels, labels
+    return files
+
+
+CIFAR_FOLDERS = {
+    (10, "binary"): "cifar-10-batches-bin", (10, "python"): "cifar-10-batches-py",
+    (100, "binary"): "cifar-100-binary", (100, "python"): "cifar-100-python",
+}  # fmt: skip
+
+
+def write_archive(path, files, folder):
+    with tarfile.open(path, "w:gz", format=tarfile.GNU_FORMAT) as archive:
+        for name, data in {"readme.html": b"hello", **files}.items():
+            info = tarfile.TarInfo(f"{folder}/{name}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("place", ["folder", "bare", "archive"])
+@pytest.mark.parametrize("kind", ["binary", "python"])
+@pytest.mark.parametrize("number", [10, 100])
+def test_cifar_in_every_official_layout(tmp_path, number, kind, place):
+    files = cifar_files(number, kind)
+    folder = CIFAR_FOLDERS[number, kind]
+    if place == "archive":
+        contents = {name: data for name, (data, _, _) in reversed(files.items())}
+        write_archive(tmp_path / f"cifar-{number}-{kind}.tar.gz", contents, folder)
+    else:
+        where = tmp_path / folder if place == "folder" else tmp_path
+        where.mkdir(exist_ok=True)
+        for name, (data, _, _) in files.items():
+            (where / name).write_bytes(data)
+    train, test = load(f"cifar{number}", root=tmp_path)
+    assert path(f"cifar{number}", root=tmp_path) == tmp_path
+    *parts, last = files.values()
+    for found, expected in ((train, parts), (test, [last])):
+        pixels = np.concatenate([p for _, p, _ in expected]).reshape(-1, 3, 32, 32)
+        assert (found.images == pixels).all() and found.images.dtype == np.uint8
+        assert found.images.transpose(0, 2, 3, 1).flags.c_contiguous
+        assert found.labels.tolist() == np.concatenate([x for _, _, x in expected]).tolist()
+    assert len(set(train.classes)) == number and list(SOURCES["cifar100"].classes) == sorted(
+        SOURCES["cifar100"].classes
+    )
+    if number == 10:
+        assert (train.classes[0], train.classes[9]) == ("airplane", "truck")
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_pickles_of_every_binary_protocol_are_read_without_pickle(tmp_path, protocol, order):
+    for number in (10, 100):
+        files = cifar_files(number, "python")
+        for name, (data, _, _) in files.items():
+            batch = pickle.loads(data)
+            batch[b"data"] = np.asarray(batch[b"data"], order=order)
+            keys = batch if order == "C" else {key.decode(): batch[key] for key in batch}
+            (tmp_path / name).write_bytes(pickle.dumps(keys, protocol))
+        train, test = load(f"cifar{number}", root=tmp_path)
+        _, pixels, labels = list(files.values())[-1]
+        assert (test.images.reshape(-1, 3072) == pixels).all()
+        assert test.labels.tolist() == labels.tolist() and len(train) > 0
+
+
+def python_2_pickle(pixels, labels):
+    """The bytes that Python 2 and NumPy 1 wrote the official files with (cPickle, protocol 2)."""
+
+    def short(text, memo):
+        return b"U" + bytes([len(text)]) + text + b"q" + bytes([memo])
+
+    raw = pixels.tobytes()
+    return b"".join(
+        [
+            b"\x80\x02}q\x01(", short(b"batch_label", 2), short(b"training batch 1 of 5", 3),
+            short(b"labels", 4), b"]q\x05(", *(b"K" + bytes([n]) for n in labels), b"e",
+            short(b"data", 6), b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08",
+            b"K\x00\x85", short(b"b", 9), b"\x87Rq\x0a(K\x01",
+            b"M" + struct.pack("<H", len(pixels)),
+            b"M\x00\x0c\x86cnumpy\ndtype\nq\x0b", short(b"u1", 12), b"K\x00K\x01\x87Rq\x0d(K\x03",
+            short(b"|", 14), b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89",
+            b"T" + struct.pack("<I", len(raw)) + raw, b"tb", short(b"filenames", 15),
+            b"]q\x10(", *(short(b"leptodactylus_s_000004.png", 17) for _ in labels), b"eu.",
+        ]
+    )  # fmt: skip
+
+
+def test_a_pickle_of_python_2_is_read(tmp_path):
+    for name, (_, pixels, labels) in cifar_files(10, "python").items():
+        data = python_2_pickle(pixels, labels)
+        assert pickle.loads(data, encoding="bytes")[b"labels"] == labels.tolist()
+        (tmp_path / name).write_bytes(data)
+    train, test = load("cifar10", root=tmp_path)
+    assert (test.images.reshape(-1, 3072) == pixels).all() and len(train) == 4 + 5 + 6 + 7 + 8
+
+
+def test_cifar_files_that_are_refused(tmp_path):
+    files = cifar_files(10, "binary")
+    for name, (data, _, _) in files.items():
+        (tmp_path / name).write_bytes(data)
+    for data, message in (
+        (b"", "0 bytes are no whole number of 3,073-byte records"),
+        (bytes(3074), "3,074 bytes are no whole"),
+        (bytes([10]) + bytes(3072), r"labels must be 0 to 9 for 10 classes, got 10 to 10"),
+    ):
+        (tmp_path / "test_batch.bin").write_bytes(data)
+        with pytest.raises(DatasetError, match=rf"test_batch\.bin.*{message}"):
+            load("cifar10", root=tmp_path)
+    (tmp_path / "data_batch_3.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"\(missing data_batch_3\.bin\)"):
+        load("cifar10", root=tmp_path)
+
+
+def test_archives_that_are_refused(tmp_path):
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    files = {name: data for name, (data, _, _) in cifar_files(10, "binary").items()}
+
+    def refused(data, message):
+        path.write_bytes(data)
+        with pytest.raises(DatasetError, match=message) as caught:
+            load("cifar10", root=tmp_path)
+        assert str(caught.value).startswith(f"{path}: ")
+
+    write_archive(path, files, "x")
+    whole = path.read_bytes()
+    plain = gzip.decompress(whole)
+    load("cifar10", root=tmp_path)
+    refused(b"hello", "gzip data is damaged")
+    refused(whole[:-9], "gzip data is damaged")
+    refused(whole[:-8] + bytes(8), "gzip data is damaged")
+    refused(gzip.compress(plain[:700]), "cut off within a member")
+    refused(gzip.compress(plain[:300]), "cut off within a tar header")
+    refused(gzip.compress(plain[:1024]), r"has no data_batch_1\.bin, .*test_batch\.bin")
+    refused(gzip.compress(b"y" + plain[1:]), "a header's checksum is wrong")
+    refused(gzip.compress(plain + b"x"), "data after the end")
+    refused(gzip.compress(bytes(512) + bytes(50_000_000)), "more than four times its size")
+    lines = plain.index(b"data_batch_1") - 2
+    member = plain[lines : lines + 512]
+    size = int(member[124:135], 8)
+    refused(
+        gzip.compress(plain[: lines + 512 + -(-size // 512) * 512] + plain[lines:]),
+        r"has a second data_batch_1\.bin",
+    )
+
+    def with_size(text):
+        header = bytearray(member)
+        header[124:136] = text
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        return gzip.compress(plain[:lines] + bytes(header) + plain[lines + 512 :])
+
+    refused(with_size(b"77777777777\0"), "more than four times its size")
+    refused(with_size(b"-0000000001\0"), "not a tar archive")
+    refused(with_size(b"\x80" + bytes(10) + b"\1"), "members of over 8 GiB")
+    write_archive(path, {**files, "data_batch_2.bin": bytes(100)}, "x")
+    refused(path.read_bytes(), r"data_batch_2\.bin: 100 bytes are no whole number")
+
+
+# ----------------------------------------------------------------------------- EMNIST and the list
+
+
+def tiny_emnist(folder, split, first=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    upright = np.random.default_rng(0).integers(0, 256, (3, 28, 28), dtype=np.uint8)
+    for prefix in ("train", "test"):
+        for name, array in (
+            ("images-idx3", upright.transpose(0, 2, 1)), ("labels-idx1", np.arange(3) + first),
+        ):  # fmt: skip
+            data = gzip.compress(idx(np.ascontiguousarray(array, np.uint8)))
+            (folder / f"emnist-{split}-{prefix}-{name}-ubyte.gz").write_bytes(data)
+    return upright
+
+
+@pytest.mark.parametrize(
+    ("split", "first", "classes"),
+    [
+        ("balanced", 0, 47), ("byclass", 0, 62), ("bymerge", 0, 47), ("digits", 0, 10),
+        ("letters", 1, 26), ("mnist", 0, 10),
+    ],
+)  # fmt: skip
+def test_emnist_is_upright_and_counts_from_0(
+    tmp_path, monkeypatch, nothing_installed, split, first, classes
+):
+    monkeypatch.setenv("TINYBNN_DATA", str(tmp_path))
+    name = f"emnist-{split}"
+    for folder in (tmp_path / "emnist" / "gzip", tmp_path / "emnist", tmp_path / name):
+        upright = tiny_emnist(folder, split, first)
+        train, test = load(name)
+        assert (train.images[:, 0] == upright).all() and (test.images[:, 0] == upright).all()
+        assert train.labels.tolist() == [0, 1, 2]
+        assert len(train.classes) == len(set(train.classes)) == classes
+        assert path(name) == (tmp_path / name if folder.name == name else tmp_path / "emnist")
+    assert load(name, root=tmp_path / "emnist")[0].labels.tolist() == [0, 1, 2]
+    if split == "letters":
+        assert train.classes[0] == "A"
+        tiny_emnist(tmp_path / name, split, first=0)
+        with pytest.raises(DatasetError, match=r"labels must be 0 to 25 .* got -1 to 1"):
+            load(name)
+
+
+def test_kmnist_has_the_names_of_mnist(tmp_path):
+    tiny_mnist(tmp_path)
+    train, _ = load("kmnist", root=tmp_path)
+    assert (
+        train.name == "kmnist" and train.classes[0] == "o" and train.images.shape[1:] == (1, 28, 28)
+    )
+
+
+def test_the_list_of_datasets(tmp_path, monkeypatch, nothing_installed):
+    tiny_mnist(tmp_path / "cache" / "tinybnn" / "mnist")
+    rows = {row.name: row for row in available()}
+    assert rows.keys() == SOURCES.keys()
+    assert rows["digits"].folder is not None and rows["digits"].size is None
+    assert rows["mnist"].folder == tmp_path / "cache" / "tinybnn" / "mnist"
+    assert rows["mnist"].size == 11_594_722 and rows["mnist"].images == (60_000, 10_000)
+    assert rows["cifar10"].folder is None and rows["cifar10"].classes == 10
+    assert all(row.licence and row.origin.startswith("http") for row in rows.values())
+    assert all(row.folder is None for row in available(root=tmp_path))
+
+
+# ----------------------------------------------------------------------------- folders of pictures
+
+
+def save_picture(path, pixels, **options):
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def pictures(height=6, width=5, channels=3, seed=0):
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_from_folder(tmp_path):
+    for i, name in enumerate(["b/2.png", "b/10.png", "a/x.BMP", "c/y.ppm", "c/z.gif"]):
+        save_picture(tmp_path / name, pictures(seed=i))
+    (tmp_path / "b" / "notes.txt").write_text("not a picture")
+    (tmp_path / "b" / ".hidden.png").write_text("not a picture")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "readme.png").write_text("not in a folder of a class")
+    data = from_folder(tmp_path)
+    assert data.classes == ("a", "b", "c") and data.labels.tolist() == [0, 1, 1, 2, 2]
+    assert data.images.shape == (5, 3, 6, 5) and data.images.dtype == np.uint8
+    assert data.maximum == 255 and data.name == tmp_path.name
+    for row, seed in enumerate([2, 1, 0, 3]):  # by class, then by name: "10.png" < "2.png"
+        assert (data.images[row].transpose(1, 2, 0) == pictures(seed=seed)).all()
+    some = from_folder(str(tmp_path), classes=["c", "a"])
+    assert some.classes == ("c", "a") and some.labels.tolist() == [0, 0, 1]
+    grey = from_folder(tmp_path, mode="L")
+    assert grey.images.shape == (5, 1, 6, 5)
+    for x, _ in DataLoader(data, 2):
+        assert x.dtype == np.float32
+
+
+def test_from_folder_scales(tmp_path):
+    from PIL import Image
+
+    save_picture(tmp_path / "a" / "1.png", np.full((40, 30, 3), 200, np.uint8))
+    save_picture(tmp_path / "a" / "2.jpg", np.full((7, 9), 100, np.uint8))
+    save_picture(tmp_path / "a" / "3.png", pictures(8, 12))
+    data = from_folder(tmp_path, size=(8, 12))
+    assert data.images.shape == (3, 3, 8, 12)
+    assert (data.images[0] == 200).all() and (data.images[1] == 100).all()
+    assert (data.images[2].transpose(1, 2, 0) == pictures(8, 12)).all()
+    smaller = from_folder(tmp_path, size=4)
+    expected = Image.fromarray(pictures(8, 12)).resize((4, 4), Image.Resampling.BILINEAR)
+    assert (smaller.images[2].transpose(1, 2, 0) == np.asarray(expected)).all()
+
+
+def test_from_folder_turns_photographs_upright(tmp_path):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    save_picture(tmp_path / "a" / "1.png", pictures(6, 4), exif=exif)
+    data = from_folder(tmp_path)
+    assert data.images.shape == (1, 3, 4, 6)
+    assert (data.images[0].transpose(1, 2, 0) == np.rot90(pictures(6, 4), -1)).all()
+
+
+def test_folders_that_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        from_folder(tmp_path / "nothing")
+    with pytest.raises(DatasetError, match="no folders of classes"):
+        from_folder(tmp_path)
+    save_picture(tmp_path / "a" / "1.png", pictures(6, 5))
+    save_picture(tmp_path / "b" / "1.png", pictures(6, 5))
+    with pytest.raises(DatasetError, match="no folder for the class 'c', 'd'"):
+        from_folder(tmp_path, classes=["a", "c", "d"])
+    (tmp_path / "c").mkdir()
+    with pytest.raises(DatasetError, match=r"c: no pictures \(\.bmp"):
+        from_folder(tmp_path)
+    for wrong in ("ab", [1], [b"a"]):
+        with pytest.raises(TypeError, match="classes must be a sequence of names"):
+            from_folder(tmp_path, classes=wrong)
+    for wrong in ([], ["a", "a"]):
+        with pytest.raises(ValueError, match="must be different names"):
+            from_folder(tmp_path, classes=wrong)
+    with pytest.raises(ValueError, match="mode must be 'RGB' or 'L', got 'RGBA'"):
+        from_folder(tmp_path, mode="RGBA")
+    with pytest.raises(ValueError, match="from_folder: size must be >= 1"):
+        from_folder(tmp_path, size=0)
+
+
+def test_pictures_that_are_refused(tmp_path):
+    save_picture(tmp_path / "a" / "1.png", pictures(6, 5))
+    bad = tmp_path / "a" / "2.png"
+
+    def refused(message, **options):
+        with pytest.raises(DatasetError, match=message) as caught:
+            from_folder(tmp_path, **options)
+        assert str(caught.value).startswith(f"{bad}: ")
+
+    save_picture(bad, pictures(6, 4))
+    refused(r"4×6 pixels, but .*1\.png has 5×6; pass size to scale them")
+    bad.write_bytes(b"")
+    refused("not a readable picture")
+    bad.write_bytes((tmp_path / "a" / "1.png").read_bytes()[:-30])
+    refused("not a readable picture")
+    bad.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\nshowpage\n")
+    refused("not a readable picture")  # other tools start a program to draw it
+    save_picture(bad, pictures(6, 5).astype(np.uint16)[:, :, 0] * 257)
+    refused("has I;16 pixels; convert it to 8 bits a channel")
+    save_picture(bad, np.dstack([pictures(6, 5), np.full((6, 5), 254, np.uint8)]))
+    refused("has transparent pixels")
+    save_picture(bad, np.dstack([pictures(6, 5), np.full((6, 5), 255, np.uint8)]))
+    assert len(from_folder(tmp_path)) == 2
+
+
+def png(width, height, data=b""):
+    """A grey PNG file whose header may lie."""
+
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("size", [None, (8, 8)])
+@pytest.mark.parametrize("side", [5_000, 9_000, 12_000, 2**31 - 1])
+def test_pictures_that_would_fill_the_memory(tmp_path, side, size):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.png").write_bytes(png(side, side))
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            DatasetError, match=r"1\.png: (the picture unpacks to|too large a pict|not)"
+        ):
+            from_folder(tmp_path, size=size)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_folder_that_would_fill_the_memory(tmp_path):
+    (tmp_path / "a").mkdir()
+    one = png(2000, 2000, bytes(2001 * 2000))
+    for i in range(50):
+        (tmp_path / "a" / f"{i}.png").write_bytes(one)
+    with pytest.raises(ValueError, match="unpacks to 600,000,000 bytes from"):
+        from_folder(tmp_path)

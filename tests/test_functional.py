@@ -70,6 +70,18 @@ ACTIVATIONS = {
     ),
     "sigmoid": (F.sigmoid, [], lambda x: 1 / (1 + np.exp(-x))),
     "tanh": (F.tanh, [], np.tanh),
+    "leaky_relu": (F.leaky_relu, [0], lambda x: np.where(x > 0, x, 0.01 * x)),
+    "leaky_relu_slope": (
+        lambda x: F.leaky_relu(x, -0.3), [0], lambda x: np.where(x > 0, x, -0.3 * x)
+    ),
+    "softplus": (F.softplus, [], lambda x: np.log(1 + np.exp(x))),
+    "softplus_beta": (
+        lambda x: F.softplus(x, 2.5), [], lambda x: np.log(1 + np.exp(2.5 * x)) / 2.5
+    ),
+    "prelu": (
+        lambda x: F.prelu(x, np.array([0.25], np.float32)), [0],
+        lambda x: np.where(x > 0, x, 0.25 * x),
+    ),
 }  # fmt: skip
 
 
@@ -84,7 +96,62 @@ def test_activation(name, lay_out):
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activation_of_a_number(name):
-    check(ACTIVATIONS[name][0], np.array(0.3))
+    function, _, reference = ACTIVATIONS[name]
+    check(function, np.array(0.3))
+    close(function(Tensor(0.3, dtype=np.float64)), np.array(reference(0.3)))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_keeps_dtype_and_order_in_memory(name):
+    function, _, _ = ACTIVATIONS[name]
+    x = Tensor(channels_last(normal(2, 3, 4, 5).astype(np.float32)), requires_grad=True)
+    y = function(x)
+    assert y.dtype == grad(y.sum(), x, create_graph=True).dtype == np.float32
+    assert y.data.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.leaky_relu(x, np.float64(0.1)),
+        lambda x: F.softplus(x, np.float64(2.0)),
+        lambda x: F.hardtanh(x, np.float64(-0.5), np.float64(0.5)),
+    ],
+)
+def test_numpy_numbers_as_settings_leave_float32_as_it_is(function):
+    x = Tensor(normal(3).astype(np.float32), requires_grad=True)
+    y = function(x)
+    assert y.dtype == grad(y.sum(), x, create_graph=True).dtype == np.float32
+
+
+@layouts
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 4, 2)], ids=str)
+def test_prelu(shape, count, lay_out):
+    x, weight = lay_out(away_from([0], *shape)), normal(count, seed=1)
+    slope = weight.reshape(1, -1, *(1,) * (len(shape) - 2))
+    close(F.prelu(Tensor(x), Tensor(weight)), np.where(x > 0, x, slope * x))
+    check(F.prelu, x, weight)
+
+
+def test_prelu_without_channels():
+    check(F.prelu, away_from([0], 4), normal(1, seed=1))
+    check(F.prelu, np.array(-0.3), normal(1, seed=1))
+    assert F.prelu(Tensor(-2.0), Tensor([0.5])).shape == ()
+    assert F.prelu(Tensor(np.zeros((0, 3))), Tensor(normal(3))).shape == (0, 3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_softplus_of_large_values(dtype):
+    x = Tensor(np.array([1e4, -1e4, 1e30, -1e30, np.inf, -np.inf, 0, 30, -30], dtype), True)
+    y = F.softplus(x)
+    expected = [1e4, 0, 1e30, 0, np.inf, 0, np.log(2), 30, np.exp(-30)]
+    np.testing.assert_allclose(y.data, expected, 1e-6, 0)
+    slope = grad(y, x, np.ones(9), create_graph=True)
+    np.testing.assert_allclose(slope.data, F.sigmoid(x).data)
+    slope.backward(np.ones(9))
+    assert np.isfinite(x.grad.data).all()
+    np.testing.assert_allclose(F.softplus(x[:4], 3.0).data, [1e4, 0, 1e30, 0])
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1, -3])
@@ -110,6 +177,10 @@ def test_slopes_at_corners():
     assert slope_at(F.hardtanh, -1.0) == 0
     assert slope_at(F.hardtanh, np.nextafter(1, 0)) == 1
     assert slope_at(lambda x: F.clamp(x, -1, 1), 1.0) == 1
+    assert slope_at(lambda x: F.leaky_relu(x, 0.2), 0.0) == 0.2
+    assert slope_at(lambda x: F.leaky_relu(x, 0.2), -0.0) == 0.2
+    assert slope_at(lambda x: F.prelu(x, np.array([0.2])), 0.0) == 0.2
+    assert slope_at(F.softplus, 0.0) == 0.5
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -132,6 +203,13 @@ def test_large_values_do_not_overflow(dtype):
         (lambda x: F.log_softmax(x, -3), "log_softmax: dim -3 is out of range"),
         (lambda x: F.hardtanh(x, 1, 1), "hardtanh: min_val 1 must be below max_val 1"),
         (lambda x: F.dropout(x, 1.0), r"dropout: p must be in \[0, 1\), got 1.0"),
+        (lambda x: F.softplus(x, 0), "softplus: beta must be positive, got 0"),
+        (
+            lambda x: F.prelu(x, Tensor([1.0, 2.0])),
+            r"prelu: weight must have the shape \(1,\) or \(C,\), got \(2,\) for x of .* \(2, 3\)",
+        ),
+        (lambda x: F.prelu(x, Tensor(1.0)), r"prelu: weight must have the shape .*, got \(\) for"),
+        (lambda x: F.prelu(x[0], Tensor([1.0, 2.0, 3.0])), r"prelu: .* for x of shape \(3,\)"),
     ],
 )
 def test_activation_errors(call, message):
@@ -385,6 +463,9 @@ def test_conv2d_takes_bytes():
         (((2, 3, 5, 5), (4, 3, 3, 3)), {"stride": 0}, "stride must be .* pair of ints >= 1"),
         (((2, 3, 5, 5), (4, 3, 3, 3)), {"padding": -1}, "padding must be .* >= 0, got -1"),
         (((2, 3, 5, 5), (4, 3, 3, 3)), {"dilation": (1, 2, 3)}, "dilation must be"),
+        (((2, 3, 5, 5), (4, 3, 3, 3)), {"stride": 2.0}, "stride must be .*, got 2.0"),
+        (((2, 3, 5, 5), (4, 3, 3, 3)), {"padding": None}, "padding must be .*, got None"),
+        (((2, 3, 5, 5), (4, 3, 3, 3)), {"padding": "same"}, "padding must be .*, got 'same'"),
         (((2, 3, 5, 5), (4, 3, 3, 3)), {"dilation": 3}, r"does not fit into images of \(5, 5\)"),
         (((2, 3, 5, 5), (4, 3, 3, 3), (3,)), {}, r"bias must have the shape \(4,\), got \(3,\)"),
     ],
@@ -392,6 +473,154 @@ def test_conv2d_takes_bytes():
 def test_conv2d_errors(shapes, options, message):
     with pytest.raises(ValueError, match=message):
         F.conv2d(*(Tensor(normal(*shape)) for shape in shapes), **options)
+
+
+# ------------------------------------------------------------------- transposed convolution
+
+
+def conv_transpose2d_by_loops(
+    x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+):
+    """The definition: each input pixel adds its multiple of the kernel to the output."""
+    (sh, sw), (ph, pw), (dh, dw), (eh, ew) = map(two, (stride, padding, dilation, output_padding))
+    (n, c, h, w), (_, per_group, kh, kw) = x.shape, weight.shape
+    full = np.zeros(
+        (n, per_group * groups, (h - 1) * sh + dh * (kh - 1) + 1 + eh,
+         (w - 1) * sw + dw * (kw - 1) + 1 + ew)
+    )  # fmt: skip
+    for m, k, i, j in np.ndindex(x.shape):
+        first = k // (c // groups) * per_group
+        for a, b in np.ndindex(kh, kw):
+            full[m, first : first + per_group, i * sh + a * dh, j * sw + b * dw] += (
+                x[m, k, i, j] * weight[k, :, a, b]
+            )
+    out = full[:, :, ph : full.shape[2] - ph, pw : full.shape[3] - pw]
+    return out if bias is None else out + bias.reshape(1, -1, 1, 1)
+
+
+TRANSPOSED = {  # x, weight (C, O / groups, kh, kw), options
+    "plain": ((2, 3, 3, 4), (3, 2, 3, 3), {}),
+    "1x1": ((2, 3, 3, 4), (3, 2, 1, 1), {}),
+    "stride": ((2, 2, 3, 3), (2, 3, 3, 3), {"stride": 2}),
+    "stride_over_kernel": ((1, 2, 3, 2), (2, 2, 2, 2), {"stride": 3}),
+    "padding": ((2, 2, 4, 3), (2, 3, 3, 3), {"padding": 1}),
+    "upsampling": ((1, 2, 3, 4), (2, 2, 4, 4), {"stride": 2, "padding": 1}),
+    "output_padding": ((2, 2, 3, 4), (2, 3, 3, 3), {"stride": 2, "padding": 1,
+                                                    "output_padding": 1}),
+    "output_padding_pair": ((1, 2, 3, 3), (2, 2, 3, 2), {"stride": (2, 3),
+                                                         "output_padding": (0, 2)}),
+    "output_padding_under_dilation": ((2, 2, 3, 4), (2, 3, 3, 2),
+                                      {"dilation": 3, "output_padding": (2, 1), "padding": 1}),
+    "dilation": ((1, 2, 3, 4), (2, 3, 3, 2), {"dilation": 2}),
+    "groups": ((2, 4, 3, 3), (4, 3, 3, 3), {"groups": 2, "stride": 2}),
+    "depthwise": ((2, 3, 4, 3), (3, 1, 3, 3), {"groups": 3, "padding": 1}),
+    "everything": ((2, 4, 3, 4), (4, 3, 3, 2), {"stride": (3, 2), "padding": (2, 1), "groups": 2,
+                                                "dilation": (1, 2), "output_padding": (2, 1)}),
+    "one_pixel": ((1, 1, 1, 1), (1, 1, 1, 1), {}),
+    "one_pixel_to_image": ((2, 3, 1, 1), (3, 2, 4, 5), {}),
+    "no_images": ((0, 2, 3, 3), (2, 3, 3, 3), {"stride": 2}),
+}  # fmt: skip
+
+
+@layouts
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_conv_transpose2d(name, lay_out):
+    shape, weight_shape, options = TRANSPOSED[name]
+    x, weight = lay_out(normal(*shape)), lay_out(normal(*weight_shape, seed=1))
+    bias = normal(weight_shape[1] * options.get("groups", 1), seed=2)
+    expected = conv_transpose2d_by_loops(x, weight, bias, **options)
+    for fixed_order in (False, True):
+        y = F.conv_transpose2d(*map(Tensor, (x, weight, bias)), **options, fixed_order=fixed_order)
+        close(y, expected)
+        assert y.data.transpose(0, 2, 3, 1).flags.c_contiguous or not y.numel()
+    close(F.conv_transpose2d(Tensor(x), Tensor(weight), **options),
+          conv_transpose2d_by_loops(x, weight, **options))  # fmt: skip
+    check(lambda x, w, b: F.conv_transpose2d(x, w, b, **options), x, weight, bias)
+
+
+@given(data=st.data())
+def test_conv_transpose2d_is_the_gradient_of_conv2d(data):
+    """Each size of image that a convolution may have come from is one output_padding."""
+    side = st.integers(1, 3)
+    groups, per_group, outputs = data.draw(side), data.draw(side), data.draw(side)
+    kernel, stride, dilation = (data.draw(st.tuples(side, side)) for _ in range(3))
+    padding = data.draw(st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    reach = [d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    size = [data.draw(st.integers(max(1, r), max(1, r) + 4)) for r in reach]
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    weight = Tensor(normal(groups * outputs, per_group, *kernel, seed=1))
+    image = Tensor(normal(2, groups * per_group, *size), requires_grad=True)
+    y = F.conv2d(image, weight, **options)
+    incoming = normal(*y.shape, seed=2)
+    rest = tuple((n - r) % s for n, r, s in zip(size, reach, stride, strict=True))
+    transposed = F.conv_transpose2d(Tensor(incoming), weight, **options, output_padding=rest)
+    assert_identical(transposed, grad(y, image, incoming))
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1}, {"groups": 2}], ids=str)
+def test_conv_transpose2d_in_fixed_order_does_not_depend_on_the_batch(options):
+    x = normal(7, 34, 4, 5).astype(np.float32)
+    weight = normal(34, 3, 3, 3, seed=1).astype(np.float32)
+
+    def run(x):
+        return F.conv_transpose2d(Tensor(x), Tensor(weight), **options, fixed_order=True).data
+
+    whole = run(x)
+    assert whole.dtype == np.float32
+    for size in range(1, 7):
+        for start in range(0, 7, size):
+            assert_identical(run(x[start : start + size]), whole[start : start + size])
+
+
+def test_conv_transpose2d_works_through_the_batch_in_blocks(monkeypatch):
+    x, weight = normal(5, 4, 3, 4), normal(4, 2, 3, 3, seed=1)
+
+    def results():
+        xs = [Tensor(a, requires_grad=True) for a in (x, weight)]
+        y = F.conv_transpose2d(*xs, stride=2, groups=2)
+        return [y, *grad(y, xs, normal(*y.shape, seed=2))]
+
+    whole = results()
+    for block in (1, 500, 1000):
+        monkeypatch.setattr(F.Geometry, "BLOCK", block)
+        for part, expected in zip(results(), whole, strict=True):
+            close(part, expected.data)
+
+
+def test_conv_transpose2d_by_hand():
+    x = Tensor(np.array([[[[1.0, 2.0]]]]), requires_grad=True)
+    weight = Tensor(np.array([[[[1.0, 10.0, 100.0]]]]), requires_grad=True)
+    y = F.conv_transpose2d(x, weight, stride=(1, 2))
+    assert_identical(y, [[[[1.0, 10, 102, 20, 200]]]])
+    y.sum().backward()
+    assert_identical(x.grad, [[[[111.0, 111.0]]]])
+    assert_identical(weight.grad, [[[[3.0, 3.0, 3.0]]]])
+
+
+@pytest.mark.parametrize(
+    ("shapes", "options", "message"),
+    [
+        (((3, 5, 5), (3, 4, 3, 3)), {}, r"x must have the shape \(N, C, H, W\), got \(3, 5, 5\)"),
+        (((2, 3, 5, 5), (3, 4, 3)), {}, r"weight must have the shape \(C, O, kh, kw\)"),
+        (
+            ((2, 3, 5, 5), (4, 3, 3, 3)), {},
+            r"weight expects 4 input channels, x has 3 \(shape \(2, 3, 5, 5\)\)",
+        ),
+        (((2, 3, 5, 5), (3, 2, 3, 3)), {"groups": 2}, "groups must divide the 3 channels, got 2"),
+        (((2, 3, 5, 5), (3, 2, 3, 3)), {"groups": 0}, "groups must divide"),
+        (((2, 3, 5, 5), (3, 2, 3, 3), (3,)), {}, r"bias must have the shape \(2,\), got \(3,\)"),
+        (((2, 3, 5, 5), (3, 2, 3, 3)), {"stride": 0}, "stride must be .* >= 1, got 0"),
+        (((2, 3, 5, 5), (3, 2, 3, 3)), {"output_padding": -1}, "output_padding must be .* >= 0"),
+        (
+            ((2, 3, 5, 5), (3, 2, 3, 3)), {"stride": 2, "output_padding": 2},
+            r"output_padding \(2, 2\) must be smaller than stride or dilation",
+        ),
+        (((2, 3, 1, 1), (3, 2, 3, 3)), {"padding": 2}, r"padding \(2, 2\) leaves an output of"),
+    ],
+)  # fmt: skip
+def test_conv_transpose2d_errors(shapes, options, message):
+    with pytest.raises(ValueError, match=f"conv_transpose2d: {message}"):
+        F.conv_transpose2d(*(Tensor(normal(*shape)) for shape in shapes), **options)
 
 
 # ---------------------------------------------------------------------------------- pooling
@@ -480,6 +709,32 @@ def test_max_pool_of_a_large_window():
 def test_avg_pool_counts_padding():
     y = F.avg_pool2d(Tensor(np.ones((1, 1, 2, 2))), 2, 2, 1)
     assert_identical(y, np.full((1, 1, 2, 2), 0.25))
+
+
+@layouts
+@pytest.mark.parametrize("size", [1, 2, (2, 1), (4, 3), (1, 6), (4, 6)], ids=str)
+def test_adaptive_avg_pool(size, lay_out):
+    x = lay_out(normal(2, 3, 4, 6))
+    oh, ow = two(size)
+    expected = x.reshape(2, 3, oh, 4 // oh, ow, 6 // ow).mean((3, 5))
+    close(F.adaptive_avg_pool2d(Tensor(x), size), expected)
+    check(lambda x: F.adaptive_avg_pool2d(x, size), x)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (3, r"output_size \(3, 3\) must divide the image size \(4, 6\)"),
+        ((2, 12), r"output_size \(2, 12\) must divide"),
+        (0, "output_size must be an int or a pair of ints >= 1, got 0"),
+        (None, "output_size must be .*, got None"),
+    ],
+)
+def test_adaptive_avg_pool_errors(size, message):
+    with pytest.raises(ValueError, match=f"adaptive_avg_pool2d: {message}"):
+        F.adaptive_avg_pool2d(Tensor(normal(2, 3, 4, 6)), size)
+    with pytest.raises(ValueError, match=r"adaptive_avg_pool2d: x must have the shape"):
+        F.adaptive_avg_pool2d(Tensor(normal(3, 4, 6)), 1)
 
 
 @pytest.mark.parametrize("function", [F.max_pool2d, F.avg_pool2d])
@@ -621,6 +876,160 @@ def test_cross_entropy(reduction):
     check(lambda x: F.cross_entropy(x, TARGET.astype(np.uint8), reduction), strided(x))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_cross_entropy_of_soft_targets(smoothing, reduction):
+    x, target = normal(4, 3), np.abs(normal(4, 3, seed=1))  # need not sum to 1
+    smooth = (1 - smoothing) * target + smoothing / 3 * np.ones((4, 3))
+    each = -(smooth * F.log_softmax(x)).sum(1)
+    expected = {"mean": each.mean(), "sum": each.sum(), "none": each}[reduction]
+    close(F.cross_entropy(Tensor(x), target, reduction, smoothing), expected)
+    close(F.cross_entropy(Tensor(x), Tensor(target), reduction, smoothing), expected)
+    check(lambda x, t: F.cross_entropy(x, t, reduction, smoothing), x, target)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2, 1.0])
+def test_labels_are_one_hot_soft_targets(smoothing):
+    x = normal(4, 3)
+    for reduction in ("mean", "sum", "none"):
+        for one_hot in (np.eye(3)[TARGET], np.eye(3, dtype=int)[TARGET]):
+            close(
+                F.cross_entropy(Tensor(x), TARGET, reduction, smoothing),
+                F.cross_entropy(Tensor(x), one_hot, reduction, smoothing).data,
+            )
+    check(lambda x: F.cross_entropy(x, TARGET, label_smoothing=smoothing), x)
+
+
+def test_label_smoothing_by_hand():
+    """Labels of class 1 among 2, ε = 0.5: target (1/4, 3/4)."""
+    x = np.log([[1.0, 3.0]])  # probabilities 1/4, 3/4
+    expected = -0.25 * np.log(0.25) - 0.75 * np.log(0.75)
+    close(F.cross_entropy(Tensor(x), np.array([1]), label_smoothing=0.5), expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda x: F.cross_entropy(x, normal(4, 2)),
+            r"soft targets have the shape \(4, 2\), the input \(4, 3\)",
+        ),
+        (lambda x: F.cross_entropy(x, TARGET, label_smoothing=1.5), r"in \[0, 1\], got 1.5"),
+        (lambda x: F.cross_entropy(x, TARGET, label_smoothing=-0.1), r"label_smoothing must be in"),
+        (lambda x: F.cross_entropy(x[0], np.array([1])), r"expects logits \(N, classes\)"),
+        (lambda x: F.cross_entropy(x[0], normal(2, 2)), r"soft targets have the shape"),
+    ],
+)
+def test_cross_entropy_errors(call, message):
+    with pytest.raises(ValueError, match=f"cross_entropy: .*{message}"):
+        call(Tensor(normal(4, 3)))
+
+
+PAIRWISE = {  # loss, input, target, formula of each element
+    "mse_loss": (F.mse_loss, normal(4, 3), normal(4, 3, seed=1), lambda x, t: (x - t) ** 2),
+    "binary_cross_entropy": (
+        F.binary_cross_entropy,
+        0.05 + 0.9 * np.random.default_rng(0).random((4, 3)),
+        np.random.default_rng(1).random((4, 3)),
+        lambda x, t: -(t * np.log(x) + (1 - t) * np.log(1 - x)),
+    ),
+    "binary_cross_entropy_with_logits": (
+        F.binary_cross_entropy_with_logits,
+        3 * away_from([0], 4, 3),
+        np.random.default_rng(1).random((4, 3)),
+        lambda x, t: t * np.log1p(np.exp(-x)) + (1 - t) * np.log1p(np.exp(x)),
+    ),
+}
+pairwise = pytest.mark.parametrize("name", PAIRWISE)
+
+
+@pairwise
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_pairwise_loss(name, reduction):
+    loss, x, target, formula = PAIRWISE[name]
+    for hard in (False, True):
+        t = np.round(np.clip(target, 0, 1)) if hard else target
+        each = formula(x, t)
+        expected = {"mean": each.mean(), "sum": each.sum(), "none": each}[reduction]
+        close(loss(Tensor(x), t, reduction), expected)
+        close(loss(Tensor(x), Tensor(t), reduction), expected)
+        close(Tensor(loss(x, t, reduction)), expected)
+        check(lambda x, t: loss(x, t, reduction), x, t)
+        check(lambda x, t=t: loss(x, t, reduction), strided(x))
+    close(loss(Tensor(x[0, 0]), target[0, 0]), formula(x[0, 0], target[0, 0]))
+
+
+@pairwise
+@pytest.mark.parametrize("kind", [np.float32, np.uint8, bool])
+def test_pairwise_loss_keeps_float32(name, kind):
+    loss, values, _, formula = PAIRWISE[name]
+    x = Tensor(values.astype(np.float32), requires_grad=True)
+    target = (np.arange(12).reshape(4, 3) % 2).astype(kind)
+    y = loss(x, target)
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y.item(), formula(values, target.astype(float)).mean(), 1e-5)
+    g = grad(y, x, create_graph=True)
+    assert g.dtype == np.float32
+
+
+@pairwise
+def test_pairwise_loss_errors(name):
+    loss, x, target, _ = PAIRWISE[name]
+    with pytest.raises(ValueError, match=rf"{name}: input has the shape \(4, 3\), target \(3,\)"):
+        loss(Tensor(x), target[0])
+    with pytest.raises(ValueError, match=f"{name}: reduction must be 'mean', 'sum' or 'none'"):
+        loss(Tensor(x), target, "average")
+
+
+def test_binary_cross_entropy_outside_of_0_to_1():
+    for wrong in ([0.5, 1.1], [-0.1, 0.5], [np.nan, 0.5]):
+        with pytest.raises(ValueError, match=r"binary_cross_entropy: input must lie in \[0, 1\]"):
+            F.binary_cross_entropy(Tensor(wrong), np.ones(2))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_binary_cross_entropy_at_its_ends(dtype):
+    """Logarithms end at -100, and no gradient is infinite: also not that of tiny probabilities."""
+    x = np.array([0, 0, 1, 1, 1e-42, 1e-30, 5e-324], dtype)
+    target = np.array([0, 1, 0, 1, 1, 1, 1], dtype)
+    t = Tensor(x, requires_grad=True)
+    y = F.binary_cross_entropy(t, target, "none")
+    assert y.dtype == dtype
+    expected = [0, 100, 100, 0, 96.7, 69.08, 100]
+    np.testing.assert_allclose(y.data, expected, 1e-3)
+    slope = grad(y, t, np.ones(7), create_graph=True)
+    assert np.isfinite(slope.data).all()
+    assert (np.sign(slope.data) == [0, -1, 1, 0, -1, -1, -1]).all()
+    soft = Tensor(target, requires_grad=True)
+    slope = grad(F.binary_cross_entropy(Tensor(x), soft, "sum"), soft)
+    assert np.isfinite(slope.data).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_binary_cross_entropy_of_large_logits(dtype):
+    inf = np.inf
+    x = np.array([1e4, -1e4, 1e4, -1e4, 1e30, inf, -inf, inf, -inf, 0, 20, -20], dtype)
+    target = np.array([1, 0, 0, 1, 1, 1, 0, 0, 1, 1, 1, 0], dtype)
+    small = np.log1p(np.exp(-20))
+    expected = [0, 0, 1e4, 1e4, 0, 0, 0, inf, inf, np.log(2), small, small]
+    t = Tensor(x, requires_grad=True)
+    y = F.binary_cross_entropy_with_logits(t, target, "none")
+    np.testing.assert_allclose(y.data, expected, 1e-6, 0)  # 2e-9 has all its digits in float32 too
+    assert y.dtype == dtype
+    slope = grad(y, t, np.ones(12), create_graph=True)
+    np.testing.assert_allclose(slope.data, F.sigmoid(x) - target)
+    slope.backward(np.ones(12))
+    assert np.isfinite(t.grad.data).all()
+
+
+def test_binary_cross_entropy_of_probabilities_and_of_logits():
+    x, target = normal(5, 2), np.random.default_rng(0).random((5, 2))
+    close(
+        F.binary_cross_entropy(F.sigmoid(Tensor(x)), target),
+        F.binary_cross_entropy_with_logits(Tensor(x), target).data,
+    )
+
+
 def test_cross_entropy_gradient_is_probability_minus_target():
     x = Tensor(normal(4, 3), requires_grad=True)
     F.cross_entropy(x, TARGET, "sum").backward()
@@ -670,6 +1079,10 @@ def test_functions_of_arrays_give_arrays():
     calls = [
         lambda x: F.relu(x), lambda x: F.sigmoid(x), lambda x: F.softmax(x),
         lambda x: F.max_pool2d(x, 2), lambda x: F.avg_pool2d(x, 2),
+        lambda x: F.leaky_relu(x), lambda x: F.prelu(x, np.array([0.1, 0.2, 0.3])),
+        lambda x: F.softplus(x), lambda x: F.adaptive_avg_pool2d(x, 2),
+        lambda x: F.conv_transpose2d(x, x[0].reshape(3, 1, 4, 4)),
+        lambda x: F.logsumexp(x, 1), lambda x: F.amin(x, 1), lambda x: F.minimum(x, 0.5),
         lambda x: F.conv2d(x, x[:, :, :3, :3]),
         lambda x: F.batch_norm(x, None, None, training=True), lambda x: F.var(x, 1),
     ]  # fmt: skip

@@ -3,15 +3,25 @@
 import copy
 import inspect
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tinybnn import functional as F
 from tinybnn import nn
-from tinybnn.quantizers import ApproxSign, SteSign, sign
-from tinybnn.tensor import Tensor, manual_seed, no_grad
-from tinybnn.testing import assert_identical, gradcheck
+from tinybnn.quantizers import (
+    ApproxSign,
+    BitNetTernary,
+    DoReFaWeight,
+    MagnitudeAwareSign,
+    Quantizer,
+    SteSign,
+    SteTern,
+    sign,
+)
+from tinybnn.tensor import Tensor, grad, manual_seed, no_grad, trace
+from tinybnn.testing import assert_identical, gradcheck, gradgradcheck
 
 
 def normal(*shape, seed=0):
@@ -63,6 +73,28 @@ STATES = {  # the names, order and shapes of PyTorch
         {"1.1.weight": (1, 2), "1.1.bias": (1,)},
     ),
     "ReLU": (nn.ReLU, {}),
+    "ConvTranspose2d": (
+        lambda: nn.ConvTranspose2d(4, 6, (3, 2), groups=2),
+        {"weight": (4, 3, 3, 2), "bias": (6,)},
+    ),
+    "ConvTranspose2d without bias": (
+        lambda: nn.ConvTranspose2d(3, 2, 4, bias=False),
+        {"weight": (3, 2, 4, 4)},
+    ),
+    "PReLU": (nn.PReLU, {"weight": (1,)}),
+    "PReLU of channels": (lambda: nn.PReLU(5), {"weight": (5,)}),
+    "ModuleList": (
+        lambda: nn.ModuleList([nn.PReLU(), nn.Linear(2, 1)]),
+        {"0.weight": (1,), "1.weight": (1, 2), "1.bias": (1,)},
+    ),
+    # What PyTorch has not.
+    "RSign": (lambda: nn.RSign(3), {"threshold": (3,)}),
+    "RPReLU": (lambda: nn.RPReLU(3), {"shift_in": (3,), "weight": (3,), "shift_out": (3,)}),
+    "Maxout": (lambda: nn.Maxout(3), {"positive": (3,), "negative": (3,)}),
+    "AdaBinConv2d": (
+        lambda: nn.AdaBinConv2d(4, 6, 3, groups=2, bias=True),
+        {"weight": (6, 2, 3, 3), "bias": (6,), "input_scale": (1,), "input_offset": (1,)},
+    ),
 }
 
 
@@ -143,6 +175,32 @@ def test_models_can_be_copied(duplicate):
     assert_identical(other.eval()(x), model.eval()(x))
     assert isinstance(other[2].weight, nn.LatentParameter)
     assert other[2].weight.clip_value == 1.0
+
+
+def test_a_state_dict_of_pytorch():
+    """A float CNN trained in PyTorch 2.13, recorded by tests/data/make_torch_cnn.py."""
+    with np.load(Path(__file__).parent / "data" / "torch_cnn.npz", allow_pickle=False) as file:
+        recorded = dict(file)
+    state = {n.removeprefix("state."): a for n, a in recorded.items() if n.startswith("state.")}
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 12, (3, 2), stride=2, padding=(1, 0), groups=3, bias=False),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(12 * 3 * 2, 10),
+    )
+    assert list(model.state_dict()) == list(state)
+    model.load_state_dict(state)
+    output = model.eval()(Tensor(recorded["input"])).data
+    assert output.dtype == np.float32
+    np.testing.assert_allclose(output, recorded["output"], rtol=0, atol=1e-5)
+    assert np.abs(recorded["output"]).max() > 0.5  # so that 1e-5 means something
+    assert state["1.num_batches_tracked"] == 20
+    model[1].running_var[...] = 1
+    assert np.abs(model(Tensor(recorded["input"])).data - recorded["output"]).max() > 0.01
 
 
 # ----------------------------------------------------------------------------------- the tree
@@ -277,6 +335,50 @@ def test_sequential():
         nn.Sequential(nn.ReLU(), lambda x: x)
 
 
+class Branches(nn.Module):
+    def __init__(self, count):
+        self.branches = nn.ModuleList(nn.Linear(3, 2) for _ in range(count))
+        self.last = nn.Linear(2, 1)
+
+    def forward(self, x):
+        return self.last(sum((branch(x) for branch in self.branches), Tensor(np.zeros(2))))
+
+
+def test_module_list():
+    model = Branches(3)
+    branches = model.branches
+    assert list(model.state_dict()) == [
+        "branches.0.weight", "branches.0.bias", "branches.1.weight", "branches.1.bias",
+        "branches.2.weight", "branches.2.bias", "last.weight", "last.bias",
+    ]  # fmt: skip
+    assert len(branches) == 3
+    assert list(branches) == branches.children() == [branches[0], branches[1], branches[-1]]
+    part = branches[1:]
+    assert type(part) is nn.ModuleList
+    assert list(part) == [branches[1], branches[2]]
+    model(Tensor(normal(4, 3))).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert not any(m.training for m in model.eval().modules())
+    extra = nn.ReLU()
+    assert branches.append(extra) is branches
+    assert branches[3] is extra
+    assert len(model.modules()) == 7  # the model, its list, four in the list, the last layer
+    assert repr(nn.ModuleList([nn.ReLU()])) == "ModuleList(\n  (0): ReLU()\n)"
+    assert len(nn.ModuleList()) == 0
+    twelve = nn.ModuleList(nn.Linear(1, i + 1) for i in range(12))
+    assert [m.out_features for m in twelve] == list(range(1, 13))  # "10" comes after "9"
+    other = copy.deepcopy(model)
+    other.load_state_dict(model.state_dict())
+    for wrong in (lambda x: x, Tensor([1.0]), None):
+        kind = type(wrong).__name__
+        with pytest.raises(TypeError, match=f"ModuleList: expects Modules, .*{kind}"):
+            nn.ModuleList([nn.ReLU(), wrong])
+    with pytest.raises(IndexError):
+        branches[4]
+    with pytest.raises(NotImplementedError, match="ModuleList has no forward method"):
+        branches(Tensor(normal(4, 3)))
+
+
 def test_repr():
     assert repr(nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU()))) == (
         "Sequential(\n  (0): Linear(2, 3, bias=True)\n  (1): Sequential(\n    (0): ReLU()\n  )\n)"
@@ -288,6 +390,17 @@ def test_repr():
     assert "scale='mean'" in repr(nn.BinaryLinear(2, 4, scale="mean"))
     assert repr(nn.MaxPool2d(3, 2, 1)) == "MaxPool2d(kernel_size=3, stride=2, padding=1)"
     assert repr(nn.Quantize()) == "Quantize(SteSign(clip_value=1.0))"
+    assert repr(nn.ConvTranspose2d(2, 3, 3, 2, 1, 1)) == (
+        "ConvTranspose2d(2, 3, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), "
+        "output_padding=(1, 1), bias=True)"
+    )
+    assert repr(nn.LeakyReLU(0.2)) == "LeakyReLU(negative_slope=0.2)"
+    assert repr(nn.PReLU(3)) == "PReLU(num_parameters=3)"
+    assert repr(nn.AdaptiveAvgPool2d(1)) == "AdaptiveAvgPool2d(output_size=1)"
+    assert repr(nn.RSign(3)) == "RSign(3)"
+    assert repr(nn.RPReLU(3)) == "RPReLU(3)"
+    assert repr(nn.Maxout(3)) == "Maxout(3)"
+    assert repr(nn.AdaBinConv2d(2, 4, 3)) == ("AdaBinConv2d(2, 4, kernel_size=(3, 3), bias=False)")
 
 
 # --------------------------------------------------------------------------------- float layers
@@ -297,6 +410,11 @@ LAYERS = {  # layer, the function that it stands for
     "Hardtanh": (nn.Hardtanh(-0.5, 0.7), lambda x: F.hardtanh(x, -0.5, 0.7)),
     "Sigmoid": (nn.Sigmoid(), F.sigmoid),
     "Tanh": (nn.Tanh(), F.tanh),
+    "LeakyReLU": (nn.LeakyReLU(), lambda x: F.leaky_relu(x, 0.01)),
+    "LeakyReLU slope": (nn.LeakyReLU(0.3), lambda x: F.leaky_relu(x, 0.3)),
+    "Softplus": (nn.Softplus(), F.softplus),
+    "Softplus beta": (nn.Softplus(3.0), lambda x: F.softplus(x, 3.0)),
+    "AdaptiveAvgPool2d": (nn.AdaptiveAvgPool2d((2, 3)), lambda x: F.adaptive_avg_pool2d(x, (2, 3))),
     "Identity": (nn.Identity(), lambda x: x),
     "MaxPool2d": (nn.MaxPool2d(3, 2, 1), lambda x: F.max_pool2d(x, 3, 2, 1)),
     "AvgPool2d": (nn.AvgPool2d(2), lambda x: F.avg_pool2d(x, 2)),
@@ -322,6 +440,63 @@ def test_linear_and_conv2d():
     for layer in (conv, linear):
         before = layer(x).data
         np.testing.assert_allclose(layer.eval()(x).data, before, 1e-5, 1e-6)
+
+
+PYTORCH_ARGUMENTS = {  # in PyTorch's order, as far as they go
+    nn.Linear: "in_features out_features bias",
+    nn.Conv2d: "in_channels out_channels kernel_size stride padding dilation groups bias",
+    nn.ConvTranspose2d: "in_channels out_channels kernel_size stride padding output_padding groups "
+                        "bias dilation",
+    nn.BatchNorm2d: "num_features eps momentum affine",
+    nn.PReLU: "num_parameters init",
+    nn.LeakyReLU: "negative_slope",
+    nn.Softplus: "beta",
+    nn.Hardtanh: "min_val max_val",
+    nn.MaxPool2d: "kernel_size stride padding",
+    nn.AvgPool2d: "kernel_size stride padding",
+    nn.AdaptiveAvgPool2d: "output_size",
+    nn.Flatten: "start_dim end_dim",
+    nn.Dropout: "p",
+    nn.ModuleList: "modules",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", PYTORCH_ARGUMENTS, ids=lambda layer: layer.__name__)
+def test_arguments_have_the_order_of_pytorch(layer):
+    parameters = inspect.signature(layer).parameters.values()
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert positional == PYTORCH_ARGUMENTS[layer].split()
+
+
+TRANSPOSED = [
+    {},
+    {"stride": 2, "padding": 1, "output_padding": 1},
+    {"groups": 2, "dilation": (1, 2), "bias": False},
+]
+
+
+@pytest.mark.parametrize("options", TRANSPOSED, ids=str)
+def test_conv_transpose2d(options):
+    layer = nn.ConvTranspose2d(4, 6, (3, 2), **options)
+    x = normal(3, 4, 5, 4)
+    rest = {key: value for key, value in options.items() if key != "bias"}
+    y = layer(Tensor(x))
+    assert y.data.transpose(0, 2, 3, 1).flags.c_contiguous
+    assert_identical(y, F.conv_transpose2d(x, layer.weight, layer.bias, **rest))
+    bound = 1 / np.sqrt(np.prod(layer.weight.shape[1:]))
+    assert 0.9 * bound < np.abs(layer.weight.data).max() <= bound
+    layer.eval()
+    whole = layer(Tensor(x)).data
+    np.testing.assert_allclose(whole, y.data, 1e-5, 1e-6)
+    for i in range(3):
+        assert_identical(layer(Tensor(x[i : i + 1])), whole[i : i + 1])
+
+
+def test_decoder_undoes_the_sizes_of_an_encoder():
+    down = nn.Conv2d(1, 4, 3, stride=2, padding=1)
+    up = nn.ConvTranspose2d(4, 1, 3, stride=2, padding=1, output_padding=1)
+    x = Tensor(normal(2, 1, 8, 6))
+    assert up(down(x)).shape == x.shape
 
 
 def test_initial_weights():
@@ -432,6 +607,18 @@ def test_dropout_layer():
         (lambda: nn.BinaryConv2d(3, 2, 3, padding_mode="reflect"), "padding_mode must be 'zeros'"),
         (lambda: nn.BinaryLinear(3, 2, input_quantizer="sgn"), "quantizer: expects one of"),
         (lambda: nn.Quantize(None), "Quantize: expects a quantizer, got None"),
+        (lambda: nn.RSign(3, None), "RSign: expects a quantizer, got None"),
+        (lambda: nn.RSign(0), "RSign: num_channels must be an int >= 1, got 0"),
+        (lambda: nn.RPReLU(2.5), "RPReLU: num_channels must be"),
+        (lambda: nn.Maxout(-1), "Maxout: num_channels must be"),
+        (lambda: nn.PReLU(0), "PReLU: num_parameters must be"),
+        (
+            lambda: nn.AdaBinConv2d(2, 3, 3, weight_quantizer=None),
+            "AdaBinConv2d: expects a quantizer, got None",
+        ),
+        (lambda: nn.AdaBinConv2d(3, 4, 3, groups=2), "AdaBinConv2d: groups=2 must divide"),
+        (lambda: nn.ConvTranspose2d(3, 4, 3, groups=2), "ConvTranspose2d: groups=2 must divide"),
+        (lambda: nn.ConvTranspose2d(3, 4, 3, output_padding=-1), "output_padding must be"),
     ],
 )
 def test_layer_errors(make, message):
@@ -613,6 +800,317 @@ def test_quantize_layer():
     x = normal(2, 5)
     assert_identical(nn.Quantize()(Tensor(x)), sign(x))
     assert isinstance(nn.Quantize("approx_sign").quantizer, ApproxSign)
+
+
+WEIGHT_QUANTIZERS = {  # quantizer, values that the layer computes with
+    "ste_sign": ("ste_sign", {-1, 1}),
+    "magnitude_aware_sign": ("magnitude_aware_sign", {-1, 1}),
+    "magnitude_aware_sign_unscaled": (MagnitudeAwareSign(0.3, scale_gradient=False), {-1, 1}),
+    "bitnet_ternary": ("bitnet_ternary", {-1, 0, 1}),
+    "ste_tern": ("ste_tern", {-1, 0, 1}),
+    "ste_heaviside": ("ste_heaviside", {0, 1}),
+    "dorefa_weight": (DoReFaWeight(2), None),
+}
+INPUT_QUANTIZERS = ["ste_sign", "approx_sign", "dorefa_activation", "ste_heaviside", None]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("input_quantizer", INPUT_QUANTIZERS)
+@pytest.mark.parametrize("name", WEIGHT_QUANTIZERS)
+def test_layer_of_any_quantizers_is_the_plain_definition(name, input_quantizer, training):
+    """conv(q_in(x), q_w(W)) and its gradients, although the scale multiplies the sums."""
+    weight_quantizer, values = WEIGHT_QUANTIZERS[name]
+    quantizers = {"input_quantizer": input_quantizer, "weight_quantizer": weight_quantizer}
+    cases = [
+        (nn.BinaryLinear(6, 4, bias=True, **quantizers), (3, 6), F.linear),
+        (
+            nn.BinaryConv2d(4, 6, (3, 2), 2, 1, groups=2, bias=True, **quantizers),
+            (2, 4, 6, 5),
+            lambda x, w, b: F.conv2d(x, w, b, 2, 1, groups=2),
+        ),
+    ]
+    for layer, shape, plain in cases:
+        layer.to(np.float64).train(training)
+        x = Tensor(normal(*shape), requires_grad=True, dtype=np.float64)
+        q_in = layer.input_quantizer or (lambda x: x)
+        y = layer(x)
+        expected = plain(q_in(x), layer.weight_quantizer(layer.weight), layer.bias)
+        np.testing.assert_allclose(y.data, expected.data, 1e-12, 1e-12)
+        incoming = normal(*y.shape, seed=3)
+        wanted = [x, layer.weight, layer.bias]
+        for ours, theirs in zip(
+            grad(y, wanted, incoming), grad(expected, wanted, incoming), strict=True
+        ):
+            np.testing.assert_allclose(ours.data, theirs.data, 1e-12, 1e-12)
+        if values is not None:
+            assert set(np.unique(layer.binary_weight())) == values
+        whole = layer(x).data
+        if not training:
+            for i in range(len(whole)):
+                assert_identical(layer(Tensor(x.data[i : i + 1])), whole[i : i + 1])
+
+
+@pytest.mark.parametrize(
+    "quantizers",
+    [
+        {"input_quantizer": None},
+        {"input_quantizer": "magnitude_aware_sign"},  # ±m, another m for each sample
+        {"weight_quantizer": "dorefa_weight"},
+        {"weight_quantizer": None},
+    ],
+    ids=str,
+)
+def test_real_sums_in_eval_run_in_one_order(quantizers):
+    x = normal(9, 64, 5, 5)
+    conv = nn.BinaryConv2d(64, 8, 3, **quantizers)
+    linear = nn.BinaryLinear(1600, 8, **quantizers)
+    for layer, values in ((conv, x), (linear, x.reshape(9, -1))):
+        whole = layer.eval()(Tensor(values)).data
+        for i in range(9):
+            assert_identical(layer(Tensor(values[i : i + 1])), whole[i : i + 1])
+
+
+def test_scaled_weights_leave_the_sums_integers():
+    for quantizer in ("magnitude_aware_sign", "bitnet_ternary"):
+        layer = nn.BinaryLinear(65, 3, weight_quantizer=quantizer)
+        x = normal(4, 65)
+        sums = sign(x) @ layer.binary_weight().T
+        assert_identical(layer(Tensor(x)), sums * layer.weight_quantizer.scale(layer.weight.data))
+
+
+def test_a_filter_of_zeros():
+    """Its scale is 0: its output is 0 and its gradients are finite."""
+    for quantizer in ("magnitude_aware_sign", "bitnet_ternary", SteTern(), BitNetTernary()):
+        layer = nn.BinaryConv2d(2, 3, 3, weight_quantizer=quantizer)
+        layer.weight.data[1] = 0
+        y = layer(Tensor(normal(2, 2, 5, 5)))
+        assert_identical(np.abs(y.data[:, 1]), np.zeros((2, 3, 3), np.float32))
+        y.sum().backward()
+        assert np.isfinite(layer.weight.grad.data).all()
+
+
+# -------------------------------------------------------------- layers of ReActNet and AdaBin
+
+
+class Smooth(Quantizer):
+    """Tanh in the place of a sign: a layer becomes a function that has a derivative."""
+
+    values = None
+
+    def forward(self, x):
+        return np.tanh(x)
+
+    def pseudo_gradient(self, x):
+        return 1.0 - F.tanh(x) * F.tanh(x)
+
+    surrogate = staticmethod(F.tanh)
+
+
+def check_layer(layer, *shape, offset=0.3):
+    """First and second order, in the input and every parameter; values away from their kinks."""
+    layer.to(np.float64)
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+    arrays = [p.data + 0.1 * normal(*p.shape, seed=9 + i) for i, p in enumerate(parameters)]
+
+    def run(x, *values):
+        for name, value in zip(names, values, strict=True):
+            setattr(layer, name, value)
+        return layer(x)
+
+    x = normal(*shape).astype(np.float64)
+    x = np.where(np.abs(x) < offset, x + 2 * offset, x)
+    try:
+        gradcheck(run, [x, *arrays])
+        gradgradcheck(run, [x, *arrays])
+    finally:
+        for name, parameter in zip(names, parameters, strict=True):
+            setattr(layer, name, parameter)
+
+
+CHANNELS = [(4, 3), (2, 3, 4), (2, 3, 4, 2)]
+
+
+def of_channel(values, x):
+    return values.reshape(1, -1, *(1,) * (x.ndim - 2))
+
+
+@pytest.mark.parametrize("shape", CHANNELS, ids=str)
+def test_rsign(shape):
+    layer, x = nn.RSign(3), normal(*shape)
+    assert_identical(layer(Tensor(x)), sign(x))
+    layer.threshold.data[...] = alpha = np.array([-0.5, 0.0, x[0, 2].flat[0]], np.float32)
+    shifted = x - of_channel(alpha, x)
+    assert_identical(layer(Tensor(x)), sign(shifted))
+    assert layer(Tensor(x)).data[0, 2].flat[0] == 1  # equal to the threshold
+    t = Tensor(x, requires_grad=True)
+    incoming = normal(*shape, seed=1)
+    slope_x, slope_alpha = grad(layer(t), [t, layer.threshold], incoming)
+    expected = incoming * np.maximum(2 - 2 * np.abs(shifted), 0)  # approx_sign
+    np.testing.assert_allclose(slope_x.data, expected, 1e-5, 1e-6)
+    axes = (0, *range(2, x.ndim))
+    np.testing.assert_allclose(slope_alpha.data, -expected.sum(axes), 1e-5, 1e-5)
+    check_layer(nn.RSign(3, Smooth()), *shape)
+    assert isinstance(nn.RSign(3, "ste_sign").quantizer, SteSign)
+
+
+@pytest.mark.parametrize("shape", CHANNELS, ids=str)
+def test_rprelu(shape):
+    layer, x = nn.RPReLU(3), normal(*shape)
+    assert_identical(layer(Tensor(x)), np.where(x > 0, x, np.float32(0.25) * x))
+    gamma, beta, zeta = (normal(3, seed=i) for i in (1, 2, 3))
+    layer.load_state_dict({"shift_in": gamma, "weight": beta, "shift_out": zeta})
+    z = x - of_channel(gamma, x)
+    expected = np.where(z > 0, z, of_channel(beta, x) * z) + of_channel(zeta, x)
+    np.testing.assert_allclose(layer(Tensor(x)).data, expected, 1e-6, 1e-6)
+    check_layer(nn.RPReLU(3, init=0.1), *shape)
+    assert_identical(nn.RPReLU(2, init=0.1).weight, np.full(2, 0.1, np.float32))
+
+
+@pytest.mark.parametrize("shape", CHANNELS, ids=str)
+def test_maxout(shape):
+    layer, x = nn.Maxout(3), normal(*shape)
+    assert_identical(layer(Tensor(x)), np.where(x > 0, x, np.float32(0.25) * x))
+    up, down = normal(3, seed=1), normal(3, seed=2)
+    layer.load_state_dict({"positive": up, "negative": down})
+    expected = np.where(x > 0, of_channel(up, x) * x, of_channel(down, x) * x)
+    np.testing.assert_allclose(layer(Tensor(x)).data, expected, 1e-6, 1e-6)
+    check_layer(nn.Maxout(3, 0.9, 0.1), *shape)
+    assert_identical(nn.Maxout(2, 0.9, 0.1).positive, np.full(2, 0.9, np.float32))
+
+
+@pytest.mark.parametrize("shape", CHANNELS, ids=str)
+@pytest.mark.parametrize("count", [1, 3])
+def test_prelu(shape, count):
+    layer, x = nn.PReLU(count, init=0.4), normal(*shape)
+    assert_identical(layer(Tensor(x)), np.where(x > 0, x, np.float32(0.4) * x))
+    check_layer(layer, *shape)
+
+
+ADABIN = {
+    "plain": {},
+    "padding": {"padding": 1},
+    "stride": {"stride": 2, "padding": (1, 0)},
+    "dilation": {"dilation": (1, 2), "padding": 2},
+    "groups": {"groups": 2, "padding": 1},
+    "depthwise": {"groups": 4, "padding": 1, "stride": (1, 2)},
+    "bias": {"bias": True, "padding": 1},
+}
+adabin = pytest.mark.parametrize("options", ADABIN.values(), ids=ADABIN)
+
+
+def adabin_by_definition(layer, x):
+    """α_a (sign((x - β_a) / α_a) + β_a) with α_w sign((W - β_w) / α_w) + β_w, in NumPy."""
+    alpha, beta = max(layer.input_scale.data[0], 1e-3), layer.input_offset.data[0]
+    activation = alpha * (sign((x - beta) / alpha) + beta)
+    weight = np.empty_like(layer.weight.data)
+    for i, filter in enumerate(layer.weight.data):
+        centred = filter - filter.mean()
+        weight[i] = np.sqrt(np.mean(centred**2)) * sign(centred) + filter.mean()
+    return F.conv2d(
+        activation, weight, None if layer.bias is None else layer.bias.data, layer.stride,
+        layer.padding, layer.dilation, layer.groups,
+    )  # fmt: skip
+
+
+@adabin
+@pytest.mark.parametrize("scale", [1.0, 0.4, -0.2])
+def test_adabin_is_its_definition(options, scale):
+    layer = nn.AdaBinConv2d(4, 8, (3, 2), **options).to(np.float64)
+    layer.input_scale.data[...], layer.input_offset.data[...] = scale, 0.3
+    x = normal(2, 4, 7, 6).astype(np.float64)
+    expected = adabin_by_definition(layer, x)
+    for training in (True, False):
+        y = layer.train(training)(Tensor(x))
+        np.testing.assert_allclose(y.data, expected, 1e-9, 1e-9)
+    layer.to(np.float32)
+    for training in (True, False):
+        y = layer.train(training)(Tensor(x.astype(np.float32)))
+        assert y.dtype == np.float32
+        np.testing.assert_allclose(y.data, expected, 1e-4, 1e-4)
+
+
+@adabin
+def test_adabin_has_the_same_gradients_in_both_modes(options):
+    layer = nn.AdaBinConv2d(4, 8, (3, 2), **options).to(np.float64)
+    layer.input_scale.data[...], layer.input_offset.data[...] = 0.7, 0.3
+    x = Tensor(normal(2, 4, 7, 6), requires_grad=True, dtype=np.float64)
+    wanted = [x, *layer.parameters()]
+    incoming = normal(*layer(x).shape, seed=1)
+    results = [grad(layer.train(mode)(x), wanted, incoming) for mode in (True, False)]
+    for plain, expanded in zip(*results, strict=True):
+        np.testing.assert_allclose(expanded.data, plain.data, 1e-9, 1e-9)
+
+
+@adabin
+@pytest.mark.parametrize("training", [True, False])
+def test_adabin_gradients(options, training):
+    smooth = {"input_quantizer": Smooth(), "weight_quantizer": Smooth()}
+    layer = nn.AdaBinConv2d(4, 8, (3, 2), **options, **smooth)
+    check_layer(layer.train(training), 2, 4, 5, 6)
+
+
+@adabin
+def test_adabin_in_eval_does_not_depend_on_the_batch(options):
+    layer = nn.AdaBinConv2d(4, 8, (3, 2), **options).eval()
+    layer.input_offset.data[...] = 0.3
+    x = normal(5, 4, 7, 6)
+    whole = layer(Tensor(x)).data
+    for i in range(5):
+        assert_identical(layer(Tensor(x[i : i + 1])), whole[i : i + 1])
+
+
+def test_adabin_binary_weight_is_what_eval_computes_with():
+    """Also where a weight equals its filter's mean, and its sign hangs on the last bit."""
+    layer = nn.AdaBinConv2d(3, 64, 3).eval()
+    layer.weight.data[:32] = np.random.default_rng(0).random((32, 1, 1, 1))  # equal weights
+    with trace() as calls:
+        layer(Tensor(normal(1, 3, 5, 5)))
+    used = [call.inputs[1] for call in calls if type(call.function) is F.Conv2d]
+    assert_identical(used[0], layer.binary_weight())
+    assert set(np.unique(layer.binary_weight())) == {-1, 1}
+    assert layer.binary_weight().dtype == np.float32
+
+
+def test_adabin_corners():
+    layer = nn.AdaBinConv2d(2, 3, 3)
+    layer.weight.data[1] = 0.25  # equal weights: no spread to divide by
+    layer.input_scale.data[...] = -5.0  # acts as 0.001
+    for training in (True, False):
+        layer.zero_grad()
+        x = Tensor(normal(2, 2, 5, 5), requires_grad=True)
+        y = layer.train(training)(x)
+        y.sum().backward()
+        for values in (y, x.grad, *(p.grad for p in layer.parameters())):
+            assert np.isfinite(values.data).all()
+        assert layer.input_scale.grad.data[0] == 0  # beyond its limit
+    assert isinstance(layer.weight, nn.LatentParameter)
+    assert layer.weight.clip_value is None
+
+
+def test_a_network_of_all_layers_learns_and_repeats_itself():
+    """Gradients reach every parameter, and eval gives each image the same in any batch."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.RSign(4),
+        nn.BinaryConv2d(4, 4, 3, padding=1, input_quantizer=None,
+                        weight_quantizer="magnitude_aware_sign"),
+        nn.BatchNorm2d(4), nn.RPReLU(4), nn.AdaBinConv2d(4, 6, 3, stride=2, padding=1),
+        nn.Maxout(6), nn.BatchNorm2d(6),
+        nn.BinaryConv2d(6, 4, 1, weight_quantizer="bitnet_ternary"), nn.BatchNorm2d(4),
+        nn.PReLU(4), nn.ConvTranspose2d(4, 4, 2, stride=2), nn.LeakyReLU(),
+        nn.BinaryConv2d(4, 4, 3, input_quantizer="dorefa_activation",
+                        weight_quantizer="dorefa_weight"),
+        nn.Softplus(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3),
+    )  # fmt: skip
+    x, target = normal(6, 1, 8, 8), np.array([0, 1, 2, 0, 1, 2])
+    F.cross_entropy(model(Tensor(x)), target, label_smoothing=0.1).backward()
+    for name, parameter in model.named_parameters():
+        assert np.isfinite(parameter.grad.data).all(), name
+        assert parameter.grad.dtype == np.float32, name
+        assert np.abs(parameter.grad.data).max() > 0, name
+    whole = model.eval()(Tensor(x)).data
+    for start, size in ((0, 1), (1, 2), (3, 3), (5, 1)):
+        part = slice(start, start + size)
+        assert_identical(model(Tensor(x[part])), whole[part])
 
 
 def test_a_binary_network_learns():

@@ -18,9 +18,9 @@ FLOORS = {
     "nn": 3, "optim": 4, "datasets": 3,
     "models": 4, "training": 5,
     "deploy": 5, "federated": 6,
-    "analysis": 6, "testing": 6,
+    "analysis": 6, "testing": 6, "runs": 6,
     "plots": 7,
-    "experiments": 8, "bench": 8, "runs": 8,
+    "experiments": 8, "bench": 8,
     "cli": 9, "__main__": 10,
 }  # fmt: skip
 

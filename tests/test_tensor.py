@@ -106,6 +106,8 @@ BINARY = {
     "mul": (operator.mul, normal),
     "div": (operator.truediv, positive),
     "pow": (operator.pow, positive),
+    "maximum": (T.maximum, normal),
+    "minimum": (T.minimum, normal),
 }
 BROADCASTS = [
     ((2, 3), (2, 3)), ((2, 3), (3,)), ((3,), (2, 3)), ((2, 1), (1, 3)), ((1, 1), (2, 3)),
@@ -146,7 +148,9 @@ def test_binary_operations_broadcast_as_numpy_does(shapes, name):
 
 @pytest.mark.parametrize("name", BINARY)
 @pytest.mark.parametrize(
-    "number", [2, 2.0, np.float64(2), np.float32(2), np.int64(2), np.array([1, 2])], ids=repr
+    "number",
+    [2, 2.0, np.float64(2), np.float32(2), np.int64(2), np.array([1, 2]), np.array([True, True])],
+    ids=repr,
 )
 def test_numbers_and_integers_leave_float32_as_it_is(name, number):
     function, _ = BINARY[name]
@@ -172,6 +176,12 @@ FLOAT32_OPERATIONS = {
     "mean": lambda x: T.mean(x, 0),
     "var": lambda x: T.var(x, 1),
     "amax": lambda x: T.amax(x, 0),
+    "amin": lambda x: T.amin(x, 0),
+    "logsumexp": lambda x: T.logsumexp(x, 1),
+    "maximum": lambda x: T.maximum(x, 1.0),
+    "minimum": lambda x: T.minimum(np.float64(1.0), x),
+    "minimum of integers": lambda x: T.minimum(x, np.array([1, 0, 2])),
+    "clamp to NumPy numbers": lambda x: x.clamp(np.float64(0.7), np.float64(1.2)),
     "matmul": lambda x: x @ x.T,
     "pad": lambda x: T.pad(x, (1, 1), 2.0),
     "cat": lambda x: T.cat([x, x * 2.0]),
@@ -224,6 +234,24 @@ def test_slopes_at_corners():
     assert slope_at(operator.pow, 0.0, 1.0) == (1, 0)
     assert slope_at(operator.pow, 0.0, 0.0) == (0, 0)
     assert slope_at(lambda p: 0.0**p, 2.0) == 0
+    for function in (T.maximum, T.minimum):
+        assert slope_at(function, 2.0, 2.0) == (0.5, 0.5)
+        assert slope_at(function, 0.0, -0.0) == (0.5, 0.5)
+        assert slope_at(lambda x, f=function: f(x, 2.0), 2.0) == 0.5
+        assert slope_at(lambda x, f=function: f(x, x), 2.0) == 1
+    assert slope_at(T.maximum, 3.0, 2.0) == slope_at(T.minimum, 2.0, 3.0) == (1, 0)
+    assert slope_at(T.maximum, np.inf, np.inf) == (0.5, 0.5)
+
+
+def test_maximum_and_minimum_as_methods():
+    a, b = normal(2, 3), normal(3, seed=1)
+    assert_identical(Tensor(a).maximum(Tensor(b)), np.maximum(a, b))
+    assert_identical(Tensor(a).minimum(b), np.minimum(a, b))
+    assert_identical(T.minimum(a, Tensor(b)), np.minimum(a, b))
+    for function in (T.maximum, T.minimum):
+        assert np.isnan(function(Tensor([np.nan, 1.0]), Tensor([1.0, np.nan])).data).all()
+    with pytest.raises(ValueError, match=r"Minimum: shapes \(2, 3\) and \(2,\) do not fit"):
+        T.minimum(Tensor(a), Tensor([1.0, 2.0]))
 
 
 def test_division_by_large_and_small_float32():
@@ -250,6 +278,9 @@ REDUCTIONS = {
     "sum": (T.sum, np.sum),
     "mean": (T.mean, np.mean),
     "amax": (T.amax, np.max),
+    "amin": (T.amin, np.min),
+    "amin_of_method": (Tensor.amin, np.min),
+    "logsumexp": (T.logsumexp, lambda x, **options: np.log(np.sum(np.exp(x), **options))),
     "var": (T.var, lambda x, **options: np.var(x, ddof=1, **options)),
     "var_of_method": (lambda x, dim, *, keepdim: x.var(dim, correction=0, keepdim=keepdim), np.var),
 }
@@ -268,8 +299,37 @@ def test_reduction(name, dim, keepdim):
 
 
 def test_reduction_of_a_number():
-    for function in (T.sum, T.mean, T.amax):
+    for function in (T.sum, T.mean, T.amax, T.amin, lambda x: T.logsumexp(x, None)):
         check(function, np.array(3.0))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_logsumexp_of_large_and_infinite_values(dtype):
+    """No warnings either: pytest turns them into errors."""
+    inf = np.inf
+    x = np.array(
+        [[1e4, 1e4], [-1e4, -1e4], [1e4, -1e4], [1e30, 0], [-inf, 3], [-inf, -inf], [inf, 1e4],
+         [inf, -inf], [inf, inf]], dtype,
+    )  # fmt: skip
+    log2 = np.log(2)
+    expected = np.array([1e4 + log2, -1e4 + log2, 1e4, 1e30, 3, -inf, inf, inf, inf], dtype)
+    np.testing.assert_allclose(T.logsumexp(x, 1), expected, 1e-6)
+    assert_identical(Tensor(x).logsumexp(1, keepdim=True), T.logsumexp(x, 1)[:, None])
+    finite = Tensor(x[:6], requires_grad=True)
+    y = finite.logsumexp(1)
+    assert y.dtype == dtype
+    slope = grad(y, finite, np.ones(6), create_graph=True)  # the softmax
+    expected = [[0.5, 0.5], [0.5, 0.5], [1, 0], [1, 0], [0, 1], [0, 0]]
+    np.testing.assert_allclose(slope.data, expected, 2e-3 if dtype == np.float32 else 1e-9)
+    slope.backward(np.ones((6, 2)))
+    assert np.isfinite(finite.grad.data).all()
+    assert np.isnan(T.logsumexp(np.array([np.nan, 1.0]), 0))
+
+
+def test_logsumexp_is_close_to_the_largest_value():
+    x = normal(4, 5)
+    np.testing.assert_allclose(T.logsumexp(1e3 * x, 1) / 1e3, x.max(1), atol=np.log(5) / 1e3)
+    np.testing.assert_allclose(T.logsumexp(x + 7.0, 1), T.logsumexp(x, 1) + 7.0, 1e-12)
 
 
 def test_amax_shares_the_gradient_among_equal_maxima():
@@ -279,6 +339,9 @@ def test_amax_shares_the_gradient_among_equal_maxima():
     x.grad = None
     x.amax().backward()
     assert_identical(x.grad, [[0, 0.5, 0.5], [0.0, 0, 0]])
+    x = Tensor([[1.0, 3.0, 1.0], [2.0, 0.0, 1.0]], requires_grad=True)
+    x.amin(1).sum().backward()
+    assert_identical(x.grad, [[0.5, 0, 0.5], [0, 1.0, 0]])
 
 
 def test_var_of_known_numbers():
@@ -383,6 +446,15 @@ def test_shape_operations_against_numpy():
     assert_identical(
         T.pad(t, (1, 2, 3, 0), 7.0), np.pad(x, ((0, 0), (3, 0), (1, 2)), constant_values=7)
     )
+
+
+@pytest.mark.parametrize("pad", [(1, 2), (1, 0, 0, 1), (0, 0, 1, 1, 2, 0), (0,) * 8], ids=str)
+def test_pad_keeps_the_order_in_memory(pad):
+    x = normal(2, 5, 6, 3)  # N, H, W, C
+    y = T.pad(Tensor(x.transpose(0, 3, 1, 2)), pad, 1.0)
+    assert y.data.transpose(0, 2, 3, 1).flags.c_contiguous
+    assert T.pad(Tensor(x), pad, 1.0).data.flags.c_contiguous
+    assert T.pad(Tensor(x.astype(np.float32)), pad).dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -728,6 +800,131 @@ def test_detach():
     assert not y.requires_grad
     (x * y).sum().backward()
     assert_identical(x.grad, [4.0])
+
+
+# -------------------------------------------------------------------------- in-place operators
+
+IN_PLACE = {
+    "+=": operator.iadd,
+    "-=": operator.isub,
+    "*=": operator.imul,
+    "/=": operator.itruediv,
+    "[...] =": lambda x, y: x.__setitem__(0, y),
+}
+each_in_place = pytest.mark.parametrize("symbol", IN_PLACE)
+
+
+@each_in_place
+@pytest.mark.parametrize("other", [2.0, np.float64(2), np.array([2, 4]), "tensor"], ids=str)
+def test_in_place_operators_change_the_array_itself(symbol, other):
+    other = Tensor([2.0, 4.0], dtype=np.float64) if isinstance(other, str) else other
+    memory = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+    x, expected = Tensor(memory), memory.copy()
+    IN_PLACE[symbol](expected, np.asarray(T.as_array(other), np.float32))
+    result = IN_PLACE[symbol](x, other)
+    assert result is x or symbol == "[...] ="
+    assert x.data is memory
+    assert memory.dtype == np.float32
+    assert_identical(memory, expected)
+
+
+@each_in_place
+def test_in_place_operators_refuse_what_a_graph_needs(symbol):
+    operate = IN_PLACE[symbol]
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(RuntimeError) as error:
+        operate(x, 3.0)
+    assert str(error.value).startswith(f"{symbol} on a Tensor that a graph needs (a leaf")
+    assert "shape (2,)" in str(error.value)
+    with pytest.raises(RuntimeError, match="the result of Mul that requires grad"):
+        operate(x * 2.0, 3.0)
+    assert_identical(x, [1.0, 2.0])
+    with no_grad():
+        before = x
+        operate(x, 3.0)
+        assert x is before
+        assert x.requires_grad
+    operate(x.detach(), 3.0)
+
+
+@each_in_place
+def test_in_place_operators_refuse_what_a_graph_would_not_record(symbol):
+    """`total += w` on a plain total: the gradient of w would silently be lost."""
+    w, total = Tensor([1.0, 2.0], requires_grad=True), Tensor([[0.0, 0.0]])
+    with pytest.raises(RuntimeError, match=r"requires grad \(shape \(2,\)\) on its right"):
+        IN_PLACE[symbol](total, w)
+    assert_identical(total, [[0.0, 0.0]])
+    IN_PLACE[symbol](total, w.detach())
+    with no_grad():
+        IN_PLACE[symbol](total, w)
+
+
+def test_other_in_place_operators_make_a_new_tensor():
+    x = y = Tensor([1.0, 2.0], requires_grad=True)
+    y **= 2
+    assert y is not x
+    y.sum().backward()
+    assert_identical(x.grad, [2.0, 4.0])
+
+
+@each_in_place
+def test_backward_needs_what_was_saved(symbol):
+    operate = IN_PLACE[symbol]
+
+    def changed(change, use=lambda w, x: (w * x).sum()):
+        w, x = Tensor([1.0, 2.0], requires_grad=True), Tensor([3.0, 4.0])
+        y = use(w, x)
+        with no_grad():
+            change(w, x, y)
+        return y
+
+    mul = "backward: a Tensor that Mul needs was changed by an in-place operator"
+    for change in (
+        lambda w, x, y: operate(x, 5.0),
+        lambda w, x, y: operate(w, 5.0),
+        lambda w, x, y: operate(x.detach(), 5.0),
+        lambda w, x, y: operate(Tensor(x), 5.0),
+        lambda w, x, y: operate(x[:1], 5.0),
+        lambda w, x, y: operate(x.reshape(2, 1), 5.0),
+        lambda w, x, y: operate(x.reshape(2, 1).T.flip(0), 5.0),
+    ):
+        with pytest.raises(RuntimeError, match=mul):
+            changed(change).backward()
+    with pytest.raises(RuntimeError, match="a Tensor that Exp needs was changed"):
+        y = changed(lambda w, x, y: operate(y, 5.0), lambda w, x: T.exp(w))
+        y.backward(np.ones(2))
+    # What no rule reads may change: the sum saves nothing, and copies are others' memory.
+    changed(lambda w, x, y: operate(x, 5.0), lambda w, x: (w + x).sum()).backward()
+    changed(lambda w, x, y: operate(x[[0]], 5.0)).backward()
+    changed(lambda w, x, y: operate(x * 1.0, 5.0)).backward()
+    changed(lambda w, x, y: operate(Tensor(x, dtype=np.float64), 5.0)).backward()
+
+
+def test_a_change_before_the_use_is_no_harm():
+    w, x = Tensor([1.0, 2.0], requires_grad=True), Tensor([3.0, 4.0])
+    x += 1.0
+    x[0] = 7.0
+    (w * x).sum().backward()
+    assert_identical(w.grad, [7.0, 5.0])
+
+
+def test_an_update_between_two_backwards_of_one_graph():
+    w = Tensor([2.0], requires_grad=True)
+    y = (w * w).sum()
+    y.backward(retain_graph=True)
+    with no_grad():
+        w -= 0.1 * w.grad
+    assert_identical(w, np.array([1.6], np.float32))
+    with pytest.raises(RuntimeError, match="Mul needs was changed"):
+        y.backward()
+    (w * w).sum().backward()  # a new graph sees the new value
+
+
+def test_a_masked_assignment():
+    x = Tensor([1.0, -2.0, 3.0])
+    x[x < 0] = 0.0
+    x[[0, 2]] *= 2.0
+    assert_identical(x, [2.0, 0.0, 6.0])
 
 
 # -------------------------------------------------------------------------------------- memory

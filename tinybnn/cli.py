@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import math
 import os
 import sys
 
@@ -32,7 +34,8 @@ def main(arguments=None):
 def _one_line(error):
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(line.strip() for line in str(error).splitlines())
+    lines = [line.strip() for line in str(error).splitlines()]
+    return "; ".join(lines).replace(":; ", ": ")
 
 
 # --------------------------------------------------------------------------------------- arguments
@@ -54,7 +57,10 @@ def _parser():
     )
     parser.add_argument("--version", action="version", version=f"tinybnn {tinybnn.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_train, _add_compile, _add_verify, _add_predict, _add_reproduce):
+    for add in (
+        _add_demo, _add_data, _add_train, _add_compile, _add_verify, _add_predict, _add_summary,
+        _add_bench, _add_reproduce,
+    ):  # fmt: skip
         add(commands)
     return parser
 
@@ -91,6 +97,51 @@ def _add_demo(commands):
     _add_json(demo)
 
 
+def _add_data(commands):
+    data = commands.add_parser(
+        "data",
+        help="list, download or find data sets",
+        description="List, download or find data sets. They lie in $TINYBNN_DATA/NAME or in the "
+        "user's cache.",
+        epilog="example: tinybnn data list",
+        allow_abbrev=False,
+    )
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    show = _add(
+        actions,
+        "list",
+        _data_list,
+        "list the data sets that are known, and where they are",
+        "List the data sets that are known: images, where they were found, origin, licence.",
+        "tinybnn data list",
+    )
+    _add_json(show)
+    fetch = _add(
+        actions,
+        "fetch",
+        _data_fetch,
+        "download data sets from their official addresses",
+        "Download data sets, unless they are there. An interrupted download goes on where it\n"
+        "stopped; a file gets its name only when its checksum is right.",
+        "tinybnn data fetch mnist fashion-mnist",
+    )
+    fetch.add_argument("names", nargs="+", type=_dataset, metavar="NAME")
+    fetch.add_argument("--to", metavar="DIR", help="put them into DIR/NAME")
+    fetch.add_argument("--from", dest="mirror", metavar="URL", help="a mirror of the files")
+    fetch.add_argument(
+        "--force", action="store_true", help="check every file, download it again if it is wrong"
+    )
+    find = _add(
+        actions,
+        "path",
+        _data_path,
+        "print the folder of a data set",
+        "Print the folder in which a data set is found.",
+        "tinybnn data path mnist",
+    )
+    find.add_argument("name", type=_dataset, metavar="NAME")
+
+
 def _add_train(commands):
     train = _add(
         commands,
@@ -119,6 +170,10 @@ def _add_train(commands):
     train.add_argument(
         "--validation", type=_number(0, 1), default=0.0, metavar="SHARE",
         help="hold out this share of the training images and test on it after each epoch (0)",
+    )  # fmt: skip
+    train.add_argument(
+        "--shift", type=_whole(0), default=0, metavar="PIXELS",
+        help="move training images at random by up to so many pixels (0)",
     )  # fmt: skip
     train.add_argument("--quiet", action="store_true", help="no progress bar")
     _add_json(train)
@@ -190,7 +245,7 @@ def _add_reproduce(commands):
         "Run an experiment; its figures go to RUN/<name>.json.",
         "TINYBNN_DATA=DIR tinybnn reproduce mnist-cnn --seeds 3",
     )
-    reproduce.add_argument("name", choices=["mnist-cnn"])
+    reproduce.add_argument("name", choices=["mnist-cnn", "mnist-mlp"])
     reproduce.add_argument("--dataset", default="mnist", metavar="D", help="data set (mnist)")
     reproduce.add_argument("--seeds", type=_whole(1), default=3, metavar="N", help="how many (3)")
     reproduce.add_argument("--epochs", type=_whole(1), metavar="N", help="not the recipe's")
@@ -198,6 +253,42 @@ def _add_reproduce(commands):
         "--validate", action="store_true", help="test on held-out training images instead"
     )
     reproduce.add_argument("--out", default="runs", metavar="RUN", help="folder (runs)")
+
+
+def _add_summary(commands):
+    summary = _add(
+        commands,
+        "summary",
+        _summary,
+        "list the layers of a run or of an untrained network",
+        "List the layers with output shape, parameters, bits of a weight, bytes of the packed\n"
+        "model, binary operations and float operations of one sample.",
+        "tinybnn summary runs/digits",
+        "tinybnn summary cnn --input 1,28,28",
+    )
+    summary.add_argument(
+        "what", metavar="RUN|MODEL", help="folder of a run, or mlp, cnn, vgg-small"
+    )
+    summary.add_argument(
+        "--input", type=_widths, metavar="C,H,W", help="shape of one sample, for a network's name"
+    )
+    _add_json(summary)
+
+
+def _add_bench(commands):
+    bench = _add(
+        commands,
+        "bench",
+        _bench,
+        "measure kernels and packed models against NumPy and PyTorch",
+        "Measure in turn, in one process, and print medians and their ratio. PyTorch takes part\n"
+        "where it is installed.",
+        "tinybnn bench kernels --threads 1",
+        "tinybnn bench all --json bench.json",
+    )
+    bench.add_argument("group", choices=["kernels", "models", "startup", "all"])
+    bench.add_argument("--threads", type=_whole(1), default=2, metavar="N", help="(2)")
+    _add_json(bench)
 
 
 def _add_json(command):
@@ -295,6 +386,38 @@ def _demo(options):
     _write_json(options, result)
 
 
+def _data_list(options):
+    from tinybnn import datasets
+
+    rows = datasets.available()
+    say = _say(options)
+    for row in rows:
+        shape = "×".join(map(str, row.image_shape))
+        images = f"{row.images[0]:,} + {row.images[1]:,}"
+        where = str(row.folder) if row.folder else f"missing ({row.size / 1e6:,.0f} MB to fetch)"
+        say(f"{row.name:<16}{images:<20}{shape:<10}{row.classes:>4} classes  {where}")
+        say(f"{'':<16}{row.origin}; {row.licence}")
+    listed = [
+        {**dataclasses.asdict(row), "folder": str(row.folder) if row.folder else None}
+        for row in rows
+    ]
+    _write_json(options, listed)
+
+
+def _data_fetch(options):
+    from tinybnn import datasets
+
+    for name in options.names:
+        folder = datasets.fetch(name, options.to, base_url=options.mirror, force=options.force)
+        print(f"{name}: {folder}")
+
+
+def _data_path(options):
+    from tinybnn import datasets
+
+    print(datasets.path(options.name))
+
+
 def _train(options):
     from tinybnn import runs
 
@@ -315,6 +438,7 @@ def _train(options):
         lr=options.lr,
         seed=options.seed,
         validation=options.validation,
+        shift=options.shift,
         options=model_options,
     )
     _check_outputs(options.json)
@@ -361,3 +485,34 @@ def _reproduce(options):
     mnist.run(
         options.name, options.out, options.dataset, options.seeds, options.epochs, options.validate
     )
+
+
+def _summary(options):
+    from tinybnn import analysis, models, runs
+
+    networks = {"mlp": models.mlp, "cnn": models.cnn, "vgg-small": models.vgg_small}
+    if options.what in networks:
+        shape = options.input
+        if shape is None:
+            options.parser.error(f"{options.what} needs --input, the shape of one sample")
+        try:
+            build = networks[options.what]
+            model = build(math.prod(shape)) if options.what == "mlp" else build(shape)
+        except ValueError as error:
+            options.parser.error(str(error))
+    else:
+        if options.input is not None:
+            options.parser.error("--input goes with the name of a network, a run has its own")
+        model, _, data = runs.load(options.what)
+        shape = data["input_shape"]
+    table = analysis.summary(model, shape)
+    _say(options)(str(table))
+    _write_json(options, {"layers": table.rows, "ops": table.ops, "not_packed": table.not_packed})
+
+
+def _bench(options):
+    from tinybnn import analysis, bench
+
+    _check_outputs(options.json)
+    rows = bench.run(options.group, options.threads, say=_say(options))
+    _write_json(options, {"machine": analysis.machine(), "rows": rows})

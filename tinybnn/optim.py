@@ -14,6 +14,7 @@ import math
 import numpy as np
 
 from tinybnn.nn import LatentParameter
+from tinybnn.quantizers import EdeSign
 from tinybnn.tensor import Tensor
 
 
@@ -472,6 +473,105 @@ class Schedule:
     def load_state_dict(self, state_dict):
         """Take over what `state_dict` gave; the optimizer keeps its rates until the next step."""
         vars(self).update(state_dict)
+
+
+class EdeSchedule:
+    """Sharpen the slope of every `quantizers.EdeSign` in a model: t grows evenly in log t.
+
+    IR-Net (Qin et al. 2020, eq. 10). Give it to `training.fit` beside a learning-rate schedule by
+    ``schedule=ChainedScheduler([cosine, ede])``.
+
+    Parameters
+    ----------
+    model : Module
+    T_max : int
+        Number of steps from `t_min` to `t_max`; constant afterwards.
+    t_min, t_max : float
+
+    Attributes
+    ----------
+    last_epoch : int
+        Number of steps so far.
+    """
+
+    def __init__(self, model, T_max, t_min=1e-3, t_max=1e1):
+        if T_max < 1:
+            raise ValueError(f"EdeSchedule: T_max must be >= 1, got {T_max!r}")
+        if not 0 < t_min <= t_max:
+            raise ValueError(f"EdeSchedule: expects 0 < t_min <= t_max, got {t_min!r}, {t_max!r}")
+        found = {
+            id(value): value
+            for module in model.modules()
+            for value in vars(module).values()
+            if isinstance(value, EdeSign)
+        }
+        self.quantizers = list(found.values())
+        if not self.quantizers:
+            raise ValueError("EdeSchedule: the model has no EdeSign quantizer")
+        self.T_max, self.t_min, self.t_max = T_max, t_min, t_max
+        self.last_epoch = 0
+        self._set()
+
+    def t(self, epoch):
+        """The steepness at `epoch`."""
+        return self.t_min * (self.t_max / self.t_min) ** min(epoch / self.T_max, 1.0)
+
+    def step(self):
+        """Go on by one epoch."""
+        self.last_epoch += 1
+        self._set()
+
+    def _set(self):
+        for quantizer in self.quantizers:
+            quantizer.t = self.t(self.last_epoch)
+
+    def state_dict(self):
+        """The settings and the step count, without the quantizers."""
+        return {name: value for name, value in vars(self).items() if name != "quantizers"}
+
+    def load_state_dict(self, state_dict):
+        """Take over what `state_dict` gave; the quantizers' t with it."""
+        vars(self).update(state_dict)
+        self._set()
+
+
+class ChainedScheduler:
+    """Several schedules that are stepped together, say of the learning rate and of EDE's t.
+
+    Parameters
+    ----------
+    schedules : sequence of schedules
+
+    Attributes
+    ----------
+    last_epoch : int
+        Number of steps so far.
+    """
+
+    def __init__(self, schedules):
+        self.schedules = list(schedules)
+        if not self.schedules:
+            raise ValueError("ChainedScheduler: expects at least one schedule, got none")
+        self.last_epoch = 0
+
+    def step(self):
+        """Step each schedule."""
+        self.last_epoch += 1
+        for schedule in self.schedules:
+            schedule.step()
+
+    def state_dict(self):
+        """The step count, and the settings of each schedule."""
+        states = [dict(schedule.state_dict()) for schedule in self.schedules]
+        for state in states:
+            del state["last_epoch"]
+        return {"last_epoch": self.last_epoch, "schedules": states}
+
+    def load_state_dict(self, state_dict):
+        """Take over what `state_dict` gave."""
+        self.last_epoch = state_dict["last_epoch"]
+        for schedule, state in zip(self.schedules, state_dict["schedules"], strict=True):
+            schedule.load_state_dict({**state, "last_epoch": self.last_epoch})
 
 
 class StepLR(Schedule):

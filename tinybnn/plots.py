@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
+
+from tinybnn import quantizers
+from tinybnn.tensor import Function, Tensor, as_array
 
 # One blue and one orange for everything binary: -1 and +1, float and packed.
 MINUS, PLUS = "#33658a", "#f6ae2d"
@@ -75,3 +80,310 @@ def table(axes, rows, header):
     drawn.set_fontsize(10)
     drawn.scale(1, 1.6)
     drawn.auto_set_column_width(range(len(header)))
+
+
+def quantizer(axes, q, title=None):
+    """What a quantizer computes over [-2, 2], its pseudo-gradient, and its surrogate.
+
+    A weight quantizer, whose values depend on all weights of a filter, sees the points of the
+    drawing as one filter.
+
+    Parameters
+    ----------
+    q : Quantizer or name
+    title : str, optional
+        By default the name of the quantizer.
+    """
+    found = quantizers.get(q)
+    if found is None:
+        raise ValueError("quantizer: expects a quantizer, got None")
+    x = np.linspace(-2, 2, 2001)
+    for position in (axes.axhline, axes.axvline):
+        position(0, color="0.85", linewidth=0.8, zorder=0)
+    axes.plot(x, found(x[None])[0], color="0.3", label="forward")
+    axes.plot(x, found.pseudo_gradient(x[None])[0], color=PLUS, label="pseudo-gradient")
+    axes.plot(x, found.surrogate(x[None])[0], "--", color=MINUS, label="surrogate")
+    axes.set(xlabel="x", xlim=(-2, 2), title=type(found).__name__ if title is None else title)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -0.7 * high), high)  # nothing is drawn right below: the legend's place
+    axes.legend(loc="lower right", frameon=False, fontsize="small")
+
+
+# ------------------------------------------------------------------------------ the autograd graph
+
+_MOST_BOXES = 500
+_ROW, _GAP = 0.66, 0.22  # inches between the middles of two rows, and between neighbours in a row
+_FONT = 8.0  # points
+_COLORS = {  # fill, edge
+    "operation": ("#ffffff", MINUS),
+    "leaf": ("#fde9bd", PLUS),
+    "constant": ("#eeeeee", "0.6"),
+}
+
+
+def graph(tensor, axes=None, names=()):
+    """The autograd graph behind a Tensor: from the leaves at the top down to the Tensor.
+
+    A box is an operation, with the shapes of what went in and what came out, or a leaf with its
+    shape. Arrows run as the data did; `backward` goes the other way. Numbers are left out.
+
+    Parameters
+    ----------
+    tensor : Tensor
+    axes : matplotlib axes, optional
+        By default a new figure of the right size.
+    names : dict or sequence of (name, Tensor)
+        What to call leaves, for example ``model.named_parameters()``.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    RuntimeError
+        If `backward` has freed the graph: draw before it, or use ``retain_graph=True``.
+    """
+    boxes = _boxes(tensor, dict(names))
+    rows = _rows(boxes)
+    _order(rows)
+    _place(rows)
+    return _draw(rows, axes)
+
+
+class _Box:
+    """A node of the picture, or (without lines of text) a bend of an arrow that passes a row."""
+
+    def __init__(self, kind="", lines=()):
+        self.kind, self.lines = kind, lines
+        self.sources, self.targets = [], []  # boxes whose arrows end and begin here
+        self.rank = 0  # rows above the last one
+        self.x = 0.0
+        self.weight = 0.1  # the longest way from a leaf: what makes way, and for whom
+        self.width = 0.0
+        self.height = 0.14 * len(lines) + 0.12 if lines else 0.0
+
+
+def _boxes(tensor, names):
+    """One box for each node, the last operation first, each before those that it was made from."""
+    name_of = {id(as_array(t)): name for name, t in names.items()}
+    root = tensor.function or tensor
+    found, order = {}, []
+    stack = [(id(root), root, tensor.shape, False)]  # depth-first; Python's own would overflow
+    while stack:
+        key, node, shape, is_complete = stack.pop()
+        if is_complete:
+            for source_key, *_ in _sources(node):
+                found[key].sources.append(found[source_key])
+                found[source_key].targets.append(found[key])
+            order.append(found[key])
+        elif key not in found:
+            if len(found) == _MOST_BOXES:
+                raise ValueError(f"graph: more than {_MOST_BOXES} nodes make no picture")
+            if isinstance(node, Function):
+                found[key] = _operation(node, shape)
+            else:
+                kind = "leaf" if isinstance(node, Tensor) and node.requires_grad else "constant"
+                found[key] = _Box(kind, (name_of.get(id(as_array(node)), kind), str(shape)))
+            stack.append((key, node, shape, True))
+            stack.extend((*source, False) for source in _sources(node))
+    return order[::-1]
+
+
+def _sources(node):
+    """(key, what it is, shape) of each input of an operation that gets a box: not of numbers."""
+    if not isinstance(node, Function):
+        return
+    if node.edges is None:
+        raise RuntimeError(
+            f"graph: the graph behind {node} was freed by backward; draw it before, or pass "
+            "retain_graph=True there"
+        )
+    for i, (edge, shape) in enumerate(zip(node.edges, node.shapes, strict=True)):
+        saved = node._inputs[i]
+        if edge is not None:
+            yield id(edge), edge, shape
+        elif shape != ():  # a constant; where its values were saved it is known when met again
+            yield (id(node), i) if saved is None else id(as_array(saved)), saved, shape
+
+
+def _operation(function, shape):
+    """The box of an operation with an output of `shape`."""
+    inputs = [s for s in function.shapes if s != ()]
+    text = str(shape)
+    if any(s != shape for s in inputs):
+        text = ", ".join(map(str, inputs)) + " → " + text
+    name = str(function)
+    if isinstance(function, quantizers.Quantize):  # under its own name, with or without its scale
+        name = type(getattr(function.quantizer, "scaled", function.quantizer)).__name__
+    return _Box("operation", (name, text))
+
+
+def _rows(boxes):
+    """Rows of boxes, the result's first. An arrow over several rows gets a bend in each."""
+    for box in boxes:
+        for source in box.sources:
+            source.rank = max(source.rank, box.rank + 1)
+    rows = [[] for _ in range(1 + max(box.rank for box in boxes))]
+    for box in boxes:
+        rows[box.rank].append(box)
+    for box in boxes:
+        for i, source in enumerate(box.sources):
+            below = box
+            for rank in range(box.rank + 1, source.rank):
+                bend = _Box()
+                bend.rank, bend.targets = rank, [below]
+                rows[rank].append(bend)
+                if below is box:
+                    box.sources[i] = bend
+                else:
+                    below.sources = [bend]
+                below = bend
+            if below is not box:
+                below.sources = [source]
+                source.targets[source.targets.index(box)] = below
+    return rows
+
+
+def _order(rows):
+    """Order each row so that few arrows cross: by the mean place of neighbours, up and down."""
+    best, fewest = [list(row) for row in rows], _crossings(rows)
+    for sweep in range(12):
+        upwards = sweep % 2 == 0
+        for fixed, row in itertools.pairwise(rows if upwards else rows[::-1]):
+            place = {id(box): i for i, box in enumerate(fixed)}
+            wanted = {}
+            for i, box in enumerate(row):
+                near = [place[id(b)] for b in (box.targets if upwards else box.sources)]
+                wanted[id(box)] = np.mean(near) if near else i
+            row.sort(key=lambda box, wanted=wanted: wanted[id(box)])
+        count = _crossings(rows)
+        if count < fewest:
+            best, fewest = [list(row) for row in rows], count
+    for row, chosen in zip(rows, best, strict=True):
+        row[:] = chosen
+
+
+def _crossings(rows):
+    total = 0
+    for below, above in itertools.pairwise(rows):
+        place = {id(box): i for i, box in enumerate(above)}
+        ends = [(i, place[id(source)]) for i, box in enumerate(below) for source in box.sources]
+        total += sum((a - c) * (b - d) < 0 for (a, b), (c, d) in itertools.combinations(ends, 2))
+    return total
+
+
+def _place(rows):
+    """Horizontal positions: each box near its neighbours, none on top of another."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    fonts = FontProperties(size=_FONT, weight="bold"), FontProperties(size=_FONT - 1)
+    for box in (box for row in rows for box in row):
+        for line, font in zip(box.lines, fonts, strict=False):
+            points = TextPath((0, 0), line, prop=font).get_extents().width
+            box.width = max(box.width, points / 72 + 0.26)
+    for row in rows[::-1]:
+        for box in row:
+            box.weight = max([box.weight, *(source.weight + 1.0 for source in box.sources)])
+    for sweep in range(12):  # down each box stands below its sources, up above its targets
+        downwards = sweep % 2 == 0
+        for row in rows[::-1] if downwards else rows:
+            wanted = []
+            for box in row:
+                near = (box.sources or box.targets) if downwards else (box.targets or box.sources)
+                pull = [b.weight**2 for b in near]
+                wanted.append(np.average([b.x for b in near], weights=pull) if near else box.x)
+            gaps = [(a.width + b.width) / 2 + _GAP for a, b in itertools.pairwise(row)]
+            weights = [box.weight**2 for box in row]
+            for box, x in zip(row, _spread(np.array(wanted), weights, gaps), strict=True):
+                box.x = float(x)
+
+
+def _spread(wanted, weights, gaps):
+    """Positions at least `gaps` apart, closest to the wanted ones (least squares).
+
+    Without the gaps it is the regression by a rising sequence: neighbours in the wrong order are
+    pooled at their mean.
+    """
+    offsets = np.concatenate([[0.0], np.cumsum(gaps)])
+    pools = []
+    for value, weight in zip(wanted - offsets, weights, strict=True):
+        pools.append((value, weight, 1))
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (a, weight_a, count_a), (b, weight_b, count_b) = pools[-2:]
+            total = weight_a + weight_b
+            pools[-2:] = [((a * weight_a + b * weight_b) / total, total, count_a + count_b)]
+    return np.concatenate([np.full(count, value) for value, _, count in pools]) + offsets
+
+
+def _draw(rows, axes):
+    from matplotlib.figure import Figure
+    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
+    from matplotlib.path import Path
+
+    boxes = [box for row in rows for box in row]
+    left = min(b.x - b.width / 2 for b in boxes) - 0.15
+    right = max(b.x + b.width / 2 for b in boxes) + 0.15
+    margin = max(0.0, (3.9 - (right - left)) / 2)  # the legend's width
+    left, right = left - margin, right + margin
+    bottom, top = -0.35, (len(rows) - 1) * _ROW + 0.65
+    if axes is None:
+        drawn = Figure(figsize=(right - left, top - bottom))  # one unit is one inch
+        axes, scale = drawn.add_axes((0, 0, 1, 1)), 1.0
+    else:
+        drawn = axes.get_figure()
+        width, height = drawn.get_size_inches() * axes.get_position().size
+        scale = min(1.0, width / (right - left), height / (top - bottom))
+    axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+    axes.axis("off")
+
+    for box in boxes:
+        y = box.rank * _ROW
+        if not box.lines:
+            continue
+        fill, edge = _COLORS[box.kind]
+        axes.add_patch(
+            FancyBboxPatch(
+                (box.x - box.width / 2 + 0.06, y - box.height / 2 + 0.06),
+                box.width - 0.12, box.height - 0.12, boxstyle="round,pad=0.06",
+                facecolor=fill, edgecolor=edge, linewidth=scale * (2 if box.rank == 0 else 1),
+            )
+        )  # fmt: skip
+        for line, size, weight, shift in zip(
+            box.lines, (_FONT, _FONT - 1), ("bold", "normal"), (0.075, -0.075), strict=True
+        ):
+            axes.text(
+                box.x, y + shift, line, fontsize=scale * size, fontweight=weight,
+                ha="center", va="center_baseline",
+            )  # fmt: skip
+        arrows = sorted(box.sources, key=lambda source: source.x)
+        for i, source in enumerate(arrows):  # the points of arrival are spread over the box
+            x = box.x + box.width * 0.6 * ((i + 0.5) / len(arrows) - 0.5)
+            points = [(x, y + box.height / 2)]
+            while not source.lines:
+                points.append((source.x, source.rank * _ROW))
+                (source,) = source.sources
+            points.append((source.x, source.rank * _ROW - source.height / 2))
+            points.reverse()
+            path, codes = points[:1], [Path.MOVETO]
+            for (x0, y0), (x1, y1) in itertools.pairwise(points):
+                path += [(x0, (y0 + y1) / 2), (x1, (y0 + y1) / 2), (x1, y1)]
+                codes += [Path.CURVE4] * 3
+            axes.add_patch(
+                FancyArrowPatch(
+                    path=Path(path, codes), arrowstyle="-|>", mutation_scale=7 * scale,
+                    linewidth=0.8 * scale, color="0.35", zorder=0.5,
+                )
+            )  # fmt: skip
+    labels = {"operation": "operation", "leaf": "leaf that requires grad", "constant": "constant"}
+    axes.legend(
+        handles=[
+            Patch(facecolor=_COLORS[kind][0], edgecolor=_COLORS[kind][1], label=label)
+            for kind, label in labels.items()
+            if any(box.kind == kind for box in boxes)
+        ],
+        loc="upper center", ncols=3, frameon=False, fontsize=scale * (_FONT - 1),
+        handlelength=1.2, columnspacing=1.2,
+    )  # fmt: skip
+    return drawn

@@ -170,7 +170,7 @@ class SwishSign(Quantizer):
 
     def __init__(self, beta=5.0):
         _check_positive("SwishSign", "beta", beta)
-        self.beta = beta
+        self.beta = float(beta)
 
     def forward(self, x):
         return sign(x)
@@ -214,14 +214,15 @@ class EdeSign(Quantizer):
 
     @property
     def k(self):
-        return max(1.0 / self.t, 1.0)
+        return max(1.0 / float(self.t), 1.0)
 
     def pseudo_gradient(self, x):
-        e = exp(-2.0 * self.t * abs(x))  # 1 - tanh²(z) = 4 e / (1 + e)², e = exp(-2 |z|)
-        return (4.0 * self.k * self.t) * e / ((1.0 + e) * (1.0 + e))
+        t = float(self.t)  # a schedule may have set a NumPy number, which would give float64
+        e = exp(-2.0 * t * abs(x))  # 1 - tanh²(z) = 4 e / (1 + e)², e = exp(-2 |z|)
+        return (4.0 * self.k * t) * e / ((1.0 + e) * (1.0 + e))
 
     def surrogate(self, x):
-        e = exp(-2.0 * self.t * abs(x))
+        e = exp(-2.0 * float(self.t) * abs(x))
         return self.k * sign(as_array(x)) * (1.0 - e) / (1.0 + e)
 
 

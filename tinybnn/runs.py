@@ -62,6 +62,8 @@ class Config:
         Of initial weights, order of the images, dropout and the part held out.
     validation : float
         The share of training images that is held out and evaluated after each epoch; 0 for none.
+    shift : int
+        Training images are moved at random by up to so many pixels in both directions.
     options : dict
         Keyword arguments for the model.
     """
@@ -73,6 +75,7 @@ class Config:
     lr: float = 0.01
     seed: int = 0
     validation: float = 0.0
+    shift: int = 0
     options: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -84,6 +87,8 @@ class Config:
             raise ValueError(f"batch_size must be >= 2, got {self.batch_size}")
         if not 0 <= self.validation < 1:
             raise ValueError(f"validation must be a share in [0, 1), got {self.validation}")
+        if self.shift < 0:
+            raise ValueError(f"shift must be >= 0, got {self.shift}")
 
     def build(self, input_shape, num_classes):
         """The untrained model, and the generator that goes on to order the images."""
@@ -139,8 +144,13 @@ def train(folder, config, progress=True, say=print):
         )
     shape, classes = train_set.images.shape[1:], len(train_set.classes)
     model, rng = config.build(shape, classes)
+    transform = None
+    if config.shift:
+        transform = datasets.Compose(
+            [datasets.RandomShift(config.shift), datasets.to_signed(train_set.maximum)]
+        )
     loader = datasets.DataLoader(
-        train_set, batch_size=config.batch_size, shuffle=True, drop_last=True, rng=rng
+        train_set, config.batch_size, shuffle=True, drop_last=True, transform=transform, rng=rng
     )
     optimizer = optim.Adam(model.parameters(), lr=config.lr)
     schedule = optim.CosineAnnealingLR(optimizer, config.epochs * len(loader))

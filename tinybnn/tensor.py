@@ -115,6 +115,7 @@ class Function:
 
     saves = ("inputs",)  # what of ("inputs", "output") the rule reads; the rest arrives as None
     broadcasts = False  # inputs broadcast against each other; the base class undoes it
+    views = False  # the output may be a view of the input: an in-place change of one changes both
 
     @classmethod
     def apply(cls, *inputs, **options):
@@ -135,6 +136,8 @@ class Function:
         if not tensors:
             return data
         output = Tensor(data)
+        if cls.views and np.may_share_memory(data, arrays[0]):
+            output._version = inputs[0]._version
         if _state.grad_enabled and any(x.requires_grad for x in tensors):
             function._record(inputs, output)
         if _state.tape is not None:
@@ -205,13 +208,13 @@ class Function:
 
 
 def _operand(x, dtype):
-    """What meets Tensors of `dtype`: NumPy scalars and integers must not turn float32 into float64.
+    """What meets Tensors of `dtype`. NumPy scalars, integers and bools must not make it float64.
 
     A Python number does not, nor does an array of the same dtype.
     """
     if isinstance(x, np.generic):
         return x.item()
-    if isinstance(x, np.ndarray) and x.dtype.kind in "iu":
+    if isinstance(x, np.ndarray) and x.dtype.kind in "iub":
         return x.astype(dtype)
     return x
 
@@ -427,8 +430,8 @@ class Tensor:
     __hash__ = object.__hash__  # by identity, although == compares elements
 
     def __init__(self, data, requires_grad=False, dtype=None):
-        if isinstance(data, Tensor):
-            data = data.data
+        source = data if isinstance(data, Tensor) else None
+        data = as_array(data)
         is_float_array = isinstance(data, np.ndarray | np.generic) and data.dtype.kind == "f"
         if dtype is None:
             dtype = data.dtype if is_float_array else np.float32
@@ -438,7 +441,8 @@ class Tensor:
         self.grad = None
         self.requires_grad = bool(requires_grad)
         self.function = None
-        self._version = [0]  # counts in-place changes; shared with what `detach` gives
+        # Counts in-place changes; Tensors on the same memory share it.
+        self._version = source._version if source is not None and self.data is data else [0]
 
     shape = property(lambda self: self.data.shape)
     dtype = property(lambda self: self.data.dtype)
@@ -462,9 +466,7 @@ class Tensor:
 
     def detach(self):
         """The same data, cut off from the graph."""
-        result = Tensor(self.data)
-        result._version = self._version
-        return result
+        return Tensor(self)
 
     def backward(self, gradient=None, retain_graph=None, create_graph=False):
         """Add the gradient of this tensor to the ``.grad`` of every leaf it was computed from.
@@ -585,22 +587,29 @@ class Tensor:
         return self._in_place("/=", np.divide, other)
 
     def __setitem__(self, index, value):
-        self._check_in_place("[...] =")
+        self._check_in_place("[...] =", value)
         self.data[index] = as_array(value)
         self._version[0] += 1
 
     def _in_place(self, symbol, function, other):
-        self._check_in_place(symbol)
+        self._check_in_place(symbol, other)
         function(self.data, as_array(other), out=self.data)
         self._version[0] += 1
         return self
 
-    def _check_in_place(self, symbol):
-        if _state.grad_enabled and self.requires_grad:
+    def _check_in_place(self, symbol, other):
+        if not _state.grad_enabled:
+            return
+        if self.requires_grad:
             kind = "a leaf" if self.function is None else f"the result of {self.function}"
             raise RuntimeError(
                 f"{symbol} on a Tensor that a graph needs ({kind} that requires grad, shape "
                 f"{self.shape}): write x = x + y instead, or wrap the change in no_grad()"
+            )
+        if isinstance(other, Tensor) and other.requires_grad:
+            raise RuntimeError(
+                f"{symbol} with a Tensor that requires grad (shape {other.shape}) on its right: "
+                "the graph would not record it; write x = x + y instead, or use y.detach()"
             )
 
     def abs(self):
@@ -629,6 +638,18 @@ class Tensor:
 
     def amax(self, dim=None, keepdim=False):
         return amax(self, dim, keepdim)
+
+    def amin(self, dim=None, keepdim=False):
+        return amin(self, dim, keepdim)
+
+    def logsumexp(self, dim, keepdim=False):
+        return logsumexp(self, dim, keepdim)
+
+    def maximum(self, other):
+        return maximum(self, other)
+
+    def minimum(self, other):
+        return minimum(self, other)
 
     def matmul(self, other):
         return matmul(self, other)
@@ -754,6 +775,16 @@ class Maximum(Function):
         return grad * share, grad * (1.0 - share)
 
 
+class Minimum(Maximum):
+    """The smaller of two; equal ones share the gradient."""
+
+    def forward(self, a, b):
+        return np.minimum(a, b)
+
+    def backward(self, grad, output, a, b):
+        return super().backward(grad, output, b, a)  # a wins where b is the larger one
+
+
 class Exp(Function):
     saves = ("output",)
 
@@ -858,13 +889,14 @@ def maximum(a, b):
 
 def minimum(a, b):
     """The smaller of two, element by element; equal ones share the gradient evenly."""
-    return -1.0 * Maximum.apply(-1.0 * a, -1.0 * b)
+    return Minimum.apply(a, b)
 
 
 def clamp(x, min=None, max=None):
     """Limit to [min, max]; the slope is 1 inside, borders included, 0 outside."""
     if min is None and max is None:
         raise ValueError("clamp: give min, max or both")
+    min, max = (v.item() if isinstance(v, np.generic) else v for v in (min, max))
     return Clamp.apply(x, low=min, high=max)
 
 
@@ -905,17 +937,43 @@ class Amax(Function):
     """Maximum; equal maxima share the gradient evenly."""
 
     saves = ("inputs", "output")
+    reduce = np.maximum.reduce
 
     def forward(self, x, dim, keepdim):
         self.dim = dim
         self.kept = tuple(1 if i in dim else n for i, n in enumerate(x.shape))
-        return x.max(axis=dim, keepdims=keepdim)
+        return self.reduce(x, axis=dim, keepdims=keepdim)
 
     def backward(self, grad, output, x):
         values = as_array(x)
         ties = values == as_array(output).reshape(self.kept)
         share = ties / ties.sum(axis=self.dim, keepdims=True).astype(values.dtype)
         return reshape(grad, self.kept) * share
+
+
+class Amin(Amax):
+    """Minimum; equal minima share the gradient evenly."""
+
+    reduce = np.minimum.reduce
+
+
+class LogSumExp(Function):
+    """log(sum(exp(x))), without overflow; its gradient is the softmax."""
+
+    saves = ("inputs", "output")
+
+    def forward(self, x, dim, keepdim):
+        self.kept = tuple(1 if i in dim else n for i, n in enumerate(x.shape))
+        largest = x.max(axis=dim, keepdims=True)
+        shift = np.where(np.isfinite(largest), largest, x.dtype.type(0))
+        with np.errstate(divide="ignore", over="ignore"):  # all -inf: log(0); or one is +inf
+            result = np.log(np.exp(x - shift).sum(axis=dim, keepdims=True)) + shift
+        return result if keepdim else result.squeeze(dim)
+
+    def backward(self, grad, output, x):
+        output = reshape(output, self.kept)
+        output = where(np.isfinite(as_array(output)), output, 0.0)  # -inf - -inf would be NaN
+        return reshape(grad, self.kept) * exp(x - output)
 
 
 def sum(x, dim=None, keepdim=False):
@@ -947,12 +1005,14 @@ def amax(x, dim=None, keepdim=False):
     return Amax.apply(x, dim=_dims(dim, np.ndim(as_array(x))), keepdim=keepdim)
 
 
+def amin(x, dim=None, keepdim=False):
+    """Minimum over the axes `dim`; equal minima share the gradient evenly."""
+    return Amin.apply(x, dim=_dims(dim, np.ndim(as_array(x))), keepdim=keepdim)
+
+
 def logsumexp(x, dim, keepdim=False):
     """log(sum(exp(x))) over the axes `dim`, without overflow."""
-    largest = as_array(x).max(axis=_dims(dim, np.ndim(x)), keepdims=True)
-    largest = np.where(np.isfinite(largest), largest, 0)  # a constant that cancels out again
-    result = log(sum(exp(x - largest), dim, keepdim=True)) + largest
-    return result if keepdim else reshape(result, np.shape(sum(as_array(x), dim)))
+    return LogSumExp.apply(x, dim=_dims(dim, np.ndim(as_array(x))), keepdim=keepdim)
 
 
 # --------------------------------------------------------------------------------- matrix product
@@ -989,7 +1049,7 @@ def matmul(a, b):
         del shape[-1]
     if len(shape_a) == 1:
         del shape[-1 if len(shape_b) == 1 else -2]
-    return reshape(product, tuple(shape))
+    return product if len(shape) == np.ndim(product) else reshape(product, tuple(shape))
 
 
 # ------------------------------------------------------------------------------- shape operations
@@ -997,6 +1057,7 @@ def matmul(a, b):
 
 class Reshape(Function):
     saves = ()
+    views = True
 
     def forward(self, x, shape):
         return x.reshape(shape)
@@ -1007,6 +1068,7 @@ class Reshape(Function):
 
 class Permute(Function):
     saves = ()
+    views = True
 
     def forward(self, x, dims):
         self.inverse = tuple(int(i) for i in np.argsort(dims))
@@ -1018,6 +1080,7 @@ class Permute(Function):
 
 class Flip(Function):
     saves = ()
+    views = True
 
     def forward(self, x, dims):
         self.dims = dims
@@ -1029,6 +1092,7 @@ class Flip(Function):
 
 class BroadcastTo(Function):
     saves = ()
+    views = True
     broadcasts = True
 
     def forward(self, x, shape):
@@ -1042,6 +1106,7 @@ class Index(Function):
     """x[index], for slices, integers, integer arrays and boolean masks."""
 
     saves = ()
+    views = True
 
     def forward(self, x, index):
         self.index = index
@@ -1078,7 +1143,10 @@ class Pad(Function):
         self.inside = tuple(
             slice(before, before + n) for (before, _), n in zip(widths, x.shape, strict=True)
         )
-        return np.pad(x, widths, constant_values=value)
+        shape = tuple(b + n + a for (b, a), n in zip(widths, x.shape, strict=True))
+        result = np.full_like(x, value, shape=shape)  # in x's order in memory, unlike np.pad
+        result[self.inside] = x
+        return result
 
     def backward(self, grad, output, x):
         return grad[self.inside]

@@ -243,6 +243,9 @@ class Checkpoint:
     Random generators are found by themselves: the default one, and those that can be reached from
     attributes of the model's layers and of the loaders. One that several share stays shared.
 
+    Results are equal bit for bit where the arithmetic is: on the same kind of processor, with the
+    same versions of NumPy and Numba.
+
     Parameters
     ----------
     path : str or PathLike
@@ -365,7 +368,7 @@ class Checkpoint:
         return {
             **self._fixed,
             "optimizer": " and ".join(type(part).__name__ for part in parts),
-            "parameter groups": groups,
+            "settings of the optimizer": groups,
             "schedule": schedule,
         }
 
@@ -509,7 +512,7 @@ def _find_generators(**places):
 
 
 def _seed(generator):
-    """The seed that somebody chose, as a list of ints; None if the system drew one."""
+    """The seed that somebody chose, an int or a list; None if the system drew one."""
     sequence = getattr(generator.bit_generator, "seed_seq", None)
     entropy = getattr(sequence, "entropy", None)
     if entropy is None:
@@ -517,4 +520,5 @@ def _seed(generator):
     numbers = [int(n) for n in np.ravel(np.array(entropy, object))]
     if max(numbers, default=0) >= 1 << 64:  # NumPy draws 128 bits where no seed is given
         return None
-    return numbers + [int(n) for n in sequence.spawn_key]
+    numbers += [int(n) for n in sequence.spawn_key]
+    return numbers[0] if len(numbers) == 1 else numbers

@@ -1,4 +1,4 @@
-"""Batches: the DataLoader, and the transforms that turn pixels into network inputs."""
+"""Batches: the DataLoader."""
 
 from __future__ import annotations
 
@@ -6,51 +6,8 @@ from numbers import Integral
 
 import numpy as np
 
-
-def to_signed(maximum):
-    """The transform that maps pixels 0 to `maximum` linearly onto [-1, 1].
-
-    Both ends are exact, and the middle goes to 0, where the sign changes.
-
-    Returns
-    -------
-    callable
-        (images (B, C, H, W), rng) -> (B, C, H, W) float32
-    """
-    half = _positive("to_signed", maximum) / np.float32(2)
-
-    def transform(images, rng):
-        x = images.astype(np.float32)
-        x -= half  # first, since it is exact for 8-bit images: what is symmetric stays so
-        x /= half
-        return x
-
-    return transform
-
-
-def to_unit(maximum):
-    """The transform that maps pixels 0 to `maximum` linearly onto [0, 1]; both ends are exact.
-
-    Returns
-    -------
-    callable
-        (images (B, C, H, W), rng) -> (B, C, H, W) float32
-    """
-    maximum = _positive("to_unit", maximum)
-
-    def transform(images, rng):
-        x = images.astype(np.float32)
-        x /= maximum
-        return x
-
-    return transform
-
-
-def _positive(where, maximum):
-    value = np.float32(maximum)
-    if not (np.isfinite(value) and value > 0):
-        raise ValueError(f"{where}: maximum must be positive and finite, got {maximum!r}")
-    return value
+from tinybnn.datasets.transforms import to_signed
+from tinybnn.tensor import default_generator
 
 
 class DataLoader:
@@ -69,7 +26,8 @@ class DataLoader:
         change its input. Default: ``to_signed(dataset.maximum)``, so that inputs fill [-1, 1].
     rng : numpy.random.Generator or int, optional
         Draws the orders and whatever the transform draws. An int is the seed of a new generator:
-        the same seed gives the same batches on every run. None: different ones on each run.
+        the same seed gives the same batches on every run. None: the generator that
+        `tinybnn.manual_seed` restarts, as it is at the start of each epoch.
 
     Yields
     ------
@@ -105,7 +63,8 @@ class DataLoader:
         self.shuffle = bool(shuffle)
         self.drop_last = bool(drop_last)
         self.transform = to_signed(dataset.maximum) if transform is None else transform
-        self.rng = as_generator(rng, "DataLoader")
+        # None stays None, so that a seed set after this line still counts.
+        self.rng = None if rng is None else as_generator(rng, "DataLoader")
 
     def __len__(self):
         """Number of batches in an epoch."""
@@ -115,13 +74,14 @@ class DataLoader:
     def __iter__(self):
         count = len(self.dataset.labels)
         pixels = self.dataset.images.transpose(0, 2, 3, 1)  # (N, H, W, C), contiguous
-        order = self.rng.permutation(count) if self.shuffle else None
+        rng = as_generator(self.rng, "DataLoader")
+        order = rng.permutation(count) if self.shuffle else None
         for batch in range(len(self)):
             rows = slice(batch * self.batch_size, min((batch + 1) * self.batch_size, count))
             if order is not None:
                 rows = order[rows]
             images = pixels[rows].transpose(0, 3, 1, 2)  # (B, C, H, W)
-            x = self.transform(images, self.rng)
+            x = self.transform(images, rng)
             yield _channels_last(x, len(images)), self.dataset.labels[rows].copy()
 
     def __repr__(self):
@@ -142,10 +102,15 @@ def _channels_last(x, count):
 
 
 def as_generator(rng, where):
-    """A numpy.random.Generator from a Generator, a seed or None (fresh entropy)."""
+    """A numpy.random.Generator from a Generator, a seed, or None: the default generator.
+
+    The default generator is the one that layers draw from too; `tinybnn.manual_seed` restarts it.
+    """
+    if rng is None:
+        return default_generator()
     if isinstance(rng, np.random.Generator):
         return rng
-    if rng is not None and (isinstance(rng, bool) or not isinstance(rng, Integral) or rng < 0):
+    if isinstance(rng, bool) or not isinstance(rng, Integral) or rng < 0:
         raise TypeError(
             f"{where}: rng must be a numpy.random.Generator, a seed >= 0 or None, got {rng!r}"
         )

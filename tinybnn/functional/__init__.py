@@ -53,6 +53,7 @@ from tinybnn.functional.pooling import (
 from tinybnn.tensor import (
     abs,
     amax,
+    amin,
     broadcast_to,
     cat,
     clamp,
@@ -79,7 +80,7 @@ from tinybnn.tensor import (
 __all__ = [
     "AvgPool2d", "BatchNorm", "Conv2d", "ConvInput", "ConvWeight", "Geometry", "Hardtanh",
     "LeakyRelu", "Linear", "LogSoftmax", "MaxPool2d", "PRelu", "Relu", "Sigmoid", "Softplus",
-    "Tanh", "abs", "adaptive_avg_pool2d", "amax", "avg_pool2d", "batch_norm",
+    "Tanh", "abs", "adaptive_avg_pool2d", "amax", "amin", "avg_pool2d", "batch_norm",
     "binary_cross_entropy", "binary_cross_entropy_with_logits", "broadcast_to", "cat", "clamp",
     "conv2d", "conv_transpose2d", "cross_entropy", "dropout", "exp", "flatten", "flip",
     "hardtanh", "leaky_relu", "linear", "log", "log_softmax", "logsumexp", "matmul",

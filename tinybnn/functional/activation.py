@@ -106,12 +106,12 @@ def hardtanh(x, min_val=-1.0, max_val=1.0):
     """Limit to [min_val, max_val]; the slope is 1 strictly inside and 0 elsewhere."""
     if not min_val < max_val:
         raise ValueError(f"hardtanh: min_val {min_val} must be below max_val {max_val}")
-    return Hardtanh.apply(x, low=min_val, high=max_val)
+    return Hardtanh.apply(x, low=float(min_val), high=float(max_val))
 
 
 def leaky_relu(x, negative_slope=0.01):
     """x where x > 0, else negative_slope * x."""
-    return LeakyRelu.apply(x, slope=negative_slope)
+    return LeakyRelu.apply(x, slope=float(negative_slope))
 
 
 def prelu(x, weight):
@@ -129,8 +129,8 @@ def prelu(x, weight):
             f"prelu: weight must have the shape (1,) or (C,), got {np.shape(weight)} "
             f"for x of shape {shape}"
         )
-    if len(shape) > 1:
-        weight = reshape(weight, (1, -1) + (1,) * (len(shape) - 2))
+    if len(shape) != 1:
+        weight = reshape(weight, (1, -1, *(1,) * (len(shape) - 2)) if shape else ())
     return PRelu.apply(x, weight)
 
 
@@ -138,7 +138,7 @@ def softplus(x, beta=1.0):
     """log(1 + exp(beta x)) / beta, without overflow."""
     if not beta > 0:
         raise ValueError(f"softplus: beta must be positive, got {beta!r}")
-    return Softplus.apply(x, beta=beta)
+    return Softplus.apply(x, beta=float(beta))
 
 
 def sigmoid(x):

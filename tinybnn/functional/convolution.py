@@ -27,10 +27,11 @@ class Geometry:
 
     BLOCK = 1 << 21  # elements of a patch matrix that is worked on at a time (fits the cache)
 
-    def __init__(self, image, weight, stride, padding, dilation, groups):
+    def __init__(self, image, weight, stride, padding, dilation, groups, output=None):
         self.image, self.weight = image, weight  # shapes (N, C, H, W), (O, C / groups, kh, kw)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
-        self.output = tuple(
+        # Given for a transposed convolution, whose output_padding can leave room for more.
+        self.output = output or tuple(
             (n + 2 * p - d * (k - 1) - 1) // s + 1
             for n, k, s, p, d in zip(image[2:], weight[2:], stride, padding, dilation, strict=True)
         )
@@ -116,9 +117,9 @@ def _products(a, b, fixed_order):
 class Conv2d(Function):
     """out[n, o] = sum over c, i, j of x[n, c, y s + i d, x s + j d] weight[o, c, i, j]."""
 
-    def forward(self, x, weight, stride, padding, dilation, groups, fixed_order=False):
+    def forward(self, x, weight, stride, padding, dilation, groups, fixed_order=False, output=None):
         self.geometry = geometry = Geometry(
-            x.shape, weight.shape, stride, padding, dilation, groups
+            x.shape, weight.shape, stride, padding, dilation, groups, output
         )
         dtype = np.result_type(x, weight)
         result = empty_image((len(x), len(weight), *geometry.output), dtype)
@@ -190,12 +191,13 @@ class ConvWeight(Function):
 
 
 def _conv_options(geometry):
-    return {name: getattr(geometry, name) for name in ("stride", "padding", "dilation", "groups")}
+    names = ("stride", "padding", "dilation", "groups", "output")
+    return {name: getattr(geometry, name) for name in names}
 
 
 def pair(name, argument, value, minimum):
     """An int or a pair of ints as a pair; an error that names the argument otherwise."""
-    pair = (value, value) if isinstance(value, int | np.integer) else tuple(value)
+    pair = (value, value) if np.ndim(value) == 0 else tuple(value)
     if len(pair) != 2 or any(not isinstance(v, int | np.integer) or v < minimum for v in pair):
         raise ValueError(
             f"{name}: {argument} must be an int or a pair of ints >= {minimum}, got {value!r}"
@@ -314,6 +316,8 @@ def conv_transpose2d(
         raise ValueError(f"{name}: padding {padding} leaves an output of {size}")
     outputs = expected[1] * groups
     check_bias(name, bias, outputs)
-    geometry = Geometry((shape[0], outputs, *size), expected, stride, padding, dilation, groups)
+    geometry = Geometry(
+        (shape[0], outputs, *size), expected, stride, padding, dilation, groups, output=shape[2:]
+    )
     output = ConvInput.apply(x, weight, geometry=geometry, fixed_order=fixed_order)
     return output if bias is None else output + reshape(bias, (1, -1, 1, 1))

@@ -4,8 +4,39 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn.functional.activation import log_softmax, relu, softplus
-from tinybnn.tensor import as_array, clamp, log, mean, sum
+from tinybnn.functional.activation import log_softmax, relu, sigmoid
+from tinybnn.tensor import Function, as_array, clamp, log, mean, sum
+
+
+class BinaryCrossEntropy(Function):
+    """-(target log x + (1 - target) log(1 - x)), each logarithm at least -100."""
+
+    def forward(self, x, target):
+        with np.errstate(divide="ignore"):
+            log_p, log_q = np.maximum(np.log(x), -100), np.maximum(np.log1p(-x), -100)
+        return -(target * log_p + (1 - target) * log_q)
+
+    def backward(self, grad, output, x, target):
+        grad_target = None
+        if self.needs[1]:
+            least = float(np.finfo(np.float32).tiny)
+            grad_target = grad * (log(clamp(1.0 - x, min=least)) - log(clamp(x, min=least)))
+        return grad * (x - target) / clamp(x * (1.0 - x), min=1e-12), grad_target
+
+
+class BinaryCrossEntropyWithLogits(Function):
+    """Binary cross entropy of sigmoid(x): log(1 + exp(-|x|)) + |x| |target - (1 if x >= 0 else 0)|.
+
+    Nothing cancels in this form: the loss of a sure and right answer is small, not 0.
+    """
+
+    def forward(self, x, target):
+        wrong = np.where(x >= 0, 1 - target, target)
+        distance = np.where(wrong == 0, 0, np.abs(x))  # inf * 0 would be NaN
+        return np.logaddexp(0, -np.abs(x)) + distance * wrong
+
+    def backward(self, grad, output, x, target):
+        return grad * (sigmoid(x) - target), -grad * x if self.needs[1] else None
 
 
 def _reduce(name, values, reduction):
@@ -50,17 +81,16 @@ def cross_entropy(input, target, reduction="mean", label_smoothing=0.0):
     """
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1], got {label_smoothing}")
-    log_p = log_softmax(input, 1)
-    if np.ndim(target) == 2:
-        if np.shape(target) != np.shape(input):
-            raise ValueError(
-                f"cross_entropy: soft targets have the shape {np.shape(target)}, "
-                f"the input {np.shape(input)}"
-            )
-        losses = -sum(log_p * target, 1)
-    else:
+    is_soft = np.ndim(target) == 2
+    if not is_soft:
         target = _class_labels("cross_entropy", input, target)
-        losses = -log_p[np.arange(len(target)), target]
+    elif np.shape(target) != np.shape(input):
+        raise ValueError(
+            f"cross_entropy: soft targets have the shape {np.shape(target)}, "
+            f"the input {np.shape(input)}"
+        )
+    log_p = log_softmax(input, 1)
+    losses = -sum(log_p * target, 1) if is_soft else -log_p[np.arange(len(target)), target]
     if label_smoothing:
         losses = losses * (1.0 - label_smoothing) - mean(log_p, 1) * label_smoothing
     return _reduce("cross_entropy", losses, reduction)
@@ -104,15 +134,12 @@ def binary_cross_entropy(input, target, reduction="mean"):
         raise ValueError(
             f"binary_cross_entropy: input must lie in [0, 1], got {values.min()} to {values.max()}"
         )
-    least = float(np.exp(-100.0))
-    log_p = log(clamp(input, min=least))
-    log_q = log(clamp(1.0 - input, min=least))
-    losses = -(log_p * target + log_q * (1.0 - target))
+    losses = BinaryCrossEntropy.apply(input, target)
     return _reduce("binary_cross_entropy", losses, reduction)
 
 
 def binary_cross_entropy_with_logits(input, target, reduction="mean"):
-    """Binary cross entropy of sigmoid(input): softplus(input) - input * target.
+    """Binary cross entropy of sigmoid(input).
 
     Parameters
     ----------
@@ -122,7 +149,7 @@ def binary_cross_entropy_with_logits(input, target, reduction="mean"):
     reduction : 'mean', 'sum' or 'none'
     """
     _check_same_shape("binary_cross_entropy_with_logits", input, target)
-    losses = softplus(input) - input * target
+    losses = BinaryCrossEntropyWithLogits.apply(input, target)
     return _reduce("binary_cross_entropy_with_logits", losses, reduction)
 
 

@@ -2,5 +2,6 @@
 
 from tinybnn.models.cnn import cnn
 from tinybnn.models.mlp import mlp
+from tinybnn.models.vgg_small import vgg_small
 
-__all__ = ["cnn", "mlp"]
+__all__ = ["cnn", "mlp", "vgg_small"]

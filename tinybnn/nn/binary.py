@@ -214,9 +214,7 @@ class Quantize(Module):
     """
 
     def __init__(self, quantizer="ste_sign"):
-        self.quantizer = quantizers.get(quantizer)
-        if self.quantizer is None:
-            raise ValueError("Quantize: expects a quantizer, got None")
+        self.quantizer = _quantizer("Quantize", quantizer)
 
     def forward(self, x):
         return self.quantizer(x)
@@ -243,7 +241,7 @@ class RSign(Module):
     def __init__(self, num_channels, quantizer="approx_sign"):
         check_sizes("RSign", num_channels=num_channels)
         self.threshold = Parameter(np.zeros(num_channels, np.float32))
-        self.quantizer = quantizers.get(quantizer)
+        self.quantizer = _quantizer("RSign", quantizer)
 
     def forward(self, x):
         return self.quantizer(x - _per_channel(self.threshold, x))
@@ -310,6 +308,14 @@ class Maxout(Module):
 
     def extra_repr(self):
         return f"{len(self.positive)}"
+
+
+def _quantizer(layer, quantizer):
+    """A quantizer by name or itself, for a layer that has nothing to do without one."""
+    quantizer = quantizers.get(quantizer)
+    if quantizer is None:
+        raise ValueError(f"{layer}: expects a quantizer, got None")
+    return quantizer
 
 
 def _per_channel(v, x):
@@ -383,17 +389,21 @@ class AdaBinConv2d(Conv2d):
         self.weight = LatentParameter(self.weight.data, clip_value=None)
         self.input_scale = Parameter(np.ones(1, np.float32))
         self.input_offset = Parameter(np.zeros(1, np.float32))
-        self.input_quantizer = quantizers.get(input_quantizer)
-        self.weight_quantizer = quantizers.get(weight_quantizer)
+        self.input_quantizer = _quantizer("AdaBinConv2d", input_quantizer)
+        self.weight_quantizer = _quantizer("AdaBinConv2d", weight_quantizer)
+
+    def _weight_parts(self, weight):
+        """v, α_w and β_w of an array or a Tensor: (O, C, kh, kw) and twice (O, 1, 1, 1)."""
+        offset = F.mean(weight, (1, 2, 3), keepdim=True)
+        centred = weight - offset
+        # The 1e-12 keeps a filter of equal weights, which has α_w = 0, from dividing by it.
+        scale = F.sqrt(F.mean(centred * centred, (1, 2, 3), keepdim=True) + 1e-12)
+        return self.weight_quantizer(centred / scale), scale, offset
 
     def forward(self, x):
         input_scale = F.maximum(self.input_scale, 1e-3)
         s = self.input_quantizer((x - self.input_offset) / input_scale)
-        offset = self.weight.mean((1, 2, 3), keepdim=True)  # β_w (O, 1, 1, 1)
-        centred = self.weight - offset
-        # The 1e-12 keeps a filter of equal weights, which has α_w = 0, from dividing by it.
-        scale = ((centred * centred).mean((1, 2, 3), keepdim=True) + 1e-12).sqrt()
-        v = self.weight_quantizer(centred / scale)
+        v, scale, offset = self._weight_parts(self.weight)
         if self.training:
             total = self._conv(input_scale * (s + self.input_offset), scale * v + offset)
         else:
@@ -420,5 +430,4 @@ class AdaBinConv2d(Conv2d):
 
     def binary_weight(self):
         """The signs v of the weights, an array of ±1."""
-        weight = self.weight.data
-        return self.weight_quantizer.forward(weight - weight.mean((1, 2, 3), keepdims=True))
+        return self._weight_parts(self.weight.data)[0]

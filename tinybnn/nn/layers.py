@@ -224,6 +224,12 @@ class ConvTranspose2d(Conv2d):
             self.dilation, fixed_order=not self.training,
         )  # fmt: skip
 
+    def extra_repr(self):
+        text = super().extra_repr()
+        if self.output_padding != (0, 0):
+            text = text.replace(", bias=", f", output_padding={self.output_padding}, bias=")
+        return text
+
 
 class _BatchNorm(Module):
     _ndim = None

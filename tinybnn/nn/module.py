@@ -258,7 +258,10 @@ class ModuleList(Module):
     def append(self, module):
         """Add a Module at the end; returns the list."""
         if not isinstance(module, Module):
-            raise TypeError(f"ModuleList: expects Modules, got a {type(module).__name__}")
+            raise TypeError(
+                f"{type(self).__name__}: expects Modules, item {len(self)} is a "
+                f"{type(module).__name__}"
+            )
         setattr(self, str(len(self)), module)
         return self
 
@@ -270,10 +273,15 @@ class ModuleList(Module):
 
     def __getitem__(self, index):
         chosen = self.children()[index]
-        return ModuleList(chosen) if isinstance(index, slice) else chosen
+        if not isinstance(index, slice):
+            return chosen
+        part = type(self)()
+        for module in chosen:
+            part.append(module)
+        return part
 
 
-class Sequential(Module):
+class Sequential(ModuleList):
     """Modules one after the other.
 
     Examples
@@ -285,24 +293,9 @@ class Sequential(Module):
     """
 
     def __init__(self, *modules):
-        for i, module in enumerate(modules):
-            if not isinstance(module, Module):
-                raise TypeError(
-                    f"Sequential: expects Modules, item {i} is a {type(module).__name__}"
-                )
-            setattr(self, str(i), module)
+        super().__init__(modules)
 
     def forward(self, x):
         for module in self.children():
             x = module(x)
         return x
-
-    def __len__(self):
-        return len(self.children())
-
-    def __iter__(self):
-        return iter(self.children())
-
-    def __getitem__(self, index):
-        chosen = self.children()[index]
-        return Sequential(*chosen) if isinstance(index, slice) else chosen

@@ -1,0 +1,431 @@
+"""Optimizers and schedules: PyTorch's numbers, groups, latent weights, Bop, state."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tinybnn import nn, optim
+from tinybnn.tensor import Tensor
+
+START = np.array([0.5, -1.2, 0.03, 2.0])
+GRADS = np.array(
+    [
+        [0.1, -0.2, 0.3, -0.4],
+        [0.5, 0.1, -0.3, 0.2],
+        [-0.2, 0.0, 0.7, -0.1],
+        [0.05, -0.6, 0.2, 0.9],
+        [1.0, -1.0, 0.01, -0.02],
+    ]
+)
+
+# The weights that PyTorch 2.13 has after the five gradients above, in float64.
+RECORDED = [
+    ("SGD", {}, [0.355, -1.03, -0.061, 1.942]),
+    ("SGD", {"momentum": 0.9}, [0.231799, -0.938488, -0.218383, 1.953124]),
+    (
+        "SGD", {"momentum": 0.9, "dampening": 0.5},
+        [0.345424, -1.028293, -0.155618, 2.058464],
+    ),
+    (
+        "SGD", {"momentum": 0.9, "weight_decay": 0.05},
+        [0.20207467467968745, -0.8621078001837501, -0.21769122683259373, 1.8209710202687497],
+    ),
+    (
+        "SGD", {"momentum": 0.9, "weight_decay": 0.05, "nesterov": True},
+        [0.07821491206652349, -0.6991498748731538, -0.2810337155928213, 1.7312885188462934],
+    ),
+    (
+        "Adam", {},
+        [0.1756962612386136, -0.9189941157330539, -0.22051700083002884, 2.0895023688462606],
+    ),
+    (
+        "Adam", {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.05},
+        [0.16468073158824542, -0.8427386736039937, -0.21603657790360636, 1.9601789795890228],
+    ),
+    (
+        "AdamW", {},
+        [0.1739727116979189, -0.9135868261685178, -0.22012245553185653, 2.0790142367880775],
+    ),
+    (
+        "AdamW", {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3},
+        [0.12987892524971045, -0.7640376455095286, -0.20723791175355621, 1.7696334250916388],
+    ),
+]  # fmt: skip
+
+
+def parameter(values=START, latent=False, **kw):
+    values = np.array(values)
+    return nn.LatentParameter(values, **kw) if latent else nn.Parameter(values)
+
+
+def walk(optimizer, *parameters, grads=GRADS):
+    for grad in grads:
+        for p in parameters:
+            p.grad = Tensor(grad.astype(p.dtype))
+        optimizer.step()
+
+
+@pytest.mark.parametrize(("name", "settings", "expected"), RECORDED)
+def test_updates_are_pytorchs(name, settings, expected):
+    p = parameter()
+    walk(getattr(optim, name)([p], lr=0.1, **settings), p)
+    np.testing.assert_allclose(p.data, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "settings", "expected"), RECORDED)
+def test_float32_weights_stay_float32(name, settings, expected):
+    p = parameter(START.astype(np.float32))
+    # NumPy numbers as settings must not turn the arithmetic into float64.
+    optimizer = getattr(optim, name)([p], lr=np.float64(0.1), **settings)
+    walk(optimizer, p)
+    assert p.dtype == np.float32
+    assert all(a.dtype in (np.float32, np.int64) for a in optimizer.state[0].values())
+    assert type(optimizer.param_groups[0]["lr"]) is float
+    np.testing.assert_allclose(p.data, expected, rtol=1e-5)
+
+
+SGD_LRS = (0.1, 0.02)  # of two groups
+
+
+def schedules(optimizer):
+    return {
+        "step": lambda: optim.StepLR(optimizer, 3, 0.5),
+        "cosine": lambda: optim.CosineAnnealingLR(optimizer, 7, 0.01),
+        "linear": lambda: optim.LinearLR(optimizer, 0.25, 1.0, 4),
+        "linear default": lambda: optim.LinearLR(optimizer),
+        "lambda": lambda: optim.LambdaLR(optimizer, lambda epoch: 0.95**epoch),
+        "sequential": lambda: optim.SequentialLR(
+            optimizer,
+            [optim.LinearLR(optimizer, 0.2, 1.0, 3), optim.CosineAnnealingLR(optimizer, 5)],
+            [3],
+        ),
+    }
+
+
+# Learning rates that PyTorch 2.13 gives for eight epochs, and the second group's in epoch 3.
+RATES = [
+    ("step", [0.1, 0.1, 0.1, 0.05, 0.05, 0.05, 0.025, 0.025], 0.01),
+    (
+        "cosine",
+        [
+            0.1, 0.09554359905560886, 0.08305704108364301, 0.06501344202803415,
+            0.04498655797196586, 0.026942958916356993, 0.014456400944391143, 0.01,
+        ],
+        0.016112604669781573,
+    ),
+    ("linear", [0.025, 0.04375, 0.0625, 0.08125, 0.1, 0.1, 0.1, 0.1], 0.01625),
+    (
+        "linear default",
+        [0.1 / 3, 0.04666666666666667, 0.06, 0.07333333333333335, 0.08666666666666668] + 3 * [0.1],
+        0.01466666666666667,
+    ),
+    (
+        "lambda",
+        [
+            0.1, 0.095, 0.09025, 0.0857375, 0.081450625, 0.07737809374999999,
+            0.07350918906249998, 0.06983372960937498,
+        ],
+        0.0171475,
+    ),
+    (
+        "sequential",
+        [
+            0.02, 0.04666666666666667, 0.07333333333333333, 0.1, 0.09045084971874738,
+            0.06545084971874737, 0.03454915028125263, 0.009549150281252633,
+        ],
+        0.02,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "first", "second"), RATES)
+def test_schedules_are_pytorchs(name, first, second):
+    groups = [{"params": [parameter()]}, {"params": [parameter()], "lr": SGD_LRS[1]}]
+    optimizer = optim.SGD(groups, lr=SGD_LRS[0])
+    schedule = schedules(optimizer)[name]()
+    found = []
+    for _ in range(8):
+        found.append([group["lr"] for group in optimizer.param_groups])
+        schedule.step()
+    np.testing.assert_allclose([a for a, _ in found], first, rtol=1e-12)
+    np.testing.assert_allclose(found[3][1], second, rtol=1e-12)
+
+
+def test_schedules_count_from_the_first_value():
+    """A second schedule of an optimizer does not start from what the first one has made of it."""
+    optimizer = optim.SGD([parameter()], lr=0.8)
+    optim.LinearLR(optimizer, 0.25)
+    assert optimizer.param_groups[0]["lr"] == 0.2
+    optim.StepLR(optimizer, 2)
+    assert optimizer.param_groups[0]["lr"] == 0.8
+
+
+def test_schedules_restore():
+    for name, _, _ in RATES:
+        one, two = (optim.SGD([parameter()], lr=0.1) for _ in range(2))
+        schedule, other = schedules(one)[name](), schedules(two)[name]()
+        for _ in range(4):
+            schedule.step()
+        other.load_state_dict(json.loads(json.dumps(schedule.state_dict())))
+        schedule.step()
+        other.step()
+        assert two.param_groups[0]["lr"] == one.param_groups[0]["lr"], name
+
+
+def test_groups_have_settings_of_their_own():
+    a, b, c = parameter(), parameter(), parameter()
+    optimizer = optim.SGD([{"params": [a]}, {"params": b, "lr": 0.01}, {"params": [c]}], lr=0.1)
+    optimizer.param_groups[2]["lr"] = 0.2
+    walk(optimizer, a, b, c, grads=GRADS[:1])
+    for p, lr in ((a, 0.1), (b, 0.01), (c, 0.2)):
+        np.testing.assert_allclose(p.data, START - lr * GRADS[0], rtol=1e-12)
+
+
+def test_parameters_without_gradient_stay():
+    a, b = parameter(), parameter()
+    optimizer = optim.Adam([a, b], lr=0.1, weight_decay=0.1)
+    walk(optimizer, a)
+    assert np.array_equal(b.data, START)
+    assert optimizer.state[1] == {}
+    optimizer.zero_grad()
+    assert a.grad is None
+
+
+# ---------------------------------------------------------------------------------- latent weights
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+@pytest.mark.parametrize("decays", [False, True])
+def test_decay_leaves_latent_weights_alone_unless_asked(name, decays):
+    cls = getattr(optim, name)
+    latent, plain, free = parameter(latent=True, clip_value=None), parameter(), parameter()
+    walk(cls([latent], lr=0.1, weight_decay=0.3, decay_latents=decays), latent)
+    walk(cls([plain], lr=0.1, weight_decay=0.3), plain)
+    walk(cls([free], lr=0.1, weight_decay=0.0), free)
+    assert not np.array_equal(plain.data, free.data)
+    assert np.array_equal(latent.data, plain.data if decays else free.data)
+
+
+def test_latent_weights_are_clipped():
+    clipped, narrow = parameter(latent=True), parameter(latent=True, clip_value=0.25)
+    free = parameter(latent=True, clip_value=None)
+    walk(optim.SGD([clipped, narrow, free], lr=0.1), clipped, narrow, free, grads=GRADS[:1])
+    step = START - 0.1 * GRADS[0]
+    np.testing.assert_allclose(clipped.data, np.clip(step, -1, 1))
+    np.testing.assert_allclose(narrow.data, np.clip(step, -0.25, 0.25))
+    np.testing.assert_allclose(free.data, step)
+
+
+# --------------------------------------------------------------------------------------------- Bop
+
+
+def test_bop_by_hand():
+    """Two steps of algorithm 1 of Helwegen et al. with numbers that are exact in binary."""
+    p = parameter([1.0, 1.0, -1.0, -1.0, 1.0], latent=True)
+    optimizer = optim.Bop([p], threshold=0.25, gamma=0.5)
+    first = np.array([1.0, -1.0, 1.0, -1.0, 0.5])
+    walk(optimizer, p, grads=[first])
+    # m = [.5, -.5, .5, -.5, .25], w m = [.5, -.5, -.5, .5, .25]: the last one equals the threshold
+    assert optimizer.state[0]["mean"].tolist() == [0.5, -0.5, 0.5, -0.5, 0.25]
+    assert p.data.tolist() == [-1, 1, -1, 1, 1]
+    walk(optimizer, p, grads=[np.array([0.0, 2.0, -2.0, -1.0, 0.5])])
+    # m = [.25, .75, -.75, -.75, .375]
+    assert optimizer.state[0]["mean"].tolist() == [0.25, 0.75, -0.75, -0.75, 0.375]
+    assert p.data.tolist() == [-1, -1, 1, 1, -1]
+
+
+def test_bop_makes_signs_of_latent_weights():
+    p = parameter([0.3, -0.2, 0.0, -0.0], latent=True)
+    walk(optim.Bop([p]), p, grads=[np.zeros(4)])
+    assert p.data.tolist() == [1, -1, 1, 1]
+
+
+def test_bop_at_threshold_zero_does_not_flip_without_gradient():
+    p = parameter([1.0, -1.0], latent=True)
+    walk(optim.Bop([p], threshold=0.0), p, grads=[np.array([0.0, -0.0])])
+    assert p.data.tolist() == [1, -1]
+
+
+def test_bop_refuses_what_has_no_sign():
+    with pytest.raises(TypeError, match="MultiOptimizer"):
+        optim.Bop(nn.BatchNorm1d(3).parameters())
+
+
+def test_bop_and_adam_as_one_optimizer():
+    sign, real = parameter(np.sign(START), latent=True), parameter()
+    alone, alone_real = parameter(np.sign(START), latent=True), parameter()
+    both = optim.MultiOptimizer(optim.Bop([sign], 1e-3, 0.1), optim.Adam([real], lr=0.1))
+    schedule = optim.StepLR(both, 2, 0.5)
+    bop, adam = optim.Bop([alone], 1e-3, 0.1), optim.Adam([alone_real], lr=0.1)
+    for i, grad in enumerate(GRADS):
+        walk(both, sign, real, grads=[grad])
+        schedule.step()
+        bop.param_groups[0]["gamma"] = 0.1 * 0.5 ** (i // 2)
+        adam.param_groups[0]["lr"] = 0.1 * 0.5 ** (i // 2)
+        walk(bop, alone, grads=[grad])
+        walk(adam, alone_real, grads=[grad])
+    assert np.array_equal(sign.data, alone.data)
+    assert np.array_equal(real.data, alone_real.data)
+    both.zero_grad()
+    assert sign.grad is None and real.grad is None
+
+
+# ------------------------------------------------------------------------------------------- state
+
+
+def make(kind, seed=0):
+    p = parameter(START.astype(np.float32), latent=True)
+    q = parameter(START[::-1].astype(np.float32))
+    if kind == "Bop and Adam":
+        return p, q, optim.MultiOptimizer(optim.Bop([p], 1e-3, 0.1), optim.Adam([q]))
+    settings = {"momentum": 0.9, "nesterov": True} if kind == "SGD" else {}
+    groups = [{"params": [p], "lr": 0.1}, {"params": [q]}]
+    return p, q, getattr(optim, kind)(groups, lr=0.01, **settings)
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW", "Bop and Adam"])
+def test_state_goes_to_another_optimizer(kind):
+    p, q, optimizer = make(kind)
+    walk(optimizer, p, q)
+    optimizer.rates[1][0][optimizer.rates[1][1]] = 0.05
+    state = optimizer.state_dict()
+    settings = json.loads(json.dumps(state["param_groups"]))
+    p2, q2, other = make(kind)
+    p2.data[...], q2.data[...] = p.data, q.data
+    other.load_state_dict({"state": state["state"], "param_groups": settings})
+    assert other.state_dict()["param_groups"] == state["param_groups"]
+    walk(optimizer, p, q)
+    walk(other, p2, q2)
+    assert np.array_equal(p.data, p2.data) and np.array_equal(q.data, q2.data)
+
+
+def test_loaded_state_is_a_copy_in_the_memory_order_of_the_weight():
+    def conv():
+        layer = nn.Conv2d(3, 4, 2, bias=False, rng=np.random.default_rng(0))
+        return layer, optim.SGD(layer.parameters(), momentum=0.9)
+
+    (layer, optimizer), (_, other) = conv(), conv()
+    layer.weight.grad = Tensor(np.ones(layer.weight.shape, np.float32))
+    optimizer.step()
+    state = optimizer.state_dict()
+    array = np.ascontiguousarray(state["state"][0]["velocity"])
+    other.load_state_dict({**state, "state": {0: {"velocity": array}}})
+    loaded = other.state[0]["velocity"]
+    assert loaded.strides == layer.weight.data.strides != array.strides
+    assert np.array_equal(loaded, array) and not np.shares_memory(loaded, array)
+
+
+def test_state_of_another_optimizer_is_refused():
+    _, _, adam = make("Adam")
+    _, _, sgd = make("SGD")
+    with pytest.raises(ValueError, match="settings"):
+        adam.load_state_dict(sgd.state_dict())
+    p, q, other = make("Adam")
+    walk(other, p, q)
+    state = other.state_dict()
+    state["state"][1]["mean"] = np.zeros(3, np.float32)
+    before = adam.state_dict()
+    with pytest.raises(ValueError, match=r"mean of parameter 1 has shape \(3,\), expected \(4,\)"):
+        adam.load_state_dict(state)
+    assert adam.state_dict() == before  # no state yet, and none has come
+
+
+# ------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: optim.SGD([]), "no parameters"),
+        (lambda p: optim.SGD(p), "list of Tensors"),
+        (lambda p: optim.SGD([p, p]), "twice"),
+        (lambda p: optim.SGD([p.data]), "expects Tensors, got ndarray"),
+        (lambda p: optim.SGD([{"params": [p], "beta": 1}]), r"unknown settings \['beta'\]"),
+        (lambda p: optim.SGD([{"lr": 1}]), "'params'"),
+        (lambda p: optim.SGD([p], lr=-1), "lr must be >= 0, got -1"),
+        (lambda p: optim.SGD([p], lr=float("nan")), "lr must be >= 0, got nan"),
+        (lambda p: optim.SGD([p], nesterov=True), "nesterov needs momentum"),
+        (lambda p: optim.SGD([p], momentum=0.9, dampening=0.1, nesterov=True), "dampening = 0"),
+        (lambda p: optim.Adam([p], betas=(0.9, 1)), "betas"),
+        (lambda p: optim.Adam([p], betas=(0.9,)), "betas"),
+        (lambda p: optim.Adam([p], eps=-1e-8), "eps"),
+        (lambda p: optim.AdamW([p], weight_decay=-1), "weight_decay"),
+        (lambda p: optim.Bop([p], threshold=-1), "threshold"),
+        (lambda p: optim.Bop([p], gamma=0), "gamma"),
+        (lambda p: optim.MultiOptimizer(), "no parameters"),
+        (lambda p: optim.MultiOptimizer(p), "expects Optimizers"),
+        (lambda p: optim.MultiOptimizer(optim.SGD([p]), optim.Bop([p])), "twice"),
+        (lambda p: optim.StepLR(optim.SGD([p]), 0), "step_size"),
+        (lambda p: optim.CosineAnnealingLR(optim.SGD([p]), 0), "T_max"),
+        (lambda p: optim.LinearLR(optim.SGD([p]), 0), "start_factor"),
+        (lambda p: optim.LinearLR(optim.SGD([p]), total_iters=0), "total_iters"),
+        (lambda p: optim.LambdaLR(optim.SGD([p]), 0.9), "function"),
+        (lambda p: optim.SequentialLR(optim.SGD([p]), [], []), "milestones"),
+    ],
+)
+def test_errors(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make(parameter(latent=True))
+
+
+def test_sequential_errors():
+    one, two = optim.SGD([parameter()]), optim.SGD([parameter()])
+    parts = [optim.StepLR(one, 1), optim.StepLR(one, 2), optim.StepLR(one, 3)]
+    for milestones in ([1], [2, 2], [3, 1], [0, 1]):
+        with pytest.raises(ValueError, match="milestones"):
+            optim.SequentialLR(one, parts, milestones)
+    with pytest.raises(ValueError, match="another optimizer"):
+        optim.SequentialLR(two, parts, [1, 2])
+
+
+# ---------------------------------------------------------------------------------- EDE's steepness
+
+
+def model_with_ede():
+    return nn.Sequential(
+        nn.BinaryLinear(4, 3, weight_quantizer="ede_sign"), nn.AdaBinConv2d(1, 2, 1)
+    )
+
+
+def test_ede_schedule_moves_t_evenly_in_its_logarithm():
+    model = model_with_ede()
+    schedule = optim.EdeSchedule(model, T_max=4)
+    found = []
+    for _ in range(6):
+        t = {model[0].weight_quantizer.t, model[1].weight_quantizer.t}
+        assert len(t) == 1
+        found.append(t.pop())
+        schedule.step()
+    np.testing.assert_allclose(found, [1e-3, 1e-2, 1e-1, 1.0, 10.0, 10.0], rtol=1e-12)
+
+
+def test_chained_schedules_step_together_and_resume():
+    def make():
+        model = model_with_ede()
+        sgd = optim.SGD(model.parameters(), lr=1.0)
+        schedules = [optim.CosineAnnealingLR(sgd, 8), optim.EdeSchedule(model, 8)]
+        return model, sgd, optim.ChainedScheduler(schedules)
+
+    model, sgd, chained = make()
+    for _ in range(3):
+        chained.step()
+    again, sgd_again, resumed = make()
+    resumed.load_state_dict(chained.state_dict())
+    sgd_again.load_state_dict(sgd.state_dict())
+    assert again[1].weight_quantizer.t == model[1].weight_quantizer.t > 1e-3
+    chained.step()
+    resumed.step()
+    assert sgd_again.param_groups[0]["lr"] == sgd.param_groups[0]["lr"] < 1.0
+    assert again[0].weight_quantizer.t == model[0].weight_quantizer.t
+
+
+def test_ede_schedule_refuses_what_cannot_work():
+    with pytest.raises(ValueError, match="no EdeSign"):
+        optim.EdeSchedule(nn.Linear(2, 2), 5)
+    with pytest.raises(ValueError, match="T_max must be >= 1"):
+        optim.EdeSchedule(model_with_ede(), 0)
+    with pytest.raises(ValueError, match="t_min <= t_max"):
+        optim.EdeSchedule(model_with_ede(), 5, t_min=2.0, t_max=1.0)
+    with pytest.raises(ValueError, match="at least one"):
+        optim.ChainedScheduler([])

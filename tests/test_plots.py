@@ -1,0 +1,255 @@
+"""Pictures: they are drawn without a warning, and say what they show."""
+
+import io
+
+import numpy as np
+import pytest
+
+from tinybnn import functional as F
+from tinybnn import nn, plots, quantizers, training
+from tinybnn.tensor import Tensor
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def render(figure):
+    """Draw in full; pytest turns matplotlib's warnings into errors."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=40)
+    assert file.getvalue()[:4] == b"\x89PNG"
+
+
+def axes_of_figure(**options):
+    figure = plots.figure(**options)
+    return figure, figure.subplots()
+
+
+def test_figures_need_no_display():
+    import matplotlib.pyplot as plt
+
+    figure, _ = axes_of_figure(figsize=(3, 2))
+    render(figure)
+    assert plt.get_fignums() == []  # nothing for a notebook to show twice, nothing to close
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_history(validation):
+    history = training.History()
+    for epoch in (1, 2, 3):
+        history.rows.append({"epoch": epoch, "loss": 1 / epoch, "accuracy": 1 - 0.5 / epoch})
+        if validation:
+            history.rows[-1]["val_accuracy"] = 0.5
+    figure, axes = axes_of_figure()
+    plots.history(axes, history)
+    render(figure)
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["training loss", "training accuracy"] + ["validation accuracy"] * validation
+
+
+def test_signs_and_filters():
+    figure = plots.figure()
+    left, right = figure.subplots(1, 2)
+    plots.signs(left, quantizers.sign(normal(4, 5)), title="weights")
+    plots.filters(right, nn.BinaryConv2d(2, 10, 3).binary_weight(), columns=4)
+    render(figure)
+    assert left.get_title() == "weights"
+    sheet = right.get_images()[0].get_array()
+    assert sheet.shape == (3 * 4 - 1, 4 * 4 - 1)
+
+
+def test_table():
+    figure, axes = axes_of_figure()
+    plots.table(axes, [("float32", "12 kB"), ("packed", "0.4 kB")], ("weights", "size"))
+    render(figure)
+
+
+# --------------------------------------------------------------------------------- quantizers
+
+
+@pytest.mark.parametrize("name", sorted(quantizers._BY_NAME))
+def test_quantizer(name):
+    figure, axes = axes_of_figure()
+    plots.quantizer(axes, name)
+    render(figure)
+    q = quantizers.get(name)
+    assert axes.get_title() == type(q).__name__
+    assert axes.get_xlim() == (-2, 2)
+    labels = ["forward", "pseudo-gradient", "surrogate"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == labels
+    lines = {line.get_label(): line.get_data() for line in axes.get_lines()}
+    for label, function in zip(labels, (q, q.pseudo_gradient, q.surrogate), strict=True):
+        x, y = lines[label]
+        assert (x[0], x[-1]) == (-2, 2)
+        np.testing.assert_array_equal(y, function(x[None])[0])  # the points are one filter
+
+
+def test_quantizer_that_is_given():
+    figure, axes = axes_of_figure()
+    plots.quantizer(axes, quantizers.EdeSign(4.0), title="late")
+    render(figure)
+    assert axes.get_title() == "late"
+    assert max(axes.get_lines()[3].get_ydata()) == 4
+    with pytest.raises(ValueError, match="quantizer: expects a quantizer, got None"):
+        plots.quantizer(axes, None)
+    with pytest.raises(ValueError, match="expects one of"):
+        plots.quantizer(axes, "sgn")
+
+
+# ---------------------------------------------------------------------------------- the graph
+
+
+def boxes(figure):
+    """(name, shapes) -> number of boxes."""
+    found = {}
+    texts = [t.get_text() for t in figure.axes[0].texts]
+    for pair in zip(texts[::2], texts[1::2], strict=True):
+        found[pair] = found.get(pair, 0) + 1
+    return found
+
+
+def arrows(figure):
+    from matplotlib.patches import FancyArrowPatch
+
+    return [p for p in figure.axes[0].patches if isinstance(p, FancyArrowPatch)]
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+
+
+def test_graph_of_a_dense_layer():
+    x, w, b = Tensor(normal(4, 3)), Tensor(normal(3, 2), True), Tensor(normal(2), True)
+    figure = plots.graph(F.tanh(x @ w + b).mean(), names={"w": w, "b": b})
+    render(figure)
+    assert boxes(figure) == {
+        ("constant", "(4, 3)"): 1,
+        ("w", "(3, 2)"): 1,
+        ("b", "(2,)"): 1,
+        ("MatMul", "(4, 3), (3, 2) → (4, 2)"): 1,
+        ("Add", "(4, 2), (2,) → (4, 2)"): 1,
+        ("Tanh", "(4, 2)"): 1,
+        ("Sum", "(4, 2) → ()"): 1,
+        ("Mul", "()"): 1,
+    }
+    assert len(arrows(figure)) == 7
+    assert legend(figure) == ["operation", "leaf that requires grad", "constant"]
+
+
+def test_arrows_run_from_the_top_to_the_bottom():
+    x = Tensor(normal(3), requires_grad=True)
+    y = F.exp(x)
+    figure = plots.graph((y * y * x).sum())  # x and y are used twice: one box each
+    assert boxes(figure) == {
+        ("leaf", "(3,)"): 1, ("Exp", "(3,)"): 1, ("Mul", "(3,)"): 2, ("Sum", "(3,) → ()"): 1,
+    }  # fmt: skip
+    paths = [arrow.get_path().vertices for arrow in arrows(figure)]
+    assert len(paths) == 6
+    assert all(path[0][1] > path[-3][1] for path in paths)  # the last three are the head, its tip
+    place = {t.get_text(): t.get_position()[1] for t in figure.axes[0].texts}
+    assert place["leaf"] > place["Exp"] > place["Mul"] > place["Sum"]
+    assert legend(figure) == ["operation", "leaf that requires grad"]
+
+
+def test_a_constant_that_is_used_twice_is_one_box():
+    x, w = Tensor(normal(3)), Tensor(normal(3), requires_grad=True)
+    figure = plots.graph((x * w * x).sum(), names={"x": x})
+    assert boxes(figure)["x", "(3,)"] == 1
+    # What no rule saves cannot be recognised.
+    assert boxes(plots.graph((x + w + x).sum()))["constant", "(3,)"] == 2
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        self.sign = nn.RSign(4)
+        self.first = nn.BinaryConv2d(4, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.act = nn.RPReLU(4)
+
+    def forward(self, x):
+        return self.act(self.norm(self.first(self.sign(x))) + x)
+
+
+def drawn_boxes(figure):
+    from matplotlib.patches import FancyBboxPatch
+
+    patches = [p for p in figure.axes[0].patches if isinstance(p, FancyBboxPatch)]
+    return [p.get_window_extent(figure.canvas.get_renderer()) for p in patches]
+
+
+def test_graph_of_a_network_is_legible():
+    """No two boxes touch, and every text lies in the picture and inside of its box."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), Residual(), nn.AdaptiveAvgPool2d(2),
+                          nn.Flatten(), nn.BinaryLinear(16, 3, bias=True))  # fmt: skip
+    loss = F.cross_entropy(model(Tensor(normal(2, 1, 8, 8))), np.array([0, 2]))
+    figure = plots.graph(loss, names=model.named_parameters())
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure).draw()
+    found = boxes(figure)
+    for name, parameter in model.named_parameters():
+        assert found[name, str(parameter.shape)] == 1
+    assert found["Conv2d", "(2, 4, 8, 8), (4, 4, 3, 3) → (2, 4, 8, 8)"] == 1
+    assert found["ApproxSign", "(2, 4, 8, 8)"] == 1  # a quantizer under its own name
+    extents = drawn_boxes(figure)
+    assert sum(found.values()) == len(extents) >= 30
+    for i, a in enumerate(extents):
+        for b in extents[:i]:
+            assert not a.overlaps(b)
+    renderer, inside = figure.canvas.get_renderer(), figure.bbox
+    for text in figure.axes[0].texts:
+        box = text.get_window_extent(renderer)
+        assert inside.x0 <= box.x0 <= box.x1 <= inside.x1
+        assert inside.y0 <= box.y0 <= box.y1 <= inside.y1
+        assert any(e.x0 <= box.x0 and box.x1 <= e.x1 and e.y0 <= box.y0 <= box.y1 <= e.y1
+                   for e in extents), text.get_text()  # fmt: skip
+
+
+def test_graph_on_given_axes():
+    figure = plots.figure(figsize=(8, 4))
+    left, right = figure.subplots(1, 2)
+    x = Tensor(normal(3, 2), requires_grad=True)
+    assert plots.graph(F.softmax(x * 2.0), left) is figure
+    plots.quantizer(right, "ste_sign")
+    render(figure)
+    assert [t.get_text() for t in left.texts][::2] == ["Exp", "LogSoftmax", "Mul", "leaf"]
+
+
+def test_graph_of_a_leaf():
+    figure = plots.graph(Tensor(normal(2, 3), requires_grad=True))
+    render(figure)
+    assert boxes(figure) == {("leaf", "(2, 3)"): 1}
+    assert boxes(plots.graph(Tensor(1.0))) == {("constant", "()"): 1}
+
+
+def test_graph_of_a_gradient():
+    """With create_graph the backward pass is a graph too."""
+    x = Tensor(normal(3), requires_grad=True)
+    (x * x * x).sum().backward(create_graph=True)
+    figure = plots.graph(x.grad)
+    render(figure)
+    assert len(arrows(figure)) > 4
+
+
+def test_graph_that_was_freed():
+    x = Tensor(normal(3), requires_grad=True)
+    y = (x * x).sum()
+    y.backward()
+    with pytest.raises(RuntimeError, match=r"graph: the graph behind Sum was freed by backward"):
+        plots.graph(y)
+
+
+def test_graph_that_is_too_large():
+    y = Tensor(1.0, requires_grad=True)
+    for _ in range(10_000):
+        y = y + 1.0
+    with pytest.raises(ValueError, match="graph: more than 500 nodes"):
+        plots.graph(y)
+
+
+def test_the_picture_does_not_depend_on_chance():
+    model = nn.Sequential(Residual(), Residual())
+    x = Tensor(normal(1, 4, 4, 4))
+    places = [[t.get_position() for t in plots.graph(model(x)).axes[0].texts] for _ in range(2)]
+    assert places[0] == places[1]

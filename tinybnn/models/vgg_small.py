@@ -1,0 +1,66 @@
+"""VGG-small: the network in which binary convolutions are usually compared on CIFAR-10.
+
+    layer                                output        weights
+    conv 3×3, 3 -> 128, batch norm       32×32         3,456 (real)
+    conv 3×3, 128 -> 128                 32×32         147,456
+    max-pool 2×2, batch norm             16×16
+    conv 3×3, 128 -> 256, batch norm     16×16         294,912
+    conv 3×3, 256 -> 256                 16×16         589,824
+    max-pool 2×2, batch norm             8×8
+    conv 3×3, 256 -> 512, batch norm     8×8           1,179,648
+    conv 3×3, 512 -> 512                 8×8           2,359,296
+    max-pool 2×2, batch norm, sign       4×4
+    dense 8192 -> 10                     10            81,920 (real)
+
+The convolutional part of BinaryNet's network for CIFAR-10 (Courbariaux et al. 2016) with one dense
+layer, as in LQ-Nets (Zhang et al. 2018) and later work. Pooling stands before the batch norm.
+"""
+
+from __future__ import annotations
+
+from tinybnn import nn
+from tinybnn.tensor import default_generator
+
+# (output channels, whether a max-pool follows) of the binary convolutions.
+CONVOLUTIONS = ((128, True), (256, False), (256, True), (512, False), (512, True))
+
+
+def vgg_small(input_shape=(3, 32, 32), num_classes=10, width=1.0, quantizer="ste_sign", rng=None):
+    """Build the network.
+
+    Parameters
+    ----------
+    input_shape : (C, H, W)
+        H and W multiples of 8.
+    num_classes : int
+    width : float
+        Factor of all channel counts.
+    quantizer : Quantizer or name
+        Of activations; weights use ste_sign.
+    rng : numpy.random.Generator, optional
+        Source of the initial weights.
+
+    Returns
+    -------
+    Sequential
+        (N, C, H, W) images -> (N, num_classes) logits.
+    """
+    channels, height, width_of_image = input_shape
+    if height % 8 or width_of_image % 8:
+        raise ValueError(
+            f"vgg_small: height and width must be multiples of 8, got {tuple(input_shape[1:])}"
+        )
+    rng = default_generator() if rng is None else rng
+    now = max(1, round(128 * width))
+    layers = [nn.Conv2d(channels, now, 3, padding=1, bias=False, rng=rng), nn.BatchNorm2d(now)]
+    for outputs, pooled in CONVOLUTIONS:
+        before, now = now, max(1, round(outputs * width))
+        layers.append(
+            nn.BinaryConv2d(before, now, 3, padding=1, input_quantizer=quantizer, rng=rng)
+        )
+        if pooled:
+            layers.append(nn.MaxPool2d(2))
+        layers.append(nn.BatchNorm2d(now))
+    features = now * (height // 8) * (width_of_image // 8)
+    layers += [nn.Quantize(quantizer), nn.Flatten(), nn.Linear(features, num_classes, rng=rng)]
+    return nn.Sequential(*layers)
