@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tinybnn import deploy, nn, storage
 from tinybnn import functional as F
+from tinybnn.deploy.shapes import infer
 from tinybnn.kernels import threads
 from tinybnn.tensor import Tensor, no_grad
 from tinybnn.testing import assert_identical
@@ -471,3 +472,19 @@ def test_a_file_of_another_kind_or_with_nonsense_is_refused(tmp_path):
         )
         with pytest.raises(storage.StorageError, match="not a valid packed model"):
             deploy.PackedModel.load(path)
+
+
+@given(networks())
+def test_shapes_of_a_program_are_known_without_running_it(network):
+    model, shape = network
+    packed = deploy.compile(model, shape)
+    inferred = infer(shape, packed.steps)
+    x = inputs(np.random.default_rng(0), 2, shape)
+    for value, (step, result) in zip(inferred, packed.run(x), strict=True):
+        channels, *pixels = value.shape
+        expected = (channels, *pixels) if value.kind == "floats" else (*pixels, channels)
+        if value.kind == "bits":
+            expected = (*pixels, -(-channels // 64))
+        elif value.kind == "bits of a flattened image":
+            expected = (pixels[0] * pixels[1] * -(-channels // 64),)
+        assert result.shape == (1 if value.single else 2, *expected), step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from pathlib import Path
@@ -167,7 +168,8 @@ def _decode(path, read):
         warnings.simplefilter("ignore")  # of what is odd about a picture, but does no harm
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(file, formats=_FORMATS) as picture:
+            # From memory, where reading a length that a file makes up takes none.
+            with Image.open(io.BytesIO(file.read()), formats=_FORMATS) as picture:
                 # Pillow stores a pixel in 4 bytes.
                 _check_memory("the picture", 4 * picture.width * picture.height, size)
                 return read(picture)

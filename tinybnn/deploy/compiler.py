@@ -417,7 +417,8 @@ class _Compiler:
     def recipe_bits(self, i):
         call, result = self.calls[i], {"call": i, "layout": "bits", "shape": self.shape(i)}
         if type(call.function) is OnesOfOneSample:
-            return [("ones", result | {"settings": {"shape": self.shape(i)}}, [])]
+            shape = {"settings": {"shape": self.shape(i)}}
+            return [("ones", result | shape, [(self.symbolic[i][0], "bits")])]
         source = self.symbolic[i][0]
         if type(call.function) is Quantize:
             found = self.thresholds(i)

@@ -12,13 +12,13 @@ accumulators (N, H, W, C) or (N, F), and words of bits (N, H, W, words) or (N, w
 from __future__ import annotations
 
 import collections
-import inspect
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from tinybnn import functional as F
 from tinybnn import storage
+from tinybnn.deploy.shapes import infer
 from tinybnn.kernels import bits, xnor
 
 # ---------------------------------------------------------------------------------- the operations
@@ -102,8 +102,8 @@ def ternary_conv2d(words, *, weight, mask, channels, groups, **geometry):
 
 
 @_operation
-def ones(*, shape):
-    """The bits of one sample (C, H, W) or (F,) of +1."""
+def ones(words, *, shape):
+    """The bits of one sample (C, H, W) or (F,) of +1, whatever the signs of that shape are."""
     channels, *pixels = shape
     return bits.pack(np.ones((1, *pixels, channels), np.float32))
 
@@ -410,8 +410,9 @@ class PackedModel:
             shape, info = tuple(map(int, metadata["input_shape"])), metadata.get("info", {})
             if not isinstance(info, dict):
                 raise ValueError("its info is no mapping")
+            infer(shape, steps)  # or an error that names the step
             return cls(shape, steps, int(metadata["calls"]), info)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise storage.StorageError(f"{path}: not a valid packed model: {error}") from None
 
     def __repr__(self):
@@ -430,12 +431,9 @@ def _read_step(i, entry, arrays):
     step = Step(**entry)
     if any(not -1 <= source < i for source in step.inputs):
         raise ValueError(f"step {i} reads a later step")
-    if step.operation not in OPERATIONS:
-        raise ValueError(f"step {i} wants the unknown operation {step.operation!r}")
     for name, count in step.bits.items():
         array = bits.from_bytes(step.arrays[name], int(count))
         if name in signs:
             array = bits.unpack(array, int(count)).reshape(signs[name])
         step.arrays[name] = array
-    inspect.signature(OPERATIONS[step.operation]).bind(*step.inputs, **step.arrays, **step.settings)
     return step

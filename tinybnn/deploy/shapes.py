@@ -1,0 +1,402 @@
+"""What each step of a packed program takes and gives: its shapes, worked out without running it.
+
+A program comes from a file, and a file may say anything. Before it runs, every step is held against
+its operation: the kind and the shape of its inputs, the dtype and the shape of its arrays, the type
+and the range of its settings. So a program that passes can be run, and needs memory of the order of
+its own images and weights.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinybnn.kernels.bits import words_for
+
+FLOAT, SUMS, BITS, FLAT = "floats", "sums", "bits", "bits of a flattened image"
+
+
+@dataclass(frozen=True)
+class Value:
+    """The result of a step.
+
+    Attributes
+    ----------
+    kind : str
+        FLOAT, SUMS (integers), BITS, or FLAT (of an image (C, H, W), pixel by pixel).
+    shape : tuple of int
+        Of one sample, channels first; for FLAT that of the image.
+    single : bool
+        Whether there is one for all samples of a batch.
+    """
+
+    kind: str
+    shape: tuple
+    single: bool = False
+
+
+def infer(input_shape, steps):
+    """The `Value` of each step.
+
+    Parameters
+    ----------
+    input_shape : tuple of int
+    steps : sequence of Step
+
+    Returns
+    -------
+    list of Value
+
+    Raises
+    ------
+    ValueError
+        Naming the step that does not fit.
+    """
+    values = [Value(FLOAT, _sizes("input_shape", input_shape))]
+    for i, step in enumerate(steps):
+        inputs = [values[source + 1] for source in step.inputs]
+        try:
+            if step.operation not in _RULES:
+                raise ValueError("the operation is unknown")
+            rule, kinds, arrays, settings = _RULES[step.operation]
+            _expect_inputs(inputs, kinds)
+            _expect_names("arrays", step.arrays, arrays)
+            _expect_names("settings", step.settings, settings)
+            values.append(rule(*inputs, **step.arrays, **step.settings))
+        except ValueError as error:
+            raise ValueError(f"step {i} ({step.operation}): {error}") from None
+    return values[1:]
+
+
+def _expect_inputs(inputs, kinds):
+    if kinds is ...:  # any number of floats
+        kinds = (FLOAT,) * max(1, len(inputs))
+    if len(inputs) != len(kinds):
+        raise ValueError(f"takes {len(kinds)} inputs, got {len(inputs)}")
+    for value, kind in zip(inputs, kinds, strict=True):
+        if value.kind not in kind.split("|"):
+            raise ValueError(f"takes {kind}, got {value.kind}")
+
+
+def _expect_names(what, given, expected):
+    needed = {name for name in expected if not name.endswith("?")}
+    allowed = {name.rstrip("?") for name in expected}
+    if not needed <= set(given) <= allowed:
+        raise ValueError(f"takes the {what} {sorted(allowed)}, got {sorted(given)}")
+
+
+# ------------------------------------------------------------------------------- checks of settings
+
+
+def _int(name, value, low, high=2**31 - 1):
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{name} must be an int from {low} to {high}, got {value!r}")
+    return value
+
+
+def _number(name, value):
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+
+
+def _sizes(name, value, low=1):
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError(f"{name} must be a list of ints, got {value!r}")
+    return tuple(_int(name, n, low) for n in value)
+
+
+def _pair(name, value, low):
+    pair = _sizes(name, value, low)
+    if len(pair) != 2:
+        raise ValueError(f"{name} must be two ints, got {value!r}")
+    return pair
+
+
+def _array(name, array, kinds, shape):
+    if array.dtype.kind not in kinds or array.shape != tuple(shape):
+        raise ValueError(
+            f"{name} must have the shape {tuple(shape)}, got {array.dtype} of shape {array.shape}"
+        )
+    if kinds == "f" and array.dtype != np.float32:
+        raise ValueError(f"{name} must be float32, got {array.dtype}")
+
+
+def _image(value):
+    if len(value.shape) != 3:
+        raise ValueError(f"takes images (C, H, W), got {value.shape}")
+    return value.shape
+
+
+def _windows(size, kernel, stride, padding, dilation=(1, 1), most=None):
+    """Output size of a window that slides over an image; the window and the padding must fit."""
+    result = []
+    for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):
+        span = d * (k - 1) + 1
+        # A wider border than this has never been useful, but it can fill the memory.
+        if p > (max(n, span) if most is None else most * k):
+            raise ValueError(f"a padding of {p} is too much for {n} pixels and a window of {span}")
+        if span > n + 2 * p:
+            raise ValueError(f"a window of {span} does not fit into {n} pixels")
+        result.append((n + 2 * p - span) // s + 1)
+    return tuple(result)
+
+
+# ---------------------------------------------------------------------------------------- the rules
+
+
+def _pack(x):
+    return Value(BITS, x.shape, x.single)
+
+
+def _unpack(x, *, count):
+    if count != x.shape[0]:
+        raise ValueError(f"count is {count!r}, the input has {x.shape[0]} channels")
+    return Value(FLOAT, x.shape, x.single)
+
+
+def _unpack_flattened(x, *, image):
+    if _sizes("image", image) != x.shape:
+        raise ValueError(f"image is {image}, the input was {x.shape}")
+    return Value(FLOAT, (math.prod(x.shape),), x.single)
+
+
+def _flatten_bits(x):
+    return Value(FLAT, _image(x), x.single)
+
+
+def _binary_linear(x, *, weight, count, mask=None, row=None):
+    if x.kind == BITS and len(x.shape) != 1:
+        raise ValueError(f"takes features (F,), got {x.shape}")
+    channels, *pixels = x.shape
+    rows = (words_for(channels),) if x.kind == BITS else (math.prod(pixels), words_for(channels))
+    if count != math.prod(x.shape) or row not in (None, channels):
+        raise ValueError(f"count {count!r} and row {row!r} do not fit to {x.shape}")
+    outputs = weight.shape[:1]
+    for name, plane in (("weight", weight), ("mask", mask)):
+        if plane is not None:
+            _array(name, plane, "u", outputs + rows)
+    return Value(SUMS, outputs, x.single)
+
+
+def _binary_conv2d(
+    x, *, weight, channels, stride, padding, dilation, groups, padding_mode, mask=None
+):
+    image = _image(x)
+    if channels != image[0]:
+        raise ValueError(f"channels is {channels!r}, the input has {image[0]}")
+    if padding_mode not in ("zeros", "ones"):
+        raise ValueError(f"padding_mode must be 'zeros' or 'ones', got {padding_mode!r}")
+    groups = _int("groups", groups, 1, channels)
+    if weight.ndim != 4 or channels % groups or weight.shape[0] % groups:
+        raise ValueError(f"groups={groups} does not fit to weight {weight.shape}")
+    for name, plane in (("weight", weight), ("mask", mask)):
+        if plane is not None:
+            _array(name, plane, "u", (*weight.shape[:3], words_for(channels // groups)))
+    size = _conv_size(image[1:], weight.shape[1:3], stride, padding, dilation)
+    return Value(SUMS, (weight.shape[0], *size), x.single)
+
+
+def _conv_size(size, kernel, stride, padding, dilation):
+    return _windows(
+        size, kernel, _pair("stride", stride, 1), _pair("padding", padding, 0),
+        _pair("dilation", dilation, 1),
+    )  # fmt: skip
+
+
+def _threshold(x, *, thresholds, flip):
+    _array("thresholds", thresholds, "i", x.shape[:1])
+    _array("flip", flip, "b", x.shape[:1])
+    return Value(BITS, x.shape, x.single)
+
+
+def _max_pool_bits(x, *, minimum, channels, kernel_size, stride, padding):
+    image = _image(x)
+    if channels != image[0]:
+        raise ValueError(f"channels is {channels!r}, the input has {image[0]}")
+    _array("minimum", minimum, "b", image[:1])
+    return _pool(x, BITS, kernel_size, stride, padding)
+
+
+def _float_pool(x, *, kernel_size, stride, padding):
+    return _pool(x, FLOAT, kernel_size, stride, padding)
+
+
+def _pool(x, kind, kernel_size, stride, padding):
+    image = _image(x)
+    kernel, padding = _pair("kernel_size", kernel_size, 1), _pair("padding", padding, 0)
+    size = _windows(image[1:], kernel, _pair("stride", stride, 1), padding, most=0.5)
+    return Value(kind, (image[0], *size), x.single)
+
+
+def _to_float(x):
+    return Value(FLOAT, x.shape, x.single)
+
+
+def _linear(x, *, weight):
+    if len(x.shape) != 1:
+        raise ValueError(f"takes features (F,), got {x.shape}")
+    _array("weight", weight, "f", (*weight.shape[:1], *x.shape))
+    return Value(FLOAT, weight.shape[:1], x.single)
+
+
+def _conv2d(x, *, weight, stride, padding, dilation, groups):
+    image = _image(x)
+    groups = _int("groups", groups, 1, image[0])
+    if weight.ndim != 4 or image[0] % groups or weight.shape[0] % groups:
+        raise ValueError(f"groups={groups} does not fit to weight {weight.shape}")
+    _array("weight", weight, "f", (weight.shape[0], image[0] // groups, *weight.shape[2:]))
+    size = _conv_size(image[1:], weight.shape[2:], stride, padding, dilation)
+    return Value(FLOAT, (weight.shape[0], *size), x.single)
+
+
+def _conv_transpose2d(x, *, weight, stride, padding, dilation, groups, image):
+    channels, *size = _image(x)
+    image = _sizes("image", image)
+    groups = _int("groups", groups, 1, channels)
+    if weight.ndim != 4 or len(image) != 3 or channels % groups or image[0] % groups:
+        raise ValueError(f"groups={groups} and image {image} do not fit to weight {weight.shape}")
+    _array("weight", weight, "f", (channels, image[0] // groups, *weight.shape[2:]))
+    # It is the adjoint of a convolution that leads from `image` to the input.
+    back = _conv_size(image[1:], weight.shape[2:], stride, padding, dilation)
+    if back != tuple(size) or max(stride) > 64:
+        raise ValueError(f"image {image} does not fit to an input of {x.shape}")
+    return Value(FLOAT, image, x.single)
+
+
+def _batch_norm(x, *, weight, bias, mean, var, eps):
+    _number("eps", eps)
+    for name, array in (("weight", weight), ("bias", bias), ("mean", mean), ("var", var)):
+        _array(name, array, "f", x.shape[:1])
+    return x
+
+
+def _prelu(x, *, weight):
+    return _broadcast(x, weight)
+
+
+def _unary(x, **numbers):
+    for name, value in numbers.items():
+        if value is not None:
+            _number(name, value)
+    return x
+
+
+def _softplus(x, *, beta):
+    _number("beta", beta)
+    if beta <= 0:
+        raise ValueError(f"beta must be positive, got {beta!r}")
+    return x
+
+
+def _two_operands(*values, left=None, right=None):
+    constants = [array for array in (left, right) if array is not None]
+    if len(values) + len(constants) != 2:
+        raise ValueError(f"takes two operands, got {len(values) + len(constants)}")
+    return _broadcast(*values, *constants)
+
+
+def _broadcast(first, *others):
+    """The value of floats that are broadcast against values or constants."""
+    shapes, single = [(1, *first.shape)], first.single
+    for other in others:
+        if isinstance(other, Value):
+            shapes.append((1, *other.shape))
+            single = single and other.single
+        elif other.dtype != np.float32:
+            raise ValueError(f"constants must be float32, got {other.dtype}")
+        else:
+            shapes.append(other.shape)
+    shape = np.broadcast_shapes(*shapes)
+    # Small operands that blow each other up: (O, 1, 1) against (H, W) is as far as layers go.
+    if shape[0] != 1 or math.prod(shape) > 1024 * max(math.prod(s) for s in shapes):
+        raise ValueError(f"shapes {shapes} do not fit to each other")
+    return Value(FLOAT, shape[1:], single)
+
+
+def _reshape(x, *, shape):
+    shape = _sizes("shape", shape, 0)
+    if math.prod(shape) != math.prod(x.shape):
+        raise ValueError(f"shape is {shape}, the input has {x.shape}")
+    return Value(FLOAT, shape, x.single)
+
+
+def _pad(x, *, widths, value):
+    _number("value", value)
+    if not isinstance(widths, list | tuple) or len(widths) != len(x.shape) + 1:
+        raise ValueError(f"widths must be a pair for each axis, got {widths!r}")
+    pairs = [_pair("widths", pair, 0) for pair in widths]
+    if pairs[0] != (0, 0) or any(
+        sum(pair) > 64 + 2 * n for pair, n in zip(pairs[1:], x.shape, strict=True)
+    ):
+        raise ValueError(f"widths {widths} do not fit to an input of {x.shape}")
+    shape = (n + sum(pair) for n, pair in zip(x.shape, pairs[1:], strict=True))
+    return Value(FLOAT, tuple(shape), x.single)
+
+
+def _cat(*values, dim):
+    first = values[0]
+    dim = _int("dim", dim, 1, len(first.shape)) - 1
+    for value in values[1:]:
+        rest = value.shape[:dim] + value.shape[dim + 1 :]
+        if len(value.shape) != len(first.shape) or value.single != first.single:
+            raise ValueError(f"cannot join {first.shape} and {value.shape}")
+        if rest != first.shape[:dim] + first.shape[dim + 1 :]:
+            raise ValueError(f"cannot join {first.shape} and {value.shape}")
+    joined = sum(value.shape[dim] for value in values)
+    return Value(FLOAT, (*first.shape[:dim], joined, *first.shape[dim + 1 :]), first.single)
+
+
+def _ones(source, *, shape):
+    if _sizes("shape", shape) != source.shape:
+        raise ValueError(f"shape is {shape}, the signs have {source.shape}")
+    return Value(BITS, source.shape, True)
+
+
+_CONV = ("stride", "padding", "dilation", "groups")
+_POOL = ("kernel_size", "stride", "padding")
+
+# operation: (rule, kinds of the inputs, names of the arrays, names of the settings)
+_RULES = {
+    "pack": (_pack, (FLOAT,), (), ()),
+    "unpack": (_unpack, (BITS,), (), ("count",)),
+    "unpack_flattened": (_unpack_flattened, (FLAT,), (), ("image",)),
+    "flatten_bits": (_flatten_bits, (BITS,), (), ()),
+    "xnor_linear": (_binary_linear, (f"{BITS}|{FLAT}",), ("weight",), ("count",)),
+    "ternary_linear": (
+        _binary_linear, (f"{BITS}|{FLAT}",), ("weight", "mask"), ("count", "row"),
+    ),
+    "xnor_conv2d": (
+        _binary_conv2d, (BITS,), ("weight",), (*_CONV, "channels", "padding_mode"),
+    ),
+    "ternary_conv2d": (
+        _binary_conv2d, (BITS,), ("weight", "mask"), (*_CONV, "channels", "padding_mode"),
+    ),
+    "threshold": (_threshold, (SUMS,), ("thresholds", "flip"), ()),
+    "max_pool_bits": (_max_pool_bits, (BITS,), ("minimum",), (*_POOL, "channels")),
+    "ones": (_ones, (BITS,), (), ("shape",)),
+    "to_float": (_to_float, (SUMS,), (), ()),
+    "linear": (_linear, (FLOAT,), ("weight",), ()),
+    "conv2d": (_conv2d, (FLOAT,), ("weight",), _CONV),
+    "conv_transpose2d": (_conv_transpose2d, (FLOAT,), ("weight",), (*_CONV, "image")),
+    "batch_norm": (_batch_norm, (FLOAT,), ("weight", "bias", "mean", "var"), ("eps",)),
+    "max_pool2d": (_float_pool, (FLOAT,), (), _POOL),
+    "avg_pool2d": (_float_pool, (FLOAT,), (), _POOL),
+    "reshape": (_reshape, (FLOAT,), (), ("shape",)),
+    "prelu": (_prelu, (FLOAT,), ("weight",), ()),
+    "leaky_relu": (_unary, (FLOAT,), (), ("slope",)),
+    "softplus": (_softplus, (FLOAT,), (), ("beta",)),
+    "hardtanh": (_unary, (FLOAT,), (), ("low", "high")),
+    "clamp": (_unary, (FLOAT,), (), ("low", "high")),
+    "pad": (_pad, (FLOAT,), (), ("widths", "value")),
+    "cat": (_cat, ..., (), ("dim",)),
+    **{
+        name: (_unary, (FLOAT,), (), ())
+        for name in ("relu", "sigmoid", "tanh", "abs", "exp", "log", "sqrt")
+    },
+    **{
+        name: (_two_operands, ..., ("left?", "right?"), ())
+        for name in ("add", "sub", "mul", "div", "maximum")
+    },
+}  # fmt: skip
