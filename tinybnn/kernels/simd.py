@@ -1,0 +1,253 @@
+"""A small vocabulary for SIMD kernels in plain Python.
+
+A vector is a handful of *lanes* that one instruction works on: ``words`` are 8 lanes of uint64 (512
+signs), ``floats`` 16 lanes of float32. A kernel written with the words below reads like the loop it
+replaces::
+
+    total = zero_words()
+    for k in range(length):
+        total += popcount(load(a, i + k) ^ load(b, j + k))
+
+Compiled by Numba, a vector is one LLVM vector value, which lives in a register: 512 bits wide
+where the CPU has AVX-512; elsewhere LLVM splits it into what there is, so the same source is correct
+on every CPU. With ``NUMBA_DISABLE_JIT=1`` a vector is a NumPy array of lanes, and the kernel can be
+stepped through in a debugger.
+
+Numba lets one add types: a type (`_Vector`), how a value of it looks in memory (`_VectorModel`: an
+LLVM vector), and functions that emit instructions (``@intrinsic``). Only operations that every CPU
+can do are here; LLVM ends the process when it is asked for an instruction that does not exist.
+
+Use `kernel` instead of ``numba.njit``: Numba's cache on disk does not notice when this file
+changes, and `kernel` makes it notice.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import operator
+from pathlib import Path
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.datamodel import models
+from numba.core.extending import intrinsic, overload, register_model
+
+WORDS, FLOATS = 8, 16  # lanes
+
+# ------------------------------------------------------------------------------------------ caching
+
+_SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+def kernel(function=None, *, parallel=False):
+    """``numba.njit`` for kernels: cached on disk, without the GIL, stale when this file changes."""
+    if function is None:
+        return functools.partial(kernel, parallel=parallel)
+    compiled = numba.njit(cache=True, nogil=True, parallel=parallel)(function)
+    if not numba.config.DISABLE_JIT:
+        # The stamp (time and size of the kernel's own file) is compared when a cache is read.
+        file = compiled._cache._cache_file
+        file._source_stamp = (*file._source_stamp, _SOURCE)
+    return compiled
+
+
+# ------------------------------------------------------------------------------------------- types
+
+
+class _Vector(types.Type):
+    """The Numba type of a vector.
+
+    Attributes
+    ----------
+    element : Numba scalar type
+    lanes : int
+    """
+
+    def __init__(self, element, lanes):
+        self.element, self.lanes = element, lanes
+        super().__init__(name=f"Vector({element} x {lanes})")
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, vector):
+        super().__init__(manager, vector, _llvm(vector))
+
+
+def _llvm(vector):
+    """The LLVM type of a vector."""
+    if isinstance(vector.element, types.Float):
+        return ir.VectorType(ir.FloatType(), vector.lanes)
+    return ir.VectorType(ir.IntType(vector.element.bitwidth), vector.lanes)
+
+
+_words, _floats = _Vector(types.uint64, WORDS), _Vector(types.float32, FLOATS)
+
+
+def _vector_of(array):
+    """The vector type that is loaded from and stored to an array type; None if there is none."""
+    if isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C":
+        return {types.uint64: _words, types.float32: _floats}.get(array.dtype)
+    return None
+
+
+# ------------------------------------------------------------------------- loading and storing
+
+
+def load(array, index):
+    """The lanes array[index], array[index + 1], ... of a contiguous 1-D array."""
+    lanes = {np.uint64: WORDS, np.float32: FLOATS}[array.dtype.type]
+    return array[index : index + lanes].copy()
+
+
+def store(array, index, vector):
+    """array[index], array[index + 1], ... = lanes."""
+    array[index : index + len(vector)] = vector
+
+
+def splat(value):
+    """A vector with the same uint64 or float32 in every lane."""
+    lanes = WORDS if isinstance(value, np.uint64) else FLOATS
+    return np.full(lanes, value)
+
+
+def zero_words():
+    """Words of 0."""
+    return np.zeros(WORDS, np.uint64)
+
+
+def zero_floats():
+    """Floats of 0."""
+    return np.zeros(FLOATS, np.float32)
+
+
+def _address(context, builder, array_type, array, index, vector):
+    data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), _llvm(vector).as_pointer())
+
+
+@intrinsic
+def _load(typing, array, index):
+    vector = _vector_of(array)
+
+    def generate(context, builder, signature, arguments):
+        pointer = _address(context, builder, array, *arguments, vector)
+        return builder.load(pointer, align=vector.element.bitwidth // 8)
+
+    return vector(array, types.intp), generate
+
+
+@intrinsic
+def _store(typing, array, index, vector):
+    def generate(context, builder, signature, arguments):
+        pointer = _address(context, builder, array, *arguments[:2], vector)
+        builder.store(arguments[2], pointer, align=vector.element.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), generate
+
+
+@intrinsic
+def _splat(typing, value):
+    vector = _words if value == types.uint64 else _floats
+
+    def generate(context, builder, signature, arguments):
+        undefined = ir.Constant(_llvm(vector), ir.Undefined)
+        lane = ir.Constant(ir.IntType(32), 0)
+        first = builder.insert_element(undefined, arguments[0], lane)
+        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), [0] * vector.lanes)
+        return builder.shuffle_vector(first, undefined, everywhere)
+
+    return vector(value), generate
+
+
+@overload(load)
+def _compiled_load(array, index):
+    if _vector_of(array):
+        return lambda array, index: _load(array, index)
+
+
+@overload(store)
+def _compiled_store(array, index, vector):
+    if _vector_of(array) == vector:
+        return lambda array, index, vector: _store(array, index, vector)
+
+
+@overload(splat)
+def _compiled_splat(value):
+    if value in (types.uint64, types.float32):
+        return lambda value: _splat(value)
+
+
+@overload(zero_words)
+def _compiled_zero_words():
+    return lambda: _splat(np.uint64(0))
+
+
+@overload(zero_floats)
+def _compiled_zero_floats():
+    return lambda: _splat(np.float32(0))
+
+
+# -------------------------------------------------------------------------------------- arithmetic
+
+
+def _instruction(name, vector):
+    """The IRBuilder method for an operation on vectors of this type."""
+    is_float = isinstance(vector.element, types.Float)
+    return f"f{name}" if is_float and name in ("add", "sub", "mul") else name
+
+
+def _add_operator(function, name, vectors):
+    """Let ``function`` (an operator) work on two vectors of one of the types."""
+
+    @intrinsic
+    def emit(typing, a, b):
+        def generate(context, builder, signature, arguments):
+            return getattr(builder, _instruction(name, a))(*arguments)
+
+        return a(a, b), generate
+
+    def compiled(a, b):
+        if a in vectors and a == b:
+            return lambda a, b: emit(a, b)
+
+    overload(function)(compiled)
+
+
+for _symbol, _name, _vectors in (
+    ("add", "add", (_words, _floats)),
+    ("sub", "sub", (_words, _floats)),
+    ("mul", "mul", (_floats,)),
+    ("xor", "xor", (_words,)),
+    ("and_", "and_", (_words,)),
+    ("or_", "or_", (_words,)),
+):
+    _add_operator(getattr(operator, _symbol), _name, _vectors)
+    _add_operator(getattr(operator, f"i{_symbol}".rstrip("_")), _name, _vectors)
+
+
+def popcount(words):
+    """The number of bits that are 1, in each lane."""
+    return np.bitwise_count(words).astype(np.uint64)
+
+
+@intrinsic
+def _popcount(typing, words):
+    def generate(context, builder, signature, arguments):
+        kind = ir.FunctionType(_llvm(words), [_llvm(words)])
+        function = cgutils.get_or_insert_function(
+            builder.module, kind, f"llvm.ctpop.v{words.lanes}i64"
+        )
+        return builder.call(function, arguments)
+
+    return words(words), generate
+
+
+@overload(popcount)
+def _compiled_popcount(words):
+    if words == _words:
+        return lambda words: _popcount(words)
