@@ -1,16 +1,16 @@
 """A small vocabulary for SIMD kernels in plain Python.
 
 A vector is a handful of *lanes* that one instruction works on: ``words`` are 8 lanes of uint64 (512
-signs), ``floats`` 16 lanes of float32. A kernel written with the words below reads like the loop it
-replaces::
+signs), ``integers`` and ``floats`` 16 lanes of int32 and float32. A kernel written with the words
+below reads like the loop it replaces::
 
     total = zero_words()
     for k in range(length):
         total += popcount(load(a, i + k) ^ load(b, j + k))
 
 Compiled by Numba, a vector is one LLVM vector value, which lives in a register: 512 bits wide
-where the CPU has AVX-512; elsewhere LLVM splits it into what there is, so the same source is correct
-on every CPU. With ``NUMBA_DISABLE_JIT=1`` a vector is a NumPy array of lanes, and the kernel can be
+where the CPU has AVX-512; elsewhere LLVM splits it into what there is, so the same source is
+correct on every CPU. With ``NUMBA_DISABLE_JIT=1`` a vector is a NumPy array of lanes, and the kernel can be
 stepped through in a debugger.
 
 Numba lets one add types: a type (`_Vector`), how a value of it looks in memory (`_VectorModel`: an
@@ -35,23 +35,37 @@ from numba.core import cgutils, types
 from numba.core.datamodel import models
 from numba.core.extending import intrinsic, overload, register_model
 
-WORDS, FLOATS = 8, 16  # lanes
+WORDS, INTEGERS, FLOATS = 8, 16, 16  # lanes
 
 # ------------------------------------------------------------------------------------------ caching
 
 _SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
-def kernel(function=None, *, parallel=False):
-    """``numba.njit`` for kernels: cached on disk, without the GIL, stale when this file changes."""
+def kernel(function=None, *, parallel=False, allocates=True):
+    """``numba.njit`` for kernels: cached on disk, without the GIL, stale when this file changes.
+
+    ``allocates=False`` promises that the kernel makes no arrays. Numba then leaves out the counting
+    of references to arrays, which costs more than a short inner loop.
+    """
     if function is None:
-        return functools.partial(kernel, parallel=parallel)
-    compiled = numba.njit(cache=True, nogil=True, parallel=parallel)(function)
+        return functools.partial(kernel, parallel=parallel, allocates=allocates)
+    options = {} if allocates else {"_nrt": False}
+    compiled = numba.njit(cache=True, nogil=True, parallel=parallel, **options)(function)
     if not numba.config.DISABLE_JIT:
         # The stamp (time and size of the kernel's own file) is compared when a cache is read.
         file = compiled._cache._cache_file
         file._source_stamp = (*file._source_stamp, _SOURCE)
     return compiled
+
+
+def inlined(function):
+    """``numba.njit`` for a part of a kernel, whose code is put where it is called.
+
+    Vectors that go in and out of such a function stay in registers. It has no cache of its own: it
+    is part of the cached kernel, and so must stand in the same file. It makes no arrays.
+    """
+    return numba.njit(nogil=True, forceinline=True, _nrt=False)(function)
 
 
 # ------------------------------------------------------------------------------------------- types
@@ -85,12 +99,14 @@ def _llvm(vector):
 
 
 _words, _floats = _Vector(types.uint64, WORDS), _Vector(types.float32, FLOATS)
+_integers = _Vector(types.int32, INTEGERS)
 
 
 def _vector_of(array):
     """The vector type that is loaded from and stored to an array type; None if there is none."""
     if isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C":
-        return {types.uint64: _words, types.float32: _floats}.get(array.dtype)
+        of = {types.uint64: _words, types.int32: _integers, types.float32: _floats}
+        return of.get(array.dtype)
     return None
 
 
@@ -99,13 +115,19 @@ def _vector_of(array):
 
 def load(array, index):
     """The lanes array[index], array[index + 1], ... of a contiguous 1-D array."""
-    lanes = {np.uint64: WORDS, np.float32: FLOATS}[array.dtype.type]
+    lanes = {np.uint64: WORDS, np.int32: INTEGERS, np.float32: FLOATS}[array.dtype.type]
     return array[index : index + lanes].copy()
 
 
 def store(array, index, vector):
     """array[index], array[index + 1], ... = lanes."""
     array[index : index + len(vector)] = vector
+
+
+def store_first(array, index, vector, count):
+    """The same for the first ``count`` lanes only; the memory behind them is not touched."""
+    count = min(max(count, 0), len(vector))
+    array[index : index + count] = vector[:count]
 
 
 def splat(value):
@@ -151,15 +173,42 @@ def _store(typing, array, index, vector):
 
 
 @intrinsic
+def _store_first(typing, array, index, vector, count):
+    def generate(context, builder, signature, arguments):
+        array_value, index_value, value, count_value = arguments
+        pointer = _address(context, builder, array, array_value, index_value, vector)
+        numbers = ir.Constant(
+            ir.VectorType(ir.IntType(64), vector.lanes), list(range(vector.lanes))
+        )
+        mask = builder.icmp_signed("<", numbers, _everywhere(builder, count_value, vector.lanes))
+        align = ir.Constant(ir.IntType(32), vector.element.bitwidth // 8)
+        operands = [value, pointer, align, mask]
+        kind = ir.FunctionType(ir.VoidType(), [operand.type for operand in operands])
+        element = (
+            "f32" if isinstance(vector.element, types.Float) else f"i{vector.element.bitwidth}"
+        )
+        name = f"llvm.masked.store.v{vector.lanes}{element}.p0"
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), operands)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector, types.intp), generate
+
+
+def _everywhere(builder, value, lanes):
+    """A scalar in each lane."""
+    undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(
+        first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+    )
+
+
+@intrinsic
 def _splat(typing, value):
     vector = _words if value == types.uint64 else _floats
 
     def generate(context, builder, signature, arguments):
-        undefined = ir.Constant(_llvm(vector), ir.Undefined)
-        lane = ir.Constant(ir.IntType(32), 0)
-        first = builder.insert_element(undefined, arguments[0], lane)
-        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), [0] * vector.lanes)
-        return builder.shuffle_vector(first, undefined, everywhere)
+        return _everywhere(builder, arguments[0], vector.lanes)
 
     return vector(value), generate
 
@@ -174,6 +223,12 @@ def _compiled_load(array, index):
 def _compiled_store(array, index, vector):
     if _vector_of(array) == vector:
         return lambda array, index, vector: _store(array, index, vector)
+
+
+@overload(store_first)
+def _compiled_store_first(array, index, vector, count):
+    if _vector_of(array) == vector:
+        return lambda array, index, vector, count: _store_first(array, index, vector, count)
 
 
 @overload(splat)
@@ -219,8 +274,8 @@ def _add_operator(function, name, vectors):
 
 
 for _symbol, _name, _vectors in (
-    ("add", "add", (_words, _floats)),
-    ("sub", "sub", (_words, _floats)),
+    ("add", "add", (_words, _integers, _floats)),
+    ("sub", "sub", (_words, _integers, _floats)),
     ("mul", "mul", (_floats,)),
     ("xor", "xor", (_words,)),
     ("and_", "and_", (_words,)),
@@ -251,3 +306,47 @@ def _popcount(typing, words):
 def _compiled_popcount(words):
     if words == _words:
         return lambda words: _popcount(words)
+
+
+def interleave(even, odd):
+    """Integers from low halves of words: lane 2 i is lane i of ``even``, 2 i + 1 of ``odd``."""
+    return np.stack([even, odd], axis=1).astype(np.int32).reshape(-1)
+
+
+@intrinsic
+def _interleave(typing, even, odd):
+    def generate(context, builder, signature, arguments):
+        even_value, odd_value = arguments
+        lanes = even_value.type.count
+        low = ir.Constant(even_value.type, [2**32 - 1] * lanes)
+        half = ir.Constant(even_value.type, [32] * lanes)
+        both = builder.or_(builder.and_(even_value, low), builder.shl(odd_value, half))
+        return builder.bitcast(both, _llvm(_integers))
+
+    return _integers(even, odd), generate
+
+
+@overload(interleave)
+def _compiled_interleave(even, odd):
+    if even == odd == _words:
+        return lambda even, odd: _interleave(even, odd)
+
+
+def at_most(a, b):
+    """A uint64 whose bit i is 1 where lane i of the integers ``a`` is at most lane i of ``b``."""
+    return np.uint64(int.from_bytes(np.packbits(a <= b, bitorder="little").tobytes(), "little"))
+
+
+@intrinsic
+def _at_most(typing, a, b):
+    def generate(context, builder, signature, arguments):
+        lanes = builder.icmp_signed("<=", *arguments)  # <16 x i1>
+        return builder.zext(builder.bitcast(lanes, ir.IntType(a.lanes)), ir.IntType(64))
+
+    return types.uint64(a, b), generate
+
+
+@overload(at_most)
+def _compiled_at_most(a, b):
+    if a == b == _integers:
+        return lambda a, b: _at_most(a, b)

@@ -11,43 +11,56 @@ arXiv:1603.05279.) K is the true length: the tails of both rows are 0, agree, an
 no disagreement.
 
 Each function has a twin, ``*_reference``, that computes the same in plain NumPy.
+
+Product and convolution are one kernel, in two steps, for programs that use the same weights again
+and again:
+
+1. `prepare_matmul` or `prepare_conv2d` lays the weights out once and makes the tables the kernel
+   needs. With ``thresholds`` a batch norm and a sign follow (see `threshold`) and the kernel writes
+   bits: the sums stay in registers, no array of them exists.
+2. `run` computes.
+
+`xnor_matmul` and `xnor_conv2d` do both in one call.
 """
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
 
 import numba
 import numpy as np
-from numba import types
-from numba.extending import intrinsic, overload
+from numba import prange
 
 from tinybnn.kernels import threads
 from tinybnn.kernels.bits import (
     from_bytes,
     pack_reference,
-    split_groups,
+    split_groups_reference,
     unpack_reference,
     words_for,
+)
+from tinybnn.kernels.simd import (
+    INTEGERS,
+    WORDS,
+    at_most,
+    inlined,
+    interleave,
+    kernel,
+    load,
+    popcount,
+    splat,
+    store,
+    store_first,
+    zero_words,
 )
 
 _NO_BITS = np.uint64(0)
 _ALL_BITS = np.uint64(2**64 - 1)
 
-
-def _popcount(word):
-    """Number of bits set in a 64-bit word. Compiled code uses the CPU's instruction for it."""
-    return int(word).bit_count()
-
-
-@intrinsic
-def _popcount_instruction(typing_context, word):
-    def generate(context, builder, signature, arguments):
-        return builder.ctpop(arguments[0])
-
-    return types.int64(types.uint64), generate
-
-
-@overload(_popcount)
-def _compiled_popcount(word):
-    return lambda word: _popcount_instruction(word)
-
+WIDE, NARROW = 4 * WORDS, 2 * WORDS  # columns of a panel
+_PART = 256  # pixels that pass through all panels before the next ones: their words stay in cache
+_GRAIN = 1 << 25  # products of signs (some 15 microseconds) below which a second thread costs time
 
 # ---------------------------------------------------------------------------------- matrix product
 
@@ -83,27 +96,13 @@ def xnor_matmul(a, b, count):
         )
     if b.shape[1] != a.shape[1]:
         raise ValueError(f"xnor_matmul: b has {b.shape[1]} words a row, a has {a.shape[1]}")
-    out = np.empty((len(a), len(b)), np.int32)
-    with threads.exclusive():
-        _xnor_matmul(a, b, count, out)
-    return out
+    return _run(_prepare_matmul("xnor_matmul", b, count), a)
 
 
 def xnor_matmul_reference(a, b, count):
     """What :func:`xnor_matmul` computes, in plain NumPy."""
     differ = a[:, None, :] ^ b[None, :, :]  # (M, N, W)
     return (count - 2 * np.bitwise_count(differ).sum(axis=2, dtype=np.int64)).astype(np.int32)
-
-
-@numba.njit(cache=True, nogil=True, parallel=True)
-def _xnor_matmul(a, b, count, out):
-    rows, words = a.shape
-    for i in numba.prange(rows):
-        for j in range(b.shape[0]):
-            disagreements = 0
-            for w in range(words):
-                disagreements += _popcount(a[i, w] ^ b[j, w])
-            out[i, j] = count - 2 * disagreements
 
 
 # ------------------------------------------------------------------------------------- convolution
@@ -151,34 +150,9 @@ def xnor_conv2d(
     """
     name = "xnor_conv2d"
     x, weight = _words(name, "x", x, 4), _words(name, "weight", weight, 4)
-    stride, dilation = _pair(name, "stride", stride, 1), _pair(name, "dilation", dilation, 1)
-    padding = _pair(name, "padding", padding, 0)
     _check_row(name, "x", x, "channels", channels)
-    if groups < 1 or channels % groups or len(weight) % groups:
-        raise ValueError(
-            f"{name}: groups must divide {channels} input channels and {len(weight)} output "
-            f"channels, got {groups}"
-        )
-    _check_row(name, "weight", weight, "channels // groups", channels // groups)
-    if padding_mode not in ("zeros", "ones"):
-        raise ValueError(f'{name}: padding_mode must be "zeros" or "ones", got {padding_mode!r}')
-    size = _output_size(name, x.shape[1:3], weight.shape[1:3], stride, padding, dilation)
-    out = np.empty((len(x), *size, len(weight)), np.int32)
-    grouped = split_groups(x, channels, groups)  # (N, H, W, groups, words of a group)
-    plus_ones = _row_of_ones(channels // groups)
-    with threads.exclusive():
-        _xnor_conv2d(
-            grouped,
-            weight,
-            channels // groups,
-            stride,
-            padding,
-            dilation,
-            padding_mode == "ones",
-            plus_ones,
-            out,
-        )
-    return out
+    geometry = stride, padding, dilation, groups, padding_mode
+    return _run(_prepare_conv2d(name, weight, channels, x.shape[1:3], *geometry), x)
 
 
 def xnor_conv2d_reference(
@@ -215,69 +189,910 @@ def xnor_conv2d_reference(
     return out.astype(np.int32)
 
 
-# For each output pixel and group, the words under the filter are gathered into one row, the patch,
-# that lies in memory as a filter does. `counts` is all ones for a word that counts and 0 for a
-# zero of the padding, where it wipes out every disagreement.
-@numba.njit(cache=True, nogil=True, parallel=True)
-def _xnor_conv2d(
-    image, weight, group_channels, stride, padding, dilation, pad_with_ones, plus_ones, out
-):
-    groups = image.shape[3]
-    images, out_height, out_width, filters = out.shape
-    _, kernel_height, kernel_width, group_words = weight.shape
-    length = kernel_height * kernel_width * group_words
-    rows_of_weight = weight.reshape(filters, length)
+# --------------------------------------------------------------------------------- laid-out weights
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Weights laid out for `run`, with the tables of one geometry; plain arrays and integers.
+
+    Everything is seen as a convolution of flat words. An output pixel sees ``len(runs)`` runs of
+    ``run_words`` contiguous words each (a row of the filter when it is not dilated, else a tap);
+    a matrix product is the case of images of one pixel and one run.
+
+    The filters of a group are cut into panels of 32, and one of 16 where that is enough for the
+    rest. A panel holds word 0 of each of its filters, then word 1 of each, and so on, so that one
+    load gives the words of 8 filters: those with an even number among 16, then those with an odd
+    one. Two vectors of 64-bit counts then become one of 32-bit sums by putting the second into the
+    upper halves of the first.
+
+    Attributes
+    ----------
+    input_shape, output_shape : tuple of int
+        Without the number of images or rows; the input in words, the output in channels.
+    channels : int
+        Input channels of a convolution; of a product, signs a row.
+    panels : (...,) uint64
+        The words of all panels, one panel after the other.
+    table : (P, 6) int64
+        For each panel: its start in ``panels``, its width, its group, the first output channel and
+        the number of them, its first column in ``constants``.
+    runs : (R,) int64
+        Where the runs of words start, counted from the pixel's first word.
+    run_words : int
+    pixels : (OH * OW, 2) int64
+        For each output pixel of an image: where its first word is, and where its row in
+        ``constants`` starts.
+    constants : (...,) int32
+        A row for each border class (the pixels whose taps on the padding are the same). For sums
+        ``base``, so that the sum is ``base - 2 * disagreements``; for bits ``limit``, so that the
+        comparison is ``disagreements <= limit``.
+    flips : (P,) uint64
+        For bits: the channels of a panel whose comparison is turned round.
+    to_bits : bool
+    groups : int
+    group_stride, image_stride : int
+        Words between two groups of an image and between two images.
+    border : (2,) int64
+        Rows and columns of padding.
+    outside : (words_for(channels // groups),) uint64
+        What a pixel of the padding holds.
+    copies : bool
+        Whether images have to be copied, padded and by groups, before they are read.
+    together : int
+        Number of images that are copied at a time.
+    work : int
+        Products of signs an image.
+    """
+
+    input_shape: tuple
+    output_shape: tuple
+    channels: int
+    panels: np.ndarray
+    table: np.ndarray
+    runs: np.ndarray
+    run_words: int
+    pixels: np.ndarray
+    constants: np.ndarray
+    flips: np.ndarray
+    to_bits: bool
+    groups: int
+    group_stride: int
+    image_stride: int
+    border: np.ndarray
+    outside: np.ndarray
+    copies: bool
+    together: int
+    work: int
+
+    def workspace_words(self, images, tasks=None):
+        """Words of the ``workspace`` that `run` needs for this number of images."""
+        if not self.copies:
+            return 0
+        tasks = _most_tasks() if tasks is None else tasks
+        return tasks * min(self.together, max(images, 1)) * self.image_stride
+
+    def out_shape(self, images):
+        """Shape of the result."""
+        *size, channels = self.output_shape
+        return (images, *size, words_for(channels) if self.to_bits else channels)
+
+
+def _panel_widths(filters):
+    """Widths of the panels that hold the filters of a group."""
+    wide, rest = divmod(filters, WIDE)
+    return [WIDE] * wide + [WIDE if rest > NARROW else NARROW] * (rest > 0)
+
+
+def _lay_out(weight, groups):
+    """(O, L) words of filters -> panels, the table of panels, the number of columns."""
+    filters, length = weight.shape
     group_filters = filters // groups
-    for row in numba.prange(images * out_height):
-        n, oy = row // out_height, row % out_height
-        patch = np.empty((kernel_height, kernel_width, group_words), np.uint64)
-        counts = np.empty((kernel_height, kernel_width, group_words), np.uint64)
-        row_of_patch, row_of_counts = patch.reshape(length), counts.reshape(length)
-        for ox in range(out_width):
-            top, left = oy * stride[0] - padding[0], ox * stride[1] - padding[1]
-            for group in range(groups):
-                taps = _gather(
-                    image[n, :, :, group],
-                    top,
-                    left,
-                    dilation,
-                    pad_with_ones,
-                    plus_ones,
-                    patch,
-                    counts,
-                )
-                for o in range(group * group_filters, (group + 1) * group_filters):
-                    disagreements = 0
-                    for i in range(length):
-                        differ = row_of_patch[i] ^ rows_of_weight[o, i]
-                        disagreements += _popcount(differ & row_of_counts[i])
-                    out[n, oy, ox, o] = taps * group_channels - 2 * disagreements
+    panels, table, start, column = [], [], 0, 0
+    for group in range(groups):
+        first, end = group * group_filters, (group + 1) * group_filters
+        for width in _panel_widths(group_filters):
+            count = min(width, end - first)
+            panel = np.zeros((length, width), np.uint64)
+            panel[:, :count] = weight[first : first + count].T
+            panel = panel.reshape(length, -1, WORDS, 2).swapaxes(2, 3)  # even columns, odd columns
+            panels.append(panel.reshape(-1))
+            table.append((start, width, group, first, count, column))
+            start, column, first = start + panel.size, column + width, first + count
+    table = np.array(table, np.int64).reshape(-1, 6)
+    return np.concatenate(panels) if panels else np.zeros(0, np.uint64), table, column
 
 
-@numba.njit(cache=True, nogil=True)
-def _gather(image, top, left, dilation, pad_with_ones, plus_ones, patch, counts):
-    """Fill ``patch`` and ``counts`` from an (H, W, words) image; return how many taps count."""
-    height, width, _ = image.shape
-    kernel_height, kernel_width, words = patch.shape
-    taps = 0
-    for ky in range(kernel_height):
-        y = top + ky * dilation[0]
-        for kx in range(kernel_width):
-            x = left + kx * dilation[1]
-            inside = 0 <= y < height and 0 <= x < width
-            if inside or pad_with_ones:
-                taps += 1
-            for w in range(words):
+def _epilogue(base, table, columns, thresholds, flip):
+    """Tables for what follows the count of disagreements.
+
+    base : (classes, O) int64
+    """
+    flips = np.zeros(len(table), np.uint64)
+    filters = base.shape[1]
+    if thresholds is None:
+        values, empty = base, 0
+    else:
+        # (base - 2 d >= t) is (d <= (base - t) / 2), and d is an integer.
+        # Limits beyond what it can be say the same as the nearest ones that int32 holds.
+        values, empty = (base - thresholds.astype(np.int64)) >> 1, -1
+        values = np.clip(values, -1, np.iinfo(np.int32).max)
+    constants = np.full((len(base), columns), empty, np.int32)  # unused columns give bit 0
+    for panel, (_, _, _, first, count, column) in enumerate(table):
+        constants[:, column : column + count] = values[:, first : first + count]
+        if thresholds is not None:
+            turned = np.packbits(flip[first : first + count], bitorder="little")
+            flips[panel] = int.from_bytes(turned.tobytes(), "little")
+    assert filters == sum(table[:, 4])
+    return constants.reshape(-1), flips
+
+
+def _check_thresholds(function, thresholds, flip, filters):
+    if (thresholds is None) != (flip is None):
+        raise ValueError(f"{function}: thresholds and flip belong together, got only one of them")
+    if thresholds is None:
+        return None, None
+    thresholds, flip = np.asarray(thresholds), np.asarray(flip)
+    _check_vector(function, "thresholds", thresholds, np.int32, filters)
+    _check_vector(function, "flip", flip, np.bool_, filters)
+    return thresholds, flip
+
+
+def prepare_matmul(b, count, *, thresholds=None, flip=None):
+    """Lay out the right-hand side of `xnor_matmul`.
+
+    Parameters
+    ----------
+    b : (N, W) uint64
+    count : int
+        K, the number of signs a row.
+    thresholds, flip : (N,) int32 and (N,) bool, optional
+        With them `run` gives bits, as `threshold` of the product does.
+
+    Returns
+    -------
+    Prepared
+        `run` takes it with ``a``, (M, W) uint64; gives (M, N) int32 or (M, words_for(N)) uint64.
+
+    Raises
+    ------
+    ValueError
+        If a dtype or a shape does not fit, or ``count`` is not positive.
+    """
+    return _prepare_matmul("prepare_matmul", b, count, thresholds, flip)
+
+
+def _prepare_matmul(name, b, count, thresholds=None, flip=None):
+    b = _words(name, "b", b, 2)
+    if count < 1:
+        raise ValueError(f"{name}: count must be positive, got {count}")
+    filters, length = b.shape
+    if length < words_for(count):
+        raise ValueError(
+            f"{name}: b has {length} words a row, count {count} needs {words_for(count)}"
+        )
+    thresholds, flip = _check_thresholds(name, thresholds, flip, filters)
+    panels, table, columns = _lay_out(b, 1)
+    base = np.full((1, filters), count, np.int64)
+    constants, flips = _epilogue(base, table, columns, thresholds, flip)
+    return Prepared(
+        input_shape=(length,),
+        output_shape=(filters,),
+        channels=count,
+        panels=panels,
+        table=table,
+        runs=np.zeros(1, np.int64),
+        run_words=length,
+        pixels=np.zeros((1, 2), np.int64),
+        constants=constants,
+        flips=flips,
+        to_bits=thresholds is not None,
+        groups=1,
+        group_stride=0,
+        image_stride=length,
+        border=np.zeros(2, np.int64),
+        outside=np.zeros(1, np.uint64),
+        copies=False,
+        together=1,
+        work=64 * length * columns,
+    )
+
+
+def prepare_conv2d(
+    weight,
+    channels,
+    size,
+    *,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups=1,
+    padding_mode="zeros",
+    thresholds=None,
+    flip=None,
+):
+    """Lay out the filters of `xnor_conv2d` for images of one size.
+
+    Parameters
+    ----------
+    weight, channels, stride, padding, dilation, groups, padding_mode
+        As in `xnor_conv2d`.
+    size : (int, int)
+        Height and width of the images.
+    thresholds, flip : (O,) int32 and (O,) bool, optional
+        With them `run` gives bits, as `threshold` of the convolution does.
+
+    Returns
+    -------
+    Prepared
+        `run` takes it with ``x``, (N, H, W, words_for(channels)) uint64, and gives (N, OH, OW, O)
+        int32 or (N, OH, OW, words_for(O)) uint64.
+
+    Raises
+    ------
+    ValueError
+        If a dtype, a shape or a parameter does not fit, or the output would be empty.
+    """
+    name = "prepare_conv2d"
+    size = _pair(name, "size", size, 0)
+    geometry = stride, padding, dilation, groups, padding_mode
+    return _prepare_conv2d(name, weight, channels, size, *geometry, thresholds, flip)
+
+
+def _prepare_conv2d(
+    name,
+    weight,
+    channels,
+    size,
+    stride,
+    padding,
+    dilation,
+    groups,
+    padding_mode,
+    thresholds=None,
+    flip=None,
+):
+    weight = _words(name, "weight", weight, 4)
+    stride, dilation = _pair(name, "stride", stride, 1), _pair(name, "dilation", dilation, 1)
+    padding = _pair(name, "padding", padding, 0)
+    if channels < 1:
+        raise ValueError(f"{name}: channels must be positive, got {channels}")
+    if groups < 1 or channels % groups or len(weight) % groups:
+        raise ValueError(
+            f"{name}: groups must divide {channels} input channels and {len(weight)} output "
+            f"channels, got {groups}"
+        )
+    _check_row(name, "weight", weight, "channels // groups", channels // groups)
+    if padding_mode not in ("zeros", "ones"):
+        raise ValueError(f'{name}: padding_mode must be "zeros" or "ones", got {padding_mode!r}')
+    filters, kh, kw, words = weight.shape
+    oh, ow = _output_size(name, size, (kh, kw), stride, padding, dilation)
+    thresholds, flip = _check_thresholds(name, thresholds, flip, filters)
+    panels, table, columns = _lay_out(weight.reshape(filters, -1), groups)
+
+    copies = groups > 1 or padding != (0, 0)
+    height, width = size[0] + 2 * padding[0], size[1] + 2 * padding[1]
+    row = width * words
+    if dilation[1] == 1:  # a row of the filter lies under contiguous words
+        runs, run_words = np.arange(kh) * dilation[0] * row, kw * words
+    else:
+        taps = np.arange(kh)[:, None] * dilation[0] * row + np.arange(kw) * dilation[1] * words
+        runs, run_words = taps.reshape(-1), words
+    starts = (np.arange(oh) * stride[0] * row)[:, None] + np.arange(ow) * stride[1] * words
+
+    base, classes = _border_classes(
+        weight, channels // groups, size, (oh, ow), stride, padding, dilation, padding_mode
+    )
+    constants, flips = _epilogue(base, table, columns, thresholds, flip)
+    return Prepared(
+        input_shape=(*size, words_for(channels)),
+        output_shape=(oh, ow, filters),
+        channels=channels,
+        panels=panels,
+        table=table,
+        runs=runs.astype(np.int64),
+        run_words=run_words,
+        pixels=np.stack([starts.reshape(-1), classes * columns], axis=1).astype(np.int64),
+        constants=constants,
+        flips=flips,
+        to_bits=thresholds is not None,
+        groups=groups,
+        group_stride=height * row,
+        image_stride=groups * height * row,
+        border=np.array(padding, np.int64),
+        outside=(
+            _row_of_ones(channels // groups)
+            if padding_mode == "ones"
+            else np.zeros(words, np.uint64)
+        ),
+        copies=copies,
+        together=-(-64 // (oh * ow)),  # a block takes 4 pixels: few of them are counted twice
+        work=64 * len(runs) * run_words * columns * oh * ow,
+    )
+
+
+def _border_classes(weight, channels, size, out_size, stride, padding, dilation, padding_mode):
+    """What makes padding with zeros exact.
+
+    A zero is no sign, but the padded image has to hold bits: it holds 0, so that a tap of the
+    filter on the padding counts the tap's +1s as disagreements. What it counts depends on the
+    weights only, and is given back here: with T taps inside the image,
+
+        sum = T * C - 2 * (disagreements - popcount of the taps outside)
+
+    Pixels with the same taps inside form a class: 9 for a 3 x 3 filter with padding 1.
+
+    Returns
+    -------
+    base : (classes, O) int64
+        ``T * C + 2 * popcount of the taps outside``.
+    classes : (OH * OW,) int64
+        The class of each output pixel.
+    """
+    filters, kh, kw, _ = weight.shape
+    oh, ow = out_size
+    if padding_mode == "ones":
+        base = np.full((1, filters), kh * kw * channels, np.int64)
+        return base, np.zeros(oh * ow, np.int64)
+    inside, which = [], []
+    for axis, taps in enumerate((kh, kw)):
+        position = (
+            np.arange(out_size[axis])[:, None] * stride[axis]
+            + np.arange(taps) * dilation[axis]
+            - padding[axis]
+        )  # (outputs, taps)
+        is_inside = (position >= 0) & (position < size[axis])
+        kinds, kind = np.unique(is_inside, axis=0, return_inverse=True)
+        inside.append(kinds)
+        which.append(kind.reshape(-1))
+    both = inside[0][:, None, :, None] & inside[1][None, :, None, :]  # (rows, columns, kh, kw)
+    both = both.reshape(-1, kh * kw).astype(np.float64)
+    ones = np.bitwise_count(weight).sum(-1, dtype=np.int64).reshape(filters, kh * kw)
+    base = both.sum(1, keepdims=True) * channels + 2 * ((1 - both) @ ones.T)
+    classes = which[0][:, None] * len(inside[1]) + which[1]
+    return base.astype(np.int64), classes.reshape(-1)
+
+
+# ------------------------------------------------------------------------------------------ running
+
+
+def run(prepared, x, out=None, workspace=None):
+    """The product or convolution of ``x`` with prepared weights.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    x : (N, *prepared.input_shape) uint64
+        Bits that are no signs are 0.
+    out : array, optional
+        Contiguous, of the result's shape and dtype, to be written to.
+    workspace : (n,) uint64, optional
+        Memory for padded images, at least ``prepared.workspace_words(N)`` words.
+
+    Returns
+    -------
+    (N, *prepared.output_shape) int32
+        Sums; or, if the weights were prepared with thresholds, uint64 words of bits with
+        words_for(channels) words in place of the channels.
+
+    Raises
+    ------
+    ValueError
+        If a dtype or a shape does not fit.
+    """
+    x = np.asarray(x)
+    if x.dtype != np.uint64 or x.shape[1:] != prepared.input_shape or x.ndim == 0:
+        expected = ", ".join(map(str, ("N", *prepared.input_shape)))
+        raise ValueError(
+            f"run: x must be uint64 of shape ({expected}), got {x.dtype} of shape {x.shape}"
+        )
+    return _run(prepared, np.ascontiguousarray(x), out, workspace)
+
+
+def run_reference(prepared, x):
+    """What :func:`run` computes, in plain NumPy, from the same tables: one output at a time."""
+    to_bits, (filters, *_) = prepared.to_bits, prepared.output_shape[::-1]
+    group_words = len(prepared.outside)
+    image = np.asarray(x)
+    if prepared.copies:
+        split = split_groups_reference(image, prepared.channels, prepared.groups)
+        (py, px), (n, h, w, groups, _) = prepared.border, split.shape
+        padded = np.empty((n, groups, h + 2 * py, w + 2 * px, group_words), np.uint64)
+        padded[:] = prepared.outside
+        padded[:, :, py : py + h, px : px + w] = split.transpose(0, 3, 1, 2, 4)
+        image = padded
+    image = image.reshape(len(image), -1)
+    sums = np.zeros((len(image), len(prepared.pixels), filters), np.int64)
+    for panel, (start, width, group, first, count, column) in enumerate(prepared.table):
+        length = len(prepared.runs) * prepared.run_words
+        words = prepared.panels[start : start + width * length].reshape(length, -1, 2, WORDS)
+        words = words.swapaxes(2, 3).reshape(length, width)
+        for pixel, (address, row) in enumerate(prepared.pixels):
+            runs = group * prepared.group_stride + address + prepared.runs
+            seen = image[:, (runs[:, None] + np.arange(prepared.run_words)).reshape(-1)]
+            differ = np.bitwise_count(seen[:, :, None] ^ words).sum(1, dtype=np.int64)  # (N, width)
+            constant = prepared.constants[row + column : row + column + width]
+            if to_bits:
+                turned = prepared.flips[panel] >> np.arange(width, dtype=np.uint64) & np.uint64(1)
+                value = (differ <= constant) != (turned > 0)
+            else:
+                value = constant - 2 * differ
+            sums[:, pixel, first : first + count] = value[:, :count]
+    shape = (len(image), *prepared.output_shape)
+    if to_bits:
+        return pack_reference(2 * sums.reshape(shape) - 1)
+    return sums.reshape(shape).astype(np.int32)
+
+
+def _most_tasks():
+    return numba.get_num_threads()
+
+
+def _run(prepared, x, out=None, workspace=None):
+    """`run` after the checks of ``x``."""
+    shape = prepared.out_shape(len(x))
+    dtype = np.uint64 if prepared.to_bits else np.int32
+    if out is None:
+        out = np.empty(shape, dtype)
+    elif out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
+        raise ValueError(
+            f"run: out must be contiguous {np.dtype(dtype)} of shape {shape}, "
+            f"got {out.dtype} of shape {out.shape}"
+        )
+    if out.size == 0:
+        return out
+    images, pixels, panels = len(x), len(prepared.pixels), len(prepared.table)
+    tasks = min(_most_tasks(), images * prepared.work // _GRAIN)
+    needed = prepared.workspace_words(images, max(tasks, 1))
+    if workspace is None:
+        workspace = np.empty(needed, np.uint64)
+    elif workspace.dtype != np.uint64 or workspace.ndim != 1 or len(workspace) < needed:
+        raise ValueError(
+            f"run: workspace must be a row of at least {needed} words, "
+            f"got {workspace.dtype} of shape {workspace.shape}"
+        )
+    if prepared.to_bits:
+        sums, bits = _NO_SUMS, out.reshape(-1)
+    else:
+        sums, bits = out.reshape(-1), _NO_WORDS
+    source = x.reshape(-1)
+    height, width = prepared.input_shape[:2] if prepared.copies else (0, 0)
+    constant = (
+        prepared.panels, prepared.table, prepared.runs, prepared.run_words, prepared.pixels,
+        prepared.constants, prepared.flips, prepared.group_stride, prepared.image_stride,
+        prepared.output_shape[-1], sums, bits,
+    )  # fmt: skip
+    copy = (
+        height, width, prepared.channels, prepared.groups, prepared.border, prepared.outside,
+        prepared.together,
+    )  # fmt: skip
+    if tasks <= 1:
+        _task(0, images * pixels, 0, panels, prepared.copies, source, workspace, 0, copy, constant)
+        return out
+    copies, unit, items = prepared.copies, 1, images * pixels
+    by_panels = items < 8 * tasks  # too few pixels to share out; there are as many weights as ever
+    if copies and images >= tasks and not by_panels:
+        unit = pixels  # each task copies and computes whole images
+    elif copies:  # the threads share images that are copied before they start
+        _copy(source, 0, images, workspace, 0, prepared.image_stride, copy)
+        source, copies = workspace, False
+    if by_panels:
+        starts = np.arange(panels)
+        if prepared.to_bits:  # two threads must not write to one word
+            starts = np.flatnonzero(prepared.table[:, 3] % 64 == 0)
+        bounds = np.append(starts, panels)
+        bounds = bounds[np.arange(tasks + 1) * len(starts) // tasks]
+    else:
+        bounds = np.arange(tasks + 1) * (items // unit) // tasks * unit
+    with threads.exclusive():
+        _tasks(bounds, by_panels, items, panels, copies, source, workspace, copy, constant)
+    return out
+
+
+_NO_SUMS, _NO_WORDS = np.zeros(0, np.int32), np.zeros(0, np.uint64)
+
+
+@kernel(parallel=True)
+def _tasks(bounds, by_panels, items, panels, copies, source, workspace, copy, constant):
+    tasks = len(bounds) - 1
+    for task in prange(tasks):
+        start, end = bounds[task], bounds[task + 1]
+        slot = task * (len(workspace) // tasks)
+        if by_panels:
+            _task(0, items, start, end, copies, source, workspace, slot, copy, constant)
+        else:
+            _task(start, end, 0, panels, copies, source, workspace, slot, copy, constant)
+
+
+@kernel(allocates=False)
+def _task(first, end, panel, panel_end, copies, source, workspace, slot, copy, constant):
+    """Output pixels first to end - 1, counted through all images, of some panels."""
+    image_stride, pixels = constant[8], len(constant[4])
+    if not copies:
+        for start in range(first, end, _PART):
+            stop = min(start + _PART, end)
+            _blocks(start, stop, 0, panel, panel_end, source, 0, constant)
+        return
+    # A few images at a time are copied and used while they are in cache.
+    together = copy[6]
+    for image in range(first // pixels, end // pixels, together):
+        stop = min(image + together, end // pixels)
+        _copy(source, image, stop, workspace, slot, image_stride, copy)
+        _blocks(image * pixels, stop * pixels, image, panel, panel_end, workspace, slot, constant)
+
+
+@kernel(allocates=False)
+def _copy(source, first, end, workspace, slot, image_stride, copy):
+    """Images with their padding; each group an image of its own, from bit 0 on."""
+    height, width, channels, groups, border, outside, _ = copy
+    words, group_channels, group_words = (channels + 63) // 64, channels // groups, len(outside)
+    row = (width + 2 * border[1]) * group_words
+    for image in range(first, end):
+        at = slot + (image - first) * image_stride
+        for group in range(groups):
+            for y in range(-border[0], height + border[0]):
+                inside = 0 <= y < height
+                left = border[1] if inside else row // group_words
+                for pixel in range(left):
+                    for j in range(group_words):
+                        workspace[at + pixel * group_words + j] = outside[j]
                 if inside:
-                    patch[ky, kx, w] = image[y, x, w]
-                    counts[ky, kx, w] = _ALL_BITS
-                elif pad_with_ones:
-                    patch[ky, kx, w] = plus_ones[w]
-                    counts[ky, kx, w] = _ALL_BITS
+                    start, to = (image * height + y) * width * words, at + left * group_words
+                    if groups == 1:
+                        for i in range(width * words):
+                            workspace[to + i] = source[start + i]
+                    else:
+                        for x in range(width):
+                            for j in range(group_words):
+                                count = min(64, group_channels - 64 * j)
+                                workspace[to] = _bits_from(
+                                    source,
+                                    start + x * words,
+                                    group * group_channels + 64 * j,
+                                    count,
+                                )
+                                to += 1
+                    for pixel in range(left + width, row // group_words):
+                        for j in range(group_words):
+                            workspace[at + pixel * group_words + j] = outside[j]
+                at += row
+
+
+@inlined
+def _bits_from(words, start, first, count):
+    """Bits first to first + count - 1 of the row that begins at words[start]; count <= 64."""
+    at, shift = start + first // 64, first % 64
+    word = words[at] >> np.uint64(shift)
+    if shift + count > 64:  # the rest lies in the next word
+        word |= words[at + 1] << np.uint64(64 - shift)
+    return word & (_ALL_BITS >> np.uint64(64 - count))
+
+
+# --------------------------------------------------------------------------------------- the blocks
+
+# The inner loops. Counting the disagreements of a vector of words takes three instructions: xor,
+# popcount, add. To keep these busy, what they work on has to be in registers: a block of 4 pixels
+# times 32 filters has 16 vectors of counts, and the words loaded for one step (4 vectors of 8
+# filters each, 4 words of pixels) meet 4 times each, so that 8 loads serve 48 instructions. The 16
+# counts are independent of each other, so none waits for the one before.
+
+
+@kernel(allocates=False)
+def _blocks(first, end, first_image, panel, panel_end, words, slot, constant):
+    """Output pixels first to end - 1; ``words[slot]`` is the first word of image first_image."""
+    (
+        panels, table, runs, run_words, pixels, constants, flips, group_stride, image_stride,
+        channels, sums, bits,
+    ) = constant  # fmt: skip
+    per_image = len(pixels)
+    for p in range(panel, panel_end):
+        q, width, group, channel, count, column = table[p]
+        start, turned = slot + group * group_stride - first_image * image_stride, flips[p]
+        # The last block moves back over pixels that are done, rather than be a smaller one.
+        step = 4 if end - first >= 4 else 1
+        for item in range(first, end, step):
+            i = min(item, end - step)
+            a0, c0 = _where(i, pixels, per_image, image_stride, start, column)
+            if step == 1:
+                if width == WIDE:
+                    n0, n1, n2, n3 = _one_by_wide(words, a0, runs, run_words, panels, q)
+                    _finish(
+                        n0,
+                        n1,
+                        n2,
+                        n3,
+                        constants,
+                        c0,
+                        turned,
+                        count,
+                        channel,
+                        channels,
+                        i,
+                        sums,
+                        bits,
+                    )
                 else:
-                    patch[ky, kx, w] = _NO_BITS
-                    counts[ky, kx, w] = _NO_BITS
-    return taps
+                    n0, n1 = _one_by_narrow(words, a0, runs, run_words, panels, q)
+                    _finish_narrow(
+                        n0, n1, constants, c0, turned, count, channel, channels, i, sums, bits
+                    )
+                continue
+            a1, c1 = _where(i + 1, pixels, per_image, image_stride, start, column)
+            a2, c2 = _where(i + 2, pixels, per_image, image_stride, start, column)
+            a3, c3 = _where(i + 3, pixels, per_image, image_stride, start, column)
+            if width == WIDE:
+                n = _four_by_wide(words, a0, a1, a2, a3, runs, run_words, panels, q)
+                _finish(
+                    n[0],
+                    n[1],
+                    n[2],
+                    n[3],
+                    constants,
+                    c0,
+                    turned,
+                    count,
+                    channel,
+                    channels,
+                    i,
+                    sums,
+                    bits,
+                )
+                _finish(
+                    n[4],
+                    n[5],
+                    n[6],
+                    n[7],
+                    constants,
+                    c1,
+                    turned,
+                    count,
+                    channel,
+                    channels,
+                    i + 1,
+                    sums,
+                    bits,
+                )
+                _finish(
+                    n[8],
+                    n[9],
+                    n[10],
+                    n[11],
+                    constants,
+                    c2,
+                    turned,
+                    count,
+                    channel,
+                    channels,
+                    i + 2,
+                    sums,
+                    bits,
+                )
+                _finish(
+                    n[12],
+                    n[13],
+                    n[14],
+                    n[15],
+                    constants,
+                    c3,
+                    turned,
+                    count,
+                    channel,
+                    channels,
+                    i + 3,
+                    sums,
+                    bits,
+                )
+            else:
+                n = _four_by_narrow(words, a0, a1, a2, a3, runs, run_words, panels, q)
+                _finish_narrow(
+                    n[0], n[1], constants, c0, turned, count, channel, channels, i, sums, bits
+                )
+                _finish_narrow(
+                    n[2], n[3], constants, c1, turned, count, channel, channels, i + 1, sums, bits
+                )
+                _finish_narrow(
+                    n[4], n[5], constants, c2, turned, count, channel, channels, i + 2, sums, bits
+                )
+                _finish_narrow(
+                    n[6], n[7], constants, c3, turned, count, channel, channels, i + 3, sums, bits
+                )
+
+
+@inlined
+def _where(item, pixels, per_image, image_stride, start, column):
+    """Where the words of an output pixel begin, and its row of constants."""
+    image, pixel = item, 0
+    if per_image > 1:
+        image, pixel = item // per_image, item % per_image
+    return start + image * image_stride + pixels[pixel, 0], column + pixels[pixel, 1]
+
+
+@inlined
+def _four_by_wide(words, a0, a1, a2, a3, runs, run_words, panels, q):
+    """Counts of disagreements of 4 pixels with 32 filters."""
+    c00, c01, c02, c03 = zero_words(), zero_words(), zero_words(), zero_words()
+    c10, c11, c12, c13 = zero_words(), zero_words(), zero_words(), zero_words()
+    c20, c21, c22, c23 = zero_words(), zero_words(), zero_words(), zero_words()
+    c30, c31, c32, c33 = zero_words(), zero_words(), zero_words(), zero_words()
+    for r in range(len(runs)):
+        for k in range(runs[r], runs[r] + run_words):
+            w0, w1, w2, w3 = (
+                load(panels, q),
+                load(panels, q + 8),
+                load(panels, q + 16),
+                load(panels, q + 24),
+            )
+            x = splat(words[a0 + k])
+            c00 += popcount(x ^ w0)
+            c01 += popcount(x ^ w1)
+            c02 += popcount(x ^ w2)
+            c03 += popcount(x ^ w3)
+            x = splat(words[a1 + k])
+            c10 += popcount(x ^ w0)
+            c11 += popcount(x ^ w1)
+            c12 += popcount(x ^ w2)
+            c13 += popcount(x ^ w3)
+            x = splat(words[a2 + k])
+            c20 += popcount(x ^ w0)
+            c21 += popcount(x ^ w1)
+            c22 += popcount(x ^ w2)
+            c23 += popcount(x ^ w3)
+            x = splat(words[a3 + k])
+            c30 += popcount(x ^ w0)
+            c31 += popcount(x ^ w1)
+            c32 += popcount(x ^ w2)
+            c33 += popcount(x ^ w3)
+            q += 32
+    return c00, c01, c02, c03, c10, c11, c12, c13, c20, c21, c22, c23, c30, c31, c32, c33
+
+
+@inlined
+def _one_by_wide(words, a, runs, run_words, panels, q):
+    c0, c1, c2, c3 = zero_words(), zero_words(), zero_words(), zero_words()
+    for r in range(len(runs)):
+        for k in range(runs[r], runs[r] + run_words):
+            x = splat(words[a + k])
+            c0 += popcount(x ^ load(panels, q))
+            c1 += popcount(x ^ load(panels, q + 8))
+            c2 += popcount(x ^ load(panels, q + 16))
+            c3 += popcount(x ^ load(panels, q + 24))
+            q += 32
+    return c0, c1, c2, c3
+
+
+@inlined
+def _four_by_narrow(words, a0, a1, a2, a3, runs, run_words, panels, q):
+    """The same for 16 filters."""
+    c00, c01, c10, c11 = zero_words(), zero_words(), zero_words(), zero_words()
+    c20, c21, c30, c31 = zero_words(), zero_words(), zero_words(), zero_words()
+    for r in range(len(runs)):
+        for k in range(runs[r], runs[r] + run_words):
+            w0, w1 = load(panels, q), load(panels, q + 8)
+            x = splat(words[a0 + k])
+            c00 += popcount(x ^ w0)
+            c01 += popcount(x ^ w1)
+            x = splat(words[a1 + k])
+            c10 += popcount(x ^ w0)
+            c11 += popcount(x ^ w1)
+            x = splat(words[a2 + k])
+            c20 += popcount(x ^ w0)
+            c21 += popcount(x ^ w1)
+            x = splat(words[a3 + k])
+            c30 += popcount(x ^ w0)
+            c31 += popcount(x ^ w1)
+            q += NARROW
+    return c00, c01, c10, c11, c20, c21, c30, c31
+
+
+@inlined
+def _one_by_narrow(words, a, runs, run_words, panels, q):
+    c0, c1 = zero_words(), zero_words()
+    for r in range(len(runs)):
+        for k in range(runs[r], runs[r] + run_words):
+            x = splat(words[a + k])
+            c0 += popcount(x ^ load(panels, q))
+            c1 += popcount(x ^ load(panels, q + 8))
+            q += NARROW
+    return c0, c1
+
+
+@inlined
+def _finish(c0, c1, c2, c3, constants, c, turned, count, channel, channels, item, sums, bits):
+    """The sums or the bits of one pixel and the filters of a wide panel."""
+    low, high = interleave(c0, c1), interleave(c2, c3)
+    low_constants, high_constants = load(constants, c), load(constants, c + INTEGERS)
+    to = item * channels + channel
+    if len(bits) > 0:
+        mask = at_most(low, low_constants) | at_most(high, high_constants) << np.uint64(INTEGERS)
+        _put(bits, item, channels, channel, count, mask ^ turned)
+    elif count == WIDE:
+        store(sums, to, low_constants - low - low)
+        store(sums, to + INTEGERS, high_constants - high - high)
+    else:  # the panel is not full: the memory behind it belongs to others
+        store_first(sums, to, low_constants - low - low, count)
+        store_first(sums, to + INTEGERS, high_constants - high - high, count - INTEGERS)
+
+
+@inlined
+def _finish_narrow(c0, c1, constants, c, turned, count, channel, channels, item, sums, bits):
+    """The same for a narrow panel."""
+    low, low_constants = interleave(c0, c1), load(constants, c)
+    if len(bits) > 0:
+        _put(bits, item, channels, channel, count, at_most(low, low_constants) ^ turned)
+    else:
+        store_first(sums, item * channels + channel, low_constants - low - low, count)
+
+
+@inlined
+def _put(bits, row, channels, channel, count, mask):
+    """Write ``count`` bits from ``channel`` on. The channels of a row come in ascending order."""
+    at, shift = row * ((channels + 63) // 64) + channel // 64, channel % 64
+    if shift == 0:
+        bits[at] = mask
+    else:
+        bits[at] |= mask << np.uint64(shift)
+        if shift + count > 64:
+            bits[at + 1] = mask >> np.uint64(64 - shift)
+
+
+# ------------------------------------------------------------------------------ what can be reached
+
+
+def register_peak(repetitions=200_000):
+    """Products of signs a second that one core can count when nothing has to be loaded.
+
+    The same instructions as the inner loop of the product, on values that stay in registers. What
+    `xnor_matmul` reaches of it is what loads, stores and loops leave.
+
+    Returns
+    -------
+    float
+        Sign products a second, the best of 5 runs.
+    """
+    _register_loop(1, np.uint64(1))
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        _register_loop(repetitions, np.uint64(repetitions))
+        seconds.append(time.perf_counter() - start)
+    return repetitions * 4 * WIDE * 64 / min(seconds)
+
+
+@kernel
+def _register_loop(repetitions, seed):
+    c00, c01, c02, c03 = zero_words(), zero_words(), zero_words(), zero_words()
+    c10, c11, c12, c13 = zero_words(), zero_words(), zero_words(), zero_words()
+    c20, c21, c22, c23 = zero_words(), zero_words(), zero_words(), zero_words()
+    c30, c31, c32, c33 = zero_words(), zero_words(), zero_words(), zero_words()
+    one = splat(np.uint64(1))
+    w0 = splat(seed)
+    w1, w2, w3 = w0 + one, w0 + one + one, w0 + one + one + one
+    x = w0
+    for _ in range(repetitions):
+        x += one  # another value each time, so that no count can be computed before the loop
+        c00 += popcount(x ^ w0)
+        c01 += popcount(x ^ w1)
+        c02 += popcount(x ^ w2)
+        c03 += popcount(x ^ w3)
+        x += one
+        c10 += popcount(x ^ w0)
+        c11 += popcount(x ^ w1)
+        c12 += popcount(x ^ w2)
+        c13 += popcount(x ^ w3)
+        x += one
+        c20 += popcount(x ^ w0)
+        c21 += popcount(x ^ w1)
+        c22 += popcount(x ^ w2)
+        c23 += popcount(x ^ w3)
+        x += one
+        c30 += popcount(x ^ w0)
+        c31 += popcount(x ^ w1)
+        c32 += popcount(x ^ w2)
+        c33 += popcount(x ^ w3)
+    total = np.empty(WORDS, np.uint64)
+    c00 += c01 + c02 + c03 + c10 + c11 + c12 + c13
+    store(total, 0, c00 + c20 + c21 + c22 + c23 + c30 + c31 + c32 + c33)
+    return total[0]
 
 
 # --------------------------------------------------------------------------------------- threshold
