@@ -10,8 +10,8 @@ below reads like the loop it replaces::
 
 Compiled by Numba, a vector is one LLVM vector value, which lives in a register: 512 bits wide
 where the CPU has AVX-512; elsewhere LLVM splits it into what there is, so the same source is
-correct on every CPU. With ``NUMBA_DISABLE_JIT=1`` a vector is a NumPy array of lanes, and the kernel can be
-stepped through in a debugger.
+correct on every CPU. With ``NUMBA_DISABLE_JIT=1`` a vector is a NumPy array of lanes, and the
+kernel can be stepped through in a debugger.
 
 Numba lets one add types: a type (`_Vector`), how a value of it looks in memory (`_VectorModel`: an
 LLVM vector), and functions that emit instructions (``@intrinsic``). Only operations that every CPU

@@ -667,7 +667,7 @@ def _run(prepared, x, out=None, workspace=None):
         prepared.together,
     )  # fmt: skip
     if tasks <= 1:
-        _task(0, images * pixels, 0, panels, prepared.copies, source, workspace, 0, copy, constant)
+        _task(0, images * pixels, 0, panels, 0, prepared.copies, source, workspace, copy, constant)
         return out
     copies, unit, items = prepared.copies, 1, images * pixels
     by_panels = items < 8 * tasks  # too few pixels to share out; there are as many weights as ever
@@ -676,16 +676,22 @@ def _run(prepared, x, out=None, workspace=None):
     elif copies:  # the threads share images that are copied before they start
         _copy(source, 0, images, workspace, 0, prepared.image_stride, copy)
         source, copies = workspace, False
+    work = np.zeros((tasks, 5), np.int64)  # pixels, panels, where the task's workspace begins
+    work[:, 1], work[:, 3] = items, panels
+    share = np.arange(tasks + 1)
     if by_panels:
         starts = np.arange(panels)
         if prepared.to_bits:  # two threads must not write to one word
             starts = np.flatnonzero(prepared.table[:, 3] % 64 == 0)
-        bounds = np.append(starts, panels)
-        bounds = bounds[np.arange(tasks + 1) * len(starts) // tasks]
+        bounds = np.append(starts, panels)[share * len(starts) // tasks]
+        work[:, 2], work[:, 3] = bounds[:-1], bounds[1:]
     else:
-        bounds = np.arange(tasks + 1) * (items // unit) // tasks * unit
+        bounds = share * (items // unit) // tasks * unit
+        work[:, 0], work[:, 1] = bounds[:-1], bounds[1:]
+    if copies:
+        work[:, 4] = share[:-1] * (needed // tasks)
     with threads.exclusive():
-        _tasks(bounds, by_panels, items, panels, copies, source, workspace, copy, constant)
+        _tasks(work, copies, source, workspace, copy, constant)
     return out
 
 
@@ -693,32 +699,27 @@ _NO_SUMS, _NO_WORDS = np.zeros(0, np.int32), np.zeros(0, np.uint64)
 
 
 @kernel(parallel=True)
-def _tasks(bounds, by_panels, items, panels, copies, source, workspace, copy, constant):
-    tasks = len(bounds) - 1
-    for task in prange(tasks):
-        start, end = bounds[task], bounds[task + 1]
-        slot = task * (len(workspace) // tasks)
-        if by_panels:
-            _task(0, items, start, end, copies, source, workspace, slot, copy, constant)
-        else:
-            _task(start, end, 0, panels, copies, source, workspace, slot, copy, constant)
+def _tasks(work, copies, source, workspace, copy, constant):
+    for task in prange(len(work)):
+        first, end, panel, panel_end, slot = work[task]
+        _task(first, end, panel, panel_end, slot, copies, source, workspace, copy, constant)
 
 
 @kernel(allocates=False)
-def _task(first, end, panel, panel_end, copies, source, workspace, slot, copy, constant):
+def _task(first, end, panel, panel_end, slot, copies, source, workspace, copy, constant):
     """Output pixels first to end - 1, counted through all images, of some panels."""
     image_stride, pixels = constant[8], len(constant[4])
     if not copies:
         for start in range(first, end, _PART):
-            stop = min(start + _PART, end)
-            _blocks(start, stop, 0, panel, panel_end, source, 0, constant)
+            _blocks(start, min(start + _PART, end), panel, panel_end, source, slot, constant)
         return
     # A few images at a time are copied and used while they are in cache.
     together = copy[6]
     for image in range(first // pixels, end // pixels, together):
         stop = min(image + together, end // pixels)
         _copy(source, image, stop, workspace, slot, image_stride, copy)
-        _blocks(image * pixels, stop * pixels, image, panel, panel_end, workspace, slot, constant)
+        base = slot - image * image_stride
+        _blocks(image * pixels, stop * pixels, panel, panel_end, workspace, base, constant)
 
 
 @kernel(allocates=False)
@@ -778,8 +779,8 @@ def _bits_from(words, start, first, count):
 
 
 @kernel(allocates=False)
-def _blocks(first, end, first_image, panel, panel_end, words, slot, constant):
-    """Output pixels first to end - 1; ``words[slot]`` is the first word of image first_image."""
+def _blocks(first, end, panel, panel_end, words, base, constant):
+    """Output pixels first to end - 1; image n begins at ``words[base + n * image_stride]``."""
     (
         panels, table, runs, run_words, pixels, constants, flips, group_stride, image_stride,
         channels, sums, bits,
@@ -787,7 +788,7 @@ def _blocks(first, end, first_image, panel, panel_end, words, slot, constant):
     per_image = len(pixels)
     for p in range(panel, panel_end):
         q, width, group, channel, count, column = table[p]
-        start, turned = slot + group * group_stride - first_image * image_stride, flips[p]
+        start, turned = base + group * group_stride, flips[p]
         # The last block moves back over pixels that are done, rather than be a smaller one.
         step = 4 if end - first >= 4 else 1
         for item in range(first, end, step):
