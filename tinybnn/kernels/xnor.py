@@ -196,9 +196,9 @@ def xnor_conv2d_reference(
 class Prepared:
     """Weights laid out for `run`, with the tables of one geometry; plain arrays and integers.
 
-    Everything is seen as a convolution of flat words. An output pixel sees ``len(runs)`` runs of
-    ``run_words`` contiguous words each (a row of the filter when it is not dilated, else a tap);
-    a matrix product is the case of images of one pixel and one run.
+    Everything is seen as a convolution of flat words: an output pixel sees the L words at
+    ``first word of the pixel + taps``. So nothing but a table knows of stride, dilation and the
+    width of the image, and a matrix product is the case of images of one pixel.
 
     The filters of a group are cut into panels of 32, and one of 16 where that is enough for the
     rest. A panel holds word 0 of each of its filters, then word 1 of each, and so on, so that one
@@ -217,9 +217,8 @@ class Prepared:
     table : (P, 6) int64
         For each panel: its start in ``panels``, its width, its group, the first output channel and
         the number of them, its first column in ``constants``.
-    runs : (R,) int64
-        Where the runs of words start, counted from the pixel's first word.
-    run_words : int
+    taps : (L,) int64
+        Where the words under a filter are, counted from the pixel's first word.
     pixels : (OH * OW, 2) int64
         For each output pixel of an image: where its first word is, and where its row in
         ``constants`` starts.
@@ -250,8 +249,7 @@ class Prepared:
     channels: int
     panels: np.ndarray
     table: np.ndarray
-    runs: np.ndarray
-    run_words: int
+    taps: np.ndarray
     pixels: np.ndarray
     constants: np.ndarray
     flips: np.ndarray
@@ -381,8 +379,7 @@ def _prepare_matmul(name, b, count, thresholds=None, flip=None):
         channels=count,
         panels=panels,
         table=table,
-        runs=np.zeros(1, np.int64),
-        run_words=length,
+        taps=np.arange(length),
         pixels=np.zeros((1, 2), np.int64),
         constants=constants,
         flips=flips,
@@ -473,11 +470,11 @@ def _prepare_conv2d(
     copies = groups > 1 or padding != (0, 0)
     height, width = size[0] + 2 * padding[0], size[1] + 2 * padding[1]
     row = width * words
-    if dilation[1] == 1:  # a row of the filter lies under contiguous words
-        runs, run_words = np.arange(kh) * dilation[0] * row, kw * words
-    else:
-        taps = np.arange(kh)[:, None] * dilation[0] * row + np.arange(kw) * dilation[1] * words
-        runs, run_words = taps.reshape(-1), words
+    taps = (
+        (np.arange(kh) * dilation[0] * row)[:, None, None]
+        + (np.arange(kw) * dilation[1] * words)[:, None]
+        + np.arange(words)
+    )  # (kh, kw, words)
     starts = (np.arange(oh) * stride[0] * row)[:, None] + np.arange(ow) * stride[1] * words
 
     base, classes = _border_classes(
@@ -490,8 +487,7 @@ def _prepare_conv2d(
         channels=channels,
         panels=panels,
         table=table,
-        runs=runs.astype(np.int64),
-        run_words=run_words,
+        taps=taps.reshape(-1).astype(np.int64),
         pixels=np.stack([starts.reshape(-1), classes * columns], axis=1).astype(np.int64),
         constants=constants,
         flips=flips,
@@ -507,7 +503,7 @@ def _prepare_conv2d(
         ),
         copies=copies,
         together=-(-64 // (oh * ow)),  # a block takes 4 pixels: few of them are counted twice
-        work=64 * len(runs) * run_words * columns * oh * ow,
+        work=64 * taps.size * columns * oh * ow,
     )
 
 
@@ -604,12 +600,11 @@ def run_reference(prepared, x):
     image = image.reshape(len(image), -1)
     sums = np.zeros((len(image), len(prepared.pixels), filters), np.int64)
     for panel, (start, width, group, first, count, column) in enumerate(prepared.table):
-        length = len(prepared.runs) * prepared.run_words
+        length = len(prepared.taps)
         words = prepared.panels[start : start + width * length].reshape(length, -1, 2, WORDS)
         words = words.swapaxes(2, 3).reshape(length, width)
         for pixel, (address, row) in enumerate(prepared.pixels):
-            runs = group * prepared.group_stride + address + prepared.runs
-            seen = image[:, (runs[:, None] + np.arange(prepared.run_words)).reshape(-1)]
+            seen = image[:, group * prepared.group_stride + address + prepared.taps]
             differ = np.bitwise_count(seen[:, :, None] ^ words).sum(1, dtype=np.int64)  # (N, width)
             constant = prepared.constants[row + column : row + column + width]
             if to_bits:
@@ -658,7 +653,7 @@ def _run(prepared, x, out=None, workspace=None):
     source = x.reshape(-1)
     height, width = prepared.input_shape[:2] if prepared.copies else (0, 0)
     constant = (
-        prepared.panels, prepared.table, prepared.runs, prepared.run_words, prepared.pixels,
+        prepared.panels, prepared.table, prepared.taps, prepared.pixels,
         prepared.constants, prepared.flips, prepared.group_stride, prepared.image_stride,
         prepared.output_shape[-1], sums, bits,
     )  # fmt: skip
@@ -708,7 +703,7 @@ def _tasks(work, copies, source, workspace, copy, constant):
 @kernel(allocates=False)
 def _task(first, end, panel, panel_end, slot, copies, source, workspace, copy, constant):
     """Output pixels first to end - 1, counted through all images, of some panels."""
-    image_stride, pixels = constant[8], len(constant[4])
+    image_stride, pixels = constant[7], len(constant[3])
     if not copies:
         for start in range(first, end, _PART):
             _blocks(start, min(start + _PART, end), panel, panel_end, source, slot, constant)
@@ -782,7 +777,7 @@ def _bits_from(words, start, first, count):
 def _blocks(first, end, panel, panel_end, words, base, constant):
     """Output pixels first to end - 1; image n begins at ``words[base + n * image_stride]``."""
     (
-        panels, table, runs, run_words, pixels, constants, flips, group_stride, image_stride,
+        panels, table, taps, pixels, constants, flips, group_stride, image_stride,
         channels, sums, bits,
     ) = constant  # fmt: skip
     per_image = len(pixels)
@@ -796,7 +791,7 @@ def _blocks(first, end, panel, panel_end, words, base, constant):
             a0, c0 = _where(i, pixels, per_image, image_stride, start, column)
             if step == 1:
                 if width == WIDE:
-                    n0, n1, n2, n3 = _one_by_wide(words, a0, runs, run_words, panels, q)
+                    n0, n1, n2, n3 = _one_by_wide(words, a0, taps, panels, q)
                     _finish(
                         n0,
                         n1,
@@ -813,7 +808,7 @@ def _blocks(first, end, panel, panel_end, words, base, constant):
                         bits,
                     )
                 else:
-                    n0, n1 = _one_by_narrow(words, a0, runs, run_words, panels, q)
+                    n0, n1 = _one_by_narrow(words, a0, taps, panels, q)
                     _finish_narrow(
                         n0, n1, constants, c0, turned, count, channel, channels, i, sums, bits
                     )
@@ -822,7 +817,7 @@ def _blocks(first, end, panel, panel_end, words, base, constant):
             a2, c2 = _where(i + 2, pixels, per_image, image_stride, start, column)
             a3, c3 = _where(i + 3, pixels, per_image, image_stride, start, column)
             if width == WIDE:
-                n = _four_by_wide(words, a0, a1, a2, a3, runs, run_words, panels, q)
+                n = _four_by_wide(words, a0, a1, a2, a3, taps, panels, q)
                 _finish(
                     n[0],
                     n[1],
@@ -884,7 +879,7 @@ def _blocks(first, end, panel, panel_end, words, base, constant):
                     bits,
                 )
             else:
-                n = _four_by_narrow(words, a0, a1, a2, a3, runs, run_words, panels, q)
+                n = _four_by_narrow(words, a0, a1, a2, a3, taps, panels, q)
                 _finish_narrow(
                     n[0], n[1], constants, c0, turned, count, channel, channels, i, sums, bits
                 )
@@ -909,91 +904,91 @@ def _where(item, pixels, per_image, image_stride, start, column):
 
 
 @inlined
-def _four_by_wide(words, a0, a1, a2, a3, runs, run_words, panels, q):
+def _four_by_wide(words, a0, a1, a2, a3, taps, panels, q):
     """Counts of disagreements of 4 pixels with 32 filters."""
     c00, c01, c02, c03 = zero_words(), zero_words(), zero_words(), zero_words()
     c10, c11, c12, c13 = zero_words(), zero_words(), zero_words(), zero_words()
     c20, c21, c22, c23 = zero_words(), zero_words(), zero_words(), zero_words()
     c30, c31, c32, c33 = zero_words(), zero_words(), zero_words(), zero_words()
-    for r in range(len(runs)):
-        for k in range(runs[r], runs[r] + run_words):
-            w0, w1, w2, w3 = (
-                load(panels, q),
-                load(panels, q + 8),
-                load(panels, q + 16),
-                load(panels, q + 24),
-            )
-            x = splat(words[a0 + k])
-            c00 += popcount(x ^ w0)
-            c01 += popcount(x ^ w1)
-            c02 += popcount(x ^ w2)
-            c03 += popcount(x ^ w3)
-            x = splat(words[a1 + k])
-            c10 += popcount(x ^ w0)
-            c11 += popcount(x ^ w1)
-            c12 += popcount(x ^ w2)
-            c13 += popcount(x ^ w3)
-            x = splat(words[a2 + k])
-            c20 += popcount(x ^ w0)
-            c21 += popcount(x ^ w1)
-            c22 += popcount(x ^ w2)
-            c23 += popcount(x ^ w3)
-            x = splat(words[a3 + k])
-            c30 += popcount(x ^ w0)
-            c31 += popcount(x ^ w1)
-            c32 += popcount(x ^ w2)
-            c33 += popcount(x ^ w3)
-            q += 32
+    for j in range(len(taps)):
+        k = taps[j]
+        w0, w1, w2, w3 = (
+            load(panels, q),
+            load(panels, q + 8),
+            load(panels, q + 16),
+            load(panels, q + 24),
+        )
+        x = splat(words[a0 + k])
+        c00 += popcount(x ^ w0)
+        c01 += popcount(x ^ w1)
+        c02 += popcount(x ^ w2)
+        c03 += popcount(x ^ w3)
+        x = splat(words[a1 + k])
+        c10 += popcount(x ^ w0)
+        c11 += popcount(x ^ w1)
+        c12 += popcount(x ^ w2)
+        c13 += popcount(x ^ w3)
+        x = splat(words[a2 + k])
+        c20 += popcount(x ^ w0)
+        c21 += popcount(x ^ w1)
+        c22 += popcount(x ^ w2)
+        c23 += popcount(x ^ w3)
+        x = splat(words[a3 + k])
+        c30 += popcount(x ^ w0)
+        c31 += popcount(x ^ w1)
+        c32 += popcount(x ^ w2)
+        c33 += popcount(x ^ w3)
+        q += 32
     return c00, c01, c02, c03, c10, c11, c12, c13, c20, c21, c22, c23, c30, c31, c32, c33
 
 
 @inlined
-def _one_by_wide(words, a, runs, run_words, panels, q):
+def _one_by_wide(words, a, taps, panels, q):
     c0, c1, c2, c3 = zero_words(), zero_words(), zero_words(), zero_words()
-    for r in range(len(runs)):
-        for k in range(runs[r], runs[r] + run_words):
-            x = splat(words[a + k])
-            c0 += popcount(x ^ load(panels, q))
-            c1 += popcount(x ^ load(panels, q + 8))
-            c2 += popcount(x ^ load(panels, q + 16))
-            c3 += popcount(x ^ load(panels, q + 24))
-            q += 32
+    for j in range(len(taps)):
+        k = taps[j]
+        x = splat(words[a + k])
+        c0 += popcount(x ^ load(panels, q))
+        c1 += popcount(x ^ load(panels, q + 8))
+        c2 += popcount(x ^ load(panels, q + 16))
+        c3 += popcount(x ^ load(panels, q + 24))
+        q += 32
     return c0, c1, c2, c3
 
 
 @inlined
-def _four_by_narrow(words, a0, a1, a2, a3, runs, run_words, panels, q):
+def _four_by_narrow(words, a0, a1, a2, a3, taps, panels, q):
     """The same for 16 filters."""
     c00, c01, c10, c11 = zero_words(), zero_words(), zero_words(), zero_words()
     c20, c21, c30, c31 = zero_words(), zero_words(), zero_words(), zero_words()
-    for r in range(len(runs)):
-        for k in range(runs[r], runs[r] + run_words):
-            w0, w1 = load(panels, q), load(panels, q + 8)
-            x = splat(words[a0 + k])
-            c00 += popcount(x ^ w0)
-            c01 += popcount(x ^ w1)
-            x = splat(words[a1 + k])
-            c10 += popcount(x ^ w0)
-            c11 += popcount(x ^ w1)
-            x = splat(words[a2 + k])
-            c20 += popcount(x ^ w0)
-            c21 += popcount(x ^ w1)
-            x = splat(words[a3 + k])
-            c30 += popcount(x ^ w0)
-            c31 += popcount(x ^ w1)
-            q += NARROW
+    for j in range(len(taps)):
+        k = taps[j]
+        w0, w1 = load(panels, q), load(panels, q + 8)
+        x = splat(words[a0 + k])
+        c00 += popcount(x ^ w0)
+        c01 += popcount(x ^ w1)
+        x = splat(words[a1 + k])
+        c10 += popcount(x ^ w0)
+        c11 += popcount(x ^ w1)
+        x = splat(words[a2 + k])
+        c20 += popcount(x ^ w0)
+        c21 += popcount(x ^ w1)
+        x = splat(words[a3 + k])
+        c30 += popcount(x ^ w0)
+        c31 += popcount(x ^ w1)
+        q += NARROW
     return c00, c01, c10, c11, c20, c21, c30, c31
 
 
 @inlined
-def _one_by_narrow(words, a, runs, run_words, panels, q):
+def _one_by_narrow(words, a, taps, panels, q):
     c0, c1 = zero_words(), zero_words()
-    for r in range(len(runs)):
-        for k in range(runs[r], runs[r] + run_words):
-            x = splat(words[a + k])
-            c0 += popcount(x ^ load(panels, q))
-            c1 += popcount(x ^ load(panels, q + 8))
-            q += NARROW
+    for j in range(len(taps)):
+        k = taps[j]
+        x = splat(words[a + k])
+        c0 += popcount(x ^ load(panels, q))
+        c1 += popcount(x ^ load(panels, q + 8))
+        q += NARROW
     return c0, c1
 
 
