@@ -1,0 +1,652 @@
+"""Depth-wise convolution of packed signs, with counters that stand upright.
+
+In a depth-wise convolution (groups = channels) each channel meets its own filter of kh × kw signs.
+The population count of `xnor` is of no help here: it adds up the bits of one word, and these belong
+to 64 different sums. So turn the counters by 90 degrees. A column of bits, one from each of a few
+words, is a binary number, and 64 numbers lie side by side in these words::
+
+              channel  3 2 1 0
+    word c0:  ones     0 1 1 0        channel 0 has counted 0 + 2*1 = 2,
+    word c1:  twos     1 1 0 1        channel 1: 1, channel 2: 3, channel 3: 2
+
+Such words are *bit planes*, and arithmetic on them is what a circuit does, one gate an instruction,
+64 channels at a time (512 in a vector): *bit slicing* (Biham 1997, A Fast New DES Implementation in
+Software). The circuit is the full adder. It adds three bits of the same weight, and gives their sum
+as two bits: one of this weight, and a carry of twice the weight.
+
+    >>> a, b, c = 0b1100, 0b1010, 0b1001    # four channels
+    >>> one, two = full_adder(a, b, c)      # the channels have 3, 1, 1 and 1 bits set
+    >>> f"{one:04b} {two:04b}"
+    '1111 1000'
+
+A convolution is then: for each tap of the filter, agreement bits (XNOR of image and filter), added
+to the planes. Four taps go in at a time; three full adders make of them one bit of weight 4 (the
+carry-save tree of Harley and Seal; Muła, Kurz, Lemire 2018, arXiv:1611.07612). With T taps,
+
+    sum = agreements - disagreements = 2 * agreements - T.
+
+**Thresholds.** To ask ``count >= level`` for 64 channels at once: the difference ``count - level``
+is ``count + ~level + 1``, and the carry out of this addition is 1 if and only if it is not
+negative. Of each full adder only the carry is needed.
+
+**Borders.** A zero of the padding is no sign and adds nothing, but in the padded image a bit
+0 stands in its place, which agrees with a weight of -1. How many do so is known beforehand, so
+nothing is masked in the loop: the number becomes part of what is subtracted from the count (``base``
+below), and of the thresholds. Rows of the output that see the same rows of the filter inside the
+image are a class, and share their base and thresholds.
+
+All this is laid out once, by `prepare`.
+"""
+
+import math
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic, overload
+
+from tinybnn.kernels import threads
+from tinybnn.kernels.bits import pack_reference, unpack_reference, words_for
+from tinybnn.kernels.simd import WORDS, kernel, load, store, zero_words
+
+MAX_TAPS = 63  # what six bit planes can count
+_PARALLEL_FROM = 1 << 18  # words times taps: below, waking the threads takes longer than the work
+
+
+# -------------------------------------------------------------------------------------- the circuit
+
+
+@kernel
+def half_adder(a, b):
+    """The sum of two bits: a bit of the same weight, and a carry of twice the weight."""
+    return a ^ b, a & b
+
+
+@kernel
+def full_adder(a, b, c):
+    """The sum of three bits: a bit of the same weight, and a carry of twice the weight."""
+    return a ^ b ^ c, majority(a, b, c)
+
+
+@kernel
+def majority(a, b, c):
+    """1 where at least two of three bits are 1."""
+    return (a & b) | ((a | b) & c)
+
+
+# --------------------------------------------------------------------------------------------- plan
+
+
+class Plan(NamedTuple):
+    """A depth-wise convolution laid out for images of one size; made by `prepare`.
+
+    A *run* is a row of the output: out_width * words words, pixel after pixel, filled up to whole
+    vectors. All arrays are laid out in runs, so that the kernel sees contiguous words only.
+
+    Attributes
+    ----------
+    channels, words : int
+        C, and the words of a pixel.
+    height, width, out_height, out_width : int
+    top, left : int
+        Rows and columns of padding before the image.
+    row_step, column_step : int
+        The stride.
+    phase_words, padded_rows : int
+        The padded image, which each image is copied into, has this many rows. With a stride s along
+        the width a row is split into s phases of so many words: columns 0, s, 2s, ..., then columns
+        1, s + 1, .... So the pixels that a tap sees along an output row are neighbours.
+    outside : (column_step * phase_words,) uint64
+        A row of padding.
+    offsets : (taps,) int64
+        Where in the padded image a tap finds its first pixel for output row 0.
+    opposites : (taps * run,) uint64
+        The weights, inverted: exclusive or with them gives agreements.
+    planes : int
+        Bit planes of a count, from 1 to 6.
+    row_class : (OH,) int64
+        The class of each output row.
+    not_levels : (classes * planes * run,) uint64
+        Bit planes of the count from which on a bit is 1, inverted. Empty without thresholds.
+    flips : (classes * run,) uint64
+    minus_base : (classes * out_width * 64 * words,) int8
+        sum = 2 * count - base.
+    """
+
+    channels: int
+    words: int
+    height: int
+    width: int
+    out_height: int
+    out_width: int
+    top: int
+    left: int
+    row_step: int
+    column_step: int
+    phase_words: int
+    padded_rows: int
+    outside: np.ndarray
+    offsets: np.ndarray
+    opposites: np.ndarray
+    planes: int
+    run: int
+    row_class: np.ndarray
+    not_levels: np.ndarray
+    flips: np.ndarray
+    minus_base: np.ndarray
+
+
+def prepare(
+    weight,
+    channels,
+    size,
+    *,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    padding_mode="zeros",
+    thresholds=None,
+    flip=None,
+):
+    """Lay out a depth-wise convolution; to be done once, before it is run.
+
+    Parameters
+    ----------
+    weight : (kh, kw, words_for(channels)) uint64
+        One filter a channel (groups = channels, channel multiplier 1), with at most 63 taps.
+    channels : int
+        C.
+    size : (int, int)
+        H, W of the images.
+    stride, padding, dilation : (int, int)
+        Along height and width.
+    padding_mode : "zeros" or "ones"
+        What stands outside the image. A zero is not a sign: a tap of the filter that falls on it
+        adds nothing. "ones" puts +1 there.
+    thresholds : (C,) int32, optional
+        Needed by `conv2d_bits`.
+    flip : (C,) bool, optional
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    ValueError
+        If a dtype, a shape or a parameter does not fit, or the output would be empty.
+    """
+    weight = np.asarray(weight)
+    _check_weight(weight, channels)
+    size, stride = _pair("size", size, 1), _pair("stride", stride, 1)
+    padding, dilation = _pair("padding", padding, 0), _pair("dilation", dilation, 1)
+    if padding_mode not in ("zeros", "ones"):
+        raise ValueError(f'depthwise: padding_mode must be "zeros" or "ones", got {padding_mode!r}')
+    out_height, out_width = _output_size(size, weight.shape[:2], stride, padding, dilation)
+    kh, kw, words = weight.shape
+    taps = kh * kw
+    planes = taps.bit_length()
+
+    # The padded image.
+    phase_words = -(-(size[1] + 2 * padding[1]) // stride[1]) * words
+    outside = np.zeros((stride[1] * phase_words // words, words), np.uint64)
+    if padding_mode == "ones":
+        outside[:] = pack_reference(np.ones(channels))
+    ky, kx = np.divmod(np.arange(taps), kw)
+    column = kx * dilation[1]
+    offsets = (ky * dilation[0] * stride[1] + column % stride[1]) * phase_words
+    offsets += column // stride[1] * words
+
+    # sum = agreements - disagreements, over the taps that count
+    #     = 2 * (count - agreements that don't count) - taps that count
+    rows, columns = (
+        _taps_that_count(*axis, padding_mode)
+        for axis in zip(
+            size, (out_height, out_width), (kh, kw), stride, padding, dilation, strict=True
+        )
+    )  # (OH, kh), (OW, kw)
+    classes, row_class = np.unique(rows, axis=0, return_inverse=True)  # (R, kh)
+    counts = (classes[:, None, :, None] & columns[:, None, :]).reshape(-1, taps)  # (R*OW, taps)
+    is_minus = unpack_reference(weight, channels).reshape(taps, channels) < 0
+    agree = (~counts).astype(np.float32) @ is_minus.astype(np.float32)  # (R*OW, C)
+    base = np.zeros((len(classes), out_width, 64 * words), np.int64)
+    base[..., :channels] = (counts.sum(1)[:, None] + 2 * agree).reshape(
+        len(classes), out_width, channels
+    )
+
+    opposites = _runs(np.tile(~weight.reshape(taps, 1, words), (1, out_width, 1))).ravel()
+    levels = flips = np.empty(0, np.uint64)
+    if thresholds is not None or flip is not None:
+        thresholds, flip = np.asarray(thresholds), np.asarray(flip)
+        _check_vector("thresholds", thresholds, np.int32, channels)
+        _check_vector("flip", flip, np.bool_, channels)
+        levels, flips = _levels(base, thresholds, flip, taps)
+    return Plan(
+        channels, words, *size, out_height, out_width, *padding, *stride,
+        phase_words, size[0] + 2 * padding[0], outside.ravel(), offsets,
+        opposites, planes, len(opposites) // taps, row_class.reshape(-1), levels, flips,
+        (-base).astype(np.int8).ravel(),
+    )  # fmt: skip
+
+
+def _taps_that_count(size, out, kernel_size, stride, padding, dilation, padding_mode):
+    """Along one axis, for each output position: which taps count. (out, kernel_size) bool"""
+    position = np.arange(out)[:, None] * stride - padding + np.arange(kernel_size) * dilation
+    return ((position >= 0) & (position < size)) | (padding_mode == "ones")
+
+
+def _levels(base, thresholds, flip, taps):
+    """The thresholds as bit planes for the comparison, and which bits it flips.
+
+    2 * count - base >= threshold, where count reaches half of threshold + base, rounded up. A count
+    is from 0 to T. What is never reached is level 0, always reached, with the opposite flip. So are
+    the bits of the tail: never 1.
+    """
+    channels = len(thresholds)
+    level = np.zeros(base.shape, np.int64)  # (R, OW, 64 * words)
+    flipped = np.ones(base.shape, np.bool_)
+    level[..., :channels] = (thresholds.astype(np.int64) + base[..., :channels] + 1) >> 1
+    flipped[..., :channels] = flip ^ (level[..., :channels] > taps)
+    level[(level < 0) | (level > taps)] = 0
+    shifts = np.arange(taps.bit_length())[:, None, None]
+    is_zero = (level[:, None] >> shifts) & 1 == 0  # (R, planes, OW, 64 * words)
+    inverted = _runs(pack_reference(np.where(is_zero, 1, -1)))  # (R, planes, run)
+    flips = _runs(pack_reference(np.where(flipped, 1, -1)))  # (R, run)
+    return inverted.ravel(), flips.ravel()
+
+
+def _runs(words):
+    """(..., OW, words) as runs, each filled up to whole vectors, in one flat array."""
+    runs = words.reshape(*words.shape[:-2], -1)
+    fill = [(0, 0)] * (runs.ndim - 1) + [(0, -runs.shape[-1] % WORDS)]
+    return np.pad(runs, fill)
+
+
+# --------------------------------------------------------------------------------------- bits -> bi
+
+
+def conv2d_bits(plan, x, out=None):
+    """Depth-wise convolution and threshold: packed signs to packed signs.
+
+    Parameters
+    ----------
+    plan : Plan
+        Made by `prepare` with thresholds.
+    x : (N, H, W, words) uint64
+    out : (N, OH, OW, words) uint64, optional
+        C-contiguous.
+
+    Returns
+    -------
+    (N, OH, OW, words) uint64
+        Bit c is ``(sum[..., c] >= thresholds[c]) != flip[c]``.
+
+    Raises
+    ------
+    ValueError
+        If a dtype or a shape does not fit, or the plan has no thresholds.
+    """
+    if not len(plan.not_levels):
+        raise ValueError("depthwise: the plan has no thresholds; give them to prepare")
+    shape = (plan.out_height, plan.out_width, plan.words)
+    x, out = _arrays(plan, x, shape, (np.uint64,), np.uint64, out)
+    _run(_bits, _bits_parallel, plan, x, out.reshape(len(x), math.prod(shape)))
+    return out
+
+
+def conv2d_bits_reference(x, weight, channels, thresholds, flip, **geometry):
+    """What :func:`conv2d_bits` computes, in plain NumPy."""
+    sums = conv2d_sums_reference(x, weight, channels, **geometry)
+    return pack_reference(np.where((sums >= thresholds) != flip, 1, -1))
+
+
+def conv2d_sums(plan, x, dtype=np.int32, out=None):
+    """Depth-wise convolution: packed signs to integer sums.
+
+    Parameters
+    ----------
+    plan : Plan
+    x : (N, H, W, words) uint64
+    dtype : int32 or int8
+        A sum is at most 63, so int8 holds it.
+    out : (N, OH, OW, C) of ``dtype``, optional
+        C-contiguous.
+
+    Returns
+    -------
+    (N, OH, OW, C) of ``dtype``
+        Agreements - disagreements over the taps that count (all for "ones", those inside the image
+        for "zeros").
+
+    Raises
+    ------
+    ValueError
+        If a dtype or a shape does not fit.
+    """
+    shape = (plan.out_height, plan.out_width, plan.channels)
+    x, out = _arrays(plan, x, shape, (np.int32, np.int8), dtype, out)
+    _run(_sums, _sums_parallel, plan, x, out.reshape(len(x), shape[0] * shape[1], plan.channels))
+    return out
+
+
+def conv2d_sums_reference(
+    x,
+    weight,
+    channels,
+    *,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    padding_mode="zeros",
+):
+    """What :func:`conv2d_sums` computes, in plain NumPy: one product of signs a tap."""
+    kh, kw, _ = weight.shape
+    border = ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0))
+    outside = 1 if padding_mode == "ones" else 0
+    image = np.pad(unpack_reference(x, channels, np.int32), border, constant_values=outside)
+    taps = unpack_reference(weight, channels, np.int32)  # (kh, kw, C)
+    oh, ow = _output_size(x.shape[1:3], (kh, kw), stride, padding, dilation)
+    out = np.zeros((len(x), oh, ow, channels), np.int32)
+    for ky in range(kh):
+        for kx in range(kw):
+            top, left = ky * dilation[0], kx * dilation[1]
+            bottom, right = top + (oh - 1) * stride[0] + 1, left + (ow - 1) * stride[1] + 1
+            out += image[:, top : bottom : stride[0], left : right : stride[1]] * taps[ky, kx]
+    return out
+
+
+def _run(kernel, parallel_kernel, plan, x, out):
+    """The whole batch in one go, or spread over threads where that pays."""
+    work = len(x) * plan.out_height * len(plan.opposites)
+    parts = min(len(x), 4 * numba.get_num_threads())  # more than threads: they may differ in speed
+    if work < _PARALLEL_FROM or numba.get_num_threads() < 2 or parts < 2:
+        kernel(plan, x, out)
+    else:
+        with threads.exclusive():
+            parallel_kernel(plan, x, out, parts)
+
+
+@kernel(parallel=True)
+def _bits_parallel(plan, x, out, parts):
+    for part in numba.prange(parts):
+        first, last = part * len(x) // parts, (part + 1) * len(x) // parts
+        _bits(plan, x[first:last], out[first:last])
+
+
+@kernel(parallel=True)
+def _sums_parallel(plan, x, out, parts):
+    for part in numba.prange(parts):
+        first, last = part * len(x) // parts, (part + 1) * len(x) // parts
+        _sums(plan, x[first:last], out[first:last])
+
+
+# ------------------------------------------------------------------------------------------- kernel
+
+
+# The arrays of a plan are handed on one by one, and starts instead of slices: a slice or a tuple of
+# arrays costs references counted, which is more than the work on a row.
+
+
+@kernel
+def _bits(plan, x, out):
+    """x : (N, H * W * words), out : (N, OH * OW * words)"""
+    offsets, opposites, run, planes = plan.offsets, plan.opposites, plan.run, plan.planes
+    not_levels, flips, row_class = plan.not_levels, plan.flips, plan.row_class
+    step, length = plan.row_step * len(plan.outside), plan.out_width * plan.words
+    padded = _empty_padded(plan)
+    counts = np.empty(6 * run, np.uint64)
+    for n in range(len(x)):
+        _pad(plan, x[n], padded)
+        image = out[n]
+        for oy in range(len(row_class)):
+            _count(padded, oy * step, offsets, opposites, run, planes, counts)
+            _compare(counts, not_levels, flips, row_class[oy] * run, run, planes)
+            _copy(counts, 0, image, oy * length, length)
+
+
+@kernel
+def _sums(plan, x, out):
+    """x : (N, H * W * words), out : (N, OH * OW, C)"""
+    offsets, opposites, run, planes = plan.offsets, plan.opposites, plan.run, plan.planes
+    minus_base, row_class = plan.minus_base, plan.row_class
+    step, width = plan.row_step * len(plan.outside), plan.out_width
+    padded = _empty_padded(plan)
+    counts = np.empty(6 * run, np.uint64)
+    row = np.empty((width, 64 * plan.words), np.int8)
+    sums = row.reshape(row.size)
+    for n in range(len(x)):
+        _pad(plan, x[n], padded)
+        image = out[n]
+        for oy in range(len(row_class)):
+            _count(padded, oy * step, offsets, opposites, run, planes, counts)
+            _unpack(counts, run, planes, minus_base, row_class[oy] * len(sums), sums)
+            _copy_pixels(row, image, oy * width)
+
+
+@kernel
+def _count(padded, first, offsets, opposites, run, planes, counts):
+    """How many taps agree along a run: counts are six rows of bit planes."""
+    taps = len(offsets)
+    for j in range(0, run, WORDS):
+        here = first + j
+        c0 = _agreement(padded, here + offsets[0], opposites, j)
+        c1 = c2 = c3 = c4 = c5 = zero_words()
+        tap = 1
+        for _ in range((taps - 1) % 4):
+            c0, two = half_adder(
+                c0, _agreement(padded, here + offsets[tap], opposites, tap * run + j)
+            )
+            c1, four = half_adder(c1, two)
+            c2 = c2 ^ four  # at most 4 so far
+            tap += 1
+        while tap < taps:
+            a = _agreement(padded, here + offsets[tap], opposites, tap * run + j)
+            b = _agreement(padded, here + offsets[tap + 1], opposites, (tap + 1) * run + j)
+            c = _agreement(padded, here + offsets[tap + 2], opposites, (tap + 2) * run + j)
+            d = _agreement(padded, here + offsets[tap + 3], opposites, (tap + 3) * run + j)
+            c0, two = full_adder(c0, a, b)
+            c0, other_two = full_adder(c0, c, d)
+            c1, four = full_adder(c1, two, other_two)
+            c2, eight = half_adder(c2, four)
+            c3, sixteen = half_adder(c3, eight)
+            if planes > 4:
+                c4, thirty_two = half_adder(c4, sixteen)
+                c5 = c5 ^ thirty_two
+            tap += 4
+        store(counts, j, c0)
+        store(counts, run + j, c1)
+        store(counts, 2 * run + j, c2)
+        store(counts, 3 * run + j, c3)
+        if planes > 4:
+            store(counts, 4 * run + j, c4)
+            store(counts, 5 * run + j, c5)
+
+
+@kernel
+def _compare(counts, not_levels, flips, of_class, run, planes):
+    """(count >= level) != flip, in place of the first plane: the carry of count + ~level + 1."""
+    for j in range(0, run, WORDS):
+        level = of_class * planes + j
+        carry = load(counts, j) | load(not_levels, level)
+        for plane in range(1, planes):
+            bit, not_level = load(counts, plane * run + j), load(not_levels, level + plane * run)
+            carry = majority(bit, not_level, carry)
+        store(counts, j, carry ^ load(flips, of_class + j))
+
+
+@kernel
+def _unpack(counts, run, planes, minus_base, of_class, sums):
+    """2 * count - base, as numbers."""
+    base = minus_base[of_class : of_class + len(sums)]
+    for i in range(len(sums)):
+        sums[i] = base[i]
+    for word in range(len(sums) // 64):
+        for plane in range(planes):
+            _add_where(sums, 64 * word, counts[plane * run + word], 2 << plane)
+
+
+@kernel
+def _agreement(padded, here, opposites, tap):
+    """Bits that say where a tap of the filter agrees with the image."""
+    return load(padded, here) ^ load(opposites, tap)
+
+
+@kernel
+def _empty_padded(plan):
+    """Memory for a padded image; see `Plan`. One flat array."""
+    row_words = len(plan.outside)
+    padded = np.empty(plan.padded_rows * row_words + WORDS, np.uint64)  # the last load is a vector
+    for y in range(plan.padded_rows):
+        _copy(plan.outside, 0, padded, y * row_words, row_words)
+    return padded
+
+
+@kernel
+def _pad(plan, x, padded):
+    """Copy an image between its padding, phase by phase."""
+    row_words = len(plan.outside)
+    for phase in range(plan.column_step):
+        # The first column of the image in this phase, and its place there.
+        column = (phase - plan.left) % plan.column_step
+        place = (column + plan.left) // plan.column_step * plan.words
+        target = plan.top * row_words + phase * plan.phase_words + place
+        if plan.column_step == 1:
+            for y in range(plan.height):
+                width = plan.width * plan.words
+                _copy(x, y * width, padded, target + y * row_words, width)
+        else:
+            for y in range(plan.height):
+                to = target + y * row_words
+                for pixel in range(y * plan.width + column, (y + 1) * plan.width, plan.column_step):
+                    for w in range(plan.words):
+                        padded[to + w] = x[pixel * plan.words + w]
+                    to += plan.words
+
+
+@kernel
+def _copy(source, start, target, to, length):
+    """target[to : to + length] = source[start : start + length]"""
+    whole = length - length % WORDS
+    for j in range(0, whole, WORDS):
+        store(target, to + j, load(source, start + j))
+    for j in range(whole, length):
+        target[to + j] = source[start + j]
+
+
+@kernel
+def _copy_pixels(row, image, first):
+    """image[first + i] = row[i], without the bytes of the tail."""
+    for i in range(len(row)):
+        source, target = row[i], image[first + i]
+        for c in range(len(target)):
+            target[c] = source[c]
+
+
+def _add_where(array, index, word, value):
+    """array[index + i] += value, for those of i = 0 to 63 where bit i of the word is 1."""
+    for i in range(64):
+        if (int(word) >> i) & 1:
+            array[index + i] += value
+
+
+@intrinsic
+def _masked_add(typing, array, index, word, value):
+    """One masked addition where the CPU has it: 64 bits are the mask of 64 bytes."""
+    byte, count = ir.IntType(8), 64
+    vector = ir.VectorType(byte, count)
+
+    def generate(context, builder, signature, arguments):
+        array, index, word, value = arguments
+        data = context.make_array(signature.args[0])(context, builder, array).data
+        pointer = builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+        undefined = ir.Constant(vector, ir.Undefined)
+        first = builder.insert_element(
+            undefined, builder.trunc(value, byte), ir.Constant(ir.IntType(32), 0)
+        )
+        lanes = ir.Constant(ir.VectorType(ir.IntType(32), count), [0] * count)
+        everywhere = builder.shuffle_vector(first, undefined, lanes)
+        mask = builder.bitcast(word, ir.VectorType(ir.IntType(1), count))
+        added = builder.select(mask, everywhere, ir.Constant(vector, [0] * count))
+        builder.store(builder.add(builder.load(pointer, align=1), added), pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.uint64, types.intp), generate
+
+
+@overload(_add_where)
+def _compiled_add_where(array, index, word, value):
+    return lambda array, index, word, value: _masked_add(array, index, word, value)
+
+
+# -------------------------------------------------------------------------------------------- check
+
+
+def _check_weight(weight, channels):
+    if weight.dtype != np.uint64 or weight.ndim != 3:
+        raise ValueError(
+            f"depthwise: weight must be uint64 with 3 axes (kh, kw, words), one filter a channel, "
+            f"got {weight.dtype} of shape {weight.shape}"
+        )
+    if channels < 1:
+        raise ValueError(f"depthwise: channels must be positive, got {channels}")
+    kh, kw, words = weight.shape
+    if words != words_for(channels):
+        raise ValueError(
+            f"depthwise: weight has {words} words a tap, {channels} channels need "
+            f"{words_for(channels)}: one filter a channel (groups = channels, multiplier 1)"
+        )
+    if not 1 <= kh * kw <= MAX_TAPS:
+        raise ValueError(
+            f"depthwise: a filter must have from 1 to {MAX_TAPS} taps, got {kh} x {kw}"
+        )
+
+
+def _check_vector(name, array, dtype, channels):
+    if array.dtype != dtype or array.shape != (channels,):
+        raise ValueError(
+            f"depthwise: {name} must be {np.dtype(dtype)} of shape ({channels},), "
+            f"got {array.dtype} of shape {array.shape}"
+        )
+
+
+def _pair(name, pair, least):
+    pair = tuple(pair)
+    if len(pair) != 2 or min(pair) < least:
+        raise ValueError(f"depthwise: {name} must be two integers >= {least}, got {pair}")
+    return int(pair[0]), int(pair[1])
+
+
+def _output_size(size, kernel_size, stride, padding, dilation):
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
+    padded = [n + 2 * p for n, p in zip(size, padding, strict=True)]
+    if padded[0] < spans[0] or padded[1] < spans[1]:
+        raise ValueError(
+            f"depthwise: the kernel covers {spans[0]} x {spans[1]} pixels, "
+            f"the padded image has {padded[0]} x {padded[1]}"
+        )
+    return tuple((n - span) // s + 1 for n, span, s in zip(padded, spans, stride, strict=True))
+
+
+def _arrays(plan, x, out_shape, dtypes, dtype, out):
+    """x as a contiguous array, and the output, or a ValueError."""
+    x = np.asarray(x)
+    shape = (plan.height, plan.width, plan.words)
+    if x.dtype != np.uint64 or x.ndim != 4 or x.shape[1:] != shape:
+        raise ValueError(
+            f"depthwise: x must be uint64 of shape (N, {', '.join(map(str, shape))}), "
+            f"got {x.dtype} of shape {x.shape}"
+        )
+    if np.dtype(dtype) not in dtypes:
+        names = " or ".join(np.dtype(d).name for d in dtypes)
+        raise ValueError(f"depthwise: dtype must be {names}, got {np.dtype(dtype)}")
+    out_shape = (len(x), *out_shape)
+    if out is None:
+        out = np.empty(out_shape, dtype)
+    elif out.dtype != dtype or out.shape != out_shape or not out.flags.c_contiguous:
+        raise ValueError(
+            f"depthwise: out must be C-contiguous {np.dtype(dtype)} of shape {out_shape}, "
+            f"got {out.dtype} of shape {out.shape}"
+        )
+    return np.ascontiguousarray(x).reshape(len(x), math.prod(shape)), out
