@@ -119,6 +119,11 @@ def load(array, index):
     return array[index : index + lanes].copy()
 
 
+def load_splat(array, index):
+    """A vector with array[index] in every lane; ``index`` is not negative."""
+    return splat(array[index])
+
+
 def store(array, index, vector):
     """array[index], array[index + 1], ... = lanes."""
     array[index : index + len(vector)] = vector
@@ -158,6 +163,18 @@ def _load(typing, array, index):
     def generate(context, builder, signature, arguments):
         pointer = _address(context, builder, array, *arguments, vector)
         return builder.load(pointer, align=vector.element.bitwidth // 8)
+
+    return vector(array, types.intp), generate
+
+
+@intrinsic
+def _load_splat(typing, array, index):
+    vector = _vector_of(array)
+
+    def generate(context, builder, signature, arguments):
+        array_value, index_value = arguments
+        data = cgutils.create_struct_proxy(array)(context, builder, array_value).data
+        return _everywhere(builder, builder.load(builder.gep(data, [index_value])), vector.lanes)
 
     return vector(array, types.intp), generate
 
@@ -217,6 +234,12 @@ def _splat(typing, value):
 def _compiled_load(array, index):
     if _vector_of(array):
         return lambda array, index: _load(array, index)
+
+
+@overload(load_splat)
+def _compiled_load_splat(array, index):
+    if _vector_of(array):
+        return lambda array, index: _load_splat(array, index)
 
 
 @overload(store)

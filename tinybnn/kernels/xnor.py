@@ -48,6 +48,7 @@ from tinybnn.kernels.simd import (
     interleave,
     kernel,
     load,
+    load_splat,
     popcount,
     splat,
     store,
@@ -219,9 +220,10 @@ class Prepared:
         the number of them, its first column in ``constants``.
     taps : (L,) int64
         Where the words under a filter are, counted from the pixel's first word.
-    pixels : (OH * OW, 2) int64
-        For each output pixel of an image: where its first word is, and where its row in
-        ``constants`` starts.
+    pixels : (OH * OW,) int64
+        Where the first word is that an output pixel sees, counted from the image's first.
+    rows : (OH * OW,) int64
+        Where an output pixel's row in ``constants`` starts.
     constants : (...,) int32
         A row for each border class (the pixels whose taps on the padding are the same). For sums
         ``base``, so that the sum is ``base - 2 * disagreements``; for bits ``limit``, so that the
@@ -251,6 +253,7 @@ class Prepared:
     table: np.ndarray
     taps: np.ndarray
     pixels: np.ndarray
+    rows: np.ndarray
     constants: np.ndarray
     flips: np.ndarray
     to_bits: bool
@@ -380,7 +383,8 @@ def _prepare_matmul(name, b, count, thresholds=None, flip=None):
         panels=panels,
         table=table,
         taps=np.arange(length),
-        pixels=np.zeros((1, 2), np.int64),
+        pixels=np.zeros(1, np.int64),
+        rows=np.zeros(1, np.int64),
         constants=constants,
         flips=flips,
         to_bits=thresholds is not None,
@@ -488,7 +492,8 @@ def _prepare_conv2d(
         panels=panels,
         table=table,
         taps=taps.reshape(-1).astype(np.int64),
-        pixels=np.stack([starts.reshape(-1), classes * columns], axis=1).astype(np.int64),
+        pixels=starts.reshape(-1).astype(np.int64),
+        rows=(classes * columns).astype(np.int64),
         constants=constants,
         flips=flips,
         to_bits=thresholds is not None,
@@ -603,7 +608,7 @@ def run_reference(prepared, x):
         length = len(prepared.taps)
         words = prepared.panels[start : start + width * length].reshape(length, -1, 2, WORDS)
         words = words.swapaxes(2, 3).reshape(length, width)
-        for pixel, (address, row) in enumerate(prepared.pixels):
+        for pixel, (address, row) in enumerate(zip(prepared.pixels, prepared.rows, strict=True)):
             seen = image[:, group * prepared.group_stride + address + prepared.taps]
             differ = np.bitwise_count(seen[:, :, None] ^ words).sum(1, dtype=np.int64)  # (N, width)
             constant = prepared.constants[row + column : row + column + width]
@@ -653,7 +658,7 @@ def _run(prepared, x, out=None, workspace=None):
     source = x.reshape(-1)
     height, width = prepared.input_shape[:2] if prepared.copies else (0, 0)
     constant = (
-        prepared.panels, prepared.table, prepared.taps, prepared.pixels,
+        prepared.panels, prepared.table, prepared.taps, prepared.pixels, prepared.rows,
         prepared.constants, prepared.flips, prepared.group_stride, prepared.image_stride,
         prepared.output_shape[-1], sums, bits,
     )  # fmt: skip
@@ -703,7 +708,7 @@ def _tasks(work, copies, source, workspace, copy, constant):
 @kernel(allocates=False)
 def _task(first, end, panel, panel_end, slot, copies, source, workspace, copy, constant):
     """Output pixels first to end - 1, counted through all images, of some panels."""
-    image_stride, pixels = constant[7], len(constant[3])
+    image_stride, pixels = constant[8], len(constant[3])
     if not copies:
         for start in range(first, end, _PART):
             _blocks(start, min(start + _PART, end), panel, panel_end, source, slot, constant)
@@ -777,7 +782,7 @@ def _bits_from(words, start, first, count):
 def _blocks(first, end, panel, panel_end, words, base, constant):
     """Output pixels first to end - 1; image n begins at ``words[base + n * image_stride]``."""
     (
-        panels, table, taps, pixels, constants, flips, group_stride, image_stride,
+        panels, table, taps, pixels, rows, constants, flips, group_stride, image_stride,
         channels, sums, bits,
     ) = constant  # fmt: skip
     per_image = len(pixels)
@@ -788,7 +793,9 @@ def _blocks(first, end, panel, panel_end, words, base, constant):
         step = 4 if end - first >= 4 else 1
         for item in range(first, end, step):
             i = min(item, end - step)
-            a0, c0 = _where(i, pixels, per_image, image_stride, start, column)
+            image = i // per_image
+            pixel = i - image * per_image
+            a0, c0 = start + image * image_stride + pixels[pixel], column + rows[pixel]
             if step == 1:
                 if width == WIDE:
                     n0, n1, n2, n3 = _one_by_wide(words, a0, taps, panels, q)
@@ -813,9 +820,12 @@ def _blocks(first, end, panel, panel_end, words, base, constant):
                         n0, n1, constants, c0, turned, count, channel, channels, i, sums, bits
                     )
                 continue
-            a1, c1 = _where(i + 1, pixels, per_image, image_stride, start, column)
-            a2, c2 = _where(i + 2, pixels, per_image, image_stride, start, column)
-            a3, c3 = _where(i + 3, pixels, per_image, image_stride, start, column)
+            image, pixel = _next(image, pixel, per_image)
+            a1, c1 = start + image * image_stride + pixels[pixel], column + rows[pixel]
+            image, pixel = _next(image, pixel, per_image)
+            a2, c2 = start + image * image_stride + pixels[pixel], column + rows[pixel]
+            image, pixel = _next(image, pixel, per_image)
+            a3, c3 = start + image * image_stride + pixels[pixel], column + rows[pixel]
             if width == WIDE:
                 n = _four_by_wide(words, a0, a1, a2, a3, taps, panels, q)
                 _finish(
@@ -895,12 +905,10 @@ def _blocks(first, end, panel, panel_end, words, base, constant):
 
 
 @inlined
-def _where(item, pixels, per_image, image_stride, start, column):
-    """Where the words of an output pixel begin, and its row of constants."""
-    image, pixel = item, 0
-    if per_image > 1:
-        image, pixel = item // per_image, item % per_image
-    return start + image * image_stride + pixels[pixel, 0], column + pixels[pixel, 1]
+def _next(image, pixel, per_image):
+    """The output pixel that follows, without a division."""
+    is_last = pixel + 1 == per_image
+    return image + is_last, 0 if is_last else pixel + 1
 
 
 @inlined
@@ -918,22 +926,22 @@ def _four_by_wide(words, a0, a1, a2, a3, taps, panels, q):
             load(panels, q + 16),
             load(panels, q + 24),
         )
-        x = splat(words[a0 + k])
+        x = load_splat(words, a0 + k)
         c00 += popcount(x ^ w0)
         c01 += popcount(x ^ w1)
         c02 += popcount(x ^ w2)
         c03 += popcount(x ^ w3)
-        x = splat(words[a1 + k])
+        x = load_splat(words, a1 + k)
         c10 += popcount(x ^ w0)
         c11 += popcount(x ^ w1)
         c12 += popcount(x ^ w2)
         c13 += popcount(x ^ w3)
-        x = splat(words[a2 + k])
+        x = load_splat(words, a2 + k)
         c20 += popcount(x ^ w0)
         c21 += popcount(x ^ w1)
         c22 += popcount(x ^ w2)
         c23 += popcount(x ^ w3)
-        x = splat(words[a3 + k])
+        x = load_splat(words, a3 + k)
         c30 += popcount(x ^ w0)
         c31 += popcount(x ^ w1)
         c32 += popcount(x ^ w2)
@@ -947,7 +955,7 @@ def _one_by_wide(words, a, taps, panels, q):
     c0, c1, c2, c3 = zero_words(), zero_words(), zero_words(), zero_words()
     for j in range(len(taps)):
         k = taps[j]
-        x = splat(words[a + k])
+        x = load_splat(words, a + k)
         c0 += popcount(x ^ load(panels, q))
         c1 += popcount(x ^ load(panels, q + 8))
         c2 += popcount(x ^ load(panels, q + 16))
@@ -964,16 +972,16 @@ def _four_by_narrow(words, a0, a1, a2, a3, taps, panels, q):
     for j in range(len(taps)):
         k = taps[j]
         w0, w1 = load(panels, q), load(panels, q + 8)
-        x = splat(words[a0 + k])
+        x = load_splat(words, a0 + k)
         c00 += popcount(x ^ w0)
         c01 += popcount(x ^ w1)
-        x = splat(words[a1 + k])
+        x = load_splat(words, a1 + k)
         c10 += popcount(x ^ w0)
         c11 += popcount(x ^ w1)
-        x = splat(words[a2 + k])
+        x = load_splat(words, a2 + k)
         c20 += popcount(x ^ w0)
         c21 += popcount(x ^ w1)
-        x = splat(words[a3 + k])
+        x = load_splat(words, a3 + k)
         c30 += popcount(x ^ w0)
         c31 += popcount(x ^ w1)
         q += NARROW
@@ -985,7 +993,7 @@ def _one_by_narrow(words, a, taps, panels, q):
     c0, c1 = zero_words(), zero_words()
     for j in range(len(taps)):
         k = taps[j]
-        x = splat(words[a + k])
+        x = load_splat(words, a + k)
         c0 += popcount(x ^ load(panels, q))
         c1 += popcount(x ^ load(panels, q + 8))
         q += NARROW
@@ -1060,31 +1068,25 @@ def _register_loop(repetitions, seed):
     c10, c11, c12, c13 = zero_words(), zero_words(), zero_words(), zero_words()
     c20, c21, c22, c23 = zero_words(), zero_words(), zero_words(), zero_words()
     c30, c31, c32, c33 = zero_words(), zero_words(), zero_words(), zero_words()
-    one = splat(np.uint64(1))
-    w0 = splat(seed)
-    w1, w2, w3 = w0 + one, w0 + one + one, w0 + one + one + one
-    x = w0
+    w = splat(seed)
     for _ in range(repetitions):
-        x += one  # another value each time, so that no count can be computed before the loop
-        c00 += popcount(x ^ w0)
-        c01 += popcount(x ^ w1)
-        c02 += popcount(x ^ w2)
-        c03 += popcount(x ^ w3)
-        x += one
-        c10 += popcount(x ^ w0)
-        c11 += popcount(x ^ w1)
-        c12 += popcount(x ^ w2)
-        c13 += popcount(x ^ w3)
-        x += one
-        c20 += popcount(x ^ w0)
-        c21 += popcount(x ^ w1)
-        c22 += popcount(x ^ w2)
-        c23 += popcount(x ^ w3)
-        x += one
-        c30 += popcount(x ^ w0)
-        c31 += popcount(x ^ w1)
-        c32 += popcount(x ^ w2)
-        c33 += popcount(x ^ w3)
+        # Each count goes into its next value, so that nothing can be computed before the loop.
+        c00 += popcount(c00 ^ w)
+        c01 += popcount(c01 ^ w)
+        c02 += popcount(c02 ^ w)
+        c03 += popcount(c03 ^ w)
+        c10 += popcount(c10 ^ w)
+        c11 += popcount(c11 ^ w)
+        c12 += popcount(c12 ^ w)
+        c13 += popcount(c13 ^ w)
+        c20 += popcount(c20 ^ w)
+        c21 += popcount(c21 ^ w)
+        c22 += popcount(c22 ^ w)
+        c23 += popcount(c23 ^ w)
+        c30 += popcount(c30 ^ w)
+        c31 += popcount(c31 ^ w)
+        c32 += popcount(c32 ^ w)
+        c33 += popcount(c33 ^ w)
     total = np.empty(WORDS, np.uint64)
     c00 += c01 + c02 + c03 + c10 + c11 + c12 + c13
     store(total, 0, c00 + c20 + c21 + c22 + c23 + c30 + c31 + c32 + c33)
