@@ -1,0 +1,245 @@
+"""The vocabulary of vectors: compiled, as NumPy lanes, and on CPUs with less than this one has."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinybnn.kernels import simd
+from tinybnn.kernels.simd import (
+    FLOATS,
+    INTEGERS,
+    WORDS,
+    at_most,
+    interleave,
+    kernel,
+    load,
+    load_splat,
+    popcount,
+    splat,
+    store,
+    store_first,
+    zero_floats,
+    zero_words,
+)
+
+seeds = st.integers(0, 2**32 - 1)
+compiled = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="the run without compilation")
+
+
+@kernel
+def on_words(a, b, out):
+    """A slot of ``out`` for each word of the vocabulary that gives words."""
+    x, y = load(a, 1), load(b, 2)
+    store(out, 0, x + y)
+    store(out, 8, x - y)
+    store(out, 16, x ^ y)
+    store(out, 24, x & y)
+    store(out, 32, x | y)
+    store(out, 40, popcount(x))
+    store(out, 48, splat(a[3]))
+    store(out, 56, load_splat(a, 3))
+    total = zero_words()
+    total += x
+    total -= y
+    total ^= x
+    total &= y
+    total |= x
+    store(out, 64, total)
+    store_first(out, 72, x, 3)
+
+
+@kernel
+def on_integers(a, b, words, out):
+    x, y = load(a, 1), load(b, 2)
+    store(out, 0, x + y)
+    store(out, 16, x - y)
+    store(out, 32, interleave(load(words, 0), load(words, 8)))
+    for count in range(-1, 18):
+        store_first(out, 48 + 16 * (count + 1), x, count)
+    return at_most(x, y)
+
+
+@kernel
+def on_floats(a, b, out):
+    x, y = load(a, 1), load(b, 2)
+    store(out, 0, x + y)
+    store(out, 16, x - y)
+    store(out, 32, x * y)
+    store(out, 48, splat(a[3]))
+    store(out, 64, load_splat(a, 3))
+    total = zero_floats()
+    total += x
+    total -= y
+    total *= x
+    store(out, 80, total)
+    store_first(out, 96, x, 5)
+
+
+def both(function, *arguments):
+    """The results of a kernel compiled and as plain Python: what it returns and what it wrote."""
+    plain = getattr(function, "py_func", function)
+    results = []
+    for call in (function, plain):
+        copies = [array.copy() for array in arguments]
+        results.append((call(*copies), copies[-1]))
+    return results
+
+
+def random_words(rng, count):
+    return rng.integers(0, 2**64, count, np.uint64)
+
+
+@given(seeds)
+def test_words(seed):
+    rng = np.random.default_rng(seed)
+    a, b, out = random_words(rng, 10), random_words(rng, 10), random_words(rng, 80)
+    (_, one), (_, two) = both(on_words, a, b, out)
+    assert np.array_equal(one, two)
+    x, y = a[1:9], b[2:10]
+    expected = [x + y, x - y, x ^ y, x & y, x | y, np.bitwise_count(x), [a[3]] * 8, [a[3]] * 8]
+    assert np.array_equal(one[:64], np.concatenate(expected).astype(np.uint64))
+    assert np.array_equal(one[64:72], (((x - y) ^ x) & y) | x)
+    assert np.array_equal(one[72:], [*x[:3], *out[75:]])
+
+
+@given(seeds)
+def test_integers(seed):
+    rng = np.random.default_rng(seed)
+    limits = np.iinfo(np.int32)
+    a, b = rng.integers(-2, 3, (2, 18), np.int32)  # ties
+    a[rng.random(18) < 0.2], b[rng.random(18) < 0.2] = limits.min, limits.max
+    words = random_words(rng, 16)
+    out = rng.integers(limits.min, limits.max, 48 + 16 * 20, np.int32)
+    (mask, one), (same_mask, two) = both(on_integers, a, b, words, out)
+    assert mask == same_mask and np.array_equal(one, two)
+    x, y = a[1:17], b[2:18]
+    assert mask == sum(int(x[i] <= y[i]) << i for i in range(INTEGERS))
+    assert np.array_equal(one[:48].reshape(3, 16)[:2], [x + y, x - y])
+    assert np.array_equal(one[32:48:2], words[:8].astype(np.int32))
+    assert np.array_equal(one[33:48:2], words[8:].astype(np.int32))
+    for count in range(-1, 18):
+        at, stored = 48 + 16 * (count + 1), min(max(count, 0), 16)
+        assert np.array_equal(one[at : at + stored], x[:stored])
+        assert np.array_equal(one[at + stored : at + 16], out[at + stored : at + 16])
+
+
+@given(seeds)
+def test_floats(seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.standard_normal((2, 18)).astype(np.float32)
+    out = rng.standard_normal(112).astype(np.float32)
+    (_, one), (_, two) = both(on_floats, a, b, out)
+    assert np.array_equal(one, two)
+    x, y = a[1:17], b[2:18]
+    assert np.array_equal(one[:48].reshape(3, 16), [x + y, x - y, x * y])
+    assert np.all(one[48:80] == a[3])
+    assert np.array_equal(one[80:96], (x - y) * x)
+    assert np.array_equal(one[96:], [*x[:5], *out[101:]])
+
+
+def test_lanes():
+    assert (WORDS, INTEGERS, FLOATS) == (8, 16, 16)
+    assert len(zero_words()) == len(splat(np.uint64(1))) == WORDS
+    assert len(zero_floats()) == len(splat(np.float32(1))) == FLOATS
+
+
+# ------------------------------------------------------------------------------------------- caches
+
+
+@compiled
+def test_cache_is_stale_when_the_vocabulary_changes(tmp_path):
+    """A kernel of another file is compiled again after a change of simd.py, and only then."""
+    (tmp_path / "user.py").write_text(
+        textwrap.dedent("""
+            import sys
+            from tinybnn.kernels import simd
+            simd._SOURCE = sys.argv[1]
+
+            @simd.kernel
+            def f(a):
+                simd.store(a, 0, simd.zero_words())
+
+            import numpy as np
+            f(np.zeros(8, np.uint64))
+            print(sum(f.stats.cache_hits.values()))
+        """)
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+
+    def hits(source):
+        command = [sys.executable, str(tmp_path / "user.py"), source]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+        assert run.returncode == 0, run.stderr
+        return int(run.stdout)
+
+    assert [hits(source) for source in ("one", "one", "two", "two")] == [0, 1, 0, 1]
+
+
+def test_source_stamp():
+    import hashlib
+    from pathlib import Path
+
+    assert hashlib.sha256(Path(simd.__file__).read_bytes()).hexdigest() == simd._SOURCE
+
+
+# ------------------------------------------------------------------------------------- smaller CPUs
+
+CPUS = {
+    "AVX2": ("haswell", "+avx2,+avx,+bmi,+bmi2,+fma,+lzcnt,+popcnt,+sse4.2", ("zmm", "k1")),
+    "SSE4.2": ("nehalem", "+sse4.2,+popcnt", ("zmm", "ymm", "k1")),
+}
+PROGRAM = """
+    import numpy as np
+    from tinybnn.kernels import signed, threads, xnor
+
+    rng = np.random.default_rng(0)
+    words = lambda *shape: rng.integers(0, 2**64, shape, np.uint64)
+    thresholds, flip = rng.integers(-9, 9, 70, np.int32), rng.random(70) < 0.5
+    with threads.num_threads(1):
+        for rows in (1, 3, 6):
+            a, b = words(rows, 5), words(70, 5)
+            expected = xnor.xnor_matmul_reference(a, b, 320)
+            assert np.array_equal(xnor.xnor_matmul(a, b, 320), expected)
+            prepared = xnor.prepare_matmul(b, 320, thresholds=thresholds, flip=flip)
+            bits = xnor.threshold_reference(expected, thresholds, flip)
+            assert np.array_equal(xnor.run(prepared, a), bits)
+            for columns in (10, 50):
+                a, b = rng.standard_normal((rows, 20)), rng.standard_normal((20, columns))
+                a, b = a.astype("f"), b.astype("f")
+                expected = signed.ordered_matmul_reference(a, b)
+                assert np.array_equal(signed.ordered_matmul(a, b), expected)
+        x, weight = words(2, 6, 5, 2), words(35, 3, 3, 2)
+        expected = xnor.xnor_conv2d_reference(x, weight, 128, padding=(1, 1))
+        assert np.array_equal(xnor.xnor_conv2d(x, weight, 128, padding=(1, 1)), expected)
+        assert xnor.register_peak(1000) > 0
+    for function in (xnor._task, signed._ordered_floats, signed._ordered_floats_narrow):
+        (assembly,) = function.inspect_asm().values()
+        for register in {registers}:
+            assert "%" + register not in assembly, register
+"""
+
+
+@compiled
+@pytest.mark.parametrize("cpu", CPUS)
+def test_smaller_cpus(cpu, tmp_path):
+    """The same kernels are correct where vectors are shorter, and use nothing that is not there."""
+    name, features, registers = CPUS[cpu]
+    program = textwrap.dedent(PROGRAM).replace("{registers}", repr(registers))
+    environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+    environment |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert run.returncode == 0, run.stderr
