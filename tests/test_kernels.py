@@ -267,6 +267,105 @@ def test_xnor_conv2d_only_padding():
     assert np.array_equal(out[0, 0, 0], weight.sum((1, 2, 3)))
 
 
+# -------------------------------------------------------------------------------- prepared weights
+
+
+def random_thresholds(rng, sums):
+    """Thresholds at which many of the sums lie, some of them out of reach; and flips."""
+    channels = sums.shape[-1]
+    thresholds = rng.integers(-3, 4, channels, np.int32)
+    if sums.size:
+        thresholds += sums.reshape(-1, channels)[rng.integers(sums.size // channels)]
+    extremes = np.iinfo(np.int32)
+    thresholds[rng.random(channels) < 0.05] = extremes.min
+    thresholds[rng.random(channels) < 0.05] = extremes.max
+    return thresholds, rng.random(channels) < 0.5
+
+
+def check_runs(rng, prepare, x, sums):
+    """Sums and bits of prepared weights, into new memory, given memory and by two threads."""
+    thresholds, flip = random_thresholds(rng, sums)
+    bits_ = xnor.threshold_reference(sums, thresholds, flip)
+    for keywords, expected in (({}, sums), (dict(thresholds=thresholds, flip=flip), bits_)):
+        prepared = prepare(**keywords)
+        assert same(xnor.run_reference(prepared, x), expected)
+        assert same(xnor.run(prepared, x), expected)
+        out = np.full(prepared.out_shape(len(x)), 77, expected.dtype)
+        workspace = np.full(prepared.workspace_words(len(x)), 77, np.uint64)
+        assert xnor.run(prepared, x, out, workspace) is out
+        assert same(out, expected)
+        with pytest.MonkeyPatch.context() as patch:  # small work, shared out all the same
+            patch.setattr(xnor, "_GRAIN", 1)
+            assert same(xnor.run(prepared, x), expected)
+
+
+@given(seeds, st.integers(0, 20), st.integers(1, 150), st.integers(1, 200))
+def test_prepared_matmul(seed, rows, columns, count):
+    rng = np.random.default_rng(seed)
+    a, b = (bits.pack(random_signs(rng, n, count)) for n in (rows, columns))
+    sums = xnor.xnor_matmul_reference(a, b, count)
+    check_runs(rng, lambda **keywords: xnor.prepare_matmul(b, count, **keywords), a, sums)
+
+
+@st.composite
+def larger_convolutions(draw):
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    group_channels = draw(st.sampled_from([1, 7, 64, 65, 100]))
+    kernel = draw(st.tuples(st.integers(1, 7), st.integers(1, 7)))
+    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
+    dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+    size = [
+        max(1, d * (k - 1) + 1 - 2 * p) + draw(st.integers(0, 5))
+        for k, p, d in zip(kernel, padding, dilation, strict=True)
+    ]
+    x_shape = (draw(st.integers(0, 5)), *size, groups * group_channels)
+    w_shape = (groups * draw(st.integers(1, 40)), *kernel, group_channels)
+    mode = draw(st.sampled_from(["zeros", "ones"]))
+    return (
+        x_shape,
+        w_shape,
+        dict(stride=stride, padding=padding, dilation=dilation, groups=groups, padding_mode=mode),
+    )
+
+
+@given(seeds, larger_convolutions())
+def test_prepared_conv2d(seed, case):
+    x_shape, w_shape, geometry = case
+    rng = np.random.default_rng(seed)
+    x, weight = bits.pack(random_signs(rng, *x_shape)), bits.pack(random_signs(rng, *w_shape))
+    _, *size, channels = x_shape
+    sums = xnor.xnor_conv2d_reference(x, weight, channels, **geometry)
+    assert same(xnor.xnor_conv2d(x, weight, channels, **geometry), sums)
+
+    def prepare(**keywords):
+        return xnor.prepare_conv2d(weight, channels, size, **geometry, **keywords)
+
+    check_runs(rng, prepare, x, sums)
+
+
+def test_border_classes():
+    """Nine for a 3 x 3 filter with one pixel of zeros, one where nothing has to be corrected."""
+    weight = words(5, 3, 3, 1)
+    for mode, classes in (("zeros", 9), ("ones", 1)):
+        prepared = xnor.prepare_conv2d(weight, 64, (8, 8), padding=(1, 1), padding_mode=mode)
+        assert len(set(prepared.rows.tolist())) == classes
+    assert len(set(xnor.prepare_conv2d(weight, 64, (8, 8)).rows.tolist())) == 1
+
+
+def test_prepared_holds_arrays_and_integers():
+    for prepared in (
+        xnor.prepare_matmul(words(5, 2), 100),
+        xnor.prepare_conv2d(words(5, 3, 3, 1), 64, (8, 8), padding=(1, 1)),
+    ):
+        for name, value in vars(prepared).items():
+            assert isinstance(value, np.ndarray | int | tuple), name
+
+
+def test_register_peak():
+    assert xnor.register_peak(100) > 0
+
+
 # --------------------------------------------------------------------------------------- threshold
 
 
@@ -565,6 +664,33 @@ F32, F64 = np.zeros((2, 3), np.float32), np.zeros((3, 2))
         refused(
             "the kernel covers 3 x 5 pixels, the padded image has 4 x 4",
             xnor.xnor_conv2d, IMAGE, WEIGHT, 70, dilation=(1, 2),
+        ),
+        refused(
+            "thresholds and flip belong together, got only one of them",
+            xnor.prepare_matmul, words(3, 1), 64, flip=FLIP,
+        ),
+        refused(
+            "thresholds must be int32 of shape (3,), got int32 of shape (2,)",
+            xnor.prepare_matmul, words(3, 1), 64, thresholds=SUMS[0, :2], flip=FLIP,
+        ),
+        refused(
+            "flip must be bool of shape (2,), got bool of shape (3,)",
+            xnor.prepare_conv2d, WEIGHT, 70, (4, 4), thresholds=SUMS[0, :2], flip=FLIP,
+        ),
+        refused(
+            "b has 1 words a row, count 65 needs 2", xnor.prepare_matmul, words(3, 1), 65
+        ),
+        refused(
+            "the kernel covers 3 x 3 pixels, the padded image has 2 x 4",
+            xnor.prepare_conv2d, WEIGHT, 70, (2, 4),
+        ),
+        refused(
+            "x must be uint64 of shape (N, 2), got uint64 of shape (4, 3)",
+            xnor.run, xnor.prepare_matmul(words(3, 2), 70), words(4, 3),
+        ),
+        refused(
+            "out must be contiguous int32 of shape (4, 3), got uint64 of shape (4, 3)",
+            xnor.run, xnor.prepare_matmul(words(3, 2), 70), words(4, 2), words(4, 3),
         ),
         refused(
             "accumulator must be int32 with elements in its last axis, got float64 of shape (3, 2)",

@@ -25,6 +25,7 @@ and again:
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -602,7 +603,7 @@ def run_reference(prepared, x):
         padded[:] = prepared.outside
         padded[:, :, py : py + h, px : px + w] = split.transpose(0, 3, 1, 2, 4)
         image = padded
-    image = image.reshape(len(image), -1)
+    image = image.reshape(len(image), math.prod(image.shape[1:]))
     sums = np.zeros((len(image), len(prepared.pixels), filters), np.int64)
     for panel, (start, width, group, first, count, column) in enumerate(prepared.table):
         length = len(prepared.taps)
