@@ -12,9 +12,12 @@ On disk and on the wire a row is ``ceil(K / 8)`` bytes: 200 signs are 4 words in
 in a file.
 """
 
+import math
+
 import numba
 import numpy as np
 
+_NO_BITS = np.uint64(0)
 _ALL_ONES = np.uint64(2**64 - 1)
 
 
@@ -34,13 +37,21 @@ def words_for(count: int) -> int:
 # ------------------------------------------------------------------------------------------- pack
 
 
-def pack(x):
+def pack(x, thresholds=None):
     """The signs of ``x`` along its last axis, as words.
 
     Parameters
     ----------
     x : (..., K) float32, float64 or integer
-        Any strides. Bit k of a row is ``x[..., k] >= 0``.
+        Any strides. Bit k of a row is ``x[..., k] >= 0``. Two layouts in memory are read as they
+        are: rows one after the other (C-contiguous), and images with their channels first
+        (``x.transpose(0, 2, 3, 1)`` of a contiguous (N, C, H, W) array). Others, and images of less
+        than 64 pixels, are copied first.
+    thresholds : (K,) of the dtype of ``x``, which is then float32 or float64; optional
+        Bit k of a row is ``x[..., k] - thresholds[k] >= 0``, with the difference rounded to the
+        dtype: the sign of ReActNet's RSign (Liu et al. 2020, arXiv:2003.03488, eq. 1). For finite
+        thresholds ``x >= threshold`` says the same, as the difference of unequal floats is never
+        rounded to 0 (subnormal numbers see to that); but inf - inf is NaN, which is not >= 0.
 
     Returns
     -------
@@ -49,7 +60,8 @@ def pack(x):
     Raises
     ------
     ValueError
-        If ``x`` has no axis, its last axis is empty, or its dtype is another one.
+        If ``x`` has no axis, its last axis is empty, its dtype is another one, or the thresholds
+        do not fit it.
     """
     x = np.asarray(x)
     native = x.dtype.newbyteorder("=")
@@ -58,15 +70,36 @@ def pack(x):
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"pack: the last axis of x must hold elements, x has shape {x.shape}")
     *lead, count = x.shape
-    rows = np.ascontiguousarray(x, dtype=native).reshape(-1, count)
-    words = np.empty((len(rows), words_for(count)), np.uint64)
-    _pack(rows, words)
-    return words.reshape(*lead, words.shape[1])
+    if thresholds is not None:
+        thresholds = np.asarray(thresholds)
+        if native.kind != "f" or thresholds.dtype != native or thresholds.shape != (count,):
+            raise ValueError(
+                f"pack: thresholds must have shape ({count},) and the dtype of x, which must be "
+                f"float32 or float64; got {thresholds.dtype} of shape {thresholds.shape}, "
+                f"x is {x.dtype}"
+            )
+        thresholds = np.ascontiguousarray(thresholds)
+    words = np.empty((*lead, words_for(count)), np.uint64)
+    # inf - inf is NaN without a warning in compiled code; the same when the JIT is off.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if _channels_first(x, native):
+            images, pixels = len(x), math.prod(x.shape[1:-1])
+            planes = np.moveaxis(x, -1, 1).reshape(images, count, pixels)
+            if thresholds is None:
+                thresholds = np.zeros(count, native)
+            _pack_planes(planes, thresholds, words.reshape(images, pixels, words.shape[-1]))
+        else:
+            rows = math.prod(lead)
+            contiguous = np.ascontiguousarray(x, dtype=native).reshape(rows, count)
+            _pack(contiguous, thresholds, words.reshape(rows, words.shape[-1]))
+    return words
 
 
-def pack_reference(x):
+def pack_reference(x, thresholds=None):
     """What :func:`pack` computes, in plain NumPy."""
-    bits = np.asarray(x) >= 0
+    x = np.asarray(x)
+    with np.errstate(over="ignore", invalid="ignore"):
+        bits = (x if thresholds is None else x - thresholds) >= 0
     packed = np.packbits(bits, axis=-1, bitorder="little")  # (..., ceil(K/8))
     *lead, size = packed.shape
     padded = np.zeros((*lead, 8 * words_for(bits.shape[-1])), np.uint8)
@@ -74,23 +107,56 @@ def pack_reference(x):
     return padded.view("<u8").astype(np.uint64)
 
 
-# Whole words have a loop of their own: with a constant length of 64 the compiler turns it into
-# vector comparisons, several times as fast.
+def _channels_first(x, native):
+    """Whether (N, ..., C) images lie in memory as (N, C, ...), ready for `_pack_planes`."""
+    if x.ndim < 3 or x.flags.c_contiguous or x.dtype != native or not x.flags.aligned:
+        return False
+    return np.moveaxis(x, -1, 1).flags.c_contiguous and math.prod(x.shape[1:-1]) >= 64
+
+
+# The functions for 64 elements have a call of their own, in which the length is a constant: over
+# slices, the compiler then turns the loop into vector comparisons, several times as fast.
+
+
 @numba.njit(cache=True, nogil=True)
-def _pack(x, words):
+def _pack(x, thresholds, words):
     rows, count = x.shape
-    whole, tail = count // 64, count % 64
+    whole, tail = 64 * (count // 64), count % 64
     for row in range(rows):
-        for j in range(whole):
-            word = np.uint64(0)
-            for bit in range(64):
-                word |= np.uint64(x[row, 64 * j + bit] >= 0) << np.uint64(bit)
-            words[row, j] = word
+        for k in range(0, whole, 64):
+            levels = None if thresholds is None else thresholds[k : k + 64]
+            words[row, k // 64] = _word(x[row, k : k + 64], levels, 64)
         if tail:
-            word = np.uint64(0)
-            for bit in range(tail):
-                word |= np.uint64(x[row, 64 * whole + bit] >= 0) << np.uint64(bit)
-            words[row, whole] = word
+            levels = None if thresholds is None else thresholds[whole:]
+            words[row, whole // 64] = _word(x[row, whole:], levels, tail)
+
+
+@numba.njit(cache=True, nogil=True)
+def _word(values, levels, size):
+    word = np.uint64(0)
+    for bit in range(size):
+        is_plus = values[bit] >= 0 if levels is None else values[bit] - levels[bit] >= 0
+        word |= np.uint64(is_plus) << np.uint64(bit)
+    return word
+
+
+@numba.njit(cache=True, nogil=True)
+def _pack_planes(x, thresholds, words):
+    """x : (N, C, pixels), words : (N, pixels, words_for(C)), with at least 64 pixels."""
+    images, channels, pixels = x.shape
+    block = np.empty(64, np.uint64)  # a word of each of 64 pixels
+    for n in range(images):
+        for start in range(0, pixels, 64):
+            first = min(start, pixels - 64)  # the last block overlaps the one before
+            for j in range(words.shape[2]):
+                block[:] = 0
+                for c in range(64 * j, min(64 * j + 64, channels)):
+                    bit, level = np.uint64(1) << np.uint64(c % 64), thresholds[c]
+                    values = x[n, c, first : first + 64]
+                    for i in range(64):
+                        block[i] |= bit if values[i] - level >= 0 else _NO_BITS
+                for i in range(64):
+                    words[n, first + i, j] = block[i]
 
 
 # ----------------------------------------------------------------------------------------- unpack
@@ -137,12 +203,18 @@ def unpack_reference(words, count, dtype=np.float32):
 @numba.njit(cache=True, nogil=True)
 def _unpack(words, signs):
     rows, count = signs.shape
+    whole, tail = 64 * (count // 64), count % 64
     for row in range(rows):
-        for start in range(0, count, 64):
-            word = words[row, start // 64]
-            for bit in range(min(64, count - start)):
-                is_one = (word >> np.uint64(bit)) & np.uint64(1)
-                signs[row, start + bit] = 1 if is_one else -1
+        for k in range(0, whole, 64):
+            _signs(words[row, k // 64], signs[row, k : k + 64], 64)
+        if tail:
+            _signs(words[row, whole // 64], signs[row, whole:], tail)
+
+
+@numba.njit(cache=True, nogil=True)
+def _signs(word, signs, size):
+    for bit in range(size):
+        signs[bit] = 1 if (word >> np.uint64(bit)) & np.uint64(1) else -1
 
 
 # ----------------------------------------------------------------------------------- split_groups
