@@ -787,129 +787,48 @@ def _blocks(first, end, panel, panel_end, words, base, constant):
         channels, sums, bits,
     ) = constant  # fmt: skip
     per_image = len(pixels)
+    step = 4 if end - first >= 4 else 1
     for p in range(panel, panel_end):
         q, width, group, channel, count, column = table[p]
-        start, turned = base + group * group_stride, flips[p]
-        # The last block moves back over pixels that are done, rather than be a smaller one.
-        step = 4 if end - first >= 4 else 1
-        for item in range(first, end, step):
-            i = min(item, end - step)
-            image = i // per_image
-            pixel = i - image * per_image
-            a0, c0 = start + image * image_stride + pixels[pixel], column + rows[pixel]
+        start = base + group * group_stride
+        place = start, image_stride, pixels, column, rows
+        target = constants, flips[p], count, channel, channels, sums, bits
+        image, pixel = first // per_image, first % per_image
+        for i in range(first, end, step):
+            if i > end - step:  # the last block moves back over pixels that are done
+                i = end - step
+                image, pixel = i // per_image, i % per_image
+            a0, c0, image, pixel = _where(image, pixel, place)
             if step == 1:
                 if width == WIDE:
-                    n0, n1, n2, n3 = _one_by_wide(words, a0, taps, panels, q)
-                    _finish(
-                        n0,
-                        n1,
-                        n2,
-                        n3,
-                        constants,
-                        c0,
-                        turned,
-                        count,
-                        channel,
-                        channels,
-                        i,
-                        sums,
-                        bits,
-                    )
+                    _finish(_one_by_wide(words, a0, taps, panels, q), c0, i, target)
                 else:
-                    n0, n1 = _one_by_narrow(words, a0, taps, panels, q)
-                    _finish_narrow(
-                        n0, n1, constants, c0, turned, count, channel, channels, i, sums, bits
-                    )
+                    _finish_narrow(_one_by_narrow(words, a0, taps, panels, q), c0, i, target)
                 continue
-            image, pixel = _next(image, pixel, per_image)
-            a1, c1 = start + image * image_stride + pixels[pixel], column + rows[pixel]
-            image, pixel = _next(image, pixel, per_image)
-            a2, c2 = start + image * image_stride + pixels[pixel], column + rows[pixel]
-            image, pixel = _next(image, pixel, per_image)
-            a3, c3 = start + image * image_stride + pixels[pixel], column + rows[pixel]
+            a1, c1, image, pixel = _where(image, pixel, place)
+            a2, c2, image, pixel = _where(image, pixel, place)
+            a3, c3, image, pixel = _where(image, pixel, place)
             if width == WIDE:
-                n = _four_by_wide(words, a0, a1, a2, a3, taps, panels, q)
-                _finish(
-                    n[0],
-                    n[1],
-                    n[2],
-                    n[3],
-                    constants,
-                    c0,
-                    turned,
-                    count,
-                    channel,
-                    channels,
-                    i,
-                    sums,
-                    bits,
-                )
-                _finish(
-                    n[4],
-                    n[5],
-                    n[6],
-                    n[7],
-                    constants,
-                    c1,
-                    turned,
-                    count,
-                    channel,
-                    channels,
-                    i + 1,
-                    sums,
-                    bits,
-                )
-                _finish(
-                    n[8],
-                    n[9],
-                    n[10],
-                    n[11],
-                    constants,
-                    c2,
-                    turned,
-                    count,
-                    channel,
-                    channels,
-                    i + 2,
-                    sums,
-                    bits,
-                )
-                _finish(
-                    n[12],
-                    n[13],
-                    n[14],
-                    n[15],
-                    constants,
-                    c3,
-                    turned,
-                    count,
-                    channel,
-                    channels,
-                    i + 3,
-                    sums,
-                    bits,
-                )
+                counts = _four_by_wide(words, a0, a1, a2, a3, taps, panels, q)
+                _finish(counts[0:4], c0, i, target)
+                _finish(counts[4:8], c1, i + 1, target)
+                _finish(counts[8:12], c2, i + 2, target)
+                _finish(counts[12:16], c3, i + 3, target)
             else:
-                n = _four_by_narrow(words, a0, a1, a2, a3, taps, panels, q)
-                _finish_narrow(
-                    n[0], n[1], constants, c0, turned, count, channel, channels, i, sums, bits
-                )
-                _finish_narrow(
-                    n[2], n[3], constants, c1, turned, count, channel, channels, i + 1, sums, bits
-                )
-                _finish_narrow(
-                    n[4], n[5], constants, c2, turned, count, channel, channels, i + 2, sums, bits
-                )
-                _finish_narrow(
-                    n[6], n[7], constants, c3, turned, count, channel, channels, i + 3, sums, bits
-                )
+                counts = _four_by_narrow(words, a0, a1, a2, a3, taps, panels, q)
+                _finish_narrow(counts[0:2], c0, i, target)
+                _finish_narrow(counts[2:4], c1, i + 1, target)
+                _finish_narrow(counts[4:6], c2, i + 2, target)
+                _finish_narrow(counts[6:8], c3, i + 3, target)
 
 
 @inlined
-def _next(image, pixel, per_image):
-    """The output pixel that follows, without a division."""
-    is_last = pixel + 1 == per_image
-    return image + is_last, 0 if is_last else pixel + 1
+def _where(image, pixel, place):
+    """An output pixel's first word and row of constants; and the output pixel that follows."""
+    start, image_stride, pixels, column, rows = place
+    address, row = start + image * image_stride + pixels[pixel], column + rows[pixel]
+    is_last = pixel + 1 == len(pixels)
+    return address, row, image + is_last, 0 if is_last else pixel + 1
 
 
 @inlined
@@ -1002,9 +921,10 @@ def _one_by_narrow(words, a, taps, panels, q):
 
 
 @inlined
-def _finish(c0, c1, c2, c3, constants, c, turned, count, channel, channels, item, sums, bits):
+def _finish(counts, c, item, target):
     """The sums or the bits of one pixel and the filters of a wide panel."""
-    low, high = interleave(c0, c1), interleave(c2, c3)
+    constants, turned, count, channel, channels, sums, bits = target
+    low, high = interleave(counts[0], counts[1]), interleave(counts[2], counts[3])
     low_constants, high_constants = load(constants, c), load(constants, c + INTEGERS)
     to = item * channels + channel
     if len(bits) > 0:
@@ -1019,9 +939,10 @@ def _finish(c0, c1, c2, c3, constants, c, turned, count, channel, channels, item
 
 
 @inlined
-def _finish_narrow(c0, c1, constants, c, turned, count, channel, channels, item, sums, bits):
+def _finish_narrow(counts, c, item, target):
     """The same for a narrow panel."""
-    low, low_constants = interleave(c0, c1), load(constants, c)
+    constants, turned, count, channel, channels, sums, bits = target
+    low, low_constants = interleave(counts[0], counts[1]), load(constants, c)
     if len(bits) > 0:
         _put(bits, item, channels, channel, count, at_most(low, low_constants) ^ turned)
     else:
