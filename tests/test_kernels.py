@@ -381,6 +381,8 @@ def test_threshold(seed, rows, channels):
     words = xnor.threshold(accumulator, thresholds, flip)
     assert same(bits.unpack(words, channels) > 0, (accumulator >= thresholds) != flip)
     assert same(words, xnor.threshold_reference(accumulator, thresholds, flip))
+    out = np.full_like(words, 77)
+    assert xnor.threshold(accumulator, thresholds, flip, out) is out and same(out, words)
     assert tail_is_zero(words, channels)
     turned = np.ascontiguousarray(accumulator.T).T
     assert same(xnor.threshold(turned[:, ::-1], thresholds, flip), words[:, ::-1])
@@ -415,6 +417,8 @@ def test_max_pool2d(seed, case):
     words = xnor.max_pool2d(*arguments)
     assert tail_is_zero(words, channels)
     assert same(words, xnor.max_pool2d_reference(*arguments))
+    out = np.full_like(words, 77)
+    assert xnor.max_pool2d(*arguments, out) is out and same(out, words)
     out = bits.unpack(words, channels)
     for oy, ox in np.ndindex(out.shape[1:3]):
         top, left = oy * stride[0] - padding[0], ox * stride[1] - padding[1]

@@ -267,12 +267,12 @@ class Prepared:
     together: int
     work: int
 
-    def workspace_words(self, images, tasks=None):
-        """Words of the ``workspace`` that `run` needs for this number of images."""
-        if not self.copies:
-            return 0
-        tasks = _most_tasks() if tasks is None else tasks
-        return tasks * min(self.together, max(images, 1)) * self.image_stride
+    def workspace_words(self, images):
+        """Words of the ``workspace`` that `run` needs for this number of images, at most."""
+        return self._workspace(images, numba.config.NUMBA_NUM_THREADS)
+
+    def _workspace(self, images, tasks):
+        return tasks * min(self.together, max(images, 1)) * self.image_stride if self.copies else 0
 
     def out_shape(self, images):
         """Shape of the result."""
@@ -625,26 +625,16 @@ def run_reference(prepared, x):
     return sums.reshape(shape).astype(np.int32)
 
 
-def _most_tasks():
-    return numba.get_num_threads()
-
-
 def _run(prepared, x, out=None, workspace=None):
     """`run` after the checks of ``x``."""
     shape = prepared.out_shape(len(x))
     dtype = np.uint64 if prepared.to_bits else np.int32
-    if out is None:
-        out = np.empty(shape, dtype)
-    elif out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
-        raise ValueError(
-            f"run: out must be contiguous {np.dtype(dtype)} of shape {shape}, "
-            f"got {out.dtype} of shape {out.shape}"
-        )
+    out = _out("run", out, shape, dtype)
     if out.size == 0:
         return out
     images, pixels, panels = len(x), len(prepared.pixels), len(prepared.table)
-    tasks = min(_most_tasks(), images * prepared.work // _GRAIN)
-    needed = prepared.workspace_words(images, max(tasks, 1))
+    tasks = min(numba.get_num_threads(), images * prepared.work // _GRAIN)
+    needed = prepared._workspace(images, max(tasks, 1))
     if workspace is None:
         workspace = np.empty(needed, np.uint64)
     elif workspace.dtype != np.uint64 or workspace.ndim != 1 or len(workspace) < needed:
@@ -1018,7 +1008,7 @@ def _register_loop(repetitions, seed):
 # --------------------------------------------------------------------------------------- threshold
 
 
-def threshold(accumulator, thresholds, flip):
+def threshold(accumulator, thresholds, flip, out=None):
     """Integer sums to packed signs: what batch norm and sign come to on integers.
 
     ``sign(gamma * (acc - mean) / std + beta)`` changes once as ``acc`` grows, so it is one
@@ -1030,6 +1020,8 @@ def threshold(accumulator, thresholds, flip):
     accumulator : (..., C) int32
     thresholds : (C,) int32
     flip : (C,) bool
+    out : (..., words_for(C)) uint64, optional
+        Contiguous, to be written to.
 
     Returns
     -------
@@ -1051,9 +1043,10 @@ def threshold(accumulator, thresholds, flip):
     _check_vector("threshold", "thresholds", thresholds, np.int32, channels)
     _check_vector("threshold", "flip", flip, np.bool_, channels)
     rows = np.ascontiguousarray(accumulator).reshape(-1, channels)
-    words = np.empty((len(rows), words_for(channels)), np.uint64)
+    out = _out("threshold", out, (*lead, words_for(channels)), np.uint64)
+    words = out.reshape(len(rows), words_for(channels))
     _threshold(rows, np.ascontiguousarray(thresholds), np.ascontiguousarray(flip), words)
-    return words.reshape(*lead, words.shape[1])
+    return out
 
 
 def threshold_reference(accumulator, thresholds, flip):
@@ -1087,7 +1080,7 @@ def _threshold(accumulator, thresholds, flip, words):
 # ---------------------------------------------------------------------------------------- max-pool
 
 
-def max_pool2d(words, channels, kernel_size, stride, padding, minimum):
+def max_pool2d(words, channels, kernel_size, stride, padding, minimum, out=None):
     """Pooling of packed signs: the maximum of a window is the OR of its bits.
 
     Where ``minimum`` is set it is the AND: a pool that stands before a batch norm with negative
@@ -1103,6 +1096,8 @@ def max_pool2d(words, channels, kernel_size, stride, padding, minimum):
         Along height and width. Padding is at most half the kernel, as in PyTorch, so that each
         window holds a pixel; positions outside the image are left out.
     minimum : (C,) bool
+    out : (N, OH, OW, words_for(channels)) uint64, optional
+        Contiguous, to be written to.
 
     Returns
     -------
@@ -1126,7 +1121,7 @@ def max_pool2d(words, channels, kernel_size, stride, padding, minimum):
     minimum = np.asarray(minimum)
     _check_vector("max_pool2d", "minimum", minimum, np.bool_, channels)
     size = _output_size("max_pool2d", words.shape[1:3], kernel_size, stride, padding, (1, 1))
-    out = np.empty((len(words), *size, words.shape[3]), np.uint64)
+    out = _out("max_pool2d", out, (len(words), *size, words.shape[3]), np.uint64)
     use_and = from_bytes(np.packbits(minimum, bitorder="little"), channels)
     _max_pool2d(words, kernel_size, stride, padding, use_and, out)
     return out
@@ -1153,13 +1148,14 @@ def _max_pool2d(words, kernel_size, stride, padding, use_and, out):
             top = oy * stride[0] - padding[0]
             for ox in range(out_width):
                 left = ox * stride[1] - padding[1]
+                bottom, right = min(top + kernel_size[0], height), min(left + kernel_size[1], width)
                 for w in range(row_words):
-                    any_set, all_set = _NO_BITS, _ALL_BITS
-                    for y in range(max(top, 0), min(top + kernel_size[0], height)):
-                        for x in range(max(left, 0), min(left + kernel_size[1], width)):
-                            any_set |= words[n, y, x, w]
-                            all_set &= words[n, y, x, w]
-                    out[n, oy, ox, w] = (any_set & ~use_and[w]) | (all_set & use_and[w])
+                    # a & b = ~(~a | ~b): one OR serves both, between two turns of the minima.
+                    any_set = _NO_BITS
+                    for y in range(max(top, 0), bottom):
+                        for x in range(max(left, 0), right):
+                            any_set |= words[n, y, x, w] ^ use_and[w]
+                    out[n, oy, ox, w] = any_set ^ use_and[w]
 
 
 # ------------------------------------------------------------------------------------------ checks
@@ -1199,6 +1195,18 @@ def _pair(function, name, pair, least):
     if len(pair) != 2 or min(pair) < least:
         raise ValueError(f"{function}: {name} must be two integers >= {least}, got {pair}")
     return int(pair[0]), int(pair[1])
+
+
+def _out(function, out, shape, dtype):
+    """Memory for a result: new, or what the caller gave."""
+    if out is None:
+        return np.empty(shape, dtype)
+    if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
+        raise ValueError(
+            f"{function}: out must be contiguous {np.dtype(dtype)} of shape {shape}, "
+            f"got {out.dtype} of shape {out.shape}"
+        )
+    return out
 
 
 def _output_size(function, size, kernel_size, stride, padding, dilation):
