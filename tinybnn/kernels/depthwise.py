@@ -29,11 +29,11 @@ carry-save tree of Harley and Seal; Muła, Kurz, Lemire 2018, arXiv:1611.07612).
 is ``count + ~level + 1``, and the carry out of this addition is 1 if and only if it is not
 negative. Of each full adder only the carry is needed.
 
-**Borders.** A zero of the padding is no sign and adds nothing, but in the padded image a bit
-0 stands in its place, which agrees with a weight of -1. How many do so is known beforehand, so
-nothing is masked in the loop: the number becomes part of what is subtracted from the count (``base``
-below), and of the thresholds. Rows of the output that see the same rows of the filter inside the
-image are a class, and share their base and thresholds.
+**Borders.** A zero of the padding is no sign and adds nothing, but in the padded image a bit 0
+stands in its place, which agrees with a weight of -1. How many do so is known beforehand, so
+nothing is masked in the loop: the number becomes part of what is subtracted from the count
+(``base`` below), and of the thresholds. Rows of the output that see the same rows of the filter
+inside the image are a class, and share their base and thresholds.
 
 All this is laid out once, by `prepare`.
 """
@@ -49,7 +49,7 @@ from numba.extending import intrinsic, overload
 
 from tinybnn.kernels import threads
 from tinybnn.kernels.bits import pack_reference, unpack_reference, words_for
-from tinybnn.kernels.simd import WORDS, kernel, load, store, zero_words
+from tinybnn.kernels.simd import WORDS, inlined, kernel, load, store, zero_words
 
 MAX_TAPS = 63  # what six bit planes can count
 _PARALLEL_FROM = 1 << 18  # words times taps: below, waking the threads takes longer than the work
@@ -58,19 +58,19 @@ _PARALLEL_FROM = 1 << 18  # words times taps: below, waking the threads takes lo
 # -------------------------------------------------------------------------------------- the circuit
 
 
-@kernel
+@inlined
 def half_adder(a, b):
     """The sum of two bits: a bit of the same weight, and a carry of twice the weight."""
     return a ^ b, a & b
 
 
-@kernel
+@inlined
 def full_adder(a, b, c):
     """The sum of three bits: a bit of the same weight, and a carry of twice the weight."""
     return a ^ b ^ c, majority(a, b, c)
 
 
-@kernel
+@inlined
 def majority(a, b, c):
     """1 where at least two of three bits are 1."""
     return (a & b) | ((a | b) & c)
@@ -94,24 +94,24 @@ class Plan(NamedTuple):
         Rows and columns of padding before the image.
     row_step, column_step : int
         The stride.
-    phase_words, padded_rows : int
-        The padded image, which each image is copied into, has this many rows. With a stride s along
-        the width a row is split into s phases of so many words: columns 0, s, 2s, ..., then columns
-        1, s + 1, .... So the pixels that a tap sees along an output row are neighbours.
-    outside : (column_step * phase_words,) uint64
-        A row of padding.
+    padded : (padded rows * row_words + 8,) uint64
+        The padding, with room for the image.
+    row_words, phase_words : int
+        Words of a row of the padded image. With a stride s along the width it is split into s
+        phases of so many words: columns 0, s, 2s, ..., then columns 1, s + 1, .... So the pixels
+        that a tap sees along an output row are neighbours.
     offsets : (taps,) int64
         Where in the padded image a tap finds its first pixel for output row 0.
     opposites : (taps * run,) uint64
         The weights, inverted: exclusive or with them gives agreements.
-    planes : int
-        Bit planes of a count, from 1 to 6.
+    planes, run : int
+        Bit planes of a count, from 1 to 6; words of a run.
     row_class : (OH,) int64
         The class of each output row.
     not_levels : (classes * planes * run,) uint64
         Bit planes of the count from which on a bit is 1, inverted. Empty without thresholds.
     flips : (classes * run,) uint64
-    minus_base : (classes * out_width * 64 * words,) int8
+    minus_base : (classes, out_width * 64 * words) int8
         sum = 2 * count - base.
     """
 
@@ -125,9 +125,9 @@ class Plan(NamedTuple):
     left: int
     row_step: int
     column_step: int
+    padded: np.ndarray
+    row_words: int
     phase_words: int
-    padded_rows: int
-    outside: np.ndarray
     offsets: np.ndarray
     opposites: np.ndarray
     planes: int
@@ -191,12 +191,13 @@ def prepare(
 
     # The padded image.
     phase_words = -(-(size[1] + 2 * padding[1]) // stride[1]) * words
-    outside = np.zeros((stride[1] * phase_words // words, words), np.uint64)
-    if padding_mode == "ones":
-        outside[:] = pack_reference(np.ones(channels))
+    row_words = stride[1] * phase_words
+    outside = pack_reference(np.ones(channels)) * np.uint64(padding_mode == "ones")
+    pixels = (size[0] + 2 * padding[0]) * row_words // words
+    padded = np.pad(np.tile(outside, pixels), (0, WORDS))  # the last load is a whole vector
     ky, kx = np.divmod(np.arange(taps), kw)
     column = kx * dilation[1]
-    offsets = (ky * dilation[0] * stride[1] + column % stride[1]) * phase_words
+    offsets = ky * dilation[0] * row_words + column % stride[1] * phase_words
     offsets += column // stride[1] * words
 
     # sum = agreements - disagreements, over the taps that count
@@ -225,9 +226,8 @@ def prepare(
         levels, flips = _levels(base, thresholds, flip, taps)
     return Plan(
         channels, words, *size, out_height, out_width, *padding, *stride,
-        phase_words, size[0] + 2 * padding[0], outside.ravel(), offsets,
-        opposites, planes, len(opposites) // taps, row_class.reshape(-1), levels, flips,
-        (-base).astype(np.int8).ravel(),
+        padded, row_words, phase_words, offsets, opposites, planes, len(opposites) // taps,
+        row_class.reshape(-1), levels, flips, (-base).astype(np.int8).reshape(len(classes), -1),
     )  # fmt: skip
 
 
@@ -292,7 +292,7 @@ def conv2d_bits(plan, x, out=None):
         raise ValueError("depthwise: the plan has no thresholds; give them to prepare")
     shape = (plan.out_height, plan.out_width, plan.words)
     x, out = _arrays(plan, x, shape, (np.uint64,), np.uint64, out)
-    _run(_bits, _bits_parallel, plan, x, out.reshape(len(x), math.prod(shape)))
+    _run(plan, x, out.reshape(len(x), math.prod(shape)), _NO_SUMS)
     return out
 
 
@@ -310,7 +310,7 @@ def conv2d_sums(plan, x, dtype=np.int32, out=None):
     plan : Plan
     x : (N, H, W, words) uint64
     dtype : int32 or int8
-        A sum is at most 63, so int8 holds it.
+        A sum is at most 63, so int8 holds it; int32 is a copy.
     out : (N, OH, OW, C) of ``dtype``, optional
         C-contiguous.
 
@@ -327,7 +327,10 @@ def conv2d_sums(plan, x, dtype=np.int32, out=None):
     """
     shape = (plan.out_height, plan.out_width, plan.channels)
     x, out = _arrays(plan, x, shape, (np.int32, np.int8), dtype, out)
-    _run(_sums, _sums_parallel, plan, x, out.reshape(len(x), shape[0] * shape[1], plan.channels))
+    sums = out if out.dtype == np.int8 else np.empty(out.shape, np.int8)
+    _run(plan, x, _NO_BITS, sums.reshape(len(x), shape[0] * shape[1], plan.channels))
+    if sums is not out:
+        out[...] = sums
     return out
 
 
@@ -357,29 +360,20 @@ def conv2d_sums_reference(
     return out
 
 
-def _run(kernel, parallel_kernel, plan, x, out):
-    """The whole batch in one go, or spread over threads where that pays."""
+_NO_BITS, _NO_SUMS = np.empty((0, 0), np.uint64), np.empty((0, 0, 0), np.int8)
+
+
+def _run(plan, x, bits, sums):
+    """The whole batch in one go, or in parts on several threads where that pays."""
     work = len(x) * plan.out_height * len(plan.opposites)
+    counts = np.empty(6 * plan.run, np.uint64)
+    memory = plan.padded.copy(), counts, np.empty(plan.minus_base.shape[1], np.int8)
     parts = min(len(x), 4 * numba.get_num_threads())  # more than threads: they may differ in speed
     if work < _PARALLEL_FROM or numba.get_num_threads() < 2 or parts < 2:
-        kernel(plan, x, out)
+        _images(plan, x, *memory, bits, sums)
     else:
         with threads.exclusive():
-            parallel_kernel(plan, x, out, parts)
-
-
-@kernel(parallel=True)
-def _bits_parallel(plan, x, out, parts):
-    for part in numba.prange(parts):
-        first, last = part * len(x) // parts, (part + 1) * len(x) // parts
-        _bits(plan, x[first:last], out[first:last])
-
-
-@kernel(parallel=True)
-def _sums_parallel(plan, x, out, parts):
-    for part in numba.prange(parts):
-        first, last = part * len(x) // parts, (part + 1) * len(x) // parts
-        _sums(plan, x[first:last], out[first:last])
+            _parts(plan, x, *(np.tile(array, (parts, 1)) for array in memory), bits, sums)
 
 
 # ------------------------------------------------------------------------------------------- kernel
@@ -389,46 +383,39 @@ def _sums_parallel(plan, x, out, parts):
 # arrays costs references counted, which is more than the work on a row.
 
 
-@kernel
-def _bits(plan, x, out):
-    """x : (N, H * W * words), out : (N, OH * OW * words)"""
-    offsets, opposites, run, planes = plan.offsets, plan.opposites, plan.run, plan.planes
-    not_levels, flips, row_class = plan.not_levels, plan.flips, plan.row_class
-    step, length = plan.row_step * len(plan.outside), plan.out_width * plan.words
-    padded = _empty_padded(plan)
-    counts = np.empty(6 * run, np.uint64)
+@kernel(parallel=True)
+def _parts(plan, x, padded, counts, row, bits, sums):
+    parts = len(padded)
+    for part in numba.prange(parts):
+        first, last = part * len(x) // parts, (part + 1) * len(x) // parts
+        images = x[first:last], padded[part], counts[part], row[part]
+        _images(plan, *images, bits[first:last], sums[first:last])
+
+
+@kernel(allocates=False)
+def _images(plan, x, padded, counts, row, bits, sums):
+    """x : (N, H * W * words), bits : (N, OH * OW * words), sums : (N, OH * OW, C)
+
+    `bits` or `sums` is the output, the other one is empty. The others are working memory.
+    """
+    step, length = plan.row_step * plan.row_words, plan.out_width * plan.words
     for n in range(len(x)):
         _pad(plan, x[n], padded)
-        image = out[n]
-        for oy in range(len(row_class)):
-            _count(padded, oy * step, offsets, opposites, run, planes, counts)
-            _compare(counts, not_levels, flips, row_class[oy] * run, run, planes)
-            _copy(counts, 0, image, oy * length, length)
+        for oy in range(plan.out_height):
+            _count(plan, padded, oy * step, counts)
+            if len(bits):
+                _compare(plan, counts, plan.row_class[oy] * plan.run)
+                _copy(counts, 0, bits[n], oy * length, length)
+            else:
+                _unpack(plan, counts, plan.row_class[oy], row)
+                _copy_pixels(plan, row, sums[n], oy * plan.out_width)
 
 
-@kernel
-def _sums(plan, x, out):
-    """x : (N, H * W * words), out : (N, OH * OW, C)"""
-    offsets, opposites, run, planes = plan.offsets, plan.opposites, plan.run, plan.planes
-    minus_base, row_class = plan.minus_base, plan.row_class
-    step, width = plan.row_step * len(plan.outside), plan.out_width
-    padded = _empty_padded(plan)
-    counts = np.empty(6 * run, np.uint64)
-    row = np.empty((width, 64 * plan.words), np.int8)
-    sums = row.reshape(row.size)
-    for n in range(len(x)):
-        _pad(plan, x[n], padded)
-        image = out[n]
-        for oy in range(len(row_class)):
-            _count(padded, oy * step, offsets, opposites, run, planes, counts)
-            _unpack(counts, run, planes, minus_base, row_class[oy] * len(sums), sums)
-            _copy_pixels(row, image, oy * width)
-
-
-@kernel
-def _count(padded, first, offsets, opposites, run, planes, counts):
+@inlined
+def _count(plan, padded, first, counts):
     """How many taps agree along a run: counts are six rows of bit planes."""
-    taps = len(offsets)
+    offsets, opposites = plan.offsets, plan.opposites
+    taps, run, planes = len(offsets), plan.run, plan.planes
     for j in range(0, run, WORDS):
         here = first + j
         c0 = _agreement(padded, here + offsets[0], opposites, j)
@@ -464,49 +451,40 @@ def _count(padded, first, offsets, opposites, run, planes, counts):
             store(counts, 5 * run + j, c5)
 
 
-@kernel
-def _compare(counts, not_levels, flips, of_class, run, planes):
+@inlined
+def _compare(plan, counts, of_class):
     """(count >= level) != flip, in place of the first plane: the carry of count + ~level + 1."""
+    run = plan.run
     for j in range(0, run, WORDS):
-        level = of_class * planes + j
-        carry = load(counts, j) | load(not_levels, level)
-        for plane in range(1, planes):
-            bit, not_level = load(counts, plane * run + j), load(not_levels, level + plane * run)
+        level = of_class * plan.planes + j
+        carry = load(counts, j) | load(plan.not_levels, level)
+        for start in range(run, plan.planes * run, run):
+            bit, not_level = load(counts, start + j), load(plan.not_levels, start + level)
             carry = majority(bit, not_level, carry)
-        store(counts, j, carry ^ load(flips, of_class + j))
+        store(counts, j, carry ^ load(plan.flips, of_class + j))
 
 
-@kernel
-def _unpack(counts, run, planes, minus_base, of_class, sums):
+@inlined
+def _unpack(plan, counts, of_class, sums):
     """2 * count - base, as numbers."""
-    base = minus_base[of_class : of_class + len(sums)]
-    for i in range(len(sums)):
+    base = plan.minus_base[of_class]
+    for i in range(len(base)):
         sums[i] = base[i]
-    for word in range(len(sums) // 64):
-        for plane in range(planes):
-            _add_where(sums, 64 * word, counts[plane * run + word], 2 << plane)
+    for word in range(len(base) // 64):
+        for plane in range(plan.planes):
+            _add_where(sums, 64 * word, counts[plane * plan.run + word], 2 << plane)
 
 
-@kernel
+@inlined
 def _agreement(padded, here, opposites, tap):
     """Bits that say where a tap of the filter agrees with the image."""
     return load(padded, here) ^ load(opposites, tap)
 
 
-@kernel
-def _empty_padded(plan):
-    """Memory for a padded image; see `Plan`. One flat array."""
-    row_words = len(plan.outside)
-    padded = np.empty(plan.padded_rows * row_words + WORDS, np.uint64)  # the last load is a vector
-    for y in range(plan.padded_rows):
-        _copy(plan.outside, 0, padded, y * row_words, row_words)
-    return padded
-
-
-@kernel
+@inlined
 def _pad(plan, x, padded):
     """Copy an image between its padding, phase by phase."""
-    row_words = len(plan.outside)
+    row_words = plan.row_words
     for phase in range(plan.column_step):
         # The first column of the image in this phase, and its place there.
         column = (phase - plan.left) % plan.column_step
@@ -525,7 +503,7 @@ def _pad(plan, x, padded):
                     to += plan.words
 
 
-@kernel
+@inlined
 def _copy(source, start, target, to, length):
     """target[to : to + length] = source[start : start + length]"""
     whole = length - length % WORDS
@@ -535,11 +513,11 @@ def _copy(source, start, target, to, length):
         target[to + j] = source[start + j]
 
 
-@kernel
-def _copy_pixels(row, image, first):
-    """image[first + i] = row[i], without the bytes of the tail."""
-    for i in range(len(row)):
-        source, target = row[i], image[first + i]
+@inlined
+def _copy_pixels(plan, row, image, first):
+    """A row of sums to its place in the image, without the bytes of the tails."""
+    for ox in range(plan.out_width):
+        source, target = row[64 * plan.words * ox :], image[first + ox]
         for c in range(len(target)):
             target[c] = source[c]
 
