@@ -98,7 +98,8 @@ def test_depthwise(seed, case):
 def test_every_threshold_of_every_count(taps):
     """All counts from 0 to T meet all thresholds: carries through every plane."""
     signs = np.ones((1, 1, taps, taps + 1), np.float32)
-    filters = np.where(np.arange(taps)[:, None] < np.arange(taps + 1), 1, -1)[None]  # (1, T, T+1)
+    filters = np.where(np.arange(taps)[:, None] < np.arange(taps + 1), 1, -1)  # (T, T + 1)
+    filters = np.random.default_rng(taps).permuted(filters, axis=0)[None]  # which taps agree varies
     x, weight = bits.pack(signs), bits.pack(filters)
     sums = 2 * np.arange(taps + 1) - taps
     for level, flipped in itertools.product(range(-taps - 1, taps + 2), [False, True]):
