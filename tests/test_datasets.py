@@ -194,6 +194,17 @@ def test_the_real_files(name, pixel_sum):
         assert train_counts.tolist() == [6000] * 10 and test_counts.tolist() == [1000] * 10
 
 
+def test_the_real_cifar10():
+    try:
+        train, test = load("cifar10")
+    except FileNotFoundError:
+        pytest.skip("cifar10 is not on this machine")
+    assert train.images.shape == (50_000, 3, 32, 32) and test.images.shape == (10_000, 3, 32, 32)
+    assert np.bincount(train.labels).tolist() == [5000] * 10
+    assert np.bincount(test.labels).tolist() == [1000] * 10
+    assert train.labels[:5].tolist() == [6, 9, 9, 4, 1]  # frog, truck, truck, deer, automobile
+
+
 def tiny_mnist(folder, gzipped=True, train=4, test=2, size=28, label=9):
     folder.mkdir(parents=True, exist_ok=True)
     for prefix, count in (("train", train), ("t10k", test)):

@@ -94,14 +94,15 @@ def verify(model, packed, x, batch_size=256):
                 f"verify: the model runs {len(calls)} operations, "
                 f"the packed model was compiled from {packed.calls}"
             )
-        for step, result in packed.run(part):
-            if step.layout == "internal":
-                continue
-            expected = calls[step.call].output.data
-            found = step.as_floats(result)
-            _compare(step, found, expected.reshape(found.shape), start)
-            compared += found.size
-        _compare(step, found, output.data, start)
+        for run in (packed.run, packed.run_plan):  # each step by itself, then as predict does it
+            for step, result in run(part):
+                if step.layout == "internal":
+                    continue
+                expected = calls[step.call].output.data
+                found = step.as_floats(result)
+                _compare(step, found, expected.reshape(found.shape), start)
+                compared += found.size if run == packed.run else 0
+            _compare(step, found, output.data, start)
     return compared
 
 

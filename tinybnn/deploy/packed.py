@@ -18,6 +18,7 @@ import numpy as np
 
 from tinybnn import functional as F
 from tinybnn import storage
+from tinybnn.deploy.plan import Task, make_plan
 from tinybnn.deploy.shapes import infer
 from tinybnn.kernels import bits, xnor
 
@@ -302,18 +303,31 @@ class PackedModel:
     def __init__(self, input_shape, steps, calls, info=None):
         self.input_shape, self.steps, self.calls = tuple(input_shape), list(steps), calls
         self.info = dict(info or {})
-        self._last_use = {}  # step -> the last step that reads its result
-        for i, step in enumerate(self.steps):
-            self._last_use.update((source, i) for source in step.inputs)
+        self._plan = None
 
     def run(self, x):
-        """Yield (step, result) one after the other for a whole batch; results are freed early."""
+        """Yield (step, result) for each step, one after the other; results are freed early.
+
+        Each step by itself: the reference for what `predict` computes.
+        """
+        return self._carry_out(
+            [Task(i, step.inputs, step.run) for i, step in enumerate(self.steps)], x
+        )
+
+    def run_plan(self, x):
+        """Yield (step, result) as `predict` computes them: some steps are taken together."""
+        if self._plan is None:
+            self._plan = make_plan(self.input_shape, self.steps)
+        return self._carry_out(self._plan, x)
+
+    def _carry_out(self, tasks, x):
+        last_use = {source: i for i, task in enumerate(tasks) for source in task.inputs}
         values = {-1: x}
-        for i, step in enumerate(self.steps):
-            values[i] = step.run(*(values[source] for source in step.inputs))
-            yield step, values[i]
-            for source in step.inputs:
-                if self._last_use[source] == i:
+        for i, task in enumerate(tasks):
+            values[task.step] = task.function(*(values[source] for source in task.inputs))
+            yield self.steps[task.step], values[task.step]
+            for source in task.inputs:
+                if last_use[source] == i:
                     values.pop(source, None)
 
     def predict(self, x, batch_size=256):
@@ -335,7 +349,7 @@ class PackedModel:
             raise ValueError(f"predict: batch_size must be >= 1, got {batch_size!r}")
         results = []
         for start in range(0, max(len(x), 1), batch_size):
-            part = self.run(x[start : start + batch_size])
+            part = self.run_plan(x[start : start + batch_size])
             [(_, result)] = collections.deque(part, maxlen=1)  # the last step's
             results.append(result)
         return np.concatenate(results)

@@ -109,6 +109,8 @@ def empty_image(shape, dtype):
 
 def _products(a, b, fixed_order):
     """For each group (G, M, K) @ (G, K, N) -> (G, M, N)."""
+    if fixed_order and len(a) == 1:
+        return ordered_product(a[0], b[0])[None]
     if fixed_order:
         return np.stack([ordered_product(*pair) for pair in zip(a, b, strict=True)])
     return a @ b
