@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from tinybnn import deploy, nn, storage
 from tinybnn import functional as F
+from tinybnn.deploy.plan import Task, make_plan
 from tinybnn.deploy.shapes import infer
-from tinybnn.kernels import threads
+from tinybnn.kernels import depthwise, threads
 from tinybnn.tensor import Tensor, no_grad
 from tinybnn.testing import assert_identical
 
@@ -268,6 +269,42 @@ def test_binary_layers_run_on_bits_without_a_float_between(padding_mode):
         "pack", "xnor_conv2d", "threshold", "max_pool_bits", "flatten_bits", "xnor_linear",
         "to_float", "batch_norm",
     ]  # fmt: skip
+
+
+def test_the_plan_writes_no_sums_of_layers_that_end_in_signs():
+    packed = deploy.compile(cnn(), (1, 8, 8))
+    x = inputs(np.random.default_rng(0), 2, (1, 8, 8))
+    assert [step.operation for step, _ in packed.run_plan(x)] == [
+        "conv2d", "add", "batch_norm",
+        "pack", "threshold", "max_pool_bits", "flatten_bits", "xnor_linear", "to_float",
+        "batch_norm",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "ones"])
+def test_depthwise_layers_run_on_bit_planes(padding_mode, monkeypatch):
+    rng = np.random.default_rng(0)
+    geometry = {"padding": 1, "padding_mode": padding_mode, "rng": rng}
+    model = nn.Sequential(
+        nn.BinaryConv2d(70, 70, 3, groups=70, **geometry), nn.BatchNorm2d(70),
+        nn.BinaryConv2d(70, 70, (5, 3), groups=70, stride=2, **geometry),
+    )  # fmt: skip
+    randomize(model, rng).eval()
+    packed = deploy.compile(model, (70, 9, 7))
+    deploy.verify(model, packed, inputs(rng, 3, (70, 9, 7)))
+    monkeypatch.setattr(depthwise, "conv2d_bits", None)
+    with pytest.raises(TypeError):
+        packed.predict(inputs(rng, 1, (70, 9, 7)))
+
+
+def test_verify_holds_the_plan_against_the_model_too():
+    model = cnn()
+    packed = deploy.compile(model, (1, 8, 8))
+    packed._plan = make_plan((1, 8, 8), packed.steps)
+    broken = packed._plan[4]
+    packed._plan[4] = Task(broken.step, broken.inputs, lambda x: ~broken.function(x))
+    with pytest.raises(AssertionError, match=r"verify: .* \(flatten_bits\) differs"):
+        deploy.verify(model, packed, inputs(np.random.default_rng(0), 2, (1, 8, 8)))
 
 
 def test_packed_bytes_are_the_bits_that_the_weights_have():
