@@ -199,7 +199,7 @@ def test_another_model_is_refused(made):
 
 @posix
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
-    options = ["--hidden", "24", "--epochs", "25", "--batch-size", "64", "--dropout", "0.1"]
+    options = ["--hidden", "24", "--epochs", "150", "--batch-size", "64", "--dropout", "0.1"]
     tinybnn("train", "mlp", "--out", tmp_path / "whole", *options, "--quiet")
     run = tmp_path / "killed"
     command = [sys.executable, "-m", "tinybnn", "train", "mlp", "--out", str(run), *options]
@@ -215,12 +215,12 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
         assert process.returncode == code
         assert "Traceback" not in err
     assert "tinybnn: interrupted" in err
-    assert 0 < len(storage.read_header(run / "checkpoint.npz")["metadata"]["history"]) < 25
+    assert 0 < len(storage.read_header(run / "checkpoint.npz")["metadata"]["history"]) < 150
     left = run / ".tinybnn-0123456789abcdef.tmp"  # as a kill in the middle of a write leaves one
     left.write_bytes(b"half")
 
     err = refused("compile", run)
-    assert re.search(r"has \d+ of 25 epochs; repeat its `tinybnn train` command to finish it", err)
+    assert re.search(r"has \d+ of 150 epochs; repeat its `tinybnn train` command to finish it", err)
     assert not (run / "model.npz").exists()
     out, _ = tinybnn("train", "mlp", "--out", run, *options, "--quiet")
     assert "from its last complete epoch" in out
@@ -412,7 +412,7 @@ def test_predict_reads_all_forms_alike(made, pictures):
 
 
 def test_predict_gives_the_packed_models_logits(made, pictures, tmp_path):
-    file = datasets.search_folders("digits")[-1] / "t10k-images-idx3-ubyte.gz"
+    file = datasets.path("digits") / "t10k-images-idx3-ubyte.gz"
     tinybnn("predict", made / "mlp.npz", file, "--json", tmp_path / "p.json")
     found = json.loads((tmp_path / "p.json").read_text())
     _, test = datasets.load("digits")
@@ -468,7 +468,7 @@ def test_predict_fails_as_a_process(made, pictures, tmp_path):
 @posix
 def test_a_reader_that_goes_away(made):
     """As `head` does; enough lines to fill the pipe."""
-    file = str(datasets.search_folders("digits")[-1] / "train-images-idx3-ubyte.gz")
+    file = str(datasets.path("digits") / "train-images-idx3-ubyte.gz")
     command = [sys.executable, "-m", "tinybnn", "predict", str(made / "mlp.npz"), file]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, env=ENVIRONMENT, **pipes) as process:

@@ -40,6 +40,7 @@ from tinybnn.datasets import (
     to_signed,
     to_unit,
 )
+from tinybnn.datasets.pickled import read_pickle
 
 CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 
@@ -880,6 +881,36 @@ def test_a_pickle_of_python_2_is_read(tmp_path):
     assert (test.images.reshape(-1, 3072) == pixels).all() and len(train) == 4 + 5 + 6 + 7 + 8
 
 
+_ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+_BYTE = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"cos\nsystem\nU\x04true\x85R.", r"asks for os\.system, refused"),
+        (b"\x8c\x02os\x8c\x06system\x93.", r"asks for os\.system, refused"),
+        (b"(dp0\n.", r"the instruction b'd', refused"),
+        (_ARRAY + b"(K\x01K\x03\x85N\x89U\x03abctb.", "another dtype than uint8"),
+        (_ARRAY + b"(K\x01K\x04\x85" + _BYTE + b"\x89U\x03abctb.", "does not fit its bytes"),
+        (_ARRAY + b"(K\x01J\xff\xff\xff\xff\x85" + _BYTE + b"\x89U\x03abctb.", "does not fit"),
+        (_ARRAY + b".", "an array without data"),
+        (b"cnumpy\ndtype\nU\x02f4\x85R.", "an unexpected dtype"),
+        (b"U\x03ab.", "cut off within"),
+        (b"NN.", "goes on behind its end"),
+        (b"N.N", "goes on behind its end"),
+        (b".", "a damaged pickle"),
+    ],
+    ids=range(12),
+)
+def test_what_is_wrong_with_a_pickle(data, message):
+    for start in (b"", b"\x80\x02"):
+        with pytest.raises(DatasetError, match=message):
+            read_pickle(start + data)
+    good = _ARRAY + b"(K\x01K\x03\x85" + _BYTE + b"\x89U\x03abctb."
+    assert read_pickle(good).tolist() == list(b"abc")
+
+
 def test_cifar_files_that_are_refused(tmp_path):
     files = cifar_files(10, "binary")
     for name, (data, _, _) in files.items():
@@ -1107,6 +1138,8 @@ def test_pictures_that_are_refused(tmp_path):
     refused("not a readable picture")
     bad.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\nshowpage\n")
     refused("not a readable picture")  # other tools start a program to draw it
+    save_picture(bad, pictures(6, 5), format="PCX")
+    refused("not a readable picture")  # nor by any decoder but the usual ones
     save_picture(bad, pictures(6, 5).astype(np.uint16)[:, :, 0] * 257)
     refused("has I;16 pixels; convert it to 8 bits a channel")
     save_picture(bad, np.dstack([pictures(6, 5), np.full((6, 5), 254, np.uint8)]))
@@ -1139,6 +1172,19 @@ def test_pictures_that_would_fill_the_memory(tmp_path, side, size):
             DatasetError, match=r"1\.png: (the picture unpacks to|too large a pict|not)"
         ):
             from_folder(tmp_path, size=size)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_made_up_length_takes_no_memory(tmp_path):
+    (tmp_path / "a").mkdir()
+    data = png(6, 5, bytes(35))
+    at = data.index(b"IDAT") - 4
+    (tmp_path / "a" / "1.png").write_bytes(data[:at] + struct.pack(">I", 10**9) + data[at + 4 :])
+    tracemalloc.start()
+    try:
+        assert len(from_folder(tmp_path)) == 1  # the decoder finds all pixels
         assert tracemalloc.get_traced_memory()[1] < 1 << 22
     finally:
         tracemalloc.stop()

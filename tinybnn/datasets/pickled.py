@@ -170,8 +170,6 @@ class _Machine:
         elif function == "encode" and len(arguments) == 2 and arguments[1] == b"latin1":
             # So protocol 2 stores bytes in Python 3: as text of the same code points.
             text = arguments[0]
-            if type(text) not in (bytes, memoryview):
-                raise DatasetError("a damaged pickle (encodes what is no text)")
             self.encoded += len(text)
             if self.encoded > len(self.data):
                 raise DatasetError("a pickle that repeats its strings, refused")
