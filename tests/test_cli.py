@@ -204,7 +204,11 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     run = tmp_path / "killed"
     command = [sys.executable, "-m", "tinybnn", "train", "mlp", "--out", str(run), *options]
     for end, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
-        process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
+            # A shell's background jobs ignore SIGINT, and so would what they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
         before = _stamp(run)
         while _stamp(run) in (None, before):
             assert process.poll() is None
