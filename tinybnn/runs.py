@@ -191,7 +191,7 @@ def train(folder, config, progress=True, say=print):
             "test_loss": found["loss"],
             "test_accuracy": found["accuracy"],
             "parameters": sum(p.numel() for p in model.parameters()),
-            "float_bytes": _float_bytes(model),
+            "float_bytes": float_bytes(model),
             "history": history.rows,
         }
         if validation is not None:
@@ -337,7 +337,7 @@ def compile(folder, path=None, say=print):
     result = {
         "run": str(folder),
         "model": str(path),
-        "float_bytes": _float_bytes(model),
+        "float_bytes": float_bytes(model),
         "packed_bytes": packed.nbytes,
         "file_bytes": packed.save(path),
     }
@@ -531,7 +531,7 @@ def _shape(shape):
     return "×".join(map(str, shape))
 
 
-def _float_bytes(model):
+def float_bytes(model):
     """Bytes of all parameters and statistics as float32."""
     return sum(a.nbytes for a in model.state_dict().values() if a.dtype == np.float32)
 

@@ -79,7 +79,7 @@ def evaluate(model, loader, loss=F.cross_entropy):
     """
     logits, labels = predict(model, loader)
     return {
-        "loss": float(as_number(loss(logits, labels))),
+        "loss": float(loss(logits, labels)),
         "accuracy": accuracy(logits, labels),
     }
 
@@ -87,11 +87,6 @@ def evaluate(model, loader, loss=F.cross_entropy):
 def accuracy(logits, labels):
     """Share of rows whose largest logit stands at the label."""
     return float(np.mean(np.argmax(logits, axis=1) == labels))
-
-
-def as_number(x):
-    """The value of a Tensor or array with one element."""
-    return x.item() if hasattr(x, "item") else x
 
 
 class FlipCounter:

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from tinybnn import datasets, deploy, models, nn, optim, plots, training
+from tinybnn import datasets, deploy, models, nn, optim, plots, runs, training
 from tinybnn.tensor import Tensor, no_grad
 
 
@@ -66,7 +66,7 @@ def run(epochs=20, seed=0, progress=True, say=print):
         "test_accuracy": training.accuracy(logits, labels),
         "identical_logits": identical,
         "test_images": len(test),
-        "float_bytes": float_bytes(model),
+        "float_bytes": runs.float_bytes(model),
         "packed_bytes": packed.nbytes,
         "float_us_per_image": best_seconds(lambda: float_logits(model, batch)) / len(batch) * 1e6,
         "packed_us_per_image": best_seconds(lambda: packed.predict(batch)) / len(batch) * 1e6,
@@ -82,11 +82,6 @@ def float_logits(model, x):
     """The float model's output for a batch."""
     with no_grad():
         return model(Tensor(x)).data
-
-
-def float_bytes(model):
-    """Bytes of all parameters and statistics as float32."""
-    return sum(a.nbytes for a in model.state_dict().values() if a.dtype == np.float32)
 
 
 def best_seconds(function, runs=7):

@@ -1,1 +1,1 @@
-"""Packages of this room are imported where they are used, so that Numba loads late."""
+"""Arrays in, arrays out. Import the files of this room where they are used: Numba loads late."""
