@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from unittest.mock import Mock
 
 import numba
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinybnn.kernels import bits, signed, threads, xnor
+from tinybnn.kernels.thresholds import threshold_reference
 
 FLOATS = [np.float32, np.float64]
 SIGNED = [np.float32, np.float64, np.int8, np.int32, np.int64]
@@ -285,7 +287,7 @@ def random_thresholds(rng, sums):
 def check_runs(rng, prepare, x, sums):
     """Sums and bits of prepared weights, into new memory, given memory and by two threads."""
     thresholds, flip = random_thresholds(rng, sums)
-    bits_ = xnor.threshold_reference(sums, thresholds, flip)
+    bits_ = threshold_reference(sums, thresholds, flip)
     for keywords, expected in (({}, sums), (dict(thresholds=thresholds, flip=flip), bits_)):
         prepared = prepare(**keywords)
         assert same(xnor.run_reference(prepared, x), expected)
@@ -294,12 +296,14 @@ def check_runs(rng, prepare, x, sums):
         workspace = np.full(prepared.workspace_words(len(x)), 77, np.uint64)
         assert xnor.run(prepared, x, out, workspace) is out
         assert same(out, expected)
-        with pytest.MonkeyPatch.context() as patch:  # small work, shared out all the same
-            patch.setattr(xnor, "_GRAIN", 1)
-            assert same(xnor.run(prepared, x), expected)
+        for tasks in (2, 5):  # small work, shared out all the same
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(xnor, "tasks_for", Mock(return_value=tasks))
+                assert same(xnor.run(prepared, x), expected)
 
 
 @given(seeds, st.integers(0, 20), st.integers(1, 150), st.integers(1, 200))
+@example(0, 259, 140, 2100)  # more pixels and more panels than are kept in cache together
 def test_prepared_matmul(seed, rows, columns, count):
     rng = np.random.default_rng(seed)
     a, b = (bits.pack(random_signs(rng, n, count)) for n in (rows, columns))
@@ -344,13 +348,51 @@ def test_prepared_conv2d(seed, case):
     check_runs(rng, prepare, x, sums)
 
 
+@given(seeds, larger_convolutions(), st.integers(1, 40))
+def test_sums_of(seed, case, chunk):
+    """Chunk by chunk, each into scratch memory that begins with its first pixel."""
+    x_shape, w_shape, geometry = case
+    rng = np.random.default_rng(seed)
+    x, weight = bits.pack(random_signs(rng, *x_shape)), bits.pack(random_signs(rng, *w_shape))
+    _, *size, channels = x_shape
+    prepared = xnor.prepare_conv2d(weight, channels, size, **geometry)
+    sums = xnor.xnor_conv2d_reference(x, weight, channels, **geometry)
+    check_chunks(prepared, x, sums, chunk)
+
+
+@given(seeds, st.integers(0, 20), st.integers(1, 150), st.integers(1, 40))
+def test_sums_of_a_product(seed, rows, columns, chunk):
+    rng = np.random.default_rng(seed)
+    a, b = (bits.pack(random_signs(rng, n, 100)) for n in (rows, columns))
+    check_chunks(xnor.prepare_matmul(b, 100), a, xnor.xnor_matmul_reference(a, b, 100), chunk)
+
+
+def check_chunks(prepared, x, sums, chunk):
+    tables, arguments = prepared.tables, prepared.arguments
+    per_image, filters, slot = len(tables.pixels), tables.filters, 5
+    sums = sums.reshape(len(x) * per_image, filters)
+    for first in range(0, len(sums), chunk):
+        end = min(first + chunk, len(sums))
+        source = words = x.reshape(-1)
+        base = 0
+        if tables.copies:
+            images = (end - 1) // per_image - first // per_image + 1
+            words = np.full(slot + images * tables.image_stride, 77, np.uint64)
+            base = xnor.pad(first, end, source, words, slot, arguments)
+            assert np.all(words[:slot] == 77)
+        scratch = np.full((end - first + 1) * filters, 77, np.int32)
+        xnor.sums_of(first, end, words, base, arguments, scratch)
+        assert same(scratch[:-filters].reshape(-1, filters), sums[first:end])
+        assert np.all(scratch[-filters:] == 77)
+
+
 def test_border_classes():
     """Nine for a 3 x 3 filter with one pixel of zeros, one where nothing has to be corrected."""
     weight = words(5, 3, 3, 1)
     for mode, classes in (("zeros", 9), ("ones", 1)):
         prepared = xnor.prepare_conv2d(weight, 64, (8, 8), padding=(1, 1), padding_mode=mode)
-        assert len(set(prepared.rows.tolist())) == classes
-    assert len(set(xnor.prepare_conv2d(weight, 64, (8, 8)).rows.tolist())) == 1
+        assert len(set(prepared.tables.rows.tolist())) == classes
+    assert len(set(xnor.prepare_conv2d(weight, 64, (8, 8)).tables.rows.tolist())) == 1
 
 
 def test_prepared_holds_arrays_and_integers():
@@ -364,82 +406,6 @@ def test_prepared_holds_arrays_and_integers():
 
 def test_register_peak():
     assert xnor.register_peak(100) > 0
-
-
-# --------------------------------------------------------------------------------------- threshold
-
-
-@given(seeds, few, lengths)
-def test_threshold(seed, rows, channels):
-    rng = np.random.default_rng(seed)
-    extremes = np.iinfo(np.int32)
-    accumulator = rng.integers(-3, 4, (rows, 2, channels), np.int32)  # ties are frequent
-    thresholds = rng.integers(-3, 4, channels, np.int32)
-    thresholds[rng.random(channels) < 0.1] = extremes.min
-    thresholds[rng.random(channels) < 0.1] = extremes.max
-    flip = rng.random(channels) < 0.5
-    words = xnor.threshold(accumulator, thresholds, flip)
-    assert same(bits.unpack(words, channels) > 0, (accumulator >= thresholds) != flip)
-    assert same(words, xnor.threshold_reference(accumulator, thresholds, flip))
-    out = np.full_like(words, 77)
-    assert xnor.threshold(accumulator, thresholds, flip, out) is out and same(out, words)
-    assert tail_is_zero(words, channels)
-    turned = np.ascontiguousarray(accumulator.T).T
-    assert same(xnor.threshold(turned[:, ::-1], thresholds, flip), words[:, ::-1])
-
-
-def test_threshold_at_ties():
-    accumulator = np.array([4, 5, 6] * 2, np.int32)
-    flip = np.array([False] * 3 + [True] * 3)
-    words = xnor.threshold(accumulator, np.full(6, 5, np.int32), flip)
-    assert bits.unpack(words, 6).tolist() == [-1, 1, 1, 1, -1, -1]
-
-
-# ---------------------------------------------------------------------------------------- max-pool
-
-
-@st.composite
-def pools(draw):
-    kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 4)))
-    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
-    size = [draw(st.integers(max(1, k - 2 * p), 6)) for k, p in zip(kernel, padding, strict=True)]
-    return (draw(st.integers(0, 2)), *size, draw(lengths)), kernel, stride, padding
-
-
-@given(seeds, pools())
-def test_max_pool2d(seed, case):
-    shape, kernel, stride, padding = case
-    rng = np.random.default_rng(seed)
-    channels = shape[-1]
-    signs, minimum = random_signs(rng, *shape), rng.random(channels) < 0.5
-    arguments = bits.pack(signs), channels, kernel, stride, padding, minimum
-    words = xnor.max_pool2d(*arguments)
-    assert tail_is_zero(words, channels)
-    assert same(words, xnor.max_pool2d_reference(*arguments))
-    out = np.full_like(words, 77)
-    assert xnor.max_pool2d(*arguments, out) is out and same(out, words)
-    out = bits.unpack(words, channels)
-    for oy, ox in np.ndindex(out.shape[1:3]):
-        top, left = oy * stride[0] - padding[0], ox * stride[1] - padding[1]
-        window = signs[
-            :, max(top, 0) : top + kernel[0], max(left, 0) : left + kernel[1]
-        ]  # the part inside the image
-        expected = np.where(minimum, window.min((1, 2)), window.max((1, 2)))
-        assert np.array_equal(out[:, oy, ox], expected)
-
-
-@given(seeds, lengths, st.integers(1, 3))
-def test_max_pool2d_and_threshold_commute(seed, channels, size):
-    """Pooling sums and then comparing, or comparing and then pooling bits: the same signs."""
-    rng = np.random.default_rng(seed)
-    sums = rng.integers(-4, 5, (2, 2 * size, 2 * size, channels), np.int32)
-    thresholds = rng.integers(-3, 4, channels, np.int32)
-    flip = rng.random(channels) < 0.5
-    pooled = sums.reshape(2, size, 2, size, 2, channels).max((2, 4))
-    before = xnor.threshold(pooled, thresholds, flip)
-    after = xnor.threshold(sums, thresholds, flip)
-    assert same(xnor.max_pool2d(after, channels, (2, 2), (2, 2), (0, 0), flip), before)
 
 
 # --------------------------------------------------------------------------------- ordered product
@@ -579,7 +545,6 @@ def refused(message, function, *arguments, **keywords):
 
 SUMS, FLIP, BYTES = np.zeros((2, 3), np.int32), np.zeros(3, np.bool_), np.zeros((4, 2), np.uint8)
 IMAGE, WEIGHT = words(1, 4, 4, 2), words(2, 3, 3, 2)  # 70 channels
-POOL = dict(kernel_size=(2, 2), stride=(2, 2), padding=(0, 0), minimum=np.zeros(70, np.bool_))
 F32, F64 = np.zeros((2, 3), np.float32), np.zeros((3, 2))
 
 
@@ -695,38 +660,6 @@ F32, F64 = np.zeros((2, 3), np.float32), np.zeros((3, 2))
         refused(
             "out must be contiguous int32 of shape (4, 3), got uint64 of shape (4, 3)",
             xnor.run, xnor.prepare_matmul(words(3, 2), 70), words(4, 2), words(4, 3),
-        ),
-        refused(
-            "accumulator must be int32 with elements in its last axis, got float64 of shape (3, 2)",
-            xnor.threshold, F64, SUMS[0], FLIP,
-        ),
-        refused(
-            "accumulator must be int32 with elements in its last axis, got int32 of shape (2, 0)",
-            xnor.threshold, SUMS[:, :0], SUMS[0, :0], FLIP[:0],
-        ),
-        refused(
-            "thresholds must be int32 of shape (3,), got int32 of shape (2,)",
-            xnor.threshold, SUMS, SUMS[0, :2], FLIP,
-        ),
-        refused(
-            "flip must be bool of shape (3,), got int32 of shape (3,)",
-            xnor.threshold, SUMS, SUMS[0], SUMS[0],
-        ),
-        refused(
-            "padding must be at most half of kernel_size (2, 2), got (1, 2)",
-            xnor.max_pool2d, IMAGE, 70, **{**POOL, "padding": (1, 2)},
-        ),
-        refused(
-            "stride must be two integers >= 1, got (1, 0)",
-            xnor.max_pool2d, IMAGE, 70, **{**POOL, "stride": (1, 0)},
-        ),
-        refused(
-            "minimum must be bool of shape (70,), got bool of shape (3,)",
-            xnor.max_pool2d, IMAGE, 70, **{**POOL, "minimum": FLIP},
-        ),
-        refused(
-            "the kernel covers 5 x 1 pixels, the padded image has 4 x 4",
-            xnor.max_pool2d, IMAGE, 70, **{**POOL, "kernel_size": (5, 1)},
         ),
         refused("a must be float32 or float64, got int32", signed.ordered_matmul, SUMS, SUMS.T),
         refused("b must be float32 as a is, got float64", signed.ordered_matmul, F32, F64),

@@ -1,9 +1,11 @@
 """The vocabulary of vectors: compiled, as NumPy lanes, and on CPUs with less than this one has."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -11,20 +13,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinybnn.kernels import simd
+import tinybnn
 from tinybnn.kernels.simd import (
+    BLOCK,
     FLOATS,
     INTEGERS,
     WORDS,
+    absolute,
     at_most,
     interleave,
     kernel,
     load,
+    load_block,
     load_splat,
+    maximum,
+    minimum,
     popcount,
+    positive_or,
     splat,
+    square_root,
     store,
+    store_block,
     store_first,
+    store_signs,
+    zero_block,
     zero_floats,
     zero_words,
 )
@@ -154,40 +166,37 @@ def test_lanes():
 
 
 @compiled
-def test_cache_is_stale_when_the_vocabulary_changes(tmp_path):
-    """A kernel of another file is compiled again after a change of simd.py, and only then."""
-    (tmp_path / "user.py").write_text(
-        textwrap.dedent("""
-            import sys
-            from tinybnn.kernels import simd
-            simd._SOURCE = sys.argv[1]
+def test_cache_is_stale_when_an_imported_file_changes(tmp_path):
+    """A kernel is compiled again after a change of a file that its file imports, and only then."""
+    package = Path(tinybnn.__file__).parent
+    ignored = shutil.ignore_patterns("__pycache__", "data")
+    shutil.copytree(package, tmp_path / "tinybnn", ignore=ignored)
+    program = textwrap.dedent("""
+        import numpy as np
+        from tinybnn.kernels import pointwise
 
-            @simd.kernel
-            def f(a):
-                simd.store(a, 0, simd.zero_words())
-
-            import numpy as np
-            f(np.zeros(8, np.uint64))
-            print(sum(f.stats.cache_hits.values()))
-        """)
-    )
+        program = pointwise.prepare((3,), ("floats",), [("abs", 0)], [("floats", 1)])
+        pointwise.run(program, [np.ones((1, 3), np.float32)])
+        print(sum(pointwise.chunk.stats.cache_hits.values()))
+    """)
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    environment["PYTHONPATH"] = str(tmp_path)
 
-    def hits(source):
-        command = [sys.executable, str(tmp_path / "user.py"), source]
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    def hits():
+        command = [sys.executable, "-c", program]
+        run = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=100, cwd=tmp_path
+        )
         assert run.returncode == 0, run.stderr
         return int(run.stdout)
 
-    assert [hits(source) for source in ("one", "one", "two", "two")] == [0, 1, 0, 1]
-
-
-def test_source_stamp():
-    import hashlib
-    from pathlib import Path
-
-    assert hashlib.sha256(Path(simd.__file__).read_bytes()).hexdigest() == simd._SOURCE
+    found = [hits(), hits()]
+    # It imports simd.py and bits.py; threads.py is none of its business.
+    for name in ("threads.py", "simd.py", "bits.py"):
+        with (tmp_path / "tinybnn" / "kernels" / name).open("a", encoding="utf-8") as file:
+            file.write("# a change\n")
+        found.append(hits())
+    assert found == [0, 1, 1, 0, 0]
 
 
 # ------------------------------------------------------------------------------------- smaller CPUs
@@ -199,6 +208,7 @@ CPUS = {
 PROGRAM = """
     import numpy as np
     from tinybnn.kernels import signed, threads, xnor
+    from tinybnn.kernels.thresholds import threshold_reference
 
     rng = np.random.default_rng(0)
     words = lambda *shape: rng.integers(0, 2**64, shape, np.uint64)
@@ -209,7 +219,7 @@ PROGRAM = """
             expected = xnor.xnor_matmul_reference(a, b, 320)
             assert np.array_equal(xnor.xnor_matmul(a, b, 320), expected)
             prepared = xnor.prepare_matmul(b, 320, thresholds=thresholds, flip=flip)
-            bits = xnor.threshold_reference(expected, thresholds, flip)
+            bits = threshold_reference(expected, thresholds, flip)
             assert np.array_equal(xnor.run(prepared, a), bits)
             for columns in (10, 50):
                 a, b = rng.standard_normal((rows, 20)), rng.standard_normal((20, columns))
@@ -243,3 +253,43 @@ def test_smaller_cpus(cpu, tmp_path):
         timeout=100,
     )
     assert run.returncode == 0, run.stderr
+
+
+# ------------------------------------------------------------------------------------------- blocks
+
+
+@kernel
+def on_blocks(a, integers, b, out, bits):
+    """A row of ``out`` for each word of the vocabulary that gives a block."""
+    x, y, i = load_block(a, 1), load_block(b, 0), load_block(integers, 3)
+    store_block(out[0], 0, x + y)
+    store_block(out[1], 0, x - y)
+    store_block(out[2], 0, x * y)
+    store_block(out[3], 0, x / y)
+    store_block(out[4], 0, maximum(x, y))
+    store_block(out[5], 0, minimum(x, y))
+    store_block(out[6], 0, positive_or(x, y))
+    store_block(out[7], 0, absolute(x))
+    store_block(out[8], 0, square_root(x))
+    store_block(out[9], 0, i)
+    store_block(out[10], 0, zero_block())
+    store_signs(bits, 0, x)
+
+
+@given(seeds)
+def test_blocks(seed):
+    rng = np.random.default_rng(seed)
+    special = np.array([0, -0.0, np.inf, -np.inf, np.nan, 1e-42, 2.5, -2.5], np.float32)
+    a, b = rng.choice(special, BLOCK + 1), rng.choice(special, BLOCK + 1)
+    integers = rng.integers(-(2**24), 2**24, BLOCK + 3, dtype=np.int32)
+    out, bits = np.full((11, BLOCK), 7, np.float32), np.zeros(2, np.uint64)
+    with np.errstate(all="ignore"):
+        on_blocks(a, integers, b, out, bits)
+        x, y = a[1:], b[:BLOCK]
+        expected = [
+            x + y, x - y, x * y, x / y, np.maximum(x, y), np.minimum(x, y), np.where(x > 0, x, y),
+            np.abs(x), np.sqrt(x), integers[3:].astype(np.float32), np.zeros(BLOCK),
+        ]  # fmt: skip
+    for found, row in zip(out, expected, strict=True):
+        assert np.array_equal(found, row, equal_nan=True)
+    assert np.array_equal(bits, np.packbits(x >= 0, bitorder="little").view("<u8"))

@@ -18,9 +18,13 @@ import numpy as np
 
 from tinybnn import functional as F
 from tinybnn import storage
-from tinybnn.deploy.plan import Task, make_plan
+from tinybnn.deploy.plan import make_plan
+from tinybnn.deploy.runtime import Workspace, block_size, carry_out
 from tinybnn.deploy.shapes import infer
-from tinybnn.kernels import bits, xnor
+from tinybnn.kernels import bits, pooling, xnor
+from tinybnn.kernels.threads import count as thread_count
+from tinybnn.kernels.threads import num_threads
+from tinybnn.kernels.thresholds import threshold as compare_sums
 
 # ---------------------------------------------------------------------------------- the operations
 
@@ -98,7 +102,10 @@ def ternary_conv2d(words, *, weight, mask, channels, groups, **geometry):
     """Bits -> accumulators, for weights -1, 0 and 1: `weight` has a bit for +1, `mask` for ±1."""
     geometry |= {"channels": channels, "groups": groups}
     return _ternary(
-        lambda plane: xnor_conv2d(words, weight=plane, **geometry), weight, mask, channels // groups
+        lambda plane: xnor_conv2d(words, weight=plane, **geometry),
+        weight,
+        mask,
+        channels // groups,
     )
 
 
@@ -112,13 +119,13 @@ def ones(words, *, shape):
 @_operation
 def threshold(accumulator, *, thresholds, flip):
     """Accumulators -> bits: bit = (a >= threshold) != flip. All that is left of a batch norm."""
-    return xnor.threshold(accumulator, thresholds.astype(np.int32), flip)
+    return compare_sums(accumulator, thresholds.astype(np.int32), flip)
 
 
 @_operation
 def max_pool_bits(words, *, minimum, channels, kernel_size, stride, padding):
     """Bits -> bits: OR over each window, AND where `minimum`."""
-    return xnor.max_pool2d(
+    return pooling.max_pool2d(
         words, channels, tuple(kernel_size), tuple(stride), tuple(padding), minimum
     )
 
@@ -143,7 +150,12 @@ def conv2d(x, *, weight, stride, padding, dilation, groups):
 def conv_transpose2d(x, *, weight, stride, padding, dilation, groups, image):
     """`image` is the shape (C, H, W) of an output."""
     geometry = F.Geometry(
-        (len(x), *image), weight.shape, tuple(stride), tuple(padding), tuple(dilation), groups
+        (len(x), *image),
+        weight.shape,
+        tuple(stride),
+        tuple(padding),
+        tuple(dilation),
+        groups,
     )
     return F.ConvInput.apply(x, weight, geometry=geometry, fixed_order=True)
 
@@ -212,7 +224,8 @@ def _two_operands(function):
     def operation(*values, left=None, right=None):
         values = iter(values)
         return function(
-            next(values) if left is None else left, next(values) if right is None else right
+            next(values) if left is None else left,
+            next(values) if right is None else right,
         )
 
     return operation
@@ -301,43 +314,78 @@ class PackedModel:
     KIND, VERSION = "packed-model", 1
 
     def __init__(self, input_shape, steps, calls, info=None):
-        self.input_shape, self.steps, self.calls = tuple(input_shape), list(steps), calls
+        self.input_shape, self.steps, self.calls = (
+            tuple(input_shape),
+            list(steps),
+            calls,
+        )
         self.info = dict(info or {})
-        self._plan = None
+        self._tasks = None
+        self._free = []  # workspaces that no call uses at the moment
 
     def run(self, x):
         """Yield (step, result) for each step, one after the other; results are freed early.
 
         Each step by itself: the reference for what `predict` computes.
         """
-        return self._carry_out(
-            [Task(i, step.inputs, step.run) for i, step in enumerate(self.steps)], x
-        )
-
-    def run_plan(self, x):
-        """Yield (step, result) as `predict` computes them: some steps are taken together."""
-        if self._plan is None:
-            self._plan = make_plan(self.input_shape, self.steps)
-        return self._carry_out(self._plan, x)
-
-    def _carry_out(self, tasks, x):
-        last_use = {source: i for i, task in enumerate(tasks) for source in task.inputs}
+        last_use = {source: i for i, step in enumerate(self.steps) for source in step.inputs}
         values = {-1: x}
-        for i, task in enumerate(tasks):
-            values[task.step] = task.function(*(values[source] for source in task.inputs))
-            yield self.steps[task.step], values[task.step]
-            for source in task.inputs:
+        for i, step in enumerate(self.steps):
+            values[i] = step.run(*(values[source] for source in step.inputs))
+            yield step, values[i]
+            for source in step.inputs:
                 if last_use[source] == i:
                     values.pop(source, None)
 
-    def predict(self, x, batch_size=256):
-        """The model's output.
+    @property
+    def tasks(self):
+        """The steps as `predict` carries them out: several together, each a call of a kernel."""
+        if self._tasks is None:
+            self._tasks = make_plan(self.input_shape, self.steps)
+        return self._tasks
+
+    def run_plan(self, x, clock=None):
+        """Yield (step, result) as `predict` computes them; some steps have no result of their own.
+
+        A result is to be read before the next one is asked for: its memory is used again.
 
         Parameters
         ----------
         x : (N, *input_shape) float32
-        batch_size : int
-            Number of samples worked on at a time; it has no influence on the result.
+        clock : list of float, optional
+            The seconds that each task took are added to it.
+        """
+        workspace = self._workspace(len(x))
+        for task, results in carry_out(self.tasks, workspace, x, clock):
+            for i, result in zip(task.steps, results, strict=True):
+                yield self.steps[i], result
+        self._free.append(workspace)
+
+    def _workspace(self, samples):
+        """Memory for a block: one that an earlier call has given back, or a new one."""
+        while self._free:
+            workspace = self._free.pop()  # each call has one to itself
+            if workspace.samples >= samples:
+                return workspace
+        return Workspace(self.tasks, samples)
+
+    def predict(self, x, batch_size=None, out=None, threads=None):
+        """The model's output.
+
+        Buffers are planned once and kept for the next call; each of several calls at the same time
+        has its own.
+
+        Parameters
+        ----------
+        x : (N, *input_shape) float32
+        batch_size : int, optional
+            Number of samples worked on at a time; by default as many as the cache holds. It has no
+            influence on the result.
+        out : (N, ...) float32, optional
+            To be written to.
+        threads : int, optional
+            Number of threads; by default what `kernels.threads.num_threads` says. It has no
+            influence on the result either.
 
         Returns
         -------
@@ -345,14 +393,74 @@ class PackedModel:
             Equal to the float model's output in eval mode, bit for bit.
         """
         x = self.check_input(x)
-        if batch_size < 1:
+        if batch_size is None:
+            batch_size = block_size(self.tasks)
+        elif batch_size < 1:
             raise ValueError(f"predict: batch_size must be >= 1, got {batch_size!r}")
-        results = []
-        for start in range(0, max(len(x), 1), batch_size):
-            part = self.run_plan(x[start : start + batch_size])
-            [(_, result)] = collections.deque(part, maxlen=1)  # the last step's
-            results.append(result)
-        return np.concatenate(results)
+        shape = (len(x), *self.output_shape)
+        if out is None:
+            out = np.empty(shape, np.float32)
+        elif out.shape != shape or out.dtype != np.float32:
+            raise ValueError(
+                f"predict: out must be float32 of shape {shape}, got {out.dtype} of {out.shape}"
+            )
+        with num_threads(threads):
+            for start in range(0, len(x), batch_size):
+                part = self.run_plan(x[start : start + batch_size])
+                [(_, result)] = collections.deque(part, maxlen=1)  # the last step's
+                out[start : start + batch_size] = result
+        return out
+
+    @property
+    def output_shape(self):
+        """Shape of the output for one sample."""
+        return infer(self.input_shape, self.steps)[-1].shape
+
+    def profile(self, x, repetitions=10, threads=None):
+        """Where the time of a prediction goes.
+
+        Parameters
+        ----------
+        x : (N, *input_shape) float32
+            Carried out as one block.
+        repetitions : int
+            The median of so many runs is given.
+        threads : int, optional
+            As in `predict`.
+
+        Returns
+        -------
+        list of dict
+            For each task: ``layer`` (the layers it comes from), ``operations`` (the steps that it
+            carries out), ``seconds``, ``share`` of the whole, ``products`` of signs (bit
+            multiply-accumulates), ``rate`` (products a second), and ``peak_share``, the rate's
+            share of what the threads could count if nothing had to be loaded.
+        """
+        x = self.check_input(x)
+        with num_threads(threads):
+            collections.deque(self.run_plan(x), maxlen=0)  # compiled, and memory laid out
+            runs = []
+            for _ in range(repetitions):
+                runs.append([0.0] * len(self.tasks))
+                collections.deque(self.run_plan(x, runs[-1]), maxlen=0)
+            peak = xnor.register_peak(20_000) * thread_count()
+        seconds = np.median(runs, axis=0)
+        rows = []
+        for task, s in zip(self.tasks, seconds, strict=True):
+            steps = [self.steps[i] for i in sorted(task.covers)]
+            products = task.products * len(x)
+            rows.append(
+                {
+                    "layer": " + ".join(dict.fromkeys(step.name for step in steps)),
+                    "operations": [step.operation for step in steps],
+                    "seconds": float(s),
+                    "share": float(s / seconds.sum()),
+                    "products": products,
+                    "rate": products / float(s),
+                    "peak_share": products / float(s) / peak,
+                }
+            )
+        return rows
 
     def check_input(self, x):
         """x as an array, or a ValueError that says what was expected."""
@@ -421,12 +529,21 @@ class PackedModel:
             ]
             if not steps:
                 raise ValueError("it has no steps")
-            shape, info = tuple(map(int, metadata["input_shape"])), metadata.get("info", {})
+            shape, info = (
+                tuple(map(int, metadata["input_shape"])),
+                metadata.get("info", {}),
+            )
             if not isinstance(info, dict):
                 raise ValueError("its info is no mapping")
             infer(shape, steps)  # or an error that names the step
             return cls(shape, steps, int(metadata["calls"]), info)
-        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        except (
+            AttributeError,
+            KeyError,
+            OverflowError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise storage.StorageError(f"{path}: not a valid packed model: {error}") from None
 
     def __repr__(self):

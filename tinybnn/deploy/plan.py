@@ -1,37 +1,74 @@
-"""How the steps of a packed program are carried out.
+"""How the steps of a packed program are carried out fast.
 
 `Step.run` says what a step means, one at a time; it is the reference. A plan gives the same results
-faster: weights are laid out once for the kernels, a binary layer whose sums are only compared with
-thresholds gives bits without writing the sums, and depth-wise layers run on bit planes.
+with fewer passes over memory:
+
+- What does not depend on the data (AdaBin's sums over ones, which depend on the border only) is
+  computed once.
+- A binary layer whose sums are only compared with thresholds gives bits; no sums are written.
+- Elementwise operations on floats that follow each other are carried out together, for a few
+  pixels at a time, and so is the product before them: sums, scale, batch norm, residual,
+  activation and the next layer's bits in one pass.
+- Weights are laid out once for the kernels.
+
+The result of a plan is a list of `Task`, each one call of a kernel that writes where it is told.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from tinybnn.deploy.shapes import FLOAT, Value, infer
-from tinybnn.kernels import bits, depthwise, xnor
+from tinybnn.deploy.shapes import BITS, FLAT, FLOAT, SUMS, Value, infer
+from tinybnn.kernels import bits, depthwise, fused, pointwise, pooling, signed, thresholds, xnor
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Memory for a result: its dtype, and the shape of a sample in memory, (H, W, C) or (F,)."""
+
+    dtype: type
+    shape: tuple
+
+    @property
+    def nbytes(self):
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One call that computes the result of a step, perhaps passing over steps before it.
+    """One call that computes the results of some steps.
 
     Attributes
     ----------
-    step : int
-        The step whose result this is.
+    steps : tuple of int
+        The steps whose results it gives, in the order of its outputs.
+    covers : tuple of int
+        All steps that it carries out.
     inputs : tuple of int
         Steps whose results come in; -1 is the model's input.
     function : callable
+        ``function(inputs, outputs, memory)`` gives a callable that writes to the outputs, arrays
+        laid out as the buffers say; it can be called again for new values in the same arrays.
+        Without buffers ``function(*inputs)`` returns the result of its only step.
+    buffers : tuple of Buffer
+        One for each of ``steps``, or none.
+    memory : callable
+        Number of samples -> words of scratch memory that the function needs.
+    products : int
+        Products of signs a sample.
     """
 
-    step: int
+    steps: tuple
+    covers: tuple
     inputs: tuple
     function: Callable
+    buffers: tuple = ()
+    memory: Callable = lambda samples: 0
+    products: int = 0
 
 
 def make_plan(input_shape, steps):
@@ -46,57 +83,403 @@ def make_plan(input_shape, steps):
     -------
     list of Task
     """
-    values = {-1: Value(FLOAT, tuple(input_shape)), **dict(enumerate(infer(input_shape, steps)))}
-    readers = {i: [] for i in values}
-    for i, step in enumerate(steps):
-        for source in step.inputs:
-            readers[source].append(i)
-    tasks, done = [], set()
-    for i, step in enumerate(steps):
-        if i in done:
-            continue
-        last, function = i, step.run
-        if step.operation in ("xnor_linear", "xnor_conv2d"):
-            after = readers[i]
-            follower = steps[after[0]] if len(after) == 1 else None
-            if follower is not None and follower.operation == "threshold":
-                last = after[0]
-                done.add(last)
+    return _Planner(input_shape, steps).tasks()
+
+
+# Elementwise operations: name -> the operations of a `pointwise` program that they are.
+_TWO_OPERANDS = {
+    "add": "add",
+    "sub": "sub",
+    "mul": "mul",
+    "div": "div",
+    "maximum": "max",
+}
+_ELEMENTWISE = {
+    *_TWO_OPERANDS, "to_float", "pack", "batch_norm", "relu", "prelu", "leaky_relu", "hardtanh",
+    "clamp", "abs", "sqrt",
+}  # fmt: skip
+_BINARY = ("xnor_linear", "xnor_conv2d")
+_PRODUCTS = (*_BINARY, "conv2d")
+
+
+class _Planner:
+    def __init__(self, input_shape, steps):
+        self.steps = steps
+        self.values = {-1: Value(FLOAT, tuple(input_shape))}
+        self.values |= dict(enumerate(infer(input_shape, steps)))
+        self.constants = {}  # step -> its result, the same for all inputs
+        for i, step in enumerate(steps[:-1]):
+            is_constant = step.operation == "ones" or set(step.inputs) <= set(self.constants)
+            if is_constant and step.inputs:
+                sources = [self.constants.get(source) for source in step.inputs]
+                self.constants[i] = step.run(*sources)
+        self.readers = {i: [] for i in self.values}
+        for i, step in enumerate(steps):
+            if i not in self.constants:
+                for source in step.inputs:
+                    self.readers[source].append(i)
+        self.ancestors = {-1: 0}  # sets of steps, as bits of an int
+        for i, step in enumerate(steps):
+            self.ancestors[i] = 1 << i
+            for source in step.inputs:
+                self.ancestors[i] |= self.ancestors[source]
+
+    def tasks(self):
+        """The tasks that the last step needs, each after those whose results it reads."""
+        made = {}  # step -> the task that gives its result
+        for members in self.regions():
+            if (task := self.region_task(members)) is not None:
+                made |= dict.fromkeys(task.steps, task)
+        order, stack = [], [len(self.steps) - 1]
+        while stack:
+            if stack[-1] not in made:
+                made[stack[-1]] = self.step_task(stack[-1])
+            task = made[stack[-1]]
+            missing = [s for s in task.inputs if s >= 0 and made.get(s) not in order]
+            if task in order or not missing:
+                stack.pop()
+                if task not in order:
+                    order.append(task)
             else:
-                follower = None
-            only_floats = all(steps[j].operation == "to_float" for j in after)
-            function = _binary_layer(step, values[step.inputs[0]], follower, only_floats)
-        tasks.append(Task(last, step.inputs, function))
-    return tasks
+                stack.extend(missing)
+        return order
 
+    # -------------------------------------------------------------------------------------- regions
 
-def _binary_layer(step, value, threshold, only_floats):
-    """The product or convolution of bits with prepared weights; bits where `threshold` is given."""
-    weight, comparison = step.arrays["weight"], {}
-    if threshold is not None:
-        comparison = {
-            "thresholds": threshold.arrays["thresholds"].astype(np.int32),
-            "flip": threshold.arrays["flip"],
+    def regions(self):
+        """Sets of elementwise steps that one program can carry out, each in order."""
+        region_of = {}
+        for i, step in enumerate(self.steps):
+            if not self.is_elementwise(i):
+                continue
+            members = {i}
+            # The latest input first: of two branches that depend on each other it can be joined.
+            for source in sorted(set(step.inputs), reverse=True):
+                if source in region_of and self.values[source].shape == self.values[i].shape:
+                    joined = members | region_of[source]
+                    if self.is_convex(joined):
+                        members = joined
+            for member in members:
+                region_of[member] = members
+        return [sorted(members) for members in {id(m): m for m in region_of.values()}.values()]
+
+    def is_convex(self, members):
+        """Whether nothing that a region reads depends on the region."""
+        inside = sum(1 << member for member in members)
+        return not any(
+            self.ancestors[source] & inside
+            for member in members
+            for source in self.steps[member].inputs
+            if source not in members
+        )
+
+    def is_elementwise(self, i):
+        step, value = self.steps[i], self.values[i]
+        if step.operation not in _ELEMENTWISE or i in self.constants or value.single:
+            return False
+        if len(value.shape) not in (1, 3) or 0 in value.shape:
+            return False
+        if step.operation == "div" and ("left" in step.arrays or step.inputs[0] in self.constants):
+            return False
+        return all(
+            source in self.constants
+            or self.values[source].shape == value.shape
+            or self.pixel_sums(source, value.shape) is not None
+            for source in step.inputs
+        )
+
+    def pixel_sums(self, i, shape):
+        """The step of integer sums, one a pixel, that step i makes floats of; else None."""
+        if i < 0 or i in self.constants or self.steps[i].operation != "to_float":
+            return None
+        is_map = len(shape) == 3 and self.values[i].shape == (1, *shape[1:])
+        return self.steps[i].inputs[0] if is_map and shape[0] > 1 else None
+
+    def region_task(self, members):
+        """A program for a region; None if it takes more inputs or outputs than a program has."""
+        if [self.steps[i].operation for i in members] == ["pack"]:
+            return None  # bits.pack reads images of any memory layout
+        inside, last = set(members), len(self.steps) - 1
+        shape = self.values[members[-1]].shape
+        read = []  # the program's inputs: steps, and how they are read
+        for i in members:
+            for source in self.steps[i].inputs:
+                if source not in inside and source not in self.constants:
+                    read.append(self.program_input(source, shape))
+        read = list(dict.fromkeys(read))
+        sources, kinds = [source for source, _ in read], [kind for _, kind in read]
+        results = [i for i in members if i == last or set(self.readers[i]) - inside]
+        outputs = ["bits" if self.steps[i].operation == "pack" else "floats" for i in results]
+        most = max(map(outputs.count, outputs), default=0)
+        if most > pointwise.MOST_OUTPUTS or not results:
+            return None
+        if max(map(kinds.count, kinds), default=0) > pointwise.MOST_INPUTS:
+            return None
+        number = {key: k for k, key in enumerate(read)}
+        operations, value_of = [], {}
+        for i in members:
+            value_of[i] = self.translate(i, shape, number, operations, value_of)
+        program = pointwise.prepare(
+            _in_memory(shape), kinds, operations,
+            [(kind, value_of[i]) for kind, i in zip(outputs, results, strict=True)],
+        )  # fmt: skip
+        producers, covers, inputs = self.producers(sources, kinds, inside, shape)
+        layer = fused.prepare(producers, program)
+        buffers = tuple(self.buffer(i) for i in results)
+
+        def bind(inputs, outputs, memory):
+            return fused.bind(layer, [_in_order(x) for x in inputs], outputs, memory)
+
+        return Task(
+            tuple(results), (*covers, *members), tuple(inputs), bind, buffers,
+            layer.memory_words, layer.products,
+        )  # fmt: skip
+
+    def program_input(self, source, shape):
+        """How a program of this shape reads a step: (step, kind)."""
+        pixels = self.pixel_sums(source, shape)
+        if pixels is not None:
+            return pixels, "pixels"
+        return source, "sums" if self.values[source].kind == SUMS else "floats"
+
+    def translate(self, i, shape, number, operations, value_of):
+        """Append the operations of a step; the number of its value."""
+        step = self.steps[i]
+
+        def operand(source):
+            if source in self.constants:
+                return _constant(self.constants[source], shape)
+            return (
+                value_of[source]
+                if source in value_of
+                else number[self.program_input(source, shape)]
+            )
+
+        def emit(name, left, *right):
+            operations.append((name, left, *right))
+            return len(number) + len(operations) - 1
+
+        def constant(array):
+            return _constant(np.asarray(array, np.float32), shape)
+
+        x = operand(step.inputs[0])
+        if step.operation in ("to_float", "pack"):
+            return x
+        if step.operation in _TWO_OPERANDS:
+            operands = [operand(source) for source in step.inputs]
+            for position, side in enumerate(("left", "right")):
+                if side in step.arrays:
+                    operands.insert(position, constant(step.arrays[side]))
+            if not any(isinstance(o, int) for o in operands):
+                raise AssertionError("a step of constants was not computed beforehand")
+            return emit(_TWO_OPERANDS[step.operation], *operands)
+        if step.operation == "batch_norm":  # as functional.BatchNorm computes it
+            arrays, one = step.arrays, np.float32(1)
+            scale = one / np.sqrt(arrays["var"] + step.settings["eps"])
+            for name, array in (
+                ("sub", arrays["mean"]), ("mul", scale), ("mul", arrays["weight"]),
+                ("add", arrays["bias"]),
+            ):  # fmt: skip
+                x = emit(name, x, array.astype(np.float32))
+            return x
+        if step.operation == "relu":
+            return emit("max", x, constant(0.0))
+        if step.operation in ("prelu", "leaky_relu"):
+            slope = step.arrays.get("weight", step.settings.get("slope"))
+            return emit("prelu", x, constant(slope))
+        if step.operation in ("hardtanh", "clamp"):
+            for name, limit in (("max", "low"), ("min", "high")):
+                if step.settings[limit] is not None:
+                    x = emit(name, x, constant(step.settings[limit]))
+            return x
+        return emit(step.operation, x)  # abs, sqrt
+
+    # ------------------------------------------------------------------------------------- products
+
+    def producers(self, sources, kinds, inside, shape):
+        """The products that a program can take over: they make what only it reads.
+
+        Returns
+        -------
+        producers : list
+            For each input of the program its prepared product, or None for an array.
+        covers : list of int
+            The steps of these products, and others that they make superfluous.
+        inputs : list of int
+            The steps whose results are read.
+        """
+        found = {
+            k: self.prepared(source, None)
+            for k, (source, kind) in enumerate(zip(sources, kinds, strict=True))
+            if self.is_producer(source, kind, inside)
         }
-    if step.operation == "xnor_linear":
-        rows = weight.reshape(len(weight), -1)
-        prepared = xnor.prepare_matmul(rows, step.settings["count"], **comparison)
-        return lambda x: xnor.run(prepared, x)
-    settings = dict(step.settings)
-    channels, groups = settings.pop("channels"), settings.pop("groups")
-    size, geometry = value.shape[1:], {k: _tuple(v) for k, v in settings.items()}
-    taps = weight.shape[1] * weight.shape[2]
-    if groups == channels == len(weight) and taps <= depthwise.MAX_TAPS:
-        signs = bits.unpack(weight, 1)[..., 0]  # (C, kh, kw)
-        words = bits.pack(signs.transpose(1, 2, 0))
-        plan = depthwise.prepare(words, channels, size, **geometry, **comparison)
+        kinds_found = [fused.kind(prepared) for prepared in found.values()]
+        if kinds_found:  # one kernel makes them all; the others stay tasks of their own
+            kind = max(kinds_found, key=kinds_found.count)
+            chosen = [k for k in found if fused.kind(found[k]) == kind][: fused.MOST_PRODUCERS]
+            found = {k: found[k] for k in chosen}
+        producers = [found.get(k) for k in range(len(sources))]
+        covers = [sources[k] for k in found]
+        inputs = [
+            self.steps[source].inputs[0] if k in found else source
+            for k, source in enumerate(sources)
+        ]
+        return producers, covers, inputs
+
+    def is_producer(self, source, kind, inside):
+        if source < 0 or self.steps[source].operation not in _PRODUCTS:
+            return False
+        readers = set(self.readers[source])
+        if kind == "pixels":  # read by way of a step that makes floats of them
+            (reader, *more) = readers
+            return not more and set(self.readers[reader]) <= inside
+        return readers <= inside
+
+    def prepared(self, i, threshold):
+        """The laid-out weights of a product, with thresholds where a step of them follows."""
+        step, value = self.steps[i], self.values[self.steps[i].inputs[0]]
+        weight, comparison = step.arrays["weight"], {}
         if threshold is not None:
-            return lambda x: depthwise.conv2d_bits(plan, x)
-        dtype = np.int8 if only_floats else np.int32
-        return lambda x: depthwise.conv2d_sums(plan, x, dtype)
-    prepared = xnor.prepare_conv2d(weight, channels, size, groups=groups, **geometry, **comparison)
-    return lambda x: xnor.run(prepared, x)
+            comparison = {
+                "thresholds": threshold.arrays["thresholds"].astype(np.int32),
+                "flip": threshold.arrays["flip"],
+            }
+        if step.operation == "xnor_linear":
+            rows = weight.reshape(len(weight), -1)
+            return xnor.prepare_matmul(rows, step.settings["count"], **comparison)
+        size = value.shape[1:]
+        geometry = {k: _tuple(v) for k, v in step.settings.items()}
+        if step.operation == "conv2d":
+            return signed.prepare_conv2d(weight, size, **geometry)
+        channels, groups = geometry.pop("channels"), geometry.pop("groups")
+        taps = weight.shape[1] * weight.shape[2]
+        if groups == channels == len(weight) and taps <= depthwise.MAX_TAPS:
+            signs = bits.unpack(weight, 1)[..., 0]  # (C, kh, kw)
+            words = bits.pack(signs.transpose(1, 2, 0))
+            return depthwise.prepare(words, channels, size, **geometry, **comparison)
+        return xnor.prepare_conv2d(weight, channels, size, groups=groups, **geometry, **comparison)
+
+    # ---------------------------------------------------------------------------------- other steps
+
+    def buffer(self, i):
+        """The memory of a step's result."""
+        value = self.values[i]
+        *pixels, channels = _in_memory(value.shape)
+        if value.kind == FLAT:
+            return Buffer(np.uint64, (math.prod(pixels) * bits.words_for(channels),))
+        if value.kind == BITS:
+            return Buffer(np.uint64, (*pixels, bits.words_for(channels)))
+        return Buffer(np.int32 if value.kind == SUMS else np.float32, (*pixels, channels))
+
+    def step_task(self, i):
+        """A task that ends with step i, outside of all regions."""
+        step, source = (
+            self.steps[i],
+            self.steps[i].inputs[0] if self.steps[i].inputs else -1,
+        )
+        # The step before, if only this one reads it.
+        alone = source >= 0 and source not in self.constants and self.readers[source] == [i]
+        before = self.steps[source] if alone else None
+        if step.operation in _PRODUCTS:
+            return self.product_task(i, (i,), None)
+        if step.operation == "threshold":
+            if before is not None and before.operation in _BINARY:
+                return self.product_task(source, (source, i), step)
+            limits, flip = (
+                step.arrays["thresholds"].astype(np.int32),
+                step.arrays["flip"],
+            )
+            return self.task(i, lambda x, out: thresholds.threshold(x, limits, flip, out=out))
+        if step.operation == "linear" and (unpacking := self.unpacking(source, i)):
+            return self.signs_task(i, *unpacking)
+        if step.operation == "max_pool_bits":
+            settings = {k: _tuple(v) for k, v in step.settings.items()}
+            minimum = step.arrays["minimum"]
+            return self.task(
+                i,
+                lambda x, out: pooling.max_pool2d(x, **settings, minimum=minimum, out=out),
+            )
+        sources = tuple(s for s in step.inputs if s not in self.constants)
+        if i in self.constants or len(sources) < len(step.inputs):
+            constants = [self.constants.get(s) for s in step.inputs]
+
+            def run(*inputs):
+                given = iter(inputs)
+                return step.run(*(next(given) if c is None else c for c in constants))
+
+            return Task((i,), (i,), sources, run)
+        return Task((i,), (i,), sources, step.run)
+
+    def task(self, i, function, covers=None, source=None):
+        """A task with one input and one output, by ``function(x, out)``."""
+        step = self.steps[i]
+        source = step.inputs[0] if source is None else source
+
+        def bind(inputs, outputs, memory):
+            return lambda: function(inputs[0], outputs[0])
+
+        return Task((i,), covers or (i,), (source,), bind, (self.buffer(i),))
+
+    def product_task(self, i, covers, threshold):
+        """A product whose sums or, after thresholds, bits are written."""
+        prepared = self.prepared(i, threshold)
+
+        def bind(inputs, outputs, memory):
+            return fused.bind_product(prepared, _in_order(inputs[0]), outputs[0], memory)
+
+        return Task(
+            covers[-1:], covers, self.steps[i].inputs, bind, (self.buffer(covers[-1]),),
+            lambda samples: fused.product_words(prepared, samples), fused.products(prepared),
+        )  # fmt: skip
+
+    def unpacking(self, i, reader):
+        """The steps up to i that turn bits into a row of floats for one reader; None if not so."""
+        found = []
+        while i >= 0 and i not in self.constants and self.readers[i] == [reader]:
+            found.insert(0, i)
+            if self.steps[i].operation in ("unpack", "unpack_flattened"):
+                return found
+            if self.steps[i].operation != "reshape":
+                return None
+            i, reader = self.steps[i].inputs[0], i
+        return None
+
+    def signs_task(self, i, *unpacking):
+        """A real-valued layer on signs: sums of its weights with one sign or the other."""
+        weight, first = self.steps[i].arrays["weight"], self.steps[unpacking[0]]
+        source = first.inputs[0]
+        # The sum runs channel by channel, the bits lie pixel by pixel.
+        channels, *size = self.values[source].shape
+        pixel = 64 * bits.words_for(channels) * np.arange(math.prod(size))
+        order = (np.arange(channels)[:, None] + pixel).reshape(-1)
+        prepared = signed.prepare_signs_matmul(weight, order)
+
+        def matmul(x, out):
+            signed.signs_matmul(prepared, x.reshape(len(x), -1), out)
+
+        return self.task(i, matmul, (*unpacking, i), source)
 
 
 def _tuple(value):
     return tuple(value) if isinstance(value, list) else value
+
+
+def _in_order(array):
+    """An array as it lies in memory: float images (N, H, W, C), and everything contiguous."""
+    if array.dtype == np.float32 and array.ndim == 4:
+        array = array.transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(array)
+
+
+def _in_memory(shape):
+    """(C, H, W) -> (H, W, C); (F,) stays."""
+    return (*shape[1:], shape[0])
+
+
+def _constant(array, shape):
+    """An array that broadcasts to (1, C, H, W) or (1, C), as it lies in memory: (H, W, C) or (C,).
+
+    Axes along which it does not change have length 1.
+    """
+    array = array.reshape((1,) * (1 + len(shape) - array.ndim) + array.shape)[0]
+    return array.transpose(1, 2, 0) if array.ndim == 3 else array

@@ -116,6 +116,17 @@ def _products(a, b, fixed_order):
     return a @ b
 
 
+def _conv2d_in_fixed_order(x, weight, geometry):
+    """The same sums as products of patches in fixed order, without patches; float32 only."""
+    from tinybnn.kernels import signed
+
+    x, weight = x.astype(np.float32, copy=False), weight.astype(np.float32, copy=False)
+    prepared = signed.prepare_conv2d(
+        weight, x.shape[2:], geometry.stride, geometry.padding, geometry.dilation, geometry.groups
+    )
+    return signed.conv2d(prepared, x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
 class Conv2d(Function):
     """out[n, o] = sum over c, i, j of x[n, c, y s + i d, x s + j d] weight[o, c, i, j]."""
 
@@ -124,6 +135,8 @@ class Conv2d(Function):
             x.shape, weight.shape, stride, padding, dilation, groups, output
         )
         dtype = np.result_type(x, weight)
+        if fixed_order and dtype == np.float32 and output is None:
+            return _conv2d_in_fixed_order(x, weight, geometry)
         result = empty_image((len(x), len(weight), *geometry.output), dtype)
         columns = geometry.rows_of_weight(weight).transpose(0, 2, 1)  # (G, kh * kw * C / G, O / G)
         for block in geometry.blocks():

@@ -367,13 +367,13 @@ def _run(plan, x, bits, sums):
     """The whole batch in one go, or in parts on several threads where that pays."""
     work = len(x) * plan.out_height * len(plan.opposites)
     counts = np.empty(6 * plan.run, np.uint64)
-    memory = plan.padded.copy(), counts, np.empty(plan.minus_base.shape[1], np.int8)
-    parts = min(len(x), 4 * numba.get_num_threads())  # more than threads: they may differ in speed
-    if work < _PARALLEL_FROM or numba.get_num_threads() < 2 or parts < 2:
-        _images(plan, x, *memory, bits, sums)
+    memory = plan.padded, counts, np.empty(plan.minus_base.shape[1], np.int8)
+    parts = min(threads.count(), len(x))
+    if parts < 2 or work < _PARALLEL_FROM:
+        _images(plan, x, plan.padded.copy(), *memory[1:], bits, sums)
     else:
-        with threads.exclusive():
-            _parts(plan, x, *(np.tile(array, (parts, 1)) for array in memory), bits, sums)
+        memory = (np.tile(array, (parts, 1)) for array in memory)
+        threads.run(_parts, plan, x, *memory, bits, sums)
 
 
 # ------------------------------------------------------------------------------------------- kernel
@@ -400,19 +400,19 @@ def _images(plan, x, padded, counts, row, bits, sums):
     """
     step, length = plan.row_step * plan.row_words, plan.out_width * plan.words
     for n in range(len(x)):
-        _pad(plan, x[n], padded)
+        pad_image(plan, x[n], padded)
         for oy in range(plan.out_height):
-            _count(plan, padded, oy * step, counts)
+            count_agreements(plan, padded, oy * step, counts)
             if len(bits):
                 _compare(plan, counts, plan.row_class[oy] * plan.run)
                 _copy(counts, 0, bits[n], oy * length, length)
             else:
-                _unpack(plan, counts, plan.row_class[oy], row)
+                unpack_counts(plan, counts, plan.row_class[oy], row)
                 _copy_pixels(plan, row, sums[n], oy * plan.out_width)
 
 
 @inlined
-def _count(plan, padded, first, counts):
+def count_agreements(plan, padded, first, counts):
     """How many taps agree along a run: counts are six rows of bit planes."""
     offsets, opposites = plan.offsets, plan.opposites
     taps, run, planes = len(offsets), plan.run, plan.planes
@@ -465,7 +465,7 @@ def _compare(plan, counts, of_class):
 
 
 @inlined
-def _unpack(plan, counts, of_class, sums):
+def unpack_counts(plan, counts, of_class, sums):
     """2 * count - base, as numbers."""
     base = plan.minus_base[of_class]
     for i in range(len(base)):
@@ -482,7 +482,7 @@ def _agreement(padded, here, opposites, tap):
 
 
 @inlined
-def _pad(plan, x, padded):
+def pad_image(plan, x, padded):
     """Copy an image between its padding, phase by phase."""
     row_words = plan.row_words
     for phase in range(plan.column_step):

@@ -3,16 +3,37 @@
 Floating-point addition is not associative: a sum changes with the order of its terms, and a BLAS
 library chooses the order by the shape of the matrices, the number of threads and the CPU. Where two
 paths must agree bit for bit, as the eval mode of a model and its packed form do in their first and
-last layers, the order has to be fixed. Here it is: ascending k.
+last layers, the order has to be fixed. Here it is: ascending k, and each product is rounded before
+it is added.
+
+Three products do so:
+
+- `ordered_matmul`, floats with floats;
+- `conv2d`, the convolution of float images: a first layer. It is direct, without a matrix of
+  patches;
+- `signs_matmul`, packed signs with float weights: a last layer.
+
+The last two use weights that are laid out once, by `prepare_conv2d` and `prepare_signs_matmul`, and
+share one inner kernel, `sums`. Each function has a twin, ``*_reference``, that computes the same in
+plain NumPy.
 """
+
+import functools
+from dataclasses import dataclass
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import prange
+from numba.core import types
+from numba.core.codegen import get_host_cpu_features
+from numba.extending import intrinsic, overload
 
 from tinybnn.kernels import threads
+from tinybnn.kernels.bits import unpack_reference, words_for
 from tinybnn.kernels.simd import (
     FLOATS,
+    inlined,
     kernel,
     load,
     load_splat,
@@ -21,7 +42,9 @@ from tinybnn.kernels.simd import (
     zero_floats,
 )
 
-_GRAIN = 1 << 20  # multiplications (some 20 microseconds) below which a second thread costs time
+_GRAIN = 1 << 20  # multiplications (10 to 20 microseconds) below which a second thread costs time
+
+# ------------------------------------------------------------------------------------ float, float
 
 
 def ordered_matmul(a, b):
@@ -78,7 +101,7 @@ def _ordered_float32(a, b, out):
     )  # rows of b from which 16 elements can be loaded
     tail = np.zeros((depth - whole) * columns + FLOATS, np.float32)  # and the others
     tail[:-FLOATS] = flat[1][whole * columns :]
-    tasks = min(numba.get_num_threads(), rows, rows * depth * columns // _GRAIN)
+    tasks = min(threads.count(), rows, rows * depth * columns // _GRAIN)
     if tasks > 1:
         bounds = np.arange(tasks + 1) * rows // tasks
         with threads.exclusive():
@@ -180,3 +203,831 @@ def _ordered_doubles(a, b, out):
         for k in range(depth):
             for j in range(b.shape[1]):
                 out[i, j] += a[i, k] * b[k, j]
+
+
+# --------------------------------------------------------------------------------- laid-out weights
+
+# Filters lie in panels of 64 or 16: summation step 0 of each filter of the panel, then step 1 of
+# each, and so on, so that one load gives the weights of 16 filters.
+_WIDE, _NARROW = 4 * FLOATS, FLOATS
+_TOGETHER = 6  # output pixels (or rows of signs) in registers at a time
+_PART = 40 * _TOGETHER  # pixels that meet all panels before the next ones: they stay in the cache
+
+
+def _widest_panel():
+    """6 pixels × 64 filters are sums for 24 of the 32 registers of AVX-512; others have 16."""
+    features = numba.config.CPU_FEATURES
+    if features is None:
+        features = get_host_cpu_features()
+    return _WIDE if "+avx512f" in features.split(",") else _NARROW
+
+
+_WIDEST = _widest_panel()
+
+
+@functools.lru_cache(maxsize=128)
+def _panels_of(filters, groups, group_channels, length, widest):
+    """The table of panels that `sums` reads, and the number of floats in all panels."""
+    group_filters = filters // groups
+    if group_channels == group_filters == 1:  # 16 neighbouring channels, each with its own filter
+        firsts = np.arange(0, filters, _NARROW)
+        spans = [(first, first, min(_NARROW, filters - first), _NARROW) for first in firsts]
+    else:
+        spans = []
+        for group in range(groups):
+            first, end = group * group_filters, (group + 1) * group_filters
+            while first < end:
+                # One wide panel costs less than four narrow ones, not less than three.
+                width = widest if end - first > 3 * _NARROW else _NARROW
+                count = min(width, end - first)
+                spans.append((group * group_channels, first, count, width))
+                first += count
+    starts = np.cumsum([0] + [length * width for *_, width in spans])
+    table = [
+        (start, width, channel, first, count)
+        for start, (channel, first, count, width) in zip(starts[:-1], spans, strict=True)
+    ]
+    return np.array(table, np.int64).reshape(-1, 5), int(starts[-1])
+
+
+@kernel(allocates=False)
+def _lay_out(weight, places, table, panels):
+    """Filters, flat and one after the other, into panels; step k is element places[k] of each.
+
+    The unused columns of a panel stay what they are: 0.
+    """
+    length = len(places)
+    for p in range(len(table)):
+        q, width, _, first, count = table[p]
+        for k in range(length):
+            for j in range(count):
+                panels[q + j] = weight[(first + j) * length + places[k]]
+            q += width
+
+
+# ------------------------------------------------------------------------------------- convolution
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedConv2d:
+    """A convolution laid out for images of one size; made by `prepare_conv2d`.
+
+    An output pixel sees the floats at ``first float of the pixel + taps``, in the order of
+    summation: the filter row by row, in a row pixel by pixel, in a pixel channel by channel. So
+    nothing but tables knows of stride, dilation and the width of the image.
+
+    The tables depend on the geometry only. Convolutions of the same geometry share them.
+
+    Attributes
+    ----------
+    input_shape, output_shape : (int, int, int)
+        Of an image: (H, W, C) and (OH, OW, O).
+    padding : (int, int)
+    panels : (...,) float32
+        The weights of all panels, one panel after the other.
+    table : (P, 5) int64
+        For each panel: its start in ``panels``, its width, the first input channel, the first
+        output channel, the number of output channels.
+    taps : (L,) int64
+        Where the floats under a filter are, counted from the pixel's first float; L is
+        kh * kw * C / groups.
+    pixels : (OH * OW,) int64
+        Where the first float is that an output pixel sees, counted from the image's first.
+    image_stride : int
+        Floats of an image with its padding.
+    depthwise : bool
+        Whether each channel has one filter of its own (groups = C = O): lane j of a panel then sees
+        channel j, where otherwise all lanes see the same channel.
+    copies : bool
+        Whether images have to be copied, with their padding, before they are read.
+    together : int
+        Number of images that are copied at a time.
+    work : int
+        Multiplications an image.
+    """
+
+    input_shape: tuple
+    output_shape: tuple
+    padding: tuple
+    panels: np.ndarray
+    table: np.ndarray
+    taps: np.ndarray
+    pixels: np.ndarray
+    image_stride: int
+    depthwise: bool
+    copies: bool
+    together: int
+    work: int
+
+    def workspace_floats(self, images):
+        """Floats of the ``workspace`` that `conv2d` needs for this number of images, at most."""
+        return self._workspace(images, threads.most())
+
+    def _workspace(self, images, tasks):
+        if not self.copies:
+            return 0
+        # 16 more than the images: the load of a depth-wise pixel's last channels goes beyond it.
+        return tasks * min(self.together, max(images, 1)) * self.image_stride + FLOATS
+
+
+def prepare_conv2d(weight, size, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
+    """Lay out the filters of `conv2d` for images of one size.
+
+    Parameters
+    ----------
+    weight : (O, C / groups, kh, kw) float32
+        Copied: later changes of the array do not reach the prepared convolution.
+    size : (int, int)
+        Height and width of the images.
+    stride, padding, dilation : (int, int)
+        Along height and width. `padding` zeros are added on both sides.
+    groups : int
+        A divisor of O. Output channel o sees the channels of group ``o // (O / groups)``.
+
+    Returns
+    -------
+    PreparedConv2d
+
+    Raises
+    ------
+    ValueError
+        If a dtype, a shape or a parameter does not fit, or the output would be empty.
+    """
+    name = "prepare_conv2d"
+    weight = np.asarray(weight)
+    if weight.dtype != np.float32 or weight.ndim != 4:
+        raise ValueError(
+            f"{name}: weight must be float32 with 4 axes (O, C / groups, kh, kw), "
+            f"got {weight.dtype} of shape {weight.shape}"
+        )
+    if 0 in weight.shape[1:]:
+        raise ValueError(f"{name}: a filter must hold elements, weight has shape {weight.shape}")
+    if groups < 1 or len(weight) % groups:
+        raise ValueError(
+            f"{name}: groups must divide the {len(weight)} output channels, got {groups}"
+        )
+    size, stride = _pair(name, "size", size, 0), _pair(name, "stride", stride, 1)
+    padding, dilation = _pair(name, "padding", padding, 0), _pair(name, "dilation", dilation, 1)
+    shared = _geometry(weight.shape, size, stride, padding, dilation, int(groups), _WIDEST)
+    places, floats, tables = shared
+    panels = np.zeros(floats, np.float32)
+    _lay_out(weight.reshape(-1), places, tables["table"], panels)
+    return PreparedConv2d(panels=panels, **tables)
+
+
+@functools.lru_cache(maxsize=128)
+def _geometry(shape, size, stride, padding, dilation, groups, widest):
+    """All that does not depend on the values of the weights, computed once.
+
+    Returns
+    -------
+    places : (L,) int64
+        Where in a filter (C / groups, kh, kw) each step of the summation finds its weight.
+    floats : int
+        Length of the panels.
+    tables : dict
+        All attributes of `PreparedConv2d` but the panels.
+    """
+    filters, group_channels, kh, kw = shape
+    channels = groups * group_channels
+    padded = [n + 2 * p for n, p in zip(size, padding, strict=True)]
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, (kh, kw), strict=True)]
+    if padded[0] < spans[0] or padded[1] < spans[1]:
+        raise ValueError(
+            f"prepare_conv2d: the kernel covers {spans[0]} x {spans[1]} pixels, "
+            f"the padded image has {padded[0]} x {padded[1]}"
+        )
+    oh, ow = ((n - span) // s + 1 for n, span, s in zip(padded, spans, stride, strict=True))
+    row = padded[1] * channels
+    taps = (
+        (np.arange(kh) * dilation[0] * row)[:, None, None]
+        + (np.arange(kw) * dilation[1] * channels)[:, None]
+        + np.arange(group_channels)
+    )  # (kh, kw, C / groups)
+    pixels = (np.arange(oh) * stride[0] * row)[:, None] + np.arange(ow) * stride[1] * channels
+    places = np.arange(taps.size).reshape(group_channels, kh * kw).T  # (kh * kw, C / groups)
+    table, floats = _panels_of(filters, groups, group_channels, taps.size, widest)
+    depthwise = groups == channels == filters
+    tables = {
+        "input_shape": (*size, channels),
+        "output_shape": (oh, ow, filters),
+        "padding": padding,
+        "table": table,
+        "taps": taps.reshape(-1).astype(np.int64),
+        "pixels": pixels.reshape(-1).astype(np.int64),
+        "image_stride": padded[0] * row,
+        "depthwise": depthwise,
+        # Without padding they are read where they are; only that the last load of a depth-wise
+        # image must not go beyond it.
+        "copies": padding != (0, 0) or (depthwise and channels % FLOATS > 0),
+        "together": -(-10 * _TOGETHER // (oh * ow)),
+        "work": floats * oh * ow,
+    }
+    return places.reshape(-1).astype(np.int64), floats, tables
+
+
+def conv2d(prepared, x, out=None, workspace=None):
+    """2-D convolution (cross-correlation) of float images whose sums run in one fixed order.
+
+    Each output starts at 0 and adds ``image * weight`` for the taps of the filter row by row, in a
+    row pixel by pixel, in a pixel channel by channel; the zeros of the padding take part. Each
+    product is rounded before it is added. So it equals, bit for bit, `ordered_matmul` of the matrix
+    of patches, whatever the batch, the number of threads and the CPU.
+
+    Parameters
+    ----------
+    prepared : PreparedConv2d
+    x : (N, H, W, C) float32
+    out : (N, OH, OW, O) float32, optional
+        Contiguous, to be written to.
+    workspace : (n,) float32, optional
+        Memory for padded images, at least ``prepared.workspace_floats(N)`` floats.
+
+    Returns
+    -------
+    (N, OH, OW, O) float32
+        ``OH = (H + 2 * padding - dilation * (kh - 1) - 1) // stride + 1``, OW likewise.
+
+    Raises
+    ------
+    ValueError
+        If a dtype or a shape does not fit.
+    """
+    x = np.asarray(x)
+    if x.dtype != np.float32 or x.ndim != 4 or x.shape[1:] != prepared.input_shape:
+        expected = ", ".join(map(str, ("N", *prepared.input_shape)))
+        raise ValueError(
+            f"conv2d: x must be float32 of shape ({expected}), got {x.dtype} of shape {x.shape}"
+        )
+    images = len(x)
+    out = _out("conv2d", out, (images, *prepared.output_shape))
+    if out.size == 0:
+        return out
+    tasks = _tasks_for(images * prepared.work)
+    needed = prepared._workspace(images, tasks)
+    if workspace is None:
+        workspace = np.empty(needed, np.float32)
+    elif workspace.dtype != np.float32 or workspace.ndim != 1 or len(workspace) < needed:
+        raise ValueError(
+            f"conv2d: workspace must be a row of at least {needed} float32, "
+            f"got {workspace.dtype} of shape {workspace.shape}"
+        )
+    items = images * len(prepared.pixels)
+    slot = (needed - FLOATS) // tasks if prepared.copies else 0
+    source = np.ascontiguousarray(x).reshape(-1)
+    copying, tables = conv2d_arguments(prepared)
+    arguments = prepared.copies, source, workspace, copying, tables, out.reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):  # as compiled code, when the JIT is off
+        if tasks == 1:
+            _conv2d(0, items, 0, *arguments)
+        else:
+            with threads.exclusive():
+                _conv2d_tasks(np.arange(tasks + 1) * items // tasks, slot, *arguments)
+    return out
+
+
+def conv2d_reference(x, weight, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
+    """What :func:`conv2d` computes, in plain NumPy: one step of all sums at a time.
+
+    x : (N, H, W, C), weight : (O, C / groups, kh, kw)
+    """
+    filters, group_channels, kh, kw = weight.shape
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, (kh, kw), strict=True)]
+    x = np.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
+    image = x.reshape(*x.shape[:3], groups, group_channels)  # (N, H', W', G, C / G)
+    oh, ow = ((n - span) // s + 1 for n, span, s in zip(x.shape[1:3], spans, stride, strict=True))
+    total = np.zeros((len(x), oh, ow, groups, filters // groups), x.dtype)
+    grouped = weight.reshape(groups, filters // groups, group_channels, kh, kw)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for ky in range(kh):
+            for kx in range(kw):
+                top, left = ky * dilation[0], kx * dilation[1]
+                bottom, right = top + (oh - 1) * stride[0] + 1, left + (ow - 1) * stride[1] + 1
+                seen = image[:, top : bottom : stride[0], left : right : stride[1]]
+                for c in range(group_channels):
+                    # (N, OH, OW, G, 1) * (G, O / G)
+                    total += seen[..., c : c + 1] * grouped[:, :, c, ky, kx]
+    return total.reshape(len(x), oh, ow, filters)
+
+
+def conv2d_arguments(prepared):
+    """What the kernels need of a prepared convolution, for a kernel that uses them itself.
+
+    Returns
+    -------
+    copying : tuple
+        For `pad_images`.
+    tables : tuple
+        For `sums`.
+    """
+    height, width, channels = prepared.input_shape
+    copying = height, width, channels, *prepared.padding, prepared.together
+    tables = (
+        prepared.panels, prepared.table, prepared.taps, prepared.pixels, prepared.image_stride,
+        prepared.output_shape[-1], prepared.depthwise,
+    )  # fmt: skip
+    return copying, tables
+
+
+def _tasks_for(multiplications):
+    return max(1, min(threads.count(), multiplications // _GRAIN))
+
+
+@kernel(parallel=True)
+def _conv2d_tasks(bounds, slot, copies, source, workspace, copying, tables, out):
+    for task in prange(len(bounds) - 1):
+        first, end, at = bounds[task], bounds[task + 1], task * slot
+        _conv2d(first, end, at, copies, source, workspace, copying, tables, out)
+
+
+@kernel(allocates=False)
+def _conv2d(first, end, slot, copies, source, workspace, copying, tables, out):
+    """Output pixels first to end - 1, counted through all images."""
+    per_image, image_stride, outputs, together = len(tables[3]), tables[4], tables[5], copying[5]
+    if not copies:
+        sums(first, end, source, 0, out, first * outputs, tables)
+        return
+    # A few images at a time are copied and used while they are in cache.
+    for image in range(first // per_image, (end - 1) // per_image + 1, together):
+        after = min(image + together, (end - 1) // per_image + 1)
+        pad_images(source, image, after, workspace, slot, copying)
+        start, stop = max(first, image * per_image), min(end, after * per_image)
+        base = slot - image * image_stride
+        sums(start, stop, workspace, base, out, start * outputs, tables)
+
+
+@kernel(allocates=False)
+def pad_images(source, first, end, workspace, slot, copying):
+    """Copy images first to end - 1 between zeros, to workspace[slot] and what follows.
+
+    Parameters
+    ----------
+    source : (N * H * W * C,) float32
+    first, end : int
+    workspace : float32
+        With room for ``end - first`` times the prepared convolution's ``image_stride``.
+    slot : int
+    copying : tuple
+        From `conv2d_arguments`.
+    """
+    height, width, channels, top, left, _ = copying
+    margin, inside = left * channels, width * channels
+    border = top * (inside + 2 * margin)
+    at, place = slot, first * height * inside
+    for _ in range(first, end):
+        _fill_zero(workspace, at, border)
+        at += border
+        for _ in range(height):
+            _fill_zero(workspace, at, margin)
+            _copy(source, place, workspace, at + margin, inside)
+            _fill_zero(workspace, at + margin + inside, margin)
+            at += inside + 2 * margin
+            place += inside
+        _fill_zero(workspace, at, border)
+        at += border
+
+
+@inlined
+def _copy(source, start, target, to, length):
+    """target[to : to + length] = source[start : start + length]"""
+    whole = length - length % FLOATS
+    for i in range(0, whole, FLOATS):
+        store(target, to + i, load(source, start + i))
+    for i in range(whole, length):
+        target[to + i] = source[start + i]
+
+
+@inlined
+def _fill_zero(target, to, length):
+    whole = length - length % FLOATS
+    for i in range(0, whole, FLOATS):
+        store(target, to + i, zero_floats())
+    for i in range(whole, length):
+        target[to + i] = np.float32(0)
+
+
+# ------------------------------------------------------------------------------------ signs, float
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedSigns:
+    """Float weights laid out for `signs_matmul`; made by `prepare_signs_matmul`.
+
+    Attributes
+    ----------
+    outputs : int
+        O.
+    words : int
+        Words that a row of signs has at least.
+    panels, table
+        As in `PreparedConv2d`.
+    order : (K,) int64
+        Which bit of a row each step of the summation sees.
+    """
+
+    outputs: int
+    words: int
+    panels: np.ndarray
+    table: np.ndarray
+    order: np.ndarray
+
+
+def prepare_signs_matmul(weight, order=None):
+    """Lay out the weights of `signs_matmul`.
+
+    Parameters
+    ----------
+    weight : (O, K) float32
+        Copied.
+    order : (K,) int64, optional
+        ``order[k]`` is the bit of a row that meets ``weight[:, k]``, the k-th to be added; k itself
+        if not given. A flattened image has its bits pixel by pixel, each pixel padded to whole
+        words, while its weights and the sum run channel by channel.
+
+    Returns
+    -------
+    PreparedSigns
+
+    Raises
+    ------
+    ValueError
+        If a dtype or a shape does not fit, or K is 0.
+    """
+    name = "prepare_signs_matmul"
+    weight = np.asarray(weight)
+    if weight.dtype != np.float32 or weight.ndim != 2 or weight.shape[1] == 0:
+        raise ValueError(
+            f"{name}: weight must be float32 of shape (O, K), K > 0, "
+            f"got {weight.dtype} of shape {weight.shape}"
+        )
+    outputs, count = weight.shape
+    steps = np.arange(count)
+    order = steps if order is None else np.array(order)
+    if order.dtype != np.int64 or order.shape != (count,) or order.min() < 0:
+        raise ValueError(
+            f"{name}: order must be int64 of shape ({count},) and not negative, "
+            f"got {order.dtype} of shape {order.shape}"
+        )
+    table, floats = _panels_of(outputs, 1, count, count, _WIDEST)
+    panels = np.zeros(floats, np.float32)
+    _lay_out(weight.reshape(-1), steps, table, panels)
+    return PreparedSigns(outputs, words_for(int(order.max()) + 1), panels, table, order)
+
+
+def signs_matmul(prepared, words, out=None):
+    """Product of packed signs with float weights whose sums run in one fixed order.
+
+    ``out[n, o]`` starts at 0 and adds ``sign * weight[o, k]`` for k = 0, 1, 2, ..., where the sign
+    is +1 if bit ``order[k]`` of row n is 1, and -1 if it is 0. A sign times a float is exact, so
+    this equals `ordered_matmul` of the unpacked signs, bit for bit, with nothing unpacked but the
+    few rows in work.
+
+    Parameters
+    ----------
+    prepared : PreparedSigns
+    words : (N, W) uint64
+        At least ``prepared.words`` words a row.
+    out : (N, O) float32, optional
+        Contiguous, to be written to.
+
+    Returns
+    -------
+    (N, O) float32
+
+    Raises
+    ------
+    ValueError
+        If a dtype or a shape does not fit.
+    """
+    words = np.asarray(words)
+    if words.dtype != np.uint64 or words.ndim != 2 or words.shape[1] < prepared.words:
+        raise ValueError(
+            f"signs_matmul: words must be uint64 of shape (N, {prepared.words} or more), "
+            f"got {words.dtype} of shape {words.shape}"
+        )
+    rows, row_words = words.shape
+    out = _out("signs_matmul", out, (rows, prepared.outputs))
+    if out.size == 0:
+        return out
+    # Rows lie a cache line further apart than they are long: a power of two between them would put
+    # the floats of all rows into the same few places of the cache.
+    stride = 64 * row_words + FLOATS
+    tasks = min(rows, _tasks_for(rows * len(prepared.panels)))
+    scratch = np.empty(tasks * min(rows, _TOGETHER) * stride, np.float32)
+    tables = (
+        prepared.panels, prepared.table, prepared.order, _ONE_PIXEL, stride, prepared.outputs,
+        False,
+    )  # fmt: skip
+    arguments = np.ascontiguousarray(words).reshape(-1), row_words, scratch, tables, out.reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if tasks == 1:
+            _signs_matmul(0, rows, 0, *arguments)
+        else:
+            with threads.exclusive():
+                _signs_matmul_tasks(np.arange(tasks + 1) * rows // tasks, *arguments)
+    return out
+
+
+_ONE_PIXEL = np.zeros(1, np.int64)
+
+
+def signs_matmul_reference(words, weight, order=None):
+    """What :func:`signs_matmul` computes, in plain NumPy.
+
+    words : (N, W) uint64, weight : (O, K)
+    """
+    order = np.arange(weight.shape[1]) if order is None else order
+    signs = unpack_reference(words, 64 * words.shape[1])[:, order]  # (N, K)
+    return ordered_matmul_reference(signs.astype(weight.dtype), weight.T)
+
+
+@kernel(parallel=True)
+def _signs_matmul_tasks(bounds, words, row_words, scratch, tables, out):
+    tasks = len(bounds) - 1
+    slot = len(scratch) // tasks
+    for task in prange(tasks):
+        first, end, at = bounds[task], bounds[task + 1], task * slot
+        _signs_matmul(first, end, at, words, row_words, scratch, tables, out)
+
+
+@kernel(allocates=False)
+def _signs_matmul(first, end, slot, words, row_words, scratch, tables, out):
+    """Rows first to end - 1: a few at a time become floats +1 and -1."""
+    stride, outputs = tables[4], tables[5]
+    for start in range(first, end, _TOGETHER):
+        stop = min(start + _TOGETHER, end)
+        for row in range(start, stop):
+            at = slot + (row - start) * stride
+            for i in range(row * row_words, (row + 1) * row_words):
+                for shift in range(0, 64, FLOATS):
+                    store(scratch, at, _signs(words[i] >> np.uint64(shift)))
+                    at += FLOATS
+        sums(start, stop, scratch, slot - start * stride, out, start * outputs, tables)
+
+
+def _signs(word):
+    """16 floats: +1 where a bit of the 16 lowest bits is 1, -1 where it is 0."""
+    bits = word >> np.arange(FLOATS, dtype=np.uint64) & np.uint64(1)
+    return np.where(bits, 1, -1).astype(np.float32)
+
+
+@intrinsic
+def _select_signs(typing, floats, word):
+    """The bits as the mask of 16 lanes. ``floats`` only gives the type of the result."""
+
+    def generate(context, builder, signature, arguments):
+        lanes = context.get_value_type(floats)
+        bits = builder.trunc(arguments[1], ir.IntType(FLOATS))
+        mask = builder.bitcast(bits, ir.VectorType(ir.IntType(1), FLOATS))
+        plus, minus = (ir.Constant(lanes, [value] * FLOATS) for value in (1.0, -1.0))
+        return builder.select(mask, plus, minus)
+
+    return floats(floats, types.uint64), generate
+
+
+@overload(_signs)
+def _compiled_signs(word):
+    return lambda word: _select_signs(zero_floats(), word)
+
+
+# ---------------------------------------------------------------------------------- the inner loops
+
+# Multiplication and addition stay two instructions, each of which has two execution units, and an
+# addition takes a few cycles before the next one of the same sum can start. 6 pixels × 4 vectors of
+# filters are 24 sums that are independent of each other, and the loads of a step, 4 of weights and
+# 6 of pixels, serve 48 instructions.
+
+
+@kernel(allocates=False)
+def sums(first, end, source, base, out, to, tables):
+    """The sums of output pixels first to end - 1, for all filters.
+
+    Parameters
+    ----------
+    first, end : int
+        Output pixels, counted through all images.
+    source : float32
+        Image n begins at ``source[base + n * image_stride]``.
+    base : int
+        May be negative, where ``source`` does not hold the first images.
+    out : float32
+        Pixel ``first`` is written to ``out[to]`` and the following, with one float a filter; the
+        other pixels follow it.
+    to : int
+    tables : tuple
+        From `conv2d_arguments`.
+    """
+    panels, table, taps, pixels, image_stride, outputs, depthwise = tables
+    per_image = len(pixels)
+    for start in range(first, end, _PART):
+        stop = min(start + _PART, end)
+        for p in range(len(table)):
+            q, width, channel, filter_, count = table[p]
+            place = base + channel, image_stride, pixels
+            image, pixel = start // per_image, start % per_image
+            for i in range(start, stop, _TOGETHER):
+                # The last block may have fewer pixels: it computes its last one several times.
+                more = stop - 1 - i
+                a0, image, pixel = _where(image, pixel, more > 0, place)
+                a1, image, pixel = _where(image, pixel, more > 1, place)
+                a2, image, pixel = _where(image, pixel, more > 2, place)
+                a3, image, pixel = _where(image, pixel, more > 3, place)
+                a4, image, pixel = _where(image, pixel, more > 4, place)
+                a5, image, pixel = _where(image, pixel, more > 5, place)
+                t0 = to + (i - first) * outputs + filter_
+                t1, t2 = t0 + min(more, 1) * outputs, t0 + min(more, 2) * outputs
+                t3, t4 = t0 + min(more, 3) * outputs, t0 + min(more, 4) * outputs
+                t5 = t0 + min(more, 5) * outputs
+                if depthwise:
+                    s = _six_depthwise(source, a0, a1, a2, a3, a4, a5, taps, panels, q)
+                    _put_narrow(out, t0, t1, t2, t3, t4, t5, s, count)
+                elif width == _NARROW and more == 0:
+                    store_first(out, t0, _one_by_narrow(source, a0, taps, panels, q), count)
+                elif width == _NARROW:
+                    s = _six_by_narrow(source, a0, a1, a2, a3, a4, a5, taps, panels, q)
+                    _put_narrow(out, t0, t1, t2, t3, t4, t5, s, count)
+                elif more == 0:
+                    _put_wide(out, t0, _one_by_wide(source, a0, taps, panels, q), count)
+                else:
+                    s = _six_by_wide(source, a0, a1, a2, a3, a4, a5, taps, panels, q)
+                    _put_wide(out, t0, s[0:4], count)
+                    _put_wide(out, t1, s[4:8], count)
+                    _put_wide(out, t2, s[8:12], count)
+                    _put_wide(out, t3, s[12:16], count)
+                    _put_wide(out, t4, s[16:20], count)
+                    _put_wide(out, t5, s[20:24], count)
+
+
+@inlined
+def _where(image, pixel, more, place):
+    """An output pixel's first float; and the pixel that follows if there is one more."""
+    start, image_stride, pixels = place
+    address = start + image * image_stride + pixels[pixel]
+    is_last = pixel + 1 == len(pixels)
+    if not more:
+        return address, image, pixel
+    return address, image + is_last, 0 if is_last else pixel + 1
+
+
+@inlined
+def _six_by_wide(source, a0, a1, a2, a3, a4, a5, taps, panels, q):
+    """The sums of 6 pixels with 64 filters."""
+    s00, s01, s02, s03 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
+    s10, s11, s12, s13 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
+    s20, s21, s22, s23 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
+    s30, s31, s32, s33 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
+    s40, s41, s42, s43 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
+    s50, s51, s52, s53 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
+    for j in range(len(taps)):
+        k = taps[j]
+        w0, w1 = load(panels, q), load(panels, q + 16)
+        w2, w3 = load(panels, q + 32), load(panels, q + 48)
+        x = load_splat(source, a0 + k)
+        s00 += x * w0
+        s01 += x * w1
+        s02 += x * w2
+        s03 += x * w3
+        x = load_splat(source, a1 + k)
+        s10 += x * w0
+        s11 += x * w1
+        s12 += x * w2
+        s13 += x * w3
+        x = load_splat(source, a2 + k)
+        s20 += x * w0
+        s21 += x * w1
+        s22 += x * w2
+        s23 += x * w3
+        x = load_splat(source, a3 + k)
+        s30 += x * w0
+        s31 += x * w1
+        s32 += x * w2
+        s33 += x * w3
+        x = load_splat(source, a4 + k)
+        s40 += x * w0
+        s41 += x * w1
+        s42 += x * w2
+        s43 += x * w3
+        x = load_splat(source, a5 + k)
+        s50 += x * w0
+        s51 += x * w1
+        s52 += x * w2
+        s53 += x * w3
+        q += _WIDE
+    return (
+        s00, s01, s02, s03, s10, s11, s12, s13, s20, s21, s22, s23,
+        s30, s31, s32, s33, s40, s41, s42, s43, s50, s51, s52, s53,
+    )  # fmt: skip
+
+
+@inlined
+def _one_by_wide(source, a, taps, panels, q):
+    s0, s1, s2, s3 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
+    for j in range(len(taps)):
+        x = load_splat(source, a + taps[j])
+        s0 += x * load(panels, q)
+        s1 += x * load(panels, q + 16)
+        s2 += x * load(panels, q + 32)
+        s3 += x * load(panels, q + 48)
+        q += _WIDE
+    return s0, s1, s2, s3
+
+
+@inlined
+def _six_by_narrow(source, a0, a1, a2, a3, a4, a5, taps, panels, q):
+    """The same for 16 filters."""
+    s0, s1, s2 = zero_floats(), zero_floats(), zero_floats()
+    s3, s4, s5 = zero_floats(), zero_floats(), zero_floats()
+    for j in range(len(taps)):
+        k = taps[j]
+        w = load(panels, q)
+        s0 += load_splat(source, a0 + k) * w
+        s1 += load_splat(source, a1 + k) * w
+        s2 += load_splat(source, a2 + k) * w
+        s3 += load_splat(source, a3 + k) * w
+        s4 += load_splat(source, a4 + k) * w
+        s5 += load_splat(source, a5 + k) * w
+        q += _NARROW
+    return s0, s1, s2, s3, s4, s5
+
+
+@inlined
+def _one_by_narrow(source, a, taps, panels, q):
+    s = zero_floats()
+    for j in range(len(taps)):
+        s += load_splat(source, a + taps[j]) * load(panels, q)
+        q += _NARROW
+    return s
+
+
+@inlined
+def _six_depthwise(source, a0, a1, a2, a3, a4, a5, taps, panels, q):
+    """The same for 16 channels with a filter each."""
+    s0, s1, s2 = zero_floats(), zero_floats(), zero_floats()
+    s3, s4, s5 = zero_floats(), zero_floats(), zero_floats()
+    for j in range(len(taps)):
+        k = taps[j]
+        w = load(panels, q)
+        s0 += load(source, a0 + k) * w
+        s1 += load(source, a1 + k) * w
+        s2 += load(source, a2 + k) * w
+        s3 += load(source, a3 + k) * w
+        s4 += load(source, a4 + k) * w
+        s5 += load(source, a5 + k) * w
+        q += _NARROW
+    return s0, s1, s2, s3, s4, s5
+
+
+@inlined
+def _put_wide(out, to, s, count):
+    s0, s1, s2, s3 = s
+    if count == _WIDE:
+        store(out, to, s0)
+        store(out, to + 16, s1)
+        store(out, to + 32, s2)
+        store(out, to + 48, s3)
+    else:  # the panel is not full: the memory behind it belongs to others
+        store_first(out, to, s0, count)
+        store_first(out, to + 16, s1, count - 16)
+        store_first(out, to + 32, s2, count - 32)
+        store_first(out, to + 48, s3, count - 48)
+
+
+@inlined
+def _put_narrow(out, t0, t1, t2, t3, t4, t5, s, count):
+    s0, s1, s2, s3, s4, s5 = s
+    if count == _NARROW:
+        store(out, t0, s0)
+        store(out, t1, s1)
+        store(out, t2, s2)
+        store(out, t3, s3)
+        store(out, t4, s4)
+        store(out, t5, s5)
+    else:
+        store_first(out, t0, s0, count)
+        store_first(out, t1, s1, count)
+        store_first(out, t2, s2, count)
+        store_first(out, t3, s3, count)
+        store_first(out, t4, s4, count)
+        store_first(out, t5, s5, count)
+
+
+# ------------------------------------------------------------------------------------------- checks
+
+
+def _pair(function, name, pair, least):
+    pair = tuple(pair)
+    if len(pair) != 2 or min(pair) < least:
+        raise ValueError(f"{function}: {name} must be two integers >= {least}, got {pair}")
+    return int(pair[0]), int(pair[1])
+
+
+def _out(function, out, shape):
+    """Memory for a result: new, or what the caller gave."""
+    if out is None:
+        return np.empty(shape, np.float32)
+    if out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+        raise ValueError(
+            f"{function}: out must be contiguous float32 of shape {shape}, "
+            f"got {out.dtype} of shape {out.shape}"
+        )
+    return out

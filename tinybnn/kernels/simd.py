@@ -1,8 +1,9 @@
 """A small vocabulary for SIMD kernels in plain Python.
 
 A vector is a handful of *lanes* that one instruction works on: ``words`` are 8 lanes of uint64 (512
-signs), ``integers`` and ``floats`` 16 lanes of int32 and float32. A kernel written with the words
-below reads like the loop it replaces::
+signs), ``integers`` and ``floats`` 16 lanes of int32 and float32, ``blocks`` 128 lanes of float32:
+as many registers as keep an adder busy. A kernel written with the words below reads like the loop
+it replaces::
 
     total = zero_words()
     for k in range(length):
@@ -17,8 +18,8 @@ Numba lets one add types: a type (`_Vector`), how a value of it looks in memory 
 LLVM vector), and functions that emit instructions (``@intrinsic``). Only operations that every CPU
 can do are here; LLVM ends the process when it is asked for an instruction that does not exist.
 
-Use `kernel` instead of ``numba.njit``: Numba's cache on disk does not notice when this file
-changes, and `kernel` makes it notice.
+Use `kernel` instead of ``numba.njit``: Numba's cache on disk does not notice when a file changes
+that a kernel imports from, and `kernel` makes it notice.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import operator
+import re
 from pathlib import Path
 
 import numba
@@ -35,15 +37,34 @@ from numba.core import cgutils, types
 from numba.core.datamodel import models
 from numba.core.extending import intrinsic, overload, register_model
 
-WORDS, INTEGERS, FLOATS = 8, 16, 16  # lanes
+WORDS, INTEGERS, FLOATS, BLOCK = 8, 16, 16, 128  # lanes
 
 # ------------------------------------------------------------------------------------------ caching
 
-_SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+_IMPORT = re.compile(
+    r"^from tinybnn\.kernels(?:\.(\w+) import| import (\([^)]*\)|.*))", re.MULTILINE
+)
+
+
+@functools.cache
+def _stamp(file):
+    """A hash of a kernel's file and of all files of this folder that it imports.
+
+    A kernel that was typed in has no file: it gets the stamp of this one.
+    """
+    file = file if file.is_file() else Path(__file__)
+    text = file.read_text(encoding="utf-8")
+    stamp = hashlib.sha256(text.encode())
+    for one, several in _IMPORT.findall(text):
+        for name in [one] if one else re.findall(r"\w+", several):
+            stamp.update(_stamp(Path(__file__).with_name(f"{name}.py")).encode())
+    return stamp.hexdigest()
 
 
 def kernel(function=None, *, parallel=False, allocates=True):
-    """``numba.njit`` for kernels: cached on disk, without the GIL, stale when this file changes.
+    """``numba.njit`` for kernels: cached on disk, without the GIL.
+
+    The cache is stale as soon as the kernel's file or one that it imports from this folder changes.
 
     ``allocates=False`` promises that the kernel makes no arrays. Numba then leaves out the counting
     of references to arrays, which costs more than a short inner loop.
@@ -55,7 +76,7 @@ def kernel(function=None, *, parallel=False, allocates=True):
     if not numba.config.DISABLE_JIT:
         # The stamp (time and size of the kernel's own file) is compared when a cache is read.
         file = compiled._cache._cache_file
-        file._source_stamp = (*file._source_stamp, _SOURCE)
+        file._source_stamp = (*file._source_stamp, _stamp(Path(function.__code__.co_filename)))
     return compiled
 
 
@@ -99,7 +120,7 @@ def _llvm(vector):
 
 
 _words, _floats = _Vector(types.uint64, WORDS), _Vector(types.float32, FLOATS)
-_integers = _Vector(types.int32, INTEGERS)
+_integers, _blocks = _Vector(types.int32, INTEGERS), _Vector(types.float32, BLOCK)
 
 
 def _vector_of(array):
@@ -276,7 +297,7 @@ def _compiled_zero_floats():
 def _instruction(name, vector):
     """The IRBuilder method for an operation on vectors of this type."""
     is_float = isinstance(vector.element, types.Float)
-    return f"f{name}" if is_float and name in ("add", "sub", "mul") else name
+    return f"f{name}" if is_float and name in ("add", "sub", "mul", "div") else name
 
 
 def _add_operator(function, name, vectors):
@@ -297,9 +318,10 @@ def _add_operator(function, name, vectors):
 
 
 for _symbol, _name, _vectors in (
-    ("add", "add", (_words, _integers, _floats)),
-    ("sub", "sub", (_words, _integers, _floats)),
-    ("mul", "mul", (_floats,)),
+    ("add", "add", (_words, _integers, _floats, _blocks)),
+    ("sub", "sub", (_words, _integers, _floats, _blocks)),
+    ("mul", "mul", (_floats, _blocks)),
+    ("truediv", "div", (_blocks,)),
     ("xor", "xor", (_words,)),
     ("and_", "and_", (_words,)),
     ("or_", "or_", (_words,)),
@@ -373,3 +395,191 @@ def _at_most(typing, a, b):
 def _compiled_at_most(a, b):
     if a == b == _integers:
         return lambda a, b: _at_most(a, b)
+
+
+# ------------------------------------------------------------------------------------------- blocks
+
+# A block is a vector of 128 floats. LLVM gives it as many registers as the CPU needs for it, and
+# one line of a kernel becomes several instructions that do not wait for each other.
+
+
+def load_block(array, index):
+    """The lanes array[index], ..., array[index + 127] of a contiguous 1-D float32 or int32 array.
+
+    Integers become floats (below 2**24 exactly).
+    """
+    return array[index : index + BLOCK].astype(np.float32)
+
+
+def store_block(array, index, block):
+    """array[index], ..., array[index + 127] = lanes."""
+    array[index : index + BLOCK] = block
+
+
+def zero_block():
+    """A block of 0."""
+    return np.zeros(BLOCK, np.float32)
+
+
+def maximum(a, b):
+    """The larger of two lanes; NaN where one of them is."""
+    return np.maximum(a, b)
+
+
+def minimum(a, b):
+    """The smaller of two lanes; NaN where one of them is."""
+    return np.minimum(a, b)
+
+
+def positive_or(a, b):
+    """``a`` where it is > 0, else ``b``."""
+    return np.where(a > 0, a, b)
+
+
+def absolute(block):
+    """The absolute value of each lane."""
+    return np.abs(block)
+
+
+def square_root(block):
+    """The square root of each lane, correctly rounded; NaN below 0."""
+    return np.sqrt(block)
+
+
+def store_signs(words, index, block):
+    """words[index] and words[index + 1] = the 128 bits that say where a lane is >= 0."""
+    words[index : index + BLOCK // 64] = np.packbits(block >= 0, bitorder="little").view("<u8")
+
+
+def _compile_blocks(function, emit):
+    """Let ``function`` of one or two blocks compile to what ``emit(builder, ...)`` gives."""
+
+    @intrinsic
+    def unary(typing, a):
+        return a(a), lambda context, builder, signature, values: emit(builder, *values)
+
+    @intrinsic
+    def binary(typing, a, b):
+        return a(a, b), lambda context, builder, signature, values: emit(builder, *values)
+
+    def compiled_unary(block):
+        if block == _blocks:
+            return lambda block: unary(block)
+
+    def compiled_binary(a, b):
+        if a == b == _blocks:
+            return lambda a, b: binary(a, b)
+
+    is_unary = function.__code__.co_argcount == 1
+    overload(function)(compiled_unary if is_unary else compiled_binary)
+
+
+def _call_llvm(builder, name, result, *operands):
+    """Call an LLVM function that every CPU has some instructions for."""
+    kind = ir.FunctionType(result, [operand.type for operand in operands])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), operands)
+
+
+def _pick(comparison):
+    """NumPy's maximum or minimum: ``a`` where it wins or is NaN, else ``b`` (which may be NaN)."""
+
+    def emit(builder, a, b):
+        wins = builder.fcmp_ordered(comparison, a, b)
+        is_nan = builder.fcmp_unordered("uno", a, a)
+        return builder.select(builder.or_(wins, is_nan), a, b)
+
+    return emit
+
+
+def _emit_positive_or(builder, a, b):
+    return builder.select(builder.fcmp_ordered(">", a, ir.Constant(a.type, [0.0] * BLOCK)), a, b)
+
+
+_compile_blocks(maximum, _pick(">="))
+_compile_blocks(minimum, _pick("<="))
+_compile_blocks(positive_or, _emit_positive_or)
+_compile_blocks(
+    absolute, lambda builder, a: _call_llvm(builder, f"llvm.fabs.v{BLOCK}f32", a.type, a)
+)
+_compile_blocks(
+    square_root, lambda builder, a: _call_llvm(builder, f"llvm.sqrt.v{BLOCK}f32", a.type, a)
+)
+
+
+def _block_pointer(context, builder, array_type, array, index):
+    """A pointer to 128 elements of an array, and the LLVM type of these."""
+    element = ir.FloatType() if array_type.dtype == types.float32 else ir.IntType(32)
+    data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
+    vector = ir.VectorType(element, BLOCK)
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer()), vector
+
+
+@intrinsic
+def _load_block(typing, array, index):
+    def generate(context, builder, signature, values):
+        pointer, _ = _block_pointer(context, builder, array, *values)
+        loaded = builder.load(pointer, align=4)
+        return loaded if array.dtype == types.float32 else builder.sitofp(loaded, _llvm(_blocks))
+
+    return _blocks(array, types.intp), generate
+
+
+@intrinsic
+def _store_block(typing, array, index, block):
+    def generate(context, builder, signature, values):
+        pointer, _ = _block_pointer(context, builder, array, *values[:2])
+        builder.store(values[2], pointer, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, block), generate
+
+
+@intrinsic
+def _store_signs(typing, words, index, block):
+    def generate(context, builder, signature, values):
+        array, index_value, lanes = values
+        zero = ir.Constant(lanes.type, [0.0] * BLOCK)
+        mask = builder.bitcast(builder.fcmp_ordered(">=", lanes, zero), ir.IntType(BLOCK))
+        data = cgutils.create_struct_proxy(words)(context, builder, array).data
+        pointer = builder.bitcast(builder.gep(data, [index_value]), mask.type.as_pointer())
+        builder.store(mask, pointer, align=8)
+        return context.get_dummy_value()
+
+    return types.void(words, types.intp, block), generate
+
+
+@intrinsic
+def _zero_block(typing):
+    def generate(context, builder, signature, values):
+        return ir.Constant(_llvm(_blocks), [0.0] * BLOCK)
+
+    return _blocks(), generate
+
+
+def _holds(array, *elements):
+    """Whether an array type is contiguous, 1-D and of one of these elements."""
+    is_flat = isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C"
+    return is_flat and array.dtype in elements
+
+
+@overload(load_block)
+def _compiled_load_block(array, index):
+    if _holds(array, types.float32, types.int32):
+        return lambda array, index: _load_block(array, index)
+
+
+@overload(store_block)
+def _compiled_store_block(array, index, block):
+    if _holds(array, types.float32) and block == _blocks:
+        return lambda array, index, block: _store_block(array, index, block)
+
+
+@overload(store_signs)
+def _compiled_store_signs(words, index, block):
+    if _holds(words, types.uint64) and block == _blocks:
+        return lambda words, index, block: _store_signs(words, index, block)
+
+
+@overload(zero_block)
+def _compiled_zero_block():
+    return lambda: _zero_block()

@@ -1,52 +1,135 @@
 """Who may enter a parallel kernel, and how many threads it gets.
 
-Numba's ``workqueue`` threading layer, the one that is always there, ends the whole process when two
-Python threads run parallel kernels at the same time. Every entry of a parallel kernel therefore
-passes through one lock::
+Numba runs parallel loops on one of three libraries, its *threading layers*; it takes the first that
+is there of TBB, OpenMP and its own ``workqueue``, or the one that ``NUMBA_THREADING_LAYER`` names.
+Two of them have a case in which they end the whole process:
 
-    with threads.exclusive():
-        _parallel_kernel(a, b, out)
+- ``workqueue``, the one that is always there, when two Python threads run parallel kernels at the
+  same time. Every entry of a parallel kernel therefore passes through one lock.
+- GNU OpenMP, when a process that has started it forks and the child runs a parallel kernel; in
+  a child of the child it waits forever. There `count` is 1, and `run` runs the loop of a parallel
+  kernel on the calling thread, with the same results.
+
+A function with a parallel kernel asks for the number of threads, shares the work out among so many
+tasks at most, and has a path for one::
+
+    tasks = min(threads.count(), work // GRAIN)
+    if tasks < 2:
+        _kernel(0, rows, a, b, out)
+    else:
+        threads.run(_kernel_tasks, bounds, a, b, out)
+
+where the parallel kernel is nothing but a loop over the tasks::
+
+    @kernel(parallel=True)
+    def _kernel_tasks(bounds, a, b, out):
+        for task in prange(len(bounds) - 1):
+            _kernel(bounds[task], bounds[task + 1], a, b, out)
+
+The threads start when they are needed first: not on import, and not for small work.
 """
 
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numba
 
 # Re-entrant, so that a caller who holds it for a longer stretch can still call kernels.
-_LOCK = threading.RLock()
+_lock = threading.RLock()
+_forked_from_openmp = False
+
+
+def most() -> int:
+    """The number of threads Numba starts with: ``NUMBA_NUM_THREADS``, by default one a core."""
+    return numba.config.NUMBA_NUM_THREADS
+
+
+def count() -> int:
+    """The number of threads that a kernel called now may use.
+
+    It is what `num_threads` or ``numba.set_num_threads`` has set for this Python thread, at first
+    `most`; and 1 in a process that cannot start any, since it was forked from one that used OpenMP.
+    """
+    if _forked_from_openmp:
+        return 1
+    # numba.get_num_threads would start the threads, which small work never needs.
+    return most() if layer() is None else numba.get_num_threads()
+
+
+def layer() -> str | None:
+    """The threading layer in use: "tbb", "omp" or "workqueue"; None before the threads start."""
+    try:
+        return numba.threading_layer()
+    except ValueError:
+        return None
+
+
+def run(parallel_kernel: Callable, *arguments) -> None:
+    """Call a parallel kernel, when no other Python thread is in one."""
+    if _forked_from_openmp:
+        # Its loop as plain Python, for work that was shared out before the process was forked. What
+        # it calls for each task is compiled.
+        getattr(parallel_kernel, "py_func", parallel_kernel)(*arguments)
+    else:
+        with _lock:
+            parallel_kernel(*arguments)
 
 
 def exclusive() -> threading.RLock:
-    """The process-wide re-entrant lock, for a ``with`` statement around a parallel kernel."""
-    return _LOCK
+    """The process-wide re-entrant lock of `run`, for a ``with`` statement around several calls.
+
+    Raises
+    ------
+    RuntimeError
+        If parallel kernels cannot run in this process, where `count` is 1.
+    """
+    if _forked_from_openmp:
+        raise RuntimeError(
+            "exclusive: parallel kernels cannot run in a process forked from one that used OpenMP; "
+            "threads.count() is 1 here. Start processes with 'spawn' or 'forkserver', or set "
+            "NUMBA_THREADING_LAYER=workqueue"
+        )
+    return _lock
 
 
 @contextmanager
-def num_threads(n: int) -> Iterator[None]:
-    """Let parallel kernels use ``n`` threads inside a ``with`` block, and restore the number after.
+def num_threads(n: int | None) -> Iterator[None]:
+    """Let kernels use ``n`` threads inside a ``with`` block, and restore the number after.
 
     Numba keeps the number per Python thread: kernels called from other Python threads are not
     affected. No result of this library depends on it.
 
     Parameters
     ----------
-    n : int
-        From 1 to ``numba.config.NUMBA_NUM_THREADS``, the number of threads Numba started with
-        (the environment variable ``NUMBA_NUM_THREADS``; by default one a core).
+    n : int or None
+        From 1 to `most`. None leaves the number as it is.
 
     Raises
     ------
     ValueError
         If ``n`` is outside that range.
     """
-    most = numba.config.NUMBA_NUM_THREADS
-    if not 1 <= n <= most:
-        raise ValueError(f"num_threads: n must be from 1 to {most}, got {n}")
+    if n is None:
+        yield
+        return
+    if n not in range(1, most() + 1):
+        raise ValueError(f"num_threads: n must be from 1 to {most()}, got {n!r}")
     previous = numba.get_num_threads()
-    numba.set_num_threads(n)
+    numba.set_num_threads(int(n))
     try:
         yield
     finally:
         numba.set_num_threads(previous)
+
+
+def _after_fork_in_child() -> None:
+    """A child has one thread. Whoever else held the lock when it was forked does not exist here."""
+    global _lock, _forked_from_openmp
+    _lock = threading.RLock()
+    _forked_from_openmp = _forked_from_openmp or layer() == "omp"
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_after_fork_in_child)

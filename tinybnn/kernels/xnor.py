@@ -1,4 +1,4 @@
-"""Arithmetic on packed signs: matrix product, convolution, threshold and max-pool.
+"""Arithmetic on packed signs: matrix product and convolution.
 
 Two signs multiply to +1 when they agree and to -1 when they differ, so the dot product of K signs
 is (number of agreements) - (number of disagreements) = K - 2 * disagreements, and 64 disagreements
@@ -16,9 +16,10 @@ Product and convolution are one kernel, in two steps, for programs that use the 
 and again:
 
 1. `prepare_matmul` or `prepare_conv2d` lays the weights out once and makes the tables the kernel
-   needs. With ``thresholds`` a batch norm and a sign follow (see `threshold`) and the kernel writes
-   bits: the sums stay in registers, no array of them exists.
-2. `run` computes.
+   needs. With ``thresholds`` a batch norm and a sign follow (see `thresholds`) and the kernel
+   writes bits: the sums stay in registers, no array of them exists.
+2. `run` computes. Kernels in other files, which go on with the sums while they are in cache, call
+   `sums_of` instead.
 
 `xnor_matmul` and `xnor_conv2d` do both in one call.
 """
@@ -28,6 +29,8 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -41,6 +44,7 @@ from tinybnn.kernels.bits import (
     unpack_reference,
     words_for,
 )
+from tinybnn.kernels.pooling import check_row, check_words, output_size, pair
 from tinybnn.kernels.simd import (
     INTEGERS,
     WORDS,
@@ -56,13 +60,14 @@ from tinybnn.kernels.simd import (
     store_first,
     zero_words,
 )
+from tinybnn.kernels.thresholds import aligned, check_vector, out_array, tasks_for
 
-_NO_BITS = np.uint64(0)
 _ALL_BITS = np.uint64(2**64 - 1)
 
 WIDE, NARROW = 4 * WORDS, 2 * WORDS  # columns of a panel
 _PART = 256  # pixels that pass through all panels before the next ones: their words stay in cache
-_GRAIN = 1 << 25  # products of signs (some 15 microseconds) below which a second thread costs time
+_NEAR = 3072  # words of panels (24 KB) that stay in the nearest cache
+_SPEED = 2.5e12  # products of signs a second, of a fast core
 
 # ---------------------------------------------------------------------------------- matrix product
 
@@ -89,7 +94,7 @@ def xnor_matmul(a, b, count):
     ValueError
         If a dtype or a shape does not fit, or ``count`` is not positive.
     """
-    a, b = _words("xnor_matmul", "a", a, 2), _words("xnor_matmul", "b", b, 2)
+    a, b = check_words("xnor_matmul", "a", a, 2), check_words("xnor_matmul", "b", b, 2)
     if count < 1:
         raise ValueError(f"xnor_matmul: count must be positive, got {count}")
     if a.shape[1] < words_for(count):
@@ -151,8 +156,8 @@ def xnor_conv2d(
         If a dtype, a shape or a parameter does not fit, or the output would be empty.
     """
     name = "xnor_conv2d"
-    x, weight = _words(name, "x", x, 4), _words(name, "weight", weight, 4)
-    _check_row(name, "x", x, "channels", channels)
+    x, weight = check_words(name, "x", x, 4), check_words(name, "weight", weight, 4)
+    check_row(name, "x", x, "channels", channels)
     geometry = stride, padding, dilation, groups, padding_mode
     return _run(_prepare_conv2d(name, weight, channels, x.shape[1:3], *geometry), x)
 
@@ -175,9 +180,7 @@ def xnor_conv2d_reference(
     outside = 1 if padding_mode == "ones" else 0
     image = np.pad(unpack_reference(x, channels), border, constant_values=outside)  # (N, H', W', C)
     taps = unpack_reference(weight, group_channels)  # (O, kh, kw, C/groups)
-    oh, ow = _output_size(
-        "xnor_conv2d_reference", x.shape[1:3], (kh, kw), stride, padding, dilation
-    )
+    oh, ow = output_size("xnor_conv2d_reference", x.shape[1:3], (kh, kw), stride, padding, dilation)
     out = np.zeros((len(x), oh, ow, filters), np.float32)
     for ky in range(kh):
         for kx in range(kw):
@@ -194,13 +197,18 @@ def xnor_conv2d_reference(
 # --------------------------------------------------------------------------------- laid-out weights
 
 
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """Weights laid out for `run`, with the tables of one geometry; plain arrays and integers.
+class Tables(NamedTuple):
+    """What the kernels read of prepared weights.
+
+    Kernels are handed it as a plain tuple, `Prepared.arguments`, and begin with
+    ``tables = Tables(*arguments)``: a plain tuple gets from Python into compiled code in a third of
+    the time, 2 microseconds less, and no class stands in Numba's cache on disk.
 
     Everything is seen as a convolution of flat words: an output pixel sees the L words at
     ``first word of the pixel + taps``. So nothing but a table knows of stride, dilation and the
-    width of the image, and a matrix product is the case of images of one pixel.
+    width of the image, and a matrix product is the case of images of one pixel. Pixels are counted
+    through all images: pixel i is pixel ``i % P`` of image ``i // P``, with P output pixels an
+    image.
 
     The filters of a group are cut into panels of 32, and one of 16 where that is enough for the
     rest. A panel holds word 0 of each of its filters, then word 1 of each, and so on, so that one
@@ -210,69 +218,111 @@ class Prepared:
 
     Attributes
     ----------
-    input_shape, output_shape : tuple of int
-        Without the number of images or rows; the input in words, the output in channels.
-    channels : int
-        Input channels of a convolution; of a product, signs a row.
     panels : (...,) uint64
         The words of all panels, one panel after the other.
-    table : (P, 6) int64
-        For each panel: its start in ``panels``, its width, its group, the first output channel and
-        the number of them, its first column in ``constants``.
+    group_filters, group_columns : int
+        Filters of a group, and these filled up to whole panels: column c of all panels begins at
+        word ``c * L`` of ``panels``, and has column c in ``constants``.
+    cuts : (...,) int64
+        Panels between which work may be shared out, the first and the end included: two threads
+        must not write to one word of bits.
     taps : (L,) int64
         Where the words under a filter are, counted from the pixel's first word.
-    pixels : (OH * OW,) int64
+    pixels : (P,) int64
         Where the first word is that an output pixel sees, counted from the image's first.
-    rows : (OH * OW,) int64
+    rows : (P,) int64
         Where an output pixel's row in ``constants`` starts.
     constants : (...,) int32
         A row for each border class (the pixels whose taps on the padding are the same). For sums
         ``base``, so that the sum is ``base - 2 * disagreements``; for bits ``limit``, so that the
         comparison is ``disagreements <= limit``.
-    flips : (P,) uint64
-        For bits: the channels of a panel whose comparison is turned round.
-    to_bits : bool
-    groups : int
+    flips : (columns / 16,) uint64
+        For bits: the channels of the panel that begins at column 16 j whose comparison is turned
+        round.
+    filters : int
+        Output channels.
     group_stride, image_stride : int
-        Words between two groups of an image and between two images.
-    border : (2,) int64
-        Rows and columns of padding.
-    outside : (words_for(channels // groups),) uint64
-        What a pixel of the padding holds.
+        Words between two groups of an image and between two images, as the kernels see them.
     copies : bool
         Whether images have to be copied, padded and by groups, before they are read.
     together : int
         Number of images that are copied at a time.
-    work : int
-        Products of signs an image.
+    channels, groups : int
+        Of the input.
+    height, width : int
+        Of the images, without padding.
+    top, left : int
+        Rows of padding above and below, columns on both sides.
+    out_width : int
+    row_step, row_span : int
+        Rows of the padded image from an output row's first to that of the next, and the rows that
+        an output row sees.
+    outside : (words_for(channels // groups),) uint64
+        What a pixel of the padding holds.
     """
 
-    input_shape: tuple
-    output_shape: tuple
-    channels: int
     panels: np.ndarray
-    table: np.ndarray
+    group_filters: int
+    group_columns: int
+    cuts: np.ndarray
     taps: np.ndarray
     pixels: np.ndarray
     rows: np.ndarray
     constants: np.ndarray
     flips: np.ndarray
-    to_bits: bool
-    groups: int
+    filters: int
     group_stride: int
     image_stride: int
-    border: np.ndarray
-    outside: np.ndarray
     copies: bool
     together: int
+    channels: int
+    groups: int
+    height: int
+    width: int
+    top: int
+    left: int
+    out_width: int
+    row_step: int
+    row_span: int
+    outside: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Weights laid out for `run`, with the tables of one geometry; plain arrays and integers.
+
+    Attributes
+    ----------
+    input_shape, output_shape : tuple of int
+        Without the number of images or rows; the input in words, the output in channels.
+    to_bits : bool
+        Whether thresholds follow the sums.
+    work : int
+        Products of signs an image.
+    tables : Tables
+        For the kernels.
+    arguments : tuple
+        The same, as kernels take it.
+    """
+
+    input_shape: tuple
+    output_shape: tuple
+    to_bits: bool
     work: int
+    tables: Tables
+
+    @cached_property
+    def arguments(self):
+        return tuple(self.tables)
 
     def workspace_words(self, images):
         """Words of the ``workspace`` that `run` needs for this number of images, at most."""
-        return self._workspace(images, numba.config.NUMBA_NUM_THREADS)
+        return numba.config.NUMBA_NUM_THREADS * self.slot_words(images)
 
-    def _workspace(self, images, tasks):
-        return tasks * min(self.together, max(images, 1)) * self.image_stride if self.copies else 0
+    def slot_words(self, images):
+        """Words for the padded copies of images that one thread holds at a time."""
+        tables = self.tables
+        return min(tables.together, images) * tables.image_stride if tables.copies else 0
 
     def out_shape(self, images):
         """Shape of the result."""
@@ -280,38 +330,38 @@ class Prepared:
         return (images, *size, words_for(channels) if self.to_bits else channels)
 
 
-def _panel_widths(filters):
-    """Widths of the panels that hold the filters of a group."""
-    wide, rest = divmod(filters, WIDE)
-    return [WIDE] * wide + [WIDE if rest > NARROW else NARROW] * (rest > 0)
+def _panels(groups, group_filters):
+    """For each panel: its first column, its width, its group, its first filter and their number."""
+    table, column = [], 0
+    for group in range(groups):
+        for first in range(0, group_filters, WIDE):
+            count = min(WIDE, group_filters - first)
+            width = WIDE if count > NARROW else NARROW
+            table.append((column, width, group, group * group_filters + first, count))
+            column += width
+    return table, column
 
 
 def _lay_out(weight, groups):
-    """(O, L) words of filters -> panels, the table of panels, the number of columns."""
+    """(O, L) words of filters -> the words of all panels."""
     filters, length = weight.shape
-    group_filters = filters // groups
-    panels, table, start, column = [], [], 0, 0
-    for group in range(groups):
-        first, end = group * group_filters, (group + 1) * group_filters
-        for width in _panel_widths(group_filters):
-            count = min(width, end - first)
-            panel = np.zeros((length, width), np.uint64)
-            panel[:, :count] = weight[first : first + count].T
-            panel = panel.reshape(length, -1, WORDS, 2).swapaxes(2, 3)  # even columns, odd columns
-            panels.append(panel.reshape(-1))
-            table.append((start, width, group, first, count, column))
-            start, column, first = start + panel.size, column + width, first + count
-    table = np.array(table, np.int64).reshape(-1, 6)
-    return np.concatenate(panels) if panels else np.zeros(0, np.uint64), table, column
+    table, columns = _panels(groups, filters // groups)
+    panels = aligned((columns * length,), np.uint64)
+    for column, width, _, first, count in table:
+        panel = np.zeros((length, width), np.uint64)
+        panel[:, :count] = weight[first : first + count].T
+        panel = panel.reshape(length, -1, WORDS, 2).swapaxes(2, 3)  # even columns, odd columns
+        panels[column * length : (column + width) * length] = panel.reshape(-1)
+    return panels
 
 
-def _epilogue(base, table, columns, thresholds, flip):
+def _epilogue(base, groups, thresholds, flip):
     """Tables for what follows the count of disagreements.
 
     base : (classes, O) int64
     """
-    flips = np.zeros(len(table), np.uint64)
-    filters = base.shape[1]
+    table, columns = _panels(groups, base.shape[1] // groups)
+    flips = np.zeros(columns // NARROW, np.uint64)
     if thresholds is None:
         values, empty = base, 0
     else:
@@ -319,14 +369,20 @@ def _epilogue(base, table, columns, thresholds, flip):
         # Limits beyond what it can be say the same as the nearest ones that int32 holds.
         values, empty = (base - thresholds.astype(np.int64)) >> 1, -1
         values = np.clip(values, -1, np.iinfo(np.int32).max)
-    constants = np.full((len(base), columns), empty, np.int32)  # unused columns give bit 0
-    for panel, (_, _, _, first, count, column) in enumerate(table):
+    constants = aligned((len(base), columns), np.int32)
+    constants[:] = empty  # unused columns give bit 0
+    for column, _, _, first, count in table:
         constants[:, column : column + count] = values[:, first : first + count]
         if thresholds is not None:
             turned = np.packbits(flip[first : first + count], bitorder="little")
-            flips[panel] = int.from_bytes(turned.tobytes(), "little")
-    assert filters == sum(table[:, 4])
+            flips[column // NARROW] = int.from_bytes(turned.tobytes(), "little")
     return constants.reshape(-1), flips
+
+
+def _cuts(table, to_bits):
+    """Where panels may be shared out: with bits, at channels that begin a word."""
+    cuts = [p for p, (_, _, _, first, _) in enumerate(table) if first % 64 == 0 or not to_bits]
+    return np.array([*cuts, len(table)])
 
 
 def _check_thresholds(function, thresholds, flip, filters):
@@ -335,8 +391,8 @@ def _check_thresholds(function, thresholds, flip, filters):
     if thresholds is None:
         return None, None
     thresholds, flip = np.asarray(thresholds), np.asarray(flip)
-    _check_vector(function, "thresholds", thresholds, np.int32, filters)
-    _check_vector(function, "flip", flip, np.bool_, filters)
+    check_vector(function, "thresholds", thresholds, np.int32, filters)
+    check_vector(function, "flip", flip, np.bool_, filters)
     return thresholds, flip
 
 
@@ -365,7 +421,7 @@ def prepare_matmul(b, count, *, thresholds=None, flip=None):
 
 
 def _prepare_matmul(name, b, count, thresholds=None, flip=None):
-    b = _words(name, "b", b, 2)
+    b = check_words(name, "b", b, 2)
     if count < 1:
         raise ValueError(f"{name}: count must be positive, got {count}")
     filters, length = b.shape
@@ -374,29 +430,41 @@ def _prepare_matmul(name, b, count, thresholds=None, flip=None):
             f"{name}: b has {length} words a row, count {count} needs {words_for(count)}"
         )
     thresholds, flip = _check_thresholds(name, thresholds, flip, filters)
-    panels, table, columns = _lay_out(b, 1)
+    table, columns = _panels(1, filters)
     base = np.full((1, filters), count, np.int64)
-    constants, flips = _epilogue(base, table, columns, thresholds, flip)
-    return Prepared(
-        input_shape=(length,),
-        output_shape=(filters,),
-        channels=count,
-        panels=panels,
-        table=table,
+    constants, flips = _epilogue(base, 1, thresholds, flip)
+    tables = Tables(
+        panels=_lay_out(b, 1),
+        group_filters=filters,
+        group_columns=columns,
+        cuts=_cuts(table, thresholds is not None),
         taps=np.arange(length),
         pixels=np.zeros(1, np.int64),
         rows=np.zeros(1, np.int64),
         constants=constants,
         flips=flips,
-        to_bits=thresholds is not None,
-        groups=1,
+        filters=filters,
         group_stride=0,
         image_stride=length,
-        border=np.zeros(2, np.int64),
-        outside=np.zeros(1, np.uint64),
         copies=False,
         together=1,
+        channels=count,
+        groups=1,
+        height=1,
+        width=1,
+        top=0,
+        left=0,
+        out_width=1,
+        row_step=1,
+        row_span=1,
+        outside=np.zeros(1, np.uint64),
+    )
+    return Prepared(
+        input_shape=(length,),
+        output_shape=(filters,),
+        to_bits=thresholds is not None,
         work=64 * length * columns,
+        tables=tables,
     )
 
 
@@ -436,7 +504,7 @@ def prepare_conv2d(
         If a dtype, a shape or a parameter does not fit, or the output would be empty.
     """
     name = "prepare_conv2d"
-    size = _pair(name, "size", size, 0)
+    size = pair(name, "size", size, 0)
     geometry = stride, padding, dilation, groups, padding_mode
     return _prepare_conv2d(name, weight, channels, size, *geometry, thresholds, flip)
 
@@ -454,9 +522,9 @@ def _prepare_conv2d(
     thresholds=None,
     flip=None,
 ):
-    weight = _words(name, "weight", weight, 4)
-    stride, dilation = _pair(name, "stride", stride, 1), _pair(name, "dilation", dilation, 1)
-    padding = _pair(name, "padding", padding, 0)
+    weight = check_words(name, "weight", weight, 4)
+    stride, dilation = pair(name, "stride", stride, 1), pair(name, "dilation", dilation, 1)
+    padding = pair(name, "padding", padding, 0)
     if channels < 1:
         raise ValueError(f"{name}: channels must be positive, got {channels}")
     if groups < 1 or channels % groups or len(weight) % groups:
@@ -464,15 +532,14 @@ def _prepare_conv2d(
             f"{name}: groups must divide {channels} input channels and {len(weight)} output "
             f"channels, got {groups}"
         )
-    _check_row(name, "weight", weight, "channels // groups", channels // groups)
+    check_row(name, "weight", weight, "channels // groups", channels // groups)
     if padding_mode not in ("zeros", "ones"):
         raise ValueError(f'{name}: padding_mode must be "zeros" or "ones", got {padding_mode!r}')
     filters, kh, kw, words = weight.shape
-    oh, ow = _output_size(name, size, (kh, kw), stride, padding, dilation)
+    oh, ow = output_size(name, size, (kh, kw), stride, padding, dilation)
     thresholds, flip = _check_thresholds(name, thresholds, flip, filters)
-    panels, table, columns = _lay_out(weight.reshape(filters, -1), groups)
+    table, columns = _panels(groups, filters // groups)
 
-    copies = groups > 1 or padding != (0, 0)
     height, width = size[0] + 2 * padding[0], size[1] + 2 * padding[1]
     row = width * words
     taps = (
@@ -485,31 +552,43 @@ def _prepare_conv2d(
     base, classes = _border_classes(
         weight, channels // groups, size, (oh, ow), stride, padding, dilation, padding_mode
     )
-    constants, flips = _epilogue(base, table, columns, thresholds, flip)
-    return Prepared(
-        input_shape=(*size, words_for(channels)),
-        output_shape=(oh, ow, filters),
-        channels=channels,
-        panels=panels,
-        table=table,
+    constants, flips = _epilogue(base, groups, thresholds, flip)
+    tables = Tables(
+        panels=_lay_out(weight.reshape(filters, -1), groups),
+        group_filters=filters // groups,
+        group_columns=columns // groups,
+        cuts=_cuts(table, thresholds is not None),
         taps=taps.reshape(-1).astype(np.int64),
         pixels=starts.reshape(-1).astype(np.int64),
         rows=(classes * columns).astype(np.int64),
         constants=constants,
         flips=flips,
-        to_bits=thresholds is not None,
-        groups=groups,
+        filters=filters,
         group_stride=height * row,
         image_stride=groups * height * row,
-        border=np.array(padding, np.int64),
+        copies=groups > 1 or padding != (0, 0),
+        together=-(-64 // (oh * ow)),  # a block takes 4 pixels: few of them are counted twice
+        channels=int(channels),
+        groups=int(groups),
+        height=size[0],
+        width=size[1],
+        top=padding[0],
+        left=padding[1],
+        out_width=ow,
+        row_step=stride[0],
+        row_span=dilation[0] * (kh - 1) + 1,
         outside=(
             _row_of_ones(channels // groups)
             if padding_mode == "ones"
             else np.zeros(words, np.uint64)
         ),
-        copies=copies,
-        together=-(-64 // (oh * ow)),  # a block takes 4 pixels: few of them are counted twice
+    )
+    return Prepared(
+        input_shape=(*size, words_for(channels)),
+        output_shape=(oh, ow, filters),
+        to_bits=thresholds is not None,
         work=64 * taps.size * columns * oh * ow,
+        tables=tables,
     )
 
 
@@ -555,6 +634,11 @@ def _border_classes(weight, channels, size, out_size, stride, padding, dilation,
     return base.astype(np.int64), classes.reshape(-1)
 
 
+def _row_of_ones(count):
+    """The words of ``count`` signs that are all +1."""
+    return from_bytes(np.packbits(np.ones(count, np.bool_), bitorder="little"), count)
+
+
 # ------------------------------------------------------------------------------------------ running
 
 
@@ -593,29 +677,27 @@ def run(prepared, x, out=None, workspace=None):
 
 def run_reference(prepared, x):
     """What :func:`run` computes, in plain NumPy, from the same tables: one output at a time."""
-    to_bits, (filters, *_) = prepared.to_bits, prepared.output_shape[::-1]
-    group_words = len(prepared.outside)
-    image = np.asarray(x)
-    if prepared.copies:
-        split = split_groups_reference(image, prepared.channels, prepared.groups)
-        (py, px), (n, h, w, groups, _) = prepared.border, split.shape
-        padded = np.empty((n, groups, h + 2 * py, w + 2 * px, group_words), np.uint64)
-        padded[:] = prepared.outside
+    to_bits, tables, image = prepared.to_bits, prepared.tables, np.asarray(x)
+    if tables.copies:
+        split = split_groups_reference(image, tables.channels, tables.groups)
+        py, px, (n, h, w, groups, _) = tables.top, tables.left, split.shape
+        shape = (n, groups, h + 2 * py, w + 2 * px, len(tables.outside))
+        padded = np.broadcast_to(tables.outside, shape).copy()
         padded[:, :, py : py + h, px : px + w] = split.transpose(0, 3, 1, 2, 4)
         image = padded
     image = image.reshape(len(image), math.prod(image.shape[1:]))
-    sums = np.zeros((len(image), len(prepared.pixels), filters), np.int64)
-    for panel, (start, width, group, first, count, column) in enumerate(prepared.table):
-        length = len(prepared.taps)
-        words = prepared.panels[start : start + width * length].reshape(length, -1, 2, WORDS)
-        words = words.swapaxes(2, 3).reshape(length, width)
-        for pixel, (address, row) in enumerate(zip(prepared.pixels, prepared.rows, strict=True)):
-            seen = image[:, group * prepared.group_stride + address + prepared.taps]
+    sums = np.zeros((len(image), len(tables.pixels), tables.filters), np.int64)
+    length = len(tables.taps)
+    for column, width, group, first, count in _panels(tables.groups, tables.group_filters)[0]:
+        words = tables.panels[column * length : (column + width) * length]
+        words = words.reshape(length, -1, 2, WORDS).swapaxes(2, 3).reshape(length, width)
+        for pixel, (address, row) in enumerate(zip(tables.pixels, tables.rows, strict=True)):
+            seen = image[:, group * tables.group_stride + address + tables.taps]
             differ = np.bitwise_count(seen[:, :, None] ^ words).sum(1, dtype=np.int64)  # (N, width)
-            constant = prepared.constants[row + column : row + column + width]
+            constant = tables.constants[row + column : row + column + width]
             if to_bits:
-                turned = prepared.flips[panel] >> np.arange(width, dtype=np.uint64) & np.uint64(1)
-                value = (differ <= constant) != (turned > 0)
+                turned = unpack_reference(tables.flips[column // NARROW, None], width) > 0
+                value = (differ <= constant) != turned
             else:
                 value = constant - 2 * differ
             sums[:, pixel, first : first + count] = value[:, :count]
@@ -627,62 +709,27 @@ def run_reference(prepared, x):
 
 def _run(prepared, x, out=None, workspace=None):
     """`run` after the checks of ``x``."""
-    shape = prepared.out_shape(len(x))
-    dtype = np.uint64 if prepared.to_bits else np.int32
-    out = _out("run", out, shape, dtype)
+    images, tables, to_bits = len(x), prepared.tables, prepared.to_bits
+    out = out_array("run", out, prepared.out_shape(images), np.uint64 if to_bits else np.int32)
     if out.size == 0:
         return out
-    images, pixels, panels = len(x), len(prepared.pixels), len(prepared.table)
-    tasks = min(numba.get_num_threads(), images * prepared.work // _GRAIN)
-    needed = prepared._workspace(images, max(tasks, 1))
+    tasks = tasks_for(images * prepared.work / _SPEED)
+    slot = prepared.slot_words(images)
     if workspace is None:
-        workspace = np.empty(needed, np.uint64)
-    elif workspace.dtype != np.uint64 or workspace.ndim != 1 or len(workspace) < needed:
+        workspace = np.empty(tasks * slot, np.uint64) if slot else _NO_WORDS
+    elif workspace.dtype != np.uint64 or workspace.ndim != 1 or len(workspace) < tasks * slot:
         raise ValueError(
-            f"run: workspace must be a row of at least {needed} words, "
+            f"run: workspace must be a row of at least {tasks * slot} words, "
             f"got {workspace.dtype} of shape {workspace.shape}"
         )
-    if prepared.to_bits:
-        sums, bits = _NO_SUMS, out.reshape(-1)
+    flat, items = out.reshape(-1), images * len(tables.pixels)
+    target = (0, _NO_SUMS, flat) if to_bits else (0, flat, _NO_WORDS)
+    memory = x.reshape(-1), workspace
+    if tasks == 1:
+        _task(0, items, 0, tables.cuts[-1], *memory, 0, prepared.arguments, target)
     else:
-        sums, bits = out.reshape(-1), _NO_WORDS
-    source = x.reshape(-1)
-    height, width = prepared.input_shape[:2] if prepared.copies else (0, 0)
-    constant = (
-        prepared.panels, prepared.table, prepared.taps, prepared.pixels, prepared.rows,
-        prepared.constants, prepared.flips, prepared.group_stride, prepared.image_stride,
-        prepared.output_shape[-1], sums, bits,
-    )  # fmt: skip
-    copy = (
-        height, width, prepared.channels, prepared.groups, prepared.border, prepared.outside,
-        prepared.together,
-    )  # fmt: skip
-    if tasks <= 1:
-        _task(0, images * pixels, 0, panels, 0, prepared.copies, source, workspace, copy, constant)
-        return out
-    copies, unit, items = prepared.copies, 1, images * pixels
-    by_panels = items < 8 * tasks  # too few pixels to share out; there are as many weights as ever
-    if copies and images >= tasks and not by_panels:
-        unit = pixels  # each task copies and computes whole images
-    elif copies:  # the threads share images that are copied before they start
-        _copy(source, 0, images, workspace, 0, prepared.image_stride, copy)
-        source, copies = workspace, False
-    work = np.zeros((tasks, 5), np.int64)  # pixels, panels, where the task's workspace begins
-    work[:, 1], work[:, 3] = items, panels
-    share = np.arange(tasks + 1)
-    if by_panels:
-        starts = np.arange(panels)
-        if prepared.to_bits:  # two threads must not write to one word
-            starts = np.flatnonzero(prepared.table[:, 3] % 64 == 0)
-        bounds = np.append(starts, panels)[share * len(starts) // tasks]
-        work[:, 2], work[:, 3] = bounds[:-1], bounds[1:]
-    else:
-        bounds = share * (items // unit) // tasks * unit
-        work[:, 0], work[:, 1] = bounds[:-1], bounds[1:]
-    if copies:
-        work[:, 4] = share[:-1] * (needed // tasks)
-    with threads.exclusive():
-        _tasks(work, copies, source, workspace, copy, constant)
+        with threads.exclusive():
+            _tasks(tasks, items, *memory, slot, prepared.arguments, target)
     return out
 
 
@@ -690,64 +737,155 @@ _NO_SUMS, _NO_WORDS = np.zeros(0, np.int32), np.zeros(0, np.uint64)
 
 
 @kernel(parallel=True)
-def _tasks(work, copies, source, workspace, copy, constant):
-    for task in prange(len(work)):
-        first, end, panel, panel_end, slot = work[task]
-        _task(first, end, panel, panel_end, slot, copies, source, workspace, copy, constant)
+def _tasks(tasks, items, source, workspace, slot, arguments, target):
+    cuts = Tables(*arguments).cuts
+    by_panels = items < 8 * tasks  # too few pixels to share out; there are as many weights as ever
+    for task in prange(tasks):
+        first, end, panel, panel_end = 0, items, 0, cuts[-1]
+        if by_panels:
+            panel = cuts[task * (len(cuts) - 1) // tasks]
+            panel_end = cuts[(task + 1) * (len(cuts) - 1) // tasks]
+        else:  # whole blocks of 4 pixels
+            first = task * items // tasks // 4 * 4
+            end = (task + 1) * items // tasks // 4 * 4 if task + 1 < tasks else items
+        _task(first, end, panel, panel_end, source, workspace, task * slot, arguments, target)
 
 
 @kernel(allocates=False)
-def _task(first, end, panel, panel_end, slot, copies, source, workspace, copy, constant):
-    """Output pixels first to end - 1, counted through all images, of some panels."""
-    image_stride, pixels = constant[8], len(constant[3])
-    if not copies:
-        for start in range(first, end, _PART):
-            _blocks(start, min(start + _PART, end), panel, panel_end, source, slot, constant)
+def _task(first, end, panel, panel_end, source, workspace, slot, arguments, target):
+    """Output pixels first to end - 1 of some panels."""
+    tables = Tables(*arguments)
+    if not tables.copies:
+        _blocks(first, end, panel, panel_end, source, 0, arguments, target)
         return
     # A few images at a time are copied and used while they are in cache.
-    together = copy[6]
-    for image in range(first // pixels, end // pixels, together):
-        stop = min(image + together, end // pixels)
-        _copy(source, image, stop, workspace, slot, image_stride, copy)
-        base = slot - image * image_stride
-        _blocks(image * pixels, stop * pixels, panel, panel_end, workspace, base, constant)
+    step = tables.together * len(tables.pixels)
+    start = first
+    while start < end:
+        stop = min(start // step * step + step, end)
+        base = pad(start, stop, source, workspace, slot, arguments)
+        _blocks(start, stop, panel, panel_end, workspace, base, arguments, target)
+        start = stop
+
+
+# ---------------------------------------------------------------------- for kernels in other files
 
 
 @kernel(allocates=False)
-def _copy(source, first, end, workspace, slot, image_stride, copy):
-    """Images with their padding; each group an image of its own, from bit 0 on."""
-    height, width, channels, groups, border, outside, _ = copy
-    words, group_channels, group_words = (channels + 63) // 64, channels // groups, len(outside)
-    row = (width + 2 * border[1]) * group_words
-    for image in range(first, end):
-        at = slot + (image - first) * image_stride
-        for group in range(groups):
-            for y in range(-border[0], height + border[0]):
-                inside = 0 <= y < height
-                left = border[1] if inside else row // group_words
-                for pixel in range(left):
-                    for j in range(group_words):
-                        workspace[at + pixel * group_words + j] = outside[j]
-                if inside:
-                    start, to = (image * height + y) * width * words, at + left * group_words
-                    if groups == 1:
-                        for i in range(width * words):
-                            workspace[to + i] = source[start + i]
-                    else:
-                        for x in range(width):
-                            for j in range(group_words):
-                                count = min(64, group_channels - 64 * j)
-                                workspace[to] = _bits_from(
-                                    source,
-                                    start + x * words,
-                                    group * group_channels + 64 * j,
-                                    count,
-                                )
-                                to += 1
-                    for pixel in range(left + width, row // group_words):
-                        for j in range(group_words):
-                            workspace[at + pixel * group_words + j] = outside[j]
-                at += row
+def sums_of(first, end, words, base, arguments, sums):
+    """The sums of a range of output pixels, for a kernel that goes on with them while in cache.
+
+    Such a kernel lies in another file, takes pixels in chunks and calls, for each chunk::
+
+        words, base = source, 0
+        if Tables(*arguments).copies:
+            words, base = workspace, xnor.pad(first, end, source, workspace, slot, arguments)
+        xnor.sums_of(first, end, words, base, arguments, sums)
+
+    Padded copies serve all chunks of an image if `pad` is called for the whole image before. Chunks
+    of a multiple of 4 pixels are fastest.
+
+    Parameters
+    ----------
+    first, end : int
+        Output pixels first to end - 1, counted through all images.
+    words : (...,) uint64
+        The images; or, where they need copies, what `pad` made of them.
+    base : int
+        Image n begins at ``words[base + n * image_stride]``.
+    arguments : tuple
+        `Prepared.arguments` of weights that were prepared without thresholds.
+    sums : (at least (end - first) * filters,) int32
+        Row ``i - first``, of as many sums as there are filters, is written for output pixel i.
+    """
+    tables = Tables(*arguments)
+    target = first, sums, tables.flips[:0]
+    _blocks(first, end, 0, tables.cuts[-1], words, base, arguments, target)
+
+
+@kernel(allocates=False)
+def pad(first, end, source, workspace, slot, arguments):
+    """Copy the rows of images that some output pixels see, with padding and split into groups.
+
+    Parameters
+    ----------
+    first, end : int
+        Output pixels first to end - 1, counted through all images; all pixels of an image need all
+        of its rows.
+    source : (...,) uint64
+        The images.
+    workspace : (...,) uint64
+        Has room for ``image_stride`` words an image from ``slot`` on.
+    slot : int
+        Where the copy of the first of these images begins.
+    arguments : tuple
+        `Prepared.arguments`.
+
+    Returns
+    -------
+    int
+        ``base``: the copy of image n begins at ``workspace[base + n * image_stride]``.
+    """
+    tables = Tables(*arguments)
+    per_image = len(tables.pixels)
+    image, last = first // per_image, (end - 1) // per_image
+    base = slot - image * tables.image_stride
+    for n in range(image, last + 1):
+        top = max(first - n * per_image, 0) // tables.out_width
+        bottom = (min(end - n * per_image, per_image) - 1) // tables.out_width
+        rows = top * tables.row_step, bottom * tables.row_step + tables.row_span
+        for group in range(tables.groups):
+            at = base + n * tables.image_stride + group * tables.group_stride
+            _pad_rows(rows, source, n, group, workspace, at, tables)
+    return base
+
+
+@inlined
+def _pad_rows(rows, source, image, group, workspace, at, tables):
+    """Rows rows[0] to rows[1] - 1 of a padded image that begins at workspace[at]."""
+    words, outside = (tables.channels + 63) // 64, tables.outside
+    inside, border = tables.width * len(outside), tables.left * len(outside)  # words of a row
+    for padded_y in range(rows[0], rows[1]):
+        to, y = at + padded_y * (inside + 2 * border), padded_y - tables.top
+        if not 0 <= y < tables.height:
+            _fill(workspace, to, inside + 2 * border, outside)
+            continue
+        start = (image * tables.height + y) * tables.width * words
+        _fill(workspace, to, border, outside)
+        if tables.groups == 1:
+            _copy(source, start, inside, workspace, to + border)
+        else:
+            _copy_group(source, start, group, workspace, to + border, tables)
+        _fill(workspace, to + border + inside, border, outside)
+
+
+@inlined
+def _fill(workspace, to, count, outside):
+    """Pixels of padding on ``count`` words."""
+    for pixel in range(to, to + count, len(outside)):
+        for j in range(len(outside)):
+            workspace[pixel + j] = outside[j]
+
+
+@inlined
+def _copy(source, start, count, workspace, to):
+    whole = count // WORDS * WORDS
+    for i in range(0, whole, WORDS):
+        store(workspace, to + i, load(source, start + i))
+    for i in range(whole, count):
+        workspace[to + i] = source[start + i]
+
+
+@inlined
+def _copy_group(source, start, group, workspace, to, tables):
+    """The channels of a group, moved to bit 0, of a row of an image."""
+    words, group_words = (tables.channels + 63) // 64, len(tables.outside)
+    group_channels = tables.channels // tables.groups
+    for x in range(tables.width):
+        for j in range(group_words):
+            first, count = group * group_channels + 64 * j, min(64, group_channels - 64 * j)
+            workspace[to] = _bits_from(source, start + x * words, first, count)
+            to += 1
 
 
 @inlined
@@ -767,187 +905,231 @@ def _bits_from(words, start, first, count):
 # times 32 filters has 16 vectors of counts, and the words loaded for one step (4 vectors of 8
 # filters each, 4 words of pixels) meet 4 times each, so that 8 loads serve 48 instructions. The 16
 # counts are independent of each other, so none waits for the one before.
+#
+# With few words a pixel a block is short, and what surrounds it counts: where a pixel's words are
+# is looked up once and serves a batch of panels, as many as stay in the nearest cache.
 
 
 @kernel(allocates=False)
-def _blocks(first, end, panel, panel_end, words, base, constant):
-    """Output pixels first to end - 1; image n begins at ``words[base + n * image_stride]``."""
-    (
-        panels, table, taps, pixels, rows, constants, flips, group_stride, image_stride,
-        channels, sums, bits,
-    ) = constant  # fmt: skip
-    per_image = len(pixels)
-    step = 4 if end - first >= 4 else 1
-    for p in range(panel, panel_end):
-        q, width, group, channel, count, column = table[p]
-        start = base + group * group_stride
-        place = start, image_stride, pixels, column, rows
-        target = constants, flips[p], count, channel, channels, sums, bits
-        image, pixel = first // per_image, first % per_image
-        for i in range(first, end, step):
-            if i > end - step:  # the last block moves back over pixels that are done
-                i = end - step
-                image, pixel = i // per_image, i % per_image
-            a0, c0, image, pixel = _where(image, pixel, place)
-            if step == 1:
-                if width == WIDE:
-                    _finish(_one_by_wide(words, a0, taps, panels, q), c0, i, target)
-                else:
-                    _finish_narrow(_one_by_narrow(words, a0, taps, panels, q), c0, i, target)
-                continue
-            a1, c1, image, pixel = _where(image, pixel, place)
-            a2, c2, image, pixel = _where(image, pixel, place)
-            a3, c3, image, pixel = _where(image, pixel, place)
-            if width == WIDE:
-                counts = _four_by_wide(words, a0, a1, a2, a3, taps, panels, q)
-                _finish(counts[0:4], c0, i, target)
-                _finish(counts[4:8], c1, i + 1, target)
-                _finish(counts[8:12], c2, i + 2, target)
-                _finish(counts[12:16], c3, i + 3, target)
-            else:
-                counts = _four_by_narrow(words, a0, a1, a2, a3, taps, panels, q)
-                _finish_narrow(counts[0:2], c0, i, target)
-                _finish_narrow(counts[2:4], c1, i + 1, target)
-                _finish_narrow(counts[4:6], c2, i + 2, target)
-                _finish_narrow(counts[6:8], c3, i + 3, target)
+def _blocks(first, end, panel, panel_end, words, base, arguments, target):
+    """Output pixels first to end - 1 of some panels; image n begins at base + n * image_stride.
+
+    target : (origin, sums, bits)
+        Where the results go: a row of ``sums`` or, unless it is empty, of ``bits`` for each pixel,
+        beginning with pixel ``origin``.
+    """
+    tables = Tables(*arguments)
+    wide = tables.group_columns // WIDE  # wide panels a group
+    panels = (tables.group_columns + NARROW) // WIDE
+    batch = max(_NEAR // (WIDE * len(tables.taps)), 1)
+    for start in range(first, end, _PART):
+        stop = min(start + _PART, end)
+        for group in range(panel // panels, (panel_end - 1) // panels + 1):
+            p_end = min(panel_end - group * panels, panels)
+            for p in range(max(panel - group * panels, 0), min(p_end, wide), batch):
+                some = group, p, min(p + batch, p_end, wide)
+                _wide_panels(start, stop, some, words, base, tables, target)
+            if p_end > wide:
+                _narrow_panel(start, stop, group, words, base, tables, target)
 
 
 @inlined
-def _where(image, pixel, place):
-    """An output pixel's first word and row of constants; and the output pixel that follows."""
-    start, image_stride, pixels, column, rows = place
-    address, row = start + image * image_stride + pixels[pixel], column + rows[pixel]
-    is_last = pixel + 1 == len(pixels)
-    return address, row, image + is_last, 0 if is_last else pixel + 1
+def _wide_panels(first, end, some, words, base, tables, target):
+    """Some panels of 32 filters of a group."""
+    group, p_first, p_end = some
+    taps, panels = tables.taps, tables.panels
+    base += group * tables.group_stride
+    column, channel = group * tables.group_columns, group * tables.group_filters
+    step = 4 if end - first >= 4 else 1
+    for i in range(first, end, step):
+        if i > end - step:  # the last block moves back over pixels that are done
+            i = end - step
+        row = i - target[0]
+        if step == 1:
+            a, r = _place(i, base, tables)
+            for p in range(p_first, p_end):
+                c, place = column + p * WIDE, (channel + p * WIDE, tables.group_filters - p * WIDE)
+                n = _one_by_wide(words, a, taps, panels, c * len(taps))
+                _finish(n, c, r, row, place, tables, target)
+        else:
+            (a0, a1, a2, a3), (r0, r1, r2, r3) = _four_places(i, base, tables)
+            for p in range(p_first, p_end):
+                c, place = column + p * WIDE, (channel + p * WIDE, tables.group_filters - p * WIDE)
+                n0, n1, n2, n3 = _four_by_wide(words, a0, a1, a2, a3, taps, panels, c * len(taps))
+                _finish(n0, c, r0, row, place, tables, target)
+                _finish(n1, c, r1, row + 1, place, tables, target)
+                _finish(n2, c, r2, row + 2, place, tables, target)
+                _finish(n3, c, r3, row + 3, place, tables, target)
+
+
+@inlined
+def _narrow_panel(first, end, group, words, base, tables, target):
+    """The last panel of a group, where it has 16 filters."""
+    taps, panels = tables.taps, tables.panels
+    base += group * tables.group_stride
+    done = tables.group_columns - NARROW  # columns of the panels before it
+    c = group * tables.group_columns + done
+    place = group * tables.group_filters + done, tables.group_filters - done
+    step = 4 if end - first >= 4 else 1
+    for i in range(first, end, step):
+        if i > end - step:
+            i = end - step
+        row = i - target[0]
+        if step == 1:
+            a, r = _place(i, base, tables)
+            n = _one_by_narrow(words, a, taps, panels, c * len(taps))
+            _finish_narrow(n, c, r, row, place, tables, target)
+        else:
+            (a0, a1, a2, a3), (r0, r1, r2, r3) = _four_places(i, base, tables)
+            n0, n1, n2, n3 = _four_by_narrow(words, a0, a1, a2, a3, taps, panels, c * len(taps))
+            _finish_narrow(n0, c, r0, row, place, tables, target)
+            _finish_narrow(n1, c, r1, row + 1, place, tables, target)
+            _finish_narrow(n2, c, r2, row + 2, place, tables, target)
+            _finish_narrow(n3, c, r3, row + 3, place, tables, target)
+
+
+@inlined
+def _four_places(i, base, tables):
+    """First words and rows of constants of output pixels i to i + 3."""
+    pixels, rows, stride = tables.pixels, tables.rows, tables.image_stride
+    if len(pixels) == 1:  # a matrix product: nothing to look up
+        a = base + i * stride
+        return (a, a + stride, a + 2 * stride, a + 3 * stride), (0, 0, 0, 0)
+    image, p = i // len(pixels), i % len(pixels)
+    if p + 4 <= len(pixels):
+        a = base + image * stride
+        places = a + pixels[p], a + pixels[p + 1], a + pixels[p + 2], a + pixels[p + 3]
+        return places, (rows[p], rows[p + 1], rows[p + 2], rows[p + 3])
+    (a0, r0), (a1, r1) = _place(i, base, tables), _place(i + 1, base, tables)
+    (a2, r2), (a3, r3) = _place(i + 2, base, tables), _place(i + 3, base, tables)
+    return (a0, a1, a2, a3), (r0, r1, r2, r3)
+
+
+@inlined
+def _place(i, base, tables):
+    """An output pixel's first word and row of constants."""
+    image, pixel = i // len(tables.pixels), i % len(tables.pixels)
+    return base + image * tables.image_stride + tables.pixels[pixel], tables.rows[pixel]
 
 
 @inlined
 def _four_by_wide(words, a0, a1, a2, a3, taps, panels, q):
     """Counts of disagreements of 4 pixels with 32 filters."""
-    c00, c01, c02, c03 = zero_words(), zero_words(), zero_words(), zero_words()
-    c10, c11, c12, c13 = zero_words(), zero_words(), zero_words(), zero_words()
-    c20, c21, c22, c23 = zero_words(), zero_words(), zero_words(), zero_words()
-    c30, c31, c32, c33 = zero_words(), zero_words(), zero_words(), zero_words()
+    zero = zero_words()
+    n0 = n1 = n2 = n3 = zero, zero, zero, zero
     for j in range(len(taps)):
         k = taps[j]
-        w0, w1, w2, w3 = (
-            load(panels, q),
-            load(panels, q + 8),
-            load(panels, q + 16),
-            load(panels, q + 24),
-        )
-        x = load_splat(words, a0 + k)
-        c00 += popcount(x ^ w0)
-        c01 += popcount(x ^ w1)
-        c02 += popcount(x ^ w2)
-        c03 += popcount(x ^ w3)
-        x = load_splat(words, a1 + k)
-        c10 += popcount(x ^ w0)
-        c11 += popcount(x ^ w1)
-        c12 += popcount(x ^ w2)
-        c13 += popcount(x ^ w3)
-        x = load_splat(words, a2 + k)
-        c20 += popcount(x ^ w0)
-        c21 += popcount(x ^ w1)
-        c22 += popcount(x ^ w2)
-        c23 += popcount(x ^ w3)
-        x = load_splat(words, a3 + k)
-        c30 += popcount(x ^ w0)
-        c31 += popcount(x ^ w1)
-        c32 += popcount(x ^ w2)
-        c33 += popcount(x ^ w3)
-        q += 32
-    return c00, c01, c02, c03, c10, c11, c12, c13, c20, c21, c22, c23, c30, c31, c32, c33
+        w0, w1 = load(panels, q), load(panels, q + WORDS)
+        w2, w3 = load(panels, q + 2 * WORDS), load(panels, q + 3 * WORDS)
+        n0 = _count(n0, load_splat(words, a0 + k), w0, w1, w2, w3)
+        n1 = _count(n1, load_splat(words, a1 + k), w0, w1, w2, w3)
+        n2 = _count(n2, load_splat(words, a2 + k), w0, w1, w2, w3)
+        n3 = _count(n3, load_splat(words, a3 + k), w0, w1, w2, w3)
+        q += WIDE
+    return n0, n1, n2, n3
 
 
 @inlined
 def _one_by_wide(words, a, taps, panels, q):
-    c0, c1, c2, c3 = zero_words(), zero_words(), zero_words(), zero_words()
+    zero = zero_words()
+    n = zero, zero, zero, zero
     for j in range(len(taps)):
-        k = taps[j]
-        x = load_splat(words, a + k)
-        c0 += popcount(x ^ load(panels, q))
-        c1 += popcount(x ^ load(panels, q + 8))
-        c2 += popcount(x ^ load(panels, q + 16))
-        c3 += popcount(x ^ load(panels, q + 24))
-        q += 32
-    return c0, c1, c2, c3
+        w0, w1 = load(panels, q), load(panels, q + WORDS)
+        w2, w3 = load(panels, q + 2 * WORDS), load(panels, q + 3 * WORDS)
+        n = _count(n, load_splat(words, a + taps[j]), w0, w1, w2, w3)
+        q += WIDE
+    return n
+
+
+@inlined
+def _count(counts, x, w0, w1, w2, w3):
+    """Add the disagreements of a word of a pixel with a word of 32 filters."""
+    n0, n1, n2, n3 = counts
+    n0, n1 = n0 + popcount(x ^ w0), n1 + popcount(x ^ w1)
+    n2, n3 = n2 + popcount(x ^ w2), n3 + popcount(x ^ w3)
+    return n0, n1, n2, n3
 
 
 @inlined
 def _four_by_narrow(words, a0, a1, a2, a3, taps, panels, q):
-    """The same for 16 filters."""
-    c00, c01, c10, c11 = zero_words(), zero_words(), zero_words(), zero_words()
-    c20, c21, c30, c31 = zero_words(), zero_words(), zero_words(), zero_words()
+    """Counts of disagreements of 4 pixels with 16 filters."""
+    zero = zero_words()
+    n0 = n1 = n2 = n3 = zero, zero
     for j in range(len(taps)):
-        k = taps[j]
-        w0, w1 = load(panels, q), load(panels, q + 8)
-        x = load_splat(words, a0 + k)
-        c00 += popcount(x ^ w0)
-        c01 += popcount(x ^ w1)
-        x = load_splat(words, a1 + k)
-        c10 += popcount(x ^ w0)
-        c11 += popcount(x ^ w1)
-        x = load_splat(words, a2 + k)
-        c20 += popcount(x ^ w0)
-        c21 += popcount(x ^ w1)
-        x = load_splat(words, a3 + k)
-        c30 += popcount(x ^ w0)
-        c31 += popcount(x ^ w1)
+        k, w0, w1 = taps[j], load(panels, q), load(panels, q + WORDS)
+        n0 = _count_narrow(n0, load_splat(words, a0 + k), w0, w1)
+        n1 = _count_narrow(n1, load_splat(words, a1 + k), w0, w1)
+        n2 = _count_narrow(n2, load_splat(words, a2 + k), w0, w1)
+        n3 = _count_narrow(n3, load_splat(words, a3 + k), w0, w1)
         q += NARROW
-    return c00, c01, c10, c11, c20, c21, c30, c31
+    return n0, n1, n2, n3
 
 
 @inlined
 def _one_by_narrow(words, a, taps, panels, q):
-    c0, c1 = zero_words(), zero_words()
+    zero = zero_words()
+    n = zero, zero
     for j in range(len(taps)):
-        k = taps[j]
-        x = load_splat(words, a + k)
-        c0 += popcount(x ^ load(panels, q))
-        c1 += popcount(x ^ load(panels, q + 8))
+        x = load_splat(words, a + taps[j])
+        n = _count_narrow(n, x, load(panels, q), load(panels, q + WORDS))
         q += NARROW
-    return c0, c1
+    return n
 
 
 @inlined
-def _finish(counts, c, item, target):
-    """The sums or the bits of one pixel and the filters of a wide panel."""
-    constants, turned, count, channel, channels, sums, bits = target
+def _count_narrow(counts, x, w0, w1):
+    n0, n1 = counts
+    return n0 + popcount(x ^ w0), n1 + popcount(x ^ w1)
+
+
+@inlined
+def _finish(counts, c, r, row, place, tables, target):
+    """The sums or the bits of one pixel and the filters of a wide panel.
+
+    c, r : int
+        The first column of the panel, and where the pixel's row of constants begins.
+    place : (first output channel, number of channels from there on)
+    """
+    (channel, count), (_, sums, bits) = place, target
     low, high = interleave(counts[0], counts[1]), interleave(counts[2], counts[3])
-    low_constants, high_constants = load(constants, c), load(constants, c + INTEGERS)
-    to = item * channels + channel
+    low_constants = load(tables.constants, r + c)
+    high_constants = load(tables.constants, r + c + INTEGERS)
     if len(bits) > 0:
         mask = at_most(low, low_constants) | at_most(high, high_constants) << np.uint64(INTEGERS)
-        _put(bits, item, channels, channel, count, mask ^ turned)
-    elif count == WIDE:
-        store(sums, to, low_constants - low - low)
-        store(sums, to + INTEGERS, high_constants - high - high)
+        _put(mask, c, row, place, tables, bits)
+        return
+    low, high = low_constants - low - low, high_constants - high - high
+    to = row * tables.filters + channel
+    if count >= WIDE:
+        store(sums, to, low)
+        store(sums, to + INTEGERS, high)
     else:  # the panel is not full: the memory behind it belongs to others
-        store_first(sums, to, low_constants - low - low, count)
-        store_first(sums, to + INTEGERS, high_constants - high - high, count - INTEGERS)
+        store_first(sums, to, low, count)
+        store_first(sums, to + INTEGERS, high, count - INTEGERS)
 
 
 @inlined
-def _finish_narrow(counts, c, item, target):
+def _finish_narrow(counts, c, r, row, place, tables, target):
     """The same for a narrow panel."""
-    constants, turned, count, channel, channels, sums, bits = target
-    low, low_constants = interleave(counts[0], counts[1]), load(constants, c)
+    (channel, count), (_, sums, bits) = place, target
+    low, constants = interleave(counts[0], counts[1]), load(tables.constants, r + c)
     if len(bits) > 0:
-        _put(bits, item, channels, channel, count, at_most(low, low_constants) ^ turned)
+        _put(at_most(low, constants), c, row, place, tables, bits)
     else:
-        store_first(sums, item * channels + channel, low_constants - low - low, count)
+        store_first(sums, row * tables.filters + channel, constants - low - low, count)
 
 
 @inlined
-def _put(bits, row, channels, channel, count, mask):
-    """Write ``count`` bits from ``channel`` on. The channels of a row come in ascending order."""
-    at, shift = row * ((channels + 63) // 64) + channel // 64, channel % 64
+def _put(mask, c, row, place, tables, bits):
+    """Write the bits of a panel. The panels of a row come in ascending order."""
+    channel, count = place
+    mask ^= tables.flips[c >> 4]
+    at, shift = row * ((tables.filters + 63) >> 6) + (channel >> 6), channel & 63
     if shift == 0:
         bits[at] = mask
     else:
         bits[at] |= mask << np.uint64(shift)
-        if shift + count > 64:
+        if shift + min(count, WIDE) > 64:
             bits[at + 1] = mask >> np.uint64(64 - shift)
 
 
@@ -1003,224 +1185,3 @@ def _register_loop(repetitions, seed):
     c00 += c01 + c02 + c03 + c10 + c11 + c12 + c13
     store(total, 0, c00 + c20 + c21 + c22 + c23 + c30 + c31 + c32 + c33)
     return total[0]
-
-
-# --------------------------------------------------------------------------------------- threshold
-
-
-def threshold(accumulator, thresholds, flip, out=None):
-    """Integer sums to packed signs: what batch norm and sign come to on integers.
-
-    ``sign(gamma * (acc - mean) / std + beta)`` changes once as ``acc`` grows, so it is one
-    comparison a channel; a negative gamma turns it round (Umuroglu et al. 2017, FINN,
-    arXiv:1612.07119).
-
-    Parameters
-    ----------
-    accumulator : (..., C) int32
-    thresholds : (C,) int32
-    flip : (C,) bool
-    out : (..., words_for(C)) uint64, optional
-        Contiguous, to be written to.
-
-    Returns
-    -------
-    (..., words_for(C)) uint64
-        Bit c is ``(accumulator[..., c] >= thresholds[c]) != flip[c]``.
-
-    Raises
-    ------
-    ValueError
-        If a dtype or a shape does not fit, or C is 0.
-    """
-    accumulator, thresholds, flip = map(np.asarray, (accumulator, thresholds, flip))
-    if accumulator.dtype != np.int32 or accumulator.ndim == 0 or accumulator.shape[-1] == 0:
-        raise ValueError(
-            f"threshold: accumulator must be int32 with elements in its last axis, "
-            f"got {accumulator.dtype} of shape {accumulator.shape}"
-        )
-    *lead, channels = accumulator.shape
-    _check_vector("threshold", "thresholds", thresholds, np.int32, channels)
-    _check_vector("threshold", "flip", flip, np.bool_, channels)
-    rows = np.ascontiguousarray(accumulator).reshape(-1, channels)
-    out = _out("threshold", out, (*lead, words_for(channels)), np.uint64)
-    words = out.reshape(len(rows), words_for(channels))
-    _threshold(rows, np.ascontiguousarray(thresholds), np.ascontiguousarray(flip), words)
-    return out
-
-
-def threshold_reference(accumulator, thresholds, flip):
-    """What :func:`threshold` computes, in plain NumPy."""
-    bits = (accumulator >= thresholds) != flip  # (..., C)
-    return pack_reference(np.where(bits, 1, -1))
-
-
-# Whole words have a loop of constant length, as in bits.pack, for the sake of vector instructions.
-@numba.njit(cache=True, nogil=True)
-def _threshold(accumulator, thresholds, flip, words):
-    rows, channels = accumulator.shape
-    whole, tail = channels // 64, channels % 64
-    for row in range(rows):
-        for j in range(whole):
-            word = _NO_BITS
-            for bit in range(64):
-                c = 64 * j + bit
-                is_one = (accumulator[row, c] >= thresholds[c]) != flip[c]
-                word |= np.uint64(is_one) << np.uint64(bit)
-            words[row, j] = word
-        if tail:
-            word = _NO_BITS
-            for bit in range(tail):
-                c = 64 * whole + bit
-                is_one = (accumulator[row, c] >= thresholds[c]) != flip[c]
-                word |= np.uint64(is_one) << np.uint64(bit)
-            words[row, whole] = word
-
-
-# ---------------------------------------------------------------------------------------- max-pool
-
-
-def max_pool2d(words, channels, kernel_size, stride, padding, minimum, out=None):
-    """Pooling of packed signs: the maximum of a window is the OR of its bits.
-
-    Where ``minimum`` is set it is the AND: a pool that stands before a batch norm with negative
-    gamma, which turns the order round, has taken the maximum of what are now minima. (The OR:
-    Umuroglu et al. 2017, FINN, arXiv:1612.07119.)
-
-    Parameters
-    ----------
-    words : (N, H, W, words_for(channels)) uint64
-    channels : int
-        C.
-    kernel_size, stride, padding : (int, int)
-        Along height and width. Padding is at most half the kernel, as in PyTorch, so that each
-        window holds a pixel; positions outside the image are left out.
-    minimum : (C,) bool
-    out : (N, OH, OW, words_for(channels)) uint64, optional
-        Contiguous, to be written to.
-
-    Returns
-    -------
-    (N, OH, OW, words_for(channels)) uint64
-        ``OH = (H + 2 * padding - kernel) // stride + 1``, OW likewise.
-
-    Raises
-    ------
-    ValueError
-        If a dtype, a shape or a parameter does not fit, or the output would be empty.
-    """
-    words = _words("max_pool2d", "words", words, 4)
-    _check_row("max_pool2d", "words", words, "channels", channels)
-    kernel_size = _pair("max_pool2d", "kernel_size", kernel_size, 1)
-    stride = _pair("max_pool2d", "stride", stride, 1)
-    padding = _pair("max_pool2d", "padding", padding, 0)
-    if padding[0] > kernel_size[0] // 2 or padding[1] > kernel_size[1] // 2:
-        raise ValueError(
-            f"max_pool2d: padding must be at most half of kernel_size {kernel_size}, got {padding}"
-        )
-    minimum = np.asarray(minimum)
-    _check_vector("max_pool2d", "minimum", minimum, np.bool_, channels)
-    size = _output_size("max_pool2d", words.shape[1:3], kernel_size, stride, padding, (1, 1))
-    out = _out("max_pool2d", out, (len(words), *size, words.shape[3]), np.uint64)
-    use_and = from_bytes(np.packbits(minimum, bitorder="little"), channels)
-    _max_pool2d(words, kernel_size, stride, padding, use_and, out)
-    return out
-
-
-def max_pool2d_reference(words, channels, kernel_size, stride, padding, minimum):
-    """What :func:`max_pool2d` computes, in plain NumPy."""
-    (kh, kw), (sy, sx), (py, px) = kernel_size, stride, padding
-    turn = np.where(minimum, -1, 1)  # min(x) = -max(-x)
-    border = ((0, 0), (py, py), (px, px), (0, 0))
-    signs = unpack_reference(words, channels, np.int32) * turn  # (N, H, W, C)
-    signs = np.pad(signs, border, constant_values=-1)  # no larger than anything in a window
-    windows = np.lib.stride_tricks.sliding_window_view(signs, (kh, kw), axis=(1, 2))
-    largest = windows[:, ::sy, ::sx].max(axis=(-2, -1))  # (N, OH, OW, C)
-    return pack_reference(largest * turn)
-
-
-@numba.njit(cache=True, nogil=True)
-def _max_pool2d(words, kernel_size, stride, padding, use_and, out):
-    _, height, width, _ = words.shape
-    images, out_height, out_width, row_words = out.shape
-    for n in range(images):
-        for oy in range(out_height):
-            top = oy * stride[0] - padding[0]
-            for ox in range(out_width):
-                left = ox * stride[1] - padding[1]
-                bottom, right = min(top + kernel_size[0], height), min(left + kernel_size[1], width)
-                for w in range(row_words):
-                    # a & b = ~(~a | ~b): one OR serves both, between two turns of the minima.
-                    any_set = _NO_BITS
-                    for y in range(max(top, 0), bottom):
-                        for x in range(max(left, 0), right):
-                            any_set |= words[n, y, x, w] ^ use_and[w]
-                    out[n, oy, ox, w] = any_set ^ use_and[w]
-
-
-# ------------------------------------------------------------------------------------------ checks
-
-
-def _words(function, name, array, axes):
-    """``array`` as a contiguous array of words, or a ValueError if it is something else."""
-    array = np.asarray(array)
-    if array.dtype != np.uint64 or array.ndim != axes:
-        raise ValueError(
-            f"{function}: {name} must be uint64 with {axes} axes, "
-            f"got {array.dtype} of shape {array.shape}"
-        )
-    return np.ascontiguousarray(array)
-
-
-def _check_row(function, name, words, count_name, count):
-    if count < 1:
-        raise ValueError(f"{function}: {count_name} must be positive, got {count}")
-    if words.shape[-1] != words_for(count):
-        raise ValueError(
-            f"{function}: {name} has {words.shape[-1]} words a row, "
-            f"{count_name} {count} needs {words_for(count)}"
-        )
-
-
-def _check_vector(function, name, array, dtype, channels):
-    if array.dtype != dtype or array.shape != (channels,):
-        raise ValueError(
-            f"{function}: {name} must be {np.dtype(dtype)} of shape ({channels},), "
-            f"got {array.dtype} of shape {array.shape}"
-        )
-
-
-def _pair(function, name, pair, least):
-    pair = tuple(pair)
-    if len(pair) != 2 or min(pair) < least:
-        raise ValueError(f"{function}: {name} must be two integers >= {least}, got {pair}")
-    return int(pair[0]), int(pair[1])
-
-
-def _out(function, out, shape, dtype):
-    """Memory for a result: new, or what the caller gave."""
-    if out is None:
-        return np.empty(shape, dtype)
-    if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
-        raise ValueError(
-            f"{function}: out must be contiguous {np.dtype(dtype)} of shape {shape}, "
-            f"got {out.dtype} of shape {out.shape}"
-        )
-    return out
-
-
-def _output_size(function, size, kernel_size, stride, padding, dilation):
-    """Height and width after a window has slid over an image."""
-    spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
-    padded = [n + 2 * p for n, p in zip(size, padding, strict=True)]
-    if min(kernel_size) < 1 or padded[0] < spans[0] or padded[1] < spans[1]:
-        raise ValueError(
-            f"{function}: the kernel covers {spans[0]} x {spans[1]} pixels, "
-            f"the padded image has {padded[0]} x {padded[1]}"
-        )
-    return tuple((n - span) // s + 1 for n, span, s in zip(padded, spans, stride, strict=True))
-
-
-def _row_of_ones(count):
-    """The words of ``count`` signs that are all +1."""
-    return from_bytes(np.packbits(np.ones(count, np.bool_), bitorder="little"), count)

@@ -1,0 +1,120 @@
+"""Programs of elementwise operations equal the operations one by one, bit for bit."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinybnn.kernels import pointwise
+
+SPECIAL = np.array([0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 1e-40, 3e38], np.float32)
+ARITIES = {"add": 2, "sub": 2, "mul": 2, "div": 2, "max": 2, "min": 2, "prelu": 2, "abs": 1}
+
+
+@st.composite
+def programs(draw):
+    """(arguments of prepare, inputs): any operations on any values, shapes of all kinds."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    channels = draw(st.sampled_from((1, 3, 10, 63, 64, 65, 128, 130, 192)))
+    shape = draw(st.sampled_from(((channels,), (2, 3, channels), (5, 1, channels))))
+    samples = draw(st.integers(1, 3))
+
+    def floats(*size):
+        numbers = rng.integers(-9, 10, size).astype(np.float32) / 4 + rng.normal() * rng.integers(2)
+        special = rng.random(size) < draw(st.sampled_from((0, 0, 0.1)))
+        return np.where(special, rng.choice(SPECIAL, size), numbers).astype(np.float32)
+
+    kinds = draw(st.lists(st.sampled_from(("floats", "sums", "pixels")), min_size=1, max_size=4))
+    inputs = []
+    for kind in kinds:
+        size = (samples, *(shape[:-1] if kind == "pixels" else shape))
+        inputs.append(
+            floats(*size) if kind == "floats" else rng.integers(-20, 21, size, dtype=np.int32)
+        )
+    operations = []
+    chooses = False  # whether a max or min may have chosen between two zeros
+    for i in range(draw(st.integers(0, 8))):
+        value = st.integers(0, len(kinds) + i - 1)
+        constants = (floats(channels), floats(1), floats(*shape))
+        name = draw(st.sampled_from(sorted(ARITIES)))
+        if name == "div" and chooses:
+            name = "mul"  # a quotient tells the zeros apart
+        chooses |= name in ("max", "min")
+        operands = [draw(value)]
+        if ARITIES[name] == 2:
+            pick = draw(st.integers(0, 5))
+            operands.append(constants[pick] if pick < 3 else draw(value))
+            if name != "div" and pick < 3 and draw(st.booleans()):
+                operands.reverse()
+        operations.append((name, *operands))
+    value = st.integers(0, len(kinds) + len(operations) - 1)
+    floats_out = draw(st.lists(st.tuples(st.just("floats"), value), max_size=2))
+    bits_out = draw(
+        st.lists(st.tuples(st.just("bits"), value), min_size=not floats_out, max_size=2)
+    )
+    outputs = draw(st.permutations(floats_out + bits_out))
+    return (shape, kinds, operations, outputs), inputs
+
+
+def same(a, b):
+    """Equal as numbers, NaN equal to NaN; zeros of either sign (which of two `max` picks is open)."""
+    return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b, equal_nan=True)
+
+
+@given(programs())
+def test_a_program_equals_its_operations_one_by_one(drawn):
+    arguments, inputs = drawn
+    found = pointwise.run(pointwise.prepare(*arguments), inputs)
+    expected = pointwise.run_reference(arguments, inputs)
+    assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_division_and_square_root_round_as_numpy():
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(5, 200)).astype(np.float32) for _ in range(2))
+    arguments = ((200,), ("floats", "floats"), [("div", 0, 1), ("abs", 2), ("sqrt", 3)])
+    arguments = (*arguments, (("floats", 2), ("floats", 4)))
+    quotient, root = pointwise.run(pointwise.prepare(*arguments), [x, y])
+    assert np.array_equal(quotient, x / y)
+    assert np.array_equal(root, np.sqrt(np.abs(x / y)))
+
+
+def test_a_value_is_kept_as_long_as_it_is_read():
+    x = np.arange(-70, 70, dtype=np.float32).reshape(2, 70)
+    two = np.full(1, 2, np.float32)
+    operations = [("mul", 0, two), ("sub", 1, 0), ("sub", 2, 1), ("add", 1, 3), ("add", 4, 2)]
+    program = pointwise.prepare((70,), ("floats",), operations, (("floats", 5), ("bits", 2)))
+    result, bits = pointwise.run(program, [x])
+    assert np.array_equal(result, 2 * x + (x - 2 * x) + x)
+    assert bits.shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((2, 3), ("floats",), [], (("bits", 0),)), "shape must be"),
+        (((3,), ("doubles",), [], (("bits", 0),)), "inputs are of the kinds"),
+        (((3,), ("floats",) * 5, [], (("bits", 0),)), "at most 4 inputs"),
+        (((3,), ("floats",), [], ()), "needs an output"),
+        (((3,), ("floats",), [("pow", 0, 0)], (("bits", 0),)), "unknown operation 'pow'"),
+        (((3,), ("floats",), [("add", 0, 1)], (("bits", 0),)), "before it is there"),
+        (((3,), ("floats",), [], (("bits", 1),)), "no value 1"),
+        (((3,), ("floats",), [("add", 0, np.ones(3))], (("bits", 0),)), "must be float32"),
+        (((3,), ("floats",), [("add", 0, np.ones(2, "f4"))], (("bits", 1),)), "does not broadcast"),
+        (((3,), ("floats",), [("div", np.ones(1, "f4"), 0)], (("bits", 1),)), "cannot be divided"),
+    ],
+)
+def test_prepare_names_what_does_not_fit(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pointwise.prepare(*arguments)
+
+
+def test_run_names_what_does_not_fit():
+    program = pointwise.prepare((3,), ("floats", "sums"), [("add", 0, 1)], (("floats", 2),))
+    x = np.zeros((2, 3), np.float32)
+    with pytest.raises(ValueError, match="takes 2 inputs, got 1"):
+        pointwise.run(program, [x])
+    with pytest.raises(ValueError, match="input 1 must be int32 with 3 numbers a sample"):
+        pointwise.run(program, [x, x])
+    with pytest.raises(ValueError, match="as many samples"):
+        pointwise.run(program, [x, np.zeros((3, 3), np.int32)])

@@ -1,0 +1,446 @@
+"""Threads: the same bits from any number of them, and no way to end the process.
+
+Numba's threading layers differ in what they do not survive, so the programs below run in processes
+of their own, once on each layer that is installed, with four threads on any machine.
+"""
+
+import ast
+import functools
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import numba
+import pytest
+
+from tinybnn.kernels import threads
+
+KERNELS = Path(threads.__file__).parent
+LAYERS = ("workqueue", "omp", "tbb")
+
+compiled = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing to run in parallel")
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+
+
+def run(program, layer, timeout=200):
+    """Run a program in a process whose kernels use four threads of a threading layer."""
+    environment = {**os.environ, "NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "4"}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment, capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
+
+
+@functools.cache
+def is_installed(layer):
+    return run("import numba; numba.get_num_threads()", layer).returncode == 0
+
+
+def check(program, layer):
+    """The program ends by itself, and without an error."""
+    if layer != "workqueue" and not is_installed(layer):
+        pytest.skip(f"Numba finds no {layer} here")
+    finished = run(HEAD + textwrap.dedent(program), layer)
+    assert finished.returncode == 0, f"{finished.returncode}\n{finished.stdout}{finished.stderr}"
+    assert finished.stdout.splitlines()[-1:] == ["done"], finished.stdout + finished.stderr
+
+
+HEAD = """
+import os, signal, threading, time, traceback
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+
+from tinybnn import deploy, models
+from tinybnn.kernels import threads
+
+LAYER = os.environ["NUMBA_THREADING_LAYER"]
+entries, exclusive, run = 0, threads.exclusive, threads.run
+
+def counting(function):
+    def counted(*arguments):
+        global entries
+        entries += 1
+        return function(*arguments)
+    return counted
+
+threads.exclusive, threads.run = counting(exclusive), counting(run)
+
+def compile_model(build, shape, images, **settings):
+    rng = np.random.default_rng(0)
+    model = build(shape, rng=rng, **settings).eval()
+    packed = deploy.compile(model, shape)
+    return packed, rng.standard_normal((images, *shape), np.float32)
+
+def small():
+    return compile_model(models.cnn, (1, 8, 8), 5, padding=1)
+
+def large():
+    return compile_model(models.vgg_small, (3, 32, 32), 8)
+
+def on_one_thread(packed, x):
+    before = entries
+    with threads.num_threads(1):
+        result = packed.predict(x)
+    assert entries == before, "one thread entered a parallel kernel"
+    return result
+
+def in_parallel(packed, x):
+    before = entries
+    result = packed.predict(x)
+    assert entries > before, "no parallel kernel was entered"
+    return result
+"""
+
+TAKE_TURNS = """
+for make in (small, large):
+    packed, x = make()
+    expected = on_one_thread(packed, x)
+    if make is large:
+        assert np.array_equal(in_parallel(packed, x), expected)
+    start = threading.Barrier(8)
+
+    def work(_):
+        results = []
+        for _ in range(10):
+            start.wait()
+            results.append(packed.predict(x))
+        return results
+
+    with ThreadPoolExecutor(8) as pool:
+        for results in pool.map(work, range(8)):
+            for result in results:
+                assert np.array_equal(result, expected)
+assert numba.threading_layer() == LAYER
+print("done")
+"""
+
+
+@compiled
+@pytest.mark.parametrize("layer", LAYERS)
+def test_python_threads_take_turns(layer):
+    """Eight threads predict with one model at once."""
+    check(TAKE_TURNS, layer)
+
+
+FORK = """
+import multiprocessing
+
+def in_child(function, *arguments):
+    # A child that hangs is ended by its alarm; pytest's own time limit would not say which.
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        try:
+            function(*arguments)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, f"{function.__name__} in a child: status {status}"
+
+def fresh():
+    assert threads.count() == 4
+    assert np.array_equal(in_parallel(packed, x), on_one_thread(packed, x))
+
+def forked(generations=2):
+    assert threads.count() == (1 if LAYER == "omp" else 4)
+    for _ in range(3):
+        assert np.array_equal(packed.predict(x), expected)
+    with threads.num_threads(3):
+        assert threads.count() == (1 if LAYER == "omp" else 3)
+        assert np.array_equal(packed.predict(x), expected)
+    try:
+        with exclusive():
+            assert LAYER != "omp"
+    except RuntimeError as error:
+        assert LAYER == "omp" and "forked from one that used OpenMP" in str(error)
+    # Work that was shared out among threads before the fork.
+    assert doubled() == [0, 2, 4]
+    if generations > 1:
+        in_child(forked, generations - 1)
+
+@numba.njit
+def times(x, i, factor):
+    x[i] *= factor
+
+@numba.njit(parallel=True)
+def times_all(x, factor):
+    for i in numba.prange(len(x)):
+        times(x, i, factor)
+
+def doubled():
+    x = np.arange(3.0)
+    run(times_all, x, 2)
+    return x.tolist()
+
+def of_pool(part):
+    return packed.predict(part)
+
+tiny, digit = small()
+packed, x = large()
+# Small work starts no threads, so the children of this process can start their own.
+tiny.predict(digit)
+in_child(fresh)
+try:
+    raise SystemExit(f"started {numba.threading_layer()} for small work")
+except ValueError:
+    assert threads.count() == 4
+
+expected = on_one_thread(packed, x)
+assert np.array_equal(in_parallel(packed, x), expected)
+assert doubled() == [0, 2, 4]
+in_child(forked)
+
+# A thread that does not exist in the child holds the lock.
+held, leave = threading.Event(), threading.Event()
+
+def hold():
+    with exclusive():
+        held.set()
+        leave.wait(100)
+
+holder = threading.Thread(target=hold)
+holder.start()
+held.wait(100)
+in_child(forked)
+leave.set()
+holder.join()
+
+# The forking thread itself holds it.
+with exclusive():
+    in_child(forked)
+
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    parts = pool.map_async(of_pool, [x[:4], x[4:], x]).get(100)
+assert np.array_equal(np.concatenate(parts[:2]), expected)
+assert np.array_equal(parts[2], expected)
+assert np.array_equal(in_parallel(packed, x), expected)
+print("done")
+"""
+
+
+@compiled
+@forks
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_forked_child_predicts(layer):
+    """Before and after its parent ran parallel kernels; and a child of the child."""
+    check(FORK, layer)
+
+
+INTERRUPT = """
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
+packed, x = large()
+expected = on_one_thread(packed, x)
+assert np.array_equal(in_parallel(packed, x), expected)
+for delay in (0.01, 0.02, 0.03, 0.05, 0.08):
+    threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
+    deadline = time.monotonic() + 60
+    try:
+        while time.monotonic() < deadline:
+            packed.predict(x)
+        raise SystemExit("no interruption came")
+    except KeyboardInterrupt:
+        pass
+    # The lock is free, for other threads too.
+    with ThreadPoolExecutor(1) as pool:
+        assert np.array_equal(pool.submit(in_parallel, packed, x).result(60), expected)
+    assert np.array_equal(in_parallel(packed, x), expected)
+print("done")
+"""
+
+
+@compiled
+@pytest.mark.parametrize("layer", LAYERS)
+def test_an_interruption_leaves_the_lock_free(layer):
+    check(INTERRUPT, layer)
+
+
+# ------------------------------------------------------------------------------- in this process
+
+
+def is_free():
+    """Whether another thread than this one gets the lock."""
+    found = []
+
+    def ask():
+        found.append(threads.exclusive().acquire(timeout=1))
+        if found[0]:
+            threads.exclusive().release()
+
+    other = threading.Thread(target=ask)
+    other.start()
+    other.join()
+    return found[0]
+
+
+def test_exclusive():
+    with threads.exclusive(), threads.exclusive():
+        assert not is_free()
+    assert is_free()
+    with pytest.raises(KeyError), threads.exclusive():
+        raise KeyError
+    assert is_free()
+
+
+def test_num_threads_counts_for_this_thread_only():
+    most = threads.most()
+    inside, leave, found = threading.Event(), threading.Event(), []
+
+    def other():
+        found.append(threads.count())
+        with threads.num_threads(most):
+            inside.set()
+            leave.wait(10)
+            found.append(threads.count())
+
+    with threads.num_threads(1):
+        assert threads.count() == 1
+        thread = threading.Thread(target=other)
+        thread.start()
+        inside.wait(10)
+        assert threads.count() == 1
+        with threads.num_threads(most), threads.num_threads(None):
+            assert threads.count() == most
+        with pytest.raises(KeyError), threads.num_threads(most):
+            raise KeyError
+        assert threads.count() == 1
+        leave.set()
+        thread.join()
+    assert found == [most, most]
+    with threads.num_threads(None):
+        assert threads.count() == most
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, "1", 10**6])
+def test_num_threads_refuses(n):
+    before = threads.count()
+    with (
+        pytest.raises(ValueError, match=rf"num_threads: n must be from 1 to \d+, got {n!r}"),
+        threads.num_threads(n),
+    ):
+        pass
+    assert threads.count() == before
+
+
+# --------------------------------------------------------------------- every entry takes the lock
+
+
+def decorators(function):
+    """(name, whether it says parallel=True) of each decorator."""
+    for node in function.decorator_list:
+        call = node if isinstance(node, ast.Call) else None
+        name = call.func if call else node
+        keywords = call.keywords if call else []
+        yield (
+            name.attr if isinstance(name, ast.Attribute) else getattr(name, "id", ""),
+            any(k.arg == "parallel" and getattr(k.value, "value", None) is True for k in keywords),
+        )
+
+
+def is_compiled(node):
+    names = {"kernel", "inlined", "njit", "jit", "overload", "intrinsic"}
+    return isinstance(node, ast.FunctionDef) and any(name in names for name, _ in decorators(node))
+
+
+def parallel_kernels(tree):
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    return {f.name for f in functions if any(parallel for _, parallel in decorators(f))}
+
+
+def is_call(node, name):
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == name
+
+
+def mentions(tree, names):
+    """(line, name, whether it is entered under the lock) of each kernel named in Python code.
+
+    Either `threads.run` gets it, or it stands in a block ``with threads.exclusive()``, but not in a
+    function or lambda there, which may be called outside of the block.
+    """
+    found = []
+
+    def visit(node, locked):
+        if is_compiled(node):
+            return  # compiled code calls the loop of its own thread
+        if isinstance(node, (ast.FunctionDef, ast.Lambda, ast.ClassDef)):
+            locked = False
+        name = getattr(node, "id", None) or getattr(node, "attr", None)
+        if isinstance(node, (ast.Name, ast.Attribute)) and name in names:
+            found.append((node.lineno, name, locked))
+        under_lock = []
+        if isinstance(node, ast.With):
+            if any(is_call(item.context_expr, "threads.exclusive") for item in node.items):
+                under_lock = node.body
+        elif is_call(node, "threads.run"):
+            under_lock = node.args[:1]
+        for child in ast.iter_child_nodes(node):
+            visit(child, locked or child in under_lock)
+
+    visit(tree, False)
+    return found
+
+
+FILES = sorted(KERNELS.glob("*.py"))
+TREES = {path.name: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+
+@pytest.mark.parametrize("file", TREES)
+def test_every_entry_of_a_parallel_kernel_takes_the_lock(file):
+    names = parallel_kernels(TREES[file])
+    found = mentions(TREES[file], names)
+    unlocked = [f"{file}:{line}: {name}" for line, name, locked in found if not locked]
+    assert not unlocked, "without threads.run or threads.exclusive: " + ", ".join(unlocked)
+    assert {name for _, name, _ in found} == names, "a parallel kernel that nobody calls"
+    for other, tree in TREES.items():
+        if other != file:
+            assert not names & borrowed(tree), f"{other} enters a parallel kernel of {file}"
+
+
+def borrowed(tree):
+    """Names that a file imports from others, or reads from them as attributes."""
+    imported = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
+    read = (node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+    return {alias.name for node in imported for alias in node.names} | set(read)
+
+
+def test_the_search_finds_parallel_kernels():
+    names = set().union(*map(parallel_kernels, TREES.values()))
+    assert {"_tasks", "_parts"} <= names
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("def run(a):\n    with threads.exclusive():\n        _loop(a)", [True]),
+        ("def run(a):\n    with f(), threads.exclusive():\n        _loop(a)", [True]),
+        ("def run(a):\n    threads.run(_loop, a)", [True]),
+        ("def run(a):\n    return lambda: threads.run(_loop, a)", [True]),
+        ("def run(a):\n    threads.run(a, _loop)", [False]),
+        ("def run(a):\n    threads.run(lambda: _loop(a))", [False]),
+        ("def run(a):\n    _loop(a)", [False]),
+        ("def run(a):\n    with threads.num_threads(1):\n        _loop(a)", [False]),
+        ("def run(a):\n    with threads.exclusive():\n        return lambda: _loop(a)", [False]),
+        ("def run(a):\n    with threads.exclusive():\n        pass\n    _loop(a)", [False]),
+        ("def run(a):\n    return a, _loop", [False]),
+        ("@kernel\ndef run(a):\n    _loop(a)", []),
+    ],
+)  # fmt: skip
+def test_the_search_sees_what_is_not_locked(body, expected):
+    source = f"@kernel(parallel=True)\ndef _loop(a):\n    pass\n\n{body}"
+    tree = ast.parse(source)
+    assert parallel_kernels(tree) == {"_loop"}
+    assert [locked for _, _, locked in mentions(tree, {"_loop"})] == expected
+
+
+@pytest.mark.parametrize("file", sorted(TREES.keys() - {"threads.py"}))
+def test_only_one_file_asks_numba_for_threads(file):
+    """`threads.count` knows when a process cannot start any."""
+    names = {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(TREES[file])}
+    assert not names & {"get_num_threads", "set_num_threads"}

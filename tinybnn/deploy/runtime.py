@@ -1,0 +1,156 @@
+"""Carrying out a plan: memory that is laid out once, blocks of the batch, measured layers."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from tinybnn.kernels import threads
+
+_CACHE = 1 << 20  # bytes of results that a block of samples may have in work at a time
+_LINE = 64  # bytes of a cache line
+
+
+class Workspace:
+    """The memory of one call: a place for each result of a plan, used again when it is free.
+
+    A result is needed from the task that writes it to the last one that reads it, so that results
+    which are never needed at the same time share their memory.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+    samples : int
+        The largest block that it will be used for.
+
+    Attributes
+    ----------
+    nbytes : int
+    """
+
+    def __init__(self, tasks, samples):
+        self.tasks, self.samples = tasks, samples
+        self.places, size = _lay_out(tasks, samples)
+        self.arena = np.empty(size, np.uint8)
+        scratch = max((task.memory(samples) for task in tasks), default=0)
+        self.memory = np.empty(scratch, np.uint64)
+        self.views = {}  # number of samples -> for each task its outputs
+        self.calls = {}  # task, number of samples and of threads -> its arrays, and a callable
+        self.images = {}  # number of samples -> copies of the model's input
+        self.nbytes = self.arena.nbytes + self.memory.nbytes
+
+    def outputs(self, samples):
+        """For each task the arrays that its results go to, and the same as steps see them."""
+        if samples not in self.views:
+            if len(self.views) > 3:  # blocks have one size, and the last of a batch another one
+                self.views.clear()
+                self.calls.clear()
+                self.images.clear()
+            self.views[samples] = [self._views_of(task, samples) for task in self.tasks]
+        return self.views[samples]
+
+    def bound(self, i, inputs, outputs):
+        """Task i on these arrays: a callable, made anew where an array is not the last call's."""
+        key = i, len(outputs[0]), threads.count()
+        known, function = self.calls.get(key, ((), None))
+        if len(known) != len(inputs) or any(a is not b for a, b in zip(known, inputs, strict=True)):
+            function = self.tasks[i].function(inputs, outputs, self.memory)
+            self.calls[key] = inputs, function
+        return function
+
+    def _views_of(self, task, samples):
+        outputs = []
+        for step, buffer in zip(task.steps, task.buffers, strict=False):
+            start = self.places[step]
+            part = self.arena[start : start + samples * buffer.nbytes]
+            outputs.append(part.view(buffer.dtype).reshape(samples, *buffer.shape))
+        return tuple(outputs), tuple(map(channels_first, outputs))
+
+    def channels_last(self, x):
+        """Images (n, C, H, W) with their channels last in memory."""
+        if x.ndim != 4 or x.transpose(0, 2, 3, 1).flags.c_contiguous:
+            return x
+        n, channels, height, width = x.shape
+        if n not in self.images:
+            self.images[n] = np.empty((n, height, width, channels), x.dtype).transpose(0, 3, 1, 2)
+        self.images[n][...] = x
+        return self.images[n]
+
+
+def channels_first(array):
+    """Float images (N, H, W, C) as (N, C, H, W), which is how steps see them."""
+    is_images = array.dtype == np.float32 and array.ndim == 4
+    return array.transpose(0, 3, 1, 2) if is_images else array
+
+
+def _lay_out(tasks, samples):
+    """Where in the arena each result begins, and the size of the arena, in bytes.
+
+    Each result gets the lowest place that is free for as long as it is needed.
+    """
+    born, dies, nbytes, root = {}, {}, {}, {}
+    for i, task in enumerate(tasks):
+        for source in task.inputs:
+            # A result that NumPy made may be a view of what it was made from.
+            for step in root.get(source, (source,)):
+                dies[step] = i
+        for step, buffer in zip(task.steps, task.buffers, strict=False):
+            born[step], dies[step] = i, i
+            nbytes[step] = -(-samples * buffer.nbytes // _LINE) * _LINE
+        if not task.buffers:
+            sources = {s for source in task.inputs for s in root.get(source, (source,))}
+            root |= dict.fromkeys(task.steps, tuple(sources))
+    for step in (tasks[-1].steps[-1], *root.get(tasks[-1].steps[-1], ())):
+        dies[step] = len(tasks)
+    places, size = {}, 0
+    for step, birth in born.items():
+        alive = [s for s in places if birth <= dies[s] and born[s] <= dies[step]]
+        place = 0
+        for other in sorted(alive, key=places.get):
+            if place + nbytes[step] <= places[other]:
+                break
+            place = max(place, places[other] + nbytes[other])
+        places[step] = place
+        size = max(size, place + nbytes[step])
+    return places, size
+
+
+def block_size(tasks):
+    """Samples of a block whose results stay in the cache."""
+    _, size = _lay_out(tasks, 16)
+    return max(1, _CACHE * 16 // max(size, 1))
+
+
+def carry_out(tasks, workspace, x, clock=None):
+    """Yield (task, results) one after the other.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+    workspace : Workspace
+    x : (n, ...) float32
+        n at most ``workspace.samples``.
+    clock : list of float, optional
+        The seconds of each task are added to it.
+
+    Results are views of the workspace: to be read before the next task is asked for.
+    """
+    values = {-1: workspace.channels_last(x)}
+    last_use = {source: i for i, task in enumerate(tasks) for source in task.inputs}
+    outputs = workspace.outputs(len(x))
+    for i, task in enumerate(tasks):
+        inputs = [values[source] for source in task.inputs]
+        start = time.perf_counter() if clock else 0
+        if task.buffers:
+            arrays, results = outputs[i]
+            workspace.bound(i, inputs, arrays)()
+        else:
+            results = (task.function(*inputs),)
+        if clock:
+            clock[i] += time.perf_counter() - start
+        values.update(zip(task.steps, results, strict=True))
+        yield task, results
+        for source in task.inputs:
+            if last_use[source] == i:
+                values.pop(source, None)

@@ -1,0 +1,645 @@
+"""A product and what follows it, in one pass: no array of the sums exists.
+
+A layer is one or more products (binary, depth-wise, or of floats) and a `pointwise` program that
+reads their sums. A few pixels' sums are made in scratch memory that stays in the cache, the program
+turns them into the layer's floats and bits, and the next few pixels follow. Two products whose sums
+meet in one program are the dual binary ("1.58-bit") convolution of BD-Net; AdaBin's sum of the
+signs in a window is a product with one filter, whose number holds for all channels of a pixel.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numba import prange
+
+from tinybnn.kernels import depthwise, pointwise, signed, threads, xnor
+from tinybnn.kernels.bits import words_for
+from tinybnn.kernels.simd import inlined, kernel
+from tinybnn.kernels.thresholds import tasks_for
+
+MOST_PRODUCERS = 3
+_CHUNK = 4096  # numbers that a program works on at a time, about: they stay in the first cache
+_PRODUCTS, _NUMBERS = 1e12, 3e10  # products of signs, and of instructions and numbers, a second
+
+
+def kind(prepared):
+    """Which kernel makes the sums of a prepared product: "xnor", "depthwise" or "float"."""
+    if isinstance(prepared, xnor.Prepared):
+        return "xnor"
+    return "depthwise" if isinstance(prepared, depthwise.Plan) else "float"
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """Products and the program that reads their sums; made by `prepare`.
+
+    Attributes
+    ----------
+    producers : tuple
+        For each input of the program a prepared product, or None for an array that is given.
+    program : pointwise.Program
+    kind : str
+        Of the producers; "none" if there are none.
+    products : int
+        Products of signs a sample.
+    """
+
+    producers: tuple
+    program: pointwise.Program
+    kind: str
+    products: int
+
+    def memory_words(self, samples):
+        """Words of scratch memory that `run` needs for so many samples, at most."""
+        return _KINDS[self.kind].memory(self, samples, threads.most())
+
+
+def prepare(producers, program):
+    """Join products and a program.
+
+    Parameters
+    ----------
+    producers : sequence
+        For each input of the program what makes it: an `xnor.Prepared`, a `depthwise.Plan` (each
+        without thresholds; inputs "sums", or "pixels" for one filter), a `signed.PreparedConv2d`
+        (input "floats"), or None for an array that is given to `run`. Producers are of one kind and
+        at most 3; each has as many output pixels as the program.
+    program : pointwise.Program
+
+    Returns
+    -------
+    Layer
+
+    Raises
+    ------
+    ValueError
+        If something does not fit.
+    """
+    producers = tuple(producers)
+    if len(producers) != len(program.inputs):
+        raise ValueError(
+            f"prepare: the program takes {len(program.inputs)} inputs, "
+            f"got {len(producers)} producers"
+        )
+    found = [(p, i) for i, p in enumerate(producers) if p is not None]
+    kinds = {kind(p) for p, _ in found}
+    if len(kinds) > 1 or len(found) > (1 if kinds == {"float"} else MOST_PRODUCERS):
+        raise ValueError(
+            f"prepare: at most {MOST_PRODUCERS} producers of one kind (one of floats), "
+            f"got {len(found)} of {sorted(kinds)}"
+        )
+    *pixels, channels = program.shape
+    for producer, i in found:
+        makes = "floats" if kind(producer) == "float" else "sums"
+        shape = output_shape(producer)
+        expected = (*pixels, channels if program.inputs[i] == makes else 1)
+        if program.inputs[i] not in (makes, "pixels") or shape != expected:
+            raise ValueError(
+                f"prepare: input {i} of the program is {program.inputs[i]} for {program.shape}, "
+                f"its producer gives {makes} of shape {shape}"
+            )
+        if kind(producer) != "float" and gives_bits(producer):
+            raise ValueError(f"prepare: the producer of input {i} has thresholds, it gives bits")
+    return Layer(producers, program, *(kinds or {"none"}), sum(products(p) for p, _ in found))
+
+
+def output_shape(prepared):
+    """Shape of a prepared product's sums for a sample."""
+    if kind(prepared) == "depthwise":
+        return prepared.out_height, prepared.out_width, prepared.channels
+    return tuple(prepared.output_shape)
+
+
+def gives_bits(prepared):
+    """Whether a binary product has thresholds."""
+    return len(prepared.not_levels) > 0 if kind(prepared) == "depthwise" else prepared.to_bits
+
+
+def products(prepared):
+    """Products of signs that a prepared product computes for a sample; 0 for floats."""
+    if kind(prepared) == "float":
+        return 0
+    if kind(prepared) == "depthwise":
+        taps = len(prepared.offsets)
+        return taps * prepared.channels * prepared.out_height * prepared.out_width
+    return prepared.work
+
+
+def run(layer, inputs, outputs, memory=None):
+    """Carry out a layer.
+
+    Parameters
+    ----------
+    layer : Layer
+    inputs : sequence of arrays
+        What each producer reads, (N, H, W, words) uint64 (or (N, words) for a matrix product) or
+        (N, H, W, C) float32; where there is no producer, the program's input.
+    outputs : sequence of arrays
+        Contiguous, (N, ..., C) float32 or (N, ..., words_for(C)) uint64, to be written to.
+    memory : (n,) uint64, optional
+        Scratch, at least ``layer.memory_words(N)`` words.
+
+    Raises
+    ------
+    ValueError
+        If something does not fit.
+    """
+    bind(layer, inputs, outputs, memory)()
+
+
+def bind(layer, inputs, outputs, memory=None):
+    """What `run` does, for the same arrays again and again: all but the work itself is done here.
+
+    Returns
+    -------
+    callable
+        Without arguments. It uses as many threads as are set now.
+    """
+    samples = len(inputs[0])
+    check(layer, samples, inputs, outputs)
+    numbers = samples * math.prod(layer.program.shape)
+    seconds = samples * layer.products / _PRODUCTS + numbers * len(layer.program.code) / _NUMBERS
+    tasks = tasks_for(seconds)
+    of = _KINDS[layer.kind]
+    needed = of.memory(layer, samples, tasks)
+    if memory is None:
+        memory = np.empty(needed, np.uint64)
+    elif memory.dtype != np.uint64 or memory.ndim != 1 or len(memory) < needed:
+        raise ValueError(
+            f"run: memory must be a row of at least {needed} words, "
+            f"got {memory.dtype} of shape {memory.shape}"
+        )
+    origins = np.zeros((tasks, 3, pointwise.MOST_INPUTS), np.int64)
+    items, one, several = of.bind(layer, samples, inputs, outputs, memory)
+    bounds = np.arange(tasks + 1) * items // tasks
+
+    def work():
+        # inf - inf is NaN without a warning in compiled code; the same when the JIT is off.
+        with np.errstate(all="ignore"):
+            if tasks == 1:
+                one(0, items, 0, origins[0])
+            else:
+                with threads.exclusive():
+                    several(bounds, origins)
+
+    return work
+
+
+def check(layer, samples, inputs, outputs):
+    """Hold the arrays of a call against the layer, or a ValueError."""
+    program = layer.program
+    *pixels, channels = program.shape
+    if len(inputs) != len(layer.producers) or len(outputs) != len(program.outputs):
+        raise ValueError(
+            f"run: the layer takes {len(layer.producers)} inputs and "
+            f"{len(program.outputs)} outputs, got {len(inputs)} and {len(outputs)}"
+        )
+    for i, (producer, what, array) in enumerate(
+        zip(layer.producers, program.inputs, inputs, strict=True)
+    ):
+        if producer is None:
+            dtype = np.float32 if what == "floats" else np.int32
+            shape = (*pixels, 1 if what == "pixels" else channels)
+        else:
+            dtype, shape = _reads(producer)
+        _check_array(f"input {i}", array, dtype, (samples, *shape))
+    for i, (what, array) in enumerate(zip(program.outputs, outputs, strict=True)):
+        dtype = np.float32 if what == "floats" else np.uint64
+        shape = (samples, *pixels, channels if what == "floats" else words_for(channels))
+        _check_array(f"output {i}", array, dtype, shape)
+
+
+def _reads(prepared):
+    """Dtype and shape of a sample of what a prepared product reads."""
+    if kind(prepared) == "depthwise":
+        return np.uint64, (prepared.height, prepared.width, prepared.words)
+    dtype = np.uint64 if kind(prepared) == "xnor" else np.float32
+    return dtype, tuple(prepared.input_shape)
+
+
+def _check_array(name, array, dtype, shape):
+    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+        raise ValueError(
+            f"run: {name} must be contiguous {np.dtype(dtype)} of shape {shape}, "
+            f"got {array.dtype} of shape {array.shape}"
+        )
+
+
+# --------------------------------------------------------------------------------- scratch memory
+
+# The scratch memory of a task, in words: the sums of a chunk for each producer, the program's slots
+# and masks, and what the producer's kernel needs. The kernels see the same memory as words and as
+# 32-bit numbers, so places are counted in words, and there are two 32-bit numbers to a word.
+
+
+def _even(numbers):
+    """Words for so many 32-bit numbers, in whole cache lines."""
+    return -(-numbers // 16) * 8
+
+
+def _chunk_pixels(layer):
+    """Pixels of a chunk: enough of them that a product finds some for each load of its weights."""
+    return max(16, _CHUNK // layer.program.shape[-1] // 4 * 4)
+
+
+def _places(layer, pixels, extra=0):
+    """Where in a task's memory everything begins, for chunks of so many pixels.
+
+    Returns
+    -------
+    strips : list of int
+        For each input the place of its chunk's sums; -1 without producer.
+    slots, masks, rest, size : int
+        ``rest`` is where ``extra`` words begin.
+    """
+    channels, place, strips = layer.program.shape[-1], 0, []
+    for producer, what in zip(layer.producers, layer.program.inputs, strict=True):
+        strips.append(-1 if producer is None else place)
+        if producer is not None:
+            place += _even(pixels * (1 if what == "pixels" else channels))
+    slots = place
+    masks = slots + _even(pointwise.slot_floats(layer.program))
+    rest = masks + _even(2 * pointwise.mask_words(layer.program, pixels * channels))
+    return strips, slots, masks, rest, rest + _even(2 * extra)
+
+
+class _Wiring:
+    """The arrays of a call, as the kernels take them."""
+
+    def __init__(self, layer, inputs, outputs, memory, strips):
+        words, floats, integers = memory, memory.view(np.float32), memory.view(np.int32)
+        given = {"floats": [], "sums": [], "pixels": []}
+        self.producers, self.sources, self.rows = [], [], []
+        for producer, what, array, strip in zip(
+            layer.producers, layer.program.inputs, inputs, strips, strict=True
+        ):
+            if producer is None:
+                given[what].append(array)
+                continue
+            # Row of the origins, column, place of the strip: the kernels move the origin along.
+            row = ("floats", "sums", "pixels").index(what)
+            self.rows.append((row, len(given[what]), 2 * strip))
+            self.producers.append(producer)
+            self.sources.append(array.reshape(-1))
+            given[what].append(floats if what == "floats" else integers)
+        results = {"floats": [], "bits": []}
+        for what, array in zip(layer.program.outputs, outputs, strict=True):
+            results[what].append(array)
+        most, flat = pointwise.MOST_INPUTS, pointwise.flat
+        self.arrays = (
+            flat(given["floats"], most, np.float32), flat(given["sums"], most, np.int32),
+            flat(given["pixels"], most, np.int32),
+            flat(results["floats"], pointwise.MOST_OUTPUTS, np.float32),
+            flat(results["bits"], pointwise.MOST_OUTPUTS, np.uint64),
+        )  # fmt: skip
+        self.memory = floats, integers, words
+        self.tables = pointwise.tables(layer.program)
+
+
+@inlined
+def _apply(tables, first, end, origins, arrays, memory, slots, masks):
+    """The program, for pixels first to end - 1."""
+    inputs, integers, pixels, outs, bits = arrays
+    floats, _, words = memory
+    channels = tables[3]
+    pointwise.chunk(
+        tables, first * channels, end * channels, origins, inputs, integers, pixels,
+        floats, 2 * slots, words, masks, outs, bits,
+    )  # fmt: skip
+
+
+@inlined
+def _move(origins, rows, first, channels, base):
+    """Let the inputs that products make begin with pixel ``first``, in a task's memory."""
+    for k in range(len(rows)):
+        row, column, strip = rows[k]
+        start = first if row == 2 else first * channels
+        origins[row, column] = start - strip - 2 * base
+
+
+# ------------------------------------------------------------------------------- without producers
+
+
+def _memory_alone(layer, samples, tasks):
+    return tasks * _places(layer, _chunk_pixels(layer))[-1]
+
+
+def _bind_alone(layer, samples, inputs, outputs, memory):
+    pixels = _chunk_pixels(layer)
+    strips, *places = _places(layer, pixels)
+    places = places[0], places[1], places[3], pixels
+    wiring = _Wiring(layer, inputs, outputs, memory, strips)
+    program, arrays, memory = wiring.tables, wiring.arrays, wiring.memory
+    return (
+        samples * math.prod(layer.program.shape[:-1]),
+        lambda *task: _alone(*task, places, program, arrays, memory),
+        lambda *tasks: _alone_tasks(*tasks, places, program, *arrays, memory),
+    )
+
+
+# A parallel loop takes tuples of arrays, but no tuples of such tuples.
+@kernel(parallel=True)
+def _alone_tasks(bounds, origins, places, program, floats, sums, pixels, outs, bits, memory):
+    for task in prange(len(bounds) - 1):
+        arrays = floats, sums, pixels, outs, bits
+        first, end = bounds[task], bounds[task + 1]
+        _alone(first, end, task * places[2], origins[task], places, program, arrays, memory)
+
+
+@kernel(allocates=False)
+def _alone(first, end, base, origins, places, program, arrays, memory):
+    slots, masks, _, pixels = places
+    for start in range(first, end, pixels):
+        stop = min(start + pixels, end)
+        _apply(program, start, stop, origins, arrays, memory, base + slots, base + masks)
+
+
+# ------------------------------------------------------------------------------- products of floats
+
+
+def _float_extra(layer, samples):
+    """Words for padded images."""
+    (prepared,) = (p for p in layer.producers if p is not None)
+    return prepared._workspace(samples, 1) // 2 + 8
+
+
+def _memory_float(layer, samples, tasks):
+    return tasks * _places(layer, _chunk_pixels(layer), _float_extra(layer, samples))[-1]
+
+
+def _bind_float(layer, samples, inputs, outputs, memory):
+    pixels = _chunk_pixels(layer)
+    strips, *places = _places(layer, pixels, _float_extra(layer, samples))
+    places = *places, pixels
+    wiring = _Wiring(layer, inputs, outputs, memory, strips)
+    (prepared,), (source,) = wiring.producers, wiring.sources
+    product = prepared.copies, source, np.array(wiring.rows)
+    of_product = places, product, *signed.conv2d_arguments(prepared)
+    program, arrays, memory = wiring.tables, wiring.arrays, wiring.memory
+    return (
+        samples * math.prod(layer.program.shape[:-1]),
+        lambda *task: _float(*task, *of_product, program, arrays, memory),
+        lambda *tasks: _float_tasks(*tasks, *of_product, program, *arrays, memory),
+    )
+
+
+@kernel(parallel=True)
+def _float_tasks(
+    bounds, origins, places, product, copying, tables, program, floats, sums, pixels, outs, bits,
+    memory,
+):  # fmt: skip
+    for task in prange(len(bounds) - 1):
+        arrays = floats, sums, pixels, outs, bits
+        _float(
+            bounds[task], bounds[task + 1], task * places[3], origins[task], places, product,
+            copying, tables, program, arrays, memory,
+        )  # fmt: skip
+
+
+@kernel(allocates=False)
+def _float(first, end, base, origins, places, product, copying, tables, program, arrays, memory):
+    """Output pixels first to end - 1, counted through all images."""
+    slots, masks, rest, _, pixels = places
+    copies, source, rows = product
+    per_image, image_stride, floats = len(tables[3]), tables[4], memory[0]
+    images = (end - 1) // per_image + 1
+    together = copying[5] if copies else images
+    strip, slot = 2 * base + rows[0, 2], 2 * (base + rest)
+    for image in range(first // per_image, images, together):
+        after = min(image + together, images)
+        last = min(end, after * per_image)
+        if copies:
+            signed.pad_images(source, image, after, floats, slot, copying)
+        for start in range(max(first, image * per_image), last, pixels):
+            stop = min(start + pixels, last)
+            if copies:
+                at = slot - image * image_stride
+                signed.sums(start, stop, floats, at, floats, strip, tables)
+            else:
+                signed.sums(start, stop, source, 0, floats, strip, tables)
+            _move(origins, rows, start, program[3], base)
+            _apply(program, start, stop, origins, arrays, memory, base + slots, base + masks)
+
+
+# ------------------------------------------------------------------------------ depth-wise products
+
+
+def _depthwise_extra(layer):
+    """Words for a padded image, the counts and the sums of a row, for each producer."""
+    plans = [p for p in layer.producers if p is not None]
+    padded = max(_even(2 * len(plan.padded)) for plan in plans)
+    counts = max(_even(2 * 6 * plan.run) for plan in plans)
+    row = max(_even(plan.minus_base.shape[1] // 4 + 16) for plan in plans)
+    return padded, counts, row
+
+
+def _depthwise_places(layer):
+    padded, counts, row = _depthwise_extra(layer)
+    extra = MOST_PRODUCERS * padded + counts + row
+    return _places(layer, layer.program.shape[1], extra), (padded, counts)
+
+
+def _memory_depthwise(layer, samples, tasks):
+    return tasks * _depthwise_places(layer)[0][-1]
+
+
+def _bind_depthwise(layer, samples, inputs, outputs, memory):
+    (strips, *places), spans = _depthwise_places(layer)
+    wiring = _Wiring(layer, inputs, outputs, memory, strips)
+    # As many as the kernel is compiled for; those beyond the rows are not used.
+    more = MOST_PRODUCERS - len(wiring.rows)
+    plans = tuple(wiring.producers + wiring.producers[:1] * more)
+    sources = tuple(wiring.sources + wiring.sources[:1] * more)
+    places, rows = (*places, *spans), np.array(wiring.rows)
+    program, arrays, memory = wiring.tables, wiring.arrays, (*wiring.memory, memory.view(np.int8))
+    return (
+        samples * plans[0].out_height,
+        lambda *task: _depthwise(*task, places, rows, plans, sources, program, arrays, memory),
+        lambda *tasks: _depthwise_tasks(
+            *tasks, places, rows, *plans, sources, program, *arrays, memory
+        ),
+    )
+
+
+@kernel(parallel=True)
+def _depthwise_tasks(
+    bounds, origins, places, rows, plan0, plan1, plan2, sources, program, floats, sums, pixels,
+    outs, bits, memory,
+):  # fmt: skip
+    for task in prange(len(bounds) - 1):
+        plans, arrays = (plan0, plan1, plan2), (floats, sums, pixels, outs, bits)
+        _depthwise(
+            bounds[task], bounds[task + 1], task * places[3], origins[task], places, rows, plans,
+            sources, program, arrays, memory,
+        )  # fmt: skip
+
+
+@kernel(allocates=False)
+def _depthwise(first, end, base, origins, places, rows, plans, sources, program, arrays, memory):
+    """Output rows first to end - 1, counted through all images."""
+    slots, masks, rest, _, padded_words, counts_words = places
+    _, integers, words, octets = memory
+    at = base + rest
+    counts_at = at + MOST_PRODUCERS * padded_words
+    row_at = counts_at + counts_words
+    for k in range(len(rows)):
+        plan = plans[k]
+        for i in range(len(plan.padded)):
+            words[at + k * padded_words + i] = plan.padded[i]
+    image = -1
+    for item in range(first, end):
+        out_height, out_width = plans[0].out_height, plans[0].out_width
+        n, oy = item // out_height, item % out_height
+        for k in range(len(rows)):
+            plan = plans[k]
+            padded = words[at + k * padded_words : at + k * padded_words + len(plan.padded)]
+            if n != image:
+                length = plan.height * plan.width * plan.words
+                depthwise.pad_image(plan, sources[k][n * length : (n + 1) * length], padded)
+            counts = words[counts_at : counts_at + 6 * plan.run]
+            row = octets[8 * row_at : 8 * row_at + plan.minus_base.shape[1]]
+            start = oy * plan.row_step * plan.row_words
+            depthwise.count_agreements(plan, padded, start, counts)
+            depthwise.unpack_counts(plan, counts, plan.row_class[oy], row)
+            _to_strip(plan, row, integers, 2 * base + rows[k, 2])
+        image = n
+        start = item * out_width
+        _move(origins, rows, start, program[3], base)
+        stop = start + out_width
+        _apply(program, start, stop, origins, arrays, memory[:3], base + slots, base + masks)
+
+
+@inlined
+def _to_strip(plan, row, strip, at):
+    """Sums of a row, as 32-bit integers and without the tails of the words."""
+    for x in range(plan.out_width):
+        start, to = 64 * plan.words * x, at + x * plan.channels
+        for c in range(plan.channels):
+            strip[to + c] = row[start + c]
+
+
+# ---------------------------------------------------------------------------------- binary products
+
+
+def _xnor_extra(layer, samples):
+    """Words for the padded images of one producer."""
+    return max(p.slot_words(samples) for p in layer.producers if p is not None)
+
+
+def _memory_xnor(layer, samples, tasks):
+    extra = MOST_PRODUCERS * _xnor_extra(layer, samples)
+    return tasks * _places(layer, _chunk_pixels(layer), extra)[-1]
+
+
+def _bind_xnor(layer, samples, inputs, outputs, memory):
+    pixels, slot = _chunk_pixels(layer), _xnor_extra(layer, samples)
+    strips, *places = _places(layer, pixels, MOST_PRODUCERS * slot)
+    wiring = _Wiring(layer, inputs, outputs, memory, strips)
+    # As many as the kernel is compiled for; those beyond the rows are not used.
+    more = MOST_PRODUCERS - len(wiring.rows)
+    prepared = wiring.producers + wiring.producers[:1] * more
+    tables = tuple(p.arguments for p in prepared)
+    sources = tuple(wiring.sources + wiring.sources[:1] * more)
+    together = min(p.tables.together for p in prepared)
+    places, rows = (*places, pixels, slot, together), np.array(wiring.rows)
+    program, arrays, memory = wiring.tables, wiring.arrays, wiring.memory
+    return (
+        samples * math.prod(layer.program.shape[:-1]),
+        lambda *task: _xnor(*task, places, rows, tables, sources, program, arrays, memory),
+        lambda *tasks: _xnor_tasks(
+            *tasks, places, rows, *tables, sources, program, *arrays, memory
+        ),
+    )
+
+
+@kernel(parallel=True)
+def _xnor_tasks(
+    bounds, origins, places, rows, tables0, tables1, tables2, sources, program, floats, sums,
+    pixels, outs, bits, memory,
+):  # fmt: skip
+    for task in prange(len(bounds) - 1):
+        tables, arrays = (tables0, tables1, tables2), (floats, sums, pixels, outs, bits)
+        _xnor(
+            bounds[task], bounds[task + 1], task * places[3], origins[task], places, rows, tables,
+            sources, program, arrays, memory,
+        )  # fmt: skip
+
+
+@kernel(allocates=False)
+def _xnor(first, end, base, origins, places, rows, tables, sources, program, arrays, memory):
+    """Output pixels first to end - 1, counted through all images."""
+    slots, masks, rest, _, pixels, slot, together = places
+    _, integers, words = memory
+    step = together * len(xnor.Tables(*tables[0]).pixels)
+    start = first
+    while start < end:
+        stop = min(start // step * step + step, end)
+        for k in range(len(rows)):
+            if xnor.Tables(*tables[k]).copies:
+                xnor.pad(start, stop, sources[k], words, base + rest + k * slot, tables[k])
+        for chunk in range(start, stop, pixels):
+            chunk_end = min(chunk + pixels, stop)
+            for k in range(len(rows)):
+                of = xnor.Tables(*tables[k])
+                sums = integers[2 * base + rows[k, 2] :]
+                if of.copies:
+                    at = base + rest + k * slot - start // len(of.pixels) * of.image_stride
+                    xnor.sums_of(chunk, chunk_end, words, at, tables[k], sums)
+                else:
+                    xnor.sums_of(chunk, chunk_end, sources[k], 0, tables[k], sums)
+            _move(origins, rows, chunk, program[3], base)
+            _apply(program, chunk, chunk_end, origins, arrays, memory, base + slots, base + masks)
+        start = stop
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What the three kinds of producers, and none, have to say.
+
+    Attributes
+    ----------
+    memory : callable
+        (layer, samples, tasks) -> words of scratch memory.
+    bind : callable
+        (layer, samples, inputs, outputs, memory) -> the number of items that tasks share out, the
+        kernel of a task (first item, end, place of its memory, origins), and the parallel kernel
+        (bounds of the tasks, origins of each).
+    """
+
+    memory: object
+    bind: object
+
+
+_KINDS = {
+    "none": _Kind(_memory_alone, _bind_alone),
+    "float": _Kind(_memory_float, _bind_float),
+    "depthwise": _Kind(_memory_depthwise, _bind_depthwise),
+    "xnor": _Kind(_memory_xnor, _bind_xnor),
+}
+
+
+# ------------------------------------------------------------------------------- products alone
+
+
+def bind_product(prepared, x, out, memory):
+    """A prepared product without a program: its sums, or bits, are written to ``out``.
+
+    ``memory`` has at least `product_words` words. Returns a callable, as `bind` does.
+    """
+    if kind(prepared) == "xnor":
+        return lambda: xnor.run(prepared, x, out, memory)
+    if kind(prepared) == "float":
+        return lambda: signed.conv2d(prepared, x, out, memory.view(np.float32))
+    if gives_bits(prepared):
+        return lambda: depthwise.conv2d_bits(prepared, x, out)
+    return lambda: depthwise.conv2d_sums(prepared, x, np.int32, out)
+
+
+def product_words(prepared, samples):
+    """Words of scratch memory that `bind_product` needs for so many samples."""
+    if kind(prepared) == "xnor":
+        return prepared.workspace_words(samples)
+    return prepared.workspace_floats(samples) // 2 + 1 if kind(prepared) == "float" else 0

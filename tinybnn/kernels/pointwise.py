@@ -1,0 +1,498 @@
+"""What stands between two products: elementwise arithmetic on floats, in one pass over memory.
+
+Behind a binary convolution with a real residual come a scale, a batch norm, the residual, an
+activation, and the next layer's sign: a dozen operations that do almost nothing with each number
+and, one after the other in NumPy, read and write the whole layer a dozen times. Here they are a
+small *program* that is carried out for 128 neighbouring numbers at a time, which stay in registers
+from the first operation to the last.
+
+The program is data, not code: `prepare` turns a list of operations into a table of instructions for
+a machine with one accumulator (a block of 128 floats), and the kernel reads the table. So one
+compiled kernel serves every network.
+
+Each operation rounds as NumPy's does, in the given order, and nothing is contracted into fused
+multiply-adds: the results are those of the operations one by one, bit for bit (but for the sign of
+a zero that `max` or `min` had to choose between two zeros).
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from tinybnn.kernels.bits import pack_reference, words_for
+from tinybnn.kernels.simd import (
+    BLOCK,
+    absolute,
+    inlined,
+    kernel,
+    load_block,
+    maximum,
+    minimum,
+    positive_or,
+    square_root,
+    store_block,
+    store_signs,
+    zero_block,
+)
+
+_ALL_ONES = np.uint64(2**64 - 1)
+
+# Instructions. The right operand of two comes from one of the sources below.
+LOAD, ADD, SUBTRACT, SUBTRACT_FROM, MULTIPLY, DIVIDE, MAXIMUM, MINIMUM, SLOPE = range(9)
+ABSOLUTE, SQUARE_ROOT, SAVE, STORE, PACK = range(9, 14)
+
+# Sources: a value for each channel; for each number of an image; saved before; arrays.
+CHANNELS, IMAGE, SLOT, FLOATS, SUMS, PIXELS = range(6)
+
+MOST_INPUTS, MOST_OUTPUTS = 4, 2  # of a kind
+
+_TWO = {
+    "add": ADD, "sub": SUBTRACT, "mul": MULTIPLY, "div": DIVIDE, "max": MAXIMUM, "min": MINIMUM,
+    "prelu": SLOPE,
+}  # fmt: skip
+_ONE = {"abs": ABSOLUTE, "sqrt": SQUARE_ROOT}
+_REFERENCE = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": np.maximum,
+    "min": np.minimum, "abs": np.abs, "sqrt": np.sqrt,
+    "prelu": lambda x, slope: np.where(x > 0, x, slope * x),
+}  # fmt: skip
+
+
+class Program(NamedTuple):
+    """Instructions and constants; made by `prepare`.
+
+    Attributes
+    ----------
+    shape : (H, W, C) or (C,)
+        Of a sample.
+    code : (n, 3) int64
+        Instruction, source, number of the operand in its source. For SAVE, STORE and PACK the
+        number is that of the slot or output.
+    by_channel : (..., C + 128) float32
+        A row for each constant, repeated periodically, so that 128 of them can be loaded from any
+        channel on.
+    by_image : (..., H * W * C + 128) float32
+    slots : int
+    inputs : tuple of str
+        Kind of each input: "floats", "sums" or "pixels".
+    outputs : tuple of str
+        Kind of each output: "floats" or "bits".
+    """
+
+    shape: tuple
+    code: np.ndarray
+    by_channel: np.ndarray
+    by_image: np.ndarray
+    slots: int
+    inputs: tuple
+    outputs: tuple
+
+
+def prepare(shape, inputs, operations, outputs):
+    """Translate a list of operations.
+
+    Parameters
+    ----------
+    shape : (H, W, C) or (C,)
+        Of what is computed for each sample.
+    inputs : sequence of str
+        At most 4 of each kind: "floats" for a float32 array (N, H, W, C), "sums" for an int32 one,
+        "pixels" for an int32 array (N, H, W) whose numbers hold for all channels of a pixel.
+    operations : sequence of tuples
+        ``(name, operand)`` or ``(name, left, right)``. The names are add, sub, mul, div, max, min,
+        prelu (``where(left > 0, left, right * left)``), abs and sqrt. An operand is the number of a
+        value (inputs come first, then the results of the operations) or a constant: a float32 array
+        that broadcasts to ``shape``. A constant cannot be divided by a value.
+    outputs : sequence of (str, int)
+        At most 2 of each kind: "floats" or "bits" (1 where a value is >= 0), and the value.
+
+    Returns
+    -------
+    Program
+
+    Raises
+    ------
+    ValueError
+        If something does not fit.
+    """
+    return _Translator(shape, inputs, operations, outputs).program()
+
+
+class _Translator:
+    """From values to the instructions of a machine with one accumulator."""
+
+    def __init__(self, shape, inputs, operations, outputs):
+        self.shape = tuple(shape)
+        self.inputs, self.operations = tuple(inputs), list(operations)
+        self.outputs = [(kind, int(value)) for kind, value in outputs]
+        self.by_channel, self.by_image, self.code = [], [], []
+        self.slot_of, self.free, self.slots = {}, [], 0
+        self.check()
+
+    def check(self):
+        if len(self.shape) not in (1, 3) or math.prod(self.shape) < 1:
+            raise ValueError(f"prepare: shape must be (H, W, C) or (C,), got {self.shape}")
+        for what, kinds, known, most in (
+            ("inputs", self.inputs, ("floats", "sums", "pixels"), MOST_INPUTS),
+            ("outputs", [kind for kind, _ in self.outputs], ("floats", "bits"), MOST_OUTPUTS),
+        ):
+            for kind in kinds:
+                if kind not in known:
+                    raise ValueError(f"prepare: {what} are of the kinds {known}, got {kind!r}")
+            for kind in known:
+                if list(kinds).count(kind) > most:
+                    raise ValueError(f"prepare: at most {most} {what} can be {kind}")
+        if not self.outputs:
+            raise ValueError("prepare: a program needs an output")
+        for i, (name, *operands) in enumerate(self.operations):
+            if name not in _REFERENCE or len(operands) != 1 + (name in _TWO):
+                raise ValueError(
+                    f"prepare: unknown operation {name!r} with {len(operands)} operands"
+                )
+            if name == "div" and not isinstance(operands[0], int):
+                raise ValueError("prepare: a constant cannot be divided by a value")
+            for operand in operands:
+                if isinstance(operand, int) and not 0 <= operand < len(self.inputs) + i:
+                    raise ValueError(
+                        f"prepare: operation {i} reads value {operand} before it is there"
+                    )
+        for _, value in self.outputs:
+            if not 0 <= value < len(self.inputs) + len(self.operations):
+                raise ValueError(f"prepare: there is no value {value} to give out")
+
+    def program(self):
+        first = len(self.inputs)
+        operands = [v for _, *given in self.operations for v in given if isinstance(v, int)]
+        # How often each value is still read, and the one that the accumulator holds.
+        self.uses = collections.Counter(operands + [v for _, v in self.outputs])
+        self.accumulator = None
+        for value in range(first + len(self.operations)):
+            if value >= first:
+                self.operation(value, *self.operations[value - first])
+            self.give_out(value)
+        code = np.array(self.code, np.int64).reshape(-1, 3)
+        channels, image = self.shape[-1], math.prod(self.shape)
+        return Program(
+            self.shape, code, _periodic(self.by_channel, channels),
+            _periodic(self.by_image, image), self.slots, self.inputs,
+            tuple(kind for kind, _ in self.outputs),
+        )  # fmt: skip
+
+    def operation(self, result, name, left, right=None):
+        instruction = _ONE.get(name, _TWO.get(name))
+        if self.holds(right) and not self.holds(left):
+            if name in ("add", "mul", "max", "min"):
+                left, right = right, left
+            elif name == "sub":
+                left, right, instruction = right, left, SUBTRACT_FROM
+        self.load(left)
+        self.count_use(left)
+        self.count_use(right)
+        if self.uses[self.accumulator] or self.holds(right):
+            self.save()
+        self.emit(instruction, *((0, 0) if right is None else self.operand(right)))
+        self.accumulator = result
+        for value in [v for v in self.slot_of if not self.uses[v]]:
+            self.free.append(self.slot_of.pop(value))
+
+    def holds(self, operand):
+        return isinstance(operand, int) and operand == self.accumulator
+
+    def count_use(self, operand):
+        if isinstance(operand, int):
+            self.uses[operand] -= 1
+
+    def give_out(self, value):
+        """The outputs that are this value."""
+        for number, (kind, given) in enumerate(self.outputs):
+            if given == value:
+                self.load(value)
+                self.count_use(value)
+                same = [k for k, _ in self.outputs[:number] if k == kind]
+                self.emit(STORE if kind == "floats" else PACK, 0, len(same))
+
+    def load(self, operand):
+        """Into the accumulator, whose value is saved if somebody will read it."""
+        if not self.holds(operand):
+            if self.uses[self.accumulator]:
+                self.save()
+            self.emit(LOAD, *self.operand(operand))
+            self.accumulator = operand if isinstance(operand, int) else None
+
+    def save(self):
+        """The accumulator's value, unless it is an input or saved already."""
+        value = self.accumulator
+        if value is None or value < len(self.inputs) or value in self.slot_of:
+            return
+        if not self.free:
+            self.free.append(self.slots)
+            self.slots += 1
+        self.slot_of[value] = self.free.pop()
+        self.emit(SAVE, SLOT, self.slot_of[value])
+
+    def operand(self, operand):
+        """Source and number."""
+        if isinstance(operand, int):
+            if operand < len(self.inputs):
+                kind = self.inputs[operand]
+                source = {"floats": FLOATS, "sums": SUMS, "pixels": PIXELS}[kind]
+                return source, self.inputs[:operand].count(kind)
+            return SLOT, self.slot_of[operand]
+        constant = np.asarray(operand)
+        if constant.dtype != np.float32:
+            raise ValueError(f"prepare: constants must be float32, got {constant.dtype}")
+        try:
+            rows = np.broadcast_to(constant, self.shape)
+        except ValueError:
+            raise ValueError(
+                f"prepare: a constant of shape {constant.shape} does not broadcast to {self.shape}"
+            ) from None
+        by_channel = constant.size == 1 or constant.shape[-1] == constant.size
+        table = self.by_channel if by_channel else self.by_image
+        table.append(rows[0, 0] if by_channel and len(self.shape) == 3 else rows.reshape(-1))
+        return (CHANNELS if by_channel else IMAGE), len(table) - 1
+
+    def emit(self, instruction, source, number):
+        self.code.append((instruction, source, number))
+
+
+def _periodic(rows, period):
+    """Constants one after the other, each repeated up to its period + 128."""
+    if not rows:
+        return np.zeros(0, np.float32)
+    return np.concatenate([np.resize(row, period + BLOCK) for row in rows])
+
+
+# ------------------------------------------------------------------------------------------ running
+
+
+def run(program, inputs):
+    """Carry out a program on arrays.
+
+    Parameters
+    ----------
+    program : Program
+    inputs : sequence of arrays
+        As announced to `prepare`.
+
+    Returns
+    -------
+    tuple of arrays
+        (N, H, W, C) float32 or (N, H, W, words_for(C)) uint64 each.
+
+    Raises
+    ------
+    ValueError
+        If a dtype or a shape does not fit.
+    """
+    if len(inputs) != len(program.inputs):
+        raise ValueError(f"run: the program takes {len(program.inputs)} inputs, got {len(inputs)}")
+    arrays = {"floats": [], "sums": [], "pixels": []}
+    image = math.prod(program.shape)
+    for i, (kind, array) in enumerate(zip(program.inputs, inputs, strict=True)):
+        array = np.asarray(array)
+        dtype = np.float32 if kind == "floats" else np.int32
+        per_sample = image // (program.shape[-1] if kind == "pixels" else 1)
+        if array.dtype != dtype or array.ndim == 0 or array.size != len(array) * per_sample:
+            raise ValueError(
+                f"run: input {i} must be {np.dtype(dtype)} with {per_sample} numbers a sample, "
+                f"got {array.dtype} of shape {array.shape}"
+            )
+        arrays[kind].append(np.ascontiguousarray(array))
+    samples = {len(array) for group in arrays.values() for array in group}
+    if len(samples) > 1:
+        raise ValueError(f"run: the inputs must have as many samples as each other, got {samples}")
+    (samples,) = samples or {1}
+    *pixels, channels = program.shape
+    results = [
+        np.empty((samples, *pixels, channels), np.float32)
+        if kind == "floats"
+        else np.empty((samples, *pixels, words_for(channels)), np.uint64)
+        for kind in program.outputs
+    ]
+    of_kind = {
+        kind: [r for r, k in zip(results, program.outputs, strict=True) if k == kind]
+        for kind in ("floats", "bits")
+    }
+    end = samples * image
+    # inf - inf is NaN without a warning in compiled code; the same when the JIT is off.
+    with np.errstate(all="ignore"):
+        chunk(
+            tables(program), 0, end, np.zeros((3, MOST_INPUTS), np.int64),
+            flat(arrays["floats"], MOST_INPUTS, np.float32),
+            flat(arrays["sums"], MOST_INPUTS, np.int32),
+            flat(arrays["pixels"], MOST_INPUTS, np.int32),
+            np.empty(slot_floats(program), np.float32), 0,
+            np.empty(mask_words(program, end), np.uint64), 0,
+            flat(of_kind["floats"], MOST_OUTPUTS, np.float32),
+            flat(of_kind["bits"], MOST_OUTPUTS, np.uint64),
+        )  # fmt: skip
+    return tuple(results)
+
+
+def run_reference(program_arguments, inputs):
+    """What `run` of ``prepare(*program_arguments)`` computes, in plain NumPy: operation by
+    operation."""
+    shape, kinds, operations, outputs = program_arguments
+    values = [
+        np.asarray(a)[..., None].astype(np.float32)
+        if kind == "pixels"
+        else np.asarray(a, np.float32)
+        for kind, a in zip(kinds, inputs, strict=True)
+    ]
+    samples = len(values[0]) if values else 1
+    with np.errstate(all="ignore"):
+        for name, *operands in operations:
+            found = [values[v] if isinstance(v, int) else v for v in operands]
+            values.append(np.asarray(_REFERENCE[name](*found), np.float32))
+    full = [np.broadcast_to(values[v], (samples, *shape)) for _, v in outputs]
+    return tuple(
+        np.array(value) if kind == "floats" else pack_reference(value)
+        for (kind, _), value in zip(outputs, full, strict=True)
+    )
+
+
+def tables(program):
+    """The part of a program that the kernel reads."""
+    channels, image = program.shape[-1], math.prod(program.shape)
+    return program.code, program.by_channel, program.by_image, channels, image, program.slots
+
+
+def slot_floats(program):
+    """Length of the float32 scratch memory that `chunk` needs."""
+    return (program.slots + 1) * BLOCK
+
+
+def mask_words(program, numbers):
+    """Length of the uint64 scratch memory that `chunk` needs for so many numbers."""
+    return program.outputs.count("bits") * ((numbers + 63) // 64 + 2)
+
+
+def flat(arrays, most, dtype):
+    """A tuple of exactly ``most`` flat arrays, for a kernel that picks one by number."""
+    empty = [np.empty(0, dtype)] * (most - len(arrays))
+    return tuple([array.reshape(-1) for array in arrays] + empty)
+
+
+# ------------------------------------------------------------------------------------------- kernel
+
+
+@kernel(allocates=False)
+def chunk(tables, first, end, origins, floats, sums, pixels, slots, slot, masks, mask, outs, bits):
+    """The numbers first to end - 1 (flat, counted through all samples; whole pixels).
+
+    Number p of input k is ``floats[k][p - origins[0, k]]``, of one of integers
+    ``sums[k][p - origins[1, k]]``, and pixel q is ``pixels[k][q - origins[2, k]]``. Origins are 0
+    for arrays of the whole batch, and point into scratch memory where a product has just made the
+    sums of this chunk. ``slots`` from ``slot`` on and ``masks`` from ``mask`` on are scratch
+    memory, `slot_floats` and `mask_words` long.
+    """
+    code, by_channel, by_image, channels, image, spread = tables
+    c, i, p = first % channels, first % image, first
+    part = slot + spread * BLOCK
+    whole, length = channels % 64 == 0, (end - first + 63) // 64 + 2
+    while p < end:
+        count = min(BLOCK, end - p)
+        v = zero_block()
+        for line in range(len(code)):
+            instruction, source, number = code[line, 0], code[line, 1], code[line, 2]
+            if instruction < ABSOLUTE:
+                if source == CHANNELS:
+                    w = load_block(by_channel, number * (channels + BLOCK) + c)
+                elif source == IMAGE:
+                    w = load_block(by_image, number * (image + BLOCK) + i)
+                elif source == SLOT:
+                    w = load_block(slots, slot + number * BLOCK)
+                elif source == FLOATS and count == BLOCK:
+                    w = load_block(floats[number], p - origins[0, number])
+                elif source == SUMS and count == BLOCK:
+                    w = load_block(sums[number], p - origins[1, number])
+                else:  # numbers that do not lie together, or less than a block of them
+                    if source == FLOATS:
+                        _copy(floats[number], p - origins[0, number], slots, part, count)
+                    elif source == SUMS:
+                        _copy(sums[number], p - origins[1, number], slots, part, count)
+                    else:
+                        _spread(pixels[number], origins[2, number], p, count, channels, slots, part)
+                    w = load_block(slots, part)
+                if instruction == LOAD:
+                    v = w
+                elif instruction == ADD:
+                    v = v + w
+                elif instruction == SUBTRACT:
+                    v = v - w
+                elif instruction == SUBTRACT_FROM:
+                    v = w - v
+                elif instruction == MULTIPLY:
+                    v = v * w
+                elif instruction == DIVIDE:
+                    v = v / w
+                elif instruction == MAXIMUM:
+                    v = maximum(v, w)
+                elif instruction == MINIMUM:
+                    v = minimum(v, w)
+                else:
+                    v = positive_or(v, w * v)
+            elif instruction == ABSOLUTE:
+                v = absolute(v)
+            elif instruction == SQUARE_ROOT:
+                v = square_root(v)
+            elif instruction == SAVE:
+                store_block(slots, slot + number * BLOCK, v)
+            elif instruction == STORE:
+                if count == BLOCK:
+                    store_block(outs[number], p, v)
+                else:
+                    store_block(slots, part, v)
+                    _copy(slots, part, outs[number], p, count)
+            elif whole and count == BLOCK:
+                store_signs(bits[number], p // 64, v)
+            else:
+                store_signs(masks, mask + number * length + (p - first) // 64, v)
+        p += BLOCK
+        c = (c + BLOCK) % channels
+        i = (i + BLOCK) % image
+    for number in range(MOST_OUTPUTS):
+        if len(bits[number]):
+            start = mask + number * length
+            if not whole:
+                _space_out(masks, start, first // channels, end // channels, channels, bits[number])
+            elif (end - first) % BLOCK:  # an odd number of words
+                bits[number][end // 64 - 1] = masks[start + (end - first) // 64 - 1]
+
+
+@inlined
+def _copy(source, first, target, to, count):
+    for j in range(count):
+        target[to + j] = source[first + j]
+
+
+@inlined
+def _spread(pixels, origin, first, count, channels, slots, at):
+    """A number of each pixel to all of its channels."""
+    p, end = first, first + count
+    while p < end:
+        pixel = p // channels
+        stop = min((pixel + 1) * channels, end)
+        value = np.float32(pixels[pixel - origin])
+        for q in range(p, stop):
+            slots[at + q - first] = value
+        p = stop
+
+
+@inlined
+def _space_out(masks, start, first, end, channels, bits):
+    """Bits in one string -> rows of whole words, a row for each pixel."""
+    words = (channels + 63) // 64
+    for pixel in range(first, end):
+        for j in range(words):
+            bit = (pixel - first) * channels + 64 * j
+            at, shift, count = start + bit // 64, bit % 64, min(64, channels - 64 * j)
+            word = masks[at] >> np.uint64(shift)
+            if shift + count > 64:
+                word |= masks[at + 1] << np.uint64(64 - shift)
+            bits[pixel * words + j] = word & (_ALL_ONES >> np.uint64(64 - count))
