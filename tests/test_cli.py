@@ -106,6 +106,9 @@ def test_version():
         (["predict", "m.npz"], "IMAGES"),
         (["demo", "--epochs", "-3"], "whole number >= 1"),
         (["reproduce", "imagenet"], "mnist-cnn"),
+        (["bench"], "group"),
+        (["bench", "gpus"], "'depthwise'"),
+        (["bench", "kernels", "--threads", "0"], "whole number >= 1, got '0'"),
     ],
 )
 def test_wrong_arguments(arguments, advice, capsys):
@@ -492,6 +495,26 @@ def test_demo(tmp_path):
     assert "360 of 360 test images with identical logits" in out
     assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "d.json").read_text())["identical_logits"] == 360
+
+
+# -------------------------------------------------------------------------------------------- bench
+
+
+def test_bench(tmp_path):
+    out, err = tinybnn(
+        "bench", "depthwise", "--quick", "--threads", "1", "--json", "-",
+        "--plot", tmp_path / "roof.png",
+    )  # fmt: skip
+    report = json.loads(out)
+    assert report["command"] == "tinybnn bench depthwise --threads 1 --quick"
+    assert {row["name"] for row in report["rows"]} == {"depth-wise, bits", "depth-wise, sums"}
+    assert "64×128×16×16, 3×3" in err and f"Picture: {tmp_path / 'roof.png'}" in err
+    assert (tmp_path / "roof.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_refuses_before_it_measures(tmp_path):
+    assert "n must be from 1 to" in refused("bench", "all", "--threads", "4096")
+    assert "there is no folder" in refused("bench", "all", "--plot", tmp_path / "no" / "roof.png")
 
 
 # ---------------------------------------------------------------------- data, summary, reproduce

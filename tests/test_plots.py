@@ -97,6 +97,71 @@ def test_quantizer_that_is_given():
         plots.quantizer(axes, "sgn")
 
 
+# ------------------------------------------------------------------------------- the roofline
+
+
+def measured(name, products, seconds, nbytes, peer="NumPy sgemm", **more):
+    row = {
+        "name": name, "shape": f"{products}", "products": products, "bytes": nbytes,
+        "ours_s": seconds, "peer": peer, "peer_s": 10 * seconds,
+        "peer_bytes": nbytes and 32 * nbytes,
+    }  # fmt: skip
+    return row | more
+
+
+def test_roofline():
+    rows = [
+        measured("product", 10**9, 1e-3, 10**6),
+        measured("product", 10**9, 1e-3, 10**6, peer="PyTorch"),  # the same point
+        measured("product", 2 * 10**9, 1e-3, 10**6),
+        measured("pack", None, 1e-3, 10**6),  # no product: no point
+        measured("depth-wise", 10**8, 1e-3, 10**6, peer="PyTorch"),
+    ]
+    figure, axes = axes_of_figure()
+    plots.roofline(axes, rows, 2e12, 20e9)
+    render(figure)
+    roof, *points = axes.get_lines()
+    x, y = roof.get_data()
+    assert x[1] == 100 and list(y[1:]) == [2000, 2000]  # 2e12 / 20e9 products a byte: the ridge
+    assert y[0] == pytest.approx(20 * x[0])
+    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in points]
+    assert drawn == [
+        ([1000, 2000], [1000, 2000]),
+        ([100], [100]),
+        ([1000 / 32, 2000 / 32], [100, 200]),  # sgemm
+    ]
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert texts == [
+        "product", " 1  1000000000", " 2  2000000000", "depth-wise", " 3  100000000",
+        "NumPy sgemm, on floats",
+    ]  # fmt: skip
+    notes = [text.get_text() for text in axes.texts]
+    assert notes == ["registers: 2,000 Gbit-MAC/s", "memory: 20 GB/s", "1", "2", "3"]
+
+
+def test_the_numbers_of_a_roofline_are_legible():
+    """Points as close together as kernels are: no number lies on another one."""
+    rng = np.random.default_rng(0)
+    rows = [
+        measured("product", int(10**9 * factor), 1e-3 * factor / speed, 10**6)
+        for factor, speed in rng.uniform(0.8, 1.25, (12, 2))
+    ]
+    figure, axes = axes_of_figure(figsize=(9, 6))
+    plots.roofline(axes, rows, 2e12, 20e9)
+    figure.draw_without_rendering()
+    boxes_of_texts = [text.get_window_extent() for text in axes.texts[2:]]
+    assert len(boxes_of_texts) == 12
+    for i, a in enumerate(boxes_of_texts):
+        assert not any(a.overlaps(b) for b in boxes_of_texts[:i])
+
+
+def test_roofline_of_nothing():
+    figure, axes = axes_of_figure()
+    plots.roofline(axes, [measured("pack", None, 1e-3, None)], 2e12, 20e9)
+    render(figure)
+    assert len(axes.get_lines()) == 1
+
+
 # ---------------------------------------------------------------------------------- the graph
 
 

@@ -280,14 +280,20 @@ def _add_bench(commands):
         commands,
         "bench",
         _bench,
-        "measure kernels and packed models against NumPy and PyTorch",
-        "Measure in turn, in one process, and print medians and their ratio. PyTorch takes part\n"
-        "where it is installed.",
+        "measure kernels and packed models against NumPy, PyTorch and others",
+        "Measure in turn, in one run: medians, their ratio, and whether it is what the project\n"
+        "asks of itself. PyTorch, ONNX Runtime (with onnx) and Larq Compute Engine (with larq\n"
+        "and tensorflow; TINYBNN_LARQ_PYTHON names the Python that has them) take part where\n"
+        "they are installed.",
         "tinybnn bench kernels --threads 1",
-        "tinybnn bench all --json bench.json",
+        "tinybnn bench all --json bench.json --plot roofline.png",
     )
-    bench.add_argument("group", choices=["kernels", "models", "startup", "all"])
-    bench.add_argument("--threads", type=_whole(1), default=2, metavar="N", help="(2)")
+    bench.add_argument("group", choices=["kernels", "depthwise", "models", "startup", "all"])
+    bench.add_argument("--threads", type=_whole(1), metavar="N", help="(2, or one a core)")
+    bench.add_argument("--plot", metavar="FILE", help="draw the roofline to FILE (PNG)")
+    bench.add_argument(
+        "--quick", action="store_true", help="run everything, too briefly for good figures"
+    )
     _add_json(bench)
 
 
@@ -511,8 +517,12 @@ def _summary(options):
 
 
 def _bench(options):
-    from tinybnn import analysis, bench
+    from tinybnn import bench
 
-    _check_outputs(options.json)
-    rows = bench.run(options.group, options.threads, say=_say(options))
-    _write_json(options, {"machine": analysis.machine(), "rows": rows})
+    _check_outputs(options.json, options.plot)
+    say = _say(options)
+    report = bench.run(options.group, options.threads, options.quick, say=say)
+    if options.plot is not None:
+        bench.draw(options.plot, report)
+        say(f"Picture: {options.plot}")
+    _write_json(options, report)

@@ -109,6 +109,120 @@ def quantizer(axes, q, title=None):
     axes.legend(loc="lower right", frameon=False, fontsize="small")
 
 
+# ------------------------------------------------------------------------------------ the roofline
+
+_KINDS = (  # marker and colour, in the order of appearance
+    ("o", MINUS), ("s", PLUS), ("D", "#9e2a2b"), ("^", "#588157"), ("v", "#86bbd8"),
+    ("P", "#6d597a"),
+)  # fmt: skip
+
+
+def roofline(axes, rows, peak, bandwidth):
+    """Products of signs a second against products a byte, below the roof of the machine.
+
+    A kernel can be no faster than the registers count, nor than the memory delivers (the roofline
+    of Williams, Waterman, Patterson 2009). The bytes of a point are what it reads and writes at
+    least; what a cache holds does not wait for memory, and may lie above the slope.
+
+    Parameters
+    ----------
+    axes : matplotlib axes
+    rows : list of dict
+        Of a benchmark: ``name``, ``shape``, ``products``, ``bytes``, ``ours_s``, and ``peer``,
+        ``peer_s``, ``peer_bytes``. A row without products or bytes is left out; of rows that
+        differ only in the peer one is drawn. What NumPy's sgemm does with floats is drawn too.
+    peak : float
+        Products a second that the registers count.
+    bandwidth : float
+        Bytes a second.
+    """
+    ours, sgemm = _points(rows)
+    points = [point for group in (*ours.values(), sgemm) for point in group]
+    xs = [x for x, _, _ in points] + [peak / bandwidth]
+    low, high = min(xs) / 3, max(xs) * 3
+    x = np.array([low, peak / bandwidth, high])
+    axes.plot(x, np.minimum(peak, bandwidth * x) / 1e9, color="0.2", zorder=1)
+    axes.set(
+        xscale="log", yscale="log", xlim=(low, high), xlabel="products of signs a byte moved",
+        ylabel="Gbit-MAC/s",
+    )  # fmt: skip
+    axes.grid(True, which="major", color="0.92", zorder=0)
+    for place, text, offset, side in (
+        ((high, peak / 1e9), f"registers: {peak / 1e9:,.0f} Gbit-MAC/s", (-4, 5), "right"),
+        ((low, bandwidth * low / 1e9), f"memory: {bandwidth / 1e9:.0f} GB/s", (24, 6), "left"),
+    ):
+        axes.annotate(
+            text, place, offset, textcoords="offset points", ha=side, fontsize="small", color="0.2"
+        )
+    drawn, entries = [], []
+    for (marker, color), (name, group) in zip(itertools.cycle(_KINDS), ours.items(), strict=False):
+        entries.append((_dots(axes, group, marker, color), name))
+        for x, y, shape in group:
+            drawn.append((x, y))
+            entries.append((_nothing(), f"{len(drawn):>2}  {shape}"))
+    if sgemm:
+        entries.append((_dots(axes, sgemm, "x", "0.45"), "NumPy sgemm, on floats"))
+    handles, labels = zip(*entries, strict=True) if entries else ((), ())
+    axes.legend(
+        handles, labels, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False,
+        fontsize="small", handlelength=1.0, labelspacing=0.3, borderaxespad=0.0,
+    )  # fmt: skip
+    _number(axes, drawn)
+
+
+def _points(rows):
+    """Ours as {name: [(products a byte, Gbit-MAC/s, shape)]}, and those of NumPy's sgemm."""
+    ours, sgemm, seen = {}, [], set()
+    for row in rows:
+        if row["products"] and row["bytes"]:
+            if (row["name"], row["shape"]) not in seen:
+                seen.add((row["name"], row["shape"]))
+                ours.setdefault(row["name"], []).append(
+                    (row["products"] / row["bytes"], row["products"] / row["ours_s"] / 1e9,
+                     row["shape"])
+                )  # fmt: skip
+            if row["peer"] == "NumPy sgemm" and row["peer_bytes"]:
+                rate = row["products"] / row["peer_s"] / 1e9
+                sgemm.append((row["products"] / row["peer_bytes"], rate, row["shape"]))
+    return ours, sgemm
+
+
+def _dots(axes, points, marker, color):
+    """Draw points; returns what stands for them in the legend."""
+    edge = {} if marker == "x" else {"markeredgecolor": "white"}
+    x, y, _ = zip(*points, strict=True)
+    [line] = axes.plot(x, y, marker, color=color, markersize=8, zorder=3, **edge)
+    return line
+
+
+def _nothing():
+    """An entry of a legend that has a text only."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], linestyle="")
+
+
+def _number(axes, points):
+    """Write 1, 2, 3, ... beside points, each where most room is."""
+    from matplotlib.patheffects import withStroke
+
+    axes.figure.draw_without_rendering()  # from here on the axes keep their place
+    points_a_pixel = 72 / axes.figure.dpi
+    places = [axes.transData.transform(point) * points_a_pixel for point in points]
+    taken = list(places)
+    for i, (point, place) in enumerate(zip(points, places, strict=True)):
+        others = np.array(taken[:i] + taken[i + 1 :]).reshape(-1, 2)
+        angles = np.arange(12) * np.pi / 6
+        ways = 9 * np.stack([np.cos(angles), np.sin(angles)], 1)  # (12, 2) points
+        distance = np.linalg.norm((place + ways)[:, None] - others, axis=2)  # (12, others)
+        way = ways[distance.min(1, initial=99.0).argmax()]
+        axes.annotate(
+            str(i + 1), point, way, textcoords="offset points", ha="center", va="center",
+            fontsize=7.5, zorder=4, path_effects=[withStroke(linewidth=2, foreground="white")],
+        )  # fmt: skip
+        taken.append(place + way)
+
+
 # ------------------------------------------------------------------------------ the autograd graph
 
 _MOST_BOXES = 500

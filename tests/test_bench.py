@@ -1,0 +1,323 @@
+"""Benchmarks: what a row says, that turns are fair, and that every group runs."""
+
+import json
+import sys
+import threading
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+
+from tinybnn import bench, models
+from tinybnn.bench import kernels, peers, report, rounds
+from tinybnn.kernels import bits, depthwise
+
+QUICK = rounds.Settings(1, quick=True)
+COLUMNS = {
+    "name": str, "shape": str, "threads": int, "ours_s": float, "ours_min_s": float,
+    "ours_max_s": float, "peer": str, "peer_s": float, "peer_min_s": float,
+    "peer_max_s": float, "ratio": float, "ratio_of_fastest": float, "target": float,
+    "target_of": str, "is_met": bool, "peak_share": float, "rate": float, "unit": str,
+    "bytes": int, "products": int, "peer_bytes": int, "profile": list,
+}  # fmt: skip
+ALWAYS = list(COLUMNS)[:12]
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Only NumPy is installed."""
+    monkeypatch.setattr(peers, "is_installed", lambda *names: False)
+    monkeypatch.delenv("TINYBNN_LARQ_PYTHON", raising=False)
+
+
+# ------------------------------------------------------------------------------------------- turns
+
+
+def test_a_turn_waits_for_threads_that_spin():
+    end = time.perf_counter() + 0.15
+    started = threading.Event()
+
+    def spin():
+        started.set()
+        while time.perf_counter() < end:
+            pass
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    started.wait()
+    began = []
+    rounds.turn(lambda: began.append(time.perf_counter()), 1)
+    thread.join()
+    assert began[0] >= end
+
+
+def test_the_first_run_of_a_turn_is_not_timed():
+    calls = []
+
+    def slow_at_first():
+        calls.append(None)
+        if len(calls) == 1:
+            time.sleep(0.3)
+
+    seconds = rounds.turn(slow_at_first, 3)
+    assert len(calls) == 4 and len(seconds) == 3
+    assert max(seconds) < 0.3
+
+
+def test_contenders_take_turns():
+    turns = []
+
+    def entry(name, seconds):
+        return rounds.Contender(
+            name, lambda calls: turns.append((name, calls)) or [seconds] * calls
+        )
+
+    settings = rounds.Settings(1, seconds=0)
+    between = []
+    times = rounds.measure(
+        [entry("quick", 0.01), entry("slow", 0.5)], settings, lambda: between.append(len(turns))
+    )
+    # Nothing of the first turns counts; then so many runs that a turn takes some 30 ms.
+    assert turns == [("quick", 2), ("slow", 2)] + 5 * [("quick", 3), ("slow", 1)]
+    assert [len(seconds) for seconds in times] == [15, 5]
+    assert between == [4, 6, 8, 10, 12]
+
+
+# -------------------------------------------------------------------------------------------- rows
+
+
+def entry(name, *seconds, **options):
+    return rounds.Contender(name, lambda calls: list(seconds), **options)
+
+
+def compare(monkeypatch, others, ours=(0.01, 0.01, 0.04), **options):
+    monkeypatch.setattr(rounds, "contender", lambda name, function: entry(name, *ours))
+    return rounds.compare("product", "1×1", None, others, QUICK, **options)
+
+
+def test_a_row_of_medians(monkeypatch):
+    [row] = compare(
+        monkeypatch, [entry("NumPy", 0.3, 0.2, 9.0, nbytes=64)], products=2 * 10**9, nbytes=8
+    )
+    assert row == dict.fromkeys(COLUMNS) | {
+        "name": "product", "shape": "1×1", "threads": 1, "ours_s": 0.01, "ours_min_s": 0.01,
+        "ours_max_s": 0.04, "peer": "NumPy", "peer_s": 0.3, "peer_min_s": 0.2,
+        "peer_max_s": 9.0, "ratio": 30.0, "ratio_of_fastest": 20.0, "rate": 200.0,
+        "unit": "Gbit-MAC/s", "bytes": 8, "products": 2 * 10**9, "peer_bytes": 64,
+    }  # fmt: skip
+
+
+def test_the_share_of_the_peak_is_that_of_the_fastest_run(monkeypatch):
+    peaks = iter([3e11, 4e11, 3.5e11, 2e11, 3e11])
+    monkeypatch.setattr(rounds.xnor, "register_peak", lambda repetitions: next(peaks))
+    monkeypatch.setattr(rounds, "contender", lambda name, function: entry(name, 0.02, 0.01))
+    options = {"products": 10**9, "of_peak": True, "target": rounds.Target("peak_share", 0.9)}
+    settings = rounds.Settings(2, seconds=0)  # five rounds
+    [row] = rounds.compare("p", "", None, [entry("NumPy", 1.0)], settings, **options)
+    assert row["peak_share"] == 1e11 / (2 * 4e11)  # of two threads that nobody interrupts
+    assert row["is_met"] is False
+
+
+@pytest.mark.parametrize(("ratio", "is_met"), [(19.9, True), (20.1, False)])
+def test_the_target_of_a_ratio_is_the_fastest_peer_that_counts(monkeypatch, ratio, is_met):
+    others = [
+        entry("NumPy", 0.1),
+        entry("PyTorch NCHW", 0.3, counts=True),
+        entry("PyTorch NHWC", 0.2, counts=True),
+    ]
+    rows = compare(monkeypatch, others, target=rounds.Target("ratio", ratio))
+    assert [row["target"] for row in rows] == [None, None, ratio]
+    assert rows[2]["target_of"] == "ratio" and rows[2]["is_met"] is is_met
+    assert "is_met" in rows[0] and rows[0]["is_met"] is None
+    [row] = compare(monkeypatch, others[:1], target=rounds.Target("ratio", ratio))
+    assert row["target"] is None  # nobody to compare with
+
+
+def test_a_target_for_seconds_is_an_upper_bound():
+    target = rounds.Target("ours_s", 0.3)
+    assert target.is_met({"ours_s": 0.3}) and not target.is_met({"ours_s": 0.31})
+    assert rounds.Target("rate", 40.0).is_met({"rate": 40.0})
+
+
+# ------------------------------------------------------------------------------------------ groups
+
+
+def check(found, group):
+    json.dumps(found)
+    assert set(found) == {"machine", "threads", "command", "date", "roof", "rows"}
+    assert found["command"] == f"tinybnn bench {group} --threads 1 --quick"
+    assert found["threads"] == 1 and found["machine"]["peers"] == {}
+    assert found["roof"]["register_peak"] > 0 and found["roof"]["bandwidth"] > 0
+    for row in found["rows"]:
+        assert list(row) == list(COLUMNS)
+        for column, kind in COLUMNS.items():
+            assert row[column] is None or isinstance(row[column], kind), (row["name"], column)
+        assert None not in [row[column] for column in ALWAYS]
+        assert 0 < row["ours_min_s"] <= row["ours_s"] <= row["ours_max_s"]
+        assert 0 < row["peer_min_s"] <= row["peer_s"] <= row["peer_max_s"]
+        assert row["ratio"] == row["peer_s"] / row["ours_s"]
+        assert (row["target"] is None) == (row["target_of"] is None) == (row["is_met"] is None)
+        assert (row["rate"] is None) == (row["unit"] is None)
+    return found["rows"]
+
+
+def quick(group):
+    lines = []
+    found = bench.run(group, 1, quick=True, say=lines.append)
+    rows = check(found, group)
+    text = "\n".join(lines)
+    assert all(row["name"] in text and row["peer"] in text for row in rows)
+    return found, rows, text
+
+
+def test_kernels(alone, tmp_path):
+    found, rows, text = quick("kernels")
+    products = [row for row in rows if row["products"]]
+    assert {row["name"] for row in products} == {"XNOR product, sums", "XNOR product, bits"}
+    assert len(products) == 2 * len(kernels.PRODUCTS)
+    targets = {row["shape"]: row["target"] for row in products if row["target"]}
+    assert targets == {"1024×1024×4096": 0.9, "3136×128×1152": 0.9, "3136×256×256": 0.75}
+    [row] = [r for r in products if r["shape"] == "1×1024×1024" and r["name"].endswith("sums")]
+    assert row["products"] == 1024 * 1024 and row["peak_share"] > 0
+    assert row["bytes"] == 128 + 1024 * 128 + 4 * 1024
+    assert row["peer_bytes"] == 4 * (1024 + 1024 * 1024 + 1024)
+    packing = [row for row in rows if not row["products"]]
+    assert [row["target_of"] for row in packing] == ["rate", "rate", "rate", None]
+    assert "40 GB/s: " in text and "90% of the peak: " in text
+    bench.draw(tmp_path / "roofline.png", found)
+    assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_depthwise(alone):
+    _, rows, _ = quick("depthwise")
+    assert len(rows) == 2 * len(kernels.DEPTHWISE)
+    assert {row["peer"] for row in rows} == {"NumPy, shifted products"}
+    assert rows[0]["products"] == 64 * 128 * 16 * 16 * 9
+    stride = [row for row in rows if "stride 2" in row["shape"]]
+    assert {row["products"] for row in stride} == {64 * 128 * 8 * 8 * 9}
+
+
+def test_models(alone, monkeypatch):
+    monkeypatch.setattr(models, "vgg_small", partial(models.vgg_small, width=0.5))
+    _, rows, text = quick("models")
+    assert [row["shape"] for row in rows] == ["64×3×32×32", "1×3×32×32"]
+    assert {row["peer"] for row in rows} == {"our float path"}
+    # Binary weights × pixels of the outputs, by the table at the top of models/vgg_small.py;
+    # half the width is a quarter of the weights.
+    macs = 147_456 * 32**2 + (294_912 + 589_824) * 16**2 + (1_179_648 + 2_359_296) * 8**2
+    for row, batch in zip(rows, (64, 1), strict=True):
+        assert row["products"] == batch * macs // 4
+        assert {"layer", "operations", "seconds", "share", "products", "rate", "peak_share"} <= set(
+            row["profile"][0]
+        )
+        assert all(layer["layer"] in text for layer in row["profile"])
+
+
+def test_startup(alone, monkeypatch):
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")  # of the new processes, which then compile nothing
+    _, rows, text = quick("startup")
+    assert [row["name"] for row in rows] == [
+        "first prediction, warm", "first prediction, cold", "import tinybnn",
+    ]  # fmt: skip
+    assert [row["target"] for row in rows] == [0.5, 15.0, 0.3]
+    assert rows[2]["ours_s"] < rows[0]["ours_s"]
+    assert "15 s: met" in text
+
+
+def test_all_is_every_group(monkeypatch, alone):
+    row = (
+        dict.fromkeys(COLUMNS) | dict.fromkeys(ALWAYS, 1) | {"name": "a", "shape": "", "peer": "b"}
+    )
+    for name in ("kernels", "depthwise_convolutions", "startup"):
+        monkeypatch.setattr(report, name, lambda settings, name=name: [row | {"name": name}])
+    monkeypatch.setattr(report, "networks", lambda settings, say: [row | {"name": "networks"}])
+    names = [row["name"] for row in bench.run("all", 1, True, lambda text: None)["rows"]]
+    assert names == ["kernels", "depthwise_convolutions", "networks", "startup"]
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match=r"bench: group must be one of .*'depthwise'.*'gpus'"):
+        bench.run("gpus")
+    with pytest.raises(ValueError, match="n must be from 1 to"):
+        bench.run("kernels", 10_000)
+
+
+# ------------------------------------------------------------------------------------------- peers
+
+
+def signs(*shape, seed=0):
+    return np.where(np.random.default_rng(seed).random(shape) < 0.5, -1, 1).astype(np.float32)
+
+
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (5, 1), (3, 2)])
+def test_depthwise_peers_compute_what_ours_does(size, stride):
+    x, weight = signs(2, 8, 6, 5), signs(size, size, 5, seed=1)
+    expected = depthwise.conv2d_sums_reference(
+        bits.pack(x), bits.pack(weight), 5, stride=(stride, stride),
+        padding=(size // 2, size // 2),
+    )  # fmt: skip
+    np.testing.assert_array_equal(kernels.shifted_products(x, weight, stride), expected)
+    if peers.is_installed("torch"):
+        nchw, nhwc = peers.torch_depthwise(x, weight, stride, 1)
+        for found in (nchw, nhwc):
+            forward = found.turn.args[0]
+            np.testing.assert_array_equal(forward().numpy().transpose(0, 2, 3, 1), expected)
+            assert found.counts
+
+
+def test_layers_of_vgg_small():
+    layers = peers.layers_of(models.vgg_small(width=0.125))
+    assert layers[:4] == [
+        ("convolution", 3, 16, False), ("norm", 16), ("convolution", 16, 16, True), ("pool",),
+    ]  # fmt: skip
+    assert layers[-2:] == [("flatten",), ("dense", 1024, 10)]
+    assert [layer[0] for layer in layers].count("convolution") == 6
+
+
+@pytest.mark.parametrize("packages", [["torch"], ["onnx", "onnxruntime"]])
+def test_float_networks(packages, monkeypatch):
+    if not peers.is_installed(*packages):
+        pytest.skip("not installed")
+    monkeypatch.setattr(peers, "is_installed", lambda *names: set(names) <= set(packages))
+    x = signs(2, 3, 8, 8)
+    said = []
+    with peers.other_networks(models.vgg_small((3, 8, 8), width=0.125), x, 1, said.append) as found:
+        assert len(found) == (2 if packages == ["torch"] else 1)
+        for contender in found:
+            output = contender.turn.args[0]()
+            logits = output[0] if isinstance(output, list) else output.numpy()
+            assert logits.shape == (2, 10) and np.isfinite(logits).all() and logits.std() > 0
+            assert len(contender.turn(2)) == 2
+    assert said == []
+
+
+LARQ = """
+import json, sys
+layers, shape, num_threads = json.loads(sys.argv[1])
+assert layers[2] == ["convolution", 16, 16, True] and shape == [8, 6, 3] and num_threads == 1
+print("[]", flush=True)
+for line in sys.stdin:
+    print(json.dumps([0.25] * int(line)), flush=True)
+"""
+
+
+def larq(monkeypatch, program, batch=1):
+    monkeypatch.setattr(peers, "_LARQ", program)
+    monkeypatch.setenv("TINYBNN_LARQ_PYTHON", sys.executable)
+    said = []
+    model = models.vgg_small(width=0.125)
+    with peers.other_networks(model, signs(batch, 3, 8, 6), 1, said.append) as found:
+        return [(c.name, c.turn(3)) for c in found], said
+
+
+def test_larq_runs_in_a_process_of_its_own(alone, monkeypatch):
+    found, said = larq(monkeypatch, LARQ)
+    assert found == [("Larq Compute Engine", [0.25] * 3)] and said == []
+    assert larq(monkeypatch, LARQ, batch=2) == ([], [])  # it takes one image at a time
+
+
+def test_larq_that_does_not_run_is_left_out(alone, monkeypatch):
+    found, [said] = larq(monkeypatch, "import no_such_module")
+    assert found == []
+    assert "left out: ModuleNotFoundError: No module named 'no_such_module'" in said

@@ -1,0 +1,205 @@
+"""From groups of rows to a table on the screen, figures for a file, and a picture."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from tinybnn import analysis, plots
+from tinybnn.bench.kernels import depthwise_convolutions, kernels
+from tinybnn.bench.models import networks
+from tinybnn.bench.peers import blas_threads, versions
+from tinybnn.bench.rounds import Settings, rest
+from tinybnn.bench.startup import startup
+from tinybnn.kernels import threads, xnor
+
+GROUPS = ("kernels", "depthwise", "models", "startup")
+
+
+def run(group="all", num_threads=None, quick=False, say=print):
+    """Measure a group of rows.
+
+    Parameters
+    ----------
+    group : str
+        One of `GROUPS`, or 'all'.
+    num_threads : int, optional
+        For our kernels, for PyTorch, ONNX Runtime and Larq Compute Engine, and, if threadpoolctl
+        is installed, for NumPy's BLAS, which otherwise takes what its environment says. By default
+        2, or as many as there are cores if those are fewer.
+    quick : bool
+        Run everything, but too briefly for figures that mean something.
+    say : callable
+        Gets a text of one or more lines at a time.
+
+    Returns
+    -------
+    dict
+        Ready for JSON. ``machine`` (processor, cores, versions), ``threads``, ``command``,
+        ``date``, ``roof`` (see `measure_roof`) and ``rows``, a list of dicts, all with the same
+        keys; None where one has no meaning:
+
+        ``name``, ``shape``, ``threads``
+            What was measured.
+        ``ours_s``, ``ours_min_s``, ``ours_max_s``
+            Seconds of a run of ours: median, fastest, slowest.
+        ``peer``, ``peer_s``, ``peer_min_s``, ``peer_max_s``
+            The peer, and the same of it.
+        ``ratio``, ``ratio_of_fastest``
+            peer_s / ours_s, and peer_min_s / ours_min_s: where other programs keep the machine
+            busy, medians tell how often each was interrupted; the fastest runs were not.
+        ``target``, ``target_of``, ``is_met``
+            What the project asks of itself, of which column, and whether this run shows it. The
+            targets for shares of the peak are meant for one thread, those for ratios for two.
+        ``peak_share``
+            Of the register-only peak times the threads, for the fastest run.
+        ``rate``, ``unit``
+            Work a second, for the median.
+        ``bytes``, ``peer_bytes``
+            What a run reads and writes at least: everything that goes in and comes out, once.
+        ``products``
+            Products of signs in a run of ours.
+        ``profile``
+            Of models, in the last row of each shape: what `PackedModel.profile` gives.
+
+    Raises
+    ------
+    ValueError
+        If there is no such group, or Numba was not started with so many threads.
+    """
+    if group not in (*GROUPS, "all"):
+        raise ValueError(f"bench: group must be one of {(*GROUPS, 'all')}, got {group!r}")
+    if num_threads is None:
+        num_threads = min(2, os.cpu_count() or 1)
+    settings = Settings(num_threads, quick)
+    measured = {
+        "kernels": kernels,
+        "depthwise": depthwise_convolutions,
+        "models": lambda settings: networks(settings, say),
+        "startup": startup,
+    }
+    rows = []
+    with threads.num_threads(num_threads), blas_threads(num_threads):
+        roof = measure_roof(num_threads, quick)
+        say(
+            f"Peak of the registers: {roof['register_peak'] / 1e9:,.0f} Gbit-MAC/s a core. "
+            f"Memory: {roof['bandwidth'] / 1e9:.0f} GB/s ({roof['bandwidth_by']}).\n"
+            f"Threads: {num_threads}. Medians, in brackets the fastest and the slowest run; "
+            f"the ratio of the medians, and that of the fastest runs."
+        )
+        for name in GROUPS if group == "all" else (group,):
+            say("\n" + _HEADER)
+            for row in measured[name](settings):
+                say(_line(row))
+                if row["profile"]:
+                    say(_profile(row["profile"]))
+                rows.append(row)
+    return {
+        "machine": analysis.machine() | {"peers": versions()},
+        "threads": num_threads,
+        "command": f"tinybnn bench {group} --threads {num_threads}" + " --quick" * quick,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "roof": roof,
+        "rows": rows,
+    }
+
+
+def draw(path, report):
+    """The picture of `plots.roofline`, for what `run` returned, as a PNG file."""
+    figure = plots.figure(figsize=(11, 7))
+    plots.roofline(
+        figure.subplots(), report["rows"], report["threads"] * report["roof"]["register_peak"],
+        report["roof"]["bandwidth"],
+    )  # fmt: skip
+    figure.savefig(path, dpi=110, format="png")
+
+
+def measure_roof(num_threads, quick=False):
+    """What bounds a kernel: how fast registers count, and how fast memory delivers.
+
+    Returns
+    -------
+    dict
+        ``register_peak`` (products of signs a second on one core), ``bandwidth`` (bytes a second,
+        read and written, when `numpy.copyto` copies an array that is larger than the caches, each
+        thread a part of it), ``bandwidth_by`` (the same in words).
+    """
+    source = np.ones((4 if quick else 128) << 18, np.float32)  # MiB
+    target = np.zeros_like(source)
+    parts = list(
+        zip(np.array_split(target, num_threads), np.array_split(source, num_threads), strict=True)
+    )
+    seconds = []
+    with ThreadPoolExecutor(num_threads) as pool:
+        for _ in range(2 if quick else 7):
+            start = time.perf_counter()
+            list(pool.map(lambda part: np.copyto(*part), parts))
+            seconds.append(time.perf_counter() - start)
+    return {
+        "register_peak": max(_register_peaks(1 if quick else 10)),
+        "bandwidth": 2 * source.nbytes / min(seconds),
+        "bandwidth_by": f"numpy.copyto, {source.nbytes >> 20} MiB, read and written",
+    }
+
+
+def _register_peaks(count):
+    """On a busy machine a single one may be too low."""
+    for _ in range(count):
+        rest()
+        yield xnor.register_peak()
+
+
+# ------------------------------------------------------------------------------------- the screen
+
+_COLUMNS = "{:<24}{:<29}{:>8} {:<17} {:<25}{:>8}{:>8}{:>9}  {:>7} {:<13}{:>5}  {}"
+_HEADER = _COLUMNS.format(
+    "", "", "ours, ms", "", "peer", "ms", "ratio", "fastest", "rate", "", "peak", "target"
+).rstrip()
+_UNITS = {"ratio": "ratio {:.0f}", "peak_share": "{:.0%} of the peak", "rate": "{:.0f} GB/s"}
+
+
+def _line(row):
+    target = ""
+    if row["target"] is not None:
+        asked = _UNITS.get(row["target_of"], "{:g} s").format(row["target"])
+        target = f"{asked}: {'met' if row['is_met'] else 'missed'}"
+    ours, low, high, peer = (
+        _milliseconds(row[key]) for key in ("ours_s", "ours_min_s", "ours_max_s", "peer_s")
+    )
+    return _COLUMNS.format(
+        row["name"],
+        row["shape"],
+        ours,
+        f"({low}-{high})",
+        row["peer"],
+        peer,
+        f"×{row['ratio']:.1f}",
+        f"×{row['ratio_of_fastest']:.1f}",
+        "" if row["rate"] is None else f"{row['rate']:,.0f}",
+        row["unit"] or "",
+        "" if row["peak_share"] is None else f"{row['peak_share']:.0%}",
+        target,
+    ).rstrip()
+
+
+def _milliseconds(seconds):
+    """With three or more digits."""
+    digits = 3 if seconds < 0.01 else 1 if seconds < 1 else 0
+    return f"{seconds * 1e3:.{digits}f}"
+
+
+def _profile(layers):
+    """The profile of a packed model as lines of text."""
+    lines = [f"    {'layer':<50}{'ms':>10}{'share':>8}{'Gbit-MAC/s':>14}{'peak':>7}  operations"]
+    for layer in layers:
+        rate = f"{layer['rate'] / 1e9:,.0f}" if layer["products"] else ""
+        share = f"{layer['peak_share']:.0%}" if layer["products"] else ""
+        lines.append(
+            f"    {layer['layer']:<50}{layer['seconds'] * 1e3:>10.3f}{layer['share']:>8.0%}"
+            f"{rate:>14}{share:>7}  {', '.join(layer['operations'])}"
+        )
+    return "\n".join(lines)
