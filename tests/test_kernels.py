@@ -25,6 +25,9 @@ lengths = st.integers(1, 300)
 few = st.integers(0, 4)  # rows; an empty batch is a batch
 
 
+compiled = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="the run without compilation")
+
+
 def sign(x):
     return np.where(x >= 0, 1, -1)
 
@@ -333,7 +336,12 @@ def larger_convolutions(draw):
     )
 
 
+# A panel of a group's bits reaches one bit into the next word.
+ACROSS_WORDS = (1, 3, 3, 14), (66, 1, 1, 7), dict(groups=2)
+
+
 @given(seeds, larger_convolutions())
+@example(0, ACROSS_WORDS)
 def test_prepared_conv2d(seed, case):
     x_shape, w_shape, geometry = case
     rng = np.random.default_rng(seed)
@@ -525,6 +533,24 @@ def test_python_threads_take_turns():
     assert matches == [True] * 80
 
 
+@compiled
+@pytest.mark.parametrize(("images", "tasks"), [(1, 2), (1, 4), (40, 2)])
+def test_tasks_work_in_memory_of_their_own(images, tasks):
+    rng = np.random.default_rng(0)
+    x, weight = words_of(rng, images, 16, 16, 2), words_of(rng, 64, 3, 3, 2)
+    prepared = xnor.prepare_conv2d(weight, 128, (16, 16), padding=(1, 1))
+    with threads.num_threads(1):
+        expected = xnor.run(prepared, x)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(xnor, "tasks_for", Mock(return_value=tasks))
+        for _ in range(20):
+            assert same(xnor.run(prepared, x), expected)
+
+
+def words_of(rng, *shape):
+    return rng.integers(0, 2**64, shape, np.uint64)
+
+
 def test_exclusive_is_reentrant():
     with threads.exclusive(), threads.exclusive():
         heavy_kernels(0)
@@ -688,9 +714,6 @@ def run_tests(tests, **environment):
     environment = {**os.environ, "HYPOTHESIS_PROFILE": "ci", **environment}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert run.returncode == 0, run.stdout + run.stderr
-
-
-compiled = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="the run without compilation")
 
 
 @compiled

@@ -180,7 +180,7 @@ def test_a_task_writes_its_own_pixels_only(seed, data):
     workspace = np.empty(prepared.workspace_floats(4), np.float32)
     copying, tables = signed.conv2d_arguments(prepared)
     with np.errstate(over="ignore", invalid="ignore"):
-        signed._conv2d(first, end, 0, True, x.reshape(-1), workspace, copying, tables, out)
+        signed._conv2d(first, end, 0, 0, True, x.reshape(-1), workspace, copying, tables, out)
     expected = signed.conv2d_reference(x, weight, padding=(1, 1)).reshape(-1)
     assert same(out[first * 5 : end * 5], expected[first * 5 : end * 5])
     assert np.all(out[: first * 5] == 7) and np.all(out[end * 5 :] == 7)
@@ -354,18 +354,17 @@ def test_thread_count_does_not_matter():
 
 @compiled
 def test_work_is_shared_out():
-    """Both parallel kernels are entered when there is more work than one thread should do."""
+    """Both kernels are shared out when there is more work than one thread should do."""
     if numba.config.NUMBA_NUM_THREADS < 2:
         pytest.skip("one thread only")
     x, weight = np.ones((2, 4, 4, 1), np.float32), np.ones((3, 1, 3, 3), np.float32)
     prepared_signs = signed.prepare_signs_matmul(np.ones((3, 64), np.float32))
     with in_many_parts(), threads.num_threads(2):
-        with mock.patch.object(signed, "_conv2d_tasks") as tasks:
+        with mock.patch.object(signed.parallel, "share_out") as share_out:
             signed.conv2d(signed.prepare_conv2d(weight, (4, 4)), x)
-        assert tasks.call_args.args[0].tolist() == [0, 4, 8]
-        with mock.patch.object(signed, "_signs_matmul_tasks") as tasks:
             signed.signs_matmul(prepared_signs, np.zeros((5, 1), np.uint64))
-        assert tasks.call_args.args[0].tolist() == [0, 2, 5]
+    shares = [call.args[1].tolist() for call in share_out.call_args_list]
+    assert shares == [[[0, 4], [4, 8]], [[0, 2], [2, 5]]]
 
 
 # --------------------------------------------------------------------------------------- refusals

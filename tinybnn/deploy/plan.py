@@ -454,10 +454,16 @@ class _Planner:
         order = (np.arange(channels)[:, None] + pixel).reshape(-1)
         prepared = signed.prepare_signs_matmul(weight, order)
 
-        def matmul(x, out):
-            signed.signs_matmul(prepared, x.reshape(len(x), -1), out)
+        row_words = bits.words_for(channels) * math.prod(size)
 
-        return self.task(i, matmul, (*unpacking, i), source)
+        def bind(inputs, outputs, memory):
+            rows, floats = inputs[0].reshape(-1, row_words), memory.view(np.float32)
+            return lambda: signed.signs_matmul(prepared, rows, outputs[0], floats)
+
+        return Task(
+            (i,), (*unpacking, i), (source,), bind, (self.buffer(i),),
+            lambda samples: signed.signs_floats(samples, row_words) // 2 + 1,
+        )  # fmt: skip
 
 
 def _tuple(value):

@@ -41,13 +41,12 @@ All this is laid out once, by `prepare`.
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, overload
 
-from tinybnn.kernels import threads
+from tinybnn.kernels import parallel, threads
 from tinybnn.kernels.bits import pack_reference, unpack_reference, words_for
 from tinybnn.kernels.simd import WORDS, inlined, kernel, load, store, zero_words
 
@@ -368,12 +367,9 @@ def _run(plan, x, bits, sums):
     work = len(x) * plan.out_height * len(plan.opposites)
     counts = np.empty(6 * plan.run, np.uint64)
     memory = plan.padded, counts, np.empty(plan.minus_base.shape[1], np.int8)
-    parts = min(threads.count(), len(x))
-    if parts < 2 or work < _PARALLEL_FROM:
-        _images(plan, x, plan.padded.copy(), *memory[1:], bits, sums)
-    else:
-        memory = (np.tile(array, (parts, 1)) for array in memory)
-        threads.run(_parts, plan, x, *memory, bits, sums)
+    tasks = min(threads.count(), len(x)) if work >= _PARALLEL_FROM else 1
+    memory = (np.tile(array, (tasks, 1)) for array in memory)
+    parallel.share_out(_part, parallel.shares(len(x), tasks), plan, x, *memory, bits, sums)
 
 
 # ------------------------------------------------------------------------------------------- kernel
@@ -383,13 +379,11 @@ def _run(plan, x, bits, sums):
 # arrays costs references counted, which is more than the work on a row.
 
 
-@kernel(parallel=True)
-def _parts(plan, x, padded, counts, row, bits, sums):
-    parts = len(padded)
-    for part in numba.prange(parts):
-        first, last = part * len(x) // parts, (part + 1) * len(x) // parts
-        images = x[first:last], padded[part], counts[part], row[part]
-        _images(plan, *images, bits[first:last], sums[first:last])
+@kernel(allocates=False)
+def _part(first, end, task, plan, x, padded, counts, row, bits, sums):
+    """Images first to end - 1, with working memory of their own."""
+    memory = padded[task], counts[task], row[task]
+    _images(plan, x[first:end], *memory, bits[first:end], sums[first:end])
 
 
 @kernel(allocates=False)

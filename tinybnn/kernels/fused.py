@@ -13,15 +13,15 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numba import prange
 
-from tinybnn.kernels import depthwise, pointwise, signed, threads, xnor
+from tinybnn.kernels import depthwise, parallel, pointwise, signed, threads, xnor
 from tinybnn.kernels.bits import words_for
 from tinybnn.kernels.simd import inlined, kernel
 from tinybnn.kernels.thresholds import tasks_for
 
 MOST_PRODUCERS = 3
-_CHUNK = 4096  # numbers that a program works on at a time, about: they stay in the first cache
+_CHUNK = 16384  # numbers that a program works on at a time, about: they stay in the second cache
+_CHUNK_PIXELS = 256  # pixels at most
 _PRODUCTS, _NUMBERS = 1e12, 3e10  # products of signs, and of instructions and numbers, a second
 
 
@@ -172,18 +172,14 @@ def bind(layer, inputs, outputs, memory=None):
             f"run: memory must be a row of at least {needed} words, "
             f"got {memory.dtype} of shape {memory.shape}"
         )
+    items, worker, arguments = of.bind(layer, samples, inputs, outputs, memory)
+    shares = parallel.shares(items, tasks)
     origins = np.zeros((tasks, 3, pointwise.MOST_INPUTS), np.int64)
-    items, one, several = of.bind(layer, samples, inputs, outputs, memory)
-    bounds = np.arange(tasks + 1) * items // tasks
 
     def work():
         # inf - inf is NaN without a warning in compiled code; the same when the JIT is off.
         with np.errstate(all="ignore"):
-            if tasks == 1:
-                one(0, items, 0, origins[0])
-            else:
-                with threads.exclusive():
-                    several(bounds, origins)
+            parallel.share_out(worker, shares, origins, *arguments)
 
     return work
 
@@ -242,7 +238,7 @@ def _even(numbers):
 
 def _chunk_pixels(layer):
     """Pixels of a chunk: enough of them that a product finds some for each load of its weights."""
-    return max(16, _CHUNK // layer.program.shape[-1] // 4 * 4)
+    return min(_CHUNK_PIXELS, max(16, _CHUNK // layer.program.shape[-1] // 4 * 4))
 
 
 def _places(layer, pixels, extra=0):
@@ -332,26 +328,17 @@ def _bind_alone(layer, samples, inputs, outputs, memory):
     strips, *places = _places(layer, pixels)
     places = places[0], places[1], places[3], pixels
     wiring = _Wiring(layer, inputs, outputs, memory, strips)
-    program, arrays, memory = wiring.tables, wiring.arrays, wiring.memory
     return (
         samples * math.prod(layer.program.shape[:-1]),
-        lambda *task: _alone(*task, places, program, arrays, memory),
-        lambda *tasks: _alone_tasks(*tasks, places, program, *arrays, memory),
+        _alone,
+        (places, wiring.tables, wiring.arrays, wiring.memory),
     )
 
 
-# A parallel loop takes tuples of arrays, but no tuples of such tuples.
-@kernel(parallel=True)
-def _alone_tasks(bounds, origins, places, program, floats, sums, pixels, outs, bits, memory):
-    for task in prange(len(bounds) - 1):
-        arrays = floats, sums, pixels, outs, bits
-        first, end = bounds[task], bounds[task + 1]
-        _alone(first, end, task * places[2], origins[task], places, program, arrays, memory)
-
-
 @kernel(allocates=False)
-def _alone(first, end, base, origins, places, program, arrays, memory):
-    slots, masks, _, pixels = places
+def _alone(first, end, task, origins, places, program, arrays, memory):
+    slots, masks, size, pixels = places
+    base, origins = task * size, origins[task]
     for start in range(first, end, pixels):
         stop = min(start + pixels, end)
         _apply(program, start, stop, origins, arrays, memory, base + slots, base + masks)
@@ -377,32 +364,21 @@ def _bind_float(layer, samples, inputs, outputs, memory):
     wiring = _Wiring(layer, inputs, outputs, memory, strips)
     (prepared,), (source,) = wiring.producers, wiring.sources
     product = prepared.copies, source, np.array(wiring.rows)
-    of_product = places, product, *signed.conv2d_arguments(prepared)
-    program, arrays, memory = wiring.tables, wiring.arrays, wiring.memory
     return (
         samples * math.prod(layer.program.shape[:-1]),
-        lambda *task: _float(*task, *of_product, program, arrays, memory),
-        lambda *tasks: _float_tasks(*tasks, *of_product, program, *arrays, memory),
-    )
-
-
-@kernel(parallel=True)
-def _float_tasks(
-    bounds, origins, places, product, copying, tables, program, floats, sums, pixels, outs, bits,
-    memory,
-):  # fmt: skip
-    for task in prange(len(bounds) - 1):
-        arrays = floats, sums, pixels, outs, bits
-        _float(
-            bounds[task], bounds[task + 1], task * places[3], origins[task], places, product,
-            copying, tables, program, arrays, memory,
-        )  # fmt: skip
+        _float,
+        (
+            places, product, *signed.conv2d_arguments(prepared), wiring.tables, wiring.arrays,
+            wiring.memory,
+        ),
+    )  # fmt: skip
 
 
 @kernel(allocates=False)
-def _float(first, end, base, origins, places, product, copying, tables, program, arrays, memory):
+def _float(first, end, task, origins, places, product, copying, tables, program, arrays, memory):
     """Output pixels first to end - 1, counted through all images."""
-    slots, masks, rest, _, pixels = places
+    slots, masks, rest, size, pixels = places
+    base, origins = task * size, origins[task]
     copies, source, rows = product
     per_image, image_stride, floats = len(tables[3]), tables[4], memory[0]
     images = (end - 1) // per_image + 1
@@ -454,33 +430,19 @@ def _bind_depthwise(layer, samples, inputs, outputs, memory):
     plans = tuple(wiring.producers + wiring.producers[:1] * more)
     sources = tuple(wiring.sources + wiring.sources[:1] * more)
     places, rows = (*places, *spans), np.array(wiring.rows)
-    program, arrays, memory = wiring.tables, wiring.arrays, (*wiring.memory, memory.view(np.int8))
+    memory = *wiring.memory, memory.view(np.int8)
     return (
         samples * plans[0].out_height,
-        lambda *task: _depthwise(*task, places, rows, plans, sources, program, arrays, memory),
-        lambda *tasks: _depthwise_tasks(
-            *tasks, places, rows, *plans, sources, program, *arrays, memory
-        ),
+        _depthwise,
+        (places, rows, plans, sources, wiring.tables, wiring.arrays, memory),
     )
 
 
-@kernel(parallel=True)
-def _depthwise_tasks(
-    bounds, origins, places, rows, plan0, plan1, plan2, sources, program, floats, sums, pixels,
-    outs, bits, memory,
-):  # fmt: skip
-    for task in prange(len(bounds) - 1):
-        plans, arrays = (plan0, plan1, plan2), (floats, sums, pixels, outs, bits)
-        _depthwise(
-            bounds[task], bounds[task + 1], task * places[3], origins[task], places, rows, plans,
-            sources, program, arrays, memory,
-        )  # fmt: skip
-
-
 @kernel(allocates=False)
-def _depthwise(first, end, base, origins, places, rows, plans, sources, program, arrays, memory):
+def _depthwise(first, end, task, origins, places, rows, plans, sources, program, arrays, memory):
     """Output rows first to end - 1, counted through all images."""
-    slots, masks, rest, _, padded_words, counts_words = places
+    slots, masks, rest, size, padded_words, counts_words = places
+    base, origins = task * size, origins[task]
     _, integers, words, octets = memory
     at = base + rest
     counts_at = at + MOST_PRODUCERS * padded_words
@@ -524,9 +486,15 @@ def _to_strip(plan, row, strip, at):
 # ---------------------------------------------------------------------------------- binary products
 
 
+def _together(layer, samples):
+    """Images that are padded at a time: enough pixels that starting a chunk does not count."""
+    return min(samples, max(1, _CHUNK_PIXELS // math.prod(layer.program.shape[:-1])))
+
+
 def _xnor_extra(layer, samples):
     """Words for the padded images of one producer."""
-    return max(p.slot_words(samples) for p in layer.producers if p is not None)
+    tables = [p.tables for p in layer.producers if p is not None]
+    return _together(layer, samples) * max(t.image_stride * t.copies for t in tables)
 
 
 def _memory_xnor(layer, samples, tasks):
@@ -543,37 +511,20 @@ def _bind_xnor(layer, samples, inputs, outputs, memory):
     prepared = wiring.producers + wiring.producers[:1] * more
     tables = tuple(p.arguments for p in prepared)
     sources = tuple(wiring.sources + wiring.sources[:1] * more)
-    together = min(p.tables.together for p in prepared)
-    places, rows = (*places, pixels, slot, together), np.array(wiring.rows)
-    program, arrays, memory = wiring.tables, wiring.arrays, wiring.memory
-    return (
-        samples * math.prod(layer.program.shape[:-1]),
-        lambda *task: _xnor(*task, places, rows, tables, sources, program, arrays, memory),
-        lambda *tasks: _xnor_tasks(
-            *tasks, places, rows, *tables, sources, program, *arrays, memory
-        ),
-    )
-
-
-@kernel(parallel=True)
-def _xnor_tasks(
-    bounds, origins, places, rows, tables0, tables1, tables2, sources, program, floats, sums,
-    pixels, outs, bits, memory,
-):  # fmt: skip
-    for task in prange(len(bounds) - 1):
-        tables, arrays = (tables0, tables1, tables2), (floats, sums, pixels, outs, bits)
-        _xnor(
-            bounds[task], bounds[task + 1], task * places[3], origins[task], places, rows, tables,
-            sources, program, arrays, memory,
-        )  # fmt: skip
+    # Pixels between two copies of images; all of them where none are needed.
+    items = samples * math.prod(layer.program.shape[:-1])
+    step = _together(layer, samples) * len(prepared[0].tables.pixels) if slot else items
+    places, rows = (*places, pixels, slot, step), np.array(wiring.rows)
+    arguments = places, rows, tables, sources, wiring.tables, wiring.arrays, wiring.memory
+    return items, _xnor, arguments
 
 
 @kernel(allocates=False)
-def _xnor(first, end, base, origins, places, rows, tables, sources, program, arrays, memory):
+def _xnor(first, end, task, origins, places, rows, tables, sources, program, arrays, memory):
     """Output pixels first to end - 1, counted through all images."""
-    slots, masks, rest, _, pixels, slot, together = places
+    slots, masks, rest, size, pixels, slot, step = places
+    base, origins = task * size, origins[task]
     _, integers, words = memory
-    step = together * len(xnor.Tables(*tables[0]).pixels)
     start = first
     while start < end:
         stop = min(start // step * step + step, end)
@@ -605,8 +556,7 @@ class _Kind:
         (layer, samples, tasks) -> words of scratch memory.
     bind : callable
         (layer, samples, inputs, outputs, memory) -> the number of items that tasks share out, the
-        kernel of a task (first item, end, place of its memory, origins), and the parallel kernel
-        (bounds of the tasks, origins of each).
+        kernel of a task, and its arguments after (first item, end, task, origins of all tasks).
     """
 
     memory: object

@@ -5,18 +5,18 @@ before it has taken the maximum of what are now minima: there it is the AND. (Th
 al. 2017, FINN, arXiv:1612.07119.) As ``a & b = ~(~a | ~b)``, one OR serves both, between two turns
 of the channels that want a minimum.
 
-Words of neighbouring pixels are neighbours in memory, so the rows of a window are combined first:
-whole rows of the image, 8 words at a time. Then the pixels of a window are in one row.
+Words of neighbouring pixels are neighbours in memory. So rows of the image are combined as they
+are, 8 words at a time; then the row that results is combined with itself, moved by one pixel and
+more; and of these windows, one at each pixel, those that the stride asks for are taken.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
-from tinybnn.kernels import threads
+from tinybnn.kernels import parallel
 from tinybnn.kernels.bits import pack_reference, unpack_reference, words_for
-from tinybnn.kernels.simd import WORDS, inlined, kernel, load, store, store_first
+from tinybnn.kernels.simd import WORDS, inlined, kernel, load, store
 from tinybnn.kernels.thresholds import check_vector, out_array, tasks_for
 
 _SPEED = 4e9  # words that a fast core combines a second
@@ -61,16 +61,12 @@ def max_pool2d(words, channels, kernel_size, stride, padding, minimum, out=None)
     images, height, width, row_words = words.shape
     size = output_size("max_pool2d", (height, width), kernel_size, stride, padding, (1, 1))
     out = out_array("max_pool2d", out, (images, *size, row_words), np.uint64)
-    rows, row = images * size[0], width * row_words
-    geometry = (height, width, *size, *kernel_size, *stride, *padding)
-    tasks = min(tasks_for(rows * row * kernel_size[0] / _SPEED), rows)
-    memory = np.empty(max(tasks, 1) * 2 * (row + WORDS), np.uint64)
+    rows, row = images * size[0], (width + 2 * padding[1]) * row_words
+    tasks = tasks_for(rows * row * sum(kernel_size) / _SPEED)
+    memory = np.empty(tasks * 3 * (row + WORDS), np.uint64)
+    geometry = height, width, *size, *kernel_size, *stride, *padding
     arrays = words.reshape(-1), minimum, geometry, memory, out.reshape(-1)
-    if tasks > 1:
-        with threads.exclusive():
-            _tasks(tasks, rows, *arrays)
-    else:
-        _pool(0, rows, 0, *arrays)
+    parallel.share_out(_pool, parallel.shares(rows, tasks), *arrays)
     return out
 
 
@@ -86,38 +82,37 @@ def max_pool2d_reference(words, channels, kernel_size, stride, padding, minimum)
     return pack_reference(largest * turn)
 
 
-@kernel(parallel=True)
-def _tasks(tasks, rows, words, minimum, geometry, memory, out):
-    for task in prange(tasks):
-        first, end = task * rows // tasks, (task + 1) * rows // tasks
-        slot = task * (len(memory) // tasks)
-        _pool(first, end, slot, words, minimum, geometry, memory, out)
-
-
 @kernel(allocates=False)
-def _pool(first, end, slot, words, minimum, geometry, memory, out):
+def _pool(first, end, task, words, minimum, geometry, memory, out):
     """Output rows first to end - 1, counted through all images; all arrays are flat.
 
-    From ``slot`` on, ``memory`` has room for two rows of an image, each with 8 words behind it.
+    For each task ``memory`` has room for three rows of an image with its padding, each with 8
+    words behind it: the channels that are turned, rows combined, and windows at each pixel.
     """
     height, width, out_height, out_width, kh, kw, step_y, step_x, top, left = geometry
     row_words = (len(minimum) + 63) // 64
-    row, turn = width * row_words, slot + width * row_words + WORDS
-    _tile(minimum, row_words, width, memory, turn)
+    row = width * row_words
+    length = row + 2 * left * row_words + WORDS
+    turn = task * 3 * length
+    joined, windows = turn + length, turn + 2 * length
+    _tile(minimum, row_words, width + 2 * left, memory, turn)
+    for i in range(joined, joined + length):  # the padding stays 0, which an OR does not notice
+        memory[i] = np.uint64(0)
     for i in range(first, end):
         image, y = i // out_height, i % out_height * step_y - top
-        start, stop = max(y, 0), min(y + kh, height)
-        _combine_rows(words, (image * height + start) * row, stop - start, row, memory, slot, turn)
-        for x in range(out_width):
-            to, from_x = (i * out_width + x) * row_words, x * step_x - left
-            start, stop = max(from_x, 0), min(from_x + kw, width)
-            for w in range(0, row_words, WORDS):
-                at = slot + start * row_words + w
-                any_set = load(memory, at)
-                for j in range(at + row_words, at + (stop - start) * row_words, row_words):
-                    any_set |= load(memory, j)
-                any_set ^= load(memory, turn + w)
-                store_first(out, to + w, any_set, row_words - w)
+        start, rows = max(y, 0), min(y + kh, height) - max(y, 0)
+        at = (image * height + start) * row
+        _combine_rows(words, at, rows, row, memory, joined + left * row_words, turn)
+        for j in range(0, ((out_width - 1) * step_x + 1) * row_words, WORDS):
+            any_set = load(memory, joined + j)
+            for k in range(joined + j + row_words, joined + j + kw * row_words, row_words):
+                any_set |= load(memory, k)
+            store(memory, windows + j, any_set ^ load(memory, turn + j))
+        to = i * out_width * row_words
+        for w in range(row_words):
+            for x in range(out_width):
+                at = windows + x * step_x * row_words
+                out[to + x * row_words + w] = memory[at + w]
 
 
 @inlined
@@ -136,9 +131,8 @@ def _combine_rows(words, at, rows, row, memory, to, turn):
     """OR of rows of an image, with the channels turned that want a minimum."""
     whole = row // WORDS * WORDS
     for i in range(0, whole, WORDS):
-        any_set = load(words, at + i)
         turned = load(memory, turn + i)
-        any_set ^= turned
+        any_set = load(words, at + i) ^ turned
         for j in range(at + row + i, at + rows * row + i, row):
             any_set |= load(words, j) ^ turned
         store(memory, to + i, any_set)

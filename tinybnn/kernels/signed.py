@@ -24,12 +24,11 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import prange
 from numba.core import types
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, overload
 
-from tinybnn.kernels import threads
+from tinybnn.kernels import parallel, threads
 from tinybnn.kernels.bits import unpack_reference, words_for
 from tinybnn.kernels.simd import (
     FLOATS,
@@ -94,22 +93,15 @@ def ordered_matmul(a, b):
 
 def _ordered_float32(a, b, out):
     (rows, depth), columns = a.shape, b.shape[1]
-    narrow = columns < FLOATS
     flat = a.reshape(-1), b.reshape(-1), out.reshape(-1)
     whole = (
         max(b.size - FLOATS, -1) // columns + 1
     )  # rows of b from which 16 elements can be loaded
     tail = np.zeros((depth - whole) * columns + FLOATS, np.float32)  # and the others
     tail[:-FLOATS] = flat[1][whole * columns :]
-    tasks = min(threads.count(), rows, rows * depth * columns // _GRAIN)
-    if tasks > 1:
-        bounds = np.arange(tasks + 1) * rows // tasks
-        with threads.exclusive():
-            _ordered_floats_tasks(*flat, tail, bounds, depth, columns)
-    elif narrow:
-        _ordered_floats_narrow(*flat, tail, 0, rows, depth, columns)
-    else:
-        _ordered_floats(*flat, 0, rows, depth, columns)
+    tasks = min(_tasks_for(rows * depth * columns), max(rows, 1))
+    worker = _ordered_floats_narrow if columns < FLOATS else _ordered_floats
+    parallel.share_out(worker, parallel.shares(rows, tasks), *flat, tail, depth, columns)
 
 
 def ordered_matmul_reference(a, b):
@@ -125,7 +117,7 @@ def ordered_matmul_reference(a, b):
 # vector, and 4 rows times 32 columns in registers at a time, which keeps the adder busy while each
 # sum waits for its last addition. Multiplication and addition stay two instructions.
 @kernel(allocates=False)
-def _ordered_floats(a, b, out, first, end, depth, columns):
+def _ordered_floats(first, end, task, a, b, out, tail, depth, columns):
     """Rows first to end - 1 of the float32 product; flat arrays, columns >= 16."""
     for column in range(0, columns, 2 * FLOATS):
         # The last columns move back over those that are done.
@@ -162,7 +154,7 @@ def _ordered_floats(a, b, out, first, end, depth, columns):
 
 
 @kernel(allocates=False)
-def _ordered_floats_narrow(a, b, out, tail, first, end, depth, columns):
+def _ordered_floats_narrow(first, end, task, a, b, out, tail, depth, columns):
     """The same for fewer than 16 columns.
 
     A vector then holds a row of `b` and the beginning of the next ones, which is computed and not
@@ -183,15 +175,6 @@ def _ordered_floats_narrow(a, b, out, tail, first, end, depth, columns):
         store_first(out, r1 * columns, s1, columns)
         store_first(out, r2 * columns, s2, columns)
         store_first(out, r3 * columns, s3, columns)
-
-
-@kernel(parallel=True)
-def _ordered_floats_tasks(a, b, out, tail, bounds, depth, columns):
-    for task in prange(len(bounds) - 1):
-        if columns < FLOATS:
-            _ordered_floats_narrow(a, b, out, tail, bounds[task], bounds[task + 1], depth, columns)
-        else:
-            _ordered_floats(a, b, out, bounds[task], bounds[task + 1], depth, columns)
 
 
 # float64 is for gradient checks, where speed does not matter.
@@ -478,11 +461,7 @@ def conv2d(prepared, x, out=None, workspace=None):
     copying, tables = conv2d_arguments(prepared)
     arguments = prepared.copies, source, workspace, copying, tables, out.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):  # as compiled code, when the JIT is off
-        if tasks == 1:
-            _conv2d(0, items, 0, *arguments)
-        else:
-            with threads.exclusive():
-                _conv2d_tasks(np.arange(tasks + 1) * items // tasks, slot, *arguments)
+        parallel.share_out(_conv2d, parallel.shares(items, tasks), slot, *arguments)
     return out
 
 
@@ -533,16 +512,10 @@ def _tasks_for(multiplications):
     return max(1, min(threads.count(), multiplications // _GRAIN))
 
 
-@kernel(parallel=True)
-def _conv2d_tasks(bounds, slot, copies, source, workspace, copying, tables, out):
-    for task in prange(len(bounds) - 1):
-        first, end, at = bounds[task], bounds[task + 1], task * slot
-        _conv2d(first, end, at, copies, source, workspace, copying, tables, out)
-
-
 @kernel(allocates=False)
-def _conv2d(first, end, slot, copies, source, workspace, copying, tables, out):
+def _conv2d(first, end, task, size, copies, source, workspace, copying, tables, out):
     """Output pixels first to end - 1, counted through all images."""
+    slot = task * size
     per_image, image_stride, outputs, together = len(tables[3]), tables[4], tables[5], copying[5]
     if not copies:
         sums(first, end, source, 0, out, first * outputs, tables)
@@ -674,7 +647,7 @@ def prepare_signs_matmul(weight, order=None):
     return PreparedSigns(outputs, words_for(int(order.max()) + 1), panels, table, order)
 
 
-def signs_matmul(prepared, words, out=None):
+def signs_matmul(prepared, words, out=None, workspace=None):
     """Product of packed signs with float weights whose sums run in one fixed order.
 
     ``out[n, o]`` starts at 0 and adds ``sign * weight[o, k]`` for k = 0, 1, 2, ..., where the sign
@@ -689,6 +662,8 @@ def signs_matmul(prepared, words, out=None):
         At least ``prepared.words`` words a row.
     out : (N, O) float32, optional
         Contiguous, to be written to.
+    workspace : (n,) float32, optional
+        Memory for unpacked rows, at least `signs_floats` of N and W floats.
 
     Returns
     -------
@@ -709,23 +684,38 @@ def signs_matmul(prepared, words, out=None):
     out = _out("signs_matmul", out, (rows, prepared.outputs))
     if out.size == 0:
         return out
-    # Rows lie a cache line further apart than they are long: a power of two between them would put
-    # the floats of all rows into the same few places of the cache.
-    stride = 64 * row_words + FLOATS
-    tasks = min(rows, _tasks_for(rows * len(prepared.panels)))
-    scratch = np.empty(tasks * min(rows, _TOGETHER) * stride, np.float32)
+    stride = _row_floats(row_words)
+    tasks = min(_tasks_for(rows * len(prepared.panels)), rows)
+    needed = tasks * _TOGETHER * stride
+    if workspace is None:
+        workspace = np.empty(needed, np.float32)
+    elif workspace.dtype != np.float32 or workspace.ndim != 1 or len(workspace) < needed:
+        raise ValueError(
+            f"signs_matmul: workspace must be a row of at least {needed} float32, "
+            f"got {workspace.dtype} of shape {workspace.shape}"
+        )
+    scratch = workspace[:needed]
     tables = (
         prepared.panels, prepared.table, prepared.order, _ONE_PIXEL, stride, prepared.outputs,
         False,
     )  # fmt: skip
     arguments = np.ascontiguousarray(words).reshape(-1), row_words, scratch, tables, out.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):
-        if tasks == 1:
-            _signs_matmul(0, rows, 0, *arguments)
-        else:
-            with threads.exclusive():
-                _signs_matmul_tasks(np.arange(tasks + 1) * rows // tasks, *arguments)
+        parallel.share_out(_signs_matmul, parallel.shares(rows, tasks), *arguments)
     return out
+
+
+def signs_floats(rows, row_words):
+    """Floats of the ``workspace`` that `signs_matmul` needs, at most."""
+    return min(threads.most(), max(rows, 1)) * _TOGETHER * _row_floats(row_words)
+
+
+def _row_floats(row_words):
+    """Floats from one unpacked row to the next: a cache line more than it is long.
+
+    A power of two between rows would put the floats of all into the same few places of the cache.
+    """
+    return 64 * row_words + FLOATS
 
 
 _ONE_PIXEL = np.zeros(1, np.int64)
@@ -741,19 +731,11 @@ def signs_matmul_reference(words, weight, order=None):
     return ordered_matmul_reference(signs.astype(weight.dtype), weight.T)
 
 
-@kernel(parallel=True)
-def _signs_matmul_tasks(bounds, words, row_words, scratch, tables, out):
-    tasks = len(bounds) - 1
-    slot = len(scratch) // tasks
-    for task in prange(tasks):
-        first, end, at = bounds[task], bounds[task + 1], task * slot
-        _signs_matmul(first, end, at, words, row_words, scratch, tables, out)
-
-
 @kernel(allocates=False)
-def _signs_matmul(first, end, slot, words, row_words, scratch, tables, out):
+def _signs_matmul(first, end, task, words, row_words, scratch, tables, out):
     """Rows first to end - 1: a few at a time become floats +1 and -1."""
     stride, outputs = tables[4], tables[5]
+    slot = task * _TOGETHER * stride
     for start in range(first, end, _TOGETHER):
         stop = min(start + _TOGETHER, end)
         for row in range(start, stop):

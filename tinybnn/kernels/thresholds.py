@@ -11,14 +11,13 @@ import math
 
 import numba
 import numpy as np
-from numba import prange
 
-from tinybnn.kernels import threads
+from tinybnn.kernels import parallel, threads
 from tinybnn.kernels.bits import pack_reference, words_for
 from tinybnn.kernels.simd import INTEGERS, at_most, inlined, kernel, load
 
 _SPEED = 1e10  # sums a second, of a fast core
-_PART = 256  # rows that all channels are compared of before the next ones
+_PART = 256  # rows that are compared in all channels before the next ones: they stay in cache
 
 
 def threshold(accumulator, thresholds, flip, out=None):
@@ -57,12 +56,8 @@ def threshold(accumulator, thresholds, flip, out=None):
         np.ascontiguousarray(accumulator).reshape(-1), np.ascontiguousarray(thresholds),
         np.ascontiguousarray(flip), out.reshape(-1),
     )  # fmt: skip
-    tasks = min(tasks_for(accumulator.size / _SPEED), rows)
-    if tasks > 1:
-        with threads.exclusive():
-            _tasks(tasks, rows, *arrays)
-    else:
-        _compare(0, rows, *arrays)
+    tasks = tasks_for(accumulator.size / _SPEED)
+    parallel.share_out(_compare, parallel.shares(rows, tasks), *arrays)
     return out
 
 
@@ -72,15 +67,8 @@ def threshold_reference(accumulator, thresholds, flip):
     return pack_reference(np.where(bits, 1, -1))
 
 
-@kernel(parallel=True)
-def _tasks(tasks, rows, sums, thresholds, flip, words):
-    for task in prange(tasks):
-        first, end = task * rows // tasks, (task + 1) * rows // tasks
-        _compare(first, end, sums, thresholds, flip, words)
-
-
 @kernel(allocates=False)
-def _compare(first, end, sums, thresholds, flip, words):
+def _compare(first, end, task, sums, thresholds, flip, words):
     """Rows first to end - 1; all arrays are flat."""
     channels = len(thresholds)
     row_words = (channels + 63) // 64
@@ -130,8 +118,9 @@ def _bits_of(flags, first, count):
 # -------------------------------------------------------------------------------- sharing out work
 
 # Seconds of work that are worth a further thread. A parallel loop costs a start and a wait, which
-# depend on the threading layer: empty, it takes 3 microseconds with OpenMP, 65 with workqueue.
-_WORTH_A_THREAD = {"omp": 10e-6, "tbb": 20e-6, "workqueue": 100e-6}
+# depend on the threading layer: empty, it takes 3 microseconds with OpenMP and 65 with workqueue,
+# whose threads sleep meanwhile and can be some hundred microseconds late.
+_WORTH_A_THREAD = {"omp": 10e-6, "tbb": 20e-6, "workqueue": 500e-6}
 
 
 def tasks_for(seconds):

@@ -32,11 +32,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import numba
 import numpy as np
-from numba import prange
 
-from tinybnn.kernels import threads
+from tinybnn.kernels import parallel, threads
 from tinybnn.kernels.bits import (
     from_bytes,
     pack_reference,
@@ -317,7 +315,7 @@ class Prepared:
 
     def workspace_words(self, images):
         """Words of the ``workspace`` that `run` needs for this number of images, at most."""
-        return numba.config.NUMBA_NUM_THREADS * self.slot_words(images)
+        return threads.most() * self.slot_words(images)
 
     def slot_words(self, images):
         """Words for the padded copies of images that one thread holds at a time."""
@@ -724,47 +722,35 @@ def _run(prepared, x, out=None, workspace=None):
         )
     flat, items = out.reshape(-1), images * len(tables.pixels)
     target = (0, _NO_SUMS, flat) if to_bits else (0, flat, _NO_WORDS)
-    memory = x.reshape(-1), workspace
-    if tasks == 1:
-        _task(0, items, 0, tables.cuts[-1], *memory, 0, prepared.arguments, target)
+    by_panels = tasks > 1 and items < 8 * tasks  # few pixels, and as many weights as ever
+    if by_panels:
+        shares = parallel.shares(len(tables.cuts) - 1, tasks)
     else:
-        with threads.exclusive():
-            _tasks(tasks, items, *memory, slot, prepared.arguments, target)
+        shares = parallel.shares(items, tasks, 4)  # whole blocks of 4 pixels
+    parallel.share_out(
+        _task, shares, by_panels, items, x.reshape(-1), workspace, slot, prepared.arguments, target
+    )
     return out
 
 
 _NO_SUMS, _NO_WORDS = np.zeros(0, np.int32), np.zeros(0, np.uint64)
 
 
-@kernel(parallel=True)
-def _tasks(tasks, items, source, workspace, slot, arguments, target):
-    cuts = Tables(*arguments).cuts
-    by_panels = items < 8 * tasks  # too few pixels to share out; there are as many weights as ever
-    for task in prange(tasks):
-        first, end, panel, panel_end = 0, items, 0, cuts[-1]
-        if by_panels:
-            panel = cuts[task * (len(cuts) - 1) // tasks]
-            panel_end = cuts[(task + 1) * (len(cuts) - 1) // tasks]
-        else:  # whole blocks of 4 pixels
-            first = task * items // tasks // 4 * 4
-            end = (task + 1) * items // tasks // 4 * 4 if task + 1 < tasks else items
-        _task(first, end, panel, panel_end, source, workspace, task * slot, arguments, target)
-
-
 @kernel(allocates=False)
-def _task(first, end, panel, panel_end, source, workspace, slot, arguments, target):
-    """Output pixels first to end - 1 of some panels."""
+def _task(first, end, task, by_panels, items, source, workspace, size, arguments, target):
+    """Output pixels first to end - 1; or, ``by_panels``, all pixels of the panels of these cuts."""
     tables = Tables(*arguments)
-    if not tables.copies:
-        _blocks(first, end, panel, panel_end, source, 0, arguments, target)
-        return
-    # A few images at a time are copied and used while they are in cache.
+    panel, panel_end, slot = 0, tables.cuts[-1], task * size
+    if by_panels:
+        panel, panel_end, first, end = tables.cuts[first], tables.cuts[end], 0, items
     step = tables.together * len(tables.pixels)
     start = first
     while start < end:
-        stop = min(start // step * step + step, end)
-        base = pad(start, stop, source, workspace, slot, arguments)
-        _blocks(start, stop, panel, panel_end, workspace, base, arguments, target)
+        words, base, stop = source, 0, end
+        if tables.copies:  # a few images at a time, which are used while they are in cache
+            stop = min(start // step * step + step, end)
+            words, base = workspace, pad(start, stop, source, workspace, slot, arguments)
+        _blocks(start, stop, panel, panel_end, words, base, arguments, target)
         start = stop
 
 
@@ -938,6 +924,8 @@ def _wide_panels(first, end, some, words, base, tables, target):
     """Some panels of 32 filters of a group."""
     group, p_first, p_end = some
     taps, panels = tables.taps, tables.panels
+    places = tables.pixels, tables.rows, tables.image_stride
+    results = tables.constants, tables.flips, tables.filters, target[1], target[2]
     base += group * tables.group_stride
     column, channel = group * tables.group_columns, group * tables.group_filters
     step = 4 if end - first >= 4 else 1
@@ -946,26 +934,28 @@ def _wide_panels(first, end, some, words, base, tables, target):
             i = end - step
         row = i - target[0]
         if step == 1:
-            a, r = _place(i, base, tables)
+            a, r = _place(i, base, places)
             for p in range(p_first, p_end):
                 c, place = column + p * WIDE, (channel + p * WIDE, tables.group_filters - p * WIDE)
                 n = _one_by_wide(words, a, taps, panels, c * len(taps))
-                _finish(n, c, r, row, place, tables, target)
+                _finish(n, c, r, row, place, results)
         else:
-            (a0, a1, a2, a3), (r0, r1, r2, r3) = _four_places(i, base, tables)
+            (a0, a1, a2, a3), (r0, r1, r2, r3) = _four_places(i, base, places)
             for p in range(p_first, p_end):
                 c, place = column + p * WIDE, (channel + p * WIDE, tables.group_filters - p * WIDE)
                 n0, n1, n2, n3 = _four_by_wide(words, a0, a1, a2, a3, taps, panels, c * len(taps))
-                _finish(n0, c, r0, row, place, tables, target)
-                _finish(n1, c, r1, row + 1, place, tables, target)
-                _finish(n2, c, r2, row + 2, place, tables, target)
-                _finish(n3, c, r3, row + 3, place, tables, target)
+                _finish(n0, c, r0, row, place, results)
+                _finish(n1, c, r1, row + 1, place, results)
+                _finish(n2, c, r2, row + 2, place, results)
+                _finish(n3, c, r3, row + 3, place, results)
 
 
 @inlined
 def _narrow_panel(first, end, group, words, base, tables, target):
     """The last panel of a group, where it has 16 filters."""
     taps, panels = tables.taps, tables.panels
+    places = tables.pixels, tables.rows, tables.image_stride
+    results = tables.constants, tables.flips, tables.filters, target[1], target[2]
     base += group * tables.group_stride
     done = tables.group_columns - NARROW  # columns of the panels before it
     c = group * tables.group_columns + done
@@ -976,40 +966,41 @@ def _narrow_panel(first, end, group, words, base, tables, target):
             i = end - step
         row = i - target[0]
         if step == 1:
-            a, r = _place(i, base, tables)
+            a, r = _place(i, base, places)
             n = _one_by_narrow(words, a, taps, panels, c * len(taps))
-            _finish_narrow(n, c, r, row, place, tables, target)
+            _finish_narrow(n, c, r, row, place, results)
         else:
-            (a0, a1, a2, a3), (r0, r1, r2, r3) = _four_places(i, base, tables)
+            (a0, a1, a2, a3), (r0, r1, r2, r3) = _four_places(i, base, places)
             n0, n1, n2, n3 = _four_by_narrow(words, a0, a1, a2, a3, taps, panels, c * len(taps))
-            _finish_narrow(n0, c, r0, row, place, tables, target)
-            _finish_narrow(n1, c, r1, row + 1, place, tables, target)
-            _finish_narrow(n2, c, r2, row + 2, place, tables, target)
-            _finish_narrow(n3, c, r3, row + 3, place, tables, target)
+            _finish_narrow(n0, c, r0, row, place, results)
+            _finish_narrow(n1, c, r1, row + 1, place, results)
+            _finish_narrow(n2, c, r2, row + 2, place, results)
+            _finish_narrow(n3, c, r3, row + 3, place, results)
 
 
 @inlined
-def _four_places(i, base, tables):
+def _four_places(i, base, places):
     """First words and rows of constants of output pixels i to i + 3."""
-    pixels, rows, stride = tables.pixels, tables.rows, tables.image_stride
+    pixels, rows, stride = places
     if len(pixels) == 1:  # a matrix product: nothing to look up
         a = base + i * stride
         return (a, a + stride, a + 2 * stride, a + 3 * stride), (0, 0, 0, 0)
     image, p = i // len(pixels), i % len(pixels)
     if p + 4 <= len(pixels):
         a = base + image * stride
-        places = a + pixels[p], a + pixels[p + 1], a + pixels[p + 2], a + pixels[p + 3]
-        return places, (rows[p], rows[p + 1], rows[p + 2], rows[p + 3])
-    (a0, r0), (a1, r1) = _place(i, base, tables), _place(i + 1, base, tables)
-    (a2, r2), (a3, r3) = _place(i + 2, base, tables), _place(i + 3, base, tables)
+        firsts = a + pixels[p], a + pixels[p + 1], a + pixels[p + 2], a + pixels[p + 3]
+        return firsts, (rows[p], rows[p + 1], rows[p + 2], rows[p + 3])
+    (a0, r0), (a1, r1) = _place(i, base, places), _place(i + 1, base, places)
+    (a2, r2), (a3, r3) = _place(i + 2, base, places), _place(i + 3, base, places)
     return (a0, a1, a2, a3), (r0, r1, r2, r3)
 
 
 @inlined
-def _place(i, base, tables):
+def _place(i, base, places):
     """An output pixel's first word and row of constants."""
-    image, pixel = i // len(tables.pixels), i % len(tables.pixels)
-    return base + image * tables.image_stride + tables.pixels[pixel], tables.rows[pixel]
+    pixels, rows, stride = places
+    image, pixel = i // len(pixels), i % len(pixels)
+    return base + image * stride + pixels[pixel], rows[pixel]
 
 
 @inlined
@@ -1083,23 +1074,22 @@ def _count_narrow(counts, x, w0, w1):
 
 
 @inlined
-def _finish(counts, c, r, row, place, tables, target):
+def _finish(counts, c, r, row, place, results):
     """The sums or the bits of one pixel and the filters of a wide panel.
 
     c, r : int
         The first column of the panel, and where the pixel's row of constants begins.
     place : (first output channel, number of channels from there on)
     """
-    (channel, count), (_, sums, bits) = place, target
+    (channel, count), (constants, flips, filters, sums, bits) = place, results
     low, high = interleave(counts[0], counts[1]), interleave(counts[2], counts[3])
-    low_constants = load(tables.constants, r + c)
-    high_constants = load(tables.constants, r + c + INTEGERS)
+    low_constants, high_constants = load(constants, r + c), load(constants, r + c + INTEGERS)
     if len(bits) > 0:
         mask = at_most(low, low_constants) | at_most(high, high_constants) << np.uint64(INTEGERS)
-        _put(mask, c, row, place, tables, bits)
+        _put(mask ^ flips[c >> 4], row, filters, channel, min(count, WIDE), bits)
         return
     low, high = low_constants - low - low, high_constants - high - high
-    to = row * tables.filters + channel
+    to = row * filters + channel
     if count >= WIDE:
         store(sums, to, low)
         store(sums, to + INTEGERS, high)
@@ -1109,27 +1099,26 @@ def _finish(counts, c, r, row, place, tables, target):
 
 
 @inlined
-def _finish_narrow(counts, c, r, row, place, tables, target):
+def _finish_narrow(counts, c, r, row, place, results):
     """The same for a narrow panel."""
-    (channel, count), (_, sums, bits) = place, target
-    low, constants = interleave(counts[0], counts[1]), load(tables.constants, r + c)
+    (channel, count), (constants, flips, filters, sums, bits) = place, results
+    low, low_constants = interleave(counts[0], counts[1]), load(constants, r + c)
     if len(bits) > 0:
-        _put(at_most(low, constants), c, row, place, tables, bits)
+        mask = at_most(low, low_constants) ^ flips[c >> 4]
+        _put(mask, row, filters, channel, count, bits)
     else:
-        store_first(sums, row * tables.filters + channel, constants - low - low, count)
+        store_first(sums, row * filters + channel, low_constants - low - low, count)
 
 
 @inlined
-def _put(mask, c, row, place, tables, bits):
-    """Write the bits of a panel. The panels of a row come in ascending order."""
-    channel, count = place
-    mask ^= tables.flips[c >> 4]
-    at, shift = row * ((tables.filters + 63) >> 6) + (channel >> 6), channel & 63
+def _put(mask, row, filters, channel, count, bits):
+    """Write ``count`` bits from ``channel`` on. The channels of a row come in ascending order."""
+    at, shift = row * ((filters + 63) >> 6) + (channel >> 6), channel & 63
     if shift == 0:
         bits[at] = mask
     else:
         bits[at] |= mask << np.uint64(shift)
-        if shift + min(count, WIDE) > 64:
+        if shift + count > 64:
             bits[at + 1] = mask >> np.uint64(64 - shift)
 
 

@@ -1,0 +1,214 @@
+"""Plans and their memory: laid out once, never shared by results in use, nothing allocated."""
+
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinybnn import deploy, models, nn
+from tinybnn.deploy.plan import Buffer, Task
+from tinybnn.deploy.runtime import Workspace, block_size
+from tinybnn.kernels import threads
+from tinybnn.tensor import Tensor, no_grad
+
+
+class Block(nn.Module):
+    """A BD-Net-like block: two binary depth-wise convolutions, real residuals, a binary 1 × 1."""
+
+    def __init__(self, channels, rng):
+        options = {"input_quantizer": None, "rng": rng}
+        depthwise = {"padding": 1, "groups": channels, "scale": "learned", **options}
+        self.signs = nn.ModuleList([nn.RSign(channels) for _ in range(3)])
+        self.dual = nn.ModuleList(
+            [nn.BinaryConv2d(channels, channels, 3, **depthwise) for _ in range(2)]
+        )
+        self.norms = nn.ModuleList([nn.BatchNorm2d(channels) for _ in range(2)])
+        self.activations = nn.ModuleList([nn.RPReLU(channels) for _ in range(2)])
+        self.mix = nn.BinaryConv2d(channels, channels, 1, scale="mean", **options)
+
+    def forward(self, x):
+        branches = [dw(sign(x)) for dw, sign in zip(self.dual, self.signs, strict=False)]
+        y = self.activations[0](self.norms[0](branches[0] + branches[1] + x) + x)
+        return self.activations[1](self.norms[1](self.mix(self.signs[2](y))) + y)
+
+
+def residual_network(channels=70):
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, channels, 3, padding=1, bias=False, rng=rng), nn.BatchNorm2d(channels),
+        Block(channels, rng), Block(channels, rng),
+        nn.AdaBinConv2d(channels, channels, 3, rng=rng), nn.BatchNorm2d(channels),
+        nn.Maxout(channels), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(channels, 10, rng=rng),
+    )  # fmt: skip
+    for module in model.modules():
+        for name in ("threshold", "shift_in", "shift_out", "running_mean"):
+            value = getattr(module, name, None)
+            if value is not None:
+                array = value.data if isinstance(value, nn.Parameter) else value
+                array[...] = rng.integers(-4, 5, array.shape) / 4
+    return model.eval()
+
+
+def images(*shape):
+    return np.random.default_rng(1).standard_normal(shape, np.float32)
+
+
+def test_a_residual_block_is_two_tasks():
+    """Both depth-wise products in one with the epilogue, and the 1 × 1 with its own."""
+    model = residual_network()
+    packed = deploy.compile(model, (3, 12, 12))
+    x = images(3, 3, 12, 12)
+    deploy.verify(model, packed, x)
+    operations = [[packed.steps[i].operation for i in task.covers] for task in packed.tasks]
+    assert [o.count("xnor_conv2d") for o in operations[:6]] == [0, 2, 1, 2, 1, 2]
+    assert operations[0][0] == "conv2d"
+    assert operations[1][-1] == "pack"
+    # The sums of AdaBin over ones do not depend on the image: they are computed beforehand.
+    assert all(step != "ones" for o in operations for step in o)
+
+
+def test_predict_gives_the_same_for_any_batch_size_and_number_of_threads():
+    packed = deploy.compile(residual_network(), (3, 12, 12))
+    x = images(11, 3, 12, 12)
+    expected = packed.predict(x)
+    for batch_size in (1, 4, 100):
+        for count in range(1, threads.most() + 1):
+            assert np.array_equal(packed.predict(x, batch_size, threads=count), expected)
+
+
+def test_predict_writes_to_out():
+    packed = deploy.compile(residual_network(), (3, 12, 12))
+    x = images(5, 3, 12, 12)
+    out = np.full((5, 10), np.nan, np.float32)
+    assert packed.predict(x, out=out) is out
+    assert np.array_equal(out, packed.predict(x))
+    with pytest.raises(ValueError, match=r"out must be float32 of shape \(5, 10\)"):
+        packed.predict(x, out=out[:4])
+    with pytest.raises(ValueError, match="n must be from 1 to"):
+        packed.predict(x, threads=0)
+    with pytest.raises(ValueError, match="batch_size must be >= 1"):
+        packed.predict(x, 0)
+
+
+def test_no_samples_give_no_results():
+    packed = deploy.compile(residual_network(), (3, 12, 12))
+    assert packed.predict(images(0, 3, 12, 12)).shape == (0, 10)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_steady_state_allocates_nothing(channels_last):
+    model = models.vgg_small(width=0.5, rng=np.random.default_rng(0)).eval()
+    packed = deploy.compile(model, (3, 32, 32))
+    x, out = images(6, 3, 32, 32), np.empty((6, 10), np.float32)
+    if channels_last:
+        x = images(6, 32, 32, 3).transpose(0, 3, 1, 2)
+    for _ in range(3):
+        packed.predict(x, out=out)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        for _ in range(3):
+            packed.predict(x, out=out)
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Small objects of Python come and go; the first layer's result alone has 1.5 MB as floats.
+    assert peak - before < 40_000
+    assert after - before < 20_000
+
+
+def test_calls_at_the_same_time_have_their_own_memory():
+    packed = deploy.compile(residual_network(), (3, 12, 12))
+    inputs = [images(4, 3, 12, 12) * scale for scale in (1, -1, 2, 0.5)]
+    expected = [packed.predict(x) for x in inputs]
+    wrong = []
+
+    def work(x, result):
+        for _ in range(20):
+            if not np.array_equal(packed.predict(x), result):
+                wrong.append(1)
+
+    workers = [threading.Thread(target=work, args=pair) for pair in zip(inputs, expected)]  # noqa: B905
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+    assert len(packed._free) <= len(workers)
+
+
+def test_an_interrupted_run_does_not_spoil_the_next():
+    packed = deploy.compile(residual_network(), (3, 12, 12))
+    x = images(4, 3, 12, 12)
+    expected = packed.predict(x)
+    run = packed.run_plan(x)
+    next(run)
+    run.close()
+    assert np.array_equal(packed.predict(x), expected)
+
+
+@st.composite
+def task_lists(draw):
+    """Tasks that read earlier results, some of them views made by NumPy."""
+    tasks = []
+    for i in range(draw(st.integers(1, 8))):
+        inputs = draw(st.lists(st.integers(-1, i - 1), min_size=1, max_size=3, unique=True))
+        buffers = (Buffer(np.uint8, (draw(st.integers(1, 200)),)),) if draw(st.booleans()) else ()
+        tasks.append(Task((i,), (i,), tuple(inputs), None, buffers))
+    return tasks
+
+
+@given(task_lists(), st.integers(1, 3))
+def test_results_in_use_share_no_memory(tasks, samples):
+    workspace = Workspace(tasks, samples)
+    outputs = workspace.outputs(samples)
+    holds = {-1: set()}  # step -> the buffered results that its value may lie in
+    for i, task in enumerate(tasks):
+        sources = set().union(*(holds[s] for s in task.inputs))
+        holds[i] = {i} if task.buffers else sources
+    last = len(tasks) - 1
+    for i, task in enumerate(tasks):
+        if not task.buffers:
+            continue
+        # What is still read when task i writes, by itself or by a later task, or is the output.
+        needed = set(holds[last])
+        for later in tasks[i:]:
+            needed |= set().union(*(holds[s] for s in later.inputs))
+        for other in needed - {i}:
+            if other < i:
+                assert not np.shares_memory(outputs[i][0][0], outputs[other][0][0])
+
+
+def test_blocks_are_as_large_as_the_cache_allows():
+    small = deploy.compile(models.mlp(64), (64,))
+    large = deploy.compile(models.vgg_small(), (3, 32, 32))
+    assert block_size(small.tasks) > block_size(large.tasks) >= 1
+
+
+def test_profile_tells_where_the_time_goes():
+    model = residual_network()
+    packed = deploy.compile(model, (3, 12, 12))
+    rows = packed.profile(images(2, 3, 12, 12), repetitions=2)
+    assert len(rows) == len(packed.tasks)
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert all(row["seconds"] > 0 for row in rows)
+    # Each product of a sign and a sign counts once; padded columns are no work asked for.
+    depthwise = rows[1]
+    assert depthwise["products"] == 2 * 2 * 70 * 9 * 12 * 12
+    assert depthwise["operations"].count("xnor_conv2d") == 2
+    assert depthwise["peak_share"] > 0
+
+
+def test_plans_follow_the_float_model_in_every_memory_layout():
+    model = residual_network()
+    packed = deploy.compile(model, (3, 12, 12))
+    x = images(3, 3, 12, 12)
+    with no_grad():
+        expected = model(Tensor(x)).data
+    for layout in (x, np.asfortranarray(x), x.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2)):
+        assert np.array_equal(packed.predict(layout), expected)
