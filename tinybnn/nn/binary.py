@@ -51,10 +51,17 @@ class _Binary:
         return x, weight, self._sums_are_integers()
 
     def _sums_are_integers(self):
-        signs = self.input_quantizer and self.input_quantizer.values == (-1.0, 1.0)
-        signs = signs and self.input_quantizer.levels() is self.input_quantizer
         integers = self.weight_quantizer and self.weight_quantizer.values is not None
-        return bool(signs and integers)
+        return bool(_gives_signs(self.input_quantizer) and integers)
+
+    def _multiplies_signs(self, x):
+        """Whether both operands are signs: of this layer's quantizers, or of a layer before."""
+        quantizer, made_by = self.input_quantizer, x.function
+        if quantizer is None and isinstance(made_by, quantizers.Quantize):
+            quantizer = made_by.quantizer
+        return _gives_signs(quantizer) and _gives_signs(
+            self.weight_quantizer and self.weight_quantizer.levels()
+        )
 
     def _cost(self, output_shape, products):
         floats = sum(p.numel() for p in self.parameters()) - self.weight.numel()
@@ -81,6 +88,10 @@ class _Binary:
     def extra_repr(self):
         text = super().extra_repr()
         return text + (f", scale={self.scale_mode!r}" if self.scale_mode else "")
+
+
+def _gives_signs(quantizer):
+    return bool(quantizer and quantizer.values == (-1.0, 1.0) and quantizer.levels() is quantizer)
 
 
 def _glorot_uniform(shape, rng):
@@ -134,8 +145,13 @@ class BinaryLinear(_Binary, Linear):
         )  # fmt: skip
 
     def forward(self, x):
+        if self.training and self._multiplies_signs(x):
+            return self._scaled(self._product_of_signs(x))
         x, weight, is_exact = self._quantized(x)
         return self._scaled(F.linear(x, weight, fixed_order=not (self.training or is_exact)))
+
+    def _product_of_signs(self, x):
+        return F.binary_linear(x, self.weight, self.input_quantizer, self.weight_quantizer)
 
 
 class BinaryConv2d(_Binary, Conv2d):
@@ -188,6 +204,8 @@ class BinaryConv2d(_Binary, Conv2d):
         )
 
     def forward(self, x):
+        if self.training and self._multiplies_signs(x):
+            return self._scaled(self._product_of_signs(x))
         x, weight, is_exact = self._quantized(x)
         padding = self.padding
         if self.padding_mode == "ones" and padding != (0, 0):
@@ -198,6 +216,12 @@ class BinaryConv2d(_Binary, Conv2d):
                 x, weight, None, self.stride, padding, self.dilation, self.groups,
                 fixed_order=not (self.training or is_exact),
             )
+        )  # fmt: skip
+
+    def _product_of_signs(self, x):
+        return F.binary_conv2d(
+            x, self.weight, self.input_quantizer, self.weight_quantizer, self.stride, self.padding,
+            self.dilation, self.groups, self.padding_mode,
         )  # fmt: skip
 
     def extra_repr(self):

@@ -1,0 +1,159 @@
+"""Binary layers in training: on bits, they are the layers of quantized floats."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinybnn import functional as F
+from tinybnn import nn, optim, quantizers
+from tinybnn.functional import binary
+from tinybnn.tensor import Tensor, grad
+from tinybnn.testing import assert_identical
+
+
+@pytest.fixture(autouse=True)
+def small_layers_too(monkeypatch):
+    """Layers of a test's size run on bits."""
+    monkeypatch.setattr(binary, "_SMALL", 0)
+
+
+@st.composite
+def layers(draw):
+    """(layer, input shape): binary layers of all kinds."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    settings = {
+        "input_quantizer": draw(st.sampled_from(("ste_sign", "approx_sign", "swish_sign"))),
+        "scale": draw(st.sampled_from((None, "mean", "learned"))),
+        "rng": rng,
+    }
+    if draw(st.booleans()):
+        features, outputs = draw(st.integers(1, 130)), draw(st.integers(1, 70))
+        lead = draw(st.sampled_from(((5,), (2, 3))))
+        return nn.BinaryLinear(features, outputs, bias=draw(st.booleans()), **settings), (
+            *lead,
+            features,
+        )
+    groups = draw(st.sampled_from((1, 1, 2, 6)))
+    per_group = draw(st.sampled_from((1, 3, 20)))
+    outputs = groups * draw(st.sampled_from((1, 5, 33)))
+    layer = nn.BinaryConv2d(
+        groups * per_group, outputs, draw(st.sampled_from((1, 3, (2, 3)))), groups=groups,
+        stride=draw(st.sampled_from((1, 2))), padding=draw(st.sampled_from((0, 1, (1, 0)))),
+        dilation=draw(st.sampled_from((1, 1, 2))),
+        padding_mode=draw(st.sampled_from(("zeros", "ones"))), **settings,
+    )  # fmt: skip
+    return layer, (draw(st.integers(1, 3)), groups * per_group, 7, 6)
+
+
+def numbers(rng, shape):
+    """Some beyond the clip, some at its edge, zeros of both signs."""
+    special = rng.choice(np.array([0.0, -0.0, 1.0, -1.0, 1.5], np.float32), shape)
+    return np.where(rng.random(shape) < 0.3, special, rng.standard_normal(shape, np.float32))
+
+
+def step(layer, x, grad_output):
+    """Output, and the gradients of the input and of each parameter."""
+    x = Tensor(x, requires_grad=True)
+    y = layer(x)
+    return y.data, [g.data for g in grad(y, [x, *layer.parameters()], Tensor(grad_output))]
+
+
+@given(layers(), st.integers(0, 2**32 - 1))
+def test_a_layer_on_bits_is_the_layer_of_quantized_floats(drawn, seed):
+    layer, shape = drawn
+    rng = np.random.default_rng(seed)
+    layer.weight.data[...] = numbers(rng, layer.weight.shape)
+    x = numbers(rng, shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(binary, "_SMALL", np.inf)
+        expected = layer(Tensor(x))
+        grad_output = rng.integers(-3, 4, expected.shape).astype(np.float32)
+        expected, expected_gradients = step(layer, x, grad_output)
+    found, gradients = step(layer, x, grad_output)
+    assert_identical(found, expected)
+    for a, b in zip(gradients, expected_gradients, strict=True):
+        assert a.shape == b.shape
+        assert np.allclose(a, b, rtol=1e-5, atol=1e-4 * max(1, np.abs(b).max()))
+
+
+@given(layers(), st.integers(0, 2**32 - 1))
+def test_the_switch_changes_no_bit(drawn, seed):
+    layer, shape = drawn
+    rng = np.random.default_rng(seed)
+    x = numbers(rng, shape)
+    grad_output = rng.standard_normal(layer(Tensor(x)).shape, np.float32)
+    found, gradients = step(layer, x, grad_output)
+    with F.packed_products(False):
+        expected, expected_gradients = step(layer, x, grad_output)
+    assert_identical(found, expected)
+    for a, b in zip(gradients, expected_gradients, strict=True):
+        assert_identical(a, b)
+
+
+def training(enabled):
+    """A few steps of a network with all kinds of binary layers; its parameters after them."""
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, rng=rng), nn.BatchNorm2d(16),
+        nn.BinaryConv2d(16, 70, 3, padding=1, rng=rng), nn.MaxPool2d(2), nn.BatchNorm2d(70),
+        nn.RSign(70), nn.BinaryConv2d(70, 70, 3, groups=70, input_quantizer=None, rng=rng),
+        nn.BatchNorm2d(70), nn.Flatten(), nn.BinaryLinear(70 * 4, 5, rng=rng),
+    )  # fmt: skip
+    optimizer = optim.Adam(model.parameters(), lr=0.01)
+    with F.packed_products(enabled):
+        for _ in range(4):
+            x = rng.standard_normal((8, 3, 10, 10), np.float32)
+            optimizer.zero_grad()
+            F.cross_entropy(model(Tensor(x)), rng.integers(0, 5, 8)).backward()
+            optimizer.step()
+    return [p.data for p in model.parameters()]
+
+
+def test_training_is_the_same_with_and_without_packed_products():
+    for a, b in zip(training(True), training(False), strict=True):
+        assert_identical(a, b)
+
+
+def test_signs_of_a_layer_before_are_packed_too(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        binary.SignConv2d, "apply", lambda *args, **options: calls.append(args) or Tensor(0.0)
+    )
+    layer = nn.BinaryConv2d(4, 4, 3, input_quantizer=None)
+    layer(nn.RSign(4)(Tensor(np.ones((1, 4, 5, 5), np.float32), requires_grad=True)))
+    assert len(calls) == 1
+    layer(Tensor(np.ones((1, 4, 5, 5), np.float32)))  # real, as far as the layer knows
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("quantizer", ["ste_sign", "approx_sign", "swish_sign"])
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_second_order_is_that_of_the_composition(kind, quantizer):
+    rng = np.random.default_rng(0)
+    quantizer = quantizers.get(quantizer)
+    shape, weight_shape = ((2, 3, 5, 5), (4, 3, 3, 3)) if kind == "conv" else ((6, 7), (5, 7))
+    x, w = (rng.normal(size=s).astype(np.float32) / 2 for s in (shape, weight_shape))
+
+    def second(function):
+        a, b = Tensor(x, requires_grad=True), Tensor(w, requires_grad=True)
+        y = function(a, b)
+        first = grad((y * y).sum(), [a, b], create_graph=True)
+        total = sum(((g * g).sum() for g in first), Tensor(0.0))
+        return [g.data for g in (*first, *grad(total, [a, b]))]
+
+    if kind == "conv":
+        found = second(lambda a, b: F.binary_conv2d(a, b, quantizer, quantizer, padding=(1, 1)))
+        expected = second(lambda a, b: F.conv2d(quantizer(a), quantizer(b), padding=1))
+    else:
+        found = second(lambda a, b: F.binary_linear(a, b, quantizer, quantizer))
+        expected = second(lambda a, b: F.linear(quantizer(a), quantizer(b)))
+    for a, b in zip(found, expected, strict=True):
+        assert np.allclose(a, b, rtol=1e-4, atol=1e-3 * np.abs(b).max())
+
+
+def test_float64_keeps_its_precision():
+    x = np.random.default_rng(0).normal(size=(2, 3))
+    layer = nn.BinaryLinear(3, 4)
+    layer.weight.data = layer.weight.data.astype(np.float64)
+    assert layer(Tensor(x)).dtype == np.float64
