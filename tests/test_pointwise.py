@@ -57,7 +57,7 @@ def programs(draw):
 
 
 def same(a, b):
-    """Equal as numbers, NaN equal to NaN; zeros of either sign (which of two `max` picks is open)."""
+    """Equal as numbers, NaN equal to NaN; which of two zeros `max` picks is left open."""
     return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b, equal_nan=True)
 
 

@@ -201,6 +201,7 @@ def test_profile_tells_where_the_time_goes():
     depthwise = rows[1]
     assert depthwise["products"] == 2 * 2 * 70 * 9 * 12 * 12
     assert depthwise["operations"].count("xnor_conv2d") == 2
+    assert rows[2]["products"] == 2 * 70 * 70 * 12 * 12  # the 1 × 1, without the tails of words
     assert depthwise["peak_share"] > 0
 
 

@@ -359,10 +359,10 @@ def test_work_is_shared_out():
         pytest.skip("one thread only")
     x, weight = np.ones((2, 4, 4, 1), np.float32), np.ones((3, 1, 3, 3), np.float32)
     prepared_signs = signed.prepare_signs_matmul(np.ones((3, 64), np.float32))
-    with in_many_parts(), threads.num_threads(2):
-        with mock.patch.object(signed.parallel, "share_out") as share_out:
-            signed.conv2d(signed.prepare_conv2d(weight, (4, 4)), x)
-            signed.signs_matmul(prepared_signs, np.zeros((5, 1), np.uint64))
+    share_out = mock.patch.object(signed.parallel, "share_out")
+    with in_many_parts(), threads.num_threads(2), share_out as share_out:
+        signed.conv2d(signed.prepare_conv2d(weight, (4, 4)), x)
+        signed.signs_matmul(prepared_signs, np.zeros((5, 1), np.uint64))
     shares = [call.args[1].tolist() for call in share_out.call_args_list]
     assert shares == [[[0, 4], [4, 8]], [[0, 2], [2, 5]]]
 

@@ -125,7 +125,12 @@ def products(prepared):
     if kind(prepared) == "depthwise":
         taps = len(prepared.offsets)
         return taps * prepared.channels * prepared.out_height * prepared.out_width
-    return prepared.work
+    tables = prepared.tables
+    if len(prepared.input_shape) == 1:  # a matrix product
+        return tables.channels * tables.filters
+    per_group = tables.channels // tables.groups
+    taps = len(tables.taps) // words_for(per_group)
+    return taps * per_group * tables.filters * len(tables.pixels)
 
 
 def run(layer, inputs, outputs, memory=None):
