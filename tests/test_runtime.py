@@ -142,6 +142,22 @@ def test_calls_at_the_same_time_have_their_own_memory():
     assert len(packed._free) <= len(workers)
 
 
+def test_a_result_is_copied_before_its_memory_goes_to_another_call():
+    packed = deploy.compile(residual_network(), (3, 12, 12))
+    x = images(4, 3, 12, 12)
+    expected = packed.predict(x)
+
+    class Taken(list):
+        """Somebody else has the memory, and writes to it, as soon as it is given back."""
+
+        def append(self, workspace):
+            workspace.arena.fill(255)
+            super().append(workspace)
+
+    packed._free = Taken(packed._free)
+    assert np.array_equal(packed.predict(x), expected)
+
+
 def test_an_interrupted_run_does_not_spoil_the_next():
     packed = deploy.compile(residual_network(), (3, 12, 12))
     x = images(4, 3, 12, 12)

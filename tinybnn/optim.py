@@ -13,6 +13,7 @@ import math
 
 import numpy as np
 
+from tinybnn.kernels import layout
 from tinybnn.nn import LatentParameter
 from tinybnn.quantizers import EdeSign
 from tinybnn.tensor import Tensor
@@ -40,6 +41,12 @@ class Optimizer:
     """
 
     rate = "lr"
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        # A rule of its own is not what an inherited kernel computes.
+        if "update" in vars(cls) and "fused_update" not in vars(cls):
+            cls.fused_update = Optimizer.fused_update
 
     def __init__(self, params, defaults):
         if isinstance(params, Tensor):
@@ -104,9 +111,12 @@ class Optimizer:
                 decay = group.get("weight_decay", 0.0)
                 if is_latent and not group.get("decay_latents"):
                     decay = 0.0
+                clip = p.clip_value if is_latent else None
+                if self.fused_update(p.data, p.grad.data, state, group, decay, clip):
+                    continue
                 self.update(p.data, p.grad.data, state, group, decay)
-                if is_latent and p.clip_value is not None:
-                    np.clip(p.data, -p.clip_value, p.clip_value, out=p.data)
+                if clip is not None:
+                    np.clip(p.data, -clip, clip, out=p.data)
 
     def update(self, weight, grad, state, group, decay):
         """Change the array `weight` in place.
@@ -122,6 +132,23 @@ class Optimizer:
             Weight decay of this parameter.
         """
         raise NotImplementedError
+
+    def fused_update(self, weight, grad, state, group, decay, clip):
+        """Do `update` and the clipping in one pass over memory, by a kernel.
+
+        Parameters
+        ----------
+        weight, grad, state, group, decay
+            As in `update`.
+        clip : float or None
+            The weight is limited to ± this number.
+
+        Returns
+        -------
+        bool
+            False if there is no kernel for this, and nothing was done.
+        """
+        return False
 
     # ------------------------------------------------------------------------------------ state
 
@@ -193,6 +220,23 @@ def _plain(value):
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
+def _kernels():
+    from tinybnn.kernels import optimizers  # compiled at the first use
+
+    return optimizers
+
+
+def _flat(weight, grad, *state):
+    """The arrays as rows of float32 numbers in the same order, for a kernel; None if they are not.
+
+    A gradient that lies in memory in another order than its weight is copied into that order.
+    """
+    if grad.strides != weight.strides:
+        given, grad = grad, np.empty_like(weight)
+        grad[...] = given
+    return layout.flat(weight, grad, *state)
+
+
 class SGD(Optimizer):
     """v = momentum v + (1 - dampening) grad; weight -= lr v.
 
@@ -251,10 +295,25 @@ class SGD(Optimizer):
                 state["velocity"] *= momentum
                 state["velocity"] += (1 - group["dampening"]) * grad
             else:
-                state["velocity"] = grad.copy(order="K")
+                state["velocity"] = np.empty_like(weight)
+                state["velocity"][...] = grad
             velocity = state["velocity"]
             grad = grad + momentum * velocity if group["nesterov"] else velocity
         weight -= group["lr"] * grad
+
+    def fused_update(self, weight, grad, state, group, decay, clip):
+        if group["momentum"] and "velocity" not in state:
+            return False  # the first step
+        velocity = (state["velocity"],) if group["momentum"] else ()
+        arrays = _flat(weight, grad, *velocity)
+        if arrays is None:
+            return False
+        _kernels().sgd(
+            *arrays,
+            lr=group["lr"], momentum=group["momentum"], dampening=group["dampening"],
+            nesterov=group["nesterov"], decay=decay, clip=math.inf if clip is None else clip,
+        )  # fmt: skip
+        return True
 
 
 class Adam(Optimizer):
@@ -297,10 +356,7 @@ class Adam(Optimizer):
     def update(self, weight, grad, state, group, decay):
         if decay:
             grad = grad + decay * weight
-        if not state:
-            state["step"] = np.zeros((), np.int64)
-            state["mean"] = np.zeros_like(weight)
-            state["square"] = np.zeros_like(weight)
+        self._start(weight, state)
         state["step"] += 1
         step = int(state["step"])
         beta1, beta2 = group["betas"]
@@ -310,6 +366,29 @@ class Adam(Optimizer):
         size = group["lr"] / (1 - beta1**step)
         root = np.sqrt(state["square"]) / math.sqrt(1 - beta2**step) + group["eps"]
         weight -= size * (state["mean"] / root)
+
+    def _start(self, weight, state):
+        """The state of a parameter's first step."""
+        if not state:
+            state["step"] = np.zeros((), np.int64)
+            state["mean"] = np.zeros_like(weight)
+            state["square"] = np.zeros_like(weight)
+
+    def fused_update(self, weight, grad, state, group, decay, clip, shrink=1.0):
+        self._start(weight, state)
+        arrays = _flat(weight, grad, state["mean"], state["square"])
+        if arrays is None:
+            return False
+        state["step"] += 1
+        step = int(state["step"])
+        beta1, beta2 = group["betas"]
+        _kernels().adam(
+            *arrays,
+            size=group["lr"] / (1 - beta1**step), betas=(beta1, beta2),
+            root=math.sqrt(1 - beta2**step), eps=group["eps"],
+            shrink=shrink, decay=decay, clip=math.inf if clip is None else clip,
+        )  # fmt: skip
+        return True
 
 
 class AdamW(Adam):
@@ -340,6 +419,10 @@ class AdamW(Adam):
         if decay:
             weight *= 1 - group["lr"] * decay
         super().update(weight, grad, state, group, 0.0)
+
+    def fused_update(self, weight, grad, state, group, decay, clip):
+        shrink = 1 - group["lr"] * decay
+        return super().fused_update(weight, grad, state, group, 0.0, clip, shrink)
 
 
 class Bop(Optimizer):

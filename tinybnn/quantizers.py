@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tinybnn.kernels import layout
 from tinybnn.tensor import Function, abs, as_array, clamp, exp, where
 
 __all__ = [
@@ -31,11 +32,28 @@ __all__ = [
 ]  # fmt: skip
 
 
+_LEAST = 4096  # numbers; of fewer NumPy makes the signs sooner
+
+
 def sign(x):
     """+1 where x >= 0, else -1: sign(0) = sign(-0) = +1, and sign(NaN) = -1. Arrays only."""
     x = np.asarray(x)
+    flat = _kernel_rows(x)
+    if flat is not None:
+        return layout.like(x, _kernels().sign(*flat))
     dtype = x.dtype if x.dtype.kind == "f" else np.dtype(np.float32)
     return np.where(x >= 0, dtype.type(1), dtype.type(-1))
+
+
+def _kernels():
+    from tinybnn.kernels import straight_through  # compiled at the first use
+
+    return straight_through
+
+
+def _kernel_rows(*arrays):
+    """Arrays of one shape as rows of numbers if a kernel is the faster one; else None."""
+    return layout.flat(*arrays) if arrays[0].size >= _LEAST else None
 
 
 class Quantize(Function):
@@ -46,6 +64,11 @@ class Quantize(Function):
         return quantizer.forward(x)
 
     def backward(self, grad, output, x):
+        if isinstance(grad, np.ndarray):
+            flat = _kernel_rows(grad, x)
+            result = None if flat is None else self.quantizer.fused_gradient(*flat)
+            if result is not None:
+                return layout.like(x, result)
         return grad * self.quantizer.pseudo_gradient(x)
 
 
@@ -61,6 +84,12 @@ class Quantizer:
     """
 
     values = (-1.0, 1.0)
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        # A pseudo-gradient of its own is not what an inherited kernel computes.
+        if "pseudo_gradient" in vars(cls) and "fused_gradient" not in vars(cls):
+            cls.fused_gradient = Quantizer.fused_gradient
 
     @property
     def bits(self):
@@ -90,6 +119,10 @@ class Quantizer:
     def surrogate(self, x):
         """The function whose derivative is the pseudo-gradient; x is an array or a Tensor."""
         raise NotImplementedError
+
+    def fused_gradient(self, grad, x):
+        """``grad * pseudo_gradient(x)`` of (n,) float32 arrays by a kernel; None without one."""
+        return None
 
     def __call__(self, x):
         return Quantize.apply(x, quantizer=self)
@@ -128,6 +161,9 @@ class SteSign(Quantizer):
     def surrogate(self, x):
         return clamp(x, -self.clip_value, self.clip_value)
 
+    def fused_gradient(self, grad, x):
+        return _kernels().gated_gradient(grad, x, -self.clip_value, self.clip_value)
+
 
 class ApproxSign(Quantizer):
     """sign(x), with the slope of a piecewise quadratic approximation.
@@ -148,6 +184,9 @@ class ApproxSign(Quantizer):
     def surrogate(self, x):
         x = clamp(x, -1.0, 1.0)
         return 2.0 * x - x * abs(x)
+
+    def fused_gradient(self, grad, x):
+        return _kernels().tent_gradient(grad, x)
 
 
 _FAR = 1000.0  # exp(-1000) is 0 in float64, and 0 * 1000 is 0 where 0 * inf would be NaN
@@ -247,6 +286,7 @@ class SteHeaviside(Quantizer):
 
     pseudo_gradient = SteSign.pseudo_gradient
     surrogate = SteSign.surrogate
+    fused_gradient = SteSign.fused_gradient
 
 
 class SteTern(Quantizer):
@@ -280,6 +320,7 @@ class SteTern(Quantizer):
 
     pseudo_gradient = SteSign.pseudo_gradient
     surrogate = SteSign.surrogate
+    fused_gradient = SteSign.fused_gradient
 
 
 class _Scaled(Quantizer):

@@ -406,9 +406,11 @@ class PackedModel:
             )
         with num_threads(threads):
             for start in range(0, len(x), batch_size):
-                part = self.run_plan(x[start : start + batch_size])
-                [(_, result)] = collections.deque(part, maxlen=1)  # the last step's
-                out[start : start + batch_size] = result
+                # A result is copied before the next one is asked for: after the last, the memory
+                # goes to another call.
+                for step, result in self.run_plan(x[start : start + batch_size]):
+                    if step is self.steps[-1]:
+                        out[start : start + batch_size] = result
         return out
 
     @property

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
+from tinybnn.kernels import layout
 from tinybnn.tensor import Function, as_array, default_generator, exp, reshape, sum, where
+
+_POSITIVE = np.nextafter(np.float32(0), np.float32(1)), np.inf  # the floats above 0
+
+
+def _gated(grad, values, low, high):
+    """``grad * (low <= values <= high)`` by a kernel; None if it does not take these."""
+    if not isinstance(grad, np.ndarray) or grad.size < 4096:  # NumPy is done with fewer sooner
+        return None
+    flat = layout.flat(grad, values)
+    if flat is None:
+        return None
+    from tinybnn.kernels import straight_through  # compiled at the first use
+
+    return layout.like(values, straight_through.gated_gradient(*flat, low, high))
 
 
 class Relu(Function):
@@ -14,7 +29,8 @@ class Relu(Function):
         return np.maximum(x, 0)
 
     def backward(self, grad, output, x):
-        return grad * (as_array(output) > 0)
+        result = _gated(grad, output, *_POSITIVE)
+        return grad * (as_array(output) > 0) if result is None else result
 
 
 class Hardtanh(Function):
@@ -26,7 +42,9 @@ class Hardtanh(Function):
 
     def backward(self, grad, output, x):
         values = as_array(x)
-        return grad * ((values > self.low) & (values < self.high))
+        inside = np.nextafter(np.float32([self.low, self.high]), np.float32([np.inf, -np.inf]))
+        result = _gated(grad, x, *inside)
+        return grad * ((values > self.low) & (values < self.high)) if result is None else result
 
 
 class LeakyRelu(Function):

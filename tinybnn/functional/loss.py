@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn.functional.activation import log_softmax, relu, sigmoid
-from tinybnn.tensor import Function, as_array, clamp, log, mean, sum
+from tinybnn.functional.activation import log_softmax, relu, sigmoid, softmax
+from tinybnn.tensor import Function, as_array, clamp, log, mean, reshape, sum
 
 
 class BinaryCrossEntropy(Function):
@@ -39,14 +39,50 @@ class BinaryCrossEntropyWithLogits(Function):
         return grad * (sigmoid(x) - target), -grad * x if self.needs[1] else None
 
 
+class CrossEntropy(Function):
+    """-sum over classes of q log softmax(x), q = (1 - smoothing) at the label, + smoothing / C.
+
+    The gradient of a sample's loss is softmax(x) - q. Small float32 arrays go through
+    `kernels.losses`.
+    """
+
+    def forward(self, x, labels, smoothing, reduction):
+        self.labels, self.smoothing = labels, smoothing
+        self.share = 1.0 / len(x) if reduction == "mean" else 1.0
+        self.slopes = None
+        if x.dtype == np.float32 and x.size <= 1 << 14 and x.flags.carray:
+            from tinybnn.kernels import losses as kernels  # compiled at the first use
+
+            losses, self.slopes = kernels.cross_entropy(x, labels, smoothing)
+        else:
+            log_p = log_softmax(x, 1)
+            losses = -log_p[np.arange(len(x)), labels]
+            if smoothing:
+                losses = losses * (1.0 - smoothing) - mean(log_p, 1) * smoothing
+        return losses if reduction == "none" else losses.sum() * self.share
+
+    def backward(self, grad, output, x):
+        slopes = self.slopes
+        if slopes is None or not isinstance(x, np.ndarray):
+            p = softmax(x, 1)
+            slopes = p - self.target(as_array(p))
+        return slopes * (reshape(grad, (-1, 1)) * self.share)
+
+    def target(self, p):
+        """The distribution q, in shape and dtype of p."""
+        q = np.full_like(p, self.smoothing / p.shape[1])
+        q[np.arange(len(p)), self.labels] += 1.0 - self.smoothing
+        return q
+
+
+def _check_reduction(name, reduction):
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"{name}: reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+
+
 def _reduce(name, values, reduction):
-    if reduction == "mean":
-        return mean(values)
-    if reduction == "sum":
-        return sum(values)
-    if reduction == "none":
-        return values
-    raise ValueError(f"{name}: reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    _check_reduction(name, reduction)
+    return {"mean": mean, "sum": sum, "none": lambda values: values}[reduction](values)
 
 
 def _class_labels(name, x, target):
@@ -89,8 +125,16 @@ def cross_entropy(input, target, reduction="mean", label_smoothing=0.0):
             f"cross_entropy: soft targets have the shape {np.shape(target)}, "
             f"the input {np.shape(input)}"
         )
+    if not is_soft:
+        _check_reduction("cross_entropy", reduction)
+        if reduction == "mean" and not len(target):
+            raise ValueError("cross_entropy: the mean of no samples does not exist")
+        return CrossEntropy.apply(
+            input, labels=target.astype(np.int64, copy=False), smoothing=float(label_smoothing),
+            reduction=reduction,
+        )  # fmt: skip
     log_p = log_softmax(input, 1)
-    losses = -sum(log_p * target, 1) if is_soft else -log_p[np.arange(len(target)), target]
+    losses = -sum(log_p * target, 1)
     if label_smoothing:
         losses = losses * (1.0 - label_smoothing) - mean(log_p, 1) * label_smoothing
     return _reduce("cross_entropy", losses, reduction)

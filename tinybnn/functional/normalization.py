@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tinybnn.kernels import layout
 from tinybnn.tensor import Function, as_array, mean, reshape, sqrt, sum, var
 
 
@@ -12,21 +13,30 @@ class BatchNorm(Function):
 
     With statistics of the batch (`mean` is None) they depend on x, and the gradient loses the
     part that a shift or a change of scale of the batch would have: Ioffe and Szegedy 2015,
-    section 3.
+    section 3. The running statistics then take a share of them.
+
+    float32 arrays that are channels-last in memory go through `kernels.normalization`.
     """
 
-    def forward(self, x, weight, bias, mean, var, eps):
+    def forward(self, x, weight, bias, mean, var, eps, running=None):
         self.eps = eps
         self.from_batch = mean is None
-        if self.from_batch:
-            mean, var, scale = self.statistics(x)
-            self.mean, self.var, self.scale = mean, var, scale
+        rows = _kernel_rows(x, weight, bias)
+        if self.from_batch and rows is not None:
+            self.mean, var, self.scale = _kernels().statistics(rows, eps)
+        elif self.from_batch:
+            self.mean, var, self.scale = (v.ravel() for v in self.statistics(x))
         else:
-            mean = _per_channel(mean, x)
-            scale = 1.0 / np.sqrt(_per_channel(var, x) + eps)
+            scale = 1.0 / np.sqrt(var + eps)
             self.mean, self.scale = mean.astype(x.dtype), scale.astype(x.dtype)
-        result = x - self.mean
-        result *= self.scale
+        if self.from_batch and running is not None:
+            _move(*running, self.mean, var, x.size // x.shape[1])
+        if rows is not None:
+            return layout.image(
+                _kernels().normalise(rows, self.mean, self.scale, weight, bias), x.shape
+            )
+        result = x - _per_channel(self.mean, x)
+        result *= _per_channel(self.scale, x)
         result *= _per_channel(weight, x)
         result += _per_channel(bias, x)
         return result
@@ -38,12 +48,16 @@ class BatchNorm(Function):
         return mean_, var_, 1.0 / sqrt(var_ + self.eps)
 
     def backward(self, grad, output, x, weight, bias):
+        if self.from_batch and isinstance(grad, np.ndarray):
+            rows = _kernel_rows(x, weight, grad)
+            if rows is not None:
+                return self._fused_backward(grad, x, rows, weight)
         dims = _all_but_channel(x)
         is_recorded = not isinstance(x, np.ndarray)
         if self.from_batch and is_recorded:  # the statistics as functions of x
             mean_, _, scale = self.statistics(x)
         else:
-            mean_, scale = self.mean, self.scale
+            mean_, scale = _per_channel(self.mean, x), _per_channel(self.scale, x)
         normalised = (x - mean_) * scale
         grad_weight = sum(grad * normalised, dims)
         grad_bias = sum(grad, dims)
@@ -56,6 +70,35 @@ class BatchNorm(Function):
                 grad_x = grad_x - normalised * _per_channel(grad_weight * (1.0 / count), x)
             grad_x = grad_x * (_per_channel(weight, x) * scale)
         return grad_x, grad_weight, grad_bias
+
+    def _fused_backward(self, grad, x, rows, weight):
+        """The rule above on arrays, with statistics of the batch."""
+        grad_rows = layout.channel_rows(layout.channels_last(grad))
+        sums = _kernels().gradient_sums(grad_rows, rows, self.mean, self.scale)
+        if not self.needs[0]:
+            return None, *sums
+        grad_x = _kernels().gradient(grad_rows, rows, self.mean, self.scale, weight, *sums)
+        return layout.image(grad_x, x.shape), *sums
+
+
+def _kernels():
+    from tinybnn.kernels import normalization
+
+    return normalization
+
+
+def _kernel_rows(x, *others):
+    """x as rows of channels if a kernel takes it together with these; else None."""
+    if any(other.dtype != np.float32 for other in others):
+        return None
+    rows = layout.channel_rows(x)
+    return rows if rows is not None and _kernels().fits(rows) else None
+
+
+def _move(running_mean, running_var, momentum, mean, var, count):
+    """Let the running statistics take a share of the batch's, with the unbiased variance."""
+    running_mean += momentum * (mean - running_mean)
+    running_var += momentum * (var * (count / (count - 1)) - running_var)
 
 
 def _all_but_channel(x):
@@ -109,9 +152,5 @@ def batch_norm(
         raise ValueError(
             f"batch_norm: training needs more than one value for each channel, x has shape {shape}"
         )
-    if running_mean is not None:
-        values = as_array(x)
-        dims = _all_but_channel(values)
-        running_mean += momentum * (values.mean(dims) - running_mean)
-        running_var += momentum * (values.var(dims, ddof=1) - running_var)
-    return BatchNorm.apply(x, weight, bias, mean=None, var=None, eps=eps)
+    running = None if running_mean is None else (running_mean, running_var, momentum)
+    return BatchNorm.apply(x, weight, bias, mean=None, var=None, eps=eps, running=running)

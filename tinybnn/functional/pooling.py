@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinybnn.functional.convolution import empty_image, pair
+from tinybnn.kernels import layout
 from tinybnn.tensor import Function, as_array
 
 
@@ -17,6 +18,16 @@ class _Windows:
             (n + 2 * p - k) // s + 1
             for n, k, s, p in zip(shape[2:], kernel, stride, padding, strict=True)
         )
+
+    @property
+    def geometry(self):
+        """Kernel, stride and padding, as the compiled kernels take them."""
+        return self.kernel, self.stride, self.padding
+
+    @property
+    def size(self):
+        """Pixels of a window."""
+        return self.kernel[0] * self.kernel[1]
 
     def padded(self, dtype, value):
         (n, c, h, w), (ph, pw) = self.shape, self.padding
@@ -46,12 +57,19 @@ class _Windows:
 
 
 class MaxPool2d(Function):
-    """Maximum of each window; NaN wins. The first of equal maxima gets the gradient."""
+    """Maximum of each window; NaN wins. The first of equal maxima, or NaNs, gets the gradient."""
 
     saves = ("inputs", "output")
 
     def forward(self, x, windows):
         self.windows = windows
+        images = layout.channels_inside(x)
+        if images is not None and windows.size <= _kernels().MOST_TAPS:
+            result, winner = _kernels().max_pool2d(images, windows.geometry)
+            self.winner = winner.transpose(0, 3, 1, 2)
+            self.saves = ()  # the winners are all that backward needs
+            return result.transpose(0, 3, 1, 2)
+        self.winner = None
         taps = windows.taps(windows.pad(x, -np.inf))
         result = taps[0].copy(order="K")
         for tap in taps[1:]:
@@ -59,11 +77,13 @@ class MaxPool2d(Function):
         return result
 
     def backward(self, grad, output, x):
-        taps = self.windows.taps(self.windows.pad(as_array(x), -np.inf))
-        dtype = np.min_scalar_type(len(taps))  # one byte for windows of up to 255 pixels
-        winner = np.full_like(as_array(output), len(taps), dtype=dtype)
-        for i in reversed(range(len(taps))):
-            winner[taps[i] == as_array(output)] = i
+        winner = self.winner
+        if winner is None:
+            taps = self.windows.taps(self.windows.pad(as_array(x), -np.inf))
+            dtype = np.min_scalar_type(len(taps))  # one byte for windows of up to 255 pixels
+            winner = np.empty_like(as_array(output), dtype=dtype)
+            for i in reversed(range(len(taps))):
+                winner[(taps[i] == as_array(output)) | np.isnan(taps[i])] = i
         return MaxUnpool2d.apply(grad, windows=self.windows, winner=winner)
 
 
@@ -74,9 +94,13 @@ class MaxUnpool2d(Function):
 
     def forward(self, x, windows, winner):
         self.windows, self.winner = windows, winner
+        images, won = layout.channels_inside(layout.channels_last(x)), winner.transpose(0, 2, 3, 1)
+        if images is not None and won.dtype == np.uint8 and won.flags.carray:
+            result = _kernels().max_unpool2d(images, won, windows.shape[2:], windows.geometry)
+            return result.transpose(0, 3, 1, 2)
         padded = windows.padded(x.dtype, 0)
         for i, tap in enumerate(windows.taps(padded)):
-            tap += x * (winner == i)
+            tap += np.where(winner == i, x, x.dtype.type(0))
         return windows.inside(padded)
 
     def backward(self, grad, output, x):
@@ -92,7 +116,7 @@ class PickWinners(Function):
         self.windows, self.winner = windows, winner
         result = np.zeros_like(winner, dtype=x.dtype)
         for i, tap in enumerate(windows.taps(windows.pad(x, 0))):
-            result += tap * (winner == i)
+            result += np.where(winner == i, tap, x.dtype.type(0))
         return result
 
     def backward(self, grad, output, x):
@@ -106,6 +130,9 @@ class AvgPool2d(Function):
 
     def forward(self, x, windows):
         self.windows = windows
+        images = layout.channels_inside(x)
+        if images is not None:
+            return _kernels().avg_pool2d(images, windows.geometry).transpose(0, 3, 1, 2)
         taps = windows.taps(windows.pad(x, 0))
         result = taps[0].copy(order="K")
         for tap in taps[1:]:
@@ -124,6 +151,10 @@ class AvgUnpool2d(Function):
 
     def forward(self, x, windows):
         self.windows = windows
+        images = layout.channels_inside(layout.channels_last(x))
+        if images is not None:
+            result = _kernels().avg_unpool2d(images, windows.shape[2:], windows.geometry)
+            return result.transpose(0, 3, 1, 2)
         padded = windows.padded(x.dtype, 0)
         taps = windows.taps(padded)
         share = x * (1.0 / len(taps))
@@ -133,6 +164,12 @@ class AvgUnpool2d(Function):
 
     def backward(self, grad, output, x):
         return AvgPool2d.apply(grad, windows=self.windows)
+
+
+def _kernels():
+    from tinybnn.kernels import float_pooling  # compiled at the first use
+
+    return float_pooling
 
 
 def _windows(name, x, kernel_size, stride, padding):

@@ -400,7 +400,7 @@ def _float(first, end, task, origins, places, product, copying, tables, program,
                 at = slot - image * image_stride
                 signed.sums(start, stop, floats, at, floats, strip, tables)
             else:
-                signed.sums(start, stop, source, 0, floats, strip, tables)
+                signed.sums(start, stop, source, np.int64(0), floats, strip, tables)
             _move(origins, rows, start, program[3], base)
             _apply(program, start, stop, origins, arrays, memory, base + slots, base + masks)
 
@@ -545,7 +545,7 @@ def _xnor(first, end, task, origins, places, rows, tables, sources, program, arr
                     at = base + rest + k * slot - start // len(of.pixels) * of.image_stride
                     xnor.sums_of(chunk, chunk_end, words, at, tables[k], sums)
                 else:
-                    xnor.sums_of(chunk, chunk_end, sources[k], 0, tables[k], sums)
+                    xnor.sums_of(chunk, chunk_end, sources[k], np.int64(0), tables[k], sums)
             _move(origins, rows, chunk, program[3], base)
             _apply(program, chunk, chunk_end, origins, arrays, memory, base + slots, base + masks)
         start = stop

@@ -60,14 +60,30 @@ def share_out(worker, shares, *arguments):
         kind = numba.typeof(arguments)
         numbers = (types.int64,) * 3
         function = _machine_code(worker, (*numbers, *kind.types))
-        _addresses[key] = (
-            _machine_code(_start, (*numbers, *numbers[:2], types.TypeRef(kind))),
-            function,
-        )
+        start = _machine_code(_start, (*numbers, *numbers[:2], types.TypeRef(_unnamed_type(kind))))
+        _addresses[key] = start, function, kind != _unnamed_type(kind)
+    start, function, has_names = _addresses[key]
     buffer = np.empty(_MOST_BYTES, np.uint8)
-    if _store(arguments, buffer) > _MOST_BYTES:
+    if _store(_unnamed(arguments) if has_names else arguments, buffer) > _MOST_BYTES:
         raise AssertionError(f"share_out: the arguments of {worker.__name__} are too many")
-    threads.run(_loop, *_addresses[key], shares, buffer)
+    threads.run(_loop, start, function, shares, buffer)
+
+
+# Numba's cache on disk keeps the types that a kernel was compiled for. Those of `_start` and
+# `_store` are of all kernels together, so no class of a single one shall be among them. A named
+# tuple lies in memory as a tuple does.
+
+
+def _unnamed(value):
+    """Tuples in place of named tuples."""
+    return tuple(map(_unnamed, value)) if isinstance(value, tuple) else value
+
+
+def _unnamed_type(kind):
+    """The Numba type of what `_unnamed` gives for a value of this one."""
+    if isinstance(kind, types.BaseTuple):
+        return types.Tuple([_unnamed_type(element) for element in kind.types])
+    return kind
 
 
 def _machine_code(function, signature):

@@ -518,7 +518,7 @@ def _conv2d(first, end, task, size, copies, source, workspace, copying, tables, 
     slot = task * size
     per_image, image_stride, outputs, together = len(tables[3]), tables[4], tables[5], copying[5]
     if not copies:
-        sums(first, end, source, 0, out, first * outputs, tables)
+        sums(first, end, source, np.int64(0), out, first * outputs, tables)
         return
     # A few images at a time are copied and used while they are in cache.
     for image in range(first // per_image, (end - 1) // per_image + 1, together):

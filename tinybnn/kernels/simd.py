@@ -77,7 +77,16 @@ def kernel(function=None, *, parallel=False, allocates=True):
         # The stamp (time and size of the kernel's own file) is compared when a cache is read.
         file = compiled._cache._cache_file
         file._source_stamp = (*file._source_stamp, _stamp(Path(function.__code__.co_filename)))
+        file._load_index = functools.partial(_load_index, file._load_index)
     return compiled
+
+
+def _load_index(load):
+    """What a cache holds: nothing, if it names a class that is not there any more."""
+    try:
+        return load()
+    except (AttributeError, ImportError):
+        return {}
 
 
 def inlined(function):

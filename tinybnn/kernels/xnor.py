@@ -740,13 +740,13 @@ _NO_SUMS, _NO_WORDS = np.zeros(0, np.int32), np.zeros(0, np.uint64)
 def _task(first, end, task, by_panels, items, source, workspace, size, arguments, target):
     """Output pixels first to end - 1; or, ``by_panels``, all pixels of the panels of these cuts."""
     tables = Tables(*arguments)
-    panel, panel_end, slot = 0, tables.cuts[-1], task * size
+    panel, panel_end, slot = np.int64(0), tables.cuts[-1], task * size
     if by_panels:
         panel, panel_end, first, end = tables.cuts[first], tables.cuts[end], 0, items
     step = tables.together * len(tables.pixels)
     start = first
     while start < end:
-        words, base, stop = source, 0, end
+        words, base, stop = source, np.int64(0), end
         if tables.copies:  # a few images at a time, which are used while they are in cache
             stop = min(start // step * step + step, end)
             words, base = workspace, pad(start, stop, source, workspace, slot, arguments)
@@ -786,7 +786,8 @@ def sums_of(first, end, words, base, arguments, sums):
     """
     tables = Tables(*arguments)
     target = first, sums, tables.flips[:0]
-    _blocks(first, end, 0, tables.cuts[-1], words, base, arguments, target)
+    # A literal 0 would be a type of its own, and all would be compiled again.
+    _blocks(first, end, np.int64(0), tables.cuts[-1], words, base, arguments, target)
 
 
 @kernel(allocates=False)

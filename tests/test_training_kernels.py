@@ -1,0 +1,587 @@
+"""The fused kernels of training against the plain rules that they stand in for.
+
+Elementwise results are the rule's bit for bit; sums are held against float64. The rules run on
+float64, or on float32 arrays that are not channels-last: those the kernels leave to them.
+"""
+
+import os
+import subprocess
+import sys
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinybnn import functional as F
+from tinybnn import nn, optim, quantizers
+from tinybnn.kernels import (
+    bits,
+    float_pooling,
+    layout,
+    losses,
+    normalization,
+    optimizers,
+    straight_through,
+    threads,
+)
+from tinybnn.tensor import Tensor, grad
+from tinybnn.testing import assert_identical
+
+compiled = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="needs compiled kernels")
+SPECIAL = np.float32([0, -0.0, np.nan, np.inf, -np.inf, 1, -1, 1e-45, -1e-45, 3e38, 0.5, -2])
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def with_special(x, seed=0):
+    """Some elements replaced by zeros, infinities, NaN and limits."""
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random(x.shape) < 0.2, rng.choice(SPECIAL, x.shape), x)
+
+
+def channels_last(x):
+    return layout.channels_last(x)
+
+
+def fails(*arguments, **keywords):
+    raise AssertionError("the kernel was not to be called")
+
+
+# ------------------------------------------------------------------------------------------- layout
+
+
+def test_layout_gives_views_of_what_kernels_can_take():
+    x = normal(2, 3, 4, 5)
+    last = channels_last(x)
+    assert_identical(last, x)
+    assert channels_last(last).base is not None
+    rows = layout.channel_rows(last)
+    assert rows.shape == (40, 3)
+    assert np.shares_memory(rows, last)
+    assert_identical(layout.image(rows, x.shape), x)
+    assert np.shares_memory(layout.channels_inside(last), last)
+    (row,) = layout.flat(last)
+    assert_identical(layout.like(last, row), x)
+    assert_identical(layout.like(x, *layout.flat(x)), x)
+    matrix = normal(4, 3)
+    assert layout.channel_rows(matrix).base is not None
+    assert_identical(layout.image(layout.channel_rows(matrix), matrix.shape), matrix)
+
+
+def test_layout_refuses_what_kernels_cannot_take():
+    x = channels_last(normal(2, 3, 4, 5))
+    frozen = x.copy(order="K")
+    frozen.flags.writeable = False
+    apart = np.zeros((2, 3, 4, 10), np.float32)[..., ::2]
+    for other in (x.astype(np.float64), x.copy(order="C"), frozen, apart, x[:0]):
+        assert layout.channel_rows(other) is None
+        assert layout.channels_inside(other) is None
+    for others in ((x, x.copy(order="C")), (frozen,), (apart,), (x, x.astype(np.float64))):
+        assert layout.flat(*others) is None
+    assert layout.channel_rows(normal(2, 3, 4)) is None
+
+
+# ------------------------------------------------------------------------------ batch normalisation
+
+
+@st.composite
+def batches(draw):
+    """Rows of channels, their centre far from 0 at times, gradients and parameters."""
+    channels = draw(st.sampled_from((1, 3, 10, 16, 17, 64, 70, 100, 128, 130, 200, 257)))
+    least = -(-128 // channels)
+    rows = least + draw(st.integers(0, 3 * 32))
+    seed = draw(st.integers(0, 2**32 - 1))
+    centre = draw(st.sampled_from((0, 3, -1000)))
+    x = normal(rows, channels, seed=seed) + np.float32(centre)
+    return x, normal(rows, channels, seed=seed + 1), normal(4, channels, seed=seed + 2)
+
+
+@given(batches())
+def test_statistics(batch):
+    x, _, _ = batch
+    mean, var, scale = normalization.statistics(x, 1e-5)
+    exact = x.astype(np.float64)
+    size = np.abs(exact).max(0)
+    assert (np.abs(mean - exact.mean(0)) <= 1.2e-7 * size).all()
+    np.testing.assert_allclose(var, exact.var(0), 1e-6, 1e-12)
+    np.testing.assert_allclose(scale, 1 / np.sqrt(exact.var(0) + 1e-5), 1e-6)
+    assert mean.dtype == var.dtype == scale.dtype == np.float32
+
+
+@given(batches())
+def test_normalise(batch):
+    x, _, (mean, scale, weight, bias) = batch
+    before = x.copy()
+    result = normalization.normalise(x, mean, scale, weight, bias)
+    assert_identical(result, ((x - mean) * scale) * weight + bias)
+    assert_identical(x, before)
+
+
+@given(batches())
+def test_gradient_sums(batch):
+    x, given_, _ = batch
+    mean, _, scale = normalization.statistics(x, 1e-5)
+    grad_weight, grad_bias = normalization.gradient_sums(given_, x, mean, scale)
+    normalised = (x.astype(np.float64) - mean) * scale
+    products = given_ * normalised
+    for result, terms in ((grad_weight, products), (grad_bias, given_.astype(np.float64))):
+        assert (np.abs(result - terms.sum(0)) <= 3e-7 * np.abs(terms).sum(0)).all()
+
+
+@given(batches())
+def test_gradient(batch):
+    x, given_, (mean, scale, weight, sums) = batch
+    result = normalization.gradient(given_, x, mean, scale, weight, sums, sums[::-1])
+    share = np.float32(1 / len(x))
+    expected = given_ - sums[::-1] * share - ((x - mean) * scale) * (sums * share)
+    assert_identical(result, expected * (weight * scale))
+
+
+@compiled
+@pytest.mark.parametrize("first", [0, 30])
+def test_sums_of_a_large_batch_are_accurate(first):
+    """NumPy's float32 sums over so many rows err by 1e-5; also where the first rows are odd."""
+    x = normal(1 << 16, 16) + np.float32(3)
+    x[: 1 << 8] += np.float32(first)
+    exact = x.astype(np.float64)
+    mean, var, scale = normalization.statistics(x, 1e-5)
+    np.testing.assert_allclose(mean, exact.mean(0), 1.2e-7)
+    np.testing.assert_allclose(var, exact.var(0), 3e-7)
+    given_ = normal(*x.shape, seed=1)
+    grad_weight, grad_bias = normalization.gradient_sums(given_, x, mean, scale)
+    normalised = (exact - exact.mean(0)) / np.sqrt(exact.var(0) + 1e-5)
+    np.testing.assert_allclose(grad_weight, (given_ * normalised).sum(0), atol=3e-4)
+    np.testing.assert_allclose(grad_bias, given_.sum(0, dtype=np.float64), atol=3e-4)
+
+
+SHAPES = [(9, 16), (50, 3), (8, 128), (1, 64, 2, 2), (4, 3, 9, 7), (2, 17, 5, 4), (3, 130, 2, 3)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_batch_norm_in_training_follows_the_rule(shape, monkeypatch):
+    """Channels-last float32 against the rule on float64: output, gradients, running statistics."""
+    results = []
+    for dtype in (np.float32, np.float64):
+        x, weight, bias = (
+            Tensor(a.astype(dtype), requires_grad=True)
+            for a in (channels_last(2 * normal(*shape) + 1), *normal(2, shape[1], seed=1))
+        )
+        running = np.zeros(shape[1], dtype), np.ones(shape[1], dtype)
+        y = F.batch_norm(x, *running, weight, bias, True, 0.25)
+        given_ = channels_last(normal(*shape, seed=2)).astype(dtype)
+        results.append((y, *running, *grad(y, [x, weight, bias], Tensor(given_))))
+        monkeypatch.setattr(normalization, "statistics", fails)  # float64 is not for kernels
+    for fused, rule in zip(*results, strict=True):
+        fused, rule = np.asarray(fused), np.asarray(rule)
+        assert fused.dtype == np.float32
+        np.testing.assert_allclose(fused, rule, 2e-5, 2e-6 * np.abs(rule).max())
+
+
+def test_batch_norm_takes_a_gradient_in_any_layout():
+    x = Tensor(channels_last(normal(4, 20, 3, 3)), requires_grad=True)
+    y = F.batch_norm(x, None, None, training=True)
+    given_ = normal(4, 20, 3, 3, seed=1)
+    expected = grad(y, x, channels_last(given_), retain_graph=True)
+    for other in (given_, np.ascontiguousarray(given_.T).T, given_[::-1].copy()[::-1]):
+        assert_identical(grad(y, x, other, retain_graph=True), expected)
+    flat = grad(y, x, np.broadcast_to(np.float32(1), x.shape), retain_graph=True)
+    np.testing.assert_allclose(flat.data, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_batch_norm_in_evaluation_is_the_rule_bit_for_bit(shape, monkeypatch):
+    x, (mean, weight, bias) = channels_last(normal(*shape)), normal(3, shape[1], seed=1)
+    var = np.abs(normal(shape[1], seed=2))
+    per_channel = (1, -1) + (1,) * (len(shape) - 2)
+    scale = 1.0 / np.sqrt(var + 1e-5)
+    m, s, w, b = (v.reshape(per_channel) for v in (mean, scale, weight, bias))
+    expected = ((x - m) * s) * w + b
+    assert_identical(F.batch_norm(x, mean, var, weight, bias), expected)
+    monkeypatch.setattr(normalization, "normalise", fails)
+    apart = np.repeat(x, 2, axis=-1)[..., ::2]
+    assert_identical(F.batch_norm(apart, mean, var, weight, bias), expected)
+
+
+def test_batch_norm_second_order_on_float32():
+    def curvature(dtype):
+        x = Tensor(channels_last(normal(3, 16, 3, 3)).astype(dtype), requires_grad=True)
+        y = F.batch_norm(x, None, None, training=True)
+        (g,) = grad((y * y * y).sum(), [x], create_graph=True)
+        return grad((g * g).sum(), x).data
+
+    expected = curvature(np.float64)
+    np.testing.assert_allclose(curvature(np.float32), expected, 1e-3, 1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_bad_number_stays_in_its_channel(value):
+    x = channels_last(normal(2, 20, 4, 4))
+    x[0, 7, 0, 0] = value
+    x = Tensor(x, requires_grad=True)
+    with np.errstate(invalid="ignore"):
+        y = F.batch_norm(x, None, None, training=True)
+        g = grad(y, x, normal(*x.shape)).data
+    others = np.arange(20) != 7
+    for result in (y.data, g):
+        assert np.isfinite(result[:, others]).all()
+        assert np.isnan(result[:, 7]).all()
+
+
+def test_the_mean_of_a_channel_with_infinity_is_infinity():
+    x = normal(40, 5)
+    x[0, 2] = np.inf  # a row that the sums start from
+    with np.errstate(invalid="ignore"):
+        mean, var, _ = normalization.statistics(x, 1e-5)
+    assert mean[2] == np.inf
+    assert np.isnan(var[2])
+
+
+# ------------------------------------------------------------------------------------------ pooling
+
+
+@st.composite
+def windows(draw):
+    """An image with many equal numbers, and how it is pooled."""
+    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    stride = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
+    size = [draw(st.integers(max(1, k - 2 * p), 8)) for k, p in zip(kernel, padding, strict=True)]
+    channels = draw(st.sampled_from((2, 3, 16, 17, 33)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    x = rng.integers(-2, 3, (draw(st.integers(1, 3)), channels, *size)).astype(np.float32)
+    if draw(st.booleans()):
+        x[rng.random(x.shape) < 0.1] = np.nan
+    x[rng.random(x.shape) < 0.1] = np.inf
+    return x, kernel, stride, padding, rng
+
+
+def pooled(function, x, arguments, given_):
+    """Output, gradient, and the gradient's own gradient."""
+    x = Tensor(x, requires_grad=True)
+    y = function(x, *arguments)
+    given_ = Tensor(given_, requires_grad=True)
+    (g,) = grad(y, [x], given_, create_graph=True)
+    return y, g, grad((g * g).sum(), given_)
+
+
+@given(windows())
+def test_max_pool_follows_the_rule(case):
+    x, *arguments, rng = case
+    given_ = rng.integers(-9, 10, F.max_pool2d(x, *arguments).shape).astype(np.float32)
+    fused = pooled(F.max_pool2d, channels_last(x), arguments, given_)
+    rule = pooled(F.max_pool2d, x.astype(np.float64), arguments, given_.astype(np.float64))
+    for a, b in zip(fused, rule, strict=True):
+        assert a.dtype == np.float32
+        np.testing.assert_array_equal(a.data, b.data)
+
+
+@given(windows())
+def test_max_unpool_adds_in_the_order_of_the_rule(case):
+    x, *arguments, rng = case
+    rule = F.max_pool2d(Tensor(x, requires_grad=True), *arguments)
+    given_ = rng.standard_normal(rule.shape, np.float32)
+    fused = F.max_pool2d(Tensor(channels_last(x), requires_grad=True), *arguments)
+    rule.function.needs = fused.function.needs = (True,)
+    expected = rule.function.backward(given_, rule.data, x)
+    assert_identical(fused.function.backward(given_, None, None), expected)
+
+
+@given(windows())
+def test_avg_pool_follows_the_rule(case):
+    x, *arguments, rng = case
+    x = np.where(np.isfinite(x), rng.standard_normal(x.shape, np.float32), 0)
+    rule = F.avg_pool2d(np.repeat(x, 2, -1)[..., ::2], *arguments)
+    assert_identical(F.avg_pool2d(channels_last(x), *arguments) + 0.0, rule + 0.0)
+    given_ = rng.standard_normal(rule.shape, np.float32)
+    fused = pooled(F.avg_pool2d, channels_last(x), arguments, given_)
+    rule = pooled(F.avg_pool2d, x.astype(np.float64), arguments, given_.astype(np.float64))
+    for a, b in zip(fused, rule, strict=True):
+        assert a.dtype == np.float32
+        np.testing.assert_allclose(a.data, b.data, 1e-5, 1e-5)
+
+
+def test_max_pool_keeps_the_winners_instead_of_the_image():
+    x = Tensor(channels_last(normal(2, 16, 6, 6)), requires_grad=True)
+    y = F.max_pool2d(x * 1.0, 2)
+    assert y.function._inputs == (None,)
+    assert y.function._output is None
+    assert y.function.winner.dtype == np.uint8
+
+
+@pytest.mark.parametrize("side", [15, 16])
+def test_windows_of_more_than_255_pixels_are_left_to_the_rule(side, monkeypatch):
+    x = Tensor(channels_last(normal(1, 2, 16, 16)), requires_grad=True)
+    if side == 16:
+        monkeypatch.setattr(float_pooling, "max_pool2d", fails)
+    y = F.max_pool2d(x, side)
+    y.sum().backward()
+    assert_identical(y.data.ravel(), x.data[:, :, :side, :side].max((2, 3)).ravel())
+    assert_identical(x.grad.data != 0, x.data == x.data[:, :, :side, :side].max((2, 3), keepdims=1))
+
+
+def test_the_first_nan_takes_the_gradient():
+    for dtype in (np.float32, np.float64):
+        x = np.array([[[[1, np.nan], [np.nan, 2]]]], dtype)
+        x = Tensor(x, requires_grad=True)
+        F.max_pool2d(x, 2).sum().backward()
+        assert_identical(x.grad, np.array([[[[0, 1], [0, 0]]]], dtype))
+
+
+def test_pooled_infinite_gradients_stay_where_they_are():
+    x = channels_last(np.float32([[[[1, 2], [3, 4]]]]).repeat(16, 1))
+    for dtype in (np.float32, np.float64):
+        y = Tensor(x.astype(dtype), requires_grad=True)
+        g = grad(F.max_pool2d(y, 2), y, np.full((1, 16, 1, 1), np.inf, dtype)).data
+        assert_identical(g, np.array([[0, 0], [0, np.inf]], dtype)[None, None].repeat(16, 1))
+
+
+# --------------------------------------------------------------------------- signs and their slopes
+
+
+@pytest.mark.parametrize("shape", [(4096,), (70, 61), (3, 17, 9, 11)], ids=str)
+def test_signs_and_their_gradients_are_the_rules(shape):
+    x = channels_last(with_special(normal(*shape))) if len(shape) > 1 else normal(*shape)
+    given_ = with_special(normal(*shape, seed=1), 1)
+    given_ = channels_last(given_) if len(shape) > 1 else given_
+    assert_identical(quantizers.sign(x), np.where(x >= 0, np.float32(1), np.float32(-1)))
+    with np.errstate(invalid="ignore", over="ignore"):
+        for quantizer in (
+            quantizers.ste_sign, quantizers.SteSign(1.3), quantizers.SteSign(np.inf),
+            quantizers.approx_sign, quantizers.SteHeaviside(0.5), quantizers.SteTern(0.2),
+        ):  # fmt: skip
+            tensor = Tensor(x, requires_grad=True)
+            expected = given_ * quantizer.pseudo_gradient(x)
+            assert_identical(grad(quantizer(tensor), tensor, given_), expected)
+            (flat,) = layout.flat(x)
+            assert quantizer.fused_gradient(flat.copy(), flat) is not None
+        for function, inside in (
+            (F.relu, x > 0),
+            (F.hardtanh, (x > -1) & (x < 1)),
+            (lambda x: F.hardtanh(x, -2, 0.5), (x > -2) & (x < 0.5)),
+        ):
+            tensor = Tensor(x, requires_grad=True)
+            assert_identical(grad(function(tensor), tensor, given_), given_ * inside)
+
+
+def test_gradient_in_another_layout_is_left_to_the_rule():
+    x = Tensor(channels_last(normal(4, 16, 10, 10)), requires_grad=True)
+    given_ = normal(4, 16, 10, 10, seed=1)
+    for function, inside in (
+        (quantizers.ste_sign, np.abs(x.data) <= 1),
+        (F.relu, x.data > 0),
+    ):
+        assert_identical(grad(function(x), x, given_), given_ * inside)
+
+
+def test_a_pseudo_gradient_of_its_own_is_used():
+    class Half(quantizers.SteSign):
+        def pseudo_gradient(self, x):
+            return 0.5 * np.ones_like(x)
+
+    x = Tensor(normal(5000), requires_grad=True)
+    assert_identical(grad(Half()(x), x, np.ones(5000, np.float32)), np.full(5000, np.float32(0.5)))
+
+
+CHANNELS = st.sampled_from((1, 2, 16, 63, 64, 65, 128, 130, 200))
+
+
+@given(CHANNELS, st.integers(0, 5), st.integers(0, 2**32 - 1), st.sampled_from((0.5, 1, 2)))
+def test_signs_and_mask(channels, rows, seed, clip):
+    x = with_special(normal(rows, 2, channels, seed=seed), seed)
+    signs, mask = straight_through.signs_and_mask(x, clip)
+    expected = straight_through.signs_and_mask_reference(x, clip)
+    assert_identical(signs, expected[0])
+    assert_identical(mask, expected[1])
+    assert_identical(signs, bits.pack(x))
+    assert_identical(straight_through.sign_mask(x, clip), mask)
+    given_ = with_special(normal(*x.shape, seed=seed + 1), seed + 1)
+    with np.errstate(invalid="ignore"):
+        result = straight_through.masked_gradient(given_, mask)
+        assert_identical(result, straight_through.masked_gradient_reference(given_, mask))
+        # The two ways of a layer, with packed bits and with floats, give the same gradient.
+        slopes = quantizers.SteSign(clip).pseudo_gradient(x)
+        assert_identical(result, given_ * slopes)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: straight_through.signs_and_mask(np.zeros((3, 4)), 1),
+            r"signs_and_mask: x must be contiguous float32 .*, got float64 of shape \(3, 4\)",
+        ),
+        (
+            lambda: straight_through.sign_mask(normal(4, 6)[:, ::2], 1),
+            r"signs_and_mask: x must be contiguous",
+        ),
+        (
+            lambda: straight_through.masked_gradient(np.float32(1), np.zeros(1, np.uint64)),
+            r"masked_gradient: grad must be contiguous float32 .* of shape \(\)",
+        ),
+        (
+            lambda: straight_through.masked_gradient(normal(4, 65), np.zeros((4, 1), np.uint64)),
+            r"masked_gradient: mask must be contiguous uint64 of shape \(4, 2\), "
+            r"got uint64 of shape \(4, 1\)",
+        ),
+    ],
+)
+def test_refusals(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# ------------------------------------------------------------------------------------------- losses
+
+
+@given(st.integers(1, 9), st.integers(1, 12), st.integers(0, 99), st.sampled_from((0, 0.1, 1)))
+def test_cross_entropy(samples, classes, seed, smoothing):
+    x = 5 * normal(samples, classes, seed=seed)
+    labels = np.random.default_rng(seed).integers(0, classes, samples)
+    exact = x.astype(np.float64)
+    log_p = exact - exact.max(1, keepdims=True)
+    log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
+    target = np.full_like(exact, smoothing / classes)
+    target[np.arange(samples), labels] += 1 - smoothing
+    values, slopes = losses.cross_entropy(x, labels, smoothing)
+    np.testing.assert_allclose(values, -(target * log_p).sum(1), 2e-7, 1e-7)
+    np.testing.assert_allclose(slopes, np.exp(log_p) - target, 2e-7, 1e-7)
+    for reduction in ("mean", "sum", "none"):
+        results = []
+        for dtype in (np.float32, np.float64):
+            logits = Tensor(x, requires_grad=True, dtype=dtype)
+            loss = F.cross_entropy(logits, labels, reduction, smoothing)
+            (g,) = grad(loss.sum(), [logits], create_graph=True)
+            results.append((loss, grad(loss.sum(), logits, retain_graph=True), g))
+            results[-1] += (grad((g * g).sum(), logits),)
+        for fused, rule in zip(*results, strict=True):
+            assert fused.dtype == np.float32
+            np.testing.assert_allclose(fused.data, rule.data, 1e-5, 1e-6)
+
+
+def test_cross_entropy_of_extreme_logits():
+    x = np.float32([[1e30, 0, -1e30], [-np.inf, 0, 1], [0, np.nan, 0]])
+    values, slopes = losses.cross_entropy(x, np.array([0, 1, 2]), 0.0)
+    np.testing.assert_allclose(values, [0, np.log1p(np.e), np.nan], 1e-6)
+    np.testing.assert_allclose(slopes[0], [0, 0, 0])
+    p = 1 / (1 + np.e)
+    np.testing.assert_allclose(slopes[1], [0, p - 1, 1 - p], 1e-6)
+    assert np.isnan(slopes[2]).all()
+
+
+def test_cross_entropy_of_no_samples_has_no_mean():
+    with pytest.raises(ValueError, match="cross_entropy: the mean of no samples"):
+        F.cross_entropy(Tensor(np.zeros((0, 3))), np.zeros(0, int))
+
+
+# --------------------------------------------------------------------------------------- optimizers
+
+SETTINGS = [
+    ("SGD", {}),
+    ("SGD", {"weight_decay": 0.1}),
+    ("SGD", {"momentum": 0.9}),
+    ("SGD", {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.01}),
+    ("SGD", {"momentum": 0.8, "nesterov": True}),
+    ("Adam", {}),
+    ("Adam", {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}),
+    ("AdamW", {}),
+    ("AdamW", {"weight_decay": 0.3}),
+]
+
+
+@pytest.mark.parametrize("decay_latents", [False, True])
+@pytest.mark.parametrize("clip", [None, 1, 0.3])
+@pytest.mark.parametrize(("name", "settings"), SETTINGS)
+def test_updates_are_the_rules_bit_for_bit(name, settings, clip, decay_latents, monkeypatch):
+    fused = getattr(optim, name)
+
+    class Rule(fused):
+        def update(self, *arguments):
+            super().update(*arguments)
+
+    start = with_special(normal(5, 7, 3, 3), 1)
+    start[~(np.abs(start) < 10)] = np.nan  # stays NaN, in both
+    results = []
+    for kind in (fused, Rule):
+        plain = nn.Parameter(start.copy())
+        latent = nn.LatentParameter(channels_last(start).copy(order="K"), clip_value=clip)
+        optimizer = kind([plain, latent], lr=0.1, decay_latents=decay_latents, **settings)
+        for step in range(4):
+            for p in optimizer.parameters:
+                p.grad = Tensor(normal(*start.shape, seed=step) * np.float32(10) ** (step - 2))
+            optimizer.step()
+        results.append([plain, latent, *(a for s in optimizer.state for a in s.values())])
+        monkeypatch.setattr(optimizers, "_run", fails)  # a rule of its own has no kernel
+    for a, b in zip(*results, strict=True):
+        assert_identical(a, b)
+    assert clip is None or np.nanmax(np.abs(results[0][1].data)) == np.float32(clip)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_float64_parameters_are_left_to_the_rule(name, monkeypatch):
+    monkeypatch.setattr(optimizers, "_run", fails)
+    p = nn.Parameter(np.ones(4))
+    optimizer = getattr(optim, name)([p])
+    for _ in range(2):
+        p.grad = Tensor(np.ones(4))
+        optimizer.step()
+    assert (p.data < 1).all()
+
+
+# ------------------------------------------------------------------------------------------ threads
+
+
+def all_kernels():
+    """The results of each parallel kernel on arrays of some hundred thousand numbers."""
+    x, given_ = normal(3000, 130), normal(3000, 130, seed=1)
+    constants = normal(4, 130, seed=2)
+    yield from normalization.statistics(x, 1e-5)
+    yield normalization.normalise(x, *constants)
+    yield from normalization.gradient_sums(given_, x, *constants[:2])
+    yield normalization.gradient(given_, x, *constants[[0, 1, 2, 3, 0]])
+    image, geometry = x.reshape(10, 15, 20, 130), ((3, 3), (2, 2), (1, 1))
+    maximum, winner = float_pooling.max_pool2d(image, geometry)
+    yield from (maximum, winner)
+    yield float_pooling.max_unpool2d(maximum, winner, (15, 20), geometry)
+    yield float_pooling.avg_pool2d(image, geometry)
+    yield float_pooling.avg_unpool2d(maximum, (15, 20), geometry)
+    flat = x.reshape(-1)
+    yield straight_through.sign(flat)
+    yield straight_through.gated_gradient(given_.reshape(-1), flat, -1, 1)
+    yield straight_through.tent_gradient(given_.reshape(-1), flat)
+    signs, mask = straight_through.signs_and_mask(x, 1)
+    yield from (signs, mask)
+    yield straight_through.masked_gradient(given_, mask)
+    weight, mean, square = flat.copy(), flat.copy(), flat * flat
+    optimizers.adam(
+        weight, given_.reshape(-1), mean, square, size=0.1, betas=(0.9, 0.99), root=0.5, eps=1e-8,
+        shrink=0.9, decay=0.0, clip=1.0,
+    )  # fmt: skip
+    yield from (weight, mean, square)
+
+
+@compiled
+def test_results_do_not_depend_on_the_threads(monkeypatch):
+    with threads.num_threads(1):
+        expected = list(all_kernels())
+    for module in (normalization, float_pooling, straight_through, optimizers):
+        monkeypatch.setattr(module, "_GRAIN", 0)  # all through the parallel kernels
+    monkeypatch.setattr(threads, "count", lambda: 2)
+    for n in {1, min(2, numba.config.NUMBA_NUM_THREADS), numba.config.NUMBA_NUM_THREADS}:
+        with threads.num_threads(n):
+            for a, b in zip(all_kernels(), expected, strict=True):
+                assert_identical(a, b)
+
+
+# ------------------------------------------------------------------------- this file, run otherwise
+
+
+@compiled
+def test_kernels_run_uncompiled():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    environment = {**os.environ, "HYPOTHESIS_PROFILE": "ci", "NUMBA_DISABLE_JIT": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr

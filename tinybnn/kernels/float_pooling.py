@@ -1,0 +1,168 @@
+"""Maximum and mean over windows of float images, and the way back of their gradients.
+
+Images are (N, H, W, C). The rules that these kernels stand in for are those of
+`functional.pooling`, and the numbers are theirs: the pixels of a window in row-major order, a
+gradient's shares in the order in which the rule adds them. (`kernels.pooling` is the same for
+packed signs.)
+
+On the way back a kernel does not scatter over windows but gathers for each pixel, so that each
+number is written once, and threads can share out the rows of the image.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinybnn.kernels import parallel, threads
+from tinybnn.kernels.simd import kernel
+
+MOST_TAPS = 255  # pixels of a window; their numbers are bytes
+_GRAIN = 1 << 18  # floats below which a second thread costs time
+
+_MAX, _MEAN, _MAX_BACK, _MEAN_BACK = range(4)
+_NO_BYTES = np.empty(0, np.uint8)
+
+
+def max_pool2d(x, geometry):
+    """The maximum of each window and which pixel it is; NaN is larger than any number.
+
+    Parameters
+    ----------
+    x : (N, H, W, C) float32, C-contiguous
+    geometry : (kernel, stride, padding), pairs of int
+        Padded pixels never win.
+
+    Returns
+    -------
+    maximum : (N, OH, OW, C) float32
+    winner : (N, OH, OW, C) uint8
+        Row-major position in the window, of the first one of equal maxima.
+    """
+    out = np.empty(_pooled(x.shape, geometry), np.float32)
+    winner = np.empty(out.shape, np.uint8)
+    _run(_MAX, x.shape, geometry, x, winner, out)
+    return out, winner
+
+
+def max_unpool2d(grad, winner, image, geometry):
+    """The adjoint for fixed winners: each value goes to the pixel that won its window.
+
+    Parameters
+    ----------
+    grad : (N, OH, OW, C) float32, C-contiguous
+    winner : (N, OH, OW, C) uint8, C-contiguous
+    image : (H, W)
+    geometry : (kernel, stride, padding), pairs of int
+
+    Returns
+    -------
+    (N, H, W, C) float32
+    """
+    out = np.empty((len(grad), *image, grad.shape[-1]), np.float32)
+    _run(_MAX_BACK, out.shape, geometry, grad, winner, out)
+    return out
+
+
+def avg_pool2d(x, geometry):
+    """The mean of each window: the sum in row-major order times 1 / size; padding counts as 0.
+
+    Parameters and result as in `max_pool2d`, without the winner.
+    """
+    out = np.empty(_pooled(x.shape, geometry), np.float32)
+    _run(_MEAN, x.shape, geometry, x, _NO_BYTES, out)
+    return out
+
+
+def avg_unpool2d(grad, image, geometry):
+    """The adjoint: each value, times 1 / size, is added to all pixels of its window.
+
+    Parameters and result as in `max_unpool2d`, without the winner.
+    """
+    out = np.empty((len(grad), *image, grad.shape[-1]), np.float32)
+    _run(_MEAN_BACK, out.shape, geometry, grad, _NO_BYTES, out)
+    return out
+
+
+def _pooled(shape, geometry):
+    n, h, w, c = shape
+    (kh, kw), (sh, sw), (ph, pw) = geometry
+    return n, (h + 2 * ph - kh) // sh + 1, (w + 2 * pw - kw) // sw + 1, c
+
+
+def _run(step, shape, geometry, source, winner, out):
+    _, oh, ow, _ = _pooled(shape, geometry)
+    sizes = *shape[1:], oh, ow, *sum(geometry, ())
+    rows = len(out) * out.shape[1]
+    arguments = step, sizes, source.reshape(-1), winner.reshape(-1), out.reshape(-1)
+    tasks = min(threads.count(), rows) if max(source.size, out.size) >= _GRAIN else 1
+    worker = _pool if step in (_MAX, _MEAN) else _spread
+    if tasks == 1:
+        worker(0, rows, 0, *arguments)
+    else:
+        parallel.share_out(worker, parallel.shares(rows, tasks), *arguments)
+
+
+@kernel(allocates=False)
+def _pool(first, end, task, step, sizes, x, winner, out):
+    """Rows first to end - 1 of the windows, counted through all images."""
+    height, width, channels, oh, ow, kh, kw, sh, sw, ph, pw = sizes
+    share = np.float32(1 / (kh * kw))
+    for row in range(first, end):
+        image, top = row // oh * height, row % oh * sh - ph
+        for ox in range(ow):
+            left, at = ox * sw - pw, (row * ow + ox) * channels
+            target = out[at : at + channels]
+            is_first = True
+            for i in range(max(0, -top), min(kh, height - top)):
+                for j in range(max(0, -left), min(kw, width - left)):
+                    pixel = ((image + top + i) * width + left + j) * channels
+                    values = x[pixel : pixel + channels]
+                    if step == _MEAN:
+                        for c in range(channels):
+                            target[c] = values[c] if is_first else target[c] + values[c]
+                    else:
+                        tap, won = np.uint8(i * kw + j), winner[at : at + channels]
+                        for c in range(channels):
+                            wins = is_first | (
+                                (not values[c] <= target[c]) & (target[c] == target[c])
+                            )
+                            target[c] = values[c] if wins else target[c]
+                            won[c] = tap if wins else won[c]
+                    is_first = False
+            if step == _MEAN:
+                for c in range(channels):
+                    target[c] *= share
+
+
+@kernel(allocates=False)
+def _spread(first, end, task, step, sizes, grad, winner, out):
+    """Rows of the gradient in the image, pixel by pixel from the windows that it lies in."""
+    height, width, channels, oh, ow, kh, kw, sh, sw, ph, pw = sizes
+    share = np.float32(1 / (kh * kw))
+    for row in range(first, end):
+        image, y = row // height * oh, row % height + ph
+        for x in range(pw, width + pw):
+            at = (row * width + x - pw) * channels
+            target = out[at : at + channels]
+            is_first = True
+            # The pixel is tap (i, j) of window ((y - i) / sh, (x - j) / sw) where these are whole.
+            for i in range(y % sh, min(kh, y + 1), sh):
+                for j in range(x % sw, min(kw, x + 1), sw):
+                    oy, ox = (y - i) // sh, (x - j) // sw
+                    if oy >= oh or ox >= ow:
+                        continue
+                    window = ((image + oy) * ow + ox) * channels
+                    given = grad[window : window + channels]
+                    if step == _MEAN_BACK:
+                        for c in range(channels):
+                            more = given[c] * share
+                            target[c] = more if is_first else target[c] + more
+                    else:
+                        tap, won = np.uint8(i * kw + j), winner[window : window + channels]
+                        for c in range(channels):
+                            more = given[c] if won[c] == tap else np.float32(0)
+                            target[c] = more if is_first else target[c] + more
+                    is_first = False
+            if is_first:
+                for c in range(channels):
+                    target[c] = 0

@@ -1,0 +1,65 @@
+"""How arrays lie in memory, and views of them as the kernels take them; plain NumPy.
+
+Images are (N, C, H, W) in shape and channels-last in memory: one pixel's channels lie side by side.
+A kernel that treats channels apart sees such an image as rows, one a pixel; one that treats every
+number alike sees it as one long row. Nothing is copied for that. Arrays that lie in another way,
+are not float32 or cannot be written to get None: they are left to the plain rule that the kernel
+stands in for. (Numba would compile a kernel anew for them.)
+"""
+
+import numpy as np
+
+
+def channel_rows(x):
+    """(N, C) or (N, C, H, W) float32 as rows of channels, (N * H * W, C); None if it lies apart."""
+    if x.dtype != np.float32 or x.ndim not in (2, 4) or not x.size:
+        return None
+    last = x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
+    return last.reshape(-1, x.shape[1]) if last.flags.carray else None
+
+
+def channels_inside(x):
+    """(N, C, H, W) float32 as images (N, H, W, C); None if it lies apart."""
+    if x.dtype != np.float32 or x.ndim != 4 or not x.size:
+        return None
+    images = x.transpose(0, 2, 3, 1)
+    return images if images.flags.carray else None
+
+
+def channels_last(x):
+    """(N, C) or (N, C, H, W) in this order in memory; a copy where it lies in another."""
+    if x.ndim == 2:
+        return np.ascontiguousarray(x)
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
+def image(rows, shape):
+    """Rows of channels under the shape (N, C) or (N, C, H, W) of what they are rows of."""
+    if len(shape) == 2:
+        return rows
+    n, c, h, w = shape
+    return rows.reshape(n, h, w, c).transpose(0, 3, 1, 2)
+
+
+def flat(*arrays):
+    """Views of arrays of one shape as rows of numbers in one order; None if there are none.
+
+    They have to be float32 and all lie C-contiguous or all channels-last in memory.
+    """
+    if any(a.dtype != np.float32 for a in arrays):
+        return None
+    if all(a.flags.carray for a in arrays):
+        return [a.reshape(-1) for a in arrays]
+    if arrays[0].ndim == 4:
+        arrays = [a.transpose(0, 2, 3, 1) for a in arrays]
+        if all(a.flags.carray for a in arrays):
+            return [a.reshape(-1) for a in arrays]
+    return None
+
+
+def like(x, row):
+    """A row as `flat` gives them, in the shape and the order in memory of an array."""
+    if x.flags.c_contiguous:
+        return row.reshape(x.shape)
+    n, c, h, w = x.shape
+    return row.reshape(n, h, w, c).transpose(0, 3, 1, 2)

@@ -1,0 +1,259 @@
+"""Batch normalisation of rows of channels: statistics, forward and backward in training.
+
+Forward and backward take two passes over memory each, one for the sums of all rows and one for the
+rows themselves. The rule that they stand in for is `functional.BatchNorm`. Given the sums, results
+are those of the rule bit for bit: the same operations in the same order, none contracted into
+fused multiply-adds. The sums are more accurate than the rule's, which are float32 all the way. They
+are made in three stages:
+
+- 32 rows in float32, moments around a value near the channel's mean, so that little cancels (Chan,
+  Golub and LeVeque 1983, "Algorithms for computing the sample variance", section 3),
+- these in float64, for each of up to 64 blocks of rows,
+- the blocks one after the other.
+
+Threads share out the blocks, and their number depends on the shape alone: the result is the same
+for any number of threads.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from tinybnn.kernels import parallel, threads
+from tinybnn.kernels.simd import (
+    BLOCK,
+    FLOATS,
+    kernel,
+    load,
+    load_block,
+    store,
+    store_block,
+    zero_block,
+)
+
+_RUN = 32  # rows whose sums are float32
+_MOST_BLOCKS = 64
+_PER_BLOCK = 1 << 17  # floats of a block, at least
+_GRAIN = 1 << 18  # floats below which a second thread costs time
+
+_MOMENTS, _PRODUCTS, _NORMALISE, _GRADIENT = range(4)  # what a pass over memory does
+_NO_SUMS = np.empty((0, 2, 0), np.float32), np.empty((0, 2, 0))
+
+
+def fits(x):
+    """Whether the kernels take these rows: they work on 128 floats at a time."""
+    return x.size >= BLOCK
+
+
+def statistics(x, eps):
+    """Mean, biased variance and 1 / sqrt(variance + eps) of each channel.
+
+    Parameters
+    ----------
+    x : (M, C) float32, C-contiguous, at least 128 numbers
+    eps : float
+
+    Returns
+    -------
+    mean, var, scale : (C,) float32
+    """
+    # Any value near the mean will do: the mean of a few rows from all over the batch.
+    near = x[:: -(-len(x) // 16)].mean(0)
+    near[~np.isfinite(near)] = 0
+    total, squares = _sums(_MOMENTS, x, x, near)
+    offset = total / len(x)
+    var = np.maximum(squares / len(x) - offset * offset, 0)  # rounding might make it negative
+    scale = 1 / np.sqrt(var + eps)
+    return tuple(v.astype(np.float32) for v in (near + offset, var, scale))
+
+
+def normalise(x, mean, scale, weight, bias):
+    """``((x - mean) * scale) * weight + bias`` for each channel, each operation rounded.
+
+    Parameters
+    ----------
+    x : (M, C) float32, C-contiguous, at least 128 numbers
+    mean, scale, weight, bias : (C,) float32
+
+    Returns
+    -------
+    (M, C) float32
+    """
+    return _elementwise(_NORMALISE, x, x, (mean, scale, weight, bias))
+
+
+def gradient_sums(grad, x, mean, scale):
+    """Gradients of weight and bias: sums of grad times the normalised x, and of grad.
+
+    Parameters
+    ----------
+    grad, x : (M, C) float32, C-contiguous, at least 128 numbers
+    mean, scale : (C,) float32
+
+    Returns
+    -------
+    grad_weight, grad_bias : (C,) float32
+    """
+    total, products = _sums(_PRODUCTS, x, grad, mean)
+    return (products * scale).astype(np.float32), total.astype(np.float32)
+
+
+def gradient(grad, x, mean, scale, weight, grad_weight, grad_bias):
+    """The gradient in x, with statistics of the batch (Ioffe and Szegedy 2015, section 3).
+
+    ``(grad - grad_bias / M - normalised * grad_weight / M) * weight * scale``, where normalised is
+    ``(x - mean) * scale``.
+
+    Parameters
+    ----------
+    grad, x : (M, C) float32, C-contiguous, at least 128 numbers
+    mean, scale, weight, grad_weight, grad_bias : (C,) float32
+
+    Returns
+    -------
+    (M, C) float32
+    """
+    share = 1.0 / len(x)
+    constants = mean, scale, grad_bias * share, grad_weight * share, weight * scale
+    return _elementwise(_GRADIENT, x, grad, constants)
+
+
+# ------------------------------------------------------------------------------------- wide rows
+
+
+class _Shares(NamedTuple):
+    """How the kernels see rows of channels, and how threads share them out.
+
+    Attributes
+    ----------
+    joined : int
+        Rows that are seen as one wide row.
+    whole : int
+        Wide rows that are full.
+    summed : (blocks + 1,) int64
+        Bounds of the blocks of full wide rows.
+    changed : (blocks + 1,) int64
+        Bounds of the blocks of all wide rows. The last row begins early enough to be full.
+    """
+
+    joined: int
+    whole: int
+    summed: np.ndarray
+    changed: np.ndarray
+
+
+@functools.lru_cache(256)
+def _shares(rows, channels):
+    def wasted(joined):
+        width = joined * channels
+        return -(-width // BLOCK) * BLOCK / width
+
+    # At least 128 floats, as near to whole blocks of 128 as may be.
+    least = -(-BLOCK // channels)
+    most = max(least, min(rows, 8 * BLOCK // channels))
+    joined = min(range(least, most + 1), key=wasted)
+    whole = rows // joined
+    blocks = max(1, min(_MOST_BLOCKS, rows * channels // _PER_BLOCK, whole // _RUN))
+    summed = np.arange(blocks + 1) * whole // blocks
+    changed = np.arange(_MOST_BLOCKS + 1) * -(-rows // joined) // _MOST_BLOCKS
+    return _Shares(joined, whole, summed, changed)
+
+
+def _sums(step, x, grad, near):
+    """Two float64 sums over the rows, for each channel: (2, C)."""
+    shares = _shares(*x.shape)
+    joined, blocks = shares.joined, len(shares.summed) - 1
+    width = joined * x.shape[1]
+    run, partial = np.empty((blocks, 2, width), np.float32), np.zeros((blocks, 2, width))
+    _run(shares.summed, step, width, x, grad, x, _repeated(near, joined), run, partial)
+    sums = partial.sum(0) if blocks > 1 else partial[0]
+    if joined > 1:
+        sums = sums.reshape(2, joined, -1).sum(1)
+    done = shares.whole * joined
+    if done < len(x):  # rows that do not fill another wide one
+        distance = x[done:].astype(np.float64) - near
+        factor = distance if step == _MOMENTS else grad[done:]
+        sums += factor.sum(0, dtype=np.float64), (factor * distance).sum(0)
+    return sums
+
+
+def _elementwise(step, x, grad, constants):
+    out = np.empty_like(x)
+    shares = _shares(*x.shape)
+    constants = np.concatenate([_repeated(v, shares.joined) for v in constants])
+    _run(shares.changed, step, shares.joined * x.shape[1], x, grad, out, constants, *_NO_SUMS)
+    return out
+
+
+def _repeated(v, times):
+    return np.tile(v, times) if times > 1 else v
+
+
+def _run(bounds, step, width, x, grad, out, constants, run, partial):
+    blocks = len(bounds) - 1
+    tasks = min(threads.count(), blocks) if x.size >= _GRAIN else 1
+    arguments = bounds, step, width, x.reshape(-1), grad.reshape(-1), constants
+    if step in (_MOMENTS, _PRODUCTS):
+        worker, results = _add, (run.reshape(-1), partial)
+    else:
+        worker, results = _change, (out.reshape(-1),)
+    if tasks == 1:
+        worker(0, blocks, 0, *arguments, *results)
+    else:
+        parallel.share_out(worker, parallel.shares(blocks, tasks), *arguments, *results)
+
+
+# ---------------------------------------------------------------------------------------- kernels
+
+# A block b is the wide rows bounds[b] to bounds[b + 1] - 1. The last vector of a wide row may
+# overlap the one before; what both hold is then computed twice.
+
+
+@kernel(allocates=False)
+def _add(first, end, task, bounds, step, width, x, grad, near, run, partial):
+    """Two sums for each lane of the wide rows of blocks first to end - 1."""
+    for block in range(first, end):
+        to = 2 * block * width
+        for row in range(bounds[block], bounds[block + 1], _RUN):
+            after = min(row + _RUN, bounds[block + 1])
+            for i in range(0, width, BLOCK):
+                lane = min(i, width - BLOCK)
+                center = load_block(near, lane)
+                total, products = zero_block(), zero_block()
+                for at in range(row * width + lane, after * width + lane, width):
+                    distance = load_block(x, at) - center
+                    if step == _MOMENTS:
+                        total = total + distance
+                        products = products + distance * distance
+                    else:
+                        given = load_block(grad, at)
+                        total = total + given
+                        products = products + given * distance
+                store_block(run, to + lane, total)
+                store_block(run, to + width + lane, products)
+            for i in range(width):
+                partial[block, 0, i] += run[to + i]
+                partial[block, 1, i] += run[to + width + i]
+
+
+@kernel(allocates=False)
+def _change(first, end, task, bounds, step, width, x, grad, constants, out):
+    """Blocks first to end - 1 of the output, or of the gradient in the input."""
+    for row in range(bounds[first], bounds[end]):
+        start = min(row * width, len(x) - width)  # the last row may overlap the one before
+        for i in range(0, width, FLOATS):
+            lane = min(i, width - FLOATS)
+            at = start + lane
+            distance = load(x, at) - load(constants, lane)
+            normalised = distance * load(constants, width + lane)
+            third = load(constants, 2 * width + lane)
+            fourth = load(constants, 3 * width + lane)
+            if step == _NORMALISE:
+                result = normalised * third + fourth
+            else:
+                result = load(grad, at) - third - normalised * fourth
+                result = result * load(constants, 4 * width + lane)
+            store(out, at, result)
