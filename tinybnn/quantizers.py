@@ -64,12 +64,7 @@ class Quantize(Function):
         return quantizer.forward(x)
 
     def backward(self, grad, output, x):
-        if isinstance(grad, np.ndarray):
-            flat = _kernel_rows(grad, x)
-            result = None if flat is None else self.quantizer.fused_gradient(*flat)
-            if result is not None:
-                return layout.like(x, result)
-        return grad * self.quantizer.pseudo_gradient(x)
+        return self.quantizer.gradient(grad, x)
 
 
 class Quantizer:
@@ -115,6 +110,15 @@ class Quantizer:
     def pseudo_gradient(self, x):
         """The factor for the incoming gradient; x is an array or a Tensor."""
         raise NotImplementedError
+
+    def gradient(self, grad, x):
+        """``grad * pseudo_gradient(x)``, arrays or Tensors; large arrays in one pass."""
+        if isinstance(grad, np.ndarray):
+            flat = _kernel_rows(grad, x)
+            result = None if flat is None else self.fused_gradient(*flat)
+            if result is not None:
+                return layout.like(x, result)
+        return grad * self.pseudo_gradient(x)
 
     def surrogate(self, x):
         """The function whose derivative is the pseudo-gradient; x is an array or a Tensor."""

@@ -125,9 +125,7 @@ class _Signs(Function):
         for i, (quantizer, operand) in enumerate(zip(self.quantizers, (x, weight), strict=True)):
             if self.needs[i]:
                 result = self.weight_gradient(grad) if i else self.input_gradient(grad)
-                if quantizer:
-                    result *= quantizer.pseudo_gradient(operand)
-                results[i] = result
+                results[i] = quantizer.gradient(result, operand) if quantizer else result
         return tuple(results)
 
 
