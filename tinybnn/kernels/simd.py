@@ -95,9 +95,8 @@ def inlined(function):
     Vectors that go in and out of such a function stay in registers. It has no cache of its own: it
     is part of the cached kernel, and so must stand in the same file. It makes no arrays.
     """
-    # It is never called from Python or by address, so it needs no wrappers for that.
-    wrappers = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return numba.njit(nogil=True, forceinline=True, _nrt=False, **wrappers)(function)
+    # Nobody calls it by address, so it needs no wrapper for that.
+    return numba.njit(nogil=True, forceinline=True, _nrt=False, no_cfunc_wrapper=True)(function)
 
 
 # ------------------------------------------------------------------------------------------- types
