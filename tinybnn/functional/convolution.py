@@ -12,6 +12,9 @@ The transposed convolution is ConvInput under its other name.
 
 Images are (N, C, H, W) in shape and channels-last in memory: a view without a copy turns them
 into contiguous (N, H, W, C) arrays, on which the work is done.
+
+What each Function computes stands in it as a product with a matrix of patches. It is computed in
+this way for float64; arrays of float32 go to `kernels.convolution`, which does the same faster.
 """
 
 from __future__ import annotations
@@ -35,6 +38,12 @@ class Geometry:
             (n + 2 * p - d * (k - 1) - 1) // s + 1
             for n, k, s, p, d in zip(image[2:], weight[2:], stride, padding, dilation, strict=True)
         )
+
+    @property
+    def options(self):
+        """Stride, padding, dilation and groups by their names."""
+        names = ("stride", "padding", "dilation", "groups")
+        return {name: getattr(self, name) for name in names}
 
     def blocks(self):
         """Slices of the batch, small enough that the patches of one stay in the cache."""
@@ -127,6 +136,20 @@ def _conv2d_in_fixed_order(x, weight, geometry):
     return signed.conv2d(prepared, x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
 
+def _kernels(a, b):
+    """The module of convolutions that are compiled, if there are some for these arrays."""
+    if a.dtype != np.float32 or b.dtype != np.float32:
+        return None
+    from tinybnn.kernels import convolution
+
+    return convolution
+
+
+def _rows_of_pixels(x):
+    """(N, C, H, W) -> (N, H, W, C), contiguous: a view, if that is how it lies in memory."""
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
 class Conv2d(Function):
     """out[n, o] = sum over c, i, j of x[n, c, y s + i d, x s + j d] weight[o, c, i, j]."""
 
@@ -137,6 +160,11 @@ class Conv2d(Function):
         dtype = np.result_type(x, weight)
         if fixed_order and dtype == np.float32 and output is None:
             return _conv2d_in_fixed_order(x, weight, geometry)
+        if kernels := not fixed_order and _kernels(x, weight):
+            pixels = kernels.conv2d(
+                _rows_of_pixels(x), weight, **geometry.options, output_size=geometry.output
+            )
+            return pixels.transpose(0, 3, 1, 2)
         result = empty_image((len(x), len(weight), *geometry.output), dtype)
         columns = geometry.rows_of_weight(weight).transpose(0, 2, 1)  # (G, kh * kw * C / G, O / G)
         for block in geometry.blocks():
@@ -156,6 +184,11 @@ class ConvInput(Function):
 
     def forward(self, grad, weight, geometry, fixed_order=False):
         self.geometry = geometry
+        if kernels := not fixed_order and _kernels(grad, weight):
+            pixels = kernels.conv2d_input(
+                _rows_of_pixels(grad), weight, geometry.image[2:], **geometry.options
+            )
+            return pixels.transpose(0, 3, 1, 2)
         kh, kw = geometry.weight[2:]
         (ph, pw), (h, w) = geometry.padding, geometry.image[2:]
         result = empty_image(geometry.image, np.result_type(grad, weight))
@@ -176,7 +209,7 @@ class ConvInput(Function):
         return result
 
     def backward(self, grad, output, g, weight):
-        options = _conv_options(self.geometry)
+        options = {**self.geometry.options, "output": self.geometry.output}
         return (
             Conv2d.apply(grad, weight, **options) if self.needs[0] else None,
             ConvWeight.apply(grad, g, geometry=self.geometry) if self.needs[1] else None,
@@ -190,6 +223,10 @@ class ConvWeight(Function):
         self.geometry = geometry
         outputs, per_group, kh, kw = geometry.weight
         groups = geometry.groups
+        if kernels := _kernels(x, grad):
+            return kernels.conv2d_weight(
+                _rows_of_pixels(x), _rows_of_pixels(grad), (kh, kw), **geometry.options
+            )
         total = np.zeros((groups, outputs // groups, kh * kw * per_group), np.result_type(x, grad))
         for block in geometry.blocks():
             total += geometry.rows_of_output(grad[block]).transpose(0, 2, 1) @ geometry.patches(
@@ -198,16 +235,11 @@ class ConvWeight(Function):
         return total.reshape(outputs, kh, kw, per_group).transpose(0, 3, 1, 2)
 
     def backward(self, grad, output, x, g):
-        options = _conv_options(self.geometry)
+        options = {**self.geometry.options, "output": self.geometry.output}
         return (
             ConvInput.apply(g, grad, geometry=self.geometry) if self.needs[0] else None,
             Conv2d.apply(x, grad, **options) if self.needs[1] else None,
         )
-
-
-def _conv_options(geometry):
-    names = ("stride", "padding", "dilation", "groups", "output")
-    return {name: getattr(geometry, name) for name in names}
 
 
 def pair(name, argument, value, minimum):

@@ -1,0 +1,913 @@
+"""Real-valued convolutions for training: forward, gradient in the image, gradient in the weight.
+
+With images x, filters w, and the gradient g of the output, the three are::
+
+    conv2d          out[n, y, o]  = sum over tap, c of  x[n, z, c] * w[o, c, tap]
+    conv2d_input    dx[n, z, c]   = sum over tap, o of  g[n, y, o] * w[o, c, tap]
+    conv2d_weight   dw[o, c, tap] = sum over n, y of    g[n, y, o] * x[n, z, c]
+
+    where z = y * stride + tap - padding.
+
+(y, z and tap stand for two coordinates each; tap counts pixels, so dilation is in it.) Each of them
+is a product with a matrix of patches, and none of them makes that matrix: `gathered.product` reads
+the image through two tables of offsets.
+
+- **Forward**: rows are output pixels, steps are taps and channels, and the filters are laid out in
+  panels.
+- **Gradient in the image**: the same for stride 1, with the filter turned round and its channels
+  exchanged for its filters. With a larger stride s, only those taps reach a pixel z for which
+  z + padding - tap is a multiple of s. Pixels with the same remainder see the same taps: so the
+  image falls into s * s *phases*, each of which is a dense convolution of g with some of the taps
+  (the sub-pixel view of Shi et al. 2016, arXiv:1609.07009), and no zeros are multiplied. A
+  transposed convolution is this.
+- **Gradient in the weight**: rows are taps and channels, steps are pixels: the tables of the
+  forward pass exchanged. The gradients of a few hundred pixels at a time are laid out in panels.
+
+A 1×1 convolution is the plain matrix product of pixels and filters: its tables say so, and nothing
+is copied. A depth-wise one (groups = C = O) multiplies 16 channels with a filter each at a time.
+Where there are too few filters (or channels of the image) to fill a vector, the taps fill it: see
+`_spread`.
+
+Work goes through *units*: so many rows of an image, or whole images, that what they see stays in
+the cache. There they are copied with the zeros of their padding. Threads share out rows and images;
+in the gradient in the weight also taps. How sums are grouped depends on shapes only: the result is
+the same for any number of threads. BLAS takes no part, so its threads do not meet these.
+
+Arrays are float32; images are (N, H, W, C) and contiguous, weights (O, C / groups, kh, kw).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from tinybnn.kernels import parallel, threads
+from tinybnn.kernels.gathered import (
+    TOGETHER,
+    TOGETHER_CHANNELWISE,
+    channelwise_product,
+    clear_floats,
+    copy_floats,
+    panel_widths,
+    product,
+)
+from tinybnn.kernels.simd import FLOATS, inlined, kernel, load, store
+
+_UNIT_FLOATS = 1 << 16  # floats that the pixels of a unit see, about
+_UNIT_PIXELS = 256  # output pixels of a unit at least: each unit reads all weights
+_DEPTH = 512  # steps of a sum that meet all rows of a unit before the next ones
+_CHUNK, _CHUNK_CHANNELWISE = 256, 64  # pixels that meet all taps before the next ones
+_PARTIAL_FLOATS = 1 << 20  # partial sums of the gradient in the weight, about
+_PART_PIXELS = 1 << 11  # pixels whose sums are one of the partial sums, at least
+_CYCLES_OF_SPREADING = 4  # of adding a number to a pixel
+_GRAIN = 1 << 21  # multiplications (some 20 microseconds) below which a second thread costs time
+
+# What the numbers of a plan are (see `_Plan`): in its geometry,
+(
+    _HEIGHT, _WIDTH, _CHANNELS, _OUT_HEIGHT, _OUT_WIDTH, _OUT_CHANNELS, _ROWS, _UNIT_ROWS,
+    _UNIT_IMAGES, _ROW_STRIDE, _ROW_STEP, _COPIES, _LOW_Y, _LOW_X, _SPAN, _SEEN_WIDTH, _MOST_STEPS,
+    _MOST_PIXELS,
+) = range(18)  # fmt: skip
+# in a row of its table of phases,
+_FIRST_STEP, _END_STEP, _FIRST_PLACE, _PHASE_ROWS, _PHASE_COLUMNS, _PHASE_PANELS = range(6)
+# and in a row of its table of panels.
+_BEFORE, _PANEL_WIDTH, _SOURCE, _TARGET, _COUNT, _START = range(6)
+
+
+# ------------------------------------------------------------------------------- the three products
+
+
+def conv2d(
+    x, weight, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, out=None, output_size=None
+):
+    """2-D convolution (cross-correlation).
+
+    Parameters
+    ----------
+    x : (N, H, W, C) float32
+    weight : (O, C / groups, kh, kw) float32
+    stride, padding, dilation : (int, int)
+        Along height and width. `padding` zeros are added on both sides.
+    groups : int
+        A divisor of C and O. Output channel o sees the channels of group ``o // (O / groups)``.
+    out : (N, OH, OW, O) float32, optional
+        Contiguous, to be written to.
+    output_size : (int, int), optional
+        Height and width of the output, if not all pixels are wanted: as many from the beginning.
+
+    Returns
+    -------
+    (N, OH, OW, O) float32
+        ``OH = (H + 2 * padding - dilation * (kh - 1) - 1) // stride + 1``, OW likewise.
+
+    Raises
+    ------
+    ValueError
+        If a dtype, a shape or a parameter does not fit, or the output would be empty.
+    """
+    x, weight = _images("conv2d", "x", x), _filters("conv2d", weight)
+    options = _options("conv2d", weight.shape, stride, padding, dilation, groups)
+    _check_channels("conv2d", "x", x, weight.shape[1] * groups, "input")
+    size = _output_size("conv2d", x.shape[1:3], weight.shape, options, output_size)
+    out = _out("conv2d", out, (len(x), *size, len(weight)))
+    (filters, channels, *taps), turned = weight.shape, (-d for d in dilation)
+    if groups == 1 and options[0] == (1, 1) and _is_spread(channels, filters, *taps):
+        weight = np.ascontiguousarray(weight.transpose(1, 0, 2, 3))
+        return _spread(x, weight, out, *stride, *turned, *padding)
+    return _convolve(_forward_plan(x.shape, weight.shape, size, options), x, weight, out)
+
+
+def conv2d_reference(
+    x, weight, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, output_size=None
+):
+    """What :func:`conv2d` computes, in plain NumPy: one tap at a time; any dtype."""
+    options = stride, padding, dilation, groups
+    size = _output_size("conv2d", x.shape[1:3], weight.shape, options, output_size)
+    total = np.zeros((len(x), *size, groups, len(weight) // groups), np.result_type(x, weight))
+    for seen, filters in _taps(_pad(x, padding), weight, size, options):
+        total += np.einsum("nyxgc,goc->nyxgo", seen, filters)
+    return total.reshape(len(x), *size, len(weight))
+
+
+def conv2d_input(
+    grad, weight, size, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, out=None
+):
+    """The gradient of `conv2d` in the image; as a map of its own, the transposed convolution.
+
+    Parameters
+    ----------
+    grad : (N, OH, OW, O) float32
+        The gradient of the output.
+    weight : (O, C / groups, kh, kw) float32
+    size : (int, int)
+        Height H and width W of the images.
+    stride, padding, dilation : (int, int)
+    groups : int
+    out : (N, H, W, C) float32, optional
+        Contiguous, to be written to.
+
+    Returns
+    -------
+    (N, H, W, C) float32
+
+    Raises
+    ------
+    ValueError
+        If a dtype, a shape or a parameter does not fit.
+    """
+    name = "conv2d_input"
+    grad, weight = _images(name, "grad", grad), _filters(name, weight)
+    options = _options(name, weight.shape, stride, padding, dilation, groups)
+    _check_channels(name, "grad", grad, len(weight), "output")
+    size = _pair(name, "size", size, 1)
+    _output_size(name, size, weight.shape, options, grad.shape[1:3])
+    shape = len(grad), *size, weight.shape[1] * groups
+    out = _out(name, out, shape)
+    if groups == 1 and _is_spread(*weight.shape):
+        return _spread(grad, weight, out, *stride, *dilation, *(-p for p in padding))
+    return _convolve(_input_plan(grad.shape, weight.shape, size, options), grad, weight, out)
+
+
+def conv2d_input_reference(
+    grad, weight, size, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1
+):
+    """What :func:`conv2d_input` computes, in plain NumPy: gradients are spread over patches."""
+    images, *output, filters = grad.shape
+    padded = np.zeros(
+        (
+            images,
+            *(n + 2 * p for n, p in zip(size, padding, strict=True)),
+            weight.shape[1] * groups,
+        ),
+        np.result_type(grad, weight),
+    )
+    grouped = grad.reshape(images, *output, groups, filters // groups)
+    for seen, taps in _taps(padded, weight, output, (stride, padding, dilation, groups)):
+        seen += np.einsum("nyxgo,goc->nyxgc", grouped, taps)  # a view of `padded`
+    (top, left), (height, width) = padding, size
+    return padded[:, top : top + height, left : left + width]
+
+
+def conv2d_weight(
+    x, grad, kernel_size, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, out=None
+):
+    """The gradient of `conv2d` in the weight.
+
+    Parameters
+    ----------
+    x : (N, H, W, C) float32
+    grad : (N, OH, OW, O) float32
+        The gradient of the output.
+    kernel_size : (int, int)
+        Height kh and width kw of the filters.
+    stride, padding, dilation : (int, int)
+    groups : int
+    out : (O, C / groups, kh, kw) float32, optional
+        Contiguous, to be written to.
+
+    Returns
+    -------
+    (O, C / groups, kh, kw) float32
+
+    Raises
+    ------
+    ValueError
+        If a dtype, a shape or a parameter does not fit.
+    """
+    name = "conv2d_weight"
+    x, grad = _images(name, "x", x), _images(name, "grad", grad)
+    kernel_size = _pair(name, "kernel_size", kernel_size, 1)
+    if groups < 1 or x.shape[3] % groups:
+        raise ValueError(f"{name}: groups must divide the {x.shape[3]} channels of x, got {groups}")
+    shape = grad.shape[3], x.shape[3] // groups, *kernel_size
+    options = _options(name, shape, stride, padding, dilation, groups)
+    if len(grad) != len(x):
+        raise ValueError(f"{name}: grad must have the {len(x)} images of x, got {len(grad)}")
+    _output_size(name, x.shape[1:3], shape, options, grad.shape[1:3])
+    out = _out(name, out, shape)
+    if 0 in x.shape or 0 in grad.shape:
+        out[...] = 0
+        return out
+    return _weight_gradient(_forward_plan(x.shape, shape, grad.shape[1:3], options), x, grad, out)
+
+
+def conv2d_weight_reference(
+    x, grad, kernel_size, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1
+):
+    """What :func:`conv2d_weight` computes, in plain NumPy: one tap at a time."""
+    images, *output, filters = grad.shape
+    weight = np.zeros((filters, x.shape[3] // groups, *kernel_size), np.result_type(x, grad))
+    grouped = grad.reshape(images, *output, groups, filters // groups)
+    options = stride, padding, dilation, groups
+    for seen, taps in _taps(_pad(x, padding), weight, output, options):
+        taps += np.einsum("nyxgc,nyxgo->goc", seen, grouped)  # a view of `weight`
+    return weight
+
+
+def _pad(x, padding):
+    return np.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
+
+
+def _taps(padded, weight, output, options):
+    """For each tap the pixels under it, (N, OH, OW, G, C / G), and its weights, (G, O / G, C / G).
+
+    Both are views.
+    """
+    stride, _, dilation, groups = options
+    image = padded.reshape(*padded.shape[:3], groups, -1)
+    grouped = weight.reshape(groups, -1, *weight.shape[1:])
+    for i, j in np.ndindex(*weight.shape[2:]):
+        rows, columns = (
+            slice(tap * d, tap * d + (n - 1) * s + 1, s)
+            for tap, d, n, s in zip((i, j), dilation, output, stride, strict=True)
+        )
+        yield image[:, rows, columns], grouped[..., i, j]
+
+
+# -------------------------------------------------------------------------------------------- plans
+
+
+class _Axis(NamedTuple):
+    """A phase along one axis: target pixels in equal distances, which see the same taps.
+
+    Target pixel ``start + r * stride``, for 0 <= r < count, sees source pixel ``r * step + offset``
+    under tap t, for each t of ``taps`` and its offset.
+    """
+
+    count: int
+    start: int
+    stride: int
+    step: int
+    taps: tuple
+    offsets: tuple
+
+
+def _forward_phases(output, taps, stride, padding, dilation):
+    """Of an axis of the forward pass: there is one."""
+    offsets = tuple(tap * dilation - padding for tap in range(taps))
+    return [_Axis(output, 0, 1, stride, tuple(range(taps)), offsets)]
+
+
+def _input_phases(size, taps, stride, padding, dilation):
+    """Of an axis of the gradient in the image: one for each remainder of a pixel by the stride."""
+    phases = []
+    for start in range(min(stride, size)):
+        distances = {tap: start + padding - tap * dilation for tap in range(taps)}
+        reaching = {tap: n // stride for tap, n in distances.items() if n % stride == 0}
+        count = len(range(start, size, stride))
+        phases.append(_Axis(count, start, stride, 1, tuple(reaching), tuple(reaching.values())))
+    return phases
+
+
+class _Plan(NamedTuple):
+    """All that the kernels need to know but the numbers; made once for each geometry.
+
+    Attributes
+    ----------
+    items : int
+        What threads share out: images, or rows (of the largest phase) through all images.
+    geometry : (18,) int64
+        Size of the source and of the target; rows of the largest phase; rows of a unit, and its
+        images if it holds all their rows, else 0; distance of neighbouring rows of a phase in the
+        target and in the source; whether units are copied; the first row and column that the first
+        pixel sees, how many rows it sees, and how many columns a row of pixels sees; how many steps
+        of a sum and how many pixels come before the next ones.
+    tables : tuple of arrays of int64
+        places, targets and steps of `gathered.product`, those of all phases one after the other;
+        phases, (P, 6): first and last step, first place, rows, columns, where its panels begin;
+        panels, (Q, 6): columns before the panel, its width, first source channel, first target
+        channel, number of target channels, where its weights begin.
+    columns : int
+        Of all panels.
+    lane : int
+        Distance of the weights of neighbouring columns.
+    of_weight : (len(steps),) int64
+        Where in the weights of a column each step finds its own.
+    copied : int
+        Floats of the copy of a unit; 0 if pixels are read where they are.
+    depthwise : bool
+    pixels, work : int
+        Pixels of a phase in all images; multiplications.
+    """
+
+    items: int
+    geometry: np.ndarray
+    tables: tuple
+    columns: int
+    lane: int
+    of_weight: np.ndarray
+    copied: int
+    depthwise: bool
+    pixels: int
+    work: int
+
+
+@functools.lru_cache(maxsize=256)
+def _forward_plan(shape, weight, output, options):
+    """Of images of ``shape`` (N, H, W, C) and filters of the shape ``weight``."""
+    stride, padding, dilation, groups = options
+    filters, group_channels, *kernel_size = weight
+    phases = [
+        _forward_phases(*axis)
+        for axis in zip(output, kernel_size, stride, padding, dilation, strict=True)
+    ]
+    taps = math.prod(kernel_size)
+    group_filters = filters // groups
+    panels = _panels(
+        groups, group_channels, group_filters, group_filters * group_channels * taps,
+        group_channels * taps,
+    )  # fmt: skip
+    # Step (tap, c) of filter o is weight[o, c, tap].
+    of_weight = np.arange(group_channels) * taps
+    return _plan(
+        shape, (*output, filters), phases, kernel_size[1], of_weight, panels,
+        group_channels * taps, groups == filters == shape[3],
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def _input_plan(shape, weight, size, options):
+    """Of gradients of ``shape`` (N, OH, OW, O) and images of ``size``."""
+    stride, padding, dilation, groups = options
+    filters, group_channels, *kernel_size = weight
+    phases = [
+        _input_phases(*axis)
+        for axis in zip(size, kernel_size, stride, padding, dilation, strict=True)
+    ]
+    taps, channels = math.prod(kernel_size), groups * group_channels
+    group_filters = filters // groups
+    panels = _panels(
+        groups, group_filters, group_channels, group_filters * group_channels * taps, taps
+    )
+    # Step (tap, o) of channel c is weight[o, c, tap].
+    of_weight = np.arange(group_filters) * group_channels * taps
+    return _plan(
+        shape, (*size, channels), phases, kernel_size[1], of_weight, panels, taps,
+        groups == filters == channels,
+    )  # fmt: skip
+
+
+def _panels(groups, sources, targets, of_group, lane):
+    """The table of panels: for groups with so many source and target channels each."""
+    if sources == targets == 1:  # depth-wise: one panel holds the filters of all channels
+        width = -(-groups // FLOATS) * FLOATS
+        return np.array([(0, width, 0, 0, groups, 0)]), width
+    rows, before = [], 0
+    for group in range(groups):
+        first = 0
+        for width in panel_widths(targets):
+            count = min(width, targets - first)
+            start = group * of_group + first * lane
+            rows.append((before, width, group * sources, group * targets + first, count, start))
+            before += width
+            first += width
+    return np.array(rows, np.int64), before
+
+
+def _plan(shape, target, phases, kernel_width, of_weight, panels, lane, depthwise):
+    """Tables for a source of ``shape`` and a target (H, W, C), through phases along both axes."""
+    images, height, width, channels = shape
+    target_height, target_width, target_channels = target
+    rows, columns = (max(phase.count for phase in axis) for axis in phases)
+    # What is seen reaches from `low` to `high` (exclusive), beyond the image on either side or not.
+    low, spans = zip(*(_reach(axis) for axis in phases), strict=True)
+    step = phases[0][0].step
+    seen_width = (columns - 1) * phases[1][0].step + spans[1]
+    high = low[0] + (rows - 1) * step + spans[0], low[1] + seen_width
+    copies = min(low) < 0 or high[0] > height or high[1] > width
+    # The load of the last channels of a depth-wise pixel goes beyond it.
+    copies = copies or (depthwise and channels % FLOATS > 0)
+    row_floats = (seen_width if copies else width) * channels
+    image_floats = (
+        ((rows - 1) * step + spans[0]) * row_floats if copies else height * width * channels
+    )
+
+    unit_rows, unit_images = _unit_size(images, rows, columns, step * row_floats, image_floats)
+    table, before = panels
+    places, targets, steps, weights, lines = [], [], [], [], []
+    start = place = panel = 0
+    for y, x in itertools.product(*phases):
+        image = np.arange(max(unit_images, 1))[:, None, None]
+        r, c = np.arange(min(y.count, unit_rows))[:, None], np.arange(x.count)
+        places.append(image * image_floats + r * y.step * row_floats + c * x.step * channels)
+        to_row, to_column = y.start + r * y.stride, x.start + c * x.stride
+        to_pixel = (image * target_height + to_row) * target_width + to_column
+        targets.append(to_pixel * target_channels)
+        pixel = (np.array(y.offsets)[:, None] - low[0]) * row_floats + (
+            np.array(x.offsets) - low[1]
+        ) * channels
+        tap = np.array(y.taps)[:, None] * kernel_width + np.array(x.taps)
+        steps.append(np.add.outer(pixel, np.arange(len(of_weight))))
+        weights.append(np.add.outer(tap, of_weight))
+        lines.append((start, start + steps[-1].size, place, y.count, x.count, panel))
+        start += steps[-1].size
+        place += places[-1].size
+        panel += steps[-1].size * before
+    geometry = (
+        height, width, channels, target_height, target_width, target_channels,
+        rows, unit_rows, unit_images, phases[0][0].stride, step,
+        int(copies), *low, spans[0], seen_width,
+        _DEPTH, _CHUNK_CHANNELWISE if depthwise else _CHUNK,
+    )  # fmt: skip
+    copied_rows = max(unit_images, 1) * ((unit_rows - 1) * step + spans[0])
+    steps_of_pixels = images * sum(line[3] * line[4] * (line[1] - line[0]) for line in lines)
+    return _Plan(
+        items=images if unit_images else images * rows,
+        geometry=np.array(geometry, np.int64),
+        tables=(*map(_joined, (places, targets, steps)), np.array(lines, np.int64), table),
+        columns=before,
+        lane=lane,
+        of_weight=_joined(weights),
+        copied=copied_rows * row_floats if copies else 0,
+        depthwise=depthwise,
+        pixels=images * rows * columns,
+        work=steps_of_pixels * before,
+    )
+
+
+def _unit_size(images, rows, columns, row_floats, image_floats):
+    """Rows of a unit; and its images, if it has all their rows, else 0."""
+    unit_rows = max(_UNIT_FLOATS // max(row_floats, 1), -(-_UNIT_PIXELS // columns))
+    if unit_rows < rows:
+        return unit_rows, 0
+    unit_images = max(_UNIT_FLOATS // max(image_floats, 1), -(-_UNIT_PIXELS // (rows * columns)))
+    return rows, max(min(unit_images, images), 1)
+
+
+def _joined(parts):
+    return np.concatenate([part.reshape(-1) for part in parts]).astype(np.int64)
+
+
+def _reach(axis):
+    """The lowest offset of an axis' phases, and how far the highest is from it, inclusive."""
+    offsets = [offset for phase in axis for offset in phase.offsets] or [0]
+    return min(offsets), max(offsets) - min(offsets) + 1
+
+
+# ----------------------------------------------------------------------------------- running a plan
+
+
+def _convolve(plan, source, weight, out):
+    """Forward or gradient in the image, as the plan says."""
+    if out.size == 0:
+        return out
+    if source.size == 0:  # no channels: sums of nothing
+        out[...] = 0
+        return out
+    panels = _aligned(len(plan.of_weight) * plan.columns)
+    *_, phases, table = plan.tables
+    _lay_out(weight.reshape(-1), plan.lane, plan.of_weight, phases, table, panels)
+    count = max(1, min(threads.count(), plan.items, plan.work // _GRAIN))
+    bounds = np.arange(count + 1) * plan.items // count
+    tasks = np.zeros((count, 5), np.int64)
+    tasks[:, 0], tasks[:, 1] = bounds[:-1], bounds[1:]
+    _run(count, tasks, _PIXELS, source, panels, 0, out, _NO_TARGETS, plan)
+    return out
+
+
+_NO_TARGETS = np.zeros(0, np.int64)
+
+
+def _weight_gradient(plan, x, grad, out):
+    """The tables of the forward pass exchanged: rows are taps, steps are pixels."""
+    taps, columns, table = len(plan.of_weight), plan.columns, plan.tables[-1]
+    # Images fall into a few parts, whose sums are added in their order: as many as there is memory
+    # for, whatever the number of threads. Beyond these, threads share out the taps.
+    parts = plan.pixels // _PART_PIXELS, _PARTIAL_FLOATS // (taps * columns)
+    parts = max(1, min(*parts, plan.items, plan.work // _GRAIN))
+    count = threads.count() if plan.work >= 2 * _GRAIN else 1
+    together = TOGETHER_CHANNELWISE if plan.depthwise else TOGETHER
+    blocks = -(-taps // together)
+    slices = 1 if parts >= 4 * count else min(count // math.gcd(parts, count), blocks)
+    tap_bounds = np.minimum(np.arange(slices + 1) * blocks // slices * together, taps)
+    bounds = np.arange(parts + 1) * plan.items // parts
+    spans = itertools.product(enumerate(itertools.pairwise(bounds)), itertools.pairwise(tap_bounds))
+    tasks = np.array(
+        [(*items, *span, part * taps * columns) for (part, items), span in spans], np.int64
+    )
+    # Gradients that lie as a panel does are used where they are.
+    is_laid_out = len(table) == 1 and table[0, _PANEL_WIDTH] == table[0, _COUNT]
+    laid_out = 0 if is_laid_out else plan.geometry[_MOST_PIXELS] * columns
+    partial = np.empty((parts, taps * columns), np.float32)
+    _run(count, tasks, _TAPS, x, grad, laid_out, partial, np.arange(taps) * columns, plan)
+    for part in partial[1:]:
+        partial[0] += part
+    _collect(partial[0], columns, plan.lane, plan.of_weight, table, out.reshape(-1))
+    return out
+
+
+_PIXELS, _TAPS = 0, 1  # what the rows of a product are
+
+
+def _run(count, tasks, rows, source, other, laid_out, out, tap_targets, plan):
+    """Run tasks on ``count`` threads, each with a place of its own for copies."""
+    # The load of the last channels may go beyond them.
+    room = -(-(plan.copied + laid_out) // FLOATS) * FLOATS + FLOATS
+    count = min(count, len(tasks))
+    memory = _aligned(count * room)
+    with np.errstate(over="ignore", invalid="ignore"):  # as compiled code, when the JIT is off
+        parallel.share_out(
+            _tasks, parallel.shares(len(tasks), count), room, tasks, rows, source.reshape(-1),
+            other.reshape(-1), memory, plan.copied, laid_out, out.reshape(-1), tap_targets,
+            plan.depthwise, plan.geometry, *plan.tables,
+        )  # fmt: skip
+
+
+def _aligned(floats):
+    """An array that begins at a multiple of 64 bytes: vectors in it do not cross cache lines."""
+    memory = np.empty(floats + FLOATS, np.float32)
+    start = -memory.ctypes.data % 64 // 4
+    return memory[start : start + floats]
+
+
+@kernel(allocates=False)
+def _tasks(
+    first, end, thread, room, tasks, rows, source, other, memory, copied, laid_out, out,
+    tap_targets, depthwise, geometry, places, targets, steps, phases, table,
+):  # fmt: skip
+    """Tasks first to end - 1: each a range of items, and of taps where these are the rows.
+
+    All arrays but tables are flat. ``memory`` has ``room`` for each thread.
+    """
+    slot = thread * room
+    height, width, channels = geometry[_HEIGHT], geometry[_WIDTH], geometry[_CHANNELS]
+    out_height, out_width = geometry[_OUT_HEIGHT], geometry[_OUT_WIDTH]
+    out_channels = geometry[_OUT_CHANNELS]
+    for task in range(first, end):
+        item, stop = tasks[task, 0], tasks[task, 1]
+        begun = 0
+        while item < stop:
+            image, row, images, count = _unit(item, stop, geometry)
+            item += images if geometry[_UNIT_IMAGES] else count
+            if geometry[_COPIES]:
+                seen, base = memory, slot
+                _copy_unit(source, image, row, images, count, memory, slot, geometry)
+            else:
+                first_row = image * height + row * geometry[_ROW_STEP] + geometry[_LOW_Y]
+                seen, base = source, (first_row * width + geometry[_LOW_X]) * channels
+            pixel = (image * out_height + row * geometry[_ROW_STRIDE]) * out_width
+            if rows == _PIXELS:
+                _pixels_by_filters(
+                    row, images, count, geometry[_MOST_STEPS], seen, base, other, out,
+                    pixel * out_channels, depthwise, places, targets, steps, phases, table,
+                )  # fmt: skip
+            else:
+                _taps_by_filters(
+                    tasks[task, 2], tasks[task, 3], images * count * out_width,
+                    geometry[_MOST_PIXELS], seen, base, other, pixel * out_channels, out_channels,
+                    memory, slot + copied, laid_out, out, tasks[task, 4], tap_targets, depthwise,
+                    places, steps, table, begun > 0,
+                )  # fmt: skip
+                begun += 1
+
+
+@inlined
+def _unit(first, end, geometry):
+    """The unit that begins at item ``first``: image, row, number of images, number of rows."""
+    rows = geometry[_ROWS]
+    if geometry[_UNIT_IMAGES]:
+        return first, 0, min(geometry[_UNIT_IMAGES], end - first), rows
+    row = first % rows
+    return first // rows, row, 1, min(geometry[_UNIT_ROWS], rows - row, end - first)
+
+
+@kernel(allocates=False)
+def _copy_unit(source, image, row, images, rows, memory, to, geometry):
+    """Copy all that a unit sees to memory[to] and what follows, with zeros beyond the image."""
+    height, width, channels = geometry[_HEIGHT], geometry[_WIDTH], geometry[_CHANNELS]
+    low_x, seen_width = geometry[_LOW_X], geometry[_SEEN_WIDTH]
+    from_x, to_x = max(low_x, 0), min(low_x + seen_width, width)
+    inside = max(to_x - from_x, 0) * channels
+    left = min(max(-low_x, 0), seen_width) * channels
+    right = seen_width * channels - left - inside
+    top = row * geometry[_ROW_STEP] + geometry[_LOW_Y]
+    bottom = top + (rows - 1) * geometry[_ROW_STEP] + geometry[_SPAN]
+    for i in range(image, image + images):
+        for y in range(top, bottom):
+            if y < 0 or y >= height:
+                clear_floats(memory, to, left + inside + right)
+            else:
+                clear_floats(memory, to, left)
+                at = ((i * height + y) * width + from_x) * channels
+                copy_floats(source, at, memory, to + left, inside)
+                clear_floats(memory, to + left + inside, right)
+            to += left + inside + right
+
+
+@kernel(allocates=False)
+def _pixels_by_filters(
+    row, images, rows, most, seen, base, panels, out, to, depthwise, places, targets, steps, phases,
+    table,
+):  # fmt: skip
+    """Forward, and gradient in the image: each phase of a unit times its panels."""
+    for f in range(len(phases)):
+        k0, k1, place = phases[f, _FIRST_STEP], phases[f, _END_STEP], phases[f, _FIRST_PLACE]
+        phase_rows = max(min(rows, phases[f, _PHASE_ROWS] - row), 0)
+        end = place + images * phase_rows * phases[f, _PHASE_COLUMNS]
+        for p in range(len(table)):
+            width, filters = table[p, _PANEL_WIDTH], table[p, _COUNT]
+            panel = phases[f, _PHASE_PANELS] + table[p, _BEFORE] * (k1 - k0)
+            # Where a panel is not full, its sums cannot be added to what is in memory.
+            depth = most if filters == width else max(k1 - k0, 1)
+            # Pixels that no tap reaches have one stretch of no steps: they become 0.
+            for k in range(k0, max(k1, k0 + 1), depth):
+                stop, q = min(k + depth, k1), panel + (k - k0) * width
+                if depthwise:
+                    channelwise_product(
+                        place, end, k, stop, seen, base, places, steps, panels, q, width, filters,
+                        out, to, targets, k > k0,
+                    )  # fmt: skip
+                else:
+                    product(
+                        place, end, k, stop, seen, base + table[p, _SOURCE], places, steps, panels,
+                        q, width, out, to + table[p, _TARGET], targets, filters, k > k0,
+                    )  # fmt: skip
+
+
+@kernel(allocates=False)
+def _taps_by_filters(
+    tap, end_tap, pixels, chunk, seen, base, grad, at, filters, memory, slot, laid_out, out, to,
+    tap_targets, depthwise, places, steps, table, adds,
+):  # fmt: skip
+    """Gradient in the weight: what some taps see of a unit, times the gradients of its pixels."""
+    for k in range(0, pixels, chunk):
+        count = min(chunk, pixels - k)
+        panel, q = grad, at + k * filters
+        if laid_out:
+            panel, q = memory, slot
+            _lay_out_gradient(grad, at + k * filters, count, filters, table, memory, slot)
+        for p in range(len(table)):
+            before, width = table[p, _BEFORE], table[p, _PANEL_WIDTH]
+            if depthwise:
+                channelwise_product(
+                    tap, end_tap, k, k + count, seen, base, steps, places, panel, q, width, width,
+                    out, to, tap_targets, adds or k > 0,
+                )  # fmt: skip
+            else:
+                product(
+                    tap, end_tap, k, k + count, seen, base + table[p, _SOURCE], steps, places,
+                    panel, q + before * count, width, out, to + before, tap_targets, width,
+                    adds or k > 0,
+                )  # fmt: skip
+
+
+@inlined
+def _lay_out_gradient(grad, at, pixels, filters, table, memory, to):
+    """The gradients of some pixels into panels: pixel by pixel, in a pixel filter by filter."""
+    for p in range(len(table)):
+        width, first, count = table[p, _PANEL_WIDTH], table[p, _TARGET], table[p, _COUNT]
+        whole = count - count % FLOATS
+        for i in range(at + first, at + first + pixels * filters, filters):
+            for j in range(0, whole, FLOATS):
+                store(memory, to + j, load(grad, i + j))
+            if whole < width:
+                clear_floats(memory, to + whole, width - whole)
+                copy_floats(grad, i + whole, memory, to + whole, count - whole)
+            to += width
+
+
+@kernel(allocates=False)
+def _lay_out(weight, lane, of_weight, phases, table, panels):
+    """The weights of each phase into panels: step by step, in a step column by column."""
+    for f in range(len(phases)):
+        k0, k1 = phases[f, _FIRST_STEP], phases[f, _END_STEP]
+        for p in range(len(table)):
+            width, count, start = table[p, _PANEL_WIDTH], table[p, _COUNT], table[p, _START]
+            q = phases[f, _PHASE_PANELS] + table[p, _BEFORE] * (k1 - k0)
+            for k in range(k0, k1):
+                for j in range(count):
+                    panels[q + j] = weight[start + j * lane + of_weight[k]]
+                for j in range(count, width):
+                    panels[q + j] = np.float32(0)
+                q += width
+
+
+@kernel(allocates=False)
+def _collect(sums, columns, lane, of_weight, table, weight):
+    """Sums of (tap, channel) by filter into weights: the other way round."""
+    for p in range(len(table)):
+        before, count, start = table[p, _BEFORE], table[p, _COUNT], table[p, _START]
+        for k in range(len(of_weight)):
+            for j in range(count):
+                weight[start + j * lane + of_weight[k]] = sums[k * columns + before + j]
+
+
+# ------------------------------------------------------------------------------ few target channels
+
+# A vector has 16 columns; with fewer filters, or channels of the image, most of it is wasted. Then
+# it is better to take all taps for columns: to multiply each pixel with all weights it meets, a
+# 1x1 convolution, and to spread the products over the pixels they belong to.
+
+
+@functools.cache
+def _is_spread(sources, targets, kh, kw):
+    """Whether spreading takes fewer cycles, for each 6 pixels of the source."""
+    columns = kh * kw * targets
+    spread = sources * _cycles(columns) + TOGETHER * columns * _CYCLES_OF_SPREADING
+    return kh * kw > 1 and spread < kh * kw * sources * _cycles(targets)
+
+
+def _cycles(columns):
+    """Of a step of 6 rows of a product."""
+    return sum(max(TOGETHER * width // (2 * FLOATS), 4) for width in panel_widths(columns))
+
+
+def _spread(source, weight, out, *geometry):
+    """For each pixel, channel and tap: out[pixel * step + tap * distance + offset] += product.
+
+    source : (N, H, W, K), weight : (K, M, kh, kw), out : (N, H', W', M)
+    geometry : step, distance, offset along height and width, (int, int) each
+    """
+    out[...] = 0
+    if 0 in source.shape or out.size == 0:
+        return out
+    images, height, width, channels = source.shape
+    columns = math.prod(weight.shape[1:])
+    table, total = _panels(1, channels, columns, 0, 1)
+    phases = np.array([(0, channels, 0, 0, 0, 0)])
+    panels = _aligned(channels * total)
+    of_weight = np.arange(channels)
+    _lay_out(weight.reshape(-1), 1, of_weight * columns, phases, table, panels)
+    pixels = min(max(1, _UNIT_PIXELS // width), height) * width
+    number = np.arange(pixels)
+    tasks = max(1, min(threads.count(), images, source.size * total // _GRAIN))
+    products = np.empty(tasks * pixels * total, np.float32)
+    sizes = height, width, channels, *out.shape[1:], *weight.shape[2:], *geometry
+    with np.errstate(over="ignore", invalid="ignore"):
+        parallel.share_out(
+            _spread_images, parallel.shares(images, tasks), np.array(sizes), source.reshape(-1),
+            panels, table, number * channels, of_weight, products, number * total, out.reshape(-1),
+        )  # fmt: skip
+    return out
+
+
+@kernel(allocates=False)
+def _spread_images(
+    first, end, thread, sizes, source, panels, table, places, steps, products, targets, out
+):
+    """Images first to end - 1, some rows at a time."""
+    height, width, channels = sizes[0], sizes[1], sizes[2]
+    together, total = len(places) // width, table[-1, _BEFORE] + table[-1, _PANEL_WIDTH]
+    slot = thread * len(places) * total
+    for image in range(first, end):
+        for top in range(0, height, together):
+            rows = min(together, height - top)
+            for p in range(len(table)):
+                before, columns = table[p, _BEFORE], table[p, _PANEL_WIDTH]
+                product(
+                    0, rows * width, 0, channels, source,
+                    (image * height + top) * width * channels, places, steps, panels,
+                    before * channels, columns, products, slot + before, targets, columns,
+                    image < first,  # False, but no constant: `product` is compiled once
+                )  # fmt: skip
+            for i in range(rows * width):
+                _spread_pixel(image, top + i // width, i % width, sizes, products, slot, out)
+                slot += total
+            slot -= rows * width * total
+
+
+@inlined
+def _spread_pixel(image, y, x, sizes, products, at, out):
+    """Add the products of one pixel to the pixels of the target that it meets."""
+    height, width, channels, kh, kw = sizes[3], sizes[4], sizes[5], sizes[6], sizes[7]
+    top, left = y * sizes[8] + sizes[12], x * sizes[9] + sizes[13]
+    for channel in range(channels):
+        for i in range(kh):
+            row = top + i * sizes[10]
+            if 0 <= row < height:
+                to = (image * height + row) * width * channels + channel
+                for j in range(kw):
+                    column = left + j * sizes[11]
+                    if 0 <= column < width:
+                        out[to + column * channels] += products[at + j]
+            at += kw
+
+
+# ------------------------------------------------------------------------------------------- checks
+
+
+def _images(function, name, x):
+    """``x`` as contiguous images; a ValueError if it is something else."""
+    x = np.asarray(x)
+    if x.dtype != np.float32 or x.ndim != 4:
+        raise ValueError(
+            f"{function}: {name} must be float32 with 4 axes (N, H, W, C), "
+            f"got {x.dtype} of shape {x.shape}"
+        )
+    return np.require(x, requirements=["C", "W"])  # kernels are compiled for writeable arrays
+
+
+def _filters(function, weight):
+    weight = np.asarray(weight)
+    if weight.dtype != np.float32 or weight.ndim != 4 or 0 in weight.shape[2:]:
+        raise ValueError(
+            f"{function}: weight must be float32 of shape (O, C / groups, kh, kw), "
+            f"got {weight.dtype} of shape {weight.shape}"
+        )
+    return np.require(weight, requirements=["C", "W"])
+
+
+def _options(function, weight, stride, padding, dilation, groups):
+    if groups < 1 or weight[0] % groups:
+        raise ValueError(
+            f"{function}: groups must divide the {weight[0]} output channels, got {groups}"
+        )
+    return (
+        _pair(function, "stride", stride, 1),
+        _pair(function, "padding", padding, 0),
+        _pair(function, "dilation", dilation, 1),
+        int(groups),
+    )
+
+
+def _check_channels(function, name, x, channels, kind):
+    if x.shape[3] != channels:
+        raise ValueError(
+            f"{function}: weight has {channels} {kind} channels, {name} has {x.shape[3]} "
+            f"(shape {x.shape})"
+        )
+
+
+def _output_size(function, size, weight, options, wanted):
+    """Height and width of the output; a ValueError if it cannot be as large as wanted."""
+    stride, padding, dilation, _ = options
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, weight[2:], strict=True)]
+    padded = [n + 2 * p for n, p in zip(size, padding, strict=True)]
+    most = tuple((n - k) // s + 1 for n, k, s in zip(padded, spans, stride, strict=True))
+    if min(most) < 1:
+        raise ValueError(
+            f"{function}: the filter covers {spans[0]} x {spans[1]} pixels, "
+            f"the padded image has {padded[0]} x {padded[1]}"
+        )
+    if wanted is None:
+        return most
+    wanted = _pair(function, "the output's size", wanted, 1)
+    if wanted[0] > most[0] or wanted[1] > most[1]:
+        raise ValueError(
+            f"{function}: the output can have {most[0]} x {most[1]} pixels, "
+            f"got {wanted[0]} x {wanted[1]}"
+        )
+    return wanted
+
+
+def _pair(function, name, pair, least):
+    pair = tuple(pair)
+    if len(pair) != 2 or min(pair) < least:
+        raise ValueError(f"{function}: {name} must be two integers >= {least}, got {pair}")
+    return int(pair[0]), int(pair[1])
+
+
+def _out(function, out, shape):
+    """Memory for a result: new, or what the caller gave."""
+    if out is None:
+        return np.empty(shape, np.float32)
+    if out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+        raise ValueError(
+            f"{function}: out must be contiguous float32 of shape {shape}, "
+            f"got {out.dtype} of shape {out.shape}"
+        )
+    return out
