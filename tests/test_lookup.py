@@ -15,14 +15,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinybnn import functional as F
-from tinybnn.kernels import bits, lookup, threads
+from tinybnn.kernels import bits, lookup, simd, threads
 from tinybnn.tensor import Tensor
 
 seeds = st.integers(0, 2**32 - 1)
 channel_counts = st.one_of(st.integers(1, 70), st.sampled_from([15, 16, 17, 63, 64, 65, 128, 130]))
 if numba.config.DISABLE_JIT:  # plain Python is slow
     channel_counts = st.sampled_from([1, 2, 3, 7, 16, 17, 33, 64, 65])
-CAN = lookup._features()
+CAN = simd.cpu_features()
 METHODS = ["lookup"] * bool(CAN & {"avx2", "avx512f"}) + ["masked"] * ("avx512f" in CAN) + ["blas"]
 
 
@@ -249,7 +249,7 @@ def test_sparse_gradients_go_another_way(monkeypatch):
     dense, pooled = (integer_gradient(rng, density, 2, 16, 16, 64) for density in (1, 0.2))
     chosen = {}
     for features in ({"avx2"}, {"avx2", "avx512f"}, {"sse4.2"}):
-        monkeypatch.setattr(lookup, "_features", lambda features=features: features)
+        monkeypatch.setattr(lookup, "cpu_features", lambda features=features: features)
         chosen[max(features)] = [lookup._method("f", None, grad) for grad in (dense, pooled)]
     assert chosen == {
         "avx2": ["lookup", "lookup"],
@@ -280,7 +280,7 @@ GRAD, WORDS, WEIGHT = (
         (dict(padding=(-1, 0)), "padding must be two integers >= 0"),
         (dict(dilation=(1,)), "dilation must be two integers >= 1"),
         (dict(method="fft"), "method must be one of"),
-        (dict(out=np.zeros((1, 1), np.float32)), "out must be C-contiguous float32 of shape"),
+        (dict(out=np.zeros((1, 1), np.float32)), "out must be contiguous float32 of shape"),
     ],
 )
 def test_refuses(changes, message):

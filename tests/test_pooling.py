@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from unittest.mock import Mock
 
 import numba
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tinybnn.kernels import bits, pooling, threads, thresholds
+from tinybnn.kernels import bits, pooling, thresholds
 
 seeds = st.integers(0, 2**32 - 1)
 lengths = st.one_of(st.integers(1, 300), st.sampled_from([64, 512, 600]))
@@ -72,47 +71,6 @@ def test_threshold_at_ties():
     flip = np.array([False] * 3 + [True] * 3)
     words = thresholds.threshold(accumulator, np.full(6, 5, np.int32), flip)
     assert bits.unpack(words, 6).tolist() == [-1, 1, 1, 1, -1, -1]
-
-
-@pytest.mark.parametrize(
-    ("layer", "seconds", "most", "expected"),
-    [
-        ("omp", 0, 8, 1),
-        ("omp", 19e-6, 8, 1),
-        ("omp", 21e-6, 8, 2),
-        ("omp", 1, 8, 8),
-        ("tbb", 39e-6, 8, 1),
-        ("workqueue", 0.9e-3, 8, 1),
-        ("workqueue", 1.6e-3, 8, 3),
-        ("workqueue", 1, 1, 1),
-    ],
-)
-def test_tasks_for(monkeypatch, layer, seconds, most, expected):
-    """A thread gets work for longer than its start takes, which depends on the threading layer."""
-    monkeypatch.setattr(numba, "threading_layer", lambda: layer)
-    monkeypatch.setattr(threads, "count", lambda: most)
-    assert thresholds.tasks_for(seconds) == expected
-
-
-def test_tasks_for_before_the_threads_start(monkeypatch):
-    monkeypatch.setattr(numba, "threading_layer", Mock(side_effect=ValueError))
-    monkeypatch.setattr(threads, "count", lambda: 4)
-    assert [thresholds.tasks_for(s * 1e-6) for s in (19, 21, 50)] == [1, 2, 4]
-
-
-def test_tasks_for_knows_the_layer():
-    numba.get_num_threads()  # starts it
-    assert numba.threading_layer() in thresholds._WORTH_A_THREAD
-
-
-@pytest.mark.parametrize("shape", [(0, 4), (3, 5), (70, 600), (5000,)])
-@pytest.mark.parametrize("dtype", [np.int32, np.uint64])
-def test_aligned(shape, dtype):
-    for _ in range(5):
-        array = thresholds.aligned(shape, dtype)
-        assert array.shape == shape and array.dtype == dtype
-        assert array.flags.c_contiguous and array.flags.writeable
-        assert array.ctypes.data % 64 == 0 or not array.size
 
 
 # ---------------------------------------------------------------------------------------- max-pool

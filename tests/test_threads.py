@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import numba
 import pytest
@@ -330,6 +331,37 @@ def test_num_threads_refuses(n):
     ):
         pass
     assert threads.count() == before
+
+
+@pytest.mark.parametrize(
+    ("layer", "seconds", "most", "expected"),
+    [
+        ("omp", 0, 8, 1),
+        ("omp", 19e-6, 8, 1),
+        ("omp", 21e-6, 8, 2),
+        ("omp", 1, 8, 8),
+        ("tbb", 39e-6, 8, 1),
+        ("workqueue", 0.9e-3, 8, 1),
+        ("workqueue", 1.6e-3, 8, 3),
+        ("workqueue", 1, 1, 1),
+    ],
+)
+def test_tasks_for(monkeypatch, layer, seconds, most, expected):
+    """A thread gets work for longer than its start takes, which depends on the threading layer."""
+    monkeypatch.setattr(numba, "threading_layer", lambda: layer)
+    monkeypatch.setattr(threads, "count", lambda: most)
+    assert threads.tasks_for(seconds) == expected
+
+
+def test_tasks_for_before_the_threads_start(monkeypatch):
+    monkeypatch.setattr(numba, "threading_layer", Mock(side_effect=ValueError))
+    monkeypatch.setattr(threads, "count", lambda: 4)
+    assert [threads.tasks_for(s * 1e-6) for s in (19, 21, 50)] == [1, 2, 4]
+
+
+def test_tasks_for_knows_the_layer():
+    numba.get_num_threads()  # starts it
+    assert numba.threading_layer() in threads._WORTH_A_THREAD
 
 
 # --------------------------------------------------------------------- every entry takes the lock

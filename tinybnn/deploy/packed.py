@@ -12,6 +12,7 @@ accumulators (N, H, W, C) or (N, F), and words of bits (N, H, W, words) or (N, w
 from __future__ import annotations
 
 import collections
+import functools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -320,7 +321,6 @@ class PackedModel:
             calls,
         )
         self.info = dict(info or {})
-        self._tasks = None
         self._free = []  # workspaces that no call uses at the moment
 
     def run(self, x):
@@ -337,12 +337,14 @@ class PackedModel:
                 if last_use[source] == i:
                     values.pop(source, None)
 
-    @property
+    @functools.cached_property
     def tasks(self):
         """The steps as `predict` carries them out: several together, each a call of a kernel."""
-        if self._tasks is None:
-            self._tasks = make_plan(self.input_shape, self.steps)
-        return self._tasks
+        return make_plan(self.input_shape, self.steps)
+
+    @functools.cached_property
+    def _block(self):
+        return block_size(self.tasks)
 
     def run_plan(self, x, clock=None):
         """Yield (step, result) as `predict` computes them; some steps have no result of their own.
@@ -394,7 +396,7 @@ class PackedModel:
         """
         x = self.check_input(x)
         if batch_size is None:
-            batch_size = block_size(self.tasks)
+            batch_size = self._block
         elif batch_size < 1:
             raise ValueError(f"predict: batch_size must be >= 1, got {batch_size!r}")
         shape = (len(x), *self.output_shape)
@@ -413,7 +415,7 @@ class PackedModel:
                         out[start : start + batch_size] = result
         return out
 
-    @property
+    @functools.cached_property
     def output_shape(self):
         """Shape of the output for one sample."""
         return infer(self.input_shape, self.steps)[-1].shape

@@ -87,13 +87,7 @@ def make_plan(input_shape, steps):
 
 
 # Elementwise operations: name -> the operations of a `pointwise` program that they are.
-_TWO_OPERANDS = {
-    "add": "add",
-    "sub": "sub",
-    "mul": "mul",
-    "div": "div",
-    "maximum": "max",
-}
+_TWO_OPERANDS = {"add": "add", "sub": "sub", "mul": "mul", "div": "div", "maximum": "max"}
 _ELEMENTWISE = {
     *_TWO_OPERANDS, "to_float", "pack", "batch_norm", "relu", "prelu", "leaky_relu", "hardtanh",
     "clamp", "abs", "sqrt",
@@ -223,7 +217,7 @@ class _Planner:
             _in_memory(shape), kinds, operations,
             [(kind, value_of[i]) for kind, i in zip(outputs, results, strict=True)],
         )  # fmt: skip
-        producers, covers, inputs = self.producers(sources, kinds, inside, shape)
+        producers, covers, inputs = self.producers(sources, kinds, inside)
         layer = fused.prepare(producers, program)
         buffers = tuple(self.buffer(i) for i in results)
 
@@ -249,11 +243,9 @@ class _Planner:
         def operand(source):
             if source in self.constants:
                 return _constant(self.constants[source], shape)
-            return (
-                value_of[source]
-                if source in value_of
-                else number[self.program_input(source, shape)]
-            )
+            if source in value_of:
+                return value_of[source]
+            return number[self.program_input(source, shape)]
 
         def emit(name, left, *right):
             operations.append((name, left, *right))
@@ -270,12 +262,10 @@ class _Planner:
             for position, side in enumerate(("left", "right")):
                 if side in step.arrays:
                     operands.insert(position, constant(step.arrays[side]))
-            if not any(isinstance(o, int) for o in operands):
-                raise AssertionError("a step of constants was not computed beforehand")
             return emit(_TWO_OPERANDS[step.operation], *operands)
         if step.operation == "batch_norm":  # as functional.BatchNorm computes it
-            arrays, one = step.arrays, np.float32(1)
-            scale = one / np.sqrt(arrays["var"] + step.settings["eps"])
+            arrays = step.arrays
+            scale = 1.0 / np.sqrt(arrays["var"] + step.settings["eps"])
             for name, array in (
                 ("sub", arrays["mean"]), ("mul", scale), ("mul", arrays["weight"]),
                 ("add", arrays["bias"]),
@@ -296,7 +286,7 @@ class _Planner:
 
     # ------------------------------------------------------------------------------------- products
 
-    def producers(self, sources, kinds, inside, shape):
+    def producers(self, sources, kinds, inside):
         """The products that a program can take over: they make what only it reads.
 
         Returns
@@ -373,10 +363,7 @@ class _Planner:
 
     def step_task(self, i):
         """A task that ends with step i, outside of all regions."""
-        step, source = (
-            self.steps[i],
-            self.steps[i].inputs[0] if self.steps[i].inputs else -1,
-        )
+        step, source = self.steps[i], self.steps[i].inputs[0]
         # The step before, if only this one reads it.
         alone = source >= 0 and source not in self.constants and self.readers[source] == [i]
         before = self.steps[source] if alone else None
@@ -385,19 +372,17 @@ class _Planner:
         if step.operation == "threshold":
             if before is not None and before.operation in _BINARY:
                 return self.product_task(source, (source, i), step)
-            limits, flip = (
-                step.arrays["thresholds"].astype(np.int32),
-                step.arrays["flip"],
+            limits, flip = step.arrays["thresholds"].astype(np.int32), step.arrays["flip"]
+            return self.task(
+                i, lambda x, out: lambda: thresholds.threshold(x, limits, flip, out=out)
             )
-            return self.task(i, lambda x, out: thresholds.threshold(x, limits, flip, out=out))
         if step.operation == "linear" and (unpacking := self.unpacking(source, i)):
             return self.signs_task(i, *unpacking)
         if step.operation == "max_pool_bits":
             settings = {k: _tuple(v) for k, v in step.settings.items()}
             minimum = step.arrays["minimum"]
             return self.task(
-                i,
-                lambda x, out: pooling.max_pool2d(x, **settings, minimum=minimum, out=out),
+                i, lambda x, out: pooling.bind(x, **settings, minimum=minimum, out=out)
             )
         sources = tuple(s for s in step.inputs if s not in self.constants)
         if i in self.constants or len(sources) < len(step.inputs):
@@ -410,15 +395,12 @@ class _Planner:
             return Task((i,), (i,), sources, run)
         return Task((i,), (i,), sources, step.run)
 
-    def task(self, i, function, covers=None, source=None):
-        """A task with one input and one output, by ``function(x, out)``."""
-        step = self.steps[i]
-        source = step.inputs[0] if source is None else source
-
-        def bind(inputs, outputs, memory):
-            return lambda: function(inputs[0], outputs[0])
-
-        return Task((i,), covers or (i,), (source,), bind, (self.buffer(i),))
+    def task(self, i, bind):
+        """A task with one input and one output; ``bind(x, out)`` gives the callable."""
+        return Task(
+            (i,), (i,), self.steps[i].inputs,
+            lambda inputs, outputs, memory: bind(inputs[0], outputs[0]), (self.buffer(i),),
+        )  # fmt: skip
 
     def product_task(self, i, covers, threshold):
         """A product whose sums or, after thresholds, bits are written."""
@@ -453,7 +435,6 @@ class _Planner:
         pixel = 64 * bits.words_for(channels) * np.arange(math.prod(size))
         order = (np.arange(channels)[:, None] + pixel).reshape(-1)
         prepared = signed.prepare_signs_matmul(weight, order)
-
         row_words = bits.words_for(channels) * math.prod(size)
 
         def bind(inputs, outputs, memory):

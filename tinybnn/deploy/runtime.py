@@ -7,9 +7,10 @@ import time
 import numpy as np
 
 from tinybnn.kernels import threads
+from tinybnn.kernels.layout import aligned
 
 _CACHE = 1 << 20  # bytes of results that a block of samples may have in work at a time
-_LINE = 64  # bytes of a cache line
+_LINE = 64  # bytes of a cache line: where a result begins
 
 
 class Workspace:
@@ -32,11 +33,11 @@ class Workspace:
     def __init__(self, tasks, samples):
         self.tasks, self.samples = tasks, samples
         self.places, size = _lay_out(tasks, samples)
-        self.arena = np.empty(size, np.uint8)
+        self.arena = aligned((size,), np.uint8)
         scratch = max((task.memory(samples) for task in tasks), default=0)
-        self.memory = np.empty(scratch, np.uint64)
+        self.memory = aligned((scratch,), np.uint64)
         self.views = {}  # number of samples -> for each task its outputs
-        self.calls = {}  # task, number of samples and of threads -> its arrays, and a callable
+        self.calls = {}  # task, number of samples and of threads -> a callable
         self.images = {}  # number of samples -> copies of the model's input
         self.nbytes = self.arena.nbytes + self.memory.nbytes
 
@@ -50,14 +51,18 @@ class Workspace:
             self.views[samples] = [self._views_of(task, samples) for task in self.tasks]
         return self.views[samples]
 
-    def bound(self, i, inputs, outputs):
-        """Task i on these arrays: a callable, made anew where an array is not the last call's."""
+    def bound(self, i, inputs, outputs, own):
+        """Task i on these arrays: a callable, kept if it reads ``own`` steps only.
+
+        Those are the ones whose arrays are the workspace's. What the caller gave, or NumPy made, is
+        another array each time, and must not be kept alive.
+        """
+        if not own.issuperset(self.tasks[i].inputs):
+            return self.tasks[i].function(inputs, outputs, self.memory)
         key = i, len(outputs[0]), threads.count()
-        known, function = self.calls.get(key, ((), None))
-        if len(known) != len(inputs) or any(a is not b for a, b in zip(known, inputs, strict=True)):
-            function = self.tasks[i].function(inputs, outputs, self.memory)
-            self.calls[key] = inputs, function
-        return function
+        if key not in self.calls:
+            self.calls[key] = self.tasks[i].function(inputs, outputs, self.memory)
+        return self.calls[key]
 
     def _views_of(self, task, samples):
         outputs = []
@@ -138,13 +143,15 @@ def carry_out(tasks, workspace, x, clock=None):
     """
     values = {-1: workspace.channels_last(x)}
     last_use = {source: i for i, task in enumerate(tasks) for source in task.inputs}
-    outputs = workspace.outputs(len(x))
+    outputs, own = workspace.outputs(len(x)), set(workspace.places)
+    if values[-1] is not x:  # a copy
+        own.add(-1)
     for i, task in enumerate(tasks):
         inputs = [values[source] for source in task.inputs]
         start = time.perf_counter() if clock else 0
         if task.buffers:
             arrays, results = outputs[i]
-            workspace.bound(i, inputs, arrays)()
+            workspace.bound(i, inputs, arrays, own)()
         else:
             results = (task.function(*inputs),)
         if clock:

@@ -46,6 +46,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tinybnn.kernels import parallel, threads
+from tinybnn.kernels.checks import out_array, pair
 from tinybnn.kernels.gathered import (
     TOGETHER,
     TOGETHER_CHANNELWISE,
@@ -113,7 +114,7 @@ def conv2d(
     options = _options("conv2d", weight.shape, stride, padding, dilation, groups)
     _check_channels("conv2d", "x", x, weight.shape[1] * groups, "input")
     size = _output_size("conv2d", x.shape[1:3], weight.shape, options, output_size)
-    out = _out("conv2d", out, (len(x), *size, len(weight)))
+    out = out_array("conv2d", out, (len(x), *size, len(weight)))
     (filters, channels, *taps), turned = weight.shape, (-d for d in dilation)
     if groups == 1 and options[0] == (1, 1) and _is_spread(channels, filters, *taps):
         weight = np.ascontiguousarray(weight.transpose(1, 0, 2, 3))
@@ -163,10 +164,10 @@ def conv2d_input(
     grad, weight = _images(name, "grad", grad), _filters(name, weight)
     options = _options(name, weight.shape, stride, padding, dilation, groups)
     _check_channels(name, "grad", grad, len(weight), "output")
-    size = _pair(name, "size", size, 1)
+    size = pair(name, "size", size, 1)
     _output_size(name, size, weight.shape, options, grad.shape[1:3])
     shape = len(grad), *size, weight.shape[1] * groups
-    out = _out(name, out, shape)
+    out = out_array(name, out, shape)
     if groups == 1 and _is_spread(*weight.shape):
         return _spread(grad, weight, out, *stride, *dilation, *(-p for p in padding))
     return _convolve(_input_plan(grad.shape, weight.shape, size, options), grad, weight, out)
@@ -220,7 +221,7 @@ def conv2d_weight(
     """
     name = "conv2d_weight"
     x, grad = _images(name, "x", x), _images(name, "grad", grad)
-    kernel_size = _pair(name, "kernel_size", kernel_size, 1)
+    kernel_size = pair(name, "kernel_size", kernel_size, 1)
     if groups < 1 or x.shape[3] % groups:
         raise ValueError(f"{name}: groups must divide the {x.shape[3]} channels of x, got {groups}")
     shape = grad.shape[3], x.shape[3] // groups, *kernel_size
@@ -228,7 +229,7 @@ def conv2d_weight(
     if len(grad) != len(x):
         raise ValueError(f"{name}: grad must have the {len(x)} images of x, got {len(grad)}")
     _output_size(name, x.shape[1:3], shape, options, grad.shape[1:3])
-    out = _out(name, out, shape)
+    out = out_array(name, out, shape)
     if 0 in x.shape or 0 in grad.shape:
         out[...] = 0
         return out
@@ -857,9 +858,9 @@ def _options(function, weight, stride, padding, dilation, groups):
             f"{function}: groups must divide the {weight[0]} output channels, got {groups}"
         )
     return (
-        _pair(function, "stride", stride, 1),
-        _pair(function, "padding", padding, 0),
-        _pair(function, "dilation", dilation, 1),
+        pair(function, "stride", stride, 1),
+        pair(function, "padding", padding, 0),
+        pair(function, "dilation", dilation, 1),
         int(groups),
     )
 
@@ -885,29 +886,10 @@ def _output_size(function, size, weight, options, wanted):
         )
     if wanted is None:
         return most
-    wanted = _pair(function, "the output's size", wanted, 1)
+    wanted = pair(function, "the output's size", wanted, 1)
     if wanted[0] > most[0] or wanted[1] > most[1]:
         raise ValueError(
             f"{function}: the output can have {most[0]} x {most[1]} pixels, "
             f"got {wanted[0]} x {wanted[1]}"
         )
     return wanted
-
-
-def _pair(function, name, pair, least):
-    pair = tuple(pair)
-    if len(pair) != 2 or min(pair) < least:
-        raise ValueError(f"{function}: {name} must be two integers >= {least}, got {pair}")
-    return int(pair[0]), int(pair[1])
-
-
-def _out(function, out, shape):
-    """Memory for a result: new, or what the caller gave."""
-    if out is None:
-        return np.empty(shape, np.float32)
-    if out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
-        raise ValueError(
-            f"{function}: out must be contiguous float32 of shape {shape}, "
-            f"got {out.dtype} of shape {out.shape}"
-        )
-    return out

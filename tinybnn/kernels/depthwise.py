@@ -48,6 +48,7 @@ from numba.extending import intrinsic, overload
 
 from tinybnn.kernels import parallel, threads
 from tinybnn.kernels.bits import pack_reference, unpack_reference, words_for
+from tinybnn.kernels.checks import check_vector, output_size, pair
 from tinybnn.kernels.simd import WORDS, inlined, kernel, load, store, zero_words
 
 MAX_TAPS = 63  # what six bit planes can count
@@ -179,11 +180,16 @@ def prepare(
     """
     weight = np.asarray(weight)
     _check_weight(weight, channels)
-    size, stride = _pair("size", size, 1), _pair("stride", stride, 1)
-    padding, dilation = _pair("padding", padding, 0), _pair("dilation", dilation, 1)
+    size, stride = pair("depthwise", "size", size, 1), pair("depthwise", "stride", stride, 1)
+    padding, dilation = (
+        pair("depthwise", "padding", padding, 0),
+        pair("depthwise", "dilation", dilation, 1),
+    )
     if padding_mode not in ("zeros", "ones"):
         raise ValueError(f'depthwise: padding_mode must be "zeros" or "ones", got {padding_mode!r}')
-    out_height, out_width = _output_size(size, weight.shape[:2], stride, padding, dilation)
+    out_height, out_width = output_size(
+        "depthwise", size, weight.shape[:2], stride, padding, dilation
+    )
     kh, kw, words = weight.shape
     taps = kh * kw
     planes = taps.bit_length()
@@ -220,8 +226,8 @@ def prepare(
     levels = flips = np.empty(0, np.uint64)
     if thresholds is not None or flip is not None:
         thresholds, flip = np.asarray(thresholds), np.asarray(flip)
-        _check_vector("thresholds", thresholds, np.int32, channels)
-        _check_vector("flip", flip, np.bool_, channels)
+        check_vector("depthwise", "thresholds", thresholds, np.int32, channels)
+        check_vector("depthwise", "flip", flip, np.bool_, channels)
         levels, flips = _levels(base, thresholds, flip, taps)
     return Plan(
         channels, words, *size, out_height, out_width, *padding, *stride,
@@ -349,7 +355,7 @@ def conv2d_sums_reference(
     outside = 1 if padding_mode == "ones" else 0
     image = np.pad(unpack_reference(x, channels, np.int32), border, constant_values=outside)
     taps = unpack_reference(weight, channels, np.int32)  # (kh, kw, C)
-    oh, ow = _output_size(x.shape[1:3], (kh, kw), stride, padding, dilation)
+    oh, ow = output_size("depthwise", x.shape[1:3], (kh, kw), stride, padding, dilation)
     out = np.zeros((len(x), oh, ow, channels), np.int32)
     for ky in range(kh):
         for kx in range(kw):
@@ -573,32 +579,6 @@ def _check_weight(weight, channels):
         raise ValueError(
             f"depthwise: a filter must have from 1 to {MAX_TAPS} taps, got {kh} x {kw}"
         )
-
-
-def _check_vector(name, array, dtype, channels):
-    if array.dtype != dtype or array.shape != (channels,):
-        raise ValueError(
-            f"depthwise: {name} must be {np.dtype(dtype)} of shape ({channels},), "
-            f"got {array.dtype} of shape {array.shape}"
-        )
-
-
-def _pair(name, pair, least):
-    pair = tuple(pair)
-    if len(pair) != 2 or min(pair) < least:
-        raise ValueError(f"depthwise: {name} must be two integers >= {least}, got {pair}")
-    return int(pair[0]), int(pair[1])
-
-
-def _output_size(size, kernel_size, stride, padding, dilation):
-    spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
-    padded = [n + 2 * p for n, p in zip(size, padding, strict=True)]
-    if padded[0] < spans[0] or padded[1] < spans[1]:
-        raise ValueError(
-            f"depthwise: the kernel covers {spans[0]} x {spans[1]} pixels, "
-            f"the padded image has {padded[0]} x {padded[1]}"
-        )
-    return tuple((n - span) // s + 1 for n, span, s in zip(padded, spans, stride, strict=True))
 
 
 def _arrays(plan, x, out_shape, dtypes, dtype, out):

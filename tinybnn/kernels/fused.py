@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 
 from tinybnn.kernels import depthwise, parallel, pointwise, signed, threads, xnor
 from tinybnn.kernels.bits import words_for
 from tinybnn.kernels.simd import inlined, kernel
-from tinybnn.kernels.thresholds import tasks_for
+from tinybnn.kernels.threads import tasks_for
 
 MOST_PRODUCERS = 3
 _CHUNK = 16384  # numbers that a program works on at a time, about: they stay in the second cache
@@ -180,13 +181,9 @@ def bind(layer, inputs, outputs, memory=None):
     items, worker, arguments = of.bind(layer, samples, inputs, outputs, memory)
     shares = parallel.shares(items, tasks)
     origins = np.zeros((tasks, 3, pointwise.MOST_INPUTS), np.int64)
-
-    def work():
-        # inf - inf is NaN without a warning in compiled code; the same when the JIT is off.
-        with np.errstate(all="ignore"):
-            parallel.share_out(worker, shares, origins, *arguments)
-
-    return work
+    work = parallel.bind(worker, shares, origins, *arguments)
+    # inf - inf is NaN without a warning in compiled code; the same when the JIT is off.
+    return np.errstate(all="ignore")(work) if numba.config.DISABLE_JIT else work
 
 
 def check(layer, samples, inputs, outputs):
@@ -355,7 +352,7 @@ def _alone(first, end, task, origins, places, program, arrays, memory):
 def _float_extra(layer, samples):
     """Words for padded images."""
     (prepared,) = (p for p in layer.producers if p is not None)
-    return prepared._workspace(samples, 1) // 2 + 8
+    return prepared.workspace_floats(samples, 1) // 2 + 8
 
 
 def _memory_float(layer, samples, tasks):
@@ -585,7 +582,7 @@ def bind_product(prepared, x, out, memory):
     ``memory`` has at least `product_words` words. Returns a callable, as `bind` does.
     """
     if kind(prepared) == "xnor":
-        return lambda: xnor.run(prepared, x, out, memory)
+        return xnor.bind(prepared, x, out, memory)
     if kind(prepared) == "float":
         return lambda: signed.conv2d(prepared, x, out, memory.view(np.float32))
     if gives_bits(prepared):

@@ -24,16 +24,13 @@ Sums in training need no fixed order; those of eval mode do, and have their own 
 
 from __future__ import annotations
 
-import functools
-
-import numba
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.core.codegen import get_host_cpu_features
 from numba.core.extending import intrinsic, overload
 
 from tinybnn.kernels.simd import (
     FLOATS,
+    cpu_features,
     inlined,
     kernel,
     load,
@@ -53,7 +50,7 @@ def panel_widths(columns):
     A wide panel takes 12 cycles for a step of 6 rows, a middle one 6, and a narrow one about 4,
     since its 6 sums are too few to hide how long an addition takes.
     """
-    if not _has_avx512():
+    if "avx512f" not in cpu_features():
         return [NARROW] * -(-columns // NARROW)
     widths = [WIDE] * (columns // WIDE)
     rest = columns % WIDE
@@ -63,14 +60,6 @@ def panel_widths(columns):
         widths.append(MIDDLE)
         rest -= MIDDLE
     return [*widths, NARROW] if rest > 0 else widths
-
-
-@functools.cache
-def _has_avx512():
-    features = numba.config.CPU_FEATURES
-    if features is None:
-        features = get_host_cpu_features()
-    return "+avx512f" in features.split(",")
 
 
 # ------------------------------------------------------------------------------------- vector words

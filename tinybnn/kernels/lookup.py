@@ -46,19 +46,20 @@ out the outputs, and each sum is one thread's.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.core.extending import intrinsic, overload
-from numba.core.registry import cpu_target
 
 from tinybnn.kernels import parallel, threads
-from tinybnn.kernels.bits import pack_reference, split_groups, unpack_reference, words_for
+from tinybnn.kernels.bits import pack_reference, split_groups, unpack_reference
+from tinybnn.kernels.checks import check_row, check_words, out_array, pair
 from tinybnn.kernels.simd import (
     FLOATS,
+    call_llvm,
+    cpu_features,
     inlined,
     kernel,
     load,
@@ -86,13 +87,6 @@ METHODS = "lookup", "masked", "blas"
 
 
 # ------------------------------------------------------------------------------------- vector words
-
-
-@functools.cache
-def _features():
-    """What the CPU that Numba compiles for can do, as LLVM calls it: {"avx2", "avx512f", ...}."""
-    _, _, features = cpu_target.target_context.codegen().magic_tuple()
-    return frozenset(feature[1:] for feature in features.split(",") if feature.startswith("+"))
 
 
 def look_up(table, index):
@@ -156,15 +150,10 @@ def _mask(builder, bits):
     return builder.bitcast(low, ir.VectorType(ir.IntType(1), FLOATS))
 
 
-def _call_llvm(builder, name, result, *operands):
-    kind = ir.FunctionType(result, [operand.type for operand in operands])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), operands)
-
-
 @intrinsic
 def _look_up(typing, table, index):
     def generate(context, builder, signature, arguments):
-        pick = _pick_of_16 if "avx512f" in _features() else _pick_of_8
+        pick = _pick_of_16 if "avx512f" in cpu_features() else _pick_of_8
         return pick(builder, *arguments)
 
     return table(table, index), generate
@@ -172,7 +161,7 @@ def _look_up(typing, table, index):
 
 def _pick_of_16(builder, table, index):
     """AVX-512: the instruction itself looks at the lowest four bits only."""
-    return _call_llvm(builder, "llvm.x86.avx512.permvar.sf.512", table.type, table, index)
+    return call_llvm(builder, "llvm.x86.avx512.permvar.sf.512", table.type, table, index)
 
 
 def _pick_of_8(builder, table, index):
@@ -188,7 +177,7 @@ def _pick_of_8(builder, table, index):
     for first in (0, 8):
         lanes = ir.Constant(numbers, list(range(first, first + 8)))
         part = builder.shuffle_vector(index, index, lanes)
-        picked.append(_call_llvm(builder, "llvm.x86.avx2.permps", half, upper, part))
+        picked.append(call_llvm(builder, "llvm.x86.avx2.permps", half, upper, part))
     lanes = ir.Constant(ir.VectorType(ir.IntType(32), 16), list(range(16)))
     both = builder.bitcast(builder.shuffle_vector(*picked, lanes), integers)
     sign = builder.and_(is_minus, _llvm_constant(integers, -(2**31)))
@@ -256,7 +245,7 @@ def _compress(typing, vector, bits):
         value, zero = arguments[0], ir.Constant(arguments[0].type, None)
         element = "f32" if isinstance(vector.element, types.Float) else "i32"
         name = f"llvm.x86.avx512.mask.compress.v16{element}"
-        return _call_llvm(builder, name, value.type, value, zero, _mask(builder, arguments[1]))
+        return call_llvm(builder, name, value.type, value, zero, _mask(builder, arguments[1]))
 
     return vector(vector, bits), generate
 
@@ -385,15 +374,15 @@ def conv2d_input_gradient(
         If a dtype, a shape or a parameter does not fit, or the CPU cannot do ``method``.
     """
     name = "conv2d_input_gradient"
-    size = _pair(name, "size", size, 1)
-    weight = _words(name, "weight", weight)
+    size = pair(name, "size", size, 1)
+    weight = check_words(name, "weight", weight, 4)
     grad, geometry = _geometry(
         name, grad, channels, size, weight.shape[1:3], stride, padding, dilation, groups
     )
-    _check_row(name, "weight", weight, "channels // groups", geometry.group_channels)
+    check_row(name, "weight", weight, "channels // groups", geometry.group_channels)
     if len(weight) != grad.shape[3]:
         raise ValueError(f"{name}: weight has {len(weight)} filters, grad has {grad.shape[3]}")
-    out = _out(name, out, (len(grad), *size, channels))
+    out = out_array(name, out, (len(grad), *size, channels))
     method = _method(name, method, grad)
     if out.size == 0:
         return out
@@ -711,17 +700,17 @@ def conv2d_weight_gradient(
         If a dtype, a shape or a parameter does not fit, or the CPU cannot do ``method``.
     """
     name = "conv2d_weight_gradient"
-    x = _words(name, "x", x)
-    kernel_size = _pair(name, "kernel_size", kernel_size, 1)
+    x = check_words(name, "x", x, 4)
+    kernel_size = pair(name, "kernel_size", kernel_size, 1)
     grad, geometry = _geometry(
         name, grad, channels, x.shape[1:3], kernel_size, stride, padding, dilation, groups
     )
-    _check_row(name, "x", x, "channels", channels)
+    check_row(name, "x", x, "channels", channels)
     if len(x) != len(grad):
         raise ValueError(f"{name}: x has {len(x)} images, grad has {len(grad)}")
     if padding_mode not in ("zeros", "ones"):
         raise ValueError(f'{name}: padding_mode must be "zeros" or "ones", got {padding_mode!r}')
-    out = _out(name, out, (grad.shape[3], *kernel_size, geometry.group_channels))
+    out = out_array(name, out, (grad.shape[3], *kernel_size, geometry.group_channels))
     method = _method(name, method, grad)
     if out.size == 0 or grad.size == 0:
         out[...] = 0
@@ -1075,7 +1064,7 @@ def _product_of_16(
             store_first(out, o3, s3, lanes - column)
 
 
-_product = _product_of_64 if "avx512f" in _features() else _product_of_16
+_product = _product_of_64 if "avx512f" in cpu_features() else _product_of_16
 
 
 @inlined
@@ -1456,7 +1445,7 @@ def _blocks(grad, geometry):
 
 def _method(name, method, grad):
     """The method to use: the one that was asked for, or one that suits."""
-    features = _features()
+    features = cpu_features()
     can = {"blas"}
     if features & {"avx2", "avx512f"}:
         can.add("lookup")
@@ -1487,8 +1476,8 @@ def _geometry(name, grad, channels, size, kernel_size, stride, padding, dilation
             f"{name}: grad must be float32 with 4 axes (N, OH, OW, O), "
             f"got {grad.dtype} of shape {grad.shape}"
         )
-    stride, dilation = _pair(name, "stride", stride, 1), _pair(name, "dilation", dilation, 1)
-    padding = _pair(name, "padding", padding, 0)
+    stride, dilation = pair(name, "stride", stride, 1), pair(name, "dilation", dilation, 1)
+    padding = pair(name, "padding", padding, 0)
     if channels < 1:
         raise ValueError(f"{name}: channels must be positive, got {channels}")
     if groups < 1 or channels % groups or grad.shape[3] % groups:
@@ -1512,45 +1501,8 @@ def _geometry(name, grad, channels, size, kernel_size, stride, padding, dilation
     return np.ascontiguousarray(grad), geometry
 
 
-def _words(name, argument, array):
-    array = np.asarray(array)
-    if array.dtype != np.uint64 or array.ndim != 4:
-        raise ValueError(
-            f"{name}: {argument} must be uint64 with 4 axes, "
-            f"got {array.dtype} of shape {array.shape}"
-        )
-    return np.ascontiguousarray(array)
-
-
-def _check_row(name, argument, array, count_name, count):
-    if array.shape[3] != words_for(count):
-        raise ValueError(
-            f"{name}: {argument} has {array.shape[3]} words a row, "
-            f"{count_name} {count} needs {words_for(count)}"
-        )
-
-
 def _matrix(name, argument, array):
     array = np.asarray(array)
     if array.ndim != 2:
         raise ValueError(f"{name}: {argument} must have 2 axes, got shape {array.shape}")
     return array
-
-
-def _pair(name, argument, pair, least):
-    pair = tuple(pair)
-    if len(pair) != 2 or min(pair) < least:
-        raise ValueError(f"{name}: {argument} must be two integers >= {least}, got {pair}")
-    return int(pair[0]), int(pair[1])
-
-
-def _out(name, out, shape):
-    """Memory for a result: new, or what the caller gave."""
-    if out is None:
-        return np.empty(shape, np.float32)
-    if out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
-        raise ValueError(
-            f"{name}: out must be C-contiguous float32 of shape {shape}, "
-            f"got {out.dtype} of shape {out.shape}"
-        )
-    return out

@@ -6,7 +6,8 @@ kernels by their address. It is compiled once, and a kernel needs nothing more t
 
     share_out(worker, shares, *arguments)
 
-calls ``worker(first, end, task, *arguments)`` for each share of the work. What goes from Python to
+calls ``worker(first, end, task, *arguments)`` for each share of the work, and `bind` makes a
+callable of it, for the same arrays again and again. What goes from Python to
 the loop is three numbers: the address of the kernel's machine code, that of its arguments, which
 lie in a buffer, and that of a small function, compiled for the types of these arguments, that loads
 them and calls.
@@ -51,10 +52,19 @@ def share_out(worker, shares, *arguments):
     arguments
         Arrays, numbers, and tuples of them.
     """
-    if numba.config.DISABLE_JIT or len(shares) == 1 or threads.count() == 1:
-        for task, (first, end) in enumerate(shares.tolist()):
-            worker(first, end, task, *arguments)
-        return
+    bind(worker, shares, *arguments)()
+
+
+def bind(worker, shares, *arguments):
+    """What `share_out` does, as a callable without arguments: only the work itself is left."""
+    each = [(first, end, task) for task, (first, end) in enumerate(shares.tolist())]
+
+    def one_after_the_other():
+        for share in each:
+            worker(*share, *arguments)
+
+    if numba.config.DISABLE_JIT or len(each) == 1 or threads.count() == 1:
+        return one_after_the_other
     key = worker, _dispatcher.compute_fingerprint(arguments)
     if key not in _addresses:
         kind = numba.typeof(arguments)
@@ -66,7 +76,14 @@ def share_out(worker, shares, *arguments):
     buffer = np.empty(_MOST_BYTES, np.uint8)
     if _store(_unnamed(arguments) if has_names else arguments, buffer) > _MOST_BYTES:
         raise AssertionError(f"share_out: the arguments of {worker.__name__} are too many")
-    threads.run(_loop, start, function, shares, buffer)
+
+    def at_once():
+        if threads.count() == 1:  # fewer than when it was bound, or a forked process
+            one_after_the_other()
+        else:
+            threads.run(_loop, start, function, shares, buffer)
+
+    return at_once
 
 
 # Numba's cache on disk keeps the types that a kernel was compiled for. Those of `_start` and

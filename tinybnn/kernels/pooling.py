@@ -15,9 +15,17 @@ from __future__ import annotations
 import numpy as np
 
 from tinybnn.kernels import parallel
-from tinybnn.kernels.bits import pack_reference, unpack_reference, words_for
+from tinybnn.kernels.bits import pack_reference, unpack_reference
+from tinybnn.kernels.checks import (
+    check_row,
+    check_vector,
+    check_words,
+    out_array,
+    output_size,
+    pair,
+)
 from tinybnn.kernels.simd import WORDS, inlined, kernel, load, store
-from tinybnn.kernels.thresholds import check_vector, out_array, tasks_for
+from tinybnn.kernels.threads import tasks_for
 
 _SPEED = 4e9  # words that a fast core combines a second
 
@@ -47,6 +55,17 @@ def max_pool2d(words, channels, kernel_size, stride, padding, minimum, out=None)
     ValueError
         If a dtype, a shape or a parameter does not fit, or the output would be empty.
     """
+    out, work = _bound(words, channels, kernel_size, stride, padding, minimum, out)
+    work()
+    return out
+
+
+def bind(words, channels, kernel_size, stride, padding, minimum, out):
+    """What `max_pool2d` does, for the same arrays again and again, as a callable."""
+    return _bound(words, channels, kernel_size, stride, padding, minimum, out)[1]
+
+
+def _bound(words, channels, kernel_size, stride, padding, minimum, out):
     words = check_words("max_pool2d", "words", words, 4)
     check_row("max_pool2d", "words", words, "channels", channels)
     kernel_size = pair("max_pool2d", "kernel_size", kernel_size, 1)
@@ -66,8 +85,7 @@ def max_pool2d(words, channels, kernel_size, stride, padding, minimum, out=None)
     memory = np.empty(tasks * 3 * (row + WORDS), np.uint64)
     geometry = height, width, *size, *kernel_size, *stride, *padding
     arrays = words.reshape(-1), minimum, geometry, memory, out.reshape(-1)
-    parallel.share_out(_pool, parallel.shares(rows, tasks), *arrays)
-    return out
+    return out, parallel.bind(_pool, parallel.shares(rows, tasks), *arrays)
 
 
 def max_pool2d_reference(words, channels, kernel_size, stride, padding, minimum):
@@ -141,48 +159,3 @@ def _combine_rows(words, at, rows, row, memory, to, turn):
         for j in range(at + row + i, at + rows * row + i, row):
             word |= words[j] ^ memory[turn + i]
         memory[to + i] = word
-
-
-# ------------------------------------------------------------------------------------------ checks
-
-
-def check_words(function, name, array, axes):
-    """``array`` as a contiguous array of words, or a ValueError if it is something else."""
-    array = np.asarray(array)
-    if array.dtype != np.uint64 or array.ndim != axes:
-        raise ValueError(
-            f"{function}: {name} must be uint64 with {axes} axes, "
-            f"got {array.dtype} of shape {array.shape}"
-        )
-    return np.ascontiguousarray(array)
-
-
-def check_row(function, name, words, count_name, count):
-    """A ValueError unless the last axis of ``words`` is what ``count`` bits take."""
-    if count < 1:
-        raise ValueError(f"{function}: {count_name} must be positive, got {count}")
-    if words.shape[-1] != words_for(count):
-        raise ValueError(
-            f"{function}: {name} has {words.shape[-1]} words a row, "
-            f"{count_name} {count} needs {words_for(count)}"
-        )
-
-
-def pair(function, name, pair, least):
-    """Two integers as a tuple, or a ValueError if one is below ``least``."""
-    pair = tuple(pair)
-    if len(pair) != 2 or min(pair) < least:
-        raise ValueError(f"{function}: {name} must be two integers >= {least}, got {pair}")
-    return int(pair[0]), int(pair[1])
-
-
-def output_size(function, size, kernel_size, stride, padding, dilation):
-    """Height and width after a window has slid over an image; a ValueError if it does not fit."""
-    spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
-    padded = [n + 2 * p for n, p in zip(size, padding, strict=True)]
-    if min(kernel_size) < 1 or padded[0] < spans[0] or padded[1] < spans[1]:
-        raise ValueError(
-            f"{function}: the kernel covers {spans[0]} x {spans[1]} pixels, "
-            f"the padded image has {padded[0]} x {padded[1]}"
-        )
-    return tuple((n - span) // s + 1 for n, span, s in zip(padded, spans, stride, strict=True))

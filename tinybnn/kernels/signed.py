@@ -21,17 +21,17 @@ plain NumPy.
 import functools
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import types
-from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, overload
 
 from tinybnn.kernels import parallel, threads
 from tinybnn.kernels.bits import unpack_reference, words_for
+from tinybnn.kernels.checks import out_array, pair
 from tinybnn.kernels.simd import (
     FLOATS,
+    cpu_features,
     inlined,
     kernel,
     load,
@@ -197,15 +197,8 @@ _TOGETHER = 6  # output pixels (or rows of signs) in registers at a time
 _PART = 40 * _TOGETHER  # pixels that meet all panels before the next ones: they stay in the cache
 
 
-def _widest_panel():
-    """6 pixels × 64 filters are sums for 24 of the 32 registers of AVX-512; others have 16."""
-    features = numba.config.CPU_FEATURES
-    if features is None:
-        features = get_host_cpu_features()
-    return _WIDE if "+avx512f" in features.split(",") else _NARROW
-
-
-_WIDEST = _widest_panel()
+# 6 pixels × 64 filters are sums for 24 of the 32 registers of AVX-512; others have 16.
+_WIDEST = _WIDE if "avx512f" in cpu_features() else _NARROW
 
 
 @functools.lru_cache(maxsize=128)
@@ -302,13 +295,11 @@ class PreparedConv2d:
     together: int
     work: int
 
-    def workspace_floats(self, images):
+    def workspace_floats(self, images, tasks=None):
         """Floats of the ``workspace`` that `conv2d` needs for this number of images, at most."""
-        return self._workspace(images, threads.most())
-
-    def _workspace(self, images, tasks):
         if not self.copies:
             return 0
+        tasks = threads.most() if tasks is None else tasks
         # 16 more than the images: the load of a depth-wise pixel's last channels goes beyond it.
         return tasks * min(self.together, max(images, 1)) * self.image_stride + FLOATS
 
@@ -349,8 +340,8 @@ def prepare_conv2d(weight, size, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
         raise ValueError(
             f"{name}: groups must divide the {len(weight)} output channels, got {groups}"
         )
-    size, stride = _pair(name, "size", size, 0), _pair(name, "stride", stride, 1)
-    padding, dilation = _pair(name, "padding", padding, 0), _pair(name, "dilation", dilation, 1)
+    size, stride = pair(name, "size", size, 0), pair(name, "stride", stride, 1)
+    padding, dilation = pair(name, "padding", padding, 0), pair(name, "dilation", dilation, 1)
     shared = _geometry(weight.shape, size, stride, padding, dilation, int(groups), _WIDEST)
     places, floats, tables = shared
     panels = np.zeros(floats, np.float32)
@@ -443,11 +434,11 @@ def conv2d(prepared, x, out=None, workspace=None):
             f"conv2d: x must be float32 of shape ({expected}), got {x.dtype} of shape {x.shape}"
         )
     images = len(x)
-    out = _out("conv2d", out, (images, *prepared.output_shape))
+    out = out_array("conv2d", out, (images, *prepared.output_shape))
     if out.size == 0:
         return out
     tasks = _tasks_for(images * prepared.work)
-    needed = prepared._workspace(images, tasks)
+    needed = prepared.workspace_floats(images, tasks)
     if workspace is None:
         workspace = np.empty(needed, np.float32)
     elif workspace.dtype != np.float32 or workspace.ndim != 1 or len(workspace) < needed:
@@ -681,7 +672,7 @@ def signs_matmul(prepared, words, out=None, workspace=None):
             f"got {words.dtype} of shape {words.shape}"
         )
     rows, row_words = words.shape
-    out = _out("signs_matmul", out, (rows, prepared.outputs))
+    out = out_array("signs_matmul", out, (rows, prepared.outputs))
     if out.size == 0:
         return out
     stride = _row_floats(row_words)
@@ -994,22 +985,3 @@ def _put_narrow(out, t0, t1, t2, t3, t4, t5, s, count):
 
 
 # ------------------------------------------------------------------------------------------- checks
-
-
-def _pair(function, name, pair, least):
-    pair = tuple(pair)
-    if len(pair) != 2 or min(pair) < least:
-        raise ValueError(f"{function}: {name} must be two integers >= {least}, got {pair}")
-    return int(pair[0]), int(pair[1])
-
-
-def _out(function, out, shape):
-    """Memory for a result: new, or what the caller gave."""
-    if out is None:
-        return np.empty(shape, np.float32)
-    if out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
-        raise ValueError(
-            f"{function}: out must be contiguous float32 of shape {shape}, "
-            f"got {out.dtype} of shape {out.shape}"
-        )
-    return out

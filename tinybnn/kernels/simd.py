@@ -36,6 +36,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.datamodel import models
 from numba.core.extending import intrinsic, overload, register_model
+from numba.core.registry import cpu_target
 
 WORDS, INTEGERS, FLOATS, BLOCK = 8, 16, 16, 128  # lanes
 
@@ -97,6 +98,16 @@ def inlined(function):
     """
     # Nobody calls it by address, so it needs no wrapper for that.
     return numba.njit(nogil=True, forceinline=True, _nrt=False, no_cfunc_wrapper=True)(function)
+
+
+# --------------------------------------------------------------------------------------------- CPU
+
+
+@functools.cache
+def cpu_features():
+    """What the CPU that Numba compiles for can do, as LLVM calls it: {"avx2", "avx512f", ...}."""
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return frozenset(feature[1:] for feature in features.split(",") if feature.startswith("+"))
 
 
 # ------------------------------------------------------------------------------------------- types
@@ -484,7 +495,7 @@ def _compile_blocks(function, emit):
     overload(function)(compiled_unary if is_unary else compiled_binary)
 
 
-def _call_llvm(builder, name, result, *operands):
+def call_llvm(builder, name, result, *operands):
     """Call an LLVM function that every CPU has some instructions for."""
     kind = ir.FunctionType(result, [operand.type for operand in operands])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), operands)
@@ -509,10 +520,10 @@ _compile_blocks(maximum, _pick(">="))
 _compile_blocks(minimum, _pick("<="))
 _compile_blocks(positive_or, _emit_positive_or)
 _compile_blocks(
-    absolute, lambda builder, a: _call_llvm(builder, f"llvm.fabs.v{BLOCK}f32", a.type, a)
+    absolute, lambda builder, a: call_llvm(builder, f"llvm.fabs.v{BLOCK}f32", a.type, a)
 )
 _compile_blocks(
-    square_root, lambda builder, a: _call_llvm(builder, f"llvm.sqrt.v{BLOCK}f32", a.type, a)
+    square_root, lambda builder, a: call_llvm(builder, f"llvm.sqrt.v{BLOCK}f32", a.type, a)
 )
 
 

@@ -7,14 +7,13 @@ arXiv:1612.07119).
 
 from __future__ import annotations
 
-import math
-
-import numba
 import numpy as np
 
-from tinybnn.kernels import parallel, threads
+from tinybnn.kernels import parallel
 from tinybnn.kernels.bits import pack_reference, words_for
+from tinybnn.kernels.checks import check_vector, out_array
 from tinybnn.kernels.simd import INTEGERS, at_most, inlined, kernel, load
+from tinybnn.kernels.threads import tasks_for
 
 _SPEED = 1e10  # sums a second, of a fast core
 _PART = 256  # rows that are compared in all channels before the next ones: they stay in cache
@@ -113,70 +112,3 @@ def _bits_of(flags, first, count):
     for i in range(count):
         word |= np.uint64(flags[first + i]) << np.uint64(i)
     return word
-
-
-# -------------------------------------------------------------------------------- sharing out work
-
-# Seconds of work that are worth a further thread. A parallel loop costs a start and a wait, which
-# depend on the threading layer: empty, it takes 3 microseconds with OpenMP and 65 with workqueue,
-# whose threads sleep meanwhile and can be some hundred microseconds late.
-_WORTH_A_THREAD = {"omp": 10e-6, "tbb": 20e-6, "workqueue": 500e-6}
-
-
-def tasks_for(seconds):
-    """Among how many tasks to share out work that one core does in so many seconds.
-
-    Returns
-    -------
-    int
-        From 1 to `threads.count`.
-    """
-    if seconds < 2 * min(_WORTH_A_THREAD.values()):
-        return 1
-    try:
-        layer = numba.threading_layer()
-    except ValueError:  # the threads have not started, and to start them costs more than a loop
-        layer = "omp"
-    return max(1, min(threads.count(), int(seconds / _WORTH_A_THREAD[layer])))
-
-
-# ------------------------------------------------------------------------------- arrays for vectors
-
-_LINE = 64  # bytes of a cache line, and of a vector
-
-
-def aligned(shape, dtype):
-    """An array without values that begins with a cache line.
-
-    NumPy's arrays begin anywhere, and then vectors lie across two lines, which costs twice the time
-    to load or to store them: 10% of a product of short rows.
-    """
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.empty(size + _LINE, np.uint8)
-    start = -memory.ctypes.data % _LINE
-    return memory[start : start + size].view(dtype).reshape(shape)
-
-
-# ------------------------------------------------------------------------------------------ checks
-
-
-def check_vector(function, name, array, dtype, channels):
-    """A ValueError unless ``array`` is (channels,) of ``dtype``."""
-    if array.dtype != dtype or array.shape != (channels,):
-        raise ValueError(
-            f"{function}: {name} must be {np.dtype(dtype)} of shape ({channels},), "
-            f"got {array.dtype} of shape {array.shape}"
-        )
-
-
-def out_array(function, out, shape, dtype):
-    """Memory for a result: new, or what the caller gave, or a ValueError if that does not fit."""
-    if out is None:
-        # To find the beginning of a line takes a microsecond, more than it saves in a small array.
-        return aligned(shape, dtype) if math.prod(shape) > 2048 else np.empty(shape, dtype)
-    if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
-        raise ValueError(
-            f"{function}: out must be contiguous {np.dtype(dtype)} of shape {shape}, "
-            f"got {out.dtype} of shape {out.shape}"
-        )
-    return out

@@ -42,7 +42,15 @@ from tinybnn.kernels.bits import (
     unpack_reference,
     words_for,
 )
-from tinybnn.kernels.pooling import check_row, check_words, output_size, pair
+from tinybnn.kernels.checks import (
+    check_row,
+    check_vector,
+    check_words,
+    out_array,
+    output_size,
+    pair,
+)
+from tinybnn.kernels.layout import aligned
 from tinybnn.kernels.simd import (
     INTEGERS,
     WORDS,
@@ -58,7 +66,7 @@ from tinybnn.kernels.simd import (
     store_first,
     zero_words,
 )
-from tinybnn.kernels.thresholds import aligned, check_vector, out_array, tasks_for
+from tinybnn.kernels.threads import tasks_for
 
 _ALL_BITS = np.uint64(2**64 - 1)
 
@@ -707,10 +715,26 @@ def run_reference(prepared, x):
 
 def _run(prepared, x, out=None, workspace=None):
     """`run` after the checks of ``x``."""
-    images, tables, to_bits = len(x), prepared.tables, prepared.to_bits
-    out = out_array("run", out, prepared.out_shape(images), np.uint64 if to_bits else np.int32)
-    if out.size == 0:
-        return out
+    dtype = np.uint64 if prepared.to_bits else np.int32
+    out = out_array("run", out, prepared.out_shape(len(x)), dtype)
+    bind(prepared, x, out, workspace)()
+    return out
+
+
+def bind(prepared, x, out, workspace=None):
+    """What `run` does, for the same arrays again and again: all but the work itself is done here.
+
+    Parameters
+    ----------
+    prepared, x, out, workspace
+        As in `run`; ``x`` and ``out`` are contiguous and fit.
+
+    Returns
+    -------
+    callable
+        Without arguments.
+    """
+    images, tables = len(x), prepared.tables
     tasks = tasks_for(images * prepared.work / _SPEED)
     slot = prepared.slot_words(images)
     if workspace is None:
@@ -720,17 +744,16 @@ def _run(prepared, x, out=None, workspace=None):
             f"run: workspace must be a row of at least {tasks * slot} words, "
             f"got {workspace.dtype} of shape {workspace.shape}"
         )
-    flat, items = out.reshape(-1), images * len(tables.pixels)
-    target = (0, _NO_SUMS, flat) if to_bits else (0, flat, _NO_WORDS)
+    flat, items = out.reshape(-1), images * len(tables.pixels) if out.size else 0
+    target = (0, _NO_SUMS, flat) if prepared.to_bits else (0, flat, _NO_WORDS)
     by_panels = tasks > 1 and items < 8 * tasks  # few pixels, and as many weights as ever
     if by_panels:
         shares = parallel.shares(len(tables.cuts) - 1, tasks)
     else:
         shares = parallel.shares(items, tasks, 4)  # whole blocks of 4 pixels
-    parallel.share_out(
+    return parallel.bind(
         _task, shares, by_panels, items, x.reshape(-1), workspace, slot, prepared.arguments, target
     )
-    return out
 
 
 _NO_SUMS, _NO_WORDS = np.zeros(0, np.int32), np.zeros(0, np.uint64)

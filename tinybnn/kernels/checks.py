@@ -1,0 +1,76 @@
+"""What kernels ask of their arguments, in one wording; plain NumPy.
+
+Each check is given the function's name, which begins the message of its ValueError, and that of the
+argument.
+"""
+
+import math
+
+import numpy as np
+
+from tinybnn.kernels.bits import words_for
+from tinybnn.kernels.layout import aligned
+
+
+def check_words(function, name, array, axes):
+    """``array`` as a contiguous array of words, or a ValueError if it is something else."""
+    array = np.asarray(array)
+    if array.dtype != np.uint64 or array.ndim != axes:
+        raise ValueError(
+            f"{function}: {name} must be uint64 with {axes} axes, "
+            f"got {array.dtype} of shape {array.shape}"
+        )
+    return np.ascontiguousarray(array)
+
+
+def check_row(function, name, words, count_name, count):
+    """A ValueError unless the last axis of ``words`` is what ``count`` bits take."""
+    if count < 1:
+        raise ValueError(f"{function}: {count_name} must be positive, got {count}")
+    if words.shape[-1] != words_for(count):
+        raise ValueError(
+            f"{function}: {name} has {words.shape[-1]} words a row, "
+            f"{count_name} {count} needs {words_for(count)}"
+        )
+
+
+def check_vector(function, name, array, dtype, channels):
+    """A ValueError unless ``array`` is (channels,) of ``dtype``."""
+    if array.dtype != dtype or array.shape != (channels,):
+        raise ValueError(
+            f"{function}: {name} must be {np.dtype(dtype)} of shape ({channels},), "
+            f"got {array.dtype} of shape {array.shape}"
+        )
+
+
+def pair(function, name, pair, least):
+    """Two integers as a tuple, or a ValueError if one is below ``least``."""
+    pair = tuple(pair)
+    if len(pair) != 2 or min(pair) < least:
+        raise ValueError(f"{function}: {name} must be two integers >= {least}, got {pair}")
+    return int(pair[0]), int(pair[1])
+
+
+def output_size(function, size, kernel_size, stride, padding, dilation):
+    """Height and width after a window has slid over an image; a ValueError if it does not fit."""
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
+    padded = [n + 2 * p for n, p in zip(size, padding, strict=True)]
+    if min(kernel_size) < 1 or padded[0] < spans[0] or padded[1] < spans[1]:
+        raise ValueError(
+            f"{function}: the kernel covers {spans[0]} x {spans[1]} pixels, "
+            f"the padded image has {padded[0]} x {padded[1]}"
+        )
+    return tuple((n - span) // s + 1 for n, span, s in zip(padded, spans, stride, strict=True))
+
+
+def out_array(function, out, shape, dtype=np.float32):
+    """Memory for a result: new, or what the caller gave, or a ValueError if that does not fit."""
+    if out is None:
+        # To find the beginning of a line takes a microsecond, more than it saves in a small array.
+        return aligned(shape, dtype) if math.prod(shape) > 2048 else np.empty(shape, dtype)
+    if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
+        raise ValueError(
+            f"{function}: out must be contiguous {np.dtype(dtype)} of shape {shape}, "
+            f"got {out.dtype} of shape {out.shape}"
+        )
+    return out
