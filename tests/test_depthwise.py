@@ -155,7 +155,7 @@ def test_out_and_strides():
 
 @pytest.mark.parametrize("images", [2, 5, 64])
 def test_threads(images, monkeypatch):
-    monkeypatch.setattr(depthwise, "_PARALLEL_FROM", 0)
+    monkeypatch.setattr(depthwise, "tasks_for", lambda seconds: threads.count())
     plan, x = example_plan(np.random.default_rng(0), images=images)
     results = []
     for n in {1, min(2, numba.config.NUMBA_NUM_THREADS)}:
@@ -206,9 +206,9 @@ def test_conv2d_refuses():
         depthwise.conv2d_sums(plan, x.astype(np.int64))
     with pytest.raises(ValueError, match="dtype must be int32 or int8, got float32"):
         depthwise.conv2d_sums(plan, x, np.float32)
-    with pytest.raises(ValueError, match="out must be C-contiguous int8"):
+    with pytest.raises(ValueError, match="out must be contiguous int8"):
         depthwise.conv2d_sums(plan, x, np.int8, np.empty((3, 12, 11, 100), np.int32))
-    with pytest.raises(ValueError, match="out must be C-contiguous uint64"):
+    with pytest.raises(ValueError, match="out must be contiguous uint64"):
         depthwise.conv2d_bits(plan, x, np.empty_like(x)[:, ::-1])
     bare = depthwise.prepare(WEIGHT, 128, (8, 8))
     with pytest.raises(ValueError, match="no thresholds"):

@@ -46,13 +46,13 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, overload
 
-from tinybnn.kernels import parallel, threads
+from tinybnn.kernels import parallel
 from tinybnn.kernels.bits import pack_reference, unpack_reference, words_for
-from tinybnn.kernels.checks import check_vector, output_size, pair
+from tinybnn.kernels.checks import check_vector, out_array, output_size, pair
 from tinybnn.kernels.simd import WORDS, inlined, kernel, load, store, zero_words
+from tinybnn.kernels.threads import tasks_for
 
 MAX_TAPS = 63  # what six bit planes can count
-_PARALLEL_FROM = 1 << 18  # words times taps: below, waking the threads takes longer than the work
 
 
 # -------------------------------------------------------------------------------------- the circuit
@@ -370,12 +370,26 @@ _NO_BITS, _NO_SUMS = np.empty((0, 0), np.uint64), np.empty((0, 0, 0), np.int8)
 
 def _run(plan, x, bits, sums):
     """The whole batch in one go, or in parts on several threads where that pays."""
-    work = len(x) * plan.out_height * len(plan.opposites)
-    counts = np.empty(6 * plan.run, np.uint64)
-    memory = plan.padded, counts, np.empty(plan.minus_base.shape[1], np.int8)
-    tasks = min(threads.count(), len(x)) if work >= _PARALLEL_FROM else 1
-    memory = (np.tile(array, (tasks, 1)) for array in memory)
-    parallel.share_out(_part, parallel.shares(len(x), tasks), plan, x, *memory, bits, sums)
+    tasks = tasks_for(len(x) * _seconds_of_image(plan, sums.size > 0))
+    tasks = max(1, min(tasks, len(x)))
+    memory = (
+        np.empty((tasks, len(plan.padded)), np.uint64),
+        np.empty((tasks, 6 * plan.run), np.uint64),
+        np.empty((tasks, plan.minus_base.shape[1]), np.int8),
+    )
+    if tasks < 2:
+        _part(0, len(x), 0, plan, x, *memory, bits, sums)
+    else:
+        parallel.share_out(_part, parallel.shares(len(x), tasks), plan, x, *memory, bits, sums)
+
+
+def _seconds_of_image(plan, as_sums):
+    """Roughly what one core needs: for taps, for words copied one by one, for sums unpacked."""
+    pixels = plan.out_height * plan.out_width
+    seconds = 0.2e-9 * plan.out_height * len(plan.opposites)
+    if plan.column_step > 1:
+        seconds += 0.8e-9 * plan.height * plan.width * plan.words
+    return seconds + 0.06e-9 * pixels * plan.channels * as_sums
 
 
 # ------------------------------------------------------------------------------------------- kernel
@@ -389,6 +403,8 @@ def _run(plan, x, bits, sums):
 def _part(first, end, task, plan, x, padded, counts, row, bits, sums):
     """Images first to end - 1, with working memory of their own."""
     memory = padded[task], counts[task], row[task]
+    for i in range(len(plan.padded)):
+        padded[task, i] = plan.padded[i]
     _images(plan, x[first:end], *memory, bits[first:end], sums[first:end])
 
 
@@ -495,12 +511,20 @@ def pad_image(plan, x, padded):
                 width = plan.width * plan.words
                 _copy(x, y * width, padded, target + y * row_words, width)
         else:
+            pixels = (plan.width - column + plan.column_step - 1) // plan.column_step
             for y in range(plan.height):
+                source = (y * plan.width + column) * plan.words
                 to = target + y * row_words
-                for pixel in range(y * plan.width + column, (y + 1) * plan.width, plan.column_step):
-                    for w in range(plan.words):
-                        padded[to + w] = x[pixel * plan.words + w]
-                    to += plan.words
+                for w in range(plan.words):
+                    _copy_every(x, source + w, plan.column_step * plan.words,
+                                padded, to + w, plan.words, pixels)  # fmt: skip
+
+
+@inlined
+def _copy_every(source, start, step, target, to, to_step, count):
+    """target[to::to_step] = source[start::step], so many words"""
+    for i in range(count):
+        target[to + i * to_step] = source[start + i * step]
 
 
 @inlined
@@ -593,12 +617,5 @@ def _arrays(plan, x, out_shape, dtypes, dtype, out):
     if np.dtype(dtype) not in dtypes:
         names = " or ".join(np.dtype(d).name for d in dtypes)
         raise ValueError(f"depthwise: dtype must be {names}, got {np.dtype(dtype)}")
-    out_shape = (len(x), *out_shape)
-    if out is None:
-        out = np.empty(out_shape, dtype)
-    elif out.dtype != dtype or out.shape != out_shape or not out.flags.c_contiguous:
-        raise ValueError(
-            f"depthwise: out must be C-contiguous {np.dtype(dtype)} of shape {out_shape}, "
-            f"got {out.dtype} of shape {out.shape}"
-        )
+    out = out_array("depthwise", out, (len(x), *out_shape), dtype)
     return np.ascontiguousarray(x).reshape(len(x), math.prod(shape)), out
