@@ -16,6 +16,7 @@ from unittest.mock import Mock
 
 import numba
 import pytest
+import threadpoolctl
 
 from tinybnn.kernels import threads
 
@@ -291,6 +292,19 @@ def test_exclusive():
     with pytest.raises(KeyError), threads.exclusive():
         raise KeyError
     assert is_free()
+
+
+def test_one_blas_thread():
+    def numbers():
+        pools = threadpoolctl.threadpool_info()
+        return [pool["num_threads"] for pool in pools if pool["user_api"] == "blas"]
+
+    before = numbers()
+    assert before  # NumPy's
+    with pytest.raises(KeyError), threads.one_blas_thread():
+        assert set(numbers()) == {1}
+        raise KeyError
+    assert numbers() == before
 
 
 def test_num_threads_counts_for_this_thread_only():

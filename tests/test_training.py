@@ -1,6 +1,7 @@
 """The training loop: it learns, it tells what happened, and nothing can make it lose its way."""
 
 import errno
+import functools
 import os
 import random
 import re
@@ -312,6 +313,48 @@ def test_convolutions_and_two_optimizers_go_on(tmp_path):
         again = make()
         again.fit(checkpoint=path)
         assert_same(again.everything(), undisturbed.everything())
+
+
+def float_network(rng):
+    """Real and binary, strided, depth-wise and grouped convolutions, pooling and dense layers."""
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, stride=2, padding=1, rng=rng),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1, groups=32, bias=False, rng=rng),
+        nn.BatchNorm2d(32),
+        nn.BinaryConv2d(32, 64, 1, input_quantizer="approx_sign", rng=rng),
+        nn.BatchNorm2d(64),
+        nn.BinaryConv2d(64, 64, 3, padding=1, groups=64, input_quantizer="ste_sign", rng=rng),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * 64, 10, rng=rng),
+    )
+
+
+@pytest.mark.parametrize("network", [float_network, functools.partial(models.vgg_small, width=0.5)])
+def test_the_same_weights_for_any_number_of_threads(network):
+    from tinybnn.kernels import threads
+
+    if threads.most() < 2:
+        pytest.skip("one core")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (64, 3, 32, 32), dtype=np.uint8)
+    data = datasets.from_arrays(images, rng.integers(0, 10, 64))
+    trained = []
+    for n in (1, threads.most(), 1):
+        model = network(rng=np.random.default_rng(1))
+        optimizer = optim.Adam(model.parameters(), lr=1e-2)
+        loader = datasets.DataLoader(data, 32, shuffle=True, rng=np.random.default_rng(2))
+        fit(model, loader, epochs=1, optimizer=optimizer, progress=False, threads=n)
+        trained.append(model.state_dict())
+    assert_same(trained[0], trained[1])
+    assert_same(trained[0], trained[2])
+
+
+def test_a_wrong_number_of_threads_is_refused():
+    with pytest.raises(ValueError, match="num_threads: n must be from 1 to"):
+        Run().fit(threads=0)
 
 
 def test_epochs_count_from_the_first(tmp_path):

@@ -99,7 +99,7 @@ class Config:
 # ---------------------------------------------------------------------------------------- training
 
 
-def train(folder, config, progress=True, say=print):
+def train(folder, config, progress=True, say=print, threads=None):
     """Train a model into a folder, or go on where an earlier call was stopped.
 
     Parameters
@@ -111,6 +111,8 @@ def train(folder, config, progress=True, say=print):
         Show a progress bar on stderr.
     say : callable
         Gets a line of text at a time.
+    threads : int, optional
+        As for `training.fit`.
 
     Returns
     -------
@@ -179,6 +181,7 @@ def train(folder, config, progress=True, say=print):
             validation=validation,
             checkpoint=folder / CHECKPOINT,
             progress=progress,
+            threads=threads,
         )
         found = training.evaluate(model, datasets.DataLoader(test_set, batch_size=256))
         result = {

@@ -117,6 +117,7 @@ def fit(
     history=None,
     checkpoint=None,
     progress=True,
+    threads=None,
 ):
     """Train a model, and leave it in evaluation mode.
 
@@ -142,6 +143,11 @@ def fit(
         happened; with `epochs` reached, nothing is left to train. See `Checkpoint`.
     progress : bool
         Show a progress bar with loss, accuracy and the ratio of flipped signs on stderr.
+    threads : int, optional
+        How many the kernels use; by default all cores, or what
+        `tinybnn.kernels.threads.num_threads` says. The weights are the same, bit for bit, for any
+        number: kernels share out their work so that no sum depends on it, and NumPy's products run
+        on one thread.
 
     Returns
     -------
@@ -158,6 +164,9 @@ def fit(
     OSError
         If `checkpoint` cannot be written. The file of the epoch before stays.
     """
+    # Here, since the import of tinybnn does not wait for that of Numba.
+    from tinybnn.kernels.threads import num_threads, one_blas_thread
+
     if epochs < 1:
         raise ValueError(f"fit: epochs must be >= 1, got {epochs!r}")
     if schedule_unit not in ("epoch", "batch"):
@@ -181,7 +190,7 @@ def fit(
         unit="batch",
     )
     try:
-        with bar:
+        with bar, num_threads(threads), one_blas_thread():
             for epoch in range(len(history) + 1, total + 1):
                 start = time.perf_counter()
                 group, rate = optimizer.rates[0]

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from tinybnn.kernels import threads
-from tinybnn.kernels.layout import aligned
+from tinybnn.kernels.memory import empty
 
 _CACHE = 1 << 20  # bytes of results that a block of samples may have in work at a time
 _LINE = 64  # bytes of a cache line: where a result begins
@@ -33,9 +33,9 @@ class Workspace:
     def __init__(self, tasks, samples):
         self.tasks, self.samples = tasks, samples
         self.places, size = _lay_out(tasks, samples)
-        self.arena = aligned((size,), np.uint8)
+        self.arena = empty((size,), np.uint8)
         scratch = max((task.memory(samples) for task in tasks), default=0)
-        self.memory = aligned((scratch,), np.uint64)
+        self.memory = empty((scratch,), np.uint64)
         self.views = {}  # number of samples -> for each task its outputs
         self.calls = {}  # task, number of samples and of threads -> a callable
         self.images = {}  # number of samples -> copies of the model's input
@@ -127,7 +127,7 @@ def block_size(tasks):
     return max(1, _CACHE * 16 // max(size, 1))
 
 
-def carry_out(tasks, workspace, x, clock=None):
+def carry_out(tasks, workspace, x, clock=None, packs=()):
     """Yield (task, results) one after the other.
 
     Parameters
@@ -138,15 +138,20 @@ def carry_out(tasks, workspace, x, clock=None):
         n at most ``workspace.samples``.
     clock : list of float, optional
         The seconds of each task are added to it.
+    packs : collection of int
+        Steps that pack the model's input, if x is what they give: words of bits. They are left out,
+        and nothing else may read the input.
 
     Results are views of the workspace: to be read before the next task is asked for.
     """
-    values = {-1: workspace.channels_last(x)}
+    values = dict.fromkeys(packs, x) if packs else {-1: workspace.channels_last(x)}
     last_use = {source: i for i, task in enumerate(tasks) for source in task.inputs}
-    outputs, own = workspace.outputs(len(x)), set(workspace.places)
-    if values[-1] is not x:  # a copy
+    outputs, own = workspace.outputs(len(x)), set(workspace.places).difference(packs)
+    if not packs and values[-1] is not x:  # a copy
         own.add(-1)
     for i, task in enumerate(tasks):
+        if set(task.steps).issubset(packs):
+            continue
         inputs = [values[source] for source in task.inputs]
         start = time.perf_counter() if clock else 0
         if task.buffers:

@@ -19,6 +19,7 @@ import numpy as np
 
 from tinybnn.functional.convolution import ConvInput, ConvWeight, Geometry, conv2d
 from tinybnn.functional.linear import linear
+from tinybnn.kernels.memory import empty
 from tinybnn.tensor import Function, Tensor, as_array, pad, reshape
 from tinybnn.tensor import grad as gradients
 
@@ -188,7 +189,7 @@ class SignConv2d(_Signs):
             )
         shape = (*geometry.output, filters)
         layer = fused.prepare([product], pointwise.prepare(shape, ["sums"], [], [("floats", 0)]))
-        out = np.empty((geometry.image[0], *shape), np.float32)
+        out = empty((geometry.image[0], *shape), np.float32)
         fused.run(layer, [self.x_bits], [out])
         return out.transpose(0, 3, 1, 2)
 

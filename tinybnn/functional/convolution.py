@@ -22,6 +22,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinybnn.functional.linear import check_bias, ordered_product
+from tinybnn.kernels.memory import empty
 from tinybnn.tensor import Function, reshape
 
 
@@ -113,7 +114,7 @@ class Geometry:
 def empty_image(shape, dtype):
     """An (N, C, H, W) array that is channels-last in memory."""
     n, c, h, w = shape
-    return np.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
+    return empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
 
 
 def _products(a, b, fixed_order):

@@ -17,6 +17,8 @@ import math
 import numba
 import numpy as np
 
+from tinybnn.kernels.memory import empty
+
 _NO_BITS = np.uint64(0)
 _ALL_ONES = np.uint64(2**64 - 1)
 
@@ -79,7 +81,7 @@ def pack(x, thresholds=None):
                 f"x is {x.dtype}"
             )
         thresholds = np.ascontiguousarray(thresholds)
-    words = np.empty((*lead, words_for(count)), np.uint64)
+    words = empty((*lead, words_for(count)), np.uint64)
     # inf - inf is NaN without a warning in compiled code; the same when the JIT is off.
     with np.errstate(over="ignore", invalid="ignore"):
         if _channels_first(x, native):
@@ -188,7 +190,7 @@ def unpack(words, count, dtype=np.float32):
         raise ValueError(f"unpack: dtype must be float32, float64 or signed integer, got {dtype}")
     lead = words.shape[:-1]
     rows = words.reshape(-1, words.shape[-1])
-    signs = np.empty((len(rows), count), dtype)
+    signs = empty((len(rows), count), dtype)
     _unpack(rows, signs)
     return signs.reshape(*lead, count)
 
@@ -248,7 +250,7 @@ def split_groups(words, channels, groups):
     lead = words.shape[:-1]
     group_channels = channels // groups
     rows = words.reshape(-1, words.shape[-1])
-    split = np.empty((len(rows), groups, words_for(group_channels)), np.uint64)
+    split = empty((len(rows), groups, words_for(group_channels)), np.uint64)
     _split_groups(rows, group_channels, split)
     return split.reshape(*lead, *split.shape[1:])
 

@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from tinybnn.kernels.bits import words_for
-from tinybnn.kernels.layout import aligned
+from tinybnn.kernels.memory import empty
 
 
 def check_words(function, name, array, axes):
@@ -67,7 +67,7 @@ def out_array(function, out, shape, dtype=np.float32):
     """Memory for a result: new, or what the caller gave, or a ValueError if that does not fit."""
     if out is None:
         # To find the beginning of a line takes a microsecond, more than it saves in a small array.
-        return aligned(shape, dtype) if math.prod(shape) > 2048 else np.empty(shape, dtype)
+        return empty(shape, dtype) if math.prod(shape) > 2048 else np.empty(shape, dtype)
     if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
         raise ValueError(
             f"{function}: out must be contiguous {np.dtype(dtype)} of shape {shape}, "

@@ -56,6 +56,7 @@ from tinybnn.kernels.gathered import (
     panel_widths,
     product,
 )
+from tinybnn.kernels.memory import empty
 from tinybnn.kernels.simd import FLOATS, inlined, kernel, load, store
 
 _UNIT_FLOATS = 1 << 16  # floats that the pixels of a unit see, about
@@ -499,7 +500,7 @@ def _convolve(plan, source, weight, out):
     if source.size == 0:  # no channels: sums of nothing
         out[...] = 0
         return out
-    panels = _aligned(len(plan.of_weight) * plan.columns)
+    panels = empty((len(plan.of_weight) * plan.columns,), np.float32)
     *_, phases, table = plan.tables
     _lay_out(weight.reshape(-1), plan.lane, plan.of_weight, phases, table, panels)
     count = max(1, min(threads.count(), plan.items, plan.work // _GRAIN))
@@ -533,7 +534,7 @@ def _weight_gradient(plan, x, grad, out):
     # Gradients that lie as a panel does are used where they are.
     is_laid_out = len(table) == 1 and table[0, _PANEL_WIDTH] == table[0, _COUNT]
     laid_out = 0 if is_laid_out else plan.geometry[_MOST_PIXELS] * columns
-    partial = np.empty((parts, taps * columns), np.float32)
+    partial = empty((parts, taps * columns), np.float32)
     _run(count, tasks, _TAPS, x, grad, laid_out, partial, np.arange(taps) * columns, plan)
     for part in partial[1:]:
         partial[0] += part
@@ -549,20 +550,13 @@ def _run(count, tasks, rows, source, other, laid_out, out, tap_targets, plan):
     # The load of the last channels may go beyond them.
     room = -(-(plan.copied + laid_out) // FLOATS) * FLOATS + FLOATS
     count = min(count, len(tasks))
-    memory = _aligned(count * room)
+    memory = empty((count * room,), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # as compiled code, when the JIT is off
         parallel.share_out(
             _tasks, parallel.shares(len(tasks), count), room, tasks, rows, source.reshape(-1),
             other.reshape(-1), memory, plan.copied, laid_out, out.reshape(-1), tap_targets,
             plan.depthwise, plan.geometry, *plan.tables,
         )  # fmt: skip
-
-
-def _aligned(floats):
-    """An array that begins at a multiple of 64 bytes: vectors in it do not cross cache lines."""
-    memory = np.empty(floats + FLOATS, np.float32)
-    start = -memory.ctypes.data % 64 // 4
-    return memory[start : start + floats]
 
 
 @kernel(allocates=False)
@@ -770,13 +764,13 @@ def _spread(source, weight, out, *geometry):
     columns = math.prod(weight.shape[1:])
     table, total = _panels(1, channels, columns, 0, 1)
     phases = np.array([(0, channels, 0, 0, 0, 0)])
-    panels = _aligned(channels * total)
+    panels = empty((channels * total,), np.float32)
     of_weight = np.arange(channels)
     _lay_out(weight.reshape(-1), 1, of_weight * columns, phases, table, panels)
     pixels = min(max(1, _UNIT_PIXELS // width), height) * width
     number = np.arange(pixels)
     tasks = max(1, min(threads.count(), images, source.size * total // _GRAIN))
-    products = np.empty(tasks * pixels * total, np.float32)
+    products = empty((tasks * pixels * total,), np.float32)
     sizes = height, width, channels, *out.shape[1:], *weight.shape[2:], *geometry
     with np.errstate(over="ignore", invalid="ignore"):
         parallel.share_out(

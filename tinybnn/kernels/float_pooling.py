@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinybnn.kernels import parallel, threads
+from tinybnn.kernels.memory import empty
 from tinybnn.kernels.simd import kernel
 
 MOST_TAPS = 255  # pixels of a window; their numbers are bytes
@@ -38,8 +39,8 @@ def max_pool2d(x, geometry):
     winner : (N, OH, OW, C) uint8
         Row-major position in the window, of the first one of equal maxima.
     """
-    out = np.empty(_pooled(x.shape, geometry), np.float32)
-    winner = np.empty(out.shape, np.uint8)
+    out = empty(_pooled(x.shape, geometry), np.float32)
+    winner = empty(out.shape, np.uint8)
     _run(_MAX, x.shape, geometry, x, winner, out)
     return out, winner
 
@@ -58,7 +59,7 @@ def max_unpool2d(grad, winner, image, geometry):
     -------
     (N, H, W, C) float32
     """
-    out = np.empty((len(grad), *image, grad.shape[-1]), np.float32)
+    out = empty((len(grad), *image, grad.shape[-1]), np.float32)
     _run(_MAX_BACK, out.shape, geometry, grad, winner, out)
     return out
 
@@ -68,7 +69,7 @@ def avg_pool2d(x, geometry):
 
     Parameters and result as in `max_pool2d`, without the winner.
     """
-    out = np.empty(_pooled(x.shape, geometry), np.float32)
+    out = empty(_pooled(x.shape, geometry), np.float32)
     _run(_MEAN, x.shape, geometry, x, _NO_BYTES, out)
     return out
 
@@ -78,7 +79,7 @@ def avg_unpool2d(grad, image, geometry):
 
     Parameters and result as in `max_unpool2d`, without the winner.
     """
-    out = np.empty((len(grad), *image, grad.shape[-1]), np.float32)
+    out = empty((len(grad), *image, grad.shape[-1]), np.float32)
     _run(_MEAN_BACK, out.shape, geometry, grad, _NO_BYTES, out)
     return out
 

@@ -7,23 +7,7 @@ are not float32 or cannot be written to get None: they are left to the plain rul
 stands in for. (Numba would compile a kernel anew for them.)
 """
 
-import math
-
 import numpy as np
-
-_LINE = 64  # bytes of a cache line, and of the longest vector
-
-
-def aligned(shape, dtype):
-    """An array without values that begins with a cache line.
-
-    NumPy's arrays begin anywhere, and then vectors lie across two lines, which costs twice the time
-    to load or to store them: 10% of a product of short rows.
-    """
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.empty(size + _LINE, np.uint8)
-    start = -memory.ctypes.data % _LINE
-    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def channel_rows(x):

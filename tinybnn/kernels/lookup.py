@@ -56,6 +56,7 @@ from numba.core.extending import intrinsic, overload
 from tinybnn.kernels import parallel, threads
 from tinybnn.kernels.bits import pack_reference, split_groups, unpack_reference
 from tinybnn.kernels.checks import check_row, check_words, out_array, pair
+from tinybnn.kernels.memory import empty
 from tinybnn.kernels.simd import (
     FLOATS,
     call_llvm,
@@ -540,18 +541,18 @@ def _input_gradient(grad, weight, geometry, group, method, out):
     flat, result = grad.reshape(-1), out.reshape(-1)
     if method == "lookup":
         turned, offsets, phases = _turn_weight(weight, g, table, cells, taps)
-        scratch = np.empty(tasks * g.cells * cell, np.float32)
-        pixels = np.empty(2 * tasks * band * width, np.int64)
+        scratch = empty(tasks * g.cells * cell, np.float32)
+        pixels = empty(2 * tasks * band * width, np.int64)
         parallel.share_out(
             _input_by_tables, shares, flat, turned, offsets, phases, _PATTERNS, scratch, pixels,
             cell, result, np.array(g),
         )  # fmt: skip
         return
-    values = np.empty(tasks * (g.cells * group_filters + FLOATS), np.float32)
-    places = np.empty(len(values), np.int32)
+    values = empty(tasks * (g.cells * group_filters + FLOATS), np.float32)
+    places = empty(len(values), np.int32)
     starts = np.arange(filters, dtype=np.int32) * (kh * kw * words)
-    ends = np.empty(tasks * (g.cells + 1), np.int64)
-    totals = np.empty(tasks * g.cells, np.float32)
+    ends = empty(tasks * (g.cells + 1), np.int64)
+    totals = empty(tasks * g.cells, np.float32)
     parallel.share_out(
         _input_by_masks, shares, flat, weight.reshape(-1), cells, taps, table, values, places, ends,
         totals, starts, words, result, np.array(g),
@@ -575,7 +576,7 @@ def _turn_weight(weight, g, table, cells, taps):
     steps, panels = -(-g.group_filters // STEP), -(-g.group_channels // LANES)
     filters = np.minimum(np.arange(steps * STEP), g.group_filters - 1) + g.first_filter
     starts = filters * (weight.size // len(weight))
-    turned = np.empty(steps * len(taps) * panels * LANES, np.int32)
+    turned = empty(steps * len(taps) * panels * LANES, np.int32)
     offsets, phases = [], np.zeros((len(table), 4), np.int64)
     channel = np.arange(0, g.group_channels, FLOATS)
     base = 0
@@ -753,7 +754,7 @@ def _weight_reference(grad, x, geometry, padding_mode):
         unpack_reference(x, geometry.channels, grad.dtype), border, constant_values=outside
     )
     filters, per_group = grad.shape[3], geometry.group_channels
-    out = np.empty((filters, *geometry.kernel_size, per_group), grad.dtype)
+    out = empty((filters, *geometry.kernel_size, per_group), grad.dtype)
     for ky, kx, seen in geometry.taps(image):  # (N, OH, OW, C)
         for o, c in geometry.group_slices(filters):
             rows = grad[..., o].reshape(-1, filters // geometry.groups)  # (N*OH*OW, O/groups)
@@ -794,7 +795,7 @@ def _weight_gradient(grad, x, geometry, filters, padding_mode, method, out):
     taps, tap_lanes = kh * kw, -(-per_group // FLOATS) * FLOATS
     lanes = -(-taps * tap_lanes // LANES) * LANES
     direct = lanes == taps * per_group
-    rows = out.reshape(len(out), lanes) if direct else np.empty((len(out), lanes), np.float32)
+    rows = out.reshape(len(out), lanes) if direct else empty((len(out), lanes), np.float32)
 
     # The columns come from here: a vector of 16 channels of a tap.
     row = (geometry.size[1] + 2 * pw) * words
@@ -810,7 +811,7 @@ def _weight_gradient(grad, x, geometry, filters, padding_mode, method, out):
     shares = parallel.shares(-(-len(out) // 4), tasks)
     shares[:, :2] = np.minimum(4 * shares[:, :2], len(out))  # rows are computed by fours
     image_words = (geometry.size[0] + 2 * ph) * row
-    padded = np.empty((together, geometry.size[0] + 2 * ph, row // words, words), np.uint64)
+    padded = empty((together, geometry.size[0] + 2 * ph, row // words, words), np.uint64)
     padded[...] = outside
     flat, sums = grad.reshape(-1), rows.reshape(-1)
     for first in range(0, images, together):
@@ -867,15 +868,15 @@ def _add_by_tables(shares, grad, x, starts, taps, correction, sums, g):
     shifts = np.broadcast_to(channel % 64, sources.shape)
     lane = np.arange(g.taps)[:, None] * g.tap_lanes + channel
     places = lane // LANES * _CHUNK * LANES + lane % LANES
-    turned = np.empty(chunks * _CHUNK * g.lanes, np.int32)
+    turned = empty(chunks * _CHUNK * g.lanes, np.int32)
     parallel.share_out(
         _turn, parallel.shares(steps, min(len(shares), steps)), x, starts, sources.reshape(-1),
         shifts.reshape(-1).astype(np.uint64), places.reshape(-1),
         _CHUNK, _CHUNK * g.lanes, LANES, _POWERS, turned,
     )  # fmt: skip
     tasks = len(shares)
-    tables = np.empty(tasks * _TILE * _CHUNK * _STEP_FLOATS, np.float32)
-    rows = np.empty(2 * tasks * _TILE, np.int64)
+    tables = empty(tasks * _TILE * _CHUNK * _STEP_FLOATS, np.float32)
+    rows = empty(2 * tasks * _TILE, np.int64)
     offsets = np.arange(_CHUNK) * _STEP_FLOATS
     parallel.share_out(
         _weight_by_tables, shares, grad, turned, offsets, _PATTERNS, tables, rows, correction, sums,
@@ -1195,8 +1196,8 @@ def _input_by_masks(
 def _add_by_masks(shares, grad, x, starts, taps, correction, sums, g):
     """Add the part of the gradient that comes from some images."""
     tasks, size = len(shares), _TILE * (_LIST + FLOATS)
-    values, places = np.empty(tasks * size, np.float32), np.empty(tasks * size, np.int32)
-    ends, totals = np.empty(tasks * _TILE, np.int64), np.empty(tasks * _TILE, np.float32)
+    values, places = empty(tasks * size, np.float32), empty(tasks * size, np.int32)
+    ends, totals = empty(tasks * _TILE, np.int64), empty(tasks * _TILE, np.float32)
     parallel.share_out(
         _weight_by_masks, shares, grad, x, starts.astype(np.int32), taps, values, places, ends,
         totals, correction, sums, np.array(g),

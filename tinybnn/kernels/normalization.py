@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tinybnn.kernels import parallel, threads
+from tinybnn.kernels.memory import empty, empty_like
 from tinybnn.kernels.simd import (
     BLOCK,
     FLOATS,
@@ -167,7 +168,7 @@ def _sums(step, x, grad, near):
     shares = _shares(*x.shape)
     joined, blocks = shares.joined, len(shares.summed) - 1
     width = joined * x.shape[1]
-    run, partial = np.empty((blocks, 2, width), np.float32), np.zeros((blocks, 2, width))
+    run, partial = empty((blocks, 2, width), np.float32), np.zeros((blocks, 2, width))
     _run(shares.summed, step, width, x, grad, x, _repeated(near, joined), run, partial)
     sums = partial.sum(0) if blocks > 1 else partial[0]
     if joined > 1:
@@ -181,7 +182,7 @@ def _sums(step, x, grad, near):
 
 
 def _elementwise(step, x, grad, constants):
-    out = np.empty_like(x)
+    out = empty_like(x)
     shares = _shares(*x.shape)
     constants = np.concatenate([_repeated(v, shares.joined) for v in constants])
     _run(shares.changed, step, shares.joined * x.shape[1], x, grad, out, constants, *_NO_SUMS)

@@ -14,6 +14,7 @@ import numpy as np
 
 from tinybnn.kernels import parallel, threads
 from tinybnn.kernels.bits import pack_reference, unpack_reference, words_for
+from tinybnn.kernels.memory import empty, empty_like
 from tinybnn.kernels.simd import inlined, kernel
 
 _GRAIN = 1 << 18  # floats below which a second thread costs time
@@ -33,7 +34,7 @@ def sign(x):
     -------
     (n,) float32
     """
-    out = np.empty_like(x)
+    out = empty_like(x)
     _run(_SIGN, x, _NO_FLOATS, out)
     return out
 
@@ -51,7 +52,7 @@ def gated_gradient(grad, x, low, high):
     -------
     (n,) float32
     """
-    out = np.empty_like(x)
+    out = empty_like(x)
     _run(_GATE, x, grad, out, (low, high))
     return out
 
@@ -67,7 +68,7 @@ def tent_gradient(grad, x):
     -------
     (n,) float32
     """
-    out = np.empty_like(x)
+    out = empty_like(x)
     _run(_TENT, x, grad, out)
     return out
 
@@ -93,8 +94,8 @@ def signs_and_mask(x, clip):
     """
     _check("signs_and_mask", "x", x)
     *lead, channels = x.shape
-    signs = np.empty((*lead, words_for(channels)), np.uint64)
-    mask = np.empty_like(signs)
+    signs = empty((*lead, words_for(channels)), np.uint64)
+    mask = empty_like(signs)
     _run(_PACK, x, _NO_FLOATS, _NO_FLOATS, (-clip, clip), channels, signs, mask)
     return signs, mask
 
@@ -139,7 +140,7 @@ def masked_gradient(grad, mask):
             f"masked_gradient: mask must be contiguous uint64 of shape {expected}, "
             f"got {mask.dtype} of shape {mask.shape}"
         )
-    out = np.empty_like(grad)
+    out = empty_like(grad)
     _run(_MASK, _NO_FLOATS, grad, out, channels=channels, mask=mask)
     return out
 

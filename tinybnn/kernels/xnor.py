@@ -50,7 +50,7 @@ from tinybnn.kernels.checks import (
     output_size,
     pair,
 )
-from tinybnn.kernels.layout import aligned
+from tinybnn.kernels.memory import empty
 from tinybnn.kernels.simd import (
     INTEGERS,
     WORDS,
@@ -352,7 +352,7 @@ def _lay_out(weight, groups):
     """(O, L) words of filters -> the words of all panels."""
     filters, length = weight.shape
     table, columns = _panels(groups, filters // groups)
-    panels = aligned((columns * length,), np.uint64)
+    panels = empty((columns * length,), np.uint64)
     for column, width, _, first, count in table:
         panel = np.zeros((length, width), np.uint64)
         panel[:, :count] = weight[first : first + count].T
@@ -369,14 +369,14 @@ def _epilogue(base, groups, thresholds, flip):
     table, columns = _panels(groups, base.shape[1] // groups)
     flips = np.zeros(columns // NARROW, np.uint64)
     if thresholds is None:
-        values, empty = base, 0
+        values, unused = base, 0
     else:
         # (base - 2 d >= t) is (d <= (base - t) / 2), and d is an integer.
         # Limits beyond what it can be say the same as the nearest ones that int32 holds.
-        values, empty = (base - thresholds.astype(np.int64)) >> 1, -1
+        values, unused = (base - thresholds.astype(np.int64)) >> 1, -1
         values = np.clip(values, -1, np.iinfo(np.int32).max)
-    constants = aligned((len(base), columns), np.int32)
-    constants[:] = empty  # unused columns give bit 0
+    constants = empty((len(base), columns), np.int32)
+    constants[:] = unused  # these columns give bit 0
     for column, _, _, first, count in table:
         constants[:, column : column + count] = values[:, first : first + count]
         if thresholds is not None:

@@ -1,0 +1,117 @@
+"""Memory for arrays: where it begins, and that it is used again, but never twice at a time."""
+
+import gc
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from tinybnn.kernels import memory
+
+LARGE = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def nothing_waits():
+    before = memory.keep(0)
+    memory.keep(before)
+    yield
+    memory.keep(before)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 5), (70, 600), 5000, (1000, 1001), ()])
+@pytest.mark.parametrize("dtype", [np.int32, np.uint64, np.dtype("float32")])
+def test_begins_with_a_cache_line(shape, dtype):
+    for _ in range(5):
+        array = memory.empty(shape, dtype)
+        expected = np.empty(shape, dtype)
+        assert array.shape == expected.shape and array.dtype == expected.dtype
+        assert array.flags.c_contiguous and array.flags.writeable
+        assert array.ctypes.data % 64 == 0 or not array.size
+
+
+def test_used_again_when_the_last_view_is_gone():
+    first = memory.empty(LARGE, np.uint8)
+    place = first.ctypes.data
+    view = first[10:20].view(np.int8).reshape(2, 5).T
+    del first
+    assert memory.empty(LARGE, np.uint8).ctypes.data != place  # and waits now itself
+    view[:] = 1
+    del view
+    second, third = (memory.empty(LARGE - 100, np.uint8) for _ in range(2))
+    assert place in (second.ctypes.data, third.ctypes.data)
+    assert second.ctypes.data != third.ctypes.data
+
+
+def test_not_for_arrays_that_are_much_smaller():
+    place = memory.empty(LARGE, np.uint8).ctypes.data
+    assert memory.empty(LARGE // 2, np.uint8).ctypes.data != place
+    assert memory.empty(int(LARGE / 1.2), np.uint8).ctypes.data == place
+    assert memory.empty(LARGE + 1, np.uint8).ctypes.data != place
+
+
+def waiting():
+    return sum(map(len, memory._free.values()))
+
+
+def test_keeps_no_more_than_the_limit():
+    memory.keep(5 * LARGE)
+    arrays = [memory.empty(LARGE + 4096 * i, np.uint8) for i in range(8)]
+    last = arrays[-1].ctypes.data
+    while arrays:
+        arrays.pop(0)
+    assert 4 * LARGE < waiting() <= 5 * LARGE
+    assert last in memory._free  # what has waited longest goes first
+    assert memory.keep(0) == 5 * LARGE
+    assert waiting() == 0
+    with pytest.raises(ValueError, match="limit must be a number of bytes >= 0, got -1"):
+        memory.keep(-1)
+
+
+def test_threads_never_share_memory():
+    """Each thread fills arrays with its own number, and finds nothing else in them."""
+    wrong = []
+
+    def work(number):
+        for _ in range(300):
+            a, b = memory.empty(LARGE, np.uint8), memory.empty(LARGE, np.uint8)
+            a[::4096], b[::4096] = number, number + 100
+            if (a[::4096] != number).any() or (b[::4096] != number + 100).any():
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    gc.collect()
+    assert waiting() <= 12 * (LARGE + 64)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(3, 4), (64, 8, 50, 60)])
+def test_empty_like(shape, order):
+    x = np.zeros(shape, np.float32, order)
+    for like in (x, x[:, ::-1], x.T, np.broadcast_to(x[:1], shape)):
+        found, expected = memory.empty_like(like), np.empty_like(like)
+        assert found.shape == expected.shape and found.dtype == expected.dtype
+        assert found.flags.writeable
+        if like is x or like.base is x and like.flags.forc:
+            assert found.strides == expected.strides
+
+
+def test_channels_last_stays_channels_last():
+    x = np.zeros((8, 30, 40, 64), np.float32).transpose(0, 3, 1, 2)
+    assert memory.empty_like(x).strides == x.strides
+
+
+def test_the_end_of_a_process_is_quiet():
+    code = (
+        "import numpy as np; from tinybnn.kernels import memory; "
+        "a = memory.empty(1 << 20, np.uint8); b = [a]; b.append(b)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
