@@ -131,9 +131,9 @@ def test_a_wrong_argument_as_a_process(tmp_path):
 def test_the_defaults_are_the_librarys():
     options = cli._parser().parse_args(["train", "cnn", "--out", "r"])
     config = runs.Config("cnn")
-    for name in ("dataset", "epochs", "batch_size", "lr", "seed", "validation"):
+    for name in ("dataset", "epochs", "batch_size", "lr", "seed", "validation", "shift", "flip"):
         assert getattr(options, name) == getattr(config, name)
-    assert set(runs.MODELS) == {"mlp", "cnn"}
+    assert set(runs.MODELS) == {"mlp", "cnn", "vgg-small"}
 
 
 # -------------------------------------------------------------------------------------------- train

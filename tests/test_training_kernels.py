@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tinybnn import functional as F
 from tinybnn import nn, optim, quantizers
 from tinybnn.kernels import (
+    activations,
     bits,
     float_pooling,
     layout,
@@ -434,6 +435,57 @@ def test_refusals(call, message):
         call()
 
 
+# -------------------------------------------------------------------------------------- activations
+
+
+@given(st.integers(1, 40), st.integers(1, 70), st.integers(0, 99), st.sampled_from((0, 0.01, -2)))
+def test_leaky_relu_and_prelu(rows, channels, seed, slope):
+    x = with_special(normal(rows, channels, seed=seed), seed)
+    given_ = with_special(normal(rows, channels, seed=seed + 1), seed + 1)
+    slopes, flat, flat_grad = normal(channels, seed=seed), x.reshape(-1), given_.reshape(-1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = activations.leaky_relu(flat, slope)
+        assert_identical(found, activations.leaky_relu_reference(flat, slope))
+        found = activations.leaky_relu_gradient(flat_grad, flat, slope)
+        assert_identical(found, activations.leaky_relu_gradient_reference(flat_grad, flat, slope))
+        assert_identical(activations.prelu(x, slopes), activations.prelu_reference(x, slopes))
+        found = activations.prelu_gradient(given_, x, slopes)
+        expected = activations.prelu_gradient_reference(given_, x, slopes)
+        assert_identical(found[0], expected[0])
+        np.testing.assert_allclose(found[1], expected[1], rtol=1e-6, atol=1e-6)
+
+
+def test_slopes_of_many_rows_are_summed_in_double_precision():
+    x = np.full((50_000, 3), -0.1, np.float32)
+    given_ = np.full(x.shape, 0.1, np.float32)
+    _, found = activations.prelu_gradient(given_, x, np.float32([0.1, 0.2, 0.3]))
+    exact = 50_000 * np.float64(np.float32(0.1) * np.float32(-0.1))
+    assert_identical(found, np.full(3, exact, np.float32))
+
+
+@pytest.mark.parametrize("shape", [(4, 40, 6, 7), (90, 64)])
+@pytest.mark.parametrize(
+    "apply", [lambda x, w: F.leaky_relu(x, 0.2), F.prelu], ids=["leaky", "prelu"]
+)
+def test_activations_follow_the_rule(apply, shape, monkeypatch):
+    """The same in all bits but those of the slopes' sums; and in any layout."""
+    x, given_, w = normal(*shape), normal(*shape, seed=1), normal(shape[1], seed=2)
+    results = []
+    for few in (0, 1 << 30):
+        monkeypatch.setattr(F.activation, "_FEW", few)
+        for change in (channels_last, np.ascontiguousarray, np.asfortranarray):
+            inputs = Tensor(change(x), requires_grad=True), Tensor(w, requires_grad=True)
+            output = apply(*inputs)
+            output.backward(change(given_))
+            results.append([output.data, inputs[0].grad, inputs[1].grad])
+    for output, of_x, of_w in results:
+        assert_identical(output, results[0][0])
+        assert_identical(of_x, results[0][1])
+        assert (of_w is None) == (results[0][2] is None)
+        if of_w is not None:
+            np.testing.assert_allclose(of_w, results[0][2], rtol=1e-4)
+
+
 # ------------------------------------------------------------------------------------------- losses
 
 
@@ -555,6 +607,10 @@ def all_kernels():
     signs, mask = straight_through.signs_and_mask(x, 1)
     yield from (signs, mask)
     yield straight_through.masked_gradient(given_, mask)
+    yield activations.leaky_relu(flat, 0.1)
+    yield activations.leaky_relu_gradient(given_.reshape(-1), flat, 0.1)
+    yield activations.prelu(x, constants[0])
+    yield from activations.prelu_gradient(given_, x, constants[0])
     weight, mean, square = flat.copy(), flat.copy(), flat * flat
     optimizers.adam(
         weight, given_.reshape(-1), mean, square, size=0.1, betas=(0.9, 0.99), root=0.5, eps=1e-8,
@@ -567,7 +623,7 @@ def all_kernels():
 def test_results_do_not_depend_on_the_threads(monkeypatch):
     with threads.num_threads(1):
         expected = list(all_kernels())
-    for module in (normalization, float_pooling, straight_through, optimizers):
+    for module in (activations, normalization, float_pooling, straight_through, optimizers):
         monkeypatch.setattr(module, "_GRAIN", 0)  # all through the parallel kernels
     monkeypatch.setattr(threads, "count", lambda: 2)
     for n in {1, min(2, numba.config.NUMBA_NUM_THREADS), numba.config.NUMBA_NUM_THREADS}:

@@ -41,8 +41,12 @@ def _cnn(shape, classes, rng):
     return models.cnn(shape, classes, padding=padding, rng=rng)
 
 
+def _vgg_small(shape, classes, rng, width=1.0, quantizer="approx_sign"):
+    return models.vgg_small(shape, classes, width, quantizer, rng=rng)
+
+
 # name -> (input_shape, number of classes, rng, **options) -> Module
-MODELS = {"mlp": _mlp, "cnn": _cnn}
+MODELS = {"mlp": _mlp, "cnn": _cnn, "vgg-small": _vgg_small}
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class Config:
         The share of training images that is held out and evaluated after each epoch; 0 for none.
     shift : int
         Training images are moved at random by up to so many pixels in both directions.
+    flip : bool
+        Every other training image, at random, is seen in a mirror.
     options : dict
         Keyword arguments for the model.
     """
@@ -76,6 +82,7 @@ class Config:
     seed: int = 0
     validation: float = 0.0
     shift: int = 0
+    flip: bool = False
     options: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -147,10 +154,10 @@ def train(folder, config, progress=True, say=print, threads=None):
     shape, classes = train_set.images.shape[1:], len(train_set.classes)
     model, rng = config.build(shape, classes)
     transform = None
-    if config.shift:
-        transform = datasets.Compose(
-            [datasets.RandomShift(config.shift), datasets.to_signed(train_set.maximum)]
-        )
+    if config.shift or config.flip:
+        steps = [datasets.RandomShift(config.shift)] if config.shift else []
+        steps += [datasets.RandomHorizontalFlip()] if config.flip else []
+        transform = datasets.Compose([*steps, datasets.to_signed(train_set.maximum)])
     loader = datasets.DataLoader(
         train_set, config.batch_size, shuffle=True, drop_last=True, transform=transform, rng=rng
     )

@@ -10,16 +10,41 @@ from tinybnn.tensor import Function, as_array, default_generator, exp, reshape, 
 _POSITIVE = np.nextafter(np.float32(0), np.float32(1)), np.inf  # the floats above 0
 
 
+_FEW = 4096  # numbers that NumPy is done with before a kernel is called
+
+
+def _flat(*arrays):
+    """Views of arrays as rows of numbers, for a kernel; None if it does not take these."""
+    if not all(isinstance(a, np.ndarray) for a in arrays) or arrays[0].size < _FEW:
+        return None
+    return layout.flat(*arrays)
+
+
 def _gated(grad, values, low, high):
     """``grad * (low <= values <= high)`` by a kernel; None if it does not take these."""
-    if not isinstance(grad, np.ndarray) or grad.size < 4096:  # NumPy is done with fewer sooner
-        return None
-    flat = layout.flat(grad, values)
+    flat = _flat(grad, values)
     if flat is None:
         return None
     from tinybnn.kernels import straight_through  # compiled at the first use
 
     return layout.like(values, straight_through.gated_gradient(*flat, low, high))
+
+
+def _channel_rows(weight, *arrays):
+    """Arrays as rows of channels, one weight each, for a kernel; None if it does not take these."""
+    if not all(isinstance(a, np.ndarray) for a in (weight, *arrays)) or arrays[0].size < _FEW:
+        return None
+    channels = arrays[0].shape[1] if arrays[0].ndim in (2, 4) else 0
+    if weight.size != channels or weight.dtype != np.float32:
+        return None
+    rows = [layout.channel_rows(a) for a in arrays]
+    return None if any(r is None for r in rows) else rows
+
+
+def _kernels():
+    from tinybnn.kernels import activations  # compiled at the first use
+
+    return activations
 
 
 class Relu(Function):
@@ -52,10 +77,16 @@ class LeakyRelu(Function):
 
     def forward(self, x, slope):
         self.slope = slope
-        return np.where(x > 0, x, slope * x)
+        flat = _flat(x)
+        if flat is None:
+            return np.where(x > 0, x, slope * x)
+        return layout.like(x, _kernels().leaky_relu(*flat, slope))
 
     def backward(self, grad, output, x):
-        return where(as_array(x) > 0, grad, self.slope * grad)
+        flat = _flat(grad, x)
+        if flat is None:
+            return where(as_array(x) > 0, grad, self.slope * grad)
+        return layout.like(x, _kernels().leaky_relu_gradient(*flat, self.slope))
 
 
 class PRelu(Function):
@@ -64,9 +95,16 @@ class PRelu(Function):
     broadcasts = True
 
     def forward(self, x, weight):
-        return np.where(x > 0, x, weight * x)
+        rows = _channel_rows(weight, x)
+        if rows is None:
+            return np.where(x > 0, x, weight * x)
+        return layout.image(_kernels().prelu(*rows, weight.reshape(-1)), x.shape)
 
     def backward(self, grad, output, x, weight):
+        rows = _channel_rows(weight, grad, x)
+        if rows is not None:
+            grad_x, grad_weight = _kernels().prelu_gradient(*rows, weight.reshape(-1))
+            return layout.image(grad_x, x.shape), grad_weight.reshape(weight.shape)
         positive = as_array(x) > 0
         return where(positive, grad, grad * weight), where(positive, 0.0, grad * x)
 

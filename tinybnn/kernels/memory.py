@@ -76,13 +76,8 @@ def keep(limit):
 
 def _let_go():
     """Give back what has waited longest, until the rest is within the limit."""
-    waiting = list(_free.items())
-    total = sum(len(memory) for _, memory in waiting)
-    for address, memory in waiting:
-        if total <= _limit:
-            break
-        _free.pop(address, None)
-        total -= len(memory)
+    while sum(map(len, list(_free.values()))) > _limit:
+        _free.pop(next(iter(list(_free)), None), None)
 
 
 def _wait(memory, free=_free, let_go=_let_go):

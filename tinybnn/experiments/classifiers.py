@@ -1,4 +1,4 @@
-"""Binary networks on MNIST: accuracy over seeds, size, and exactness of the packed model.
+"""Binary classifiers: accuracy over seeds, size, and exactness of the packed model.
 
 The recipes were chosen on held-out training images (``validate=True``); the figures that are
 reported come from training on all images and one look at the test set after the last epoch.
@@ -25,10 +25,21 @@ RECIPES = {
         "mlp", "mnist", epochs=60, batch_size=128, lr=1e-2, shift=1,
         options={"hidden": [256, 256, 256], "dropout": 0.0},
     ),
+    # FINN's LFC.
+    "mnist-mlp-1024": runs.Config(
+        "mlp", "mnist", epochs=60, batch_size=128, lr=5e-3, shift=1,
+        options={"hidden": [1024, 1024, 1024], "dropout": 0.0},
+    ),
+    "cifar10-vgg-small": runs.Config(
+        "vgg-small", "cifar10", epochs=20, batch_size=64, lr=3e-3, shift=4, flip=True
+    ),
 }  # fmt: skip
 
 
-def run(name, out, dataset="mnist", seeds=3, epochs=None, validate=False, progress=True, say=print):
+def run(
+    name, out, dataset=None, seeds=3, epochs=None, validate=False, threads=None, progress=True,
+    say=print,
+):  # fmt: skip
     """Train one network for each seed and compare each with its packed form on all test images.
 
     Each seed is a run of its own in ``<out>/<name>-<seed>`` and goes on after an interruption.
@@ -39,13 +50,16 @@ def run(name, out, dataset="mnist", seeds=3, epochs=None, validate=False, progre
         A key of `RECIPES`.
     out : path
         Folder of the runs and of the figures, ``<name>.json``, written after each seed.
-    dataset : str
+    dataset : str, optional
+        Instead of the recipe's.
     seeds : int
         Seeds 0, 1, ...
     epochs : int, optional
         Instead of the recipe's.
     validate : bool
         Hold a twelfth of the training images out and test on them: for choosing a recipe.
+    threads : int, optional
+        As for `training.fit`.
     progress : bool
     say : callable
         Gets a line of text at a time.
@@ -55,11 +69,10 @@ def run(name, out, dataset="mnist", seeds=3, epochs=None, validate=False, progre
     dict
         The figures, as in the file.
     """
+    changes = {"dataset": dataset, "epochs": epochs, "validation": 1 / 12 if validate else None}
     recipe = dataclasses.replace(
-        RECIPES[name], dataset=dataset, validation=1 / 12 if validate else 0.0
+        RECIPES[name], **{k: v for k, v in changes.items() if v is not None}
     )
-    if epochs is not None:
-        recipe = dataclasses.replace(recipe, epochs=epochs)
     result = {
         "name": name,
         "recipe": dataclasses.asdict(recipe),
@@ -71,8 +84,9 @@ def run(name, out, dataset="mnist", seeds=3, epochs=None, validate=False, progre
     for seed in range(seeds):
         folder = Path(out) / f"{name}-{seed}"
         trained = runs.train(
-            folder, dataclasses.replace(recipe, seed=seed), progress=progress, say=say
-        )
+            folder, dataclasses.replace(recipe, seed=seed), progress=progress, say=say,
+            threads=threads,
+        )  # fmt: skip
         packed = runs.compile(folder, say=say)
         exact = runs.verify(folder, say=say)
         result["runs"].append(
