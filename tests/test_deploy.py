@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tinybnn import deploy, nn, storage
 from tinybnn import functional as F
 from tinybnn.deploy.shapes import infer
-from tinybnn.kernels import depthwise, threads
+from tinybnn.kernels import bits, depthwise, threads
 from tinybnn.tensor import Tensor, no_grad
 from tinybnn.testing import assert_identical
 
@@ -193,6 +193,25 @@ def test_nan_and_infinite_parameters(network, seed):
         warnings.simplefilter("ignore")
         packed = deploy.compile(model, shape)
         deploy.verify(model, packed, inputs(rng, 4, shape))
+
+
+@given(networks(), st.integers(0, 2**32 - 1))
+def test_random_networks_take_packed_inputs_or_say_why_not(network, seed):
+    model, shape = network
+    packed = deploy.compile(model, shape)
+    x = inputs(np.random.default_rng(seed), 5, shape)
+    words = bits.pack(x.transpose(0, 2, 3, 1) if x.ndim == 4 else x)
+    readers = {step.operation for step in packed.steps if -1 in step.inputs}
+    if readers == {"pack"}:
+        logits = packed.predict(x)
+        assert_identical(packed.predict_packed(words), logits)
+        out = np.empty_like(logits)
+        assert packed.predict_packed(words, batch_size=2, out=out, threads=1) is out
+        assert_identical(out, logits)
+        assert_identical(packed.predict(x), logits)  # memory is shared with the calls between
+    else:
+        with pytest.raises(ValueError, match=r"predict_packed: .* reads the input as floats"):
+            packed.predict_packed(words)
 
 
 # ------------------------------------------------------------------------- thresholds, one by one
@@ -466,6 +485,38 @@ def test_wrong_input_is_refused(x):
     packed = deploy.compile(cnn(), (1, 8, 8))
     with pytest.raises(ValueError, match=r"float32 of shape \(N, 1, 8, 8\), got"):
         packed.predict(x)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (np.zeros((2, 3), np.int64), r"must be uint64 of shape \(N, 3\), got int64"),
+        (np.zeros((2, 2), np.uint64), r"of shape \(N, 3\), got uint64 of shape \(2, 2\)"),
+        (np.zeros(3, np.uint64), r"got uint64 of shape \(3,\)"),
+        (np.full((2, 3), 2**63, np.uint64), "bits set behind the 130 of a row"),
+    ],
+)
+def test_wrong_packed_input_is_refused(words, message):
+    packed = deploy.compile(nn.Sequential(nn.BinaryLinear(130, 4)).eval(), (130,))
+    with pytest.raises(ValueError, match=message):
+        packed.predict_packed(words)
+
+
+def test_the_sign_of_signs_is_no_step():
+    """A model that ends in signs, and another that starts with the sign of its input."""
+    rng = np.random.default_rng(0)
+    first = [nn.BinaryLinear(20, 30, rng=rng), nn.BatchNorm1d(30), nn.Quantize()]
+    second = [nn.BinaryLinear(30, 7, rng=rng), nn.BatchNorm1d(7)]
+    model = nn.Sequential(*first, *second)
+    packed = deploy.compile(randomize(model, rng).eval(), (20,))
+    assert [s.operation for s in packed.steps] == [
+        "pack", "xnor_linear", "threshold", "xnor_linear", "to_float", "batch_norm",
+    ]  # fmt: skip
+    deploy.verify(model, packed, inputs(rng, 5, (20,)))
+    ending = nn.Sequential(*first, nn.Quantize("approx_sign"))
+    packed = deploy.compile(ending, (20,))
+    deploy.verify(ending, packed, inputs(rng, 5, (20,)))
+    assert [s.operation for s in packed.steps] == ["pack", "xnor_linear", "threshold", "unpack"]
 
 
 def test_an_empty_batch_gives_an_empty_result():

@@ -288,6 +288,35 @@ def test_requires_grad_and_zero_grad():
     assert model(x).requires_grad
 
 
+def test_a_frozen_module_stays_as_it_is():
+    model = small_network()
+    x = Tensor(normal(4, 1, 4, 4))
+    model.train()(x).sum().backward()  # statistics that are not the initial ones, and gradients
+    frozen, head = nn.Sequential(*model[:6]), nn.Sequential(*model[6:])
+    assert frozen.freeze() is frozen
+    before = {key: array.copy() for key, array in frozen.state_dict().items()}
+    whole = nn.Sequential(frozen, head).train().requires_grad_()
+    assert head.training and not any(m.training for m in frozen.modules())
+    whole(x).sum().backward()
+    assert all(p.grad is None and not p.requires_grad for p in frozen.parameters())
+    assert all(p.grad is not None for p in head.parameters())
+    for key, array in frozen.state_dict().items():
+        assert_identical(array, before[key], key)
+    frozen.load_state_dict({key: 2 * array for key, array in before.items()})
+    assert_identical(frozen[0].weight.data, 2 * before["0.weight"])
+
+
+def test_a_frozen_module_can_learn_again():
+    model = small_network().freeze()
+    model.freeze(False)
+    assert not model.training and all(p.requires_grad for p in model.parameters())
+    assert all(m.training for m in model.train().modules())
+    model[0].freeze()
+    model.requires_grad_()  # a part below is frozen still
+    assert [p.requires_grad for p in model.parameters()] == [False] * 2 + [True] * 10
+    assert [m.training for m in model.train().children()][:2] == [False, True]
+
+
 def test_to_float64_and_back():
     model = small_network().to(np.float64)
     for key, array in model.state_dict().items():

@@ -182,18 +182,16 @@ class _Compiler:
         self.names, self.calls, self.output = names, calls, output
         self.producer = {id(x): -1}  # Tensor -> the call that made it (-1: the model's input)
         self.symbolic = []  # for each call: the producers of its inputs that depend on x
+        self.kinds = {-1: "float"}
         for i, call in enumerate(calls):
             sources = [self.producer.get(id(t)) for t in call.inputs]
             self.symbolic.append([s for s in sources if s is not None])
             if self.symbolic[i]:
-                self.producer[id(call.output)] = i
+                self.kinds[i] = self.kind(i)
+                self.producer[id(call.output)] = self.without_repetition(i)
         if id(output) not in self.producer:
             raise CompileError("compile: the model's output does not depend on its input")
         self._thresholds = {}
-        self.kinds = {-1: "float"}
-        for i in range(len(calls)):
-            if self.symbolic[i]:
-                self.kinds[i] = self.kind(i)
 
     # ------------------------------------------------------------------------------------ helpers
 
@@ -242,6 +240,12 @@ class _Compiler:
             if function is T.Pad and call.options["value"] == 1.0:
                 return "signs"
         return "float"
+
+    def without_repetition(self, i):
+        """The call whose result is that of call i: an earlier one, if i is the sign of signs."""
+        source = self.symbolic[i][0]
+        is_repeated = type(self.calls[i].function) is Quantize and self.kinds[source] == "signs"
+        return source if is_repeated else i
 
     def flattens(self, i):
         """Whether call i merges the axes of an image (C, H, W) into one."""

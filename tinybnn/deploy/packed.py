@@ -346,7 +346,7 @@ class PackedModel:
     def _block(self):
         return block_size(self.tasks)
 
-    def run_plan(self, x, clock=None):
+    def run_plan(self, x, clock=None, packs=()):
         """Yield (step, result) as `predict` computes them; some steps have no result of their own.
 
         A result is to be read before the next one is asked for: its memory is used again.
@@ -356,9 +356,11 @@ class PackedModel:
         x : (N, *input_shape) float32
         clock : list of float, optional
             The seconds that each task took are added to it.
+        packs : collection of int
+            Steps that are left out, since x is what they give: see `predict_packed`.
         """
         workspace = self._workspace(len(x))
-        for task, results in carry_out(self.tasks, workspace, x, clock):
+        for task, results in carry_out(self.tasks, workspace, x, clock, packs):
             for i, result in zip(task.steps, results, strict=True):
                 yield self.steps[i], result
         self._free.append(workspace)
@@ -394,7 +396,39 @@ class PackedModel:
         (N, ...) float32
             Equal to the float model's output in eval mode, bit for bit.
         """
-        x = self.check_input(x)
+        return self._predict(self.check_input(x), (), batch_size, out, threads)
+
+    def predict_packed(self, words, batch_size=None, out=None, threads=None):
+        """The model's output for an input that is packed already, such as a stored code.
+
+        Parameters
+        ----------
+        words : (N, words) or (N, H, W, words) uint64
+            The signs of the input, as `kernels.bits.pack` gives them: of features (F,) in a row, of
+            images (C, H, W) pixel by pixel.
+        batch_size, out, threads
+            As in `predict`.
+
+        Returns
+        -------
+        (N, ...) float32
+            What `predict` gives for the unpacked signs.
+
+        Raises
+        ------
+        ValueError
+            If the model reads more of its input than the signs, or the words do not fit it.
+        """
+        packs = [i for i, step in enumerate(self.steps) if -1 in step.inputs]
+        for i in packs:
+            if self.steps[i].operation != "pack":
+                raise ValueError(
+                    f"predict_packed: {self.steps[i].name} ({self.steps[i].operation}) reads the "
+                    "input as floats, not only its signs"
+                )
+        return self._predict(self._check_words(words), packs, batch_size, out, threads)
+
+    def _predict(self, x, packs, batch_size, out, threads):
         if batch_size is None:
             batch_size = self._block
         elif batch_size < 1:
@@ -410,7 +444,7 @@ class PackedModel:
             for start in range(0, len(x), batch_size):
                 # A result is copied before the next one is asked for: after the last, the memory
                 # goes to another call.
-                for step, result in self.run_plan(x[start : start + batch_size]):
+                for step, result in self.run_plan(x[start : start + batch_size], packs=packs):
                     if step is self.steps[-1]:
                         out[start : start + batch_size] = result
         return out
@@ -476,6 +510,20 @@ class PackedModel:
                 f"got {x.dtype} of shape {x.shape}"
             )
         return x
+
+    def _check_words(self, words):
+        """The packed input as an array, or a ValueError that says what was expected."""
+        channels, *pixels = self.input_shape
+        words, shape = np.asarray(words), (*pixels, bits.words_for(channels))
+        if words.dtype != np.uint64 or words.shape[1:] != shape or words.ndim == 0:
+            expected = ", ".join(map(str, ("N", *shape)))
+            raise ValueError(
+                f"predict_packed: words must be uint64 of shape ({expected}), "
+                f"got {words.dtype} of shape {words.shape}"
+            )
+        if channels % 64 and np.any(words[..., -1] >> np.uint64(channels % 64)):
+            raise ValueError(f"predict_packed: words has bits set behind the {channels} of a row")
+        return words
 
     # ---------------------------------------------------------------------------------- on disk
 

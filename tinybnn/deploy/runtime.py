@@ -146,7 +146,7 @@ def carry_out(tasks, workspace, x, clock=None, packs=()):
     """
     values = dict.fromkeys(packs, x) if packs else {-1: workspace.channels_last(x)}
     last_use = {source: i for i, task in enumerate(tasks) for source in task.inputs}
-    outputs, own = workspace.outputs(len(x)), set(workspace.places).difference(packs)
+    outputs, own = workspace.outputs(len(x)), set(workspace.places)
     if not packs and values[-1] is not x:  # a copy
         own.add(-1)
     for i, task in enumerate(tasks):

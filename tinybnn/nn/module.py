@@ -68,9 +68,12 @@ class Module:
     training : bool
         Set by `train` and `eval`; batch norm and dropout act on it, and in eval mode real-valued
         sums run in one fixed order, so that a packed model can repeat them exactly.
+    frozen : bool
+        Set by `freeze`: the module stays in evaluation mode, and its parameters do not learn.
     """
 
     training = True
+    frozen = False
     _buffer_names = ()
 
     def forward(self, *inputs):
@@ -180,19 +183,43 @@ class Module:
     # ------------------------------------------------------------------------------------- mode
 
     def train(self, mode=True):
-        """Switch this module and all below it to training (or evaluation) mode."""
+        """Switch this module and all below it to training (or evaluation) mode.
+
+        Frozen modules stay in evaluation mode.
+        """
         for module in self.modules():
-            module.training = bool(mode)
+            module.training = bool(mode) and not module.frozen
         return self
 
     def eval(self):
         """Switch this module and all below it to evaluation mode."""
         return self.train(False)
 
+    def freeze(self, frozen=True):
+        """Keep this module and all below it as they are while others around them are trained.
+
+        Their parameters take no gradient, and they stay in evaluation mode when `train` is called:
+        batch norm leaves its running statistics alone. Only `load_state_dict` changes them.
+
+        Parameters
+        ----------
+        frozen : bool
+            False: let them learn again; the mode is not changed.
+        """
+        for module in self.modules():
+            module.frozen = bool(frozen)
+        self.requires_grad_(not frozen)
+        if frozen:
+            self.zero_grad()  # an optimizer takes no step without a gradient
+            self.eval()
+        return self
+
     def requires_grad_(self, requires_grad=True):
-        """Let all parameters below learn, or freeze them."""
+        """Let all parameters below take gradients, or not; those of frozen modules never do."""
+        own = [(p, m.frozen) for m in self.modules() for p in vars(m).values()]
+        frozen = {id(p) for p, is_frozen in own if is_frozen}
         for parameter in self.parameters():
-            parameter.requires_grad = requires_grad
+            parameter.requires_grad = bool(requires_grad) and id(parameter) not in frozen
         return self
 
     def zero_grad(self):

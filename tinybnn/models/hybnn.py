@@ -1,0 +1,182 @@
+"""HyBNN: a frozen float encoder that gives bits, and a binary network that works on them.
+
+In a Hybrid Binary Neural Network the encoder of a `BinaryVAE` is trained once, without labels, and
+frozen. Each task then gets a small binary head of its own, which takes the packed code and nothing
+else. `BinaryCNN` is what the paper compares with: one binary network on binarized pixels, of the
+size of encoder and head together.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tinybnn import nn
+from tinybnn.models.binary_vae import CHANNELS, BinaryVAE, image_sizes
+from tinybnn.tensor import default_generator
+
+
+def binary_dense(in_features, widths, quantizer, rng):
+    """Dense layers, each a sign, a BinaryLinear and a batch norm, as a list."""
+    layers = []
+    for width in widths:
+        layers.append(nn.BinaryLinear(in_features, width, input_quantizer=quantizer, rng=rng))
+        layers.append(nn.BatchNorm1d(width))
+        in_features = width
+    return layers
+
+
+class BinaryMLP(nn.Module):
+    """The task network: codes -> class scores, every weight and every input of a layer a sign.
+
+        layer                           weights
+        dense 200 -> 128, batch norm    25,600 (binary)
+        sign
+        dense 128 -> 2, batch norm      256 (binary)
+
+    The last layer is binary like the first. Its scores are integers from -128 to 128, so far apart
+    that softmax would saturate and its gradient vanish; the batch norm behind it brings them to a
+    scale of one. It costs two floats a class, and it cannot be folded into thresholds, since no
+    sign follows: it is the only place where the packed network computes with floats.
+
+    Parameters
+    ----------
+    in_features : int
+        Bits of a code.
+    hidden : int or sequence of int
+        Width of the hidden layer, or of several.
+    num_classes : int
+    quantizer : Quantizer or name
+        Of each layer's input; weights use ste_sign.
+    rng : numpy.random.Generator, optional
+        Source of the initial weights.
+    """
+
+    def __init__(
+        self, in_features=200, hidden=128, num_classes=2, *, quantizer="ste_sign", rng=None
+    ):
+        rng = default_generator() if rng is None else rng
+        hidden = (hidden,) if np.ndim(hidden) == 0 else tuple(hidden)
+        layers = binary_dense(in_features, (*hidden, num_classes), quantizer, rng)
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x):
+        """(N, in_features) -> (N, num_classes)."""
+        return self.layers(x)
+
+
+class BinaryCNN(nn.Module):
+    """The baseline: binarized pixels, three binary convolutions, three binary dense layers.
+
+        layer (28×28)                        output      weights (all binary)
+        sign(x - threshold)                  28×28
+        conv 3×3 stride 2, 1 -> 32           14×14       288
+        conv 3×3 stride 2, 32 -> 64          7×7         18,432
+        conv 3×3 stride 2, 64 -> 128         4×4         73,728
+        dense 2048 -> 200                    200         409,600
+        dense 200 -> 128                     128         25,600
+        dense 128 -> 2                       2           256
+
+    with a batch norm behind each layer and a sign in front: the shapes of HyBNN's encoder and head
+    together. (The paper calls the first dense layer regular; here it is binary as well.)
+
+    Parameters
+    ----------
+    image_shape : (C, H, W)
+    num_classes : int
+    threshold : float or array that broadcasts to (C, H, W)
+        What pixels are compared with. For pixels from 0 to 1:
+
+        - 0 is the paper's construction, sign(x). As sign(0) = +1, it makes every image the same
+          image, all +1, and the network a constant: it can do no better than the frequency of the
+          commonest class. That is a defect of the threshold, not of binary inputs.
+        - 0.5, or the mean of each pixel over the training images, repairs it.
+    features, hidden : int
+        Widths of the dense layers.
+    quantizer : Quantizer or name
+        Of each layer's input; weights use ste_sign.
+    rng : numpy.random.Generator, optional
+        Source of the initial weights.
+
+    Attributes
+    ----------
+    threshold : (1, C or 1, H or 1, W or 1) float32 buffer
+    """
+
+    def __init__(
+        self,
+        image_shape,
+        num_classes=2,
+        threshold=0.5,
+        features=200,
+        hidden=128,
+        *,
+        quantizer="ste_sign",
+        rng=None,
+    ):
+        rng = default_generator() if rng is None else rng
+        threshold = np.asarray(threshold, np.float32)
+        if len(image_shape) != 3 or not _broadcasts(threshold.shape, image_shape):
+            raise ValueError(
+                "BinaryCNN: expects image_shape (C, H, W) and a threshold that broadcasts to it, "
+                f"got {tuple(image_shape)} and a threshold of shape {threshold.shape}"
+            )
+        self.register_buffer(
+            "threshold", threshold.reshape((1,) * (4 - threshold.ndim) + threshold.shape)
+        )
+        layers, channels = [], image_shape[0]
+        for outputs in CHANNELS:
+            layers += [
+                nn.BinaryConv2d(
+                    channels, outputs, 3, stride=2, padding=1, input_quantizer=quantizer, rng=rng
+                ),
+                nn.BatchNorm2d(outputs),
+            ]
+            channels = outputs
+        in_features = channels * math.prod(image_sizes(image_shape)[-1])
+        dense = binary_dense(in_features, (features, hidden, num_classes), quantizer, rng)
+        self.layers = nn.Sequential(*layers, nn.Flatten(), *dense)
+
+    def forward(self, x):
+        """(N, C, H, W) -> (N, num_classes)."""
+        return self.layers(x - self.threshold)
+
+
+def _broadcasts(shape, target):
+    try:
+        return np.broadcast_shapes(shape, target) == tuple(target)
+    except ValueError:
+        return False
+
+
+class HyBNN(nn.Module):
+    """Image -> code -> class scores: an encoder, frozen here, and a head that is trained.
+
+    Training this model as a whole computes each image's code anew in each epoch. It is faster to
+    encode once and to train the head alone (`BinaryVAE.encode_packed`, `save_codes`); the result
+    can be put together afterwards.
+
+    ``deploy.compile(HyBNN(encoder, head), image_shape)`` is a program from image to scores, in
+    which the code is only ever bits. ``deploy.compile(head, (bits,)).predict_packed(words)`` starts
+    from stored codes.
+
+    Parameters
+    ----------
+    encoder : Module
+        Images -> (N, bits) of ±1, such as ``vae.encoder``. It is frozen (`Module.freeze`).
+    head : Module
+        (N, bits) -> (N, classes), such as a `BinaryMLP`.
+    """
+
+    def __init__(self, encoder, head):
+        if isinstance(encoder, BinaryVAE):
+            raise ValueError(
+                "HyBNN: a BinaryVAE gives images back; pass vae.encoder as the encoder"
+            )
+        self.encoder = encoder.freeze()
+        self.head = head
+
+    def forward(self, x):
+        """(N, C, H, W) -> (N, classes)."""
+        return self.head(self.encoder(x))
