@@ -27,7 +27,7 @@ RECIPES = {
     ),
     # FINN's LFC.
     "mnist-mlp-1024": runs.Config(
-        "mlp", "mnist", epochs=60, batch_size=128, lr=5e-3, shift=1,
+        "mlp", "mnist", epochs=80, batch_size=128, lr=5e-3, shift=1,
         options={"hidden": [1024, 1024, 1024], "dropout": 0.0},
     ),
     "cifar10-vgg-small": runs.Config(
