@@ -15,6 +15,8 @@ from tinybnn.functional.activation import (
     Softplus,
     Tanh,
     dropout,
+    hardsigmoid,
+    hardswish,
     hardtanh,
     leaky_relu,
     log_softmax,
@@ -26,6 +28,12 @@ from tinybnn.functional.activation import (
     tanh,
 )
 from tinybnn.functional.binary import binary_conv2d, binary_linear, packed_products
+from tinybnn.functional.channels import (
+    AddChannels,
+    TakeChannels,
+    channel_shuffle,
+    take_channels,
+)
 from tinybnn.functional.convolution import (
     Conv2d,
     ConvInput,
@@ -79,15 +87,14 @@ from tinybnn.tensor import (
 )
 
 __all__ = [
-    "AvgPool2d", "BatchNorm", "Conv2d", "ConvInput", "ConvWeight", "Geometry", "Hardtanh",
-    "LeakyRelu", "Linear", "LogSoftmax", "MaxPool2d", "PRelu", "Relu", "Sigmoid", "Softplus",
-    "Tanh", "abs", "adaptive_avg_pool2d", "amax", "amin", "avg_pool2d", "batch_norm",
-    "binary_conv2d", "binary_cross_entropy", "binary_cross_entropy_with_logits", "binary_linear",
-    "broadcast_to", "cat", "clamp",
-    "conv2d", "conv_transpose2d", "cross_entropy", "dropout", "exp", "flatten", "flip",
-    "hardtanh", "leaky_relu", "linear", "log", "log_softmax", "logsumexp", "matmul",
+    "AddChannels", "AvgPool2d", "BatchNorm", "Conv2d", "ConvInput", "ConvWeight", "Geometry",
+    "Hardtanh", "LeakyRelu", "Linear", "LogSoftmax", "MaxPool2d", "PRelu", "Relu", "Sigmoid",
+    "Softplus", "TakeChannels", "Tanh", "abs", "adaptive_avg_pool2d", "amax", "amin", "avg_pool2d",
+    "batch_norm", "binary_conv2d", "binary_cross_entropy", "binary_cross_entropy_with_logits",
+    "binary_linear", "broadcast_to", "cat", "channel_shuffle", "clamp", "conv2d",
+    "conv_transpose2d", "cross_entropy", "dropout", "exp", "flatten", "flip", "hardsigmoid",
+    "hardswish", "hardtanh", "leaky_relu", "linear", "log", "log_softmax", "logsumexp", "matmul",
     "max_pool2d", "maximum", "mean", "minimum", "mse_loss", "packed_products", "pad", "pair",
-    "permute", "prelu",
-    "relu", "reshape", "sigmoid", "softmax", "softplus", "sqrt", "squared_hinge", "stack",
-    "sum", "tanh", "transpose", "var", "where",
+    "permute", "prelu", "relu", "reshape", "sigmoid", "softmax", "softplus", "sqrt",
+    "squared_hinge", "stack", "sum", "take_channels", "tanh", "transpose", "var", "where",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinybnn.kernels import layout
-from tinybnn.tensor import Function, as_array, default_generator, exp, reshape, sum, where
+from tinybnn.tensor import Function, as_array, clamp, default_generator, exp, reshape, sum, where
 
 _POSITIVE = np.nextafter(np.float32(0), np.float32(1)), np.inf  # the floats above 0
 
@@ -205,6 +205,22 @@ def sigmoid(x):
 def tanh(x):
     """Hyperbolic tangent."""
     return Tanh.apply(x)
+
+
+def hardsigmoid(x):
+    """clamp(x + 3, 0, 6) / 6: three straight lines for the sigmoid.
+
+    MobileNetV3 (Howard et al. 2019, section 5.2).
+    """
+    return clamp(x + 3.0, 0.0, 6.0) / 6.0
+
+
+def hardswish(x):
+    """x hardsigmoid(x), in PyTorch's order: x clamp(x + 3, 0, 6) / 6.
+
+    MobileNetV3 (Howard et al. 2019, section 5.2).
+    """
+    return x * clamp(x + 3.0, 0.0, 6.0) / 6.0
 
 
 def log_softmax(x, dim=-1):

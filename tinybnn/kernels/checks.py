@@ -4,8 +4,6 @@ Each check is given the function's name, which begins the message of its ValueEr
 argument.
 """
 
-import math
-
 import numpy as np
 
 from tinybnn.kernels.bits import words_for
@@ -66,8 +64,7 @@ def output_size(function, size, kernel_size, stride, padding, dilation):
 def out_array(function, out, shape, dtype=np.float32):
     """Memory for a result: new, or what the caller gave, or a ValueError if that does not fit."""
     if out is None:
-        # To find the beginning of a line takes a microsecond, more than it saves in a small array.
-        return empty(shape, dtype) if math.prod(shape) > 2048 else np.empty(shape, dtype)
+        return empty(shape, dtype)
     if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
         raise ValueError(
             f"{function}: out must be contiguous {np.dtype(dtype)} of shape {shape}, "

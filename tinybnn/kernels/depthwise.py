@@ -38,6 +38,7 @@ inside the image are a class, and share their base and thresholds.
 All this is laid out once, by `prepare`.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -193,33 +194,18 @@ def prepare(
     kh, kw, words = weight.shape
     taps = kh * kw
     planes = taps.bit_length()
-
-    # The padded image.
-    phase_words = -(-(size[1] + 2 * padding[1]) // stride[1]) * words
-    row_words = stride[1] * phase_words
-    outside = pack_reference(np.ones(channels)) * np.uint64(padding_mode == "ones")
-    pixels = (size[0] + 2 * padding[0]) * row_words // words
-    padded = np.pad(np.tile(outside, pixels), (0, WORDS))  # the last load is a whole vector
-    ky, kx = np.divmod(np.arange(taps), kw)
-    column = kx * dilation[1]
-    offsets = ky * dilation[0] * row_words + column % stride[1] * phase_words
-    offsets += column // stride[1] * words
+    padded, row_words, phase_words, offsets, counts, row_class = _places(
+        channels, size, (kh, kw), (out_height, out_width), stride, padding, dilation, padding_mode
+    )
+    classes = len(counts) // out_width
 
     # sum = agreements - disagreements, over the taps that count
     #     = 2 * (count - agreements that don't count) - taps that count
-    rows, columns = (
-        _taps_that_count(*axis, padding_mode)
-        for axis in zip(
-            size, (out_height, out_width), (kh, kw), stride, padding, dilation, strict=True
-        )
-    )  # (OH, kh), (OW, kw)
-    classes, row_class = np.unique(rows, axis=0, return_inverse=True)  # (R, kh)
-    counts = (classes[:, None, :, None] & columns[:, None, :]).reshape(-1, taps)  # (R*OW, taps)
     is_minus = unpack_reference(weight, channels).reshape(taps, channels) < 0
     agree = (~counts).astype(np.float32) @ is_minus.astype(np.float32)  # (R*OW, C)
-    base = np.zeros((len(classes), out_width, 64 * words), np.int64)
+    base = np.zeros((classes, out_width, 64 * words), np.int64)
     base[..., :channels] = (counts.sum(1)[:, None] + 2 * agree).reshape(
-        len(classes), out_width, channels
+        classes, out_width, channels
     )
 
     opposites = _runs(np.tile(~weight.reshape(taps, 1, words), (1, out_width, 1))).ravel()
@@ -232,8 +218,41 @@ def prepare(
     return Plan(
         channels, words, *size, out_height, out_width, *padding, *stride,
         padded, row_words, phase_words, offsets, opposites, planes, len(opposites) // taps,
-        row_class.reshape(-1), levels, flips, (-base).astype(np.int8).reshape(len(classes), -1),
+        row_class, levels, flips, (-base).astype(np.int8).reshape(classes, -1),
     )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)  # a layer in training is prepared at each step
+def _places(channels, size, kernel_size, out_size, stride, padding, dilation, padding_mode):
+    """What of a plan does not depend on the weights.
+
+    Returns
+    -------
+    padded, row_words, phase_words, offsets, row_class
+        As in `Plan`.
+    counts : (classes * out_width, taps) bool
+        The taps that count, for each pixel of a row of each class.
+    """
+    kh, kw = kernel_size
+    words = words_for(channels)
+    phase_words = -(-(size[1] + 2 * padding[1]) // stride[1]) * words
+    row_words = stride[1] * phase_words
+    outside = pack_reference(np.ones(channels)) * np.uint64(padding_mode == "ones")
+    pixels = (size[0] + 2 * padding[0]) * row_words // words
+    padded = np.pad(np.tile(outside, pixels), (0, WORDS))  # the last load is a whole vector
+    ky, kx = np.divmod(np.arange(kh * kw), kw)
+    column = kx * dilation[1]
+    offsets = ky * dilation[0] * row_words + column % stride[1] * phase_words
+    offsets += column // stride[1] * words
+
+    rows, columns = (
+        _taps_that_count(*axis, padding_mode)
+        for axis in zip(size, out_size, kernel_size, stride, padding, dilation, strict=True)
+    )  # (OH, kh), (OW, kw)
+    classes, row_class = np.unique(rows, axis=0, return_inverse=True)  # (R, kh)
+    counts = classes[:, None, :, None] & columns[:, None, :]  # (R, OW, kh, kw)
+    counts = counts.reshape(-1, kh * kw)
+    return padded, row_words, phase_words, offsets, counts, row_class.reshape(-1)
 
 
 def _taps_that_count(size, out, kernel_size, stride, padding, dilation, padding_mode):

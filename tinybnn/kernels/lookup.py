@@ -511,9 +511,8 @@ def _input_gradient(grad, weight, geometry, group, method, out):
     def rows(band):
         return -(-(band - 1) // sy) + rows_before + 1
 
-    band = 1
-    while band < height and rows(band + 1) * columns * cell * 4 <= _BAND_BYTES:
-        band += 1
+    most = _BAND_BYTES // (columns * cell * 4)
+    band = max(1, min(height, (most - rows_before - 1) * sy + 1))
     bands = -(-height // band)
     band = -(-height // bands)
     g = _Input(

@@ -1,7 +1,8 @@
 """Memory for arrays: at the beginning of a cache line, and used again when an array is gone.
 
 An array that begins anywhere has vectors that lie across two cache lines, which costs twice the
-time to load or to store them: 10% of a product of short rows. Here every array begins with a line.
+time to load or to store them: 10% of a product of short rows. Here all but small ones begin with a
+line.
 
 The operating system hands memory out in pages, and fills each with zeros when it is touched first.
 For the 33 MB of 64 images of 128 × 32 × 32 numbers this takes as long as a batch norm of them, and
@@ -22,7 +23,7 @@ import math
 import numpy as np
 
 _LINE = 64  # bytes of a cache line, and of the longest vector
-_LARGE = 1 << 18  # bytes of an array that is worth to be kept
+_SMALL, _LARGE = 1 << 13, 1 << 18  # bytes; arrays in between get lines, only larger ones are kept
 _WASTE = 1.25  # how much larger than an array its memory may be
 
 # Memory that waits, the longest waiting first, by its address. All that is done with it is a single
@@ -36,6 +37,8 @@ def empty(shape, dtype):
     dtype = np.dtype(dtype)
     shape = shape if isinstance(shape, (tuple, list)) else (shape,)
     size = math.prod(shape) * dtype.itemsize
+    if size <= _SMALL:  # to find a line takes a microsecond, more than it saves
+        return np.empty(shape, dtype)
     memory = _lines(size) if size < _LARGE else np.asarray(_Kept(_take(size)))[:size]
     return memory.view(dtype).reshape(shape)
 

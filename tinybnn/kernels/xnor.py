@@ -26,6 +26,7 @@ and again:
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import dataclass
@@ -545,28 +546,20 @@ def _prepare_conv2d(
     oh, ow = output_size(name, size, (kh, kw), stride, padding, dilation)
     thresholds, flip = _check_thresholds(name, thresholds, flip, filters)
     table, columns = _panels(groups, filters // groups)
-
-    height, width = size[0] + 2 * padding[0], size[1] + 2 * padding[1]
-    row = width * words
-    taps = (
-        (np.arange(kh) * dilation[0] * row)[:, None, None]
-        + (np.arange(kw) * dilation[1] * words)[:, None]
-        + np.arange(words)
-    )  # (kh, kw, words)
-    starts = (np.arange(oh) * stride[0] * row)[:, None] + np.arange(ow) * stride[1] * words
-
-    base, classes = _border_classes(
-        weight, channels // groups, size, (oh, ow), stride, padding, dilation, padding_mode
+    height, row = size[0] + 2 * padding[0], (size[1] + 2 * padding[1]) * words
+    taps, pixels, inside, classes = _places(
+        tuple(size), (kh, kw), words, (oh, ow), stride, padding, dilation, padding_mode
     )
+    base = _border_sums(weight, channels // groups, inside)
     constants, flips = _epilogue(base, groups, thresholds, flip)
     tables = Tables(
         panels=_lay_out(weight.reshape(filters, -1), groups),
         group_filters=filters // groups,
         group_columns=columns // groups,
         cuts=_cuts(table, thresholds is not None),
-        taps=taps.reshape(-1).astype(np.int64),
-        pixels=starts.reshape(-1).astype(np.int64),
-        rows=(classes * columns).astype(np.int64),
+        taps=taps,
+        pixels=pixels,
+        rows=classes * columns,
         constants=constants,
         flips=flips,
         filters=filters,
@@ -598,7 +591,51 @@ def _prepare_conv2d(
     )
 
 
-def _border_classes(weight, channels, size, out_size, stride, padding, dilation, padding_mode):
+@functools.lru_cache(maxsize=256)  # a layer in training is prepared at each step
+def _places(size, kernel_size, words, out_size, stride, padding, dilation, padding_mode):
+    """All of a convolution that does not depend on its weights.
+
+    Pixels with the same taps inside the image form a class: 9 for a 3 x 3 filter with padding 1.
+
+    Returns
+    -------
+    taps : (kh * kw * words,) int64
+        Where a filter's words are in the padded image, from an output pixel's first one.
+    pixels : (OH * OW,) int64
+        Where the first word of each output pixel is.
+    inside : (classes, kh * kw) float64
+        1 for the taps that count, 0 for those on a padding with zeros.
+    classes : (OH * OW,) int64
+        The class of each output pixel.
+    """
+    (kh, kw), (oh, ow) = kernel_size, out_size
+    row = (size[1] + 2 * padding[1]) * words
+    taps = (
+        (np.arange(kh) * dilation[0] * row)[:, None, None]
+        + (np.arange(kw) * dilation[1] * words)[:, None]
+        + np.arange(words)
+    ).reshape(-1)  # (kh, kw, words)
+    pixels = (np.arange(oh) * stride[0] * row)[:, None] + np.arange(ow) * stride[1] * words
+    pixels = pixels.reshape(-1)
+    if padding_mode == "ones":
+        return taps, pixels, np.ones((1, kh * kw)), np.zeros(oh * ow, np.int64)
+    inside, which = [], []
+    for axis, count in enumerate((kh, kw)):
+        position = (
+            np.arange(out_size[axis])[:, None] * stride[axis]
+            + np.arange(count) * dilation[axis]
+            - padding[axis]
+        )  # (outputs, taps)
+        is_inside = (position >= 0) & (position < size[axis])
+        kinds, kind = np.unique(is_inside, axis=0, return_inverse=True)
+        inside.append(kinds)
+        which.append(kind.reshape(-1))
+    both = inside[0][:, None, :, None] & inside[1][None, :, None, :]  # (rows, columns, kh, kw)
+    classes = which[0][:, None] * len(inside[1]) + which[1]
+    return taps, pixels, both.reshape(-1, kh * kw).astype(np.float64), classes.reshape(-1)
+
+
+def _border_sums(weight, channels, inside):
     """What makes padding with zeros exact.
 
     A zero is no sign, but the padded image has to hold bits: it holds 0, so that a tap of the
@@ -607,37 +644,16 @@ def _border_classes(weight, channels, size, out_size, stride, padding, dilation,
 
         sum = T * C - 2 * (disagreements - popcount of the taps outside)
 
-    Pixels with the same taps inside form a class: 9 for a 3 x 3 filter with padding 1.
-
     Returns
     -------
-    base : (classes, O) int64
+    (classes, O) int64
         ``T * C + 2 * popcount of the taps outside``.
-    classes : (OH * OW,) int64
-        The class of each output pixel.
     """
-    filters, kh, kw, _ = weight.shape
-    oh, ow = out_size
-    if padding_mode == "ones":
-        base = np.full((1, filters), kh * kw * channels, np.int64)
-        return base, np.zeros(oh * ow, np.int64)
-    inside, which = [], []
-    for axis, taps in enumerate((kh, kw)):
-        position = (
-            np.arange(out_size[axis])[:, None] * stride[axis]
-            + np.arange(taps) * dilation[axis]
-            - padding[axis]
-        )  # (outputs, taps)
-        is_inside = (position >= 0) & (position < size[axis])
-        kinds, kind = np.unique(is_inside, axis=0, return_inverse=True)
-        inside.append(kinds)
-        which.append(kind.reshape(-1))
-    both = inside[0][:, None, :, None] & inside[1][None, :, None, :]  # (rows, columns, kh, kw)
-    both = both.reshape(-1, kh * kw).astype(np.float64)
-    ones = np.bitwise_count(weight).sum(-1, dtype=np.int64).reshape(filters, kh * kw)
-    base = both.sum(1, keepdims=True) * channels + 2 * ((1 - both) @ ones.T)
-    classes = which[0][:, None] * len(inside[1]) + which[1]
-    return base.astype(np.int64), classes.reshape(-1)
+    taps = inside.sum(1, keepdims=True) * channels
+    if inside.all():
+        return np.repeat(taps.astype(np.int64), len(weight), axis=1)
+    ones = np.bitwise_count(weight).sum(-1, dtype=np.int64).reshape(len(weight), -1)
+    return (taps + 2 * ((1 - inside) @ ones.T)).astype(np.int64)
 
 
 def _row_of_ones(count):

@@ -1,0 +1,98 @@
+"""Channels of an image taken in another order, repeated, or left out.
+
+Taking channels is linear, and so is its adjoint, which gives each channel the sum of what was made
+of it; the two are each other's gradient.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinybnn.functional.convolution import empty_image
+from tinybnn.tensor import Function
+
+
+class TakeChannels(Function):
+    """out[:, i] = x[:, index[i]]."""
+
+    saves = ()
+
+    def forward(self, x, index):
+        self.index = index
+        result = empty_image((len(x), len(index), *x.shape[2:]), x.dtype)
+        # In any other mode than this one, NumPy fills a copy of `out` first.
+        pixels, taken = x.transpose(0, 2, 3, 1), result.transpose(0, 2, 3, 1)
+        np.take(pixels, index, axis=3, out=taken, mode="clip")
+        return result
+
+    def backward(self, grad, output, x):
+        return AddChannels.apply(grad, index=self.index, channels=self.shapes[0][1])
+
+
+class AddChannels(Function):
+    """out[:, index[i]] += x[:, i], starting from zeros."""
+
+    saves = ()
+
+    def forward(self, x, index, channels):
+        self.index = index
+        result = empty_image((len(x), channels, *x.shape[2:]), x.dtype)
+        images, sums = x.transpose(0, 2, 3, 1), result.transpose(0, 2, 3, 1)
+        order = np.argsort(index, kind="stable")
+        taken, first = np.unique(index[order], return_index=True)
+        sums[...] = 0
+        sums[..., taken] = np.add.reduceat(images[..., order], first, axis=3)
+        return result
+
+    def backward(self, grad, output, x):
+        return TakeChannels.apply(grad, index=self.index)
+
+
+def take_channels(x, index):
+    """Channel ``index[i]`` of x as channel i of the result.
+
+    Parameters
+    ----------
+    x : (N, C, H, W)
+    index : sequence of int
+        From 0 to C - 1; a channel may be named more than once, or not at all.
+
+    Returns
+    -------
+    (N, len(index), H, W)
+    """
+    shape, index = np.shape(x), np.asarray(index)
+    if len(shape) != 4:
+        raise ValueError(f"take_channels: x must have the shape (N, C, H, W), got {shape}")
+    if index.ndim != 1 or index.dtype.kind not in "iu" or not index.size:
+        raise ValueError(
+            f"take_channels: index must be a row of ints, got {index.dtype} of shape {index.shape}"
+        )
+    if index.min() < 0 or index.max() >= shape[1]:
+        raise ValueError(
+            f"take_channels: index must lie from 0 to {shape[1] - 1}, as x has {shape[1]} "
+            f"channels, got {index.min()} to {index.max()}"
+        )
+    return TakeChannels.apply(x, index=index)
+
+
+def channel_shuffle(x, groups):
+    """Let each of the groups of channels that follow read from all groups before.
+
+    Channels (g, C / g) become (C / g, g): ShuffleNet (Zhang et al. 2018, Fig. 1c).
+
+    Parameters
+    ----------
+    x : (N, C, H, W)
+    groups : int
+        Must divide C.
+    """
+    shape = np.shape(x)
+    if len(shape) != 4 or not isinstance(groups, int | np.integer) or groups < 1:
+        raise ValueError(
+            "channel_shuffle: expects x of shape (N, C, H, W) and groups >= 1, "
+            f"got {shape} and {groups!r}"
+        )
+    if shape[1] % groups:
+        raise ValueError(f"channel_shuffle: groups={groups} must divide the {shape[1]} channels")
+    return take_channels(x, np.arange(shape[1]).reshape(groups, -1).T.reshape(-1))
