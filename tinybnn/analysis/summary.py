@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinybnn import deploy
+from tinybnn.analysis.opcount import costs
 from tinybnn.tensor import Tensor, no_grad, trace
 
 
@@ -105,10 +106,7 @@ def summary(model, input_shape):
 
     paths = {id(module): path or "model" for path, module in model.named_modules()}
     rows, counted = [], set()
-    for module, inputs, output in tape.modules:
-        if module.children():
-            continue
-        cost = module.cost(inputs[0].shape[1:])
+    for module, _, output, cost in costs(tape):
         name, kind = paths[id(module)], type(module).__name__
         again = id(module) in counted  # a shared layer: its parameters count once
         counted.add(id(module))

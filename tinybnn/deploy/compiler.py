@@ -523,6 +523,10 @@ class _Compiler:
             operation, settings = "pad", dict(options)
         elif function is T.Cat and options["dim"] > 0 and len(sources) == len(call.inputs):
             operation, settings = "cat", dict(options)
+        elif function is F.TakeChannels:
+            index = options["index"]
+            operation = "take_channels"
+            arrays = {"index": index.astype(_smallest_int(int(index.max())))}
         else:
             raise self.refuse(i, "no step of a packed model computes it")
         if function in (F.Linear, F.Conv2d) and np.all(np.abs(weight) == 1):

@@ -217,6 +217,12 @@ def cat(*values, dim):
     return np.concatenate(values, dim)
 
 
+@_operation
+def take_channels(x, *, index):
+    """Channel ``index[i]`` of x as channel i: a shuffle of groups, or channels repeated."""
+    return F.take_channels(x, index)
+
+
 for _name in ("relu", "sigmoid", "tanh", "abs", "exp", "log", "sqrt"):
     OPERATIONS[_name] = getattr(F, _name)
 

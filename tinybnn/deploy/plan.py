@@ -306,7 +306,8 @@ class _Planner:
         kinds_found = [fused.kind(prepared) for prepared in found.values()]
         if kinds_found:  # one kernel makes them all; the others stay tasks of their own
             kind = max(kinds_found, key=kinds_found.count)
-            chosen = [k for k in found if fused.kind(found[k]) == kind][: fused.MOST_PRODUCERS]
+            most = 1 if kind == "float" else fused.MOST_PRODUCERS
+            chosen = [k for k in found if fused.kind(found[k]) == kind][:most]
             found = {k: found[k] for k in chosen}
         producers = [found.get(k) for k in range(len(sources))]
         covers = [sources[k] for k in found]

@@ -348,6 +348,15 @@ def _cat(*values, dim):
     return Value(FLOAT, (*first.shape[:dim], joined, *first.shape[dim + 1 :]), first.single)
 
 
+def _take_channels(x, *, index):
+    channels, *size = _image(x)
+    if index.ndim != 1 or index.dtype.kind not in "iu" or not index.size:
+        raise ValueError(f"index must be a row of ints, got {index.dtype} of shape {index.shape}")
+    if index.min() < 0 or index.max() >= channels:
+        raise ValueError(f"index must lie from 0 to {channels - 1}")
+    return Value(FLOAT, (index.size, *size), x.single)
+
+
 def _ones(source, *, shape):
     if _sizes("shape", shape) != source.shape:
         raise ValueError(f"shape is {shape}, the signs have {source.shape}")
@@ -391,6 +400,7 @@ _RULES = {
     "clamp": (_unary, (FLOAT,), (), ("low", "high")),
     "pad": (_pad, (FLOAT,), (), ("widths", "value")),
     "cat": (_cat, ..., (), ("dim",)),
+    "take_channels": (_take_channels, (FLOAT,), ("index",), ()),
     **{
         name: (_unary, (FLOAT,), (), ())
         for name in ("relu", "sigmoid", "tanh", "abs", "exp", "log", "sqrt")

@@ -159,6 +159,8 @@ class Conv2d(Function):
             x.shape, weight.shape, stride, padding, dilation, groups, output
         )
         dtype = np.result_type(x, weight)
+        if not len(x):  # the shape is all there is to find out
+            return empty_image((0, len(weight), *geometry.output), dtype)
         if fixed_order and dtype == np.float32 and output is None:
             return _conv2d_in_fixed_order(x, weight, geometry)
         if kernels := not fixed_order and _kernels(x, weight):

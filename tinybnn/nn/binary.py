@@ -13,7 +13,7 @@ import numpy as np
 from tinybnn import functional as F
 from tinybnn import quantizers
 from tinybnn.nn.layers import Conv2d, Linear, _initial_bias, channels_last, check_sizes
-from tinybnn.nn.module import Cost, LatentParameter, Module, Parameter
+from tinybnn.nn.module import Cost, LatentParameter, Module, ModuleList, Parameter, Sequential
 from tinybnn.tensor import Function, Tensor, broadcast_to, default_generator
 
 
@@ -227,6 +227,50 @@ class BinaryConv2d(_Binary, Conv2d):
     def extra_repr(self):
         text = super().extra_repr()
         return text + (", padding_mode='ones'" if self.padding_mode == "ones" else "")
+
+
+class BinaryDepthwiseConv2d(BinaryConv2d):
+    """BinaryConv2d in which every channel has a filter of its own: groups = channels.
+
+    The packed layer counts bits of the same channel over the window, 64 channels to a word
+    (`kernels.depthwise`).
+
+    Parameters
+    ----------
+    channels : int
+    kernel_size, stride, padding, dilation, bias, padding_mode
+        As in BinaryConv2d.
+    input_quantizer, weight_quantizer, scale, clip_value, rng
+        As in BinaryLinear.
+
+    Attributes
+    ----------
+    weight : (channels, 1, kh, kw) float32, latent
+    bias, scale : (channels,) float32 or None
+    """
+
+    def __init__(
+        self,
+        channels,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        bias=False,
+        padding_mode="zeros",
+        *,
+        input_quantizer="ste_sign",
+        weight_quantizer="ste_sign",
+        scale=None,
+        clip_value=1.0,
+        rng=None,
+    ):
+        check_sizes("BinaryDepthwiseConv2d", channels=channels)
+        super().__init__(
+            channels, channels, kernel_size, stride, padding, dilation, channels, bias,
+            padding_mode, input_quantizer=input_quantizer, weight_quantizer=weight_quantizer,
+            scale=scale, clip_value=clip_value, rng=rng,
+        )  # fmt: skip
 
 
 class Quantize(Module):
@@ -455,3 +499,150 @@ class AdaBinConv2d(Conv2d):
     def binary_weight(self):
         """The signs v of the weights, an array of ±1."""
         return self._weight_parts(self.weight.data)[0]
+
+
+class _Branches(Module):
+    """Convolutions of the same input, added in order."""
+
+    def forward(self, x):
+        total, *others = (branch(x) for branch in self.branches)
+        for other in others:
+            total = total + other
+        return total
+
+    def binary_weight(self):
+        """The ±1 weights of the branches, one after the other: (N, O, C / groups, kh, kw)."""
+        return np.stack([conv.binary_weight() for conv in self.convolutions()])
+
+    def extra_repr(self):
+        return f"branches={len(self.branches)}"
+
+
+def _boundaries(count):
+    """So many boundaries that cut [-1, 1] into equal parts; 0 for one."""
+    return (2.0 * np.arange(1, count + 1) / (count + 1) - 1.0).astype(np.float32)
+
+
+class DualBinaryConv2d(_Branches):
+    """The 1.58-bit convolution: binary convolutions side by side, two by default, added.
+
+    Branch i has a rounding boundary α_i of its own for each input channel, an output value β_i of
+    its own for each output channel, and signs W_i of its own:
+
+        y = Σ_i β_i conv(sign(x - α_i), sign(W_i)).
+
+    One tap of two branches with sign(W_1) = sign(W_2) = +1 and α_1 <= α_2 is BD-Net's Eq. 11,
+
+        -β_1 - β_2  where x < α_1,    β_1 - β_2  where α_1 <= x < α_2,    β_1 + β_2  where α_2 <= x.
+
+    N branches give N + 1 levels, so log2(N + 1) bits: 1 for one branch, which is the plain binary
+    convolution, 1.58 for two, 2 for three. The signs of the weights decide the order of the levels:
+    (+, +) rises and (-, -) falls from interval to interval, (+, -) is highest and (-, +) lowest
+    in the middle.
+
+    That the branches have weights of their own is how we read "two binary convs in parallel". The
+    initial values are ours: boundaries that cut [-1, 1] into equal parts, and β_i so that a sum of
+    N K independent signs, K to a window, begins with a variance of 1, like the input behind a batch
+    norm.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
+        As in BinaryConv2d; groups = in_channels = out_channels is the depth-wise one.
+    branches : int
+        N.
+    input_quantizer : Quantizer or name
+        Of x - α_i.
+    weight_quantizer, clip_value, rng
+        As in BinaryLinear.
+
+    Attributes
+    ----------
+    branches : ModuleList of Sequential
+        An RSign, which holds α_i, and a BinaryConv2d, which holds W_i and, as its scale, β_i.
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups=1,
+        padding_mode="zeros",
+        *,
+        branches=2,
+        input_quantizer="approx_sign",
+        weight_quantizer="ste_sign",
+        clip_value=1.0,
+        rng=None,
+    ):
+        check_sizes("DualBinaryConv2d", branches=branches)
+        self.branches = ModuleList()
+        for boundary in _boundaries(branches):
+            sign = RSign(in_channels, input_quantizer)
+            conv = BinaryConv2d(
+                in_channels, out_channels, kernel_size, stride, padding, dilation, groups, False,
+                padding_mode, input_quantizer=None, weight_quantizer=weight_quantizer,
+                scale="learned", clip_value=clip_value, rng=rng,
+            )  # fmt: skip
+            sign.threshold.data[...] = boundary
+            conv.scale.data[...] = (branches * np.prod(conv.weight_shape[1:])) ** -0.5
+            self.branches.append(Sequential(sign, conv))
+
+    def convolutions(self):
+        """The binary convolutions of the branches, in order."""
+        return [branch[1] for branch in self.branches]
+
+
+class DualAdaBinConv2d(_Branches):
+    """AdaBin convolutions side by side, two by default, added: the 1.58-bit convolution on AdaBin.
+
+    Each branch adapts its boundary (AdaBin's β_a, one for all channels) and its output values (α_a,
+    α_w, β_w) by itself; otherwise as `DualBinaryConv2d`. BD-Net names the combination, its form is
+    our reading.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+        As in Conv2d.
+    branches : int
+        N.
+    input_quantizer, weight_quantizer, rng
+        As in AdaBinConv2d.
+
+    Attributes
+    ----------
+    branches : ModuleList of AdaBinConv2d
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups=1,
+        *,
+        branches=2,
+        input_quantizer="approx_sign",
+        weight_quantizer="ede_sign",
+        rng=None,
+    ):
+        check_sizes("DualAdaBinConv2d", branches=branches)
+        self.branches = ModuleList()
+        for boundary in _boundaries(branches):
+            conv = AdaBinConv2d(
+                in_channels, out_channels, kernel_size, stride, padding, dilation, groups,
+                input_quantizer=input_quantizer, weight_quantizer=weight_quantizer, rng=rng,
+            )  # fmt: skip
+            conv.input_offset.data[...] = boundary
+            self.branches.append(conv)
+
+    def convolutions(self):
+        """The AdaBin convolutions of the branches, in order."""
+        return list(self.branches)

@@ -370,6 +370,20 @@ class Tanh(Module):
         return F.tanh(x)
 
 
+class Hardsigmoid(Module):
+    """clamp(x + 3, 0, 6) / 6; see `functional.hardsigmoid`."""
+
+    def forward(self, x):
+        return F.hardsigmoid(x)
+
+
+class Hardswish(Module):
+    """x clamp(x + 3, 0, 6) / 6; see `functional.hardswish`."""
+
+    def forward(self, x):
+        return F.hardswish(x)
+
+
 class _Pool2d(Module):
     def __init__(self, kernel_size, stride=None, padding=0):
         self.kernel_size, self.padding = kernel_size, padding
@@ -405,6 +419,80 @@ class AdaptiveAvgPool2d(Module):
 
     def extra_repr(self):
         return f"output_size={self.output_size}"
+
+
+class ChannelShuffle(Module):
+    """Mix the channels of groups; see `functional.channel_shuffle`."""
+
+    def __init__(self, groups):
+        check_sizes("ChannelShuffle", groups=groups)
+        self.groups = groups
+
+    def forward(self, x):
+        return F.channel_shuffle(x, self.groups)
+
+    def extra_repr(self):
+        return f"groups={self.groups}"
+
+
+class ReplicateChannels(Module):
+    """The channels of x again and again until there are `out_channels`; a smaller number cuts them.
+
+    Output channel c is input channel c mod `in_channels`. As a shortcut between layers with
+    different numbers of channels this is the broadcast residual of BD-Net (Tables 4 and 5), whose
+    text says that the channels of the previous layer are replicated to match the next; their order,
+    and what happens where the next layer has fewer, is our reading. With twice as many channels it
+    is what ReActNet does: its two 1×1 convolutions, each with the shortcut added, side by side.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    """
+
+    def __init__(self, in_channels, out_channels):
+        check_sizes("ReplicateChannels", in_channels=in_channels, out_channels=out_channels)
+        self.in_channels, self.out_channels = in_channels, out_channels
+
+    def forward(self, x):
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"ReplicateChannels: x must have the shape (N, {self.in_channels}, H, W), "
+                f"got {x.shape}"
+            )
+        return F.take_channels(x, np.arange(self.out_channels) % self.in_channels)
+
+    def extra_repr(self):
+        return f"{self.in_channels}, {self.out_channels}"
+
+
+class SqueezeExcite(Module):
+    """Each channel times a weight that two small layers find from the means of all channels.
+
+    x hardsigmoid(fc2(relu(fc1(mean of x over the image)))), the two layers 1×1 convolutions. Hu et
+    al. 2018, with the hard sigmoid of MobileNetV3 (Howard et al. 2019, section 5.3).
+
+    Parameters
+    ----------
+    channels : int
+    squeezed : int
+        Channels between the two layers.
+    rng : numpy.random.Generator, optional
+        Source of the initial weights.
+
+    Attributes
+    ----------
+    fc1, fc2 : Conv2d
+    """
+
+    def __init__(self, channels, squeezed, *, rng=None):
+        check_sizes("SqueezeExcite", channels=channels, squeezed=squeezed)
+        self.pool = AdaptiveAvgPool2d(1)
+        self.fc1 = Conv2d(channels, squeezed, 1, rng=rng)
+        self.fc2 = Conv2d(squeezed, channels, 1, rng=rng)
+
+    def forward(self, x):
+        weight = self.fc2(F.relu(self.fc1(self.pool(x))))  # (N, C, 1, 1)
+        return x * F.hardsigmoid(weight)
 
 
 class Flatten(Module):

@@ -1,0 +1,183 @@
+"""Operation counts: the multiply-accumulates of a network, layer by layer, without computing them.
+
+The measure of binary networks is OPs = BOPs / 64 + FLOPs, in multiply-accumulates: a word of 64
+signs counts as much as one product of floats (Bi-Real Net, Liu et al. 2018; BD-Net, Preliminaries).
+It says nothing about time: `tinybnn bench models` measures that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tinybnn import functional as F
+from tinybnn.nn import Module
+from tinybnn.quantizers import Quantize
+from tinybnn.tensor import Reshape, Tensor, no_grad, trace
+
+
+@dataclass(frozen=True)
+class LayerCount:
+    """What a layer costs for one sample.
+
+    Attributes
+    ----------
+    name : str
+        Path of the layer in the network.
+    layer : Module
+    input_shape, output_shape : tuple of int
+        Of one sample.
+    bops, flops : int
+        Multiply-accumulates between signs, and those with a float on either side.
+    weight_bits : int
+        Of parameters and statistics; 0 where a layer runs once more.
+    """
+
+    name: str
+    layer: Module
+    input_shape: tuple
+    output_shape: tuple
+    bops: int
+    flops: int
+    weight_bits: int
+
+
+@dataclass(frozen=True)
+class OperationCount:
+    """The layers of a network in the order in which they run; prints as a table.
+
+    Attributes
+    ----------
+    layers : tuple of LayerCount
+        Without those that have neither weights nor products.
+    """
+
+    layers: tuple
+
+    @property
+    def bops(self):
+        """Multiply-accumulates between signs."""
+        return sum(layer.bops for layer in self.layers)
+
+    @property
+    def flops(self):
+        """Multiply-accumulates with a float on either side."""
+        return sum(layer.flops for layer in self.layers)
+
+    @property
+    def ops(self):
+        """BOPs / 64 + FLOPs."""
+        return self.bops / 64 + self.flops
+
+    @property
+    def weight_bits(self):
+        """Bits of all parameters and statistics."""
+        return sum(layer.weight_bits for layer in self.layers)
+
+    def __str__(self):
+        lines = [_LINE.format("layer", "output", "BOPs", "FLOPs", "bits")]
+        for row in self.layers:
+            name = f"{row.name} ({type(row.layer).__name__})"
+            shape = "×".join(map(str, row.output_shape))
+            lines.append(_LINE.format(name, shape, *_cells(row)))
+        lines.append(_LINE.format("total", "", *_cells(self)))
+        lines.append(f"OPs = BOPs / 64 + FLOPs: {self.ops:,.0f}")
+        return "\n".join(lines)
+
+
+_LINE = "{:<46}{:<14}{:>16}{:>14}{:>14}"
+
+
+def _cells(row):
+    return f"{row.bops:,}", f"{row.flops:,}", f"{row.weight_bits:,}"
+
+
+def count_operations(model, input_shape):
+    """Count the operations of a network for one sample.
+
+    The network runs on a batch of no samples, which has the shapes of a real run and computes
+    nothing; if its forward method cannot take that, on one sample of zeros.
+
+    Parameters
+    ----------
+    model : Module
+    input_shape : sequence of int
+        Shape of one sample, without the batch.
+
+    Returns
+    -------
+    OperationCount
+
+    Examples
+    --------
+    >>> from tinybnn import models
+    >>> network = models.mobilenet_v1(0.25, 32, 10, "bdnet-a")
+    >>> count = count_operations(network, (3, 32, 32))
+    >>> count.bops, count.flops
+    (3462144, 223744)
+    """
+    input_shape = tuple(int(n) for n in input_shape)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        tape = _run(model, (0, *input_shape))
+    except ValueError:  # such as of reshape(len(x), -1)
+        tape = _run(model, (1, *input_shape))
+    finally:
+        for module, training in modes:
+            module.training = training
+    paths = {id(module): path or "model" for path, module in model.named_modules()}
+    layers, counted = [], set()
+    for module, inputs, output, cost in costs(tape):
+        if not module.state_dict():
+            continue
+        again = id(module) in counted  # a shared layer: its parameters count once
+        counted.add(id(module))
+        layers.append(
+            LayerCount(
+                paths[id(module)], module, inputs[0].shape[1:], output.shape[1:], cost.bops,
+                cost.flops, 0 if again else cost.weight_bits,
+            )
+        )  # fmt: skip
+    return OperationCount(tuple(layers))
+
+
+def _run(model, shape):
+    with no_grad(), trace() as tape:
+        model(Tensor(np.zeros(shape, np.float32)))
+    return tape
+
+
+def costs(tape):
+    """The layers that ran in a `tensor.trace`, with their costs.
+
+    A binary layer without input quantizer cannot know whether it multiplies signs; the trace does,
+    and its products count as what they are.
+
+    Parameters
+    ----------
+    tape : Tape
+
+    Yields
+    ------
+    module, inputs, output, cost : Module, tuple of Tensor, Tensor, Cost
+    """
+    signs = set()
+    for call in tape:
+        function = type(call.function)
+        if function is Quantize:
+            quantizer = call.options["quantizer"]
+            gives_signs = quantizer.values == (-1.0, 1.0) and quantizer.levels() is quantizer
+        else:
+            gives_signs = function in (F.MaxPool2d, Reshape) and id(call.inputs[0]) in signs
+        if gives_signs:
+            signs.add(id(call.output))
+    for module, inputs, output in tape.modules:
+        if module.children():
+            continue
+        cost = module.cost(inputs[0].shape[1:])
+        quantizer = getattr(module, "weight_quantizer", None)
+        if id(inputs[0]) in signs and quantizer is not None and quantizer.values is not None:
+            cost = replace(cost, bops=cost.bops + cost.flops, flops=0)
+        yield module, inputs, output, cost

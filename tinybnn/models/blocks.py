@@ -1,0 +1,203 @@
+"""Layers of binary networks: a convolution, a batch norm, an activation, and the shortcuts around.
+
+    method        k×k layer             1×1 layer    sign, activation
+    float         depth-wise, real      real         none, ReLU or h-swish
+    birealnet     regular, binary       binary       sign, none
+    reactnet      regular, binary       binary       RSign, RPReLU
+    adabin        regular, binary       binary       adapted sets, Maxout
+    bdnet-a       depth-wise, binary    binary       as its base: reactnet or adabin
+    bdnet-b       as bdnet-a, but real where it reduces the image
+
+(Bi-Real Net: Liu et al. 2018; ReActNet: Liu et al. 2020; AdaBin: Tu et al. 2022. A ResNet's
+convolutions are regular in the float network too.) Activations stand where the float network has
+them. A binary layer has a shortcut around convolution and batch norm:
+
+    y = activation(BN(conv(x)) + s(x)),    s(x) = x, averaged over 2×2 pixels under a stride of 2.
+
+Where the number of channels changes, s(x) replicates them to the new number (`ReplicateChannels`),
+BD-Net's broadcast residual; without it such a layer has no shortcut. Where a unit of the float
+network has a shortcut around several layers, it stays, and the last of them has none of its own:
+two ways past each layer would double the signal in every unit.
+
+BD-Net's depth-wise layer adds its input before the batch norm as well,
+
+    y = activation(BN(conv(x) + s(x)) + s(x)),
+
+whose Jacobian is α J_dw + (α + 1) I, with α the factor of the batch norm: Eq. 4, against α J_dw + I
+without, Eq. 3. Its convolution is the 1.58-bit one of Eq. 11 (`nn.DualBinaryConv2d`). The code of
+the paper could not be read: that both shortcuts are averaged under a stride, that a real depth-wise
+layer has the shortcut behind its batch norm only, where activations stand, and how broadcast
+residuals go together with the shortcuts of units are inferred.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tinybnn import nn
+from tinybnn.quantizers import MagnitudeAwareSign
+
+METHODS = ("float", "reactnet", "adabin", "bdnet-a", "bdnet-b")
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the layers of a network are made; see the table above.
+
+    Attributes
+    ----------
+    name : str
+    base : str
+        'reactnet' or 'adabin': what BD-Net is built on. The other methods are their own base.
+    broadcast_residual : bool
+        Shortcuts where the number of channels changes.
+    dual : bool
+        Of BD-Net: two binary depth-wise convolutions in parallel, not one.
+    pre_bn : bool
+        Of BD-Net: the shortcut before the batch norm.
+    """
+
+    name: str
+    base: str
+    broadcast_residual: bool = True
+    dual: bool = True
+    pre_bn: bool = True
+
+    @property
+    def is_float(self):
+        return self.name == "float"
+
+    def activation(self, channels, activation=nn.ReLU):
+        """What stands for the float network's activation."""
+        if self.base == "birealnet":
+            return nn.Identity()
+        if self.base == "reactnet":
+            return nn.RPReLU(channels)
+        return nn.Maxout(channels) if self.base == "adabin" else activation()
+
+    def pointwise(
+        self, in_channels, out_channels, groups=1, activation=None, has_shortcut=True, rng=None
+    ):
+        """A 1×1 layer; `activation` is a module, or None for none."""
+        conv = self.conv(in_channels, out_channels, 1, groups=groups, rng=rng)
+        shortcut = self.shortcut(in_channels, out_channels) if has_shortcut else None
+        return Layer(conv, nn.BatchNorm2d(out_channels), activation, shortcut)
+
+    def spatial(self, channels, kernel_size, stride=1, activation=None, rng=None):
+        """A k×k layer that keeps the channels apart, or would in the float network."""
+        pre_bn, geometry = False, {"stride": stride, "padding": kernel_size // 2}
+        if self.is_float or (self.name == "bdnet-b" and stride > 1):
+            conv = nn.Conv2d(
+                channels, channels, kernel_size, groups=channels, bias=False, rng=rng, **geometry
+            )
+        elif self.name.startswith("bdnet"):
+            conv = nn.DualAdaBinConv2d if self.base == "adabin" else nn.DualBinaryConv2d
+            geometry |= {"groups": channels, "branches": 2 if self.dual else 1}
+            conv = conv(channels, channels, kernel_size, rng=rng, **geometry)
+            pre_bn = self.pre_bn
+        else:
+            conv = self.conv(channels, channels, kernel_size, stride, rng=rng)
+        shortcut = self.shortcut(channels, channels, stride)
+        return Layer(conv, nn.BatchNorm2d(channels), activation, shortcut, pre_bn)
+
+    def conv(self, in_channels, out_channels, kernel_size, stride=1, groups=1, rng=None):
+        """A convolution that mixes channels, with the sign of its input where it is binary."""
+        geometry = {"stride": stride, "padding": kernel_size // 2, "groups": groups, "rng": rng}
+        if self.is_float:
+            return nn.Conv2d(in_channels, out_channels, kernel_size, bias=False, **geometry)
+        if self.base == "adabin":
+            return nn.AdaBinConv2d(in_channels, out_channels, kernel_size, **geometry)
+        sign = nn.RSign(in_channels) if self.base == "reactnet" else nn.Quantize("approx_sign")
+        conv = nn.BinaryConv2d(
+            in_channels, out_channels, kernel_size, input_quantizer=None,
+            weight_quantizer=MagnitudeAwareSign(scale_gradient=False), **geometry,
+        )  # fmt: skip
+        return nn.Sequential(sign, conv)
+
+    def shortcut(self, in_channels, out_channels, stride=1):
+        """From a layer's input to its output; None where there is none."""
+        if self.is_float or (in_channels != out_channels and not self.broadcast_residual):
+            return None
+        parts = [nn.AvgPool2d(2)] if stride == 2 else []
+        if in_channels != out_channels:
+            parts.append(nn.ReplicateChannels(in_channels, out_channels))
+        return nn.Sequential(*parts)
+
+
+class Layer(nn.Module):
+    """activation(norm(conv(x) [+ shortcut(x)]) + shortcut(x)).
+
+    Parameters
+    ----------
+    conv, norm : Module
+    activation, shortcut : Module or None
+    pre_bn : bool
+        Add the shortcut before the norm too.
+    """
+
+    def __init__(self, conv, norm, activation=None, shortcut=None, pre_bn=False):
+        self.conv, self.norm, self.activation = conv, norm, activation
+        self.shortcut, self.pre_bn = shortcut, pre_bn
+
+    def forward(self, x):
+        y = self.conv(x)
+        if self.shortcut is None:
+            y = self.norm(y)
+        else:
+            s = self.shortcut(x)
+            y = self.norm(y + s if self.pre_bn else y) + s
+        return y if self.activation is None else self.activation(y)
+
+    def extra_repr(self):
+        return "pre_bn" if self.pre_bn else ""
+
+
+def make_method(
+    network, name, base="reactnet", broadcast_residual=True, dual=True, pre_bn=True, known=METHODS
+):
+    """The `Method` of a name, or a ValueError that begins with the network's."""
+    if name not in known:
+        raise ValueError(f"{network}: method must be one of {', '.join(known)}, got {name!r}")
+    if base not in ("reactnet", "adabin"):
+        raise ValueError(f"{network}: base must be 'reactnet' or 'adabin', got {base!r}")
+    base = base if name.startswith("bdnet") else name
+    return Method(name, base, bool(broadcast_residual), bool(dual), bool(pre_bn))
+
+
+def scaled(channels, width, multiple=1):
+    """width times so many channels, rounded to a multiple (halves up), at least one of it."""
+    return max(1, math.floor(channels * width / multiple + 0.5)) * multiple
+
+
+def stride_for(network, argument, stride, input_size, limit):
+    """A stride of 1 or 2 that was given, or by default 2 for images above `limit` pixels."""
+    if stride not in (None, 1, 2):
+        raise ValueError(f"{network}: {argument} must be 1 or 2, got {stride!r}")
+    return stride or (2 if isinstance(input_size, int) and input_size > limit else 1)
+
+
+def check_arguments(network, width, input_size, reduction):
+    """The width must be positive, and the image a multiple of what the strides divide it by."""
+    if not width > 0:
+        raise ValueError(f"{network}: width must be positive, got {width!r}")
+    if not isinstance(input_size, int) or input_size < 1 or input_size % reduction:
+        raise ValueError(
+            f"{network}: input_size must be a multiple of {reduction}, which the strides divide it "
+            f"by, got {input_size!r}"
+        )
+
+
+def stem(how, in_channels, channels, stride, activation=nn.ReLU, kernel_size=3, rng=None):
+    """The first layer, real; only the float network has an activation there."""
+    conv = nn.Conv2d(
+        in_channels, channels, kernel_size, stride, kernel_size // 2, bias=False, rng=rng
+    )
+    return Layer(conv, nn.BatchNorm2d(channels), activation() if how.is_float else None)
+
+
+def classifier(channels, num_classes, rng=None):
+    """The end: the mean over the image and the last layer, real."""
+    return [
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes, rng=rng)
+    ]  # fmt: skip

@@ -1,0 +1,94 @@
+"""MobileNet V1: depth-wise separable convolutions, float and binary.
+
+    layer                                   output (224)    channels
+    conv 3×3, stride 2 (real)               112×112         32
+    separable                               112×112         64
+    separable, stride 2                     56×56           128
+    separable                               56×56           128
+    separable, stride 2                     28×28           256
+    separable                               28×28           256
+    separable, stride 2                     14×14           512
+    5 × separable                           14×14           512
+    separable, stride 2                     7×7             1024
+    separable                               7×7             1024
+    mean, dense (real)                                      num_classes
+
+Separable: a 3×3 layer, which has the stride and keeps the number of channels, and a 1×1 layer,
+which brings the new one. Howard et al. 2017, Table 1. Its binary forms are those of ReActNet (Liu
+et al. 2020, section 4.1), AdaBin (Tu et al. 2022) and BD-Net; `models.blocks` tells them apart.
+What ReActNet builds of two 1×1 convolutions where the number of channels doubles, each with the
+shortcut added, side by side, stands here as one with twice as many filters and a replicated
+shortcut.
+"""
+
+from __future__ import annotations
+
+from tinybnn import nn
+from tinybnn.models.blocks import check_arguments, classifier, make_method, scaled, stem, stride_for
+from tinybnn.tensor import default_generator
+
+STEM = 32
+
+# (output channels, stride) of the separable convolutions.
+SEPARABLE = (
+    (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1), (512, 1), (512, 1),
+    (512, 1), (512, 1), (1024, 2), (1024, 1),
+)  # fmt: skip
+
+
+def mobilenet_v1(
+    width=1.0,
+    input_size=224,
+    num_classes=1000,
+    method="float",
+    *,
+    base="reactnet",
+    broadcast_residual=True,
+    dual=True,
+    pre_bn=True,
+    stem_stride=None,
+    in_channels=3,
+    rng=None,
+):
+    """Build the network.
+
+    Parameters
+    ----------
+    width : float
+        Factor of all channel counts.
+    input_size : int
+        Height and width of the images: a multiple of 16 times the stem's stride.
+    num_classes : int
+    method : 'float', 'reactnet', 'adabin', 'bdnet-a' or 'bdnet-b'
+        'bdnet-a' makes every 3×3 a binary depth-wise convolution, 'bdnet-b' leaves those with a
+        stride real.
+    base : 'reactnet' or 'adabin'
+        What BD-Net is built on; of no meaning to the others.
+    broadcast_residual : bool
+        Of the binary methods: shortcuts around the layers that change the number of channels.
+    dual, pre_bn : bool
+        Of BD-Net, for ablations: the 1.58-bit convolution, the shortcut before the batch norm.
+    stem_stride : 1 or 2, optional
+        By default 2 for images above 96 pixels, as the paper counts (BD-Net, Table 2).
+    in_channels : int
+    rng : numpy.random.Generator, optional
+        Source of the initial weights.
+
+    Returns
+    -------
+    Sequential
+        (N, in_channels, input_size, input_size) images -> (N, num_classes) logits.
+    """
+    how = make_method("mobilenet_v1", method, base, broadcast_residual, dual, pre_bn)
+    stem_stride = stride_for("mobilenet_v1", "stem_stride", stem_stride, input_size, 96)
+    check_arguments("mobilenet_v1", width, input_size, 16 * stem_stride)
+    rng = default_generator() if rng is None else rng
+    channels = scaled(STEM, width)
+    layers = [stem(how, in_channels, channels, stem_stride, rng=rng)]
+    for outputs, stride in SEPARABLE:
+        before, channels = channels, scaled(outputs, width)
+        layers += [
+            how.spatial(before, 3, stride, how.activation(before), rng=rng),
+            how.pointwise(before, channels, activation=how.activation(channels), rng=rng),
+        ]
+    return nn.Sequential(*layers, *classifier(channels, num_classes, rng))

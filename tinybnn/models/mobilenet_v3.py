@@ -1,0 +1,150 @@
+"""MobileNet V3-Small: inverted residuals with squeeze-and-excite.
+
+    layer (k: kernel of the depth-wise layer)             output (224)    channels
+    conv 3×3, stride 2 (real), h-swish                    112×112         16
+    block, k = 3, stride 2, 16 wide, excite               56×56           16
+    block, k = 3, stride 2, 72 wide                       28×28           24
+    block, k = 3, 88 wide                                 28×28           24
+    block, k = 5, stride 2, 96 wide, excite, h-swish      14×14           40
+    2 × block, k = 5, 240 wide, excite, h-swish           14×14           40
+    block, k = 5, 120 wide, excite, h-swish               14×14           48
+    block, k = 5, 144 wide, excite, h-swish               14×14           48
+    block, k = 5, stride 2, 288 wide, excite, h-swish     7×7             96
+    2 × block, k = 5, 576 wide, excite, h-swish           7×7             96
+    conv 1×1, h-swish                                     7×7             576
+    mean, dense (real), h-swish                                           1024
+    dense (real)                                                          num_classes
+
+Block: a 1×1 layer that widens (none where the width is the block's input), a k×k depth-wise layer
+with the stride, squeeze-and-excite with a quarter of the channels, a 1×1 layer without activation;
+the block's input is added where the shapes are equal. ReLU where no h-swish is named. Howard et al.
+2019, Table 2. In the binary forms each layer has the shortcut of `models.blocks`; that squeeze-and-
+excite stays, and stays real, and that the last 1×1 convolution is binary are inferred.
+"""
+
+from __future__ import annotations
+
+from tinybnn import nn
+from tinybnn.models.blocks import check_arguments, make_method, scaled, stem, stride_for
+from tinybnn.tensor import default_generator
+
+STEM, HEAD, FEATURES = 16, 576, 1024
+
+# (kernel, wide, output channels, stride, excite, h-swish) of the blocks.
+BLOCKS = (
+    (3, 16, 16, 2, True, False),
+    (3, 72, 24, 2, False, False),
+    (3, 88, 24, 1, False, False),
+    (5, 96, 40, 2, True, True),
+    (5, 240, 40, 1, True, True),
+    (5, 240, 40, 1, True, True),
+    (5, 120, 48, 1, True, True),
+    (5, 144, 48, 1, True, True),
+    (5, 288, 96, 2, True, True),
+    (5, 576, 96, 1, True, True),
+    (5, 576, 96, 1, True, True),
+)
+
+
+class InvertedResidual(nn.Module):
+    """A block of the table above.
+
+    Parameters
+    ----------
+    how : Method
+    in_channels, wide, out_channels : int
+    kernel_size, stride : int
+    excite, hardswish : bool
+    rng : numpy.random.Generator, optional
+    """
+
+    def __init__(
+        self, how, in_channels, wide, out_channels, kernel_size, stride, excite, hardswish, rng=None
+    ):
+        activation = nn.Hardswish if hardswish else nn.ReLU
+        self.widen = None
+        if wide != in_channels:
+            self.widen = how.pointwise(
+                in_channels, wide, activation=how.activation(wide, activation), rng=rng
+            )
+        self.depthwise = how.spatial(
+            wide, kernel_size, stride, how.activation(wide, activation), rng
+        )
+        squeezed = scaled(wide, 0.25, 8)
+        self.excite = nn.SqueezeExcite(wide, squeezed, rng=rng) if excite else None
+        self.is_residual = stride == 1 and in_channels == out_channels
+        self.project = how.pointwise(wide, out_channels, has_shortcut=not self.is_residual, rng=rng)
+
+    def forward(self, x):
+        y = x if self.widen is None else self.widen(x)
+        y = self.depthwise(y)
+        y = y if self.excite is None else self.excite(y)
+        y = self.project(y)
+        return x + y if self.is_residual else y
+
+
+def mobilenet_v3_small(
+    width=1.0,
+    input_size=224,
+    num_classes=1000,
+    method="float",
+    *,
+    base="reactnet",
+    broadcast_residual=True,
+    dual=True,
+    pre_bn=True,
+    stem_stride=None,
+    first_stride=None,
+    in_channels=3,
+    rng=None,
+):
+    """Build the network.
+
+    Parameters
+    ----------
+    width : float
+        Factor of all channel counts, which are rounded to multiples of 8.
+    input_size : int
+        Height and width of the images: a multiple of 8 times the strides below.
+    num_classes : int
+    method : 'float', 'reactnet', 'adabin', 'bdnet-a' or 'bdnet-b'
+        'reactnet' and 'adabin' have regular k×k layers in place of the depth-wise ones.
+    base, broadcast_residual, dual, pre_bn
+        As in `mobilenet_v1`.
+    stem_stride, first_stride : 1 or 2, optional
+        Of the first convolution and of the first block. By default 2 for images above 32 and above
+        64 pixels, as the paper counts (BD-Net, Table 5).
+    in_channels : int
+    rng : numpy.random.Generator, optional
+        Source of the initial weights.
+
+    Returns
+    -------
+    Sequential
+        (N, in_channels, input_size, input_size) images -> (N, num_classes) logits.
+    """
+    how = make_method("mobilenet_v3_small", method, base, broadcast_residual, dual, pre_bn)
+    stem_stride = stride_for("mobilenet_v3_small", "stem_stride", stem_stride, input_size, 32)
+    first_stride = stride_for("mobilenet_v3_small", "first_stride", first_stride, input_size, 64)
+    check_arguments("mobilenet_v3_small", width, input_size, 8 * stem_stride * first_stride)
+    rng = default_generator() if rng is None else rng
+    channels = scaled(STEM, width, 8)
+    layers = [stem(how, in_channels, channels, stem_stride, nn.Hardswish, rng=rng)]
+    for number, (kernel_size, wide, outputs, stride, excite, hardswish) in enumerate(BLOCKS):
+        before, channels = channels, scaled(outputs, width, 8)
+        layers.append(
+            InvertedResidual(
+                how, before, scaled(wide, width, 8), channels, kernel_size,
+                stride if number else first_stride, excite, hardswish, rng,
+            )
+        )  # fmt: skip
+    head, features = scaled(HEAD, width, 8), scaled(FEATURES, width, 8)
+    return nn.Sequential(
+        *layers,
+        how.pointwise(channels, head, activation=how.activation(head, nn.Hardswish), rng=rng),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(head, features, rng=rng),
+        nn.Hardswish(),
+        nn.Linear(features, num_classes, rng=rng),
+    )
