@@ -9,9 +9,18 @@ from functools import partial
 import numpy as np
 import pytest
 
-from tinybnn import bench, models
-from tinybnn.bench import kernels, peers, report, rounds
+from tinybnn import bench, cli, models, nn
+from tinybnn.bench import (
+    agreement,
+    kernels,
+    peers,
+    report,
+    rounds,
+    torch_training,
+    training,
+)
 from tinybnn.kernels import bits, depthwise
+from tinybnn.tensor import Tape, Tensor
 
 QUICK = rounds.Settings(1, quick=True)
 COLUMNS = {
@@ -19,7 +28,8 @@ COLUMNS = {
     "ours_max_s": float, "peer": str, "peer_s": float, "peer_min_s": float,
     "peer_max_s": float, "ratio": float, "ratio_of_fastest": float, "target": float,
     "target_of": str, "is_met": bool, "peak_share": float, "rate": float, "unit": str,
-    "bytes": int, "products": int, "peer_bytes": int, "profile": list,
+    "bytes": int, "products": int, "peer_bytes": int, "profile": list, "memory": dict,
+    "peer_memory": dict, "operations": list,
 }  # fmt: skip
 ALWAYS = list(COLUMNS)[:12]
 
@@ -27,7 +37,8 @@ ALWAYS = list(COLUMNS)[:12]
 @pytest.fixture
 def alone(monkeypatch):
     """Only NumPy is installed."""
-    monkeypatch.setattr(peers, "is_installed", lambda *names: False)
+    for module in (peers, report, torch_training):
+        monkeypatch.setattr(module, "is_installed", lambda *names: False)
     monkeypatch.delenv("TINYBNN_LARQ_PYTHON", raising=False)
 
 
@@ -225,6 +236,78 @@ def test_startup(alone, monkeypatch):
     assert "15 s: met" in text
 
 
+NARROW = (
+    training.Network(
+        "VGG", lambda rng: models.vgg_small(width=0.125, rng=rng), (3, 32, 32), 16, 3.5
+    ),
+    training.Network("separable", lambda rng: training.separable(0.125), (3, 32, 32), 4, 1.5),
+    training.Network("autoencoder", lambda rng: training.autoencoder(), (1, 28, 28), 4, 1, None),
+)
+
+
+def test_training(alone, monkeypatch):
+    memory = {"step": 2_000_000, "growth": 0, "process": 9_000_000}
+    asked = []
+    monkeypatch.setattr(training, "NETWORKS", NARROW)
+    monkeypatch.setattr(training, "memory_of", lambda *task: asked.append(task[:3]) or memory)
+    _, rows, text = quick("train")
+    assert [row["name"] for row in rows] == ["VGG", "separable", "autoencoder"]
+    assert [row["shape"] for row in rows] == ["8×3×32×32", "4×3×32×32", "4×1×28×28"]
+    assert {row["peer"] for row in rows} == {"ours, forward on floats"}
+    assert {row["unit"] for row in rows} == {"images/s"}
+    assert rows[1]["rate"] == 4 / rows[1]["ours_s"]
+    assert asked[:2] == [("VGG", "ours", 8), ("VGG", "ours, forward on floats", 8)]
+    assert rows[0]["memory"] == rows[0]["peer_memory"] == memory
+    assert "memory of a step: 2.0 MB, ours, forward on floats 2.0 MB (not less)" in text
+    assert rows[0]["operations"] is None
+
+
+def test_training_with_its_profile(alone, monkeypatch):
+    monkeypatch.setattr(training, "NETWORKS", NARROW[:1])
+    monkeypatch.setattr(training, "memory_of", lambda *task: None)
+    lines = []
+    found = bench.run("train", 1, True, lines.append, profile=True)
+    assert found["command"] == "tinybnn bench train --threads 1 --profile --quick"
+    [row] = found["rows"]
+    json.dumps(row)
+    assert row["memory"] is None
+    calls = {}
+    for entry in row["operations"]:
+        calls[entry["operation"]] = calls.get(entry["operation"], 0) + entry["calls"]
+    assert calls["SignConv2d"] == 5 and calls["BatchNorm"] == 6 and calls["Adam.step"] == 1
+    assert "SignConv2d" in lines[-1] and "layers, engine" in lines[-1]
+
+
+def test_forward_on_floats_is_another_path_to_the_same_gradients():
+    network = training.NETWORKS[3]
+    ours, floats = training.Training(network, 8), training.FloatTraining(network, 8)
+    ours.compute_gradients()
+    floats.compute_gradients()
+    for p, q in zip(ours.model.parameters(), floats.model.parameters(), strict=True):
+        np.testing.assert_array_equal(p.grad.data, q.grad.data)
+
+
+def test_a_step_moves_every_parameter_and_takes_a_batch_of_its_own():
+    step = training.Training(NARROW[2], 2)
+    before = [p.data.copy() for p in step.model.parameters()]
+    assert step.target is step.x and step.x.shape == (2, 1, 28, 28)
+    step()
+    assert all((p.data != b).any() for p, b in zip(step.model.parameters(), before, strict=True))
+    first = step.x
+    step.draw()
+    assert (step.x != first).any()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_of_steps():
+    found = training.memory_of("MLP 784-1024-1024-10", "ours", 128, QUICK)
+    parameters = 784 * 1024 + 1024 * 1024 + 1024 * 10
+    # Gradients and the two means of Adam stay, 4 bytes each; the weights were there before.
+    assert 3 * 4 * parameters < found["step"] < 100e6
+    assert 0 <= found["growth"] < found["step"]
+    assert found["process"] > found["step"] + 4 * parameters
+
+
 def test_all_is_every_group(monkeypatch, alone):
     row = (
         dict.fromkeys(COLUMNS) | dict.fromkeys(ALWAYS, 1) | {"name": "a", "shape": "", "peer": "b"}
@@ -232,8 +315,13 @@ def test_all_is_every_group(monkeypatch, alone):
     for name in ("kernels", "depthwise_convolutions", "startup"):
         monkeypatch.setattr(report, name, lambda settings, name=name: [row | {"name": name}])
     monkeypatch.setattr(report, "networks", lambda settings, say: [row | {"name": "networks"}])
+    monkeypatch.setattr(
+        report, "training", lambda settings, profile: [row | {"name": f"training, {profile}"}]
+    )
     names = [row["name"] for row in bench.run("all", 1, True, lambda text: None)["rows"]]
-    assert names == ["kernels", "depthwise_convolutions", "networks", "startup"]
+    assert names == [
+        "kernels", "depthwise_convolutions", "networks", "startup", "training, False",
+    ]  # fmt: skip
 
 
 def test_wrong_arguments():
@@ -241,6 +329,70 @@ def test_wrong_arguments():
         bench.run("gpus")
     with pytest.raises(ValueError, match="n must be from 1 to"):
         bench.run("kernels", 10_000)
+
+
+# --------------------------------------------------------------------------------------- agreement
+
+
+def test_values_that_only_rounding_parts_are_told_from_wrong_ones():
+    def parted(module, ours, theirs):
+        tape = Tape()
+        tape.modules = [
+            (module, (Tensor(np.float32(ours)),), None),
+            (nn.Sequential(module), (Tensor(np.float32(ours)),), None),
+        ]
+        return agreement._parted(tape, [np.float64(theirs)])
+
+    binary = nn.Quantize()
+    assert parted(binary, [1e-7, 1.0], [-1e-7, 1.0])  # a sign
+    assert parted(binary, [0.5, 1.0], [0.5, 1.0 + 1e-7])  # a pseudo-gradient
+    assert not parted(binary, [0.5, 2.0], [0.5 + 1e-3, 3.0])  # both on the same side
+    assert not parted(binary, [1e-3], [-1e-3])  # more than rounding
+    assert not parted(nn.Flatten(), [1e-7], [-1e-7])  # no jump
+
+
+def test_an_update_is_compared_beyond_what_float32_resolves():
+    before = np.float32([1.0, 0.01])
+    exact = before.astype(np.float64) - 1e-3
+    rounded = exact.astype(np.float32)
+    assert agreement.update_error(before, rounded, exact) == 0.0
+    assert agreement.update_error(before, rounded - np.float32([0, 1e-7]), exact) > 1e-5
+    assert agreement.update_error(before, rounded - np.float32([1e-6, 0]), exact) > 1e-4
+
+
+def test_check_needs_torch(alone, capsys):
+    assert cli.main(["bench", "train", "--check"]) == 1
+    assert "PyTorch, which is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("agrees", "code"), [(True, 0), (False, 1)])
+def test_check(monkeypatch, capsys, agrees, code):
+    asked = []
+
+    def compare_all(*options):
+        asked.append(options[:3])
+        return [{"name": "MLP", "agrees": agrees}]
+
+    monkeypatch.setattr(report, "is_installed", lambda *names: True)
+    monkeypatch.setattr(report, "compare_all", compare_all)
+    assert cli.main(["bench", "train", "--check", "--threads", "1", "--json", "-"]) == code
+    found = json.loads(capsys.readouterr().out)
+    assert found["command"] == "tinybnn bench train --threads 1 --check"
+    assert found["rows"] == [{"name": "MLP", "agrees": agrees}] and asked == [(20, 16, 1)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["kernels", "--check"], "--check is an option of train, not of kernels"),
+        (["models", "--profile"], "--profile is an option of train, not of models"),
+        (["train", "--check", "--profile"], "leave --plot and --profile out"),
+    ],
+)
+def test_options_of_training(arguments, advice, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["bench", *arguments])
+    assert ended.value.code == 2 and advice in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------- peers

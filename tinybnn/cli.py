@@ -154,7 +154,10 @@ def _add_train(commands):
         "tinybnn train cnn --dataset digits --out runs/digits",
         "tinybnn train mlp --dataset mnist --epochs 10 --hidden 512,512 --out runs/mlp",
     )
-    train.add_argument("model", choices=["mlp", "cnn"], help="mlp: dense layers; cnn: convolutions")
+    train.add_argument(
+        "model", choices=["mlp", "cnn", "vgg-small"],
+        help="mlp: dense layers; cnn: three convolutions; vgg-small: six, for 32×32 pixels",
+    )  # fmt: skip
     train.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
     _add_dataset(train, "data set (digits)", default="digits")
     train.add_argument("--epochs", type=_whole(1), default=20, metavar="N", help="(20)")
@@ -175,6 +178,12 @@ def _add_train(commands):
         "--shift", type=_whole(0), default=0, metavar="PIXELS",
         help="move training images at random by up to so many pixels (0)",
     )  # fmt: skip
+    train.add_argument(
+        "--flip", action="store_true", help="show training images in a mirror, half of them"
+    )
+    train.add_argument(
+        "--threads", type=_whole(1), metavar="N", help="(one a core); the result is the same"
+    )
     train.add_argument("--quiet", action="store_true", help="no progress bar")
     _add_json(train)
     mlp = train.add_argument_group("options of mlp")
@@ -237,22 +246,169 @@ def _add_predict(commands):
 
 
 def _add_reproduce(commands):
-    reproduce = _add(
-        commands,
+    reproduce = commands.add_parser(
         "reproduce",
-        _reproduce,
-        "run an experiment and write its figures",
-        "Run an experiment; its figures go to RUN/<name>.json.",
-        "TINYBNN_DATA=DIR tinybnn reproduce mnist-cnn --seeds 3",
+        help="run an experiment and write its figures",
+        description="Run an experiment and write its figures. Each has options of its own: see "
+        "`tinybnn reproduce EXPERIMENT --help`.",
+        epilog="example: tinybnn reproduce ops",
+        allow_abbrev=False,
     )
-    reproduce.add_argument("name", choices=["mnist-cnn", "mnist-mlp"])
-    reproduce.add_argument("--dataset", default="mnist", metavar="D", help="data set (mnist)")
-    reproduce.add_argument("--seeds", type=_whole(1), default=3, metavar="N", help="how many (3)")
-    reproduce.add_argument("--epochs", type=_whole(1), metavar="N", help="not the recipe's")
-    reproduce.add_argument(
-        "--validate", action="store_true", help="test on held-out training images instead"
+    experiments = reproduce.add_subparsers(required=True, metavar="EXPERIMENT")
+    for add in (_add_classifiers, _add_hybnn, _add_bounds, _add_ops):
+        add(experiments)
+
+
+def _add_classifiers(experiments):
+    for name, summary in (
+        ("mnist-cnn", "a small binary CNN on MNIST"),
+        ("mnist-mlp", "dense layers of 256 on MNIST, all of 1 bit"),
+        ("mnist-mlp-1024", "dense layers of 1024 on MNIST, all of 1 bit"),
+        ("cifar10-vgg-small", "VGG-small on CIFAR-10"),
+    ):
+        experiment = _add(
+            experiments,
+            name,
+            _classifiers,
+            f"{summary}: accuracy over seeds",
+            f"Train {summary} with several seeds and compare each\n"
+            "network with its packed form on all test images. The figures go to RUN/<name>.json.",
+            f"TINYBNN_DATA=DIR tinybnn reproduce {name} --seeds 3",
+        )
+        experiment.set_defaults(name=name)
+        experiment.add_argument("--dataset", metavar="D", help="not the recipe's")
+        experiment.add_argument(
+            "--seeds", type=_whole(1), default=3, metavar="N", help="how many (3)"
+        )
+        experiment.add_argument("--epochs", type=_whole(1), metavar="N", help="not the recipe's")
+        experiment.add_argument(
+            "--validate", action="store_true", help="test on held-out training images instead"
+        )
+        experiment.add_argument("--threads", type=_whole(1), metavar="N", help="(one a core)")
+        experiment.add_argument("--out", default="runs", metavar="RUN", help="folder (runs)")
+
+
+def _add_hybnn(experiments):
+    hybnn = _add(
+        experiments,
+        "hybnn",
+        _hybnn,
+        "HyBNN's tasks, with its baselines: accuracy, codes, times",
+        "Train a binary autoencoder without labels, extract each image's code once, and train\n"
+        "binary networks on the codes; the same for the baselines. Tables (report.md), figures\n"
+        "(result.json) and pictures go to RUN. Repeat the command after an interruption.",
+        "tinybnn reproduce hybnn",
+        "TINYBNN_DATA=DIR tinybnn reproduce hybnn --dataset mnist --seeds 5",
+        "TINYBNN_DATA=DIR tinybnn reproduce hybnn --dataset mnist --vae-dataset fashion-mnist",
     )
-    reproduce.add_argument("--out", default="runs", metavar="RUN", help="folder (runs)")
+    _add_images(hybnn)
+    hybnn.add_argument(
+        "--vae-dataset", type=_dataset_or_folder, metavar="D",
+        help="whose images the autoencoder learns from (those of --dataset)",
+    )  # fmt: skip
+    hybnn.add_argument(
+        "--estimator", choices=_ESTIMATORS, default="sign", metavar="E",
+        help=f"of gradients through the code: {', '.join(_ESTIMATORS)} (sign)",
+    )  # fmt: skip
+    hybnn.add_argument("--bits", type=_whole(1), default=200, metavar="N", help="of a code (200)")
+    hybnn.add_argument("--seeds", type=_whole(1), metavar="N", help="how many (3)")
+    for name, default, what in (
+        ("vae", 20, "of the autoencoder"),
+        ("", 100, "of networks on codes, for each task"),
+        ("cnn", 15, "of the CNNs, for each task"),
+        ("all", 30, "of networks on codes, for all classes at once"),
+    ):
+        option = f"--epochs-{name}".rstrip("-")
+        hybnn.add_argument(option, type=_whole(1), metavar="N", help=f"{what} ({default})")
+    _add_run(hybnn)
+
+
+def _add_bounds(experiments):
+    bounds = _add(
+        experiments,
+        "hybnn-bounds",
+        _bounds,
+        "estimators of gradients through binary latents, by the bound they reach",
+        "Train an autoencoder on binarized images with each estimator, for the same number of\n"
+        "codes that the decoder sees, and measure its bounds on test images, in nats. The tables\n"
+        "go to RUN. Repeat the command after an interruption.",
+        "tinybnn reproduce hybnn-bounds",
+        "TINYBNN_DATA=DIR tinybnn reproduce hybnn-bounds --dataset mnist",
+    )
+    _add_images(bounds)
+    bounds.add_argument(
+        "--estimators", type=_estimators, default=_ESTIMATORS, metavar="E,E,...",
+        help=f"(all: {','.join(_ESTIMATORS)})",
+    )  # fmt: skip
+    bounds.add_argument(
+        "--bits", type=_whole(1), default=200, metavar="N", help="latent variables (200)"
+    )
+    bounds.add_argument("--epochs", type=_whole(1), metavar="N", help="(100)")
+    bounds.add_argument(
+        "--samples", type=_whole(1), metavar="N", help="codes of the multi-sample bound (50)"
+    )
+    bounds.add_argument(
+        "--lr", type=_number(0, None), metavar="X", help="learning rate at the start (0.001)"
+    )
+    bounds.add_argument("--seed", type=_whole(0), default=0, metavar="S", help="(0)")
+    _add_run(bounds)
+
+
+_ESTIMATORS = (
+    "sign", "straight_through", "straight_through_gumbel", "gumbel_softmax", "score_function",
+    "disarm",
+)  # fmt: skip
+
+
+def _estimators(text):
+    names = text.split(",")
+    for name in names:
+        if name not in _ESTIMATORS:
+            raise argparse.ArgumentTypeError(
+                f"unknown estimator {name!r}, choose from {', '.join(_ESTIMATORS)}"
+            )
+    return names
+
+
+def _add_images(experiment):
+    experiment.add_argument(
+        "--dataset", type=_dataset_or_folder, default="digits", metavar="D",
+        help="a data set, or a folder with four IDX files named as MNIST's (digits)",
+    )  # fmt: skip
+    experiment.add_argument(
+        "--limit", type=_whole(100), metavar="N", help="use the first N images only"
+    )
+
+
+def _add_run(experiment):
+    experiment.add_argument(
+        "--quick", action="store_true", help="run everything, too briefly for good figures"
+    )
+    experiment.add_argument(
+        "--threads", type=_whole(1), metavar="N", help="(one a core); the result is the same"
+    )
+    experiment.add_argument("--quiet", action="store_true", help="no progress bars")
+    experiment.add_argument(
+        "--out", metavar="RUN", help="folder (runs/ and the names of experiment and data set)"
+    )
+
+
+def _dataset_or_folder(text):
+    return text if os.path.isdir(text) else _dataset(text)
+
+
+def _add_ops(experiments):
+    ops = _add(
+        experiments,
+        "ops",
+        _ops,
+        "the operation counts of BD-Net's Tables 1 to 5",
+        "Count the operations of our networks and print each figure of BD-Net's Tables 1 to 5\n"
+        "beside the published one: the true count, the count by the paper's convention, and\n"
+        "whether that matches exactly, by a fitted assumption, or not.",
+        "tinybnn reproduce ops --json ops.json",
+    )
+    _add_json(ops)
 
 
 def _add_summary(commands):
@@ -280,17 +436,27 @@ def _add_bench(commands):
         commands,
         "bench",
         _bench,
-        "measure kernels and packed models against NumPy, PyTorch and others",
+        "measure kernels, packed models and training against NumPy, PyTorch and others",
         "Measure in turn, in one run: medians, their ratio, and whether it is what the project\n"
         "asks of itself. PyTorch, ONNX Runtime (with onnx) and Larq Compute Engine (with larq\n"
         "and tensorflow; TINYBNN_LARQ_PYTHON names the Python that has them) take part where\n"
-        "they are installed.",
+        "they are installed. Without PyTorch, training is compared with our own way by floats.",
         "tinybnn bench kernels --threads 1",
+        "tinybnn bench train --profile",
         "tinybnn bench all --json bench.json --plot roofline.png",
     )
-    bench.add_argument("group", choices=["kernels", "depthwise", "models", "startup", "all"])
+    bench.add_argument(
+        "group", choices=["kernels", "depthwise", "models", "startup", "train", "all"]
+    )
     bench.add_argument("--threads", type=_whole(1), metavar="N", help="(2, or one a core)")
     bench.add_argument("--plot", metavar="FILE", help="draw the roofline to FILE (PNG)")
+    bench.add_argument(
+        "--profile", action="store_true", help="of train: where the time of a step goes"
+    )
+    bench.add_argument(
+        "--check", action="store_true",
+        help="of train: compare gradients and updates with PyTorch's instead of times",
+    )  # fmt: skip
     bench.add_argument(
         "--quick", action="store_true", help="run everything, too briefly for good figures"
     )
@@ -445,11 +611,14 @@ def _train(options):
         seed=options.seed,
         validation=options.validation,
         shift=options.shift,
+        flip=options.flip,
         options=model_options,
     )
     _check_outputs(options.json)
     say = _say(options)
-    result = runs.train(options.out, config, progress=not options.quiet, say=say)
+    result = runs.train(
+        options.out, config, progress=not options.quiet, say=say, threads=options.threads
+    )
     say(f"Next: tinybnn compile {options.out}")
     _write_json(options, result)
 
@@ -485,12 +654,57 @@ def _predict(options):
     _write_json(options, figures)
 
 
-def _reproduce(options):
-    from tinybnn.experiments import mnist
+def _classifiers(options):
+    from tinybnn.experiments import classifiers
 
-    mnist.run(
-        options.name, options.out, options.dataset, options.seeds, options.epochs, options.validate
+    classifiers.run(
+        options.name, options.out, options.dataset, options.seeds, options.epochs,
+        options.validate, options.threads,
+    )  # fmt: skip
+
+
+def _hybnn(options):
+    from tinybnn.experiments import hybnn
+
+    seeds = (1 if options.quick else 3) if options.seeds is None else options.seeds
+    config = _experiment_config(options, hybnn)
+    hybnn.run(
+        _experiment_folder(options, "hybnn"), config, seeds, options.threads, not options.quiet
     )
+
+
+def _bounds(options):
+    from tinybnn.experiments import hybnn_bounds
+
+    config = _experiment_config(options, hybnn_bounds)
+    hybnn_bounds.run(
+        _experiment_folder(options, "hybnn-bounds"), config, options.estimators, options.threads,
+        not options.quiet,
+    )  # fmt: skip
+
+
+def _experiment_config(options, experiment):
+    """An experiment's configuration: what was chosen, else what --quick or the defaults say."""
+    values = dict(experiment.QUICK) if options.quick else {}
+    for field in dataclasses.fields(experiment.Config):
+        chosen = getattr(options, field.name)
+        if chosen is not None:
+            values[field.name] = chosen
+    return experiment.Config(**values)
+
+
+def _experiment_folder(options, name):
+    if options.out is not None:
+        return options.out
+    dataset = os.path.basename(os.path.normpath(options.dataset))
+    return os.path.join("runs", f"{name}-{dataset}{'-quick' if options.quick else ''}")
+
+
+def _ops(options):
+    from tinybnn.experiments import ops
+
+    _check_outputs(options.json)
+    _write_json(options, ops.run(say=_say(options)))
 
 
 def _summary(options):
@@ -519,9 +733,20 @@ def _summary(options):
 def _bench(options):
     from tinybnn import bench
 
+    for name, groups in (("check", ("train",)), ("profile", ("train", "all"))):
+        if getattr(options, name) and options.group not in groups:
+            options.parser.error(f"--{name} is an option of train, not of {options.group}")
+    if options.check and (options.plot is not None or options.profile):
+        options.parser.error("--check measures no times: leave --plot and --profile out")
     _check_outputs(options.json, options.plot)
     say = _say(options)
-    report = bench.run(options.group, options.threads, options.quick, say=say)
+    if options.check:
+        report = bench.check(options.threads, options.quick, say=say)
+        _write_json(options, report)
+        return 0 if all(row["agrees"] for row in report["rows"]) else 1
+    report = bench.run(
+        options.group, options.threads, options.quick, say=say, profile=options.profile
+    )
     if options.plot is not None:
         bench.draw(options.plot, report)
         say(f"Picture: {options.plot}")

@@ -1,4 +1,4 @@
-"""Measurements: how fast kernels and packed models are, beside what else computes the same.
+"""Measurements: how fast kernels, packed models and training are, beside what computes the same.
 
 A row of the result compares one thing of ours with one peer: the medians of both, their ratio, the
 spread of ours (its fastest and slowest run), and, where the project asks something of itself, the
@@ -10,6 +10,6 @@ Peers are NumPy always, and PyTorch, ONNX Runtime and Larq Compute Engine where 
 (`peers`). None of them is needed.
 """
 
-from tinybnn.bench.report import GROUPS, draw, run
+from tinybnn.bench.report import GROUPS, check, draw, run
 
-__all__ = ["GROUPS", "draw", "run"]
+__all__ = ["GROUPS", "check", "draw", "run"]

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import datetime
 import os
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from tinybnn import analysis, plots
+from tinybnn.analysis import operations
+from tinybnn.bench.agreement import compare_all
 from tinybnn.bench.kernels import depthwise_convolutions, kernels
 from tinybnn.bench.models import networks
-from tinybnn.bench.peers import blas_threads, versions
+from tinybnn.bench.peers import blas_threads, is_installed, versions
 from tinybnn.bench.rounds import Settings, rest
 from tinybnn.bench.startup import startup
+from tinybnn.bench.training import training
 from tinybnn.kernels import threads, xnor
 
-GROUPS = ("kernels", "depthwise", "models", "startup")
+GROUPS = ("kernels", "depthwise", "models", "startup", "train")
 
 
-def run(group="all", num_threads=None, quick=False, say=print):
+def run(group="all", num_threads=None, quick=False, say=print, profile=False):
     """Measure a group of rows.
 
     Parameters
@@ -35,6 +39,8 @@ def run(group="all", num_threads=None, quick=False, say=print):
         Run everything, but too briefly for figures that mean something.
     say : callable
         Gets a text of one or more lines at a time.
+    profile : bool
+        Tell for each network of 'train' where the time of a step goes.
 
     Returns
     -------
@@ -65,6 +71,11 @@ def run(group="all", num_threads=None, quick=False, say=print):
             Products of signs in a run of ours.
         ``profile``
             Of models, in the last row of each shape: what `PackedModel.profile` gives.
+        ``memory``, ``peer_memory``
+            Of training: what `training.memory_of` gives, for ours and for the peer.
+        ``operations``
+            Of training, with `profile`, in the last row of each network: the rows of an
+            `analysis.OperationTimes`.
 
     Raises
     ------
@@ -73,14 +84,14 @@ def run(group="all", num_threads=None, quick=False, say=print):
     """
     if group not in (*GROUPS, "all"):
         raise ValueError(f"bench: group must be one of {(*GROUPS, 'all')}, got {group!r}")
-    if num_threads is None:
-        num_threads = min(2, os.cpu_count() or 1)
+    num_threads = _default_threads(num_threads)
     settings = Settings(num_threads, quick)
     measured = {
         "kernels": kernels,
         "depthwise": depthwise_convolutions,
         "models": lambda settings: networks(settings, say),
         "startup": startup,
+        "train": lambda settings: training(settings, profile),
     }
     rows = []
     with threads.num_threads(num_threads), blas_threads(num_threads):
@@ -97,14 +108,55 @@ def run(group="all", num_threads=None, quick=False, say=print):
                 say(_line(row))
                 if row["profile"]:
                     say(_profile(row["profile"]))
+                if row["memory"] and row["peer_memory"]:
+                    say(_memory(row))
+                if row["operations"]:
+                    say(textwrap.indent(operations.table(row["operations"]), "    "))
                 rows.append(row)
+    options = " --profile" * profile + " --quick" * quick
+    return _circumstances(group, num_threads, options) | {"roof": roof, "rows": rows}
+
+
+def check(num_threads=None, quick=False, say=print):
+    """Compare steps of training with PyTorch's, from the same weights before each step.
+
+    Parameters
+    ----------
+    num_threads, say
+        As in `run`.
+    quick : bool
+        Three steps of 8 samples instead of twenty of 16.
+
+    Returns
+    -------
+    dict
+        Ready for JSON: ``machine``, ``threads``, ``command``, ``date`` and ``rows``, for each
+        network of 'train' what `agreement.compare_steps` gives.
+
+    Raises
+    ------
+    ValueError
+        If PyTorch is not installed.
+    """
+    if not is_installed("torch"):
+        raise ValueError("bench: --check compares with PyTorch, which is not installed")
+    num_threads = _default_threads(num_threads)
+    steps, batch = (3, 8) if quick else (20, 16)
+    rows = compare_all(steps, batch, num_threads, say)
+    return _circumstances("train", num_threads, " --check" + " --quick" * quick) | {"rows": rows}
+
+
+def _default_threads(num_threads):
+    return min(2, os.cpu_count() or 1) if num_threads is None else num_threads
+
+
+def _circumstances(group, num_threads, options):
+    """On what, how and when was measured."""
     return {
         "machine": analysis.machine() | {"peers": versions()},
         "threads": num_threads,
-        "command": f"tinybnn bench {group} --threads {num_threads}" + " --quick" * quick,
+        "command": f"tinybnn bench {group} --threads {num_threads}{options}",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "roof": roof,
-        "rows": rows,
     }
 
 
@@ -159,7 +211,7 @@ _COLUMNS = "{:<24}{:<29}{:>8} {:<17} {:<25}{:>8}{:>8}{:>9}  {:>7} {:<13}{:>5}  {
 _HEADER = _COLUMNS.format(
     "", "", "ours, ms", "", "peer", "ms", "ratio", "fastest", "rate", "", "peak", "target"
 ).rstrip()
-_UNITS = {"ratio": "ratio {:.0f}", "peak_share": "{:.0%} of the peak", "rate": "{:.0f} GB/s"}
+_UNITS = {"ratio": "ratio {:g}", "peak_share": "{:.0%} of the peak", "rate": "{:.0f} GB/s"}
 
 
 def _line(row):
@@ -203,3 +255,14 @@ def _profile(layers):
             f"{rate:>14}{share:>7}  {', '.join(layer['operations'])}"
         )
     return "\n".join(lines)
+
+
+def _memory(row):
+    """The memory of steps of training as a line of text."""
+    ours, peer = row["memory"], row["peer_memory"]
+    compared = "less" if ours["step"] < peer["step"] else "not less"
+    sizes = [f"{1e-6 * memory[key]:.1f}" for key in ("step", "growth") for memory in (ours, peer)]
+    return (
+        f"    memory of a step: {sizes[0]} MB, {row['peer']} {sizes[1]} MB ({compared}); "
+        f"growth with further steps: {sizes[2]} MB, {sizes[3]} MB"
+    )

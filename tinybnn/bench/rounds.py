@@ -216,7 +216,7 @@ def make_row(name, shape, ours, peer, others, settings):
     }  # fmt: skip
     more = (
         "target", "target_of", "is_met", "peak_share", "rate", "unit", "bytes", "products",
-        "peer_bytes", "profile",
+        "peer_bytes", "profile", "memory", "peer_memory", "operations",
     )  # fmt: skip
     return row | dict.fromkeys(more)
 

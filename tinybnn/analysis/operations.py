@@ -1,0 +1,155 @@
+"""Where the time of a training step goes: the seconds of each operation, forward and backward."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+
+import numpy as np
+
+from tinybnn.optim import Optimizer
+from tinybnn.tensor import Function
+
+
+class OperationTimes:
+    """What `time_operations` has counted; prints as a table.
+
+    Attributes
+    ----------
+    seconds : float
+        Of the whole block, once it has ended. What is left of it after all operations is the time
+        of the layers' Python, of the engine that orders the graph and adds gradients up, and of
+        whatever else stands in the block.
+    """
+
+    def __init__(self):
+        self.seconds = 0.0
+        self._found = {}  # (operation, shape) -> [calls, forward seconds, backward seconds]
+
+    def add(self, operation, shape, *, calls=0, forward=0.0, backward=0.0):
+        """Count calls and seconds of an operation whose output has this shape."""
+        entry = self._found.setdefault((operation, tuple(shape)), [0, 0.0, 0.0])
+        for i, more in enumerate((calls, forward, backward)):
+            entry[i] += more
+
+    @property
+    def rows(self):
+        """What each operation took, for each shape of its output; the slowest first.
+
+        Returns
+        -------
+        list of dict
+            ``operation``; ``shape`` of the output (of an optimizer's step: none); ``calls``;
+            ``forward_s`` and ``backward_s`` in seconds; ``share`` of both in the whole block.
+        """
+        rows = [
+            {
+                "operation": operation,
+                "shape": list(shape),
+                "calls": calls,
+                "forward_s": forward,
+                "backward_s": backward,
+                "share": (forward + backward) / self.seconds if self.seconds else 0.0,
+            }
+            for (operation, shape), (calls, forward, backward) in self._found.items()
+        ]
+        return sorted(rows, key=lambda row: -row["share"])
+
+    def __str__(self):
+        return table(self.rows)
+
+
+_LINE = "{:<30}{:<18}{:>7}{:>13}{:>13}{:>8}"
+_LEAST = 0.02  # a share of the block that is worth a line of its own
+
+
+def table(rows):
+    """The rows of `OperationTimes` as text: operations, and below them the shapes that matter."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(row["operation"], []).append(row)
+    lines = [_LINE.format("operation", "output", "calls", "forward, ms", "backward, ms", "share")]
+    sums = {operation: _sum(group) for operation, group in groups.items()}
+    for operation, total in sorted(sums.items(), key=lambda item: -item[1]["share"]):
+        group = groups[operation]
+        lines.append(_cells(operation, group[0]["shape"] if len(group) == 1 else (), total))
+        if len(group) > 1:
+            lines += [_cells("", row["shape"], row) for row in group if row["share"] >= _LEAST]
+    rest = 1.0 - sum(row["share"] for row in rows)
+    lines.append(_LINE.format("layers, engine", "", "", "", "", f"{rest:.0%}"))
+    return "\n".join(lines)
+
+
+def _sum(group):
+    columns = ("calls", "forward_s", "backward_s", "share")
+    return {column: sum(row[column] for row in group) for column in columns}
+
+
+def _cells(operation, shape, row):
+    forward, backward = (f"{1e3 * row[key]:.3f}" for key in ("forward_s", "backward_s"))
+    text = "×".join(map(str, shape))
+    return _LINE.format(operation, text, row["calls"], forward, backward, f"{row['share']:.0%}")
+
+
+@contextlib.contextmanager
+def time_operations():
+    """Time every operation on Tensors, every backward rule and every optimizer's step in a block.
+
+    An operation that another one calls, as backward rules do, belongs to that one. Operations of
+    other threads run as ever and are not counted. Outside of the block nothing is measured and
+    nothing is slower: the methods that the block replaces are put back at its end.
+
+    Yields
+    ------
+    OperationTimes
+
+    Examples
+    --------
+    >>> from tinybnn import Tensor
+    >>> x = Tensor([1.0, 2.0], requires_grad=True)
+    >>> with time_operations() as times:
+    ...     (x * x).sum().backward()
+    >>> sorted((row["operation"], row["calls"]) for row in times.rows)
+    [('Mul', 1), ('Sum', 1)]
+    """
+    times, thread, is_inside = OperationTimes(), threading.get_ident(), False
+    before = Function.__dict__["apply"], Function._gradients, Optimizer.step
+    apply, gradients, step = before[0].__func__, *before[1:]
+
+    def timed(call):
+        """The result of a call and its seconds; None as seconds where somebody else counts it."""
+        nonlocal is_inside
+        if is_inside or threading.get_ident() != thread:
+            return call(), None
+        is_inside, start = True, time.perf_counter()
+        try:
+            return call(), time.perf_counter() - start
+        finally:
+            is_inside = False
+
+    def timed_apply(cls, *inputs, **options):
+        output, seconds = timed(lambda: apply(cls, *inputs, **options))
+        if seconds is not None:
+            times.add(cls.__name__, np.shape(output), calls=1, forward=seconds)
+        return output
+
+    def timed_gradients(self, grad, needs, create_graph):
+        found, seconds = timed(lambda: list(gradients(self, grad, needs, create_graph)))
+        if seconds is not None:
+            times.add(type(self).__name__, np.shape(grad), backward=seconds)
+        return found
+
+    def timed_step(self):
+        _, seconds = timed(lambda: step(self))
+        if seconds is not None:
+            times.add(f"{type(self).__name__}.step", (), calls=1, forward=seconds)
+
+    Function.apply = classmethod(timed_apply)
+    Function._gradients, Optimizer.step = timed_gradients, timed_step
+    start = time.perf_counter()
+    try:
+        yield times
+    finally:
+        times.seconds = time.perf_counter() - start
+        Function.apply, Function._gradients, Optimizer.step = before
