@@ -99,7 +99,7 @@ def test_empty_like(shape, order):
         found, expected = memory.empty_like(like), np.empty_like(like)
         assert found.shape == expected.shape and found.dtype == expected.dtype
         assert found.flags.writeable
-        if like is x or like.base is x and like.flags.forc:
+        if like is x or (like.base is x and like.flags.forc):
             assert found.strides == expected.strides
 
 

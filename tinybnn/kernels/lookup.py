@@ -839,7 +839,7 @@ def _beyond_the_image(grad, geometry, padding_mode):
     """
     (kh, kw), filters = geometry.kernel_size, grad.shape[3]
     sums = np.zeros((kh, kw, filters), np.float32)
-    if padding_mode == "zeros":
+    if padding_mode == "zeros" and geometry.padding != (0, 0):
         rows, columns = geometry.inside(0), geometry.inside(1)
         with np.errstate(over="ignore", invalid="ignore"):
             # Whole rows of output pixels, and of the others those in some columns.

@@ -36,9 +36,8 @@ def shares(items, tasks, unit=1):
     (tasks, 2) int64
         First item and the one behind the last.
     """
-    bounds = np.arange(tasks + 1) * (items // unit) // tasks * unit
-    bounds[-1] = items
-    return np.stack([bounds[:-1], bounds[1:]], axis=1)
+    bounds = [task * (items // unit) // tasks * unit for task in range(tasks)]
+    return np.array(list(zip(bounds, [*bounds[1:], items], strict=True)), np.int64)
 
 
 def share_out(worker, shares, *arguments):
