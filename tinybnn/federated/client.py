@@ -1,0 +1,216 @@
+"""A client: it has the data, trains on them, and gives nothing away but updates.
+
+Bytes go in and bytes come out, so that it makes no difference whether the server is in the same
+process or on another machine.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+import tinybnn.federated.aggregation as rules
+import tinybnn.federated.wire as wire
+from tinybnn import functional as F
+from tinybnn import optim
+from tinybnn.datasets import DataLoader
+from tinybnn.federated.head import Head
+from tinybnn.training import evaluate, fit
+
+
+class Client:
+    """One holder of data.
+
+    Training in a round starts from what the server sent and from nothing else: a new optimizer, and
+    a generator seeded by ``[seed, number, round]``, which orders the samples, draws dropout and
+    rounds weights. So a round that is repeated gives the same update, bit for bit. What stays with
+    a client between rounds is named in `state`.
+
+    Parameters
+    ----------
+    number : int
+        Its name, from 0 to 2**32 - 1.
+    dataset : Dataset
+    model : Module
+        Of the same form as the server's, with the same frozen parts. Its own: it is changed.
+    aggregation : Aggregation
+        As the server's.
+    norm : 'average', 'local' or 'frozen'
+        As the server's; see `Head`.
+    optimizer : callable, optional
+        parameters -> Optimizer, called in each round; by default Adam with lr=0.01.
+    loss, transform
+        As for `training.fit` and `datasets.DataLoader`.
+    seed : int
+
+    Attributes
+    ----------
+    number : int
+    samples : int
+        Size of the data set: the weight of its updates.
+    version : int or None
+        Of the server's model that it holds, where that is worth knowing: a broadcast to it may
+        then be made of the steps since.
+    """
+
+    def __init__(
+        self,
+        number,
+        dataset,
+        model,
+        aggregation,
+        *,
+        norm="average",
+        optimizer=None,
+        loss=F.cross_entropy,
+        transform=None,
+        seed=0,
+    ):
+        if not 0 <= number < 1 << 32:
+            raise ValueError(f"Client: number must be from 0 to 2**32 - 1, got {number!r}")
+        if not len(dataset):
+            raise ValueError(f"Client: client {number} has no samples")
+        self.number, self.samples, self.version = int(number), len(dataset), None
+        self._dataset, self._model, self._aggregation = dataset, model, aggregation
+        self._head = Head(model, norm)
+        self._optimizer = _adam if optimizer is None else optimizer
+        self._loss, self._transform, self._seed = loss, transform, seed
+        self._replica = None  # the shared state of `version`
+        self._local = self._head.read_local()
+
+    def train(self, message, *, epochs=1, batch_size=10):
+        """Take the server's state, train on the own data, give back an update.
+
+        Parameters
+        ----------
+        message : bytes
+            What `Server.broadcast` gave.
+        epochs : int
+            E, passes over the data.
+        batch_size : int or None
+            B; None for all samples at once. A last batch of one sample is left out where there are
+            batch norms to train, which need two.
+
+        Returns
+        -------
+        bytes
+            For `Server.receive`.
+
+        Raises
+        ------
+        WireError
+            If the message is damaged or of another server. The client is as before then.
+        FloatingPointError
+            If the loss is not finite.
+        """
+        header, before = self._open(message)
+        if self._aggregation.down == "steps":
+            self._replica, self.version = before, header.version
+        self._head.write(before, self._local)
+        rng = np.random.default_rng([self._seed, self.number, header.round])
+        for module in self._model.modules():
+            if hasattr(module, "rng"):  # dropout
+                module.rng = rng
+        fit(
+            self._model,
+            self._loader(batch_size, rng),
+            epochs=epochs,
+            optimizer=self._optimizer(self._model.parameters()),
+            loss=self._loss,
+            progress=False,
+        )
+        self._local = self._head.read_local()
+        entries = self._head.entries
+        arrays = rules.update(self._aggregation, entries, before, self._head.read(), rng)
+        answer = wire.Header(
+            "update", header.round, header.version, self._head.digest, header.token,
+            client=self.number, samples=self.samples,
+        )  # fmt: skip
+        fields = rules.fields(self._aggregation, entries, "up")
+        return wire.encode(answer, list(arrays.values()), list(fields.values()))
+
+    def evaluate(self, message, loader):
+        """Loss and accuracy of the server's state on a DataLoader, with the client's own batch
+        norms where they are local. Leaves the client as it was.
+
+        Returns
+        -------
+        dict
+            As `training.evaluate`: two numbers.
+        """
+        self._head.write(self._open(message)[1], self._local)
+        return evaluate(self._model, loader, self._loss)
+
+    def _open(self, message):
+        """Header and shared state of a broadcast."""
+        header = wire.read_header(message)
+        if header.digest != self._head.digest:
+            raise wire.WireError("the server has another head, or other frozen parts")
+        entries, steps = self._head.entries, None
+        if header.kind == "steps":
+            if self._replica is None or header.since != self.version:
+                raise wire.WireError(
+                    f"steps from version {header.since}, this client holds {self.version}"
+                )
+            steps = header.version - header.since
+            if not 0 <= steps <= rules.MOST_STEPS:
+                raise wire.WireError(f"{steps} steps in one message")
+        elif header.kind != "state":
+            raise wire.WireError(f"a client takes no message of kind {header.kind!r}")
+        fields = rules.fields(self._aggregation, entries, "down", steps)
+        _, arrays = wire.decode(message, fields)
+        state = {}
+        for entry in entries:
+            array = arrays[entry.name]
+            if steps is not None and entry.kind == "latent":
+                weight = self._replica[entry.name]
+                for direction in array.reshape(steps, *entry.shape):
+                    weight = self._aggregation.move(weight, direction, entry.clip)
+                array = weight
+            elif entry.kind != "counter":
+                array = array.reshape(entry.shape).astype(np.float32)
+            state[entry.name] = array
+        token = wire.token(header.digest, header.round, header.version, state.values())
+        if token != header.token:
+            self._replica = self.version = None  # the next broadcast brings all of it
+            raise wire.WireError("the state is not the one that the server holds")
+        return header, state
+
+    def _loader(self, batch_size, rng):
+        size = self.samples if batch_size is None else batch_size
+        needs_two = any(e.kind == "mean" for e in self._head.entries) or bool(self._head.local)
+        return DataLoader(
+            self._dataset,
+            size,
+            shuffle=True,
+            drop_last=needs_two and self.samples > size and self.samples % size == 1,
+            transform=self._transform,
+            rng=rng,
+        )
+
+    # ------------------------------------------------------------------------------------ state
+
+    def describe(self):
+        """What a saved state belongs to, as JSON values."""
+        return {"number": self.number, "samples": self.samples, "seed": self._seed}
+
+    def state(self):
+        """What the client must remember between rounds: (arrays by name, version).
+
+        Its local batch norms, and where steps are sent, the weights that it has taken them to.
+        Empty for most.
+        """
+        arrays = {f"local.{name}": array for name, array in self._local.items()}
+        arrays.update((f"shared.{name}", array) for name, array in (self._replica or {}).items())
+        return arrays, self.version
+
+    def restore(self, arrays, version):
+        """Take back what `state` gave."""
+        self._local = {name: np.array(arrays[f"local.{name}"]) for name in self._head.local}
+        self._replica, self.version = None, version
+        if version is not None:
+            names = [entry.name for entry in self._head.entries]
+            self._replica = {name: np.array(arrays[f"shared.{name}"]) for name in names}
+
+
+def _adam(parameters):
+    return optim.Adam(parameters, lr=0.01)
