@@ -109,12 +109,177 @@ def quantizer(axes, q, title=None):
     axes.legend(loc="lower right", frameon=False, fontsize="small")
 
 
+def partition(axes, labels, parts, classes=None):
+    """Who has which samples: a bar for each client, a colour for each class.
+
+    Parameters
+    ----------
+    labels : (N,) integers
+    parts : list of arrays
+        Positions of each client's samples, as `federated.iid` and its kin give them.
+    classes : sequence of str, optional
+        Names of the classes; by default the labels themselves.
+    """
+    from matplotlib import colormaps
+
+    labels = np.asarray(labels)
+    found = np.unique(labels)
+    counts = np.array([[np.count_nonzero(labels[part] == c) for c in found] for part in parts])
+    left = np.cumsum(counts, axis=1) - counts  # (clients, classes)
+    colors = colormaps["tab10" if len(found) <= 10 else "viridis"]
+    for i, c in enumerate(found):
+        axes.barh(
+            np.arange(len(parts)), counts[:, i], 0.9, left[:, i],
+            color=colors(i if len(found) <= 10 else i / (len(found) - 1)),
+            label=str(c) if classes is None else classes[c],
+        )  # fmt: skip
+    axes.set(xlabel="samples", ylabel="client", ylim=(len(parts) - 0.4, -0.6))
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.legend(
+        title="class", loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False,
+        fontsize="small", handlelength=1.0, borderaxespad=0.0, ncols=1 + (len(found) - 1) // 20,
+    )  # fmt: skip
+
+
+def images(axes, images, columns=10, title="", labels=None):
+    """Images side by side in rows, from white (0) to black (1); three channels in colour.
+
+    Parameters
+    ----------
+    images : sequence of (C, H, W) arrays
+        Of one shape, values from 0 to 1, C = 1 or 3.
+    columns : int
+    title : str
+    labels : sequence of str, optional
+        One for each image, written below it.
+    """
+    images = np.asarray(images, np.float32)
+    count, channels, height, width = images.shape
+    gap = 1 if labels is None else 2 + height // 4
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + gap), columns * (width + 1) - 1, channels), np.nan)
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + gap), i % columns * (width + 1)
+        sheet[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+        if labels is not None:
+            place = left + (width - 1) / 2, top + height - 0.5 + gap / 2
+            axes.text(*place, labels[i], ha="center", va="center", fontsize="x-small")
+    if channels == 1:
+        axes.imshow(sheet[..., 0], cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    else:
+        axes.imshow(np.nan_to_num(sheet, nan=1.0), interpolation="nearest")
+    axes.set(xticks=[], yticks=[], title=title)
+    axes.set_frame_on(False)
+
+
+def heat_map(axes, array, columns=None, rows=None, xlabel="", ylabel="", limits=(0, 1)):
+    """A matrix as colours from blue through white to orange; with names, its numbers as well.
+
+    Parameters
+    ----------
+    array : (rows, columns)
+    columns, rows : sequences of str, optional
+        Names. With `columns` each cell shows its number.
+    limits : (float, float)
+        The values of full blue and full orange.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    array = np.asarray(array)
+    colors = LinearSegmentedColormap.from_list("signs", [MINUS, "white", PLUS])
+    drawn = axes.imshow(array, cmap=colors, vmin=limits[0], vmax=limits[1], aspect="auto")
+    axes.set(xticks=[], yticks=[], xlabel=xlabel, ylabel=ylabel)
+    if columns is None:
+        axes.get_figure().colorbar(drawn, ax=axes)
+        return
+    axes.set_xticks(range(len(columns)), columns, fontsize="small")
+    axes.set_yticks(range(len(rows)), rows, fontsize="small")
+    for (i, j), value in np.ndenumerate(array):
+        axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize="small")
+
+
+def curves(axes, lines, ylabel, xlabel="epoch"):
+    """Several curves over the epochs, from 1.
+
+    Parameters
+    ----------
+    lines : dict
+        Label -> a value for each epoch.
+    """
+    for (_, color), (label, values) in zip(itertools.cycle(_KINDS), lines.items(), strict=False):
+        epochs = range(1, len(values) + 1)
+        axes.plot(epochs, values, color=color, label=label, marker="." if len(values) < 3 else "")
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False, fontsize="small")
+
+
+def bars(axes, groups, names, ylabel):
+    """Bars side by side, with their standard deviations.
+
+    Parameters
+    ----------
+    groups : dict
+        Label, one colour each -> for each name a pair of value and standard deviation.
+    names : sequence of str
+        Along the x axis.
+    """
+    width = 0.8 / len(groups)
+    for i, ((_, color), (label, pairs)) in enumerate(
+        zip(itertools.cycle((*_KINDS, ("", "0.45"))), groups.items(), strict=False)
+    ):
+        values, errors = zip(*pairs, strict=True)
+        places = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * width
+        axes.bar(places, values, width, yerr=errors, color=color, label=label, error_kw={"lw": 0.8})
+    axes.set(ylabel=ylabel)
+    axes.set_xticks(range(len(names)), names)
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize="small",
+        borderaxespad=0.0,
+    )  # fmt: skip
+
+
+def trade_off(axes, points, xlabel, ylabel, legend=True):
+    """What is gained against what it costs: a marker for each.
+
+    The axis of the costs is logarithmic if they differ by a factor of 3 or more.
+
+    Parameters
+    ----------
+    points : dict
+        Label -> (cost, gain, standard deviation of the gain).
+    legend : bool
+    """
+    for (marker, color), (label, (x, y, error)) in zip(
+        itertools.cycle(_MARKERS), points.items(), strict=False
+    ):
+        axes.errorbar(
+            x, y, error or None, fmt=marker, color=color, label=label, markersize=8,
+            markeredgecolor="white", capsize=2,
+        )  # fmt: skip
+    costs = [x for x, _, _ in points.values()]
+    is_wide = min(costs) > 0 and max(costs) >= 3 * min(costs)
+    axes.set(xscale="log" if is_wide else "linear", xlabel=xlabel, ylabel=ylabel)
+    axes.grid(True, color="0.92")
+    axes.set_axisbelow(True)
+    if legend:
+        axes.legend(
+            loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize="small",
+            borderaxespad=0.0,
+        )  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------ the roofline
 
 _KINDS = (  # marker and colour, in the order of appearance
     ("o", MINUS), ("s", PLUS), ("D", "#9e2a2b"), ("^", "#588157"), ("v", "#86bbd8"),
     ("P", "#6d597a"),
 )  # fmt: skip
+
+# The same and, in other colours, once more: twice as many that can be told apart.
+_MARKERS = _KINDS + tuple(
+    (marker, _KINDS[i - len(_KINDS) // 2][1]) for i, (marker, _) in enumerate(_KINDS)
+)
 
 
 def roofline(axes, rows, peak, bandwidth):
