@@ -23,7 +23,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinybnn.deploy.shapes import BITS, FLAT, FLOAT, SUMS, Value, infer
-from tinybnn.kernels import bits, depthwise, fused, pointwise, pooling, signed, thresholds, xnor
+from tinybnn.kernels import (
+    bits,
+    depthwise,
+    float_pooling,
+    fused,
+    pointwise,
+    pooling,
+    signed,
+    thresholds,
+    xnor,
+)
 
 
 @dataclass(frozen=True)
@@ -394,6 +404,15 @@ class _Planner:
                 return step.run(*(next(given) if c is None else c for c in constants))
 
             return Task((i,), (i,), sources, run)
+        if step.operation == "avg_pool2d":
+            geometry = tuple(
+                _tuple(step.settings[name]) for name in ("kernel_size", "stride", "padding")
+            )
+            return self.task(
+                i, lambda x, out: float_pooling.bind_avg_pool2d(_in_order(x), geometry, out)
+            )
+        if step.operation == "take_channels":
+            return self.task(i, lambda x, out: _take(_in_order(x), step.arrays["index"], out))
         return Task((i,), (i,), sources, step.run)
 
     def task(self, i, bind):
@@ -446,6 +465,12 @@ class _Planner:
             (i,), (*unpacking, i), (source,), bind, (self.buffer(i),),
             lambda samples: signed.signs_floats(samples, row_words) // 2 + 1,
         )  # fmt: skip
+
+
+def _take(images, index, out):
+    """Channels ``index`` of (N, H, W, C) images, written to `out`; as a callable."""
+    # In any other mode than this one, NumPy fills a copy of `out` first.
+    return lambda: np.take(images, index, axis=3, out=out, mode="clip")
 
 
 def _tuple(value):

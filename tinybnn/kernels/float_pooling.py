@@ -74,6 +74,44 @@ def avg_pool2d(x, geometry):
     return out
 
 
+def bind_avg_pool2d(x, geometry, out):
+    """What `avg_pool2d` does, for the same arrays again and again.
+
+    Parameters
+    ----------
+    x : (N, H, W, C) float32, C-contiguous
+    geometry : (kernel, stride, padding), pairs of int
+    out : (N, OH, OW, C) float32, C-contiguous
+        Is written to.
+
+    Returns
+    -------
+    callable
+        Without arguments. It uses as many threads as are set now.
+
+    Raises
+    ------
+    ValueError
+        If an array is not as above.
+    """
+    _check_images("bind_avg_pool2d", "x", x, x.shape)
+    _check_images("bind_avg_pool2d", "out", out, _pooled(x.shape, geometry))
+    worker, shares, arguments = _work(_MEAN, x.shape, geometry, x, _NO_BYTES, out)
+    return parallel.bind(worker, shares, *arguments)
+
+
+def avg_pool2d_reference(x, geometry):
+    """What `avg_pool2d` computes, in plain NumPy: taps added one after the other."""
+    (kh, kw), (sh, sw), (ph, pw) = geometry
+    _, oh, ow, _ = _pooled(x.shape, geometry)
+    padded = np.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0)))
+    total = np.zeros(_pooled(x.shape, geometry), np.float32)
+    for i in range(kh):
+        for j in range(kw):
+            total += padded[:, i : i + (oh - 1) * sh + 1 : sh, j : j + (ow - 1) * sw + 1 : sw]
+    return total * np.float32(1 / (kh * kw))
+
+
 def avg_unpool2d(grad, image, geometry):
     """The adjoint: each value, times 1 / size, is added to all pixels of its window.
 
@@ -90,17 +128,38 @@ def _pooled(shape, geometry):
     return n, (h + 2 * ph - kh) // sh + 1, (w + 2 * pw - kw) // sw + 1, c
 
 
-def _run(step, shape, geometry, source, winner, out):
+def _check_images(name, argument, array, shape):
+    """Float images of a shape that lie in memory as they are, or a ValueError."""
+    if (
+        array.shape != shape
+        or len(shape) != 4
+        or array.dtype != np.float32
+        or not array.flags.c_contiguous
+    ):
+        expected = shape if len(shape) == 4 else "(N, H, W, C)"
+        raise ValueError(
+            f"{name}: {argument} must be C-contiguous float32 of shape {expected}, "
+            f"got {array.dtype} of shape {array.shape} with strides {array.strides}"
+        )
+
+
+def _run(*task):
+    worker, shares, arguments = _work(*task)
+    if len(shares) == 1:
+        worker(*shares[0], 0, *arguments)
+    else:
+        parallel.share_out(worker, shares, *arguments)
+
+
+def _work(step, shape, geometry, source, winner, out):
+    """The kernel of a step, the rows of each thread, and the kernel's further arguments."""
     _, oh, ow, _ = _pooled(shape, geometry)
     sizes = *shape[1:], oh, ow, *sum(geometry, ())
     rows = len(out) * out.shape[1]
     arguments = step, sizes, source.reshape(-1), winner.reshape(-1), out.reshape(-1)
     tasks = min(threads.count(), rows) if max(source.size, out.size) >= _GRAIN else 1
     worker = _pool if step in (_MAX, _MEAN) else _spread
-    if tasks == 1:
-        worker(0, rows, 0, *arguments)
-    else:
-        parallel.share_out(worker, parallel.shares(rows, tasks), *arguments)
+    return worker, parallel.shares(rows, tasks), arguments
 
 
 @kernel(allocates=False)
