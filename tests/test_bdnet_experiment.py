@@ -589,23 +589,29 @@ def test_shortcuts_have_a_place_in_the_planned_memory():
         ("float", 32, 10),
         ("reactnet", 32, 10),
         ("bdnet-b", 224, 1000),
-        *(
-            pytest.param(
-                method, size, classes,
-                marks=pytest.mark.xfail(
-                    strict=True, reason="9 bits of a depth-wise filter are stored as 9 bytes"
-                ),
-            )
-            for method, size, classes in (("bdnet-a", 32, 10), ("bdnet-b", 32, 10),
-                                          ("bdnet-a", 224, 1000))
-        ),
+        ("bdnet-a", 32, 10), ("bdnet-b", 32, 10), ("bdnet-a", 224, 1000),
     ],
 )  # fmt: skip
 def test_packed_weights_take_the_bits_that_are_counted(method, size, classes):
+    """Binary weights exactly; all arrays within 2% once the filters' scales are left out.
+
+    A scale (mean |W|) comes from latent weights and is no parameter, so it is not counted.
+    """
     model = models.mobilenet_v1(1.0, size, classes, method, rng=np.random.default_rng(0)).eval()
     packed = deploy.compile(model, (3, size, size))
-    counted = analysis.count_operations(model, (3, size, size)).weight_bits
-    assert 0.98 < 8 * packed.nbytes / counted < 1.02
+    counted = analysis.count_operations(model, (3, size, size))
+    arrays = packed._stored()[0]
+    binary = [
+        arrays[f"{i}.{name}"].nbytes for i, step in enumerate(packed.steps) for name in step.bits
+    ]
+    expected = [layer.layer.weight.numel() for layer in counted.layers if layer.bops]
+    # A row of fewer than 8 bits shares its bytes with others, up to the last byte of a layer.
+    assert 0 <= 8 * sum(binary) - sum(expected) <= 7 * len(expected)
+    scales = sum(
+        4 * len(layer.layer.weight) for layer in counted.layers
+        if layer.bops and "Magnitude" in type(layer.layer.weight_quantizer).__name__
+    )  # fmt: skip
+    assert 0.98 < 8 * (packed.nbytes - scales) / counted.weight_bits < 1.02
 
 
 def test_mobile_rows_of_the_benchmark(monkeypatch):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -536,17 +537,23 @@ class PackedModel:
     def _stored(self):
         arrays, table = {}, []
         for i, step in enumerate(self.steps):
+            joined = {}
             for name, array in step.arrays.items():
                 if name in step.bits:
+                    count = step.bits[name]
                     if array.dtype != np.uint64:
                         array = bits.pack(array.reshape(len(array), -1))
-                    array = bits.to_bytes(array, step.bits[name])
+                    if count < 8:  # one bit for each tap of a depth-wise filter: not a byte each
+                        joined[name] = array.shape[:-1]
+                        array = bits.pack(bits.unpack(array, count).reshape(-1))
+                        count *= math.prod(joined[name])
+                    array = bits.to_bytes(array, count)
                 arrays[f"{i}.{name}"] = array
             entry = {key: value for key, value in vars(step).items() if key != "arrays"}
             # Signs that a float operation multiplies by come back as floats of this shape.
             floats = [name for name in step.bits if step.arrays[name].dtype.kind == "f"]
             signs = {name: step.arrays[name].shape for name in floats}
-            table.append({**entry, "arrays": list(step.arrays), "signs": signs})
+            table.append({**entry, "arrays": list(step.arrays), "signs": signs, "joined": joined})
         return arrays, {
             "input_shape": self.input_shape,
             "calls": self.calls,
@@ -613,7 +620,7 @@ class PackedModel:
 
 def _read_step(i, entry, arrays):
     """A step from its description in the file; anything unexpected is an error."""
-    names, signs = entry.pop("arrays"), entry.pop("signs")
+    names, signs, joined = entry.pop("arrays"), entry.pop("signs"), entry.pop("joined", {})
     entry["arrays"] = {name: arrays[f"{i}.{name}"] for name in names}
     entry["inputs"] = tuple(map(int, entry["inputs"]))
     entry["shape"] = tuple(map(int, entry["shape"]))
@@ -621,8 +628,12 @@ def _read_step(i, entry, arrays):
     if any(not -1 <= source < i for source in step.inputs):
         raise ValueError(f"step {i} reads a later step")
     for name, count in step.bits.items():
-        array = bits.from_bytes(step.arrays[name], int(count))
+        count, rows = int(count), tuple(map(int, joined.get(name, ())))
+        all_bits = count * math.prod(rows)
+        array = bits.from_bytes(step.arrays[name], all_bits)
+        if name in joined:
+            array = bits.pack(bits.unpack(array, all_bits).reshape(*rows, count))
         if name in signs:
-            array = bits.unpack(array, int(count)).reshape(signs[name])
+            array = bits.unpack(array, count).reshape(signs[name])
         step.arrays[name] = array
     return step

@@ -10,6 +10,7 @@ from tinybnn.kernels import threads
 from tinybnn.kernels.memory import empty
 
 _CACHE = 1 << 20  # bytes of results that a block of samples may have in work at a time
+_LEAST = 8  # samples of a block: with fewer, small images are too little work for a call
 _LINE = 64  # bytes of a cache line: where a result begins
 
 
@@ -122,9 +123,9 @@ def _lay_out(tasks, samples):
 
 
 def block_size(tasks):
-    """Samples of a block whose results stay in the cache."""
+    """Samples of a block whose results stay in the cache, as far as it goes."""
     _, size = _lay_out(tasks, 16)
-    return max(1, _CACHE * 16 // max(size, 1))
+    return max(_LEAST, _CACHE * 16 // max(size, 1))
 
 
 def carry_out(tasks, workspace, x, clock=None, packs=()):
