@@ -1,0 +1,178 @@
+"""Phases 1 and 2 of HyBNN: a representation learned without labels, and the bits it gives.
+
+Beside the codes of a trained encoder stand two features that were not learned, as baselines: pixels
+compared with 0.5, and the signs of a random projection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from tinybnn import datasets, optim, training
+from tinybnn.models import latents, load_codes, save_codes
+
+
+def load(name, limit=None):
+    """Training and test images.
+
+    Parameters
+    ----------
+    name : str
+        For `datasets.load`; or a folder with four IDX files, named as MNIST's are.
+    limit : int, optional
+        Only the first so many of each.
+
+    Returns
+    -------
+    train, test : Dataset
+    """
+    if name in datasets.SOURCES or not Path(name).is_dir():
+        parts = datasets.load(name)
+    else:
+        parts = [_read_idx_pair(Path(name), part) for part in ("train", "t10k")]
+        classes = max((part.classes for part in parts), key=len)
+        parts = [dataclasses.replace(part, classes=classes) for part in parts]
+    return tuple(part[:limit] for part in parts)
+
+
+def _read_idx_pair(folder, part):
+    """Images and labels from the two files of a part, gzipped or not."""
+    arrays = []
+    for ending in ("images-idx3-ubyte", "labels-idx1-ubyte"):
+        plain = folder / f"{part}-{ending}"
+        zipped = plain.with_name(f"{plain.name}.gz")
+        arrays.append(datasets.read_idx(zipped if zipped.exists() else plain))
+    return datasets.from_arrays(*arrays, name=folder.name)
+
+
+def batch_size(images):
+    """For so many training images: 128, or 64 where an epoch would have few steps."""
+    return min(128 if images >= 5000 else 64, images)
+
+
+# -------------------------------------------------------------------- 1. representation learning
+
+
+def train_vae(path, vae, images, *, epochs, lr=2e-3, rng, threads=None, progress=True):
+    """Train an autoencoder into a checkpoint, or go on where an earlier call was stopped.
+
+    Adam, cosine to 0 over all batches; a Gumbel-softmax is cooled on the way.
+
+    Parameters
+    ----------
+    path : path
+        Of the checkpoint, written after each epoch.
+    vae : BinaryVAE
+        Left in evaluation mode.
+    images : Dataset
+        Labels are not read.
+    epochs : int
+    lr : float
+        At the start.
+    rng : numpy.random.Generator
+        Draws the order of the images and the codes.
+    threads : int, optional
+        As for `training.fit`.
+    progress : bool
+        Show a progress bar on stderr.
+
+    Returns
+    -------
+    History
+        Rows with epoch, reconstruction and rate (means over the epoch, nats) and seconds.
+    """
+    from tinybnn.kernels.threads import num_threads, one_blas_thread  # compiled at the first use
+
+    loader = datasets.DataLoader(
+        images, batch_size(len(images)), shuffle=True, drop_last=True,
+        transform=datasets.to_unit(images.maximum), rng=rng,
+    )  # fmt: skip
+    optimizer = optim.Adam(vae.parameters(), lr=lr)
+    schedules = [optim.CosineAnnealingLR(optimizer, epochs * len(loader))]
+    if isinstance(vae.estimator, latents.GumbelSoftmax):
+        schedules.append(latents.TemperatureSchedule(vae.estimator, epochs * len(loader)))
+    schedule, history = optim.ChainedScheduler(schedules), training.History()
+    state = training.Checkpoint(
+        path, vae, optimizer, schedule, loader, history=history,
+        settings={"loss": "negative ELBO", "epochs": epochs},
+    )  # fmt: skip
+    state.restore()
+    bar = tqdm(
+        total=epochs * len(loader), initial=len(history) * len(loader), unit="batch",
+        disable=not progress or len(history) == epochs,
+    )  # fmt: skip
+    with bar, num_threads(threads), one_blas_thread():
+        for epoch in range(len(history) + 1, epochs + 1):
+            bar.set_description(f"autoencoder, epoch {epoch}")
+            start, sums = time.perf_counter(), np.zeros(2)
+            vae.train()
+            for x, _ in loader:
+                optimizer.zero_grad()
+                loss = vae.loss(x, rng)
+                total = loss.total.mean()
+                if not math.isfinite(total.item()):
+                    raise FloatingPointError(f"train_vae: the loss became {total.item()}")
+                total.backward()
+                optimizer.step()
+                schedule.step()
+                sums += loss.reconstruction.data.mean(), loss.rate.data.mean()
+                bar.update()
+            reconstruction, rate = map(float, sums / len(loader))
+            seconds = time.perf_counter() - start
+            history.rows.append(
+                {"epoch": epoch, "reconstruction": reconstruction, "rate": rate, "seconds": seconds}
+            )
+            state.save()
+            bar.set_postfix(reconstruction=f"{reconstruction:.2f}")
+    vae.eval()
+    return history
+
+
+# ------------------------------------------------------------------------- 2. feature extraction
+
+
+def extract(images, function, batch_size=1000):
+    """Rows of bits for all images of a Dataset.
+
+    Parameters
+    ----------
+    images : Dataset
+    function : callable
+        (B, C, H, W) float32 in [0, 1] -> (B, words) uint64.
+    """
+    loader = datasets.DataLoader(images, batch_size, transform=datasets.to_unit(images.maximum))
+    return np.concatenate([function(x) for x, _ in loader])
+
+
+def codes(path, vae, images):
+    """The codes of all images, (N, words); from the file, if they were extracted before."""
+    if not path.exists():
+        words = extract(images, vae.encode_packed)
+        save_codes(path, words, vae.latent_bits, images.labels, {"images": images.name})
+    return load_codes(path).words
+
+
+def thresholded_pixels(x):
+    """Images (B, C, H, W) in [0, 1] -> the bits x >= 0.5, as words."""
+    from tinybnn.kernels import bits
+
+    return bits.pack(x.reshape(len(x), -1) - np.float32(0.5))
+
+
+def random_projection(train, count, rng):
+    """A function like an encoder, which was not trained: x -> sign(R (x - mean)), R of random ±1.
+
+    The mean is that of each pixel over the training images, so that a bit is about balanced.
+    """
+    from tinybnn.kernels import bits
+
+    flat = train.images.reshape(len(train), -1)
+    mean = (flat.mean(0) / train.maximum).astype(np.float32)
+    signs = rng.choice(np.float32([-1, 1]), (flat.shape[1], count))
+    return lambda x: bits.pack((x.reshape(len(x), -1) - mean) @ signs)

@@ -1,0 +1,281 @@
+"""Phase 3 of HyBNN: networks on codes, and what they are compared with.
+
+A task is to tell two classes apart: 0 from 1, 2 from 3, and so on. All arms of a seed see the same
+images in the same order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from tinybnn import datasets, nn, optim, storage, training
+from tinybnn import functional as F
+from tinybnn.experiments.hybnn_features import batch_size
+from tinybnn.models import BinaryCNN, BinaryMLP
+from tinybnn.models.binary_vae import CHANNELS, image_sizes
+
+HIDDEN = 128  # units of the paper's task network
+WIDE = 1024  # units of a head for all classes at once
+FEATURES = 200  # width of the CNNs' first dense layer, whatever the code has
+FLIPS = 0.05  # share of a head's input bits that are flipped in training, against overfitting
+
+
+class CodeLoader:
+    """Batches of packed codes, unpacked to ±1, with labels: what `training.fit` iterates over.
+
+    Parameters
+    ----------
+    words : (N, words) uint64
+    bits : int
+        Of a code.
+    labels : (N,) int64
+    batch_size : int
+    rng : numpy.random.Generator, optional
+        Draws a new order for each epoch, and then an incomplete batch is left out: a loader for
+        training. Without it all rows come in their order.
+    flips : float
+        In training, the probability of each bit to be flipped.
+    """
+
+    def __init__(self, words, bits, labels, batch_size, rng=None, flips=0.0):
+        self.words, self.bits, self.labels = words, bits, labels
+        self.batch_size, self.rng, self.flips = batch_size, rng, flips
+
+    def __len__(self):
+        whole, rest = divmod(len(self.labels), self.batch_size)
+        return whole + (rest > 0 and self.rng is None)
+
+    def __iter__(self):
+        from tinybnn.kernels.bits import unpack
+
+        count = len(self.labels)
+        order = np.arange(count) if self.rng is None else self.rng.permutation(count)
+        for batch in range(len(self)):
+            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            codes = unpack(self.words[rows], self.bits)
+            if self.rng is not None and self.flips:
+                codes[self.rng.random(codes.shape, np.float32) < self.flips] *= -1
+            yield codes, self.labels[rows]
+
+
+# --------------------------------------------------------------------------------------- the arms
+
+
+def float_mlp(in_features, hidden, num_classes, rng):
+    """`BinaryMLP` with real weights, and ReLU for sign."""
+    return nn.Sequential(
+        nn.Linear(in_features, hidden, bias=False, rng=rng),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, num_classes, bias=False, rng=rng),
+        nn.BatchNorm1d(num_classes),
+    )
+
+
+def float_cnn(image_shape, num_classes, rng):
+    """`BinaryCNN` with real weights, and ReLU for sign: encoder and head as one float network."""
+    layers, channels = [], image_shape[0]
+    for outputs in CHANNELS:
+        layers += [
+            nn.Conv2d(channels, outputs, 3, stride=2, padding=1, bias=False, rng=rng),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+        ]
+        channels = outputs
+    features = channels * math.prod(image_sizes(image_shape)[-1])
+    return nn.Sequential(
+        *layers, nn.Flatten(), nn.Linear(features, FEATURES, bias=False, rng=rng),
+        nn.BatchNorm1d(FEATURES), nn.ReLU(), *float_mlp(FEATURES, HIDDEN, num_classes, rng),
+    )  # fmt: skip
+
+
+class Arm(NamedTuple):
+    """One way to do the tasks.
+
+    Attributes
+    ----------
+    title : str
+    features : str
+        What it sees: 'codes', 'pixels' or 'projection', rows of bits; or 'images', in [0, 1].
+    build : callable
+        (in_features or image_shape, classes, rng) -> Module.
+    lr : float
+        Of Adam, at the start.
+    flips : float
+        As for `CodeLoader`.
+    """
+
+    title: str
+    features: str
+    build: Callable
+    lr: float = 3e-2
+    flips: float = FLIPS
+
+
+def _head(hidden):
+    return lambda bits, classes, rng: BinaryMLP(bits, hidden, classes, rng=rng)
+
+
+def _binary_cnn(threshold):
+    return lambda shape, classes, rng: BinaryCNN(
+        shape, classes, threshold, FEATURES, HIDDEN, rng=rng
+    )
+
+
+ARMS = {
+    "hybnn": Arm("HyBNN: binary head on codes", "codes", _head(HIDDEN)),
+    "float-head": Arm(
+        "float head on codes", "codes",
+        lambda bits, classes, rng: float_mlp(bits, HIDDEN, classes, rng), 1e-3,
+    ),
+    "pixels": Arm("binary head on pixels >= 0.5", "pixels", _head(HIDDEN)),
+    "projection": Arm("binary head on a random projection", "projection", _head(HIDDEN)),
+    "cnn-paper": Arm("binary CNN, sign(x): the paper's", "images", _binary_cnn(0.0), 3e-3),
+    "cnn": Arm("binary CNN, sign(x - 0.5)", "images", _binary_cnn(0.5), 3e-3),
+    "float-cnn": Arm("float CNN of the same shape", "images", float_cnn, 1e-3),
+}  # fmt: skip
+
+ALL_CLASSES = {
+    f"all-{features}-{hidden}": Arm(
+        f"binary head of {hidden:,} units on {what}", features, _head(hidden), 1e-2
+    )
+    for hidden in (HIDDEN, WIDE)
+    for features, what in (("codes", "codes"), ("pixels", "pixels >= 0.5"))
+}
+
+
+class Features(NamedTuple):
+    """Rows of bits for all images of a set: words for training and for testing, bits of a row."""
+
+    train: np.ndarray
+    test: np.ndarray
+    bits: int
+
+
+def _loaders(arm, data, features, classes, rng):
+    """Loaders for the images of some classes, whose labels become 0, 1, ..., and the input's size.
+
+    Parameters
+    ----------
+    data : (Dataset, Dataset)
+        For training and for testing.
+    features : dict
+        Name -> Features.
+    """
+    loaders = []
+    for i, images in enumerate(data):
+        rows = np.flatnonzero(np.isin(images.labels, classes))
+        labels = np.searchsorted(classes, images.labels[rows])
+        size, order = (1000, None) if i else (batch_size(len(rows)), rng)
+        if arm.features == "images":
+            part = dataclasses.replace(images[rows], labels=labels)
+            loaders.append(
+                datasets.DataLoader(
+                    part, size, shuffle=not i, drop_last=not i,
+                    transform=datasets.to_unit(images.maximum), rng=order,
+                )
+            )  # fmt: skip
+        else:
+            found = features[arm.features]
+            loaders.append(CodeLoader(found[i][rows], found.bits, labels, size, order, arm.flips))
+    source = data[0].images.shape[1:] if arm.features == "images" else features[arm.features].bits
+    return *loaders, source
+
+
+_KIND, _VERSION = "network", 1
+
+
+def _save(path, model, figures):
+    path.parent.mkdir(exist_ok=True)
+    storage.save(path, model.state_dict(), kind=_KIND, version=_VERSION, metadata=figures)
+
+
+def network(path, arm, data, features, classes, seed, epochs, threads=None):
+    """Train the network of an arm on some classes, or read the one that was trained before.
+
+    Parameters
+    ----------
+    path : path
+    arm : Arm
+    data, features
+        As for the other arms of the seed.
+    classes : sequence of int
+        In rising order.
+    seed, epochs : int
+    threads : int, optional
+
+    Returns
+    -------
+    model : Module
+        In evaluation mode.
+    figures : dict
+        ``accuracy`` and ``loss`` on test images after the last epoch; ``test_images``;
+        ``predicted``, how many of them were given each class; ``shares`` of the classes among them;
+        ``constant``, whether all of them have the same logits; ``seconds`` of an epoch (the
+        fastest) and of all; ``history``, lists with one number an epoch.
+    """
+    rng = np.random.default_rng(seed)
+    train, test, source = _loaders(arm, data, features, classes, rng)
+    model = arm.build(source, len(classes), rng).eval()
+    if path.exists():
+        arrays, figures = storage.load(path, kind=_KIND, version=_VERSION)
+        model.load_state_dict(arrays)
+        return model, figures
+    optimizer = optim.Adam(model.parameters(), lr=arm.lr)
+    history = training.fit(
+        model, train, epochs=epochs, optimizer=optimizer, schedule_unit="batch",
+        schedule=optim.CosineAnnealingLR(optimizer, epochs * len(train)),
+        validation=test, progress=False, threads=threads,
+    )  # fmt: skip
+    logits, labels = training.predict(model, test)
+    counts = [np.bincount(a, minlength=len(classes)) for a in (logits.argmax(1), labels)]
+    figures = {
+        "accuracy": training.accuracy(logits, labels),
+        "loss": float(F.cross_entropy(logits, labels)),
+        "test_images": len(labels),
+        "predicted": counts[0].tolist(),
+        "shares": (counts[1] / len(labels)).tolist(),
+        "constant": bool(np.ptp(logits, axis=0).max() == 0),
+        "seconds": {"epoch": min(history["seconds"]), "all": sum(history["seconds"])},
+        "history": {
+            name: history[column]
+            for name, column in (
+                ("loss", "loss"), ("accuracy", "accuracy"), ("test_loss", "val_loss"),
+                ("test_accuracy", "val_accuracy"),
+            )
+        },
+    }  # fmt: skip
+    _save(path, model, figures)
+    return model, figures
+
+
+def in_sequence(path, data, features, tasks, seed, epochs, threads=None):
+    """One head that learns the tasks one after the other, without ever seeing an old one again.
+
+    The limitation that section 6 of the paper names.
+
+    Returns
+    -------
+    list of lists
+        Row i: accuracies on the test images of all tasks after the training on task i.
+    """
+    if path.exists():
+        return storage.load(path, kind=_KIND, version=_VERSION)[1]["accuracies"]
+    arm, rng = ARMS["hybnn"], np.random.default_rng(seed)
+    loaders = [_loaders(arm, data, features, task, rng) for task in tasks]
+    model, accuracies = arm.build(loaders[0][2], 2, rng), []
+    for train, _, _ in loaders:
+        optimizer = optim.Adam(model.parameters(), lr=arm.lr)
+        training.fit(
+            model, train, epochs=epochs, optimizer=optimizer, schedule_unit="batch",
+            schedule=optim.CosineAnnealingLR(optimizer, epochs * len(train)),
+            progress=False, threads=threads,
+        )  # fmt: skip
+        accuracies.append([training.evaluate(model, test)["accuracy"] for _, test, _ in loaders])
+    _save(path, model, {"accuracies": accuracies})
+    return accuracies

@@ -1,0 +1,380 @@
+"""Tables and pictures of HyBNN's experiments, with the paper's figures beside ours."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinybnn import datasets, plots
+from tinybnn.experiments import hybnn_codes as of_codes
+from tinybnn.experiments.run_folder import markdown_table, wrapped
+from tinybnn.storage import write_atomic
+
+# What the paper prints for the five tasks on MNIST (its figures 4 to 6 give no numbers).
+PAPER = {"hybnn": "over 95%", "cnn-paper": "a little about 50%"}
+
+
+def headline(result):
+    """One line: what HyBNN reached in the mean of the tasks."""
+    found = _percent(result["summary"]["hybnn"]["mean"])
+    return f"HyBNN {found} in the mean of {len(result['tasks'])} tasks"
+
+
+def _percent(value):
+    """A mean with its standard deviation, in percent."""
+    spread = "" if value["std"] is None else f" ± {value['std'] * 100:.2f}"
+    return f"{value['mean'] * 100:.2f}{spread}"
+
+
+def write(out, result):
+    """Write ``report.md`` into the folder of a run, and the picture that compares the arms."""
+    sections = (
+        _top, _tasks, _baselines, _all_classes, _in_sequence, _codes, _compiled, _times,
+    )  # fmt: skip
+    text = "\n".join(section(result) for section in sections)
+    write_atomic(out / "report.md", text.encode())
+    _draw_comparison(out / "tasks.png", result)
+
+
+# ------------------------------------------------------------------------------------------- text
+
+
+def _top(result):
+    config, images = result["config"], result["images"]
+    machine = result["machine"]
+    vae = result["seeds"][0]["vae"]
+    trial = ""
+    if config["limit"]:
+        trial = (
+            f"\n**Only {config['limit']:,} images and few epochs: a trial of the program. "
+            "The figures mean nothing.**\n"
+        )
+    shape = "×".join(map(str, images["shape"]))
+    about = wrapped(
+        f"""{result["date"]}, {machine["processor"]}, NumPy {machine["numpy"]}, Numba
+        {machine["numba"]}. Seeds: {len(result["seeds"])}, each with an autoencoder of its own.
+        {images["train"]:,} images of {shape} for training, {images["test"]:,} for testing.
+        Accuracies are those of the last epoch on test images in percent, mean and standard
+        deviation over the seeds; no epoch and no setting was chosen by them."""
+    )
+    phases = wrapped(
+        f"""- Phase 1: autoencoder of {config["bits"]} bits ({config["estimator"]}) on
+        {images["vae"]}, {config["epochs_vae"]} epochs without labels, {vae["seconds"]:.0f} s for
+        seed 0.""",
+        f"- Phase 2: codes of {-(-config['bits'] // 8)} bytes, extracted once.",
+        f"""- Phase 3: {config["epochs"]} epochs on codes, {config["epochs_cnn"]} for the CNNs,
+        {config["epochs_all"]} for all classes at once.""",
+    )
+    title = f"# HyBNN on {config['dataset']}"
+    return f"{title}\n\n    {result['command']}\n{trial}\n{about}\n\n{phases}\n"
+
+
+def _tasks(result):
+    rows = []
+    for arm, title in result["arms"].items():
+        found = result["summary"][arm]
+        cells = [_percent(task) for task in found["tasks"]]
+        rows.append([title, *cells, _percent(found["mean"]), PAPER.get(arm, "")])
+    table = markdown_table(["", *result["tasks"], "mean", "paper, on MNIST"], rows)
+    return f"""## Tasks of two classes (Figures 4, 5 and 6)
+
+{table}
+![Accuracies](tasks.png)
+![HyBNN](curves-hybnn.png)
+![Binary CNN](curves-cnn.png)
+"""
+
+
+def _baselines(result):
+    """What each baseline is, and what the comparison says."""
+    degenerate = [
+        (task["accuracy"] in task["shares"] and task["constant"])
+        for seed in result["seeds"]
+        for task in seed["tasks"]["cnn-paper"]
+    ]
+    shares = [task["shares"] for task in result["seeds"][0]["tasks"]["cnn-paper"]]
+    frequencies = ", ".join(" / ".join(f"{s * 100:.2f}" for s in pair) for pair in shares)
+    means = {arm: result["summary"][arm]["mean"]["mean"] for arm in result["arms"]}
+    pixels = int(np.prod(result["images"]["shape"]))
+    bits = result["config"]["bits"]
+    head, cnn = means["hybnn"], means["cnn"] * 100
+    images = sum(task["test_images"] for task in result["seeds"][0]["tasks"]["hybnn"])
+    trained = _against_chance(head, means["projection"], images)
+    items = wrapped(
+        f"""- *binary CNN, sign(x): the paper's.* Pixels from 0 to 1 go through sign(x), and
+        sign(0) = +1: every image becomes the same image, all +1, and the network a constant.
+        {sum(degenerate)} of {len(degenerate)} such networks gave identical scores for all test
+        images, and had exactly the frequency of one class as their accuracy (shares of the classes
+        among the test images: {frequencies}). The "about 50%" of the paper's Figure 4 is an
+        artefact of this threshold; it says nothing about binary inputs.""",
+        f"""- *binary CNN, sign(x - 0.5).* The same network on pixels compared with 0.5 instead of
+        0: {cnn:.2f} in the mean.""",
+        f"""- *binary head on pixels >= 0.5.* HyBNN's head on {pixels} thresholded pixels instead of
+        a code. {_against_pixels(head, means["pixels"], images, pixels, bits)}""",
+        f"""- *binary head on a random projection.* sign(R (x - mean)) with R of random ±1, {bits}
+        bits: an encoder that was not trained. {trained}""",
+        """- *float head on codes, float CNN of the same shape.* The same shapes with real weights
+        and ReLU: the head alone; encoder and head together, trained with labels.""",
+    )
+    level = wrapped(
+        f"""Level are accuracies that differ by less than two standard errors of the difference of
+        two accuracies on {images:,} test images."""
+    )
+    return f"### What the rows are\n\n{items}\n\n{level}\n"
+
+
+def _are_level(a, b, images):
+    """Whether two accuracies differ by less than two standard errors of their difference."""
+    return abs(a - b) < 2 * np.sqrt((a * (1 - a) + b * (1 - b)) / images)
+
+
+def _against_pixels(codes, pixels, images, width, bits):
+    """What codes are worth beside pixels, in a sentence or two."""
+    figures = f"Codes {codes * 100:.2f}, pixels {pixels * 100:.2f}: "
+    if not _are_level(codes, pixels, images):
+        better = "codes" if codes > pixels else "pixels"
+        return f"{figures}{better} are better by {abs(codes - pixels) * 100:.2f} points."
+    if bits < width:
+        return f"{figures}level. The code buys {width} -> {bits} bits, not accuracy."
+    return f"{figures}level, and the code has more bits than the image has pixels."
+
+
+def _against_chance(codes, projection, images):
+    """What training adds to an encoder, in a sentence."""
+    if _are_level(codes, projection, images):
+        return f"{projection * 100:.2f}: level with the codes. No gain from training it shows."
+    verb = "adds" if codes > projection else "costs"
+    points = abs(codes - projection) * 100
+    return f"{projection * 100:.2f}: training the encoder {verb} {points:.2f} points."
+
+
+def _all_classes(result):
+    rows = [
+        [title, _percent(result["summary"][arm]["mean"])]
+        for arm, title in result["all_classes"].items()
+    ]
+    count = len(result["seeds"][0]["all_classes"]["all-codes-128"]["shares"])
+    table = markdown_table([f"{count} classes", "accuracy"], rows)
+    return f"## All classes at once\n\nThe paper gives no figure.\n\n{table}"
+
+
+def _in_sequence(result):
+    found = np.mean([seed["in_sequence"] for seed in result["seeds"]], axis=0) * 100
+    rows = [
+        [f"after {task}", *(f"{value:.2f}" for value in row), f"{row.mean():.2f}"]
+        for task, row in zip(result["tasks"], found, strict=True)
+    ]
+    text = wrapped(
+        """One head of two units learns one task after the other; accuracy on all tasks after each,
+        in percent. The paper: performance decreases. A head of its own for each task, as above,
+        forgets nothing."""
+    )
+    table = markdown_table(["", *result["tasks"], "mean"], rows)
+    title = f"## {len(result['tasks'])} tasks in sequence (section 6)"
+    return f"{title}\n\n{text}\n\n{table}\n![In sequence](in-sequence.png)\n"
+
+
+def _codes(result):
+    bits = result["config"]["bits"]
+    rows = []
+    for name, label, form in (
+        ("used", f"bits that are not constant, of {bits}", "{:.0f}"),
+        ("distinct", f"distinct codes of {result['images']['train']:,} images", "{:,.0f}"),
+        ("entropy", "entropy of a bit in the mean, bits", "{:.3f}"),
+        ("mean_correlation", "correlation of two bits, mean of absolute values", "{:.3f}"),
+        ("test_reconstruction", "cross entropy of a test image given its code, nats", "{:.2f}"),
+        ("wrong_pixels", "its pixels on the wrong side of 0.5", "{:.2%}"),
+    ):
+        values = [seed["codes"][name] for seed in result["seeds"]]
+        rows.append([label, form.format(np.mean(values))])
+    for name, title in (
+        ("codes", "codes"), ("pixels", "pixels >= 0.5"), ("projection", "the random projection"),
+    ):  # fmt: skip
+        values = [seed["codes"]["neighbours"][name] for seed in result["seeds"]]
+        label = f"label of the nearest training image is right, by {title}"
+        rows.append([label, f"{np.mean(values):.2%}"])
+    return f"""## Codes
+
+{markdown_table(["mean over the seeds", ""], rows)}
+![Balance and correlation of the bits](codes.png)
+![Reconstructions](reconstructions.png)
+![Samples from the prior](samples.png)
+![Interpolation by flipping bits](interpolation.png)
+![Nearest neighbours in Hamming distance](neighbours.png)
+"""
+
+
+def _compiled(result):
+    names = list(result["seeds"][0]["compiled"])
+    rows = []
+    for name in names:
+        found = [seed["compiled"][name] for seed in result["seeds"]]
+        images = sum(f["images"] for f in found)
+        rows.append(
+            [
+                "encoder and head, from the image" if name == "whole" else f"head of {name}",
+                f"{sum(f['identical_predictions'] for f in found):,} of {images:,}",
+                f"{sum(f['identical_logits'] for f in found):,}",
+                f"{found[0]['float_bytes']:,}",
+                f"{found[0]['packed_bytes']:,}",
+                f"{found[0]['file_bytes']:,}",
+            ]
+        )
+    steps = result["seeds"][0]["compiled"][names[0]]["steps"]
+    exact = all(
+        found["bits_only"]
+        for seed in result["seeds"]
+        for name, found in seed["compiled"].items()
+        if name != "whole"
+    )
+    claim = (
+        "From the packed code to the sums of the last layer there are only words of bits and "
+        f"integers: {' -> '.join(steps)} (`pack` falls away, as the code is packed already)."
+    )
+    text = wrapped(
+        f"""Every test image, from its stored code to the label, against the float model on the same
+        codes. {claim if exact else "It was NOT shown that no float comes before the last layer."}
+        Packed are weights of one bit, integer thresholds, and the last batch norm's floats."""
+    )
+    table = markdown_table(
+        ["compiled", "identical predictions", "identical scores", "bytes as floats",
+         "bytes packed", "bytes of the file"],
+        rows,
+    )  # fmt: skip
+    return f"## The compiled head\n\n{text}\n\n{table}"
+
+
+def _times(result):
+    times = result["times"]
+    rows = [
+        [row["name"], row["batch"], f"{row['float_us']:.2f}", f"{row['packed_us']:.2f}",
+         f"{row['float_us'] / row['packed_us']:.1f}"]
+        for row in times["inference"]
+    ]  # fmt: skip
+    inference = markdown_table(
+        ["prediction, µs an image", "batch", "float", "compiled", "ratio"], rows
+    )
+    spent = {
+        arm: np.mean([task["seconds"]["all"] for task in result["seeds"][0]["tasks"][arm]])
+        for arm in result["arms"]
+    }
+    arms = {title: arm for arm, title in result["arms"].items()}
+    rows = [
+        [row["name"], f"{row['float_us']:.2f}", f"{row['bits_us']:.2f}",
+         f"{spent[arms[row['name']]]:.1f}"]
+        for row in times["training"]
+    ]  # fmt: skip
+    batch = times["training_batch"]
+    training = markdown_table(
+        [f"training step, µs an image (batch {batch})", "products on floats", "products on bits",
+         "seconds of a task, all epochs"],
+        rows,
+    )  # fmt: skip
+    before = wrapped(
+        """The shortest of several runs. Rows from codes do not contain the encoder, which a new
+        image needs as well: compare *encoder and binary head* with the CNNs."""
+    )
+    after = wrapped(
+        """The paper claims faster training and inference, without figures. A head trains faster
+        than a CNN because it is small and its features are computed once, not because it is binary:
+        see the float head."""
+    )
+    return f"## Times\n\n{before}\n\n{inference}\n{training}\n{after}\n"
+
+
+# --------------------------------------------------------------------------------------- pictures
+
+
+def draw(out, vae, data, codes, histories, in_sequence):
+    """The pictures of one seed.
+
+    Parameters
+    ----------
+    out : path
+    vae : BinaryVAE
+    data : (Dataset, Dataset)
+    codes : Features
+    histories : dict
+        Arm -> for each task lists with a number an epoch.
+    in_sequence : list of lists
+    """
+    tasks = [
+        " / ".join(data[0].classes[2 * i : 2 * i + 2]) for i in range(len(data[0].classes) // 2)
+    ]
+    _draw_curves(out / "curves-hybnn.png", tasks, [("HyBNN", histories["hybnn"])])
+    _draw_curves(
+        out / "curves-cnn.png", tasks,
+        [("binary CNN, sign(x)", histories["cnn-paper"]),
+         ("binary CNN, sign(x - 0.5)", histories["cnn"])],
+    )  # fmt: skip
+    figure = plots.figure(figsize=(4.4, 3.8))
+    plots.heat_map(figure.subplots(), in_sequence, tasks, tasks, "accuracy on", "after learning")
+    figure.savefig(out / "in-sequence.png", dpi=110)
+    _draw_statistics(out / "codes.png", codes)
+    rng = np.random.default_rng(0)
+    test = data[1][:10]
+    x = datasets.to_unit(test.maximum)(test.images, rng)
+    _draw_images(
+        out / "reconstructions.png", [*x, *vae.decode(vae.encode(x))], len(x),
+        "test images, and what their codes keep",
+    )  # fmt: skip
+    _draw_images(out / "samples.png", vae.sample(40, rng), 10, "codes drawn from the prior")
+    pairs = [(vae.encode(x[i : i + 1])[0], vae.encode(x[i + 1 : i + 2])[0]) for i in (0, 2, 4)]
+    paths = np.concatenate([of_codes.flip_path(a, b, 10, rng) for a, b in pairs])
+    _draw_images(
+        out / "interpolation.png", vae.decode(paths), 10, "from one code to another, bit by bit"
+    )
+    _draw_neighbours(out / "neighbours.png", data, codes)
+
+
+def _draw_curves(path, tasks, groups):
+    figure = plots.figure(figsize=(9, 3.1 * len(groups)))
+    for row, (title, histories) in zip(
+        figure.subplots(len(groups), 2, squeeze=False), groups, strict=True
+    ):
+        for axes, name in zip(row, ("test_accuracy", "test_loss"), strict=True):
+            lines = {task: history[name] for task, history in zip(tasks, histories, strict=True)}
+            plots.curves(axes, lines, f"{title}: {name.replace('_', ' ')}")
+    figure.savefig(path, dpi=110)
+
+
+def _draw_comparison(path, result):
+    figure = plots.figure(figsize=(10, 4))
+    groups = {
+        title: [(task["mean"], task["std"] or 0) for task in result["summary"][arm]["tasks"]]
+        for arm, title in result["arms"].items()
+    }
+    plots.bars(figure.subplots(), groups, result["tasks"], "test accuracy")
+    figure.savefig(path, dpi=110)
+
+
+def _draw_statistics(path, codes):
+    found = of_codes.statistics(codes.train, codes.bits)
+    figure = plots.figure(figsize=(9, 3.6))
+    left, right = figure.subplots(1, 2)
+    left.hist(found["balance"], bins=np.linspace(0, 1, 41), color=plots.MINUS)
+    left.set(xlabel="share of +1 among the training images", ylabel="bits", xlim=(0, 1))
+    plots.heat_map(right, found["correlation"], limits=(-1, 1))
+    right.set_title("correlation of bits")
+    figure.savefig(path, dpi=110)
+
+
+def _draw_images(path, images, columns, title):
+    rows = -(-len(images) // columns)
+    figure = plots.figure(figsize=(0.75 * columns, 0.75 * rows + 0.4))
+    plots.images(figure.subplots(), images, columns, title)
+    figure.savefig(path, dpi=110)
+
+
+def _draw_neighbours(path, data, codes, queries=6, count=9):
+    rows, distances = of_codes.nearest(codes.test[:queries], codes.train, codes.bits, count)
+    train, test = data
+    pictures, labels = [], []
+    for query, (found, far) in enumerate(zip(rows, distances, strict=True)):
+        pictures += [test.images[query], *train.images[found]]
+        labels += [test.classes[test.labels[query]], *map(str, far)]
+    figure = plots.figure(figsize=(0.75 * (count + 1), 0.95 * queries + 0.4))
+    plots.images(
+        figure.subplots(), np.array(pictures) / train.maximum, count + 1,
+        "test image (its class), and the nearest training images (bits that differ)", labels,
+    )  # fmt: skip
+    figure.savefig(path, dpi=110)

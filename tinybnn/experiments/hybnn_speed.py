@@ -1,0 +1,177 @@
+"""HyBNN's head compiled: proof that it predicts the same from bits alone, its size, and times."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from tinybnn import datasets, deploy, optim, runs, training
+from tinybnn import functional as F
+from tinybnn.experiments.demo import best_seconds, float_logits
+from tinybnn.kernels import bits
+from tinybnn.models import HyBNN
+from tinybnn.tensor import Tensor
+
+
+def compile_heads(folder, heads, words, count):
+    """Compile heads, write them to files, and compare them with the float models on all codes.
+
+    Parameters
+    ----------
+    folder : path
+        Gets a file ``head-NAME.npz`` for each.
+    heads : dict
+        Name -> trained head, in evaluation mode.
+    words : (N, words) uint64
+        Codes of test images.
+    count : int
+        Bits of a code.
+
+    Returns
+    -------
+    dict
+        Name -> figures: ``images``, and how many of them have ``identical_predictions`` and
+        ``identical_logits``; ``bits_only``, whether from the packed code to the sums of the last
+        layer all is words and integers; ``steps`` of the program; ``packed_bytes`` and
+        ``float_bytes`` (weights and statistics), ``file_bytes``.
+    """
+    codes = bits.unpack(words, count)
+    result = {}
+    for name, head in heads.items():
+        packed = deploy.compile(head, (count,))
+        found, expected = packed.predict_packed(words), float_logits(head, codes)
+        result[name] = {
+            **_compared(found, expected),
+            "bits_only": is_bits_only(packed, words),
+            "steps": [step.operation for step in packed.steps],
+            **_sizes(folder / f"head-{name}.npz", packed, head),
+        }
+    return result
+
+
+def compile_whole(path, encoder, head, test):
+    """The same for the program from image to scores: encoder and head together.
+
+    Parameters
+    ----------
+    path : path
+        Of the packed model.
+    encoder, head : Module
+    test : Dataset
+
+    Returns
+    -------
+    dict
+        As `compile_heads` gives for a head, without ``bits_only`` and ``steps``.
+    """
+    model = HyBNN(encoder, head).eval()
+    packed = deploy.compile(model, test.images.shape[1:])
+    loader = datasets.DataLoader(test, 500, transform=datasets.to_unit(test.maximum))
+    found = np.concatenate([packed.predict(x) for x, _ in loader])
+    expected, _ = training.predict(model, loader)
+    return {**_compared(found, expected), **_sizes(path, packed, model)}
+
+
+def _compared(found, expected):
+    return {
+        "images": len(expected),
+        "identical_predictions": int((found.argmax(1) == expected.argmax(1)).sum()),
+        "identical_logits": int((found == expected).all(1).sum()),
+    }
+
+
+def _sizes(path, packed, model):
+    return {
+        "float_bytes": runs.float_bytes(model),
+        "packed_bytes": packed.nbytes,
+        "file_bytes": packed.save(path),
+    }
+
+
+def is_bits_only(packed, words):
+    """Whether a compiled head computes on words and integers alone, up to its last layer's sums.
+
+    Looked at are the results of all tasks but the last, which ends in the scores, and the constants
+    of all steps before the sums become floats.
+    """
+    packs = [i for i, step in enumerate(packed.steps) if step.operation == "pack"]
+    last = [step.operation for step in packed.steps].index("to_float")
+    *before, _ = [result.dtype for _, result in packed.run_plan(words[:8], packs=packs)]
+    constants = [array.dtype for step in packed.steps[:last] for array in step.arrays.values()]
+    return packs == [0] and all(dtype.kind in "iub" for dtype in before + constants)
+
+
+# ------------------------------------------------------------------------------------------- times
+
+
+def inference_times(models, images, codes, repeats=25):
+    """Seconds of a prediction, of the float model and compiled, for a batch and for one image.
+
+    Parameters
+    ----------
+    models : dict
+        Name -> (model, whether it starts from codes).
+    images : (N, C, H, W) float32
+    codes : (N, bits) float32 of ±1
+        Of these images. Where a compiled model reads no more than their signs, it gets them packed.
+    repeats : int
+        Runs, of which the shortest counts.
+
+    Returns
+    -------
+    list of dict
+        ``name``, ``from``, ``batch``, and microseconds an image: ``float_us``, ``packed_us``.
+    """
+    rows = []
+    for name, (model, from_codes) in models.items():
+        inputs = codes if from_codes else images
+        packed = deploy.compile(model, inputs.shape[1:])
+        predict, given = packed.predict, inputs
+        if from_codes and packed.steps[0].operation == "pack":
+            predict, given = packed.predict_packed, bits.pack(codes)
+        for batch in (len(inputs), 1):
+            row = {"name": name, "from": "codes" if from_codes else "images", "batch": batch}
+            for column, function, x in (
+                ("float_us", partial(float_logits, model), inputs[:batch]),
+                ("packed_us", predict, given[:batch]),
+            ):
+                row[column] = best_seconds(partial(function, x), repeats) / batch * 1e6
+            rows.append(row)
+    return rows
+
+
+def step_times(models, images, codes, labels, repeats=25):
+    """Seconds of a training step, its forward products of signs on floats and on bits.
+
+    Parameters
+    ----------
+    models : dict
+        Name -> (untrained model, whether it starts from codes). They are trained a little.
+    images, codes
+        As for `inference_times`, a batch of them.
+    labels : (N,) int64
+    repeats : int
+
+    Returns
+    -------
+    list of dict
+        ``name``, and microseconds an image: ``float_us``, ``bits_us``.
+    """
+    rows = []
+    for name, (model, from_codes) in models.items():
+        x = codes if from_codes else images
+        optimizer = optim.Adam(model.parameters(), lr=1e-3)
+        model.train()
+
+        def step(model=model, optimizer=optimizer, x=x):
+            optimizer.zero_grad()
+            F.cross_entropy(model(Tensor(x)), labels).backward()
+            optimizer.step()
+
+        row = {"name": name, "from": "codes" if from_codes else "images"}
+        for column, on_bits in (("float_us", False), ("bits_us", True)):
+            with F.packed_products(on_bits):
+                row[column] = best_seconds(step, repeats) / len(x) * 1e6
+        rows.append(row)
+    return rows
