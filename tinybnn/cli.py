@@ -59,7 +59,7 @@ def _parser():
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (
         _add_demo, _add_data, _add_train, _add_compile, _add_verify, _add_predict, _add_summary,
-        _add_bench, _add_reproduce,
+        _add_bench, _add_reproduce, _add_federated,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -255,7 +255,9 @@ def _add_reproduce(commands):
         allow_abbrev=False,
     )
     experiments = reproduce.add_subparsers(required=True, metavar="EXPERIMENT")
-    for add in (_add_classifiers, _add_hybnn, _add_bounds, _add_ops):
+    for add in (
+        _add_classifiers, _add_hybnn, _add_bounds, _add_fedhybnn, _add_fedavg, _add_bdnet, _add_ops,
+    ):  # fmt: skip
         add(experiments)
 
 
@@ -307,8 +309,8 @@ def _add_hybnn(experiments):
         help="whose images the autoencoder learns from (those of --dataset)",
     )  # fmt: skip
     hybnn.add_argument(
-        "--estimator", choices=_ESTIMATORS, default="sign", metavar="E",
-        help=f"of gradients through the code: {', '.join(_ESTIMATORS)} (sign)",
+        "--estimator", choices=_ESTIMATORS, metavar="E",
+        help=f"of gradients through the code: {', '.join(_ESTIMATORS)} (straight_through)",
     )  # fmt: skip
     hybnn.add_argument("--bits", type=_whole(1), default=200, metavar="N", help="of a code (200)")
     hybnn.add_argument("--seeds", type=_whole(1), metavar="N", help="how many (3)")
@@ -354,6 +356,90 @@ def _add_bounds(experiments):
     _add_run(bounds)
 
 
+def _add_fedhybnn(experiments):
+    fedhybnn = _add(
+        experiments,
+        "fedhybnn",
+        _fedhybnn,
+        "HyBNN's heads trained by clients: accuracy against bytes on the wire",
+        "Train the heads of HyBNN's tasks with three clients, which send floats or one bit for a\n"
+        "weight, with IID and with skewed labels, and on one machine. Tables (report.md), figures\n"
+        "(result.json) and pictures go to RUN. Repeat the command after an interruption.",
+        "tinybnn reproduce fedhybnn",
+        "TINYBNN_DATA=DIR tinybnn reproduce fedhybnn --dataset mnist --rounds 50 --batch-size 64",
+    )
+    _add_images(fedhybnn)
+    fedhybnn.add_argument("--bits", type=_whole(1), metavar="N", help="of a code (200)")
+    fedhybnn.add_argument(
+        "--epochs-vae", type=_whole(1), metavar="N", help="of the autoencoder (20)"
+    )
+    fedhybnn.add_argument("--seeds", type=_whole(1), default=1, metavar="N", help="how many (1)")
+    _add_rounds(fedhybnn, rounds=20, clients=3, batch_size=16)
+    fedhybnn.add_argument(
+        "--lr", type=_number(0, None), metavar="X", help="of Adam, anew in each round (0.01)"
+    )
+    fedhybnn.add_argument(
+        "--step", type=_number(0, None), metavar="X",
+        help="of the server, where signs of updates are sent (0.02)",
+    )  # fmt: skip
+    fedhybnn.add_argument(
+        "--alpha", type=_number(0, None), metavar="X",
+        help="of the Dirichlet distribution that skews labels (0.3)",
+    )  # fmt: skip
+    _add_run(fedhybnn)
+
+
+def _add_fedavg(experiments):
+    fedavg = _add(
+        experiments,
+        "fedavg",
+        _fedavg,
+        "McMahan's 2NN on MNIST: rounds of federated averaging to 97%%",
+        "Train McMahan's 2NN with 100 clients, IID and with two shards of one label each, and a\n"
+        "binary network of the same widths, with floats and with one bit up. The table\n"
+        "(report.md), figures (result.json) and a picture go to RUN. Repeat the command after an\n"
+        "interruption.",
+        "TINYBNN_DATA=DIR tinybnn reproduce fedavg",
+        "tinybnn reproduce fedavg --quick",
+    )
+    fedavg.add_argument(
+        "--dataset", type=_dataset_or_folder, metavar="D",
+        help="a data set, or a folder with four IDX files named as MNIST's (mnist; with --quick "
+        "digits)",
+    )  # fmt: skip
+    fedavg.add_argument(
+        "--limit", type=_whole(100), metavar="N", help="use the first N images only"
+    )
+    fedavg.add_argument(
+        "--arms", metavar="A,A,...", help="2nn, binary, binary-sign (all); add others later"
+    )
+    _add_rounds(fedavg, rounds=1000, clients=100, batch_size=10)
+    fedavg.add_argument("--fraction", type=_share, metavar="C", help="of clients in a round (0.1)")
+    fedavg.add_argument(
+        "--target", type=_share, metavar="X", help="accuracy at which a training ends (0.97)"
+    )
+    for name, what, default in (
+        ("lr", "of SGD, for the 2NN", 0.1),
+        ("lr-binary", "of Adam, for the binary networks", 0.001),
+        ("step", "of the server, where signs of updates are sent", 0.01),
+    ):
+        fedavg.add_argument(
+            f"--{name}", type=_number(0, None), metavar="X", help=f"{what} ({default:g})"
+        )
+    _add_run(fedavg)
+
+
+def _add_rounds(experiment, **defaults):
+    for name, low, what in (
+        ("rounds", 1, ""), ("clients", 1, ""), ("epochs", 1, "E, of a client in a round"),
+        ("batch_size", 2, "B"),
+    ):  # fmt: skip
+        experiment.add_argument(
+            f"--{name.replace('_', '-')}", type=_whole(low), metavar="N",
+            help=f"{what} ({defaults.get(name, 1)})".strip(),
+        )  # fmt: skip
+
+
 _ESTIMATORS = (
     "sign", "straight_through", "straight_through_gumbel", "gumbel_softmax", "score_function",
     "disarm",
@@ -397,6 +483,70 @@ def _dataset_or_folder(text):
     return text if os.path.isdir(text) else _dataset(text)
 
 
+def _add_bdnet(experiments):
+    for name, seeds, summary, what in (
+        (
+            "bdnet-ablation", 3, "BD-Net's Table 6: binary depth-wise convolutions, part by part",
+            "MobileNet V1 with binary depth-wise convolutions: naive, with the shortcut before\n"
+            "the batch norm, with the 1.58-bit convolution, with both.",
+        ),
+        (
+            "bdnet-table2", 1, "mobile networks: accuracy against operations and measured time",
+            "MobileNet V1 as float network, ReActNet, AdaBin and BD-Net, ShuffleNet V1 and\n"
+            "MobileNet V3 with and without broadcast residual.",
+        ),
+    ):  # fmt: skip
+        experiment = _add(
+            experiments,
+            name,
+            _bdnet,
+            summary,
+            f"Train {what}\nTables (report.md), figures (result.json) and pictures go to RUN. "
+            "Repeat the command\nafter an interruption.",
+            f"tinybnn reproduce {name} --quick",
+            f"TINYBNN_DATA=DIR tinybnn reproduce {name} --seeds {seeds} --epochs 25",
+        )
+        experiment.set_defaults(experiment=name, default_seeds=seeds)
+        _add_dataset(experiment, "data set (cifar10; with --quick digits)")
+        experiment.add_argument(
+            "--width", type=_number(0, None), metavar="X", help="factor of all channels (0.25)"
+        )
+        experiment.add_argument(
+            "--base", choices=["reactnet", "adabin"], metavar="B",
+            help="what BD-Net is built on: reactnet or adabin (reactnet)",
+        )  # fmt: skip
+        experiment.add_argument(
+            "--seeds", type=_whole(1), metavar="N", help=f"how many ({seeds}; with --quick 1)"
+        )
+        experiment.add_argument(
+            "--arms", metavar="A,A,...", help="some of the networks only (all); add others later"
+        )
+        experiment.add_argument("--epochs", type=_whole(1), metavar="N", help="(25)")
+        experiment.add_argument("--batch-size", type=_whole(2), metavar="N", help="(128)")
+        experiment.add_argument(
+            "--lr", type=_number(0, None), metavar="X", help="of Adam at the start (0.003)"
+        )
+        experiment.add_argument(
+            "--schedule", choices=["cosine", "linear"], metavar="S",
+            help="how it goes to 0: cosine or linear (cosine)",
+        )  # fmt: skip
+        experiment.add_argument(
+            "--two-step", action="store_true", default=None,
+            help="first binary activations with real weights, then both binary",
+        )  # fmt: skip
+        experiment.add_argument(
+            "--distill", type=_share, metavar="X",
+            help="part of the target that is what a float network says, 0 to 1 (0)",
+        )  # fmt: skip
+        experiment.add_argument(
+            "--limit", type=_whole(100), metavar="N", help="use the first N images only"
+        )
+        experiment.add_argument(
+            "--note", default="", metavar="TEXT", help="for the report: where the images come from"
+        )
+        _add_run(experiment)
+
+
 def _add_ops(experiments):
     ops = _add(
         experiments,
@@ -409,6 +559,67 @@ def _add_ops(experiments):
         "tinybnn reproduce ops --json ops.json",
     )
     _add_json(ops)
+
+
+def _add_federated(commands):
+    federated = commands.add_parser(
+        "federated",
+        help="federated learning through Flower",
+        description="Federated learning through Flower, for one machine or for many "
+        "(needs the extra flower).",
+        epilog="example: tinybnn federated simulate",
+        allow_abbrev=False,
+    )
+    actions = federated.add_subparsers(required=True, metavar="ACTION")
+    simulate = _add(
+        actions,
+        "simulate",
+        _federated_simulate,
+        "run a Flower app with simulated nodes",
+        "Run a Flower app with simulated nodes (Flower's simulation engine, on Ray), by default\n"
+        "one that trains a binary network on the bundled digits. Whatever is started listens on\n"
+        "127.0.0.1 only, reports nothing to anyone, and ends with the run. The model and the\n"
+        "history go to FILE.",
+        "tinybnn federated simulate --clients 3 --rounds 5",
+        "tinybnn federated simulate --config strategy=sign-both --config norm=local",
+    )
+    simulate.add_argument("--app", metavar="DIR", help="of `tinybnn federated new` (the digits)")
+    simulate.add_argument("--clients", type=_whole(1), default=3, metavar="N", help="(3)")
+    simulate.add_argument("--rounds", type=_whole(1), default=3, metavar="N", help="(3)")
+    simulate.add_argument(
+        "--workers", type=_whole(1), default=1, metavar="N", help="that train at a time (1)"
+    )
+    simulate.add_argument(
+        "--config", type=_setting, action="append", default=[], metavar="KEY=VALUE",
+        help="change what the app's pyproject.toml says; may be repeated",
+    )  # fmt: skip
+    simulate.add_argument(
+        "--out", default="federated.npz", metavar="FILE", help="the result (federated.npz)"
+    )
+    simulate.add_argument("--quiet", action="store_true", help="without the log of the run")
+    _add_json(simulate)
+    new = _add(
+        actions,
+        "new",
+        _federated_new,
+        "copy the Flower app, to be changed",
+        "Copy the Flower app that trains on digits into the folder DIR, with a page that says\n"
+        "how to run it on several machines.",
+        "tinybnn federated new my-federation",
+    )
+    new.add_argument("folder", metavar="DIR")
+
+
+def _setting(text):
+    """KEY=VALUE; the value is a number, true or false, or else a text."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"expects KEY=VALUE, got {text!r}")
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        parsed = value
+    return name, parsed if isinstance(parsed, bool | int | float) else value
 
 
 def _add_summary(commands):
@@ -507,6 +718,10 @@ def _number(low, high):
         return number
 
     return parse
+
+
+def _share(text):
+    return 1.0 if text in ("1", "1.0") else _number(0, 1)(text)
 
 
 def _widths(text):
@@ -683,6 +898,40 @@ def _bounds(options):
     )  # fmt: skip
 
 
+def _fedhybnn(options):
+    from tinybnn.experiments import fedhybnn
+
+    config = _experiment_config(options, fedhybnn)
+    fedhybnn.run(
+        _experiment_folder(options, "fedhybnn"), config, options.seeds, options.threads,
+        not options.quiet,
+    )  # fmt: skip
+
+
+def _fedavg(options):
+    from tinybnn.experiments import fedavg
+
+    config = _experiment_config(options, fedavg)
+    options.dataset = config.dataset
+    fedavg.run(
+        _experiment_folder(options, "fedavg"), config,
+        options.arms.split(",") if options.arms else None, options.threads, not options.quiet,
+    )  # fmt: skip
+
+
+def _bdnet(options):
+    from tinybnn.experiments import bdnet
+
+    config = _experiment_config(options, bdnet)
+    options.dataset = config.dataset
+    seeds = options.seeds or (1 if options.quick else options.default_seeds)
+    bdnet.run(
+        options.experiment, _experiment_folder(options, options.experiment), config, seeds,
+        options.arms.split(",") if options.arms else None, options.note, options.threads,
+        not options.quiet,
+    )  # fmt: skip
+
+
 def _experiment_config(options, experiment):
     """An experiment's configuration: what was chosen, else what --quick or the defaults say."""
     values = dict(experiment.QUICK) if options.quick else {}
@@ -705,6 +954,41 @@ def _ops(options):
 
     _check_outputs(options.json)
     _write_json(options, ops.run(say=_say(options)))
+
+
+def _federated_simulate(options):
+    from tinybnn.federated import flower, launch
+
+    _check_outputs(options.out, options.json)
+    say = _say(options)
+    config = {"rounds": options.rounds, **dict(options.config)}
+    launch.simulate(
+        options.app or launch.APP, clients=options.clients, workers=options.workers,
+        config={**config, "out": os.path.abspath(options.out)},
+        say=None if options.quiet else say,
+    )  # fmt: skip
+    _, history, found = flower.load_result(options.out)
+    ledger = history.ledger
+    figures = {
+        "rounds": found["version"], "bytes_up": ledger.total("up"),
+        "bytes_down": ledger.total("down"), "saving_up": ledger.saving("up"),
+        "saving_down": ledger.saving("down"), "history": history.rows,
+    }  # fmt: skip
+    last = history.rows[-1] if len(history) else {}
+    accuracy = f", accuracy {last['val_accuracy']:.2%}" if "val_accuracy" in last else ""
+    say(
+        f"{options.out}: {found['version']} rounds{accuracy}, {figures['bytes_up']:,} bytes up "
+        f"(float32: {figures['saving_up']:.1f} times as many), {figures['bytes_down']:,} down "
+        f"({figures['saving_down']:.1f})"
+    )
+    _write_json(options, figures)
+
+
+def _federated_new(options):
+    from tinybnn.federated import launch
+
+    launch.new_app(options.folder)
+    print(f"{options.folder}: a Flower app; see {os.path.join(options.folder, 'README.md')}")
 
 
 def _summary(options):

@@ -1,0 +1,1 @@
+"""Federated training of a binary network on handwritten digits."""

@@ -1,0 +1,6 @@
+"""What runs on each SuperNode."""
+
+from digits import task
+from tinybnn.federated import flower
+
+app = flower.client_app(task.client)

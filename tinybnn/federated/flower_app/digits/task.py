@@ -1,0 +1,57 @@
+"""What both sides agree on: the network, the strategy, and who has which digits.
+
+Change this file for your own federation. `config` is what pyproject.toml says, with the changes of
+`flwr run --run-config`.
+"""
+
+import numpy as np
+
+from tinybnn import datasets, federated, models
+
+STRATEGIES = {
+    "fedavg": lambda: federated.FedAvg(),
+    "float16": lambda: federated.FedAvg("float16"),
+    "stochastic": lambda: federated.StochasticSign(),
+    "sign": lambda: federated.SignOfUpdate(0.02),
+    "sign-both": lambda: federated.SignOfUpdate(0.02, both=True),
+    "vote": lambda: federated.MajorityVote(),
+}
+
+
+def network(config):
+    """The same first weights on all sides; each side makes its own."""
+    model = models.mlp(64, (128,), 10, rng=np.random.default_rng(config["seed"]))
+    # Inputs like none of a client's, known to all: for batch norms that nobody will train.
+    if config["norm"] == "frozen":
+        x = np.random.default_rng(config["seed"]).uniform(-1, 1, (256, 1, 8, 8))
+        federated.calibrate_norms(model, x.astype(np.float32))
+    return model
+
+
+def server(config):
+    return federated.Server(
+        network(config), strategy(config), norm=config["norm"], minimum=config["minimum"],
+        seed=config["seed"],
+    )  # fmt: skip
+
+
+def client(number, clients, config):
+    """Here each machine takes its part of the same data set; yours would read its own files."""
+    train, _ = datasets.load("digits")
+    if config["partition"] == "label":
+        parts = federated.shards(train.labels, clients, rng=config["seed"])
+    else:
+        parts = federated.iid(len(train), clients, rng=config["seed"])
+    return federated.Client(
+        number, train[parts[number]], network(config), strategy(config), norm=config["norm"],
+        seed=config["seed"],
+    )  # fmt: skip
+
+
+def strategy(config):
+    return STRATEGIES[config["strategy"]]()
+
+
+def validation(config):
+    """For the server, which has digits of its own to test on."""
+    return datasets.DataLoader(datasets.load("digits")[1], 500)
