@@ -21,7 +21,7 @@ from tinybnn.experiments import hybnn, hybnn_bounds, hybnn_codes, hybnn_features
 from tinybnn.experiments import hybnn_report as report
 from tinybnn.experiments.hybnn_speed import is_bits_only
 from tinybnn.kernels import bits
-from tinybnn.models import BinaryCNN, BinaryMLP, BinaryVAE, load_codes
+from tinybnn.models import BinaryCNN, BinaryMLP, BinaryVAE, latents, load_codes
 from tinybnn.testing import assert_identical
 
 SMALL = hybnn.Config(
@@ -189,7 +189,7 @@ def test_a_killed_run_goes_on_where_it_was(made, tmp_path, monkeypatch, kind, co
     """SIGKILL right after a file; the next call gives the same weights and figures."""
     folder, result = made
     arguments = [sys.executable, "-c", KILLED, str(tmp_path / "run"), kind, str(count)]
-    done = subprocess.run(arguments, capture_output=True, timeout=300, check=False)
+    done = subprocess.run(arguments, capture_output=True, timeout=1200, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.npz")}
     if kind == "checkpoint":
@@ -260,6 +260,20 @@ def test_training_makes_the_reconstruction_better(tmp_path):
     assert wrong == pytest.approx(np.mean((decoded >= 0.5) != (x >= 0.5)))
 
 
+def test_the_weight_of_the_rate(tmp_path):
+    images, _ = hybnn_features.load("digits", 300)
+    rates = []
+    for weight in (0.0, 3.0):
+        rng = np.random.default_rng(0)
+        vae = BinaryVAE((1, 8, 8), 24, "straight_through", rng=rng)
+        history = hybnn_features.train_vae(
+            tmp_path / str(weight), vae, images, epochs=8, rate_weight=weight, rng=rng,
+            progress=False,
+        )  # fmt: skip
+        rates.append(history["rate"][-1])
+    assert rates[0] > 1.5 * rates[1]
+
+
 def test_a_gumbel_softmax_is_cooled(tmp_path):
     images, _ = hybnn_features.load("digits", 200)
     vae, _ = trained_vae(tmp_path / "vae", images, estimator="gumbel_softmax")
@@ -268,10 +282,8 @@ def test_a_gumbel_softmax_is_cooled(tmp_path):
 
 def test_a_loss_that_is_not_finite_ends_training(tmp_path, monkeypatch):
     images, _ = hybnn_features.load("digits", 100)
-    loss = BinaryVAE.loss
-    monkeypatch.setattr(
-        BinaryVAE, "loss", lambda *a: loss(*a)._replace(total=loss(*a).total * np.nan)
-    )
+    rate = latents.Sign.rate
+    monkeypatch.setattr(latents.Sign, "rate", lambda *arguments: rate(*arguments) * np.nan)
     with pytest.raises(FloatingPointError, match="train_vae: the loss became nan"):
         trained_vae(tmp_path / "vae", images)
 
@@ -479,7 +491,7 @@ def parsed(command):
     [
         (hybnn, SMALL),
         (hybnn, hybnn.Config()),
-        (hybnn, hybnn.Config("mnist", "fashion-mnist", "disarm", 100, 5, 6, 7, 8, 1000)),
+        (hybnn, hybnn.Config("mnist", "fashion-mnist", "disarm", 0.5, 100, 5, 6, 7, 8, 1000)),
         (hybnn_bounds, hybnn_bounds.Config()),
         (hybnn_bounds, hybnn_bounds.Config("mnist", 20, 3, 4, 2e-3, 5, 600)),
     ],
@@ -548,6 +560,7 @@ def test_images_of_two_shapes_are_refused(tmp_path):
     ("make", "options"),
     [
         (hybnn.Config, {"bits": 0}), (hybnn.Config, {"epochs": 0}),
+        (hybnn.Config, {"rate_weight": -1}),
         (hybnn.Config, {"estimator": "x"}), (hybnn_bounds.Config, {"samples": 0}),
         (hybnn_bounds.Config, {"lr": 0.0}),
     ],

@@ -312,6 +312,10 @@ def _add_hybnn(experiments):
         "--estimator", choices=_ESTIMATORS, metavar="E",
         help=f"of gradients through the code: {', '.join(_ESTIMATORS)} (straight_through)",
     )  # fmt: skip
+    hybnn.add_argument(
+        "--rate-weight", type=_number(0, None), metavar="X",
+        help="of KL(code || prior) beside the reconstruction; 1 is the ELBO (0.1)",
+    )  # fmt: skip
     hybnn.add_argument("--bits", type=_whole(1), default=200, metavar="N", help="of a code (200)")
     hybnn.add_argument("--seeds", type=_whole(1), metavar="N", help="how many (3)")
     for name, default, what in (
@@ -369,6 +373,16 @@ def _add_fedhybnn(experiments):
         "TINYBNN_DATA=DIR tinybnn reproduce fedhybnn --dataset mnist --rounds 50 --batch-size 64",
     )
     _add_images(fedhybnn)
+    fedhybnn.add_argument(
+        "--estimator", choices=_ESTIMATORS, metavar="E",
+        help="of gradients through the code (as `reproduce hybnn`)",
+    )  # fmt: skip
+    fedhybnn.add_argument(
+        "--rate-weight",
+        type=_number(0, None),
+        metavar="X",
+        help="of KL(code || prior) beside the reconstruction (as `reproduce hybnn`)",
+    )
     fedhybnn.add_argument("--bits", type=_whole(1), metavar="N", help="of a code (200)")
     fedhybnn.add_argument(
         "--epochs-vae", type=_whole(1), metavar="N", help="of the autoencoder (20)"

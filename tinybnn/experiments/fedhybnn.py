@@ -26,6 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tinybnn import analysis, datasets, federated, models, nn, optim, plots, training
+from tinybnn.experiments import hybnn
 from tinybnn.experiments import hybnn_features as features
 from tinybnn.experiments.hybnn_networks import HIDDEN
 from tinybnn.experiments.run_folder import kept, markdown_table, open_folder, wrapped, write_json
@@ -41,6 +42,8 @@ class Config:
     ----------
     dataset : str
         See `hybnn_features.load`.
+    estimator, rate_weight
+        Of the autoencoder, by default as in `hybnn.Config`.
     bits : int
         Of a code.
     epochs_vae : int
@@ -59,6 +62,8 @@ class Config:
     """
 
     dataset: str = "digits"
+    estimator: str = hybnn.Config.estimator
+    rate_weight: float = hybnn.Config.rate_weight
     bits: int = 200
     epochs_vae: int = 20
     rounds: int = 20
@@ -188,10 +193,10 @@ def _seed(out, seed, config, data, tasks, threads, progress, say):
     folder = out / f"seed-{seed}"
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(seed)
-    vae = BinaryVAE(data[0].images.shape[1:], config.bits, rng=rng)
+    vae = BinaryVAE(data[0].images.shape[1:], config.bits, config.estimator, rng=rng)
     features.train_vae(
-        folder / "vae.npz", vae, data[0], epochs=config.epochs_vae, rng=rng, threads=threads,
-        progress=progress,
+        folder / "vae.npz", vae, data[0], epochs=config.epochs_vae, rate_weight=config.rate_weight,
+        rng=rng, threads=threads, progress=progress,
     )  # fmt: skip
     words = [
         features.codes(folder / f"codes-{name}.npz", vae, images)
@@ -388,7 +393,8 @@ def report(result):
     about = wrapped(
         f"""{result["date"]}, {machine["processor"]}, NumPy {machine["numpy"]}, Numba
         {machine["numba"]}. Seeds: {len(result["seeds"])}, each with an autoencoder of its own
-        ({config["epochs_vae"]} epochs). {config["clients"]} clients, E = {config["epochs"]},
+        ({config["epochs_vae"]} epochs, {config["estimator"]}, rate × {config["rate_weight"]:g}).
+        {config["clients"]} clients, E = {config["epochs"]},
         B = {config["batch_size"]}, Adam with lr {config["lr"]:g} anew in each round, server step
         {config["step"]:g}. IID, a client has {min(sizes)} to {max(sizes)} codes of the first task;
         skewed are labels by a Dirichlet distribution with α = {config["alpha"]:g}. The centralized

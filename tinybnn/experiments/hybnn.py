@@ -45,9 +45,11 @@ class Config:
     vae_dataset : str, optional
         Whose training images the autoencoder sees; by default those of `dataset`.
     estimator : str
-        A name for `latents.get`. With 'straight_through' codes are noisy in training, and the model
-        is a variational autoencoder; 'sign' makes it an autoencoder, whose codes reconstruct images
-        better and tell classes apart worse, the more so the longer it is trained.
+        A name for `latents.get`. With 'straight_through' codes are noisy in training. 'sign' makes
+        the model an autoencoder without noise: on MNIST its codes reconstruct images better, but
+        tell classes apart worse the longer it is trained.
+    rate_weight : float
+        As for `hybnn_features.train_vae`. With 1, few bits are used where images are small.
     bits : int
         Of a code.
     epochs_vae, epochs, epochs_cnn, epochs_all : int
@@ -60,6 +62,7 @@ class Config:
     dataset: str = "digits"
     vae_dataset: str | None = None
     estimator: str = "straight_through"
+    rate_weight: float = 0.1
     bits: int = 200
     epochs_vae: int = 20
     epochs: int = 100
@@ -72,6 +75,8 @@ class Config:
         for name in ("bits", "epochs_vae", "epochs", "epochs_cnn", "epochs_all"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Config: {name} must be >= 1, got {getattr(self, name)!r}")
+        if not self.rate_weight >= 0:
+            raise ValueError(f"Config: rate_weight must be >= 0, got {self.rate_weight!r}")
 
     def command(self, seeds):
         """The command that gives the figures of this configuration."""
@@ -166,8 +171,8 @@ def _seed(out, seed, config, source, data, tasks, threads, progress, say):
     shape = data[0].images.shape[1:]
     vae = BinaryVAE(shape, config.bits, config.estimator, rng=rng)
     history = features.train_vae(
-        folder / "vae.npz", vae, source, epochs=config.epochs_vae, rng=rng, threads=threads,
-        progress=progress,
+        folder / "vae.npz", vae, source, epochs=config.epochs_vae, rate_weight=config.rate_weight,
+        rng=rng, threads=threads, progress=progress,
     )  # fmt: skip
     vae.encoder.freeze()
     last = history.rows[-1]

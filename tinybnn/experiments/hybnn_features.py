@@ -59,7 +59,9 @@ def batch_size(images):
 # -------------------------------------------------------------------- 1. representation learning
 
 
-def train_vae(path, vae, images, *, epochs, lr=2e-3, rng, threads=None, progress=True):
+def train_vae(
+    path, vae, images, *, epochs, lr=2e-3, rate_weight=1.0, rng, threads=None, progress=True
+):
     """Train an autoencoder into a checkpoint, or go on where an earlier call was stopped.
 
     Adam, cosine to 0 over all batches; a Gumbel-softmax is cooled on the way.
@@ -75,6 +77,9 @@ def train_vae(path, vae, images, *, epochs, lr=2e-3, rng, threads=None, progress
     epochs : int
     lr : float
         At the start.
+    rate_weight : float
+        What the rate counts beside the reconstruction: 1 for the ELBO; less, and more bits are
+        used (β in Higgins et al. 2017, β-VAE).
     rng : numpy.random.Generator
         Draws the order of the images and the codes.
     threads : int, optional
@@ -100,7 +105,7 @@ def train_vae(path, vae, images, *, epochs, lr=2e-3, rng, threads=None, progress
     schedule, history = optim.ChainedScheduler(schedules), training.History()
     state = training.Checkpoint(
         path, vae, optimizer, schedule, loader, history=history,
-        settings={"loss": "negative ELBO", "epochs": epochs},
+        settings={"loss": "negative ELBO", "rate_weight": rate_weight, "epochs": epochs},
     )  # fmt: skip
     state.restore()
     bar = tqdm(
@@ -115,7 +120,7 @@ def train_vae(path, vae, images, *, epochs, lr=2e-3, rng, threads=None, progress
             for x, _ in loader:
                 optimizer.zero_grad()
                 loss = vae.loss(x, rng)
-                total = loss.total.mean()
+                total = (loss.reconstruction + rate_weight * loss.rate).mean()
                 if not math.isfinite(total.item()):
                     raise FloatingPointError(f"train_vae: the loss became {total.item()}")
                 total.backward()

@@ -57,9 +57,9 @@ def _top(result):
         deviation over the seeds; no epoch and no setting was chosen by them."""
     )
     phases = wrapped(
-        f"""- Phase 1: autoencoder of {config["bits"]} bits ({config["estimator"]}) on
-        {images["vae"]}, {config["epochs_vae"]} epochs without labels, {vae["seconds"]:.0f} s for
-        seed 0.""",
+        f"""- Phase 1: autoencoder of {config["bits"]} bits ({config["estimator"]}, weight of the
+        rate {config["rate_weight"]:g}) on {images["vae"]}, {config["epochs_vae"]} epochs without
+        labels, {vae["seconds"]:.0f} s for seed 0.""",
         f"- Phase 2: codes of {-(-config['bits'] // 8)} bytes, extracted once.",
         f"""- Phase 3: {config["epochs"]} epochs on codes, {config["epochs_cnn"]} for the CNNs,
         {config["epochs_all"]} for all classes at once.""",
