@@ -8,8 +8,8 @@ Beside it stands a binary network of the same widths, whose weights go up as flo
 the sign of the update.
 
 The paper takes for each entry the best of several learning rates, and interpolates between rounds
-on a curve that is made monotonic. Here there is one rate for each network, and the first round at
-the target counts.
+on a curve that is made monotonic. Here there is one rate for each network, which was not searched
+for, and the first round at the target counts. As in the paper, the target is one of test accuracy.
 
 RUN holds a checkpoint for each training, written after each round: repeat the call after an
 interruption, and it goes on to the same weights, bit for bit.

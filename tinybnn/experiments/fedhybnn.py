@@ -9,7 +9,11 @@ Each seed has an autoencoder of its own in RUN/seed-N, and each training a file 
 call that was stopped goes on behind the last of them. In RUN itself are result.json, report.md and
 the pictures.
 
-The accuracy after each round is that on test images; nothing was chosen by it.
+The accuracy after each round is that on test images. The test set was not quite untouched by the
+choice of settings: the autoencoder's recipe is that of `hybnn`, which says how it came about; and
+on the digits B = 16 took the place of B = 10, to save time, when the test accuracies with 10 had
+been seen (seed 0, another autoencoder, after 20 rounds, IID: centralized 98.05%, FedAvg 97.19%,
+sign of the update 96.62%; FedAvg with skewed labels 75.05%).
 """
 
 from __future__ import annotations
@@ -400,8 +404,15 @@ def report(result):
         skewed are labels by a Dirichlet distribution with α = {config["alpha"]:g}. The centralized
         head is trained on all codes for E epochs in the place of each round."""
     )
+    choice = wrapped(
+        """Accuracies are those on test images after each round; no round was chosen by them. The
+        settings were not chosen quite without the test set: the autoencoder's recipe is the second
+        one of `reproduce hybnn`, and B = 16 took the place of B = 10, to save time, after test
+        accuracies on the digits had been seen."""
+    )
+    top = f"    {result['command']}\n{trial}\n{about}\n\n{choice}\n"
     sections = [
-        f"# FedHyBNN on {config['dataset']}\n\n    {result['command']}\n{trial}\n{about}\n",
+        f"# FedHyBNN on {config['dataset']}\n\n{top}",
         _wire(result),
     ]
     header = [f"after {r} round{'s' if r > 1 else ''}" for r in found["rounds"]]
