@@ -17,6 +17,7 @@ import tinybnn
 from tinybnn import datasets, models, nn, optim, storage, training
 from tinybnn import functional as F
 from tinybnn.storage import StorageError
+from tinybnn.tensor import default_generator
 from tinybnn.training import Checkpoint, History, fit
 
 BATCHES = 4  # of an epoch of the small run
@@ -394,6 +395,23 @@ def test_numbers_that_json_lacks_come_back(tmp_path):
     assert Checkpoint(path, run.model, run.optimizer, history=found).restore()
     assert found["val_loss"] == [np.inf, -np.inf]
     assert found["loss"][0] == 0.5 and np.isnan(found["loss"][1])
+
+
+@pytest.mark.parametrize(("then", "now"), [(None, 5), (5, None), (5, 5), (5, 6)])
+def test_the_default_generator_may_be_seeded_on_one_side_alone(tmp_path, then, now):
+    """It goes on from the file's state all the same; two seeds that were chosen must agree."""
+    path, run = tmp_path / "run.npz", Run()
+    tinybnn.manual_seed(then)
+    Checkpoint(path, run.model, run.optimizer).save()
+    draws = default_generator().random(3)
+    tinybnn.manual_seed(now)
+    state = Checkpoint(path, run.model, run.optimizer)
+    if None in (then, now) or then == now:
+        assert state.restore()
+        assert np.array_equal(default_generator().random(3), draws)
+    else:
+        with pytest.raises(ValueError, match="default: seed: 5 in the checkpoint, 6 here"):
+            state.restore()
 
 
 def test_a_loop_of_ones_own(tmp_path):

@@ -245,7 +245,10 @@ class Checkpoint:
     all is complete, say after each epoch.
 
     Random generators are found by themselves: the default one, and those that can be reached from
-    attributes of the model's layers and of the loaders. One that several share stays shared.
+    attributes of the model's layers and of the loaders. One that several share stays shared. Their
+    seeds must be the same when training goes on, except that the default generator may be seeded
+    on one side alone: a run with generators of its own need not call `tinybnn.manual_seed`, and
+    whoever called it for something else can still go on with that run.
 
     Results are equal bit for bit where the arithmetic is: on the same kind of processor, with the
     same versions of NumPy and Numba.
@@ -335,8 +338,11 @@ class Checkpoint:
             arrays, metadata = _read(self.path)
         except FileNotFoundError:
             return False
-        now = json.loads(json.dumps(self._description()))
-        different = list(_differences(metadata["run"], now))
+        then, now = metadata["run"], json.loads(json.dumps(self._description()))
+        default, other = then["random generators"]["default"], now["random generators"]["default"]
+        if default["seed"] is None or other["seed"] is None:
+            other["seed"] = default["seed"]
+        different = list(_differences(then, now))
         if different:
             more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
             raise ValueError(
