@@ -20,7 +20,8 @@ def constants(rng, channels):
 def layers(draw):
     """(producers, inputs, the producers' sums, arguments of the program): all kinds of layers."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    kind = draw(st.sampled_from(("xnor", "xnor", "depthwise", "float", "none", "linear")))
+    kinds = ("xnor", "xnor", "ternary", "depthwise", "float", "none", "linear")
+    kind = draw(st.sampled_from(kinds))
     samples = draw(st.integers(1, 3))
     height, width = draw(st.integers(3, 7)), draw(st.integers(3, 7))
     channels = draw(st.sampled_from((3, 16, 64, 70)))
@@ -35,17 +36,18 @@ def layers(draw):
     producers, inputs, sums, kinds = [], [], [], []
     for _ in range(many):
         # One filter whose sums hold for all channels of a pixel.
-        one = kind == "xnor" and outputs > 1 and draw(st.booleans())
+        one = kind in ("xnor", "ternary") and outputs > 1 and draw(st.booleans())
         filters = 1 if one else outputs
         if kind == "linear":
             x, w = words(rng, samples, 130), words(rng, outputs, 130)
             producers.append(xnor.prepare_matmul(w, 130))
             sums.append(xnor.xnor_matmul(x, w, 130))
-        elif kind == "xnor":
+        elif kind in ("xnor", "ternary"):
             x = words(rng, samples, height, width, channels)
             w = words(rng, filters, *kernel, channels)
+            mask = words(rng, filters, *kernel, channels) if kind == "ternary" else None
             prepared = xnor.prepare_conv2d(
-                w, channels, (height, width), padding_mode=mode, **geometry
+                w, channels, (height, width), padding_mode=mode, mask=mask, **geometry
             )
             producers.append(prepared)
             sums.append(xnor.run(prepared, x))
@@ -116,7 +118,7 @@ def test_a_layer_equals_its_products_and_then_its_program(layer, memory):
 
 
 @pytest.mark.skipif(threads.most() < 2, reason="needs two threads")
-@pytest.mark.parametrize("kind", ["xnor", "depthwise", "float", "none"])
+@pytest.mark.parametrize("kind", ["xnor", "ternary", "depthwise", "float", "none"])
 def test_threads_share_the_work_and_change_nothing(kind, monkeypatch):
     rng = np.random.default_rng(0)
     samples, size, channels = 7, 9, 70
@@ -124,6 +126,13 @@ def test_threads_share_the_work_and_change_nothing(kind, monkeypatch):
     producer = {
         "xnor": lambda: xnor.prepare_conv2d(
             words(rng, channels, 3, 3, channels), channels, (size, size), padding=(1, 1)
+        ),
+        "ternary": lambda: xnor.prepare_conv2d(
+            words(rng, channels, 3, 3, channels),
+            channels,
+            (size, size),
+            padding=(1, 1),
+            mask=words(rng, channels, 3, 3, channels),
         ),
         "depthwise": lambda: depthwise.prepare(
             words(rng, 3, 3, channels), channels, (size, size), padding=(1, 1)

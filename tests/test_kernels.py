@@ -177,6 +177,26 @@ def test_xnor_matmul(seed, rows, columns, count):
     assert same(out, xnor.xnor_matmul_reference(*packed, count))
 
 
+def random_ternary(rng, *shape):
+    """Weights -1, 0 and 1, as floats and as two planes of words: where they are 1, and not 0.
+
+    Where a weight is 0, its other bit may be anything.
+    """
+    weight = rng.integers(-1, 2, shape).astype(np.float32)
+    signs = np.where(weight == 0, random_signs(rng, *shape), weight)
+    return weight, bits.pack(signs), bits.pack(2 * np.abs(weight) - 1)
+
+
+@given(seeds, few, st.integers(0, 9), lengths)
+def test_xnor_matmul_with_a_mask(seed, rows, columns, count):
+    rng = np.random.default_rng(seed)
+    a = random_values(rng, rows, count)
+    b, words, mask = random_ternary(rng, columns, count)
+    out = xnor.xnor_matmul(bits.pack(a), words, count, mask)
+    assert same(out, (sign(a) @ b.T).astype(np.int32))
+    assert same(out, xnor.xnor_matmul_reference(bits.pack(a), words, count, mask))
+
+
 @given(seeds, st.integers(1, 6), st.integers(1, 130))
 def test_xnor_matmul_of_padded_parts(seed, pixels, channels):
     """Rows whose pixels are padded to whole words, as a flattened image has them."""
@@ -246,6 +266,20 @@ def test_xnor_conv2d(seed, case):
     assert same(out, xnor.xnor_conv2d_reference(*packed, **keywords, padding_mode=mode))
 
 
+@given(seeds, convolutions())
+def test_xnor_conv2d_with_a_mask(seed, case):
+    x_shape, w_shape, mode, keywords = case
+    rng = np.random.default_rng(seed)
+    x, (weight, words, mask) = random_values(rng, *x_shape), random_ternary(rng, *w_shape)
+    packed = bits.pack(x), words, x_shape[-1]
+    keywords |= {"padding_mode": mode, "mask": mask}
+    out = xnor.xnor_conv2d(*packed, **keywords)
+    assert same(out, xnor.xnor_conv2d_reference(*packed, **keywords))
+    del keywords["padding_mode"], keywords["mask"]
+    naive = naive_conv2d(sign(x), weight, **keywords, outside=1 if mode == "ones" else 0)
+    assert same(out, naive.astype(np.int32))
+
+
 def test_xnor_conv2d_defaults():
     rng = np.random.default_rng(0)
     x, weight = random_signs(rng, 2, 5, 4, 70), random_signs(rng, 3, 3, 2, 70)
@@ -305,13 +339,22 @@ def check_runs(rng, prepare, x, sums):
                 assert same(xnor.run(prepared, x), expected)
 
 
-@given(seeds, st.integers(0, 20), st.integers(1, 150), st.integers(1, 200))
-@example(0, 259, 140, 2100)  # more pixels and more panels than are kept in cache together
-def test_prepared_matmul(seed, rows, columns, count):
+def binary_or_ternary(rng, ternary, *shape):
+    """Random weights as words, and their mask as a keyword, if they are ternary."""
+    if not ternary:
+        return bits.pack(random_signs(rng, *shape)), {}
+    _, words, mask = random_ternary(rng, *shape)
+    return words, {"mask": mask}
+
+
+@given(seeds, st.integers(0, 20), st.integers(1, 150), st.integers(1, 200), st.booleans())
+@example(0, 259, 140, 2100, False)  # more pixels and panels than are kept in cache together
+def test_prepared_matmul(seed, rows, columns, count, ternary):
     rng = np.random.default_rng(seed)
-    a, b = (bits.pack(random_signs(rng, n, count)) for n in (rows, columns))
-    sums = xnor.xnor_matmul_reference(a, b, count)
-    check_runs(rng, lambda **keywords: xnor.prepare_matmul(b, count, **keywords), a, sums)
+    a = bits.pack(random_signs(rng, rows, count))
+    b, mask = binary_or_ternary(rng, ternary, columns, count)
+    sums = xnor.xnor_matmul_reference(a, b, count, **mask)
+    check_runs(rng, lambda **keywords: xnor.prepare_matmul(b, count, **mask, **keywords), a, sums)
 
 
 @st.composite
@@ -340,12 +383,14 @@ def larger_convolutions(draw):
 ACROSS_WORDS = (1, 3, 3, 14), (66, 1, 1, 7), dict(groups=2)
 
 
-@given(seeds, larger_convolutions())
-@example(0, ACROSS_WORDS)
-def test_prepared_conv2d(seed, case):
+@given(seeds, larger_convolutions(), st.booleans())
+@example(0, ACROSS_WORDS, False)
+def test_prepared_conv2d(seed, case, ternary):
     x_shape, w_shape, geometry = case
     rng = np.random.default_rng(seed)
-    x, weight = bits.pack(random_signs(rng, *x_shape)), bits.pack(random_signs(rng, *w_shape))
+    x = bits.pack(random_signs(rng, *x_shape))
+    weight, mask = binary_or_ternary(rng, ternary, *w_shape)
+    geometry = geometry | mask
     _, *size, channels = x_shape
     sums = xnor.xnor_conv2d_reference(x, weight, channels, **geometry)
     assert same(xnor.xnor_conv2d(x, weight, channels, **geometry), sums)
@@ -674,6 +719,13 @@ F32, F64 = np.zeros((2, 3), np.float32), np.zeros((3, 2))
         ),
         refused(
             "b has 1 words a row, count 65 needs 2", xnor.prepare_matmul, words(3, 1), 65
+        ),
+        refused(
+            "mask must have the shape (3, 1) of the weights, got (3, 2)",
+            xnor.prepare_matmul, words(3, 1), 64, mask=words(3, 2),
+        ),
+        refused(
+            "mask must be uint64 with 4 axes, got int64 of shape (2, 3, 3, 2)", xnor.prepare_conv2d, WEIGHT, 70, (4, 4), mask=WEIGHT.astype(np.int64),
         ),
         refused(
             "the kernel covers 3 x 3 pixels, the padded image has 2 x 4",

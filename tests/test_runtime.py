@@ -71,6 +71,21 @@ def test_a_residual_block_is_two_tasks():
     assert all(step != "ones" for o in operations for step in o)
 
 
+def test_ternary_products_have_their_epilogue_with_them():
+    """A product with a mask goes on to bits, or to its scale and batch norm, in one task."""
+    rng = np.random.default_rng(0)
+    options = {"weight_quantizer": "ste_tern", "rng": rng}
+    model = nn.Sequential(
+        nn.BinaryConv2d(70, 66, 3, padding=1, **options), nn.BatchNorm2d(66),
+        nn.Flatten(), nn.BinaryLinear(66 * 36, 10, **options), nn.BatchNorm1d(10), nn.RPReLU(10),
+    ).eval()  # fmt: skip
+    packed = deploy.compile(model, (70, 6, 6))
+    deploy.verify(model, packed, images(5, 70, 6, 6))
+    operations = [[packed.steps[i].operation for i in task.covers] for task in packed.tasks]
+    assert operations[1] == ["ternary_conv2d", "threshold"]
+    assert operations[-1][0] == "ternary_linear" and operations[-1][-1] == "add"
+
+
 def test_predict_gives_the_same_for_any_batch_size_and_number_of_threads():
     packed = deploy.compile(residual_network(), (3, 12, 12))
     x = images(11, 3, 12, 12)

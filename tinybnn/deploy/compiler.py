@@ -406,8 +406,6 @@ class _Compiler:
                 rows = weight
             result |= _planes(rows)
             result["settings"] = {"count": count}
-            if kind == "ternary":
-                result["settings"]["row"] = rows.shape[-1]
             return [(f"{kind}_linear", result, [(source, "bits")])]
         options = {k: call.options[k] for k in ("stride", "padding", "dilation", "groups")}
         options |= {"channels": int(call.inputs[0].shape[1]), "padding_mode": "zeros"}

@@ -79,36 +79,27 @@ def xnor_linear(words, *, weight, count):
 
 
 @_operation
-def xnor_conv2d(words, *, weight, channels, stride, padding, dilation, groups, padding_mode):
+def xnor_conv2d(
+    words, *, weight, channels, stride, padding, dilation, groups, padding_mode, mask=None
+):
     """Bits -> accumulators."""
     return xnor.xnor_conv2d(
         words, weight, channels, stride=tuple(stride), padding=tuple(padding),
-        dilation=tuple(dilation), groups=groups, padding_mode=padding_mode,
+        dilation=tuple(dilation), groups=groups, padding_mode=padding_mode, mask=mask,
     )  # fmt: skip
 
 
-def _ternary(product, weight, mask, row):
-    """A ternary weight is half the sum of two binary ones: its zeros as +1, and its zeros as -1."""
-    zeros_as_plus = weight | (mask ^ bits.pack(np.ones(row, np.float32)))
-    return (product(zeros_as_plus) + product(weight)) >> 1
+@_operation
+def ternary_linear(words, *, weight, mask, count):
+    """Bits -> accumulators, for weights -1, 0 and 1: `weight` has a bit for +1, `mask` for ±1."""
+    rows = weight.reshape(len(weight), -1), mask.reshape(len(mask), -1)
+    return xnor.xnor_matmul(words, rows[0], count, rows[1])
 
 
 @_operation
-def ternary_linear(words, *, weight, mask, count, row):
+def ternary_conv2d(words, *, weight, mask, channels, **geometry):
     """Bits -> accumulators, for weights -1, 0 and 1: `weight` has a bit for +1, `mask` for ±1."""
-    return _ternary(lambda plane: xnor_linear(words, weight=plane, count=count), weight, mask, row)
-
-
-@_operation
-def ternary_conv2d(words, *, weight, mask, channels, groups, **geometry):
-    """Bits -> accumulators, for weights -1, 0 and 1: `weight` has a bit for +1, `mask` for ±1."""
-    geometry |= {"channels": channels, "groups": groups}
-    return _ternary(
-        lambda plane: xnor_conv2d(words, weight=plane, **geometry),
-        weight,
-        mask,
-        channels // groups,
-    )
+    return xnor_conv2d(words, weight=weight, channels=channels, mask=mask, **geometry)
 
 
 @_operation

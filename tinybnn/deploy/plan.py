@@ -102,7 +102,7 @@ _ELEMENTWISE = {
     *_TWO_OPERANDS, "to_float", "pack", "batch_norm", "relu", "prelu", "leaky_relu", "hardtanh",
     "clamp", "abs", "sqrt",
 }  # fmt: skip
-_BINARY = ("xnor_linear", "xnor_conv2d")
+_BINARY = ("xnor_linear", "xnor_conv2d", "ternary_linear", "ternary_conv2d")
 _PRODUCTS = (*_BINARY, "conv2d")
 
 
@@ -339,26 +339,30 @@ class _Planner:
     def prepared(self, i, threshold):
         """The laid-out weights of a product, with thresholds where a step of them follows."""
         step, value = self.steps[i], self.values[self.steps[i].inputs[0]]
-        weight, comparison = step.arrays["weight"], {}
+        weight, mask, comparison = step.arrays["weight"], step.arrays.get("mask"), {}
         if threshold is not None:
             comparison = {
                 "thresholds": threshold.arrays["thresholds"].astype(np.int32),
                 "flip": threshold.arrays["flip"],
             }
-        if step.operation == "xnor_linear":
-            rows = weight.reshape(len(weight), -1)
-            return xnor.prepare_matmul(rows, step.settings["count"], **comparison)
+        if step.operation in ("xnor_linear", "ternary_linear"):
+            rows = [
+                None if plane is None else plane.reshape(len(plane), -1) for plane in (weight, mask)
+            ]
+            return xnor.prepare_matmul(rows[0], step.settings["count"], mask=rows[1], **comparison)
         size = value.shape[1:]
         geometry = {k: _tuple(v) for k, v in step.settings.items()}
         if step.operation == "conv2d":
             return signed.prepare_conv2d(weight, size, **geometry)
         channels, groups = geometry.pop("channels"), geometry.pop("groups")
         taps = weight.shape[1] * weight.shape[2]
-        if groups == channels == len(weight) and taps <= depthwise.MAX_TAPS:
+        if mask is None and groups == channels == len(weight) and taps <= depthwise.MAX_TAPS:
             signs = bits.unpack(weight, 1)[..., 0]  # (C, kh, kw)
             words = bits.pack(signs.transpose(1, 2, 0))
             return depthwise.prepare(words, channels, size, **geometry, **comparison)
-        return xnor.prepare_conv2d(weight, channels, size, groups=groups, **geometry, **comparison)
+        return xnor.prepare_conv2d(
+            weight, channels, size, groups=groups, mask=mask, **geometry, **comparison
+        )
 
     # ---------------------------------------------------------------------------------- other steps
 

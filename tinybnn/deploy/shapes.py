@@ -166,13 +166,13 @@ def _flatten_bits(x):
     return Value(FLAT, _image(x), x.single)
 
 
-def _binary_linear(x, *, weight, count, mask=None, row=None):
+def _binary_linear(x, *, weight, count, mask=None):
     if x.kind == BITS and len(x.shape) != 1:
         raise ValueError(f"takes features (F,), got {x.shape}")
     channels, *pixels = x.shape
     rows = (words_for(channels),) if x.kind == BITS else (math.prod(pixels), words_for(channels))
-    if count != math.prod(x.shape) or row not in (None, channels):
-        raise ValueError(f"count {count!r} and row {row!r} do not fit to {x.shape}")
+    if count != math.prod(x.shape):
+        raise ValueError(f"count {count!r} does not fit to {x.shape}")
     outputs = weight.shape[:1]
     for name, plane in (("weight", weight), ("mask", mask)):
         if plane is not None:
@@ -374,7 +374,7 @@ _RULES = {
     "flatten_bits": (_flatten_bits, (BITS,), (), ()),
     "xnor_linear": (_binary_linear, (f"{BITS}|{FLAT}",), ("weight",), ("count",)),
     "ternary_linear": (
-        _binary_linear, (f"{BITS}|{FLAT}",), ("weight", "mask"), ("count", "row"),
+        _binary_linear, (f"{BITS}|{FLAT}",), ("weight", "mask"), ("count",),
     ),
     "xnor_conv2d": (
         _binary_conv2d, (BITS,), ("weight",), (*_CONV, "channels", "padding_mode"),

@@ -27,9 +27,12 @@ _PRODUCTS, _NUMBERS = 1e12, 3e10  # products of signs, and of instructions and n
 
 
 def kind(prepared):
-    """Which kernel makes the sums of a prepared product: "xnor", "depthwise" or "float"."""
+    """Which kernel makes the sums of a prepared product.
+
+    "xnor", "ternary" (the same with masks, compiled for them), "depthwise" or "float".
+    """
     if isinstance(prepared, xnor.Prepared):
-        return "xnor"
+        return "ternary" if prepared.is_ternary else "xnor"
     return "depthwise" if isinstance(prepared, depthwise.Plan) else "float"
 
 
@@ -214,7 +217,7 @@ def _reads(prepared):
     """Dtype and shape of a sample of what a prepared product reads."""
     if kind(prepared) == "depthwise":
         return np.uint64, (prepared.height, prepared.width, prepared.words)
-    dtype = np.uint64 if kind(prepared) == "xnor" else np.float32
+    dtype = np.float32 if kind(prepared) == "float" else np.uint64
     return dtype, tuple(prepared.input_shape)
 
 
@@ -570,6 +573,7 @@ _KINDS = {
     "float": _Kind(_memory_float, _bind_float),
     "depthwise": _Kind(_memory_depthwise, _bind_depthwise),
     "xnor": _Kind(_memory_xnor, _bind_xnor),
+    "ternary": _Kind(_memory_xnor, _bind_xnor),
 }
 
 
@@ -581,7 +585,7 @@ def bind_product(prepared, x, out, memory):
 
     ``memory`` has at least `product_words` words. Returns a callable, as `bind` does.
     """
-    if kind(prepared) == "xnor":
+    if isinstance(prepared, xnor.Prepared):
         return xnor.bind(prepared, x, out, memory)
     if kind(prepared) == "float":
         return lambda: signed.conv2d(prepared, x, out, memory.view(np.float32))
@@ -592,6 +596,6 @@ def bind_product(prepared, x, out, memory):
 
 def product_words(prepared, samples):
     """Words of scratch memory that `bind_product` needs for so many samples."""
-    if kind(prepared) == "xnor":
+    if isinstance(prepared, xnor.Prepared):
         return prepared.workspace_words(samples)
     return prepared.workspace_floats(samples) // 2 + 1 if kind(prepared) == "float" else 0

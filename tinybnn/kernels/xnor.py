@@ -10,6 +10,11 @@ at a time are counted by one exclusive or and one population count::
 arXiv:1603.05279.) K is the true length: the tails of both rows are 0, agree, and add
 no disagreement.
 
+A ternary weight, -1, 0 or +1, takes a second bit, its mask, which is 0 where the weight is. Where
+``m`` is the mask of ``b``, and so popcount(m) the number of terms::
+
+    dot(a, b) = popcount(m) - 2 * popcount((a ^ b) & m)
+
 Each function has a twin, ``*_reference``, that computes the same in plain NumPy.
 
 Product and convolution are one kernel, in two steps, for programs that use the same weights again
@@ -34,6 +39,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from numba import types
+from numba.core.extending import overload
 
 from tinybnn.kernels import parallel, threads
 from tinybnn.kernels.bits import (
@@ -79,7 +86,7 @@ _SPEED = 2.5e12  # products of signs a second, of a fast core
 # ---------------------------------------------------------------------------------- matrix product
 
 
-def xnor_matmul(a, b, count):
+def xnor_matmul(a, b, count, mask=None):
     """Dot products of all rows of ``a`` with all rows of ``b``: ``a @ b.T`` on signs.
 
     Parameters
@@ -90,11 +97,14 @@ def xnor_matmul(a, b, count):
         that are padded to whole words (pixels, say), are 0 on both sides and do not count.
     count : int
         K, the number of signs a row.
+    mask : (N, W) uint64, optional
+        1 where ``b`` is not 0, for ternary ``b``.
 
     Returns
     -------
     (M, N) int32
-        ``K - 2 * popcount(a[i] ^ b[j])``.
+        ``K - 2 * popcount(a[i] ^ b[j])``; with mask
+        ``popcount(mask[j]) - 2 * popcount((a[i] ^ b[j]) & mask[j])``.
 
     Raises
     ------
@@ -110,12 +120,15 @@ def xnor_matmul(a, b, count):
         )
     if b.shape[1] != a.shape[1]:
         raise ValueError(f"xnor_matmul: b has {b.shape[1]} words a row, a has {a.shape[1]}")
-    return _run(_prepare_matmul("xnor_matmul", b, count), a)
+    return _run(_prepare_matmul("xnor_matmul", b, count, mask), a)
 
 
-def xnor_matmul_reference(a, b, count):
+def xnor_matmul_reference(a, b, count, mask=None):
     """What :func:`xnor_matmul` computes, in plain NumPy."""
     differ = a[:, None, :] ^ b[None, :, :]  # (M, N, W)
+    if mask is not None:
+        differ &= mask
+        count = np.bitwise_count(mask).sum(axis=1, dtype=np.int64)  # (N,)
     return (count - 2 * np.bitwise_count(differ).sum(axis=2, dtype=np.int64)).astype(np.int32)
 
 
@@ -132,6 +145,7 @@ def xnor_conv2d(
     dilation=(1, 1),
     groups=1,
     padding_mode="zeros",
+    mask=None,
 ):
     """2-D convolution (cross-correlation, as in PyTorch) of signs, channels last.
 
@@ -149,13 +163,16 @@ def xnor_conv2d(
     padding_mode : "zeros" or "ones"
         What stands outside the image. A zero is not a sign and has no bit: a tap of the filter that
         falls on it adds nothing. "ones" puts +1 there.
+    mask : (O, kh, kw, words_for(channels // groups)) uint64, optional
+        1 where ``weight`` is not 0, for ternary weights.
 
     Returns
     -------
     (N, OH, OW, O) int32
         ``OH = (H + 2 * padding - dilation * (kh - 1) - 1) // stride + 1``, OW likewise. With the
         taps that count (all for "ones", those inside the image for "zeros") and C / groups channels
-        each, ``taps * C / groups - 2 * popcount(x ^ weight over these taps)``.
+        each, ``taps * C / groups - 2 * popcount(x ^ weight over these taps)``; with mask
+        ``popcount(mask) - 2 * popcount((x ^ weight) & mask)`` over these taps.
 
     Raises
     ------
@@ -166,7 +183,7 @@ def xnor_conv2d(
     x, weight = check_words(name, "x", x, 4), check_words(name, "weight", weight, 4)
     check_row(name, "x", x, "channels", channels)
     geometry = stride, padding, dilation, groups, padding_mode
-    return _run(_prepare_conv2d(name, weight, channels, x.shape[1:3], *geometry), x)
+    return _run(_prepare_conv2d(name, weight, channels, x.shape[1:3], *geometry, mask), x)
 
 
 def xnor_conv2d_reference(
@@ -179,6 +196,7 @@ def xnor_conv2d_reference(
     dilation=(1, 1),
     groups=1,
     padding_mode="zeros",
+    mask=None,
 ):
     """What :func:`xnor_conv2d` computes, in plain NumPy: one matrix product a tap and group."""
     filters, kh, kw, _ = weight.shape
@@ -187,6 +205,8 @@ def xnor_conv2d_reference(
     outside = 1 if padding_mode == "ones" else 0
     image = np.pad(unpack_reference(x, channels), border, constant_values=outside)  # (N, H', W', C)
     taps = unpack_reference(weight, group_channels)  # (O, kh, kw, C/groups)
+    if mask is not None:
+        taps *= unpack_reference(mask, group_channels) > 0
     oh, ow = output_size("xnor_conv2d_reference", x.shape[1:3], (kh, kw), stride, padding, dilation)
     out = np.zeros((len(x), oh, ow, filters), np.float32)
     for ky in range(kh):
@@ -227,6 +247,9 @@ class Tables(NamedTuple):
     ----------
     panels : (...,) uint64
         The words of all panels, one panel after the other.
+    masks : (...,) uint64, or (0,) uint8
+        For ternary weights the words of their masks, laid out as ``panels``. Kernels are compiled
+        for one dtype or the other, so that binary weights pay nothing for this.
     group_filters, group_columns : int
         Filters of a group, and these filled up to whole panels: column c of all panels begins at
         word ``c * L`` of ``panels``, and has column c in ``constants``.
@@ -269,6 +292,7 @@ class Tables(NamedTuple):
     """
 
     panels: np.ndarray
+    masks: np.ndarray
     group_filters: int
     group_columns: int
     cuts: np.ndarray
@@ -322,6 +346,11 @@ class Prepared:
     def arguments(self):
         return tuple(self.tables)
 
+    @property
+    def is_ternary(self):
+        """Whether weights may be 0."""
+        return self.tables.masks.dtype == np.uint64
+
     def workspace_words(self, images):
         """Words of the ``workspace`` that `run` needs for this number of images, at most."""
         return threads.most() * self.slot_words(images)
@@ -360,6 +389,21 @@ def _lay_out(weight, groups):
         panel = panel.reshape(length, -1, WORDS, 2).swapaxes(2, 3)  # even columns, odd columns
         panels[column * length : (column + width) * length] = panel.reshape(-1)
     return panels
+
+
+_NO_MASKS = np.zeros(0, np.uint8)
+
+
+def _check_mask(name, mask, weight):
+    """The mask of ternary weights as words; None stays None."""
+    if mask is None:
+        return None
+    mask = check_words(name, "mask", mask, weight.ndim)
+    if mask.shape != weight.shape:
+        raise ValueError(
+            f"{name}: mask must have the shape {weight.shape} of the weights, got {mask.shape}"
+        )
+    return mask
 
 
 def _epilogue(base, groups, thresholds, flip):
@@ -403,7 +447,7 @@ def _check_thresholds(function, thresholds, flip, filters):
     return thresholds, flip
 
 
-def prepare_matmul(b, count, *, thresholds=None, flip=None):
+def prepare_matmul(b, count, *, mask=None, thresholds=None, flip=None):
     """Lay out the right-hand side of `xnor_matmul`.
 
     Parameters
@@ -411,6 +455,8 @@ def prepare_matmul(b, count, *, thresholds=None, flip=None):
     b : (N, W) uint64
     count : int
         K, the number of signs a row.
+    mask : (N, W) uint64, optional
+        As in `xnor_matmul`.
     thresholds, flip : (N,) int32 and (N,) bool, optional
         With them `run` gives bits, as `threshold` of the product does.
 
@@ -424,10 +470,10 @@ def prepare_matmul(b, count, *, thresholds=None, flip=None):
     ValueError
         If a dtype or a shape does not fit, or ``count`` is not positive.
     """
-    return _prepare_matmul("prepare_matmul", b, count, thresholds, flip)
+    return _prepare_matmul("prepare_matmul", b, count, mask, thresholds, flip)
 
 
-def _prepare_matmul(name, b, count, thresholds=None, flip=None):
+def _prepare_matmul(name, b, count, mask=None, thresholds=None, flip=None):
     b = check_words(name, "b", b, 2)
     if count < 1:
         raise ValueError(f"{name}: count must be positive, got {count}")
@@ -436,12 +482,16 @@ def _prepare_matmul(name, b, count, thresholds=None, flip=None):
         raise ValueError(
             f"{name}: b has {length} words a row, count {count} needs {words_for(count)}"
         )
+    mask = _check_mask(name, mask, b)
     thresholds, flip = _check_thresholds(name, thresholds, flip, filters)
     table, columns = _panels(1, filters)
     base = np.full((1, filters), count, np.int64)
+    if mask is not None:
+        base[:] = np.bitwise_count(mask).sum(1, dtype=np.int64)
     constants, flips = _epilogue(base, 1, thresholds, flip)
     tables = Tables(
         panels=_lay_out(b, 1),
+        masks=_NO_MASKS if mask is None else _lay_out(mask, 1),
         group_filters=filters,
         group_columns=columns,
         cuts=_cuts(table, thresholds is not None),
@@ -485,6 +535,7 @@ def prepare_conv2d(
     dilation=(1, 1),
     groups=1,
     padding_mode="zeros",
+    mask=None,
     thresholds=None,
     flip=None,
 ):
@@ -492,7 +543,7 @@ def prepare_conv2d(
 
     Parameters
     ----------
-    weight, channels, stride, padding, dilation, groups, padding_mode
+    weight, channels, stride, padding, dilation, groups, padding_mode, mask
         As in `xnor_conv2d`.
     size : (int, int)
         Height and width of the images.
@@ -513,7 +564,7 @@ def prepare_conv2d(
     name = "prepare_conv2d"
     size = pair(name, "size", size, 0)
     geometry = stride, padding, dilation, groups, padding_mode
-    return _prepare_conv2d(name, weight, channels, size, *geometry, thresholds, flip)
+    return _prepare_conv2d(name, weight, channels, size, *geometry, mask, thresholds, flip)
 
 
 def _prepare_conv2d(
@@ -526,6 +577,7 @@ def _prepare_conv2d(
     dilation,
     groups,
     padding_mode,
+    mask=None,
     thresholds=None,
     flip=None,
 ):
@@ -542,6 +594,7 @@ def _prepare_conv2d(
     check_row(name, "weight", weight, "channels // groups", channels // groups)
     if padding_mode not in ("zeros", "ones"):
         raise ValueError(f'{name}: padding_mode must be "zeros" or "ones", got {padding_mode!r}')
+    mask = _check_mask(name, mask, weight)
     filters, kh, kw, words = weight.shape
     oh, ow = output_size(name, size, (kh, kw), stride, padding, dilation)
     thresholds, flip = _check_thresholds(name, thresholds, flip, filters)
@@ -550,10 +603,11 @@ def _prepare_conv2d(
     taps, pixels, inside, classes = _places(
         tuple(size), (kh, kw), words, (oh, ow), stride, padding, dilation, padding_mode
     )
-    base = _border_sums(weight, channels // groups, inside)
+    base = _border_sums(weight, mask, channels // groups, inside)
     constants, flips = _epilogue(base, groups, thresholds, flip)
     tables = Tables(
         panels=_lay_out(weight.reshape(filters, -1), groups),
+        masks=_NO_MASKS if mask is None else _lay_out(mask.reshape(filters, -1), groups),
         group_filters=filters // groups,
         group_columns=columns // groups,
         cuts=_cuts(table, thresholds is not None),
@@ -635,7 +689,7 @@ def _places(size, kernel_size, words, out_size, stride, padding, dilation, paddi
     return taps, pixels, both.reshape(-1, kh * kw).astype(np.float64), classes.reshape(-1)
 
 
-def _border_sums(weight, channels, inside):
+def _border_sums(weight, mask, channels, inside):
     """What makes padding with zeros exact.
 
     A zero is no sign, but the padded image has to hold bits: it holds 0, so that a tap of the
@@ -644,16 +698,27 @@ def _border_sums(weight, channels, inside):
 
         sum = T * C - 2 * (disagreements - popcount of the taps outside)
 
+    A mask has popcount(mask) of the taps inside in place of T * C.
+
     Returns
     -------
     (classes, O) int64
         ``T * C + 2 * popcount of the taps outside``.
     """
-    taps = inside.sum(1, keepdims=True) * channels
-    if inside.all():
-        return np.repeat(taps.astype(np.int64), len(weight), axis=1)
-    ones = np.bitwise_count(weight).sum(-1, dtype=np.int64).reshape(len(weight), -1)
-    return (taps + 2 * ((1 - inside) @ ones.T)).astype(np.int64)
+    if mask is None:
+        terms = inside.sum(1, keepdims=True) * channels  # (classes, 1)
+    else:
+        terms = inside @ _ones_of_taps(mask).T  # (classes, O)
+        weight = weight & mask
+    sums = np.broadcast_to(terms, (len(inside), len(weight)))
+    if not inside.all():
+        sums = sums + 2 * ((1 - inside) @ _ones_of_taps(weight).T)
+    return sums.astype(np.int64)
+
+
+def _ones_of_taps(words):
+    """(O, kh, kw, words) -> the number of 1s of each tap, (O, kh * kw)."""
+    return np.bitwise_count(words).sum(-1, dtype=np.int64).reshape(len(words), -1)
 
 
 def _row_of_ones(count):
@@ -710,12 +775,18 @@ def run_reference(prepared, x):
     image = image.reshape(len(image), math.prod(image.shape[1:]))
     sums = np.zeros((len(image), len(tables.pixels), tables.filters), np.int64)
     length = len(tables.taps)
+
+    def rows(panels, column, width):
+        words = panels[column * length : (column + width) * length]
+        return words.reshape(length, -1, 2, WORDS).swapaxes(2, 3).reshape(length, width)
+
     for column, width, group, first, count in _panels(tables.groups, tables.group_filters)[0]:
-        words = tables.panels[column * length : (column + width) * length]
-        words = words.reshape(length, -1, 2, WORDS).swapaxes(2, 3).reshape(length, width)
+        words = rows(tables.panels, column, width)
+        counted = rows(tables.masks, column, width) if prepared.is_ternary else _ALL_BITS
         for pixel, (address, row) in enumerate(zip(tables.pixels, tables.rows, strict=True)):
             seen = image[:, group * tables.group_stride + address + tables.taps]
-            differ = np.bitwise_count(seen[:, :, None] ^ words).sum(1, dtype=np.int64)  # (N, width)
+            differ = (seen[:, :, None] ^ words) & counted
+            differ = np.bitwise_count(differ).sum(1, dtype=np.int64)  # (N, width)
             constant = tables.constants[row + column : row + column + width]
             if to_bits:
                 turned = unpack_reference(tables.flips[column // NARROW, None], width) > 0
@@ -926,6 +997,22 @@ def _bits_from(words, start, first, count):
 
 # --------------------------------------------------------------------------------------- the blocks
 
+
+def counted(masks, index):
+    """Which bits of a vector of words count: those of the masks; without masks all.
+
+    All is a constant, and the compiler leaves out an `and` with it.
+    """
+    return load(masks, index) if masks.dtype == np.uint64 else splat(_ALL_BITS)
+
+
+@overload(counted)
+def _compiled_counted(masks, index):
+    if masks.dtype == types.uint64:
+        return lambda masks, index: load(masks, index)
+    return lambda masks, index: splat(_ALL_BITS)
+
+
 # The inner loops. Counting the disagreements of a vector of words takes three instructions: xor,
 # popcount, add. To keep these busy, what they work on has to be in registers: a block of 4 pixels
 # times 32 filters has 16 vectors of counts, and the words loaded for one step (4 vectors of 8
@@ -963,7 +1050,7 @@ def _blocks(first, end, panel, panel_end, words, base, arguments, target):
 def _wide_panels(first, end, some, words, base, tables, target):
     """Some panels of 32 filters of a group."""
     group, p_first, p_end = some
-    taps, panels = tables.taps, tables.panels
+    taps, panels = tables.taps, (tables.panels, tables.masks)
     places = tables.pixels, tables.rows, tables.image_stride
     results = tables.constants, tables.flips, tables.filters, target[1], target[2]
     base += group * tables.group_stride
@@ -993,7 +1080,7 @@ def _wide_panels(first, end, some, words, base, tables, target):
 @inlined
 def _narrow_panel(first, end, group, words, base, tables, target):
     """The last panel of a group, where it has 16 filters."""
-    taps, panels = tables.taps, tables.panels
+    taps, panels = tables.taps, (tables.panels, tables.masks)
     places = tables.pixels, tables.rows, tables.image_stride
     results = tables.constants, tables.flips, tables.filters, target[1], target[2]
     base += group * tables.group_stride
@@ -1050,12 +1137,11 @@ def _four_by_wide(words, a0, a1, a2, a3, taps, panels, q):
     n0 = n1 = n2 = n3 = zero, zero, zero, zero
     for j in range(len(taps)):
         k = taps[j]
-        w0, w1 = load(panels, q), load(panels, q + WORDS)
-        w2, w3 = load(panels, q + 2 * WORDS), load(panels, q + 3 * WORDS)
-        n0 = _count(n0, load_splat(words, a0 + k), w0, w1, w2, w3)
-        n1 = _count(n1, load_splat(words, a1 + k), w0, w1, w2, w3)
-        n2 = _count(n2, load_splat(words, a2 + k), w0, w1, w2, w3)
-        n3 = _count(n3, load_splat(words, a3 + k), w0, w1, w2, w3)
+        w, m = _wide_step(panels, q)
+        n0 = _count(n0, load_splat(words, a0 + k), w, m)
+        n1 = _count(n1, load_splat(words, a1 + k), w, m)
+        n2 = _count(n2, load_splat(words, a2 + k), w, m)
+        n3 = _count(n3, load_splat(words, a3 + k), w, m)
         q += WIDE
     return n0, n1, n2, n3
 
@@ -1065,19 +1151,29 @@ def _one_by_wide(words, a, taps, panels, q):
     zero = zero_words()
     n = zero, zero, zero, zero
     for j in range(len(taps)):
-        w0, w1 = load(panels, q), load(panels, q + WORDS)
-        w2, w3 = load(panels, q + 2 * WORDS), load(panels, q + 3 * WORDS)
-        n = _count(n, load_splat(words, a + taps[j]), w0, w1, w2, w3)
+        w, m = _wide_step(panels, q)
+        n = _count(n, load_splat(words, a + taps[j]), w, m)
         q += WIDE
     return n
 
 
 @inlined
-def _count(counts, x, w0, w1, w2, w3):
+def _wide_step(panels, q):
+    """A word of each of 32 filters, and of their masks."""
+    words, masks = panels
+    w0, w1, w2, w3 = q, q + WORDS, q + 2 * WORDS, q + 3 * WORDS
+    return (
+        (load(words, w0), load(words, w1), load(words, w2), load(words, w3)),
+        (counted(masks, w0), counted(masks, w1), counted(masks, w2), counted(masks, w3)),
+    )
+
+
+@inlined
+def _count(counts, x, w, m):
     """Add the disagreements of a word of a pixel with a word of 32 filters."""
     n0, n1, n2, n3 = counts
-    n0, n1 = n0 + popcount(x ^ w0), n1 + popcount(x ^ w1)
-    n2, n3 = n2 + popcount(x ^ w2), n3 + popcount(x ^ w3)
+    n0, n1 = n0 + popcount((x ^ w[0]) & m[0]), n1 + popcount((x ^ w[1]) & m[1])
+    n2, n3 = n2 + popcount((x ^ w[2]) & m[2]), n3 + popcount((x ^ w[3]) & m[3])
     return n0, n1, n2, n3
 
 
@@ -1087,11 +1183,11 @@ def _four_by_narrow(words, a0, a1, a2, a3, taps, panels, q):
     zero = zero_words()
     n0 = n1 = n2 = n3 = zero, zero
     for j in range(len(taps)):
-        k, w0, w1 = taps[j], load(panels, q), load(panels, q + WORDS)
-        n0 = _count_narrow(n0, load_splat(words, a0 + k), w0, w1)
-        n1 = _count_narrow(n1, load_splat(words, a1 + k), w0, w1)
-        n2 = _count_narrow(n2, load_splat(words, a2 + k), w0, w1)
-        n3 = _count_narrow(n3, load_splat(words, a3 + k), w0, w1)
+        k, (w, m) = taps[j], _narrow_step(panels, q)
+        n0 = _count_narrow(n0, load_splat(words, a0 + k), w, m)
+        n1 = _count_narrow(n1, load_splat(words, a1 + k), w, m)
+        n2 = _count_narrow(n2, load_splat(words, a2 + k), w, m)
+        n3 = _count_narrow(n3, load_splat(words, a3 + k), w, m)
         q += NARROW
     return n0, n1, n2, n3
 
@@ -1101,16 +1197,25 @@ def _one_by_narrow(words, a, taps, panels, q):
     zero = zero_words()
     n = zero, zero
     for j in range(len(taps)):
-        x = load_splat(words, a + taps[j])
-        n = _count_narrow(n, x, load(panels, q), load(panels, q + WORDS))
+        w, m = _narrow_step(panels, q)
+        n = _count_narrow(n, load_splat(words, a + taps[j]), w, m)
         q += NARROW
     return n
 
 
 @inlined
-def _count_narrow(counts, x, w0, w1):
+def _narrow_step(panels, q):
+    words, masks = panels
+    return (
+        (load(words, q), load(words, q + WORDS)),
+        (counted(masks, q), counted(masks, q + WORDS)),
+    )
+
+
+@inlined
+def _count_narrow(counts, x, w, m):
     n0, n1 = counts
-    return n0 + popcount(x ^ w0), n1 + popcount(x ^ w1)
+    return n0 + popcount((x ^ w[0]) & m[0]), n1 + popcount((x ^ w[1]) & m[1])
 
 
 @inlined
