@@ -19,6 +19,7 @@ from tinybnn import nn, optim, quantizers
 from tinybnn.kernels import (
     activations,
     bits,
+    channel_order,
     float_pooling,
     layout,
     losses,
@@ -338,6 +339,45 @@ def test_pooled_infinite_gradients_stay_where_they_are():
         y = Tensor(x.astype(dtype), requires_grad=True)
         g = grad(F.max_pool2d(y, 2), y, np.full((1, 16, 1, 1), np.inf, dtype)).data
         assert_identical(g, np.array([[0, 0], [0, np.inf]], dtype)[None, None].repeat(16, 1))
+
+
+# ----------------------------------------------------------------------------------- channel order
+
+
+@given(st.data())
+def test_channels_in_any_order(data):
+    """Repeated, in long runs, shuffled: bit for bit what indexing gives, by any number of tasks."""
+    channels = data.draw(st.integers(1, 70))
+    index = data.draw(
+        st.one_of(
+            st.lists(st.integers(0, channels - 1), min_size=1, max_size=80).map(np.array),
+            st.integers(1, 200).map(lambda count: np.arange(count) % channels),
+        )
+    )
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    shape = data.draw(st.tuples(st.integers(0, 3), st.integers(1, 4), st.integers(1, 4)))
+    x = rng.choice(SPECIAL, (*shape, channels))
+    out = np.full((*shape, len(index)), 7, np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(channel_order, "_GRAIN", data.draw(st.sampled_from((1, 1 << 18))))
+        assert channel_order.take_channels(x, index, out) is out
+    expected = channel_order.take_channels_reference(x, index)
+    assert np.array_equal(out.view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize(
+    ("x", "index", "out", "message"),
+    [
+        (normal(2, 1, 1, 3), [0, 3], normal(2, 1, 1, 2), "index must lie from 0 to 2, got 0 to 3"),
+        (normal(2, 1, 1, 3), [-1], normal(2, 1, 1, 1), "got -1 to -1"),
+        (normal(2, 1, 1, 3), [0, 1], normal(2, 1, 1, 3), r"out must be .* \(2, 1, 1, 2\), got"),
+        (normal(3, 1, 1, 2).T, [0], normal(2, 1, 1, 1), "x must be C-contiguous"),
+        (normal(2, 1, 1, 3).astype(float), [0], normal(2, 1, 1, 1), "x .* got float64"),
+    ],
+)
+def test_channels_that_do_not_fit_are_refused(x, index, out, message):
+    with pytest.raises(ValueError, match=message):
+        channel_order.take_channels(x, index, out)
 
 
 # --------------------------------------------------------------------------- signs and their slopes

@@ -25,6 +25,7 @@ import numpy as np
 from tinybnn.deploy.shapes import BITS, FLAT, FLOAT, SUMS, Value, infer
 from tinybnn.kernels import (
     bits,
+    channel_order,
     depthwise,
     float_pooling,
     fused,
@@ -416,7 +417,8 @@ class _Planner:
                 i, lambda x, out: float_pooling.bind_avg_pool2d(_in_order(x), geometry, out)
             )
         if step.operation == "take_channels":
-            return self.task(i, lambda x, out: _take(_in_order(x), step.arrays["index"], out))
+            index = step.arrays["index"]
+            return self.task(i, lambda x, out: channel_order.bind(_in_order(x), index, out))
         return Task((i,), (i,), sources, step.run)
 
     def task(self, i, bind):
@@ -469,12 +471,6 @@ class _Planner:
             (i,), (*unpacking, i), (source,), bind, (self.buffer(i),),
             lambda samples: signed.signs_floats(samples, row_words) // 2 + 1,
         )  # fmt: skip
-
-
-def _take(images, index, out):
-    """Channels ``index`` of (N, H, W, C) images, written to `out`; as a callable."""
-    # In any other mode than this one, NumPy fills a copy of `out` first.
-    return lambda: np.take(images, index, axis=3, out=out, mode="clip")
 
 
 def _tuple(value):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinybnn.functional.convolution import empty_image
+from tinybnn.kernels import layout
 from tinybnn.tensor import Function
 
 
@@ -20,9 +21,13 @@ class TakeChannels(Function):
     def forward(self, x, index):
         self.index = index
         result = empty_image((len(x), len(index), *x.shape[2:]), x.dtype)
-        # In any other mode than this one, NumPy fills a copy of `out` first.
-        pixels, taken = x.transpose(0, 2, 3, 1), result.transpose(0, 2, 3, 1)
-        np.take(pixels, index, axis=3, out=taken, mode="clip")
+        taken, images = result.transpose(0, 2, 3, 1), layout.channels_inside(x)
+        if images is not None:
+            from tinybnn.kernels import channel_order  # compiled at the first use
+
+            channel_order.take_channels(images, index, taken)
+        else:  # in any other mode than this one, NumPy fills a copy of `out` first
+            np.take(x.transpose(0, 2, 3, 1), index, axis=3, out=taken, mode="clip")
         return result
 
     def backward(self, grad, output, x):

@@ -482,10 +482,12 @@ def _depthwise(first, end, task, origins, places, rows, plans, sources, program,
 @inlined
 def _to_strip(plan, row, strip, at):
     """Sums of a row, as 32-bit integers and without the tails of the words."""
+    # Slices, whose indices begin with 0: an index that could be negative stays a scalar loop.
     for x in range(plan.out_width):
-        start, to = 64 * plan.words * x, at + x * plan.channels
-        for c in range(plan.channels):
-            strip[to + c] = row[start + c]
+        to, source = at + x * plan.channels, row[64 * plan.words * x :]
+        target = strip[to : to + plan.channels]
+        for c in range(len(target)):
+            target[c] = source[c]
 
 
 # ---------------------------------------------------------------------------------- binary products

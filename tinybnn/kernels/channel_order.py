@@ -1,0 +1,90 @@
+"""Channels of float images in another order, or repeated.
+
+A pixel's channels lie together, so a channel that follows its predecessor is copied with it: a run.
+Repeating all channels is a few long runs for each pixel; a shuffle of groups has runs of one
+channel, and is a gather.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinybnn.kernels import parallel, threads
+from tinybnn.kernels.simd import kernel
+
+_GRAIN = 1 << 18  # floats below which a second thread costs time
+_LONG = 8  # channels of a run that pays for its own loop
+
+
+def bind(x, index, out):
+    """``out[..., i] = x[..., index[i]]``, for the same arrays again and again.
+
+    Parameters
+    ----------
+    x : (N, H, W, C) float32, C-contiguous
+    index : (D,) int
+        From 0 to C - 1.
+    out : (N, H, W, D) float32, C-contiguous
+        Is written to.
+
+    Returns
+    -------
+    callable
+        Without arguments. It uses as many threads as are set now.
+
+    Raises
+    ------
+    ValueError
+        If an array is not as above.
+    """
+    index = np.ascontiguousarray(index, np.int64)
+    for name, array, channels in (("x", x, x.shape[-1]), ("out", out, len(index))):
+        shape = (*x.shape[:-1], channels)
+        if array.shape != shape or array.dtype != np.float32 or not array.flags.c_contiguous:
+            raise ValueError(
+                f"take_channels: {name} must be C-contiguous float32 of shape {shape}, "
+                f"got {array.dtype} of shape {array.shape} with strides {array.strides}"
+            )
+    if len(index) and not 0 <= index.min() <= index.max() < x.shape[-1]:
+        raise ValueError(
+            f"take_channels: index must lie from 0 to {x.shape[-1] - 1}, "
+            f"got {index.min()} to {index.max()}"
+        )
+    pixels = out.size // max(1, len(index))
+    tasks = min(threads.count(), pixels) if out.size >= _GRAIN else 1
+    firsts = np.flatnonzero(np.diff(index, prepend=-2) != 1)  # where a run begins
+    if len(index) < _LONG * len(firsts):
+        firsts = firsts[:0]
+    runs = np.append(firsts, len(index))
+    sizes = x.shape[-1], len(index)
+    return parallel.bind(
+        _take, parallel.shares(pixels, tasks), sizes, index, runs, x.reshape(-1), out.reshape(-1)
+    )
+
+
+def take_channels(x, index, out):
+    """What `bind` gives, carried out once; returns ``out``."""
+    bind(x, index, out)()
+    return out
+
+
+def take_channels_reference(x, index):
+    """What `take_channels` computes, in plain NumPy."""
+    return x[..., index]
+
+
+@kernel(allocates=False)
+def _take(first, end, task, sizes, index, runs, x, out):
+    """Pixels first to end - 1; ``runs`` has where each run begins, and the end of the last."""
+    channels, taken = sizes
+    for pixel in range(first, end):
+        source = x[pixel * channels : (pixel + 1) * channels]
+        target = out[pixel * taken : (pixel + 1) * taken]
+        if len(runs) == 1:
+            for i in range(taken):
+                target[i] = source[index[i]]
+        for r in range(len(runs) - 1):
+            a, b = runs[r], runs[r + 1]
+            values, places = source[index[a] : index[a] + b - a], target[a:b]
+            for i in range(len(places)):
+                places[i] = values[i]
