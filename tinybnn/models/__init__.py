@@ -1,7 +1,8 @@
 """Architectures, one a file."""
 
-from tinybnn.models.binary_vae import BinaryVAE, load_codes, save_codes
+from tinybnn.models.binary_vae import BinaryVAE
 from tinybnn.models.cnn import cnn
+from tinybnn.models.codes import load_codes, save_codes
 from tinybnn.models.hybnn import BinaryCNN, BinaryMLP, HyBNN
 from tinybnn.models.mlp import mlp
 from tinybnn.models.mobilenet_v1 import mobilenet_v1
