@@ -124,8 +124,8 @@ def test_the_order_in_plain_words(made, accuracies, verdict):
     for row in result["runs"]:
         value = accuracies[[*bdnet.ABLATION].index(row["name"])]
         row["test_accuracy"] = value + 0.01 * row["seed"] * (row["name"] == "both")
-    result["summary"] = bdnet.summary(result)
-    text = " ".join(bdnet._order(result).split())
+    result["summary"] = bdnet.experiment.summary(result)
+    text = " ".join(bdnet.report._order(result).split())
     assert f": {verdict}." in text
     assert "*both: BD-Net-A* against *naive*: +30.50 points, better in 2 of 2 seeds; the" in text
 
@@ -139,7 +139,7 @@ def test_all_networks_of_a_seed_see_the_same_images(digits, tmp_path, monkeypatc
 
     monkeypatch.setattr(training, "fit", fit)
     for name, seed in (("naive", 0), ("both", 0), ("both", 1)):
-        bdnet.fit(tmp_path / "x", small(name), None, digits[0], SMALL, 1, [seed, 1])
+        bdnet.training.fit(tmp_path / "x", small(name), None, digits[0], SMALL, 1, [seed, 1])
     assert len(seen[0]) == 64 // 16
     for a, b, c in zip(*seen, strict=True):
         assert_identical(a, b)
@@ -155,7 +155,11 @@ def test_a_complete_run_is_not_computed_again(made, monkeypatch):
     def fail(*arguments, **options):
         raise AssertionError("computed again")
 
-    for place, name in ((training, "fit"), (deploy, "compile"), (bdnet, "layer_statistics")):
+    for place, name in (
+        (training, "fit"),
+        (deploy, "compile"),
+        (bdnet.training, "layer_statistics"),
+    ):
         monkeypatch.setattr(place, name, fail)
     again = run(folder, seeds=2, note="upscaled")
     assert figures(again) == figures(result) and again["latency"] == result["latency"]
@@ -270,7 +274,7 @@ def test_the_first_of_two_steps_has_real_weights_and_binary_activations():
     for mode in (True, False):
         for name, layer in layers.items():
             layer.train(mode)
-            bdnet.release_weights(layer)
+            bdnet.training.release_weights(layer)
             signs = np.where(x.data >= 0, np.float32(1), np.float32(-1))
             expected = F.conv2d(signs, layer.weight.data, None, 1, 1)
             np.testing.assert_allclose(layer(x).data, expected, rtol=1e-4, atol=1e-5, err_msg=name)
@@ -292,7 +296,9 @@ def test_the_second_step_starts_from_the_weights_of_the_first(digits, tmp_path, 
         return history
 
     monkeypatch.setattr(training, "fit", noted)
-    row = bdnet.train_arm(tmp_path / "both", bdnet.ABLATION["both"], config, 0, digits, None, False)
+    row = bdnet.training.train_arm(
+        tmp_path / "both", bdnet.ABLATION["both"], config, 0, digits, None, False
+    )
     (_, first, real, one), (second, last, binary, two) = taken
     assert (one, two) == (1, 2) and row["epochs"] == 3
     assert real == {"NoneType"} and "NoneType" not in binary
@@ -305,11 +311,11 @@ def test_a_key_that_is_dropped_at_the_hand_over_is_an_error():
     first, second = small("dual"), small("naive", seed=1)
     before = {k: v.copy() for k, v in second.state_dict().items()}
     with pytest.raises(KeyError, match=r"does not know .*branches\.1"):
-        bdnet.hand_over(first, second)
+        bdnet.training.hand_over(first, second)
     with pytest.raises(KeyError, match=r"misses .*branches\.1"):
-        bdnet.hand_over(second, first)
+        bdnet.training.hand_over(second, first)
     with pytest.raises(ValueError, match="has shape"):
-        bdnet.hand_over(small("naive", dataclasses.replace(SMALL, width=0.2)), second)
+        bdnet.training.hand_over(small("naive", dataclasses.replace(SMALL, width=0.2)), second)
     for name, array in second.state_dict().items():
         assert_identical(array, before[name])
 
@@ -318,7 +324,7 @@ def test_a_key_that_is_dropped_at_the_hand_over_is_an_error():
 def test_distillation(share):
     rng = np.random.default_rng(0)
     student, teacher = nn.Linear(5, 3, rng=rng), nn.Sequential(nn.Linear(5, 3, rng=rng))
-    both = bdnet.Distilled(student, teacher, share).train()
+    both = bdnet.training.Distilled(student, teacher, share).train()
     x, labels = Tensor(rng.standard_normal((7, 5), np.float32)), rng.integers(0, 3, 7)
     logits = both(x)
     loss = both.loss(logits, labels)
@@ -338,12 +344,12 @@ def test_a_teacher_is_trained_once_and_left_alone(digits, tmp_path):
     config = dataclasses.replace(SMALL, distill=1.0, epochs=1)
     arms = bdnet.ABLATION
     for name in ("naive", "both"):
-        bdnet.train_arm(tmp_path / f"{name}-0", arms[name], config, 0, digits, None, False)
+        bdnet.training.train_arm(tmp_path / f"{name}-0", arms[name], config, 0, digits, None, False)
         checkpoint = (tmp_path / "float-0" / "step-1.npz").stat().st_mtime_ns
         if name == "naive":
             before = checkpoint
     assert checkpoint == before
-    teacher = bdnet._teacher(tmp_path, config, 0, digits, None, False)
+    teacher = bdnet.training._teacher(tmp_path, config, 0, digits, None, False)
     arrays, _ = storage.load(tmp_path / "both-0" / "step-1.npz", kind="checkpoint", version=1)
     for name, array in teacher.state_dict().items():
         assert_identical(arrays[f"model.teacher.{name}"], array)
@@ -359,7 +365,7 @@ def test_schedules_end_at_zero_and_ede_sharpens(digits, tmp_path, monkeypatch, s
         step(optimizer)
 
     monkeypatch.setattr(optim.Adam, "step", noted)
-    bdnet.fit(tmp_path / "step.npz", model, None, digits[0], config, 1, 0, progress=False)
+    bdnet.training.fit(tmp_path / "step.npz", model, None, digits[0], config, 1, 0, progress=False)
     progress = np.arange(4) / 4
     expected = 1 - progress if schedule == "linear" else (1 + np.cos(np.pi * progress)) / 2
     assert rates == pytest.approx(0.01 * expected)
@@ -372,7 +378,7 @@ def test_schedules_end_at_zero_and_ede_sharpens(digits, tmp_path, monkeypatch, s
 
 def test_statistics_are_those_of_the_batches(digits):
     model = small("both").eval()
-    batches = bdnet._some_batches(digits[0], size=16)
+    batches = bdnet.instability.first_batches(digits[0], size=16)
     before = {k: v.copy() for k, v in model.state_dict().items()}
     rows = bdnet.layer_statistics(model, batches)
     assert len(batches) == 4 and len(rows) == 13
@@ -405,7 +411,7 @@ def test_statistics_are_those_of_the_batches(digits):
 
 
 def test_equal_batches_agree(digits):
-    [batch, *_] = bdnet._some_batches(digits[0], size=16)
+    [batch, *_] = bdnet.instability.first_batches(digits[0], size=16)
     rows = bdnet.layer_statistics(small("naive"), [batch, batch, batch])
     assert [row["agreement"] for row in rows] == pytest.approx([1.0] * 13)
 
@@ -422,7 +428,7 @@ def test_equal_batches_agree(digits):
 def test_statistics_of_other_networks(digits, name, kinds):
     arm = bdnet.TABLE_2[name]
     model = arm.network(SMALL, (1, 32, 32), 10, np.random.default_rng(0))
-    rows = bdnet.layer_statistics(model, bdnet._some_batches(digits[0], size=16)[:2])
+    rows = bdnet.layer_statistics(model, bdnet.instability.first_batches(digits[0], size=16)[:2])
     found = {(row["binary"], row["groups"] == row["channels"]) for row in rows}
     assert found == kinds
 

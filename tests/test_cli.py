@@ -1,5 +1,6 @@
 """The command line, as processes: what it writes, what it prints, what it refuses, how it ends."""
 
+import argparse
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from tinybnn import cli, datasets, deploy, runs, storage, training
 
 COMMANDS = [
     "demo", "data", "train", "compile", "verify", "predict", "summary", "bench", "reproduce",
+    "federated",
 ]  # fmt: skip
 SMALL = ["--hidden", "24,16", "--epochs", "2", "--batch-size", "128", "--quiet"]
 ENVIRONMENT = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -70,7 +72,43 @@ def test_help_has_an_example(command):
     assert re.search(r"\bexamples?: *\n? *.*tinybnn ", out)
     assert all(len(line) <= 100 for line in out.splitlines())
     if not command:
-        assert all(c in out for c in COMMANDS)
+        assert re.findall(r"^    (\S+)", out, re.MULTILINE) == COMMANDS
+
+
+def leaves(parser, words=()):
+    """The words of each command that runs something."""
+    actions = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    for action in actions:
+        for name, command in action.choices.items():
+            yield from leaves(command, (*words, name))
+    if not actions:
+        yield words
+
+
+@pytest.mark.parametrize("words", list(leaves(cli._parser())), ids=" ".join)
+def test_help_of_a_single_command(words, capsys, monkeypatch):
+    """Its examples are of this command, and can be parsed."""
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words, "--help"])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 0 and err == ""
+    assert out.startswith(f"usage: tinybnn {' '.join(words)} ")
+    assert all(len(line) <= 100 for line in out.splitlines())
+    _, examples = re.split(r"^examples?:\n", out, flags=re.MULTILINE)
+    for line in examples.splitlines():
+        _, example = line.split("tinybnn ")
+        assert tuple(example.split()[: len(words)]) == words
+        cli._parser().parse_args(example.split())
+
+
+def test_the_command_line_waits_for_nothing():
+    """What a command needs of the library is imported when it runs."""
+    code = "import sys; from tinybnn import cli; cli._parser(); print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    late = {f"tinybnn.{room}" for room in ("bench", "deploy", "experiments", "federated", "runs")}
+    assert late.isdisjoint(done.stdout.split()) and "numba" not in done.stdout.split()
 
 
 def test_version():
@@ -109,6 +147,11 @@ def test_version():
         (["bench"], "group"),
         (["bench", "gpus"], "'depthwise'"),
         (["bench", "kernels", "--threads", "0"], "whole number >= 1, got '0'"),
+        (["federated"], "ACTION"),
+        (["federated", "train"], "choose from"),
+        (["federated", "simulate", "--clients", "0"], "whole number >= 1, got '0'"),
+        (["federated", "simulate", "--config", "=3"], "expects KEY=VALUE, got '=3'"),
+        (["federated", "new"], "DIR"),
     ],
 )
 def test_wrong_arguments(arguments, advice, capsys):
@@ -126,6 +169,13 @@ def test_a_wrong_argument_as_a_process(tmp_path):
     err = refused("train", "mlp", "--out", tmp_path / "r", "--epochs", "none", code=2)
     assert "argument --epochs: expects a whole number >= 1, got 'none'" in err
     assert not (tmp_path / "r").exists()
+
+
+def test_the_estimators_are_the_librarys():
+    from tinybnn.experiments.hybnn import bounds
+
+    options = cli._parser().parse_args(["reproduce", "hybnn-bounds"])
+    assert options.estimators == tuple(bounds.ESTIMATORS)
 
 
 def test_the_defaults_are_the_librarys():
@@ -517,7 +567,7 @@ def test_bench_refuses_before_it_measures(tmp_path):
     assert "there is no folder" in refused("bench", "all", "--plot", tmp_path / "no" / "roof.png")
 
 
-# ---------------------------------------------------------------------- data, summary, reproduce
+# -------------------------------------------------------------- data, summary, reproduce, federated
 
 
 def test_data_list_and_path(tmp_path):
@@ -548,6 +598,15 @@ def test_summary_of_a_run(made):
     text, _ = tinybnn("summary", made / "cnn", "--json", "-")
     packed = deploy.PackedModel.load(made / "cnn.npz")
     assert sum(row["packed_bytes"] for row in json.loads(text)["layers"]) == packed.nbytes
+
+
+def test_federated_refuses(tmp_path):
+    """Before anything of Flower is needed."""
+    (tmp_path / "thesis.txt").write_text("")
+    assert "is not an empty folder" in refused("federated", "new", tmp_path)
+    err = refused("federated", "simulate", "--out", tmp_path / "no" / "f.npz")
+    assert f"there is no folder {tmp_path / 'no'}" in err
+    assert sorted(os.listdir(tmp_path)) == ["thesis.txt"]
 
 
 def test_reproduce_trains_packs_and_verifies(tmp_path):

@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinybnn import cli, datasets, deploy, nn, plots, storage, training
-from tinybnn.experiments import hybnn, hybnn_bounds, hybnn_codes, hybnn_features, hybnn_networks
-from tinybnn.experiments import hybnn_report as report
-from tinybnn.experiments.hybnn_speed import is_bits_only
+from tinybnn.cli import reproduce
+from tinybnn.experiments import hybnn
+from tinybnn.experiments.hybnn import bounds, report
+from tinybnn.experiments.hybnn.speed import is_bits_only
 from tinybnn.kernels import bits
 from tinybnn.models import BinaryCNN, BinaryMLP, BinaryVAE, latents, load_codes
 from tinybnn.testing import assert_identical
@@ -235,12 +236,12 @@ def test_another_run_in_the_same_folder_is_refused(made, tmp_path):
 def trained_vae(path, images, epochs=2, estimator="sign"):
     rng = np.random.default_rng(0)
     vae = BinaryVAE((1, 8, 8), 24, estimator, rng=rng)
-    history = hybnn_features.train_vae(path, vae, images, epochs=epochs, rng=rng, progress=False)
+    history = hybnn.features.train_vae(path, vae, images, epochs=epochs, rng=rng, progress=False)
     return vae, history
 
 
 def test_representation_learning_reads_no_labels(tmp_path):
-    images, _ = hybnn_features.load("digits", 200)
+    images, _ = hybnn.features.load("digits", 200)
     other = dataclasses.replace(images, labels=images.labels[::-1].copy())
     first, second = (trained_vae(tmp_path / str(i), d)[0] for i, d in enumerate((images, other)))
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
@@ -248,11 +249,11 @@ def test_representation_learning_reads_no_labels(tmp_path):
 
 
 def test_training_makes_the_reconstruction_better(tmp_path):
-    images, _ = hybnn_features.load("digits", 400)
+    images, _ = hybnn.features.load("digits", 400)
     vae, history = trained_vae(tmp_path / "vae", images, epochs=5)
     assert history["reconstruction"][-1] < history["reconstruction"][0] - 5
     assert not vae.training
-    nats, wrong = hybnn_codes.reconstruction(vae, images)
+    nats, wrong = hybnn.codes.reconstruction(vae, images)
     x = images.images / np.float32(16)
     decoded = vae.decode(vae.encode(x)).astype(np.float64)
     expected = -(x * np.log(decoded) + (1 - x) * np.log(1 - decoded)).sum((1, 2, 3)).mean()
@@ -261,12 +262,12 @@ def test_training_makes_the_reconstruction_better(tmp_path):
 
 
 def test_the_weight_of_the_rate(tmp_path):
-    images, _ = hybnn_features.load("digits", 300)
+    images, _ = hybnn.features.load("digits", 300)
     rates = []
     for weight in (0.0, 3.0):
         rng = np.random.default_rng(0)
         vae = BinaryVAE((1, 8, 8), 24, "straight_through", rng=rng)
-        history = hybnn_features.train_vae(
+        history = hybnn.features.train_vae(
             tmp_path / str(weight), vae, images, epochs=8, rate_weight=weight, rng=rng,
             progress=False,
         )  # fmt: skip
@@ -275,13 +276,13 @@ def test_the_weight_of_the_rate(tmp_path):
 
 
 def test_a_gumbel_softmax_is_cooled(tmp_path):
-    images, _ = hybnn_features.load("digits", 200)
+    images, _ = hybnn.features.load("digits", 200)
     vae, _ = trained_vae(tmp_path / "vae", images, estimator="gumbel_softmax")
     assert vae.estimator.temperature == 0.5
 
 
 def test_a_loss_that_is_not_finite_ends_training(tmp_path, monkeypatch):
-    images, _ = hybnn_features.load("digits", 100)
+    images, _ = hybnn.features.load("digits", 100)
     rate = latents.Sign.rate
     monkeypatch.setattr(latents.Sign, "rate", lambda *arguments: rate(*arguments) * np.nan)
     with pytest.raises(FloatingPointError, match="train_vae: the loss became nan"):
@@ -303,24 +304,24 @@ def test_a_folder_of_idx_files_is_a_data_set(tmp_path):
             tmp_path / f"{part}-images-idx3-ubyte{ending}", rng.integers(0, 256, (count, 9, 11))
         )
         write_idx(tmp_path / f"{part}-labels-idx1-ubyte{ending}", np.arange(count) % most)
-    train, test = hybnn_features.load(str(tmp_path))
+    train, test = hybnn.features.load(str(tmp_path))
     assert train.images.shape == (30, 1, 9, 11) and test.images.shape == (20, 1, 9, 11)
     assert train.classes == test.classes == ("0", "1", "2", "3")
-    assert [len(part) for part in hybnn_features.load(str(tmp_path), 7)] == [7, 7]
+    assert [len(part) for part in hybnn.features.load(str(tmp_path), 7)] == [7, 7]
     with pytest.raises(ValueError, match="unknown dataset 'nothing'"):
-        hybnn_features.load("nothing")
+        hybnn.features.load("nothing")
 
 
 def test_features_that_were_not_learned():
-    images, _ = hybnn_features.load("digits", 300)
+    images, _ = hybnn.features.load("digits", 300)
     x = images.images.reshape(300, 64) / np.float32(16)
-    found = hybnn_features.extract(images, hybnn_features.thresholded_pixels, 70)
+    found = hybnn.features.extract(images, hybnn.features.thresholded_pixels, 70)
     assert_identical(bits.unpack(found, 64), np.where(x >= 0.5, 1, -1).astype(np.float32))
-    project = hybnn_features.random_projection(images, 50, np.random.default_rng(3))
+    project = hybnn.features.random_projection(images, 50, np.random.default_rng(3))
     signs = np.random.default_rng(3).choice(np.float32([-1, 1]), (64, 50))
     mean = (images.images.reshape(300, 64).mean(0) / 16).astype(np.float32)
     expected = np.where((x - mean) @ signs >= 0, 1, -1)
-    assert_identical(bits.unpack(hybnn_features.extract(images, project), 50, np.int8),
+    assert_identical(bits.unpack(hybnn.features.extract(images, project), 50, np.int8),
                      expected.astype(np.int8))  # fmt: skip
     assert 0.3 < (expected > 0).mean() < 0.7
 
@@ -329,7 +330,7 @@ def test_features_that_were_not_learned():
 def test_a_loader_gives_each_code_once(count, batch_size, is_training):
     words = bits.pack(np.random.default_rng(0).choice(np.float32([-1, 1]), (count, 20)))
     labels, rng = np.arange(count), np.random.default_rng(1) if is_training else None
-    loader = hybnn_networks.CodeLoader(words, 20, labels, batch_size, rng)
+    loader = hybnn.networks.CodeLoader(words, 20, labels, batch_size, rng)
     batches = list(loader)
     assert len(batches) == len(loader)
     assert all(len(x) == batch_size for x, _ in (batches if is_training else batches[:-1]))
@@ -345,7 +346,7 @@ def test_a_loader_gives_each_code_once(count, batch_size, is_training):
 def test_bits_are_flipped_in_training_only():
     words = bits.pack(np.ones((400, 50), np.float32))
     for rng, share in ((np.random.default_rng(0), 0.1), (None, 0.0)):
-        loader = hybnn_networks.CodeLoader(words, 50, np.arange(400), 100, rng, flips=0.1)
+        loader = hybnn.networks.CodeLoader(words, 50, np.arange(400), 100, rng, flips=0.1)
         first, again = (np.concatenate([x for x, _ in loader]) for _ in range(2))
         assert np.all(np.abs(first) == 1)
         assert np.mean(first < 0) == pytest.approx(share, abs=0.01)
@@ -361,15 +362,15 @@ def test_the_float_twins_have_the_shapes_of_the_binary_networks():
 
     rng = np.random.default_rng(0)
     for image in ((1, 8, 8), (3, 28, 20)):
-        assert shapes(hybnn_networks.float_cnn(image, 3, rng)) == shapes(BinaryCNN(image, 3))
-    assert shapes(hybnn_networks.float_mlp(200, 128, 2, rng)) == shapes(BinaryMLP(200, 128, 2))
+        assert shapes(hybnn.networks.float_cnn(image, 3, rng)) == shapes(BinaryCNN(image, 3))
+    assert shapes(hybnn.networks.float_mlp(200, 128, 2, rng)) == shapes(BinaryMLP(200, 128, 2))
 
 
 def test_old_tasks_are_forgotten_unless_they_are_one(tmp_path):
-    images, _ = hybnn_features.load("digits", 400)
-    pixels = hybnn_features.extract(images, hybnn_features.thresholded_pixels)
-    features = {"codes": hybnn_networks.Features(pixels, pixels, 64)}
-    found = hybnn_networks.in_sequence(
+    images, _ = hybnn.features.load("digits", 400)
+    pixels = hybnn.features.extract(images, hybnn.features.thresholded_pixels)
+    features = {"codes": hybnn.networks.Features(pixels, pixels, 64)}
+    found = hybnn.networks.in_sequence(
         tmp_path / "a" / "net", (images, images), features, [[0, 1], [2, 3], [0, 1]], 0, 30
     )
     assert np.shape(found) == (3, 3)
@@ -388,7 +389,7 @@ def codes_of(n, count, seed=0):
 def test_statistics_of_codes(seed, count, n):
     codes = codes_of(n, count, seed)
     codes[:, 0] = 1  # a bit that says nothing
-    found = hybnn_codes.statistics(bits.pack(codes), count)
+    found = hybnn.codes.statistics(bits.pack(codes), count)
     np.testing.assert_allclose(found["balance"], (codes > 0).mean(0), atol=1e-12)
     used = np.flatnonzero(codes.std(0))
     assert found["used"] == len(used) < count
@@ -408,7 +409,7 @@ def test_statistics_of_codes(seed, count, n):
 @given(st.integers(0, 2**32 - 1), st.integers(1, 130), st.integers(1, 4))
 def test_nearest_neighbours(seed, count, neighbours):
     queries, codes = codes_of(7, count, seed), codes_of(30, count, seed + 1)
-    rows, distances = hybnn_codes.nearest(
+    rows, distances = hybnn.codes.nearest(
         bits.pack(queries), bits.pack(codes), count, neighbours, block=3
     )
     every = (queries[:, None] != codes).sum(2)
@@ -419,7 +420,7 @@ def test_nearest_neighbours(seed, count, neighbours):
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(2, 12))
 def test_a_path_of_flips(seed, count, steps):
     start, end = codes_of(2, count, seed)
-    path = hybnn_codes.flip_path(start, end, steps, np.random.default_rng(seed))
+    path = hybnn.codes.flip_path(start, end, steps, np.random.default_rng(seed))
     assert_identical(path[0], start)
     assert_identical(path[-1], end)
     distance = (path != start).sum(1)
@@ -446,12 +447,12 @@ def test_the_report_says_what_was_found():
 
 
 def test_bounds_of_estimators_after_equal_work(tmp_path):
-    config = hybnn_bounds.Config(bits=12, epochs=4, samples=3, limit=150)
+    config = bounds.Config(bits=12, epochs=4, samples=3, limit=150)
     names = ["straight_through", "disarm", "sign"]
     say = []
-    result = hybnn_bounds.run(tmp_path / "run", config, names[:2], progress=False, say=say.append)
+    result = bounds.run(tmp_path / "run", config, names[:2], progress=False, say=say.append)
     assert [row["codes"] * row["epochs"] for row in result["rows"]] == [4, 4]
-    result = hybnn_bounds.run(tmp_path / "run", config, names, progress=False, say=say.append)
+    result = bounds.run(tmp_path / "run", config, names, progress=False, say=say.append)
     assert [row["estimator"] for row in result["rows"]] == names
     for row in result["rows"][:2]:
         assert 0 < row["best"] < row["bound"] < 64 * np.log(2)
@@ -463,19 +464,19 @@ def test_bounds_of_estimators_after_equal_work(tmp_path):
     assert "64 - 512 - 256 - 12" in text and "116.0" in text and config.command() in text
     assert (tmp_path / "run" / "bounds.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(ValueError, match="is a run with bits=12, not bits=13"):
-        hybnn_bounds.run(tmp_path / "run", dataclasses.replace(config, bits=13), names)
+        bounds.run(tmp_path / "run", dataclasses.replace(config, bits=13), names)
 
 
 def test_pixels_are_drawn_once_with_their_brightness():
     images = datasets.from_arrays(
         np.tile(np.uint8([0, 51, 204, 255]), (4000, 1))[:, None], np.zeros(4000, int)
     )
-    found = hybnn_bounds.binarized(images, np.random.default_rng(0))
+    found = bounds.binarized(images, np.random.default_rng(0))
     assert found.maximum == 1 and found.images.dtype == np.uint8
     mean = found.images.reshape(4000, 4).mean(0)
     assert mean[0] == 0 and mean[3] == 1
     np.testing.assert_allclose(mean, [0, 0.2, 0.8, 1], atol=0.03)
-    again = hybnn_bounds.binarized(images, np.random.default_rng(0))
+    again = bounds.binarized(images, np.random.default_rng(0))
     assert_identical(again.images, found.images)
 
 
@@ -492,22 +493,23 @@ def parsed(command):
         (hybnn, SMALL),
         (hybnn, hybnn.Config()),
         (hybnn, hybnn.Config("mnist", "fashion-mnist", "disarm", 0.5, 100, 5, 6, 7, 8, 1000)),
-        (hybnn_bounds, hybnn_bounds.Config()),
-        (hybnn_bounds, hybnn_bounds.Config("mnist", 20, 3, 4, 2e-3, 5, 600)),
+        (bounds, bounds.Config()),
+        (bounds, bounds.Config("mnist", 20, 3, 4, 2e-3, 5, 600)),
     ],
 )
 def test_the_command_of_a_run_gives_its_configuration(experiment, config):
     command = config.command(4) if experiment is hybnn else config.command()
     options = parsed(command)
-    assert cli._experiment_config(options, experiment) == config
-    assert experiment is hybnn_bounds or options.seeds == 4
+    assert reproduce._experiment_config(options, experiment) == config
+    assert experiment is bounds or options.seeds == 4
 
 
 def test_quick_is_overruled_by_what_was_chosen():
     options = parsed("tinybnn reproduce hybnn --quick --epochs 9")
-    found = cli._experiment_config(options, hybnn)
+    found = reproduce._experiment_config(options, hybnn)
     assert found == hybnn.Config(**{**hybnn.QUICK, "epochs": 9})
-    assert cli._experiment_folder(options, "hybnn") == os.path.join("runs", "hybnn-digits-quick")
+    folder = reproduce._experiment_folder(options, "hybnn")
+    assert folder == os.path.join("runs", "hybnn-digits-quick")
 
 
 @pytest.mark.parametrize("name", ["hybnn", "hybnn-bounds"])
@@ -561,8 +563,8 @@ def test_images_of_two_shapes_are_refused(tmp_path):
     [
         (hybnn.Config, {"bits": 0}), (hybnn.Config, {"epochs": 0}),
         (hybnn.Config, {"rate_weight": -1}),
-        (hybnn.Config, {"estimator": "x"}), (hybnn_bounds.Config, {"samples": 0}),
-        (hybnn_bounds.Config, {"lr": 0.0}),
+        (hybnn.Config, {"estimator": "x"}), (bounds.Config, {"samples": 0}),
+        (bounds.Config, {"lr": 0.0}),
     ],
 )  # fmt: skip
 def test_a_configuration_that_cannot_be(make, options):

@@ -725,7 +725,8 @@ F32, F64 = np.zeros((2, 3), np.float32), np.zeros((3, 2))
             xnor.prepare_matmul, words(3, 1), 64, mask=words(3, 2),
         ),
         refused(
-            "mask must be uint64 with 4 axes, got int64 of shape (2, 3, 3, 2)", xnor.prepare_conv2d, WEIGHT, 70, (4, 4), mask=WEIGHT.astype(np.int64),
+            "mask must be uint64 with 4 axes, got int64 of shape (2, 3, 3, 2)",
+            xnor.prepare_conv2d, WEIGHT, 70, (4, 4), mask=WEIGHT.astype(np.int64),
         ),
         refused(
             "the kernel covers 3 x 3 pixels, the padded image has 2 x 4",

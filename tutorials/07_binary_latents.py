@@ -30,7 +30,7 @@ import numpy as np
 import tinybnn as tb
 from tinybnn import datasets, optim, plots
 from tinybnn import functional as F
-from tinybnn.experiments.hybnn_codes import flip_path, nearest, statistics
+from tinybnn.experiments.hybnn.codes import flip_path, nearest, statistics
 from tinybnn.kernels.bits import pack
 from tinybnn.models import BinaryVAE, latents
 

@@ -31,13 +31,13 @@ import numpy as np
 import tinybnn as tb
 from tinybnn import datasets, deploy, optim, plots, training
 from tinybnn.experiments.demo import best_seconds
-from tinybnn.experiments.hybnn_features import (
+from tinybnn.experiments.hybnn.features import (
     extract,
     random_projection,
     thresholded_pixels,
     train_vae,
 )
-from tinybnn.experiments.hybnn_networks import CodeLoader, float_mlp
+from tinybnn.experiments.hybnn.networks import CodeLoader, float_mlp
 from tinybnn.kernels.bits import unpack
 from tinybnn.models import BinaryCNN, BinaryMLP, BinaryVAE, HyBNN, load_codes, save_codes
 

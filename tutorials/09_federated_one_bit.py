@@ -262,7 +262,7 @@ assert signed["val_accuracy"][-1] > averaged["val_accuracy"][-1] - 0.05
 # ## Bytes on the wire
 #
 # All that passes between server and clients is bytes, and a ledger counts each message. The size of
-# a message is known before it is made: a frame of 64 bytes, a line for each array, and the arrays;
+# a message is known before it is made: a frame of 60 bytes, a line for each array, and the arrays;
 # a row of $K$ signs takes $\lceil K/8 \rceil$ bytes.
 
 # %%

@@ -7,15 +7,13 @@ reported come from training on all images and one look at the test set after the
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 
-import numpy as np
-
 from tinybnn import runs
 from tinybnn.analysis import processor
-from tinybnn.storage import write_atomic
+from tinybnn.experiments.report_text import mean_and_std
+from tinybnn.experiments.run_folder import write_json
 
 RECIPES = {
     # larq's introductory example reaches 97.5% after 6 epochs with a network of this shape.
@@ -101,10 +99,9 @@ def run(
                 "images": exact["images"],
             }
         )
-        accuracies = [row["accuracy"] for row in result["runs"]]
-        result["accuracy_mean"] = float(np.mean(accuracies))
-        result["accuracy_std"] = float(np.std(accuracies, ddof=1)) if seed else None
-        write_atomic(Path(out) / f"{name}.json", (json.dumps(result, indent=2) + "\n").encode())
+        found = mean_and_std([row["accuracy"] for row in result["runs"]])
+        result["accuracy_mean"], result["accuracy_std"] = found["mean"], found["std"]
+        write_json(Path(out) / f"{name}.json", result)
     spread = f" ± {result['accuracy_std']:.2%}" if seeds > 1 else ""
     say(f"{name}: {result['accuracy_mean']:.2%}{spread} over {seeds} seeds ({result['tested_on']})")
     return result

@@ -17,8 +17,6 @@ interruption, and it goes on to the same weights, bit for bit.
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,9 +26,17 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from tinybnn import analysis, datasets, federated, models, nn, optim, plots
-from tinybnn.experiments import hybnn_features as features
-from tinybnn.experiments.run_folder import kept, markdown_table, open_folder, wrapped, write_json
+import tinybnn.experiments.hybnn.features as features
+from tinybnn import datasets, federated, models, nn, optim, plots
+from tinybnn.experiments.report_text import markdown_table, when_and_where, wrapped
+from tinybnn.experiments.run_folder import (
+    as_options,
+    check_least,
+    kept,
+    open_folder,
+    provenance,
+    write_json,
+)
 from tinybnn.storage import write_atomic
 
 WIDTHS = (200, 200)
@@ -46,7 +52,7 @@ class Config:
     Attributes
     ----------
     dataset : str
-        See `hybnn_features.load`.
+        See `hybnn.features.load`.
     clients : int
     fraction : float
         C.
@@ -79,20 +85,11 @@ class Config:
     limit: int | None = None
 
     def __post_init__(self):
-        for name in ("clients", "epochs", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Config: {name} must be >= 1, got {getattr(self, name)!r}")
-        if self.batch_size < 2:
-            raise ValueError(f"Config: batch_size must be >= 2, got {self.batch_size!r}")
+        check_least(self, clients=1, epochs=1, rounds=1, batch_size=2)
 
     def command(self):
         """The command that gives the figures of this configuration."""
-        words = ["tinybnn reproduce fedavg"]
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value != field.default:
-                words.append(f"--{field.name.replace('_', '-')} {value}")
-        return " ".join(words)
+        return " ".join(["tinybnn reproduce fedavg", *as_options(self)])
 
 
 # Runs everything, too briefly for good figures.
@@ -154,17 +151,11 @@ def run(out, config, arms=None, threads=None, progress=True, say=print):
 
     Parameters
     ----------
-    out : path
-        Folder of the run, made if it does not exist.
+    out, threads, progress, say
+        As in `hybnn.run`.
     config : Config
     arms : sequence of str, optional
         Keys of `ARMS`; all by default. Others may be added later.
-    threads : int, optional
-        As for `training.fit`.
-    progress : bool
-        Show progress bars on stderr.
-    say : callable
-        Gets a line of text at a time.
 
     Returns
     -------
@@ -186,11 +177,7 @@ def run(out, config, arms=None, threads=None, progress=True, say=print):
     data = features.load(config.dataset, config.limit)
     open_folder(out, config)
     result = {
-        "name": "fedavg",
-        "config": dataclasses.asdict(config),
-        "command": config.command(),
-        "machine": analysis.machine(),
-        "date": time.strftime("%Y-%m-%d"),
+        **provenance("fedavg", config, config.command()),
         "images": {"train": len(data[0]), "test": len(data[1])},
         "trainings": [],
     }
@@ -280,7 +267,7 @@ def _outcome(found):
 
 def report(result):
     """``report.md`` as text."""
-    config, machine = result["config"], result["machine"]
+    config = result["config"]
     is_paper = config["dataset"] == "mnist" and not config["limit"]
     targets = sorted({0.9, 0.95, 0.96, config["target"]})
     rows = []
@@ -299,8 +286,7 @@ def report(result):
         rows,
     )  # fmt: skip
     about = wrapped(
-        f"""{result["date"]}, {machine["processor"]}, NumPy {machine["numpy"]}, Numba
-        {machine["numba"]}. {config["clients"]} clients, C = {config["fraction"]:g}, E =
+        f"""{when_and_where(result)}. {config["clients"]} clients, C = {config["fraction"]:g}, E =
         {config["epochs"]}, B = {config["batch_size"]}; {result["images"]["train"]:,} images for
         training, {result["images"]["test"]:,} for testing. 2NN: SGD with lr {config["lr"]:g}.
         Binary networks of the same widths, with batch norms that are averaged: Adam with lr

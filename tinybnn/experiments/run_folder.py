@@ -1,15 +1,17 @@
-"""The folder of an experiment: its configuration, figures that are kept, and the report's text.
+"""The folder of an experiment: its configuration, figures that are kept, what was run and where.
 
 An experiment is a chain of steps, each of which leaves a file. Repeating the call that started it
-skips what has its file, wherever it was stopped.
+skips what has its file, wherever it was stopped. A configuration is a frozen dataclass whose
+fields all have defaults; it decides every figure but the times.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import textwrap
+import time
 
+from tinybnn import analysis
 from tinybnn.storage import write_atomic
 
 
@@ -44,21 +46,56 @@ def open_folder(out, config):
         )
 
 
-# ------------------------------------------------------------------------------------ the report
+# ------------------------------------------------------------------------------ the configuration
 
 
-def wrapped(*paragraphs):
-    """Paragraphs, or items of a list, in lines of at most 100 characters."""
-    return "\n".join(
-        textwrap.fill(
-            " ".join(text.split()), 100, subsequent_indent="  " if text.startswith("- ") else "",
-            break_on_hyphens=False,
-        )
-        for text in paragraphs
-    )  # fmt: skip
+def check_least(config, **least):
+    """Raise a ValueError for the first of the named fields that is below its least value."""
+    for name, value in least.items():
+        if getattr(config, name) < value:
+            raise ValueError(f"Config: {name} must be >= {value}, got {getattr(config, name)!r}")
 
 
-def markdown_table(header, rows):
-    """A table in Markdown; cells become text."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+def as_options(config):
+    """A configuration as options of the command line: the fields that differ from their defaults.
+
+    Returns
+    -------
+    list of str
+        ``--name value`` each; a field that is True is an option without a value.
+    """
+    words = []
+    for field in dataclasses.fields(config):
+        value, option = getattr(config, field.name), f"--{field.name.replace('_', '-')}"
+        if value != field.default:
+            words.append(option if value is True else f"{option} {value}")
+    return words
+
+
+def provenance(name, config, command, **more):
+    """What a result begins with: what was run, on which machine and when.
+
+    Parameters
+    ----------
+    name : str
+        Of the experiment.
+    config : dataclass
+    command : str
+        The command that gives these figures.
+    **more
+        Further entries about the call.
+
+    Returns
+    -------
+    dict
+        Ready for JSON: ``name``, ``config``, ``command``, those of `more`, ``machine`` (see
+        `analysis.machine`), ``date``.
+    """
+    return {
+        "name": name,
+        "config": dataclasses.asdict(config),
+        "command": command,
+        **more,
+        "machine": analysis.machine(),
+        "date": time.strftime("%Y-%m-%d"),
+    }

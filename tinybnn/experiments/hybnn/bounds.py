@@ -12,20 +12,21 @@ latents. Their binarized images, number of steps and optimizer are others.
 from __future__ import annotations
 
 import dataclasses
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from tinybnn import analysis, datasets, plots
-from tinybnn.experiments import hybnn_features as features
+import tinybnn.experiments.hybnn.features as features
+from tinybnn import datasets, plots
+from tinybnn.experiments.report_text import markdown_table, wrapped
 from tinybnn.experiments.run_folder import (
+    as_options,
+    check_least,
     kept,
-    markdown_table,
     open_folder,
-    wrapped,
+    provenance,
     write_json,
 )
 from tinybnn.models import BinaryVAE, latents
@@ -50,7 +51,7 @@ class Config:
     Attributes
     ----------
     dataset : str
-        See `hybnn_features.load`.
+        See `features.load`.
     bits : int
         Latent variables.
     epochs : int
@@ -73,19 +74,13 @@ class Config:
     limit: int | None = None
 
     def __post_init__(self):
-        for name in ("bits", "epochs", "samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Config: {name} must be >= 1, got {getattr(self, name)!r}")
+        check_least(self, bits=1, epochs=1, samples=1)
         if not self.lr > 0:
             raise ValueError(f"Config: lr must be positive, got {self.lr!r}")
 
     def command(self):
         """The command that gives the figures of this configuration."""
-        words = ["tinybnn reproduce hybnn-bounds"]
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) != field.default:
-                words.append(f"--{field.name} {getattr(self, field.name)}")
-        return " ".join(words)
+        return " ".join(["tinybnn reproduce hybnn-bounds", *as_options(self)])
 
 
 # Runs everything, too briefly for good figures.
@@ -114,17 +109,11 @@ def run(out, config, estimators=tuple(ESTIMATORS), threads=None, progress=True, 
 
     Parameters
     ----------
-    out : path
-        Folder of the run, made if it does not exist.
+    out, threads, progress, say
+        As in `hybnn.run`.
     config : Config
     estimators : sequence of str
         Keys of `ESTIMATORS`. More may be added later.
-    threads : int, optional
-        As for `training.fit`.
-    progress : bool
-        Show progress bars on stderr.
-    say : callable
-        Gets a line of text at a time.
 
     Returns
     -------
@@ -141,11 +130,7 @@ def run(out, config, estimators=tuple(ESTIMATORS), threads=None, progress=True, 
     train, test = (binarized(part, rng) for part in features.load(config.dataset, config.limit))
     open_folder(out, config)
     result = {
-        "name": "hybnn-bounds",
-        "config": dataclasses.asdict(config),
-        "command": config.command(),
-        "machine": analysis.machine(),
-        "date": time.strftime("%Y-%m-%d"),
+        **provenance("hybnn-bounds", config, config.command()),
         "images": {"train": len(train), "test": len(test), "shape": train.images.shape[1:]},
         "layers": list(HIDDEN),
         "rows": [],

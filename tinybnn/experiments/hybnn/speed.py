@@ -9,8 +9,11 @@ import numpy as np
 from tinybnn import datasets, deploy, optim, runs, training
 from tinybnn import functional as F
 from tinybnn.experiments.demo import best_seconds, float_logits
+from tinybnn.experiments.hybnn.features import batch_size
+from tinybnn.experiments.hybnn.networks import ARMS, tasks_of
 from tinybnn.kernels import bits
-from tinybnn.models import HyBNN
+from tinybnn.kernels.threads import num_threads, one_blas_thread
+from tinybnn.models import BinaryVAE, HyBNN
 from tinybnn.tensor import Tensor
 
 
@@ -103,6 +106,49 @@ def is_bits_only(packed, words):
 
 
 # ------------------------------------------------------------------------------------------- times
+
+
+def measure(config, images, threads=None):
+    """Times of inference and of training for the arms of a task; weights have no influence.
+
+    Parameters
+    ----------
+    config : dataclass
+        With ``bits``, as `hybnn.Config`.
+    images : Dataset
+        For training; its first images are taken.
+    threads : int, optional
+        As for `training.fit`.
+
+    Returns
+    -------
+    dict
+        ``inference``, rows of `inference_times`; ``training``, rows of `step_times`, and
+        ``training_batch``, how many images these steps had.
+    """
+    rng = np.random.default_rng(0)
+    shape = images.images.shape[1:]
+    vae = BinaryVAE(shape, config.bits, rng=rng).eval()
+    x = datasets.to_unit(images.maximum)(images.images[:256], rng)
+    codes, labels = vae.encode(x), rng.integers(0, 2, len(x))
+    trained = {}
+    for name in ("hybnn", "float-head", "cnn", "float-cnn"):
+        arm = ARMS[name]
+        from_codes = arm.features == "codes"
+        model = arm.build(config.bits if from_codes else shape, 2, rng).eval()
+        trained[arm.title] = model, from_codes
+    head, _ = trained[ARMS["hybnn"].title]
+    others = {
+        "encoder alone": (vae.encoder, False),
+        "encoder and binary head": (HyBNN(vae.encoder, head).eval(), False),
+    }
+    size = min(batch_size(len(images) // len(tasks_of(images))), len(x))
+    with num_threads(threads), one_blas_thread():
+        return {
+            "inference": inference_times({**trained, **others}, x, codes),
+            "training": step_times(trained, x[:size], codes[:size], labels[:size]),
+            "training_batch": size,
+        }
 
 
 def inference_times(models, images, codes, repeats=25):

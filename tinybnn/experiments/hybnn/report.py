@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+import tinybnn.experiments.hybnn.codes as of_codes
 from tinybnn import datasets, plots
-from tinybnn.experiments import hybnn_codes as of_codes
-from tinybnn.experiments.run_folder import markdown_table, wrapped
+from tinybnn.experiments.hybnn.networks import titles_of
+from tinybnn.experiments.report_text import markdown_table, percent, when_and_where, wrapped
 from tinybnn.storage import write_atomic
 
 # What the paper prints for the five tasks on MNIST (its figures 4 to 6 give no numbers).
@@ -15,14 +16,8 @@ PAPER = {"hybnn": "over 95%", "cnn-paper": "a little about 50%"}
 
 def headline(result):
     """One line: what HyBNN reached in the mean of the tasks."""
-    found = _percent(result["summary"]["hybnn"]["mean"])
+    found = percent(**result["summary"]["hybnn"]["mean"])
     return f"HyBNN {found} in the mean of {len(result['tasks'])} tasks"
-
-
-def _percent(value):
-    """A mean with its standard deviation, in percent."""
-    spread = "" if value["std"] is None else f" ± {value['std'] * 100:.2f}"
-    return f"{value['mean'] * 100:.2f}{spread}"
 
 
 def write(out, result):
@@ -40,7 +35,6 @@ def write(out, result):
 
 def _top(result):
     config, images = result["config"], result["images"]
-    machine = result["machine"]
     vae = result["seeds"][0]["vae"]
     trial = ""
     if config["limit"]:
@@ -50,9 +44,8 @@ def _top(result):
         )
     shape = "×".join(map(str, images["shape"]))
     about = wrapped(
-        f"""{result["date"]}, {machine["processor"]}, NumPy {machine["numpy"]}, Numba
-        {machine["numba"]}. Seeds: {len(result["seeds"])}, each with an autoencoder of its own.
-        {images["train"]:,} images of {shape} for training, {images["test"]:,} for testing.
+        f"""{when_and_where(result)}. Seeds: {len(result["seeds"])}, each with an autoencoder of
+        its own. {images["train"]:,} images of {shape} for training, {images["test"]:,} for testing.
         Accuracies are those of the last epoch on test images in percent, mean and standard
         deviation over the seeds; no epoch was chosen by them. Settings were compared on held-out
         training images, after a first recipe's test accuracy on MNIST (one seed) had been seen and
@@ -74,8 +67,8 @@ def _tasks(result):
     rows = []
     for arm, title in result["arms"].items():
         found = result["summary"][arm]
-        cells = [_percent(task) for task in found["tasks"]]
-        rows.append([title, *cells, _percent(found["mean"]), PAPER.get(arm, "")])
+        cells = [percent(**task) for task in found["tasks"]]
+        rows.append([title, *cells, percent(**found["mean"]), PAPER.get(arm, "")])
     table = markdown_table(["", *result["tasks"], "mean", "paper, on MNIST"], rows)
     return f"""## Tasks of two classes (Figures 4, 5 and 6)
 
@@ -151,7 +144,7 @@ def _against_chance(codes, projection, images):
 
 def _all_classes(result):
     rows = [
-        [title, _percent(result["summary"][arm]["mean"])]
+        [title, percent(**result["summary"][arm]["mean"])]
         for arm, title in result["all_classes"].items()
     ]
     count = len(result["seeds"][0]["all_classes"]["all-codes-128"]["shares"])
@@ -299,9 +292,7 @@ def draw(out, vae, data, codes, histories, in_sequence):
         Arm -> for each task lists with a number an epoch.
     in_sequence : list of lists
     """
-    tasks = [
-        " / ".join(data[0].classes[2 * i : 2 * i + 2]) for i in range(len(data[0].classes) // 2)
-    ]
+    tasks = titles_of(data[0])
     _draw_curves(out / "curves-hybnn.png", tasks, [("HyBNN", histories["hybnn"])])
     _draw_curves(
         out / "curves-cnn.png", tasks,

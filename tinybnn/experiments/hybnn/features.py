@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tinybnn import datasets, optim, training
-from tinybnn.models import latents, load_codes, save_codes
+from tinybnn.models import BinaryVAE, latents, load_codes, save_codes
 
 
 def load(name, limit=None):
@@ -57,6 +57,37 @@ def batch_size(images):
 
 
 # -------------------------------------------------------------------- 1. representation learning
+
+
+def autoencoder(folder, images, config, seed, threads=None, progress=True):
+    """The autoencoder of a seed, trained into FOLDER/vae.npz.
+
+    Parameters
+    ----------
+    folder : path
+    images : Dataset
+    config : dataclass
+        With ``bits``, ``estimator``, ``rate_weight`` and ``epochs_vae``, as `hybnn.Config`.
+    seed : int
+        Of the weights, of the order of the images and of the codes.
+    threads, progress
+        As for `train_vae`.
+
+    Returns
+    -------
+    vae : BinaryVAE
+        In evaluation mode, its encoder frozen.
+    history : History
+        As of `train_vae`.
+    """
+    rng = np.random.default_rng(seed)
+    vae = BinaryVAE(images.images.shape[1:], config.bits, config.estimator, rng=rng)
+    history = train_vae(
+        folder / "vae.npz", vae, images, epochs=config.epochs_vae, rate_weight=config.rate_weight,
+        rng=rng, threads=threads, progress=progress,
+    )  # fmt: skip
+    vae.encoder.freeze()
+    return vae, history
 
 
 def train_vae(
@@ -155,12 +186,29 @@ def extract(images, function, batch_size=1000):
     return np.concatenate([function(x) for x, _ in loader])
 
 
-def codes(path, vae, images):
-    """The codes of all images, (N, words); from the file, if they were extracted before."""
-    if not path.exists():
-        words = extract(images, vae.encode_packed)
-        save_codes(path, words, vae.latent_bits, images.labels, {"images": images.name})
-    return load_codes(path).words
+def codes(folder, vae, data):
+    """The codes of all images; from FOLDER/codes-train.npz and -test.npz, if they are there.
+
+    Parameters
+    ----------
+    folder : path
+    vae : BinaryVAE
+    data : (Dataset, Dataset)
+        For training and for testing.
+
+    Returns
+    -------
+    list of (N, words) uint64
+        Of the training images and of the test images.
+    """
+    found = []
+    for part, images in zip(("train", "test"), data, strict=True):
+        path = folder / f"codes-{part}.npz"
+        if not path.exists():
+            words = extract(images, vae.encode_packed)
+            save_codes(path, words, vae.latent_bits, images.labels, {"images": images.name})
+        found.append(load_codes(path).words)
+    return found
 
 
 def thresholded_pixels(x):

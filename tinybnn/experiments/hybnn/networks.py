@@ -15,7 +15,7 @@ import numpy as np
 
 from tinybnn import datasets, nn, optim, storage, training
 from tinybnn import functional as F
-from tinybnn.experiments.hybnn_features import batch_size
+from tinybnn.experiments.hybnn.features import batch_size
 from tinybnn.models import BinaryCNN, BinaryMLP
 from tinybnn.models.binary_vae import CHANNELS, image_sizes
 
@@ -63,7 +63,26 @@ class CodeLoader:
             yield codes, self.labels[rows]
 
 
-# --------------------------------------------------------------------------------------- the arms
+# ----------------------------------------------------------------------------- tasks and their arms
+
+
+def tasks_of(images):
+    """The tasks: pairs of classes, 0 and 1, 2 and 3, ...
+
+    Parameters
+    ----------
+    images : Dataset
+
+    Returns
+    -------
+    list of list of int
+    """
+    return [[2 * i, 2 * i + 1] for i in range(len(images.classes) // 2)]
+
+
+def titles_of(images):
+    """The tasks of `tasks_of` in words, such as "0 / 1"."""
+    return [" / ".join(images.classes[c] for c in task) for task in tasks_of(images)]
 
 
 def float_mlp(in_features, hidden, num_classes, rng):

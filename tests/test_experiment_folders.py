@@ -1,0 +1,90 @@
+"""What all experiments share: the folder of a run, its command, its figures as text."""
+
+import json
+import statistics
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinybnn import analysis
+from tinybnn.experiments import report_text, run_folder
+
+
+@dataclass(frozen=True)
+class Config:
+    dataset: str = "digits"
+    batch_size: int = 8
+    two_step: bool = False
+    limit: int | None = None
+
+
+def test_options_are_what_differs_from_the_default():
+    assert run_folder.as_options(Config()) == []
+    found = run_folder.as_options(Config("mnist", 16, True, 0))
+    assert found == ["--dataset mnist", "--batch-size 16", "--two-step", "--limit 0"]
+
+
+def test_fields_below_their_least_value():
+    run_folder.check_least(Config(), batch_size=8)
+    with pytest.raises(ValueError, match=r"^Config: batch_size must be >= 9, got 8$"):
+        run_folder.check_least(Config(), two_step=False, batch_size=9)
+
+
+def test_a_result_begins_with_what_was_run_and_where():
+    found = run_folder.provenance("x", Config(), "tinybnn x", note="upscaled")
+    assert [*found] == ["name", "config", "command", "note", "machine", "date"]
+    assert found["config"] == {
+        "dataset": "digits", "batch_size": 8, "two_step": False, "limit": None,
+    }  # fmt: skip
+    assert found["machine"] == analysis.machine() and json.dumps(found)
+    text = report_text.when_and_where(found)
+    for part in (found["date"], found["machine"]["processor"], found["machine"]["numba"]):
+        assert part in text
+
+
+def test_figures_are_kept(tmp_path):
+    path = tmp_path / "figures.json"
+    assert run_folder.kept(path, lambda: {"a": (1, None)}) == {"a": [1, None]}
+    assert run_folder.kept(path, lambda: pytest.fail("computed again")) == {"a": [1, None]}
+
+
+def test_the_configuration_of_a_folder(tmp_path):
+    out = tmp_path / "new" / "run"
+    run_folder.open_folder(out, Config())
+    run_folder.open_folder(out, Config())
+    with pytest.raises(ValueError, match="is a run with batch_size=8, limit=null, not batch_size="):
+        run_folder.open_folder(out, Config(batch_size=9, limit=5))
+    with pytest.raises(ValueError, match="holds files, but no run"):
+        run_folder.open_folder(tmp_path, Config())
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".hidden").touch()  # of a file manager, say
+    run_folder.open_folder(tmp_path / "empty", Config())
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_mean_and_deviation(values):
+    found = report_text.mean_and_std(values)
+    assert found["mean"] == pytest.approx(statistics.fmean(values), abs=1e-12)
+    if len(values) == 1:
+        assert found["std"] is None
+        assert report_text.percent(**found) == f"{values[0] * 100:.2f}"
+    else:
+        assert found["std"] == pytest.approx(statistics.stdev(values), abs=1e-9)
+        mean, std = report_text.percent(**found).split(" ± ")
+        assert float(mean) == pytest.approx(100 * found["mean"], abs=0.0051)
+        assert float(std) == pytest.approx(100 * found["std"], abs=0.0051)
+
+
+@given(st.lists(st.text("ab é-", min_size=1, max_size=60), max_size=30))
+def test_paragraphs_are_short_lines(words):
+    text = " ".join(words)
+    lines = report_text.wrapped(text, f"- {text}").splitlines()
+    assert all(len(line) <= 100 for line in lines)
+    assert " ".join(lines).split() == [*text.split(), "-", *text.split()]
+
+
+def test_a_table_in_markdown():
+    found = report_text.markdown_table(["", "a"], [["x", 1], ["y", 0.5]])
+    assert found == "|  | a |\n| --- | --- |\n| x | 1 |\n| y | 0.5 |\n"

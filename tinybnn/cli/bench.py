@@ -1,0 +1,61 @@
+"""``tinybnn bench``: measurements beside NumPy, PyTorch and others."""
+
+from __future__ import annotations
+
+from tinybnn.cli.arguments import add_command, whole
+from tinybnn.cli.output import add_json, check_outputs, say_for, write_json
+
+
+def add_bench(commands):
+    bench = add_command(
+        commands,
+        "bench",
+        _bench,
+        "measure kernels, packed models and training against NumPy, PyTorch and others",
+        "Measure in turn, in one run: medians, their ratio, and whether it is what the project\n"
+        "asks of itself. PyTorch, ONNX Runtime (with onnx) and Larq Compute Engine (with larq\n"
+        "and tensorflow; TINYBNN_LARQ_PYTHON names the Python that has them) take part where\n"
+        "they are installed. Without PyTorch, training is compared with our own way by floats.",
+        "tinybnn bench kernels --threads 1",
+        "tinybnn bench train --profile",
+        "tinybnn bench all --json bench.json --plot roofline.png",
+    )
+    bench.add_argument(
+        "group", choices=["kernels", "depthwise", "models", "startup", "train", "all"]
+    )
+    bench.add_argument("--threads", type=whole(1), metavar="N", help="(2, or one a core)")
+    bench.add_argument("--plot", metavar="FILE", help="draw the roofline to FILE (PNG)")
+    bench.add_argument(
+        "--profile", action="store_true", help="of train: where the time of a step goes"
+    )
+    bench.add_argument(
+        "--check", action="store_true",
+        help="of train: compare gradients and updates with PyTorch's instead of times",
+    )  # fmt: skip
+    bench.add_argument(
+        "--quick", action="store_true", help="run everything, too briefly for good figures"
+    )
+    add_json(bench)
+
+
+def _bench(options):
+    from tinybnn import bench
+
+    for name, groups in (("check", ("train",)), ("profile", ("train", "all"))):
+        if getattr(options, name) and options.group not in groups:
+            options.parser.error(f"--{name} is an option of train, not of {options.group}")
+    if options.check and (options.plot is not None or options.profile):
+        options.parser.error("--check measures no times: leave --plot and --profile out")
+    check_outputs(options.json, options.plot)
+    say = say_for(options)
+    if options.check:
+        report = bench.check(options.threads, options.quick, say=say)
+        write_json(options, report)
+        return 0 if all(row["agrees"] for row in report["rows"]) else 1
+    report = bench.run(
+        options.group, options.threads, options.quick, say=say, profile=options.profile
+    )
+    if options.plot is not None:
+        bench.draw(options.plot, report)
+        say(f"Picture: {options.plot}")
+    write_json(options, report)

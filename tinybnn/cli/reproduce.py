@@ -1,0 +1,433 @@
+"""``tinybnn reproduce``: the experiments of `tinybnn.experiments`, each with its options.
+
+The options of most experiments have the names of the fields of its ``Config``, and None where
+nothing was chosen: then ``--quick`` or the field's default decides (`_experiment_config`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import os
+
+from tinybnn.cli.arguments import (
+    add_command,
+    add_dataset,
+    add_group,
+    add_threads,
+    dataset,
+    number,
+    share,
+    whole,
+)
+from tinybnn.cli.output import add_json, check_outputs, say_for, write_json
+
+
+def add_reproduce(commands):
+    experiments = add_group(
+        commands,
+        "reproduce",
+        "EXPERIMENT",
+        "run an experiment and write its figures",
+        "Run an experiment and write its figures. Each has options of its own: see "
+        "`tinybnn reproduce EXPERIMENT --help`.",
+        "tinybnn reproduce ops",
+    )
+    for add in (
+        _add_classifiers, _add_hybnn, _add_bounds, _add_fedhybnn, _add_fedavg, _add_bdnet, _add_ops,
+    ):  # fmt: skip
+        add(experiments)
+
+
+# -------------------------------------------------------------------------------------- experiments
+
+
+def _add_classifiers(experiments):
+    for name, summary in (
+        ("mnist-cnn", "a small binary CNN on MNIST"),
+        ("mnist-mlp", "dense layers of 256 on MNIST, all of 1 bit"),
+        ("mnist-mlp-1024", "dense layers of 1024 on MNIST, all of 1 bit"),
+        ("cifar10-vgg-small", "VGG-small on CIFAR-10"),
+    ):
+        experiment = add_command(
+            experiments,
+            name,
+            _classifiers,
+            f"{summary}: accuracy over seeds",
+            f"Train {summary} with several seeds and compare each\n"
+            "network with its packed form on all test images. The figures go to RUN/<name>.json.",
+            f"TINYBNN_DATA=DIR tinybnn reproduce {name} --seeds 3",
+        )
+        experiment.set_defaults(name=name)
+        experiment.add_argument("--dataset", metavar="D", help="not the recipe's")
+        experiment.add_argument(
+            "--seeds", type=whole(1), default=3, metavar="N", help="how many (3)"
+        )
+        experiment.add_argument("--epochs", type=whole(1), metavar="N", help="not the recipe's")
+        experiment.add_argument(
+            "--validate", action="store_true", help="test on held-out training images instead"
+        )
+        experiment.add_argument("--threads", type=whole(1), metavar="N", help="(one a core)")
+        experiment.add_argument("--out", default="runs", metavar="RUN", help="folder (runs)")
+
+
+def _classifiers(options):
+    from tinybnn.experiments import classifiers
+
+    classifiers.run(
+        options.name, options.out, options.dataset, options.seeds, options.epochs,
+        options.validate, options.threads,
+    )  # fmt: skip
+
+
+def _add_hybnn(experiments):
+    hybnn = add_command(
+        experiments,
+        "hybnn",
+        _hybnn,
+        "HyBNN's tasks, with its baselines: accuracy, codes, times",
+        "Train a binary autoencoder without labels, extract each image's code once, and train\n"
+        "binary networks on the codes; the same for the baselines. Tables (report.md), figures\n"
+        "(result.json) and pictures go to RUN. Repeat the command after an interruption.",
+        "tinybnn reproduce hybnn",
+        "TINYBNN_DATA=DIR tinybnn reproduce hybnn --dataset mnist --seeds 5",
+        "TINYBNN_DATA=DIR tinybnn reproduce hybnn --dataset mnist --vae-dataset fashion-mnist",
+    )
+    _add_images(hybnn)
+    hybnn.add_argument(
+        "--vae-dataset", type=_dataset_or_folder, metavar="D",
+        help="whose images the autoencoder learns from (those of --dataset)",
+    )  # fmt: skip
+    _add_autoencoder(
+        hybnn, f": {', '.join(_ESTIMATORS)} (straight_through)", "; 1 is the ELBO (0.1)"
+    )
+    _add_seeds(hybnn, 3)
+    for name, default, what in (
+        ("vae", 20, "of the autoencoder"),
+        ("", 100, "of networks on codes, for each task"),
+        ("cnn", 15, "of the CNNs, for each task"),
+        ("all", 30, "of networks on codes, for all classes at once"),
+    ):
+        option = f"--epochs-{name}".rstrip("-")
+        hybnn.add_argument(option, type=whole(1), metavar="N", help=f"{what} ({default})")
+    _add_run(hybnn, "hybnn")
+
+
+def _hybnn(options):
+    from tinybnn.experiments import hybnn
+
+    _carry_out(options, hybnn, _seeds(options))
+
+
+def _add_bounds(experiments):
+    bounds = add_command(
+        experiments,
+        "hybnn-bounds",
+        _bounds,
+        "estimators of gradients through binary latents, by the bound they reach",
+        "Train an autoencoder on binarized images with each estimator, for the same number of\n"
+        "codes that the decoder sees, and measure its bounds on test images, in nats. The tables\n"
+        "go to RUN. Repeat the command after an interruption.",
+        "tinybnn reproduce hybnn-bounds",
+        "TINYBNN_DATA=DIR tinybnn reproduce hybnn-bounds --dataset mnist",
+    )
+    _add_images(bounds)
+    bounds.add_argument(
+        "--estimators", type=_estimators, default=_ESTIMATORS, metavar="E,E,...",
+        help=f"(all: {','.join(_ESTIMATORS)})",
+    )  # fmt: skip
+    bounds.add_argument("--bits", type=whole(1), metavar="N", help="latent variables (200)")
+    bounds.add_argument("--epochs", type=whole(1), metavar="N", help="(100)")
+    bounds.add_argument(
+        "--samples", type=whole(1), metavar="N", help="codes of the multi-sample bound (50)"
+    )
+    bounds.add_argument(
+        "--lr", type=number(0), metavar="X", help="learning rate at the start (0.001)"
+    )
+    bounds.add_argument("--seed", type=whole(0), metavar="S", help="(0)")
+    _add_run(bounds, "hybnn-bounds")
+
+
+def _bounds(options):
+    from tinybnn.experiments.hybnn import bounds
+
+    _carry_out(options, bounds, options.estimators)
+
+
+def _add_fedhybnn(experiments):
+    fedhybnn = add_command(
+        experiments,
+        "fedhybnn",
+        _fedhybnn,
+        "HyBNN's heads trained by clients: accuracy against bytes on the wire",
+        "Train the heads of HyBNN's tasks with three clients, which send floats or one bit for a\n"
+        "weight, with IID and with skewed labels, and on one machine. Tables (report.md), figures\n"
+        "(result.json) and pictures go to RUN. Repeat the command after an interruption.",
+        "tinybnn reproduce fedhybnn",
+        "TINYBNN_DATA=DIR tinybnn reproduce fedhybnn --dataset mnist --rounds 50 --batch-size 64",
+    )
+    _add_images(fedhybnn)
+    _add_autoencoder(fedhybnn, " (as `reproduce hybnn`)", " (as `reproduce hybnn`)")
+    fedhybnn.add_argument(
+        "--epochs-vae", type=whole(1), metavar="N", help="of the autoencoder (20)"
+    )
+    _add_seeds(fedhybnn, 1)
+    _add_rounds(fedhybnn, rounds=20, clients=3, batch_size=16)
+    fedhybnn.add_argument(
+        "--lr", type=number(0), metavar="X", help="of Adam, anew in each round (0.01)"
+    )
+    fedhybnn.add_argument(
+        "--step", type=number(0), metavar="X",
+        help="of the server, where signs of updates are sent (0.02)",
+    )  # fmt: skip
+    fedhybnn.add_argument(
+        "--alpha", type=number(0), metavar="X",
+        help="of the Dirichlet distribution that skews labels (0.3)",
+    )  # fmt: skip
+    _add_run(fedhybnn, "fedhybnn")
+
+
+def _fedhybnn(options):
+    from tinybnn.experiments import fedhybnn
+
+    _carry_out(options, fedhybnn, _seeds(options))
+
+
+def _add_fedavg(experiments):
+    fedavg = add_command(
+        experiments,
+        "fedavg",
+        _fedavg,
+        "McMahan's 2NN on MNIST: rounds of federated averaging to 97%%",
+        "Train McMahan's 2NN with 100 clients, IID and with two shards of one label each, and a\n"
+        "binary network of the same widths, with floats and with one bit up. The table\n"
+        "(report.md), figures (result.json) and a picture go to RUN. Repeat the command after an\n"
+        "interruption.",
+        "TINYBNN_DATA=DIR tinybnn reproduce fedavg",
+        "tinybnn reproduce fedavg --quick",
+    )
+    _add_images(fedavg, None, "mnist; with --quick digits")
+    _add_arms(fedavg, "2nn, binary, binary-sign (all)")
+    _add_rounds(fedavg, rounds=1000, clients=100, batch_size=10)
+    fedavg.add_argument("--fraction", type=share, metavar="C", help="of clients in a round (0.1)")
+    fedavg.add_argument(
+        "--target", type=share, metavar="X", help="accuracy at which a training ends (0.97)"
+    )
+    for name, what, default in (
+        ("lr", "of SGD, for the 2NN", 0.1),
+        ("lr-binary", "of Adam, for the binary networks", 0.001),
+        ("step", "of the server, where signs of updates are sent", 0.01),
+    ):
+        fedavg.add_argument(f"--{name}", type=number(0), metavar="X", help=f"{what} ({default:g})")
+    _add_run(fedavg, "fedavg")
+
+
+def _fedavg(options):
+    from tinybnn.experiments import fedavg
+
+    _carry_out(options, fedavg, options.arms)
+
+
+def _add_bdnet(experiments):
+    for name, seeds, summary, what in (
+        (
+            "bdnet-ablation", 3, "BD-Net's Table 6: binary depth-wise convolutions, part by part",
+            "MobileNet V1 with binary depth-wise convolutions: naive, with the shortcut before\n"
+            "the batch norm, with the 1.58-bit convolution, with both.",
+        ),
+        (
+            "bdnet-table2", 1, "mobile networks: accuracy against operations and measured time",
+            "MobileNet V1 as float network, ReActNet, AdaBin and BD-Net, ShuffleNet V1 and\n"
+            "MobileNet V3 with and without broadcast residual.",
+        ),
+    ):  # fmt: skip
+        experiment = add_command(
+            experiments,
+            name,
+            _bdnet,
+            summary,
+            f"Train {what}\nTables (report.md), figures (result.json) and pictures go to RUN. "
+            "Repeat the command\nafter an interruption.",
+            f"tinybnn reproduce {name} --quick",
+            f"TINYBNN_DATA=DIR tinybnn reproduce {name} --seeds {seeds} --epochs 25",
+        )
+        add_dataset(experiment, "data set (cifar10; with --quick digits)")
+        experiment.add_argument(
+            "--width", type=number(0), metavar="X", help="factor of all channels (0.25)"
+        )
+        experiment.add_argument(
+            "--base", choices=["reactnet", "adabin"], metavar="B",
+            help="what BD-Net is built on: reactnet or adabin (reactnet)",
+        )  # fmt: skip
+        _add_seeds(experiment, seeds, "; with --quick 1")
+        _add_arms(experiment, "some of the networks only (all)")
+        experiment.add_argument("--epochs", type=whole(1), metavar="N", help="(25)")
+        experiment.add_argument("--batch-size", type=whole(2), metavar="N", help="(128)")
+        experiment.add_argument(
+            "--lr", type=number(0), metavar="X", help="of Adam at the start (0.003)"
+        )
+        experiment.add_argument(
+            "--schedule", choices=["cosine", "linear"], metavar="S",
+            help="how it goes to 0: cosine or linear (cosine)",
+        )  # fmt: skip
+        experiment.add_argument(
+            "--two-step", action="store_true", default=None,
+            help="first binary activations with real weights, then both binary",
+        )  # fmt: skip
+        experiment.add_argument(
+            "--distill", type=share, metavar="X",
+            help="part of the target that is what a float network says, 0 to 1 (0)",
+        )  # fmt: skip
+        _add_limit(experiment)
+        experiment.add_argument(
+            "--note", default="", metavar="TEXT", help="for the report: where the images come from"
+        )
+        _add_run(experiment, name)
+
+
+def _bdnet(options):
+    from tinybnn.experiments import bdnet
+
+    run = functools.partial(bdnet.run, options.experiment)
+    _carry_out(options, bdnet, _seeds(options), options.arms, options.note, run=run)
+
+
+def _add_ops(experiments):
+    ops = add_command(
+        experiments,
+        "ops",
+        _ops,
+        "the operation counts of BD-Net's Tables 1 to 5",
+        "Count the operations of our networks and print each figure of BD-Net's Tables 1 to 5\n"
+        "beside the published one: the true count, the count by the paper's convention, and\n"
+        "whether that matches exactly, by a fitted assumption, or not.",
+        "tinybnn reproduce ops --json ops.json",
+    )
+    add_json(ops)
+
+
+def _ops(options):
+    from tinybnn.experiments import ops
+
+    check_outputs(options.json)
+    write_json(options, ops.run(say=say_for(options)))
+
+
+# ----------------------------------------------------------------------- what several of them share
+
+
+def _add_images(experiment, default="digits", told="digits"):
+    experiment.add_argument(
+        "--dataset", type=_dataset_or_folder, default=default, metavar="D",
+        help=f"a data set, or a folder with four IDX files named as MNIST's ({told})",
+    )  # fmt: skip
+    _add_limit(experiment)
+
+
+def _dataset_or_folder(text):
+    return text if os.path.isdir(text) else dataset(text)
+
+
+def _add_limit(experiment):
+    experiment.add_argument(
+        "--limit", type=whole(100), metavar="N", help="use the first N images only"
+    )
+
+
+# The keys of `hybnn.bounds.ESTIMATORS`, whose import `tinybnn --help` should not wait for.
+_ESTIMATORS = (
+    "sign", "straight_through", "straight_through_gumbel", "gumbel_softmax", "score_function",
+    "disarm",
+)  # fmt: skip
+
+
+def _estimators(text):
+    names = text.split(",")
+    for name in names:
+        if name not in _ESTIMATORS:
+            raise argparse.ArgumentTypeError(
+                f"unknown estimator {name!r}, choose from {', '.join(_ESTIMATORS)}"
+            )
+    return names
+
+
+def _add_autoencoder(experiment, about_estimator, about_weight):
+    experiment.add_argument(
+        "--estimator", choices=_ESTIMATORS, metavar="E",
+        help=f"of gradients through the code{about_estimator}",
+    )  # fmt: skip
+    experiment.add_argument(
+        "--rate-weight", type=number(0), metavar="X",
+        help=f"of KL(code || prior) beside the reconstruction{about_weight}",
+    )  # fmt: skip
+    experiment.add_argument("--bits", type=whole(1), metavar="N", help="of a code (200)")
+
+
+def _add_rounds(experiment, **defaults):
+    for name, low, what in (
+        ("rounds", 1, ""), ("clients", 1, ""), ("epochs", 1, "E, of a client in a round"),
+        ("batch_size", 2, "B"),
+    ):  # fmt: skip
+        experiment.add_argument(
+            f"--{name.replace('_', '-')}", type=whole(low), metavar="N",
+            help=f"{what} ({defaults.get(name, 1)})".strip(),
+        )  # fmt: skip
+
+
+def _add_seeds(experiment, default, remark=""):
+    experiment.set_defaults(default_seeds=default)
+    experiment.add_argument(
+        "--seeds", type=whole(1), metavar="N", help=f"how many ({default}{remark})"
+    )
+
+
+def _seeds(options):
+    return options.seeds or (1 if options.quick else options.default_seeds)
+
+
+def _add_arms(experiment, text):
+    experiment.add_argument(
+        "--arms", type=_arms, metavar="A,A,...", help=f"{text}; add others later"
+    )
+
+
+def _arms(text):
+    return text.split(",") if text else None  # the experiment knows the names
+
+
+def _add_run(experiment, name):
+    experiment.set_defaults(experiment=name)
+    experiment.add_argument(
+        "--quick", action="store_true", help="run everything, too briefly for good figures"
+    )
+    add_threads(experiment)
+    experiment.add_argument("--quiet", action="store_true", help="no progress bars")
+    experiment.add_argument(
+        "--out", metavar="RUN", help="folder (runs/ and the names of experiment and data set)"
+    )
+
+
+def _carry_out(options, experiment, *chosen, run=None):
+    """Call ``run(folder, config, *chosen, threads, progress)``, the experiment's own by default."""
+    config = _experiment_config(options, experiment)
+    options.dataset = config.dataset  # gives the folder its name, whoever chose it
+    folder = _experiment_folder(options, options.experiment)
+    (run or experiment.run)(folder, config, *chosen, options.threads, not options.quiet)
+
+
+def _experiment_config(options, experiment):
+    """An experiment's configuration: what was chosen, else what --quick or the defaults say."""
+    values = dict(experiment.QUICK) if options.quick else {}
+    for field in dataclasses.fields(experiment.Config):
+        chosen = getattr(options, field.name)
+        if chosen is not None:
+            values[field.name] = chosen
+    return experiment.Config(**values)
+
+
+def _experiment_folder(options, name):
+    if options.out is not None:
+        return options.out
+    images = os.path.basename(os.path.normpath(options.dataset))
+    return os.path.join("runs", f"{name}-{images}{'-quick' if options.quick else ''}")

@@ -1,0 +1,220 @@
+"""The commands of a run: train it, pack it, prove the packed model right, use it, list its layers.
+
+``tinybnn train``, ``compile``, ``verify``, ``predict`` and ``summary``; see `tinybnn.runs`.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+
+from tinybnn.cli.arguments import add_command, add_dataset, add_threads, number, whole, widths
+from tinybnn.cli.output import add_json, check_outputs, say_for, write_json
+
+
+def add_train(commands):
+    train = add_command(
+        commands,
+        "train",
+        _train,
+        "train a binary network into a folder, or go on where training was stopped",
+        "Train a binary network into the folder RUN. The state is saved after each epoch:\n"
+        "repeat the command after an interruption, and it goes on from there to the same\n"
+        "weights, bit for bit. The test set is evaluated once, after the last epoch.",
+        "tinybnn train cnn --dataset digits --out runs/digits",
+        "tinybnn train mlp --dataset mnist --epochs 10 --hidden 512,512 --out runs/mlp",
+    )
+    train.add_argument(
+        "model", choices=["mlp", "cnn", "vgg-small"],
+        help="mlp: dense layers; cnn: three convolutions; vgg-small: six, for 32×32 pixels",
+    )  # fmt: skip
+    train.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
+    add_dataset(train, "data set (digits)", default="digits")
+    train.add_argument("--epochs", type=whole(1), default=20, metavar="N", help="(20)")
+    train.add_argument("--batch-size", type=whole(2), default=64, metavar="N", help="(64)")
+    train.add_argument(
+        "--lr", type=number(0), default=0.01, metavar="X",
+        help="learning rate of Adam at the start; a cosine takes it to 0 (0.01)",
+    )  # fmt: skip
+    train.add_argument(
+        "--seed", type=whole(0), default=0, metavar="S",
+        help="of weights, order of images, dropout and the part held out (0)",
+    )  # fmt: skip
+    train.add_argument(
+        "--validation", type=number(0, 1), default=0.0, metavar="SHARE",
+        help="hold out this share of the training images and test on it after each epoch (0)",
+    )  # fmt: skip
+    train.add_argument(
+        "--shift", type=whole(0), default=0, metavar="PIXELS",
+        help="move training images at random by up to so many pixels (0)",
+    )  # fmt: skip
+    train.add_argument(
+        "--flip", action="store_true", help="show training images in a mirror, half of them"
+    )
+    add_threads(train)
+    train.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_json(train)
+    mlp = train.add_argument_group("options of mlp")
+    mlp.add_argument(
+        "--hidden", type=widths, metavar="N,N,...", help="widths of hidden layers (256,256,256)"
+    )
+    mlp.add_argument("--dropout", type=number(0, 1), metavar="P", help="probability (0)")
+
+
+def _train(options):
+    from tinybnn import runs
+
+    chosen = {"hidden": options.hidden, "dropout": options.dropout}
+    if options.model == "mlp":
+        defaults = {"hidden": [256, 256, 256], "dropout": 0.0}
+        model_options = {k: defaults[k] if v is None else v for k, v in chosen.items()}
+    else:
+        for name, value in chosen.items():
+            if value is not None:
+                options.parser.error(f"--{name} is an option of mlp, not of {options.model}")
+        model_options = {}
+    config = runs.Config(
+        model=options.model,
+        dataset=options.dataset,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        seed=options.seed,
+        validation=options.validation,
+        shift=options.shift,
+        flip=options.flip,
+        options=model_options,
+    )
+    check_outputs(options.json)
+    say = say_for(options)
+    result = runs.train(
+        options.out, config, progress=not options.quiet, say=say, threads=options.threads
+    )
+    say(f"Next: tinybnn compile {options.out}")
+    write_json(options, result)
+
+
+def add_compile(commands):
+    compile = add_command(
+        commands,
+        "compile",
+        _compile,
+        "pack the model of a run into a file of bits",
+        "Compile the trained model of the folder RUN to packed bits: weights of one bit,\n"
+        "integer thresholds instead of batch norms.",
+        "tinybnn compile runs/digits -o digits.npz",
+    )
+    compile.add_argument("run", metavar="RUN", help="folder of a complete run")
+    compile.add_argument("-o", "--out", metavar="FILE", help="the packed model (RUN/model.npz)")
+    add_json(compile)
+
+
+def _compile(options):
+    from tinybnn import runs
+
+    check_outputs(options.out, options.json)
+    write_json(options, runs.compile(options.run, options.out, say=say_for(options)))
+
+
+def add_verify(commands):
+    verify = add_command(
+        commands,
+        "verify",
+        _verify,
+        "prove that a packed model equals the model it was compiled from",
+        "Run the float model of RUN and the packed MODEL over all test images and compare\n"
+        "logits and every value inside bit for bit. The exit code is 1 if any differs.",
+        "tinybnn verify runs/digits digits.npz",
+        "tinybnn verify runs/mnist mnist.npz --dataset fashion-mnist",
+    )
+    verify.add_argument("run", metavar="RUN", help="folder of a complete run")
+    verify.add_argument("model", metavar="MODEL", help="packed model (of `tinybnn compile`)")
+    add_dataset(verify, "whose test images (the run's)")
+    add_json(verify)
+
+
+def _verify(options):
+    from tinybnn import runs
+
+    check_outputs(options.json)
+    result = runs.verify(options.run, options.model, options.dataset, say=say_for(options))
+    write_json(options, result)
+    if result["difference"] is not None:
+        print(f"tinybnn: {result['difference']}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def add_predict(commands):
+    predict = add_command(
+        commands,
+        "predict",
+        _predict,
+        "classify images with a packed model",
+        "Classify images with a packed model. IMAGES are pictures (PNG, JPEG, ...) or files of\n"
+        "many images: .npy with uint8 pixels as in the training set or floats from 0 to 1,\n"
+        "or IDX, gzipped or not. One line for each image: file, class, largest logit.",
+        "tinybnn predict digits.npz seven.png --resize",
+        "tinybnn predict mnist.npz t10k-images-idx3-ubyte.gz --json predictions.json",
+    )
+    predict.add_argument("model", metavar="MODEL", help="packed model (of `tinybnn compile`)")
+    predict.add_argument("images", nargs="+", metavar="IMAGES", help="files")
+    predict.add_argument(
+        "--resize", action="store_true", help="scale pictures of another size than the model's"
+    )
+    add_json(predict)
+
+
+def _predict(options):
+    from tinybnn import runs
+
+    check_outputs(options.json)
+    say, figures = say_for(options), []
+    for found in runs.predict(options.model, options.images, options.resize):
+        place = found["file"] if found["index"] is None else f"{found['file']}[{found['index']}]"
+        say(f"{place}: {found['class']} (logit {found['logits'][found['label']]:.4f})")
+        figures.append(found)
+    write_json(options, figures)
+
+
+def add_summary(commands):
+    summary = add_command(
+        commands,
+        "summary",
+        _summary,
+        "list the layers of a run or of an untrained network",
+        "List the layers with output shape, parameters, bits of a weight, bytes of the packed\n"
+        "model, binary operations and float operations of one sample.",
+        "tinybnn summary runs/digits",
+        "tinybnn summary cnn --input 1,28,28",
+    )
+    summary.add_argument(
+        "what", metavar="RUN|MODEL", help="folder of a run, or mlp, cnn, vgg-small"
+    )
+    summary.add_argument(
+        "--input", type=widths, metavar="C,H,W", help="shape of one sample, for a network's name"
+    )
+    add_json(summary)
+
+
+def _summary(options):
+    from tinybnn import analysis, models, runs
+
+    networks = {"mlp": models.mlp, "cnn": models.cnn, "vgg-small": models.vgg_small}
+    if options.what in networks:
+        shape = options.input
+        if shape is None:
+            options.parser.error(f"{options.what} needs --input, the shape of one sample")
+        try:
+            build = networks[options.what]
+            model = build(math.prod(shape)) if options.what == "mlp" else build(shape)
+        except ValueError as error:
+            options.parser.error(str(error))
+    else:
+        if options.input is not None:
+            options.parser.error("--input goes with the name of a network, a run has its own")
+        model, _, data = runs.load(options.what)
+        shape = data["input_shape"]
+    table = analysis.summary(model, shape)
+    say_for(options)(str(table))
+    write_json(options, {"layers": table.rows, "ops": table.ops, "not_packed": table.not_packed})

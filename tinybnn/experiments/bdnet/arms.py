@@ -1,0 +1,84 @@
+"""The networks that BD-Net's experiments compare, and what the paper prints for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tinybnn import models
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A network that takes part.
+
+    Attributes
+    ----------
+    title : str
+    build : callable
+        `models.mobilenet_v1` or one of its kind.
+    method : str
+    options : dict
+        Further keyword arguments.
+    paper : dict
+        Published accuracy in percent, by base, or under ``""`` for any.
+    """
+
+    title: str
+    build: Callable
+    method: str
+    options: dict = field(default_factory=dict)
+    paper: dict = field(default_factory=dict)
+
+    def network(self, config, shape, classes, rng):
+        """The untrained network for images of a shape (C, H, W)."""
+        return self.build(
+            config.width, shape[1], classes, self.method, base=config.base, in_channels=shape[0],
+            rng=rng, **self.options,
+        )  # fmt: skip
+
+
+_V1, _SHUFFLE, _V3 = models.mobilenet_v1, models.shufflenet_v1, models.mobilenet_v3_small
+_ALONE = {"broadcast_residual": False}
+
+# Table 6 gives CIFAR-100 at full width. Its last row is Table 2's BD-Net-A (AdaBin), so that is the
+# base; its third row is the first with the 1.58-bit convolution, not the second.
+ABLATION = {
+    "naive": Arm(
+        "naive", _V1, "bdnet-a", {"dual": False, "pre_bn": False}, {"": 54.94}
+    ),
+    "dual": Arm("+ 1.58-bit", _V1, "bdnet-a", {"pre_bn": False}, {"": 56.18}),
+    "pre-bn": Arm("+ pre-BN", _V1, "bdnet-a", {"dual": False}, {"": 56.93}),
+    "both": Arm("both: BD-Net-A", _V1, "bdnet-a", {}, {"": 58.28}),
+}  # fmt: skip
+
+# CIFAR-10 at full width.
+TABLE_2 = {
+    "float": Arm("MobileNet V1, float", _V1, "float", {}, {"": 92.26}),
+    "reactnet": Arm("MobileNet V1, ReActNet", _V1, "reactnet", {}, {"": 71.04}),
+    "adabin": Arm("MobileNet V1, AdaBin", _V1, "adabin", {}, {"": 81.60}),
+    "bdnet-a": Arm(
+        "MobileNet V1, BD-Net-A", _V1, "bdnet-a", {}, {"reactnet": 78.37, "adabin": 84.87}
+    ),
+    "bdnet-b": Arm(
+        "MobileNet V1, BD-Net-B", _V1, "bdnet-b", {}, {"reactnet": 89.93, "adabin": 90.48}
+    ),
+    "shufflenet-reactnet": Arm(
+        "ShuffleNet V1, ReActNet", _SHUFFLE, "reactnet", _ALONE, {"": 17.33}
+    ),
+    "shufflenet-reactnet-br": Arm(
+        "ShuffleNet V1, ReActNet, broadcast", _SHUFFLE, "reactnet", {}, {"": 79.80}
+    ),
+    "shufflenet-bdnet-b-br": Arm(
+        "ShuffleNet V1, BD-Net-B, broadcast", _SHUFFLE, "bdnet-b", {}, {"reactnet": 81.57}
+    ),
+    "mobilenet-v3-reactnet": Arm("MobileNet V3, ReActNet", _V3, "reactnet", _ALONE, {"": 19.08}),
+    "mobilenet-v3-reactnet-br": Arm(
+        "MobileNet V3, ReActNet, broadcast", _V3, "reactnet", {}, {"": 86.21}
+    ),
+    "mobilenet-v3-bdnet-b-br": Arm(
+        "MobileNet V3, BD-Net-B, broadcast", _V3, "bdnet-b", {}, {"reactnet": 85.92}
+    ),
+}  # fmt: skip
+
+EXPERIMENTS = {"bdnet-ablation": ABLATION, "bdnet-table2": TABLE_2}

@@ -1,0 +1,180 @@
+"""Tables and pictures of BD-Net's experiments, with the paper's figures beside ours."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinybnn import models, plots
+from tinybnn.experiments.bdnet.arms import ABLATION, EXPERIMENTS
+from tinybnn.experiments.report_text import markdown_table, percent, when_and_where, wrapped
+from tinybnn.storage import write_atomic
+
+
+def write(out, result):
+    """Write ``report.md`` into the folder of a run, and its pictures but that of the levels."""
+    is_ablation = result["name"] == "bdnet-ablation"
+    parts = [_top(result), _accuracies(result)]
+    if is_ablation and {*ABLATION} <= {*result["arms"]}:
+        parts.append(_order(result))
+    parts += [_layers(result), "## Levels (Fig. 4)\n\n![Grey, one bit, three levels](levels.png)\n"]
+    write_atomic(out / "report.md", "\n".join(parts).encode())
+    _draw_accuracy(out / "accuracy.png", result)
+    _draw_layers(out / "layers.png", result)
+
+
+def _top(result):
+    config = result["config"]
+    trial = ""
+    if config["limit"]:
+        trial = f"**Only the first {config['limit']:,} images were used.**\n"
+    images, seeds = result["images"], 1 + max(row["seed"] for row in result["runs"])
+    shape = "×".join(map(str, images["shape"]))
+    note = f" ({result['note']})" if result["note"] else ""
+    way = "two steps, activations first" if config["two_step"] else "one step"
+    teacher = ""
+    if config["distill"]:
+        teacher = f", {config['distill']:g} of the target from a float teacher"
+    about = wrapped(
+        f"""{when_and_where(result)}. {config["dataset"]}{note}: {images["train"]:,} images of
+        {shape} for training, {images["test"]:,} for testing. Width {config["width"]:g}, BD-Net on
+        {config["base"]}; {config["epochs"]} epochs in {way}{teacher}, batch
+        {config["batch_size"]}, Adam {config["lr"]:g}, {config["schedule"]} to 0; EDE's slope
+        sharpens over all batches of AdaBin's weights. Accuracies are those of the last epoch on
+        test images in percent, mean and standard deviation over {seeds} seed{"s" * (seeds > 1)}; no
+        epoch was chosen by them."""
+    )
+    title = "BD-Net's ablation (Table 6)"
+    if result["name"] == "bdnet-table2":
+        title = "Mobile networks: accuracy, operations, time (Fig. 1, Tables 2, 4 and 5)"
+    return f"# {title}\n\n    {result['command']}\n\n{trial}\n{about}\n"
+
+
+def _accuracies(result):
+    rows, first = [], next(iter(result["arms"].values()))
+    for name, title in result["arms"].items():
+        found, latency = result["summary"][name], result["latency"][name]
+        own = [row for row in result["runs"] if row["name"] == name]
+        same = sum(row["identical_logits"] for row in own)
+        rows.append(
+            [
+                title, percent(found["mean"], found["std"]),
+                percent(found["difference"], found["difference_std"], "+"),
+                result["paper"][name] or "", f"{own[0]['ops'] / 1e6:.3f}",
+                f"{latency['1']:.3f}", f"{latency['64']:.2f}", f"{own[0]['packed_bytes']:,}",
+                f"{same:,} of {sum(row['test_images'] for row in own):,}",
+                f"{np.mean([row['seconds'] for row in own]):.0f}",
+            ]
+        )  # fmt: skip
+    table = markdown_table(
+        ["", "accuracy", f"against {first}, by seed", "paper", "OPs, million", "ms, 1 image",
+         "ms, 64 images", "packed bytes", "identical logits", "s of training"],
+        rows,
+    )  # fmt: skip
+    data = "CIFAR-10"
+    if result["name"] == "bdnet-ablation":
+        data = "CIFAR-100, built on AdaBin,"
+    text = wrapped(
+        f"""The paper's figures are for {data} at full width. OPs = BOPs / 64 + FLOPs, true counts.
+        Milliseconds are those of the packed network on one thread, the shortest of
+        several runs in turn with the others."""
+    )
+    return f"## Accuracy\n\n{table}\n{text}\n\n![Accuracy](accuracy.png)\n"
+
+
+def _order(result):
+    """Whether the order of Table 6 appears, in plain words."""
+    found, titles = result["summary"], result["arms"]
+    order = sorted(ABLATION, key=lambda name: found[name]["mean"])
+    same = order == [*ABLATION]
+    items = []
+    for low, high in (
+        ("naive", "dual"), ("naive", "pre-bn"), ("naive", "both"), ("dual", "both"),
+        ("pre-bn", "both"),
+    ):  # fmt: skip
+        gain = np.array(found[high]["accuracies"]) - found[low]["accuracies"]
+        paper = ABLATION[high].paper[""] - ABLATION[low].paper[""]
+        sure = ""
+        if len(gain) > 1 and abs(gain.mean()) < 2 * gain.std(ddof=1) / np.sqrt(len(gain)):
+            sure = ", less than two standard errors"
+        items.append(
+            f"- *{titles[high]}* against *{titles[low]}*: {gain.mean() * 100:+.2f} points, better "
+            f"in {int((gain > 0).sum())} of {len(gain)} seeds{sure}; the paper {paper:+.2f}."
+        )
+    verdict = wrapped(
+        f"""The paper's order is {" < ".join(titles[name] for name in ABLATION)}. Ours is
+        {" < ".join(titles[name] for name in order)}: {"the same" if same else "another"}."""
+    )
+    return f"## The order\n\n{verdict}\n\n{wrapped(*items)}\n"
+
+
+def _layers(result):
+    rows = []
+    for name, title in result["arms"].items():
+        own = [row["layers"] for row in result["runs"] if row["name"] == name]
+        cells = [title]
+        for key, form in (("variance", ".3g"), ("factor", ".3g"), ("gradient", ".2e"),
+                          ("agreement", ".2f")):  # fmt: skip
+            for when in ("start", "end"):
+                values = [
+                    layer[key][1] if key in ("variance", "factor") else layer[key]
+                    for layers in own
+                    for layer in layers[when]
+                ]
+                cells.append(f"{np.median(values):{form}}")
+        rows.append(cells)
+    header = [""]
+    for what in ("variance", "factor α", "gradient", "agreement"):
+        header += [f"{what}, start", "end"]
+    text = wrapped(
+        """Medians over the layers with more than one tap (without the first layer) and the seeds.
+        *variance*: of what comes into the batch norm, median of the channels; *factor*: of the
+        batch norm, |γ| / sqrt(variance + ε); *gradient*: norm of that of the latent weights;
+        *agreement* of the gradients of 8 batches: 1 where all are equal, 0 where they have nothing
+        in common. The paper blames small variances and with them large, fluctuating gradients."""
+    )
+    table = markdown_table(header, rows)
+    return f"## Variances and gradients\n\n{text}\n\n{table}\n![Layers](layers.png)\n"
+
+
+# --------------------------------------------------------------------------------------- pictures
+
+
+def _draw_accuracy(path, result):
+    arms, found = result["arms"], result["summary"]
+    figure = plots.figure(figsize=(11, 4.2))
+    left, right = figure.subplots(1, 2, sharey=True)
+    ops = {row["name"]: row["ops"] / 1e6 for row in result["runs"]}
+    for axes, places, label in (
+        (left, ops, "million OPs = BOPs / 64 + FLOPs"),
+        (right, {n: t["1"] for n, t in result["latency"].items()}, "ms an image, packed, 1 thread"),
+    ):
+        points = {
+            title: (places[name], found[name]["mean"] * 100, (found[name]["std"] or 0) * 100)
+            for name, title in arms.items()
+        }
+        plots.trade_off(axes, points, label, "test accuracy, %", legend=axes is right)
+    right.set(ylabel="")
+    figure.savefig(path, dpi=110)
+
+
+def _draw_layers(path, result):
+    """Factor of the batch norm and agreement of the gradients along MobileNet V1, seed 0."""
+    figure = plots.figure(figsize=(10, 3.6))
+    arms = EXPERIMENTS[result["name"]]
+    own = {
+        result["arms"][row["name"]]: row["layers"]["end"]
+        for row in result["runs"]
+        if row["seed"] == 0 and arms[row["name"]].build is models.mobilenet_v1
+    }
+    for axes, key, label in zip(
+        figure.subplots(1, 2), ("factor", "agreement"),
+        ("factor of the batch norm", "agreement of the gradients"), strict=True,
+    ):  # fmt: skip
+        lines = {
+            title: [layer[key][1] if key == "factor" else layer[key] for layer in layers]
+            for title, layers in own.items()
+        }
+        plots.curves(axes, lines, label, "layer with more than one tap")
+        if key == "factor":
+            axes.set_yscale("log")
+    figure.savefig(path, dpi=110)
