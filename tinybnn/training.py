@@ -18,7 +18,6 @@ from numbers import Number
 from types import ModuleType
 
 import numpy as np
-from tqdm import tqdm
 
 from tinybnn import functional as F
 from tinybnn import storage
@@ -182,6 +181,8 @@ def fit(
         if not state.restore():
             state.save()
         total, done = epochs, min(epochs, len(history))
+    from tqdm import tqdm  # 20 ms, which `import tinybnn` does without
+
     flips = FlipCounter(model)
     bar = tqdm(
         total=(done + max(0, total - len(history))) * len(train),

@@ -6,9 +6,9 @@ will use too, and the packed signs are what the backward pass gets to see. The s
 pass are integers, so nothing changes but time and memory: `packed_products` switches between the
 two ways, and training gives the same bits either way.
 
-The gradients are products of floats with signs (`kernels.lookup`), times the pseudo-gradients of
-the two quantizers. What is written as a rule, on Tensors, is the composition of quantizers and
-convolution that these functions stand for.
+The gradients are products of floats with signs (`kernels.sign_gradients`), times the
+pseudo-gradients of the two quantizers. What is written as a rule, on Tensors, is the composition of
+quantizers and convolution that these functions stand for.
 """
 
 from __future__ import annotations
@@ -148,14 +148,14 @@ class SignLinear(_Signs):
         return _linear_of_signs(x, weight, self.quantizers)
 
     def input_gradient(self, grad):
-        from tinybnn.kernels import lookup
+        from tinybnn.kernels import input_gradient
 
-        return lookup.linear_input_gradient(grad, self.weight_bits, self.features)
+        return input_gradient.linear_input_gradient(grad, self.weight_bits, self.features)
 
     def weight_gradient(self, grad):
-        from tinybnn.kernels import lookup
+        from tinybnn.kernels import weight_gradient
 
-        return lookup.linear_weight_gradient(grad, self.x_bits, self.features)
+        return weight_gradient.linear_weight_gradient(grad, self.x_bits, self.features)
 
 
 class SignConv2d(_Signs):
@@ -200,24 +200,24 @@ class SignConv2d(_Signs):
         return bits.unpack(self.weight_bits, self.geometry.weight[1]).transpose(0, 3, 1, 2)
 
     def input_gradient(self, grad):
-        from tinybnn.kernels import lookup
+        from tinybnn.kernels import input_gradient
 
         geometry = self.geometry
         if geometry.weight[1] < _FEW:
             return ConvInput.apply(grad, self.weight_signs(), geometry=geometry)
         channels, *size = geometry.image[1:]
-        return lookup.conv2d_input_gradient(
+        return input_gradient.conv2d_input_gradient(
             _rows(grad), self.weight_bits, channels, size, groups=geometry.groups, **self.options
         ).transpose(0, 3, 1, 2)
 
     def weight_gradient(self, grad):
-        from tinybnn.kernels import bits, lookup
+        from tinybnn.kernels import bits, weight_gradient
 
         geometry, channels = self.geometry, self.geometry.image[1]
         if geometry.weight[1] < _FEW:
             x = bits.unpack(self.x_bits, channels).transpose(0, 3, 1, 2)
             return self.weight_gradient_of(x, grad)
-        return lookup.conv2d_weight_gradient(
+        return weight_gradient.conv2d_weight_gradient(
             _rows(grad), self.x_bits, channels, geometry.weight[2:], groups=geometry.groups,
             padding_mode=self.padding_mode, **self.options,
         ).transpose(0, 3, 1, 2)  # fmt: skip

@@ -49,6 +49,23 @@ def pair(function, name, pair, least):
     return int(pair[0]), int(pair[1])
 
 
+def check_groups(function, channels, filters, groups):
+    """A ValueError unless ``groups`` divides the channels of the input and of the output."""
+    if channels < 1:
+        raise ValueError(f"{function}: channels must be positive, got {channels}")
+    if groups < 1 or channels % groups or filters % groups:
+        raise ValueError(
+            f"{function}: groups must divide {channels} input channels and {filters} output "
+            f"channels, got {groups}"
+        )
+
+
+def check_padding_mode(function, mode):
+    """A ValueError unless ``mode`` is one that is exact on bits."""
+    if mode not in ("zeros", "ones"):
+        raise ValueError(f'{function}: padding_mode must be "zeros" or "ones", got {mode!r}')
+
+
 def output_size(function, size, kernel_size, stride, padding, dilation):
     """Height and width after a window has slid over an image; a ValueError if it does not fit."""
     spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]

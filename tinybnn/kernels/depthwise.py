@@ -49,7 +49,13 @@ from numba.extending import intrinsic, overload
 
 from tinybnn.kernels import parallel
 from tinybnn.kernels.bits import pack_reference, unpack_reference, words_for
-from tinybnn.kernels.checks import check_vector, out_array, output_size, pair
+from tinybnn.kernels.checks import (
+    check_padding_mode,
+    check_vector,
+    out_array,
+    output_size,
+    pair,
+)
 from tinybnn.kernels.simd import WORDS, inlined, kernel, load, store, zero_words
 from tinybnn.kernels.threads import tasks_for
 
@@ -186,8 +192,7 @@ def prepare(
         pair("depthwise", "padding", padding, 0),
         pair("depthwise", "dilation", dilation, 1),
     )
-    if padding_mode not in ("zeros", "ones"):
-        raise ValueError(f'depthwise: padding_mode must be "zeros" or "ones", got {padding_mode!r}')
+    check_padding_mode("depthwise", padding_mode)
     out_height, out_width = output_size(
         "depthwise", size, weight.shape[:2], stride, padding, dilation
     )

@@ -37,6 +37,7 @@ from tinybnn.kernels.simd import (
     load_splat,
     store,
     store_first,
+    store_four,
     zero_floats,
 )
 
@@ -329,16 +330,7 @@ def _put_wide(out, to, s, count, adds):
     if adds:
         s0, s1 = s0 + load(out, to), s1 + load(out, to + 16)
         s2, s3 = s2 + load(out, to + 32), s3 + load(out, to + 48)
-    if count == WIDE:
-        store(out, to, s0)
-        store(out, to + 16, s1)
-        store(out, to + 32, s2)
-        store(out, to + 48, s3)
-    else:  # the panel is not full: the memory behind it belongs to others
-        store_first(out, to, s0, count)
-        store_first(out, to + 16, s1, count - 16)
-        store_first(out, to + 32, s2, count - 32)
-        store_first(out, to + 48, s3, count - 48)
+    store_four(out, to, (s0, s1, s2, s3), count)
 
 
 @inlined

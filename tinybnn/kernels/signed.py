@@ -38,6 +38,7 @@ from tinybnn.kernels.simd import (
     load_splat,
     store,
     store_first,
+    store_four,
     zero_floats,
 )
 
@@ -820,15 +821,15 @@ def sums(first, end, source, base, out, to, tables):
                     s = _six_by_narrow(source, a0, a1, a2, a3, a4, a5, taps, panels, q)
                     _put_narrow(out, t0, t1, t2, t3, t4, t5, s, count)
                 elif more == 0:
-                    _put_wide(out, t0, _one_by_wide(source, a0, taps, panels, q), count)
+                    store_four(out, t0, _one_by_wide(source, a0, taps, panels, q), count)
                 else:
                     s = _six_by_wide(source, a0, a1, a2, a3, a4, a5, taps, panels, q)
-                    _put_wide(out, t0, s[0:4], count)
-                    _put_wide(out, t1, s[4:8], count)
-                    _put_wide(out, t2, s[8:12], count)
-                    _put_wide(out, t3, s[12:16], count)
-                    _put_wide(out, t4, s[16:20], count)
-                    _put_wide(out, t5, s[20:24], count)
+                    store_four(out, t0, s[0:4], count)
+                    store_four(out, t1, s[4:8], count)
+                    store_four(out, t2, s[8:12], count)
+                    store_four(out, t3, s[12:16], count)
+                    store_four(out, t4, s[16:20], count)
+                    store_four(out, t5, s[20:24], count)
 
 
 @inlined
@@ -948,21 +949,6 @@ def _six_depthwise(source, a0, a1, a2, a3, a4, a5, taps, panels, q):
         s5 += load(source, a5 + k) * w
         q += _NARROW
     return s0, s1, s2, s3, s4, s5
-
-
-@inlined
-def _put_wide(out, to, s, count):
-    s0, s1, s2, s3 = s
-    if count == _WIDE:
-        store(out, to, s0)
-        store(out, to + 16, s1)
-        store(out, to + 32, s2)
-        store(out, to + 48, s3)
-    else:  # the panel is not full: the memory behind it belongs to others
-        store_first(out, to, s0, count)
-        store_first(out, to + 16, s1, count - 16)
-        store_first(out, to + 32, s2, count - 32)
-        store_first(out, to + 48, s3, count - 48)
 
 
 @inlined

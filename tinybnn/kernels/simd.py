@@ -94,7 +94,8 @@ def inlined(function):
     """``numba.njit`` for a part of a kernel, whose code is put where it is called.
 
     Vectors that go in and out of such a function stay in registers. It has no cache of its own: it
-    is part of the cached kernel, and so must stand in the same file. It makes no arrays.
+    is part of the cached kernel, and stands in the kernel's file or in one of this folder that this
+    file imports from, whose change `kernel` notices. It makes no arrays.
     """
     # Nobody calls it by address, so it needs no wrapper for that.
     return numba.njit(nogil=True, forceinline=True, _nrt=False, no_cfunc_wrapper=True)(function)
@@ -166,6 +167,12 @@ def load_splat(array, index):
     return splat(array[index])
 
 
+def load_strided(array, index, step):
+    """The lanes array[index], array[index + step], array[index + 2 * step], ..."""
+    lanes = {np.uint64: WORDS, np.int32: INTEGERS, np.float32: FLOATS}[array.dtype.type]
+    return array[index : index + (lanes - 1) * step + 1 : step].copy()
+
+
 def store(array, index, vector):
     """array[index], array[index + 1], ... = lanes."""
     array[index : index + len(vector)] = vector
@@ -175,6 +182,22 @@ def store_first(array, index, vector, count):
     """The same for the first ``count`` lanes only; the memory behind them is not touched."""
     count = min(max(count, 0), len(vector))
     array[index : index + count] = vector[:count]
+
+
+@inlined
+def store_four(array, index, vectors, count):
+    """The first ``count`` lanes of four vectors of 16 lanes, one behind the other."""
+    v0, v1, v2, v3 = vectors
+    if count >= 4 * FLOATS:
+        store(array, index, v0)
+        store(array, index + 16, v1)
+        store(array, index + 32, v2)
+        store(array, index + 48, v3)
+    else:  # what is behind them belongs to others
+        store_first(array, index, v0, count)
+        store_first(array, index + 16, v1, count - 16)
+        store_first(array, index + 32, v2, count - 32)
+        store_first(array, index + 48, v3, count - 48)
 
 
 def splat(value):
@@ -219,6 +242,23 @@ def _load_splat(typing, array, index):
         return _everywhere(builder, builder.load(builder.gep(data, [index_value])), vector.lanes)
 
     return vector(array, types.intp), generate
+
+
+@intrinsic
+def _load_strided(typing, array, index, step):
+    vector = _vector_of(array)
+
+    def generate(context, builder, signature, arguments):
+        array_value, at, step_value = arguments
+        data = cgutils.create_struct_proxy(array)(context, builder, array_value).data
+        value = ir.Constant(_llvm(vector), ir.Undefined)
+        for lane in range(vector.lanes):
+            element = builder.load(builder.gep(data, [at]))
+            value = builder.insert_element(value, element, ir.Constant(ir.IntType(32), lane))
+            at = builder.add(at, step_value)
+        return value
+
+    return vector(array, types.intp, types.intp), generate
 
 
 @intrinsic
@@ -282,6 +322,12 @@ def _compiled_load(array, index):
 def _compiled_load_splat(array, index):
     if _vector_of(array):
         return lambda array, index: _load_splat(array, index)
+
+
+@overload(load_strided)
+def _compiled_load_strided(array, index, step):
+    if _vector_of(array):
+        return lambda array, index, step: _load_strided(array, index, step)
 
 
 @overload(store)
@@ -372,6 +418,37 @@ def _popcount(typing, words):
 def _compiled_popcount(words):
     if words == _words:
         return lambda words: _popcount(words)
+
+
+def total(floats):
+    """The sum of the lanes: the upper half is added to the lower half until one is left."""
+    while len(floats) > 1:
+        floats = floats[: len(floats) // 2] + floats[len(floats) // 2 :]
+    return floats[0]
+
+
+@intrinsic
+def _total(typing, floats):
+    def generate(context, builder, signature, arguments):
+        (value,), lanes = arguments, floats.lanes
+        while lanes > 1:
+            lanes //= 2
+            kind = ir.VectorType(ir.IntType(32), lanes)
+            lower = ir.Constant(kind, list(range(lanes)))
+            upper = ir.Constant(kind, list(range(lanes, 2 * lanes)))
+            value = builder.fadd(
+                builder.shuffle_vector(value, value, lower),
+                builder.shuffle_vector(value, value, upper),
+            )
+        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+    return floats.element(floats), generate
+
+
+@overload(total)
+def _compiled_total(floats):
+    if floats == _floats:
+        return lambda floats: _total(floats)
 
 
 def interleave(even, odd):

@@ -51,6 +51,8 @@ from tinybnn.kernels.bits import (
     words_for,
 )
 from tinybnn.kernels.checks import (
+    check_groups,
+    check_padding_mode,
     check_row,
     check_vector,
     check_words,
@@ -584,16 +586,9 @@ def _prepare_conv2d(
     weight = check_words(name, "weight", weight, 4)
     stride, dilation = pair(name, "stride", stride, 1), pair(name, "dilation", dilation, 1)
     padding = pair(name, "padding", padding, 0)
-    if channels < 1:
-        raise ValueError(f"{name}: channels must be positive, got {channels}")
-    if groups < 1 or channels % groups or len(weight) % groups:
-        raise ValueError(
-            f"{name}: groups must divide {channels} input channels and {len(weight)} output "
-            f"channels, got {groups}"
-        )
+    check_groups(name, channels, len(weight), groups)
     check_row(name, "weight", weight, "channels // groups", channels // groups)
-    if padding_mode not in ("zeros", "ones"):
-        raise ValueError(f'{name}: padding_mode must be "zeros" or "ones", got {padding_mode!r}')
+    check_padding_mode(name, padding_mode)
     mask = _check_mask(name, mask, weight)
     filters, kh, kw, words = weight.shape
     oh, ow = output_size(name, size, (kh, kw), stride, padding, dilation)

@@ -1,0 +1,383 @@
+"""Gradients of binary layers, in the input and in the weight, against their references.
+
+Gradients that are small integers have exact sums in float32, so the order does not matter and the
+comparison is ==. Real ones are compared with sums in float64.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tinybnn import functional as F
+from tinybnn.kernels import (
+    bits,
+    input_gradient,
+    sign_gradients,
+    simd,
+    threads,
+    weight_gradient,
+)
+from tinybnn.tensor import Tensor
+
+seeds = st.integers(0, 2**32 - 1)
+channel_counts = st.one_of(st.integers(1, 70), st.sampled_from([15, 16, 17, 63, 64, 65, 128, 130]))
+if numba.config.DISABLE_JIT:  # plain Python is slow
+    channel_counts = st.sampled_from([1, 2, 3, 7, 16, 17, 33, 64, 65])
+CAN = simd.cpu_features()
+METHODS = ["lookup"] * bool(CAN & {"avx2", "avx512f"}) + ["masked"] * ("avx512f" in CAN) + ["blas"]
+
+
+def random_bits(rng, *shape):
+    return bits.pack_reference(rng.choice([-1, 1], shape))
+
+
+def same(a, b):
+    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a, b)
+
+
+@st.composite
+def convolutions(draw):
+    """Shapes and keywords of a convolution whose output is not empty."""
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    padding = draw(st.tuples(st.integers(0, 4), st.integers(0, 4)))
+    dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    size = []
+    for k, p, d in zip(kernel, padding, dilation, strict=True):
+        least = max(1, d * (k - 1) + 1 - 2 * p)
+        size.append(draw(st.integers(least, least + 6)))
+    counts = draw(st.integers(0, 3)), groups * draw(channel_counts), groups * draw(channel_counts)
+    keywords = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return counts, tuple(size), kernel, keywords
+
+
+def out_size(size, kernel, stride, padding, dilation, groups):
+    return tuple(
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, p, d, k, s in zip(size, padding, dilation, kernel, stride, strict=True)
+    )
+
+
+def integer_gradient(rng, density, *shape):
+    """Small integers, of which this share is not zero."""
+    integers = rng.integers(1, 9, shape) * rng.choice([-1, 1], shape)
+    return np.where(rng.random(shape) < density, integers, 0).astype(np.float32)
+
+
+VGG = dict(stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1)
+
+
+@given(seeds, convolutions(), st.sampled_from([0, 0.25, 1]), st.sampled_from(["zeros", "ones"]))
+@example(0, ((2, 128, 64), (6, 5), (3, 3), VGG), 1, "zeros")
+@example(0, ((1, 1, 1), (1, 1), (3, 2), dict(VGG, padding=(4, 4), stride=(3, 3))), 1, "zeros")
+@example(0, ((0, 64, 64), (4, 4), (3, 3), VGG), 1, "zeros")
+def test_integer_gradients_are_exact(seed, case, density, padding_mode):
+    (images, channels, filters), size, kernel, geometry = case
+    rng = np.random.default_rng(seed)
+    grad = integer_gradient(rng, density, images, *out_size(size, kernel, **geometry), filters)
+    weight = random_bits(rng, filters, *kernel, channels // geometry["groups"])
+    x = random_bits(rng, images, *size, channels)
+    in_input = input_gradient.conv2d_input_gradient_reference(
+        grad, weight, channels, size, **geometry
+    )
+    modes = dict(geometry, padding_mode=padding_mode)
+    in_weight = weight_gradient.conv2d_weight_gradient_reference(grad, x, channels, kernel, **modes)
+    for method in METHODS:
+        found = input_gradient.conv2d_input_gradient(
+            grad, weight, channels, size, **geometry, method=method
+        )
+        assert same(found, in_input), method
+        found = weight_gradient.conv2d_weight_gradient(
+            grad, x, channels, kernel, **modes, method=method
+        )
+        assert same(found, in_weight), method
+
+
+@given(seeds, convolutions(), st.sampled_from(["zeros", "ones"]))
+def test_references_are_the_gradients_of_conv2d(seed, case, padding_mode):
+    """The engine's convolution on ±1 in float64, differentiated: integers again, so ==."""
+    (images, channels, filters), size, kernel, geometry = case
+    rng, groups = np.random.default_rng(seed), geometry["groups"]
+    images = max(images, 1)
+    grad = integer_gradient(rng, 1, images, *out_size(size, kernel, **geometry), filters)
+    weight = random_bits(rng, filters, *kernel, channels // groups)
+    x = random_bits(rng, images, *size, channels)
+    (ph, pw), outside = geometry["padding"], 1 if padding_mode == "ones" else 0
+    image = bits.unpack_reference(x, channels, np.float64).transpose(0, 3, 1, 2)
+    image = np.pad(image, ((0, 0), (0, 0), (ph, ph), (pw, pw)), constant_values=outside)
+    image = Tensor(image, requires_grad=True)
+    signs = bits.unpack_reference(weight, channels // groups, np.float64).transpose(0, 3, 1, 2)
+    signs = Tensor(signs, requires_grad=True)
+    y = F.conv2d(image, signs, None, geometry["stride"], 0, geometry["dilation"], groups)
+    y.backward(grad.astype(np.float64).transpose(0, 3, 1, 2))
+    inside = np.asarray(image.grad)[:, :, ph : ph + size[0], pw : pw + size[1]]
+    found = input_gradient.conv2d_input_gradient_reference(grad, weight, channels, size, **geometry)
+    assert np.array_equal(found, inside.transpose(0, 2, 3, 1))
+    found = weight_gradient.conv2d_weight_gradient_reference(
+        grad, x, channels, kernel, **geometry, padding_mode=padding_mode
+    )
+    assert np.array_equal(found, np.asarray(signs.grad).transpose(0, 2, 3, 1))
+
+
+# Small where the kernels run as plain Python.
+SMALL = numba.config.DISABLE_JIT
+SHAPE = (2, 5, 6, 40, 30) if SMALL else (5, 12, 11, 130, 70)
+
+
+def example_layer(rng, density=1.0):
+    """grad, weight, x, channels, size of a 3 x 3 convolution with padding 1."""
+    images, height, width, channels, filters = SHAPE
+    grad = rng.standard_normal((images, height, width, filters)).astype(np.float32)
+    grad *= rng.random(grad.shape) < density
+    weight, x = random_bits(rng, filters, 3, 3, channels), random_bits(rng, *SHAPE[:4])
+    return grad, weight, x, channels, (height, width)
+
+
+def both(grad, weight, x, channels, size, method=None, **keywords):
+    keywords = dict(padding=(1, 1), method=method, **keywords)
+    return (
+        input_gradient.conv2d_input_gradient(grad, weight, channels, size, **keywords),
+        weight_gradient.conv2d_weight_gradient(grad, x, channels, (3, 3), **keywords),
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("density", [0.25, 1])
+def test_real_gradients(method, density):
+    """Errors of float32 sums of K terms grow like sqrt(K), relative to the largest sums."""
+    grad, weight, x, channels, size = example_layer(np.random.default_rng(0), density)
+    found = both(grad, weight, x, channels, size, method=method)
+    exact = grad.astype(np.float64)
+    expected = (
+        input_gradient.conv2d_input_gradient_reference(
+            exact, weight, channels, size, padding=(1, 1)
+        ),
+        weight_gradient.conv2d_weight_gradient_reference(
+            exact, x, channels, (3, 3), padding=(1, 1)
+        ),
+    )
+    for a, b, terms in zip(found, expected, (9 * grad.shape[3], grad[..., 0].size), strict=True):
+        assert np.abs(a - b).max() <= 1e-6 * np.sqrt(terms) * np.sqrt(np.mean(b**2))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_number_of_threads_does_not_matter(method, monkeypatch):
+    """Real gradients, so that another order of a sum would show."""
+    monkeypatch.setattr(sign_gradients, "_GRAIN", 1)
+    layer = example_layer(np.random.default_rng(0), 0.5)
+    found = []
+    for n in {1, min(2, numba.config.NUMBA_NUM_THREADS)}:
+        with threads.num_threads(n):
+            found.append(both(*layer, method=method))
+    for in_input, in_weight in found:
+        assert method == "blas" or same(in_input, found[0][0])
+        assert method == "blas" or same(in_weight, found[0][1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_parts_that_are_kept_at_a_time(method, monkeypatch):
+    """Bands of one row, one image at a time: every seam is used."""
+    rng = np.random.default_rng(0)
+    grad, weight, x, channels, size = example_layer(rng)
+    grad = integer_gradient(rng, 0.5, *grad.shape)
+    whole = both(grad, weight, x, channels, size, method=method)
+    monkeypatch.setattr(input_gradient, "_BAND_BYTES", 1)
+    monkeypatch.setattr(weight_gradient, "_TURNED_BYTES", 1)
+    monkeypatch.setattr(sign_gradients, "_BLAS_BYTES", 1)
+    parts = both(grad, weight, x, channels, size, method=method)
+    assert same(whole[0], parts[0])
+    assert same(whole[1], parts[1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_last_band_may_have_fewer_rows(method, monkeypatch):
+    """7 rows of an image, also in bands of 2 and 3: memory behind the last image is not touched."""
+    rng = np.random.default_rng(0)
+    grad, weight = integer_gradient(rng, 0.5, 2, 7, 3, 4), random_bits(rng, 4, 3, 3, 5)
+    keywords = dict(padding=(1, 1))
+    expected = input_gradient.conv2d_input_gradient_reference(grad, weight, 5, (7, 3), **keywords)
+    for size in np.geomspace(200, 40_000, 40).astype(int).tolist():
+        monkeypatch.setattr(input_gradient, "_BAND_BYTES", size)
+        memory = np.full((3, 7, 3, 5), 7, np.float32)
+        keywords |= dict(method=method, out=memory[:2])
+        input_gradient.conv2d_input_gradient(grad, weight, 5, (7, 3), **keywords)
+        assert np.array_equal(memory[:2], expected) and np.all(memory[2] == 7)
+
+
+def test_long_sums():
+    """More pixels than a list or a chunk holds, more filters than a tile."""
+    images, side = (1, 20) if SMALL else (5, 23)  # 5 * 23 * 23 = 2645 pixels
+    rng = np.random.default_rng(0)
+    grad = integer_gradient(rng, 0.5, images, side, side, 3 if SMALL else 19)
+    x = random_bits(rng, images, side, side, 3)
+    expected = weight_gradient.conv2d_weight_gradient_reference(grad, x, 3, (1, 1))
+    for method in METHODS:
+        found = weight_gradient.conv2d_weight_gradient(grad, x, 3, (1, 1), method=method)
+        assert same(found, expected)
+
+
+def test_infinite_and_nan_gradients_reach_what_depends_on_them():
+    rng = np.random.default_rng(0)
+    grad, weight, x, channels, size = example_layer(rng, 0.2)
+    grad[0, 2, 2, 1], grad[1, 3, 3, 2] = np.inf, np.nan
+    for method in METHODS:
+        with np.errstate(invalid="ignore"):
+            in_input, in_weight = both(grad, weight, x, channels, size, method=method)
+        finite = np.ones(size, bool)
+        finite[1:4, 1:4] = False
+        assert np.array_equal(np.isfinite(in_input[0]).all(-1), finite)
+        assert not np.isfinite(in_input[0][~finite]).any()
+        assert np.array_equal(np.isnan(in_input[1]).all(-1), np.roll(~finite, 1, (0, 1)))
+        assert not np.isfinite(in_weight[1]).any()
+        assert np.isnan(in_weight[2]).all()
+        assert np.isfinite(np.delete(in_weight, [1, 2], 0)).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 33, 100), (40, 10, 200)])
+def test_linear(method, shape):
+    images, filters, features = shape
+    rng = np.random.default_rng(0)
+    grad = integer_gradient(rng, 0.7, images, filters)
+    weight, x = random_bits(rng, filters, features), random_bits(rng, images, features)
+    found = input_gradient.linear_input_gradient(grad, weight, features, method=method)
+    assert same(found, grad @ bits.unpack_reference(weight, features))
+    out = np.full_like(found, 7)
+    again = input_gradient.linear_input_gradient(grad, weight, features, method=method, out=out)
+    assert same(out, found) and np.shares_memory(again, out)
+    found = weight_gradient.linear_weight_gradient(grad, x, features, method=method)
+    assert same(found, grad.T @ bits.unpack_reference(x, features))
+    out = np.full_like(found, 7)
+    again = weight_gradient.linear_weight_gradient(grad, x, features, method=method, out=out)
+    assert same(out, found) and np.shares_memory(again, out)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_out_and_strides(method):
+    rng = np.random.default_rng(0)
+    grad, weight, x, channels, size = example_layer(rng)
+    grad = integer_gradient(rng, 0.5, *grad.shape)
+    in_input, in_weight = both(grad, weight, x, channels, size, method=method)
+    out = np.full_like(in_input, 7), np.full_like(in_weight, 7)
+    keywords = dict(padding=(1, 1), method=method)
+    turned, words = np.asfortranarray(grad), np.asfortranarray(x)
+    found = input_gradient.conv2d_input_gradient(
+        turned, weight, channels, size, out=out[0], **keywords
+    )
+    assert found is out[0] and same(found, in_input)
+    found = weight_gradient.conv2d_weight_gradient(
+        turned, words, channels, (3, 3), out=out[1], **keywords
+    )
+    assert found is out[1] and same(found, in_weight)
+
+
+def test_sparse_gradients_go_another_way(monkeypatch):
+    rng = np.random.default_rng(0)
+    dense, pooled = (integer_gradient(rng, density, 2, 16, 16, 64) for density in (1, 0.2))
+    chosen = {}
+    for features in ({"avx2"}, {"avx2", "avx512f"}, {"sse4.2"}):
+        monkeypatch.setattr(sign_gradients, "cpu_features", lambda features=features: features)
+        chosen[max(features)] = [
+            sign_gradients.choose_method("f", None, grad) for grad in (dense, pooled)
+        ]
+    assert chosen == {
+        "avx2": ["lookup", "lookup"],
+        "avx512f": ["lookup", "masked"],
+        "sse4.2": ["blas", "blas"],
+    }
+    with pytest.raises(ValueError, match=r"f: this CPU cannot do 'masked', only \['blas'\]"):
+        sign_gradients.choose_method("f", "masked", dense)
+
+
+GRAD, WORDS, WEIGHT = (
+    np.zeros((2, 8, 8, 4), np.float32),
+    np.zeros((2, 8, 8, 2), np.uint64),
+    np.zeros((4, 3, 3, 2), np.uint64),
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(grad=GRAD.astype(np.float64)), "grad must be float32 with 4 axes"),
+        (dict(grad=GRAD[0]), "grad must be float32 with 4 axes"),
+        (dict(grad=GRAD[:, :7]), "give 8 x 8 pixels, grad has 7 x 8"),
+        (dict(channels=64), "has 2 words a row, channels.* 64 needs 1"),
+        (dict(channels=0), "channels must be positive"),
+        (dict(groups=3), "groups must divide 100 input channels and 4 output channels, got 3"),
+        (dict(stride=(0, 1)), "stride must be two integers >= 1"),
+        (dict(padding=(-1, 0)), "padding must be two integers >= 0"),
+        (dict(dilation=(1,)), "dilation must be two integers >= 1"),
+        (dict(dilation=(9, 1)), "covers 19 x 3 pixels, the padded image has 10 x 10"),
+        (dict(method="fft"), "method must be one of"),
+        (dict(out=np.zeros((1, 1), np.float32)), "out must be contiguous float32 of shape"),
+    ],
+)
+def test_refuses(changes, message):
+    options = dict(grad=GRAD, channels=100, padding=(1, 1)) | changes
+    grad, channels = options.pop("grad"), options.pop("channels")
+    with pytest.raises(ValueError, match=f"conv2d_input_gradient: .*{message}"):
+        input_gradient.conv2d_input_gradient(grad, WEIGHT, channels, (8, 8), **options)
+    with pytest.raises(ValueError, match=f"conv2d_weight_gradient: .*{message}"):
+        weight_gradient.conv2d_weight_gradient(grad, WORDS, channels, (3, 3), **options)
+
+
+def test_refuses_the_other_side():
+    keywords = dict(padding=(1, 1))
+    with pytest.raises(ValueError, match="weight must be uint64 with 4 axes, got int64"):
+        input_gradient.conv2d_input_gradient(GRAD, WEIGHT.astype(np.int64), 100, (8, 8), **keywords)
+    with pytest.raises(ValueError, match="weight has 3 filters, grad has 4"):
+        input_gradient.conv2d_input_gradient(GRAD, WEIGHT[:3], 100, (8, 8), **keywords)
+    with pytest.raises(ValueError, match="x has 1 images, grad has 2"):
+        weight_gradient.conv2d_weight_gradient(GRAD, WORDS[:1], 100, (3, 3), **keywords)
+    with pytest.raises(ValueError, match="padding_mode must be"):
+        weight_gradient.conv2d_weight_gradient(
+            GRAD, WORDS, 100, (3, 3), padding_mode="circular", **keywords
+        )
+    with pytest.raises(ValueError, match="linear_input_gradient: weight must have 2 axes"):
+        input_gradient.linear_input_gradient(GRAD[0, 0], WEIGHT, 100)
+
+
+HERE = Path(__file__)
+FILES = [
+    HERE, *map(HERE.with_name, ("test_gradient_words.py", "test_lookup.py", "test_masked.py"))
+]  # fmt: skip
+
+
+def run_these_files(**environment):
+    """The tests of the gradients and of what they are made of."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FILES],
+        env={**os.environ, "HYPOTHESIS_PROFILE": "ci", **environment},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+CHILD = numba.config.DISABLE_JIT or "TINYBNN_CHILD" in os.environ
+
+
+@pytest.mark.skipif(CHILD, reason="one of the runs below")
+def test_kernels_run_uncompiled():
+    """A student can step through the kernels in a debugger: all of this as plain Python."""
+    run = run_these_files(NUMBA_DISABLE_JIT="1")
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.skipif(CHILD or "avx2" not in CAN, reason="needs a CPU with AVX2")
+@pytest.mark.parametrize("features", ["+avx2,+fma,+bmi,+bmi2,+popcnt", "+sse4.2,+popcnt"])
+def test_kernels_run_on_other_cpus(features, tmp_path):
+    """Without AVX-512, and without what look-ups need."""
+    name = "x86-64-v3" if "avx2" in features else "x86-64-v2"
+    run = run_these_files(
+        NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features, NUMBA_CACHE_DIR=str(tmp_path),
+        TINYBNN_CHILD="1",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr

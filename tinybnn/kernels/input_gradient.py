@@ -1,0 +1,451 @@
+"""Gradient of a binary convolution or linear layer in its input.
+
+It is a product of floats with signs (`sign_gradients`), of the gradient of the output with the
+signs of the weight. The place of an output pixel's taps in the input decides which gradients a sum
+has: an input pixel collects from all the output pixels whose taps fall on it.
+
+Each gradient is prepared once, as tables (`lookup`) or as a list (`masked`), and then serves all
+the taps. What is prepared lies in *cells*, one an output pixel, for a band of rows at a time that
+fits the cache.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tinybnn.kernels import parallel
+from tinybnn.kernels.bits import unpack_reference
+from tinybnn.kernels.checks import check_row, check_words, out_array, pair
+from tinybnn.kernels.lookup import (
+    LANES,
+    PATTERNS,
+    POWERS,
+    STEP,
+    STEP_FLOATS,
+    make_tables,
+    product,
+    turn,
+)
+from tinybnn.kernels.masked import add_listed, list_nonzero
+from tinybnn.kernels.memory import empty
+from tinybnn.kernels.sign_gradients import (
+    Geometry,
+    as_image,
+    blocks,
+    check_geometry,
+    choose_method,
+    tasks_for_products,
+)
+from tinybnn.kernels.simd import FLOATS, inlined, kernel, splat, store_four, zero_floats
+
+_BAND_BYTES = 1 << 20  # tables of the input gradient that are kept at a time, as far as possible
+
+
+def conv2d_input_gradient(
+    grad,
+    weight,
+    channels,
+    size,
+    *,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups=1,
+    method=None,
+    out=None,
+):
+    """Gradient of a binary convolution in its input: floats times the signs of the weight.
+
+    With the input pixel (y, x) that the tap (ky, kx) of output pixel (oy, ox) falls on,
+    y = oy * stride - padding + ky * dilation (x likewise),
+
+        out[n, y, x, c] = sum over o, ky, kx of grad[n, oy, ox, o] * sign(weight[o, ky, kx, c]).
+
+    What the padding holds is constant and does not matter here.
+
+    Parameters
+    ----------
+    grad : (N, OH, OW, O) float32
+        The gradient of the output.
+    weight : (O, kh, kw, words_for(channels // groups)) uint64
+    channels : int
+        C, the channels of the input.
+    size : (int, int)
+        H, W of the input.
+    stride, padding, dilation : (int, int)
+        Along height and width.
+    groups : int
+        A divisor of C and of O.
+    method : "lookup", "masked" or "blas", optional
+        By default what suits the CPU and the share of zeros in ``grad``.
+    out : (N, H, W, C) float32, optional
+        C-contiguous, to be written to.
+
+    Returns
+    -------
+    (N, H, W, C) float32
+
+    Raises
+    ------
+    ValueError
+        If a dtype, a shape or a parameter does not fit, or the CPU cannot do ``method``.
+    """
+    name = "conv2d_input_gradient"
+    size = pair(name, "size", size, 1)
+    weight = check_words(name, "weight", weight, 4)
+    grad, geometry = check_geometry(
+        name, grad, channels, size, weight.shape[1:3], stride, padding, dilation, groups
+    )
+    check_row(name, "weight", weight, "channels // groups", geometry.group_channels)
+    if len(weight) != grad.shape[3]:
+        raise ValueError(f"{name}: weight has {len(weight)} filters, grad has {grad.shape[3]}")
+    out = out_array(name, out, (len(grad), *size, channels))
+    method = choose_method(name, method, grad)
+    if out.size == 0:
+        return out
+    if method == "blas":
+        for block in blocks(grad, geometry):
+            out[block] = _input_reference(grad[block], weight, geometry)
+        return out
+    pointwise = geometry.kernel_size == geometry.stride == (1, 1) and geometry.padding == (0, 0)
+    if pointwise:  # each pixel for itself: one image of many rows, which can be cut anywhere
+        pixels = len(grad) * size[0] * size[1]
+        grad = grad.reshape(1, pixels, 1, grad.shape[3])
+        geometry = geometry._replace(size=(pixels, 1), out_size=(pixels, 1))
+    for group in range(groups):
+        _input_gradient(grad, weight, geometry, group, method, out)
+    return out
+
+
+def conv2d_input_gradient_reference(
+    grad,
+    weight,
+    channels,
+    size,
+    *,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups=1,
+):
+    """What :func:`conv2d_input_gradient` computes, in plain NumPy, in the dtype of ``grad``."""
+    return _input_reference(
+        grad,
+        weight,
+        Geometry(
+            channels, size, grad.shape[1:3], weight.shape[1:3], stride, padding, dilation, groups
+        ),
+    )
+
+
+def _input_reference(grad, weight, geometry):
+    """One matrix product a tap: each output pixel is spread over the pixels its taps fall on."""
+    (h, w), (ph, pw) = geometry.size, geometry.padding
+    signs = unpack_reference(weight, geometry.group_channels, grad.dtype)  # (O, kh, kw, C/groups)
+    padded = np.zeros((len(grad), h + 2 * ph, w + 2 * pw, geometry.channels), grad.dtype)
+    for ky, kx, seen in geometry.taps(padded):  # seen : (N, OH, OW, C), a view
+        for o, c in geometry.group_slices(grad.shape[3]):
+            seen[..., c] += grad[..., o] @ signs[o, ky, kx]
+    return padded[:, ph : ph + h, pw : pw + w]
+
+
+def linear_input_gradient(grad, weight, features, *, method=None, out=None):
+    """Gradient of a binary linear layer in its input: ``grad @ sign(weight)``.
+
+    Parameters
+    ----------
+    grad : (N, O) float32
+    weight : (O, words_for(features)) uint64
+    features : int
+        K, the inputs of the layer.
+    method, out
+        As in `conv2d_input_gradient`; ``out`` is (N, K) float32.
+
+    Returns
+    -------
+    (N, K) float32
+
+    Raises
+    ------
+    ValueError
+        As `conv2d_input_gradient`.
+    """
+    name = "linear_input_gradient"
+    grad, weight = as_image(name, "grad", grad), as_image(name, "weight", weight)
+    out = None if out is None else as_image(name, "out", out)
+    result = conv2d_input_gradient(grad, weight, features, (1, 1), method=method, out=out)
+    return result[:, 0, 0]
+
+
+# ---------------------------------------------------------------------------------- bands and cells
+
+
+class _Input(NamedTuple):
+    """The numbers that the kernels for the gradient in the input need.
+
+    The image is worked on in bands of rows. For each a part of the gradient is laid out, ``cells``
+    in rows of ``columns``, those outside the gradient with nothing in them: a cell is the tables of
+    a pixel, or its list.
+
+    With a stride, the taps that fall on an input row y are those whose ky * dilation has the same
+    remainder by the stride as y + padding: a *phase*. Rows and columns of the same phases see the
+    same taps, at the same distances.
+    """
+
+    height: int
+    width: int
+    out_height: int
+    out_width: int
+    row_stride: int
+    column_stride: int
+    top: int  # padding
+    left: int
+    channels: int  # of all groups
+    first_channel: int
+    group_channels: int
+    filters: int
+    first_filter: int
+    group_filters: int
+    band: int  # input rows
+    bands: int  # in an image
+    rows_before: int  # gradient rows that reach down into an input row, but the last one
+    columns_before: int
+    columns: int
+    cells: int  # at most, of a band
+
+
+@inlined
+def _input_numbers(n):
+    """The same from an array."""
+    return _Input(
+        n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9],
+        n[10], n[11], n[12], n[13], n[14], n[15], n[16], n[17], n[18], n[19],
+    )  # fmt: skip
+
+
+def _input_gradient(grad, weight, geometry, group, method, out):
+    """One group. grad : (N, OH, OW, O), out : (N, H, W, C), of which C / groups are written."""
+    images, *_, filters = grad.shape
+    kh, kw, words = weight.shape[1:]
+    (height, width), (sy, sx), (top, left) = geometry.size, geometry.stride, geometry.padding
+    dy, dx = geometry.dilation
+    group_filters, group_channels = filters // geometry.groups, geometry.group_channels
+    steps = -(-group_filters // STEP)
+    cell = steps * STEP_FLOATS if method == "lookup" else 3 * group_filters  # in float32
+
+    # Bands of equal height whose cells fit the cache.
+    rows_before, columns_before = (kh - 1) * dy // sy, (kw - 1) * dx // sx
+    columns = (width - 1 + left) // sx - left // sx + columns_before + 1
+
+    def rows(band):
+        return -(-(band - 1) // sy) + rows_before + 1
+
+    most = _BAND_BYTES // (columns * cell * 4)
+    band = max(1, min(height, (most - rows_before - 1) * sy + 1))
+    bands = -(-height // band)
+    band = -(-height // bands)
+    g = _Input(
+        height, width, *geometry.out_size, sy, sx, top, left,
+        geometry.channels, group * group_channels, group_channels,
+        filters, group * group_filters, group_filters,
+        band, bands, rows_before, columns_before, columns, rows(band) * columns,
+    )  # fmt: skip
+
+    # The taps of each phase: where their cells are, and where their weights are.
+    table, cells, taps = np.zeros((sy * sx, 2), np.int64), [], []
+    for phase in range(sy * sx):
+        table[phase, 0] = len(taps)
+        for ky in range(kh):
+            for kx in range(kw):
+                if (ky * dy % sy, kx * dx % sx) == divmod(phase, sx):
+                    cells.append(-(ky * dy // sy * columns + kx * dx // sx))
+                    taps.append((ky * kw + kx) * words)
+        table[phase, 1] = len(taps)
+    cells, taps = np.array(cells, np.int64), np.array(taps, np.int64)
+
+    tasks = tasks_for_products(images * height * width * group_channels * kh * kw * group_filters)
+    tasks = min(tasks, images * bands)
+    shares = parallel.shares(images * bands, tasks)
+    flat, result = grad.reshape(-1), out.reshape(-1)
+    if method == "lookup":
+        turned, offsets, phases = _turn_weight(weight, g, table, cells, taps)
+        scratch = empty(tasks * g.cells * cell, np.float32)
+        pixels = empty(2 * tasks * band * width, np.int64)
+        parallel.share_out(
+            _input_by_tables, shares, flat, turned, offsets, phases, PATTERNS, scratch, pixels,
+            cell, result, np.array(g),
+        )  # fmt: skip
+        return
+    values = empty(tasks * (g.cells * group_filters + FLOATS), np.float32)
+    places = empty(len(values), np.int32)
+    starts = np.arange(filters, dtype=np.int32) * (kh * kw * words)
+    ends = empty(tasks * (g.cells + 1), np.int64)
+    totals = empty(tasks * g.cells, np.float32)
+    parallel.share_out(
+        _input_by_masks, shares, flat, weight.reshape(-1), cells, taps, table, values, places, ends,
+        totals, starts, words, result, np.array(g),
+    )  # fmt: skip
+
+
+@inlined
+def _band(g, unit):
+    """A band, counted through all images.
+
+    Returns
+    -------
+    Its image, its first row and the one behind the last; row and column of the gradient that its
+    first cell is for.
+    """
+    image, y0 = unit // g.bands, unit % g.bands * g.band
+    y1 = min(y0 + g.band, g.height)
+    top, left = (y0 + g.top) // g.row_stride - g.rows_before, g.left // g.column_stride
+    return image, y0, y1, top, left - g.columns_before
+
+
+# ------------------------------------------------------------------------------------ lookup tables
+
+
+def _turn_weight(weight, g, table, cells, taps):
+    """The weights of a group with their signs along the filters, and the tables they belong to.
+
+    Returns
+    -------
+    turned : (...,) int32
+        For each phase, panel, step and tap of the phase: integers for 64 channels, whose bits are
+        the signs of 32 filters.
+    offsets : (...,) int64
+        For each phase, step and tap: where the step's tables are, from a pixel's cell.
+    phases : (P, 4) int64
+        For each phase: where its offsets begin and end, where its integers begin, and how many of
+        them a panel has.
+    """
+    steps, panels = -(-g.group_filters // STEP), -(-g.group_channels // LANES)
+    filters = np.minimum(np.arange(steps * STEP), g.group_filters - 1) + g.first_filter
+    starts = filters * (weight.size // len(weight))
+    turned = empty(steps * len(taps) * panels * LANES, np.int32)
+    offsets, phases = [], np.zeros((len(table), 4), np.int64)
+    channel = np.arange(0, g.group_channels, FLOATS)
+    base = 0
+    for phase, (first, end) in enumerate(table):
+        count = end - first
+        phases[phase] = len(offsets), len(offsets) + steps * count, base, steps * count * LANES
+        for step in range(steps):
+            offsets.extend(cells[first:end] * steps * STEP_FLOATS + step * STEP_FLOATS)
+        if not count:
+            continue
+        sources = taps[first:end, None] + channel // 64
+        shifts = np.broadcast_to(channel % 64, sources.shape)
+        places = np.arange(count)[:, None] * LANES + channel // LANES * phases[phase, 3]
+        places = base + places + channel % LANES
+        turn(
+            0, steps, 0, weight.reshape(-1), starts, sources.reshape(-1),
+            shifts.reshape(-1).astype(np.uint64), places.reshape(-1),
+            1, count * LANES, 0, POWERS, turned,
+        )  # fmt: skip
+        base += panels * phases[phase, 3]
+    return turned, np.array(offsets, np.int64), phases
+
+
+@kernel(allocates=False)
+def _input_by_tables(
+    first, end, slot, grad, turned, offsets, phases, patterns, tables, pixels, cell, out, numbers
+):
+    """Bands first to end - 1, counted through all images."""
+    g = _input_numbers(numbers)
+    base, list_at = slot * g.cells * cell, 2 * slot * g.band * g.width
+    for unit in range(first, end):
+        image, y0, y1, top, left = _band(g, unit)
+        at = base
+        for oy in range(top, (y1 - 1 + g.top) // g.row_stride + 1):
+            for ox in range(left, left + g.columns):
+                count = 0
+                if 0 <= oy < g.out_height and 0 <= ox < g.out_width:
+                    count = g.group_filters
+                pixel = (image * g.out_height + oy) * g.out_width + ox
+                first_gradient = pixel * g.filters + g.first_filter
+                make_tables(grad, first_gradient, count, np.int64(1), patterns, tables, at, cell)
+                at += cell
+        for phase in range(len(phases)):
+            phase_y, phase_x = phase // g.column_stride, phase % g.column_stride
+            count = np.int64(0)
+            for y in range(y0 + (phase_y - y0 - g.top) % g.row_stride, y1, g.row_stride):
+                row = ((y + g.top) // g.row_stride - top) * g.columns - left
+                x0 = (phase_x - g.left) % g.column_stride
+                for x in range(x0, g.width, g.column_stride):
+                    column = (x + g.left) // g.column_stride
+                    pixel = (image * g.height + y) * g.width + x
+                    pixels[list_at + 2 * count] = base + (row + column) * cell
+                    pixels[list_at + 2 * count + 1] = pixel * g.channels + g.first_channel
+                    count += 1
+            product(
+                tables, pixels, list_at, count, offsets, phases[phase, 0], phases[phase, 1],
+                turned, phases[phase, 2], phases[phase, 3], g.group_channels, np.bool_(False), out,
+            )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------- masked additions
+
+
+@kernel(allocates=False)
+def _input_by_masks(
+    first, end, slot, grad, weight, cells, taps, phases, values, places, ends, totals,
+    starts, words, out, numbers,
+):  # fmt: skip
+    """Bands first to end - 1, counted through all images.
+
+    A cell c is the list of the pixel's gradients that are not zero, from ends[c] to ends[c + 1]:
+    values, and where the filters begin in ``weight``; and the sum of the values.
+    """
+    g = _input_numbers(numbers)
+    cells_at, ends_at = slot * g.cells, slot * (g.cells + 1)
+    list_at = slot * (g.cells * g.group_filters + FLOATS)
+    for unit in range(first, end):
+        image, y0, y1, top, left = _band(g, unit)
+        n, cell = list_at, 0
+        ends[ends_at] = n
+        for oy in range(top, (y1 - 1 + g.top) // g.row_stride + 1):
+            for ox in range(left, left + g.columns):
+                sum_of_all = np.float32(0)
+                if 0 <= oy < g.out_height and 0 <= ox < g.out_width:
+                    pixel = (image * g.out_height + oy) * g.out_width + ox
+                    n, sum_of_all = list_nonzero(
+                        grad, pixel * g.filters + g.first_filter, g.group_filters, np.int64(1),
+                        starts, g.first_filter, values, places, n,
+                    )  # fmt: skip
+                totals[cells_at + cell] = sum_of_all
+                cell += 1
+                ends[ends_at + cell] = n
+        for y in range(y0, y1):
+            for x in range(g.width):
+                phase = (y + g.top) % g.row_stride * g.column_stride
+                phase += (x + g.left) % g.column_stride
+                row, column = (y + g.top) // g.row_stride, (x + g.left) // g.column_stride
+                cell = (row - top) * g.columns + column - left
+                sum_of_all = np.float32(0)
+                for tap in range(phases[phase, 0], phases[phase, 1]):
+                    sum_of_all += totals[cells_at + cell + cells[tap]]
+                pixel = (image * g.height + y) * g.width + x
+                to = pixel * g.channels + g.first_channel
+                for word in range(0, words, 2):
+                    more = min(1, words - 1 - word)
+                    s0, s1, s2, s3 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
+                    s4, s5, s6, s7 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
+                    for tap in range(phases[phase, 0], phases[phase, 1]):
+                        at = ends_at + cell + cells[tap]
+                        s0, s1, s2, s3, s4, s5, s6, s7 = add_listed(
+                            values, places, ends[at], ends[at + 1], weight, taps[tap] + word, more,
+                            s0, s1, s2, s3, s4, s5, s6, s7,
+                        )  # fmt: skip
+                    minus = splat(sum_of_all)
+                    count = g.group_channels - 64 * word
+                    sums = (
+                        s0 + s0 - minus, s1 + s1 - minus, s2 + s2 - minus, s3 + s3 - minus
+                    )  # fmt: skip
+                    store_four(out, to + 64 * word, sums, count)
+                    if more:
+                        sums = (
+                            s4 + s4 - minus, s5 + s5 - minus, s6 + s6 - minus, s7 + s7 - minus
+                        )  # fmt: skip
+                        store_four(out, to + 64 * word + 64, sums, count - 64)

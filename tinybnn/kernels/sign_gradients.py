@@ -1,0 +1,157 @@
+"""Gradients of binary layers: what that in the input and that in the weight have in common.
+
+The forward pass of a binary layer multiplies signs with signs, which `xnor` does on bits. In the
+backward pass one side is a gradient, a real number; the other is still a sign. With G the gradient
+of the output and S the signs of the weight or of the input, both gradients have the form
+
+    out[i, c] = sum over k of G[i, k] * S[k, c],        S[k, c] = +1 or -1,
+
+where k runs over filters and taps for the gradient in the input (`input_gradient`), and over pixels
+for the gradient in the weight (`weight_gradient`). A term is either +g or -g. There are three ways
+to add them up:
+
+- "lookup": tables of the sums of four gradients, from which four signs choose one (`lookup`).
+- "masked": additions in the columns whose sign is +, for gradients most of which are zero
+  (`masked`).
+- "blas": a float product with unpacked signs, for CPUs that can do neither.
+
+Sums are float32. Their order depends on the method, but not on the number of threads: threads share
+out the outputs, and each sum is one thread's.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tinybnn.kernels import threads
+from tinybnn.kernels.checks import check_groups, output_size, pair
+from tinybnn.kernels.simd import cpu_features
+
+METHODS = "lookup", "masked", "blas"
+_BLAS_BYTES = 1 << 22  # gradients that go through BLAS at a time
+_GRAIN = 1 << 22  # products (some 15 microseconds) below which a second thread costs time
+_SPARSE = 0.3  # share of gradients that are not zero up to which masked additions are chosen
+
+# --------------------------------------------------------------------------------------- the method
+
+
+def choose_method(name, method, grad):
+    """The method to use: the one that was asked for, or one that suits."""
+    features = cpu_features()
+    can = {"blas"}
+    if features & {"avx2", "avx512f"}:
+        can.add("lookup")
+    if "avx512f" in features:
+        can.add("masked")
+    if method is None:
+        if "masked" in can and _share_of_nonzero(grad) <= _SPARSE:
+            return "masked"
+        return "lookup" if "lookup" in can else "blas"
+    if method not in METHODS:
+        raise ValueError(f"{name}: method must be one of {METHODS} or None, got {method!r}")
+    if method not in can:
+        raise ValueError(f"{name}: this CPU cannot do {method!r}, only {sorted(can)}")
+    return method
+
+
+def _share_of_nonzero(grad):
+    """Of about 16,000 of the gradients, or all."""
+    sample = grad.reshape(-1)[:: grad.size >> 14 | 1]
+    return np.count_nonzero(sample) / max(len(sample), 1)
+
+
+def tasks_for_products(products):
+    """The number of threads that pays for so many products of a float with a sign."""
+    return max(1, min(threads.count(), products // _GRAIN))
+
+
+def blocks(grad, geometry):
+    """Slices of a few images each, for BLAS."""
+    bytes_ = max(4 * grad[0].size, 4 * geometry.channels * geometry.size[0] * geometry.size[1])
+    together = max(1, _BLAS_BYTES // bytes_)
+    return [slice(first, first + together) for first in range(0, len(grad), together)]
+
+
+# ---------------------------------------------------------------------------------------- the shape
+
+
+class Geometry(NamedTuple):
+    """The shape of a convolution."""
+
+    channels: int
+    size: tuple
+    out_size: tuple
+    kernel_size: tuple
+    stride: tuple
+    padding: tuple
+    dilation: tuple
+    groups: int
+
+    @property
+    def group_channels(self):
+        return self.channels // self.groups
+
+    def taps(self, padded):
+        """ky, kx and the pixels of padded images that the tap falls on: (N, OH, OW, C), a view."""
+        for ky in range(self.kernel_size[0]):
+            for kx in range(self.kernel_size[1]):
+                top, left = ky * self.dilation[0], kx * self.dilation[1]
+                bottom = top + (self.out_size[0] - 1) * self.stride[0] + 1
+                right = left + (self.out_size[1] - 1) * self.stride[1] + 1
+                rows, columns = (
+                    slice(top, bottom, self.stride[0]),
+                    slice(left, right, self.stride[1]),
+                )
+                yield ky, kx, padded[:, rows, columns]
+
+    def group_slices(self, filters):
+        """For each group its filters and its channels."""
+        for group in range(self.groups):
+            yield tuple(
+                slice(group * count // self.groups, (group + 1) * count // self.groups)
+                for count in (filters, self.channels)
+            )
+
+    def inside(self, axis):
+        """For each tap along an axis: first and last + 1 output position inside the image."""
+        bounds = []
+        for k in range(self.kernel_size[axis]):
+            begin = k * self.dilation[axis] - self.padding[axis]  # what output 0 sees
+            first = max(0, -(begin // self.stride[axis]))
+            end = max(first, -((begin - self.size[axis]) // self.stride[axis]))
+            bounds.append((min(first, self.out_size[axis]), min(end, self.out_size[axis])))
+        return bounds
+
+
+def check_geometry(name, grad, channels, size, kernel_size, stride, padding, dilation, groups):
+    """``grad`` as a contiguous array, and the shape of the convolution, or a ValueError."""
+    grad = np.asarray(grad)
+    if grad.dtype != np.float32 or grad.ndim != 4:
+        raise ValueError(
+            f"{name}: grad must be float32 with 4 axes (N, OH, OW, O), "
+            f"got {grad.dtype} of shape {grad.shape}"
+        )
+    stride, dilation = pair(name, "stride", stride, 1), pair(name, "dilation", dilation, 1)
+    padding = pair(name, "padding", padding, 0)
+    check_groups(name, channels, grad.shape[3], groups)
+    out_size = output_size(name, size, kernel_size, stride, padding, dilation)
+    if grad.shape[1:3] != out_size:
+        raise ValueError(
+            f"{name}: images of {size[0]} x {size[1]} and filters of {kernel_size[0]} x "
+            f"{kernel_size[1]} with stride {stride}, padding {padding} and dilation {dilation} "
+            f"give {out_size[0]} x {out_size[1]} pixels, grad has {grad.shape[1]} x {grad.shape[2]}"
+        )
+    geometry = Geometry(
+        channels, tuple(size), out_size, tuple(kernel_size), stride, padding, dilation, groups
+    )
+    return np.ascontiguousarray(grad), geometry
+
+
+def as_image(name, argument, rows):
+    """Rows of features as images of one pixel, (N, 1, 1, K), or a ValueError if they are none."""
+    rows = np.asarray(rows)
+    if rows.ndim != 2:
+        raise ValueError(f"{name}: {argument} must have 2 axes, got shape {rows.shape}")
+    return rows[:, None, None]

@@ -1,0 +1,430 @@
+"""Gradient of a binary convolution or linear layer in its weight.
+
+It is a product of floats with signs (`sign_gradients`), of the gradient of the output with the
+signs of the input. A sum runs over all pixels of all images, and each filter has one for every
+weight: a row of sums, whose columns are the channels of each tap.
+
+A few images at a time stand in a padded copy, in which each tap of a pixel is a fixed number of
+words away from it. Zeros around an image cannot be told from signs -1 there, so what these add
+is put right beforehand (`_beyond_the_image`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tinybnn.kernels import parallel
+from tinybnn.kernels.bits import pack_reference, split_groups, unpack_reference
+from tinybnn.kernels.checks import (
+    check_padding_mode,
+    check_row,
+    check_words,
+    out_array,
+    pair,
+)
+from tinybnn.kernels.lookup import (
+    LANES,
+    PATTERNS,
+    POWERS,
+    STEP,
+    STEP_FLOATS,
+    make_tables,
+    product,
+    turn,
+)
+from tinybnn.kernels.masked import add_listed, list_nonzero
+from tinybnn.kernels.memory import empty
+from tinybnn.kernels.sign_gradients import (
+    Geometry,
+    as_image,
+    blocks,
+    check_geometry,
+    choose_method,
+    tasks_for_products,
+)
+from tinybnn.kernels.simd import FLOATS, inlined, kernel, load, splat, store, zero_floats
+
+_CHUNK = 8  # steps whose tables are in use at a time
+_LIST = 2048  # pixels of which a list is made at a time
+_TILE = 8  # filters that are in use at a time
+_TURNED_BYTES = 1 << 22  # turned signs of the input that are kept at a time
+
+
+def conv2d_weight_gradient(
+    grad,
+    x,
+    channels,
+    kernel_size,
+    *,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups=1,
+    padding_mode="zeros",
+    method=None,
+    out=None,
+):
+    """Gradient of a binary convolution in its weight: floats times the signs of the input.
+
+    With the input pixel (y, x) that the tap (ky, kx) of output pixel (oy, ox) falls on,
+
+        out[o, ky, kx, c] = sum over n, oy, ox of grad[n, oy, ox, o] * sign(x[n, y, x, c]).
+
+    Parameters
+    ----------
+    grad : (N, OH, OW, O) float32
+        The gradient of the output.
+    x : (N, H, W, words_for(channels)) uint64
+    channels : int
+        C.
+    kernel_size : (int, int)
+        kh, kw.
+    stride, padding, dilation : (int, int)
+        Along height and width.
+    groups : int
+        A divisor of C and of O.
+    padding_mode : "zeros" or "ones"
+        What stands outside the image: nothing that adds to the sum, or +1.
+    method : "lookup", "masked" or "blas", optional
+        By default what suits the CPU and the share of zeros in ``grad``.
+    out : (O, kh, kw, C // groups) float32, optional
+        C-contiguous, to be written to.
+
+    Returns
+    -------
+    (O, kh, kw, C // groups) float32
+
+    Raises
+    ------
+    ValueError
+        If a dtype, a shape or a parameter does not fit, or the CPU cannot do ``method``.
+    """
+    name = "conv2d_weight_gradient"
+    x = check_words(name, "x", x, 4)
+    kernel_size = pair(name, "kernel_size", kernel_size, 1)
+    grad, geometry = check_geometry(
+        name, grad, channels, x.shape[1:3], kernel_size, stride, padding, dilation, groups
+    )
+    check_row(name, "x", x, "channels", channels)
+    if len(x) != len(grad):
+        raise ValueError(f"{name}: x has {len(x)} images, grad has {len(grad)}")
+    check_padding_mode(name, padding_mode)
+    out = out_array(name, out, (grad.shape[3], *kernel_size, geometry.group_channels))
+    method = choose_method(name, method, grad)
+    if out.size == 0 or grad.size == 0:
+        out[...] = 0
+        return out
+    if method == "blas":
+        out[...] = 0
+        for block in blocks(grad, geometry):
+            out += _weight_reference(grad[block], x[block], geometry, padding_mode)
+        return out
+    split = split_groups(x, channels, groups) if groups > 1 else x[:, :, :, None]
+    for group, (o, _) in enumerate(geometry.group_slices(len(out))):
+        _weight_gradient(grad, split[:, :, :, group], geometry, o, padding_mode, method, out[o])
+    return out
+
+
+def conv2d_weight_gradient_reference(
+    grad,
+    x,
+    channels,
+    kernel_size,
+    *,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups=1,
+    padding_mode="zeros",
+):
+    """What :func:`conv2d_weight_gradient` computes, in plain NumPy, in the dtype of ``grad``."""
+    geometry = Geometry(
+        channels, x.shape[1:3], grad.shape[1:3], kernel_size, stride, padding, dilation, groups
+    )
+    return _weight_reference(grad, x, geometry, padding_mode)
+
+
+def _weight_reference(grad, x, geometry, padding_mode):
+    """One matrix product a tap: the pixels it falls on, each weighted by its gradient."""
+    border = ((0, 0), *((p, p) for p in geometry.padding), (0, 0))
+    outside = 1 if padding_mode == "ones" else 0
+    image = np.pad(
+        unpack_reference(x, geometry.channels, grad.dtype), border, constant_values=outside
+    )
+    filters, per_group = grad.shape[3], geometry.group_channels
+    out = empty((filters, *geometry.kernel_size, per_group), grad.dtype)
+    for ky, kx, seen in geometry.taps(image):  # (N, OH, OW, C)
+        for o, c in geometry.group_slices(filters):
+            rows = grad[..., o].reshape(-1, filters // geometry.groups)  # (N*OH*OW, O/groups)
+            out[o, ky, kx] = rows.T @ seen[..., c].reshape(-1, per_group)
+    return out
+
+
+def linear_weight_gradient(grad, x, features, *, method=None, out=None):
+    """Gradient of a binary linear layer in its weight: ``grad.T @ sign(x)``.
+
+    Parameters
+    ----------
+    grad : (N, O) float32
+    x : (N, words_for(features)) uint64
+    features : int
+        K, the inputs of the layer.
+    method, out
+        As in `conv2d_weight_gradient`; ``out`` is (O, K) float32.
+
+    Returns
+    -------
+    (O, K) float32
+
+    Raises
+    ------
+    ValueError
+        As `conv2d_weight_gradient`.
+    """
+    name = "linear_weight_gradient"
+    grad, x = as_image(name, "grad", grad), as_image(name, "x", x)
+    out = None if out is None else as_image(name, "out", out)
+    result = conv2d_weight_gradient(grad, x, features, (1, 1), method=method, out=out)
+    return result[:, 0, 0]
+
+
+# ------------------------------------------------------------------------------- images and borders
+
+
+class _Weight(NamedTuple):
+    """The numbers that the kernels for the gradient in the weight need, for some of the images."""
+
+    pixels: int  # of the output, of all these images
+    first_pixel: int  # in the batch
+    filters: int  # of all groups
+    first_filter: int
+    taps: int
+    group_channels: int
+    tap_lanes: int  # columns of a tap: its channels, filled up to whole vectors
+    lanes: int  # columns of all taps, filled up to whole panels
+    fresh: int  # whether no images have been added yet
+
+
+@inlined
+def _weight_numbers(n):
+    """The same from an array."""
+    return _Weight(n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8])
+
+
+def _weight_gradient(grad, x, geometry, filters, padding_mode, method, out):
+    """One group. x : (N, H, W, words), filters : slice, out : (O/groups, kh, kw, C/groups)."""
+    images, (oh, ow), (kh, kw) = len(grad), geometry.out_size, geometry.kernel_size
+    (ph, pw), per_group, words = geometry.padding, geometry.group_channels, x.shape[3]
+    outside = np.zeros(words, np.uint64)
+    if padding_mode == "ones":
+        outside = pack_reference(np.ones(per_group))
+    correction = _beyond_the_image(grad[..., filters], geometry, padding_mode)  # (O/groups, taps)
+
+    # Sums are kept in rows of whole panels; those of whole channels are the result itself.
+    taps, tap_lanes = kh * kw, -(-per_group // FLOATS) * FLOATS
+    lanes = -(-taps * tap_lanes // LANES) * LANES
+    direct = lanes == taps * per_group
+    rows = out.reshape(len(out), lanes) if direct else empty((len(out), lanes), np.float32)
+
+    # The columns come from here: a vector of 16 channels of a tap.
+    row = (geometry.size[1] + 2 * pw) * words
+    dy, dx = geometry.dilation
+    tap = np.arange(kh)[:, None] * dy * row + np.arange(kw) * dx * words
+    pixel = np.arange(oh)[:, None] * geometry.stride[0] * row
+    pixel = (pixel + np.arange(ow) * geometry.stride[1] * words).reshape(-1)
+
+    image_bytes = oh * ow * lanes // 8
+    together = min(images, max(1, _TURNED_BYTES // image_bytes))
+    work = together * oh * ow * taps * per_group * len(out)
+    tasks = min(tasks_for_products(work), -(-len(out) // 4))
+    shares = parallel.shares(-(-len(out) // 4), tasks)
+    shares[:, :2] = np.minimum(4 * shares[:, :2], len(out))  # rows are computed by fours
+    image_words = (geometry.size[0] + 2 * ph) * row
+    padded = empty((together, geometry.size[0] + 2 * ph, row // words, words), np.uint64)
+    padded[...] = outside
+    flat, sums = grad.reshape(-1), rows.reshape(-1)
+    for first in range(0, images, together):
+        some = min(together, images - first)
+        padded[:some, ph : ph + geometry.size[0], pw : pw + geometry.size[1]] = x[
+            first : first + some
+        ]
+        starts = (np.arange(some)[:, None] * image_words + pixel).reshape(-1)
+        g = _Weight(
+            some * oh * ow, first * oh * ow, grad.shape[3], filters.start,
+            taps, per_group, tap_lanes, lanes, first == 0,
+        )  # fmt: skip
+        more = flat, padded.reshape(-1), starts, tap.reshape(-1), correction.reshape(-1), sums, g
+        _add_by_tables(shares, *more) if method == "lookup" else _add_by_masks(shares, *more)
+    if not direct:
+        columns = rows[:, : taps * tap_lanes].reshape(len(out), kh, kw, tap_lanes)
+        out[...] = columns[..., :per_group]
+
+
+def _beyond_the_image(grad, geometry, padding_mode):
+    """What makes padding with zeros exact: (O, taps), to be added to each column of a tap.
+
+    A zero is no sign, but in the padded image a bit 0 stands in its place, a sign -1. What it
+    subtracts is the same for all channels: the gradients of the output pixels whose tap falls on
+    the padding.
+    """
+    (kh, kw), filters = geometry.kernel_size, grad.shape[3]
+    sums = np.zeros((kh, kw, filters), np.float32)
+    if padding_mode == "zeros" and geometry.padding != (0, 0):
+        rows, columns = geometry.inside(0), geometry.inside(1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            # Whole rows of output pixels, and of the others those in some columns.
+            for ky, (top, bottom) in enumerate(rows):
+                sums[ky] = _sum(grad[:, :top], (0, 1, 2)) + _sum(grad[:, bottom:], (0, 1, 2))
+            for kx, (left, right) in enumerate(columns):
+                beyond = _sum(grad[:, :, :left], (0, 2)) + _sum(grad[:, :, right:], (0, 2))
+                for ky, (top, bottom) in enumerate(rows):  # beyond : (OH, O)
+                    sums[ky, kx] += _sum(beyond[top:bottom], 0)
+    return np.ascontiguousarray(sums.reshape(kh * kw, filters).T)
+
+
+def _sum(array, axes):
+    return array.sum(axis=axes, dtype=np.float32)
+
+
+@inlined
+def _begin(first, count, correction, sums, g):
+    """The rows of the result before anything is added: the correction of their border."""
+    for row in range(first, first + count):
+        for column in range(g.lanes):
+            tap = min(column // g.tap_lanes, g.taps - 1)
+            sums[row * g.lanes + column] = correction[row * g.taps + tap]
+
+
+# ------------------------------------------------------------------------------------ lookup tables
+
+
+def _add_by_tables(shares, grad, x, starts, taps, correction, sums, g):
+    """Turn the signs of some images, then add their part of the gradient."""
+    steps = -(-g.pixels // STEP)
+    chunks = -(-steps // _CHUNK)
+    # Pixels behind the last one have zeros in their tables: any signs will do.
+    starts = np.append(starts, np.full(steps * STEP - len(starts), starts[-1]))
+    channel = np.arange(0, g.tap_lanes, FLOATS)
+    sources = taps[:, None] + channel // 64
+    shifts = np.broadcast_to(channel % 64, sources.shape)
+    lane = np.arange(g.taps)[:, None] * g.tap_lanes + channel
+    places = lane // LANES * _CHUNK * LANES + lane % LANES
+    turned = empty(chunks * _CHUNK * g.lanes, np.int32)
+    parallel.share_out(
+        turn, parallel.shares(steps, min(len(shares), steps)), x, starts, sources.reshape(-1),
+        shifts.reshape(-1).astype(np.uint64), places.reshape(-1),
+        _CHUNK, _CHUNK * g.lanes, LANES, POWERS, turned,
+    )  # fmt: skip
+    tasks = len(shares)
+    tables = empty(tasks * _TILE * _CHUNK * STEP_FLOATS, np.float32)
+    rows = empty(2 * tasks * _TILE, np.int64)
+    offsets = np.arange(_CHUNK) * STEP_FLOATS
+    parallel.share_out(
+        _weight_by_tables, shares, grad, turned, offsets, PATTERNS, tables, rows, correction, sums,
+        np.array(g),
+    )  # fmt: skip
+
+
+@kernel(allocates=False)
+def _weight_by_tables(
+    first, end, slot, grad, turned, offsets, patterns, tables, rows, correction, sums, numbers
+):
+    """Filters first to end - 1 of the group."""
+    g = _weight_numbers(numbers)
+    size = _CHUNK * STEP_FLOATS
+    for tile in range(first, end, _TILE):
+        filters = min(_TILE, end - tile)
+        if g.fresh:
+            _begin(tile, filters, correction, sums, g)
+        for r in range(filters):
+            rows[2 * (slot * _TILE + r)] = (slot * _TILE + r) * size
+            rows[2 * (slot * _TILE + r) + 1] = (tile + r) * g.lanes
+        for chunk in range(0, g.pixels, _CHUNK * STEP):
+            pixels = min(_CHUNK * STEP, g.pixels - chunk)
+            steps = (pixels + STEP - 1) // STEP
+            for pixel in range(0, steps * STEP, 4):  # a cache line of a pixel has 16 filters
+                at = (g.first_pixel + chunk + pixel) * g.filters + g.first_filter + tile
+                for r in range(filters):
+                    to = (slot * _TILE + r) * size + pixel // 4 * FLOATS
+                    count = min(max(pixels - pixel, 0), 4)
+                    make_tables(
+                        grad, at + r, count, g.filters, patterns, tables, to, np.int64(FLOATS)
+                    )
+            product(
+                tables, rows, 2 * slot * _TILE, filters, offsets, np.int64(0), steps,
+                turned, chunk // STEP * g.lanes, _CHUNK * LANES, g.lanes, np.bool_(True), sums,
+            )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------- masked additions
+
+
+def _add_by_masks(shares, grad, x, starts, taps, correction, sums, g):
+    """Add the part of the gradient that comes from some images."""
+    tasks, size = len(shares), _TILE * (_LIST + FLOATS)
+    values, places = empty(tasks * size, np.float32), empty(tasks * size, np.int32)
+    ends, totals = empty(tasks * _TILE, np.int64), empty(tasks * _TILE, np.float32)
+    parallel.share_out(
+        _weight_by_masks, shares, grad, x, starts.astype(np.int32), taps, values, places, ends,
+        totals, correction, sums, np.array(g),
+    )  # fmt: skip
+
+
+@kernel(allocates=False)
+def _weight_by_masks(
+    first, end, slot, grad, x, starts, taps, values, places, ends, totals, correction, sums, numbers
+):
+    """Filters first to end - 1 of the group: each with a list of its gradients that are not zero.
+
+    A list holds values, and where the words of the pixel begin in ``x``.
+    """
+    g = _weight_numbers(numbers)
+    words, at = (g.group_channels + 63) // 64, slot * _TILE
+    for tile in range(first, end, _TILE):
+        filters = min(_TILE, end - tile)
+        if g.fresh:
+            _begin(tile, filters, correction, sums, g)
+        for chunk in range(0, g.pixels, _LIST):
+            for r in range(filters):
+                ends[at + r], totals[at + r] = (at + r) * (_LIST + FLOATS), 0
+            end_of_list = min(chunk + _LIST, g.pixels)
+            for pixel in range(chunk, end_of_list, FLOATS):  # cache lines hold several filters
+                count = min(FLOATS, end_of_list - pixel)
+                source = (g.first_pixel + pixel) * g.filters + g.first_filter + tile
+                for r in range(filters):
+                    ends[at + r], more_of_all = list_nonzero(
+                        grad, source + r, count, g.filters, starts, pixel, values, places,
+                        ends[at + r],
+                    )  # fmt: skip
+                    totals[at + r] += more_of_all
+            for r in range(filters):
+                minus = splat(totals[at + r])
+                for tap in range(g.taps):
+                    for word in range(0, words, 2):
+                        more = min(1, words - 1 - word)
+                        s0, s1, s2, s3 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
+                        s4, s5, s6, s7 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
+                        s0, s1, s2, s3, s4, s5, s6, s7 = add_listed(
+                            values, places, (at + r) * (_LIST + FLOATS), ends[at + r],
+                            x, taps[tap] + word, more, s0, s1, s2, s3, s4, s5, s6, s7,
+                        )  # fmt: skip
+                        to = (tile + r) * g.lanes + tap * g.tap_lanes + 64 * word
+                        count = g.tap_lanes - 64 * word
+                        _add(sums, to, count, s0 + s0 - minus)
+                        _add(sums, to + 16, count - 16, s1 + s1 - minus)
+                        _add(sums, to + 32, count - 32, s2 + s2 - minus)
+                        _add(sums, to + 48, count - 48, s3 + s3 - minus)
+                        if more:
+                            _add(sums, to + 64, count - 64, s4 + s4 - minus)
+                            _add(sums, to + 80, count - 80, s5 + s5 - minus)
+                            _add(sums, to + 96, count - 96, s6 + s6 - minus)
+                            _add(sums, to + 112, count - 112, s7 + s7 - minus)
+
+
+@inlined
+def _add(sums, at, count, vector):
+    """Add a vector to the sums, if any of its lanes is needed."""
+    if count > 0:
+        store(sums, at, load(sums, at) + vector)
