@@ -7,7 +7,7 @@ import sys
 import numba
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinybnn.kernels import bits
@@ -69,6 +69,7 @@ def test_thresholds(seed, rows, count, dtype):
 
 
 @given(seeds, st.integers(0, 3), channel_counts, st.integers(0, 12), st.integers(1, 13), dtypes)
+@example(0, 2, 70, 33, 40, np.float32)  # more pixels than are packed at a time
 def test_channels_first(seed, images, channels, height, width, dtype):
     """Images (N, C, H, W) in memory, packed along C."""
     rng = np.random.default_rng(seed)
@@ -80,9 +81,11 @@ def test_channels_first(seed, images, channels, height, width, dtype):
     assert same(bits.pack(x[:1].transpose(0, 2, 1, 3)), bits.pack(x[:1]).transpose(0, 2, 1, 3))
 
 
+@pytest.mark.parametrize("width", [10, 20])
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, ">f4", ">i4"])
-def test_channels_first_of_other_dtypes(dtype):
-    x = np.random.default_rng(0).integers(-3, 3, (2, 70, 9, 10)).astype(dtype).transpose(0, 2, 3, 1)
+def test_channels_first_of_other_dtypes(dtype, width):
+    x = np.random.default_rng(0).integers(-3, 3, (2, 70, 9, width))
+    x = x.astype(dtype).transpose(0, 2, 3, 1)
     assert same(bits.pack(x), bits.pack_reference(x))
 
 

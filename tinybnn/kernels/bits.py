@@ -19,8 +19,11 @@ import numpy as np
 
 from tinybnn.kernels.memory import empty
 
-_NO_BITS = np.uint64(0)
+_NO_BITS, _NO_BIT = np.uint64(0), np.uint32(0)
 _ALL_ONES = np.uint64(2**64 - 1)
+
+_LARGE = 128  # pixels of an image that is packed plane by plane
+_RUN = 1024  # pixels at a time
 
 
 def words_for(count: int) -> int:
@@ -89,7 +92,8 @@ def pack(x, thresholds=None):
             planes = np.moveaxis(x, -1, 1).reshape(images, count, pixels)
             if thresholds is None:
                 thresholds = np.zeros(count, native)
-            _pack_planes(planes, thresholds, words.reshape(images, pixels, words.shape[-1]))
+            pack_images = _pack_planes if pixels >= _LARGE else _pack_blocks
+            pack_images(planes, thresholds, words.reshape(images, pixels, words.shape[-1]))
         else:
             rows = math.prod(lead)
             contiguous = np.ascontiguousarray(x, dtype=native).reshape(rows, count)
@@ -110,7 +114,7 @@ def pack_reference(x, thresholds=None):
 
 
 def _channels_first(x, native):
-    """Whether (N, ..., C) images lie in memory as (N, C, ...), ready for `_pack_planes`."""
+    """Whether (N, ..., C) images lie in memory as (N, C, ...), planes of at least 64 pixels."""
     if x.ndim < 3 or x.flags.c_contiguous or x.dtype != native or not x.flags.aligned:
         return False
     return np.moveaxis(x, -1, 1).flags.c_contiguous and math.prod(x.shape[1:-1]) >= 64
@@ -142,9 +146,40 @@ def _word(values, levels, size):
     return word
 
 
+# Channels first, a word needs a number from each of 64 planes. Where a little of each plane is read
+# in turn, none is read ahead into the cache (and planes of 4 KB, 32×32 pixels, all fall into the
+# same few lines of it). So large images are read plane by plane.
+
+
 @numba.njit(cache=True, nogil=True)
 def _pack_planes(x, thresholds, words):
-    """x : (N, C, pixels), words : (N, pixels, words_for(C)), with at least 64 pixels."""
+    """x : (N, C, pixels), words : (N, pixels, words_for(C))"""
+    images, channels, pixels = x.shape
+    halves = np.empty((2, min(_RUN, pixels)), np.uint32)  # of the words of some pixels
+    for n in range(images):
+        for first in range(0, pixels, _RUN):
+            end = min(first + _RUN, pixels)
+            for j in range(words.shape[2]):
+                halves[:] = 0
+                for c in range(64 * j, min(64 * j + 64, channels)):
+                    half, bit = halves[c // 32 % 2], np.uint32(1) << np.uint32(c % 32)
+                    _set_where(half, x[n, c, first:end], thresholds[c], bit)
+                target = words[n, first:end, j]
+                for i in range(len(target)):
+                    high = np.uint64(halves[1, i]) << np.uint64(32)
+                    target[i] = np.uint64(halves[0, i]) | high
+
+
+@numba.njit(cache=True, nogil=True)
+def _set_where(half, values, level, bit):
+    """Set a bit of the half words where a value is not below the level."""
+    for i in range(len(values)):
+        half[i] |= bit if values[i] - level >= 0 else _NO_BIT
+
+
+@numba.njit(cache=True, nogil=True)
+def _pack_blocks(x, thresholds, words):
+    """The same for small images, of at least 64 pixels: 64 pixels at a time, of all planes."""
     images, channels, pixels = x.shape
     block = np.empty(64, np.uint64)  # a word of each of 64 pixels
     for n in range(images):
