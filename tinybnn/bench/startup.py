@@ -23,12 +23,26 @@ packed.predict(np.zeros((1, *packed.input_shape), np.float32))
 print(imported, time.perf_counter() - start)
 """
 
+# How much longer a first step takes than a second one, of all networks of `bench train`.
+_FIRST_STEPS = """
+import time
+from tinybnn.bench.training import NETWORKS, Training
+steps = [Training(network, 8) for network in NETWORKS if {which} in network.name]
+times = [time.perf_counter()]
+for _ in range(2):
+    for step in steps:
+        step()
+    times.append(time.perf_counter())
+print(2 * times[1] - times[0] - times[2])
+"""
+
 
 def startup(settings):
-    """Yield the rows: for each model the first prediction, warm and cold, then the import.
+    """Yield the rows: for each model the first prediction, warm and cold; the import; training.
 
     Cold is a folder for compiled kernels that is empty, warm one that an earlier process has
-    filled. The time begins when Python has started, and with the import of NumPy.
+    filled. The time begins when Python has started, and with the import of NumPy; for training it
+    is what kernels take to be compiled or loaded.
     """
     digits = datasets.load("digits")[0].images.shape[1:]
     networks = [("CNN for digits", models.cnn(digits, padding=1), digits)]
@@ -43,22 +57,30 @@ def startup(settings):
             cold, warm = [], []
             for _ in range(1 if settings.quick else 2):
                 cache = tempfile.mkdtemp(dir=folder)
-                cold.append(_first_prediction(path, cache)[1])
+                program = _FIRST_PREDICTION.format(path=path)
+                cold.append(_printed(program, cache)[1])
                 for _ in range(1 if settings.quick else 4):
-                    imported, first = _first_prediction(path, cache)
+                    imported, first = _printed(program, cache)
                     imports.append(imported)
                     warm.append(first)
             text = "×".join(map(str, (1, *shape)))
             for kind, seconds, target in (("warm", warm, 0.5), ("cold", cold, 15.0)):
                 row_name = f"first prediction, {kind}"
                 yield _row(row_name, f"{name} {text}", seconds, bare, target, settings)
-    yield _row("import tinybnn", "", imports, bare, 0.3, settings)
+        yield _row("import tinybnn", "", imports, bare, 0.3, settings)
+        which = "MLP 200-128-2" if settings.quick else ""
+        program = _FIRST_STEPS.format(which=repr(which))
+        cache = tempfile.mkdtemp(dir=folder)
+        runs = [_printed(program, cache)[0] for _ in range(2 if settings.quick else 4)]
+        for kind, seconds, target in (("warm", runs[1:], 1.0), ("cold", runs[:1], 20.0)):
+            row_name = f"kernels of training, {kind}"
+            yield _row(row_name, which or "six networks", seconds, bare, target, settings)
 
 
-def _first_prediction(path, cache):
-    """Seconds until tinybnn is imported, and until there is a prediction, of a new process."""
+def _printed(program, cache):
+    """The seconds that a program prints, run by a new process."""
     output = subprocess.run(
-        [sys.executable, "-c", _FIRST_PREDICTION.format(path=path)],
+        [sys.executable, "-c", program],
         env=os.environ | {"NUMBA_CACHE_DIR": cache}, check=True, stdout=subprocess.PIPE, text=True,
     ).stdout  # fmt: skip
     return tuple(map(float, output.split()))
