@@ -44,11 +44,12 @@ import threadpoolctl
 
 # A thread that waits at the end of a parallel loop spins, by default of GNU OpenMP for a tenth of a
 # second. Where another process has the other core, it keeps that core from the thread it waits for:
-# beside one more process, a training step took twice the time and the CPU time. After a short spin,
-# which is enough for the next loop of the same computation, it shall sleep. The library reads this
+# beside one more process, training steps took several times as long. After a spin that is enough
+# for the next loop of the same computation, mostly, it shall sleep. (Fewer turns than these, and
+# steps of many small loops lose a fifth to threads that have to be woken.) The library reads this
 # when Numba loads it, with the first parallel loop.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 # Re-entrant, so that a caller who holds it for a longer stretch can still call kernels.
 _lock = threading.RLock()
