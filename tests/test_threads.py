@@ -296,7 +296,7 @@ def test_exclusive():
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
 )
 def test_waiting_threads_go_to_sleep_unless_the_user_says_otherwise(given, expected):
     code = "import os, tinybnn.kernels.threads; print(os.environ.get('GOMP_SPINCOUNT'))"
