@@ -17,8 +17,10 @@ from functools import partial
 from importlib import metadata
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from tinybnn.bench.rounds import Contender, contender, rest
+from tinybnn.kernels import threads
 
 PACKAGES = ("torch", "onnxruntime", "larq_compute_engine", "threadpoolctl")
 
@@ -39,11 +41,7 @@ def versions():
 
 
 def blas_threads(num_threads):
-    """A context in which NumPy's BLAS uses so many threads, if threadpoolctl is there to say so."""
-    if not is_installed("threadpoolctl"):
-        return contextlib.nullcontext()
-    from threadpoolctl import threadpool_limits
-
+    """A context in which NumPy's BLAS uses so many threads."""
     return threadpool_limits(num_threads, user_api="blas")
 
 
@@ -92,6 +90,19 @@ def other_networks(model, x, num_threads, say):
 
 
 # ----------------------------------------------------------------------------------------- PyTorch
+
+
+def load_torch():
+    """Import PyTorch, if it is installed: before all else, so that its threads wait as it likes.
+
+    Its copy of GNU OpenMP would otherwise read what `kernels.threads` has set for Numba's.
+    """
+    if is_installed("torch"):
+        kept = os.environ.pop("GOMP_SPINCOUNT", None) if threads.SETS_SPIN else None
+        import torch  # noqa: F401
+
+        if kept is not None:
+            os.environ["GOMP_SPINCOUNT"] = kept
 
 
 def _layouts():

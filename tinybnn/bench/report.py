@@ -15,7 +15,7 @@ from tinybnn.analysis import operations
 from tinybnn.bench.agreement import compare_all
 from tinybnn.bench.kernels import depthwise_convolutions, kernels
 from tinybnn.bench.models import networks
-from tinybnn.bench.peers import blas_threads, is_installed, versions
+from tinybnn.bench.peers import blas_threads, is_installed, load_torch, versions
 from tinybnn.bench.rounds import Settings, rest
 from tinybnn.bench.startup import startup
 from tinybnn.bench.training import training
@@ -32,9 +32,8 @@ def run(group="all", num_threads=None, quick=False, say=print, profile=False):
     group : str
         One of `GROUPS`, or 'all'.
     num_threads : int, optional
-        For our kernels, for PyTorch, ONNX Runtime and Larq Compute Engine, and, if threadpoolctl
-        is installed, for NumPy's BLAS, which otherwise takes what its environment says. By default
-        2, or as many as there are cores if those are fewer.
+        For our kernels, for PyTorch, ONNX Runtime and Larq Compute Engine, and for NumPy's BLAS. By
+        default 2, or as many as there are cores if those are fewer.
     quick : bool
         Run everything, but too briefly for figures that mean something.
     say : callable
@@ -84,6 +83,7 @@ def run(group="all", num_threads=None, quick=False, say=print, profile=False):
     """
     if group not in (*GROUPS, "all"):
         raise ValueError(f"bench: group must be one of {(*GROUPS, 'all')}, got {group!r}")
+    load_torch()
     num_threads = _default_threads(num_threads)
     settings = Settings(num_threads, quick)
     measured = {

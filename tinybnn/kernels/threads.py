@@ -48,8 +48,9 @@ import threadpoolctl
 # for the next loop of the same computation, mostly, it shall sleep. (Fewer turns than these, and
 # steps of many small loops lose a fifth to threads that have to be woken.) The library reads this
 # when Numba loads it, with the first parallel loop.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+SETS_SPIN = not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & {*os.environ}  # the user does not
+if SETS_SPIN:
+    os.environ["GOMP_SPINCOUNT"] = "5000"
 
 # Re-entrant, so that a caller who holds it for a longer stretch can still call kernels.
 _lock = threading.RLock()
