@@ -394,6 +394,11 @@ class _Planner:
             )
         if step.operation == "linear" and (unpacking := self.unpacking(source, i)):
             return self.signs_task(i, *unpacking)
+        if step.operation == "linear":  # of floats
+            weight = np.ascontiguousarray(step.arrays["weight"].T)
+            return self.task(
+                i, lambda x, out: signed.bind_ordered_matmul(_in_order(x), weight, out)
+            )
         if step.operation == "max_pool_bits":
             settings = {k: _tuple(v) for k, v in step.settings.items()}
             minimum = step.arrays["minimum"]

@@ -21,6 +21,7 @@ plain NumPy.
 import functools
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import types
@@ -83,16 +84,30 @@ def ordered_matmul(a, b):
         raise ValueError("ordered_matmul: the summed axis must hold elements, K is 0")
     out = np.empty((a.shape[0], b.shape[1]), a.dtype)
     a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
-    # inf - inf is NaN without a warning in compiled code; the same when the JIT is off.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if a.dtype == np.float64:
+    if a.dtype == np.float32:
+        if out.size:
+            bind_ordered_matmul(a, b, out)()
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
             _ordered_doubles(a, b, out)
-        elif out.size:
-            _ordered_float32(a, b, out)
     return out
 
 
-def _ordered_float32(a, b, out):
+def bind_ordered_matmul(a, b, out):
+    """What `ordered_matmul` does, for the same float32 arrays again and again.
+
+    Parameters
+    ----------
+    a : (M, K) float32
+    b : (K, N) float32
+    out : (M, N) float32
+        Is written to. All are C-contiguous and not empty.
+
+    Returns
+    -------
+    callable
+        Without arguments. It uses as many threads as are set now.
+    """
     (rows, depth), columns = a.shape, b.shape[1]
     flat = a.reshape(-1), b.reshape(-1), out.reshape(-1)
     whole = (
@@ -102,7 +117,9 @@ def _ordered_float32(a, b, out):
     tail[:-FLOATS] = flat[1][whole * columns :]
     tasks = min(_tasks_for(rows * depth * columns), max(rows, 1))
     worker = _ordered_floats_narrow if columns < FLOATS else _ordered_floats
-    parallel.share_out(worker, parallel.shares(rows, tasks), *flat, tail, depth, columns)
+    work = parallel.bind(worker, parallel.shares(rows, tasks), *flat, tail, depth, columns)
+    # inf - inf is NaN without a warning in compiled code; the same when the JIT is off.
+    return np.errstate(all="ignore")(work) if numba.config.DISABLE_JIT else work
 
 
 def ordered_matmul_reference(a, b):
