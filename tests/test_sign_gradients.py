@@ -286,15 +286,16 @@ def test_sparse_gradients_go_another_way(monkeypatch):
     for features in ({"avx2"}, {"avx2", "avx512f"}, {"sse4.2"}):
         monkeypatch.setattr(sign_gradients, "cpu_features", lambda features=features: features)
         chosen[max(features)] = [
-            sign_gradients.choose_method("f", None, grad) for grad in (dense, pooled)
+            sign_gradients.choose_method("f", None, grad, channels)
+            for grad, channels in ((dense, 128), (pooled, 128), (pooled, 64))
         ]
     assert chosen == {
-        "avx2": ["lookup", "lookup"],
-        "avx512f": ["lookup", "masked"],
-        "sse4.2": ["blas", "blas"],
+        "avx2": ["lookup", "lookup", "lookup"],
+        "avx512f": ["lookup", "masked", "lookup"],
+        "sse4.2": ["blas", "blas", "blas"],
     }
     with pytest.raises(ValueError, match=r"f: this CPU cannot do 'masked', only \['blas'\]"):
-        sign_gradients.choose_method("f", "masked", dense)
+        sign_gradients.choose_method("f", "masked", dense, 128)
 
 
 GRAD, WORDS, WEIGHT = (

@@ -102,7 +102,7 @@ def conv2d_input_gradient(
     if len(weight) != grad.shape[3]:
         raise ValueError(f"{name}: weight has {len(weight)} filters, grad has {grad.shape[3]}")
     out = out_array(name, out, (len(grad), *size, channels))
-    method = choose_method(name, method, grad)
+    method = choose_method(name, method, grad, geometry.group_channels)
     if out.size == 0:
         return out
     if method == "blas":

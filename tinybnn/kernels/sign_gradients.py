@@ -32,13 +32,14 @@ from tinybnn.kernels.simd import cpu_features
 METHODS = "lookup", "masked", "blas"
 _BLAS_BYTES = 1 << 22  # gradients that go through BLAS at a time
 _GRAIN = 1 << 22  # products (some 15 microseconds) below which a second thread costs time
-_SPARSE = 0.3  # share of gradients that are not zero up to which masked additions are chosen
+_SPARSE = 0.3  # share of gradients that are not zero up to which masked additions are chosen,
+_FEW = 64  # unless there are so few channels: each addition would fill half of the registers
 
 # --------------------------------------------------------------------------------------- the method
 
 
-def choose_method(name, method, grad):
-    """The method to use: the one that was asked for, or one that suits."""
+def choose_method(name, method, grad, channels):
+    """The method to use, for so many channels a group: the one asked for, or one that suits."""
     features = cpu_features()
     can = {"blas"}
     if features & {"avx2", "avx512f"}:
@@ -46,7 +47,7 @@ def choose_method(name, method, grad):
     if "avx512f" in features:
         can.add("masked")
     if method is None:
-        if "masked" in can and _share_of_nonzero(grad) <= _SPARSE:
+        if "masked" in can and channels > _FEW and _share_of_nonzero(grad) <= _SPARSE:
             return "masked"
         return "lookup" if "lookup" in can else "blas"
     if method not in METHODS:

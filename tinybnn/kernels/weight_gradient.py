@@ -112,7 +112,7 @@ def conv2d_weight_gradient(
         raise ValueError(f"{name}: x has {len(x)} images, grad has {len(grad)}")
     check_padding_mode(name, padding_mode)
     out = out_array(name, out, (grad.shape[3], *kernel_size, geometry.group_channels))
-    method = choose_method(name, method, grad)
+    method = choose_method(name, method, grad, geometry.group_channels)
     if out.size == 0 or grad.size == 0:
         out[...] = 0
         return out
