@@ -31,7 +31,7 @@ channel_counts = st.one_of(st.integers(1, 70), st.sampled_from([15, 16, 17, 63, 
 if numba.config.DISABLE_JIT:  # plain Python is slow
     channel_counts = st.sampled_from([1, 2, 3, 7, 16, 17, 33, 64, 65])
 CAN = simd.cpu_features()
-METHODS = ["lookup"] * bool(CAN & {"avx2", "avx512f"}) + ["masked"] * ("avx512f" in CAN) + ["blas"]
+METHODS = ["lookup"] * bool(CAN & {"avx2", "avx512f"}) + ["masked"] * ("avx512f" in CAN) + ["float"]
 
 
 def random_bits(rng, *shape):
@@ -178,8 +178,8 @@ def test_the_number_of_threads_does_not_matter(method, monkeypatch):
         with threads.num_threads(n):
             found.append(both(*layer, method=method))
     for in_input, in_weight in found:
-        assert method == "blas" or same(in_input, found[0][0])
-        assert method == "blas" or same(in_weight, found[0][1])
+        assert same(in_input, found[0][0])
+        assert same(in_weight, found[0][1])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -191,7 +191,6 @@ def test_parts_that_are_kept_at_a_time(method, monkeypatch):
     whole = both(grad, weight, x, channels, size, method=method)
     monkeypatch.setattr(input_gradient, "_BAND_BYTES", 1)
     monkeypatch.setattr(weight_gradient, "_TURNED_BYTES", 1)
-    monkeypatch.setattr(sign_gradients, "_BLAS_BYTES", 1)
     parts = both(grad, weight, x, channels, size, method=method)
     assert same(whole[0], parts[0])
     assert same(whole[1], parts[1])
@@ -287,14 +286,14 @@ def test_sparse_gradients_go_another_way(monkeypatch):
         monkeypatch.setattr(sign_gradients, "cpu_features", lambda features=features: features)
         chosen[max(features)] = [
             sign_gradients.choose_method("f", None, grad, channels)
-            for grad, channels in ((dense, 128), (pooled, 128), (pooled, 64))
+            for grad, channels in ((dense, 128), (pooled, 128), (pooled, 64), (dense, 32))
         ]
     assert chosen == {
-        "avx2": ["lookup", "lookup", "lookup"],
-        "avx512f": ["lookup", "masked", "lookup"],
-        "sse4.2": ["blas", "blas", "blas"],
+        "avx2": ["lookup", "lookup", "lookup", "float"],
+        "avx512f": ["lookup", "masked", "lookup", "float"],
+        "sse4.2": ["float"] * 4,
     }
-    with pytest.raises(ValueError, match=r"f: this CPU cannot do 'masked', only \['blas'\]"):
+    with pytest.raises(ValueError, match=r"f: this CPU cannot do 'masked', only \['float'\]"):
         sign_gradients.choose_method("f", "masked", dense, 128)
 
 

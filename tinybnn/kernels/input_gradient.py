@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinybnn.kernels import parallel
-from tinybnn.kernels.bits import unpack_reference
+from tinybnn.kernels import convolution, parallel
+from tinybnn.kernels.bits import unpack, unpack_reference
 from tinybnn.kernels.checks import check_row, check_words, out_array, pair
 from tinybnn.kernels.lookup import (
     LANES,
@@ -33,7 +33,6 @@ from tinybnn.kernels.memory import empty
 from tinybnn.kernels.sign_gradients import (
     Geometry,
     as_image,
-    blocks,
     check_geometry,
     choose_method,
     tasks_for_products,
@@ -78,7 +77,7 @@ def conv2d_input_gradient(
         Along height and width.
     groups : int
         A divisor of C and of O.
-    method : "lookup", "masked" or "blas", optional
+    method : "lookup", "masked" or "float", optional
         By default what suits the CPU and the share of zeros in ``grad``.
     out : (N, H, W, C) float32, optional
         C-contiguous, to be written to.
@@ -105,10 +104,9 @@ def conv2d_input_gradient(
     method = choose_method(name, method, grad, geometry.group_channels)
     if out.size == 0:
         return out
-    if method == "blas":
-        for block in blocks(grad, geometry):
-            out[block] = _input_reference(grad[block], weight, geometry)
-        return out
+    if method == "float":
+        signs = unpack(weight, geometry.group_channels).transpose(0, 3, 1, 2)
+        return convolution.conv2d_input(grad, signs, size, *geometry.options, out=out)
     pointwise = geometry.kernel_size == geometry.stride == (1, 1) and geometry.padding == (0, 0)
     if pointwise:  # each pixel for itself: one image of many rows, which can be cut anywhere
         pixels = len(grad) * size[0] * size[1]

@@ -8,12 +8,13 @@ of the output and S the signs of the weight or of the input, both gradients have
 
 where k runs over filters and taps for the gradient in the input (`input_gradient`), and over pixels
 for the gradient in the weight (`weight_gradient`). A term is either +g or -g. There are three ways
-to add them up:
+to add them up, of which one is chosen by the CPU and by what fills its registers:
 
 - "lookup": tables of the sums of four gradients, from which four signs choose one (`lookup`).
 - "masked": additions in the columns whose sign is +, for gradients most of which are zero
   (`masked`).
-- "blas": a float product with unpacked signs, for CPUs that can do neither.
+- "float": the real convolution (`convolution`) with unpacked signs, for few channels, and for CPUs
+  that can do neither of the others.
 
 Sums are float32. Their order depends on the method, but not on the number of threads: threads share
 out the outputs, and each sum is one thread's.
@@ -29,11 +30,10 @@ from tinybnn.kernels import threads
 from tinybnn.kernels.checks import check_groups, output_size, pair
 from tinybnn.kernels.simd import cpu_features
 
-METHODS = "lookup", "masked", "blas"
-_BLAS_BYTES = 1 << 22  # gradients that go through BLAS at a time
+METHODS = "lookup", "masked", "float"
 _GRAIN = 1 << 22  # products (some 15 microseconds) below which a second thread costs time
-_SPARSE = 0.3  # share of gradients that are not zero up to which masked additions are chosen,
-_FEW = 64  # unless there are so few channels: each addition would fill half of the registers
+_SPARSE = 0.3  # share of gradients that are not zero up to which masked additions are chosen
+_FLOAT, _LOOKUP = 32, 64  # channels that fill half of what these ways do better with more of
 
 # --------------------------------------------------------------------------------------- the method
 
@@ -41,15 +41,16 @@ _FEW = 64  # unless there are so few channels: each addition would fill half of 
 def choose_method(name, method, grad, channels):
     """The method to use, for so many channels a group: the one asked for, or one that suits."""
     features = cpu_features()
-    can = {"blas"}
+    can = {"float"}
     if features & {"avx2", "avx512f"}:
         can.add("lookup")
     if "avx512f" in features:
         can.add("masked")
     if method is None:
-        if "masked" in can and channels > _FEW and _share_of_nonzero(grad) <= _SPARSE:
-            return "masked"
-        return "lookup" if "lookup" in can else "blas"
+        if "lookup" not in can or channels <= _FLOAT:
+            return "float"
+        is_wide = "masked" in can and channels > _LOOKUP
+        return "masked" if is_wide and _share_of_nonzero(grad) <= _SPARSE else "lookup"
     if method not in METHODS:
         raise ValueError(f"{name}: method must be one of {METHODS} or None, got {method!r}")
     if method not in can:
@@ -66,13 +67,6 @@ def _share_of_nonzero(grad):
 def tasks_for_products(products):
     """The number of threads that pays for so many products of a float with a sign."""
     return max(1, min(threads.count(), products // _GRAIN))
-
-
-def blocks(grad, geometry):
-    """Slices of a few images each, for BLAS."""
-    bytes_ = max(4 * grad[0].size, 4 * geometry.channels * geometry.size[0] * geometry.size[1])
-    together = max(1, _BLAS_BYTES // bytes_)
-    return [slice(first, first + together) for first in range(0, len(grad), together)]
 
 
 # ---------------------------------------------------------------------------------------- the shape
@@ -93,6 +87,11 @@ class Geometry(NamedTuple):
     @property
     def group_channels(self):
         return self.channels // self.groups
+
+    @property
+    def options(self):
+        """As the functions of `convolution` take them."""
+        return self.stride, self.padding, self.dilation, self.groups
 
     def taps(self, padded):
         """ky, kx and the pixels of padded images that the tap falls on: (N, OH, OW, C), a view."""

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinybnn.kernels import parallel
-from tinybnn.kernels.bits import pack_reference, split_groups, unpack_reference
+from tinybnn.kernels import convolution, parallel
+from tinybnn.kernels.bits import pack_reference, split_groups, unpack, unpack_reference
 from tinybnn.kernels.checks import (
     check_padding_mode,
     check_row,
@@ -39,7 +39,6 @@ from tinybnn.kernels.memory import empty
 from tinybnn.kernels.sign_gradients import (
     Geometry,
     as_image,
-    blocks,
     check_geometry,
     choose_method,
     tasks_for_products,
@@ -87,7 +86,7 @@ def conv2d_weight_gradient(
         A divisor of C and of O.
     padding_mode : "zeros" or "ones"
         What stands outside the image: nothing that adds to the sum, or +1.
-    method : "lookup", "masked" or "blas", optional
+    method : "lookup", "masked" or "float", optional
         By default what suits the CPU and the share of zeros in ``grad``.
     out : (O, kh, kw, C // groups) float32, optional
         C-contiguous, to be written to.
@@ -116,10 +115,13 @@ def conv2d_weight_gradient(
     if out.size == 0 or grad.size == 0:
         out[...] = 0
         return out
-    if method == "blas":
-        out[...] = 0
-        for block in blocks(grad, geometry):
-            out += _weight_reference(grad[block], x[block], geometry, padding_mode)
+    if method == "float":
+        signs, (stride, padding, *others) = unpack(x, channels), geometry.options
+        if padding_mode == "ones":
+            border = ((0, 0), *((p, p) for p in padding), (0, 0))
+            signs, padding = np.pad(signs, border, constant_values=1), (0, 0)
+        found = convolution.conv2d_weight(signs, grad, kernel_size, stride, padding, *others)
+        out[...] = found.transpose(0, 2, 3, 1)  # (O, C / groups, kh, kw) there
         return out
     split = split_groups(x, channels, groups) if groups > 1 else x[:, :, :, None]
     for group, (o, _) in enumerate(geometry.group_slices(len(out))):
