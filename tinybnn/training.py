@@ -181,7 +181,7 @@ def fit(
         if not state.restore():
             state.save()
         total, done = epochs, min(epochs, len(history))
-    from tqdm import tqdm  # 20 ms, which `import tinybnn` does without
+    from tqdm import tqdm  # late, so that `import tinybnn` does not wait for it
 
     flips = FlipCounter(model)
     bar = tqdm(

@@ -33,7 +33,9 @@ from tinybnn.kernels.simd import cpu_features
 METHODS = "lookup", "masked", "float"
 _GRAIN = 1 << 22  # products (some 15 microseconds) below which a second thread costs time
 _SPARSE = 0.3  # share of gradients that are not zero up to which masked additions are chosen
-_FLOAT, _LOOKUP = 32, 64  # channels that fill half of what these ways do better with more of
+# Channels of a group with which half of a method's registers, or more, would stay empty: tables
+# serve 64 at a time, masked additions 128.
+_FEW_FOR_LOOKUP, _FEW_FOR_MASKED = 32, 64
 
 # --------------------------------------------------------------------------------------- the method
 
@@ -47,9 +49,9 @@ def choose_method(name, method, grad, channels):
     if "avx512f" in features:
         can.add("masked")
     if method is None:
-        if "lookup" not in can or channels <= _FLOAT:
+        if "lookup" not in can or channels <= _FEW_FOR_LOOKUP:
             return "float"
-        is_wide = "masked" in can and channels > _LOOKUP
+        is_wide = "masked" in can and channels > _FEW_FOR_MASKED
         return "masked" if is_wide and _share_of_nonzero(grad) <= _SPARSE else "lookup"
     if method not in METHODS:
         raise ValueError(f"{name}: method must be one of {METHODS} or None, got {method!r}")
