@@ -144,10 +144,10 @@ def test_a_slow_server_is_waited_for(serve, tmp_path):
         handler.answer(200, len(CONTENT))
         for start in range(0, len(CONTENT), 5000):
             handler.wfile.write(CONTENT[start : start + 5000])
-            time.sleep(0.06)
+            time.sleep(0.2)
 
     server = serve(drip)
-    get(server, tmp_path / "data.bin", timeout=0.3, retries=0)  # all of it takes longer
+    get(server, tmp_path / "data.bin", timeout=1.5, retries=0)  # all of it takes longer
     assert (tmp_path / "data.bin").read_bytes() == CONTENT and len(server.requests) == 1
 
 
