@@ -7,6 +7,8 @@ import threading
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tinybnn.kernels import memory
 
@@ -48,24 +50,36 @@ def test_used_again_when_the_last_view_is_gone():
 def test_not_for_arrays_that_are_much_smaller():
     place = memory.empty(LARGE, np.uint8).ctypes.data
     assert memory.empty(LARGE // 2, np.uint8).ctypes.data != place
-    assert memory.empty(int(LARGE / 1.2), np.uint8).ctypes.data == place
+    assert memory.empty(int(LARGE / 1.14), np.uint8).ctypes.data == place
     assert memory.empty(LARGE + 1, np.uint8).ctypes.data != place
 
 
+@given(st.integers(memory._SMALL + 1, 1 << 40))
+def test_sizes(size):
+    """There are four of them in each doubling, and each is one of them itself."""
+    rounded = memory._rounded(size)
+    assert size <= rounded <= 1.25 * size
+    assert rounded == memory._rounded(rounded)
+    *_, lower, upper = (1 << i for i in range(rounded.bit_length() + 1))
+    assert rounded in [lower + (upper - lower) // 4 * i for i in range(5)]
+
+
 def waiting():
-    return sum(map(len, memory._free.values()))
+    return sum(len(stack) * size for size, stack in memory._free.items())
 
 
 def test_keeps_no_more_than_the_limit():
+    in_use = memory._state.made
     memory.keep(5 * LARGE)
-    arrays = [memory.empty(LARGE + 4096 * i, np.uint8) for i in range(8)]
-    last = arrays[-1].ctypes.data
+    arrays = [memory.empty(LARGE // 2 + LARGE // 8 * i, np.uint8) for i in range(9)]
+    places = [array.ctypes.data for array in arrays]
     while arrays:
         arrays.pop(0)
+    found = [address for stack in memory._free.values() for _, address, _ in stack]
     assert 4 * LARGE < waiting() <= 5 * LARGE
-    assert last in memory._free  # what has waited longest goes first
+    assert {*found} == {*places[-len(found) :]}  # what has waited longest goes first
     assert memory.keep(0) == 5 * LARGE
-    assert waiting() == 0
+    assert waiting() == 0 and memory._state.made == in_use
     with pytest.raises(ValueError, match="limit must be a number of bytes >= 0, got -1"):
         memory.keep(-1)
 
@@ -88,7 +102,7 @@ def test_threads_never_share_memory():
         thread.join()
     assert not wrong
     gc.collect()
-    assert waiting() <= 12 * (LARGE + 64)
+    assert waiting() <= 12 * LARGE
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

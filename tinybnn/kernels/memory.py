@@ -7,29 +7,33 @@ line.
 The operating system hands memory out in pages, and fills each with zeros when it is touched first.
 For the 33 MB of 64 images of 128 × 32 × 32 numbers this takes as long as a batch norm of them, and
 NumPy asks for such an array anew each time. A training step needs the same few dozen arrays again
-and again, so large ones are kept here: when the last view of an array is gone, its memory waits for
-the next array of about this size.
+and again, so all but small ones are kept here: when the last view of an array is gone, its memory
+waits for the next array of about this size. To find it takes no search: memory comes in four sizes
+between one power of two and the next, and there is a stack of each.
 
     >>> import numpy as np
-    >>> first = empty((1024, 1024), np.float32)
+    >>> first = empty((1024, 1000), np.float32)
     >>> place = first.ctypes.data
     >>> del first
-    >>> empty((1024, 1000), np.float32).ctypes.data == place
+    >>> empty((1024, 1024), np.float32).ctypes.data == place
     True
 """
 
+import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 
 _LINE = 64  # bytes of a cache line, and of the longest vector
-_SMALL, _LARGE = 1 << 13, 1 << 18  # bytes; arrays in between get lines, only larger ones are kept
-_WASTE = 1.25  # how much larger than an array its memory may be
+_SMALL = 1 << 13  # bytes of the largest array that is not worth it
 
-# Memory that waits, the longest waiting first, by its address. All that is done with it is a single
-# operation of a dict, so no lock is needed, which a forked process could find closed for ever.
+# Memory that waits, by its size: stacks of (when it came, address, memory). All that is done with
+# them is a single operation of a dict or a list, so no lock is needed, which a forked process could
+# find closed for ever.
 _free = {}
-_limit = 1 << 30
+_clock = itertools.count()
+_state = SimpleNamespace(made=0, limit=1 << 30)  # bytes in use or waiting; that may wait
 
 
 def empty(shape, dtype):
@@ -37,18 +41,20 @@ def empty(shape, dtype):
     dtype = np.dtype(dtype)
     shape = shape if isinstance(shape, (tuple, list)) else (shape,)
     size = math.prod(shape) * dtype.itemsize
-    if size <= _SMALL:  # to find a line takes a microsecond, more than it saves
+    if size <= _SMALL:
         return np.empty(shape, dtype)
-    memory = _lines(size) if size < _LARGE else np.asarray(_Kept(_take(size)))[:size]
-    return memory.view(dtype).reshape(shape)
+    return np.asarray(_Kept(_take(_rounded(size)), tuple(shape), dtype.str))
 
 
 def empty_like(x):
     """An array without values of the shape and dtype of another one, in its order in memory."""
-    if x.flags.c_contiguous or x.nbytes < _LARGE:
-        return empty(x.shape, x.dtype) if x.flags.c_contiguous else np.empty_like(x)
+    if x.flags.c_contiguous:
+        return empty(x.shape, x.dtype)
+    if x.nbytes <= _SMALL:
+        return np.empty_like(x)
     axes = sorted(range(x.ndim), key=lambda axis: -x.strides[axis])
-    return empty([x.shape[axis] for axis in axes], x.dtype).transpose(np.argsort(axes))
+    places = sorted(range(x.ndim), key=axes.__getitem__)
+    return empty([x.shape[axis] for axis in axes], x.dtype).transpose(places)
 
 
 def keep(limit):
@@ -69,48 +75,58 @@ def keep(limit):
     ValueError
         If the limit is negative.
     """
-    global _limit
     if limit < 0:
         raise ValueError(f"keep: limit must be a number of bytes >= 0, got {limit!r}")
-    before, _limit = _limit, limit
+    before, _state.limit = _state.limit, limit
     _let_go()
     return before
 
 
-def _let_go():
+def _rounded(size):
+    """The next of the four sizes in each doubling; at most a fifth of it is left over."""
+    step = 1 << (size - 1).bit_length() - 3
+    return -(-size // step) * step
+
+
+def _take(size):
+    """Memory of a rounded size: (address, memory)."""
+    stack = _free.get(size)
+    if stack:
+        try:
+            return stack.pop()[1:]  # the last used may still be in a cache
+        except IndexError:  # another thread had it first
+            pass
+    _state.made += size
+    memory = np.empty(size + _LINE, np.uint8)
+    start = -memory.ctypes.data % _LINE
+    return memory.ctypes.data + start, memory[start : start + size]
+
+
+def _let_go(free=_free, state=_state):
     """Give back what has waited longest, until the rest is within the limit."""
-    while sum(map(len, list(_free.values()))) > _limit:
-        _free.pop(next(iter(list(_free)), None), None)
-
-
-def _wait(memory, free=_free, let_go=_let_go):
-    free[memory.__array_interface__["data"][0]] = memory
-    let_go()
+    while sum(size * len(stack) for size, stack in list(free.items())) > state.limit:
+        try:
+            _, size = min((stack[0][0], size) for size, stack in list(free.items()) if stack)
+            free[size].pop(0)
+        except (IndexError, ValueError):  # another thread had it first
+            continue
+        state.made -= size
 
 
 class _Kept:
     """What all views of an array look at; when they are gone, its memory waits for the next."""
 
-    __slots__ = ("__array_interface__", "memory")
+    __slots__ = ("__array_interface__", "place")
 
-    def __init__(self, memory):
-        self.memory = memory
-        self.__array_interface__ = memory.__array_interface__
+    def __init__(self, place, shape, typestr):
+        self.place = place
+        self.__array_interface__ = {
+            "version": 3, "data": (place[0], False), "shape": shape, "typestr": typestr,
+        }  # fmt: skip
 
-    def __del__(self, wait=_wait):  # a default, since at the end of a process names are gone
-        wait(self.memory)
-
-
-def _take(size):
-    """Memory of so many bytes, or somewhat more."""
-    for address, memory in reversed(list(_free.items())):  # the last used may still be in a cache
-        if size <= len(memory) <= _WASTE * size and _free.pop(address, None) is not None:
-            return memory
-    return _lines(size)
-
-
-def _lines(size):
-    """New memory that begins with a cache line."""
-    memory = np.empty(size + _LINE, np.uint8)
-    start = -memory.ctypes.data % _LINE
-    return memory[start : start + size]
+    # Defaults, since at the end of a process names are gone.
+    def __del__(self, free=_free, clock=_clock, state=_state, let_go=_let_go):
+        address, memory = self.place
+        free.setdefault(len(memory), []).append((next(clock), address, memory))
+        if state.made > state.limit:
+            let_go()
