@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinybnn import functional as F
+from tinybnn import quantizers
 from tinybnn.tensor import Tensor, grad, manual_seed
 from tinybnn.testing import assert_identical, gradcheck, gradgradcheck
 
@@ -1113,3 +1114,53 @@ def test_a_whole_network_to_second_order():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check(network, *arrays)
+
+
+# ------------------------------------------------------------------------- gradients of their own
+
+
+def leaves(*shapes):
+    rng = np.random.default_rng(0)
+    return [Tensor(rng.standard_normal(s).astype(np.float32), requires_grad=True) for s in shapes]
+
+
+STE = quantizers.SteSign()
+FRESH = {
+    "linear": (lambda x, w, b: F.linear(x, w, b), [(6, 8), (5, 8), (5,)]),
+    "conv2d": (lambda x, w: F.conv2d(x, w, padding=1), [(2, 3, 6, 6), (4, 3, 3, 3)]),
+    "batch_norm": (
+        lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), [(64, 8), (8,), (8,)]
+    ),
+    "batch_norm, float32 apart": (
+        lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), [(4, 3), (3,), (3,)]
+    ),
+    "binary_linear": (
+        lambda x, w: F.binary_linear(x, w, STE, STE), [(256, 128), (128, 128)]
+    ),
+    "binary_conv2d": (
+        lambda x, w: F.binary_conv2d(x, w, STE, STE), [(16, 64, 8, 8), (64, 64, 3, 3)]
+    ),
+    "binary_conv2d, depth-wise": (
+        lambda x, w: F.binary_conv2d(x, w, None, STE, groups=64), [(64, 64, 18, 18), (64, 1, 3, 3)]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FRESH)
+def test_a_gradient_belongs_to_its_leaf_alone(name):
+    function, shapes = FRESH[name]
+    inputs = leaves(*shapes)
+    output = function(*inputs)
+    given = np.ones(output.shape, np.float32)
+    output.backward(Tensor(given))
+    held = [x.grad.data for x in inputs]
+    expected = [g.copy() for g in held]
+    others = [given, output.data, *(x.data for x in inputs)]
+    for i, g in enumerate(held):
+        assert g.flags.writeable
+        assert not any(np.shares_memory(g, other) for other in others + held[:i])
+    # Neither a second backward pass nor another step's arrays touch what is held.
+    function(*inputs).backward(Tensor(given))
+    for x, g, e in zip(inputs, held, expected, strict=True):
+        assert_identical(g, e)
+        assert_identical(x.grad.data, 2 * e)

@@ -23,7 +23,7 @@ def nothing_waits():
     memory.keep(before)
 
 
-@pytest.mark.parametrize("shape", [(0, 4), (3, 5), (70, 600), 5000, (1000, 1001), ()])
+@pytest.mark.parametrize("shape", [(0, 4), (3, 5), (70, 600), 5000, (np.int64(1000), 1001), ()])
 @pytest.mark.parametrize("dtype", [np.int32, np.uint64, np.dtype("float32")])
 def test_begins_with_a_cache_line(shape, dtype):
     for _ in range(5):

@@ -116,16 +116,17 @@ class Function:
     saves = ("inputs",)  # what of ("inputs", "output") the rule reads; the rest arrives as None
     broadcasts = False  # inputs broadcast against each other; the base class undoes it
     views = False  # the output may be a view of the input: an in-place change of one changes both
+    fresh = False  # the rule's gradients are new arrays that nobody else holds
 
     @classmethod
     def apply(cls, *inputs, **options):
         """Run the operation. Only arrays in: an array out. A Tensor among them: a Tensor out."""
         function = cls()
         tensors = [x for x in inputs if isinstance(x, Tensor)]
-        if tensors:
-            dtype = np.result_type(*(x.dtype for x in tensors))
-            inputs = tuple(_operand(x, dtype) for x in inputs)
-        arrays = [as_array(x) for x in inputs]
+        if 0 < len(tensors) < len(inputs):
+            dtype = np.result_type(*[x.data.dtype for x in tensors])
+            inputs = tuple([_operand(x, dtype) for x in inputs])
+        arrays = [x.data if isinstance(x, Tensor) else x for x in inputs]
         try:
             data = function.forward(*arrays, **options)
         except ValueError as error:
@@ -138,18 +139,18 @@ class Function:
         output = Tensor(data)
         if cls.views and np.may_share_memory(data, arrays[0]):
             output._version = inputs[0]._version
-        if _state.grad_enabled and any(x.requires_grad for x in tensors):
-            function._record(inputs, output)
+        if _state.grad_enabled and True in [x.requires_grad for x in tensors]:
+            function._record(inputs, arrays, output)
         if _state.tape is not None:
             _state.tape.append(Call(function, inputs, options, output, _state.scope))
         return output
 
-    def _record(self, inputs, output):
+    def _record(self, inputs, arrays, output):
         """Make this call a node of the graph, with an edge to the node of each input."""
         self.edges = tuple(
-            _node(x) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs
+            [_node(x) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs]
         )
-        self.shapes = tuple(np.shape(x) for x in inputs)
+        self.shapes = [_shape(x) for x in arrays]
         self._inputs = inputs if "inputs" in self.saves else (None,) * len(inputs)
         self._output = output.data if "output" in self.saves else None
         # What the rule will read, and how often it had been changed in place by now.
@@ -167,11 +168,12 @@ class Function:
 
     def _gradients(self, grad, needs, create_graph):
         """Evaluate the rule, undo broadcasting and check what came out."""
-        if any(cell[0] != version for cell, version in self._versions):
-            raise RuntimeError(
-                f"backward: a Tensor that {type(self).__name__} needs was changed by an in-place "
-                "operator after it was used"
-            )
+        for cell, version in self._versions:
+            if cell[0] != version:
+                raise RuntimeError(
+                    f"backward: a Tensor that {type(self).__name__} needs was changed by an "
+                    "in-place operator after it was used"
+                )
         self.needs = needs
         inputs, output = self._inputs, self._output
         if create_graph:  # the output again, as the Tensor that it was
@@ -179,7 +181,7 @@ class Function:
                 output = Tensor(output, requires_grad=True)
                 output.function = self
         else:
-            inputs = tuple(as_array(x) for x in inputs)
+            inputs = [x.data if isinstance(x, Tensor) else x for x in inputs]
         results = self.backward(grad, output, *inputs)
         results = results if isinstance(results, tuple) else (results,)
         if len(results) != len(needs):
@@ -187,6 +189,7 @@ class Function:
                 f"{type(self).__name__}.backward gave {len(results)} gradients "
                 f"for {len(needs)} inputs"
             )
+        found = []
         for i, (result, shape, edge) in enumerate(
             zip(results, self.shapes, self.edges, strict=True)
         ):
@@ -199,12 +202,13 @@ class Function:
                 )
             if self.broadcasts:
                 result = _unbroadcast(result, shape)
-            if np.shape(result) != shape:
+            if _shape(result) != shape:
                 raise RuntimeError(
                     f"{type(self).__name__}.backward: the gradient of input {i} has shape "
                     f"{np.shape(result)}, the input has shape {shape}"
                 )
-            yield edge, result
+            found.append((edge, result))
+        return found
 
 
 def _operand(x, dtype):
@@ -217,6 +221,10 @@ def _operand(x, dtype):
     if isinstance(x, np.ndarray) and x.dtype.kind in "iub":
         return x.astype(dtype)
     return x
+
+
+def _shape(x):
+    return x.shape if hasattr(x, "shape") else np.shape(x)
 
 
 def _node(tensor):
@@ -262,22 +270,30 @@ def _topological_order(roots):
 
 
 def _propagate(outputs, gradients, wanted, retain_graph, create_graph):
-    """Gradients of the `wanted` nodes (None: of all leaves), as a dict node -> array or Tensor."""
+    """Gradients of the `wanted` nodes (None: of all leaves).
+
+    Returns
+    -------
+    dict node -> array or Tensor, and the set of nodes whose gradient nobody else holds
+    """
     order = _topological_order([_node(output) for output in outputs])
     useful = set()  # nodes through which a wanted one is reached; the others cost no work
     for node in order:
         wants = isinstance(node, Tensor) if wanted is None else node in wanted
-        edges = node.edges if isinstance(node, Function) else ()
-        if wants or any(edge in useful for edge in edges if edge is not None):
+        if wants or (isinstance(node, Function) and not useful.isdisjoint(node.edges)):
             useful.add(node)
 
-    received = {}
+    received, own = {}, set()
 
-    def deliver(node, gradient):
-        received[node] = received[node] + gradient if node in received else gradient
+    def deliver(node, gradient, is_fresh):
+        if node in received:
+            gradient, is_fresh = received[node] + gradient, True
+        received[node] = gradient
+        if is_fresh:
+            own.add(node)
 
     for output, gradient in zip(outputs, gradients, strict=True):
-        deliver(_node(output), gradient if create_graph else gradient.data)
+        deliver(_node(output), gradient if create_graph else gradient.data, False)
     result = {}
     with contextlib.nullcontext() if create_graph else no_grad():
         for node in reversed(order):
@@ -287,15 +303,15 @@ def _propagate(outputs, gradients, wanted, retain_graph, create_graph):
             if isinstance(node, Tensor) or (wanted is not None and node in wanted):
                 result[node] = gradient
             if isinstance(node, Function):
-                needs = tuple(edge is not None and edge in useful for edge in node.edges)
-                if any(needs):
+                needs = tuple([edge in useful for edge in node.edges])  # None is not
+                if True in needs:
                     for edge, share in node._gradients(gradient, needs, create_graph):
-                        deliver(edge, share)
+                        deliver(edge, share, node.fresh)
     if not retain_graph:
         for node in order:
             if isinstance(node, Function):
                 node._release()
-    return result
+    return result, own
 
 
 def _initial_gradients(name, outputs, gradients):
@@ -355,21 +371,23 @@ def grad(outputs, inputs, grad_outputs=None, create_graph=False, retain_graph=No
         grad_outputs = None if grad_outputs is None else [grad_outputs]
     gradients = _initial_gradients("grad", outputs, grad_outputs)
     wanted = {_node(x) for x in inputs}
-    found = _propagate(
+    found, _ = _propagate(
         outputs, gradients, wanted, create_graph if retain_graph is None else retain_graph,
         create_graph,
     )  # fmt: skip
     for i, x in enumerate(inputs):
         if _node(x) not in found:
             raise RuntimeError(f"grad: inputs[{i}] (shape {x.shape}) was not used by the outputs")
-    result = tuple(_as_gradient(found[_node(x)], x) for x in inputs)
+    result = tuple(_as_gradient(found[_node(x)], x, False) for x in inputs)
     return result[0] if single else result
 
 
-def _as_gradient(gradient, tensor):
+def _as_gradient(gradient, tensor, is_own):
+    """A Tensor that nobody else changes: rules may hand on views and shared arrays."""
     if isinstance(gradient, Tensor):
         return gradient.to(tensor.dtype)
-    # A copy: rules hand on views and shared arrays, a gradient belongs to its tensor alone.
+    if is_own and gradient.dtype == tensor.dtype:
+        return Tensor(gradient)
     return Tensor(np.array(gradient, dtype=tensor.dtype, order="K"))
 
 
@@ -432,8 +450,8 @@ class Tensor:
     def __init__(self, data, requires_grad=False, dtype=None):
         source = data if isinstance(data, Tensor) else None
         data = as_array(data)
-        is_float_array = isinstance(data, np.ndarray | np.generic) and data.dtype.kind == "f"
         if dtype is None:
+            is_float_array = isinstance(data, (np.ndarray, np.generic)) and data.dtype.kind == "f"
             dtype = data.dtype if is_float_array else np.float32
         elif np.dtype(dtype).kind != "f":
             raise TypeError(f"Tensor: dtype must be a floating-point type, got {np.dtype(dtype)}")
@@ -482,9 +500,9 @@ class Tensor:
         """
         retain_graph = create_graph if retain_graph is None else retain_graph
         gradients = _initial_gradients("backward", [self], [gradient])
-        found = _propagate([self], gradients, None, retain_graph, create_graph)
+        found, own = _propagate([self], gradients, None, retain_graph, create_graph)
         for leaf, share in found.items():
-            share = _as_gradient(share, leaf)
+            share = _as_gradient(share, leaf, leaf in own)
             leaf.grad = share if leaf.grad is None else leaf.grad + share
 
     def __repr__(self):

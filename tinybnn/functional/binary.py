@@ -117,6 +117,8 @@ def _conv2d_of_signs(x, weight, quantizers, geometry, padding_mode):
 class _Signs(Function):
     """A product of signs; a subclass says which: on words, on floats, and its two gradients."""
 
+    fresh = True
+
     def backward(self, grad, output, x, weight):
         if isinstance(grad, Tensor):  # the rule: that of the composition
             inputs = [t for t, needed in zip((x, weight), self.needs, strict=True) if needed]

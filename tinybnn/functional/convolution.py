@@ -154,6 +154,8 @@ def _rows_of_pixels(x):
 class Conv2d(Function):
     """out[n, o] = sum over c, i, j of x[n, c, y s + i d, x s + j d] weight[o, c, i, j]."""
 
+    fresh = True
+
     def forward(self, x, weight, stride, padding, dilation, groups, fixed_order=False, output=None):
         self.geometry = geometry = Geometry(
             x.shape, weight.shape, stride, padding, dilation, groups, output

@@ -10,6 +10,8 @@ from tinybnn.tensor import Function, reshape, transpose
 class Linear(Function):
     """x @ weight.T for rows x : (M, K), weight : (N, K)."""
 
+    fresh = True
+
     def forward(self, x, weight, fixed_order):
         if fixed_order:
             return ordered_product(x, weight.T)

@@ -40,7 +40,7 @@ def empty(shape, dtype):
     """An array without values, as ``np.empty``."""
     dtype = np.dtype(dtype)
     shape = shape if isinstance(shape, (tuple, list)) else (shape,)
-    size = math.prod(shape) * dtype.itemsize
+    size = int(math.prod(shape)) * dtype.itemsize
     if size <= _SMALL:
         return np.empty(shape, dtype)
     return np.asarray(_Kept(_take(_rounded(size)), tuple(shape), dtype.str))
