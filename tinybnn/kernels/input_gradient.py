@@ -11,12 +11,13 @@ fits the cache.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
 from tinybnn.kernels import convolution, parallel
-from tinybnn.kernels.bits import unpack, unpack_reference
+from tinybnn.kernels.bits import unpack, unpack_reference, words_for
 from tinybnn.kernels.checks import check_row, check_words, out_array, pair
 from tinybnn.kernels.lookup import (
     LANES,
@@ -223,10 +224,36 @@ def _input_numbers(n):
     )  # fmt: skip
 
 
-def _input_gradient(grad, weight, geometry, group, method, out):
-    """One group. grad : (N, OH, OW, O), out : (N, H, W, C), of which C / groups are written."""
-    images, *_, filters = grad.shape
-    kh, kw, words = weight.shape[1:]
+class _Plan(NamedTuple):
+    """All that does not depend on what the arrays hold.
+
+    Attributes
+    ----------
+    g : _Input
+    numbers : (20,) int64
+        The same.
+    cell : int
+        float32 numbers of a cell.
+    phases : (P, 2) int64
+        First and last + 1 tap of each phase.
+    cells, taps : (kh * kw,) int64
+        The taps of one phase after the other: where their cells are, and where their weights are.
+    products : int
+    """
+
+    g: _Input
+    numbers: np.ndarray
+    cell: int
+    phases: np.ndarray
+    cells: np.ndarray
+    taps: np.ndarray
+    products: int
+
+
+@functools.lru_cache(maxsize=256)  # a layer in training needs its plan at each step
+def _plan(geometry, images, filters, group, method):
+    """The plan for one group of a convolution, for so many images and filters of all groups."""
+    (kh, kw), words = geometry.kernel_size, words_for(geometry.group_channels)
     (height, width), (sy, sx), (top, left) = geometry.size, geometry.stride, geometry.padding
     dy, dx = geometry.dilation
     group_filters, group_channels = filters // geometry.groups, geometry.group_channels
@@ -251,39 +278,46 @@ def _input_gradient(grad, weight, geometry, group, method, out):
         band, bands, rows_before, columns_before, columns, rows(band) * columns,
     )  # fmt: skip
 
-    # The taps of each phase: where their cells are, and where their weights are.
-    table, cells, taps = np.zeros((sy * sx, 2), np.int64), [], []
+    phases, cells, taps = np.zeros((sy * sx, 2), np.int64), [], []
     for phase in range(sy * sx):
-        table[phase, 0] = len(taps)
+        phases[phase, 0] = len(taps)
         for ky in range(kh):
             for kx in range(kw):
                 if (ky * dy % sy, kx * dx % sx) == divmod(phase, sx):
                     cells.append(-(ky * dy // sy * columns + kx * dx // sx))
                     taps.append((ky * kw + kx) * words)
-        table[phase, 1] = len(taps)
+        phases[phase, 1] = len(taps)
     cells, taps = np.array(cells, np.int64), np.array(taps, np.int64)
+    products = images * height * width * group_channels * kh * kw * group_filters
+    return _Plan(g, np.array(g), cell, phases, cells, taps, products)
 
-    tasks = tasks_for_products(images * height * width * group_channels * kh * kw * group_filters)
-    tasks = min(tasks, images * bands)
-    shares = parallel.shares(images * bands, tasks)
+
+def _input_gradient(grad, weight, geometry, group, method, out):
+    """One group. grad : (N, OH, OW, O), out : (N, H, W, C), of which C / groups are written."""
+    images, *_, filters = grad.shape
+    plan = _plan(geometry, images, filters, group, method)
+    g, bands = plan.g, images * plan.g.bands
+    tasks = min(tasks_for_products(plan.products), bands)
+    shares = parallel.shares(bands, tasks)
     flat, result = grad.reshape(-1), out.reshape(-1)
     if method == "lookup":
-        turned, offsets, phases = _turn_weight(weight, g, table, cells, taps)
-        scratch = empty(tasks * g.cells * cell, np.float32)
-        pixels = empty(2 * tasks * band * width, np.int64)
+        turned, turning = _turn_weight(weight, geometry, group)
+        scratch = empty(tasks * g.cells * plan.cell, np.float32)
+        pixels = empty(2 * tasks * g.band * g.width, np.int64)
         parallel.share_out(
-            _input_by_tables, shares, flat, turned, offsets, phases, PATTERNS, scratch, pixels,
-            cell, result, np.array(g),
+            _input_by_tables, shares, flat, turned, turning.offsets, turning.phases, PATTERNS,
+            scratch, pixels, plan.cell, result, plan.numbers,
         )  # fmt: skip
         return
-    values = empty(tasks * (g.cells * group_filters + FLOATS), np.float32)
+    values = empty(tasks * (g.cells * g.group_filters + FLOATS), np.float32)
     places = empty(len(values), np.int32)
-    starts = np.arange(filters, dtype=np.int32) * (kh * kw * words)
+    per_filter = weight[0].size
+    starts = np.arange(filters, dtype=np.int32) * per_filter
     ends = empty(tasks * (g.cells + 1), np.int64)
     totals = empty(tasks * g.cells, np.float32)
     parallel.share_out(
-        _input_by_masks, shares, flat, weight.reshape(-1), cells, taps, table, values, places, ends,
-        totals, starts, words, result, np.array(g),
+        _input_by_masks, shares, flat, weight.reshape(-1), plan.cells, plan.taps, plan.phases,
+        values, places, ends, totals, starts, weight.shape[3], result, plan.numbers,
     )  # fmt: skip
 
 
@@ -305,7 +339,61 @@ def _band(g, unit):
 # ------------------------------------------------------------------------------------ lookup tables
 
 
-def _turn_weight(weight, g, table, cells, taps):
+class _Turning(NamedTuple):
+    """Where the signs of a group's weights come from and go to, for `turn`, and their tables.
+
+    Attributes
+    ----------
+    offsets : (...,) int64
+        For each phase, step and tap: where the step's tables are, from a pixel's cell.
+    phases : (P, 4) int64
+        For each phase: where its offsets begin and end, where its integers begin, and how many of
+        them a panel has.
+    starts : (steps * 32,) int64
+        Where the words of each filter begin; the last filter is repeated.
+    turns : list of (sources, shifts, places, size)
+        For each phase that has taps; ``size`` integers belong to a step.
+    size : int
+        Integers of all phases.
+    """
+
+    offsets: np.ndarray
+    phases: np.ndarray
+    starts: np.ndarray
+    turns: list
+    size: int
+
+
+@functools.lru_cache(maxsize=256)
+def _turning(geometry, filters, group):
+    plan = _plan(geometry, 1, filters, group, "lookup")
+    g, per_filter = plan.g, len(plan.taps) * words_for(plan.g.group_channels)
+    steps, panels = -(-g.group_filters // STEP), -(-g.group_channels // LANES)
+    numbers = np.minimum(np.arange(steps * STEP), g.group_filters - 1) + g.first_filter
+    offsets, phases, turns = [], np.zeros((len(plan.phases), 4), np.int64), []
+    channel = np.arange(0, g.group_channels, FLOATS)
+    base = 0
+    for phase, (first, end) in enumerate(plan.phases):
+        count = end - first
+        phases[phase] = len(offsets), len(offsets) + steps * count, base, steps * count * LANES
+        for step in range(steps):
+            offsets.extend(plan.cells[first:end] * steps * STEP_FLOATS + step * STEP_FLOATS)
+        if count:
+            sources = plan.taps[first:end, None] + channel // 64
+            shifts = np.broadcast_to(channel % 64, sources.shape)
+            places = np.arange(count)[:, None] * LANES + channel // LANES * phases[phase, 3]
+            places = base + places + channel % LANES
+            turns.append(
+                (sources.reshape(-1), shifts.reshape(-1).astype(np.uint64), places.reshape(-1),
+                 int(count) * LANES)
+            )  # fmt: skip
+            base += panels * phases[phase, 3]
+    return _Turning(
+        np.array(offsets, np.int64), phases, numbers * per_filter, turns, int(base)
+    )  # fmt: skip
+
+
+def _turn_weight(weight, geometry, group):
     """The weights of a group with their signs along the filters, and the tables they belong to.
 
     Returns
@@ -313,37 +401,16 @@ def _turn_weight(weight, g, table, cells, taps):
     turned : (...,) int32
         For each phase, panel, step and tap of the phase: integers for 64 channels, whose bits are
         the signs of 32 filters.
-    offsets : (...,) int64
-        For each phase, step and tap: where the step's tables are, from a pixel's cell.
-    phases : (P, 4) int64
-        For each phase: where its offsets begin and end, where its integers begin, and how many of
-        them a panel has.
+    turning : _Turning
     """
-    steps, panels = -(-g.group_filters // STEP), -(-g.group_channels // LANES)
-    filters = np.minimum(np.arange(steps * STEP), g.group_filters - 1) + g.first_filter
-    starts = filters * (weight.size // len(weight))
-    turned = empty(steps * len(taps) * panels * LANES, np.int32)
-    offsets, phases = [], np.zeros((len(table), 4), np.int64)
-    channel = np.arange(0, g.group_channels, FLOATS)
-    base = 0
-    for phase, (first, end) in enumerate(table):
-        count = end - first
-        phases[phase] = len(offsets), len(offsets) + steps * count, base, steps * count * LANES
-        for step in range(steps):
-            offsets.extend(cells[first:end] * steps * STEP_FLOATS + step * STEP_FLOATS)
-        if not count:
-            continue
-        sources = taps[first:end, None] + channel // 64
-        shifts = np.broadcast_to(channel % 64, sources.shape)
-        places = np.arange(count)[:, None] * LANES + channel // LANES * phases[phase, 3]
-        places = base + places + channel % LANES
+    turning = _turning(geometry, len(weight), group)
+    turned, words = empty(turning.size, np.int32), weight.reshape(-1)
+    for sources, shifts, places, size in turning.turns:
         turn(
-            0, steps, 0, weight.reshape(-1), starts, sources.reshape(-1),
-            shifts.reshape(-1).astype(np.uint64), places.reshape(-1),
-            1, count * LANES, 0, POWERS, turned,
+            0, len(turning.starts) // STEP, 0, words, turning.starts, sources, shifts, places,
+            1, size, 0, POWERS, turned,
         )  # fmt: skip
-        base += panels * phases[phase, 3]
-    return turned, np.array(offsets, np.int64), phases
+    return turned, turning
 
 
 @kernel(allocates=False)

@@ -11,12 +11,19 @@ is put right beforehand (`_beyond_the_image`).
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
 from tinybnn.kernels import convolution, parallel
-from tinybnn.kernels.bits import pack_reference, split_groups, unpack, unpack_reference
+from tinybnn.kernels.bits import (
+    pack_reference,
+    split_groups,
+    unpack,
+    unpack_reference,
+    words_for,
+)
 from tinybnn.kernels.checks import (
     check_padding_mode,
     check_row,
@@ -215,23 +222,50 @@ def _weight_numbers(n):
     return _Weight(n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8])
 
 
-def _weight_gradient(grad, x, geometry, filters, padding_mode, method, out):
-    """One group. x : (N, H, W, words), filters : slice, out : (O/groups, kh, kw, C/groups)."""
-    images, (oh, ow), (kh, kw) = len(grad), geometry.out_size, geometry.kernel_size
-    (ph, pw), per_group, words = geometry.padding, geometry.group_channels, x.shape[3]
+class _Plan(NamedTuple):
+    """All that does not depend on what the arrays hold.
+
+    Attributes
+    ----------
+    outside : (words,) uint64
+        A pixel of the padding.
+    tap_lanes, lanes : int
+        As in `_Weight`.
+    taps : (kh * kw,) int64
+        Where the words of a tap are, from those of the output pixel.
+    parts : tuple of (slice, starts)
+        Images that are worked on together, and where the words of their output pixels begin: int64,
+        filled up to whole steps by repeating the last, for "lookup", int32 for "masked".
+    padded : tuple of int
+        Shape of as many padded images.
+    products : int
+        Of such a part.
+    """
+
+    outside: np.ndarray
+    tap_lanes: int
+    lanes: int
+    taps: np.ndarray
+    parts: tuple
+    padded: tuple
+    products: int
+
+
+@functools.lru_cache(maxsize=64)  # a layer in training needs its plan at each step
+def _plan(geometry, images, filters, padding_mode, method):
+    """The plan for one group of a convolution, for so many images and filters of the group."""
+    (oh, ow), (kh, kw), (ph, pw) = geometry.out_size, geometry.kernel_size, geometry.padding
+    per_group = geometry.group_channels
+    words = words_for(per_group)
     outside = np.zeros(words, np.uint64)
     if padding_mode == "ones":
         outside = pack_reference(np.ones(per_group))
-    correction = _beyond_the_image(grad[..., filters], geometry, padding_mode)  # (O/groups, taps)
-
-    # Sums are kept in rows of whole panels; those of whole channels are the result itself.
     taps, tap_lanes = kh * kw, -(-per_group // FLOATS) * FLOATS
     lanes = -(-taps * tap_lanes // LANES) * LANES
-    direct = lanes == taps * per_group
-    rows = out.reshape(len(out), lanes) if direct else empty((len(out), lanes), np.float32)
 
     # The columns come from here: a vector of 16 channels of a tap.
-    row = (geometry.size[1] + 2 * pw) * words
+    height, width = geometry.size[0] + 2 * ph, geometry.size[1] + 2 * pw
+    row = width * words
     dy, dx = geometry.dilation
     tap = np.arange(kh)[:, None] * dy * row + np.arange(kw) * dx * words
     pixel = np.arange(oh)[:, None] * geometry.stride[0] * row
@@ -239,28 +273,62 @@ def _weight_gradient(grad, x, geometry, filters, padding_mode, method, out):
 
     image_bytes = oh * ow * lanes // 8
     together = min(images, max(1, _TURNED_BYTES // image_bytes))
-    work = together * oh * ow * taps * per_group * len(out)
-    tasks = min(tasks_for_products(work), -(-len(out) // 4))
-    shares = parallel.shares(-(-len(out) // 4), tasks)
-    shares[:, :2] = np.minimum(4 * shares[:, :2], len(out))  # rows are computed by fours
-    image_words = (geometry.size[0] + 2 * ph) * row
-    padded = empty((together, geometry.size[0] + 2 * ph, row // words, words), np.uint64)
-    padded[...] = outside
+
+    def starts(some):
+        found = (np.arange(some)[:, None] * (height * row) + pixel).reshape(-1)
+        if method == "masked":
+            return found.astype(np.int32)
+        return np.append(found, np.full(-len(found) % STEP, found[-1]))
+
+    *firsts, last = range(0, images, together)
+    whole = starts(together)
+    parts = [(slice(first, first + together), whole) for first in firsts]
+    parts.append((slice(last, images), starts(images - last)))
+    return _Plan(
+        outside, tap_lanes, lanes, tap.reshape(-1), tuple(parts), (together, height, width, words),
+        together * oh * ow * taps * per_group * filters,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def _shares(filters, tasks):
+    """Filters by fours, as rows are computed."""
+    shares = parallel.shares(-(-filters // 4), tasks)
+    shares[:, :2] = np.minimum(4 * shares[:, :2], filters)
+    return shares
+
+
+def _weight_gradient(grad, x, geometry, filters, padding_mode, method, out):
+    """One group. x : (N, H, W, words), filters : slice, out : (O/groups, kh, kw, C/groups)."""
+    (oh, ow), (kh, kw), (ph, pw) = geometry.out_size, geometry.kernel_size, geometry.padding
+    per_group, taps = geometry.group_channels, kh * kw
+    plan = _plan(geometry, len(grad), len(out), padding_mode, method)
+    correction = _beyond_the_image(grad[..., filters], geometry, padding_mode)  # (O/groups, taps)
+
+    # Sums are kept in rows of whole panels; those of whole channels are the result itself.
+    lanes = plan.lanes
+    direct = lanes == taps * per_group
+    rows = out if direct else empty((len(out), lanes), np.float32)
+    shares = _shares(len(out), min(tasks_for_products(plan.products), -(-len(out) // 4)))
+    copies = (ph, pw) != (0, 0) or not x.flags.c_contiguous
+    if copies:
+        padded = empty(plan.padded, np.uint64)
+        padded[...] = plan.outside
     flat, sums = grad.reshape(-1), rows.reshape(-1)
-    for first in range(0, images, together):
-        some = min(together, images - first)
-        padded[:some, ph : ph + geometry.size[0], pw : pw + geometry.size[1]] = x[
-            first : first + some
-        ]
-        starts = (np.arange(some)[:, None] * image_words + pixel).reshape(-1)
+    for images, starts in plan.parts:
+        seen = x[images]
+        if copies:
+            copy = padded[: len(seen)]
+            copy[:, ph : ph + geometry.size[0], pw : pw + geometry.size[1]] = seen
+            seen = copy
         g = _Weight(
-            some * oh * ow, first * oh * ow, grad.shape[3], filters.start,
-            taps, per_group, tap_lanes, lanes, first == 0,
+            len(seen) * oh * ow, images.start * oh * ow, grad.shape[3], filters.start,
+            taps, per_group, plan.tap_lanes, lanes, images.start == 0,
         )  # fmt: skip
-        more = flat, padded.reshape(-1), starts, tap.reshape(-1), correction.reshape(-1), sums, g
+        more = flat, seen.reshape(-1), starts, plan.taps, correction.reshape(-1), sums, g
         _add_by_tables(shares, *more) if method == "lookup" else _add_by_masks(shares, *more)
     if not direct:
-        columns = rows[:, : taps * tap_lanes].reshape(len(out), kh, kw, tap_lanes)
+        columns = rows[:, : taps * plan.tap_lanes].reshape(len(out), kh, kw, plan.tap_lanes)
         out[...] = columns[..., :per_group]
 
 
@@ -302,29 +370,44 @@ def _begin(first, count, correction, sums, g):
 # ------------------------------------------------------------------------------------ lookup tables
 
 
+@functools.lru_cache(maxsize=256)
+def _turned_places(taps, tap_lanes):
+    """Where the vectors of a pixel's signs come from and go to, for `turn`.
+
+    Returns
+    -------
+    sources : (taps, n) int64
+        Word of the tap.
+    shifts : (taps * n,) uint64
+    places : (taps * n,) int64
+    """
+    channel = np.arange(0, tap_lanes, FLOATS)
+    shape = taps, len(channel)
+    lane = np.arange(taps)[:, None] * tap_lanes + channel
+    places = lane // LANES * _CHUNK * LANES + lane % LANES
+    shifts = np.broadcast_to(channel % 64, shape).reshape(-1).astype(np.uint64)
+    return np.broadcast_to(channel // 64, shape), shifts, places.reshape(-1)
+
+
+_OFFSETS = np.arange(_CHUNK) * STEP_FLOATS
+
+
 def _add_by_tables(shares, grad, x, starts, taps, correction, sums, g):
     """Turn the signs of some images, then add their part of the gradient."""
     steps = -(-g.pixels // STEP)
     chunks = -(-steps // _CHUNK)
-    # Pixels behind the last one have zeros in their tables: any signs will do.
-    starts = np.append(starts, np.full(steps * STEP - len(starts), starts[-1]))
-    channel = np.arange(0, g.tap_lanes, FLOATS)
-    sources = taps[:, None] + channel // 64
-    shifts = np.broadcast_to(channel % 64, sources.shape)
-    lane = np.arange(g.taps)[:, None] * g.tap_lanes + channel
-    places = lane // LANES * _CHUNK * LANES + lane % LANES
+    words, shifts, places = _turned_places(g.taps, g.tap_lanes)
     turned = empty(chunks * _CHUNK * g.lanes, np.int32)
     parallel.share_out(
-        turn, parallel.shares(steps, min(len(shares), steps)), x, starts, sources.reshape(-1),
-        shifts.reshape(-1).astype(np.uint64), places.reshape(-1),
+        turn, parallel.shares(steps, min(len(shares), steps)), x, starts,
+        (taps[:, None] + words).reshape(-1), shifts, places,
         _CHUNK, _CHUNK * g.lanes, LANES, POWERS, turned,
     )  # fmt: skip
     tasks = len(shares)
     tables = empty(tasks * _TILE * _CHUNK * STEP_FLOATS, np.float32)
     rows = empty(2 * tasks * _TILE, np.int64)
-    offsets = np.arange(_CHUNK) * STEP_FLOATS
     parallel.share_out(
-        _weight_by_tables, shares, grad, turned, offsets, PATTERNS, tables, rows, correction, sums,
+        _weight_by_tables, shares, grad, turned, _OFFSETS, PATTERNS, tables, rows, correction, sums,
         np.array(g),
     )  # fmt: skip
 
@@ -369,7 +452,7 @@ def _add_by_masks(shares, grad, x, starts, taps, correction, sums, g):
     values, places = empty(tasks * size, np.float32), empty(tasks * size, np.int32)
     ends, totals = empty(tasks * _TILE, np.int64), empty(tasks * _TILE, np.float32)
     parallel.share_out(
-        _weight_by_masks, shares, grad, x, starts.astype(np.int32), taps, values, places, ends,
+        _weight_by_masks, shares, grad, x, starts, taps, values, places, ends,
         totals, correction, sums, np.array(g),
     )  # fmt: skip
 
