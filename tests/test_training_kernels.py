@@ -114,6 +114,17 @@ def test_statistics(batch):
     assert mean.dtype == var.dtype == scale.dtype == np.float32
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
+def test_statistics_of_channels_without_a_scale():
+    x = normal(70, 16)
+    x[:, 0], x[3, 1], x[69, 2] = 2, np.inf, np.nan
+    mean, var, scale = normalization.statistics(x, 0.0)
+    assert (mean[0], var[0], scale[0]) == (2, 0, np.inf)
+    assert np.isnan(var[1:3]).all() and np.isnan(scale[1:3]).all()
+    assert not np.isfinite(mean[1:3]).any()
+    assert np.isfinite([mean[3:], var[3:], scale[3:]]).all()
+
+
 @given(batches())
 def test_normalise(batch):
     x, _, (mean, scale, weight, bias) = batch

@@ -41,6 +41,8 @@ _PER_BLOCK = 1 << 17  # floats of a block, at least
 _GRAIN = 1 << 18  # floats below which a second thread costs time
 
 _MOMENTS, _PRODUCTS, _NORMALISE, _GRADIENT = range(4)  # what a pass over memory does
+_SAMPLE = 16  # rows whose mean is near the mean of all
+_NO_SCALE = np.empty(0, np.float32)
 _NO_SUMS = np.empty((0, 2, 0), np.float32), np.empty((0, 2, 0))
 
 
@@ -61,14 +63,11 @@ def statistics(x, eps):
     -------
     mean, var, scale : (C,) float32
     """
-    # Any value near the mean will do: the mean of a few rows from all over the batch.
-    near = x[:: -(-len(x) // 16)].mean(0)
-    near[~np.isfinite(near)] = 0
-    total, squares = _sums(_MOMENTS, x, x, near)
-    offset = total / len(x)
-    var = np.maximum(squares / len(x) - offset * offset, 0)  # rounding might make it negative
-    scale = 1 / np.sqrt(var + eps)
-    return tuple(v.astype(np.float32) for v in (near + offset, var, scale))
+    near = np.empty((_shares(*x.shape).joined, x.shape[1]), np.float32)
+    _near(x, -(-len(x) // _SAMPLE), near)
+    result = np.empty((3, x.shape[1]), np.float32)
+    _sums(_MOMENTS, x, x, near.reshape(-1), eps, _NO_SCALE, result)
+    return tuple(result)
 
 
 def normalise(x, mean, scale, weight, bias):
@@ -98,8 +97,10 @@ def gradient_sums(grad, x, mean, scale):
     -------
     grad_weight, grad_bias : (C,) float32
     """
-    total, products = _sums(_PRODUCTS, x, grad, mean)
-    return (products * scale).astype(np.float32), total.astype(np.float32)
+    near = _repeated(_shares(*x.shape).joined, mean).reshape(-1)
+    result = np.empty((2, x.shape[1]), np.float32)
+    _sums(_PRODUCTS, x, grad, near, 0.0, scale, result)
+    return tuple(result)
 
 
 def gradient(grad, x, mean, scale, weight, grad_weight, grad_bias):
@@ -163,38 +164,29 @@ def _shares(rows, channels):
     return _Shares(joined, whole, summed, changed)
 
 
-def _sums(step, x, grad, near):
-    """Two float64 sums over the rows, for each channel: (2, C)."""
+def _sums(step, x, grad, near, eps, scale, result):
+    """Two sums over the rows for each channel, and what `_finish` makes of them."""
     shares = _shares(*x.shape)
-    joined, blocks = shares.joined, len(shares.summed) - 1
-    width = joined * x.shape[1]
+    blocks, width = len(shares.summed) - 1, len(near)
     run, partial = empty((blocks, 2, width), np.float32), np.zeros((blocks, 2, width))
-    _run(shares.summed, step, width, x, grad, x, _repeated(near, joined), run, partial)
-    sums = partial.sum(0) if blocks > 1 else partial[0]
-    if joined > 1:
-        sums = sums.reshape(2, joined, -1).sum(1)
-    done = shares.whole * joined
-    if done < len(x):  # rows that do not fill another wide one
-        distance = x[done:].astype(np.float64) - near
-        factor = distance if step == _MOMENTS else grad[done:]
-        sums += factor.sum(0, dtype=np.float64), (factor * distance).sum(0)
-    return sums
+    _run(shares.summed, step, width, x, grad, x, near, run, partial)
+    _finish(step, shares.whole * shares.joined, x, grad, near, partial, eps, scale, result)
 
 
 def _elementwise(step, x, grad, constants):
     out = empty_like(x)
     shares = _shares(*x.shape)
-    constants = np.concatenate([_repeated(v, shares.joined) for v in constants])
+    constants = _repeated(shares.joined, *constants).reshape(-1)
     _run(shares.changed, step, shares.joined * x.shape[1], x, grad, out, constants, *_NO_SUMS)
     return out
 
 
-def _repeated(v, times):
-    if times == 1:
-        return v
-    rows = np.empty((times, len(v)), v.dtype)  # np.tile takes ten times as long for a few numbers
-    rows[:] = v
-    return rows.reshape(-1)
+def _repeated(times, *vectors):
+    """Each vector as often as rows are joined: (len(vectors), times, C)."""
+    rows = np.empty((len(vectors), times, len(vectors[0])), np.float32)
+    for row, vector in zip(rows, vectors, strict=True):
+        row[:] = vector
+    return rows
 
 
 def _run(bounds, step, width, x, grad, out, constants, run, partial):
@@ -242,6 +234,56 @@ def _add(first, end, task, bounds, step, width, x, grad, near, run, partial):
             for i in range(width):
                 partial[block, 0, i] += run[to + i]
                 partial[block, 1, i] += run[to + width + i]
+
+
+@kernel(allocates=False)
+def _near(x, step, out):
+    """A value near the mean of each channel: the mean of some rows from all over the batch."""
+    for channel in range(x.shape[1]):
+        total, count = np.float32(0), np.float32(0)
+        for row in range(0, len(x), step):
+            total += x[row, channel]
+            count += np.float32(1)
+        near = total / count
+        out[:, channel] = near if np.isfinite(near) else np.float32(0)
+
+
+@kernel(allocates=False)
+def _finish(step, done, x, grad, near, partial, eps, scale, result):
+    """Add up blocks, joined rows and, from row ``done`` on, those that do not fill another one.
+
+    Of the moments of a channel come its mean, variance and 1 / sqrt(variance + eps); of products
+    the gradients of weight and bias.
+    """
+    blocks, _, width = partial.shape
+    rows, channels = x.shape
+    for channel in range(channels):
+        total = products = 0.0
+        for at in range(channel, width, channels):
+            total_at = products_at = 0.0
+            for block in range(blocks):
+                total_at += partial[block, 0, at]
+                products_at += partial[block, 1, at]
+            total += total_at
+            products += products_at
+        center = np.float64(near[channel])
+        for row in range(done, rows):
+            distance = x[row, channel] - center
+            given = distance if step == _MOMENTS else np.float64(grad[row, channel])
+            total += given
+            products += given * distance
+        if step == _MOMENTS:
+            offset = total / rows
+            variance = products / rows - offset * offset
+            if variance < 0:  # by rounding
+                variance = 0.0
+            deviation = np.sqrt(variance + eps)
+            result[0, channel] = center + offset
+            result[1, channel] = variance
+            result[2, channel] = 1 / deviation if deviation != 0 else np.inf
+        else:
+            result[0, channel] = products * scale[channel]
+            result[1, channel] = total
 
 
 @kernel(allocates=False)
