@@ -14,6 +14,9 @@ quantizers and convolution that these functions stand for.
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -73,7 +76,7 @@ def binary_conv2d(
         "quantizers": (input_quantizer, weight_quantizer), "geometry": geometry,
         "padding_mode": padding_mode,
     }  # fmt: skip
-    work = np.size(as_array(weight)) * int(np.prod((len(as_array(x)), *geometry.output)))
+    work = math.prod(geometry.weight) * geometry.image[0] * math.prod(geometry.output)
     if as_array(x).dtype != np.float32 or work < _SMALL:
         return _conv2d_of_signs(x, weight, **options)
     return SignConv2d.apply(x, weight, **options)
@@ -136,93 +139,103 @@ class SignLinear(_Signs):
     """sign(x) @ sign(weight).T with the quantizers' pseudo-gradients."""
 
     def forward(self, x, weight, quantizers):
-        from tinybnn.kernels import bits, xnor
-
+        kernels = _kernels()
         self.quantizers = quantizers[0], quantizers[1].levels()
         self.features = x.shape[1]
-        self.x_bits, self.weight_bits = bits.pack(x), bits.pack(weight)
+        self.x_bits, self.weight_bits = kernels.bits.pack(x), kernels.bits.pack(weight)
         if not _on_bits:
             return self.composition(x, weight)
-        sums = xnor.xnor_matmul(self.x_bits, self.weight_bits, self.features)
+        sums = kernels.xnor.xnor_matmul(self.x_bits, self.weight_bits, self.features)
         return sums.astype(np.float32)
 
     def composition(self, x, weight):
         return _linear_of_signs(x, weight, self.quantizers)
 
     def input_gradient(self, grad):
-        from tinybnn.kernels import input_gradient
-
-        return input_gradient.linear_input_gradient(grad, self.weight_bits, self.features)
+        kernels = _kernels().input_gradient
+        return kernels.linear_input_gradient(grad, self.weight_bits, self.features)
 
     def weight_gradient(self, grad):
-        from tinybnn.kernels import weight_gradient
-
-        return weight_gradient.linear_weight_gradient(grad, self.x_bits, self.features)
+        kernels = _kernels().weight_gradient
+        return kernels.linear_weight_gradient(grad, self.x_bits, self.features)
 
 
 class SignConv2d(_Signs):
     """conv2d(sign(x), sign(weight)) with the quantizers' pseudo-gradients."""
 
     def forward(self, x, weight, quantizers, geometry, padding_mode):
-        from tinybnn.kernels import bits
-
+        pack = _kernels().bits.pack
         self.quantizers = quantizers[0], quantizers[1].levels()
         self.geometry, self.padding_mode = geometry, padding_mode
-        self.x_bits = bits.pack(x.transpose(0, 2, 3, 1))  # (N, H, W, words)
-        self.weight_bits = bits.pack(weight.transpose(0, 2, 3, 1))  # (O, kh, kw, words)
-        self.options = {name: getattr(geometry, name) for name in ("stride", "padding", "dilation")}
+        self.x_bits = pack(x.transpose(0, 2, 3, 1))  # (N, H, W, words)
+        if self.is_depthwise:
+            self.weight_bits = pack(weight[:, 0].transpose(1, 2, 0))  # (kh, kw, words)
+        else:
+            self.weight_bits = pack(weight.transpose(0, 2, 3, 1))  # (O, kh, kw, words)
         return self.on_words() if _on_bits else self.composition(x, weight)
+
+    @property
+    def is_depthwise(self):
+        """Whether each channel has one filter, of a size that the kernel for such layers takes."""
+        filters, _, kh, kw = self.geometry.weight
+        return self.geometry.groups == self.geometry.image[1] == filters and (
+            kh * kw <= _kernels().depthwise.MAX_TAPS
+        )
+
+    @property
+    def options(self):
+        """Of the kernels of groups."""
+        geometry = self.geometry
+        return {
+            "stride": geometry.stride, "padding": geometry.padding, "dilation": geometry.dilation,
+            "groups": geometry.groups,
+        }  # fmt: skip
 
     def composition(self, x, weight):
         return _conv2d_of_signs(x, weight, self.quantizers, self.geometry, self.padding_mode)
 
     def on_words(self):
-        from tinybnn.kernels import bits, depthwise, fused, pointwise, xnor
-
-        geometry, (filters, _, kh, kw) = self.geometry, self.geometry.weight
+        kernels, geometry = _kernels(), self.geometry
         channels, *size = geometry.image[1:]
-        options = self.options | {"padding_mode": self.padding_mode}
-        if geometry.groups == channels == filters and kh * kw <= depthwise.MAX_TAPS:
-            words = bits.pack(self.weight_signs()[:, 0].transpose(1, 2, 0))  # (kh, kw, words)
-            product = depthwise.prepare(words, channels, size, **options)
+        options = {**self.options, "padding_mode": self.padding_mode}
+        if self.is_depthwise:
+            del options["groups"]
+            product = kernels.depthwise.prepare(self.weight_bits, channels, size, **options)
         else:
-            product = xnor.prepare_conv2d(
-                self.weight_bits, channels, size, groups=geometry.groups, **options
-            )
-        shape = (*geometry.output, filters)
-        layer = fused.prepare([product], pointwise.prepare(shape, ["sums"], [], [("floats", 0)]))
+            product = kernels.xnor.prepare_conv2d(self.weight_bits, channels, size, **options)
+        shape = (*geometry.output, geometry.weight[0])
+        layer = kernels.fused.prepare([product], kernels.fused.as_floats(shape))
         out = empty((geometry.image[0], *shape), np.float32)
-        fused.run(layer, [self.x_bits], [out])
+        kernels.fused.run(layer, [self.x_bits], [out])
         return out.transpose(0, 3, 1, 2)
 
     def weight_signs(self):
         """The signs of the weight as floats, (O, C / groups, kh, kw)."""
-        from tinybnn.kernels import bits
-
-        return bits.unpack(self.weight_bits, self.geometry.weight[1]).transpose(0, 3, 1, 2)
+        unpack, (filters, per_group, _, _) = _kernels().bits.unpack, self.geometry.weight
+        if self.is_depthwise:
+            return unpack(self.weight_bits, filters)[..., None].transpose(2, 3, 0, 1)
+        return unpack(self.weight_bits, per_group).transpose(0, 3, 1, 2)
 
     def input_gradient(self, grad):
-        from tinybnn.kernels import input_gradient
-
         geometry = self.geometry
         if geometry.weight[1] < _FEW:
             return ConvInput.apply(grad, self.weight_signs(), geometry=geometry)
         channels, *size = geometry.image[1:]
-        return input_gradient.conv2d_input_gradient(
-            _rows(grad), self.weight_bits, channels, size, groups=geometry.groups, **self.options
-        ).transpose(0, 3, 1, 2)
+        pixels = _kernels().input_gradient.conv2d_input_gradient(
+            _rows(grad), self.weight_bits, channels, size, **self.options
+        )
+        return pixels.transpose(0, 3, 1, 2)
 
     def weight_gradient(self, grad):
-        from tinybnn.kernels import bits, weight_gradient
-
         geometry, channels = self.geometry, self.geometry.image[1]
         if geometry.weight[1] < _FEW:
-            x = bits.unpack(self.x_bits, channels).transpose(0, 3, 1, 2)
+            x = _kernels().bits.unpack(self.x_bits, channels).transpose(0, 3, 1, 2)
             return self.weight_gradient_of(x, grad)
-        return weight_gradient.conv2d_weight_gradient(
-            _rows(grad), self.x_bits, channels, geometry.weight[2:], groups=geometry.groups,
+        taps = _kernels().weight_gradient.conv2d_weight_gradient(
+            _rows(grad), self.x_bits, channels, geometry.weight[2:],
             padding_mode=self.padding_mode, **self.options,
-        ).transpose(0, 3, 1, 2)  # fmt: skip
+        )  # fmt: skip
+        return taps.transpose(0, 3, 1, 2)
 
     def weight_gradient_of(self, x, grad):
         geometry = self.geometry
@@ -234,6 +247,17 @@ class SignConv2d(_Signs):
                 geometry.groups,
             )  # fmt: skip
         return ConvWeight.apply(x, grad, geometry=geometry)
+
+
+@functools.cache
+def _kernels():
+    """The modules of kernels, imported when a layer is trained first: Numba takes its time."""
+    from tinybnn.kernels import bits, depthwise, fused, input_gradient, weight_gradient, xnor
+
+    return SimpleNamespace(
+        bits=bits, depthwise=depthwise, fused=fused, input_gradient=input_gradient,
+        weight_gradient=weight_gradient, xnor=xnor,
+    )  # fmt: skip
 
 
 _FEW = 16  # channels of a group below which floats are faster than tables of signs

@@ -48,7 +48,7 @@ from numba.core import types
 from numba.extending import intrinsic, overload
 
 from tinybnn.kernels import parallel
-from tinybnn.kernels.bits import pack_reference, unpack_reference, words_for
+from tinybnn.kernels.bits import pack_reference, unpack, unpack_reference, words_for
 from tinybnn.kernels.checks import (
     check_padding_mode,
     check_vector,
@@ -206,24 +206,26 @@ def prepare(
 
     # sum = agreements - disagreements, over the taps that count
     #     = 2 * (count - agreements that don't count) - taps that count
-    is_minus = unpack_reference(weight, channels).reshape(taps, channels) < 0
-    agree = (~counts).astype(np.float32) @ is_minus.astype(np.float32)  # (R*OW, C)
-    base = np.zeros((classes, out_width, 64 * words), np.int64)
-    base[..., :channels] = (counts.sum(1)[:, None] + 2 * agree).reshape(
-        classes, out_width, channels
-    )
+    #     = 2 * count - (taps - signs that don't count)
+    signs = unpack(weight, channels).reshape(taps, channels)
+    uncounted = (~counts).astype(np.float32) @ signs  # (classes * OW, C)
+    minus_base = np.zeros((classes, out_width, 64 * words), np.int8)
+    minus_base[..., :channels] = (uncounted - taps).reshape(classes, out_width, channels)
 
-    opposites = _runs(np.tile(~weight.reshape(taps, 1, words), (1, out_width, 1))).ravel()
+    run = -(-out_width * words // WORDS) * WORDS
+    opposites = np.zeros((taps, run), np.uint64)
+    row = opposites[:, : out_width * words].reshape(taps, out_width, words)
+    row[:] = ~weight.reshape(taps, 1, words)
     levels = flips = np.empty(0, np.uint64)
     if thresholds is not None or flip is not None:
         thresholds, flip = np.asarray(thresholds), np.asarray(flip)
         check_vector("depthwise", "thresholds", thresholds, np.int32, channels)
         check_vector("depthwise", "flip", flip, np.bool_, channels)
-        levels, flips = _levels(base, thresholds, flip, taps)
+        levels, flips = _levels(-minus_base.astype(np.int64), thresholds, flip, taps)
     return Plan(
         channels, words, *size, out_height, out_width, *padding, *stride,
-        padded, row_words, phase_words, offsets, opposites, planes, len(opposites) // taps,
-        row_class, levels, flips, (-base).astype(np.int8).reshape(classes, -1),
+        padded, row_words, phase_words, offsets, opposites.reshape(-1), planes, run,
+        row_class, levels, flips, minus_base.reshape(classes, -1),
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ signs in a window is a product with one filter, whose number holds for all chann
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from tinybnn.kernels import depthwise, parallel, pointwise, signed, threads, xnor
 from tinybnn.kernels.bits import words_for
+from tinybnn.kernels.memory import empty
 from tinybnn.kernels.simd import inlined, kernel
 from tinybnn.kernels.threads import tasks_for
 
@@ -110,6 +112,12 @@ def prepare(producers, program):
     return Layer(producers, program, *(kinds or {"none"}), sum(products(p) for p, _ in found))
 
 
+@functools.lru_cache(maxsize=256)  # a layer in training needs it at each step
+def as_floats(shape):
+    """The program that gives out the sums of a product as floats, for `prepare`."""
+    return pointwise.prepare(shape, ["sums"], [], [("floats", 0)])
+
+
 def output_shape(prepared):
     """Shape of a prepared product's sums for a sample."""
     if kind(prepared) == "depthwise":
@@ -175,7 +183,7 @@ def bind(layer, inputs, outputs, memory=None):
     of = _KINDS[layer.kind]
     needed = of.memory(layer, samples, tasks)
     if memory is None:
-        memory = np.empty(needed, np.uint64)
+        memory = empty(needed, np.uint64)
     elif memory.dtype != np.uint64 or memory.ndim != 1 or len(memory) < needed:
         raise ValueError(
             f"run: memory must be a row of at least {needed} words, "

@@ -18,6 +18,7 @@ a zero that `max` or `min` had to choose between two zeros).
 from __future__ import annotations
 
 import collections
+import functools
 import math
 from typing import NamedTuple
 
@@ -374,8 +375,12 @@ def mask_words(program, numbers):
 
 def flat(arrays, most, dtype):
     """A tuple of exactly ``most`` flat arrays, for a kernel that picks one by number."""
-    empty = [np.empty(0, dtype)] * (most - len(arrays))
-    return tuple([array.reshape(-1) for array in arrays] + empty)
+    return tuple([array.reshape(-1) for array in arrays] + _nothing(most - len(arrays), dtype))
+
+
+@functools.cache
+def _nothing(count, dtype):
+    return [np.empty(0, dtype)] * count
 
 
 # ------------------------------------------------------------------------------------------- kernel

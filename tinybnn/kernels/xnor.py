@@ -368,6 +368,7 @@ class Prepared:
         return (images, *size, words_for(channels) if self.to_bits else channels)
 
 
+@functools.lru_cache(maxsize=256)
 def _panels(groups, group_filters):
     """For each panel: its first column, its width, its group, its first filter and their number."""
     table, column = [], 0
@@ -377,23 +378,31 @@ def _panels(groups, group_filters):
             width = WIDE if count > NARROW else NARROW
             table.append((column, width, group, group * group_filters + first, count))
             column += width
-    return table, column
+    return tuple(table), column
 
 
 def _lay_out(weight, groups):
     """(O, L) words of filters -> the words of all panels."""
     filters, length = weight.shape
     table, columns = _panels(groups, filters // groups)
+    if filters // groups % WIDE == 0:  # all panels are full, and follow one another
+        return _panel_words(weight.reshape(-1, WIDE, length))
     panels = empty((columns * length,), np.uint64)
     for column, width, _, first, count in table:
-        panel = np.zeros((length, width), np.uint64)
-        panel[:, :count] = weight[first : first + count].T
-        panel = panel.reshape(length, -1, WORDS, 2).swapaxes(2, 3)  # even columns, odd columns
-        panels[column * length : (column + width) * length] = panel.reshape(-1)
+        panel = np.zeros((1, width, length), np.uint64)
+        panel[0, :count] = weight[first : first + count]
+        panels[column * length : (column + width) * length] = _panel_words(panel)
     return panels
 
 
-_NO_MASKS = np.zeros(0, np.uint8)
+def _panel_words(panels):
+    """(P, width, L) words of filters -> those of P panels: even columns, then odd columns."""
+    count, width, length = panels.shape
+    pairs = panels.reshape(count, width // (2 * WORDS), WORDS, 2, length)
+    return np.ascontiguousarray(pairs.transpose(0, 4, 1, 3, 2)).reshape(-1)
+
+
+_NO_MASKS, _NO_WORDS = np.zeros(0, np.uint8), np.zeros(0, np.uint64)
 
 
 def _check_mask(name, mask, weight):
@@ -590,59 +599,88 @@ def _prepare_conv2d(
     check_row(name, "weight", weight, "channels // groups", channels // groups)
     check_padding_mode(name, padding_mode)
     mask = _check_mask(name, mask, weight)
-    filters, kh, kw, words = weight.shape
-    oh, ow = output_size(name, size, (kh, kw), stride, padding, dilation)
+    filters, kh, kw, _ = weight.shape
+    out_size = output_size(name, size, (kh, kw), stride, padding, dilation)
     thresholds, flip = _check_thresholds(name, thresholds, flip, filters)
-    table, columns = _panels(groups, filters // groups)
-    height, row = size[0] + 2 * padding[0], (size[1] + 2 * padding[1]) * words
-    taps, pixels, inside, classes = _places(
-        tuple(size), (kh, kw), words, (oh, ow), stride, padding, dilation, padding_mode
-    )
+    prepared, inside = _without_weights(
+        filters, (kh, kw), int(channels), tuple(size), out_size, stride, padding, dilation,
+        int(groups), padding_mode, thresholds is not None,
+    )  # fmt: skip
     base = _border_sums(weight, mask, channels // groups, inside)
     constants, flips = _epilogue(base, groups, thresholds, flip)
-    tables = Tables(
+    tables = prepared.tables._replace(
         panels=_lay_out(weight.reshape(filters, -1), groups),
         masks=_NO_MASKS if mask is None else _lay_out(mask.reshape(filters, -1), groups),
-        group_filters=filters // groups,
-        group_columns=columns // groups,
-        cuts=_cuts(table, thresholds is not None),
-        taps=taps,
-        pixels=pixels,
-        rows=classes * columns,
         constants=constants,
         flips=flips,
-        filters=filters,
-        group_stride=height * row,
-        image_stride=groups * height * row,
-        copies=groups > 1 or padding != (0, 0),
-        together=-(-64 // (oh * ow)),  # a block takes 4 pixels: few of them are counted twice
-        channels=int(channels),
-        groups=int(groups),
-        height=size[0],
-        width=size[1],
-        top=padding[0],
-        left=padding[1],
-        out_width=ow,
-        row_step=stride[0],
-        row_span=dilation[0] * (kh - 1) + 1,
-        outside=(
-            _row_of_ones(channels // groups)
-            if padding_mode == "ones"
-            else np.zeros(words, np.uint64)
-        ),
     )
     return Prepared(
-        input_shape=(*size, words_for(channels)),
-        output_shape=(oh, ow, filters),
-        to_bits=thresholds is not None,
-        work=64 * taps.size * columns * oh * ow,
-        tables=tables,
+        prepared.input_shape, prepared.output_shape, prepared.to_bits, prepared.work, tables
     )
 
 
 @functools.lru_cache(maxsize=256)  # a layer in training is prepared at each step
+def _without_weights(
+    filters, kernel_size, channels, size, out_size, stride, padding, dilation, groups, padding_mode,
+    to_bits,
+):  # fmt: skip
+    """All of a prepared convolution that does not depend on its weights.
+
+    Returns
+    -------
+    Prepared
+        With tables in which those of the weights are empty.
+    inside : (classes, kh * kw) float64
+        As `_places` gives it.
+    """
+    words = words_for(channels // groups)
+    table, columns = _panels(groups, filters // groups)
+    height, row = size[0] + 2 * padding[0], (size[1] + 2 * padding[1]) * words
+    taps, pixels, inside, classes = _places(
+        size, kernel_size, words, out_size, stride, padding, dilation, padding_mode
+    )
+    outside = np.zeros(words, np.uint64)
+    if padding_mode == "ones":
+        outside = _row_of_ones(channels // groups)
+    tables = Tables(
+        panels=_NO_WORDS,
+        masks=_NO_MASKS,
+        group_filters=filters // groups,
+        group_columns=columns // groups,
+        cuts=_cuts(table, to_bits),
+        taps=taps,
+        pixels=pixels,
+        rows=classes * columns,
+        constants=np.zeros(0, np.int32),
+        flips=_NO_WORDS,
+        filters=filters,
+        group_stride=height * row,
+        image_stride=groups * height * row,
+        copies=groups > 1 or padding != (0, 0),
+        together=-(-64 // math.prod(out_size)),  # of 4 pixels a block: few are counted twice
+        channels=channels,
+        groups=groups,
+        height=size[0],
+        width=size[1],
+        top=padding[0],
+        left=padding[1],
+        out_width=out_size[1],
+        row_step=stride[0],
+        row_span=dilation[0] * (kernel_size[0] - 1) + 1,
+        outside=outside,
+    )
+    prepared = Prepared(
+        input_shape=(*size, words_for(channels)),
+        output_shape=(*out_size, filters),
+        to_bits=to_bits,
+        work=64 * taps.size * columns * math.prod(out_size),
+        tables=tables,
+    )
+    return prepared, inside
+
+
 def _places(size, kernel_size, words, out_size, stride, padding, dilation, padding_mode):
-    """All of a convolution that does not depend on its weights.
+    """Where a convolution finds its words, and what of a filter counts where.
 
     Pixels with the same taps inside the image form a class: 9 for a 3 x 3 filter with padding 1.
 
