@@ -285,16 +285,19 @@ def test_sparse_gradients_go_another_way(monkeypatch):
     for features in ({"avx2"}, {"avx2", "avx512f"}, {"sse4.2"}):
         monkeypatch.setattr(sign_gradients, "cpu_features", lambda features=features: features)
         chosen[max(features)] = [
-            sign_gradients.choose_method("f", None, grad, channels)
-            for grad, channels in ((dense, 128), (pooled, 128), (pooled, 64), (dense, 32))
-        ]
+            sign_gradients.choose_method("f", None, grad, channels, taps * channels, panels)
+            for grad, channels, taps, panels in (
+                (dense, 128, 9, 18), (pooled, 128, 9, 18), (pooled, 64, 9, 9), (dense, 32, 9, 9),
+                (dense, 32, 9, 5), (dense, 64, 1, 1), (dense, 256, 1, 4),
+            )
+        ]  # fmt: skip
     assert chosen == {
-        "avx2": ["lookup", "lookup", "lookup", "float"],
-        "avx512f": ["lookup", "masked", "lookup", "float"],
-        "sse4.2": ["float"] * 4,
+        "avx2": ["lookup", "lookup", "lookup", "float", "lookup", "float", "lookup"],
+        "avx512f": ["lookup", "masked", "lookup", "float", "lookup", "float", "lookup"],
+        "sse4.2": ["float"] * 7,
     }
     with pytest.raises(ValueError, match=r"f: this CPU cannot do 'masked', only \['float'\]"):
-        sign_gradients.choose_method("f", "masked", dense, 128)
+        sign_gradients.choose_method("f", "masked", dense, 128, 128, 2)
 
 
 GRAD, WORDS, WEIGHT = (

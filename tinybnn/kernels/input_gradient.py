@@ -12,6 +12,7 @@ fits the cache.
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -102,11 +103,14 @@ def conv2d_input_gradient(
     if len(weight) != grad.shape[3]:
         raise ValueError(f"{name}: weight has {len(weight)} filters, grad has {grad.shape[3]}")
     out = out_array(name, out, (len(grad), *size, channels))
-    method = choose_method(name, method, grad, geometry.group_channels)
+    per_group, taps = geometry.group_channels, math.prod(geometry.kernel_size)
+    method = choose_method(
+        name, method, grad, per_group, taps * per_group, taps * -(-per_group // LANES)
+    )
     if out.size == 0:
         return out
     if method == "float":
-        signs = unpack(weight, geometry.group_channels).transpose(0, 3, 1, 2)
+        signs = unpack(weight, per_group).transpose(0, 3, 1, 2)
         return convolution.conv2d_input(grad, signs, size, *geometry.options, out=out)
     pointwise = geometry.kernel_size == geometry.stride == (1, 1) and geometry.padding == (0, 0)
     if pointwise:  # each pixel for itself: one image of many rows, which can be cut anywhere

@@ -33,15 +33,30 @@ from tinybnn.kernels.simd import cpu_features
 METHODS = "lookup", "masked", "float"
 _GRAIN = 1 << 22  # products (some 15 microseconds) below which a second thread costs time
 _SPARSE = 0.3  # share of gradients that are not zero up to which masked additions are chosen
-# Channels of a group with which half of a method's registers, or more, would stay empty: tables
-# serve 64 at a time, masked additions 128.
-_FEW_FOR_LOOKUP, _FEW_FOR_MASKED = 32, 64
+_FEW = 64  # channels with which half of the registers of masked additions stay empty, or more
+
+# Measured costs of a gradient, in units of looking it up for a panel of 64 columns: to make its
+# share of a table, and to multiply it with 64 columns of floats. A 1×1 convolution of few channels
+# makes tables that hardly anybody reads; a panel that is half empty costs as much as a full one.
+_TABLE, _FLOATS = 1.5, 1.9
 
 # --------------------------------------------------------------------------------------- the method
 
 
-def choose_method(name, method, grad, channels):
-    """The method to use, for so many channels a group: the one asked for, or one that suits."""
+def choose_method(name, method, grad, channels, columns, panels):
+    """The method to use: the one asked for, or one that suits.
+
+    Parameters
+    ----------
+    name : str
+        Of the function, for errors.
+    method : str or None
+    grad : (...,) float32
+    channels : int
+        Of a group.
+    columns, panels : int
+        Signs that a gradient is multiplied with, and panels of 64 in which tables serve them.
+    """
     features = cpu_features()
     can = {"float"}
     if features & {"avx2", "avx512f"}:
@@ -49,10 +64,10 @@ def choose_method(name, method, grad, channels):
     if "avx512f" in features:
         can.add("masked")
     if method is None:
-        if "lookup" not in can or channels <= _FEW_FOR_LOOKUP:
-            return "float"
-        is_wide = "masked" in can and channels > _FEW_FOR_MASKED
-        return "masked" if is_wide and _share_of_nonzero(grad) <= _SPARSE else "lookup"
+        if "masked" in can and channels > _FEW and _share_of_nonzero(grad) <= _SPARSE:
+            return "masked"
+        pays = "lookup" in can and _TABLE + panels < _FLOATS * columns / 64
+        return "lookup" if pays else "float"
     if method not in METHODS:
         raise ValueError(f"{name}: method must be one of {METHODS} or None, got {method!r}")
     if method not in can:

@@ -12,6 +12,7 @@ is put right beforehand (`_beyond_the_image`).
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -118,7 +119,9 @@ def conv2d_weight_gradient(
         raise ValueError(f"{name}: x has {len(x)} images, grad has {len(grad)}")
     check_padding_mode(name, padding_mode)
     out = out_array(name, out, (grad.shape[3], *kernel_size, geometry.group_channels))
-    method = choose_method(name, method, grad, geometry.group_channels)
+    taps, _, panels = _columns(geometry)
+    per_group = geometry.group_channels
+    method = choose_method(name, method, grad, per_group, taps * per_group, panels)
     if out.size == 0 or grad.size == 0:
         out[...] = 0
         return out
@@ -222,6 +225,15 @@ def _weight_numbers(n):
     return _Weight(n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8])
 
 
+def _columns(geometry):
+    """Taps; columns of a tap, its channels filled up to whole vectors; panels of all columns."""
+    taps, tap_lanes = (
+        math.prod(geometry.kernel_size),
+        -(-geometry.group_channels // FLOATS) * FLOATS,
+    )
+    return taps, tap_lanes, -(-taps * tap_lanes // LANES)
+
+
 class _Plan(NamedTuple):
     """All that does not depend on what the arrays hold.
 
@@ -260,8 +272,8 @@ def _plan(geometry, images, filters, padding_mode, method):
     outside = np.zeros(words, np.uint64)
     if padding_mode == "ones":
         outside = pack_reference(np.ones(per_group))
-    taps, tap_lanes = kh * kw, -(-per_group // FLOATS) * FLOATS
-    lanes = -(-taps * tap_lanes // LANES) * LANES
+    taps, tap_lanes, panels = _columns(geometry)
+    lanes = panels * LANES
 
     # The columns come from here: a vector of 16 channels of a tap.
     height, width = geometry.size[0] + 2 * ph, geometry.size[1] + 2 * pw
