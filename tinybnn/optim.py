@@ -9,6 +9,7 @@ without latent weights: it flips signs.
 from __future__ import annotations
 
 import bisect
+import functools
 import math
 
 import numpy as np
@@ -220,6 +221,7 @@ def _plain(value):
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
+@functools.cache
 def _kernels():
     from tinybnn.kernels import optimizers  # compiled at the first use
 

@@ -20,6 +20,8 @@ Call a quantizer like a function: ``ste_sign(x)`` on a Tensor records the pseudo
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from tinybnn.kernels import layout
@@ -45,6 +47,7 @@ def sign(x):
     return np.where(x >= 0, dtype.type(1), dtype.type(-1))
 
 
+@functools.cache
 def _kernels():
     from tinybnn.kernels import straight_through  # compiled at the first use
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from tinybnn.kernels import layout
@@ -41,6 +43,7 @@ def _channel_rows(weight, *arrays):
     return None if any(r is None for r in rows) else rows
 
 
+@functools.cache
 def _kernels():
     from tinybnn.kernels import activations  # compiled at the first use
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
 import numpy as np
 
 from tinybnn.kernels import layout
@@ -83,6 +86,7 @@ class BatchNorm(Function):
         return layout.image(grad_x, x.shape), *sums
 
 
+@functools.cache
 def _kernels():
     from tinybnn.kernels import normalization
 
@@ -91,8 +95,9 @@ def _kernels():
 
 def _kernel_rows(x, *others):
     """x as rows of channels if a kernel takes it together with these; else None."""
-    if any(other.dtype != np.float32 for other in others):
-        return None
+    for other in others:
+        if other.dtype != np.float32:
+            return None
     rows = layout.channel_rows(x)
     return rows if rows is not None and _kernels().fits(rows) else None
 
@@ -130,26 +135,25 @@ def batch_norm(
     momentum : float
         Share of the new statistics in the running ones.
     """
-    shape = np.shape(x)
+    shape = x.shape
     if len(shape) < 2:
         raise ValueError(f"batch_norm: x must have the shape (N, C, ...), got {shape}")
-    dtype = as_array(x).dtype
+    expected = shape[1:2]
     for name, v in (
         ("running_mean", running_mean),
         ("running_var", running_var),
         ("weight", weight),
         ("bias", bias),
     ):
-        if v is not None and np.shape(v) != (shape[1],):
+        if v is not None and v.shape != expected:
             raise ValueError(
-                f"batch_norm: {name} has shape {np.shape(v)}, x has {shape[1]} channels "
-                f"(shape {shape})"
+                f"batch_norm: {name} has shape {v.shape}, x has {shape[1]} channels (shape {shape})"
             )
-    weight = np.ones(shape[1], dtype) if weight is None else weight
-    bias = np.zeros(shape[1], dtype) if bias is None else bias
+    weight = np.ones(expected, x.dtype) if weight is None else weight
+    bias = np.zeros(expected, x.dtype) if bias is None else bias
     if not training and running_mean is not None:
         return BatchNorm.apply(x, weight, bias, mean=running_mean, var=running_var, eps=eps)
-    count = int(np.prod(shape)) // shape[1] if shape[1] else 0
+    count = math.prod(shape) // shape[1] if shape[1] else 0
     if count < 2:
         raise ValueError(
             f"batch_norm: training needs more than one value for each channel, x has shape {shape}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from tinybnn.functional.convolution import empty_image, pair
@@ -166,6 +168,7 @@ class AvgUnpool2d(Function):
         return AvgPool2d.apply(grad, windows=self.windows)
 
 
+@functools.cache
 def _kernels():
     from tinybnn.kernels import float_pooling  # compiled at the first use
 

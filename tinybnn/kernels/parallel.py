@@ -15,6 +15,8 @@ them and calls.
 
 from __future__ import annotations
 
+import functools
+
 import numba
 import numpy as np
 from numba import _dispatcher, prange, types
@@ -28,13 +30,14 @@ _MOST_BYTES = 1 << 14  # of all arguments of a kernel; an array takes 56
 _addresses = {}  # worker, fingerprint of its arguments -> the two addresses
 
 
+@functools.lru_cache(maxsize=1024)
 def shares(items, tasks, unit=1):
     """Cut so many items into shares of whole units.
 
     Returns
     -------
     (tasks, 2) int64
-        First item and the one behind the last.
+        First item and the one behind the last; not to be written to.
     """
     bounds = [task * (items // unit) // tasks * unit for task in range(tasks)]
     return np.array(list(zip(bounds, [*bounds[1:], items], strict=True)), np.int64)
@@ -51,7 +54,10 @@ def share_out(worker, shares, *arguments):
     arguments
         Arrays, numbers, and tuples of them.
     """
-    bind(worker, shares, *arguments)()
+    if len(shares) == 1:
+        worker(*shares[0].tolist(), 0, *arguments)
+    else:
+        bind(worker, shares, *arguments)()
 
 
 def bind(worker, shares, *arguments):

@@ -305,9 +305,7 @@ def _plan(geometry, images, filters, padding_mode, method):
 @functools.lru_cache(maxsize=256)
 def _shares(filters, tasks):
     """Filters by fours, as rows are computed."""
-    shares = parallel.shares(-(-filters // 4), tasks)
-    shares[:, :2] = np.minimum(4 * shares[:, :2], filters)
-    return shares
+    return np.minimum(4 * parallel.shares(-(-filters // 4), tasks), filters)
 
 
 def _weight_gradient(grad, x, geometry, filters, padding_mode, method, out):
@@ -353,16 +351,17 @@ def _beyond_the_image(grad, geometry, padding_mode):
     """
     (kh, kw), filters = geometry.kernel_size, grad.shape[3]
     sums = np.zeros((kh, kw, filters), np.float32)
-    if padding_mode == "zeros" and geometry.padding != (0, 0):
-        rows, columns = geometry.inside(0), geometry.inside(1)
-        with np.errstate(over="ignore", invalid="ignore"):
-            # Whole rows of output pixels, and of the others those in some columns.
-            for ky, (top, bottom) in enumerate(rows):
-                sums[ky] = _sum(grad[:, :top], (0, 1, 2)) + _sum(grad[:, bottom:], (0, 1, 2))
-            for kx, (left, right) in enumerate(columns):
-                beyond = _sum(grad[:, :, :left], (0, 2)) + _sum(grad[:, :, right:], (0, 2))
-                for ky, (top, bottom) in enumerate(rows):  # beyond : (OH, O)
-                    sums[ky, kx] += _sum(beyond[top:bottom], 0)
+    if padding_mode == "ones" or geometry.padding == (0, 0):
+        return sums.reshape(filters, kh * kw)
+    rows, columns = geometry.inside(0), geometry.inside(1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        # Whole rows of output pixels, and of the others those in some columns.
+        for ky, (top, bottom) in enumerate(rows):
+            sums[ky] = _sum(grad[:, :top], (0, 1, 2)) + _sum(grad[:, bottom:], (0, 1, 2))
+        for kx, (left, right) in enumerate(columns):
+            beyond = _sum(grad[:, :, :left], (0, 2)) + _sum(grad[:, :, right:], (0, 2))
+            for ky, (top, bottom) in enumerate(rows):  # beyond : (OH, O)
+                sums[ky, kx] += _sum(beyond[top:bottom], 0)
     return np.ascontiguousarray(sums.reshape(kh * kw, filters).T)
 
 
