@@ -72,7 +72,7 @@ def kernel(function=None, *, parallel=False, allocates=True):
     """
     if function is None:
         return functools.partial(kernel, parallel=parallel, allocates=allocates)
-    options = {} if allocates else {"_nrt": False}
+    options = {"no_cfunc_wrapper": True} if allocates else {"_nrt": False, "no_cfunc_wrapper": True}
     compiled = numba.njit(cache=True, nogil=True, parallel=parallel, **options)(function)
     if not numba.config.DISABLE_JIT:
         # The stamp (time and size of the kernel's own file) is compared when a cache is read.
