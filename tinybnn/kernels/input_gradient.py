@@ -255,7 +255,7 @@ class _Plan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)  # a layer in training needs its plan at each step
-def _plan(geometry, images, filters, group, method):
+def _plan(geometry, images, filters, group, method, most_bytes):
     """The plan for one group of a convolution, for so many images and filters of all groups."""
     (kh, kw), words = geometry.kernel_size, words_for(geometry.group_channels)
     (height, width), (sy, sx), (top, left) = geometry.size, geometry.stride, geometry.padding
@@ -271,7 +271,7 @@ def _plan(geometry, images, filters, group, method):
     def rows(band):
         return -(-(band - 1) // sy) + rows_before + 1
 
-    most = _BAND_BYTES // (columns * cell * 4)
+    most = most_bytes // (columns * cell * 4)
     band = max(1, min(height, (most - rows_before - 1) * sy + 1))
     bands = -(-height // band)
     band = -(-height // bands)
@@ -299,7 +299,7 @@ def _plan(geometry, images, filters, group, method):
 def _input_gradient(grad, weight, geometry, group, method, out):
     """One group. grad : (N, OH, OW, O), out : (N, H, W, C), of which C / groups are written."""
     images, *_, filters = grad.shape
-    plan = _plan(geometry, images, filters, group, method)
+    plan = _plan(geometry, images, filters, group, method, _BAND_BYTES)
     g, bands = plan.g, images * plan.g.bands
     tasks = min(tasks_for_products(plan.products), bands)
     shares = parallel.shares(bands, tasks)
@@ -370,7 +370,7 @@ class _Turning(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def _turning(geometry, filters, group):
-    plan = _plan(geometry, 1, filters, group, "lookup")
+    plan = _plan(geometry, 1, filters, group, "lookup", _BAND_BYTES)  # no band matters here
     g, per_filter = plan.g, len(plan.taps) * words_for(plan.g.group_channels)
     steps, panels = -(-g.group_filters // STEP), -(-g.group_channels // LANES)
     numbers = np.minimum(np.arange(steps * STEP), g.group_filters - 1) + g.first_filter

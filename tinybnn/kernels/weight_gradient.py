@@ -264,7 +264,7 @@ class _Plan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)  # a layer in training needs its plan at each step
-def _plan(geometry, images, filters, padding_mode, method):
+def _plan(geometry, images, filters, padding_mode, method, most_bytes):
     """The plan for one group of a convolution, for so many images and filters of the group."""
     (oh, ow), (kh, kw), (ph, pw) = geometry.out_size, geometry.kernel_size, geometry.padding
     per_group = geometry.group_channels
@@ -284,7 +284,7 @@ def _plan(geometry, images, filters, padding_mode, method):
     pixel = (pixel + np.arange(ow) * geometry.stride[1] * words).reshape(-1)
 
     image_bytes = oh * ow * lanes // 8
-    together = min(images, max(1, _TURNED_BYTES // image_bytes))
+    together = min(images, max(1, most_bytes // image_bytes))
 
     def starts(some):
         found = (np.arange(some)[:, None] * (height * row) + pixel).reshape(-1)
@@ -312,7 +312,7 @@ def _weight_gradient(grad, x, geometry, filters, padding_mode, method, out):
     """One group. x : (N, H, W, words), filters : slice, out : (O/groups, kh, kw, C/groups)."""
     (oh, ow), (kh, kw), (ph, pw) = geometry.out_size, geometry.kernel_size, geometry.padding
     per_group, taps = geometry.group_channels, kh * kw
-    plan = _plan(geometry, len(grad), len(out), padding_mode, method)
+    plan = _plan(geometry, len(grad), len(out), padding_mode, method, _TURNED_BYTES)
     correction = _beyond_the_image(grad[..., filters], geometry, padding_mode)  # (O/groups, taps)
 
     # Sums are kept in rows of whole panels; those of whole channels are the result itself.
