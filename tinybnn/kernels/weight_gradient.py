@@ -373,9 +373,10 @@ def _sum(array, axes):
 def _begin(first, count, correction, sums, g):
     """The rows of the result before anything is added: the correction of their border."""
     for row in range(first, first + count):
-        for column in range(g.lanes):
-            tap = min(column // g.tap_lanes, g.taps - 1)
-            sums[row * g.lanes + column] = correction[row * g.taps + tap]
+        for tap in range(g.taps):
+            at = row * g.lanes + tap * g.tap_lanes
+            end = at + g.tap_lanes if tap < g.taps - 1 else (row + 1) * g.lanes
+            sums[at:end] = correction[row * g.taps + tap]
 
 
 # ------------------------------------------------------------------------------------ lookup tables
