@@ -78,6 +78,7 @@ def fresh_plans():
 def forget_plans():
     convolution._forward_plan.cache_clear()
     convolution._input_plan.cache_clear()
+    convolution._tasks_of_taps.cache_clear()
 
 
 WIDE = ((2, 9, 9, 3), (64, 3, 3, 3), {"padding": (1, 1), "groups": 1})

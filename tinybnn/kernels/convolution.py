@@ -504,11 +504,17 @@ def _convolve(plan, source, weight, out):
     *_, phases, table = plan.tables
     _lay_out(weight.reshape(-1), plan.lane, plan.of_weight, phases, table, panels)
     count = max(1, min(threads.count(), plan.items, plan.work // _GRAIN))
-    bounds = np.arange(count + 1) * plan.items // count
-    tasks = np.zeros((count, 5), np.int64)
-    tasks[:, 0], tasks[:, 1] = bounds[:-1], bounds[1:]
+    tasks = _tasks_of_items(plan.items, count)
     _run(count, tasks, _PIXELS, source, panels, 0, out, _NO_TARGETS, plan)
     return out
+
+
+@functools.lru_cache(maxsize=256)
+def _tasks_of_items(items, count):
+    """Tasks that are ranges of items."""
+    tasks = np.zeros((count, 5), np.int64)
+    tasks[:, :2] = parallel.shares(items, count)
+    return tasks
 
 
 _NO_TARGETS = np.zeros(0, np.int64)
@@ -517,29 +523,38 @@ _NO_TARGETS = np.zeros(0, np.int64)
 def _weight_gradient(plan, x, grad, out):
     """The tables of the forward pass exchanged: rows are taps, steps are pixels."""
     taps, columns, table = len(plan.of_weight), plan.columns, plan.tables[-1]
-    # Images fall into a few parts, whose sums are added in their order: as many as there is memory
-    # for, whatever the number of threads. Beyond these, threads share out the taps.
-    parts = plan.pixels // _PART_PIXELS, _PARTIAL_FLOATS // (taps * columns)
-    parts = max(1, min(*parts, plan.items, plan.work // _GRAIN))
     count = threads.count() if plan.work >= 2 * _GRAIN else 1
-    together = TOGETHER_CHANNELWISE if plan.depthwise else TOGETHER
-    blocks = -(-taps // together)
-    slices = 1 if parts >= 4 * count else min(count // math.gcd(parts, count), blocks)
-    tap_bounds = np.minimum(np.arange(slices + 1) * blocks // slices * together, taps)
-    bounds = np.arange(parts + 1) * plan.items // parts
-    spans = itertools.product(enumerate(itertools.pairwise(bounds)), itertools.pairwise(tap_bounds))
-    tasks = np.array(
-        [(*items, *span, part * taps * columns) for (part, items), span in spans], np.int64
+    parts, tasks, targets = _tasks_of_taps(
+        plan.items, plan.pixels, plan.work, taps, columns, plan.depthwise, count
     )
     # Gradients that lie as a panel does are used where they are.
     is_laid_out = len(table) == 1 and table[0, _PANEL_WIDTH] == table[0, _COUNT]
     laid_out = 0 if is_laid_out else plan.geometry[_MOST_PIXELS] * columns
     partial = empty((parts, taps * columns), np.float32)
-    _run(count, tasks, _TAPS, x, grad, laid_out, partial, np.arange(taps) * columns, plan)
+    _run(count, tasks, _TAPS, x, grad, laid_out, partial, targets, plan)
     for part in partial[1:]:
         partial[0] += part
     _collect(partial[0], columns, plan.lane, plan.of_weight, table, out.reshape(-1))
     return out
+
+
+@functools.lru_cache(maxsize=256)
+def _tasks_of_taps(items, pixels, work, taps, columns, depthwise, count):
+    """The number of parts of the images, tasks that are ranges of items and taps, and targets.
+
+    Images fall into a few parts, whose sums are added in their order: as many as there is memory
+    for, whatever the number of threads. Beyond these, threads share out the taps.
+    """
+    parts = pixels // _PART_PIXELS, _PARTIAL_FLOATS // (taps * columns)
+    parts = max(1, min(*parts, items, work // _GRAIN))
+    together = TOGETHER_CHANNELWISE if depthwise else TOGETHER
+    blocks = -(-taps // together)
+    slices = 1 if parts >= 4 * count else min(count // math.gcd(parts, count), blocks)
+    tap_bounds = np.minimum(np.arange(slices + 1) * blocks // slices * together, taps)
+    bounds = np.arange(parts + 1) * items // parts
+    spans = itertools.product(enumerate(itertools.pairwise(bounds)), itertools.pairwise(tap_bounds))
+    tasks = [(*of_part, *span, part * taps * columns) for (part, of_part), span in spans]
+    return parts, np.array(tasks, np.int64), np.arange(taps) * columns
 
 
 _PIXELS, _TAPS = 0, 1  # what the rows of a product are
