@@ -456,6 +456,7 @@ def test_bounds_of_estimators_after_equal_work(tmp_path):
     assert [row["estimator"] for row in result["rows"]] == names
     for row in result["rows"][:2]:
         assert 0 < row["best"] < row["bound"] < 64 * np.log(2)
+        assert 0 < row["bound_train"] < 64 * np.log(2)
     sign = result["rows"][2]
     assert sign["best"] == pytest.approx(sign["bound"]) and sign["rate"] == pytest.approx(
         12 * np.log(2)
