@@ -31,7 +31,17 @@ def test_begins_with_a_cache_line(shape, dtype):
         expected = np.empty(shape, dtype)
         assert array.shape == expected.shape and array.dtype == expected.dtype
         assert array.flags.c_contiguous and array.flags.writeable
-        assert array.ctypes.data % 64 == 0 or array.nbytes <= 8192
+        assert array.ctypes.data % 64 == 0 or array.nbytes <= 512
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (7, 600)])
+def test_constants_on_lines(shape):
+    array = np.arange(np.prod(shape), dtype=np.int32).reshape(shape[::-1]).T
+    for _ in range(5):
+        copy = memory.on_lines(array)
+        assert copy.ctypes.data % 64 == 0 and copy.flags.c_contiguous and copy.flags.writeable
+        assert copy.dtype == array.dtype and np.array_equal(copy, array)
+        assert not np.shares_memory(copy, array)
 
 
 def test_used_again_when_the_last_view_is_gone():

@@ -56,6 +56,7 @@ from tinybnn.kernels.checks import (
     output_size,
     pair,
 )
+from tinybnn.kernels.memory import empty, on_lines
 from tinybnn.kernels.simd import WORDS, inlined, kernel, load, store, zero_words
 from tinybnn.kernels.threads import tasks_for
 
@@ -209,11 +210,11 @@ def prepare(
     #     = 2 * count - (taps - signs that don't count)
     signs = unpack(weight, channels).reshape(taps, channels)
     uncounted = (~counts).astype(np.float32) @ signs  # (classes * OW, C)
-    minus_base = np.zeros((classes, out_width, 64 * words), np.int8)
+    minus_base = on_lines(np.zeros((classes, out_width, 64 * words), np.int8))
     minus_base[..., :channels] = (uncounted - taps).reshape(classes, out_width, channels)
 
     run = -(-out_width * words // WORDS) * WORDS
-    opposites = np.zeros((taps, run), np.uint64)
+    opposites = on_lines(np.zeros((taps, run), np.uint64))
     row = opposites[:, : out_width * words].reshape(taps, out_width, words)
     row[:] = ~weight.reshape(taps, 1, words)
     levels = flips = np.empty(0, np.uint64)
@@ -285,7 +286,7 @@ def _levels(base, thresholds, flip, taps):
     is_zero = (level[:, None] >> shifts) & 1 == 0  # (R, planes, OW, 64 * words)
     inverted = _runs(pack_reference(np.where(is_zero, 1, -1)))  # (R, planes, run)
     flips = _runs(pack_reference(np.where(flipped, 1, -1)))  # (R, run)
-    return inverted.ravel(), flips.ravel()
+    return on_lines(inverted.ravel()), on_lines(flips.ravel())
 
 
 def _runs(words):
@@ -399,9 +400,9 @@ def _run(plan, x, bits, sums):
     tasks = tasks_for(len(x) * _seconds_of_image(plan, sums.size > 0))
     tasks = max(1, min(tasks, len(x)))
     memory = (
-        np.empty((tasks, len(plan.padded)), np.uint64),
-        np.empty((tasks, 6 * plan.run), np.uint64),
-        np.empty((tasks, plan.minus_base.shape[1]), np.int8),
+        empty((tasks, len(plan.padded)), np.uint64),
+        empty((tasks, 6 * plan.run), np.uint64),
+        empty((tasks, plan.minus_base.shape[1]), np.int8),
     )
     if tasks < 2:
         _part(0, len(x), 0, plan, x, *memory, bits, sums)

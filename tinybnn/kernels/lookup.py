@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tinybnn.kernels.memory import on_lines
 from tinybnn.kernels.selection import look_up, next_four, or_where
 from tinybnn.kernels.simd import (
     FLOATS,
@@ -47,6 +48,7 @@ STEP_FLOATS = STEP // 4 * FLOATS  # size of their tables
 
 # Lane i of pattern j: the sign of gradient j in sum number i.
 PATTERNS = np.where(np.arange(16) >> np.arange(4)[:, None] & 1, 1, -1).astype(np.float32).ravel()
+PATTERNS = on_lines(PATTERNS)
 
 
 def product_reference(grad, signs):
@@ -105,7 +107,7 @@ def make_tables(grad, at, count, step, patterns, tables, to, size):
 
 # 1, 2, 4, ..., one for each bit of an integer, and a vector of zeros.
 POWERS = np.append(np.uint32(1) << np.arange(STEP, dtype=np.uint32), np.zeros(FLOATS, np.uint32))
-POWERS = POWERS.astype(np.uint32).view(np.int32)
+POWERS = on_lines(POWERS.astype(np.uint32).view(np.int32))
 
 
 @kernel(allocates=False)

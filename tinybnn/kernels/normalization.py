@@ -63,7 +63,7 @@ def statistics(x, eps):
     -------
     mean, var, scale : (C,) float32
     """
-    near = np.empty((_shares(*x.shape).joined, x.shape[1]), np.float32)
+    near = empty((_shares(*x.shape).joined, x.shape[1]), np.float32)
     _near(x, -(-len(x) // _SAMPLE), near)
     result = np.empty((3, x.shape[1]), np.float32)
     _sums(_MOMENTS, x, x, near.reshape(-1), eps, _NO_SCALE, result)
@@ -183,7 +183,7 @@ def _elementwise(step, x, grad, constants):
 
 def _repeated(times, *vectors):
     """Each vector as often as rows are joined: (len(vectors), times, C)."""
-    rows = np.empty((len(vectors), times, len(vectors[0])), np.float32)
+    rows = empty((len(vectors), times, len(vectors[0])), np.float32)
     for row, vector in zip(rows, vectors, strict=True):
         row[:] = vector
     return rows

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tinybnn.kernels.bits import pack_reference, words_for
+from tinybnn.kernels.memory import on_lines
 from tinybnn.kernels.simd import (
     BLOCK,
     absolute,
@@ -265,7 +266,7 @@ def _periodic(rows, period):
     """Constants one after the other, each repeated up to its period + 128."""
     if not rows:
         return np.zeros(0, np.float32)
-    return np.concatenate([np.resize(row, period + BLOCK) for row in rows])
+    return on_lines(np.concatenate([np.resize(row, period + BLOCK) for row in rows]))
 
 
 # ------------------------------------------------------------------------------------------ running

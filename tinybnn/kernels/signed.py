@@ -30,6 +30,7 @@ from numba.extending import intrinsic, overload
 from tinybnn.kernels import parallel, threads
 from tinybnn.kernels.bits import unpack_reference, words_for
 from tinybnn.kernels.checks import out_array, pair
+from tinybnn.kernels.memory import empty, on_lines
 from tinybnn.kernels.simd import (
     FLOATS,
     cpu_features,
@@ -362,7 +363,7 @@ def prepare_conv2d(weight, size, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
     padding, dilation = pair(name, "padding", padding, 0), pair(name, "dilation", dilation, 1)
     shared = _geometry(weight.shape, size, stride, padding, dilation, int(groups), _WIDEST)
     places, floats, tables = shared
-    panels = np.zeros(floats, np.float32)
+    panels = on_lines(np.zeros(floats, np.float32))
     _lay_out(weight.reshape(-1), places, tables["table"], panels)
     return PreparedConv2d(panels=panels, **tables)
 
@@ -458,7 +459,7 @@ def conv2d(prepared, x, out=None, workspace=None):
     tasks = _tasks_for(images * prepared.work)
     needed = prepared.workspace_floats(images, tasks)
     if workspace is None:
-        workspace = np.empty(needed, np.float32)
+        workspace = empty(needed, np.float32)
     elif workspace.dtype != np.float32 or workspace.ndim != 1 or len(workspace) < needed:
         raise ValueError(
             f"conv2d: workspace must be a row of at least {needed} float32, "
@@ -651,7 +652,7 @@ def prepare_signs_matmul(weight, order=None):
             f"got {order.dtype} of shape {order.shape}"
         )
     table, floats = _panels_of(outputs, 1, count, count, _WIDEST)
-    panels = np.zeros(floats, np.float32)
+    panels = on_lines(np.zeros(floats, np.float32))
     _lay_out(weight.reshape(-1), steps, table, panels)
     return PreparedSigns(outputs, words_for(int(order.max()) + 1), panels, table, order)
 
@@ -697,7 +698,7 @@ def signs_matmul(prepared, words, out=None, workspace=None):
     tasks = min(_tasks_for(rows * len(prepared.panels)), rows)
     needed = tasks * _TOGETHER * stride
     if workspace is None:
-        workspace = np.empty(needed, np.float32)
+        workspace = empty(needed, np.float32)
     elif workspace.dtype != np.float32 or workspace.ndim != 1 or len(workspace) < needed:
         raise ValueError(
             f"signs_matmul: workspace must be a row of at least {needed} float32, "

@@ -858,7 +858,7 @@ def bind(prepared, x, out, workspace=None):
     tasks = tasks_for(images * prepared.work / _SPEED)
     slot = prepared.slot_words(images)
     if workspace is None:
-        workspace = np.empty(tasks * slot, np.uint64) if slot else _NO_WORDS
+        workspace = empty(tasks * slot, np.uint64) if slot else _NO_WORDS
     elif workspace.dtype != np.uint64 or workspace.ndim != 1 or len(workspace) < tasks * slot:
         raise ValueError(
             f"run: workspace must be a row of at least {tasks * slot} words, "
