@@ -495,22 +495,34 @@ def _prepare_matmul(name, b, count, mask=None, thresholds=None, flip=None):
         )
     mask = _check_mask(name, mask, b)
     thresholds, flip = _check_thresholds(name, thresholds, flip, filters)
-    table, columns = _panels(1, filters)
     base = np.full((1, filters), count, np.int64)
     if mask is not None:
         base[:] = np.bitwise_count(mask).sum(1, dtype=np.int64)
     constants, flips = _epilogue(base, 1, thresholds, flip)
-    tables = Tables(
+    return _with_weights(
+        _matmul_without_weights(filters, length, int(count), thresholds is not None),
         panels=_lay_out(b, 1),
         masks=_NO_MASKS if mask is None else _lay_out(mask, 1),
+        constants=constants,
+        flips=flips,
+    )
+
+
+@functools.lru_cache(maxsize=256)  # a layer in training is prepared at each step
+def _matmul_without_weights(filters, length, count, to_bits):
+    """All of a prepared product that does not depend on its weights, whose tables are empty."""
+    table, columns = _panels(1, filters)
+    tables = Tables(
+        panels=_NO_WORDS,
+        masks=_NO_MASKS,
         group_filters=filters,
         group_columns=columns,
-        cuts=_cuts(table, thresholds is not None),
+        cuts=_cuts(table, to_bits),
         taps=np.arange(length),
         pixels=np.zeros(1, np.int64),
         rows=np.zeros(1, np.int64),
-        constants=constants,
-        flips=flips,
+        constants=np.zeros(0, np.int32),
+        flips=_NO_WORDS,
         filters=filters,
         group_stride=0,
         image_stride=length,
@@ -530,10 +542,18 @@ def _prepare_matmul(name, b, count, mask=None, thresholds=None, flip=None):
     return Prepared(
         input_shape=(length,),
         output_shape=(filters,),
-        to_bits=thresholds is not None,
+        to_bits=to_bits,
         work=64 * length * columns,
         tables=tables,
     )
+
+
+def _with_weights(prepared, **tables):
+    """The same with the tables that depend on weights."""
+    return Prepared(
+        prepared.input_shape, prepared.output_shape, prepared.to_bits, prepared.work,
+        prepared.tables._replace(**tables),
+    )  # fmt: skip
 
 
 def prepare_conv2d(
@@ -608,14 +628,12 @@ def _prepare_conv2d(
     )  # fmt: skip
     base = _border_sums(weight, mask, channels // groups, inside)
     constants, flips = _epilogue(base, groups, thresholds, flip)
-    tables = prepared.tables._replace(
+    return _with_weights(
+        prepared,
         panels=_lay_out(weight.reshape(filters, -1), groups),
         masks=_NO_MASKS if mask is None else _lay_out(mask.reshape(filters, -1), groups),
         constants=constants,
         flips=flips,
-    )
-    return Prepared(
-        prepared.input_shape, prepared.output_shape, prepared.to_bits, prepared.work, tables
     )
 
 
