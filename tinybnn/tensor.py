@@ -139,7 +139,7 @@ class Function:
         output = Tensor(data)
         if cls.views and np.may_share_memory(data, arrays[0]):
             output._version = inputs[0]._version
-        if _state.grad_enabled and True in [x.requires_grad for x in tensors]:
+        if _state.grad_enabled and any([x.requires_grad for x in tensors]):
             function._record(inputs, arrays, output)
         if _state.tape is not None:
             _state.tape.append(Call(function, inputs, options, output, _state.scope))
@@ -304,7 +304,7 @@ def _propagate(outputs, gradients, wanted, retain_graph, create_graph):
                 result[node] = gradient
             if isinstance(node, Function):
                 needs = tuple([edge in useful for edge in node.edges])  # None is not
-                if True in needs:
+                if any(needs):
                     for edge, share in node._gradients(gradient, needs, create_graph):
                         deliver(edge, share, node.fresh)
     if not retain_graph:

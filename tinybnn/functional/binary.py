@@ -177,19 +177,9 @@ class SignConv2d(_Signs):
     @property
     def is_depthwise(self):
         """Whether each channel has one filter, of a size that the kernel for such layers takes."""
-        filters, _, kh, kw = self.geometry.weight
-        return self.geometry.groups == self.geometry.image[1] == filters and (
-            kh * kw <= _kernels().depthwise.MAX_TAPS
-        )
-
-    @property
-    def options(self):
-        """Of the kernels of groups."""
-        geometry = self.geometry
-        return {
-            "stride": geometry.stride, "padding": geometry.padding, "dilation": geometry.dilation,
-            "groups": geometry.groups,
-        }  # fmt: skip
+        geometry, (filters, _, kh, kw) = self.geometry, self.geometry.weight
+        has_one_each = geometry.groups == geometry.image[1] == filters
+        return has_one_each and kh * kw <= _kernels().depthwise.MAX_TAPS
 
     def composition(self, x, weight):
         return _conv2d_of_signs(x, weight, self.quantizers, self.geometry, self.padding_mode)
@@ -197,7 +187,7 @@ class SignConv2d(_Signs):
     def on_words(self):
         kernels, geometry = _kernels(), self.geometry
         channels, *size = geometry.image[1:]
-        options = {**self.options, "padding_mode": self.padding_mode}
+        options = {**geometry.options, "padding_mode": self.padding_mode}
         if self.is_depthwise:
             del options["groups"]
             product = kernels.depthwise.prepare(self.weight_bits, channels, size, **options)
@@ -222,7 +212,7 @@ class SignConv2d(_Signs):
             return ConvInput.apply(grad, self.weight_signs(), geometry=geometry)
         channels, *size = geometry.image[1:]
         pixels = _kernels().input_gradient.conv2d_input_gradient(
-            _rows(grad), self.weight_bits, channels, size, **self.options
+            _rows(grad), self.weight_bits, channels, size, **geometry.options
         )
         return pixels.transpose(0, 3, 1, 2)
 
@@ -233,7 +223,7 @@ class SignConv2d(_Signs):
             return self.weight_gradient_of(x, grad)
         taps = _kernels().weight_gradient.conv2d_weight_gradient(
             _rows(grad), self.x_bits, channels, geometry.weight[2:],
-            padding_mode=self.padding_mode, **self.options,
+            padding_mode=self.padding_mode, **geometry.options,
         )  # fmt: skip
         return taps.transpose(0, 3, 1, 2)
 

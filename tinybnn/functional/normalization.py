@@ -95,9 +95,8 @@ def _kernels():
 
 def _kernel_rows(x, *others):
     """x as rows of channels if a kernel takes it together with these; else None."""
-    for other in others:
-        if other.dtype != np.float32:
-            return None
+    if any([other.dtype != np.float32 for other in others]):
+        return None
     rows = layout.channel_rows(x)
     return rows if rows is not None and _kernels().fits(rows) else None
 

@@ -315,8 +315,7 @@ def _input_gradient(grad, weight, geometry, group, method, out):
         return
     values = empty(tasks * (g.cells * g.group_filters + FLOATS), np.float32)
     places = empty(len(values), np.int32)
-    per_filter = weight[0].size
-    starts = np.arange(filters, dtype=np.int32) * per_filter
+    starts = np.arange(filters, dtype=np.int32) * weight[0].size
     ends = empty(tasks * (g.cells + 1), np.int64)
     totals = empty(tasks * g.cells, np.float32)
     parallel.share_out(
@@ -370,6 +369,7 @@ class _Turning(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def _turning(geometry, filters, group):
+    """The same for filters of all groups, whatever their weights."""
     plan = _plan(geometry, 1, filters, group, "lookup", _BAND_BYTES)  # no band matters here
     g, per_filter = plan.g, len(plan.taps) * words_for(plan.g.group_channels)
     steps, panels = -(-g.group_filters // STEP), -(-g.group_channels // LANES)
@@ -392,9 +392,7 @@ def _turning(geometry, filters, group):
                  int(count) * LANES)
             )  # fmt: skip
             base += panels * phases[phase, 3]
-    return _Turning(
-        np.array(offsets, np.int64), phases, numbers * per_filter, turns, int(base)
-    )  # fmt: skip
+    return _Turning(np.array(offsets, np.int64), phases, numbers * per_filter, turns, int(base))
 
 
 def _turn_weight(weight, geometry, group):

@@ -46,18 +46,15 @@ def flat(*arrays):
 
     They have to be float32 and all lie C-contiguous or all channels-last in memory.
     """
-    if not {a.dtype for a in arrays} <= _FLOAT32:
+    if any([a.dtype != np.float32 for a in arrays]):
         return None
-    if False not in [a.flags.carray for a in arrays]:
+    if all([a.flags.carray for a in arrays]):
         return [a.reshape(-1) for a in arrays]
     if arrays[0].ndim == 4:
         arrays = [a.transpose(0, 2, 3, 1) for a in arrays]
-        if False not in [a.flags.carray for a in arrays]:
+        if all([a.flags.carray for a in arrays]):
             return [a.reshape(-1) for a in arrays]
     return None
-
-
-_FLOAT32 = {np.dtype(np.float32)}
 
 
 def like(x, row):

@@ -47,8 +47,8 @@ STEP = 32  # gradients whose signs are the bits of one integer
 STEP_FLOATS = STEP // 4 * FLOATS  # size of their tables
 
 # Lane i of pattern j: the sign of gradient j in sum number i.
-PATTERNS = np.where(np.arange(16) >> np.arange(4)[:, None] & 1, 1, -1).astype(np.float32).ravel()
-PATTERNS = on_lines(PATTERNS)
+PATTERNS = np.where(np.arange(16) >> np.arange(4)[:, None] & 1, 1, -1).astype(np.float32)
+PATTERNS = on_lines(PATTERNS.ravel())
 
 
 def product_reference(grad, signs):

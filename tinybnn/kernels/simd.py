@@ -72,8 +72,10 @@ def kernel(function=None, *, parallel=False, allocates=True):
     """
     if function is None:
         return functools.partial(kernel, parallel=parallel, allocates=allocates)
-    options = {"no_cfunc_wrapper": True} if allocates else {"_nrt": False, "no_cfunc_wrapper": True}
-    compiled = numba.njit(cache=True, nogil=True, parallel=parallel, **options)(function)
+    # Nobody calls a kernel from C, so it needs no wrapper for that, which takes time to compile.
+    options = {} if allocates else {"_nrt": False}
+    options |= {"parallel": parallel, "no_cfunc_wrapper": True}
+    compiled = numba.njit(cache=True, nogil=True, **options)(function)
     if not numba.config.DISABLE_JIT:
         # The stamp (time and size of the kernel's own file) is compared when a cache is read.
         file = compiled._cache._cache_file

@@ -42,12 +42,12 @@ from contextlib import contextmanager
 import numba
 import threadpoolctl
 
-# A thread that waits at the end of a parallel loop spins, by default of GNU OpenMP for a tenth of a
-# second. Where another process has the other core, it keeps that core from the thread it waits for:
-# beside one more process, training steps took several times as long. After a spin that is mostly
-# enough for the next loop of the same computation it shall sleep; with fewer turns, steps of many
-# small loops lose time to waking it (`GOMP_SPINCOUNT=1000 tinybnn bench train` shows how much). The
-# library reads this when Numba loads it, with the first parallel loop.
+# A thread that waits at the end of a parallel loop spins, by default of GNU OpenMP for 300,000
+# turns: some milliseconds. Where another process has the other core, it keeps that core from the
+# thread it waits for: beside one more process, training steps took several times as long. After a
+# spin that is mostly enough for the next loop of the same computation it shall sleep; with fewer
+# turns, steps of many small loops lose time to waking it (`GOMP_SPINCOUNT=1000 tinybnn bench train`
+# shows how much). The library reads this when Numba loads it, with the first parallel loop.
 SETS_SPIN = not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & {*os.environ}  # the user does not
 if SETS_SPIN:
     os.environ["GOMP_SPINCOUNT"] = "5000"

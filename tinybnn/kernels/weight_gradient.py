@@ -227,10 +227,8 @@ def _weight_numbers(n):
 
 def _columns(geometry):
     """Taps; columns of a tap, its channels filled up to whole vectors; panels of all columns."""
-    taps, tap_lanes = (
-        math.prod(geometry.kernel_size),
-        -(-geometry.group_channels // FLOATS) * FLOATS,
-    )
+    taps = math.prod(geometry.kernel_size)
+    tap_lanes = -(-geometry.group_channels // FLOATS) * FLOATS
     return taps, tap_lanes, -(-taps * tap_lanes // LANES)
 
 
@@ -247,7 +245,8 @@ class _Plan(NamedTuple):
         Where the words of a tap are, from those of the output pixel.
     parts : tuple of (slice, starts)
         Images that are worked on together, and where the words of their output pixels begin: int64,
-        filled up to whole steps by repeating the last, for "lookup", int32 for "masked".
+        filled up to whole steps by repeating the last, for "lookup" (tables hold zeros there, any
+        signs will do), int32 for "masked".
     padded : tuple of int
         Shape of as many padded images.
     products : int

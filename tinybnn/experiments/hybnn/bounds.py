@@ -160,9 +160,8 @@ def _measure(out, name, config, train, test, threads, progress):
         out / f"{name}.npz", vae, train, epochs=epochs, lr=config.lr, rng=rng, threads=threads,
         progress=progress,
     )  # fmt: skip
-    x, seen = (
-        datasets.to_unit(1)(part.images[: len(test)], rng) for part in (test, train)
-    )  # fmt: skip
+    to_unit = datasets.to_unit(1)
+    x, seen = to_unit(test.images, rng), to_unit(train.images[: len(test)], rng)
     rng = np.random.default_rng(config.seed)
     with num_threads(threads):
         bounds = [-float(vae.bound(x, m, rng).mean()) for m in (1, config.samples)]
