@@ -256,9 +256,10 @@ def test_graph_of_a_network_is_legible():
     for name, parameter in model.named_parameters():
         assert found[name, str(parameter.shape)] == 1
     assert found["Conv2d", "(2, 4, 8, 8), (4, 4, 3, 3) → (2, 4, 8, 8)"] == 1
-    assert found["ApproxSign", "(2, 4, 8, 8)"] == 1  # a quantizer under its own name
+    assert found["RSign", "(2, 4, 8, 8), (4,) → (2, 4, 8, 8)"] == 1
+    assert found["SteSign", "(2, 16)"] == 1  # a quantizer under its own name
     extents = drawn_boxes(figure)
-    assert sum(found.values()) == len(extents) >= 30
+    assert sum(found.values()) == len(extents) >= 25
     for i, a in enumerate(extents):
         for b in extents[:i]:
             assert not a.overlaps(b)

@@ -29,7 +29,7 @@ from tinybnn.kernels import (
     threads,
 )
 from tinybnn.tensor import Tensor, grad
-from tinybnn.testing import assert_identical
+from tinybnn.testing import assert_identical, gradcheck, gradgradcheck
 
 compiled = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="needs compiled kernels")
 SPECIAL = np.float32([0, -0.0, np.nan, np.inf, -np.inf, 1, -1, 1e-45, -1e-45, 3e38, 0.5, -2])
@@ -372,8 +372,11 @@ def test_channels_in_any_order(data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(channel_order, "_GRAIN", data.draw(st.sampled_from((1, 1 << 18))))
         assert channel_order.take_channels(x, index, out) is out
-    expected = channel_order.take_channels_reference(x, index)
-    assert np.array_equal(out.view(np.uint32), expected.view(np.uint32))
+        expected = channel_order.take_channels_reference(x, index)
+        assert np.array_equal(out.view(np.uint32), expected.view(np.uint32))
+        with np.errstate(invalid="ignore", over="ignore"):
+            expected = channel_order.add_channels_reference(out, index, channels)
+            assert_identical(channel_order.add_channels(out, index, np.full_like(x, 7)), expected)
 
 
 @pytest.mark.parametrize(
@@ -489,29 +492,122 @@ def test_refusals(call, message):
 # -------------------------------------------------------------------------------------- activations
 
 
-@given(st.integers(1, 40), st.integers(1, 70), st.integers(0, 99), st.sampled_from((0, 0.01, -2)))
-def test_leaky_relu_and_prelu(rows, channels, seed, slope):
-    x = with_special(normal(rows, channels, seed=seed), seed)
-    given_ = with_special(normal(rows, channels, seed=seed + 1), seed + 1)
-    slopes, flat, flat_grad = normal(channels, seed=seed), x.reshape(-1), given_.reshape(-1)
+@given(st.integers(1, 200), st.integers(0, 99), st.sampled_from((0, 0.01, -2)))
+def test_leaky_relu(size, seed, slope):
+    x = with_special(normal(size, seed=seed), seed)
+    given_ = with_special(normal(size, seed=seed + 1), seed + 1)
     with np.errstate(invalid="ignore", over="ignore"):
-        found = activations.leaky_relu(flat, slope)
-        assert_identical(found, activations.leaky_relu_reference(flat, slope))
-        found = activations.leaky_relu_gradient(flat_grad, flat, slope)
-        assert_identical(found, activations.leaky_relu_gradient_reference(flat_grad, flat, slope))
-        assert_identical(activations.prelu(x, slopes), activations.prelu_reference(x, slopes))
-        found = activations.prelu_gradient(given_, x, slopes)
-        expected = activations.prelu_gradient_reference(given_, x, slopes)
-        assert_identical(found[0], expected[0])
-        np.testing.assert_allclose(found[1], expected[1], rtol=1e-6, atol=1e-6)
+        found = activations.leaky_relu(x, slope)
+        assert_identical(found, activations.leaky_relu_reference(x, slope))
+        found = activations.leaky_relu_gradient(given_, x, slope)
+        assert_identical(found, activations.leaky_relu_gradient_reference(given_, x, slope))
 
 
-def test_slopes_of_many_rows_are_summed_in_double_precision():
-    x = np.full((50_000, 3), -0.1, np.float32)
+@pytest.mark.parametrize("name", ["two_lines", "two_values"])
+@given(st.integers(1, 40), st.integers(1, 70), st.integers(0, 99), st.booleans())
+def test_two_lines_and_two_values(name, rows, channels, seed, is_special):
+    x, given_ = (normal(rows, channels, seed=seed + i) for i in (0, 1))
+    constants = normal(4, channels, seed=seed + 2)
+    if is_special:
+        x, given_ = with_special(x, seed), with_special(given_, seed + 1)
+        constants = with_special(constants, seed + 2)
+    if name == "two_values":
+        constants[1] = np.maximum(np.abs(np.nan_to_num(constants[1])), 0.001)
+    x[0] = constants[0]  # on the threshold
+    forward, gradient = (getattr(activations, name + suffix) for suffix in ("", "_gradient"))
+    plain, plain_gradient = (
+        getattr(activations, f"{name}{suffix}_reference") for suffix in ("", "_gradient")
+    )
+    with np.errstate(invalid="ignore", over="ignore"):
+        assert_identical(forward(x, constants), plain(x, constants))
+        found, expected = gradient(given_, x, constants), plain_gradient(given_, x, constants)
+    assert_identical(found[0], expected[0])
+    if not is_special:  # of which a sum of 32 may overflow
+        np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=1e-4)
+
+
+def test_constants_that_are_not_there_change_no_bit():
+    x = with_special(normal(40, 5), 1)
+    constants = np.zeros((4, 5), np.float32)
+    constants[1], constants[2], constants[3] = 1, 0.25, -0.0
+    expected = np.where(x > 0, x, np.float32(0.25) * x)
+    found = activations.two_lines(x, constants)
+    assert_identical(found, expected)
+    assert_identical(np.signbit(found[expected == 0]), np.signbit(expected[expected == 0]))
+
+
+def test_constants_of_many_rows_are_summed_in_double_precision():
+    """A sum of 500,000 equal numbers in float32 would be off by a thousandth."""
+    x = np.full((500_000, 3), -0.1, np.float32)
     given_ = np.full(x.shape, 0.1, np.float32)
-    _, found = activations.prelu_gradient(given_, x, np.float32([0.1, 0.2, 0.3]))
-    exact = 50_000 * np.float64(np.float32(0.1) * np.float32(-0.1))
-    assert_identical(found, np.full(3, exact, np.float32))
+    constants = np.float32([[0] * 3, [1] * 3, [0.1, 0.2, 0.3], [0] * 3])
+    _, sums = activations.two_lines_gradient(given_, x, constants)
+    np.testing.assert_allclose(sums[2], 500_000 * (np.float64(given_[0, 0]) * x[0, 0]), 2e-6)
+
+
+# The layers' functions: arguments besides the image, and what the kernels stand for.
+ADAPTED = {
+    "scale_channels": (F.scale_channels, [(0.7, 40)], {}),
+    "rsign": (F.rsign, [(0.3, 40)], {"quantizer": quantizers.approx_sign}),
+    "adapted_set": (F.adapted_set, [(0.8, 1), (0.2, 1)], {"quantizer": quantizers.approx_sign}),
+    "rprelu": (F.rprelu, [(0.3, 40), (0.5, 40), (0.2, 40)], {}),
+    "maxout": (F.maxout, [(1.0, 40), (0.3, 40)], {}),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+@pytest.mark.parametrize("shape", [(4, 40, 6, 7), (120, 40)], ids=str)
+def test_adapted_activations_follow_the_rule(name, shape, monkeypatch):
+    """The same in all bits but those of sums, and in any layout; and their gradients' gradients."""
+    apply, learned, options = ADAPTED[name]
+    rng = np.random.default_rng(0)
+    x, given_ = (rng.standard_normal(shape, np.float32) for _ in range(2))
+    constants = [np.float32(size * rng.uniform(0.5, 1.5, n)) for size, n in learned]
+    results = []
+    for few in (0, 1 << 30):
+        monkeypatch.setattr(F.adapted, "_FEW", few)
+        for change in (channels_last, np.ascontiguousarray):
+            inputs = [Tensor(change(x), requires_grad=True)]
+            inputs += [Tensor(c, requires_grad=True) for c in constants]
+            output = apply(*inputs, **options)
+            gradients = grad(output, inputs, change(given_), retain_graph=True)
+            recorded = grad(output, inputs, change(given_), create_graph=True)
+            for a, b in zip(gradients, recorded, strict=True):
+                np.testing.assert_allclose(a, b, 1e-4, 1e-4)
+            results.append([output.data, *gradients])
+    for output, of_x, *of_learned in results:
+        assert_identical(output, results[0][0])
+        np.testing.assert_allclose(of_x, results[0][1], 1e-6, 1e-6)
+        for a, b in zip(of_learned, results[0][2:], strict=True):
+            np.testing.assert_allclose(a, b, 1e-4, 1e-4)
+
+
+@pytest.mark.parametrize("few", [0, 1 << 30])
+@pytest.mark.parametrize("name", ["scale_channels", "rprelu", "maxout"])
+def test_adapted_activations_pass_the_gradient_checks(name, few, monkeypatch):
+    monkeypatch.setattr(F.adapted, "_FEW", few)
+    apply, learned, _ = ADAPTED[name]
+    x = np.random.default_rng(0).permutation(np.linspace(-2, 2, 24)).reshape(2, 3, 2, 2)
+    constants = [size + np.array([0.01, 0.02, 0.03]) for size, _ in learned]
+    gradcheck(apply, [x, *constants])
+    gradgradcheck(apply, [x, *constants])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: F.rsign(x, np.ones(2), quantizers.approx_sign), r"rsign: threshold .* \(2,\)"),
+        (lambda x: F.rprelu(x, np.ones(3), np.ones(1), np.ones(3)), r"rprelu: weight .* \(1,\)"),
+        (lambda x: F.maxout(x[0, 0], np.ones(3), np.ones(3)), r"maxout: positive .* \(4,\)"),
+        (
+            lambda x: F.adapted_set(x, np.ones(3), np.ones(1), quantizers.approx_sign),
+            r"adapted_set: scale must have shape \(1,\), got \(3,\)",
+        ),
+    ],
+)
+def test_adapted_activations_refuse_other_shapes(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(normal(2, 3, 4))
 
 
 @pytest.mark.parametrize("shape", [(4, 40, 6, 7), (90, 64)])
@@ -660,8 +756,9 @@ def all_kernels():
     yield straight_through.masked_gradient(given_, mask)
     yield activations.leaky_relu(flat, 0.1)
     yield activations.leaky_relu_gradient(given_.reshape(-1), flat, 0.1)
-    yield activations.prelu(x, constants[0])
-    yield from activations.prelu_gradient(given_, x, constants[0])
+    for name in ("two_lines", "two_values"):
+        yield getattr(activations, name)(x, constants)
+        yield from getattr(activations, f"{name}_gradient")(given_, x, constants)
     weight, mean, square = flat.copy(), flat.copy(), flat * flat
     optimizers.adam(
         weight, given_.reshape(-1), mean, square, size=0.1, betas=(0.9, 0.99), root=0.5, eps=1e-8,

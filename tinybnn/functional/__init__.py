@@ -27,6 +27,18 @@ from tinybnn.functional.activation import (
     softplus,
     tanh,
 )
+from tinybnn.functional.adapted import (
+    AdaptedSet,
+    Maxout,
+    RPRelu,
+    RSign,
+    ScaleChannels,
+    adapted_set,
+    maxout,
+    rprelu,
+    rsign,
+    scale_channels,
+)
 from tinybnn.functional.binary import binary_conv2d, binary_linear, packed_products
 from tinybnn.functional.channels import (
     AddChannels,
@@ -87,14 +99,16 @@ from tinybnn.tensor import (
 )
 
 __all__ = [
-    "AddChannels", "AvgPool2d", "BatchNorm", "Conv2d", "ConvInput", "ConvWeight", "Geometry",
-    "Hardtanh", "LeakyRelu", "Linear", "LogSoftmax", "MaxPool2d", "PRelu", "Relu", "Sigmoid",
-    "Softplus", "TakeChannels", "Tanh", "abs", "adaptive_avg_pool2d", "amax", "amin", "avg_pool2d",
-    "batch_norm", "binary_conv2d", "binary_cross_entropy", "binary_cross_entropy_with_logits",
+    "AdaptedSet", "AddChannels", "AvgPool2d", "BatchNorm", "Conv2d", "ConvInput", "ConvWeight",
+    "Geometry", "Hardtanh", "LeakyRelu", "Linear", "LogSoftmax", "MaxPool2d", "Maxout", "PRelu",
+    "RPRelu", "RSign", "Relu", "ScaleChannels", "Sigmoid", "Softplus", "TakeChannels", "Tanh",
+    "abs", "adapted_set", "adaptive_avg_pool2d", "amax", "amin", "avg_pool2d", "batch_norm",
+    "binary_conv2d", "binary_cross_entropy", "binary_cross_entropy_with_logits",
     "binary_linear", "broadcast_to", "cat", "channel_shuffle", "clamp", "conv2d",
     "conv_transpose2d", "cross_entropy", "dropout", "exp", "flatten", "flip", "hardsigmoid",
-    "hardswish", "hardtanh", "leaky_relu", "linear", "log", "log_softmax", "logsumexp", "matmul",
-    "max_pool2d", "maximum", "mean", "minimum", "mse_loss", "packed_products", "pad", "pair",
-    "permute", "prelu", "relu", "reshape", "sigmoid", "softmax", "softplus", "sqrt",
-    "squared_hinge", "stack", "sum", "take_channels", "tanh", "transpose", "var", "where",
+    "hardswish", "hardtanh", "leaky_relu", "linear", "log", "log_softmax", "logsumexp",
+    "matmul", "max_pool2d", "maximum", "maxout", "mean", "minimum", "mse_loss",
+    "packed_products", "pad", "pair", "permute", "prelu", "relu", "reshape", "rprelu", "rsign",
+    "scale_channels", "sigmoid", "softmax", "softplus", "sqrt", "squared_hinge", "stack", "sum",
+    "take_channels", "tanh", "transpose", "var", "where",
 ]  # fmt: skip

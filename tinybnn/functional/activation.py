@@ -101,15 +101,20 @@ class PRelu(Function):
         rows = _channel_rows(weight, x)
         if rows is None:
             return np.where(x > 0, x, weight * x)
-        return layout.image(_kernels().prelu(*rows, weight.reshape(-1)), x.shape)
+        return layout.image(_kernels().two_lines(*rows, self._constants(weight)), x.shape)
 
     def backward(self, grad, output, x, weight):
         rows = _channel_rows(weight, grad, x)
         if rows is not None:
-            grad_x, grad_weight = _kernels().prelu_gradient(*rows, weight.reshape(-1))
-            return layout.image(grad_x, x.shape), grad_weight.reshape(weight.shape)
+            grad_x, sums = _kernels().two_lines_gradient(*rows, self._constants(weight))
+            return layout.image(grad_x, x.shape), sums[2].reshape(weight.shape)
         positive = as_array(x) > 0
         return where(positive, grad, grad * weight), where(positive, 0.0, grad * x)
+
+    def _constants(self, weight):
+        table = np.empty((4, weight.size), np.float32)
+        table[:2], table[2], table[3] = [[0], [1]], weight.reshape(-1), -0.0
+        return table
 
 
 class Softplus(Function):

@@ -42,7 +42,13 @@ class AddChannels(Function):
     def forward(self, x, index, channels):
         self.index = index
         result = empty_image((len(x), channels, *x.shape[2:]), x.dtype)
-        images, sums = x.transpose(0, 2, 3, 1), result.transpose(0, 2, 3, 1)
+        sums, images = result.transpose(0, 2, 3, 1), layout.channels_inside(x)
+        if images is not None:
+            from tinybnn.kernels import channel_order  # compiled at the first use
+
+            channel_order.add_channels(images, index, sums)
+            return result
+        images = x.transpose(0, 2, 3, 1)
         order = np.argsort(index, kind="stable")
         taken, first = np.unique(index[order], return_index=True)
         sums[...] = 0

@@ -1,9 +1,15 @@
-"""Activations that are a line on each side of zero, and their gradients, in one pass over memory.
+"""Activations that are a line, or a value, on each side of a threshold: one pass over memory.
 
-NumPy's ``where(x > 0, x, slope * x)`` makes three passes and two arrays that nobody keeps.
+NumPy's ``where(x > 0, x, slope * x)`` makes three passes and two arrays that nobody keeps, and each
+learned constant adds one or two forward and three backward. Nearly all activations of binary
+networks have one of two forms, with constants of their own for each channel:
 
-Elementwise results do not depend on the number of threads. The gradient of slopes is a sum over all
-rows: blocks of rows, which do not depend on it either, are summed in float64, and then the blocks.
+- *two lines*: PReLU, RPReLU, Maxout. `two_lines`
+- *two values*: RSign, AdaBin's adapted set. `two_values`
+
+Elementwise results do not depend on the number of threads. The gradient of a constant is a sum over
+all rows: 32 rows are summed in float32, these in float64, for each of up to 16 blocks of rows,
+which do not depend on it either, and then the blocks.
 """
 
 from __future__ import annotations
@@ -11,13 +17,13 @@ from __future__ import annotations
 import numpy as np
 
 from tinybnn.kernels import parallel, threads
-from tinybnn.kernels.memory import empty_like
-from tinybnn.kernels.simd import kernel
+from tinybnn.kernels.memory import empty, empty_like, on_lines
+from tinybnn.kernels.simd import inlined, kernel
 
 _GRAIN = 1 << 17  # floats below which a second thread costs time
-_BLOCK_FLOATS, _MOST_BLOCKS = 1 << 14, 64  # of rows that are summed together
-_VALUE, _GRADIENT = range(2)
-_NO_SUMS = np.empty((0, 0))
+_BLOCK_FLOATS, _MOST_BLOCKS = 1 << 15, 16  # of rows that are summed together
+_RUN = 32  # rows whose sums are float32
+_WIDE = 512  # numbers of a row; rows of fewer channels are joined to about so many
 
 
 def leaky_relu(x, slope):
@@ -61,75 +67,140 @@ def leaky_relu_gradient_reference(grad, x, slope):
     return np.where(x > 0, grad, np.float32(slope) * grad)
 
 
-def prelu(x, slopes):
-    """x where x > 0, else slopes * x, with a slope for each channel.
+def two_lines(x, constants):
+    """u > 0 ? positive u : negative u, plus offset, with u = x - shift.
 
     Parameters
     ----------
     x : (n, C) float32, C-contiguous
-    slopes : (C,) float32
+    constants : (4, C) float32
+        shift, positive, negative, offset. Where there is none of them: 0, 1, 1 and -0.0, which
+        leave the other numbers as they are (x + 0.0 makes 0.0 of -0.0).
 
     Returns
     -------
     (n, C) float32
     """
-    out = empty_like(x)
-    _rows(_VALUE, x, x, slopes, out, _NO_SUMS)
-    return out
+    return _run(_lines, x, x, constants)[0]
 
 
-def prelu_reference(x, slopes):
-    """What `prelu` computes, in plain NumPy."""
-    return np.where(x > 0, x, slopes * x)
+def two_lines_reference(x, constants):
+    """What `two_lines` computes, in plain NumPy."""
+    shift, positive, negative, offset = constants
+    u = x - shift
+    return np.where(u > 0, positive * u, negative * u) + offset
 
 
-def prelu_gradient(grad, x, slopes):
-    """Gradients of `prelu` in its input and in its slopes.
+def two_lines_gradient(grad, x, constants):
+    """Gradients of `two_lines` in its input and in its constants.
 
     Parameters
     ----------
     grad, x : (n, C) float32, C-contiguous
-    slopes : (C,) float32
+    constants : (4, C) float32
 
     Returns
     -------
     (n, C) float32
-        grad where x > 0, else slopes * grad.
-    (C,) float32
-        Sums of grad * x over the rows where x is not above 0, rounded once.
+        grad times the slope of its side; at u = 0 that is the negative one.
+    (4, C) float32
+        Sums over the rows, rounded once: minus the former; grad u where u > 0; grad u elsewhere;
+        grad.
     """
-    out = empty_like(x)
-    blocks = max(1, min(_MOST_BLOCKS, x.size // _BLOCK_FLOATS))
-    sums = np.zeros((blocks, x.shape[1]))
-    _rows(_GRADIENT, x, grad, slopes, out, sums)
-    return out, sums.sum(0).astype(np.float32)
+    return _run(_lines, x, grad, constants, sums=4)
 
 
-def prelu_gradient_reference(grad, x, slopes):
-    """What `prelu_gradient` computes, in plain NumPy; the order of the sums aside."""
-    products = np.where(x > 0, np.float32(0), grad * x)
-    return np.where(x > 0, grad, slopes * grad), products.sum(0, np.float64).astype(np.float32)
+def two_lines_gradient_reference(grad, x, constants):
+    """What `two_lines_gradient` computes, in plain NumPy; the order of the sums aside."""
+    shift, positive, negative, _ = constants
+    u = x - shift
+    out, products = np.where(u > 0, positive * grad, negative * grad), grad * u
+    zero = x.dtype.type(0)
+    parts = -out, np.where(u > 0, products, zero), np.where(u > 0, zero, products), grad
+    return out, np.stack([part.sum(0, np.float64) for part in parts]).astype(x.dtype)
+
+
+def two_values(x, constants):
+    """high where (x - threshold) / width >= 0, else low.
+
+    Parameters
+    ----------
+    x : (n, C) float32, C-contiguous
+    constants : (4, C) float32
+        threshold, width, low, high. The width may only matter to the gradient, as long as it is
+        positive and no quotient underflows.
+
+    Returns
+    -------
+    (n, C) float32
+    """
+    return _run(_values, x, x, constants)[0]
+
+
+def two_values_reference(x, constants):
+    """What `two_values` computes, in plain NumPy."""
+    threshold, width, low, high = constants
+    return np.where((x - threshold) / width >= 0, high, low)
+
+
+def two_values_gradient(grad, x, constants):
+    """Gradients of `two_values` with the slope of Bi-Real Net's tent, and sums for its constants.
+
+    With u = (x - threshold) / width and tent(u) = 2 - 2 |u| where |u| <= 1, else 0 (Liu et al.
+    2018, eq. 8), d = grad tent(u) is what comes through the sign.
+
+    Parameters
+    ----------
+    grad, x : (n, C) float32, C-contiguous
+    constants : (4, C) float32
+
+    Returns
+    -------
+    (n, C) float32
+        d.
+    (4, C) float32
+        Sums over the rows, rounded once: d; d u; grad where u >= 0; grad elsewhere.
+    """
+    return _run(_values, x, grad, constants, sums=4)
+
+
+def two_values_gradient_reference(grad, x, constants):
+    """What `two_values_gradient` computes, in plain NumPy; the order of the sums aside."""
+    threshold, width, *_ = constants
+    u, zero, two = (x - threshold) / width, x.dtype.type(0), x.dtype.type(2)
+    d = grad * np.where(np.abs(u) <= 1, two - two * np.abs(u), zero)
+    parts = d, d * np.where(np.abs(u) <= 1, u, zero), np.where(u >= 0, grad, zero)
+    parts = *parts, np.where(u >= 0, zero, grad)
+    return d, np.stack([part.sum(0, np.float64) for part in parts]).astype(x.dtype)
 
 
 def _leaky(x, values, slope):
     out = empty_like(x)
     tasks = threads.count() if x.size >= _GRAIN else 1
     arguments = x, values, np.float32(slope), out
-    if tasks == 1:
-        _numbers(0, len(x), 0, *arguments)
-    else:
-        parallel.share_out(_numbers, parallel.shares(len(x), tasks, 16), *arguments)
+    parallel.share_out(_numbers, parallel.shares(len(x), tasks, 16), *arguments)
     return out
 
 
-def _rows(step, x, values, slopes, out, sums):
-    blocks = max(len(sums), 1) if step == _GRADIENT else min(len(x), threads.count())
+def _run(worker, x, grad, constants, sums=0):
+    """The results of a kernel for all rows, and so many sums over them: (n, C) and (sums, C)."""
+    rows, channels = x.shape
+    out = empty_like(x)
+    joined = max(1, _WIDE // channels)
+    while rows % joined:  # pixels that make one row of the kernel
+        joined -= 1
+    width = joined * channels
+    blocks = max(1, min(_MOST_BLOCKS, x.size // _BLOCK_FLOATS))
+    bounds = np.arange(blocks + 1) * (rows // joined) // blocks
+    run = empty((blocks, sums, width), np.float32)
+    total = np.zeros((blocks, sums, width))
     tasks = min(threads.count(), blocks) if x.size >= _GRAIN else 1
-    arguments = np.arange(blocks + 1) * len(x) // blocks, step, x, values, slopes, out, sums
-    if tasks == 1:
-        _blocks(0, blocks, 0, *arguments)
-    else:
-        parallel.share_out(_blocks, parallel.shares(blocks, tasks), *arguments)
+    arrays = [a.reshape(-1, width) for a in (x, grad, out)]
+    constants = on_lines(np.tile(constants, joined))
+    parallel.share_out(
+        worker, parallel.shares(blocks, tasks), bounds, *arrays, constants, run, total
+    )
+    return out, total.sum(0).reshape(sums, joined, channels).sum(1).astype(np.float32)
 
 
 # ---------------------------------------------------------------------------------------- kernels
@@ -144,15 +215,78 @@ def _numbers(first, end, task, x, values, slope, out):
 
 
 @kernel(allocates=False)
-def _blocks(first, end, task, bounds, step, x, values, slopes, out, sums):
-    """The rows bounds[b] to bounds[b + 1] - 1 of blocks b from first to end - 1."""
+def _lines(first, end, task, bounds, x, grad, out, constants, run, total):
+    """The rows bounds[b] to bounds[b + 1] - 1 of blocks b from first to end - 1.
+
+    The values, or the gradients if there is room for their sums.
+    """
+    shift, positive, negative, offset = constants[0], constants[1], constants[2], constants[3]
+    width, zero = len(shift), np.float32(0)
     for block in range(first, end):
         for row in range(bounds[block], bounds[block + 1]):
-            seen, given, target = x[row], values[row], out[row]
-            for c in range(len(slopes)):
-                target[c] = given[c] if seen[c] > 0 else slopes[c] * given[c]
-            if step == _GRADIENT:
-                total = sums[block]
-                for c in range(len(slopes)):
-                    product = np.float32(0) if seen[c] > 0 else given[c] * seen[c]
-                    total[c] += np.float64(product)
+            seen, given, target = x[row], grad[row], out[row]
+            if total.shape[1] == 0:
+                for c in range(width):
+                    u, above, below = seen[c] - shift[c], positive[c], negative[c]
+                    target[c] = (above if u > 0 else below) * u + offset[c]
+                continue
+            sums = run[block]
+            of_shift, of_positive, of_negative, of_offset = sums[0], sums[1], sums[2], sums[3]
+            if (row - bounds[block]) % _RUN == 0:
+                _start(sums)
+            for c in range(width):
+                u, above, below = seen[c] - shift[c], positive[c], negative[c]
+                value, product = (above if u > 0 else below) * given[c], given[c] * u
+                target[c] = value
+                of_shift[c] -= value
+                of_positive[c] += product if u > 0 else zero
+                of_negative[c] += zero if u > 0 else product
+                of_offset[c] += given[c]
+            if (row + 1 - bounds[block]) % _RUN == 0 or row + 1 == bounds[block + 1]:
+                _finish(sums, total[block])
+
+
+@kernel(allocates=False)
+def _values(first, end, task, bounds, x, grad, out, constants, run, total):
+    """As `_lines`."""
+    threshold, inner, low, high = constants[0], constants[1], constants[2], constants[3]
+    width, zero, one, two = len(low), np.float32(0), np.float32(1), np.float32(2)
+    for block in range(first, end):
+        for row in range(bounds[block], bounds[block + 1]):
+            seen, given, target = x[row], grad[row], out[row]
+            if total.shape[1] == 0:
+                for c in range(width):
+                    u, above, below = (seen[c] - threshold[c]) / inner[c], high[c], low[c]
+                    target[c] = above if u >= 0 else below
+                continue
+            sums = run[block]
+            of_slope, of_width, of_high, of_low = sums[0], sums[1], sums[2], sums[3]
+            if (row - bounds[block]) % _RUN == 0:
+                _start(sums)
+            for c in range(width):
+                u = (seen[c] - threshold[c]) / inner[c]
+                size = abs(u)
+                value = given[c] * (two - two * size if size <= one else zero)
+                target[c] = value
+                of_slope[c] += value
+                of_width[c] += value * (u if size <= one else zero)
+                of_high[c] += given[c] if u >= 0 else zero
+                of_low[c] += zero if u >= 0 else given[c]
+            if (row + 1 - bounds[block]) % _RUN == 0 or row + 1 == bounds[block + 1]:
+                _finish(sums, total[block])
+
+
+@inlined
+def _start(sums):
+    for i in range(sums.shape[0]):
+        row = sums[i]
+        for c in range(len(row)):
+            row[c] = np.float32(0)
+
+
+@inlined
+def _finish(sums, total):
+    for i in range(sums.shape[0]):
+        row, to = sums[i], total[i]
+        for c in range(len(row)):
+            to[c] += np.float64(row[c])

@@ -50,15 +50,9 @@ def bind(x, index, out):
             f"take_channels: index must lie from 0 to {x.shape[-1] - 1}, "
             f"got {index.min()} to {index.max()}"
         )
-    pixels = out.size // max(1, len(index))
-    tasks = min(threads.count(), pixels) if out.size >= _GRAIN else 1
-    firsts = np.flatnonzero(np.diff(index, prepend=-2) != 1)  # where a run begins
-    if len(index) < _LONG * len(firsts):
-        firsts = firsts[:0]
-    runs = np.append(firsts, len(index))
     sizes = x.shape[-1], len(index)
     return parallel.bind(
-        _take, parallel.shares(pixels, tasks), sizes, index, runs, x.reshape(-1), out.reshape(-1)
+        _take, _shares(out, index), sizes, index, _runs(index), x.reshape(-1), out.reshape(-1)
     )
 
 
@@ -71,6 +65,45 @@ def take_channels(x, index, out):
 def take_channels_reference(x, index):
     """What `take_channels` computes, in plain NumPy."""
     return x[..., index]
+
+
+def add_channels(x, index, out):
+    """``out[..., index[i]] += x[..., i]`` for i = 0, 1, ..., from zeros: the adjoint of taking.
+
+    Parameters
+    ----------
+    x : (N, H, W, D) float32, C-contiguous
+    index : (D,) int
+        From 0 to C - 1.
+    out : (N, H, W, C) float32, C-contiguous
+        Is written to, and returned.
+    """
+    sizes, index = (out.shape[-1], len(index)), np.ascontiguousarray(index, np.int64)
+    arguments = sizes, index, _runs(index), x.reshape(-1), out.reshape(-1)
+    parallel.share_out(_add, _shares(x, index), *arguments)
+    return out
+
+
+def add_channels_reference(x, index, channels):
+    """What `add_channels` computes, in plain NumPy."""
+    out = np.zeros((*x.shape[:-1], channels), x.dtype)
+    for i, channel in enumerate(index):
+        out[..., channel] += x[..., i]
+    return out
+
+
+def _runs(index):
+    """Where each run begins, and the end of the last; the end alone if they are short."""
+    firsts = np.flatnonzero(np.diff(index, prepend=-2) != 1)
+    if len(index) < _LONG * len(firsts):
+        firsts = firsts[:0]
+    return np.append(firsts, len(index))
+
+
+def _shares(taken, index):
+    """The pixels of the array with as many channels as the index, for each thread."""
+    pixels = taken.size // max(1, len(index))
+    return parallel.shares(pixels, min(threads.count(), pixels) if taken.size >= _GRAIN else 1)
 
 
 @kernel(allocates=False)
@@ -88,3 +121,22 @@ def _take(first, end, task, sizes, index, runs, x, out):
             values, places = source[index[a] : index[a] + b - a], target[a:b]
             for i in range(len(places)):
                 places[i] = values[i]
+
+
+@kernel(allocates=False)
+def _add(first, end, task, sizes, index, runs, x, out):
+    """As `_take`, with the sums of the pixels of x in ``out``."""
+    channels, taken = sizes
+    for pixel in range(first, end):
+        source = x[pixel * taken : (pixel + 1) * taken]
+        target = out[pixel * channels : (pixel + 1) * channels]
+        for c in range(channels):
+            target[c] = np.float32(0)
+        if len(runs) == 1:
+            for i in range(taken):
+                target[index[i]] += source[i]
+        for r in range(len(runs) - 1):
+            a, b = runs[r], runs[r + 1]
+            values, places = source[a:b], target[index[a] : index[a] + b - a]
+            for i in range(len(places)):
+                places[i] += values[i]

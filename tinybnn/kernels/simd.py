@@ -69,13 +69,16 @@ def kernel(function=None, *, parallel=False, allocates=True):
 
     ``allocates=False`` promises that the kernel makes no arrays. Numba then leaves out the counting
     of references to arrays, which costs more than a short inner loop.
+
+    Divisions follow NumPy (x / 0 is infinite): Python's error would be a way out of each loop, and
+    such a loop cannot run on vectors.
     """
     if function is None:
         return functools.partial(kernel, parallel=parallel, allocates=allocates)
     # Nobody calls a kernel from C, so it needs no wrapper for that, which takes time to compile.
     options = {} if allocates else {"_nrt": False}
     options |= {"parallel": parallel, "no_cfunc_wrapper": True}
-    compiled = numba.njit(cache=True, nogil=True, **options)(function)
+    compiled = numba.njit(cache=True, nogil=True, error_model="numpy", **options)(function)
     if not numba.config.DISABLE_JIT:
         # The stamp (time and size of the kernel's own file) is compared when a cache is read.
         file = compiled._cache._cache_file
@@ -100,7 +103,9 @@ def inlined(function):
     file imports from, whose change `kernel` notices. It makes no arrays.
     """
     # Nobody calls it by address, so it needs no wrapper for that.
-    return numba.njit(nogil=True, forceinline=True, _nrt=False, no_cfunc_wrapper=True)(function)
+    return numba.njit(
+        nogil=True, forceinline=True, error_model="numpy", _nrt=False, no_cfunc_wrapper=True
+    )(function)
 
 
 # --------------------------------------------------------------------------------------------- CPU

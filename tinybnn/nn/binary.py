@@ -57,7 +57,7 @@ class _Binary:
     def _multiplies_signs(self, x):
         """Whether both operands are signs: of this layer's quantizers, or of a layer before."""
         quantizer, made_by = self.input_quantizer, x.function
-        if quantizer is None and isinstance(made_by, quantizers.Quantize):
+        if quantizer is None and isinstance(made_by, quantizers.Quantize | F.RSign):
             quantizer = made_by.quantizer
         return _gives_signs(quantizer) and _gives_signs(
             self.weight_quantizer and self.weight_quantizer.levels()
@@ -72,18 +72,27 @@ class _Binary:
 
     def _scaled(self, accumulator):
         """Scale and bias act on the accumulator, never on the weights: its sums stay exact."""
-        per_channel = (-1,) + (1,) * (self.weight.ndim - 2)  # (O,) or (O, 1, 1)
         scale = self.weight_quantizer and self.weight_quantizer.scale(self.weight.data)
         if scale is not None:
-            accumulator = accumulator * Tensor(scale.reshape(per_channel))
+            accumulator = self._times(accumulator, Tensor(scale))
         if self.scale_mode == "mean":
             scale = quantizers.magnitude(self.weight.data)
-            accumulator = accumulator * Tensor(scale.reshape(per_channel))
+            accumulator = self._times(accumulator, Tensor(scale))
         elif self.scale_mode == "learned":
-            accumulator = accumulator * self.scale.reshape(per_channel)
+            accumulator = self._times(accumulator, self.scale)
         if self.bias is not None:
-            accumulator = accumulator + self.bias.reshape(per_channel)
+            accumulator = accumulator + self._of_filters(self.bias)
         return accumulator
+
+    def _times(self, accumulator, scale):
+        channels = accumulator.shape[1:2] if accumulator.ndim == self.weight.ndim else None
+        if self.training and scale.shape == channels:
+            return F.scale_channels(accumulator, scale)
+        return accumulator * self._of_filters(scale)
+
+    def _of_filters(self, values):
+        """(O,) as it meets the accumulator: (O,), or (O, 1, 1) for an image."""
+        return values.reshape(-1, *(1,) * (self.weight.ndim - 2))
 
     def extra_repr(self):
         text = super().extra_repr()
@@ -312,6 +321,8 @@ class RSign(Module):
         self.quantizer = _quantizer("RSign", quantizer)
 
     def forward(self, x):
+        if self.training and type(self.quantizer) is quantizers.ApproxSign:
+            return F.rsign(x, self.threshold, self.quantizer)
         return self.quantizer(x - _per_channel(self.threshold, x))
 
     def extra_repr(self):
@@ -342,6 +353,8 @@ class RPReLU(Module):
         self.shift_out = Parameter(np.zeros(num_channels, np.float32))
 
     def forward(self, x):
+        if self.training:
+            return F.rprelu(x, self.shift_in, self.weight, self.shift_out)
         y = F.prelu(x - _per_channel(self.shift_in, x), self.weight)
         return y + _per_channel(self.shift_out, x)
 
@@ -371,6 +384,8 @@ class Maxout(Module):
         self.negative = Parameter(np.full(num_channels, negative, np.float32))
 
     def forward(self, x):
+        if self.training:
+            return F.maxout(x, self.positive, self.negative)
         up = F.relu(x) * _per_channel(self.positive, x)
         return up - F.relu(-x) * _per_channel(self.negative, x)
 
@@ -470,11 +485,11 @@ class AdaBinConv2d(Conv2d):
 
     def forward(self, x):
         input_scale = F.maximum(self.input_scale, 1e-3)
-        s = self.input_quantizer((x - self.input_offset) / input_scale)
         v, scale, offset = self._weight_parts(self.weight)
         if self.training:
-            total = self._conv(input_scale * (s + self.input_offset), scale * v + offset)
+            total = self._conv(self._adapted(x, input_scale), scale * v + offset)
         else:
+            s = self.input_quantizer((x - self.input_offset) / input_scale)
             # One filter of ones sums up all input channels; with groups each needs its own.
             count = self.out_channels if self.groups > 1 else 1
             ones = Tensor(np.ones((count, *v.shape[1:]), x.dtype))
@@ -484,6 +499,13 @@ class AdaBinConv2d(Conv2d):
             constant = scale * self._conv(inside, v) + offset * self._conv(inside, ones)
             total = input_scale * (total + self.input_offset * constant)
         return total if self.bias is None else total + self.bias.reshape(1, -1, 1, 1)
+
+    def _adapted(self, x, scale):
+        """The two values that the activations take."""
+        offset, quantizer = self.input_offset, self.input_quantizer
+        if type(quantizer) is quantizers.ApproxSign:
+            return F.adapted_set(x, scale, offset, quantizer)
+        return scale * (quantizer((x - offset) / scale) + offset)
 
     def _cost(self, output_shape, products):
         # Σ s is one more filter (or, with groups, one for each); the other sums are constants.

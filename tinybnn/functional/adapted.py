@@ -1,0 +1,230 @@
+"""Activations whose constants are learned, each in one pass over memory: for training.
+
+A threshold, a slope or a shift for each channel is a line of code in a layer's ``forward``, and an
+operation of the graph. Each makes an array of the size of the image, forward and backward, and has
+a sum over the whole image for a gradient: for networks like ReActNet and AdaBin more work than
+their convolutions on bits. Here such lines are one `Function` of their composition, which stays
+beside the kernel: as the rule for Tensors, and for all arrays that kernels do not take.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from tinybnn.kernels import layout
+from tinybnn.tensor import Function, Tensor, as_array, reshape, where
+from tinybnn.tensor import grad as gradients
+
+_FEW = 4096  # numbers that NumPy is done with before a kernel is called
+
+
+@functools.cache
+def _kernels():
+    from tinybnn.kernels import activations  # compiled at the first use
+
+    return activations
+
+
+class _Adapted(Function):
+    """An activation with learned constants, a row of numbers for each or one for all channels.
+
+    A subclass gives its `composition` of simpler operations, and how the kernels compute it: the
+    names of the two, the table of `constants` that they take, and what the gradients of the learned
+    ones are, given the kernel's sums.
+    """
+
+    fresh = True
+
+    def forward(self, x, *learned, **options):
+        self.options = options
+        return self._run(self.kernel, learned, x)
+
+    def backward(self, grad, output, x, *learned):
+        if isinstance(grad, Tensor):  # the rule: that of the composition
+            wanted = [t for t, needed in zip((x, *learned), self.needs, strict=True) if needed]
+            value = self.composition(x, *learned, **self.options)
+            found = iter(gradients([value], wanted, [grad], create_graph=True))
+            return tuple([next(found) if needed else None for needed in self.needs])
+        of_x, sums = self._run(f"{self.kernel}_gradient", learned, grad, x)
+        return of_x, *self.of_learned(sums, *learned)
+
+    def _run(self, kernel, learned, *images):
+        """A kernel, or its plain reference on what it does not take, and the images as images."""
+        x = images[-1]
+        rows = [layout.channel_rows(a) for a in images]
+        if x.size < _FEW or any([r is None for r in rows]):
+            rows = [np.moveaxis(a, 1, -1).reshape(-1, a.shape[1]) for a in images]
+            kernel += "_reference"
+        constants = self.constants(*learned)
+        table = np.empty((len(constants), x.shape[1]), x.dtype)
+        for target, row in zip(table, constants, strict=True):
+            target[...] = row
+        found = getattr(_kernels(), kernel)(*rows, table)
+        values, *sums = found if isinstance(found, tuple) else (found,)
+        samples, channels, *size = x.shape
+        image = np.moveaxis(values.reshape(samples, *size, channels), -1, 1)
+        return (image, *sums) if sums else image
+
+
+def _per_channel(v, x):
+    """(C,) -> (1, C, 1, ...), to meet x of shape (N, C, ...)."""
+    return reshape(v, (1, -1, *(1,) * (np.ndim(x) - 2)))
+
+
+class ScaleChannels(_Adapted):
+    kernel = "two_lines"
+
+    def composition(self, x, scale):
+        return x * _per_channel(scale, x)
+
+    def constants(self, scale):
+        return 0.0, scale, scale, -0.0
+
+    def of_learned(self, sums, scale):
+        return (sums[1] + sums[2],)
+
+
+class RSign(_Adapted):
+    kernel = "two_values"
+
+    def forward(self, x, threshold, quantizer):
+        self.quantizer = quantizer
+        return super().forward(x, threshold, quantizer=quantizer)
+
+    def composition(self, x, threshold, quantizer):
+        return quantizer(x - _per_channel(threshold, x))
+
+    def constants(self, threshold):
+        return threshold, 1.0, -1.0, 1.0
+
+    def of_learned(self, sums, threshold):
+        return (-sums[0],)
+
+
+class AdaptedSet(_Adapted):
+    kernel = "two_values"
+
+    def composition(self, x, scale, offset, quantizer):
+        return scale * (quantizer((x - offset) / scale) + offset)
+
+    def constants(self, scale, offset):
+        return offset, scale, scale * (offset - 1), scale * (1 + offset)
+
+    def of_learned(self, sums, scale, offset):
+        # a = scale (s + offset), s = sign(u), u = (x - offset) / scale: the slope of s by scale is
+        # -tent(u) u / scale, and by offset -tent(u) / scale.
+        d, d_u, of_high, of_low = sums.sum(1, np.float64)
+        of_scale = of_high * (1 + offset) - of_low * (1 - offset) - d_u
+        of_offset = scale * (of_high + of_low) - d
+        return of_scale.astype(sums.dtype), of_offset.astype(sums.dtype)
+
+
+class RPRelu(_Adapted):
+    kernel = "two_lines"
+
+    def composition(self, x, shift_in, weight, shift_out):
+        u = x - _per_channel(shift_in, x)
+        return where(as_array(u) > 0, u, _per_channel(weight, x) * u) + _per_channel(shift_out, x)
+
+    def constants(self, shift_in, weight, shift_out):
+        return shift_in, 1.0, weight, shift_out
+
+    def of_learned(self, sums, *learned):
+        of_shift, _, of_negative, of_offset = sums
+        return of_shift, of_negative, of_offset
+
+
+class Maxout(_Adapted):
+    kernel = "two_lines"
+
+    def composition(self, x, positive, negative):
+        return where(as_array(x) > 0, _per_channel(positive, x), _per_channel(negative, x)) * x
+
+    def constants(self, positive, negative):
+        return 0.0, positive, negative, -0.0
+
+    def of_learned(self, sums, *learned):
+        return sums[1], sums[2]
+
+
+def scale_channels(x, scale):
+    """x times a factor for each channel.
+
+    Parameters
+    ----------
+    x : (N, C, ...)
+    scale : (C,)
+    """
+    _check_channels("scale_channels", x, scale=scale)
+    return ScaleChannels.apply(x, scale)
+
+
+def rsign(x, threshold, quantizer):
+    """sign(x - threshold), with a threshold for each channel (ReActNet, Liu et al. 2020, eq. 1).
+
+    Parameters
+    ----------
+    x : (N, C, ...)
+    threshold : (C,)
+    quantizer : Quantizer
+        Signs with the slope of Bi-Real Net's tent: `quantizers.ApproxSign`.
+    """
+    _check_channels("rsign", x, threshold=threshold)
+    return RSign.apply(x, threshold, quantizer=quantizer)
+
+
+def adapted_set(x, scale, offset, quantizer):
+    """scale (s + offset) with s = sign((x - offset) / scale): AdaBin's activations.
+
+    (Tu et al. 2022; this is the form of its code, the paper has scale s + offset.)
+
+    Parameters
+    ----------
+    x : (N, C, ...)
+    scale, offset : (1,)
+        The scale must be positive.
+    quantizer : Quantizer
+        As in `rsign`.
+    """
+    for name, value in (("scale", scale), ("offset", offset)):
+        if np.shape(value) != (1,):
+            raise ValueError(f"adapted_set: {name} must have shape (1,), got {np.shape(value)}")
+    return AdaptedSet.apply(x, scale, offset, quantizer=quantizer)
+
+
+def rprelu(x, shift_in, weight, shift_out):
+    """u where u > 0, else weight u, plus shift_out, with u = x - shift_in.
+
+    ReActNet (Liu et al. 2020, eq. 2).
+
+    Parameters
+    ----------
+    x : (N, C, ...)
+    shift_in, weight, shift_out : (C,)
+    """
+    _check_channels("rprelu", x, shift_in=shift_in, weight=weight, shift_out=shift_out)
+    return RPRelu.apply(x, shift_in, weight, shift_out)
+
+
+def maxout(x, positive, negative):
+    """positive x where x > 0, else negative x: the activation of AdaBin's code (Tu et al. 2022).
+
+    Parameters
+    ----------
+    x : (N, C, ...)
+    positive, negative : (C,)
+    """
+    _check_channels("maxout", x, positive=positive, negative=negative)
+    return Maxout.apply(x, positive, negative)
+
+
+def _check_channels(name, x, **constants):
+    shape = np.shape(x)
+    for argument, values in constants.items():
+        if len(shape) < 2 or np.shape(values) != shape[1:2]:
+            raise ValueError(
+                f"{name}: {argument} must have the shape (C,) for x of shape (N, C, ...), "
+                f"got {np.shape(values)} for x of shape {shape}"
+            )
