@@ -3,8 +3,8 @@
 A threshold, a slope or a shift for each channel is a line of code in a layer's ``forward``, and an
 operation of the graph. Each makes an array of the size of the image, forward and backward, and has
 a sum over the whole image for a gradient: for networks like ReActNet and AdaBin more work than
-their convolutions on bits. Here such lines are one `Function` of their composition, which stays
-beside the kernel: as the rule for Tensors, and for all arrays that kernels do not take.
+their convolutions on bits. Here such lines are one `Function`; their composition stays beside it,
+as the rule for Tensors. What comes out is the composition's, bit for bit.
 """
 
 from __future__ import annotations
