@@ -19,6 +19,7 @@ between one power of two and the next, and there is a stack of each.
     True
 """
 
+import functools
 import itertools
 import math
 from types import SimpleNamespace
@@ -38,12 +39,34 @@ _state = SimpleNamespace(made=0, limit=1 << 30)  # bytes in use or waiting; that
 
 def empty(shape, dtype):
     """An array without values, as ``np.empty``."""
-    dtype = np.dtype(dtype)
-    shape = shape if isinstance(shape, (tuple, list)) else (shape,)
+    plan = _plan(shape, dtype)
+    if plan is None:
+        return np.empty(shape, dtype)
+    stack, size, shape, typestr = plan
+    try:
+        _, address, memory = stack.pop()  # the last used may still be in a cache
+    except IndexError:
+        address, memory = _new(size)
+    kept = _Kept()
+    kept.stack, kept.address, kept.memory = stack, address, memory
+    kept.__array_interface__ = {
+        "version": 3, "data": (address, False), "shape": shape, "typestr": typestr,
+    }  # fmt: skip
+    return np.asarray(kept)
+
+
+@functools.lru_cache(maxsize=4096)  # a training step asks for the same arrays again and again
+def _plan(shape, dtype):
+    """Where memory of an array's size waits, that size, and what NumPy has to know of the array.
+
+    None for a small array.
+    """
+    shape, dtype = shape if isinstance(shape, tuple) else (shape,), np.dtype(dtype)
     size = int(math.prod(shape)) * dtype.itemsize
     if size <= _SMALL:
-        return np.empty(shape, dtype)
-    return np.asarray(_Kept(_take(_rounded(size)), tuple(shape), dtype.str))
+        return None
+    size = _rounded(size)
+    return _free.setdefault(size, []), size, shape, dtype.str
 
 
 def empty_like(x):
@@ -54,7 +77,7 @@ def empty_like(x):
         return np.empty_like(x)
     axes = sorted(range(x.ndim), key=lambda axis: -x.strides[axis])
     places = sorted(range(x.ndim), key=axes.__getitem__)
-    return empty([x.shape[axis] for axis in axes], x.dtype).transpose(places)
+    return empty(tuple([x.shape[axis] for axis in axes]), x.dtype).transpose(places)
 
 
 def on_lines(array):
@@ -95,14 +118,8 @@ def _rounded(size):
     return -(-size // step) * step
 
 
-def _take(size):
-    """Memory of a rounded size: (address, memory)."""
-    stack = _free.get(size)
-    if stack:
-        try:
-            return stack.pop()[1:]  # the last used may still be in a cache
-        except IndexError:  # another thread had it first
-            pass
+def _new(size):
+    """Memory that nobody had yet: (address, memory)."""
     memory = _lines(size)
     _state.made += size
     return memory.ctypes.data, memory
@@ -129,17 +146,10 @@ def _let_go(free=_free, state=_state):
 class _Kept:
     """What all views of an array look at; when they are gone, its memory waits for the next."""
 
-    __slots__ = ("__array_interface__", "place")
-
-    def __init__(self, place, shape, typestr):
-        self.place = place
-        self.__array_interface__ = {
-            "version": 3, "data": (place[0], False), "shape": shape, "typestr": typestr,
-        }  # fmt: skip
+    __slots__ = ("__array_interface__", "address", "memory", "stack")
 
     # Defaults, since at the end of a process names are gone.
-    def __del__(self, free=_free, clock=_clock, state=_state, let_go=_let_go):
-        address, memory = self.place
-        free.setdefault(len(memory), []).append((next(clock), address, memory))
+    def __del__(self, clock=_clock, state=_state, let_go=_let_go):
+        self.stack.append((next(clock), self.address, self.memory))
         if state.made > state.limit:
             let_go()
