@@ -26,9 +26,9 @@ class BatchNorm(Function):
     def forward(self, x, weight, bias, mean, var, eps, running=None):
         self.eps = eps
         self.from_batch = mean is None
-        rows = _kernel_rows(x, weight, bias)
+        rows, result = _kernel_rows(x, weight, bias), None
         if self.from_batch and rows is not None:
-            self.mean, var, self.scale = _kernels().statistics(rows, eps)
+            result, self.mean, var, self.scale = _kernels().forward(rows, weight, bias, eps)
         elif self.from_batch:
             self.mean, var, self.scale = (v.ravel() for v in self.statistics(x))
         else:
@@ -37,9 +37,9 @@ class BatchNorm(Function):
         if self.from_batch and running is not None:
             _move(*running, self.mean, var, x.size // x.shape[1])
         if rows is not None:
-            return layout.image(
-                _kernels().normalise(rows, self.mean, self.scale, weight, bias), x.shape
-            )
+            if result is None:
+                result = _kernels().normalise(rows, self.mean, self.scale, weight, bias)
+            return layout.image(result, x.shape)
         result = x - _per_channel(self.mean, x)
         result *= _per_channel(self.scale, x)
         result *= _per_channel(weight, x)
@@ -79,10 +79,9 @@ class BatchNorm(Function):
     def _fused_backward(self, grad, x, rows, weight):
         """The rule above on arrays, with statistics of the batch."""
         grad_rows = layout.channel_rows(layout.channels_last(grad))
-        sums = _kernels().gradient_sums(grad_rows, rows, self.mean, self.scale)
         if not self.needs[0]:
-            return None, *sums
-        grad_x = _kernels().gradient(grad_rows, rows, self.mean, self.scale, weight, *sums)
+            return None, *_kernels().gradient_sums(grad_rows, rows, self.mean, self.scale)
+        grad_x, *sums = _kernels().backward(grad_rows, rows, self.mean, self.scale, weight)
         return layout.image(grad_x, x.shape), *sums
 
 

@@ -123,6 +123,49 @@ def gradient(grad, x, mean, scale, weight, grad_weight, grad_bias):
     return _elementwise(_GRADIENT, x, grad, constants)
 
 
+def forward(x, weight, bias, eps):
+    """Statistics and `normalise` by them: small rows in a single call.
+
+    Parameters
+    ----------
+    x : (M, C) float32, C-contiguous, at least 128 numbers
+    weight, bias : (C,) float32
+    eps : float
+
+    Returns
+    -------
+    out : (M, C) float32
+    mean, var, scale : (C,) float32
+    """
+    if x.size >= _GRAIN:
+        mean, var, scale = statistics(x, eps)
+        return normalise(x, mean, scale, weight, bias), mean, var, scale
+    out, result = empty_like(x), np.empty((3, x.shape[1]), np.float32)
+    _forward(*_shares(*x.shape), x, weight, bias, eps, result, out)
+    return out, *result
+
+
+def backward(grad, x, mean, scale, weight):
+    """Gradients in x, weight and bias: `gradient_sums` and `gradient`, small rows in a single call.
+
+    Parameters
+    ----------
+    grad, x : (M, C) float32, C-contiguous, at least 128 numbers
+    mean, scale, weight : (C,) float32
+
+    Returns
+    -------
+    grad_x : (M, C) float32
+    grad_weight, grad_bias : (C,) float32
+    """
+    if x.size >= _GRAIN:
+        sums = gradient_sums(grad, x, mean, scale)
+        return gradient(grad, x, mean, scale, weight, *sums), *sums
+    out, result = empty_like(x), np.empty((2, x.shape[1]), np.float32)
+    _backward(*_shares(*x.shape), x, grad, mean, scale, weight, result, out)
+    return out, *result
+
+
 # ------------------------------------------------------------------------------------- wide rows
 
 
@@ -304,3 +347,48 @@ def _change(first, end, task, bounds, step, width, x, grad, constants, out):
                 result = load(grad, at) - third - normalised * fourth
                 result = result * load(constants, 4 * width + lane)
             store(out, at, result)
+
+
+@kernel
+def _forward(joined, whole, summed, changed, x, weight, bias, eps, result, out):
+    """All stages of `forward` on one thread."""
+    near = np.empty((joined, x.shape[1]), np.float32)
+    _near(x, -(-len(x) // _SAMPLE), near)
+    _all_sums(_MOMENTS, joined, whole, summed, x, x, near.reshape(-1), eps, weight, result)
+    constants = np.empty((4, joined, x.shape[1]), np.float32)
+    for i in range(joined):
+        constants[0, i], constants[1, i] = result[0], result[2]
+        constants[2, i], constants[3, i] = weight, bias
+    _all_rows(_NORMALISE, changed, x, x, constants, out)
+
+
+@kernel
+def _backward(joined, whole, summed, changed, x, grad, mean, scale, weight, result, out):
+    """All stages of `backward` on one thread."""
+    near = np.empty((joined, x.shape[1]), np.float32)
+    for i in range(joined):
+        near[i] = mean
+    _all_sums(_PRODUCTS, joined, whole, summed, x, grad, near.reshape(-1), 0.0, scale, result)
+    constants, share = np.empty((5, joined, x.shape[1]), np.float32), np.float32(1 / len(x))
+    for i in range(joined):
+        constants[0, i], constants[1, i] = mean, scale
+        for c in range(x.shape[1]):
+            constants[2, i, c] = result[1, c] * share
+            constants[3, i, c] = result[0, c] * share
+            constants[4, i, c] = weight[c] * scale[c]
+    _all_rows(_GRADIENT, changed, x, grad, constants, out)
+
+
+@kernel
+def _all_sums(step, joined, whole, summed, x, grad, near, eps, scale, result):
+    blocks, width = len(summed) - 1, joined * x.shape[1]
+    run, partial = np.empty(2 * blocks * width, np.float32), np.zeros((blocks, 2, width))
+    _add(0, blocks, 0, summed, step, width, x.reshape(-1), grad.reshape(-1), near, run, partial)
+    _finish(step, whole * joined, x, grad, near, partial, eps, scale, result)
+
+
+@kernel
+def _all_rows(step, changed, x, grad, constants, out):
+    flat = x.reshape(-1), grad.reshape(-1), constants.reshape(-1), out.reshape(-1)
+    width = constants.shape[1] * constants.shape[2]
+    _change(0, len(changed) - 1, 0, changed, step, width, *flat)
