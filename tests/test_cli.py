@@ -612,7 +612,10 @@ def test_federated_refuses(tmp_path):
 def test_reproduce_trains_packs_and_verifies(tmp_path):
     tinybnn(
         "reproduce", "mnist-cnn", "--dataset", "digits", "--seeds", "2", "--epochs", "1",
-        "--out", "runs", cwd=tmp_path,
+        "--out", "runs", "--note", "scanned", cwd=tmp_path,
     )  # fmt: skip
     found = json.loads((tmp_path / "runs" / "mnist-cnn.json").read_text())
+    assert found["note"] == "scanned"
     assert [row["identical_logits"] for row in found["runs"]] == [360, 360]
+    assert [len(row["history"]) for row in found["runs"]] == [1, 1]
+    assert (tmp_path / "runs" / "mnist-cnn.png").stat().st_size > 1000

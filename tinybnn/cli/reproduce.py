@@ -56,7 +56,8 @@ def _add_classifiers(experiments):
             _classifiers,
             f"{summary}: accuracy over seeds",
             f"Train {summary} with several seeds and compare each\n"
-            "network with its packed form on all test images. The figures go to RUN/<name>.json.",
+            "network with its packed form on all test images. The figures go to RUN/<name>.json,\n"
+            "the curves of the trainings to RUN/<name>.png.",
             f"TINYBNN_DATA=DIR tinybnn reproduce {name} --seeds 3",
         )
         experiment.set_defaults(name=name)
@@ -68,6 +69,7 @@ def _add_classifiers(experiments):
         experiment.add_argument(
             "--validate", action="store_true", help="test on held-out training images instead"
         )
+        _add_note(experiment)
         experiment.add_argument("--threads", type=whole(1), metavar="N", help="(one a core)")
         experiment.add_argument("--out", default="runs", metavar="RUN", help="folder (runs)")
 
@@ -77,8 +79,14 @@ def _classifiers(options):
 
     classifiers.run(
         options.name, options.out, options.dataset, options.seeds, options.epochs,
-        options.validate, options.threads,
+        options.validate, options.threads, note=options.note,
     )  # fmt: skip
+
+
+def _add_note(experiment):
+    experiment.add_argument(
+        "--note", default="", metavar="TEXT", help="for the report: where the images come from"
+    )
 
 
 def _add_hybnn(experiments):
@@ -280,9 +288,7 @@ def _add_bdnet(experiments):
             help="part of the target that is what a float network says, 0 to 1 (0)",
         )  # fmt: skip
         _add_limit(experiment)
-        experiment.add_argument(
-            "--note", default="", metavar="TEXT", help="for the report: where the images come from"
-        )
+        _add_note(experiment)
         _add_run(experiment, name)
 
 

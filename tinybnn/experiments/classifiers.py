@@ -10,7 +10,7 @@ import dataclasses
 import time
 from pathlib import Path
 
-from tinybnn import runs
+from tinybnn import plots, runs
 from tinybnn.analysis import processor
 from tinybnn.experiments.report_text import mean_and_std
 from tinybnn.experiments.run_folder import write_json
@@ -36,7 +36,7 @@ RECIPES = {
 
 def run(
     name, out, dataset=None, seeds=3, epochs=None, validate=False, threads=None, progress=True,
-    say=print,
+    say=print, note="",
 ):  # fmt: skip
     """Train one network for each seed and compare each with its packed form on all test images.
 
@@ -47,7 +47,8 @@ def run(
     name : str
         A key of `RECIPES`.
     out : path
-        Folder of the runs and of the figures, ``<name>.json``, written after each seed.
+        Folder of the runs and of the figures, written after each seed: ``<name>.json``, and the
+        curves of the trainings, ``<name>.png``.
     dataset : str, optional
         Instead of the recipe's.
     seeds : int
@@ -61,6 +62,8 @@ def run(
     progress : bool
     say : callable
         Gets a line of text at a time.
+    note : str
+        Stands in the figures, for instance where the images come from.
 
     Returns
     -------
@@ -74,6 +77,7 @@ def run(
     result = {
         "name": name,
         "recipe": dataclasses.asdict(recipe),
+        "note": note,
         "tested_on": "held-out training images" if validate else "test set",
         "processor": processor(),
         "date": time.strftime("%Y-%m-%d"),
@@ -97,11 +101,29 @@ def run(
                 "packed_bytes": packed["packed_bytes"],
                 "identical_logits": exact["identical_logits"],
                 "images": exact["images"],
+                "history": trained["history"],
             }
         )
         found = mean_and_std([row["accuracy"] for row in result["runs"]])
         result["accuracy_mean"], result["accuracy_std"] = found["mean"], found["std"]
         write_json(Path(out) / f"{name}.json", result)
+        draw(Path(out) / f"{name}.png", result)
     spread = f" ± {result['accuracy_std']:.2%}" if seeds > 1 else ""
     say(f"{name}: {result['accuracy_mean']:.2%}{spread} over {seeds} seeds ({result['tested_on']})")
     return result
+
+
+def draw(path, result):
+    """Training loss and accuracy over the epochs, and the accuracies at the end."""
+    figure = plots.figure(figsize=(8, 3))
+    for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        lines = {
+            f"seed {row['seed']}, training": [epoch[key] for epoch in row["history"]]
+            for row in result["runs"]
+        }
+        plots.curves(axes, lines, key)
+        if key == "accuracy":
+            ends = [(len(row["history"]), row["accuracy"]) for row in result["runs"]]
+            axes.plot(*zip(*ends, strict=True), "k_", markersize=12, label=result["tested_on"])
+            axes.legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=110)
