@@ -167,6 +167,26 @@ def test_all_stages_in_one_call_give_the_same_bits(batch):
     assert_identical(found, normalization.gradient(given_, x, mean, scale, weight, *sums))
 
 
+@given(st.integers(2, 40), st.integers(1, 63), st.integers(0, 99), st.sampled_from((0, 3, -100)))
+def test_fewer_numbers_than_a_vector(rows, channels, seed, centre):
+    rows = min(rows, 127 // channels)
+    x, given_ = normal(2, rows, channels, seed=seed)
+    x += np.float32(centre)
+    weight, bias = normal(2, channels, seed=seed + 1)
+    found, mean, var, scale = normalization.forward(x, weight, bias, 1e-5)
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(mean, exact.mean(0), 1.2e-7)
+    np.testing.assert_allclose(var, exact.var(0), 1e-6, 1e-12)
+    np.testing.assert_allclose(scale, 1 / np.sqrt(exact.var(0) + 1e-5), 1e-6)
+    assert_identical(found, ((x - mean) * scale) * weight + bias)
+    of_x, of_weight, of_bias = normalization.backward(given_, x, mean, scale, weight)
+    np.testing.assert_allclose(of_weight, (given_ * (exact - mean) * scale).sum(0), 1e-5, 1e-5)
+    np.testing.assert_allclose(of_bias, given_.sum(0, np.float64), 1e-6, 1e-6)
+    share = np.float32(1 / rows)
+    expected = given_ - of_bias * share - ((x - mean) * scale) * (of_weight * share)
+    assert_identical(of_x, expected * (weight * scale))
+
+
 @compiled
 @pytest.mark.parametrize("first", [0, 30])
 def test_sums_of_a_large_batch_are_accurate(first):

@@ -26,7 +26,7 @@ class BatchNorm(Function):
     def forward(self, x, weight, bias, mean, var, eps, running=None):
         self.eps = eps
         self.from_batch = mean is None
-        rows, result = _kernel_rows(x, weight, bias), None
+        rows, result = _kernel_rows(self.from_batch, x, weight, bias), None
         if self.from_batch and rows is not None:
             result, self.mean, var, self.scale = _kernels().forward(rows, weight, bias, eps)
         elif self.from_batch:
@@ -54,7 +54,7 @@ class BatchNorm(Function):
 
     def backward(self, grad, output, x, weight, bias):
         if self.from_batch and isinstance(grad, np.ndarray):
-            rows = _kernel_rows(x, weight, grad)
+            rows = _kernel_rows(self.needs[0], x, weight, grad)
             if rows is not None:
                 return self._fused_backward(grad, x, rows, weight)
         dims = _all_but_channel(x)
@@ -92,12 +92,15 @@ def _kernels():
     return normalization
 
 
-def _kernel_rows(x, *others):
-    """x as rows of channels if a kernel takes it together with these; else None."""
+def _kernel_rows(all_stages, x, *others):
+    """x as rows of channels if the kernels take it together with these; else None.
+
+    With all stages in one call they take any number of rows.
+    """
     if any([other.dtype != np.float32 for other in others]):
         return None
     rows = layout.channel_rows(x)
-    return rows if rows is not None and _kernels().fits(rows) else None
+    return rows if rows is not None and (all_stages or _kernels().fits(rows)) else None
 
 
 def _move(running_mean, running_var, momentum, mean, var, count):

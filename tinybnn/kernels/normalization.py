@@ -47,7 +47,7 @@ _NO_SUMS = np.empty((0, 2, 0), np.float32), np.empty((0, 2, 0))
 
 
 def fits(x):
-    """Whether the kernels take these rows: they work on 128 floats at a time."""
+    """Whether all kernels take these rows; `forward` and `backward` take any."""
     return x.size >= BLOCK
 
 
@@ -128,7 +128,7 @@ def forward(x, weight, bias, eps):
 
     Parameters
     ----------
-    x : (M, C) float32, C-contiguous, at least 128 numbers
+    x : (M, C) float32, C-contiguous
     weight, bias : (C,) float32
     eps : float
 
@@ -141,7 +141,10 @@ def forward(x, weight, bias, eps):
         mean, var, scale = statistics(x, eps)
         return normalise(x, mean, scale, weight, bias), mean, var, scale
     out, result = empty_like(x), np.empty((3, x.shape[1]), np.float32)
-    _forward(*_shares(*x.shape), x, weight, bias, eps, result, out)
+    if x.size < BLOCK:
+        _few_forward(x, weight, bias, eps, result, out)
+    else:
+        _forward(*_shares(*x.shape), x, weight, bias, eps, result, out)
     return out, *result
 
 
@@ -150,7 +153,7 @@ def backward(grad, x, mean, scale, weight):
 
     Parameters
     ----------
-    grad, x : (M, C) float32, C-contiguous, at least 128 numbers
+    grad, x : (M, C) float32, C-contiguous
     mean, scale, weight : (C,) float32
 
     Returns
@@ -162,7 +165,10 @@ def backward(grad, x, mean, scale, weight):
         sums = gradient_sums(grad, x, mean, scale)
         return gradient(grad, x, mean, scale, weight, *sums), *sums
     out, result = empty_like(x), np.empty((2, x.shape[1]), np.float32)
-    _backward(*_shares(*x.shape), x, grad, mean, scale, weight, result, out)
+    if x.size < BLOCK:
+        _few_backward(x, grad, mean, scale, weight, result, out)
+    else:
+        _backward(*_shares(*x.shape), x, grad, mean, scale, weight, result, out)
     return out, *result
 
 
@@ -392,3 +398,39 @@ def _all_rows(step, changed, x, grad, constants, out):
     flat = x.reshape(-1), grad.reshape(-1), constants.reshape(-1), out.reshape(-1)
     width = constants.shape[1] * constants.shape[2]
     _change(0, len(changed) - 1, 0, changed, step, width, *flat)
+
+
+@kernel(allocates=False)
+def _few_forward(x, weight, bias, eps, result, out):
+    """`forward` of less than a block of numbers, one by one."""
+    for c in range(x.shape[1]):
+        total = 0.0
+        for row in range(len(x)):
+            total += np.float64(x[row, c])
+        center, squares = total / len(x), 0.0
+        for row in range(len(x)):
+            squares += (np.float64(x[row, c]) - center) ** 2
+        deviation = np.sqrt(squares / len(x) + eps)
+        result[0, c], result[1, c] = center, squares / len(x)
+        result[2, c] = 1 / deviation if deviation != 0 else np.inf
+        for row in range(len(x)):
+            normalised = (x[row, c] - result[0, c]) * result[2, c]
+            out[row, c] = normalised * weight[c] + bias[c]
+
+
+@kernel(allocates=False)
+def _few_backward(x, grad, mean, scale, weight, result, out):
+    """`backward` of less than a block of numbers, one by one."""
+    share = np.float32(1 / len(x))
+    for c in range(x.shape[1]):
+        total = products = 0.0
+        for row in range(len(x)):
+            given = np.float64(grad[row, c])
+            total += given
+            products += given * (np.float64(x[row, c]) - np.float64(mean[c]))
+        result[0, c], result[1, c] = products * scale[c], total
+        of_weight, of_bias = result[0, c] * share, result[1, c] * share
+        for row in range(len(x)):
+            normalised = (x[row, c] - mean[c]) * scale[c]
+            change = grad[row, c] - of_bias - normalised * of_weight
+            out[row, c] = change * (weight[c] * scale[c])
