@@ -34,7 +34,9 @@ hinder each other: those of OpenBLAS go on spinning for a while after each produ
 takes BLAS on one thread (`one_blas_thread`).
 """
 
+import functools
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -163,10 +165,15 @@ def one_blas_thread() -> Iterator[None]:
     """Let BLAS run on the calling thread only inside a ``with`` block, in the whole process.
 
     Then the sums of a product have one order, so its result depends on no number of threads either.
-    To find the libraries takes some milliseconds: enclose a training, not a step.
     """
-    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+    with _libraries(len(sys.modules)).limit(limits=1, user_api="blas"):
         yield
+
+
+@functools.lru_cache(maxsize=1)  # to find them takes five milliseconds, as long as a short training
+def _libraries(modules):
+    """The BLAS libraries of this process, as of so many Python modules: one may bring another."""
+    return threadpoolctl.ThreadpoolController()
 
 
 def _after_fork_in_child() -> None:
