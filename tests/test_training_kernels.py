@@ -28,7 +28,7 @@ from tinybnn.kernels import (
     straight_through,
     threads,
 )
-from tinybnn.tensor import Tensor, grad
+from tinybnn.tensor import Tensor, as_array, grad
 from tinybnn.testing import assert_identical, gradcheck, gradgradcheck
 
 compiled = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="needs compiled kernels")
@@ -425,6 +425,13 @@ def test_channels_in_any_order(data):
 def test_channels_that_do_not_fit_are_refused(x, index, out, message):
     with pytest.raises(ValueError, match=message):
         channel_order.take_channels(x, index, out)
+    names = {"x": "out", "out": "x"}  # the adjoint has them the other way round
+    for a, b in names.items():
+        if message.startswith(f"{a} "):
+            message = b + message.removeprefix(a)
+            break
+    with pytest.raises(ValueError, match=message):
+        channel_order.add_channels(out, index, x)
 
 
 # --------------------------------------------------------------------------- signs and their slopes
@@ -608,11 +615,43 @@ def test_adapted_activations_follow_the_rule(name, shape, monkeypatch):
             for a, b in zip(gradients, recorded, strict=True):
                 np.testing.assert_allclose(a, b, 1e-4, 1e-4)
             results.append([output.data, *gradients])
+    arrays = [t.data for t in inputs]
+    composed = type(output.function).composition(*arrays, **options)
     for output, of_x, *of_learned in results:
-        assert_identical(output, results[0][0])
+        assert_identical(output, composed)
         np.testing.assert_allclose(of_x, results[0][1], 1e-6, 1e-6)
         for a, b in zip(of_learned, results[0][2:], strict=True):
             np.testing.assert_allclose(a, b, 1e-4, 1e-4)
+
+
+class Narrow(quantizers.ApproxSign):
+    """A slope of its own, which no kernel knows."""
+
+    def pseudo_gradient(self, x):
+        return (np.abs(as_array(x)) <= 0.5).astype(as_array(x).dtype)
+
+
+@pytest.mark.parametrize("quantizer", [quantizers.ste_sign, Narrow()], ids=["ste", "narrow"])
+@pytest.mark.parametrize("name", ["rsign", "adapted_set"])
+def test_other_slopes_than_the_tent_are_respected(name, quantizer):
+    apply, learned, _ = ADAPTED[name]
+    x = Tensor(channels_last(normal(4, 40, 6, 7)), requires_grad=True)
+    constants = [np.full(n, size, np.float32) for size, n in learned]
+    (found,) = grad(apply(x, *constants, quantizer), [x], np.ones(x.shape, np.float32))
+    u = x.data - constants[0].reshape(1, -1, 1, 1) if name == "rsign" else (x.data - 0.2) / 0.8
+    expected = np.abs(u) <= (0.5 if isinstance(quantizer, Narrow) else 1)
+    np.testing.assert_allclose(found.data, expected, 1e-6)
+
+
+@pytest.mark.parametrize("layer", [nn.RSign, nn.RPReLU, nn.Maxout], ids=lambda c: c.__name__)
+def test_layers_compute_the_same_in_both_modes(layer):
+    """Training has kernels of its own; evaluation the operations that the compiler knows."""
+    layer = layer(40)
+    for i, p in enumerate(layer.parameters()):
+        p.data[...] = normal(40, seed=i)
+    x = Tensor(channels_last(with_special(normal(4, 40, 6, 7))))
+    with np.errstate(invalid="ignore", over="ignore"):
+        assert_identical(layer.train()(x), layer.eval()(x))
 
 
 @pytest.mark.parametrize("few", [0, 1 << 30])

@@ -79,15 +79,21 @@ class Quantizer:
         Of a value in memory.
     values : tuple of float or None
         The values that it can take, without its `scale`; None where they are no small integers.
+    is_tent : bool
+        Whether it is the sign with the slope of `ApproxSign`, which kernels know.
     """
 
     values = (-1.0, 1.0)
+    is_tent = False
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
         # A pseudo-gradient of its own is not what an inherited kernel computes.
-        if "pseudo_gradient" in vars(cls) and "fused_gradient" not in vars(cls):
+        own = vars(cls).keys()
+        if "pseudo_gradient" in own and "fused_gradient" not in own:
             cls.fused_gradient = Quantizer.fused_gradient
+        if {"forward", "gradient", "pseudo_gradient"} & own and "is_tent" not in own:
+            cls.is_tent = False
 
     @property
     def bits(self):
@@ -181,6 +187,8 @@ class ApproxSign(Quantizer):
 
     Bi-Real Net (Liu et al. 2018, eq. 6 to 8); also the activation of ReActNet.
     """
+
+    is_tent = True
 
     def forward(self, x):
         return sign(x)

@@ -28,11 +28,11 @@ def _kernels():
 
 
 class _Adapted(Function):
-    """An activation with learned constants, a row of numbers for each or one for all channels.
+    """An activation with learned constants, one for each channel or one for all.
 
-    A subclass gives its `composition` of simpler operations, and how the kernels compute it: the
-    names of the two, the table of `constants` that they take, and what the gradients of the learned
-    ones are, given the kernel's sums.
+    A subclass gives its ``composition`` of simpler operations, and how a kernel computes it:
+    ``kernel``, its name (its gradient's ends in ``_gradient``); ``constants``, the rows of the
+    kernel's table; and ``of_learned``, the gradients of the learned ones, given the kernel's sums.
     """
 
     fresh = True
@@ -76,7 +76,8 @@ def _per_channel(v, x):
 class ScaleChannels(_Adapted):
     kernel = "two_lines"
 
-    def composition(self, x, scale):
+    @staticmethod
+    def composition(x, scale):
         return x * _per_channel(scale, x)
 
     def constants(self, scale):
@@ -93,7 +94,8 @@ class RSign(_Adapted):
         self.quantizer = quantizer
         return super().forward(x, threshold, quantizer=quantizer)
 
-    def composition(self, x, threshold, quantizer):
+    @staticmethod
+    def composition(x, threshold, quantizer):
         return quantizer(x - _per_channel(threshold, x))
 
     def constants(self, threshold):
@@ -106,7 +108,8 @@ class RSign(_Adapted):
 class AdaptedSet(_Adapted):
     kernel = "two_values"
 
-    def composition(self, x, scale, offset, quantizer):
+    @staticmethod
+    def composition(x, scale, offset, quantizer):
         return scale * (quantizer((x - offset) / scale) + offset)
 
     def constants(self, scale, offset):
@@ -124,7 +127,8 @@ class AdaptedSet(_Adapted):
 class RPRelu(_Adapted):
     kernel = "two_lines"
 
-    def composition(self, x, shift_in, weight, shift_out):
+    @staticmethod
+    def composition(x, shift_in, weight, shift_out):
         u = x - _per_channel(shift_in, x)
         return where(as_array(u) > 0, u, _per_channel(weight, x) * u) + _per_channel(shift_out, x)
 
@@ -139,7 +143,8 @@ class RPRelu(_Adapted):
 class Maxout(_Adapted):
     kernel = "two_lines"
 
-    def composition(self, x, positive, negative):
+    @staticmethod
+    def composition(x, positive, negative):
         return where(as_array(x) > 0, _per_channel(positive, x), _per_channel(negative, x)) * x
 
     def constants(self, positive, negative):
@@ -169,9 +174,11 @@ def rsign(x, threshold, quantizer):
     x : (N, C, ...)
     threshold : (C,)
     quantizer : Quantizer
-        Signs with the slope of Bi-Real Net's tent: `quantizers.ApproxSign`.
+        The sign; the kernel knows `quantizers.ApproxSign`, any other is composed with the shift.
     """
     _check_channels("rsign", x, threshold=threshold)
+    if not quantizer.is_tent:
+        return RSign.composition(x, threshold, quantizer)
     return RSign.apply(x, threshold, quantizer=quantizer)
 
 
@@ -191,6 +198,8 @@ def adapted_set(x, scale, offset, quantizer):
     for name, value in (("scale", scale), ("offset", offset)):
         if np.shape(value) != (1,):
             raise ValueError(f"adapted_set: {name} must have shape (1,), got {np.shape(value)}")
+    if not quantizer.is_tent:
+        return AdaptedSet.composition(x, scale, offset, quantizer)
     return AdaptedSet.apply(x, scale, offset, quantizer=quantizer)
 
 
@@ -210,6 +219,8 @@ def rprelu(x, shift_in, weight, shift_out):
 
 def maxout(x, positive, negative):
     """positive x where x > 0, else negative x: the activation of AdaBin's code (Tu et al. 2022).
+
+    The slope at 0 is the negative one.
 
     Parameters
     ----------

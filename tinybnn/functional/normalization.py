@@ -26,7 +26,7 @@ class BatchNorm(Function):
     def forward(self, x, weight, bias, mean, var, eps, running=None):
         self.eps = eps
         self.from_batch = mean is None
-        rows, result = _kernel_rows(self.from_batch, x, weight, bias), None
+        rows, result = _kernel_rows(x, weight, bias), None
         if self.from_batch and rows is not None:
             result, self.mean, var, self.scale = _kernels().forward(rows, weight, bias, eps)
         elif self.from_batch:
@@ -34,11 +34,11 @@ class BatchNorm(Function):
         else:
             scale = 1.0 / np.sqrt(var + eps)
             self.mean, self.scale = mean.astype(x.dtype), scale.astype(x.dtype)
+            if rows is not None and _kernels().fits(rows):
+                result = _kernels().normalise(rows, self.mean, self.scale, weight, bias)
         if self.from_batch and running is not None:
             _move(*running, self.mean, var, x.size // x.shape[1])
-        if rows is not None:
-            if result is None:
-                result = _kernels().normalise(rows, self.mean, self.scale, weight, bias)
+        if result is not None:
             return layout.image(result, x.shape)
         result = x - _per_channel(self.mean, x)
         result *= _per_channel(self.scale, x)
@@ -54,9 +54,11 @@ class BatchNorm(Function):
 
     def backward(self, grad, output, x, weight, bias):
         if self.from_batch and isinstance(grad, np.ndarray):
-            rows = _kernel_rows(self.needs[0], x, weight, grad)
-            if rows is not None:
-                return self._fused_backward(grad, x, rows, weight)
+            rows = _kernel_rows(x, weight, grad)
+            if rows is not None:  # the rule below on arrays
+                grad_rows = layout.channel_rows(layout.channels_last(grad))
+                of_x, *sums = _kernels().backward(grad_rows, rows, self.mean, self.scale, weight)
+                return layout.image(of_x, x.shape), *sums
         dims = _all_but_channel(x)
         is_recorded = not isinstance(x, np.ndarray)
         if self.from_batch and is_recorded:  # the statistics as functions of x
@@ -76,14 +78,6 @@ class BatchNorm(Function):
             grad_x = grad_x * (_per_channel(weight, x) * scale)
         return grad_x, grad_weight, grad_bias
 
-    def _fused_backward(self, grad, x, rows, weight):
-        """The rule above on arrays, with statistics of the batch."""
-        grad_rows = layout.channel_rows(layout.channels_last(grad))
-        if not self.needs[0]:
-            return None, *_kernels().gradient_sums(grad_rows, rows, self.mean, self.scale)
-        grad_x, *sums = _kernels().backward(grad_rows, rows, self.mean, self.scale, weight)
-        return layout.image(grad_x, x.shape), *sums
-
 
 @functools.cache
 def _kernels():
@@ -92,15 +86,11 @@ def _kernels():
     return normalization
 
 
-def _kernel_rows(all_stages, x, *others):
-    """x as rows of channels if the kernels take it together with these; else None.
-
-    With all stages in one call they take any number of rows.
-    """
+def _kernel_rows(x, *others):
+    """x as rows of channels if kernels take it together with these; else None."""
     if any([other.dtype != np.float32 for other in others]):
         return None
-    rows = layout.channel_rows(x)
-    return rows if rows is not None and (all_stages or _kernels().fits(rows)) else None
+    return layout.channel_rows(x)
 
 
 def _move(running_mean, running_var, momentum, mean, var, count):

@@ -14,6 +14,8 @@ which do not depend on it either, and then the blocks.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from tinybnn.kernels import parallel, threads
@@ -81,7 +83,7 @@ def two_lines(x, constants):
     -------
     (n, C) float32
     """
-    return _run(_lines, x, x, constants)[0]
+    return _values_by(_lines, x, constants)
 
 
 def two_lines_reference(x, constants):
@@ -104,10 +106,9 @@ def two_lines_gradient(grad, x, constants):
     (n, C) float32
         grad times the slope of its side; at u = 0 that is the negative one.
     (4, C) float32
-        Sums over the rows, rounded once: minus the former; grad u where u > 0; grad u elsewhere;
-        grad.
+        Sums over the rows: minus the former; grad u where u > 0; grad u elsewhere; grad.
     """
-    return _run(_lines, x, grad, constants, sums=4)
+    return _gradient_by(_lines_gradient, grad, x, constants)
 
 
 def two_lines_gradient_reference(grad, x, constants):
@@ -127,14 +128,13 @@ def two_values(x, constants):
     ----------
     x : (n, C) float32, C-contiguous
     constants : (4, C) float32
-        threshold, width, low, high. The width may only matter to the gradient, as long as it is
-        positive and no quotient underflows.
+        threshold, width, low, high. The width is positive.
 
     Returns
     -------
     (n, C) float32
     """
-    return _run(_values, x, x, constants)[0]
+    return _values_by(_values, x, constants)
 
 
 def two_values_reference(x, constants):
@@ -159,9 +159,9 @@ def two_values_gradient(grad, x, constants):
     (n, C) float32
         d.
     (4, C) float32
-        Sums over the rows, rounded once: d; d u; grad where u >= 0; grad elsewhere.
+        Sums over the rows: d; d u; grad where u >= 0; grad elsewhere.
     """
-    return _run(_values, x, grad, constants, sums=4)
+    return _gradient_by(_values_gradient, grad, x, constants)
 
 
 def two_values_gradient_reference(grad, x, constants):
@@ -182,25 +182,35 @@ def _leaky(x, values, slope):
     return out
 
 
-def _run(worker, x, grad, constants, sums=0):
-    """The results of a kernel for all rows, and so many sums over them: (n, C) and (sums, C)."""
-    rows, channels = x.shape
-    out = empty_like(x)
-    joined = max(1, _WIDE // channels)
-    while rows % joined:  # pixels that make one row of the kernel
-        joined -= 1
-    width = joined * channels
+@functools.lru_cache(maxsize=256)
+def _joined(rows, channels):
+    """How many rows of channels make one of the kernel's, which are long enough for vectors."""
+    return next(n for n in range(max(1, _WIDE // channels), 0, -1) if rows % n == 0)
+
+
+def _values_by(worker, x, constants):
+    joined = _joined(*x.shape)
+    out, rows = empty_like(x), len(x) // joined
+    tasks = min(threads.count(), rows) if x.size >= _GRAIN else 1
+    wide = x.reshape(rows, -1), on_lines(np.tile(constants, joined)), out.reshape(rows, -1)
+    parallel.share_out(worker, parallel.shares(rows, tasks), *wide)
+    return out
+
+
+def _gradient_by(worker, grad, x, constants):
+    """The gradient in x, and the sums for the constants."""
+    joined = _joined(*x.shape)
+    out, rows = empty_like(x), len(x) // joined
     blocks = max(1, min(_MOST_BLOCKS, x.size // _BLOCK_FLOATS))
-    bounds = np.arange(blocks + 1) * (rows // joined) // blocks
-    run = empty((blocks, sums, width), np.float32)
-    total = np.zeros((blocks, sums, width))
     tasks = min(threads.count(), blocks) if x.size >= _GRAIN else 1
-    arrays = [a.reshape(-1, width) for a in (x, grad, out)]
     constants = on_lines(np.tile(constants, joined))
-    parallel.share_out(
-        worker, parallel.shares(blocks, tasks), bounds, *arrays, constants, run, total
-    )
-    return out, total.sum(0).reshape(sums, joined, channels).sum(1).astype(np.float32)
+    run, total = empty((blocks, *constants.shape), np.float32), np.zeros((blocks, *constants.shape))
+    wide = (a.reshape(rows, -1) for a in (x, grad, out))
+    bounds = np.arange(blocks + 1) * rows // blocks
+    shares = parallel.shares(blocks, tasks)
+    parallel.share_out(worker, shares, bounds, *wide, constants, run, total)
+    sums = total.sum(0).reshape(len(constants), joined, -1).sum(1)
+    return out, sums.astype(np.float32)
 
 
 # ---------------------------------------------------------------------------------------- kernels
@@ -214,70 +224,84 @@ def _numbers(first, end, task, x, values, slope, out):
         out[i] = values[i] if x[i] > 0 else slope * values[i]
 
 
-@kernel(allocates=False)
-def _lines(first, end, task, bounds, x, grad, out, constants, run, total):
-    """The rows bounds[b] to bounds[b + 1] - 1 of blocks b from first to end - 1.
+# Both sides of a choice are loaded before it: a load on one side only is a branch, and such a loop
+# does not run on vectors.
 
-    The values, or the gradients if there is room for their sums.
-    """
+
+@kernel(allocates=False)
+def _lines(first, end, task, x, constants, out):
+    """Rows first to end - 1."""
     shift, positive, negative, offset = constants[0], constants[1], constants[2], constants[3]
-    width, zero = len(shift), np.float32(0)
-    for block in range(first, end):
-        for row in range(bounds[block], bounds[block + 1]):
-            seen, given, target = x[row], grad[row], out[row]
-            if total.shape[1] == 0:
-                for c in range(width):
-                    u, above, below = seen[c] - shift[c], positive[c], negative[c]
-                    target[c] = (above if u > 0 else below) * u + offset[c]
-                continue
-            sums = run[block]
-            of_shift, of_positive, of_negative, of_offset = sums[0], sums[1], sums[2], sums[3]
-            if (row - bounds[block]) % _RUN == 0:
-                _start(sums)
-            for c in range(width):
-                u, above, below = seen[c] - shift[c], positive[c], negative[c]
-                value, product = (above if u > 0 else below) * given[c], given[c] * u
-                target[c] = value
-                of_shift[c] -= value
-                of_positive[c] += product if u > 0 else zero
-                of_negative[c] += zero if u > 0 else product
-                of_offset[c] += given[c]
-            if (row + 1 - bounds[block]) % _RUN == 0 or row + 1 == bounds[block + 1]:
-                _finish(sums, total[block])
+    for row in range(first, end):
+        seen, target = x[row], out[row]
+        for c in range(len(shift)):
+            u, above, below = seen[c] - shift[c], positive[c], negative[c]
+            target[c] = (above if u > 0 else below) * u + offset[c]
 
 
 @kernel(allocates=False)
-def _values(first, end, task, bounds, x, grad, out, constants, run, total):
-    """As `_lines`."""
-    threshold, inner, low, high = constants[0], constants[1], constants[2], constants[3]
-    width, zero, one, two = len(low), np.float32(0), np.float32(1), np.float32(2)
+def _lines_gradient(first, end, task, bounds, x, grad, out, constants, run, total):
+    """Rows bounds[b] to bounds[b + 1] - 1 of blocks b from first to end - 1.
+
+    ``run`` has room for the sums of some rows of a block, ``total`` gets those of the block.
+    """
+    shift, positive, negative = constants[0], constants[1], constants[2]
+    zero = np.float32(0)
     for block in range(first, end):
-        for row in range(bounds[block], bounds[block + 1]):
-            seen, given, target = x[row], grad[row], out[row]
-            if total.shape[1] == 0:
-                for c in range(width):
-                    u, above, below = (seen[c] - threshold[c]) / inner[c], high[c], low[c]
-                    target[c] = above if u >= 0 else below
-                continue
-            sums = run[block]
-            of_slope, of_width, of_high, of_low = sums[0], sums[1], sums[2], sums[3]
-            if (row - bounds[block]) % _RUN == 0:
-                _start(sums)
-            for c in range(width):
-                u = (seen[c] - threshold[c]) / inner[c]
-                size = abs(u)
-                value = given[c] * (two - two * size if size <= one else zero)
-                target[c] = value
-                of_slope[c] += value
-                of_width[c] += value * (u if size <= one else zero)
-                of_high[c] += given[c] if u >= 0 else zero
-                of_low[c] += zero if u >= 0 else given[c]
-            if (row + 1 - bounds[block]) % _RUN == 0 or row + 1 == bounds[block + 1]:
-                _finish(sums, total[block])
+        sums, after = run[block], bounds[block + 1]
+        of_shift, of_positive, of_negative, of_offset = sums[0], sums[1], sums[2], sums[3]
+        for start in range(bounds[block], after, _RUN):
+            _clear(sums)
+            for row in range(start, min(start + _RUN, after)):
+                seen, given, target = x[row], grad[row], out[row]
+                for c in range(len(shift)):
+                    u, above, below = seen[c] - shift[c], positive[c], negative[c]
+                    value, product = (above if u > 0 else below) * given[c], given[c] * u
+                    target[c] = value
+                    of_shift[c] -= value
+                    of_positive[c] += product if u > 0 else zero
+                    of_negative[c] += zero if u > 0 else product
+                    of_offset[c] += given[c]
+            _add_up(sums, total[block])
+
+
+@kernel(allocates=False)
+def _values(first, end, task, x, constants, out):
+    """As `_lines`."""
+    threshold, width, low, high = constants[0], constants[1], constants[2], constants[3]
+    for row in range(first, end):
+        seen, target = x[row], out[row]
+        for c in range(len(threshold)):
+            u, above, below = (seen[c] - threshold[c]) / width[c], high[c], low[c]
+            target[c] = above if u >= 0 else below
+
+
+@kernel(allocates=False)
+def _values_gradient(first, end, task, bounds, x, grad, out, constants, run, total):
+    """As `_lines_gradient`."""
+    threshold, width = constants[0], constants[1]
+    zero, one, two = np.float32(0), np.float32(1), np.float32(2)
+    for block in range(first, end):
+        sums, after = run[block], bounds[block + 1]
+        of_slope, of_width, of_high, of_low = sums[0], sums[1], sums[2], sums[3]
+        for start in range(bounds[block], after, _RUN):
+            _clear(sums)
+            for row in range(start, min(start + _RUN, after)):
+                seen, given, target = x[row], grad[row], out[row]
+                for c in range(len(threshold)):
+                    u = (seen[c] - threshold[c]) / width[c]
+                    size = abs(u)
+                    value = given[c] * (two - two * size if size <= one else zero)
+                    target[c] = value
+                    of_slope[c] += value
+                    of_width[c] += value * (u if size <= one else zero)
+                    of_high[c] += given[c] if u >= 0 else zero
+                    of_low[c] += zero if u >= 0 else given[c]
+            _add_up(sums, total[block])
 
 
 @inlined
-def _start(sums):
+def _clear(sums):
     for i in range(sums.shape[0]):
         row = sums[i]
         for c in range(len(row)):
@@ -285,7 +309,7 @@ def _start(sums):
 
 
 @inlined
-def _finish(sums, total):
+def _add_up(sums, total):
     for i in range(sums.shape[0]):
         row, to = sums[i], total[i]
         for c in range(len(row)):

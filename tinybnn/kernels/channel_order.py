@@ -1,4 +1,4 @@
-"""Channels of float images in another order, or repeated.
+"""Channels of float images in another order, or repeated; and repeated channels added up.
 
 A pixel's channels lie together, so a channel that follows its predecessor is copied with it: a run.
 Repeating all channels is a few long runs for each pixel; a shuffle of groups has runs of one
@@ -37,19 +37,7 @@ def bind(x, index, out):
     ValueError
         If an array is not as above.
     """
-    index = np.ascontiguousarray(index, np.int64)
-    for name, array, channels in (("x", x, x.shape[-1]), ("out", out, len(index))):
-        shape = (*x.shape[:-1], channels)
-        if array.shape != shape or array.dtype != np.float32 or not array.flags.c_contiguous:
-            raise ValueError(
-                f"take_channels: {name} must be C-contiguous float32 of shape {shape}, "
-                f"got {array.dtype} of shape {array.shape} with strides {array.strides}"
-            )
-    if len(index) and not 0 <= index.min() <= index.max() < x.shape[-1]:
-        raise ValueError(
-            f"take_channels: index must lie from 0 to {x.shape[-1] - 1}, "
-            f"got {index.min()} to {index.max()}"
-        )
+    index = _checked("take_channels", index, taken=("out", out), whole=("x", x))
     sizes = x.shape[-1], len(index)
     return parallel.bind(
         _take, _shares(out, index), sizes, index, _runs(index), x.reshape(-1), out.reshape(-1)
@@ -77,8 +65,14 @@ def add_channels(x, index, out):
         From 0 to C - 1.
     out : (N, H, W, C) float32, C-contiguous
         Is written to, and returned.
+
+    Raises
+    ------
+    ValueError
+        If an array is not as above.
     """
-    sizes, index = (out.shape[-1], len(index)), np.ascontiguousarray(index, np.int64)
+    index = _checked("add_channels", index, taken=("x", x), whole=("out", out))
+    sizes = out.shape[-1], len(index)
     arguments = sizes, index, _runs(index), x.reshape(-1), out.reshape(-1)
     parallel.share_out(_add, _shares(x, index), *arguments)
     return out
@@ -90,6 +84,24 @@ def add_channels_reference(x, index, channels):
     for i, channel in enumerate(index):
         out[..., channel] += x[..., i]
     return out
+
+
+def _checked(function, index, taken, whole):
+    """The index as int64; the two arrays, each with its name, must fit it and each other."""
+    index, channels = np.ascontiguousarray(index, np.int64), whole[1].shape[-1]
+    for (name, array), size in ((whole, channels), (taken, len(index))):
+        shape = (*whole[1].shape[:-1], size)
+        if array.shape != shape or array.dtype != np.float32 or not array.flags.c_contiguous:
+            raise ValueError(
+                f"{function}: {name} must be C-contiguous float32 of shape {shape}, "
+                f"got {array.dtype} of shape {array.shape} with strides {array.strides}"
+            )
+    if len(index) and not 0 <= index.min() <= index.max() < channels:
+        raise ValueError(
+            f"{function}: index must lie from 0 to {channels - 1}, "
+            f"got {index.min()} to {index.max()}"
+        )
+    return index
 
 
 def _runs(index):

@@ -47,7 +47,7 @@ _NO_SUMS = np.empty((0, 2, 0), np.float32), np.empty((0, 2, 0))
 
 
 def fits(x):
-    """Whether all kernels take these rows; `forward` and `backward` take any."""
+    """Whether all kernels take these rows: 128 floats at least; `forward` and `backward` any."""
     return x.size >= BLOCK
 
 

@@ -93,8 +93,7 @@ def _update(start, stop, task, step, weight, grad, first, second, decay, clip, c
             m = mean[i] + of_mean * (g - mean[i])
             s = square[i] * keep + of_square * (g * g)
             mean[i], square[i] = m, s
-            # np.divide has no check for 0, which would keep the loop from being vectorised.
-            w -= size * np.divide(m, np.divide(np.sqrt(s), root) + eps)
+            w -= size * (m / (np.sqrt(s) / root + eps))
             weight[i] = min(max(w, -clip), clip)
         return
     momentum, share = np.float32(constants[0]), np.float32(constants[1])

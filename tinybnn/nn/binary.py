@@ -85,6 +85,7 @@ class _Binary:
         return accumulator
 
     def _times(self, accumulator, scale):
+        # A scale of its own for each channel; training has a kernel for it.
         channels = accumulator.shape[1:2] if accumulator.ndim == self.weight.ndim else None
         if self.training and scale.shape == channels:
             return F.scale_channels(accumulator, scale)
@@ -321,7 +322,7 @@ class RSign(Module):
         self.quantizer = _quantizer("RSign", quantizer)
 
     def forward(self, x):
-        if self.training and type(self.quantizer) is quantizers.ApproxSign:
+        if self.training:
             return F.rsign(x, self.threshold, self.quantizer)
         return self.quantizer(x - _per_channel(self.threshold, x))
 
@@ -487,7 +488,8 @@ class AdaBinConv2d(Conv2d):
         input_scale = F.maximum(self.input_scale, 1e-3)
         v, scale, offset = self._weight_parts(self.weight)
         if self.training:
-            total = self._conv(self._adapted(x, input_scale), scale * v + offset)
+            a = F.adapted_set(x, input_scale, self.input_offset, self.input_quantizer)
+            total = self._conv(a, scale * v + offset)
         else:
             s = self.input_quantizer((x - self.input_offset) / input_scale)
             # One filter of ones sums up all input channels; with groups each needs its own.
@@ -499,13 +501,6 @@ class AdaBinConv2d(Conv2d):
             constant = scale * self._conv(inside, v) + offset * self._conv(inside, ones)
             total = input_scale * (total + self.input_offset * constant)
         return total if self.bias is None else total + self.bias.reshape(1, -1, 1, 1)
-
-    def _adapted(self, x, scale):
-        """The two values that the activations take."""
-        offset, quantizer = self.input_offset, self.input_quantizer
-        if type(quantizer) is quantizers.ApproxSign:
-            return F.adapted_set(x, scale, offset, quantizer)
-        return scale * (quantizer((x - offset) / scale) + offset)
 
     def _cost(self, output_shape, products):
         # Σ s is one more filter (or, with groups, one for each); the other sums are constants.
