@@ -140,6 +140,17 @@ def test_fedavg_ends_at_its_target(tmp_path):
     assert (tmp_path / "run" / "2nn-iid.json").stat().st_mtime_ns == stamp
 
 
+def test_settings_are_chosen_without_the_test_set(tmp_path, monkeypatch):
+    train, test = datasets.load("digits")
+    monkeypatch.setattr(fedavg.features, "load", lambda *_: (train, test[:0]))
+    config = dataclasses.replace(FEW, rounds=1, validate=True)
+    result = fedavg.run(tmp_path, config, ["2nn"], progress=False, say=str)
+    held_out = len(train) // 6
+    assert result["images"] == {"train": len(train) - held_out, "test": held_out}
+    assert result["command"].endswith("--validate")
+    assert f"{held_out} held-out training images." in (tmp_path / "report.md").read_text()
+
+
 def _bytes_of_2nn():
     model = fedavg.two_nn(64, 10, np.random.default_rng(0))
     return federated.Server(model, federated.FedAvg()).float32_size

@@ -66,9 +66,7 @@ def _add_classifiers(experiments):
             "--seeds", type=whole(1), default=3, metavar="N", help="how many (3)"
         )
         experiment.add_argument("--epochs", type=whole(1), metavar="N", help="not the recipe's")
-        experiment.add_argument(
-            "--validate", action="store_true", help="test on held-out training images instead"
-        )
+        _add_validate(experiment)
         _add_note(experiment)
         experiment.add_argument("--threads", type=whole(1), metavar="N", help="(one a core)")
         experiment.add_argument("--out", default="runs", metavar="RUN", help="folder (runs)")
@@ -81,6 +79,12 @@ def _classifiers(options):
         options.name, options.out, options.dataset, options.seeds, options.epochs,
         options.validate, options.threads, note=options.note,
     )  # fmt: skip
+
+
+def _add_validate(experiment):
+    experiment.add_argument(
+        "--validate", action="store_true", help="test on held-out training images instead"
+    )
 
 
 def _add_note(experiment):
@@ -228,6 +232,7 @@ def _add_fedavg(experiments):
         ("step", "of the server, where signs of updates are sent", 0.01),
     ):
         fedavg.add_argument(f"--{name}", type=number(0), metavar="X", help=f"{what} ({default:g})")
+    _add_validate(fedavg)
     _add_run(fedavg, "fedavg")
 
 

@@ -70,6 +70,9 @@ class Config:
         Of the server, for signs of updates.
     limit : int, optional
         Only the first so many images, for training and for testing each.
+    validate : bool
+        Hold every sixth training image out and test on those, to choose settings without the test
+        set.
     """
 
     dataset: str = "mnist"
@@ -83,6 +86,7 @@ class Config:
     lr_binary: float = 0.001
     step: float = 0.01
     limit: int | None = None
+    validate: bool = False
 
     def __post_init__(self):
         check_least(self, clients=1, epochs=1, rounds=1, batch_size=2)
@@ -175,6 +179,9 @@ def run(out, config, arms=None, threads=None, progress=True, say=print):
         raise ValueError(f"fedavg: unknown arm {unknown[0]!r}, choose from {', '.join(ARMS)}")
     out = Path(out)
     data = features.load(config.dataset, config.limit)
+    if config.validate:
+        held_out = np.arange(len(data[0])) % 6 == 5
+        data = data[0][~held_out], data[0][held_out]
     open_folder(out, config)
     result = {
         **provenance("fedavg", config, config.command()),
@@ -268,7 +275,8 @@ def _outcome(found):
 def report(result):
     """``report.md`` as text."""
     config = result["config"]
-    is_paper = config["dataset"] == "mnist" and not config["limit"]
+    is_paper = config["dataset"] == "mnist" and not config["limit"] and not config["validate"]
+    tested_on = "held-out training images" if config["validate"] else "test images"
     targets = sorted({0.9, 0.95, 0.96, config["target"]})
     rows = []
     for found in result["trainings"]:
@@ -288,7 +296,7 @@ def report(result):
     about = wrapped(
         f"""{when_and_where(result)}. {config["clients"]} clients, C = {config["fraction"]:g}, E =
         {config["epochs"]}, B = {config["batch_size"]}; {result["images"]["train"]:,} images for
-        training, {result["images"]["test"]:,} for testing. 2NN: SGD with lr {config["lr"]:g}.
+        training, {result["images"]["test"]:,} {tested_on}. 2NN: SGD with lr {config["lr"]:g}.
         Binary networks of the same widths, with batch norms that are averaged: Adam with lr
         {config["lr_binary"]:g}, anew in each round; server step {config["step"]:g}. A training ends
         at {config["target"] * 100:g}% or after {config["rounds"]} rounds."""
@@ -313,7 +321,8 @@ def draw(path, result):
                 accuracy = found["accuracy"]
                 axes.plot(range(1, len(accuracy) + 1), accuracy, label=ARMS[found["arm"]].title)
         axes.axhline(result["config"]["target"], color="0.6", ls=":")
-        axes.set(xlabel="round", ylabel="test accuracy", title=title)
+        name = "accuracy, held-out images" if result["config"]["validate"] else "test accuracy"
+        axes.set(xlabel="round", ylabel=name, title=title)
         axes.grid(True, color="0.92")
         axes.legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=110)
