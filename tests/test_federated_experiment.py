@@ -135,6 +135,9 @@ def test_fedavg_ends_at_its_target(tmp_path):
     more = fedavg.run(tmp_path / "two", lasting, ["binary-sign"], progress=False, say=str)
     assert [t["rounds_to_target"] for t in more["trainings"]] == [None, None]
     assert more["trainings"][0]["saving_up"] > 15
+    more = fedavg.run(tmp_path / "two", lasting, ["2nn"], progress=False, say=str)
+    assert [t["arm"] for t in more["trainings"]] == ["2nn"] * 2 + ["binary-sign"] * 2
+    assert "--arms 2nn,binary-sign " in more["command"]
     both = fedavg.run(tmp_path / "run", FEW, ["2nn"], progress=False, say=str)
     assert both["trainings"] == result["trainings"]
     assert (tmp_path / "run" / "2nn-iid.json").stat().st_mtime_ns == stamp
@@ -204,7 +207,8 @@ def test_bad_configurations(tmp_path):
     with pytest.raises(ValueError, match="unknown arm '3nn', choose from 2nn, binary, binary-sign"):
         fedavg.run(tmp_path, FEW, ["3nn"], progress=False, say=str)
     config = fedavg.Config(clients=5, lr=0.2)
-    assert config.command() == "tinybnn reproduce fedavg --clients 5 --lr 0.2"
+    assert config.command(fedavg.ARMS) == "tinybnn reproduce fedavg --clients 5 --lr 0.2"
+    assert config.command(["2nn"]) == "tinybnn reproduce fedavg --arms 2nn --clients 5 --lr 0.2"
     command = fedhybnn.Config(batch_size=64).command(2)
     assert command == "tinybnn reproduce fedhybnn --batch-size 64 --seeds 2"
 

@@ -91,9 +91,10 @@ class Config:
     def __post_init__(self):
         check_least(self, clients=1, epochs=1, rounds=1, batch_size=2)
 
-    def command(self):
-        """The command that gives the figures of this configuration."""
-        return " ".join(["tinybnn reproduce fedavg", *as_options(self)])
+    def command(self, arms):
+        """The command that gives the figures of this configuration, for some keys of `ARMS`."""
+        some = [f"--arms {','.join(arms)}"] if set(arms) != set(ARMS) else []
+        return " ".join(["tinybnn reproduce fedavg", *some, *as_options(self)])
 
 
 # Runs everything, too briefly for good figures.
@@ -178,25 +179,25 @@ def run(out, config, arms=None, threads=None, progress=True, say=print):
     if unknown := [arm for arm in arms if arm not in ARMS]:
         raise ValueError(f"fedavg: unknown arm {unknown[0]!r}, choose from {', '.join(ARMS)}")
     out = Path(out)
+    files = {arm: [out / f"{arm}-{partition}.json" for partition in PARTITIONS] for arm in ARMS}
+    chosen = [arm for arm in ARMS if arm in arms or any(path.exists() for path in files[arm])]
     data = features.load(config.dataset, config.limit)
     if config.validate:
         held_out = np.arange(len(data[0])) % 6 == 5
         data = data[0][~held_out], data[0][held_out]
     open_folder(out, config)
     result = {
-        **provenance("fedavg", config, config.command()),
+        **provenance("fedavg", config, config.command(chosen)),
         "images": {"train": len(data[0]), "test": len(data[1])},
         "trainings": [],
     }
     with num_threads(threads):
-        for arm in ARMS:
-            for partition in PARTITIONS:
-                path = out / f"{arm}-{partition}.json"
-                if arm in arms or path.exists():
-                    found = kept(path, partial(_train, out, arm, partition, config, data, progress))
-                    result["trainings"].append(found)
-                    say(f"{ARMS[arm].title}, {PARTITIONS[partition]}: {_outcome(found)}")
-                    write_json(out / "result.json", result)
+        for arm in chosen:
+            for partition, path in zip(PARTITIONS, files[arm], strict=True):
+                found = kept(path, partial(_train, out, arm, partition, config, data, progress))
+                result["trainings"].append(found)
+                say(f"{ARMS[arm].title}, {PARTITIONS[partition]}: {_outcome(found)}")
+                write_json(out / "result.json", result)
     write_atomic(out / "report.md", report(result).encode())
     draw(out / "rounds.png", result)
     say(f"{out / 'report.md'}")
