@@ -168,6 +168,7 @@ def test_a_complete_run_is_not_computed_again(made, monkeypatch):
 def test_networks_may_be_added_by_another_call(made, tmp_path):
     _, result = made
     part = run(tmp_path / "run", seeds=1, arms=["both"])
+    assert "bdnet-ablation --seeds 1 --arms both --" in part["command"]
     assert [row["name"] for row in part["runs"]] == ["both"]
     assert "The order" not in (tmp_path / "run" / "report.md").read_text()
     more = run(tmp_path / "run", seeds=1, arms=["naive", "both"])

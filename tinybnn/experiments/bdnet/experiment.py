@@ -82,9 +82,11 @@ class Config:
         if not 0 <= self.distill <= 1:
             raise ValueError(f"Config: distill must lie in [0, 1], got {self.distill!r}")
 
-    def command(self, experiment, seeds):
-        """The command that gives the figures of this configuration."""
-        return " ".join([f"tinybnn reproduce {experiment} --seeds {seeds}", *as_options(self)])
+    def command(self, experiment, seeds, arms=None):
+        """The command that gives the figures of this configuration, for some networks or all."""
+        some = [f"--arms {','.join(arms)}"] if arms else []
+        first = f"tinybnn reproduce {experiment} --seeds {seeds}"
+        return " ".join([first, *some, *as_options(self)])
 
 
 # Runs everything, too briefly for good figures.
@@ -137,7 +139,7 @@ def run(
     out = Path(out)
     open_folder(out, config)
     result = {
-        **provenance(experiment, config, config.command(experiment, seeds), note=note),
+        **provenance(experiment, config, config.command(experiment, seeds, arms), note=note),
         "images": {
             "shape": data[0].images.shape[1:], "train": len(data[0]), "test": len(data[1]),
         },
