@@ -623,6 +623,34 @@ def test_gradients_do_not_share_memory():
     assert_identical(a.grad, [101.0, 2.0])
 
 
+class Tripled(Function):
+    fresh = True
+    saves = ()
+
+    def forward(self, x):
+        return 3.0 * x
+
+    def backward(self, grad, output, x):
+        return 3.0 * grad
+
+
+@pytest.mark.parametrize("fresh", [(True,), (False,), (True, False), (False, True)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_sums_of_gradients_change_no_gradient_of_others(fresh, flip):
+    # Add gives both inputs the same array; what a fresh rule adds for one must not reach the other.
+    a, b = Tensor([1.0, 2.0], requires_grad=True), Tensor([3.0, 4.0], requires_grad=True)
+    u, v = a * 1.0, b * 1.0
+    parts = [Tripled.apply(u) if is_fresh else u * 3.0 for is_fresh in fresh]
+    parts.insert(0 if flip else len(parts), u + v)
+    seed = Tensor([1.0, 10.0])
+    of_a, of_b, of_part = grad(sum(parts[1:], parts[0]), [a, b, parts[0]], seed, create_graph=False)
+    times = 1.0 + 3.0 * len(fresh)
+    assert_identical(of_a, [times, 10.0 * times])
+    assert_identical(of_b, [1.0, 10.0])
+    assert_identical(of_part, [1.0, 10.0])
+    assert_identical(seed, [1.0, 10.0])
+
+
 def test_second_backward_is_refused():
     x = Tensor([1.0, 2.0], requires_grad=True)
     y = (x * x).sum()

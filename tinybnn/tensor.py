@@ -287,7 +287,13 @@ def _propagate(outputs, gradients, wanted, retain_graph, create_graph):
 
     def deliver(node, gradient, is_fresh):
         if node in received:
-            gradient, is_fresh = received[node] + gradient, True
+            before, is_mine = received[node], node in own
+            fits = not create_graph and gradient.ndim and before.dtype == gradient.dtype
+            if fits and (is_mine or is_fresh):  # the sum goes where nobody else looks
+                gradient = np.add(before, gradient, out=before if is_mine else gradient)
+            else:
+                gradient = before + gradient
+            is_fresh = True
         received[node] = gradient
         if is_fresh:
             own.add(node)
