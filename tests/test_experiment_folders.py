@@ -58,6 +58,10 @@ def test_the_configuration_of_a_folder(tmp_path):
         run_folder.open_folder(out, Config(batch_size=9, limit=5))
     with pytest.raises(ValueError, match="holds files, but no run"):
         run_folder.open_folder(tmp_path, Config())
+    (out / "config.json").write_text('{"dataset": "digits", "batch_size": 8}')  # an older run's
+    run_folder.open_folder(out, Config())
+    with pytest.raises(ValueError, match="is a run with two_step=false, not two_step=true"):
+        run_folder.open_folder(out, Config(two_step=True))
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / ".hidden").touch()  # of a file manager, say
     run_folder.open_folder(tmp_path / "empty", Config())

@@ -28,7 +28,10 @@ def write_json(path, value):
 
 
 def open_folder(out, config):
-    """Make the folder of a run, or check that it is one with the same configuration."""
+    """Make the folder of a run, or check that it is one with the same configuration.
+
+    A field that came into the configuration after the run was begun had its default then.
+    """
     path = out / "config.json"
     if not path.exists():
         if out.is_dir() and any(not p.name.startswith(".") for p in out.iterdir()):
@@ -36,9 +39,11 @@ def open_folder(out, config):
         out.mkdir(parents=True, exist_ok=True)
         write_json(path, dataclasses.asdict(config))
         return
-    old, new = json.loads(path.read_text(encoding="utf-8")), dataclasses.asdict(config)
-    if different := [name for name in new if old.get(name) != new[name]]:
-        was = ", ".join(f"{name}={json.dumps(old.get(name))}" for name in different)
+    new = dataclasses.asdict(config)
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    old = defaults | json.loads(path.read_text(encoding="utf-8"))
+    if different := [name for name in new if old[name] != new[name]]:
+        was = ", ".join(f"{name}={json.dumps(old[name])}" for name in different)
         now = ", ".join(f"{name}={json.dumps(new[name])}" for name in different)
         raise ValueError(
             f"{out} is a run with {was}, not {now}; repeat its own settings, "
