@@ -157,3 +157,18 @@ def test_float64_keeps_its_precision():
     layer = nn.BinaryLinear(3, 4)
     layer.weight.data = layer.weight.data.astype(np.float64)
     assert layer(Tensor(x)).dtype == np.float64
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("quantizer", ["ste_sign", None])
+@pytest.mark.parametrize("kind", ["linear", "conv", "depthwise"])
+def test_arrays_are_taken_as_tensors_are(kind, quantizer, training):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 8) if kind == "linear" else (2, 8, 5, 5)).astype(np.float32)
+    layer = {
+        "linear": lambda: nn.BinaryLinear(8, 4, input_quantizer=quantizer, rng=rng),
+        "conv": lambda: nn.BinaryConv2d(8, 4, 3, input_quantizer=quantizer, rng=rng),
+        "depthwise": lambda: nn.BinaryDepthwiseConv2d(8, 3, input_quantizer=quantizer, rng=rng),
+    }[kind]()
+    layer.train(training)
+    assert_identical(layer(x), layer(Tensor(x)).data)

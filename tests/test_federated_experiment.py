@@ -143,6 +143,26 @@ def test_fedavg_ends_at_its_target(tmp_path):
     assert (tmp_path / "run" / "2nn-iid.json").stat().st_mtime_ns == stamp
 
 
+def test_frozen_norms_have_the_statistics_of_public_images(tmp_path, monkeypatch):
+    config, servers, make = dataclasses.replace(FEW, rounds=2), [], federated.Server
+
+    def kept(*args, **options):
+        servers.append(make(*args, **options))
+        return servers[-1]
+
+    monkeypatch.setattr(federated, "Server", kept)
+    found = fedavg._train(tmp_path, "binary-sign-frozen", "iid", config, *_digits(), False)
+    assert found["saving_up"] > 20  # weights alone: 32, but for headers
+    _, first, norm, second, *_ = servers[0].model
+    untrained = fedavg.ARMS["binary"].build(64, 10, np.random.default_rng(0))
+    x, _ = next(iter(datasets.DataLoader(_digits()[0][0], fedavg.PUBLIC)))
+    sums = untrained[1](untrained[0](x))
+    assert np.allclose(norm.running_mean, sums.data.mean(0), atol=1e-3)
+    assert np.allclose(norm.running_var, sums.data.var(0, ddof=1), rtol=1e-3)
+    assert norm.frozen and not first.frozen and not second.frozen
+    assert (first.weight.data != untrained[1].weight.data).any()
+
+
 def test_settings_are_chosen_without_the_test_set(tmp_path, monkeypatch):
     train, test = datasets.load("digits")
     monkeypatch.setattr(fedavg.features, "load", lambda *_: (train, test[:0]))

@@ -213,14 +213,14 @@ def _add_fedavg(experiments):
         _fedavg,
         "McMahan's 2NN on MNIST: rounds of federated averaging to 97%%",
         "Train McMahan's 2NN with 100 clients, IID and with two shards of one label each, and a\n"
-        "binary network of the same widths, with floats and with one bit up. The table\n"
-        "(report.md), figures (result.json) and a picture go to RUN. Repeat the command after an\n"
-        "interruption.",
+        "binary network of the same widths, with floats and with one bit up, its batch norms\n"
+        "averaged or frozen. The table (report.md), figures (result.json) and a picture go to\n"
+        "RUN. Repeat the command after an interruption.",
         "TINYBNN_DATA=DIR tinybnn reproduce fedavg",
         "tinybnn reproduce fedavg --quick",
     )
     _add_images(fedavg, None, "mnist; with --quick digits")
-    _add_arms(fedavg, "2nn, binary, binary-sign (all)")
+    _add_arms(fedavg, "2nn, binary, binary-sign, binary-sign-frozen (all)")
     _add_rounds(fedavg, rounds=1000, clients=100, batch_size=10)
     fedavg.add_argument("--fraction", type=share, metavar="C", help="of clients in a round (0.1)")
     fedavg.add_argument(

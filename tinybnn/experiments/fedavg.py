@@ -5,7 +5,8 @@ one label; ten of them (C = 0.1) train in each round for one epoch (E = 1) with 
 paper's 2NN has two hidden layers of 200 units with ReLU; it needed 87 rounds, or 664 with shards.
 
 Beside it stands a binary network of the same widths, whose weights go up as floats, or as one bit:
-the sign of the update.
+the sign of the update. Its batch norms are averaged; or they are frozen, with the statistics that
+the untrained network has on a few training images without labels, which count as public then.
 
 The paper takes for each entry the best of several learning rates, and interpolates between rounds
 on a curve that is made monotonic. Here there is one rate for each network, which was not searched
@@ -42,6 +43,7 @@ from tinybnn.storage import write_atomic
 WIDTHS = (200, 200)
 PAPER = {"iid": 87, "shards": 664}
 PARTITIONS = {"iid": "IID", "shards": "two shards of one label each"}
+PUBLIC = 200  # training images, without labels, that all sides know
 BLOCK = 10  # rounds between two looks at whether the target is reached
 
 
@@ -113,12 +115,15 @@ class Arm(NamedTuple):
         (pixels, classes, rng) -> Module.
     optimizer : callable
         (parameters, config) -> Optimizer.
+    norm : 'average' or 'frozen'
+        What becomes of batch norms; frozen ones keep the statistics of `PUBLIC` images.
     """
 
     title: str
     aggregation: Callable
     build: Callable
     optimizer: Callable
+    norm: str = "average"
 
 
 def two_nn(pixels, classes, rng):
@@ -142,12 +147,15 @@ def _adam(parameters, config):
     return optim.Adam(parameters, lr=config.lr_binary)
 
 
+def _sign(config):
+    return federated.SignOfUpdate(config.step)
+
+
 ARMS = {
     "2nn": Arm("2NN, FedAvg", lambda config: federated.FedAvg(), two_nn, _sgd),
     "binary": Arm("binary, FedAvg", lambda config: federated.FedAvg(), _binary, _adam),
-    "binary-sign": Arm(
-        "binary, 1 bit up", lambda config: federated.SignOfUpdate(config.step), _binary, _adam
-    ),
+    "binary-sign": Arm("binary, 1 bit up", _sign, _binary, _adam),
+    "binary-sign-frozen": Arm("the same, frozen batch norms", _sign, _binary, _adam, norm="frozen"),
 }
 
 
@@ -216,14 +224,20 @@ def _train(out, arm, partition, config, data, progress):
     train, test = data
     aggregation = ARMS[arm].aggregation(config)
 
+    norm = ARMS[arm].norm
+    public, _ = next(iter(datasets.DataLoader(train, PUBLIC)))
+
     def build():
         pixels = int(np.prod(train.images.shape[1:]))
-        return ARMS[arm].build(pixels, len(train.classes), np.random.default_rng(0))
+        model = ARMS[arm].build(pixels, len(train.classes), np.random.default_rng(0))
+        if norm == "frozen":
+            federated.calibrate_norms(model, public)
+        return model
 
-    server = federated.Server(build(), aggregation)
+    server = federated.Server(build(), aggregation, norm=norm)
     clients = [
         federated.Client(
-            k, train[part], build(), aggregation,
+            k, train[part], build(), aggregation, norm=norm,
             optimizer=lambda parameters: ARMS[arm].optimizer(parameters, config),
         )
         for k, part in enumerate(split(train.labels, partition, config))
@@ -298,9 +312,9 @@ def report(result):
         f"""{when_and_where(result)}. {config["clients"]} clients, C = {config["fraction"]:g}, E =
         {config["epochs"]}, B = {config["batch_size"]}; {result["images"]["train"]:,} images for
         training, {result["images"]["test"]:,} {tested_on}. 2NN: SGD with lr {config["lr"]:g}.
-        Binary networks of the same widths, with batch norms that are averaged: Adam with lr
-        {config["lr_binary"]:g}, anew in each round; server step {config["step"]:g}. A training ends
-        at {config["target"] * 100:g}% or after {config["rounds"]} rounds."""
+        Binary networks of the same widths: Adam with lr {config["lr_binary"]:g}, anew in each
+        round; server step {config["step"]:g}; batch norms that are averaged, or frozen with the
+        statistics of {PUBLIC} training images, of the untrained network. A training ends at {config["target"] * 100:g}% or after {config["rounds"]} rounds."""
     )
     note = wrapped(
         """The paper's figures are the best of several learning rates, interpolated between rounds

@@ -56,7 +56,7 @@ class _Binary:
 
     def _multiplies_signs(self, x):
         """Whether both operands are signs: of this layer's quantizers, or of a layer before."""
-        quantizer, made_by = self.input_quantizer, x.function
+        quantizer, made_by = self.input_quantizer, getattr(x, "function", None)  # or an array
         if quantizer is None and isinstance(made_by, quantizers.Quantize | F.RSign):
             quantizer = made_by.quantizer
         return _gives_signs(quantizer) and _gives_signs(
