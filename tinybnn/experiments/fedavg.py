@@ -314,7 +314,8 @@ def report(result):
         training, {result["images"]["test"]:,} {tested_on}. 2NN: SGD with lr {config["lr"]:g}.
         Binary networks of the same widths: Adam with lr {config["lr_binary"]:g}, anew in each
         round; server step {config["step"]:g}; batch norms that are averaged, or frozen with the
-        statistics of {PUBLIC} training images, of the untrained network. A training ends at {config["target"] * 100:g}% or after {config["rounds"]} rounds."""
+        statistics of {PUBLIC} training images, of the untrained network. A training ends
+        at {config["target"] * 100:g}% or after {config["rounds"]} rounds."""
     )
     note = wrapped(
         """The paper's figures are the best of several learning rates, interpolated between rounds
