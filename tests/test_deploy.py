@@ -183,6 +183,35 @@ def test_save_and_load_keep_the_outputs(tmp_path_factory, network):
     assert deploy.verify(model, loaded, x) > 0
 
 
+def test_equal_arrays_are_stored_once(tmp_path):
+    """AdaBin multiplies the same weights with signs and with ones: Σ s v and Σ v."""
+    rng = np.random.default_rng(0)
+    layer = nn.AdaBinConv2d(70, 8, 3, padding=1, rng=rng)
+    packed = deploy.compile(nn.Sequential(layer).eval(), (70, 5, 5))
+    weights = 8 * 9 * 9 + 1 * 9 * 9  # 70 bits of a tap take 9 bytes; and one filter of ones
+    floats = 4 * (8 + 8 + 1 + 1)  # α_w and β_w of the filters, α_a, β_a
+    assert packed.nbytes == weights + floats
+    x = inputs(rng, 3, (70, 5, 5))
+    expected = packed.predict(x)
+    packed.save(tmp_path / "model.npz")
+    # A file of version 1: each array under the name of its step.
+    arrays, metadata = packed._stored()
+    own = {
+        f"{i}.{name}": arrays[key]
+        for i, entry in enumerate(metadata["steps"]) for name, key in entry["arrays"].items()
+    }  # fmt: skip
+    assert len(own) > len(arrays)
+    steps = [{**entry, "arrays": [*entry["arrays"]]} for entry in metadata["steps"]]
+    storage.save(
+        tmp_path / "old.npz", own, kind=deploy.PackedModel.KIND, version=1,
+        metadata={**metadata, "steps": steps},
+    )  # fmt: skip
+    for name in ("model.npz", "old.npz"):
+        loaded = deploy.PackedModel.load(tmp_path / name)
+        assert_identical(loaded.predict(x), expected)
+        assert loaded.nbytes == packed.nbytes
+
+
 @given(networks(), st.integers(0, 2**32 - 1))
 def test_nan_and_infinite_parameters(network, seed):
     """However broken the statistics are, both paths are broken in the same way."""
@@ -325,7 +354,7 @@ def test_verify_holds_the_plan_against_the_model_too():
 
 
 def test_packed_bytes_are_the_bits_that_the_weights_have():
-    packed = deploy.compile(cnn(), (1, 8, 8))
+    packed = deploy.compile(randomize(cnn(), np.random.default_rng(0)), (1, 8, 8))
     stored = {f"{i}.{n}": a for i, s in enumerate(packed.steps) for n, a in s.arrays.items()}
     weight_bytes = 70 * 9 * 1 + 10 * 9 * 9  # 8 bits a tap; 70 bits a pixel take 9 bytes
     floats = 4 * (8 * 9 + 8 + 4 * 8 + 4 * 10)

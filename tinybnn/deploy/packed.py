@@ -310,7 +310,7 @@ class PackedModel:
         command line keeps ``classes``, ``maximum`` (of a pixel) and ``dataset`` there.
     """
 
-    KIND, VERSION = "packed-model", 1
+    KIND, VERSION = "packed-model", 2
 
     def __init__(self, input_shape, steps, calls, info=None):
         self.input_shape, self.steps, self.calls = (
@@ -526,9 +526,14 @@ class PackedModel:
     # ---------------------------------------------------------------------------------- on disk
 
     def _stored(self):
-        arrays, table = {}, []
+        """Arrays by their names in the file, and the metadata.
+
+        Equal signs are stored once, and equal numbers of a layer: AdaBin multiplies the same
+        weights with its input and with ones.
+        """
+        arrays, table, known = {}, [], {}
         for i, step in enumerate(self.steps):
-            joined = {}
+            joined, stored = {}, {}
             for name, array in step.arrays.items():
                 if name in step.bits:
                     count = step.bits[name]
@@ -539,12 +544,15 @@ class PackedModel:
                         array = bits.pack(bits.unpack(array, count).reshape(-1))
                         count *= math.prod(joined[name])
                     array = bits.to_bytes(array, count)
-                arrays[f"{i}.{name}"] = array
+                place = None if name in step.bits else step.name
+                content = place, array.dtype.str, array.shape, array.tobytes()
+                stored[name] = known.setdefault(content, f"{i}.{name}")
+                arrays.setdefault(stored[name], array)
             entry = {key: value for key, value in vars(step).items() if key != "arrays"}
             # Signs that a float operation multiplies by come back as floats of this shape.
             floats = [name for name in step.bits if step.arrays[name].dtype.kind == "f"]
             signs = {name: step.arrays[name].shape for name in floats}
-            table.append({**entry, "arrays": list(step.arrays), "signs": signs, "joined": joined})
+            table.append({**entry, "arrays": stored, "signs": signs, "joined": joined})
         return arrays, {
             "input_shape": self.input_shape,
             "calls": self.calls,
@@ -553,7 +561,7 @@ class PackedModel:
         }
 
     def step_bytes(self):
-        """For each step the bytes of its arrays as stored."""
+        """For each step the bytes of its arrays as stored, without those of a step before."""
         sizes = [0] * len(self.steps)
         for name, array in self._stored()[0].items():
             sizes[int(name.split(".", 1)[0])] += array.nbytes
@@ -611,8 +619,10 @@ class PackedModel:
 
 def _read_step(i, entry, arrays):
     """A step from its description in the file; anything unexpected is an error."""
-    names, signs, joined = entry.pop("arrays"), entry.pop("signs"), entry.pop("joined", {})
-    entry["arrays"] = {name: arrays[f"{i}.{name}"] for name in names}
+    stored, signs, joined = entry.pop("arrays"), entry.pop("signs"), entry.pop("joined", {})
+    if isinstance(stored, list):  # version 1 had names only, and each array of its own
+        stored = {name: f"{i}.{name}" for name in stored}
+    entry["arrays"] = {name: arrays[key] for name, key in stored.items()}
     entry["inputs"] = tuple(map(int, entry["inputs"]))
     entry["shape"] = tuple(map(int, entry["shape"]))
     step = Step(**entry)
