@@ -114,6 +114,20 @@ def test_no_samples_give_no_results():
     assert packed.predict(images(0, 3, 12, 12)).shape == (0, 10)
 
 
+@pytest.mark.parametrize("samples", [1, 4])
+def test_inputs_of_either_layout_in_turn(samples):
+    """Only a copy of the input has a place of its own: what was bound to it is for copies alone."""
+    model = residual_network()
+    packed = deploy.compile(model, (3, 12, 12))
+    batches = [images(samples, 12, 12, 3) * scale for scale in (1, -1, 2, -2, 3, -3)]
+    batches = [x.transpose(0, 3, 1, 2) for x in batches]
+    for i, x in enumerate(batches):
+        if i % 3 == 0:
+            x = batches[i] = np.ascontiguousarray(x)
+        with no_grad():
+            assert np.array_equal(packed.predict(x), model(Tensor(x)).data)
+
+
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_the_steady_state_allocates_nothing(channels_last):
     model = models.vgg_small(width=0.5, rng=np.random.default_rng(0)).eval()

@@ -34,11 +34,14 @@ class Workspace:
     def __init__(self, tasks, samples):
         self.tasks, self.samples = tasks, samples
         self.places, size = _lay_out(tasks, samples)
+        self.own = frozenset(self.places)
         self.arena = empty((size,), np.uint8)
         scratch = max((task.memory(samples) for task in tasks), default=0)
         self.memory = empty((scratch,), np.uint64)
         self.views = {}  # number of samples -> for each task its outputs
-        self.calls = {}  # task, number of samples and of threads -> a callable
+        self.calls = {}  # samples, threads, own steps -> for each task a callable, or None
+        last = {source: i for i, task in enumerate(tasks) for source in task.inputs}
+        self.done = [[s for s in {*task.inputs} if last[s] == i] for i, task in enumerate(tasks)]
         self.images = {}  # number of samples -> copies of the model's input
         self.nbytes = self.arena.nbytes + self.memory.nbytes
 
@@ -52,17 +55,15 @@ class Workspace:
             self.views[samples] = [self._views_of(task, samples) for task in self.tasks]
         return self.views[samples]
 
-    def bound(self, i, inputs, outputs, own):
-        """Task i on these arrays: a callable, kept if it reads ``own`` steps only.
+    def callables(self, samples, own):
+        """For each task a callable that an earlier block has left, or None.
 
-        Those are the ones whose arrays are the workspace's. What the caller gave, or NumPy made, is
-        another array each time, and must not be kept alive.
+        Kept are those that read results of ``own`` steps only, whose arrays are the workspace's.
+        What the caller gave, or NumPy made, is another array each time.
         """
-        if not own.issuperset(self.tasks[i].inputs):
-            return self.tasks[i].function(inputs, outputs, self.memory)
-        key = i, len(outputs[0]), threads.count()
+        key = samples, threads.count(), own
         if key not in self.calls:
-            self.calls[key] = self.tasks[i].function(inputs, outputs, self.memory)
+            self.calls[key] = [None] * len(self.tasks)
         return self.calls[key]
 
     def _views_of(self, task, samples):
@@ -146,24 +147,28 @@ def carry_out(tasks, workspace, x, clock=None, packs=()):
     Results are views of the workspace: to be read before the next task is asked for.
     """
     values = dict.fromkeys(packs, x) if packs else {-1: workspace.channels_last(x)}
-    last_use = {source: i for i, task in enumerate(tasks) for source in task.inputs}
-    outputs, own = workspace.outputs(len(x)), set(workspace.places)
-    if not packs and values[-1] is not x:  # a copy
-        own.add(-1)
+    is_copy = not packs and values[-1] is not x
+    own = workspace.own.difference(packs) | ({-1} if is_copy else set())
+    outputs, calls = workspace.outputs(len(x)), workspace.callables(len(x), own)
     for i, task in enumerate(tasks):
-        if set(task.steps).issubset(packs):
+        if packs and set(task.steps).issubset(packs):
             continue
-        inputs = [values[source] for source in task.inputs]
         start = time.perf_counter() if clock else 0
         if task.buffers:
             arrays, results = outputs[i]
-            workspace.bound(i, inputs, arrays, own)()
+            call = calls[i]
+            if call is None:
+                inputs = [values[source] for source in task.inputs]
+                call = task.function(inputs, arrays, workspace.memory)
+                if own.issuperset(task.inputs):
+                    calls[i] = call
+            call()
         else:
-            results = (task.function(*inputs),)
+            results = (task.function(*[values[source] for source in task.inputs]),)
         if clock:
             clock[i] += time.perf_counter() - start
-        values.update(zip(task.steps, results, strict=True))
+        for step, result in zip(task.steps, results, strict=True):
+            values[step] = result
         yield task, results
-        for source in task.inputs:
-            if last_use[source] == i:
-                values.pop(source, None)
+        for source in workspace.done[i]:
+            values.pop(source, None)

@@ -7,10 +7,11 @@ kernels by their address. It is compiled once, and a kernel needs nothing more t
     share_out(worker, shares, *arguments)
 
 calls ``worker(first, end, task, *arguments)`` for each share of the work, and `bind` makes a
-callable of it, for the same arrays again and again. What goes from Python to
-the loop is three numbers: the address of the kernel's machine code, that of its arguments, which
-lie in a buffer, and that of a small function, compiled for the types of these arguments, that loads
-them and calls.
+callable of it, for the same arrays again and again. What goes from Python to the loop is three
+numbers: the address of the kernel's machine code, that of its arguments, which lie in a buffer, and
+that of a small function, compiled for the types of these arguments, that loads them and calls. To
+take two dozen arrays apart, as a call from Python does, costs as much as a small layer's work, so
+what is bound goes this way also when there is nothing to share out.
 """
 
 from __future__ import annotations
@@ -64,12 +65,12 @@ def bind(worker, shares, *arguments):
     """What `share_out` does, as a callable without arguments: only the work itself is left."""
     each = [(first, end, task) for task, (first, end) in enumerate(shares.tolist())]
 
-    def one_after_the_other():
+    def in_python():
         for share in each:
             worker(*share, *arguments)
 
-    if numba.config.DISABLE_JIT or len(each) == 1 or threads.count() == 1:
-        return one_after_the_other
+    if numba.config.DISABLE_JIT:
+        return in_python
     key = worker, _dispatcher.compute_fingerprint(arguments)
     if key not in _addresses:
         kind = numba.typeof(arguments)
@@ -79,8 +80,13 @@ def bind(worker, shares, *arguments):
         _addresses[key] = start, function, kind != _unnamed_type(kind)
     start, function, has_names = _addresses[key]
     buffer = np.empty(_MOST_BYTES, np.uint8)
-    if _store(_unnamed(arguments) if has_names else arguments, buffer) > _MOST_BYTES:
+    size = _store(_unnamed(arguments) if has_names else arguments, buffer)
+    if size > _MOST_BYTES:
         raise AssertionError(f"share_out: the arguments of {worker.__name__} are too many")
+    buffer = buffer[:size].copy()
+
+    def one_after_the_other(kept=arguments):  # the buffer has their addresses
+        _one_after_the_other(start, function, shares, buffer)
 
     def at_once():
         if threads.count() == 1:  # fewer than when it was bound, or a forked process
@@ -88,7 +94,7 @@ def bind(worker, shares, *arguments):
         else:
             threads.run(_loop, start, function, shares, buffer)
 
-    return at_once
+    return one_after_the_other if len(each) == 1 else at_once
 
 
 # Numba's cache on disk keeps the types that a kernel was compiled for. Those of `_start` and
@@ -119,6 +125,12 @@ def _machine_code(function, signature):
 @kernel(parallel=True)
 def _loop(start, function, shares, buffer):
     for task in prange(len(shares)):
+        _call_start(start, shares[task, 0], shares[task, 1], task, function, buffer.ctypes.data)
+
+
+@kernel(allocates=False)
+def _one_after_the_other(start, function, shares, buffer):
+    for task in range(len(shares)):
         _call_start(start, shares[task, 0], shares[task, 1], task, function, buffer.ctypes.data)
 
 
