@@ -55,3 +55,18 @@ def test_arrays_that_cannot_be_written_are_read():
         work, parallel.shares(8, 2), ((row, row), (row,)), Pair(2.0, row), False, out, by
     )
     assert np.array_equal(out, np.full(8, 3.0))
+
+
+@pytest.mark.parametrize("count", [1, threads.most()])
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_what_is_bound_reads_new_values_in_the_same_arrays(tasks, count):
+    """Also after the first calls, when it goes by address with nothing to share out."""
+    row, out, by = np.ones(100), np.zeros(100), np.zeros(100, np.int64)
+    shares = parallel.shares(100, tasks)
+    with threads.num_threads(count):
+        call = parallel.bind(work, shares, ((row, row), (row,)), Pair(2.0, row), True, out, by)
+        for value in range(2 * parallel._FROM_PYTHON):
+            row[:], by[:] = value, -1
+            call()
+            assert np.array_equal(out, np.full(100, 3.0 * value + 1))
+            assert np.array_equal(by, np.repeat(np.arange(tasks), shares[:, 1] - shares[:, 0]))

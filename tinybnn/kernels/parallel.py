@@ -11,12 +11,13 @@ callable of it, for the same arrays again and again. What goes from Python to th
 numbers: the address of the kernel's machine code, that of its arguments, which lie in a buffer, and
 that of a small function, compiled for the types of these arguments, that loads them and calls. To
 take two dozen arrays apart, as a call from Python does, costs as much as a small layer's work, so
-what is bound goes this way also when there is nothing to share out.
+what is called again and again goes this way also when there is nothing to share out.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 
 import numba
 import numpy as np
@@ -28,6 +29,7 @@ from tinybnn.kernels import threads
 from tinybnn.kernels.simd import kernel
 
 _MOST_BYTES = 1 << 14  # of all arguments of a kernel; an array takes 56
+_FROM_PYTHON = 3  # calls
 _addresses = {}  # worker, fingerprint of its arguments -> the two addresses
 
 
@@ -62,7 +64,11 @@ def share_out(worker, shares, *arguments):
 
 
 def bind(worker, shares, *arguments):
-    """What `share_out` does, as a callable without arguments: only the work itself is left."""
+    """What `share_out` does, as a callable without arguments: only the work itself is left.
+
+    Where there is nothing to share out, the first calls go from Python: to find the addresses takes
+    longer than a few of them, and a first prediction shall not wait for it.
+    """
     each = [(first, end, task) for task, (first, end) in enumerate(shares.tolist())]
 
     def in_python():
@@ -71,6 +77,37 @@ def bind(worker, shares, *arguments):
 
     if numba.config.DISABLE_JIT:
         return in_python
+    calls, found = itertools.count(), []
+
+    def by_address(loop):
+        if not found:
+            found.append(_addresses_of(worker, arguments))
+        loop(*found[0], shares)
+
+    def alone():
+        if next(calls) < _FROM_PYTHON:
+            in_python()
+        else:
+            by_address(_one_after_the_other)
+
+    def at_once():
+        if threads.count() == 1:  # fewer than when it was bound, or a forked process
+            alone()
+        else:
+            by_address(_on_threads)
+
+    return alone if len(each) == 1 or threads.count() == 1 else at_once
+
+
+def _on_threads(*arguments):
+    threads.run(_loop, *arguments)
+
+
+def _addresses_of(worker, arguments):
+    """What a loop takes: the addresses of `_start` and of the kernel, and a buffer of arguments.
+
+    It holds the addresses of arrays, which the caller keeps alive.
+    """
     key = worker, _dispatcher.compute_fingerprint(arguments)
     if key not in _addresses:
         kind = numba.typeof(arguments)
@@ -83,18 +120,7 @@ def bind(worker, shares, *arguments):
     size = _store(_unnamed(arguments) if has_names else arguments, buffer)
     if size > _MOST_BYTES:
         raise AssertionError(f"share_out: the arguments of {worker.__name__} are too many")
-    buffer = buffer[:size].copy()
-
-    def one_after_the_other(kept=arguments):  # the buffer has their addresses
-        _one_after_the_other(start, function, shares, buffer)
-
-    def at_once():
-        if threads.count() == 1:  # fewer than when it was bound, or a forked process
-            one_after_the_other()
-        else:
-            threads.run(_loop, start, function, shares, buffer)
-
-    return one_after_the_other if len(each) == 1 else at_once
+    return start, function, buffer[:size].copy()
 
 
 # Numba's cache on disk keeps the types that a kernel was compiled for. Those of `_start` and
@@ -123,13 +149,13 @@ def _machine_code(function, signature):
 
 
 @kernel(parallel=True)
-def _loop(start, function, shares, buffer):
+def _loop(start, function, buffer, shares):
     for task in prange(len(shares)):
         _call_start(start, shares[task, 0], shares[task, 1], task, function, buffer.ctypes.data)
 
 
 @kernel(allocates=False)
-def _one_after_the_other(start, function, shares, buffer):
+def _one_after_the_other(start, function, buffer, shares):
     for task in range(len(shares)):
         _call_start(start, shares[task, 0], shares[task, 1], task, function, buffer.ctypes.data)
 
