@@ -624,6 +624,38 @@ def test_adapted_activations_follow_the_rule(name, shape, monkeypatch):
             np.testing.assert_allclose(a, b, 1e-4, 1e-4)
 
 
+@given(
+    st.tuples(st.integers(1, 9), st.integers(1, 70), *[st.integers(1, 5)] * 2),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([quantizers.ste_sign, quantizers.approx_sign, quantizers.EdeSign(0.5)]),
+)  # fmt: skip
+def test_adapted_weights_are_those_of_the_rule(shape, seed, quantizer):
+    """Bit for bit, gradients too: it spares bookkeeping and changes nothing."""
+    rng = np.random.default_rng(seed)
+    weight, given_ = (Tensor(rng.standard_normal(shape, np.float32)) for _ in range(2))
+    weight.requires_grad = True
+    results = []
+    for apply in (F.adapted_weight, F.adapted.AdaptedWeight.composition):
+        output = apply(weight, quantizer)
+        (gradient,) = grad(output, [weight], given_, retain_graph=True)
+        (recorded,) = grad(output, [weight], given_, create_graph=True)
+        assert_identical(gradient, recorded)
+        (second,) = grad((recorded * given_).sum(), [weight])
+        results.append((output.data, gradient.data, second.data))
+    for found, expected in zip(*results, strict=True):
+        assert_identical(found, expected)
+    parts = F.adapted_weight_parts(weight.data, quantizer)
+    assert_identical(results[0][0], parts[1] * parts[0] + parts[2])
+
+
+def test_what_is_no_quantizer_is_composed_with_adapted_weights():
+    weight = Tensor(normal(4, 3, 3, 3), requires_grad=True)
+    found = F.adapted_weight(weight, lambda x: x)
+    np.testing.assert_allclose(found.data, weight.data, 1e-5, 1e-6)
+    (gradient,) = grad(found, [weight], np.ones(weight.shape, np.float32))
+    np.testing.assert_allclose(gradient.data, np.ones(weight.shape), 1e-4)
+
+
 class Narrow(quantizers.ApproxSign):
     """A slope of its own, which no kernel knows."""
 

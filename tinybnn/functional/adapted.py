@@ -14,7 +14,7 @@ import functools
 import numpy as np
 
 from tinybnn.kernels import layout
-from tinybnn.tensor import Function, Tensor, as_array, reshape, where
+from tinybnn.tensor import Function, Tensor, as_array, mean, reshape, sqrt, where
 from tinybnn.tensor import grad as gradients
 
 _FEW = 4096  # numbers that NumPy is done with before a kernel is called
@@ -152,6 +152,83 @@ class Maxout(_Adapted):
 
     def of_learned(self, sums, *learned):
         return sums[1], sums[2]
+
+
+class AdaptedWeight(Function):
+    """AdaBin's weights: what `adapted_weight_parts` gives, put together.
+
+    Two dozen operations on small arrays, which cost their bookkeeping more than their arithmetic.
+    """
+
+    fresh = True
+
+    def forward(self, weight, quantizer):
+        self.quantizer = quantizer
+        self.signs, self.scale, self.offset = adapted_weight_parts(weight, quantizer)
+        return self.scale * self.signs + self.offset
+
+    @staticmethod
+    def composition(weight, quantizer):
+        signs, scale, offset = adapted_weight_parts(weight, quantizer)
+        return scale * signs + offset
+
+    def backward(self, grad, output, weight):
+        if isinstance(grad, Tensor):  # the rule: that of the composition
+            value = self.composition(weight, self.quantizer)
+            return gradients([value], [weight], [grad], create_graph=True)[0]
+        # The rules of the composition, in their order.
+        scale, centred = self.scale, weight - self.offset
+        share = 1.0 / (weight.size // len(weight))  # of an element in a mean
+        normalised = centred / scale
+        of_normalised = self.quantizer.gradient(grad * scale, normalised)
+        of_scale = _of_filters(grad * self.signs) + _of_filters(-of_normalised / scale * normalised)
+        of_square = of_scale * 0.5 / scale * share * centred
+        of_centred = of_normalised / scale + of_square + of_square
+        of_offset = _of_filters(grad) + _of_filters(-of_centred)
+        return of_centred + of_offset * share
+
+
+def _of_filters(x):
+    """(O, C, kh, kw) -> sums (O, 1, 1, 1), over the axes along which one was repeated."""
+    axes = tuple([i for i in range(1, x.ndim) if x.shape[i] > 1])
+    return x.sum(axis=axes, keepdims=True) if axes else x
+
+
+def adapted_weight_parts(weight, quantizer):
+    """AdaBin's weights in parts: signs v, scale α_w and offset β_w of each filter.
+
+    β_w = mean W, α_w = sqrt(mean (W - β_w)²), v = sign((W - β_w) / α_w) (Tu et al. 2022).
+
+    Parameters
+    ----------
+    weight : (O, C, kh, kw)
+    quantizer : callable
+        The sign.
+
+    Returns
+    -------
+    signs : (O, C, kh, kw)
+    scale, offset : (O, 1, 1, 1)
+    """
+    offset = mean(weight, (1, 2, 3), keepdim=True)
+    centred = weight - offset
+    # The 1e-12 keeps a filter of equal weights, which has α_w = 0, from dividing by it.
+    scale = sqrt(mean(centred * centred, (1, 2, 3), keepdim=True) + 1e-12)
+    return quantizer(centred / scale), scale, offset
+
+
+def adapted_weight(weight, quantizer):
+    """α_w v + β_w: the weights of AdaBin, see `adapted_weight_parts`.
+
+    Parameters
+    ----------
+    weight : (O, C, kh, kw)
+    quantizer : Quantizer or callable
+        A callable that is no quantizer, such as the identity, is composed with the rest.
+    """
+    if not hasattr(quantizer, "gradient"):
+        return AdaptedWeight.composition(weight, quantizer)
+    return AdaptedWeight.apply(weight, quantizer=quantizer)
 
 
 def scale_channels(x, scale):

@@ -476,21 +476,13 @@ class AdaBinConv2d(Conv2d):
         self.input_quantizer = _quantizer("AdaBinConv2d", input_quantizer)
         self.weight_quantizer = _quantizer("AdaBinConv2d", weight_quantizer)
 
-    def _weight_parts(self, weight):
-        """v, α_w and β_w of an array or a Tensor: (O, C, kh, kw) and twice (O, 1, 1, 1)."""
-        offset = F.mean(weight, (1, 2, 3), keepdim=True)
-        centred = weight - offset
-        # The 1e-12 keeps a filter of equal weights, which has α_w = 0, from dividing by it.
-        scale = F.sqrt(F.mean(centred * centred, (1, 2, 3), keepdim=True) + 1e-12)
-        return self.weight_quantizer(centred / scale), scale, offset
-
     def forward(self, x):
         input_scale = F.maximum(self.input_scale, 1e-3)
-        v, scale, offset = self._weight_parts(self.weight)
         if self.training:
             a = F.adapted_set(x, input_scale, self.input_offset, self.input_quantizer)
-            total = self._conv(a, scale * v + offset)
+            total = self._conv(a, F.adapted_weight(self.weight, self.weight_quantizer))
         else:
+            v, scale, offset = F.adapted_weight_parts(self.weight, self.weight_quantizer)
             s = self.input_quantizer((x - self.input_offset) / input_scale)
             # One filter of ones sums up all input channels; with groups each needs its own.
             count = self.out_channels if self.groups > 1 else 1
@@ -515,7 +507,7 @@ class AdaBinConv2d(Conv2d):
 
     def binary_weight(self):
         """The signs v of the weights, an array of ±1."""
-        return self._weight_parts(self.weight.data)[0]
+        return F.adapted_weight_parts(self.weight.data, self.weight_quantizer)[0]
 
 
 class _Branches(Module):
