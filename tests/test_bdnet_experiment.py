@@ -253,9 +253,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert figures(run(folder, config, **options)) == figures(whole)
         for name in ("float-0/step-1", "both-0/step-1", "both-0/step-2", "both-0/packed"):
-            kind = storage.read_header(folder / f"{name}.npz")["kind"]
+            header = storage.read_header(folder / f"{name}.npz")
             stored = [
-                storage.load(f / f"{name}.npz", kind=kind, version=1)[0]
+                storage.load(f / f"{name}.npz", kind=header["kind"], version=header["version"])[0]
                 for f in (folder, tmp_path / "whole")
             ]
             assert {k: v.tobytes() for k, v in stored[0].items()} == {

@@ -212,9 +212,10 @@ def test_a_killed_run_goes_on_where_it_was(made, tmp_path, monkeypatch, kind, co
     paths = [p.relative_to(folder) for p in (folder / "seed-0").rglob("*.npz")]
     assert len(paths) == 51
     for path in paths:
-        kind = storage.read_header(folder / path)["kind"]
+        header = storage.read_header(folder / path)
         arrays = [
-            storage.load(f / path, kind=kind, version=1)[0] for f in (folder, tmp_path / "run")
+            storage.load(f / path, kind=header["kind"], version=header["version"])[0]
+            for f in (folder, tmp_path / "run")
         ]
         assert {k: v.tobytes() for k, v in arrays[0].items()} == {
             k: v.tobytes() for k, v in arrays[1].items()
