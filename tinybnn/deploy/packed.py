@@ -528,7 +528,7 @@ class PackedModel:
     def _stored(self):
         """Arrays by their names in the file, and the metadata.
 
-        Equal signs are stored once, and equal numbers of a layer: AdaBin multiplies the same
+        Equal signs are stored once, and equal floats of a layer: AdaBin multiplies the same
         weights with its input and with ones.
         """
         arrays, table, known = {}, [], {}
@@ -544,7 +544,9 @@ class PackedModel:
                         array = bits.pack(bits.unpack(array, count).reshape(-1))
                         count *= math.prod(joined[name])
                     array = bits.to_bytes(array, count)
-                place = None if name in step.bits else step.name
+                place = f"{i}.{name}"
+                if name in step.bits or array.dtype.kind == "f":
+                    place = None if name in step.bits else step.name
                 content = place, array.dtype.str, array.shape, array.tobytes()
                 stored[name] = known.setdefault(content, f"{i}.{name}")
                 arrays.setdefault(stored[name], array)
