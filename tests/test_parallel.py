@@ -65,7 +65,7 @@ def test_what_is_bound_reads_new_values_in_the_same_arrays(tasks, count):
     shares = parallel.shares(100, tasks)
     with threads.num_threads(count):
         call = parallel.bind(work, shares, ((row, row), (row,)), Pair(2.0, row), True, out, by)
-        for value in range(2 * parallel._FROM_PYTHON):
+        for value in range(2 * parallel._CALLS_FROM_PYTHON):
             row[:], by[:] = value, -1
             call()
             assert np.array_equal(out, np.full(100, 3.0 * value + 1))

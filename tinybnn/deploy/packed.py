@@ -544,9 +544,12 @@ class PackedModel:
                         array = bits.pack(bits.unpack(array, count).reshape(-1))
                         count *= math.prod(joined[name])
                     array = bits.to_bytes(array, count)
-                place = f"{i}.{name}"
-                if name in step.bits or array.dtype.kind == "f":
-                    place = None if name in step.bits else step.name
+                if name in step.bits:
+                    place = None  # anywhere
+                elif array.dtype.kind == "f":
+                    place = step.name
+                else:
+                    place = i, name
                 content = place, array.dtype.str, array.shape, array.tobytes()
                 stored[name] = known.setdefault(content, f"{i}.{name}")
                 arrays.setdefault(stored[name], array)

@@ -9,8 +9,9 @@ the sign of the update. Its batch norms are averaged; or they are frozen, with t
 the untrained network has on a few training images without labels, which count as public then.
 
 The paper takes for each entry the best of several learning rates, and interpolates between rounds
-on a curve that is made monotonic. Here there is one rate for each network, which was not searched
-for, and the first round at the target counts. As in the paper, the target is one of test accuracy.
+on a curve that is made monotonic. Here there is one rate for each network, for both partitions, and
+the first round at the target counts. That of the 2NN was not searched for; those of the binary
+networks can be chosen with `Config.validate`. As in the paper, the target is one of test accuracy.
 
 RUN holds a checkpoint for each training, written after each round: repeat the call after an
 interruption, and it goes on to the same weights, bit for bit.

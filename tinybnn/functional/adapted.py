@@ -1,10 +1,10 @@
-"""Activations whose constants are learned, each in one pass over memory: for training.
+"""Activations whose constants are learned, in one pass over memory each; and AdaBin's weights.
 
 A threshold, a slope or a shift for each channel is a line of code in a layer's ``forward``, and an
 operation of the graph. Each makes an array of the size of the image, forward and backward, and has
 a sum over the whole image for a gradient: for networks like ReActNet and AdaBin more work than
 their convolutions on bits. Here such lines are one `Function`; their composition stays beside it,
-as the rule for Tensors. What comes out is the composition's, bit for bit.
+as the rule for Tensors. What comes out is the composition's, bit for bit. Training uses them.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from tinybnn.kernels import threads
 from tinybnn.kernels.simd import kernel
 
 _MOST_BYTES = 1 << 14  # of all arguments of a kernel; an array takes 56
-_FROM_PYTHON = 3  # calls
+_CALLS_FROM_PYTHON = 3
 _addresses = {}  # worker, fingerprint of its arguments -> the two addresses
 
 
@@ -85,7 +85,7 @@ def bind(worker, shares, *arguments):
         loop(*found[0], shares)
 
     def alone():
-        if next(calls) < _FROM_PYTHON:
+        if next(calls) < _CALLS_FROM_PYTHON:
             in_python()
         else:
             by_address(_one_after_the_other)
