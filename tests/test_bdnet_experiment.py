@@ -126,9 +126,52 @@ def test_the_order_in_plain_words(made, accuracies, verdict):
         value = accuracies[[*bdnet.ABLATION].index(row["name"])]
         row["test_accuracy"] = value + 0.01 * row["seed"] * (row["name"] == "both")
     result["summary"] = bdnet.experiment.summary(result)
-    text = " ".join(bdnet.report._order(result).split())
+    text = " ".join(bdnet.report._comparisons(result).split())
     assert f": {verdict}." in text
     assert "*both: BD-Net-A* against *naive*: +30.50 points, better in 2 of 2 seeds; the" in text
+
+
+@pytest.mark.parametrize(
+    ("base", "said", "not_said"),
+    [
+        ("adabin", "*MobileNet V1, BD-Net-A* against *MobileNet V1, AdaBin*: +1.00 points; the "
+         "paper +3.27.", "against *MobileNet V1, ReActNet*"),
+        ("reactnet", "*MobileNet V1, BD-Net-A* against *MobileNet V1, ReActNet*: +2.00 points; the "
+         "paper +7.33.", "against *MobileNet V1, AdaBin*"),
+    ],
+)  # fmt: skip
+def test_comparisons_of_table_2_in_plain_words(base, said, not_said):
+    """Networks are compared with the first of their architecture, BD-Net with its base."""
+    config, arms = bdnet.Config(base=base), bdnet.TABLE_2
+    result = {
+        "name": "bdnet-table2",
+        "config": vars(config),
+        "arms": {name: arm.title for name, arm in arms.items()},
+        "paper": {name: arm.published(config) for name, arm in arms.items()},
+        "against": bdnet.experiment._first_of_its_kind(arms),
+        "runs": [
+            {"name": name, "test_accuracy": 0.5 + 0.01 * i} for i, name in enumerate(arms)
+        ],
+    }  # fmt: skip
+    result["summary"] = bdnet.experiment.summary(result)
+    text = " ".join(bdnet.report._comparisons(result).split())
+    assert said in text and not_said not in text
+    assert (
+        "*MobileNet V3, ReActNet, broadcast* against *MobileNet V3, ReActNet*: +1.00 points; the "
+        "paper +67.13." in text
+    )
+    assert text.count("- *") == 6
+    gains = {name: found["difference"] for name, found in result["summary"].items()}
+    assert gains["shufflenet-reactnet"] == gains["mobilenet-v3-reactnet"] == gains["float"] == 0
+    assert gains["shufflenet-bdnet-b-br"] == pytest.approx(0.02)
+
+
+def test_networks_have_the_base_that_the_paper_has():
+    config, rng = bdnet.Config(base="adabin", width=0.25), np.random.default_rng(0)
+    for name, arm in bdnet.TABLE_2.items():
+        model = arm.network(config, (3, 32, 32), 10, rng)
+        is_adabin = any(isinstance(m, nn.AdaBinConv2d) for m in model.modules())
+        assert is_adabin == (name in ("adabin", "bdnet-a", "bdnet-b")), name
 
 
 def test_all_networks_of_a_seed_see_the_same_images(digits, tmp_path, monkeypatch):

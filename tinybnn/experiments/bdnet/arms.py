@@ -22,6 +22,8 @@ class Arm:
         Further keyword arguments.
     paper : dict
         Published accuracy in percent, by base, or under ``""`` for any.
+    base : str, optional
+        What it is built on, where the paper has one base only; otherwise the configuration says.
     """
 
     title: str
@@ -29,12 +31,17 @@ class Arm:
     method: str
     options: dict = field(default_factory=dict)
     paper: dict = field(default_factory=dict)
+    base: str | None = None
+
+    def published(self, config):
+        """Accuracy in the paper, in percent, or None."""
+        return self.paper.get(config.base, self.paper.get(""))
 
     def network(self, config, shape, classes, rng):
         """The untrained network for images of a shape (C, H, W)."""
         return self.build(
-            config.width, shape[1], classes, self.method, base=config.base, in_channels=shape[0],
-            rng=rng, **self.options,
+            config.width, shape[1], classes, self.method, base=self.base or config.base,
+            in_channels=shape[0], rng=rng, **self.options,
         )  # fmt: skip
 
 
@@ -52,7 +59,7 @@ ABLATION = {
     "both": Arm("both: BD-Net-A", _V1, "bdnet-a", {}, {"": 58.28}),
 }  # fmt: skip
 
-# CIFAR-10 at full width.
+# CIFAR-10 at full width. Tables 4 and 5 have BD-Net on ReActNet only.
 TABLE_2 = {
     "float": Arm("MobileNet V1, float", _V1, "float", {}, {"": 92.26}),
     "reactnet": Arm("MobileNet V1, ReActNet", _V1, "reactnet", {}, {"": 71.04}),
@@ -70,15 +77,30 @@ TABLE_2 = {
         "ShuffleNet V1, ReActNet, broadcast", _SHUFFLE, "reactnet", {}, {"": 79.80}
     ),
     "shufflenet-bdnet-b-br": Arm(
-        "ShuffleNet V1, BD-Net-B, broadcast", _SHUFFLE, "bdnet-b", {}, {"reactnet": 81.57}
+        "ShuffleNet V1, BD-Net-B, broadcast", _SHUFFLE, "bdnet-b", {}, {"": 81.57}, "reactnet"
     ),
     "mobilenet-v3-reactnet": Arm("MobileNet V3, ReActNet", _V3, "reactnet", _ALONE, {"": 19.08}),
     "mobilenet-v3-reactnet-br": Arm(
         "MobileNet V3, ReActNet, broadcast", _V3, "reactnet", {}, {"": 86.21}
     ),
     "mobilenet-v3-bdnet-b-br": Arm(
-        "MobileNet V3, BD-Net-B, broadcast", _V3, "bdnet-b", {}, {"reactnet": 85.92}
+        "MobileNet V3, BD-Net-B, broadcast", _V3, "bdnet-b", {}, {"": 85.92}, "reactnet"
     ),
 }  # fmt: skip
 
 EXPERIMENTS = {"bdnet-ablation": ABLATION, "bdnet-table2": TABLE_2}
+
+# Which network the paper holds against which; the second is its own proposal.
+COMPARISONS = {
+    "bdnet-ablation": (
+        ("naive", "dual"), ("naive", "pre-bn"), ("naive", "both"), ("dual", "both"),
+        ("pre-bn", "both"),
+    ),
+    "bdnet-table2": (
+        ("reactnet", "bdnet-a"), ("adabin", "bdnet-a"), ("bdnet-a", "bdnet-b"),
+        ("shufflenet-reactnet", "shufflenet-reactnet-br"),
+        ("shufflenet-reactnet-br", "shufflenet-bdnet-b-br"),
+        ("mobilenet-v3-reactnet", "mobilenet-v3-reactnet-br"),
+        ("mobilenet-v3-reactnet-br", "mobilenet-v3-bdnet-b-br"),
+    ),
+}  # fmt: skip

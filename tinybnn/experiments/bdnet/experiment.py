@@ -39,7 +39,7 @@ class Config:
     width : float
         Factor of all channel counts.
     base : 'reactnet' or 'adabin'
-        What BD-Net is built on.
+        What BD-Net is built on, in the networks that the paper has on both.
     epochs : int
         In all; of two steps each gets half, the second one more if they are odd.
     batch_size : int
@@ -144,9 +144,8 @@ def run(
             "shape": data[0].images.shape[1:], "train": len(data[0]), "test": len(data[1]),
         },
         "arms": {name: arm.title for name, arm in chosen.items()},
-        "paper": {
-            name: arm.paper.get(config.base, arm.paper.get("")) for name, arm in chosen.items()
-        },
+        "paper": {name: arm.published(config) for name, arm in chosen.items()},
+        "against": _first_of_its_kind(chosen),
         "runs": [],
     }  # fmt: skip
     for seed in range(seeds):  # a seed that is done is a whole comparison
@@ -168,6 +167,12 @@ def run(
     report.write(out, result)
     say(f"{out / 'report.md'}: {len(result['runs'])} networks")
     return result
+
+
+def _first_of_its_kind(arms):
+    """For each network the first of the same architecture: what it is compared with."""
+    first = {}
+    return {name: first.setdefault(arm.build, name) for name, arm in arms.items()}
 
 
 def load(name, limit=None):
@@ -236,7 +241,9 @@ def _kept_latencies(path, arms):
 
 
 def summary(result):
-    """Accuracy over the seeds: mean, standard deviation, and the differences to the first network.
+    """Accuracy over the seeds: mean, standard deviation, and the differences to another network.
+
+    Which one ``result["against"]`` says.
 
     Returns
     -------
@@ -247,10 +254,9 @@ def summary(result):
     accuracy = {name: [] for name in result["arms"]}
     for row in result["runs"]:
         accuracy[row["name"]].append(row["test_accuracy"])
-    reference = np.array(next(iter(accuracy.values())))
     found = {}
     for name, values in accuracy.items():
-        differences = np.array(values) - reference
+        differences = np.array(values) - accuracy[result["against"][name]]
         difference = mean_and_std(differences)
         found[name] = {
             "accuracies": values,

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn import models, plots
-from tinybnn.experiments.bdnet.arms import ABLATION, EXPERIMENTS
+from tinybnn import plots
+from tinybnn.experiments.bdnet.arms import ABLATION, COMPARISONS, EXPERIMENTS
 from tinybnn.experiments.report_text import markdown_table, percent, when_and_where, wrapped
 from tinybnn.storage import write_atomic
 
 
 def write(out, result):
     """Write ``report.md`` into the folder of a run, and its pictures but that of the levels."""
-    is_ablation = result["name"] == "bdnet-ablation"
-    parts = [_top(result), _accuracies(result)]
-    if is_ablation and {*ABLATION} <= {*result["arms"]}:
-        parts.append(_order(result))
+    parts = [_top(result), _accuracies(result), _comparisons(result)]
     parts += [_layers(result), "## Levels (Fig. 4)\n\n![Grey, one bit, three levels](levels.png)\n"]
-    write_atomic(out / "report.md", "\n".join(parts).encode())
+    write_atomic(out / "report.md", "\n".join(filter(None, parts)).encode())
     _draw_accuracy(out / "accuracy.png", result)
     _draw_layers(out / "layers.png", result)
 
@@ -31,17 +28,20 @@ def _top(result):
     shape = "×".join(map(str, images["shape"]))
     note = f" ({result['note']})" if result["note"] else ""
     way = "two steps, activations first" if config["two_step"] else "one step"
+    base = config["base"]
+    others = {EXPERIMENTS[result["name"]][name].base for name in result["arms"]} - {None, base}
+    if others:
+        base += f" (on {others.pop()} where the paper has it on that only)"
     teacher = ""
     if config["distill"]:
         teacher = f", {config['distill']:g} of the target from a float teacher"
     about = wrapped(
         f"""{when_and_where(result)}. {config["dataset"]}{note}: {images["train"]:,} images of
         {shape} for training, {images["test"]:,} for testing. Width {config["width"]:g}, BD-Net on
-        {config["base"]}; {config["epochs"]} epochs in {way}{teacher}, batch
-        {config["batch_size"]}, Adam {config["lr"]:g}, {config["schedule"]} to 0; EDE's slope
-        sharpens over all batches of AdaBin's weights. Accuracies are those of the last epoch on
-        test images in percent, mean and standard deviation over {seeds} seed{"s" * (seeds > 1)}; no
-        epoch was chosen by them."""
+        {base}; {config["epochs"]} epochs in {way}{teacher}, batch {config["batch_size"]}, Adam
+        {config["lr"]:g}, {config["schedule"]} to 0; EDE's slope sharpens over all batches of
+        AdaBin's weights. Accuracies are those of the last epoch on test images in percent, mean and
+        standard deviation over {seeds} seed{"s" * (seeds > 1)}; no epoch was chosen by them."""
     )
     title = "BD-Net's ablation (Table 6)"
     if result["name"] == "bdnet-table2":
@@ -50,7 +50,7 @@ def _top(result):
 
 
 def _accuracies(result):
-    rows, first = [], next(iter(result["arms"].values()))
+    rows, against = [], {result["arms"][name] for name in result["against"].values()}
     for name, title in result["arms"].items():
         found, latency = result["summary"][name], result["latency"][name]
         own = [row for row in result["runs"] if row["name"] == name]
@@ -65,6 +65,7 @@ def _accuracies(result):
                 f"{np.mean([row['seconds'] for row in own]):.0f}",
             ]
         )  # fmt: skip
+    first = against.pop() if len(against) == 1 else "the first of its kind"
     table = markdown_table(
         ["", "accuracy", f"against {first}, by seed", "paper", "OPs, million", "ms, 1 image",
          "ms, 64 images", "packed bytes", "identical logits", "s of training"],
@@ -81,30 +82,37 @@ def _accuracies(result):
     return f"## Accuracy\n\n{table}\n{text}\n\n![Accuracy](accuracy.png)\n"
 
 
-def _order(result):
-    """Whether the order of Table 6 appears, in plain words."""
-    found, titles = result["summary"], result["arms"]
-    order = sorted(ABLATION, key=lambda name: found[name]["mean"])
-    same = order == [*ABLATION]
+def _comparisons(result):
+    """Our gains beside the paper's, and whether its order of the ablation appears, in words."""
+    found, titles, paper = result["summary"], result["arms"], result["paper"]
     items = []
-    for low, high in (
-        ("naive", "dual"), ("naive", "pre-bn"), ("naive", "both"), ("dual", "both"),
-        ("pre-bn", "both"),
-    ):  # fmt: skip
+    for low, high in COMPARISONS[result["name"]]:
+        other_base = {"adabin", "reactnet"} - {result["config"]["base"]}
+        if not {low, high} <= {*titles} - other_base:
+            continue
         gain = np.array(found[high]["accuracies"]) - found[low]["accuracies"]
-        paper = ABLATION[high].paper[""] - ABLATION[low].paper[""]
         sure = ""
-        if len(gain) > 1 and abs(gain.mean()) < 2 * gain.std(ddof=1) / np.sqrt(len(gain)):
-            sure = ", less than two standard errors"
+        if len(gain) > 1:
+            sure = f", better in {int((gain > 0).sum())} of {len(gain)} seeds"
+            if abs(gain.mean()) < 2 * gain.std(ddof=1) / np.sqrt(len(gain)):
+                sure += ", less than two standard errors"
         items.append(
-            f"- *{titles[high]}* against *{titles[low]}*: {gain.mean() * 100:+.2f} points, better "
-            f"in {int((gain > 0).sum())} of {len(gain)} seeds{sure}; the paper {paper:+.2f}."
+            f"- *{titles[high]}* against *{titles[low]}*: {gain.mean() * 100:+.2f} points{sure}; "
+            f"the paper {paper[high] - paper[low]:+.2f}."
         )
-    verdict = wrapped(
-        f"""The paper's order is {" < ".join(titles[name] for name in ABLATION)}. Ours is
-        {" < ".join(titles[name] for name in order)}: {"the same" if same else "another"}."""
-    )
-    return f"## The order\n\n{verdict}\n\n{wrapped(*items)}\n"
+    parts = ["## What the paper compares"]
+    if {*ABLATION} <= {*titles}:
+        order = sorted(ABLATION, key=lambda name: found[name]["mean"])
+        verdict = "the same" if order == [*ABLATION] else "another"
+        parts.append(
+            wrapped(
+                f"""The paper's order is {" < ".join(titles[name] for name in ABLATION)}. Ours is
+                {" < ".join(titles[name] for name in order)}: {verdict}."""
+            )
+        )
+    if items:
+        parts.append(wrapped(*items))
+    return "\n\n".join(parts) + "\n" if len(parts) > 1 else ""
 
 
 def _layers(result):
@@ -158,13 +166,13 @@ def _draw_accuracy(path, result):
 
 
 def _draw_layers(path, result):
-    """Factor of the batch norm and agreement of the gradients along MobileNet V1, seed 0."""
+    """Factor of the batch norm and agreement of the gradients along the first architecture."""
     figure = plots.figure(figsize=(10, 3.6))
-    arms = EXPERIMENTS[result["name"]]
+    first = next(iter(result["arms"]))
     own = {
         result["arms"][row["name"]]: row["layers"]["end"]
         for row in result["runs"]
-        if row["seed"] == 0 and arms[row["name"]].build is models.mobilenet_v1
+        if row["seed"] == 0 and result["against"][row["name"]] == first
     }
     for axes, key, label in zip(
         figure.subplots(1, 2), ("factor", "agreement"),
