@@ -1,6 +1,7 @@
 """Pictures: they are drawn without a warning, and say what they show."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -153,6 +154,26 @@ def test_the_numbers_of_a_roofline_are_legible():
     assert len(boxes_of_texts) == 12
     for i, a in enumerate(boxes_of_texts):
         assert not any(a.overlaps(b) for b in boxes_of_texts[:i])
+
+
+@pytest.mark.parametrize(("costs", "numbers"), [
+    ([0.035, 0.09, 0.6], ["0.05", "0.1", "0.2", "0.5"]),
+    ([7.0, 120.0, 3000.0], ["10", "100", "1000"]),
+    ([1.0, 2.5], None),
+])  # fmt: skip
+def test_the_costs_of_a_trade_off_are_legible(costs, numbers):
+    """Numbers as they are said, none on another one."""
+    figure, axes = axes_of_figure(figsize=(4, 3))
+    points = {f"{cost}": (cost, 50.0, 0.5) for cost in costs}
+    plots.trade_off(axes, points, "million OPs", "accuracy", legend=False)
+    figure.draw_without_rendering()
+    low, high = axes.get_xlim()
+    labels = [t for t in axes.get_xticklabels() if low <= t.get_position()[0] <= high]
+    if numbers:
+        assert [t.get_text() for t in labels] == numbers
+    boxes = [t.get_window_extent() for t in labels]
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+    assert axes.get_xscale() == ("log" if numbers else "linear")
 
 
 def test_roofline_of_nothing():

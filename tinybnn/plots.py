@@ -239,6 +239,23 @@ def bars(axes, groups, names, ylabel):
     )  # fmt: skip
 
 
+def logarithmic(axes, which):
+    """Make an axis logarithmic once all is drawn, with its numbers as they are said: 0.5, 1, 2.
+
+    Parameters
+    ----------
+    which : 'x' or 'y'
+    """
+    from matplotlib import ticker
+
+    axes.set(**{f"{which}scale": "log"})
+    axis = getattr(axes, f"{which}axis")
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(ticker.NullFormatter())
+
+
 def trade_off(axes, points, xlabel, ylabel, legend=True):
     """What is gained against what it costs: a marker for each.
 
@@ -259,7 +276,9 @@ def trade_off(axes, points, xlabel, ylabel, legend=True):
         )  # fmt: skip
     costs = [x for x, _, _ in points.values()]
     is_wide = min(costs) > 0 and max(costs) >= 3 * min(costs)
-    axes.set(xscale="log" if is_wide else "linear", xlabel=xlabel, ylabel=ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if is_wide:
+        logarithmic(axes, "x")
     axes.grid(True, color="0.92")
     axes.set_axisbelow(True)
     if legend:

@@ -53,13 +53,14 @@ def _accuracies(result):
     rows, against = [], {result["arms"][name] for name in result["against"].values()}
     for name, title in result["arms"].items():
         found, latency = result["summary"][name], result["latency"][name]
+        paper = result["paper"][name]
         own = [row for row in result["runs"] if row["name"] == name]
         same = sum(row["identical_logits"] for row in own)
         rows.append(
             [
                 title, percent(found["mean"], found["std"]),
                 percent(found["difference"], found["difference_std"], "+"),
-                result["paper"][name] or "", f"{own[0]['ops'] / 1e6:.3f}",
+                "" if paper is None else f"{paper:.2f}", f"{own[0]['ops'] / 1e6:.3f}",
                 f"{latency['1']:.3f}", f"{latency['64']:.2f}", f"{own[0]['packed_bytes']:,}",
                 f"{same:,} of {sum(row['test_images'] for row in own):,}",
                 f"{np.mean([row['seconds'] for row in own]):.0f}",
@@ -184,5 +185,5 @@ def _draw_layers(path, result):
         }
         plots.curves(axes, lines, label, "layer with more than one tap")
         if key == "factor":
-            axes.set_yscale("log")
+            plots.logarithmic(axes, "y")
     figure.savefig(path, dpi=110)
