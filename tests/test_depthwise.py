@@ -15,7 +15,9 @@ from tinybnn import functional as F
 from tinybnn.kernels import bits, depthwise, threads
 
 seeds = st.integers(0, 2**32 - 1)
-channel_counts = st.one_of(st.integers(1, 200), st.sampled_from([63, 64, 65, 128]))
+channel_counts = st.one_of(
+    st.integers(1, 200), st.sampled_from([63, 64, 65, 128]), st.integers(1, 33)
+)
 
 
 def random_signs(rng, *shape):
@@ -69,6 +71,10 @@ def thresholds_and_flips(rng, channels, most):
 @given(seeds, convolutions())
 @example(0, ((2, 9, 9, 65), (7, 7), dict(padding=(3, 3), stride=(1, 1), dilation=(1, 1),
                                         padding_mode="zeros")))  # fmt: skip
+@example(0, ((2, 3, 70, 1), (3, 3), dict(padding=(1, 1), stride=(1, 1), dilation=(1, 1),
+                                        padding_mode="ones")))  # fmt: skip
+@example(0, ((2, 3, 70, 5), (3, 7), dict(padding=(1, 4), stride=(1, 2), dilation=(1, 3),
+                                        padding_mode="ones")))  # fmt: skip
 @example(0, ((1, 1, 1, 1), (1, 1), dict(padding=(2, 2), stride=(1, 1), dilation=(1, 1),
                                        padding_mode="zeros")))  # fmt: skip
 def test_depthwise(seed, case):
@@ -110,23 +116,36 @@ def test_every_threshold_of_every_count(taps):
     assert np.array_equal(depthwise.conv2d_sums(plan, x)[0, 0, 0], sums)
 
 
-def test_what_stands_in_the_tail_does_not_matter():
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("channels", [5, 70])
+def test_what_stands_in_the_tail_does_not_matter(channels):
+    rng, words = np.random.default_rng(0), bits.words_for(channels)
     dirty = (
-        rng.integers(0, 2**63, (2, 5, 5, 2), np.uint64),
-        rng.integers(0, 2**63, (3, 3, 2), np.uint64),
+        rng.integers(0, 2**63, (2, 5, 5, words), np.uint64),
+        rng.integers(0, 2**63, (3, 3, words), np.uint64),
     )
-    mask = np.array([2**64 - 1, 2**6 - 1], np.uint64)
-    thresholds, flip = thresholds_and_flips(rng, 70, 9)
+    mask = bits.pack(np.ones(channels, np.float32))
+    thresholds, flip = thresholds_and_flips(rng, channels, 9)
     results = []
     for x, weight in (dirty, (dirty[0] & mask, dirty[1] & mask)):
         plan = depthwise.prepare(
-            weight, 70, (5, 5), padding=(1, 1), thresholds=thresholds, flip=flip
+            weight, channels, (5, 5), padding=(1, 1), thresholds=thresholds, flip=flip
         )
         results.append((depthwise.conv2d_bits(plan, x), depthwise.conv2d_sums(plan, x)))
-    assert tail_is_zero(results[0][0], 70)
+    assert tail_is_zero(results[0][0], channels)
     assert same(results[0][0], results[1][0])
     assert same(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize(
+    ("channels", "out_width", "parts", "part_width"),
+    [(1, 70, 35, 2), (8, 32, 8, 4), (16, 9, 3, 3), (32, 5, 2, 3), (33, 5, 1, 5), (64, 5, 1, 5),
+     (8, 2, 2, 1), (21, 1, 1, 1)],
+)  # fmt: skip
+def test_pixels_of_few_channels_share_words(channels, out_width, parts, part_width):
+    weight = bits.pack(np.ones((3, 3, channels), np.float32))
+    plan = depthwise.prepare(weight, channels, (4, out_width), padding=(1, 1))
+    assert (plan.parts, plan.part_width) == (parts, part_width)
+    assert plan.run == -(-part_width * plan.words // 8) * 8
 
 
 def example_plan(rng, channels=100, images=3):
@@ -153,10 +172,10 @@ def test_out_and_strides():
     assert same(depthwise.conv2d_sums(plan, turned[::-1]), sums[::-1])
 
 
-@pytest.mark.parametrize("images", [2, 5, 64])
-def test_threads(images, monkeypatch):
+@pytest.mark.parametrize(("images", "channels"), [(2, 100), (5, 100), (64, 100), (5, 8)])
+def test_threads(images, channels, monkeypatch):
     monkeypatch.setattr(depthwise, "tasks_for", lambda seconds: threads.count())
-    plan, x = example_plan(np.random.default_rng(0), images=images)
+    plan, x = example_plan(np.random.default_rng(0), channels, images)
     results = []
     for n in {1, min(2, numba.config.NUMBA_NUM_THREADS)}:
         with threads.num_threads(n):

@@ -24,7 +24,7 @@ def layers(draw):
     kind = draw(st.sampled_from(kinds))
     samples = draw(st.integers(1, 3))
     height, width = draw(st.integers(3, 7)), draw(st.integers(3, 7))
-    channels = draw(st.sampled_from((3, 16, 64, 70)))
+    channels = draw(st.sampled_from((3, 8, 16, 20, 64, 70)))
     outputs = channels if kind == "depthwise" else draw(st.sampled_from((1, 10, 64, 70, 130)))
     geometry = {
         "stride": draw(st.sampled_from(((1, 1), (2, 1)))),

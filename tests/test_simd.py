@@ -25,6 +25,7 @@ from tinybnn.kernels.simd import (
     kernel,
     load,
     load_block,
+    load_bytes,
     load_splat,
     maximum,
     minimum,
@@ -76,6 +77,11 @@ def on_integers(a, b, words, out):
     for count in range(-1, 18):
         store_first(out, 48 + 16 * (count + 1), x, count)
     return at_most(x, y)
+
+
+@kernel
+def on_bytes(a, out):
+    store(out, 0, load_bytes(a, 1))
 
 
 @kernel
@@ -140,6 +146,13 @@ def test_integers(seed):
         at, stored = 48 + 16 * (count + 1), min(max(count, 0), 16)
         assert np.array_equal(one[at : at + stored], x[:stored])
         assert np.array_equal(one[at + stored : at + 16], out[at + stored : at + 16])
+
+
+@given(seeds)
+def test_bytes(seed):
+    a = np.random.default_rng(seed).integers(-128, 128, 18).astype(np.int8)
+    for _, out in both(on_bytes, a, np.empty(16, np.int32)):
+        assert np.array_equal(out, a[1:17])
 
 
 @given(seeds)

@@ -35,6 +35,11 @@ nothing is masked in the loop: the number becomes part of what is subtracted fro
 (``base`` below), and of the thresholds. Rows of the output that see the same rows of the filter
 inside the image are a class, and share their base and thresholds.
 
+**Few channels.** A pixel of 16 channels would leave three quarters of its word empty. So a row of
+the output is cut into four *parts*, and a word holds a pixel of each: first the first pixels of all
+parts, then the second ones. To the circuit these are 64 channels of a row a quarter as long. Each
+part sees its own columns of the image, and those of the next part that its last filters reach.
+
 All this is laid out once, by `prepare`.
 """
 
@@ -57,7 +62,16 @@ from tinybnn.kernels.checks import (
     pair,
 )
 from tinybnn.kernels.memory import empty, on_lines
-from tinybnn.kernels.simd import WORDS, inlined, kernel, load, store, zero_words
+from tinybnn.kernels.simd import (
+    INTEGERS,
+    WORDS,
+    inlined,
+    kernel,
+    load,
+    load_bytes,
+    store,
+    zero_words,
+)
 from tinybnn.kernels.threads import tasks_for
 
 MAX_TAPS = 63  # what six bit planes can count
@@ -90,13 +104,16 @@ def majority(a, b, c):
 class Plan(NamedTuple):
     """A depth-wise convolution laid out for images of one size; made by `prepare`.
 
-    A *run* is a row of the output: out_width * words words, pixel after pixel, filled up to whole
-    vectors. All arrays are laid out in runs, so that the kernel sees contiguous words only.
+    A *run* is a row of the output: part_width * words words, pixel after pixel, filled up to whole
+    vectors. All arrays are laid out in runs, so that the kernel sees contiguous words only. Pixel x
+    of part p is pixel p * part_width + x of the row, and bit p * C + c of its word is channel c.
 
     Attributes
     ----------
     channels, words : int
         C, and the words of a pixel.
+    parts, part_width : int
+        Parts of a row, 1 if C is above 32; pixels of a part.
     height, width, out_height, out_width : int
     top, left : int
         Rows and columns of padding before the image.
@@ -119,12 +136,14 @@ class Plan(NamedTuple):
     not_levels : (classes * planes * run,) uint64
         Bit planes of the count from which on a bit is 1, inverted. Empty without thresholds.
     flips : (classes * run,) uint64
-    minus_base : (classes, out_width * 64 * words) int8
+    minus_base : (classes, part_width * 64 * words) int8
         sum = 2 * count - base.
     """
 
     channels: int
     words: int
+    parts: int
+    part_width: int
     height: int
     width: int
     out_height: int
@@ -200,9 +219,12 @@ def prepare(
     kh, kw, words = weight.shape
     taps = kh * kw
     planes = taps.bit_length()
+    part_width = -(-out_width // max(1, 64 // channels))
+    parts = -(-out_width // part_width)
     padded, row_words, phase_words, offsets, counts, row_class = _places(
-        channels, size, (kh, kw), (out_height, out_width), stride, padding, dilation, padding_mode
-    )
+        channels, size, (kh, kw), (out_height, out_width), stride, padding, dilation, padding_mode,
+        parts, part_width,
+    )  # fmt: skip
     classes = len(counts) // out_width
 
     # sum = agreements - disagreements, over the taps that count
@@ -210,28 +232,46 @@ def prepare(
     #     = 2 * count - (taps - signs that don't count)
     signs = unpack(weight, channels).reshape(taps, channels)
     uncounted = (~counts).astype(np.float32) @ signs  # (classes * OW, C)
-    minus_base = on_lines(np.zeros((classes, out_width, 64 * words), np.int8))
-    minus_base[..., :channels] = (uncounted - taps).reshape(classes, out_width, channels)
+    minus_base = np.zeros((classes, parts * part_width, channels), np.int8)
+    minus_base[:, :out_width] = (uncounted - taps).reshape(classes, out_width, channels)
+    # Parts side by side in a word.
+    minus_base = minus_base.reshape(classes, parts, part_width, channels).swapaxes(1, 2)
+    minus_base = minus_base.reshape(classes, part_width, parts * channels)
+    tail = 64 * words - parts * channels
+    minus_base = on_lines(np.pad(minus_base, ((0, 0), (0, 0), (0, tail))))
 
-    run = -(-out_width * words // WORDS) * WORDS
+    run = -(-part_width * words // WORDS) * WORDS
     opposites = on_lines(np.zeros((taps, run), np.uint64))
-    row = opposites[:, : out_width * words].reshape(taps, out_width, words)
-    row[:] = ~weight.reshape(taps, 1, words)
+    row = opposites[:, : part_width * words].reshape(taps, part_width, words)
+    row[:] = ~_in_parts(weight.reshape(taps, 1, 1, words), channels, parts)
     levels = flips = np.empty(0, np.uint64)
     if thresholds is not None or flip is not None:
         thresholds, flip = np.asarray(thresholds), np.asarray(flip)
         check_vector("depthwise", "thresholds", thresholds, np.int32, channels)
         check_vector("depthwise", "flip", flip, np.bool_, channels)
+        thresholds, flip = np.tile(thresholds, parts), np.tile(flip, parts)
         levels, flips = _levels(-minus_base.astype(np.int64), thresholds, flip, taps)
     return Plan(
-        channels, words, *size, out_height, out_width, *padding, *stride,
+        channels, words, parts, part_width, *size, out_height, out_width, *padding, *stride,
         padded, row_words, phase_words, offsets, opposites.reshape(-1), planes, run,
         row_class, levels, flips, minus_base.reshape(classes, -1),
     )  # fmt: skip
 
 
+def _in_parts(pixels, channels, parts):
+    """The words of parts side by side: (..., parts, words) -> (..., words); of 1 part: of all."""
+    if parts == 1:
+        return pixels[..., 0, :]
+    shifts = np.arange(parts, dtype=np.uint64)[:, None] * np.uint64(channels)
+    pixels = pixels & np.uint64(2**channels - 1)
+    return np.bitwise_or.reduce(pixels << shifts, axis=-2)
+
+
 @functools.lru_cache(maxsize=256)  # a layer in training is prepared at each step
-def _places(channels, size, kernel_size, out_size, stride, padding, dilation, padding_mode):
+def _places(
+    channels, size, kernel_size, out_size, stride, padding, dilation, padding_mode, parts,
+    part_width,
+):  # fmt: skip
     """What of a plan does not depend on the weights.
 
     Returns
@@ -243,15 +283,26 @@ def _places(channels, size, kernel_size, out_size, stride, padding, dilation, pa
     """
     kh, kw = kernel_size
     words = words_for(channels)
-    phase_words = -(-(size[1] + 2 * padding[1]) // stride[1]) * words
-    row_words = stride[1] * phase_words
-    outside = pack_reference(np.ones(channels)) * np.uint64(padding_mode == "ones")
-    pixels = (size[0] + 2 * padding[0]) * row_words // words
-    padded = np.pad(np.tile(outside, pixels), (0, WORDS))  # the last load is a whole vector
     ky, kx = np.divmod(np.arange(kh * kw), kw)
     column = kx * dilation[1]
+    if parts == 1:
+        phase_width = -(-(size[1] + 2 * padding[1]) // stride[1])
+    else:  # what the filters of a part reach
+        phase_width = part_width + int(column.max()) // stride[1]
+    phase_words = phase_width * words
+    row_words = stride[1] * phase_words
     offsets = ky * dilation[0] * row_words + column % stride[1] * phase_words
     offsets += column // stride[1] * words
+
+    # Bits of the padding, 0 where the image comes.
+    y = np.arange(size[0] + 2 * padding[0])[:, None, None, None] - padding[0]
+    phase, place = np.arange(stride[1])[:, None, None], np.arange(phase_width)[:, None]
+    x = (np.arange(parts) * part_width + place) * stride[1] + phase - padding[1]
+    outside_rows, outside_columns = (y < 0) | (y >= size[0]), (x < 0) | (x >= size[1])
+    is_outside = outside_rows | outside_columns  # (rows, phases, places, parts)
+    outside = pack_reference(np.ones(channels)) * np.uint64(padding_mode == "ones")
+    padded = _in_parts(is_outside[..., None] * outside, channels, parts)
+    padded = np.pad(padded.reshape(-1), (0, WORDS))  # the last load is a whole vector
 
     rows, columns = (
         _taps_that_count(*axis, padding_mode)
@@ -448,7 +499,7 @@ def _images(plan, x, padded, counts, row, bits, sums):
             count_agreements(plan, padded, oy * step, counts)
             if len(bits):
                 _compare(plan, counts, plan.row_class[oy] * plan.run)
-                _copy(counts, 0, bits[n], oy * length, length)
+                _copy_bits(plan, counts, bits[n], oy * length)
             else:
                 unpack_counts(plan, counts, plan.row_class[oy], row)
                 _copy_pixels(plan, row, sums[n], oy * plan.out_width)
@@ -510,12 +561,34 @@ def _compare(plan, counts, of_class):
 @inlined
 def unpack_counts(plan, counts, of_class, sums):
     """2 * count - base, as numbers."""
-    base = plan.minus_base[of_class]
-    for i in range(len(base)):
-        sums[i] = base[i]
+    base, run = plan.minus_base[of_class], plan.run
     for word in range(len(base) // 64):
-        for plane in range(plan.planes):
-            _add_where(sums, 64 * word, counts[plane * plan.run + word], 2 << plane)
+        at = 64 * word
+        _add_planes(
+            base, at, counts[word], counts[run + word], counts[2 * run + word],
+            counts[3 * run + word], 2, sums,
+        )  # fmt: skip
+        if plan.planes > 4:
+            nothing = np.uint64(0)
+            _add_planes(
+                sums, at, counts[4 * run + word], counts[5 * run + word], nothing, nothing, 32,
+                sums,
+            )  # fmt: skip
+
+
+@inlined
+def copy_sums(plan, row, sums, first):
+    """A row of sums to its place among 32-bit integers, pixel by pixel.
+
+    Each pixel may be written with up to 15 numbers too many, which the next one puts right: behind
+    the last there must be room for them.
+    """
+    for part in range(plan.parts):
+        begin = part * plan.part_width
+        for x in range(min(plan.part_width, plan.out_width - begin)):
+            source, to = 64 * plan.words * x + part * plan.channels, (begin + x) * plan.channels
+            for c in range(0, plan.channels, INTEGERS):
+                store(sums, first + to + c, load_bytes(row, source + c))
 
 
 @inlined
@@ -528,12 +601,17 @@ def _agreement(padded, here, opposites, tap):
 def pad_image(plan, x, padded):
     """Copy an image between its padding, phase by phase."""
     row_words = plan.row_words
+    if plan.parts > 1:
+        start, end = plan.top * row_words, (plan.top + plan.height) * row_words
+        _copy(plan.padded, start, padded, start, end - start)
     for phase in range(plan.column_step):
         # The first column of the image in this phase, and its place there.
         column = (phase - plan.left) % plan.column_step
         place = (column + plan.left) // plan.column_step * plan.words
         target = plan.top * row_words + phase * plan.phase_words + place
-        if plan.column_step == 1:
+        if plan.parts > 1:
+            _pad_parts(plan, x, column, place, padded, target)
+        elif plan.column_step == 1:
             for y in range(plan.height):
                 width = plan.width * plan.words
                 _copy(x, y * width, padded, target + y * row_words, width)
@@ -545,6 +623,20 @@ def pad_image(plan, x, padded):
                 for w in range(plan.words):
                     _copy_every(x, source + w, plan.column_step * plan.words,
                                 padded, to + w, plan.words, pixels)  # fmt: skip
+
+
+@inlined
+def _pad_parts(plan, x, column, place, padded, target):
+    """The pixels of a phase, each to the parts that see it; place is that of the first one."""
+    step, ones = plan.column_step, (np.uint64(1) << np.uint64(plan.channels)) - np.uint64(1)
+    pixels = (plan.width - column + step - 1) // step
+    for part in range(plan.parts):
+        before = part * plan.part_width - place  # pixels of the phase before this part
+        shift = np.uint64(part * plan.channels)
+        for y in range(plan.height):
+            source, to = y * plan.width + column, target + y * plan.row_words - before - place
+            for i in range(max(0, before), min(pixels, before + plan.phase_words)):
+                padded[to + i] |= (x[source + i * step] & ones) << shift
 
 
 @inlined
@@ -565,48 +657,76 @@ def _copy(source, start, target, to, length):
 
 
 @inlined
+def _copy_bits(plan, row, bits, first):
+    """A row of bits to its place in the image."""
+    if plan.parts == 1:
+        _copy(row, 0, bits, first, plan.out_width * plan.words)
+        return
+    ones = (np.uint64(1) << np.uint64(plan.channels)) - np.uint64(1)
+    for part in range(plan.parts):
+        begin, shift = part * plan.part_width, np.uint64(part * plan.channels)
+        for x in range(min(plan.part_width, plan.out_width - begin)):
+            bits[first + begin + x] = (row[x] >> shift) & ones
+
+
+@inlined
 def _copy_pixels(plan, row, image, first):
     """A row of sums to its place in the image, without the bytes of the tails."""
-    for ox in range(plan.out_width):
-        source, target = row[64 * plan.words * ox :], image[first + ox]
-        for c in range(len(target)):
-            target[c] = source[c]
+    for part in range(plan.parts):
+        begin = part * plan.part_width
+        for x in range(min(plan.part_width, plan.out_width - begin)):
+            source = row[64 * plan.words * x + part * plan.channels :]
+            target = image[first + begin + x]
+            for c in range(len(target)):
+                target[c] = source[c]
 
 
-def _add_where(array, index, word, value):
-    """array[index + i] += value, for those of i = 0 to 63 where bit i of the word is 1."""
+def _add_planes(base, at, ones, twos, fours, eights, unit, sums):
+    """sums[at + i] = base[at + i] + unit * count, whose binary digits are bits i of four words."""
     for i in range(64):
-        if (int(word) >> i) & 1:
-            array[index + i] += value
+        planes = [int(word) >> i & 1 for word in (ones, twos, fours, eights)]
+        count = sum(bit << k for k, bit in enumerate(planes))
+        sums[at + i] = base[at + i] + unit * count
 
 
 @intrinsic
-def _masked_add(typing, array, index, word, value):
-    """One masked addition where the CPU has it: 64 bits are the mask of 64 bytes."""
+def _masked_additions(typing, base, at, ones, twos, fours, eights, unit, sums):
+    """Masked additions where the CPU has them: 64 bits are the mask of 64 bytes."""
     byte, count = ir.IntType(8), 64
     vector = ir.VectorType(byte, count)
 
     def generate(context, builder, signature, arguments):
-        array, index, word, value = arguments
-        data = context.make_array(signature.args[0])(context, builder, array).data
-        pointer = builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+        base_array, index, *words, unit_value, sums_array = arguments
+
+        def place(array_type, array):
+            data = context.make_array(array_type)(context, builder, array).data
+            return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
         undefined = ir.Constant(vector, ir.Undefined)
-        first = builder.insert_element(
-            undefined, builder.trunc(value, byte), ir.Constant(ir.IntType(32), 0)
-        )
         lanes = ir.Constant(ir.VectorType(ir.IntType(32), count), [0] * count)
-        everywhere = builder.shuffle_vector(first, undefined, lanes)
-        mask = builder.bitcast(word, ir.VectorType(ir.IntType(1), count))
-        added = builder.select(mask, everywhere, ir.Constant(vector, [0] * count))
-        builder.store(builder.add(builder.load(pointer, align=1), added), pointer, align=1)
+        nothing = ir.Constant(vector, [0] * count)
+        value, total = (
+            builder.trunc(unit_value, byte),
+            builder.load(place(base, base_array), align=1),
+        )
+        for word in words:
+            first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+            everywhere = builder.shuffle_vector(first, undefined, lanes)
+            mask = builder.bitcast(word, ir.VectorType(ir.IntType(1), count))
+            total = builder.add(total, builder.select(mask, everywhere, nothing))
+            value = builder.shl(value, ir.Constant(byte, 1))
+        builder.store(total, place(sums, sums_array), align=1)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, types.uint64, types.intp), generate
+    words = (types.uint64,) * 4
+    return types.void(base, types.intp, *words, types.intp, sums), generate
 
 
-@overload(_add_where)
-def _compiled_add_where(array, index, word, value):
-    return lambda array, index, word, value: _masked_add(array, index, word, value)
+@overload(_add_planes)
+def _compiled_add_planes(base, at, ones, twos, fours, eights, unit, sums):
+    return lambda base, at, ones, twos, fours, eights, unit, sums: _masked_additions(
+        base, at, ones, twos, fours, eights, unit, sums
+    )
 
 
 # -------------------------------------------------------------------------------------------- check

@@ -475,27 +475,17 @@ def _depthwise(first, end, task, origins, places, rows, plans, sources, program,
                 length = plan.height * plan.width * plan.words
                 depthwise.pad_image(plan, sources[k][n * length : (n + 1) * length], padded)
             counts = words[counts_at : counts_at + 6 * plan.run]
-            row = octets[8 * row_at : 8 * row_at + plan.minus_base.shape[1]]
+            row = octets[8 * row_at :]
             start = oy * plan.row_step * plan.row_words
             depthwise.count_agreements(plan, padded, start, counts)
             depthwise.unpack_counts(plan, counts, plan.row_class[oy], row)
-            _to_strip(plan, row, integers, 2 * base + rows[k, 2])
+            # What is written behind this strip belongs to the next one, or to the program.
+            depthwise.copy_sums(plan, row, integers, 2 * base + rows[k, 2])
         image = n
         start = item * out_width
         _move(origins, rows, start, program[3], base)
         stop = start + out_width
         _apply(program, start, stop, origins, arrays, memory[:3], base + slots, base + masks)
-
-
-@inlined
-def _to_strip(plan, row, strip, at):
-    """Sums of a row, as 32-bit integers and without the tails of the words."""
-    # Slices, whose indices begin with 0: an index that could be negative stays a scalar loop.
-    for x in range(plan.out_width):
-        to, source = at + x * plan.channels, row[64 * plan.words * x :]
-        target = strip[to : to + plan.channels]
-        for c in range(len(target)):
-            target[c] = source[c]
 
 
 # ---------------------------------------------------------------------------------- binary products

@@ -35,11 +35,14 @@ from tinybnn.kernels.simd import (
     maximum,
     minimum,
     positive_or,
+    splat,
     square_root,
+    store,
     store_block,
     store_signs,
     zero_block,
 )
+from tinybnn.kernels.simd import FLOATS as LANES
 
 _ALL_ONES = np.uint64(2**64 - 1)
 
@@ -366,7 +369,7 @@ def tables(program):
 
 def slot_floats(program):
     """Length of the float32 scratch memory that `chunk` needs."""
-    return (program.slots + 1) * BLOCK
+    return (program.slots + 1) * BLOCK + LANES
 
 
 def mask_words(program, numbers):
@@ -480,14 +483,15 @@ def _copy(source, first, target, to, count):
 @inlined
 def _spread(pixels, origin, first, count, channels, slots, at):
     """A number of each pixel to all of its channels."""
-    p, end = first, first + count
-    while p < end:
-        pixel = p // channels
-        stop = min((pixel + 1) * channels, end)
-        value = np.float32(pixels[pixel - origin])
-        for q in range(p, stop):
-            slots[at + q - first] = value
-        p = stop
+    pixel = first // channels
+    j, stop = 0, channels - first % channels
+    while j < count:
+        value = splat(np.float32(pixels[pixel - origin]))
+        # What a store writes behind the pixel is the next one's, or behind the block.
+        for q in range(j, min(stop, count), LANES):
+            store(slots, at + q, value)
+        pixel += 1
+        j, stop = stop, stop + channels
 
 
 @inlined

@@ -180,6 +180,11 @@ def load_strided(array, index, step):
     return array[index : index + (lanes - 1) * step + 1 : step].copy()
 
 
+def load_bytes(array, index):
+    """The 16 lanes array[index], array[index + 1], ... of a contiguous 1-D int8 array, as int32."""
+    return array[index : index + INTEGERS].astype(np.int32)
+
+
 def store(array, index, vector):
     """array[index], array[index + 1], ... = lanes."""
     array[index : index + len(vector)] = vector
@@ -269,6 +274,18 @@ def _load_strided(typing, array, index, step):
 
 
 @intrinsic
+def _load_bytes(typing, array, index):
+    def generate(context, builder, signature, arguments):
+        array_value, index_value = arguments
+        data = cgutils.create_struct_proxy(array)(context, builder, array_value).data
+        vector = ir.VectorType(ir.IntType(8), INTEGERS)
+        pointer = builder.bitcast(builder.gep(data, [index_value]), vector.as_pointer())
+        return builder.sext(builder.load(pointer, align=1), _llvm(_integers))
+
+    return _integers(array, types.intp), generate
+
+
+@intrinsic
 def _store(typing, array, index, vector):
     def generate(context, builder, signature, arguments):
         pointer = _address(context, builder, array, *arguments[:2], vector)
@@ -335,6 +352,12 @@ def _compiled_load_splat(array, index):
 def _compiled_load_strided(array, index, step):
     if _vector_of(array):
         return lambda array, index, step: _load_strided(array, index, step)
+
+
+@overload(load_bytes)
+def _compiled_load_bytes(array, index):
+    if _holds(array, types.int8):
+        return lambda array, index: _load_bytes(array, index)
 
 
 @overload(store)
