@@ -12,7 +12,7 @@ import numpy as np
 from tinybnn.kernels import parallel, threads
 from tinybnn.kernels.simd import kernel
 
-_GRAIN = 1 << 18  # floats below which a second thread costs time
+_GRAIN = 1 << 16  # floats below which a second thread costs time
 _LONG = 8  # channels of a run that pays for its own loop
 
 

@@ -25,7 +25,8 @@ from tinybnn.kernels.threads import tasks_for
 MOST_PRODUCERS = 3
 _CHUNK = 16384  # numbers that a program works on at a time, about: they stay in the second cache
 _CHUNK_PIXELS = 256  # pixels at most
-_PRODUCTS, _NUMBERS = 1e12, 3e10  # products of signs, and of instructions and numbers, a second
+# A second's products of signs, products of floats, and products of instructions and numbers.
+_PRODUCTS, _MULTIPLICATIONS, _NUMBERS = 1e12, 3e10, 3e10
 
 
 def kind(prepared):
@@ -51,12 +52,15 @@ class Layer:
         Of the producers; "none" if there are none.
     products : int
         Products of signs a sample.
+    seconds : float
+        Roughly what one core needs for a sample.
     """
 
     producers: tuple
     program: pointwise.Program
     kind: str
     products: int
+    seconds: float
 
     def memory_words(self, samples):
         """Words of scratch memory that `run` needs for so many samples, at most."""
@@ -109,7 +113,12 @@ def prepare(producers, program):
             )
         if kind(producer) != "float" and gives_bits(producer):
             raise ValueError(f"prepare: the producer of input {i} has thresholds, it gives bits")
-    return Layer(producers, program, *(kinds or {"none"}), sum(products(p) for p, _ in found))
+    (of,) = kinds or {"none"}
+    of_signs = sum(products(producer) for producer, _ in found)
+    seconds = of_signs / _PRODUCTS + math.prod(program.shape) * len(program.code) / _NUMBERS
+    if of == "float":
+        seconds += sum(producer.work for producer, _ in found) / _MULTIPLICATIONS
+    return Layer(producers, program, of, of_signs, seconds)
 
 
 @functools.lru_cache(maxsize=256)  # a layer in training needs it at each step
@@ -177,9 +186,7 @@ def bind(layer, inputs, outputs, memory=None):
     """
     samples = len(inputs[0])
     check(layer, samples, inputs, outputs)
-    numbers = samples * math.prod(layer.program.shape)
-    seconds = samples * layer.products / _PRODUCTS + numbers * len(layer.program.code) / _NUMBERS
-    tasks = tasks_for(seconds)
+    tasks = tasks_for(samples * layer.seconds)
     of = _KINDS[layer.kind]
     needed = of.memory(layer, samples, tasks)
     if memory is None:
