@@ -705,10 +705,8 @@ def _masked_additions(typing, base, at, ones, twos, fours, eights, unit, sums):
         undefined = ir.Constant(vector, ir.Undefined)
         lanes = ir.Constant(ir.VectorType(ir.IntType(32), count), [0] * count)
         nothing = ir.Constant(vector, [0] * count)
-        value, total = (
-            builder.trunc(unit_value, byte),
-            builder.load(place(base, base_array), align=1),
-        )
+        value = builder.trunc(unit_value, byte)
+        total = builder.load(place(base, base_array), align=1)
         for word in words:
             first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
             everywhere = builder.shuffle_vector(first, undefined, lanes)
