@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given
@@ -594,7 +595,7 @@ def test_bound_average_pooling_on_several_threads():
     geometry = (3, 3), (2, 2), (1, 1)
     for count in (1, 2):
         out = np.empty((8, 32, 32, 16), np.float32)
-        with num_threads(min(count, os.cpu_count())):
+        with num_threads(min(count, numba.config.NUMBA_NUM_THREADS)):
             float_pooling.bind_avg_pool2d(x, geometry, out)()
         np.testing.assert_array_equal(out, float_pooling.avg_pool2d_reference(x, geometry))
 
