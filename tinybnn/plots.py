@@ -251,7 +251,7 @@ def logarithmic(axes, which):
     axes.set(**{f"{which}scale": "log"})
     axis = getattr(axes, f"{which}axis")
     low, high = axis.get_view_interval()
-    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(ticker.NullFormatter())
 
@@ -282,10 +282,15 @@ def trade_off(axes, points, xlabel, ylabel, legend=True):
     axes.grid(True, color="0.92")
     axes.set_axisbelow(True)
     if legend:
-        axes.legend(
-            loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize="small",
-            borderaxespad=0.0,
-        )  # fmt: skip
+        legend_beside(axes)
+
+
+def legend_beside(axes):
+    """A legend to the right of the axes, where it hides nothing."""
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize="small",
+        borderaxespad=0.0,
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------ the roofline

@@ -448,7 +448,7 @@ assert sum(products for _, products in groups.values()) == counted["bdnet-a"].bo
 #     TINYBNN_DATA=DIR tinybnn reproduce bdnet-table2           # accuracy, operations, milliseconds
 #
 # Each writes a report with differences paired by seed, and the statistics of section 4 at the start
-# and at the end of training. At a quarter of the width and 20 epochs on CIFAR-10, mean of three seeds
+# and at the end of training. At a quarter of the width, 20 epochs on CIFAR-10, mean of three seeds
 # ([report](../tinybnn/experiments/results/bdnet-ablation/report.md)):
 #
 # | | test accuracy | against naive | the paper, CIFAR-100, full width |

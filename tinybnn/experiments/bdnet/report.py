@@ -168,7 +168,7 @@ def _draw_accuracy(path, result):
 
 def _draw_layers(path, result):
     """Factor of the batch norm and agreement of the gradients along the first architecture."""
-    figure = plots.figure(figsize=(10, 3.6))
+    figure = plots.figure(figsize=(11, 3.6))
     first = next(iter(result["arms"]))
     own = {
         result["arms"][row["name"]]: row["layers"]["end"]
@@ -184,6 +184,8 @@ def _draw_layers(path, result):
             for title, layers in own.items()
         }
         plots.curves(axes, lines, label, "layer with more than one tap")
+        axes.get_legend().remove()
         if key == "factor":
             plots.logarithmic(axes, "y")
+    plots.legend_beside(axes)
     figure.savefig(path, dpi=110)
