@@ -857,15 +857,13 @@ def test_in_place_operators_change_the_array_itself(symbol, other):
 
 
 @each_in_place
-def test_in_place_operators_refuse_what_a_graph_needs(symbol):
+def test_in_place_operators_refuse_leaves_that_a_graph_needs(symbol):
     operate = IN_PLACE[symbol]
     x = Tensor([1.0, 2.0], requires_grad=True)
     with pytest.raises(RuntimeError) as error:
         operate(x, 3.0)
     assert str(error.value).startswith(f"{symbol} on a Tensor that a graph needs (a leaf")
     assert "shape (2,)" in str(error.value)
-    with pytest.raises(RuntimeError, match="the result of Mul that requires grad"):
-        operate(x * 2.0, 3.0)
     assert_identical(x, [1.0, 2.0])
     with no_grad():
         before = x
@@ -875,16 +873,65 @@ def test_in_place_operators_refuse_what_a_graph_needs(symbol):
     operate(x.detach(), 3.0)
 
 
-@each_in_place
-def test_in_place_operators_refuse_what_a_graph_would_not_record(symbol):
-    """`total += w` on a plain total: the gradient of w would silently be lost."""
+each_operator = pytest.mark.parametrize("symbol", list(IN_PLACE)[:4])
+PLAIN = {
+    "+=": operator.add, "-=": operator.sub, "*=": operator.mul, "/=": operator.truediv,
+}  # fmt: skip
+
+
+@each_operator
+def test_in_place_operators_of_a_graph_make_a_new_tensor(symbol):
+    """`x += y` means `x = x + y` there: what rules have saved stays as it was."""
+    for x_needs, y_needs in ((True, False), (False, True), (True, True)):
+        results = []
+        for operators in (IN_PLACE, PLAIN):
+            w = Tensor([1.0, 2.0], requires_grad=x_needs)
+            y = Tensor([[3.0, 5.0]], requires_grad=y_needs)
+            x = T.exp(w * 2.0).reshape(1, 2)
+            before, values = x, x.data.copy()
+            result = operators[symbol](x, y)
+            assert result is not x
+            assert_identical(before, values)
+            (result * x).sum().backward()
+            results.append((result, w.grad, y.grad))
+        for found, expected in zip(*results, strict=True):
+            assert (found is None) == (expected is None)
+            if found is not None:
+                assert_identical(found, expected)
+
+
+@each_operator
+def test_in_place_operators_of_a_graph_keep_shape_and_dtype(symbol):
+    operate, w = IN_PLACE[symbol], Tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(ValueError, match=r"right side of shape \(3, 2\) does not fit into \(2,\)"):
+        operate(w * 1.0, np.ones((3, 2), np.float32))
+    result = operate(w * 1.0, Tensor([2.0, 4.0], dtype=np.float64))
+    assert result.dtype == np.float32
+    result.sum().backward()
+    assert w.grad.dtype == np.float32
+
+
+def test_the_last_line_of_a_residual_block():
+    w = Tensor([1.0, -2.0], requires_grad=True)
+    out = T.maximum(w * 3.0, 0.0)
+    out += w
+    out = T.maximum(out, 0.0)
+    out.sum().backward()
+    assert_identical(out, [4.0, 0.0])
+    assert_identical(w.grad, [4.0, 0.0])
+
+
+def test_index_assignment_refuses_what_a_graph_needs_or_would_not_record():
+    """`total[0] = w` on a plain total: the gradient of w would silently be lost."""
     w, total = Tensor([1.0, 2.0], requires_grad=True), Tensor([[0.0, 0.0]])
+    with pytest.raises(RuntimeError, match="the result of Mul that requires grad"):
+        (w * 2.0)[0] = 3.0
     with pytest.raises(RuntimeError, match=r"requires grad \(shape \(2,\)\) on its right"):
-        IN_PLACE[symbol](total, w)
+        total[0] = w
     assert_identical(total, [[0.0, 0.0]])
-    IN_PLACE[symbol](total, w.detach())
+    total[0] = w.detach()
     with no_grad():
-        IN_PLACE[symbol](total, w)
+        total[0] = w
 
 
 def test_other_in_place_operators_make_a_new_tensor():
@@ -1172,6 +1219,106 @@ def test_trace_collects_operations():
     assert [type(call.function).__name__ for call in calls] == ["Mul", "Sum"]
     assert calls[-1].output is y
     assert calls[0].inputs[0] is x
+
+
+@each_operator
+def test_trace_records_in_place_operators(symbol):
+    memory = np.array([1.0, 2.0], np.float32)
+    x = y = Tensor(memory)
+    with no_grad(), T.trace() as tape:
+        y = IN_PLACE[symbol](y, 4.0)
+    assert y is not x
+    assert_identical(memory, [1.0, 2.0])
+    assert_identical(y, PLAIN[symbol](x, 4.0))
+    assert len(tape) == 1
+    assert tape[0].inputs == (x, 4.0)
+    assert tape[0].output is y
+    assert not tape.escapes
+
+
+def test_trace_notes_reads_of_what_an_in_place_operator_left_behind():
+    for read in (lambda x, view: x * 1.0, lambda x, view: view * 1.0):
+        x = Tensor([1.0, 2.0])
+        with no_grad(), T.trace() as tape:
+            y, view = x, x.reshape(2, 1)
+            y += 1.0
+            y * 1.0
+            assert not tape.escapes
+            read(x, view)
+        assert [escape.reason[:10] for escape in tape.escapes] == ["it is read"]
+
+
+def test_trace_knows_a_detached_tensor():
+    x = Tensor([1.0, 2.0])
+    with T.trace() as tape:
+        y = Tensor(x.detach())
+        z = Tensor(x, dtype=np.float64)
+    assert tape.source(y) is x
+    assert tape.source(x) is x
+    assert tape.source(z) is z  # a copy
+
+
+COMPARED = {
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq,
+    "!=": operator.ne,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("symbol", COMPARED)
+def test_comparisons_are_arrays_and_recorded_where_they_end_in_where_or_a_product(symbol):
+    compare = COMPARED[symbol]
+    x, y = Tensor([1.0, 2.0, 3.0]), Tensor([3.0, 2.0, 1.0])
+    plain = compare(x, y)
+    assert plain.dtype == bool
+    assert_identical(plain, compare(x.data, y.data))
+    assert_identical(compare(x, 2.0), compare(x.data, 2.0))
+    uses = (
+        lambda c: x * c, lambda c: c * x, lambda c: x - c, lambda c: T.where(c, x, y),
+        lambda c: T.where(c, 1.0, -1.0), lambda c: y / T.where(c, x, 2.0),
+    )  # fmt: skip
+    for use in uses:
+        with no_grad(), T.trace() as tape:
+            result = use(compare(x, y))
+        assert_identical(result, use(plain))
+        assert not tape.escapes
+        assert type(tape[0].function) is T.Compare
+        assert tape[0].inputs == (x, y)
+        assert tape[0].options == {"operator": symbol}
+
+
+def test_all_else_that_is_made_of_a_comparison_is_noted():
+    """It works as the array does, and the tape knows that it does not know it."""
+    x = Tensor([1.0, -2.0, 3.0])
+    uses = (
+        lambda c: ~c, lambda c: c & c, lambda c: c.sum(), lambda c: c.any(), lambda c: c[0],
+        lambda c: 1.0 - c, lambda c: c * 2.0, lambda c: c.astype(np.float32), lambda c: list(c),
+        lambda c: np.where(c, 1.0, 2.0), lambda c: np.asarray(c), lambda c: c == c,
+        lambda c: bool(c[:1]), lambda c: len(c),
+    )  # fmt: skip
+    for use in uses:
+        with T.trace() as tape:
+            comparison = x > 0
+            assert comparison.shape == (3,)
+            assert comparison.dtype == bool
+            assert not tape.escapes
+            found = use(comparison)
+        assert tape.escapes, use
+        assert all(escape.tensors == (x,) for escape in tape.escapes)
+        np.testing.assert_array_equal(found, use(x > 0))
+
+
+def test_values_that_leave_the_tape_are_noted():
+    ways = (
+        lambda x: x.item(), float, bool, np.asarray, lambda x: x.numpy(),
+        lambda x: x.__setitem__(0, 1.0),
+    )  # fmt: skip
+    for way in ways:
+        with no_grad(), T.trace() as tape:
+            x = Tensor([2.0])
+            way(x)
+        (escape,) = tape.escapes
+        assert escape.tensors == (x,)
+        way(x)
 
 
 def test_manual_seed():

@@ -51,6 +51,15 @@ class Call:
     scope: tuple  # the modules whose forward was running, outermost first
 
 
+@dataclass(frozen=True)
+class Escape:
+    """Something that a traced model did and its tape cannot repeat for another input."""
+
+    tensors: tuple  # harmless if none of these depends on the input; () for a harm in any case
+    reason: str
+    scope: tuple  # the modules whose forward was running, outermost first
+
+
 class Tape(list):
     """The calls of a `trace` block in order.
 
@@ -58,11 +67,115 @@ class Tape(list):
     ----------
     modules : list of (module, inputs, output)
         The modules that ran, in the order in which they ended.
+    aliases : dict
+        ``id(x)`` of a Tensor that is another one without its graph, by `Tensor.detach`, to
+        ``(x, that other Tensor)``.
+    escapes : list of Escape
+    failed : tuple
+        The modules that were running when one of them raised an exception, outermost first.
     """
 
     def __init__(self):
         super().__init__()
         self.modules = []
+        self.failed = ()
+        self.aliases = {}
+        self.escapes = []
+        self._changed = {}  # id -> version cell of memory that an in-place operator changed
+
+    def source(self, x):
+        """The Tensor that x is an alias of, or x itself."""
+        while id(x) in self.aliases:
+            x = self.aliases[id(x)][1]
+        return x
+
+    def escape(self, reason, *tensors):
+        """Note that the values of `tensors` leave the tape, or that the model changes itself."""
+        self.escapes.append(Escape(tensors, reason, _state.scope))
+
+    def record(self, function, inputs, options, output):
+        """Append a call."""
+        self.reads(*inputs)
+        self.append(Call(function, inputs, options, output, _state.scope))
+
+    def reads(self, *inputs):
+        """Note which of `inputs` are not any more what the tape knows: see `changed`."""
+        if not self._changed:
+            return
+        for x in inputs:
+            if isinstance(x, Tensor) and id(x._version) in self._changed:
+                self.escape(
+                    "it is read after an in-place operator changed it under another name, or in a "
+                    "view; write x = x + y there",
+                    x,
+                )
+
+    def changed(self, x):
+        """An in-place operator gave its name to a new Tensor; x and views of it are outdated."""
+        self._changed[id(x._version)] = x._version
+
+
+class Comparison:
+    """What ``x > y`` gives inside `trace`: the boolean array, and what it was made of.
+
+    As the condition of `where`, or as an operand of a Tensor, it is recorded. It can do whatever
+    the array can; but what that gives is a constant to the tape, which is told so (`Tape.escapes`).
+    """
+
+    __hash__ = None
+    __array_priority__ = 1000
+
+    def __init__(self, array, operator, inputs):
+        self.array, self.operator, self.inputs = array, operator, inputs
+
+    def recorded(self):
+        """1.0 where it holds, else 0.0, as a Tensor that the tape knows."""
+        return Compare.apply(*self.inputs, operator=self.operator)
+
+    def _values(self, use):
+        if _state.tape is not None:
+            _state.tape.escape(
+                f"the result of a comparison ({self.operator}) is used by {use}; only "
+                "where(x > y, ...) and products such as x * (x > 0) have a packed form",
+                *(x for x in self.inputs if isinstance(x, Tensor)),
+            )
+        return self.array
+
+    shape = property(lambda self: self.array.shape)
+    dtype = property(lambda self: self.array.dtype)
+    ndim = property(lambda self: self.array.ndim)
+    size = property(lambda self: self.array.size)
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._values(name), name)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self._values("a NumPy function"), dtype=dtype, copy=copy)
+
+    def __repr__(self):
+        return f"Comparison({self.array!r})"
+
+
+def _as_array_method(name):
+    """A special method of arrays, which Python looks up in the class only."""
+
+    def method(self, *others):
+        if any(isinstance(other, Tensor) for other in others):
+            return NotImplemented  # it is the Tensor's business
+        others = [other.array if isinstance(other, Comparison) else other for other in others]
+        return getattr(self._values(name.strip("_")), name)(*others)
+
+    return method
+
+
+for _name in (
+    "bool", "int", "float", "index", "len", "iter", "getitem", "contains", "invert", "neg", "abs",
+    "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "rand", "ror", "rxor",
+    "add", "sub", "mul", "truediv", "pow", "matmul", "radd", "rsub", "rmul", "rtruediv", "rpow",
+):  # fmt: skip
+    setattr(Comparison, f"__{_name}__", _as_array_method(f"__{_name}__"))
 
 
 @contextlib.contextmanager
@@ -87,6 +200,9 @@ def traced_forward(module, inputs):
     _state.scope = (*before, module)
     try:
         output = module.forward(*inputs)
+    except Exception:
+        tape.failed = tape.failed or _state.scope
+        raise
     finally:
         _state.scope = before
     tape.modules.append((module, inputs, output))
@@ -142,7 +258,7 @@ class Function:
         if _state.grad_enabled and any([x.requires_grad for x in tensors]):
             function._record(inputs, arrays, output)
         if _state.tape is not None:
-            _state.tape.append(Call(function, inputs, options, output, _state.scope))
+            _state.tape.record(function, inputs, options, output)
         return output
 
     def _record(self, inputs, arrays, output):
@@ -216,6 +332,8 @@ def _operand(x, dtype):
 
     A Python number does not, nor does an array of the same dtype.
     """
+    if isinstance(x, Comparison):
+        return x.recorded()
     if isinstance(x, np.generic):
         return x.item()
     if isinstance(x, np.ndarray) and x.dtype.kind in "iub":
@@ -441,6 +559,11 @@ class Tensor:
     -----
     Comparisons (``x > 0``) give plain boolean arrays: they have no gradient.
 
+    ``x += y`` (and -=, *=, /=) makes a new Tensor x + y and binds the name to it where a graph
+    records x or y, and inside `trace`; a second name for the old Tensor keeps the old values. Under
+    `no_grad`, or where nothing requires grad, it changes the array itself. A leaf that requires
+    grad is changed under `no_grad` only.
+
     Examples
     --------
     >>> x = Tensor([1.0, 2.0], requires_grad=True)
@@ -466,7 +589,10 @@ class Tensor:
         self.requires_grad = bool(requires_grad)
         self.function = None
         # Counts in-place changes; Tensors on the same memory share it.
-        self._version = source._version if source is not None and self.data is data else [0]
+        is_alias = source is not None and self.data is data
+        self._version = source._version if is_alias else [0]
+        if is_alias and _state.tape is not None:
+            _state.tape.aliases[id(self)] = self, source
 
     shape = property(lambda self: self.data.shape)
     dtype = property(lambda self: self.data.dtype)
@@ -480,10 +606,21 @@ class Tensor:
 
     def numpy(self):
         """The array itself (shared memory, no copy)."""
+        self._leaves_tape("numpy()")
         return self.data
+
+    def _leaves_tape(self, way):
+        """Note inside `trace` that what is made of this tensor's values is not recorded."""
+        if _state.tape is not None:
+            _state.tape.escape(
+                f"{way} takes values of the input out of the model, and what is made of them would "
+                "be fixed; use operations on Tensors, or skip it unless self.training",
+                self,
+            )
 
     def item(self):
         """The value of a tensor with one element, as a Python float."""
+        self._leaves_tape("item() or float()")
         if self.data.size != 1:
             raise ValueError(f"item: the tensor has {self.data.size} elements (shape {self.shape})")
         return self.data.item()
@@ -524,12 +661,14 @@ class Tensor:
         return len(self.data)
 
     def __bool__(self):
+        self._leaves_tape("an if or bool()")
         return bool(self.data)
 
     def __float__(self):
         return float(self.item())
 
     def __array__(self, dtype=None, copy=None):
+        self._leaves_tape("a NumPy function")
         return np.array(self.data, dtype=dtype, copy=copy)
 
     def __iter__(self):
@@ -537,22 +676,22 @@ class Tensor:
 
     # Comparisons give arrays of bools.
     def __lt__(self, other):
-        return self.data < as_array(other)
+        return _compare("<", self, other)
 
     def __le__(self, other):
-        return self.data <= as_array(other)
+        return _compare("<=", self, other)
 
     def __gt__(self, other):
-        return self.data > as_array(other)
+        return _compare(">", self, other)
 
     def __ge__(self, other):
-        return self.data >= as_array(other)
+        return _compare(">=", self, other)
 
     def __eq__(self, other):
-        return self.data == as_array(other)
+        return _compare("==", self, other)
 
     def __ne__(self, other):
-        return self.data != as_array(other)
+        return _compare("!=", self, other)
 
     # Operators and methods; each is one of the functions below.
     def __add__(self, other):
@@ -597,44 +736,63 @@ class Tensor:
     __radd__ = __add__
     __rmul__ = __mul__
 
-    # In-place operators change the array itself; a graph never records them.
+    # In-place operators: a new Tensor where a graph or a tape records them, else the array changes.
     def __iadd__(self, other):
-        return self._in_place("+=", np.add, other)
+        return self._in_place("+=", Add, np.add, other)
 
     def __isub__(self, other):
-        return self._in_place("-=", np.subtract, other)
+        return self._in_place("-=", Sub, np.subtract, other)
 
     def __imul__(self, other):
-        return self._in_place("*=", np.multiply, other)
+        return self._in_place("*=", Mul, np.multiply, other)
 
     def __itruediv__(self, other):
-        return self._in_place("/=", np.divide, other)
+        return self._in_place("/=", Div, np.divide, other)
 
     def __setitem__(self, index, value):
-        self._check_in_place("[...] =", value)
+        if _state.grad_enabled and self.requires_grad:
+            raise self._needed_by_graph("[...] =", "use where, cat or pad instead")
+        if _state.grad_enabled and isinstance(value, Tensor) and value.requires_grad:
+            raise RuntimeError(
+                f"[...] = with a Tensor that requires grad (shape {value.shape}) on its right: the "
+                "graph would not record it; use where, cat or pad instead, or use y.detach()"
+            )
+        if _state.tape is not None:
+            tensors = (self, value) if isinstance(value, Tensor) else (self,)
+            _state.tape.escape("x[...] = y is not recorded; use where, cat or pad", *tensors)
         self.data[index] = as_array(value)
         self._version[0] += 1
 
-    def _in_place(self, symbol, function, other):
-        self._check_in_place(symbol, other)
-        function(self.data, as_array(other), out=self.data)
+    def _in_place(self, symbol, operation, ufunc, other):
+        in_graph = _state.grad_enabled and (
+            self.requires_grad or (isinstance(other, Tensor) and other.requires_grad)
+        )
+        if in_graph and self.requires_grad and self.function is None:
+            raise self._needed_by_graph(symbol, "write x = x + y instead")
+        tape = _state.tape
+        if tape is not None and not in_graph and type(self) is not Tensor:
+            tape.escape(f"{symbol} changes a {type(self).__name__} of the model")
+            tape = None
+        if in_graph or tape is not None:
+            result = operation.apply(self, other).to(self.dtype)
+            if result.shape != self.shape:
+                raise ValueError(
+                    f"{symbol}: a right side of shape {np.shape(as_array(other))} does not fit "
+                    f"into {self.shape}"
+                )
+            if not in_graph:
+                tape.changed(self)
+            return result
+        ufunc(self.data, as_array(other), out=self.data)
         self._version[0] += 1
         return self
 
-    def _check_in_place(self, symbol, other):
-        if not _state.grad_enabled:
-            return
-        if self.requires_grad:
-            kind = "a leaf" if self.function is None else f"the result of {self.function}"
-            raise RuntimeError(
-                f"{symbol} on a Tensor that a graph needs ({kind} that requires grad, shape "
-                f"{self.shape}): write x = x + y instead, or wrap the change in no_grad()"
-            )
-        if isinstance(other, Tensor) and other.requires_grad:
-            raise RuntimeError(
-                f"{symbol} with a Tensor that requires grad (shape {other.shape}) on its right: "
-                "the graph would not record it; write x = x + y instead, or use y.detach()"
-            )
+    def _needed_by_graph(self, symbol, instead):
+        kind = "a leaf" if self.function is None else f"the result of {self.function}"
+        return RuntimeError(
+            f"{symbol} on a Tensor that a graph needs ({kind} that requires grad, shape "
+            f"{self.shape}): {instead}, or wrap the change in no_grad()"
+        )
 
     def abs(self):
         return abs(self)
@@ -708,6 +866,18 @@ def _one_tuple(arguments):
     if len(arguments) == 1 and not isinstance(arguments[0], int | np.integer):
         return tuple(arguments[0])
     return arguments
+
+
+COMPARISONS = {  # operators and what NumPy calls them
+    "<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal,
+    "==": np.equal, "!=": np.not_equal,
+}  # fmt: skip
+
+
+def _compare(operator, x, other):
+    """An array of bools; inside `trace` a `Comparison`."""
+    array = COMPARISONS[operator](x.data, as_array(other))
+    return array if _state.tape is None else Comparison(array, operator, (x, other))
 
 
 def as_array(x):
@@ -861,18 +1031,31 @@ class Clamp(Function):
         return grad * ((values >= low) & (values <= high))
 
 
+class Compare(Function):
+    """1 where a comparison holds, else 0: how `trace` records the condition of a `where`."""
+
+    saves = ()
+    broadcasts = True
+
+    def forward(self, a, b, operator):
+        return COMPARISONS[operator](a, b).astype(np.result_type(a, b, np.float32))
+
+    def backward(self, grad, output, a, b):
+        return None, None  # it has no gradient; nothing asks for one
+
+
 class Where(Function):
     saves = ()
     broadcasts = True
 
-    def forward(self, a, b, condition):
-        self.condition = condition
+    def forward(self, condition, a, b):
+        self.condition = condition = np.asarray(condition, bool)
         if not (np.ndim(a) or np.ndim(b)):  # numbers must not decide the dtype
             return np.where(condition, a, b).astype(np.result_type(a, b, np.float32))
         return np.where(condition, a, b)
 
-    def backward(self, grad, output, a, b):
-        return (where(self.condition, grad, 0.0), where(self.condition, 0.0, grad))
+    def backward(self, grad, output, condition, a, b):
+        return None, where(self.condition, grad, 0.0), where(self.condition, 0.0, grad)
 
 
 class Cast(Function):
@@ -926,7 +1109,11 @@ def clamp(x, min=None, max=None):
 
 def where(condition, a, b):
     """Elements of `a` where `condition` (boolean array) holds, of `b` elsewhere."""
-    return Where.apply(a, b, condition=np.asarray(as_array(condition), dtype=bool))
+    if isinstance(condition, Comparison):
+        condition = condition.recorded()
+    elif not isinstance(condition, Tensor):
+        condition = np.asarray(condition, dtype=bool)
+    return Where.apply(condition, a, b)
 
 
 # ------------------------------------------------------------------------------------- reductions

@@ -26,14 +26,21 @@ import numpy as np
 from tinybnn import functional as F
 from tinybnn import tensor as T
 from tinybnn.deploy.packed import PackedModel, Step
+from tinybnn.deploy.shapes import infer
+from tinybnn.deploy.trace import (
+    CompileError,
+    difference,
+    evaluate,
+    layer_name,
+    layer_names,
+    outline,
+    trace_model,
+)
+from tinybnn.deploy.verify import DifferentError, compare, verify
 from tinybnn.kernels import bits
 from tinybnn.nn.binary import OnesOfOneSample
 from tinybnn.quantizers import Quantize
-from tinybnn.tensor import Tensor, no_grad, trace
-
-
-class CompileError(ValueError):
-    """A layer that has no packed form."""
+from tinybnn.tensor import Tensor
 
 
 def compile(model, input_shape):
@@ -56,92 +63,72 @@ def compile(model, input_shape):
         Naming the layer, if an operation has no packed form.
     """
     input_shape = tuple(int(n) for n in input_shape)
+    if not input_shape or min(input_shape) < 1:
+        raise CompileError(
+            "compile: input_shape must be the shape of one sample, of sizes >= 1, "
+            f"got {input_shape}"
+        )
     for name, parameter in model.named_parameters():
         if parameter.dtype != np.float32:
             raise CompileError(f"compile: {name} is {parameter.dtype}, a packed model is float32")
-    x = np.random.default_rng(0).standard_normal((_TRACE_BATCH, *input_shape)).astype(np.float32)
-    calls, x, output = _trace(model, x)
-    return _Compiler(_names(model), calls, x, output).program(input_shape)
-
-
-def verify(model, packed, x, batch_size=256):
-    """Compare every result of the packed model with the float model's, exactly.
-
-    Parameters
-    ----------
-    model : Module
-    packed : PackedModel
-        Compiled from `model`.
-    x : (N, *input_shape) float32
-
-    Returns
-    -------
-    int
-        The number of values that were compared; all were equal.
-
-    Raises
-    ------
-    AssertionError
-        Naming the first layer whose results differ, and where.
-    """
-    x = packed.check_input(x)
-    compared = 0
-    for start in range(0, max(len(x), 1), batch_size):
-        part = x[start : start + batch_size]
-        calls, _, output = _trace(model, part)
-        if len(calls) != packed.calls:
-            raise AssertionError(
-                f"verify: the model runs {len(calls)} operations, "
-                f"the packed model was compiled from {packed.calls}"
-            )
-        for run in (packed.run, packed.run_plan):  # each step by itself, then as predict does it
-            for step, result in run(part):
-                if step.layout == "internal":
-                    continue
-                expected = calls[step.call].output.data
-                found = step.as_floats(result)
-                _compare(step, found, expected.reshape(found.shape), start)
-                compared += found.size if run == packed.run else 0
-            _compare(step, found, output.data, start)
-    return compared
-
-
-def _compare(step, found, expected, start):
-    different = ~((found == expected) | (np.isnan(found) & np.isnan(expected)))
-    if different.any():
-        index = tuple(int(i) for i in np.argwhere(different)[0])
-        where = (index[0] + start, *index[1:])
-        raise AssertionError(
-            f"verify: {step.name} ({step.operation}) differs in {int(different.sum())} of "
-            f"{different.size} values, first at {where}: packed {found[index]!r}, "
-            f"float {expected[index]!r}"
-        )
+    names, (x, *others) = layer_names(model), _inputs(input_shape)
+    tape, x, output = trace_model(model, x)
+    packed = _Compiler(names, tape, x, output).program(input_shape)
+    first = outline(tape, x, output)
+    del tape, x, output  # constants as large as the latent weights
+    for x in others:
+        if found := difference(first, outline(*_trace_again(model, x))):
+            scope, reason = found
+            raise CompileError(f"compile: layer {layer_name(names, scope)}: {reason}")
+        _expect_equal(model, packed, x)
+    return packed
 
 
 # The batch size of the trace: a reshape keeps it as its first size, and it is unlikely elsewhere.
 _TRACE_BATCH = 2
 
 
-def _trace(model, x):
-    """The calls of one forward pass in eval mode, its input and its output."""
-    x = Tensor(x)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+def _inputs(shape):
+    """What a model is traced with, and two batches of other sizes that it is tried with.
+
+    Their means, ranges and signs differ, so that an ``if`` on such a value goes the other way.
+    """
+    rng = np.random.default_rng(0)
+    usual = rng.standard_normal((_TRACE_BATCH, *shape))
+    high, wide, low = rng.standard_normal((3, *shape))
+    batches = usual, (2 * high + 4, 1000 * wide, np.copysign(0, wide)), (2 * low - 4,)
+    return [np.stack(samples).astype(np.float32) for samples in batches]
+
+
+def _trace_again(model, x):
     try:
-        with no_grad(), np.errstate(all="ignore"), trace() as calls:
-            output = model(x)
-    finally:
-        for module, training in modes:
-            module.training = training
-    return calls, x, output
+        return trace_model(model, x)
+    except CompileError:
+        raise
+    except Exception as error:
+        raise CompileError(
+            f"compile: the model ends in {type(error).__name__} for a batch of shape {x.shape}: "
+            f"{error}; is a batch size written down in it?"
+        ) from error
 
 
-def _names(model):
-    """id(module) -> how to call it in messages, e.g. ``features.3 (BinaryConv2d)``."""
-    return {
-        id(module): f"{path or 'model'} ({type(module).__name__})"
-        for path, module in model.named_modules()
-    }
+def _expect_equal(model, packed, x):
+    """Hold a packed model against the float model, outside of any trace."""
+    try:
+        compare(packed.steps[-1], packed.predict(x), evaluate(model, x))
+    except DifferentError as error:
+        raise CompileError(
+            "compile: the packed model does not give what the model gives: "
+            f"{_first_difference(model, packed, x) or error}"
+        ) from None
+
+
+def _first_difference(model, packed, x):
+    """What `verify` says of the first layer that differs; None if none does."""
+    try:
+        verify(model, packed, x)
+    except DifferentError as error:
+        return error
 
 
 # Functions of each element alone, given their constants: what may stand between sums and a sign.
@@ -177,27 +164,119 @@ class _Thresholds:
     flattened: bool = False  # whether the image was flattened before the sign
 
 
+class _Scan:
+    """A sign as a function of a sum, channel by channel, over all integers that it can reach.
+
+    The integers come in ascending blocks, so that no more than a block is in memory.
+
+    Parameters
+    ----------
+    count : int
+        The sums lie in ± this number.
+    channels : int
+    is_pooled : bool
+        Whether a max-pool stands between: on the values, the sign of which then depends on them.
+    """
+
+    BLOCK = 1 << 17  # numbers of a block
+
+    def __init__(self, count, channels, is_pooled):
+        self.count, self.channels, self.is_pooled = count, channels, is_pooled
+        self.turns = np.zeros(channels, np.int64)  # how often the sign changes
+        self.where = np.full(channels, -count, np.int64)  # the integer at which it first does
+        self.any_nan, self.all_nan = np.zeros(channels, bool), np.ones(channels, bool)
+        # The smallest and the largest value of each sign.
+        self.low, self.high = (np.full((2, channels), v, np.float32) for v in (np.inf, -np.inf))
+
+    def blocks(self):
+        """All integers in ascending order, as arrays of float32."""
+        step = max(1, self.BLOCK // self.channels)
+        for start in range(-self.count, self.count + 1, step):
+            yield np.arange(start, min(start + step, self.count + 1), dtype=np.float32)
+
+    def add(self, integers, values, signs):
+        """Take in a block: values before the pool and signs behind it, (n, C)."""
+        if integers[0] == -self.count:
+            self.first = self.last = signs[0]
+        changes = signs != np.concatenate([self.last[None], signs[:-1]])
+        is_first = (self.turns == 0) & changes.any(0)
+        self.where[is_first] = integers[changes.argmax(0)[is_first]]
+        self.turns += changes.sum(0)
+        self.last = signs[-1]
+        is_nan = np.isnan(values)
+        self.any_nan |= is_nan.any(0)
+        self.all_nan &= is_nan.all(0)
+        if self.is_pooled:
+            for sign in (0, 1):
+                of_sign = (signs == sign) & ~is_nan
+                low, high = (np.where(of_sign, values, v) for v in (np.inf, -np.inf))
+                self.low[sign] = np.minimum(self.low[sign], low.min(0))
+                self.high[sign] = np.maximum(self.high[sign], high.max(0))
+
+    def is_threshold(self):
+        """Whether one comparison for each channel gives all signs."""
+        # A NaN on its own among the values would win a max-pool and lose the comparison.
+        if np.any(self.any_nan & ~self.all_nan) or np.any(self.turns > 1):
+            return False
+        return not self.is_pooled or bool(np.all(self.rises() | self.falls() | (self.turns == 0)))
+
+    def thresholds(self):
+        """(C,) integers t and flips, so that the sign is (sum >= t) != flip."""
+        constant = self.turns == 0
+        flip = np.where(constant, ~self.first, self.first)
+        return self.where.astype(_smallest_int(self.count)), flip
+
+    def rises(self):
+        """(C,) whether larger values have the sign +1."""
+        return self.high[0] < self.low[1]
+
+    def falls(self):
+        """(C,) whether larger values have the sign -1, so that a maximum has the least sign."""
+        return (self.high[1] < self.low[0]) & (self.turns > 0)
+
+
 class _Compiler:
-    def __init__(self, names, calls, x, output):
-        self.names, self.calls, self.output = names, calls, output
+    def __init__(self, names, tape, x, output):
+        self.names, self.calls, self.output = names, tape, output
         self.producer = {id(x): -1}  # Tensor -> the call that made it (-1: the model's input)
         self.symbolic = []  # for each call: the producers of its inputs that depend on x
         self.kinds = {-1: "float"}
-        for i, call in enumerate(calls):
-            sources = [self.producer.get(id(t)) for t in call.inputs]
+        self.expect_no_escapes(x)
+        for i, call in enumerate(tape):
+            sources = [self.made_by(t) for t in call.inputs]
             self.symbolic.append([s for s in sources if s is not None])
             if self.symbolic[i]:
+                if call.output.dtype != np.float32:
+                    raise self.refuse(
+                        i, f"it computes in {call.output.dtype}; a packed model is float32"
+                    )
                 self.kinds[i] = self.kind(i)
                 self.producer[id(call.output)] = self.without_repetition(i)
-        if id(output) not in self.producer:
+        if self.made_by(output) is None:
             raise CompileError("compile: the model's output does not depend on its input")
         self._thresholds = {}
 
     # ------------------------------------------------------------------------------------ helpers
 
+    def expect_no_escapes(self, x):
+        """All that depends on x is on the tape."""
+        dependent = {id(x)}
+        for call in self.calls:
+            if any(id(self.calls.source(t)) in dependent for t in call.inputs):
+                dependent.add(id(call.output))
+        for escape in self.calls.escapes:
+            tensors = map(self.calls.source, escape.tensors)
+            if not escape.tensors or any(id(t) in dependent for t in tensors):
+                raise CompileError(
+                    f"compile: layer {layer_name(self.names, escape.scope)}: {escape.reason}"
+                )
+
+    def made_by(self, x):
+        """The call that made x; -1 for the model's input, None for a constant."""
+        return self.producer.get(id(self.calls.source(x)))
+
     def name(self, i):
-        scope = self.calls[i].scope
-        return self.names.get(id(scope[-1]), type(scope[-1]).__name__) if scope else "model"
+        return layer_name(self.names, self.calls[i].scope)
 
     def shape(self, i):
         """Shape of one sample of a call's output."""
@@ -207,7 +286,7 @@ class _Compiler:
         """Input number `position` of call i as a constant array, or None if it depends on x."""
         value = self.calls[i].inputs[position]
         if isinstance(value, Tensor):
-            return None if id(value) in self.producer else value.data
+            return value.data if self.made_by(value) is None else None
         return np.asarray(value, np.float32)
 
     def refuse(self, i, reason):
@@ -315,47 +394,33 @@ class _Compiler:
         ):
             return None
         split = pools[0] if pools else len(chain)
-        channels, *pixels = self.shape(source)
-        count = self.terms(source)
-        grid = np.arange(-count, count + 1, dtype=np.float32)
-        grid = grid.reshape(-1, 1, *(1 for _ in pixels)) * np.ones((channels, *(1 for _ in pixels)))
-        grid = grid.astype(np.float32)  # (integers, C) or (integers, C, 1, 1)
+        quantizer = self.calls[i].options["quantizer"]
+        scan = _Scan(self.terms(source), self.shape(source)[0], bool(pools))
+        ndim = self.calls[source].output.ndim
         with np.errstate(all="ignore"):
-            values = self.replay(chain[:split], grid)
-            if values is None:
-                return None
-            results = self.replay(chain[split + 1 :], values)
-        if results is None:
+            for integers in scan.blocks():
+                grid = np.repeat(integers[:, None], scan.channels, axis=1)
+                grid = grid.reshape(*grid.shape, *(1,) * (ndim - 2))  # (n, C) or (n, C, 1, 1)
+                values = self.replay(chain[:split], grid)
+                if values is None:
+                    return None
+                results = self.replay(chain[split + 1 :], values)
+                if results is None:
+                    return None
+                signs = quantizer.forward(results) > 0
+                scan.add(integers, values.reshape(grid.shape[:2]), signs.reshape(grid.shape[:2]))
+        if not scan.is_threshold():
             return None
-        sign = self.calls[i].options["quantizer"].forward(results).reshape(len(grid), channels) > 0
-        values = values.reshape(len(grid), channels)
-        # A NaN on its own among the values would win a max-pool and lose the comparison.
-        is_nan = np.isnan(values)
-        if np.any(is_nan.any(0) & ~is_nan.all(0)):
-            return None
-        changes = sign[1:] != sign[:-1]  # (integers - 1, C)
-        if np.any(changes.sum(0) > 1):
-            return None
-        constant = ~changes.any(0)
-        thresholds = np.where(constant, -count, np.argmax(changes, 0) + 1 - count)
-        flip = np.where(constant, ~sign[0], sign[0])
-        found = _Thresholds(source, thresholds.astype(_smallest_int(count)), flip)
-        found.flattened = flattened
+        found = _Thresholds(source, *scan.thresholds(), flattened=flattened)
         if pools:
-            found.pool = chain[split].options["windows"]
-            order = np.argsort(values, axis=0, kind="stable")
-            steps = np.diff(np.take_along_axis(sign, order, 0).astype(np.int8), axis=0)
-            falls, rises = (steps < 0).any(0), (steps > 0).any(0)
-            if np.any(falls & rises):
-                return None
-            found.minimum = falls
+            found.pool, found.minimum = chain[split].options["windows"], scan.falls()
         return found
 
     def replay(self, calls, x):
         """The calls' elementwise functions, applied to other values; None if they are not."""
         for call in calls:
             shape = x.shape
-            inputs = [x if id(t) in self.producer else T.as_array(t) for t in call.inputs]
+            inputs = [T.as_array(t) if self.made_by(t) is None else x for t in call.inputs]
             x = type(call.function).apply(*inputs, **call.options)
             if x.shape != shape:  # a constant of its own for each pixel
                 return None
@@ -369,7 +434,7 @@ class _Compiler:
 
     def program(self, input_shape):
         """Ask for the output as floats, and give a step to every form that is asked for."""
-        wanted = {(self.producer[id(self.output)], "float")}
+        wanted = {(self.made_by(self.output), "float")}
         recipes = {}
         if (-1, "float") in wanted:
             raise CompileError("compile: the model gives its input back, there is nothing to do")
@@ -389,7 +454,21 @@ class _Compiler:
                     steps.append(Step(self.name(i), operation, tuple(inputs), **details))
                 if (i, form) in recipes:
                     made[i, form] = len(steps) - 1
+        self.check_shapes(input_shape, steps)
         return PackedModel(input_shape, steps, len(self.calls))
+
+    def check_shapes(self, input_shape, steps):
+        """Every step fits to those that it reads, and gives what the float model gave."""
+        try:
+            values = infer(input_shape, steps)
+        except ValueError as error:
+            raise CompileError(f"compile: {error}") from None
+        for step, value in zip(steps, values, strict=True):
+            if step.layout != "internal" and value.shape != step.shape:
+                raise CompileError(
+                    f"compile: layer {step.name}: {step.operation} gives {value.shape}, "
+                    f"the model {step.shape}"
+                )
 
     def recipe_accumulator(self, i):
         call, weight = self.calls[i], self.constant(i, 1)
@@ -521,6 +600,16 @@ class _Compiler:
             operation, settings = "pad", dict(options)
         elif function is T.Cat and options["dim"] > 0 and len(sources) == len(call.inputs):
             operation, settings = "cat", dict(options)
+        elif function is T.Compare:
+            operation, settings = "compare", dict(options)
+            for side, position in (("left", 0), ("right", 1)):
+                if (value := self.constant(i, position)) is not None:
+                    arrays[side] = value
+        elif function is T.Where:
+            operation = "where"
+            for name, position in (("condition", 0), ("left", 1), ("right", 2)):
+                if (value := self.constant(i, position)) is not None:
+                    arrays[name] = value.astype(np.float32)
         elif function is F.TakeChannels:
             index = options["index"]
             operation = "take_channels"
@@ -531,6 +620,11 @@ class _Compiler:
             packed_bits["weight"] = int(np.prod(weight.shape[1:]))
         if any(value is None for value in arrays.values()):
             raise self.refuse(i, "one of its constants depends on the input")
+        if function in (*_BINARY, T.Compare, T.Where) and any(
+            value.ndim == call.output.ndim and len(value) == _TRACE_BATCH
+            for value in arrays.values()
+        ):
+            raise self.refuse(i, "one of its constants has a row for each sample of the batch")
         details = {"arrays": {k: np.array(v) for k, v in arrays.items()}, "settings": settings}
         return [(operation, result | details | {"bits": packed_bits}, sources)]
 
@@ -543,14 +637,19 @@ def _pooling(windows):
 
 def _are_small_integers(weight):
     """Whether all weights are -1 or 1, or -1, 0 or 1."""
-    return bool(np.all((np.abs(weight) == 1) | (weight == 0)))
+    return all(np.all((np.abs(row) == 1) | (row == 0)) for row in weight)
 
 
 def _planes(rows):
     """Weights of ±1 as one plane of bits, ternary ones as two: their sign, and where they are 0."""
-    arrays = {"weight": bits.pack(np.where(rows > 0, 1, -1))}
+
+    def packed(condition):
+        # Filter by filter: a large layer is not to be in memory again as bytes or words.
+        return np.concatenate([bits.pack(np.where(condition(row), 1, -1)[None]) for row in rows])
+
+    arrays = {"weight": packed(lambda row: row > 0)}
     if not np.all(rows):
-        arrays["mask"] = bits.pack(np.where(rows != 0, 1, -1))
+        arrays["mask"] = packed(lambda row: row != 0)
     return {"arrays": arrays, "bits": dict.fromkeys(arrays, rows.shape[-1])}
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from tinybnn import functional as F
 from tinybnn import storage
+from tinybnn import tensor as T
 from tinybnn.deploy.plan import make_plan
 from tinybnn.deploy.runtime import Workspace, block_size, carry_out
 from tinybnn.deploy.shapes import infer
@@ -237,6 +238,22 @@ OPERATIONS |= {  # `left` or `right` is a constant, or else comes from an earlie
     "div": _two_operands(np.divide),
     "maximum": _two_operands(np.maximum),
 }
+
+
+@_operation
+def compare(*values, operator, left=None, right=None):
+    """1 where ``left operator right`` holds, else 0; operands as those of "add"."""
+    return _two_operands(functools.partial(T.Compare.apply, operator=operator))(
+        *values, left=left, right=right
+    )
+
+
+@_operation
+def where(*values, condition=None, left=None, right=None):
+    """`left` where `condition` is not 0, `right` elsewhere; each a constant or an earlier step."""
+    values = iter(values)
+    operands = [next(values) if v is None else v for v in (condition, left, right)]
+    return F.where(*operands)
 
 
 # ------------------------------------------------------------------------------------- the program
@@ -554,6 +571,7 @@ class PackedModel:
                 stored[name] = known.setdefault(content, f"{i}.{name}")
                 arrays.setdefault(stored[name], array)
             entry = {key: value for key, value in vars(step).items() if key != "arrays"}
+            entry["settings"] = {key: _to_json(value) for key, value in step.settings.items()}
             # Signs that a float operation multiplies by come back as floats of this shape.
             floats = [name for name in step.bits if step.arrays[name].dtype.kind == "f"]
             signs = {name: step.arrays[name].shape for name in floats}
@@ -622,6 +640,13 @@ class PackedModel:
         )
 
 
+_NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}  # JSON has no such numbers
+
+
+def _to_json(value):
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _read_step(i, entry, arrays):
     """A step from its description in the file; anything unexpected is an error."""
     stored, signs, joined = entry.pop("arrays"), entry.pop("signs"), entry.pop("joined", {})
@@ -630,6 +655,10 @@ def _read_step(i, entry, arrays):
     entry["arrays"] = {name: arrays[key] for name, key in stored.items()}
     entry["inputs"] = tuple(map(int, entry["inputs"]))
     entry["shape"] = tuple(map(int, entry["shape"]))
+    entry["settings"] = {
+        key: _NOT_FINITE.get(value, value) if isinstance(value, str) else value
+        for key, value in entry["settings"].items()
+    }
     step = Step(**entry)
     if any(not -1 <= source < i for source in step.inputs):
         raise ValueError(f"step {i} reads a later step")

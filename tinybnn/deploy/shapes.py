@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinybnn.kernels.bits import words_for
+from tinybnn.tensor import COMPARISONS
+
+MOST_BYTES = 1 << 28  # of one sample's result of a step, as float32; with its padding
 
 FLOAT, SUMS, BITS, FLAT = "floats", "sums", "bits", "bits of a flattened image"
 
@@ -65,8 +68,9 @@ def infer(input_shape, steps):
             _expect_names("arrays", step.arrays, arrays)
             _expect_names("settings", step.settings, settings)
             values.append(rule(*inputs, **step.arrays, **step.settings))
+            _expect_memory("the result", values[-1].shape)
         except ValueError as error:
-            raise ValueError(f"step {i} ({step.operation}): {error}") from None
+            raise ValueError(f"step {i} ({step.operation}) of layer {step.name}: {error}") from None
     return values[1:]
 
 
@@ -78,6 +82,15 @@ def _expect_inputs(inputs, kinds):
     for value, kind in zip(inputs, kinds, strict=True):
         if value.kind not in kind.split("|"):
             raise ValueError(f"takes {kind}, got {value.kind}")
+
+
+def _expect_memory(what, shape):
+    """A few numbers in a file must not fill the memory."""
+    if 4 * math.prod(shape) > MOST_BYTES:
+        raise ValueError(
+            f"{what} of shape {tuple(shape)} takes {4 * math.prod(shape) / 2**20:.0f} MiB for each "
+            f"sample; a packed model holds up to {MOST_BYTES >> 20} MiB"
+        )
 
 
 def _expect_names(what, given, expected):
@@ -96,8 +109,8 @@ def _int(name, value, low, high=2**31 - 1):
     return value
 
 
-def _number(name, value):
-    if type(value) not in (int, float) or not math.isfinite(value):
+def _number(name, value, *, finite=False):
+    if type(value) not in (int, float) or (finite and not math.isfinite(value)):
         raise ValueError(f"{name} must be a number, got {value!r}")
 
 
@@ -129,16 +142,16 @@ def _image(value):
     return value.shape
 
 
-def _windows(size, kernel, stride, padding, dilation=(1, 1), most=None):
-    """Output size of a window that slides over an image; the window and the padding must fit."""
+def _windows(image, kernel, stride, padding, dilation=(1, 1)):
+    """Output size (H, W) of windows that slide over an image (C, H, W)."""
+    channels, *size = image
+    height, width = (n + 2 * p for n, p in zip(size, padding, strict=True))
+    _expect_memory("the padded image", (channels, height, width))
     result = []
     for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):
         span = d * (k - 1) + 1
-        # A wider border than this has never been useful, but it can fill the memory.
-        if p > (max(n, span) if most is None else most * k):
-            raise ValueError(f"a padding of {p} is too much for {n} pixels and a window of {span}")
         if span > n + 2 * p:
-            raise ValueError(f"a window of {span} does not fit into {n} pixels")
+            raise ValueError(f"a window of {span} does not fit into {n} pixels, padded by {p}")
         result.append((n + 2 * p - span) // s + 1)
     return tuple(result)
 
@@ -194,13 +207,13 @@ def _binary_conv2d(
     for name, plane in (("weight", weight), ("mask", mask)):
         if plane is not None:
             _array(name, plane, "u", (*weight.shape[:3], words_for(channels // groups)))
-    size = _conv_size(image[1:], weight.shape[1:3], stride, padding, dilation)
+    size = _conv_size(image, weight.shape[1:3], stride, padding, dilation)
     return Value(SUMS, (weight.shape[0], *size), x.single)
 
 
-def _conv_size(size, kernel, stride, padding, dilation):
+def _conv_size(image, kernel, stride, padding, dilation):
     return _windows(
-        size, kernel, _pair("stride", stride, 1), _pair("padding", padding, 0),
+        image, kernel, _pair("stride", stride, 1), _pair("padding", padding, 0),
         _pair("dilation", dilation, 1),
     )  # fmt: skip
 
@@ -226,7 +239,9 @@ def _float_pool(x, *, kernel_size, stride, padding):
 def _pool(x, kind, kernel_size, stride, padding):
     image = _image(x)
     kernel, padding = _pair("kernel_size", kernel_size, 1), _pair("padding", padding, 0)
-    size = _windows(image[1:], kernel, _pair("stride", stride, 1), padding, most=0.5)
+    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+        raise ValueError(f"padding {padding} is more than half of the window {kernel}")
+    size = _windows(image, kernel, _pair("stride", stride, 1), padding)
     return Value(kind, (image[0], *size), x.single)
 
 
@@ -247,7 +262,7 @@ def _conv2d(x, *, weight, stride, padding, dilation, groups):
     if weight.ndim != 4 or image[0] % groups or weight.shape[0] % groups:
         raise ValueError(f"groups={groups} does not fit to weight {weight.shape}")
     _array("weight", weight, "f", (weight.shape[0], image[0] // groups, *weight.shape[2:]))
-    size = _conv_size(image[1:], weight.shape[2:], stride, padding, dilation)
+    size = _conv_size(image, weight.shape[2:], stride, padding, dilation)
     return Value(FLOAT, (weight.shape[0], *size), x.single)
 
 
@@ -259,14 +274,14 @@ def _conv_transpose2d(x, *, weight, stride, padding, dilation, groups, image):
         raise ValueError(f"groups={groups} and image {image} do not fit to weight {weight.shape}")
     _array("weight", weight, "f", (channels, image[0] // groups, *weight.shape[2:]))
     # It is the adjoint of a convolution that leads from `image` to the input.
-    back = _conv_size(image[1:], weight.shape[2:], stride, padding, dilation)
-    if back != tuple(size) or max(stride) > 64:
+    back = _conv_size(image, weight.shape[2:], stride, padding, dilation)
+    if back != tuple(size):
         raise ValueError(f"image {image} does not fit to an input of {x.shape}")
     return Value(FLOAT, image, x.single)
 
 
 def _batch_norm(x, *, weight, bias, mean, var, eps):
-    _number("eps", eps)
+    _number("eps", eps, finite=True)
     for name, array in (("weight", weight), ("bias", bias), ("mean", mean), ("var", var)):
         _array(name, array, "f", x.shape[:1])
     return x
@@ -284,17 +299,31 @@ def _unary(x, **numbers):
 
 
 def _softplus(x, *, beta):
-    _number("beta", beta)
+    _number("beta", beta, finite=True)
     if beta <= 0:
         raise ValueError(f"beta must be positive, got {beta!r}")
     return x
 
 
 def _two_operands(*values, left=None, right=None):
-    constants = [array for array in (left, right) if array is not None]
-    if len(values) + len(constants) != 2:
-        raise ValueError(f"takes two operands, got {len(values) + len(constants)}")
+    return _operands(2, values, left, right)
+
+
+def _operands(count, values, *constants):
+    constants = [array for array in constants if array is not None]
+    if len(values) + len(constants) != count or not values:
+        raise ValueError(f"takes {count} operands, got {len(values) + len(constants)}")
     return _broadcast(*values, *constants)
+
+
+def _compare(*values, operator, left=None, right=None):
+    if operator not in COMPARISONS:
+        raise ValueError(f"operator must be one of {', '.join(COMPARISONS)}, got {operator!r}")
+    return _operands(2, values, left, right)
+
+
+def _where(*values, condition=None, left=None, right=None):
+    return _operands(3, values, condition, left, right)
 
 
 def _broadcast(first, *others):
@@ -309,8 +338,8 @@ def _broadcast(first, *others):
         else:
             shapes.append(other.shape)
     shape = np.broadcast_shapes(*shapes)
-    # Small operands that blow each other up: (O, 1, 1) against (H, W) is as far as layers go.
-    if shape[0] != 1 or math.prod(shape) > 1024 * max(math.prod(s) for s in shapes):
+    sizes = {len(shape), *(1 + len(v.shape) for v in (first, *others) if isinstance(v, Value))}
+    if shape[0] != 1 or len(sizes) > 1:  # samples would meet pixels
         raise ValueError(f"shapes {shapes} do not fit to each other")
     return Value(FLOAT, shape[1:], single)
 
@@ -327,9 +356,7 @@ def _pad(x, *, widths, value):
     if not isinstance(widths, list | tuple) or len(widths) != len(x.shape) + 1:
         raise ValueError(f"widths must be a pair for each axis, got {widths!r}")
     pairs = [_pair("widths", pair, 0) for pair in widths]
-    if pairs[0] != (0, 0) or any(
-        sum(pair) > 64 + 2 * n for pair, n in zip(pairs[1:], x.shape, strict=True)
-    ):
+    if pairs[0] != (0, 0):
         raise ValueError(f"widths {widths} do not fit to an input of {x.shape}")
     shape = (n + sum(pair) for n, pair in zip(x.shape, pairs[1:], strict=True))
     return Value(FLOAT, tuple(shape), x.single)
@@ -398,6 +425,8 @@ _RULES = {
     "softplus": (_softplus, (FLOAT,), (), ("beta",)),
     "hardtanh": (_unary, (FLOAT,), (), ("low", "high")),
     "clamp": (_unary, (FLOAT,), (), ("low", "high")),
+    "compare": (_compare, ..., ("left?", "right?"), ("operator",)),
+    "where": (_where, ..., ("condition?", "left?", "right?"), ()),
     "pad": (_pad, (FLOAT,), (), ("widths", "value")),
     "cat": (_cat, ..., (), ("dim",)),
     "take_channels": (_take_channels, (FLOAT,), ("index",), ()),

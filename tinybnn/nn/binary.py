@@ -324,7 +324,7 @@ class RSign(Module):
     def forward(self, x):
         if self.training:
             return F.rsign(x, self.threshold, self.quantizer)
-        return self.quantizer(x - _per_channel(self.threshold, x))
+        return self.quantizer(x - _per_channel(self, "threshold", x))
 
     def extra_repr(self):
         return f"{len(self.threshold)}"
@@ -356,8 +356,8 @@ class RPReLU(Module):
     def forward(self, x):
         if self.training:
             return F.rprelu(x, self.shift_in, self.weight, self.shift_out)
-        y = F.prelu(x - _per_channel(self.shift_in, x), self.weight)
-        return y + _per_channel(self.shift_out, x)
+        y = F.prelu(x - _per_channel(self, "shift_in", x), self.weight)
+        return y + _per_channel(self, "shift_out", x)
 
     def extra_repr(self):
         return f"{len(self.weight)}"
@@ -387,8 +387,8 @@ class Maxout(Module):
     def forward(self, x):
         if self.training:
             return F.maxout(x, self.positive, self.negative)
-        up = F.relu(x) * _per_channel(self.positive, x)
-        return up - F.relu(-x) * _per_channel(self.negative, x)
+        up = F.relu(x) * _per_channel(self, "positive", x)
+        return up - F.relu(-x) * _per_channel(self, "negative", x)
 
     def extra_repr(self):
         return f"{len(self.positive)}"
@@ -402,9 +402,15 @@ def _quantizer(layer, quantizer):
     return quantizer
 
 
-def _per_channel(v, x):
-    """(C,) -> (1, C, 1, ...), to meet x of shape (N, C, ...)."""
-    return v.reshape(1, -1, *(1,) * (x.ndim - 2))
+def _per_channel(layer, name, x):
+    """A layer's parameter (C,) as (1, C, 1, ...), to meet x of shape (N, C, ...)."""
+    values = getattr(layer, name)
+    if x.shape[1:2] != values.shape:
+        raise ValueError(
+            f"{type(layer).__name__}: {name} must have the shape (C,) for x of shape (N, C, ...), "
+            f"got {values.shape} for x of shape {x.shape}"
+        )
+    return values.reshape(1, -1, *(1,) * (x.ndim - 2))
 
 
 class OnesOfOneSample(Function):

@@ -1,0 +1,186 @@
+"""Recording what a model computes, and whether it computes the same for other inputs.
+
+A tape holds the operations of one forward pass. What a model takes out of its Tensors by other
+means (``.data``, an ``if``) is not on it: the values that the pass happened to meet look like
+constants. So a tape is compared with a second one, of other values and another batch size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinybnn.tensor import Tensor, no_grad, trace
+
+
+class CompileError(ValueError):
+    """A layer that has no packed form."""
+
+
+def trace_model(model, x):
+    """Run a model once in eval mode and record it; the model keeps its modes.
+
+    Parameters
+    ----------
+    model : Module
+    x : (N, *input_shape) float32
+        Copied: the model may change its input in place.
+
+    Returns
+    -------
+    tape : tinybnn.tensor.Tape
+    x, output : Tensor
+
+    Raises
+    ------
+    CompileError
+        If the model's output is not one Tensor.
+    """
+    x = Tensor(x.copy())
+    with trace() as tape:
+        output = _run(model, x)
+        if not isinstance(output, Tensor):
+            raise CompileError(
+                f"compile: the model's output must be one Tensor, got {_described(output)}"
+            )
+        tape.reads(output)
+    return tape, x, output
+
+
+def evaluate(model, x):
+    """The output of a model in eval mode for a copy of x, as an array; the model keeps its modes.
+
+    Parameters
+    ----------
+    model : Module
+    x : (N, *input_shape) float32
+    """
+    return _run(model, Tensor(x.copy())).data
+
+
+def _run(model, x):
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with no_grad(), np.errstate(all="ignore"):
+            return model(x)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _described(value):
+    name = type(value).__name__
+    if isinstance(value, tuple | list | dict):
+        return f"a {name} of {len(value)}; return one of its members or join them with cat"
+    return "None; does forward end with return?" if value is None else f"a {name}"
+
+
+def layer_names(model):
+    """id(module) -> how to call it in messages, e.g. ``features.3 (BinaryConv2d)``."""
+    return {
+        id(module): f"{path or 'model'} ({type(module).__name__})"
+        for path, module in model.named_modules()
+    }
+
+
+def layer_name(names, scope):
+    """The innermost module of a scope, by the names of `layer_names`."""
+    return names.get(id(scope[-1]), type(scope[-1]).__name__) if scope else "model"
+
+
+# ------------------------------------------------------------------------------ comparing two tapes
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A call without its values."""
+
+    operation: type
+    scope: tuple
+    options: dict
+    inputs: tuple  # for each: what it is, see `outline`
+    shape: tuple
+
+
+def outline(tape, x, output):
+    """A tape without the values that depend on the model's input, for `difference`.
+
+    Each input of a call is told as the number of the call that made it, "input" for the model's
+    input, the Parameter itself, or the SHA-256 of a constant.
+    """
+    made = {id(x): "input"}
+
+    def told(value):
+        if isinstance(value, Tensor):
+            value = tape.source(value)
+            if id(value) in made:
+                return made[id(value)]
+            if type(value) is not Tensor:  # a Parameter
+                return type(value).__name__, id(value)
+        array = np.ascontiguousarray(value.data if isinstance(value, Tensor) else value)
+        return array.dtype.str, array.shape, hashlib.sha256(array).hexdigest()
+
+    entries = []
+    for i, call in enumerate(tape):
+        inputs = tuple(told(value) for value in call.inputs)
+        shape = call.output.shape
+        entries.append(_Entry(type(call.function), call.scope, call.options, inputs, shape))
+        made[id(call.output)] = i
+    return entries, told(output), len(x)
+
+
+def difference(first, second):
+    """Where two outlines of a model differ: (scope, reason), or None if they do not.
+
+    Sizes that are the batch size in both are equal.
+    """
+    (entries, output, n), (others, other_output, m) = first, second
+    same = _Same(n, m)
+    for one, other in zip(entries, others, strict=False):
+        reason = None
+        if one.operation is not other.operation or [*map(id, one.scope)] != [*map(id, other.scope)]:
+            reason = (
+                f"runs {one.operation.__name__} for one input and {other.operation.__name__} for "
+                "another; an if or a loop that depends on values or on the batch size has no "
+                "packed form"
+            )
+        elif not same(one.options, other.options):
+            key = next(k for k in one.options if not same(one.options[k], other.options.get(k)))
+            reason = f"its {key} depends on the values or on the batch size of the model's input"
+        elif not same(one.inputs, other.inputs):
+            reason = (
+                "one of its constants depends on the values or on the batch size of the model's "
+                "input (taken by .data or len()?)"
+            )
+        elif not same(one.shape, other.shape):
+            reason = f"its output has the shape {one.shape} for {n} samples, {other.shape} for {m}"
+        if reason:
+            return one.scope, f"{one.operation.__name__}: {reason}"
+    if len(entries) != len(others) or output != other_output:
+        return (), f"it runs {len(entries)} operations for one input and {len(others)} for another"
+    return None
+
+
+class _Same:
+    """Whether two options mean the same for batches of n and of m samples."""
+
+    def __init__(self, n, m):
+        self.sizes = n, m
+
+    def __call__(self, a, b):
+        if a is b:
+            return True
+        if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+            return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+        if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+            return len(a) == len(b) and all(map(self, a, b))
+        if isinstance(a, dict) and isinstance(b, dict):
+            return a.keys() == b.keys() and all(self(a[k], b[k]) for k in a)
+        if type(a) is type(b) and hasattr(a, "__dict__") and not isinstance(a, type):
+            return self(vars(a), vars(b))
+        if type(a) is type(b) and isinstance(a, float) and a != a:
+            return b != b
+        return bool(a == b) or (type(a) is int and type(b) is int and (a, b) == self.sizes)
