@@ -70,7 +70,7 @@ def infer(input_shape, steps):
             values.append(rule(*inputs, **step.arrays, **step.settings))
             _expect_memory("the result", values[-1].shape)
         except ValueError as error:
-            raise ValueError(f"step {i} ({step.operation}) of layer {step.name}: {error}") from None
+            raise ValueError(f"step {i} of layer {step.name} ({step.operation}): {error}") from None
     return values[1:]
 
 
