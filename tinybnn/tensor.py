@@ -955,13 +955,39 @@ class Pow(Function):
         return grad_x, grad_p
 
 
+def _first_of_equals(ufunc, a, b):
+    """np.maximum or np.minimum, and ``a`` where both are 0.
+
+    Which of 0.0 and -0.0 they give is left open by NumPy, and depends on the CPU and on the array's
+    size. A division tells them apart.
+    """
+    result = ufunc(a, b)
+    ties = (result == 0) & (np.asarray(a) == 0)
+    return np.where(ties, a, result).astype(result.dtype) if np.any(ties) else result
+
+
+def clip(x, low, high):
+    """x limited to [low, high] (None: no limit); x itself where it equals a limit.
+
+    Parameters
+    ----------
+    x : array of floats
+    low, high : float or None
+    """
+    for ufunc, limit in ((np.maximum, low), (np.minimum, high)):
+        if limit is not None:
+            may_be_zero = -1e-30 < limit < 1e-30  # once it is rounded to the dtype of x
+            x = _first_of_equals(ufunc, x, limit) if may_be_zero else ufunc(x, limit)
+    return x
+
+
 class Maximum(Function):
-    """The larger of two; equal ones share the gradient."""
+    """The larger of two, the first of equal ones (0.0 and -0.0); these share the gradient."""
 
     broadcasts = True
 
     def forward(self, a, b):
-        return np.maximum(a, b)
+        return _first_of_equals(np.maximum, a, b)
 
     def backward(self, grad, output, a, b):
         a, b = as_array(a), as_array(b)
@@ -970,10 +996,10 @@ class Maximum(Function):
 
 
 class Minimum(Maximum):
-    """The smaller of two; equal ones share the gradient."""
+    """The smaller of two, the first of equal ones (0.0 and -0.0); these share the gradient."""
 
     def forward(self, a, b):
-        return np.minimum(a, b)
+        return _first_of_equals(np.minimum, a, b)
 
     def backward(self, grad, output, a, b):
         return super().backward(grad, output, b, a)  # a wins where b is the larger one
@@ -1022,7 +1048,7 @@ class Clamp(Function):
 
     def forward(self, x, low, high):
         self.low, self.high = low, high
-        return np.clip(x, low, high)
+        return clip(x, low, high)
 
     def backward(self, grad, output, x):
         values = as_array(x)

@@ -193,7 +193,7 @@ def _name(function, output=None):
 def assert_identical(actual, expected, name="array"):
     """Check that two arrays are equal: shape, kind of dtype and every value, without tolerance.
 
-    NaN is equal to NaN here, and -0 to 0.
+    0.0 and -0.0 differ, since a division tells them apart; NaN is equal to NaN.
 
     Parameters
     ----------
@@ -218,6 +218,8 @@ def assert_identical(actual, expected, name="array"):
     if actual.dtype.kind != expected.dtype.kind:
         raise AssertionError(f"{name}: dtype {actual.dtype}, expected {expected.dtype}")
     different = actual != expected
+    if actual.dtype.kind == "f":
+        different |= np.signbit(actual) != np.signbit(expected)
     if actual.dtype.kind in "fc":
         different &= ~(np.isnan(actual) & np.isnan(expected))
     count = int(np.count_nonzero(different))

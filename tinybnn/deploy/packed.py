@@ -236,7 +236,7 @@ OPERATIONS |= {  # `left` or `right` is a constant, or else comes from an earlie
     "sub": _two_operands(np.subtract),
     "mul": _two_operands(np.multiply),
     "div": _two_operands(np.divide),
-    "maximum": _two_operands(np.maximum),
+    "maximum": _two_operands(F.maximum),
 }
 
 

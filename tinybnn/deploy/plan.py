@@ -284,7 +284,7 @@ class _Planner:
                 x = emit(name, x, array.astype(np.float32))
             return x
         if step.operation == "relu":
-            return emit("max", x, constant(0.0))
+            return emit("max", constant(0.0), x)  # 0.0, not -0.0
         if step.operation in ("prelu", "leaky_relu"):
             slope = step.arrays.get("weight", step.settings.get("slope"))
             return emit("prelu", x, constant(slope))

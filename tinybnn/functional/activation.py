@@ -7,7 +7,17 @@ import functools
 import numpy as np
 
 from tinybnn.kernels import layout
-from tinybnn.tensor import Function, as_array, clamp, default_generator, exp, reshape, sum, where
+from tinybnn.tensor import (
+    Function,
+    as_array,
+    clamp,
+    clip,
+    default_generator,
+    exp,
+    reshape,
+    sum,
+    where,
+)  # fmt: skip
 
 _POSITIVE = np.nextafter(np.float32(0), np.float32(1)), np.inf  # the floats above 0
 
@@ -51,10 +61,14 @@ def _kernels():
 
 
 class Relu(Function):
+    """x where x > 0, else 0.0; NaN where x is."""
+
     saves = ("output",)
 
     def forward(self, x):
-        return np.maximum(x, 0)
+        result = np.maximum(x, 0)
+        result += result.dtype.type(0)  # NumPy may take -0.0 for the larger of 0.0 and -0.0
+        return result
 
     def backward(self, grad, output, x):
         result = _gated(grad, output, *_POSITIVE)
@@ -66,7 +80,7 @@ class Hardtanh(Function):
 
     def forward(self, x, low, high):
         self.low, self.high = low, high
-        return np.clip(x, low, high)
+        return clip(x, low, high)
 
     def backward(self, grad, output, x):
         values = as_array(x)
@@ -162,7 +176,7 @@ class LogSoftmax(Function):
 
 
 def relu(x):
-    """max(x, 0); slope 0 at 0."""
+    """x where x > 0, else 0.0 (not -0.0); slope 0 at 0."""
     return Relu.apply(x)
 
 

@@ -59,7 +59,10 @@ class _Windows:
 
 
 class MaxPool2d(Function):
-    """Maximum of each window; NaN wins. The first of equal maxima, or NaNs, gets the gradient."""
+    """Maximum of each window, the first of equal ones (0.0 and -0.0), which gets the gradient.
+
+    NaN wins.
+    """
 
     saves = ("inputs", "output")
 
@@ -75,7 +78,7 @@ class MaxPool2d(Function):
         taps = windows.taps(windows.pad(x, -np.inf))
         result = taps[0].copy(order="K")
         for tap in taps[1:]:
-            np.maximum(result, tap, out=result)
+            np.copyto(result, tap, where=~(tap <= result) & (result == result))
         return result
 
     def backward(self, grad, output, x):

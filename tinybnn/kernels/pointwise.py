@@ -11,8 +11,8 @@ a machine with one accumulator (a block of 128 floats), and the kernel reads the
 compiled kernel serves every network.
 
 Each operation rounds as NumPy's does, in the given order, and nothing is contracted into fused
-multiply-adds: the results are those of the operations one by one, bit for bit (but for the sign of
-a zero that `max` or `min` had to choose between two zeros).
+multiply-adds: the results are those of the operations one by one, bit for bit. Of two equal
+operands, such as 0.0 and -0.0, `max` and `min` give the left one.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ from tinybnn.kernels.simd import FLOATS as LANES
 _ALL_ONES = np.uint64(2**64 - 1)
 
 # Instructions. The right operand of two comes from one of the sources below.
-LOAD, ADD, SUBTRACT, SUBTRACT_FROM, MULTIPLY, DIVIDE, MAXIMUM, MINIMUM, SLOPE = range(9)
-ABSOLUTE, SQUARE_ROOT, SAVE, STORE, PACK = range(9, 14)
+LOAD, ADD, SUBTRACT, SUBTRACT_FROM, MULTIPLY, DIVIDE, SLOPE = range(7)
+MAXIMUM, MAXIMUM_FROM, MINIMUM, MINIMUM_FROM = range(7, 11)
+ABSOLUTE, SQUARE_ROOT, SAVE, STORE, PACK = range(11, 16)
 
 # Sources: a value for each channel; for each number of an image; saved before; arrays.
 CHANNELS, IMAGE, SLOT, FLOATS, SUMS, PIXELS = range(6)
@@ -59,10 +60,12 @@ _TWO = {
     "add": ADD, "sub": SUBTRACT, "mul": MULTIPLY, "div": DIVIDE, "max": MAXIMUM, "min": MINIMUM,
     "prelu": SLOPE,
 }  # fmt: skip
+# The accumulator as the right operand.
+_FROM = {SUBTRACT: SUBTRACT_FROM, MAXIMUM: MAXIMUM_FROM, MINIMUM: MINIMUM_FROM}
 _ONE = {"abs": ABSOLUTE, "sqrt": SQUARE_ROOT}
 _REFERENCE = {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": np.maximum,
-    "min": np.minimum, "abs": np.abs, "sqrt": np.sqrt,
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": maximum,
+    "min": minimum, "abs": np.abs, "sqrt": np.sqrt,
     "prelu": lambda x, slope: np.where(x > 0, x, slope * x),
 }  # fmt: skip
 
@@ -190,10 +193,10 @@ class _Translator:
     def operation(self, result, name, left, right=None):
         instruction = _ONE.get(name, _TWO.get(name))
         if self.holds(right) and not self.holds(left):
-            if name in ("add", "mul", "max", "min"):
+            if name in ("add", "mul"):
                 left, right = right, left
-            elif name == "sub":
-                left, right, instruction = right, left, SUBTRACT_FROM
+            elif instruction in _FROM:
+                left, right, instruction = right, left, _FROM[instruction]
         self.load(left)
         self.count_use(left)
         self.count_use(right)
@@ -440,12 +443,16 @@ def chunk(tables, first, end, origins, floats, sums, pixels, slots, slot, masks,
                     v = v * w
                 elif instruction == DIVIDE:
                     v = v / w
+                elif instruction == SLOPE:
+                    v = positive_or(v, w * v)
                 elif instruction == MAXIMUM:
                     v = maximum(v, w)
+                elif instruction == MAXIMUM_FROM:
+                    v = maximum(w, v)
                 elif instruction == MINIMUM:
                     v = minimum(v, w)
                 else:
-                    v = positive_or(v, w * v)
+                    v = minimum(w, v)
             elif instruction == ABSOLUTE:
                 v = absolute(v)
             elif instruction == SQUARE_ROOT:

@@ -550,13 +550,13 @@ def zero_block():
 
 
 def maximum(a, b):
-    """The larger of two lanes; NaN where one of them is."""
-    return np.maximum(a, b)
+    """The larger of two lanes, ``a`` of equal ones (0.0 and -0.0); NaN where one of them is."""
+    return np.where((a >= b) | (a != a), a, b)
 
 
 def minimum(a, b):
-    """The smaller of two lanes; NaN where one of them is."""
-    return np.minimum(a, b)
+    """The smaller of two lanes, ``a`` of equal ones (0.0 and -0.0); NaN where one of them is."""
+    return np.where((a <= b) | (a != a), a, b)
 
 
 def positive_or(a, b):
@@ -609,7 +609,7 @@ def call_llvm(builder, name, result, *operands):
 
 
 def _pick(comparison):
-    """NumPy's maximum or minimum: ``a`` where it wins or is NaN, else ``b`` (which may be NaN)."""
+    """``a`` where it wins or is NaN, else ``b`` (which may be NaN)."""
 
     def emit(builder, a, b):
         wins = builder.fcmp_ordered(comparison, a, b)
