@@ -974,11 +974,11 @@ def clip(x, low, high):
     x : array of floats
     low, high : float or None
     """
-    for ufunc, limit in ((np.maximum, low), (np.minimum, high)):
-        if limit is not None:
-            may_be_zero = -1e-30 < limit < 1e-30  # once it is rounded to the dtype of x
-            x = _first_of_equals(ufunc, x, limit) if may_be_zero else ufunc(x, limit)
-    return x
+    if any(limit is not None and -1e-30 < limit < 1e-30 for limit in (low, high)):  # 0 as float32
+        for ufunc, limit in ((np.maximum, low), (np.minimum, high)):
+            x = x if limit is None else _first_of_equals(ufunc, x, limit)
+        return x
+    return np.clip(x, low, high)
 
 
 class Maximum(Function):
