@@ -974,11 +974,14 @@ def clip(x, low, high):
     x : array of floats
     low, high : float or None
     """
-    if any(limit is not None and -1e-30 < limit < 1e-30 for limit in (low, high)):  # 0 as float32
-        for ufunc, limit in ((np.maximum, low), (np.minimum, high)):
-            x = x if limit is None else _first_of_equals(ufunc, x, limit)
-        return x
-    return np.clip(x, low, high)
+    limits = (np.maximum, low), (np.minimum, high)
+    zeros = [limit is not None and -1e-30 < limit < 1e-30 for _, limit in limits]  # in float32
+    if not any(zeros):
+        return np.clip(x, low, high)
+    for (ufunc, limit), is_zero in zip(limits, zeros, strict=True):
+        if limit is not None:
+            x = _first_of_equals(ufunc, x, limit) if is_zero else ufunc(x, limit)
+    return x
 
 
 class Maximum(Function):
