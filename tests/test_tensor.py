@@ -1407,7 +1407,9 @@ def test_gradcheck_with_a_surrogate():
 
 def test_assert_identical():
     assert_identical(np.array([np.nan, -0.0]), np.array([-np.nan, -0.0]))
-    with pytest.raises(AssertionError, match=r"1 of 2 values differ, first at \(1,\): 0.0, expected"):
+    with pytest.raises(
+        AssertionError, match=r"1 of 2 values differ, first at \(1,\): 0.0, expected"
+    ):
         assert_identical(np.array([np.nan, 0.0]), np.array([np.nan, -0.0]))
     assert_identical(np.array([1, 2], np.int32), np.array([1, 2], np.int64))
     assert_identical(Tensor([1.0]), np.array([1.0]))

@@ -21,7 +21,7 @@ import numpy as np
 
 import tinybnn
 from tinybnn import datasets, deploy, models, optim, training
-from tinybnn.storage import write_atomic
+from tinybnn.storage import remove_leftovers, write_atomic
 
 try:
     import fcntl
@@ -243,9 +243,7 @@ def _only_process(folder):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(f"{folder}: another process is training this run") from None
-            for name in os.listdir(folder):  # what a killed process left half-written
-                if name.startswith(".tinybnn-") and name.endswith(".tmp"):
-                    os.unlink(folder / name)
+        remove_leftovers(folder)
         yield
 
 

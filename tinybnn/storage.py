@@ -37,7 +37,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["StorageError", "dumps", "load", "loads", "read_header", "save", "write_atomic"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+__all__ = [
+    "StorageError", "dumps", "load", "loads", "read_header", "remove_leftovers", "save",
+    "write_atomic",
+]  # fmt: skip
 
 _FORMAT = "tinybnn"
 _FORMAT_VERSION = 1
@@ -104,7 +112,8 @@ def write_atomic(path, content):
     """Write a file such that `path` holds either the old content or all of the new one.
 
     The content goes to a temporary file in the same folder, which is flushed to the disk and then
-    renamed. Where `path` is a symbolic link, the file behind it is replaced.
+    renamed. Where `path` is a symbolic link, the file behind it is replaced. Temporary files that
+    killed writers of the same file have left are removed.
 
     Parameters
     ----------
@@ -124,30 +133,81 @@ def write_atomic(path, content):
         the temporary file is removed and an old file stays untouched.
     """
     path = os.path.realpath(path)
-    folder = os.path.dirname(path)
-    temporary = os.path.join(folder, f".{_FORMAT}-{secrets.token_hex(8)}.tmp")
+    folder, name = os.path.split(path)
+    file = None
     try:
         mode = _mode_of_old_file(path)
-        with open(temporary, "xb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content)
+        with contextlib.suppress(OSError):  # a folder that may be written to and not read
+            remove_leftovers(folder, name)
+        file = _temporary_file(folder, name)
+        with file:
+            content(file) if callable(content) else file.write(content)
             file.flush()
             os.fsync(file.fileno())
             size = os.fstat(file.fileno()).st_size
-        if mode is not None:
-            os.chmod(temporary, mode)
-        os.replace(temporary, path)
+            if fcntl:  # under its lock; elsewhere an open file cannot be renamed
+                _rename(file.name, path, mode)
+        if not fcntl:
+            _rename(file.name, path, mode)
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+        if file is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(file.name)
         if isinstance(error, OSError):
             reason = f"cannot write the file ({error.strerror or error})"
             raise OSError(error.errno or errno.EIO, reason, path) from error
         raise
     _sync_folder(folder)
     return size
+
+
+def remove_leftovers(folder, name=None):
+    """Remove the temporary files of writers that were killed; those of living ones stay.
+
+    Parameters
+    ----------
+    folder : str or PathLike
+    name : str, optional
+        Of the file that they were to become; any by default.
+    """
+    start = f".{_FORMAT}-" if name is None else _temporary_start(name)
+    for entry in os.listdir(folder):
+        path = os.path.join(folder, entry)
+        if entry.startswith(start) and entry.endswith(".tmp") and os.path.isfile(path):
+            with contextlib.suppress(OSError):
+                with open(path, "rb") as file:
+                    _lock(file)  # or an OSError: its writer lives
+                    if fcntl:
+                        os.unlink(path)
+                if not fcntl:  # an open file cannot be removed
+                    os.unlink(path)
+
+
+def _temporary_start(name):
+    return f".{_FORMAT}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}-"
+
+
+def _temporary_file(folder, name):
+    """A new file, locked while it is open, so that nobody takes it for left over."""
+    while True:
+        path = os.path.join(folder, f"{_temporary_start(name)}{secrets.token_hex(8)}.tmp")
+        file = open(path, "xb")  # noqa: SIM115 (the caller closes it)
+        with contextlib.suppress(OSError):  # file systems without locks
+            _lock(file)
+        if not fcntl or os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # somebody was faster than the lock and has removed it
+
+
+def _lock(file):
+    if fcntl:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _rename(temporary, path, mode):
+    if mode is not None:
+        os.chmod(temporary, mode)
+    os.replace(temporary, path)
 
 
 def _mode_of_old_file(path):
