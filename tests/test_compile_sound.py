@@ -314,6 +314,8 @@ def test_any_padding_compiles_and_runs(tmp_path_factory, data):
         (lambda x: x + np.ones((1, 2, 5, 5), np.float32), (2, 1, 1)),
         (lambda x: x * np.ones((1, 1, 60, 60), np.float32), (2, 1, 1)),
         (lambda x: np.ones((2, 3, 1), np.float32) - x, (2, 1, 5)),
+        (lambda x: 1.0 / quantizers.SteSign()(x), (3,)),
+        (lambda x: F.cat([x.reshape(len(x), 1, 3), x.reshape(-1, 1, 3)], 1), (3,)),
     ],
 )
 def test_what_is_legal_in_float_runs_packed(function, shape, tmp_path):

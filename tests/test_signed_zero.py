@@ -188,3 +188,25 @@ def test_equal_means_equal_bits():
 
     with pytest.raises(AssertionError):
         deploy.verify(Other(), packed, np.full((1, 2), -0.0, np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(2, 8, 1, 2), (2, 3, 4, 5), (1, 1, 1, 1), (1, 65, 3, 1)])
+def test_an_average_pool_begins_with_zero(dtype, shape):
+    """So that padding, and where an image lies in memory, make no difference."""
+    x = picked(np.random.default_rng(0), *shape).astype(dtype)
+    x[0] = -0.0
+    for padding in (0, 1):
+        if min(shape[2:]) + 2 * padding < 2:
+            continue
+        found = [
+            F.avg_pool2d(one, 2, 1, padding)
+            for one in (
+                x,
+                x.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2),
+                np.asfortranarray(x),
+            )
+        ]
+        assert_identical(found[0][0], np.zeros_like(found[0][0]))
+        for other in found[1:]:
+            assert_identical(other, found[0])

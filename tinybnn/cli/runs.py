@@ -123,26 +123,62 @@ def add_verify(commands):
         _verify,
         "prove that a packed model equals the model it was compiled from",
         "Run the float model of RUN and the packed MODEL over all test images and compare\n"
-        "logits and every value inside bit for bit. The exit code is 1 if any differs.",
+        "logits and every value inside bit for bit. The exit code is 1 if any differs.\n"
+        "With --random, no RUN and MODEL: check random networks of all kinds of layers,\n"
+        "stored and loaded, in odd batches, threads and memory layouts. The first that is\n"
+        "wrong is made small and printed as a script.",
         "tinybnn verify runs/digits digits.npz",
         "tinybnn verify runs/mnist mnist.npz --dataset fashion-mnist",
+        "tinybnn verify --random 200 --seed 1",
     )
-    verify.add_argument("run", metavar="RUN", help="folder of a complete run")
-    verify.add_argument("model", metavar="MODEL", help="packed model (of `tinybnn compile`)")
+    verify.add_argument("run", metavar="RUN", nargs="?", help="folder of a complete run")
+    verify.add_argument(
+        "model", metavar="MODEL", nargs="?", help="packed model (of `tinybnn compile`)"
+    )
     add_dataset(verify, "whose test images (the run's)")
+    verify.add_argument("--random", type=whole(1), metavar="N", help="check N random networks")
+    verify.add_argument("--seed", type=whole(0), metavar="S", help="of the random networks (0)")
     add_json(verify)
 
 
 def _verify(options):
+    check_outputs(options.json)
+    if options.random is not None:
+        if options.run is not None or options.dataset is not None:
+            raise ValueError("verify: --random takes no RUN, MODEL or --dataset")
+        return _verify_random(options)
+    if options.model is None or options.seed is not None:
+        raise ValueError(
+            "verify: give RUN and MODEL, or --random N (and --seed S) for random networks"
+        )
     from tinybnn import runs
 
-    check_outputs(options.json)
     result = runs.verify(options.run, options.model, options.dataset, say=say_for(options))
     write_json(options, result)
     if result["difference"] is not None:
         print(f"tinybnn: {result['difference']}", file=sys.stderr)
         return 1
     return 0
+
+
+def _verify_random(options):
+    from tinybnn.testing import campaign
+
+    say, seed = say_for(options), options.seed or 0
+    found = campaign(options.random, seed)
+    figures = {
+        "seed": seed, "tried": found.tried, "equal": found.equal, "refused": found.refused,
+        "wrong": found.wrong, "reasons": dict(found.reasons), "seconds": round(found.seconds, 1),
+        "counterexample": None,
+    }  # fmt: skip
+    for reason, count in found.reasons.most_common():
+        say(f"refused {count}: {reason}")
+    if found.counterexample is not None:
+        figures["counterexample"] = found.counterexample.source()
+        say(f"{figures['counterexample']}\n# {found.error}")
+    say(f"seed {seed}, {found}")
+    write_json(options, figures)
+    return 1 if found.wrong else 0
 
 
 def add_predict(commands):

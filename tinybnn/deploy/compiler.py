@@ -314,8 +314,9 @@ class _Compiler:
                 weight = self.constant(i, 1)
                 if weight is not None and _are_small_integers(weight):
                     return "sums"
-            keeps_batch = call.output.shape[:1] == call.inputs[0].shape[:1]
-            if (function is T.Reshape and keeps_batch) or function is F.MaxPool2d:
+            if function is F.MaxPool2d:
+                return "signs"
+            if function is T.Reshape and len(call.output) == len(call.inputs[0]):
                 return "signs"
             if function is T.Pad and call.options["value"] == 1.0:
                 return "signs"

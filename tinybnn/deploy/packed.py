@@ -551,7 +551,7 @@ class PackedModel:
         arrays, table, known = {}, [], {}
         for i, step in enumerate(self.steps):
             joined, stored = {}, {}
-            for name, array in step.arrays.items():
+            for name, array in sorted(step.arrays.items()):  # the order that a file gives back
                 if name in step.bits:
                     count = step.bits[name]
                     if array.dtype != np.uint64:

@@ -129,7 +129,7 @@ class PickWinners(Function):
 
 
 class AvgPool2d(Function):
-    """Mean of each window; taps are added in row-major order, zeros of the padding count."""
+    """Mean of each window: 0.0 plus its taps in row-major order; zeros of the padding count."""
 
     saves = ()
 
@@ -139,7 +139,7 @@ class AvgPool2d(Function):
         if images is not None:
             return _kernels().avg_pool2d(images, windows.geometry).transpose(0, 3, 1, 2)
         taps = windows.taps(windows.pad(x, 0))
-        result = taps[0].copy(order="K")
+        result = taps[0] + x.dtype.type(0)
         for tap in taps[1:]:
             result += tap
         result *= 1.0 / len(taps)

@@ -65,7 +65,9 @@ def max_unpool2d(grad, winner, image, geometry):
 
 
 def avg_pool2d(x, geometry):
-    """The mean of each window: the sum in row-major order times 1 / size; padding counts as 0.
+    """The mean of each window: 0.0 plus its pixels in row-major order, times 1 / size.
+
+    Padded pixels are 0.0, which changes nothing but the sign of a zero; so does the first 0.0.
 
     Parameters and result as in `max_pool2d`, without the winner.
     """
@@ -179,7 +181,7 @@ def _pool(first, end, task, step, sizes, x, winner, out):
                     values = x[pixel : pixel + channels]
                     if step == _MEAN:
                         for c in range(channels):
-                            target[c] = values[c] if is_first else target[c] + values[c]
+                            target[c] = values[c] + (np.float32(0) if is_first else target[c])
                     else:
                         tap, won = np.uint8(i * kw + j), winner[at : at + channels]
                         for c in range(channels):

@@ -1,4 +1,4 @@
-"""Checks for code that computes gradients, and for code that has to be exact.
+"""Checks of code that computes gradients.
 
 A gradient rule is checked against central differences: with the function itself nothing but its
 values is needed. One number is enough for a whole array: for a random direction v in the input and
@@ -19,7 +19,7 @@ import numpy as np
 
 from tinybnn.tensor import Tensor, as_array, grad
 
-__all__ = ["assert_identical", "gradcheck", "gradgradcheck"]
+__all__ = ["gradcheck", "gradgradcheck"]
 
 _LARGEST_SEARCHED = 1000  # elements of an input that are measured one by one after a failure
 
@@ -188,44 +188,3 @@ def _name(function, output=None):
     if output is None or output.function is None:
         return name
     return f"{name} (last operation {type(output.function).__name__})"
-
-
-def assert_identical(actual, expected, name="array"):
-    """Check that two arrays are equal: shape, kind of dtype and every value, without tolerance.
-
-    0.0 and -0.0 differ, since a division tells them apart; NaN is equal to NaN.
-
-    Parameters
-    ----------
-    actual, expected : array_like or Tensor
-    name : str
-        What is compared, for the message.
-
-    Raises
-    ------
-    AssertionError
-        Tells how many values differ, and the first of them.
-
-    Examples
-    --------
-    >>> assert_identical(np.array([1.0, 2.0]), np.array([1.0, 2.5]), "logits")
-    Traceback (most recent call last):
-    AssertionError: logits: 1 of 2 values differ, first at (1,): 2.0, expected 2.5
-    """
-    actual, expected = np.asarray(as_array(actual)), np.asarray(as_array(expected))
-    if actual.shape != expected.shape:
-        raise AssertionError(f"{name}: shape {actual.shape}, expected {expected.shape}")
-    if actual.dtype.kind != expected.dtype.kind:
-        raise AssertionError(f"{name}: dtype {actual.dtype}, expected {expected.dtype}")
-    different = actual != expected
-    if actual.dtype.kind == "f":
-        different |= np.signbit(actual) != np.signbit(expected)
-    if actual.dtype.kind in "fc":
-        different &= ~(np.isnan(actual) & np.isnan(expected))
-    count = int(np.count_nonzero(different))
-    if count:
-        first = np.unravel_index(int(np.argmax(different)), different.shape)
-        raise AssertionError(
-            f"{name}: {count} of {actual.size} values differ, "
-            f"first at {tuple(int(i) for i in first)}: {actual[first]}, expected {expected[first]}"
-        )

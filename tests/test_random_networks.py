@@ -1,0 +1,116 @@
+"""Random networks of all kinds: packed and float agree in every bit, and what fails is shown."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tinybnn import testing
+from tinybnn.cli import main
+from tinybnn.deploy import packed
+from tinybnn.deploy.packed import PackedModel
+from tinybnn.testing.campaign import _reason, outcome
+from tinybnn.testing.networks import Line, RandomNetwork
+
+
+def test_two_hundred_networks(capsys):
+    assert main(["verify", "--random", "200", "--seed", "0"]) == 0
+    out = capsys.readouterr().out
+    assert " 0 wrong" in out and "seed 0, 200 random networks" in out
+    refused = int(out.split(" refused, ")[0].split()[-1])
+    assert refused < 30  # most of them are compared
+
+
+def test_the_networks_are_of_all_kinds():
+    sources = "\n".join(testing.random_network(seed).source() for seed in range(200))
+    for part in (
+        "Linear(", "BinaryLinear(", "Conv2d(", "BinaryConv2d(", "BinaryDepthwiseConv2d(",
+        "AdaBinConv2d(", "DualBinaryConv2d(", "ConvTranspose2d(", "BatchNorm1d(", "BatchNorm2d(",
+        "MaxPool2d(", "AvgPool2d(", "ste_tern", "padding_mode='ones'", "RSign(", "RPReLU(",
+        "Maxout(", "SqueezeExcite(", "ChannelShuffle(", "models.mlp(", "F.cat(", "F.pad(",
+        "F.where(", " += ", " -= ", " *= ", " /= ", ".detach()", "extreme=True", "steps=2",
+        "reshape(",
+    ):  # fmt: skip
+        assert part in sources, part
+
+
+def test_a_seed_gives_the_same_network_and_the_same_weights():
+    one, two = (testing.random_network(7) for _ in range(2))
+    assert one == two
+    assert one != testing.random_network(8)
+    for a, b in zip(*(n.build().state_dict().items() for n in (one, two)), strict=True):
+        assert a[0] == b[0]
+        testing.assert_identical(a[1], b[1])
+
+
+def run(source):
+    return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+
+
+def test_the_script_of_a_network_runs():
+    done = run(testing.random_network(3).source())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "all equal\n"
+
+
+def test_a_wrong_operation_is_found_and_shown_by_a_small_script(monkeypatch, capsys):
+    """In the script the same bug is planted."""
+    monkeypatch.setitem(packed.OPERATIONS, "maximum", packed._two_operands(np.minimum))
+    found = testing.campaign(1000, progress=False)
+    assert found.wrong == 1
+    small = found.counterexample
+    assert 1 <= len(small.lines) <= 3
+    assert not small.steps
+    assert "F.maximum" in small.source()
+    assert "differ" in found.error
+    planted = (
+        "import numpy as np\nfrom tinybnn.deploy import packed\n"
+        "packed.OPERATIONS['maximum'] = packed._two_operands(np.minimum)\n"
+    )
+    done = run(planted + small.source())
+    assert done.returncode == 1
+    assert "differ" in done.stderr
+    assert run(small.source()).returncode == 0
+    assert main(["verify", "--random", "1000"]) == 1
+    assert small.source() in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("broken", ["predict", "save", "state"])
+def test_each_kind_of_difference_is_wrong(broken, monkeypatch):
+    network = RandomNetwork(0, (3,), (Line("{out} = {layer}({a})", (-1,), "nn.BatchNorm1d(3)"),))
+    assert outcome(network) == ("equal", "")
+    if broken == "predict":
+        predict = PackedModel.predict
+        monkeypatch.setattr(
+            PackedModel, "predict",
+            lambda self, x, **options: predict(self, x, **options) + (len(x) == 7),
+        )  # fmt: skip
+    elif broken == "save":
+        stored, count = PackedModel._stored, iter(range(100))
+        monkeypatch.setattr(
+            PackedModel, "_stored",
+            lambda self: (stored(self)[0], {**stored(self)[1], "info": {"n": next(count)}}),
+        )  # fmt: skip
+    else:
+        code = "{out} = {layer}({a})\nself.layer_0.running_mean[0] += len(x) == 2"
+        network = RandomNetwork(0, (3,), (Line(code, (-1,), "nn.BatchNorm1d(3)"),))
+    kind, said = outcome(network)
+    assert kind == "wrong"
+    assert said
+
+
+def test_what_has_no_packed_form_is_refused():
+    network = RandomNetwork(0, (3,), (Line("{out} = {a} ** 2.0", (-1,)),))
+    kind, said = outcome(network)
+    assert kind == "refused"
+    assert _reason(said).startswith("Pow has no packed form")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--random", "3", "run", "model"], ["run"], [], ["run", "model", "--seed", "3"]],
+)
+def test_random_networks_or_a_run(words, capsys):
+    assert main(["verify", *words]) == 1
+    assert "--random" in capsys.readouterr().err

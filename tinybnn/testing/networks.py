@@ -1,0 +1,407 @@
+"""Random networks: any layers, and forward methods that people write.
+
+A network is a list of lines of a ``forward`` method with the layers that they call. Its source is
+a script that anybody can run, and the Module itself comes from that source: what fails in a test
+fails in the script.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tinybnn.tensor import Tensor, no_grad
+
+__all__ = ["RandomNetwork", "random_network"]
+
+_HEADER = '''"""A random network; run me: exit code 1 if its packed model differs."""
+
+import numpy as np
+
+from tinybnn import functional as F
+from tinybnn import models, nn, optim
+from tinybnn.tensor import Tensor
+from tinybnn.testing import check_packed, randomize, train_briefly
+
+
+class Network(nn.Module):
+    def __init__(self, rng):
+'''
+
+_MOST_NUMBERS = 6000  # of one sample, so that a network takes milliseconds
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a forward method.
+
+    Attributes
+    ----------
+    code : str
+        With ``{out}`` for what it gives, ``{a}`` and ``{b}`` for what it reads, ``{layer}`` for its
+        layer.
+    reads : tuple of int
+        Numbers of lines; -1 is the input.
+    layer : str
+        The expression that makes its layer; empty for none.
+    shares : int or None
+        The line whose layer it calls once more.
+    """
+
+    code: str
+    reads: tuple
+    layer: str = ""
+    shares: int | None = None
+
+
+@dataclass(frozen=True)
+class RandomNetwork:
+    """A network as data.
+
+    Attributes
+    ----------
+    seed : int
+        Of weights, statistics and inputs.
+    input_shape : tuple of int
+        Of one sample.
+    lines : tuple of Line
+        The last one gives the output.
+    steps : int
+        Of training, before it is compiled.
+    extreme : bool
+        Whether there are NaN and infinities among the statistics.
+    """
+
+    seed: int
+    input_shape: tuple
+    lines: tuple
+    steps: int = 0
+    extreme: bool = False
+
+    def source(self):
+        """A script that makes the network and checks it."""
+        layers, forward = [], []
+        for i, line in enumerate(self.lines):
+            number = i if line.shares is None else line.shares
+            if line.layer:
+                layers.append(f"        self.layer_{i} = {line.layer}")
+            names = dict(zip("ab", map(_value, line.reads), strict=False))
+            code = line.code.format(out=_value(i), layer=f"self.layer_{number}", **names)
+            forward += [f"        {one}" for one in code.split("\n")]
+        return (
+            _HEADER
+            + "\n".join(layers or ["        pass"])
+            + "\n\n    def forward(self, x):\n"
+            + "\n".join(forward)
+            + f"\n        return {_value(len(self.lines) - 1)}\n\n\n"
+            + f"SHAPE = {self.input_shape}\n\n\n"
+            + "def network():\n"
+            + f"    rng = np.random.default_rng({self.seed})\n"
+            + f"    model = randomize(Network(rng), rng, extreme={self.extreme})\n"
+            + f"    return train_briefly(model, SHAPE, steps={self.steps}, rng=rng)\n\n\n"
+            + 'if __name__ == "__main__":\n'
+            + f"    check_packed(network(), SHAPE, np.random.default_rng({self.seed}))\n"
+            + '    print("all equal")\n'
+        )
+
+    def build(self):
+        """The Module, made by the script.
+
+        Returns
+        -------
+        Module
+            In the mode that training leaves it in.
+        """
+        names = {"__name__": "random_network"}
+        exec(compile(self.source(), f"<random network {self.seed}>", "exec"), names)
+        return names["network"]()
+
+    def generator(self):
+        """The numpy.random.Generator of its inputs."""
+        return np.random.default_rng(self.seed)
+
+    def smaller(self):
+        """Yield networks that lack something of this one; not all of them make sense."""
+        if self.steps:
+            yield replace(self, steps=0)
+        if self.extreme:
+            yield replace(self, extreme=False)
+        for end in range(1, len(self.lines)):
+            yield replace(self, lines=self.lines[:end])
+        for i in reversed(range(len(self.lines))):
+            if self._can_go(i):
+                yield self._without(i)
+        for axis in (1, 2):
+            if axis < len(self.input_shape) and self.input_shape[axis] > 1:
+                shape = list(self.input_shape)
+                shape[axis] -= 1
+                yield replace(self, input_shape=tuple(shape))
+
+    def _can_go(self, i):
+        shared = any(line.shares == i for line in self.lines)
+        return len(self.lines) > 1 and not shared and i < len(self.lines) - 1
+
+    def _without(self, i):
+        """Without line i, whose readers read what it read."""
+
+        def moved(number):
+            number = self.lines[i].reads[0] if number == i else number
+            return number - (number > i)
+
+        lines = [
+            replace(
+                line,
+                reads=tuple(map(moved, line.reads)),
+                shares=None if line.shares is None else line.shares - (line.shares > i),
+            )
+            for line in self.lines[:i] + self.lines[i + 1 :]
+        ]
+        return replace(self, lines=tuple(lines))
+
+
+def _value(number):
+    return "x" if number < 0 else f"v{number}"
+
+
+def random_network(seed):
+    """A network of a seed: the same network each time.
+
+    Parameters
+    ----------
+    seed : int
+
+    Returns
+    -------
+    RandomNetwork
+    """
+    return _Writer(seed).network()
+
+
+class _Writer:
+    """Writes line after line, and runs each to see its shape."""
+
+    def __init__(self, seed):
+        self.seed, self.rng = seed, np.random.default_rng([seed, 0])
+        self.lines = []
+        self.input_shape = self.first_shape()
+        self.shapes = {-1: self.input_shape}
+        self.alive = [-1]  # the values that may still be read
+        self.memory = {-1: {-1}}  # the values that may look at the same memory
+        self.can_train = True
+
+    def network(self):
+        for _ in range(int(self.rng.integers(2, 10))):
+            self.add(self.any_line())
+        if len(self.shapes[self.last]) == 3 and self.chance(0.6):
+            self.add(self.layer("nn.Flatten()"))
+            self.add(self.dense())
+        if not self.lines:
+            self.add(Line("{out} = {a} * 2.0", (-1,)))
+        return RandomNetwork(
+            self.seed, self.input_shape, tuple(self.lines),
+            steps=int(self.pick(0, 0, 0, 2)) * self.can_train, extreme=self.chance(0.15),
+        )  # fmt: skip
+
+    # ---------------------------------------------------------------------------------- choices
+
+    def chance(self, share):
+        return bool(self.rng.random() < share)
+
+    def pick(self, *options):
+        return options[self.rng.integers(len(options))]
+
+    def first_shape(self):
+        if self.chance(0.35):
+            return (int(self.pick(1, 2, 9, 63, 64, 65, 130)),)
+        side = lambda: int(self.pick(1, 2, 3, 4, 5, 7, 8))  # noqa: E731
+        return int(self.pick(1, 1, 3, 8, 65)), side(), side()
+
+    @property
+    def last(self):
+        return self.alive[-1]
+
+    def like(self, a):
+        """The values of the shape of a that may be read."""
+        return [v for v in self.alive if self.shapes[v] == self.shapes[a]]
+
+    def read(self):
+        """A value to read: mostly the last one."""
+        return self.last if self.chance(0.75) else self.pick(*self.alive)
+
+    def layer(self, code, a=None, line="{out} = {layer}({a})"):
+        return Line(line, (self.last if a is None else a,), code)
+
+    # ------------------------------------------------------------------------------------ lines
+
+    def any_line(self):
+        a = self.read()
+        is_image = len(self.shapes[a]) == 3
+        kinds = [self.activation, self.activation, self.arithmetic, self.two_values, self.in_place]
+        kinds += [self.norm, self.norm, self.rearrangement, self.unusual]
+        kinds += [self.convolution] * 5 + [self.pool] * 2 if is_image else [self.dense] * 5
+        return self.pick(*kinds)(a)
+
+    def binary_options(self):
+        quantizer = self.pick(
+            "ste_sign", "ste_sign", "ste_sign", "approx_sign", "swish_sign", "magnitude_aware_sign",
+            "ste_tern", "bitnet_ternary", "dorefa_weight", None,
+        )  # fmt: skip
+        return (
+            f"bias={self.chance(0.3)}, scale={self.pick(None, None, 'mean', 'learned')!r}, "
+            f"input_quantizer={self.pick('ste_sign', 'ste_sign', 'approx_sign', None)!r}, "
+            f"weight_quantizer={quantizer!r}, rng=rng"
+        )
+
+    def dense(self, a=None):
+        a = self.last if a is None else a
+        features, outputs = self.shapes[a][0], int(self.pick(1, 3, 10, 64, 65, 70))
+        if self.chance(0.3):
+            return self.layer(f"nn.Linear({features}, {outputs}, rng=rng)", a)
+        if self.chance(0.1):
+            hidden = self.pick((5,), (70, 3))
+            return self.layer(f"models.mlp({features}, {hidden}, {outputs}, rng=rng)", a)
+        return self.layer(f"nn.BinaryLinear({features}, {outputs}, {self.binary_options()})", a)
+
+    def convolution(self, a):
+        channels = self.shapes[a][0]
+        outputs = int(self.pick(1, 3, 16, 65))
+        kernel, padding = (self.pick(1, 2, 3), self.pick(1, 3)), (self.pick(0, 1, 1, 2, 4), 1)
+        geometry = (
+            f"{kernel}, stride={self.pick(1, 1, 1, 2, (2, 1), 3)}, "
+            f"padding={self.pick(0, 1, 1, padding)}, dilation={self.pick(1, 1, 1, 2)}"
+        )
+        groups = self.pick(1, 1, 1, channels)
+        sizes = f"{channels}, {groups * self.pick(1, 2) if groups > 1 else outputs}"
+        kind = self.pick(
+            "real", "binary", "binary", "binary", "depthwise", "adabin", "dual", "dual adabin",
+            "transposed",
+        )  # fmt: skip
+        mode = f"padding_mode={self.pick('zeros', 'zeros', 'ones')!r}"
+        return self.layer(
+            {
+                "real": f"nn.Conv2d({sizes}, {geometry}, groups={groups}, rng=rng)",
+                "binary": f"nn.BinaryConv2d({sizes}, {geometry}, groups={groups}, {mode}, "
+                f"{self.binary_options()})",
+                "depthwise": f"nn.BinaryDepthwiseConv2d({channels}, {geometry}, {mode}, rng=rng)",
+                "adabin": f"nn.AdaBinConv2d({sizes}, {geometry}, groups={groups}, rng=rng)",
+                "dual": f"nn.DualBinaryConv2d({sizes}, {geometry}, groups={groups}, {mode}, "
+                "rng=rng)",
+                "dual adabin": f"nn.DualAdaBinConv2d({sizes}, {geometry}, groups={groups}, "
+                "rng=rng)",
+                "transposed": f"nn.ConvTranspose2d({channels}, {self.pick(1, 4)}, {kernel}, "
+                f"stride={self.pick(1, 2, 3)}, padding={self.pick(0, 0, 1)}, rng=rng)",
+            }[kind],
+            a,
+        )
+
+    def norm(self, a):
+        name = "BatchNorm2d" if len(self.shapes[a]) == 3 else "BatchNorm1d"
+        return self.layer(f"nn.{name}({self.shapes[a][0]})", a)
+
+    def pool(self, a):
+        kernel = self.pick(2, 2, 3, (1, 2), (3, 2))
+        options = self.pick("", ", stride=1", ", stride=2, padding=1" if kernel in (2, 3) else "")
+        kinds = (f"nn.MaxPool2d({kernel}{options})",) * 3 + (f"nn.AvgPool2d({kernel}{options})",)
+        return self.layer(self.pick(*kinds, "nn.AdaptiveAvgPool2d(1)"), a)
+
+    def activation(self, a):
+        channels = self.shapes[a][0]
+        names = [
+            "nn.ReLU()", "nn.Hardtanh()", "nn.LeakyReLU(0.1)", "nn.Softplus()", "nn.Sigmoid()",
+            "nn.Tanh()", "nn.Hardswish()", "nn.Hardsigmoid()", "nn.Quantize()", "nn.Dropout(0.3)",
+            "nn.PReLU()", "nn.Identity()",
+        ]  # fmt: skip
+        names += [f"nn.{name}({channels})" for name in ("PReLU", "RPReLU", "RSign", "Maxout")]
+        return self.layer(self.pick(*names), a)
+
+    def rearrangement(self, a):
+        channels, *pixels = self.shapes[a]
+        if not pixels:
+            return Line("{out} = F.cat([{a}, {b}], 1)", (a, self.vector()))
+        padding = self.pick((1, 0), (0, 2, 1, 1))
+        value = self.pick(1.0, 1.0, 0.0, -0.0, -1.0, 2.5)
+        groups = next(g for g in (3, 2, 1) if channels % g == 0)
+        return self.pick(
+            Line(f"{{out}} = F.pad({{a}}, {padding}, {value})", (a,)),
+            self.layer(f"nn.ChannelShuffle({groups})", a),
+            self.layer(f"nn.ReplicateChannels({channels}, {channels + int(self.pick(1, 5))})", a),
+            self.layer(f"nn.SqueezeExcite({channels}, {int(self.pick(1, 4))}, rng=rng)", a),
+            self.layer("nn.Flatten()", a),
+            Line(f"{{out}} = {{a}}.reshape(len({{a}}), {pixels[0]}, {channels}, -1)", (a,)),
+        )
+
+    def vector(self):
+        return self.pick(*(v for v in self.alive if len(self.shapes[v]) == 1))
+
+    def arithmetic(self, a):
+        c = self.pick(0.5, -0.4, 2.0, -1.0, 3.0, 0.0, -0.0, 1e-30)
+        return Line(
+            self.pick(
+                f"{{out}} = {{a}} + {c}", f"{{out}} = {c} - {{a}}", f"{{out}} = {{a}} * {c}",
+                f"{{out}} = {{a}} / {c or 7.0}", "{out} = -{a}", "{out} = {a} - {a}",
+                f"{{out}} = F.clamp({{a}}, {c - 1.0}, {c})", f"{{out}} = F.clamp({{a}}, {c}, None)",
+                f"{{out}} = F.maximum({{a}}, {c})", f"{{out}} = F.where({{a}} > {c}, {{a}}, {c})",
+                f"{{out}} = {{a}} * ({{a}} >= {c})", "{out} = 1.0 / {a}", "{out} = F.abs({a})",
+                "{out} = F.sqrt(F.abs({a}))", "{out} = F.exp(F.clamp({a}, -5.0, 5.0))",
+                "{out} = {a} * {a}",
+            ),
+            (a,),
+        )  # fmt: skip
+
+    def two_values(self, a):
+        shared = [
+            i
+            for i, line in enumerate(self.lines)
+            if line.layer and self.shapes[line.reads[0]] == self.shapes[a]
+        ]
+        if shared and self.chance(0.4):
+            return Line("{out} = {layer}({a})", (a,), shares=self.pick(*shared))
+        lines = [
+            "{out} = {a} + {b}", "{out} = {a} - {b}", "{out} = {a} * {b}", "{out} = {b} + {a}",
+            "{out} = F.maximum({a}, {b})", "{out} = F.cat([{a}, {b}], 1)",
+            "{out} = F.where({a} < {b}, {a}, {b})", "{out} = {b} + ({a} - {b}).detach()",
+            "{out} = {a} / (F.abs({b}) + 0.5)",
+        ]  # fmt: skip
+        return Line(self.pick(*lines), (a, self.pick(*self.like(a))))
+
+    def in_place(self, a):
+        """a changes under its name, so that neither it nor a view of it can be read any more."""
+        others = [v for v in self.like(a) if v not in self.memory[a]]
+        symbol = self.pick("+", "-", "*", "/")
+        if others and self.chance(0.7):
+            return Line(f"{{out}} = {{a}}\n{{out}} {symbol}= {{b}}", (a, self.pick(*others)))
+        what = self.pick("0.4", "-2.0", "({out} * 0.5)")
+        return Line(f"{{out}} = {{a}}\n{{out}} {symbol}= {what}", (a,))
+
+    def unusual(self, a):
+        """Now and then what has no packed form."""
+        if not self.chance(0.15):
+            return self.activation(a)
+        code = self.pick("{a} ** 2.0", "F.softmax({a}, 1)", "{a} - {a}.mean(1, keepdim=True)")
+        return Line(f"{{out}} = {code}", (a,))
+
+    # ---------------------------------------------------------------------------------- running
+
+    def add(self, line):
+        """Append a line, unless it does not run or gives too much."""
+        trial = RandomNetwork(self.seed, self.input_shape, (*self.lines, line))
+        x = np.ones((2, *self.input_shape), np.float32)
+        try:
+            with no_grad(), np.errstate(all="ignore"):
+                shape = trial.build().eval()(Tensor(x)).shape[1:]
+        except ValueError:  # a window that does not fit
+            return
+        if not shape or not 0 < np.prod(shape) <= _MOST_NUMBERS:
+            return
+        self.lines.append(line)
+        number, a = len(self.lines) - 1, line.reads[0]
+        self.shapes[number], self.memory[number] = shape, {number}
+        if "\n" in line.code:  # in place
+            # Without a graph it changes what the backward pass of an earlier line may need.
+            self.can_train &= not any(self.memory[a] & {*one.reads} for one in self.lines[:-1])
+            self.alive = [v for v in self.alive if v not in self.memory[a]]
+        elif "{layer}({a})" in line.code or "reshape" in line.code:  # it may be a itself, or a view
+            self.memory[number] = self.memory[a]
+            self.memory[a].add(number)
+        self.alive.append(number)
