@@ -1,7 +1,7 @@
-"""A kernel's cache on disk is stale as soon as any file changes that its code comes from.
+"""A kernel's cache on disk is stale when a file changes that its code comes from, and never harms.
 
-Numba looks at the kernel's own file only. `simd.kernel` adds a stamp of what that file imports from
-the folder of kernels, and of what these files import in turn.
+A stamp covers the kernel's file, what it imports from the folder of kernels, and what these files
+import in turn. Whatever is wrong with folders and files, kernels compute the same.
 """
 
 import ast
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tinybnn.kernels import simd
+from tinybnn.kernels import cache
 
-FOLDER = Path(simd.__file__).parent
+FOLDER = Path(cache.__file__).parent
 FILES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
 
 
@@ -47,14 +47,14 @@ def folder(tmp_path, monkeypatch):
     """A copy of the folder, whose files the stamps are made of."""
     for name in FILES:
         shutil.copy(FOLDER / f"{name}.py", tmp_path)
-    monkeypatch.setattr(simd, "__file__", str(tmp_path / "simd.py"))
+    monkeypatch.setattr(cache, "__file__", str(tmp_path / "cache.py"))
     yield tmp_path
-    simd._stamp.cache_clear()
+    cache._stamp.cache_clear()
 
 
 def stamps(folder):
-    simd._stamp.cache_clear()
-    return {name: simd._stamp(folder / f"{name}.py") for name in FILES}
+    cache._stamp.cache_clear()
+    return {name: cache._stamp(folder / f"{name}.py") for name in FILES}
 
 
 @pytest.mark.parametrize("changed", FILES)

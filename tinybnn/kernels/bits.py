@@ -14,9 +14,9 @@ in a file.
 
 import math
 
-import numba
 import numpy as np
 
+from tinybnn.kernels.cache import kernel
 from tinybnn.kernels.memory import empty
 
 _NO_BITS, _NO_BIT = np.uint64(0), np.uint32(0)
@@ -124,7 +124,7 @@ def _channels_first(x, native):
 # slices, the compiler then turns the loop into vector comparisons, several times as fast.
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _pack(x, thresholds, words):
     rows, count = x.shape
     whole, tail = 64 * (count // 64), count % 64
@@ -137,7 +137,7 @@ def _pack(x, thresholds, words):
             words[row, whole // 64] = _word(x[row, whole:], levels, tail)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _word(values, levels, size):
     word = np.uint64(0)
     for bit in range(size):
@@ -151,7 +151,7 @@ def _word(values, levels, size):
 # same few lines of it). So large images are read plane by plane.
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _pack_planes(x, thresholds, words):
     """x : (N, C, pixels), words : (N, pixels, words_for(C))"""
     images, channels, pixels = x.shape
@@ -170,14 +170,14 @@ def _pack_planes(x, thresholds, words):
                     target[i] = np.uint64(halves[0, i]) | high
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _set_where(half, values, level, bit):
     """Set a bit of the half words where a value is not below the level."""
     for i in range(len(values)):
         half[i] |= bit if values[i] - level >= 0 else _NO_BIT
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _pack_blocks(x, thresholds, words):
     """The same for small images, of at least 64 pixels: 64 pixels at a time, of all planes."""
     images, channels, pixels = x.shape
@@ -237,7 +237,7 @@ def unpack_reference(words, count, dtype=np.float32):
     return np.where(bits, 1, -1).astype(dtype)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _unpack(words, signs):
     rows, count = signs.shape
     whole, tail = 64 * (count // 64), count % 64
@@ -248,7 +248,7 @@ def _unpack(words, signs):
             _signs(words[row, whole // 64], signs[row, whole:], tail)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _signs(word, signs, size):
     for bit in range(size):
         signs[bit] = 1 if (word >> np.uint64(bit)) & np.uint64(1) else -1
@@ -296,7 +296,7 @@ def split_groups_reference(words, channels, groups):
     return pack_reference(signs.reshape(*signs.shape[:-1], groups, channels // groups))
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _split_groups(words, group_channels, split):
     rows, groups, group_words = split.shape
     for row in range(rows):

@@ -18,19 +18,15 @@ Numba lets one add types: a type (`_Vector`), how a value of it looks in memory 
 LLVM vector), and functions that emit instructions (``@intrinsic``). Only operations that every CPU
 can do are here; LLVM ends the process when it is asked for an instruction that does not exist.
 
-Use `kernel` instead of ``numba.njit``: Numba's cache on disk does not notice when a file changes
-that a kernel imports from, and `kernel` makes it notice.
+Kernels are decorated with `kernel` and `inlined` of `cache`, which stand in place of
+``numba.njit``.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import operator
-import re
-from pathlib import Path
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -38,75 +34,10 @@ from numba.core.datamodel import models
 from numba.core.extending import intrinsic, overload, register_model
 from numba.core.registry import cpu_target
 
+from tinybnn.kernels.cache import inlined as inlined  # most kernels import them from here
+from tinybnn.kernels.cache import kernel as kernel
+
 WORDS, INTEGERS, FLOATS, BLOCK = 8, 16, 16, 128  # lanes
-
-# ------------------------------------------------------------------------------------------ caching
-
-_IMPORT = re.compile(
-    r"^from tinybnn\.kernels(?:\.(\w+) import| import (\([^)]*\)|.*))", re.MULTILINE
-)
-
-
-@functools.cache
-def _stamp(file):
-    """A hash of a kernel's file and of all files of this folder that it imports.
-
-    A kernel that was typed in has no file: it gets the stamp of this one.
-    """
-    file = file if file.is_file() else Path(__file__)
-    text = file.read_text(encoding="utf-8")
-    stamp = hashlib.sha256(text.encode())
-    for one, several in _IMPORT.findall(text):
-        for name in [one] if one else re.findall(r"\w+", several):
-            stamp.update(_stamp(Path(__file__).with_name(f"{name}.py")).encode())
-    return stamp.hexdigest()
-
-
-def kernel(function=None, *, parallel=False, allocates=True):
-    """``numba.njit`` for kernels: cached on disk, without the GIL.
-
-    The cache is stale as soon as the kernel's file or one that it imports from this folder changes.
-
-    ``allocates=False`` promises that the kernel makes no arrays. Numba then leaves out the counting
-    of references to arrays, which costs more than a short inner loop.
-
-    Divisions follow NumPy (x / 0 is infinite): Python's error would be a way out of each loop, and
-    such a loop cannot run on vectors.
-    """
-    if function is None:
-        return functools.partial(kernel, parallel=parallel, allocates=allocates)
-    # Nobody calls a kernel from C, so it needs no wrapper for that, which takes time to compile.
-    options = {} if allocates else {"_nrt": False}
-    options |= {"parallel": parallel, "no_cfunc_wrapper": True}
-    compiled = numba.njit(cache=True, nogil=True, error_model="numpy", **options)(function)
-    if not numba.config.DISABLE_JIT:
-        # The stamp (time and size of the kernel's own file) is compared when a cache is read.
-        file = compiled._cache._cache_file
-        file._source_stamp = (*file._source_stamp, _stamp(Path(function.__code__.co_filename)))
-        file._load_index = functools.partial(_load_index, file._load_index)
-    return compiled
-
-
-def _load_index(load):
-    """What a cache holds: nothing, if it names a class that is not there any more."""
-    try:
-        return load()
-    except (AttributeError, ImportError):
-        return {}
-
-
-def inlined(function):
-    """``numba.njit`` for a part of a kernel, whose code is put where it is called.
-
-    Vectors that go in and out of such a function stay in registers. It has no cache of its own: it
-    is part of the cached kernel, and stands in the kernel's file or in one of this folder that this
-    file imports from, whose change `kernel` notices. It makes no arrays.
-    """
-    # Nobody calls it by address, so it needs no wrapper for that.
-    return numba.njit(
-        nogil=True, forceinline=True, error_model="numpy", _nrt=False, no_cfunc_wrapper=True
-    )(function)
-
 
 # --------------------------------------------------------------------------------------------- CPU
 

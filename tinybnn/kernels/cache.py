@@ -1,0 +1,271 @@
+"""Compiled kernels on disk.
+
+Use `kernel` and `inlined` instead of ``numba.njit``. A compiled kernel is kept in a file of its
+own for each combination of argument types and CPU. The folder is in ``NUMBA_CACHE_DIR`` if that is
+set; otherwise it is the first that can be used of ``__pycache__`` beside the kernel's file and the
+user's cache (``~/.cache/numba`` on Linux).
+
+Numba's own cache differs in three points:
+
+- It does not notice when a file changes that a kernel imports from. Here the hash of all these
+  files has to match.
+- It raises when a folder cannot be written to or a file is damaged, with some files until they are
+  deleted by hand. Here any failure means that the kernel is compiled, with one `CacheWarning` a
+  process, and a damaged file is replaced.
+- It loads what anybody has written. To load compiled code is to run it, so **whoever can write to a
+  cache folder can run code as every user of that cache**. Folders and files that other users can
+  write to, or own, are not used; root's are.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+import pickle
+import re
+import secrets
+import stat
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import llvmlite
+import numba
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+from numba.misc.appdirs import AppDirs
+
+_MAGIC = b"tinybnn kernel 1"
+_DIGEST = hashlib.sha256().digest_size
+_ABANDONED = 3600  # age in seconds of a temporary file whose process was killed
+
+
+class CacheWarning(RuntimeWarning):
+    """The cache on disk cannot be used, so kernels are compiled, which takes time."""
+
+
+# --------------------------------------------------------------------------------------- decorators
+
+
+def kernel(function=None, *, parallel=False, allocates=True):
+    """``numba.njit`` for kernels: cached on disk, without the GIL.
+
+    The cache is stale as soon as the kernel's file or one that it imports from this folder changes.
+    A kernel without a file (typed into a notebook, say) is not cached.
+
+    ``allocates=False`` promises that the kernel makes no arrays. Numba then leaves out the counting
+    of references to arrays, which costs more than a short inner loop.
+
+    Divisions follow NumPy (x / 0 is infinite): Python's error would be a way out of each loop, and
+    such a loop cannot run on vectors.
+    """
+    if function is None:
+        return functools.partial(kernel, parallel=parallel, allocates=allocates)
+    # Nobody calls a kernel from C, so it needs no wrapper for that, which takes time to compile.
+    options = {} if allocates else {"_nrt": False}
+    options |= {"parallel": parallel, "no_cfunc_wrapper": True}
+    compiled = numba.njit(nogil=True, error_model="numpy", **options)(function)
+    if not numba.config.DISABLE_JIT and Path(function.__code__.co_filename).is_file():
+        compiled._cache = _Cache(function)
+    return compiled
+
+
+def inlined(function):
+    """``numba.njit`` for a part of a kernel, whose code is put where it is called.
+
+    Vectors that go in and out of such a function stay in registers. It has no cache of its own: it
+    is part of the cached kernel, and stands in the kernel's file or in one of this folder that this
+    file imports from, whose change `kernel` notices. It makes no arrays.
+    """
+    # Nobody calls it by address, so it needs no wrapper for that.
+    return numba.njit(
+        nogil=True, forceinline=True, error_model="numpy", _nrt=False, no_cfunc_wrapper=True
+    )(function)
+
+
+# -------------------------------------------------------------------------------------------- stamp
+
+_IMPORT = re.compile(
+    r"^from tinybnn\.kernels(?:\.(\w+) import| import (\([^)]*\)|.*))", re.MULTILINE
+)
+
+
+@functools.cache
+def _stamp(file):
+    """A hash of a kernel's file and of all files of this folder that it imports."""
+    text = file.read_text(encoding="utf-8")
+    stamp = hashlib.sha256(text.encode())
+    for one, several in _IMPORT.findall(text):
+        for name in [one] if one else re.findall(r"\w+", several):
+            stamp.update(_stamp(Path(__file__).with_name(f"{name}.py")).encode())
+    return stamp.hexdigest()
+
+
+# -------------------------------------------------------------------------------------------- cache
+
+
+class _Cache:
+    """The compiled versions of a kernel on disk; Numba's dispatcher calls the public methods.
+
+    A file holds a magic string, the hash of everything the code depends on (is it fresh?), the hash
+    of the code (is it whole?), and the pickled code. Nothing is unpickled before both hashes match.
+    """
+
+    def __init__(self, function):
+        self.function = function
+        self.file = Path(os.path.abspath(function.__code__.co_filename))
+        self.stamp = _stamp(self.file)  # of the source that was imported, whatever it becomes later
+        name = function.__qualname__.replace("<", "").replace(">", "")
+        self.prefix = f"{self.file.stem}.{name}.{sys.implementation.cache_tag}-"
+
+    @property
+    def cache_path(self):
+        return str(_folders(self.file)[0])
+
+    def load_overload(self, signature, target):
+        """The kernel compiled for these argument types, or None."""
+        target.refresh()  # registers what code refers to
+        name, key = self._name_and_key(signature, target.codegen())
+        for folder in _folders(self.file):
+            data = _read(folder / name)
+            if data is None:
+                continue
+            try:
+                code = _checked(data, key)
+                if code is not None:
+                    of, parts = pickle.loads(code)
+                    if of == signature:
+                        return CompileResult._rebuild(target, *parts)
+            except Exception as error:  # unpickling and LLVM raise whatever they like
+                _warn(
+                    f"the cached kernel {folder / name} cannot be used ({_reason(error)}) and is "
+                    f"compiled again. If this warning returns, delete {folder}"
+                )
+        return None
+
+    def save_overload(self, signature, compiled):
+        """Write a compiled kernel to the first folder that can be used."""
+        if compiled.library.has_dynamic_globals:  # addresses that are valid in this process only
+            return
+        name, key = self._name_and_key(signature, compiled.codegen)
+        code = dumps((signature, compiled._reduce()))
+        data = _MAGIC + key + hashlib.sha256(code).digest() + code
+        problems = []
+        for folder in _folders(self.file):
+            try:
+                return _write(folder / name, data)
+            except OSError as error:
+                problems.append(f"{folder} cannot be used ({_reason(error)})")
+        _warn("kernels are compiled anew by each process: " + "; ".join(problems))
+
+    def flush(self):
+        """Delete the compiled versions."""
+        for folder in _folders(self.file):
+            for path in folder.glob(f"{self.prefix}*"):
+                _delete(path)
+
+    def _name_and_key(self, signature, codegen):
+        """The file's name for a signature and this CPU, and the hash of all the code depends on."""
+        code, cells = self.function.__code__.co_code, self.function.__closure__ or ()
+        closure = hashlib.sha256(dumps([cell.cell_contents for cell in cells])).hexdigest()
+        version = str(signature), codegen.magic_tuple(), closure if cells else ""
+        sources = numba.__version__, llvmlite.__version__, self.stamp, code
+        digest = hashlib.sha256(repr(version).encode())
+        name = f"{self.prefix}{digest.hexdigest()[:16]}.kernel"
+        digest.update(repr(sources).encode())
+        return name, digest.digest()
+
+
+def _folders(file):
+    """Folders that may hold the cache of a file's kernels."""
+    parent = file.parent
+    apart = f"{parent.name}_{hashlib.sha256(os.fsencode(parent)).hexdigest()[:16]}"
+    if numba.config.CACHE_DIR:
+        return [Path(numba.config.CACHE_DIR) / apart]
+    folders = [parent / "__pycache__"]
+    home = Path(AppDirs("numba", appauthor=False).user_cache_dir)
+    if home.is_absolute():  # it is "~/..." for a user without a home
+        folders.append(home / apart)
+    return folders
+
+
+def _checked(data, key):
+    """The code in a file's bytes; None if it is stale, a ValueError if it is damaged."""
+    start = len(_MAGIC)
+    if data[:start] != _MAGIC or len(data) < start + 2 * _DIGEST:
+        raise ValueError("not a complete file of a kernel")
+    if data[start : start + _DIGEST] != key:
+        return None
+    code = data[start + 2 * _DIGEST :]
+    if data[start + _DIGEST : start + 2 * _DIGEST] != hashlib.sha256(code).digest():
+        raise ValueError("its checksum is wrong")
+    return code
+
+
+def _read(path):
+    """The bytes of a file that only trusted users can have written; None without such a file."""
+    try:
+        _refuse_untrusted(os.stat(path.parent))
+        # No links, and no waiting for the other end of a named pipe.
+        flags = [getattr(os, f"O_{name}", 0) for name in ("NOFOLLOW", "NONBLOCK", "BINARY")]
+        with open(os.open(path, os.O_RDONLY | sum(flags)), "rb") as file:
+            status = os.fstat(file.fileno())
+            _refuse_untrusted(status)
+            return file.read() if stat.S_ISREG(status.st_mode) else None
+    except OSError:
+        return None
+
+
+def _write(path, data):
+    """Write a file that is complete or absent, whatever happens meanwhile."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    _refuse_untrusted(os.stat(path.parent))
+    for left in path.parent.glob(f"{path.name}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink()
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    try:
+        with open(os.open(temporary, flags, 0o644), "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        _delete(temporary)
+        raise
+
+
+def _delete(path):
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _refuse_untrusted(status):
+    """A PermissionError if others than this user and root can write to a file or folder.
+
+    The group may write where it is the user's own, which is how many systems set up home folders.
+    """
+    if not hasattr(os, "geteuid"):  # Windows, where users' folders are their own
+        return
+    if status.st_uid not in (os.geteuid(), 0):
+        raise PermissionError(f"it belongs to the user with id {status.st_uid}")
+    is_foreign_group = status.st_gid != os.getegid()
+    if status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and is_foreign_group):
+        raise PermissionError("other users can write to it")
+
+
+def _reason(error):
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+_warned = False
+
+
+def _warn(problem):
+    """Warn about the first problem; a program has some hundred kernels, which all meet it."""
+    global _warned
+    if not _warned:
+        _warned = True
+        message = f"{problem}. Set NUMBA_CACHE_DIR to a folder that only you can write to."
+        warnings.warn(message, CacheWarning, stacklevel=2)
