@@ -91,15 +91,25 @@ _IMPORT = re.compile(
 )
 
 
-@functools.cache
 def _stamp(file):
-    """A hash of a kernel's file and of all files of this folder that it imports."""
-    text = file.read_text(encoding="utf-8")
-    stamp = hashlib.sha256(text.encode())
-    for one, several in _IMPORT.findall(text):
-        for name in [one] if one else re.findall(r"\w+", several):
-            stamp.update(_stamp(Path(__file__).with_name(f"{name}.py")).encode())
-    return stamp.hexdigest()
+    """A hash of a kernel's file and of all files of this folder that it is made of."""
+    digests, left = {}, [file]
+    while left:
+        path = left.pop()
+        if path not in digests:
+            status = path.stat()  # a file that has changed meanwhile is read again
+            digests[path], names = _source(path, status.st_mtime_ns, status.st_size)
+            left.extend(Path(__file__).with_name(f"{name}.py") for name in names)
+    return hashlib.sha256(b"".join(sorted(digests.values()))).hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def _source(file, mtime, size):
+    """A hash of a file, and the names of the files of this folder that it imports from."""
+    data, names = file.read_bytes(), []
+    for one, several in _IMPORT.findall(data.decode("utf-8")):
+        names.extend([one] if one else re.findall(r"\w+", several))
+    return hashlib.sha256(data).digest(), names
 
 
 # -------------------------------------------------------------------------------------------- cache
