@@ -1,6 +1,7 @@
 """Memory for arrays: where it begins, and that it is used again, but never twice at a time."""
 
 import gc
+import signal
 import subprocess
 import sys
 import threading
@@ -75,7 +76,7 @@ def test_sizes(size):
 
 
 def waiting():
-    return sum(len(stack) * size for size, stack in memory._free.items())
+    return sum(len(free) * size for size, free in memory._free.items())
 
 
 def test_keeps_no_more_than_the_limit():
@@ -85,9 +86,11 @@ def test_keeps_no_more_than_the_limit():
     places = [array.ctypes.data for array in arrays]
     while arrays:
         arrays.pop(0)
-    found = [address for stack in memory._free.values() for _, address, _ in stack]
+    next_one = memory.empty(100 * LARGE, np.uint8)  # whatever is made next
+    found = [buffer.address for free in memory._free.values() for buffer in free]
     assert 4 * LARGE < waiting() <= 5 * LARGE
-    assert {*found} == {*places[-len(found) :]}  # what has waited longest goes first
+    assert {*found} == {*places[-len(found) :]}  # what was taken longest ago goes first
+    del next_one
     assert memory.keep(0) == 5 * LARGE
     assert waiting() == 0 and memory._state.made == in_use
     with pytest.raises(ValueError, match="limit must be a number of bytes >= 0, got -1"):
@@ -138,4 +141,51 @@ def test_the_end_of_a_process_is_quiet():
         "a = memory.empty(1 << 20, np.uint8); b = [a]; b.append(b)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+INTERRUPTED = """
+import signal
+import numpy as np
+from tinybnn.kernels import memory
+
+caught, arrays, wanted = 0, [], 500
+
+def interrupt(number, frame):
+    if caught < wanted:
+        raise KeyboardInterrupt
+
+signal.signal(signal.SIGINT, interrupt)
+signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+signal.setitimer(signal.ITIMER_REAL, 2e-4, 2e-4)
+while caught < wanted:
+    try:
+        for i in range(10**9):
+            arrays.append(memory.empty(1000 + 500 * (i % 7), np.uint8))
+            arrays[-1][:] = i % 256
+            if len(arrays) > 5:
+                arrays.clear()
+    except KeyboardInterrupt:
+        caught += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
+free = [buffer for buffers in memory._free.values() for buffer in buffers]
+assert len({buffer.address for buffer in free}) == len(free)
+assert not {buffer.address for buffer in free} & {array.ctypes.data for array in arrays}
+arrays.clear()
+memory.keep(0)
+assert not any(memory._free.values())
+memory.keep(1 << 30)
+first = memory.empty(1000, np.uint8)
+place = first.ctypes.data
+del first
+(buffer,) = memory._free[1024]
+assert buffer.address == place == memory.empty(1000, np.uint8).ctypes.data
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers")
+def test_an_interruption_is_never_lost():
+    """Ctrl-C while memory is taken and given back: it arrives, and the memory stays in order."""
+    command = [sys.executable, "-c", INTERRUPTED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

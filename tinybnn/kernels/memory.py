@@ -9,7 +9,7 @@ For the 33 MB of 64 images of 128 × 32 × 32 numbers this takes as long as a ba
 NumPy asks for such an array anew each time. A training step needs the same few dozen arrays again
 and again, so all but small ones are kept here: when the last view of an array is gone, its memory
 waits for the next array of about this size. To find it takes no search: memory comes in four sizes
-between one power of two and the next, and there is a stack of each.
+between one power of two and the next, and what is free of each size is kept apart.
 
     >>> import numpy as np
     >>> first = empty((1024, 1000), np.float32)
@@ -22,6 +22,7 @@ between one power of two and the next, and there is a stack of each.
 import functools
 import itertools
 import math
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,12 +30,12 @@ import numpy as np
 _LINE = 64  # bytes of a cache line, and of the longest vector
 _SMALL = 1 << 9  # bytes of the largest array that is not worth it
 
-# Memory that waits, by its size: stacks of (when it came, address, memory). All that is done with
-# them is a single operation of a dict or a list, so no lock is needed, which a forked process could
+# Free memory by its size: dicts whose keys are `_Buffer`s, in the order in which they came back.
+# Anything done with them is a single operation, so no lock is needed, which a forked process could
 # find closed for ever.
 _free = {}
 _clock = itertools.count()
-_state = SimpleNamespace(made=0, limit=1 << 30)  # bytes in use or waiting; that may wait
+_state = SimpleNamespace(made=0, limit=1 << 30)  # bytes in use or free; most bytes that stay free
 
 
 def empty(shape, dtype):
@@ -42,22 +43,28 @@ def empty(shape, dtype):
     plan = _plan(shape, dtype)
     if plan is None:
         return np.empty(shape, dtype)
-    stack, size, shape, typestr = plan
+    free, size, shape, typestr = plan
+    if _state.made > _state.limit:
+        _let_go()
     try:
-        _, address, memory = stack.pop()  # the last used may still be in a cache
-    except IndexError:
-        address, memory = _new(size)
-    kept = _Kept()
-    kept.stack, kept.address, kept.memory = stack, address, memory
-    kept.__array_interface__ = {
-        "version": 3, "data": (address, False), "shape": shape, "typestr": typestr,
+        buffer, _ = free.popitem()  # the last one that came back: it may still be in a cache
+    except KeyError:
+        buffer = _new(size)
+    buffer.taken = next(_clock)
+    owner = _Owner()
+    owner.__array_interface__ = {
+        "version": 3, "data": (buffer.address, False), "shape": shape, "typestr": typestr,
     }  # fmt: skip
-    return np.asarray(kept)
+    # What runs when the last view is gone must not be Python code: a Ctrl-C at that moment would be
+    # raised in it, and lost with a message on stderr. This is a method of a dict, called by C code:
+    # the buffer becomes a key, and the weak reference its value.
+    owner.back = weakref.ref(owner, functools.partial(free.setdefault, buffer))
+    return np.asarray(owner)
 
 
 @functools.lru_cache(maxsize=4096)  # a training step asks for the same arrays again and again
 def _plan(shape, dtype):
-    """Where memory of an array's size waits, that size, and what NumPy has to know of the array.
+    """The free memory of an array's size, that size, and what NumPy has to know of the array.
 
     None for a small array.
     """
@@ -66,7 +73,7 @@ def _plan(shape, dtype):
     if size <= _SMALL:
         return None
     size = _rounded(size)
-    return _free.setdefault(size, []), size, shape, dtype.str
+    return _free.setdefault(size, {}), size, shape, dtype.str
 
 
 def empty_like(x):
@@ -88,12 +95,13 @@ def on_lines(array):
 
 
 def keep(limit):
-    """How much memory may wait to be used again.
+    """Set how much free memory is kept for reuse.
 
     Parameters
     ----------
     limit : int
-        Bytes, at first 2**30. What is beyond goes back to the system, and with 0 all of it.
+        Bytes, at first 2**30. What is beyond goes back to the system, now and whenever an array is
+        made; with 0 all of it.
 
     Returns
     -------
@@ -119,10 +127,12 @@ def _rounded(size):
 
 
 def _new(size):
-    """Memory that nobody had yet: (address, memory)."""
-    memory = _lines(size)
+    """Memory that is not in use."""
+    buffer = _Buffer()
+    buffer.memory = _lines(size)
+    buffer.address = buffer.memory.ctypes.data
     _state.made += size
-    return memory.ctypes.data, memory
+    return buffer
 
 
 def _lines(size):
@@ -132,24 +142,25 @@ def _lines(size):
     return memory[start : start + size]
 
 
-def _let_go(free=_free, state=_state):
-    """Give back what has waited longest, until the rest is within the limit."""
-    while sum(size * len(stack) for size, stack in list(free.items())) > state.limit:
+def _let_go():
+    """Give back what was taken longest ago, until the rest is within the limit."""
+    while sum(size * len(free) for size, free in list(_free.items())) > _state.limit:
         try:
-            _, size = min((stack[0][0], size) for size, stack in list(free.items()) if stack)
-            free[size].pop(0)
-        except (IndexError, ValueError):  # another thread had it first
+            oldest = [(next(iter(free)), size) for size, free in list(_free.items()) if free]
+            buffer, size = min(oldest, key=lambda pair: pair[0].taken)
+            del _free[size][buffer]
+        except (KeyError, RuntimeError, StopIteration, ValueError):  # another thread took it
             continue
-        state.made -= size
+        _state.made -= size
 
 
-class _Kept:
-    """What all views of an array look at; when they are gone, its memory waits for the next."""
+class _Buffer:
+    """Memory of one of the sizes, in use or free."""
 
-    __slots__ = ("__array_interface__", "address", "memory", "stack")
+    __slots__ = ("address", "memory", "taken")
 
-    # Defaults, since at the end of a process names are gone.
-    def __del__(self, clock=_clock, state=_state, let_go=_let_go):
-        self.stack.append((next(clock), self.address, self.memory))
-        if state.made > state.limit:
-            let_go()
+
+class _Owner:
+    """Base of all views of an array; its weak reference takes the buffer back."""
+
+    __slots__ = ("__array_interface__", "__weakref__", "back")
