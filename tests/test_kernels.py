@@ -434,7 +434,7 @@ def check_chunks(prepared, x, sums, chunk):
             base = xnor.pad(first, end, source, words, slot, arguments)
             assert np.all(words[:slot] == 77)
         scratch = np.full((end - first + 1) * filters, 77, np.int32)
-        xnor.sums_of(first, end, words, base, arguments, scratch)
+        xnor.sums_of(first, end, words, base, prepared.masks, arguments, scratch)
         assert same(scratch[:-filters].reshape(-1, filters), sums[first:end])
         assert np.all(scratch[-filters:] == 77)
 

@@ -521,19 +521,24 @@ def _bind_xnor(layer, samples, inputs, outputs, memory):
     # As many as the kernel is compiled for; those beyond the rows are not used.
     more = MOST_PRODUCERS - len(wiring.rows)
     prepared = wiring.producers + wiring.producers[:1] * more
-    tables = tuple(p.arguments for p in prepared)
+    zeros, tables = tuple(p.masks for p in prepared), tuple(p.arguments for p in prepared)
     sources = tuple(wiring.sources + wiring.sources[:1] * more)
     # Pixels between two copies of images; all of them where none are needed.
     items = samples * math.prod(layer.program.shape[:-1])
     step = _together(layer, samples) * len(prepared[0].tables.pixels) if slot else items
     places, rows = (*places, pixels, slot, step), np.array(wiring.rows)
-    arguments = places, rows, tables, sources, wiring.tables, wiring.arrays, wiring.memory
+    arguments = places, rows, zeros, tables, sources, wiring.tables, wiring.arrays, wiring.memory
     return items, _xnor, arguments
 
 
 @kernel(allocates=False)
-def _xnor(first, end, task, origins, places, rows, tables, sources, program, arrays, memory):
-    """Output pixels first to end - 1, counted through all images."""
+def _xnor(
+    first, end, task, origins, places, rows, zeros, tables, sources, program, arrays, memory
+):  # fmt: skip
+    """Output pixels first to end - 1, counted through all images.
+
+    ``zeros`` are the masks of ternary weights.
+    """
     slots, masks, rest, size, pixels, slot, step = places
     base, origins = task * size, origins[task]
     _, integers, words = memory
@@ -550,9 +555,10 @@ def _xnor(first, end, task, origins, places, rows, tables, sources, program, arr
                 sums = integers[2 * base + rows[k, 2] :]
                 if of.copies:
                     at = base + rest + k * slot - start // len(of.pixels) * of.image_stride
-                    xnor.sums_of(chunk, chunk_end, words, at, tables[k], sums)
+                    xnor.sums_of(chunk, chunk_end, words, at, zeros[k], tables[k], sums)
                 else:
-                    xnor.sums_of(chunk, chunk_end, sources[k], np.int64(0), tables[k], sums)
+                    source, at = sources[k], np.int64(0)
+                    xnor.sums_of(chunk, chunk_end, source, at, zeros[k], tables[k], sums)
             _move(origins, rows, chunk, program[3], base)
             _apply(program, chunk, chunk_end, origins, arrays, memory, base + slots, base + masks)
         start = stop

@@ -30,7 +30,7 @@ from tinybnn.kernels.simd import kernel
 
 _MOST_BYTES = 1 << 14  # of all arguments of a kernel; an array takes 56
 _CALLS_FROM_PYTHON = 3
-_addresses = {}  # worker, fingerprint of its arguments -> the two addresses
+_addresses = {}  # worker, fingerprints of its arguments -> what `_addresses_of` looks up
 
 
 @functools.lru_cache(maxsize=1024)
@@ -108,16 +108,19 @@ def _addresses_of(worker, arguments):
 
     It holds the addresses of arrays, which the caller keeps alive.
     """
-    key = worker, _dispatcher.compute_fingerprint(arguments)
+    # One by one: Numba 0.60 has the same fingerprint for long tuples that differ at the beginning.
+    key = worker, *map(_dispatcher.compute_fingerprint, arguments)
     if key not in _addresses:
         kind = numba.typeof(arguments)
-        numbers = (types.int64,) * 3
+        unnamed, numbers = _unnamed_type(kind), (types.int64,) * 3
         function = _machine_code(worker, (*numbers, *kind.types))
-        start = _machine_code(_start, (*numbers, *numbers[:2], types.TypeRef(_unnamed_type(kind))))
-        _addresses[key] = start, function, kind != _unnamed_type(kind)
-    start, function, has_names = _addresses[key]
+        start = _machine_code(_start, (*numbers, *numbers[:2], types.TypeRef(unnamed)))
+        # The version for these types, which a call of `_store` would have to find.
+        store = _compiled(_store, (unnamed, numba.typeof(np.empty(0, np.uint8)))).entry_point
+        _addresses[key] = start, function, kind != unnamed, store
+    start, function, has_names, store = _addresses[key]
     buffer = np.empty(_MOST_BYTES, np.uint8)
-    size = _store(_unnamed(arguments) if has_names else arguments, buffer)
+    size = store(_unnamed(arguments) if has_names else arguments, buffer)
     if size > _MOST_BYTES:
         raise AssertionError(f"share_out: the arguments of {worker.__name__} are too many")
     return start, function, buffer[:size].copy()
@@ -140,11 +143,16 @@ def _unnamed_type(kind):
     return kind
 
 
-def _machine_code(function, signature):
-    """The address of a kernel that is compiled for these types."""
+def _compiled(function, signature):
+    """A kernel, compiled for these types."""
     if signature not in function.overloads:
         function.compile(signature)
-    compiled = function.overloads[signature]
+    return function.overloads[signature]
+
+
+def _machine_code(function, signature):
+    """The address of a kernel that is compiled for these types."""
+    compiled = _compiled(function, signature)
     return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
 
 

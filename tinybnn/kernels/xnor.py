@@ -249,9 +249,6 @@ class Tables(NamedTuple):
     ----------
     panels : (...,) uint64
         The words of all panels, one panel after the other.
-    masks : (...,) uint64, or (0,) uint8
-        For ternary weights the words of their masks, laid out as ``panels``. Kernels are compiled
-        for one dtype or the other, so that binary weights pay nothing for this.
     group_filters, group_columns : int
         Filters of a group, and these filled up to whole panels: column c of all panels begins at
         word ``c * L`` of ``panels``, and has column c in ``constants``.
@@ -294,7 +291,6 @@ class Tables(NamedTuple):
     """
 
     panels: np.ndarray
-    masks: np.ndarray
     group_filters: int
     group_columns: int
     cuts: np.ndarray
@@ -332,6 +328,11 @@ class Prepared:
         Whether thresholds follow the sums.
     work : int
         Products of signs an image.
+    masks : (...,) uint64, or (0,) uint8
+        For ternary weights the words of their masks, laid out as ``tables.panels``. Kernels are
+        compiled for one dtype or the other, so that binary weights pay nothing for this. It is an
+        argument of its own: the types of all other tables are always the same, so this one chooses
+        the code.
     tables : Tables
         For the kernels.
     arguments : tuple
@@ -342,6 +343,7 @@ class Prepared:
     output_shape: tuple
     to_bits: bool
     work: int
+    masks: np.ndarray
     tables: Tables
 
     @cached_property
@@ -351,7 +353,7 @@ class Prepared:
     @property
     def is_ternary(self):
         """Whether weights may be 0."""
-        return self.tables.masks.dtype == np.uint64
+        return self.masks.dtype == np.uint64
 
     def workspace_words(self, images):
         """Words of the ``workspace`` that `run` needs for this number of images, at most."""
@@ -501,8 +503,8 @@ def _prepare_matmul(name, b, count, mask=None, thresholds=None, flip=None):
     constants, flips = _epilogue(base, 1, thresholds, flip)
     return _with_weights(
         _matmul_without_weights(filters, length, int(count), thresholds is not None),
+        _NO_MASKS if mask is None else _lay_out(mask, 1),
         panels=_lay_out(b, 1),
-        masks=_NO_MASKS if mask is None else _lay_out(mask, 1),
         constants=constants,
         flips=flips,
     )
@@ -514,7 +516,6 @@ def _matmul_without_weights(filters, length, count, to_bits):
     table, columns = _panels(1, filters)
     tables = Tables(
         panels=_NO_WORDS,
-        masks=_NO_MASKS,
         group_filters=filters,
         group_columns=columns,
         cuts=_cuts(table, to_bits),
@@ -544,14 +545,15 @@ def _matmul_without_weights(filters, length, count, to_bits):
         output_shape=(filters,),
         to_bits=to_bits,
         work=64 * length * columns,
+        masks=_NO_MASKS,
         tables=tables,
     )
 
 
-def _with_weights(prepared, **tables):
+def _with_weights(prepared, masks, **tables):
     """The same with the tables that depend on weights."""
     return Prepared(
-        prepared.input_shape, prepared.output_shape, prepared.to_bits, prepared.work,
+        prepared.input_shape, prepared.output_shape, prepared.to_bits, prepared.work, masks,
         prepared.tables._replace(**tables),
     )  # fmt: skip
 
@@ -630,8 +632,8 @@ def _prepare_conv2d(
     constants, flips = _epilogue(base, groups, thresholds, flip)
     return _with_weights(
         prepared,
+        _NO_MASKS if mask is None else _lay_out(mask.reshape(filters, -1), groups),
         panels=_lay_out(weight.reshape(filters, -1), groups),
-        masks=_NO_MASKS if mask is None else _lay_out(mask.reshape(filters, -1), groups),
         constants=constants,
         flips=flips,
     )
@@ -662,7 +664,6 @@ def _without_weights(
         outside = _row_of_ones(channels // groups)
     tables = Tables(
         panels=_NO_WORDS,
-        masks=_NO_MASKS,
         group_filters=filters // groups,
         group_columns=columns // groups,
         cuts=_cuts(table, to_bits),
@@ -692,6 +693,7 @@ def _without_weights(
         output_shape=(*out_size, filters),
         to_bits=to_bits,
         work=64 * taps.size * columns * math.prod(out_size),
+        masks=_NO_MASKS,
         tables=tables,
     )
     return prepared, inside
@@ -833,7 +835,7 @@ def run_reference(prepared, x):
 
     for column, width, group, first, count in _panels(tables.groups, tables.group_filters)[0]:
         words = rows(tables.panels, column, width)
-        counted = rows(tables.masks, column, width) if prepared.is_ternary else _ALL_BITS
+        counted = rows(prepared.masks, column, width) if prepared.is_ternary else _ALL_BITS
         for pixel, (address, row) in enumerate(zip(tables.pixels, tables.rows, strict=True)):
             seen = image[:, group * tables.group_stride + address + tables.taps]
             differ = (seen[:, :, None] ^ words) & counted
@@ -890,15 +892,16 @@ def bind(prepared, x, out, workspace=None):
     else:
         shares = parallel.shares(items, tasks, 4)  # whole blocks of 4 pixels
     return parallel.bind(
-        _task, shares, by_panels, items, x.reshape(-1), workspace, slot, prepared.arguments, target
-    )
+        _task, shares, by_panels, items, x.reshape(-1), workspace, slot, prepared.masks,
+        prepared.arguments, target,
+    )  # fmt: skip
 
 
 _NO_SUMS, _NO_WORDS = np.zeros(0, np.int32), np.zeros(0, np.uint64)
 
 
 @kernel(allocates=False)
-def _task(first, end, task, by_panels, items, source, workspace, size, arguments, target):
+def _task(first, end, task, by_panels, items, source, workspace, size, masks, arguments, target):
     """Output pixels first to end - 1; or, ``by_panels``, all pixels of the panels of these cuts."""
     tables = Tables(*arguments)
     panel, panel_end, slot = np.int64(0), tables.cuts[-1], task * size
@@ -911,7 +914,7 @@ def _task(first, end, task, by_panels, items, source, workspace, size, arguments
         if tables.copies:  # a few images at a time, which are used while they are in cache
             stop = min(start // step * step + step, end)
             words, base = workspace, pad(start, stop, source, workspace, slot, arguments)
-        _blocks(start, stop, panel, panel_end, words, base, arguments, target)
+        _blocks(start, stop, panel, panel_end, words, base, masks, arguments, target)
         start = stop
 
 
@@ -919,7 +922,7 @@ def _task(first, end, task, by_panels, items, source, workspace, size, arguments
 
 
 @kernel(allocates=False)
-def sums_of(first, end, words, base, arguments, sums):
+def sums_of(first, end, words, base, masks, arguments, sums):
     """The sums of a range of output pixels, for a kernel that goes on with them while in cache.
 
     Such a kernel lies in another file, takes pixels in chunks and calls, for each chunk::
@@ -927,7 +930,7 @@ def sums_of(first, end, words, base, arguments, sums):
         words, base = source, 0
         if Tables(*arguments).copies:
             words, base = workspace, xnor.pad(first, end, source, workspace, slot, arguments)
-        xnor.sums_of(first, end, words, base, arguments, sums)
+        xnor.sums_of(first, end, words, base, masks, arguments, sums)
 
     Padded copies serve all chunks of an image if `pad` is called for the whole image before. Chunks
     of a multiple of 4 pixels are fastest.
@@ -940,15 +943,15 @@ def sums_of(first, end, words, base, arguments, sums):
         The images; or, where they need copies, what `pad` made of them.
     base : int
         Image n begins at ``words[base + n * image_stride]``.
-    arguments : tuple
-        `Prepared.arguments` of weights that were prepared without thresholds.
+    masks, arguments : array and tuple
+        Those of `Prepared`, of weights that were prepared without thresholds.
     sums : (at least (end - first) * filters,) int32
         Row ``i - first``, of as many sums as there are filters, is written for output pixel i.
     """
     tables = Tables(*arguments)
     target = first, sums, tables.flips[:0]
     # A literal 0 would be a type of its own, and all would be compiled again.
-    _blocks(first, end, np.int64(0), tables.cuts[-1], words, base, arguments, target)
+    _blocks(first, end, np.int64(0), tables.cuts[-1], words, base, masks, arguments, target)
 
 
 @kernel(allocates=False)
@@ -1075,7 +1078,7 @@ def _compiled_counted(masks, index):
 
 
 @kernel(allocates=False)
-def _blocks(first, end, panel, panel_end, words, base, arguments, target):
+def _blocks(first, end, panel, panel_end, words, base, masks, arguments, target):
     """Output pixels first to end - 1 of some panels; image n begins at base + n * image_stride.
 
     target : (origin, sums, bits)
@@ -1092,16 +1095,16 @@ def _blocks(first, end, panel, panel_end, words, base, arguments, target):
             p_end = min(panel_end - group * panels, panels)
             for p in range(max(panel - group * panels, 0), min(p_end, wide), batch):
                 some = group, p, min(p + batch, p_end, wide)
-                _wide_panels(start, stop, some, words, base, tables, target)
+                _wide_panels(start, stop, some, words, base, masks, tables, target)
             if p_end > wide:
-                _narrow_panel(start, stop, group, words, base, tables, target)
+                _narrow_panel(start, stop, group, words, base, masks, tables, target)
 
 
 @inlined
-def _wide_panels(first, end, some, words, base, tables, target):
+def _wide_panels(first, end, some, words, base, masks, tables, target):
     """Some panels of 32 filters of a group."""
     group, p_first, p_end = some
-    taps, panels = tables.taps, (tables.panels, tables.masks)
+    taps, panels = tables.taps, (tables.panels, masks)
     places = tables.pixels, tables.rows, tables.image_stride
     results = tables.constants, tables.flips, tables.filters, target[1], target[2]
     base += group * tables.group_stride
@@ -1129,9 +1132,9 @@ def _wide_panels(first, end, some, words, base, tables, target):
 
 
 @inlined
-def _narrow_panel(first, end, group, words, base, tables, target):
+def _narrow_panel(first, end, group, words, base, masks, tables, target):
     """The last panel of a group, where it has 16 filters."""
-    taps, panels = tables.taps, (tables.panels, tables.masks)
+    taps, panels = tables.taps, (tables.panels, masks)
     places = tables.pixels, tables.rows, tables.image_stride
     results = tables.constants, tables.flips, tables.filters, target[1], target[2]
     base += group * tables.group_stride
