@@ -457,6 +457,24 @@ def test_prepared_holds_arrays_and_integers():
             assert isinstance(value, np.ndarray | int | tuple), name
 
 
+@given(seeds, larger_convolutions(), st.booleans())
+def test_masks_alone_choose_the_code(seed, case, to_bits):
+    """All other tables have the same types, whatever they describe."""
+    x_shape, w_shape, geometry = case
+    rng = np.random.default_rng(seed)
+    weight, mask = binary_or_ternary(rng, True, *w_shape)
+    limits = {}
+    if to_bits:
+        limits = {"thresholds": np.zeros(w_shape[0], np.int32), "flip": np.zeros(w_shape[0], bool)}
+    _, *size, channels = x_shape
+    binary = xnor.prepare_conv2d(weight, channels, size, **geometry, **limits)
+    ternary = xnor.prepare_conv2d(weight, channels, size, **geometry, **limits, **mask)
+    product = xnor.prepare_matmul(words(5, 2), 100, mask=words(5, 2))
+    kinds = {numba.typeof(prepared.arguments) for prepared in (binary, ternary, product)}
+    assert len(kinds) == 1
+    assert binary.masks.dtype == np.uint8 and ternary.masks.dtype == np.uint64
+
+
 def test_register_peak():
     assert xnor.register_peak(100) > 0
 
@@ -662,6 +680,29 @@ F32, F64 = np.zeros((2, 3), np.float32), np.zeros((3, 2))
             xnor.xnor_matmul, words(2, 4), words(2, 4), 300,
         ),
         refused("count must be positive, got 0", xnor.xnor_matmul, words(2, 0), words(2, 0), 0),
+        # int32 would overflow. Arrays without rows or pixels take no memory.
+        refused(
+            "count must be at most 2147483647, since sums are int32, got 2147483648",
+            xnor.xnor_matmul, words(0, 2**25), words(0, 2**25), 2**31,
+        ),
+        refused(
+            "count must be at most 2147483647, since sums are int32, got 2147483712",
+            xnor.xnor_matmul, words(0, 2**25 + 1), words(0, 2**25 + 1), 2**31 + 64,
+        ),
+        refused(
+            "count must be at most 2147483647, since sums are int32, got 2147483648",
+            xnor.prepare_matmul, words(0, 2**25), 2**31,
+        ),
+        refused(
+            "the number of weights of a filter must be at most 2147483647, since sums are int32, "
+            "got 2147483648",
+            xnor.xnor_conv2d, words(0, 4, 4, 2**21), words(0, 4, 4, 2**21), 2**27,
+        ),
+        refused(
+            "the number of weights of a filter must be at most 2147483647, since sums are int32, "
+            "got 2147483652",
+            xnor.prepare_conv2d, words(0, 2, 2, 2**23 + 1), 2**29 + 1, (4, 4),
+        ),
         refused(
             "a must be uint64 with 2 axes, got uint64 of shape (4,)",
             xnor.xnor_matmul, words(4), words(2, 4), 250,

@@ -9,6 +9,8 @@ import numpy as np
 from tinybnn.kernels.bits import words_for
 from tinybnn.kernels.memory import empty
 
+MOST_TERMS = 2**31 - 1  # signs whose sum int32 always holds
+
 
 def check_words(function, name, array, axes):
     """``array`` as a contiguous array of words, or a ValueError if it is something else."""
@@ -29,6 +31,15 @@ def check_row(function, name, words, count_name, count):
         raise ValueError(
             f"{function}: {name} has {words.shape[-1]} words a row, "
             f"{count_name} {count} needs {words_for(count)}"
+        )
+
+
+def check_terms(function, count_name, count):
+    """A ValueError unless int32 holds every sum of ``count`` signs."""
+    if count > MOST_TERMS:
+        raise ValueError(
+            f"{function}: {count_name} must be at most {MOST_TERMS}, since sums are int32, "
+            f"got {count}"
         )
 
 

@@ -54,6 +54,7 @@ from tinybnn.kernels.checks import (
     check_groups,
     check_padding_mode,
     check_row,
+    check_terms,
     check_vector,
     check_words,
     out_array,
@@ -111,11 +112,12 @@ def xnor_matmul(a, b, count, mask=None):
     Raises
     ------
     ValueError
-        If a dtype or a shape does not fit, or ``count`` is not positive.
+        If a dtype or a shape does not fit, or ``count`` is not positive or above 2**31 - 1.
     """
     a, b = check_words("xnor_matmul", "a", a, 2), check_words("xnor_matmul", "b", b, 2)
     if count < 1:
         raise ValueError(f"xnor_matmul: count must be positive, got {count}")
+    check_terms("xnor_matmul", "count", count)
     if a.shape[1] < words_for(count):
         raise ValueError(
             f"xnor_matmul: a has {a.shape[1]} words a row, count {count} needs {words_for(count)}"
@@ -179,7 +181,8 @@ def xnor_conv2d(
     Raises
     ------
     ValueError
-        If a dtype, a shape or a parameter does not fit, or the output would be empty.
+        If a dtype, a shape or a parameter does not fit, the output would be empty, or a filter has
+        more than 2**31 - 1 weights.
     """
     name = "xnor_conv2d"
     x, weight = check_words(name, "x", x, 4), check_words(name, "weight", weight, 4)
@@ -481,7 +484,7 @@ def prepare_matmul(b, count, *, mask=None, thresholds=None, flip=None):
     Raises
     ------
     ValueError
-        If a dtype or a shape does not fit, or ``count`` is not positive.
+        If a dtype or a shape does not fit, or ``count`` is not positive or above 2**31 - 1.
     """
     return _prepare_matmul("prepare_matmul", b, count, mask, thresholds, flip)
 
@@ -490,6 +493,7 @@ def _prepare_matmul(name, b, count, mask=None, thresholds=None, flip=None):
     b = check_words(name, "b", b, 2)
     if count < 1:
         raise ValueError(f"{name}: count must be positive, got {count}")
+    check_terms(name, "count", count)
     filters, length = b.shape
     if length < words_for(count):
         raise ValueError(
@@ -500,6 +504,7 @@ def _prepare_matmul(name, b, count, mask=None, thresholds=None, flip=None):
     base = np.full((1, filters), count, np.int64)
     if mask is not None:
         base[:] = np.bitwise_count(mask).sum(1, dtype=np.int64)
+        check_terms(name, "the number of bits of a row of mask", base.max(initial=0))
     constants, flips = _epilogue(base, 1, thresholds, flip)
     return _with_weights(
         _matmul_without_weights(filters, length, int(count), thresholds is not None),
@@ -592,7 +597,8 @@ def prepare_conv2d(
     Raises
     ------
     ValueError
-        If a dtype, a shape or a parameter does not fit, or the output would be empty.
+        If a dtype, a shape or a parameter does not fit, the output would be empty, or a filter has
+        more than 2**31 - 1 weights.
     """
     name = "prepare_conv2d"
     size = pair(name, "size", size, 0)
@@ -619,6 +625,8 @@ def _prepare_conv2d(
     padding = pair(name, "padding", padding, 0)
     check_groups(name, channels, len(weight), groups)
     check_row(name, "weight", weight, "channels // groups", channels // groups)
+    terms = weight.shape[1] * weight.shape[2] * int(channels // groups)
+    check_terms(name, "the number of weights of a filter", terms)
     check_padding_mode(name, padding_mode)
     mask = _check_mask(name, mask, weight)
     filters, kh, kw, _ = weight.shape
