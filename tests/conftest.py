@@ -1,6 +1,8 @@
-"""Settings that every test shares: hypothesis profiles and a fixed seed."""
+"""Settings that every test shares: hypothesis profiles, a fixed seed, and warnings to overlook."""
 
 import os
+import platform
+import sys
 
 from hypothesis import HealthCheck, settings
 
@@ -20,3 +22,15 @@ settings.register_profile(
     "thorough", max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck)
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_configure(config):
+    """Overlook warnings of NumPy that are about the machine, not about us.
+
+    On newer Macs the BLAS kernels for SME leave floating-point flags set, also after the product of
+    two identity matrices, and NumPy warns (https://github.com/numpy/numpy/issues/28687).
+    """
+    if (sys.platform, platform.machine()) == ("darwin", "arm64"):
+        for what in ("divide by zero", "overflow", "invalid value"):
+            warning = f"ignore:{what} encountered in matmul:RuntimeWarning"
+            config.addinivalue_line("filterwarnings", warning)

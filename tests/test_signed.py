@@ -1,6 +1,7 @@
 """Sums in fixed order: convolution and packed signs against plain NumPy, bit for bit."""
 
 import os
+import platform
 import subprocess
 import sys
 import textwrap
@@ -20,6 +21,9 @@ SPECIAL = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, -1e-45, 3e38], np
 seeds = st.integers(0, 2**32 - 1)
 panels = st.sampled_from([signed._WIDE, signed._NARROW])  # with AVX-512, and without
 compiled = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="the run without compilation")
+x86 = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="LLVM aborts at the names of x86 CPUs"
+)
 
 
 def values(rng, *shape):
@@ -495,6 +499,7 @@ def run(command, **environment):
 
 
 @compiled
+@x86
 @pytest.mark.parametrize("cpu", CPUS)
 def test_smaller_cpus(cpu, tmp_path):
     """The same kernels are correct where vectors are shorter, and use nothing that is not there."""
