@@ -1,6 +1,8 @@
-"""The test suite itself on machines other than this one."""
+"""The test suite on machines and with versions other than these."""
 
+import configparser
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -59,3 +61,17 @@ def test_warnings_of_matrix_products_on_macs(system, machine, function, passes, 
     (tmp_path / "test_one.py").write_text(WARNING.replace("{function}", function))
     printed = run_on(system, machine, "-c", HERE.parent / "setup.cfg", tmp_path / "test_one.py")
     assert ("1 passed" if passes else "1 failed") in printed, printed
+
+
+def test_lowest_versions():
+    """The constraints of `.ci/run full` are the bounds of setup.cfg, all of them."""
+    command = [sys.executable, HERE.parent / ".ci" / "lowest.py"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    constraints = dict(re.findall(r"^(\S+)==([\d.]+)$", printed, re.MULTILINE))
+    setup = configparser.ConfigParser(interpolation=None)
+    setup.read(HERE.parent / "setup.cfg", encoding="utf-8")
+    bounds = setup["options"]["install_requires"] + setup["options.extras_require"]["test"]
+    assert constraints == dict(re.findall(r"^(\S+) >= ([\d.]+)$", bounds, re.MULTILINE))
+    # Numba 0.60 confuses long tuples; matplotlib 3.8.0 cannot be installed beside NumPy 2.0.
+    assert tuple(map(int, constraints["numba"].split("."))) >= (0, 61)
+    assert tuple(map(int, constraints["matplotlib"].split("."))) >= (3, 8, 4)
