@@ -403,3 +403,11 @@ def test_another_user(shared):
     ((hits, messages),) = processes(folder, NUMBA_CACHE_DIR=str(own))
     assert hits == 0 and messages.count("CacheWarning") == 1
     assert f"belongs to the user with id {user}" in messages
+    # Root leaves nothing in the folders of another user, which that user could not use any more.
+    for path in (*own.rglob("*.kernel"), *own.iterdir()):
+        path.unlink() if path.is_file() else path.rmdir()
+    shutil.rmtree(folder / "__pycache__")
+    os.chown(folder, user, user)
+    ((hits, messages),) = processes(folder, HOME=str(own))
+    assert hits == 0 and messages.count("CacheWarning") == 1
+    assert not list(own.iterdir()) and not (folder / "__pycache__").exists()

@@ -229,6 +229,8 @@ def _read(path):
 
 def _write(path, data):
     """Write a file that is complete or absent, whatever happens meanwhile."""
+    existing = next(folder for folder in path.parents if folder.exists())
+    _refuse_foreign(os.stat(existing))  # nothing is made in the home of another user
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     _refuse_untrusted(os.stat(path.parent))
     for left in path.parent.glob(f"{path.name}.*.tmp"):
@@ -251,18 +253,23 @@ def _delete(path):
         path.unlink()
 
 
+def _refuse_foreign(status):
+    """A PermissionError if a file or folder belongs to another user than this one and root."""
+    # Windows has no such numbers; there, users' folders are their own.
+    if hasattr(os, "geteuid") and status.st_uid not in (os.geteuid(), 0):
+        raise PermissionError(f"it belongs to the user with id {status.st_uid}")
+
+
 def _refuse_untrusted(status):
     """A PermissionError if others than this user and root can write to a file or folder.
 
     The group may write where it is the user's own, which is how many systems set up home folders.
     """
-    if not hasattr(os, "geteuid"):  # Windows, where users' folders are their own
-        return
-    if status.st_uid not in (os.geteuid(), 0):
-        raise PermissionError(f"it belongs to the user with id {status.st_uid}")
-    is_foreign_group = status.st_gid != os.getegid()
-    if status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and is_foreign_group):
-        raise PermissionError("other users can write to it")
+    _refuse_foreign(status)
+    if hasattr(os, "getegid"):
+        is_foreign_group = status.st_gid != os.getegid()
+        if status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and is_foreign_group):
+            raise PermissionError("other users can write to it")
 
 
 def _reason(error):
