@@ -76,13 +76,11 @@ def test_layout_gives_views_of_what_kernels_can_take():
 
 def test_layout_refuses_what_kernels_cannot_take():
     x = channels_last(normal(2, 3, 4, 5))
-    frozen = x.copy(order="K")
-    frozen.flags.writeable = False
     apart = np.zeros((2, 3, 4, 10), np.float32)[..., ::2]
-    for other in (x.astype(np.float64), x.copy(order="C"), frozen, apart, x[:0]):
+    for other in (x.astype(np.float64), x.copy(order="C"), apart, x[:0]):
         assert layout.channel_rows(other) is None
         assert layout.channels_inside(other) is None
-    for others in ((x, x.copy(order="C")), (frozen,), (apart,), (x, x.astype(np.float64))):
+    for others in ((x, x.copy(order="C")), (apart,), (x, x.astype(np.float64))):
         assert layout.flat(*others) is None
     assert layout.channel_rows(normal(2, 3, 4)) is None
 
@@ -418,7 +416,6 @@ def test_channels_in_any_order(data):
         (normal(2, 1, 1, 3), [0, 3], normal(2, 1, 1, 2), "index must lie from 0 to 2, got 0 to 3"),
         (normal(2, 1, 1, 3), [-1], normal(2, 1, 1, 1), "got -1 to -1"),
         (normal(2, 1, 1, 3), [0, 1], normal(2, 1, 1, 3), r"out must be .* \(2, 1, 1, 2\), got"),
-        (normal(3, 1, 1, 2).T, [0], normal(2, 1, 1, 1), "x must be C-contiguous"),
         (normal(2, 1, 1, 3).astype(float), [0], normal(2, 1, 1, 1), "x .* got float64"),
     ],
 )

@@ -101,7 +101,19 @@ class Optimizer:
             p.grad = None
 
     def step(self):
-        """Update every parameter that has a gradient, then clip the latent ones."""
+        """Update every parameter that has a gradient, then clip the latent ones.
+
+        Raises
+        ------
+        ValueError
+            If such a parameter is read-only, as a memory map can be. Nothing has been changed then.
+        """
+        for i, p in enumerate(self.parameters):
+            if p.grad is not None and not p.data.flags.writeable:
+                raise ValueError(
+                    f"{type(self).__name__}: parameter {i} (shape {p.shape}) is read-only; give "
+                    "it memory of its own: p.data = p.data.copy()"
+                )
         states = iter(self.state)
         for group in self.param_groups:
             for p in group["params"]:

@@ -25,6 +25,7 @@ from tinybnn.deploy.plan import make_plan
 from tinybnn.deploy.runtime import Workspace, block_size, carry_out
 from tinybnn.deploy.shapes import infer
 from tinybnn.kernels import bits, pooling, xnor
+from tinybnn.kernels.layout import described
 from tinybnn.kernels.threads import count as thread_count
 from tinybnn.kernels.threads import num_threads
 from tinybnn.kernels.thresholds import threshold as compare_sums
@@ -451,10 +452,8 @@ class PackedModel:
         shape = (len(x), *self.output_shape)
         if out is None:
             out = np.empty(shape, np.float32)
-        elif out.shape != shape or out.dtype != np.float32:
-            raise ValueError(
-                f"predict: out must be float32 of shape {shape}, got {out.dtype} of {out.shape}"
-            )
+        elif out.shape != shape or out.dtype != np.float32 or not out.flags.writeable:
+            raise ValueError(f"predict: out must be float32 of shape {shape}, got {described(out)}")
         with num_threads(threads):
             for start in range(0, len(x), batch_size):
                 # A result is copied before the next one is asked for: after the last, the memory

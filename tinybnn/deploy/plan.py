@@ -35,6 +35,7 @@ from tinybnn.kernels import (
     thresholds,
     xnor,
 )
+from tinybnn.kernels.layout import for_kernel
 
 
 @dataclass(frozen=True)
@@ -395,7 +396,7 @@ class _Planner:
         if step.operation == "linear" and (unpacking := self.unpacking(source, i)):
             return self.signs_task(i, *unpacking)
         if step.operation == "linear":  # of floats
-            weight = np.ascontiguousarray(step.arrays["weight"].T)
+            weight = for_kernel(step.arrays["weight"].T)
             return self.task(
                 i, lambda x, out: signed.bind_ordered_matmul(_in_order(x), weight, out)
             )
@@ -483,10 +484,10 @@ def _tuple(value):
 
 
 def _in_order(array):
-    """An array as it lies in memory: float images (N, H, W, C), and everything contiguous."""
+    """An array as kernels read it: float images (N, H, W, C), and everything contiguous."""
     if array.dtype == np.float32 and array.ndim == 4:
         array = array.transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(array)
+    return for_kernel(array)
 
 
 def _in_memory(shape):

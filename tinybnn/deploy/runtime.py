@@ -42,7 +42,7 @@ class Workspace:
         self.calls = {}  # samples, threads, own steps -> for each task a callable, or None
         last = {source: i for i, task in enumerate(tasks) for source in task.inputs}
         self.done = [[s for s in {*task.inputs} if last[s] == i] for i, task in enumerate(tasks)]
-        self.images = {}  # number of samples -> copies of the model's input
+        self.copies = {}  # number of samples -> copies of the model's input
         self.nbytes = self.arena.nbytes + self.memory.nbytes
 
     def outputs(self, samples):
@@ -51,7 +51,7 @@ class Workspace:
             if len(self.views) > 3:  # blocks have one size, and the last of a batch another one
                 self.views.clear()
                 self.calls.clear()
-                self.images.clear()
+                self.copies.clear()
             self.views[samples] = [self._views_of(task, samples) for task in self.tasks]
         return self.views[samples]
 
@@ -74,15 +74,18 @@ class Workspace:
             outputs.append(part.view(buffer.dtype).reshape(samples, *buffer.shape))
         return tuple(outputs), tuple(map(channels_first, outputs))
 
-    def channels_last(self, x):
-        """Images (n, C, H, W) with their channels last in memory."""
-        if x.ndim != 4 or x.transpose(0, 2, 3, 1).flags.c_contiguous:
+    def in_order(self, x):
+        """The model's input as kernels read it, images with channels last; else a copy, kept."""
+        is_images = x.ndim == 4
+        if (x.transpose(0, 2, 3, 1) if is_images else x).flags.carray:
             return x
-        n, channels, height, width = x.shape
-        if n not in self.images:
-            self.images[n] = np.empty((n, height, width, channels), x.dtype).transpose(0, 3, 1, 2)
-        self.images[n][...] = x
-        return self.images[n]
+        n = len(x)
+        if n not in self.copies:
+            shape = [x.shape[axis] for axis in (0, 2, 3, 1)] if is_images else x.shape
+            copy = np.empty(shape, x.dtype)
+            self.copies[n] = copy.transpose(0, 3, 1, 2) if is_images else copy
+        self.copies[n][...] = x
+        return self.copies[n]
 
 
 def channels_first(array):
@@ -146,7 +149,7 @@ def carry_out(tasks, workspace, x, clock=None, packs=()):
 
     Results are views of the workspace: to be read before the next task is asked for.
     """
-    values = dict.fromkeys(packs, x) if packs else {-1: workspace.channels_last(x)}
+    values = dict.fromkeys(packs, x) if packs else {-1: workspace.in_order(x)}
     is_copy = not packs and values[-1] is not x
     own = workspace.own.difference(packs) | ({-1} if is_copy else set())
     outputs, calls = workspace.outputs(len(x)), workspace.callables(len(x), own)

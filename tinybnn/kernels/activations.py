@@ -19,6 +19,7 @@ import functools
 import numpy as np
 
 from tinybnn.kernels import parallel, threads
+from tinybnn.kernels.layout import for_kernel
 from tinybnn.kernels.memory import empty, empty_like, on_lines
 from tinybnn.kernels.simd import inlined, kernel
 
@@ -175,6 +176,7 @@ def two_values_gradient_reference(grad, x, constants):
 
 
 def _leaky(x, values, slope):
+    x, values = for_kernel(x), for_kernel(values)
     out = empty_like(x)
     tasks = threads.count() if x.size >= _GRAIN else 1
     arguments = x, values, np.float32(slope), out
@@ -189,6 +191,7 @@ def _joined(rows, channels):
 
 
 def _values_by(worker, x, constants):
+    x = for_kernel(x)
     joined = _joined(*x.shape)
     out, rows = empty_like(x), len(x) // joined
     tasks = min(threads.count(), rows) if x.size >= _GRAIN else 1
@@ -199,6 +202,7 @@ def _values_by(worker, x, constants):
 
 def _gradient_by(worker, grad, x, constants):
     """The gradient in x, and the sums for the constants."""
+    grad, x = for_kernel(grad), for_kernel(x)
     joined = _joined(*x.shape)
     out, rows = empty_like(x), len(x) // joined
     blocks = max(1, min(_MOST_BLOCKS, x.size // _BLOCK_FLOATS))

@@ -17,6 +17,7 @@ import math
 import numpy as np
 
 from tinybnn.kernels.cache import kernel
+from tinybnn.kernels.layout import for_kernel
 from tinybnn.kernels.memory import empty
 
 _NO_BITS, _NO_BIT = np.uint64(0), np.uint32(0)
@@ -83,21 +84,21 @@ def pack(x, thresholds=None):
                 f"float32 or float64; got {thresholds.dtype} of shape {thresholds.shape}, "
                 f"x is {x.dtype}"
             )
-        thresholds = np.ascontiguousarray(thresholds)
+        thresholds = for_kernel(thresholds)
     words = empty((*lead, words_for(count)), np.uint64)
     # inf - inf is NaN without a warning in compiled code; the same when the JIT is off.
     with np.errstate(over="ignore", invalid="ignore"):
         if _channels_first(x, native):
             images, pixels = len(x), math.prod(x.shape[1:-1])
-            planes = np.moveaxis(x, -1, 1).reshape(images, count, pixels)
+            planes = for_kernel(np.moveaxis(x, -1, 1).reshape(images, count, pixels))
             if thresholds is None:
                 thresholds = np.zeros(count, native)
             pack_images = _pack_planes if pixels >= _LARGE else _pack_blocks
             pack_images(planes, thresholds, words.reshape(images, pixels, words.shape[-1]))
         else:
             rows = math.prod(lead)
-            contiguous = np.ascontiguousarray(x, dtype=native).reshape(rows, count)
-            _pack(contiguous, thresholds, words.reshape(rows, words.shape[-1]))
+            in_order = for_kernel(x.astype(native, copy=False)).reshape(rows, count)
+            _pack(in_order, thresholds, words.reshape(rows, words.shape[-1]))
     return words
 
 
@@ -387,7 +388,7 @@ def _bytes_for(count):
 
 
 def _checked_words(function, words, count_name, count):
-    """``words`` as a contiguous array, or a ValueError if it can't be rows of ``count`` bits."""
+    """``words`` for a kernel to read, or a ValueError if it can't be rows of ``count`` bits."""
     if count < 1:
         raise ValueError(f"{function}: {count_name} must be positive, got {count}")
     words = np.asarray(words)
@@ -401,7 +402,7 @@ def _checked_words(function, words, count_name, count):
             f"{function}: words has {words.shape[-1]} words a row, "
             f"{count_name} {count} needs {words_for(count)}"
         )
-    return np.ascontiguousarray(words)
+    return for_kernel(words)
 
 
 def _refuse_tail(function, name, words, count):

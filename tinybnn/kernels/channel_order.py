@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinybnn.kernels import parallel, threads
+from tinybnn.kernels.layout import described, for_kernel
 from tinybnn.kernels.simd import kernel
 
 _GRAIN = 1 << 16  # floats below which a second thread costs time
@@ -46,7 +47,7 @@ def bind(x, index, out):
 
 def take_channels(x, index, out):
     """What `bind` gives, carried out once; returns ``out``."""
-    bind(x, index, out)()
+    bind(for_kernel(x), index, out)()
     return out
 
 
@@ -60,7 +61,7 @@ def add_channels(x, index, out):
 
     Parameters
     ----------
-    x : (N, H, W, D) float32, C-contiguous
+    x : (N, H, W, D) float32
     index : (D,) int
         From 0 to C - 1.
     out : (N, H, W, C) float32, C-contiguous
@@ -71,6 +72,7 @@ def add_channels(x, index, out):
     ValueError
         If an array is not as above.
     """
+    x = for_kernel(x)
     index = _checked("add_channels", index, taken=("x", x), whole=("out", out))
     sizes = out.shape[-1], len(index)
     arguments = sizes, index, _runs(index), x.reshape(-1), out.reshape(-1)
@@ -88,13 +90,13 @@ def add_channels_reference(x, index, channels):
 
 def _checked(function, index, taken, whole):
     """The index as int64; the two arrays, each with its name, must fit it and each other."""
-    index, channels = np.ascontiguousarray(index, np.int64), whole[1].shape[-1]
+    index, channels = for_kernel(np.asarray(index, np.int64)), whole[1].shape[-1]
     for (name, array), size in ((whole, channels), (taken, len(index))):
         shape = (*whole[1].shape[:-1], size)
-        if array.shape != shape or array.dtype != np.float32 or not array.flags.c_contiguous:
+        if array.shape != shape or array.dtype != np.float32 or not array.flags.carray:
             raise ValueError(
                 f"{function}: {name} must be C-contiguous float32 of shape {shape}, "
-                f"got {array.dtype} of shape {array.shape} with strides {array.strides}"
+                f"got {described(array)} with strides {array.strides}"
             )
     if len(index) and not 0 <= index.min() <= index.max() < channels:
         raise ValueError(

@@ -7,20 +7,21 @@ argument.
 import numpy as np
 
 from tinybnn.kernels.bits import words_for
+from tinybnn.kernels.layout import described, for_kernel
 from tinybnn.kernels.memory import empty
 
 MOST_TERMS = 2**31 - 1  # signs whose sum int32 always holds
 
 
 def check_words(function, name, array, axes):
-    """``array`` as a contiguous array of words, or a ValueError if it is something else."""
+    """``array`` as words that a kernel can read, or a ValueError if it is something else."""
     array = np.asarray(array)
     if array.dtype != np.uint64 or array.ndim != axes:
         raise ValueError(
             f"{function}: {name} must be uint64 with {axes} axes, "
             f"got {array.dtype} of shape {array.shape}"
         )
-    return np.ascontiguousarray(array)
+    return for_kernel(array)
 
 
 def check_row(function, name, words, count_name, count):
@@ -93,9 +94,9 @@ def out_array(function, out, shape, dtype=np.float32):
     """Memory for a result: new, or what the caller gave, or a ValueError if that does not fit."""
     if out is None:
         return empty(shape, dtype)
-    if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
+    if out.shape != shape or out.dtype != dtype or not out.flags.carray:
         raise ValueError(
             f"{function}: out must be contiguous {np.dtype(dtype)} of shape {shape}, "
-            f"got {out.dtype} of shape {out.shape}"
+            f"got {described(out)}"
         )
     return out

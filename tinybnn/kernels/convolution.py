@@ -56,6 +56,7 @@ from tinybnn.kernels.gathered import (
     panel_widths,
     product,
 )
+from tinybnn.kernels.layout import for_kernel
 from tinybnn.kernels.memory import empty
 from tinybnn.kernels.simd import FLOATS, inlined, kernel, load, store
 
@@ -118,7 +119,7 @@ def conv2d(
     out = out_array("conv2d", out, (len(x), *size, len(weight)))
     (filters, channels, *taps), turned = weight.shape, (-d for d in dilation)
     if groups == 1 and options[0] == (1, 1) and _is_spread(channels, filters, *taps):
-        weight = np.ascontiguousarray(weight.transpose(1, 0, 2, 3))
+        weight = for_kernel(weight.transpose(1, 0, 2, 3))
         return _spread(x, weight, out, *stride, *turned, *padding)
     return _convolve(_forward_plan(x.shape, weight.shape, size, options), x, weight, out)
 
@@ -841,14 +842,14 @@ def _spread_pixel(image, y, x, sizes, products, at, out):
 
 
 def _images(function, name, x):
-    """``x`` as contiguous images; a ValueError if it is something else."""
+    """``x`` as images that a kernel can read; a ValueError if it is something else."""
     x = np.asarray(x)
     if x.dtype != np.float32 or x.ndim != 4:
         raise ValueError(
             f"{function}: {name} must be float32 with 4 axes (N, H, W, C), "
             f"got {x.dtype} of shape {x.shape}"
         )
-    return np.require(x, requirements=["C", "W"])  # kernels are compiled for writeable arrays
+    return for_kernel(x)
 
 
 def _filters(function, weight):
@@ -858,7 +859,7 @@ def _filters(function, weight):
             f"{function}: weight must be float32 of shape (O, C / groups, kh, kw), "
             f"got {weight.dtype} of shape {weight.shape}"
         )
-    return np.require(weight, requirements=["C", "W"])
+    return for_kernel(weight)
 
 
 def _options(function, weight, stride, padding, dilation, groups):

@@ -61,6 +61,7 @@ from tinybnn.kernels.checks import (
     output_size,
     pair,
 )
+from tinybnn.kernels.layout import for_kernel
 from tinybnn.kernels.memory import empty, on_lines
 from tinybnn.kernels.simd import (
     INTEGERS,
@@ -751,7 +752,7 @@ def _check_weight(weight, channels):
 
 
 def _arrays(plan, x, out_shape, dtypes, dtype, out):
-    """x as a contiguous array, and the output, or a ValueError."""
+    """x for a kernel to read, and the output, or a ValueError."""
     x = np.asarray(x)
     shape = (plan.height, plan.width, plan.words)
     if x.dtype != np.uint64 or x.ndim != 4 or x.shape[1:] != shape:
@@ -763,4 +764,4 @@ def _arrays(plan, x, out_shape, dtypes, dtype, out):
         names = " or ".join(np.dtype(d).name for d in dtypes)
         raise ValueError(f"depthwise: dtype must be {names}, got {np.dtype(dtype)}")
     out = out_array("depthwise", out, (len(x), *out_shape), dtype)
-    return np.ascontiguousarray(x).reshape(len(x), math.prod(shape)), out
+    return for_kernel(x).reshape(len(x), math.prod(shape)), out

@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinybnn.kernels import parallel, threads
+from tinybnn.kernels.layout import described, for_kernel
 from tinybnn.kernels.memory import empty
 from tinybnn.kernels.simd import kernel
 
@@ -136,17 +137,18 @@ def _check_images(name, argument, array, shape):
         array.shape != shape
         or len(shape) != 4
         or array.dtype != np.float32
-        or not array.flags.c_contiguous
+        or not array.flags.carray
     ):
         expected = shape if len(shape) == 4 else "(N, H, W, C)"
         raise ValueError(
             f"{name}: {argument} must be C-contiguous float32 of shape {expected}, "
-            f"got {array.dtype} of shape {array.shape} with strides {array.strides}"
+            f"got {described(array)} with strides {array.strides}"
         )
 
 
-def _run(*task):
-    worker, shares, arguments = _work(*task)
+def _run(step, shape, geometry, source, winner, out):
+    source, winner = for_kernel(source), for_kernel(winner)
+    worker, shares, arguments = _work(step, shape, geometry, source, winner, out)
     if len(shares) == 1:
         worker(*shares[0], 0, *arguments)
     else:

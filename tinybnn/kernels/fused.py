@@ -18,6 +18,7 @@ import numpy as np
 
 from tinybnn.kernels import depthwise, parallel, pointwise, signed, threads, xnor
 from tinybnn.kernels.bits import words_for
+from tinybnn.kernels.layout import described, for_kernel
 from tinybnn.kernels.memory import empty
 from tinybnn.kernels.simd import inlined, kernel
 from tinybnn.kernels.threads import tasks_for
@@ -173,7 +174,7 @@ def run(layer, inputs, outputs, memory=None):
     ValueError
         If something does not fit.
     """
-    bind(layer, inputs, outputs, memory)()
+    bind(layer, [for_kernel(x) for x in inputs], outputs, memory)()
 
 
 def bind(layer, inputs, outputs, memory=None):
@@ -237,10 +238,10 @@ def _reads(prepared):
 
 
 def _check_array(name, array, dtype, shape):
-    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+    if array.dtype != dtype or array.shape != shape or not array.flags.carray:
         raise ValueError(
             f"run: {name} must be contiguous {np.dtype(dtype)} of shape {shape}, "
-            f"got {array.dtype} of shape {array.shape}"
+            f"got {described(array)}"
         )
 
 

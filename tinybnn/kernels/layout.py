@@ -2,12 +2,26 @@
 
 Images are (N, C, H, W) in shape and channels-last in memory: one pixel's channels lie side by side.
 A kernel that treats channels apart sees such an image as rows, one a pixel; one that treats every
-number alike sees it as one long row. Nothing is copied for that. Arrays that lie in another way,
-are not float32 or cannot be written to get None: they are left to the plain rule that the kernel
-stands in for. (Numba would compile a kernel anew for them.)
+number alike sees it as one long row. Nothing is copied for that. Arrays that lie in another way or
+are not float32 get None: they are left to the plain rule that the kernel stands in for.
 """
 
 import numpy as np
+
+
+def for_kernel(array):
+    """The array as a kernel reads it: itself, or a copy if it lies in memory in another way.
+
+    Kernels are compiled for arrays that are C-contiguous, aligned and writable. For others, such as
+    a read-only memory map or what `np.broadcast_to` gives, Numba would compile each kernel anew, if
+    it can at all.
+    """
+    return array if array.flags.carray else np.array(array, order="C")
+
+
+def described(array):
+    """What an error says of an array that does not fit."""
+    return f"{'' if array.flags.writeable else 'read-only '}{array.dtype} of shape {array.shape}"
 
 
 def channel_rows(x):
@@ -15,7 +29,7 @@ def channel_rows(x):
     if x.dtype != np.float32 or x.ndim not in (2, 4) or not x.size:
         return None
     last = x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
-    return last.reshape(-1, x.shape[1]) if last.flags.carray else None
+    return for_kernel(last.reshape(-1, x.shape[1])) if last.flags.c_contiguous else None
 
 
 def channels_inside(x):
@@ -23,7 +37,7 @@ def channels_inside(x):
     if x.dtype != np.float32 or x.ndim != 4 or not x.size:
         return None
     images = x.transpose(0, 2, 3, 1)
-    return images if images.flags.carray else None
+    return for_kernel(images) if images.flags.c_contiguous else None
 
 
 def channels_last(x):
@@ -42,18 +56,19 @@ def image(rows, shape):
 
 
 def flat(*arrays):
-    """Views of arrays of one shape as rows of numbers in one order; None if there are none.
+    """Arrays of one shape as rows of numbers in one order; None if there are none.
 
-    They have to be float32 and all lie C-contiguous or all channels-last in memory.
+    They have to be float32 and all lie C-contiguous or all channels-last in memory. The rows are
+    views, but of what `for_kernel` copies.
     """
     if any([a.dtype != np.float32 for a in arrays]):
         return None
-    if all([a.flags.carray for a in arrays]):
-        return [a.reshape(-1) for a in arrays]
+    if all([a.flags.c_contiguous for a in arrays]):
+        return [for_kernel(a.reshape(-1)) for a in arrays]
     if arrays[0].ndim == 4:
         arrays = [a.transpose(0, 2, 3, 1) for a in arrays]
-        if all([a.flags.carray for a in arrays]):
-            return [a.reshape(-1) for a in arrays]
+        if all([a.flags.c_contiguous for a in arrays]):
+            return [for_kernel(a.reshape(-1)) for a in arrays]
     return None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tinybnn.kernels.layout import for_kernel
 from tinybnn.kernels.memory import empty_like
 from tinybnn.kernels.simd import kernel
 
@@ -30,6 +31,7 @@ def cross_entropy(x, labels, smoothing):
     slopes : (N, classes) float32
         softmax(x) - target.
     """
+    x, labels = for_kernel(x), for_kernel(labels)
     losses, slopes = np.empty(len(x), np.float32), empty_like(x)
     _cross_entropy(x, labels, float(smoothing), losses, slopes)
     return losses, slopes

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tinybnn.kernels import parallel, threads
+from tinybnn.kernels.layout import for_kernel
 from tinybnn.kernels.memory import empty, empty_like
 from tinybnn.kernels.simd import (
     BLOCK,
@@ -63,6 +64,7 @@ def statistics(x, eps):
     -------
     mean, var, scale : (C,) float32
     """
+    x = for_kernel(x)
     near = empty((_shares(*x.shape).joined, x.shape[1]), np.float32)
     _near(x, -(-len(x) // _SAMPLE), near)
     result = np.empty((3, x.shape[1]), np.float32)
@@ -97,6 +99,7 @@ def gradient_sums(grad, x, mean, scale):
     -------
     grad_weight, grad_bias : (C,) float32
     """
+    grad, x, scale = map(for_kernel, (grad, x, scale))
     near = _repeated(_shares(*x.shape).joined, mean).reshape(-1)
     result = np.empty((2, x.shape[1]), np.float32)
     _sums(_PRODUCTS, x, grad, near, 0.0, scale, result)
@@ -137,6 +140,7 @@ def forward(x, weight, bias, eps):
     out : (M, C) float32
     mean, var, scale : (C,) float32
     """
+    x, weight, bias = map(for_kernel, (x, weight, bias))
     if x.size >= _GRAIN:
         mean, var, scale = statistics(x, eps)
         return normalise(x, mean, scale, weight, bias), mean, var, scale
@@ -161,6 +165,7 @@ def backward(grad, x, mean, scale, weight):
     grad_x : (M, C) float32
     grad_weight, grad_bias : (C,) float32
     """
+    grad, x, mean, scale, weight = map(for_kernel, (grad, x, mean, scale, weight))
     if x.size >= _GRAIN:
         sums = gradient_sums(grad, x, mean, scale)
         return gradient(grad, x, mean, scale, weight, *sums), *sums
@@ -223,6 +228,7 @@ def _sums(step, x, grad, near, eps, scale, result):
 
 
 def _elementwise(step, x, grad, constants):
+    x, grad = for_kernel(x), for_kernel(grad)
     out = empty_like(x)
     shares = _shares(*x.shape)
     constants = _repeated(shares.joined, *constants).reshape(-1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinybnn.kernels import parallel, threads
+from tinybnn.kernels.layout import described, for_kernel
 from tinybnn.kernels.simd import kernel
 
 _GRAIN = 1 << 17  # numbers below which a second thread costs time
@@ -66,6 +67,13 @@ def sgd(weight, grad, velocity=None, *, lr, momentum, dampening, nesterov, decay
 
 
 def _run(step, weight, grad, first, second, decay, clip, constants):
+    for array in (weight, first, second):
+        if not array.flags.carray:
+            raise ValueError(
+                "optimizers: all arrays but grad must be contiguous and writable, "
+                f"got {described(array)}"
+            )
+    grad = for_kernel(grad)
     # As floats whatever they were: the kernel is compiled for these types alone.
     constants = tuple(map(float, constants))
     arguments = step, weight, grad, first, second, float(decay), float(clip), constants

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tinybnn.kernels.bits import pack_reference, words_for
+from tinybnn.kernels.layout import for_kernel
 from tinybnn.kernels.memory import on_lines
 from tinybnn.kernels.simd import (
     BLOCK,
@@ -310,7 +311,7 @@ def run(program, inputs):
                 f"run: input {i} must be {np.dtype(dtype)} with {per_sample} numbers a sample, "
                 f"got {array.dtype} of shape {array.shape}"
             )
-        arrays[kind].append(np.ascontiguousarray(array))
+        arrays[kind].append(for_kernel(array))
     samples = {len(array) for group in arrays.values() for array in group}
     if len(samples) > 1:
         raise ValueError(f"run: the inputs must have as many samples as each other, got {samples}")

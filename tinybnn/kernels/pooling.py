@@ -24,6 +24,7 @@ from tinybnn.kernels.checks import (
     output_size,
     pair,
 )
+from tinybnn.kernels.layout import for_kernel
 from tinybnn.kernels.simd import WORDS, inlined, kernel, load, store
 from tinybnn.kernels.threads import tasks_for
 
@@ -75,7 +76,7 @@ def _bound(words, channels, kernel_size, stride, padding, minimum, out):
         raise ValueError(
             f"max_pool2d: padding must be at most half of kernel_size {kernel_size}, got {padding}"
         )
-    minimum = np.ascontiguousarray(minimum)
+    minimum = for_kernel(np.asarray(minimum))
     check_vector("max_pool2d", "minimum", minimum, np.bool_, channels)
     images, height, width, row_words = words.shape
     size = output_size("max_pool2d", (height, width), kernel_size, stride, padding, (1, 1))

@@ -28,6 +28,7 @@ import numpy as np
 
 from tinybnn.kernels import threads
 from tinybnn.kernels.checks import check_groups, output_size, pair
+from tinybnn.kernels.layout import for_kernel
 from tinybnn.kernels.simd import cpu_features
 
 METHODS = "lookup", "masked", "float"
@@ -144,7 +145,7 @@ class Geometry(NamedTuple):
 
 
 def check_geometry(name, grad, channels, size, kernel_size, stride, padding, dilation, groups):
-    """``grad`` as a contiguous array, and the shape of the convolution, or a ValueError."""
+    """``grad`` for a kernel to read, and the shape of the convolution, or a ValueError."""
     grad = np.asarray(grad)
     if grad.dtype != np.float32 or grad.ndim != 4:
         raise ValueError(
@@ -164,7 +165,7 @@ def check_geometry(name, grad, channels, size, kernel_size, stride, padding, dil
     geometry = Geometry(
         channels, tuple(size), out_size, tuple(kernel_size), stride, padding, dilation, groups
     )
-    return np.ascontiguousarray(grad), geometry
+    return for_kernel(grad), geometry
 
 
 def as_image(name, argument, rows):

@@ -30,6 +30,7 @@ from numba.extending import intrinsic, overload
 from tinybnn.kernels import parallel, threads
 from tinybnn.kernels.bits import unpack_reference, words_for
 from tinybnn.kernels.checks import out_array, pair
+from tinybnn.kernels.layout import for_kernel
 from tinybnn.kernels.memory import empty, on_lines
 from tinybnn.kernels.simd import (
     FLOATS,
@@ -84,7 +85,7 @@ def ordered_matmul(a, b):
     if a.shape[1] == 0:
         raise ValueError("ordered_matmul: the summed axis must hold elements, K is 0")
     out = np.empty((a.shape[0], b.shape[1]), a.dtype)
-    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    a, b = for_kernel(a), for_kernel(b)
     if a.dtype == np.float32:
         if out.size:
             bind_ordered_matmul(a, b, out)()
@@ -364,7 +365,7 @@ def prepare_conv2d(weight, size, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
     shared = _geometry(weight.shape, size, stride, padding, dilation, int(groups), _WIDEST)
     places, floats, tables = shared
     panels = on_lines(np.zeros(floats, np.float32))
-    _lay_out(weight.reshape(-1), places, tables["table"], panels)
+    _lay_out(for_kernel(weight).reshape(-1), places, tables["table"], panels)
     return PreparedConv2d(panels=panels, **tables)
 
 
@@ -467,7 +468,7 @@ def conv2d(prepared, x, out=None, workspace=None):
         )
     items = images * len(prepared.pixels)
     slot = (needed - FLOATS) // tasks if prepared.copies else 0
-    source = np.ascontiguousarray(x).reshape(-1)
+    source = for_kernel(x).reshape(-1)
     copying, tables = conv2d_arguments(prepared)
     arguments = prepared.copies, source, workspace, copying, tables, out.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):  # as compiled code, when the JIT is off
@@ -653,7 +654,7 @@ def prepare_signs_matmul(weight, order=None):
         )
     table, floats = _panels_of(outputs, 1, count, count, _WIDEST)
     panels = on_lines(np.zeros(floats, np.float32))
-    _lay_out(weight.reshape(-1), steps, table, panels)
+    _lay_out(for_kernel(weight).reshape(-1), steps, table, panels)
     return PreparedSigns(outputs, words_for(int(order.max()) + 1), panels, table, order)
 
 
@@ -709,7 +710,7 @@ def signs_matmul(prepared, words, out=None, workspace=None):
         prepared.panels, prepared.table, prepared.order, _ONE_PIXEL, stride, prepared.outputs,
         False,
     )  # fmt: skip
-    arguments = np.ascontiguousarray(words).reshape(-1), row_words, scratch, tables, out.reshape(-1)
+    arguments = for_kernel(words).reshape(-1), row_words, scratch, tables, out.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):
         parallel.share_out(_signs_matmul, parallel.shares(rows, tasks), *arguments)
     return out

@@ -14,6 +14,7 @@ import numpy as np
 
 from tinybnn.kernels import parallel, threads
 from tinybnn.kernels.bits import pack_reference, unpack_reference, words_for
+from tinybnn.kernels.layout import for_kernel
 from tinybnn.kernels.memory import empty, empty_like
 from tinybnn.kernels.simd import inlined, kernel
 
@@ -160,6 +161,7 @@ def _check(function, name, x):
 
 def _run(step, x, grad, out, limits=(0.0, 0.0), channels=1, signs=_NO_WORDS, mask=_NO_WORDS):
     """The items that threads share out are rows of ``channels`` numbers."""
+    x, grad, mask = map(for_kernel, (x, grad, mask))
     rows = max(x.size, grad.size) // channels
     limits = tuple(map(np.float32, limits))
     arrays = x.reshape(-1), grad.reshape(-1), out.reshape(-1)

@@ -12,6 +12,7 @@ import numpy as np
 from tinybnn.kernels import parallel
 from tinybnn.kernels.bits import pack_reference, words_for
 from tinybnn.kernels.checks import check_vector, out_array
+from tinybnn.kernels.layout import for_kernel
 from tinybnn.kernels.simd import INTEGERS, at_most, inlined, kernel, load
 from tinybnn.kernels.threads import tasks_for
 
@@ -52,8 +53,8 @@ def threshold(accumulator, thresholds, flip, out=None):
     out = out_array("threshold", out, (*lead, words_for(channels)), np.uint64)
     rows = accumulator.size // channels
     arrays = (
-        np.ascontiguousarray(accumulator).reshape(-1), np.ascontiguousarray(thresholds),
-        np.ascontiguousarray(flip), out.reshape(-1),
+        for_kernel(accumulator).reshape(-1), for_kernel(thresholds), for_kernel(flip),
+        out.reshape(-1),
     )  # fmt: skip
     tasks = tasks_for(accumulator.size / _SPEED)
     parallel.share_out(_compare, parallel.shares(rows, tasks), *arrays)

@@ -61,6 +61,7 @@ from tinybnn.kernels.checks import (
     output_size,
     pair,
 )
+from tinybnn.kernels.layout import for_kernel
 from tinybnn.kernels.memory import empty
 from tinybnn.kernels.simd import (
     INTEGERS,
@@ -404,7 +405,7 @@ def _panel_words(panels):
     """(P, width, L) words of filters -> those of P panels: even columns, then odd columns."""
     count, width, length = panels.shape
     pairs = panels.reshape(count, width // (2 * WORDS), WORDS, 2, length)
-    return np.ascontiguousarray(pairs.transpose(0, 4, 1, 3, 2)).reshape(-1)
+    return for_kernel(pairs.transpose(0, 4, 1, 3, 2)).reshape(-1)
 
 
 _NO_MASKS, _NO_WORDS = np.zeros(0, np.uint8), np.zeros(0, np.uint64)
@@ -820,7 +821,7 @@ def run(prepared, x, out=None, workspace=None):
         raise ValueError(
             f"run: x must be uint64 of shape ({expected}), got {x.dtype} of shape {x.shape}"
         )
-    return _run(prepared, np.ascontiguousarray(x), out, workspace)
+    return _run(prepared, for_kernel(x), out, workspace)
 
 
 def run_reference(prepared, x):
