@@ -750,7 +750,7 @@ def test_a_loader_augments_and_repeats_itself():
     assert not all((a == b).all() for a, b in zip(first, batches(1), strict=True))
     assert repr(transform) == (
         "Compose([RandomCrop(size=(2, 2), padding=1, fill=0), RandomHorizontalFlip(p=0.5), "
-        "to_signed])"
+        "to_signed(255)])"
     )
 
 

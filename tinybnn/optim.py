@@ -165,6 +165,12 @@ class Optimizer:
 
     # ------------------------------------------------------------------------------------ state
 
+    def __setstate__(self, state):
+        vars(self).update(state)
+        for p, arrays in zip(self.parameters, self.state, strict=True):
+            for name, array in arrays.items():  # a pickle forgets their order in memory
+                arrays[name] = _laid_out_like(p.data, array)
+
     def state_dict(self):
         """Settings and state, in PyTorch's form.
 
@@ -216,14 +222,23 @@ class Optimizer:
                         f"load_state_dict: {name} of parameter {i} has shape {np.shape(array)}, "
                         f"expected {p.shape}"
                     )
-                like = p.data if np.shape(array) == p.shape else np.asarray(array)
-                copies[i][name] = np.empty_like(like, np.asarray(array).dtype)  # its memory order
-                copies[i][name][...] = array
+                copies[i][name] = _laid_out_like(p.data, np.array(array))
         for group, new in zip(self.param_groups, groups, strict=True):
             group.update((n, _plain(value)) for n, value in new.items() if n != "params")
         for arrays, new in zip(self.state, copies, strict=True):
             arrays.clear()
             arrays.update(new)
+
+
+def _laid_out_like(weight, array):
+    """An array of a parameter's state, writable and in the weight's order in memory."""
+    if not isinstance(array, np.ndarray) or array.shape != weight.shape:
+        return array
+    if array.flags.writeable and array.strides == weight.strides:
+        return array
+    result = np.empty_like(weight, array.dtype)
+    result[...] = array
+    return result
 
 
 def _plain(value):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -278,6 +279,12 @@ class Function:
 
     def __repr__(self):
         return type(self).__name__
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError(
+            f"{type(self).__name__}: a node of a graph cannot be copied or pickled; copy the "
+            "parameters, and compute anew"
+        )
 
     def _release(self):
         self.edges = self._inputs = self._output = self._versions = None
@@ -648,6 +655,25 @@ class Tensor:
             share = _as_gradient(share, leaf, leaf in own)
             leaf.grad = share if leaf.grad is None else leaf.grad + share
 
+    # Copies. As in PyTorch, only a leaf can be copied: what a graph has made belongs to it.
+    def __copy__(self):
+        """Another Tensor on the same memory, at the same place in the graph."""
+        other = type(self).__new__(type(self))
+        attributes, slots = super().__reduce_ex__(2)[2]
+        for name, value in {**(attributes or {}), **slots}.items():
+            setattr(other, name, value)  # the count of in-place changes is shared as the memory is
+        return other
+
+    def __reduce_ex__(self, protocol):
+        if self.function is not None:
+            raise RuntimeError(
+                f"Tensor: the result of {self.function} (shape {self.shape}) belongs to a graph "
+                "and cannot be copied or pickled; use .detach() first"
+            )
+        constructor, arguments, (attributes, slots), *rest = super().__reduce_ex__(protocol)
+        slots["data"] = _InMemoryOrder(self.data)
+        return constructor, arguments, (attributes, slots), *rest
+
     def __repr__(self):
         body = np.array2string(self.data, separator=", ", prefix="Tensor(")
         extra = ", dtype=float64" if self.dtype == np.float64 else ""
@@ -859,6 +885,26 @@ class Tensor:
         if np.dtype(dtype).kind != "f":
             raise TypeError(f"to: dtype must be a floating-point type, got {np.dtype(dtype)}")
         return self if self.dtype == dtype else Cast.apply(self, dtype=np.dtype(dtype))
+
+
+class _InMemoryOrder:
+    """Stands for an array in the state of an object: its copy has the axes in the same order.
+
+    A pickle makes C-contiguous arrays of others, such as channels-last images.
+    """
+
+    def __init__(self, array):
+        self.array = array
+
+    def __deepcopy__(self, memo):
+        return deepcopy(self.array, memo)  # in the same order; it may be shared
+
+    def __reduce__(self):
+        if self.array.flags.forc:
+            return np.asarray, (self.array,)
+        axes = np.argsort([-abs(stride) for stride in self.array.strides], kind="stable")
+        in_order = np.ascontiguousarray(self.array.transpose(axes))
+        return np.transpose, (in_order, np.argsort(axes).tolist())
 
 
 def _one_tuple(arguments):

@@ -294,6 +294,12 @@ class Checkpoint:
             **(settings or {}),
         }
 
+    def __reduce_ex__(self, protocol):
+        raise TypeError(
+            "Checkpoint: belongs to one file and to the objects that it restores; copy these, and "
+            "make a Checkpoint of them"
+        )
+
     def save(self):
         """Write the file, atomically; returns its size in bytes.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 
 import numpy as np
@@ -78,6 +78,10 @@ class Dataset:
 
     def __len__(self):
         return len(self.labels)
+
+    def __reduce__(self):
+        # Made anew: a pickle forgets that images are channels-last in memory.
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     def __getitem__(self, index):
         """One (image (C, H, W), label) for an integer; a Dataset for a slice or an array.

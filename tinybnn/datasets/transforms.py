@@ -31,14 +31,7 @@ def to_signed(maximum):
         (images (B, C, H, W), rng) -> (B, C, H, W) float32
     """
     half = _positive("to_signed", maximum) / np.float32(2)
-
-    def transform(images, rng):
-        x = images.astype(np.float32)
-        x -= half  # first, since it is exact for 8-bit images: what is symmetric stays so
-        x /= half
-        return x
-
-    return transform
+    return _Rescale(f"to_signed({maximum:g})", half, half)
 
 
 def to_unit(maximum):
@@ -49,14 +42,24 @@ def to_unit(maximum):
     callable
         (images (B, C, H, W), rng) -> (B, C, H, W) float32
     """
-    maximum = _positive("to_unit", maximum)
+    return _Rescale(f"to_unit({maximum:g})", np.float32(0), _positive("to_unit", maximum))
 
-    def transform(images, rng):
+
+class _Rescale:
+    """(images - offset) / scale as float32; `name` is what it prints as."""
+
+    def __init__(self, name, offset, scale):
+        self.name, self.offset, self.scale = name, offset, scale
+
+    def __call__(self, images, rng):
         x = images.astype(np.float32)
-        x /= maximum
+        if self.offset:
+            x -= self.offset  # first, since it is exact for 8-bit images: symmetry is kept
+        x /= self.scale
         return x
 
-    return transform
+    def __repr__(self):
+        return self.name
 
 
 def _positive(where, maximum):

@@ -339,6 +339,13 @@ class PackedModel:
         self.info = dict(info or {})
         self._free = []  # workspaces that no call uses at the moment
 
+    def __getstate__(self):
+        """What a copy or a pickle takes along: plans and their memory are made anew."""
+        return {name: vars(self)[name] for name in ("input_shape", "steps", "calls", "info")}
+
+    def __setstate__(self, state):
+        self.__init__(**state)
+
     def run(self, x):
         """Yield (step, result) for each step, one after the other; results are freed early.
 

@@ -82,6 +82,9 @@ class Task:
     memory: Callable = lambda samples: 0
     products: int = 0
 
+    def __reduce_ex__(self, protocol):
+        raise TypeError("Task: a part of a plan is not copied; copy the PackedModel")
+
 
 def make_plan(input_shape, steps):
     """The tasks that carry out a program, in order.

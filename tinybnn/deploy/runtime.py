@@ -45,6 +45,9 @@ class Workspace:
         self.copies = {}  # number of samples -> copies of the model's input
         self.nbytes = self.arena.nbytes + self.memory.nbytes
 
+    def __reduce_ex__(self, protocol):
+        raise TypeError("Workspace: the memory of a call is not copied; copy the PackedModel")
+
     def outputs(self, samples):
         """For each task the arrays that its results go to, and the same as steps see them."""
         if samples not in self.views:

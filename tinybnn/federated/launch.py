@@ -78,6 +78,9 @@ class Network:
         self.address = f"{HOST}:{_free_port()}"
         self._processes = []
 
+    def __reduce_ex__(self, protocol):
+        raise TypeError("Network: running processes cannot be copied; start another Network")
+
     def __enter__(self):
         self.home.mkdir(parents=True, exist_ok=True)
         try:
