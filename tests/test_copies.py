@@ -32,6 +32,7 @@ from tinybnn.experiments.hybnn import bounds, networks
 from tinybnn.experiments.hybnn import experiment as hybnn_experiment
 from tinybnn.federated import aggregation, client, flower, head, launch, rounds, server, wire
 from tinybnn.kernels import bits, depthwise, fused, pointwise, sign_gradients, signed, xnor
+from tinybnn.kernels.threads import num_threads
 from tinybnn.models import binary_vae, blocks, codes, latents, mobilenet_v3, resnet
 from tinybnn.models.shufflenet_v1 import ShuffleUnit
 from tinybnn.runs import Config
@@ -942,6 +943,32 @@ def test_a_packed_model_is_copied_while_threads_use_it():
     for worker in workers:
         worker.join()
     assert not wrong
+
+
+class Noted(deploy.PackedModel):
+    """A subclass with a constructor and an attribute of its own."""
+
+    def __init__(self, packed, note):
+        super().__init__(packed.input_shape, packed.steps, packed.calls)
+        self.note = note
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, *DEEP])
+def test_subclasses_of_packed_models_keep_their_attributes(duplicate):
+    original = Noted(compiled(), "a")
+    expected = content(original.predict(floats(2, 2, 6, 6)))
+    other = duplicate(original)
+    assert type(other) is Noted and other.note == "a" and other._free == []
+    assert content(other.predict(floats(2, 2, 6, 6))) == expected
+
+
+@pytest.mark.parametrize("duplicate", DEEP)
+def test_what_has_begun_is_not_copied(duplicate):
+    """Iterators and context managers: Python's own error says what they are."""
+    loader = datasets.DataLoader(images(), 4)
+    for begun in (iter(loader), no_grad(), trace(), num_threads(1)):
+        with pytest.raises(TypeError, match="generator"):
+            duplicate(begun)
 
 
 def predict_elsewhere(packed, x):

@@ -315,6 +315,9 @@ class Step:
 class PackedModel:
     """A compiled model; made by `deploy.compile` or `PackedModel.load`.
 
+    Several threads may use one. It can be copied and pickled, also after predictions, and so be
+    handed to other processes.
+
     Attributes
     ----------
     input_shape : tuple of int
@@ -329,6 +332,7 @@ class PackedModel:
     """
 
     KIND, VERSION = "packed-model", 2
+    _DERIVED = ("tasks", "_block", "output_shape", "_free")
 
     def __init__(self, input_shape, steps, calls, info=None):
         self.input_shape, self.steps, self.calls = (
@@ -340,11 +344,12 @@ class PackedModel:
         self._free = []  # workspaces that no call uses at the moment
 
     def __getstate__(self):
-        """What a copy or a pickle takes along: plans and their memory are made anew."""
-        return {name: vars(self)[name] for name in ("input_shape", "steps", "calls", "info")}
+        """What a copy or a pickle takes along: all but plans and their memory, made anew there."""
+        return {name: value for name, value in vars(self).items() if name not in self._DERIVED}
 
     def __setstate__(self, state):
-        self.__init__(**state)
+        vars(self).update(state)
+        PackedModel.__init__(self, self.input_shape, self.steps, self.calls, self.info)
 
     def run(self, x):
         """Yield (step, result) for each step, one after the other; results are freed early.
