@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import tinybnn
-from tinybnn import datasets, deploy, models, nn, optim, quantizers, training
+from tinybnn import datasets, deploy, models, nn, optim, quantizers, testing, training
 from tinybnn import functional as F
 from tinybnn.analysis import opcount, operations
 from tinybnn.analysis.summary import Summary, summary
@@ -36,7 +36,8 @@ from tinybnn.kernels.threads import num_threads
 from tinybnn.models import binary_vae, blocks, codes, latents, mobilenet_v3, resnet
 from tinybnn.models.shufflenet_v1 import ShuffleUnit
 from tinybnn.runs import Config
-from tinybnn.tensor import Call, Function, Tape, Tensor, no_grad, trace
+from tinybnn.tensor import Call, Comparison, Escape, Function, Tape, Tensor, no_grad, trace
+from tinybnn.testing import networks as random_networks
 
 # ---------------------------------------------------------------------------------- ways to copy
 
@@ -518,6 +519,8 @@ NODE = "a node of a graph cannot be copied"
 REFUSED[Function] = node, [copy.copy, *DEEP], NODE
 REFUSED[Tape] = recorded, DEEP, NODE
 REFUSED[Call] = lambda: recorded()[0], DEEP, NODE
+value(Comparison, np.array([True]), ">", (Tensor(floats(1)), 0.0))
+value(Escape, (Tensor(floats(2)),), "why", ())
 value(F.Geometry, (2, 3, 5, 5), (4, 3, 3, 3), (1, 1), (0, 0), (1, 1), 1)
 
 # ---------------------------------------------------------------------------------------- federated
@@ -642,6 +645,9 @@ EXAMPLES[Summary] = (
 for config in (fedavg.Config, fedhybnn.Config, bdnet_experiment.Config, hybnn_experiment.Config,
                bounds.Config):  # fmt: skip
     value(config)
+value(random_networks.Line, "{out} = {a}", (-1,))
+value(random_networks.RandomNetwork, 0, (3,), (random_networks.Line("{out} = -{a}", (-1,)),))
+value(testing.Campaign, 1, 1)
 value(fedavg.Arm, "a", halved, network, adam)
 value(fedhybnn.Arm, "a", halved)
 value(networks.Arm, "a", "codes", halved)
