@@ -112,5 +112,7 @@ def test_what_has_no_packed_form_is_refused():
     [["--random", "3", "run", "model"], ["run"], [], ["run", "model", "--seed", "3"]],
 )
 def test_random_networks_or_a_run(words, capsys):
-    assert main(["verify", *words]) == 1
+    with pytest.raises(SystemExit) as error:
+        main(["verify", *words])
+    assert error.value.code == 2
     assert "--random" in capsys.readouterr().err

@@ -21,7 +21,7 @@ import numpy as np
 
 import tinybnn
 from tinybnn import datasets, deploy, models, optim, training
-from tinybnn.storage import remove_leftovers, write_atomic
+from tinybnn.storage import check_name, open_regular, remove_leftovers, write_atomic
 
 try:
     import fcntl
@@ -274,6 +274,8 @@ def read_config(folder):
             "classes": tuple(map(str, data["classes"])),
             "maximum": float(data["maximum"]),
         }
+        for name in (*data["classes"], values["dataset"]):
+            check_name(name, "a name")
         known = {name: value for name, value in values.items() if name not in ("data", "tinybnn")}
         return Config(**known), data
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -464,13 +466,10 @@ def predict(path, images, resize=False):
 
 def _read_images(path, shape, maximum, resize):
     """Network inputs (N, C, H, W) of a file, and whether it is one that can hold many images."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         start = file.read(6)
-    if start == b"\x93NUMPY":
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (EOFError, ValueError) as error:
-            raise ValueError(f"{path}: not a readable .npy file ({error})") from None
+    if datasets.is_npy(start):
+        array = datasets.read_npy(path)
     elif start[:2] in (b"\0\0", b"\x1f\x8b"):
         array = datasets.read_idx(path)
     else:
@@ -504,31 +503,15 @@ def _as_inputs(path, array, shape, maximum):
 
 def _read_picture(path, shape, resize):
     """A picture file as a network input (1, C, H, W)."""
-    from PIL import Image, ImageOps
-
     channels, height, width = shape
     if channels not in (1, 3):
         raise ValueError(f"{path}: the model takes {channels} channels, a picture has 1 or 3")
-    try:
-        with Image.open(path) as picture:
-            picture = ImageOps.exif_transpose(picture)
-            mode = picture.mode
-            opaque = not picture.has_transparency_data or (
-                picture.convert("RGBA").getchannel("A").getextrema()[0] == 255
-            )
-            found = picture.size
-            if resize and found != (width, height):
-                picture = picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-            pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
-    except Exception as error:  # decoders of damaged files raise whatever they stumble over
-        raise ValueError(f"{path}: not a readable picture ({error})") from None
-    if mode.startswith(("I", "F")):
-        raise ValueError(f"{path}: has {mode} pixels; convert it to 8 bits a channel")
-    if not opaque:
-        raise ValueError(f"{path}: has transparent pixels; put it on a background first")
+    size, mode = (height, width) if resize else None, "L" if channels == 1 else "RGB"
+    pixels = datasets.read_picture(path, size, mode)
     if pixels.shape[:2] != (height, width):
+        found_height, found_width = pixels.shape[:2]
         raise ValueError(
-            f"{path}: {found[0]}×{found[1]} pixels, the model takes {width}×{height}; "
+            f"{path}: {found_width}×{found_height} pixels, the model takes {width}×{height}; "
             "--resize scales pictures"
         )
     images = pixels.reshape(1, height, width, channels).transpose(0, 3, 1, 2)
@@ -553,6 +536,7 @@ def _write_json(path, value):
 
 def _read_json(path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            return json.loads(file.read().decode())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None

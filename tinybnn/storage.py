@@ -43,8 +43,8 @@ except ImportError:  # Windows
     fcntl = None
 
 __all__ = [
-    "StorageError", "dumps", "load", "loads", "read_header", "remove_leftovers", "save",
-    "write_atomic",
+    "StorageError", "check_name", "dumps", "load", "loads", "open_regular", "printable",
+    "read_header", "remove_leftovers", "save", "write_atomic",
 ]  # fmt: skip
 
 _FORMAT = "tinybnn"
@@ -400,14 +400,76 @@ def read_header(path):
 @contextlib.contextmanager
 def _open(path):
     """The file and its size; a StorageError raised inside gets the path in front."""
-    name = os.fspath(path)
-    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
-        raise StorageError(f"{name}: not a regular file")
-    with open(path, "rb") as file:
+    try:
+        opened = open_regular(path)
+    except IsADirectoryError:
+        raise StorageError(f"{os.fspath(path)}: not a regular file") from None
+    with opened as file:
         try:
             yield file, os.fstat(file.fileno()).st_size
         except StorageError as error:
-            raise StorageError(f"{name}: {error}") from None
+            raise StorageError(f"{os.fspath(path)}: {error}") from None
+
+
+def open_regular(path):
+    """Open a file for reading, as bytes; nothing that would wait, or that is no file of data.
+
+    Parameters
+    ----------
+    path : str or PathLike
+
+    Returns
+    -------
+    binary file
+
+    Raises
+    ------
+    StorageError
+        If it is a named pipe, a device, a socket or the like.
+    OSError
+        If it cannot be opened, such as a folder.
+    """
+    # Opening a pipe would wait for somebody who writes to it.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    path = os.fspath(path)
+    if stat.S_ISSOCK(os.stat(path).st_mode):  # which cannot be opened at all
+        raise StorageError(f"{path}: not a regular file")
+    file = open(path, "rb", opener=lambda name, _: os.open(name, flags))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise StorageError(f"{path}: not a regular file")
+    return file
+
+
+# What moves the cursor of a terminal, or changes the direction of the text behind it.
+_CONTROLS = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text):
+    """A text that a terminal shows and does not obey: control characters as Python writes them.
+
+    Examples
+    --------
+    >>> printable("seven\\x1b[2J")
+    'seven\\\\x1b[2J'
+    """
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def check_name(name, what):
+    """Refuse a name with control characters, or one that is none.
+
+    Raises
+    ------
+    ValueError
+    """
+    if not isinstance(name, str) or len(name) > 1000 or _CONTROLS.search(name):
+        raise ValueError(
+            f"{what} must be a text of at most 1,000 characters, none of them a control character, "
+            f"got {ascii(name)[:80]}"
+        )
 
 
 def _decode(file, size, kind, version):

@@ -17,6 +17,7 @@ from tinybnn.cli.demo import add_demo
 from tinybnn.cli.federated import add_federated
 from tinybnn.cli.reproduce import add_reproduce
 from tinybnn.cli.runs import add_compile, add_predict, add_summary, add_train, add_verify
+from tinybnn.storage import printable
 
 
 def main(arguments=None):
@@ -40,9 +41,9 @@ def main(arguments=None):
 
 def _one_line(error):
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+        return printable(f"{error.filename}: {error.strerror}")
     lines = [line.strip() for line in str(error).splitlines()]
-    return "; ".join(lines).replace(":; ", ": ")
+    return printable("; ".join(lines).replace(":; ", ": "))
 
 
 class _Parser(argparse.ArgumentParser):

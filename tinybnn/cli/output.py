@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-from tinybnn.storage import write_atomic
+from tinybnn.storage import printable, write_atomic
 
 
 def add_json(command):
@@ -18,7 +18,7 @@ def add_json(command):
 def say_for(options):
     """Where lines for people go: not between the JSON on standard output."""
     stream = sys.stderr if options.json == "-" else sys.stdout
-    return lambda text: print(text, file=stream, flush=True)
+    return lambda text: print("\n".join(map(printable, text.split("\n"))), file=stream, flush=True)
 
 
 def check_outputs(*paths):

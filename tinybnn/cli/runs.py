@@ -10,6 +10,7 @@ import sys
 
 from tinybnn.cli.arguments import add_command, add_dataset, add_threads, number, whole, widths
 from tinybnn.cli.output import add_json, check_outputs, say_for, write_json
+from tinybnn.storage import printable
 
 
 def add_train(commands):
@@ -138,6 +139,7 @@ def add_verify(commands):
     add_dataset(verify, "whose test images (the run's)")
     verify.add_argument("--random", type=whole(1), metavar="N", help="check N random networks")
     verify.add_argument("--seed", type=whole(0), metavar="S", help="of the random networks (0)")
+    verify.set_defaults(wrong=verify.error)
     add_json(verify)
 
 
@@ -145,18 +147,16 @@ def _verify(options):
     check_outputs(options.json)
     if options.random is not None:
         if options.run is not None or options.dataset is not None:
-            raise ValueError("verify: --random takes no RUN, MODEL or --dataset")
+            options.wrong("--random takes no RUN, no MODEL and no --dataset")
         return _verify_random(options)
     if options.model is None or options.seed is not None:
-        raise ValueError(
-            "verify: give RUN and MODEL, or --random N (and --seed S) for random networks"
-        )
+        options.wrong("give RUN and MODEL; or --random N, and --seed S, for random networks")
     from tinybnn import runs
 
     result = runs.verify(options.run, options.model, options.dataset, say=say_for(options))
     write_json(options, result)
     if result["difference"] is not None:
-        print(f"tinybnn: {result['difference']}", file=sys.stderr)
+        print(f"tinybnn: {printable(result['difference'])}", file=sys.stderr)
         return 1
     return 0
 

@@ -19,9 +19,10 @@ a transform augments the training set:
 from tinybnn.datasets.dataset import Dataset, from_arrays
 from tinybnn.datasets.download import Available, DownloadError, available, fetch
 from tinybnn.datasets.files import DatasetError
-from tinybnn.datasets.folder import from_folder
+from tinybnn.datasets.folder import from_folder, read_picture
 from tinybnn.datasets.idx import read_idx
 from tinybnn.datasets.loader import DataLoader, as_generator
+from tinybnn.datasets.npy import is_npy, read_npy
 from tinybnn.datasets.sources import SOURCES, Layout, Source, load, path, search_folders
 from tinybnn.datasets.transforms import (
     Compose,
@@ -36,6 +37,6 @@ from tinybnn.datasets.transforms import (
 __all__ = [
     "SOURCES", "Available", "Compose", "DataLoader", "Dataset", "DatasetError", "DownloadError",
     "Layout", "Normalize", "RandomCrop", "RandomHorizontalFlip", "RandomShift", "Source",
-    "as_generator", "available", "fetch", "from_arrays", "from_folder", "load", "path", "read_idx",
-    "search_folders", "to_signed", "to_unit",
+    "as_generator", "available", "fetch", "from_arrays", "from_folder", "is_npy", "load", "path",
+    "read_idx", "read_npy", "read_picture", "search_folders", "to_signed", "to_unit",
 ]  # fmt: skip

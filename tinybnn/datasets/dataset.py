@@ -9,6 +9,7 @@ from numbers import Integral, Real
 import numpy as np
 
 from tinybnn.datasets.loader import as_generator
+from tinybnn.storage import check_name
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,6 +58,8 @@ class Dataset:
             raise TypeError(f"Dataset: labels must be int64, got {labels.dtype}")
         if isinstance(classes, str) or not all(isinstance(c, str) for c in classes):
             raise TypeError(f"Dataset: classes must be a tuple of names, got {classes!r}")
+        for name in classes:
+            check_name(name, "Dataset: a class")
         if not isinstance(self.maximum, Real) or not 0 < self.maximum < np.inf:
             raise ValueError(f"Dataset: maximum must be a positive number, got {self.maximum!r}")
         if labels.size:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
-import stat
 import zlib
+
+from tinybnn.storage import StorageError, open_regular
 
 
 class DatasetError(ValueError):
@@ -26,16 +27,17 @@ def open_data(path):
     Raises
     ------
     DatasetError
-        If the path is no regular file (opening a pipe would wait for ever), and instead of the
-        exceptions that the decoder of gzip raises.
+        If the path is no regular file, and instead of the exceptions that the decoder of gzip
+        raises.
     OSError
         If the file cannot be opened or read.
     """
     name = os.fspath(path)
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a folder has an error of its own
-        raise DatasetError(f"{name}: not a regular file")
-    with open(path, "rb") as file:
+    try:
+        opened = open_regular(path)
+    except StorageError as error:
+        raise DatasetError(str(error)) from None
+    with opened as file:
         try:
             yield file, os.fstat(file.fileno()).st_size
         except DatasetError as error:

@@ -95,7 +95,7 @@ def from_folder(root, size=None, classes=None, mode="RGB"):
         height, width = size
     pixels = np.empty((len(files), height, width, channels), np.uint8)
     for i, file in enumerate(files):
-        picture = _read_picture(file, size, mode)  # (H, W) or (H, W, C)
+        picture = read_picture(file, size, mode)  # (H, W) or (H, W, C)
         if picture.shape[:2] != (height, width):
             found, first = (f"{w}×{h}" for h, w in (picture.shape[:2], (height, width)))
             raise DatasetError(
@@ -129,8 +129,28 @@ def _size_of(file):
     return _decode(file, lambda picture: _upright(picture, pixels=False))
 
 
-def _read_picture(file, size, mode):
-    """The pixels of a picture: (H, W) or (H, W, C) uint8."""
+def read_picture(file, size, mode):
+    """The pixels of a picture file.
+
+    Parameters
+    ----------
+    file : path
+        PNG, JPEG or another format that stands in this file.
+    size : (int, int) or None
+        Height and width to scale it to.
+    mode : "L" or "RGB"
+        Gray or colours.
+
+    Returns
+    -------
+    (H, W) or (H, W, 3) uint8
+
+    Raises
+    ------
+    DatasetError
+        If it is not a readable picture of 8 bits a channel, has transparent pixels, or would unpack
+        to far more than photographs do (which is seen before it is unpacked).
+    """
 
     def read(picture):
         from PIL import Image

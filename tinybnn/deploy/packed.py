@@ -23,7 +23,7 @@ from tinybnn import storage
 from tinybnn import tensor as T
 from tinybnn.deploy.plan import make_plan
 from tinybnn.deploy.runtime import Workspace, block_size, carry_out
-from tinybnn.deploy.shapes import infer
+from tinybnn.deploy.shapes import expect_results, infer
 from tinybnn.kernels import bits, pooling, xnor
 from tinybnn.kernels.layout import described
 from tinybnn.kernels.threads import count as thread_count
@@ -625,19 +625,16 @@ class PackedModel:
             steps = [
                 _read_step(i, dict(entry), arrays) for i, entry in enumerate(metadata["steps"])
             ]
-            if not steps:
-                raise ValueError("it has no steps")
-            shape, info = (
-                tuple(map(int, metadata["input_shape"])),
-                metadata.get("info", {}),
-            )
-            if not isinstance(info, dict):
-                raise ValueError("its info is no mapping")
-            infer(shape, steps)  # or an error that names the step
-            return cls(shape, steps, int(metadata["calls"]), info)
+            shape, info = tuple(map(int, metadata["input_shape"])), metadata.get("info", {})
+            values, calls = infer(shape, steps), metadata["calls"]
+            expect_results(steps, values, calls)
+            _check_info(info, values[-1].shape)
+            return cls(shape, steps, calls, info)
         except (
             AttributeError,
             KeyError,
+            IndexError,
+            MemoryError,
             OverflowError,
             TypeError,
             ValueError,
@@ -658,6 +655,24 @@ def _to_json(value):
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _check_info(info, output_shape):
+    """What the command line reads of `PackedModel.info` has the types and sizes that it expects."""
+    if not isinstance(info, dict):
+        raise ValueError(f"info must be a mapping, got {type(info).__name__}")
+    classes, maximum = info.get("classes"), info.get("maximum", 1)
+    if classes is not None:
+        if not isinstance(classes, list) or len(classes) != math.prod(output_shape):
+            raise ValueError(
+                f"info's classes must be a list of {math.prod(output_shape)} names, one an output"
+            )
+        for name in classes:
+            storage.check_name(name, "a name in info's classes")
+    if type(maximum) not in (int, float) or not 0 < maximum <= 1e38:
+        raise ValueError(f"info's maximum must be a number above 0, got {maximum!r}")
+    if "dataset" in info:
+        storage.check_name(info["dataset"], "info's dataset")
+
+
 def _read_step(i, entry, arrays):
     """A step from its description in the file; anything unexpected is an error."""
     stored, signs, joined = entry.pop("arrays"), entry.pop("signs"), entry.pop("joined", {})
@@ -671,6 +686,8 @@ def _read_step(i, entry, arrays):
         for key, value in entry["settings"].items()
     }
     step = Step(**entry)
+    storage.check_name(step.name, f"the name of step {i}")
+    storage.check_name(step.operation, f"the operation of step {i}")
     if any(not -1 <= source < i for source in step.inputs):
         raise ValueError(f"step {i} reads a later step")
     for name, count in step.bits.items():

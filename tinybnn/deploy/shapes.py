@@ -67,11 +67,48 @@ def infer(input_shape, steps):
             _expect_inputs(inputs, kinds)
             _expect_names("arrays", step.arrays, arrays)
             _expect_names("settings", step.settings, settings)
+            for name, array in step.arrays.items():
+                if not array.size:
+                    raise ValueError(f"{name} must not be empty, got shape {array.shape}")
             values.append(rule(*inputs, **step.arrays, **step.settings))
             _expect_memory("the result", values[-1].shape)
         except ValueError as error:
             raise ValueError(f"step {i} of layer {step.name} ({step.operation}): {error}") from None
+    if not steps or values[-1].kind != FLOAT:
+        raise ValueError(f"a program must end in floats, this one ends in {values[-1].kind}")
     return values[1:]
+
+
+# How a step says that its result is to be read.
+_LAYOUTS = {"float": FLOAT, "accumulator": SUMS, "bits": BITS, "flattened bits": FLAT}
+
+
+def expect_results(steps, values, calls):
+    """Each step gives what it says that it gives, and names one of the float model's operations.
+
+    Parameters
+    ----------
+    steps : sequence of Step
+    values : list of Value
+        What `infer` gives for them.
+    calls : int
+        Number of the float model's operations.
+
+    Raises
+    ------
+    ValueError
+        Naming the step.
+    """
+    for i, (step, value) in enumerate(zip(steps, values, strict=True)):
+        if step.layout == "internal":
+            continue
+        where = f"step {i} of layer {step.name} ({step.operation})"
+        if _LAYOUTS.get(step.layout) != value.kind:
+            raise ValueError(f"{where}: gives {value.kind}, which is not {step.layout!r}")
+        if step.shape != value.shape:
+            raise ValueError(f"{where}: gives {value.shape}, the model {step.shape}")
+        if type(step.call) is not int or not 0 <= step.call < calls:
+            raise ValueError(f"{where}: call {step.call!r} is none of the model's {calls}")
 
 
 def _expect_inputs(inputs, kinds):
@@ -345,7 +382,7 @@ def _broadcast(first, *others):
 
 
 def _reshape(x, *, shape):
-    shape = _sizes("shape", shape, 0)
+    shape = _sizes("shape", shape)
     if math.prod(shape) != math.prod(x.shape):
         raise ValueError(f"shape is {shape}, the input has {x.shape}")
     return Value(FLOAT, shape, x.single)
