@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tinybnn import storage
 from tinybnn.datasets import SOURCES, DownloadError, download, fetch, load, path
 from tinybnn.datasets.download import Download, RemoteFile, fetch_file
 
@@ -431,14 +432,22 @@ def test_two_processes_do_not_write_into_each_other(serve, tmp_path):
     assert len(server.requests) == 1
 
 
+def test_the_empty_part_of_a_killed_process_is_removed(tmp_path):
+    """It was killed while it looked whether the process that it had waited for was done."""
+    (tmp_path / "data.bin").write_bytes(CONTENT)
+    (tmp_path / "data.bin.part").write_bytes(b"")
+    fetch_file("http://127.0.0.1:9/", tmp_path / "data.bin", FILE, progress=False)
+    assert left(tmp_path) == ["data.bin"] and (tmp_path / "data.bin").read_bytes() == CONTENT
+
+
 def test_a_process_that_hangs_is_not_waited_for(tmp_path, monkeypatch):
-    if download.fcntl is None:
+    if storage.fcntl is None:
         pytest.skip("no locks on this system")
     clock = iter(range(0, 1000, 5))
     fake = SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None)
     monkeypatch.setattr(download, "time", fake)
     with open(tmp_path / "data.bin.part", "wb") as file:
-        download.fcntl.flock(file, download.fcntl.LOCK_EX)
+        storage.fcntl.flock(file, storage.fcntl.LOCK_EX)
         with pytest.raises(DownloadError, match="another process holds this download"):
             fetch_file("http://127.0.0.1:9/", tmp_path / "data.bin", FILE, timeout=1)
 
@@ -539,6 +548,25 @@ def test_fetch_unpacks_all_of_emnist(serve, home, monkeypatch):
     assert load("emnist-digits")[0].labels.tolist() == [1, 1] and len(server.requests) == 1
     assert load("emnist-letters")[0].labels.tolist() == [0, 0]
     assert fetch("emnist-letters", home / "mine", False, base) == home / "mine" / "emnist"
+
+
+def test_an_unpacking_that_was_killed_is_finished(serve, home, monkeypatch):
+    data = emnist_zip(home)
+    for name in ("emnist-letters", "emnist-balanced"):
+        published(monkeypatch, name, {"gzip.zip": data})
+    server = serve(lambda handler, number: handler.give(data))
+    base = server.url.rpartition("/")[0]
+    folder = fetch("emnist-letters", progress=False, base_url=base)
+    whole = {file: (folder / file).read_bytes() for file in left(folder)}
+    (folder / "gzip.zip").write_bytes(data)  # as if killed after the files of the first part,
+    for file in folder.glob("emnist-letters-*"):
+        file.unlink()
+    (folder / ".tinybnn-0123456789abcdef.tmp").write_bytes(b"half")  # in the middle of another
+    assert fetch("emnist-balanced", base_url="http://127.0.0.1:9/") == folder
+    assert {file: (folder / file).read_bytes() for file in left(folder)} == whole
+    (folder / "gzip.zip").write_bytes(b"a user's own archive")  # of another size: not ours
+    assert fetch("emnist-balanced", base_url="http://127.0.0.1:9/") == folder
+    assert (folder / "gzip.zip").read_bytes() == b"a user's own archive"
 
 
 def test_an_archive_without_what_is_expected(serve, home, monkeypatch):

@@ -1,7 +1,9 @@
 """Pictures: they are drawn without a warning, and say what they show."""
 
+import errno
 import io
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -25,6 +27,27 @@ def render(figure):
 def axes_of_figure(**options):
     figure = plots.figure(**options)
     return figure, figure.subplots()
+
+
+def test_a_figure_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    figure, _ = axes_of_figure(figsize=(3, 2))
+    for name, start in (("a.png", b"\x89PNG"), ("b.svg", b"<?xml"), ("c", b"\x89PNG")):
+        plots.save(figure, tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(start)
+    plots.save(figure, tmp_path / "d.txt", "png")
+    assert (tmp_path / "d.txt").read_bytes() == (tmp_path / "c").read_bytes()
+    with pytest.raises(ValueError, match="is not supported"):
+        plots.save(figure, tmp_path / "a.txt")
+
+    def half(file, **options):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(figure, "savefig", half)
+    with pytest.raises(OSError, match=r"cannot write the file \(No space left on device\)"):
+        plots.save(figure, tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == (tmp_path / "d.txt").read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "b.svg", "c", "d.txt"]
 
 
 def test_figures_need_no_display():

@@ -4,10 +4,14 @@ import errno
 import io
 import os
 import pickle
+import signal
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 import zlib
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ from tinybnn import storage
 from tinybnn.storage import StorageError
 
 KIND = {"kind": "test", "version": 3}
+needs_locks = pytest.mark.skipif(storage.fcntl is None, reason="no locks on this system")
 
 DTYPES = [
     np.dtype(letter + size)
@@ -601,3 +606,136 @@ def test_write_atomic_takes_bytes_and_writers_and_keeps_links_and_modes(tmp_path
     with pytest.raises(TypeError):
         storage.write_atomic(path, "text")
     assert path.read_bytes() == b"two!" and len(files(tmp_path)) == 3
+
+
+# ------------------------------------------------------------------------- writers that were killed
+
+LEFTOVER = ".tinybnn-0123456789abcdef.tmp"
+
+# Writes a file and stops inside of the write, after the first half: killed there, or until told.
+HALF = """
+import os, signal, sys
+from tinybnn import storage
+
+def content(file):
+    file.write(b"first half, ")
+    file.flush()
+    if sys.argv[2] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("half", flush=True)
+    sys.stdin.readline()
+    file.write(b"second half")
+
+storage.write_atomic(sys.argv[1], content)
+"""
+
+
+def half_written(path, how):
+    """A process that writes `path`; returns when half is written."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HALF, str(path), how], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    process.stdout.readline()
+    return process
+
+
+@needs_locks
+@pytest.mark.parametrize("next_file", ["x", "another"])
+def test_the_next_write_removes_what_a_killed_writer_left(tmp_path, next_file):
+    process = half_written(tmp_path / "x", "killed")
+    process.communicate(timeout=60)
+    (left,) = files(tmp_path).values()
+    assert process.returncode == -signal.SIGKILL and left == b"first half, "
+    storage.write_atomic(tmp_path / next_file, b"new")
+    assert files(tmp_path) == {next_file: b"new"}
+
+
+@needs_locks
+def test_a_living_writer_keeps_its_file(tmp_path):
+    path, process = tmp_path / "x", half_written(tmp_path / "x", "waits")
+    try:
+        storage.write_atomic(path, b"meanwhile")
+        assert path.read_bytes() == b"meanwhile" and len(files(tmp_path)) == 2
+
+        def content(file):  # the same within a process: locks belong to open files
+            storage.write_atomic(path, b"inner")
+            file.write(b"outer")
+
+        storage.write_atomic(path, content)
+        assert path.read_bytes() == b"outer" and len(files(tmp_path)) == 2
+    finally:
+        process.communicate(b"\n", timeout=60)
+    assert process.returncode == 0
+    assert files(tmp_path) == {"x": b"first half, second half"}
+
+
+@needs_locks
+def test_only_abandoned_temporary_files_are_removed(tmp_path, monkeypatch):
+    others = {"." + LEFTOVER, ".tinybnn-x.tmp", LEFTOVER + "x", "tinybnn-0123456789abcdef.tmp"}
+    for name in others:
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "aim").write_bytes(b"")
+    (tmp_path / ".tinybnn-1111111111111111.tmp").symlink_to(tmp_path / "aim")
+    (tmp_path / ".tinybnn-2222222222222222.tmp").mkdir()
+    kept = {*others, "aim", ".tinybnn-1111111111111111.tmp", ".tinybnn-2222222222222222.tmp"}
+    (tmp_path / LEFTOVER).write_bytes(b"half")
+    with monkeypatch.context() as patch:  # without locks nobody can tell: it stays
+        patch.setattr(storage.fcntl, "flock", Mock(side_effect=OSError(errno.ENOLCK, "no locks")))
+        storage.write_atomic(tmp_path / "x", b"1")
+        assert set(os.listdir(tmp_path)) == {*kept, LEFTOVER, "x"}
+    storage.write_atomic(tmp_path / "x", b"2")
+    assert set(os.listdir(tmp_path)) == {*kept, "x"} and (tmp_path / "x").read_bytes() == b"2"
+
+
+@needs_locks
+def test_a_file_that_vanishes_before_it_is_locked_is_made_anew(tmp_path, monkeypatch):
+    """Another writer that cleans up takes a file without a lock for a leftover."""
+    flock, seen = storage.fcntl.flock, []
+
+    def late(file, operation):
+        seen.append(file.name)
+        if len(seen) == 1:
+            storage._remove_leftovers(tmp_path)  # which locks the file, too
+        return flock(file, operation)
+
+    monkeypatch.setattr(storage.fcntl, "flock", late)
+    storage.write_atomic(tmp_path / "x", b"new")
+    assert len(set(seen)) == 2 and files(tmp_path) == {"x": b"new"}
+
+
+def test_locks(tmp_path):
+    path = tmp_path / "x"
+    with open(path, "ab") as one, open(path, "ab") as two:
+        assert storage.try_lock(one) in (True, None)
+        if storage.fcntl is not None:
+            assert storage.try_lock(two) is False
+        one.close()
+        assert storage.try_lock(two) in (True, None)
+        if os.name == "posix":
+            path.unlink()
+            assert storage.try_lock(two) is False
+
+
+# A file may not become larger than a limit; the signal that says so is ignored, as Python does.
+LIMITED = """
+import resource, sys
+from tinybnn import storage
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    storage.write_atomic(sys.argv[1], bytes(200_000))
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of a process")
+def test_a_write_that_ends_at_a_limit(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"old content")
+    (tmp_path / LEFTOVER).write_bytes(b"half")  # removed first: on a full disk its space is needed
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr == "" and "cannot write the file (File too large)" in done.stdout
+    assert str(path) in done.stdout and files(tmp_path) == {"x": b"old content"}

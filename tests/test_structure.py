@@ -1,6 +1,7 @@
 """The plan of the house: which room may import which, and what an import may cost."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,29 @@ def test_no_circle_inside_a_room():
 
     for name in edges:
         visit(name, [])
+
+
+def test_files_are_written_by_one_function():
+    """`storage.write_atomic`, so that a kill or a full disk leaves no half-written file."""
+    writes = re.compile(
+        r"""\.savefig\(|\.write_(text|bytes)\(|\bnp\.save|\bmkstemp\(|\bos\.(replace|rename)\(
+        |\bopen\([^)\n]*["'][rb+t]*[wxa][rb+t]*["']""",
+        re.VERBOSE,
+    )
+    found = {
+        f"{path.relative_to(PACKAGE)}: {match[0]}"
+        for path in FILES
+        for match in writes.finditer(path.read_text(encoding="utf-8"))
+    }
+    files = {text.split(":")[0] for text in found}
+    assert files <= {
+        "storage.py",
+        "plots.py",  # into the file that `write_atomic` opens
+        "datasets/download.py",  # part files, which later calls go on with
+        "runs.py",  # the lock
+        "federated/launch.py",  # logs and settings of Flower's processes, in a temporary folder
+        "bench/peers.py",  # a pipe
+    }, found  # fmt: skip
 
 
 def test_numba_is_only_in_the_kernels():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import numpy as np
 
 from tinybnn import quantizers
+from tinybnn.storage import write_atomic
 from tinybnn.tensor import Function, Tensor, as_array
 
 # One blue and one orange for everything binary: -1 and +1, float and packed.
@@ -18,6 +20,27 @@ def figure(*args, **kwargs):
     from matplotlib.figure import Figure
 
     return Figure(*args, layout="constrained", **kwargs)
+
+
+def save(figure, path, format=None):
+    """Write a figure to a file, atomically.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+    path : str or PathLike
+    format : str, optional
+        Default: the suffix of `path`; "png" without one.
+
+    Raises
+    ------
+    ValueError
+        For a format that matplotlib does not write.
+    OSError
+        If the file cannot be written; an old file at `path` stays as it was.
+    """
+    format = format or os.path.splitext(path)[1][1:] or "png"
+    write_atomic(path, lambda file: figure.savefig(file, format=format, dpi=110))
 
 
 def history(axes, history):

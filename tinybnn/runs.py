@@ -21,12 +21,7 @@ import numpy as np
 
 import tinybnn
 from tinybnn import datasets, deploy, models, optim, training
-from tinybnn.storage import check_name, open_regular, remove_leftovers, write_atomic
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from tinybnn.storage import check_name, open_regular, try_lock, write_atomic
 
 CONFIG, CHECKPOINT, RESULT, MODEL = "config.json", "checkpoint.npz", "result.json", "model.npz"
 _LOCK = ".lock"
@@ -236,14 +231,10 @@ def _check_folder(folder, config):
 
 @contextlib.contextmanager
 def _only_process(folder):
-    """Keep other processes from training into the folder; the system lets go when we die."""
+    """Keep other processes from training into the folder, as long as this one does."""
     with open(folder / _LOCK, "ab") as file:
-        if fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"{folder}: another process is training this run") from None
-        remove_leftovers(folder)
+        if try_lock(file) is False:
+            raise ValueError(f"{folder}: another process is training this run")
         yield
 
 

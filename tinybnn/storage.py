@@ -31,6 +31,7 @@ import re
 import secrets
 import stat
 import struct
+import time
 import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -44,7 +45,7 @@ except ImportError:  # Windows
 
 __all__ = [
     "StorageError", "check_name", "dumps", "load", "loads", "open_regular", "printable",
-    "read_header", "remove_leftovers", "save", "write_atomic",
+    "read_header", "save", "try_lock", "write_atomic",
 ]  # fmt: skip
 
 _FORMAT = "tinybnn"
@@ -112,8 +113,8 @@ def write_atomic(path, content):
     """Write a file such that `path` holds either the old content or all of the new one.
 
     The content goes to a temporary file in the same folder, which is flushed to the disk and then
-    renamed. Where `path` is a symbolic link, the file behind it is replaced. Temporary files that
-    killed writers of the same file have left are removed.
+    renamed. Where `path` is a symbolic link, the file behind it is replaced. A writer that is
+    killed leaves its temporary file; the next write into the folder removes it.
 
     Parameters
     ----------
@@ -133,81 +134,101 @@ def write_atomic(path, content):
         the temporary file is removed and an old file stays untouched.
     """
     path = os.path.realpath(path)
-    folder, name = os.path.split(path)
-    file = None
+    folder = os.path.dirname(path)
     try:
         mode = _mode_of_old_file(path)
-        with contextlib.suppress(OSError):  # a folder that may be written to and not read
-            remove_leftovers(folder, name)
-        file = _temporary_file(folder, name)
-        with file:
-            content(file) if callable(content) else file.write(content)
+        _remove_leftovers(folder)
+        with _temporary_file(folder) as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
             file.flush()
             os.fsync(file.fileno())
             size = os.fstat(file.fileno()).st_size
-            if fcntl:  # under its lock; elsewhere an open file cannot be renamed
-                _rename(file.name, path, mode)
-        if not fcntl:
-            _rename(file.name, path, mode)
-    except BaseException as error:
-        if file is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(file.name)
-        if isinstance(error, OSError):
-            reason = f"cannot write the file ({error.strerror or error})"
-            raise OSError(error.errno or errno.EIO, reason, path) from error
-        raise
+            if mode is not None:
+                os.chmod(file.name, mode)
+            if _WINDOWS:
+                file.close()  # it renames closed files only
+            os.replace(file.name, path)  # elsewhere the lock holds until the file has its name
+    except OSError as error:
+        reason = f"cannot write the file ({error.strerror or error})"
+        raise OSError(error.errno or errno.EIO, reason, path) from error
     _sync_folder(folder)
     return size
 
 
-def remove_leftovers(folder, name=None):
-    """Remove the temporary files of writers that were killed; those of living ones stay.
+_WINDOWS = os.name == "nt"
+_TEMPORARY = re.compile(rf"\.{_FORMAT}-[0-9a-f]{{16}}\.tmp")
+
+
+@contextlib.contextmanager
+def _temporary_file(folder):
+    """A new file, locked as long as it is open; an exception removes it."""
+    while True:
+        name = f".{_FORMAT}-{secrets.token_hex(8)}.tmp"
+        file = open(os.path.join(folder, name), "xb")  # noqa: SIM115 (it is closed below)
+        try:
+            with file:
+                # Before the lock the file looks like a leftover, and another writer may remove it.
+                if try_lock(file) is not False:
+                    yield file
+                    return
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(file.name)
+            raise
+
+
+def _remove_leftovers(folder):
+    """Remove temporary files of killed writers. A living writer holds a lock on its own."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(OSError):  # another user's, or already removed
+                    _remove_if_abandoned(entry.path)
+
+
+def _remove_if_abandoned(path):
+    if _WINDOWS:  # no locks, but an open file cannot be removed, and is renamed soon after closing
+        if time.time() - os.path.getmtime(path) > 3600:
+            os.unlink(path)
+        return
+    with open(path, "r+b") as file:
+        if try_lock(file):
+            os.unlink(path)
+
+
+def try_lock(file):
+    """Lock an open file without waiting.
+
+    The operating system releases the lock when the file is closed or the process ends.
 
     Parameters
     ----------
-    folder : str or PathLike
-    name : str, optional
-        Of the file that they were to become; any by default.
+    file : file object
+        Opened for writing, by its path.
+
+    Returns
+    -------
+    bool or None
+        False if another holder has the lock, or the path no longer leads to this file; None where
+        the operating system or the file system has no locks.
     """
-    start = f".{_FORMAT}-" if name is None else _temporary_start(name)
-    for entry in os.listdir(folder):
-        path = os.path.join(folder, entry)
-        if entry.startswith(start) and entry.endswith(".tmp") and os.path.isfile(path):
-            with contextlib.suppress(OSError):
-                with open(path, "rb") as file:
-                    _lock(file)  # or an OSError: its writer lives
-                    if fcntl:
-                        os.unlink(path)
-                if not fcntl:  # an open file cannot be removed
-                    os.unlink(path)
-
-
-def _temporary_start(name):
-    return f".{_FORMAT}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}-"
-
-
-def _temporary_file(folder, name):
-    """A new file, locked while it is open, so that nobody takes it for left over."""
-    while True:
-        path = os.path.join(folder, f"{_temporary_start(name)}{secrets.token_hex(8)}.tmp")
-        file = open(path, "xb")  # noqa: SIM115 (the caller closes it)
-        with contextlib.suppress(OSError):  # file systems without locks
-            _lock(file)
-        if not fcntl or os.fstat(file.fileno()).st_nlink:
-            return file
-        file.close()  # somebody was faster than the lock and has removed it
-
-
-def _lock(file):
-    if fcntl:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _rename(temporary, path, mode):
-    if mode is not None:
-        os.chmod(temporary, mode)
-    os.replace(temporary, path)
+    locked = None
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            pass
+    try:
+        is_same = os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+    except FileNotFoundError:
+        return False
+    return locked if is_same else False
 
 
 def _mode_of_old_file(path):

@@ -167,7 +167,7 @@ def draw(path, report):
         figure.subplots(), report["rows"], report["threads"] * report["roof"]["register_peak"],
         report["roof"]["bandwidth"],
     )  # fmt: skip
-    figure.savefig(path, dpi=110, format="png")
+    plots.save(figure, path, "png")
 
 
 def measure_roof(num_threads, quick=False):

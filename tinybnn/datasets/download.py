@@ -21,13 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinybnn.datasets.sources import EMNIST_PARTS, SOURCES, known_source, path, search_folders
-from tinybnn.storage import write_atomic
+from tinybnn.storage import try_lock, write_atomic
 
-try:
-    import fcntl
-except ImportError:  # Windows: no lock, so one download at a time is up to the user
-    fcntl = None
-
+_WINDOWS = os.name == "nt"  # it has no locks: one download at a time is up to the user
 _CHUNK = 1 << 18  # bytes
 
 
@@ -208,14 +204,17 @@ def fetch(name, root=None, progress=True, base_url=None, force=False, timeout=30
         If the folder or a file cannot be written, or the disk is full.
     """
     known_source(name, "fetch")
-    if not force or name not in DOWNLOADS:
-        with contextlib.suppress(FileNotFoundError):
-            return path(name, root)
-    if name not in DOWNLOADS:
-        raise FileNotFoundError(f"{name} comes with tinybnn, but is not where it was installed")
     folder = search_folders(name, root)[-1 if root is not None else 0]
     if SOURCES[name].folder:
         folder = folder.with_name(SOURCES[name].folder)
+    if not force or name not in DOWNLOADS:
+        with contextlib.suppress(FileNotFoundError):
+            found = path(name, root)
+            if found == folder and name in DOWNLOADS:
+                _finish_unpacking(folder, DOWNLOADS[name])
+            return found
+    if name not in DOWNLOADS:
+        raise FileNotFoundError(f"{name} comes with tinybnn, but is not where it was installed")
     folder.mkdir(parents=True, exist_ok=True)
     download = DOWNLOADS[name]
     base = (base_url or download.url).rstrip("/")
@@ -227,6 +226,15 @@ def fetch(name, root=None, progress=True, base_url=None, force=False, timeout=30
             except FileNotFoundError:  # another process was faster, or path says what is missing
                 path(name, root)
     return folder
+
+
+def _finish_unpacking(folder, download):
+    """Unpack archives that a killed process left beside some of their files."""
+    for file in download.files:
+        archive = folder / file.name
+        if file.name.endswith(".zip") and archive.is_file() and archive.stat().st_size == file.size:
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                _unpack(archive)
 
 
 def _unpack(archive):
@@ -276,9 +284,9 @@ def fetch_file(url, target, expected, progress=True, timeout=30.0, retries=5):
 
     if not re.match(r"https?://", url, re.IGNORECASE):
         raise ValueError(f"fetch: an address must begin with http:// or https://, got {url!r}")
-    if _is_right(target, expected):
-        return
     part = target.with_name(f"{target.name}.part")
+    if _is_right(target, expected) and not part.exists():
+        return
     with _locked(part, timeout) as file:
         if _is_right(target, expected):  # another process was faster
             file.truncate(0)
@@ -288,7 +296,7 @@ def fetch_file(url, target, expected, progress=True, timeout=30.0, retries=5):
             unit_scale=True, unit_divisor=1000, miniters=1,
         ) as bar:  # fmt: skip
             _Transfer(url, file, part, expected, bar, timeout, retries).run()
-        if fcntl is None:
+        if _WINDOWS:
             file.close()  # Windows renames closed files only
         os.replace(part, target)
 
@@ -314,7 +322,7 @@ def _locked(part, timeout):
     while True:
         file = open(part, "ab")  # noqa: SIM115 (it is closed below, unless it is given out)
         try:
-            if _lock(file) and _is_same(file, part):
+            if try_lock(file) is not False:  # its last owner may have renamed it
                 break
             file.close()
             try:
@@ -335,31 +343,12 @@ def _locked(part, timeout):
         yield file
     finally:
         empty = not file.closed and os.fstat(file.fileno()).st_size == 0
-        if fcntl is None:
+        if _WINDOWS:
             file.close()
         if empty:  # the lock still holds, so nobody else has begun to write
             with contextlib.suppress(OSError):
                 part.unlink()
         file.close()
-
-
-def _lock(file):
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # a file system without locks
-            return True
-    return True
-
-
-def _is_same(file, part):
-    """Whether the open file still has this path: its last owner may have renamed it."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(part))
-    except FileNotFoundError:
-        return False
 
 
 class _Broken(Exception):  # noqa: N818 (it never leaves this file)

@@ -127,4 +127,4 @@ def draw(path, result):
             ends = [(len(row["history"]), row["accuracy"]) for row in result["runs"]]
             axes.plot(*zip(*ends, strict=True), "k_", markersize=12, label=result["tested_on"])
             axes.legend(frameon=False, fontsize="small")
-    figure.savefig(path, dpi=110)
+    plots.save(figure, path)

@@ -127,4 +127,4 @@ def draw(path, result, model, history):
     plots.table(table, rows, header)
     identical = f"{result['identical_logits']} of {result['test_images']} test images"
     table.set_title(f"Float and packed: identical logits on\n{identical}", y=0.84)
-    figure.savefig(path, dpi=110)
+    plots.save(figure, path)

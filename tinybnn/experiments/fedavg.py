@@ -342,4 +342,4 @@ def draw(path, result):
         axes.set(xlabel="round", ylabel=name, title=title)
         axes.grid(True, color="0.92")
         axes.legend(frameon=False, fontsize="small")
-    figure.savefig(path, dpi=110)
+    plots.save(figure, path)

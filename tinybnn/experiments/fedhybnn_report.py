@@ -233,7 +233,7 @@ def _draw_rounds(path, result, partition):
         right.plot(range(1, len(y) + 1), y, ":", color=line.get_color())
     right.set(xlabel="round", title=f"{title}: FedAvg by task (dotted: centralized)")
     right.legend(frameon=False, fontsize="small")
-    figure.savefig(path, dpi=110)
+    plots.save(figure, path)
 
 
 def _draw_bytes(path, result, partition):
@@ -252,7 +252,7 @@ def _draw_bytes(path, result, partition):
         title=result["partitions"][partition],
     )  # fmt: skip
     axes.legend(frameon=False, fontsize="small")
-    figure.savefig(path, dpi=110)
+    plots.save(figure, path)
 
 
 def _draw_lines(axes, lines):
@@ -271,4 +271,4 @@ def _draw_partitions(path, result, images, parts):
     ):
         plots.partition(axes, images.labels, parts[partition], images.classes)
         axes.set_title(title)
-    figure.savefig(path, dpi=110)
+    plots.save(figure, path)

@@ -95,4 +95,4 @@ def draw_levels(path, images, count=8):
     sheet = 1 - np.concatenate(rows)[:, None]  # `plots.images` draws 0 as white
     figure = plots.figure(figsize=(8, 3.4))
     plots.images(figure.subplots(), sheet, len(gray), "grey, one bit (Otsu), three levels")
-    figure.savefig(path, dpi=110)
+    plots.save(figure, path)

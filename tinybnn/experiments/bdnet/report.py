@@ -165,7 +165,7 @@ def _draw_accuracy(path, result):
         }
         plots.trade_off(axes, points, label, "test accuracy, %", legend=axes is right)
     right.set(ylabel="")
-    figure.savefig(path, dpi=110)
+    plots.save(figure, path)
 
 
 def _draw_layers(path, result):
@@ -190,4 +190,4 @@ def _draw_layers(path, result):
         if key == "factor":
             plots.logarithmic(axes, "y")
     plots.legend_beside(axes)
-    figure.savefig(path, dpi=110)
+    plots.save(figure, path)

@@ -230,4 +230,4 @@ def _write_report(out, result):
     }
     names = [row["estimator"].replace("_", "\n") for row in result["rows"]]
     plots.bars(figure.subplots(), groups, names, "minus the bound, nats")
-    figure.savefig(out / "bounds.png", dpi=110)
+    plots.save(figure, out / "bounds.png")

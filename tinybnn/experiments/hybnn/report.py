@@ -301,7 +301,7 @@ def draw(out, vae, data, codes, histories, in_sequence):
     )  # fmt: skip
     figure = plots.figure(figsize=(4.4, 3.8))
     plots.heat_map(figure.subplots(), in_sequence, tasks, tasks, "accuracy on", "after learning")
-    figure.savefig(out / "in-sequence.png", dpi=110)
+    plots.save(figure, out / "in-sequence.png")
     _draw_statistics(out / "codes.png", codes)
     rng = np.random.default_rng(0)
     test = data[1][:10]
@@ -327,7 +327,7 @@ def _draw_curves(path, tasks, groups):
         for axes, name in zip(row, ("test_accuracy", "test_loss"), strict=True):
             lines = {task: history[name] for task, history in zip(tasks, histories, strict=True)}
             plots.curves(axes, lines, f"{title}: {name.replace('_', ' ')}")
-    figure.savefig(path, dpi=110)
+    plots.save(figure, path)
 
 
 def _draw_comparison(path, result):
@@ -337,7 +337,7 @@ def _draw_comparison(path, result):
         for arm, title in result["arms"].items()
     }
     plots.bars(figure.subplots(), groups, result["tasks"], "test accuracy")
-    figure.savefig(path, dpi=110)
+    plots.save(figure, path)
 
 
 def _draw_statistics(path, codes):
@@ -348,14 +348,14 @@ def _draw_statistics(path, codes):
     left.set(xlabel="share of +1 among the training images", ylabel="bits", xlim=(0, 1))
     plots.heat_map(right, found["correlation"], limits=(-1, 1))
     right.set_title("correlation of bits")
-    figure.savefig(path, dpi=110)
+    plots.save(figure, path)
 
 
 def _draw_images(path, images, columns, title):
     rows = -(-len(images) // columns)
     figure = plots.figure(figsize=(0.75 * columns, 0.75 * rows + 0.4))
     plots.images(figure.subplots(), images, columns, title)
-    figure.savefig(path, dpi=110)
+    plots.save(figure, path)
 
 
 def _draw_neighbours(path, data, codes, queries=6, count=9):
@@ -370,4 +370,4 @@ def _draw_neighbours(path, data, codes, queries=6, count=9):
         figure.subplots(), np.array(pictures) / train.maximum, count + 1,
         "test image (its class), and the nearest training images (bits that differ)", labels,
     )  # fmt: skip
-    figure.savefig(path, dpi=110)
+    plots.save(figure, path)
