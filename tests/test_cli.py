@@ -285,6 +285,26 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     assert not left.exists()
 
 
+@posix
+def test_a_disk_that_is_full(made, tmp_path):
+    """A limit of the process stands for it, which the state exceeds after the first epoch."""
+    import resource
+
+    options = ["--hidden", "1024", "--epochs", "2", "--batch-size", "512", "--quiet"]
+    run, limit = tmp_path / "run", 600_000
+    err = refused(
+        "train", "mlp", "--out", run, *options,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    assert "cannot write the file (File too large)" in err and "checkpoint.npz" in err
+    assert {path.name for path in run.iterdir()} == {".lock", "config.json", "checkpoint.npz"}
+    assert storage.read_header(run / "checkpoint.npz")["metadata"]["history"] == []
+    tinybnn("train", "mlp", "--out", run, *options)
+    tinybnn("train", "mlp", "--out", tmp_path / "whole", *options)
+    assert (run / "checkpoint.npz").stat().st_size > limit
+    assert weights(run) == weights(tmp_path / "whole")
+
+
 def _stamp(run):
     """When the last checkpoint was written; None if there is none."""
     try:

@@ -714,6 +714,8 @@ def test_locks(tmp_path):
         if os.name == "posix":
             path.unlink()
             assert storage.try_lock(two) is False
+            path.write_bytes(b"")  # another file under the same path
+            assert storage.try_lock(two) is False
 
 
 # A file may not become larger than a limit; the signal that says so is ignored, as Python does.
