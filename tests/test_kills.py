@@ -294,11 +294,13 @@ def write(number):
     arrays = {"x": np.full(50_000, number)}
     storage.save(path, arrays, kind="test", version=1, metadata={"number": number})
 
+parent = os.getpid()
+
 def writer(number):
     if child := os.fork():
         return child
     try:
-        while True:
+        while os.getppid() == parent:
             write(number)
     finally:
         os._exit(1)
