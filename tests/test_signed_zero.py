@@ -93,6 +93,26 @@ def test_a_max_pool_gives_the_first_of_equals(dtype, kernel):
         assert_identical(found[index], expected)
 
 
+@pytest.mark.parametrize("dim", [0, 1, (0, 1), (1, 2), (2, 0), None])
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_a_maximum_over_axes_is_the_first_of_equals(dim, keepdim):
+    shares = [0.4, 0.4, 0.1, 0.1]
+    x = np.random.default_rng(0).choice(np.float32([0.0, -0.0, 1.0, -1.0]), (4, 5, 6), p=shares)
+    axes = sorted(range(3) if dim is None else np.atleast_1d(dim))
+    rows = np.moveaxis(x, axes, range(-len(axes), 0))
+    rows = rows.reshape(*rows.shape[: 3 - len(axes)], -1)
+    for function, wins in ((T.amax, lambda a, b: a >= b), (T.amin, lambda a, b: a <= b)):
+        found = function(x, dim, keepdim)
+        expected = np.empty(rows.shape[:-1], np.float32)
+        for index in np.ndindex(expected.shape):
+            best = rows[index][0]
+            for value in rows[index][1:]:
+                best = first_of_equals(best, value, wins)
+            expected[index] = best
+        assert found.ndim == (3 if keepdim else 3 - len(axes))
+        assert_identical(np.reshape(found, expected.shape), expected)
+
+
 # -------------------------------------------------------------------------------- both paths
 
 STEPS = {

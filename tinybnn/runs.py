@@ -21,6 +21,7 @@ import numpy as np
 
 import tinybnn
 from tinybnn import datasets, deploy, models, optim, training
+from tinybnn.kernels.exact import identical
 from tinybnn.storage import check_name, open_regular, try_lock, write_atomic
 
 CONFIG, CHECKPOINT, RESULT, MODEL = "config.json", "checkpoint.npz", "result.json", "model.npz"
@@ -388,7 +389,7 @@ def verify(folder, path=None, dataset=None, say=print):
     found = np.concatenate([packed.predict(x) for x, _ in loader])
     same = np.zeros(len(labels), bool)
     if found.shape == expected.shape:
-        same = np.all((found == expected) | (np.isnan(found) & np.isnan(expected)), axis=1)
+        same = np.all(identical(found, expected), axis=1)
     compared, difference = 0, None
     try:
         for x, _ in loader:

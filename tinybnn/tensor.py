@@ -1008,7 +1008,7 @@ def _first_of_equals(ufunc, a, b):
     size. A division tells them apart.
     """
     result = ufunc(a, b)
-    ties = (result == 0) & (np.asarray(a) == 0)
+    ties = (result == 0) & (np.asarray(a) == 0)  # seldom: `exact.maximum` would make more passes
     return np.where(ties, a, result).astype(result.dtype) if np.any(ties) else result
 
 
@@ -1220,7 +1220,7 @@ class Sum(Function):
 
 
 class Amax(Function):
-    """Maximum; equal maxima share the gradient evenly."""
+    """Maximum, the first of equal ones (0.0 and -0.0); these share the gradient evenly."""
 
     saves = ("inputs", "output")
     reduce = np.maximum.reduce
@@ -1228,7 +1228,14 @@ class Amax(Function):
     def forward(self, x, dim, keepdim):
         self.dim = dim
         self.kept = tuple(1 if i in dim else n for i, n in enumerate(x.shape))
-        return self.reduce(x, axis=dim, keepdims=keepdim)
+        result = self.reduce(x, axis=dim, keepdims=True)
+        if np.any(result == 0):  # NumPy leaves open which zero it gives
+            ends = range(-len(dim), 0)
+            rows = np.moveaxis(x, sorted(dim), ends).reshape(*result.squeeze(dim).shape, -1)
+            first = np.argmax(rows == 0, axis=-1)[..., None]
+            zeros = np.take_along_axis(rows, first, -1).reshape(result.shape)
+            result = np.where(result == 0, zeros, result)
+        return result if keepdim else result.squeeze(dim)[()]
 
     def backward(self, grad, output, x):
         values = as_array(x)
@@ -1238,7 +1245,7 @@ class Amax(Function):
 
 
 class Amin(Amax):
-    """Minimum; equal minima share the gradient evenly."""
+    """Minimum, the first of equal ones (0.0 and -0.0); these share the gradient evenly."""
 
     reduce = np.minimum.reduce
 

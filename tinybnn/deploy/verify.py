@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinybnn.deploy.trace import evaluate, trace_model
+from tinybnn.kernels.exact import identical
 
 
 class DifferentError(AssertionError):
@@ -71,8 +72,7 @@ def compare(step, found, expected, start=0):
             f"verify: {step.name} ({step.operation}) gives {found.shape}, "
             f"the float model {expected.shape}"
         )
-    same = (found == expected) & (np.signbit(found) == np.signbit(expected))
-    different = ~(same | (np.isnan(found) & np.isnan(expected)))
+    different = ~identical(found, expected)
     if different.any():
         index = tuple(int(i) for i in np.argwhere(different)[0])
         where = (index[0] + start, *index[1:])

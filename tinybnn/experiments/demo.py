@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 from tinybnn import datasets, deploy, models, nn, optim, plots, runs, training
+from tinybnn.kernels import exact
 from tinybnn.tensor import Tensor, no_grad
 
 
@@ -52,7 +53,7 @@ def run(epochs=20, seed=0, progress=True, say=print):
     x, labels = next(iter(datasets.DataLoader(test, batch_size=len(test))))
     compared = deploy.verify(model, packed, x)
     logits = packed.predict(x)
-    identical = int(np.all(logits == float_logits(model, x), axis=1).sum())
+    identical = int(exact.identical(logits, float_logits(model, x)).all(1).sum())
     say(
         f"Packed: {compared:,} values inside the network compared, all equal; "
         f"{identical} of {len(test)} test images with identical logits."

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tinybnn.kernels import exact
 from tinybnn.kernels.bits import pack_reference, words_for
 from tinybnn.kernels.layout import for_kernel
 from tinybnn.kernels.memory import on_lines
@@ -65,8 +66,8 @@ _TWO = {
 _FROM = {SUBTRACT: SUBTRACT_FROM, MAXIMUM: MAXIMUM_FROM, MINIMUM: MINIMUM_FROM}
 _ONE = {"abs": ABSOLUTE, "sqrt": SQUARE_ROOT}
 _REFERENCE = {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": maximum,
-    "min": minimum, "abs": np.abs, "sqrt": np.sqrt,
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": exact.maximum,
+    "min": exact.minimum, "abs": np.abs, "sqrt": np.sqrt,
     "prelu": lambda x, slope: np.where(x > 0, x, slope * x),
 }  # fmt: skip
 

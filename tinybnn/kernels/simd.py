@@ -34,6 +34,7 @@ from numba.core.datamodel import models
 from numba.core.extending import intrinsic, overload, register_model
 from numba.core.registry import cpu_target
 
+from tinybnn.kernels import exact
 from tinybnn.kernels.cache import inlined as inlined  # most kernels import them from here
 from tinybnn.kernels.cache import kernel as kernel
 
@@ -482,12 +483,12 @@ def zero_block():
 
 def maximum(a, b):
     """The larger of two lanes, ``a`` of equal ones (0.0 and -0.0); NaN where one of them is."""
-    return np.where((a >= b) | (a != a), a, b)
+    return exact.maximum(a, b)
 
 
 def minimum(a, b):
     """The smaller of two lanes, ``a`` of equal ones (0.0 and -0.0); NaN where one of them is."""
-    return np.where((a <= b) | (a != a), a, b)
+    return exact.minimum(a, b)
 
 
 def positive_or(a, b):

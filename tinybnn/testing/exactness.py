@@ -11,6 +11,7 @@ import numpy as np
 
 from tinybnn import deploy, nn, optim
 from tinybnn.kernels import bits
+from tinybnn.kernels.exact import identical
 from tinybnn.tensor import Tensor, as_array, no_grad
 
 __all__ = ["assert_identical", "check_packed", "quiet", "randomize", "train_briefly"]
@@ -43,11 +44,7 @@ def assert_identical(actual, expected, name="array"):
         raise AssertionError(f"{name}: shape {actual.shape}, expected {expected.shape}")
     if actual.dtype.kind != expected.dtype.kind:
         raise AssertionError(f"{name}: dtype {actual.dtype}, expected {expected.dtype}")
-    different = actual != expected
-    if actual.dtype.kind == "f":
-        different |= np.signbit(actual) != np.signbit(expected)
-    if actual.dtype.kind in "fc":
-        different &= ~(np.isnan(actual) & np.isnan(expected))
+    different = ~identical(actual, expected)
     count = int(np.count_nonzero(different))
     if count:
         first = np.unravel_index(int(np.argmax(different)), different.shape)

@@ -17,6 +17,7 @@ from tinybnn import functional as F
 from tinybnn.experiments.bdnet.arms import TABLE_2
 from tinybnn.experiments.bdnet.instability import first_batches, layer_statistics
 from tinybnn.experiments.run_folder import kept
+from tinybnn.kernels.exact import identical
 from tinybnn.quantizers import EdeSign
 from tinybnn.tensor import no_grad
 
@@ -75,7 +76,7 @@ def _train_arm(folder, arm, config, seed, data, threads, progress):
         "test_accuracy": training.accuracy(logits, labels),
         "test_loss": float(F.cross_entropy(logits, labels)),
         "test_images": len(labels),
-        "identical_logits": int((found == logits).all(1).sum()),
+        "identical_logits": int(identical(found, logits).all(1).sum()),
         "ops": count.ops,
         "bops": count.bops,
         "flops": count.flops,
