@@ -268,3 +268,18 @@ def test_pictures_start_no_other_program(model, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, model, str(path)], capture_output=True)
     assert done.returncode == 1, done.stderr
+
+
+@posix
+def test_folders_of_experiments_are_read_without_waiting(tmp_path, capsys):
+    for damaged in (False, True):
+        folder = tmp_path / str(damaged)
+        folder.mkdir()
+        if damaged:
+            (folder / "config.json").write_text("{")
+        else:
+            os.mkfifo(folder / "config.json")
+        assert main(["reproduce", "fedavg", "--quick", "--quiet", "--out", str(folder)]) == 1
+        err = capsys.readouterr().err
+        assert f"{folder / 'config.json'}" in err
+        assert ("is damaged" if damaged else "not a regular file") in err

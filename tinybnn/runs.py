@@ -22,7 +22,7 @@ import numpy as np
 import tinybnn
 from tinybnn import datasets, deploy, models, optim, training
 from tinybnn.kernels.exact import identical
-from tinybnn.storage import check_name, open_regular, try_lock, write_atomic
+from tinybnn.storage import check_name, open_regular, read_json, try_lock, write_json
 
 CONFIG, CHECKPOINT, RESULT, MODEL = "config.json", "checkpoint.npz", "result.json", "model.npz"
 _LOCK = ".lock"
@@ -134,7 +134,7 @@ def train(folder, config, progress=True, say=print, threads=None):
     folder = Path(folder)
     _check_folder(folder, config)
     if (folder / RESULT).exists() and (folder / CHECKPOINT).exists():
-        result = _read_json(folder / RESULT)
+        result = read_json(folder / RESULT)
         say(f"{folder} is complete: {config.epochs} epochs, {_tested(result)}.")
         return result
 
@@ -171,7 +171,7 @@ def train(folder, config, progress=True, say=print, threads=None):
                 "maximum": train_set.maximum,
             }
             version = {"tinybnn": tinybnn.__version__}
-            _write_json(folder / CONFIG, {**asdict(config), "data": data, **version})
+            write_json(folder / CONFIG, {**asdict(config), "data": data, **version})
         elif (folder / CHECKPOINT).exists():
             say(f"Going on with {folder}, from its last complete epoch.")
         history = training.fit(
@@ -202,7 +202,7 @@ def train(folder, config, progress=True, say=print, threads=None):
         }
         if validation is not None:
             result["validation_accuracy"] = history["val_accuracy"][-1]
-        _write_json(folder / RESULT, result)
+        write_json(folder / RESULT, result)
     say(f"{folder}: {config.epochs} epochs done, {_tested(result)}.")
     return result
 
@@ -258,7 +258,7 @@ def read_config(folder):
     if not path.exists():
         what = "holds no run" if folder.is_dir() else "is no folder of a run"
         raise ValueError(f"{folder} {what}; `tinybnn train` makes one")
-    values = _read_json(path)
+    values = read_json(path)
     try:
         data = values["data"]
         data = {
@@ -517,18 +517,3 @@ def _shape(shape):
 def float_bytes(model):
     """Bytes of all parameters and statistics as float32."""
     return sum(a.nbytes for a in model.state_dict().values() if a.dtype == np.float32)
-
-
-# -------------------------------------------------------------------------------------------- JSON
-
-
-def _write_json(path, value):
-    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
-def _read_json(path):
-    try:
-        with open_regular(path) as file:
-            return json.loads(file.read().decode())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None

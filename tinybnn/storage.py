@@ -45,7 +45,7 @@ except ImportError:  # Windows
 
 __all__ = [
     "StorageError", "check_name", "dumps", "load", "loads", "open_regular", "printable",
-    "read_header", "save", "try_lock", "write_atomic",
+    "read_header", "read_json", "save", "try_lock", "write_atomic", "write_json",
 ]  # fmt: skip
 
 _FORMAT = "tinybnn"
@@ -460,6 +460,28 @@ def open_regular(path):
         file.close()
         raise StorageError(f"{path}: not a regular file")
     return file
+
+
+def write_json(path, value):
+    """Write figures as JSON, atomically; errors are those of `write_atomic`."""
+    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path):
+    """What a file of JSON holds.
+
+    Raises
+    ------
+    StorageError
+        If it is damaged, or no regular file.
+    OSError
+        If it cannot be read.
+    """
+    with open_regular(path) as file:
+        try:
+            return json.loads(file.read().decode())
+        except (ValueError, RecursionError) as error:
+            raise StorageError(f"{os.fspath(path)} is damaged: {error}") from None
 
 
 # What moves the cursor of a terminal, or changes the direction of the text behind it.

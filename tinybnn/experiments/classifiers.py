@@ -14,7 +14,7 @@ from pathlib import Path
 from tinybnn import plots, runs
 from tinybnn.analysis import processor
 from tinybnn.experiments.report_text import mean_and_std
-from tinybnn.experiments.run_folder import write_json
+from tinybnn.storage import write_json
 
 RECIPES = {
     # larq's introductory example reaches 97.5% after 6 epochs with a network of this shape.

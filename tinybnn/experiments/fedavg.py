@@ -37,9 +37,8 @@ from tinybnn.experiments.run_folder import (
     kept,
     open_folder,
     provenance,
-    write_json,
 )
-from tinybnn.storage import write_atomic
+from tinybnn.storage import write_atomic, write_json
 
 WIDTHS = (200, 200)
 PAPER = {"iid": 87, "shards": 664}

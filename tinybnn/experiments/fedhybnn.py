@@ -40,8 +40,8 @@ from tinybnn.experiments.run_folder import (
     kept,
     open_folder,
     provenance,
-    write_json,
 )
+from tinybnn.storage import write_json
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,14 @@ import json
 import time
 
 from tinybnn import analysis
-from tinybnn.storage import write_atomic
+from tinybnn.storage import read_json, write_json
 
 
 def kept(path, compute):
     """What a JSON file holds; without the file, what `compute` gives, which is written to it."""
     if not path.exists():
         write_json(path, compute())
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_json(path, value):
-    """Write figures, atomically."""
-    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+    return read_json(path)
 
 
 def open_folder(out, config):
@@ -41,7 +36,7 @@ def open_folder(out, config):
         return
     new = dataclasses.asdict(config)
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    old = defaults | json.loads(path.read_text(encoding="utf-8"))
+    old = defaults | read_json(path)
     if different := [name for name in new if old[name] != new[name]]:
         was = ", ".join(f"{name}={json.dumps(old[name])}" for name in different)
         now = ", ".join(f"{name}={json.dumps(new[name])}" for name in different)

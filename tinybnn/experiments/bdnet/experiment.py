@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ from tinybnn.experiments.run_folder import (
     kept,
     open_folder,
     provenance,
-    write_json,
 )
+from tinybnn.storage import read_json, write_json
 
 SIZE = 32  # pixels; smaller images are enlarged by a whole number
 
@@ -235,7 +234,7 @@ def latencies(out, arms, repetitions=30):
 
 def _kept_latencies(path, arms):
     """Those of an earlier call, if it measured all of these networks together."""
-    if path.exists() and not {*arms} <= {*json.loads(path.read_text(encoding="utf-8"))}:
+    if path.exists() and not {*arms} <= {*read_json(path)}:
         path.unlink()
     return kept(path, lambda: latencies(path.parent, arms))
 

@@ -27,11 +27,10 @@ from tinybnn.experiments.run_folder import (
     kept,
     open_folder,
     provenance,
-    write_json,
 )
 from tinybnn.models import BinaryVAE, latents
 from tinybnn.models.binary_vae import HIDDEN
-from tinybnn.storage import write_atomic
+from tinybnn.storage import write_atomic, write_json
 
 # Name -> (codes that it tries for an image, published bound in nats).
 ESTIMATORS = {

@@ -20,9 +20,9 @@ from tinybnn.experiments.run_folder import (
     kept,
     open_folder,
     provenance,
-    write_json,
 )
 from tinybnn.models import latents
+from tinybnn.storage import write_json
 
 
 @dataclass(frozen=True)
