@@ -251,6 +251,7 @@ def test_comparisons_compile_where_they_end_in_where_or_a_product(function, tmp_
         (lambda x: {"logits": x * 2.0}, "a dict of 1"),
         (lambda x: None, "None; does forward end with return"),
         (lambda x: x.data, "a ndarray"),
+        (lambda x: F.where(x > 0, 1.0, -1.0), "a ndarray"),  # as outside of any trace
     ],
 )
 def test_an_output_that_is_not_one_tensor_is_refused(output, said):
@@ -326,6 +327,25 @@ def test_what_is_legal_in_float_runs_packed(function, shape, tmp_path):
 def test_transposed_convolutions_of_large_strides(stride, tmp_path):
     layer = nn.ConvTranspose2d(2, 3, 3, stride=stride, rng=np.random.default_rng(0))
     check(nn.Sequential(layer), (2, 3, 2), tmp_path / "model.npz")
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("output_padding", [(0, 0), (1, 0), (1, 1)])
+def test_transposed_convolutions_with_output_padding(stride, output_padding, tmp_path):
+    layer = nn.ConvTranspose2d(
+        2, 3, 3, stride=stride, output_padding=output_padding, dilation=2,
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    check(nn.Sequential(layer), (2, 3, 4), tmp_path / "model.npz")
+
+
+def test_reasons_of_refusals_are_the_true_ones():
+    broken = nn.BinaryLinear(3, 2, weight_quantizer="bitnet_ternary")
+    broken.weight.data[:] = np.nan
+    with pytest.raises(deploy.CompileError, match="some of its weights are NaN"):
+        deploy.compile(nn.Sequential(broken), (3,))
+    with pytest.raises(deploy.CompileError, match=r"layer model \(Custom\).*features \(N, F\)"):
+        deploy.compile(Custom(lambda model, x: model.sign(F.flatten(x, 2))), (64, 1, 3))
 
 
 def test_what_needs_too_much_memory_is_refused_before_it_is_needed():

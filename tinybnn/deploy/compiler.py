@@ -306,6 +306,10 @@ class _Compiler:
             quantizer = call.options["quantizer"]
             if quantizer.values != (-1.0, 1.0) or quantizer.levels() is not quantizer:
                 raise self.refuse(i, f"{quantizer!r} does not give signs")
+            if call.output.ndim not in (2, 4):
+                raise self.refuse(
+                    i, f"it takes features (N, F) or images (N, C, H, W), not {call.output.shape}"
+                )
             return "signs"
         if function is OnesOfOneSample:
             return "signs"
@@ -566,7 +570,8 @@ class _Compiler:
             if weight is None or len(sources) != 1:
                 raise self.refuse(i, "its weight depends on the input")
             if not options["fixed_order"]:
-                raise self.refuse(i, _NO_FIXED_ORDER)
+                is_nan = np.isnan(weight).any()
+                raise self.refuse(i, "some of its weights are NaN" if is_nan else _NO_FIXED_ORDER)
             settings = {k: v for k, v in options.items() if k != "fixed_order"}
             arrays["weight"] = weight
         elif function is F.BatchNorm and options["mean"] is not None:

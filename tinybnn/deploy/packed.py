@@ -151,6 +151,7 @@ def conv_transpose2d(x, *, weight, stride, padding, dilation, groups, image):
         tuple(padding),
         tuple(dilation),
         groups,
+        x.shape[2:],
     )
     return F.ConvInput.apply(x, weight, geometry=geometry, fixed_order=True)
 

@@ -310,10 +310,14 @@ def _conv_transpose2d(x, *, weight, stride, padding, dilation, groups, image):
     if weight.ndim != 4 or len(image) != 3 or channels % groups or image[0] % groups:
         raise ValueError(f"groups={groups} and image {image} do not fit to weight {weight.shape}")
     _array("weight", weight, "f", (channels, image[0] // groups, *weight.shape[2:]))
-    # It is the adjoint of a convolution that leads from `image` to the input.
-    back = _conv_size(image, weight.shape[2:], stride, padding, dilation)
-    if back != tuple(size):
-        raise ValueError(f"image {image} does not fit to an input of {x.shape}")
+    # It is the adjoint of a convolution from `image` to the input; with output_padding, to more
+    # than that.
+    _conv_size(image, weight.shape[2:], stride, padding, dilation)
+    geometry = zip(size, image[1:], weight.shape[2:], stride, padding, dilation, strict=True)
+    for n, found, k, s, p, d in geometry:
+        least = (n - 1) * s - 2 * p + d * (k - 1) + 1
+        if not least <= found < least + max(s, d):
+            raise ValueError(f"image {image} does not fit to an input of {x.shape}")
     return Value(FLOAT, image, x.single)
 
 

@@ -41,10 +41,6 @@ def trace_model(model, x):
     x = Tensor(x.copy())
     with trace() as tape:
         output = _run(model, x)
-        if not isinstance(output, Tensor):
-            raise CompileError(
-                f"compile: the model's output must be one Tensor, got {_described(output)}"
-            )
         tape.reads(output)
     return tape, x, output
 
@@ -65,10 +61,15 @@ def _run(model, x):
     model.eval()
     try:
         with no_grad(), np.errstate(all="ignore"):
-            return model(x)
+            output = model(x)
     finally:
         for module, training in modes:
             module.training = training
+    if not isinstance(output, Tensor):
+        raise CompileError(
+            f"compile: the model's output must be one Tensor, got {_described(output)}"
+        )
+    return output
 
 
 def _described(value):
