@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tinybnn import deploy, nn, quantizers, storage
 from tinybnn import functional as F
+from tinybnn.deploy.scan import Scan
 from tinybnn.deploy.shapes import MOST_BYTES
 from tinybnn.tensor import Tensor, no_grad
 from tinybnn.testing import assert_identical
@@ -399,8 +400,6 @@ def test_thresholds_of_a_large_layer_are_found_in_little_memory():
 @pytest.mark.parametrize("pool", [False, True])
 def test_the_size_of_a_block_does_not_matter(pool, monkeypatch):
     """Thresholds of blocks of one integer and of all at once."""
-    from tinybnn.deploy import compiler
-
     rng = np.random.default_rng(0)
     norm = nn.BatchNorm2d(12)
     norm.weight.data[:] = [1, -1, 0, 2, -2, 0.5, -0.5, 1e-30, -1e-30, np.nan, 3, -3]
@@ -411,7 +410,7 @@ def test_the_size_of_a_block_does_not_matter(pool, monkeypatch):
     model = nn.Sequential(*layers, nn.BinaryConv2d(12, 2, 1, rng=rng))
     found = []
     for block in (1, 100, 1 << 20):
-        monkeypatch.setattr(compiler._Scan, "BLOCK", block)
+        monkeypatch.setattr(Scan, "BLOCK", block)
         packed = deploy.compile(model, (3, 6, 6))
         deploy.verify(model, packed, batch((3, 6, 6)))
         step = next(s for s in packed.steps if s.operation == "threshold")

@@ -23,7 +23,7 @@ from tinybnn.analysis import opcount, operations
 from tinybnn.analysis.summary import Summary, summary
 from tinybnn.datasets import download, sources
 from tinybnn.deploy import packed as packed_model
-from tinybnn.deploy import plan, runtime, shapes
+from tinybnn.deploy import plan, runtime, scan, shapes
 from tinybnn.experiments import fedavg, fedhybnn
 from tinybnn.experiments.bdnet import arms as bdnet_arms
 from tinybnn.experiments.bdnet import experiment as bdnet_experiment
@@ -454,6 +454,7 @@ EXAMPLES[packed_model.Step] = (
     lambda step: step.run(words(3, 6, 6, count=8)),
 )
 value(plan.Buffer, np.float32, (3, 4))
+value(scan.Scan, 3, 2, True)
 value(shapes.Value, "float", (3, 4))
 REFUSED[plan.Task] = (
     lambda: compiled().tasks[0],

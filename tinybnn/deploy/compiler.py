@@ -10,6 +10,8 @@
    want: bits, accumulator or float. A sign whose argument is an elementwise function of sums asks
    for the accumulator and becomes integer thresholds; all in between disappears.
 4. *Steps.* Going forward again, each form that somebody wants becomes a step.
+5. *Trial.* Other inputs, in batches of other sizes, are traced and predicted: what a trace cannot
+   see (`deploy.trace`) shows there, and is refused.
 
 Thresholds are not derived by algebra. The float functions between the accumulator and the sign are
 evaluated at every integer that the accumulator can reach, and the place where the sign changes is
@@ -26,6 +28,7 @@ import numpy as np
 from tinybnn import functional as F
 from tinybnn import tensor as T
 from tinybnn.deploy.packed import PackedModel, Step
+from tinybnn.deploy.scan import Scan, smallest_int
 from tinybnn.deploy.shapes import expect_results, infer
 from tinybnn.deploy.trace import (
     CompileError,
@@ -60,7 +63,8 @@ def compile(model, input_shape):
     Raises
     ------
     CompileError
-        Naming the layer, if an operation has no packed form.
+        Naming the layer, if an operation has no packed form, if the model does something else for
+        other values or another batch size, or if the packed model would not give its values.
     """
     input_shape = tuple(int(n) for n in input_shape)
     if not input_shape or min(input_shape) < 1:
@@ -163,77 +167,6 @@ class _Thresholds:
     pool: object = None  # the max-pool's windows, if one stood in between
     minimum: np.ndarray | None = None  # channels whose pool is a minimum
     flattened: bool = False  # whether the image was flattened before the sign
-
-
-class _Scan:
-    """A sign as a function of a sum, channel by channel, over all integers that it can reach.
-
-    The integers come in ascending blocks, so that no more than a block is in memory.
-
-    Parameters
-    ----------
-    count : int
-        The sums lie in ± this number.
-    channels : int
-    is_pooled : bool
-        Whether a max-pool stands between: on the values, the sign of which then depends on them.
-    """
-
-    BLOCK = 1 << 17  # numbers of a block
-
-    def __init__(self, count, channels, is_pooled):
-        self.count, self.channels, self.is_pooled = count, channels, is_pooled
-        self.turns = np.zeros(channels, np.int64)  # how often the sign changes
-        self.where = np.full(channels, -count, np.int64)  # the integer at which it first does
-        self.any_nan, self.all_nan = np.zeros(channels, bool), np.ones(channels, bool)
-        # The smallest and the largest value of each sign.
-        self.low, self.high = (np.full((2, channels), v, np.float32) for v in (np.inf, -np.inf))
-
-    def blocks(self):
-        """All integers in ascending order, as arrays of float32."""
-        step = max(1, self.BLOCK // self.channels)
-        for start in range(-self.count, self.count + 1, step):
-            yield np.arange(start, min(start + step, self.count + 1), dtype=np.float32)
-
-    def add(self, integers, values, signs):
-        """Take in a block: values before the pool and signs behind it, (n, C)."""
-        if integers[0] == -self.count:
-            self.first = self.last = signs[0]
-        changes = signs != np.concatenate([self.last[None], signs[:-1]])
-        is_first = (self.turns == 0) & changes.any(0)
-        self.where[is_first] = integers[changes.argmax(0)[is_first]]
-        self.turns += changes.sum(0)
-        self.last = signs[-1]
-        is_nan = np.isnan(values)
-        self.any_nan |= is_nan.any(0)
-        self.all_nan &= is_nan.all(0)
-        if self.is_pooled:
-            for sign in (0, 1):
-                of_sign = (signs == sign) & ~is_nan
-                low, high = (np.where(of_sign, values, v) for v in (np.inf, -np.inf))
-                self.low[sign] = np.minimum(self.low[sign], low.min(0))
-                self.high[sign] = np.maximum(self.high[sign], high.max(0))
-
-    def is_threshold(self):
-        """Whether one comparison for each channel gives all signs."""
-        # A NaN on its own among the values would win a max-pool and lose the comparison.
-        if np.any(self.any_nan & ~self.all_nan) or np.any(self.turns > 1):
-            return False
-        return not self.is_pooled or bool(np.all(self.rises() | self.falls() | (self.turns == 0)))
-
-    def thresholds(self):
-        """(C,) integers t and flips, so that the sign is (sum >= t) != flip."""
-        constant = self.turns == 0
-        flip = np.where(constant, ~self.first, self.first)
-        return self.where.astype(_smallest_int(self.count)), flip
-
-    def rises(self):
-        """(C,) whether larger values have the sign +1."""
-        return self.high[0] < self.low[1]
-
-    def falls(self):
-        """(C,) whether larger values have the sign -1, so that a maximum has the least sign."""
-        return (self.high[1] < self.low[0]) & (self.turns > 0)
 
 
 class _Compiler:
@@ -401,7 +334,7 @@ class _Compiler:
             return None
         split = pools[0] if pools else len(chain)
         quantizer = self.calls[i].options["quantizer"]
-        scan = _Scan(self.terms(source), self.shape(source)[0], bool(pools))
+        scan = Scan(self.terms(source), self.shape(source)[0], bool(pools))
         ndim = self.calls[source].output.ndim
         with np.errstate(all="ignore"):
             for integers in scan.blocks():
@@ -614,7 +547,7 @@ class _Compiler:
         elif function is F.TakeChannels:
             index = options["index"]
             operation = "take_channels"
-            arrays = {"index": index.astype(_smallest_int(int(index.max())))}
+            arrays = {"index": index.astype(smallest_int(int(index.max())))}
         else:
             raise self.refuse(i, "no step of a packed model computes it")
         if function in (F.Linear, F.Conv2d) and np.all(np.abs(weight) == 1):
@@ -652,7 +585,3 @@ def _planes(rows):
     if not np.all(rows):
         arrays["mask"] = packed(lambda row: row != 0)
     return {"arrays": arrays, "bits": dict.fromkeys(arrays, rows.shape[-1])}
-
-
-def _smallest_int(bound):
-    return next(t for t in (np.int8, np.int16, np.int32) if np.iinfo(t).max > bound)

@@ -1,0 +1,81 @@
+"""Where the sign of a function of sums changes: the thresholds that take the function's place."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class Scan:
+    """A sign as a function of a sum, channel by channel, over all integers that it can reach.
+
+    The integers come in ascending blocks, so that no more than a block is in memory.
+
+    Parameters
+    ----------
+    count : int
+        The sums lie in ± this number.
+    channels : int
+    is_pooled : bool
+        Whether a max-pool stands between: on the values, the sign of which then depends on them.
+    """
+
+    BLOCK = 1 << 17  # numbers of a block
+
+    def __init__(self, count, channels, is_pooled):
+        self.count, self.channels, self.is_pooled = count, channels, is_pooled
+        self.turns = np.zeros(channels, np.int64)  # how often the sign changes
+        self.where = np.full(channels, -count, np.int64)  # the integer at which it first does
+        self.any_nan, self.all_nan = np.zeros(channels, bool), np.ones(channels, bool)
+        # The smallest and the largest value of each sign.
+        self.low, self.high = (np.full((2, channels), v, np.float32) for v in (np.inf, -np.inf))
+
+    def blocks(self):
+        """All integers in ascending order, as arrays of float32."""
+        step = max(1, self.BLOCK // self.channels)
+        for start in range(-self.count, self.count + 1, step):
+            yield np.arange(start, min(start + step, self.count + 1), dtype=np.float32)
+
+    def add(self, integers, values, signs):
+        """Take in a block: values before the pool and signs behind it, (n, C)."""
+        if integers[0] == -self.count:
+            self.first = self.last = signs[0]
+        changes = signs != np.concatenate([self.last[None], signs[:-1]])
+        is_first = (self.turns == 0) & changes.any(0)
+        self.where[is_first] = integers[changes.argmax(0)[is_first]]
+        self.turns += changes.sum(0)
+        self.last = signs[-1]
+        is_nan = np.isnan(values)
+        self.any_nan |= is_nan.any(0)
+        self.all_nan &= is_nan.all(0)
+        if self.is_pooled:
+            for sign in (0, 1):
+                of_sign = (signs == sign) & ~is_nan
+                low, high = (np.where(of_sign, values, v) for v in (np.inf, -np.inf))
+                self.low[sign] = np.minimum(self.low[sign], low.min(0))
+                self.high[sign] = np.maximum(self.high[sign], high.max(0))
+
+    def is_threshold(self):
+        """Whether one comparison for each channel gives all signs."""
+        # A NaN on its own among the values would win a max-pool and lose the comparison.
+        if np.any(self.any_nan & ~self.all_nan) or np.any(self.turns > 1):
+            return False
+        return not self.is_pooled or bool(np.all(self.rises() | self.falls() | (self.turns == 0)))
+
+    def thresholds(self):
+        """(C,) integers t and flips, so that the sign is (sum >= t) != flip."""
+        constant = self.turns == 0
+        flip = np.where(constant, ~self.first, self.first)
+        return self.where.astype(smallest_int(self.count)), flip
+
+    def rises(self):
+        """(C,) whether larger values have the sign +1."""
+        return self.high[0] < self.low[1]
+
+    def falls(self):
+        """(C,) whether larger values have the sign -1, so that a maximum has the least sign."""
+        return (self.high[1] < self.low[0]) & (self.turns > 0)
+
+
+def smallest_int(bound):
+    """The smallest dtype of integers that holds ± `bound` and one more."""
+    return next(t for t in (np.int8, np.int16, np.int32) if np.iinfo(t).max > bound)
