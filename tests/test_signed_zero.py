@@ -230,3 +230,17 @@ def test_an_average_pool_begins_with_zero(dtype, shape):
         assert_identical(found[0][0], np.zeros_like(found[0][0]))
         for other in found[1:]:
             assert_identical(other, found[0])
+
+
+@pytest.mark.parametrize("pool", [F.avg_pool2d, F.max_pool2d])
+@pytest.mark.parametrize("geometry", [(2, 2, 0), (2, 1, 1), (3, 2, 1)])
+def test_gradients_of_pools_have_the_zeros_of_the_rule(pool, geometry):
+    """The kernel for float32 and NumPy in float64: sums begin with 0.0."""
+    rng = np.random.default_rng(0)
+    values, found = rng.integers(-2, 3, (2, 3, 5, 6)), []
+    for dtype in (np.float32, np.float64):
+        x = Tensor(values, requires_grad=True, dtype=dtype)
+        y = pool(x, *geometry)
+        y.backward(np.random.default_rng(1).choice([0.0, -0.0, 4.0, -4.0], y.shape).astype(dtype))
+        found.append(x.grad.data.astype(np.float32))
+    assert_identical(*found)

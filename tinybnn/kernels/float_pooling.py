@@ -220,12 +220,12 @@ def _spread(first, end, task, step, sizes, grad, winner, out):
                     if step == _MEAN_BACK:
                         for c in range(channels):
                             more = given[c] * share
-                            target[c] = more if is_first else target[c] + more
+                            target[c] = more + (np.float32(0) if is_first else target[c])
                     else:
                         tap, won = np.uint8(i * kw + j), winner[window : window + channels]
                         for c in range(channels):
                             more = given[c] if won[c] == tap else np.float32(0)
-                            target[c] = more if is_first else target[c] + more
+                            target[c] = more + (np.float32(0) if is_first else target[c])
                     is_first = False
             if is_first:
                 for c in range(channels):
