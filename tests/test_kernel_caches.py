@@ -379,8 +379,13 @@ def shared():
     shutil.rmtree(folder)
 
 
+def _all_can_read(path):
+    return all(parent.stat().st_mode & 0o001 for parent in path.resolve().parents)
+
+
 @compiled
 @as_root
+@pytest.mark.skipif(not _all_can_read(Path(cache.__file__)), reason="installed for one user only")
 def test_another_user(shared):
     folder, user = shared, 65534
     # No home, and nothing that can be written to.

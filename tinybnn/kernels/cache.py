@@ -66,8 +66,16 @@ def kernel(function=None, *, parallel=False, allocates=True):
     options = {} if allocates else {"_nrt": False}
     options |= {"parallel": parallel, "no_cfunc_wrapper": True}
     compiled = numba.njit(nogil=True, error_model="numpy", **options)(function)
-    if not numba.config.DISABLE_JIT and Path(function.__code__.co_filename).is_file():
-        compiled._cache = _Cache(function)
+    if not numba.config.DISABLE_JIT:
+        file = Path(function.__code__.co_filename)
+        try:
+            if file.is_file():
+                compiled._cache = _Cache(function)
+        except OSError as error:
+            _warn(
+                f"kernels are compiled anew by each process: {file} cannot be read "
+                f"({_reason(error)})"
+            )
     return compiled
 
 
