@@ -1,5 +1,6 @@
 """Random networks of all kinds: packed and float agree in every bit, and what fails is shown."""
 
+import json
 import subprocess
 import sys
 
@@ -13,13 +14,22 @@ from tinybnn.deploy.packed import PackedModel
 from tinybnn.testing.campaign import _reason, outcome
 from tinybnn.testing.networks import Line, RandomNetwork
 
+REFUSALS = (
+    "no step of a packed model computes it", "does not give signs", "there is nothing to do",
+    "does not depend on its input",
+)  # fmt: skip
 
-def test_two_hundred_networks(capsys):
-    assert main(["verify", "--random", "200", "--seed", "0"]) == 0
-    out = capsys.readouterr().out
-    assert " 0 wrong" in out and "seed 0, 200 random networks" in out
-    refused = int(out.split(" refused, ")[0].split()[-1])
-    assert refused < 30  # most of them are compared
+
+def test_two_hundred_networks(capsys, tmp_path):
+    figures = tmp_path / "figures.json"
+    assert main(["verify", "--random", "200", "--seed", "0", "--json", str(figures)]) == 0
+    assert "seed 0, 200 random networks" in capsys.readouterr().out
+    found = json.loads(figures.read_text())
+    assert found["wrong"] == 0
+    assert found["tried"] == 200 == found["equal"] + found["refused"]
+    assert found["refused"] < 30  # most of them are compared
+    for reason in found["reasons"]:  # none is refused that should compile
+        assert any(known in reason for known in REFUSALS), reason
 
 
 def test_the_networks_are_of_all_kinds():
@@ -30,7 +40,8 @@ def test_the_networks_are_of_all_kinds():
         "MaxPool2d(", "AvgPool2d(", "ste_tern", "padding_mode='ones'", "RSign(", "RPReLU(",
         "Maxout(", "SqueezeExcite(", "ChannelShuffle(", "models.mlp(", "F.cat(", "F.pad(",
         "F.where(", " += ", " -= ", " *= ", " /= ", ".detach()", "extreme=True", "steps=2",
-        "reshape(",
+        "reshape(", "affine=False", "output_padding=(1, 0)", "nn.Parameter(", "blocks.make_method(",
+        "models.cnn(", "models.BinaryMLP(", "ede_sign", "F.log(", "SHAPE = (129, ",
     ):  # fmt: skip
         assert part in sources, part
 
@@ -54,26 +65,58 @@ def test_the_script_of_a_network_runs():
     assert done.stdout == "all equal\n"
 
 
-def test_a_wrong_operation_is_found_and_shown_by_a_small_script(monkeypatch, capsys):
+# operation: (the bug, as a line of a script; what a small network has)
+BUGS = {
+    "maximum": ("packed._two_operands(np.minimum)", "F.maximum"),
+    "sigmoid": ("lambda x: x", "nn.Sigmoid()"),
+    "threshold": (
+        "lambda sums, *, thresholds, flip: packed.threshold(sums, thresholds=thresholds + 1, "
+        "flip=flip)",
+        "Binary",
+    ),
+}
+
+
+@pytest.mark.parametrize("operation", BUGS)
+def test_a_wrong_operation_is_found_and_shown_by_a_small_script(operation, monkeypatch):
     """In the script the same bug is planted."""
-    monkeypatch.setitem(packed.OPERATIONS, "maximum", packed._two_operands(np.minimum))
+    bug, part = BUGS[operation]
+    monkeypatch.setitem(packed.OPERATIONS, operation, eval(bug, {"np": np, "packed": packed}))
     found = testing.campaign(1000, progress=False)
     assert found.wrong == 1
     small = found.counterexample
-    assert 1 <= len(small.lines) <= 3
+    assert 1 <= len(small.lines) <= 5
     assert not small.steps
-    assert "F.maximum" in small.source()
+    assert part in small.source()
     assert "differ" in found.error
+    assert max(small.input_shape) <= 3
     planted = (
         "import numpy as np\nfrom tinybnn.deploy import packed\n"
-        "packed.OPERATIONS['maximum'] = packed._two_operands(np.minimum)\n"
+        f"packed.OPERATIONS[{operation!r}] = {bug}\n"
     )
     done = run(planted + small.source())
     assert done.returncode == 1
     assert "differ" in done.stderr
     assert run(small.source()).returncode == 0
+
+
+def test_the_command_prints_the_script(monkeypatch, capsys):
+    monkeypatch.setitem(packed.OPERATIONS, "sigmoid", lambda x: x)
     assert main(["verify", "--random", "1000"]) == 1
-    assert small.source() in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "class Network(nn.Module):" in out
+    assert "nn.Sigmoid()" in out
+    assert " 1 wrong" in out
+
+
+def test_numbers_of_channels_are_made_small_together():
+    lines = (
+        Line("{out} = {layer}({a})", (-1,), "nn.BinaryLinear(65, 70, rng=rng)"),
+        Line("{out} = {layer}({a})", (0,), "nn.BatchNorm1d(70)"),
+    )
+    smaller = [n for n in RandomNetwork(0, (65,), lines).smaller() if len(n.lines) == 2]
+    assert {n.input_shape for n in smaller} >= {(65,), (1,), (32,), (64,)}
+    assert any("65, 1," in n.source() and "BatchNorm1d(1)" in n.source() for n in smaller)
 
 
 @pytest.mark.parametrize("broken", ["predict", "save", "state"])

@@ -97,7 +97,7 @@ def outcome(network):
     """('equal', ''), ('refused', reason) or ('wrong', error) of a RandomNetwork."""
     with quiet():
         try:
-            check_packed(network.build(), network.input_shape, network.generator())
+            check_packed(network.build(), network.input_shape, network.generator(), network.extreme)
         except deploy.CompileError as error:
             said = str(error)
             return ("wrong" if "does not give what the model gives" in said else "refused"), said

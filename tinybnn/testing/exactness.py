@@ -85,8 +85,9 @@ def randomize(model, rng, extreme=False):
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             n = module.num_features
-            fill(module.weight.data, rng.normal(size=n) * rng.choice([0.0, -0.0, 1.0, 1.0], n))
-            fill(module.bias.data, rng.normal(size=n) * rng.choice([0.0, -0.0, 1.0], n))
+            if module.weight is not None:
+                fill(module.weight.data, rng.normal(size=n) * rng.choice([0.0, -0.0, 1.0, 1.0], n))
+                fill(module.bias.data, rng.normal(size=n) * rng.choice([0.0, -0.0, 1.0], n))
             fill(module.running_mean, rng.integers(-8, 9, n) / 2)
             fill(module.running_var, rng.choice([0.0, 0.25, 1.0, 7.3, 40.0], n))
         elif isinstance(module, nn.RSign | nn.RPReLU | nn.Maxout | nn.PReLU):
@@ -128,7 +129,7 @@ def train_briefly(model, input_shape, steps, rng):
     return model
 
 
-def check_packed(model, input_shape, rng=None):
+def check_packed(model, input_shape, rng=None, extreme=False):
     """Compile a model, store it, load it, and compare predictions by their bits.
 
     Batches of several sizes, worked on in odd blocks, with one thread and with two, from arrays of
@@ -142,6 +143,8 @@ def check_packed(model, input_shape, rng=None):
         Of one sample.
     rng : numpy.random.Generator, optional
         Of the inputs.
+    extreme : bool
+        Put NaN, infinities, the largest and the smallest numbers among the inputs.
 
     Returns
     -------
@@ -173,12 +176,17 @@ def check_packed(model, input_shape, rng=None):
         if path.read_bytes() != again.read_bytes():
             raise AssertionError("check_packed: a loaded model is stored as other bytes")
     for samples in (1, 3, 7):
-        x = _inputs(rng, (samples, *input_shape))
+        x = _inputs(rng, (samples, *input_shape), extreme)
         with quiet():
             expected = _evaluated(model, x)
             deploy.verify(model, packed, x)
             for name, one in (("packed", packed), ("loaded", loaded)):
                 _check_predictions(name, one, x, expected)
+    x = _inputs(rng, (65, *input_shape), extreme)  # several blocks of any size
+    with quiet():
+        expected = _evaluated(model, x)
+        assert_identical(packed.predict(x), expected, "packed model, 65 samples")
+        assert_identical(_evaluated(model, x[-1:]), expected[-1:], "model, one sample of 65")
     return packed
 
 
@@ -206,16 +214,24 @@ def _layouts(x):
     yield "Fortran", np.asfortranarray(x)
     wide = np.repeat(x, 2, axis=-1)
     yield "sliced", wide[..., ::2]
+    yield "reversed", x[:, ::-1].copy()[:, ::-1]
+    fixed = x.view()
+    fixed.flags.writeable = False
+    yield "read-only", fixed
     if x.ndim == 4:
         yield "channels-last", x.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2)
 
 
-def _inputs(rng, shape):
+def _inputs(rng, shape, extreme=False):
     """Floats with ties and zeros of both signs among them."""
     x = rng.standard_normal(shape).astype(np.float32)
     ties = rng.integers(-4, 5, shape).astype(np.float32) / 2
     x = np.where(rng.random(shape) < 0.3, ties, x)
-    return np.where(rng.random(shape) < 0.2, np.copysign(np.float32(0), x), x)
+    x = np.where(rng.random(shape) < 0.2, np.copysign(np.float32(0), x), x)
+    if extreme:
+        special = rng.choice(np.array(_SPECIAL, np.float32), shape)
+        x = np.where(rng.random(shape) < 0.05, special, x)
+    return x
 
 
 def _state(model):

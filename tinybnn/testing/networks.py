@@ -7,10 +7,12 @@ fails in the script.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tinybnn.models import blocks
 from tinybnn.tensor import Tensor, no_grad
 
 __all__ = ["RandomNetwork", "random_network"]
@@ -20,8 +22,8 @@ _HEADER = '''"""A random network; run me: exit code 1 if its packed model differ
 import numpy as np
 
 from tinybnn import functional as F
-from tinybnn import models, nn, optim
-from tinybnn.tensor import Tensor
+from tinybnn import models, nn
+from tinybnn.models import blocks
 from tinybnn.testing import check_packed, randomize, train_briefly
 
 
@@ -29,6 +31,7 @@ class Network(nn.Module):
     def __init__(self, rng):
 '''
 
+_SIGNS = ("approx_sign", "swish_sign", "ede_sign")
 _MOST_NUMBERS = 6000  # of one sample, so that a network takes milliseconds
 
 
@@ -70,7 +73,7 @@ class RandomNetwork:
     steps : int
         Of training, before it is compiled.
     extreme : bool
-        Whether there are NaN and infinities among the statistics.
+        Whether there are NaN and infinities among the statistics and the inputs.
     """
 
     seed: int
@@ -101,7 +104,8 @@ class RandomNetwork:
             + f"    model = randomize(Network(rng), rng, extreme={self.extreme})\n"
             + f"    return train_briefly(model, SHAPE, steps={self.steps}, rng=rng)\n\n\n"
             + 'if __name__ == "__main__":\n'
-            + f"    check_packed(network(), SHAPE, np.random.default_rng({self.seed}))\n"
+            + f"    rng = np.random.default_rng({self.seed})\n"
+            + f"    check_packed(network(), SHAPE, rng, extreme={self.extreme})\n"
             + '    print("all equal")\n'
         )
 
@@ -137,6 +141,23 @@ class RandomNetwork:
                 shape = list(self.input_shape)
                 shape[axis] -= 1
                 yield replace(self, input_shape=tuple(shape))
+        for number in sorted(self._numbers(), reverse=True):
+            for fewer in {1, 2, number // 2, number - 1}:
+                if 0 < fewer < number:
+                    yield self._with(number, fewer)
+
+    def _numbers(self):
+        """The integers in the layers: numbers of channels, mostly."""
+        layers = " ".join(line.layer for line in self.lines)
+        return {self.input_shape[0], *map(int, re.findall(r"(?<![\w.])\d+(?![\w.])", layers))}
+
+    def _with(self, number, fewer):
+        """With another number wherever one stands, so that layers fit to each other as before."""
+        token = re.compile(rf"(?<![\w.]){number}(?![\w.])")
+        lines = (replace(line, layer=token.sub(str(fewer), line.layer)) for line in self.lines)
+        first, *pixels = self.input_shape
+        shape = (fewer if first == number else first, *pixels)
+        return replace(self, input_shape=shape, lines=tuple(lines))
 
     def _can_go(self, i):
         shared = any(line.shares == i for line in self.lines)
@@ -192,7 +213,10 @@ class _Writer:
 
     def network(self):
         for _ in range(int(self.rng.integers(2, 10))):
-            self.add(self.any_line())
+            if self.chance(0.15):
+                self.usual_lines()
+            else:
+                self.add(self.any_line())
         if len(self.shapes[self.last]) == 3 and self.chance(0.6):
             self.add(self.layer("nn.Flatten()"))
             self.add(self.dense())
@@ -214,8 +238,10 @@ class _Writer:
     def first_shape(self):
         if self.chance(0.35):
             return (int(self.pick(1, 2, 9, 63, 64, 65, 130)),)
+        if self.chance(0.1):  # as whole models like them
+            return (int(self.pick(1, 3)), 16, 16)
         side = lambda: int(self.pick(1, 2, 3, 4, 5, 7, 8))  # noqa: E731
-        return int(self.pick(1, 1, 3, 8, 65)), side(), side()
+        return int(self.pick(1, 1, 2, 3, 3, 8, 63, 64, 65, 129)), side(), side()
 
     @property
     def last(self):
@@ -238,18 +264,28 @@ class _Writer:
         a = self.read()
         is_image = len(self.shapes[a]) == 3
         kinds = [self.activation, self.activation, self.arithmetic, self.two_values, self.in_place]
-        kinds += [self.norm, self.norm, self.rearrangement, self.unusual]
-        kinds += [self.convolution] * 5 + [self.pool] * 2 if is_image else [self.dense] * 5
+        kinds += [self.norm, self.norm, self.rearrangement, self.constant, self.unusual]
+        images = [self.convolution] * 5 + [self.pool] * 2 + [self.block]
+        kinds += images if is_image else [self.dense] * 5
         return self.pick(*kinds)(a)
+
+    def usual_lines(self):
+        """A binary layer, and what stands before the next one in any order."""
+        is_image = len(self.shapes[self.last]) == 3
+        self.add((self.convolution if is_image else self.dense)(self.last))
+        kinds = [self.norm, self.activation, *[self.pool] * is_image]
+        for i in self.rng.permutation(len(kinds)):
+            if kinds[i] == self.norm or self.chance(0.5):
+                self.add(kinds[i](self.last))
 
     def binary_options(self):
         quantizer = self.pick(
-            "ste_sign", "ste_sign", "ste_sign", "approx_sign", "swish_sign", "magnitude_aware_sign",
-            "ste_tern", "bitnet_ternary", "dorefa_weight", None,
+            "ste_sign", "ste_sign", "ste_sign", *_SIGNS, "magnitude_aware_sign", "ste_tern",
+            "bitnet_ternary", "dorefa_weight", None,
         )  # fmt: skip
         return (
             f"bias={self.chance(0.3)}, scale={self.pick(None, None, 'mean', 'learned')!r}, "
-            f"input_quantizer={self.pick('ste_sign', 'ste_sign', 'approx_sign', None)!r}, "
+            f"input_quantizer={self.pick('ste_sign', 'ste_sign', *_SIGNS, None)!r}, "
             f"weight_quantizer={quantizer!r}, rng=rng"
         )
 
@@ -260,7 +296,10 @@ class _Writer:
             return self.layer(f"nn.Linear({features}, {outputs}, rng=rng)", a)
         if self.chance(0.1):
             hidden = self.pick((5,), (70, 3))
-            return self.layer(f"models.mlp({features}, {hidden}, {outputs}, rng=rng)", a)
+            head = f"models.BinaryMLP({features}, {hidden}, {outputs}, rng=rng)"
+            return self.layer(
+                self.pick(f"models.mlp({features}, {hidden}, {outputs}, rng=rng)", head), a
+            )
         return self.layer(f"nn.BinaryLinear({features}, {outputs}, {self.binary_options()})", a)
 
     def convolution(self, a):
@@ -271,7 +310,8 @@ class _Writer:
             f"{kernel}, stride={self.pick(1, 1, 1, 2, (2, 1), 3)}, "
             f"padding={self.pick(0, 1, 1, padding)}, dilation={self.pick(1, 1, 1, 2)}"
         )
-        groups = self.pick(1, 1, 1, channels)
+        divisor = next((g for g in (5, 3, 2) if channels % g == 0), 1)
+        groups = self.pick(1, 1, 1, 1, divisor, channels)
         sizes = f"{channels}, {groups * self.pick(1, 2) if groups > 1 else outputs}"
         kind = self.pick(
             "real", "binary", "binary", "binary", "depthwise", "adabin", "dual", "dual adabin",
@@ -289,28 +329,79 @@ class _Writer:
                 "rng=rng)",
                 "dual adabin": f"nn.DualAdaBinConv2d({sizes}, {geometry}, groups={groups}, "
                 "rng=rng)",
-                "transposed": f"nn.ConvTranspose2d({channels}, {self.pick(1, 4)}, {kernel}, "
-                f"stride={self.pick(1, 2, 3)}, padding={self.pick(0, 0, 1)}, rng=rng)",
+                "transposed": f"nn.ConvTranspose2d({channels}, {groups * self.pick(1, 4)}, "
+                f"{kernel}, stride={self.pick(1, 2, 3)}, padding={self.pick(0, 0, 1)}, "
+                f"output_padding={self.pick(0, 0, (1, 0))}, dilation={self.pick(1, 1, 2)}, "
+                f"groups={groups}, rng=rng)",
             }[kind],
             a,
         )
 
     def norm(self, a):
         name = "BatchNorm2d" if len(self.shapes[a]) == 3 else "BatchNorm1d"
-        return self.layer(f"nn.{name}({self.shapes[a][0]})", a)
+        options = self.pick("", "", "", ", eps=0.1", ", affine=False")
+        return self.layer(f"nn.{name}({self.shapes[a][0]}{options})", a)
 
     def pool(self, a):
-        kernel = self.pick(2, 2, 3, (1, 2), (3, 2))
-        options = self.pick("", ", stride=1", ", stride=2, padding=1" if kernel in (2, 3) else "")
+        kernel = self.pick(2, 2, 3, 5, (1, 2), (3, 2))
+        padding = {2: 1, 3: 1, 5: self.pick(1, 2), (1, 2): (0, 1), (3, 2): (1, 0)}[kernel]
+        options = self.pick(
+            "", ", stride=1", ", stride=(1, 3)", f", stride={self.pick(1, 2)}, padding={padding}"
+        )
         kinds = (f"nn.MaxPool2d({kernel}{options})",) * 3 + (f"nn.AvgPool2d({kernel}{options})",)
-        return self.layer(self.pick(*kinds, "nn.AdaptiveAvgPool2d(1)"), a)
+        whole = f"nn.AdaptiveAvgPool2d({self.pick(1, 1, self.shapes[a][1:])})"
+        return self.layer(self.pick(*kinds, whole), a)
+
+    def block(self, a):
+        """What models are made of, or a whole one."""
+        channels, method = self.shapes[a][0], self.pick(*blocks.METHODS)
+        how = f"blocks.make_method('block', {method!r})"
+        stride, more = self.pick(1, 1, 2), channels * self.pick(1, 2)
+        if self.chance(0.2):
+            return self.whole_model(a)
+        return self.layer(
+            self.pick(
+                f"{how}.pointwise({channels}, {more}, rng=rng)",
+                f"{how}.spatial({channels}, 3, {stride}, rng=rng)",
+                f"{how}.conv({channels}, {more}, 3, {stride}, rng=rng)",
+            ),
+            a,
+        )
+
+    def whole_model(self, a):
+        shape, method = self.shapes[a], self.pick(*blocks.METHODS)
+        regular = self.pick("float", "birealnet", "reactnet", "adabin")
+        small = f"input_size={shape[1]}, num_classes=3, in_channels={shape[0]}, rng=rng"
+        models = [
+            f"models.cnn({shape}, 5, (3, 8, 65), 9, padding=1, rng=rng)",
+            f"models.BinaryCNN({shape}, 3, features=20, hidden=9, rng=rng)",
+            f"models.vgg_small({shape}, 3, width=0.05, rng=rng)",
+            f"models.resnet20(0.2, method={regular!r}, {small})",
+            f"models.mobilenet_v1(0.1, method={method!r}, {small})",
+            f"models.mobilenet_v3_small(0.2, method={method!r}, {small})",
+            f"models.shufflenet_v1(0.1, method={method!r}, {small})",
+        ]
+        return self.layer(self.pick(*models), a)
+
+    def constant(self, a):
+        """An operation with a parameter of the network, for each channel or each number."""
+        channels, *pixels = self.shapes[a]
+        shape = self.pick((channels, *pixels), (channels, *(1 for _ in pixels)), (1,))
+        layer = f"nn.Parameter(rng.integers(-3, 4, {shape}).astype(np.float32) / 2)"
+        line = self.pick(
+            "{out} = {a} + {layer}", "{out} = {layer} - {a}", "{out} = {a} * {layer}",
+            "{out} = {a} / {layer}", "{out} = F.maximum({layer}, {a})",
+            "{out} = F.where({a} > {layer}, {a}, {layer})",
+        )  # fmt: skip
+        return self.layer(layer, a, line)
 
     def activation(self, a):
         channels = self.shapes[a][0]
         names = [
-            "nn.ReLU()", "nn.Hardtanh()", "nn.LeakyReLU(0.1)", "nn.Softplus()", "nn.Sigmoid()",
+            "nn.ReLU()", "nn.Hardtanh()", "nn.Hardtanh(-0.5, 3.0)", "nn.Softplus()", "nn.Sigmoid()",
             "nn.Tanh()", "nn.Hardswish()", "nn.Hardsigmoid()", "nn.Quantize()", "nn.Dropout(0.3)",
-            "nn.PReLU()", "nn.Identity()",
+            "nn.PReLU()", "nn.Identity()", f"nn.LeakyReLU({self.pick(0.1, 0.0, 2.0, -1.0)})",
+            f"nn.Quantize({self.pick(*_SIGNS)!r})", f"nn.Softplus({self.pick(0.5, 20.0)})",
         ]  # fmt: skip
         names += [f"nn.{name}({channels})" for name in ("PReLU", "RPReLU", "RSign", "Maxout")]
         return self.layer(self.pick(*names), a)
@@ -318,8 +409,14 @@ class _Writer:
     def rearrangement(self, a):
         channels, *pixels = self.shapes[a]
         if not pixels:
-            return Line("{out} = F.cat([{a}, {b}], 1)", (a, self.vector()))
-        padding = self.pick((1, 0), (0, 2, 1, 1))
+            pad = f"{{out}} = F.pad({{a}}, (1, 2), {self.pick(1.0, 0.0, -1.0)})"
+            images = f"{{out}} = {{a}}.reshape(len({{a}}), {channels}, 1, 1)"
+            return self.pick(
+                Line("{out} = F.cat([{a}, {b}], 1)", (a, self.vector())),
+                Line("{out} = F.cat([{a}, {b}], 1)", (a, self.vector())),
+                Line(pad, (a,)), Line(images, (a,)),
+            )  # fmt: skip
+        padding = self.pick((1, 0), (0, 2, 1, 1), (1, 1, 1, 1), (0, 0, 0, 0, 1, 2), (0, 0, 9, 9))
         value = self.pick(1.0, 1.0, 0.0, -0.0, -1.0, 2.5)
         groups = next(g for g in (3, 2, 1) if channels % g == 0)
         return self.pick(
@@ -344,7 +441,8 @@ class _Writer:
                 f"{{out}} = F.maximum({{a}}, {c})", f"{{out}} = F.where({{a}} > {c}, {{a}}, {c})",
                 f"{{out}} = {{a}} * ({{a}} >= {c})", "{out} = 1.0 / {a}", "{out} = F.abs({a})",
                 "{out} = F.sqrt(F.abs({a}))", "{out} = F.exp(F.clamp({a}, -5.0, 5.0))",
-                "{out} = {a} * {a}",
+                "{out} = {a} * {a}", "{out} = F.log(F.abs({a}))", f"{{out}} = F.relu({{a}} - {c})",
+                f"{{out}} = ({{a}} < {c}) * {{a}}",
             ),
             (a,),
         )  # fmt: skip
@@ -353,7 +451,9 @@ class _Writer:
         shared = [
             i
             for i, line in enumerate(self.lines)
-            if line.layer and self.shapes[line.reads[0]] == self.shapes[a]
+            if line.layer
+            and "{layer}(" in line.code
+            and self.shapes[line.reads[0]] == self.shapes[a]
         ]
         if shared and self.chance(0.4):
             return Line("{out} = {layer}({a})", (a,), shares=self.pick(*shared))
@@ -378,7 +478,15 @@ class _Writer:
         """Now and then what has no packed form."""
         if not self.chance(0.15):
             return self.activation(a)
-        code = self.pick("{a} ** 2.0", "F.softmax({a}, 1)", "{a} - {a}.mean(1, keepdim=True)")
+        features = self.shapes[a][0]
+        quantizer = self.pick("ste_tern", "ste_heaviside", "dorefa_activation")
+        if self.chance(0.2):
+            return self.layer(f"nn.Quantize({quantizer!r})", a)
+        code = self.pick(
+            "{a} ** 2.0", "F.softmax({a}, 1)", "{a} - {a}.mean(1, keepdim=True)",
+            "F.minimum({a}, 0.5)", f"F.flip({{a}}, 1) * {float(features)}",
+            "F.stack([{a}, {a}], 1).reshape(len({a}), *{a}.shape[1:-1], -1)",
+        )  # fmt: skip
         return Line(f"{{out}} = {code}", (a,))
 
     # ---------------------------------------------------------------------------------- running
