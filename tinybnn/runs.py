@@ -22,7 +22,15 @@ import numpy as np
 import tinybnn
 from tinybnn import datasets, deploy, models, optim, training
 from tinybnn.kernels.exact import identical
-from tinybnn.storage import check_name, open_regular, read_json, try_lock, write_json
+from tinybnn.storage import (
+    check_name,
+    expecting,
+    open_regular,
+    open_to_append,
+    read_json,
+    try_lock,
+    write_json,
+)
 
 CONFIG, CHECKPOINT, RESULT, MODEL = "config.json", "checkpoint.npz", "result.json", "model.npz"
 _LOCK = ".lock"
@@ -135,7 +143,8 @@ def train(folder, config, progress=True, say=print, threads=None):
     _check_folder(folder, config)
     if (folder / RESULT).exists() and (folder / CHECKPOINT).exists():
         result = read_json(folder / RESULT)
-        say(f"{folder} is complete: {config.epochs} epochs, {_tested(result)}.")
+        with expecting(folder / RESULT, "result of a run"):
+            say(f"{folder} is complete: {config.epochs} epochs, {_tested(result)}.")
         return result
 
     train_set, test_set = datasets.load(config.dataset)
@@ -233,7 +242,7 @@ def _check_folder(folder, config):
 @contextlib.contextmanager
 def _only_process(folder):
     """Keep other processes from training into the folder, as long as this one does."""
-    with open(folder / _LOCK, "ab") as file:
+    with open_to_append(folder / _LOCK) as file:
         if try_lock(file) is False:
             raise ValueError(f"{folder}: another process is training this run")
         yield
@@ -266,11 +275,13 @@ def read_config(folder):
             "classes": tuple(map(str, data["classes"])),
             "maximum": float(data["maximum"]),
         }
+        if not 0 < data["maximum"] < np.inf:
+            raise ValueError(f"maximum must be a positive number, got {data['maximum']!r}")
         for name in (*data["classes"], values["dataset"]):
             check_name(name, "a name")
         known = {name: value for name, value in values.items() if name not in ("data", "tinybnn")}
         return Config(**known), data
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from None
 
 
@@ -296,7 +307,8 @@ def load(folder):
     config, data = read_config(folder)
     if not (folder / CHECKPOINT).exists():
         raise ValueError(f"{folder} has no {CHECKPOINT} yet; repeat its `tinybnn train` command")
-    model, _ = config.build(data["input_shape"], len(data["classes"]))
+    with expecting(folder / CONFIG, "configuration of a run"):
+        model, _ = config.build(data["input_shape"], len(data["classes"]))
     try:
         history = training.load_weights(folder / CHECKPOINT, model)
     except KeyError as error:

@@ -44,8 +44,9 @@ except ImportError:  # Windows
     fcntl = None
 
 __all__ = [
-    "StorageError", "check_name", "dumps", "load", "loads", "open_regular", "printable",
-    "read_header", "read_json", "save", "try_lock", "write_atomic", "write_json",
+    "StorageError", "check_name", "dumps", "expecting", "load", "loads", "open_regular",
+    "open_to_append", "printable", "read_header", "read_json", "save", "try_lock", "write_atomic",
+    "write_json",
 ]  # fmt: skip
 
 _FORMAT = "tinybnn"
@@ -56,6 +57,7 @@ _MAX_DEPTH = 64  # of nested metadata
 _MAX_NAME = 250  # bytes; with ".npy" behind it still a file name on common systems
 _MAX_MEMBERS = 0xFFFF
 _MAX_SIZE = 0xFFFFFFFF
+_MAX_MESSAGE = 500  # characters of what is wrong with some content, which may quote it
 _MAX_FRAME = 4096  # bytes; more than all that the file adds to one array
 
 _DTYPES = {
@@ -450,16 +452,60 @@ def open_regular(path):
     OSError
         If it cannot be opened, such as a folder.
     """
-    # Opening a pipe would wait for somebody who writes to it.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    return _open_regular(path, "rb")
+
+
+def open_to_append(path):
+    """Open a file for appending, as bytes, or make it. Same result and errors as `open_regular`."""
+    return _open_regular(path, "ab")
+
+
+def _open_regular(path, mode):
     path = os.fspath(path)
-    if stat.S_ISSOCK(os.stat(path).st_mode):  # which cannot be opened at all
-        raise StorageError(f"{path}: not a regular file")
-    file = open(path, "rb", opener=lambda name, _: os.open(name, flags))  # noqa: SIM115
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    with contextlib.suppress(FileNotFoundError):  # which may be made
+        _expect_regular(path, os.stat(path))  # since opening a device may already do something
+    # Another file may take its place now: opening a pipe would wait for its other end.
+    more = getattr(os, "O_NONBLOCK", 0)
+    file = open(path, mode, opener=lambda name, flags: os.open(name, flags | more, 0o666))  # noqa: SIM115
+    try:
+        _expect_regular(path, os.fstat(file.fileno()))
+    except StorageError:
         file.close()
-        raise StorageError(f"{path}: not a regular file")
+        raise
     return file
+
+
+def _expect_regular(path, status):
+    """Refuse what is no regular file; a folder has an error of its own when it is opened."""
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise StorageError(f"{path}: not a regular file")
+
+
+@contextlib.contextmanager
+def expecting(path, what):
+    """Inside, content that is not what it should be is a StorageError that names the file.
+
+    For the reading of metadata: a right checksum does not say that they have the entries and types
+    that the reader expects.
+
+    Parameters
+    ----------
+    path : str or PathLike
+    what : str
+        What the file should be, for the message.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except (
+        ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError,
+        ValueError,
+    ) as error:  # fmt: skip
+        text = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
+        if len(text) > _MAX_MESSAGE:
+            text = f"{text[:_MAX_MESSAGE]} ..."
+        raise StorageError(f"{os.fspath(path)}: not a valid {what}: {text}") from None
 
 
 def write_json(path, value):
@@ -518,7 +564,8 @@ def check_name(name, what):
 def _decode(file, size, kind, version):
     header, first = _read_header(file, size)
     if header["kind"] != kind:
-        raise StorageError(f"a file of kind {header['kind']!r}, expected {kind!r}")
+        found = repr(header["kind"])[:_MAX_MESSAGE]
+        raise StorageError(f"a file of kind {found}, expected {kind!r}")
     if header["version"] > version:
         raise StorageError(
             f"written by a newer tinybnn: version {header['version']} of {kind!r}, "

@@ -178,7 +178,9 @@ def fit(
         state = Checkpoint(
             checkpoint, model, optimizer, schedule, train, validation, history, settings
         )
-        if not state.restore():
+        if state.restore():
+            _expect_columns(checkpoint, history, validation)
+        else:
             state.save()
         total, done = epochs, min(epochs, len(history))
     from tqdm import tqdm  # late, so that `import tinybnn` does not wait for it
@@ -212,6 +214,19 @@ def fit(
     finally:
         model.eval()
     return history
+
+
+def _expect_columns(path, history, validation):
+    """The rows that a checkpoint gave back are those of `fit`."""
+    columns = {"epoch", "lr", "loss", "accuracy", "flip_ratio", "seconds"}
+    if validation is not None:
+        columns |= {"val_loss", "val_accuracy"}
+    for row in history.rows:
+        if not all(isinstance(row.get(name), Number) for name in columns):
+            raise storage.StorageError(
+                f"{path}: not a valid checkpoint: its history lacks one of the numbers "
+                f"{', '.join(sorted(columns))}"
+            )
 
 
 def _train_epoch(model, train, optimizer, loss, each_batch, bar, epoch):
@@ -346,27 +361,31 @@ class Checkpoint:
         except FileNotFoundError:
             return False
         then, now = metadata["run"], json.loads(json.dumps(self._description()))
-        default, other = then["random generators"]["default"], now["random generators"]["default"]
-        if default["seed"] is None or other["seed"] is None:
-            other["seed"] = default["seed"]
-        different = list(_differences(then, now))
+        with storage.expecting(self.path, "checkpoint"):
+            default = then["random generators"]["default"]
+            other = now["random generators"]["default"]
+            if default["seed"] is None or other["seed"] is None:
+                other["seed"] = default["seed"]
+            different = list(_differences(then, now))
         if different:
             more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
             raise ValueError(
                 f"{self.path} is the checkpoint of another run: {different[0]}{more}; "
                 "choose another path, or delete the file to start anew"
             )
-        state = {}
-        for name, array in _below("optimizer.", arrays).items():
-            i, name = name.split(".", 1)
-            state.setdefault(i, {})[name] = array
-        self.model.load_state_dict(_below("model.", arrays))
-        self.optimizer.load_state_dict({"state": state, "param_groups": metadata["param_groups"]})
-        if self.schedule:
-            self.schedule.load_state_dict(metadata["schedule"])
-        for name, generator in self._generators.items():
-            generator.bit_generator.state = metadata["random"][name]
-        self.history.rows[:] = _rows(metadata)
+        with storage.expecting(self.path, "checkpoint"):
+            rows, state = _rows(metadata), {}
+            for name, array in _below("optimizer.", arrays).items():
+                i, name = name.split(".", 1)
+                state.setdefault(i, {})[name] = array
+            self.model.load_state_dict(_below("model.", arrays))
+            groups = metadata["param_groups"]
+            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+            if self.schedule:
+                self.schedule.load_state_dict(metadata["schedule"])
+            for name, generator in self._generators.items():
+                generator.bit_generator.state = metadata["random"][name]
+            self.history.rows[:] = rows
         return True
 
     def _description(self):
@@ -413,8 +432,10 @@ def load_weights(path, model):
         If it holds another model.
     """
     arrays, metadata = _read(os.fspath(path))
+    with storage.expecting(path, "checkpoint"):
+        history = History(_rows(metadata))
     model.load_state_dict(_below("model.", arrays))
-    return History(_rows(metadata))
+    return history
 
 
 def _read(path):

@@ -39,11 +39,15 @@ def main(arguments=None):
         return 130
 
 
+_MOST = 4000  # characters of an error, which may quote a file
+
+
 def _one_line(error):
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return printable(f"{error.filename}: {error.strerror}")
     lines = [line.strip() for line in str(error).splitlines()]
-    return printable("; ".join(lines).replace(":; ", ": "))
+    text = "; ".join(lines).replace(":; ", ": ")
+    return printable(text if len(text) <= _MOST else f"{text[:_MOST]} ...")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -7,6 +7,7 @@ import dataclasses
 from tinybnn import datasets
 from tinybnn.cli.arguments import add_command, add_group, dataset
 from tinybnn.cli.output import add_json, say_for, write_json
+from tinybnn.storage import printable
 
 
 def add_data(commands):
@@ -72,7 +73,7 @@ def _add_fetch(actions):
 def _fetch(options):
     for name in options.names:
         folder = datasets.fetch(name, options.to, base_url=options.mirror, force=options.force)
-        print(f"{name}: {folder}")
+        print(printable(f"{name}: {folder}"))
 
 
 def _add_path(actions):
@@ -88,4 +89,4 @@ def _add_path(actions):
 
 
 def _path(options):
-    print(datasets.path(options.name))
+    print(printable(str(datasets.path(options.name))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 
 import numpy as np
 
@@ -47,7 +48,9 @@ def read_npy(path):
         start = io.BytesIO(file.read(_MOST_HEADER))
         try:
             version = np.lib.format.read_magic(start)
-            shape, fortran, dtype = _HEADERS[version](start)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of Python's parser and of files of Python 2
+                shape, fortran, dtype = _HEADERS[version](start)
         except Exception as error:  # the header is a literal of Python, which may be anything
             text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise DatasetError(f"not a readable .npy file ({text})") from None
@@ -59,5 +62,8 @@ def read_npy(path):
         needed, found = math.prod(shape) * dtype.itemsize, size - file.tell()
         if needed != found:
             raise DatasetError(f"shape {shape} needs {needed:,} bytes, the file has {found:,}")
-        array = np.frombuffer(file.read(), dtype)
-    return array.reshape(shape, order="F" if fortran else "C")
+        try:
+            array = np.frombuffer(file.read(), dtype).reshape(shape, order="F" if fortran else "C")
+        except ValueError as error:  # too many dimensions, or a 0 beside ones that overflow
+            raise DatasetError(f"shape {shape} is impossible ({error})") from None
+    return array

@@ -12,7 +12,7 @@ import json
 import time
 
 from tinybnn import analysis
-from tinybnn.storage import read_json, write_json
+from tinybnn.storage import StorageError, read_json, write_json
 
 
 def kept(path, compute):
@@ -36,7 +36,10 @@ def open_folder(out, config):
         return
     new = dataclasses.asdict(config)
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    old = defaults | read_json(path)
+    old = read_json(path)
+    if not isinstance(old, dict):
+        raise StorageError(f"{path} is damaged: expected a mapping of settings")
+    old = defaults | old
     if different := [name for name in new if old[name] != new[name]]:
         was = ", ".join(f"{name}={json.dumps(old[name])}" for name in different)
         now = ", ".join(f"{name}={json.dumps(new[name])}" for name in different)

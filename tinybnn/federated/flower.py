@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import operator
 import time
 
 import numpy as np
@@ -30,7 +31,7 @@ import tinybnn.federated.aggregation as rules
 import tinybnn.federated.wire as wire
 from tinybnn import storage
 from tinybnn.federated.head import Head
-from tinybnn.federated.rounds import Ledger, RoundHistory, Transfer
+from tinybnn.federated.rounds import Ledger, RoundHistory, Transfer, read_ledger
 from tinybnn.federated.server import RejectedError
 from tinybnn.training import evaluate
 
@@ -79,7 +80,13 @@ class Exchange:
         self._row = self._start = self._first = None  # of the open round
 
     def introduce(self, node, number, online):
-        """A node tells its client's number; refused if a node that is online has it already."""
+        """A node tells its client's number; refused if a node that is online has it already.
+
+        Refused as well is what is no number of a client, from 0 to 2**32 - 1.
+        """
+        if type(number) is not int or not 0 <= number < 1 << 32:
+            logger.warning("node %s refused: %s is no number of a client", node, _quoted(number))
+            return
         holder = next((n for n, other in self.numbers.items() if other == number), None)
         if holder is not None and holder != node and holder in online:
             logger.warning("node %s refused: client %s is with node %s", node, number, holder)
@@ -138,6 +145,7 @@ class Exchange:
     def _take(self, number, node, reply):
         """Give one reply to the server; returns why it was not used, or None."""
         if isinstance(reply, str):
+            reply = _quoted(reply)
             # It may have trained, or lost what it held: send all of the model next time.
             self._versions.pop(node, None)
             logger.warning("round %d: client %s left out: %s", self.server.round, number, reply)
@@ -145,7 +153,7 @@ class Exchange:
         version = reply.get("version", -1)
         self._versions[node] = version if isinstance(version, int) and version >= 0 else None
         if "error" in reply:
-            reason = f"failed: {reply['error']}"
+            reason = f"failed: {_quoted(reply['error'])}"
             logger.warning("round %d: client %s left out: %s", self.server.round, number, reason)
             return reason
         message = reply.get("message")
@@ -225,10 +233,10 @@ def _strategy_class():
                     questions = [_message(node, "query", {}) for node in sorted(new)]
                     for reply in grid.send_and_receive(questions, timeout=self._timeout):
                         found, node = _content(reply), reply.metadata.src_node_id
-                        if isinstance(found, dict) and isinstance(found.get("number"), int):
+                        if isinstance(found, dict) and "number" in found:
                             self.exchange.introduce(node, found["number"], online)
                         else:
-                            logger.warning("node %s has no client: %s", node, found)
+                            logger.warning("node %s has no client: %s", node, _quoted(found))
                 present = online & self.exchange.numbers.keys()
                 if len(present) >= need or time.monotonic() > end:
                     return present
@@ -344,9 +352,10 @@ def load_result(path):
     StorageError
     """
     arrays, metadata = storage.load(path, kind=KIND, version=VERSION)
-    rows = arrays.pop("ledger").tolist()
-    ledger = Ledger([Transfer(r, c, bool(up), n, f) for r, c, up, n, f in rows])
-    history = RoundHistory(metadata.pop("history"), ledger)
+    with storage.expecting(path, "result of rounds"):
+        operator.index(metadata["version"])
+        rows = [dict(row) for row in metadata.pop("history")]
+        history = RoundHistory(rows, read_ledger(arrays.pop("ledger")))
     return {name.removeprefix("model."): a for name, a in arrays.items()}, history, metadata
 
 
@@ -513,6 +522,12 @@ def _reply(message, record):
     flwr = _flwr()
     content = flwr.app.RecordDict({RECORD: flwr.app.ConfigRecord(record)})
     return flwr.app.Message(content, reply_to=message)
+
+
+def _quoted(said):
+    """What a node said, short and without control characters: it goes to logs and terminals."""
+    text = str(said)
+    return storage.printable(text if len(text) <= 500 else f"{text[:500]} ...")
 
 
 def _content(reply):

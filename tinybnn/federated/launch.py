@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -259,10 +260,14 @@ def _group_lives(process):
     return True
 
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
 def _pass_on(file, say):
+    """Hand on the lines of a log, without colours."""
     for line in file:
         if say is not None:
-            say(line.rstrip("\n"))
+            say(_COLOUR.sub("", line).rstrip("\n"))
 
 
 def _tail(log, lines=20):

@@ -92,6 +92,13 @@ class Ledger:
         return len(self.rows)
 
 
+def read_ledger(array):
+    """The `Ledger` of an array (messages, 5) int64 as files keep it."""
+    if array.ndim != 2 or array.dtype != np.int64:
+        raise ValueError(f"a ledger must be rows of int64, got {array.dtype} of {array.shape}")
+    return Ledger(Transfer(r, c, bool(up), n, f) for r, c, up, n, f in array.tolist())
+
+
 class RoundHistory(History):
     """One row for each round, and the ledger of all messages.
 
@@ -315,23 +322,28 @@ class _Checkpoint:
         if not os.path.exists(self.path):
             return False
         arrays, metadata = storage.load(self.path, kind=KIND, version=VERSION)
+        with storage.expecting(self.path, "checkpoint of rounds"):
+            run = {name: metadata["run"].get(name) for name in self._run}
         for name, value in self._run.items():
-            old = metadata["run"].get(name)
-            if old != value:
+            if run[name] != value:
                 raise ValueError(
-                    f"{self.path} is the checkpoint of another run: {name} was {old}, is {value}; "
-                    "choose another path, or delete the file to start anew"
+                    f"{self.path} is the checkpoint of another run: {name} was {run[name]}, is "
+                    f"{value}; choose another path, or delete the file to start anew"
                 )
-        self.server.restore(_below("server.", arrays), metadata["server"])
-        for number, client in self.clients.items():
-            own = _below(f"client.{number}.", arrays)
-            client.restore(own, metadata["versions"][str(number)])
-        rows = arrays["ledger"].tolist()
-        self.history.ledger.rows[:] = [Transfer(r, c, bool(up), n, f) for r, c, up, n, f in rows]
-        self.history.rows[:] = [
-            {k: float(v) if isinstance(v, str) else v for k, v in row.items()}
-            for row in metadata["history"]
-        ]
+        with storage.expecting(self.path, "checkpoint of rounds"):
+            ledger = read_ledger(arrays["ledger"])
+            rows = [
+                {k: float(v) if isinstance(v, str) else v for k, v in row.items()}
+                for row in metadata["history"]
+            ]
+            if not all(isinstance(row["accepted"], list) for row in rows):
+                raise TypeError("a round of its history has no list of accepted clients")
+            self.server.restore(_below("server.", arrays), metadata["server"])
+            for number, client in self.clients.items():
+                own = _below(f"client.{number}.", arrays)
+                client.restore(own, metadata["versions"][str(number)])
+            self.history.ledger.rows[:] = ledger.rows
+            self.history.rows[:] = rows
         return True
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
 
 import numpy as np
 
@@ -295,7 +296,7 @@ class Server:
         steps = {name: arrays.get(f"steps.{name}", ()) for name in self._stepping}
         count = max(map(len, steps.values()), default=0)
         self._steps = [{name: steps[name][i] for name in steps} for i in range(count)]
-        self.version, self.round = numbers["version"], numbers["round"]
+        self.version, self.round = (operator.index(numbers[k]) for k in ("version", "round"))
         self._chosen, self._answers = None, {}
         self._head.write(self._shared)
 

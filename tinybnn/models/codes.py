@@ -81,7 +81,7 @@ def load_codes(path):
     from tinybnn.kernels.bits import from_bytes
 
     arrays, metadata = storage.load(path, kind=_KIND, version=_VERSION)
-    try:
+    with storage.expecting(path, "file of codes"):
         count, info, labels = metadata["bits"], metadata["info"], arrays.get("labels")
         if type(count) is not int or not isinstance(info, dict) or arrays["codes"].ndim != 2:
             raise ValueError("its codes are not described")
@@ -92,5 +92,3 @@ def load_codes(path):
         ):
             raise ValueError(f"labels {labels.dtype} {labels.shape} do not fit the codes")
         return Codes(from_bytes(arrays["codes"], count), count, labels, info)
-    except (KeyError, TypeError, ValueError) as error:
-        raise storage.StorageError(f"{path}: not a valid file of codes: {error}") from None
