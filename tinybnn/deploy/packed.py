@@ -608,7 +608,18 @@ class PackedModel:
         return sum(self.step_bytes())
 
     def save(self, path):
-        """Write the model to a file (atomically); returns the file's size in bytes."""
+        """Write the model to a file (atomically); returns the file's size in bytes.
+
+        Raises
+        ------
+        ValueError
+            If `load` would refuse its `info` or the name of a layer.
+        OSError
+            If the file cannot be written.
+        """
+        _check_info(self.info, self.output_shape)
+        for i, step in enumerate(self.steps):
+            storage.check_name(step.name, f"the name of step {i}")
         arrays, metadata = self._stored()
         return storage.save(path, arrays, kind=self.KIND, version=self.VERSION, metadata=metadata)
 
@@ -622,25 +633,17 @@ class PackedModel:
             If the file is damaged, foreign or of a newer version.
         """
         arrays, metadata = storage.load(path, kind=cls.KIND, version=cls.VERSION)
-        try:
+        with storage.expecting(path, "packed model"):
+            stored = _StoredSigns(arrays)
             steps = [
-                _read_step(i, dict(entry), arrays) for i, entry in enumerate(metadata["steps"])
+                _read_step(i, dict(entry), arrays, stored)
+                for i, entry in enumerate(metadata["steps"])
             ]
-            shape, info = tuple(map(int, metadata["input_shape"])), metadata.get("info", {})
+            shape, info = tuple(metadata["input_shape"]), metadata.get("info", {})
             values, calls = infer(shape, steps), metadata["calls"]
             expect_results(steps, values, calls)
             _check_info(info, values[-1].shape)
             return cls(shape, steps, calls, info)
-        except (
-            AttributeError,
-            KeyError,
-            IndexError,
-            MemoryError,
-            OverflowError,
-            TypeError,
-            ValueError,
-        ) as error:
-            raise storage.StorageError(f"{path}: not a valid packed model: {error}") from None
 
     def __repr__(self):
         lines = [f"  {i}: {s.operation} {s.shape} <- {s.name}" for i, s in enumerate(self.steps)]
@@ -662,7 +665,7 @@ def _check_info(info, output_shape):
         raise ValueError(f"info must be a mapping, got {type(info).__name__}")
     classes, maximum = info.get("classes"), info.get("maximum", 1)
     if classes is not None:
-        if not isinstance(classes, list) or len(classes) != math.prod(output_shape):
+        if not isinstance(classes, list | tuple) or len(classes) != math.prod(output_shape):
             raise ValueError(
                 f"info's classes must be a list of {math.prod(output_shape)} names, one an output"
             )
@@ -674,14 +677,62 @@ def _check_info(info, output_shape):
         storage.check_name(info["dataset"], "info's dataset")
 
 
-def _read_step(i, entry, arrays):
+class _StoredSigns:
+    """Rows of words, or floats of ±1, from a file's bytes: once for all steps that share them."""
+
+    def __init__(self, arrays):
+        self.arrays, self.made = arrays, {}
+        # A bit that stands alone in its row becomes a word, 64 times as large; a few layers of
+        # other shapes may share it. A file that asks for more was made to fill the memory.
+        self.left = 256 * sum(array.nbytes for array in arrays.values())
+
+    def read(self, key, count, rows, signs):
+        """The array with this key.
+
+        Parameters
+        ----------
+        key : str
+        count : int
+            Bits in a row.
+        rows : tuple of int, or None
+            The shape without the last axis, where rows are stored without a gap between them.
+        signs : tuple of int, or None
+            The shape, where floats are wanted.
+        """
+        content = key, count, rows, signs
+        if content not in self.made:
+            all_bits = count if rows is None else count * math.prod(rows)
+            array = bits.from_bytes(self.arrays[key], all_bits)
+            if rows is not None:
+                self._take(8 * math.prod(rows) * bits.words_for(count))
+                array = bits.pack(bits.unpack(array, all_bits).reshape(*rows, count))
+            if signs is not None:
+                array = bits.unpack(array, count).reshape(signs)
+            self._take(array.nbytes)
+            self.made[content] = array
+        return self.made[content]
+
+    def _take(self, size):
+        self.left -= size
+        if self.left < 0:
+            raise ValueError("its steps read the same signs in too many ways")
+
+
+def _whole(name, numbers):
+    """A list of ints as a tuple."""
+    if not isinstance(numbers, list) or any(type(n) is not int for n in numbers):
+        raise ValueError(f"{name} must be ints, got {numbers!r}")
+    return tuple(numbers)
+
+
+def _read_step(i, entry, arrays, stored_signs):
     """A step from its description in the file; anything unexpected is an error."""
     stored, signs, joined = entry.pop("arrays"), entry.pop("signs"), entry.pop("joined", {})
     if isinstance(stored, list):  # version 1 had names only, and each array of its own
         stored = {name: f"{i}.{name}" for name in stored}
     entry["arrays"] = {name: arrays[key] for name, key in stored.items()}
-    entry["inputs"] = tuple(map(int, entry["inputs"]))
-    entry["shape"] = tuple(map(int, entry["shape"]))
+    for name in ("inputs", "shape"):
+        entry[name] = _whole(name, entry[name])
     entry["settings"] = {
         key: _NOT_FINITE.get(value, value) if isinstance(value, str) else value
         for key, value in entry["settings"].items()
@@ -692,12 +743,10 @@ def _read_step(i, entry, arrays):
     if any(not -1 <= source < i for source in step.inputs):
         raise ValueError(f"step {i} reads a later step")
     for name, count in step.bits.items():
-        count, rows = int(count), tuple(map(int, joined.get(name, ())))
-        all_bits = count * math.prod(rows)
-        array = bits.from_bytes(step.arrays[name], all_bits)
-        if name in joined:
-            array = bits.pack(bits.unpack(array, all_bits).reshape(*rows, count))
-        if name in signs:
-            array = bits.unpack(array, count).reshape(signs[name])
-        step.arrays[name] = array
+        (count,) = _whole("bits", [count])
+        rows, shape = (
+            _whole("a shape", shapes[name]) if name in shapes else None
+            for shapes in (joined, signs)
+        )
+        step.arrays[name] = stored_signs.read(stored[name], count, rows, shape)
     return step

@@ -173,6 +173,15 @@ def _array(name, array, kinds, shape):
         raise ValueError(f"{name} must be float32, got {array.dtype}")
 
 
+def _words(name, array, shape, count):
+    """An array (*shape, words) of rows with `count` bits; kernels rely on zeros behind them."""
+    _array(name, array, "u", (*shape, words_for(count)))
+    if array.dtype != np.uint64:
+        raise ValueError(f"{name} must be uint64, got {array.dtype}")
+    if count % 64 and np.any(array[..., -1] >> np.uint64(count % 64)):
+        raise ValueError(f"{name} has bits set behind the {count} of a row")
+
+
 def _image(value):
     if len(value.shape) != 3:
         raise ValueError(f"takes images (C, H, W), got {value.shape}")
@@ -201,7 +210,7 @@ def _pack(x):
 
 
 def _unpack(x, *, count):
-    if count != x.shape[0]:
+    if type(count) is not int or count != x.shape[0]:
         raise ValueError(f"count is {count!r}, the input has {x.shape[0]} channels")
     return Value(FLOAT, x.shape, x.single)
 
@@ -220,13 +229,13 @@ def _binary_linear(x, *, weight, count, mask=None):
     if x.kind == BITS and len(x.shape) != 1:
         raise ValueError(f"takes features (F,), got {x.shape}")
     channels, *pixels = x.shape
-    rows = (words_for(channels),) if x.kind == BITS else (math.prod(pixels), words_for(channels))
-    if count != math.prod(x.shape):
+    rows = () if x.kind == BITS else (math.prod(pixels),)
+    if type(count) is not int or count != math.prod(x.shape):
         raise ValueError(f"count {count!r} does not fit to {x.shape}")
     outputs = weight.shape[:1]
     for name, plane in (("weight", weight), ("mask", mask)):
         if plane is not None:
-            _array(name, plane, "u", outputs + rows)
+            _words(name, plane, outputs + rows, channels)
     return Value(SUMS, outputs, x.single)
 
 
@@ -234,7 +243,7 @@ def _binary_conv2d(
     x, *, weight, channels, stride, padding, dilation, groups, padding_mode, mask=None
 ):
     image = _image(x)
-    if channels != image[0]:
+    if type(channels) is not int or channels != image[0]:
         raise ValueError(f"channels is {channels!r}, the input has {image[0]}")
     if padding_mode not in ("zeros", "ones"):
         raise ValueError(f"padding_mode must be 'zeros' or 'ones', got {padding_mode!r}")
@@ -243,7 +252,7 @@ def _binary_conv2d(
         raise ValueError(f"groups={groups} does not fit to weight {weight.shape}")
     for name, plane in (("weight", weight), ("mask", mask)):
         if plane is not None:
-            _array(name, plane, "u", (*weight.shape[:3], words_for(channels // groups)))
+            _words(name, plane, weight.shape[:3], channels // groups)
     size = _conv_size(image, weight.shape[1:3], stride, padding, dilation)
     return Value(SUMS, (weight.shape[0], *size), x.single)
 
@@ -257,13 +266,15 @@ def _conv_size(image, kernel, stride, padding, dilation):
 
 def _threshold(x, *, thresholds, flip):
     _array("thresholds", thresholds, "i", x.shape[:1])
+    if thresholds.dtype.itemsize > 4:
+        raise ValueError(f"thresholds must have at most 32 bits, got {thresholds.dtype}")
     _array("flip", flip, "b", x.shape[:1])
     return Value(BITS, x.shape, x.single)
 
 
 def _max_pool_bits(x, *, minimum, channels, kernel_size, stride, padding):
     image = _image(x)
-    if channels != image[0]:
+    if type(channels) is not int or channels != image[0]:
         raise ValueError(f"channels is {channels!r}, the input has {image[0]}")
     _array("minimum", minimum, "b", image[:1])
     return _pool(x, BITS, kernel_size, stride, padding)
