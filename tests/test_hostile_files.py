@@ -103,6 +103,10 @@ HOSTILE = {
     "an array too many": (["steps", 1, "arrays"], lambda a: {**a, "more": a["weight"]}),
     "a joined array of huge shape": (["steps", 1, "joined"], {"weight": [2**31, 2**31]}),
     "signs of huge shape": (["steps", 1, "signs"], {"weight": [2**31, 2**31]}),
+    "calls of half an operation": (["calls"], 7.5),
+    "a count of bits in digits": (["steps", 1, "bits", "weight"], str),
+    "a count of bits with a fraction": (["steps", 1, "bits", "weight"], float),
+    "a message without end": (["steps", 1, "settings", "padding_mode"], "x" * 10**6),
     "an unknown field": (["steps", 0, "run"], "os.system"),
 }
 
@@ -120,6 +124,7 @@ def test_a_hostile_model_is_refused_in_little_memory(name, parts, tmp_path):
         tracemalloc.stop()
     assert most < 1 << 22
     assert storage.printable(str(error.value)) == str(error.value)
+    assert len(str(error.value)) < 1000
 
 
 def test_the_good_file_is_read(parts, tmp_path):
@@ -133,6 +138,62 @@ def test_empty_arrays_are_refused(parts, tmp_path):
         emptied = {**arrays, name: arrays[name][:0]}
         with pytest.raises(StorageError):
             PackedModel.load(stored(tmp_path / "model.npz", emptied, metadata))
+
+
+def retyped(value):
+    """Values of other types that equal a number, or look like it."""
+    if isinstance(value, list):
+        return [[n, *value[1:]] for n in retyped(value[0])]
+    number = [] if type(value) is str else [float(value), str(value), 10**400]
+    return [None, [value], {}, *number, *([True] if value == 1 else [])]
+
+
+def test_settings_have_the_types_that_kernels_take(tmp_path):
+    """A setting of another type is refused when the file is loaded; else the model runs."""
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1, rng=rng), nn.BatchNorm2d(4), nn.Hardtanh(),
+        nn.BinaryConv2d(4, 1, 3, padding=1, rng=rng), nn.MaxPool2d(2), nn.BatchNorm2d(1),
+        nn.BinaryConv2d(1, 3, 2, rng=rng), nn.LeakyReLU(0.1), nn.Softplus(), nn.Flatten(),
+        nn.BinaryLinear(27, 3, rng=rng),
+    )  # fmt: skip
+    arrays, metadata = deploy.compile(model, (1, 8, 8))._stored()
+    x = rng.standard_normal((2, 1, 8, 8)).astype(np.float32)
+    path, outcomes = tmp_path / "model.npz", []
+    for i, step in enumerate(metadata["steps"]):
+        for name, old in step["settings"].items():
+            for value in retyped(list(old) if isinstance(old, tuple) else old):
+                stored(path, arrays, changed(metadata, ["steps", i, "settings", name], value))
+                try:
+                    loaded = PackedModel.load(path)
+                except StorageError:
+                    outcomes.append("refused")
+                else:
+                    assert np.isfinite(loaded.predict(x)).all(), (step["operation"], name, value)
+                    outcomes.append("run")
+    assert outcomes.count("refused") > 50
+
+
+def test_rows_that_many_steps_use_are_unpacked_once(tmp_path):
+    """A small file with one array and many steps must not fill the memory."""
+    rng = np.random.default_rng(0)
+    layers = nn.Sequential(nn.BinaryLinear(1024, 1024, rng=rng), nn.BatchNorm1d(1024))
+    model = nn.Sequential(*[layers] * 40)
+    path = tmp_path / "model.npz"
+    packed = deploy.compile(model.eval(), (1024,))
+    size = packed.save(path)
+    used = sum(a.nbytes for step in packed.steps for a in step.arrays.values())
+    assert size < used / 10  # equal weights are stored once
+    del packed
+    tracemalloc.start()
+    try:
+        loaded = PackedModel.load(path)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 5 * size < used / 2
+    weights = {id(s.arrays["weight"]) for s in loaded.steps if s.operation == "xnor_linear"}
+    assert len(weights) == 1
 
 
 # ----------------------------------------------------------------------------- what predict reads

@@ -147,7 +147,8 @@ def _int(name, value, low, high=2**31 - 1):
 
 
 def _number(name, value, *, finite=False):
-    if type(value) not in (int, float) or (finite and not math.isfinite(value)):
+    is_number = type(value) is float or (type(value) is int and abs(value) < 2**127)  # float32's
+    if not is_number or (finite and not math.isfinite(value)):
         raise ValueError(f"{name} must be a number, got {value!r}")
 
 
@@ -350,6 +351,11 @@ def _unary(x, **numbers):
     return x
 
 
+def _leaky_relu(x, *, slope):
+    _number("slope", slope)
+    return x
+
+
 def _softplus(x, *, beta):
     _number("beta", beta, finite=True)
     if beta <= 0:
@@ -473,7 +479,7 @@ _RULES = {
     "avg_pool2d": (_float_pool, (FLOAT,), (), _POOL),
     "reshape": (_reshape, (FLOAT,), (), ("shape",)),
     "prelu": (_prelu, (FLOAT,), ("weight",), ()),
-    "leaky_relu": (_unary, (FLOAT,), (), ("slope",)),
+    "leaky_relu": (_leaky_relu, (FLOAT,), (), ("slope",)),
     "softplus": (_softplus, (FLOAT,), (), ("beta",)),
     "hardtanh": (_unary, (FLOAT,), (), ("low", "high")),
     "clamp": (_unary, (FLOAT,), (), ("low", "high")),
