@@ -396,7 +396,7 @@ def test_a_teacher_is_trained_once_and_left_alone(digits, tmp_path):
             before = checkpoint
     assert checkpoint == before
     teacher = bdnet.training._teacher(tmp_path, config, 0, digits, None, False)
-    arrays, _ = storage.load(tmp_path / "both-0" / "step-1.npz", kind="checkpoint", version=1)
+    arrays, _ = storage.load(tmp_path / "both-0" / "step-1.npz", kind="checkpoint", version=2)
     for name, array in teacher.state_dict().items():
         assert_identical(arrays[f"model.teacher.{name}"], array)
 

@@ -57,7 +57,7 @@ def made(tmp_path_factory):
 
 
 def weights(run):
-    arrays, _ = storage.load(run / "checkpoint.npz", kind="checkpoint", version=1)
+    arrays, _ = storage.load(run / "checkpoint.npz", kind="checkpoint", version=2)
     return {name: array.tobytes() for name, array in arrays.items()}
 
 

@@ -123,7 +123,7 @@ def use_latent(x):
 
 EXAMPLES[Tensor] = lambda: Tensor(floats(2, 3, 4, 4), requires_grad=True), use_tensor
 EXAMPLES[nn.Parameter] = lambda: nn.Parameter(floats(2, 3)), use_tensor
-EXAMPLES[nn.LatentParameter] = lambda: nn.LatentParameter(floats(2, 3), 0.5), use_latent
+EXAMPLES[nn.LatentParameter] = lambda: nn.LatentParameter(floats(2, 3), clip_value=0.5), use_latent
 
 
 def use_module(module, *shape):
@@ -383,6 +383,10 @@ EXAMPLES[datasets.Dataset] = images, use_dataset
 EXAMPLES[datasets.DataLoader] = (
     lambda: datasets.DataLoader(images(), 5, shuffle=True, transform=augmenting(), rng=0),
     lambda loader: (list(loader), repr(loader)),
+)
+EXAMPLES[datasets.TensorDataset] = (
+    lambda: datasets.TensorDataset(floats(5, 2), np.arange(5)),
+    lambda data: (list(datasets.DataLoader(data, 2)), repr(data)),
 )
 EXAMPLES[datasets.Compose] = augmenting, use_transform
 EXAMPLES[datasets.Normalize] = lambda: datasets.Normalize(0.5, 2.0), use_transform

@@ -144,7 +144,9 @@ def test_prelu_without_channels():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_softplus_of_large_values(dtype):
-    x = Tensor(np.array([1e4, -1e4, 1e30, -1e30, np.inf, -np.inf, 0, 30, -30], dtype), True)
+    x = Tensor(
+        np.array([1e4, -1e4, 1e30, -1e30, np.inf, -np.inf, 0, 30, -30], dtype), requires_grad=True
+    )
     y = F.softplus(x)
     expected = [1e4, 0, 1e30, 0, np.inf, 0, np.log(2), 30, np.exp(-30)]
     np.testing.assert_allclose(y.data, expected, 1e-6, 0)
@@ -383,7 +385,7 @@ def test_conv2d_works_through_the_batch_in_blocks(monkeypatch):
         return [y, *grad(y, xs, normal(*y.shape, seed=2))]
 
     whole = results()
-    geometry = type(F.conv2d(Tensor(x, True), weight, groups=2).function.geometry)
+    geometry = type(F.conv2d(Tensor(x, requires_grad=True), weight, groups=2).function.geometry)
     patch = 2 * 9 * 6 * 5  # numbers in the patches of one image
     for images in (0, 1, 2, 3):
         monkeypatch.setattr(geometry, "BLOCK", max(images * patch, 1))
@@ -393,7 +395,10 @@ def test_conv2d_works_through_the_batch_in_blocks(monkeypatch):
 
 def test_conv2d_gradients_are_adjoints():
     """<conv(x, w), g> = <x, gradient in x> = <w, gradient in w>: the convolution is bilinear."""
-    x, weight = Tensor(normal(2, 4, 6, 5), True), Tensor(normal(6, 2, 3, 2, seed=1), True)
+    x, weight = (
+        Tensor(normal(2, 4, 6, 5), requires_grad=True),
+        Tensor(normal(6, 2, 3, 2, seed=1), requires_grad=True),
+    )
     y = F.conv2d(x, weight, stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2)
     g = normal(*y.shape, seed=2)
     product = np.sum(y.data * g)

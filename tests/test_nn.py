@@ -10,6 +10,7 @@ import pytest
 
 from tinybnn import functional as F
 from tinybnn import nn
+from tinybnn.nn.module import unregistered, warn_of_unregistered
 from tinybnn.quantizers import (
     ApproxSign,
     BitNetTernary,
@@ -340,7 +341,7 @@ def test_gradients_of_a_model_in_float64():
     def run(*values):
         for name, value in zip(names, values, strict=True):
             owner = model[int(name[0])]
-            setattr(owner, name[2:], value)
+            vars(owner)[name[2:]] = value
         return model(x)
 
     names, parameters = zip(*model.named_parameters(), strict=True)
@@ -408,6 +409,105 @@ def test_module_list():
         branches(Tensor(normal(4, 3)))
 
 
+@pytest.mark.parametrize(
+    "value", [np.ones((3, 2), np.float32), Tensor(np.ones((3, 2))), 1.0, [1.0], "no"],
+    ids=["array", "Tensor", "number", "list", "text"],
+)  # fmt: skip
+def test_a_parameter_does_not_vanish(value):
+    layer = nn.Linear(2, 3)
+    before = layer.weight
+    with pytest.raises(TypeError, match=r"Linear.weight is a Parameter.*weight\.data = array"):
+        layer.weight = value
+    assert layer.weight is before and layer.parameters() == [before, layer.bias]
+    layer.weight = other = nn.Parameter(np.ones((3, 2), np.float32))
+    layer.bias = None
+    assert layer.parameters() == [other]
+
+
+@pytest.mark.parametrize("value", [1.0, [1.0, 2.0], None, nn.Parameter([1.0, 2.0]), "no"], ids=type)
+def test_a_buffer_does_not_vanish(value):
+    norm = nn.BatchNorm1d(2)
+    with pytest.raises(TypeError, match=r"BatchNorm1d.running_mean is a buffer.*assign an array"):
+        norm.running_mean = value
+    assert len(norm.named_buffers()) == 3 and "running_mean" in norm.state_dict()
+
+
+def test_a_buffer_takes_arrays_scalars_of_numpy_and_tensors():
+    norm = nn.BatchNorm1d(2)
+    norm.num_batches_tracked = norm.num_batches_tracked + 1  # NumPy makes a scalar of it
+    norm.running_mean = Tensor([1.0, 2.0]) * 2.0
+    assert isinstance(norm.num_batches_tracked, np.ndarray)
+    assert isinstance(norm.running_mean, np.ndarray) and norm.running_mean.tolist() == [2.0, 4.0]
+    norm.register_buffer("running_mean", np.zeros(2))
+    assert [name for name, _ in norm.named_buffers()].count("running_mean") == 1
+    del norm.running_mean
+    assert "running_mean" not in norm.state_dict()
+
+
+@pytest.mark.parametrize("value", [lambda x: x, Tensor([1.0]), [nn.ReLU()], 3], ids=type)
+def test_a_child_does_not_vanish(value):
+    model = nn.Module()
+    model.layer = layer = nn.Linear(2, 3)
+    with pytest.raises(TypeError, match=r"Module.layer is a Module.*assign a Module or None"):
+        model.layer = value
+    assert model.children() == [layer]
+    model.layer = nn.ReLU()
+    model.layer = None
+    assert model.children() == []
+
+
+class Holder(nn.Module):
+    """A model that keeps something in an attribute of its own."""
+
+    def __init__(self, kept):
+        self.last = nn.Linear(2, 2)
+        self.kept = kept
+
+
+class Plain:
+    def __init__(self, layer):
+        self.layer = layer
+
+
+@pytest.mark.parametrize(
+    ("kept", "path"),
+    [
+        ([nn.ReLU(), nn.Linear(2, 2)], "kept[0]"),
+        ({"a": nn.BatchNorm1d(2)}, "kept['a']"),
+        ((1, [nn.Dropout()]), "kept[1][0]"),
+        (Plain(nn.Linear(2, 2)), "kept.layer"),
+        ([nn.Parameter([1.0])], "kept[0]"),
+        (Tensor([1.0], requires_grad=True), "kept"),
+    ],
+    ids=["list", "dict", "nested", "object", "Parameter", "Tensor"],
+)
+def test_layers_that_are_reached_but_not_owned(kept, path):
+    assert next(iter(unregistered(Holder(kept)))) == path
+    assert unregistered(nn.Sequential(Holder(kept)))
+    with pytest.warns(UserWarning, match=r"here: Holder reaches .* without owning it"):
+        warn_of_unregistered(Holder(kept), "here")
+
+
+def test_what_is_owned_elsewhere_or_frozen_is_no_mistake():
+    model = Holder(None)
+    model.kept = [model.last, Tensor([1.0]), nn.Linear(2, 2).freeze(), np.ones(2), len, nn]
+    assert unregistered(model) == {}
+
+
+def test_modes_are_put_back_module_by_module():
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2)))
+    model.train()
+    model[0].eval()
+    modes = [module.training for module in model.modules()]
+    for training in (True, False):
+        with model.in_mode(training=training):
+            assert [module.training for module in model.modules()] == [training] * 5
+        assert [module.training for module in model.modules()] == modes
+    with pytest.raises(KeyError), model.in_mode(training=False):
+        raise KeyError
+    assert [module.training for module in model.modules()] == modes
+
+
 def test_repr():
     assert repr(nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU()))) == (
         "Sequential(\n  (0): Linear(2, 3, bias=True)\n  (1): Sequential(\n    (0): ReLU()\n  )\n)"
@@ -426,10 +526,23 @@ def test_repr():
     assert repr(nn.LeakyReLU(0.2)) == "LeakyReLU(negative_slope=0.2)"
     assert repr(nn.PReLU(3)) == "PReLU(num_parameters=3)"
     assert repr(nn.AdaptiveAvgPool2d(1)) == "AdaptiveAvgPool2d(output_size=1)"
-    assert repr(nn.RSign(3)) == "RSign(3)"
+    assert repr(nn.RSign(3)) == "RSign(3, quantizer=ApproxSign())"
     assert repr(nn.RPReLU(3)) == "RPReLU(3)"
     assert repr(nn.Maxout(3)) == "Maxout(3)"
-    assert repr(nn.AdaBinConv2d(2, 4, 3)) == ("AdaBinConv2d(2, 4, kernel_size=(3, 3), bias=False)")
+    assert repr(nn.AdaBinConv2d(2, 4, 3)) == (
+        "AdaBinConv2d(2, 4, kernel_size=(3, 3), bias=False, input_quantizer=ApproxSign(), "
+        "weight_quantizer=EdeSign(t=1.0))"
+    )
+    assert repr(nn.BatchNorm1d(3, 0.1, 0.2, False)) == (
+        "BatchNorm1d(3, eps=0.1, momentum=0.2, affine=False)"
+    )
+    assert repr(nn.BinaryLinear(2, 4, weight_quantizer="swish_sign", clip_value=0.5)) == (
+        "BinaryLinear(2, 4, bias=False, input_quantizer=SteSign(clip_value=1.0), "
+        "weight_quantizer=SwishSign(beta=5.0), clip_value=0.5)"
+    )
+    assert repr(nn.Softplus(2.0)) == "Softplus(beta=2.0)"
+    assert repr(nn.Hardtanh(-2.0)) == "Hardtanh(min_val=-2.0, max_val=1.0)"
+    assert repr(nn.Flatten()) == "Flatten(start_dim=1, end_dim=-1)"
 
 
 # --------------------------------------------------------------------------------- float layers
@@ -943,7 +1056,7 @@ def check_layer(layer, *shape, offset=0.3):
 
     def run(x, *values):
         for name, value in zip(names, values, strict=True):
-            setattr(layer, name, value)
+            vars(layer)[name] = value
         return layer(x)
 
     x = normal(*shape).astype(np.float64)
@@ -953,7 +1066,7 @@ def check_layer(layer, *shape, offset=0.3):
         gradgradcheck(run, [x, *arrays])
     finally:
         for name, parameter in zip(names, parameters, strict=True):
-            setattr(layer, name, parameter)
+            vars(layer)[name] = parameter
 
 
 CHANNELS = [(4, 3), (2, 3, 4), (2, 3, 4, 2)]

@@ -229,7 +229,11 @@ def legend(figure):
 
 
 def test_graph_of_a_dense_layer():
-    x, w, b = Tensor(normal(4, 3)), Tensor(normal(3, 2), True), Tensor(normal(2), True)
+    x, w, b = (
+        Tensor(normal(4, 3)),
+        Tensor(normal(3, 2), requires_grad=True),
+        Tensor(normal(2), requires_grad=True),
+    )
     figure = plots.graph(F.tanh(x @ w + b).mean(), names={"w": w, "b": b})
     render(figure)
     assert boxes(figure) == {

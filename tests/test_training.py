@@ -5,16 +5,19 @@ import functools
 import os
 import random
 import re
+import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tinybnn
-from tinybnn import datasets, models, nn, optim, storage, training
+from tinybnn import datasets, models, nn, optim, quantizers, storage, training
 from tinybnn import functional as F
 from tinybnn.storage import StorageError
 from tinybnn.tensor import default_generator
@@ -118,7 +121,7 @@ def interrupting(at):
     calls = iter(range(10**9))
 
     def loss(logits, labels):
-        if not isinstance(logits, np.ndarray) and next(calls) == at:  # arrays: the validation
+        if logits.requires_grad and next(calls) == at:  # not in the validation
             raise StopError
         return F.cross_entropy(logits, labels)
 
@@ -457,8 +460,8 @@ def another(**kw):
 @pytest.mark.parametrize(
     ("make", "what"),
     [
-        (another(hidden=9), r"model: layers: 1: .*36, 8.* in the checkpoint, .*36, 9.* here"),
-        (another(dropout=0.3), r"Dropout\(p=0.2\)' in the checkpoint, 'Dropout\(p=0.3\)' here"),
+        (another(hidden=9), "model: layers: 1: out_features: 8 in the checkpoint, 9 here"),
+        (another(dropout=0.3), "model: layers: 3: p: 0.2 in the checkpoint, 0.3 here"),
         (another(model="cnn"), "model: layers"),
         (another(batch_size=16), "train: batch_size: 18 in the checkpoint, 16 here"),
         (another(data_seed=3), "train: labels"),
@@ -658,7 +661,7 @@ def finished(process):
 
 def content(path):
     """All that a checkpoint holds but the time that the epochs took."""
-    arrays, metadata = storage.load(path, kind="checkpoint", version=1)
+    arrays, metadata = storage.load(path, kind="checkpoint", version=2)
     for row in metadata["history"]:
         del row["seconds"]
     return {name: (a.dtype, a.shape, a.tobytes()) for name, a in arrays.items()}, metadata
@@ -728,3 +731,332 @@ def test_killed_at_every_event(tmp_path):
 @pytest.mark.slow
 def test_killed_a_hundred_times_at_random(tmp_path):
     killed_at_random(tmp_path, epochs=60, runs=4, kills=25, longest=0.2, seed=0)
+
+
+# ----------------------------------------------------------------------------------------- metrics
+
+
+@pytest.mark.parametrize("form", ["(N,)", "(N, 1)", "one-hot", "soft", "bools", "Tensors"])
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i4", "i8", "u8"])
+def test_accuracy_of_all_forms_of_labels(form, dtype):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(8, 2 if form == "bools" else 3)).astype(np.float32)
+    labels = logits.argmax(1)
+    labels[:2] = (labels[:2] + 1) % logits.shape[1]  # two are wrong
+    given = {
+        "(N,)": labels.astype(dtype),
+        "(N, 1)": labels[:, None].astype(dtype),
+        "one-hot": np.eye(3)[labels % 3].astype(dtype),
+        "soft": 0.7 * np.eye(3, dtype=np.float32)[labels % 3] + 0.1,
+        "bools": labels.astype(bool),
+        "Tensors": labels.astype(dtype),
+    }[form]
+    if form == "Tensors":
+        logits = tinybnn.Tensor(logits)
+    assert training.accuracy(logits, given) == 0.75
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+@pytest.mark.parametrize("dtype", [np.int64, bool, np.float32])
+def test_accuracy_of_single_logits(shape, dtype):
+    logits = np.array([-1.0, 2.0, 0.0, 3.0]).reshape(shape)
+    for labels in (np.array([0, 1, 1, 0], dtype), np.array([[0], [1], [1], [0]], dtype)):
+        assert training.accuracy(logits, labels) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels"),
+    [
+        ((4, 3), np.zeros((4, 2), int)), ((4, 3), np.zeros(3, int)), ((4, 3), np.zeros((3, 4))),
+        ((4, 3), np.zeros((4, 3))), ((4, 3), np.array([0.0, 1.0, 2.0, 2.0])), ((4, 3), np.int64(1)),
+        ((4, 3), np.array([0, 1, 2, 3])), ((4, 3), np.array([0, -1, 2, 2])), ((), np.int64(0)),
+        ((4, 3, 2), np.zeros(4, int)), ((4, 1), np.array([0.0, 0.5, 1.0, 1.0])),
+        ((4, 1), np.array([0, 1, 2, 1])), ((0, 3), np.zeros(0, int)),
+    ],
+    ids=range(13),
+)  # fmt: skip
+def test_accuracy_refuses_what_means_nothing(logits, labels):
+    with pytest.raises(ValueError, match="accuracy: "):
+        training.accuracy(np.zeros(logits), labels)
+
+
+def rows(loss, labels, outputs):
+    """What fit and evaluate note of a run with targets of some kind."""
+    data = datasets.TensorDataset(np.random.default_rng(0).normal(size=(12, 4)), labels)
+    loader = datasets.DataLoader(data, 5)
+    model = nn.Linear(4, outputs, rng=np.random.default_rng(0))
+    history = fit(
+        model, loader, epochs=1, optimizer=optim.SGD(model.parameters()), loss=loss,
+        validation=loader, progress=False,
+    )  # fmt: skip
+    return history.rows[0], training.evaluate(model, loader, loss)
+
+
+@pytest.mark.parametrize(
+    "targets", [np.linspace(0, 1, 12), np.arange(12) % 2.0, np.arange(12)], ids=range(3)
+)
+def test_a_regression_has_no_accuracy(targets):
+    row, found = rows(lambda y, t: F.mse_loss(y, t.astype(np.float32)), targets[:, None], 1)
+    assert "accuracy" not in row and "val_accuracy" not in row and found.keys() == {"loss"}
+    assert row["val_loss"] == found["loss"]
+
+
+def test_a_regression_of_several_outputs_has_no_accuracy():
+    row, found = rows(F.mse_loss, np.random.default_rng(1).normal(size=(12, 3)), 3)
+    assert "accuracy" not in row and found.keys() == {"loss"}
+
+
+@pytest.mark.parametrize("kind", ["one-hot", "one logit"])
+def test_classifications_with_other_targets_have_an_accuracy(kind):
+    if kind == "one-hot":
+        labels, loss, outputs = np.eye(3, dtype=np.float32)[np.arange(12) % 3], F.mse_loss, 3
+    else:
+        labels, outputs = np.arange(12)[:, None] % 2.0, 1
+        loss = F.binary_cross_entropy_with_logits
+    row, found = rows(loss, labels, outputs)
+    assert 0 <= row["accuracy"] <= 1 and row["val_accuracy"] == found["accuracy"]
+
+
+def test_a_checkpointed_regression_goes_on(tmp_path):
+    data = datasets.TensorDataset(np.ones((6, 2)), np.arange(6.0)[:, None])
+    for epochs in (1, 2):
+        model = nn.Linear(2, 1, rng=np.random.default_rng(0))
+        history = fit(
+            model, datasets.DataLoader(data, 3), epochs=epochs, loss=F.mse_loss, progress=False,
+            optimizer=optim.SGD(model.parameters()), checkpoint=tmp_path / "run.npz",
+        )  # fmt: skip
+    assert len(history) == 2 and "accuracy" not in history.rows[0]
+
+
+# ------------------------------------------------------------------------------ what fit is given
+
+
+def small_run(**kw):
+    model = nn.Linear(4, 2, rng=np.random.default_rng(0))
+    settings = {"epochs": 2, "optimizer": optim.SGD(model.parameters()), "progress": False}
+    return model, settings | kw
+
+
+@pytest.mark.parametrize("kind", ["list", "own class", "lists", "Tensors"])
+def test_any_iterable_of_batches(kind):
+    x, y = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32), np.arange(6) % 2
+
+    class Batches:
+        def __iter__(self):
+            return iter([(x[:3], y[:3]), (x[3:], y[3:])])
+
+    batches = {
+        "list": list(Batches()),
+        "own class": Batches(),
+        "lists": [[x[:3].tolist(), y[:3].tolist()], [x[3:].tolist(), y[3:].tolist()]],
+        "Tensors": [(tinybnn.Tensor(x[:3]), y[:3]), (tinybnn.Tensor(x[3:]), y[3:])],
+    }[kind]
+    model, settings = small_run(validation=batches)
+    expected, _ = small_run()
+    history = fit(model, batches, **settings)
+    loader = datasets.DataLoader(datasets.TensorDataset(x, y), 3)
+    other = fit(expected, loader, **settings | {"optimizer": optim.SGD(expected.parameters())})
+    assert history["loss"] == other["loss"] and history["accuracy"] == other["accuracy"]
+    assert training.predict(model, batches)[0].shape == (6, 2)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (lambda: small_data(), r"train is a Dataset; wrap it in DataLoader\(dataset"),
+        (lambda: datasets.TensorDataset(np.ones((4, 4)), np.arange(4)), "TensorDataset; wrap it"),
+        (lambda: (np.ones((4, 4)), np.arange(4) % 2), r"arrays; wrap them in DataLoader\(TensorDa"),
+        (lambda: np.ones((4, 4)), "got arrays"),
+        (lambda: iter([(np.ones((2, 4)), np.arange(2))]), "iterator, which is used up after one"),
+        (lambda: 7, "iterable of batches .*, got int"),
+        (lambda: [np.ones((2, 4))], r"each batch must be a pair \(x, y\), got <class"),
+        (lambda: [(1, 2, 3)], "each batch must be a pair .*, got 3 items"),
+    ],
+    ids=range(8),
+)
+def test_what_is_no_loader(train, message):
+    model, settings = small_run()
+    for place in ("train", "validation"):
+        loader = datasets.DataLoader(datasets.TensorDataset(np.ones((4, 4)), np.arange(4) % 2), 2)
+        given = {"train": loader} | {place: train()}
+        with pytest.raises(TypeError, match=message.replace("train is", f"{place} is")):
+            fit(model, **given, **settings)
+
+
+@pytest.mark.parametrize("where", ["fit", "predict"])
+@pytest.mark.parametrize(
+    ("count", "options", "message"),
+    [
+        (3, {"batch_size": 4, "drop_last": True}, "leaves out the 3 samples.*batch_size=4"),
+        (0, {"batch_size": 4}, "its data set is empty"),
+        (0, {"batch_size": 4, "drop_last": True}, "its data set is empty"),
+    ],
+)  # fmt: skip
+def test_no_batch_at_all(where, count, options, message):
+    data = datasets.TensorDataset(np.ones((count, 4), np.float32), np.zeros(count, int))
+    model, settings = small_run()
+    with pytest.raises(ValueError, match=f"{where}: .*{message}"):
+        if where == "fit":
+            fit(model, datasets.DataLoader(data, **options), **settings)
+        else:
+            training.predict(model, datasets.DataLoader(data, **options))
+
+
+def test_one_sample_left_for_batch_norm():
+    data = datasets.TensorDataset(np.ones((65, 4)), np.arange(65) % 2)
+    model = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
+    with pytest.raises(ValueError, match=r"single sample, choose drop_last=True or another batch"):
+        fit(
+            model, datasets.DataLoader(data, 64), epochs=1, progress=False,
+            optimizer=optim.SGD(model.parameters()),
+        )  # fmt: skip
+
+
+def test_the_optimizer_of_another_model():
+    model, settings = small_run()
+    other = nn.Linear(4, 2)
+    settings["optimizer"] = optim.SGD(other.parameters())
+    with pytest.raises(ValueError, match="none of the model's parameters"):
+        fit(model, [(np.ones((2, 4)), np.arange(2))], **settings)
+
+
+def test_fit_warns_of_layers_that_it_cannot_see():
+    class Hidden(nn.Module):
+        def __init__(self):
+            self.layers = [nn.Linear(4, 4)]
+            self.last = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.last(self.layers[0](x))
+
+    model = Hidden()
+    with pytest.warns(UserWarning, match=r"fit: Hidden reaches layers\[0\] .*nn.ModuleList"):
+        fit(
+            model, [(np.ones((2, 4)), np.arange(2))], epochs=1, progress=False,
+            optimizer=optim.SGD(model.parameters()),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("look", [training.predict, training.evaluate])
+def test_looking_at_a_model_changes_no_mode(look):
+    run = Run()
+    run.model.train()
+    run.model[2].eval()
+    modes = [module.training for module in run.model.modules()]
+    look(run.model, run.validation)
+    assert [module.training for module in run.model.modules()] == modes
+
+
+def test_the_bar_fits_into_80_columns_with_the_validation_accuracy(capsys):
+    run = Run()
+    run.fit(progress=True, epochs=2)
+    lines = capsys.readouterr().err.replace("\n", "\r").split("\r")
+    assert all(len(line.strip()) <= 80 for line in lines)
+    assert any("val " in line and "acc " in line and "loss " in line for line in lines)
+    row = {"loss": 123.456, "accuracy": 1.0, "val_accuracy": 1.0}
+    from tqdm import tqdm
+
+    text = tqdm.format_meter(
+        99999, 99999, 3599, ncols=80, prefix="epoch 999", bar_format=training.BAR,
+        postfix=training._figures(row),
+    )  # fmt: skip
+    assert len(text) <= 80 and "val 100.0%" in text
+
+
+# ------------------------------------------------------------------------- what a run is made of
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda m: setattr(m[1], "weight_quantizer", quantizers.approx_sign), "SteSign in .*, ApproxSign here"),
+        (lambda m: setattr(m[4], "input_quantizer", quantizers.SteSign(1.5)), "clip_value: 1.0 in"),
+        (lambda m: setattr(m[2], "momentum", 0.2), "momentum: 0.1 in the checkpoint, 0.2 here"),
+        (lambda m: setattr(m[2], "eps", 1e-3), "eps: 1e-05 in"),
+        (lambda m: setattr(m[1].weight, "clip_value", None), "weight.clip_value: 1.0 in"),
+        (lambda m: setattr(m[4], "scale_mode", "mean"), "scale_mode: None in"),
+    ],
+    ids=["estimator", "clip", "momentum", "eps", "latent", "scale"],
+)  # fmt: skip
+def test_a_checkpoint_of_layers_that_compute_something_else(tmp_path, change, what):
+    run = Run()
+    run.fit(epochs=1, checkpoint=tmp_path / "run.npz")
+    other = Run()
+    change(other.model)
+    with pytest.raises(ValueError, match=f"another run: model: layers.*{what}"):
+        other.fit(epochs=2, checkpoint=tmp_path / "run.npz")
+
+
+def test_a_checkpoint_of_another_transform_or_loss(tmp_path):
+    def attempt(transform=None, **smoothing):
+        run = Run(loss=functools.partial(F.cross_entropy, **smoothing))
+        if transform:
+            run.train.transform = transform
+        run.fit(epochs=1, checkpoint=tmp_path / "run.npz")
+
+    attempt()
+    attempt()
+    with pytest.raises(ValueError, match=r"transform: 'to_signed\(255\)' in .* 'to_unit\(255\)'"):
+        attempt(datasets.to_unit(255))
+    with pytest.raises(ValueError, match=r"loss: .*label_smoothing=0.1\)' here"):
+        attempt(label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("is_chained", [True, False])
+def test_a_steepness_that_a_schedule_moves_is_no_setting(tmp_path, is_chained):
+    def make():
+        model = nn.BinaryLinear(4, 2, weight_quantizer="ede_sign", rng=np.random.default_rng(0))
+        optimizer = optim.SGD(model.parameters())
+        schedule = ede = optim.EdeSchedule(model, 4)
+        if is_chained:
+            schedule = optim.ChainedScheduler([optim.StepLR(optimizer, 2), ede])
+        return model, ede, {"optimizer": optimizer, "schedule": schedule, "progress": False}
+
+    batches, path = [(np.ones((2, 4)), np.arange(2))], tmp_path / "run.npz"
+    model, ede, settings = make()
+    for epochs in (1, 2):  # the second time with t moved, in the same objects
+        fit(model, batches, epochs=epochs, checkpoint=path, **settings)
+    model, ede, settings = make()
+    fit(model, batches, epochs=3, checkpoint=path, **settings)
+    assert model.weight_quantizer.t == ede.t(3)
+
+
+def checkpoint_0_1(tmp_path, change=None):
+    """The run of tests/data/make_checkpoint_0_1.py, and its file, in a place of its own."""
+    path = Path(__file__).parent / "data" / "checkpoint_0_1.npz"
+    run = runpy.run_path(str(path.with_name("make_checkpoint_0_1.py")))["make_run"]()
+    if change:
+        change(*run)
+    return run, shutil.copy(path, tmp_path / "run.npz")
+
+
+def test_a_checkpoint_of_version_0_1_goes_on(tmp_path):
+    (model, loader, optimizer, schedule), path = checkpoint_0_1(tmp_path)
+    settings = {"optimizer": optimizer, "schedule": schedule, "progress": False}
+    with pytest.warns(UserWarning, match=r"was written by version 0\.1"):
+        history = fit(model, loader, epochs=4, checkpoint=path, **settings)
+    assert history["epoch"] == [1, 2, 3, 4] and history["lr"] == [0.02, 0.02, 0.01, 0.01]
+    assert storage.read_header(path)["version"] == 2
+    fit(model, loader, epochs=4, checkpoint=path, **settings)  # now without a warning
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (
+            lambda model, *_: setattr(model[0], "stride", (2, 2)),
+            r"stride=\(2, 2\), bias=False\)' here",
+        ),
+        (lambda model, *_: setattr(model, "1", nn.Identity()), "1: .* here"),
+        (lambda model, loader, *_: setattr(loader, "batch_size", 6), "batch_size: 8 in"),
+        (lambda *run: run[2].param_groups[0].update(eps=0.1), "eps: 1e-08 in"),
+    ],
+    ids=["layer", "kind", "loader", "optimizer"],
+)
+def test_a_checkpoint_of_version_0_1_is_compared_as_far_as_it_goes(tmp_path, change, what):
+    (model, loader, optimizer, schedule), path = checkpoint_0_1(tmp_path, change)
+    with pytest.raises(ValueError, match=f"another run: .*{what}"):
+        fit(
+            model, loader, epochs=4, optimizer=optimizer, schedule=schedule, checkpoint=path,
+            progress=False,
+        )  # fmt: skip

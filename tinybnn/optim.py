@@ -16,6 +16,7 @@ import numpy as np
 
 from tinybnn.kernels import layout
 from tinybnn.nn import LatentParameter
+from tinybnn.nn.layers import check_sizes
 from tinybnn.quantizers import EdeSign
 from tinybnn.tensor import Tensor
 
@@ -39,9 +40,12 @@ class Optimizer:
         For each parameter, in order of the groups, the arrays that `update` keeps.
     rate : str
         The setting that schedules change.
+    state_names : tuple of str or None
+        The arrays that `update` keeps from the first step on; None if they vary.
     """
 
     rate = "lr"
+    state_names = None
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -94,6 +98,12 @@ class Optimizer:
     def rates(self):
         """(group, name of the setting that schedules change) for each group."""
         return [(group, self.rate) for group in self.param_groups]
+
+    def __repr__(self):
+        groups = [
+            _settings({**group, "params": len(group["params"])}) for group in self.param_groups
+        ]
+        return f"{type(self).__name__}({'; '.join(groups)})"
 
     def zero_grad(self):
         """Forget the gradients of all parameters."""
@@ -197,8 +207,8 @@ class Optimizer:
         Raises
         ------
         ValueError
-            If the groups have other sizes or settings, or an array does not fit its parameter.
-            Nothing has been changed when an error is raised.
+            If the groups have other sizes or settings, or an array does not fit its parameter or
+            is missing. Nothing has been changed when an error is raised.
         """
         own, groups = self.state_dict()["param_groups"], state_dict["param_groups"]
         state = {int(i): arrays for i, arrays in state_dict["state"].items()}
@@ -216,6 +226,7 @@ class Optimizer:
         copies = []
         for i, p in enumerate(self.parameters):
             copies.append({})
+            self._check_names(i, state.get(i, {}))
             for name, array in state.get(i, {}).items():
                 if np.shape(array) not in ((), p.shape):
                     raise ValueError(
@@ -228,6 +239,22 @@ class Optimizer:
         for arrays, new in zip(self.state, copies, strict=True):
             arrays.clear()
             arrays.update(new)
+
+    def _check_names(self, i, arrays):
+        """The state of one parameter is that of one that has had a step, or of one that has not."""
+        if self.state_names is not None and arrays and set(arrays) != set(self.state_names):
+            raise ValueError(
+                f"load_state_dict: {type(self).__name__} keeps {', '.join(self.state_names)} of "
+                f"each parameter, the state of parameter {i} has {', '.join(sorted(arrays))}"
+            )
+
+
+def _settings(values):
+    """Settings as they are written in a call; one that is not a plain value by its name."""
+    return ", ".join(
+        f"{name}={getattr(value, '__qualname__', None) or repr(value)}"
+        for name, value in values.items()
+    )
 
 
 def _laid_out_like(weight, array):
@@ -283,6 +310,8 @@ class SGD(Optimizer):
     decay_latents : bool
         Apply the decay to latent weights too.
     """
+
+    state_names = ("velocity",)  # with momentum only
 
     def __init__(
         self,
@@ -360,6 +389,8 @@ class Adam(Optimizer):
     decay_latents : bool
         Apply the decay to latent weights too.
     """
+
+    state_names = ("step", "mean", "square")
 
     def __init__(
         self,
@@ -481,6 +512,7 @@ class Bop(Optimizer):
     """
 
     rate = "gamma"
+    state_names = ("mean",)
 
     def __init__(self, params, threshold=1e-8, gamma=1e-4):
         super().__init__(params, {"threshold": threshold, "gamma": gamma})
@@ -534,6 +566,15 @@ class MultiOptimizer(Optimizer):
     def rates(self):
         return [pair for optimizer in self.optimizers for pair in optimizer.rates]
 
+    def __repr__(self):
+        return f"MultiOptimizer({', '.join(map(repr, self.optimizers))})"
+
+    def _check_names(self, i, arrays):
+        for optimizer in self.optimizers:
+            if i < len(optimizer.parameters):
+                return optimizer._check_names(i, arrays)
+            i -= len(optimizer.parameters)
+
     def step(self):
         """Let each optimizer do its step."""
         for optimizer in self.optimizers:
@@ -574,6 +615,11 @@ class Schedule:
         for (group, rate), base in zip(self.optimizer.rates, self.base_lrs, strict=True):
             group[rate] = float(self.lr(base, self.last_epoch))
 
+    def __repr__(self):
+        hidden = ("optimizer", "base_lrs", "last_epoch")
+        settings = {name: value for name, value in vars(self).items() if name not in hidden}
+        return f"{type(self).__name__}({_settings(settings)})"
+
     def state_dict(self):
         """All settings and the step count, without the optimizer and without functions."""
         return {
@@ -583,8 +629,34 @@ class Schedule:
         }
 
     def load_state_dict(self, state_dict):
-        """Take over what `state_dict` gave; the optimizer keeps its rates until the next step."""
+        """Continue where `state_dict` was taken: the optimizer gets the rates of that epoch.
+
+        The order of loading the optimizer's state and the schedule's does not matter.
+
+        Raises
+        ------
+        ValueError
+            If it is the state of another kind of schedule, or of other parameter groups.
+        """
+        _check_state(self, state_dict)
+        if len(state_dict["base_lrs"]) != len(self.optimizer.rates):
+            raise ValueError(
+                f"load_state_dict: {type(self).__name__} has {len(self.optimizer.rates)} parameter "
+                f"groups, the state {len(state_dict['base_lrs'])}"
+            )
         vars(self).update(state_dict)
+        for (group, rate), base in zip(self.optimizer.rates, self.base_lrs, strict=True):
+            group[f"initial_{rate}"] = base
+        self._set()
+
+
+def _check_state(schedule, state_dict):
+    own = schedule.state_dict().keys()
+    if own != state_dict.keys():
+        raise ValueError(
+            f"load_state_dict: {type(schedule).__name__} has the settings {', '.join(own)}, the "
+            f"state {', '.join(state_dict)}"
+        )
 
 
 class EdeSchedule:
@@ -607,7 +679,7 @@ class EdeSchedule:
     """
 
     def __init__(self, model, T_max, t_min=1e-3, t_max=1e1):
-        if T_max < 1:
+        if not T_max >= 1:
             raise ValueError(f"EdeSchedule: T_max must be >= 1, got {T_max!r}")
         if not 0 < t_min <= t_max:
             raise ValueError(f"EdeSchedule: expects 0 < t_min <= t_max, got {t_min!r}, {t_max!r}")
@@ -620,7 +692,7 @@ class EdeSchedule:
         self.quantizers = list(found.values())
         if not self.quantizers:
             raise ValueError("EdeSchedule: the model has no EdeSign quantizer")
-        self.T_max, self.t_min, self.t_max = T_max, t_min, t_max
+        self.T_max, self.t_min, self.t_max = _plain(T_max), _plain(t_min), _plain(t_max)
         self.last_epoch = 0
         self._set()
 
@@ -642,9 +714,13 @@ class EdeSchedule:
         return {name: value for name, value in vars(self).items() if name != "quantizers"}
 
     def load_state_dict(self, state_dict):
-        """Take over what `state_dict` gave; the quantizers' t with it."""
+        """Continue where `state_dict` was taken; the quantizers get the t of that epoch."""
+        _check_state(self, state_dict)
         vars(self).update(state_dict)
         self._set()
+
+    def __repr__(self):
+        return f"EdeSchedule(T_max={self.T_max!r}, t_min={self.t_min!r}, t_max={self.t_max!r})"
 
 
 class ChainedScheduler:
@@ -679,8 +755,17 @@ class ChainedScheduler:
             del state["last_epoch"]
         return {"last_epoch": self.last_epoch, "schedules": states}
 
+    def __repr__(self):
+        return f"ChainedScheduler({self.schedules!r})"
+
     def load_state_dict(self, state_dict):
-        """Take over what `state_dict` gave."""
+        """Continue where `state_dict` was taken."""
+        _check_state(self, state_dict)
+        if len(state_dict["schedules"]) != len(self.schedules):
+            raise ValueError(
+                f"load_state_dict: ChainedScheduler has {len(self.schedules)} schedules, the state "
+                f"{len(state_dict['schedules'])}"
+            )
         self.last_epoch = state_dict["last_epoch"]
         for schedule, state in zip(self.schedules, state_dict["schedules"], strict=True):
             schedule.load_state_dict({**state, "last_epoch": self.last_epoch})
@@ -690,9 +775,8 @@ class StepLR(Schedule):
     """Multiply by `gamma` every `step_size` epochs."""
 
     def __init__(self, optimizer, step_size, gamma=0.1):
-        if not isinstance(step_size, int) or step_size < 1:
-            raise ValueError(f"StepLR: step_size must be an int >= 1, got {step_size!r}")
-        self.step_size, self.gamma = step_size, gamma
+        check_sizes("StepLR", step_size=step_size)
+        self.step_size, self.gamma = int(step_size), _plain(gamma)
         super().__init__(optimizer)
 
     def lr(self, base, epoch):
@@ -703,9 +787,9 @@ class CosineAnnealingLR(Schedule):
     """Half a cosine from the start value to `eta_min` in `T_max` epochs; constant afterwards."""
 
     def __init__(self, optimizer, T_max, eta_min=0.0):
-        if T_max < 1:
+        if not T_max >= 1:
             raise ValueError(f"CosineAnnealingLR: T_max must be >= 1, got {T_max!r}")
-        self.T_max, self.eta_min = T_max, eta_min
+        self.T_max, self.eta_min = _plain(T_max), _plain(eta_min)
         super().__init__(optimizer)
 
     def lr(self, base, epoch):
@@ -725,10 +809,9 @@ class LinearLR(Schedule):
                 "LinearLR: start_factor must lie in (0, 1] and end_factor in [0, 1], got "
                 f"{start_factor!r} and {end_factor!r}"
             )
-        if not isinstance(total_iters, int) or total_iters < 1:
-            raise ValueError(f"LinearLR: total_iters must be an int >= 1, got {total_iters!r}")
-        self.start_factor, self.end_factor = start_factor, end_factor
-        self.total_iters = total_iters
+        check_sizes("LinearLR", total_iters=total_iters)
+        self.start_factor, self.end_factor = _plain(start_factor), _plain(end_factor)
+        self.total_iters = int(total_iters)
         super().__init__(optimizer)
 
     def lr(self, base, epoch):
@@ -768,7 +851,7 @@ class SequentialLR(Schedule):
     """
 
     def __init__(self, optimizer, schedulers, milestones):
-        schedulers, milestones = list(schedulers), list(milestones)
+        schedulers, milestones = list(schedulers), [_plain(m) for m in milestones]
         if len(milestones) != len(schedulers) - 1 or any(
             low >= high for low, high in zip([0, *milestones], milestones, strict=False)
         ):
@@ -789,6 +872,12 @@ class SequentialLR(Schedule):
         return {**super().state_dict(), "schedulers": [s.state_dict() for s in self.schedulers]}
 
     def load_state_dict(self, state_dict):
+        _check_state(self, state_dict)
+        if len(state_dict["schedulers"]) != len(self.schedulers):
+            raise ValueError(
+                f"load_state_dict: SequentialLR has {len(self.schedulers)} schedules, the state "
+                f"{len(state_dict['schedulers'])}"
+            )
         for own, state in zip(self.schedulers, state_dict["schedulers"], strict=True):
             own.load_state_dict(state)
-        super().load_state_dict({k: v for k, v in state_dict.items() if k != "schedulers"})
+        super().load_state_dict({**state_dict, "schedulers": self.schedulers})

@@ -13,6 +13,8 @@ the gradient can be differentiated again.
 from __future__ import annotations
 
 import contextlib
+import functools
+import operator
 import threading
 from copy import deepcopy
 from dataclasses import dataclass
@@ -554,9 +556,16 @@ class Tensor:
     dtype : numpy dtype, optional
         float32 or float64; converts the data.
 
+    Raises
+    ------
+    TypeError
+        For data of another kind than integers, bools, float32 and float64.
+
     Attributes
     ----------
     data : numpy.ndarray
+        The values. Whatever is assigned becomes an array as in the constructor, also a Tensor:
+        ``p.data = p.data - lr * p.grad`` and ``p.data -= lr * p.grad`` are updates by hand.
     grad : Tensor or None
         Sum of the gradients that `backward` brought here since it was None; on leaves only.
     function : Function or None
@@ -571,36 +580,70 @@ class Tensor:
     `no_grad`, or where nothing requires grad, it changes the array itself. A leaf that requires
     grad is changed under `no_grad` only.
 
+    An array that meets a Tensor gives a Tensor, in NumPy's functions too (``np.exp(x)``, ``array
+    += x``). A NumPy function without a gradient rule takes the values where no graph records them,
+    and is an error where a gradient would be lost.
+
     Examples
     --------
     >>> x = Tensor([1.0, 2.0], requires_grad=True)
     >>> (x * x).sum().backward()
     >>> x.grad
     Tensor([2., 4.])
+
+    Training by hand, as in PyTorch:
+
+    >>> w = Tensor([0.0], requires_grad=True)
+    >>> for step in range(3):
+    ...     loss = ((w - 4.0) ** 2).sum()
+    ...     w.grad = None
+    ...     loss.backward()
+    ...     with no_grad():
+    ...         w -= 0.25 * w.grad
+    >>> w
+    Tensor([3.5], requires_grad=True)
+
+    and as in micrograd:
+
+    >>> w = Tensor(0.0, requires_grad=True)
+    >>> for step in range(3):
+    ...     loss = (w - 4.0) ** 2
+    ...     w.grad = None
+    ...     loss.backward()
+    ...     w.data -= 0.25 * w.grad
+    >>> w
+    Tensor(3.5, requires_grad=True)
     """
 
-    __array_ufunc__ = None  # array * tensor is the Tensor's business, not NumPy's
-    __slots__ = ("__weakref__", "_version", "data", "function", "grad", "requires_grad")
+    __slots__ = ("__weakref__", "_data", "_version", "function", "grad", "requires_grad")
     __hash__ = object.__hash__  # by identity, although == compares elements
 
-    def __init__(self, data, requires_grad=False, dtype=None):
+    def __init__(self, data, *more, requires_grad=False, dtype=None):
+        if more:
+            raise TypeError(
+                f"{type(self).__name__}: takes one value, got {1 + len(more)}; write "
+                f"{type(self).__name__}([3.0, 4.0]) for an array, and name the options: "
+                "requires_grad=True, dtype=np.float64"
+            )
         source = data if isinstance(data, Tensor) else None
         data = as_array(data)
-        if dtype is None:
-            is_float_array = isinstance(data, (np.ndarray, np.generic)) and data.dtype.kind == "f"
-            dtype = data.dtype if is_float_array else np.float32
-        elif np.dtype(dtype).kind != "f":
-            raise TypeError(f"Tensor: dtype must be a floating-point type, got {np.dtype(dtype)}")
-        self.data = np.asarray(data, dtype=dtype)
+        self._data = _as_floats(data, dtype, type(self).__name__)
         self.grad = None
         self.requires_grad = bool(requires_grad)
         self.function = None
         # Counts in-place changes; Tensors on the same memory share it.
-        is_alias = source is not None and self.data is data
+        is_alias = source is not None and self._data is data
         self._version = source._version if is_alias else [0]
         if is_alias and _state.tape is not None:
             _state.tape.aliases[id(self)] = self, source
 
+    def _replace_data(self, value):
+        if _state.tape is not None:
+            _state.tape.escape("x.data = y is not recorded; write x = y instead", self)
+        self._version[0] += 1
+        self._data = _as_floats(as_array(value), None, f"{type(self).__name__}.data")
+
+    data = property(operator.attrgetter("_data"), _replace_data)
     shape = property(lambda self: self.data.shape)
     dtype = property(lambda self: self.data.dtype)
     ndim = property(lambda self: self.data.ndim)
@@ -671,7 +714,7 @@ class Tensor:
                 "and cannot be copied or pickled; use .detach() first"
             )
         constructor, arguments, (attributes, slots), *rest = super().__reduce_ex__(protocol)
-        slots["data"] = _InMemoryOrder(self.data)
+        slots["_data"] = _InMemoryOrder(self.data)
         return constructor, arguments, (attributes, slots), *rest
 
     def __repr__(self):
@@ -694,8 +737,26 @@ class Tensor:
         return float(self.item())
 
     def __array__(self, dtype=None, copy=None):
+        if _state.grad_enabled and self.requires_grad:
+            raise _loses_gradient("a NumPy function")
         self._leaves_tape("a NumPy function")
         return np.array(self.data, dtype=dtype, copy=copy)
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
+        """What NumPy's elementwise functions and ``array * tensor`` do with a Tensor."""
+        tensors = [x for x in inputs if isinstance(x, Tensor)]
+        recorded = _state.grad_enabled and any([x.requires_grad for x in tensors])
+        operation = OF_NUMPY.get(ufunc) if method == "__call__" and not options else None
+        if operation and (out is None or recorded or _state.tape is not None):
+            return operation(*inputs)  # after `array += tensor` the name is that of a Tensor
+        if recorded:
+            raise _loses_gradient(f"np.{ufunc.__name__}")
+        for x in tensors:
+            x._leaves_tape(f"np.{ufunc.__name__}")
+        if out is not None:
+            options["out"] = tuple(map(as_array, out))
+        result = getattr(ufunc, method)(*map(as_array, inputs), **options)
+        return Tensor(result) if getattr(result, "dtype", None) in _FLOATS else result
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))
@@ -882,9 +943,43 @@ class Tensor:
 
     def to(self, dtype):
         """This tensor in another floating-point dtype (itself if it has it already)."""
-        if np.dtype(dtype).kind != "f":
-            raise TypeError(f"to: dtype must be a floating-point type, got {np.dtype(dtype)}")
+        _check_dtype(dtype, "to")
         return self if self.dtype == dtype else Cast.apply(self, dtype=np.dtype(dtype))
+
+
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def _as_floats(data, dtype, name):
+    """An array of float32 or float64: of `dtype`, else of its own, else of float32."""
+    if dtype is None and type(data) is np.ndarray and data.dtype in _FLOATS:
+        return data
+    if dtype is not None:
+        _check_dtype(dtype, name)
+    array = np.asarray(data)
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if kind not in "biu" and not (kind == "f" and size in (4, 8)):
+        raise TypeError(
+            f"{name}: expects float32, float64, integers or bools, got {array.dtype}; convert "
+            "the data first, say by .astype(np.float32)"
+        )
+    if dtype is None:
+        is_double = isinstance(data, np.ndarray | np.generic) and kind == "f" and size == 8
+        dtype = np.float64 if is_double else np.float32
+    return np.asarray(array, dtype)
+
+
+def _check_dtype(dtype, name):
+    if np.dtype(dtype) not in _FLOATS:
+        raise TypeError(f"{name}: dtype must be float32 or float64, got {np.dtype(dtype)}")
+
+
+def _loses_gradient(function):
+    return RuntimeError(
+        f"{function} has no gradient rule, and would take the values of a Tensor that requires "
+        "grad out of the graph; use tinybnn's function of that name (where, clamp, exp, ...), or "
+        "x.detach() or x.data where no gradient is wanted"
+    )
 
 
 class _InMemoryOrder:
@@ -922,7 +1017,7 @@ COMPARISONS = {  # operators and what NumPy calls them
 
 def _compare(operator, x, other):
     """An array of bools; inside `trace` a `Comparison`."""
-    array = COMPARISONS[operator](x.data, as_array(other))
+    array = COMPARISONS[operator](as_array(x), as_array(other))
     return array if _state.tape is None else Comparison(array, operator, (x, other))
 
 
@@ -1552,3 +1647,15 @@ def stack(tensors, dim=0):
     (dim,) = _dims(dim, len(shapes[0]) + 1)
     new = (*shapes[0][:dim], 1, *shapes[0][dim:])
     return cat([reshape(t, new) for t in tensors], dim)
+
+
+# ------------------------------------------------------------------------------ NumPy's functions
+
+# What stands for an elementwise function of NumPy that is called with a Tensor.
+OF_NUMPY = {
+    np.add: Add.apply, np.subtract: Sub.apply, np.multiply: Mul.apply, np.divide: Div.apply,
+    np.power: Pow.apply, np.negative: lambda x: -x, np.absolute: abs, np.square: lambda x: x * x,
+    np.exp: exp, np.log: log, np.sqrt: sqrt, np.maximum: maximum, np.minimum: minimum,
+    np.matmul: matmul,
+    **{ufunc: functools.partial(_compare, symbol) for symbol, ufunc in COMPARISONS.items()},
+}  # fmt: skip

@@ -7,11 +7,13 @@ killed goes on from its last complete epoch to the same final weights, bit for b
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import re
 import time
+import warnings
 import zlib
 from dataclasses import dataclass, field
 from numbers import Number
@@ -19,10 +21,12 @@ from types import ModuleType
 
 import numpy as np
 
+from tinybnn import datasets, storage
 from tinybnn import functional as F
-from tinybnn import storage
-from tinybnn.nn import LatentParameter
-from tinybnn.tensor import Tensor, default_generator, no_grad
+from tinybnn.nn import LatentParameter, Module
+from tinybnn.nn.module import warn_of_unregistered
+from tinybnn.quantizers import Quantizer
+from tinybnn.tensor import Tensor, as_array, default_generator, no_grad
 
 
 @dataclass
@@ -34,7 +38,8 @@ class History:
     rows : list of dict
         Keys: epoch (from 1), lr, loss and accuracy (running means over the epoch's training
         batches), flip_ratio (share of latent weights whose sign changed during the epoch),
-        seconds; val_loss and val_accuracy where a validation set was given.
+        seconds; val_loss and val_accuracy where a validation set was given. A regression has no
+        accuracies.
     """
 
     rows: list = field(default_factory=list)
@@ -47,45 +52,193 @@ class History:
         return len(self.rows)
 
 
-def predict(model, loader):
-    """Logits of every sample of a DataLoader, in its order, in evaluation mode.
+def predict(model, loader, progress=False):
+    """Logits of every sample, in the order of the batches, in evaluation mode.
+
+    Every module keeps the mode that it had.
+
+    Parameters
+    ----------
+    model : Module
+    loader : DataLoader or iterable of (x, y)
+    progress : bool
+        Show a progress bar on stderr.
 
     Returns
     -------
     logits : (N, classes) float32
+        Or whatever the model gives.
     labels : (N,) int64
+        Or whatever the loader gives.
+
+    Raises
+    ------
+    ValueError
+        If there are no batches.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        with no_grad():
-            batches = [(model(Tensor(x)).data, y) for x, y in loader]
-    finally:
-        model.train(was_training)
-    if not batches:
-        raise ValueError("predict: the loader gave no batches")
-    logits, labels = zip(*batches, strict=True)
+    from tqdm import tqdm  # late, so that `import tinybnn` does not wait for it
+
+    _expect_batches("predict", "loader", loader)
+    bar = tqdm(
+        loader, total=_length(loader), desc="evaluating", unit="batch", leave=False, delay=1,
+        disable=not progress,
+    )  # fmt: skip
+    logits, labels = [], []
+    with bar, model.in_mode(training=False), no_grad():
+        for x, y in _pairs("predict", bar):
+            logits.append(model(Tensor(x)).data)
+            labels.append(np.asarray(as_array(y)))
+    if not logits:
+        raise _no_batches("predict", loader)
     return np.concatenate(logits), np.concatenate(labels)
 
 
-def evaluate(model, loader, loss=F.cross_entropy):
-    """Loss and accuracy over a DataLoader, in evaluation mode.
+def evaluate(model, loader, loss=F.cross_entropy, progress=False):
+    """Loss and accuracy over all batches, in evaluation mode.
+
+    Every module keeps the mode that it had.
+
+    Parameters
+    ----------
+    model, loader, progress
+        As in `predict`.
+    loss : callable
+        (outputs, labels) -> Tensor with one element.
 
     Returns
     -------
     dict
-        ``loss`` (mean over samples) and ``accuracy`` (0 to 1).
+        ``loss`` (mean over samples) and, unless it is a regression, ``accuracy`` (0 to 1).
     """
-    logits, labels = predict(model, loader)
-    return {
-        "loss": float(loss(logits, labels)),
-        "accuracy": accuracy(logits, labels),
-    }
+    logits, labels = predict(model, loader, progress)
+    with no_grad():
+        found = {"loss": float(loss(Tensor(logits), labels))}
+    right = _right_or_none(logits, labels, loss)
+    return found if right is None else {**found, "accuracy": float(np.mean(right))}
 
 
 def accuracy(logits, labels):
-    """Share of rows whose largest logit stands at the label."""
-    return float(np.mean(np.argmax(logits, axis=1) == labels))
+    """Share of samples whose largest logit stands at the label, from 0 to 1.
+
+    Parameters
+    ----------
+    logits : (N, classes), or (N,) or (N, 1)
+        A single logit means class 1 where it is >= 0, else class 0.
+    labels : (N,) or (N, 1) integers or bools, or (N, classes) distributions
+        Of a distribution, such as a one-hot row, the largest entry counts. For single logits also
+        floats, all 0 or 1.
+
+    Raises
+    ------
+    ValueError
+        For other shapes and dtypes, and for labels that are no class.
+    """
+    right = _right(np.asarray(as_array(logits)), np.asarray(as_array(labels)))
+    if not right.size:
+        raise ValueError("accuracy: there are no samples")
+    return float(np.mean(right))
+
+
+def _right(logits, labels):
+    """Whether each sample is classified as its label says; see `accuracy`."""
+    count = len(logits) if logits.ndim else 0
+    is_single = logits.size == count
+    classes = 2 if is_single or not logits.ndim else logits.shape[-1]
+    if logits.shape == labels.shape and logits.ndim == 2 and _are_distributions(labels):
+        labels = labels.argmax(axis=1)
+    is_flat = labels.shape in ((count,), (count, 1))
+    is_label = labels.dtype.kind in "iub" or (
+        is_single and bool(np.all((labels == 0) | (labels == 1)))
+    )
+    if not (0 < logits.ndim <= 2 and is_flat and is_label):
+        raise ValueError(
+            f"accuracy: expects logits (N, classes) with labels (N,) of integers (int8 to int64, "
+            f"uint8 to uint64, bool) or one-hot rows (N, classes), got logits {logits.shape} and "
+            f"labels {labels.shape} of {labels.dtype}"
+        )
+    labels = labels.reshape(count)
+    if count and not (labels.min() >= 0 and labels.max() < classes):
+        raise ValueError(
+            f"accuracy: labels must lie in 0..{classes - 1}, got {labels.min()}..{labels.max()}"
+        )
+    if is_single:
+        return (logits.reshape(count) >= 0) == labels
+    return logits.argmax(axis=1) == labels
+
+
+def _are_distributions(labels):
+    """Whether rows say how likely each of two or more classes is, as one-hot rows do."""
+    is_share = labels.shape[1] > 1 and np.all(labels >= 0)
+    return bool(is_share and np.allclose(labels.sum(axis=1), 1, rtol=0, atol=1e-4))
+
+
+def _right_or_none(logits, labels, loss):
+    """`_right`, or None for a regression: single outputs, or floats that are no distributions."""
+    labels = np.asarray(as_array(labels))
+    if logits.ndim not in (1, 2):
+        return None
+    if logits.size == len(logits):
+        if loss is not F.binary_cross_entropy_with_logits:
+            return None
+    elif labels.shape == logits.shape and not _are_distributions(labels):
+        return None
+    return _right(logits, labels)
+
+
+# ----------------------------------------------------------------------------------------- batches
+
+
+def _expect_batches(where, name, loader):
+    """Refuse what cannot be gone through in batches (x, y)."""
+    if hasattr(loader, "images") or isinstance(loader, datasets.TensorDataset):
+        raise TypeError(
+            f"{where}: {name} is a {type(loader).__name__}; wrap it in "
+            "DataLoader(dataset, batch_size=64)"
+        )
+    is_pair = isinstance(loader, tuple) and len(loader) == 2
+    if isinstance(loader, np.ndarray | Tensor) or (is_pair and hasattr(loader[0], "shape")):
+        raise TypeError(
+            f"{where}: {name} must be a DataLoader or an iterable of batches (x, y), got arrays; "
+            "wrap them in DataLoader(TensorDataset(x, y), batch_size=64)"
+        )
+    if not hasattr(loader, "__iter__"):
+        raise TypeError(
+            f"{where}: {name} must be a DataLoader or an iterable of batches (x, y), got "
+            f"{type(loader).__name__}"
+        )
+
+
+def _expect_repeatable(name, loader, epochs):
+    if epochs > 1 and iter(loader) is loader:
+        raise TypeError(
+            f"fit: {name} is an iterator, which is used up after one epoch; pass a list of batches "
+            "or a DataLoader"
+        )
+
+
+def _pairs(where, batches):
+    """The batches, each checked to be a pair."""
+    for batch in batches:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            found = f"{len(batch)} items" if isinstance(batch, tuple | list) else type(batch)
+            raise TypeError(f"{where}: each batch must be a pair (x, y), got {found}")
+        yield batch
+
+
+def _no_batches(where, loader):
+    dataset = getattr(loader, "dataset", ())
+    if getattr(loader, "drop_last", False) and len(dataset):
+        return ValueError(
+            f"{where}: no batch is complete: drop_last=True leaves out the {len(dataset)} samples, "
+            f"fewer than batch_size={loader.batch_size}; choose a smaller batch_size, or "
+            "drop_last=False"
+        )
+    return ValueError(f"{where}: the loader gave no batches: its data set is empty")
+
+
+def _length(loader):
+    """Number of batches, None where it is not known."""
+    return len(loader) if hasattr(loader, "__len__") else None
 
 
 class FlipCounter:
@@ -123,9 +276,10 @@ def fit(
     Parameters
     ----------
     model : Module
-    train, validation : DataLoader
-        `validation` (optional) is evaluated after each epoch. Make choices on it, and leave the
-        test set for the end.
+    train, validation : DataLoader, or any iterable of batches (x, y)
+        A list of pairs of arrays, say; not an iterator, which has one epoch in it. `validation`
+        (optional) is evaluated after each epoch. Make choices on it, and leave the test set for
+        the end.
     epochs : int
         How many to train; with `checkpoint`, how many the history shall have in the end.
     optimizer : Optimizer
@@ -133,7 +287,7 @@ def fit(
     schedule_unit : 'epoch' or 'batch'
         After what the schedule is stepped.
     loss : callable
-        (logits Tensor, labels array) -> Tensor with one element.
+        (outputs Tensor, labels array) -> Tensor with one element.
     history : History, optional
         Rows are added to it, also when training is interrupted.
     checkpoint : path, optional
@@ -156,8 +310,11 @@ def fit(
     ------
     FloatingPointError
         If the loss is not finite: training on would only hide where it broke.
+    TypeError
+        If `train` or `validation` gives no batches (x, y).
     ValueError
-        If `checkpoint` is of a run with another model, optimizer, ...: it says what differs.
+        If there is no batch, if the optimizer has none of the model's parameters, or if
+        `checkpoint` is of a run with another model, optimizer, ...: it says what differs.
     StorageError
         If `checkpoint` is damaged. It is never overwritten then.
     OSError
@@ -170,6 +327,19 @@ def fit(
         raise ValueError(f"fit: epochs must be >= 1, got {epochs!r}")
     if schedule_unit not in ("epoch", "batch"):
         raise ValueError(f"fit: schedule_unit must be 'epoch' or 'batch', got {schedule_unit!r}")
+    _expect_batches("fit", "train", train)
+    _expect_repeatable("train", train, epochs)
+    if _length(train) == 0:
+        raise _no_batches("fit", train)
+    if validation is not None:
+        _expect_batches("fit", "validation", validation)
+        _expect_repeatable("validation", validation, epochs)
+    if not {id(p) for p in model.parameters()} & {id(p) for p in optimizer.parameters}:
+        raise ValueError(
+            "fit: the optimizer has none of the model's parameters, and would train another model; "
+            "make it from model.parameters()"
+        )
+    warn_of_unregistered(model, "fit")
     each_batch = schedule.step if schedule and schedule_unit == "batch" else None
     history = History() if history is None else history
     total, done = len(history) + epochs, 0
@@ -186,10 +356,12 @@ def fit(
     from tqdm import tqdm  # late, so that `import tinybnn` does not wait for it
 
     flips = FlipCounter(model)
+    batches = _length(train)
     bar = tqdm(
-        total=(done + max(0, total - len(history))) * len(train),
-        initial=done * len(train),
+        total=batches and (done + max(0, total - len(history))) * batches,
+        initial=done * (batches or 0),
         disable=not progress,
+        bar_format=BAR if batches else None,
         unit="batch",
     )
     try:
@@ -204,25 +376,42 @@ def fit(
                     schedule.step()
                 row["seconds"] = time.perf_counter() - start
                 if validation is not None:
-                    found = evaluate(model, validation, loss)
-                    row.update(val_loss=found["loss"], val_accuracy=found["accuracy"])
+                    found = evaluate(model, validation, loss, progress)
+                    row.update((f"val_{name}", value) for name, value in found.items())
                 history.rows.append(row)
                 if checkpoint is not None:
                     state.save()
-                names = ("loss", "accuracy", "flip_ratio", "val_accuracy")
-                bar.set_postfix({k: f"{row[k]:.4f}" for k in names if k in row})
+                bar.set_postfix_str(_figures(row))
     finally:
         model.eval()
     return history
 
 
+BAR = "{desc} |{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # in 80 columns
+
+
+def _figures(row):
+    """What the bar says of an epoch, shortly."""
+    figures = [f"loss {row['loss']:.3g}"]
+    if "accuracy" in row:
+        figures.append(f"acc {row['accuracy']:.1%}")
+    if "val_accuracy" in row:
+        figures.append(f"val {row['val_accuracy']:.1%}")
+    elif "val_loss" in row:
+        figures.append(f"val {row['val_loss']:.3g}")
+    else:
+        figures.append(f"flips {row['flip_ratio']:.2%}")
+    return ", ".join(figures)
+
+
 def _expect_columns(path, history, validation):
     """The rows that a checkpoint gave back are those of `fit`."""
-    columns = {"epoch", "lr", "loss", "accuracy", "flip_ratio", "seconds"}
+    columns = {"epoch", "lr", "loss", "flip_ratio", "seconds"}
     if validation is not None:
-        columns |= {"val_loss", "val_accuracy"}
+        columns.add("val_loss")
     for row in history.rows:
-        if not all(isinstance(row.get(name), Number) for name in columns):
+        found = [row.get(name) for name in columns | row.keys()]
+        if not all(isinstance(value, Number) for value in found):
             raise storage.StorageError(
                 f"{path}: not a valid checkpoint: its history lacks one of the numbers "
                 f"{', '.join(sorted(columns))}"
@@ -232,9 +421,9 @@ def _expect_columns(path, history, validation):
 def _train_epoch(model, train, optimizer, loss, each_batch, bar, epoch):
     """One pass over the data: mean loss and accuracy over its samples."""
     model.train()
-    total_loss = correct = count = 0
+    total_loss = right = count = 0
     bar.set_description(f"epoch {epoch}")
-    for x, y in train:
+    for x, y in _pairs("fit", train):
         optimizer.zero_grad()
         logits = model(Tensor(x))
         value = loss(logits, y)
@@ -245,10 +434,14 @@ def _train_epoch(model, train, optimizer, loss, each_batch, bar, epoch):
         if each_batch:
             each_batch()
         total_loss += value.item() * len(y)
-        correct += int(np.count_nonzero(np.argmax(logits.data, axis=1) == y))
+        found = None if right is None else _right_or_none(logits.data, y, loss)
+        right = None if found is None else right + int(np.count_nonzero(found))
         count += len(y)
         bar.update()
-    return {"loss": total_loss / count, "accuracy": correct / count}
+    if not count:
+        raise _no_batches("fit", train)
+    row = {"loss": total_loss / count}
+    return row if right is None else {**row, "accuracy": right / count}
 
 
 # ------------------------------------------------------------------------------------- checkpoints
@@ -281,7 +474,7 @@ class Checkpoint:
         Whatever else must be the same when training goes on, as JSON values.
     """
 
-    KIND, VERSION = "checkpoint", 1
+    KIND, VERSION = "checkpoint", 2
 
     def __init__(
         self,
@@ -299,7 +492,7 @@ class Checkpoint:
         self.history = History() if history is None else history
         self._generators = _find_generators(model=model, train=train, validation=validation)
         self._fixed = {
-            "model": _describe_model(model),
+            "model": _describe_model(model, _moved_by(schedule)),
             "train": _describe_loader(train),
             "validation": _describe_loader(validation),
             "random generators": {
@@ -358,10 +551,13 @@ class Checkpoint:
         """
         try:
             arrays, metadata = _read(self.path)
+            version = storage.read_header(self.path)["version"]
         except FileNotFoundError:
             return False
         then, now = metadata["run"], json.loads(json.dumps(self._description()))
         with storage.expecting(self.path, "checkpoint"):
+            if version == 1:
+                now = _as_in_version_1(now, then, self.model)
             default = then["random generators"]["default"]
             other = now["random generators"]["default"]
             if default["seed"] is None or other["seed"] is None:
@@ -372,6 +568,12 @@ class Checkpoint:
             raise ValueError(
                 f"{self.path} is the checkpoint of another run: {different[0]}{more}; "
                 "choose another path, or delete the file to start anew"
+            )
+        if version == 1:
+            warnings.warn(
+                f"{self.path} was written by version 0.1, which noted less of the layers' settings "
+                "and no transforms: only what it noted was compared with this run",
+                stacklevel=2,
             )
         with storage.expecting(self.path, "checkpoint"):
             rows, state = _rows(metadata), {}
@@ -479,6 +681,9 @@ def _as_json(value):
 def _differences(old, new, where=""):
     """Sentences about where two JSON values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
+        if old.get("kind") != new.get("kind"):
+            yield f"{where}{old.get('kind')} in the checkpoint, {new.get('kind')} here"
+            return
         for name in sorted({*old, *new}):
             if name not in new:
                 yield f"{where}{name} is in the checkpoint, but not here"
@@ -493,25 +698,95 @@ def _differences(old, new, where=""):
         yield f"{where}{old!r} in the checkpoint, {new!r} here"
 
 
-def _describe_model(model):
-    """Layers with their settings, state with its dtypes and shapes."""
-    layers = {}
-    for path, module in model.named_modules():
-        settings = re.sub(r" at 0x\w+", "", module.extra_repr())  # addresses differ in each run
-        layers[path or "(top)"] = f"{type(module).__name__}({settings})"
+def _describe_model(model, moved):
+    """Layers with all that decides what they compute, state with its dtypes and shapes."""
+    layers = {
+        path or "(top)": {"kind": type(module).__name__, **_settings(module, moved)}
+        for path, module in model.named_modules()
+    }
     state = {name: f"{a.dtype} {a.shape}" for name, a in model.state_dict().items()}
     return {"layers": layers, "state": state}
+
+
+def _settings(thing, moved=()):
+    """Public attributes of a layer, quantizer or transform, as JSON holds them.
+
+    Without its state, and without what a schedule moves.
+    """
+    found = {}
+    for name, value in vars(thing).items():
+        if isinstance(value, LatentParameter):
+            found[f"{name}.clip_value"] = value.clip_value
+        is_state = isinstance(value, Module | Tensor | np.ndarray | np.random.Generator)
+        if name.startswith("_") or name in ("training", "frozen") or is_state:
+            continue
+        found[name] = _setting(value, moved)
+    return _as_json(found)
+
+
+def _setting(value, moved):
+    if isinstance(value, Quantizer):
+        own = {} if id(value) in moved else _settings(value, moved)
+        return {"kind": type(value).__name__, **own}
+    if isinstance(value, list | tuple):
+        return [_setting(item, moved) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _setting(item, moved) for key, item in value.items()}
+    if value is None or isinstance(value, Number | str | np.generic):
+        return value
+    if hasattr(value, "__qualname__"):
+        return value.__qualname__
+    return _without_addresses(repr(value))
+
+
+def _without_addresses(text):
+    return re.sub(r" at 0x\w+", "", text)  # they differ in each run
+
+
+def _moved_by(schedule):
+    """The quantizers whose steepness a schedule moves, by id; their t is no setting."""
+    parts = getattr(schedule, "schedules", [schedule])
+    return {id(q) for part in parts for q in getattr(part, "quantizers", ())}
+
+
+# What version 0.1 did not yet print of a layer, as name=value at the start or after a comma.
+_NEW_IN_VERSION_2 = re.compile(
+    r"(^|, )(input_quantizer|weight_quantizer|quantizer|clip_value|eps|momentum|affine|beta|min_val"
+    r"|max_val|start_dim|end_dim)=[^,()]*(\((?:[^()]|\([^()]*\))*\))?"
+)
+
+
+def _as_in_version_1(now, then, model):
+    """A description as far as version 0.1 wrote it down: layers as text, with fewer settings."""
+    now = {name: _restricted(value, then.get(name)) for name, value in now.items()}
+    now["model"]["layers"] = layers = {}
+    for path, module in model.named_modules():
+        settings = _without_addresses(_NEW_IN_VERSION_2.sub("", module.extra_repr()))
+        layers[path or "(top)"] = f"{type(module).__name__}({settings.removeprefix(', ')})"
+    return now
+
+
+def _restricted(value, like):
+    """A dict with the keys that another has; anything else as it is."""
+    if not (isinstance(value, dict) and isinstance(like, dict)):
+        return value
+    return {name: _restricted(item, like[name]) for name, item in value.items() if name in like}
 
 
 def _describe_loader(loader):
     """What tells one loader from another; None stays None."""
     if loader is None:
         return None
-    found = {"batches": len(loader)}
+    found = {"batches": _length(loader)}
     for name in ("batch_size", "shuffle", "drop_last"):
         if hasattr(loader, name):
             found[name] = getattr(loader, name)
+    if hasattr(loader, "transform"):
+        found["transform"] = _setting(loader.transform, ())
     dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, datasets.TensorDataset):
+        found["dataset"] = repr(dataset)
+        found["targets (CRC-32)"] = zlib.crc32(np.ascontiguousarray(dataset.y).view(np.uint8))
     if hasattr(dataset, "images") and hasattr(dataset, "labels"):
         found["dataset"] = getattr(dataset, "name", None)
         found["images"] = f"{dataset.images.dtype} {dataset.images.shape}"
@@ -520,6 +795,11 @@ def _describe_loader(loader):
 
 
 def _name(function):
+    """What a loss is called; a partial function with its settings."""
+    if isinstance(function, functools.partial):
+        named = [f"{name}={value!r}" for name, value in function.keywords.items()]
+        settings = ", ".join([*map(repr, function.args), *named])
+        return f"{_name(function.func)}({_without_addresses(settings)})"
     return getattr(function, "__qualname__", type(function).__name__)
 
 

@@ -118,15 +118,11 @@ def count_operations(model, input_shape):
     (3462144, 223744)
     """
     input_shape = tuple(int(n) for n in input_shape)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        tape = _run(model, (0, *input_shape))
-    except ValueError:  # such as of reshape(len(x), -1)
-        tape = _run(model, (1, *input_shape))
-    finally:
-        for module, training in modes:
-            module.training = training
+    with model.in_mode(training=False):
+        try:
+            tape = _run(model, (0, *input_shape))
+        except ValueError:  # such as of reshape(len(x), -1)
+            tape = _run(model, (1, *input_shape))
     paths = {id(module): path or "model" for path, module in model.named_modules()}
     layers, counted = [], set()
     for module, inputs, output, cost in costs(tape):

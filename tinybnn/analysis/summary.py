@@ -88,14 +88,8 @@ def summary(model, input_shape):
         at the layer whose sign it computes.
     """
     input_shape = tuple(int(n) for n in input_shape)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with no_grad(), trace() as tape:
-            model(Tensor(np.zeros((1, *input_shape), np.float32)))
-    finally:
-        for module, training in modes:
-            module.training = training
+    with model.in_mode(training=False), no_grad(), trace() as tape:
+        model(Tensor(np.zeros((1, *input_shape), np.float32)))
     try:
         packed, not_packed = deploy.compile(model, input_shape), ""
         stored = Counter()

@@ -8,8 +8,9 @@ Dataset(digits: 1437 images 1×8×8 uint8 up to 16, 10 classes)
 >>> x.shape, x.dtype, y.shape
 ((32, 1, 8, 8), dtype('float32'), (32,))
 
-`fetch` downloads what is not bundled, `from_folder` and `from_arrays` take images of your own, and
-a transform augments the training set:
+`fetch` downloads what is not bundled, `from_folder` and `from_arrays` take images of your own,
+`TensorDataset` takes tables, standardised values and regressions, and a transform augments the
+training set:
 
 >>> from tinybnn.datasets import Compose, RandomShift, to_signed
 >>> transform = Compose([RandomShift(1), to_signed(train.maximum)])
@@ -21,7 +22,7 @@ from tinybnn.datasets.download import Available, DownloadError, available, fetch
 from tinybnn.datasets.files import DatasetError
 from tinybnn.datasets.folder import from_folder, read_picture
 from tinybnn.datasets.idx import read_idx
-from tinybnn.datasets.loader import DataLoader, as_generator
+from tinybnn.datasets.loader import DataLoader, TensorDataset, as_generator
 from tinybnn.datasets.npy import is_npy, read_npy
 from tinybnn.datasets.sources import SOURCES, Layout, Source, load, path, search_folders
 from tinybnn.datasets.transforms import (
@@ -37,6 +38,7 @@ from tinybnn.datasets.transforms import (
 __all__ = [
     "SOURCES", "Available", "Compose", "DataLoader", "Dataset", "DatasetError", "DownloadError",
     "Layout", "Normalize", "RandomCrop", "RandomHorizontalFlip", "RandomShift", "Source",
-    "as_generator", "available", "fetch", "from_arrays", "from_folder", "is_npy", "load", "path",
-    "read_idx", "read_npy", "read_picture", "search_folders", "to_signed", "to_unit",
+    "TensorDataset", "as_generator", "available", "fetch", "from_arrays", "from_folder", "is_npy",
+    "load", "path", "read_idx", "read_npy", "read_picture", "search_folders", "to_signed",
+    "to_unit",
 ]  # fmt: skip

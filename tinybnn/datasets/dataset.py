@@ -73,7 +73,8 @@ class Dataset:
             if not (low >= 0 and high <= np.float32(self.maximum)):  # NaN fails too
                 raise ValueError(
                     f"Dataset: images must have values from 0 to maximum={self.maximum}, "
-                    f"got {low} to {high}"
+                    f"got {low} to {high}; pass another maximum, or use TensorDataset(x, y) for "
+                    "standardised and negative values"
                 )
         pixels = np.ascontiguousarray(images.transpose(0, 2, 3, 1))  # (N, H, W, C)
         object.__setattr__(self, "images", pixels.transpose(0, 3, 1, 2))
@@ -179,14 +180,24 @@ def from_arrays(images, labels, classes=None, name="arrays", maximum=None):
     images, labels = np.asarray(images), np.asarray(labels)
     if images.ndim not in (3, 4):
         raise ValueError(
-            f"from_arrays: images must be (N, H, W) or (N, C, H, W), got shape {images.shape}"
+            f"from_arrays: images must be (N, H, W) or (N, C, H, W), got shape {images.shape}; "
+            "for other data use TensorDataset(x, y)"
         )
     if images.dtype != np.uint8 and images.dtype.kind != "f":
         raise TypeError(f"from_arrays: images must be uint8 or floats, got {images.dtype}")
     if labels.dtype.kind not in "iu":
-        raise TypeError(f"from_arrays: labels must be integers, got {labels.dtype}")
+        raise TypeError(
+            f"from_arrays: labels must be integers (int8 to int64, uint8 to uint64), got "
+            f"{labels.dtype}; convert them by .astype(np.int64), or use TensorDataset(x, y) for "
+            "targets that are no classes"
+        )
+    if labels.shape == (len(images), 1):
+        labels = labels[:, 0]
     if labels.ndim != 1:
-        raise ValueError(f"from_arrays: labels must be (N,), got shape {labels.shape}")
+        raise ValueError(
+            f"from_arrays: labels must be (N,), got shape {labels.shape}; from one-hot rows make "
+            "them by .argmax(axis=1)"
+        )
     if maximum is None:
         maximum = 255 if images.dtype == np.uint8 else 1
     if images.dtype != np.uint8:

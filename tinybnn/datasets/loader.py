@@ -1,4 +1,4 @@
-"""Batches: the DataLoader."""
+"""Batches: the DataLoader, and arrays of any kind as a data set."""
 
 from __future__ import annotations
 
@@ -7,23 +7,67 @@ from numbers import Integral
 import numpy as np
 
 from tinybnn.datasets.transforms import to_signed
-from tinybnn.tensor import default_generator
+from tinybnn.tensor import as_array, default_generator
 
 
-class DataLoader:
-    """Iterate over a dataset in batches.
+class TensorDataset:
+    """Samples and their targets as two arrays: tables, standardised images, regressions.
+
+    PyTorch's class of that name, for two arrays. For images with classes `from_arrays` makes a
+    `Dataset`, which knows its value of white and its names.
 
     Parameters
     ----------
-    dataset : Dataset
+    x : (N, ...) numbers
+        Floats become float32.
+    y : (N, ...) numbers
+        Integers become int64, floats float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If these are no such arrays, or of different lengths.
+    """
+
+    def __init__(self, x, y):
+        x, y = np.asarray(as_array(x)), np.asarray(as_array(y))
+        if not x.ndim or x.shape[:1] != y.shape[:1]:
+            raise ValueError(
+                f"TensorDataset: x and y must have one length, got shapes {x.shape} and {y.shape}"
+            )
+        for name, array in (("x", x), ("y", y)):
+            if array.dtype.kind not in "biuf":
+                raise TypeError(f"TensorDataset: {name} must hold numbers, got {array.dtype}")
+        self.x = x.astype(np.float32, copy=False) if x.dtype.kind == "f" else x
+        self.y = y.astype(np.float32 if y.dtype.kind == "f" else np.int64, copy=False)
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, index):
+        """The pair (x, y) at an integer, a slice or an array of positions."""
+        return self.x[index], self.y[index]
+
+    def __repr__(self):
+        return f"TensorDataset(x {self.x.shape} {self.x.dtype}, y {self.y.shape} {self.y.dtype})"
+
+
+class DataLoader:
+    """Iterate over a data set in batches.
+
+    Parameters
+    ----------
+    dataset : Dataset, TensorDataset, or any object with __len__ and __getitem__
+        ``dataset[i]`` of your own class, or of a list, is a pair (x, y) of numbers or arrays.
     batch_size : int
     shuffle : bool
         Draw a new order at the start of each epoch (each ``iter(loader)``).
     drop_last : bool
         Leave out the last batch if it is smaller than the others.
     transform : callable, optional
-        (images (B, C, H, W) of the dataset's dtype, rng) -> (B, C', H', W') float32; it must not
-        change its input. Default: ``to_signed(dataset.maximum)``, so that inputs fill [-1, 1].
+        (x (B, ...) as the data set has it, rng) -> (B, ...) float32; it must not change its input.
+        Default for a `Dataset`: ``to_signed(dataset.maximum)``, so that inputs fill [-1, 1]; for
+        others: no change but to float32.
     rng : numpy.random.Generator or int, optional
         Draws the orders and whatever the transform draws. An int is the seed of a new generator:
         the same seed gives the same batches on every run. None: the generator that
@@ -31,23 +75,29 @@ class DataLoader:
 
     Yields
     ------
-    x : (B, C, H, W) float32
-        Channels-last in memory: ``x.transpose(0, 2, 3, 1)`` is C-contiguous.
+    x : (B, ...) float32
+        Images (B, C, H, W) are channels-last in memory: ``x.transpose(0, 2, 3, 1)`` is
+        C-contiguous.
     y : (B,) int64
+        Or whatever the targets are: integers as int64, floats as float32.
 
     Raises
     ------
     TypeError, ValueError
-        For arguments of the wrong type or range, and when a transform returns something else.
+        For arguments of the wrong type or range, when samples are no pairs or differ in shape, and
+        when a transform returns something else.
     """
 
     def __init__(
         self, dataset, batch_size=1, shuffle=False, drop_last=False, transform=None, rng=None
     ):
-        if not all(hasattr(dataset, name) for name in ("images", "labels", "maximum")):
+        has_images = all(hasattr(dataset, name) for name in ("images", "labels", "maximum"))
+        has_items = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+        if isinstance(dataset, np.ndarray | str | dict) or not (has_images or has_items):
             raise TypeError(
-                f"DataLoader: expected a Dataset, got {type(dataset).__name__} "
-                "(tinybnn.datasets.from_arrays makes one from arrays)"
+                f"DataLoader: expected a Dataset, a TensorDataset, or an object with __len__ and "
+                f"__getitem__ that gives pairs (x, y), got {type(dataset).__name__} "
+                "(tinybnn.datasets.from_arrays makes a Dataset of images and labels)"
             )
         if isinstance(batch_size, bool) or not isinstance(batch_size, Integral):
             raise TypeError(f"DataLoader: batch_size must be an integer, got {batch_size!r}")
@@ -62,27 +112,28 @@ class DataLoader:
         self.batch_size = int(batch_size)
         self.shuffle = bool(shuffle)
         self.drop_last = bool(drop_last)
-        self.transform = to_signed(dataset.maximum) if transform is None else transform
+        self._read = _read_images if has_images else _read_items
+        self.transform = transform
+        if transform is None:
+            self.transform = to_signed(dataset.maximum) if has_images else _to_float
         # None stays None, so that a seed set after this line still counts.
         self.rng = None if rng is None else as_generator(rng, "DataLoader")
 
     def __len__(self):
         """Number of batches in an epoch."""
-        whole, rest = divmod(len(self.dataset.labels), self.batch_size)
+        whole, rest = divmod(len(self.dataset), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self):
-        count = len(self.dataset.labels)
-        pixels = self.dataset.images.transpose(0, 2, 3, 1)  # (N, H, W, C), contiguous
+        count = len(self.dataset)
         rng = as_generator(self.rng, "DataLoader")
         order = rng.permutation(count) if self.shuffle else None
         for batch in range(len(self)):
             rows = slice(batch * self.batch_size, min((batch + 1) * self.batch_size, count))
             if order is not None:
                 rows = order[rows]
-            images = pixels[rows].transpose(0, 3, 1, 2)  # (B, C, H, W)
-            x = self.transform(images, rng)
-            yield _channels_last(x, len(images)), self.dataset.labels[rows].copy()
+            x, y = self._read(self.dataset, rows)
+            yield _checked(self.transform(x, rng), x.shape), y
 
     def __repr__(self):
         return (
@@ -91,13 +142,65 @@ class DataLoader:
         )
 
 
-def _channels_last(x, count):
-    """A transform's result, checked, with channels last in memory (copied only if they are not)."""
-    if not isinstance(x, np.ndarray) or x.dtype != np.float32 or x.ndim != 4 or len(x) != count:
-        found = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
-        raise ValueError(
-            f"DataLoader: the transform must return a float32 array ({count}, C, H, W), got {found}"
+def _read_images(dataset, rows):
+    """Images (B, C, H, W) and labels of a Dataset at some positions."""
+    pixels = dataset.images.transpose(0, 2, 3, 1)  # (N, H, W, C), contiguous
+    return pixels[rows].transpose(0, 3, 1, 2), dataset.labels[rows].copy()
+
+
+def _read_items(dataset, rows):
+    """Samples and targets of any other data set, each stacked to one array."""
+    if isinstance(dataset, TensorDataset):
+        x, y = dataset[rows]
+        return x, y.copy()
+    positions = range(rows.start, rows.stop) if isinstance(rows, slice) else rows
+    pairs = [dataset[int(i)] for i in positions]
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise TypeError(
+            f"DataLoader: {type(dataset).__name__}[i] must be a pair (x, y); for two arrays use "
+            "TensorDataset(x, y)"
         )
+    columns = []
+    for name, values in zip("xy", zip(*pairs, strict=True), strict=True):
+        arrays = [np.asarray(as_array(value)) for value in values]
+        if len({array.shape for array in arrays}) > 1:
+            shapes = sorted({str(array.shape) for array in arrays})
+            raise ValueError(
+                f"DataLoader: the {name} of a batch must have one shape, got {', '.join(shapes)}"
+            )
+        columns.append(np.stack(arrays))
+    batch = TensorDataset(*columns)
+    return batch.x, batch.y
+
+
+def _to_float(x, rng):
+    """Samples as float32; pixels are not scaled unasked."""
+    if x.dtype == np.uint8 and x.ndim > 2:
+        raise ValueError(
+            f"DataLoader: images {x.shape} of uint8 need a scale; pass "
+            "transform=datasets.to_signed(255) for inputs in [-1, 1], or to_unit(255)"
+        )
+    return x.astype(np.float32, copy=x.base is not None)
+
+
+def _checked(x, shape):
+    """A transform's result; images with channels last in memory (copied only if they are not)."""
+    ndim = len(shape)
+    if (
+        not isinstance(x, np.ndarray)
+        or x.dtype != np.float32
+        or (ndim == 4 and x.ndim != 4)
+        or not x.ndim
+        or len(x) != shape[0]
+    ):
+        found = f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
+        rest = "C, H, W" if ndim == 4 else "..."
+        raise ValueError(
+            f"DataLoader: the transform must return a float32 array ({shape[0]}, {rest}), got "
+            f"{found}"
+        )
+    if x.ndim != 4:
+        return x
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
 

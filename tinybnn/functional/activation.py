@@ -8,6 +8,7 @@ import numpy as np
 
 from tinybnn.kernels import layout
 from tinybnn.tensor import (
+    OF_NUMPY,
     Function,
     as_array,
     clamp,
@@ -227,6 +228,9 @@ def sigmoid(x):
 def tanh(x):
     """Hyperbolic tangent."""
     return Tanh.apply(x)
+
+
+OF_NUMPY[np.tanh] = tanh
 
 
 def hardsigmoid(x):

@@ -147,7 +147,9 @@ def batch_norm(
     count = math.prod(shape) // shape[1] if shape[1] else 0
     if count < 2:
         raise ValueError(
-            f"batch_norm: training needs more than one value for each channel, x has shape {shape}"
+            f"batch_norm: training needs more than one value for each channel, x has shape "
+            f"{shape}; where the last batch of an epoch is a single sample, choose drop_last=True "
+            "or another batch_size in the DataLoader; to predict, call model.eval() first"
         )
     running = None if running_mean is None else (running_mean, running_var, momentum)
     return BatchNorm.apply(x, weight, bias, mean=None, var=None, eps=eps, running=running)

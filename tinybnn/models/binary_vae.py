@@ -25,7 +25,6 @@ any, and no more.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import NamedTuple
 
@@ -474,18 +473,6 @@ class BinaryVAE(nn.Module):
         """The results of a function on parts of an array, in evaluation mode."""
         if batch_size < 1:
             raise ValueError(f"BinaryVAE: batch_size must be >= 1, got {batch_size!r}")
-        with _evaluation(self), no_grad():
+        with self.in_mode(training=False), no_grad():
             parts = range(0, max(len(rows), 1), batch_size)
             return np.concatenate([function(rows[i : i + batch_size]) for i in parts])
-
-
-@contextlib.contextmanager
-def _evaluation(model):
-    """A model in evaluation mode, and afterwards in the modes that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

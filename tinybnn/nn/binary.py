@@ -96,8 +96,15 @@ class _Binary:
         return values.reshape(-1, *(1,) * (self.weight.ndim - 2))
 
     def extra_repr(self):
-        text = super().extra_repr()
+        text = super().extra_repr() + _quantizers_repr(self)
+        text += f", clip_value={self.weight.clip_value}"
         return text + (f", scale={self.scale_mode!r}" if self.scale_mode else "")
+
+
+def _quantizers_repr(layer):
+    return (
+        f", input_quantizer={layer.input_quantizer!r}, weight_quantizer={layer.weight_quantizer!r}"
+    )
 
 
 def _gives_signs(quantizer):
@@ -327,7 +334,7 @@ class RSign(Module):
         return self.quantizer(x - _per_channel(self, "threshold", x))
 
     def extra_repr(self):
-        return f"{len(self.threshold)}"
+        return f"{len(self.threshold)}, quantizer={self.quantizer!r}"
 
 
 class RPReLU(Module):
@@ -510,6 +517,9 @@ class AdaBinConv2d(Conv2d):
 
     def _conv(self, x, weight):
         return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+    def extra_repr(self):
+        return super().extra_repr() + _quantizers_repr(self)
 
     def binary_weight(self):
         """The signs v of the weights, an array of ±1."""

@@ -257,7 +257,8 @@ class _BatchNorm(Module):
         return output
 
     def extra_repr(self):
-        return f"{self.num_features}"
+        affine = self.weight is not None
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={affine}"
 
 
 class BatchNorm1d(_BatchNorm):
@@ -345,6 +346,9 @@ class Softplus(Module):
     def forward(self, x):
         return F.softplus(x, self.beta)
 
+    def extra_repr(self):
+        return f"beta={self.beta}"
+
 
 class Hardtanh(Module):
     """Limit to [min_val, max_val]."""
@@ -354,6 +358,9 @@ class Hardtanh(Module):
 
     def forward(self, x):
         return F.hardtanh(x, self.min_val, self.max_val)
+
+    def extra_repr(self):
+        return f"min_val={self.min_val}, max_val={self.max_val}"
 
 
 class Sigmoid(Module):
@@ -503,6 +510,9 @@ class Flatten(Module):
 
     def forward(self, x):
         return F.flatten(x, self.start_dim, self.end_dim)
+
+    def extra_repr(self):
+        return f"start_dim={self.start_dim}, end_dim={self.end_dim}"
 
 
 class Identity(Module):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from dataclasses import dataclass
+from types import FunctionType, ModuleType
 
 import numpy as np
 
@@ -34,8 +37,8 @@ class Parameter(Tensor):
 
     __slots__ = ()
 
-    def __init__(self, data, requires_grad=True, dtype=None):
-        super().__init__(data, requires_grad, dtype)
+    def __init__(self, data, *more, requires_grad=True, dtype=None):
+        super().__init__(data, *more, requires_grad=requires_grad, dtype=dtype)
 
 
 class LatentParameter(Parameter):
@@ -52,16 +55,17 @@ class LatentParameter(Parameter):
 
     __slots__ = ("clip_value",)
 
-    def __init__(self, data, clip_value=1.0, requires_grad=True, dtype=None):
-        super().__init__(data, requires_grad, dtype)
+    def __init__(self, data, *more, clip_value=1.0, requires_grad=True, dtype=None):
+        super().__init__(data, *more, requires_grad=requires_grad, dtype=dtype)
         self.clip_value = clip_value
 
 
 class Module:
     """Base class of layers and models: assign Parameters and Modules, write ``forward``.
 
-    Attributes of type `Parameter` and `Module` are found by themselves; arrays that belong to
-    the state without being learned are announced by `register_buffer`.
+    Attributes of type `Parameter` and `Module` are registered automatically; state that is not
+    learned is added with `register_buffer`. Layers in a plain list or dict are not registered: see
+    `ModuleList` and `unregistered`.
 
     Attributes
     ----------
@@ -84,9 +88,46 @@ class Module:
         return traced_forward(self, inputs) if is_tracing() else self.forward(*inputs)
 
     def register_buffer(self, name, array):
-        """An array of the state (saved and loaded) that is not a parameter."""
-        self._buffer_names = (*self._buffer_names, name)
-        setattr(self, name, np.asarray(array))
+        """Add an array of the state (saved and loaded) that is not a parameter."""
+        if name not in self._buffer_names:
+            self._buffer_names = (*self._buffer_names, name)
+        setattr(self, name, np.asarray(as_array(array)))
+
+    def __setattr__(self, name, value):
+        """Set an attribute; a Parameter, buffer or Module is replaced by its own kind only.
+
+        Raises
+        ------
+        TypeError
+            Where it would vanish from `parameters` and `state_dict`. A Parameter and a Module may
+            be set to None.
+        """
+        if name in self._buffer_names:
+            if isinstance(value, np.generic | Tensor) and not isinstance(value, Parameter):
+                value = np.asarray(as_array(value))  # array + 1 is a NumPy scalar if it has no axes
+            if not isinstance(value, np.ndarray):
+                raise self._would_vanish(name, value, "a buffer", "an array")
+        elif value is not None and not isinstance(value, Parameter | Module):
+            old = vars(self).get(name)
+            if isinstance(old, Parameter):
+                raise self._would_vanish(
+                    name, value, "a Parameter",
+                    f"its values with {name}.data = array, or a {type(old).__name__}, or None",
+                )  # fmt: skip
+            if isinstance(old, Module):
+                raise self._would_vanish(name, value, "a Module", "a Module or None")
+        object.__setattr__(self, name, value)
+
+    def __delattr__(self, name):
+        object.__delattr__(self, name)
+        if name in self._buffer_names:
+            self._buffer_names = tuple(n for n in self._buffer_names if n != name)
+
+    def _would_vanish(self, name, value, kind, expected):
+        return TypeError(
+            f"{type(self).__name__}.{name} is {kind}, and would vanish from the model if it became "
+            f"a {type(value).__name__}; assign {expected}"
+        )
 
     # ------------------------------------------------------------------------- walking the tree
 
@@ -195,6 +236,17 @@ class Module:
         """Switch this module and all below it to evaluation mode."""
         return self.train(False)
 
+    @contextlib.contextmanager
+    def in_mode(self, *, training):
+        """Context manager: `train` or `eval` inside, afterwards each module in the mode it had."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.train(training)
+        try:
+            yield self
+        finally:
+            for module, training in modes:
+                module.training = training
+
     def freeze(self, frozen=True):
         """Keep this module and all below it as they are while others around them are trained.
 
@@ -248,12 +300,8 @@ class Module:
         floats = [p for p in vars(self).values() if isinstance(p, Parameter)]
         floats += [getattr(self, name) for name in self._buffer_names]
         bits = sum(8 * x.dtype.itemsize * int(np.prod(x.shape)) for x in floats if x.shape)
-        was_training, self.training = self.training, False
-        try:
-            with no_grad():
-                output = self(Tensor(np.zeros((1, *input_shape), np.float32)))
-        finally:
-            self.training = was_training
+        with self.in_mode(training=False), no_grad():
+            output = self(Tensor(np.zeros((1, *input_shape), np.float32)))
         return Cost(output.shape[1:], weight_bits=bits)
 
     # --------------------------------------------------------------------------------- printing
@@ -268,6 +316,57 @@ class Module:
             return f"{type(self).__name__}({self.extra_repr()})"
         lines = [f"  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in children]
         return f"{type(self).__name__}(\n" + "\n".join(lines) + "\n)"
+
+
+def unregistered(model):
+    """Layers and parameters that a model reaches, but does not own.
+
+    A layer in a plain list, dict or object does not learn, is not saved, and keeps its mode.
+
+    Returns
+    -------
+    dict
+        Path, such as ``layers[0]``, -> Module that is not frozen, or Tensor that requires grad.
+    """
+    owned = {id(x) for x in (*model.modules(), *model.parameters())}
+    found, seen = {}, set(owned)
+    stack = [
+        (f"{path}.{name}" if path else name, value)
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+    ]
+    while stack:
+        path, value = stack.pop()
+        if id(value) in seen or isinstance(value, type | FunctionType | ModuleType | np.ndarray):
+            continue
+        seen.add(id(value))
+        if isinstance(value, Module):
+            if not value.frozen:
+                found[path] = value
+        elif isinstance(value, Tensor):
+            if value.requires_grad and value.is_leaf:
+                found[path] = value
+        elif isinstance(value, list | tuple | set):
+            stack.extend((f"{path}[{i}]", item) for i, item in enumerate(value))
+        elif isinstance(value, dict):
+            stack.extend((f"{path}[{key!r}]", item) for key, item in value.items())
+        else:
+            stack.extend((f"{path}.{key}", v) for key, v in getattr(value, "__dict__", {}).items())
+    return dict(sorted(found.items()))
+
+
+def warn_of_unregistered(model, where):
+    """Warn of what `unregistered` finds, in the name of a function that the user called."""
+    found = unregistered(model)
+    if found:
+        path = next(iter(found))
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        warnings.warn(
+            f"{where}: {type(model).__name__} reaches {path} ({type(found[path]).__name__}){more} "
+            "without owning it: it does not learn, is not saved, and keeps its mode. Use "
+            "nn.ModuleList in place of a list, nn.Parameter in place of a Tensor, or freeze() it",
+            stacklevel=3,
+        )
 
 
 class ModuleList(Module):

@@ -37,27 +37,27 @@ def layer_statistics(model, batches):
     layers = _spatial_layers(model)
     seen = {path: {"variance": [], "factor": [], "gradient": []} for path in layers}
     state = {name: array.copy() for name, array in model.state_dict().items()}
-    was_training = model.training
-    model.train()
     norms = {id(layer.norm): path for path, layer in layers.items()}
-    for x, labels in batches:
-        model.zero_grad()
-        with trace() as tape:
-            loss = F.cross_entropy(model(Tensor(x)), labels)
-        for module, inputs, _ in tape.modules:
-            if id(module) in norms:
-                variance = inputs[0].data.var((0, 2, 3), dtype=np.float64)  # (C,)
-                found = seen[norms[id(module)]]
-                found["variance"].append(variance)
-                found["factor"].append(np.abs(module.weight.data) / np.sqrt(variance + module.eps))
-        del tape
-        loss.backward()
-        for path, layer in layers.items():
-            grads = [conv.weight.grad.data.ravel() for conv in _convolutions(layer)]
-            seen[path]["gradient"].append(np.concatenate(grads).astype(np.float64))
+    with model.in_mode(training=True):
+        for x, labels in batches:
+            model.zero_grad()
+            with trace() as tape:
+                loss = F.cross_entropy(model(Tensor(x)), labels)
+            for module, inputs, _ in tape.modules:
+                if id(module) in norms:
+                    variance = inputs[0].data.var((0, 2, 3), dtype=np.float64)  # (C,)
+                    found = seen[norms[id(module)]]
+                    found["variance"].append(variance)
+                    found["factor"].append(
+                        np.abs(module.weight.data) / np.sqrt(variance + module.eps)
+                    )
+            del tape
+            loss.backward()
+            for path, layer in layers.items():
+                grads = [conv.weight.grad.data.ravel() for conv in _convolutions(layer)]
+                seen[path]["gradient"].append(np.concatenate(grads).astype(np.float64))
     model.zero_grad()
     model.load_state_dict(state)
-    model.train(was_training)
     rows = []
     for path, layer in layers.items():
         conv, gradients = _convolutions(layer)[0], np.array(seen[path]["gradient"])  # (batches, n)
