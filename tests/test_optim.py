@@ -1,5 +1,6 @@
 """Optimizers and schedules: PyTorch's numbers, groups, latent weights, Bop, state."""
 
+import copy
 import json
 
 import numpy as np
@@ -429,3 +430,140 @@ def test_ede_schedule_refuses_what_cannot_work():
         optim.EdeSchedule(model_with_ede(), 5, t_min=2.0, t_max=1.0)
     with pytest.raises(ValueError, match="at least one"):
         optim.ChainedScheduler([])
+
+
+# ------------------------------------------------------------------- going on from stored state
+
+
+SCHEDULES = {
+    "step": lambda o: optim.StepLR(o, 2, 0.5),
+    "cosine": lambda o: optim.CosineAnnealingLR(o, 9),
+    "linear": lambda o: optim.LinearLR(o, 0.1, total_iters=4),
+    "lambda": lambda o: optim.LambdaLR(o, lambda epoch: 0.9**epoch),
+    "sequential": lambda o: optim.SequentialLR(
+        o, [optim.LinearLR(o, 0.1, total_iters=2), optim.CosineAnnealingLR(o, 6)], [2]
+    ),
+    "chained": lambda o: optim.ChainedScheduler([optim.CosineAnnealingLR(o, 9)]),
+}
+OPTIMIZERS = {
+    "Adam": lambda p: optim.Adam(p, lr=0.1),
+    "groups": lambda p: optim.SGD([{"params": p[:1], "lr": 0.3}, {"params": p[1:]}], 0.1, 0.9),
+    "multi": lambda p: optim.MultiOptimizer(
+        optim.Bop(p[:1], gamma=0.01), optim.Adam(p[1:], lr=0.2)
+    ),
+}
+
+
+@pytest.mark.parametrize("order", ["schedule last", "optimizer last", "schedule made last"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_any_order_of_construction_and_loading(optimizer, schedule, order):
+    """The next epochs have the rates and the weights of the undisturbed run."""
+
+    def parameters():
+        return [nn.LatentParameter(np.linspace(-1, 1, 6)), nn.Parameter(np.ones(4))]
+
+    def steps(params, optimizer, schedule, epochs):
+        rates = []
+        for epoch in epochs:
+            rates.append([group[rate] for group, rate in optimizer.rates])
+            for p in params:
+                p.grad = Tensor(np.sin(epoch + p.data))
+            optimizer.step()
+            schedule.step()
+        return rates, [p.data.copy() for p in params]
+
+    params = parameters()
+    first = OPTIMIZERS[optimizer](params)
+    first_schedule = SCHEDULES[schedule](first)
+    steps(params, first, first_schedule, range(3))
+    state = copy.deepcopy((first.state_dict(), first_schedule.state_dict()))
+    weights = [p.data.copy() for p in params]
+    expected = steps(params, first, first_schedule, range(3, 7))
+
+    params = parameters()
+    for p, weight in zip(params, weights, strict=True):
+        p.data[...] = weight
+    second = OPTIMIZERS[optimizer](params)
+    if order == "schedule made last":
+        second.load_state_dict(state[0])
+    second_schedule = SCHEDULES[schedule](second)
+    if order == "optimizer last":
+        second_schedule.load_state_dict(state[1])
+        second.load_state_dict(state[0])
+    else:
+        if order == "schedule last":
+            second.load_state_dict(state[0])
+        second_schedule.load_state_dict(state[1])
+    found = steps(params, second, second_schedule, range(3, 7))
+    assert found[0] == expected[0]
+    for a, b in zip(found[1], expected[1], strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_state_of_another_schedule(schedule):
+    adam = optim.Adam([nn.Parameter(np.ones(2))])
+    own = SCHEDULES[schedule](adam)
+    before = copy.deepcopy(own.state_dict())
+    for state in SCHEDULES.values():
+        other = state(adam).state_dict()
+        if other.keys() != before.keys():
+            with pytest.raises(ValueError, match=f"load_state_dict: {type(own).__name__} has the"):
+                own.load_state_dict(other)
+    for wrong in ({}, before | {"more": 1}, {k: v for k, v in before.items() if k != "last_epoch"}):
+        with pytest.raises(ValueError, match="load_state_dict: "):
+            own.load_state_dict(wrong)
+    assert own.state_dict() == before
+
+
+def test_the_state_of_other_groups_or_of_fewer_schedules():
+    one = optim.StepLR(optim.SGD([nn.Parameter(np.ones(2))]), 2)
+    two = optim.StepLR(OPTIMIZERS["groups"]([nn.Parameter(np.ones(2)) for _ in range(2)]), 2)
+    with pytest.raises(ValueError, match="StepLR has 1 parameter groups, the state 2"):
+        one.load_state_dict(two.state_dict())
+    chained = optim.ChainedScheduler([one])
+    with pytest.raises(ValueError, match="ChainedScheduler has 1 schedules, the state 2"):
+        chained.load_state_dict(optim.ChainedScheduler([one, one]).state_dict())
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_an_incomplete_state_of_an_optimizer(make):
+    params = [nn.LatentParameter(np.ones(3)), nn.Parameter(np.ones(2))]
+    optimizer = make(params)
+    for p in params:
+        p.grad = Tensor(np.ones(p.shape))
+    optimizer.step()
+    whole = copy.deepcopy(optimizer.state_dict())
+    for i in whole["state"]:
+        for changed in ("more", "less"):
+            state = copy.deepcopy(whole)
+            if changed == "more":
+                state["state"][i]["other"] = np.ones(params[i].shape)
+            elif len(state["state"][i]) > 1:
+                state["state"][i].popitem()
+            else:
+                continue
+            with pytest.raises(ValueError, match=r"keeps .* of each parameter, the state of"):
+                optimizer.load_state_dict(state)
+    optimizer.load_state_dict(whole)
+
+
+def test_reprs_show_all_settings():
+    params = [nn.LatentParameter(np.ones(3)), nn.Parameter(np.ones(2))]
+    sgd = optim.SGD([{"params": params[:1], "lr": 0.5}, {"params": params[1:]}], 0.1, 0.9)
+    assert repr(sgd) == (
+        "SGD(lr=0.5, momentum=0.9, dampening=0.0, weight_decay=0.0, nesterov=False, "
+        "decay_latents=False, params=1; lr=0.1, momentum=0.9, dampening=0.0, weight_decay=0.0, "
+        "nesterov=False, decay_latents=False, params=1)"
+    )
+    multi = OPTIMIZERS["multi"](params)
+    assert repr(multi).startswith(
+        "MultiOptimizer(Bop(threshold=1e-08, gamma=0.01, params=1), Adam("
+    )
+    assert repr(SCHEDULES["step"](sgd)) == "StepLR(step_size=2, gamma=0.5)"
+    assert "lr_lambda=" in repr(SCHEDULES["lambda"](sgd))
+    text = repr(optim.ChainedScheduler([SCHEDULES["sequential"](sgd)]))
+    assert text.startswith("ChainedScheduler([SequentialLR(schedulers=[LinearLR(start_factor=0.1,")
+    model = nn.BinaryLinear(2, 2, weight_quantizer="ede_sign")
+    assert repr(optim.EdeSchedule(model, 4)) == "EdeSchedule(T_max=4, t_min=0.001, t_max=10.0)"

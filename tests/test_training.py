@@ -969,7 +969,7 @@ def test_the_bar_fits_into_80_columns_with_the_validation_accuracy(capsys):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda m: setattr(m[1], "weight_quantizer", quantizers.approx_sign), "SteSign in .*, ApproxSign here"),
+        (lambda m: setattr(m[1], "weight_quantizer", quantizers.approx_sign), "SteSign in .*Appr"),
         (lambda m: setattr(m[4], "input_quantizer", quantizers.SteSign(1.5)), "clip_value: 1.0 in"),
         (lambda m: setattr(m[2], "momentum", 0.2), "momentum: 0.1 in the checkpoint, 0.2 here"),
         (lambda m: setattr(m[2], "eps", 1e-3), "eps: 1e-05 in"),

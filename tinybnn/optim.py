@@ -18,7 +18,7 @@ from tinybnn.kernels import layout
 from tinybnn.nn import LatentParameter
 from tinybnn.nn.layers import check_sizes
 from tinybnn.quantizers import EdeSign
-from tinybnn.tensor import Tensor
+from tinybnn.tensor import Tensor, plain
 
 
 class Optimizer:
@@ -68,7 +68,7 @@ class Optimizer:
             unknown = set(group) - set(defaults) - {"params"}
             if unknown:
                 raise ValueError(f"{type(self).__name__}: unknown settings {sorted(unknown)}")
-            group.update((name, _plain(group[name])) for name in defaults)
+            group.update((name, plain(group[name])) for name in defaults)
             self._check(group)
             self.param_groups.append(group)
         self.parameters = [p for group in self.param_groups for p in group["params"]]
@@ -235,7 +235,7 @@ class Optimizer:
                     )
                 copies[i][name] = _laid_out_like(p.data, np.array(array))
         for group, new in zip(self.param_groups, groups, strict=True):
-            group.update((n, _plain(value)) for n, value in new.items() if n != "params")
+            group.update((n, plain(value)) for n, value in new.items() if n != "params")
         for arrays, new in zip(self.state, copies, strict=True):
             arrays.clear()
             arrays.update(new)
@@ -266,13 +266,6 @@ def _laid_out_like(weight, array):
     result = np.empty_like(weight, array.dtype)
     result[...] = array
     return result
-
-
-def _plain(value):
-    """NumPy numbers as Python's, whose products with float32 arrays stay float32; no lists."""
-    if isinstance(value, np.generic):
-        return value.item()
-    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 @functools.cache
@@ -692,7 +685,7 @@ class EdeSchedule:
         self.quantizers = list(found.values())
         if not self.quantizers:
             raise ValueError("EdeSchedule: the model has no EdeSign quantizer")
-        self.T_max, self.t_min, self.t_max = _plain(T_max), _plain(t_min), _plain(t_max)
+        self.T_max, self.t_min, self.t_max = plain(T_max), plain(t_min), plain(t_max)
         self.last_epoch = 0
         self._set()
 
@@ -776,7 +769,7 @@ class StepLR(Schedule):
 
     def __init__(self, optimizer, step_size, gamma=0.1):
         check_sizes("StepLR", step_size=step_size)
-        self.step_size, self.gamma = int(step_size), _plain(gamma)
+        self.step_size, self.gamma = int(step_size), plain(gamma)
         super().__init__(optimizer)
 
     def lr(self, base, epoch):
@@ -789,7 +782,7 @@ class CosineAnnealingLR(Schedule):
     def __init__(self, optimizer, T_max, eta_min=0.0):
         if not T_max >= 1:
             raise ValueError(f"CosineAnnealingLR: T_max must be >= 1, got {T_max!r}")
-        self.T_max, self.eta_min = _plain(T_max), _plain(eta_min)
+        self.T_max, self.eta_min = plain(T_max), plain(eta_min)
         super().__init__(optimizer)
 
     def lr(self, base, epoch):
@@ -810,7 +803,7 @@ class LinearLR(Schedule):
                 f"{start_factor!r} and {end_factor!r}"
             )
         check_sizes("LinearLR", total_iters=total_iters)
-        self.start_factor, self.end_factor = _plain(start_factor), _plain(end_factor)
+        self.start_factor, self.end_factor = plain(start_factor), plain(end_factor)
         self.total_iters = int(total_iters)
         super().__init__(optimizer)
 
@@ -851,7 +844,7 @@ class SequentialLR(Schedule):
     """
 
     def __init__(self, optimizer, schedulers, milestones):
-        schedulers, milestones = list(schedulers), [_plain(m) for m in milestones]
+        schedulers, milestones = list(schedulers), [plain(m) for m in milestones]
         if len(milestones) != len(schedulers) - 1 or any(
             low >= high for low, high in zip([0, *milestones], milestones, strict=False)
         ):

@@ -25,7 +25,7 @@ import functools
 import numpy as np
 
 from tinybnn.kernels import layout
-from tinybnn.tensor import Function, abs, as_array, clamp, exp, where
+from tinybnn.tensor import Function, abs, as_array, clamp, exp, plain, where
 
 __all__ = [
     "ApproxSign", "BitNetTernary", "DoReFaActivation", "DoReFaWeight", "EdeSign",
@@ -94,6 +94,9 @@ class Quantizer:
             cls.fused_gradient = Quantizer.fused_gradient
         if {"forward", "gradient", "pseudo_gradient"} & own and "is_tent" not in own:
             cls.is_tent = False
+
+    def __setattr__(self, name, value):
+        object.__setattr__(self, name, plain(value))  # a NumPy scalar would give float64
 
     @property
     def bits(self):
@@ -268,15 +271,14 @@ class EdeSign(Quantizer):
 
     @property
     def k(self):
-        return max(1.0 / float(self.t), 1.0)
+        return max(1.0 / self.t, 1.0)
 
     def pseudo_gradient(self, x):
-        t = float(self.t)  # a schedule may have set a NumPy number, which would give float64
-        e = exp(-2.0 * t * abs(x))  # 1 - tanh²(z) = 4 e / (1 + e)², e = exp(-2 |z|)
-        return (4.0 * self.k * t) * e / ((1.0 + e) * (1.0 + e))
+        e = exp(-2.0 * self.t * abs(x))  # 1 - tanh²(z) = 4 e / (1 + e)², e = exp(-2 |z|)
+        return (4.0 * self.k * self.t) * e / ((1.0 + e) * (1.0 + e))
 
     def surrogate(self, x):
-        e = exp(-2.0 * float(self.t) * abs(x))
+        e = exp(-2.0 * self.t * abs(x))
         return self.k * sign(as_array(x)) * (1.0 - e) / (1.0 + e)
 
 
@@ -523,9 +525,9 @@ def _round_to(bits, x):
 
 
 def _check_bits(owner, bits):
-    if not isinstance(bits, int) or not 1 <= bits <= 16:
+    if not isinstance(bits, int | np.integer) or not 1 <= bits <= 16:
         raise ValueError(f"{owner}: bits must be an int in 1..16, got {bits!r}")
-    return bits
+    return int(bits)
 
 
 def _check_positive(owner, argument, value):

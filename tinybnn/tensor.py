@@ -1026,6 +1026,16 @@ def as_array(x):
     return x.data if isinstance(x, Tensor) else x
 
 
+def plain(value):
+    """NumPy's scalars as Python's numbers, whose products with float32 arrays stay float32.
+
+    Lists and tuples become tuples of such numbers; anything else stays as it is.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
+
+
 # -------------------------------------------------------------------------- elementwise operations
 
 
@@ -1366,7 +1376,7 @@ class LogSumExp(Function):
 
 def sum(x, dim=None, keepdim=False):
     """Sum over the axes `dim` (all of them by default)."""
-    return Sum.apply(x, dim=_dims(dim, np.ndim(as_array(x))), keepdim=keepdim)
+    return Sum.apply(x, dim=_dims(dim, np.ndim(as_array(x))), keepdim=bool(keepdim))
 
 
 def mean(x, dim=None, keepdim=False):
@@ -1390,17 +1400,17 @@ def var(x, dim=None, *, correction=1, keepdim=False):
 
 def amax(x, dim=None, keepdim=False):
     """Maximum over the axes `dim`; equal maxima share the gradient evenly."""
-    return Amax.apply(x, dim=_dims(dim, np.ndim(as_array(x))), keepdim=keepdim)
+    return Amax.apply(x, dim=_dims(dim, np.ndim(as_array(x))), keepdim=bool(keepdim))
 
 
 def amin(x, dim=None, keepdim=False):
     """Minimum over the axes `dim`; equal minima share the gradient evenly."""
-    return Amin.apply(x, dim=_dims(dim, np.ndim(as_array(x))), keepdim=keepdim)
+    return Amin.apply(x, dim=_dims(dim, np.ndim(as_array(x))), keepdim=bool(keepdim))
 
 
 def logsumexp(x, dim, keepdim=False):
     """log(sum(exp(x))) over the axes `dim`, without overflow."""
-    return LogSumExp.apply(x, dim=_dims(dim, np.ndim(as_array(x))), keepdim=keepdim)
+    return LogSumExp.apply(x, dim=_dims(dim, np.ndim(as_array(x))), keepdim=bool(keepdim))
 
 
 # --------------------------------------------------------------------------------- matrix product

@@ -23,7 +23,7 @@ import numpy as np
 
 from tinybnn.functional.linear import check_bias, ordered_product
 from tinybnn.kernels.memory import empty
-from tinybnn.tensor import Function, reshape
+from tinybnn.tensor import Function, plain, reshape
 
 
 class Geometry:
@@ -282,6 +282,7 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, f
         raise ValueError(f"conv2d: x must have the shape (N, C, H, W), got {shape}")
     if len(expected) != 4:
         raise ValueError(f"conv2d: weight must have the shape (O, C, kh, kw), got {expected}")
+    groups = plain(groups)
     if not isinstance(groups, int) or groups < 1 or expected[0] % groups:
         raise ValueError(
             f"conv2d: groups must divide the {expected[0]} output channels, got {groups!r}"
@@ -349,6 +350,7 @@ def conv_transpose2d(
         raise ValueError(
             f"{name}: weight expects {expected[0]} input channels, x has {shape[1]} (shape {shape})"
         )
+    groups = plain(groups)
     if not isinstance(groups, int) or groups < 1 or shape[1] % groups:
         raise ValueError(f"{name}: groups must divide the {shape[1]} channels, got {groups!r}")
     stride, padding = pair(name, "stride", stride, 1), pair(name, "padding", padding, 0)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from tinybnn.kernels import layout
-from tinybnn.tensor import Function, as_array, mean, reshape, sqrt, sum, var
+from tinybnn.tensor import Function, as_array, mean, plain, reshape, sqrt, sum, var
 
 
 class BatchNorm(Function):
@@ -126,7 +126,7 @@ def batch_norm(
     momentum : float
         Share of the new statistics in the running ones.
     """
-    shape = x.shape
+    shape, momentum, eps = x.shape, plain(momentum), plain(eps)
     if len(shape) < 2:
         raise ValueError(f"batch_norm: x must have the shape (N, C, ...), got {shape}")
     expected = shape[1:2]

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 from tinybnn import nn
 from tinybnn.quantizers import MagnitudeAwareSign
@@ -174,14 +175,15 @@ def stride_for(network, argument, stride, input_size, limit):
     """A stride of 1 or 2 that was given, or by default 2 for images above `limit` pixels."""
     if stride not in (None, 1, 2):
         raise ValueError(f"{network}: {argument} must be 1 or 2, got {stride!r}")
-    return stride or (2 if isinstance(input_size, int) and input_size > limit else 1)
+    return stride or (2 if isinstance(input_size, Integral) and input_size > limit else 1)
 
 
 def check_arguments(network, width, input_size, reduction):
     """The width must be positive, and the image a multiple of what the strides divide it by."""
     if not width > 0:
         raise ValueError(f"{network}: width must be positive, got {width!r}")
-    if not isinstance(input_size, int) or input_size < 1 or input_size % reduction:
+    is_size = isinstance(input_size, Integral) and input_size >= 1
+    if not is_size or input_size % reduction:
         raise ValueError(
             f"{network}: input_size must be a multiple of {reduction}, which the strides divide it "
             f"by, got {input_size!r}"

@@ -9,7 +9,7 @@ from types import FunctionType, ModuleType
 
 import numpy as np
 
-from tinybnn.tensor import Tensor, as_array, is_tracing, no_grad, traced_forward
+from tinybnn.tensor import Tensor, as_array, is_tracing, no_grad, plain, traced_forward
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ class Module:
     def __setattr__(self, name, value):
         """Set an attribute; a Parameter, buffer or Module is replaced by its own kind only.
 
+        A NumPy scalar becomes a number of Python's, so that settings do not decide dtypes.
+
         Raises
         ------
         TypeError
@@ -116,7 +118,7 @@ class Module:
                 )  # fmt: skip
             if isinstance(old, Module):
                 raise self._would_vanish(name, value, "a Module", "a Module or None")
-        object.__setattr__(self, name, value)
+        object.__setattr__(self, name, plain(value) if isinstance(value, np.generic) else value)
 
     def __delattr__(self, name):
         object.__delattr__(self, name)
