@@ -30,6 +30,7 @@ from tinybnn.datasets import (
     RandomCrop,
     RandomHorizontalFlip,
     RandomShift,
+    TensorDataset,
     available,
     from_arrays,
     from_folder,
@@ -1207,3 +1208,105 @@ def test_a_folder_that_would_fill_the_memory(tmp_path):
         (tmp_path / "a" / f"{i}.png").write_bytes(one)
     with pytest.raises(ValueError, match="unpacks to 600,000,000 bytes from"):
         from_folder(tmp_path)
+
+
+# ---------------------------------------------------------------------- other data than pictures
+
+
+class Squares:
+    """A data set of a user's own: __len__ and __getitem__, nothing more."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        assert type(i) is int
+        return self.x[i], self.y[i]
+
+
+@pytest.mark.parametrize("kind", ["TensorDataset", "own class", "list of pairs"])
+@pytest.mark.parametrize(
+    "shape", [(10, 3), (10,), (10, 2, 5, 4), (10, 7, 2)], ids=["table", "numbers", "images", "3-d"]
+)
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i2", "?"])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_loaders_of_any_values(kind, shape, dtype, shuffle):
+    rng = np.random.default_rng(0)
+    x = (10 * rng.normal(size=shape)).astype(dtype)  # standardised, negative, whatever
+    y = np.arange(10) % 4
+    data = {
+        "TensorDataset": TensorDataset(x, y),
+        "own class": Squares(x, y),
+        "list of pairs": list(zip(x, y, strict=True)),
+    }[kind]
+    loader = DataLoader(data, 4, shuffle, rng=3)
+    assert len(loader) == 3
+    order = np.random.default_rng(3).permutation(10) if shuffle else np.arange(10)
+    batches = list(loader)
+    assert [len(labels) for _, labels in batches] == [4, 4, 2]
+    for batch, labels in batches:
+        assert batch.dtype == np.float32 and labels.dtype == np.int64
+        if batch.ndim == 4:
+            assert batch.transpose(0, 2, 3, 1).flags.c_contiguous
+        batch[...] = 0  # the data set keeps its own
+    found = np.concatenate([batch for batch, _ in loader]) if not shuffle else None
+    if not shuffle:
+        np.testing.assert_array_equal(found, x.astype(np.float32))
+    np.testing.assert_array_equal(np.concatenate([b for _, b in batches]), y[order])
+
+
+def test_targets_that_are_no_classes():
+    x, y = np.zeros((4, 2)), np.array([[0.5, 1.0]] * 4)
+    for data in (TensorDataset(x, y), Squares(x, y), Squares(x, [0.5] * 4)):
+        _, targets = next(iter(DataLoader(data, 2)))
+        assert targets.dtype == np.float32 and len(targets) == 2
+
+
+def test_a_transform_of_other_data():
+    data = TensorDataset(np.arange(6, dtype="u1").reshape(3, 2), np.arange(3))
+    loader = DataLoader(data, 3, transform=lambda x, rng: x.astype(np.float32) / 2)
+    np.testing.assert_array_equal(next(iter(loader))[0], [[0, 0.5], [1, 1.5], [2, 2.5]])
+    with pytest.raises(ValueError, match=r"must return a float32 array \(3, ...\), got float64"):
+        next(iter(DataLoader(data, 3, transform=lambda x, rng: x / 2)))
+
+
+def test_pixels_are_not_scaled_unasked():
+    data = TensorDataset(np.zeros((3, 1, 2, 2), "u1"), np.arange(3))
+    with pytest.raises(ValueError, match=r"images \(3, 1, 2, 2\) of uint8 need a scale.*to_signed"):
+        next(iter(DataLoader(data, 3)))
+    x, _ = next(iter(DataLoader(data, 3, transform=to_signed(255))))
+    assert np.all(x == -1)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (lambda: np.zeros((2, 3)), TypeError, "expected a Dataset, .*got ndarray"),
+        (lambda: {"x": 1}, TypeError, "got dict"), (lambda: "digits", TypeError, "got str"),
+        (lambda: 3, TypeError, "got int"), (lambda: iter([]), TypeError, "got list_iterator"),
+        (lambda: [np.zeros(3)], TypeError, r"list\[i\] must be a pair \(x, y\)"),
+        (lambda: [(1, 2, 3)], TypeError, "must be a pair"),
+        (lambda: [(np.zeros(2), 0), (np.zeros(3), 0)], ValueError, r"got \(2,\), \(3,\)"),
+        (lambda: [("a", 0)], TypeError, "x must hold numbers, got <U1"),
+        (lambda: TensorDataset(np.zeros(3), np.zeros(2)), ValueError, "one length, got"),
+        (lambda: TensorDataset(1.0, 2.0), ValueError, "one length"),
+        (lambda: TensorDataset([1j], [0]), TypeError, "x must hold numbers, got complex"),
+    ],
+    ids=range(12),
+)  # fmt: skip
+def test_data_that_no_loader_takes(data, error, message):
+    with pytest.raises(error, match=message):
+        next(iter(DataLoader(data(), 4)))
+
+
+def test_values_that_are_no_pictures_are_sent_to_tensor_datasets():
+    for images in (np.full((2, 4, 4), -0.5), np.zeros((2, 4))):
+        with pytest.raises(ValueError, match=r"use TensorDataset\(x, y\)"):
+            from_arrays(images, [0, 1])
+    with pytest.raises(TypeError, match=r"int8 to int64.*astype.*TensorDataset\(x, y\)"):
+        from_arrays(np.zeros((2, 4, 4)), [0.0, 1.0])
+    column = from_arrays(np.zeros((2, 4, 4)), np.array([[0], [1]]))
+    assert column.labels.tolist() == [0, 1]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinybnn import quantizers
+from tinybnn import nn, quantizers
 from tinybnn.quantizers import (
     ApproxSign,
     BitNetTernary,
@@ -554,3 +554,78 @@ def test_a_quantizer_of_ones_own():
     gradcheck(Shifted(), [samples([], 5)], surrogate=Shifted().surrogate)
     with pytest.raises(NotImplementedError):
         Quantizer()(Tensor([1.0]))
+
+
+# --------------------------------------------------------------------------- quantizers of users
+
+
+def normal(*shape):
+    return np.random.default_rng(0).normal(size=shape)
+
+
+class TanhSign(quantizers.Quantizer):
+    """As a user writes it, with NumPy's functions."""
+
+    def forward(self, x):
+        return np.where(x >= 0, 1.0, -1.0).astype(x.dtype)
+
+    def pseudo_gradient(self, x):
+        return 1.0 - np.tanh(x) ** 2
+
+    def surrogate(self, x):
+        return np.tanh(x)
+
+
+class ClipSign(TanhSign):
+    def pseudo_gradient(self, x):
+        return 1.0 * (np.abs(x) <= 1)
+
+    def surrogate(self, x):
+        return np.clip(x, -1, 1)
+
+
+class WhereSign(TanhSign):
+    def pseudo_gradient(self, x):
+        return np.where(np.abs(x) < 1, 2 - 2 * np.abs(x), 0.0)
+
+    def surrogate(self, x):
+        return np.where(np.abs(x) < 1, 2 * x - x * np.abs(x), np.sign(x))
+
+
+class ArctanSign(TanhSign):
+    def pseudo_gradient(self, x):
+        return 1.0 / (1.0 + np.square(x))
+
+    def surrogate(self, x):
+        return np.arctan(x)
+
+
+@pytest.mark.parametrize("make", [TanhSign, ClipSign, WhereSign, ArctanSign])
+def test_a_quantizer_written_with_numpy(make):
+    q = make()
+    gradcheck(q, normal(3, 4), surrogate=q.surrogate)
+    layer = nn.BinaryLinear(6, 3, input_quantizer=q, weight_quantizer=q)
+    x = Tensor(normal(2, 6).astype(np.float32), requires_grad=True)
+    layer(x).sum().backward()
+    assert np.any(x.grad.data != 0) and np.any(layer.weight.grad.data != 0)
+    assert set(np.unique(layer.binary_weight())) <= {-1.0, 1.0}
+
+
+def test_a_smooth_function_that_loses_its_gradient_says_so():
+    with pytest.raises(RuntimeError, match=r"no gradient rule.*use tinybnn's function of that"):
+        gradcheck(lambda x: np.where(x > 0, x, 0), normal(3, 4))
+
+
+@pytest.mark.parametrize("method", ["forward", "pseudo_gradient", "surrogate"])
+def test_a_forgotten_method_of_a_quantizer(method):
+    class Forgetful(quantizers.Quantizer):
+        pass
+
+    for name in {"forward", "pseudo_gradient", "surrogate"} - {method}:
+        setattr(Forgetful, name, getattr(TanhSign, name))
+    q, x = Forgetful(), Tensor(normal(3), requires_grad=True)
+    with pytest.raises(
+        NotImplementedError, match=rf"Forgetful: write the method {method}\(self, x\)"
+    ):
+        q(x).sum().backward()
+        q.surrogate(x)

@@ -1,6 +1,7 @@
 """The plan of the house: which room may import which, and what an import may cost."""
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -117,7 +118,35 @@ def test_numba_is_only_in_the_kernels():
         assert room(path) == "kernels" or "import numba" not in text, path
 
 
-@pytest.mark.parametrize("late", ["numba", "matplotlib", "torch"])
+PUBLIC = [name for name in tinybnn.__all__ if inspect.ismodule(getattr(tinybnn, name))]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_room_is_there_without_an_import_of_its_own(name):
+    code = f"import tinybnn as tb; tb.{name}.__name__"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["", *PUBLIC])
+def test_dir_shows_what_is_public_and_nothing_else(name):
+    place = getattr(tinybnn, name) if name else tinybnn
+    assert dir(place) == sorted(place.__all__) and len(set(place.__all__)) == len(place.__all__)
+    for found in place.__all__:
+        assert getattr(place, found) is not None
+    own = {
+        n
+        for n, value in vars(place).items()
+        if getattr(value, "__module__", None) == place.__name__ and not n.startswith("_")
+    }
+    assert own - {"annotations"} <= set(place.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'tinybnn' has no attribute 'kernel'"):
+        tinybnn.kernel  # noqa: B018
+
+
+@pytest.mark.parametrize("late", ["numba", "matplotlib", "torch", "tqdm", "urllib.request", "ssl"])
 def test_import_does_not_wait_for(late):
     code = f"import sys, tinybnn; sys.exit({late!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,12 +8,37 @@
 (array([-1.,  1.,  1.], dtype=float32), array([1., 1., 0.], dtype=float32))
 """
 
-from tinybnn import datasets, functional, nn, optim, quantizers, training
+import importlib
+from typing import TYPE_CHECKING
+
+from tinybnn import functional, nn, quantizers
 from tinybnn.tensor import Function, Tensor, grad, manual_seed, no_grad
+
+if TYPE_CHECKING:
+    from tinybnn import (
+        analysis,
+        datasets,
+        deploy,
+        federated,
+        models,
+        optim,
+        plots,
+        testing,
+        training,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Function", "Tensor", "__version__", "datasets", "functional", "grad", "manual_seed", "nn",
-    "no_grad", "optim", "quantizers", "training",
+    "Function", "Tensor", "__version__", "analysis", "datasets", "deploy", "federated",
+    "functional", "grad", "manual_seed", "models", "nn", "no_grad", "optim", "plots", "quantizers",
+    "testing", "training",
 ]  # fmt: skip
+__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __getattr__(name):
+    """Import the other rooms where they are first asked for, so that nobody waits for all."""
+    if name in __all__:
+        return importlib.import_module(f"tinybnn.{name}")
+    raise AttributeError(f"module 'tinybnn' has no attribute {name!r}")

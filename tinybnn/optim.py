@@ -20,6 +20,24 @@ from tinybnn.nn.layers import check_sizes
 from tinybnn.quantizers import EdeSign
 from tinybnn.tensor import Tensor, plain
 
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Bop",
+    "ChainedScheduler",
+    "CosineAnnealingLR",
+    "EdeSchedule",
+    "LambdaLR",
+    "LinearLR",
+    "MultiOptimizer",
+    "Optimizer",
+    "Schedule",
+    "SequentialLR",
+    "StepLR",
+]  # fmt: skip
+__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
 
 class Optimizer:
     """Base class: parameter groups, state for each parameter, clipping of latent weights.

@@ -29,9 +29,10 @@ from tinybnn.tensor import Function, abs, as_array, clamp, exp, plain, where
 
 __all__ = [
     "ApproxSign", "BitNetTernary", "DoReFaActivation", "DoReFaWeight", "EdeSign",
-    "MagnitudeAwareSign", "Quantizer", "SteHeaviside", "SteSign", "SteTern", "SwishSign",
-    "approx_sign", "get", "magnitude", "sign", "ste_sign", "swish_sign",
+    "MagnitudeAwareSign", "Quantize", "Quantizer", "SteHeaviside", "SteSign", "SteTern",
+    "SwishSign", "approx_sign", "get", "magnitude", "sign", "ste_sign", "swish_sign",
 ]  # fmt: skip
+__dir__ = __all__.copy  # dir() shows what is public, and nothing else
 
 
 _LEAST = 4096  # numbers; of fewer NumPy makes the signs sooner
@@ -117,11 +118,16 @@ class Quantizer:
 
     def forward(self, x):
         """The quantized array."""
-        raise NotImplementedError
+        raise self._not_written(
+            "forward(self, x)", "the quantized array: np.where(x >= 0, 1.0, -1.0)"
+        )
 
     def pseudo_gradient(self, x):
         """The factor for the incoming gradient; x is an array or a Tensor."""
-        raise NotImplementedError
+        raise self._not_written(
+            "pseudo_gradient(self, x)",
+            "the factor for the incoming gradient, an array of x's shape: 1.0 * (np.abs(x) <= 1)",
+        )
 
     def gradient(self, grad, x):
         """``grad * pseudo_gradient(x)``, arrays or Tensors; large arrays in one pass."""
@@ -134,7 +140,15 @@ class Quantizer:
 
     def surrogate(self, x):
         """The function whose derivative is the pseudo-gradient; x is an array or a Tensor."""
-        raise NotImplementedError
+        raise self._not_written(
+            "surrogate(self, x)",
+            "the function whose derivative is the pseudo-gradient: np.clip(x, -1, 1)",
+        )
+
+    def _not_written(self, method, result):
+        return NotImplementedError(
+            f"{type(self).__name__}: write the method {method}, which returns {result}"
+        )
 
     def fused_gradient(self, grad, x):
         """``grad * pseudo_gradient(x)`` of (n,) float32 arrays by a kernel; None without one."""

@@ -48,6 +48,7 @@ __all__ = [
     "open_to_append", "printable", "read_header", "read_json", "save", "try_lock", "write_atomic",
     "write_json",
 ]  # fmt: skip
+__dir__ = __all__.copy  # dir() shows what is public, and nothing else
 
 _FORMAT = "tinybnn"
 _FORMAT_VERSION = 1

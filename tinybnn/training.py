@@ -28,6 +28,12 @@ from tinybnn.nn.module import warn_of_unregistered
 from tinybnn.quantizers import Quantizer
 from tinybnn.tensor import Tensor, as_array, default_generator, no_grad
 
+__all__ = [
+    "Checkpoint", "FlipCounter", "History", "accuracy", "evaluate", "fit", "load_weights",
+    "predict",
+]  # fmt: skip
+__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
 
 @dataclass
 class History:

@@ -9,3 +9,4 @@ __all__ = [
     "OperationCount", "OperationTimes", "Summary", "count_operations", "machine", "processor",
     "summary", "time_operations",
 ]  # fmt: skip
+__dir__ = __all__.copy  # dir() shows what is public, and nothing else

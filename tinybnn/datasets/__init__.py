@@ -42,3 +42,4 @@ __all__ = [
     "load", "path", "read_idx", "read_npy", "read_picture", "search_folders", "to_signed",
     "to_unit",
 ]  # fmt: skip
+__dir__ = __all__.copy  # dir() shows what is public, and nothing else

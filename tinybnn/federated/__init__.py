@@ -38,3 +38,4 @@ __all__ = [
     "WireError", "by_label", "by_size", "calibrate_norms", "dirichlet", "iid", "run_rounds",
     "shards",
 ]  # fmt: skip
+__dir__ = __all__.copy  # dir() shows what is public, and nothing else

@@ -115,3 +115,4 @@ __all__ = [
     "scale_channels", "sigmoid", "softmax", "softplus", "sqrt", "squared_hinge", "stack", "sum",
     "take_channels", "tanh", "transpose", "var", "where",
 ]  # fmt: skip
+__dir__ = __all__.copy  # dir() shows what is public, and nothing else

@@ -47,3 +47,4 @@ __all__ = [
     "Module", "ModuleList", "PReLU", "Parameter", "Quantize", "RPReLU", "RSign", "ReLU",
     "ReplicateChannels", "Sequential", "Sigmoid", "Softplus", "SqueezeExcite", "Tanh",
 ]  # fmt: skip
+__dir__ = __all__.copy  # dir() shows what is public, and nothing else
