@@ -349,8 +349,8 @@ CALLS = {
 
 # Public functions that read no array that a user gives: they compute sizes, or belong to kernels.
 OTHERS = {
-    "cache", "checks", "exact", "gathered", "layout", "lookup", "masked", "memory", "parallel",
-    "selection", "simd", "threads",
+    "cache", "checks", "compilation", "exact", "gathered", "layout", "lookup", "masked", "memory",
+    "parallel", "selection", "simd", "threads",
     "bits.words_for", "channel_order.bind", "depthwise.majority", "float_pooling.bind_avg_pool2d",
     "fused.as_floats", "fused.bind", "fused.bind_product", "fused.check", "fused.gives_bits",
     "fused.kind", "fused.output_shape", "fused.product_words", "fused.products",

@@ -327,6 +327,7 @@ def fit(
         If `checkpoint` cannot be written. The file of the epoch before stays.
     """
     # Here, since the import of tinybnn does not wait for that of Numba.
+    from tinybnn.kernels.compilation import announced
     from tinybnn.kernels.threads import num_threads, one_blas_thread
 
     if epochs < 1:
@@ -371,7 +372,7 @@ def fit(
         unit="batch",
     )
     try:
-        with bar, num_threads(threads), one_blas_thread():
+        with bar, announced(progress), num_threads(threads), one_blas_thread():
             for epoch in range(len(history) + 1, total + 1):
                 start = time.perf_counter()
                 group, rate = optimizer.rates[0]

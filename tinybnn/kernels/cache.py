@@ -36,6 +36,8 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
+from tinybnn.kernels import compilation
+
 _MAGIC = b"tinybnn kernel 1"
 _DIGEST = hashlib.sha256().digest_size
 _ABANDONED = 3600  # age in seconds of a temporary file whose process was killed
@@ -282,6 +284,9 @@ def _refuse_untrusted(status):
 
 def _reason(error):
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+compilation.watch(lambda dispatcher: isinstance(getattr(dispatcher, "_cache", None), _Cache))
 
 
 _warned = False
