@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import operator
+import sys
 import threading
 from copy import deepcopy
 from dataclasses import dataclass
@@ -52,6 +54,7 @@ class Call:
     options: dict
     output: Tensor
     scope: tuple  # the modules whose forward was running, outermost first
+    line: tuple = ()  # (file, number) in a forward method that is not of this package, else ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Escape:
     tensors: tuple  # harmless if none of these depends on the input; () for a harm in any case
     reason: str
     scope: tuple  # the modules whose forward was running, outermost first
+    line: tuple = ()  # as in `Call`
 
 
 class Tape(list):
@@ -94,12 +98,12 @@ class Tape(list):
 
     def escape(self, reason, *tensors):
         """Note that the values of `tensors` leave the tape, or that the model changes itself."""
-        self.escapes.append(Escape(tensors, reason, _state.scope))
+        self.escapes.append(Escape(tensors, reason, _state.scope, _line_of_model()))
 
     def record(self, function, inputs, options, output):
         """Append a call."""
         self.reads(*inputs)
-        self.append(Call(function, inputs, options, output, _state.scope))
+        self.append(Call(function, inputs, options, output, _state.scope, _line_of_model()))
 
     def reads(self, *inputs):
         """Note which of `inputs` are not any more what the tape knows: see `changed`."""
@@ -116,6 +120,16 @@ class Tape(list):
     def changed(self, x):
         """An in-place operator gave its name to a new Tensor; x and views of it are outdated."""
         self._changed[id(x._version)] = x._version
+
+
+def _line_of_model():
+    """(file, number) of the line that runs in the innermost module's forward; () in our own."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not traced_forward.__code__:
+        if not frame.f_globals.get("__name__", "").startswith("tinybnn."):
+            return frame.f_code.co_filename, frame.f_lineno
+        frame = frame.f_back
+    return ()
 
 
 class Comparison:
@@ -367,7 +381,7 @@ def _unbroadcast(grad, shape):
     repeated = tuple(
         i for i, n in enumerate(np.shape(grad)) if i < added or (shape[i - added] == 1 and n != 1)
     )
-    return reshape(sum(grad, repeated, keepdim=True), shape)
+    return reshape(Sum.apply(grad, dim=repeated, keepdim=True), shape)
 
 
 def _topological_order(roots):
@@ -1324,6 +1338,26 @@ class Sum(Function):
         return broadcast_to(reshape(grad, self.kept), self.shapes[0])
 
 
+class SumPixels(Sum):
+    """Sum over axes behind the channels, one pixel after the other in row-major order, from 0.0.
+
+    So the result does not depend on the order in memory, and a packed model has the same.
+    """
+
+    def forward(self, x, dim, keepdim):
+        self.kept = tuple(1 if i in dim else n for i, n in enumerate(x.shape))
+        pixels = np.moveaxis(x, sorted(dim), range(len(dim)))
+        sizes, shape = pixels.shape[: len(dim)], pixels.shape[len(dim) :]
+        if math.prod(sizes) <= math.prod(shape):
+            total = np.zeros(shape, x.dtype)
+            for place in np.ndindex(sizes):
+                total += pixels[place]
+        else:  # few numbers in each pixel
+            rows = pixels.reshape(-1, *shape)
+            total = np.add.accumulate(rows, axis=0)[-1] + x.dtype.type(0)
+        return total.reshape(self.kept) if keepdim else total
+
+
 class Amax(Function):
     """Maximum, the first of equal ones (0.0 and -0.0); these share the gradient evenly."""
 
@@ -1375,8 +1409,13 @@ class LogSumExp(Function):
 
 
 def sum(x, dim=None, keepdim=False):
-    """Sum over the axes `dim` (all of them by default)."""
-    return Sum.apply(x, dim=_dims(dim, np.ndim(as_array(x))), keepdim=bool(keepdim))
+    """Sum over the axes `dim` (all of them by default).
+
+    Over axes of pixels, behind samples and channels, numbers are added in row-major order.
+    """
+    dims = _dims(dim, np.ndim(as_array(x)))
+    of_pixels = bool(dims) and all(d >= 2 for d in dims)
+    return (SumPixels if of_pixels else Sum).apply(x, dim=dims, keepdim=bool(keepdim))
 
 
 def mean(x, dim=None, keepdim=False):

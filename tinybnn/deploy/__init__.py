@@ -1,8 +1,12 @@
-"""From a trained model to packed bits: compile, verify, save, load, predict."""
+"""From a trained model to packed bits: compile, verify, save, load, predict.
 
+`check` says before training what of a model compiles, and what to write instead of the rest.
+"""
+
+from tinybnn.deploy.check import Report, check
 from tinybnn.deploy.compiler import compile
 from tinybnn.deploy.packed import PackedModel
 from tinybnn.deploy.trace import CompileError
 from tinybnn.deploy.verify import verify
 
-__all__ = ["CompileError", "PackedModel", "compile", "verify"]
+__all__ = ["CompileError", "PackedModel", "Report", "check", "compile", "verify"]

@@ -27,22 +27,31 @@ import numpy as np
 
 from tinybnn import functional as F
 from tinybnn import tensor as T
+from tinybnn.deploy.advice import (
+    FIXED_ORDER,
+    OWN_SAMPLES,
+    double_precision,
+    instead_of,
+    not_signs,
+)
 from tinybnn.deploy.packed import PackedModel, Step
 from tinybnn.deploy.scan import Scan, smallest_int
 from tinybnn.deploy.shapes import expect_results, infer
 from tinybnn.deploy.trace import (
     CompileError,
+    Problem,
     difference,
     evaluate,
     layer_name,
     layer_names,
+    line_text,
     outline,
     trace_model,
 )
 from tinybnn.deploy.verify import DifferentError, compare, verify
 from tinybnn.kernels import bits
 from tinybnn.nn.binary import OnesOfOneSample
-from tinybnn.quantizers import Quantize
+from tinybnn.quantizers import ApproxSign, EdeSign, Quantize, SteSign, SwishSign
 from tinybnn.tensor import Tensor
 
 
@@ -65,27 +74,100 @@ def compile(model, input_shape):
     CompileError
         Naming the layer, if an operation has no packed form, if the model does something else for
         other values or another batch size, or if the packed model would not give its values.
+        `deploy.check` lists all such problems.
     """
-    input_shape = tuple(int(n) for n in input_shape)
-    if not input_shape or min(input_shape) < 1:
-        raise CompileError(
-            "compile: input_shape must be the shape of one sample, of sizes >= 1, "
-            f"got {input_shape}"
-        )
-    for name, parameter in model.named_parameters():
-        if parameter.dtype != np.float32:
-            raise CompileError(f"compile: {name} is {parameter.dtype}, a packed model is float32")
+    input_shape = sample_shape(input_shape)
+    try:
+        found = examine(model, input_shape)
+        if found.problems:
+            raise CompileError(found.problems[0])
+    except Exception as error:
+        if _takes_samples_of(model, input_shape):
+            raise CompileError(
+                f"input_shape {input_shape} holds a batch; leave it out: "
+                f"input_shape={input_shape[1:]}"
+            ) from error
+        raise
+    return found.packed
+
+
+@dataclass
+class Examination:
+    """What `examine` finds out about a model.
+
+    Attributes
+    ----------
+    problems : list of Problem
+        In the order of the model's operations.
+    operations : list of (int, str, tuple of str)
+        For each operation of the model that depends on its input: which one it is, its layer, and
+        the steps that compute it; no steps for one that the thresholds of a later sign contain, or
+        that nobody reads.
+    packed : PackedModel or None
+        None if there is a problem.
+    """
+
+    problems: list
+    operations: list
+    packed: PackedModel | None = None
+
+
+def examine(model, input_shape):
+    """Compile a model as far as it goes, whatever is refused on the way.
+
+    Raises
+    ------
+    Exception
+        Of the model, if it does not run; CompileError, if its output is not one Tensor.
+    """
+    problems = [
+        Problem(f"{name} is {parameter.dtype}, a packed model is float32")
+        for name, parameter in model.named_parameters()
+        if parameter.dtype != np.float32
+    ]
     names, (x, *others) = layer_names(model), _inputs(input_shape)
     tape, x, output = trace_model(model, x)
-    packed = _Compiler(names, tape, x, output).program(input_shape)
-    first = outline(tape, x, output)
-    del tape, x, output  # constants as large as the latent weights
-    for x in others:
-        if found := difference(first, outline(*_trace_again(model, x))):
-            scope, reason = found
-            raise CompileError(f"compile: layer {layer_name(names, scope)}: {reason}")
-        _expect_equal(model, packed, x)
-    return packed
+    compiler = _Compiler(names, tape, x, output)
+    recipes = compiler.recipes()
+    problems += sorted(compiler.problems, key=lambda problem: problem.call)
+    found = Examination(problems, compiler.operations(recipes))
+    try:
+        if not problems:
+            found.packed = compiler.program(input_shape, recipes)
+        first = outline(tape, x, output)
+        del compiler, recipes, tape, x, output  # constants as large as the latent weights
+        for x in others:
+            if differs := difference(first, outline(*_trace_again(model, x))):
+                scope, reason, line = differs
+                raise CompileError(Problem(reason, layer_name(names, scope), line))
+            if found.packed is not None:
+                _expect_equal(model, found.packed, x)
+    except CompileError as error:
+        problems.append(error.problem)
+        found.packed = None
+    return found
+
+
+def sample_shape(input_shape):
+    """The shape of a sample as a tuple, or a CompileError that says what was expected."""
+    try:
+        shape = tuple(int(n) for n in input_shape)
+    except TypeError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise CompileError(
+            "input_shape must be the shape of one sample, of sizes >= 1, such as (1, 28, 28), "
+            f"got {input_shape!r}"
+        )
+    return shape
+
+
+def _takes_samples_of(model, shape):
+    """Whether a model that does not compile for a shape does so without its first axis."""
+    try:
+        return len(shape) > 1 and not examine(model, shape[1:]).problems
+    except Exception:
+        return False
 
 
 # The batch size of the trace: a reshape keeps it as its first size, and it is unlikely elsewhere.
@@ -111,7 +193,7 @@ def _trace_again(model, x):
         raise
     except Exception as error:
         raise CompileError(
-            f"compile: the model ends in {type(error).__name__} for a batch of shape {x.shape}: "
+            f"the model ends in {type(error).__name__} for a batch of shape {x.shape}: "
             f"{error}; is a batch size written down in it?"
         ) from error
 
@@ -123,7 +205,7 @@ def _expect_equal(model, packed, x):
             compare(packed.steps[-1], packed.predict(x), evaluate(model, x))
     except DifferentError as error:
         raise CompileError(
-            "compile: the packed model does not give what the model gives: "
+            "the packed model does not give what the model gives: "
             f"{_first_difference(model, packed, x) or error}"
         ) from None
 
@@ -136,10 +218,14 @@ def _first_difference(model, packed, x):
         return error
 
 
+# Quantizers whose forward is the sign, also of -0.0 and NaN.
+_SIGNS = {kind.forward for kind in (SteSign, ApproxSign, SwishSign, EdeSign)}
+
 # Functions of each element alone, given their constants: what may stand between sums and a sign.
 _ELEMENTWISE = (
     T.Add, T.Sub, T.Mul, T.Div, T.Pow, T.Exp, T.Log, T.Sqrt, T.Abs, T.Clamp,
-    T.Maximum, F.Relu, F.Hardtanh, F.LeakyRelu, F.PRelu, F.Softplus, F.Sigmoid, F.Tanh, F.BatchNorm,
+    T.Maximum, T.Minimum, F.Relu, F.Hardtanh, F.LeakyRelu, F.PRelu, F.Softplus, F.Sigmoid, F.Tanh,
+    F.BatchNorm,
 )  # fmt: skip
 
 _UNARY = {
@@ -147,14 +233,18 @@ _UNARY = {
     T.Sqrt: "sqrt",
 }  # fmt: skip
 
-_BINARY = {T.Add: "add", T.Sub: "sub", T.Mul: "mul", T.Div: "div", T.Maximum: "maximum"}
+_BINARY = {
+    T.Add: "add", T.Sub: "sub", T.Mul: "mul", T.Div: "div", T.Maximum: "maximum",
+    T.Minimum: "minimum",
+}  # fmt: skip
 
 # Operations whose keyword options are the settings of the step.
 _WITH_OPTIONS = {
     F.Hardtanh: "hardtanh", T.Clamp: "clamp", F.LeakyRelu: "leaky_relu", F.Softplus: "softplus",
 }  # fmt: skip
 
-_NO_FIXED_ORDER = "its float sums run in no fixed order; pass fixed_order=not self.training"
+# Operations that put the numbers of a sample in another order, leave some out or repeat them.
+_REARRANGING = (T.Index, T.Permute, T.Flip, T.BroadcastTo)
 
 
 @dataclass
@@ -170,40 +260,56 @@ class _Thresholds:
 
 
 class _Compiler:
+    """The trace of a model, what its values are, and the recipes of their forms.
+
+    Attributes
+    ----------
+    problems : list of Problem
+        What has no packed form. Its result counts as floats, so that what follows is looked at too.
+    """
+
     def __init__(self, names, tape, x, output):
         self.names, self.calls, self.output = names, tape, output
         self.producer = {id(x): -1}  # Tensor -> the call that made it (-1: the model's input)
         self.symbolic = []  # for each call: the producers of its inputs that depend on x
         self.kinds = {-1: "float"}
-        self.expect_no_escapes(x)
+        self.problems = self.escapes(x)
+        self.refused = set()  # calls
+        self.merged = set()  # calls that are part of a sign's thresholds
+        self._thresholds = {}
         for i, call in enumerate(tape):
             sources = [self.made_by(t) for t in call.inputs]
             self.symbolic.append([s for s in sources if s is not None])
             if self.symbolic[i]:
-                if call.output.dtype != np.float32:
-                    raise self.refuse(
-                        i, f"it computes in {call.output.dtype}; a packed model is float32"
-                    )
-                self.kinds[i] = self.kind(i)
+                self.kinds[i] = self.try_to(self.kind, i) or "float"
                 self.producer[id(call.output)] = self.without_repetition(i)
         if self.made_by(output) is None:
-            raise CompileError("compile: the model's output does not depend on its input")
-        self._thresholds = {}
+            self.problems.append(Problem("the model's output does not depend on its input"))
+
+    def try_to(self, method, i):
+        """``method(i)``, or None and a note where it is refused."""
+        try:
+            return method(i)
+        except CompileError as error:
+            self.problems.append(error.problem)
+            self.refused.add(i)
+            return None
 
     # ------------------------------------------------------------------------------------ helpers
 
-    def expect_no_escapes(self, x):
-        """All that depends on x is on the tape."""
+    def escapes(self, x):
+        """A problem for each thing that depends on x and is not on the tape."""
         dependent = {id(x)}
         for call in self.calls:
             if any(id(self.calls.source(t)) in dependent for t in call.inputs):
                 dependent.add(id(call.output))
+        problems = []
         for escape in self.calls.escapes:
             tensors = map(self.calls.source, escape.tensors)
             if not escape.tensors or any(id(t) in dependent for t in tensors):
-                raise CompileError(
-                    f"compile: layer {layer_name(self.names, escape.scope)}: {escape.reason}"
-                )
+                layer = layer_name(self.names, escape.scope)
+                problems.append(Problem(escape.reason, layer, line_text(escape.line)))
+        return list(dict.fromkeys(problems))
 
     def made_by(self, x):
         """The call that made x; -1 for the model's input, None for a constant."""
@@ -224,10 +330,9 @@ class _Compiler:
         return np.asarray(value, np.float32)
 
     def refuse(self, i, reason):
-        operation = type(self.calls[i].function).__name__
-        return CompileError(
-            f"compile: layer {self.name(i)}: {operation} has no packed form: {reason}"
-        )
+        call = self.calls[i]
+        reason = f"{type(call.function).__name__} has no packed form: {reason}"
+        return CompileError(Problem(reason, self.name(i), line_text(call.line), i))
 
     # -------------------------------------------------------------------------------------- kinds
 
@@ -235,10 +340,12 @@ class _Compiler:
         """What the result of call i is: 'signs', 'sums' or 'float'."""
         call = self.calls[i]
         function, kinds = type(call.function), [self.kinds[s] for s in self.symbolic[i]]
+        if call.output.dtype != np.float32:
+            raise self.refuse(i, double_precision(call))
         if function is Quantize:
             quantizer = call.options["quantizer"]
             if quantizer.values != (-1.0, 1.0) or quantizer.levels() is not quantizer:
-                raise self.refuse(i, f"{quantizer!r} does not give signs")
+                raise self.refuse(i, not_signs(quantizer))
             if call.output.ndim not in (2, 4):
                 raise self.refuse(
                     i, f"it takes features (N, F) or images (N, C, H, W), not {call.output.shape}"
@@ -318,11 +425,13 @@ class _Compiler:
         return self._thresholds[i]
 
     def _find_thresholds(self, i):
-        chain, source = [], self.symbolic[i][0]
+        chain, numbers, source = [], [], self.symbolic[i][0]
         if flattened := self.flattens(source):
+            numbers.append(source)
             source = self.symbolic[source][0]
         while source >= 0 and self.kinds[source] == "float" and len(self.symbolic[source]) == 1:
             chain.append(self.calls[source])
+            numbers.append(source)
             source = self.symbolic[source][0]
         if source < 0 or self.kinds[source] != "sums":
             return None
@@ -333,7 +442,6 @@ class _Compiler:
         ):
             return None
         split = pools[0] if pools else len(chain)
-        quantizer = self.calls[i].options["quantizer"]
         scan = Scan(self.terms(source), self.shape(source)[0], bool(pools))
         ndim = self.calls[source].output.ndim
         with np.errstate(all="ignore"):
@@ -346,14 +454,36 @@ class _Compiler:
                 results = self.replay(chain[split + 1 :], values)
                 if results is None:
                     return None
-                signs = quantizer.forward(results) > 0
+                signs = self.signs(i, results) > 0
                 scan.add(integers, values.reshape(grid.shape[:2]), signs.reshape(grid.shape[:2]))
         if not scan.is_threshold():
             return None
+        self.merged.update(numbers)
         found = _Thresholds(source, *scan.thresholds(), flattened=flattened)
         if pools:
             found.pool, found.minimum = chain[split].options["windows"], scan.falls()
         return found
+
+    def signs(self, i, x):
+        """What the quantizer of call i gives for x, if that is -1 and 1 only."""
+        quantizer = self.calls[i].options["quantizer"]
+        signs = quantizer.forward(x)
+        wrong = np.abs(signs) != 1
+        if np.any(wrong):
+            raise self.refuse(i, not_signs(quantizer, x[wrong][0].item(), signs[wrong][0].item()))
+        return signs
+
+    def expect_sign(self, i):
+        """Call i is the sign of floats, as `pack` computes it; a quantizer may be the user's."""
+        quantizer, shape = self.calls[i].options["quantizer"], self.calls[i].inputs[0].shape
+        if type(quantizer).forward in _SIGNS:
+            return
+        for value in (0.0, -0.0, 1e-30, -1e-30, 0.3, -0.3, 1.0, -1.0, 1e9, -1e9, np.nan):
+            x = np.full(shape, value, np.float32)
+            signs = self.signs(i, x)
+            wrong = signs != (1 if value >= 0 else -1)
+            if np.any(wrong):
+                raise self.refuse(i, not_signs(quantizer, value, signs[wrong][0].item()))
 
     def replay(self, calls, x):
         """The calls' elementwise functions, applied to other values; None if they are not."""
@@ -371,19 +501,43 @@ class _Compiler:
 
     # -------------------------------------------------------------------------------------- forms
 
-    def program(self, input_shape):
-        """Ask for the output as floats, and give a step to every form that is asked for."""
-        wanted = {(self.made_by(self.output), "float")}
-        recipes = {}
+    def recipes(self):
+        """Going backward from the output: the steps of each form that is asked for.
+
+        Returns
+        -------
+        dict
+            (call, form) -> list of (operation, details, sources)
+        """
+        wanted, recipes = {(self.made_by(self.output), "float")}, {}
         if (-1, "float") in wanted:
-            raise CompileError("compile: the model gives its input back, there is nothing to do")
+            self.problems.append(Problem("the model gives its input back, there is nothing to do"))
         for i in reversed(range(len(self.calls))):
             for form in ("float", "bits", "accumulator"):
-                if (i, form) in wanted:
-                    recipes[i, form] = recipe = getattr(self, f"recipe_{form}")(i)
-                    for _, _, sources in recipe:
-                        # An earlier call, or another form of this one that comes next in line.
-                        wanted.update(source for source in sources if source is not None)
+                if (i, form) not in wanted:
+                    continue
+                recipe = None
+                if i not in self.refused:
+                    recipe = self.try_to(getattr(self, f"recipe_{form}"), i)
+                if recipe is None:  # look at what it reads all the same
+                    recipe = [("", {}, [(source, "float") for source in self.symbolic[i]])]
+                recipes[i, form] = recipe
+                for _, _, sources in recipe:
+                    # An earlier call, or another form of this one that comes next in line.
+                    wanted.update(source for source in sources if source is not None)
+        return recipes
+
+    def operations(self, recipes):
+        """For each call that depends on x: (layer, names of its steps); see `Examination`."""
+        found = []
+        for i in sorted(self.kinds.keys() - {-1}):
+            forms = (recipes.get((i, form), ()) for form in ("accumulator", "bits", "float"))
+            names = tuple(name for recipe in forms for name, _, _ in recipe)
+            found.append((i, self.name(i), names))
+        return found
+
+    def program(self, input_shape, recipes):
+        """Going forward: give a step to every form that is asked for."""
         steps, made = [], {(-1, "float"): -1}
         for i in range(len(self.calls)):
             for form in ("accumulator", "bits", "float"):
@@ -401,7 +555,7 @@ class _Compiler:
         try:
             expect_results(steps, infer(input_shape, steps), len(self.calls))
         except ValueError as error:
-            raise CompileError(f"compile: {error}") from None
+            raise CompileError(str(error)) from None
 
     def recipe_accumulator(self, i):
         call, weight = self.calls[i], self.constant(i, 1)
@@ -438,6 +592,7 @@ class _Compiler:
         if type(call.function) is Quantize:
             found = self.thresholds(i)
             if found is None:
+                self.expect_sign(i)
                 return [("pack", result, [(source, "float")])]
             arrays = {"thresholds": found.thresholds, "flip": found.flip}
             recipe = [("threshold", {"arrays": arrays}, [(found.source, "accumulator")])]
@@ -487,7 +642,9 @@ class _Compiler:
         sources = [(s, "float") for s in self.symbolic[i]]
         batches = {_TRACE_BATCH, 1} if function in (*_UNARY, *_BINARY) else {_TRACE_BATCH}
         if call.output.ndim == 0 or call.output.shape[0] not in batches:
-            raise self.refuse(i, "it mixes the samples of a batch")
+            raise self.refuse(i, OWN_SAMPLES)
+        if function in _REARRANGING:
+            return self.rearranged(i)
         arrays, settings, packed_bits = {}, {}, {}
         if function in _UNARY:
             operation = _UNARY[function]
@@ -504,7 +661,7 @@ class _Compiler:
                 raise self.refuse(i, "its weight depends on the input")
             if not options["fixed_order"]:
                 is_nan = np.isnan(weight).any()
-                raise self.refuse(i, "some of its weights are NaN" if is_nan else _NO_FIXED_ORDER)
+                raise self.refuse(i, "some of its weights are NaN" if is_nan else FIXED_ORDER)
             settings = {k: v for k, v in options.items() if k != "fixed_order"}
             arrays["weight"] = weight
         elif function is F.BatchNorm and options["mean"] is not None:
@@ -515,7 +672,7 @@ class _Compiler:
         elif function is F.ConvInput and self.constant(i, 1) is not None:
             operation, geometry = "conv_transpose2d", options["geometry"]
             if not options["fixed_order"]:
-                raise self.refuse(i, _NO_FIXED_ORDER)
+                raise self.refuse(i, FIXED_ORDER)
             arrays["weight"] = self.constant(i, 1)
             settings = {
                 k: getattr(geometry, k) for k in ("stride", "padding", "dilation", "groups")
@@ -528,6 +685,8 @@ class _Compiler:
         elif function in (F.MaxPool2d, F.AvgPool2d):
             operation = "max_pool2d" if function is F.MaxPool2d else "avg_pool2d"
             settings = _pooling(options["windows"])
+        elif function is T.SumPixels:
+            operation, settings = "sum_pixels", dict(options)
         elif function is T.Reshape:
             operation, settings = "reshape", {"shape": self.shape(i)}
         elif function is T.Pad and options["widths"][0] == (0, 0):
@@ -546,10 +705,9 @@ class _Compiler:
                     arrays[name] = value.astype(np.float32)
         elif function is F.TakeChannels:
             index = options["index"]
-            operation = "take_channels"
-            arrays = {"index": index.astype(smallest_int(int(index.max())))}
+            operation, arrays = "take_channels", _index(index)["arrays"]
         else:
-            raise self.refuse(i, "no step of a packed model computes it")
+            raise self.refuse(i, instead_of(call))
         if function in (F.Linear, F.Conv2d) and np.all(np.abs(weight) == 1):
             packed_bits["weight"] = int(np.prod(weight.shape[1:]))
         if any(value is None for value in arrays.values()):
@@ -561,6 +719,41 @@ class _Compiler:
             raise self.refuse(i, "one of its constants has a row for each sample of the batch")
         details = {"arrays": {k: np.array(v) for k, v in arrays.items()}, "settings": settings}
         return [(operation, result | details | {"bits": packed_bits}, sources)]
+
+    def rearranged(self, i):
+        """A call that only moves numbers: channels taken, of the image or of all its numbers."""
+        call = self.calls[i]
+        before, after = call.inputs[0].shape, self.shape(i)
+        size = int(np.prod(before[1:]))
+        places = np.arange(_TRACE_BATCH * size).reshape(_TRACE_BATCH, *before[1:])
+        if before[0] != _TRACE_BATCH:
+            raise self.refuse(i, OWN_SAMPLES)
+        first, second = (p.ravel() for p in type(call.function)().forward(places, **call.options))
+        if np.any(first >= size) or not np.array_equal(second, first + size):
+            raise self.refuse(i, OWN_SAMPLES)
+        if not first.size:
+            raise self.refuse(i, "nothing is left of a sample")
+        result, source = {"call": i, "shape": after}, (self.symbolic[i][0], "float")
+        pixels = int(np.prod(before[2:]))
+        channels = first.reshape(after[0], -1)[:, 0] // pixels
+        if (
+            len(before) == 4
+            and after[1:] == before[2:]
+            and np.array_equal(
+                first.reshape(after[0], -1), channels[:, None] * pixels + np.arange(pixels)
+            )
+        ):
+            return [("take_channels", result | _index(channels), [source])]
+        row = {"settings": {"shape": (size, 1, 1)}, "layout": "internal"}
+        return [
+            ("reshape", row, [source]),
+            ("take_channels", _index(first) | {"layout": "internal"}, [None]),
+            ("reshape", result | {"settings": {"shape": after}}, [None]),
+        ]
+
+
+def _index(channels):
+    return {"arrays": {"index": channels.astype(smallest_int(int(channels.max())))}}
 
 
 def _pooling(windows):

@@ -187,6 +187,12 @@ def avg_pool2d(x, *, kernel_size, stride, padding):
 
 
 @_operation
+def sum_pixels(x, *, dim, keepdim):
+    """Sums over axes behind the channels."""
+    return T.SumPixels.apply(x, dim=tuple(dim), keepdim=keepdim)
+
+
+@_operation
 def reshape(x, *, shape):
     """Another shape for each sample."""
     return x.reshape(len(x), *shape)
@@ -239,6 +245,7 @@ OPERATIONS |= {  # `left` or `right` is a constant, or else comes from an earlie
     "mul": _two_operands(np.multiply),
     "div": _two_operands(np.divide),
     "maximum": _two_operands(F.maximum),
+    "minimum": _two_operands(F.minimum),
 }
 
 

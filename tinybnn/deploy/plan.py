@@ -425,6 +425,8 @@ class _Planner:
             return self.task(
                 i, lambda x, out: float_pooling.bind_avg_pool2d(_in_order(x), geometry, out)
             )
+        if step.operation == "sum_pixels" and sorted(step.settings["dim"]) == [2, 3]:
+            return self.sum_task(i)
         if step.operation == "take_channels":
             index = step.arrays["index"]
             return self.task(i, lambda x, out: channel_order.bind(_in_order(x), index, out))
@@ -436,6 +438,16 @@ class _Planner:
             (i,), (i,), self.steps[i].inputs,
             lambda inputs, outputs, memory: bind(inputs[0], outputs[0]), (self.buffer(i),),
         )  # fmt: skip
+
+    def sum_task(self, i):
+        """The sums of all pixels: of one window as large as the image."""
+        size = self.values[self.steps[i].inputs[0]].shape[1:]
+        return self.task(
+            i,
+            lambda x, out: float_pooling.bind_avg_pool2d(
+                _in_order(x), (size, size, (0, 0)), out.reshape(len(out), 1, 1, -1), total=True
+            ),
+        )
 
     def product_task(self, i, covers, threshold):
         """A product whose sums or, after thresholds, bits are written."""

@@ -294,6 +294,15 @@ def _pool(x, kind, kernel_size, stride, padding):
     return Value(kind, (image[0], *size), x.single)
 
 
+def _sum_pixels(x, *, dim, keepdim):
+    dims = [_int("dim", d, 2, len(x.shape)) for d in _sizes("dim", dim)]
+    if len(set(dims)) != len(dims) or type(keepdim) is not bool:
+        raise ValueError(f"dim {dim} and keepdim {keepdim!r} do not fit to an input of {x.shape}")
+    kept = [1 if axis in dims else n for axis, n in enumerate(x.shape, start=1)]
+    left = [n for axis, n in enumerate(x.shape, start=1) if axis not in dims]
+    return Value(FLOAT, tuple(kept if keepdim else left), x.single)
+
+
 def _to_float(x):
     return Value(FLOAT, x.shape, x.single)
 
@@ -477,6 +486,7 @@ _RULES = {
     "batch_norm": (_batch_norm, (FLOAT,), ("weight", "bias", "mean", "var"), ("eps",)),
     "max_pool2d": (_float_pool, (FLOAT,), (), _POOL),
     "avg_pool2d": (_float_pool, (FLOAT,), (), _POOL),
+    "sum_pixels": (_sum_pixels, (FLOAT,), (), ("dim", "keepdim")),
     "reshape": (_reshape, (FLOAT,), (), ("shape",)),
     "prelu": (_prelu, (FLOAT,), ("weight",), ()),
     "leaky_relu": (_leaky_relu, (FLOAT,), (), ("slope",)),
@@ -494,6 +504,6 @@ _RULES = {
     },
     **{
         name: (_two_operands, ..., ("left?", "right?"), ())
-        for name in ("add", "sub", "mul", "div", "maximum")
+        for name in ("add", "sub", "mul", "div", "maximum", "minimum")
     },
 }  # fmt: skip

@@ -8,15 +8,55 @@ constants. So a tape is compared with a second one, of other values and another 
 from __future__ import annotations
 
 import hashlib
+import linecache
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from tinybnn.tensor import Tensor, no_grad, trace
 
 
+@dataclass(frozen=True)
+class Problem:
+    """Why a model has no packed form.
+
+    Attributes
+    ----------
+    reason : str
+        What has none, and what to write instead.
+    layer : str
+        Where, by the names of `layer_names`; "" for the whole model.
+    line : str
+        The line of the model's forward method, where that is known.
+    call : int
+        Which of the traced operations it is; -1 for none of them.
+    """
+
+    reason: str
+    layer: str = ""
+    line: str = ""
+    call: int = -1
+
+    def __str__(self):
+        where = f"layer {self.layer}: " if self.layer else ""
+        return where + self.reason + (f" ({self.line})" if self.line else "")
+
+
 class CompileError(ValueError):
-    """A layer that has no packed form."""
+    """A layer that has no packed form.
+
+    Attributes
+    ----------
+    problem : Problem
+    """
+
+    def __init__(self, problem):
+        self.problem = problem if isinstance(problem, Problem) else Problem(problem)
+        super().__init__(f"compile: {self.problem}")
+
+    def __reduce__(self):
+        return type(self), (self.problem,)
 
 
 def trace_model(model, x):
@@ -66,9 +106,7 @@ def _run(model, x):
         for module, training in modes:
             module.training = training
     if not isinstance(output, Tensor):
-        raise CompileError(
-            f"compile: the model's output must be one Tensor, got {_described(output)}"
-        )
+        raise CompileError(f"the model's output must be one Tensor, got {_described(output)}")
     return output
 
 
@@ -92,6 +130,15 @@ def layer_name(names, scope):
     return names.get(id(scope[-1]), type(scope[-1]).__name__) if scope else "model"
 
 
+def line_text(line):
+    """A `Call.line` as ``line 12 of net.py: y = x ** 2``; "" if it is not known."""
+    if not line:
+        return ""
+    file, number = line
+    text = linecache.getline(file, number).strip()
+    return f"line {number} of {Path(file).name}" + (f": {text}" if text else "")
+
+
 # ------------------------------------------------------------------------------ comparing two tapes
 
 
@@ -104,6 +151,7 @@ class _Entry:
     options: dict
     inputs: tuple  # for each: what it is, see `outline`
     shape: tuple
+    line: tuple
 
 
 def outline(tape, x, output):
@@ -128,13 +176,14 @@ def outline(tape, x, output):
     for i, call in enumerate(tape):
         inputs = tuple(told(value) for value in call.inputs)
         shape = call.output.shape
-        entries.append(_Entry(type(call.function), call.scope, call.options, inputs, shape))
+        entry = _Entry(type(call.function), call.scope, call.options, inputs, shape, call.line)
+        entries.append(entry)
         made[id(call.output)] = i
     return entries, told(output), len(x)
 
 
 def difference(first, second):
-    """Where two outlines of a model differ: (scope, reason), or None if they do not.
+    """Where two outlines of a model differ: (scope, reason, line), or None if they do not.
 
     Sizes that are the batch size in both are equal.
     """
@@ -159,9 +208,10 @@ def difference(first, second):
         elif not same(one.shape, other.shape):
             reason = f"its output has the shape {one.shape} for {n} samples, {other.shape} for {m}"
         if reason:
-            return one.scope, f"{one.operation.__name__}: {reason}"
+            return one.scope, f"{one.operation.__name__}: {reason}", line_text(one.line)
     if len(entries) != len(others) or output != other_output:
-        return (), f"it runs {len(entries)} operations for one input and {len(others)} for another"
+        counts = len(entries), len(others)
+        return (), "it runs {} operations for one input and {} for another".format(*counts), ""
     return None
 
 

@@ -21,7 +21,7 @@ from tinybnn.kernels.simd import kernel
 MOST_TAPS = 255  # pixels of a window; their numbers are bytes
 _GRAIN = 1 << 18  # floats below which a second thread costs time
 
-_MAX, _MEAN, _MAX_BACK, _MEAN_BACK = range(4)
+_MAX, _MEAN, _SUM, _MAX_BACK, _MEAN_BACK = range(5)
 _NO_BYTES = np.empty(0, np.uint8)
 
 
@@ -77,7 +77,7 @@ def avg_pool2d(x, geometry):
     return out
 
 
-def bind_avg_pool2d(x, geometry, out):
+def bind_avg_pool2d(x, geometry, out, total=False):
     """What `avg_pool2d` does, for the same arrays again and again.
 
     Parameters
@@ -86,6 +86,8 @@ def bind_avg_pool2d(x, geometry, out):
     geometry : (kernel, stride, padding), pairs of int
     out : (N, OH, OW, C) float32, C-contiguous
         Is written to.
+    total : bool
+        Whether the sums of the windows are wanted instead of their means.
 
     Returns
     -------
@@ -99,7 +101,8 @@ def bind_avg_pool2d(x, geometry, out):
     """
     _check_images("bind_avg_pool2d", "x", x, x.shape)
     _check_images("bind_avg_pool2d", "out", out, _pooled(x.shape, geometry))
-    worker, shares, arguments = _work(_MEAN, x.shape, geometry, x, _NO_BYTES, out)
+    step = _SUM if total else _MEAN
+    worker, shares, arguments = _work(step, x.shape, geometry, x, _NO_BYTES, out)
     return parallel.bind(worker, shares, *arguments)
 
 
@@ -162,7 +165,7 @@ def _work(step, shape, geometry, source, winner, out):
     rows = len(out) * out.shape[1]
     arguments = step, sizes, source.reshape(-1), winner.reshape(-1), out.reshape(-1)
     tasks = min(threads.count(), rows) if max(source.size, out.size) >= _GRAIN else 1
-    worker = _pool if step in (_MAX, _MEAN) else _spread
+    worker = _pool if step in (_MAX, _MEAN, _SUM) else _spread
     return worker, parallel.shares(rows, tasks), arguments
 
 
@@ -181,7 +184,7 @@ def _pool(first, end, task, step, sizes, x, winner, out):
                 for j in range(max(0, -left), min(kw, width - left)):
                     pixel = ((image + top + i) * width + left + j) * channels
                     values = x[pixel : pixel + channels]
-                    if step == _MEAN:
+                    if step != _MAX:
                         for c in range(channels):
                             target[c] = values[c] + (np.float32(0) if is_first else target[c])
                     else:

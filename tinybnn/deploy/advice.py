@@ -1,0 +1,145 @@
+"""What to write instead of an operation that has no packed form."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinybnn import functional as F
+from tinybnn import tensor as T
+from tinybnn.quantizers import Quantize
+
+FIXED_ORDER = "its float sums run in no fixed order; pass fixed_order=not self.training"
+OWN_SAMPLES = "it mixes the samples of a batch; keep the first axis as it is"
+
+
+def instead_of(call):
+    """Why a call has no packed form, and what to write instead.
+
+    Parameters
+    ----------
+    call : tinybnn.tensor.Call
+
+    Returns
+    -------
+    str
+    """
+    function = type(call.function)
+    if function in _ADVICE:
+        return _ADVICE[function](call)
+    if function.__module__ == F.mse_loss.__module__:
+        return "leave the loss out of forward; a packed model gives scores"
+    if not function.__module__.startswith("tinybnn."):
+        return _own_function(function.__name__)
+    return "no step of a packed model computes it"
+
+
+def not_signs(quantizer, x=None, result=None):
+    """What to say of a quantizer of activations that does not give signs (of x, say)."""
+    name = type(quantizer).__name__
+    if x is None:
+        return (
+            f"{quantizer!r} does not give signs; quantize activations by a sign such as "
+            '"ste_sign" (ternary and k-bit quantizers are for weights)'
+        )
+    return (
+        f"{name}.forward gives {result!r} for {x!r}, where the sign is {1 if x >= 0 else -1}; "
+        "return tinybnn.quantizers.sign(x) there, and subtract a threshold before the quantizer"
+    )
+
+
+def double_precision(call):
+    """What to say of a call that does not compute in float32."""
+    if type(call.function) is Quantize:
+        return (
+            f"{type(call.options['quantizer']).__name__}.forward gives {call.output.dtype}, a "
+            "packed model is float32; return tinybnn.quantizers.sign(x) there"
+        )
+    return (
+        f"it computes in {call.output.dtype}; a packed model is float32: make constants Python "
+        "numbers or float32 arrays, and leave x.to(...) out"
+    )
+
+
+def _own_function(name):
+    return (
+        f"the compiler does not know what it computes; if it gives signs, make it a quantizer: "
+        f"class {name}(tinybnn.quantizers.Quantizer) with forward(self, x), which returns "
+        "tinybnn.quantizers.sign(x), and pseudo_gradient(self, x), the factor for the gradient; "
+        f"then write {name}()(x) instead of {name}.apply(x). If it gives something else, write it "
+        "with the functions of tinybnn.functional"
+    )
+
+
+def _power(call):
+    base, exponent = call.inputs
+    if np.isscalar(base):
+        return f"write F.exp({float(np.log(base)):.9g} * x)" if base > 0 else "its base is negative"
+    known = {2: "x * x", 3: "x * x * x", 0.5: "F.sqrt(x)", -1: "1.0 / x", 1: "x"}
+    if np.isscalar(exponent) and exponent in known:
+        return f"write {known[exponent]}"
+    return "write F.exp(p * F.log(x)), for x > 0"
+
+
+def _sum(call):
+    shape, dim = call.inputs[0].shape[1:], call.options["dim"]
+    if 0 in dim:
+        return OWN_SAMPLES
+    ones = f"np.ones((1, {shape[0]}{', 1, 1' * (len(shape) == 3 and dim == (1,))}), np.float32)"
+    if len(shape) == 1:
+        written = f"F.linear(x, {ones}, fixed_order=True)"
+    elif len(shape) == 3 and dim == (1,):
+        written = f"F.conv2d(x, {ones}, fixed_order=True)"
+    elif len(shape) == 3 and sorted(dim) == [1, 2, 3]:
+        written = f"F.linear(x.sum((2, 3)), {ones}, fixed_order=True)"
+    else:
+        return "only sums over axes 2 and more have a packed form"
+    return (
+        "sums over axis 1 run in no fixed order; write "
+        f"{written}, which keeps that axis, and for a mean multiply it by 1 / number"
+    )
+
+
+def _extreme(call):
+    name, sign = ("maximum", "") if type(call.function) is T.Amax else ("minimum", "-")
+    shape, dim = call.inputs[0].shape, call.options["dim"]
+    if 0 in dim:
+        return OWN_SAMPLES
+    if len(shape) == 4 and sorted(dim) == [2, 3]:
+        return f"write {sign}F.max_pool2d({sign}x, {shape[2:]}), which keeps the axes"
+    return f"write F.{name} of slices, such as F.{name}(x[:, 0:1], x[:, 1:2])"
+
+
+def _scores(call):
+    name = "logsumexp" if type(call.function) is T.LogSumExp else "softmax or F.log_softmax"
+    return (
+        "leave it out at the end of a model, the largest score is the same without it, and apply "
+        f"F.{name} to what packed.predict gives"
+    )
+
+
+def _product(call):
+    if any(not isinstance(x, T.Tensor) or x.is_leaf for x in call.inputs):
+        return "write F.linear(x, w.T, fixed_order=not self.training) for x @ w, or use nn.Linear"
+    return (
+        "a product of two results has no packed form; gates multiply elements, see nn.SqueezeExcite"
+    )
+
+
+def _join(call):
+    if call.options["dim"] == 0:
+        return OWN_SAMPLES
+    return "some of its parts do not depend on the input; append a constant by F.pad(x, ..., value)"
+
+
+def _norm(call):
+    return (
+        "it takes its statistics from the batch; use nn.BatchNorm2d, or give F.batch_norm running "
+        "statistics and training=self.training"
+    )
+
+
+_ADVICE = {
+    T.Pow: _power, T.Sum: _sum, T.Amax: _extreme, T.Amin: _extreme, T.LogSumExp: _scores,
+    F.LogSoftmax: _scores, T.MatMul: _product, T.Cat: _join, T.Pad: lambda call: OWN_SAMPLES,
+    F.BatchNorm: _norm,
+}  # fmt: skip

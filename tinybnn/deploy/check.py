@@ -1,0 +1,111 @@
+"""Asking before training what of a model has a packed form."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tinybnn.deploy.compiler import examine, sample_shape
+from tinybnn.tensor import default_generator
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` finds; true if the model compiles.
+
+    Attributes
+    ----------
+    input_shape : tuple of int
+        Of one sample.
+    layers : list of (str, str)
+        The layers in the order in which they run, and for each the steps of the packed model that
+        compute it, or what is refused there.
+    problems : list of str
+        What has no packed form, where, and what to write instead.
+    """
+
+    input_shape: tuple
+    layers: list = field(repr=False)
+    problems: list
+
+    @property
+    def ok(self):
+        """Whether `deploy.compile` takes the model."""
+        return not self.problems
+
+    def __bool__(self):
+        return self.ok
+
+    def __str__(self):
+        count = len(self.problems)
+        found = "it compiles" if self.ok else f"{count} problem{'s' * (count > 1)}"
+        width = max((len(layer) for layer, _ in self.layers), default=0)
+        rows = [f"  {layer:{width}}  {steps}" for layer, steps in self.layers]
+        listed = [f"{i}. {problem}" for i, problem in enumerate(self.problems, start=1)]
+        return "\n".join([f"samples of shape {self.input_shape}: {found}", *rows, *listed])
+
+
+def check(model, input_shape):
+    """Say what of a model `deploy.compile` takes, and what not and why: all problems at once.
+
+    It looks at what the layers compute, not at how well, so it can be asked before training. It
+    works on a copy: the model, its statistics and the random generators stay as they are.
+
+    Parameters
+    ----------
+    model : Module
+    input_shape : sequence of int
+        Shape of one sample, without the batch: (C, H, W) or (F,).
+
+    Returns
+    -------
+    Report
+        Print it for a table of the layers; it is true if the model compiles.
+
+    Raises
+    ------
+    Exception
+        Of the model itself, if it does not run for samples of this shape.
+
+    Examples
+    --------
+    >>> from tinybnn import deploy, nn
+    >>> print(deploy.check(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), (4,)))
+    samples of shape (4,): it compiles
+      0 (Linear)  linear, add
+      1 (ReLU)    relu
+    """
+    shape = sample_shape(input_shape)
+    generator = default_generator().bit_generator
+    states = generator.state, np.random.get_state(), random.getstate()
+    try:
+        found = examine(_copy(model), shape)
+    finally:
+        generator.state = states[0]
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+    refused = {problem.call for problem in found.problems}
+    rows = []
+    for layer, calls in itertools.groupby(found.operations, lambda operation: operation[1]):
+        calls = list(calls)
+        steps = [name for _, _, names in calls for name in names if name]
+        texts = [", ".join(steps)] if steps else []
+        if any(i in refused for i, _, _ in calls):
+            numbers = [
+                n for n, p in enumerate(found.problems, start=1) if p.call in {c[0] for c in calls}
+            ]
+            texts.append("REFUSED: problem " + ", ".join(map(str, numbers)))
+        rows.append((layer, "; ".join(texts) or "in the thresholds of a later sign, or not used"))
+    return Report(shape, rows, [str(problem) for problem in found.problems])
+
+
+def _copy(model):
+    """The model as a copy; itself, if a member cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except Exception:
+        return model
