@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from tinybnn import functional as F
@@ -9,21 +11,30 @@ from tinybnn import tensor as T
 from tinybnn.quantizers import Quantize
 
 FIXED_ORDER = "its float sums run in no fixed order; pass fixed_order=not self.training"
+OWN_WEIGHT = "its weight depends on the input; compute weights from parameters only"
+ROW_FOR_EACH_SAMPLE = (
+    "one of its constants has a row for each sample of the batch; give it the shape (1, ...); "
+    "noise belongs to training (if self.training), and conditions are x > 0 instead of x.data > 0"
+)
 OWN_SAMPLES = "it mixes the samples of a batch; keep the first axis as it is"
 
 
-def instead_of(call):
+def instead_of(call, results):
     """Why a call has no packed form, and what to write instead.
 
     Parameters
     ----------
     call : tinybnn.tensor.Call
+    results : int
+        The number of its inputs that depend on the model's input.
 
     Returns
     -------
     str
     """
     function = type(call.function)
+    if function is T.MatMul:
+        return _product(results)
     if function in _ADVICE:
         return _ADVICE[function](call)
     if function.__module__ == F.mse_loss.__module__:
@@ -84,6 +95,7 @@ def _sum(call):
     shape, dim = call.inputs[0].shape[1:], call.options["dim"]
     if 0 in dim:
         return OWN_SAMPLES
+    count = math.prod(call.inputs[0].shape[d] for d in dim)
     ones = f"np.ones((1, {shape[0]}{', 1, 1' * (len(shape) == 3 and dim == (1,))}), np.float32)"
     if len(shape) == 1:
         written = f"F.linear(x, {ones}, fixed_order=True)"
@@ -95,7 +107,7 @@ def _sum(call):
         return "only sums over axes 2 and more have a packed form"
     return (
         "sums over axis 1 run in no fixed order; write "
-        f"{written}, which keeps that axis, and for a mean multiply it by 1 / number"
+        f"{written}, which keeps that axis, and for a mean multiply it by 1 / {count}"
     )
 
 
@@ -117,8 +129,8 @@ def _scores(call):
     )
 
 
-def _product(call):
-    if any(not isinstance(x, T.Tensor) or x.is_leaf for x in call.inputs):
+def _product(results):
+    if results == 1:
         return "write F.linear(x, w.T, fixed_order=not self.training) for x @ w, or use nn.Linear"
     return (
         "a product of two results has no packed form; gates multiply elements, see nn.SqueezeExcite"
@@ -133,13 +145,13 @@ def _join(call):
 
 def _norm(call):
     return (
-        "it takes its statistics from the batch; use nn.BatchNorm2d, or give F.batch_norm running "
-        "statistics and training=self.training"
+        "it takes its statistics from the batch; use nn.BatchNorm2d or nn.BatchNorm1d, or give "
+        "F.batch_norm running statistics and training=self.training"
     )
 
 
 _ADVICE = {
     T.Pow: _power, T.Sum: _sum, T.Amax: _extreme, T.Amin: _extreme, T.LogSumExp: _scores,
-    F.LogSoftmax: _scores, T.MatMul: _product, T.Cat: _join, T.Pad: lambda call: OWN_SAMPLES,
+    F.LogSoftmax: _scores, T.Cat: _join, T.Pad: lambda call: OWN_SAMPLES,
     F.BatchNorm: _norm,
 }  # fmt: skip

@@ -88,18 +88,13 @@ def check(model, input_shape):
         generator.state = states[0]
         np.random.set_state(states[1])
         random.setstate(states[2])
-    refused = {problem.call for problem in found.problems}
     rows = []
-    for layer, calls in itertools.groupby(found.operations, lambda operation: operation[1]):
-        calls = list(calls)
-        steps = [name for _, _, names in calls for name in names if name]
-        texts = [", ".join(steps)] if steps else []
-        if any(i in refused for i, _, _ in calls):
-            numbers = [
-                n for n, p in enumerate(found.problems, start=1) if p.call in {c[0] for c in calls}
-            ]
-            texts.append("REFUSED: problem " + ", ".join(map(str, numbers)))
-        rows.append((layer, "; ".join(texts) or "in the thresholds of a later sign, or not used"))
+    for layer, operations in itertools.groupby(found.operations, lambda operation: operation[1]):
+        operations = list(operations)
+        calls = {i for i, _, _ in operations}
+        parts = [name for _, _, names in operations for name in names if name]
+        parts += [f"REFUSED ({n})" for n, p in enumerate(found.problems, 1) if p.call in calls]
+        rows.append((layer, ", ".join(parts) or "in the thresholds of a later sign, or not used"))
     return Report(shape, rows, [str(problem) for problem in found.problems])
 
 

@@ -30,6 +30,8 @@ from tinybnn import tensor as T
 from tinybnn.deploy.advice import (
     FIXED_ORDER,
     OWN_SAMPLES,
+    OWN_WEIGHT,
+    ROW_FOR_EACH_SAMPLE,
     double_precision,
     instead_of,
     not_signs,
@@ -658,7 +660,7 @@ class _Compiler:
             operation = "linear" if function is F.Linear else "conv2d"
             weight = self.constant(i, 1)
             if weight is None or len(sources) != 1:
-                raise self.refuse(i, "its weight depends on the input")
+                raise self.refuse(i, OWN_WEIGHT)
             if not options["fixed_order"]:
                 is_nan = np.isnan(weight).any()
                 raise self.refuse(i, "some of its weights are NaN" if is_nan else FIXED_ORDER)
@@ -707,16 +709,16 @@ class _Compiler:
             index = options["index"]
             operation, arrays = "take_channels", _index(index)["arrays"]
         else:
-            raise self.refuse(i, instead_of(call))
+            raise self.refuse(i, instead_of(call, len(sources)))
         if function in (F.Linear, F.Conv2d) and np.all(np.abs(weight) == 1):
             packed_bits["weight"] = int(np.prod(weight.shape[1:]))
         if any(value is None for value in arrays.values()):
-            raise self.refuse(i, "one of its constants depends on the input")
+            raise self.refuse(i, "one of its constants depends on the input; it cannot there")
         if function in (*_BINARY, T.Compare, T.Where) and any(
             value.ndim == call.output.ndim and len(value) == _TRACE_BATCH
             for value in arrays.values()
         ):
-            raise self.refuse(i, "one of its constants has a row for each sample of the batch")
+            raise self.refuse(i, ROW_FOR_EACH_SAMPLE)
         details = {"arrays": {k: np.array(v) for k, v in arrays.items()}, "settings": settings}
         return [(operation, result | details | {"bits": packed_bits}, sources)]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import linecache
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,7 +136,7 @@ def line_text(line):
     if not line:
         return ""
     file, number = line
-    text = linecache.getline(file, number).strip()
+    text = textwrap.shorten(linecache.getline(file, number), 80, placeholder=" ...")
     return f"line {number} of {Path(file).name}" + (f": {text}" if text else "")
 
 

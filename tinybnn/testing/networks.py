@@ -415,10 +415,12 @@ class _Writer:
                 Line("{out} = F.cat([{a}, {b}], 1)", (a, self.vector())),
                 Line("{out} = F.cat([{a}, {b}], 1)", (a, self.vector())),
                 Line(pad, (a,)), Line(images, (a,)),
+                Line(f"{{out}} = {{a}}[:, {self.pick('::-1', '1:', '[0, -1, 0]', ':1')}]", (a,)),
             )  # fmt: skip
         padding = self.pick((1, 0), (0, 2, 1, 1), (1, 1, 1, 1), (0, 0, 0, 0, 1, 2), (0, 0, 9, 9))
         value = self.pick(1.0, 1.0, 0.0, -0.0, -1.0, 2.5)
         groups = next(g for g in (3, 2, 1) if channels % g == 0)
+        keep = self.pick("", ", keepdim=True")
         return self.pick(
             Line(f"{{out}} = F.pad({{a}}, {padding}, {value})", (a,)),
             self.layer(f"nn.ChannelShuffle({groups})", a),
@@ -426,6 +428,9 @@ class _Writer:
             self.layer(f"nn.SqueezeExcite({channels}, {int(self.pick(1, 4))}, rng=rng)", a),
             self.layer("nn.Flatten()", a),
             Line(f"{{out}} = {{a}}.reshape(len({{a}}), {pixels[0]}, {channels}, -1)", (a,)),
+            Line(f"{{out}} = {{a}}[{self.pick(':, ::-1', ':, :1', ':, :, 1:', '..., ::2')}]", (a,)),
+            Line(f"{{out}} = {{a}}.{self.pick('transpose(2, 3)', 'permute(0, 2, 3, 1)')}", (a,)),
+            Line(f"{{out}} = {{a}}.{self.pick('mean', 'sum', 'var')}((2, 3){keep})", (a,)),
         )
 
     def vector(self):
@@ -438,7 +443,8 @@ class _Writer:
                 f"{{out}} = {{a}} + {c}", f"{{out}} = {c} - {{a}}", f"{{out}} = {{a}} * {c}",
                 f"{{out}} = {{a}} / {c or 7.0}", "{out} = -{a}", "{out} = {a} - {a}",
                 f"{{out}} = F.clamp({{a}}, {c - 1.0}, {c})", f"{{out}} = F.clamp({{a}}, {c}, None)",
-                f"{{out}} = F.maximum({{a}}, {c})", f"{{out}} = F.where({{a}} > {c}, {{a}}, {c})",
+                f"{{out}} = F.maximum({{a}}, {c})", f"{{out}} = F.minimum({{a}}, {c})",
+                f"{{out}} = F.where({{a}} > {c}, {{a}}, {c})",
                 f"{{out}} = {{a}} * ({{a}} >= {c})", "{out} = 1.0 / {a}", "{out} = F.abs({a})",
                 "{out} = F.sqrt(F.abs({a}))", "{out} = F.exp(F.clamp({a}, -5.0, 5.0))",
                 "{out} = {a} * {a}", "{out} = F.log(F.abs({a}))", f"{{out}} = F.relu({{a}} - {c})",
@@ -484,7 +490,7 @@ class _Writer:
             return self.layer(f"nn.Quantize({quantizer!r})", a)
         code = self.pick(
             "{a} ** 2.0", "F.softmax({a}, 1)", "{a} - {a}.mean(1, keepdim=True)",
-            "F.minimum({a}, 0.5)", f"F.flip({{a}}, 1) * {float(features)}",
+            "{a}.amax(1, keepdim=True)", f"{{a}}.sum(1, keepdim=True) * {float(features)}",
             "F.stack([{a}, {a}], 1).reshape(len({a}), *{a}.shape[1:-1], -1)",
         )  # fmt: skip
         return Line(f"{{out}} = {code}", (a,))
