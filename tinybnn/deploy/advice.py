@@ -132,9 +132,7 @@ def _scores(call):
 def _product(results):
     if results == 1:
         return "write F.linear(x, w.T, fixed_order=not self.training) for x @ w, or use nn.Linear"
-    return (
-        "a product of two results has no packed form; gates multiply elements, see nn.SqueezeExcite"
-    )
+    return "it multiplies two results; a gate (see nn.SqueezeExcite) does so element by element"
 
 
 def _join(call):

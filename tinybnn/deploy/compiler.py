@@ -204,7 +204,8 @@ def _expect_equal(model, packed, x):
     """Hold a packed model against the float model, outside of any trace."""
     try:
         with np.errstate(all="ignore"):
-            compare(packed.steps[-1], packed.predict(x), evaluate(model, x))
+            found = packed._predict(x)  # without the warning of pixels
+            compare(packed.steps[-1], found, evaluate(model, x))
     except DifferentError as error:
         raise CompileError(
             "the packed model does not give what the model gives: "

@@ -14,6 +14,7 @@ from __future__ import annotations
 import collections
 import functools
 import math
+import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -267,6 +268,8 @@ def where(*values, condition=None, left=None, right=None):
 
 # ------------------------------------------------------------------------------------- the program
 
+_ENOUGH = 64  # numbers whose signs are not all +1 by chance
+
 
 @dataclass
 class Step:
@@ -340,7 +343,7 @@ class PackedModel:
     """
 
     KIND, VERSION = "packed-model", 2
-    _DERIVED = ("tasks", "_block", "output_shape", "_free")
+    _DERIVED = ("tasks", "_block", "output_shape", "_free", "_range_is_known")
 
     def __init__(self, input_shape, steps, calls, info=None):
         self.input_shape, self.steps, self.calls = (
@@ -350,6 +353,7 @@ class PackedModel:
         )
         self.info = dict(info or {})
         self._free = []  # workspaces that no call uses at the moment
+        self._range_is_known = False  # whether an input was in the range of the training data
 
     def __getstate__(self):
         """What a copy or a pickle takes along: all but plans and their memory, made anew there."""
@@ -418,6 +422,9 @@ class PackedModel:
         Parameters
         ----------
         x : (N, *input_shape) float32
+            As the model was trained on; pixels go through the transform of the training data
+            first, such as ``datasets.to_signed(255)``. There is a warning if the first sample looks
+            as if they had not.
         batch_size : int, optional
             Number of samples worked on at a time; by default as many as the cache holds. It has no
             influence on the result.
@@ -432,7 +439,10 @@ class PackedModel:
         (N, ...) float32
             Equal to the float model's output in eval mode, bit for bit.
         """
-        return self._predict(self.check_input(x), (), batch_size, out, threads)
+        x = self.check_input(x)
+        if not self._range_is_known:
+            self._warn_of_pixels(x)
+        return self._predict(x, (), batch_size, out, threads)
 
     def predict_packed(self, words, batch_size=None, out=None, threads=None):
         """The model's output for an input that is packed already, such as a stored code.
@@ -464,7 +474,7 @@ class PackedModel:
                 )
         return self._predict(self._check_words(words), packs, batch_size, out, threads)
 
-    def _predict(self, x, packs, batch_size, out, threads):
+    def _predict(self, x, packs=(), batch_size=None, out=None, threads=None):
         if batch_size is None:
             batch_size = self._block
         elif batch_size < 1:
@@ -539,11 +549,58 @@ class PackedModel:
         x = np.asarray(x)
         if x.dtype != np.float32 or x.shape[1:] != self.input_shape or x.ndim == 0:
             expected = ", ".join(map(str, ("N", *self.input_shape)))
-            raise ValueError(
+            message = (
                 f"PackedModel: x must be float32 of shape ({expected}), "
                 f"got {x.dtype} of shape {x.shape}"
             )
+            if x.dtype.kind in "iu":
+                message += (
+                    "; pixels become floats by the transform of the training data, by default "
+                    f"{self._transform()}(x, None)"
+                )
+            elif x.dtype.kind == "f" and x.dtype != np.float32:
+                message += "; use x.astype(np.float32)"
+            if x.shape == self.input_shape:
+                message += "; use x[None] for a single sample"
+            raise ValueError(message)
         return x
+
+    def _transform(self):
+        """The transform that pixels usually go through, as it is written."""
+        maximum = self.info.get("maximum")
+        return f"datasets.to_signed({'maximum' if maximum is None else format(maximum, 'g')})"
+
+    def _reads_signs(self):
+        """Whether nothing but the signs of the input matters."""
+        same = {-1}
+        for i, step in enumerate(self.steps):
+            if not same.isdisjoint(step.inputs):
+                if step.operation == "reshape":
+                    same.add(i)
+                elif step.operation != "pack":
+                    return False
+        return len(self.steps) - 1 not in same
+
+    def _warn_of_pixels(self, x):
+        """Warn of numbers from 0 to 255, say, where the model takes them from -1 to 1.
+
+        That is known of a model whose `info` has the ``maximum`` of its pixels, and of one that
+        reads nothing but the signs of its input, all of which would be +1.
+        """
+        if not x.size:
+            return
+        self._range_is_known, first = True, x[0]
+        if first.min() < 0 or first.max() <= 1:
+            return
+        reads_signs = self._reads_signs()
+        if "maximum" in self.info or (reads_signs and first.size >= _ENOUGH):
+            what = "reads the signs of its input" if reads_signs else "takes pixels from -1 to 1"
+            warnings.warn(
+                f"PackedModel: this model {what}, but x[0] goes from {first.min():g} to "
+                f"{first.max():g}; predict {self._transform()}(x, None), or what else the "
+                "transform of the training data makes of pixels",
+                stacklevel=3,
+            )
 
     def _check_words(self, words):
         """The packed input as an array, or a ValueError that says what was expected."""
