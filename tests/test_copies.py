@@ -22,8 +22,9 @@ from tinybnn import functional as F
 from tinybnn.analysis import opcount, operations
 from tinybnn.analysis.summary import Summary, summary
 from tinybnn.datasets import download, sources
+from tinybnn.deploy import compiler, plan, runtime, scan, shapes
 from tinybnn.deploy import packed as packed_model
-from tinybnn.deploy import plan, runtime, scan, shapes
+from tinybnn.deploy.trace import Problem
 from tinybnn.experiments import fedavg, fedhybnn
 from tinybnn.experiments.bdnet import arms as bdnet_arms
 from tinybnn.experiments.bdnet import experiment as bdnet_experiment
@@ -458,6 +459,15 @@ EXAMPLES[packed_model.Step] = (
     lambda step: step.run(words(3, 6, 6, count=8)),
 )
 value(plan.Buffer, np.float32, (3, 4))
+value(Problem, "Pow has no packed form", "1 (Square)", "line 1 of a.py: x**2", 3)
+EXAMPLES[deploy.Report] = (
+    lambda: deploy.check(nn.Sequential(nn.Linear(2, 3), nn.Quantize("ste_tern")), (2,)),
+    lambda report: (str(report), report.ok, report.layers),
+)
+EXAMPLES[compiler.Examination] = (
+    lambda: compiler.examine(nn.Sequential(nn.Linear(2, 3, rng=generator())), (2,)),
+    lambda found: (found.problems, found.operations, found.packed.predict(floats(3, 2))),
+)
 value(scan.Scan, 3, 2, True)
 value(shapes.Value, "float", (3, 4))
 REFUSED[plan.Task] = (
@@ -921,7 +931,8 @@ def test_a_copy_of_a_packed_model_has_memory_of_its_own(duplicate):
     packed = fresh()
     expected = packed.predict(x)
     other = duplicate(packed)
-    assert vars(other).keys() == {"input_shape", "steps", "calls", "info", "_free"}
+    used = {"_free", "_range_is_known"}
+    assert vars(other).keys() == {"input_shape", "steps", "calls", "info", *used}
     assert other._free == [] and packed._free != []
     assert content(other.predict(x[::-1])) == content(expected[::-1])
     assert content(packed.predict(x)) == content(expected)

@@ -82,10 +82,10 @@ def compile(model, input_shape):
     try:
         found = examine(model, input_shape)
         if found.problems:
-            raise CompileError(found.problems[0])
+            raise CompileError.of(found.problems[0])
     except Exception as error:
         if _takes_samples_of(model, input_shape):
-            raise CompileError(
+            raise CompileError.of(
                 f"input_shape {input_shape} holds a batch; leave it out: "
                 f"input_shape={input_shape[1:]}"
             ) from error
@@ -141,7 +141,7 @@ def examine(model, input_shape):
         for x in others:
             if differs := difference(first, outline(*_trace_again(model, x))):
                 scope, reason, line = differs
-                raise CompileError(Problem(reason, layer_name(names, scope), line))
+                raise CompileError.of(Problem(reason, layer_name(names, scope), line))
             if found.packed is not None:
                 _expect_equal(model, found.packed, x)
     except CompileError as error:
@@ -157,7 +157,7 @@ def sample_shape(input_shape):
     except TypeError:
         shape = ()
     if not shape or min(shape) < 1:
-        raise CompileError(
+        raise CompileError.of(
             "input_shape must be the shape of one sample, of sizes >= 1, such as (1, 28, 28), "
             f"got {input_shape!r}"
         )
@@ -194,7 +194,7 @@ def _trace_again(model, x):
     except CompileError:
         raise
     except Exception as error:
-        raise CompileError(
+        raise CompileError.of(
             f"the model ends in {type(error).__name__} for a batch of shape {x.shape}: "
             f"{error}; is a batch size written down in it?"
         ) from error
@@ -207,7 +207,7 @@ def _expect_equal(model, packed, x):
             found = packed._predict(x)  # without the warning of pixels
             compare(packed.steps[-1], found, evaluate(model, x))
     except DifferentError as error:
-        raise CompileError(
+        raise CompileError.of(
             "the packed model does not give what the model gives: "
             f"{_first_difference(model, packed, x) or error}"
         ) from None
@@ -335,7 +335,7 @@ class _Compiler:
     def refuse(self, i, reason):
         call = self.calls[i]
         reason = f"{type(call.function).__name__} has no packed form: {reason}"
-        return CompileError(Problem(reason, self.name(i), line_text(call.line), i))
+        return CompileError.of(Problem(reason, self.name(i), line_text(call.line), i))
 
     # -------------------------------------------------------------------------------------- kinds
 
@@ -558,7 +558,7 @@ class _Compiler:
         try:
             expect_results(steps, infer(input_shape, steps), len(self.calls))
         except ValueError as error:
-            raise CompileError(str(error)) from None
+            raise CompileError.of(str(error)) from None
 
     def recipe_accumulator(self, i):
         call, weight = self.calls[i], self.constant(i, 1)

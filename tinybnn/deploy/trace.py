@@ -49,15 +49,18 @@ class CompileError(ValueError):
 
     Attributes
     ----------
-    problem : Problem
+    problem : Problem or None
     """
 
-    def __init__(self, problem):
-        self.problem = problem if isinstance(problem, Problem) else Problem(problem)
-        super().__init__(f"compile: {self.problem}")
+    problem = None
 
-    def __reduce__(self):
-        return type(self), (self.problem,)
+    @classmethod
+    def of(cls, problem):
+        """The error that says so of a Problem, or of a reason in words."""
+        problem = problem if isinstance(problem, Problem) else Problem(problem)
+        error = cls(f"compile: {problem}")
+        error.problem = problem
+        return error
 
 
 def trace_model(model, x):
@@ -107,7 +110,7 @@ def _run(model, x):
         for module, training in modes:
             module.training = training
     if not isinstance(output, Tensor):
-        raise CompileError(f"the model's output must be one Tensor, got {_described(output)}")
+        raise CompileError.of(f"the model's output must be one Tensor, got {_described(output)}")
     return output
 
 
