@@ -53,7 +53,8 @@ def check(model, input_shape):
     """Say what of a model `deploy.compile` takes, and what not and why: all problems at once.
 
     It looks at what the layers compute, not at how well, so it can be asked before training. It
-    works on a copy: the model, its statistics and the random generators stay as they are.
+    works on a copy of the model, if it can be copied: the model, its statistics and the random
+    generators stay as they are.
 
     Parameters
     ----------
