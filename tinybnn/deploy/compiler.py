@@ -120,7 +120,7 @@ def examine(model, input_shape):
     Raises
     ------
     Exception
-        Of the model, if it does not run; CompileError, if its output is not one Tensor.
+        Of the model, if it does not run.
     """
     problems = [
         Problem(f"{name} is {parameter.dtype}, a packed model is float32")
@@ -128,7 +128,10 @@ def examine(model, input_shape):
         if parameter.dtype != np.float32
     ]
     names, (x, *others) = layer_names(model), _inputs(input_shape)
-    tape, x, output = trace_model(model, x)
+    try:
+        tape, x, output = trace_model(model, x)
+    except CompileError as error:  # there is no output to go backward from
+        return Examination([*problems, error.problem], [])
     compiler = _Compiler(names, tape, x, output)
     recipes = compiler.recipes()
     problems += sorted(compiler.problems, key=lambda problem: problem.call)
@@ -343,7 +346,10 @@ class _Compiler:
         """What the result of call i is: 'signs', 'sums' or 'float'."""
         call = self.calls[i]
         function, kinds = type(call.function), [self.kinds[s] for s in self.symbolic[i]]
-        if call.output.dtype != np.float32:
+        if call.output.dtype != np.float32 and not any(
+            isinstance(x, Tensor) and x.dtype != np.float32 and self.made_by(x) is not None
+            for x in call.inputs
+        ):  # else that is said of the operation that it comes from
             raise self.refuse(i, double_precision(call))
         if function is Quantize:
             quantizer = call.options["quantizer"]
