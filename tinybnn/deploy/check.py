@@ -20,7 +20,7 @@ class Report:
     Attributes
     ----------
     input_shape : tuple of int
-        Of one sample.
+        The shape of one sample.
     layers : list of (str, str)
         The layers in the order in which they run, and for each the steps of the packed model that
         compute it, or what is refused there.
@@ -70,7 +70,7 @@ def check(model, input_shape):
     Raises
     ------
     Exception
-        Of the model itself, if it does not run for samples of this shape.
+        The model's own, if it does not run for samples of this shape.
 
     Examples
     --------

@@ -120,7 +120,7 @@ def examine(model, input_shape):
     Raises
     ------
     Exception
-        Of the model, if it does not run.
+        The model's own, if it does not run.
     """
     problems = [
         Problem(f"{name} is {parameter.dtype}, a packed model is float32")

@@ -582,7 +582,7 @@ class PackedModel:
         return len(self.steps) - 1 not in same
 
     def _warn_of_pixels(self, x):
-        """Warn of numbers from 0 to 255, say, where the model takes them from -1 to 1.
+        """Warn if pixels come unscaled (0 to 255) to a model that takes them from -1 to 1.
 
         That is known of a model whose `info` has the ``maximum`` of its pixels, and of one that
         reads nothing but the signs of its input, all of which would be +1.
