@@ -685,3 +685,15 @@ def test_no_false_alarms_of_pixels():
         packed.predict(scaled / 2 + 0.5)
     few = deploy.compile(nn.Sequential(nn.BinaryLinear(3, 2)), (3,))
     few.predict(np.full((2, 3), 2.0, np.float32))
+
+
+def test_compile_warns_of_layers_that_a_model_does_not_own():
+    class Hidden(nn.Module):
+        def __init__(self):
+            self.layers = [nn.Linear(4, 3).eval()]
+
+        def forward(self, x):
+            return self.layers[0](x)
+
+    with pytest.warns(UserWarning, match=r"compile: Hidden reaches layers\[0\] \(Linear\)"):
+        deploy.compile(Hidden().eval(), (4,))

@@ -10,3 +10,4 @@ from tinybnn.deploy.trace import CompileError
 from tinybnn.deploy.verify import verify
 
 __all__ = ["CompileError", "PackedModel", "Report", "check", "compile", "verify"]
+__dir__ = __all__.copy  # dir() shows what is public, and nothing else

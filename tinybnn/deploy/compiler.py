@@ -53,6 +53,7 @@ from tinybnn.deploy.trace import (
 from tinybnn.deploy.verify import DifferentError, compare, verify
 from tinybnn.kernels import bits
 from tinybnn.nn.binary import OnesOfOneSample
+from tinybnn.nn.module import warn_of_unregistered
 from tinybnn.quantizers import ApproxSign, EdeSign, Quantize, SteSign, SwishSign
 from tinybnn.tensor import Tensor
 
@@ -79,6 +80,7 @@ def compile(model, input_shape):
         `deploy.check` lists all such problems.
     """
     input_shape = sample_shape(input_shape)
+    warn_of_unregistered(model, "compile")
     try:
         found = examine(model, input_shape)
         if found.problems:

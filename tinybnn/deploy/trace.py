@@ -101,14 +101,8 @@ def evaluate(model, x):
 
 
 def _run(model, x):
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with no_grad(), np.errstate(all="ignore"):
-            output = model(x)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with model.in_mode(training=False), no_grad(), np.errstate(all="ignore"):
+        output = model(x)
     if not isinstance(output, Tensor):
         raise CompileError.of(f"the model's output must be one Tensor, got {_described(output)}")
     return output
