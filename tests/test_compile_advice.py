@@ -536,9 +536,11 @@ def test_the_table_says_what_becomes_of_each_layer():
     assert report and report.ok and report.problems == []
     assert [layer.split()[0] for layer, _ in report.layers] == ["0", "1", "2", "3"]
     assert str(report).splitlines()[0] == "samples of shape (1, 8, 8): it compiles"
-    assert (
-        dict(report.layers)["1 (BatchNorm2d)"] == "in the thresholds of a later sign, or not used"
-    )
+    layers, merged = dict(report.layers), "in the thresholds of a later sign"
+    assert layers["1 (BatchNorm2d)"] == layers["2 (Flatten)"] == merged
+    assert layers["3 (BinaryLinear)"] == "threshold, flatten_bits, xnor_linear, to_float"
+    unread = nn.Sequential(nn.Quantize("ste_sign"), nn.Quantize("ste_sign"), nn.BinaryLinear(6, 2))
+    assert dict(deploy.check(unread, FEATURES).layers)["1 (Quantize)"] == "nothing of its own"
 
 
 def test_problems_of_each_kind_are_listed():

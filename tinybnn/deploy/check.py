@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tinybnn.deploy.compiler import examine, sample_shape
+from tinybnn.deploy.packed import OPERATIONS
 from tinybnn.tensor import default_generator
 
 
@@ -93,9 +94,10 @@ def check(model, input_shape):
     for layer, operations in itertools.groupby(found.operations, lambda operation: operation[1]):
         operations = list(operations)
         calls = {i for i, _, _ in operations}
-        parts = [name for _, _, names in operations for name in names if name]
+        names = [name for _, _, names in operations for name in names if name]
+        parts = [name for name in names if name in OPERATIONS] or names[:1]
         parts += [f"REFUSED ({n})" for n, p in enumerate(found.problems, 1) if p.call in calls]
-        rows.append((layer, ", ".join(parts) or "in the thresholds of a later sign, or not used"))
+        rows.append((layer, ", ".join(parts) or "nothing of its own"))
     return Report(shape, rows, [str(problem) for problem in found.problems])
 
 

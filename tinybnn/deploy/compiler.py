@@ -105,8 +105,7 @@ class Examination:
         In the order of the model's operations.
     operations : list of (int, str, tuple of str)
         For each operation of the model that depends on its input: which one it is, its layer, and
-        the steps that compute it; no steps for one that the thresholds of a later sign contain, or
-        that nobody reads.
+        the steps that compute it, or that it is part of thresholds.
     packed : PackedModel or None
         None if there is a problem.
     """
@@ -544,7 +543,8 @@ class _Compiler:
         for i in sorted(self.kinds.keys() - {-1}):
             forms = (recipes.get((i, form), ()) for form in ("accumulator", "bits", "float"))
             names = tuple(name for recipe in forms for name, _, _ in recipe)
-            found.append((i, self.name(i), names))
+            merged = ("in the thresholds of a later sign",) * (i in self.merged)
+            found.append((i, self.name(i), names or merged))
         return found
 
     def program(self, input_shape, recipes):
