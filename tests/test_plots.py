@@ -4,6 +4,8 @@ import errno
 import io
 import itertools
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,18 +60,240 @@ def test_figures_need_no_display():
     assert plt.get_fignums() == []  # nothing for a notebook to show twice, nothing to close
 
 
-@pytest.mark.parametrize("validation", [True, False])
-def test_history(validation):
+# ------------------------------------------------------------------------- colours and marks
+
+# Machado, Oliveira, Fernandes 2009: linear RGB as it is seen without one of the three cones.
+DEFICIENCIES = {
+    "none": np.eye(3),
+    "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritanopia": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+
+
+def lab(color, deficiency):
+    """CIELAB of a colour as somebody sees it."""
+    from matplotlib.colors import to_rgb
+
+    rgb = np.array(to_rgb(color))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(np.array(deficiency) @ linear, 0, 1)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = np.array(to_xyz) @ seen / [0.9505, 1.0, 1.089]
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def nearest_two(colors):
+    """The smallest distance of two colours (ΔE of 1976), whoever looks."""
+    return min(
+        np.linalg.norm(lab(a, d) - lab(b, d))
+        for d in DEFICIENCIES.values()
+        for a, b in itertools.combinations(colors, 2)
+    )
+
+
+def test_colours_that_some_people_do_not_tell_apart():
+    import matplotlib
+
+    assert nearest_two(plots.PALETTE) > 10
+    assert nearest_two(matplotlib.color_sequences["tab10"][:7]) < 10  # the test sees a bad palette
+    assert nearest_two([*plots.PALETTE, "white"]) > 10
+    assert {plots.MINUS, plots.PLUS} < {*plots.PALETTE}
+
+
+def test_colours_are_written_down_once():
+    """No picture of the package has colours of its own, but greys."""
+    package = Path(plots.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if path.name != "plots.py":
+            assert not re.search(r"[\"']#[0-9a-fA-F]{6}[\"']|\btab10\b|\bcolormaps\b", text), path
+
+
+def test_marks_do_not_repeat():
+    first = list(itertools.islice(plots.marks(), 84))
+    shapes, colors, styles = zip(*first, strict=True)
+    assert len({*shapes[:12]}) == 12
+    assert len({*zip(shapes, colors, strict=True)}) == 84
+    assert len({*zip(colors[:28], styles[:28], strict=True)}) == 28
+
+
+def pictures_of(axes):
+    """(marker, colour) of each entry of a legend that has a marker."""
+    found = []
+    for handle in axes.get_legend().legend_handles:
+        line = handle if hasattr(handle, "get_marker") else handle[0]
+        found.append((line.get_marker(), line.get_color()))
+    return found
+
+
+def lies_beside(axes):
+    """Whether the legend hides nothing of the axes, and nothing of it is cut off."""
+    figure = axes.figure
+    figure.draw_without_rendering()
+    box = axes.get_legend().get_window_extent()
+    is_whole = figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+    return is_whole and not axes.get_window_extent().overlaps(box)
+
+
+@pytest.mark.parametrize("count", [2, 7, 11])
+def test_entries_that_look_alike(count):
+    """Of curves and of a trade-off; the legend is beside them."""
+    _, axes = axes_of_figure(figsize=(8, 4))
+    plots.curves(axes, {f"arm {i}": [i, i + 1.0] for i in range(count)}, "loss")
+    assert len({*pictures_of(axes)}) == count and lies_beside(axes)
+    _, axes = axes_of_figure(figsize=(8, 4))
+    points = {f"arm {i}": (1.0 + i, 50.0 + i, 0.5) for i in range(count)}
+    plots.trade_off(axes, points, "million OPs", "test accuracy, %")
+    assert lies_beside(axes)
+    shapes = [c[0].get_marker() for c in axes.containers]
+    assert len({*shapes}) == count
+
+
+# -------------------------------------------------------------------------------------- curves
+
+
+def history_of(epochs, validation=True):
     history = training.History()
-    for epoch in (1, 2, 3):
+    for epoch in range(1, epochs + 1):
         history.rows.append({"epoch": epoch, "loss": 1 / epoch, "accuracy": 1 - 0.5 / epoch})
         if validation:
             history.rows[-1]["val_accuracy"] = 0.5
-    figure, axes = axes_of_figure()
-    plots.history(axes, history)
+    return history
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_history(validation):
+    figure, axes = axes_of_figure(figsize=(6, 4))
+    plots.history(axes, history_of(3, validation))
     render(figure)
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["training loss", "training accuracy"] + ["validation accuracy"] * validation
+    assert len({*pictures_of(axes)}) == len(labels) and lies_beside(axes)
+    right = figure.axes[1]
+    assert right.get_ylabel() == "accuracy, %" and right.get_lines()[0].get_ydata()[0] == 50
+
+
+def drawn_ink(figure):
+    """How many pixels of the picture have another colour than grey."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+    return int(np.count_nonzero(np.ptp(pixels, axis=-1) > 40))
+
+
+def test_curves_of_one_epoch_are_seen():
+    """A line through one point is nothing: its marker is what is drawn."""
+    for draw in (
+        lambda axes: plots.history(axes, history_of(1)),
+        lambda axes: plots.curves(axes, {"a": [0.5], "b": [0.7]}, "loss"),
+    ):
+        figure, axes = axes_of_figure(figsize=(6, 4))
+        draw(axes)
+        axes.get_legend().remove()
+        assert drawn_ink(figure) > 20
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 20, 1000])
+def test_epochs_are_whole_numbers(epochs):
+    for draw in (
+        lambda axes: plots.history(axes, history_of(epochs)),
+        lambda axes: plots.curves(axes, {"a": [0.5] * epochs}, "loss"),
+    ):
+        figure, axes = axes_of_figure(figsize=(6, 4))
+        draw(axes)
+        figure.draw_without_rendering()
+        low, high = axes.get_xlim()
+        ticks = [t for t in axes.get_xticks() if low <= t <= high]
+        assert ticks and all(t == round(t) for t in ticks)
+        texts = [t.get_text() for t in axes.get_xticklabels()]
+        assert all(text.lstrip("\N{MINUS SIGN}").isdigit() for text in texts)
+
+
+@pytest.mark.parametrize(("points", "most"), [(2, 2), (25, 25), (26, 13), (1000, 25)])
+def test_many_points_have_few_markers(points, most):
+    _, axes = axes_of_figure()
+    plots.curves(axes, {"a": np.arange(points), "b": np.arange(points)}, "loss")
+    first, second = (line.get_markevery() for line in axes.get_lines())
+    assert len(range(first[0], points, first[1])) == most
+    assert points <= 25 or first[0] != second[0]  # not on top of one another
+
+
+def test_a_zoom_leaves_out_the_first_rounds_only():
+    def limits(*lines):
+        _, axes = axes_of_figure()
+        plots.curves(axes, {str(i): y for i, y in enumerate(lines)}, "accuracy")
+        plots.zoom(axes)
+        return axes.get_ylim()
+
+    rising = [50, 97, *np.linspace(98, 99, 38)]
+    low, high = limits(rising)
+    assert 97.9 < low < 98.1 and 99 < high < 99.1
+    low, _ = limits(rising, [99.0] * 39 + [60.0])
+    assert low < 60  # what falls at the end is shown
+    low, _ = limits(np.linspace(90, 99, 40))
+    assert low < 90  # nothing is pressed together
+    assert limits([50.0]) and limits([50.0] * 3)
+
+
+# ---------------------------------------------------------------------------------------- dots
+
+
+def test_values_near_one_another_are_shown_on_a_zoomed_axis():
+    groups = {"a": [(99.1, 0.1), (99.5, 0.0)], "b": [(99.3, 0.2), (99.8, 0.1)]}
+    figure = plots.figure(figsize=(8, 4))
+    [axes] = plots.dots(figure, groups, ["x", "y"], "test accuracy, %")
+    render(figure)
+    low, high = axes.get_ylim()
+    assert 98.5 < low < 99.05 and 99.8 < high < 100.5
+    assert axes.get_ylabel() == "test accuracy, %" and lies_beside(axes)
+    places = [c[0].get_xdata() for c in axes.containers]
+    assert all(round(x) == i for line in places for i, x in enumerate(line))
+    assert (places[0] < places[1]).all()  # side by side
+
+
+def test_values_far_from_the_others_break_the_axis():
+    groups = {
+        "a": [(99.1, 0.1), (99.5, 0.1)], "b": [(99.3, 0.2), (99.8, 0.1)],
+        "chance": [(50.0, 1.0), (49.0, 1.0)], "missing": [(np.nan, 0), (99.7, 0)],
+    }  # fmt: skip
+    figure = plots.figure(figsize=(8, 4))
+    upper, lower = plots.dots(figure, groups, ["x", "y"], "test accuracy, %")
+    render(figure)
+    assert upper.get_ylim()[0] > 98 and lower.get_ylim()[1] < 60
+    labels = [text.get_text() for text in upper.get_legend().get_texts()]
+    assert labels == list(groups) and lies_beside(upper)
+    drawn = [[len(c[0].get_ydata()) for c in axes.containers] for axes in (upper, lower)]
+    assert drawn == [[2, 2, 0, 1], [0, 0, 2, 0]]
+    heights = [axes.get_window_extent().height for axes in (upper, lower)]
+    assert heights[0] > 2 * heights[1]  # where most of the values are
+
+
+@pytest.mark.parametrize("values", [[0.97, 0.99], [0.5], [0.5, 0.5, 0.5], [0.1, 0.2, 0.35, 0.5]])
+def test_values_without_a_gap_keep_one_axis(values):
+    figure = plots.figure()
+    groups = {str(i): [(value, 0.0)] for i, value in enumerate(values)}
+    assert len(plots.dots(figure, groups, ["x"], "accuracy")) == 1
+    render(figure)
+
+
+def test_long_names_below_a_heat_map():
+    figure, axes = axes_of_figure(figsize=(5, 4))
+    names = ["T-shirt/top / Trouser", "Bag / Ankle boot", "Shirt / Sneaker"]
+    plots.heat_map(axes, np.eye(3), names, names)
+    figure.draw_without_rendering()
+    assert {t.get_rotation() for t in axes.get_xticklabels()} == {30.0}
+    ends = [t.get_window_extent() for t in axes.get_xticklabels()]
+    assert all(e.x0 >= 0 and e.y0 >= 0 for e in ends)
+    _, axes = axes_of_figure()
+    plots.heat_map(axes, np.eye(3), ["0 / 1", "2 / 3", "4 / 5"], names)
+    assert {t.get_rotation() for t in axes.get_xticklabels()} == {0.0}
+
+
+# ------------------------------------------------------------------------------------- weights
 
 
 def test_signs_and_filters():

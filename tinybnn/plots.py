@@ -11,8 +11,37 @@ from tinybnn import quantizers
 from tinybnn.storage import write_atomic
 from tinybnn.tensor import Function, Tensor, as_array
 
+# The colours of Okabe and Ito (2008), which people with any colour vision tell apart; without their
+# yellow, too pale on white. Every picture takes its colours from here.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+
 # One blue and one orange for everything binary: -1 and +1, float and packed.
-MINUS, PLUS = "#33658a", "#f6ae2d"
+MINUS, PLUS = PALETTE[:2]
+
+_SHAPES = "osD^vPX<>pdh"
+_STYLES = ("-", "--", "-.", ":")
+_HATCHES = ("", "///", "...", "xxx")
+
+
+def marks():
+    """Yield (marker, colour, line style) for what is drawn first, second, ... in a picture.
+
+    The first 12 differ in their marker; the first 28 in colour or line style, so that no two curves
+    look alike; the first 84 in marker or colour.
+    """
+    for i in itertools.count():
+        again = i // len(PALETTE)  # how often the colour has been used before
+        yield (
+            _SHAPES[i % len(_SHAPES)],
+            PALETTE[i % len(PALETTE)],
+            _STYLES[again % len(_STYLES)],
+        )
+
+
+def _fills():
+    """Yield the colour and hatch of areas: the first 28 differ."""
+    for hatch, color in itertools.cycle(itertools.product(_HATCHES, PALETTE)):
+        yield {"color": color, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
 
 
 def figure(*args, **kwargs):
@@ -46,16 +75,60 @@ def save(figure, path, format=None):
 def history(axes, history):
     """Loss (left axis) and accuracy (right axis) over the epochs of a training.History."""
     epochs = history["epoch"]
-    axes.plot(epochs, history["loss"], color=MINUS, label="training loss")
-    axes.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    names = ["accuracy"] + ["val_accuracy"] * ("val_accuracy" in history.rows[0])
     right = axes.twinx()
-    right.plot(epochs, history["accuracy"], color=PLUS, label="training accuracy")
-    if "val_accuracy" in history.rows[0]:
-        right.plot(epochs, history["val_accuracy"], "--", color=PLUS, label="validation accuracy")
-    right.set(ylabel="accuracy", ylim=(0, 1.02))
-    lines = axes.get_lines() + right.get_lines()
-    axes.legend(lines, [line.get_label() for line in lines], loc="center right", frameon=False)
+    kinds = marks()
+    _curve(axes, next(kinds), epochs, history["loss"], "training loss")
+    for name, label in zip(names, ("training accuracy", "validation accuracy"), strict=False):
+        _curve(right, next(kinds), epochs, np.multiply(history[name], 100), label)
+    axes.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
+    right.set(ylabel="accuracy, %", ylim=(0, 102))
+    _count_from_one(axes, len(epochs))
+    _legend_below(axes, axes.get_lines() + right.get_lines())
+
+
+def _curve(axes, mark, x, y, label, first=0.0):
+    """A line with markers: at all of few points, at some of many, from a `first` share of a step"""
+    marker, color, style = mark
+    step = 1 if len(x) <= _FEW else len(x) // _FEW + 1
+    axes.plot(
+        x, y, style, color=color, label=label, marker=marker, markersize=5.5,
+        markeredgecolor="white", markeredgewidth=0.4, linewidth=1.3,
+        markevery=(int(first * step), step),
+    )  # fmt: skip
+
+
+_FEW = 25  # points of a curve that has a marker at each
+
+
+def whole_numbers(axes, which):
+    """Let an axis have ticks at whole numbers only.
+
+    Parameters
+    ----------
+    which : 'x' or 'y'
+    """
+    axis = getattr(axes, f"{which}axis")
+    axis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+
+
+def _count_from_one(axes, count):
+    """An x axis for epochs or rounds: whole numbers, from 1 to a count."""
+    whole_numbers(axes, "x")
+    if count == 1:
+        axes.set_xlim(0.5, 1.5)
+
+
+def _legend_below(axes, lines):
+    """A legend in one row below the label of the x axis, where it hides nothing."""
+    from matplotlib.transforms import ScaledTranslation
+
+    below = ScaledTranslation(0, -36 / 72, axes.figure.dpi_scale_trans)
+    axes.legend(
+        lines, [line.get_label() for line in lines], loc="upper center", ncols=len(lines),
+        bbox_to_anchor=(0.5, 0), bbox_transform=axes.transAxes + below, frameon=False,
+        fontsize="small", borderaxespad=0.0, columnspacing=1.2,
+    )  # fmt: skip
 
 
 def signs(axes, array, title=""):
@@ -123,7 +196,7 @@ def quantizer(axes, q, title=None):
     x = np.linspace(-2, 2, 2001)
     for position in (axes.axhline, axes.axvline):
         position(0, color="0.85", linewidth=0.8, zorder=0)
-    axes.plot(x, found(x[None])[0], color="0.3", label="forward")
+    axes.plot(x, found(x[None])[0], color=PALETTE[-1], linewidth=1, label="forward")
     axes.plot(x, found.pseudo_gradient(x[None])[0], color=PLUS, label="pseudo-gradient")
     axes.plot(x, found.surrogate(x[None])[0], "--", color=MINUS, label="surrogate")
     axes.set(xlabel="x", xlim=(-2, 2), title=type(found).__name__ if title is None else title)
@@ -133,7 +206,7 @@ def quantizer(axes, q, title=None):
 
 
 def partition(axes, labels, parts, classes=None):
-    """Who has which samples: a bar for each client, a colour for each class.
+    """Who has which samples: a bar for each client, a colour (and hatch) for each class.
 
     Parameters
     ----------
@@ -143,21 +216,15 @@ def partition(axes, labels, parts, classes=None):
     classes : sequence of str, optional
         Names of the classes; by default the labels themselves.
     """
-    from matplotlib import colormaps
-
     labels = np.asarray(labels)
     found = np.unique(labels)
     counts = np.array([[np.count_nonzero(labels[part] == c) for c in found] for part in parts])
     left = np.cumsum(counts, axis=1) - counts  # (clients, classes)
-    colors = colormaps["tab10" if len(found) <= 10 else "viridis"]
-    for i, c in enumerate(found):
-        axes.barh(
-            np.arange(len(parts)), counts[:, i], 0.9, left[:, i],
-            color=colors(i if len(found) <= 10 else i / (len(found) - 1)),
-            label=str(c) if classes is None else classes[c],
-        )  # fmt: skip
+    for i, (c, fill) in enumerate(zip(found, _fills(), strict=False)):
+        name = str(c) if classes is None else classes[c]
+        axes.barh(np.arange(len(parts)), counts[:, i], 0.9, left[:, i], label=name, **fill)
     axes.set(xlabel="samples", ylabel="client", ylim=(len(parts) - 0.4, -0.6))
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(axes, "y")
     axes.legend(
         title="class", loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False,
         fontsize="small", handlelength=1.0, borderaxespad=0.0, ncols=1 + (len(found) - 1) // 20,
@@ -215,30 +282,49 @@ def heat_map(axes, array, columns=None, rows=None, xlabel="", ylabel="", limits=
     if columns is None:
         axes.get_figure().colorbar(drawn, ax=axes)
         return
-    axes.set_xticks(range(len(columns)), columns, fontsize="small")
+    slanted = {}
+    if max(map(len, columns)) > 6:
+        slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(columns)), columns, fontsize="small", **slanted)
     axes.set_yticks(range(len(rows)), rows, fontsize="small")
     for (i, j), value in np.ndenumerate(array):
         axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize="small")
 
 
-def curves(axes, lines, ylabel, xlabel="epoch"):
-    """Several curves over the epochs, from 1.
+def curves(axes, lines, ylabel, xlabel="epoch", legend=True):
+    """Several curves over the epochs, from 1, with markers.
 
     Parameters
     ----------
     lines : dict
         Label -> a value for each epoch.
+    legend : bool
+        Whether to add a legend, beside the axes.
     """
-    for (_, color), (label, values) in zip(itertools.cycle(_KINDS), lines.items(), strict=False):
-        epochs = range(1, len(values) + 1)
-        axes.plot(epochs, values, color=color, label=label, marker="." if len(values) < 3 else "")
+    points = {label: (np.arange(1, len(y) + 1), y) for label, y in lines.items()}
+    curves_through(axes, points)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False, fontsize="small")
+    _count_from_one(axes, max(map(len, lines.values()), default=0))
+    if legend:
+        legend_beside(axes)
+
+
+def curves_through(axes, points):
+    """Several curves, each through its own points, with markers; without a legend.
+
+    Parameters
+    ----------
+    points : dict
+        Label -> (x, y), two sequences.
+    """
+    for i, (mark, (label, (x, y))) in enumerate(zip(marks(), points.items(), strict=False)):
+        _curve(axes, mark, x, y, label, first=i / len(points))
 
 
 def bars(axes, groups, names, ylabel):
-    """Bars side by side, with their standard deviations.
+    """Bars from 0, side by side, with their standard deviations.
+
+    For values that are all nearly the same, `dots` shows more.
 
     Parameters
     ----------
@@ -248,18 +334,106 @@ def bars(axes, groups, names, ylabel):
         Along the x axis.
     """
     width = 0.8 / len(groups)
-    for i, ((_, color), (label, pairs)) in enumerate(
-        zip(itertools.cycle((*_KINDS, ("", "0.45"))), groups.items(), strict=False)
-    ):
+    for i, (fill, (label, pairs)) in enumerate(zip(_fills(), groups.items(), strict=False)):
         values, errors = zip(*pairs, strict=True)
         places = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * width
-        axes.bar(places, values, width, yerr=errors, color=color, label=label, error_kw={"lw": 0.8})
+        axes.bar(places, values, width, yerr=errors, label=label, error_kw={"lw": 0.8}, **fill)
     axes.set(ylabel=ylabel)
     axes.set_xticks(range(len(names)), names)
-    axes.legend(
-        loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize="small",
-        borderaxespad=0.0,
-    )  # fmt: skip
+    legend_beside(axes)
+
+
+def dots(figure, groups, names, ylabel):
+    """Values side by side as dots with their standard deviations, on an axis zoomed to them.
+
+    Where the values fall into two ranges far apart, the axis is broken: each range has axes of its
+    own, above one another.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+        Still empty.
+    groups : dict
+        Label, one marker each -> for each name a pair of value and standard deviation. NaN is left
+        out.
+    names : sequence of str
+        Along the x axis.
+
+    Returns
+    -------
+    list of axes
+        From top to bottom.
+    """
+    values, errors = np.moveaxis(np.array([*groups.values()], float), -1, 0)  # (groups, names)
+    cut = _widest_gap(values)
+    if cut is None:
+        parts = [(figure.subplots(), np.isfinite(values))]
+    else:
+        upper, lower = values > cut, values < cut  # NaN is in neither
+        heights = (3, 1) if upper.sum() >= lower.sum() else (1, 3)
+        both = figure.subplots(2, 1, sharex=True, height_ratios=heights)
+        parts = [*zip(both, (upper, lower), strict=True)]
+        _break_between(*both)
+    width = min(0.8 / len(groups), 0.15)
+    for axes, shown in parts:
+        for i, ((marker, color, _), label) in enumerate(zip(marks(), groups, strict=False)):
+            x = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * width
+            spread = np.where(errors[i] > 0, errors[i], np.nan)
+            axes.errorbar(
+                x[shown[i]], values[i, shown[i]], spread[shown[i]], fmt=marker, color=color,
+                label=label, markersize=6, markeredgecolor="white", markeredgewidth=0.5,
+                capsize=2, elinewidth=1,
+            )  # fmt: skip
+        axes.grid(True, axis="y", color="0.92")
+        axes.set_axisbelow(True)
+        for border in range(1, len(names)):
+            axes.axvline(border - 0.5, color="0.85", linewidth=0.8, zorder=0)
+        axes.set_xlim(-0.5, len(names) - 0.5)
+        axes.margins(y=0.08 if cut is None or shown.sum() > (~shown).sum() else 0.25)
+    last = parts[-1][0]
+    last.set_xticks(range(len(names)), names)
+    if cut is None:
+        last.set(ylabel=ylabel)
+    else:
+        figure.supylabel(ylabel, fontsize="medium")
+    legend_beside(parts[0][0])
+    return [axes for axes, _ in parts]
+
+
+def _widest_gap(values):
+    """A value in the middle of a gap much wider than what lies on each side of it; else None."""
+    rising = np.sort(values[np.isfinite(values)])
+    if len(rising) < 3:
+        return None
+    i = int(np.diff(rising).argmax())
+    gap = rising[i + 1] - rising[i]
+    widest_side = max(rising[i] - rising[0], rising[-1] - rising[i + 1])
+    return (rising[i] + rising[i + 1]) / 2 if gap > 3 * widest_side > 0 else None
+
+
+def _break_between(upper, lower):
+    """Show two axes above one another as one with a part of its y axis left out."""
+    upper.spines.bottom.set_visible(False)
+    lower.spines.top.set_visible(False)
+    upper.tick_params(bottom=False)
+    slash = {
+        "marker": [(-1, -0.5), (1, 0.5)], "markersize": 8, "linestyle": "none", "color": "black",
+        "markeredgewidth": 1, "clip_on": False,
+    }  # fmt: skip
+    upper.plot([0, 1], [0, 0], transform=upper.transAxes, **slash)
+    lower.plot([0, 1], [1, 1], transform=lower.transAxes, **slash)
+
+
+def zoom(axes):
+    """Let the y axis begin above the first tenth of curves that rise, if that takes half of it.
+
+    So the low values of the first epochs or rounds do not press all that follows into one line.
+    """
+    lines = [np.asarray(line.get_ydata()) for line in axes.get_lines()]
+    low, high = (f(np.concatenate(lines)) for f in (np.min, np.max))
+    start = min(line[len(line) // 10 :].min() for line in lines)
+    if start - low > high - start > 0:
+        axes.set_ylim(start - 0.05 * (high - start), high + 0.05 * (high - start))
 
 
 def logarithmic(axes, which):
@@ -290,12 +464,10 @@ def trade_off(axes, points, xlabel, ylabel, legend=True):
         Label -> (cost, gain, standard deviation of the gain).
     legend : bool
     """
-    for (marker, color), (label, (x, y, error)) in zip(
-        itertools.cycle(_MARKERS), points.items(), strict=False
-    ):
+    for (marker, color, _), (label, (x, y, error)) in zip(marks(), points.items(), strict=False):
         axes.errorbar(
             x, y, error or None, fmt=marker, color=color, label=label, markersize=8,
-            markeredgecolor="white", capsize=2,
+            markeredgecolor="white", markeredgewidth=0.5, capsize=2,
         )  # fmt: skip
     costs = [x for x, _, _ in points.values()]
     is_wide = min(costs) > 0 and max(costs) >= 3 * min(costs)
@@ -317,16 +489,6 @@ def legend_beside(axes):
 
 
 # ------------------------------------------------------------------------------------ the roofline
-
-_KINDS = (  # marker and colour, in the order of appearance
-    ("o", MINUS), ("s", PLUS), ("D", "#9e2a2b"), ("^", "#588157"), ("v", "#86bbd8"),
-    ("P", "#6d597a"),
-)  # fmt: skip
-
-# The same and, in other colours, once more: twice as many that can be told apart.
-_MARKERS = _KINDS + tuple(
-    (marker, _KINDS[i - len(_KINDS) // 2][1]) for i, (marker, _) in enumerate(_KINDS)
-)
 
 
 def roofline(axes, rows, peak, bandwidth):
@@ -367,7 +529,7 @@ def roofline(axes, rows, peak, bandwidth):
             text, place, offset, textcoords="offset points", ha=side, fontsize="small", color="0.2"
         )
     drawn, entries = [], []
-    for (marker, color), (name, group) in zip(itertools.cycle(_KINDS), ours.items(), strict=False):
+    for (marker, color, _), (name, group) in zip(marks(), ours.items(), strict=False):
         entries.append((_dots(axes, group, marker, color), name))
         for x, y, shape in group:
             drawn.append((x, y))
@@ -442,7 +604,7 @@ _ROW, _GAP = 0.66, 0.22  # inches between the middles of two rows, and between n
 _FONT = 8.0  # points
 _COLORS = {  # fill, edge
     "operation": ("#ffffff", MINUS),
-    "leaf": ("#fde9bd", PLUS),
+    "leaf": ("#fae7bf", PLUS),
     "constant": ("#eeeeee", "0.6"),
 }
 

@@ -116,15 +116,15 @@ def run(
 
 def draw(path, result):
     """Training loss and accuracy over the epochs, and the accuracies at the end."""
-    figure = plots.figure(figsize=(8, 3))
-    for axes, key in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+    figure = plots.figure(figsize=(9, 3))
+    left, right = figure.subplots(1, 2)
+    for axes, key, unit, factor in ((left, "loss", "nats", 1), (right, "accuracy", "%", 100)):
         lines = {
-            f"seed {row['seed']}, training": [epoch[key] for epoch in row["history"]]
+            f"seed {row['seed']}, training": [factor * epoch[key] for epoch in row["history"]]
             for row in result["runs"]
         }
-        plots.curves(axes, lines, key)
-        if key == "accuracy":
-            ends = [(len(row["history"]), row["accuracy"]) for row in result["runs"]]
-            axes.plot(*zip(*ends, strict=True), "k_", markersize=12, label=result["tested_on"])
-            axes.legend(frameon=False, fontsize="small")
+        plots.curves(axes, lines, f"{key}, {unit}", legend=False)
+    ends = [(len(row["history"]), 100 * row["accuracy"]) for row in result["runs"]]
+    right.plot(*zip(*ends, strict=True), "k_", markersize=12, label=result["tested_on"])
+    plots.legend_beside(right)
     plots.save(figure, path)

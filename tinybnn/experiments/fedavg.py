@@ -328,17 +328,20 @@ def report(result):
 
 def draw(path, result):
     """Accuracy after each round, for both partitions."""
-    figure = plots.figure(figsize=(11, 4))
-    for axes, (partition, title) in zip(
-        figure.subplots(1, 2, sharey=True), PARTITIONS.items(), strict=True
-    ):
-        for found in result["trainings"]:
-            if found["partition"] == partition:
-                accuracy = found["accuracy"]
-                axes.plot(range(1, len(accuracy) + 1), accuracy, label=ARMS[found["arm"]].title)
-        axes.axhline(result["config"]["target"], color="0.6", ls=":")
-        name = "accuracy, held-out images" if result["config"]["validate"] else "test accuracy"
-        axes.set(xlabel="round", ylabel=name, title=title)
+    figure = plots.figure(figsize=(12, 4))
+    config, both = result["config"], figure.subplots(1, 2)
+    name = "accuracy on held-out images, %" if config["validate"] else "test accuracy, %"
+    for axes, (partition, title) in zip(both, PARTITIONS.items(), strict=True):
+        lines = {
+            ARMS[found["arm"]].title: np.multiply(found["accuracy"], 100)
+            for found in result["trainings"]
+            if found["partition"] == partition
+        }
+        plots.curves(axes, lines, name if axes is both[0] else "", "round", legend=False)
+        plots.zoom(axes)
+        axes.axhline(100 * config["target"], color="0.6", ls=":", label="target")
+        axes.set_title(title)
         axes.grid(True, color="0.92")
-        axes.legend(frameon=False, fontsize="small")
+        axes.set_axisbelow(True)
+    plots.legend_beside(both[1])
     plots.save(figure, path)

@@ -209,30 +209,36 @@ def _who_has_which():
 
 
 def _lines(result, partition):
-    """Title -> accuracy after each round, in the mean of tasks and seeds."""
+    """Title -> percent of test images after each round, in the mean of tasks and seeds."""
     tables = _accuracies(result)
-    lines = {"centralized": tables["", "centralized"].mean((0, 1))}
-    for arm, title in result["arms"].items():
-        lines[title] = tables[partition, arm].mean((0, 1))
-    return lines
+    return {
+        title: 100 * tables[partition, arm].mean((0, 1)) for arm, title in result["arms"].items()
+    }
+
+
+def _centralized(result):
+    """The same of the centralized head, by task: (tasks, rounds)."""
+    return 100 * _accuracies(result)["", "centralized"].mean(0)
 
 
 def _draw_rounds(path, result, partition):
     """Accuracy after each round: of all arms, and of FedAvg by task."""
-    tables, title = _accuracies(result), result["partitions"][partition]
-    figure = plots.figure(figsize=(12, 4.4))
+    title, centralized = result["partitions"][partition], _centralized(result)
+    figure = plots.figure(figsize=(14, 4.4))
     left, right = figure.subplots(1, 2)
-    lines = _lines(result, partition)
-    _draw_lines(left, {name: (range(1, len(y) + 1), y) for name, y in lines.items()})
-    left.set(xlabel="round", title=f"{title}: mean of the tasks")
-    left.legend(frameon=False, fontsize="small")
-    for i, task in enumerate(result["tasks"]):
-        y = tables[partition, "fedavg"][:, i].mean(0)
-        (line,) = right.plot(range(1, len(y) + 1), y, label=task)
-        y = tables["", "centralized"][:, i].mean(0)
-        right.plot(range(1, len(y) + 1), y, ":", color=line.get_color())
-    right.set(xlabel="round", title=f"{title}: FedAvg by task (dotted: centralized)")
-    right.legend(frameon=False, fontsize="small")
+    plots.curves(left, _lines(result, partition), "test accuracy, %", "round", legend=False)
+    rounds = np.arange(1, centralized.shape[1] + 1)
+    plots.zoom(left)
+    left.plot(rounds, centralized.mean(0), ":", color="0.3", label="centralized")
+    left.set_title(f"{title}: mean of the tasks")
+    by_task = 100 * _accuracies(result)[partition, "fedavg"].mean(0)  # (tasks, rounds)
+    lines = dict(zip(result["tasks"], by_task, strict=True))
+    plots.curves(right, lines, "", "round", legend=False)
+    for line, y in zip(right.get_lines(), centralized, strict=True):
+        right.plot(rounds, y, ":", color=line.get_color())
+    right.set_title(f"{title}: FedAvg by task (dotted: centralized)")
+    for axes in (left, right):
+        _finish(axes)
     plots.save(figure, path)
 
 
@@ -243,25 +249,25 @@ def _draw_bytes(path, result, partition):
         sent = result["seeds"][0]["federated"][partition][arm][0]
         both = np.cumsum(np.add(sent["bytes_up"], sent["bytes_down"])) / 1e3
         spent[name] = both, lines[name]
-    figure = plots.figure(figsize=(7, 4.4))
+    figure = plots.figure(figsize=(9, 4.4))
     axes = figure.subplots()
-    _draw_lines(axes, spent)
-    axes.axhline(lines["centralized"][-1], color="0.6", ls=":", label="centralized")
+    plots.curves_through(axes, spent)
+    plots.zoom(axes)
+    last = _centralized(result).mean(0)[-1]
+    axes.axhline(last, color="0.3", ls=":", label="centralized")
     axes.set(
-        xscale="log", xlabel="kB sent for a task, both ways, all clients",
+        xlabel="kB sent for a task, both ways, all clients", ylabel="test accuracy, %",
         title=result["partitions"][partition],
     )  # fmt: skip
-    axes.legend(frameon=False, fontsize="small")
+    plots.logarithmic(axes, "x")
+    _finish(axes)
     plots.save(figure, path)
 
 
-def _draw_lines(axes, lines):
-    for name, (x, y) in lines.items():
-        style = {"color": "0.3", "ls": ":"} if name == "centralized" else {}
-        axes.plot(x, y, label=name, **style)
-    axes.set(ylabel="test accuracy")
+def _finish(axes):
     axes.grid(True, color="0.92")
     axes.set_axisbelow(True)
+    plots.legend_beside(axes)
 
 
 def _draw_partitions(path, result, images, parts):

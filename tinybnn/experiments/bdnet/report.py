@@ -179,14 +179,14 @@ def _draw_layers(path, result):
     }
     for axes, key, label in zip(
         figure.subplots(1, 2), ("factor", "agreement"),
-        ("factor of the batch norm", "agreement of the gradients"), strict=True,
+        ("factor α of the batch norm, median", "agreement of the gradients (1: equal)"),
+        strict=True,
     ):  # fmt: skip
         lines = {
             title: [layer[key][1] if key == "factor" else layer[key] for layer in layers]
             for title, layers in own.items()
         }
-        plots.curves(axes, lines, label, "layer with more than one tap")
-        axes.get_legend().remove()
+        plots.curves(axes, lines, label, "layer with more than one tap", legend=False)
         if key == "factor":
             plots.logarithmic(axes, "y")
     plots.legend_beside(axes)

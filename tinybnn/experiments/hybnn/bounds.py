@@ -221,12 +221,17 @@ def _write_report(out, result):
         [title, f"    {result['command']}", trial + about, markdown_table(header, rows)]
     )
     write_atomic(out / "report.md", f"{text}\n![Bounds](bounds.png)\n".encode())
-    figure = plots.figure(figsize=(9, 3.6))
+    _draw(out / "bounds.png", result)
+
+
+def _draw(path, result):
+    """The bounds of all estimators, and the published ones."""
+    figure, samples = plots.figure(figsize=(9, 3.6)), result["config"]["samples"]
     groups = {
         "one code": [(row["bound"], 0) for row in result["rows"]],
         f"{samples} codes": [(row["best"], 0) for row in result["rows"]],
         "published, MNIST": [(row["published"] or np.nan, 0) for row in result["rows"]],
     }
     names = [row["estimator"].replace("_", "\n") for row in result["rows"]]
-    plots.bars(figure.subplots(), groups, names, "minus the bound, nats")
-    plots.save(figure, out / "bounds.png")
+    plots.dots(figure, groups, names, "minus the bound, nats")
+    plots.save(figure, path)

@@ -299,9 +299,7 @@ def draw(out, vae, data, codes, histories, in_sequence):
         [("binary CNN, sign(x)", histories["cnn-paper"]),
          ("binary CNN, sign(x - 0.5)", histories["cnn"])],
     )  # fmt: skip
-    figure = plots.figure(figsize=(4.4, 3.8))
-    plots.heat_map(figure.subplots(), in_sequence, tasks, tasks, "accuracy on", "after learning")
-    plots.save(figure, out / "in-sequence.png")
+    _draw_in_sequence(out / "in-sequence.png", tasks, in_sequence)
     _draw_statistics(out / "codes.png", codes)
     rng = np.random.default_rng(0)
     test = data[1][:10]
@@ -320,23 +318,44 @@ def draw(out, vae, data, codes, histories, in_sequence):
 
 
 def _draw_curves(path, tasks, groups):
-    figure = plots.figure(figsize=(9, 3.1 * len(groups)))
+    figure = plots.figure(figsize=(10, 3.1 * len(groups)))
     for row, (title, histories) in zip(
         figure.subplots(len(groups), 2, squeeze=False), groups, strict=True
     ):
-        for axes, name in zip(row, ("test_accuracy", "test_loss"), strict=True):
-            lines = {task: history[name] for task, history in zip(tasks, histories, strict=True)}
-            plots.curves(axes, lines, f"{title}: {name.replace('_', ' ')}")
+        for axes, key, label, factor in (
+            (row[0], "test_accuracy", "test accuracy, %", 100),
+            (row[1], "test_loss", "test loss, nats", 1),
+        ):
+            lines = {
+                task: np.multiply(history[key], factor)
+                for task, history in zip(tasks, histories, strict=True)
+            }
+            plots.curves(axes, lines, label, legend=axes is row[1])
+            axes.set_title(title)
+    plots.save(figure, path)
+
+
+def _draw_in_sequence(path, tasks, accuracies):
+    figure = plots.figure(figsize=(4.8, 4.2))
+    axes = figure.subplots()
+    plots.heat_map(axes, accuracies, tasks, tasks, "tested on", "after learning")
+    axes.set_title("share of right answers")
     plots.save(figure, path)
 
 
 def _draw_comparison(path, result):
-    figure = plots.figure(figsize=(10, 4))
+    figure = plots.figure(figsize=(11, 4.6))
     groups = {
-        title: [(task["mean"], task["std"] or 0) for task in result["summary"][arm]["tasks"]]
+        title: [
+            (100 * task["mean"], 100 * (task["std"] or 0))
+            for task in result["summary"][arm]["tasks"]
+        ]
         for arm, title in result["arms"].items()
     }
-    plots.bars(figure.subplots(), groups, result["tasks"], "test accuracy")
+    axes = plots.dots(figure, groups, result["tasks"], "test accuracy, %")
+    seeds = len(result["seeds"])
+    over = f"mean and standard deviation over {seeds} seeds"
+    axes[0].set_title(over if seeds > 1 else "one seed")
     plots.save(figure, path)
 
 
