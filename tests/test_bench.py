@@ -22,6 +22,7 @@ from tinybnn.bench import (
     training,
 )
 from tinybnn.bench import models as bench_models
+from tinybnn.deploy.runtime import Profile
 from tinybnn.kernels import bits, depthwise
 from tinybnn.tensor import Tape, Tensor
 
@@ -182,6 +183,7 @@ def quick(group):
     rows = check(found, group)
     text = "\n".join(lines)
     assert all(row["name"] in text and row["peer"] in text for row in rows)
+    assert max(map(len, text.split("\n"))) <= 100
     return found, rows, text
 
 
@@ -226,7 +228,8 @@ def test_models(alone, monkeypatch):
         assert {"layer", "operations", "seconds", "share", "products", "rate", "peak_share"} <= set(
             row["profile"][0]
         )
-        assert all(layer["layer"] in text for layer in row["profile"])
+        names = {name for layer in row["profile"] for name in layer["layer"].split(" + ")}
+        assert all(name.split()[0] in text for name in names)
 
 
 def test_startup(alone, monkeypatch):
@@ -333,6 +336,69 @@ def test_all_is_every_group(monkeypatch, alone):
     assert names == [
         "kernels", "depthwise_convolutions", "networks", "startup", "training, False",
     ]  # fmt: skip
+
+
+LONG = "a network with a name of many words, and_with_one_that_is_longer_than_a_line_" + "x" * 100
+
+
+@pytest.mark.parametrize("name", ["pack", LONG])
+@pytest.mark.parametrize("seconds", [1e-6, 0.123, 98765.0])
+@pytest.mark.parametrize("is_met", [True, False])
+def test_tables_are_no_wider_than_a_terminal(monkeypatch, alone, name, seconds, is_met):
+    """All that `bench` prints, for every group, of rows as wide as they may be."""
+    memory = {"step": 98_765_432_100, "growth": 12_345_678_900, "process": 1}
+    profile = {
+        "layer": name, "operations": [name] * 3, "seconds": seconds, "share": 1.0,
+        "products": 10**15, "rate": 1e15, "peak_share": 12.34,
+    }  # fmt: skip
+    operation = {
+        "operation": name, "shape": [64, 1024, 512, 512], "calls": 10**6, "forward_s": seconds,
+        "backward_s": seconds, "share": 0.5,
+    }  # fmt: skip
+    row = dict.fromkeys(COLUMNS) | {
+        "name": name, "shape": "64×1024×512×512, 5×5, stride 2", "threads": 2, "ours_s": seconds,
+        "ours_min_s": seconds / 2, "ours_max_s": seconds * 2, "peer": name, "peer_s": seconds,
+        "peer_min_s": seconds, "peer_max_s": seconds, "ratio": 123456.7, "is_met": is_met,
+        "ratio_of_fastest": 123456.7, "rate": 123456789.0, "unit": "Gbit-MAC/s",
+        "peak_share": 1.23, "target": 0.9, "target_of": "peak_share",
+        "profile": Profile([profile]), "memory": memory, "peer_memory": memory,
+        "operations": [operation, operation | {"operation": "Mul"}],
+    }  # fmt: skip
+    rows = [row, row | {"peer": "NumPy", "target": None}, row | {"ours_s": seconds / 3}]
+    for group in ("kernels", "depthwise_convolutions", "startup"):
+        monkeypatch.setattr(report, group, lambda settings: rows)
+    monkeypatch.setattr(report, "networks", lambda settings, say: rows)
+    monkeypatch.setattr(report, "training", lambda settings, profile: rows)
+    lines = []
+    bench.run("all", 1, True, lines.append, profile=True)
+    text = "\n".join(lines)
+    assert max(map(len, text.split("\n"))) <= 100
+    assert text.count(f"90% of the peak: {'met' if is_met else 'missed'}") == 5 * 2
+    assert text.count("123,456,789 Gbit-MAC/s, 123% of the peak") == 5 * 2  # once for both peers
+    assert text.count("×123457") == 5 * 2 * 3
+    assert text.count("memory of a step: 98765.4 MB") == 5 * 3
+
+
+def test_agreement_is_no_wider_than_a_terminal(monkeypatch):
+    rows = [
+        {"name": name, "batch": 64, "steps": 20, "redrawn": 3, "gradient": 1.2e-5, "update": 1e-7,
+         "gradient_of": name, "update_of": "features.0.weight", "agrees": agrees}
+        for name, agrees in ((LONG, False), ("MLP", True))
+    ]  # fmt: skip
+    monkeypatch.setattr(agreement, "NETWORKS", NARROW[:2])
+    monkeypatch.setattr(agreement, "compare_steps", lambda *task: rows[task[0] is NARROW[1]])
+    lines = []
+    assert agreement.compare_all(num_threads=1, say=lines.append) == rows
+    assert max(len(line) for text in lines for line in text.split("\n")) <= 100
+    assert lines[1].split("\n")[0].endswith("DIFFER") and lines[2].split("\n")[0].endswith("agree")
+
+
+def test_a_quick_run_says_that_its_figures_mean_nothing(monkeypatch, alone):
+    for quick in (True, False):
+        monkeypatch.setattr(report, "kernels", lambda settings: [])
+        lines = []
+        bench.run("kernels", 1, quick, lines.append)
+        assert lines[0].startswith("A quick run: its figures mean nothing") is quick
 
 
 def test_wrong_arguments():

@@ -470,6 +470,7 @@ EXAMPLES[compiler.Examination] = (
 )
 value(scan.Scan, 3, 2, True)
 value(shapes.Value, "float", (3, 4))
+value(runtime.Profile, [{"layer": "0 (Linear)", "seconds": 0.5}])
 REFUSED[plan.Task] = (
     lambda: compiled().tasks[0],
     [copy.copy, *DEEP],

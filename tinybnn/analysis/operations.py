@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 
+from tinybnn import tables
 from tinybnn.optim import Optimizer
 from tinybnn.tensor import Function
 
@@ -60,16 +61,16 @@ class OperationTimes:
         return table(self.rows)
 
 
-_LINE = "{:<30}{:<18}{:>7}{:>13}{:>13}{:>8}"
+_HEADER = ("operation", "output", "calls", "forward, ms", "backward, ms", "share")
 _LEAST = 0.02  # a share of the block that is worth a line of its own
 
 
-def table(rows):
+def table(rows, width=tables.WIDTH):
     """The rows of `OperationTimes` as text: operations, and below them the shapes that matter."""
     groups = {}
     for row in rows:
         groups.setdefault(row["operation"], []).append(row)
-    lines = [_LINE.format("operation", "output", "calls", "forward, ms", "backward, ms", "share")]
+    lines = []
     sums = {operation: _sum(group) for operation, group in groups.items()}
     for operation, total in sorted(sums.items(), key=lambda item: -item[1]["share"]):
         group = groups[operation]
@@ -77,8 +78,8 @@ def table(rows):
         if len(group) > 1:
             lines += [_cells("", row["shape"], row) for row in group if row["share"] >= _LEAST]
     rest = 1.0 - sum(row["share"] for row in rows)
-    lines.append(_LINE.format("layers, engine", "", "", "", "", f"{rest:.0%}"))
-    return "\n".join(lines)
+    lines.append(("layers, engine", "", "", "", "", f"{rest:.0%}"))
+    return tables.text(_HEADER, lines, "<<>>>>", width)
 
 
 def _sum(group):
@@ -89,7 +90,7 @@ def _sum(group):
 def _cells(operation, shape, row):
     forward, backward = (f"{1e3 * row[key]:.3f}" for key in ("forward_s", "backward_s"))
     text = "×".join(map(str, shape))
-    return _LINE.format(operation, text, row["calls"], forward, backward, f"{row['share']:.0%}")
+    return operation, text, f"{row['calls']:,}", forward, backward, f"{row['share']:.0%}"
 
 
 @contextlib.contextmanager

@@ -16,13 +16,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn import nn
+from tinybnn import nn, tables
 from tinybnn.bench.torch_training import TorchTraining, Variant
 from tinybnn.bench.training import NETWORKS, Training
 from tinybnn.kernels import threads
 from tinybnn.tensor import trace
 
 GRADIENT, UPDATE = 1e-5, 1e-6  # the largest errors that count as agreement
+
+_HEADER = ("", "batch", "steps", "redrawn", "gradients, worst", "update, worst", "")
+_WIDTHS, _ALIGN = (21, 5, 5, 7, 22, 22, 6), "<>>><<<"
 
 _FLOAT64 = Variant("PyTorch float64", dtype="float64")
 _NEAR = 1e-5  # of two values that lie on different sides of a jump
@@ -46,24 +49,22 @@ def compare_all(steps=20, batch=None, num_threads=None, say=print):
     list of dict
         What `compare_steps` gives.
     """
-    line = "{:<24}{:>6}{:>7}{:>10}  {:<22}{:<22}{}"
-    say(line.format("", "batch", "steps", "redrawn", "gradients, worst", "update, worst", ""))
+    say(tables.line(_HEADER, _WIDTHS, _ALIGN))
     rows = []
     with threads.num_threads(num_threads), threads.one_blas_thread():
         for network in NETWORKS:
             size = min(network.batch, batch or network.batch)
             row = compare_steps(network, steps, size, num_threads)
             rows.append(row)
-            gradient, update = (
-                f"{row[key]:.1e} {row[key + '_of']}" for key in ("gradient", "update")
-            )
-            say(
-                line.format(
-                    row["name"], row["batch"], row["steps"], row["redrawn"], gradient, update,
-                    "agree" if row["agrees"] else "DIFFER",
-                )
-            )  # fmt: skip
+            say(_line(row))
     return rows
+
+
+def _line(row):
+    numbers = (str(row[key]) for key in ("batch", "steps", "redrawn"))
+    worst = (f"{row[key]:.1e} {row[key + '_of']}" for key in ("gradient", "update"))
+    verdict = "agree" if row["agrees"] else "DIFFER"
+    return tables.line((row["name"], *numbers, *worst, verdict), _WIDTHS, _ALIGN)
 
 
 def compare_steps(network, steps, batch, num_threads=None):

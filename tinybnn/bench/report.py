@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from tinybnn import analysis, plots
+from tinybnn import analysis, plots, tables
 from tinybnn.analysis import operations
 from tinybnn.bench.agreement import compare_all
 from tinybnn.bench.kernels import depthwise_convolutions, kernels
@@ -95,24 +95,28 @@ def run(group="all", num_threads=None, quick=False, say=print, profile=False):
     }
     rows = []
     with threads.num_threads(num_threads), blas_threads(num_threads):
+        if quick:
+            say("A quick run: its figures mean nothing beyond showing that the code runs.")
         roof = measure_roof(num_threads, quick)
         say(
             f"Peak of the registers: {roof['register_peak'] / 1e9:,.0f} Gbit-MAC/s a core. "
-            f"Memory: {roof['bandwidth'] / 1e9:.0f} GB/s ({roof['bandwidth_by']}).\n"
-            f"Threads: {num_threads}. Medians, in brackets the fastest and the slowest run; "
-            f"the ratio of the medians, and that of the fastest runs."
+            f"Memory: {roof['bandwidth'] / 1e9:.0f} GB/s\n({roof['bandwidth_by']}). "
+            f"Threads: {num_threads}.\nMedians, in brackets the fastest and the slowest run; the "
+            "ratio of the medians, and that of the\nfastest runs."
         )
         for name in GROUPS if group == "all" else (group,):
-            say("\n" + _HEADER)
+            say("\n" + tables.line(_HEADER, _WIDTHS, _ALIGN))
+            before = None
             for row in measured[name](settings):
-                say(_line(row))
+                say(_lines(row, before))
                 if row["profile"]:
-                    say(_profile(row["profile"]))
+                    say(_indented(row["profile"].table(_INNER)))
                 if row["memory"] and row["peer_memory"]:
                     say(_memory(row))
                 if row["operations"]:
-                    say(textwrap.indent(operations.table(row["operations"]), "    "))
+                    say(_indented(operations.table(row["operations"], _INNER)))
                 rows.append(row)
+                before = row
     options = " --profile" * profile + " --quick" * quick
     return _circumstances(group, num_threads, options) | {"roof": roof, "rows": rows}
 
@@ -207,35 +211,41 @@ def _register_peaks(count):
 
 # ------------------------------------------------------------------------------------- the screen
 
-_COLUMNS = "{:<24}{:<29}{:>8} {:<17} {:<25}{:>8}{:>8}{:>9}  {:>7} {:<13}{:>5}  {}"
-_HEADER = _COLUMNS.format(
-    "", "", "ours, ms", "", "peer", "ms", "ratio", "fastest", "rate", "", "peak", "target"
-).rstrip()
+# Who, milliseconds, the fastest and the slowest run, the two ratios, and a remark: 100 columns.
+_WIDTHS, _ALIGN = (27, 8, 15, 8, 8, 24), "<>>>><"
+_OURS = (27, 8, 15, 44)  # what is said of ours begins where the ratios of the peers stand
+_HEADER = ("", "ms", "", "ratio", "fastest", "")
 _UNITS = {"ratio": "ratio {:g}", "peak_share": "{:.0%} of the peak", "rate": "{:.0f} GB/s"}
 
 
-def _line(row):
+def _lines(row, before):
+    """A row as lines: ours, unless `before`, the row before it, is of the same runs; the peer."""
+    lines = []
+    if before is None or any(row[key] != before[key] for key in ("name", "shape", "ours_s")):
+        title = f"{row['name']}  {row['shape']}".rstrip()
+        lines.append(textwrap.fill(title, tables.WIDTH, subsequent_indent="  "))
+        rate = "" if row["rate"] is None else f"{row['rate']:,.0f} {row['unit']}"
+        peak = "" if row["peak_share"] is None else f"{row['peak_share']:.0%} of the peak"
+        remark = ", ".join(filter(None, (rate, peak)))
+        lines.append(tables.line((*_times("ours", row, "ours"), remark), _OURS, "<>><"))
     target = ""
     if row["target"] is not None:
         asked = _UNITS.get(row["target_of"], "{:g} s").format(row["target"])
         target = f"{asked}: {'met' if row['is_met'] else 'missed'}"
-    ours, low, high, peer = (
-        _milliseconds(row[key]) for key in ("ours_s", "ours_min_s", "ours_max_s", "peer_s")
-    )
-    return _COLUMNS.format(
-        row["name"],
-        row["shape"],
-        ours,
-        f"({low}-{high})",
-        row["peer"],
-        peer,
-        f"×{row['ratio']:.1f}",
-        f"×{row['ratio_of_fastest']:.1f}",
-        "" if row["rate"] is None else f"{row['rate']:,.0f}",
-        row["unit"] or "",
-        "" if row["peak_share"] is None else f"{row['peak_share']:.0%}",
-        target,
-    ).rstrip()
+    ratios = (_ratio(row[key]) for key in ("ratio", "ratio_of_fastest"))
+    cells = (*_times(row["peer"], row, "peer"), *ratios, target)
+    lines.append(tables.line(cells, _WIDTHS, _ALIGN))
+    return "\n".join(lines)
+
+
+def _times(who, row, key):
+    """Cells of a contender: its name, its median, its fastest and slowest run in brackets."""
+    median, low, high = (_milliseconds(row[f"{key}{which}_s"]) for which in ("", "_min", "_max"))
+    return f"  {who}", median, f"({low}-{high})"
+
+
+def _ratio(value):
+    return f"×{value:.1f}" if value < 1000 else f"×{value:.0f}"
 
 
 def _milliseconds(seconds):
@@ -244,25 +254,22 @@ def _milliseconds(seconds):
     return f"{seconds * 1e3:.{digits}f}"
 
 
-def _profile(layers):
-    """The profile of a packed model as lines of text."""
-    lines = [f"    {'layer':<50}{'ms':>10}{'share':>8}{'Gbit-MAC/s':>14}{'peak':>7}  operations"]
-    for layer in layers:
-        rate = f"{layer['rate'] / 1e9:,.0f}" if layer["products"] else ""
-        share = f"{layer['peak_share']:.0%}" if layer["products"] else ""
-        lines.append(
-            f"    {layer['layer']:<50}{layer['seconds'] * 1e3:>10.3f}{layer['share']:>8.0%}"
-            f"{rate:>14}{share:>7}  {', '.join(layer['operations'])}"
-        )
-    return "\n".join(lines)
-
-
 def _memory(row):
     """The memory of steps of training as a line of text."""
     ours, peer = row["memory"], row["peer_memory"]
     compared = "less" if ours["step"] < peer["step"] else "not less"
     sizes = [f"{1e-6 * memory[key]:.1f}" for key in ("step", "growth") for memory in (ours, peer)]
-    return (
-        f"    memory of a step: {sizes[0]} MB, {row['peer']} {sizes[1]} MB ({compared}); "
-        f"growth with further steps: {sizes[2]} MB, {sizes[3]} MB"
+    return _indented(
+        textwrap.fill(
+            f"memory of a step: {sizes[0]} MB, {row['peer']} {sizes[1]} MB ({compared}); "
+            f"growth with further steps: {sizes[2]} MB, {sizes[3]} MB",
+            _INNER,
+        )
     )
+
+
+_INNER = tables.WIDTH - 4  # columns of what is indented
+
+
+def _indented(text):
+    return textwrap.indent(text, "    ")

@@ -34,7 +34,7 @@ for _ in range(4):
     for step in steps:
         step()
     times.append(time.perf_counter() - start)
-print(times[0] - min(times[1:]))
+print(max(times[0] - min(times[1:]), 1e-6))  # noise may be more than the difference
 """
 
 

@@ -6,12 +6,47 @@ import time
 
 import numpy as np
 
+from tinybnn import tables
 from tinybnn.kernels import threads
 from tinybnn.kernels.memory import empty
 
 _CACHE = 1 << 20  # bytes of results that a block of samples may have in work at a time
 _LEAST = 8  # samples of a block: with fewer, small images are too little work for a call
 _LINE = 64  # bytes of a cache line: where a result begins
+
+
+class Profile(list):
+    """What `PackedModel.profile` gives: a list of a dict for each task, which prints as a table."""
+
+    _HEADER = ("layer", "operations", "ms", "share", "Gbit-MAC/s", "peak")
+    _ALIGN = "<<>>>>"
+
+    def table(self, width=tables.WIDTH):
+        """The table in lines of at most `width` characters."""
+        return tables.text(self._HEADER, [*self._rows()], self._ALIGN, width)
+
+    def _rows(self):
+        total = sum(row["seconds"] for row in self)
+        yield from (
+            (
+                row["layer"],
+                ", ".join(row["operations"]),
+                f"{row['seconds'] * 1e3:.3f}",
+                f"{row['share']:.0%}",
+                f"{row['rate'] / 1e9:,.0f}" if row["products"] else "",
+                f"{row['peak_share']:.0%}" if row["products"] else "",
+            )
+            for row in self
+        )
+        yield "total", "", f"{total * 1e3:.3f}", "", "", ""
+
+    def __repr__(self):
+        return self.table()
+
+    __str__ = __repr__
+
+    def _repr_html_(self):
+        return tables.html(self._HEADER, self._rows(), self._ALIGN)
 
 
 class Workspace:
