@@ -21,7 +21,7 @@ from types import ModuleType
 
 import numpy as np
 
-from tinybnn import datasets, storage
+from tinybnn import datasets, storage, tables
 from tinybnn import functional as F
 from tinybnn.nn import LatentParameter, Module
 from tinybnn.nn.module import warn_of_unregistered
@@ -56,6 +56,17 @@ class History:
 
     def __len__(self):
         return len(self.rows)
+
+    def _repr_html_(self):
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        rows = [[_cell(row.get(name, "")) for name in columns] for row in self.rows]
+        title = f"{type(self).__name__}: {len(self)} epochs"
+        return tables.html(columns, rows, ">" * len(columns), title)
+
+
+def _cell(value):
+    """A figure of a History, as short as it is read."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def predict(model, loader, progress=False):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinybnn import deploy
+from tinybnn import deploy, tables
 from tinybnn.analysis.opcount import costs
 from tinybnn.tensor import Tensor, no_grad, trace
 
@@ -39,33 +39,30 @@ class Summary:
         """BOPs / 64 + FLOPs (Bi-Real Net; BD-Net, Preliminaries)."""
         return self.total("bops") / 64 + self.total("flops")
 
-    def __str__(self):
+    _HEADER = ("layer", "output", "parameters", "bits", "packed bytes", "BOPs", "FLOPs")
+    _ALIGN = "<<>>>>>"
+
+    def _cells(self):
+        """The table as texts, row by row; the last one has the sums."""
         columns = ("parameters", "bits", "packed_bytes", "bops", "flops")
-        header = ("layer", "output", "parameters", "bits", "packed bytes", "BOPs", "FLOPs")
-        table = [
-            (
-                f"{row['name']} ({row['type']})",
-                "×".join(map(str, row["output_shape"])),
-                *(_cell(row[c]) for c in columns),
-            )
-            for row in self.rows
-        ]
-        table.append(("total", "", *("" if c == "bits" else _cell(self.total(c)) for c in columns)))
-        widths = [max(map(len, column)) for column in zip(header, *table, strict=True)]
+        for row in self.rows:
+            shape = "×".join(map(str, row["output_shape"]))
+            yield f"{row['name']} ({row['type']})", shape, *(_cell(row[c]) for c in columns)
+        yield "total", "", *("" if c == "bits" else _cell(self.total(c)) for c in columns)
 
-        def line(cells):
-            aligned = [
-                f"{cell:<{w}}" if i < 2 else f"{cell:>{w}}"
-                for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
-            ]
-            return "  ".join(aligned).rstrip()
+    def _remarks(self):
+        remarks = [f"OPs = BOPs / 64 + FLOPs = {self.ops:,.0f}"]
+        return remarks + [f"no packed form: {self.not_packed}"] * bool(self.not_packed)
 
+    def __str__(self):
+        cells = [self._HEADER, *self._cells()]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        header, *rows, total = (tables.line(row, widths, self._ALIGN) for row in cells)
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-        lines = [line(header), rule, *map(line, table[:-1]), rule, line(table[-1])]
-        lines.append(f"OPs = BOPs / 64 + FLOPs = {self.ops:,.0f}")
-        if self.not_packed:
-            lines.append(f"no packed form: {self.not_packed}")
-        return "\n".join(lines)
+        return "\n".join([header, rule, *rows, rule, total, *self._remarks()])
+
+    def _repr_html_(self):
+        return tables.html(self._HEADER, self._cells(), self._ALIGN, "; ".join(self._remarks()))
 
 
 def _cell(value):

@@ -8,6 +8,7 @@ from numbers import Integral, Real
 
 import numpy as np
 
+from tinybnn import tables
 from tinybnn.datasets.loader import as_generator
 from tinybnn.storage import check_name
 
@@ -151,6 +152,14 @@ class Dataset:
             f"Dataset({self.name}: {len(self)} images {shape} {self.images.dtype} "
             f"up to {self.maximum:g}, {len(self.classes)} classes)"
         )
+
+    def _repr_html_(self):
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        rows = [
+            (i, name, f"{count:,}")
+            for i, (name, count) in enumerate(zip(self.classes, counts, strict=True))
+        ]
+        return tables.html(("label", "class", "images"), rows, "><>", repr(self))
 
 
 def from_arrays(images, labels, classes=None, name="arrays", maximum=None):

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tinybnn import functional as F
-from tinybnn import storage
+from tinybnn import storage, tables
 from tinybnn import tensor as T
 from tinybnn.deploy.plan import make_plan
-from tinybnn.deploy.runtime import Workspace, block_size, carry_out
+from tinybnn.deploy.runtime import Profile, Workspace, block_size, carry_out
 from tinybnn.deploy.shapes import expect_results, infer
 from tinybnn.kernels import bits, pooling, xnor
 from tinybnn.kernels.layout import described
@@ -512,11 +512,12 @@ class PackedModel:
 
         Returns
         -------
-        list of dict
-            For each task: ``layer`` (the layers it comes from), ``operations`` (the steps that it
-            carries out), ``seconds``, ``share`` of the whole, ``products`` of signs (bit
-            multiply-accumulates), ``rate`` (products a second), and ``peak_share``, the rate's
-            share of what the threads could count if nothing had to be loaded.
+        Profile
+            A list, which prints as a table: for each task a dict with ``layer`` (the layers it
+            comes from), ``operations`` (the steps that it carries out), ``seconds``, ``share`` of
+            the whole, ``products`` of signs (bit multiply-accumulates), ``rate`` (products a
+            second), and ``peak_share``, the rate's share of what the threads could count if nothing
+            had to be loaded.
         """
         x = self.check_input(x)
         with num_threads(threads):
@@ -542,7 +543,7 @@ class PackedModel:
                     "peak_share": products / float(s) / peak,
                 }
             )
-        return rows
+        return Profile(rows)
 
     def check_input(self, x):
         """x as an array, or a ValueError that says what was expected."""
@@ -714,6 +715,16 @@ class PackedModel:
         return f"PackedModel(input_shape={self.input_shape}, {self.nbytes} bytes\n" + "\n".join(
             [*lines, ")"]
         )
+
+    def _repr_html_(self):
+        header = ("step", "operation", "output", "layer", "bytes")
+        rows = [
+            (i, step.operation, "×".join(map(str, step.shape)), step.name, f"{size:,}")
+            for i, (step, size) in enumerate(zip(self.steps, self.step_bytes(), strict=True))
+        ]
+        shape = "×".join(map(str, self.input_shape))
+        title = f"{type(self).__name__}: input {shape}, {self.nbytes:,} bytes"
+        return tables.html(header, rows, "><<<>", title)
 
 
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}  # JSON has no such numbers

@@ -9,6 +9,7 @@ from types import FunctionType, ModuleType
 
 import numpy as np
 
+from tinybnn import tables
 from tinybnn.tensor import Tensor, as_array, is_tracing, no_grad, plain, traced_forward
 
 
@@ -318,6 +319,17 @@ class Module:
             return f"{type(self).__name__}({self.extra_repr()})"
         lines = [f"  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in children]
         return f"{type(self).__name__}(\n" + "\n".join(lines) + "\n)"
+
+    def _repr_html_(self):
+        rows = []
+        for path, module in self.named_modules():
+            own = [p.numel() for p in vars(module).values() if isinstance(p, Parameter)]
+            if own or not module.children():
+                kind = type(module).__name__
+                rows.append((path, kind, module.extra_repr(), f"{sum(own):,}" if own else ""))
+        count = sum(p.numel() for p in self.parameters())
+        title = f"{type(self).__name__}: {count:,} parameters"
+        return tables.html(("name", "layer", "settings", "parameters"), rows, "<<<>", title)
 
 
 def unregistered(model):
