@@ -1,6 +1,7 @@
 """What all experiments share: the folder of a run, its command, its figures as text."""
 
 import json
+import re
 import statistics
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinybnn import analysis
+from tinybnn import analysis, cli
 from tinybnn.experiments import report_text, run_folder
 
 
@@ -92,3 +93,64 @@ def test_paragraphs_are_short_lines(words):
 def test_a_table_in_markdown():
     found = report_text.markdown_table(["", "a"], [["x", 1], ["y", 0.5]])
     assert found == "|  | a |\n| --- | --- |\n| x | 1 |\n| y | 0.5 |\n"
+
+
+# --------------------------------------------------------------------------------- quick runs
+
+# Every experiment that has a quick form, and options that make it as small as may be.
+QUICK = {
+    "hybnn": "--bits 16 --limit 150 --epochs 1 --epochs-vae 1 --epochs-cnn 1 --epochs-all 1",
+    "hybnn-bounds": "--bits 8 --limit 100 --epochs 1 --estimators sign",
+    "fedhybnn": "--bits 16 --limit 200 --epochs-vae 1 --rounds 1",
+    "fedavg": "--arms 2nn --rounds 1",
+    "bdnet-ablation": "--width 0.1 --limit 100 --epochs 1 --arms naive,both",
+    "bdnet-table2": "--width 0.1 --limit 100 --epochs 1 --arms reactnet,bdnet-a",
+}
+
+
+def help_of(*words, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--help"])
+    return capsys.readouterr().out
+
+
+def test_every_experiment_with_a_quick_form_is_here(capsys):
+    names = re.findall(r"^    ([\w-]+) ", help_of("reproduce", capsys=capsys), re.MULTILINE)
+    assert len(names) > len(QUICK)
+    assert {n for n in names if "--quick" in help_of("reproduce", n, capsys=capsys)} == {*QUICK}
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_quick_run_whose_figures_are_taken_for_results(tmp_path, capsys, name):
+    """It says what it is in its first line, and so does its report, before any figure."""
+    out = tmp_path / "run"
+    line = ["reproduce", name, "--quick", "--quiet", "--out", str(out), *QUICK[name].split()]
+    assert cli.main(line) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("A quick run: its figures mean nothing beyond showing that the code")
+    title, _, first, *_ = (out / "report.md").read_text(encoding="utf-8").splitlines()
+    assert title.startswith("# ")
+    assert first.startswith("**A quick run: its figures mean nothing beyond showing that the code")
+    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    assert result["config"]["quick"] is True
+    assert result["command"].startswith(f"tinybnn reproduce {name} ")
+    assert " --quick" in result["command"]  # whoever repeats it gets the same configuration
+    assert cli.main([*result["command"].split()[1:], "--quiet", "--out", str(out)]) == 0
+
+
+def test_a_run_with_the_experiments_own_settings_says_nothing(tmp_path):
+    config = {"dataset": "mnist", "limit": None}
+    assert report_text.notice(config) == report_text.notice(config | {"quick": False}) == ""
+    text = report_text.top("X", {"config": config, "command": "tinybnn reproduce x"})
+    assert text == "# X\n\n    tinybnn reproduce x\n"
+    said = []
+    run_folder.open_folder(tmp_path / "run", Config(), said.append)
+    assert said == []
+
+
+def test_a_run_of_a_part_of_the_images_says_so(tmp_path):
+    said = []
+    run_folder.open_folder(tmp_path / "run", Config(limit=1200), said.append)
+    assert said == ["Only the first 1,200 images were used."]
+    both = report_text.notice({"quick": True, "limit": 600})
+    assert both == f"{report_text.QUICK_RUN} Only the first 600 images were used."

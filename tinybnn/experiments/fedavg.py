@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import tinybnn.experiments.hybnn.features as features
 from tinybnn import datasets, federated, models, nn, optim, plots
-from tinybnn.experiments.report_text import markdown_table, when_and_where, wrapped
+from tinybnn.experiments.report_text import markdown_table, top, when_and_where, wrapped
 from tinybnn.experiments.run_folder import (
     as_options,
     check_least,
@@ -75,6 +75,8 @@ class Config:
     validate : bool
         Hold every sixth training image out and test on those, to choose settings without the test
         set.
+    quick : bool
+        Whether it is a run that only shows that the code runs.
     """
 
     dataset: str = "mnist"
@@ -89,6 +91,7 @@ class Config:
     step: float = 0.01
     limit: int | None = None
     validate: bool = False
+    quick: bool = False
 
     def __post_init__(self):
         check_least(self, clients=1, epochs=1, rounds=1, batch_size=2)
@@ -100,7 +103,7 @@ class Config:
 
 
 # Runs everything, too briefly for good figures.
-QUICK = {"dataset": "digits", "clients": 10, "fraction": 0.3, "rounds": 3}
+QUICK = {"quick": True, "dataset": "digits", "clients": 10, "fraction": 0.3, "rounds": 3}
 
 
 class Arm(NamedTuple):
@@ -193,7 +196,7 @@ def run(out, config, arms=None, threads=None, progress=True, say=print):
     if config.validate:
         held_out = np.arange(len(data[0])) % 6 == 5
         data = data[0][~held_out], data[0][held_out]
-    open_folder(out, config)
+    open_folder(out, config, say)
     result = {
         **provenance("fedavg", config, config.command(chosen)),
         "images": {"train": len(data[0]), "test": len(data[1])},
@@ -322,8 +325,8 @@ def report(result):
         on a curve of the best accuracy so far; here one rate is used and whole rounds count. One
         partition, one seed."""
     )
-    title = f"# Federated averaging on {config['dataset']}"
-    return f"{title}\n\n    {result['command']}\n\n{about}\n\n{table}\n{note}\n\n![](rounds.png)\n"
+    start = top(f"Federated averaging on {config['dataset']}", result)
+    return f"{start}\n{about}\n\n{table}\n{note}\n\n![](rounds.png)\n"
 
 
 def draw(path, result):

@@ -69,6 +69,8 @@ class Config:
         Of the Dirichlet distribution that skews the labels.
     limit : int, optional
         Only the first so many images, for training and for testing each.
+    quick : bool
+        Whether it is a run that only shows that the code runs.
     """
 
     dataset: str = "digits"
@@ -84,6 +86,7 @@ class Config:
     step: float = 0.02
     alpha: float = 0.3
     limit: int | None = None
+    quick: bool = False
 
     def __post_init__(self):
         check_least(self, bits=1, epochs_vae=1, rounds=1, clients=1, epochs=1, batch_size=2)
@@ -94,7 +97,7 @@ class Config:
 
 
 # Runs everything, too briefly for good figures.
-QUICK = {"epochs_vae": 2, "rounds": 3, "limit": 600}
+QUICK = {"quick": True, "epochs_vae": 2, "rounds": 3, "limit": 600}
 
 
 class Arm(NamedTuple):
@@ -155,7 +158,7 @@ def run(out, config, seeds=1, threads=None, progress=True, say=print):
 
     out = Path(out)
     data = features.load(config.dataset, config.limit)
-    open_folder(out, config)
+    open_folder(out, config, say)
     result = {
         **provenance("fedhybnn", config, config.command(seeds)),
         "images": {"train": len(data[0]), "test": len(data[1])},

@@ -9,6 +9,7 @@ from tinybnn.experiments.report_text import (
     markdown_table,
     mean_and_std,
     percent,
+    top,
     when_and_where,
     wrapped,
 )
@@ -94,7 +95,6 @@ def write(out, result, images, parts):
 def _top(result):
     config = result["config"]
     sizes = result["seeds"][0]["federated"]["iid"]["fedavg"][0]["samples"]
-    trial = "\n**A trial of the program: the figures mean nothing.**\n" if config["limit"] else ""
     about = wrapped(
         f"""{when_and_where(result)}. Seeds: {len(result["seeds"])}, each with an autoencoder of
         its own ({config["epochs_vae"]} epochs, {config["estimator"]}, rate ×
@@ -114,8 +114,8 @@ def _top(result):
         one of `reproduce hybnn`, which came when the test accuracies of the first had been seen.
         {batch}"""
     )
-    title = f"# FedHyBNN on {config['dataset']}"
-    return f"{title}\n\n    {result['command']}\n{trial}\n{about}\n\n{choice}\n"
+    start = top(f"FedHyBNN on {config['dataset']}", result)
+    return f"{start}\n{about}\n\n{choice}\n"
 
 
 def _wire(result):

@@ -34,6 +34,30 @@ def percent(mean, std, sign=""):
     return f"{mean * 100:{sign}.2f}{spread}"
 
 
+QUICK_RUN = "A quick run: its figures mean nothing beyond showing that the code runs."
+
+
+def notice(config):
+    """What is said first of a run whose figures are not those of its experiment; else nothing.
+
+    Parameters
+    ----------
+    config : dict
+        ``quick``: whether it is a quick run; ``limit``: of how many images it saw the first ones.
+    """
+    parts = [QUICK_RUN] * bool(config.get("quick"))
+    if config.get("limit"):
+        parts.append(f"Only the first {config['limit']:,} images were used.")
+    return " ".join(parts)
+
+
+def top(title, result):
+    """The first lines of a ``report.md``: its title, what has to be said first, the command."""
+    said = notice(result["config"])
+    said = f"**{said}**\n\n" if said else ""
+    return f"# {title}\n\n{said}    {result['command']}\n"
+
+
 def when_and_where(result):
     """Date, processor and versions of a result that began with `run_folder.provenance`."""
     machine = result["machine"]

@@ -12,6 +12,7 @@ import json
 import time
 
 from tinybnn import analysis
+from tinybnn.experiments.report_text import notice
 from tinybnn.storage import StorageError, read_json, write_json
 
 
@@ -22,12 +23,15 @@ def kept(path, compute):
     return read_json(path)
 
 
-def open_folder(out, config):
+def open_folder(out, config, say=print):
     """Make the folder of a run, or check that it is one with the same configuration.
 
-    A field that came into the configuration after the run was begun had its default then.
+    A field that came into the configuration after the run was begun had its default then. What has
+    to be said first of the run is said here, before any of its figures.
     """
     path = out / "config.json"
+    if said := notice(dataclasses.asdict(config)):
+        say(said)
     if not path.exists():
         if out.is_dir() and any(not p.name.startswith(".") for p in out.iterdir()):
             raise ValueError(f"{out} holds files, but no run; choose a new or empty folder")

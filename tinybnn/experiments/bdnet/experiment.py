@@ -54,6 +54,8 @@ class Config:
         about the same image, the rest is the label. 1 is ReActNet's distributional loss.
     limit : int, optional
         Only the first so many images, for training and for testing each.
+    quick : bool
+        Whether it is a run that only shows that the code runs.
     """
 
     dataset: str = "cifar10"
@@ -66,6 +68,7 @@ class Config:
     two_step: bool = False
     distill: float = 0.0
     limit: int | None = None
+    quick: bool = False
 
     def __post_init__(self):
         check_least(self, epochs=1 + self.two_step, batch_size=2)
@@ -89,7 +92,7 @@ class Config:
 
 
 # Runs everything, too briefly for good figures.
-QUICK = {"dataset": "digits", "epochs": 2, "batch_size": 32, "limit": 256}
+QUICK = {"quick": True, "dataset": "digits", "epochs": 2, "batch_size": 32, "limit": 256}
 
 
 def run(
@@ -136,7 +139,7 @@ def run(
             f"bdnet: a batch of {config.batch_size} is more than the {len(data[0])} training images"
         )
     out = Path(out)
-    open_folder(out, config)
+    open_folder(out, config, say)
     result = {
         **provenance(experiment, config, config.command(experiment, seeds, arms), note=note),
         "images": {

@@ -6,7 +6,7 @@ import numpy as np
 
 from tinybnn import plots
 from tinybnn.experiments.bdnet.arms import ABLATION, COMPARISONS, EXPERIMENTS
-from tinybnn.experiments.report_text import markdown_table, percent, when_and_where, wrapped
+from tinybnn.experiments.report_text import markdown_table, percent, top, when_and_where, wrapped
 from tinybnn.storage import write_atomic
 
 
@@ -21,9 +21,6 @@ def write(out, result):
 
 def _top(result):
     config = result["config"]
-    trial = ""
-    if config["limit"]:
-        trial = f"**Only the first {config['limit']:,} images were used.**\n"
     images, seeds = result["images"], 1 + max(row["seed"] for row in result["runs"])
     over = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "of one seed"
     shape = "×".join(map(str, images["shape"]))
@@ -47,7 +44,7 @@ def _top(result):
     title = "BD-Net's ablation (Table 6)"
     if result["name"] == "bdnet-table2":
         title = "Mobile networks: accuracy, operations, time (Fig. 1, Tables 2, 4 and 5)"
-    return f"# {title}\n\n    {result['command']}\n\n{trial}\n{about}\n"
+    return f"{top(title, result)}\n{about}\n"
 
 
 def _accuracies(result):

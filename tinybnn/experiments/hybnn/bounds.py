@@ -20,7 +20,7 @@ import numpy as np
 
 import tinybnn.experiments.hybnn.features as features
 from tinybnn import datasets, plots
-from tinybnn.experiments.report_text import markdown_table, wrapped
+from tinybnn.experiments.report_text import markdown_table, top, wrapped
 from tinybnn.experiments.run_folder import (
     as_options,
     check_least,
@@ -62,6 +62,8 @@ class Config:
     seed : int
     limit : int, optional
         Only the first so many images, for training and for testing each.
+    quick : bool
+        Whether it is a run that only shows that the code runs.
     """
 
     dataset: str = "digits"
@@ -71,6 +73,7 @@ class Config:
     lr: float = 1e-3
     seed: int = 0
     limit: int | None = None
+    quick: bool = False
 
     def __post_init__(self):
         check_least(self, bits=1, epochs=1, samples=1)
@@ -83,7 +86,7 @@ class Config:
 
 
 # Runs everything, too briefly for good figures.
-QUICK = {"epochs": 2, "samples": 2, "limit": 300}
+QUICK = {"quick": True, "epochs": 2, "samples": 2, "limit": 300}
 
 
 def binarized(images, rng):
@@ -127,7 +130,7 @@ def run(out, config, estimators=tuple(ESTIMATORS), threads=None, progress=True, 
     out = Path(out)
     rng = np.random.default_rng(config.seed)
     train, test = (binarized(part, rng) for part in features.load(config.dataset, config.limit))
-    open_folder(out, config)
+    open_folder(out, config, say)
     result = {
         **provenance("hybnn-bounds", config, config.command()),
         "images": {"train": len(train), "test": len(test), "shape": train.images.shape[1:]},
@@ -184,7 +187,6 @@ def _measure(out, name, config, train, test, threads, progress):
 def _write_report(out, result):
     """``report.md`` and its picture."""
     config, images, samples = result["config"], result["images"], result["config"]["samples"]
-    trial = "**A trial of the program. The figures mean nothing.**\n\n" if config["limit"] else ""
     layers = [int(np.prod(images["shape"])), *result["layers"], config["bits"]]
     about = wrapped(
         f"""{result["date"]}, {result["machine"]["processor"]}. {images["train"]:,} images for
@@ -216,10 +218,8 @@ def _write_report(out, result):
         "estimator", "codes an image", "epochs", "seconds", "training", "training images",
         "bound, one code", f"{samples} codes", "published, MNIST",
     ]  # fmt: skip
-    title = f"# Bounds for {config['bits']} binary latents on binarized {config['dataset']}"
-    text = "\n\n".join(
-        [title, f"    {result['command']}", trial + about, markdown_table(header, rows)]
-    )
+    title = f"Bounds for {config['bits']} binary latents on binarized {config['dataset']}"
+    text = "\n".join([top(title, result), f"{about}\n", markdown_table(header, rows)])
     write_atomic(out / "report.md", f"{text}\n![Bounds](bounds.png)\n".encode())
     _draw(out / "bounds.png", result)
 

@@ -48,6 +48,8 @@ class Config:
         classes apart.
     limit : int, optional
         Only the first so many images, for training and for testing each.
+    quick : bool
+        Whether it is a run that only shows that the code runs.
     """
 
     dataset: str = "digits"
@@ -60,6 +62,7 @@ class Config:
     epochs_cnn: int = 15
     epochs_all: int = 30
     limit: int | None = None
+    quick: bool = False
 
     def __post_init__(self):
         latents.get(self.estimator)
@@ -73,7 +76,14 @@ class Config:
 
 
 # Runs everything, too briefly for good figures.
-QUICK = {"epochs_vae": 2, "epochs": 4, "epochs_cnn": 2, "epochs_all": 2, "limit": 600}
+QUICK = {
+    "quick": True,
+    "epochs_vae": 2,
+    "epochs": 4,
+    "epochs_cnn": 2,
+    "epochs_all": 2,
+    "limit": 600,
+}
 
 
 def run(out, config, seeds=3, threads=None, progress=True, say=print):
@@ -114,7 +124,7 @@ def run(out, config, seeds=3, threads=None, progress=True, say=print):
             f"hybnn: the autoencoder's images {source.images.shape[1:]} of {source.name} must have "
             f"the shape {data[0].images.shape[1:]} of the tasks' images"
         )
-    open_folder(out, config)
+    open_folder(out, config, say)
     result = {
         **provenance("hybnn", config, config.command(seeds)),
         "images": {

@@ -7,7 +7,7 @@ import numpy as np
 import tinybnn.experiments.hybnn.codes as of_codes
 from tinybnn import datasets, plots
 from tinybnn.experiments.hybnn.networks import titles_of
-from tinybnn.experiments.report_text import markdown_table, percent, when_and_where, wrapped
+from tinybnn.experiments.report_text import markdown_table, percent, top, when_and_where, wrapped
 from tinybnn.storage import write_atomic
 
 # What the paper prints for the five tasks on MNIST (its figures 4 to 6 give no numbers).
@@ -36,12 +36,6 @@ def write(out, result):
 def _top(result):
     config, images = result["config"], result["images"]
     vae = result["seeds"][0]["vae"]
-    trial = ""
-    if config["limit"]:
-        trial = (
-            f"\n**Only {config['limit']:,} images and few epochs: a trial of the program. "
-            "The figures mean nothing.**\n"
-        )
     shape = "×".join(map(str, images["shape"]))
     about = wrapped(
         f"""{when_and_where(result)}. Seeds: {len(result["seeds"])}, each with an autoencoder of
@@ -59,8 +53,8 @@ def _top(result):
         f"""- Phase 3: {config["epochs"]} epochs on codes, {config["epochs_cnn"]} for the CNNs,
         {config["epochs_all"]} for all classes at once.""",
     )
-    title = f"# HyBNN on {config['dataset']}"
-    return f"{title}\n\n    {result['command']}\n{trial}\n{about}\n\n{phases}\n"
+    start = top(f"HyBNN on {config['dataset']}", result)
+    return f"{start}\n{about}\n\n{phases}\n"
 
 
 def _tasks(result):
