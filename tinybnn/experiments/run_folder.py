@@ -29,16 +29,21 @@ def open_folder(out, config, say=print):
     A field that came into the configuration after the run was begun had its default then. What has
     to be said first of the run is said here, before any of its figures.
     """
+    new = dataclasses.asdict(config)
     path = out / "config.json"
-    if said := notice(dataclasses.asdict(config)):
-        say(said)
-    if not path.exists():
+    if path.exists():
+        _check_settings(path, new, config)
+    else:
         if out.is_dir() and any(not p.name.startswith(".") for p in out.iterdir()):
             raise ValueError(f"{out} holds files, but no run; choose a new or empty folder")
         out.mkdir(parents=True, exist_ok=True)
-        write_json(path, dataclasses.asdict(config))
-        return
-    new = dataclasses.asdict(config)
+        write_json(path, new)
+    if said := notice(new):
+        say(said)
+
+
+def _check_settings(path, new, config):
+    """Raise an error if a file holds other settings than the new ones."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     old = read_json(path)
     if not isinstance(old, dict):
@@ -48,7 +53,7 @@ def open_folder(out, config, say=print):
         was = ", ".join(f"{name}={json.dumps(old[name])}" for name in different)
         now = ", ".join(f"{name}={json.dumps(new[name])}" for name in different)
         raise ValueError(
-            f"{out} is a run with {was}, not {now}; repeat its own settings, "
+            f"{path.parent} is a run with {was}, not {now}; repeat its own settings, "
             "or choose another folder"
         )
 
