@@ -3,6 +3,7 @@
 import errno
 import io
 import itertools
+import json
 import os
 import re
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 
 from tinybnn import functional as F
 from tinybnn import nn, plots, quantizers, training
+from tinybnn.experiments import classifiers, fedavg, fedhybnn_report
+from tinybnn.experiments.bdnet import report as bdnet_report
+from tinybnn.experiments.hybnn import bounds
+from tinybnn.experiments.hybnn import report as hybnn_report
 from tinybnn.tensor import Tensor
 
 
@@ -119,13 +124,11 @@ def test_marks_do_not_repeat():
     assert len({*zip(colors[:28], styles[:28], strict=True)}) == 28
 
 
-def pictures_of(axes):
-    """(marker, colour) of each entry of a legend that has a marker."""
-    found = []
-    for handle in axes.get_legend().legend_handles:
-        line = handle if hasattr(handle, "get_marker") else handle[0]
-        found.append((line.get_marker(), line.get_color()))
-    return found
+def looks_of(axes):
+    """Marker, colour and line style of each entry of a legend."""
+    entries = axes.get_legend_handles_labels()[0]
+    lines = [entry[0] if isinstance(entry, tuple) else entry for entry in entries]
+    return [(line.get_marker(), line.get_color(), line.get_linestyle()) for line in lines]
 
 
 def lies_beside(axes):
@@ -142,7 +145,7 @@ def test_entries_that_look_alike(count):
     """Of curves and of a trade-off; the legend is beside them."""
     _, axes = axes_of_figure(figsize=(8, 4))
     plots.curves(axes, {f"arm {i}": [i, i + 1.0] for i in range(count)}, "loss")
-    assert len({*pictures_of(axes)}) == count and lies_beside(axes)
+    assert len({*looks_of(axes)}) == count and lies_beside(axes)
     _, axes = axes_of_figure(figsize=(8, 4))
     points = {f"arm {i}": (1.0 + i, 50.0 + i, 0.5) for i in range(count)}
     plots.trade_off(axes, points, "million OPs", "test accuracy, %")
@@ -170,7 +173,8 @@ def test_history(validation):
     render(figure)
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["training loss", "training accuracy"] + ["validation accuracy"] * validation
-    assert len({*pictures_of(axes)}) == len(labels) and lies_beside(axes)
+    looks = [look for part in figure.axes for look in looks_of(part)]
+    assert len({look[:2] for look in looks}) == len(labels) and lies_beside(axes)
     right = figure.axes[1]
     assert right.get_ylabel() == "accuracy, %" and right.get_lines()[0].get_ydata()[0] == 50
 
@@ -291,6 +295,74 @@ def test_long_names_below_a_heat_map():
     _, axes = axes_of_figure()
     plots.heat_map(axes, np.eye(3), ["0 / 1", "2 / 3", "4 / 5"], names)
     assert {t.get_rotation() for t in axes.get_xticklabels()} == {0.0}
+
+
+# ------------------------------------------------------- the pictures of the stored experiments
+
+RESULTS = Path(plots.__file__).parent / "experiments" / "results"
+
+
+def pictures_of_results(monkeypatch):
+    """(name, figure) of each picture that is drawn from the stored figures of an experiment."""
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append((path, figure)))
+    for file in sorted(RESULTS.glob("*/result.json")):
+        result, out = json.loads(file.read_text(encoding="utf-8")), file.parent.name
+        if result["name"].startswith("bdnet"):
+            bdnet_report._draw_accuracy(f"{out}/accuracy", result)
+            bdnet_report._draw_layers(f"{out}/layers", result)
+        elif result["name"] == "fedavg":
+            fedavg.draw(f"{out}/rounds", result)
+        elif result["name"] == "fedhybnn":
+            for partition in result["partitions"]:
+                fedhybnn_report._draw_rounds(f"{out}/rounds-{partition}", result, partition)
+                fedhybnn_report._draw_bytes(f"{out}/bytes-{partition}", result, partition)
+        elif result["name"] == "hybnn":
+            matrix = result["seeds"][0]["in_sequence"]
+            hybnn_report._draw_comparison(f"{out}/tasks", result)
+            hybnn_report._draw_in_sequence(f"{out}/in-sequence", result["tasks"], matrix)
+        else:
+            bounds._draw(f"{out}/bounds", result)
+    classifiers.draw("vgg", json.loads((RESULTS / "cifar10-vgg-small.json").read_text("utf-8")))
+    return drawn
+
+
+def texts_of(figure):
+    """(text, its box) of all that is written beside axes: numbers, labels, titles."""
+    found = [figure._supylabel] if getattr(figure, "_supylabel", None) else []
+    for axes in figure.axes:
+        found += [axes.title, axes.xaxis.label, axes.yaxis.label]
+        for i, (labels, (low, high)) in enumerate(
+            ((axes.get_xticklabels(), axes.get_xlim()), (axes.get_yticklabels(), axes.get_ylim()))
+        ):
+            low, high = sorted((low, high))
+            found += [label for label in labels if low <= label.get_position()[i] <= high]
+    return [(t.get_text(), t.get_window_extent()) for t in found if t.get_text()]
+
+
+def test_texts_and_legends_on_top_of_one_another(monkeypatch):
+    """In none of the stored pictures; nothing is cut off, and no two entries look alike."""
+    pictures = pictures_of_results(monkeypatch)
+    assert len(pictures) >= 15
+    for name, figure in pictures:
+        render(figure)
+        figure.draw_without_rendering()
+        slanted = "in-sequence" in name  # boxes of slanted texts overlap where texts do not
+        texts = texts_of(figure)
+        legends = [(axes, axes.get_legend()) for axes in figure.axes if axes.get_legend()]
+        boxes = [] if slanted else [*texts]
+        boxes += [("legend", legend.get_window_extent()) for _, legend in legends]
+        for (a, box), (b, other) in itertools.combinations(boxes, 2):
+            assert not box.overlaps(other), (name, a, b)
+        for text, box in [*texts, *boxes]:
+            assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 + 1, (name, text)
+            assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 + 1, (name, text)
+        for axes, legend in legends:
+            for other in figure.axes:
+                box = other.get_window_extent()
+                assert not box.overlaps(legend.get_window_extent()), name
+            looks = looks_of(axes)
+            assert 2 <= len({*looks}) == len(looks), (name, looks)
 
 
 # ------------------------------------------------------------------------------------- weights

@@ -521,13 +521,14 @@ def roofline(axes, rows, peak, bandwidth):
         ylabel="Gbit-MAC/s",
     )  # fmt: skip
     axes.grid(True, which="major", color="0.92", zorder=0)
-    for place, text, offset, side in (
-        ((high, peak / 1e9), f"registers: {peak / 1e9:,.0f} Gbit-MAC/s", (-4, 5), "right"),
-        ((low, bandwidth * low / 1e9), f"memory: {bandwidth / 1e9:.0f} GB/s", (24, 6), "left"),
+    for place, text, offset in (
+        ((peak / bandwidth, peak / 1e9), f"registers: {peak / 1e9:,.0f} Gbit-MAC/s", (4, 5)),
+        ((low, bandwidth * low / 1e9), f"memory: {bandwidth / 1e9:.0f} GB/s", (24, 6)),
     ):
         axes.annotate(
-            text, place, offset, textcoords="offset points", ha=side, fontsize="small", color="0.2"
-        )
+            text, place, offset, textcoords="offset points", ha="left", fontsize="small",
+            color="0.2",
+        )  # fmt: skip
     drawn, entries = [], []
     for (marker, color, _), (name, group) in zip(marks(), ours.items(), strict=False):
         entries.append((_dots(axes, group, marker, color), name))

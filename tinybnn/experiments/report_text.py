@@ -54,7 +54,7 @@ def notice(config):
 def top(title, result):
     """The first lines of a ``report.md``: its title, what has to be said first, the command."""
     said = notice(result["config"])
-    said = f"**{said}**\n\n" if said else ""
+    said = wrapped(f"**{said}**") + "\n\n" if said else ""
     return f"# {title}\n\n{said}    {result['command']}\n"
 
 

@@ -12,7 +12,7 @@ import json
 import time
 
 from tinybnn import analysis
-from tinybnn.experiments.report_text import notice
+from tinybnn.experiments.report_text import notice, wrapped
 from tinybnn.storage import StorageError, read_json, write_json
 
 
@@ -39,7 +39,7 @@ def open_folder(out, config, say=print):
         out.mkdir(parents=True, exist_ok=True)
         write_json(path, new)
     if said := notice(new):
-        say(said)
+        say(wrapped(said))
 
 
 def _check_settings(path, new, config):
