@@ -608,11 +608,7 @@ def test_heat_maps():
     assert not drawn(lambda axes: plots.heat_map(axes, array, limits=(-1, 1))).texts
 
 
-def test_curves_and_bars():
+def test_curves_of_different_lengths():
     lines = {"a": [3.0, 2.0, 1.0], "b": [1.0]}
     axes = drawn(lambda axes: plots.curves(axes, lines, "loss"))
     assert [list(line.get_xdata()) for line in axes.get_lines()] == [[1, 2, 3], [1]]
-    groups = {"a": [(1, 0.1), (2, 0)], "b": [(3, 0), (np.nan, 0)]}
-    axes = drawn(lambda axes: plots.bars(axes, groups, ["x", "y"], "nats"))
-    heights = [[bar.get_height() for bar in group] for group in axes.containers if len(group) == 2]
-    np.testing.assert_array_equal(heights, [[1, 2], [3, np.nan]])

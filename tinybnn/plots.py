@@ -321,28 +321,6 @@ def curves_through(axes, points):
         _curve(axes, mark, x, y, label, first=i / len(points))
 
 
-def bars(axes, groups, names, ylabel):
-    """Bars from 0, side by side, with their standard deviations.
-
-    For values that are all nearly the same, `dots` shows more.
-
-    Parameters
-    ----------
-    groups : dict
-        Label, one colour each -> for each name a pair of value and standard deviation.
-    names : sequence of str
-        Along the x axis.
-    """
-    width = 0.8 / len(groups)
-    for i, (fill, (label, pairs)) in enumerate(zip(_fills(), groups.items(), strict=False)):
-        values, errors = zip(*pairs, strict=True)
-        places = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * width
-        axes.bar(places, values, width, yerr=errors, label=label, error_kw={"lw": 0.8}, **fill)
-    axes.set(ylabel=ylabel)
-    axes.set_xticks(range(len(names)), names)
-    legend_beside(axes)
-
-
 def dots(figure, groups, names, ylabel):
     """Values side by side as dots with their standard deviations, on an axis zoomed to them.
 

@@ -225,10 +225,9 @@ table = {
 for name, values in table.items():
     print(f"{name:<30}" + "".join(f"{v:8.1%}" for v in values) + f"   mean {np.mean(values):.1%}")
 
-figure, axes = plt.subplots(figsize=(8, 2.8))
-groups = {name: [(v, 0) for v in values] for name, values in table.items()}
-plots.bars(axes, groups, [f"{a} / {b}" for a, b in TASKS], "test accuracy")
-figure.tight_layout()
+figure = plt.figure(figsize=(8, 2.8), layout="constrained")
+groups = {name: [(100 * v, 0) for v in values] for name, values in table.items()}
+plots.dots(figure, groups, [f"{a} / {b}" for a, b in TASKS], "test accuracy, %")
 plt.show()
 
 assert min(np.mean(values) for values in table.values()) > 0.9
