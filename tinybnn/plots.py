@@ -88,7 +88,8 @@ def history(axes, history):
 
 
 def _curve(axes, mark, x, y, label, first=0.0):
-    """A line with markers: at all of few points, at some of many, from a `first` share of a step"""
+    """A line with markers: at all of few points, at some of many; `first` is the share of a gap
+    before the first one."""
     marker, color, style = mark
     step = 1 if len(x) <= _FEW else len(x) // _FEW + 1
     axes.plot(

@@ -75,13 +75,13 @@ logits = np.linspace(-3, 3, 121)
 shares = [(logit + noise >= 0).mean() for logit in logits]
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.6))
-for e in noise[:3]:
-    left.step(logits, np.where(logits + e >= 0, 1, -1), where="mid")
+for e, (_, color, _) in zip(noise[:3], plots.marks(), strict=False):
+    left.step(logits, np.where(logits + e >= 0, 1, -1), where="mid", color=color)
 left.set(xlabel="logit", title="sign(l + e) for three draws of e", yticks=[-1, 1])
-right.plot(logits, shares, label="share of +1 in 100,000 draws")
-right.plot(logits, 1 / (1 + np.exp(-logits)), "--", label="σ(l)")
+right.plot(logits, shares, color=plots.MINUS, label="share of +1 in 100,000 draws")
+right.plot(logits, 1 / (1 + np.exp(-logits)), "--", color=plots.PLUS, label="σ(l)")
 right.set(xlabel="logit")
-right.legend(frameon=False)
+plots.legend_beside(right)
 plt.show()
 
 assert np.abs(np.array(shares) - 1 / (1 + np.exp(-logits))).max() < 0.01
@@ -222,7 +222,7 @@ axes.loglog(temperatures, bias, "o-", color=plots.MINUS, label="bias of the mean
 axes.loglog(temperatures, spread / math.sqrt(600), ":", color="0.4", label="its standard error")
 axes.loglog(temperatures, spread, "s-", color=plots.PLUS, label="spread of one estimate")
 axes.set(xlabel="temperature τ", ylabel="share of the exact gradient")
-axes.legend(frameon=False)
+plots.legend_beside(axes)
 plt.show()
 
 assert spread[0] > 2 * spread[-1] and bias[-1] > 2 * bias[1]

@@ -296,7 +296,7 @@ histories = {
 }
 figure, axes = plt.subplots(figsize=(6.5, 3.4))
 print(f"{'':<20}{'up':>10}{'down':>11}{'times less up':>15}{'down':>7}{'accuracy':>10}")
-savings = {}
+savings, curves = {}, {}
 for name, history in histories.items():
     ledger, accuracy = history.ledger, history["val_accuracy"]
     savings[name] = ledger.saving("up"), ledger.saving("down")
@@ -305,9 +305,10 @@ for name, history in histories.items():
         f"{savings[name][0]:>15.1f}{savings[name][1]:>7.1f}{accuracy[-1]:>10.2%}"
     )
     sent = np.cumsum(np.add(history["bytes_up"], history["bytes_down"]))
-    axes.plot(sent / 1e3, accuracy, label=name)
+    curves[name] = sent / 1e3, accuracy
+plots.curves_through(axes, curves)
 axes.set(xlabel="kB sent, both ways", ylabel="test accuracy")
-axes.legend(frameon=False, fontsize="small")
+plots.legend_beside(axes)
 plt.show()
 
 assert savings["FedAvg, float32"] == (1, 1)
