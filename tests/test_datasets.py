@@ -5,6 +5,7 @@ import gzip
 import io
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from tinybnn.datasets import (
     from_arrays,
     from_folder,
     load,
+    mnist_files,
     path,
     read_idx,
     search_folders,
@@ -246,9 +248,105 @@ def test_missing_files_are_explained(tmp_path, monkeypatch, nothing_installed):
     text = str(caught.value)
     for folder in search_folders("fashion-mnist"):
         assert str(folder) in text
-    assert "fashion-mnist (missing t10k-labels-idx1-ubyte[.gz])" in text
-    assert "(none of its files)" in text and "(no such folder)" in text
+    assert "fashion-mnist (missing t10k-labels-idx1-ubyte[.gz]; it holds t10k-images-idx3" in text
+    assert "(none of its files; it holds nothing)" in text and "(no such folder" in text
     assert "`tinybnn data fetch fashion-mnist`" in text and "TINYBNN_DATA" in text
+
+
+def test_what_is_not_found_says_what_is_there(tmp_path, monkeypatch, nothing_installed):
+    monkeypatch.setenv("TINYBNN_DATA", str(tmp_path / "env"))
+    tiny_mnist(tmp_path / "env")  # in the folder for all datasets: whose files are they?
+    with pytest.raises(FileNotFoundError) as caught:
+        load("mnist")
+    there = ", ".join(sorted(os.listdir(tmp_path / "env")))
+    assert f"env/mnist (no such folder; {tmp_path / 'env'} holds {there})" in str(caught.value)
+    folder = tmp_path / "env" / "mnist"
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"{i:02}.png").write_bytes(b"")
+    with pytest.raises(FileNotFoundError) as caught:
+        load("mnist")
+    text = str(caught.value)
+    assert "(none of its files; it holds 00.png, 01.png, 02.png, 03.png and 8 more)" in text
+    assert "Expected train-images-idx3-ubyte[.gz], train-labels-idx1-ubyte[.gz], t10k-" in text
+    with pytest.raises(FileNotFoundError, match=r"data_batch_1.bin, ..., test_batch.bin or cifar-"):
+        load("cifar10")
+    (tmp_path / "env" / "kmnist").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"kmnist \(no folder, but a file\)"):
+        load("kmnist")
+
+
+def renamed(folder, *rules):
+    for file in sorted(folder.iterdir()):
+        name = file.name
+        for old, new in rules:
+            name = name.replace(old, new)
+        file.rename(file.with_name(name))
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [("-idx", ".idx")],
+        [("-", "_")],
+        [("-idx", ".idx"), (".gz", ".GZ"), ("train", "Train")],
+        [("-idx3-ubyte", "-IDX3-UBYTE")],
+        [(".gz", "")],
+    ],
+    ids=lambda rules: ",".join(f"{a}>{b}" for a, b in rules),
+)
+@pytest.mark.parametrize(
+    "folder", ["mnist", "MNIST/raw", "mnist/raw", "mnist/MNIST/raw", "Mnist", "mnist/MNIST"]
+)
+def test_files_and_folders_named_as_other_loaders_do(
+    tmp_path, monkeypatch, nothing_installed, folder, rules
+):
+    tiny_mnist(tmp_path / folder, gzipped=(".gz", "") not in rules)
+    renamed(tmp_path / folder, *rules)
+    monkeypatch.setenv("TINYBNN_DATA", str(tmp_path))
+    train, _ = load("mnist")
+    assert len(train) == 4 and len(load("mnist", root=tmp_path)[0]) == 4
+    assert path("mnist") in ((tmp_path / folder), *(tmp_path / folder).parents)
+    assert len(load("mnist", root=tmp_path / folder)[0]) == 4
+    with pytest.raises(FileNotFoundError):
+        load("fashion-mnist")
+
+
+def test_folders_of_several_datasets_are_not_confused(tmp_path, monkeypatch, nothing_installed):
+    monkeypatch.setenv("TINYBNN_DATA", str(tmp_path))
+    names = {"MNIST": "mnist", "FashionMNIST": "fashion-mnist", "KMNIST": "kmnist"}
+    for label, folder in enumerate(names):
+        tiny_mnist(tmp_path / folder / "raw", label=label)
+    for label, name in enumerate(names.values()):
+        assert load(name)[0].labels.tolist() == [label] * 4
+        assert path(name) == tmp_path / list(names)[label] / "raw"
+    tiny_mnist(tmp_path / "mnist", label=7)  # our own names come first
+    assert load("mnist")[0].labels.tolist() == [7] * 4
+
+
+def test_hidden_and_unfinished_files_are_no_dataset(tmp_path):
+    tiny_mnist(tmp_path)
+    (tmp_path / "train-images-idx3-ubyte.gz").rename(tmp_path / "._train-images-idx3-ubyte.gz")
+    (tmp_path / "train-images-idx3-ubyte.gz.part").write_bytes(b"")
+    (tmp_path / "train-images-idx3-ubyte").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"missing train-images-idx3-ubyte\[.gz\];"):
+        load("mnist", root=tmp_path)
+
+
+def test_the_files_of_a_folder_named_as_mnists(tmp_path):
+    tiny_mnist(tmp_path / "raw")
+    renamed(tmp_path / "raw", ("-idx", ".idx"))
+    found = mnist_files(tmp_path)
+    assert [file.name for file in found] == [
+        f"{part}.{kind}-ubyte.gz"
+        for part, kind in (
+            ("train-images", "idx3"), ("train-labels", "idx1"),
+            ("t10k-images", "idx3"), ("t10k-labels", "idx1"),
+        )
+    ]  # fmt: skip
+    found[2].unlink()
+    with pytest.raises(FileNotFoundError, match=r"expected train-images.*it holds raw"):
+        mnist_files(tmp_path)
 
 
 def test_the_default_cache_and_an_empty_variable(monkeypatch):
@@ -809,22 +907,23 @@ CIFAR_FOLDERS = {
 
 
 def write_archive(path, files, folder):
-    with tarfile.open(path, "w:gz", format=tarfile.GNU_FORMAT) as archive:
+    mode = "w" if path.suffix == ".tar" else "w:gz"
+    with tarfile.open(path, mode, format=tarfile.GNU_FORMAT) as archive:
         for name, data in {"readme.html": b"hello", **files}.items():
             info = tarfile.TarInfo(f"{folder}/{name}")
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
 
 
-@pytest.mark.parametrize("place", ["folder", "bare", "archive"])
+@pytest.mark.parametrize("place", ["folder", "bare", ".tar.gz", ".tar", ".tgz"])
 @pytest.mark.parametrize("kind", ["binary", "python"])
 @pytest.mark.parametrize("number", [10, 100])
 def test_cifar_in_every_official_layout(tmp_path, number, kind, place):
     files = cifar_files(number, kind)
     folder = CIFAR_FOLDERS[number, kind]
-    if place == "archive":
+    if place.startswith("."):
         contents = {name: data for name, (data, _, _) in reversed(files.items())}
-        write_archive(tmp_path / f"cifar-{number}-{kind}.tar.gz", contents, folder)
+        write_archive(tmp_path / f"cifar-{number}-{kind}{place}", contents, folder)
     else:
         where = tmp_path / folder if place == "folder" else tmp_path
         where.mkdir(exist_ok=True)
@@ -843,6 +942,23 @@ def test_cifar_in_every_official_layout(tmp_path, number, kind, place):
     )
     if number == 10:
         assert (train.classes[0], train.classes[9]) == ("airplane", "truck")
+
+
+@pytest.mark.parametrize(
+    "place", ["cifar-10-batches-py", "CIFAR10/cifar-10-batches-py", "CIFAR-10"]
+)
+def test_cifar_where_other_loaders_put_it(tmp_path, monkeypatch, nothing_installed, place):
+    monkeypatch.setenv("TINYBNN_DATA", str(tmp_path))
+    (tmp_path / place).mkdir(parents=True)
+    files = {name: data for name, (data, _, _) in cifar_files(10, "python").items()}
+    for name, data in files.items():
+        (tmp_path / place / name).write_bytes(data)
+    assert len(load("cifar10")[0]) == 30
+    with pytest.raises(FileNotFoundError):
+        load("cifar100")
+    shutil.rmtree(tmp_path / place)
+    write_archive(tmp_path / "cifar-10-python.tar.gz", files, "cifar-10-batches-py")
+    assert len(load("cifar10")[0]) == 30 and path("cifar10") == tmp_path
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
@@ -935,7 +1051,7 @@ def test_cifar_files_that_are_refused(tmp_path):
         with pytest.raises(DatasetError, match=rf"test_batch\.bin.*{message}"):
             load("cifar10", root=tmp_path)
     (tmp_path / "data_batch_3.bin").unlink()
-    with pytest.raises(FileNotFoundError, match=r"\(missing data_batch_3\.bin\)"):
+    with pytest.raises(FileNotFoundError, match=r"\(missing data_batch_3\.bin; it holds"):
         load("cifar10", root=tmp_path)
 
 
@@ -953,7 +1069,8 @@ def test_archives_that_are_refused(tmp_path):
     whole = path.read_bytes()
     plain = gzip.decompress(whole)
     load("cifar10", root=tmp_path)
-    refused(b"hello", "gzip data is damaged")
+    refused(b"hello", "cut off within a tar header")
+    refused(plain[:700], "cut off within a member")
     refused(whole[:-9], "gzip data is damaged")
     refused(whole[:-8] + bytes(8), "gzip data is damaged")
     refused(gzip.compress(plain[:700]), "cut off within a member")

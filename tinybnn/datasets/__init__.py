@@ -17,6 +17,7 @@ training set:
 >>> loader = DataLoader(train, batch_size=32, shuffle=True, transform=transform, rng=0)
 """
 
+from tinybnn.datasets.brightness import brightness, looks_inverted
 from tinybnn.datasets.dataset import Dataset, from_arrays
 from tinybnn.datasets.download import Available, DownloadError, available, fetch
 from tinybnn.datasets.files import DatasetError
@@ -24,7 +25,15 @@ from tinybnn.datasets.folder import from_folder, read_picture
 from tinybnn.datasets.idx import read_idx
 from tinybnn.datasets.loader import DataLoader, TensorDataset, as_generator
 from tinybnn.datasets.npy import is_npy, read_npy
-from tinybnn.datasets.sources import SOURCES, Layout, Source, load, path, search_folders
+from tinybnn.datasets.sources import (
+    SOURCES,
+    Layout,
+    Source,
+    load,
+    mnist_files,
+    path,
+    search_folders,
+)
 from tinybnn.datasets.transforms import (
     Compose,
     Normalize,
@@ -38,8 +47,8 @@ from tinybnn.datasets.transforms import (
 __all__ = [
     "SOURCES", "Available", "Compose", "DataLoader", "Dataset", "DatasetError", "DownloadError",
     "Layout", "Normalize", "RandomCrop", "RandomHorizontalFlip", "RandomShift", "Source",
-    "TensorDataset", "as_generator", "available", "fetch", "from_arrays", "from_folder", "is_npy",
-    "load", "path", "read_idx", "read_npy", "read_picture", "search_folders", "to_signed",
-    "to_unit",
+    "TensorDataset", "as_generator", "available", "brightness", "fetch", "from_arrays",
+    "from_folder", "is_npy", "load", "looks_inverted", "mnist_files", "path", "read_idx",
+    "read_npy", "read_picture", "search_folders", "to_signed", "to_unit",
 ]  # fmt: skip
 __dir__ = __all__.copy  # dir() shows what is public, and nothing else

@@ -9,6 +9,8 @@ import zlib
 
 from tinybnn.storage import StorageError, open_regular
 
+GZIP_MAGIC = b"\x1f\x8b"
+
 
 class DatasetError(ValueError):
     """Data that is malformed, or not what its name promises."""

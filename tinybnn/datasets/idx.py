@@ -12,10 +12,9 @@ import struct
 
 import numpy as np
 
-from tinybnn.datasets.files import DatasetError, open_data
+from tinybnn.datasets.files import GZIP_MAGIC, DatasetError, open_data
 
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_GZIP_MAGIC = b"\x1f\x8b"
 # Drawings shrink to about a fifth. What unpacks to much more is made to fill the memory.
 _GZIP_MAX_RATIO, _GZIP_FREE = 10, 1 << 24
 _NUMPY_MAX_DIMS = 64
@@ -45,7 +44,7 @@ def read_idx(path):
         If the file cannot be read.
     """
     with open_data(path) as (raw, size):
-        zipped = raw.read(2) == _GZIP_MAGIC
+        zipped = raw.read(2) == GZIP_MAGIC
         raw.seek(0)
         if not zipped:
             return _read(raw, size)

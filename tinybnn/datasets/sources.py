@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ class Layout:
     Attributes
     ----------
     files : tuple of str
-        The files that make the dataset.
+        The files that make the dataset; dots, dashes and capitals in their names may differ.
     read : callable
         Takes the paths of `files` in order; returns the training and the test arrays, each as
         (images (N, C, H, W) uint8, labels (N,) int64).
@@ -149,7 +150,7 @@ def _cifar(number, train, test, parse_binary, classes):
             parts = [tuple(f"{name}{ending}" for name in names) for names in (train, test)]
             read = functools.partial(read_cifar, train=parts[0], test=parts[1], parse=parse)
             yield Layout((*parts[0], *parts[1]), read, f"cifar-{number}-{folder}")
-            yield Layout((f"cifar-{number}-{kind}.tar.gz",), read)
+            yield Layout((f"cifar-{number}-{kind}.tar",), read, gzipped=True)
 
     return Source(
         classes,
@@ -241,7 +242,9 @@ def load(name, root=None):
         A key of `SOURCES`.
     root : str or PathLike, optional
         A folder that holds the dataset's files, or a folder `name` with them. If given, nothing
-        else is searched; `search_folders` lists where a dataset is looked for otherwise.
+        else is searched; `search_folders` lists where a dataset is looked for otherwise. Names may
+        be those of other loaders: ``train-images.idx3-ubyte``, ``MNIST/raw``,
+        ``cifar-10-batches-py``.
 
     Returns
     -------
@@ -310,36 +313,148 @@ def known_source(name, where):
 
 def _find(name, root):
     """The first folder that has a whole layout: folder, layout, the paths of its files."""
-    searched = []
-    for folder in search_folders(name, root):
-        most, missing = -1, []  # of the layout of which most is there
-        for layout in SOURCES[name].layouts:
-            for place in dict.fromkeys((folder, folder / layout.folder)):
-                paths = [_existing(place / file, layout.gzipped) for file in layout.files]
-                if None not in paths:
-                    return folder, layout, paths
-                if (found := len(paths) - paths.count(None)) > most:
-                    most = found
-                    ending = "[.gz]" if layout.gzipped else ""
-                    files = zip(layout.files, paths, strict=True)
-                    missing = [f"{file}{ending}" for file, path in files if path is None]
-        if not folder.is_dir():
-            searched.append(f"  {folder} (no such folder)")
-        elif most == 0:
-            searched.append(f"  {folder} (none of its files)")
-        else:
-            searched.append(f"  {folder} (missing {', '.join(missing)})")
+    searched, folders = [], search_folders(name, root)
+    for folder in folders:
+        most, missing = 0, []  # of the layout of which most is there
+        for place, layout in _places(folder, name, beside=root is None):
+            names = _files(place)
+            paths = [_existing(place, names, file, layout.gzipped) for file in layout.files]
+            if None not in paths:
+                found = next((f for f in folders[::-1] if place.is_relative_to(f)), place)
+                return found, layout, paths
+            if (found := len(paths) - paths.count(None)) > most:
+                most = found
+                files = zip(layout.files, paths, strict=True)
+                missing = [_shown(file, layout) for file, path in files if path is None]
+        searched.append(f"  {folder} ({_seen(folder, missing, root is None)})")
+    wanted = " or ".join(map(_shown_files, SOURCES[name].layouts))
     raise FileNotFoundError(
         f"the dataset {name!r} was not found. Searched:\n"
         + "\n".join(searched)
-        + f"\n`tinybnn data fetch {name}` downloads it; or set TINYBNN_DATA to a folder that holds "
-        + f"{name}/, or pass root."
+        + f"\nExpected {wanted}, there or in raw/ or {name}/; dots, dashes and capitals may "
+        + f"differ.\n`tinybnn data fetch {name}` downloads it; or set TINYBNN_DATA to a folder "
+        + f"that holds {name}/, or pass root."
     )
 
 
-def _existing(path, gzipped):
-    names = (path.with_name(f"{path.name}.gz"), path) if gzipped else (path,)
-    return next((p for p in names if p.is_file()), None)
+def mnist_files(folder):
+    """The four files of a folder that are named as MNIST's, or as `load` allows.
+
+    Parameters
+    ----------
+    folder : str or PathLike
+
+    Returns
+    -------
+    list of pathlib.Path
+        Training images and labels, test images and labels.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one is missing; it says what is there instead.
+    """
+    folder = Path(folder)
+    for place in (folder, *_subfolders(folder, {"raw"})):
+        names = _files(place)
+        paths = [_existing(place, names, file, _MNIST.gzipped) for file in _MNIST.files]
+        if None not in paths:
+            return paths
+    raise FileNotFoundError(
+        f"{folder}: expected {_shown_files(_MNIST)}, there or in raw/; {_seen(folder)}"
+    )
+
+
+def _places(folder, name, beside):
+    """Where files of a dataset may lie: (folder, layout), the first to be preferred.
+
+    Besides `folder` these are folders in it that archives and other loaders make (``MNIST/raw``);
+    with `beside` also folders next to it that say which dataset they hold (``MNIST`` for ``mnist``,
+    ``cifar-10-batches-py``), and files that do.
+    """
+    source, plain = SOURCES[name], _plain(name)
+    own = {plain, _plain(source.folder or name)}
+    unpacked = {_plain(layout.folder) for layout in source.layouts}
+    inside = own | unpacked | {"raw"}
+    tops = [folder]
+    if beside:
+        named = own | {word for word in unpacked if word.startswith(plain)}
+        tops += _subfolders(folder.parent, named)
+    places = dict.fromkeys(place for top in tops for place in (top, *_below(top, inside)))
+    for layout in source.layouts:
+        yield from ((place, layout) for place in places)
+        if beside and all(_plain(file).startswith(plain) for file in layout.files):
+            yield folder.parent, layout
+
+
+def _below(folder, words):
+    """Folders with such a plain name, at most two levels down."""
+    for place in _subfolders(folder, words):
+        yield place
+        yield from _subfolders(place, words)
+
+
+def _subfolders(folder, words):
+    return [folder / name for name in _entries(folder, os.DirEntry.is_dir) if _plain(name) in words]
+
+
+def _files(folder):
+    return _entries(folder, os.DirEntry.is_file)
+
+
+def _entries(folder, wanted=lambda entry: True):
+    """Names in a folder, sorted, without hidden ones; none if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(e.name for e in entries if wanted(e) and not e.name.startswith("."))
+    except OSError:
+        return []
+
+
+def _plain(name):
+    """What remains of a name where loaders differ in dots, dashes and capitals."""
+    return re.sub("[^a-z0-9]", "", name.lower())
+
+
+def _existing(folder, names, file, gzipped):
+    """The path of a file whose name, or one like it, is among those in a folder; or None."""
+
+    def plain(name):
+        if gzipped:
+            name = re.sub(r"\.gz$", "", re.sub(r"\.tgz$", ".tar", name, flags=re.I), flags=re.I)
+        return _plain(name)
+
+    exact = [f"{file}.gz", file] if gzipped else [file]
+    alike = [name for name in names if plain(name) == _plain(file)]
+    return next((folder / name for name in (*exact, *alike) if name in names), None)
+
+
+# ------------------------------------------------------------------------ what was not found, told
+
+
+def _seen(folder, missing=(), beside=False):
+    """What there is instead of a dataset, in the folder or `beside` it."""
+    if not folder.exists():
+        there = _few(_entries(folder.parent)) if beside else ""
+        return f"no such folder; {folder.parent} holds {there}" if there else "no such folder"
+    if not folder.is_dir():
+        return "no folder, but a file"
+    there = f"it holds {_few(_entries(folder)) or 'nothing'}"
+    return f"missing {', '.join(missing)}; {there}" if missing else f"none of its files; {there}"
+
+
+def _few(names, most=4):
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def _shown(file, layout):
+    return f"{file}[.gz]" if layout.gzipped else file
+
+
+def _shown_files(layout):
+    files = [_shown(file, layout) for file in layout.files]
+    return ", ".join(files if len(files) <= 4 else [files[0], "...", files[-1]])
 
 
 def _checked(name, source, arrays, path):

@@ -1,4 +1,4 @@
-"""Members of a gzipped tar archive, one after the other, without unpacking it to the disk.
+"""Members of a tar archive, one after the other, without unpacking it to the disk.
 
 The archives that datasets come in are simple: regular files under short names in the "ustar" layout
 (POSIX.1-1988): for each file a header of 512 bytes, then its bytes, padded to whole blocks of 512.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import re
 
-from tinybnn.datasets.files import DatasetError, open_data
+from tinybnn.datasets.files import GZIP_MAGIC, DatasetError, open_data
 
 _BLOCK = 512
 _CHUNK = 1 << 20
@@ -25,7 +25,7 @@ def read_members(path, wanted):
     Parameters
     ----------
     path : str or PathLike
-        A ``.tar.gz`` file.
+        A tar archive, gzipped or not (the first bytes tell which).
     wanted : collection of str
         Names of members, without their folders.
 
@@ -38,12 +38,19 @@ def read_members(path, wanted):
     OSError
         If the file cannot be read.
     """
-    with open_data(path) as (raw, size), gzip.GzipFile(fileobj=raw) as file:
-        yield from _read(file, _MAX_RATIO * size + _FREE, set(wanted))
+    with open_data(path) as (raw, size):
+        zipped = raw.read(2) == GZIP_MAGIC
+        raw.seek(0)
+        if not zipped:
+            yield from _read(raw, size, "cut off within a member", set(wanted))
+            return
+        bomb = "unpacks to more than four times its size, which photographs never do"
+        with gzip.GzipFile(fileobj=raw) as file:
+            yield from _read(file, _MAX_RATIO * size + _FREE, bomb, set(wanted))
 
 
-def _read(file, most, wanted):
-    bomb = DatasetError("unpacks to more than four times its size, which photographs never do")
+def _read(file, most, too_long, wanted):
+    """The wanted members of an open archive, which has at most `most` bytes."""
     found, done = set(), 0
     while header := file.read(_BLOCK):
         done += _BLOCK
@@ -55,7 +62,7 @@ def _read(file, most, wanted):
         padded = -(-size // _BLOCK) * _BLOCK
         done += padded
         if done > most:
-            raise bomb
+            raise DatasetError(too_long)
         member = header[:100].rstrip(b"\0").decode("latin-1").rpartition("/")[2]
         regular = header[156:157] in (b"0", b"\0")
         if not (regular and member in wanted):
@@ -72,7 +79,7 @@ def _read(file, most, wanted):
     while chunk := file.read(_CHUNK):
         done += len(chunk)
         if done > most:
-            raise bomb
+            raise DatasetError(too_long)
         if chunk.strip(b"\0"):
             raise DatasetError("data after the end of the tar archive")
     if found != wanted:

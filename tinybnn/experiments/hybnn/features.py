@@ -35,20 +35,17 @@ def load(name, limit=None):
     if name in datasets.SOURCES or not Path(name).is_dir():
         parts = datasets.load(name)
     else:
-        parts = [_read_idx_pair(Path(name), part) for part in ("train", "t10k")]
+        paths = datasets.mnist_files(name)
+        parts = [_read_idx_pair(*pair) for pair in (paths[:2], paths[2:])]
         classes = max((part.classes for part in parts), key=len)
         parts = [dataclasses.replace(part, classes=classes) for part in parts]
     return tuple(part[:limit] for part in parts)
 
 
-def _read_idx_pair(folder, part):
-    """Images and labels from the two files of a part, gzipped or not."""
-    arrays = []
-    for ending in ("images-idx3-ubyte", "labels-idx1-ubyte"):
-        plain = folder / f"{part}-{ending}"
-        zipped = plain.with_name(f"{plain.name}.gz")
-        arrays.append(datasets.read_idx(zipped if zipped.exists() else plain))
-    return datasets.from_arrays(*arrays, name=folder.name)
+def _read_idx_pair(images, labels):
+    """A Dataset from the files of images and labels."""
+    arrays = datasets.read_idx(images), datasets.read_idx(labels)
+    return datasets.from_arrays(*arrays, name=images.parent.name)
 
 
 def batch_size(images):
