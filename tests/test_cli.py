@@ -485,7 +485,7 @@ def test_predict_reads_all_forms_alike(made, pictures):
     assert set(said[12:]) == {said[0]}
     assert lines[1].startswith(f"{pictures / 'units.npy'}[1]: ")
     assert lines[9].startswith(f"{pictures / '0.png'}: ")
-    assert re.fullmatch(r"\d \(logit -?\d+\.\d{4}\)", said[0])
+    assert re.fullmatch(r"\d \(logit -?\d+\.\d{4}\), \d \(logit -?\d+\.\d{4}\)", said[0])
 
 
 def test_predict_gives_the_packed_models_logits(made, pictures, tmp_path):
@@ -498,9 +498,48 @@ def test_predict_gives_the_packed_models_logits(made, pictures, tmp_path):
     assert np.array_equal(np.array([row["logits"] for row in found], np.float32), expected)
     assert [row["label"] for row in found] == expected.argmax(1).tolist()
     assert [row["index"] for row in found] == list(range(360))
+    for row, logits in zip(found, expected, strict=True):
+        assert [one["logit"] for one in row["best"]] == sorted(logits.tolist(), reverse=True)[:2]
+        assert row["best"][0]["class"] == row["class"] != row["best"][1]["class"]
+    assert not any(row["looks_inverted"] for row in found)
     result = json.loads((made / "mlp" / "result.json").read_text())
     right = np.mean([row["label"] for row in found] == labels)
     assert right == result["test_accuracy"]
+
+
+def test_predict_tells_ink_on_paper(made, pictures, tmp_path):
+    """A drawing of one's own is dark on light, the digits are light on dark."""
+    from PIL import Image
+
+    with Image.open(pictures / "0.png") as picture:
+        ink = Image.fromarray(255 - np.asarray(picture))
+    ink.save(tmp_path / "ink.png")
+    right, _ = tinybnn("predict", made / "cnn.npz", pictures / "0.png")
+    out, err = tinybnn("predict", made / "cnn.npz", tmp_path / "ink.png")
+    assert err == (
+        f"tinybnn: warning: {tmp_path / 'ink.png'}: black and white look exchanged, compared with "
+        "the training images; --invert exchanges them\n"
+    )
+    assert out.split(": ")[1] != right.split(": ")[1]
+    out, err = tinybnn("predict", made / "cnn.npz", tmp_path / "ink.png", "--invert")
+    assert err == "" and out.split(": ")[1] == right.split(": ")[1]
+    _, err = tinybnn("predict", made / "cnn.npz", pictures / "units.npy", "--invert")
+    assert "3 of 3 images in" in err and "leave --invert out" in err and err.count("\n") == 1
+
+
+def test_a_model_that_knows_nothing_of_its_training_images(made, pictures, tmp_path):
+    """Of version 0.1, say: it runs, and warns of nothing."""
+    shutil.copytree(made / "mlp", tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["data"].pop("brightness") == {"mean": 0.305386, "border": 0.171642}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    runs.compile(tmp_path / "run", say=print)
+    model = deploy.PackedModel.load(tmp_path / "run" / "model.npz")
+    del model.info["brightness"]
+    model.save(tmp_path / "old.npz")
+    for path in (tmp_path / "run" / "model.npz", tmp_path / "old.npz"):
+        [row] = runs.predict(path, [pictures / "0.png"], invert=True)
+        assert row["looks_inverted"] is None
 
 
 def test_predict_resizes_when_asked(made, pictures):

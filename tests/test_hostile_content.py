@@ -351,7 +351,8 @@ def test_signs_cannot_be_read_in_any_number_of_ways(tmp_path):
 
 def test_what_load_refuses_is_not_saved(packed, tmp_path):
     path = tmp_path / "a"
-    for info in ({"classes": ["a"]}, {"classes": ["\x07", "b", "c"]}, {"maximum": 0}):
+    for info in ({"classes": ["a"]}, {"classes": ["\x07", "b", "c"]}, {"maximum": 0},
+                 {"brightness": {"mean": 2, "border": 0}}):  # fmt: skip
         model = copy.copy(packed)
         model.info = info
         with pytest.raises(ValueError, match="info"):

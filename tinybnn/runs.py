@@ -178,6 +178,7 @@ def train(folder, config, progress=True, say=print, threads=None):
                 "input_shape": shape,
                 "classes": train_set.classes,
                 "maximum": train_set.maximum,
+                "brightness": datasets.brightness(train_set.images, train_set.maximum),
             }
             version = {"tinybnn": tinybnn.__version__}
             write_json(folder / CONFIG, {**asdict(config), "data": data, **version})
@@ -255,7 +256,8 @@ def read_config(folder):
     -------
     config : Config
     data : dict
-        What a model must know of its dataset: ``input_shape``, ``classes``, ``maximum``.
+        What a model must know of its dataset: ``input_shape``, ``classes``, ``maximum``; and
+        ``brightness``, as `datasets.brightness` gives it (None in runs that have no such entry).
 
     Raises
     ------
@@ -274,9 +276,11 @@ def read_config(folder):
             "input_shape": tuple(map(int, data["input_shape"])),
             "classes": tuple(map(str, data["classes"])),
             "maximum": float(data["maximum"]),
+            "brightness": data.get("brightness"),
         }
         if not 0 < data["maximum"] < np.inf:
             raise ValueError(f"maximum must be a positive number, got {data['maximum']!r}")
+        datasets.check_brightness(data["brightness"], "brightness")
         for name in (*data["classes"], values["dataset"]):
             check_name(name, "a name")
         known = {name: value for name, value in values.items() if name not in ("data", "tinybnn")}
@@ -347,6 +351,7 @@ def compile(folder, path=None, say=print):
         "dataset": config.dataset,
         "classes": data["classes"],
         "maximum": data["maximum"],
+        "brightness": data["brightness"],
     }
     result = {
         "run": str(folder),
@@ -427,7 +432,7 @@ def verify(folder, path=None, dataset=None, say=print):
     return result
 
 
-def predict(path, images, resize=False):
+def predict(path, images, resize=False, invert=False):
     """Classify images with a packed model.
 
     Parameters
@@ -438,12 +443,17 @@ def predict(path, images, resize=False):
         Picture files, ``.npy`` files, IDX files (gzipped or not): the content tells.
     resize : bool
         Scale pictures to the size that the model takes, instead of refusing other sizes.
+    invert : bool
+        Exchange black and white.
 
     Yields
     ------
     dict
         For each image: ``file``; ``index`` in a file of many images, else None; ``class``, its
-        name; ``label``, its number; ``logits``, list of float.
+        name; ``label``, its number; ``logits``, list of float; ``best``, class and logit of the
+        two largest; ``looks_inverted``, whether black and white seem to be exchanged
+        (`datasets.looks_inverted`), None where the model's file says nothing about its training
+        images.
 
     Raises
     ------
@@ -454,17 +464,26 @@ def predict(path, images, resize=False):
     if len(packed.input_shape) != 3:
         raise ValueError(f"{path} takes {_shape(packed.input_shape)} values, not images")
     maximum = packed.info.get("maximum", 255)
-    classes = packed.info.get("classes")
+    names = packed.info.get("classes") or list(map(str, range(packed.output_shape[0])))
+    training_images = packed.info.get("brightness")
     for name in images:
         x, many = _read_images(name, packed.input_shape, maximum, resize)
+        if invert:
+            x = 0 - x  # not -x, which makes -0.0 of 0.0
+        inverted = [None] * len(x)
+        if training_images is not None:
+            inverted = datasets.looks_inverted((x + 1) / 2, 1, training_images).tolist()
         for i, logits in enumerate(packed.predict(x)):
             label = int(np.argmax(logits))
+            order = [label, *(k for k in np.argsort(-logits, kind="stable").tolist() if k != label)]
             yield {
                 "file": str(name),
                 "index": i if many else None,
-                "class": classes[label] if classes else str(label),
+                "class": names[label],
                 "label": label,
                 "logits": logits.tolist(),
+                "best": [{"class": names[k], "logit": float(logits[k])} for k in order[:2]],
+                "looks_inverted": inverted[i],
             }
 
 

@@ -21,6 +21,11 @@ def say_for(options):
     return lambda text: print("\n".join(map(printable, text.split("\n"))), file=stream, flush=True)
 
 
+def warn(text):
+    """Print a warning, which is for people."""
+    print(f"tinybnn: warning: {printable(text)}", file=sys.stderr, flush=True)
+
+
 def check_outputs(*paths):
     """Refuse to begin what could not be written down."""
     for path in paths:

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 
 from tinybnn.cli.arguments import add_command, add_dataset, add_threads, number, whole, widths
-from tinybnn.cli.output import add_json, check_outputs, say_for, write_json
+from tinybnn.cli.output import add_json, check_outputs, say_for, warn, write_json
 from tinybnn.storage import printable
 
 
@@ -189,8 +190,10 @@ def add_predict(commands):
         "classify images with a packed model",
         "Classify images with a packed model. IMAGES are pictures (PNG, JPEG, ...) or files of\n"
         "many images: .npy with uint8 pixels as in the training set or floats from 0 to 1,\n"
-        "or IDX, gzipped or not. One line for each image: file, class, largest logit.",
-        "tinybnn predict digits.npz seven.png --resize",
+        "or IDX, gzipped or not. One line for each image: file, and the two best classes with\n"
+        "their logits. A warning says where black and white seem to be exchanged, as in a\n"
+        "photograph of a pencil's drawing for a model that knows light on dark.",
+        "tinybnn predict digits.npz seven.png --resize --invert",
         "tinybnn predict mnist.npz t10k-images-idx3-ubyte.gz --json predictions.json",
     )
     predict.add_argument("model", metavar="MODEL", help="packed model (of `tinybnn compile`)")
@@ -198,6 +201,7 @@ def add_predict(commands):
     predict.add_argument(
         "--resize", action="store_true", help="scale pictures of another size than the model's"
     )
+    predict.add_argument("--invert", action="store_true", help="exchange black and white")
     add_json(predict)
 
 
@@ -206,11 +210,24 @@ def _predict(options):
 
     check_outputs(options.json)
     say, figures = say_for(options), []
-    for found in runs.predict(options.model, options.images, options.resize):
-        place = found["file"] if found["index"] is None else f"{found['file']}[{found['index']}]"
-        say(f"{place}: {found['class']} (logit {found['logits'][found['label']]:.4f})")
-        figures.append(found)
+    found = runs.predict(options.model, options.images, options.resize, options.invert)
+    for file, rows in itertools.groupby(found, lambda row: row["file"]):
+        images = inverted = 0
+        for row in rows:
+            place = file if row["index"] is None else f"{file}[{row['index']}]"
+            best = (f"{one['class']} (logit {one['logit']:.4f})" for one in row["best"])
+            say(f"{place}: {', '.join(best)}")
+            images, inverted = images + 1, inverted + (row["looks_inverted"] is True)
+            figures.append(row)
+        if inverted:
+            _warn_of_inverted(file, inverted, images, options.invert)
     write_json(options, figures)
+
+
+def _warn_of_inverted(file, inverted, images, invert):
+    which = file if images == 1 else f"{inverted:,} of {images:,} images in {file}"
+    advice = "leave --invert out" if invert else "--invert exchanges them"
+    warn(f"{which}: black and white look exchanged, compared with the training images; {advice}")
 
 
 def add_summary(commands):

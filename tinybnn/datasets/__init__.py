@@ -17,7 +17,7 @@ training set:
 >>> loader = DataLoader(train, batch_size=32, shuffle=True, transform=transform, rng=0)
 """
 
-from tinybnn.datasets.brightness import brightness, looks_inverted
+from tinybnn.datasets.brightness import brightness, check_brightness, looks_inverted
 from tinybnn.datasets.dataset import Dataset, from_arrays
 from tinybnn.datasets.download import Available, DownloadError, available, fetch
 from tinybnn.datasets.files import DatasetError
@@ -47,7 +47,8 @@ from tinybnn.datasets.transforms import (
 __all__ = [
     "SOURCES", "Available", "Compose", "DataLoader", "Dataset", "DatasetError", "DownloadError",
     "Layout", "Normalize", "RandomCrop", "RandomHorizontalFlip", "RandomShift", "Source",
-    "TensorDataset", "as_generator", "available", "brightness", "fetch", "from_arrays",
+    "TensorDataset", "as_generator", "available", "brightness", "check_brightness", "fetch",
+    "from_arrays",
     "from_folder", "is_npy", "load", "looks_inverted", "mnist_files", "path", "read_idx",
     "read_npy", "read_picture", "search_folders", "to_signed", "to_unit",
 ]  # fmt: skip

@@ -60,6 +60,24 @@ def looks_inverted(images, maximum, training):
     return _inverted(*_means(images, maximum), training)
 
 
+def check_brightness(found, what):
+    """Refuse what `brightness` cannot have given: neither None nor its two numbers.
+
+    Raises
+    ------
+    ValueError
+    """
+    if found is None:
+        return
+    names = {"mean", "border"}
+    if (
+        not isinstance(found, dict)
+        or found.keys() != names
+        or not all(type(v) in (int, float) and 0 <= v <= 1 for v in found.values())
+    ):
+        raise ValueError(f"{what} must be numbers from 0 to 1 for {sorted(names)}, got {found!r}")
+
+
 def _inverted(means, borders, training):
     border, contrast = training["border"], training["mean"] - training["border"]
     nearer = (borders - 0.5) * (border - 0.5) < 0

@@ -22,6 +22,7 @@ import numpy as np
 from tinybnn import functional as F
 from tinybnn import storage, tables
 from tinybnn import tensor as T
+from tinybnn.datasets import check_brightness
 from tinybnn.deploy.plan import make_plan
 from tinybnn.deploy.runtime import Profile, Workspace, block_size, carry_out
 from tinybnn.deploy.shapes import expect_results, infer
@@ -750,6 +751,7 @@ def _check_info(info, output_shape):
         raise ValueError(f"info's maximum must be a number above 0, got {maximum!r}")
     if "dataset" in info:
         storage.check_name(info["dataset"], "info's dataset")
+    check_brightness(info.get("brightness"), "info's brightness")
 
 
 class _StoredSigns:
