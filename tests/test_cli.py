@@ -123,18 +123,18 @@ def test_version():
         ([], "COMMAND"),
         (["trian"], "choose from"),
         (["train"], "required: model, --out"),
-        (["train", "rnn", "--out", "r"], "'mlp'"),
+        (["train", "rnn", "--out", "r"], "choose from mlp, cnn, vgg-small"),
         (["train", "mlp"], "--out"),
         (
             ["train", "mlp", "--out", "r", "--dataset", "letters"],
-            "unknown data set 'letters', choose from digits",
+            "unknown data set 'letters' (did you mean 'emnist-letters'?), choose from digits",
         ),
         (["train", "mlp", "--out", "r", "--epochs", "0"], "whole number >= 1, got '0'"),
         (["train", "mlp", "--out", "r", "--epochs", "two"], "whole number >= 1, got 'two'"),
         (["train", "mlp", "--out", "r", "--batch-size", "1"], "whole number >= 2"),
         (["train", "mlp", "--out", "r", "--seed", "-1"], "whole number >= 0"),
-        (["train", "mlp", "--out", "r", "--lr", "fast"], "number >= 0"),
-        (["train", "mlp", "--out", "r", "--lr", "nan"], "number >= 0"),
+        (["train", "mlp", "--out", "r", "--lr", "fast"], "number above 0"),
+        (["train", "mlp", "--out", "r", "--lr", "nan"], "number above 0"),
         (["train", "mlp", "--out", "r", "--validation", "1"], "from 0 to below 1"),
         (["train", "mlp", "--out", "r", "--hidden", "20;30"], "256,256"),
         (["train", "cnn", "--out", "r", "--hidden", "20"], "--hidden is an option of mlp"),
@@ -145,7 +145,7 @@ def test_version():
         (["demo", "--epochs", "-3"], "whole number >= 1"),
         (["reproduce", "imagenet"], "mnist-cnn"),
         (["bench"], "group"),
-        (["bench", "gpus"], "'depthwise'"),
+        (["bench", "gpus"], "unknown 'gpus', choose from kernels, depthwise"),
         (["bench", "kernels", "--threads", "0"], "whole number >= 1, got '0'"),
         (["federated"], "ACTION"),
         (["federated", "train"], "choose from"),
@@ -622,7 +622,7 @@ def test_bench(tmp_path):
 
 
 def test_bench_refuses_before_it_measures(tmp_path):
-    assert "n must be from 1 to" in refused("bench", "all", "--threads", "4096")
+    assert "number from 1 to" in refused("bench", "all", "--threads", "4096", code=2)
     assert "there is no folder" in refused("bench", "all", "--plot", tmp_path / "no" / "roof.png")
 
 

@@ -23,6 +23,7 @@ import tinybnn
 from tinybnn import datasets, deploy, models, optim, training
 from tinybnn.kernels.exact import identical
 from tinybnn.storage import (
+    StorageError,
     check_name,
     expecting,
     open_regular,
@@ -150,7 +151,10 @@ def train(folder, config, progress=True, say=print, threads=None):
     train_set, test_set = datasets.load(config.dataset)
     held_out = None
     if config.validation:
-        train_set, held_out = train_set.split(float(config.validation), rng=config.seed)
+        try:
+            train_set, held_out = train_set.split(float(config.validation), rng=config.seed)
+        except ValueError as error:
+            raise ValueError(f"validation: {error}; choose another share") from None
     if config.batch_size > len(train_set):
         raise ValueError(
             f"a batch of {config.batch_size} is more than the {len(train_set)} training images; "
@@ -225,6 +229,8 @@ def _check_folder(folder, config):
     """Refuse a folder that belongs to another run, or to something else."""
     if not folder.exists():
         return
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file, a run needs a folder; choose another name")
     if (folder / CONFIG).exists():
         old = asdict(read_config(folder)[0])
         new = json.loads(json.dumps(asdict(config)))
@@ -249,6 +255,11 @@ def _only_process(folder):
         yield
 
 
+def files(folder):
+    """The files of a run that training writes, whether they are there or not."""
+    return [Path(folder) / name for name in (CONFIG, CHECKPOINT, RESULT, _LOCK)]
+
+
 def read_config(folder):
     """The configuration of a run.
 
@@ -267,8 +278,7 @@ def read_config(folder):
     folder = Path(folder)
     path = folder / CONFIG
     if not path.exists():
-        what = "holds no run" if folder.is_dir() else "is no folder of a run"
-        raise ValueError(f"{folder} {what}; `tinybnn train` makes one")
+        raise ValueError(f"{_no_run(folder)}; `tinybnn train` makes one")
     values = read_json(path)
     try:
         data = values["data"]
@@ -287,6 +297,26 @@ def read_config(folder):
         return Config(**known), data
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+
+
+def _no_run(folder):
+    """What is there instead of a run."""
+    if folder.is_file():
+        return f"{folder} is no folder of a run, but a file"
+    if not folder.is_dir():
+        near = _runs_in(folder.parent)
+        return f"{folder} is no folder of a run: there is none of this name" + (
+            f", but {near}" if near else ""
+        )
+    near = _runs_in(folder)
+    return f"{folder} holds no run" + (f" itself, but {near}" if near else "")
+
+
+def _runs_in(folder, most=4):
+    """Some runs in a folder, told."""
+    found = sorted(str(path.parent) for path in folder.glob(f"*/{CONFIG}"))
+    more = f" and {len(found) - most:,} more" if len(found) > most else ""
+    return f"there is {', '.join(found[:most])}{more}" if found else ""
 
 
 def load(folder):
@@ -316,7 +346,10 @@ def load(folder):
     try:
         history = training.load_weights(folder / CHECKPOINT, model)
     except KeyError as error:
-        raise ValueError(f"{folder / CHECKPOINT} holds another model: {error.args[0]}") from None
+        raise ValueError(
+            f"{folder / CHECKPOINT} holds another model: {error.args[0]}; "
+            "remove it and repeat the `tinybnn train` command"
+        ) from None
     if len(history) < config.epochs:
         raise ValueError(
             f"{folder} has {len(history)} of {config.epochs} epochs; "
@@ -390,7 +423,7 @@ def verify(folder, path=None, dataset=None, say=print):
     """
     model, config, data = load(folder)
     path = Path(folder) / MODEL if path is None else Path(path)
-    packed = deploy.PackedModel.load(path)
+    packed = _load_packed(path)
     name = config.dataset if dataset is None else dataset
     _, test = datasets.load(name)
     for what, shape in (
@@ -460,12 +493,15 @@ def predict(path, images, resize=False, invert=False):
     ValueError, OSError
         If a file cannot be read or does not fit the model.
     """
-    packed = deploy.PackedModel.load(path)
+    packed = _load_packed(path)
     if len(packed.input_shape) != 3:
         raise ValueError(f"{path} takes {_shape(packed.input_shape)} values, not images")
     maximum = packed.info.get("maximum", 255)
     names = packed.info.get("classes") or list(map(str, range(packed.output_shape[0])))
     training_images = packed.info.get("brightness")
+    for name in images:  # all of them, before the first is classified
+        if not os.path.exists(name):
+            raise FileNotFoundError(f"{name}: No such file or directory; check the name")
     for name in images:
         x, many = _read_images(name, packed.input_shape, maximum, resize)
         if invert:
@@ -487,8 +523,32 @@ def predict(path, images, resize=False, invert=False):
             }
 
 
+def _load_packed(path):
+    """The packed model of a file; what is none is told from one, with the next step."""
+    path = Path(path)
+    if path.is_dir():
+        made = path / MODEL
+        step = f"give {made}" if made.exists() else f"`tinybnn compile {path} -o FILE` makes one"
+        raise ValueError(f"{path} is a folder, expected the file of a packed model; {step}")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: No such file, expected a packed model; `tinybnn compile RUN -o {path}` makes "
+            "one"
+        )
+    try:
+        return deploy.PackedModel.load(path)
+    except StorageError as error:
+        raise StorageError(
+            f"{error}; expected a packed model, as `tinybnn compile RUN -o FILE` makes it"
+        ) from None
+
+
 def _read_images(path, shape, maximum, resize):
     """Network inputs (N, C, H, W) of a file, and whether it is one that can hold many images."""
+    if os.path.isdir(path):
+        raise ValueError(
+            f"{path} is a folder, expected pictures, .npy or IDX files: give its files"
+        )
     with open_regular(path) as file:
         start = file.read(6)
     if datasets.is_npy(start):

@@ -6,7 +6,6 @@ of the library is imported when it runs, so that ``tinybnn --help`` waits for no
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 
@@ -15,6 +14,8 @@ from tinybnn.cli.bench import add_bench
 from tinybnn.cli.data import add_data
 from tinybnn.cli.demo import add_demo
 from tinybnn.cli.federated import add_federated
+from tinybnn.cli.output import prepare_streams
+from tinybnn.cli.parser import Parser
 from tinybnn.cli.reproduce import add_reproduce
 from tinybnn.cli.runs import add_compile, add_predict, add_summary, add_train, add_verify
 from tinybnn.storage import printable
@@ -22,14 +23,16 @@ from tinybnn.storage import printable
 
 def main(arguments=None):
     """Run a command; returns the exit code (0 done, 1 failed, 2 wrong arguments)."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    prepare_streams()
     try:
-        code = options.command(options) or 0
-        sys.stdout.flush()
-        return code
+        try:
+            return _run(arguments)
+        finally:
+            _flush()
     except BrokenPipeError:  # the reader of a pipe, say `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError as error:
+        print(f"tinybnn: {_one_line(f'not enough memory ({error}); choose less')}", file=sys.stderr)
         return 1
     except (OSError, ValueError, FloatingPointError) as error:
         print(f"tinybnn: {_one_line(error)}", file=sys.stderr)
@@ -37,6 +40,24 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print("tinybnn: interrupted", file=sys.stderr)
         return 130
+
+
+def _run(arguments):
+    options, more = _parser().parse_known_args(arguments)
+    if more:
+        options.parser.error(f"unexpected {', '.join(map(repr, more))}")
+    return options.command(options) or 0
+
+
+def _flush():
+    """Flush standard output; where that fails, Python shall not try it again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise OSError(f"cannot write to standard output ({error.strerror or error})") from None
 
 
 _MOST = 4000  # characters of an error, which may quote a file
@@ -50,15 +71,8 @@ def _one_line(error):
     return printable(text if len(text) <= _MOST else f"{text[:_MOST]} ...")
 
 
-class _Parser(argparse.ArgumentParser):
-    """An error is one line that says what to do."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
-
-
 def _parser():
-    parser = _Parser(
+    parser = Parser(
         prog="tinybnn",
         description="Binary neural networks from scratch, run on packed bits.",
         epilog="example: tinybnn demo",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from tinybnn import datasets
+from tinybnn.cli.parser import nearest
 
 
 def add_command(commands, name, run, summary, description, *examples):
@@ -59,10 +60,20 @@ def add_dataset(command, text, default=None):
     command.add_argument("--dataset", type=dataset, default=default, metavar="D", help=text)
 
 
-def add_threads(command):
-    command.add_argument(
-        "--threads", type=whole(1), metavar="N", help="(one a core); the result is the same"
-    )
+def add_threads(command, text="(one a core); the result is the same"):
+    command.add_argument("--threads", type=threads, metavar="N", help=text)
+
+
+def threads(text):
+    """A number of threads that there can be."""
+    value = whole(1)(text)
+    from tinybnn.kernels.threads import most
+
+    if value > most():
+        raise argparse.ArgumentTypeError(
+            f"expects a whole number from 1 to {most()}, one thread a core, got {text!r}"
+        )
+    return value
 
 
 def dataset(text):
@@ -70,7 +81,7 @@ def dataset(text):
     known = datasets.SOURCES
     if text not in known:
         raise argparse.ArgumentTypeError(
-            f"unknown data set {text!r}, choose from {', '.join(known)}"
+            f"unknown data set {text!r}{nearest(text, known)}, choose from {', '.join(known)}"
         )
     return text
 
@@ -90,8 +101,10 @@ def whole(low):
     return parse
 
 
-def number(low, high=None):
-    """The type of finite numbers from `low` to below `high`."""
+def number(low, high=None, span=None):
+    """The type of finite numbers from `low` to below `high`; `span` says so in other words."""
+    if span is None:
+        span = f">= {low}" if high is None else f"from {low} to below {high}"
 
     def parse(text):
         try:
@@ -99,23 +112,41 @@ def number(low, high=None):
         except ValueError:
             value = float("nan")
         if not (low <= value < (float("inf") if high is None else high)):
-            span = f">= {low}" if high is None else f"from {low} to below {high}"
             raise argparse.ArgumentTypeError(f"expects a number {span}, got {text!r}")
         return value
 
     return parse
 
 
-def share(text):
-    """A number from 0 to 1."""
-    return 1.0 if text in ("1", "1.0") else number(0, 1)(text)
+_SMALLEST, _BEHIND_ONE = 5e-324, 1.0000000000000002  # the float numbers next to 0 and 1
+
+above_zero = number(_SMALLEST, span="above 0")
+share = number(0, _BEHIND_ONE, span="from 0 to 1")
 
 
 def widths(text):
     """Whole numbers with commas between."""
+    return _whole_numbers(text, "256,256")
+
+
+def shape(text):
+    """The shape of a sample."""
+    return _whole_numbers(text, "1,28,28")
+
+
+def _whole_numbers(text, example):
     try:
         return [whole(1)(part) for part in text.split(",")]
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(
-            f"expects whole numbers with commas between, such as 256,256, got {text!r}"
+            f"expects whole numbers >= 1 with commas between, such as {example}, got {text!r}"
         ) from None
+
+
+def address(text):
+    """An address of the web."""
+    if not text.lower().startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(
+            f"expects an address that begins with http:// or https://, got {text!r}"
+        )
+    return text

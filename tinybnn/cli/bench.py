@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tinybnn.cli.arguments import add_command, whole
+from tinybnn.cli.arguments import add_command, add_threads
 from tinybnn.cli.output import add_json, check_outputs, say_for, write_json
 
 
@@ -23,7 +23,7 @@ def add_bench(commands):
     bench.add_argument(
         "group", choices=["kernels", "depthwise", "models", "startup", "train", "all"]
     )
-    bench.add_argument("--threads", type=whole(1), metavar="N", help="(2, or one a core)")
+    add_threads(bench, "(2, or one a core)")
     bench.add_argument("--plot", metavar="FILE", help="draw the roofline to FILE (PNG)")
     bench.add_argument(
         "--profile", action="store_true", help="of train: where the time of a step goes"
@@ -46,7 +46,7 @@ def _bench(options):
             options.parser.error(f"--{name} is an option of train, not of {options.group}")
     if options.check and (options.plot is not None or options.profile):
         options.parser.error("--check measures no times: leave --plot and --profile out")
-    check_outputs(options.json, options.plot)
+    check_outputs(options, "json", "plot")
     say = say_for(options)
     if options.check:
         report = bench.check(options.threads, options.quick, say=say)

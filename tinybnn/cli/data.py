@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from tinybnn import datasets
-from tinybnn.cli.arguments import add_command, add_group, dataset
-from tinybnn.cli.output import add_json, say_for, write_json
+from tinybnn.cli.arguments import add_command, add_group, address, dataset
+from tinybnn.cli.output import add_json, check_folder, check_outputs, say_for, write_json
 from tinybnn.storage import printable
 
 
@@ -37,6 +37,7 @@ def _add_list(actions):
 
 
 def _list(options):
+    check_outputs(options, "json")
     rows = datasets.available()
     say = say_for(options)
     for row in rows:
@@ -64,13 +65,17 @@ def _add_fetch(actions):
     )
     fetch.add_argument("names", nargs="+", type=dataset, metavar="NAME")
     fetch.add_argument("--to", metavar="DIR", help="put them into DIR/NAME")
-    fetch.add_argument("--from", dest="mirror", metavar="URL", help="a mirror of the files")
+    fetch.add_argument(
+        "--from", dest="mirror", type=address, metavar="URL", help="a mirror of the files"
+    )
     fetch.add_argument(
         "--force", action="store_true", help="check every file, download it again if it is wrong"
     )
 
 
 def _fetch(options):
+    if options.to is not None:
+        check_folder(options, "to")
     for name in options.names:
         folder = datasets.fetch(name, options.to, base_url=options.mirror, force=options.force)
         print(printable(f"{name}: {folder}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tinybnn.cli.arguments import add_command, whole
-from tinybnn.cli.output import add_json, check_outputs, say_for, write_json
+from tinybnn.cli.output import add_json, check_outputs, check_picture, say_for, write_json
 
 
 def add_demo(commands):
@@ -25,7 +25,8 @@ def add_demo(commands):
 def _demo(options):
     from tinybnn.experiments import demo
 
-    check_outputs(options.out, options.json)
+    check_outputs(options, "out", "json")
+    check_picture(options, "out")
     say = say_for(options)
     result, model, history = demo.run(epochs=options.epochs, seed=options.seed, say=say)
     demo.draw(options.out, result, model, history)

@@ -6,8 +6,10 @@ import argparse
 import json
 import os
 
+from tinybnn import datasets
 from tinybnn.cli.arguments import add_command, add_group, whole
-from tinybnn.cli.output import add_json, check_outputs, say_for, write_json
+from tinybnn.cli.output import add_json, check_folder, check_outputs, say_for, write_json
+from tinybnn.cli.parser import nearest
 
 
 def add_federated(commands):
@@ -68,7 +70,8 @@ def _setting(text):
 def _simulate(options):
     from tinybnn.federated import flower, launch
 
-    check_outputs(options.out, options.json)
+    check_outputs(options, "out", "json")
+    _check_app(options, launch)
     say = say_for(options)
     config = {"rounds": options.rounds, **dict(options.config)}
     launch.simulate(
@@ -93,6 +96,32 @@ def _simulate(options):
     write_json(options, figures)
 
 
+def _check_app(options, launch):
+    """Refuse what Flower would refuse only after it has started."""
+    if options.app is not None:
+        if not os.path.isfile(os.path.join(options.app, "pyproject.toml")):
+            raise ValueError(
+                f"{options.app} is no Flower app, expected a folder with a pyproject.toml; "
+                "`tinybnn federated new DIR` makes one"
+            )
+        return
+    with open(launch.APP / "pyproject.toml", encoding="utf-8") as file:
+        _, _, settings = file.read().partition("[tool.flwr.app.config]\n")
+    known = [line.split(" ")[0] for line in settings.splitlines() if line]
+    for name, _ in options.config:
+        if name not in known:
+            options.parser.error(
+                f"argument --config: unknown {name!r}{nearest(name, known)}, "
+                f"choose from {', '.join(known)}"
+            )
+    images = datasets.SOURCES["digits"].size[0]
+    if options.clients > images:
+        options.parser.error(
+            f"argument --clients: {options.clients:,} are more than the {images:,} training "
+            "images, of which each needs one; choose fewer"
+        )
+
+
 def _add_new(actions):
     new = add_command(
         actions,
@@ -109,5 +138,6 @@ def _add_new(actions):
 def _new(options):
     from tinybnn.federated import launch
 
+    check_folder(options, "folder")
     launch.new_app(options.folder)
     print(f"{options.folder}: a Flower app; see {os.path.join(options.folder, 'README.md')}")

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import os
 import sys
 
 from tinybnn.storage import printable, write_atomic
 
+# ----------------------------------------------------------------------------------------- streams
 
-def add_json(command):
-    command.add_argument(
-        "--json", metavar="FILE", help="write the figures to FILE (- for standard output)"
-    )
+_ASCII = {
+    "×": "x", "±": "+-", "µ": "u", "→": "->", "≥": ">=", "≤": "<=", "–": "-", "…": "...",
+}  # fmt: skip
+
+
+def prepare_streams():
+    """Let standard output and error take any text, whatever the terminal can show."""
+    codecs.register_error("tinybnn", _in_ascii)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # the process was started with it closed
+            setattr(sys, name, io.StringIO())
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="tinybnn")
+
+
+def _in_ascii(error):
+    """Instead of characters that an encoding lacks: the like in ASCII, or as Python writes them."""
+    text = error.object[error.start : error.end]
+    return "".join(_ASCII.get(c) or ascii(c)[1:-1] for c in text), error.end
 
 
 def say_for(options):
@@ -21,17 +40,87 @@ def say_for(options):
     return lambda text: print("\n".join(map(printable, text.split("\n"))), file=stream, flush=True)
 
 
+def tell(text):
+    """Print what happens now, for people who wait."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
 def warn(text):
     """Print a warning, which is for people."""
-    print(f"tinybnn: warning: {printable(text)}", file=sys.stderr, flush=True)
+    tell(f"tinybnn: warning: {text}")
 
 
-def check_outputs(*paths):
-    """Refuse to begin what could not be written down."""
-    for path in paths:
-        folder = os.path.dirname(os.path.abspath(path)) if path else "."
-        if path != "-" and not os.path.isdir(folder):
-            raise ValueError(f"{path}: there is no folder {folder}")
+# ----------------------------------------------------------------------------------- files to write
+
+
+def add_json(command):
+    command.add_argument(
+        "--json", metavar="FILE", help="write the figures to FILE (- for standard output)"
+    )
+
+
+def check_outputs(options, *names, inputs=()):
+    """Refuse to begin what could not be written down.
+
+    Parameters
+    ----------
+    options : Namespace
+    *names : str
+        Of options that are files to write, or None.
+    inputs : sequence of paths
+        What the command reads: no file to write may be one of these, nor may two be one.
+    """
+    taken = {os.path.realpath(path): "is read by this command" for path in inputs}
+    for name in names:
+        path, option = getattr(options, name), f"argument --{name}"
+        if path is None or (path == "-" and name == "json"):
+            continue
+        if path in ("", "-"):
+            options.parser.error(f"{option}: expects the name of a file, got {path!r}")
+        where = os.path.realpath(path)
+        if where in taken:
+            options.parser.error(f"{option}: {path} {taken[where]}; choose another file")
+        taken[where] = f"is the file of --{name}"
+        _check_file(path)
+
+
+def _check_file(path):
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        raise ValueError(f"{path} is a folder, expected the name of a file to write")
+    if not os.path.isdir(folder):
+        raise ValueError(f"{path}: there is no folder {folder}; make it first")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise ValueError(f"{path}: no permission to write there; choose another place")
+
+
+def check_picture(options, name):
+    """Refuse a picture's file whose name ends like no format that can be drawn."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    path = getattr(options, name)
+    ending, known = (
+        os.path.splitext(path)[1][1:].lower(),
+        FigureCanvasBase.get_supported_filetypes(),
+    )
+    if ending and ending not in known:
+        options.parser.error(
+            f"argument --{name}: {path} ends in .{ending}, expected .png, .svg or .pdf"
+        )
+
+
+def check_folder(options, name):
+    """Refuse to begin where a folder to write into, the value of an option, cannot be made."""
+    path = getattr(options, name)
+    if not path:
+        options.parser.error(f"argument --{name}: expects the name of a folder, got {path!r}")
+    there = os.path.abspath(path)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        raise ValueError(f"{path}: {there} is a file, expected a folder; choose another name")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{path}: no permission to write in {there}; choose another place")
 
 
 def write_json(options, figures):

@@ -7,10 +7,21 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import sys
 
-from tinybnn.cli.arguments import add_command, add_dataset, add_threads, number, whole, widths
-from tinybnn.cli.output import add_json, check_outputs, say_for, warn, write_json
+from tinybnn.cli.arguments import (
+    above_zero,
+    add_command,
+    add_dataset,
+    add_threads,
+    number,
+    shape,
+    whole,
+    widths,
+)
+from tinybnn.cli.output import add_json, check_folder, check_outputs, say_for, warn, write_json
+from tinybnn.cli.parser import nearest
 from tinybnn.storage import printable
 
 
@@ -35,7 +46,7 @@ def add_train(commands):
     train.add_argument("--epochs", type=whole(1), default=20, metavar="N", help="(20)")
     train.add_argument("--batch-size", type=whole(2), default=64, metavar="N", help="(64)")
     train.add_argument(
-        "--lr", type=number(0), default=0.01, metavar="X",
+        "--lr", type=above_zero, default=0.01, metavar="X",
         help="learning rate of Adam at the start; a cosine takes it to 0 (0.01)",
     )  # fmt: skip
     train.add_argument(
@@ -87,7 +98,8 @@ def _train(options):
         flip=options.flip,
         options=model_options,
     )
-    check_outputs(options.json)
+    check_folder(options, "out")
+    check_outputs(options, "json", inputs=[options.out, *runs.files(options.out)])
     say = say_for(options)
     result = runs.train(
         options.out, config, progress=not options.quiet, say=say, threads=options.threads
@@ -114,7 +126,7 @@ def add_compile(commands):
 def _compile(options):
     from tinybnn import runs
 
-    check_outputs(options.out, options.json)
+    check_outputs(options, "out", "json", inputs=runs.files(options.run))
     write_json(options, runs.compile(options.run, options.out, say=say_for(options)))
 
 
@@ -145,13 +157,18 @@ def add_verify(commands):
 
 
 def _verify(options):
-    check_outputs(options.json)
+    inputs = [path for path in (options.run, options.model) if path is not None]
+    check_outputs(options, "json", inputs=inputs)
     if options.random is not None:
         if options.run is not None or options.dataset is not None:
             options.wrong("--random takes no RUN, no MODEL and no --dataset")
         return _verify_random(options)
     if options.model is None or options.seed is not None:
         options.wrong("give RUN and MODEL; or --random N, and --seed S, for random networks")
+    if os.path.isfile(options.run) and os.path.isdir(options.model):
+        options.wrong(
+            f"{options.run} is a file and {options.model} a folder: RUN comes first, then MODEL"
+        )
     from tinybnn import runs
 
     result = runs.verify(options.run, options.model, options.dataset, say=say_for(options))
@@ -208,7 +225,7 @@ def add_predict(commands):
 def _predict(options):
     from tinybnn import runs
 
-    check_outputs(options.json)
+    check_outputs(options, "json", inputs=[options.model, *options.images])
     say, figures = say_for(options), []
     found = runs.predict(options.model, options.images, options.resize, options.invert)
     for file, rows in itertools.groupby(found, lambda row: row["file"]):
@@ -242,10 +259,10 @@ def add_summary(commands):
         "tinybnn summary cnn --input 1,28,28",
     )
     summary.add_argument(
-        "what", metavar="RUN|MODEL", help="folder of a run, or mlp, cnn, vgg-small"
+        "what", metavar="RUN|NETWORK", help="folder of a run, or mlp, cnn, vgg-small"
     )
     summary.add_argument(
-        "--input", type=widths, metavar="C,H,W", help="shape of one sample, for a network's name"
+        "--input", type=shape, metavar="C,H,W", help="shape of one sample, for a network's name"
     )
     add_json(summary)
 
@@ -253,21 +270,27 @@ def add_summary(commands):
 def _summary(options):
     from tinybnn import analysis, models, runs
 
+    check_outputs(options, "json")
     networks = {"mlp": models.mlp, "cnn": models.cnn, "vgg-small": models.vgg_small}
     if options.what in networks:
-        shape = options.input
-        if shape is None:
-            options.parser.error(f"{options.what} needs --input, the shape of one sample")
+        input_shape = options.input
+        if input_shape is None:
+            options.parser.error(f"{options.what} needs --input C,H,W, such as --input 1,28,28")
         try:
             build = networks[options.what]
-            model = build(math.prod(shape)) if options.what == "mlp" else build(shape)
+            model = build(math.prod(input_shape)) if options.what == "mlp" else build(input_shape)
         except ValueError as error:
             options.parser.error(str(error))
     else:
+        if not os.path.exists(options.what):
+            options.parser.error(
+                f"{options.what}: no such folder, and no network{nearest(options.what, networks)}; "
+                f"expected the folder of a run, or one of {', '.join(networks)}"
+            )
         if options.input is not None:
             options.parser.error("--input goes with the name of a network, a run has its own")
         model, _, data = runs.load(options.what)
-        shape = data["input_shape"]
-    table = analysis.summary(model, shape)
+        input_shape = data["input_shape"]
+    table = analysis.summary(model, input_shape)
     say_for(options)(str(table))
     write_json(options, {"layers": table.rows, "ops": table.ops, "not_packed": table.not_packed})

@@ -182,7 +182,7 @@ def _upright(picture, pixels=True):
 
 def _decode(path, read):
     """What `read` makes of an opened picture; all that goes wrong names the file."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     with open_data(path) as (file, size), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is odd about a picture, but does no harm
@@ -197,6 +197,9 @@ def _decode(path, read):
             raise
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise DatasetError(f"too large a picture ({error})") from None
+        except UnidentifiedImageError:
+            known = ", ".join(_FORMATS)
+            raise DatasetError(f"not a readable picture: expected {known}") from None
         except Exception as error:  # decoders of damaged files raise whatever they stumble over
             text = " ".join(str(error).split())[:200]
             raise DatasetError(f"not a readable picture ({type(error).__name__}: {text})") from None

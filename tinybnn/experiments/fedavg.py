@@ -196,6 +196,11 @@ def run(out, config, arms=None, threads=None, progress=True, say=print):
     if config.validate:
         held_out = np.arange(len(data[0])) % 6 == 5
         data = data[0][~held_out], data[0][held_out]
+    if 2 * config.clients > len(data[0]):  # a client has two shards
+        raise ValueError(
+            f"fedavg: {config.clients:,} clients are too many for {len(data[0]):,} training "
+            "images, of which each needs two; choose fewer"
+        )
     open_folder(out, config, say)
     result = {
         **provenance("fedavg", config, config.command(chosen)),

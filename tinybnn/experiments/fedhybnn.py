@@ -90,6 +90,9 @@ class Config:
 
     def __post_init__(self):
         check_least(self, bits=1, epochs_vae=1, rounds=1, clients=1, epochs=1, batch_size=2)
+        for name in ("lr", "step", "alpha"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"Config: {name} must be positive, got {getattr(self, name)!r}")
 
     def command(self, seeds):
         """The command that gives the figures of this configuration."""
@@ -158,6 +161,12 @@ def run(out, config, seeds=1, threads=None, progress=True, say=print):
 
     out = Path(out)
     data = features.load(config.dataset, config.limit)
+    fewest = min(int(np.isin(data[0].labels, task).sum()) for task in tasks_of(data[0]))
+    if 2 * config.clients > fewest:
+        raise ValueError(
+            f"fedhybnn: {config.clients:,} clients are too many for the {fewest:,} training images "
+            "of a task, of which each needs two; choose fewer"
+        )
     open_folder(out, config, say)
     result = {
         **provenance("fedhybnn", config, config.command(seeds)),
