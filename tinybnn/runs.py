@@ -14,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
+import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from tinybnn.storage import (
     expecting,
     open_regular,
     open_to_append,
+    printable,
     read_json,
     try_lock,
     write_json,
@@ -148,7 +151,8 @@ def train(folder, config, progress=True, say=print, threads=None):
             say(f"{folder} is complete: {config.epochs} epochs, {_tested(result)}.")
         return result
 
-    train_set, test_set = datasets.load(config.dataset)
+    with told(f"Reading {config.dataset}", progress):
+        train_set, test_set = datasets.load(config.dataset)
     held_out = None
     if config.validation:
         try:
@@ -161,6 +165,11 @@ def train(folder, config, progress=True, say=print, threads=None):
             "choose a smaller batch size"
         )
     shape, classes = train_set.images.shape[1:], len(train_set.classes)
+    if config.shift >= min(shape[1:]):
+        raise ValueError(
+            f"a shift of {config.shift} pixels moves images of {_shape(shape[1:])} out of sight; "
+            f"choose at most {min(shape[1:]) - 1}"
+        )
     model, rng = config.build(shape, classes)
     transform = None
     if config.shift or config.flip:
@@ -279,7 +288,10 @@ def read_config(folder):
     path = folder / CONFIG
     if not path.exists():
         raise ValueError(f"{_no_run(folder)}; `tinybnn train` makes one")
-    values = read_json(path)
+    try:
+        values = read_json(path)
+    except StorageError as error:
+        raise StorageError(f"{error}; train into another folder") from None
     try:
         data = values["data"]
         data = {
@@ -296,7 +308,9 @@ def read_config(folder):
         known = {name: value for name, value in values.items() if name not in ("data", "tinybnn")}
         return Config(**known), data
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+        raise ValueError(
+            f"{path} is damaged: {type(error).__name__}: {error}; train into another folder"
+        ) from None
 
 
 def _no_run(folder):
@@ -361,7 +375,24 @@ def load(folder):
 # -------------------------------------------------------------------------------------- deployment
 
 
-def compile(folder, path=None, say=print):
+@contextlib.contextmanager
+def told(text, progress=True, seconds=1.5):
+    """Print a text on stderr if what is done inside the block takes longer than so many seconds."""
+    if not progress:
+        yield
+        return
+    timer = threading.Timer(
+        seconds, lambda: print(printable(f"{text} ..."), file=sys.stderr, flush=True)
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def compile(folder, path=None, say=print, progress=True):
     """Pack the model of a complete run into a file.
 
     Parameters
@@ -371,6 +402,8 @@ def compile(folder, path=None, say=print):
     path : path, optional
         Of the packed model; ``model.npz`` in the folder by default.
     say : callable
+    progress : bool
+        Say on stderr what is done, if it takes long.
 
     Returns
     -------
@@ -379,7 +412,8 @@ def compile(folder, path=None, say=print):
     """
     model, config, data = load(folder)
     path = Path(folder) / MODEL if path is None else Path(path)
-    packed = deploy.compile(model, data["input_shape"])
+    with told(f"Packing {folder}", progress):
+        packed = deploy.compile(model, data["input_shape"])
     packed.info = {
         "dataset": config.dataset,
         "classes": data["classes"],
@@ -401,7 +435,7 @@ def compile(folder, path=None, say=print):
     return result
 
 
-def verify(folder, path=None, dataset=None, say=print):
+def verify(folder, path=None, dataset=None, say=print, progress=True):
     """Compare a packed model with the float model of a run on a test set, bit for bit.
 
     Parameters
@@ -413,6 +447,8 @@ def verify(folder, path=None, dataset=None, say=print):
     dataset : str, optional
         Another one than the run's.
     say : callable
+    progress : bool
+        Show a bar on stderr, if it takes long.
 
     Returns
     -------
@@ -425,7 +461,8 @@ def verify(folder, path=None, dataset=None, say=print):
     path = Path(folder) / MODEL if path is None else Path(path)
     packed = _load_packed(path)
     name = config.dataset if dataset is None else dataset
-    _, test = datasets.load(name)
+    with told(f"Reading {name}", progress):
+        _, test = datasets.load(name)
     for what, shape in (
         (f"the run {folder} was trained on", data["input_shape"]),
         (f"{name} has", test.images.shape[1:]),
@@ -435,17 +472,18 @@ def verify(folder, path=None, dataset=None, say=print):
                 f"{path} takes images of {_shape(packed.input_shape)}, {what} {_shape(shape)}"
             )
     loader = datasets.DataLoader(test, batch_size=256)
-    expected, labels = training.predict(model, loader)
-    found = np.concatenate([packed.predict(x) for x, _ in loader])
-    same = np.zeros(len(labels), bool)
-    if found.shape == expected.shape:
-        same = np.all(identical(found, expected), axis=1)
-    compared, difference = 0, None
-    try:
-        for x, _ in loader:
-            compared += deploy.verify(model, packed, x)
-    except AssertionError as error:
-        compared, difference = None, str(error)
+    with _bar(3 * len(test), "image", progress) as bar:
+        expected, labels = training.predict(model, _counted(loader, bar))
+        found = np.concatenate([packed.predict(x) for x, _ in _counted(loader, bar)])
+        same = np.zeros(len(labels), bool)
+        if found.shape == expected.shape:
+            same = np.all(identical(found, expected), axis=1)
+        compared, difference = 0, None
+        try:
+            for x, _ in _counted(loader, bar):
+                compared += deploy.verify(model, packed, x)
+        except AssertionError as error:
+            compared, difference = None, str(error)
     result = {
         "run": str(folder),
         "model": str(path),
@@ -465,7 +503,21 @@ def verify(folder, path=None, dataset=None, say=print):
     return result
 
 
-def predict(path, images, resize=False, invert=False):
+def _bar(total, unit, progress):
+    """A bar that appears only when it has something to say."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit=unit, disable=not progress, leave=False, delay=1.5)
+
+
+def _counted(loader, bar):
+    """The batches of a loader; the bar counts their images."""
+    for batch in loader:
+        yield batch
+        bar.update(len(batch[0]))
+
+
+def predict(path, images, resize=False, invert=False, progress=True):
     """Classify images with a packed model.
 
     Parameters
@@ -478,6 +530,8 @@ def predict(path, images, resize=False, invert=False):
         Scale pictures to the size that the model takes, instead of refusing other sizes.
     invert : bool
         Exchange black and white.
+    progress : bool
+        Say on stderr what is done, if it takes long.
 
     Yields
     ------
@@ -503,13 +557,15 @@ def predict(path, images, resize=False, invert=False):
         if not os.path.exists(name):
             raise FileNotFoundError(f"{name}: No such file or directory; check the name")
     for name in images:
-        x, many = _read_images(name, packed.input_shape, maximum, resize)
-        if invert:
-            x = 0 - x  # not -x, which makes -0.0 of 0.0
-        inverted = [None] * len(x)
-        if training_images is not None:
-            inverted = datasets.looks_inverted((x + 1) / 2, 1, training_images).tolist()
-        for i, logits in enumerate(packed.predict(x)):
+        with told(f"Classifying {name}", progress):
+            x, many = _read_images(name, packed.input_shape, maximum, resize)
+            if invert:
+                x = 0 - x  # not -x, which makes -0.0 of 0.0
+            inverted = [None] * len(x)
+            if training_images is not None:
+                inverted = datasets.looks_inverted((x + 1) / 2, 1, training_images).tolist()
+            scores = packed.predict(x)
+        for i, logits in enumerate(scores):
             label = int(np.argmax(logits))
             order = [label, *(k for k in np.argsort(-logits, kind="stable").tolist() if k != label)]
             yield {
@@ -539,7 +595,7 @@ def _load_packed(path):
         return deploy.PackedModel.load(path)
     except StorageError as error:
         raise StorageError(
-            f"{error}; expected a packed model, as `tinybnn compile RUN -o FILE` makes it"
+            f"{error}; a packed model is what `tinybnn compile RUN -o FILE` makes"
         ) from None
 
 

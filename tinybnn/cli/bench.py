@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tinybnn.cli.arguments import add_command, add_threads
-from tinybnn.cli.output import add_json, check_outputs, say_for, write_json
+from tinybnn.cli.output import add_json, check_outputs, say_for, tell, write_json
 
 
 def add_bench(commands):
@@ -48,6 +48,7 @@ def _bench(options):
         options.parser.error("--check measures no times: leave --plot and --profile out")
     check_outputs(options, "json", "plot")
     say = say_for(options)
+    tell(f"bench {options.group}: compiling and measuring; without --quick it takes minutes ...")
     if options.check:
         report = bench.check(options.threads, options.quick, say=say)
         write_json(options, report)

@@ -70,7 +70,7 @@ def check_outputs(options, *names, inputs=()):
     inputs : sequence of paths
         What the command reads: no file to write may be one of these, nor may two be one.
     """
-    taken = {os.path.realpath(path): "is read by this command" for path in inputs}
+    taken = {os.path.realpath(path): "belongs to what this command reads" for path in inputs}
     for name in names:
         path, option = getattr(options, name), f"argument --{name}"
         if path is None or (path == "-" and name == "json"):

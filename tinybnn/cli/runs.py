@@ -291,6 +291,7 @@ def _summary(options):
             options.parser.error("--input goes with the name of a network, a run has its own")
         model, _, data = runs.load(options.what)
         input_shape = data["input_shape"]
-    table = analysis.summary(model, input_shape)
+    with runs.told(f"Counting bits and operations of {options.what}"):
+        table = analysis.summary(model, input_shape)
     say_for(options)(str(table))
     write_json(options, {"layers": table.rows, "ops": table.ops, "not_packed": table.not_packed})

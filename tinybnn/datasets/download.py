@@ -211,7 +211,7 @@ def fetch(name, root=None, progress=True, base_url=None, force=False, timeout=30
         with contextlib.suppress(FileNotFoundError):
             found = path(name, root)
             if found == folder and name in DOWNLOADS:
-                _finish_unpacking(folder, DOWNLOADS[name])
+                _finish_unpacking(folder, DOWNLOADS[name], progress)
             return found
     if name not in DOWNLOADS:
         raise FileNotFoundError(f"{name} comes with tinybnn, but is not where it was installed")
@@ -222,23 +222,25 @@ def fetch(name, root=None, progress=True, base_url=None, force=False, timeout=30
         fetch_file(f"{base}/{file.name}", folder / file.name, file, progress, timeout, retries)
         if file.name.endswith(".zip"):
             try:
-                _unpack(folder / file.name)
+                _unpack(folder / file.name, progress)
             except FileNotFoundError:  # another process was faster, or path says what is missing
                 path(name, root)
     return folder
 
 
-def _finish_unpacking(folder, download):
+def _finish_unpacking(folder, download, progress):
     """Unpack archives that a killed process left beside some of their files."""
     for file in download.files:
         archive = folder / file.name
         if file.name.endswith(".zip") and archive.is_file() and archive.stat().st_size == file.size:
             with contextlib.suppress(FileNotFoundError):  # another process was faster
-                _unpack(archive)
+                _unpack(archive, progress)
 
 
-def _unpack(archive):
+def _unpack(archive, progress):
     """Put the files of all EMNIST parts out of the archive beside it, then remove it."""
+    from tqdm import tqdm
+
     wanted = {
         f"emnist-{other.removeprefix('emnist-')}-{part}.gz"
         for other in SOURCES
@@ -250,7 +252,7 @@ def _unpack(archive):
             members = {info.filename.rpartition("/")[2]: info for info in opened.infolist()}
             if missing := sorted(wanted - members.keys()):
                 raise DownloadError(f"{archive}: has no {', '.join(missing)}")
-            for file in sorted(wanted):
+            for file in tqdm(sorted(wanted), "unpacking", disable=not progress, unit="file"):
                 with opened.open(members[file]) as source:
                     write_atomic(
                         archive.with_name(file), functools.partial(shutil.copyfileobj, source)
