@@ -53,19 +53,18 @@ def _flush():
     """Flush standard output; where that fails, Python shall not try it again at its end."""
     try:
         sys.stdout.flush()
-    except OSError as error:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise OSError(f"cannot write to standard output ({error.strerror or error})") from None
+        raise
 
 
 _MOST = 4000  # characters of an error, which may quote a file
 
 
 def _one_line(error):
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return printable(f"{error.filename}: {error.strerror}")
+    if isinstance(error, OSError) and error.strerror:
+        where = "standard output" if error.filename is None else error.filename
+        return printable(f"{where}: {error.strerror}")
     lines = [line.strip() for line in str(error).splitlines()]
     text = "; ".join(lines).replace(":; ", ": ")
     return printable(text if len(text) <= _MOST else f"{text[:_MOST]} ...")

@@ -15,6 +15,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, printable(f"{self.prog}: {message}; see `{self.prog} --help`") + "\n")
 
+    def _print_message(self, message, file=None):
+        (file or sys.stderr).write(message)  # argparse would pass over a disk that is full
+
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else list(args)
         self._refuse_unknown_options(args)

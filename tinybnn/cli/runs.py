@@ -157,8 +157,10 @@ def add_verify(commands):
 
 
 def _verify(options):
-    inputs = [path for path in (options.run, options.model) if path is not None]
-    check_outputs(options, "json", inputs=inputs)
+    from tinybnn import runs
+
+    read = [] if options.run is None else [options.model or "", *runs.files(options.run)]
+    check_outputs(options, "json", inputs=read)
     if options.random is not None:
         if options.run is not None or options.dataset is not None:
             options.wrong("--random takes no RUN, no MODEL and no --dataset")
@@ -169,8 +171,6 @@ def _verify(options):
         options.wrong(
             f"{options.run} is a file and {options.model} a folder: RUN comes first, then MODEL"
         )
-    from tinybnn import runs
-
     result = runs.verify(options.run, options.model, options.dataset, say=say_for(options))
     write_json(options, result)
     if result["difference"] is not None:
@@ -270,7 +270,7 @@ def add_summary(commands):
 def _summary(options):
     from tinybnn import analysis, models, runs
 
-    check_outputs(options, "json")
+    check_outputs(options, "json", inputs=runs.files(options.what))
     networks = {"mlp": models.mlp, "cnn": models.cnn, "vgg-small": models.vgg_small}
     if options.what in networks:
         input_shape = options.input
