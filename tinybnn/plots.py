@@ -11,6 +11,13 @@ from tinybnn import quantizers
 from tinybnn.storage import write_atomic
 from tinybnn.tensor import Function, Tensor, as_array
 
+__all__ = [
+    "curves", "curves_through", "dots", "figure", "filters", "graph", "heat_map", "history",
+    "images", "legend_beside", "logarithmic", "marks", "partition", "quantizer", "roofline",
+    "save", "signs", "table", "trade_off", "whole_numbers", "zoom",
+]  # fmt: skip
+__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
 # The colours of Okabe and Ito (2008), which people with any colour vision tell apart; without their
 # yellow, too pale on white. Every picture takes its colours from here.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
