@@ -672,6 +672,10 @@ def test_float_pixels_from_0_to_255_are_warned_of():
     ) as found:
         packed.predict(x)
     assert found[0].filename == __file__
+    packed = real_mlp({"maximum": 255})
+    packed.predict(np.zeros_like(x))
+    with pytest.warns(UserWarning, match="from -1 to 1"):  # after a black image, too
+        packed.predict(x)
     packed.predict(tb.datasets.to_signed(255)(PIXELS, None))
 
 

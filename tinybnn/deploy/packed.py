@@ -591,8 +591,12 @@ class PackedModel:
         """
         if not x.size:
             return
-        self._range_is_known, first = True, x[0]
-        if first.min() < 0 or first.max() <= 1:
+        first = x[0]
+        has_negative = first.min() < 0
+        if not has_negative and first.max() <= 1:
+            return  # a black image, say: the next call tells more
+        self._range_is_known = True
+        if has_negative:
             return
         reads_signs = self._reads_signs()
         if "maximum" in self.info or (reads_signs and first.size >= _ENOUGH):
