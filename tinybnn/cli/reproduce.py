@@ -80,11 +80,11 @@ def _classifiers(options):
 
     check_folder(options, "out")
     images = options.dataset or classifiers.RECIPES[options.name].dataset
-    _announce(options.name, images, options.out, options.takes)
-    classifiers.run(
-        options.name, options.out, options.dataset, options.seeds, options.epochs,
-        options.validate, options.threads, note=options.note,
-    )  # fmt: skip
+    with _announced(options.name, images, options.out, options.takes):
+        classifiers.run(
+            options.name, options.out, options.dataset, options.seeds, options.epochs,
+            options.validate, options.threads, note=options.note,
+        )  # fmt: skip
 
 
 def _add_validate(experiment):
@@ -441,12 +441,21 @@ _TAKES = {
 }
 
 
-def _announce(experiment, images, folder, takes):
-    """Say before a long run what it writes and how long it takes; refuse it without its images."""
+_SECONDS = 1.0  # what is refused is so earlier, and needs no announcement
+
+
+def _announced(experiment, images, folder, takes):
+    """A block in which an experiment runs: say what it writes and how long it takes.
+
+    Raises a FileNotFoundError where its images are missing.
+    """
+    from tinybnn import runs
+
     if images in datasets.SOURCES:
         datasets.path(images)
     time = f"; takes {takes}" if takes else ""
-    tell(f"{experiment}: writes into {folder}{time}. Repeat the command if it is stopped.")
+    text = f"{experiment}: writes into {folder}{time}; repeat the command if it is stopped"
+    return runs.told(text, seconds=_SECONDS)
 
 
 def _add_run(experiment, name):
@@ -468,8 +477,8 @@ def _carry_out(options, experiment, *chosen, run=None):
     options.out = _experiment_folder(options, options.experiment)
     check_folder(options, "out")
     takes = "" if options.quick else _TAKES[options.experiment]
-    _announce(options.experiment, config.dataset, options.out, takes)
-    (run or experiment.run)(options.out, config, *chosen, options.threads, not options.quiet)
+    with _announced(options.experiment, config.dataset, options.out, takes):
+        (run or experiment.run)(options.out, config, *chosen, options.threads, not options.quiet)
 
 
 def _experiment_config(options, experiment):
