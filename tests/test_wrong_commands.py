@@ -354,7 +354,18 @@ def test_a_model_of_another_run(here, capsys):
     assert run("verify runs/m n.npz") == 1
     out, err = capsys.readouterr()
     assert "of 360 test images of digits have identical logits" in out
-    assert err.startswith("tinybnn: ") and err.count("\n") == 1
+    assert err.splitlines()[-1].startswith("tinybnn: verify: ")
+
+
+@posix
+def test_a_device_where_a_file_is_wanted(here, capsys):
+    refused("summary runs/m --json /dev/null", 1, "/dev/null is a device or a pipe", here, capsys)
+
+
+def test_words_that_a_terminal_would_obey(here, capsys):
+    refused("tr\x1b[2Jain", 2, "unknown 'tr\\x1b[2Jain'", here, capsys)
+    refused("demo \x1b[2J", 2, "unexpected '\\x1b[2J'", here, capsys)
+    refused("train mlp --out r --\x1b[2J", 2, "unknown option --\\x1b[2J", here, capsys)
 
 
 # ---------------------------------------------------------------- terminals, pipes, closed streams

@@ -376,7 +376,7 @@ def load(folder):
 
 
 @contextlib.contextmanager
-def told(text, progress=True, seconds=1.5):
+def told(text, progress=True, seconds=1.0):
     """Print a text on stderr if what is done inside the block takes longer than so many seconds."""
     if not progress:
         yield
@@ -507,7 +507,7 @@ def _bar(total, unit, progress):
     """A bar that appears only when it has something to say."""
     from tqdm import tqdm
 
-    return tqdm(total=total, unit=unit, disable=not progress, leave=False, delay=1.5)
+    return tqdm(total=total, unit=unit, disable=not progress, leave=False, delay=0.5)
 
 
 def _counted(loader, bar):

@@ -88,6 +88,8 @@ def _check_file(path):
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path):
         raise ValueError(f"{path} is a folder, expected the name of a file to write")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} is a device or a pipe, expected the name of a file to write")
     if not os.path.isdir(folder):
         raise ValueError(f"{path}: there is no folder {folder}; make it first")
     if not os.access(path if os.path.exists(path) else folder, os.W_OK):
