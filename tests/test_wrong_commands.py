@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from tinybnn import cli, runs, storage
-from tinybnn.cli import reproduce
+from tinybnn.cli import federated, reproduce
+from tinybnn.federated import launch
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs a shell of POSIX")
 
@@ -191,6 +192,10 @@ def test_a_name_that_does_not_exist(command, said, here, capsys):
         ("verify runs/m", "give RUN and MODEL"),
         ("bench kernels --profile", "--profile is an option of train, not of kernels"),
         ("federated simulate --clients 5000", "more than the 1,437 training images"),
+        ("federated simulate --config strategy=singn", "unknown strategy 'singn' (did you mean"),
+        ("federated simulate --config norm=none", "choose from average, local, frozen"),
+        ("federated simulate --config rounds=many", "rounds expects a number, got 'many'"),
+        ("federated simulate --config strategy=3", "strategy expects a text, got 3"),
         ("federated simulate --config foo", "expects KEY=VALUE, got 'foo'"),
     ],
 )
@@ -218,6 +223,20 @@ def test_a_value_that_cannot_be(command, said, here, capsys):
 )
 def test_arguments_that_exclude_each_other(command, said, here, capsys):
     refused(command, 2, said, here, capsys)
+
+
+def test_the_choices_of_settings_are_those_of_the_app():
+    """Also those of the comments beside them, and of the code of the app."""
+    task = launch.APP / "digits" / "task.py"
+    text = (launch.APP / "pyproject.toml").read_text(encoding="utf-8")
+    defaults = federated._settings_of(launch.APP)
+    assert defaults["rounds"] == 3 and defaults["out"] == "" and len(defaults) == 13
+    for name, known in federated._CHOICES.items():
+        assert defaults[name] in known
+        assert ", ".join(known) in text
+    strategies = re.search(r"STRATEGIES = \{(.*?)\}", task.read_text(encoding="utf-8"), re.DOTALL)
+    found = re.findall(r'^ +"([^"]+)":', strategies[1], re.MULTILINE)
+    assert tuple(found) == federated._CHOICES["strategy"]
 
 
 # ------------------------------------------------------- what is there is not it: exit code 1

@@ -105,21 +105,47 @@ def _check_app(options, launch):
                 "`tinybnn federated new DIR` makes one"
             )
         return
-    with open(launch.APP / "pyproject.toml", encoding="utf-8") as file:
-        _, _, settings = file.read().partition("[tool.flwr.app.config]\n")
-    known = [line.split(" ")[0] for line in settings.splitlines() if line]
-    for name, _ in options.config:
-        if name not in known:
-            options.parser.error(
-                f"argument --config: unknown {name!r}{nearest(name, known)}, "
-                f"choose from {', '.join(known)}"
-            )
+    settings = _settings_of(launch.APP)
+    for name, value in options.config:
+        _check_setting(options, name, value, settings)
     images = datasets.SOURCES["digits"].size[0]
     if options.clients > images:
         options.parser.error(
             f"argument --clients: {options.clients:,} are more than the {images:,} training "
             "images, of which each needs one; choose fewer"
         )
+
+
+def _settings_of(app):
+    """The settings of our app with their defaults: lines of ``name = value  # about it``."""
+    with open(app / "pyproject.toml", encoding="utf-8") as file:
+        _, _, lines = file.read().partition("[tool.flwr.app.config]\n")
+    found = {}
+    for line in filter(None, lines.splitlines()):
+        name, _, value = line.partition(" = ")
+        found[name] = json.loads(value.partition("#")[0])
+    return found
+
+
+_CHOICES = {
+    "strategy": ("fedavg", "float16", "stochastic", "sign", "sign-both", "vote"),
+    "norm": ("average", "local", "frozen"),
+    "partition": ("iid", "label"),
+}
+
+
+def _check_setting(options, name, value, settings):
+    wrong = None
+    if name not in settings:
+        wrong = f"unknown {name!r}{nearest(name, settings)}, choose from {', '.join(settings)}"
+    elif isinstance(settings[name], str) != isinstance(value, str):
+        kind = "a text" if isinstance(settings[name], str) else "a number"
+        wrong = f"{name} expects {kind}, got {value!r}"
+    elif name in _CHOICES and value not in _CHOICES[name]:
+        known = _CHOICES[name]
+        wrong = f"unknown {name} {value!r}{nearest(value, known)}, choose from {', '.join(known)}"
+    if wrong is not None:
+        options.parser.error(f"argument --config: {wrong}")
 
 
 def _add_new(actions):
