@@ -1169,3 +1169,11 @@ def test_a_gradient_belongs_to_its_leaf_alone(name):
     for x, g, e in zip(inputs, held, expected, strict=True):
         assert_identical(g, e)
         assert_identical(x.grad.data, 2 * e)
+
+
+def test_labels_that_cross_entropy_does_not_take_get_the_next_step():
+    x = Tensor(normal(4, 3))
+    with pytest.raises(ValueError, match=r"int8 to int64.*astype\(np.int64\)"):
+        F.cross_entropy(x, np.array([0.0, 1.0, 2.0, 0.0]))
+    with pytest.raises(ValueError, match=r"of a column write target\[:, 0\]"):
+        F.cross_entropy(x, np.array([[0], [1], [2], [0]]))

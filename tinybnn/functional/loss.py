@@ -91,8 +91,9 @@ def _class_labels(name, x, target):
     shape = np.shape(x)
     if len(shape) != 2 or target.shape != shape[:1] or target.dtype.kind not in "iu":
         raise ValueError(
-            f"{name}: expects logits (N, classes) and integer labels (N,), got shapes {shape} and "
-            f"{target.shape} of {target.dtype}"
+            f"{name}: expects logits (N, classes) and labels (N,) of integers (int8 to int64, uint8 "
+            f"to uint64), got shapes {shape} and {target.shape} of {target.dtype}; convert floats "
+            "by .astype(np.int64)"
         )
     if target.size and (target.min() < 0 or target.max() >= shape[1]):
         raise ValueError(
@@ -122,8 +123,8 @@ def cross_entropy(input, target, reduction="mean", label_smoothing=0.0):
         target = _class_labels("cross_entropy", input, target)
     elif np.shape(target) != np.shape(input):
         raise ValueError(
-            f"cross_entropy: soft targets have the shape {np.shape(target)}, "
-            f"the input {np.shape(input)}"
+            f"cross_entropy: soft targets have the shape {np.shape(target)}, the input "
+            f"{np.shape(input)}; labels are (N,), of a column write target[:, 0]"
         )
     if not is_soft:
         _check_reduction("cross_entropy", reduction)
