@@ -91,9 +91,9 @@ def _class_labels(name, x, target):
     shape = np.shape(x)
     if len(shape) != 2 or target.shape != shape[:1] or target.dtype.kind not in "iu":
         raise ValueError(
-            f"{name}: expects logits (N, classes) and labels (N,) of integers (int8 to int64, uint8 "
-            f"to uint64), got shapes {shape} and {target.shape} of {target.dtype}; convert floats "
-            "by .astype(np.int64)"
+            f"{name}: expects logits (N, classes) and labels (N,) of integers (int8 to int64, "
+            f"uint8 to uint64), got shapes {shape} and {target.shape} of {target.dtype}; "
+            "convert floats by .astype(np.int64)"
         )
     if target.size and (target.min() < 0 or target.max() >= shape[1]):
         raise ValueError(
