@@ -521,8 +521,11 @@ def test_levels_of_an_image():
 # --------------------------------------------------------------------------------- command line
 
 
-@pytest.mark.parametrize(("experiment", "seeds"), [("bdnet-ablation", 3), ("bdnet-table2", 1)])
-def test_options(monkeypatch, experiment, seeds):
+@pytest.mark.parametrize(
+    ("experiment", "seeds", "arms"),
+    [("bdnet-ablation", 3, ["both", "naive"]), ("bdnet-table2", 1, ["bdnet-a", "float"])],
+)
+def test_options(monkeypatch, experiment, seeds, arms):
     asked = []
     monkeypatch.setattr(bdnet, "run", lambda *arguments: asked.append(arguments))
     assert cli.main(["reproduce", experiment]) == 0
@@ -534,10 +537,10 @@ def test_options(monkeypatch, experiment, seeds):
     config = bdnet.Config(**bdnet.QUICK, two_step=True, distill=1.0)
     assert asked[1][1:4] == (os.path.join("runs", f"{experiment}-digits-quick"), config, 1)
     line = "--dataset digits --width 0.5 --base adabin --epochs 3 --batch-size 8 --lr 0.1"
-    line += " --schedule linear --limit 200 --seeds 2 --arms both,naive --note x --threads 1"
+    line += f" --schedule linear --limit 200 --seeds 2 --arms {','.join(arms)} --note x --threads 1"
     assert cli.main(["reproduce", experiment, *line.split(), "--quiet", "--out", "o"]) == 0
     config = bdnet.Config("digits", 0.5, "adabin", 3, 8, 0.1, "linear", limit=200)
-    assert asked[2] == (experiment, "o", config, 2, ["both", "naive"], "x", 1, False)
+    assert asked[2] == (experiment, "o", config, 2, arms, "x", 1, False)
     command = config.command(experiment, 2).split()
     assert cli.main([*command[1:]]) == 0 and asked[3][2:4] == (config, 2)
 

@@ -539,7 +539,7 @@ def test_the_command_line(tmp_path, name):
     ("words", "message"),
     [
         ("hybnn --dataset nothing", "unknown data set 'nothing'"),
-        ("hybnn --estimator none", "invalid choice: 'none'"),
+        ("hybnn --estimator none", "unknown 'none', choose from sign"),
         ("hybnn --bits 0", "expects a whole number >= 1, got '0'"),
         ("hybnn-bounds --estimators sign,none", "unknown estimator 'none'"),
     ],

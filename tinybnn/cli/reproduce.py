@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import os
 
-from tinybnn import datasets
 from tinybnn.cli.arguments import (
     above_zero,
     add_command,
@@ -79,8 +78,7 @@ def _classifiers(options):
     from tinybnn.experiments import classifiers
 
     check_folder(options, "out")
-    images = options.dataset or classifiers.RECIPES[options.name].dataset
-    with _announced(options.name, images, options.out, options.takes):
+    with _announced(options.name, options.out, options.takes):
         classifiers.run(
             options.name, options.out, options.dataset, options.seeds, options.epochs,
             options.validate, options.threads, note=options.note,
@@ -444,15 +442,10 @@ _TAKES = {
 _SECONDS = 1.0  # what is refused is so earlier, and needs no announcement
 
 
-def _announced(experiment, images, folder, takes):
-    """A block in which an experiment runs: say what it writes and how long it takes.
-
-    Raises a FileNotFoundError where its images are missing.
-    """
+def _announced(experiment, folder, takes):
+    """A block in which an experiment runs: say what it writes and how long it takes."""
     from tinybnn import runs
 
-    if images in datasets.SOURCES:
-        datasets.path(images)
     time = f"; takes {takes}" if takes else ""
     text = f"{experiment}: writes into {folder}{time}; repeat the command if it is stopped"
     return runs.told(text, seconds=_SECONDS)
@@ -477,7 +470,7 @@ def _carry_out(options, experiment, *chosen, run=None):
     options.out = _experiment_folder(options, options.experiment)
     check_folder(options, "out")
     takes = "" if options.quick else _TAKES[options.experiment]
-    with _announced(options.experiment, config.dataset, options.out, takes):
+    with _announced(options.experiment, options.out, takes):
         (run or experiment.run)(options.out, config, *chosen, options.threads, not options.quiet)
 
 
