@@ -165,7 +165,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     def simulate(app, *, clients, workers, config, say):
         assert (Path(app), clients, workers) == (launch.APP, 4, 1)
         assert {k: v for k, v in config.items() if k != "out"} == {
-            "rounds": 2, "strategy": "sign", "fraction": 0.5, "norm": "frozen=",
+            "rounds": 2, "strategy": "sign", "fraction": 0.5, "norm": "frozen",
         }  # fmt: skip
         assert os.path.isabs(config["out"])
         server, made = federation(SignOfUpdate(), clients=clients)
@@ -177,7 +177,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(launch, "simulate", simulate)
     monkeypatch.chdir(tmp_path)
     words = ["federated", "simulate", "--clients", "4", "--rounds", "2", "--json", "f.json"]
-    for setting in ("strategy=sign", "fraction=0.5", "norm=frozen="):
+    for setting in ("strategy=sign", "fraction=0.5", "norm=frozen"):
         words += ["--config", setting]
     assert cli.main(words) == 0
     out = capsys.readouterr().out
@@ -188,6 +188,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main(["federated", "simulate", "--config", "rounds"])
     assert "expects KEY=VALUE, got 'rounds'" in capsys.readouterr().err
+    assert cli.federated._setting("out=a=b") == ("out", "a=b")
     assert cli.main(["federated", "new", "mine"]) == 0
     assert (tmp_path / "mine" / "README.md").exists()
     assert cli.main(["federated", "new", "mine"]) == 1
