@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from test_federated_rounds import federation, rounds
 
-from tinybnn import datasets, deploy, models, nn, runs, storage
+from tinybnn import datasets, deploy, models, nn, runs, storage, training
 from tinybnn.cli import main
 from tinybnn.deploy import PackedModel
 from tinybnn.federated import FedAvg, flower, launch
@@ -112,7 +112,7 @@ RESUMED = {
 
 def hostile_checkpoint(run, folder, keys, value, **more):
     shutil.copytree(run, folder)
-    kind = {"kind": "checkpoint", "version": 1}
+    kind = {"kind": "checkpoint", "version": training.Checkpoint.VERSION}
     arrays, metadata = storage.load(run / "checkpoint.npz", **kind)
     storage.save(
         folder / "checkpoint.npz", {**arrays, **more}, metadata=changed(metadata, keys, value),
@@ -190,9 +190,11 @@ ROUNDS = {
 
 
 def rewrite(path, kind, keys, value, **more):
-    arrays, metadata = storage.load(path, kind=kind, version=1)
+    version = storage.read_header(path)["version"]
+    arrays, metadata = storage.load(path, kind=kind, version=version)
     arrays = {**arrays, **more}
-    storage.save(path, arrays, kind=kind, version=1, metadata=changed(metadata, keys, value))
+    metadata = changed(metadata, keys, value)
+    storage.save(path, arrays, kind=kind, version=version, metadata=metadata)
 
 
 @pytest.mark.parametrize("name", [*ROUNDS, "a ledger of floats", "a ledger in a row"])

@@ -32,13 +32,13 @@ def made(tmp_path_factory):
     for name in ("nokey", "unknown", "broken", "unfinished"):
         shutil.copytree(folder / "runs" / "m", folder / "bad" / name)
     checkpoint = folder / "runs" / "m" / "checkpoint.npz"
-    arrays, metadata = storage.load(checkpoint, kind="checkpoint", version=1)
+    arrays, metadata = storage.load(checkpoint, kind="checkpoint", version=2)
     for name, others in (
         ("nokey", {k: v for k, v in arrays.items() if k != "model.1.weight"}),
         ("unknown", {**arrays, "model.9.weight": np.zeros(3)}),
     ):
         path = folder / "bad" / name / "checkpoint.npz"
-        storage.save(path, others, kind="checkpoint", version=1, metadata=metadata)
+        storage.save(path, others, kind="checkpoint", version=2, metadata=metadata)
     (folder / "bad" / "broken" / "config.json").write_text("{")
     config = folder / "bad" / "unfinished" / "config.json"
     config.write_text(config.read_text().replace('"epochs": 1', '"epochs": 9'))
@@ -321,9 +321,9 @@ def test_what_is_not_there(command, said, here, capsys):
             for name in ("empty.png", "notes.txt", "n.npz")
         ),
         ("predict m.npz big.png", "30×20 pixels, the model takes 8×8; --resize scales pictures"),
-        ("compile bad/nokey -o x.npz", ("misses ['1.weight']", "repeat the `tinybnn train`")),
-        ("compile bad/unknown -o x.npz", "does not know ['9.weight']"),
-        ("summary bad/nokey", "misses ['1.weight']"),
+        ("compile bad/nokey -o x.npz", ("misses 1.weight", "repeat the `tinybnn train`")),
+        ("compile bad/unknown -o x.npz", "has no place for 9.weight"),
+        ("summary bad/nokey", "misses 1.weight"),
         ("compile bad/broken", ("config.json is damaged", "train into another folder")),
         ("compile bad/unfinished", "has 1 of 9 epochs; repeat its `tinybnn train` command"),
         ("train mlp --out files", "files holds files, but no run; choose a new or empty"),

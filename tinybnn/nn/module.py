@@ -207,10 +207,12 @@ class Module:
         own = self.state_dict()
         missing = [name for name in own if name not in state]
         unexpected = [name for name in state if name not in own]
-        if missing or unexpected:
+        parts = [f"misses {', '.join(missing)}"] if missing else []
+        parts += [f"has no place for {', '.join(unexpected)}"] if unexpected else []
+        if parts:
             raise KeyError(
-                f"load_state_dict: {type(self).__name__} misses {missing or 'nothing'} and does "
-                f"not know {unexpected or 'none of the others'}"
+                f"load_state_dict: {type(self).__name__} {' and '.join(parts)}; the state is of "
+                "another model"
             )
         for name, array in own.items():
             if np.shape(state[name]) != array.shape:
