@@ -299,7 +299,7 @@ def test_long_names_below_a_heat_map():
 
 # ------------------------------------------------------- the pictures of the stored experiments
 
-RESULTS = Path(plots.__file__).parent / "experiments" / "results"
+RESULTS = Path(__file__).parents[1] / "tinybnn" / "experiments" / "results"
 
 
 def pictures_of_results(monkeypatch):
