@@ -21,8 +21,8 @@ from tinybnn.bench import models as bench_models
 from tinybnn.bench import peers
 from tinybnn.bench.rounds import Settings
 from tinybnn.experiments import bdnet
-from tinybnn.kernels import float_pooling
-from tinybnn.kernels.threads import num_threads
+from tinybnn.kernels.machine.threads import num_threads
+from tinybnn.kernels.training import float_pooling
 from tinybnn.tensor import Tensor
 from tinybnn.testing import assert_identical
 
@@ -259,8 +259,8 @@ KILLED = """
 import os, signal, sys
 from tinybnn import storage
 from tinybnn.experiments import bdnet
-from tinybnn.kernels import float_pooling
-from tinybnn.kernels.threads import num_threads
+from tinybnn.kernels.training import float_pooling
+from tinybnn.kernels.machine.threads import num_threads
 
 save, saved = storage.save, []
 

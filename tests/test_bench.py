@@ -23,7 +23,7 @@ from tinybnn.bench import (
 )
 from tinybnn.bench import models as bench_models
 from tinybnn.deploy.runtime import Profile
-from tinybnn.kernels import bits, depthwise
+from tinybnn.kernels.signs import bits, depthwise
 from tinybnn.tensor import Tape, Tensor
 
 QUICK = rounds.Settings(1, quick=True)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tinybnn.kernels import compilation
+from tinybnn.kernels.machine import compilation
 
 PACKAGES = Path(compilation.__file__).parents[2]
 terminal = pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")
 
 SUMS = """
-from tinybnn.kernels.cache import kernel
+from tinybnn.kernels.machine.cache import kernel
 
 
 @kernel
@@ -38,7 +38,7 @@ def broken(x):
 START = """
 import contextlib, os, sys, threading
 import numpy as np
-from tinybnn.kernels import compilation
+from tinybnn.kernels.machine import compilation
 from sums import broken, total, twice
 
 compilation._PATIENCE, compilation._INTERVAL = 0.0, 0.05

@@ -14,7 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinybnn import functional as F
-from tinybnn.kernels import convolution, simd, threads
+from tinybnn.kernels.floats import convolution
+from tinybnn.kernels.machine import simd, threads
 from tinybnn.tensor import Tensor
 
 seeds = st.integers(0, 2**32 - 1)
@@ -370,7 +371,7 @@ CPUS = {
 }
 PROGRAM = """
     import numpy as np
-    from tinybnn.kernels import convolution, gathered
+    from tinybnn.kernels.floats import convolution, gathered
 
     assert gathered.panel_widths(64) == [16] * 4
     rng = np.random.default_rng(0)

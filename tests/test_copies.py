@@ -32,8 +32,10 @@ from tinybnn.experiments.bdnet import training as bdnet_training
 from tinybnn.experiments.hybnn import bounds, networks
 from tinybnn.experiments.hybnn import experiment as hybnn_experiment
 from tinybnn.federated import aggregation, client, flower, head, launch, rounds, server, wire
-from tinybnn.kernels import bits, depthwise, fused, pointwise, sign_gradients, signed, xnor
-from tinybnn.kernels.threads import num_threads
+from tinybnn.kernels.floats import fused, pointwise, signed
+from tinybnn.kernels.machine.threads import num_threads
+from tinybnn.kernels.signs import bits, depthwise, xnor
+from tinybnn.kernels.training import sign_gradients
 from tinybnn.models import binary_vae, blocks, codes, latents, mobilenet_v3, resnet
 from tinybnn.models.shufflenet_v1 import ShuffleUnit
 from tinybnn.runs import Config

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tinybnn import deploy, nn, storage
 from tinybnn import functional as F
 from tinybnn.deploy.shapes import infer
-from tinybnn.kernels import bits, depthwise, threads
+from tinybnn.kernels.machine import threads
+from tinybnn.kernels.signs import bits, depthwise
 from tinybnn.tensor import Tensor, no_grad
 from tinybnn.testing import assert_identical
 

@@ -12,7 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinybnn import functional as F
-from tinybnn.kernels import bits, depthwise, threads
+from tinybnn.kernels.machine import threads
+from tinybnn.kernels.signs import bits, depthwise
 
 seeds = st.integers(0, 2**32 - 1)
 channel_counts = st.one_of(

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinybnn.kernels import bits, depthwise, fused, pointwise, signed, threads, xnor
+from tinybnn.kernels.floats import fused, pointwise, signed
+from tinybnn.kernels.machine import threads
+from tinybnn.kernels.signs import bits, depthwise, xnor
 
 
 def words(rng, *shape):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinybnn.kernels.selection import (
+from tinybnn.kernels.machine.selection import (
     add_where,
     compress,
     count_ones,
@@ -14,7 +14,7 @@ from tinybnn.kernels.selection import (
     nonzero,
     or_where,
 )
-from tinybnn.kernels.simd import (
+from tinybnn.kernels.machine.simd import (
     cpu_features,
     kernel,
     load,

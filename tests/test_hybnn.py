@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tinybnn import datasets, deploy, nn, optim, storage
 from tinybnn import functional as F
-from tinybnn.kernels import bits
+from tinybnn.kernels.signs import bits
 from tinybnn.models import BinaryCNN, BinaryMLP, BinaryVAE, HyBNN, latents, load_codes, save_codes
 from tinybnn.models.binary_vae import binplay_decoder, mirrored_decoder
 from tinybnn.tensor import Tensor, no_grad

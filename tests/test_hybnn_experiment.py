@@ -21,7 +21,7 @@ from tinybnn.cli import reproduce
 from tinybnn.experiments import hybnn
 from tinybnn.experiments.hybnn import bounds, report
 from tinybnn.experiments.hybnn.speed import is_bits_only
-from tinybnn.kernels import bits
+from tinybnn.kernels.signs import bits
 from tinybnn.models import BinaryCNN, BinaryMLP, BinaryVAE, latents, load_codes
 from tinybnn.testing import assert_identical
 

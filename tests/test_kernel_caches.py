@@ -1,6 +1,6 @@
 """A kernel's cache on disk is stale when a file changes that its code comes from, and never harms.
 
-A stamp covers the kernel's file, what it imports from the folder of kernels, and what these files
+A stamp covers the kernel's file, what it imports from other kernels' files, and what these files
 import in turn. Whatever is wrong with folders and files, kernels compute the same.
 """
 
@@ -23,23 +23,26 @@ import numba
 import numpy as np
 import pytest
 
-from tinybnn.kernels import cache
+from tinybnn.kernels.machine import cache
 
-FOLDER = Path(cache.__file__).parent
-FILES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+FOLDER = Path(cache.__file__).parents[1]
+FILES = sorted(
+    path.relative_to(FOLDER).with_suffix("").as_posix()
+    for path in FOLDER.glob("*/*.py")
+    if path.stem != "__init__"
+)
 
 
 @functools.cache
 def imported(name):
-    """The files of the folder that a file of it imports from, as the parser of Python sees them."""
+    """The kernels' files that one of them imports from, as the parser of Python sees them."""
     found = set()
     for node in ast.walk(ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             assert not any(alias.name.startswith("tinybnn") for alias in node.names), name
-        elif isinstance(node, ast.ImportFrom) and node.module == "tinybnn.kernels":
-            found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module.startswith("tinybnn.kernels."):
-            found.add(node.module.split(".")[2])
+            _, _, room, *file = node.module.split(".")
+            found.update(f"{room}/{f}" for f in (file or [alias.name for alias in node.names]))
     return found
 
 
@@ -56,11 +59,10 @@ def sources(name):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A copy of the folder, whose files the stamps are made of."""
-    for name in FILES:
-        shutil.copy(FOLDER / f"{name}.py", tmp_path)
-    monkeypatch.setattr(cache, "__file__", str(tmp_path / "cache.py"))
-    return tmp_path
+    """A copy of the rooms, whose files the stamps are made of."""
+    shutil.copytree(FOLDER, tmp_path / "kernels")
+    monkeypatch.setattr(cache, "_KERNELS", tmp_path / "kernels")
+    return tmp_path / "kernels"
 
 
 def stamps(folder):
@@ -79,8 +81,9 @@ def test_a_change_reaches_the_kernels_that_are_made_of_it_and_no_others(changed,
 
 def test_inlined_parts_of_other_files_are_seen():
     """The kernels of the gradients are made of words and loops of four other files."""
-    for name in ("input_gradient", "weight_gradient"):
-        assert {"lookup", "masked", "selection", "simd"} <= sources(name)
+    words = {"training/lookup", "training/masked", "machine/selection", "machine/simd"}
+    for name in ("training/input_gradient", "training/weight_gradient"):
+        assert words <= sources(name)
 
 
 # ------------------------------------------------------------------------------- failures of caches
@@ -92,7 +95,7 @@ as_root = pytest.mark.skipif(
 )
 
 SOURCE = """
-from tinybnn.kernels.cache import kernel
+from tinybnn.kernels.machine.cache import kernel
 
 
 @kernel
@@ -229,7 +232,7 @@ def test_a_full_disk(failing, file, monkeypatch):
 PROGRAM = """
 import os, sys
 import numba, numpy as np
-import tinybnn.kernels.cache
+import tinybnn.kernels.machine.cache
 
 limit, user = map(int, sys.argv[1:])
 if limit:

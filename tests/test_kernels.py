@@ -13,8 +13,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tinybnn.kernels import bits, signed, threads, xnor
-from tinybnn.kernels.thresholds import threshold_reference
+from tinybnn.kernels.floats import signed
+from tinybnn.kernels.machine import threads
+from tinybnn.kernels.signs import bits, xnor
+from tinybnn.kernels.signs.thresholds import threshold_reference
 
 FLOATS = [np.float32, np.float64]
 SIGNED = [np.float32, np.float64, np.int8, np.int32, np.int64]

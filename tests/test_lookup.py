@@ -6,8 +6,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tinybnn.kernels import bits, lookup, simd
-from tinybnn.kernels.lookup import LANES, PATTERNS, POWERS, STEP, STEP_FLOATS
+from tinybnn.kernels.machine import simd
+from tinybnn.kernels.signs import bits
+from tinybnn.kernels.training import lookup
+from tinybnn.kernels.training.lookup import LANES, PATTERNS, POWERS, STEP, STEP_FLOATS
 
 seeds = st.integers(0, 2**32 - 1)
 lengths = st.integers(1, 40 if numba.config.DISABLE_JIT else 140)

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinybnn.kernels import bits, masked, simd
-from tinybnn.kernels.simd import FLOATS, kernel, store, zero_floats
+from tinybnn.kernels.machine import simd
+from tinybnn.kernels.machine.simd import FLOATS, kernel, store, zero_floats
+from tinybnn.kernels.signs import bits
+from tinybnn.kernels.training import masked
 
 seeds = st.integers(0, 2**32 - 1)
 lengths = st.integers(1, 40 if numba.config.DISABLE_JIT else 140)

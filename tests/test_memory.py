@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinybnn.kernels import memory
+from tinybnn.kernels.machine import memory
 
 LARGE = 1 << 20
 
@@ -137,7 +137,7 @@ def test_channels_last_stays_channels_last():
 
 def test_the_end_of_a_process_is_quiet():
     code = (
-        "import numpy as np; from tinybnn.kernels import memory; "
+        "import numpy as np; from tinybnn.kernels.machine import memory; "
         "a = memory.empty(1 << 20, np.uint8); b = [a]; b.append(b)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -147,7 +147,7 @@ def test_the_end_of_a_process_is_quiet():
 INTERRUPTED = """
 import signal
 import numpy as np
-from tinybnn.kernels import memory
+from tinybnn.kernels.machine import memory
 
 caught, arrays, wanted, armed = 0, [], 500, False
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinybnn.kernels import parallel, threads
-from tinybnn.kernels.simd import kernel
+from tinybnn.kernels.machine import parallel, threads
+from tinybnn.kernels.machine.simd import kernel
 
 
 class Pair(NamedTuple):

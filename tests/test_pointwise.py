@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinybnn.kernels import pointwise
+from tinybnn.kernels.floats import pointwise
 
 SPECIAL = np.array([0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 1e-40, 3e38], np.float32)
 ARITIES = {"add": 2, "sub": 2, "mul": 2, "div": 2, "max": 2, "min": 2, "prelu": 2, "abs": 1}

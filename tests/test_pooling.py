@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tinybnn.kernels import bits, pooling, thresholds
+from tinybnn.kernels.signs import bits, pooling, thresholds
 
 seeds = st.integers(0, 2**32 - 1)
 lengths = st.one_of(st.integers(1, 300), st.sampled_from([64, 512, 600]))

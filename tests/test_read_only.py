@@ -17,26 +17,19 @@ from hypothesis import strategies as st
 import tinybnn.kernels
 from tinybnn import datasets, deploy, nn, optim
 from tinybnn import functional as F
-from tinybnn.kernels import (
+from tinybnn.kernels.floats import convolution, fused, pointwise, signed
+from tinybnn.kernels.machine import layout
+from tinybnn.kernels.signs import bits, depthwise, pooling, thresholds, xnor
+from tinybnn.kernels.training import (
     activations,
-    bits,
     channel_order,
-    convolution,
-    depthwise,
     float_pooling,
-    fused,
     input_gradient,
-    layout,
     losses,
     normalization,
     optimizers,
-    pointwise,
-    pooling,
-    signed,
     straight_through,
-    thresholds,
     weight_gradient,
-    xnor,
 )
 from tinybnn.tensor import Tensor, no_grad
 
@@ -115,8 +108,9 @@ def versions():
 # ------------------------------------------------------------------------------------- the kernels
 
 KERNELS = {
-    info.name: importlib.import_module(f"tinybnn.kernels.{info.name}")
-    for info in pkgutil.iter_modules(tinybnn.kernels.__path__)
+    info.name.rpartition(".")[2]: importlib.import_module(info.name)
+    for info in pkgutil.walk_packages(tinybnn.kernels.__path__, "tinybnn.kernels.")
+    if info.name.count(".") == 3
 }
 
 rng = np.random.default_rng(0)

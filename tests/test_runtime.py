@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tinybnn import deploy, models, nn
 from tinybnn.deploy.plan import Buffer, Task
 from tinybnn.deploy.runtime import Workspace, block_size
-from tinybnn.kernels import threads
+from tinybnn.kernels.machine import threads
 from tinybnn.tensor import Tensor, no_grad
 
 

@@ -16,14 +16,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinybnn import functional as F
-from tinybnn.kernels import (
-    bits,
-    input_gradient,
-    sign_gradients,
-    simd,
-    threads,
-    weight_gradient,
-)
+from tinybnn.kernels.machine import simd, threads
+from tinybnn.kernels.signs import bits
+from tinybnn.kernels.training import input_gradient, sign_gradients, weight_gradient
 from tinybnn.tensor import Tensor
 
 seeds = st.integers(0, 2**32 - 1)

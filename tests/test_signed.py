@@ -14,7 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinybnn import functional as F
-from tinybnn.kernels import bits, signed, threads
+from tinybnn.kernels.floats import signed
+from tinybnn.kernels.machine import threads
+from tinybnn.kernels.signs import bits
 
 SPECIAL = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, -1e-45, 3e38], np.float32)
 
@@ -467,7 +469,8 @@ CPUS = {
 }
 PROGRAM = """
     import numpy as np
-    from tinybnn.kernels import signed, threads
+    from tinybnn.kernels.floats import signed
+    from tinybnn.kernels.machine import threads
 
     assert signed._WIDEST == signed._NARROW
     rng = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tinybnn import deploy, nn
 from tinybnn import functional as F
 from tinybnn import tensor as T
-from tinybnn.kernels import threads
+from tinybnn.kernels.machine import threads
 from tinybnn.tensor import Tensor, no_grad
 from tinybnn.testing import assert_identical
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tinybnn
-from tinybnn.kernels.simd import (
+from tinybnn.kernels.machine.simd import (
     BLOCK,
     FLOATS,
     INTEGERS,
@@ -190,7 +190,7 @@ def test_cache_is_stale_when_an_imported_file_changes(tmp_path):
     shutil.copytree(package, tmp_path / "tinybnn", ignore=ignored)
     program = textwrap.dedent("""
         import numpy as np
-        from tinybnn.kernels import pointwise
+        from tinybnn.kernels.floats import pointwise
 
         program = pointwise.prepare((3,), ("floats",), [("abs", 0)], [("floats", 1)])
         pointwise.run(program, [np.ones((1, 3), np.float32)])
@@ -224,8 +224,10 @@ CPUS = {
 }
 PROGRAM = """
     import numpy as np
-    from tinybnn.kernels import signed, threads, xnor
-    from tinybnn.kernels.thresholds import threshold_reference
+    from tinybnn.kernels.floats import signed
+    from tinybnn.kernels.machine import threads
+    from tinybnn.kernels.signs import xnor
+    from tinybnn.kernels.signs.thresholds import threshold_reference
 
     rng = np.random.default_rng(0)
     words = lambda *shape: rng.integers(0, 2**64, shape, np.uint64)

@@ -71,6 +71,19 @@ def test_imports_point_downwards(path):
         assert other == own or FLOORS[other] < FLOORS[own], f"{own} imports {name} from above"
 
 
+ROOMS_OF_KERNELS = ("machine", "signs", "floats", "training")
+
+
+def test_rooms_of_kernels_import_from_those_before_them():
+    for path in FILES:
+        if room(path) != "kernels" or path.parent.name not in ROOMS_OF_KERNELS:
+            continue
+        own = ROOMS_OF_KERNELS.index(path.parent.name)
+        for name in imports(path):
+            parts = name.split(".")[2:]
+            assert not parts or ROOMS_OF_KERNELS.index(parts[0]) <= own, f"{path}: {name}"
+
+
 def test_no_circle_inside_a_room():
     """Inside a room files may lean on each other, but not in a circle."""
     edges = {module(path): imports(path) for path in FILES}
@@ -103,7 +116,7 @@ def test_files_are_written_by_one_function():
     files = {text.split(":")[0] for text in found}
     assert files <= {
         "storage.py",
-        "kernels/cache.py",  # below it, and into folders that it has to distrust
+        "kernels/machine/cache.py",  # below it, and into folders that it has to distrust
         "plots.py",  # into the file that `write_atomic` opens
         "datasets/download.py",  # part files, which later calls go on with
         "runs.py",  # the lock

@@ -18,7 +18,7 @@ import numba
 import pytest
 import threadpoolctl
 
-from tinybnn.kernels import threads
+from tinybnn.kernels.machine import threads
 
 KERNELS = Path(threads.__file__).parent
 LAYERS = ("workqueue", "omp", "tbb")
@@ -59,7 +59,7 @@ import numba
 import numpy as np
 
 from tinybnn import deploy, models
-from tinybnn.kernels import threads
+from tinybnn.kernels.machine import threads
 
 LAYER = os.environ["NUMBA_THREADING_LAYER"]
 entries, exclusive, run = 0, threads.exclusive, threads.run
@@ -299,7 +299,7 @@ def test_exclusive():
     [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
 )
 def test_waiting_threads_go_to_sleep_unless_the_user_says_otherwise(given, expected):
-    code = "import os, tinybnn.kernels.threads; print(os.environ.get('GOMP_SPINCOUNT'))"
+    code = "import os, tinybnn.kernels.machine.threads; print(os.environ.get('GOMP_SPINCOUNT'))"
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     environment = {k: v for k, v in os.environ.items() if k not in names} | given
     done = subprocess.run(

@@ -338,7 +338,7 @@ def float_network(rng):
 
 @pytest.mark.parametrize("network", [float_network, functools.partial(models.vgg_small, width=0.5)])
 def test_the_same_weights_for_any_number_of_threads(network):
-    from tinybnn.kernels import threads
+    from tinybnn.kernels.machine import threads
 
     if threads.most() < 2:
         pytest.skip("one core")

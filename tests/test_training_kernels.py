@@ -16,17 +16,16 @@ from hypothesis import strategies as st
 
 from tinybnn import functional as F
 from tinybnn import nn, optim, quantizers
-from tinybnn.kernels import (
+from tinybnn.kernels.machine import layout, threads
+from tinybnn.kernels.signs import bits
+from tinybnn.kernels.training import (
     activations,
-    bits,
     channel_order,
     float_pooling,
-    layout,
     losses,
     normalization,
     optimizers,
     straight_through,
-    threads,
 )
 from tinybnn.tensor import Tensor, as_array, grad
 from tinybnn.testing import assert_identical, gradcheck, gradgradcheck

@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from tinybnn.kernels import layout
+from tinybnn.kernels.machine import layout
 from tinybnn.nn import LatentParameter
 from tinybnn.nn.layers import check_sizes
 from tinybnn.quantizers import EdeSign
@@ -288,7 +288,7 @@ def _laid_out_like(weight, array):
 
 @functools.cache
 def _kernels():
-    from tinybnn.kernels import optimizers  # compiled at the first use
+    from tinybnn.kernels.training import optimizers  # compiled at the first use
 
     return optimizers
 

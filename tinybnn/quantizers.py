@@ -24,7 +24,7 @@ import functools
 
 import numpy as np
 
-from tinybnn.kernels import layout
+from tinybnn.kernels.machine import layout
 from tinybnn.tensor import Function, abs, as_array, clamp, exp, plain, where
 
 __all__ = [
@@ -50,7 +50,7 @@ def sign(x):
 
 @functools.cache
 def _kernels():
-    from tinybnn.kernels import straight_through  # compiled at the first use
+    from tinybnn.kernels.training import straight_through  # compiled at the first use
 
     return straight_through
 

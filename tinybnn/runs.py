@@ -23,7 +23,7 @@ import numpy as np
 
 import tinybnn
 from tinybnn import datasets, deploy, models, optim, training
-from tinybnn.kernels.exact import identical
+from tinybnn.kernels.machine.exact import identical
 from tinybnn.storage import (
     StorageError,
     check_name,

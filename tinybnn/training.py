@@ -315,9 +315,9 @@ def fit(
         Show a progress bar with loss, accuracy and the ratio of flipped signs on stderr.
     threads : int, optional
         How many the kernels use; by default all cores, or what
-        `tinybnn.kernels.threads.num_threads` says. The weights are the same, bit for bit, for any
-        number: kernels share out their work so that no sum depends on it, and NumPy's products run
-        on one thread.
+        `tinybnn.kernels.machine.threads.num_threads` says. The weights are the same, bit for bit,
+        for any number: kernels share out their work so that no sum depends on it, and NumPy's
+        products run on one thread.
 
     Returns
     -------
@@ -338,8 +338,8 @@ def fit(
         If `checkpoint` cannot be written. The file of the epoch before stays.
     """
     # Here, since the import of tinybnn does not wait for that of Numba.
-    from tinybnn.kernels.compilation import announced
-    from tinybnn.kernels.threads import num_threads, one_blas_thread
+    from tinybnn.kernels.machine.compilation import announced
+    from tinybnn.kernels.machine.threads import num_threads, one_blas_thread
 
     if epochs < 1:
         raise ValueError(f"fit: epochs must be >= 1, got {epochs!r}")

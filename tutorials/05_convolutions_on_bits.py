@@ -39,10 +39,11 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 from tinybnn import plots
-from tinybnn.kernels import depthwise, pooling, xnor
+from tinybnn.kernels import depthwise, xnor
 from tinybnn.kernels.bits import pack, unpack
+from tinybnn.kernels.signs import pooling
+from tinybnn.kernels.signs.thresholds import threshold
 from tinybnn.kernels.simd import load, load_splat, popcount, store, zero_words
-from tinybnn.kernels.thresholds import threshold
 
 numba.set_num_threads(1)
 rng = np.random.default_rng(0)

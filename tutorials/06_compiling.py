@@ -42,8 +42,9 @@ import numpy as np
 import tinybnn as tb
 from tinybnn import datasets, deploy, models, nn, optim, plots, training
 from tinybnn import functional as F
-from tinybnn.kernels import fused, pointwise, xnor
+from tinybnn.kernels import xnor
 from tinybnn.kernels.bits import pack, unpack, words_for
+from tinybnn.kernels.floats import fused, pointwise
 from tinybnn.tensor import trace
 
 numba.set_num_threads(1)
@@ -812,9 +813,9 @@ assert np.array_equal(floats, output.data.transpose(0, 2, 3, 1))
 assert np.array_equal(unpack(bits, 64), next_signs.transpose(0, 2, 3, 1))
 
 # %% [markdown]
-# The last step is to join product and program. `kernels.fused` makes the sums of a few pixels in
-# memory that stays in the cache, lets the program turn them into floats and bits, and goes on with
-# the next few pixels. An array of all sums does not exist. This is the task.
+# The last step is to join product and program. `kernels.floats.fused` makes the sums of a few
+# pixels in memory that stays in the cache, lets the program turn them into floats and bits, and
+# goes on with the next few pixels. An array of all sums does not exist. This is the task.
 
 
 # %%

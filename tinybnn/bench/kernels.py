@@ -8,7 +8,7 @@ import numpy as np
 
 from tinybnn.bench.peers import torch_depthwise
 from tinybnn.bench.rounds import Target, compare, contender
-from tinybnn.kernels import bits, depthwise, xnor
+from tinybnn.kernels.signs import bits, depthwise, xnor
 
 # M, N, K of a product [M, K] x [N, K], and the share of the peak that it should reach on a core.
 PRODUCTS = (

@@ -19,7 +19,8 @@ from tinybnn.bench.peers import blas_threads, is_installed, load_torch, versions
 from tinybnn.bench.rounds import Settings, rest
 from tinybnn.bench.startup import startup
 from tinybnn.bench.training import training
-from tinybnn.kernels import threads, xnor
+from tinybnn.kernels.machine import threads
+from tinybnn.kernels.signs import xnor
 
 GROUPS = ("kernels", "depthwise", "models", "startup", "train")
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from tinybnn.kernels import xnor
+from tinybnn.kernels.signs import xnor
 
 _PAUSE = 0.02  # seconds; threads that spin show within this time
 _MOST_PAUSES = 10

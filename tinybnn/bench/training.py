@@ -23,7 +23,7 @@ from tinybnn import analysis, models, nn, optim
 from tinybnn import functional as F
 from tinybnn.bench.rounds import Target, compare, contender
 from tinybnn.bench.torch_training import TorchTraining, variants
-from tinybnn.kernels import memory, threads
+from tinybnn.kernels.machine import memory, threads
 from tinybnn.nn.layers import channels_last
 from tinybnn.tensor import Tensor
 

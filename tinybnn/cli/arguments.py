@@ -67,7 +67,7 @@ def add_threads(command, text="(one a core); the result is the same"):
 def threads(text):
     """A number of threads that there can be."""
     value = whole(1)(text)
-    from tinybnn.kernels.threads import most
+    from tinybnn.kernels.machine.threads import most
 
     if value > most():
         raise argparse.ArgumentTypeError(

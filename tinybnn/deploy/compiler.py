@@ -51,7 +51,7 @@ from tinybnn.deploy.trace import (
     trace_model,
 )
 from tinybnn.deploy.verify import DifferentError, compare, verify
-from tinybnn.kernels import bits
+from tinybnn.kernels.signs import bits
 from tinybnn.nn.binary import OnesOfOneSample
 from tinybnn.nn.module import warn_of_unregistered
 from tinybnn.quantizers import ApproxSign, EdeSign, Quantize, SteSign, SwishSign

@@ -26,11 +26,11 @@ from tinybnn.datasets import check_brightness
 from tinybnn.deploy.plan import make_plan
 from tinybnn.deploy.runtime import Profile, Workspace, block_size, carry_out
 from tinybnn.deploy.shapes import expect_results, infer
-from tinybnn.kernels import bits, pooling, xnor
-from tinybnn.kernels.layout import described
-from tinybnn.kernels.threads import count as thread_count
-from tinybnn.kernels.threads import num_threads
-from tinybnn.kernels.thresholds import threshold as compare_sums
+from tinybnn.kernels.machine.layout import described
+from tinybnn.kernels.machine.threads import count as thread_count
+from tinybnn.kernels.machine.threads import num_threads
+from tinybnn.kernels.signs import bits, pooling, xnor
+from tinybnn.kernels.signs.thresholds import threshold as compare_sums
 
 # ---------------------------------------------------------------------------------- the operations
 
@@ -432,7 +432,7 @@ class PackedModel:
         out : (N, ...) float32, optional
             To be written to.
         threads : int, optional
-            Number of threads; by default what `kernels.threads.num_threads` says. It has no
+            Number of threads; by default what `kernels.machine.threads.num_threads` says. It has no
             influence on the result either.
 
         Returns

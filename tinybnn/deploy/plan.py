@@ -23,19 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinybnn.deploy.shapes import BITS, FLAT, FLOAT, SUMS, Value, infer
-from tinybnn.kernels import (
-    bits,
-    channel_order,
-    depthwise,
-    float_pooling,
-    fused,
-    pointwise,
-    pooling,
-    signed,
-    thresholds,
-    xnor,
-)
-from tinybnn.kernels.layout import for_kernel
+from tinybnn.kernels.floats import fused, pointwise, signed
+from tinybnn.kernels.machine.layout import for_kernel
+from tinybnn.kernels.signs import bits, depthwise, pooling, thresholds, xnor
+from tinybnn.kernels.training import channel_order, float_pooling
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import time
 import numpy as np
 
 from tinybnn import tables
-from tinybnn.kernels import threads
-from tinybnn.kernels.memory import empty
+from tinybnn.kernels.machine import threads
+from tinybnn.kernels.machine.memory import empty
 
 _CACHE = 1 << 20  # bytes of results that a block of samples may have in work at a time
 _LEAST = 8  # samples of a block: with fewer, small images are too little work for a call

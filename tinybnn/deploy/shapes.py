@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinybnn.kernels.bits import words_for
+from tinybnn.kernels.machine.layout import words_for
 from tinybnn.tensor import COMPARISONS
 
 MOST_BYTES = 1 << 28  # of one sample's result of a step, as float32; with its padding

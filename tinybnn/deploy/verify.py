@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinybnn.deploy.trace import evaluate, trace_model
-from tinybnn.kernels.exact import identical
+from tinybnn.kernels.machine.exact import identical
 
 
 class DifferentError(AssertionError):

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from tinybnn import datasets, deploy, models, nn, optim, plots, runs, training
-from tinybnn.kernels import exact
+from tinybnn.kernels.machine import exact
 from tinybnn.tensor import Tensor, no_grad
 
 

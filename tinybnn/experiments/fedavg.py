@@ -184,7 +184,7 @@ def run(out, config, arms=None, threads=None, progress=True, say=print):
         If the folder holds a run with another configuration, or something else; if an arm is
         unknown.
     """
-    from tinybnn.kernels.threads import num_threads
+    from tinybnn.kernels.machine.threads import num_threads
 
     arms = list(ARMS) if arms is None else list(arms)
     if unknown := [arm for arm in arms if arm not in ARMS]:

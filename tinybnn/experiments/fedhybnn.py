@@ -157,7 +157,7 @@ def run(out, config, seeds=1, threads=None, progress=True, say=print):
     ValueError
         If the folder holds a run with another configuration, or something else.
     """
-    from tinybnn.kernels.threads import num_threads
+    from tinybnn.kernels.machine.threads import num_threads
 
     out = Path(out)
     data = features.load(config.dataset, config.limit)
@@ -228,7 +228,7 @@ def _seed(out, seed, config, data, threads, progress, say):
 
 def _codes_of(classes, words, images, bits):
     """The codes of some classes as a Dataset of bits, whose labels are 0, 1, ..."""
-    from tinybnn.kernels.bits import unpack
+    from tinybnn.kernels.signs.bits import unpack
 
     rows = np.flatnonzero(np.isin(images.labels, classes))
     ones = (unpack(words[rows], bits, np.int8) > 0).astype(np.uint8)

@@ -264,7 +264,7 @@ def _write(array, field):
         return _little_endian(array.astype(field.encoding, copy=False))
     if not array.size:
         return b""
-    from tinybnn.kernels import bits  # compiled at the first use
+    from tinybnn.kernels.signs import bits  # compiled at the first use
 
     return bits.to_bytes(bits.pack(array), array.shape[1]).tobytes()
 
@@ -278,7 +278,7 @@ def _read(name, field, data):
     rows, count = field.shape
     if not field.nbytes:
         return np.empty(field.shape, np.int8)
-    from tinybnn.kernels import bits
+    from tinybnn.kernels.signs import bits
 
     try:
         words = bits.from_bytes(np.frombuffer(data, np.uint8).reshape(rows, -1), count)

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from tinybnn.kernels import layout
+from tinybnn.kernels.machine import layout
 from tinybnn.tensor import (
     OF_NUMPY,
     Function,
@@ -38,7 +38,7 @@ def _gated(grad, values, low, high):
     flat = _flat(grad, values)
     if flat is None:
         return None
-    from tinybnn.kernels import straight_through  # compiled at the first use
+    from tinybnn.kernels.training import straight_through  # compiled at the first use
 
     return layout.like(values, straight_through.gated_gradient(*flat, low, high))
 
@@ -56,7 +56,7 @@ def _channel_rows(weight, *arrays):
 
 @functools.cache
 def _kernels():
-    from tinybnn.kernels import activations  # compiled at the first use
+    from tinybnn.kernels.training import activations  # compiled at the first use
 
     return activations
 

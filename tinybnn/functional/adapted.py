@@ -13,7 +13,7 @@ import functools
 
 import numpy as np
 
-from tinybnn.kernels import layout
+from tinybnn.kernels.machine import layout
 from tinybnn.tensor import Function, Tensor, as_array, mean, reshape, sqrt, where
 from tinybnn.tensor import grad as gradients
 
@@ -22,7 +22,7 @@ _FEW = 4096  # numbers that NumPy is done with before a kernel is called
 
 @functools.cache
 def _kernels():
-    from tinybnn.kernels import activations  # compiled at the first use
+    from tinybnn.kernels.training import activations  # compiled at the first use
 
     return activations
 

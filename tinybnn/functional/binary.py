@@ -6,7 +6,7 @@ will use too, and the packed signs are what the backward pass gets to see. The s
 pass are integers, so nothing changes but time and memory: `packed_products` switches between the
 two ways, and training gives the same bits either way.
 
-The gradients are products of floats with signs (`kernels.sign_gradients`), times the
+The gradients are products of floats with signs (`kernels.training.sign_gradients`), times the
 pseudo-gradients of the two quantizers. What is written as a rule, on Tensors, is the composition of
 quantizers and convolution that these functions stand for.
 """
@@ -22,7 +22,7 @@ import numpy as np
 
 from tinybnn.functional.convolution import ConvInput, ConvWeight, Geometry, conv2d
 from tinybnn.functional.linear import linear
-from tinybnn.kernels.memory import empty
+from tinybnn.kernels.machine.memory import empty
 from tinybnn.tensor import Function, Tensor, as_array, pad, reshape
 from tinybnn.tensor import grad as gradients
 
@@ -242,7 +242,9 @@ class SignConv2d(_Signs):
 @functools.cache
 def _kernels():
     """The modules of kernels, imported when a layer is trained first: Numba takes its time."""
-    from tinybnn.kernels import bits, depthwise, fused, input_gradient, weight_gradient, xnor
+    from tinybnn.kernels.floats import fused
+    from tinybnn.kernels.signs import bits, depthwise, xnor
+    from tinybnn.kernels.training import input_gradient, weight_gradient
 
     return SimpleNamespace(
         bits=bits, depthwise=depthwise, fused=fused, input_gradient=input_gradient,

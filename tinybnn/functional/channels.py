@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinybnn.functional.convolution import empty_image
-from tinybnn.kernels import layout
+from tinybnn.kernels.machine import layout
 from tinybnn.tensor import Function
 
 
@@ -23,7 +23,7 @@ class TakeChannels(Function):
         result = empty_image((len(x), len(index), *x.shape[2:]), x.dtype)
         taken, images = result.transpose(0, 2, 3, 1), layout.channels_inside(x)
         if images is not None:
-            from tinybnn.kernels import channel_order  # compiled at the first use
+            from tinybnn.kernels.training import channel_order  # compiled at the first use
 
             channel_order.take_channels(images, index, taken)
         else:  # in any other mode than this one, NumPy fills a copy of `out` first
@@ -44,7 +44,7 @@ class AddChannels(Function):
         result = empty_image((len(x), channels, *x.shape[2:]), x.dtype)
         sums, images = result.transpose(0, 2, 3, 1), layout.channels_inside(x)
         if images is not None:
-            from tinybnn.kernels import channel_order  # compiled at the first use
+            from tinybnn.kernels.training import channel_order  # compiled at the first use
 
             channel_order.add_channels(images, index, sums)
             return result

@@ -14,7 +14,8 @@ Images are (N, C, H, W) in shape and channels-last in memory: a view without a c
 into contiguous (N, H, W, C) arrays, on which the work is done.
 
 What each Function computes stands in it as a product with a matrix of patches. It is computed in
-this way for float64; arrays of float32 go to `kernels.convolution`, which does the same faster.
+this way for float64; arrays of float32 go to `kernels.floats.convolution`, which does the same
+faster.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinybnn.functional.linear import check_bias, ordered_product
-from tinybnn.kernels.memory import empty
+from tinybnn.kernels.machine.memory import empty
 from tinybnn.tensor import Function, plain, reshape
 
 
@@ -128,7 +129,7 @@ def _products(a, b, fixed_order):
 
 def _conv2d_in_fixed_order(x, weight, geometry):
     """The same sums as products of patches in fixed order, without patches; float32 only."""
-    from tinybnn.kernels import signed
+    from tinybnn.kernels.floats import signed
 
     x, weight = x.astype(np.float32, copy=False), weight.astype(np.float32, copy=False)
     prepared = signed.prepare_conv2d(
@@ -141,7 +142,7 @@ def _kernels(a, b):
     """The module of convolutions that are compiled, if there are some for these arrays."""
     if a.dtype != np.float32 or b.dtype != np.float32:
         return None
-    from tinybnn.kernels import convolution
+    from tinybnn.kernels.floats import convolution
 
     return convolution
 

@@ -33,9 +33,9 @@ def linear(x, weight, bias=None, *, fixed_order=False):
     weight : (out_features, in_features)
     bias : (out_features,), optional
     fixed_order : bool
-        Evaluate the sums in one fixed order (`kernels.signed.ordered_matmul`) rather than by BLAS,
-        whose order depends on the batch. Layers in eval mode do, so that a packed model can give
-        the same floats.
+        Evaluate the sums in one fixed order (`kernels.floats.signed.ordered_matmul`) rather than by
+        BLAS, whose order depends on the batch. Layers in eval mode do, so that a packed model can
+        give the same floats.
     """
     shape, expected = np.shape(x), np.shape(weight)
     if len(expected) != 2 or not shape or shape[-1] != expected[1]:
@@ -59,7 +59,7 @@ def check_bias(name, bias, outputs):
 
 def ordered_product(a, b):
     """The product whose sums run in one fixed order; compiled at its first use."""
-    from tinybnn.kernels.signed import ordered_matmul
+    from tinybnn.kernels.floats.signed import ordered_matmul
 
     dtype = np.result_type(a, b)
     return ordered_matmul(a.astype(dtype, copy=False), b.astype(dtype, copy=False))

@@ -43,7 +43,7 @@ class CrossEntropy(Function):
     """-sum over classes of q log softmax(x), q = (1 - smoothing) at the label, + smoothing / C.
 
     The gradient of a sample's loss is softmax(x) - q. Small float32 arrays go through
-    `kernels.losses`.
+    `kernels.training.losses`.
     """
 
     def forward(self, x, labels, smoothing, reduction):
@@ -51,7 +51,7 @@ class CrossEntropy(Function):
         self.share = 1.0 / len(x) if reduction == "mean" else 1.0
         self.slopes = None
         if x.dtype == np.float32 and x.size <= 1 << 14:
-            from tinybnn.kernels import losses as kernels  # compiled at the first use
+            from tinybnn.kernels.training import losses as kernels  # compiled at the first use
 
             losses, self.slopes = kernels.cross_entropy(x, labels, smoothing)
         else:

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from tinybnn.kernels import layout
+from tinybnn.kernels.machine import layout
 from tinybnn.tensor import Function, as_array, mean, plain, reshape, sqrt, sum, var
 
 
@@ -18,7 +18,7 @@ class BatchNorm(Function):
     part that a shift or a change of scale of the batch would have: Ioffe and Szegedy 2015,
     section 3. The running statistics then take a share of them.
 
-    float32 arrays that are channels-last in memory go through `kernels.normalization`.
+    float32 arrays that are channels-last in memory go through `kernels.training.normalization`.
     """
 
     fresh = True
@@ -81,7 +81,7 @@ class BatchNorm(Function):
 
 @functools.cache
 def _kernels():
-    from tinybnn.kernels import normalization
+    from tinybnn.kernels.training import normalization
 
     return normalization
 

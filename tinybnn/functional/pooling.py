@@ -7,7 +7,7 @@ import functools
 import numpy as np
 
 from tinybnn.functional.convolution import empty_image, pair
-from tinybnn.kernels import layout
+from tinybnn.kernels.machine import layout
 from tinybnn.tensor import Function, as_array
 
 
@@ -173,7 +173,7 @@ class AvgUnpool2d(Function):
 
 @functools.cache
 def _kernels():
-    from tinybnn.kernels import float_pooling  # compiled at the first use
+    from tinybnn.kernels.training import float_pooling  # compiled at the first use
 
     return float_pooling
 

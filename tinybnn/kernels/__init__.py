@@ -1,1 +1,6 @@
-"""Arrays in, arrays out. Import the files of this room where they are used: Numba loads late."""
+"""Arrays in, arrays out: all Numba code, in four rooms, each of which imports only those before it.
+
+`machine` (vectors, threads, memory), `signs` (bits and their products), `floats` (ordered sums,
+elementwise programs, convolutions), `training` (gradients, normalisation, optimizers). Import the
+files where they are used: Numba loads late.
+"""

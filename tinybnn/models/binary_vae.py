@@ -444,7 +444,7 @@ class BinaryVAE(nn.Module):
 
     def encode_packed(self, x, batch_size=256):
         """The codes of `encode` as bits: (N, words) uint64, rows padded to whole words."""
-        from tinybnn.kernels import bits  # compiled at the first use
+        from tinybnn.kernels.signs import bits  # compiled at the first use
 
         return self._in_batches(
             lambda x: bits.pack(self.encoder(Tensor(x)).data),

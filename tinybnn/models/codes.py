@@ -49,7 +49,7 @@ def save_codes(path, words, bits, labels=None, info=None):
     int
         Bytes written.
     """
-    from tinybnn.kernels.bits import to_bytes  # compiled at the first use
+    from tinybnn.kernels.signs.bits import to_bytes  # compiled at the first use
 
     if np.ndim(words) != 2:
         raise ValueError(f"save_codes: words must be (N, words), got shape {np.shape(words)}")
@@ -78,7 +78,7 @@ def load_codes(path):
     StorageError
         If the file is damaged or holds something else.
     """
-    from tinybnn.kernels.bits import from_bytes
+    from tinybnn.kernels.signs.bits import from_bytes
 
     arrays, metadata = storage.load(path, kind=_KIND, version=_VERSION)
     with storage.expecting(path, "file of codes"):

@@ -17,7 +17,7 @@ from tinybnn import functional as F
 from tinybnn.experiments.bdnet.arms import TABLE_2
 from tinybnn.experiments.bdnet.instability import first_batches, layer_statistics
 from tinybnn.experiments.run_folder import kept
-from tinybnn.kernels.exact import identical
+from tinybnn.kernels.machine.exact import identical
 from tinybnn.quantizers import EdeSign
 from tinybnn.tensor import no_grad
 
@@ -55,7 +55,7 @@ def train_arm(folder, arm, config, seed, data, threads=None, progress=True, abou
 
 
 def _train_arm(folder, arm, config, seed, data, threads, progress):
-    from tinybnn.kernels.threads import num_threads
+    from tinybnn.kernels.machine.threads import num_threads
 
     train, test = data
     batches, shape = first_batches(train), train.images.shape[1:]

@@ -150,7 +150,7 @@ def run(out, config, estimators=tuple(ESTIMATORS), threads=None, progress=True, 
 
 def _measure(out, name, config, train, test, threads, progress):
     """Train with one estimator; its bounds on test images, as positive nats."""
-    from tinybnn.kernels.threads import num_threads
+    from tinybnn.kernels.machine.threads import num_threads
 
     codes, published = ESTIMATORS[name]
     rng = np.random.default_rng(config.seed)

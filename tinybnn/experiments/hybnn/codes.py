@@ -23,7 +23,7 @@ def statistics(words, bits):
         ``used``, bits that are not constant; ``distinct`` codes; ``entropy``, of a bit in the mean,
         in bits; ``mean_correlation``, of absolute values over all pairs of used bits.
     """
-    from tinybnn.kernels.bits import unpack
+    from tinybnn.kernels.signs.bits import unpack
 
     codes = unpack(words, bits)
     mean = codes.mean(0, dtype=np.float64)
@@ -65,7 +65,7 @@ def nearest(queries, words, bits, count=1, block=256):
         Positions in `words`, nearest first.
     distances : (M, count) int
     """
-    from tinybnn.kernels.xnor import xnor_matmul
+    from tinybnn.kernels.signs.xnor import xnor_matmul
 
     rows = np.empty((len(queries), count), np.int64)
     distances = np.empty((len(queries), count), np.int64)

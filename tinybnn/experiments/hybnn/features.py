@@ -120,7 +120,10 @@ def train_vae(
     History
         Rows with epoch, reconstruction and rate (means over the epoch, nats) and seconds.
     """
-    from tinybnn.kernels.threads import num_threads, one_blas_thread  # compiled at the first use
+    from tinybnn.kernels.machine.threads import (  # compiled at the first use
+        num_threads,
+        one_blas_thread,
+    )
 
     loader = datasets.DataLoader(
         images, batch_size(len(images)), shuffle=True, drop_last=True,
@@ -210,7 +213,7 @@ def codes(folder, vae, data):
 
 def thresholded_pixels(x):
     """Images (B, C, H, W) in [0, 1] -> the bits x >= 0.5, as words."""
-    from tinybnn.kernels import bits
+    from tinybnn.kernels.signs import bits
 
     return bits.pack(x.reshape(len(x), -1) - np.float32(0.5))
 
@@ -220,7 +223,7 @@ def random_projection(train, count, rng):
 
     The mean is that of each pixel over the training images, so that a bit is about balanced.
     """
-    from tinybnn.kernels import bits
+    from tinybnn.kernels.signs import bits
 
     flat = train.images.reshape(len(train), -1)
     mean = (flat.mean(0) / train.maximum).astype(np.float32)

@@ -51,7 +51,7 @@ class CodeLoader:
         return whole + (rest > 0 and self.rng is None)
 
     def __iter__(self):
-        from tinybnn.kernels.bits import unpack
+        from tinybnn.kernels.signs.bits import unpack
 
         count = len(self.labels)
         order = np.arange(count) if self.rng is None else self.rng.permutation(count)

@@ -11,9 +11,9 @@ from tinybnn import functional as F
 from tinybnn.experiments.demo import best_seconds, float_logits
 from tinybnn.experiments.hybnn.features import batch_size
 from tinybnn.experiments.hybnn.networks import ARMS, tasks_of
-from tinybnn.kernels import bits
-from tinybnn.kernels.exact import identical
-from tinybnn.kernels.threads import num_threads, one_blas_thread
+from tinybnn.kernels.machine.exact import identical
+from tinybnn.kernels.machine.threads import num_threads, one_blas_thread
+from tinybnn.kernels.signs import bits
 from tinybnn.models import BinaryVAE, HyBNN
 from tinybnn.tensor import Tensor
 

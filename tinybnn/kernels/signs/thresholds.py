@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn.kernels import parallel
-from tinybnn.kernels.bits import pack_reference, words_for
-from tinybnn.kernels.checks import check_vector, out_array
-from tinybnn.kernels.layout import for_kernel
-from tinybnn.kernels.simd import INTEGERS, at_most, inlined, kernel, load
-from tinybnn.kernels.threads import tasks_for
+from tinybnn.kernels.machine import parallel
+from tinybnn.kernels.machine.checks import check_vector, out_array
+from tinybnn.kernels.machine.layout import for_kernel
+from tinybnn.kernels.machine.simd import INTEGERS, at_most, inlined, kernel, load
+from tinybnn.kernels.machine.threads import tasks_for
+from tinybnn.kernels.signs.bits import pack_reference, words_for
 
 _SPEED = 1e10  # sums a second, of a fast core
 _PART = 256  # rows that are compared in all channels before the next ones: they stay in cache

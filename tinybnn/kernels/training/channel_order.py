@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn.kernels import parallel, threads
-from tinybnn.kernels.layout import described, for_kernel
-from tinybnn.kernels.simd import kernel
+from tinybnn.kernels.machine import parallel, threads
+from tinybnn.kernels.machine.layout import described, for_kernel
+from tinybnn.kernels.machine.simd import kernel
 
 _GRAIN = 1 << 16  # floats below which a second thread costs time
 _LONG = 8  # channels of a run that pays for its own loop

@@ -24,11 +24,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinybnn.kernels import exact
-from tinybnn.kernels.bits import pack_reference, words_for
-from tinybnn.kernels.layout import for_kernel
-from tinybnn.kernels.memory import on_lines
-from tinybnn.kernels.simd import (
+from tinybnn.kernels.machine import exact
+from tinybnn.kernels.machine.layout import for_kernel
+from tinybnn.kernels.machine.memory import on_lines
+from tinybnn.kernels.machine.simd import (
     BLOCK,
     absolute,
     inlined,
@@ -44,7 +43,8 @@ from tinybnn.kernels.simd import (
     store_signs,
     zero_block,
 )
-from tinybnn.kernels.simd import FLOATS as LANES
+from tinybnn.kernels.machine.simd import FLOATS as LANES
+from tinybnn.kernels.signs.bits import pack_reference, words_for
 
 _ALL_ONES = np.uint64(2**64 - 1)
 

@@ -9,6 +9,19 @@ are not float32 get None: they are left to the plain rule that the kernel stands
 import numpy as np
 
 
+def words_for(count: int) -> int:
+    """Number of 64-bit words that hold ``count`` bits: ``ceil(count / 64)``.
+
+    Raises
+    ------
+    ValueError
+        If ``count`` is negative.
+    """
+    if count < 0:
+        raise ValueError(f"words_for: count must not be negative, got {count}")
+    return (count + 63) // 64
+
+
 def for_kernel(array):
     """The array as a kernel reads it: itself, or a copy if it lies in memory in another way.
 

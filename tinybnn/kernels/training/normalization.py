@@ -22,10 +22,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinybnn.kernels import parallel, threads
-from tinybnn.kernels.layout import for_kernel
-from tinybnn.kernels.memory import empty, empty_like
-from tinybnn.kernels.simd import (
+from tinybnn.kernels.machine import parallel, threads
+from tinybnn.kernels.machine.layout import for_kernel
+from tinybnn.kernels.machine.memory import empty, empty_like
+from tinybnn.kernels.machine.simd import (
     BLOCK,
     FLOATS,
     kernel,

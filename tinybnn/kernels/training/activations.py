@@ -18,10 +18,10 @@ import functools
 
 import numpy as np
 
-from tinybnn.kernels import parallel, threads
-from tinybnn.kernels.layout import for_kernel
-from tinybnn.kernels.memory import empty, empty_like, on_lines
-from tinybnn.kernels.simd import inlined, kernel
+from tinybnn.kernels.machine import parallel, threads
+from tinybnn.kernels.machine.layout import for_kernel
+from tinybnn.kernels.machine.memory import empty, empty_like, on_lines
+from tinybnn.kernels.machine.simd import inlined, kernel
 
 _GRAIN = 1 << 17  # floats below which a second thread costs time
 _BLOCK_FLOATS, _MOST_BLOCKS = 1 << 15, 16  # of rows that are summed together

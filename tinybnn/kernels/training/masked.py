@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn.kernels.selection import add_where, compress, count_ones, nonzero
-from tinybnn.kernels.simd import (
+from tinybnn.kernels.machine.selection import add_where, compress, count_ones, nonzero
+from tinybnn.kernels.machine.simd import (
     FLOATS,
     inlined,
     load,

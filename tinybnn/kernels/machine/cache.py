@@ -36,7 +36,7 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
-from tinybnn.kernels import compilation
+from tinybnn.kernels.machine import compilation
 
 _MAGIC = b"tinybnn kernel 1"
 _DIGEST = hashlib.sha256().digest_size
@@ -53,7 +53,7 @@ class CacheWarning(RuntimeWarning):
 def kernel(function=None, *, parallel=False, allocates=True):
     """``numba.njit`` for kernels: cached on disk, without the GIL.
 
-    The cache is stale as soon as the kernel's file or one that it imports from this folder changes.
+    The cache is stale as soon as the kernel's file or one of this package that it imports changes.
     A kernel without a file (typed into a notebook, say) is not cached.
 
     ``allocates=False`` promises that the kernel makes no arrays. Numba then leaves out the counting
@@ -96,30 +96,31 @@ def inlined(function):
 
 # -------------------------------------------------------------------------------------------- stamp
 
-_IMPORT = re.compile(
-    r"^from tinybnn\.kernels(?:\.(\w+) import| import (\([^)]*\)|.*))", re.MULTILINE
-)
+_KERNELS = Path(__file__).parents[1]
+_IMPORT = re.compile(r"^from tinybnn\.kernels((?:\.\w+)*) import (\([^)]*\)|.*)", re.MULTILINE)
 
 
 def _stamp(file):
-    """A hash of a kernel's file and of all files of this folder that it is made of."""
+    """A hash of a kernel's file and of all kernels' files that it is made of."""
     digests, left = {}, [file]
     while left:
         path = left.pop()
         if path not in digests:
             status = path.stat()  # a file that has changed meanwhile is read again
-            digests[path], names = _source(path, status.st_mtime_ns, status.st_size)
-            left.extend(Path(__file__).with_name(f"{name}.py") for name in names)
+            digests[path], imported = _source(path, status.st_mtime_ns, status.st_size)
+            left.extend(imported)
     return hashlib.sha256(b"".join(sorted(digests.values()))).hexdigest()
 
 
 @functools.lru_cache(maxsize=256)
 def _source(file, mtime, size):
-    """A hash of a file, and the names of the files of this folder that it imports from."""
-    data, names = file.read_bytes(), []
-    for one, several in _IMPORT.findall(data.decode("utf-8")):
-        names.extend([one] if one else re.findall(r"\w+", several))
-    return hashlib.sha256(data).digest(), names
+    """A hash of a file, and the kernels' files that it imports from."""
+    data, files = file.read_bytes(), []
+    for dotted, names in _IMPORT.findall(data.decode("utf-8")):
+        place = _KERNELS.joinpath(*dotted.split(".")[1:])
+        files.append(place.with_suffix(".py"))  # names in a file, or files in a room
+        files.extend(place / f"{name}.py" for name in re.findall(r"\w+", names))
+    return hashlib.sha256(data).digest(), [path for path in files if path.is_file()]
 
 
 # -------------------------------------------------------------------------------------------- cache

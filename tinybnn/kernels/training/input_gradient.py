@@ -17,10 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinybnn.kernels import convolution, parallel
-from tinybnn.kernels.bits import unpack, unpack_reference, words_for
-from tinybnn.kernels.checks import check_row, check_words, out_array, pair
-from tinybnn.kernels.lookup import (
+from tinybnn.kernels.floats import convolution
+from tinybnn.kernels.machine import parallel
+from tinybnn.kernels.machine.checks import check_row, check_words, out_array, pair
+from tinybnn.kernels.machine.memory import empty
+from tinybnn.kernels.machine.simd import FLOATS, inlined, kernel, splat, store_four, zero_floats
+from tinybnn.kernels.signs.bits import unpack, unpack_reference, words_for
+from tinybnn.kernels.training.lookup import (
     LANES,
     PATTERNS,
     POWERS,
@@ -30,16 +33,14 @@ from tinybnn.kernels.lookup import (
     product,
     turn,
 )
-from tinybnn.kernels.masked import add_listed, list_nonzero
-from tinybnn.kernels.memory import empty
-from tinybnn.kernels.sign_gradients import (
+from tinybnn.kernels.training.masked import add_listed, list_nonzero
+from tinybnn.kernels.training.sign_gradients import (
     Geometry,
     as_image,
     check_geometry,
     choose_method,
     tasks_for_products,
 )
-from tinybnn.kernels.simd import FLOATS, inlined, kernel, splat, store_four, zero_floats
 
 _BAND_BYTES = 1 << 20  # tables of the input gradient that are kept at a time, as far as possible
 

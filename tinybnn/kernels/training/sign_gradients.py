@@ -26,10 +26,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinybnn.kernels import threads
-from tinybnn.kernels.checks import check_groups, output_size, pair
-from tinybnn.kernels.layout import for_kernel
-from tinybnn.kernels.simd import cpu_features
+from tinybnn.kernels.machine import threads
+from tinybnn.kernels.machine.checks import check_groups, output_size, pair
+from tinybnn.kernels.machine.layout import for_kernel
+from tinybnn.kernels.machine.simd import cpu_features
 
 METHODS = "lookup", "masked", "float"
 _GRAIN = 1 << 22  # products (some 15 microseconds) below which a second thread costs time

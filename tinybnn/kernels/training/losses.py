@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn.kernels.layout import for_kernel
-from tinybnn.kernels.memory import empty_like
-from tinybnn.kernels.simd import kernel
+from tinybnn.kernels.machine.layout import for_kernel
+from tinybnn.kernels.machine.memory import empty_like
+from tinybnn.kernels.machine.simd import kernel
 
 
 def cross_entropy(x, labels, smoothing):

@@ -27,9 +27,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn.kernels.memory import on_lines
-from tinybnn.kernels.selection import look_up, next_four, or_where
-from tinybnn.kernels.simd import (
+from tinybnn.kernels.machine.memory import on_lines
+from tinybnn.kernels.machine.selection import look_up, next_four, or_where
+from tinybnn.kernels.machine.simd import (
     FLOATS,
     cpu_features,
     inlined,

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn.kernels import parallel
-from tinybnn.kernels.bits import pack_reference, unpack_reference
-from tinybnn.kernels.checks import (
+from tinybnn.kernels.machine import parallel
+from tinybnn.kernels.machine.checks import (
     check_row,
     check_vector,
     check_words,
@@ -24,9 +23,10 @@ from tinybnn.kernels.checks import (
     output_size,
     pair,
 )
-from tinybnn.kernels.layout import for_kernel
-from tinybnn.kernels.simd import WORDS, inlined, kernel, load, store
-from tinybnn.kernels.threads import tasks_for
+from tinybnn.kernels.machine.layout import for_kernel
+from tinybnn.kernels.machine.simd import WORDS, inlined, kernel, load, store
+from tinybnn.kernels.machine.threads import tasks_for
+from tinybnn.kernels.signs.bits import pack_reference, unpack_reference
 
 _SPEED = 4e9  # words that a fast core combines a second
 

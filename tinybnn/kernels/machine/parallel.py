@@ -25,8 +25,8 @@ from numba import _dispatcher, prange, types
 from numba.core import cgutils
 from numba.core.extending import intrinsic
 
-from tinybnn.kernels import threads
-from tinybnn.kernels.simd import kernel
+from tinybnn.kernels.machine import threads
+from tinybnn.kernels.machine.simd import kernel
 
 _MOST_BYTES = 1 << 14  # of all arguments of a kernel; an array takes 56
 _CALLS_FROM_PYTHON = 3

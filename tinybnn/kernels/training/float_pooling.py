@@ -2,7 +2,7 @@
 
 Images are (N, H, W, C). The rules that these kernels stand in for are those of
 `functional.pooling`, and the numbers are theirs: the pixels of a window in row-major order, a
-gradient's shares in the order in which the rule adds them. (`kernels.pooling` is the same for
+gradient's shares in the order in which the rule adds them. (`kernels.signs.pooling` is the same for
 packed signs.)
 
 On the way back a kernel does not scatter over windows but gathers for each pixel, so that each
@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn.kernels import parallel, threads
-from tinybnn.kernels.layout import described, for_kernel
-from tinybnn.kernels.memory import empty
-from tinybnn.kernels.simd import kernel
+from tinybnn.kernels.machine import parallel, threads
+from tinybnn.kernels.machine.layout import described, for_kernel
+from tinybnn.kernels.machine.memory import empty
+from tinybnn.kernels.machine.simd import kernel
 
 MOST_TAPS = 255  # pixels of a window; their numbers are bytes
 _GRAIN = 1 << 18  # floats below which a second thread costs time

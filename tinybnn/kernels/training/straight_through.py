@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn.kernels import parallel, threads
-from tinybnn.kernels.bits import pack_reference, unpack_reference, words_for
-from tinybnn.kernels.layout import for_kernel
-from tinybnn.kernels.memory import empty, empty_like
-from tinybnn.kernels.simd import inlined, kernel
+from tinybnn.kernels.machine import parallel, threads
+from tinybnn.kernels.machine.layout import for_kernel
+from tinybnn.kernels.machine.memory import empty, empty_like
+from tinybnn.kernels.machine.simd import inlined, kernel
+from tinybnn.kernels.signs.bits import pack_reference, unpack_reference, words_for
 
 _GRAIN = 1 << 18  # floats below which a second thread costs time
 

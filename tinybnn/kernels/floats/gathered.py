@@ -28,7 +28,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.extending import intrinsic, overload
 
-from tinybnn.kernels.simd import (
+from tinybnn.kernels.machine.simd import (
     FLOATS,
     cpu_features,
     inlined,

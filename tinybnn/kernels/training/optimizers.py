@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn.kernels import parallel, threads
-from tinybnn.kernels.layout import described, for_kernel
-from tinybnn.kernels.simd import kernel
+from tinybnn.kernels.machine import parallel, threads
+from tinybnn.kernels.machine.layout import described, for_kernel
+from tinybnn.kernels.machine.simd import kernel
 
 _GRAIN = 1 << 17  # numbers below which a second thread costs time
 _NONE = np.empty(0, np.float32)

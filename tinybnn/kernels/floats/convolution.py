@@ -45,9 +45,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinybnn.kernels import parallel, threads
-from tinybnn.kernels.checks import out_array, pair
-from tinybnn.kernels.gathered import (
+from tinybnn.kernels.floats.gathered import (
     TOGETHER,
     TOGETHER_CHANNELWISE,
     channelwise_product,
@@ -56,9 +54,11 @@ from tinybnn.kernels.gathered import (
     panel_widths,
     product,
 )
-from tinybnn.kernels.layout import for_kernel
-from tinybnn.kernels.memory import empty
-from tinybnn.kernels.simd import FLOATS, inlined, kernel, load, store
+from tinybnn.kernels.machine import parallel, threads
+from tinybnn.kernels.machine.checks import out_array, pair
+from tinybnn.kernels.machine.layout import for_kernel
+from tinybnn.kernels.machine.memory import empty
+from tinybnn.kernels.machine.simd import FLOATS, inlined, kernel, load, store
 
 _UNIT_FLOATS = 1 << 16  # floats that the pixels of a unit see, about
 _UNIT_PIXELS = 256  # output pixels of a unit at least: each unit reads all weights

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.core.extending import intrinsic, overload
 
-from tinybnn.kernels.simd import FLOATS, call_llvm, cpu_features
+from tinybnn.kernels.machine.simd import FLOATS, call_llvm, cpu_features
 
 # ------------------------------------------------------------------------------ four bits: a number
 

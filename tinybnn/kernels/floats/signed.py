@@ -27,12 +27,11 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, overload
 
-from tinybnn.kernels import parallel, threads
-from tinybnn.kernels.bits import unpack_reference, words_for
-from tinybnn.kernels.checks import out_array, pair
-from tinybnn.kernels.layout import for_kernel
-from tinybnn.kernels.memory import empty, on_lines
-from tinybnn.kernels.simd import (
+from tinybnn.kernels.machine import parallel, threads
+from tinybnn.kernels.machine.checks import out_array, pair
+from tinybnn.kernels.machine.layout import for_kernel
+from tinybnn.kernels.machine.memory import empty, on_lines
+from tinybnn.kernels.machine.simd import (
     FLOATS,
     cpu_features,
     inlined,
@@ -44,6 +43,7 @@ from tinybnn.kernels.simd import (
     store_four,
     zero_floats,
 )
+from tinybnn.kernels.signs.bits import unpack_reference, words_for
 
 _GRAIN = 1 << 20  # multiplications (10 to 20 microseconds) below which a second thread costs time
 

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from tinybnn.kernels import depthwise, parallel, pointwise, signed, threads, xnor
-from tinybnn.kernels.bits import words_for
-from tinybnn.kernels.layout import described, for_kernel
-from tinybnn.kernels.memory import empty
-from tinybnn.kernels.simd import inlined, kernel
-from tinybnn.kernels.threads import tasks_for
+from tinybnn.kernels.floats import pointwise, signed
+from tinybnn.kernels.machine import parallel, threads
+from tinybnn.kernels.machine.layout import described, for_kernel
+from tinybnn.kernels.machine.memory import empty
+from tinybnn.kernels.machine.simd import inlined, kernel
+from tinybnn.kernels.machine.threads import tasks_for
+from tinybnn.kernels.signs import depthwise, xnor
+from tinybnn.kernels.signs.bits import words_for
 
 MOST_PRODUCERS = 3
 _CHUNK = 16384  # numbers that a program works on at a time, about: they stay in the second cache

@@ -17,22 +17,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinybnn.kernels import convolution, parallel
-from tinybnn.kernels.bits import (
-    pack_reference,
-    split_groups,
-    unpack,
-    unpack_reference,
-    words_for,
-)
-from tinybnn.kernels.checks import (
+from tinybnn.kernels.floats import convolution
+from tinybnn.kernels.machine import parallel
+from tinybnn.kernels.machine.checks import (
     check_padding_mode,
     check_row,
     check_words,
     out_array,
     pair,
 )
-from tinybnn.kernels.lookup import (
+from tinybnn.kernels.machine.memory import empty
+from tinybnn.kernels.machine.simd import FLOATS, inlined, kernel, load, splat, store, zero_floats
+from tinybnn.kernels.signs.bits import (
+    pack_reference,
+    split_groups,
+    unpack,
+    unpack_reference,
+    words_for,
+)
+from tinybnn.kernels.training.lookup import (
     LANES,
     PATTERNS,
     POWERS,
@@ -42,16 +45,14 @@ from tinybnn.kernels.lookup import (
     product,
     turn,
 )
-from tinybnn.kernels.masked import add_listed, list_nonzero
-from tinybnn.kernels.memory import empty
-from tinybnn.kernels.sign_gradients import (
+from tinybnn.kernels.training.masked import add_listed, list_nonzero
+from tinybnn.kernels.training.sign_gradients import (
     Geometry,
     as_image,
     check_geometry,
     choose_method,
     tasks_for_products,
 )
-from tinybnn.kernels.simd import FLOATS, inlined, kernel, load, splat, store, zero_floats
 
 _CHUNK = 8  # steps whose tables are in use at a time
 _LIST = 2048  # pixels of which a list is made at a time

@@ -6,9 +6,8 @@ argument.
 
 import numpy as np
 
-from tinybnn.kernels.bits import words_for
-from tinybnn.kernels.layout import described, for_kernel
-from tinybnn.kernels.memory import empty
+from tinybnn.kernels.machine.layout import described, for_kernel, words_for
+from tinybnn.kernels.machine.memory import empty
 
 MOST_TERMS = 2**31 - 1  # signs whose sum int32 always holds
 

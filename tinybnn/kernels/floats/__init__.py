@@ -1,0 +1,1 @@
+"""Floats: sums in a fixed order, elementwise programs, fused epilogues, convolutions."""

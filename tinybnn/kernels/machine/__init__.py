@@ -1,0 +1,1 @@
+"""What every kernel stands on: vectors, threads, memory, compiled code on disk."""

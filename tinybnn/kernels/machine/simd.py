@@ -1,0 +1,645 @@
+"""A small vocabulary for SIMD kernels in plain Python.
+
+A vector is a handful of *lanes* that one instruction works on: ``words`` are 8 lanes of uint64 (512
+signs), ``integers`` and ``floats`` 16 lanes of int32 and float32, ``blocks`` 128 lanes of float32:
+as many registers as keep an adder busy. A kernel written with the words below reads like the loop
+it replaces::
+
+    total = zero_words()
+    for k in range(length):
+        total += popcount(load(a, i + k) ^ load(b, j + k))
+
+Compiled by Numba, a vector is one LLVM vector value, which lives in a register: 512 bits wide
+where the CPU has AVX-512; elsewhere LLVM splits it into what there is, so the same source is
+correct on every CPU. With ``NUMBA_DISABLE_JIT=1`` a vector is a NumPy array of lanes, and the
+kernel can be stepped through in a debugger.
+
+Numba lets one add types: a type (`_Vector`), how a value of it looks in memory (`_VectorModel`: an
+LLVM vector), and functions that emit instructions (``@intrinsic``). Only operations that every CPU
+can do are here; LLVM ends the process when it is asked for an instruction that does not exist.
+
+Kernels are decorated with `kernel` and `inlined` of `cache`, which stand in place of
+``numba.njit``.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.datamodel import models
+from numba.core.extending import intrinsic, overload, register_model
+from numba.core.registry import cpu_target
+
+from tinybnn.kernels.machine import exact
+from tinybnn.kernels.machine.cache import inlined as inlined  # most kernels import them from here
+from tinybnn.kernels.machine.cache import kernel as kernel
+
+WORDS, INTEGERS, FLOATS, BLOCK = 8, 16, 16, 128  # lanes
+
+# --------------------------------------------------------------------------------------------- CPU
+
+
+@functools.cache
+def cpu_features():
+    """What the CPU that Numba compiles for can do, as LLVM calls it: {"avx2", "avx512f", ...}."""
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return frozenset(feature[1:] for feature in features.split(",") if feature.startswith("+"))
+
+
+# ------------------------------------------------------------------------------------------- types
+
+
+class _Vector(types.Type):
+    """The Numba type of a vector.
+
+    Attributes
+    ----------
+    element : Numba scalar type
+    lanes : int
+    """
+
+    def __init__(self, element, lanes):
+        self.element, self.lanes = element, lanes
+        super().__init__(name=f"Vector({element} x {lanes})")
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, vector):
+        super().__init__(manager, vector, _llvm(vector))
+
+
+def _llvm(vector):
+    """The LLVM type of a vector."""
+    if isinstance(vector.element, types.Float):
+        return ir.VectorType(ir.FloatType(), vector.lanes)
+    return ir.VectorType(ir.IntType(vector.element.bitwidth), vector.lanes)
+
+
+_words, _floats = _Vector(types.uint64, WORDS), _Vector(types.float32, FLOATS)
+_integers, _blocks = _Vector(types.int32, INTEGERS), _Vector(types.float32, BLOCK)
+
+
+def _vector_of(array):
+    """The vector type that is loaded from and stored to an array type; None if there is none."""
+    if isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C":
+        of = {types.uint64: _words, types.int32: _integers, types.float32: _floats}
+        return of.get(array.dtype)
+    return None
+
+
+# ------------------------------------------------------------------------- loading and storing
+
+
+def load(array, index):
+    """The lanes array[index], array[index + 1], ... of a contiguous 1-D array."""
+    lanes = {np.uint64: WORDS, np.int32: INTEGERS, np.float32: FLOATS}[array.dtype.type]
+    return array[index : index + lanes].copy()
+
+
+def load_splat(array, index):
+    """A vector with array[index] in every lane; ``index`` is not negative."""
+    return splat(array[index])
+
+
+def load_strided(array, index, step):
+    """The lanes array[index], array[index + step], array[index + 2 * step], ..."""
+    lanes = {np.uint64: WORDS, np.int32: INTEGERS, np.float32: FLOATS}[array.dtype.type]
+    return array[index : index + (lanes - 1) * step + 1 : step].copy()
+
+
+def load_bytes(array, index):
+    """The 16 lanes array[index], array[index + 1], ... of a contiguous 1-D int8 array, as int32."""
+    return array[index : index + INTEGERS].astype(np.int32)
+
+
+def store(array, index, vector):
+    """array[index], array[index + 1], ... = lanes."""
+    array[index : index + len(vector)] = vector
+
+
+def store_first(array, index, vector, count):
+    """The same for the first ``count`` lanes only; the memory behind them is not touched."""
+    count = min(max(count, 0), len(vector))
+    array[index : index + count] = vector[:count]
+
+
+@inlined
+def store_four(array, index, vectors, count):
+    """The first ``count`` lanes of four vectors of 16 lanes, one behind the other."""
+    v0, v1, v2, v3 = vectors
+    if count >= 4 * FLOATS:
+        store(array, index, v0)
+        store(array, index + 16, v1)
+        store(array, index + 32, v2)
+        store(array, index + 48, v3)
+    else:  # what is behind them belongs to others
+        store_first(array, index, v0, count)
+        store_first(array, index + 16, v1, count - 16)
+        store_first(array, index + 32, v2, count - 32)
+        store_first(array, index + 48, v3, count - 48)
+
+
+def splat(value):
+    """A vector with the same uint64 or float32 in every lane."""
+    lanes = WORDS if isinstance(value, np.uint64) else FLOATS
+    return np.full(lanes, value)
+
+
+def zero_words():
+    """Words of 0."""
+    return np.zeros(WORDS, np.uint64)
+
+
+def zero_floats():
+    """Floats of 0."""
+    return np.zeros(FLOATS, np.float32)
+
+
+def _address(context, builder, array_type, array, index, vector):
+    data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), _llvm(vector).as_pointer())
+
+
+@intrinsic
+def _load(typing, array, index):
+    vector = _vector_of(array)
+
+    def generate(context, builder, signature, arguments):
+        pointer = _address(context, builder, array, *arguments, vector)
+        return builder.load(pointer, align=vector.element.bitwidth // 8)
+
+    return vector(array, types.intp), generate
+
+
+@intrinsic
+def _load_splat(typing, array, index):
+    vector = _vector_of(array)
+
+    def generate(context, builder, signature, arguments):
+        array_value, index_value = arguments
+        data = cgutils.create_struct_proxy(array)(context, builder, array_value).data
+        return _everywhere(builder, builder.load(builder.gep(data, [index_value])), vector.lanes)
+
+    return vector(array, types.intp), generate
+
+
+@intrinsic
+def _load_strided(typing, array, index, step):
+    vector = _vector_of(array)
+
+    def generate(context, builder, signature, arguments):
+        array_value, at, step_value = arguments
+        data = cgutils.create_struct_proxy(array)(context, builder, array_value).data
+        value = ir.Constant(_llvm(vector), ir.Undefined)
+        for lane in range(vector.lanes):
+            element = builder.load(builder.gep(data, [at]))
+            value = builder.insert_element(value, element, ir.Constant(ir.IntType(32), lane))
+            at = builder.add(at, step_value)
+        return value
+
+    return vector(array, types.intp, types.intp), generate
+
+
+@intrinsic
+def _load_bytes(typing, array, index):
+    def generate(context, builder, signature, arguments):
+        array_value, index_value = arguments
+        data = cgutils.create_struct_proxy(array)(context, builder, array_value).data
+        vector = ir.VectorType(ir.IntType(8), INTEGERS)
+        pointer = builder.bitcast(builder.gep(data, [index_value]), vector.as_pointer())
+        return builder.sext(builder.load(pointer, align=1), _llvm(_integers))
+
+    return _integers(array, types.intp), generate
+
+
+@intrinsic
+def _store(typing, array, index, vector):
+    def generate(context, builder, signature, arguments):
+        pointer = _address(context, builder, array, *arguments[:2], vector)
+        builder.store(arguments[2], pointer, align=vector.element.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), generate
+
+
+@intrinsic
+def _store_first(typing, array, index, vector, count):
+    def generate(context, builder, signature, arguments):
+        array_value, index_value, value, count_value = arguments
+        pointer = _address(context, builder, array, array_value, index_value, vector)
+        numbers = ir.Constant(
+            ir.VectorType(ir.IntType(64), vector.lanes), list(range(vector.lanes))
+        )
+        mask = builder.icmp_signed("<", numbers, _everywhere(builder, count_value, vector.lanes))
+        align = ir.Constant(ir.IntType(32), vector.element.bitwidth // 8)
+        operands = [value, pointer, align, mask]
+        kind = ir.FunctionType(ir.VoidType(), [operand.type for operand in operands])
+        element = (
+            "f32" if isinstance(vector.element, types.Float) else f"i{vector.element.bitwidth}"
+        )
+        name = f"llvm.masked.store.v{vector.lanes}{element}.p0"
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), operands)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector, types.intp), generate
+
+
+def _everywhere(builder, value, lanes):
+    """A scalar in each lane."""
+    undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(
+        first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+    )
+
+
+@intrinsic
+def _splat(typing, value):
+    vector = _words if value == types.uint64 else _floats
+
+    def generate(context, builder, signature, arguments):
+        return _everywhere(builder, arguments[0], vector.lanes)
+
+    return vector(value), generate
+
+
+@overload(load)
+def _compiled_load(array, index):
+    if _vector_of(array):
+        return lambda array, index: _load(array, index)
+
+
+@overload(load_splat)
+def _compiled_load_splat(array, index):
+    if _vector_of(array):
+        return lambda array, index: _load_splat(array, index)
+
+
+@overload(load_strided)
+def _compiled_load_strided(array, index, step):
+    if _vector_of(array):
+        return lambda array, index, step: _load_strided(array, index, step)
+
+
+@overload(load_bytes)
+def _compiled_load_bytes(array, index):
+    if _holds(array, types.int8):
+        return lambda array, index: _load_bytes(array, index)
+
+
+@overload(store)
+def _compiled_store(array, index, vector):
+    if _vector_of(array) == vector:
+        return lambda array, index, vector: _store(array, index, vector)
+
+
+@overload(store_first)
+def _compiled_store_first(array, index, vector, count):
+    if _vector_of(array) == vector:
+        return lambda array, index, vector, count: _store_first(array, index, vector, count)
+
+
+@overload(splat)
+def _compiled_splat(value):
+    if value in (types.uint64, types.float32):
+        return lambda value: _splat(value)
+
+
+@overload(zero_words)
+def _compiled_zero_words():
+    return lambda: _splat(np.uint64(0))
+
+
+@overload(zero_floats)
+def _compiled_zero_floats():
+    return lambda: _splat(np.float32(0))
+
+
+# -------------------------------------------------------------------------------------- arithmetic
+
+
+def _instruction(name, vector):
+    """The IRBuilder method for an operation on vectors of this type."""
+    is_float = isinstance(vector.element, types.Float)
+    return f"f{name}" if is_float and name in ("add", "sub", "mul", "div") else name
+
+
+def _add_operator(function, name, vectors):
+    """Let ``function`` (an operator) work on two vectors of one of the types."""
+
+    @intrinsic
+    def emit(typing, a, b):
+        def generate(context, builder, signature, arguments):
+            return getattr(builder, _instruction(name, a))(*arguments)
+
+        return a(a, b), generate
+
+    def compiled(a, b):
+        if a in vectors and a == b:
+            return lambda a, b: emit(a, b)
+
+    overload(function)(compiled)
+
+
+for _symbol, _name, _vectors in (
+    ("add", "add", (_words, _integers, _floats, _blocks)),
+    ("sub", "sub", (_words, _integers, _floats, _blocks)),
+    ("mul", "mul", (_floats, _blocks)),
+    ("truediv", "div", (_blocks,)),
+    ("xor", "xor", (_words,)),
+    ("and_", "and_", (_words,)),
+    ("or_", "or_", (_words,)),
+):
+    _add_operator(getattr(operator, _symbol), _name, _vectors)
+    _add_operator(getattr(operator, f"i{_symbol}".rstrip("_")), _name, _vectors)
+
+
+def popcount(words):
+    """The number of bits that are 1, in each lane."""
+    return np.bitwise_count(words).astype(np.uint64)
+
+
+@intrinsic
+def _popcount(typing, words):
+    def generate(context, builder, signature, arguments):
+        kind = ir.FunctionType(_llvm(words), [_llvm(words)])
+        function = cgutils.get_or_insert_function(
+            builder.module, kind, f"llvm.ctpop.v{words.lanes}i64"
+        )
+        return builder.call(function, arguments)
+
+    return words(words), generate
+
+
+@overload(popcount)
+def _compiled_popcount(words):
+    if words == _words:
+        return lambda words: _popcount(words)
+
+
+def total(floats):
+    """The sum of the lanes: the upper half is added to the lower half until one is left."""
+    while len(floats) > 1:
+        floats = floats[: len(floats) // 2] + floats[len(floats) // 2 :]
+    return floats[0]
+
+
+@intrinsic
+def _total(typing, floats):
+    def generate(context, builder, signature, arguments):
+        (value,), lanes = arguments, floats.lanes
+        while lanes > 1:
+            lanes //= 2
+            kind = ir.VectorType(ir.IntType(32), lanes)
+            lower = ir.Constant(kind, list(range(lanes)))
+            upper = ir.Constant(kind, list(range(lanes, 2 * lanes)))
+            value = builder.fadd(
+                builder.shuffle_vector(value, value, lower),
+                builder.shuffle_vector(value, value, upper),
+            )
+        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+    return floats.element(floats), generate
+
+
+@overload(total)
+def _compiled_total(floats):
+    if floats == _floats:
+        return lambda floats: _total(floats)
+
+
+def interleave(even, odd):
+    """Integers from low halves of words: lane 2 i is lane i of ``even``, 2 i + 1 of ``odd``."""
+    return np.stack([even, odd], axis=1).astype(np.int32).reshape(-1)
+
+
+@intrinsic
+def _interleave(typing, even, odd):
+    def generate(context, builder, signature, arguments):
+        even_value, odd_value = arguments
+        lanes = even_value.type.count
+        low = ir.Constant(even_value.type, [2**32 - 1] * lanes)
+        half = ir.Constant(even_value.type, [32] * lanes)
+        both = builder.or_(builder.and_(even_value, low), builder.shl(odd_value, half))
+        return builder.bitcast(both, _llvm(_integers))
+
+    return _integers(even, odd), generate
+
+
+@overload(interleave)
+def _compiled_interleave(even, odd):
+    if even == odd == _words:
+        return lambda even, odd: _interleave(even, odd)
+
+
+def at_most(a, b):
+    """A uint64 whose bit i is 1 where lane i of the integers ``a`` is at most lane i of ``b``."""
+    return np.uint64(int.from_bytes(np.packbits(a <= b, bitorder="little").tobytes(), "little"))
+
+
+@intrinsic
+def _at_most(typing, a, b):
+    def generate(context, builder, signature, arguments):
+        lanes = builder.icmp_signed("<=", *arguments)  # <16 x i1>
+        return builder.zext(builder.bitcast(lanes, ir.IntType(a.lanes)), ir.IntType(64))
+
+    return types.uint64(a, b), generate
+
+
+@overload(at_most)
+def _compiled_at_most(a, b):
+    if a == b == _integers:
+        return lambda a, b: _at_most(a, b)
+
+
+# ------------------------------------------------------------------------------------------- blocks
+
+# A block is a vector of 128 floats. LLVM gives it as many registers as the CPU needs for it, and
+# one line of a kernel becomes several instructions that do not wait for each other.
+
+
+def load_block(array, index):
+    """The lanes array[index], ..., array[index + 127] of a contiguous 1-D float32 or int32 array.
+
+    Integers become floats (below 2**24 exactly).
+    """
+    return array[index : index + BLOCK].astype(np.float32)
+
+
+def store_block(array, index, block):
+    """array[index], ..., array[index + 127] = lanes."""
+    array[index : index + BLOCK] = block
+
+
+def zero_block():
+    """A block of 0."""
+    return np.zeros(BLOCK, np.float32)
+
+
+def maximum(a, b):
+    """The larger of two lanes, ``a`` of equal ones (0.0 and -0.0); NaN where one of them is."""
+    return exact.maximum(a, b)
+
+
+def minimum(a, b):
+    """The smaller of two lanes, ``a`` of equal ones (0.0 and -0.0); NaN where one of them is."""
+    return exact.minimum(a, b)
+
+
+def positive_or(a, b):
+    """``a`` where it is > 0, else ``b``."""
+    return np.where(a > 0, a, b)
+
+
+def absolute(block):
+    """The absolute value of each lane."""
+    return np.abs(block)
+
+
+def square_root(block):
+    """The square root of each lane, correctly rounded; NaN below 0."""
+    return np.sqrt(block)
+
+
+def store_signs(words, index, block):
+    """words[index] and words[index + 1] = the 128 bits that say where a lane is >= 0."""
+    words[index : index + BLOCK // 64] = np.packbits(block >= 0, bitorder="little").view("<u8")
+
+
+def _compile_blocks(function, emit):
+    """Let ``function`` of one or two blocks compile to what ``emit(builder, ...)`` gives."""
+
+    @intrinsic
+    def unary(typing, a):
+        return a(a), lambda context, builder, signature, values: emit(builder, *values)
+
+    @intrinsic
+    def binary(typing, a, b):
+        return a(a, b), lambda context, builder, signature, values: emit(builder, *values)
+
+    def compiled_unary(block):
+        if block == _blocks:
+            return lambda block: unary(block)
+
+    def compiled_binary(a, b):
+        if a == b == _blocks:
+            return lambda a, b: binary(a, b)
+
+    is_unary = function.__code__.co_argcount == 1
+    overload(function)(compiled_unary if is_unary else compiled_binary)
+
+
+def call_llvm(builder, name, result, *operands):
+    """Call an LLVM function that every CPU has some instructions for."""
+    kind = ir.FunctionType(result, [operand.type for operand in operands])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), operands)
+
+
+def _pick(comparison):
+    """``a`` where it wins or is NaN, else ``b`` (which may be NaN)."""
+
+    def emit(builder, a, b):
+        wins = builder.fcmp_ordered(comparison, a, b)
+        is_nan = builder.fcmp_unordered("uno", a, a)
+        return builder.select(builder.or_(wins, is_nan), a, b)
+
+    return emit
+
+
+def _emit_positive_or(builder, a, b):
+    return builder.select(builder.fcmp_ordered(">", a, ir.Constant(a.type, [0.0] * BLOCK)), a, b)
+
+
+_compile_blocks(maximum, _pick(">="))
+_compile_blocks(minimum, _pick("<="))
+_compile_blocks(positive_or, _emit_positive_or)
+_compile_blocks(
+    absolute, lambda builder, a: call_llvm(builder, f"llvm.fabs.v{BLOCK}f32", a.type, a)
+)
+_compile_blocks(
+    square_root, lambda builder, a: call_llvm(builder, f"llvm.sqrt.v{BLOCK}f32", a.type, a)
+)
+
+
+def _block_pointer(context, builder, array_type, array, index):
+    """A pointer to 128 elements of an array, and the LLVM type of these."""
+    element = ir.FloatType() if array_type.dtype == types.float32 else ir.IntType(32)
+    data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
+    vector = ir.VectorType(element, BLOCK)
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer()), vector
+
+
+@intrinsic
+def _load_block(typing, array, index):
+    def generate(context, builder, signature, values):
+        pointer, _ = _block_pointer(context, builder, array, *values)
+        loaded = builder.load(pointer, align=4)
+        return loaded if array.dtype == types.float32 else builder.sitofp(loaded, _llvm(_blocks))
+
+    return _blocks(array, types.intp), generate
+
+
+@intrinsic
+def _store_block(typing, array, index, block):
+    def generate(context, builder, signature, values):
+        pointer, _ = _block_pointer(context, builder, array, *values[:2])
+        builder.store(values[2], pointer, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, block), generate
+
+
+@intrinsic
+def _store_signs(typing, words, index, block):
+    def generate(context, builder, signature, values):
+        array, index_value, lanes = values
+        zero = ir.Constant(lanes.type, [0.0] * BLOCK)
+        mask = builder.bitcast(builder.fcmp_ordered(">=", lanes, zero), ir.IntType(BLOCK))
+        data = cgutils.create_struct_proxy(words)(context, builder, array).data
+        pointer = builder.bitcast(builder.gep(data, [index_value]), mask.type.as_pointer())
+        builder.store(mask, pointer, align=8)
+        return context.get_dummy_value()
+
+    return types.void(words, types.intp, block), generate
+
+
+@intrinsic
+def _zero_block(typing):
+    def generate(context, builder, signature, values):
+        return ir.Constant(_llvm(_blocks), [0.0] * BLOCK)
+
+    return _blocks(), generate
+
+
+def _holds(array, *elements):
+    """Whether an array type is contiguous, 1-D and of one of these elements."""
+    is_flat = isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C"
+    return is_flat and array.dtype in elements
+
+
+@overload(load_block)
+def _compiled_load_block(array, index):
+    if _holds(array, types.float32, types.int32):
+        return lambda array, index: _load_block(array, index)
+
+
+@overload(store_block)
+def _compiled_store_block(array, index, block):
+    if _holds(array, types.float32) and block == _blocks:
+        return lambda array, index, block: _store_block(array, index, block)
+
+
+@overload(store_signs)
+def _compiled_store_signs(words, index, block):
+    if _holds(words, types.uint64) and block == _blocks:
+        return lambda words, index, block: _store_signs(words, index, block)
+
+
+@overload(zero_block)
+def _compiled_zero_block():
+    return lambda: _zero_block()

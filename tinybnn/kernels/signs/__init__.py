@@ -1,0 +1,1 @@
+"""Packed signs: bits, XNOR products and convolutions with thresholds, depth-wise, pooling."""

@@ -1,0 +1,767 @@
+"""Depth-wise convolution of packed signs, with counters that stand upright.
+
+In a depth-wise convolution (groups = channels) each channel meets its own filter of kh × kw signs.
+The population count of `xnor` is of no help here: it adds up the bits of one word, and these belong
+to 64 different sums. So turn the counters by 90 degrees. A column of bits, one from each of a few
+words, is a binary number, and 64 numbers lie side by side in these words::
+
+              channel  3 2 1 0
+    word c0:  ones     0 1 1 0        channel 0 has counted 0 + 2*1 = 2,
+    word c1:  twos     1 1 0 1        channel 1: 1, channel 2: 3, channel 3: 2
+
+Such words are *bit planes*, and arithmetic on them is what a circuit does, one gate an instruction,
+64 channels at a time (512 in a vector): *bit slicing* (Biham 1997, A Fast New DES Implementation in
+Software). The circuit is the full adder. It adds three bits of the same weight, and gives their sum
+as two bits: one of this weight, and a carry of twice the weight.
+
+    >>> a, b, c = 0b1100, 0b1010, 0b1001    # four channels
+    >>> one, two = full_adder(a, b, c)      # the channels have 3, 1, 1 and 1 bits set
+    >>> f"{one:04b} {two:04b}"
+    '1111 1000'
+
+A convolution is then: for each tap of the filter, agreement bits (XNOR of image and filter), added
+to the planes. Four taps go in at a time; three full adders make of them one bit of weight 4 (the
+carry-save tree of Harley and Seal; Muła, Kurz, Lemire 2018, arXiv:1611.07612). With T taps,
+
+    sum = agreements - disagreements = 2 * agreements - T.
+
+**Thresholds.** To ask ``count >= level`` for 64 channels at once: the difference ``count - level``
+is ``count + ~level + 1``, and the carry out of this addition is 1 if and only if it is not
+negative. Of each full adder only the carry is needed.
+
+**Borders.** A zero of the padding is no sign and adds nothing, but in the padded image a bit 0
+stands in its place, which agrees with a weight of -1. How many do so is known beforehand, so
+nothing is masked in the loop: the number becomes part of what is subtracted from the count
+(``base`` below), and of the thresholds. Rows of the output that see the same rows of the filter
+inside the image are a class, and share their base and thresholds.
+
+**Few channels.** A pixel of 16 channels would leave three quarters of its word empty. So a row of
+the output is cut into four *parts*, and a word holds a pixel of each: first the first pixels of all
+parts, then the second ones. To the circuit these are 64 channels of a row a quarter as long. Each
+part sees its own columns of the image, and those of the next part that its last filters reach.
+
+All this is laid out once, by `prepare`.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic, overload
+
+from tinybnn.kernels.machine import parallel
+from tinybnn.kernels.machine.checks import (
+    check_padding_mode,
+    check_vector,
+    out_array,
+    output_size,
+    pair,
+)
+from tinybnn.kernels.machine.layout import for_kernel
+from tinybnn.kernels.machine.memory import empty, on_lines
+from tinybnn.kernels.machine.simd import (
+    INTEGERS,
+    WORDS,
+    inlined,
+    kernel,
+    load,
+    load_bytes,
+    store,
+    zero_words,
+)
+from tinybnn.kernels.machine.threads import tasks_for
+from tinybnn.kernels.signs.bits import pack_reference, unpack, unpack_reference, words_for
+
+MAX_TAPS = 63  # what six bit planes can count
+
+
+# -------------------------------------------------------------------------------------- the circuit
+
+
+@inlined
+def half_adder(a, b):
+    """The sum of two bits: a bit of the same weight, and a carry of twice the weight."""
+    return a ^ b, a & b
+
+
+@inlined
+def full_adder(a, b, c):
+    """The sum of three bits: a bit of the same weight, and a carry of twice the weight."""
+    return a ^ b ^ c, majority(a, b, c)
+
+
+@inlined
+def majority(a, b, c):
+    """1 where at least two of three bits are 1."""
+    return (a & b) | ((a | b) & c)
+
+
+# --------------------------------------------------------------------------------------------- plan
+
+
+class Plan(NamedTuple):
+    """A depth-wise convolution laid out for images of one size; made by `prepare`.
+
+    A *run* is a row of the output: part_width * words words, pixel after pixel, filled up to whole
+    vectors. All arrays are laid out in runs, so that the kernel sees contiguous words only. Pixel x
+    of part p is pixel p * part_width + x of the row, and bit p * C + c of its word is channel c.
+
+    Attributes
+    ----------
+    channels, words : int
+        C, and the words of a pixel.
+    parts, part_width : int
+        Parts of a row, 1 if C is above 32; pixels of a part.
+    height, width, out_height, out_width : int
+    top, left : int
+        Rows and columns of padding before the image.
+    row_step, column_step : int
+        The stride.
+    padded : (padded rows * row_words + 8,) uint64
+        The padding, with room for the image.
+    row_words, phase_words : int
+        Words of a row of the padded image. With a stride s along the width it is split into s
+        phases of so many words: columns 0, s, 2s, ..., then columns 1, s + 1, .... So the pixels
+        that a tap sees along an output row are neighbours.
+    offsets : (taps,) int64
+        Where in the padded image a tap finds its first pixel for output row 0.
+    opposites : (taps * run,) uint64
+        The weights, inverted: exclusive or with them gives agreements.
+    planes, run : int
+        Bit planes of a count, from 1 to 6; words of a run.
+    row_class : (OH,) int64
+        The class of each output row.
+    not_levels : (classes * planes * run,) uint64
+        Bit planes of the count from which on a bit is 1, inverted. Empty without thresholds.
+    flips : (classes * run,) uint64
+    minus_base : (classes, part_width * 64 * words) int8
+        sum = 2 * count - base.
+    """
+
+    channels: int
+    words: int
+    parts: int
+    part_width: int
+    height: int
+    width: int
+    out_height: int
+    out_width: int
+    top: int
+    left: int
+    row_step: int
+    column_step: int
+    padded: np.ndarray
+    row_words: int
+    phase_words: int
+    offsets: np.ndarray
+    opposites: np.ndarray
+    planes: int
+    run: int
+    row_class: np.ndarray
+    not_levels: np.ndarray
+    flips: np.ndarray
+    minus_base: np.ndarray
+
+
+def prepare(
+    weight,
+    channels,
+    size,
+    *,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    padding_mode="zeros",
+    thresholds=None,
+    flip=None,
+):
+    """Lay out a depth-wise convolution; to be done once, before it is run.
+
+    Parameters
+    ----------
+    weight : (kh, kw, words_for(channels)) uint64
+        One filter a channel (groups = channels, channel multiplier 1), with at most 63 taps.
+    channels : int
+        C.
+    size : (int, int)
+        H, W of the images.
+    stride, padding, dilation : (int, int)
+        Along height and width.
+    padding_mode : "zeros" or "ones"
+        What stands outside the image. A zero is not a sign: a tap of the filter that falls on it
+        adds nothing. "ones" puts +1 there.
+    thresholds : (C,) int32, optional
+        Needed by `conv2d_bits`.
+    flip : (C,) bool, optional
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    ValueError
+        If a dtype, a shape or a parameter does not fit, or the output would be empty.
+    """
+    weight = np.asarray(weight)
+    _check_weight(weight, channels)
+    size, stride = pair("depthwise", "size", size, 1), pair("depthwise", "stride", stride, 1)
+    padding, dilation = (
+        pair("depthwise", "padding", padding, 0),
+        pair("depthwise", "dilation", dilation, 1),
+    )
+    check_padding_mode("depthwise", padding_mode)
+    out_height, out_width = output_size(
+        "depthwise", size, weight.shape[:2], stride, padding, dilation
+    )
+    kh, kw, words = weight.shape
+    taps = kh * kw
+    planes = taps.bit_length()
+    part_width = -(-out_width // max(1, 64 // channels))
+    parts = -(-out_width // part_width)
+    padded, row_words, phase_words, offsets, counts, row_class = _places(
+        channels, size, (kh, kw), (out_height, out_width), stride, padding, dilation, padding_mode,
+        parts, part_width,
+    )  # fmt: skip
+    classes = len(counts) // out_width
+
+    # sum = agreements - disagreements, over the taps that count
+    #     = 2 * (count - agreements that don't count) - taps that count
+    #     = 2 * count - (taps - signs that don't count)
+    signs = unpack(weight, channels).reshape(taps, channels)
+    uncounted = (~counts).astype(np.float32) @ signs  # (classes * OW, C)
+    minus_base = np.zeros((classes, parts * part_width, channels), np.int8)
+    minus_base[:, :out_width] = (uncounted - taps).reshape(classes, out_width, channels)
+    # Parts side by side in a word.
+    minus_base = minus_base.reshape(classes, parts, part_width, channels).swapaxes(1, 2)
+    minus_base = minus_base.reshape(classes, part_width, parts * channels)
+    tail = 64 * words - parts * channels
+    minus_base = on_lines(np.pad(minus_base, ((0, 0), (0, 0), (0, tail))))
+
+    run = -(-part_width * words // WORDS) * WORDS
+    opposites = on_lines(np.zeros((taps, run), np.uint64))
+    row = opposites[:, : part_width * words].reshape(taps, part_width, words)
+    row[:] = ~_in_parts(weight.reshape(taps, 1, 1, words), channels, parts)
+    levels = flips = np.empty(0, np.uint64)
+    if thresholds is not None or flip is not None:
+        thresholds, flip = np.asarray(thresholds), np.asarray(flip)
+        check_vector("depthwise", "thresholds", thresholds, np.int32, channels)
+        check_vector("depthwise", "flip", flip, np.bool_, channels)
+        thresholds, flip = np.tile(thresholds, parts), np.tile(flip, parts)
+        levels, flips = _levels(-minus_base.astype(np.int64), thresholds, flip, taps)
+    return Plan(
+        channels, words, parts, part_width, *size, out_height, out_width, *padding, *stride,
+        padded, row_words, phase_words, offsets, opposites.reshape(-1), planes, run,
+        row_class, levels, flips, minus_base.reshape(classes, -1),
+    )  # fmt: skip
+
+
+def _in_parts(pixels, channels, parts):
+    """The words of parts side by side: (..., parts, words) -> (..., words); of 1 part: of all."""
+    if parts == 1:
+        return pixels[..., 0, :]
+    shifts = np.arange(parts, dtype=np.uint64)[:, None] * np.uint64(channels)
+    pixels = pixels & np.uint64(2**channels - 1)
+    return np.bitwise_or.reduce(pixels << shifts, axis=-2)
+
+
+@functools.lru_cache(maxsize=256)  # a layer in training is prepared at each step
+def _places(
+    channels, size, kernel_size, out_size, stride, padding, dilation, padding_mode, parts,
+    part_width,
+):  # fmt: skip
+    """What of a plan does not depend on the weights.
+
+    Returns
+    -------
+    padded, row_words, phase_words, offsets, row_class
+        As in `Plan`.
+    counts : (classes * out_width, taps) bool
+        The taps that count, for each pixel of a row of each class.
+    """
+    kh, kw = kernel_size
+    words = words_for(channels)
+    ky, kx = np.divmod(np.arange(kh * kw), kw)
+    column = kx * dilation[1]
+    if parts == 1:
+        phase_width = -(-(size[1] + 2 * padding[1]) // stride[1])
+    else:  # what the filters of a part reach
+        phase_width = part_width + int(column.max()) // stride[1]
+    phase_words = phase_width * words
+    row_words = stride[1] * phase_words
+    offsets = ky * dilation[0] * row_words + column % stride[1] * phase_words
+    offsets += column // stride[1] * words
+
+    # Bits of the padding, 0 where the image comes.
+    y = np.arange(size[0] + 2 * padding[0])[:, None, None, None] - padding[0]
+    phase, place = np.arange(stride[1])[:, None, None], np.arange(phase_width)[:, None]
+    x = (np.arange(parts) * part_width + place) * stride[1] + phase - padding[1]
+    outside_rows, outside_columns = (y < 0) | (y >= size[0]), (x < 0) | (x >= size[1])
+    is_outside = outside_rows | outside_columns  # (rows, phases, places, parts)
+    outside = pack_reference(np.ones(channels)) * np.uint64(padding_mode == "ones")
+    padded = _in_parts(is_outside[..., None] * outside, channels, parts)
+    padded = np.pad(padded.reshape(-1), (0, WORDS))  # the last load is a whole vector
+
+    rows, columns = (
+        _taps_that_count(*axis, padding_mode)
+        for axis in zip(size, out_size, kernel_size, stride, padding, dilation, strict=True)
+    )  # (OH, kh), (OW, kw)
+    classes, row_class = np.unique(rows, axis=0, return_inverse=True)  # (R, kh)
+    counts = classes[:, None, :, None] & columns[:, None, :]  # (R, OW, kh, kw)
+    counts = counts.reshape(-1, kh * kw)
+    return padded, row_words, phase_words, offsets, counts, row_class.reshape(-1)
+
+
+def _taps_that_count(size, out, kernel_size, stride, padding, dilation, padding_mode):
+    """Along one axis, for each output position: which taps count. (out, kernel_size) bool"""
+    position = np.arange(out)[:, None] * stride - padding + np.arange(kernel_size) * dilation
+    return ((position >= 0) & (position < size)) | (padding_mode == "ones")
+
+
+def _levels(base, thresholds, flip, taps):
+    """The thresholds as bit planes for the comparison, and which bits it flips.
+
+    2 * count - base >= threshold, where count reaches half of threshold + base, rounded up. A count
+    is from 0 to T. What is never reached is level 0, always reached, with the opposite flip. So are
+    the bits of the tail: never 1.
+    """
+    channels = len(thresholds)
+    level = np.zeros(base.shape, np.int64)  # (R, OW, 64 * words)
+    flipped = np.ones(base.shape, np.bool_)
+    level[..., :channels] = (thresholds.astype(np.int64) + base[..., :channels] + 1) >> 1
+    flipped[..., :channels] = flip ^ (level[..., :channels] > taps)
+    level[(level < 0) | (level > taps)] = 0
+    shifts = np.arange(taps.bit_length())[:, None, None]
+    is_zero = (level[:, None] >> shifts) & 1 == 0  # (R, planes, OW, 64 * words)
+    inverted = _runs(pack_reference(np.where(is_zero, 1, -1)))  # (R, planes, run)
+    flips = _runs(pack_reference(np.where(flipped, 1, -1)))  # (R, run)
+    return on_lines(inverted.ravel()), on_lines(flips.ravel())
+
+
+def _runs(words):
+    """(..., OW, words) as runs, each filled up to whole vectors, in one flat array."""
+    runs = words.reshape(*words.shape[:-2], -1)
+    fill = [(0, 0)] * (runs.ndim - 1) + [(0, -runs.shape[-1] % WORDS)]
+    return np.pad(runs, fill)
+
+
+# --------------------------------------------------------------------------------------- bits -> bi
+
+
+def conv2d_bits(plan, x, out=None):
+    """Depth-wise convolution and threshold: packed signs to packed signs.
+
+    Parameters
+    ----------
+    plan : Plan
+        Made by `prepare` with thresholds.
+    x : (N, H, W, words) uint64
+    out : (N, OH, OW, words) uint64, optional
+        C-contiguous.
+
+    Returns
+    -------
+    (N, OH, OW, words) uint64
+        Bit c is ``(sum[..., c] >= thresholds[c]) != flip[c]``.
+
+    Raises
+    ------
+    ValueError
+        If a dtype or a shape does not fit, or the plan has no thresholds.
+    """
+    if not len(plan.not_levels):
+        raise ValueError("depthwise: the plan has no thresholds; give them to prepare")
+    shape = (plan.out_height, plan.out_width, plan.words)
+    x, out = _arrays(plan, x, shape, (np.uint64,), np.uint64, out)
+    _run(plan, x, out.reshape(len(x), math.prod(shape)), _NO_SUMS)
+    return out
+
+
+def conv2d_bits_reference(x, weight, channels, thresholds, flip, **geometry):
+    """What :func:`conv2d_bits` computes, in plain NumPy."""
+    sums = conv2d_sums_reference(x, weight, channels, **geometry)
+    return pack_reference(np.where((sums >= thresholds) != flip, 1, -1))
+
+
+def conv2d_sums(plan, x, dtype=np.int32, out=None):
+    """Depth-wise convolution: packed signs to integer sums.
+
+    Parameters
+    ----------
+    plan : Plan
+    x : (N, H, W, words) uint64
+    dtype : int32 or int8
+        A sum is at most 63, so int8 holds it; int32 is a copy.
+    out : (N, OH, OW, C) of ``dtype``, optional
+        C-contiguous.
+
+    Returns
+    -------
+    (N, OH, OW, C) of ``dtype``
+        Agreements - disagreements over the taps that count (all for "ones", those inside the image
+        for "zeros").
+
+    Raises
+    ------
+    ValueError
+        If a dtype or a shape does not fit.
+    """
+    shape = (plan.out_height, plan.out_width, plan.channels)
+    x, out = _arrays(plan, x, shape, (np.int32, np.int8), dtype, out)
+    sums = out if out.dtype == np.int8 else np.empty(out.shape, np.int8)
+    _run(plan, x, _NO_BITS, sums.reshape(len(x), shape[0] * shape[1], plan.channels))
+    if sums is not out:
+        out[...] = sums
+    return out
+
+
+def conv2d_sums_reference(
+    x,
+    weight,
+    channels,
+    *,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    padding_mode="zeros",
+):
+    """What :func:`conv2d_sums` computes, in plain NumPy: one product of signs a tap."""
+    kh, kw, _ = weight.shape
+    border = ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0))
+    outside = 1 if padding_mode == "ones" else 0
+    image = np.pad(unpack_reference(x, channels, np.int32), border, constant_values=outside)
+    taps = unpack_reference(weight, channels, np.int32)  # (kh, kw, C)
+    oh, ow = output_size("depthwise", x.shape[1:3], (kh, kw), stride, padding, dilation)
+    out = np.zeros((len(x), oh, ow, channels), np.int32)
+    for ky in range(kh):
+        for kx in range(kw):
+            top, left = ky * dilation[0], kx * dilation[1]
+            bottom, right = top + (oh - 1) * stride[0] + 1, left + (ow - 1) * stride[1] + 1
+            out += image[:, top : bottom : stride[0], left : right : stride[1]] * taps[ky, kx]
+    return out
+
+
+_NO_BITS, _NO_SUMS = np.empty((0, 0), np.uint64), np.empty((0, 0, 0), np.int8)
+
+
+def _run(plan, x, bits, sums):
+    """The whole batch in one go, or in parts on several threads where that pays."""
+    tasks = tasks_for(len(x) * _seconds_of_image(plan, sums.size > 0))
+    tasks = max(1, min(tasks, len(x)))
+    memory = (
+        empty((tasks, len(plan.padded)), np.uint64),
+        empty((tasks, 6 * plan.run), np.uint64),
+        empty((tasks, plan.minus_base.shape[1]), np.int8),
+    )
+    if tasks < 2:
+        _part(0, len(x), 0, plan, x, *memory, bits, sums)
+    else:
+        parallel.share_out(_part, parallel.shares(len(x), tasks), plan, x, *memory, bits, sums)
+
+
+def _seconds_of_image(plan, as_sums):
+    """Roughly what one core needs: for taps, for words copied one by one, for sums unpacked."""
+    pixels = plan.out_height * plan.out_width
+    seconds = 0.2e-9 * plan.out_height * len(plan.opposites)
+    if plan.column_step > 1:
+        seconds += 0.8e-9 * plan.height * plan.width * plan.words
+    return seconds + 0.06e-9 * pixels * plan.channels * as_sums
+
+
+# ------------------------------------------------------------------------------------------- kernel
+
+
+# The arrays of a plan are handed on one by one, and starts instead of slices: a slice or a tuple of
+# arrays costs references counted, which is more than the work on a row.
+
+
+@kernel(allocates=False)
+def _part(first, end, task, plan, x, padded, counts, row, bits, sums):
+    """Images first to end - 1, with working memory of their own."""
+    memory = padded[task], counts[task], row[task]
+    for i in range(len(plan.padded)):
+        padded[task, i] = plan.padded[i]
+    _images(plan, x[first:end], *memory, bits[first:end], sums[first:end])
+
+
+@kernel(allocates=False)
+def _images(plan, x, padded, counts, row, bits, sums):
+    """x : (N, H * W * words), bits : (N, OH * OW * words), sums : (N, OH * OW, C)
+
+    `bits` or `sums` is the output, the other one is empty. The others are working memory.
+    """
+    step, length = plan.row_step * plan.row_words, plan.out_width * plan.words
+    for n in range(len(x)):
+        pad_image(plan, x[n], padded)
+        for oy in range(plan.out_height):
+            count_agreements(plan, padded, oy * step, counts)
+            if len(bits):
+                _compare(plan, counts, plan.row_class[oy] * plan.run)
+                _copy_bits(plan, counts, bits[n], oy * length)
+            else:
+                unpack_counts(plan, counts, plan.row_class[oy], row)
+                _copy_pixels(plan, row, sums[n], oy * plan.out_width)
+
+
+@inlined
+def count_agreements(plan, padded, first, counts):
+    """How many taps agree along a run: counts are six rows of bit planes."""
+    offsets, opposites = plan.offsets, plan.opposites
+    taps, run, planes = len(offsets), plan.run, plan.planes
+    for j in range(0, run, WORDS):
+        here = first + j
+        c0 = _agreement(padded, here + offsets[0], opposites, j)
+        c1 = c2 = c3 = c4 = c5 = zero_words()
+        tap = 1
+        for _ in range((taps - 1) % 4):
+            c0, two = half_adder(
+                c0, _agreement(padded, here + offsets[tap], opposites, tap * run + j)
+            )
+            c1, four = half_adder(c1, two)
+            c2 = c2 ^ four  # at most 4 so far
+            tap += 1
+        while tap < taps:
+            a = _agreement(padded, here + offsets[tap], opposites, tap * run + j)
+            b = _agreement(padded, here + offsets[tap + 1], opposites, (tap + 1) * run + j)
+            c = _agreement(padded, here + offsets[tap + 2], opposites, (tap + 2) * run + j)
+            d = _agreement(padded, here + offsets[tap + 3], opposites, (tap + 3) * run + j)
+            c0, two = full_adder(c0, a, b)
+            c0, other_two = full_adder(c0, c, d)
+            c1, four = full_adder(c1, two, other_two)
+            c2, eight = half_adder(c2, four)
+            c3, sixteen = half_adder(c3, eight)
+            if planes > 4:
+                c4, thirty_two = half_adder(c4, sixteen)
+                c5 = c5 ^ thirty_two
+            tap += 4
+        store(counts, j, c0)
+        store(counts, run + j, c1)
+        store(counts, 2 * run + j, c2)
+        store(counts, 3 * run + j, c3)
+        if planes > 4:
+            store(counts, 4 * run + j, c4)
+            store(counts, 5 * run + j, c5)
+
+
+@inlined
+def _compare(plan, counts, of_class):
+    """(count >= level) != flip, in place of the first plane: the carry of count + ~level + 1."""
+    run = plan.run
+    for j in range(0, run, WORDS):
+        level = of_class * plan.planes + j
+        carry = load(counts, j) | load(plan.not_levels, level)
+        for start in range(run, plan.planes * run, run):
+            bit, not_level = load(counts, start + j), load(plan.not_levels, start + level)
+            carry = majority(bit, not_level, carry)
+        store(counts, j, carry ^ load(plan.flips, of_class + j))
+
+
+@inlined
+def unpack_counts(plan, counts, of_class, sums):
+    """2 * count - base, as numbers."""
+    base, run = plan.minus_base[of_class], plan.run
+    for word in range(len(base) // 64):
+        at = 64 * word
+        _add_planes(
+            base, at, counts[word], counts[run + word], counts[2 * run + word],
+            counts[3 * run + word], 2, sums,
+        )  # fmt: skip
+        if plan.planes > 4:
+            nothing = np.uint64(0)
+            _add_planes(
+                sums, at, counts[4 * run + word], counts[5 * run + word], nothing, nothing, 32,
+                sums,
+            )  # fmt: skip
+
+
+@inlined
+def copy_sums(plan, row, sums, first):
+    """A row of sums to its place among 32-bit integers, pixel by pixel.
+
+    Each pixel may be written with up to 15 numbers too many, which the next one puts right: behind
+    the last there must be room for them.
+    """
+    for part in range(plan.parts):
+        begin = part * plan.part_width
+        for x in range(min(plan.part_width, plan.out_width - begin)):
+            source, to = 64 * plan.words * x + part * plan.channels, (begin + x) * plan.channels
+            for c in range(0, plan.channels, INTEGERS):
+                store(sums, first + to + c, load_bytes(row, source + c))
+
+
+@inlined
+def _agreement(padded, here, opposites, tap):
+    """Bits that say where a tap of the filter agrees with the image."""
+    return load(padded, here) ^ load(opposites, tap)
+
+
+@inlined
+def pad_image(plan, x, padded):
+    """Copy an image between its padding, phase by phase."""
+    row_words = plan.row_words
+    if plan.parts > 1:
+        start, end = plan.top * row_words, (plan.top + plan.height) * row_words
+        _copy(plan.padded, start, padded, start, end - start)
+    for phase in range(plan.column_step):
+        # The first column of the image in this phase, and its place there.
+        column = (phase - plan.left) % plan.column_step
+        place = (column + plan.left) // plan.column_step * plan.words
+        target = plan.top * row_words + phase * plan.phase_words + place
+        if plan.parts > 1:
+            _pad_parts(plan, x, column, place, padded, target)
+        elif plan.column_step == 1:
+            for y in range(plan.height):
+                width = plan.width * plan.words
+                _copy(x, y * width, padded, target + y * row_words, width)
+        else:
+            pixels = (plan.width - column + plan.column_step - 1) // plan.column_step
+            for y in range(plan.height):
+                source = (y * plan.width + column) * plan.words
+                to = target + y * row_words
+                for w in range(plan.words):
+                    _copy_every(x, source + w, plan.column_step * plan.words,
+                                padded, to + w, plan.words, pixels)  # fmt: skip
+
+
+@inlined
+def _pad_parts(plan, x, column, place, padded, target):
+    """The pixels of a phase, each to the parts that see it; place is that of the first one."""
+    step, ones = plan.column_step, (np.uint64(1) << np.uint64(plan.channels)) - np.uint64(1)
+    pixels = (plan.width - column + step - 1) // step
+    for part in range(plan.parts):
+        before = part * plan.part_width - place  # pixels of the phase before this part
+        shift = np.uint64(part * plan.channels)
+        for y in range(plan.height):
+            source, to = y * plan.width + column, target + y * plan.row_words - before - place
+            for i in range(max(0, before), min(pixels, before + plan.phase_words)):
+                padded[to + i] |= (x[source + i * step] & ones) << shift
+
+
+@inlined
+def _copy_every(source, start, step, target, to, to_step, count):
+    """target[to::to_step] = source[start::step], so many words"""
+    for i in range(count):
+        target[to + i * to_step] = source[start + i * step]
+
+
+@inlined
+def _copy(source, start, target, to, length):
+    """target[to : to + length] = source[start : start + length]"""
+    whole = length - length % WORDS
+    for j in range(0, whole, WORDS):
+        store(target, to + j, load(source, start + j))
+    for j in range(whole, length):
+        target[to + j] = source[start + j]
+
+
+@inlined
+def _copy_bits(plan, row, bits, first):
+    """A row of bits to its place in the image."""
+    if plan.parts == 1:
+        _copy(row, 0, bits, first, plan.out_width * plan.words)
+        return
+    ones = (np.uint64(1) << np.uint64(plan.channels)) - np.uint64(1)
+    for part in range(plan.parts):
+        begin, shift = part * plan.part_width, np.uint64(part * plan.channels)
+        for x in range(min(plan.part_width, plan.out_width - begin)):
+            bits[first + begin + x] = (row[x] >> shift) & ones
+
+
+@inlined
+def _copy_pixels(plan, row, image, first):
+    """A row of sums to its place in the image, without the bytes of the tails."""
+    for part in range(plan.parts):
+        begin = part * plan.part_width
+        for x in range(min(plan.part_width, plan.out_width - begin)):
+            source = row[64 * plan.words * x + part * plan.channels :]
+            target = image[first + begin + x]
+            for c in range(len(target)):
+                target[c] = source[c]
+
+
+def _add_planes(base, at, ones, twos, fours, eights, unit, sums):
+    """sums[at + i] = base[at + i] + unit * count, whose binary digits are bits i of four words."""
+    for i in range(64):
+        planes = [int(word) >> i & 1 for word in (ones, twos, fours, eights)]
+        count = sum(bit << k for k, bit in enumerate(planes))
+        sums[at + i] = base[at + i] + unit * count
+
+
+@intrinsic
+def _masked_additions(typing, base, at, ones, twos, fours, eights, unit, sums):
+    """Masked additions where the CPU has them: 64 bits are the mask of 64 bytes."""
+    byte, count = ir.IntType(8), 64
+    vector = ir.VectorType(byte, count)
+
+    def generate(context, builder, signature, arguments):
+        base_array, index, *words, unit_value, sums_array = arguments
+
+        def place(array_type, array):
+            data = context.make_array(array_type)(context, builder, array).data
+            return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+        undefined = ir.Constant(vector, ir.Undefined)
+        lanes = ir.Constant(ir.VectorType(ir.IntType(32), count), [0] * count)
+        nothing = ir.Constant(vector, [0] * count)
+        value = builder.trunc(unit_value, byte)
+        total = builder.load(place(base, base_array), align=1)
+        for word in words:
+            first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+            everywhere = builder.shuffle_vector(first, undefined, lanes)
+            mask = builder.bitcast(word, ir.VectorType(ir.IntType(1), count))
+            total = builder.add(total, builder.select(mask, everywhere, nothing))
+            value = builder.shl(value, ir.Constant(byte, 1))
+        builder.store(total, place(sums, sums_array), align=1)
+        return context.get_dummy_value()
+
+    words = (types.uint64,) * 4
+    return types.void(base, types.intp, *words, types.intp, sums), generate
+
+
+@overload(_add_planes)
+def _compiled_add_planes(base, at, ones, twos, fours, eights, unit, sums):
+    return lambda base, at, ones, twos, fours, eights, unit, sums: _masked_additions(
+        base, at, ones, twos, fours, eights, unit, sums
+    )
+
+
+# -------------------------------------------------------------------------------------------- check
+
+
+def _check_weight(weight, channels):
+    if weight.dtype != np.uint64 or weight.ndim != 3:
+        raise ValueError(
+            f"depthwise: weight must be uint64 with 3 axes (kh, kw, words), one filter a channel, "
+            f"got {weight.dtype} of shape {weight.shape}"
+        )
+    if channels < 1:
+        raise ValueError(f"depthwise: channels must be positive, got {channels}")
+    kh, kw, words = weight.shape
+    if words != words_for(channels):
+        raise ValueError(
+            f"depthwise: weight has {words} words a tap, {channels} channels need "
+            f"{words_for(channels)}: one filter a channel (groups = channels, multiplier 1)"
+        )
+    if not 1 <= kh * kw <= MAX_TAPS:
+        raise ValueError(
+            f"depthwise: a filter must have from 1 to {MAX_TAPS} taps, got {kh} x {kw}"
+        )
+
+
+def _arrays(plan, x, out_shape, dtypes, dtype, out):
+    """x for a kernel to read, and the output, or a ValueError."""
+    x = np.asarray(x)
+    shape = (plan.height, plan.width, plan.words)
+    if x.dtype != np.uint64 or x.ndim != 4 or x.shape[1:] != shape:
+        raise ValueError(
+            f"depthwise: x must be uint64 of shape (N, {', '.join(map(str, shape))}), "
+            f"got {x.dtype} of shape {x.shape}"
+        )
+    if np.dtype(dtype) not in dtypes:
+        names = " or ".join(np.dtype(d).name for d in dtypes)
+        raise ValueError(f"depthwise: dtype must be {names}, got {np.dtype(dtype)}")
+    out = out_array("depthwise", out, (len(x), *out_shape), dtype)
+    return for_kernel(x).reshape(len(x), math.prod(shape)), out

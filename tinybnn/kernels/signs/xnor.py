@@ -1,0 +1,1384 @@
+"""Arithmetic on packed signs: matrix product and convolution.
+
+Two signs multiply to +1 when they agree and to -1 when they differ, so the dot product of K signs
+is (number of agreements) - (number of disagreements) = K - 2 * disagreements, and 64 disagreements
+at a time are counted by one exclusive or and one population count::
+
+    dot(a, b) = K - 2 * popcount(a ^ b)
+
+(Courbariaux et al. 2016, arXiv:1602.02830; Rastegari et al. 2016, XNOR-Net,
+arXiv:1603.05279.) K is the true length: the tails of both rows are 0, agree, and add
+no disagreement.
+
+A ternary weight, -1, 0 or +1, takes a second bit, its mask, which is 0 where the weight is. Where
+``m`` is the mask of ``b``, and so popcount(m) the number of terms::
+
+    dot(a, b) = popcount(m) - 2 * popcount((a ^ b) & m)
+
+Each function has a twin, ``*_reference``, that computes the same in plain NumPy.
+
+Product and convolution are one kernel, in two steps, for programs that use the same weights again
+and again:
+
+1. `prepare_matmul` or `prepare_conv2d` lays the weights out once and makes the tables the kernel
+   needs. With ``thresholds`` a batch norm and a sign follow (see `thresholds`) and the kernel
+   writes bits: the sums stay in registers, no array of them exists.
+2. `run` computes. Kernels in other files, which go on with the sums while they are in cache, call
+   `sums_of` instead.
+
+`xnor_matmul` and `xnor_conv2d` do both in one call.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numba import types
+from numba.core.extending import overload
+
+from tinybnn.kernels.machine import parallel, threads
+from tinybnn.kernels.machine.checks import (
+    check_groups,
+    check_padding_mode,
+    check_row,
+    check_terms,
+    check_vector,
+    check_words,
+    out_array,
+    output_size,
+    pair,
+)
+from tinybnn.kernels.machine.layout import for_kernel
+from tinybnn.kernels.machine.memory import empty
+from tinybnn.kernels.machine.simd import (
+    INTEGERS,
+    WORDS,
+    at_most,
+    inlined,
+    interleave,
+    kernel,
+    load,
+    load_splat,
+    popcount,
+    splat,
+    store,
+    store_first,
+    zero_words,
+)
+from tinybnn.kernels.machine.threads import tasks_for
+from tinybnn.kernels.signs.bits import (
+    from_bytes,
+    pack_reference,
+    split_groups_reference,
+    unpack_reference,
+    words_for,
+)
+
+_ALL_BITS = np.uint64(2**64 - 1)
+
+WIDE, NARROW = 4 * WORDS, 2 * WORDS  # columns of a panel
+_PART = 256  # pixels that pass through all panels before the next ones: their words stay in cache
+_NEAR = 3072  # words of panels (24 KB) that stay in the nearest cache
+_SPEED = 2.5e12  # products of signs a second, of a fast core
+
+# ---------------------------------------------------------------------------------- matrix product
+
+
+def xnor_matmul(a, b, count, mask=None):
+    """Dot products of all rows of ``a`` with all rows of ``b``: ``a @ b.T`` on signs.
+
+    Parameters
+    ----------
+    a : (M, W) uint64
+    b : (N, W) uint64
+        At least words_for(count) words a row. Bits that are no signs, at the tail or between parts
+        that are padded to whole words (pixels, say), are 0 on both sides and do not count.
+    count : int
+        K, the number of signs a row.
+    mask : (N, W) uint64, optional
+        1 where ``b`` is not 0, for ternary ``b``.
+
+    Returns
+    -------
+    (M, N) int32
+        ``K - 2 * popcount(a[i] ^ b[j])``; with mask
+        ``popcount(mask[j]) - 2 * popcount((a[i] ^ b[j]) & mask[j])``.
+
+    Raises
+    ------
+    ValueError
+        If a dtype or a shape does not fit, or ``count`` is not positive or above 2**31 - 1.
+    """
+    a, b = check_words("xnor_matmul", "a", a, 2), check_words("xnor_matmul", "b", b, 2)
+    if count < 1:
+        raise ValueError(f"xnor_matmul: count must be positive, got {count}")
+    check_terms("xnor_matmul", "count", count)
+    if a.shape[1] < words_for(count):
+        raise ValueError(
+            f"xnor_matmul: a has {a.shape[1]} words a row, count {count} needs {words_for(count)}"
+        )
+    if b.shape[1] != a.shape[1]:
+        raise ValueError(f"xnor_matmul: b has {b.shape[1]} words a row, a has {a.shape[1]}")
+    return _run(_prepare_matmul("xnor_matmul", b, count, mask), a)
+
+
+def xnor_matmul_reference(a, b, count, mask=None):
+    """What :func:`xnor_matmul` computes, in plain NumPy."""
+    differ = a[:, None, :] ^ b[None, :, :]  # (M, N, W)
+    if mask is not None:
+        differ &= mask
+        count = np.bitwise_count(mask).sum(axis=1, dtype=np.int64)  # (N,)
+    return (count - 2 * np.bitwise_count(differ).sum(axis=2, dtype=np.int64)).astype(np.int32)
+
+
+# ------------------------------------------------------------------------------------- convolution
+
+
+def xnor_conv2d(
+    x,
+    weight,
+    channels,
+    *,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups=1,
+    padding_mode="zeros",
+    mask=None,
+):
+    """2-D convolution (cross-correlation, as in PyTorch) of signs, channels last.
+
+    Parameters
+    ----------
+    x : (N, H, W, words_for(channels)) uint64
+    weight : (O, kh, kw, words_for(channels // groups)) uint64
+        Tail bits are 0.
+    channels : int
+        C, the channels of ``x``.
+    stride, padding, dilation : (int, int)
+        Along height and width.
+    groups : int
+        A divisor of C and of O. Output channel o sees the channels of group ``o // (O // groups)``.
+    padding_mode : "zeros" or "ones"
+        What stands outside the image. A zero is not a sign and has no bit: a tap of the filter that
+        falls on it adds nothing. "ones" puts +1 there.
+    mask : (O, kh, kw, words_for(channels // groups)) uint64, optional
+        1 where ``weight`` is not 0, for ternary weights.
+
+    Returns
+    -------
+    (N, OH, OW, O) int32
+        ``OH = (H + 2 * padding - dilation * (kh - 1) - 1) // stride + 1``, OW likewise. With the
+        taps that count (all for "ones", those inside the image for "zeros") and C / groups channels
+        each, ``taps * C / groups - 2 * popcount(x ^ weight over these taps)``; with mask
+        ``popcount(mask) - 2 * popcount((x ^ weight) & mask)`` over these taps.
+
+    Raises
+    ------
+    ValueError
+        If a dtype, a shape or a parameter does not fit, the output would be empty, or a filter has
+        more than 2**31 - 1 weights.
+    """
+    name = "xnor_conv2d"
+    x, weight = check_words(name, "x", x, 4), check_words(name, "weight", weight, 4)
+    check_row(name, "x", x, "channels", channels)
+    geometry = stride, padding, dilation, groups, padding_mode
+    return _run(_prepare_conv2d(name, weight, channels, x.shape[1:3], *geometry, mask), x)
+
+
+def xnor_conv2d_reference(
+    x,
+    weight,
+    channels,
+    *,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups=1,
+    padding_mode="zeros",
+    mask=None,
+):
+    """What :func:`xnor_conv2d` computes, in plain NumPy: one matrix product a tap and group."""
+    filters, kh, kw, _ = weight.shape
+    group_channels, group_filters = channels // groups, filters // groups
+    border = ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0))
+    outside = 1 if padding_mode == "ones" else 0
+    image = np.pad(unpack_reference(x, channels), border, constant_values=outside)  # (N, H', W', C)
+    taps = unpack_reference(weight, group_channels)  # (O, kh, kw, C/groups)
+    if mask is not None:
+        taps *= unpack_reference(mask, group_channels) > 0
+    oh, ow = output_size("xnor_conv2d_reference", x.shape[1:3], (kh, kw), stride, padding, dilation)
+    out = np.zeros((len(x), oh, ow, filters), np.float32)
+    for ky in range(kh):
+        for kx in range(kw):
+            top, left = ky * dilation[0], kx * dilation[1]
+            bottom, right = top + (oh - 1) * stride[0] + 1, left + (ow - 1) * stride[1] + 1
+            seen = image[:, top : bottom : stride[0], left : right : stride[1]]  # (N, OH, OW, C)
+            for group in range(groups):
+                c = slice(group * group_channels, (group + 1) * group_channels)
+                o = slice(group * group_filters, (group + 1) * group_filters)
+                out[..., o] += seen[..., c] @ taps[o, ky, kx].T
+    return out.astype(np.int32)
+
+
+# --------------------------------------------------------------------------------- laid-out weights
+
+
+class Tables(NamedTuple):
+    """What the kernels read of prepared weights.
+
+    Kernels are handed it as a plain tuple, `Prepared.arguments`, and begin with
+    ``tables = Tables(*arguments)``: a plain tuple gets from Python into compiled code in a third of
+    the time, 2 microseconds less, and no class stands in Numba's cache on disk.
+
+    Everything is seen as a convolution of flat words: an output pixel sees the L words at
+    ``first word of the pixel + taps``. So nothing but a table knows of stride, dilation and the
+    width of the image, and a matrix product is the case of images of one pixel. Pixels are counted
+    through all images: pixel i is pixel ``i % P`` of image ``i // P``, with P output pixels an
+    image.
+
+    The filters of a group are cut into panels of 32, and one of 16 where that is enough for the
+    rest. A panel holds word 0 of each of its filters, then word 1 of each, and so on, so that one
+    load gives the words of 8 filters: those with an even number among 16, then those with an odd
+    one. Two vectors of 64-bit counts then become one of 32-bit sums by putting the second into the
+    upper halves of the first.
+
+    Attributes
+    ----------
+    panels : (...,) uint64
+        The words of all panels, one panel after the other.
+    group_filters, group_columns : int
+        Filters of a group, and these filled up to whole panels: column c of all panels begins at
+        word ``c * L`` of ``panels``, and has column c in ``constants``.
+    cuts : (...,) int64
+        Panels between which work may be shared out, the first and the end included: two threads
+        must not write to one word of bits.
+    taps : (L,) int64
+        Where the words under a filter are, counted from the pixel's first word.
+    pixels : (P,) int64
+        Where the first word is that an output pixel sees, counted from the image's first.
+    rows : (P,) int64
+        Where an output pixel's row in ``constants`` starts.
+    constants : (...,) int32
+        A row for each border class (the pixels whose taps on the padding are the same). For sums
+        ``base``, so that the sum is ``base - 2 * disagreements``; for bits ``limit``, so that the
+        comparison is ``disagreements <= limit``.
+    flips : (columns / 16,) uint64
+        For bits: the channels of the panel that begins at column 16 j whose comparison is turned
+        round.
+    filters : int
+        Output channels.
+    group_stride, image_stride : int
+        Words between two groups of an image and between two images, as the kernels see them.
+    copies : bool
+        Whether images have to be copied, padded and by groups, before they are read.
+    together : int
+        Number of images that are copied at a time.
+    channels, groups : int
+        Of the input.
+    height, width : int
+        Of the images, without padding.
+    top, left : int
+        Rows of padding above and below, columns on both sides.
+    out_width : int
+    row_step, row_span : int
+        Rows of the padded image from an output row's first to that of the next, and the rows that
+        an output row sees.
+    outside : (words_for(channels // groups),) uint64
+        What a pixel of the padding holds.
+    """
+
+    panels: np.ndarray
+    group_filters: int
+    group_columns: int
+    cuts: np.ndarray
+    taps: np.ndarray
+    pixels: np.ndarray
+    rows: np.ndarray
+    constants: np.ndarray
+    flips: np.ndarray
+    filters: int
+    group_stride: int
+    image_stride: int
+    copies: bool
+    together: int
+    channels: int
+    groups: int
+    height: int
+    width: int
+    top: int
+    left: int
+    out_width: int
+    row_step: int
+    row_span: int
+    outside: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Weights laid out for `run`, with the tables of one geometry; plain arrays and integers.
+
+    Attributes
+    ----------
+    input_shape, output_shape : tuple of int
+        Without the number of images or rows; the input in words, the output in channels.
+    to_bits : bool
+        Whether thresholds follow the sums.
+    work : int
+        Products of signs an image.
+    masks : (...,) uint64, or (0,) uint8
+        For ternary weights the words of their masks, laid out as ``tables.panels``. Kernels are
+        compiled for one dtype or the other, so that binary weights pay nothing for this. It is an
+        argument of its own: the types of all other tables are always the same, so this one chooses
+        the code.
+    tables : Tables
+        For the kernels.
+    arguments : tuple
+        The same, as kernels take it.
+    """
+
+    input_shape: tuple
+    output_shape: tuple
+    to_bits: bool
+    work: int
+    masks: np.ndarray
+    tables: Tables
+
+    @cached_property
+    def arguments(self):
+        return tuple(self.tables)
+
+    @property
+    def is_ternary(self):
+        """Whether weights may be 0."""
+        return self.masks.dtype == np.uint64
+
+    def workspace_words(self, images):
+        """Words of the ``workspace`` that `run` needs for this number of images, at most."""
+        return threads.most() * self.slot_words(images)
+
+    def slot_words(self, images):
+        """Words for the padded copies of images that one thread holds at a time."""
+        tables = self.tables
+        return min(tables.together, images) * tables.image_stride if tables.copies else 0
+
+    def out_shape(self, images):
+        """Shape of the result."""
+        *size, channels = self.output_shape
+        return (images, *size, words_for(channels) if self.to_bits else channels)
+
+
+@functools.lru_cache(maxsize=256)
+def _panels(groups, group_filters):
+    """For each panel: its first column, its width, its group, its first filter and their number."""
+    table, column = [], 0
+    for group in range(groups):
+        for first in range(0, group_filters, WIDE):
+            count = min(WIDE, group_filters - first)
+            width = WIDE if count > NARROW else NARROW
+            table.append((column, width, group, group * group_filters + first, count))
+            column += width
+    return tuple(table), column
+
+
+def _lay_out(weight, groups):
+    """(O, L) words of filters -> the words of all panels."""
+    filters, length = weight.shape
+    table, columns = _panels(groups, filters // groups)
+    if filters // groups % WIDE == 0:  # all panels are full, and follow one another
+        return _panel_words(weight.reshape(-1, WIDE, length))
+    panels = empty((columns * length,), np.uint64)
+    for column, width, _, first, count in table:
+        panel = np.zeros((1, width, length), np.uint64)
+        panel[0, :count] = weight[first : first + count]
+        panels[column * length : (column + width) * length] = _panel_words(panel)
+    return panels
+
+
+def _panel_words(panels):
+    """(P, width, L) words of filters -> those of P panels: even columns, then odd columns."""
+    count, width, length = panels.shape
+    pairs = panels.reshape(count, width // (2 * WORDS), WORDS, 2, length)
+    return for_kernel(pairs.transpose(0, 4, 1, 3, 2)).reshape(-1)
+
+
+_NO_MASKS, _NO_WORDS = np.zeros(0, np.uint8), np.zeros(0, np.uint64)
+
+
+def _check_mask(name, mask, weight):
+    """The mask of ternary weights as words; None stays None."""
+    if mask is None:
+        return None
+    mask = check_words(name, "mask", mask, weight.ndim)
+    if mask.shape != weight.shape:
+        raise ValueError(
+            f"{name}: mask must have the shape {weight.shape} of the weights, got {mask.shape}"
+        )
+    return mask
+
+
+def _epilogue(base, groups, thresholds, flip):
+    """Tables for what follows the count of disagreements.
+
+    base : (classes, O) int64
+    """
+    table, columns = _panels(groups, base.shape[1] // groups)
+    flips = np.zeros(columns // NARROW, np.uint64)
+    if thresholds is None:
+        values, unused = base, 0
+    else:
+        # (base - 2 d >= t) is (d <= (base - t) / 2), and d is an integer.
+        # Limits beyond what it can be say the same as the nearest ones that int32 holds.
+        values, unused = (base - thresholds.astype(np.int64)) >> 1, -1
+        values = np.clip(values, -1, np.iinfo(np.int32).max)
+    constants = empty((len(base), columns), np.int32)
+    constants[:] = unused  # these columns give bit 0
+    for column, _, _, first, count in table:
+        constants[:, column : column + count] = values[:, first : first + count]
+        if thresholds is not None:
+            turned = np.packbits(flip[first : first + count], bitorder="little")
+            flips[column // NARROW] = int.from_bytes(turned.tobytes(), "little")
+    return constants.reshape(-1), flips
+
+
+def _cuts(table, to_bits):
+    """Where panels may be shared out: with bits, at channels that begin a word."""
+    cuts = [p for p, (_, _, _, first, _) in enumerate(table) if first % 64 == 0 or not to_bits]
+    return np.array([*cuts, len(table)])
+
+
+def _check_thresholds(function, thresholds, flip, filters):
+    if (thresholds is None) != (flip is None):
+        raise ValueError(f"{function}: thresholds and flip belong together, got only one of them")
+    if thresholds is None:
+        return None, None
+    thresholds, flip = np.asarray(thresholds), np.asarray(flip)
+    check_vector(function, "thresholds", thresholds, np.int32, filters)
+    check_vector(function, "flip", flip, np.bool_, filters)
+    return thresholds, flip
+
+
+def prepare_matmul(b, count, *, mask=None, thresholds=None, flip=None):
+    """Lay out the right-hand side of `xnor_matmul`.
+
+    Parameters
+    ----------
+    b : (N, W) uint64
+    count : int
+        K, the number of signs a row.
+    mask : (N, W) uint64, optional
+        As in `xnor_matmul`.
+    thresholds, flip : (N,) int32 and (N,) bool, optional
+        With them `run` gives bits, as `threshold` of the product does.
+
+    Returns
+    -------
+    Prepared
+        `run` takes it with ``a``, (M, W) uint64; gives (M, N) int32 or (M, words_for(N)) uint64.
+
+    Raises
+    ------
+    ValueError
+        If a dtype or a shape does not fit, or ``count`` is not positive or above 2**31 - 1.
+    """
+    return _prepare_matmul("prepare_matmul", b, count, mask, thresholds, flip)
+
+
+def _prepare_matmul(name, b, count, mask=None, thresholds=None, flip=None):
+    b = check_words(name, "b", b, 2)
+    if count < 1:
+        raise ValueError(f"{name}: count must be positive, got {count}")
+    check_terms(name, "count", count)
+    filters, length = b.shape
+    if length < words_for(count):
+        raise ValueError(
+            f"{name}: b has {length} words a row, count {count} needs {words_for(count)}"
+        )
+    mask = _check_mask(name, mask, b)
+    thresholds, flip = _check_thresholds(name, thresholds, flip, filters)
+    base = np.full((1, filters), count, np.int64)
+    if mask is not None:
+        base[:] = np.bitwise_count(mask).sum(1, dtype=np.int64)
+        check_terms(name, "the number of bits of a row of mask", base.max(initial=0))
+    constants, flips = _epilogue(base, 1, thresholds, flip)
+    return _with_weights(
+        _matmul_without_weights(filters, length, int(count), thresholds is not None),
+        _NO_MASKS if mask is None else _lay_out(mask, 1),
+        panels=_lay_out(b, 1),
+        constants=constants,
+        flips=flips,
+    )
+
+
+@functools.lru_cache(maxsize=256)  # a layer in training is prepared at each step
+def _matmul_without_weights(filters, length, count, to_bits):
+    """All of a prepared product that does not depend on its weights, whose tables are empty."""
+    table, columns = _panels(1, filters)
+    tables = Tables(
+        panels=_NO_WORDS,
+        group_filters=filters,
+        group_columns=columns,
+        cuts=_cuts(table, to_bits),
+        taps=np.arange(length),
+        pixels=np.zeros(1, np.int64),
+        rows=np.zeros(1, np.int64),
+        constants=np.zeros(0, np.int32),
+        flips=_NO_WORDS,
+        filters=filters,
+        group_stride=0,
+        image_stride=length,
+        copies=False,
+        together=1,
+        channels=count,
+        groups=1,
+        height=1,
+        width=1,
+        top=0,
+        left=0,
+        out_width=1,
+        row_step=1,
+        row_span=1,
+        outside=np.zeros(1, np.uint64),
+    )
+    return Prepared(
+        input_shape=(length,),
+        output_shape=(filters,),
+        to_bits=to_bits,
+        work=64 * length * columns,
+        masks=_NO_MASKS,
+        tables=tables,
+    )
+
+
+def _with_weights(prepared, masks, **tables):
+    """The same with the tables that depend on weights."""
+    return Prepared(
+        prepared.input_shape, prepared.output_shape, prepared.to_bits, prepared.work, masks,
+        prepared.tables._replace(**tables),
+    )  # fmt: skip
+
+
+def prepare_conv2d(
+    weight,
+    channels,
+    size,
+    *,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups=1,
+    padding_mode="zeros",
+    mask=None,
+    thresholds=None,
+    flip=None,
+):
+    """Lay out the filters of `xnor_conv2d` for images of one size.
+
+    Parameters
+    ----------
+    weight, channels, stride, padding, dilation, groups, padding_mode, mask
+        As in `xnor_conv2d`.
+    size : (int, int)
+        Height and width of the images.
+    thresholds, flip : (O,) int32 and (O,) bool, optional
+        With them `run` gives bits, as `threshold` of the convolution does.
+
+    Returns
+    -------
+    Prepared
+        `run` takes it with ``x``, (N, H, W, words_for(channels)) uint64, and gives (N, OH, OW, O)
+        int32 or (N, OH, OW, words_for(O)) uint64.
+
+    Raises
+    ------
+    ValueError
+        If a dtype, a shape or a parameter does not fit, the output would be empty, or a filter has
+        more than 2**31 - 1 weights.
+    """
+    name = "prepare_conv2d"
+    size = pair(name, "size", size, 0)
+    geometry = stride, padding, dilation, groups, padding_mode
+    return _prepare_conv2d(name, weight, channels, size, *geometry, mask, thresholds, flip)
+
+
+def _prepare_conv2d(
+    name,
+    weight,
+    channels,
+    size,
+    stride,
+    padding,
+    dilation,
+    groups,
+    padding_mode,
+    mask=None,
+    thresholds=None,
+    flip=None,
+):
+    weight = check_words(name, "weight", weight, 4)
+    stride, dilation = pair(name, "stride", stride, 1), pair(name, "dilation", dilation, 1)
+    padding = pair(name, "padding", padding, 0)
+    check_groups(name, channels, len(weight), groups)
+    check_row(name, "weight", weight, "channels // groups", channels // groups)
+    terms = weight.shape[1] * weight.shape[2] * int(channels // groups)
+    check_terms(name, "the number of weights of a filter", terms)
+    check_padding_mode(name, padding_mode)
+    mask = _check_mask(name, mask, weight)
+    filters, kh, kw, _ = weight.shape
+    out_size = output_size(name, size, (kh, kw), stride, padding, dilation)
+    thresholds, flip = _check_thresholds(name, thresholds, flip, filters)
+    prepared, inside = _without_weights(
+        filters, (kh, kw), int(channels), tuple(size), out_size, stride, padding, dilation,
+        int(groups), padding_mode, thresholds is not None,
+    )  # fmt: skip
+    base = _border_sums(weight, mask, channels // groups, inside)
+    constants, flips = _epilogue(base, groups, thresholds, flip)
+    return _with_weights(
+        prepared,
+        _NO_MASKS if mask is None else _lay_out(mask.reshape(filters, -1), groups),
+        panels=_lay_out(weight.reshape(filters, -1), groups),
+        constants=constants,
+        flips=flips,
+    )
+
+
+@functools.lru_cache(maxsize=256)  # a layer in training is prepared at each step
+def _without_weights(
+    filters, kernel_size, channels, size, out_size, stride, padding, dilation, groups, padding_mode,
+    to_bits,
+):  # fmt: skip
+    """All of a prepared convolution that does not depend on its weights.
+
+    Returns
+    -------
+    Prepared
+        With tables in which those of the weights are empty.
+    inside : (classes, kh * kw) float64
+        As `_places` gives it.
+    """
+    words = words_for(channels // groups)
+    table, columns = _panels(groups, filters // groups)
+    height, row = size[0] + 2 * padding[0], (size[1] + 2 * padding[1]) * words
+    taps, pixels, inside, classes = _places(
+        size, kernel_size, words, out_size, stride, padding, dilation, padding_mode
+    )
+    outside = np.zeros(words, np.uint64)
+    if padding_mode == "ones":
+        outside = _row_of_ones(channels // groups)
+    tables = Tables(
+        panels=_NO_WORDS,
+        group_filters=filters // groups,
+        group_columns=columns // groups,
+        cuts=_cuts(table, to_bits),
+        taps=taps,
+        pixels=pixels,
+        rows=classes * columns,
+        constants=np.zeros(0, np.int32),
+        flips=_NO_WORDS,
+        filters=filters,
+        group_stride=height * row,
+        image_stride=groups * height * row,
+        copies=groups > 1 or padding != (0, 0),
+        together=-(-64 // math.prod(out_size)),  # of 4 pixels a block: few are counted twice
+        channels=channels,
+        groups=groups,
+        height=size[0],
+        width=size[1],
+        top=padding[0],
+        left=padding[1],
+        out_width=out_size[1],
+        row_step=stride[0],
+        row_span=dilation[0] * (kernel_size[0] - 1) + 1,
+        outside=outside,
+    )
+    prepared = Prepared(
+        input_shape=(*size, words_for(channels)),
+        output_shape=(*out_size, filters),
+        to_bits=to_bits,
+        work=64 * taps.size * columns * math.prod(out_size),
+        masks=_NO_MASKS,
+        tables=tables,
+    )
+    return prepared, inside
+
+
+def _places(size, kernel_size, words, out_size, stride, padding, dilation, padding_mode):
+    """Where a convolution finds its words, and what of a filter counts where.
+
+    Pixels with the same taps inside the image form a class: 9 for a 3 x 3 filter with padding 1.
+
+    Returns
+    -------
+    taps : (kh * kw * words,) int64
+        Where a filter's words are in the padded image, from an output pixel's first one.
+    pixels : (OH * OW,) int64
+        Where the first word of each output pixel is.
+    inside : (classes, kh * kw) float64
+        1 for the taps that count, 0 for those on a padding with zeros.
+    classes : (OH * OW,) int64
+        The class of each output pixel.
+    """
+    (kh, kw), (oh, ow) = kernel_size, out_size
+    row = (size[1] + 2 * padding[1]) * words
+    taps = (
+        (np.arange(kh) * dilation[0] * row)[:, None, None]
+        + (np.arange(kw) * dilation[1] * words)[:, None]
+        + np.arange(words)
+    ).reshape(-1)  # (kh, kw, words)
+    pixels = (np.arange(oh) * stride[0] * row)[:, None] + np.arange(ow) * stride[1] * words
+    pixels = pixels.reshape(-1)
+    if padding_mode == "ones":
+        return taps, pixels, np.ones((1, kh * kw)), np.zeros(oh * ow, np.int64)
+    inside, which = [], []
+    for axis, count in enumerate((kh, kw)):
+        position = (
+            np.arange(out_size[axis])[:, None] * stride[axis]
+            + np.arange(count) * dilation[axis]
+            - padding[axis]
+        )  # (outputs, taps)
+        is_inside = (position >= 0) & (position < size[axis])
+        kinds, kind = np.unique(is_inside, axis=0, return_inverse=True)
+        inside.append(kinds)
+        which.append(kind.reshape(-1))
+    both = inside[0][:, None, :, None] & inside[1][None, :, None, :]  # (rows, columns, kh, kw)
+    classes = which[0][:, None] * len(inside[1]) + which[1]
+    return taps, pixels, both.reshape(-1, kh * kw).astype(np.float64), classes.reshape(-1)
+
+
+def _border_sums(weight, mask, channels, inside):
+    """What makes padding with zeros exact.
+
+    A zero is no sign, but the padded image has to hold bits: it holds 0, so that a tap of the
+    filter on the padding counts the tap's +1s as disagreements. What it counts depends on the
+    weights only, and is given back here: with T taps inside the image,
+
+        sum = T * C - 2 * (disagreements - popcount of the taps outside)
+
+    A mask has popcount(mask) of the taps inside in place of T * C.
+
+    Returns
+    -------
+    (classes, O) int64
+        ``T * C + 2 * popcount of the taps outside``.
+    """
+    if mask is None:
+        terms = inside.sum(1, keepdims=True) * channels  # (classes, 1)
+    else:
+        terms = inside @ _ones_of_taps(mask).T  # (classes, O)
+        weight = weight & mask
+    sums = np.broadcast_to(terms, (len(inside), len(weight)))
+    if not inside.all():
+        sums = sums + 2 * ((1 - inside) @ _ones_of_taps(weight).T)
+    return sums.astype(np.int64)
+
+
+def _ones_of_taps(words):
+    """(O, kh, kw, words) -> the number of 1s of each tap, (O, kh * kw)."""
+    return np.bitwise_count(words).sum(-1, dtype=np.int64).reshape(len(words), -1)
+
+
+def _row_of_ones(count):
+    """The words of ``count`` signs that are all +1."""
+    return from_bytes(np.packbits(np.ones(count, np.bool_), bitorder="little"), count)
+
+
+# ------------------------------------------------------------------------------------------ running
+
+
+def run(prepared, x, out=None, workspace=None):
+    """The product or convolution of ``x`` with prepared weights.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    x : (N, *prepared.input_shape) uint64
+        Bits that are no signs are 0.
+    out : array, optional
+        Contiguous, of the result's shape and dtype, to be written to.
+    workspace : (n,) uint64, optional
+        Memory for padded images, at least ``prepared.workspace_words(N)`` words.
+
+    Returns
+    -------
+    (N, *prepared.output_shape) int32
+        Sums; or, if the weights were prepared with thresholds, uint64 words of bits with
+        words_for(channels) words in place of the channels.
+
+    Raises
+    ------
+    ValueError
+        If a dtype or a shape does not fit.
+    """
+    x = np.asarray(x)
+    if x.dtype != np.uint64 or x.shape[1:] != prepared.input_shape or x.ndim == 0:
+        expected = ", ".join(map(str, ("N", *prepared.input_shape)))
+        raise ValueError(
+            f"run: x must be uint64 of shape ({expected}), got {x.dtype} of shape {x.shape}"
+        )
+    return _run(prepared, for_kernel(x), out, workspace)
+
+
+def run_reference(prepared, x):
+    """What :func:`run` computes, in plain NumPy, from the same tables: one output at a time."""
+    to_bits, tables, image = prepared.to_bits, prepared.tables, np.asarray(x)
+    if tables.copies:
+        split = split_groups_reference(image, tables.channels, tables.groups)
+        py, px, (n, h, w, groups, _) = tables.top, tables.left, split.shape
+        shape = (n, groups, h + 2 * py, w + 2 * px, len(tables.outside))
+        padded = np.broadcast_to(tables.outside, shape).copy()
+        padded[:, :, py : py + h, px : px + w] = split.transpose(0, 3, 1, 2, 4)
+        image = padded
+    image = image.reshape(len(image), math.prod(image.shape[1:]))
+    sums = np.zeros((len(image), len(tables.pixels), tables.filters), np.int64)
+    length = len(tables.taps)
+
+    def rows(panels, column, width):
+        words = panels[column * length : (column + width) * length]
+        return words.reshape(length, -1, 2, WORDS).swapaxes(2, 3).reshape(length, width)
+
+    for column, width, group, first, count in _panels(tables.groups, tables.group_filters)[0]:
+        words = rows(tables.panels, column, width)
+        counted = rows(prepared.masks, column, width) if prepared.is_ternary else _ALL_BITS
+        for pixel, (address, row) in enumerate(zip(tables.pixels, tables.rows, strict=True)):
+            seen = image[:, group * tables.group_stride + address + tables.taps]
+            differ = (seen[:, :, None] ^ words) & counted
+            differ = np.bitwise_count(differ).sum(1, dtype=np.int64)  # (N, width)
+            constant = tables.constants[row + column : row + column + width]
+            if to_bits:
+                turned = unpack_reference(tables.flips[column // NARROW, None], width) > 0
+                value = (differ <= constant) != turned
+            else:
+                value = constant - 2 * differ
+            sums[:, pixel, first : first + count] = value[:, :count]
+    shape = (len(image), *prepared.output_shape)
+    if to_bits:
+        return pack_reference(2 * sums.reshape(shape) - 1)
+    return sums.reshape(shape).astype(np.int32)
+
+
+def _run(prepared, x, out=None, workspace=None):
+    """`run` after the checks of ``x``."""
+    dtype = np.uint64 if prepared.to_bits else np.int32
+    out = out_array("run", out, prepared.out_shape(len(x)), dtype)
+    bind(prepared, x, out, workspace)()
+    return out
+
+
+def bind(prepared, x, out, workspace=None):
+    """What `run` does, for the same arrays again and again: all but the work itself is done here.
+
+    Parameters
+    ----------
+    prepared, x, out, workspace
+        As in `run`; ``x`` and ``out`` are contiguous and fit.
+
+    Returns
+    -------
+    callable
+        Without arguments.
+    """
+    images, tables = len(x), prepared.tables
+    tasks = tasks_for(images * prepared.work / _SPEED)
+    slot = prepared.slot_words(images)
+    if workspace is None:
+        workspace = empty(tasks * slot, np.uint64) if slot else _NO_WORDS
+    elif workspace.dtype != np.uint64 or workspace.ndim != 1 or len(workspace) < tasks * slot:
+        raise ValueError(
+            f"run: workspace must be a row of at least {tasks * slot} words, "
+            f"got {workspace.dtype} of shape {workspace.shape}"
+        )
+    flat, items = out.reshape(-1), images * len(tables.pixels) if out.size else 0
+    target = (0, _NO_SUMS, flat) if prepared.to_bits else (0, flat, _NO_WORDS)
+    by_panels = tasks > 1 and items < 8 * tasks  # few pixels, and as many weights as ever
+    if by_panels:
+        shares = parallel.shares(len(tables.cuts) - 1, tasks)
+    else:
+        shares = parallel.shares(items, tasks, 4)  # whole blocks of 4 pixels
+    return parallel.bind(
+        _task, shares, by_panels, items, x.reshape(-1), workspace, slot, prepared.masks,
+        prepared.arguments, target,
+    )  # fmt: skip
+
+
+_NO_SUMS, _NO_WORDS = np.zeros(0, np.int32), np.zeros(0, np.uint64)
+
+
+@kernel(allocates=False)
+def _task(first, end, task, by_panels, items, source, workspace, size, masks, arguments, target):
+    """Output pixels first to end - 1; or, ``by_panels``, all pixels of the panels of these cuts."""
+    tables = Tables(*arguments)
+    panel, panel_end, slot = np.int64(0), tables.cuts[-1], task * size
+    if by_panels:
+        panel, panel_end, first, end = tables.cuts[first], tables.cuts[end], 0, items
+    step = tables.together * len(tables.pixels)
+    start = first
+    while start < end:
+        words, base, stop = source, np.int64(0), end
+        if tables.copies:  # a few images at a time, which are used while they are in cache
+            stop = min(start // step * step + step, end)
+            words, base = workspace, pad(start, stop, source, workspace, slot, arguments)
+        _blocks(start, stop, panel, panel_end, words, base, masks, arguments, target)
+        start = stop
+
+
+# ---------------------------------------------------------------------- for kernels in other files
+
+
+@kernel(allocates=False)
+def sums_of(first, end, words, base, masks, arguments, sums):
+    """The sums of a range of output pixels, for a kernel that goes on with them while in cache.
+
+    Such a kernel lies in another file, takes pixels in chunks and calls, for each chunk::
+
+        words, base = source, 0
+        if Tables(*arguments).copies:
+            words, base = workspace, xnor.pad(first, end, source, workspace, slot, arguments)
+        xnor.sums_of(first, end, words, base, masks, arguments, sums)
+
+    Padded copies serve all chunks of an image if `pad` is called for the whole image before. Chunks
+    of a multiple of 4 pixels are fastest.
+
+    Parameters
+    ----------
+    first, end : int
+        Output pixels first to end - 1, counted through all images.
+    words : (...,) uint64
+        The images; or, where they need copies, what `pad` made of them.
+    base : int
+        Image n begins at ``words[base + n * image_stride]``.
+    masks, arguments : array and tuple
+        Those of `Prepared`, of weights that were prepared without thresholds.
+    sums : (at least (end - first) * filters,) int32
+        Row ``i - first``, of as many sums as there are filters, is written for output pixel i.
+    """
+    tables = Tables(*arguments)
+    target = first, sums, tables.flips[:0]
+    # A literal 0 would be a type of its own, and all would be compiled again.
+    _blocks(first, end, np.int64(0), tables.cuts[-1], words, base, masks, arguments, target)
+
+
+@kernel(allocates=False)
+def pad(first, end, source, workspace, slot, arguments):
+    """Copy the rows of images that some output pixels see, with padding and split into groups.
+
+    Parameters
+    ----------
+    first, end : int
+        Output pixels first to end - 1, counted through all images; all pixels of an image need all
+        of its rows.
+    source : (...,) uint64
+        The images.
+    workspace : (...,) uint64
+        Has room for ``image_stride`` words an image from ``slot`` on.
+    slot : int
+        Where the copy of the first of these images begins.
+    arguments : tuple
+        `Prepared.arguments`.
+
+    Returns
+    -------
+    int
+        ``base``: the copy of image n begins at ``workspace[base + n * image_stride]``.
+    """
+    tables = Tables(*arguments)
+    per_image = len(tables.pixels)
+    image, last = first // per_image, (end - 1) // per_image
+    base = slot - image * tables.image_stride
+    for n in range(image, last + 1):
+        top = max(first - n * per_image, 0) // tables.out_width
+        bottom = (min(end - n * per_image, per_image) - 1) // tables.out_width
+        rows = top * tables.row_step, bottom * tables.row_step + tables.row_span
+        for group in range(tables.groups):
+            at = base + n * tables.image_stride + group * tables.group_stride
+            _pad_rows(rows, source, n, group, workspace, at, tables)
+    return base
+
+
+@inlined
+def _pad_rows(rows, source, image, group, workspace, at, tables):
+    """Rows rows[0] to rows[1] - 1 of a padded image that begins at workspace[at]."""
+    words, outside = (tables.channels + 63) // 64, tables.outside
+    inside, border = tables.width * len(outside), tables.left * len(outside)  # words of a row
+    for padded_y in range(rows[0], rows[1]):
+        to, y = at + padded_y * (inside + 2 * border), padded_y - tables.top
+        if not 0 <= y < tables.height:
+            _fill(workspace, to, inside + 2 * border, outside)
+            continue
+        start = (image * tables.height + y) * tables.width * words
+        _fill(workspace, to, border, outside)
+        if tables.groups == 1:
+            _copy(source, start, inside, workspace, to + border)
+        else:
+            _copy_group(source, start, group, workspace, to + border, tables)
+        _fill(workspace, to + border + inside, border, outside)
+
+
+@inlined
+def _fill(workspace, to, count, outside):
+    """Pixels of padding on ``count`` words."""
+    for pixel in range(to, to + count, len(outside)):
+        for j in range(len(outside)):
+            workspace[pixel + j] = outside[j]
+
+
+@inlined
+def _copy(source, start, count, workspace, to):
+    whole = count // WORDS * WORDS
+    for i in range(0, whole, WORDS):
+        store(workspace, to + i, load(source, start + i))
+    for i in range(whole, count):
+        workspace[to + i] = source[start + i]
+
+
+@inlined
+def _copy_group(source, start, group, workspace, to, tables):
+    """The channels of a group, moved to bit 0, of a row of an image."""
+    words, group_words = (tables.channels + 63) // 64, len(tables.outside)
+    group_channels = tables.channels // tables.groups
+    for x in range(tables.width):
+        for j in range(group_words):
+            first, count = group * group_channels + 64 * j, min(64, group_channels - 64 * j)
+            workspace[to] = _bits_from(source, start + x * words, first, count)
+            to += 1
+
+
+@inlined
+def _bits_from(words, start, first, count):
+    """Bits first to first + count - 1 of the row that begins at words[start]; count <= 64."""
+    at, shift = start + first // 64, first % 64
+    word = words[at] >> np.uint64(shift)
+    if shift + count > 64:  # the rest lies in the next word
+        word |= words[at + 1] << np.uint64(64 - shift)
+    return word & (_ALL_BITS >> np.uint64(64 - count))
+
+
+# --------------------------------------------------------------------------------------- the blocks
+
+
+def counted(masks, index):
+    """Which bits of a vector of words count: those of the masks; without masks all.
+
+    All is a constant, and the compiler leaves out an `and` with it.
+    """
+    return load(masks, index) if masks.dtype == np.uint64 else splat(_ALL_BITS)
+
+
+@overload(counted)
+def _compiled_counted(masks, index):
+    if masks.dtype == types.uint64:
+        return lambda masks, index: load(masks, index)
+    return lambda masks, index: splat(_ALL_BITS)
+
+
+# The inner loops. Counting the disagreements of a vector of words takes three instructions: xor,
+# popcount, add. To keep these busy, what they work on has to be in registers: a block of 4 pixels
+# times 32 filters has 16 vectors of counts, and the words loaded for one step (4 vectors of 8
+# filters each, 4 words of pixels) meet 4 times each, so that 8 loads serve 48 instructions. The 16
+# counts are independent of each other, so none waits for the one before.
+#
+# With few words a pixel a block is short, and what surrounds it counts: where a pixel's words are
+# is looked up once and serves a batch of panels, as many as stay in the nearest cache.
+
+
+@kernel(allocates=False)
+def _blocks(first, end, panel, panel_end, words, base, masks, arguments, target):
+    """Output pixels first to end - 1 of some panels; image n begins at base + n * image_stride.
+
+    target : (origin, sums, bits)
+        Where the results go: a row of ``sums`` or, unless it is empty, of ``bits`` for each pixel,
+        beginning with pixel ``origin``.
+    """
+    tables = Tables(*arguments)
+    wide = tables.group_columns // WIDE  # wide panels a group
+    panels = (tables.group_columns + NARROW) // WIDE
+    batch = max(_NEAR // (WIDE * len(tables.taps)), 1)
+    for start in range(first, end, _PART):
+        stop = min(start + _PART, end)
+        for group in range(panel // panels, (panel_end - 1) // panels + 1):
+            p_end = min(panel_end - group * panels, panels)
+            for p in range(max(panel - group * panels, 0), min(p_end, wide), batch):
+                some = group, p, min(p + batch, p_end, wide)
+                _wide_panels(start, stop, some, words, base, masks, tables, target)
+            if p_end > wide:
+                _narrow_panel(start, stop, group, words, base, masks, tables, target)
+
+
+@inlined
+def _wide_panels(first, end, some, words, base, masks, tables, target):
+    """Some panels of 32 filters of a group."""
+    group, p_first, p_end = some
+    taps, panels = tables.taps, (tables.panels, masks)
+    places = tables.pixels, tables.rows, tables.image_stride
+    results = tables.constants, tables.flips, tables.filters, target[1], target[2]
+    base += group * tables.group_stride
+    column, channel = group * tables.group_columns, group * tables.group_filters
+    step = 4 if end - first >= 4 else 1
+    for i in range(first, end, step):
+        if i > end - step:  # the last block moves back over pixels that are done
+            i = end - step
+        row = i - target[0]
+        if step == 1:
+            a, r = _place(i, base, places)
+            for p in range(p_first, p_end):
+                c, place = column + p * WIDE, (channel + p * WIDE, tables.group_filters - p * WIDE)
+                n = _one_by_wide(words, a, taps, panels, c * len(taps))
+                _finish(n, c, r, row, place, results)
+        else:
+            (a0, a1, a2, a3), (r0, r1, r2, r3) = _four_places(i, base, places)
+            for p in range(p_first, p_end):
+                c, place = column + p * WIDE, (channel + p * WIDE, tables.group_filters - p * WIDE)
+                n0, n1, n2, n3 = _four_by_wide(words, a0, a1, a2, a3, taps, panels, c * len(taps))
+                _finish(n0, c, r0, row, place, results)
+                _finish(n1, c, r1, row + 1, place, results)
+                _finish(n2, c, r2, row + 2, place, results)
+                _finish(n3, c, r3, row + 3, place, results)
+
+
+@inlined
+def _narrow_panel(first, end, group, words, base, masks, tables, target):
+    """The last panel of a group, where it has 16 filters."""
+    taps, panels = tables.taps, (tables.panels, masks)
+    places = tables.pixels, tables.rows, tables.image_stride
+    results = tables.constants, tables.flips, tables.filters, target[1], target[2]
+    base += group * tables.group_stride
+    done = tables.group_columns - NARROW  # columns of the panels before it
+    c = group * tables.group_columns + done
+    place = group * tables.group_filters + done, tables.group_filters - done
+    step = 4 if end - first >= 4 else 1
+    for i in range(first, end, step):
+        if i > end - step:
+            i = end - step
+        row = i - target[0]
+        if step == 1:
+            a, r = _place(i, base, places)
+            n = _one_by_narrow(words, a, taps, panels, c * len(taps))
+            _finish_narrow(n, c, r, row, place, results)
+        else:
+            (a0, a1, a2, a3), (r0, r1, r2, r3) = _four_places(i, base, places)
+            n0, n1, n2, n3 = _four_by_narrow(words, a0, a1, a2, a3, taps, panels, c * len(taps))
+            _finish_narrow(n0, c, r0, row, place, results)
+            _finish_narrow(n1, c, r1, row + 1, place, results)
+            _finish_narrow(n2, c, r2, row + 2, place, results)
+            _finish_narrow(n3, c, r3, row + 3, place, results)
+
+
+@inlined
+def _four_places(i, base, places):
+    """First words and rows of constants of output pixels i to i + 3."""
+    pixels, rows, stride = places
+    if len(pixels) == 1:  # a matrix product: nothing to look up
+        a = base + i * stride
+        return (a, a + stride, a + 2 * stride, a + 3 * stride), (0, 0, 0, 0)
+    image, p = i // len(pixels), i % len(pixels)
+    if p + 4 <= len(pixels):
+        a = base + image * stride
+        firsts = a + pixels[p], a + pixels[p + 1], a + pixels[p + 2], a + pixels[p + 3]
+        return firsts, (rows[p], rows[p + 1], rows[p + 2], rows[p + 3])
+    (a0, r0), (a1, r1) = _place(i, base, places), _place(i + 1, base, places)
+    (a2, r2), (a3, r3) = _place(i + 2, base, places), _place(i + 3, base, places)
+    return (a0, a1, a2, a3), (r0, r1, r2, r3)
+
+
+@inlined
+def _place(i, base, places):
+    """An output pixel's first word and row of constants."""
+    pixels, rows, stride = places
+    image, pixel = i // len(pixels), i % len(pixels)
+    return base + image * stride + pixels[pixel], rows[pixel]
+
+
+@inlined
+def _four_by_wide(words, a0, a1, a2, a3, taps, panels, q):
+    """Counts of disagreements of 4 pixels with 32 filters."""
+    zero = zero_words()
+    n0 = n1 = n2 = n3 = zero, zero, zero, zero
+    for j in range(len(taps)):
+        k = taps[j]
+        w, m = _wide_step(panels, q)
+        n0 = _count(n0, load_splat(words, a0 + k), w, m)
+        n1 = _count(n1, load_splat(words, a1 + k), w, m)
+        n2 = _count(n2, load_splat(words, a2 + k), w, m)
+        n3 = _count(n3, load_splat(words, a3 + k), w, m)
+        q += WIDE
+    return n0, n1, n2, n3
+
+
+@inlined
+def _one_by_wide(words, a, taps, panels, q):
+    zero = zero_words()
+    n = zero, zero, zero, zero
+    for j in range(len(taps)):
+        w, m = _wide_step(panels, q)
+        n = _count(n, load_splat(words, a + taps[j]), w, m)
+        q += WIDE
+    return n
+
+
+@inlined
+def _wide_step(panels, q):
+    """A word of each of 32 filters, and of their masks."""
+    words, masks = panels
+    w0, w1, w2, w3 = q, q + WORDS, q + 2 * WORDS, q + 3 * WORDS
+    return (
+        (load(words, w0), load(words, w1), load(words, w2), load(words, w3)),
+        (counted(masks, w0), counted(masks, w1), counted(masks, w2), counted(masks, w3)),
+    )
+
+
+@inlined
+def _count(counts, x, w, m):
+    """Add the disagreements of a word of a pixel with a word of 32 filters."""
+    n0, n1, n2, n3 = counts
+    n0, n1 = n0 + popcount((x ^ w[0]) & m[0]), n1 + popcount((x ^ w[1]) & m[1])
+    n2, n3 = n2 + popcount((x ^ w[2]) & m[2]), n3 + popcount((x ^ w[3]) & m[3])
+    return n0, n1, n2, n3
+
+
+@inlined
+def _four_by_narrow(words, a0, a1, a2, a3, taps, panels, q):
+    """Counts of disagreements of 4 pixels with 16 filters."""
+    zero = zero_words()
+    n0 = n1 = n2 = n3 = zero, zero
+    for j in range(len(taps)):
+        k, (w, m) = taps[j], _narrow_step(panels, q)
+        n0 = _count_narrow(n0, load_splat(words, a0 + k), w, m)
+        n1 = _count_narrow(n1, load_splat(words, a1 + k), w, m)
+        n2 = _count_narrow(n2, load_splat(words, a2 + k), w, m)
+        n3 = _count_narrow(n3, load_splat(words, a3 + k), w, m)
+        q += NARROW
+    return n0, n1, n2, n3
+
+
+@inlined
+def _one_by_narrow(words, a, taps, panels, q):
+    zero = zero_words()
+    n = zero, zero
+    for j in range(len(taps)):
+        w, m = _narrow_step(panels, q)
+        n = _count_narrow(n, load_splat(words, a + taps[j]), w, m)
+        q += NARROW
+    return n
+
+
+@inlined
+def _narrow_step(panels, q):
+    words, masks = panels
+    return (
+        (load(words, q), load(words, q + WORDS)),
+        (counted(masks, q), counted(masks, q + WORDS)),
+    )
+
+
+@inlined
+def _count_narrow(counts, x, w, m):
+    n0, n1 = counts
+    return n0 + popcount((x ^ w[0]) & m[0]), n1 + popcount((x ^ w[1]) & m[1])
+
+
+@inlined
+def _finish(counts, c, r, row, place, results):
+    """The sums or the bits of one pixel and the filters of a wide panel.
+
+    c, r : int
+        The first column of the panel, and where the pixel's row of constants begins.
+    place : (first output channel, number of channels from there on)
+    """
+    (channel, count), (constants, flips, filters, sums, bits) = place, results
+    low, high = interleave(counts[0], counts[1]), interleave(counts[2], counts[3])
+    low_constants, high_constants = load(constants, r + c), load(constants, r + c + INTEGERS)
+    if len(bits) > 0:
+        mask = at_most(low, low_constants) | at_most(high, high_constants) << np.uint64(INTEGERS)
+        _put(mask ^ flips[c >> 4], row, filters, channel, min(count, WIDE), bits)
+        return
+    low, high = low_constants - low - low, high_constants - high - high
+    to = row * filters + channel
+    if count >= WIDE:
+        store(sums, to, low)
+        store(sums, to + INTEGERS, high)
+    else:  # the panel is not full: the memory behind it belongs to others
+        store_first(sums, to, low, count)
+        store_first(sums, to + INTEGERS, high, count - INTEGERS)
+
+
+@inlined
+def _finish_narrow(counts, c, r, row, place, results):
+    """The same for a narrow panel."""
+    (channel, count), (constants, flips, filters, sums, bits) = place, results
+    low, low_constants = interleave(counts[0], counts[1]), load(constants, r + c)
+    if len(bits) > 0:
+        mask = at_most(low, low_constants) ^ flips[c >> 4]
+        _put(mask, row, filters, channel, count, bits)
+    else:
+        store_first(sums, row * filters + channel, low_constants - low - low, count)
+
+
+@inlined
+def _put(mask, row, filters, channel, count, bits):
+    """Write ``count`` bits from ``channel`` on. The channels of a row come in ascending order."""
+    at, shift = row * ((filters + 63) >> 6) + (channel >> 6), channel & 63
+    if shift == 0:
+        bits[at] = mask
+    else:
+        bits[at] |= mask << np.uint64(shift)
+        if shift + count > 64:
+            bits[at + 1] = mask >> np.uint64(64 - shift)
+
+
+# ------------------------------------------------------------------------------ what can be reached
+
+
+def register_peak(repetitions=200_000):
+    """Products of signs a second that one core can count when nothing has to be loaded.
+
+    The same instructions as the inner loop of the product, on values that stay in registers. What
+    `xnor_matmul` reaches of it is what loads, stores and loops leave.
+
+    Returns
+    -------
+    float
+        Sign products a second, the best of 5 runs.
+    """
+    _register_loop(1, np.uint64(1))
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        _register_loop(repetitions, np.uint64(repetitions))
+        seconds.append(time.perf_counter() - start)
+    return repetitions * 4 * WIDE * 64 / min(seconds)
+
+
+@kernel
+def _register_loop(repetitions, seed):
+    c00, c01, c02, c03 = zero_words(), zero_words(), zero_words(), zero_words()
+    c10, c11, c12, c13 = zero_words(), zero_words(), zero_words(), zero_words()
+    c20, c21, c22, c23 = zero_words(), zero_words(), zero_words(), zero_words()
+    c30, c31, c32, c33 = zero_words(), zero_words(), zero_words(), zero_words()
+    w = splat(seed)
+    for _ in range(repetitions):
+        # Each count goes into its next value, so that nothing can be computed before the loop.
+        c00 += popcount(c00 ^ w)
+        c01 += popcount(c01 ^ w)
+        c02 += popcount(c02 ^ w)
+        c03 += popcount(c03 ^ w)
+        c10 += popcount(c10 ^ w)
+        c11 += popcount(c11 ^ w)
+        c12 += popcount(c12 ^ w)
+        c13 += popcount(c13 ^ w)
+        c20 += popcount(c20 ^ w)
+        c21 += popcount(c21 ^ w)
+        c22 += popcount(c22 ^ w)
+        c23 += popcount(c23 ^ w)
+        c30 += popcount(c30 ^ w)
+        c31 += popcount(c31 ^ w)
+        c32 += popcount(c32 ^ w)
+        c33 += popcount(c33 ^ w)
+    total = np.empty(WORDS, np.uint64)
+    c00 += c01 + c02 + c03 + c10 + c11 + c12 + c13
+    store(total, 0, c00 + c20 + c21 + c22 + c23 + c30 + c31 + c32 + c33)
+    return total[0]

@@ -1,0 +1,1 @@
+"""Training: gradients of products of signs, normalisation, activations, optimizers."""
