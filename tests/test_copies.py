@@ -39,7 +39,17 @@ from tinybnn.kernels.training import sign_gradients
 from tinybnn.models import binary_vae, blocks, codes, latents, mobilenet_v3, resnet
 from tinybnn.models.shufflenet_v1 import ShuffleUnit
 from tinybnn.runs import Config
-from tinybnn.tensor import Call, Comparison, Escape, Function, Tape, Tensor, no_grad, trace
+from tinybnn.tensor import (
+    Call,
+    Comparison,
+    Escape,
+    Function,
+    Tape,
+    Tensor,
+    Variable,
+    no_grad,
+    trace,
+)
 from tinybnn.testing import networks as random_networks
 
 # ---------------------------------------------------------------------------------- ways to copy
@@ -125,6 +135,7 @@ def use_latent(x):
 
 
 EXAMPLES[Tensor] = lambda: Tensor(floats(2, 3, 4, 4), requires_grad=True), use_tensor
+EXAMPLES[Variable] = lambda: Variable(floats(2, 3)), lambda x: x.data
 EXAMPLES[nn.Parameter] = lambda: nn.Parameter(floats(2, 3)), use_tensor
 EXAMPLES[nn.LatentParameter] = lambda: nn.LatentParameter(floats(2, 3), clip_value=0.5), use_latent
 

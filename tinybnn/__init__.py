@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from tinybnn import functional, nn, quantizers
-from tinybnn.tensor import Function, Tensor, grad, manual_seed, no_grad
+from tinybnn.autograd import Function, Tensor, grad, manual_seed, no_grad
 
 if TYPE_CHECKING:
     from tinybnn import (

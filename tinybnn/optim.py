@@ -14,11 +14,11 @@ import math
 
 import numpy as np
 
+from tinybnn.autograd import Tensor, plain
 from tinybnn.kernels.machine import layout
 from tinybnn.nn import LatentParameter
 from tinybnn.nn.layers import check_sizes
 from tinybnn.quantizers import EdeSign
-from tinybnn.tensor import Tensor, plain
 
 __all__ = [
     "SGD",

@@ -8,8 +8,8 @@ import os
 import numpy as np
 
 from tinybnn import quantizers
+from tinybnn.autograd import Function, Tensor, as_array
 from tinybnn.storage import write_atomic
-from tinybnn.tensor import Function, Tensor, as_array
 
 __all__ = [
     "curves", "curves_through", "dots", "figure", "filters", "graph", "heat_map", "history",

@@ -24,8 +24,8 @@ import functools
 
 import numpy as np
 
+from tinybnn.autograd import Function, abs, as_array, clamp, exp, plain, where
 from tinybnn.kernels.machine import layout
-from tinybnn.tensor import Function, abs, as_array, clamp, exp, plain, where
 
 __all__ = [
     "ApproxSign", "BitNetTernary", "DoReFaActivation", "DoReFaWeight", "EdeSign",

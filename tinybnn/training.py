@@ -23,10 +23,10 @@ import numpy as np
 
 from tinybnn import datasets, storage, tables
 from tinybnn import functional as F
+from tinybnn.autograd import Tensor, as_array, default_generator, no_grad
 from tinybnn.nn import LatentParameter, Module
 from tinybnn.nn.module import warn_of_unregistered
 from tinybnn.quantizers import Quantizer
-from tinybnn.tensor import Tensor, as_array, default_generator, no_grad
 
 __all__ = [
     "Checkpoint", "FlipCounter", "History", "accuracy", "evaluate", "fit", "load_weights",

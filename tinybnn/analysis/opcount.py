@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tinybnn import functional as F
+from tinybnn.autograd import Reshape, Tensor, no_grad, trace
 from tinybnn.nn import Module
 from tinybnn.quantizers import Quantize
-from tinybnn.tensor import Reshape, Tensor, no_grad, trace
 
 
 @dataclass(frozen=True)

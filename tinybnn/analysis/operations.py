@@ -9,8 +9,8 @@ import time
 import numpy as np
 
 from tinybnn import tables
+from tinybnn.autograd import Function
 from tinybnn.optim import Optimizer
-from tinybnn.tensor import Function
 
 
 class OperationTimes:

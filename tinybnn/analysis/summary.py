@@ -9,7 +9,7 @@ import numpy as np
 
 from tinybnn import deploy, tables
 from tinybnn.analysis.opcount import costs
-from tinybnn.tensor import Tensor, no_grad, trace
+from tinybnn.autograd import Tensor, no_grad, trace
 
 
 @dataclass

@@ -17,10 +17,10 @@ from __future__ import annotations
 import numpy as np
 
 from tinybnn import nn, tables
+from tinybnn.autograd import trace
 from tinybnn.bench.torch_training import TorchTraining, Variant
 from tinybnn.bench.training import NETWORKS, Training
 from tinybnn.kernels.machine import threads
-from tinybnn.tensor import trace
 
 GRADIENT, UPDATE = 1e-5, 1e-6  # the largest errors that count as agreement
 

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from tinybnn import deploy, models
+from tinybnn.autograd import Tensor, no_grad
 from tinybnn.bench.peers import is_installed, other_networks
 from tinybnn.bench.rounds import Target, compare, contender
 from tinybnn.models.blocks import scaled
 from tinybnn.models.mobilenet_v1 import SEPARABLE, STEM
-from tinybnn.tensor import Tensor, no_grad
 
 # Batch size, and the ratio to PyTorch that it should reach.
 BATCHES = ((64, 15.0), (1, 18.0))

@@ -21,11 +21,11 @@ import numpy as np
 
 from tinybnn import analysis, models, nn, optim
 from tinybnn import functional as F
+from tinybnn.autograd import Tensor
 from tinybnn.bench.rounds import Target, compare, contender
 from tinybnn.bench.torch_training import TorchTraining, variants
 from tinybnn.kernels.machine import memory, threads
 from tinybnn.nn.layers import channels_last
-from tinybnn.tensor import Tensor
 
 # ------------------------------------------------------------------------------------ the networks
 

@@ -6,8 +6,8 @@ from numbers import Integral
 
 import numpy as np
 
+from tinybnn.autograd import as_array, default_generator
 from tinybnn.datasets.transforms import to_signed
-from tinybnn.tensor import as_array, default_generator
 
 
 class TensorDataset:

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
+from tinybnn import autograd as T
 from tinybnn import functional as F
-from tinybnn import tensor as T
 from tinybnn.quantizers import Quantize
 
 FIXED_ORDER = "its float sums run in no fixed order; pass fixed_order=not self.training"
@@ -24,7 +24,7 @@ def instead_of(call, results):
 
     Parameters
     ----------
-    call : tinybnn.tensor.Call
+    call : tinybnn.autograd.Call
     results : int
         The number of its inputs that depend on the model's input.
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tinybnn.autograd import default_generator
 from tinybnn.deploy.compiler import examine, sample_shape
 from tinybnn.deploy.packed import OPERATIONS
-from tinybnn.tensor import default_generator
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tinybnn import autograd as T
 from tinybnn import functional as F
-from tinybnn import tensor as T
+from tinybnn.autograd import Tensor
 from tinybnn.deploy.advice import (
     FIXED_ORDER,
     OWN_SAMPLES,
@@ -55,7 +56,6 @@ from tinybnn.kernels.signs import bits
 from tinybnn.nn.binary import OnesOfOneSample
 from tinybnn.nn.module import warn_of_unregistered
 from tinybnn.quantizers import ApproxSign, EdeSign, Quantize, SteSign, SwishSign
-from tinybnn.tensor import Tensor
 
 
 def compile(model, input_shape):

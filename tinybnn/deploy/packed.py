@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tinybnn import autograd as T
 from tinybnn import functional as F
 from tinybnn import storage, tables
-from tinybnn import tensor as T
 from tinybnn.datasets import check_brightness
 from tinybnn.deploy.plan import make_plan
 from tinybnn.deploy.runtime import Profile, Workspace, block_size, carry_out

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tinybnn.autograd import COMPARISONS
 from tinybnn.kernels.machine.layout import words_for
-from tinybnn.tensor import COMPARISONS
 
 MOST_BYTES = 1 << 28  # of one sample's result of a step, as float32; with its padding
 

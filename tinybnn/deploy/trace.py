@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinybnn.tensor import Tensor, no_grad, trace
+from tinybnn.autograd import Tensor, no_grad, trace
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def trace_model(model, x):
 
     Returns
     -------
-    tape : tinybnn.tensor.Tape
+    tape : tinybnn.autograd.Tape
     x, output : Tensor
 
     Raises

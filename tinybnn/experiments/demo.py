@@ -7,8 +7,8 @@ import time
 import numpy as np
 
 from tinybnn import datasets, deploy, models, nn, optim, plots, runs, training
+from tinybnn.autograd import Tensor, no_grad
 from tinybnn.kernels.machine import exact
-from tinybnn.tensor import Tensor, no_grad
 
 
 def run(epochs=20, seed=0, progress=True, say=print):

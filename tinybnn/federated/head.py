@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tinybnn import nn
-from tinybnn.tensor import Tensor, no_grad
+from tinybnn.autograd import Tensor, no_grad
 
 NORMS = ("average", "local", "frozen")
 _KINDS = {"weight": "norm", "bias": "norm", "running_mean": "mean", "running_var": "variance"}

@@ -2,9 +2,35 @@
 
 All rules are differentiable in turn; where a rule is a linear map of its own (the adjoint of a
 convolution or of a pooling), that map is a `Function` as well, and the rules refer to each other.
-The operations of `tinybnn.tensor` are here too, so that one name serves for all.
+The operations of `tinybnn.autograd` are here too, so that one name serves for all.
 """
 
+from tinybnn.autograd import (
+    abs,
+    amax,
+    amin,
+    broadcast_to,
+    cat,
+    clamp,
+    exp,
+    flatten,
+    flip,
+    log,
+    logsumexp,
+    matmul,
+    maximum,
+    mean,
+    minimum,
+    pad,
+    permute,
+    reshape,
+    sqrt,
+    stack,
+    sum,
+    transpose,
+    var,
+    where,
+)
 from tinybnn.functional.activation import (
     Hardtanh,
     LeakyRelu,
@@ -72,32 +98,6 @@ from tinybnn.functional.pooling import (
     adaptive_avg_pool2d,
     avg_pool2d,
     max_pool2d,
-)
-from tinybnn.tensor import (
-    abs,
-    amax,
-    amin,
-    broadcast_to,
-    cat,
-    clamp,
-    exp,
-    flatten,
-    flip,
-    log,
-    logsumexp,
-    matmul,
-    maximum,
-    mean,
-    minimum,
-    pad,
-    permute,
-    reshape,
-    sqrt,
-    stack,
-    sum,
-    transpose,
-    var,
-    where,
 )
 
 __all__ = [

@@ -6,8 +6,7 @@ import functools
 
 import numpy as np
 
-from tinybnn.kernels.machine import layout
-from tinybnn.tensor import (
+from tinybnn.autograd import (
     OF_NUMPY,
     Function,
     as_array,
@@ -19,6 +18,7 @@ from tinybnn.tensor import (
     sum,
     where,
 )  # fmt: skip
+from tinybnn.kernels.machine import layout
 
 _POSITIVE = np.nextafter(np.float32(0), np.float32(1)), np.inf  # the floats above 0
 

@@ -13,9 +13,9 @@ import functools
 
 import numpy as np
 
+from tinybnn.autograd import Function, Tensor, as_array, mean, reshape, sqrt, where
+from tinybnn.autograd import grad as gradients
 from tinybnn.kernels.machine import layout
-from tinybnn.tensor import Function, Tensor, as_array, mean, reshape, sqrt, where
-from tinybnn.tensor import grad as gradients
 
 _FEW = 4096  # numbers that NumPy is done with before a kernel is called
 

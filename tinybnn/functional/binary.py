@@ -20,11 +20,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from tinybnn.autograd import Function, Tensor, as_array, pad, reshape
+from tinybnn.autograd import grad as gradients
 from tinybnn.functional.convolution import ConvInput, ConvWeight, Geometry, conv2d
 from tinybnn.functional.linear import linear
 from tinybnn.kernels.machine.memory import empty
-from tinybnn.tensor import Function, Tensor, as_array, pad, reshape
-from tinybnn.tensor import grad as gradients
 
 _on_bits = True
 _SMALL = 1 << 20  # products of a step below which packing costs more than BLAS on floats

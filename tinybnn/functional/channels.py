@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from tinybnn.autograd import Function
 from tinybnn.functional.convolution import empty_image
 from tinybnn.kernels.machine import layout
-from tinybnn.tensor import Function
 
 
 class TakeChannels(Function):

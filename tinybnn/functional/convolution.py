@@ -22,9 +22,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from tinybnn.autograd import Function, plain, reshape
 from tinybnn.functional.linear import check_bias, ordered_product
 from tinybnn.kernels.machine.memory import empty
-from tinybnn.tensor import Function, plain, reshape
 
 
 class Geometry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn.tensor import Function, reshape, transpose
+from tinybnn.autograd import Function, reshape, transpose
 
 
 class Linear(Function):

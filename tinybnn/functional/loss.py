@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from tinybnn.autograd import Function, as_array, clamp, log, mean, reshape, sum
 from tinybnn.functional.activation import log_softmax, relu, sigmoid, softmax
-from tinybnn.tensor import Function, as_array, clamp, log, mean, reshape, sum
 
 
 class BinaryCrossEntropy(Function):

@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 
+from tinybnn.autograd import Function, as_array, mean, plain, reshape, sqrt, sum, var
 from tinybnn.kernels.machine import layout
-from tinybnn.tensor import Function, as_array, mean, plain, reshape, sqrt, sum, var
 
 
 class BatchNorm(Function):

@@ -6,9 +6,9 @@ import functools
 
 import numpy as np
 
+from tinybnn.autograd import Function, as_array
 from tinybnn.functional.convolution import empty_image, pair
 from tinybnn.kernels.machine import layout
-from tinybnn.tensor import Function, as_array
 
 
 class _Windows:

@@ -32,9 +32,9 @@ import numpy as np
 
 from tinybnn import functional as F
 from tinybnn import nn
+from tinybnn.autograd import Tensor, default_generator, no_grad
 from tinybnn.models.latents import LN2, Enumeration
 from tinybnn.models.latents import get as get_estimator
-from tinybnn.tensor import Tensor, default_generator, no_grad
 
 CHANNELS = (32, 64, 128)  # of the encoder's convolutions
 HIDDEN = (512, 256)  # widths of the dense encoder

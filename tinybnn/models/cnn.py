@@ -17,7 +17,7 @@ has 90,744 binary weights and 460 float parameters.
 from __future__ import annotations
 
 from tinybnn import nn
-from tinybnn.tensor import default_generator
+from tinybnn.autograd import default_generator
 
 
 def cnn(

@@ -13,8 +13,8 @@ import math
 import numpy as np
 
 from tinybnn import nn
+from tinybnn.autograd import default_generator
 from tinybnn.models.binary_vae import CHANNELS, BinaryVAE, image_sizes
-from tinybnn.tensor import default_generator
 
 
 def binary_dense(in_features, widths, quantizer, rng):

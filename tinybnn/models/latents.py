@@ -28,7 +28,7 @@ import numpy as np
 
 from tinybnn import functional as F
 from tinybnn import quantizers
-from tinybnn.tensor import Function, Tensor, default_generator, grad
+from tinybnn.autograd import Function, Tensor, default_generator, grad
 
 LN2 = math.log(2.0)
 

@@ -6,7 +6,7 @@ With hidden=(256, 256, 256) this is the shape of FINN's SFC, with (1024, 1024, 1
 from __future__ import annotations
 
 from tinybnn import nn
-from tinybnn.tensor import default_generator
+from tinybnn.autograd import default_generator
 
 
 def mlp(

@@ -24,8 +24,8 @@ shortcut.
 from __future__ import annotations
 
 from tinybnn import nn
+from tinybnn.autograd import default_generator
 from tinybnn.models.blocks import check_arguments, classifier, make_method, scaled, stem, stride_for
-from tinybnn.tensor import default_generator
 
 STEM = 32
 

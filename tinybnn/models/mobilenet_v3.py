@@ -25,8 +25,8 @@ excite stays, and stays real, and that the last 1×1 convolution is binary are i
 from __future__ import annotations
 
 from tinybnn import nn
+from tinybnn.autograd import default_generator
 from tinybnn.models.blocks import check_arguments, make_method, scaled, stem, stride_for
-from tinybnn.tensor import default_generator
 
 STEM, HEAD, FEATURES = 16, 576, 1024
 

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from tinybnn import functional as F
 from tinybnn import nn
+from tinybnn.autograd import default_generator
 from tinybnn.models.blocks import (
     Layer,
     check_arguments,
@@ -40,7 +41,6 @@ from tinybnn.models.blocks import (
     stem,
     stride_for,
 )
-from tinybnn.tensor import default_generator
 
 METHODS = ("float", "birealnet", "reactnet", "adabin")
 

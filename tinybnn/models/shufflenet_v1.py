@@ -20,8 +20,8 @@ from __future__ import annotations
 
 from tinybnn import functional as F
 from tinybnn import nn
+from tinybnn.autograd import default_generator
 from tinybnn.models.blocks import check_arguments, classifier, make_method, scaled, stem, stride_for
-from tinybnn.tensor import default_generator
 
 GROUPS = 3
 STEM = 24

@@ -19,7 +19,7 @@ layer, as in LQ-Nets (Zhang et al. 2018) and later work. Pooling stands before t
 from __future__ import annotations
 
 from tinybnn import nn
-from tinybnn.tensor import default_generator
+from tinybnn.autograd import default_generator
 
 # (output channels, whether a max-pool follows) of the binary convolutions.
 CONVOLUTIONS = ((128, True), (256, False), (256, True), (512, False), (512, True))

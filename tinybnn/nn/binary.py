@@ -12,9 +12,9 @@ import numpy as np
 
 from tinybnn import functional as F
 from tinybnn import quantizers
+from tinybnn.autograd import Function, Tensor, broadcast_to, default_generator
 from tinybnn.nn.layers import Conv2d, Linear, _initial_bias, channels_last, check_sizes
 from tinybnn.nn.module import Cost, LatentParameter, Module, ModuleList, Parameter, Sequential
-from tinybnn.tensor import Function, Tensor, broadcast_to, default_generator
 
 
 class _Binary:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from tinybnn import functional as F
+from tinybnn.autograd import default_generator
 from tinybnn.functional import pair
 from tinybnn.nn.module import Cost, Module, Parameter
-from tinybnn.tensor import default_generator
 
 
 def uniform_fan_in(shape, rng):

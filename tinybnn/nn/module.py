@@ -10,7 +10,7 @@ from types import FunctionType, ModuleType
 import numpy as np
 
 from tinybnn import tables
-from tinybnn.tensor import Tensor, as_array, is_tracing, no_grad, plain, traced_forward
+from tinybnn.autograd import Tensor, as_array, is_tracing, no_grad, plain, traced_forward
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from tinybnn import deploy, nn, optim
+from tinybnn.autograd import Tensor, as_array, no_grad
 from tinybnn.kernels.machine.exact import identical
 from tinybnn.kernels.signs import bits
-from tinybnn.tensor import Tensor, as_array, no_grad
 
 __all__ = ["assert_identical", "check_packed", "quiet", "randomize", "train_briefly"]
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn.tensor import Tensor, as_array, grad
+from tinybnn.autograd import Tensor, as_array, grad
 
 __all__ = ["gradcheck", "gradgradcheck"]
 

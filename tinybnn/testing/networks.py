@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tinybnn.autograd import Tensor, no_grad
 from tinybnn.models import blocks
-from tinybnn.tensor import Tensor, no_grad
 
 __all__ = ["RandomNetwork", "random_network"]
 

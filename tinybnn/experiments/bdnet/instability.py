@@ -6,8 +6,8 @@ import numpy as np
 
 from tinybnn import datasets, nn
 from tinybnn import functional as F
+from tinybnn.autograd import Tensor, trace
 from tinybnn.models.blocks import Layer
-from tinybnn.tensor import Tensor, trace
 
 
 def layer_statistics(model, batches):

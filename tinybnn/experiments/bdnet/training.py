@@ -14,12 +14,12 @@ import numpy as np
 
 from tinybnn import analysis, datasets, deploy, nn, optim, training
 from tinybnn import functional as F
+from tinybnn.autograd import no_grad
 from tinybnn.experiments.bdnet.arms import TABLE_2
 from tinybnn.experiments.bdnet.instability import first_batches, layer_statistics
 from tinybnn.experiments.run_folder import kept
 from tinybnn.kernels.machine.exact import identical
 from tinybnn.quantizers import EdeSign
-from tinybnn.tensor import no_grad
 
 
 def train_arm(folder, arm, config, seed, data, threads=None, progress=True, about=None):

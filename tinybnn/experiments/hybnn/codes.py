@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinybnn import datasets
-from tinybnn.tensor import Tensor, no_grad
+from tinybnn.autograd import Tensor, no_grad
 
 
 def statistics(words, bits):

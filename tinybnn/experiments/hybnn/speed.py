@@ -8,6 +8,7 @@ import numpy as np
 
 from tinybnn import datasets, deploy, optim, runs, training
 from tinybnn import functional as F
+from tinybnn.autograd import Tensor
 from tinybnn.experiments.demo import best_seconds, float_logits
 from tinybnn.experiments.hybnn.features import batch_size
 from tinybnn.experiments.hybnn.networks import ARMS, tasks_of
@@ -15,7 +16,6 @@ from tinybnn.kernels.machine.exact import identical
 from tinybnn.kernels.machine.threads import num_threads, one_blas_thread
 from tinybnn.kernels.signs import bits
 from tinybnn.models import BinaryVAE, HyBNN
-from tinybnn.tensor import Tensor
 
 
 def compile_heads(folder, heads, words, count):
