@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tinybnn import deploy, nn, quantizers, storage
 from tinybnn import functional as F
 from tinybnn.deploy.scan import Scan
-from tinybnn.deploy.shapes import MOST_BYTES
+from tinybnn.deploy.values import MOST_BYTES
 from tinybnn.tensor import Tensor, no_grad
 from tinybnn.testing import assert_identical
 

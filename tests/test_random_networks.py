@@ -4,12 +4,11 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from tinybnn import testing
 from tinybnn.cli import main
-from tinybnn.deploy import packed
+from tinybnn.deploy import operations
 from tinybnn.deploy.packed import PackedModel
 from tinybnn.testing.campaign import _reason, outcome
 from tinybnn.testing.networks import Line, RandomNetwork
@@ -69,11 +68,11 @@ def test_the_script_of_a_network_runs():
 
 # operation: (the bug, as a line of a script; what a small network has)
 BUGS = {
-    "maximum": ("packed._two_operands(np.minimum)", "F.maximum"),
+    "maximum": ("operations.OPERATIONS['minimum'].run", "F.maximum"),
     "sigmoid": ("lambda x: x", "nn.Sigmoid()"),
     "threshold": (
-        "lambda sums, *, thresholds, flip: packed.threshold(sums, thresholds=thresholds + 1, "
-        "flip=flip)",
+        "lambda sums, *, thresholds, flip: operations.compare_sums(sums, "
+        "(thresholds + 1).astype(operations.np.int32), flip)",
         "Binary",
     ),
 }
@@ -83,7 +82,8 @@ BUGS = {
 def test_a_wrong_operation_is_found_and_shown_by_a_small_script(operation, monkeypatch):
     """In the script the same bug is planted."""
     bug, part = BUGS[operation]
-    monkeypatch.setitem(packed.OPERATIONS, operation, eval(bug, {"np": np, "packed": packed}))
+    wrong = staticmethod(eval(bug, {"operations": operations}))
+    monkeypatch.setattr(operations.OPERATIONS[operation], "run", wrong)
     found = testing.campaign(1000, progress=False)
     assert found.wrong == 1
     small = found.counterexample
@@ -93,8 +93,8 @@ def test_a_wrong_operation_is_found_and_shown_by_a_small_script(operation, monke
     assert "differ" in found.error
     assert max(small.input_shape) <= 3
     planted = (
-        "import numpy as np\nfrom tinybnn.deploy import packed\n"
-        f"packed.OPERATIONS[{operation!r}] = {bug}\n"
+        "from tinybnn.deploy import operations\n"
+        f"operations.OPERATIONS[{operation!r}].run = staticmethod({bug})\n"
     )
     done = run(planted + small.source())
     assert done.returncode == 1
@@ -103,7 +103,7 @@ def test_a_wrong_operation_is_found_and_shown_by_a_small_script(operation, monke
 
 
 def test_the_command_prints_the_script(monkeypatch, capsys):
-    monkeypatch.setitem(packed.OPERATIONS, "sigmoid", lambda x: x)
+    monkeypatch.setattr(operations.OPERATIONS["sigmoid"], "run", staticmethod(lambda x: x))
     assert main(["verify", "--random", "1000"]) == 1
     out = capsys.readouterr().out
     assert "class Network(nn.Module):" in out

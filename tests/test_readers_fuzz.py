@@ -803,7 +803,7 @@ _OTHER = [
     None, True, False, 0.5, -0.5, 1e308, 1e-308, "", "x", "zeros", "float", "bits", [], {}, [1],
     [[1]], {"a": 1}, {"weight": 1}, [1, 2], [3, 3], [0, 0], [-1, -1], [1, 1, 1],
 ]  # fmt: skip
-_OPERATIONS = sorted(deploy.packed.OPERATIONS)
+_OPERATIONS = sorted(deploy.operations.OPERATIONS)
 
 
 def other_metadata(numbers):

@@ -1,13 +1,18 @@
 """From a trained model to packed bits: compile, verify, save, load, predict.
 
-`check` says before training what of a model compiles, and what to write instead of the rest.
+`check` says before training what of a model compiles, and what to write instead of the rest. A
+subclass of `Operation` adds an operation.
 """
 
 from tinybnn.deploy.check import Report, check
 from tinybnn.deploy.compiler import compile
+from tinybnn.deploy.operations import NoPackedFormError, Operation, TracedCall
 from tinybnn.deploy.packed import PackedModel
 from tinybnn.deploy.trace import CompileError
 from tinybnn.deploy.verify import verify
 
-__all__ = ["CompileError", "PackedModel", "Report", "check", "compile", "verify"]
+__all__ = [
+    "CompileError", "NoPackedFormError", "Operation", "PackedModel", "Report", "TracedCall",
+    "check", "compile", "verify",
+]  # fmt: skip
 __dir__ = __all__.copy  # dir() shows what is public, and nothing else

@@ -11,7 +11,7 @@ import numpy as np
 
 from tinybnn.autograd import default_generator
 from tinybnn.deploy.compiler import examine, sample_shape
-from tinybnn.deploy.packed import OPERATIONS
+from tinybnn.deploy.operations import OPERATIONS
 
 
 @dataclass(frozen=True)

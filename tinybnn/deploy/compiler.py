@@ -21,6 +21,7 @@ own.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,16 +30,20 @@ from tinybnn import autograd as T
 from tinybnn import functional as F
 from tinybnn.autograd import Tensor
 from tinybnn.deploy.advice import (
-    FIXED_ORDER,
     OWN_SAMPLES,
-    OWN_WEIGHT,
-    ROW_FOR_EACH_SAMPLE,
     double_precision,
     instead_of,
     not_signs,
 )
+from tinybnn.deploy.operations import (
+    OF_FUNCTION,
+    NoPackedFormError,
+    TakeChannels,
+    TracedCall,
+    pooling_settings,
+)
 from tinybnn.deploy.packed import PackedModel, Step
-from tinybnn.deploy.scan import Scan, smallest_int
+from tinybnn.deploy.scan import Scan
 from tinybnn.deploy.shapes import expect_results, infer
 from tinybnn.deploy.trace import (
     CompileError,
@@ -228,27 +233,11 @@ def _first_difference(model, packed, x):
 # Quantizers whose forward is the sign, also of -0.0 and NaN.
 _SIGNS = {kind.forward for kind in (SteSign, ApproxSign, SwishSign, EdeSign)}
 
+
 # Functions of each element alone, given their constants: what may stand between sums and a sign.
-_ELEMENTWISE = (
-    T.Add, T.Sub, T.Mul, T.Div, T.Pow, T.Exp, T.Log, T.Sqrt, T.Abs, T.Clamp,
-    T.Maximum, T.Minimum, F.Relu, F.Hardtanh, F.LeakyRelu, F.PRelu, F.Softplus, F.Sigmoid, F.Tanh,
-    F.BatchNorm,
-)  # fmt: skip
+def _is_elementwise(function):
+    return function is T.Pow or (function in OF_FUNCTION and OF_FUNCTION[function].is_elementwise)
 
-_UNARY = {
-    F.Relu: "relu", F.Sigmoid: "sigmoid", F.Tanh: "tanh", T.Abs: "abs", T.Exp: "exp", T.Log: "log",
-    T.Sqrt: "sqrt",
-}  # fmt: skip
-
-_BINARY = {
-    T.Add: "add", T.Sub: "sub", T.Mul: "mul", T.Div: "div", T.Maximum: "maximum",
-    T.Minimum: "minimum",
-}  # fmt: skip
-
-# Operations whose keyword options are the settings of the step.
-_WITH_OPTIONS = {
-    F.Hardtanh: "hardtanh", T.Clamp: "clamp", F.LeakyRelu: "leaky_relu", F.Softplus: "softplus",
-}  # fmt: skip
 
 # Operations that put the numbers of a sample in another order, leave some out or repeat them.
 _REARRANGING = (T.Index, T.Permute, T.Flip, T.BroadcastTo)
@@ -448,7 +437,8 @@ class _Compiler:
         chain.reverse()
         pools = [k for k, c in enumerate(chain) if type(c.function) is F.MaxPool2d]
         if len(pools) > 1 or any(
-            type(c.function) not in (*_ELEMENTWISE, F.MaxPool2d) for c in chain
+            not (_is_elementwise(type(c.function)) or type(c.function) is F.MaxPool2d)
+            for c in chain
         ):
             return None
         split = pools[0] if pools else len(chain)
@@ -629,7 +619,7 @@ class _Compiler:
     def pool_bits(self, windows, minimum):
         return {
             "arrays": {"minimum": minimum},
-            "settings": {"channels": windows.shape[1], **_pooling(windows)},
+            "settings": {"channels": windows.shape[1], **pooling_settings(windows)},
         }
 
     def recipe_float(self, i):
@@ -648,88 +638,29 @@ class _Compiler:
     def recipe_float_operation(self, i):
         """The operation itself on floats."""
         call = self.calls[i]
-        function, options = type(call.function), call.options
-        result = {"call": i, "shape": self.shape(i)}
-        sources = [(s, "float") for s in self.symbolic[i]]
-        batches = {_TRACE_BATCH, 1} if function in (*_UNARY, *_BINARY) else {_TRACE_BATCH}
+        operation = OF_FUNCTION.get(type(call.function))
+        batches = {_TRACE_BATCH, 1 if operation and operation.takes_one_for_all else _TRACE_BATCH}
         if call.output.ndim == 0 or call.output.shape[0] not in batches:
             raise self.refuse(i, OWN_SAMPLES)
-        if function in _REARRANGING:
+        if type(call.function) in _REARRANGING:
             return self.rearranged(i)
-        arrays, settings, packed_bits = {}, {}, {}
-        if function in _UNARY:
-            operation = _UNARY[function]
-        elif function in _BINARY:
-            operation = _BINARY[function]
-            for side, position in (("left", 0), ("right", 1)):
-                value = self.constant(i, position)
-                if value is not None:
-                    arrays[side] = value
-        elif function in (F.Linear, F.Conv2d):
-            operation = "linear" if function is F.Linear else "conv2d"
-            weight = self.constant(i, 1)
-            if weight is None or len(sources) != 1:
-                raise self.refuse(i, OWN_WEIGHT)
-            if not options["fixed_order"]:
-                is_nan = np.isnan(weight).any()
-                raise self.refuse(i, "some of its weights are NaN" if is_nan else FIXED_ORDER)
-            settings = {k: v for k, v in options.items() if k != "fixed_order"}
-            arrays["weight"] = weight
-        elif function is F.BatchNorm and options["mean"] is not None:
-            operation = "batch_norm"
-            arrays = {"weight": self.constant(i, 1), "bias": self.constant(i, 2)}
-            arrays |= {"mean": options["mean"], "var": options["var"]}
-            settings = {"eps": options["eps"]}
-        elif function is F.ConvInput and self.constant(i, 1) is not None:
-            operation, geometry = "conv_transpose2d", options["geometry"]
-            if not options["fixed_order"]:
-                raise self.refuse(i, FIXED_ORDER)
-            arrays["weight"] = self.constant(i, 1)
-            settings = {
-                k: getattr(geometry, k) for k in ("stride", "padding", "dilation", "groups")
-            }
-            settings["image"] = geometry.image[1:]
-        elif function is F.PRelu and len(sources) == 1:
-            operation, arrays = "prelu", {"weight": self.constant(i, 1)}
-        elif function in _WITH_OPTIONS:
-            operation, settings = _WITH_OPTIONS[function], dict(options)
-        elif function in (F.MaxPool2d, F.AvgPool2d):
-            operation = "max_pool2d" if function is F.MaxPool2d else "avg_pool2d"
-            settings = _pooling(options["windows"])
-        elif function is T.SumPixels:
-            operation, settings = "sum_pixels", dict(options)
-        elif function is T.Reshape:
-            operation, settings = "reshape", {"shape": self.shape(i)}
-        elif function is T.Pad and options["widths"][0] == (0, 0):
-            operation, settings = "pad", dict(options)
-        elif function is T.Cat and options["dim"] > 0 and len(sources) == len(call.inputs):
-            operation, settings = "cat", dict(options)
-        elif function is T.Compare:
-            operation, settings = "compare", dict(options)
-            for side, position in (("left", 0), ("right", 1)):
-                if (value := self.constant(i, position)) is not None:
-                    arrays[side] = value
-        elif function is T.Where:
-            operation = "where"
-            for name, position in (("condition", 0), ("left", 1), ("right", 2)):
-                if (value := self.constant(i, position)) is not None:
-                    arrays[name] = value.astype(np.float32)
-        elif function is F.TakeChannels:
-            index = options["index"]
-            operation, arrays = "take_channels", _index(index)["arrays"]
-        else:
+        sources = [(source, "float") for source in self.symbolic[i]]
+        traced = TracedCall(
+            call.inputs, call.options, call.output, functools.partial(self.constant, i),
+            len(sources),
+        )  # fmt: skip
+        try:
+            found = operation.of_call(traced) if operation else None
+        except NoPackedFormError as error:
+            raise self.refuse(i, str(error)) from None
+        if found is None:
             raise self.refuse(i, instead_of(call, len(sources)))
-        if function in (F.Linear, F.Conv2d) and np.all(np.abs(weight) == 1):
-            packed_bits["weight"] = int(np.prod(weight.shape[1:]))
+        arrays, settings = found
         if any(value is None for value in arrays.values()):
             raise self.refuse(i, "one of its constants depends on the input; it cannot there")
-        if function in (*_BINARY, T.Compare, T.Where) and any(
-            value.ndim == call.output.ndim and len(value) == _TRACE_BATCH
-            for value in arrays.values()
-        ):
-            raise self.refuse(i, ROW_FOR_EACH_SAMPLE)
-        details = {"arrays": {k: np.array(v) for k, v in arrays.items()}, "settings": settings}
-        return [(operation, result | details | {"bits": packed_bits}, sources)]
+        arrays = {name: np.array(value) for name, value in arrays.items()}
+        details = {"arrays": arrays, "settings": settings, "bits": operation.bits(arrays)}
+        return [(operation.name, {"call": i, "shape": self.shape(i), **details}, sources)]
 
     def rearranged(self, i):
         """A call that only moves numbers: channels taken, of the image or of all its numbers."""
@@ -754,23 +685,13 @@ class _Compiler:
                 first.reshape(after[0], -1), channels[:, None] * pixels + np.arange(pixels)
             )
         ):
-            return [("take_channels", result | _index(channels), [source])]
+            return [("take_channels", result | {"arrays": TakeChannels.taking(channels)}, [source])]
         row = {"settings": {"shape": (size, 1, 1)}, "layout": "internal"}
         return [
             ("reshape", row, [source]),
-            ("take_channels", _index(first) | {"layout": "internal"}, [None]),
+            ("take_channels", {"arrays": TakeChannels.taking(first), "layout": "internal"}, [None]),
             ("reshape", result | {"settings": {"shape": after}}, [None]),
         ]
-
-
-def _index(channels):
-    return {"arrays": {"index": channels.astype(smallest_int(int(channels.max())))}}
-
-
-def _pooling(windows):
-    return {
-        "kernel_size": windows.kernel, "stride": windows.stride, "padding": windows.padding,
-    }  # fmt: skip
 
 
 def _are_small_integers(weight):

@@ -1,9 +1,8 @@
 """A packed model: a short program on bits, integers and, where a layer is real, floats.
 
-The program is a list of steps. Each step applies one operation of the table below to values
-computed before it, and keeps its constants (packed weights, thresholds) as plain arrays. So a saved
-model is data and nothing else: loading it looks names up in this table, it never runs code from the
-file.
+The program is a list of steps. Each step applies one of the `operations` to values computed before
+it, and keeps its constants (packed weights, thresholds) as plain arrays. So a saved model is data
+and nothing else: loading it looks up the names of operations, it never runs code from the file.
 
 Values between steps are float32 arrays (N, C, H, W) or (N, F) in channels-last memory, int32
 accumulators (N, H, W, C) or (N, F), and words of bits (N, H, W, words) or (N, words).
@@ -19,253 +18,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tinybnn import autograd as T
-from tinybnn import functional as F
 from tinybnn import storage, tables
 from tinybnn.datasets import check_brightness
+from tinybnn.deploy.operations import OPERATIONS, ToFloat, Unpack, UnpackFlattened
 from tinybnn.deploy.plan import make_plan
 from tinybnn.deploy.runtime import Profile, Workspace, block_size, carry_out
 from tinybnn.deploy.shapes import expect_results, infer
 from tinybnn.kernels.machine.layout import described
 from tinybnn.kernels.machine.threads import count as thread_count
 from tinybnn.kernels.machine.threads import num_threads
-from tinybnn.kernels.signs import bits, pooling, xnor
-from tinybnn.kernels.signs.thresholds import threshold as compare_sums
-
-# ---------------------------------------------------------------------------------- the operations
-
-OPERATIONS = {}
-
-
-def _operation(function):
-    OPERATIONS[function.__name__] = function
-    return function
-
-
-def _nhwc(x):
-    return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
-
-
-def _nchw(x):
-    return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
-
-
-@_operation
-def pack(x):
-    """Floats -> bits: bit 1 where x >= 0."""
-    return bits.pack(_nhwc(x))
-
-
-@_operation
-def unpack(words, *, count):
-    """Bits -> floats ±1."""
-    return _nchw(bits.unpack(words, count))
-
-
-@_operation
-def unpack_flattened(words, *, image):
-    """Bits of flattened images (C, H, W), pixel by pixel -> floats ±1, channel by channel."""
-    channels, height, width = image
-    pixels = words.reshape(len(words), height, width, -1)
-    return unpack(pixels, count=channels).reshape(len(words), channels * height * width)
-
-
-@_operation
-def flatten_bits(words):
-    """(N, H, W, words) -> (N, H W words); the next layer's weights are laid out to match."""
-    return words.reshape(len(words), int(np.prod(words.shape[1:])))
-
-
-@_operation
-def xnor_linear(words, *, weight, count):
-    """Bits -> accumulators; `count` is the number of bits in a row."""
-    return xnor.xnor_matmul(words, weight.reshape(len(weight), -1), count)
-
-
-@_operation
-def xnor_conv2d(
-    words, *, weight, channels, stride, padding, dilation, groups, padding_mode, mask=None
-):
-    """Bits -> accumulators."""
-    return xnor.xnor_conv2d(
-        words, weight, channels, stride=tuple(stride), padding=tuple(padding),
-        dilation=tuple(dilation), groups=groups, padding_mode=padding_mode, mask=mask,
-    )  # fmt: skip
-
-
-@_operation
-def ternary_linear(words, *, weight, mask, count):
-    """Bits -> accumulators, for weights -1, 0 and 1: `weight` has a bit for +1, `mask` for ±1."""
-    rows = weight.reshape(len(weight), -1), mask.reshape(len(mask), -1)
-    return xnor.xnor_matmul(words, rows[0], count, rows[1])
-
-
-@_operation
-def ternary_conv2d(words, *, weight, mask, channels, **geometry):
-    """Bits -> accumulators, for weights -1, 0 and 1: `weight` has a bit for +1, `mask` for ±1."""
-    return xnor_conv2d(words, weight=weight, channels=channels, mask=mask, **geometry)
-
-
-@_operation
-def ones(words, *, shape):
-    """The bits of one sample (C, H, W) or (F,) of +1, whatever the signs of that shape are."""
-    channels, *pixels = shape
-    return bits.pack(np.ones((1, *pixels, channels), np.float32))
-
-
-@_operation
-def threshold(accumulator, *, thresholds, flip):
-    """Accumulators -> bits: bit = (a >= threshold) != flip. All that is left of a batch norm."""
-    return compare_sums(accumulator, thresholds.astype(np.int32), flip)
-
-
-@_operation
-def max_pool_bits(words, *, minimum, channels, kernel_size, stride, padding):
-    """Bits -> bits: OR over each window, AND where `minimum`."""
-    return pooling.max_pool2d(
-        words, channels, tuple(kernel_size), tuple(stride), tuple(padding), minimum
-    )
-
-
-@_operation
-def to_float(accumulator):
-    """Accumulators -> floats."""
-    return _nchw(accumulator).astype(np.float32, order="K")
-
-
-@_operation
-def linear(x, *, weight):
-    return F.linear(x, weight, fixed_order=True)
-
-
-@_operation
-def conv2d(x, *, weight, stride, padding, dilation, groups):
-    return F.conv2d(x, weight, None, stride, padding, dilation, groups, fixed_order=True)
-
-
-@_operation
-def conv_transpose2d(x, *, weight, stride, padding, dilation, groups, image):
-    """`image` is the shape (C, H, W) of an output."""
-    geometry = F.Geometry(
-        (len(x), *image),
-        weight.shape,
-        tuple(stride),
-        tuple(padding),
-        tuple(dilation),
-        groups,
-        x.shape[2:],
-    )
-    return F.ConvInput.apply(x, weight, geometry=geometry, fixed_order=True)
-
-
-@_operation
-def prelu(x, *, weight):
-    return F.PRelu.apply(x, weight)
-
-
-@_operation
-def leaky_relu(x, *, slope):
-    return F.leaky_relu(x, slope)
-
-
-@_operation
-def softplus(x, *, beta):
-    return F.softplus(x, beta)
-
-
-@_operation
-def batch_norm(x, *, weight, bias, mean, var, eps):
-    return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
-
-
-@_operation
-def max_pool2d(x, *, kernel_size, stride, padding):
-    return F.max_pool2d(x, kernel_size, stride, padding)
-
-
-@_operation
-def avg_pool2d(x, *, kernel_size, stride, padding):
-    return F.avg_pool2d(x, kernel_size, stride, padding)
-
-
-@_operation
-def sum_pixels(x, *, dim, keepdim):
-    """Sums over axes behind the channels."""
-    return T.SumPixels.apply(x, dim=tuple(dim), keepdim=keepdim)
-
-
-@_operation
-def reshape(x, *, shape):
-    """Another shape for each sample."""
-    return x.reshape(len(x), *shape)
-
-
-@_operation
-def hardtanh(x, *, low, high):
-    return F.hardtanh(x, low, high)
-
-
-@_operation
-def clamp(x, *, low, high):
-    return F.clamp(x, low, high)
-
-
-@_operation
-def pad(x, *, widths, value):
-    return np.pad(x, widths, constant_values=value)
-
-
-@_operation
-def cat(*values, dim):
-    return np.concatenate(values, dim)
-
-
-@_operation
-def take_channels(x, *, index):
-    """Channel ``index[i]`` of x as channel i: a shuffle of groups, or channels repeated."""
-    return F.take_channels(x, index)
-
-
-for _name in ("relu", "sigmoid", "tanh", "abs", "exp", "log", "sqrt"):
-    OPERATIONS[_name] = getattr(F, _name)
-
-
-def _two_operands(function):
-    def operation(*values, left=None, right=None):
-        values = iter(values)
-        return function(
-            next(values) if left is None else left,
-            next(values) if right is None else right,
-        )
-
-    return operation
-
-
-OPERATIONS |= {  # `left` or `right` is a constant, or else comes from an earlier step
-    "add": _two_operands(np.add),
-    "sub": _two_operands(np.subtract),
-    "mul": _two_operands(np.multiply),
-    "div": _two_operands(np.divide),
-    "maximum": _two_operands(F.maximum),
-    "minimum": _two_operands(F.minimum),
-}
-
-
-@_operation
-def compare(*values, operator, left=None, right=None):
-    """1 where ``left operator right`` holds, else 0; operands as those of "add"."""
-    return _two_operands(functools.partial(T.Compare.apply, operator=operator))(
-        *values, left=left, right=right
-    )
-
-
-@_operation
-def where(*values, condition=None, left=None, right=None):
-    """`left` where `condition` is not 0, `right` elsewhere; each a constant or an earlier step."""
-    values = iter(values)
-    operands = [next(values) if v is None else v for v in (condition, left, right)]
-    return F.where(*operands)
-
+from tinybnn.kernels.signs import bits, xnor
 
 # ------------------------------------------------------------------------------------- the program
 
@@ -281,7 +43,7 @@ class Step:
     name : str
         The layer it comes from.
     operation : str
-        A name in `OPERATIONS`.
+        The name of an `Operation`.
     inputs : tuple of int
         Steps whose results come in; -1 is the model's input.
     arrays : dict of arrays
@@ -311,16 +73,16 @@ class Step:
     shape: tuple = ()
 
     def run(self, *values):
-        return OPERATIONS[self.operation](*values, **self.arrays, **self.settings)
+        return OPERATIONS[self.operation].run(*values, **self.arrays, **self.settings)
 
     def as_floats(self, value):
         """The result as the float model would show it: signs for bits, NCHW order."""
         if self.layout == "accumulator":
-            return to_float(value)
+            return ToFloat.run(value)
         if self.layout == "bits":
-            return unpack(value, count=self.shape[0])
+            return Unpack.run(value, count=self.shape[0])
         if self.layout == "flattened bits":
-            return unpack_flattened(value, image=self.shape)
+            return UnpackFlattened.run(value, image=self.shape)
         return value
 
 

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinybnn.deploy.shapes import BITS, FLAT, FLOAT, SUMS, Value, infer
+from tinybnn.deploy.operations import OPERATIONS
+from tinybnn.deploy.shapes import infer
+from tinybnn.deploy.values import BITS, FLAT, FLOAT, SUMS, Value
 from tinybnn.kernels.floats import fused, pointwise, signed
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.signs import bits, depthwise, pooling, thresholds, xnor
@@ -92,12 +94,6 @@ def make_plan(input_shape, steps):
     return _Planner(input_shape, steps).tasks()
 
 
-# Elementwise operations: name -> the operations of a `pointwise` program that they are.
-_TWO_OPERANDS = {"add": "add", "sub": "sub", "mul": "mul", "div": "div", "maximum": "max"}
-_ELEMENTWISE = {
-    *_TWO_OPERANDS, "to_float", "pack", "batch_norm", "relu", "prelu", "leaky_relu", "hardtanh",
-    "clamp", "abs", "sqrt",
-}  # fmt: skip
 _BINARY = ("xnor_linear", "xnor_conv2d", "ternary_linear", "ternary_conv2d")
 _PRODUCTS = (*_BINARY, "conv2d")
 
@@ -175,7 +171,8 @@ class _Planner:
 
     def is_elementwise(self, i):
         step, value = self.steps[i], self.values[i]
-        if step.operation not in _ELEMENTWISE or i in self.constants or value.single:
+        has_form = OPERATIONS[step.operation].program is not None
+        if not has_form or i in self.constants or value.single:
             return False
         if len(value.shape) not in (1, 3) or 0 in value.shape:
             return False
@@ -260,35 +257,8 @@ class _Planner:
         def constant(array):
             return _constant(np.asarray(array, np.float32), shape)
 
-        x = operand(step.inputs[0])
-        if step.operation in ("to_float", "pack"):
-            return x
-        if step.operation in _TWO_OPERANDS:
-            operands = [operand(source) for source in step.inputs]
-            for position, side in enumerate(("left", "right")):
-                if side in step.arrays:
-                    operands.insert(position, constant(step.arrays[side]))
-            return emit(_TWO_OPERANDS[step.operation], *operands)
-        if step.operation == "batch_norm":  # as functional.BatchNorm computes it
-            arrays = step.arrays
-            scale = 1.0 / np.sqrt(arrays["var"] + step.settings["eps"])
-            for name, array in (
-                ("sub", arrays["mean"]), ("mul", scale), ("mul", arrays["weight"]),
-                ("add", arrays["bias"]),
-            ):  # fmt: skip
-                x = emit(name, x, array.astype(np.float32))
-            return x
-        if step.operation == "relu":
-            return emit("max", constant(0.0), x)  # 0.0, not -0.0
-        if step.operation in ("prelu", "leaky_relu"):
-            slope = step.arrays.get("weight", step.settings.get("slope"))
-            return emit("prelu", x, constant(slope))
-        if step.operation in ("hardtanh", "clamp"):
-            for name, limit in (("max", "low"), ("min", "high")):
-                if step.settings[limit] is not None:
-                    x = emit(name, x, constant(step.settings[limit]))
-            return x
-        return emit(step.operation, x)  # abs, sqrt
+        operands = [operand(source) for source in step.inputs]
+        return OPERATIONS[step.operation].program(emit, constant, operands, step)
 
     # ------------------------------------------------------------------------------------- products
 

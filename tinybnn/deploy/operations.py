@@ -1,0 +1,897 @@
+"""The operations of packed programs, a class each: meaning, shapes, and what of a trace it is.
+
+An operation is told once, and everybody reads it here: `packed` runs it, `shapes` checks a program
+with it, `compiler` finds it in a trace, and `plan` joins elementwise ones to one pass over memory.
+
+A packed model names its operations and holds their constants, arrays and settings; so a saved model
+is data and nothing else. To add an operation, write a subclass of `Operation`: it is known as soon
+as its class exists, also if that is in a program of your own. What loads the model needs the class
+too.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from tinybnn import autograd as T
+from tinybnn import functional as F
+from tinybnn.deploy.advice import FIXED_ORDER, OWN_WEIGHT, ROW_FOR_EACH_SAMPLE
+from tinybnn.deploy.scan import smallest_int
+from tinybnn.deploy.values import (
+    BITS,
+    FLAT,
+    FLOAT,
+    SUMS,
+    Value,
+    broadcast,
+    conv_size,
+    expect_array,
+    expect_image,
+    expect_int,
+    expect_number,
+    expect_pair,
+    expect_sizes,
+    expect_words,
+    pool,
+)
+from tinybnn.kernels.signs import bits, pooling, xnor
+from tinybnn.kernels.signs.thresholds import threshold as compare_sums
+
+OPERATIONS = {}  # by name
+OF_FUNCTION = {}  # by the Function of a trace
+
+
+class NoPackedFormError(Exception):
+    """Why a call of a known Function has no packed form."""
+
+
+class TracedCall(NamedTuple):
+    """A call of a Function in the trace of a model, as `Operation.of_call` sees it.
+
+    Attributes
+    ----------
+    inputs : tuple
+        Tensors, arrays and numbers.
+    options : dict
+    output : Tensor
+    constant : callable
+        Position of an input -> its array, or None if it depends on the model's input.
+    results : int
+        The number of inputs that depend on the model's input.
+    """
+
+    inputs: tuple
+    options: dict
+    output: T.Tensor
+    constant: object
+    results: int
+
+    @property
+    def shape(self):
+        """Of one sample of the output."""
+        return self.output.shape[1:]
+
+
+class Operation:
+    """An operation of packed programs; never instantiated.
+
+    Attributes
+    ----------
+    name : str
+        What files call it.
+    inputs : tuple of str, or ...
+        The kinds of the values that come in; ... for any number of floats.
+    arrays, settings : tuple of str
+        The names of its constants; with a "?" where one may be missing.
+    functions : tuple of Function classes
+        What it computes of a trace. () where the compiler's own recipes make it.
+    is_elementwise : bool
+        Whether each number of the result depends on one number of the input alone, and may so stand
+        between integer sums and a sign, where it is found again in the thresholds.
+    takes_one_for_all : bool
+        Whether its result may be one sample for all of a batch, made of constants of such a shape.
+    program : callable or None
+        Its form in a program of `kernels.floats.pointwise`: ``program(emit, constant, operands,
+        step)`` gives the number of the result, where ``emit(name, *operands)`` appends an operation
+        and ``constant(array)`` makes an operand.
+    """
+
+    name = ""
+    inputs = (FLOAT,)
+    arrays = settings = functions = ()
+    is_elementwise = takes_one_for_all = False
+    program = None
+
+    def __init_subclass__(cls):
+        if "name" in vars(cls):
+            OPERATIONS[cls.name] = cls
+            OF_FUNCTION.update(dict.fromkeys(cls.functions, cls))
+
+    @staticmethod
+    def run(*values, **constants):
+        """The result for arrays; `constants` are arrays and settings by name."""
+        raise NotImplementedError
+
+    @staticmethod
+    def shape(x, **constants):
+        """The `Value` of the result for those of the inputs; a ValueError where one is wrong."""
+        return x
+
+    @classmethod
+    def of_call(cls, call):
+        """Arrays and settings for a `TracedCall`; None if it has another form than this operation.
+
+        Raises
+        ------
+        NoPackedFormError
+            Saying what to write instead.
+        """
+        return {}, {name: call.options[name] for name in cls.settings}
+
+    @classmethod
+    def bits(cls, arrays):
+        """Of arrays that hold only signs: the name, and the number of signs in a row."""
+        return {}
+
+
+def nhwc(x):
+    return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
+
+
+def nchw(x):
+    return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
+
+
+def same(emit, constant, operands, step):
+    """The form of an operation that changes how numbers are stored, not what they are."""
+    return operands[0]
+
+
+# ------------------------------------------------------------------------------------ bits and sums
+
+
+class Pack(Operation):
+    """Floats -> bits: bit 1 where x >= 0."""
+
+    name = "pack"
+    program = same
+
+    @staticmethod
+    def run(x):
+        return bits.pack(nhwc(x))
+
+    @staticmethod
+    def shape(x):
+        return Value(BITS, x.shape, x.single)
+
+
+class Unpack(Operation):
+    """Bits -> floats ±1."""
+
+    name, inputs, settings = "unpack", (BITS,), ("count",)
+
+    @staticmethod
+    def run(words, *, count):
+        return nchw(bits.unpack(words, count))
+
+    @staticmethod
+    def shape(x, *, count):
+        if type(count) is not int or count != x.shape[0]:
+            raise ValueError(f"count is {count!r}, the input has {x.shape[0]} channels")
+        return Value(FLOAT, x.shape, x.single)
+
+
+class UnpackFlattened(Operation):
+    """Bits of flattened images (C, H, W), pixel by pixel -> floats ±1, channel by channel."""
+
+    name, inputs, settings = "unpack_flattened", (FLAT,), ("image",)
+
+    @staticmethod
+    def run(words, *, image):
+        channels, height, width = image
+        pixels = words.reshape(len(words), height, width, -1)
+        return Unpack.run(pixels, count=channels).reshape(len(words), channels * height * width)
+
+    @staticmethod
+    def shape(x, *, image):
+        if expect_sizes("image", image) != x.shape:
+            raise ValueError(f"image is {image}, the input was {x.shape}")
+        return Value(FLOAT, (math.prod(x.shape),), x.single)
+
+
+class FlattenBits(Operation):
+    """(N, H, W, words) -> (N, H W words); the next layer's weights are laid out to match."""
+
+    name, inputs = "flatten_bits", (BITS,)
+
+    @staticmethod
+    def run(words):
+        return words.reshape(len(words), int(np.prod(words.shape[1:])))
+
+    @staticmethod
+    def shape(x):
+        return Value(FLAT, expect_image(x), x.single)
+
+
+class XnorLinear(Operation):
+    """Bits -> accumulators; `count` is the number of bits in a row."""
+
+    name, inputs = "xnor_linear", (f"{BITS}|{FLAT}",)
+    arrays, settings = ("weight",), ("count",)
+
+    @staticmethod
+    def run(words, *, weight, count, mask=None):
+        rows = [
+            None if plane is None else plane.reshape(len(plane), -1) for plane in (weight, mask)
+        ]
+        return xnor.xnor_matmul(words, rows[0], count, rows[1])
+
+    @staticmethod
+    def shape(x, *, weight, count, mask=None):
+        if x.kind == BITS and len(x.shape) != 1:
+            raise ValueError(f"takes features (F,), got {x.shape}")
+        channels, *pixels = x.shape
+        rows = () if x.kind == BITS else (math.prod(pixels),)
+        if type(count) is not int or count != math.prod(x.shape):
+            raise ValueError(f"count {count!r} does not fit to {x.shape}")
+        outputs = weight.shape[:1]
+        for name, plane in (("weight", weight), ("mask", mask)):
+            if plane is not None:
+                expect_words(name, plane, outputs + rows, channels)
+        return Value(SUMS, outputs, x.single)
+
+
+class TernaryLinear(XnorLinear):
+    """Bits -> accumulators, for weights -1, 0 and 1: `weight` has a bit for +1, `mask` for ±1."""
+
+    name, arrays = "ternary_linear", ("weight", "mask")
+
+
+CONVOLUTION = ("stride", "padding", "dilation", "groups")
+
+
+class XnorConv2d(Operation):
+    """Bits -> accumulators."""
+
+    name, inputs, arrays = "xnor_conv2d", (BITS,), ("weight",)
+    settings = (*CONVOLUTION, "channels", "padding_mode")
+
+    @staticmethod
+    def run(words, *, weight, channels, groups, padding_mode, mask=None, **windows):
+        windows = {name: tuple(pair) for name, pair in windows.items()}
+        return xnor.xnor_conv2d(
+            words, weight, channels, groups=groups, padding_mode=padding_mode, mask=mask, **windows
+        )
+
+    @staticmethod
+    def shape(x, *, weight, channels, groups, padding_mode, mask=None, **windows):
+        image = expect_image(x)
+        if type(channels) is not int or channels != image[0]:
+            raise ValueError(f"channels is {channels!r}, the input has {image[0]}")
+        if padding_mode not in ("zeros", "ones"):
+            raise ValueError(f"padding_mode must be 'zeros' or 'ones', got {padding_mode!r}")
+        groups = expect_int("groups", groups, 1, channels)
+        if weight.ndim != 4 or channels % groups or weight.shape[0] % groups:
+            raise ValueError(f"groups={groups} does not fit to weight {weight.shape}")
+        for name, plane in (("weight", weight), ("mask", mask)):
+            if plane is not None:
+                expect_words(name, plane, weight.shape[:3], channels // groups)
+        size = conv_size(image, weight.shape[1:3], **windows)
+        return Value(SUMS, (weight.shape[0], *size), x.single)
+
+
+class TernaryConv2d(XnorConv2d):
+    """Bits -> accumulators, for weights -1, 0 and 1: `weight` has a bit for +1, `mask` for ±1."""
+
+    name, arrays = "ternary_conv2d", ("weight", "mask")
+
+
+class Ones(Operation):
+    """The bits of one sample (C, H, W) or (F,) of +1, whatever the signs of that shape are."""
+
+    name, inputs, settings = "ones", (BITS,), ("shape",)
+
+    @staticmethod
+    def run(words, *, shape):
+        channels, *pixels = shape
+        return bits.pack(np.ones((1, *pixels, channels), np.float32))
+
+    @staticmethod
+    def shape(source, *, shape):
+        if expect_sizes("shape", shape) != source.shape:
+            raise ValueError(f"shape is {shape}, the signs have {source.shape}")
+        return Value(BITS, source.shape, True)
+
+
+class Threshold(Operation):
+    """Accumulators -> bits: bit = (a >= threshold) != flip. All that is left of a batch norm."""
+
+    name, inputs, arrays = "threshold", (SUMS,), ("thresholds", "flip")
+
+    @staticmethod
+    def run(accumulator, *, thresholds, flip):
+        return compare_sums(accumulator, thresholds.astype(np.int32), flip)
+
+    @staticmethod
+    def shape(x, *, thresholds, flip):
+        expect_array("thresholds", thresholds, "i", x.shape[:1])
+        if thresholds.dtype.itemsize > 4:
+            raise ValueError(f"thresholds must have at most 32 bits, got {thresholds.dtype}")
+        expect_array("flip", flip, "b", x.shape[:1])
+        return Value(BITS, x.shape, x.single)
+
+
+POOLING = ("kernel_size", "stride", "padding")
+
+
+class MaxPoolBits(Operation):
+    """Bits -> bits: OR over each window, AND where `minimum`."""
+
+    name, inputs = "max_pool_bits", (BITS,)
+    arrays, settings = ("minimum",), (*POOLING, "channels")
+
+    @staticmethod
+    def run(words, *, minimum, channels, kernel_size, stride, padding):
+        return pooling.max_pool2d(
+            words, channels, tuple(kernel_size), tuple(stride), tuple(padding), minimum
+        )
+
+    @staticmethod
+    def shape(x, *, minimum, channels, **windows):
+        image = expect_image(x)
+        if type(channels) is not int or channels != image[0]:
+            raise ValueError(f"channels is {channels!r}, the input has {image[0]}")
+        expect_array("minimum", minimum, "b", image[:1])
+        return pool(x, BITS, **windows)
+
+
+class ToFloat(Operation):
+    """Accumulators -> floats."""
+
+    name, inputs = "to_float", (SUMS,)
+    program = same
+
+    @staticmethod
+    def run(accumulator):
+        return nchw(accumulator).astype(np.float32, order="K")
+
+    @staticmethod
+    def shape(x):
+        return Value(FLOAT, x.shape, x.single)
+
+
+# ------------------------------------------------------------------------------- products of floats
+
+
+class Linear(Operation):
+    """x @ weight.T, summed in one fixed order."""
+
+    name, arrays, functions = "linear", ("weight",), (F.Linear,)
+
+    @staticmethod
+    def run(x, *, weight, **geometry):
+        return F.linear(x, weight, fixed_order=True)
+
+    @staticmethod
+    def shape(x, *, weight):
+        if len(x.shape) != 1:
+            raise ValueError(f"takes features (F,), got {x.shape}")
+        expect_array("weight", weight, "f", (*weight.shape[:1], *x.shape))
+        return Value(FLOAT, weight.shape[:1], x.single)
+
+    @classmethod
+    def of_call(cls, call):
+        weight = call.constant(1)
+        if weight is None or call.results != 1:
+            raise NoPackedFormError(OWN_WEIGHT)
+        if not call.options["fixed_order"]:
+            is_nan = np.isnan(weight).any()
+            raise NoPackedFormError("some of its weights are NaN" if is_nan else FIXED_ORDER)
+        return {"weight": weight}, {name: call.options[name] for name in cls.settings}
+
+    @classmethod
+    def bits(cls, arrays):
+        weight = arrays["weight"]
+        return {"weight": math.prod(weight.shape[1:])} if np.all(np.abs(weight) == 1) else {}
+
+
+class Conv2d(Linear):
+    """Convolution, summed in one fixed order."""
+
+    name, settings, functions = "conv2d", CONVOLUTION, (F.Conv2d,)
+
+    @staticmethod
+    def run(x, *, weight, **geometry):
+        return F.conv2d(x, weight, None, fixed_order=True, **geometry)
+
+    @staticmethod
+    def shape(x, *, weight, groups, **windows):
+        image = expect_image(x)
+        groups = expect_int("groups", groups, 1, image[0])
+        if weight.ndim != 4 or image[0] % groups or weight.shape[0] % groups:
+            raise ValueError(f"groups={groups} does not fit to weight {weight.shape}")
+        per_group = image[0] // groups
+        expect_array("weight", weight, "f", (weight.shape[0], per_group, *weight.shape[2:]))
+        return Value(
+            FLOAT, (weight.shape[0], *conv_size(image, weight.shape[2:], **windows)), x.single
+        )
+
+
+class ConvTranspose2d(Operation):
+    """Transposed convolution; `image` is the shape (C, H, W) of an output."""
+
+    name, arrays, settings = "conv_transpose2d", ("weight",), (*CONVOLUTION, "image")
+    functions = (F.ConvInput,)
+
+    @staticmethod
+    def run(x, *, weight, stride, padding, dilation, groups, image):
+        geometry = F.Geometry(
+            (len(x), *image), weight.shape, tuple(stride), tuple(padding), tuple(dilation), groups,
+            x.shape[2:],
+        )  # fmt: skip
+        return F.ConvInput.apply(x, weight, geometry=geometry, fixed_order=True)
+
+    @staticmethod
+    def shape(x, *, weight, stride, padding, dilation, groups, image):
+        channels, *size = expect_image(x)
+        image = expect_sizes("image", image)
+        groups = expect_int("groups", groups, 1, channels)
+        if weight.ndim != 4 or len(image) != 3 or channels % groups or image[0] % groups:
+            raise ValueError(
+                f"groups={groups} and image {image} do not fit to weight {weight.shape}"
+            )
+        expect_array("weight", weight, "f", (channels, image[0] // groups, *weight.shape[2:]))
+        # It is the adjoint of a convolution from `image` to the input; with output_padding, to more
+        # than that.
+        conv_size(image, weight.shape[2:], stride, padding, dilation)
+        geometry = zip(size, image[1:], weight.shape[2:], stride, padding, dilation, strict=True)
+        for n, found, k, s, p, d in geometry:
+            least = (n - 1) * s - 2 * p + d * (k - 1) + 1
+            if not least <= found < least + max(s, d):
+                raise ValueError(f"image {image} does not fit to an input of {x.shape}")
+        return Value(FLOAT, image, x.single)
+
+    @classmethod
+    def of_call(cls, call):
+        weight, geometry = call.constant(1), call.options["geometry"]
+        if weight is None:
+            return None
+        if not call.options["fixed_order"]:
+            raise NoPackedFormError(FIXED_ORDER)
+        settings = {name: getattr(geometry, name) for name in CONVOLUTION}
+        return {"weight": weight}, settings | {"image": geometry.image[1:]}
+
+
+# ----------------------------------------------------------------------------- of each number alone
+
+
+class _Unary(Operation):
+    is_elementwise = takes_one_for_all = True
+
+    @staticmethod
+    def shape(x, **numbers):
+        for name, value in numbers.items():
+            if value is not None:
+                expect_number(name, value)
+        return x
+
+
+def _emit(name):
+    """The form of an operation that a program has under a name."""
+    return lambda emit, constant, operands, step: emit(name, *operands)
+
+
+class Relu(_Unary):
+    name, functions = "relu", (F.Relu,)
+    run = staticmethod(F.relu)
+
+    @staticmethod
+    def program(emit, constant, operands, step):
+        return emit("max", constant(0.0), *operands)  # 0.0, not -0.0
+
+
+class Sigmoid(_Unary):
+    name, functions = "sigmoid", (F.Sigmoid,)
+    run = staticmethod(F.sigmoid)
+
+
+class Tanh(_Unary):
+    name, functions = "tanh", (F.Tanh,)
+    run = staticmethod(F.tanh)
+
+
+class Abs(_Unary):
+    name, functions = "abs", (T.Abs,)
+    run = staticmethod(F.abs)
+    program = _emit("abs")
+
+
+class Exp(_Unary):
+    name, functions = "exp", (T.Exp,)
+    run = staticmethod(F.exp)
+
+
+class Log(_Unary):
+    name, functions = "log", (T.Log,)
+    run = staticmethod(F.log)
+
+
+class Sqrt(_Unary):
+    name, functions = "sqrt", (T.Sqrt,)
+    run = staticmethod(F.sqrt)
+    program = _emit("sqrt")
+
+
+class _Limits(_Unary):
+    """Limit to [low, high]."""
+
+    settings = ("low", "high")
+    takes_one_for_all = False
+
+    @staticmethod
+    def program(emit, constant, operands, step):
+        (x,) = operands
+        for name, limit in (("max", "low"), ("min", "high")):
+            if step.settings[limit] is not None:
+                x = emit(name, x, constant(step.settings[limit]))
+        return x
+
+
+class Hardtanh(_Limits):
+    name, functions = "hardtanh", (F.Hardtanh,)
+    run = staticmethod(lambda x, *, low, high: F.hardtanh(x, low, high))
+
+
+class Clamp(_Limits):
+    name, functions = "clamp", (T.Clamp,)
+    run = staticmethod(lambda x, *, low, high: F.clamp(x, low, high))
+
+
+class LeakyRelu(_Unary):
+    name, settings, functions = "leaky_relu", ("slope",), (F.LeakyRelu,)
+    takes_one_for_all = False
+    run = staticmethod(lambda x, *, slope: F.leaky_relu(x, slope))
+
+    @staticmethod
+    def shape(x, *, slope):
+        expect_number("slope", slope)
+        return x
+
+    @staticmethod
+    def program(emit, constant, operands, step):
+        return emit("prelu", *operands, constant(step.settings["slope"]))
+
+
+class Softplus(_Unary):
+    name, settings, functions = "softplus", ("beta",), (F.Softplus,)
+    takes_one_for_all = False
+    run = staticmethod(lambda x, *, beta: F.softplus(x, beta))
+
+    @staticmethod
+    def shape(x, *, beta):
+        expect_number("beta", beta, finite=True)
+        if beta <= 0:
+            raise ValueError(f"beta must be positive, got {beta!r}")
+        return x
+
+
+class PRelu(Operation):
+    """x where x > 0, else weight * x."""
+
+    name, arrays, functions = "prelu", ("weight",), (F.PRelu,)
+    is_elementwise = True
+    run = staticmethod(lambda x, *, weight: F.PRelu.apply(x, weight))
+
+    @staticmethod
+    def shape(x, *, weight):
+        return broadcast(x, weight)
+
+    @classmethod
+    def of_call(cls, call):
+        return ({"weight": call.constant(1)}, {}) if call.results == 1 else None
+
+    @staticmethod
+    def program(emit, constant, operands, step):
+        return emit("prelu", *operands, constant(step.arrays["weight"]))
+
+
+class BatchNorm(Operation):
+    """Batch norm with running statistics, in the float model's order of operations."""
+
+    name, settings, functions = "batch_norm", ("eps",), (F.BatchNorm,)
+    arrays = ("weight", "bias", "mean", "var")
+    is_elementwise = True
+
+    @staticmethod
+    def run(x, *, weight, bias, mean, var, eps):
+        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+
+    @staticmethod
+    def shape(x, *, eps, **arrays):
+        expect_number("eps", eps, finite=True)
+        for name in BatchNorm.arrays:
+            expect_array(name, arrays[name], "f", x.shape[:1])
+        return x
+
+    @classmethod
+    def of_call(cls, call):
+        options = call.options
+        if options["mean"] is None:
+            return None
+        arrays = {"weight": call.constant(1), "bias": call.constant(2)}
+        arrays |= {"mean": options["mean"], "var": options["var"]}
+        return arrays, {"eps": options["eps"]}
+
+    @staticmethod
+    def program(emit, constant, operands, step):  # as functional.BatchNorm computes it
+        (x,), arrays = operands, step.arrays
+        scale = 1.0 / np.sqrt(arrays["var"] + step.settings["eps"])
+        for name, array in (
+            ("sub", arrays["mean"]), ("mul", scale), ("mul", arrays["weight"]),
+            ("add", arrays["bias"]),
+        ):  # fmt: skip
+            x = emit(name, x, array.astype(np.float32))
+        return x
+
+
+# --------------------------------------------------------------------------------- several operands
+
+
+def _given(values, *constants):
+    """Operands in order: constants where there are some, else the values of earlier steps."""
+    values = iter(values)
+    return [next(values) if constant is None else constant for constant in constants]
+
+
+def _operands(count, values, *constants):
+    """The shape of operands that are broadcast against each other."""
+    constants = [array for array in constants if array is not None]
+    if len(values) + len(constants) != count or not values:
+        raise ValueError(f"takes {count} operands, got {len(values) + len(constants)}")
+    return broadcast(*values, *constants)
+
+
+class _Operands(Operation):
+    """Operands, each a constant or the result of an earlier step.
+
+    Attributes
+    ----------
+    arrays : tuple of str
+        A name for each operand, with a "?".
+    """
+
+    inputs = ...
+    arrays = ("left?", "right?")
+
+    @classmethod
+    def of_call(cls, call):
+        arrays = {}
+        for position, name in enumerate(cls.arrays):
+            value = call.constant(position)
+            if value is not None:
+                if value.ndim == call.output.ndim and len(value) > 1:
+                    raise NoPackedFormError(ROW_FOR_EACH_SAMPLE)
+                arrays[name.rstrip("?")] = value.astype(np.float32)
+        return arrays, {name: call.options[name] for name in cls.settings}
+
+
+class _Binary(_Operands):
+    is_elementwise = takes_one_for_all = True
+
+    @staticmethod
+    def shape(*values, left=None, right=None):
+        return _operands(2, values, left, right)
+
+
+def _of_two(function):
+    """What an operation of two operands computes."""
+    return staticmethod(
+        lambda *values, left=None, right=None: function(*_given(values, left, right))
+    )
+
+
+def _emit_two(name):
+    """The form of an operation of two operands that a program has under a name."""
+
+    def program(emit, constant, operands, step):
+        operands = list(operands)
+        for position, side in enumerate(("left", "right")):
+            if side in step.arrays:
+                operands.insert(position, constant(step.arrays[side]))
+        return emit(name, *operands)
+
+    return program
+
+
+class Add(_Binary):
+    name, functions, run, program = "add", (T.Add,), _of_two(np.add), _emit_two("add")
+
+
+class Sub(_Binary):
+    name, functions, run, program = "sub", (T.Sub,), _of_two(np.subtract), _emit_two("sub")
+
+
+class Mul(_Binary):
+    name, functions, run, program = "mul", (T.Mul,), _of_two(np.multiply), _emit_two("mul")
+
+
+class Div(_Binary):
+    name, functions, run, program = "div", (T.Div,), _of_two(np.divide), _emit_two("div")
+
+
+class Maximum(_Binary):
+    name, functions = "maximum", (T.Maximum,)
+    run, program = _of_two(F.maximum), _emit_two("max")
+
+
+class Minimum(_Binary):
+    name, functions, run = "minimum", (T.Minimum,), _of_two(F.minimum)
+
+
+class Compare(_Operands):
+    """1 where ``left operator right`` holds, else 0."""
+
+    name, settings, functions = "compare", ("operator",), (T.Compare,)
+
+    @staticmethod
+    def run(*values, operator, left=None, right=None):
+        return T.Compare.apply(*_given(values, left, right), operator=operator)
+
+    @staticmethod
+    def shape(*values, operator, left=None, right=None):
+        if operator not in T.COMPARISONS:
+            known = ", ".join(T.COMPARISONS)
+            raise ValueError(f"operator must be one of {known}, got {operator!r}")
+        return _operands(2, values, left, right)
+
+
+class Where(_Operands):
+    """`left` where `condition` is not 0, `right` elsewhere."""
+
+    name, arrays, functions = "where", ("condition?", "left?", "right?"), (T.Where,)
+
+    @staticmethod
+    def run(*values, condition=None, left=None, right=None):
+        return F.where(*_given(values, condition, left, right))
+
+    @staticmethod
+    def shape(*values, condition=None, left=None, right=None):
+        return _operands(3, values, condition, left, right)
+
+
+class Cat(Operation):
+    name, inputs, settings, functions = "cat", ..., ("dim",), (T.Cat,)
+    run = staticmethod(lambda *values, dim: np.concatenate(values, dim))
+
+    @staticmethod
+    def shape(*values, dim):
+        first = values[0]
+        dim = expect_int("dim", dim, 1, len(first.shape)) - 1
+        rests = [(*v.shape[:dim], *v.shape[dim + 1 :]) for v in values]
+        for value, rest in zip(values, rests, strict=True):
+            same_kind = (len(value.shape), value.single) == (len(first.shape), first.single)
+            if not same_kind or rest != rests[0]:
+                raise ValueError(f"cannot join {first.shape} and {value.shape}")
+        joined = sum(value.shape[dim] for value in values)
+        return Value(FLOAT, (*first.shape[:dim], joined, *first.shape[dim + 1 :]), first.single)
+
+    @classmethod
+    def of_call(cls, call):
+        fits = call.options["dim"] > 0 and call.results == len(call.inputs)
+        return super().of_call(call) if fits else None
+
+
+# -------------------------------------------------------------------------------- pixels and shapes
+
+
+class _Pool(Operation):
+    settings = POOLING
+
+    @staticmethod
+    def shape(x, **windows):
+        return pool(x, FLOAT, **windows)
+
+    @classmethod
+    def of_call(cls, call):
+        return {}, pooling_settings(call.options["windows"])
+
+
+def pooling_settings(windows):
+    return dict(zip(POOLING, (windows.kernel, windows.stride, windows.padding), strict=True))
+
+
+class MaxPool2d(_Pool):
+    name, functions, run = "max_pool2d", (F.MaxPool2d,), staticmethod(F.max_pool2d)
+
+
+class AvgPool2d(_Pool):
+    name, functions, run = "avg_pool2d", (F.AvgPool2d,), staticmethod(F.avg_pool2d)
+
+
+class SumPixels(Operation):
+    """Sums over axes behind the channels."""
+
+    name, settings, functions = "sum_pixels", ("dim", "keepdim"), (T.SumPixels,)
+
+    @staticmethod
+    def run(x, *, dim, keepdim):
+        return T.SumPixels.apply(x, dim=tuple(dim), keepdim=keepdim)
+
+    @staticmethod
+    def shape(x, *, dim, keepdim):
+        dims = [expect_int("dim", d, 2, len(x.shape)) for d in expect_sizes("dim", dim)]
+        if len(set(dims)) != len(dims) or type(keepdim) is not bool:
+            raise ValueError(
+                f"dim {dim} and keepdim {keepdim!r} do not fit to an input of {x.shape}"
+            )
+        kept = [1 if axis in dims else n for axis, n in enumerate(x.shape, start=1)]
+        left = [n for axis, n in enumerate(x.shape, start=1) if axis not in dims]
+        return Value(FLOAT, tuple(kept if keepdim else left), x.single)
+
+
+class Reshape(Operation):
+    """Another shape for each sample."""
+
+    name, settings, functions = "reshape", ("shape",), (T.Reshape,)
+    run = staticmethod(lambda x, *, shape: x.reshape(len(x), *shape))
+
+    @staticmethod
+    def shape(x, *, shape):
+        shape = expect_sizes("shape", shape)
+        if math.prod(shape) != math.prod(x.shape):
+            raise ValueError(f"shape is {shape}, the input has {x.shape}")
+        return Value(FLOAT, shape, x.single)
+
+    @classmethod
+    def of_call(cls, call):
+        return {}, {"shape": call.shape}
+
+
+class Pad(Operation):
+    name, settings, functions = "pad", ("widths", "value"), (T.Pad,)
+    run = staticmethod(lambda x, *, widths, value: np.pad(x, widths, constant_values=value))
+
+    @staticmethod
+    def shape(x, *, widths, value):
+        expect_number("value", value)
+        if not isinstance(widths, list | tuple) or len(widths) != len(x.shape) + 1:
+            raise ValueError(f"widths must be a pair for each axis, got {widths!r}")
+        pairs = [expect_pair("widths", pair, 0) for pair in widths]
+        if pairs[0] != (0, 0):
+            raise ValueError(f"widths {widths} do not fit to an input of {x.shape}")
+        shape = (n + sum(pair) for n, pair in zip(x.shape, pairs[1:], strict=True))
+        return Value(FLOAT, tuple(shape), x.single)
+
+    @classmethod
+    def of_call(cls, call):
+        return super().of_call(call) if call.options["widths"][0] == (0, 0) else None
+
+
+class TakeChannels(Operation):
+    """Channel ``index[i]`` of x as channel i: a shuffle of groups, or channels repeated."""
+
+    name, arrays, functions = "take_channels", ("index",), (F.TakeChannels,)
+    run = staticmethod(lambda x, *, index: F.take_channels(x, index))
+
+    @staticmethod
+    def shape(x, *, index):
+        channels, *size = expect_image(x)
+        if index.ndim != 1 or index.dtype.kind not in "iu" or not index.size:
+            raise ValueError(
+                f"index must be a row of ints, got {index.dtype} of shape {index.shape}"
+            )
+        if index.min() < 0 or index.max() >= channels:
+            raise ValueError(f"index must lie from 0 to {channels - 1}")
+        return Value(FLOAT, (index.size, *size), x.single)
+
+    @classmethod
+    def of_call(cls, call):
+        return cls.taking(call.options["index"]), {}
+
+    @staticmethod
+    def taking(index):
+        """The arrays that take these channels."""
+        return {"index": index.astype(smallest_int(int(index.max())))}

@@ -1,0 +1,146 @@
+"""The values between the steps of a packed program, and checks of what a step is made of.
+
+A program comes from a file, and a file may say anything: every check raises a ValueError that says
+what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from tinybnn.kernels.machine.layout import words_for
+
+MOST_BYTES = 1 << 28  # of one sample's result of a step, as float32; with its padding
+
+FLOAT, SUMS, BITS, FLAT = "floats", "sums", "bits", "bits of a flattened image"
+
+
+@dataclass(frozen=True)
+class Value:
+    """The result of a step.
+
+    Attributes
+    ----------
+    kind : str
+        FLOAT, SUMS (integers), BITS, or FLAT (of an image (C, H, W), pixel by pixel).
+    shape : tuple of int
+        Of one sample, channels first; for FLAT that of the image.
+    single : bool
+        Whether there is one for all samples of a batch.
+    """
+
+    kind: str
+    shape: tuple
+    single: bool = False
+
+
+def expect_memory(what, shape):
+    """A few numbers in a file must not fill the memory."""
+    if 4 * math.prod(shape) > MOST_BYTES:
+        raise ValueError(
+            f"{what} of shape {tuple(shape)} takes {4 * math.prod(shape) / 2**20:.0f} MiB for each "
+            f"sample; a packed model holds up to {MOST_BYTES >> 20} MiB"
+        )
+
+
+# ------------------------------------------------------------------------------- checks of settings
+
+
+def expect_int(name, value, low, high=2**31 - 1):
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{name} must be an int from {low} to {high}, got {value!r}")
+    return value
+
+
+def expect_number(name, value, *, finite=False):
+    is_number = type(value) is float or (type(value) is int and abs(value) < 2**127)  # float32's
+    if not is_number or (finite and not math.isfinite(value)):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+
+
+def expect_sizes(name, value, low=1):
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError(f"{name} must be a list of ints, got {value!r}")
+    return tuple(expect_int(name, n, low) for n in value)
+
+
+def expect_pair(name, value, low):
+    pair = expect_sizes(name, value, low)
+    if len(pair) != 2:
+        raise ValueError(f"{name} must be two ints, got {value!r}")
+    return pair
+
+
+def expect_array(name, array, kinds, shape):
+    if array.dtype.kind not in kinds or array.shape != tuple(shape):
+        raise ValueError(
+            f"{name} must have the shape {tuple(shape)}, got {array.dtype} of shape {array.shape}"
+        )
+    if kinds == "f" and array.dtype != np.float32:
+        raise ValueError(f"{name} must be float32, got {array.dtype}")
+
+
+def expect_words(name, array, shape, count):
+    """An array (*shape, words) of rows with `count` bits; kernels rely on zeros behind them."""
+    expect_array(name, array, "u", (*shape, words_for(count)))
+    if array.dtype != np.uint64:
+        raise ValueError(f"{name} must be uint64, got {array.dtype}")
+    if count % 64 and np.any(array[..., -1] >> np.uint64(count % 64)):
+        raise ValueError(f"{name} has bits set behind the {count} of a row")
+
+
+def expect_image(value):
+    if len(value.shape) != 3:
+        raise ValueError(f"takes images (C, H, W), got {value.shape}")
+    return value.shape
+
+
+def window_counts(image, kernel, stride, padding, dilation=(1, 1)):
+    """Output size (H, W) of windows that slide over an image (C, H, W)."""
+    channels, *size = image
+    height, width = (n + 2 * p for n, p in zip(size, padding, strict=True))
+    expect_memory("the padded image", (channels, height, width))
+    result = []
+    for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):
+        span = d * (k - 1) + 1
+        if span > n + 2 * p:
+            raise ValueError(f"a window of {span} does not fit into {n} pixels, padded by {p}")
+        result.append((n + 2 * p - span) // s + 1)
+    return tuple(result)
+
+
+def broadcast(first, *others):
+    """The value of floats that are broadcast against values or constants."""
+    shapes, single = [(1, *first.shape)], first.single
+    for other in others:
+        if isinstance(other, Value):
+            shapes.append((1, *other.shape))
+            single = single and other.single
+        elif other.dtype != np.float32:
+            raise ValueError(f"constants must be float32, got {other.dtype}")
+        else:
+            shapes.append(other.shape)
+    shape = np.broadcast_shapes(*shapes)
+    sizes = {len(shape), *(1 + len(v.shape) for v in (first, *others) if isinstance(v, Value))}
+    if shape[0] != 1 or len(sizes) > 1:  # samples would meet pixels
+        raise ValueError(f"shapes {shapes} do not fit to each other")
+    return Value(FLOAT, shape[1:], single)
+
+
+def conv_size(image, kernel, stride, padding, dilation):
+    return window_counts(
+        image, kernel, expect_pair("stride", stride, 1), expect_pair("padding", padding, 0),
+        expect_pair("dilation", dilation, 1),
+    )  # fmt: skip
+
+
+def pool(x, kind, kernel_size, stride, padding):
+    image = expect_image(x)
+    kernel, padding = expect_pair("kernel_size", kernel_size, 1), expect_pair("padding", padding, 0)
+    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+        raise ValueError(f"padding {padding} is more than half of the window {kernel}")
+    size = window_counts(image, kernel, expect_pair("stride", stride, 1), padding)
+    return Value(kind, (image[0], *size), x.single)
