@@ -265,10 +265,14 @@ def test_training(alone, monkeypatch):
     monkeypatch.setattr(training, "NETWORKS", NARROW)
     monkeypatch.setattr(training, "memory_of", lambda *task: asked.append(task[:3]) or memory)
     _, rows, text = quick("train")
-    assert [row["name"] for row in rows] == ["VGG", "separable", "autoencoder"]
+    assert [row["name"] for row in rows] == [
+        "VGG", "VGG, eval forward", "separable", "separable, eval forward", "autoencoder"
+    ]  # fmt: skip
+    evals, rows = rows[1::2], rows[::2]
+    assert {(row["peer"], row["target"]) for row in evals} == {("forward in training", 0.909)}
     assert [row["shape"] for row in rows] == ["8×3×32×32", "4×3×32×32", "4×1×28×28"]
     assert {row["peer"] for row in rows} == {"ours, forward on floats"}
-    assert {row["unit"] for row in rows} == {"images/s"}
+    assert {row["unit"] for row in (*rows, *evals)} == {"images/s"}
     assert rows[1]["rate"] == 4 / rows[1]["ours_s"]
     assert asked[:2] == [("VGG", "ours", 8), ("VGG", "ours, forward on floats", 8)]
     assert rows[0]["memory"] == rows[0]["peer_memory"] == memory
@@ -282,14 +286,14 @@ def test_training_with_its_profile(alone, monkeypatch):
     lines = []
     found = bench.run("train", 1, True, lines.append, profile=True)
     assert found["command"] == "tinybnn bench train --threads 1 --profile --quick"
-    [row] = found["rows"]
+    row, _ = found["rows"]
     json.dumps(row)
     assert row["memory"] is None
     calls = {}
     for entry in row["operations"]:
         calls[entry["operation"]] = calls.get(entry["operation"], 0) + entry["calls"]
     assert calls["SignConv2d"] == 5 and calls["BatchNorm"] == 6 and calls["Adam.step"] == 1
-    assert "SignConv2d" in lines[-1] and "layers, engine" in lines[-1]
+    assert "SignConv2d" in lines[-2] and "layers, engine" in lines[-2]
 
 
 def test_forward_on_floats_is_another_path_to_the_same_gradients():

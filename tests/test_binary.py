@@ -1,5 +1,7 @@
 """Binary layers in training: on bits, they are the layers of quantized floats."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from tinybnn import functional as F
 from tinybnn import nn, optim, quantizers
 from tinybnn.functional import binary
-from tinybnn.tensor import Tensor, grad
+from tinybnn.tensor import Tensor, grad, no_grad
 from tinybnn.testing import assert_identical
 
 
@@ -115,16 +117,108 @@ def test_training_is_the_same_with_and_without_packed_products():
         assert_identical(a, b)
 
 
-def test_signs_of_a_layer_before_are_packed_too(monkeypatch):
-    calls = []
+@pytest.fixture
+def words(monkeypatch):
+    """The products that ran on words, in order."""
+    found, on_words = [], binary.SignConv2d.on_words
     monkeypatch.setattr(
-        binary.SignConv2d, "apply", lambda *args, **options: calls.append(args) or Tensor(0.0)
+        binary.SignConv2d, "on_words", lambda product: found.append(product) or on_words(product)
     )
-    layer = nn.BinaryConv2d(4, 4, 3, input_quantizer=None)
-    layer(nn.RSign(4)(Tensor(np.ones((1, 4, 5, 5), np.float32), requires_grad=True)))
-    assert len(calls) == 1
-    layer(Tensor(np.ones((1, 4, 5, 5), np.float32)))  # real, as far as the layer knows
-    assert len(calls) == 1
+    return found
+
+
+SIGNS = {
+    "of a layer": lambda x: nn.Quantize()(x),
+    "of a learned threshold": lambda x: nn.RSign(4)(x),
+    "of a pool": lambda x: F.max_pool2d(quantizers.ste_sign(x), 2),
+    "in another order": lambda x: quantizers.ste_sign(x).flip(2).permute(0, 1, 3, 2),
+    "without a graph": lambda x: quantizers.ste_sign(x).detach(),
+    "in an array": lambda x: quantizers.sign(x.data),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", SIGNS)
+def test_signs_are_packed_wherever_they_come_from(name, training, words):
+    x = SIGNS[name](Tensor(numbers(np.random.default_rng(0), (2, 4, 6, 6)), requires_grad=True))
+    layer = nn.BinaryConv2d(4, 4, 3, input_quantizer=None).train(training)
+    assert_identical(Tensor(layer(x)).data, F.conv2d(Tensor(x).data, layer.binary_weight()))
+    assert len(words) == 1
+
+
+def assign(x):
+    x.data = np.full(x.shape, 0.25, np.float32)
+
+
+def in_place(x):
+    x *= 0.5
+
+
+def items(x):
+    x[0, 1] = 3.0
+
+
+def array(x):
+    x.data[1, 2, 3] = 0.0
+
+
+def array_in_place(x):
+    x.data += 1
+
+
+def numpy(x):
+    x.numpy()[0, 0, 0, 0] = np.nan
+
+
+def other_tensor(x):
+    x.detach()[0] = 0.5
+
+
+def view(x):
+    x.reshape(-1).data[7] = -2.0
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "change", [assign, in_place, items, array, array_in_place, numpy, other_tensor, view]
+)
+def test_signs_that_are_changed_are_signs_no_more(change, training, words):
+    x = quantizers.ste_sign(Tensor(numbers(np.random.default_rng(0), (2, 4, 6, 6))))
+    layer = nn.BinaryConv2d(4, 4, 3, input_quantizer=None).train(training)
+    layer(x)
+    assert len(words) == 1
+    with no_grad():
+        change(x)
+    expected = F.conv2d(x.data, layer.binary_weight(), fixed_order=not training)
+    assert_identical(layer(x).data, expected)
+    assert len(words) == 1
+
+
+class FromHalf(quantizers.SteSign):
+    """A sign with a forward of its own."""
+
+    def forward(self, x):
+        return np.where(x >= 0.5, np.float32(1), np.float32(-1))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("which", ["input_quantizer", "weight_quantizer"])
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_a_quantizer_with_a_forward_of_its_own_is_not_the_sign(kind, which, training):
+    rng = np.random.default_rng(0)
+    make = partial(nn.BinaryConv2d, 4, 4, 3) if kind == "conv" else partial(nn.BinaryLinear, 4, 4)
+    x = numbers(rng, (2, 4, 6, 6) if kind == "conv" else (5, 4))
+    layer = make(**{which: FromHalf()}, rng=rng).train(training)
+    operands = [layer.input_quantizer.forward(x), layer.binary_weight()]
+    expected = F.conv2d(*operands) if kind == "conv" else F.linear(*operands)
+    assert_identical(layer(Tensor(x)).data, expected)
+
+
+@given(layers(), st.integers(0, 2**32 - 1))
+def test_eval_and_training_give_the_same_sums(drawn, seed):
+    layer, shape = drawn
+    x = numbers(np.random.default_rng(seed), shape)
+    assert_identical(layer.eval()(Tensor(x)).data, layer.train()(Tensor(x)).data)
 
 
 @pytest.mark.parametrize("quantizer", ["ste_sign", "approx_sign", "swish_sign"])

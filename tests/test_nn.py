@@ -1207,7 +1207,7 @@ def test_adabin_binary_weight_is_what_eval_computes_with():
     layer.weight.data[:32] = np.random.default_rng(0).random((32, 1, 1, 1))  # equal weights
     with trace() as calls:
         layer(Tensor(normal(1, 3, 5, 5)))
-    used = [call.inputs[1] for call in calls if type(call.function) is F.Conv2d]
+    used = [call.inputs[1].data for call in calls if type(call.function) is F.SignConv2d]
     assert_identical(used[0], layer.binary_weight())
     assert set(np.unique(layer.binary_weight())) == {-1, 1}
     assert layer.binary_weight().dtype == np.float32

@@ -80,11 +80,14 @@ class Quantizer:
         Of a value in memory.
     values : tuple of float or None
         The values that it can take, without its `scale`; None where they are no small integers.
+    is_sign : bool
+        Whether its forward is `sign`, which a kernel packs as bits.
     is_tent : bool
         Whether it is the sign with the slope of `ApproxSign`, which kernels know.
     """
 
     values = (-1.0, 1.0)
+    is_sign = False
     is_tent = False
 
     def __init_subclass__(cls, **options):
@@ -98,6 +101,11 @@ class Quantizer:
 
     def __setattr__(self, name, value):
         object.__setattr__(self, name, plain(value))  # a NumPy scalar would give float64
+
+    @property
+    def gives_signs(self):
+        """Whether its values are -1 and 1, without a scale."""
+        return self.values == (-1.0, 1.0) and self.levels() is self
 
     @property
     def bits(self):
@@ -162,7 +170,18 @@ class Quantizer:
         return f"{type(self).__name__}({settings})"
 
 
-class SteSign(Quantizer):
+class _Sign(Quantizer):
+    """What gives the sign, with a gradient of its own."""
+
+    def forward(self, x):
+        return sign(x)
+
+    @property
+    def is_sign(self):  # a subclass, or a quantizer, may have a forward of its own
+        return getattr(self.forward, "__func__", None) is _Sign.forward
+
+
+class SteSign(_Sign):
     """sign(x), with the gradient passed straight through where |x| <= clip_value.
 
     forward          sign(x)
@@ -181,9 +200,6 @@ class SteSign(Quantizer):
         _check_positive("SteSign", "clip_value", clip_value)
         self.clip_value = clip_value
 
-    def forward(self, x):
-        return sign(x)
-
     def pseudo_gradient(self, x):
         values = as_array(x)
         return (np.abs(values) <= self.clip_value).astype(values.dtype)
@@ -195,7 +211,7 @@ class SteSign(Quantizer):
         return _kernels().gated_gradient(grad, x, -self.clip_value, self.clip_value)
 
 
-class ApproxSign(Quantizer):
+class ApproxSign(_Sign):
     """sign(x), with the slope of a piecewise quadratic approximation.
 
     forward          sign(x)
@@ -206,9 +222,6 @@ class ApproxSign(Quantizer):
     """
 
     is_tent = True
-
-    def forward(self, x):
-        return sign(x)
 
     def pseudo_gradient(self, x):
         return where(np.abs(as_array(x)) <= 1, 2.0 - 2.0 * abs(x), 0.0)
@@ -224,7 +237,7 @@ class ApproxSign(Quantizer):
 _FAR = 1000.0  # exp(-1000) is 0 in float64, and 0 * 1000 is 0 where 0 * inf would be NaN
 
 
-class SwishSign(Quantizer):
+class SwishSign(_Sign):
     """sign(x), with the slope of the SignSwish function.
 
     forward          sign(x)
@@ -243,9 +256,6 @@ class SwishSign(Quantizer):
         _check_positive("SwishSign", "beta", beta)
         self.beta = float(beta)
 
-    def forward(self, x):
-        return sign(x)
-
     def pseudo_gradient(self, x):
         # Both factors are even in x. With e = exp(-|z|): tanh(|z|/2) = (1 - e) / (1 + e) and
         # 1 / (1 + cosh z) = 2 e / (1 + e)², which cannot overflow as cosh does.
@@ -261,7 +271,7 @@ class SwishSign(Quantizer):
         return 2.0 * sigmoid * (1.0 + z * (1.0 - sigmoid)) - 1.0
 
 
-class EdeSign(Quantizer):
+class EdeSign(_Sign):
     """sign(x), with a slope that sharpens from a line to the sign during training.
 
     forward          sign(x)
@@ -279,9 +289,6 @@ class EdeSign(Quantizer):
     def __init__(self, t=1.0):
         _check_positive("EdeSign", "t", t)
         self.t = t
-
-    def forward(self, x):
-        return sign(x)
 
     @property
     def k(self):
@@ -373,6 +380,11 @@ class _Levels(Quantizer):
 
     def __init__(self, scaled):
         self.scaled, self.values = scaled, scaled.values
+
+    @property
+    def is_sign(self):
+        unscaled = getattr(self.scaled.unscaled, "__func__", None)
+        return unscaled is MagnitudeAwareSign.unscaled
 
     def _inverse_scale(self, x):
         scale = self.scaled.scale(as_array(x))

@@ -3,10 +3,14 @@
 A step is: forget the gradients, forward, loss, backward, Adam, clipping of latent weights. Weights
 and images are random, since the time of a step does not depend on them. As in `training.fit`, the
 BLAS of NumPy has one thread, which does not touch PyTorch's own.
+
+A row of its own holds the forward pass of eval mode against that of training: a validation is to
+cost no more than it must.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -21,7 +25,7 @@ import numpy as np
 
 from tinybnn import analysis, models, nn, optim
 from tinybnn import functional as F
-from tinybnn.autograd import Tensor
+from tinybnn.autograd import Tensor, no_grad
 from tinybnn.bench.rounds import Target, compare, contender
 from tinybnn.bench.torch_training import TorchTraining, variants
 from tinybnn.kernels.machine import memory, threads
@@ -220,6 +224,31 @@ def _torch_training(network, variant, batch, num_threads):
     return TorchTraining(Training(network, batch), variant, num_threads)
 
 
+class Forward(Training):
+    """The forward pass alone, in training or in eval mode."""
+
+    def __init__(self, network, batch, training):
+        super().__init__(network, batch)
+        self.model.train(training)
+
+    def __call__(self):
+        with contextlib.nullcontext() if self.model.training else no_grad():
+            self.model(Tensor(self.x))
+
+
+_EVAL_FORWARD = Target("ratio", round(1 / 1.1, 3))  # at most 1.1 times the training forward
+
+
+def eval_forward(network, batch, settings):
+    """The row of the forward pass in eval mode."""
+    shape = "×".join(map(str, (batch, *network.input_shape)))
+    of_training = contender("forward in training", Forward(network, batch, True), counts=True)
+    return compare(
+        f"{network.name}, eval forward", shape, Forward(network, batch, False), [of_training],
+        settings, rate=(batch, "images/s"), target=_EVAL_FORWARD,
+    )  # fmt: skip
+
+
 def training(settings, profile=False):
     """Yield the rows.
 
@@ -242,11 +271,12 @@ def training(settings, profile=False):
             )  # fmt: skip
             if profile:
                 rows[-1]["operations"] = profile_of(ours, 1 if settings.quick else 10).rows
-        del ours, steps
+            del ours, steps
+            eval_rows = eval_forward(network, min(batch, 16), settings) if network.classes else []
         found = {name: memory_of(network.name, name, batch, settings) for name in entries}
         for row in rows:
             row["memory"], row["peer_memory"] = found["ours"], found[row["peer"]]
-        yield from rows
+        yield from (*rows, *eval_rows)
 
 
 def profile_of(step, repetitions):

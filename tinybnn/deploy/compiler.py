@@ -60,7 +60,7 @@ from tinybnn.deploy.verify import DifferentError, compare, verify
 from tinybnn.kernels.signs import bits
 from tinybnn.nn.binary import OnesOfOneSample
 from tinybnn.nn.module import warn_of_unregistered
-from tinybnn.quantizers import ApproxSign, EdeSign, Quantize, SteSign, SwishSign
+from tinybnn.quantizers import Quantize
 
 
 def compile(model, input_shape):
@@ -230,8 +230,7 @@ def _first_difference(model, packed, x):
         return error
 
 
-# Quantizers whose forward is the sign, also of -0.0 and NaN.
-_SIGNS = {kind.forward for kind in (SteSign, ApproxSign, SwishSign, EdeSign)}
+_CONVOLUTIONS, _LINEAR = (F.Conv2d, F.SignConv2d), (F.Linear, F.SignLinear)
 
 
 # Functions of each element alone, given their constants: what may stand between sums and a sign.
@@ -325,6 +324,15 @@ class _Compiler:
             return value.data if self.made_by(value) is None else None
         return np.asarray(value, np.float32)
 
+    def weight(self, i):
+        """What the product of call i multiplies by, a constant array; None if it depends on x."""
+        weight, quantizers = self.constant(i, 1), self.calls[i].options.get("quantizers")
+        return quantizers[1].forward(weight) if quantizers and weight is not None else weight
+
+    def operand(self, i, position):
+        """Input number `position` of call i as the operation sees it; None if it depends on x."""
+        return self.weight(i) if position == 1 else self.constant(i, position)
+
     def refuse(self, i, reason):
         call = self.calls[i]
         reason = f"{type(call.function).__name__} has no packed form: {reason}"
@@ -343,7 +351,7 @@ class _Compiler:
             raise self.refuse(i, double_precision(call))
         if function is Quantize:
             quantizer = call.options["quantizer"]
-            if quantizer.values != (-1.0, 1.0) or quantizer.levels() is not quantizer:
+            if not quantizer.gives_signs:
                 raise self.refuse(i, not_signs(quantizer))
             if call.output.ndim not in (2, 4):
                 raise self.refuse(
@@ -353,8 +361,8 @@ class _Compiler:
         if function is OnesOfOneSample:
             return "signs"
         if kinds == ["signs"]:
-            if function in (F.Conv2d, F.Linear):
-                weight = self.constant(i, 1)
+            if function in (*_CONVOLUTIONS, *_LINEAR):
+                weight = self.weight(i)
                 if weight is not None and _are_small_integers(weight):
                     return "sums"
             if function is F.MaxPool2d:
@@ -476,7 +484,7 @@ class _Compiler:
     def expect_sign(self, i):
         """Call i is the sign of floats, as `pack` computes it; a quantizer may be the user's."""
         quantizer, shape = self.calls[i].options["quantizer"], self.calls[i].inputs[0].shape
-        if type(quantizer).forward in _SIGNS:
+        if quantizer.is_sign:
             return
         for value in (0.0, -0.0, 1e-30, -1e-30, 0.3, -0.3, 1.0, -1.0, 1e9, -1e9, np.nan):
             x = np.full(shape, value, np.float32)
@@ -559,11 +567,11 @@ class _Compiler:
             raise CompileError.of(str(error)) from None
 
     def recipe_accumulator(self, i):
-        call, weight = self.calls[i], self.constant(i, 1)
+        call, weight = self.calls[i], self.weight(i)
         source = self.symbolic[i][0]
         result = {"call": i, "layout": "accumulator", "shape": self.shape(i)}
         kind = "xnor" if np.all(weight) else "ternary"
-        if type(call.function) is F.Linear:
+        if type(call.function) in _LINEAR:
             count = weight.shape[1]
             if image := self.image_of(source):
                 channels, height, width = image
@@ -575,7 +583,8 @@ class _Compiler:
             result["settings"] = {"count": count}
             return [(f"{kind}_linear", result, [(source, "bits")])]
         options = {k: call.options[k] for k in ("stride", "padding", "dilation", "groups")}
-        options |= {"channels": int(call.inputs[0].shape[1]), "padding_mode": "zeros"}
+        options["channels"] = int(call.inputs[0].shape[1])
+        options["padding_mode"] = call.options.get("padding_mode", "zeros")
         padded = self.padded_source(i)
         if padded:
             source, options["padding"] = padded
@@ -646,7 +655,7 @@ class _Compiler:
             return self.rearranged(i)
         sources = [(source, "float") for source in self.symbolic[i]]
         traced = TracedCall(
-            call.inputs, call.options, call.output, functools.partial(self.constant, i),
+            call.inputs, call.options, call.output, functools.partial(self.operand, i),
             len(sources),
         )  # fmt: skip
         try:
@@ -659,8 +668,23 @@ class _Compiler:
         if any(value is None for value in arrays.values()):
             raise self.refuse(i, "one of its constants depends on the input; it cannot there")
         arrays = {name: np.array(value) for name, value in arrays.items()}
+        before = []
+        if call.options.get("padding_mode") == "ones":
+            before = [self.pad_with_ones(i, sources)]
+            settings["padding"], sources = (0, 0), [None]
         details = {"arrays": arrays, "settings": settings, "bits": operation.bits(arrays)}
-        return [(operation.name, {"call": i, "shape": self.shape(i), **details}, sources)]
+        result = {"call": i, "shape": self.shape(i), **details}
+        return [*before, (operation.name, result, sources)]
+
+    def pad_with_ones(self, i, sources):
+        """The step that puts the border of ones around the floats that convolution i reads."""
+        call = self.calls[i]
+        widths = [(0, 0), (0, 0), *((p, p) for p in call.options["padding"])]
+        channels, *size = call.inputs[0].shape[1:]
+        shape = (channels, *(n + 2 * p for n, (p, _) in zip(size, widths[2:], strict=True)))
+        settings = {"widths": tuple(widths), "value": 1.0}
+        details = {"call": i, "shape": shape, "layout": "internal", "settings": settings}
+        return "pad", details, sources
 
     def rearranged(self, i):
         """A call that only moves numbers: channels taken, of the image or of all its numbers."""

@@ -369,7 +369,7 @@ class ToFloat(Operation):
 class Linear(Operation):
     """x @ weight.T, summed in one fixed order."""
 
-    name, arrays, functions = "linear", ("weight",), (F.Linear,)
+    name, arrays, functions = "linear", ("weight",), (F.Linear, F.SignLinear)
 
     @staticmethod
     def run(x, *, weight, **geometry):
@@ -401,7 +401,7 @@ class Linear(Operation):
 class Conv2d(Linear):
     """Convolution, summed in one fixed order."""
 
-    name, settings, functions = "conv2d", CONVOLUTION, (F.Conv2d,)
+    name, settings, functions = "conv2d", CONVOLUTION, (F.Conv2d, F.SignConv2d)
 
     @staticmethod
     def run(x, *, weight, **geometry):

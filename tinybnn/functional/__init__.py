@@ -67,7 +67,13 @@ from tinybnn.functional.adapted import (
     rsign,
     scale_channels,
 )
-from tinybnn.functional.binary import binary_conv2d, binary_linear, packed_products
+from tinybnn.functional.binary import (
+    SignConv2d,
+    SignLinear,
+    binary_conv2d,
+    binary_linear,
+    packed_products,
+)
 from tinybnn.functional.channels import (
     AddChannels,
     TakeChannels,
@@ -103,7 +109,8 @@ from tinybnn.functional.pooling import (
 __all__ = [
     "AdaptedSet", "AddChannels", "AvgPool2d", "BatchNorm", "Conv2d", "ConvInput", "ConvWeight",
     "Geometry", "Hardtanh", "LeakyRelu", "Linear", "LogSoftmax", "MaxPool2d", "Maxout", "PRelu",
-    "RPRelu", "RSign", "Relu", "ScaleChannels", "Sigmoid", "Softplus", "TakeChannels", "Tanh",
+    "RPRelu", "RSign", "Relu", "ScaleChannels", "Sigmoid", "SignConv2d", "SignLinear", "Softplus",
+    "TakeChannels", "Tanh",
     "abs", "adapted_set", "adapted_weight", "adapted_weight_parts", "adaptive_avg_pool2d",
     "amax", "amin", "avg_pool2d", "batch_norm", "binary_conv2d", "binary_cross_entropy",
     "binary_cross_entropy_with_logits", "binary_linear",

@@ -4,7 +4,7 @@ A threshold, a slope or a shift for each channel is a line of code in a layer's 
 operation of the graph. Each makes an array of the size of the image, forward and backward, and has
 a sum over the whole image for a gradient: for networks like ReActNet and AdaBin more work than
 their convolutions on bits. Here such lines are one `Function`; their composition stays beside it,
-as the rule for Tensors. What comes out is the composition's, bit for bit. Training uses them.
+as the rule for Tensors. What comes out is the composition's, bit for bit.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import functools
 
 import numpy as np
 
-from tinybnn.autograd import Function, Tensor, as_array, mean, reshape, sqrt, where
+from tinybnn.autograd import Function, Tensor, as_array, is_tracing, mean, reshape, sqrt, where
 from tinybnn.autograd import grad as gradients
+from tinybnn.functional.activation import prelu
 from tinybnn.kernels.machine import layout
 
 _FEW = 4096  # numbers that NumPy is done with before a kernel is called
@@ -36,6 +37,11 @@ class _Adapted(Function):
     """
 
     fresh = True
+
+    @classmethod
+    def of(cls, x, *learned, **options):
+        """The activation; a trace, which the compiler reads, shows its simpler operations."""
+        return (cls.composition if is_tracing() else cls.apply)(x, *learned, **options)
 
     def forward(self, x, *learned, **options):
         self.options = options
@@ -129,8 +135,7 @@ class RPRelu(_Adapted):
 
     @staticmethod
     def composition(x, shift_in, weight, shift_out):
-        u = x - _per_channel(shift_in, x)
-        return where(as_array(u) > 0, u, _per_channel(weight, x) * u) + _per_channel(shift_out, x)
+        return prelu(x - _per_channel(shift_in, x), weight) + _per_channel(shift_out, x)
 
     def constants(self, shift_in, weight, shift_out):
         return shift_in, 1.0, weight, shift_out
@@ -240,7 +245,7 @@ def scale_channels(x, scale):
     scale : (C,)
     """
     _check_channels("scale_channels", x, scale=scale)
-    return ScaleChannels.apply(x, scale)
+    return ScaleChannels.of(x, scale)
 
 
 def rsign(x, threshold, quantizer):
@@ -256,7 +261,7 @@ def rsign(x, threshold, quantizer):
     _check_channels("rsign", x, threshold=threshold)
     if not quantizer.is_tent:
         return RSign.composition(x, threshold, quantizer)
-    return RSign.apply(x, threshold, quantizer=quantizer)
+    return RSign.of(x, threshold, quantizer=quantizer)
 
 
 def adapted_set(x, scale, offset, quantizer):
@@ -291,7 +296,7 @@ def rprelu(x, shift_in, weight, shift_out):
     shift_in, weight, shift_out : (C,)
     """
     _check_channels("rprelu", x, shift_in=shift_in, weight=weight, shift_out=shift_out)
-    return RPRelu.apply(x, shift_in, weight, shift_out)
+    return RPRelu.of(x, shift_in, weight, shift_out)
 
 
 def maxout(x, positive, negative):

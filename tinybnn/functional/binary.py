@@ -1,10 +1,10 @@
-"""Products of signs with signs, in training: forward on bits, backward without multiplication.
+"""Products of signs with signs: forward on bits, backward without multiplication.
 
-A binary layer computes with ``sign(x)`` and ``sign(weight)``. As floats, the signs take 32 bits
-each to say one; here they are packed, the forward pass is the XNOR product that the packed model
-will use too, and the packed signs are what the backward pass gets to see. The sums of the forward
-pass are integers, so nothing changes but time and memory: `packed_products` switches between the
-two ways, and training gives the same bits either way.
+A binary layer computes with ``sign(x)`` and ``sign(weight)``, in training, in eval mode and in the
+trace that the compiler lowers. As floats, the signs take 32 bits each to say one; here they are
+packed, the forward pass is the XNOR product that the packed model uses too, and the packed signs
+are what the backward pass reads. The sums of the forward pass are integers, so nothing changes but
+time and memory: `packed_products` switches between the two ways, and both give the same bits.
 
 The gradients are products of floats with signs (`kernels.training.sign_gradients`), times the
 pseudo-gradients of the two quantizers. What is written as a rule, on Tensors, is the composition of
@@ -20,10 +20,16 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from tinybnn.autograd import Function, Tensor, as_array, pad, reshape
+from tinybnn.autograd import Function, Tensor, is_tracing, pad, reshape
 from tinybnn.autograd import grad as gradients
-from tinybnn.functional.convolution import ConvInput, ConvWeight, Geometry, conv2d
-from tinybnn.functional.linear import linear
+from tinybnn.functional.convolution import (
+    ConvInput,
+    ConvWeight,
+    Geometry,
+    conv2d,
+    convolution_options,
+)
+from tinybnn.functional.linear import check_linear, linear
 from tinybnn.kernels.machine.memory import empty
 
 _on_bits = True
@@ -32,12 +38,12 @@ _SMALL = 1 << 20  # products of a step below which packing costs more than BLAS 
 
 @contextlib.contextmanager
 def packed_products(enabled):
-    """Let the forward pass of binary layers in training run on bits, or on floats.
+    """Let the forward pass of binary layers run on bits, or on floats.
 
     Parameters
     ----------
     enabled : bool
-        At first True. False gives the same numbers by BLAS, on signs as floats.
+        Default: True. With False the same numbers are computed by BLAS, on signs as floats.
     """
     global _on_bits
     previous, _on_bits = _on_bits, bool(enabled)
@@ -48,22 +54,26 @@ def packed_products(enabled):
 
 
 def binary_conv2d(
-    x, weight, input_quantizer, weight_quantizer, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
-    groups=1, padding_mode="zeros",
+    x, weight, input_quantizer, weight_quantizer, stride=1, padding=0, dilation=1, groups=1,
+    padding_mode="zeros", *, fixed_order=False,
 ):  # fmt: skip
-    """Convolution of signs with signs, for training.
+    """Convolution of the quantized x with the quantized weight.
+
+    Where both are signs, whichever quantizer or layer they come from, it runs on bits.
 
     Parameters
     ----------
     x : (N, C, H, W)
     weight : (O, C / groups, kh, kw), latent
     input_quantizer : Quantizer or None
-        Gives signs; None where x holds signs already.
-    weight_quantizer : Quantizer
-        Its `levels` are signs.
-    stride, padding, dilation : pairs of ints
+        None takes x as it is.
+    weight_quantizer : Quantizer or None
+        Its `levels` are what x is multiplied by; None takes the weight as it is.
+    stride, padding, dilation : int or pair of ints
     groups : int
     padding_mode : "zeros" or "ones"
+    fixed_order : bool
+        Evaluate sums that are no integers in one fixed order; see `linear`.
 
     Returns
     -------
@@ -71,56 +81,72 @@ def binary_conv2d(
         Equal, with its gradients (but for the rounding of sums), to `conv2d` of the quantized
         operands.
     """
-    geometry = Geometry(np.shape(x), np.shape(weight), stride, padding, dilation, groups)
-    options = {
-        "quantizers": (input_quantizer, weight_quantizer), "geometry": geometry,
-        "padding_mode": padding_mode,
-    }  # fmt: skip
-    work = math.prod(geometry.weight) * geometry.image[0] * math.prod(geometry.output)
-    if as_array(x).dtype != np.float32 or work < _SMALL:
-        return _conv2d_of_signs(x, weight, **options)
-    return SignConv2d.apply(x, weight, **options)
+    options = convolution_options(
+        "binary_conv2d", np.shape(x), np.shape(weight), stride, padding, dilation, groups
+    )
+    options["padding_mode"] = padding_mode
+    return _product(SignConv2d, x, weight, input_quantizer, weight_quantizer, fixed_order, options)
 
 
-def binary_linear(x, weight, input_quantizer, weight_quantizer):
-    """Product of signs with signs, for training: x (..., K), weight (O, K) -> (..., O).
+def binary_linear(x, weight, input_quantizer, weight_quantizer, *, fixed_order=False):
+    """Product of the quantized x with the quantized weight: x (..., K), weight (O, K) -> (..., O).
 
-    Quantizers and result as in `binary_conv2d`.
+    Quantizers, order and result as in `binary_conv2d`.
     """
-    quantizers = input_quantizer, weight_quantizer
-    if as_array(x).dtype != np.float32 or np.size(as_array(x)) * np.shape(weight)[0] < _SMALL:
-        return _linear_of_signs(x, weight, quantizers)
-    *lead, features = np.shape(x)
-    rows = x if len(lead) == 1 else reshape(x, (-1, features))
-    result = SignLinear.apply(rows, weight, quantizers=quantizers)
-    return result if len(lead) == 1 else reshape(result, (*lead, np.shape(weight)[0]))
+    check_linear("binary_linear", np.shape(x), np.shape(weight))
+    return _product(SignLinear, x, weight, input_quantizer, weight_quantizer, fixed_order, {})
 
 
-# ----------------------------------------------------------------------- what the functions are for
+def _product(kind, x, weight, input_quantizer, weight_quantizer, fixed_order, options):
+    levels = weight_quantizer and weight_quantizer.levels()
+    has_signs = bool(levels and levels.is_sign)
+    if input_quantizer and (is_tracing() or not (has_signs and input_quantizer.is_sign)):
+        # A trace shows the sign by itself: what stands before it becomes thresholds.
+        is_exact = input_quantizer.is_sign and levels and levels.values is not None
+        x, input_quantizer = input_quantizer(x), None
+        fixed_order = fixed_order and not is_exact
+    if not has_signs:
+        return kind.on_floats(x, levels(weight) if levels else weight, fixed_order, **options)
+    rows = reshape(x, (-1, np.shape(x)[-1])) if kind is SignLinear and np.ndim(x) != 2 else x
+    quantizers = input_quantizer, levels
+    y = kind.apply(rows, weight, quantizers=quantizers, fixed_order=fixed_order, **options)
+    return y if rows is x else reshape(y, (*np.shape(x)[:-1], len(weight)))
 
 
-def _signs(x, weight, quantizers):
-    input_quantizer, weight_quantizer = quantizers
-    return input_quantizer(x) if input_quantizer else x, weight_quantizer.levels()(weight)
+def are_signs(x):
+    """Whether all values of an array are -1 or 1. A look at them is sound, whoever wrote them."""
+    step = max(1, _AT_ONCE * len(x) // max(x.size, 1))  # what is compared stays in the cache
+    return all(np.all(np.abs(x[i : i + step]) == 1) for i in range(0, len(x), step))
 
 
-def _linear_of_signs(x, weight, quantizers):
-    return linear(*_signs(x, weight, quantizers))
-
-
-def _conv2d_of_signs(x, weight, quantizers, geometry, padding_mode):
-    x, weight = _signs(x, weight, quantizers)
-    padding = geometry.padding
-    if padding_mode == "ones" and padding != (0, 0):
-        (ph, pw), padding = padding, (0, 0)
-        x = pad(x, (pw, pw, ph, ph), 1.0)
-    return conv2d(x, weight, None, geometry.stride, padding, geometry.dilation, geometry.groups)
+_AT_ONCE = 1 << 16  # values
 
 
 class _Signs(Function):
-    """A product of signs; a subclass says which: on words, on floats, and its two gradients."""
+    """A product with signs; a subclass says which: on words, on floats, and its two gradients.
+
+    It runs on words where x holds signs too and there is enough to do, else on floats.
+    """
 
     fresh = True
+
+    def forward(self, x, weight, quantizers, fixed_order, **options):
+        self.quantizers, self.options = quantizers, options
+        self.set_sizes(x, weight)
+        is_large = x.dtype == weight.dtype == np.float32 and self.products >= _SMALL
+        self.has_words = is_large and (quantizers[0] is not None or are_signs(x))
+        if self.has_words:
+            self.pack(x, weight)
+            if _on_bits:
+                return self.on_words()
+        return self.composition(x, weight, fixed_order and quantizers[0] is None)
+
+    def composition(self, x, weight, fixed_order=False):
+        return self.on_floats(*self.quantized(x, weight), fixed_order, **self.options)
+
+    def quantized(self, x, weight):
+        input_quantizer, weight_quantizer = self.quantizers
+        return input_quantizer(x) if input_quantizer else x, weight_quantizer(weight)
 
     def backward(self, grad, output, x, weight):
         if isinstance(grad, Tensor):  # the rule: that of the composition
@@ -130,49 +156,64 @@ class _Signs(Function):
         results = [None, None]
         for i, (quantizer, operand) in enumerate(zip(self.quantizers, (x, weight), strict=True)):
             if self.needs[i]:
-                result = self.weight_gradient(grad) if i else self.input_gradient(grad)
+                result = (self.weight_gradient if i else self.input_gradient)(grad, x, weight)
                 results[i] = quantizer.gradient(result, operand) if quantizer else result
         return tuple(results)
 
 
 class SignLinear(_Signs):
-    """sign(x) @ sign(weight).T with the quantizers' pseudo-gradients."""
+    """x @ sign(weight).T with the quantizers' pseudo-gradients."""
 
-    def forward(self, x, weight, quantizers):
-        kernels = _kernels()
-        self.quantizers = quantizers[0], quantizers[1].levels()
-        self.features = x.shape[1]
-        self.x_bits, self.weight_bits = kernels.bits.pack(x), kernels.bits.pack(weight)
-        if not _on_bits:
-            return self.composition(x, weight)
-        sums = kernels.xnor.xnor_matmul(self.x_bits, self.weight_bits, self.features)
+    @staticmethod
+    def on_floats(x, weight, fixed_order):
+        return linear(x, weight, fixed_order=fixed_order)
+
+    def set_sizes(self, x, weight):
+        self.features, self.products = x.shape[1], x.size * len(weight)
+
+    def pack(self, x, weight):
+        bits = _kernels().bits
+        self.x_bits, self.weight_bits = bits.pack(x), bits.pack(weight)
+
+    def on_words(self):
+        sums = _kernels().xnor.xnor_matmul(self.x_bits, self.weight_bits, self.features)
         return sums.astype(np.float32)
 
-    def composition(self, x, weight):
-        return _linear_of_signs(x, weight, self.quantizers)
-
-    def input_gradient(self, grad):
+    def input_gradient(self, grad, x, weight):
+        if not self.has_words:
+            return grad @ self.quantizers[1].forward(weight)
         kernels = _kernels().input_gradient
         return kernels.linear_input_gradient(grad, self.weight_bits, self.features)
 
-    def weight_gradient(self, grad):
+    def weight_gradient(self, grad, x, weight):
+        if not self.has_words:
+            return grad.T @ self.quantized(x, weight)[0]
         kernels = _kernels().weight_gradient
         return kernels.linear_weight_gradient(grad, self.x_bits, self.features)
 
 
 class SignConv2d(_Signs):
-    """conv2d(sign(x), sign(weight)) with the quantizers' pseudo-gradients."""
+    """conv2d(x, sign(weight)) with the quantizers' pseudo-gradients."""
 
-    def forward(self, x, weight, quantizers, geometry, padding_mode):
+    @staticmethod
+    def on_floats(x, weight, fixed_order, padding, padding_mode, **options):
+        if padding_mode == "ones" and padding != (0, 0):
+            (ph, pw), padding = padding, (0, 0)
+            x = pad(x, (pw, pw, ph, ph), 1.0)
+        return conv2d(x, weight, padding=padding, fixed_order=fixed_order, **options)
+
+    def set_sizes(self, x, weight):
+        sizes = {name: value for name, value in self.options.items() if name != "padding_mode"}
+        self.geometry = Geometry(x.shape, weight.shape, **sizes)
+        self.products = weight.size * len(x) * math.prod(self.geometry.output)
+
+    def pack(self, x, weight):
         pack = _kernels().bits.pack
-        self.quantizers = quantizers[0], quantizers[1].levels()
-        self.geometry, self.padding_mode = geometry, padding_mode
         self.x_bits = pack(x.transpose(0, 2, 3, 1))  # (N, H, W, words)
         if self.is_depthwise:
             self.weight_bits = pack(weight[:, 0].transpose(1, 2, 0))  # (kh, kw, words)
         else:
             self.weight_bits = pack(weight.transpose(0, 2, 3, 1))  # (O, kh, kw, words)
-        return self.on_words() if _on_bits else self.composition(x, weight)
 
     @property
     def is_depthwise(self):
@@ -181,13 +222,10 @@ class SignConv2d(_Signs):
         has_one_each = geometry.groups == geometry.image[1] == filters
         return has_one_each and kh * kw <= _kernels().depthwise.MAX_TAPS
 
-    def composition(self, x, weight):
-        return _conv2d_of_signs(x, weight, self.quantizers, self.geometry, self.padding_mode)
-
     def on_words(self):
         kernels, geometry = _kernels(), self.geometry
         channels, *size = geometry.image[1:]
-        options = {**geometry.options, "padding_mode": self.padding_mode}
+        options = dict(self.options)
         if self.is_depthwise:
             del options["groups"]
             product = kernels.depthwise.prepare(self.weight_bits, channels, size, **options)
@@ -199,37 +237,34 @@ class SignConv2d(_Signs):
         kernels.fused.run(layer, [self.x_bits], [out])
         return out.transpose(0, 3, 1, 2)
 
-    def weight_signs(self):
-        """The signs of the weight as floats, (O, C / groups, kh, kw)."""
-        unpack, (filters, per_group, _, _) = _kernels().bits.unpack, self.geometry.weight
-        if self.is_depthwise:
-            return unpack(self.weight_bits, filters)[..., None].transpose(2, 3, 0, 1)
-        return unpack(self.weight_bits, per_group).transpose(0, 3, 1, 2)
-
-    def input_gradient(self, grad):
+    def input_gradient(self, grad, x, weight):
         geometry = self.geometry
-        if geometry.weight[1] < _FEW:
-            return ConvInput.apply(grad, self.weight_signs(), geometry=geometry)
+        if self.runs_on_floats:
+            weight = self.quantizers[1].forward(weight)
+            return ConvInput.apply(grad, weight, geometry=geometry)
         channels, *size = geometry.image[1:]
         pixels = _kernels().input_gradient.conv2d_input_gradient(
             _rows(grad), self.weight_bits, channels, size, **geometry.options
         )
         return pixels.transpose(0, 3, 1, 2)
 
-    def weight_gradient(self, grad):
-        geometry, channels = self.geometry, self.geometry.image[1]
-        if geometry.weight[1] < _FEW:
-            x = _kernels().bits.unpack(self.x_bits, channels).transpose(0, 3, 1, 2)
-            return self.weight_gradient_of(x, grad)
+    def weight_gradient(self, grad, x, weight):
+        geometry = self.geometry
+        if self.runs_on_floats:
+            return self.weight_gradient_of(self.quantized(x, weight)[0], grad)
         taps = _kernels().weight_gradient.conv2d_weight_gradient(
-            _rows(grad), self.x_bits, channels, geometry.weight[2:],
-            padding_mode=self.padding_mode, **geometry.options,
-        )  # fmt: skip
+            _rows(grad), self.x_bits, geometry.image[1], geometry.weight[2:], **self.options
+        )
         return taps.transpose(0, 3, 1, 2)
+
+    @property
+    def runs_on_floats(self):
+        """Whether floats are the faster way to the gradients, or the only one."""
+        return not self.has_words or self.geometry.weight[1] < _FEW
 
     def weight_gradient_of(self, x, grad):
         geometry = self.geometry
-        if self.padding_mode == "ones":
+        if self.options["padding_mode"] == "ones":
             ph, pw = geometry.padding
             x = pad(x, (pw, pw, ph, ph), 1.0)
             geometry = Geometry(

@@ -278,36 +278,50 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, f
     -------
     (N, O, OH, OW), where OH = (H + 2 padding - dilation (kh - 1) - 1) // stride + 1
     """
-    shape, expected = np.shape(x), np.shape(weight)
+    options = convolution_options(
+        "conv2d", np.shape(x), np.shape(weight), stride, padding, dilation, groups
+    )
+    check_bias("conv2d", bias, np.shape(weight)[0])
+    output = Conv2d.apply(x, weight, **options, fixed_order=fixed_order)
+    return output if bias is None else output + reshape(bias, (1, -1, 1, 1))
+
+
+def convolution_options(name, shape, expected, stride, padding, dilation, groups):
+    """Stride, padding, dilation and groups of a convolution by their names, checked.
+
+    Parameters
+    ----------
+    name : str
+        Of the function that errors speak of.
+    shape, expected : tuple of int
+        Of the images and of the weight.
+    stride, padding, dilation, groups
+        As in `conv2d`.
+    """
     if len(shape) != 4:
-        raise ValueError(f"conv2d: x must have the shape (N, C, H, W), got {shape}")
+        raise ValueError(f"{name}: x must have the shape (N, C, H, W), got {shape}")
     if len(expected) != 4:
-        raise ValueError(f"conv2d: weight must have the shape (O, C, kh, kw), got {expected}")
+        raise ValueError(f"{name}: weight must have the shape (O, C, kh, kw), got {expected}")
     groups = plain(groups)
     if not isinstance(groups, int) or groups < 1 or expected[0] % groups:
         raise ValueError(
-            f"conv2d: groups must divide the {expected[0]} output channels, got {groups!r}"
+            f"{name}: groups must divide the {expected[0]} output channels, got {groups!r}"
         )
     if expected[1] * groups != shape[1]:
         raise ValueError(
-            f"conv2d: weight expects {expected[1] * groups} input channels, "
+            f"{name}: weight expects {expected[1] * groups} input channels, "
             f"x has {shape[1]} (shape {shape})"
         )
-    check_bias("conv2d", bias, expected[0])
-    stride = pair("conv2d", "stride", stride, 1)
-    padding = pair("conv2d", "padding", padding, 0)
-    dilation = pair("conv2d", "dilation", dilation, 1)
+    stride = pair(name, "stride", stride, 1)
+    padding = pair(name, "padding", padding, 0)
+    dilation = pair(name, "dilation", dilation, 1)
     for n, k, p, d in zip(shape[2:], expected[2:], padding, dilation, strict=True):
         if d * (k - 1) + 1 > n + 2 * p:
             raise ValueError(
-                f"conv2d: a kernel of {expected[2:]} with dilation {dilation} does not fit into "
+                f"{name}: a kernel of {expected[2:]} with dilation {dilation} does not fit into "
                 f"images of {shape[2:]} with padding {padding}"
             )
-    output = Conv2d.apply(
-        x, weight, stride=stride, padding=padding, dilation=dilation, groups=groups,
-        fixed_order=fixed_order,
-    )  # fmt: skip
-    return output if bias is None else output + reshape(bias, (1, -1, 1, 1))
+    return {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
 
 
 def conv_transpose2d(

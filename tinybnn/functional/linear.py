@@ -38,17 +38,22 @@ def linear(x, weight, bias=None, *, fixed_order=False):
         give the same floats.
     """
     shape, expected = np.shape(x), np.shape(weight)
-    if len(expected) != 2 or not shape or shape[-1] != expected[1]:
-        raise ValueError(
-            f"linear: weight of shape {expected} expects {expected[-1]} features, "
-            f"x has {shape[-1] if shape else 'no axis'} (shape {shape})"
-        )
+    check_linear("linear", shape, expected)
     check_bias("linear", bias, expected[0])
     rows = x if len(shape) == 2 else reshape(x, (-1, shape[-1]))
     output = Linear.apply(rows, weight, fixed_order=fixed_order)
     if len(shape) != 2:
         output = reshape(output, (*shape[:-1], expected[0]))
     return output if bias is None else output + bias
+
+
+def check_linear(name, shape, expected):
+    """The rows of x must have one value for each column of the weight."""
+    if len(expected) != 2 or not shape or shape[-1] != expected[1]:
+        raise ValueError(
+            f"{name}: weight of shape {expected} expects {expected[-1]} features, "
+            f"x has {shape[-1] if shape else 'no axis'} (shape {shape})"
+        )
 
 
 def check_bias(name, bias, outputs):

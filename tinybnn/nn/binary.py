@@ -42,26 +42,9 @@ class _Binary:
             raise ValueError(f"{type(self).__name__} without weight_quantizer has real weights")
         return self.weight_quantizer.levels().forward(self.weight.data)
 
-    def _quantized(self, x):
-        """Input and weight as the layer sees them, and whether the sums are sums of integers."""
-        x = self.input_quantizer(x) if self.input_quantizer else x
-        weight = self.weight
-        if self.weight_quantizer:
-            weight = self.weight_quantizer.levels()(weight)
-        return x, weight, self._sums_are_integers()
-
     def _sums_are_integers(self):
         integers = self.weight_quantizer and self.weight_quantizer.values is not None
-        return bool(_gives_signs(self.input_quantizer) and integers)
-
-    def _multiplies_signs(self, x):
-        """Whether both operands are signs: of this layer's quantizers, or of a layer before."""
-        quantizer, made_by = self.input_quantizer, getattr(x, "function", None)  # or an array
-        if quantizer is None and isinstance(made_by, quantizers.Quantize | F.RSign):
-            quantizer = made_by.quantizer
-        return _gives_signs(quantizer) and _gives_signs(
-            self.weight_quantizer and self.weight_quantizer.levels()
-        )
+        return bool(integers and self.input_quantizer and self.input_quantizer.gives_signs)
 
     def _cost(self, output_shape, products):
         floats = sum(p.numel() for p in self.parameters()) - self.weight.numel()
@@ -85,9 +68,9 @@ class _Binary:
         return accumulator
 
     def _times(self, accumulator, scale):
-        # A scale of its own for each channel; training has a kernel for it.
+        # A scale of its own for each channel has a kernel.
         channels = accumulator.shape[1:2] if accumulator.ndim == self.weight.ndim else None
-        if self.training and scale.shape == channels:
+        if scale.shape == channels:
             return F.scale_channels(accumulator, scale)
         return accumulator * self._of_filters(scale)
 
@@ -105,10 +88,6 @@ def _quantizers_repr(layer):
     return (
         f", input_quantizer={layer.input_quantizer!r}, weight_quantizer={layer.weight_quantizer!r}"
     )
-
-
-def _gives_signs(quantizer):
-    return bool(quantizer and quantizer.values == (-1.0, 1.0) and quantizer.levels() is quantizer)
 
 
 def _glorot_uniform(shape, rng):
@@ -162,13 +141,11 @@ class BinaryLinear(_Binary, Linear):
         )  # fmt: skip
 
     def forward(self, x):
-        if self.training and self._multiplies_signs(x):
-            return self._scaled(self._product_of_signs(x))
-        x, weight, is_exact = self._quantized(x)
-        return self._scaled(F.linear(x, weight, fixed_order=not (self.training or is_exact)))
-
-    def _product_of_signs(self, x):
-        return F.binary_linear(x, self.weight, self.input_quantizer, self.weight_quantizer)
+        product = F.binary_linear(
+            x, self.weight, self.input_quantizer, self.weight_quantizer,
+            fixed_order=not self.training,
+        )  # fmt: skip
+        return self._scaled(product)
 
 
 class BinaryConv2d(_Binary, Conv2d):
@@ -221,25 +198,11 @@ class BinaryConv2d(_Binary, Conv2d):
         )
 
     def forward(self, x):
-        if self.training and self._multiplies_signs(x):
-            return self._scaled(self._product_of_signs(x))
-        x, weight, is_exact = self._quantized(x)
-        padding = self.padding
-        if self.padding_mode == "ones" and padding != (0, 0):
-            (ph, pw), padding = padding, (0, 0)
-            x = F.pad(x, (pw, pw, ph, ph), 1.0)
-        return self._scaled(
-            F.conv2d(
-                x, weight, None, self.stride, padding, self.dilation, self.groups,
-                fixed_order=not (self.training or is_exact),
-            )
-        )  # fmt: skip
-
-    def _product_of_signs(self, x):
-        return F.binary_conv2d(
+        product = F.binary_conv2d(
             x, self.weight, self.input_quantizer, self.weight_quantizer, self.stride, self.padding,
-            self.dilation, self.groups, self.padding_mode,
+            self.dilation, self.groups, self.padding_mode, fixed_order=not self.training,
         )  # fmt: skip
+        return self._scaled(product)
 
     def extra_repr(self):
         text = super().extra_repr()
@@ -329,9 +292,7 @@ class RSign(Module):
         self.quantizer = _quantizer("RSign", quantizer)
 
     def forward(self, x):
-        if self.training:
-            return F.rsign(x, self.threshold, self.quantizer)
-        return self.quantizer(x - _per_channel(self, "threshold", x))
+        return F.rsign(x, self.threshold, self.quantizer)
 
     def extra_repr(self):
         return f"{len(self.threshold)}, quantizer={self.quantizer!r}"
@@ -361,10 +322,7 @@ class RPReLU(Module):
         self.shift_out = Parameter(np.zeros(num_channels, np.float32))
 
     def forward(self, x):
-        if self.training:
-            return F.rprelu(x, self.shift_in, self.weight, self.shift_out)
-        y = F.prelu(x - _per_channel(self, "shift_in", x), self.weight)
-        return y + _per_channel(self, "shift_out", x)
+        return F.rprelu(x, self.shift_in, self.weight, self.shift_out)
 
     def extra_repr(self):
         return f"{len(self.weight)}"
@@ -502,8 +460,11 @@ class AdaBinConv2d(Conv2d):
             ones = Tensor(np.ones((count, *v.shape[1:]), x.dtype))
             inside = OnesOfOneSample.apply(s)
             scale, offset = scale.reshape(1, -1, 1, 1), offset.reshape(1, -1, 1, 1)
-            total = scale * self._conv(s, v) + offset * self._conv(s, ones)
-            constant = scale * self._conv(inside, v) + offset * self._conv(inside, ones)
+            signs = quantizers.ste_sign if self.weight_quantizer.is_sign else None
+            total, constant = (
+                scale * self._conv(a, v, signs) + offset * self._conv(a, ones, signs)
+                for a in (s, inside)
+            )
             total = input_scale * (total + self.input_offset * constant)
         return total if self.bias is None else total + self.bias.reshape(1, -1, 1, 1)
 
@@ -515,8 +476,10 @@ class AdaBinConv2d(Conv2d):
         floats -= self.weight.numel()
         return Cost(tuple(output_shape), 32 * floats + self.weight.numel(), bops=bops)
 
-    def _conv(self, x, weight):
-        return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation, self.groups)
+    def _conv(self, x, weight, weight_quantizer=None):
+        return F.binary_conv2d(
+            x, weight, None, weight_quantizer, self.stride, self.padding, self.dilation, self.groups
+        )
 
     def extra_repr(self):
         return super().extra_repr() + _quantizers_repr(self)
