@@ -417,7 +417,7 @@ class _Compiler:
             return None
         widths = self.calls[source].options["widths"]
         symmetric = len(widths) == 4 and all(before == after for before, after in widths)
-        unpadded = self.calls[i].options["padding"] == (0, 0)
+        unpadded = self.calls[i].options["geometry"].padding == (0, 0)
         inside = self.symbolic[source][0]
         if self.kinds[source] == "signs" and symmetric and unpadded and widths[1] == (0, 0):
             return inside, (widths[2][0], widths[3][0])
@@ -582,8 +582,7 @@ class _Compiler:
             result |= _planes(rows)
             result["settings"] = {"count": count}
             return [(f"{kind}_linear", result, [(source, "bits")])]
-        options = {k: call.options[k] for k in ("stride", "padding", "dilation", "groups")}
-        options["channels"] = int(call.inputs[0].shape[1])
+        options = call.options["geometry"].options | {"channels": int(call.inputs[0].shape[1])}
         options["padding_mode"] = call.options.get("padding_mode", "zeros")
         padded = self.padded_source(i)
         if padded:
@@ -679,7 +678,7 @@ class _Compiler:
     def pad_with_ones(self, i, sources):
         """The step that puts the border of ones around the floats that convolution i reads."""
         call = self.calls[i]
-        widths = [(0, 0), (0, 0), *((p, p) for p in call.options["padding"])]
+        widths = [(0, 0), (0, 0), *((p, p) for p in call.options["geometry"].padding)]
         channels, *size = call.inputs[0].shape[1:]
         shape = (channels, *(n + 2 * p for n, (p, _) in zip(size, widths[2:], strict=True)))
         settings = {"widths": tuple(widths), "value": 1.0}

@@ -390,7 +390,7 @@ class Linear(Operation):
         if not call.options["fixed_order"]:
             is_nan = np.isnan(weight).any()
             raise NoPackedFormError("some of its weights are NaN" if is_nan else FIXED_ORDER)
-        return {"weight": weight}, {name: call.options[name] for name in cls.settings}
+        return {"weight": weight}, dict(call.options["geometry"].options) if cls.settings else {}
 
     @classmethod
     def bits(cls, arrays):
@@ -461,8 +461,7 @@ class ConvTranspose2d(Operation):
             return None
         if not call.options["fixed_order"]:
             raise NoPackedFormError(FIXED_ORDER)
-        settings = {name: getattr(geometry, name) for name in CONVOLUTION}
-        return {"weight": weight}, settings | {"image": geometry.image[1:]}
+        return {"weight": weight}, geometry.options | {"image": geometry.image[1:]}
 
 
 # ----------------------------------------------------------------------------- of each number alone

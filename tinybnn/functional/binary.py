@@ -22,13 +22,7 @@ import numpy as np
 
 from tinybnn.autograd import Function, Tensor, is_tracing, pad, reshape
 from tinybnn.autograd import grad as gradients
-from tinybnn.functional.convolution import (
-    ConvInput,
-    ConvWeight,
-    Geometry,
-    conv2d,
-    convolution_options,
-)
+from tinybnn.functional.convolution import ConvInput, ConvWeight, conv2d, geometry_of
 from tinybnn.functional.linear import check_linear, linear
 from tinybnn.kernels.machine.memory import empty
 
@@ -81,10 +75,10 @@ def binary_conv2d(
         Equal, with its gradients (but for the rounding of sums), to `conv2d` of the quantized
         operands.
     """
-    options = convolution_options(
+    geometry = geometry_of(
         "binary_conv2d", np.shape(x), np.shape(weight), stride, padding, dilation, groups
     )
-    options["padding_mode"] = padding_mode
+    options = {"geometry": geometry, "padding_mode": padding_mode}
     return _product(SignConv2d, x, weight, input_quantizer, weight_quantizer, fixed_order, options)
 
 
@@ -132,8 +126,7 @@ class _Signs(Function):
 
     def forward(self, x, weight, quantizers, fixed_order, **options):
         self.quantizers, self.options = quantizers, options
-        self.set_sizes(x, weight)
-        is_large = x.dtype == weight.dtype == np.float32 and self.products >= _SMALL
+        is_large = self.products(x, weight) >= _SMALL and x.dtype == weight.dtype == np.float32
         self.has_words = is_large and (quantizers[0] is not None or are_signs(x))
         if self.has_words:
             self.pack(x, weight)
@@ -168,11 +161,11 @@ class SignLinear(_Signs):
     def on_floats(x, weight, fixed_order):
         return linear(x, weight, fixed_order=fixed_order)
 
-    def set_sizes(self, x, weight):
-        self.features, self.products = x.shape[1], x.size * len(weight)
+    def products(self, x, weight):
+        return x.size * len(weight)
 
     def pack(self, x, weight):
-        bits = _kernels().bits
+        bits, self.features = _kernels().bits, x.shape[1]
         self.x_bits, self.weight_bits = bits.pack(x), bits.pack(weight)
 
     def on_words(self):
@@ -196,16 +189,13 @@ class SignConv2d(_Signs):
     """conv2d(x, sign(weight)) with the quantizers' pseudo-gradients."""
 
     @staticmethod
-    def on_floats(x, weight, fixed_order, padding, padding_mode, **options):
-        if padding_mode == "ones" and padding != (0, 0):
-            (ph, pw), padding = padding, (0, 0)
-            x = pad(x, (pw, pw, ph, ph), 1.0)
-        return conv2d(x, weight, padding=padding, fixed_order=fixed_order, **options)
+    def on_floats(x, weight, fixed_order, geometry, padding_mode):
+        x, options = _with_border(x, geometry, padding_mode)
+        return conv2d(x, weight, **options, fixed_order=fixed_order)
 
-    def set_sizes(self, x, weight):
-        sizes = {name: value for name, value in self.options.items() if name != "padding_mode"}
-        self.geometry = Geometry(x.shape, weight.shape, **sizes)
-        self.products = weight.size * len(x) * math.prod(self.geometry.output)
+    def products(self, x, weight):
+        self.geometry, self.padding_mode = self.options["geometry"], self.options["padding_mode"]
+        return weight.size * len(x) * math.prod(self.geometry.output)
 
     def pack(self, x, weight):
         pack = _kernels().bits.pack
@@ -225,7 +215,7 @@ class SignConv2d(_Signs):
     def on_words(self):
         kernels, geometry = _kernels(), self.geometry
         channels, *size = geometry.image[1:]
-        options = dict(self.options)
+        options = geometry.options | {"padding_mode": self.padding_mode}
         if self.is_depthwise:
             del options["groups"]
             product = kernels.depthwise.prepare(self.weight_bits, channels, size, **options)
@@ -251,10 +241,13 @@ class SignConv2d(_Signs):
     def weight_gradient(self, grad, x, weight):
         geometry = self.geometry
         if self.runs_on_floats:
-            return self.weight_gradient_of(self.quantized(x, weight)[0], grad)
+            x, options = _with_border(self.quantized(x, weight)[0], geometry, self.padding_mode)
+            geometry = geometry_of("binary_conv2d", x.shape, geometry.weight, **options)
+            return ConvWeight.apply(x, grad, geometry=geometry)
         taps = _kernels().weight_gradient.conv2d_weight_gradient(
-            _rows(grad), self.x_bits, geometry.image[1], geometry.weight[2:], **self.options
-        )
+            _rows(grad), self.x_bits, geometry.image[1], geometry.weight[2:],
+            padding_mode=self.padding_mode, **geometry.options,
+        )  # fmt: skip
         return taps.transpose(0, 3, 1, 2)
 
     @property
@@ -262,16 +255,14 @@ class SignConv2d(_Signs):
         """Whether floats are the faster way to the gradients, or the only one."""
         return not self.has_words or self.geometry.weight[1] < _FEW
 
-    def weight_gradient_of(self, x, grad):
-        geometry = self.geometry
-        if self.options["padding_mode"] == "ones":
-            ph, pw = geometry.padding
-            x = pad(x, (pw, pw, ph, ph), 1.0)
-            geometry = Geometry(
-                x.shape, geometry.weight, geometry.stride, (0, 0), geometry.dilation,
-                geometry.groups,
-            )  # fmt: skip
-        return ConvWeight.apply(x, grad, geometry=geometry)
+
+def _with_border(x, geometry, padding_mode):
+    """x as floats with the border that is not zero, and the options of its convolution."""
+    options = geometry.options
+    if padding_mode == "ones" and geometry.padding != (0, 0):
+        (ph, pw), options["padding"] = geometry.padding, (0, 0)
+        x = pad(x, (pw, pw, ph, ph), 1.0)
+    return x, options
 
 
 @functools.cache

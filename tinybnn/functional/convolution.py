@@ -20,6 +20,8 @@ faster.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from tinybnn.autograd import Function, plain, reshape
@@ -44,8 +46,10 @@ class Geometry:
     @property
     def options(self):
         """Stride, padding, dilation and groups by their names."""
-        names = ("stride", "padding", "dilation", "groups")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "stride": self.stride, "padding": self.padding, "dilation": self.dilation,
+            "groups": self.groups,
+        }  # fmt: skip
 
     def blocks(self):
         """Slices of the batch, small enough that the patches of one stay in the cache."""
@@ -157,14 +161,12 @@ class Conv2d(Function):
 
     fresh = True
 
-    def forward(self, x, weight, stride, padding, dilation, groups, fixed_order=False, output=None):
-        self.geometry = geometry = Geometry(
-            x.shape, weight.shape, stride, padding, dilation, groups, output
-        )
+    def forward(self, x, weight, geometry, fixed_order=False):
+        self.geometry = geometry
         dtype = np.result_type(x, weight)
         if not len(x):  # the shape is all there is to find out
             return empty_image((0, len(weight), *geometry.output), dtype)
-        if fixed_order and dtype == np.float32 and output is None:
+        if fixed_order and dtype == np.float32:
             return _conv2d_in_fixed_order(x, weight, geometry)
         if kernels := not fixed_order and _kernels(x, weight):
             pixels = kernels.conv2d(
@@ -215,9 +217,8 @@ class ConvInput(Function):
         return result
 
     def backward(self, grad, output, g, weight):
-        options = {**self.geometry.options, "output": self.geometry.output}
         return (
-            Conv2d.apply(grad, weight, **options) if self.needs[0] else None,
+            Conv2d.apply(grad, weight, geometry=self.geometry) if self.needs[0] else None,
             ConvWeight.apply(grad, g, geometry=self.geometry) if self.needs[1] else None,
         )
 
@@ -241,15 +242,16 @@ class ConvWeight(Function):
         return total.reshape(outputs, kh, kw, per_group).transpose(0, 3, 1, 2)
 
     def backward(self, grad, output, x, g):
-        options = {**self.geometry.options, "output": self.geometry.output}
         return (
             ConvInput.apply(g, grad, geometry=self.geometry) if self.needs[0] else None,
-            Conv2d.apply(x, grad, **options) if self.needs[1] else None,
+            Conv2d.apply(x, grad, geometry=self.geometry) if self.needs[1] else None,
         )
 
 
 def pair(name, argument, value, minimum):
     """An int or a pair of ints as a pair; an error that names the argument otherwise."""
+    if type(value) is tuple and tuple(map(type, value)) == (int, int) and min(value) >= minimum:
+        return value
     pair = (value, value) if np.ndim(value) == 0 else tuple(value)
     if len(pair) != 2 or any(not isinstance(v, int | np.integer) or v < minimum for v in pair):
         raise ValueError(
@@ -278,50 +280,54 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, f
     -------
     (N, O, OH, OW), where OH = (H + 2 padding - dilation (kh - 1) - 1) // stride + 1
     """
-    options = convolution_options(
+    geometry = geometry_of(
         "conv2d", np.shape(x), np.shape(weight), stride, padding, dilation, groups
     )
-    check_bias("conv2d", bias, np.shape(weight)[0])
-    output = Conv2d.apply(x, weight, **options, fixed_order=fixed_order)
+    check_bias("conv2d", bias, geometry.weight[0])
+    output = Conv2d.apply(x, weight, geometry=geometry, fixed_order=fixed_order)
     return output if bias is None else output + reshape(bias, (1, -1, 1, 1))
 
 
-def convolution_options(name, shape, expected, stride, padding, dilation, groups):
-    """Stride, padding, dilation and groups of a convolution by their names, checked.
+def geometry_of(name, image, weight, stride, padding, dilation, groups):
+    """The `Geometry` of a convolution, or a ValueError.
 
     Parameters
     ----------
     name : str
         Of the function that errors speak of.
-    shape, expected : tuple of int
-        Of the images and of the weight.
+    image, weight : tuple of int
+        The shapes of the images and of the weight.
     stride, padding, dilation, groups
         As in `conv2d`.
     """
-    if len(shape) != 4:
-        raise ValueError(f"{name}: x must have the shape (N, C, H, W), got {shape}")
-    if len(expected) != 4:
-        raise ValueError(f"{name}: weight must have the shape (O, C, kh, kw), got {expected}")
-    groups = plain(groups)
-    if not isinstance(groups, int) or groups < 1 or expected[0] % groups:
-        raise ValueError(
-            f"{name}: groups must divide the {expected[0]} output channels, got {groups!r}"
-        )
-    if expected[1] * groups != shape[1]:
-        raise ValueError(
-            f"{name}: weight expects {expected[1] * groups} input channels, "
-            f"x has {shape[1]} (shape {shape})"
-        )
     stride = pair(name, "stride", stride, 1)
     padding = pair(name, "padding", padding, 0)
     dilation = pair(name, "dilation", dilation, 1)
-    for n, k, p, d in zip(shape[2:], expected[2:], padding, dilation, strict=True):
+    return _checked_geometry(name, image, weight, stride, padding, dilation, plain(groups))
+
+
+@functools.lru_cache(maxsize=256)  # a layer in training asks at each step
+def _checked_geometry(name, image, weight, stride, padding, dilation, groups):
+    if len(image) != 4:
+        raise ValueError(f"{name}: x must have the shape (N, C, H, W), got {image}")
+    if len(weight) != 4:
+        raise ValueError(f"{name}: weight must have the shape (O, C, kh, kw), got {weight}")
+    if not isinstance(groups, int) or groups < 1 or weight[0] % groups:
+        raise ValueError(
+            f"{name}: groups must divide the {weight[0]} output channels, got {groups!r}"
+        )
+    if weight[1] * groups != image[1]:
+        raise ValueError(
+            f"{name}: weight expects {weight[1] * groups} input channels, "
+            f"x has {image[1]} (shape {image})"
+        )
+    for n, k, p, d in zip(image[2:], weight[2:], padding, dilation, strict=True):
         if d * (k - 1) + 1 > n + 2 * p:
             raise ValueError(
-                f"{name}: a kernel of {expected[2:]} with dilation {dilation} does not fit into "
-                f"images of {shape[2:]} with padding {padding}"
+                f"{name}: a kernel of {weight[2:]} with dilation {dilation} does not fit into "
+                f"images of {image[2:]} with padding {padding}"
             )
-    return {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return Geometry(image, weight, stride, padding, dilation, groups)
 
 
 def conv_transpose2d(
