@@ -13,6 +13,8 @@ from tinybnn.functional import binary
 from tinybnn.tensor import Tensor, grad, no_grad
 from tinybnn.testing import assert_identical
 
+STE = quantizers.ste_sign
+
 
 @pytest.fixture(autouse=True)
 def small_layers_too(monkeypatch):
@@ -266,3 +268,34 @@ def test_arrays_are_taken_as_tensors_are(kind, quantizer, training):
     }[kind]()
     layer.train(training)
     assert_identical(layer(x), layer(Tensor(x)).data)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda x: F.binary_conv2d(x, np.ones((4, 3, 3, 3)), None, STE),
+            "expects 3 input channels",
+        ),
+        (
+            lambda x: F.binary_conv2d(x[0], np.ones((4, 4, 3, 3)), None, STE),
+            r"shape \(N, C, H, W\)",
+        ),
+        (
+            lambda x: F.binary_conv2d(x, np.ones((4, 4, 7, 7)), None, STE),
+            "does not fit into images",
+        ),
+        (
+            lambda x: F.binary_conv2d(x, np.ones((4, 4, 3, 3)), None, STE, stride=0),
+            "stride must be",
+        ),
+        (
+            lambda x: F.binary_conv2d(x, np.ones((4, 4, 3, 3)), None, STE, padding_mode="same"),
+            "padding_mode must be 'zeros' or 'ones', got 'same'",
+        ),
+        (lambda x: F.binary_linear(x, np.ones((4, 3)), None, STE), "weight of shape .* expects 3"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_work(call, message):
+    with pytest.raises(ValueError, match=f"binary_(conv2d|linear): .*{message}"):
+        call(np.ones((2, 4, 6, 6), np.float32))

@@ -63,7 +63,7 @@ class Variable:
                 "requires_grad=True, dtype=np.float64"
             )
         source = data if isinstance(data, Variable) else None
-        data = as_array(data)
+        data = data if source is None else source._data
         self._data = _as_floats(data, dtype, type(self).__name__)
         self.grad = None
         self.requires_grad = bool(requires_grad)
@@ -222,7 +222,7 @@ class Function:
         self.edges = tuple(
             [_node(x) if isinstance(x, Variable) and x.requires_grad else None for x in inputs]
         )
-        self.shapes = [_shape(x) for x in arrays]
+        self.shapes = [np.shape(x) for x in arrays]
         self._inputs = inputs if "inputs" in self.saves else (None,) * len(inputs)
         self._output = output.data if "output" in self.saves else None
         # What the rule will read, and how often it had been changed in place by now.
@@ -279,8 +279,8 @@ class Function:
                     "which needs one"
                 )
             if self.broadcasts:
-                result = result if _shape(result) == shape else SumTo.apply(result, shape=shape)
-            if _shape(result) != shape:
+                result = result if np.shape(result) == shape else SumTo.apply(result, shape=shape)
+            if np.shape(result) != shape:
                 raise RuntimeError(
                     f"{type(self).__name__}.backward: the gradient of input {i} has shape "
                     f"{np.shape(result)}, the input has shape {shape}"
@@ -299,10 +299,6 @@ def _operand(x, dtype):
     if isinstance(x, np.ndarray):
         return x.astype(dtype) if x.dtype.kind in "iub" else x
     return x.recorded() if hasattr(x, "recorded") else x  # a comparison inside `trace`
-
-
-def _shape(x):
-    return x.shape if hasattr(x, "shape") else np.shape(x)
 
 
 def _node(tensor):

@@ -14,7 +14,6 @@ from tinybnn.autograd import (
     clip,
     default_generator,
     exp,
-    reshape,
     sum,
     where,
 )  # fmt: skip
@@ -41,17 +40,6 @@ def _gated(grad, values, low, high):
     from tinybnn.kernels.training import straight_through  # compiled at the first use
 
     return layout.like(values, straight_through.gated_gradient(*flat, low, high))
-
-
-def _channel_rows(weight, *arrays):
-    """Arrays as rows of channels, one weight each, for a kernel; None if it does not take these."""
-    if not all(isinstance(a, np.ndarray) for a in (weight, *arrays)) or arrays[0].size < _FEW:
-        return None
-    channels = arrays[0].shape[1] if arrays[0].ndim in (2, 4) else 0
-    if weight.size != channels or weight.dtype != np.float32:
-        return None
-    rows = [layout.channel_rows(a) for a in arrays]
-    return None if any(r is None for r in rows) else rows
 
 
 @functools.cache
@@ -113,23 +101,11 @@ class PRelu(Function):
     broadcasts = True
 
     def forward(self, x, weight):
-        rows = _channel_rows(weight, x)
-        if rows is None:
-            return np.where(x > 0, x, weight * x)
-        return layout.image(_kernels().two_lines(*rows, self._constants(weight)), x.shape)
+        return np.where(x > 0, x, weight * x)
 
     def backward(self, grad, output, x, weight):
-        rows = _channel_rows(weight, grad, x)
-        if rows is not None:
-            grad_x, sums = _kernels().two_lines_gradient(*rows, self._constants(weight))
-            return layout.image(grad_x, x.shape), sums[2].reshape(weight.shape)
         positive = as_array(x) > 0
         return where(positive, grad, grad * weight), where(positive, 0.0, grad * x)
-
-    def _constants(self, weight):
-        table = np.empty((4, weight.size), np.float32)
-        table[:2], table[2], table[3] = [[0], [1]], weight.reshape(-1), -0.0
-        return table
 
 
 class Softplus(Function):
@@ -191,26 +167,6 @@ def hardtanh(x, min_val=-1.0, max_val=1.0):
 def leaky_relu(x, negative_slope=0.01):
     """x where x > 0, else negative_slope * x."""
     return LeakyRelu.apply(x, slope=float(negative_slope))
-
-
-def prelu(x, weight):
-    """x where x > 0, else weight * x.
-
-    Parameters
-    ----------
-    x : (N, C, ...)
-    weight : (1,) or (C,)
-        One slope for all, or one for each channel.
-    """
-    shape = np.shape(x)
-    if np.ndim(weight) != 1 or np.shape(weight)[0] not in (1, *shape[1:2]):
-        raise ValueError(
-            f"prelu: weight must have the shape (1,) or (C,), got {np.shape(weight)} "
-            f"for x of shape {shape}"
-        )
-    if len(shape) != 1:
-        weight = reshape(weight, (1, -1, *(1,) * (len(shape) - 2)) if shape else ())
-    return PRelu.apply(x, weight)
 
 
 def softplus(x, beta=1.0):

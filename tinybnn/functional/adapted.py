@@ -15,7 +15,7 @@ import numpy as np
 
 from tinybnn.autograd import Function, Tensor, as_array, is_tracing, mean, reshape, sqrt, where
 from tinybnn.autograd import grad as gradients
-from tinybnn.functional.activation import prelu
+from tinybnn.functional.activation import PRelu
 from tinybnn.kernels.machine import layout
 
 _FEW = 4096  # numbers that NumPy is done with before a kernel is called
@@ -130,12 +130,27 @@ class AdaptedSet(_Adapted):
         return of_scale.astype(sums.dtype), of_offset.astype(sums.dtype)
 
 
+class PReluOfChannels(_Adapted):
+    kernel = "two_lines"
+
+    @staticmethod
+    def composition(x, weight):
+        return PRelu.apply(x, _per_channel(weight, x))
+
+    def constants(self, weight):
+        return 0.0, 1.0, weight, -0.0
+
+    def of_learned(self, sums, weight):
+        return (sums[2],)
+
+
 class RPRelu(_Adapted):
     kernel = "two_lines"
 
     @staticmethod
     def composition(x, shift_in, weight, shift_out):
-        return prelu(x - _per_channel(shift_in, x), weight) + _per_channel(shift_out, x)
+        u = x - _per_channel(shift_in, x)
+        return PRelu.apply(u, _per_channel(weight, x)) + _per_channel(shift_out, x)
 
     def constants(self, shift_in, weight, shift_out):
         return shift_in, 1.0, weight, shift_out
@@ -283,6 +298,26 @@ def adapted_set(x, scale, offset, quantizer):
     if not quantizer.is_tent:
         return AdaptedSet.composition(x, scale, offset, quantizer)
     return AdaptedSet.apply(x, scale, offset, quantizer=quantizer)
+
+
+def prelu(x, weight):
+    """x where x > 0, else weight * x.
+
+    Parameters
+    ----------
+    x : (N, C, ...)
+    weight : (1,) or (C,)
+        One slope for all, or one for each channel.
+    """
+    shape = np.shape(x)
+    if np.ndim(weight) != 1 or np.shape(weight)[0] not in (1, *shape[1:2]):
+        raise ValueError(
+            f"prelu: weight must have the shape (1,) or (C,), got {np.shape(weight)} "
+            f"for x of shape {shape}"
+        )
+    if np.shape(weight) == shape[1:2]:
+        return PReluOfChannels.of(x, weight)
+    return PRelu.apply(x, reshape(weight, (1,) * len(shape)))
 
 
 def rprelu(x, shift_in, weight, shift_out):

@@ -75,6 +75,10 @@ def binary_conv2d(
         Equal, with its gradients (but for the rounding of sums), to `conv2d` of the quantized
         operands.
     """
+    if padding_mode not in ("zeros", "ones"):
+        raise ValueError(
+            f"binary_conv2d: padding_mode must be 'zeros' or 'ones', got {padding_mode!r}"
+        )
     geometry = geometry_of(
         "binary_conv2d", np.shape(x), np.shape(weight), stride, padding, dilation, groups
     )
@@ -205,7 +209,7 @@ class SignConv2d(_Signs):
         else:
             self.weight_bits = pack(weight.transpose(0, 2, 3, 1))  # (O, kh, kw, words)
 
-    @property
+    @functools.cached_property
     def is_depthwise(self):
         """Whether each channel has one filter, of a size that the kernel for such layers takes."""
         geometry, (filters, _, kh, kw) = self.geometry, self.geometry.weight

@@ -384,12 +384,12 @@ def mask_words(program, numbers):
 
 def flat(arrays, most, dtype):
     """A tuple of exactly ``most`` flat arrays, for a kernel that picks one by number."""
-    return tuple([array.reshape(-1) for array in arrays] + _nothing(most - len(arrays), dtype))
+    return *map(np.ravel, arrays), *_nothing(most - len(arrays), dtype)
 
 
 @functools.cache
 def _nothing(count, dtype):
-    return [np.empty(0, dtype)] * count
+    return (np.empty(0, dtype),) * count
 
 
 # ------------------------------------------------------------------------------------------- kernel

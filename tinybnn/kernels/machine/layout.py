@@ -74,14 +74,15 @@ def flat(*arrays):
     They have to be float32 and all lie C-contiguous or all channels-last in memory. The rows are
     views, but of what `for_kernel` copies.
     """
-    if any([a.dtype != np.float32 for a in arrays]):
-        return None
-    if all([a.flags.c_contiguous for a in arrays]):
-        return [for_kernel(a.reshape(-1)) for a in arrays]
-    if arrays[0].ndim == 4:
-        arrays = [a.transpose(0, 2, 3, 1) for a in arrays]
-        if all([a.flags.c_contiguous for a in arrays]):
-            return [for_kernel(a.reshape(-1)) for a in arrays]
+    orders = ((0, 1, 2, 3), (0, 2, 3, 1)) if arrays[0].ndim == 4 else (None,)
+    for axes in orders:
+        rows = []
+        for a in arrays:
+            in_order = a.transpose(axes) if axes else a
+            if a.dtype == np.float32 and in_order.flags.c_contiguous:
+                rows.append(for_kernel(in_order.reshape(-1)))
+        if len(rows) == len(arrays):
+            return rows
     return None
 
 
