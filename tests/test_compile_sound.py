@@ -15,7 +15,8 @@ from tinybnn import deploy, nn, quantizers, storage
 from tinybnn import functional as F
 from tinybnn.deploy.scan import Scan
 from tinybnn.deploy.values import MOST_BYTES
-from tinybnn.tensor import Tensor, no_grad
+from tinybnn.functional import binary
+from tinybnn.tensor import Tensor, no_grad, trace
 from tinybnn.testing import assert_identical
 
 FEATURES = 6
@@ -430,3 +431,49 @@ def test_layers_of_other_channels_than_the_image_raise(layer, training, channels
     x = Tensor(np.ones((2, channels, 3, 3), np.float32))
     with pytest.raises(ValueError, match=r"33"):
         layer(33).train(training)(x)
+
+
+BINARY = {
+    "linear": (lambda **o: nn.BinaryLinear(40, 9, **o), (40,)),
+    "conv": (lambda **o: nn.BinaryConv2d(40, 9, 3, **o), (40, 7, 6)),
+    "zeros": (lambda **o: nn.BinaryConv2d(40, 9, 3, 2, padding=(1, 2), **o), (40, 7, 6)),
+    "ones": (
+        lambda **o: nn.BinaryConv2d(40, 9, 3, padding=1, padding_mode="ones", **o),
+        (40, 7, 6),
+    ),
+    "groups": (lambda **o: nn.BinaryConv2d(40, 8, 3, groups=4, padding=1, **o), (40, 7, 6)),
+    "depthwise": (lambda **o: nn.BinaryDepthwiseConv2d(40, 3, padding=1, **o), (40, 7, 6)),
+}
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_a_binary_layer_of_real_numbers_stays_one_of_floats(name, tmp_path):
+    make, shape = BINARY[name]
+    layer = make(input_quantizer=None, rng=np.random.default_rng(0))
+    operations = check(layer, shape, tmp_path / "m")
+    assert operations == ["pad"] * (name == "ones") + ["linear" if name == "linear" else "conv2d"]
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_real_numbers_that_happen_to_be_signs_do_not_make_another_program(name, monkeypatch):
+    """The compiler tries inputs whose limits are all -1 or 1: what runs on words is the same."""
+    monkeypatch.setattr(binary, "_SMALL", 0)
+    make, shape = BINARY[name]
+    layer = make(input_quantizer=None, rng=np.random.default_rng(0))
+    model = nn.Sequential(nn.Hardtanh(), layer)
+    check(model, shape)
+    packed = deploy.compile(model, shape)
+    x = np.copysign(np.float32(5), batch(shape))
+    assert_identical(packed.predict(x), float_output(model, x))
+
+
+@pytest.mark.parametrize("name", BINARY)
+@pytest.mark.parametrize("training", [True, False])
+def test_the_compiler_lowers_the_function_that_training_runs(name, training):
+    make, shape = BINARY[name]
+    layer = make(rng=np.random.default_rng(0)).train(training)
+    y = layer(Tensor(batch(shape), requires_grad=True))
+    assert type(y.function) in (F.SignLinear, F.SignConv2d)
+    with trace() as tape:
+        layer(Tensor(batch(shape)))
+    assert [type(call.function) for call in tape] == [quantizers.Quantize, type(y.function)]
