@@ -13,9 +13,9 @@ import functools
 
 import numpy as np
 
-from tinybnn.autograd import Function, Tensor, as_array, is_tracing, mean, reshape, sqrt, where
-from tinybnn.autograd import grad as gradients
+from tinybnn.autograd import as_array, is_tracing, mean, reshape, sqrt, where
 from tinybnn.functional.activation import PRelu
+from tinybnn.functional.composed import Composed
 from tinybnn.kernels.machine import layout
 
 _FEW = 4096  # numbers that NumPy is done with before a kernel is called
@@ -28,15 +28,13 @@ def _kernels():
     return activations
 
 
-class _Adapted(Function):
+class _Adapted(Composed):
     """An activation with learned constants, one for each channel or one for all.
 
     A subclass gives its ``composition`` of simpler operations, and how a kernel computes it:
     ``kernel``, its name (its gradient's ends in ``_gradient``); ``constants``, the rows of the
     kernel's table; and ``of_learned``, the gradients of the learned ones, given the kernel's sums.
     """
-
-    fresh = True
 
     @classmethod
     def of(cls, x, *learned, **options):
@@ -47,12 +45,7 @@ class _Adapted(Function):
         self.options = options
         return self._run(self.kernel, learned, x)
 
-    def backward(self, grad, output, x, *learned):
-        if isinstance(grad, Tensor):  # the rule: that of the composition
-            wanted = [t for t, needed in zip((x, *learned), self.needs, strict=True) if needed]
-            value = self.composition(x, *learned, **self.options)
-            found = iter(gradients([value], wanted, [grad], create_graph=True))
-            return tuple([next(found) if needed else None for needed in self.needs])
+    def gradients(self, grad, x, *learned):
         of_x, sums = self._run(f"{self.kernel}_gradient", learned, grad, x)
         return of_x, *self.of_learned(sums, *learned)
 
@@ -95,10 +88,6 @@ class ScaleChannels(_Adapted):
 
 class RSign(_Adapted):
     kernel = "two_values"
-
-    def forward(self, x, threshold, quantizer):
-        self.quantizer = quantizer
-        return super().forward(x, threshold, quantizer=quantizer)
 
     @staticmethod
     def composition(x, threshold, quantizer):
@@ -174,16 +163,14 @@ class Maxout(_Adapted):
         return sums[1], sums[2]
 
 
-class AdaptedWeight(Function):
+class AdaptedWeight(Composed):
     """AdaBin's weights: what `adapted_weight_parts` gives, put together.
 
     Two dozen operations on small arrays, which cost their bookkeeping more than their arithmetic.
     """
 
-    fresh = True
-
     def forward(self, weight, quantizer):
-        self.quantizer = quantizer
+        self.options = {"quantizer": quantizer}
         self.signs, self.scale, self.offset = adapted_weight_parts(weight, quantizer)
         return self.scale * self.signs + self.offset
 
@@ -192,15 +179,12 @@ class AdaptedWeight(Function):
         signs, scale, offset = adapted_weight_parts(weight, quantizer)
         return scale * signs + offset
 
-    def backward(self, grad, output, weight):
-        if isinstance(grad, Tensor):  # the rule: that of the composition
-            value = self.composition(weight, self.quantizer)
-            return gradients([value], [weight], [grad], create_graph=True)[0]
+    def gradients(self, grad, weight):
         # The rules of the composition, in their order.
         scale, centred = self.scale, weight - self.offset
         share = 1.0 / (weight.size // len(weight))  # of an element in a mean
         normalised = centred / scale
-        of_normalised = self.quantizer.gradient(grad * scale, normalised)
+        of_normalised = self.options["quantizer"].gradient(grad * scale, normalised)
         of_scale = _of_filters(grad * self.signs) + _of_filters(-of_normalised / scale * normalised)
         of_square = of_scale * 0.5 / scale * share * centred
         of_centred = of_normalised / scale + of_square + of_square

@@ -20,8 +20,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from tinybnn.autograd import Function, Tensor, is_tracing, pad, reshape
-from tinybnn.autograd import grad as gradients
+from tinybnn.autograd import is_tracing, pad, reshape
+from tinybnn.functional.composed import Composed
 from tinybnn.functional.convolution import ConvInput, ConvWeight, conv2d, geometry_of
 from tinybnn.functional.linear import check_linear, linear
 from tinybnn.kernels.machine.memory import empty
@@ -120,13 +120,11 @@ def are_signs(x):
 _AT_ONCE = 1 << 16  # values
 
 
-class _Signs(Function):
+class _Signs(Composed):
     """A product with signs; a subclass says which: on words, on floats, and its two gradients.
 
     It runs on words where x holds signs too and there is enough to do, else on floats.
     """
-
-    fresh = True
 
     def forward(self, x, weight, quantizers, fixed_order, **options):
         self.quantizers, self.options = quantizers, options
@@ -136,20 +134,16 @@ class _Signs(Function):
             self.pack(x, weight)
             if _on_bits:
                 return self.on_words()
-        return self.composition(x, weight, fixed_order and quantizers[0] is None)
+        return self.composition(x, weight, fixed_order and quantizers[0] is None, **options)
 
-    def composition(self, x, weight, fixed_order=False):
-        return self.on_floats(*self.quantized(x, weight), fixed_order, **self.options)
+    def composition(self, x, weight, fixed_order=False, **options):
+        return self.on_floats(*self.quantized(x, weight), fixed_order, **options)
 
     def quantized(self, x, weight):
         input_quantizer, weight_quantizer = self.quantizers
         return input_quantizer(x) if input_quantizer else x, weight_quantizer(weight)
 
-    def backward(self, grad, output, x, weight):
-        if isinstance(grad, Tensor):  # the rule: that of the composition
-            inputs = [t for t, needed in zip((x, weight), self.needs, strict=True) if needed]
-            found = iter(gradients(self.composition(x, weight), inputs, grad, create_graph=True))
-            return tuple(next(found) if needed else None for needed in self.needs)
+    def gradients(self, grad, x, weight):
         results = [None, None]
         for i, (quantizer, operand) in enumerate(zip(self.quantizers, (x, weight), strict=True)):
             if self.needs[i]:
