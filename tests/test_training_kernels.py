@@ -27,7 +27,7 @@ from tinybnn.kernels.training import (
     optimizers,
     straight_through,
 )
-from tinybnn.tensor import Tensor, as_array, grad
+from tinybnn.tensor import Tensor, as_array, grad, trace
 from tinybnn.testing import assert_identical, gradcheck, gradgradcheck
 
 compiled = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="needs compiled kernels")
@@ -586,6 +586,7 @@ ADAPTED = {
     "scale_channels": (F.scale_channels, [(0.7, 40)], {}),
     "rsign": (F.rsign, [(0.3, 40)], {"quantizer": quantizers.approx_sign}),
     "adapted_set": (F.adapted_set, [(0.8, 1), (0.2, 1)], {"quantizer": quantizers.approx_sign}),
+    "prelu": (F.prelu, [(0.5, 40)], {}),
     "rprelu": (F.rprelu, [(0.3, 40), (0.5, 40), (0.2, 40)], {}),
     "maxout": (F.maxout, [(1.0, 40), (0.3, 40)], {}),
 }
@@ -671,9 +672,12 @@ def test_other_slopes_than_the_tent_are_respected(name, quantizer):
     np.testing.assert_allclose(found.data, expected, 1e-6)
 
 
-@pytest.mark.parametrize("layer", [nn.RSign, nn.RPReLU, nn.Maxout], ids=lambda c: c.__name__)
-def test_layers_compute_the_same_in_both_modes(layer):
-    """Training has kernels of its own; evaluation the operations that the compiler knows."""
+ADAPTED_LAYERS = [nn.RSign, nn.PReLU, nn.RPReLU, nn.Maxout]
+
+
+@pytest.mark.parametrize("layer", ADAPTED_LAYERS, ids=lambda c: c.__name__)
+def test_layers_compute_the_same_in_both_modes_and_in_a_trace(layer):
+    """A trace shows the operations that the compiler knows, in their order and with their bits."""
     layer = layer(40)
     for i, p in enumerate(layer.parameters()):
         p.data[...] = normal(40, seed=i)
@@ -681,10 +685,15 @@ def test_layers_compute_the_same_in_both_modes(layer):
     with np.errstate(invalid="ignore", over="ignore"):
         # As numbers: Maxout has -0.0 in training where evaluation, a difference, has 0.0.
         assert_identical(layer.train()(x) + 0.0, layer.eval()(x) + 0.0)
+        with trace() as tape:
+            traced = layer(x).data
+        assert_identical(traced, layer(x).data)
+    fused = {F.RSign, F.RPRelu, F.Maxout, F.adapted.PReluOfChannels}
+    assert fused.isdisjoint([type(call.function) for call in tape])
 
 
 @pytest.mark.parametrize("few", [0, 1 << 30])
-@pytest.mark.parametrize("name", ["scale_channels", "rprelu", "maxout"])
+@pytest.mark.parametrize("name", ["scale_channels", "prelu", "rprelu", "maxout"])
 def test_adapted_activations_pass_the_gradient_checks(name, few, monkeypatch):
     monkeypatch.setattr(F.adapted, "_FEW", few)
     apply, learned, _ = ADAPTED[name]
