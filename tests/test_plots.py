@@ -589,8 +589,10 @@ def drawn_boxes(figure):
 
 def test_graph_of_a_network_is_legible():
     """No two boxes touch, and every text lies in the picture and inside of its box."""
-    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), Residual(), nn.AdaptiveAvgPool2d(2),
-                          nn.Flatten(), nn.BinaryLinear(16, 3, bias=True))  # fmt: skip
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), Residual(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Quantize(), nn.BinaryLinear(16, 3, bias=True),
+    )  # fmt: skip
     loss = F.cross_entropy(model(Tensor(normal(2, 1, 8, 8))), np.array([0, 2]))
     figure = plots.graph(loss, names=model.named_parameters())
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -599,7 +601,7 @@ def test_graph_of_a_network_is_legible():
     found = boxes(figure)
     for name, parameter in model.named_parameters():
         assert found[name, str(parameter.shape)] == 1
-    assert found["Conv2d", "(2, 4, 8, 8), (4, 4, 3, 3) → (2, 4, 8, 8)"] == 1
+    assert found["SignConv2d", "(2, 4, 8, 8), (4, 4, 3, 3) → (2, 4, 8, 8)"] == 1
     assert found["RSign", "(2, 4, 8, 8), (4,) → (2, 4, 8, 8)"] == 1
     assert found["SteSign", "(2, 16)"] == 1  # a quantizer under its own name
     extents = drawn_boxes(figure)
