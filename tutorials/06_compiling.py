@@ -460,7 +460,8 @@ for i, call in enumerate(calls[:7]):
 #   are known;
 # - **float**: anything else.
 #
-# What does not depend on the input, like the signs of the weights, is a constant.
+# A product of signs is the operation that training runs, too. It takes the latent weight, whose
+# signs do not depend on the input: they are constants.
 
 
 # %%
@@ -475,9 +476,8 @@ def kinds(calls, x):
         found = "float"
         if operation == "Quantize":
             found = "signs"
-        elif read == ["signs"] and operation in ("Conv2d", "Linear"):
-            if set(np.unique(call.inputs[1].data)) <= {-1, 1}:
-                found = "sums"
+        elif read == ["signs"] and operation in ("SignConv2d", "SignLinear"):
+            found = "sums"
         elif read == ["signs"] and operation in ("MaxPool2d", "Reshape"):
             found = "signs"
         kind[id(call.output)] = found
@@ -516,8 +516,8 @@ vanished = [i for i in range(len(calls)) if i not in forms and kind_by_call[i] !
 assert "BatchNorm" in [type(calls[i].function).__name__ for i in vanished]
 
 # %% [markdown]
-# Where a dash stands beside an operation that is no constant, it has disappeared: max-pool and
-# batch norm between sums and signs are part of the thresholds.
+# Where a dash stands beside an operation, it has disappeared: max-pool and batch norm between sums
+# and signs are part of the thresholds.
 #
 # ### 10. Steps
 #
@@ -916,8 +916,8 @@ for row in profile:
 # And the float model? Its trace can be carried out again, call by call. The calls up to the one in
 # which a task ends are the ones that the task replaces. Where a task ends in the middle of a call,
 # because the thresholds are compared here and pooled there, we take it together with the next one.
-# The signs of the weights are left out: a float program would compute them once. Of both sides the
-# shortest of many runs counts.
+# Products of signs are carried out on floats, by BLAS. The signs of the weights are left out: a
+# float program would compute them once. Of both sides the shortest of many runs counts.
 
 # %%
 x = tb.Tensor(images)
@@ -927,7 +927,12 @@ with tb.no_grad(), trace() as calls:
 
 def seconds_of(call):
     inputs = [t.data if isinstance(t, tb.Tensor) else t for t in call.inputs]
-    return shortest(lambda: type(call.function).apply(*inputs, **call.options), seconds=0.05)
+    operation, options = type(call.function), call.options
+    if operation in (F.SignConv2d, F.SignLinear):
+        inputs[1] = options["quantizers"][1].forward(inputs[1])
+        operation = F.Conv2d if operation is F.SignConv2d else F.Linear
+        options = {k: v for k, v in options.items() if k in ("geometry", "fixed_order")}
+    return shortest(lambda: operation.apply(*inputs, **options), seconds=0.05)
 
 
 depends = kinds(calls, x)
