@@ -81,9 +81,9 @@ class Variable:
         self._data = _as_floats(as_array(value), None, f"{type(self).__name__}.data")
 
     data = property(operator.attrgetter("_data"), _replace_data)
-    shape = property(lambda self: self.data.shape)
-    dtype = property(lambda self: self.data.dtype)
-    ndim = property(lambda self: self.data.ndim)
+    shape = property(operator.attrgetter("_data.shape"))
+    dtype = property(operator.attrgetter("_data.dtype"))
+    ndim = property(operator.attrgetter("_data.ndim"))
     is_leaf = property(lambda self: self.function is None)
 
     def detach(self):
@@ -359,7 +359,7 @@ def _topological_order(roots):
                         f"backward: the graph behind {type(node).__name__} was freed by an earlier "
                         "backward; pass retain_graph=True there if it is needed again"
                     )
-                stack.extend((edge, False) for edge in node.edges if edge is not None)
+                stack.extend([(edge, False) for edge in node.edges if edge is not None])
     return order
 
 

@@ -69,11 +69,10 @@ def bind(worker, shares, *arguments):
     Where there is nothing to share out, the first calls go from Python: to find the addresses takes
     longer than a few of them, and a first prediction shall not wait for it.
     """
-    each = [(first, end, task) for task, (first, end) in enumerate(shares.tolist())]
 
     def in_python():
-        for share in each:
-            worker(*share, *arguments)
+        for task, (first, end) in enumerate(shares.tolist()):
+            worker(first, end, task, *arguments)
 
     if numba.config.DISABLE_JIT:
         return in_python
@@ -96,7 +95,7 @@ def bind(worker, shares, *arguments):
         else:
             by_address(_on_threads)
 
-    return alone if len(each) == 1 or threads.count() == 1 else at_once
+    return alone if len(shares) == 1 or threads.count() == 1 else at_once
 
 
 def _on_threads(*arguments):
