@@ -616,11 +616,6 @@ def words_of(rng, *shape):
     return rng.integers(0, 2**64, shape, np.uint64)
 
 
-def test_exclusive_is_reentrant():
-    with threads.exclusive(), threads.exclusive():
-        heavy_kernels(0)
-
-
 # ---------------------------------------------------------------------------------------- refusals
 
 

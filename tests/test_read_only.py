@@ -22,7 +22,6 @@ from tinybnn.kernels.machine import layout
 from tinybnn.kernels.signs import bits, depthwise, pooling, thresholds, xnor
 from tinybnn.kernels.training import (
     activations,
-    channel_order,
     float_pooling,
     input_gradient,
     losses,
@@ -180,11 +179,6 @@ def changing(function, *, written, **options):
     return run
 
 
-def on_channels(function):
-    """For functions whose output is given by the caller."""
-    return lambda x, index, shape: function(x, index, np.empty(shape, np.float32))
-
-
 LINES = floats(4, 20)
 LABELS = integers(0, 10, 6, dtype=np.int64)
 
@@ -207,14 +201,6 @@ CALLS = {
     "bits.split_groups": (bits.split_groups, [words(3, 2)], [70, 2]),
     "bits.to_bytes": (bits.to_bytes, [words(3, 2)], [70]),
     "bits.from_bytes": (bits.from_bytes, [bits.to_bytes(words(3, 2), 70)], [70]),
-    "channel_order.take_channels": (
-        on_channels(channel_order.take_channels),
-        [floats(2, 5, 5, 3), integers(0, 3, 6, dtype=np.int64)], [(2, 5, 5, 6)],
-    ),
-    "channel_order.add_channels": (
-        on_channels(channel_order.add_channels),
-        [floats(2, 5, 5, 6), integers(0, 3, 6, dtype=np.int64)], [(2, 5, 5, 3)],
-    ),
     "convolution.conv2d": (convolution.conv2d, [floats(2, 5, 5, 3), WEIGHT], []),
     "convolution.conv2d_input": (
         convolution.conv2d_input, [floats(2, 3, 3, 4), WEIGHT], [(5, 5)],
@@ -311,11 +297,6 @@ CALLS = {
     "straight_through.tent_gradient": (
         straight_through.tent_gradient, [floats(300), floats(300)], [],
     ),
-    "straight_through.signs_and_mask": (straight_through.signs_and_mask, [floats(3, 70)], [1.0]),
-    "straight_through.sign_mask": (straight_through.sign_mask, [floats(3, 70)], [1.0]),
-    "straight_through.masked_gradient": (
-        straight_through.masked_gradient, [floats(3, 70), words(3)], [],
-    ),
     "thresholds.threshold": (
         thresholds.threshold, [integers(-9, 9, 3, 70), integers(-9, 9, 70), flags(70)], [],
     ),
@@ -345,7 +326,7 @@ CALLS = {
 OTHERS = {
     "cache", "checks", "compilation", "exact", "gathered", "layout", "lookup", "masked", "memory",
     "parallel", "selection", "simd", "threads",
-    "bits.words_for", "channel_order.bind", "depthwise.majority", "float_pooling.bind_avg_pool2d",
+    "bits.words_for", "depthwise.majority", "float_pooling.bind_avg_pool2d",
     "fused.as_floats", "fused.bind", "fused.bind_product", "fused.check", "fused.gives_bits",
     "fused.kind", "fused.output_shape", "fused.product_words", "fused.products",
     "normalization.fits", "pointwise.flat", "pointwise.mask_words",
@@ -353,13 +334,6 @@ OTHERS = {
     "sign_gradients.check_geometry", "sign_gradients.choose_method",
     "sign_gradients.tasks_for_products", "signed.bind_ordered_matmul", "signed.conv2d_arguments",
     "signed.signs_floats", "xnor.bind", "xnor.counted", "xnor.register_peak",
-}  # fmt: skip
-
-
-# They refuse what is not contiguous, in words of their own.
-CONTIGUOUS = {
-    "straight_through.signs_and_mask", "straight_through.sign_mask",
-    "straight_through.masked_gradient",
 }  # fmt: skip
 
 
@@ -389,10 +363,6 @@ def test_a_kernel_reads_odd_arrays(name):
     for i, array in enumerate(arrays):
         for make in ODD:
             odd, plain = make(array), np.array(make(array), order="C")
-            if name in CONTIGUOUS and not odd.flags.c_contiguous:
-                with pytest.raises(ValueError, match="must be contiguous"):
-                    function(*arrays[:i], odd, *arrays[i + 1 :], *others)
-                continue
             expected = bits_of(function(*arrays[:i], plain, *arrays[i + 1 :], *others))
             before = versions()
             found = bits_of(function(*arrays[:i], odd, *arrays[i + 1 :], *others))
@@ -566,14 +536,6 @@ def test_another_byte_order_is_refused():
         packed.predict(floats(4, 20).astype(">f4"))
     with pytest.raises(ValueError, match="b must be uint64 with 2 axes, got >u8"):
         xnor.xnor_matmul(words(3), words(4).astype(">u8"), 70)
-
-
-def test_an_output_apart_in_memory_is_refused():
-    out = floats(2, 5, 5, 6)
-    with pytest.raises(ValueError, match="out must be C-contiguous float32"):
-        channel_order.take_channels(floats(2, 5, 5, 3), [2, 0, 1], out[..., ::2])
-    with pytest.raises(ValueError, match="out must be C-contiguous float32"):
-        channel_order.add_channels(floats(2, 5, 5, 3), [2, 0, 1], out[..., ::2])
 
 
 def test_an_output_that_cannot_be_written_is_refused():

@@ -15,12 +15,13 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import numba
+import numpy as np
 import pytest
 import threadpoolctl
 
 from tinybnn.kernels.machine import threads
 
-KERNELS = Path(threads.__file__).parent
+KERNELS = Path(threads.__file__).parents[1]
 LAYERS = ("workqueue", "omp", "tbb")
 
 compiled = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing to run in parallel")
@@ -57,12 +58,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
+import numpy as np
 
 from tinybnn import deploy, models
 from tinybnn.kernels.machine import threads
 
 LAYER = os.environ["NUMBA_THREADING_LAYER"]
-entries, exclusive, run = 0, threads.exclusive, threads.run
+entries, run = 0, threads.run
 
 def counting(function):
     def counted(*arguments):
@@ -71,7 +73,7 @@ def counting(function):
         return function(*arguments)
     return counted
 
-threads.exclusive, threads.run = counting(exclusive), counting(run)
+threads.run = counting(run)
 
 def compile_model(build, shape, images, **settings):
     rng = np.random.default_rng(0)
@@ -162,11 +164,6 @@ def forked(generations=2):
     with threads.num_threads(3):
         assert threads.count() == (1 if LAYER == "omp" else 3)
         assert np.array_equal(packed.predict(x), expected)
-    try:
-        with exclusive():
-            assert LAYER != "omp"
-    except RuntimeError as error:
-        assert LAYER == "omp" and "forked from one that used OpenMP" in str(error)
     # Work that was shared out among threads before the fork.
     assert doubled() == [0, 2, 4]
     if generations > 1:
@@ -205,7 +202,7 @@ in_child(forked)
 held, leave = threading.Event(), threading.Event()
 
 def hold():
-    with exclusive():
+    with threads._lock:
         held.set()
         leave.wait(100)
 
@@ -217,7 +214,7 @@ leave.set()
 holder.join()
 
 # The forking thread itself holds it.
-with exclusive():
+with threads._lock:
     in_child(forked)
 
 with multiprocessing.get_context("fork").Pool(2) as pool:
@@ -275,9 +272,9 @@ def is_free():
     found = []
 
     def ask():
-        found.append(threads.exclusive().acquire(blocking=False))
+        found.append(threads._lock.acquire(blocking=False))
         if found[0]:
-            threads.exclusive().release()
+            threads._lock.release()
 
     other = threading.Thread(target=ask)
     other.start()
@@ -285,12 +282,23 @@ def is_free():
     return found[0]
 
 
-def test_exclusive():
-    with threads.exclusive(), threads.exclusive():
-        assert not is_free()
-    assert is_free()
-    with pytest.raises(KeyError), threads.exclusive():
-        raise KeyError
+@numba.njit(parallel=True)
+def add_one(x):
+    for i in numba.prange(len(x)):
+        x[i] += 1
+
+
+def test_a_parallel_kernel_runs_under_the_lock():
+    x, seen = np.zeros(4), []
+
+    def entry(*arguments):
+        seen.append(is_free())
+        threads.run(add_one, *arguments)  # the lock is re-entrant
+
+    threads.run(entry, x)
+    assert seen == [False] and x.tolist() == [1, 1, 1, 1]
+    with pytest.raises(KeyError):
+        threads.run({}.__getitem__, "an error inside")
     assert is_free()
 
 
@@ -424,8 +432,7 @@ def is_call(node, name):
 def mentions(tree, names):
     """(line, name, whether it is entered under the lock) of each kernel named in Python code.
 
-    Either `threads.run` gets it, or it stands in a block ``with threads.exclusive()``, but not in a
-    function or lambda there, which may be called outside of the block.
+    `threads.run` gets it, and not in a function or lambda, which may be called elsewhere.
     """
     found = []
 
@@ -438,10 +445,7 @@ def mentions(tree, names):
         if isinstance(node, (ast.Name, ast.Attribute)) and name in names:
             found.append((node.lineno, name, locked))
         under_lock = []
-        if isinstance(node, ast.With):
-            if any(is_call(item.context_expr, "threads.exclusive") for item in node.items):
-                under_lock = node.body
-        elif is_call(node, "threads.run"):
+        if is_call(node, "threads.run"):
             under_lock = node.args[:1]
         for child in ast.iter_child_nodes(node):
             visit(child, locked or child in under_lock)
@@ -450,8 +454,11 @@ def mentions(tree, names):
     return found
 
 
-FILES = sorted(KERNELS.glob("*.py"))
-TREES = {path.name: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+FILES = sorted(KERNELS.rglob("*.py"))
+TREES = {
+    path.relative_to(KERNELS).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+    for path in FILES
+}
 
 
 @pytest.mark.parametrize("file", TREES)
@@ -459,7 +466,7 @@ def test_every_entry_of_a_parallel_kernel_takes_the_lock(file):
     names = parallel_kernels(TREES[file])
     found = mentions(TREES[file], names)
     unlocked = [f"{file}:{line}: {name}" for line, name, locked in found if not locked]
-    assert not unlocked, "without threads.run or threads.exclusive: " + ", ".join(unlocked)
+    assert not unlocked, "without threads.run: " + ", ".join(unlocked)
     assert {name for _, name, _ in found} == names, "a parallel kernel that nobody calls"
     for other, tree in TREES.items():
         if other != file:
@@ -481,16 +488,12 @@ def test_the_search_finds_parallel_kernels():
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        ("def run(a):\n    with threads.exclusive():\n        _loop(a)", [True]),
-        ("def run(a):\n    with f(), threads.exclusive():\n        _loop(a)", [True]),
         ("def run(a):\n    threads.run(_loop, a)", [True]),
         ("def run(a):\n    return lambda: threads.run(_loop, a)", [True]),
         ("def run(a):\n    threads.run(a, _loop)", [False]),
         ("def run(a):\n    threads.run(lambda: _loop(a))", [False]),
         ("def run(a):\n    _loop(a)", [False]),
         ("def run(a):\n    with threads.num_threads(1):\n        _loop(a)", [False]),
-        ("def run(a):\n    with threads.exclusive():\n        return lambda: _loop(a)", [False]),
-        ("def run(a):\n    with threads.exclusive():\n        pass\n    _loop(a)", [False]),
         ("def run(a):\n    return a, _loop", [False]),
         ("@kernel\ndef run(a):\n    _loop(a)", []),
     ],
@@ -502,7 +505,7 @@ def test_the_search_sees_what_is_not_locked(body, expected):
     assert [locked for _, _, locked in mentions(tree, {"_loop"})] == expected
 
 
-@pytest.mark.parametrize("file", sorted(TREES.keys() - {"threads.py"}))
+@pytest.mark.parametrize("file", sorted(TREES.keys() - {"machine/threads.py"}))
 def test_only_one_file_asks_numba_for_threads(file):
     """`threads.count` knows when a process cannot start any."""
     names = {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(TREES[file])}

@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 
 from tinybnn import functional as F
 from tinybnn import nn, optim, quantizers
+from tinybnn.functional.channels import copy_channels, sum_channels
 from tinybnn.kernels.machine import layout, threads
-from tinybnn.kernels.signs import bits
 from tinybnn.kernels.training import (
     activations,
-    channel_order,
     float_pooling,
     losses,
     normalization,
@@ -387,47 +386,27 @@ def test_pooled_infinite_gradients_stay_where_they_are():
 
 @given(st.data())
 def test_channels_in_any_order(data):
-    """Repeated, in long runs, shuffled: bit for bit what indexing gives, by any number of tasks."""
+    """Repeated, in long runs, shuffled: taken, and added up in the order of the index."""
     channels = data.draw(st.integers(1, 70))
     index = data.draw(
         st.one_of(
             st.lists(st.integers(0, channels - 1), min_size=1, max_size=80).map(np.array),
             st.integers(1, 200).map(lambda count: np.arange(count) % channels),
+            st.permutations(range(channels)).map(np.array),
         )
     )
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     shape = data.draw(st.tuples(st.integers(0, 3), st.integers(1, 4), st.integers(1, 4)))
     x = rng.choice(SPECIAL, (*shape, channels))
     out = np.full((*shape, len(index)), 7, np.float32)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(channel_order, "_GRAIN", data.draw(st.sampled_from((1, 1 << 18))))
-        assert channel_order.take_channels(x, index, out) is out
-        expected = channel_order.take_channels_reference(x, index)
-        assert np.array_equal(out.view(np.uint32), expected.view(np.uint32))
-        with np.errstate(invalid="ignore", over="ignore"):
-            expected = channel_order.add_channels_reference(out, index, channels)
-            assert_identical(channel_order.add_channels(out, index, np.full_like(x, 7)), expected)
-
-
-@pytest.mark.parametrize(
-    ("x", "index", "out", "message"),
-    [
-        (normal(2, 1, 1, 3), [0, 3], normal(2, 1, 1, 2), "index must lie from 0 to 2, got 0 to 3"),
-        (normal(2, 1, 1, 3), [-1], normal(2, 1, 1, 1), "got -1 to -1"),
-        (normal(2, 1, 1, 3), [0, 1], normal(2, 1, 1, 3), r"out must be .* \(2, 1, 1, 2\), got"),
-        (normal(2, 1, 1, 3).astype(float), [0], normal(2, 1, 1, 1), "x .* got float64"),
-    ],
-)
-def test_channels_that_do_not_fit_are_refused(x, index, out, message):
-    with pytest.raises(ValueError, match=message):
-        channel_order.take_channels(x, index, out)
-    names = {"x": "out", "out": "x"}  # the adjoint has them the other way round
-    for a, b in names.items():
-        if message.startswith(f"{a} "):
-            message = b + message.removeprefix(a)
-            break
-    with pytest.raises(ValueError, match=message):
-        channel_order.add_channels(out, index, x)
+    copy_channels(x, index, out)
+    assert np.array_equal(out.view(np.uint32), x[..., index].view(np.uint32))
+    expected, sums = np.zeros_like(x), np.full_like(x, 7)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for i, channel in enumerate(index):
+            expected[..., channel] += out[..., i]
+        sum_channels(out, index, sums)
+    assert_identical(sums, expected)
 
 
 # --------------------------------------------------------------------------- signs and their slopes
@@ -475,54 +454,6 @@ def test_a_pseudo_gradient_of_its_own_is_used():
 
     x = Tensor(normal(5000), requires_grad=True)
     assert_identical(grad(Half()(x), x, np.ones(5000, np.float32)), np.full(5000, np.float32(0.5)))
-
-
-CHANNELS = st.sampled_from((1, 2, 16, 63, 64, 65, 128, 130, 200))
-
-
-@given(CHANNELS, st.integers(0, 5), st.integers(0, 2**32 - 1), st.sampled_from((0.5, 1, 2)))
-def test_signs_and_mask(channels, rows, seed, clip):
-    x = with_special(normal(rows, 2, channels, seed=seed), seed)
-    signs, mask = straight_through.signs_and_mask(x, clip)
-    expected = straight_through.signs_and_mask_reference(x, clip)
-    assert_identical(signs, expected[0])
-    assert_identical(mask, expected[1])
-    assert_identical(signs, bits.pack(x))
-    assert_identical(straight_through.sign_mask(x, clip), mask)
-    given_ = with_special(normal(*x.shape, seed=seed + 1), seed + 1)
-    with np.errstate(invalid="ignore"):
-        result = straight_through.masked_gradient(given_, mask)
-        assert_identical(result, straight_through.masked_gradient_reference(given_, mask))
-        # The two ways of a layer, with packed bits and with floats, give the same gradient.
-        slopes = quantizers.SteSign(clip).pseudo_gradient(x)
-        assert_identical(result, given_ * slopes)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (
-            lambda: straight_through.signs_and_mask(np.zeros((3, 4)), 1),
-            r"signs_and_mask: x must be contiguous float32 .*, got float64 of shape \(3, 4\)",
-        ),
-        (
-            lambda: straight_through.sign_mask(normal(4, 6)[:, ::2], 1),
-            r"signs_and_mask: x must be contiguous",
-        ),
-        (
-            lambda: straight_through.masked_gradient(np.float32(1), np.zeros(1, np.uint64)),
-            r"masked_gradient: grad must be contiguous float32 .* of shape \(\)",
-        ),
-        (
-            lambda: straight_through.masked_gradient(normal(4, 65), np.zeros((4, 1), np.uint64)),
-            r"masked_gradient: mask must be contiguous uint64 of shape \(4, 2\), "
-            r"got uint64 of shape \(4, 1\)",
-        ),
-    ],
-)
-def test_refusals(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
 
 
 # -------------------------------------------------------------------------------------- activations
@@ -861,9 +792,6 @@ def all_kernels():
     yield straight_through.sign(flat)
     yield straight_through.gated_gradient(given_.reshape(-1), flat, -1, 1)
     yield straight_through.tent_gradient(given_.reshape(-1), flat)
-    signs, mask = straight_through.signs_and_mask(x, 1)
-    yield from (signs, mask)
-    yield straight_through.masked_gradient(given_, mask)
     yield activations.leaky_relu(flat, 0.1)
     yield activations.leaky_relu_gradient(given_.reshape(-1), flat, 0.1)
     for name in ("two_lines", "two_values"):

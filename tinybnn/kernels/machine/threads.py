@@ -54,7 +54,7 @@ SETS_SPIN = not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & {*os.environ}  # the use
 if SETS_SPIN:
     os.environ["GOMP_SPINCOUNT"] = "5000"
 
-# Re-entrant, so that a caller who holds it for a longer stretch can still call kernels.
+# Re-entrant, so that a kernel may be called where the lock is held already.
 _lock = threading.RLock()
 _forked_from_openmp = False
 
@@ -111,23 +111,6 @@ def run(parallel_kernel: Callable, *arguments) -> None:
     else:
         with _lock:
             parallel_kernel(*arguments)
-
-
-def exclusive() -> threading.RLock:
-    """The process-wide re-entrant lock of `run`, for a ``with`` statement around several calls.
-
-    Raises
-    ------
-    RuntimeError
-        If parallel kernels cannot run in this process, where `count` is 1.
-    """
-    if _forked_from_openmp:
-        raise RuntimeError(
-            "exclusive: parallel kernels cannot run in a process forked from one that used OpenMP; "
-            "threads.count() is 1 here. Start processes with 'spawn' or 'forkserver', or set "
-            "NUMBA_THREADING_LAYER=workqueue"
-        )
-    return _lock
 
 
 @contextmanager
