@@ -67,7 +67,7 @@ class Layer:
 
     def memory_words(self, samples):
         """Words of scratch memory that `run` needs for so many samples, at most."""
-        return threads.most() * _KINDS[self.kind].places(self, samples)[_SIZE]
+        return _KINDS[self.kind].memory(self, samples, threads.most())
 
 
 def prepare(producers, program):
@@ -98,16 +98,15 @@ def prepare(producers, program):
             f"got {len(producers)} producers"
         )
     found = [(p, i) for i, p in enumerate(producers) if p is not None]
-    kinds = set(map(kind, [p for p, _ in found]))
+    kinds = {kind(p) for p, _ in found}
     if len(kinds) > 1 or len(found) > (1 if kinds == {"float"} else MOST_PRODUCERS):
         raise ValueError(
             f"prepare: at most {MOST_PRODUCERS} producers of one kind (one of floats), "
             f"got {len(found)} of {sorted(kinds)}"
         )
-    (of,) = kinds or {"none"}
     *pixels, channels = program.shape
-    makes, of_signs = "floats" if of == "float" else "sums", 0
     for producer, i in found:
+        makes = "floats" if kind(producer) == "float" else "sums"
         shape = output_shape(producer)
         expected = (*pixels, channels if program.inputs[i] == makes else 1)
         if program.inputs[i] not in (makes, "pixels") or shape != expected:
@@ -115,12 +114,13 @@ def prepare(producers, program):
                 f"prepare: input {i} of the program is {program.inputs[i]} for {program.shape}, "
                 f"its producer gives {makes} of shape {shape}"
             )
-        if of != "float" and gives_bits(producer):
+        if kind(producer) != "float" and gives_bits(producer):
             raise ValueError(f"prepare: the producer of input {i} has thresholds, it gives bits")
-        of_signs += products(producer)
+    (of,) = kinds or {"none"}
+    of_signs = sum(products(producer) for producer, _ in found)
     seconds = of_signs / _PRODUCTS + math.prod(program.shape) * len(program.code) / _NUMBERS
     if of == "float":
-        seconds += found[0][0].work / _MULTIPLICATIONS
+        seconds += sum(producer.work for producer, _ in found) / _MULTIPLICATIONS
     return Layer(producers, program, of, of_signs, seconds)
 
 
@@ -132,23 +132,21 @@ def as_floats(shape):
 
 def output_shape(prepared):
     """Shape of a prepared product's sums for a sample."""
-    if isinstance(prepared, depthwise.Plan):
+    if kind(prepared) == "depthwise":
         return prepared.out_height, prepared.out_width, prepared.channels
     return tuple(prepared.output_shape)
 
 
 def gives_bits(prepared):
     """Whether a binary product has thresholds."""
-    if isinstance(prepared, depthwise.Plan):
-        return len(prepared.not_levels) > 0
-    return prepared.to_bits
+    return len(prepared.not_levels) > 0 if kind(prepared) == "depthwise" else prepared.to_bits
 
 
 def products(prepared):
     """Products of signs that a prepared product computes for a sample; 0 for floats."""
-    if isinstance(prepared, signed.PreparedConv2d):
+    if kind(prepared) == "float":
         return 0
-    if isinstance(prepared, depthwise.Plan):
+    if kind(prepared) == "depthwise":
         taps = len(prepared.offsets)
         return taps * prepared.channels * prepared.out_height * prepared.out_width
     tables = prepared.tables
@@ -193,8 +191,7 @@ def bind(layer, inputs, outputs, memory=None):
     check(layer, samples, inputs, outputs)
     tasks = tasks_for(samples * layer.seconds)
     of = _KINDS[layer.kind]
-    strips, *places = of.places(layer, samples)
-    needed = tasks * places[_SIZE - 1]
+    needed = of.memory(layer, samples, tasks)
     if memory is None:
         memory = empty(needed, np.uint64)
     elif memory.dtype != np.uint64 or memory.ndim != 1 or len(memory) < needed:
@@ -202,8 +199,7 @@ def bind(layer, inputs, outputs, memory=None):
             f"run: memory must be a row of at least {needed} words, "
             f"got {memory.dtype} of shape {memory.shape}"
         )
-    wiring = _Wiring(layer, inputs, outputs, memory, strips)
-    items, worker, arguments = of.bind(layer, samples, tuple(places), wiring)
+    items, worker, arguments = of.bind(layer, samples, inputs, outputs, memory)
     shares = parallel.shares(items, tasks)
     origins = np.zeros((tasks, 3, pointwise.MOST_INPUTS), np.int64)
     work = parallel.bind(worker, shares, origins, *arguments)
@@ -237,9 +233,9 @@ def check(layer, samples, inputs, outputs):
 
 def _reads(prepared):
     """Dtype and shape of a sample of what a prepared product reads."""
-    if isinstance(prepared, depthwise.Plan):
+    if kind(prepared) == "depthwise":
         return np.uint64, (prepared.height, prepared.width, prepared.words)
-    dtype = np.float32 if isinstance(prepared, signed.PreparedConv2d) else np.uint64
+    dtype = np.float32 if kind(prepared) == "float" else np.uint64
     return dtype, tuple(prepared.input_shape)
 
 
@@ -287,9 +283,6 @@ def _places(layer, pixels, extra=0):
     masks = slots + _even(pointwise.slot_floats(layer.program))
     rest = masks + _even(2 * pointwise.mask_words(layer.program, pixels * channels))
     return strips, slots, masks, rest, rest + _even(2 * extra)
-
-
-_SIZE = 4  # where it stands in what `_places` returns, and so in what each kind's function does
 
 
 class _Wiring:
@@ -349,19 +342,25 @@ def _move(origins, rows, first, channels, base):
 # ------------------------------------------------------------------------------- without producers
 
 
-def _places_alone(layer, samples):
+def _memory_alone(layer, samples, tasks):
+    return tasks * _places(layer, _chunk_pixels(layer))[-1]
+
+
+def _bind_alone(layer, samples, inputs, outputs, memory):
     pixels = _chunk_pixels(layer)
-    return *_places(layer, pixels), pixels
-
-
-def _bind_alone(layer, samples, places, wiring):
-    items = samples * math.prod(layer.program.shape[:-1])
-    return items, _alone, (places, wiring.tables, wiring.arrays, wiring.memory)
+    strips, *places = _places(layer, pixels)
+    places = places[0], places[1], places[3], pixels
+    wiring = _Wiring(layer, inputs, outputs, memory, strips)
+    return (
+        samples * math.prod(layer.program.shape[:-1]),
+        _alone,
+        (places, wiring.tables, wiring.arrays, wiring.memory),
+    )
 
 
 @kernel(allocates=False)
 def _alone(first, end, task, origins, places, program, arrays, memory):
-    slots, masks, _, size, pixels = places
+    slots, masks, size, pixels = places
     base, origins = task * size, origins[task]
     for start in range(first, end, pixels):
         stop = min(start + pixels, end)
@@ -377,17 +376,25 @@ def _float_extra(layer, samples):
     return prepared.workspace_floats(samples, 1) // 2 + 8
 
 
-def _places_float(layer, samples):
+def _memory_float(layer, samples, tasks):
+    return tasks * _places(layer, _chunk_pixels(layer), _float_extra(layer, samples))[-1]
+
+
+def _bind_float(layer, samples, inputs, outputs, memory):
     pixels = _chunk_pixels(layer)
-    return *_places(layer, pixels, _float_extra(layer, samples)), pixels
-
-
-def _bind_float(layer, samples, places, wiring):
+    strips, *places = _places(layer, pixels, _float_extra(layer, samples))
+    places = *places, pixels
+    wiring = _Wiring(layer, inputs, outputs, memory, strips)
     (prepared,), (source,) = wiring.producers, wiring.sources
     product = prepared.copies, source, np.array(wiring.rows)
-    arguments = *signed.conv2d_arguments(prepared), wiring.tables, wiring.arrays, wiring.memory
-    items = samples * math.prod(layer.program.shape[:-1])
-    return items, _float, (places, product, *arguments)
+    return (
+        samples * math.prod(layer.program.shape[:-1]),
+        _float,
+        (
+            places, product, *signed.conv2d_arguments(prepared), wiring.tables, wiring.arrays,
+            wiring.memory,
+        ),
+    )  # fmt: skip
 
 
 @kernel(allocates=False)
@@ -422,25 +429,36 @@ def _float(first, end, task, origins, places, product, copying, tables, program,
 def _depthwise_extra(layer):
     """Words for a padded image, the counts and the sums of a row, for each producer."""
     plans = [p for p in layer.producers if p is not None]
-    padded = _even(max([2 * len(plan.padded) for plan in plans]))
-    counts = _even(max([2 * 6 * plan.run for plan in plans]))
-    return padded, counts, _even(max([plan.minus_base.shape[1] // 4 + 16 for plan in plans]))
+    padded = max(_even(2 * len(plan.padded)) for plan in plans)
+    counts = max(_even(2 * 6 * plan.run) for plan in plans)
+    row = max(_even(plan.minus_base.shape[1] // 4 + 16) for plan in plans)
+    return padded, counts, row
 
 
-def _places_depthwise(layer, samples):
+def _depthwise_places(layer):
     padded, counts, row = _depthwise_extra(layer)
     extra = MOST_PRODUCERS * padded + counts + row
-    return *_places(layer, layer.program.shape[1], extra), padded, counts
+    return _places(layer, layer.program.shape[1], extra), (padded, counts)
 
 
-def _bind_depthwise(layer, samples, places, wiring):
+def _memory_depthwise(layer, samples, tasks):
+    return tasks * _depthwise_places(layer)[0][-1]
+
+
+def _bind_depthwise(layer, samples, inputs, outputs, memory):
+    (strips, *places), spans = _depthwise_places(layer)
+    wiring = _Wiring(layer, inputs, outputs, memory, strips)
     # As many as the kernel is compiled for; those beyond the rows are not used.
     more = MOST_PRODUCERS - len(wiring.rows)
     plans = tuple(wiring.producers + wiring.producers[:1] * more)
     sources = tuple(wiring.sources + wiring.sources[:1] * more)
-    memory = *wiring.memory, wiring.memory[-1].view(np.int8)
-    arguments = np.array(wiring.rows), plans, sources, wiring.tables, wiring.arrays, memory
-    return samples * plans[0].out_height, _depthwise, (places, *arguments)
+    places, rows = (*places, *spans), np.array(wiring.rows)
+    memory = *wiring.memory, memory.view(np.int8)
+    return (
+        samples * plans[0].out_height,
+        _depthwise,
+        (places, rows, plans, sources, wiring.tables, wiring.arrays, memory),
+    )
 
 
 @kernel(allocates=False)
@@ -488,26 +506,32 @@ def _together(layer, samples):
     return min(samples, max(1, _CHUNK_PIXELS // math.prod(layer.program.shape[:-1])))
 
 
-def _places_xnor(layer, samples):
+def _xnor_extra(layer, samples):
+    """Words for the padded images of one producer."""
     tables = [p.tables for p in layer.producers if p is not None]
-    # Words for the padded images of one producer.
-    slot = _together(layer, samples) * max([t.image_stride * t.copies for t in tables])
-    pixels = _chunk_pixels(layer)
-    return *_places(layer, pixels, MOST_PRODUCERS * slot), pixels, slot
+    return _together(layer, samples) * max(t.image_stride * t.copies for t in tables)
 
 
-def _bind_xnor(layer, samples, places, wiring):
+def _memory_xnor(layer, samples, tasks):
+    extra = MOST_PRODUCERS * _xnor_extra(layer, samples)
+    return tasks * _places(layer, _chunk_pixels(layer), extra)[-1]
+
+
+def _bind_xnor(layer, samples, inputs, outputs, memory):
+    pixels, slot = _chunk_pixels(layer), _xnor_extra(layer, samples)
+    strips, *places = _places(layer, pixels, MOST_PRODUCERS * slot)
+    wiring = _Wiring(layer, inputs, outputs, memory, strips)
     # As many as the kernel is compiled for; those beyond the rows are not used.
     more = MOST_PRODUCERS - len(wiring.rows)
     prepared = wiring.producers + wiring.producers[:1] * more
-    zeros, tables = tuple([p.masks for p in prepared]), tuple([p.arguments for p in prepared])
+    zeros, tables = tuple(p.masks for p in prepared), tuple(p.arguments for p in prepared)
     sources = tuple(wiring.sources + wiring.sources[:1] * more)
     # Pixels between two copies of images; all of them where none are needed.
     items = samples * math.prod(layer.program.shape[:-1])
-    step = _together(layer, samples) * len(prepared[0].tables.pixels) if places[-1] else items
-    rows, memory = np.array(wiring.rows), wiring.memory
-    arguments = rows, zeros, tables, sources, wiring.tables, wiring.arrays, memory
-    return items, _xnor, ((*places, step), *arguments)
+    step = _together(layer, samples) * len(prepared[0].tables.pixels) if slot else items
+    places, rows = (*places, pixels, slot, step), np.array(wiring.rows)
+    arguments = places, rows, zeros, tables, sources, wiring.tables, wiring.arrays, wiring.memory
+    return items, _xnor, arguments
 
 
 @kernel(allocates=False)
@@ -549,24 +573,23 @@ class _Kind:
 
     Attributes
     ----------
-    places : callable
-        (layer, samples) -> what `_places` returns for a task, and more that the kernel has to know.
+    memory : callable
+        (layer, samples, tasks) -> words of scratch memory.
     bind : callable
-        (layer, samples, places without the strips, wiring) -> the number of items that tasks share
-        out, the kernel of a task, and its arguments after (first item, end, task, origins of all
-        tasks).
+        (layer, samples, inputs, outputs, memory) -> the number of items that tasks share out, the
+        kernel of a task, and its arguments after (first item, end, task, origins of all tasks).
     """
 
-    places: object
+    memory: object
     bind: object
 
 
 _KINDS = {
-    "none": _Kind(_places_alone, _bind_alone),
-    "float": _Kind(_places_float, _bind_float),
-    "depthwise": _Kind(_places_depthwise, _bind_depthwise),
-    "xnor": _Kind(_places_xnor, _bind_xnor),
-    "ternary": _Kind(_places_xnor, _bind_xnor),
+    "none": _Kind(_memory_alone, _bind_alone),
+    "float": _Kind(_memory_float, _bind_float),
+    "depthwise": _Kind(_memory_depthwise, _bind_depthwise),
+    "xnor": _Kind(_memory_xnor, _bind_xnor),
+    "ternary": _Kind(_memory_xnor, _bind_xnor),
 }
 
 
@@ -580,7 +603,7 @@ def bind_product(prepared, x, out, memory):
     """
     if isinstance(prepared, xnor.Prepared):
         return xnor.bind(prepared, x, out, memory)
-    if isinstance(prepared, signed.PreparedConv2d):
+    if kind(prepared) == "float":
         return lambda: signed.conv2d(prepared, x, out, memory.view(np.float32))
     if gives_bits(prepared):
         return lambda: depthwise.conv2d_bits(prepared, x, out)
@@ -591,6 +614,4 @@ def product_words(prepared, samples):
     """Words of scratch memory that `bind_product` needs for so many samples."""
     if isinstance(prepared, xnor.Prepared):
         return prepared.workspace_words(samples)
-    if isinstance(prepared, signed.PreparedConv2d):
-        return prepared.workspace_floats(samples) // 2 + 1
-    return 0
+    return prepared.workspace_floats(samples) // 2 + 1 if kind(prepared) == "float" else 0

@@ -4,8 +4,6 @@ Each check is given the function's name, which begins the message of its ValueEr
 argument.
 """
 
-import functools
-
 import numpy as np
 
 from tinybnn.kernels.machine.layout import described, for_kernel, words_for
@@ -81,11 +79,6 @@ def check_padding_mode(function, mode):
 
 def output_size(function, size, kernel_size, stride, padding, dilation):
     """Height and width after a window has slid over an image; a ValueError if it does not fit."""
-    return _output_size(function, *map(tuple, (size, kernel_size, stride, padding, dilation)))
-
-
-@functools.lru_cache(maxsize=256)  # a layer in training asks at each step
-def _output_size(function, size, kernel_size, stride, padding, dilation):
     spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
     padded = [n + 2 * p for n, p in zip(size, padding, strict=True)]
     if min(kernel_size) < 1 or padded[0] < spans[0] or padded[1] < spans[1]:
