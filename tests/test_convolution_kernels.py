@@ -69,7 +69,7 @@ def small_integers(rng):
 def in_small_parts():
     """Units of a row, sums in many stretches, the smallest work on all threads."""
     sizes = {"_UNIT_FLOATS": 1, "_UNIT_PIXELS": 1, "_DEPTH": 2, "_CHUNK": 3, "_PART_PIXELS": 1}
-    sizes |= {"_CHUNK_CHANNELWISE": 2, "_GRAIN": 1}
+    sizes |= {"_CHUNK_CHANNELWISE": 2, "_PART_PRODUCTS": 1, "_SPEED": 1e-12}
     return mock.patch.multiple(convolution, **sizes)
 
 
@@ -315,7 +315,7 @@ GRAD = np.zeros((2, 3, 2, 8), np.float32)
             convolution.conv2d, IMAGES, WEIGHT, groups=3,
         ),
         refused(
-            "conv2d: the filter covers 5 x 5 pixels, the padded image has 5 x 4",
+            "conv2d: the kernel covers 5 x 5 pixels, the padded image has 5 x 4",
             convolution.conv2d, IMAGES, WEIGHT, dilation=(2, 2), groups=2,
         ),
         refused(

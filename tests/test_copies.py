@@ -32,10 +32,11 @@ from tinybnn.experiments.bdnet import training as bdnet_training
 from tinybnn.experiments.hybnn import bounds, networks
 from tinybnn.experiments.hybnn import experiment as hybnn_experiment
 from tinybnn.federated import aggregation, client, flower, head, launch, rounds, server, wire
-from tinybnn.kernels.floats import fused, pointwise, signed
+from tinybnn.kernels.floats import fused, gathered, pointwise, signed
+from tinybnn.kernels.machine import windows
 from tinybnn.kernels.machine.threads import num_threads
 from tinybnn.kernels.signs import bits, depthwise, xnor
-from tinybnn.kernels.training import sign_gradients
+from tinybnn.kernels.training import lookup, sign_gradients
 from tinybnn.models import binary_vae, blocks, codes, latents, mobilenet_v3, resnet
 from tinybnn.models.shufflenet_v1 import ShuffleUnit
 from tinybnn.runs import Config
@@ -529,7 +530,14 @@ EXAMPLES[pointwise.Program] = (
 EXAMPLES[fused.Layer] = (
     lambda: fused.prepare([xnor.prepare_matmul(words(20), 70)], PROGRAM()), use_layer,
 )  # fmt: skip
-value(sign_gradients.Geometry, 3, (5, 5), (5, 5), (1, 1), (1, 1), (0, 0), (1, 1), 1)
+for cls in (
+    gathered.Patches, gathered.Panel, gathered.Sums, lookup.Rows, lookup.Signs, lookup.Sums,
+    lookup.Tables, lookup.Turning, pointwise.Arrays, pointwise.Scratch, signed.Copying,
+    signed.Tables,
+):  # fmt: skip
+    value(cls, *range(len(cls._fields)))
+value(windows.Windows, 5, 5, 5, 5, 1, 1, 1, 1, 0, 0, 1, 1)
+value(sign_gradients.Geometry, 3, 1, windows.windows("conv2d", (5, 5), (1, 1)))
 
 # --------------------------------------------------------------------------------------- the graph
 

@@ -21,7 +21,6 @@ from tinybnn.kernels.machine.simd import (
     load_splat,
     load_strided,
     store,
-    store_four,
     total,
 )
 
@@ -157,20 +156,3 @@ def test_total(seed):
     assert one == two
     small = np.arange(17, dtype=np.float32)
     assert add_up(small) == small[1:].sum()
-
-
-@kernel
-def put_four(a, count, out):
-    store_four(out, 3, (load(a, 0), load(a, 16), load(a, 32), load(a, 48)), count)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_store_four(dtype):
-    """Up to 64 lanes, and not a number more."""
-    a, before = np.arange(1, 65).astype(dtype), np.full(80, -1, dtype)
-    for count in [*range(-3, 67), 1000]:
-        out, stored = before.copy(), min(max(count, 0), 64)
-        put_four(a, count, out)
-        expected = before.copy()
-        expected[3 : 3 + stored] = a[:stored]
-        assert same(out, expected)

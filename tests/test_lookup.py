@@ -32,18 +32,20 @@ def by_tables(grad, signs, before=None):
     column = np.arange(0, columns, 16)
     starts = np.minimum(np.arange(steps * STEP), length - 1) * words.shape[1]
     turned = np.zeros(panels * steps * LANES, np.int32)
-    lookup.turn(
-        0, steps, 0, words.reshape(-1), starts, column // 64, (column % 64).astype(np.uint64),
-        column // LANES * steps * LANES + column % LANES, 1, LANES, 0, POWERS, turned,
-    )  # fmt: skip
+    shifts = (column % 64).astype(np.uint64)
+    places = column // LANES * steps * LANES + column % LANES
+    turning = lookup.Turning(starts, column // 64, shifts, places, 1, LANES, 0)
+    lookup.turn(0, steps, 0, words.reshape(-1), turning, POWERS, turned)
     out = np.full((rows + 1, columns), 7, np.float32)  # the last row is not of the product
     if before is not None:
         out[:rows] = before
     places = np.stack([np.arange(rows) * size, np.arange(rows) * columns], 1).reshape(-1)
     lookup.product(
-        tables, places, 0, rows, np.arange(steps) * STEP_FLOATS, 0, steps, turned, 0, steps * LANES,
-        columns, np.bool_(before is not None), out.reshape(-1),
-    )  # fmt: skip
+        lookup.Rows(places, 0, rows),
+        lookup.Tables(tables, np.arange(steps) * STEP_FLOATS, 0, steps),
+        lookup.Signs(turned, 0, steps * LANES),
+        lookup.Sums(out.reshape(-1), columns, np.bool_(before is not None)),
+    )
     assert np.all(out[rows] == 7)
     return out[:rows]
 
@@ -102,7 +104,8 @@ def test_turned_signs(seed):
     starts, sources = rng.integers(0, 40, 3 * STEP), rng.integers(0, 10, 2)
     shifts, places = rng.integers(0, 49, 2).astype(np.uint64), np.array([0, 16])
     turned = np.zeros(200, np.int32)
-    lookup.turn(0, 3, 0, words, starts, sources, shifts, places, 2, 100, 40, POWERS, turned)
+    turning = lookup.Turning(starts, sources, shifts, places, 2, 100, 40)
+    lookup.turn(0, 3, 0, words, turning, POWERS, turned)
     expected = np.zeros(200, np.uint32)
     for group, at in enumerate((0, 40, 100)):
         for source in range(2):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinybnn.kernels.machine import simd
-from tinybnn.kernels.machine.simd import FLOATS, kernel, store, zero_floats
+from tinybnn.kernels.machine.simd import FLOATS, kernel, store, zeros
 from tinybnn.kernels.signs import bits
 from tinybnn.kernels.training import masked
 
@@ -21,18 +21,10 @@ needs_compress = pytest.mark.skipif(
 @kernel
 def sums_of_list(values, places, end, words, offset, more, out):
     """The sums of a list in 128 columns."""
-    z = zero_floats()
-    s0, s1, s2, s3, s4, s5, s6, s7 = masked.add_listed(
-        values, places, 0, end, words, offset, more, z, z, z, z, z, z, z, z
-    )
-    store(out, 0, s0)
-    store(out, 16, s1)
-    store(out, 32, s2)
-    store(out, 48, s3)
-    store(out, 64, s4)
-    store(out, 80, s5)
-    store(out, 96, s6)
-    store(out, 112, s7)
+    sums = zeros(64), zeros(64)
+    low, high = masked.add_listed(values, places, 0, end, words, offset, more, sums)
+    store(out, 0, low)
+    store(out, 64, high)
 
 
 def by_masks(grad, signs):

@@ -325,15 +325,16 @@ CALLS = {
 # Public functions that read no array that a user gives: they compute sizes, or belong to kernels.
 OTHERS = {
     "cache", "checks", "compilation", "exact", "gathered", "layout", "lookup", "masked", "memory",
-    "parallel", "selection", "simd", "threads",
+    "parallel", "selection", "simd", "threads", "tiles", "windows",
     "bits.words_for", "depthwise.majority", "float_pooling.bind_avg_pool2d",
     "fused.as_floats", "fused.bind", "fused.bind_product", "fused.check", "fused.gives_bits",
     "fused.kind", "fused.output_shape", "fused.product_words", "fused.products",
-    "normalization.fits", "pointwise.flat", "pointwise.mask_words",
+    "normalization.fits", "pointwise.arrays", "pointwise.mask_words",
     "pointwise.slot_floats", "pointwise.tables", "pooling.bind", "sign_gradients.as_image",
     "sign_gradients.check_geometry", "sign_gradients.choose_method",
     "sign_gradients.tasks_for_products", "signed.bind_ordered_matmul", "signed.conv2d_arguments",
-    "signed.signs_floats", "xnor.bind", "xnor.counted", "xnor.register_peak",
+    "signed.signs_floats", "xnor.bind", "xnor.count_disagreements",
+    "xnor.counted", "xnor.register_peak",
 }  # fmt: skip
 
 

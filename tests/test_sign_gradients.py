@@ -166,7 +166,7 @@ def test_real_gradients(method, density):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_number_of_threads_does_not_matter(method, monkeypatch):
     """Real gradients, so that another order of a sum would show."""
-    monkeypatch.setattr(sign_gradients, "_GRAIN", 1)
+    monkeypatch.setattr(sign_gradients, "_SPEED", 1e-12)
     layer = example_layer(np.random.default_rng(0), 0.5)
     found = []
     for n in {1, min(2, numba.config.NUMBA_NUM_THREADS)}:

@@ -54,7 +54,7 @@ def same(a, b):
 
 def in_many_parts():
     """Let the smallest work be shared out to all threads."""
-    return mock.patch.object(signed, "_GRAIN", 1)
+    return mock.patch.object(signed, "_SPEED", 1e-12)
 
 
 def with_panels(widest):
@@ -186,7 +186,7 @@ def test_a_task_writes_its_own_pixels_only(seed, data):
     workspace = np.empty(prepared.workspace_floats(4), np.float32)
     copying, tables = signed.conv2d_arguments(prepared)
     with np.errstate(over="ignore", invalid="ignore"):
-        signed._conv2d(first, end, 0, 0, True, x.reshape(-1), workspace, copying, tables, out)
+        signed._conv2d(first, end, 0, 0, x.reshape(-1), workspace, copying, tables, out)
     expected = signed.conv2d_reference(x, weight, padding=(1, 1)).reshape(-1)
     assert same(out[first * 5 : end * 5], expected[first * 5 : end * 5])
     assert np.all(out[: first * 5] == 7) and np.all(out[end * 5 :] == 7)

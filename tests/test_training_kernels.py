@@ -810,7 +810,7 @@ def test_results_do_not_depend_on_the_threads(monkeypatch):
     with threads.num_threads(1):
         expected = list(all_kernels())
     for module in (activations, normalization, float_pooling, straight_through, optimizers):
-        monkeypatch.setattr(module, "_GRAIN", 0)  # all through the parallel kernels
+        monkeypatch.setattr(module, "_SPEED", 1e-12)  # all through the parallel kernels
     monkeypatch.setattr(threads, "count", lambda: 2)
     for n in {1, min(2, numba.config.NUMBA_NUM_THREADS), numba.config.NUMBA_NUM_THREADS}:
         with threads.num_threads(n):

@@ -48,6 +48,9 @@ import numpy as np
 from tinybnn.kernels.floats.gathered import (
     TOGETHER,
     TOGETHER_CHANNELWISE,
+    Panel,
+    Patches,
+    Sums,
     channelwise_product,
     clear_floats,
     copy_floats,
@@ -55,10 +58,11 @@ from tinybnn.kernels.floats.gathered import (
     product,
 )
 from tinybnn.kernels.machine import parallel, threads
-from tinybnn.kernels.machine.checks import out_array, pair
+from tinybnn.kernels.machine.checks import out_array
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.memory import empty
 from tinybnn.kernels.machine.simd import FLOATS, inlined, kernel, load, store
+from tinybnn.kernels.machine.windows import Windows, pair, windows, with_border
 
 _UNIT_FLOATS = 1 << 16  # floats that the pixels of a unit see, about
 _UNIT_PIXELS = 256  # output pixels of a unit at least: each unit reads all weights
@@ -67,15 +71,10 @@ _CHUNK, _CHUNK_CHANNELWISE = 256, 64  # pixels that meet all taps before the nex
 _PARTIAL_FLOATS = 1 << 20  # partial sums of the gradient in the weight, about
 _PART_PIXELS = 1 << 11  # pixels whose sums are one of the partial sums, at least
 _CYCLES_OF_SPREADING = 4  # of adding a number to a pixel
-_GRAIN = 1 << 21  # multiplications (some 20 microseconds) below which a second thread costs time
+_PART_PRODUCTS = 1 << 21  # multiplications of such a part, at least
+_SPEED = 2e11  # multiplications a second, of a fast core
 
-# What the numbers of a plan are (see `_Plan`): in its geometry,
-(
-    _HEIGHT, _WIDTH, _CHANNELS, _OUT_HEIGHT, _OUT_WIDTH, _OUT_CHANNELS, _ROWS, _UNIT_ROWS,
-    _UNIT_IMAGES, _ROW_STRIDE, _ROW_STEP, _COPIES, _LOW_Y, _LOW_X, _SPAN, _SEEN_WIDTH, _MOST_STEPS,
-    _MOST_PIXELS,
-) = range(18)  # fmt: skip
-# in a row of its table of phases,
+# What the numbers are in a row of a plan's table of phases (see `_Plan`),
 _FIRST_STEP, _END_STEP, _FIRST_PLACE, _PHASE_ROWS, _PHASE_COLUMNS, _PHASE_PANELS = range(6)
 # and in a row of its table of panels.
 _BEFORE, _PANEL_WIDTH, _SOURCE, _TARGET, _COUNT, _START = range(6)
@@ -113,27 +112,32 @@ def conv2d(
         If a dtype, a shape or a parameter does not fit, or the output would be empty.
     """
     x, weight = _images("conv2d", "x", x), _filters("conv2d", weight)
-    options = _options("conv2d", weight.shape, stride, padding, dilation, groups)
+    _check_groups("conv2d", weight.shape, groups)
     _check_channels("conv2d", "x", x, weight.shape[1] * groups, "input")
-    size = _output_size("conv2d", x.shape[1:3], weight.shape, options, output_size)
-    out = out_array("conv2d", out, (len(x), *size, len(weight)))
-    (filters, channels, *taps), turned = weight.shape, (-d for d in dilation)
-    if groups == 1 and options[0] == (1, 1) and _is_spread(channels, filters, *taps):
-        weight = for_kernel(weight.transpose(1, 0, 2, 3))
-        return _spread(x, weight, out, *stride, *turned, *padding)
-    return _convolve(_forward_plan(x.shape, weight.shape, size, options), x, weight, out)
+    sizes = x.shape[1:3], weight.shape[2:], stride, padding, dilation
+    of = _windows("conv2d", output_size, *sizes)
+    out = out_array("conv2d", out, (len(x), *of.out_size, len(weight)))
+    filters, channels, *taps = weight.shape
+    if groups == 1 and of.stride == (1, 1) and _is_spread(channels, filters, *taps):
+        # A pixel's products go to where its taps are, seen from the output.
+        turned = Windows(
+            *of.out_size, *of.size, *taps, 1, 1, -of.top, -of.left, *(-d for d in of.dilation)
+        )
+        return _spread(x, for_kernel(weight.transpose(1, 0, 2, 3)), out, turned)
+    return _convolve(_forward_plan(x.shape, weight.shape, of, int(groups)), x, weight, out)
 
 
 def conv2d_reference(
     x, weight, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, output_size=None
 ):
     """What :func:`conv2d` computes, in plain NumPy: one tap at a time; any dtype."""
-    options = stride, padding, dilation, groups
-    size = _output_size("conv2d", x.shape[1:3], weight.shape, options, output_size)
-    total = np.zeros((len(x), *size, groups, len(weight) // groups), np.result_type(x, weight))
-    for seen, filters in _taps(_pad(x, padding), weight, size, options):
+    sizes = x.shape[1:3], weight.shape[2:], stride, padding, dilation
+    of = _windows("conv2d_reference", output_size, *sizes)
+    shape = len(x), *of.out_size, groups, len(weight) // groups
+    total = np.zeros(shape, np.result_type(x, weight))
+    for seen, filters in _taps(with_border(x, padding), weight, of, groups):
         total += np.einsum("nyxgc,goc->nyxgo", seen, filters)
-    return total.reshape(len(x), *size, len(weight))
+    return total.reshape(len(x), *of.out_size, len(weight))
 
 
 def conv2d_input(
@@ -164,15 +168,14 @@ def conv2d_input(
     """
     name = "conv2d_input"
     grad, weight = _images(name, "grad", grad), _filters(name, weight)
-    options = _options(name, weight.shape, stride, padding, dilation, groups)
+    _check_groups(name, weight.shape, groups)
     _check_channels(name, "grad", grad, len(weight), "output")
     size = pair(name, "size", size, 1)
-    _output_size(name, size, weight.shape, options, grad.shape[1:3])
-    shape = len(grad), *size, weight.shape[1] * groups
-    out = out_array(name, out, shape)
+    of = _windows(name, grad.shape[1:3], size, weight.shape[2:], stride, padding, dilation)
+    out = out_array(name, out, (len(grad), *size, weight.shape[1] * groups))
     if groups == 1 and _is_spread(*weight.shape):
-        return _spread(grad, weight, out, *stride, *dilation, *(-p for p in padding))
-    return _convolve(_input_plan(grad.shape, weight.shape, size, options), grad, weight, out)
+        return _spread(grad, weight, out, of)
+    return _convolve(_input_plan(grad.shape, weight.shape, of, int(groups)), grad, weight, out)
 
 
 def conv2d_input_reference(
@@ -180,19 +183,14 @@ def conv2d_input_reference(
 ):
     """What :func:`conv2d_input` computes, in plain NumPy: gradients are spread over patches."""
     images, *output, filters = grad.shape
-    padded = np.zeros(
-        (
-            images,
-            *(n + 2 * p for n, p in zip(size, padding, strict=True)),
-            weight.shape[1] * groups,
-        ),
-        np.result_type(grad, weight),
-    )
+    sizes = size, weight.shape[2:], stride, padding, dilation
+    of = _windows("conv2d_input_reference", output, *sizes)
+    shape = images, *of.padded_size, weight.shape[1] * groups
+    padded = np.zeros(shape, np.result_type(grad, weight))
     grouped = grad.reshape(images, *output, groups, filters // groups)
-    for seen, taps in _taps(padded, weight, output, (stride, padding, dilation, groups)):
+    for seen, taps in _taps(padded, weight, of, groups):
         seen += np.einsum("nyxgo,goc->nyxgc", grouped, taps)  # a view of `padded`
-    (top, left), (height, width) = padding, size
-    return padded[:, top : top + height, left : left + width]
+    return padded[:, of.top : of.top + of.height, of.left : of.left + of.width]
 
 
 def conv2d_weight(
@@ -227,15 +225,15 @@ def conv2d_weight(
     if groups < 1 or x.shape[3] % groups:
         raise ValueError(f"{name}: groups must divide the {x.shape[3]} channels of x, got {groups}")
     shape = grad.shape[3], x.shape[3] // groups, *kernel_size
-    options = _options(name, shape, stride, padding, dilation, groups)
+    _check_groups(name, shape, groups)
     if len(grad) != len(x):
         raise ValueError(f"{name}: grad must have the {len(x)} images of x, got {len(grad)}")
-    _output_size(name, x.shape[1:3], shape, options, grad.shape[1:3])
+    of = _windows(name, grad.shape[1:3], x.shape[1:3], kernel_size, stride, padding, dilation)
     out = out_array(name, out, shape)
     if 0 in x.shape or 0 in grad.shape:
         out[...] = 0
         return out
-    return _weight_gradient(_forward_plan(x.shape, shape, grad.shape[1:3], options), x, grad, out)
+    return _weight_gradient(_forward_plan(x.shape, shape, of, int(groups)), x, grad, out)
 
 
 def conv2d_weight_reference(
@@ -245,30 +243,22 @@ def conv2d_weight_reference(
     images, *output, filters = grad.shape
     weight = np.zeros((filters, x.shape[3] // groups, *kernel_size), np.result_type(x, grad))
     grouped = grad.reshape(images, *output, groups, filters // groups)
-    options = stride, padding, dilation, groups
-    for seen, taps in _taps(_pad(x, padding), weight, output, options):
+    sizes = x.shape[1:3], kernel_size, stride, padding, dilation
+    of = _windows("conv2d_weight_reference", output, *sizes)
+    for seen, taps in _taps(with_border(x, padding), weight, of, groups):
         taps += np.einsum("nyxgc,nyxgo->goc", seen, grouped)  # a view of `weight`
     return weight
 
 
-def _pad(x, padding):
-    return np.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
-
-
-def _taps(padded, weight, output, options):
+def _taps(padded, weight, of, groups):
     """For each tap the pixels under it, (N, OH, OW, G, C / G), and its weights, (G, O / G, C / G).
 
     Both are views.
     """
-    stride, _, dilation, groups = options
     image = padded.reshape(*padded.shape[:3], groups, -1)
     grouped = weight.reshape(groups, -1, *weight.shape[1:])
-    for i, j in np.ndindex(*weight.shape[2:]):
-        rows, columns = (
-            slice(tap * d, tap * d + (n - 1) * s + 1, s)
-            for tap, d, n, s in zip((i, j), dilation, output, stride, strict=True)
-        )
-        yield image[:, rows, columns], grouped[..., i, j]
+    for ky, kx, seen in of.views(image):
+        yield seen, grouped[..., ky, kx]
 
 
 # -------------------------------------------------------------------------------------------- plans
@@ -306,6 +296,52 @@ def _input_phases(size, taps, stride, padding, dilation):
     return phases
 
 
+class _Tables(NamedTuple):
+    """What is summed where; arrays of int64.
+
+    Attributes
+    ----------
+    places, targets, steps
+        As `gathered.product` reads them, those of all phases one after the other.
+    phases : (P, 6)
+        First and last step, first place, rows, columns, where its panels begin.
+    panels : (Q, 6)
+        Columns before the panel, its width, first source channel, first target channel, number of
+        target channels, where its weights begin.
+    """
+
+    places: np.ndarray
+    targets: np.ndarray
+    steps: np.ndarray
+    phases: np.ndarray
+    panels: np.ndarray
+
+
+class _Units(NamedTuple):
+    """How the source is worked on, a unit at a time: rows of an image, or whole images."""
+
+    height: int  # of the source
+    width: int
+    channels: int
+    out_height: int  # of the target
+    out_width: int
+    out_channels: int
+    rows: int  # of the largest phase
+    unit_rows: int
+    unit_images: int  # if a unit holds all their rows, else 0
+    row_stride: int  # distance of neighbouring rows of a phase in the target
+    row_step: int  # and in the source
+    copies: int  # whether units are copied
+    low_y: int  # the first row and column that the first pixel sees
+    low_x: int
+    span: int  # how many rows it sees
+    seen_width: int  # how many columns a row of pixels sees
+    most_steps: int  # steps of a sum, and pixels, that come before the next ones
+    most_pixels: int
+    depthwise: int
+    copied: int  # floats of the copy of a unit; 0 if pixels are read where they are
+
+
 class _Plan(NamedTuple):
     """All that the kernels need to know but the numbers; made once for each geometry.
 
@@ -313,52 +349,34 @@ class _Plan(NamedTuple):
     ----------
     items : int
         What threads share out: images, or rows (of the largest phase) through all images.
-    geometry : (18,) int64
-        Size of the source and of the target; rows of the largest phase; rows of a unit, and its
-        images if it holds all their rows, else 0; distance of neighbouring rows of a phase in the
-        target and in the source; whether units are copied; the first row and column that the first
-        pixel sees, how many rows it sees, and how many columns a row of pixels sees; how many steps
-        of a sum and how many pixels come before the next ones.
-    tables : tuple of arrays of int64
-        places, targets and steps of `gathered.product`, those of all phases one after the other;
-        phases, (P, 6): first and last step, first place, rows, columns, where its panels begin;
-        panels, (Q, 6): columns before the panel, its width, first source channel, first target
-        channel, number of target channels, where its weights begin.
+    units : _Units
+    tables : _Tables
     columns : int
         Of all panels.
     lane : int
         Distance of the weights of neighbouring columns.
     of_weight : (len(steps),) int64
         Where in the weights of a column each step finds its own.
-    copied : int
-        Floats of the copy of a unit; 0 if pixels are read where they are.
-    depthwise : bool
     pixels, work : int
         Pixels of a phase in all images; multiplications.
     """
 
     items: int
-    geometry: np.ndarray
-    tables: tuple
+    units: _Units
+    tables: _Tables
     columns: int
     lane: int
     of_weight: np.ndarray
-    copied: int
-    depthwise: bool
     pixels: int
     work: int
 
 
 @functools.lru_cache(maxsize=256)
-def _forward_plan(shape, weight, output, options):
+def _forward_plan(shape, weight, of, groups):
     """Of images of ``shape`` (N, H, W, C) and filters of the shape ``weight``."""
-    stride, padding, dilation, groups = options
-    filters, group_channels, *kernel_size = weight
-    phases = [
-        _forward_phases(*axis)
-        for axis in zip(output, kernel_size, stride, padding, dilation, strict=True)
-    ]
-    taps = math.prod(kernel_size)
+    filters, group_channels, *_ = weight
+    axes = of.out_size, of.kernel_size, of.stride, of.padding, of.dilation
+    phases, taps = [_forward_phases(*axis) for axis in zip(*axes, strict=True)], of.taps
     group_filters = filters // groups
     panels = _panels(
         groups, group_channels, group_filters, group_filters * group_channels * taps,
@@ -367,21 +385,18 @@ def _forward_plan(shape, weight, output, options):
     # Step (tap, c) of filter o is weight[o, c, tap].
     of_weight = np.arange(group_channels) * taps
     return _plan(
-        shape, (*output, filters), phases, kernel_size[1], of_weight, panels,
+        shape, (*of.out_size, filters), phases, of.kernel_width, of_weight, panels,
         group_channels * taps, groups == filters == shape[3],
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=256)
-def _input_plan(shape, weight, size, options):
-    """Of gradients of ``shape`` (N, OH, OW, O) and images of ``size``."""
-    stride, padding, dilation, groups = options
-    filters, group_channels, *kernel_size = weight
-    phases = [
-        _input_phases(*axis)
-        for axis in zip(size, kernel_size, stride, padding, dilation, strict=True)
-    ]
-    taps, channels = math.prod(kernel_size), groups * group_channels
+def _input_plan(shape, weight, of, groups):
+    """Of gradients of ``shape`` (N, OH, OW, O)."""
+    filters, group_channels, *_ = weight
+    axes = of.size, of.kernel_size, of.stride, of.padding, of.dilation
+    phases = [_input_phases(*axis) for axis in zip(*axes, strict=True)]
+    taps, channels = of.taps, groups * group_channels
     group_filters = filters // groups
     panels = _panels(
         groups, group_filters, group_channels, group_filters * group_channels * taps, taps
@@ -389,7 +404,7 @@ def _input_plan(shape, weight, size, options):
     # Step (tap, o) of channel c is weight[o, c, tap].
     of_weight = np.arange(group_filters) * group_channels * taps
     return _plan(
-        shape, (*size, channels), phases, kernel_size[1], of_weight, panels, taps,
+        shape, (*of.size, channels), phases, of.kernel_width, of_weight, panels, taps,
         groups == filters == channels,
     )  # fmt: skip
 
@@ -450,23 +465,21 @@ def _plan(shape, target, phases, kernel_width, of_weight, panels, lane, depthwis
         start += steps[-1].size
         place += places[-1].size
         panel += steps[-1].size * before
-    geometry = (
-        height, width, channels, target_height, target_width, target_channels,
-        rows, unit_rows, unit_images, phases[0][0].stride, step,
-        int(copies), *low, spans[0], seen_width,
-        _DEPTH, _CHUNK_CHANNELWISE if depthwise else _CHUNK,
-    )  # fmt: skip
     copied_rows = max(unit_images, 1) * ((unit_rows - 1) * step + spans[0])
+    units = _Units(
+        height, width, channels, target_height, target_width, target_channels,
+        rows, unit_rows, unit_images, phases[0][0].stride, step, int(copies), *low, spans[0],
+        seen_width, _DEPTH, _CHUNK_CHANNELWISE if depthwise else _CHUNK, int(depthwise),
+        copied_rows * row_floats if copies else 0,
+    )  # fmt: skip
     steps_of_pixels = images * sum(line[3] * line[4] * (line[1] - line[0]) for line in lines)
     return _Plan(
         items=images if unit_images else images * rows,
-        geometry=np.array(geometry, np.int64),
-        tables=(*map(_joined, (places, targets, steps)), np.array(lines, np.int64), table),
+        units=units,
+        tables=_Tables(*map(_joined, (places, targets, steps)), np.array(lines, np.int64), table),
         columns=before,
         lane=lane,
         of_weight=_joined(weights),
-        copied=copied_rows * row_floats if copies else 0,
-        depthwise=depthwise,
         pixels=images * rows * columns,
         work=steps_of_pixels * before,
     )
@@ -502,11 +515,11 @@ def _convolve(plan, source, weight, out):
         out[...] = 0
         return out
     panels = empty((len(plan.of_weight) * plan.columns,), np.float32)
-    *_, phases, table = plan.tables
+    phases, table = plan.tables.phases, plan.tables.panels
     _lay_out(weight.reshape(-1), plan.lane, plan.of_weight, phases, table, panels)
-    count = max(1, min(threads.count(), plan.items, plan.work // _GRAIN))
+    count = max(1, min(threads.tasks_for(plan.work / _SPEED), plan.items))
     tasks = _tasks_of_items(plan.items, count)
-    _run(count, tasks, _PIXELS, source, panels, 0, out, _NO_TARGETS, plan)
+    _run(_convolution_tasks, count, tasks, plan, 0, source, panels, out)
     return out
 
 
@@ -518,21 +531,18 @@ def _tasks_of_items(items, count):
     return tasks
 
 
-_NO_TARGETS = np.zeros(0, np.int64)
-
-
 def _weight_gradient(plan, x, grad, out):
     """The tables of the forward pass exchanged: rows are taps, steps are pixels."""
-    taps, columns, table = len(plan.of_weight), plan.columns, plan.tables[-1]
-    count = threads.count() if plan.work >= 2 * _GRAIN else 1
+    taps, columns, table = len(plan.of_weight), plan.columns, plan.tables.panels
+    count = threads.tasks_for(plan.work / _SPEED)
     parts, tasks, targets = _tasks_of_taps(
-        plan.items, plan.pixels, plan.work, taps, columns, plan.depthwise, count
+        plan.items, plan.pixels, plan.work, taps, columns, plan.units.depthwise, count
     )
     # Gradients that lie as a panel does are used where they are.
     is_laid_out = len(table) == 1 and table[0, _PANEL_WIDTH] == table[0, _COUNT]
-    laid_out = 0 if is_laid_out else plan.geometry[_MOST_PIXELS] * columns
+    laid_out = 0 if is_laid_out else plan.units.most_pixels * columns
     partial = empty((parts, taps * columns), np.float32)
-    _run(count, tasks, _TAPS, x, grad, laid_out, partial, targets, plan)
+    _run(_weight_tasks, count, tasks, plan, laid_out, x, grad, partial, targets)
     for part in partial[1:]:
         partial[0] += part
     _collect(partial[0], columns, plan.lane, plan.of_weight, table, out.reshape(-1))
@@ -547,7 +557,7 @@ def _tasks_of_taps(items, pixels, work, taps, columns, depthwise, count):
     for, whatever the number of threads. Beyond these, threads share out the taps.
     """
     parts = pixels // _PART_PIXELS, _PARTIAL_FLOATS // (taps * columns)
-    parts = max(1, min(*parts, items, work // _GRAIN))
+    parts = max(1, min(*parts, items, work // _PART_PRODUCTS))
     together = TOGETHER_CHANNELWISE if depthwise else TOGETHER
     blocks = -(-taps // together)
     slices = 1 if parts >= 4 * count else min(count // math.gcd(parts, count), blocks)
@@ -558,85 +568,109 @@ def _tasks_of_taps(items, pixels, work, taps, columns, depthwise, count):
     return parts, np.array(tasks, np.int64), np.arange(taps) * columns
 
 
-_PIXELS, _TAPS = 0, 1  # what the rows of a product are
-
-
-def _run(count, tasks, rows, source, other, laid_out, out, tap_targets, plan):
+def _run(worker, count, tasks, plan, laid_out, source, other, out, *targets):
     """Run tasks on ``count`` threads, each with a place of its own for copies."""
     # The load of the last channels may go beyond them.
-    room = -(-(plan.copied + laid_out) // FLOATS) * FLOATS + FLOATS
+    room = -(-(plan.units.copied + laid_out) // FLOATS) * FLOATS + FLOATS
     count = min(count, len(tasks))
     memory = empty((count * room,), np.float32)
+    arrays = source.reshape(-1), other.reshape(-1), out.reshape(-1), *targets
     with np.errstate(over="ignore", invalid="ignore"):  # as compiled code, when the JIT is off
         parallel.share_out(
-            _tasks, parallel.shares(len(tasks), count), room, tasks, rows, source.reshape(-1),
-            other.reshape(-1), memory, plan.copied, laid_out, out.reshape(-1), tap_targets,
-            plan.depthwise, plan.geometry, *plan.tables,
+            worker, parallel.shares(len(tasks), count), tasks, (memory, room, laid_out), arrays,
+            plan.units, plan.tables,
         )  # fmt: skip
 
 
-@kernel(allocates=False)
-def _tasks(
-    first, end, thread, room, tasks, rows, source, other, memory, copied, laid_out, out,
-    tap_targets, depthwise, geometry, places, targets, steps, phases, table,
-):  # fmt: skip
-    """Tasks first to end - 1: each a range of items, and of taps where these are the rows.
+# Tasks are ranges of items, and in the gradient in the weight of taps. All arrays but tables are
+# flat. The memory has ``room`` for each thread.
 
-    All arrays but tables are flat. ``memory`` has ``room`` for each thread.
-    """
-    slot = thread * room
-    height, width, channels = geometry[_HEIGHT], geometry[_WIDTH], geometry[_CHANNELS]
-    out_height, out_width = geometry[_OUT_HEIGHT], geometry[_OUT_WIDTH]
-    out_channels = geometry[_OUT_CHANNELS]
+
+@kernel(allocates=False)
+def _convolution_tasks(first, end, thread, tasks, memory, arrays, units, tables):
+    """Forward, or gradient in the image: tasks first to end - 1, whose rows are pixels."""
+    (copies, room, _), (source, panels, out) = memory, arrays
     for task in range(first, end):
         item, stop = tasks[task, 0], tasks[task, 1]
-        begun = 0
         while item < stop:
-            image, row, images, count = _unit(item, stop, geometry)
-            item += images if geometry[_UNIT_IMAGES] else count
-            if geometry[_COPIES]:
-                seen, base = memory, slot
-                _copy_unit(source, image, row, images, count, memory, slot, geometry)
-            else:
-                first_row = image * height + row * geometry[_ROW_STEP] + geometry[_LOW_Y]
-                seen, base = source, (first_row * width + geometry[_LOW_X]) * channels
-            pixel = (image * out_height + row * geometry[_ROW_STRIDE]) * out_width
-            if rows == _PIXELS:
-                _pixels_by_filters(
-                    row, images, count, geometry[_MOST_STEPS], seen, base, other, out,
-                    pixel * out_channels, depthwise, places, targets, steps, phases, table,
-                )  # fmt: skip
-            else:
-                _taps_by_filters(
-                    tasks[task, 2], tasks[task, 3], images * count * out_width,
-                    geometry[_MOST_PIXELS], seen, base, other, pixel * out_channels, out_channels,
-                    memory, slot + copied, laid_out, out, tasks[task, 4], tap_targets, depthwise,
-                    places, steps, table, begun > 0,
-                )  # fmt: skip
-                begun += 1
+            unit = _unit(item, stop, units)
+            image, row, images, count = unit
+            item += images if units.unit_images else count
+            seen, base = _seen(source, unit, copies, thread * room, units)
+            pixel = (image * units.out_height + row * units.row_stride) * units.out_width
+            of_unit = Patches(seen, base, tables.places, tables.steps)
+            sums = Sums(out, pixel * units.out_channels, tables.targets, False)
+            _pixels_by_filters(row, images, count, of_unit, panels, sums, units, tables)
+
+
+@kernel(allocates=False)
+def _weight_tasks(first, end, thread, tasks, memory, arrays, units, tables):
+    """Gradient in the weight: tasks first to end - 1, whose rows are taps."""
+    (copies, room, laid_out), (source, grad, out, targets) = memory, arrays
+    slot = thread * room
+    for task in range(first, end):
+        item, stop, tap, end_tap, to = tasks[task]
+        adds = False
+        while item < stop:
+            unit = _unit(item, stop, units)
+            image, row, images, count = unit
+            item += images if units.unit_images else count
+            seen, base = _seen(source, unit, copies, slot, units)
+            pixel = (image * units.out_height + row * units.row_stride) * units.out_width
+            of_unit = Patches(seen, base, tables.steps, tables.places)
+            gradients = _Gradients(
+                grad, pixel * units.out_channels, images * count * units.out_width,
+                copies, slot + units.copied, laid_out > 0,
+            )  # fmt: skip
+            sums = Sums(out, to, targets, adds)
+            _taps_by_filters(tap, end_tap, of_unit, gradients, sums, units, tables.panels)
+            adds = True
+
+
+class _Gradients(NamedTuple):
+    """The gradients of so many pixels, from ``grad[at]`` on, and where they are laid out, if so."""
+
+    grad: np.ndarray
+    at: int
+    pixels: int
+    memory: np.ndarray
+    slot: int
+    laid_out: bool
 
 
 @inlined
-def _unit(first, end, geometry):
+def _unit(first, end, units):
     """The unit that begins at item ``first``: image, row, number of images, number of rows."""
-    rows = geometry[_ROWS]
-    if geometry[_UNIT_IMAGES]:
-        return first, 0, min(geometry[_UNIT_IMAGES], end - first), rows
+    rows = units.rows
+    if units.unit_images:
+        return first, 0, min(units.unit_images, end - first), rows
     row = first % rows
-    return first // rows, row, 1, min(geometry[_UNIT_ROWS], rows - row, end - first)
+    return first // rows, row, 1, min(units.unit_rows, rows - row, end - first)
+
+
+@inlined
+def _seen(source, unit, memory, to, units):
+    """Where a unit's pixels are read, and where what the first one sees begins there."""
+    image, row, _, _ = unit
+    if units.copies:
+        _copy_unit(source, unit, memory, to, units)
+        return memory, to
+    first_row = image * units.height + row * units.row_step + units.low_y
+    return source, (first_row * units.width + units.low_x) * units.channels
 
 
 @kernel(allocates=False)
-def _copy_unit(source, image, row, images, rows, memory, to, geometry):
+def _copy_unit(source, unit, memory, to, units):
     """Copy all that a unit sees to memory[to] and what follows, with zeros beyond the image."""
-    height, width, channels = geometry[_HEIGHT], geometry[_WIDTH], geometry[_CHANNELS]
-    low_x, seen_width = geometry[_LOW_X], geometry[_SEEN_WIDTH]
+    image, row, images, rows = unit
+    height, width, channels = units.height, units.width, units.channels
+    low_x, seen_width = units.low_x, units.seen_width
     from_x, to_x = max(low_x, 0), min(low_x + seen_width, width)
     inside = max(to_x - from_x, 0) * channels
     left = min(max(-low_x, 0), seen_width) * channels
     right = seen_width * channels - left - inside
-    top = row * geometry[_ROW_STEP] + geometry[_LOW_Y]
-    bottom = top + (rows - 1) * geometry[_ROW_STEP] + geometry[_SPAN]
+    top = row * units.row_step + units.low_y
+    bottom = top + (rows - 1) * units.row_step + units.span
     for i in range(image, image + images):
         for y in range(top, bottom):
             if y < 0 or y >= height:
@@ -650,11 +684,9 @@ def _copy_unit(source, image, row, images, rows, memory, to, geometry):
 
 
 @kernel(allocates=False)
-def _pixels_by_filters(
-    row, images, rows, most, seen, base, panels, out, to, depthwise, places, targets, steps, phases,
-    table,
-):  # fmt: skip
+def _pixels_by_filters(row, images, rows, patches, panels, sums, units, tables):
     """Forward, and gradient in the image: each phase of a unit times its panels."""
+    phases, table = tables.phases, tables.panels
     for f in range(len(phases)):
         k0, k1, place = phases[f, _FIRST_STEP], phases[f, _END_STEP], phases[f, _FIRST_PLACE]
         phase_rows = max(min(rows, phases[f, _PHASE_ROWS] - row), 0)
@@ -662,48 +694,44 @@ def _pixels_by_filters(
         for p in range(len(table)):
             width, filters = table[p, _PANEL_WIDTH], table[p, _COUNT]
             panel = phases[f, _PHASE_PANELS] + table[p, _BEFORE] * (k1 - k0)
+            base, to = patches.base + table[p, _SOURCE], sums.at + table[p, _TARGET]
+            of_panel = Patches(patches.source, base, patches.places, patches.steps)
             # Where a panel is not full, its sums cannot be added to what is in memory.
-            depth = most if filters == width else max(k1 - k0, 1)
+            depth = units.most_steps if filters == width else max(k1 - k0, 1)
             # Pixels that no tap reaches have one stretch of no steps: they become 0.
             for k in range(k0, max(k1, k0 + 1), depth):
-                stop, q = min(k + depth, k1), panel + (k - k0) * width
-                if depthwise:
-                    channelwise_product(
-                        place, end, k, stop, seen, base, places, steps, panels, q, width, filters,
-                        out, to, targets, k > k0,
-                    )  # fmt: skip
+                stop, weights = (
+                    min(k + depth, k1),
+                    Panel(panels, panel + (k - k0) * width, width, filters),
+                )
+                there = Sums(sums.out, to, sums.targets, k > k0)
+                if units.depthwise:
+                    channelwise_product(place, end, k, stop, of_panel, weights, there)
                 else:
-                    product(
-                        place, end, k, stop, seen, base + table[p, _SOURCE], places, steps, panels,
-                        q, width, out, to + table[p, _TARGET], targets, filters, k > k0,
-                    )  # fmt: skip
+                    product(place, end, k, stop, of_panel, weights, there)
 
 
 @kernel(allocates=False)
-def _taps_by_filters(
-    tap, end_tap, pixels, chunk, seen, base, grad, at, filters, memory, slot, laid_out, out, to,
-    tap_targets, depthwise, places, steps, table, adds,
-):  # fmt: skip
+def _taps_by_filters(tap, end_tap, patches, gradients, sums, units, table):
     """Gradient in the weight: what some taps see of a unit, times the gradients of its pixels."""
-    for k in range(0, pixels, chunk):
-        count = min(chunk, pixels - k)
-        panel, q = grad, at + k * filters
-        if laid_out:
-            panel, q = memory, slot
-            _lay_out_gradient(grad, at + k * filters, count, filters, table, memory, slot)
+    filters, chunk = units.out_channels, units.most_pixels
+    for k in range(0, gradients.pixels, chunk):
+        count = min(chunk, gradients.pixels - k)
+        panel, q = gradients.grad, gradients.at + k * filters
+        if gradients.laid_out:
+            panel, q = gradients.memory, gradients.slot
+            at = gradients.at + k * filters
+            _lay_out_gradient(gradients.grad, at, count, filters, table, panel, q)
         for p in range(len(table)):
             before, width = table[p, _BEFORE], table[p, _PANEL_WIDTH]
-            if depthwise:
-                channelwise_product(
-                    tap, end_tap, k, k + count, seen, base, steps, places, panel, q, width, width,
-                    out, to, tap_targets, adds or k > 0,
-                )  # fmt: skip
+            base = patches.base + table[p, _SOURCE]
+            of_panel = Patches(patches.source, base, patches.places, patches.steps)
+            weights = Panel(panel, q + before * count, width, width)
+            there = Sums(sums.out, sums.at + before, sums.targets, sums.adds or k > 0)
+            if units.depthwise:
+                channelwise_product(tap, end_tap, k, k + count, of_panel, weights, there)
             else:
-                product(
-                    tap, end_tap, k, k + count, seen, base + table[p, _SOURCE], steps, places,
-                    panel, q + before * count, width, out, to + before, tap_targets, width,
-                    adds or k > 0,
-                )  # fmt: skip
+                product(tap, end_tap, k, k + count, of_panel, weights, there)
 
 
 @inlined
@@ -767,11 +795,10 @@ def _cycles(columns):
     return sum(max(TOGETHER * width // (2 * FLOATS), 4) for width in panel_widths(columns))
 
 
-def _spread(source, weight, out, *geometry):
-    """For each pixel, channel and tap: out[pixel * step + tap * distance + offset] += product.
+def _spread(source, weight, out, of):
+    """For each pixel and tap: out[pixel * stride + tap * dilation - padding] += product.
 
-    source : (N, H, W, K), weight : (K, M, kh, kw), out : (N, H', W', M)
-    geometry : step, distance, offset along height and width, (int, int) each
+    source : (N, OH, OW, K), weight : (K, M, kh, kw), out : (N, H, W, M)
     """
     out[...] = 0
     if 0 in source.shape or out.size == 0:
@@ -785,57 +812,54 @@ def _spread(source, weight, out, *geometry):
     _lay_out(weight.reshape(-1), 1, of_weight * columns, phases, table, panels)
     pixels = min(max(1, _UNIT_PIXELS // width), height) * width
     number = np.arange(pixels)
-    tasks = max(1, min(threads.count(), images, source.size * total // _GRAIN))
+    tasks = min(threads.tasks_for(source.size * total / _SPEED), images)
     products = empty((tasks * pixels * total,), np.float32)
-    sizes = height, width, channels, *out.shape[1:], *weight.shape[2:], *geometry
+    tables = _Tables(number * channels, number * total, of_weight, phases, table)
+    arrays = source.reshape(-1), panels, products, out.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):
         parallel.share_out(
-            _spread_images, parallel.shares(images, tasks), np.array(sizes), source.reshape(-1),
-            panels, table, number * channels, of_weight, products, number * total, out.reshape(-1),
-        )  # fmt: skip
+            _spread_images, parallel.shares(images, tasks), of, weight.shape[1], arrays, tables
+        )
     return out
 
 
 @kernel(allocates=False)
-def _spread_images(
-    first, end, thread, sizes, source, panels, table, places, steps, products, targets, out
-):
+def _spread_images(first, end, thread, of, out_channels, arrays, tables):
     """Images first to end - 1, some rows at a time."""
-    height, width, channels = sizes[0], sizes[1], sizes[2]
-    together, total = len(places) // width, table[-1, _BEFORE] + table[-1, _PANEL_WIDTH]
-    slot = thread * len(places) * total
+    (source, panels, products, out), table = arrays, tables.panels
+    height, width, channels = of.out_height, of.out_width, len(tables.steps)
+    together, total = len(tables.places) // width, table[-1, _BEFORE] + table[-1, _PANEL_WIDTH]
+    slot = thread * len(tables.places) * total
     for image in range(first, end):
         for top in range(0, height, together):
             rows = min(together, height - top)
             for p in range(len(table)):
                 before, columns = table[p, _BEFORE], table[p, _PANEL_WIDTH]
-                product(
-                    0, rows * width, 0, channels, source,
-                    (image * height + top) * width * channels, places, steps, panels,
-                    before * channels, columns, products, slot + before, targets, columns,
-                    image < first,  # False, but no constant: `product` is compiled once
-                )  # fmt: skip
+                start = (image * height + top) * width * channels
+                patches = Patches(source, start, tables.places, tables.steps)
+                weights = Panel(panels, before * channels, columns, columns)
+                # False, but no constant: `product` is compiled once.
+                sums = Sums(products, slot + before, tables.targets, image < first)
+                product(0, rows * width, 0, channels, patches, weights, sums)
             for i in range(rows * width):
-                _spread_pixel(image, top + i // width, i % width, sizes, products, slot, out)
-                slot += total
-            slot -= rows * width * total
+                y, x = top + i // width, i % width
+                _spread_pixel(image, y, x, of, out_channels, products, slot + i * total, out)
 
 
 @inlined
-def _spread_pixel(image, y, x, sizes, products, at, out):
+def _spread_pixel(image, y, x, of, channels, products, at, out):
     """Add the products of one pixel to the pixels of the target that it meets."""
-    height, width, channels, kh, kw = sizes[3], sizes[4], sizes[5], sizes[6], sizes[7]
-    top, left = y * sizes[8] + sizes[12], x * sizes[9] + sizes[13]
+    top, left = y * of.row_stride - of.top, x * of.column_stride - of.left
     for channel in range(channels):
-        for i in range(kh):
-            row = top + i * sizes[10]
-            if 0 <= row < height:
-                to = (image * height + row) * width * channels + channel
-                for j in range(kw):
-                    column = left + j * sizes[11]
-                    if 0 <= column < width:
+        for i in range(of.kernel_height):
+            row = top + i * of.row_dilation
+            if 0 <= row < of.height:
+                to = (image * of.height + row) * of.width * channels + channel
+                for j in range(of.kernel_width):
+                    column = left + j * of.column_dilation
+                    if 0 <= column < of.width:
                         out[to + column * channels] += products[at + j]
-            at += kw
+            at += of.kernel_width
 
 
 # ------------------------------------------------------------------------------------------- checks
@@ -862,17 +886,11 @@ def _filters(function, weight):
     return for_kernel(weight)
 
 
-def _options(function, weight, stride, padding, dilation, groups):
+def _check_groups(function, weight, groups):
     if groups < 1 or weight[0] % groups:
         raise ValueError(
             f"{function}: groups must divide the {weight[0]} output channels, got {groups}"
         )
-    return (
-        pair(function, "stride", stride, 1),
-        pair(function, "padding", padding, 0),
-        pair(function, "dilation", dilation, 1),
-        int(groups),
-    )
 
 
 def _check_channels(function, name, x, channels, kind):
@@ -883,23 +901,15 @@ def _check_channels(function, name, x, channels, kind):
         )
 
 
-def _output_size(function, size, weight, options, wanted):
-    """Height and width of the output; a ValueError if it cannot be as large as wanted."""
-    stride, padding, dilation, _ = options
-    spans = [d * (k - 1) + 1 for d, k in zip(dilation, weight[2:], strict=True)]
-    padded = [n + 2 * p for n, p in zip(size, padding, strict=True)]
-    most = tuple((n - k) // s + 1 for n, k, s in zip(padded, spans, stride, strict=True))
-    if min(most) < 1:
-        raise ValueError(
-            f"{function}: the filter covers {spans[0]} x {spans[1]} pixels, "
-            f"the padded image has {padded[0]} x {padded[1]}"
-        )
+def _windows(function, wanted, *sizes):
+    """The windows; where an output size is wanted, as many from the beginning, or a ValueError."""
+    of = windows(function, *sizes)
     if wanted is None:
-        return most
-    wanted = pair(function, "the output's size", wanted, 1)
-    if wanted[0] > most[0] or wanted[1] > most[1]:
+        return of
+    height, width = wanted = pair(function, "the output's size", wanted, 1)
+    if height > of.out_height or width > of.out_width:
         raise ValueError(
-            f"{function}: the output can have {most[0]} x {most[1]} pixels, "
-            f"got {wanted[0]} x {wanted[1]}"
+            f"{function}: the output can have {of.out_height} x {of.out_width} pixels, "
+            f"got {height} x {width}"
         )
-    return wanted
+    return of._replace(out_height=height, out_width=width)

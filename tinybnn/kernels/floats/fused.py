@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -133,7 +134,7 @@ def as_floats(shape):
 def output_shape(prepared):
     """Shape of a prepared product's sums for a sample."""
     if kind(prepared) == "depthwise":
-        return prepared.out_height, prepared.out_width, prepared.channels
+        return *prepared.windows.out_size, prepared.channels
     return tuple(prepared.output_shape)
 
 
@@ -147,8 +148,7 @@ def products(prepared):
     if kind(prepared) == "float":
         return 0
     if kind(prepared) == "depthwise":
-        taps = len(prepared.offsets)
-        return taps * prepared.channels * prepared.out_height * prepared.out_width
+        return prepared.channels * prepared.windows.taps * math.prod(prepared.windows.out_size)
     tables = prepared.tables
     if len(prepared.input_shape) == 1:  # a matrix product
         return tables.channels * tables.filters
@@ -234,7 +234,7 @@ def check(layer, samples, inputs, outputs):
 def _reads(prepared):
     """Dtype and shape of a sample of what a prepared product reads."""
     if kind(prepared) == "depthwise":
-        return np.uint64, (prepared.height, prepared.width, prepared.words)
+        return np.uint64, (*prepared.windows.size, prepared.words)
     dtype = np.float32 if kind(prepared) == "float" else np.uint64
     return dtype, tuple(prepared.input_shape)
 
@@ -307,26 +307,27 @@ class _Wiring:
         results = {"floats": [], "bits": []}
         for what, array in zip(layer.program.outputs, outputs, strict=True):
             results[what].append(array)
-        most, flat = pointwise.MOST_INPUTS, pointwise.flat
-        self.arrays = (
-            flat(given["floats"], most, np.float32), flat(given["sums"], most, np.int32),
-            flat(given["pixels"], most, np.int32),
-            flat(results["floats"], pointwise.MOST_OUTPUTS, np.float32),
-            flat(results["bits"], pointwise.MOST_OUTPUTS, np.uint64),
+        self.program = _Program(
+            pointwise.tables(layer.program), pointwise.arrays(given, results),
+            (floats, integers, words),
         )  # fmt: skip
-        self.memory = floats, integers, words
-        self.tables = pointwise.tables(layer.program)
+
+
+class _Program(NamedTuple):
+    """What carries out a program: its tables, its arrays, and scratch memory under three types."""
+
+    tables: tuple
+    arrays: pointwise.Arrays
+    memory: tuple
 
 
 @inlined
-def _apply(tables, first, end, origins, arrays, memory, slots, masks):
+def _apply(program, first, end, origins, slots, masks):
     """The program, for pixels first to end - 1."""
-    inputs, integers, pixels, outs, bits = arrays
-    floats, _, words = memory
-    channels = tables[3]
+    (floats, _, words), channels = program.memory, program.tables[3]
     pointwise.chunk(
-        tables, first * channels, end * channels, origins, inputs, integers, pixels,
-        floats, 2 * slots, words, masks, outs, bits,
+        program.tables, first * channels, end * channels, origins, program.arrays,
+        pointwise.Scratch(floats, 2 * slots, words, masks),
     )  # fmt: skip
 
 
@@ -354,17 +355,17 @@ def _bind_alone(layer, samples, inputs, outputs, memory):
     return (
         samples * math.prod(layer.program.shape[:-1]),
         _alone,
-        (places, wiring.tables, wiring.arrays, wiring.memory),
+        (places, wiring.program),
     )
 
 
 @kernel(allocates=False)
-def _alone(first, end, task, origins, places, program, arrays, memory):
+def _alone(first, end, task, origins, places, program):
     slots, masks, size, pixels = places
     base, origins = task * size, origins[task]
     for start in range(first, end, pixels):
         stop = min(start + pixels, end)
-        _apply(program, start, stop, origins, arrays, memory, base + slots, base + masks)
+        _apply(program, start, stop, origins, base + slots, base + masks)
 
 
 # ------------------------------------------------------------------------------- products of floats
@@ -386,26 +387,23 @@ def _bind_float(layer, samples, inputs, outputs, memory):
     places = *places, pixels
     wiring = _Wiring(layer, inputs, outputs, memory, strips)
     (prepared,), (source,) = wiring.producers, wiring.sources
-    product = prepared.copies, source, np.array(wiring.rows)
+    product = source, np.array(wiring.rows)
     return (
         samples * math.prod(layer.program.shape[:-1]),
         _float,
-        (
-            places, product, *signed.conv2d_arguments(prepared), wiring.tables, wiring.arrays,
-            wiring.memory,
-        ),
+        (places, product, *signed.conv2d_arguments(prepared), wiring.program),
     )  # fmt: skip
 
 
 @kernel(allocates=False)
-def _float(first, end, task, origins, places, product, copying, tables, program, arrays, memory):
+def _float(first, end, task, origins, places, product, copying, tables, program):
     """Output pixels first to end - 1, counted through all images."""
     slots, masks, rest, size, pixels = places
     base, origins = task * size, origins[task]
-    copies, source, rows = product
-    per_image, image_stride, floats = len(tables[3]), tables[4], memory[0]
+    (source, rows), floats = product, program.memory[0]
+    per_image, copies = len(tables.pixels), copying.copies
     images = (end - 1) // per_image + 1
-    together = copying[5] if copies else images
+    together = copying.together if copies else images
     strip, slot = 2 * base + rows[0, 2], 2 * (base + rest)
     for image in range(first // per_image, images, together):
         after = min(image + together, images)
@@ -415,12 +413,12 @@ def _float(first, end, task, origins, places, product, copying, tables, program,
         for start in range(max(first, image * per_image), last, pixels):
             stop = min(start + pixels, last)
             if copies:
-                at = slot - image * image_stride
+                at = slot - image * tables.image_stride
                 signed.sums(start, stop, floats, at, floats, strip, tables)
             else:
                 signed.sums(start, stop, source, np.int64(0), floats, strip, tables)
-            _move(origins, rows, start, program[3], base)
-            _apply(program, start, stop, origins, arrays, memory, base + slots, base + masks)
+            _move(origins, rows, start, program.tables[3], base)
+            _apply(program, start, stop, origins, base + slots, base + masks)
 
 
 # ------------------------------------------------------------------------------ depth-wise products
@@ -453,20 +451,29 @@ def _bind_depthwise(layer, samples, inputs, outputs, memory):
     plans = tuple(wiring.producers + wiring.producers[:1] * more)
     sources = tuple(wiring.sources + wiring.sources[:1] * more)
     places, rows = (*places, *spans), np.array(wiring.rows)
-    memory = *wiring.memory, memory.view(np.int8)
+    products = _Depthwise(rows, plans, sources, memory.view(np.int8))
     return (
-        samples * plans[0].out_height,
+        samples * plans[0].windows.out_height,
         _depthwise,
-        (places, rows, plans, sources, wiring.tables, wiring.arrays, memory),
+        (places, products, wiring.program),
     )
 
 
+class _Depthwise(NamedTuple):
+    """Depth-wise products, where their sums go, and the scratch memory as bytes."""
+
+    rows: np.ndarray
+    plans: tuple
+    sources: tuple
+    octets: np.ndarray
+
+
 @kernel(allocates=False)
-def _depthwise(first, end, task, origins, places, rows, plans, sources, program, arrays, memory):
+def _depthwise(first, end, task, origins, places, products, program):
     """Output rows first to end - 1, counted through all images."""
     slots, masks, rest, size, padded_words, counts_words = places
     base, origins = task * size, origins[task]
-    _, integers, words, octets = memory
+    (rows, plans, sources, octets), (_, integers, words) = products, program.memory
     at = base + rest
     counts_at = at + MOST_PRODUCERS * padded_words
     row_at = counts_at + counts_words
@@ -476,26 +483,26 @@ def _depthwise(first, end, task, origins, places, rows, plans, sources, program,
             words[at + k * padded_words + i] = plan.padded[i]
     image = -1
     for item in range(first, end):
-        out_height, out_width = plans[0].out_height, plans[0].out_width
+        out_height, out_width = plans[0].windows.out_height, plans[0].windows.out_width
         n, oy = item // out_height, item % out_height
         for k in range(len(rows)):
             plan = plans[k]
             padded = words[at + k * padded_words : at + k * padded_words + len(plan.padded)]
             if n != image:
-                length = plan.height * plan.width * plan.words
+                length = plan.windows.height * plan.windows.width * plan.words
                 depthwise.pad_image(plan, sources[k][n * length : (n + 1) * length], padded)
             counts = words[counts_at : counts_at + 6 * plan.run]
             row = octets[8 * row_at :]
-            start = oy * plan.row_step * plan.row_words
+            start = oy * plan.windows.row_stride * plan.row_words
             depthwise.count_agreements(plan, padded, start, counts)
             depthwise.unpack_counts(plan, counts, plan.row_class[oy], row)
             # What is written behind this strip belongs to the next one, or to the program.
             depthwise.copy_sums(plan, row, integers, 2 * base + rows[k, 2])
         image = n
         start = item * out_width
-        _move(origins, rows, start, program[3], base)
+        _move(origins, rows, start, program.tables[3], base)
         stop = start + out_width
-        _apply(program, start, stop, origins, arrays, memory[:3], base + slots, base + masks)
+        _apply(program, start, stop, origins, base + slots, base + masks)
 
 
 # ---------------------------------------------------------------------------------- binary products
@@ -530,21 +537,24 @@ def _bind_xnor(layer, samples, inputs, outputs, memory):
     items = samples * math.prod(layer.program.shape[:-1])
     step = _together(layer, samples) * len(prepared[0].tables.pixels) if slot else items
     places, rows = (*places, pixels, slot, step), np.array(wiring.rows)
-    arguments = places, rows, zeros, tables, sources, wiring.tables, wiring.arrays, wiring.memory
-    return items, _xnor, arguments
+    return items, _xnor, (places, _Binary(rows, zeros, tables, sources), wiring.program)
+
+
+class _Binary(NamedTuple):
+    """Binary products, where their sums go; ``masks`` are those of ternary weights."""
+
+    rows: np.ndarray
+    masks: tuple
+    tables: tuple
+    sources: tuple
 
 
 @kernel(allocates=False)
-def _xnor(
-    first, end, task, origins, places, rows, zeros, tables, sources, program, arrays, memory
-):  # fmt: skip
-    """Output pixels first to end - 1, counted through all images.
-
-    ``zeros`` are the masks of ternary weights.
-    """
+def _xnor(first, end, task, origins, places, products, program):
+    """Output pixels first to end - 1, counted through all images."""
     slots, masks, rest, size, pixels, slot, step = places
     base, origins = task * size, origins[task]
-    _, integers, words = memory
+    (rows, zeros, tables, sources), (_, integers, words) = products, program.memory
     start = first
     while start < end:
         stop = min(start // step * step + step, end)
@@ -562,8 +572,8 @@ def _xnor(
                 else:
                     source, at = sources[k], np.int64(0)
                     xnor.sums_of(chunk, chunk_end, source, at, zeros[k], tables[k], sums)
-            _move(origins, rows, chunk, program[3], base)
-            _apply(program, chunk, chunk_end, origins, arrays, memory, base + slots, base + masks)
+            _move(origins, rows, chunk, program.tables[3], base)
+            _apply(program, chunk, chunk_end, origins, base + slots, base + masks)
         start = stop
 
 

@@ -301,7 +301,7 @@ def run(program, inputs):
     """
     if len(inputs) != len(program.inputs):
         raise ValueError(f"run: the program takes {len(program.inputs)} inputs, got {len(inputs)}")
-    arrays = {"floats": [], "sums": [], "pixels": []}
+    given = {"floats": [], "sums": [], "pixels": []}
     image = math.prod(program.shape)
     for i, (kind, array) in enumerate(zip(program.inputs, inputs, strict=True)):
         array = np.asarray(array)
@@ -312,8 +312,8 @@ def run(program, inputs):
                 f"run: input {i} must be {np.dtype(dtype)} with {per_sample} numbers a sample, "
                 f"got {array.dtype} of shape {array.shape}"
             )
-        arrays[kind].append(for_kernel(array))
-    samples = {len(array) for group in arrays.values() for array in group}
+        given[kind].append(for_kernel(array))
+    samples = {len(array) for group in given.values() for array in group}
     if len(samples) > 1:
         raise ValueError(f"run: the inputs must have as many samples as each other, got {samples}")
     (samples,) = samples or {1}
@@ -324,23 +324,15 @@ def run(program, inputs):
         else np.empty((samples, *pixels, words_for(channels)), np.uint64)
         for kind in program.outputs
     ]
-    of_kind = {
-        kind: [r for r, k in zip(results, program.outputs, strict=True) if k == kind]
-        for kind in ("floats", "bits")
-    }
-    end = samples * image
+    end, made = samples * image, {"floats": [], "bits": []}
+    for kind, result in zip(program.outputs, results, strict=True):
+        made[kind].append(result)
+    slots = np.empty(slot_floats(program), np.float32)
+    scratch = Scratch(slots, 0, np.empty(mask_words(program, end), np.uint64), 0)
     # inf - inf is NaN without a warning in compiled code; the same when the JIT is off.
     with np.errstate(all="ignore"):
-        chunk(
-            tables(program), 0, end, np.zeros((3, MOST_INPUTS), np.int64),
-            flat(arrays["floats"], MOST_INPUTS, np.float32),
-            flat(arrays["sums"], MOST_INPUTS, np.int32),
-            flat(arrays["pixels"], MOST_INPUTS, np.int32),
-            np.empty(slot_floats(program), np.float32), 0,
-            np.empty(mask_words(program, end), np.uint64), 0,
-            flat(of_kind["floats"], MOST_OUTPUTS, np.float32),
-            flat(of_kind["bits"], MOST_OUTPUTS, np.uint64),
-        )  # fmt: skip
+        origins = np.zeros((3, MOST_INPUTS), np.int64)
+        chunk(tables(program), 0, end, origins, arrays(given, made), scratch)
     return tuple(results)
 
 
@@ -382,8 +374,37 @@ def mask_words(program, numbers):
     return program.outputs.count("bits") * ((numbers + 63) // 64 + 2)
 
 
-def flat(arrays, most, dtype):
-    """A tuple of exactly ``most`` flat arrays, for a kernel that picks one by number."""
+class Arrays(NamedTuple):
+    """Inputs and outputs of a kind each, a fixed number of flat arrays for it to pick from."""
+
+    floats: tuple
+    sums: tuple
+    pixels: tuple
+    outs: tuple
+    bits: tuple
+
+
+class Scratch(NamedTuple):
+    """Memory from ``slots[slot]`` and ``masks[mask]`` on, `slot_floats` and `mask_words` long."""
+
+    slots: np.ndarray
+    slot: int
+    masks: np.ndarray
+    mask: int
+
+
+def arrays(inputs, outputs):
+    """The arrays of a call for the kernel: lists of inputs and outputs by their kinds."""
+    return Arrays(
+        _flat(inputs["floats"], MOST_INPUTS, np.float32),
+        _flat(inputs["sums"], MOST_INPUTS, np.int32),
+        _flat(inputs["pixels"], MOST_INPUTS, np.int32),
+        _flat(outputs["floats"], MOST_OUTPUTS, np.float32),
+        _flat(outputs["bits"], MOST_OUTPUTS, np.uint64),
+    )
+
+
+def _flat(arrays, most, dtype):
     return *map(np.ravel, arrays), *_nothing(most - len(arrays), dtype)
 
 
@@ -396,91 +417,100 @@ def _nothing(count, dtype):
 
 
 @kernel(allocates=False)
-def chunk(tables, first, end, origins, floats, sums, pixels, slots, slot, masks, mask, outs, bits):
+def chunk(tables, first, end, origins, arrays, scratch):
     """The numbers first to end - 1 (flat, counted through all samples; whole pixels).
 
     Number p of input k is ``floats[k][p - origins[0, k]]``, of one of integers
     ``sums[k][p - origins[1, k]]``, and pixel q is ``pixels[k][q - origins[2, k]]``. Origins are 0
     for arrays of the whole batch, and point into scratch memory where a product has just made the
-    sums of this chunk. ``slots`` from ``slot`` on and ``masks`` from ``mask`` on are scratch
-    memory, `slot_floats` and `mask_words` long.
+    sums of this chunk.
     """
-    code, by_channel, by_image, channels, image, spread = tables
-    c, i, p = first % channels, first % image, first
-    part = slot + spread * BLOCK
+    code, channels, image = tables[0], tables[3], tables[4]
+    slots, slot, masks, mask = scratch
+    part = slot + tables[5] * BLOCK
     whole, length = channels % 64 == 0, (end - first + 63) // 64 + 2
-    while p < end:
+    c, i = first % channels, first % image
+    for p in range(first, end, BLOCK):
         count = min(BLOCK, end - p)
         v = zero_block()
         for line in range(len(code)):
             instruction, source, number = code[line, 0], code[line, 1], code[line, 2]
             if instruction < ABSOLUTE:
                 if source == CHANNELS:
-                    w = load_block(by_channel, number * (channels + BLOCK) + c)
+                    w = load_block(tables[1], number * (channels + BLOCK) + c)
                 elif source == IMAGE:
-                    w = load_block(by_image, number * (image + BLOCK) + i)
+                    w = load_block(tables[2], number * (image + BLOCK) + i)
                 elif source == SLOT:
                     w = load_block(slots, slot + number * BLOCK)
                 elif source == FLOATS and count == BLOCK:
-                    w = load_block(floats[number], p - origins[0, number])
+                    w = load_block(arrays.floats[number], p - origins[0, number])
                 elif source == SUMS and count == BLOCK:
-                    w = load_block(sums[number], p - origins[1, number])
+                    w = load_block(arrays.sums[number], p - origins[1, number])
                 else:  # numbers that do not lie together, or less than a block of them
-                    if source == FLOATS:
-                        _copy(floats[number], p - origins[0, number], slots, part, count)
-                    elif source == SUMS:
-                        _copy(sums[number], p - origins[1, number], slots, part, count)
-                    else:
-                        _spread(pixels[number], origins[2, number], p, count, channels, slots, part)
+                    _gather(source, number, p, count, channels, origins, arrays, slots, part)
                     w = load_block(slots, part)
-                if instruction == LOAD:
-                    v = w
-                elif instruction == ADD:
-                    v = v + w
-                elif instruction == SUBTRACT:
-                    v = v - w
-                elif instruction == SUBTRACT_FROM:
-                    v = w - v
-                elif instruction == MULTIPLY:
-                    v = v * w
-                elif instruction == DIVIDE:
-                    v = v / w
-                elif instruction == SLOPE:
-                    v = positive_or(v, w * v)
-                elif instruction == MAXIMUM:
-                    v = maximum(v, w)
-                elif instruction == MAXIMUM_FROM:
-                    v = maximum(w, v)
-                elif instruction == MINIMUM:
-                    v = minimum(v, w)
-                else:
-                    v = minimum(w, v)
+                v = _combine(instruction, v, w)
             elif instruction == ABSOLUTE:
                 v = absolute(v)
             elif instruction == SQUARE_ROOT:
                 v = square_root(v)
             elif instruction == SAVE:
                 store_block(slots, slot + number * BLOCK, v)
+            elif instruction == STORE and count == BLOCK:
+                store_block(arrays.outs[number], p, v)
             elif instruction == STORE:
-                if count == BLOCK:
-                    store_block(outs[number], p, v)
-                else:
-                    store_block(slots, part, v)
-                    _copy(slots, part, outs[number], p, count)
+                store_block(slots, part, v)
+                _copy(slots, part, arrays.outs[number], p, count)
             elif whole and count == BLOCK:
-                store_signs(bits[number], p // 64, v)
+                store_signs(arrays.bits[number], p // 64, v)
             else:
                 store_signs(masks, mask + number * length + (p - first) // 64, v)
-        p += BLOCK
-        c = (c + BLOCK) % channels
-        i = (i + BLOCK) % image
+        c, i = (c + BLOCK) % channels, (i + BLOCK) % image
     for number in range(MOST_OUTPUTS):
-        if len(bits[number]):
-            start = mask + number * length
-            if not whole:
-                _space_out(masks, start, first // channels, end // channels, channels, bits[number])
-            elif (end - first) % BLOCK:  # an odd number of words
-                bits[number][end // 64 - 1] = masks[start + (end - first) // 64 - 1]
+        bits, start = arrays.bits[number], mask + number * length
+        if len(bits) and not whole:
+            _space_out(masks, start, first // channels, end // channels, channels, bits)
+        elif len(bits) and (end - first) % BLOCK:  # an odd number of words
+            bits[end // 64 - 1] = masks[start + (end - first) // 64 - 1]
+
+
+@inlined
+def _gather(source, number, p, count, channels, origins, arrays, slots, part):
+    """Copy ``count`` numbers of an input from number p on to slots[part] and what follows."""
+    if source == FLOATS:
+        _copy(arrays.floats[number], p - origins[0, number], slots, part, count)
+    elif source == SUMS:
+        _copy(arrays.sums[number], p - origins[1, number], slots, part, count)
+    else:
+        _spread(arrays.pixels[number], origins[2, number], p, count, channels, slots, part)
+
+
+@inlined
+def _combine(instruction, v, w):
+    """What an instruction makes of the accumulator and its operand."""
+    if instruction == LOAD:
+        v = w
+    elif instruction == ADD:
+        v = v + w
+    elif instruction == SUBTRACT:
+        v = v - w
+    elif instruction == SUBTRACT_FROM:
+        v = w - v
+    elif instruction == MULTIPLY:
+        v = v * w
+    elif instruction == DIVIDE:
+        v = v / w
+    elif instruction == SLOPE:
+        v = positive_or(v, w * v)
+    elif instruction == MAXIMUM:
+        v = maximum(v, w)
+    elif instruction == MAXIMUM_FROM:
+        v = maximum(w, v)
+    elif instruction == MINIMUM:
+        v = minimum(v, w)
+    else:
+        v = minimum(w, v)
+    return v
 
 
 @inlined

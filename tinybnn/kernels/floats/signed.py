@@ -19,7 +19,9 @@ plain NumPy.
 """
 
 import functools
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -28,7 +30,7 @@ from numba.core import types
 from numba.extending import intrinsic, overload
 
 from tinybnn.kernels.machine import parallel, threads
-from tinybnn.kernels.machine.checks import out_array, pair
+from tinybnn.kernels.machine.checks import out_array
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.memory import empty, on_lines
 from tinybnn.kernels.machine.simd import (
@@ -37,15 +39,23 @@ from tinybnn.kernels.machine.simd import (
     inlined,
     kernel,
     load,
-    load_splat,
+    load_like,
     store,
-    store_first,
-    store_four,
     zero_floats,
+    zeros,
 )
+from tinybnn.kernels.machine.tiles import (
+    add_lane_products,
+    add_products,
+    four,
+    moved,
+    six,
+    store_tile,
+)
+from tinybnn.kernels.machine.windows import Windows, windows, with_border
 from tinybnn.kernels.signs.bits import unpack_reference, words_for
 
-_GRAIN = 1 << 20  # multiplications (10 to 20 microseconds) below which a second thread costs time
+_SPEED = 1e11  # multiplications a second, of a fast core
 
 # ------------------------------------------------------------------------------------ float, float
 
@@ -117,7 +127,7 @@ def bind_ordered_matmul(a, b, out):
     )  # rows of b from which 16 elements can be loaded
     tail = np.zeros((depth - whole) * columns + FLOATS, np.float32)  # and the others
     tail[:-FLOATS] = flat[1][whole * columns :]
-    tasks = min(_tasks_for(rows * depth * columns), max(rows, 1))
+    tasks = min(threads.tasks_for(rows * depth * columns / _SPEED), max(rows, 1))
     worker = _ordered_floats_narrow if columns < FLOATS else _ordered_floats
     work = parallel.bind(worker, parallel.shares(rows, tasks), *flat, tail, depth, columns)
     # inf - inf is NaN without a warning in compiled code; the same when the JIT is off.
@@ -145,32 +155,13 @@ def _ordered_floats(first, end, task, a, b, out, tail, depth, columns):
         j1 = min(column + FLOATS, columns - FLOATS)
         for row in range(first, end, 4):
             # So do the last rows; with fewer than 4, one is computed several times.
-            r0 = max(min(row, end - 4), first)
-            r1, r2, r3 = min(r0 + 1, end - 1), min(r0 + 2, end - 1), min(r0 + 3, end - 1)
-            s00, s01, s10, s11 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
-            s20, s21, s30, s31 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
+            places, targets = _four_rows(row, first, end, depth, columns)
+            left, right = four(zero_floats()), four(zero_floats())
             for k in range(depth):
-                b0, b1 = load(b, k * columns + j0), load(b, k * columns + j1)
-                x = load_splat(a, r0 * depth + k)
-                s00 += x * b0
-                s01 += x * b1
-                x = load_splat(a, r1 * depth + k)
-                s10 += x * b0
-                s11 += x * b1
-                x = load_splat(a, r2 * depth + k)
-                s20 += x * b0
-                s21 += x * b1
-                x = load_splat(a, r3 * depth + k)
-                s30 += x * b0
-                s31 += x * b1
-            store(out, r0 * columns + j0, s00)
-            store(out, r0 * columns + j1, s01)
-            store(out, r1 * columns + j0, s10)
-            store(out, r1 * columns + j1, s11)
-            store(out, r2 * columns + j0, s20)
-            store(out, r2 * columns + j1, s21)
-            store(out, r3 * columns + j0, s30)
-            store(out, r3 * columns + j1, s31)
+                left = add_products(left, places, a, k, load(b, k * columns + j0))
+                right = add_products(right, places, a, k, load(b, k * columns + j1))
+            store_tile(left, moved(targets, j0), out, FLOATS)
+            store_tile(right, moved(targets, j1), out, FLOATS)
 
 
 @kernel(allocates=False)
@@ -182,19 +173,21 @@ def _ordered_floats_narrow(first, end, task, a, b, out, tail, depth, columns):
     """
     whole = depth - (len(tail) - FLOATS) // columns
     for row in range(first, end, 4):
-        r0 = max(min(row, end - 4), first)
-        r1, r2, r3 = min(r0 + 1, end - 1), min(r0 + 2, end - 1), min(r0 + 3, end - 1)
-        s0, s1, s2, s3 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
+        places, targets = _four_rows(row, first, end, depth, columns)
+        tile = four(zero_floats())
         for k in range(depth):
             b0 = load(b, k * columns) if k < whole else load(tail, (k - whole) * columns)
-            s0 += load_splat(a, r0 * depth + k) * b0
-            s1 += load_splat(a, r1 * depth + k) * b0
-            s2 += load_splat(a, r2 * depth + k) * b0
-            s3 += load_splat(a, r3 * depth + k) * b0
-        store_first(out, r0 * columns, s0, columns)
-        store_first(out, r1 * columns, s1, columns)
-        store_first(out, r2 * columns, s2, columns)
-        store_first(out, r3 * columns, s3, columns)
+            tile = add_products(tile, places, a, k, b0)
+        store_tile(tile, targets, out, columns)
+
+
+@inlined
+def _four_rows(row, first, end, depth, columns):
+    """Where four rows of ``a`` and of the result begin, the last of which are before ``end``."""
+    r0 = max(min(row, end - 4), first)
+    r1, r2, r3 = min(r0 + 1, end - 1), min(r0 + 2, end - 1), min(r0 + 3, end - 1)
+    places = r0 * depth, r1 * depth, r2 * depth, r3 * depth
+    return places, (r0 * columns, r1 * columns, r2 * columns, r3 * columns)
 
 
 # float64 is for gradient checks, where speed does not matter.
@@ -278,7 +271,7 @@ class PreparedConv2d:
     ----------
     input_shape, output_shape : (int, int, int)
         Of an image: (H, W, C) and (OH, OW, O).
-    padding : (int, int)
+    windows : Windows
     panels : (...,) float32
         The weights of all panels, one panel after the other.
     table : (P, 5) int64
@@ -304,7 +297,7 @@ class PreparedConv2d:
 
     input_shape: tuple
     output_shape: tuple
-    padding: tuple
+    windows: Windows
     panels: np.ndarray
     table: np.ndarray
     taps: np.ndarray
@@ -360,17 +353,15 @@ def prepare_conv2d(weight, size, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
         raise ValueError(
             f"{name}: groups must divide the {len(weight)} output channels, got {groups}"
         )
-    size, stride = pair(name, "size", size, 0), pair(name, "stride", stride, 1)
-    padding, dilation = pair(name, "padding", padding, 0), pair(name, "dilation", dilation, 1)
-    shared = _geometry(weight.shape, size, stride, padding, dilation, int(groups), _WIDEST)
-    places, floats, tables = shared
+    of = windows(name, size, weight.shape[2:], stride, padding, dilation)
+    places, floats, tables = _tables(of, weight.shape, int(groups), _WIDEST)
     panels = on_lines(np.zeros(floats, np.float32))
     _lay_out(for_kernel(weight).reshape(-1), places, tables["table"], panels)
     return PreparedConv2d(panels=panels, **tables)
 
 
 @functools.lru_cache(maxsize=128)
-def _geometry(shape, size, stride, padding, dilation, groups, widest):
+def _tables(of, shape, groups, widest):
     """All that does not depend on the values of the weights, computed once.
 
     Returns
@@ -382,40 +373,27 @@ def _geometry(shape, size, stride, padding, dilation, groups, widest):
     tables : dict
         All attributes of `PreparedConv2d` but the panels.
     """
-    filters, group_channels, kh, kw = shape
+    filters, group_channels, *_ = shape
     channels = groups * group_channels
-    padded = [n + 2 * p for n, p in zip(size, padding, strict=True)]
-    spans = [d * (k - 1) + 1 for d, k in zip(dilation, (kh, kw), strict=True)]
-    if padded[0] < spans[0] or padded[1] < spans[1]:
-        raise ValueError(
-            f"prepare_conv2d: the kernel covers {spans[0]} x {spans[1]} pixels, "
-            f"the padded image has {padded[0]} x {padded[1]}"
-        )
-    oh, ow = ((n - span) // s + 1 for n, span, s in zip(padded, spans, stride, strict=True))
-    row = padded[1] * channels
-    taps = (
-        (np.arange(kh) * dilation[0] * row)[:, None, None]
-        + (np.arange(kw) * dilation[1] * channels)[:, None]
-        + np.arange(group_channels)
-    )  # (kh, kw, C / groups)
-    pixels = (np.arange(oh) * stride[0] * row)[:, None] + np.arange(ow) * stride[1] * channels
-    places = np.arange(taps.size).reshape(group_channels, kh * kw).T  # (kh * kw, C / groups)
+    pixels, taps = of.places(channels)
+    taps = np.add.outer(taps, np.arange(group_channels))  # (kh * kw, C / groups)
+    places = np.arange(taps.size).reshape(group_channels, of.taps).T  # (kh * kw, C / groups)
     table, floats = _panels_of(filters, groups, group_channels, taps.size, widest)
     depthwise = groups == channels == filters
     tables = {
-        "input_shape": (*size, channels),
-        "output_shape": (oh, ow, filters),
-        "padding": padding,
+        "input_shape": (*of.size, channels),
+        "output_shape": (*of.out_size, filters),
+        "windows": of,
         "table": table,
         "taps": taps.reshape(-1).astype(np.int64),
-        "pixels": pixels.reshape(-1).astype(np.int64),
-        "image_stride": padded[0] * row,
+        "pixels": pixels.astype(np.int64),
+        "image_stride": math.prod(of.padded_size) * channels,
         "depthwise": depthwise,
         # Without padding they are read where they are; only that the last load of a depth-wise
         # image must not go beyond it.
-        "copies": padding != (0, 0) or (depthwise and channels % FLOATS > 0),
-        "together": -(-10 * _TOGETHER // (oh * ow)),
-        "work": floats * oh * ow,
+        "copies": of.padding != (0, 0) or (depthwise and channels % FLOATS > 0),
+        "together": -(-10 * _TOGETHER // len(pixels)),
+        "work": floats * len(pixels),
     }
     return places.reshape(-1).astype(np.int64), floats, tables
 
@@ -457,7 +435,7 @@ def conv2d(prepared, x, out=None, workspace=None):
     out = out_array("conv2d", out, (images, *prepared.output_shape))
     if out.size == 0:
         return out
-    tasks = _tasks_for(images * prepared.work)
+    tasks = threads.tasks_for(images * prepared.work / _SPEED)
     needed = prepared.workspace_floats(images, tasks)
     if workspace is None:
         workspace = empty(needed, np.float32)
@@ -470,7 +448,7 @@ def conv2d(prepared, x, out=None, workspace=None):
     slot = (needed - FLOATS) // tasks if prepared.copies else 0
     source = for_kernel(x).reshape(-1)
     copying, tables = conv2d_arguments(prepared)
-    arguments = prepared.copies, source, workspace, copying, tables, out.reshape(-1)
+    arguments = source, workspace, copying, tables, out.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):  # as compiled code, when the JIT is off
         parallel.share_out(_conv2d, parallel.shares(items, tasks), slot, *arguments)
     return out
@@ -481,23 +459,38 @@ def conv2d_reference(x, weight, stride=(1, 1), padding=(0, 0), dilation=(1, 1), 
 
     x : (N, H, W, C), weight : (O, C / groups, kh, kw)
     """
-    filters, group_channels, kh, kw = weight.shape
-    spans = [d * (k - 1) + 1 for d, k in zip(dilation, (kh, kw), strict=True)]
-    x = np.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
-    image = x.reshape(*x.shape[:3], groups, group_channels)  # (N, H', W', G, C / G)
-    oh, ow = ((n - span) // s + 1 for n, span, s in zip(x.shape[1:3], spans, stride, strict=True))
-    total = np.zeros((len(x), oh, ow, groups, filters // groups), x.dtype)
-    grouped = weight.reshape(groups, filters // groups, group_channels, kh, kw)
+    filters, group_channels, *kernel_size = weight.shape
+    of = windows("conv2d_reference", x.shape[1:3], kernel_size, stride, padding, dilation)
+    grouped = weight.reshape(groups, filters // groups, group_channels, *kernel_size)
+    total = np.zeros((len(x), *of.out_size, groups, filters // groups), x.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
-        for ky in range(kh):
-            for kx in range(kw):
-                top, left = ky * dilation[0], kx * dilation[1]
-                bottom, right = top + (oh - 1) * stride[0] + 1, left + (ow - 1) * stride[1] + 1
-                seen = image[:, top : bottom : stride[0], left : right : stride[1]]
-                for c in range(group_channels):
-                    # (N, OH, OW, G, 1) * (G, O / G)
-                    total += seen[..., c : c + 1] * grouped[:, :, c, ky, kx]
-    return total.reshape(len(x), oh, ow, filters)
+        for ky, kx, seen in of.views(with_border(x, padding)):
+            seen = seen.reshape(*total.shape[:4], group_channels)
+            for c in range(group_channels):
+                # (N, OH, OW, G, 1) * (G, O / G)
+                total += seen[..., c : c + 1] * grouped[:, :, c, ky, kx]
+    return total.reshape(len(x), *of.out_size, filters)
+
+
+class Copying(NamedTuple):
+    """Whether and how images are copied with their padding; as in `PreparedConv2d`."""
+
+    windows: Windows
+    channels: int
+    together: int
+    copies: bool
+
+
+class Tables(NamedTuple):
+    """What `sums` reads of prepared weights; as in `PreparedConv2d`."""
+
+    panels: np.ndarray
+    table: np.ndarray
+    taps: np.ndarray
+    pixels: np.ndarray
+    image_stride: int
+    outputs: int
+    depthwise: bool
 
 
 def conv2d_arguments(prepared):
@@ -505,30 +498,27 @@ def conv2d_arguments(prepared):
 
     Returns
     -------
-    copying : tuple
+    Copying
         For `pad_images`.
-    tables : tuple
+    Tables
         For `sums`.
     """
-    height, width, channels = prepared.input_shape
-    copying = height, width, channels, *prepared.padding, prepared.together
-    tables = (
-        prepared.panels, prepared.table, prepared.taps, prepared.pixels, prepared.image_stride,
-        prepared.output_shape[-1], prepared.depthwise,
+    channels, outputs = prepared.input_shape[-1], prepared.output_shape[-1]
+    return (
+        Copying(prepared.windows, channels, prepared.together, prepared.copies),
+        Tables(
+            prepared.panels, prepared.table, prepared.taps, prepared.pixels,
+            prepared.image_stride, outputs, prepared.depthwise,
+        ),
     )  # fmt: skip
-    return copying, tables
-
-
-def _tasks_for(multiplications):
-    return max(1, min(threads.count(), multiplications // _GRAIN))
 
 
 @kernel(allocates=False)
-def _conv2d(first, end, task, size, copies, source, workspace, copying, tables, out):
+def _conv2d(first, end, task, size, source, workspace, copying, tables, out):
     """Output pixels first to end - 1, counted through all images."""
     slot = task * size
-    per_image, image_stride, outputs, together = len(tables[3]), tables[4], tables[5], copying[5]
-    if not copies:
+    per_image, outputs, together = len(tables.pixels), tables.outputs, copying.together
+    if not copying.copies:
         sums(first, end, source, np.int64(0), out, first * outputs, tables)
         return
     # A few images at a time are copied and used while they are in cache.
@@ -536,7 +526,7 @@ def _conv2d(first, end, task, size, copies, source, workspace, copying, tables, 
         after = min(image + together, (end - 1) // per_image + 1)
         pad_images(source, image, after, workspace, slot, copying)
         start, stop = max(first, image * per_image), min(end, after * per_image)
-        base = slot - image * image_stride
+        base = slot - image * tables.image_stride
         sums(start, stop, workspace, base, out, start * outputs, tables)
 
 
@@ -551,17 +541,16 @@ def pad_images(source, first, end, workspace, slot, copying):
     workspace : float32
         With room for ``end - first`` times the prepared convolution's ``image_stride``.
     slot : int
-    copying : tuple
-        From `conv2d_arguments`.
+    copying : Copying
     """
-    height, width, channels, top, left, _ = copying
-    margin, inside = left * channels, width * channels
-    border = top * (inside + 2 * margin)
-    at, place = slot, first * height * inside
+    of, channels = copying.windows, copying.channels
+    margin, inside = of.left * channels, of.width * channels
+    border = of.top * (inside + 2 * margin)
+    at, place = slot, first * of.height * inside
     for _ in range(first, end):
         _fill_zero(workspace, at, border)
         at += border
-        for _ in range(height):
+        for _ in range(of.height):
             _fill_zero(workspace, at, margin)
             _copy(source, place, workspace, at + margin, inside)
             _fill_zero(workspace, at + margin + inside, margin)
@@ -696,7 +685,7 @@ def signs_matmul(prepared, words, out=None, workspace=None):
     if out.size == 0:
         return out
     stride = _row_floats(row_words)
-    tasks = min(_tasks_for(rows * len(prepared.panels)), rows)
+    tasks = min(threads.tasks_for(rows * len(prepared.panels) / _SPEED), rows)
     needed = tasks * _TOGETHER * stride
     if workspace is None:
         workspace = empty(needed, np.float32)
@@ -706,10 +695,8 @@ def signs_matmul(prepared, words, out=None, workspace=None):
             f"got {workspace.dtype} of shape {workspace.shape}"
         )
     scratch = workspace[:needed]
-    tables = (
-        prepared.panels, prepared.table, prepared.order, _ONE_PIXEL, stride, prepared.outputs,
-        False,
-    )  # fmt: skip
+    weights = prepared.panels, prepared.table, prepared.order
+    tables = Tables(*weights, _ONE_PIXEL, stride, prepared.outputs, False)
     arguments = for_kernel(words).reshape(-1), row_words, scratch, tables, out.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):
         parallel.share_out(_signs_matmul, parallel.shares(rows, tasks), *arguments)
@@ -745,7 +732,7 @@ def signs_matmul_reference(words, weight, order=None):
 @kernel(allocates=False)
 def _signs_matmul(first, end, task, words, row_words, scratch, tables, out):
     """Rows first to end - 1: a few at a time become floats +1 and -1."""
-    stride, outputs = tables[4], tables[5]
+    stride, outputs = tables.image_stride, tables.outputs
     slot = task * _TOGETHER * stride
     for start in range(first, end, _TOGETHER):
         stop = min(start + _TOGETHER, end)
@@ -807,8 +794,7 @@ def sums(first, end, source, base, out, to, tables):
         Pixel ``first`` is written to ``out[to]`` and the following, with one float a filter; the
         other pixels follow it.
     to : int
-    tables : tuple
-        From `conv2d_arguments`.
+    tables : Tables
     """
     panels, table, taps, pixels, image_stride, outputs, depthwise = tables
     per_image = len(pixels)
@@ -827,28 +813,27 @@ def sums(first, end, source, base, out, to, tables):
                 a3, image, pixel = _where(image, pixel, more > 3, place)
                 a4, image, pixel = _where(image, pixel, more > 4, place)
                 a5, image, pixel = _where(image, pixel, more > 5, place)
-                t0 = to + (i - first) * outputs + filter_
-                t1, t2 = t0 + min(more, 1) * outputs, t0 + min(more, 2) * outputs
-                t3, t4 = t0 + min(more, 3) * outputs, t0 + min(more, 4) * outputs
-                t5 = t0 + min(more, 5) * outputs
+                places = a0, a1, a2, a3, a4, a5
+                t0, last = to + (i - first) * outputs + filter_, min(more, 5)
+                targets = (
+                    t0, t0 + min(last, 1) * outputs, t0 + min(last, 2) * outputs,
+                    t0 + min(last, 3) * outputs, t0 + min(last, 4) * outputs, t0 + last * outputs,
+                )  # fmt: skip
                 if depthwise:
-                    s = _six_depthwise(source, a0, a1, a2, a3, a4, a5, taps, panels, q)
-                    _put_narrow(out, t0, t1, t2, t3, t4, t5, s, count)
+                    tile = _channelwise(six(zero_floats()), places, source, taps, panels, q)
+                    store_tile(tile, targets, out, count)
                 elif width == _NARROW and more == 0:
-                    store_first(out, t0, _one_by_narrow(source, a0, taps, panels, q), count)
+                    tile = _dense((zero_floats(),), (a0,), source, taps, panels, q)
+                    store_tile(tile, (t0,), out, count)
                 elif width == _NARROW:
-                    s = _six_by_narrow(source, a0, a1, a2, a3, a4, a5, taps, panels, q)
-                    _put_narrow(out, t0, t1, t2, t3, t4, t5, s, count)
+                    tile = _dense(six(zero_floats()), places, source, taps, panels, q)
+                    store_tile(tile, targets, out, count)
                 elif more == 0:
-                    store_four(out, t0, _one_by_wide(source, a0, taps, panels, q), count)
+                    tile = _dense((zeros(_WIDE),), (a0,), source, taps, panels, q)
+                    store_tile(tile, (t0,), out, count)
                 else:
-                    s = _six_by_wide(source, a0, a1, a2, a3, a4, a5, taps, panels, q)
-                    store_four(out, t0, s[0:4], count)
-                    store_four(out, t1, s[4:8], count)
-                    store_four(out, t2, s[8:12], count)
-                    store_four(out, t3, s[12:16], count)
-                    store_four(out, t4, s[16:20], count)
-                    store_four(out, t5, s[20:24], count)
+                    tile = _dense(six(zeros(_WIDE)), places, source, taps, panels, q)
+                    store_tile(tile, targets, out, count)
 
 
 @inlined
@@ -863,130 +848,18 @@ def _where(image, pixel, more, place):
 
 
 @inlined
-def _six_by_wide(source, a0, a1, a2, a3, a4, a5, taps, panels, q):
-    """The sums of 6 pixels with 64 filters."""
-    s00, s01, s02, s03 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
-    s10, s11, s12, s13 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
-    s20, s21, s22, s23 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
-    s30, s31, s32, s33 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
-    s40, s41, s42, s43 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
-    s50, s51, s52, s53 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
+def _dense(tile, places, source, taps, panels, q):
+    """The sums of some pixels with the filters of a panel."""
     for j in range(len(taps)):
-        k = taps[j]
-        w0, w1 = load(panels, q), load(panels, q + 16)
-        w2, w3 = load(panels, q + 32), load(panels, q + 48)
-        x = load_splat(source, a0 + k)
-        s00 += x * w0
-        s01 += x * w1
-        s02 += x * w2
-        s03 += x * w3
-        x = load_splat(source, a1 + k)
-        s10 += x * w0
-        s11 += x * w1
-        s12 += x * w2
-        s13 += x * w3
-        x = load_splat(source, a2 + k)
-        s20 += x * w0
-        s21 += x * w1
-        s22 += x * w2
-        s23 += x * w3
-        x = load_splat(source, a3 + k)
-        s30 += x * w0
-        s31 += x * w1
-        s32 += x * w2
-        s33 += x * w3
-        x = load_splat(source, a4 + k)
-        s40 += x * w0
-        s41 += x * w1
-        s42 += x * w2
-        s43 += x * w3
-        x = load_splat(source, a5 + k)
-        s50 += x * w0
-        s51 += x * w1
-        s52 += x * w2
-        s53 += x * w3
-        q += _WIDE
-    return (
-        s00, s01, s02, s03, s10, s11, s12, s13, s20, s21, s22, s23,
-        s30, s31, s32, s33, s40, s41, s42, s43, s50, s51, s52, s53,
-    )  # fmt: skip
+        tile = add_products(tile, places, source, taps[j], load_like(panels, q, tile[0]))
+        q += len(tile[0])
+    return tile
 
 
 @inlined
-def _one_by_wide(source, a, taps, panels, q):
-    s0, s1, s2, s3 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
-    for j in range(len(taps)):
-        x = load_splat(source, a + taps[j])
-        s0 += x * load(panels, q)
-        s1 += x * load(panels, q + 16)
-        s2 += x * load(panels, q + 32)
-        s3 += x * load(panels, q + 48)
-        q += _WIDE
-    return s0, s1, s2, s3
-
-
-@inlined
-def _six_by_narrow(source, a0, a1, a2, a3, a4, a5, taps, panels, q):
-    """The same for 16 filters."""
-    s0, s1, s2 = zero_floats(), zero_floats(), zero_floats()
-    s3, s4, s5 = zero_floats(), zero_floats(), zero_floats()
-    for j in range(len(taps)):
-        k = taps[j]
-        w = load(panels, q)
-        s0 += load_splat(source, a0 + k) * w
-        s1 += load_splat(source, a1 + k) * w
-        s2 += load_splat(source, a2 + k) * w
-        s3 += load_splat(source, a3 + k) * w
-        s4 += load_splat(source, a4 + k) * w
-        s5 += load_splat(source, a5 + k) * w
-        q += _NARROW
-    return s0, s1, s2, s3, s4, s5
-
-
-@inlined
-def _one_by_narrow(source, a, taps, panels, q):
-    s = zero_floats()
-    for j in range(len(taps)):
-        s += load_splat(source, a + taps[j]) * load(panels, q)
-        q += _NARROW
-    return s
-
-
-@inlined
-def _six_depthwise(source, a0, a1, a2, a3, a4, a5, taps, panels, q):
+def _channelwise(tile, places, source, taps, panels, q):
     """The same for 16 channels with a filter each."""
-    s0, s1, s2 = zero_floats(), zero_floats(), zero_floats()
-    s3, s4, s5 = zero_floats(), zero_floats(), zero_floats()
     for j in range(len(taps)):
-        k = taps[j]
-        w = load(panels, q)
-        s0 += load(source, a0 + k) * w
-        s1 += load(source, a1 + k) * w
-        s2 += load(source, a2 + k) * w
-        s3 += load(source, a3 + k) * w
-        s4 += load(source, a4 + k) * w
-        s5 += load(source, a5 + k) * w
+        tile = add_lane_products(tile, places, source, taps[j], load(panels, q))
         q += _NARROW
-    return s0, s1, s2, s3, s4, s5
-
-
-@inlined
-def _put_narrow(out, t0, t1, t2, t3, t4, t5, s, count):
-    s0, s1, s2, s3, s4, s5 = s
-    if count == _NARROW:
-        store(out, t0, s0)
-        store(out, t1, s1)
-        store(out, t2, s2)
-        store(out, t3, s3)
-        store(out, t4, s4)
-        store(out, t5, s5)
-    else:
-        store_first(out, t0, s0, count)
-        store_first(out, t1, s1, count)
-        store_first(out, t2, s2, count)
-        store_first(out, t3, s3, count)
-        store_first(out, t4, s4, count)
-        store_first(out, t5, s5, count)
-
-
-# ------------------------------------------------------------------------------------------- checks
+    return tile

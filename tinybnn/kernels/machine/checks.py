@@ -52,14 +52,6 @@ def check_vector(function, name, array, dtype, channels):
         )
 
 
-def pair(function, name, pair, least):
-    """Two integers as a tuple, or a ValueError if one is below ``least``."""
-    pair = tuple(pair)
-    if len(pair) != 2 or min(pair) < least:
-        raise ValueError(f"{function}: {name} must be two integers >= {least}, got {pair}")
-    return int(pair[0]), int(pair[1])
-
-
 def check_groups(function, channels, filters, groups):
     """A ValueError unless ``groups`` divides the channels of the input and of the output."""
     if channels < 1:
@@ -75,18 +67,6 @@ def check_padding_mode(function, mode):
     """A ValueError unless ``mode`` is one that is exact on bits."""
     if mode not in ("zeros", "ones"):
         raise ValueError(f'{function}: padding_mode must be "zeros" or "ones", got {mode!r}')
-
-
-def output_size(function, size, kernel_size, stride, padding, dilation):
-    """Height and width after a window has slid over an image; a ValueError if it does not fit."""
-    spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
-    padded = [n + 2 * p for n, p in zip(size, padding, strict=True)]
-    if min(kernel_size) < 1 or padded[0] < spans[0] or padded[1] < spans[1]:
-        raise ValueError(
-            f"{function}: the kernel covers {spans[0]} x {spans[1]} pixels, "
-            f"the padded image has {padded[0]} x {padded[1]}"
-        )
-    return tuple((n - span) // s + 1 for n, span, s in zip(padded, spans, stride, strict=True))
 
 
 def out_array(function, out, shape, dtype=np.float32):

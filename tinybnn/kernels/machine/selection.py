@@ -34,10 +34,24 @@ def next_four(index):
 @intrinsic
 def _look_up(typing, table, index):
     def generate(context, builder, signature, arguments):
-        pick = _pick_of_16 if "avx512f" in cpu_features() else _pick_of_8
         return pick(builder, *arguments)
 
     return table(table, index), generate
+
+
+def pick(builder, table, index):
+    """The entries of a table of 16 floats that the lowest four bits of each lane name."""
+    of_16 = _pick_of_16 if "avx512f" in cpu_features() else _pick_of_8
+    parts = []
+    for first in range(0, index.type.count, 16):
+        lanes = ir.VectorType(ir.IntType(32), 16)(list(range(first, first + 16)))
+        parts.append(of_16(builder, table, builder.shuffle_vector(index, index, lanes)))
+    while len(parts) > 1:  # side by side
+        count = 2 * parts[0].type.count
+        lanes = ir.VectorType(ir.IntType(32), count)(list(range(count)))
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        parts = [builder.shuffle_vector(*pair, lanes) for pair in pairs]
+    return parts[0]
 
 
 def _pick_of_16(builder, table, index):
@@ -97,7 +111,7 @@ def or_where(integers, value, bits):
 
 def add_where(floats, value, bits):
     """floats + value in lane i if bit i of the uint64 ``bits`` is 1; elsewhere floats."""
-    return np.where(_lanes_set(bits), floats + value, floats)
+    return np.where(_lanes_set(bits, len(floats)), floats + value, floats)
 
 
 def nonzero(floats):
@@ -116,15 +130,15 @@ def count_ones(bits):
     return int(bits).bit_count()
 
 
-def _lanes_set(bits):
+def _lanes_set(bits, lanes=FLOATS):
     """1 in each lane whose bit is 1."""
-    return (int(bits) % 2**FLOATS >> np.arange(FLOATS) & 1).astype(np.int32)
+    return (np.uint64(bits) >> np.arange(lanes, dtype=np.uint64) & np.uint64(1)).astype(np.int32)
 
 
-def _mask(builder, bits):
-    """The lowest 16 bits of a word as a vector of conditions."""
-    low = builder.trunc(bits, ir.IntType(FLOATS))
-    return builder.bitcast(low, ir.VectorType(ir.IntType(1), FLOATS))
+def _mask(builder, bits, lanes=FLOATS):
+    """The lowest bits of a word as a vector of conditions."""
+    low = bits if lanes == 64 else builder.trunc(bits, ir.IntType(lanes))
+    return builder.bitcast(low, ir.VectorType(ir.IntType(1), lanes))
 
 
 @intrinsic
@@ -142,7 +156,7 @@ def _add_where(typing, floats, value, bits):
     def generate(context, builder, signature, arguments):
         floats_value, value_value, bits_value = arguments
         added = builder.fadd(floats_value, value_value)
-        return builder.select(_mask(builder, bits_value), added, floats_value)
+        return builder.select(_mask(builder, bits_value, floats.lanes), added, floats_value)
 
     return floats(floats, value, bits), generate
 

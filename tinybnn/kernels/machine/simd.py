@@ -2,7 +2,8 @@
 
 A vector is a handful of *lanes* that one instruction works on: ``words`` are 8 lanes of uint64 (512
 signs), ``integers`` and ``floats`` 16 lanes of int32 and float32, ``blocks`` 128 lanes of float32:
-as many registers as keep an adder busy. A kernel written with the words below reads like the loop
+as many registers as keep an adder busy. `zeros` and `load_like` make vectors of any width, which
+LLVM splits into registers. A kernel written with the words below reads like the loop
 it replaces::
 
     total = zero_words()
@@ -92,6 +93,16 @@ def _vector_of(array):
     return None
 
 
+def _is_vector_of(element, vector):
+    return isinstance(vector, _Vector) and vector.element == element
+
+
+def _holds_lanes(array, vector):
+    """Whether a vector type can be loaded from and stored to an array type."""
+    of = _vector_of(array)
+    return of is not None and isinstance(vector, _Vector) and of.element == vector.element
+
+
 # ------------------------------------------------------------------------- loading and storing
 
 
@@ -99,6 +110,16 @@ def load(array, index):
     """The lanes array[index], array[index + 1], ... of a contiguous 1-D array."""
     lanes = {np.uint64: WORDS, np.int32: INTEGERS, np.float32: FLOATS}[array.dtype.type]
     return array[index : index + lanes].copy()
+
+
+def load_like(array, index, vector):
+    """As many lanes as a vector (of any element) has: array[index], array[index + 1], ..."""
+    return array[index : index + len(vector)].copy()
+
+
+def entry(array, index):
+    """array[index], where the index is not negative; Numba would ask at each."""
+    return array[index]
 
 
 def load_splat(array, index):
@@ -128,26 +149,38 @@ def store_first(array, index, vector, count):
     array[index : index + count] = vector[:count]
 
 
-@inlined
-def store_four(array, index, vectors, count):
-    """The first ``count`` lanes of four vectors of 16 lanes, one behind the other."""
-    v0, v1, v2, v3 = vectors
-    if count >= 4 * FLOATS:
-        store(array, index, v0)
-        store(array, index + 16, v1)
-        store(array, index + 32, v2)
-        store(array, index + 48, v3)
-    else:  # what is behind them belongs to others
-        store_first(array, index, v0, count)
-        store_first(array, index + 16, v1, count - 16)
-        store_first(array, index + 32, v2, count - 32)
-        store_first(array, index + 48, v3, count - 48)
+@overload(len)
+def _compiled_len(vector):
+    if isinstance(vector, _Vector):
+        lanes = vector.lanes
+        return lambda vector: lanes
+
+
+def add_first(array, index, vector, count):
+    """Add the first ``count`` lanes to what is there; the memory behind them is not touched."""
+    count = min(max(count, 0), len(vector))
+    array[index : index + count] += vector[:count]
 
 
 def splat(value):
     """A vector with the same uint64 or float32 in every lane."""
     lanes = WORDS if isinstance(value, np.uint64) else FLOATS
     return np.full(lanes, value)
+
+
+def splat_like(value, vector):
+    """The same number in as many lanes as a vector of such numbers has."""
+    return np.full(len(vector), value)
+
+
+def zeros(lanes):
+    """A vector of float32 0 in as many lanes as a constant says."""
+    return np.zeros(lanes, np.float32)
+
+
+def zero_counts(lanes):
+    """A vector of uint64 0 in as many lanes as a constant says."""
+    return np.zeros(lanes, np.uint64)
 
 
 def zero_words():
@@ -160,9 +193,16 @@ def zero_floats():
     return np.zeros(FLOATS, np.float32)
 
 
-def _address(context, builder, array_type, array, index, vector):
+def element_address(context, builder, array_type, array, index):
+    """A pointer to an element of an array."""
     data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), _llvm(vector).as_pointer())
+    return builder.gep(data, [index])
+
+
+def address(context, builder, array_type, array, index, vector):
+    """A pointer to as many elements, from ``index`` on, as a vector type has lanes."""
+    pointer = element_address(context, builder, array_type, array, index)
+    return builder.bitcast(pointer, _llvm(vector).as_pointer())
 
 
 @intrinsic
@@ -170,10 +210,51 @@ def _load(typing, array, index):
     vector = _vector_of(array)
 
     def generate(context, builder, signature, arguments):
-        pointer = _address(context, builder, array, *arguments, vector)
+        pointer = address(context, builder, array, *arguments, vector)
         return builder.load(pointer, align=vector.element.bitwidth // 8)
 
     return vector(array, types.intp), generate
+
+
+@intrinsic
+def _load_like(typing, array, index, vector):
+    loaded = _Vector(array.dtype, vector.lanes)
+
+    def generate(context, builder, signature, arguments):
+        pointer = address(context, builder, array, *arguments[:2], loaded)
+        return builder.load(pointer, align=loaded.element.bitwidth // 8)
+
+    return loaded(array, types.intp, vector), generate
+
+
+@intrinsic
+def _entry(typing, array, index):
+    def generate(context, builder, signature, arguments):
+        return builder.load(element_address(context, builder, array, *arguments))
+
+    return array.dtype(array, types.intp), generate
+
+
+def _compile_zeros(function, element):
+    """Let ``function(lanes)`` of a constant compile to a vector of zeros."""
+
+    @intrinsic(prefer_literal=True)
+    def zeros_of(typing, lanes):
+        vector = _Vector(element, lanes.literal_value)
+
+        def generate(context, builder, signature, arguments):
+            return ir.Constant(_llvm(vector), [0] * vector.lanes)
+
+        return vector(lanes), generate
+
+    @overload(function, prefer_literal=True)
+    def compiled(lanes):
+        if isinstance(lanes, types.IntegerLiteral):
+            return lambda lanes: zeros_of(lanes)
+
+
+_compile_zeros(zeros, types.float32)
+_compile_zeros(zero_counts, types.uint64)
 
 
 @intrinsic
@@ -181,9 +262,8 @@ def _load_splat(typing, array, index):
     vector = _vector_of(array)
 
     def generate(context, builder, signature, arguments):
-        array_value, index_value = arguments
-        data = cgutils.create_struct_proxy(array)(context, builder, array_value).data
-        return _everywhere(builder, builder.load(builder.gep(data, [index_value])), vector.lanes)
+        element = builder.load(element_address(context, builder, array, *arguments))
+        return everywhere(builder, element, vector.lanes)
 
     return vector(array, types.intp), generate
 
@@ -220,7 +300,7 @@ def _load_bytes(typing, array, index):
 @intrinsic
 def _store(typing, array, index, vector):
     def generate(context, builder, signature, arguments):
-        pointer = _address(context, builder, array, *arguments[:2], vector)
+        pointer = address(context, builder, array, *arguments[:2], vector)
         builder.store(arguments[2], pointer, align=vector.element.bitwidth // 8)
         return context.get_dummy_value()
 
@@ -230,26 +310,50 @@ def _store(typing, array, index, vector):
 @intrinsic
 def _store_first(typing, array, index, vector, count):
     def generate(context, builder, signature, arguments):
-        array_value, index_value, value, count_value = arguments
-        pointer = _address(context, builder, array, array_value, index_value, vector)
-        numbers = ir.Constant(
-            ir.VectorType(ir.IntType(64), vector.lanes), list(range(vector.lanes))
-        )
-        mask = builder.icmp_signed("<", numbers, _everywhere(builder, count_value, vector.lanes))
-        align = ir.Constant(ir.IntType(32), vector.element.bitwidth // 8)
-        operands = [value, pointer, align, mask]
-        kind = ir.FunctionType(ir.VoidType(), [operand.type for operand in operands])
-        element = (
-            "f32" if isinstance(vector.element, types.Float) else f"i{vector.element.bitwidth}"
-        )
-        name = f"llvm.masked.store.v{vector.lanes}{element}.p0"
-        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), operands)
+        pointer = address(context, builder, array, *arguments[:2], vector)
+        emit_store_first(builder, arguments[2], pointer, arguments[3])
         return context.get_dummy_value()
 
     return types.void(array, types.intp, vector, types.intp), generate
 
 
-def _everywhere(builder, value, lanes):
+def emit_store_first(builder, value, pointer, count):
+    """Store the first ``count`` lanes of a vector; the memory behind them is not touched."""
+    name, align, mask = _masked(builder, value.type, count)
+    call_llvm(builder, f"llvm.masked.store.{name}", ir.VoidType(), value, pointer, align, mask)
+
+
+def _masked(builder, kind, count):
+    """How LLVM names a type and pointers to it, its alignment, and which lanes are the first."""
+    lanes, element = kind.count, kind.element
+    numbers = ir.Constant(ir.VectorType(ir.IntType(64), lanes), list(range(lanes)))
+    mask = builder.icmp_signed("<", numbers, everywhere(builder, count, lanes))
+    is_float = isinstance(element, ir.FloatType)
+    name = f"v{lanes}{'f32' if is_float else f'i{element.width}'}.p0"
+    return name, ir.IntType(32)(4 if is_float else element.width // 8), mask
+
+
+@intrinsic
+def _add_first(typing, array, index, vector, count):
+    def generate(context, builder, signature, arguments):
+        value, pointer = arguments[2], address(context, builder, array, *arguments[:2], vector)
+        name, align, mask = _masked(builder, value.type, arguments[3])
+        operands = pointer, align, mask, ir.Constant(value.type, None)
+        there = call_llvm(builder, f"llvm.masked.load.{name}", value.type, *operands)
+        sums = builder.fadd(there, value)
+        call_llvm(builder, f"llvm.masked.store.{name}", ir.VoidType(), sums, pointer, align, mask)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector, types.intp), generate
+
+
+@overload(add_first)
+def _compiled_add_first(array, index, vector, count):
+    if _holds_lanes(array, vector):
+        return lambda array, index, vector, count: _add_first(array, index, vector, count)
+
+
+def everywhere(builder, value, lanes):
     """A scalar in each lane."""
     undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
@@ -263,15 +367,40 @@ def _splat(typing, value):
     vector = _words if value == types.uint64 else _floats
 
     def generate(context, builder, signature, arguments):
-        return _everywhere(builder, arguments[0], vector.lanes)
+        return everywhere(builder, arguments[0], vector.lanes)
 
     return vector(value), generate
+
+
+@intrinsic
+def _splat_like(typing, value, vector):
+    def generate(context, builder, signature, arguments):
+        return everywhere(builder, arguments[0], vector.lanes)
+
+    return vector(value, vector), generate
+
+
+@overload(splat_like)
+def _compiled_splat_like(value, vector):
+    if _is_vector_of(value, vector):
+        return lambda value, vector: _splat_like(value, vector)
 
 
 @overload(load)
 def _compiled_load(array, index):
     if _vector_of(array):
         return lambda array, index: _load(array, index)
+
+
+@overload(load_like)
+def _compiled_load_like(array, index, vector):
+    if _vector_of(array) and isinstance(vector, _Vector):
+        return lambda array, index, vector: _load_like(array, index, vector)
+
+
+@overload(entry)
+def _compiled_entry(array, index):
+    return lambda array, index: _entry(array, index)
 
 
 @overload(load_splat)
@@ -294,13 +423,13 @@ def _compiled_load_bytes(array, index):
 
 @overload(store)
 def _compiled_store(array, index, vector):
-    if _vector_of(array) == vector:
+    if _holds_lanes(array, vector):
         return lambda array, index, vector: _store(array, index, vector)
 
 
 @overload(store_first)
 def _compiled_store_first(array, index, vector, count):
-    if _vector_of(array) == vector:
+    if _holds_lanes(array, vector):
         return lambda array, index, vector, count: _store_first(array, index, vector, count)
 
 
@@ -329,8 +458,8 @@ def _instruction(name, vector):
     return f"f{name}" if is_float and name in ("add", "sub", "mul", "div") else name
 
 
-def _add_operator(function, name, vectors):
-    """Let ``function`` (an operator) work on two vectors of one of the types."""
+def _add_operator(function, name, elements):
+    """Let ``function`` (an operator) work on two vectors of one width, of one of the elements."""
 
     @intrinsic
     def emit(typing, a, b):
@@ -340,23 +469,28 @@ def _add_operator(function, name, vectors):
         return a(a, b), generate
 
     def compiled(a, b):
-        if a in vectors and a == b:
+        if isinstance(a, _Vector) and a == b and a.element in elements:
             return lambda a, b: emit(a, b)
 
     overload(function)(compiled)
 
 
-for _symbol, _name, _vectors in (
-    ("add", "add", (_words, _integers, _floats, _blocks)),
-    ("sub", "sub", (_words, _integers, _floats, _blocks)),
-    ("mul", "mul", (_floats, _blocks)),
-    ("truediv", "div", (_blocks,)),
-    ("xor", "xor", (_words,)),
-    ("and_", "and_", (_words,)),
-    ("or_", "or_", (_words,)),
+_NUMBERS, _BITS, _REALS = (
+    (types.uint64, types.int32, types.float32),
+    (types.uint64,),
+    (types.float32,),
+)
+for _symbol, _name, _elements in (
+    ("add", "add", _NUMBERS),
+    ("sub", "sub", _NUMBERS),
+    ("mul", "mul", _REALS),
+    ("truediv", "div", _REALS),
+    ("xor", "xor", _BITS),
+    ("and_", "and_", _BITS),
+    ("or_", "or_", _BITS),
 ):
-    _add_operator(getattr(operator, _symbol), _name, _vectors)
-    _add_operator(getattr(operator, f"i{_symbol}".rstrip("_")), _name, _vectors)
+    _add_operator(getattr(operator, _symbol), _name, _elements)
+    _add_operator(getattr(operator, f"i{_symbol}".rstrip("_")), _name, _elements)
 
 
 def popcount(words):
@@ -378,7 +512,7 @@ def _popcount(typing, words):
 
 @overload(popcount)
 def _compiled_popcount(words):
-    if words == _words:
+    if _is_vector_of(types.uint64, words):
         return lambda words: _popcount(words)
 
 
@@ -413,28 +547,53 @@ def _compiled_total(floats):
         return lambda floats: _total(floats)
 
 
-def interleave(even, odd):
-    """Integers from low halves of words: lane 2 i is lane i of ``even``, 2 i + 1 of ``odd``."""
-    return np.stack([even, odd], axis=1).astype(np.int32).reshape(-1)
+def all_ones(words):
+    """A vector as wide as another one of words, all of whose bits are 1."""
+    return np.full(len(words), 2**64 - 1, np.uint64)
 
 
 @intrinsic
-def _interleave(typing, even, odd):
+def _all_ones(typing, words):
     def generate(context, builder, signature, arguments):
-        even_value, odd_value = arguments
-        lanes = even_value.type.count
-        low = ir.Constant(even_value.type, [2**32 - 1] * lanes)
-        half = ir.Constant(even_value.type, [32] * lanes)
-        both = builder.or_(builder.and_(even_value, low), builder.shl(odd_value, half))
-        return builder.bitcast(both, _llvm(_integers))
+        return ir.Constant(_llvm(words), [2**64 - 1] * words.lanes)
 
-    return _integers(even, odd), generate
+    return words(words), generate
+
+
+@overload(all_ones)
+def _compiled_all_ones(words):
+    if _is_vector_of(types.uint64, words):
+        return lambda words: _all_ones(words)
+
+
+def interleave(words):
+    """Integers from low halves of words: of each 16, 8 in even lanes and 8 in odd."""
+    halves = words.reshape(-1, 2, WORDS)
+    return halves.transpose(0, 2, 1).astype(np.int32).reshape(-1)
+
+
+@intrinsic
+def _interleave(typing, words):
+    def generate(context, builder, signature, arguments):
+        (value,), lanes = arguments, np.arange(words.lanes).reshape(-1, 2, WORDS)
+        even, odd = (
+            ir.Constant(ir.VectorType(ir.IntType(32), words.lanes // 2), half.ravel().tolist())
+            for half in (lanes[:, 0], lanes[:, 1])
+        )
+        low = builder.shuffle_vector(value, value, even)
+        high = builder.shuffle_vector(value, value, odd)
+        ones = ir.Constant(low.type, [2**32 - 1] * low.type.count)
+        half = ir.Constant(low.type, [32] * low.type.count)
+        both = builder.or_(builder.and_(low, ones), builder.shl(high, half))
+        return builder.bitcast(both, _llvm(_Vector(types.int32, words.lanes)))
+
+    return _Vector(types.int32, words.lanes)(words), generate
 
 
 @overload(interleave)
-def _compiled_interleave(even, odd):
-    if even == odd == _words:
-        return lambda even, odd: _interleave(even, odd)
+def _compiled_interleave(words):
+    if _is_vector_of(types.uint64, words):
+        return lambda words: _interleave(words)
 
 
 def at_most(a, b):
@@ -453,7 +612,7 @@ def _at_most(typing, a, b):
 
 @overload(at_most)
 def _compiled_at_most(a, b):
-    if a == b == _integers:
+    if a == b and _is_vector_of(types.int32, a):
         return lambda a, b: _at_most(a, b)
 
 

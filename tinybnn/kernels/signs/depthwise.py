@@ -57,8 +57,6 @@ from tinybnn.kernels.machine.checks import (
     check_padding_mode,
     check_vector,
     out_array,
-    output_size,
-    pair,
 )
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.memory import empty, on_lines
@@ -73,6 +71,7 @@ from tinybnn.kernels.machine.simd import (
     zero_words,
 )
 from tinybnn.kernels.machine.threads import tasks_for
+from tinybnn.kernels.machine.windows import Windows, windows, with_border
 from tinybnn.kernels.signs.bits import pack_reference, unpack, unpack_reference, words_for
 
 MAX_TAPS = 63  # what six bit planes can count
@@ -115,11 +114,7 @@ class Plan(NamedTuple):
         C, and the words of a pixel.
     parts, part_width : int
         Parts of a row, 1 if C is above 32; pixels of a part.
-    height, width, out_height, out_width : int
-    top, left : int
-        Rows and columns of padding before the image.
-    row_step, column_step : int
-        The stride.
+    windows : Windows
     padded : (padded rows * row_words + 8,) uint64
         The padding, with room for the image.
     row_words, phase_words : int
@@ -145,14 +140,7 @@ class Plan(NamedTuple):
     words: int
     parts: int
     part_width: int
-    height: int
-    width: int
-    out_height: int
-    out_width: int
-    top: int
-    left: int
-    row_step: int
-    column_step: int
+    windows: Windows
     padded: np.ndarray
     row_words: int
     phase_words: int
@@ -208,24 +196,15 @@ def prepare(
     """
     weight = np.asarray(weight)
     _check_weight(weight, channels)
-    size, stride = pair("depthwise", "size", size, 1), pair("depthwise", "stride", stride, 1)
-    padding, dilation = (
-        pair("depthwise", "padding", padding, 0),
-        pair("depthwise", "dilation", dilation, 1),
-    )
     check_padding_mode("depthwise", padding_mode)
-    out_height, out_width = output_size(
-        "depthwise", size, weight.shape[:2], stride, padding, dilation
-    )
-    kh, kw, words = weight.shape
-    taps = kh * kw
+    of = windows("depthwise", size, weight.shape[:2], stride, padding, dilation)
+    words, taps, out_width = weight.shape[2], of.taps, of.out_width
     planes = taps.bit_length()
     part_width = -(-out_width // max(1, 64 // channels))
     parts = -(-out_width // part_width)
     padded, row_words, phase_words, offsets, counts, row_class = _places(
-        channels, size, (kh, kw), (out_height, out_width), stride, padding, dilation, padding_mode,
-        parts, part_width,
-    )  # fmt: skip
+        of, channels, padding_mode, parts, part_width
+    )
     classes = len(counts) // out_width
 
     # sum = agreements - disagreements, over the taps that count
@@ -253,9 +232,9 @@ def prepare(
         thresholds, flip = np.tile(thresholds, parts), np.tile(flip, parts)
         levels, flips = _levels(-minus_base.astype(np.int64), thresholds, flip, taps)
     return Plan(
-        channels, words, parts, part_width, *size, out_height, out_width, *padding, *stride,
-        padded, row_words, phase_words, offsets, opposites.reshape(-1), planes, run,
-        row_class, levels, flips, minus_base.reshape(classes, -1),
+        channels, words, parts, part_width, of, padded, row_words, phase_words, offsets,
+        opposites.reshape(-1), planes, run, row_class, levels, flips,
+        minus_base.reshape(classes, -1),
     )  # fmt: skip
 
 
@@ -269,10 +248,7 @@ def _in_parts(pixels, channels, parts):
 
 
 @functools.lru_cache(maxsize=256)  # a layer in training is prepared at each step
-def _places(
-    channels, size, kernel_size, out_size, stride, padding, dilation, padding_mode, parts,
-    part_width,
-):  # fmt: skip
+def _places(of, channels, padding_mode, parts, part_width):
     """What of a plan does not depend on the weights.
 
     Returns
@@ -282,43 +258,32 @@ def _places(
     counts : (classes * out_width, taps) bool
         The taps that count, for each pixel of a row of each class.
     """
-    kh, kw = kernel_size
-    words = words_for(channels)
-    ky, kx = np.divmod(np.arange(kh * kw), kw)
-    column = kx * dilation[1]
-    if parts == 1:
-        phase_width = -(-(size[1] + 2 * padding[1]) // stride[1])
-    else:  # what the filters of a part reach
-        phase_width = part_width + int(column.max()) // stride[1]
+    words, (height, width) = words_for(channels), of.padded_size
+    ky, kx = np.divmod(np.arange(of.taps), of.kernel_width)
+    column, step = kx * of.column_dilation, of.column_stride
+    # All pixels of a phase, or what the filters of a part reach.
+    phase_width = -(-width // step) if parts == 1 else part_width + int(column.max()) // step
     phase_words = phase_width * words
-    row_words = stride[1] * phase_words
-    offsets = ky * dilation[0] * row_words + column % stride[1] * phase_words
-    offsets += column // stride[1] * words
+    row_words = step * phase_words
+    offsets = ky * of.row_dilation * row_words + column % step * phase_words
+    offsets += column // step * words
 
     # Bits of the padding, 0 where the image comes.
-    y = np.arange(size[0] + 2 * padding[0])[:, None, None, None] - padding[0]
-    phase, place = np.arange(stride[1])[:, None, None], np.arange(phase_width)[:, None]
-    x = (np.arange(parts) * part_width + place) * stride[1] + phase - padding[1]
-    outside_rows, outside_columns = (y < 0) | (y >= size[0]), (x < 0) | (x >= size[1])
+    y = np.arange(height)[:, None, None, None] - of.top
+    phase, place = np.arange(step)[:, None, None], np.arange(phase_width)[:, None]
+    x = (np.arange(parts) * part_width + place) * step + phase - of.left
+    outside_rows, outside_columns = (y < 0) | (y >= of.height), (x < 0) | (x >= of.width)
     is_outside = outside_rows | outside_columns  # (rows, phases, places, parts)
     outside = pack_reference(np.ones(channels)) * np.uint64(padding_mode == "ones")
     padded = _in_parts(is_outside[..., None] * outside, channels, parts)
     padded = np.pad(padded.reshape(-1), (0, WORDS))  # the last load is a whole vector
 
-    rows, columns = (
-        _taps_that_count(*axis, padding_mode)
-        for axis in zip(size, out_size, kernel_size, stride, padding, dilation, strict=True)
-    )  # (OH, kh), (OW, kw)
+    # Which taps count, for each output position along an axis: (OH, kh), (OW, kw).
+    rows, columns = (of.inside(axis) | (padding_mode == "ones") for axis in range(2))
     classes, row_class = np.unique(rows, axis=0, return_inverse=True)  # (R, kh)
     counts = classes[:, None, :, None] & columns[:, None, :]  # (R, OW, kh, kw)
-    counts = counts.reshape(-1, kh * kw)
+    counts = counts.reshape(-1, of.taps)
     return padded, row_words, phase_words, offsets, counts, row_class.reshape(-1)
-
-
-def _taps_that_count(size, out, kernel_size, stride, padding, dilation, padding_mode):
-    """Along one axis, for each output position: which taps count. (out, kernel_size) bool"""
-    position = np.arange(out)[:, None] * stride - padding + np.arange(kernel_size) * dilation
-    return ((position >= 0) & (position < size)) | (padding_mode == "ones")
 
 
 def _levels(base, thresholds, flip, taps):
@@ -374,7 +339,7 @@ def conv2d_bits(plan, x, out=None):
     """
     if not len(plan.not_levels):
         raise ValueError("depthwise: the plan has no thresholds; give them to prepare")
-    shape = (plan.out_height, plan.out_width, plan.words)
+    shape = (*plan.windows.out_size, plan.words)
     x, out = _arrays(plan, x, shape, (np.uint64,), np.uint64, out)
     _run(plan, x, out.reshape(len(x), math.prod(shape)), _NO_SUMS)
     return out
@@ -409,7 +374,7 @@ def conv2d_sums(plan, x, dtype=np.int32, out=None):
     ValueError
         If a dtype or a shape does not fit.
     """
-    shape = (plan.out_height, plan.out_width, plan.channels)
+    shape = (*plan.windows.out_size, plan.channels)
     x, out = _arrays(plan, x, shape, (np.int32, np.int8), dtype, out)
     sums = out if out.dtype == np.int8 else np.empty(out.shape, np.int8)
     _run(plan, x, _NO_BITS, sums.reshape(len(x), shape[0] * shape[1], plan.channels))
@@ -429,19 +394,11 @@ def conv2d_sums_reference(
     padding_mode="zeros",
 ):
     """What :func:`conv2d_sums` computes, in plain NumPy: one product of signs a tap."""
-    kh, kw, _ = weight.shape
-    border = ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0))
-    outside = 1 if padding_mode == "ones" else 0
-    image = np.pad(unpack_reference(x, channels, np.int32), border, constant_values=outside)
+    of = windows("depthwise", x.shape[1:3], weight.shape[:2], stride, padding, dilation)
+    signs = unpack_reference(x, channels, np.int32)
+    image = with_border(signs, padding, int(padding_mode == "ones"))
     taps = unpack_reference(weight, channels, np.int32)  # (kh, kw, C)
-    oh, ow = output_size("depthwise", x.shape[1:3], (kh, kw), stride, padding, dilation)
-    out = np.zeros((len(x), oh, ow, channels), np.int32)
-    for ky in range(kh):
-        for kx in range(kw):
-            top, left = ky * dilation[0], kx * dilation[1]
-            bottom, right = top + (oh - 1) * stride[0] + 1, left + (ow - 1) * stride[1] + 1
-            out += image[:, top : bottom : stride[0], left : right : stride[1]] * taps[ky, kx]
-    return out
+    return sum(seen * taps[ky, kx] for ky, kx, seen in of.views(image))
 
 
 _NO_BITS, _NO_SUMS = np.empty((0, 0), np.uint64), np.empty((0, 0, 0), np.int8)
@@ -457,18 +414,18 @@ def _run(plan, x, bits, sums):
         empty((tasks, plan.minus_base.shape[1]), np.int8),
     )
     if tasks < 2:
-        _part(0, len(x), 0, plan, x, *memory, bits, sums)
+        _part(0, len(x), 0, plan, x, memory, bits, sums)
     else:
-        parallel.share_out(_part, parallel.shares(len(x), tasks), plan, x, *memory, bits, sums)
+        parallel.share_out(_part, parallel.shares(len(x), tasks), plan, x, memory, bits, sums)
 
 
 def _seconds_of_image(plan, as_sums):
     """Roughly what one core needs: for taps, for words copied one by one, for sums unpacked."""
-    pixels = plan.out_height * plan.out_width
-    seconds = 0.2e-9 * plan.out_height * len(plan.opposites)
-    if plan.column_step > 1:
-        seconds += 0.8e-9 * plan.height * plan.width * plan.words
-    return seconds + 0.06e-9 * pixels * plan.channels * as_sums
+    of = plan.windows
+    seconds = 0.2e-9 * of.out_height * len(plan.opposites)
+    if of.column_stride > 1:
+        seconds += 0.8e-9 * math.prod(of.size) * plan.words
+    return seconds + 0.06e-9 * math.prod(of.out_size) * plan.channels * as_sums
 
 
 # ------------------------------------------------------------------------------------------- kernel
@@ -479,12 +436,12 @@ def _seconds_of_image(plan, as_sums):
 
 
 @kernel(allocates=False)
-def _part(first, end, task, plan, x, padded, counts, row, bits, sums):
+def _part(first, end, task, plan, x, memory, bits, sums):
     """Images first to end - 1, with working memory of their own."""
-    memory = padded[task], counts[task], row[task]
+    padded, counts, row = memory[0][task], memory[1][task], memory[2][task]
     for i in range(len(plan.padded)):
-        padded[task, i] = plan.padded[i]
-    _images(plan, x[first:end], *memory, bits[first:end], sums[first:end])
+        padded[i] = plan.padded[i]
+    _images(plan, x[first:end], padded, counts, row, bits[first:end], sums[first:end])
 
 
 @kernel(allocates=False)
@@ -493,17 +450,18 @@ def _images(plan, x, padded, counts, row, bits, sums):
 
     `bits` or `sums` is the output, the other one is empty. The others are working memory.
     """
-    step, length = plan.row_step * plan.row_words, plan.out_width * plan.words
+    of = plan.windows
+    step, length = of.row_stride * plan.row_words, of.out_width * plan.words
     for n in range(len(x)):
         pad_image(plan, x[n], padded)
-        for oy in range(plan.out_height):
+        for oy in range(of.out_height):
             count_agreements(plan, padded, oy * step, counts)
             if len(bits):
                 _compare(plan, counts, plan.row_class[oy] * plan.run)
                 _copy_bits(plan, counts, bits[n], oy * length)
             else:
                 unpack_counts(plan, counts, plan.row_class[oy], row)
-                _copy_pixels(plan, row, sums[n], oy * plan.out_width)
+                _copy_pixels(plan, row, sums[n], oy * of.out_width)
 
 
 @inlined
@@ -586,7 +544,7 @@ def copy_sums(plan, row, sums, first):
     """
     for part in range(plan.parts):
         begin = part * plan.part_width
-        for x in range(min(plan.part_width, plan.out_width - begin)):
+        for x in range(min(plan.part_width, plan.windows.out_width - begin)):
             source, to = 64 * plan.words * x + part * plan.channels, (begin + x) * plan.channels
             for c in range(0, plan.channels, INTEGERS):
                 store(sums, first + to + c, load_bytes(row, source + c))
@@ -601,41 +559,42 @@ def _agreement(padded, here, opposites, tap):
 @inlined
 def pad_image(plan, x, padded):
     """Copy an image between its padding, phase by phase."""
-    row_words = plan.row_words
+    of, row_words = plan.windows, plan.row_words
     if plan.parts > 1:
-        start, end = plan.top * row_words, (plan.top + plan.height) * row_words
+        start, end = of.top * row_words, (of.top + of.height) * row_words
         _copy(plan.padded, start, padded, start, end - start)
-    for phase in range(plan.column_step):
+    for phase in range(of.column_stride):
         # The first column of the image in this phase, and its place there.
-        column = (phase - plan.left) % plan.column_step
-        place = (column + plan.left) // plan.column_step * plan.words
-        target = plan.top * row_words + phase * plan.phase_words + place
+        column = (phase - of.left) % of.column_stride
+        place = (column + of.left) // of.column_stride * plan.words
+        target = of.top * row_words + phase * plan.phase_words + place
         if plan.parts > 1:
             _pad_parts(plan, x, column, place, padded, target)
-        elif plan.column_step == 1:
-            for y in range(plan.height):
-                width = plan.width * plan.words
+        elif of.column_stride == 1:
+            for y in range(of.height):
+                width = of.width * plan.words
                 _copy(x, y * width, padded, target + y * row_words, width)
         else:
-            pixels = (plan.width - column + plan.column_step - 1) // plan.column_step
-            for y in range(plan.height):
-                source = (y * plan.width + column) * plan.words
+            pixels = (of.width - column + of.column_stride - 1) // of.column_stride
+            for y in range(of.height):
+                source = (y * of.width + column) * plan.words
                 to = target + y * row_words
                 for w in range(plan.words):
-                    _copy_every(x, source + w, plan.column_step * plan.words,
+                    _copy_every(x, source + w, of.column_stride * plan.words,
                                 padded, to + w, plan.words, pixels)  # fmt: skip
 
 
 @inlined
 def _pad_parts(plan, x, column, place, padded, target):
     """The pixels of a phase, each to the parts that see it; place is that of the first one."""
-    step, ones = plan.column_step, (np.uint64(1) << np.uint64(plan.channels)) - np.uint64(1)
-    pixels = (plan.width - column + step - 1) // step
+    of, step = plan.windows, plan.windows.column_stride
+    ones = (np.uint64(1) << np.uint64(plan.channels)) - np.uint64(1)
+    pixels = (of.width - column + step - 1) // step
     for part in range(plan.parts):
         before = part * plan.part_width - place  # pixels of the phase before this part
         shift = np.uint64(part * plan.channels)
-        for y in range(plan.height):
-            source, to = y * plan.width + column, target + y * plan.row_words - before - place
+        for y in range(of.height):
+            source, to = y * of.width + column, target + y * plan.row_words - before - place
             for i in range(max(0, before), min(pixels, before + plan.phase_words)):
                 padded[to + i] |= (x[source + i * step] & ones) << shift
 
@@ -661,12 +620,12 @@ def _copy(source, start, target, to, length):
 def _copy_bits(plan, row, bits, first):
     """A row of bits to its place in the image."""
     if plan.parts == 1:
-        _copy(row, 0, bits, first, plan.out_width * plan.words)
+        _copy(row, 0, bits, first, plan.windows.out_width * plan.words)
         return
     ones = (np.uint64(1) << np.uint64(plan.channels)) - np.uint64(1)
     for part in range(plan.parts):
         begin, shift = part * plan.part_width, np.uint64(part * plan.channels)
-        for x in range(min(plan.part_width, plan.out_width - begin)):
+        for x in range(min(plan.part_width, plan.windows.out_width - begin)):
             bits[first + begin + x] = (row[x] >> shift) & ones
 
 
@@ -675,7 +634,7 @@ def _copy_pixels(plan, row, image, first):
     """A row of sums to its place in the image, without the bytes of the tails."""
     for part in range(plan.parts):
         begin = part * plan.part_width
-        for x in range(min(plan.part_width, plan.out_width - begin)):
+        for x in range(min(plan.part_width, plan.windows.out_width - begin)):
             source = row[64 * plan.words * x + part * plan.channels :]
             target = image[first + begin + x]
             for c in range(len(target)):
@@ -754,7 +713,7 @@ def _check_weight(weight, channels):
 def _arrays(plan, x, out_shape, dtypes, dtype, out):
     """x for a kernel to read, and the output, or a ValueError."""
     x = np.asarray(x)
-    shape = (plan.height, plan.width, plan.words)
+    shape = (*plan.windows.size, plan.words)
     if x.dtype != np.uint64 or x.ndim != 4 or x.shape[1:] != shape:
         raise ValueError(
             f"depthwise: x must be uint64 of shape (N, {', '.join(map(str, shape))}), "

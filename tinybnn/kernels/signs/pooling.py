@@ -20,12 +20,11 @@ from tinybnn.kernels.machine.checks import (
     check_vector,
     check_words,
     out_array,
-    output_size,
-    pair,
 )
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.simd import WORDS, inlined, kernel, load, store
 from tinybnn.kernels.machine.threads import tasks_for
+from tinybnn.kernels.machine.windows import windows, with_border
 from tinybnn.kernels.signs.bits import pack_reference, unpack_reference
 
 _SPEED = 4e9  # words that a fast core combines a second
@@ -69,68 +68,62 @@ def bind(words, channels, kernel_size, stride, padding, minimum, out):
 def _bound(words, channels, kernel_size, stride, padding, minimum, out):
     words = check_words("max_pool2d", "words", words, 4)
     check_row("max_pool2d", "words", words, "channels", channels)
-    kernel_size = pair("max_pool2d", "kernel_size", kernel_size, 1)
-    stride = pair("max_pool2d", "stride", stride, 1)
-    padding = pair("max_pool2d", "padding", padding, 0)
-    if padding[0] > kernel_size[0] // 2 or padding[1] > kernel_size[1] // 2:
+    of = windows("max_pool2d", words.shape[1:3], kernel_size, stride, padding)
+    if of.top > of.kernel_height // 2 or of.left > of.kernel_width // 2:
         raise ValueError(
-            f"max_pool2d: padding must be at most half of kernel_size {kernel_size}, got {padding}"
+            f"max_pool2d: padding must be at most half of kernel_size {of.kernel_size}, "
+            f"got {of.padding}"
         )
     minimum = for_kernel(np.asarray(minimum))
     check_vector("max_pool2d", "minimum", minimum, np.bool_, channels)
-    images, height, width, row_words = words.shape
-    size = output_size("max_pool2d", (height, width), kernel_size, stride, padding, (1, 1))
-    out = out_array("max_pool2d", out, (images, *size, row_words), np.uint64)
-    rows, row = images * size[0], (width + 2 * padding[1]) * row_words
-    tasks = tasks_for(rows * row * sum(kernel_size) / _SPEED)
+    images, *_, row_words = words.shape
+    out = out_array("max_pool2d", out, (images, *of.out_size, row_words), np.uint64)
+    rows, row = images * of.out_height, of.padded_size[1] * row_words
+    tasks = tasks_for(rows * row * sum(of.kernel_size) / _SPEED)
     memory = np.empty(tasks * 3 * (row + WORDS), np.uint64)
-    geometry = height, width, *size, *kernel_size, *stride, *padding
-    arrays = words.reshape(-1), minimum, geometry, memory, out.reshape(-1)
+    arrays = words.reshape(-1), minimum, of, memory, out.reshape(-1)
     return out, parallel.bind(_pool, parallel.shares(rows, tasks), *arrays)
 
 
 def max_pool2d_reference(words, channels, kernel_size, stride, padding, minimum):
     """What :func:`max_pool2d` computes, in plain NumPy."""
-    (kh, kw), (sy, sx), (py, px) = kernel_size, stride, padding
+    of = windows("max_pool2d_reference", words.shape[1:3], kernel_size, stride, padding)
     turn = np.where(minimum, -1, 1)  # min(x) = -max(-x)
-    border = ((0, 0), (py, py), (px, px), (0, 0))
     signs = unpack_reference(words, channels, np.int32) * turn  # (N, H, W, C)
-    signs = np.pad(signs, border, constant_values=-1)  # no larger than anything in a window
-    windows = np.lib.stride_tricks.sliding_window_view(signs, (kh, kw), axis=(1, 2))
-    largest = windows[:, ::sy, ::sx].max(axis=(-2, -1))  # (N, OH, OW, C)
+    signs = with_border(signs, padding, -1)  # no larger than anything in a window
+    largest = np.max([seen for _, _, seen in of.views(signs)], axis=0)  # (N, OH, OW, C)
     return pack_reference(largest * turn)
 
 
 @kernel(allocates=False)
-def _pool(first, end, task, words, minimum, geometry, memory, out):
+def _pool(first, end, task, words, minimum, of, memory, out):
     """Output rows first to end - 1, counted through all images; all arrays are flat.
 
     For each task ``memory`` has room for three rows of an image with its padding, each with 8
     words behind it: the channels that are turned, rows combined, and windows at each pixel.
     """
-    height, width, out_height, out_width, kh, kw, step_y, step_x, top, left = geometry
     row_words = (len(minimum) + 63) // 64
-    row = width * row_words
-    length = row + 2 * left * row_words + WORDS
+    row = of.width * row_words
+    length = row + 2 * of.left * row_words + WORDS
     turn = task * 3 * length
-    joined, windows = turn + length, turn + 2 * length
-    _tile(minimum, row_words, width + 2 * left, memory, turn)
+    joined, pooled = turn + length, turn + 2 * length
+    _tile(minimum, row_words, of.width + 2 * of.left, memory, turn)
     for i in range(joined, joined + length):  # the padding stays 0, which an OR does not notice
         memory[i] = np.uint64(0)
     for i in range(first, end):
-        image, y = i // out_height, i % out_height * step_y - top
-        start, rows = max(y, 0), min(y + kh, height) - max(y, 0)
-        at = (image * height + start) * row
-        _combine_rows(words, at, rows, row, memory, joined + left * row_words, turn)
-        for j in range(0, ((out_width - 1) * step_x + 1) * row_words, WORDS):
-            any_set = load(memory, joined + j)
-            for k in range(joined + j + row_words, joined + j + kw * row_words, row_words):
+        image, y = i // of.out_height, i % of.out_height * of.row_stride - of.top
+        start, rows = max(y, 0), min(y + of.kernel_height, of.height) - max(y, 0)
+        at = (image * of.height + start) * row
+        _combine_rows(words, at, rows, row, memory, joined + of.left * row_words, turn)
+        for j in range(0, ((of.out_width - 1) * of.column_stride + 1) * row_words, WORDS):
+            any_set, row_end = load(memory, joined + j), joined + j + of.kernel_width * row_words
+            for k in range(joined + j + row_words, row_end, row_words):
                 any_set |= load(memory, k)
-            store(memory, windows + j, any_set ^ load(memory, turn + j))
-        to = i * out_width * row_words
+            store(memory, pooled + j, any_set ^ load(memory, turn + j))
+        to = i * of.out_width * row_words
         for w in range(row_words):
-            for x in range(out_width):
-                at = windows + x * step_x * row_words
+            for x in range(of.out_width):
+                at = pooled + x * of.column_stride * row_words
                 out[to + x * row_words + w] = memory[at + w]
 
 

@@ -51,27 +51,28 @@ from tinybnn.kernels.machine.checks import (
     check_vector,
     check_words,
     out_array,
-    output_size,
-    pair,
 )
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.memory import empty
 from tinybnn.kernels.machine.simd import (
-    INTEGERS,
     WORDS,
+    all_ones,
     at_most,
+    call_llvm,
+    everywhere,
     inlined,
     interleave,
     kernel,
     load,
-    load_splat,
+    load_like,
     popcount,
-    splat,
     store,
     store_first,
-    zero_words,
+    zero_counts,
 )
 from tinybnn.kernels.machine.threads import tasks_for
+from tinybnn.kernels.machine.tiles import compile_rows, four
+from tinybnn.kernels.machine.windows import Windows, windows, with_border
 from tinybnn.kernels.signs.bits import (
     from_bytes,
     pack_reference,
@@ -188,8 +189,8 @@ def xnor_conv2d(
     name = "xnor_conv2d"
     x, weight = check_words(name, "x", x, 4), check_words(name, "weight", weight, 4)
     check_row(name, "x", x, "channels", channels)
-    geometry = stride, padding, dilation, groups, padding_mode
-    return _run(_prepare_conv2d(name, weight, channels, x.shape[1:3], *geometry, mask), x)
+    of = windows(name, x.shape[1:3], weight.shape[1:3], stride, padding, dilation)
+    return _run(_prepare_conv2d(name, weight, channels, of, groups, padding_mode, mask), x)
 
 
 def xnor_conv2d_reference(
@@ -205,25 +206,19 @@ def xnor_conv2d_reference(
     mask=None,
 ):
     """What :func:`xnor_conv2d` computes, in plain NumPy: one matrix product a tap and group."""
-    filters, kh, kw, _ = weight.shape
+    filters, *kernel_size, _ = weight.shape
     group_channels, group_filters = channels // groups, filters // groups
-    border = ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0))
-    outside = 1 if padding_mode == "ones" else 0
-    image = np.pad(unpack_reference(x, channels), border, constant_values=outside)  # (N, H', W', C)
+    image = with_border(unpack_reference(x, channels), padding, int(padding_mode == "ones"))
     taps = unpack_reference(weight, group_channels)  # (O, kh, kw, C/groups)
     if mask is not None:
         taps *= unpack_reference(mask, group_channels) > 0
-    oh, ow = output_size("xnor_conv2d_reference", x.shape[1:3], (kh, kw), stride, padding, dilation)
-    out = np.zeros((len(x), oh, ow, filters), np.float32)
-    for ky in range(kh):
-        for kx in range(kw):
-            top, left = ky * dilation[0], kx * dilation[1]
-            bottom, right = top + (oh - 1) * stride[0] + 1, left + (ow - 1) * stride[1] + 1
-            seen = image[:, top : bottom : stride[0], left : right : stride[1]]  # (N, OH, OW, C)
-            for group in range(groups):
-                c = slice(group * group_channels, (group + 1) * group_channels)
-                o = slice(group * group_filters, (group + 1) * group_filters)
-                out[..., o] += seen[..., c] @ taps[o, ky, kx].T
+    of = windows("xnor_conv2d_reference", x.shape[1:3], kernel_size, stride, padding, dilation)
+    out = np.zeros((len(x), *of.out_size, filters), np.float32)
+    for ky, kx, seen in of.views(image):  # (N, OH, OW, C)
+        for group in range(groups):
+            c = slice(group * group_channels, (group + 1) * group_channels)
+            o = slice(group * group_filters, (group + 1) * group_filters)
+            out[..., o] += seen[..., c] @ taps[o, ky, kx].T
     return out.astype(np.int32)
 
 
@@ -282,14 +277,7 @@ class Tables(NamedTuple):
         Number of images that are copied at a time.
     channels, groups : int
         Of the input.
-    height, width : int
-        Of the images, without padding.
-    top, left : int
-        Rows of padding above and below, columns on both sides.
-    out_width : int
-    row_step, row_span : int
-        Rows of the padded image from an output row's first to that of the next, and the rows that
-        an output row sees.
+    windows : Windows
     outside : (words_for(channels // groups),) uint64
         What a pixel of the padding holds.
     """
@@ -310,13 +298,7 @@ class Tables(NamedTuple):
     together: int
     channels: int
     groups: int
-    height: int
-    width: int
-    top: int
-    left: int
-    out_width: int
-    row_step: int
-    row_span: int
+    windows: Windows
     outside: np.ndarray
 
 
@@ -352,7 +334,7 @@ class Prepared:
 
     @cached_property
     def arguments(self):
-        return tuple(self.tables)
+        return tuple(map(_plain, self.tables))
 
     @property
     def is_ternary(self):
@@ -372,6 +354,10 @@ class Prepared:
         """Shape of the result."""
         *size, channels = self.output_shape
         return (images, *size, words_for(channels) if self.to_bits else channels)
+
+
+def _plain(value):
+    return tuple(value) if isinstance(value, Windows) else value
 
 
 @functools.lru_cache(maxsize=256)
@@ -516,6 +502,9 @@ def _prepare_matmul(name, b, count, mask=None, thresholds=None, flip=None):
     )
 
 
+_ONE_PIXEL = windows("prepare_matmul", (1, 1), (1, 1))
+
+
 @functools.lru_cache(maxsize=256)  # a layer in training is prepared at each step
 def _matmul_without_weights(filters, length, count, to_bits):
     """All of a prepared product that does not depend on its weights, whose tables are empty."""
@@ -537,13 +526,7 @@ def _matmul_without_weights(filters, length, count, to_bits):
         together=1,
         channels=count,
         groups=1,
-        height=1,
-        width=1,
-        top=0,
-        left=0,
-        out_width=1,
-        row_step=1,
-        row_span=1,
+        windows=_ONE_PIXEL,
         outside=np.zeros(1, np.uint64),
     )
     return Prepared(
@@ -602,41 +585,25 @@ def prepare_conv2d(
         more than 2**31 - 1 weights.
     """
     name = "prepare_conv2d"
-    size = pair(name, "size", size, 0)
-    geometry = stride, padding, dilation, groups, padding_mode
-    return _prepare_conv2d(name, weight, channels, size, *geometry, mask, thresholds, flip)
+    weight = check_words(name, "weight", weight, 4)
+    of = windows(name, size, weight.shape[1:3], stride, padding, dilation)
+    following = thresholds, flip
+    return _prepare_conv2d(name, weight, channels, of, groups, padding_mode, mask, *following)
 
 
 def _prepare_conv2d(
-    name,
-    weight,
-    channels,
-    size,
-    stride,
-    padding,
-    dilation,
-    groups,
-    padding_mode,
-    mask=None,
-    thresholds=None,
-    flip=None,
+    name, weight, channels, of, groups, padding_mode, mask=None, thresholds=None, flip=None
 ):
-    weight = check_words(name, "weight", weight, 4)
-    stride, dilation = pair(name, "stride", stride, 1), pair(name, "dilation", dilation, 1)
-    padding = pair(name, "padding", padding, 0)
+    """``of`` are the windows."""
     check_groups(name, channels, len(weight), groups)
     check_row(name, "weight", weight, "channels // groups", channels // groups)
-    terms = weight.shape[1] * weight.shape[2] * int(channels // groups)
-    check_terms(name, "the number of weights of a filter", terms)
+    check_terms(name, "the number of weights of a filter", of.taps * int(channels // groups))
     check_padding_mode(name, padding_mode)
-    mask = _check_mask(name, mask, weight)
-    filters, kh, kw, _ = weight.shape
-    out_size = output_size(name, size, (kh, kw), stride, padding, dilation)
+    mask, filters = _check_mask(name, mask, weight), len(weight)
     thresholds, flip = _check_thresholds(name, thresholds, flip, filters)
     prepared, inside = _without_weights(
-        filters, (kh, kw), int(channels), tuple(size), out_size, stride, padding, dilation,
-        int(groups), padding_mode, thresholds is not None,
-    )  # fmt: skip
+        of, filters, int(channels), int(groups), padding_mode, thresholds is not None
+    )
     base = _border_sums(weight, mask, channels // groups, inside)
     constants, flips = _epilogue(base, groups, thresholds, flip)
     return _with_weights(
@@ -649,10 +616,7 @@ def _prepare_conv2d(
 
 
 @functools.lru_cache(maxsize=256)  # a layer in training is prepared at each step
-def _without_weights(
-    filters, kernel_size, channels, size, out_size, stride, padding, dilation, groups, padding_mode,
-    to_bits,
-):  # fmt: skip
+def _without_weights(of, filters, channels, groups, padding_mode, to_bits):
     """All of a prepared convolution that does not depend on its weights.
 
     Returns
@@ -660,14 +624,13 @@ def _without_weights(
     Prepared
         With tables in which those of the weights are empty.
     inside : (classes, kh * kw) float64
-        As `_places` gives it.
+        As `_border_classes` gives it.
     """
     words = words_for(channels // groups)
     table, columns = _panels(groups, filters // groups)
-    height, row = size[0] + 2 * padding[0], (size[1] + 2 * padding[1]) * words
-    taps, pixels, inside, classes = _places(
-        size, kernel_size, words, out_size, stride, padding, dilation, padding_mode
-    )
+    pixels, taps = of.places(words)
+    inside, classes = _border_classes(of, padding_mode)
+    image_words = math.prod(of.padded_size) * words
     outside = np.zeros(words, np.uint64)
     if padding_mode == "ones":
         outside = _row_of_ones(channels // groups)
@@ -676,79 +639,52 @@ def _without_weights(
         group_filters=filters // groups,
         group_columns=columns // groups,
         cuts=_cuts(table, to_bits),
-        taps=taps,
+        taps=np.add.outer(taps, np.arange(words)).reshape(-1),
         pixels=pixels,
         rows=classes * columns,
         constants=np.zeros(0, np.int32),
         flips=_NO_WORDS,
         filters=filters,
-        group_stride=height * row,
-        image_stride=groups * height * row,
-        copies=groups > 1 or padding != (0, 0),
-        together=-(-64 // math.prod(out_size)),  # of 4 pixels a block: few are counted twice
+        group_stride=image_words,
+        image_stride=groups * image_words,
+        copies=groups > 1 or of.padding != (0, 0),
+        together=-(-64 // len(pixels)),  # of 4 pixels a block: few are counted twice
         channels=channels,
         groups=groups,
-        height=size[0],
-        width=size[1],
-        top=padding[0],
-        left=padding[1],
-        out_width=out_size[1],
-        row_step=stride[0],
-        row_span=dilation[0] * (kernel_size[0] - 1) + 1,
+        windows=of,
         outside=outside,
     )
     prepared = Prepared(
-        input_shape=(*size, words_for(channels)),
-        output_shape=(*out_size, filters),
+        input_shape=(*of.size, words_for(channels)),
+        output_shape=(*of.out_size, filters),
         to_bits=to_bits,
-        work=64 * taps.size * columns * math.prod(out_size),
+        work=64 * tables.taps.size * columns * len(pixels),
         masks=_NO_MASKS,
         tables=tables,
     )
     return prepared, inside
 
 
-def _places(size, kernel_size, words, out_size, stride, padding, dilation, padding_mode):
-    """Where a convolution finds its words, and what of a filter counts where.
+def _border_classes(of, padding_mode):
+    """What of a filter counts where.
 
     Pixels with the same taps inside the image form a class: 9 for a 3 x 3 filter with padding 1.
 
     Returns
     -------
-    taps : (kh * kw * words,) int64
-        Where a filter's words are in the padded image, from an output pixel's first one.
-    pixels : (OH * OW,) int64
-        Where the first word of each output pixel is.
     inside : (classes, kh * kw) float64
         1 for the taps that count, 0 for those on a padding with zeros.
     classes : (OH * OW,) int64
         The class of each output pixel.
     """
-    (kh, kw), (oh, ow) = kernel_size, out_size
-    row = (size[1] + 2 * padding[1]) * words
-    taps = (
-        (np.arange(kh) * dilation[0] * row)[:, None, None]
-        + (np.arange(kw) * dilation[1] * words)[:, None]
-        + np.arange(words)
-    ).reshape(-1)  # (kh, kw, words)
-    pixels = (np.arange(oh) * stride[0] * row)[:, None] + np.arange(ow) * stride[1] * words
-    pixels = pixels.reshape(-1)
     if padding_mode == "ones":
-        return taps, pixels, np.ones((1, kh * kw)), np.zeros(oh * ow, np.int64)
-    inside, which = [], []
-    for axis, count in enumerate((kh, kw)):
-        position = (
-            np.arange(out_size[axis])[:, None] * stride[axis]
-            + np.arange(count) * dilation[axis]
-            - padding[axis]
-        )  # (outputs, taps)
-        is_inside = (position >= 0) & (position < size[axis])
-        kinds, kind = np.unique(is_inside, axis=0, return_inverse=True)
-        inside.append(kinds)
-        which.append(kind.reshape(-1))
-    both = inside[0][:, None, :, None] & inside[1][None, :, None, :]  # (rows, columns, kh, kw)
-    classes = which[0][:, None] * len(inside[1]) + which[1]
-    return taps, pixels, both.reshape(-1, kh * kw).astype(np.float64), classes.reshape(-1)
+        return np.ones((1, of.taps)), np.zeros(math.prod(of.out_size), np.int64)
+    (rows, row_kind), (columns, column_kind) = (
+        np.unique(of.inside(axis), axis=0, return_inverse=True) for axis in range(2)
+    )
+    both = rows[:, None, :, None] & columns[None, :, None, :]  # (rows, columns, kh, kw)
+    classes = np.add.outer(row_kind.reshape(-1) * len(columns), column_kind.reshape(-1))
+    return both.reshape(-1, of.taps).astype(np.float64), classes.reshape(-1)
 
 
 def _border_sums(weight, mask, channels, inside):
@@ -829,10 +765,10 @@ def run_reference(prepared, x):
     to_bits, tables, image = prepared.to_bits, prepared.tables, np.asarray(x)
     if tables.copies:
         split = split_groups_reference(image, tables.channels, tables.groups)
-        py, px, (n, h, w, groups, _) = tables.top, tables.left, split.shape
-        shape = (n, groups, h + 2 * py, w + 2 * px, len(tables.outside))
+        of, (n, h, w, groups, _) = tables.windows, split.shape
+        shape = (n, groups, *of.padded_size, len(tables.outside))
         padded = np.broadcast_to(tables.outside, shape).copy()
-        padded[:, :, py : py + h, px : px + w] = split.transpose(0, 3, 1, 2, 4)
+        padded[:, :, of.top : of.top + h, of.left : of.left + w] = split.transpose(0, 3, 1, 2, 4)
         image = padded
     image = image.reshape(len(image), math.prod(image.shape[1:]))
     sums = np.zeros((len(image), len(tables.pixels), tables.filters), np.int64)
@@ -901,7 +837,7 @@ def bind(prepared, x, out, workspace=None):
     else:
         shares = parallel.shares(items, tasks, 4)  # whole blocks of 4 pixels
     return parallel.bind(
-        _task, shares, by_panels, items, x.reshape(-1), workspace, slot, prepared.masks,
+        _task, shares, (by_panels, items), x.reshape(-1), (workspace, slot), prepared.masks,
         prepared.arguments, target,
     )  # fmt: skip
 
@@ -910,9 +846,9 @@ _NO_SUMS, _NO_WORDS = np.zeros(0, np.int32), np.zeros(0, np.uint64)
 
 
 @kernel(allocates=False)
-def _task(first, end, task, by_panels, items, source, workspace, size, masks, arguments, target):
+def _task(first, end, task, cut, source, memory, masks, arguments, target):
     """Output pixels first to end - 1; or, ``by_panels``, all pixels of the panels of these cuts."""
-    tables = Tables(*arguments)
+    tables, (by_panels, items), (workspace, size) = Tables(*arguments), cut, memory
     panel, panel_end, slot = np.int64(0), tables.cuts[-1], task * size
     if by_panels:
         panel, panel_end, first, end = tables.cuts[first], tables.cuts[end], 0, items
@@ -987,13 +923,14 @@ def pad(first, end, source, workspace, slot, arguments):
         ``base``: the copy of image n begins at ``workspace[base + n * image_stride]``.
     """
     tables = Tables(*arguments)
-    per_image = len(tables.pixels)
+    of, per_image = Windows(*tables.windows), len(tables.pixels)
+    span = (of.kernel_height - 1) * of.row_dilation + 1  # rows that an output row sees
     image, last = first // per_image, (end - 1) // per_image
     base = slot - image * tables.image_stride
     for n in range(image, last + 1):
-        top = max(first - n * per_image, 0) // tables.out_width
-        bottom = (min(end - n * per_image, per_image) - 1) // tables.out_width
-        rows = top * tables.row_step, bottom * tables.row_step + tables.row_span
+        top = max(first - n * per_image, 0) // of.out_width
+        bottom = (min(end - n * per_image, per_image) - 1) // of.out_width
+        rows = top * of.row_stride, bottom * of.row_stride + span
         for group in range(tables.groups):
             at = base + n * tables.image_stride + group * tables.group_stride
             _pad_rows(rows, source, n, group, workspace, at, tables)
@@ -1003,14 +940,14 @@ def pad(first, end, source, workspace, slot, arguments):
 @inlined
 def _pad_rows(rows, source, image, group, workspace, at, tables):
     """Rows rows[0] to rows[1] - 1 of a padded image that begins at workspace[at]."""
-    words, outside = (tables.channels + 63) // 64, tables.outside
-    inside, border = tables.width * len(outside), tables.left * len(outside)  # words of a row
+    of, words, outside = Windows(*tables.windows), (tables.channels + 63) // 64, tables.outside
+    inside, border = of.width * len(outside), of.left * len(outside)  # words of a row
     for padded_y in range(rows[0], rows[1]):
-        to, y = at + padded_y * (inside + 2 * border), padded_y - tables.top
-        if not 0 <= y < tables.height:
+        to, y = at + padded_y * (inside + 2 * border), padded_y - of.top
+        if not 0 <= y < of.height:
             _fill(workspace, to, inside + 2 * border, outside)
             continue
-        start = (image * tables.height + y) * tables.width * words
+        start = (image * of.height + y) * of.width * words
         _fill(workspace, to, border, outside)
         if tables.groups == 1:
             _copy(source, start, inside, workspace, to + border)
@@ -1039,9 +976,10 @@ def _copy(source, start, count, workspace, to):
 @inlined
 def _copy_group(source, start, group, workspace, to, tables):
     """The channels of a group, moved to bit 0, of a row of an image."""
-    words, group_words = (tables.channels + 63) // 64, len(tables.outside)
+    of, group_words = Windows(*tables.windows), len(tables.outside)
+    words = (tables.channels + 63) // 64
     group_channels = tables.channels // tables.groups
-    for x in range(tables.width):
+    for x in range(of.width):
         for j in range(group_words):
             first, count = group * group_channels + 64 * j, min(64, group_channels - 64 * j)
             workspace[to] = _bits_from(source, start + x * words, first, count)
@@ -1061,19 +999,40 @@ def _bits_from(words, start, first, count):
 # --------------------------------------------------------------------------------------- the blocks
 
 
-def counted(masks, index):
+def counted(masks, index, words):
     """Which bits of a vector of words count: those of the masks; without masks all.
 
     All is a constant, and the compiler leaves out an `and` with it.
     """
-    return load(masks, index) if masks.dtype == np.uint64 else splat(_ALL_BITS)
+    return load_like(masks, index, words) if masks.dtype == np.uint64 else all_ones(words)
 
 
 @overload(counted)
-def _compiled_counted(masks, index):
+def _compiled_counted(masks, index, words):
     if masks.dtype == types.uint64:
-        return lambda masks, index: load(masks, index)
-    return lambda masks, index: splat(_ALL_BITS)
+        return lambda masks, index, words: load_like(masks, index, words)
+    return lambda masks, index, words: all_ones(words)
+
+
+def count_disagreements(tile, places, words, step, filters):
+    """Each row plus the number of bits of words[place + step] that differ from each filter's.
+
+    ``filters`` are words of filters, and those of which bits of them count.
+    """
+    weights, counts = filters
+    rows = zip(tile, places, strict=True)
+    return tuple([row + popcount((words[p + step] ^ weights) & counts) for row, p in rows])
+
+
+def _emit_disagreements(builder, row, pointer, filters):
+    weights, counts = (builder.extract_value(filters, i) for i in range(2))
+    word = everywhere(builder, builder.load(pointer), row.type.count)
+    differ = builder.and_(builder.xor(word, weights), counts)
+    name = f"llvm.ctpop.v{row.type.count}i64"
+    return builder.add(row, call_llvm(builder, name, row.type, differ))
+
+
+compile_rows(count_disagreements, _emit_disagreements)
 
 
 # The inner loops. Counting the disagreements of a vector of words takes three instructions: xor,
@@ -1103,16 +1062,20 @@ def _blocks(first, end, panel, panel_end, words, base, masks, arguments, target)
         for group in range(panel // panels, (panel_end - 1) // panels + 1):
             p_end = min(panel_end - group * panels, panels)
             for p in range(max(panel - group * panels, 0), min(p_end, wide), batch):
-                some = group, p, min(p + batch, p_end, wide)
-                _wide_panels(start, stop, some, words, base, masks, tables, target)
+                some = group, p * WIDE, min(p + batch, p_end, wide) * WIDE
+                _panel_sums(
+                    zero_counts(WIDE), start, stop, some, words, base, masks, tables, target
+                )
             if p_end > wide:
-                _narrow_panel(start, stop, group, words, base, masks, tables, target)
+                last = group, wide * WIDE, wide * WIDE + NARROW
+                zero = zero_counts(NARROW)
+                _panel_sums(zero, start, stop, last, words, base, masks, tables, target)
 
 
 @inlined
-def _wide_panels(first, end, some, words, base, masks, tables, target):
-    """Some panels of 32 filters of a group."""
-    group, p_first, p_end = some
+def _panel_sums(zero, first, end, some, words, base, masks, tables, target):
+    """Some columns of a group, in panels as wide as ``zero``: (group, first, behind the last)."""
+    group, c_first, c_end = some
     taps, panels = tables.taps, (tables.panels, masks)
     places = tables.pixels, tables.rows, tables.image_stride
     results = tables.constants, tables.flips, tables.filters, target[1], target[2]
@@ -1125,47 +1088,19 @@ def _wide_panels(first, end, some, words, base, masks, tables, target):
         row = i - target[0]
         if step == 1:
             a, r = _place(i, base, places)
-            for p in range(p_first, p_end):
-                c, place = column + p * WIDE, (channel + p * WIDE, tables.group_filters - p * WIDE)
-                n = _one_by_wide(words, a, taps, panels, c * len(taps))
-                _finish(n, c, r, row, place, results)
+            for c in range(c_first, c_end, len(zero)):
+                at, place = column + c, (channel + c, tables.group_filters - c)
+                (n,) = _count((zero,), (a,), words, taps, panels, at * len(taps))
+                _finish(n, at, r, row, place, results)
         else:
-            (a0, a1, a2, a3), (r0, r1, r2, r3) = _four_places(i, base, places)
-            for p in range(p_first, p_end):
-                c, place = column + p * WIDE, (channel + p * WIDE, tables.group_filters - p * WIDE)
-                n0, n1, n2, n3 = _four_by_wide(words, a0, a1, a2, a3, taps, panels, c * len(taps))
-                _finish(n0, c, r0, row, place, results)
-                _finish(n1, c, r1, row + 1, place, results)
-                _finish(n2, c, r2, row + 2, place, results)
-                _finish(n3, c, r3, row + 3, place, results)
-
-
-@inlined
-def _narrow_panel(first, end, group, words, base, masks, tables, target):
-    """The last panel of a group, where it has 16 filters."""
-    taps, panels = tables.taps, (tables.panels, masks)
-    places = tables.pixels, tables.rows, tables.image_stride
-    results = tables.constants, tables.flips, tables.filters, target[1], target[2]
-    base += group * tables.group_stride
-    done = tables.group_columns - NARROW  # columns of the panels before it
-    c = group * tables.group_columns + done
-    place = group * tables.group_filters + done, tables.group_filters - done
-    step = 4 if end - first >= 4 else 1
-    for i in range(first, end, step):
-        if i > end - step:
-            i = end - step
-        row = i - target[0]
-        if step == 1:
-            a, r = _place(i, base, places)
-            n = _one_by_narrow(words, a, taps, panels, c * len(taps))
-            _finish_narrow(n, c, r, row, place, results)
-        else:
-            (a0, a1, a2, a3), (r0, r1, r2, r3) = _four_places(i, base, places)
-            n0, n1, n2, n3 = _four_by_narrow(words, a0, a1, a2, a3, taps, panels, c * len(taps))
-            _finish_narrow(n0, c, r0, row, place, results)
-            _finish_narrow(n1, c, r1, row + 1, place, results)
-            _finish_narrow(n2, c, r2, row + 2, place, results)
-            _finish_narrow(n3, c, r3, row + 3, place, results)
+            a, (r0, r1, r2, r3) = _four_places(i, base, places)
+            for c in range(c_first, c_end, len(zero)):
+                at, place = column + c, (channel + c, tables.group_filters - c)
+                n0, n1, n2, n3 = _count(four(zero), a, words, taps, panels, at * len(taps))
+                _finish(n0, at, r0, row, place, results)
+                _finish(n1, at, r1, row + 1, place, results)
+                _finish(n2, at, r2, row + 2, place, results)
+                _finish(n3, at, r3, row + 3, place, results)
 
 
 @inlined
@@ -1194,128 +1129,33 @@ def _place(i, base, places):
 
 
 @inlined
-def _four_by_wide(words, a0, a1, a2, a3, taps, panels, q):
-    """Counts of disagreements of 4 pixels with 32 filters."""
-    zero = zero_words()
-    n0 = n1 = n2 = n3 = zero, zero, zero, zero
+def _count(tile, places, words, taps, panels, q):
+    """Counts of disagreements of some pixels with the filters of a panel."""
+    filters, masks = panels
     for j in range(len(taps)):
-        k = taps[j]
-        w, m = _wide_step(panels, q)
-        n0 = _count(n0, load_splat(words, a0 + k), w, m)
-        n1 = _count(n1, load_splat(words, a1 + k), w, m)
-        n2 = _count(n2, load_splat(words, a2 + k), w, m)
-        n3 = _count(n3, load_splat(words, a3 + k), w, m)
-        q += WIDE
-    return n0, n1, n2, n3
-
-
-@inlined
-def _one_by_wide(words, a, taps, panels, q):
-    zero = zero_words()
-    n = zero, zero, zero, zero
-    for j in range(len(taps)):
-        w, m = _wide_step(panels, q)
-        n = _count(n, load_splat(words, a + taps[j]), w, m)
-        q += WIDE
-    return n
-
-
-@inlined
-def _wide_step(panels, q):
-    """A word of each of 32 filters, and of their masks."""
-    words, masks = panels
-    w0, w1, w2, w3 = q, q + WORDS, q + 2 * WORDS, q + 3 * WORDS
-    return (
-        (load(words, w0), load(words, w1), load(words, w2), load(words, w3)),
-        (counted(masks, w0), counted(masks, w1), counted(masks, w2), counted(masks, w3)),
-    )
-
-
-@inlined
-def _count(counts, x, w, m):
-    """Add the disagreements of a word of a pixel with a word of 32 filters."""
-    n0, n1, n2, n3 = counts
-    n0, n1 = n0 + popcount((x ^ w[0]) & m[0]), n1 + popcount((x ^ w[1]) & m[1])
-    n2, n3 = n2 + popcount((x ^ w[2]) & m[2]), n3 + popcount((x ^ w[3]) & m[3])
-    return n0, n1, n2, n3
-
-
-@inlined
-def _four_by_narrow(words, a0, a1, a2, a3, taps, panels, q):
-    """Counts of disagreements of 4 pixels with 16 filters."""
-    zero = zero_words()
-    n0 = n1 = n2 = n3 = zero, zero
-    for j in range(len(taps)):
-        k, (w, m) = taps[j], _narrow_step(panels, q)
-        n0 = _count_narrow(n0, load_splat(words, a0 + k), w, m)
-        n1 = _count_narrow(n1, load_splat(words, a1 + k), w, m)
-        n2 = _count_narrow(n2, load_splat(words, a2 + k), w, m)
-        n3 = _count_narrow(n3, load_splat(words, a3 + k), w, m)
-        q += NARROW
-    return n0, n1, n2, n3
-
-
-@inlined
-def _one_by_narrow(words, a, taps, panels, q):
-    zero = zero_words()
-    n = zero, zero
-    for j in range(len(taps)):
-        w, m = _narrow_step(panels, q)
-        n = _count_narrow(n, load_splat(words, a + taps[j]), w, m)
-        q += NARROW
-    return n
-
-
-@inlined
-def _narrow_step(panels, q):
-    words, masks = panels
-    return (
-        (load(words, q), load(words, q + WORDS)),
-        (counted(masks, q), counted(masks, q + WORDS)),
-    )
-
-
-@inlined
-def _count_narrow(counts, x, w, m):
-    n0, n1 = counts
-    return n0 + popcount((x ^ w[0]) & m[0]), n1 + popcount((x ^ w[1]) & m[1])
+        w = load_like(filters, q, tile[0])
+        tile = count_disagreements(tile, places, words, taps[j], (w, counted(masks, q, w)))
+        q += len(w)
+    return tile
 
 
 @inlined
 def _finish(counts, c, r, row, place, results):
-    """The sums or the bits of one pixel and the filters of a wide panel.
+    """The sums or the bits of one pixel and the filters of a panel.
 
     c, r : int
         The first column of the panel, and where the pixel's row of constants begins.
     place : (first output channel, number of channels from there on)
     """
     (channel, count), (constants, flips, filters, sums, bits) = place, results
-    low, high = interleave(counts[0], counts[1]), interleave(counts[2], counts[3])
-    low_constants, high_constants = load(constants, r + c), load(constants, r + c + INTEGERS)
+    n = interleave(counts)
+    constant, count = load_like(constants, r + c, n), min(count, len(n))
     if len(bits) > 0:
-        mask = at_most(low, low_constants) | at_most(high, high_constants) << np.uint64(INTEGERS)
-        _put(mask ^ flips[c >> 4], row, filters, channel, min(count, WIDE), bits)
-        return
-    low, high = low_constants - low - low, high_constants - high - high
-    to = row * filters + channel
-    if count >= WIDE:
-        store(sums, to, low)
-        store(sums, to + INTEGERS, high)
+        _put(at_most(n, constant) ^ flips[c >> 4], row, filters, channel, count, bits)
+    elif count == len(n):
+        store(sums, row * filters + channel, constant - n - n)
     else:  # the panel is not full: the memory behind it belongs to others
-        store_first(sums, to, low, count)
-        store_first(sums, to + INTEGERS, high, count - INTEGERS)
-
-
-@inlined
-def _finish_narrow(counts, c, r, row, place, results):
-    """The same for a narrow panel."""
-    (channel, count), (constants, flips, filters, sums, bits) = place, results
-    low, low_constants = interleave(counts[0], counts[1]), load(constants, r + c)
-    if len(bits) > 0:
-        mask = at_most(low, low_constants) ^ flips[c >> 4]
-        _put(mask, row, filters, channel, count, bits)
-    else:
-        store_first(sums, row * filters + channel, low_constants - low - low, count)
+        store_first(sums, row * filters + channel, constant - n - n, count)
 
 
 @inlined
@@ -1344,41 +1184,24 @@ def register_peak(repetitions=200_000):
     float
         Sign products a second, the best of 5 runs.
     """
-    _register_loop(1, np.uint64(1))
+    words = np.ones(WIDE, np.uint64)
+    _register_loop(1, words)
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
-        _register_loop(repetitions, np.uint64(repetitions))
+        _register_loop(repetitions, words)
         seconds.append(time.perf_counter() - start)
     return repetitions * 4 * WIDE * 64 / min(seconds)
 
 
 @kernel
-def _register_loop(repetitions, seed):
-    c00, c01, c02, c03 = zero_words(), zero_words(), zero_words(), zero_words()
-    c10, c11, c12, c13 = zero_words(), zero_words(), zero_words(), zero_words()
-    c20, c21, c22, c23 = zero_words(), zero_words(), zero_words(), zero_words()
-    c30, c31, c32, c33 = zero_words(), zero_words(), zero_words(), zero_words()
-    w = splat(seed)
+def _register_loop(repetitions, words):
+    w = load_like(words, 0, zero_counts(WIDE))
+    c0, c1, c2, c3 = four(zero_counts(WIDE))
     for _ in range(repetitions):
         # Each count goes into its next value, so that nothing can be computed before the loop.
-        c00 += popcount(c00 ^ w)
-        c01 += popcount(c01 ^ w)
-        c02 += popcount(c02 ^ w)
-        c03 += popcount(c03 ^ w)
-        c10 += popcount(c10 ^ w)
-        c11 += popcount(c11 ^ w)
-        c12 += popcount(c12 ^ w)
-        c13 += popcount(c13 ^ w)
-        c20 += popcount(c20 ^ w)
-        c21 += popcount(c21 ^ w)
-        c22 += popcount(c22 ^ w)
-        c23 += popcount(c23 ^ w)
-        c30 += popcount(c30 ^ w)
-        c31 += popcount(c31 ^ w)
-        c32 += popcount(c32 ^ w)
-        c33 += popcount(c33 ^ w)
-    total = np.empty(WORDS, np.uint64)
-    c00 += c01 + c02 + c03 + c10 + c11 + c12 + c13
-    store(total, 0, c00 + c20 + c21 + c22 + c23 + c30 + c31 + c32 + c33)
-    return total[0]
+        c0 += popcount(c0 ^ w)
+        c1 += popcount(c1 ^ w)
+        c2 += popcount(c2 ^ w)
+        c3 += popcount(c3 ^ w)
+    store(words, 0, c0 + c1 + c2 + c3)

@@ -10,6 +10,9 @@ networks have one of two forms, with constants of their own for each channel:
 Elementwise results do not depend on the number of threads. The gradient of a constant is a sum over
 all rows: 32 rows are summed in float32, these in float64, for each of up to 16 blocks of rows,
 which do not depend on it either, and then the blocks.
+
+For speed alone: `tinybnn bench train --profile` shows their share of a step, and the twins
+``*_reference`` are the rules.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.memory import empty, empty_like, on_lines
 from tinybnn.kernels.machine.simd import inlined, kernel
 
-_GRAIN = 1 << 17  # floats below which a second thread costs time
+_SPEED = 6e9  # floats a second, of a fast core
 _BLOCK_FLOATS, _MOST_BLOCKS = 1 << 15, 16  # of rows that are summed together
 _RUN = 32  # rows whose sums are float32
 _WIDE = 512  # numbers of a row; rows of fewer channels are joined to about so many
@@ -178,7 +181,7 @@ def two_values_gradient_reference(grad, x, constants):
 def _leaky(x, values, slope):
     x, values = for_kernel(x), for_kernel(values)
     out = empty_like(x)
-    tasks = threads.count() if x.size >= _GRAIN else 1
+    tasks = threads.tasks_for(x.size / _SPEED)
     arguments = x, values, np.float32(slope), out
     parallel.share_out(_numbers, parallel.shares(len(x), tasks, 16), *arguments)
     return out
@@ -194,7 +197,7 @@ def _values_by(worker, x, constants):
     x = for_kernel(x)
     joined = _joined(*x.shape)
     out, rows = empty_like(x), len(x) // joined
-    tasks = min(threads.count(), rows) if x.size >= _GRAIN else 1
+    tasks = max(1, min(threads.tasks_for(x.size / _SPEED), rows))
     wide = x.reshape(rows, -1), on_lines(np.tile(constants, joined)), out.reshape(rows, -1)
     parallel.share_out(worker, parallel.shares(rows, tasks), *wide)
     return out
@@ -206,13 +209,13 @@ def _gradient_by(worker, grad, x, constants):
     joined = _joined(*x.shape)
     out, rows = empty_like(x), len(x) // joined
     blocks = max(1, min(_MOST_BLOCKS, x.size // _BLOCK_FLOATS))
-    tasks = min(threads.count(), blocks) if x.size >= _GRAIN else 1
+    tasks = min(threads.tasks_for(x.size / _SPEED), blocks)
     constants = on_lines(np.tile(constants, joined))
     run, total = empty((blocks, *constants.shape), np.float32), np.zeros((blocks, *constants.shape))
     wide = (a.reshape(rows, -1) for a in (x, grad, out))
     bounds = np.arange(blocks + 1) * rows // blocks
     shares = parallel.shares(blocks, tasks)
-    parallel.share_out(worker, shares, bounds, *wide, constants, run, total)
+    parallel.share_out(worker, shares, bounds, *wide, constants, (run, total))
     sums = total.sum(0).reshape(len(constants), joined, -1).sum(1)
     return out, sums.astype(np.float32)
 
@@ -244,18 +247,18 @@ def _lines(first, end, task, x, constants, out):
 
 
 @kernel(allocates=False)
-def _lines_gradient(first, end, task, bounds, x, grad, out, constants, run, total):
+def _lines_gradient(first, end, task, bounds, x, grad, out, constants, sums):
     """Rows bounds[b] to bounds[b + 1] - 1 of blocks b from first to end - 1.
 
-    ``run`` has room for the sums of some rows of a block, ``total`` gets those of the block.
+    ``sums`` are room for those of some rows of a block, and the sums of each block.
     """
     shift, positive, negative = constants[0], constants[1], constants[2]
     zero = np.float32(0)
     for block in range(first, end):
-        sums, after = run[block], bounds[block + 1]
-        of_shift, of_positive, of_negative, of_offset = sums[0], sums[1], sums[2], sums[3]
+        run, after = sums[0][block], bounds[block + 1]
+        of_shift, of_positive, of_negative, of_offset = run[0], run[1], run[2], run[3]
         for start in range(bounds[block], after, _RUN):
-            _clear(sums)
+            _clear(run)
             for row in range(start, min(start + _RUN, after)):
                 seen, given, target = x[row], grad[row], out[row]
                 for c in range(len(shift)):
@@ -266,7 +269,7 @@ def _lines_gradient(first, end, task, bounds, x, grad, out, constants, run, tota
                     of_positive[c] += product if u > 0 else zero
                     of_negative[c] += zero if u > 0 else product
                     of_offset[c] += given[c]
-            _add_up(sums, total[block])
+            _add_up(run, sums[1][block])
 
 
 @kernel(allocates=False)
@@ -281,15 +284,15 @@ def _values(first, end, task, x, constants, out):
 
 
 @kernel(allocates=False)
-def _values_gradient(first, end, task, bounds, x, grad, out, constants, run, total):
+def _values_gradient(first, end, task, bounds, x, grad, out, constants, sums):
     """As `_lines_gradient`."""
     threshold, width = constants[0], constants[1]
     zero, one, two = np.float32(0), np.float32(1), np.float32(2)
     for block in range(first, end):
-        sums, after = run[block], bounds[block + 1]
-        of_slope, of_width, of_high, of_low = sums[0], sums[1], sums[2], sums[3]
+        run, after = sums[0][block], bounds[block + 1]
+        of_slope, of_width, of_high, of_low = run[0], run[1], run[2], run[3]
         for start in range(bounds[block], after, _RUN):
-            _clear(sums)
+            _clear(run)
             for row in range(start, min(start + _RUN, after)):
                 seen, given, target = x[row], grad[row], out[row]
                 for c in range(len(threshold)):
@@ -301,7 +304,7 @@ def _values_gradient(first, end, task, bounds, x, grad, out, constants, run, tot
                     of_width[c] += value * (u if size <= one else zero)
                     of_high[c] += given[c] if u >= 0 else zero
                     of_low[c] += zero if u >= 0 else given[c]
-            _add_up(sums, total[block])
+            _add_up(run, sums[1][block])
 
 
 @inlined

@@ -12,16 +12,17 @@ fits the cache.
 from __future__ import annotations
 
 import functools
-import math
 from typing import NamedTuple
 
 import numpy as np
 
 from tinybnn.kernels.floats import convolution
 from tinybnn.kernels.machine import parallel
-from tinybnn.kernels.machine.checks import check_row, check_words, out_array, pair
+from tinybnn.kernels.machine.checks import check_row, check_words, out_array
 from tinybnn.kernels.machine.memory import empty
-from tinybnn.kernels.machine.simd import FLOATS, inlined, kernel, splat, store_four, zero_floats
+from tinybnn.kernels.machine.simd import FLOATS, inlined, kernel, splat_like, zeros
+from tinybnn.kernels.machine.tiles import store_tile
+from tinybnn.kernels.machine.windows import Windows, pair, windows
 from tinybnn.kernels.signs.bits import unpack, unpack_reference, words_for
 from tinybnn.kernels.training.lookup import (
     LANES,
@@ -29,6 +30,11 @@ from tinybnn.kernels.training.lookup import (
     POWERS,
     STEP,
     STEP_FLOATS,
+    Rows,
+    Signs,
+    Sums,
+    Tables,
+    Turning,
     make_tables,
     product,
     turn,
@@ -95,16 +101,16 @@ def conv2d_input_gradient(
         If a dtype, a shape or a parameter does not fit, or the CPU cannot do ``method``.
     """
     name = "conv2d_input_gradient"
-    size = pair(name, "size", size, 1)
-    weight = check_words(name, "weight", weight, 4)
+    size, weight = pair(name, "size", size, 1), check_words(name, "weight", weight, 4)
     grad, geometry = check_geometry(
-        name, grad, channels, size, weight.shape[1:3], stride, padding, dilation, groups
-    )
+        name, grad, channels, groups, size=size, kernel_size=weight.shape[1:3], stride=stride,
+        padding=padding, dilation=dilation,
+    )  # fmt: skip
     check_row(name, "weight", weight, "channels // groups", geometry.group_channels)
     if len(weight) != grad.shape[3]:
         raise ValueError(f"{name}: weight has {len(weight)} filters, grad has {grad.shape[3]}")
     out = out_array(name, out, (len(grad), *size, channels))
-    per_group, taps = geometry.group_channels, math.prod(geometry.kernel_size)
+    per_group, taps = geometry.group_channels, geometry.windows.taps
     method = choose_method(
         name, method, grad, per_group, taps * per_group, taps * -(-per_group // LANES)
     )
@@ -113,11 +119,12 @@ def conv2d_input_gradient(
     if method == "float":
         signs = unpack(weight, per_group).transpose(0, 3, 1, 2)
         return convolution.conv2d_input(grad, signs, size, *geometry.options, out=out)
-    pointwise = geometry.kernel_size == geometry.stride == (1, 1) and geometry.padding == (0, 0)
-    if pointwise:  # each pixel for itself: one image of many rows, which can be cut anywhere
+    of = geometry.windows
+    if taps == 1 and of.stride == (1, 1) and of.padding == (0, 0):
+        # Each pixel for itself: one image of many rows, which can be cut anywhere.
         pixels = len(grad) * size[0] * size[1]
         grad = grad.reshape(1, pixels, 1, grad.shape[3])
-        geometry = geometry._replace(size=(pixels, 1), out_size=(pixels, 1))
+        geometry = geometry._replace(windows=windows(name, (pixels, 1), (1, 1)))
     for group in range(groups):
         _input_gradient(grad, weight, geometry, group, method, out)
     return out
@@ -135,24 +142,16 @@ def conv2d_input_gradient_reference(
     groups=1,
 ):
     """What :func:`conv2d_input_gradient` computes, in plain NumPy, in the dtype of ``grad``."""
-    return _input_reference(
-        grad,
-        weight,
-        Geometry(
-            channels, size, grad.shape[1:3], weight.shape[1:3], stride, padding, dilation, groups
-        ),
-    )
-
-
-def _input_reference(grad, weight, geometry):
-    """One matrix product a tap: each output pixel is spread over the pixels its taps fall on."""
-    (h, w), (ph, pw) = geometry.size, geometry.padding
+    kernel_size = weight.shape[1:3]
+    of = windows("conv2d_input_gradient_reference", size, kernel_size, stride, padding, dilation)
+    geometry = Geometry(channels, groups, of)
     signs = unpack_reference(weight, geometry.group_channels, grad.dtype)  # (O, kh, kw, C/groups)
-    padded = np.zeros((len(grad), h + 2 * ph, w + 2 * pw, geometry.channels), grad.dtype)
-    for ky, kx, seen in geometry.taps(padded):  # seen : (N, OH, OW, C), a view
+    padded = np.zeros((len(grad), *of.padded_size, channels), grad.dtype)
+    for ky, kx, seen in of.views(padded):  # seen : (N, OH, OW, C), a view
         for o, c in geometry.group_slices(grad.shape[3]):
+            # Each output pixel is spread over the pixels its taps fall on.
             seen[..., c] += grad[..., o] @ signs[o, ky, kx]
-    return padded[:, ph : ph + h, pw : pw + w]
+    return padded[:, of.top : of.top + of.height, of.left : of.left + of.width]
 
 
 def linear_input_gradient(grad, weight, features, *, method=None, out=None):
@@ -186,7 +185,7 @@ def linear_input_gradient(grad, weight, features, *, method=None, out=None):
 # ---------------------------------------------------------------------------------- bands and cells
 
 
-class _Input(NamedTuple):
+class _Bands(NamedTuple):
     """The numbers that the kernels for the gradient in the input need.
 
     The image is worked on in bands of rows. For each a part of the gradient is laid out, ``cells``
@@ -198,14 +197,7 @@ class _Input(NamedTuple):
     same taps, at the same distances.
     """
 
-    height: int
-    width: int
-    out_height: int
-    out_width: int
-    row_stride: int
-    column_stride: int
-    top: int  # padding
-    left: int
+    windows: Windows
     channels: int  # of all groups
     first_channel: int
     group_channels: int
@@ -218,15 +210,7 @@ class _Input(NamedTuple):
     columns_before: int
     columns: int
     cells: int  # at most, of a band
-
-
-@inlined
-def _input_numbers(n):
-    """The same from an array."""
-    return _Input(
-        n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9],
-        n[10], n[11], n[12], n[13], n[14], n[15], n[16], n[17], n[18], n[19],
-    )  # fmt: skip
+    cell: int  # float32 numbers of a cell
 
 
 class _Plan(NamedTuple):
@@ -234,11 +218,7 @@ class _Plan(NamedTuple):
 
     Attributes
     ----------
-    g : _Input
-    numbers : (20,) int64
-        The same.
-    cell : int
-        float32 numbers of a cell.
+    g : _Bands
     phases : (P, 2) int64
         First and last + 1 tap of each phase.
     cells, taps : (kh * kw,) int64
@@ -246,9 +226,7 @@ class _Plan(NamedTuple):
     products : int
     """
 
-    g: _Input
-    numbers: np.ndarray
-    cell: int
+    g: _Bands
     phases: np.ndarray
     cells: np.ndarray
     taps: np.ndarray
@@ -258,43 +236,37 @@ class _Plan(NamedTuple):
 @functools.lru_cache(maxsize=256)  # a layer in training needs its plan at each step
 def _plan(geometry, images, filters, group, method, most_bytes):
     """The plan for one group of a convolution, for so many images and filters of all groups."""
-    (kh, kw), words = geometry.kernel_size, words_for(geometry.group_channels)
-    (height, width), (sy, sx), (top, left) = geometry.size, geometry.stride, geometry.padding
-    dy, dx = geometry.dilation
+    of, words = geometry.windows, words_for(geometry.group_channels)
+    (kh, kw), (sy, sx), (dy, dx) = of.kernel_size, of.stride, of.dilation
     group_filters, group_channels = filters // geometry.groups, geometry.group_channels
     steps = -(-group_filters // STEP)
     cell = steps * STEP_FLOATS if method == "lookup" else 3 * group_filters  # in float32
 
     # Bands of equal height whose cells fit the cache.
     rows_before, columns_before = (kh - 1) * dy // sy, (kw - 1) * dx // sx
-    columns = (width - 1 + left) // sx - left // sx + columns_before + 1
-
-    def rows(band):
-        return -(-(band - 1) // sy) + rows_before + 1
-
+    columns = (of.width - 1 + of.left) // sx - of.left // sx + columns_before + 1
     most = most_bytes // (columns * cell * 4)
-    band = max(1, min(height, (most - rows_before - 1) * sy + 1))
-    bands = -(-height // band)
-    band = -(-height // bands)
-    g = _Input(
-        height, width, *geometry.out_size, sy, sx, top, left,
-        geometry.channels, group * group_channels, group_channels,
-        filters, group * group_filters, group_filters,
-        band, bands, rows_before, columns_before, columns, rows(band) * columns,
+    band = max(1, min(of.height, (most - rows_before - 1) * sy + 1))
+    bands = -(-of.height // band)
+    band = -(-of.height // bands)
+    rows = -(-(band - 1) // sy) + rows_before + 1
+    g = _Bands(
+        of, geometry.channels, group * group_channels, group_channels, filters,
+        group * group_filters, group_filters, band, bands, rows_before, columns_before, columns,
+        rows * columns, cell,
     )  # fmt: skip
 
     phases, cells, taps = np.zeros((sy * sx, 2), np.int64), [], []
     for phase in range(sy * sx):
         phases[phase, 0] = len(taps)
-        for ky in range(kh):
-            for kx in range(kw):
-                if (ky * dy % sy, kx * dx % sx) == divmod(phase, sx):
-                    cells.append(-(ky * dy // sy * columns + kx * dx // sx))
-                    taps.append((ky * kw + kx) * words)
+        for ky, kx in np.ndindex(kh, kw):
+            if (ky * dy % sy, kx * dx % sx) == divmod(phase, sx):
+                cells.append(-(ky * dy // sy * columns + kx * dx // sx))
+                taps.append((ky * kw + kx) * words)
         phases[phase, 1] = len(taps)
     cells, taps = np.array(cells, np.int64), np.array(taps, np.int64)
-    products = images * height * width * group_channels * kh * kw * group_filters
-    return _Plan(g, np.array(g), cell, phases, cells, taps, products)
+    products = images * of.height * of.width * group_channels * of.taps * group_filters
+    return _Plan(g, phases, cells, taps, products)
 
 
 def _input_gradient(grad, weight, geometry, group, method, out):
@@ -307,22 +279,19 @@ def _input_gradient(grad, weight, geometry, group, method, out):
     flat, result = grad.reshape(-1), out.reshape(-1)
     if method == "lookup":
         turned, turning = _turn_weight(weight, geometry, group)
-        scratch = empty(tasks * g.cells * plan.cell, np.float32)
-        pixels = empty(2 * tasks * g.band * g.width, np.int64)
-        parallel.share_out(
-            _input_by_tables, shares, flat, turned, turning.offsets, turning.phases, PATTERNS,
-            scratch, pixels, plan.cell, result, plan.numbers,
-        )  # fmt: skip
+        scratch = empty(tasks * g.cells * g.cell, np.float32)
+        pixels = empty(2 * tasks * g.band * g.windows.width, np.int64)
+        tables = turned, turning.offsets, turning.phases, PATTERNS
+        parallel.share_out(_input_by_tables, shares, flat, tables, scratch, pixels, result, g)
         return
     values = empty(tasks * (g.cells * g.group_filters + FLOATS), np.float32)
     places = empty(len(values), np.int32)
     starts = np.arange(filters, dtype=np.int32) * weight[0].size
     ends = empty(tasks * (g.cells + 1), np.int64)
     totals = empty(tasks * g.cells, np.float32)
-    parallel.share_out(
-        _input_by_masks, shares, flat, weight.reshape(-1), plan.cells, plan.taps, plan.phases,
-        values, places, ends, totals, starts, weight.shape[3], result, plan.numbers,
-    )  # fmt: skip
+    signs = _Signs(weight.reshape(-1), weight.shape[3], starts, plan.cells, plan.taps, plan.phases)
+    lists = values, places, ends, totals
+    parallel.share_out(_input_by_masks, shares, flat, signs, lists, result, g)
 
 
 @inlined
@@ -334,16 +303,16 @@ def _band(g, unit):
     Its image, its first row and the one behind the last; row and column of the gradient that its
     first cell is for.
     """
-    image, y0 = unit // g.bands, unit % g.bands * g.band
-    y1 = min(y0 + g.band, g.height)
-    top, left = (y0 + g.top) // g.row_stride - g.rows_before, g.left // g.column_stride
+    of, image, y0 = g.windows, unit // g.bands, unit % g.bands * g.band
+    y1 = min(y0 + g.band, of.height)
+    top, left = (y0 + of.top) // of.row_stride - g.rows_before, of.left // of.column_stride
     return image, y0, y1, top, left - g.columns_before
 
 
 # ------------------------------------------------------------------------------------ lookup tables
 
 
-class _Turning(NamedTuple):
+class _TurnedWeights(NamedTuple):
     """Where the signs of a group's weights come from and go to, for `turn`, and their tables.
 
     Attributes
@@ -353,17 +322,16 @@ class _Turning(NamedTuple):
     phases : (P, 4) int64
         For each phase: where its offsets begin and end, where its integers begin, and how many of
         them a panel has.
-    starts : (steps * 32,) int64
-        Where the words of each filter begin; the last filter is repeated.
-    turns : list of (sources, shifts, places, size)
-        For each phase that has taps; ``size`` integers belong to a step.
+    steps : int
+    turns : list of Turning
+        For each phase that has taps.
     size : int
         Integers of all phases.
     """
 
     offsets: np.ndarray
     phases: np.ndarray
-    starts: np.ndarray
+    steps: int
     turns: list
     size: int
 
@@ -374,7 +342,9 @@ def _turning(geometry, filters, group):
     plan = _plan(geometry, 1, filters, group, "lookup", _BAND_BYTES)  # no band matters here
     g, per_filter = plan.g, len(plan.taps) * words_for(plan.g.group_channels)
     steps, panels = -(-g.group_filters // STEP), -(-g.group_channels // LANES)
-    numbers = np.minimum(np.arange(steps * STEP), g.group_filters - 1) + g.first_filter
+    # Where the words of each filter begin; the last filter is repeated.
+    starts = np.minimum(np.arange(steps * STEP), g.group_filters - 1) + g.first_filter
+    starts *= per_filter
     offsets, phases, turns = [], np.zeros((len(plan.phases), 4), np.int64), []
     channel = np.arange(0, g.group_channels, FLOATS)
     base = 0
@@ -388,12 +358,11 @@ def _turning(geometry, filters, group):
             shifts = np.broadcast_to(channel % 64, sources.shape)
             places = np.arange(count)[:, None] * LANES + channel // LANES * phases[phase, 3]
             places = base + places + channel % LANES
-            turns.append(
-                (sources.reshape(-1), shifts.reshape(-1).astype(np.uint64), places.reshape(-1),
-                 int(count) * LANES)
-            )  # fmt: skip
+            shifts = shifts.reshape(-1).astype(np.uint64)
+            of_phase = sources.reshape(-1), shifts, places.reshape(-1)
+            turns.append(Turning(starts, *of_phase, 1, int(count) * LANES, 0))
             base += panels * phases[phase, 3]
-    return _Turning(np.array(offsets, np.int64), phases, numbers * per_filter, turns, int(base))
+    return _TurnedWeights(np.array(offsets, np.int64), phases, steps, turns, int(base))
 
 
 def _turn_weight(weight, geometry, group):
@@ -404,116 +373,124 @@ def _turn_weight(weight, geometry, group):
     turned : (...,) int32
         For each phase, panel, step and tap of the phase: integers for 64 channels, whose bits are
         the signs of 32 filters.
-    turning : _Turning
+    turning : _TurnedWeights
     """
     turning = _turning(geometry, len(weight), group)
     turned, words = empty(turning.size, np.int32), weight.reshape(-1)
-    for sources, shifts, places, size in turning.turns:
-        turn(
-            0, len(turning.starts) // STEP, 0, words, turning.starts, sources, shifts, places,
-            1, size, 0, POWERS, turned,
-        )  # fmt: skip
+    for of_phase in turning.turns:
+        turn(0, turning.steps, 0, words, of_phase, POWERS, turned)
     return turned, turning
 
 
 @kernel(allocates=False)
-def _input_by_tables(
-    first, end, slot, grad, turned, offsets, phases, patterns, tables, pixels, cell, out, numbers
-):
+def _input_by_tables(first, end, slot, grad, signs, tables, pixels, out, g):
     """Bands first to end - 1, counted through all images."""
-    g = _input_numbers(numbers)
-    base, list_at = slot * g.cells * cell, 2 * slot * g.band * g.width
+    of, (turned, offsets, phases, patterns) = g.windows, signs
+    base, list_at = slot * g.cells * g.cell, 2 * slot * g.band * of.width
     for unit in range(first, end):
         image, y0, y1, top, left = _band(g, unit)
         at = base
-        for oy in range(top, (y1 - 1 + g.top) // g.row_stride + 1):
+        for oy in range(top, (y1 - 1 + of.top) // of.row_stride + 1):
             for ox in range(left, left + g.columns):
                 count = 0
-                if 0 <= oy < g.out_height and 0 <= ox < g.out_width:
+                if 0 <= oy < of.out_height and 0 <= ox < of.out_width:
                     count = g.group_filters
-                pixel = (image * g.out_height + oy) * g.out_width + ox
-                first_gradient = pixel * g.filters + g.first_filter
-                make_tables(grad, first_gradient, count, np.int64(1), patterns, tables, at, cell)
-                at += cell
+                pixel = (image * of.out_height + oy) * of.out_width + ox
+                gradient = pixel * g.filters + g.first_filter
+                make_tables(grad, gradient, count, np.int64(1), patterns, tables, at, g.cell)
+                at += g.cell
         for phase in range(len(phases)):
-            phase_y, phase_x = phase // g.column_stride, phase % g.column_stride
+            phase_y, phase_x = phase // of.column_stride, phase % of.column_stride
             count = np.int64(0)
-            for y in range(y0 + (phase_y - y0 - g.top) % g.row_stride, y1, g.row_stride):
-                row = ((y + g.top) // g.row_stride - top) * g.columns - left
-                x0 = (phase_x - g.left) % g.column_stride
-                for x in range(x0, g.width, g.column_stride):
-                    column = (x + g.left) // g.column_stride
-                    pixel = (image * g.height + y) * g.width + x
-                    pixels[list_at + 2 * count] = base + (row + column) * cell
+            for y in range(y0 + (phase_y - y0 - of.top) % of.row_stride, y1, of.row_stride):
+                row = ((y + of.top) // of.row_stride - top) * g.columns - left
+                x0 = (phase_x - of.left) % of.column_stride
+                for x in range(x0, of.width, of.column_stride):
+                    column = (x + of.left) // of.column_stride
+                    pixel = (image * of.height + y) * of.width + x
+                    pixels[list_at + 2 * count] = base + (row + column) * g.cell
                     pixels[list_at + 2 * count + 1] = pixel * g.channels + g.first_channel
                     count += 1
+            offset, end_offset, start, panel_size = phases[phase]
             product(
-                tables, pixels, list_at, count, offsets, phases[phase, 0], phases[phase, 1],
-                turned, phases[phase, 2], phases[phase, 3], g.group_channels, np.bool_(False), out,
+                Rows(pixels, list_at, count), Tables(tables, offsets, offset, end_offset),
+                Signs(turned, start, panel_size), Sums(out, g.group_channels, np.bool_(False)),
             )  # fmt: skip
 
 
 # --------------------------------------------------------------------------------- masked additions
 
 
+class _Signs(NamedTuple):
+    """Packed weights, and where their signs are.
+
+    Attributes
+    ----------
+    weight : (...,) uint64
+    words : int
+        Of a tap.
+    starts : (filters,) int32
+        Where filters begin.
+    cells, taps, phases
+        As in `_Plan`.
+    """
+
+    weight: np.ndarray
+    words: int
+    starts: np.ndarray
+    cells: np.ndarray
+    taps: np.ndarray
+    phases: np.ndarray
+
+
 @kernel(allocates=False)
-def _input_by_masks(
-    first, end, slot, grad, weight, cells, taps, phases, values, places, ends, totals,
-    starts, words, out, numbers,
-):  # fmt: skip
+def _input_by_masks(first, end, slot, grad, signs, lists, out, g):
     """Bands first to end - 1, counted through all images.
 
     A cell c is the list of the pixel's gradients that are not zero, from ends[c] to ends[c + 1]:
-    values, and where the filters begin in ``weight``; and the sum of the values.
+    values, and where the filters begin in the weight; and the sum of the values.
     """
-    g = _input_numbers(numbers)
+    values, places, ends, totals = lists
+    of, cells, taps, phases = g.windows, signs.cells, signs.taps, signs.phases
     cells_at, ends_at = slot * g.cells, slot * (g.cells + 1)
     list_at = slot * (g.cells * g.group_filters + FLOATS)
     for unit in range(first, end):
         image, y0, y1, top, left = _band(g, unit)
         n, cell = list_at, 0
         ends[ends_at] = n
-        for oy in range(top, (y1 - 1 + g.top) // g.row_stride + 1):
+        for oy in range(top, (y1 - 1 + of.top) // of.row_stride + 1):
             for ox in range(left, left + g.columns):
                 sum_of_all = np.float32(0)
-                if 0 <= oy < g.out_height and 0 <= ox < g.out_width:
-                    pixel = (image * g.out_height + oy) * g.out_width + ox
+                if 0 <= oy < of.out_height and 0 <= ox < of.out_width:
+                    pixel = (image * of.out_height + oy) * of.out_width + ox
                     n, sum_of_all = list_nonzero(
                         grad, pixel * g.filters + g.first_filter, g.group_filters, np.int64(1),
-                        starts, g.first_filter, values, places, n,
+                        signs.starts, g.first_filter, values, places, n,
                     )  # fmt: skip
                 totals[cells_at + cell] = sum_of_all
                 cell += 1
                 ends[ends_at + cell] = n
         for y in range(y0, y1):
-            for x in range(g.width):
-                phase = (y + g.top) % g.row_stride * g.column_stride
-                phase += (x + g.left) % g.column_stride
-                row, column = (y + g.top) // g.row_stride, (x + g.left) // g.column_stride
+            for x in range(of.width):
+                phase = (y + of.top) % of.row_stride * of.column_stride
+                phase += (x + of.left) % of.column_stride
+                row, column = (y + of.top) // of.row_stride, (x + of.left) // of.column_stride
                 cell = (row - top) * g.columns + column - left
                 sum_of_all = np.float32(0)
                 for tap in range(phases[phase, 0], phases[phase, 1]):
                     sum_of_all += totals[cells_at + cell + cells[tap]]
-                pixel = (image * g.height + y) * g.width + x
+                pixel = (image * of.height + y) * of.width + x
                 to = pixel * g.channels + g.first_channel
-                for word in range(0, words, 2):
-                    more = min(1, words - 1 - word)
-                    s0, s1, s2, s3 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
-                    s4, s5, s6, s7 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
+                minus = splat_like(sum_of_all, zeros(64))
+                for word in range(0, signs.words, 2):
+                    more, sums = min(1, signs.words - 1 - word), (zeros(64), zeros(64))
                     for tap in range(phases[phase, 0], phases[phase, 1]):
-                        at = ends_at + cell + cells[tap]
-                        s0, s1, s2, s3, s4, s5, s6, s7 = add_listed(
-                            values, places, ends[at], ends[at + 1], weight, taps[tap] + word, more,
-                            s0, s1, s2, s3, s4, s5, s6, s7,
-                        )  # fmt: skip
-                    minus = splat(sum_of_all)
-                    count = g.group_channels - 64 * word
-                    sums = (
-                        s0 + s0 - minus, s1 + s1 - minus, s2 + s2 - minus, s3 + s3 - minus
-                    )  # fmt: skip
-                    store_four(out, to + 64 * word, sums, count)
+                        at, offset = ends_at + cell + cells[tap], taps[tap] + word
+                        sums = add_listed(
+                            values, places, ends[at], ends[at + 1], signs.weight, offset, more, sums
+                        )
+                    low, high = sums
+                    at, count = to + 64 * word, g.group_channels - 64 * word
+                    store_tile((low + low - minus,), (at,), out, count)
                     if more:
-                        sums = (
-                            s4 + s4 - minus, s5 + s5 - minus, s6 + s6 - minus, s7 + s7 - minus
-                        )  # fmt: skip
-                        store_four(out, to + 64 * word + 64, sums, count - 64)
+                        store_tile((high + high - minus,), (at + 64,), out, count - 64)

@@ -21,25 +21,38 @@ an integer, which is shifted by four from one table to the next. They arrive pac
 Half of a table tells all: when every sign is turned round, the sum changes its sign and nothing
 else. So 8 entries and the fourth sign suffice, and AVX2, which can pick from 8 floats at a time,
 finds the same numbers. Other CPUs cannot run `product`.
+
+For speed alone: the products are those of `convolution` with unpacked signs. `tinybnn bench train
+--profile` shows their share of a step.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from tinybnn.kernels.machine.memory import on_lines
-from tinybnn.kernels.machine.selection import look_up, next_four, or_where
+from tinybnn.kernels.machine.selection import look_up, next_four, or_where, pick
 from tinybnn.kernels.machine.simd import (
     FLOATS,
     cpu_features,
     inlined,
     kernel,
     load,
+    load_like,
     load_splat,
     store,
-    store_first,
-    store_four,
     zero_floats,
+    zeros,
+)
+from tinybnn.kernels.machine.tiles import (
+    add_stored,
+    compile_rows,
+    four,
+    load_lanes,
+    moved,
+    store_tile,
 )
 
 LANES = 4 * FLOATS  # columns of a panel
@@ -75,8 +88,8 @@ def product_reference(grad, signs):
     bits = (signs > 0).reshape(fours, 4, columns)
     numbers = (bits << np.arange(4)[:, None]).sum(1)  # (K/4, C)
     out = np.zeros((rows, columns), np.float32)
-    for four in range(fours):
-        out += tables[:, four, numbers[four]]
+    for step in range(fours):
+        out += tables[:, step, numbers[step]]
     return out
 
 
@@ -110,24 +123,37 @@ POWERS = np.append(np.uint32(1) << np.arange(STEP, dtype=np.uint32), np.zeros(FL
 POWERS = on_lines(POWERS.astype(np.uint32).view(np.int32))
 
 
+class Turning(NamedTuple):
+    """Where the vectors of signs that `turn` makes come from and go to.
+
+    Attributes
+    ----------
+    starts : (...,) int64
+        Where a row begins in the words.
+    sources, shifts, places : (n,) int64, (n,) uint64, (n,) int64
+        Word and bit of a source, counted from the row, and where its 16 integers go for the first
+        32 rows.
+    per, large, small : int
+        For the 32 rows g they go ``g // per * large + g % per * small`` further on.
+    """
+
+    starts: np.ndarray
+    sources: np.ndarray
+    shifts: np.ndarray
+    places: np.ndarray
+    per: int
+    large: int
+    small: int
+
+
 @kernel(allocates=False)
-def turn(first, end, _, words, starts, sources, shifts, places, per, large, small, powers, turned):
+def turn(first, end, _, words, turning, powers, turned):
     """Signs packed along channels become integers of 32 signs along rows.
 
     Bit j of lane i of the vector for rows 32 g, 32 g + 1, ... and source s is bit shifts[s] + i of
-    words[starts[32 g + j] + sources[s]].
-
-    Parameters
-    ----------
-    first, end : int
-        The groups g of 32 rows.
-    starts : (...,) int64
-        Where a row begins in ``words``.
-    sources, shifts, places : (n,) int64, (n,) uint64, (n,) int64
-        The last says where in ``turned`` the 16 integers of a source go, for g = 0.
-    per, large, small : int
-        For other g they go ``g // per * large + g % per * small`` further on.
+    words[starts[32 g + j] + sources[s]], for the groups g from first to end - 1.
     """
+    starts, sources, shifts, places, per, large, small = turning
     for g in range(first, end):
         base = g // per * large + g % per * small
         for s in range(len(sources)):
@@ -141,127 +167,84 @@ def turn(first, end, _, words, starts, sources, shifts, places, per, large, smal
 # -------------------------------------------------------------------------------------- the product
 
 
+class Tables(NamedTuple):
+    """Tables of a sum's gradients: those of step k, ``first <= k < end``, begin at a row's place
+    plus ``offsets[k]``."""
+
+    floats: np.ndarray
+    offsets: np.ndarray
+    first: int
+    end: int
+
+
+class Rows(NamedTuple):
+    """For each of ``count`` rows, from ``table[at]`` on: where its tables begin, and its sums."""
+
+    table: np.ndarray
+    at: int
+    count: int
+
+
+class Signs(NamedTuple):
+    """Integers of 32 signs, from ``at`` on: panels of ``panel_size``, of 64 for each step."""
+
+    integers: np.ndarray
+    at: int
+    panel_size: int
+
+
+class Sums(NamedTuple):
+    """Where sums go, how many columns there are, and whether they are added to what is there.
+
+    The columns are then whole panels.
+    """
+
+    out: np.ndarray
+    columns: int
+    adds: bool
+
+
 # An addition takes a few cycles before the next one of the same sum can start: 4 rows times 64
 # columns are 16 vectors of sums that do not wait for each other. A table then serves four vectors
-# of signs, and a vector of signs four tables.
-@kernel(allocates=False)
-def _product_of_64(
-    tables, rows, rows_at, count, offsets, first, end, turned, at, panel_size, lanes, add, out
-):
-    """Rows of sums: for each row and column, all gradients of a row with their signs.
+# of signs, and a vector of signs four tables. AVX2 has 16 registers of 8 floats: 4 rows times 16
+# columns, with the indices and their signs.
+_WIDTH = LANES if "avx512f" in cpu_features() else FLOATS
 
-    Parameters
-    ----------
-    tables : (...,) float32
-    rows : (...,) int64
-        From ``rows_at`` on, for each of ``count`` rows: where its tables begin, and where its sums
-        are in ``out``.
-    offsets : (...,) int64
-        From ``first`` to ``end``, for each step: where its tables are, from the row's first.
-    turned : (...,) int32
-        From ``at`` on, panel after panel of ``panel_size``, for each step: 64 integers of 32 signs.
-    lanes : int
-        Columns.
-    add : bool
-        Whether to add to what is in ``out``. The columns are then whole panels.
-    """
-    for row in range(0, count, 4):
+
+def add_looked_up(tile, places, tables, step, index):
+    """Each row plus the entries ``index % 16`` of its table, the 16 floats from place + step on."""
+    rows = zip(tile, places, strict=True)
+    return tuple([row + look_up(load(tables, p + step), index) for row, p in rows])
+
+
+def _emit_looked_up(builder, row, pointer, index):
+    return builder.fadd(row, pick(builder, load_lanes(builder, pointer, FLOATS), index))
+
+
+compile_rows(add_looked_up, _emit_looked_up)
+
+
+@kernel(allocates=False)
+def product(rows, tables, signs, sums):
+    """Rows of sums: for each row and column, all gradients of a row with their signs."""
+    for row in range(0, rows.count, 4):
         # With fewer than 4 rows left, one is computed several times.
-        a0 = rows_at + 2 * row
-        a1, a2 = rows_at + 2 * min(row + 1, count - 1), rows_at + 2 * min(row + 2, count - 1)
-        a3 = rows_at + 2 * min(row + 3, count - 1)
-        for panel in range((lanes + LANES - 1) // LANES):
-            column = panel * LANES
-            o0, o1, o2, o3 = (
-                rows[a0 + 1] + column,
-                rows[a1 + 1] + column,
-                rows[a2 + 1] + column,
-                rows[a3 + 1] + column,
-            )
-            s00, s01, s02, s03 = _sums(out, o0, add)
-            s10, s11, s12, s13 = _sums(out, o1, add)
-            s20, s21, s22, s23 = _sums(out, o2, add)
-            s30, s31, s32, s33 = _sums(out, o3, add)
-            q = at + panel * panel_size
-            for step in range(first, end):
-                i0, i1 = load(turned, q), load(turned, q + 16)
-                i2, i3 = load(turned, q + 32), load(turned, q + 48)
-                t = offsets[step]
+        a, last = rows.at + 2 * row, rows.at + 2 * (rows.count - 1)
+        b, c, d = min(a + 2, last), min(a + 4, last), min(a + 6, last)
+        table = rows.table
+        places = table[a], table[b], table[c], table[d]
+        targets = table[a + 1], table[b + 1], table[c + 1], table[d + 1]
+        for column in range(0, sums.columns, _WIDTH):
+            tile = four(zeros(_WIDTH))
+            if sums.adds:
+                tile = add_stored(tile, targets, sums.out)
+            q = signs.at + column // LANES * signs.panel_size + column % LANES
+            for step in range(tables.first, tables.end):
+                index, t = load_like(signs.integers, q, tile[0]), tables.offsets[step]
                 for _ in range(STEP // 4):
-                    table = load(tables, rows[a0] + t)
-                    s00 += look_up(table, i0)
-                    s01 += look_up(table, i1)
-                    s02 += look_up(table, i2)
-                    s03 += look_up(table, i3)
-                    table = load(tables, rows[a1] + t)
-                    s10 += look_up(table, i0)
-                    s11 += look_up(table, i1)
-                    s12 += look_up(table, i2)
-                    s13 += look_up(table, i3)
-                    table = load(tables, rows[a2] + t)
-                    s20 += look_up(table, i0)
-                    s21 += look_up(table, i1)
-                    s22 += look_up(table, i2)
-                    s23 += look_up(table, i3)
-                    table = load(tables, rows[a3] + t)
-                    s30 += look_up(table, i0)
-                    s31 += look_up(table, i1)
-                    s32 += look_up(table, i2)
-                    s33 += look_up(table, i3)
-                    i0, i1, i2, i3 = next_four(i0), next_four(i1), next_four(i2), next_four(i3)
-                    t += FLOATS
-                q += LANES
-            store_four(out, o0, (s00, s01, s02, s03), lanes - column)
-            store_four(out, o1, (s10, s11, s12, s13), lanes - column)
-            store_four(out, o2, (s20, s21, s22, s23), lanes - column)
-            store_four(out, o3, (s30, s31, s32, s33), lanes - column)
-
-
-# AVX2 has 16 registers of 8 floats: 4 rows times 16 columns, with the indices and their signs.
-@kernel(allocates=False)
-def _product_of_16(
-    tables, rows, rows_at, count, offsets, first, end, turned, at, panel_size, lanes, add, out
-):
-    """The same for CPUs with few registers: a quarter of a panel at a time."""
-    for row in range(0, count, 4):
-        a0 = rows_at + 2 * row
-        a1, a2 = rows_at + 2 * min(row + 1, count - 1), rows_at + 2 * min(row + 2, count - 1)
-        a3 = rows_at + 2 * min(row + 3, count - 1)
-        for column in range(0, lanes, FLOATS):
-            s0, s1, s2, s3 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
-            q = at + column // LANES * panel_size + column % LANES
-            for step in range(first, end):
-                index = load(turned, q)
-                t = offsets[step]
-                for _ in range(STEP // 4):
-                    s0 += look_up(load(tables, rows[a0] + t), index)
-                    s1 += look_up(load(tables, rows[a1] + t), index)
-                    s2 += look_up(load(tables, rows[a2] + t), index)
-                    s3 += look_up(load(tables, rows[a3] + t), index)
+                    tile = add_looked_up(tile, places, tables.floats, t, index)
                     index = next_four(index)
                     t += FLOATS
                 q += LANES
-            o0, o1 = rows[a0 + 1] + column, rows[a1 + 1] + column
-            o2, o3 = rows[a2 + 1] + column, rows[a3 + 1] + column
-            if add:
-                s0, s1, s2, s3 = (
-                    s0 + load(out, o0),
-                    s1 + load(out, o1),
-                    s2 + load(out, o2),
-                    s3 + load(out, o3),
-                )
-            store_first(out, o0, s0, lanes - column)
-            store_first(out, o1, s1, lanes - column)
-            store_first(out, o2, s2, lanes - column)
-            store_first(out, o3, s3, lanes - column)
-
-
-product = _product_of_64 if "avx512f" in cpu_features() else _product_of_16
-
-
-@inlined
-def _sums(out, at, add):
-    """Four vectors of sums to begin with."""
-    if add:
-        return load(out, at), load(out, at + 16), load(out, at + 32), load(out, at + 48)
-    return zero_floats(), zero_floats(), zero_floats(), zero_floats()
+            store_tile(tile, targets, sums.out, sums.columns - column)
+            targets = moved(targets, _WIDTH)

@@ -3,6 +3,8 @@
 A classifier's last step works on a few hundred numbers, so that the number of NumPy calls is what
 it costs. The rule that this kernel stands in for is `functional.CrossEntropy`. It computes in
 float64 and rounds once.
+
+For speed alone, and of small networks: `tinybnn bench train` times the MLP 200-128-2.
 """
 
 from __future__ import annotations

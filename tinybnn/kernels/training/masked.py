@@ -8,6 +8,8 @@ it is enough to add g in those columns whose bit is 1. AVX-512 takes 16 bits of 
 are for the mask of an addition of 16 floats. A list of the gradients that are not zero is made
 first, and only these are visited. Nothing has to be turned and no tables are made, as `lookup`
 does, but an addition serves one gradient instead of four.
+
+For speed alone, as `lookup`; `tinybnn bench train --profile` shows its share of a step.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from tinybnn.kernels.machine.simd import (
     FLOATS,
     inlined,
     load,
-    load_splat,
     load_strided,
+    splat_like,
     store,
     total,
     zero_floats,
@@ -88,23 +90,16 @@ def list_nonzero(grad, at, count, step, starts, first, values, places, n):
 
 
 @inlined
-def add_listed(values, places, first, end, words, offset, more, s0, s1, s2, s3, s4, s5, s6, s7):
+def add_listed(values, places, first, end, words, offset, more, sums):
     """Add the values of a list where the bits are 1: of two words, or twice of one.
 
-    Entry n of the list adds values[n] to the columns of a row of bits, of which words[places[n] +
-    offset] has the first 64, for s0 to s3, and the word ``more`` further on the others, for s4 to
-    s7; ``more`` is 1, or 0 if there is no such word.
+    Entry n of the list, for first <= n < end, adds values[n] to the columns of a row of bits, of
+    which words[places[n] + offset] has the first 64 and the word ``more`` further on the others;
+    ``more`` is 1, or 0 if there is no such word. ``sums`` are two vectors of 64 floats.
     """
+    low, high = sums
     for n in range(first, end):
-        value, at = load_splat(values, n), places[n] + offset
-        word = words[at]
-        s0 = add_where(s0, value, word)
-        s1 = add_where(s1, value, word >> np.uint64(16))
-        s2 = add_where(s2, value, word >> np.uint64(32))
-        s3 = add_where(s3, value, word >> np.uint64(48))
-        word = words[at + more]
-        s4 = add_where(s4, value, word)
-        s5 = add_where(s5, value, word >> np.uint64(16))
-        s6 = add_where(s6, value, word >> np.uint64(32))
-        s7 = add_where(s7, value, word >> np.uint64(48))
-    return s0, s1, s2, s3, s4, s5, s6, s7
+        value, at = splat_like(values[n], low), places[n] + offset
+        low = add_where(low, value, words[at])
+        high = add_where(high, value, words[at + more])
+    return low, high

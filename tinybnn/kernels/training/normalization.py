@@ -13,6 +13,8 @@ are made in three stages:
 
 Threads share out the blocks, and their number depends on the shape alone: the result is the same
 for any number of threads.
+
+For speed alone: `tinybnn bench train --profile` shows its share of a step.
 """
 
 from __future__ import annotations
@@ -39,12 +41,11 @@ from tinybnn.kernels.machine.simd import (
 _RUN = 32  # rows whose sums are float32
 _MOST_BLOCKS = 64
 _PER_BLOCK = 1 << 17  # floats of a block, at least
-_GRAIN = 1 << 18  # floats below which a second thread costs time
+_SPEED = 1.3e10  # floats a second, of a fast core
 
 _MOMENTS, _PRODUCTS, _NORMALISE, _GRADIENT = range(4)  # what a pass over memory does
 _SAMPLE = 16  # rows whose mean is near the mean of all
 _NO_SCALE = np.empty(0, np.float32)
-_NO_SUMS = np.empty((0, 2, 0), np.float32), np.empty((0, 2, 0))
 
 
 def fits(x):
@@ -141,14 +142,14 @@ def forward(x, weight, bias, eps):
     mean, var, scale : (C,) float32
     """
     x, weight, bias = map(for_kernel, (x, weight, bias))
-    if x.size >= _GRAIN:
+    if threads.tasks_for(x.size / _SPEED) > 1:
         mean, var, scale = statistics(x, eps)
         return normalise(x, mean, scale, weight, bias), mean, var, scale
     out, result = empty_like(x), np.empty((3, x.shape[1]), np.float32)
     if x.size < BLOCK:
         _few_forward(x, weight, bias, eps, result, out)
     else:
-        _forward(*_shares(*x.shape), x, weight, bias, eps, result, out)
+        _forward(_shares(*x.shape), x, weight, bias, eps, result, out)
     return out, *result
 
 
@@ -166,14 +167,14 @@ def backward(grad, x, mean, scale, weight):
     grad_weight, grad_bias : (C,) float32
     """
     grad, x, mean, scale, weight = map(for_kernel, (grad, x, mean, scale, weight))
-    if x.size >= _GRAIN:
+    if threads.tasks_for(x.size / _SPEED) > 1:
         sums = gradient_sums(grad, x, mean, scale)
         return gradient(grad, x, mean, scale, weight, *sums), *sums
     out, result = empty_like(x), np.empty((2, x.shape[1]), np.float32)
     if x.size < BLOCK:
         _few_backward(x, grad, mean, scale, weight, result, out)
     else:
-        _backward(*_shares(*x.shape), x, grad, mean, scale, weight, result, out)
+        _backward(_shares(*x.shape), x, grad, mean, scale, weight, result, out)
     return out, *result
 
 
@@ -223,7 +224,8 @@ def _sums(step, x, grad, near, eps, scale, result):
     shares = _shares(*x.shape)
     blocks, width = len(shares.summed) - 1, len(near)
     run, partial = empty((blocks, 2, width), np.float32), np.zeros((blocks, 2, width))
-    _run(shares.summed, step, width, x, grad, x, near, run, partial)
+    of = _Pass(step, shares.summed, width)
+    _run(_add, of, x, grad.reshape(-1), near, run.reshape(-1), partial)
     _finish(step, shares.whole * shares.joined, x, grad, near, partial, eps, scale, result)
 
 
@@ -232,7 +234,8 @@ def _elementwise(step, x, grad, constants):
     out = empty_like(x)
     shares = _shares(*x.shape)
     constants = _repeated(shares.joined, *constants).reshape(-1)
-    _run(shares.changed, step, shares.joined * x.shape[1], x, grad, out, constants, *_NO_SUMS)
+    of = _Pass(step, shares.changed, shares.joined * x.shape[1])
+    _run(_change, of, x, grad.reshape(-1), constants, out.reshape(-1))
     return out
 
 
@@ -244,29 +247,30 @@ def _repeated(times, *vectors):
     return rows
 
 
-def _run(bounds, step, width, x, grad, out, constants, run, partial):
-    blocks = len(bounds) - 1
-    tasks = min(threads.count(), blocks) if x.size >= _GRAIN else 1
-    arguments = bounds, step, width, x.reshape(-1), grad.reshape(-1), constants
-    if step in (_MOMENTS, _PRODUCTS):
-        worker, results = _add, (run.reshape(-1), partial)
-    else:
-        worker, results = _change, (out.reshape(-1),)
-    if tasks == 1:
-        worker(0, blocks, 0, *arguments, *results)
-    else:
-        parallel.share_out(worker, parallel.shares(blocks, tasks), *arguments, *results)
+class _Pass(NamedTuple):
+    """A pass over memory: what it does, and the wide rows bounds[b] to bounds[b + 1] - 1 of each
+    block b."""
+
+    step: int
+    bounds: np.ndarray
+    width: int
+
+
+def _run(worker, of, x, *arrays):
+    blocks = len(of.bounds) - 1
+    tasks = min(threads.tasks_for(x.size / _SPEED), blocks)
+    parallel.share_out(worker, parallel.shares(blocks, tasks), of, x.reshape(-1), *arrays)
 
 
 # ---------------------------------------------------------------------------------------- kernels
 
-# A block b is the wide rows bounds[b] to bounds[b + 1] - 1. The last vector of a wide row may
-# overlap the one before; what both hold is then computed twice.
+# The last vector of a wide row may overlap the one before; what both hold is then computed twice.
 
 
 @kernel(allocates=False)
-def _add(first, end, task, bounds, step, width, x, grad, near, run, partial):
+def _add(first, end, task, of, x, grad, near, run, partial):
     """Two sums for each lane of the wide rows of blocks first to end - 1."""
+    step, bounds, width = of
     for block in range(first, end):
         to = 2 * block * width
         for row in range(bounds[block], bounds[block + 1], _RUN):
@@ -342,8 +346,9 @@ def _finish(step, done, x, grad, near, partial, eps, scale, result):
 
 
 @kernel(allocates=False)
-def _change(first, end, task, bounds, step, width, x, grad, constants, out):
+def _change(first, end, task, of, x, grad, constants, out):
     """Blocks first to end - 1 of the output, or of the gradient in the input."""
+    step, bounds, width = of
     for row in range(bounds[first], bounds[end]):
         start = min(row * width, len(x) - width)  # the last row may overlap the one before
         for i in range(0, width, FLOATS):
@@ -362,25 +367,27 @@ def _change(first, end, task, bounds, step, width, x, grad, constants, out):
 
 
 @kernel
-def _forward(joined, whole, summed, changed, x, weight, bias, eps, result, out):
+def _forward(shares, x, weight, bias, eps, result, out):
     """All stages of `forward` on one thread."""
+    joined = shares.joined
     near = np.empty((joined, x.shape[1]), np.float32)
     _near(x, -(-len(x) // _SAMPLE), near)
-    _all_sums(_MOMENTS, joined, whole, summed, x, x, near.reshape(-1), eps, weight, result)
+    _all_sums(_MOMENTS, shares, x, x, near.reshape(-1), eps, weight, result)
     constants = np.empty((4, joined, x.shape[1]), np.float32)
     for i in range(joined):
         constants[0, i], constants[1, i] = result[0], result[2]
         constants[2, i], constants[3, i] = weight, bias
-    _all_rows(_NORMALISE, changed, x, x, constants, out)
+    _all_rows(_NORMALISE, shares, x, x, constants, out)
 
 
 @kernel
-def _backward(joined, whole, summed, changed, x, grad, mean, scale, weight, result, out):
+def _backward(shares, x, grad, mean, scale, weight, result, out):
     """All stages of `backward` on one thread."""
+    joined = shares.joined
     near = np.empty((joined, x.shape[1]), np.float32)
     for i in range(joined):
         near[i] = mean
-    _all_sums(_PRODUCTS, joined, whole, summed, x, grad, near.reshape(-1), 0.0, scale, result)
+    _all_sums(_PRODUCTS, shares, x, grad, near.reshape(-1), 0.0, scale, result)
     constants, share = np.empty((5, joined, x.shape[1]), np.float32), np.float32(1 / len(x))
     for i in range(joined):
         constants[0, i], constants[1, i] = mean, scale
@@ -388,22 +395,23 @@ def _backward(joined, whole, summed, changed, x, grad, mean, scale, weight, resu
             constants[2, i, c] = result[1, c] * share
             constants[3, i, c] = result[0, c] * share
             constants[4, i, c] = weight[c] * scale[c]
-    _all_rows(_GRADIENT, changed, x, grad, constants, out)
+    _all_rows(_GRADIENT, shares, x, grad, constants, out)
 
 
 @kernel
-def _all_sums(step, joined, whole, summed, x, grad, near, eps, scale, result):
-    blocks, width = len(summed) - 1, joined * x.shape[1]
+def _all_sums(step, shares, x, grad, near, eps, scale, result):
+    blocks, width = len(shares.summed) - 1, len(near)
     run, partial = np.empty(2 * blocks * width, np.float32), np.zeros((blocks, 2, width))
-    _add(0, blocks, 0, summed, step, width, x.reshape(-1), grad.reshape(-1), near, run, partial)
-    _finish(step, whole * joined, x, grad, near, partial, eps, scale, result)
+    of = _Pass(step, shares.summed, width)
+    _add(0, blocks, 0, of, x.reshape(-1), grad.reshape(-1), near, run, partial)
+    _finish(step, shares.whole * shares.joined, x, grad, near, partial, eps, scale, result)
 
 
 @kernel
-def _all_rows(step, changed, x, grad, constants, out):
+def _all_rows(step, shares, x, grad, constants, out):
+    of = _Pass(step, shares.changed, constants.shape[1] * constants.shape[2])
     flat = x.reshape(-1), grad.reshape(-1), constants.reshape(-1), out.reshape(-1)
-    width = constants.shape[1] * constants.shape[2]
-    _change(0, len(changed) - 1, 0, changed, step, width, *flat)
+    _change(0, len(shares.changed) - 1, 0, of, *flat)
 
 
 @kernel(allocates=False)

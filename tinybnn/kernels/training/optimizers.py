@@ -5,6 +5,9 @@ in float32, none contracted: the results are the rules' bit for bit. Each number
 they do not depend on the number of threads.
 
 All arrays are (n,) float32 and C-contiguous; those that hold the state are changed in place.
+
+For speed alone: NumPy takes a dozen passes. `tinybnn bench train --profile` shows the share of
+updates.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from tinybnn.kernels.machine import parallel, threads
 from tinybnn.kernels.machine.layout import described, for_kernel
 from tinybnn.kernels.machine.simd import kernel
 
-_GRAIN = 1 << 17  # numbers below which a second thread costs time
+_SPEED = 6e9  # numbers a second, of a fast core
 _NONE = np.empty(0, np.float32)
 
 _ADAM, _SGD, _MOMENTUM, _NESTEROV = range(4)
@@ -75,26 +78,23 @@ def _run(step, weight, grad, first, second, decay, clip, constants):
             )
     grad = for_kernel(grad)
     # As floats whatever they were: the kernel is compiled for these types alone.
-    constants = tuple(map(float, constants))
-    arguments = step, weight, grad, first, second, float(decay), float(clip), constants
-    tasks = threads.count() if len(weight) >= _GRAIN else 1
-    if tasks == 1:
-        _update(0, len(weight), 0, *arguments)
-    else:
-        parallel.share_out(_update, parallel.shares(len(weight), tasks), *arguments)
+    constants = tuple(map(float, (decay, clip, *constants)))
+    tasks = threads.tasks_for(len(weight) / _SPEED)
+    arguments = step, weight, grad, (first, second), constants
+    parallel.share_out(_update, parallel.shares(len(weight), tasks), *arguments)
 
 
 @kernel(allocates=False)
-def _update(start, stop, task, step, weight, grad, first, second, decay, clip, constants):
-    """Numbers start to stop - 1; ``first`` and ``second`` are the arrays of the state."""
-    weight, grad = weight[start:stop], grad[start:stop]
-    decay, clip = np.float32(decay), np.float32(clip)
+def _update(start, stop, task, step, weight, grad, state, constants):
+    """Numbers start to stop - 1."""
+    weight, grad, first = weight[start:stop], grad[start:stop], state[0][start:stop]
+    decay, clip = np.float32(constants[0]), np.float32(constants[1])
     if step == _ADAM:
-        mean, square = first[start:stop], second[start:stop]
-        of_mean, of_square = np.float32(constants[0]), np.float32(constants[2])
-        keep, size = np.float32(constants[1]), np.float32(constants[3])
-        root, eps = np.float32(constants[4]), np.float32(constants[5])
-        shrink = np.float32(constants[6])
+        mean, square = first, state[1][start:stop]
+        of_mean, of_square = np.float32(constants[2]), np.float32(constants[4])
+        keep, size = np.float32(constants[3]), np.float32(constants[5])
+        root, eps = np.float32(constants[6]), np.float32(constants[7])
+        shrink = np.float32(constants[8])
         for i in range(len(weight)):
             w = weight[i] * shrink
             g = grad[i] + decay * w if decay else grad[i]
@@ -104,9 +104,8 @@ def _update(start, stop, task, step, weight, grad, first, second, decay, clip, c
             w -= size * (m / (np.sqrt(s) / root + eps))
             weight[i] = min(max(w, -clip), clip)
         return
-    momentum, share = np.float32(constants[0]), np.float32(constants[1])
-    lr = np.float32(constants[2])
-    velocity = first[start:stop]
+    momentum, share = np.float32(constants[2]), np.float32(constants[3])
+    lr, velocity = np.float32(constants[4]), first
     for i in range(len(weight)):
         g = grad[i] + decay * weight[i] if decay else grad[i]
         if step != _SGD:

@@ -27,12 +27,13 @@ from typing import NamedTuple
 import numpy as np
 
 from tinybnn.kernels.machine import threads
-from tinybnn.kernels.machine.checks import check_groups, output_size, pair
+from tinybnn.kernels.machine.checks import check_groups
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.simd import cpu_features
+from tinybnn.kernels.machine.windows import Windows, windows
 
 METHODS = "lookup", "masked", "float"
-_GRAIN = 1 << 22  # products (some 15 microseconds) below which a second thread costs time
+_SPEED = 4e11  # products of floats and signs a second, of a fast core
 _SPARSE = 0.3  # share of gradients that are not zero up to which masked additions are chosen
 _FEW = 64  # channels with which half of the registers of masked additions stay empty, or more
 
@@ -85,7 +86,7 @@ def _share_of_nonzero(grad):
 
 def tasks_for_products(products):
     """The number of threads that pays for so many products of a float with a sign."""
-    return max(1, min(threads.count(), products // _GRAIN))
+    return threads.tasks_for(products / _SPEED)
 
 
 # ---------------------------------------------------------------------------------------- the shape
@@ -95,13 +96,8 @@ class Geometry(NamedTuple):
     """The shape of a convolution."""
 
     channels: int
-    size: tuple
-    out_size: tuple
-    kernel_size: tuple
-    stride: tuple
-    padding: tuple
-    dilation: tuple
     groups: int
+    windows: Windows
 
     @property
     def group_channels(self):
@@ -110,20 +106,7 @@ class Geometry(NamedTuple):
     @property
     def options(self):
         """As the functions of `convolution` take them."""
-        return self.stride, self.padding, self.dilation, self.groups
-
-    def taps(self, padded):
-        """ky, kx and the pixels of padded images that the tap falls on: (N, OH, OW, C), a view."""
-        for ky in range(self.kernel_size[0]):
-            for kx in range(self.kernel_size[1]):
-                top, left = ky * self.dilation[0], kx * self.dilation[1]
-                bottom = top + (self.out_size[0] - 1) * self.stride[0] + 1
-                right = left + (self.out_size[1] - 1) * self.stride[1] + 1
-                rows, columns = (
-                    slice(top, bottom, self.stride[0]),
-                    slice(left, right, self.stride[1]),
-                )
-                yield ky, kx, padded[:, rows, columns]
+        return self.windows.stride, self.windows.padding, self.windows.dilation, self.groups
 
     def group_slices(self, filters):
         """For each group its filters and its channels."""
@@ -133,39 +116,28 @@ class Geometry(NamedTuple):
                 for count in (filters, self.channels)
             )
 
-    def inside(self, axis):
-        """For each tap along an axis: first and last + 1 output position inside the image."""
-        bounds = []
-        for k in range(self.kernel_size[axis]):
-            begin = k * self.dilation[axis] - self.padding[axis]  # what output 0 sees
-            first = max(0, -(begin // self.stride[axis]))
-            end = max(first, -((begin - self.size[axis]) // self.stride[axis]))
-            bounds.append((min(first, self.out_size[axis]), min(end, self.out_size[axis])))
-        return bounds
 
+def check_geometry(name, grad, channels, groups, **sizes):
+    """``grad`` for a kernel to read, and the shape of the convolution, or a ValueError.
 
-def check_geometry(name, grad, channels, size, kernel_size, stride, padding, dilation, groups):
-    """``grad`` for a kernel to read, and the shape of the convolution, or a ValueError."""
+    ``sizes`` are the arguments of `windows`.
+    """
     grad = np.asarray(grad)
     if grad.dtype != np.float32 or grad.ndim != 4:
         raise ValueError(
             f"{name}: grad must be float32 with 4 axes (N, OH, OW, O), "
             f"got {grad.dtype} of shape {grad.shape}"
         )
-    stride, dilation = pair(name, "stride", stride, 1), pair(name, "dilation", dilation, 1)
-    padding = pair(name, "padding", padding, 0)
     check_groups(name, channels, grad.shape[3], groups)
-    out_size = output_size(name, size, kernel_size, stride, padding, dilation)
-    if grad.shape[1:3] != out_size:
+    found = windows(name, **sizes)
+    if grad.shape[1:3] != found.out_size:
+        (height, width), (kh, kw), (oh, ow) = found.size, found.kernel_size, found.out_size
         raise ValueError(
-            f"{name}: images of {size[0]} x {size[1]} and filters of {kernel_size[0]} x "
-            f"{kernel_size[1]} with stride {stride}, padding {padding} and dilation {dilation} "
-            f"give {out_size[0]} x {out_size[1]} pixels, grad has {grad.shape[1]} x {grad.shape[2]}"
+            f"{name}: images of {height} x {width} and filters of {kh} x {kw} with stride "
+            f"{found.stride}, padding {found.padding} and dilation {found.dilation} "
+            f"give {oh} x {ow} pixels, grad has {grad.shape[1]} x {grad.shape[2]}"
         )
-    geometry = Geometry(
-        channels, tuple(size), out_size, tuple(kernel_size), stride, padding, dilation, groups
-    )
-    return for_kernel(grad), geometry
+    return for_kernel(grad), Geometry(int(channels), int(groups), found)
 
 
 def as_image(name, argument, rows):

@@ -24,10 +24,10 @@ from tinybnn.kernels.machine.checks import (
     check_row,
     check_words,
     out_array,
-    pair,
 )
 from tinybnn.kernels.machine.memory import empty
-from tinybnn.kernels.machine.simd import FLOATS, inlined, kernel, load, splat, store, zero_floats
+from tinybnn.kernels.machine.simd import FLOATS, add_first, inlined, kernel, splat_like, zeros
+from tinybnn.kernels.machine.windows import pair, windows, with_border
 from tinybnn.kernels.signs.bits import (
     pack_reference,
     split_groups,
@@ -41,6 +41,11 @@ from tinybnn.kernels.training.lookup import (
     POWERS,
     STEP,
     STEP_FLOATS,
+    Rows,
+    Signs,
+    Sums,
+    Tables,
+    Turning,
     make_tables,
     product,
     turn,
@@ -113,8 +118,9 @@ def conv2d_weight_gradient(
     x = check_words(name, "x", x, 4)
     kernel_size = pair(name, "kernel_size", kernel_size, 1)
     grad, geometry = check_geometry(
-        name, grad, channels, x.shape[1:3], kernel_size, stride, padding, dilation, groups
-    )
+        name, grad, channels, groups, size=x.shape[1:3], kernel_size=kernel_size, stride=stride,
+        padding=padding, dilation=dilation,
+    )  # fmt: skip
     check_row(name, "x", x, "channels", channels)
     if len(x) != len(grad):
         raise ValueError(f"{name}: x has {len(x)} images, grad has {len(grad)}")
@@ -129,8 +135,7 @@ def conv2d_weight_gradient(
     if method == "float":
         signs, (stride, padding, *others) = unpack(x, channels), geometry.options
         if padding_mode == "ones":
-            border = ((0, 0), *((p, p) for p in padding), (0, 0))
-            signs, padding = np.pad(signs, border, constant_values=1), (0, 0)
+            signs, padding = with_border(signs, padding, 1), (0, 0)
         found = convolution.conv2d_weight(signs, grad, kernel_size, stride, padding, *others)
         out[...] = found.transpose(0, 2, 3, 1)  # (O, C / groups, kh, kw) there
         return out
@@ -153,25 +158,18 @@ def conv2d_weight_gradient_reference(
     padding_mode="zeros",
 ):
     """What :func:`conv2d_weight_gradient` computes, in plain NumPy, in the dtype of ``grad``."""
-    geometry = Geometry(
-        channels, x.shape[1:3], grad.shape[1:3], kernel_size, stride, padding, dilation, groups
+    of = windows(
+        "conv2d_weight_gradient_reference", x.shape[1:3], kernel_size, stride, padding, dilation
     )
-    return _weight_reference(grad, x, geometry, padding_mode)
-
-
-def _weight_reference(grad, x, geometry, padding_mode):
-    """One matrix product a tap: the pixels it falls on, each weighted by its gradient."""
-    border = ((0, 0), *((p, p) for p in geometry.padding), (0, 0))
-    outside = 1 if padding_mode == "ones" else 0
-    image = np.pad(
-        unpack_reference(x, geometry.channels, grad.dtype), border, constant_values=outside
+    geometry, filters = Geometry(channels, groups, of), grad.shape[3]
+    image = with_border(
+        unpack_reference(x, channels, grad.dtype), padding, int(padding_mode == "ones")
     )
-    filters, per_group = grad.shape[3], geometry.group_channels
-    out = empty((filters, *geometry.kernel_size, per_group), grad.dtype)
-    for ky, kx, seen in geometry.taps(image):  # (N, OH, OW, C)
+    out = empty((filters, *kernel_size, channels // groups), grad.dtype)
+    for ky, kx, seen in of.views(image):  # (N, OH, OW, C)
         for o, c in geometry.group_slices(filters):
-            rows = grad[..., o].reshape(-1, filters // geometry.groups)  # (N*OH*OW, O/groups)
-            out[o, ky, kx] = rows.T @ seen[..., c].reshape(-1, per_group)
+            rows = grad[..., o].reshape(-1, filters // groups)  # (N*OH*OW, O/groups)
+            out[o, ky, kx] = rows.T @ seen[..., c].reshape(-1, channels // groups)
     return out
 
 
@@ -217,18 +215,12 @@ class _Weight(NamedTuple):
     group_channels: int
     tap_lanes: int  # columns of a tap: its channels, filled up to whole vectors
     lanes: int  # columns of all taps, filled up to whole panels
-    fresh: int  # whether no images have been added yet
-
-
-@inlined
-def _weight_numbers(n):
-    """The same from an array."""
-    return _Weight(n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8])
+    fresh: bool  # whether no images have been added yet
 
 
 def _columns(geometry):
     """Taps; columns of a tap, its channels filled up to whole vectors; panels of all columns."""
-    taps = math.prod(geometry.kernel_size)
+    taps = geometry.windows.taps
     tap_lanes = -(-geometry.group_channels // FLOATS) * FLOATS
     return taps, tap_lanes, -(-taps * tap_lanes // LANES)
 
@@ -266,28 +258,17 @@ class _Plan(NamedTuple):
 @functools.lru_cache(maxsize=64)  # a layer in training needs its plan at each step
 def _plan(geometry, images, filters, padding_mode, method, most_bytes):
     """The plan for one group of a convolution, for so many images and filters of the group."""
-    (oh, ow), (kh, kw), (ph, pw) = geometry.out_size, geometry.kernel_size, geometry.padding
-    per_group = geometry.group_channels
-    words = words_for(per_group)
-    outside = np.zeros(words, np.uint64)
-    if padding_mode == "ones":
-        outside = pack_reference(np.ones(per_group))
+    of, per_group = geometry.windows, geometry.group_channels
+    words, (height, width) = words_for(per_group), of.padded_size
+    outside = pack_reference(np.ones(per_group)) * np.uint64(padding_mode == "ones")
     taps, tap_lanes, panels = _columns(geometry)
-    lanes = panels * LANES
+    lanes, (pixel, tap) = panels * LANES, of.places(words)
 
-    # The columns come from here: a vector of 16 channels of a tap.
-    height, width = geometry.size[0] + 2 * ph, geometry.size[1] + 2 * pw
-    row = width * words
-    dy, dx = geometry.dilation
-    tap = np.arange(kh)[:, None] * dy * row + np.arange(kw) * dx * words
-    pixel = np.arange(oh)[:, None] * geometry.stride[0] * row
-    pixel = (pixel + np.arange(ow) * geometry.stride[1] * words).reshape(-1)
-
-    image_bytes = oh * ow * lanes // 8
+    image_bytes = len(pixel) * lanes // 8
     together = min(images, max(1, most_bytes // image_bytes))
 
     def starts(some):
-        found = (np.arange(some)[:, None] * (height * row) + pixel).reshape(-1)
+        found = (np.arange(some)[:, None] * (height * width * words) + pixel).reshape(-1)
         if method == "masked":
             return found.astype(np.int32)
         return np.append(found, np.full(-len(found) % STEP, found[-1]))
@@ -297,8 +278,8 @@ def _plan(geometry, images, filters, padding_mode, method, most_bytes):
     parts = [(slice(first, first + together), whole) for first in firsts]
     parts.append((slice(last, images), starts(images - last)))
     return _Plan(
-        outside, tap_lanes, lanes, tap.reshape(-1), tuple(parts), (together, height, width, words),
-        together * oh * ow * taps * per_group * filters,
+        outside, tap_lanes, lanes, tap, tuple(parts), (together, height, width, words),
+        together * len(pixel) * taps * per_group * filters,
     )  # fmt: skip
 
 
@@ -310,8 +291,7 @@ def _shares(filters, tasks):
 
 def _weight_gradient(grad, x, geometry, filters, padding_mode, method, out):
     """One group. x : (N, H, W, words), filters : slice, out : (O/groups, kh, kw, C/groups)."""
-    (oh, ow), (kh, kw), (ph, pw) = geometry.out_size, geometry.kernel_size, geometry.padding
-    per_group, taps = geometry.group_channels, kh * kw
+    of, per_group, taps = geometry.windows, geometry.group_channels, geometry.windows.taps
     plan = _plan(geometry, len(grad), len(out), padding_mode, method, _TURNED_BYTES)
     correction = _beyond_the_image(grad[..., filters], geometry, padding_mode)  # (O/groups, taps)
 
@@ -320,7 +300,7 @@ def _weight_gradient(grad, x, geometry, filters, padding_mode, method, out):
     direct = lanes == taps * per_group
     rows = out if direct else empty((len(out), lanes), np.float32)
     shares = _shares(len(out), min(tasks_for_products(plan.products), -(-len(out) // 4)))
-    copies = (ph, pw) != (0, 0) or not x.flags.c_contiguous
+    copies = of.padding != (0, 0) or not x.flags.c_contiguous
     if copies:
         padded = empty(plan.padded, np.uint64)
         padded[...] = plan.outside
@@ -329,16 +309,17 @@ def _weight_gradient(grad, x, geometry, filters, padding_mode, method, out):
         seen = x[images]
         if copies:
             copy = padded[: len(seen)]
-            copy[:, ph : ph + geometry.size[0], pw : pw + geometry.size[1]] = seen
+            copy[:, of.top : of.top + of.height, of.left : of.left + of.width] = seen
             seen = copy
         g = _Weight(
-            len(seen) * oh * ow, images.start * oh * ow, grad.shape[3], filters.start,
-            taps, per_group, plan.tap_lanes, lanes, images.start == 0,
+            len(seen) * math.prod(of.out_size), images.start * math.prod(of.out_size),
+            grad.shape[3], filters.start, taps, per_group, plan.tap_lanes, lanes,
+            images.start == 0,
         )  # fmt: skip
         more = flat, seen.reshape(-1), starts, plan.taps, correction.reshape(-1), sums, g
         _add_by_tables(shares, *more) if method == "lookup" else _add_by_masks(shares, *more)
     if not direct:
-        columns = rows[:, : taps * plan.tap_lanes].reshape(len(out), kh, kw, plan.tap_lanes)
+        columns = rows[:, : taps * plan.tap_lanes].reshape(*out.shape[:3], plan.tap_lanes)
         out[...] = columns[..., :per_group]
 
 
@@ -349,11 +330,11 @@ def _beyond_the_image(grad, geometry, padding_mode):
     subtracts is the same for all channels: the gradients of the output pixels whose tap falls on
     the padding.
     """
-    (kh, kw), filters = geometry.kernel_size, grad.shape[3]
+    (kh, kw), filters = geometry.windows.kernel_size, grad.shape[3]
     sums = np.zeros((kh, kw, filters), np.float32)
-    if padding_mode == "ones" or geometry.padding == (0, 0):
+    if padding_mode == "ones" or geometry.windows.padding == (0, 0):
         return sums.reshape(filters, kh * kw)
-    rows, columns = geometry.inside(0), geometry.inside(1)
+    rows, columns = (_bounds(geometry.windows, axis) for axis in range(2))
     with np.errstate(over="ignore", invalid="ignore"):
         # Whole rows of output pixels, and of the others those in some columns.
         for ky, (top, bottom) in enumerate(rows):
@@ -363,6 +344,13 @@ def _beyond_the_image(grad, geometry, padding_mode):
             for ky, (top, bottom) in enumerate(rows):  # beyond : (OH, O)
                 sums[ky, kx] += _sum(beyond[top:bottom], 0)
     return np.ascontiguousarray(sums.reshape(kh * kw, filters).T)
+
+
+def _bounds(of, axis):
+    """First and last + 1 output position inside the image, for each tap along an axis."""
+    positions = of.positions(axis)
+    firsts, ends = (positions < 0).sum(0), (positions < of.size[axis]).sum(0)
+    return list(zip(firsts.tolist(), ends.tolist(), strict=True))
 
 
 def _sum(array, axes):
@@ -410,26 +398,20 @@ def _add_by_tables(shares, grad, x, starts, taps, correction, sums, g):
     chunks = -(-steps // _CHUNK)
     words, shifts, places = _turned_places(g.taps, g.tap_lanes)
     turned = empty(chunks * _CHUNK * g.lanes, np.int32)
-    parallel.share_out(
-        turn, parallel.shares(steps, min(len(shares), steps)), x, starts,
-        (taps[:, None] + words).reshape(-1), shifts, places,
-        _CHUNK, _CHUNK * g.lanes, LANES, POWERS, turned,
-    )  # fmt: skip
-    tasks = len(shares)
-    tables = empty(tasks * _TILE * _CHUNK * STEP_FLOATS, np.float32)
-    rows = empty(2 * tasks * _TILE, np.int64)
-    parallel.share_out(
-        _weight_by_tables, shares, grad, turned, _OFFSETS, PATTERNS, tables, rows, correction, sums,
-        np.array(g),
-    )  # fmt: skip
+    sources = (taps[:, None] + words).reshape(-1)
+    turning = Turning(starts, sources, shifts, places, _CHUNK, _CHUNK * g.lanes, LANES)
+    by_steps = parallel.shares(steps, min(len(shares), steps))
+    parallel.share_out(turn, by_steps, x, turning, POWERS, turned)
+    tables = empty(len(shares) * _TILE * _CHUNK * STEP_FLOATS, np.float32)
+    rows = empty(2 * len(shares) * _TILE, np.int64)
+    scratch = tables, rows, _OFFSETS, PATTERNS
+    parallel.share_out(_weight_by_tables, shares, grad, turned, scratch, correction, sums, g)
 
 
 @kernel(allocates=False)
-def _weight_by_tables(
-    first, end, slot, grad, turned, offsets, patterns, tables, rows, correction, sums, numbers
-):
+def _weight_by_tables(first, end, slot, grad, turned, scratch, correction, sums, g):
     """Filters first to end - 1 of the group."""
-    g = _weight_numbers(numbers)
+    tables, rows, offsets, patterns = scratch
     size = _CHUNK * STEP_FLOATS
     for tile in range(first, end, _TILE):
         filters = min(_TILE, end - tile)
@@ -450,8 +432,9 @@ def _weight_by_tables(
                         grad, at + r, count, g.filters, patterns, tables, to, np.int64(FLOATS)
                     )
             product(
-                tables, rows, 2 * slot * _TILE, filters, offsets, np.int64(0), steps,
-                turned, chunk // STEP * g.lanes, _CHUNK * LANES, g.lanes, np.bool_(True), sums,
+                Rows(rows, 2 * slot * _TILE, filters), Tables(tables, offsets, np.int64(0), steps),
+                Signs(turned, chunk // STEP * g.lanes, np.int64(_CHUNK * LANES)),
+                Sums(sums, g.lanes, np.bool_(True)),
             )  # fmt: skip
 
 
@@ -463,21 +446,17 @@ def _add_by_masks(shares, grad, x, starts, taps, correction, sums, g):
     tasks, size = len(shares), _TILE * (_LIST + FLOATS)
     values, places = empty(tasks * size, np.float32), empty(tasks * size, np.int32)
     ends, totals = empty(tasks * _TILE, np.int64), empty(tasks * _TILE, np.float32)
-    parallel.share_out(
-        _weight_by_masks, shares, grad, x, starts, taps, values, places, ends,
-        totals, correction, sums, np.array(g),
-    )  # fmt: skip
+    lists, signs = (values, places, ends, totals), (x, starts, taps)
+    parallel.share_out(_weight_by_masks, shares, grad, signs, lists, correction, sums, g)
 
 
 @kernel(allocates=False)
-def _weight_by_masks(
-    first, end, slot, grad, x, starts, taps, values, places, ends, totals, correction, sums, numbers
-):
+def _weight_by_masks(first, end, slot, grad, signs, lists, correction, sums, g):
     """Filters first to end - 1 of the group: each with a list of its gradients that are not zero.
 
     A list holds values, and where the words of the pixel begin in ``x``.
     """
-    g = _weight_numbers(numbers)
+    (x, starts, taps), (values, places, ends, totals) = signs, lists
     words, at = (g.group_channels + 63) // 64, slot * _TILE
     for tile in range(first, end, _TILE):
         filters = min(_TILE, end - tile)
@@ -497,31 +476,16 @@ def _weight_by_masks(
                     )  # fmt: skip
                     totals[at + r] += more_of_all
             for r in range(filters):
-                minus = splat(totals[at + r])
+                minus, row = splat_like(totals[at + r], zeros(64)), (at + r) * (_LIST + FLOATS)
                 for tap in range(g.taps):
                     for word in range(0, words, 2):
                         more = min(1, words - 1 - word)
-                        s0, s1, s2, s3 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
-                        s4, s5, s6, s7 = zero_floats(), zero_floats(), zero_floats(), zero_floats()
-                        s0, s1, s2, s3, s4, s5, s6, s7 = add_listed(
-                            values, places, (at + r) * (_LIST + FLOATS), ends[at + r],
-                            x, taps[tap] + word, more, s0, s1, s2, s3, s4, s5, s6, s7,
+                        low, high = add_listed(
+                            values, places, row, ends[at + r], x, taps[tap] + word, more,
+                            (zeros(64), zeros(64)),
                         )  # fmt: skip
                         to = (tile + r) * g.lanes + tap * g.tap_lanes + 64 * word
                         count = g.tap_lanes - 64 * word
-                        _add(sums, to, count, s0 + s0 - minus)
-                        _add(sums, to + 16, count - 16, s1 + s1 - minus)
-                        _add(sums, to + 32, count - 32, s2 + s2 - minus)
-                        _add(sums, to + 48, count - 48, s3 + s3 - minus)
+                        add_first(sums, to, low + low - minus, count)
                         if more:
-                            _add(sums, to + 64, count - 64, s4 + s4 - minus)
-                            _add(sums, to + 80, count - 80, s5 + s5 - minus)
-                            _add(sums, to + 96, count - 96, s6 + s6 - minus)
-                            _add(sums, to + 112, count - 112, s7 + s7 - minus)
-
-
-@inlined
-def _add(sums, at, count, vector):
-    """Add a vector to the sums, if any of its lanes is needed."""
-    if count > 0:
-        store(sums, at, load(sums, at) + vector)
+                            add_first(sums, to + 64, high + high - minus, count - 64)

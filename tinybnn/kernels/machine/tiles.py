@@ -1,0 +1,219 @@
+"""Tiles: several rows of sums in registers, which one vector of weights serves together.
+
+A product is limited by its loads unless each number that is loaded meets several others. So inner
+loops keep a *tile*, a tuple of vectors, one for each row: a step loads one vector of weights and a
+number for each row, and multiplies them all (register blocking; Goto and van de Geijn 2008,
+"Anatomy of High-Performance Matrix Multiplication")::
+
+    tile = six(zeros(64))
+    for k in range(depth):
+        tile = add_products(tile, places, source, k, load_like(weights, 64 * k, tile[0]))
+
+A row may be wider than a register: LLVM splits it. Compiled, the loops over rows below are written
+out, as many instructions as there are rows: a loop would keep the tile in memory.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba.core import types
+from numba.core.extending import intrinsic, overload
+
+from tinybnn.kernels.machine.simd import (
+    address,
+    call_llvm,
+    element_address,
+    emit_store_first,
+    entry,
+    everywhere,
+    inlined,
+    store_first,
+)
+
+
+def add_products(tile, places, source, step, weights):
+    """Each row plus ``source[place + step] * weights``; the product is rounded before."""
+    return tuple([r + source[p + step] * weights for r, p in zip(tile, places, strict=True)])
+
+
+def fuse_products(tile, places, source, step, weights):
+    """The same, rounded once where the CPU can, else twice."""
+    return add_products(tile, places, source, step, weights)
+
+
+def add_lane_products(tile, places, source, step, weights):
+    """Each row plus the lanes of ``source`` from place + step on times those of the weights."""
+    starts = [place + step for place in places]
+    lanes = [source[start : start + len(weights)] for start in starts]
+    return tuple([row + x * weights for row, x in zip(tile, lanes, strict=True)])
+
+
+def fuse_lane_products(tile, places, source, step, weights):
+    """The same, rounded once where the CPU can, else twice."""
+    return add_lane_products(tile, places, source, step, weights)
+
+
+def add_stored(tile, places, array):
+    """Each row plus what the array holds from its place on."""
+    rows = zip(tile, places, strict=True)
+    return tuple([row + array[place : place + len(row)] for row, place in rows])
+
+
+def store_tile(tile, places, array, count):
+    """The first ``count`` lanes of each row to its place; what is behind them stays."""
+    for row, place in zip(tile, places, strict=True):
+        store_first(array, place, row, count)
+
+
+def compile_rows(function, emit):
+    """Compile ``function(tile, places, array, step, weights)``, row by row.
+
+    ``emit(builder, row, pointer, weights)`` gives the new row; the pointer is that of
+    array[place + step].
+    """
+
+    @intrinsic
+    def rows(typing, tile, places, array, step, weights):
+        def generate(context, builder, signature, values):
+            vectors, starts, array_value, step_value, factors = values
+            results = []
+            for i in range(len(tile)):
+                at = builder.add(builder.extract_value(starts, i), step_value)
+                pointer = element_address(context, builder, array, array_value, at)
+                row = builder.extract_value(vectors, i)
+                results.append(emit(builder, row, pointer, factors))
+            return context.make_tuple(builder, signature.return_type, results)
+
+        return tile(tile, places, array, types.intp, weights), generate
+
+    overload(function)(
+        lambda tile, places, array, step, weights: (
+            lambda tile, places, array, step, weights: rows(tile, places, array, step, weights)
+        )
+    )
+
+
+def load_lanes(builder, pointer, lanes):
+    """Load so many neighbours of what a pointer points to."""
+    kind = ir.VectorType(pointer.type.pointee, lanes)
+    return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=4)
+
+
+def _in_all_lanes(builder, pointer, lanes):
+    return everywhere(builder, builder.load(pointer), lanes)
+
+
+def _rounded_twice(read):
+    def emit(builder, row, pointer, weights):
+        return builder.fadd(row, builder.fmul(read(builder, pointer, row.type.count), weights))
+
+    return emit
+
+
+def _fused(read):
+    def emit(builder, row, pointer, weights):
+        # Unlike llvm.fma, which would call a library function for each lane on a CPU without it.
+        name, x = f"llvm.fmuladd.v{row.type.count}f32", read(builder, pointer, row.type.count)
+        return call_llvm(builder, name, row.type, x, weights, row)
+
+    return emit
+
+
+compile_rows(add_products, _rounded_twice(_in_all_lanes))
+compile_rows(fuse_products, _fused(_in_all_lanes))
+compile_rows(add_lane_products, _rounded_twice(load_lanes))
+compile_rows(fuse_lane_products, _fused(load_lanes))
+
+
+@intrinsic
+def _add_stored(typing, tile, places, array):
+    def generate(context, builder, signature, values):
+        found = _rows_at(context, builder, tile, array, *values)
+        results = [builder.fadd(row, builder.load(pointer, align=4)) for row, pointer in found]
+        return context.make_tuple(builder, signature.return_type, results)
+
+    return tile(tile, places, array), generate
+
+
+@intrinsic
+def _store_tile(typing, tile, places, array):
+    def generate(context, builder, signature, values):
+        for row, pointer in _rows_at(context, builder, tile, array, *values):
+            builder.store(row, pointer, align=4)
+        return context.get_dummy_value()
+
+    return types.void(tile, places, array), generate
+
+
+@intrinsic
+def _store_columns(typing, tile, places, array, count):
+    def generate(context, builder, signature, values):
+        *operands, count_value = values
+        for row, pointer in _rows_at(context, builder, tile, array, *operands):
+            emit_store_first(builder, row, pointer, count_value)
+        return context.get_dummy_value()
+
+    return types.void(tile, places, array, types.intp), generate
+
+
+def _rows_at(context, builder, tile, array, rows, places, array_value):
+    """Each row of a tile, and a pointer to as many elements at its place."""
+    for i in range(len(tile)):
+        place = builder.extract_value(places, i)
+        pointer = address(context, builder, array, array_value, place, tile.dtype)
+        yield builder.extract_value(rows, i), pointer
+
+
+@overload(add_stored)
+def _compiled_add_stored(tile, places, array):
+    return lambda tile, places, array: _add_stored(tile, places, array)
+
+
+@overload(store_tile)
+def _compiled_store_tile(tile, places, array, count):
+    lanes = tile.dtype.lanes
+
+    def store(tile, places, array, count):
+        if count >= lanes:
+            _store_tile(tile, places, array)
+        else:
+            _store_columns(tile, places, array, count)
+
+    return store
+
+
+@inlined
+def four(row):
+    """A tile of four equal rows."""
+    return row, row, row, row
+
+
+@inlined
+def moved(places, step):
+    """The places of four rows, so much further on."""
+    a, b, c, d = places
+    return a + step, b + step, c + step, d + step
+
+
+@inlined
+def six(row):
+    """A tile of six equal rows."""
+    return row, row, row, row, row, row
+
+
+@inlined
+def six_entries(table, first, last, base):
+    """``base`` plus six entries of a table from ``first`` on, the last of them again if need be."""
+    i1, i2, i3 = min(first + 1, last), min(first + 2, last), min(first + 3, last)
+    i4, i5 = min(first + 4, last), min(first + 5, last)
+    return (
+        base + entry(table, first), base + entry(table, i1), base + entry(table, i2),
+        base + entry(table, i3), base + entry(table, i4), base + entry(table, i5),
+    )  # fmt: skip
+
+
+@inlined
+def three_entries(table, first, last, base):
+    """The same with three entries, where ``first`` may lie behind the last."""
+    i0, i1, i2 = min(first, last), min(first + 1, last), min(first + 2, last)
+    return base + entry(table, i0), base + entry(table, i1), base + entry(table, i2)
