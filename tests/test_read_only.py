@@ -22,6 +22,7 @@ from tinybnn.kernels.machine import layout
 from tinybnn.kernels.signs import bits, depthwise, pooling, thresholds, xnor
 from tinybnn.kernels.training import (
     activations,
+    channel_order,
     float_pooling,
     input_gradient,
     losses,
@@ -179,6 +180,11 @@ def changing(function, *, written, **options):
     return run
 
 
+def on_channels(function):
+    """For functions whose output is given by the caller."""
+    return lambda x, index, shape: function(x, index, np.empty(shape, np.float32))
+
+
 LINES = floats(4, 20)
 LABELS = integers(0, 10, 6, dtype=np.int64)
 
@@ -201,6 +207,14 @@ CALLS = {
     "bits.split_groups": (bits.split_groups, [words(3, 2)], [70, 2]),
     "bits.to_bytes": (bits.to_bytes, [words(3, 2)], [70]),
     "bits.from_bytes": (bits.from_bytes, [bits.to_bytes(words(3, 2), 70)], [70]),
+    "channel_order.take_channels": (
+        on_channels(channel_order.take_channels),
+        [floats(2, 5, 5, 3), integers(0, 3, 6, dtype=np.int64)], [(2, 5, 5, 6)],
+    ),
+    "channel_order.add_channels": (
+        on_channels(channel_order.add_channels),
+        [floats(2, 5, 5, 6), integers(0, 3, 6, dtype=np.int64)], [(2, 5, 5, 3)],
+    ),
     "convolution.conv2d": (convolution.conv2d, [floats(2, 5, 5, 3), WEIGHT], []),
     "convolution.conv2d_input": (
         convolution.conv2d_input, [floats(2, 3, 3, 4), WEIGHT], [(5, 5)],
@@ -326,7 +340,7 @@ CALLS = {
 OTHERS = {
     "cache", "checks", "compilation", "exact", "gathered", "layout", "lookup", "masked", "memory",
     "parallel", "selection", "simd", "threads", "tiles", "windows",
-    "bits.words_for", "depthwise.majority", "float_pooling.bind_avg_pool2d",
+    "bits.words_for", "channel_order.bind", "depthwise.majority", "float_pooling.bind_avg_pool2d",
     "fused.as_floats", "fused.bind", "fused.bind_product", "fused.check", "fused.gives_bits",
     "fused.kind", "fused.output_shape", "fused.product_words", "fused.products",
     "normalization.fits", "pointwise.arrays", "pointwise.mask_words",
@@ -619,3 +633,11 @@ def test_a_plain_array_is_not_copied():
     for make in ODD[:3]:
         copy = layout.for_kernel(make(x))
         assert copy.flags.carray and np.array_equal(copy, x)
+
+
+def test_an_output_apart_in_memory_is_refused():
+    out = floats(2, 5, 5, 6)
+    with pytest.raises(ValueError, match="out must be C-contiguous float32"):
+        channel_order.take_channels(floats(2, 5, 5, 3), [2, 0, 1], out[..., ::2])
+    with pytest.raises(ValueError, match="out must be C-contiguous float32"):
+        channel_order.add_channels(floats(2, 5, 5, 3), [2, 0, 1], out[..., ::2])

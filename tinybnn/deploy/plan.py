@@ -19,18 +19,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from tinybnn.deploy.operations import OPERATIONS
 from tinybnn.deploy.shapes import infer
 from tinybnn.deploy.values import BITS, FLAT, FLOAT, SUMS, Value
-from tinybnn.functional.channels import copy_channels
 from tinybnn.kernels.floats import fused, pointwise, signed
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.signs import bits, depthwise, pooling, thresholds, xnor
-from tinybnn.kernels.training import float_pooling
+from tinybnn.kernels.training import channel_order, float_pooling
 
 
 @dataclass(frozen=True)
@@ -392,7 +390,7 @@ class _Planner:
             return self.sum_task(i)
         if step.operation == "take_channels":
             index = step.arrays["index"]
-            return self.task(i, lambda x, out: partial(copy_channels, _in_order(x), index, out))
+            return self.task(i, lambda x, out: channel_order.bind(_in_order(x), index, out))
         return Task((i,), (i,), sources, step.run)
 
     def task(self, i, bind):

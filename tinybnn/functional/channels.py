@@ -6,14 +6,11 @@ of it; the two are each other's gradient.
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 
 from tinybnn.autograd import Function
 from tinybnn.functional.convolution import empty_image
-
-_LONG = 8  # channels of a run that pays for a copy of its own
+from tinybnn.kernels.machine import layout
 
 
 class TakeChannels(Function):
@@ -24,7 +21,13 @@ class TakeChannels(Function):
     def forward(self, x, index):
         self.index = index
         result = empty_image((len(x), len(index), *x.shape[2:]), x.dtype)
-        copy_channels(x.transpose(0, 2, 3, 1), index, result.transpose(0, 2, 3, 1))
+        taken, images = result.transpose(0, 2, 3, 1), layout.channels_inside(x)
+        if images is not None:
+            from tinybnn.kernels.training import channel_order  # compiled at the first use
+
+            channel_order.take_channels(images, index, taken)
+        else:  # in any other mode than this one, NumPy fills a copy of `out` first
+            np.take(x.transpose(0, 2, 3, 1), index, axis=3, out=taken, mode="clip")
         return result
 
     def backward(self, grad, output, x):
@@ -39,39 +42,21 @@ class AddChannels(Function):
     def forward(self, x, index, channels):
         self.index = index
         result = empty_image((len(x), channels, *x.shape[2:]), x.dtype)
-        sum_channels(x.transpose(0, 2, 3, 1), index, result.transpose(0, 2, 3, 1))
+        sums, images = result.transpose(0, 2, 3, 1), layout.channels_inside(x)
+        if images is not None:
+            from tinybnn.kernels.training import channel_order  # compiled at the first use
+
+            channel_order.add_channels(images, index, sums)
+            return result
+        images = x.transpose(0, 2, 3, 1)
+        order = np.argsort(index, kind="stable")
+        taken, first = np.unique(index[order], return_index=True)
+        sums[...] = 0
+        sums[..., taken] = np.add.reduceat(images[..., order], first, axis=3)
         return result
 
     def backward(self, grad, output, x):
         return TakeChannels.apply(grad, index=self.index)
-
-
-def copy_channels(images, index, out):
-    """``out[..., i] = images[..., index[i]]`` for images (N, H, W, C)."""
-    runs = _runs(index)
-    if len(index) < _LONG * len(runs):
-        # In any other mode than this one, NumPy fills a copy of `out` first.
-        np.take(images, index, axis=3, out=out, mode="clip")
-        return
-    for first, end in runs:
-        out[..., first:end] = images[..., index[first] : index[end - 1] + 1]
-
-
-def sum_channels(images, index, out):
-    """``out[..., index[i]] += images[..., i]`` for i = 0, 1, ..., from zeros: the adjoint."""
-    runs, out[...] = _runs(index), 0
-    if len(index) < _LONG * len(runs):  # short runs: sort the channels, equal ones in their order
-        order = np.argsort(index, kind="stable")
-        images, index = np.take(images, order, axis=3, mode="clip"), index[order]
-        runs = _runs(index)
-    for first, end in runs:
-        out[..., index[first] : index[end - 1] + 1] += images[..., first:end]
-
-
-def _runs(index):
-    """First and last + 1 place of each stretch of channels that follow one another."""
-    bounds = np.append(np.flatnonzero(np.diff(index, prepend=-2) != 1), len(index))
-    return list(itertools.pairwise(bounds.tolist()))
 
 
 def take_channels(x, index):
