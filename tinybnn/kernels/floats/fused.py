@@ -107,7 +107,7 @@ def prepare(producers, program):
         )
     *pixels, channels = program.shape
     for producer, i in found:
-        makes = "floats" if kind(producer) == "float" else "sums"
+        makes = "floats" if isinstance(producer, signed.PreparedConv2d) else "sums"
         shape = output_shape(producer)
         expected = (*pixels, channels if program.inputs[i] == makes else 1)
         if program.inputs[i] not in (makes, "pixels") or shape != expected:
@@ -115,7 +115,7 @@ def prepare(producers, program):
                 f"prepare: input {i} of the program is {program.inputs[i]} for {program.shape}, "
                 f"its producer gives {makes} of shape {shape}"
             )
-        if kind(producer) != "float" and gives_bits(producer):
+        if not isinstance(producer, signed.PreparedConv2d) and gives_bits(producer):
             raise ValueError(f"prepare: the producer of input {i} has thresholds, it gives bits")
     (of,) = kinds or {"none"}
     of_signs = sum(products(producer) for producer, _ in found)
@@ -133,21 +133,23 @@ def as_floats(shape):
 
 def output_shape(prepared):
     """Shape of a prepared product's sums for a sample."""
-    if kind(prepared) == "depthwise":
+    if isinstance(prepared, depthwise.Plan):
         return *prepared.windows.out_size, prepared.channels
     return tuple(prepared.output_shape)
 
 
 def gives_bits(prepared):
     """Whether a binary product has thresholds."""
-    return len(prepared.not_levels) > 0 if kind(prepared) == "depthwise" else prepared.to_bits
+    return (
+        len(prepared.not_levels) > 0 if isinstance(prepared, depthwise.Plan) else prepared.to_bits
+    )
 
 
 def products(prepared):
     """Products of signs that a prepared product computes for a sample; 0 for floats."""
-    if kind(prepared) == "float":
+    if isinstance(prepared, signed.PreparedConv2d):
         return 0
-    if kind(prepared) == "depthwise":
+    if isinstance(prepared, depthwise.Plan):
         return prepared.channels * prepared.windows.taps * math.prod(prepared.windows.out_size)
     tables = prepared.tables
     if len(prepared.input_shape) == 1:  # a matrix product
@@ -233,9 +235,9 @@ def check(layer, samples, inputs, outputs):
 
 def _reads(prepared):
     """Dtype and shape of a sample of what a prepared product reads."""
-    if kind(prepared) == "depthwise":
+    if isinstance(prepared, depthwise.Plan):
         return np.uint64, (*prepared.windows.size, prepared.words)
-    dtype = np.float32 if kind(prepared) == "float" else np.uint64
+    dtype = np.float32 if isinstance(prepared, signed.PreparedConv2d) else np.uint64
     return dtype, tuple(prepared.input_shape)
 
 
@@ -613,7 +615,7 @@ def bind_product(prepared, x, out, memory):
     """
     if isinstance(prepared, xnor.Prepared):
         return xnor.bind(prepared, x, out, memory)
-    if kind(prepared) == "float":
+    if isinstance(prepared, signed.PreparedConv2d):
         return lambda: signed.conv2d(prepared, x, out, memory.view(np.float32))
     if gives_bits(prepared):
         return lambda: depthwise.conv2d_bits(prepared, x, out)
@@ -624,4 +626,8 @@ def product_words(prepared, samples):
     """Words of scratch memory that `bind_product` needs for so many samples."""
     if isinstance(prepared, xnor.Prepared):
         return prepared.workspace_words(samples)
-    return prepared.workspace_floats(samples) // 2 + 1 if kind(prepared) == "float" else 0
+    return (
+        prepared.workspace_floats(samples) // 2 + 1
+        if isinstance(prepared, signed.PreparedConv2d)
+        else 0
+    )

@@ -131,8 +131,8 @@ def _addresses_of(worker, arguments):
 
 
 def _unnamed(value):
-    """Tuples in place of named tuples."""
-    return tuple(map(_unnamed, value)) if isinstance(value, tuple) else value
+    """A tuple whose named tuples, however deep, are plain ones."""
+    return tuple([_unnamed(item) if isinstance(item, tuple) else item for item in value])
 
 
 def _unnamed_type(kind):

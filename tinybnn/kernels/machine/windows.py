@@ -9,6 +9,7 @@ A window covers ``kernel`` pixels along each axis, ``dilation`` apart; it moves 
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -129,10 +130,13 @@ def windows(function, size, kernel_size, stride=(1, 1), padding=(0, 0), dilation
     ValueError
         If a parameter is not two integers, or no window fits.
     """
-    size, kernel_size = (
-        pair(function, "size", size, 0),
-        pair(function, "kernel_size", kernel_size, 0),
-    )
+    return _windows(function, *map(tuple, (size, kernel_size, stride, padding, dilation)))
+
+
+@functools.lru_cache(maxsize=1024)  # a layer in training asks at each step
+def _windows(function, size, kernel_size, stride, padding, dilation):
+    size = pair(function, "size", size, 0)
+    kernel_size = pair(function, "kernel_size", kernel_size, 0)
     stride, padding = pair(function, "stride", stride, 1), pair(function, "padding", padding, 0)
     dilation = pair(function, "dilation", dilation, 1)
     spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]

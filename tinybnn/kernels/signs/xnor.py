@@ -334,7 +334,7 @@ class Prepared:
 
     @cached_property
     def arguments(self):
-        return tuple(map(_plain, self.tables))
+        return tuple([tuple(v) if isinstance(v, Windows) else v for v in self.tables])
 
     @property
     def is_ternary(self):
@@ -354,10 +354,6 @@ class Prepared:
         """Shape of the result."""
         *size, channels = self.output_shape
         return (images, *size, words_for(channels) if self.to_bits else channels)
-
-
-def _plain(value):
-    return tuple(value) if isinstance(value, Windows) else value
 
 
 @functools.lru_cache(maxsize=256)
