@@ -68,7 +68,7 @@ class Layer:
 
     def memory_words(self, samples):
         """Words of scratch memory that `run` needs for so many samples, at most."""
-        return _KINDS[self.kind].memory(self, samples, threads.most())
+        return threads.most() * _KINDS[self.kind].places(self, samples)[_SIZE]
 
 
 def prepare(producers, program):
@@ -193,7 +193,8 @@ def bind(layer, inputs, outputs, memory=None):
     check(layer, samples, inputs, outputs)
     tasks = tasks_for(samples * layer.seconds)
     of = _KINDS[layer.kind]
-    needed = of.memory(layer, samples, tasks)
+    strips, *places = of.places(layer, samples)
+    needed = tasks * places[_SIZE - 1]
     if memory is None:
         memory = empty(needed, np.uint64)
     elif memory.dtype != np.uint64 or memory.ndim != 1 or len(memory) < needed:
@@ -201,7 +202,8 @@ def bind(layer, inputs, outputs, memory=None):
             f"run: memory must be a row of at least {needed} words, "
             f"got {memory.dtype} of shape {memory.shape}"
         )
-    items, worker, arguments = of.bind(layer, samples, inputs, outputs, memory)
+    wiring = _Wiring(layer, inputs, outputs, memory, strips)
+    items, worker, arguments = of.bind(layer, samples, tuple(places), wiring)
     shares = parallel.shares(items, tasks)
     origins = np.zeros((tasks, 3, pointwise.MOST_INPUTS), np.int64)
     work = parallel.bind(worker, shares, origins, *arguments)
@@ -287,6 +289,9 @@ def _places(layer, pixels, extra=0):
     return strips, slots, masks, rest, rest + _even(2 * extra)
 
 
+_SIZE = 4  # where it stands in what `_places` returns, and so in what each kind's function does
+
+
 class _Wiring:
     """The arrays of a call, as the kernels take them."""
 
@@ -345,25 +350,19 @@ def _move(origins, rows, first, channels, base):
 # ------------------------------------------------------------------------------- without producers
 
 
-def _memory_alone(layer, samples, tasks):
-    return tasks * _places(layer, _chunk_pixels(layer))[-1]
-
-
-def _bind_alone(layer, samples, inputs, outputs, memory):
+def _places_alone(layer, samples):
     pixels = _chunk_pixels(layer)
-    strips, *places = _places(layer, pixels)
-    places = places[0], places[1], places[3], pixels
-    wiring = _Wiring(layer, inputs, outputs, memory, strips)
-    return (
-        samples * math.prod(layer.program.shape[:-1]),
-        _alone,
-        (places, wiring.program),
-    )
+    return *_places(layer, pixels), pixels
+
+
+def _bind_alone(layer, samples, places, wiring):
+    items = samples * math.prod(layer.program.shape[:-1])
+    return items, _alone, (places, wiring.program)
 
 
 @kernel(allocates=False)
 def _alone(first, end, task, origins, places, program):
-    slots, masks, size, pixels = places
+    slots, masks, _, size, pixels = places
     base, origins = task * size, origins[task]
     for start in range(first, end, pixels):
         stop = min(start + pixels, end)
@@ -379,22 +378,17 @@ def _float_extra(layer, samples):
     return prepared.workspace_floats(samples, 1) // 2 + 8
 
 
-def _memory_float(layer, samples, tasks):
-    return tasks * _places(layer, _chunk_pixels(layer), _float_extra(layer, samples))[-1]
-
-
-def _bind_float(layer, samples, inputs, outputs, memory):
+def _places_float(layer, samples):
     pixels = _chunk_pixels(layer)
-    strips, *places = _places(layer, pixels, _float_extra(layer, samples))
-    places = *places, pixels
-    wiring = _Wiring(layer, inputs, outputs, memory, strips)
+    return *_places(layer, pixels, _float_extra(layer, samples)), pixels
+
+
+def _bind_float(layer, samples, places, wiring):
     (prepared,), (source,) = wiring.producers, wiring.sources
     product = source, np.array(wiring.rows)
-    return (
-        samples * math.prod(layer.program.shape[:-1]),
-        _float,
-        (places, product, *signed.conv2d_arguments(prepared), wiring.program),
-    )  # fmt: skip
+    items = samples * math.prod(layer.program.shape[:-1])
+    arguments = places, product, *signed.conv2d_arguments(prepared), wiring.program
+    return items, _float, arguments
 
 
 @kernel(allocates=False)
@@ -426,39 +420,25 @@ def _float(first, end, task, origins, places, product, copying, tables, program)
 # ------------------------------------------------------------------------------ depth-wise products
 
 
-def _depthwise_extra(layer):
-    """Words for a padded image, the counts and the sums of a row, for each producer."""
+def _places_depthwise(layer, samples):
     plans = [p for p in layer.producers if p is not None]
-    padded = max(_even(2 * len(plan.padded)) for plan in plans)
-    counts = max(_even(2 * 6 * plan.run) for plan in plans)
-    row = max(_even(plan.minus_base.shape[1] // 4 + 16) for plan in plans)
-    return padded, counts, row
-
-
-def _depthwise_places(layer):
-    padded, counts, row = _depthwise_extra(layer)
+    # Words for a padded image, the counts and the sums of a row, for each producer.
+    padded = _even(max([2 * len(plan.padded) for plan in plans]))
+    counts = _even(max([2 * 6 * plan.run for plan in plans]))
+    row = _even(max([plan.minus_base.shape[1] // 4 + 16 for plan in plans]))
     extra = MOST_PRODUCERS * padded + counts + row
-    return _places(layer, layer.program.shape[1], extra), (padded, counts)
+    return *_places(layer, layer.program.shape[1], extra), padded, counts
 
 
-def _memory_depthwise(layer, samples, tasks):
-    return tasks * _depthwise_places(layer)[0][-1]
-
-
-def _bind_depthwise(layer, samples, inputs, outputs, memory):
-    (strips, *places), spans = _depthwise_places(layer)
-    wiring = _Wiring(layer, inputs, outputs, memory, strips)
+def _bind_depthwise(layer, samples, places, wiring):
     # As many as the kernel is compiled for; those beyond the rows are not used.
     more = MOST_PRODUCERS - len(wiring.rows)
     plans = tuple(wiring.producers + wiring.producers[:1] * more)
     sources = tuple(wiring.sources + wiring.sources[:1] * more)
-    places, rows = (*places, *spans), np.array(wiring.rows)
-    products = _Depthwise(rows, plans, sources, memory.view(np.int8))
-    return (
-        samples * plans[0].windows.out_height,
-        _depthwise,
-        (places, products, wiring.program),
-    )
+    octets = wiring.program.memory[-1].view(np.int8)
+    products = _Depthwise(np.array(wiring.rows), plans, sources, octets)
+    items = samples * plans[0].windows.out_height
+    return items, _depthwise, (places, products, wiring.program)
 
 
 class _Depthwise(NamedTuple):
@@ -515,31 +495,25 @@ def _together(layer, samples):
     return min(samples, max(1, _CHUNK_PIXELS // math.prod(layer.program.shape[:-1])))
 
 
-def _xnor_extra(layer, samples):
-    """Words for the padded images of one producer."""
+def _places_xnor(layer, samples):
     tables = [p.tables for p in layer.producers if p is not None]
-    return _together(layer, samples) * max(t.image_stride * t.copies for t in tables)
+    # Words for the padded images of one producer.
+    slot = _together(layer, samples) * max([t.image_stride * t.copies for t in tables])
+    pixels = _chunk_pixels(layer)
+    return *_places(layer, pixels, MOST_PRODUCERS * slot), pixels, slot
 
 
-def _memory_xnor(layer, samples, tasks):
-    extra = MOST_PRODUCERS * _xnor_extra(layer, samples)
-    return tasks * _places(layer, _chunk_pixels(layer), extra)[-1]
-
-
-def _bind_xnor(layer, samples, inputs, outputs, memory):
-    pixels, slot = _chunk_pixels(layer), _xnor_extra(layer, samples)
-    strips, *places = _places(layer, pixels, MOST_PRODUCERS * slot)
-    wiring = _Wiring(layer, inputs, outputs, memory, strips)
+def _bind_xnor(layer, samples, places, wiring):
     # As many as the kernel is compiled for; those beyond the rows are not used.
     more = MOST_PRODUCERS - len(wiring.rows)
     prepared = wiring.producers + wiring.producers[:1] * more
-    zeros, tables = tuple(p.masks for p in prepared), tuple(p.arguments for p in prepared)
+    zeros, tables = tuple([p.masks for p in prepared]), tuple([p.arguments for p in prepared])
     sources = tuple(wiring.sources + wiring.sources[:1] * more)
     # Pixels between two copies of images; all of them where none are needed.
     items = samples * math.prod(layer.program.shape[:-1])
-    step = _together(layer, samples) * len(prepared[0].tables.pixels) if slot else items
-    places, rows = (*places, pixels, slot, step), np.array(wiring.rows)
-    return items, _xnor, (places, _Binary(rows, zeros, tables, sources), wiring.program)
+    step = _together(layer, samples) * len(prepared[0].tables.pixels) if places[-1] else items
+    products = _Binary(np.array(wiring.rows), zeros, tables, sources)
+    return items, _xnor, ((*places, step), products, wiring.program)
 
 
 class _Binary(NamedTuple):
@@ -585,23 +559,24 @@ class _Kind:
 
     Attributes
     ----------
-    memory : callable
-        (layer, samples, tasks) -> words of scratch memory.
+    places : callable
+        (layer, samples) -> what `_places` returns for a task, and more that the kernel has to know.
     bind : callable
-        (layer, samples, inputs, outputs, memory) -> the number of items that tasks share out, the
-        kernel of a task, and its arguments after (first item, end, task, origins of all tasks).
+        (layer, samples, places without the strips, wiring) -> the number of items that tasks share
+        out, the kernel of a task, and its arguments after (first item, end, task, origins of all
+        tasks).
     """
 
-    memory: object
+    places: object
     bind: object
 
 
 _KINDS = {
-    "none": _Kind(_memory_alone, _bind_alone),
-    "float": _Kind(_memory_float, _bind_float),
-    "depthwise": _Kind(_memory_depthwise, _bind_depthwise),
-    "xnor": _Kind(_memory_xnor, _bind_xnor),
-    "ternary": _Kind(_memory_xnor, _bind_xnor),
+    "none": _Kind(_places_alone, _bind_alone),
+    "float": _Kind(_places_float, _bind_float),
+    "depthwise": _Kind(_places_depthwise, _bind_depthwise),
+    "xnor": _Kind(_places_xnor, _bind_xnor),
+    "ternary": _Kind(_places_xnor, _bind_xnor),
 }
 
 
