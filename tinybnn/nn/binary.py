@@ -460,7 +460,8 @@ class AdaBinConv2d(Conv2d):
             ones = Tensor(np.ones((count, *v.shape[1:]), x.dtype))
             inside = OnesOfOneSample.apply(s)
             scale, offset = scale.reshape(1, -1, 1, 1), offset.reshape(1, -1, 1, 1)
-            signs = quantizers.ste_sign if self.weight_quantizer.is_sign else None
+            is_sign = getattr(self.weight_quantizer, "is_sign", False)  # or any function of x
+            signs = quantizers.ste_sign if is_sign else None
             total, constant = (
                 scale * self._conv(a, v, signs) + offset * self._conv(a, ones, signs)
                 for a in (s, inside)
