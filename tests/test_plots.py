@@ -665,3 +665,15 @@ def test_the_picture_does_not_depend_on_chance():
     x = Tensor(normal(1, 4, 4, 4))
     places = [[t.get_position() for t in plots.graph(model(x)).axes[0].texts] for _ in range(2)]
     assert places[0] == places[1]
+
+
+@pytest.mark.parametrize("has_validation", [True, False])
+def test_history_of_a_regression(has_validation):
+    rows = [{"epoch": i, "loss": 1.0 / i} for i in (1, 2, 3)]
+    if has_validation:
+        rows = [{**row, "val_loss": 2 * row["loss"]} for row in rows]
+    figure = plots.figure()
+    axes = figure.add_subplot()
+    plots.history(axes, training.History(rows))
+    render(figure)
+    assert len(figure.axes) == 1 and len(axes.get_lines()) == 1 + has_validation

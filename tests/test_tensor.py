@@ -1540,3 +1540,14 @@ def test_assert_identical():
         assert_identical(np.ones(2), np.ones(2, np.int64))
     with pytest.raises(AssertionError, match="1 of 2 values differ"):
         assert_identical(np.array([np.nan, 1.0]), np.array([1.0, 1.0]))
+
+
+def test_a_tensor_is_no_out_of_numpy():
+    """It would change under a graph that has saved it."""
+    x, y = Tensor([1.0, 2.0], requires_grad=True), Tensor([0.0, 0.0])
+    loss = (x * y).sum()
+    for inputs in ((y, y), (x, y), (np.ones(2), np.ones(2))):
+        with pytest.raises(TypeError, match=r"np.add: out must be an array, got a Tensor"):
+            np.add(*inputs, out=y)
+    assert np.array_equal(y.data, [0.0, 0.0])
+    loss.backward()

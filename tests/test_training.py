@@ -1060,3 +1060,37 @@ def test_a_checkpoint_of_version_0_1_is_compared_as_far_as_it_goes(tmp_path, cha
             model, loader, epochs=4, optimizer=optimizer, schedule=schedule, checkpoint=path,
             progress=False,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.linspace(0, 1, 12)[:, None], np.arange(12)[:, None] % 2 * 0.8 + 0.1,
+        np.arange(24).reshape(12, 2), np.arange(12.0), np.arange(12) - 1,
+    ],
+    ids=["shares", "smoothed", "several", "floats", "a label that is ignored"],
+)  # fmt: skip
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_labels_that_only_the_loss_understands(labels, outputs):
+    """They train, without an accuracy; `accuracy` itself refuses them."""
+
+    def loss(y, t):
+        return (y * y).mean() * float(len(t))
+
+    if outputs == 1 and labels.shape[1:] == (1,):
+        loss = F.binary_cross_entropy_with_logits
+    row, found = rows(loss, labels, outputs)
+    assert "accuracy" not in row and found.keys() == {"loss"}
+
+
+def test_a_data_set_of_ones_own_where_batches_are_wanted():
+    class Own:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, i):
+            return np.ones(4), 0
+
+    model, settings = small_run()
+    with pytest.raises(TypeError, match=r"got Own; wrap a data set in DataLoader\(dataset"):
+        fit(model, Own(), **settings)

@@ -80,18 +80,28 @@ def save(figure, path, format=None):
 
 
 def history(axes, history):
-    """Loss (left axis) and accuracy (right axis) over the epochs of a training.History."""
-    epochs = history["epoch"]
-    names = ["accuracy"] + ["val_accuracy"] * ("val_accuracy" in history.rows[0])
-    right = axes.twinx()
-    kinds = marks()
+    """Loss (left axis) and accuracy (right axis) over the epochs of a training.History.
+
+    A regression, which has no accuracy, shows the losses of training and validation.
+    """
+    epochs, columns, kinds = history["epoch"], history.rows[0], marks()
     _curve(axes, next(kinds), epochs, history["loss"], "training loss")
-    for name, label in zip(names, ("training accuracy", "validation accuracy"), strict=False):
-        _curve(right, next(kinds), epochs, np.multiply(history[name], 100), label)
+    lines = axes.get_lines()
+    if "accuracy" in columns:
+        right = axes.twinx()
+        for name, label in (
+            ("accuracy", "training accuracy"), ("val_accuracy", "validation accuracy"),
+        ):  # fmt: skip
+            if name in columns:
+                _curve(right, next(kinds), epochs, np.multiply(history[name], 100), label)
+        right.set(ylabel="accuracy, %", ylim=(0, 102))
+        lines = [*lines, *right.get_lines()]
+    elif "val_loss" in columns:
+        _curve(axes, next(kinds), epochs, history["val_loss"], "validation loss")
+        lines = axes.get_lines()
     axes.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
-    right.set(ylabel="accuracy, %", ylim=(0, 102))
     _count_from_one(axes, len(epochs))
-    _legend_below(axes, axes.get_lines() + right.get_lines())
+    _legend_below(axes, lines)
 
 
 def _curve(axes, mark, x, y, label, first=0.0):

@@ -190,7 +190,7 @@ def _are_distributions(labels):
 
 
 def _right_or_none(logits, labels, loss):
-    """`_right`, or None for a regression: single outputs, or floats that are no distributions."""
+    """`_right`, or None where the loss alone knows what right is, as in a regression."""
     labels = np.asarray(as_array(labels))
     if logits.ndim not in (1, 2):
         return None
@@ -199,7 +199,10 @@ def _right_or_none(logits, labels, loss):
             return None
     elif labels.shape == logits.shape and not _are_distributions(labels):
         return None
-    return _right(logits, labels)
+    try:
+        return _right(logits, labels)
+    except ValueError:  # labels that the loss has taken all the same
+        return None
 
 
 # ----------------------------------------------------------------------------------------- batches
@@ -221,7 +224,7 @@ def _expect_batches(where, name, loader):
     if not hasattr(loader, "__iter__"):
         raise TypeError(
             f"{where}: {name} must be a DataLoader or an iterable of batches (x, y), got "
-            f"{type(loader).__name__}"
+            f"{type(loader).__name__}; wrap a data set in DataLoader(dataset, batch_size=64)"
         )
 
 

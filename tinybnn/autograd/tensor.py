@@ -161,6 +161,11 @@ class Tensor(Variable):
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
         """What NumPy's elementwise functions and ``array * tensor`` do with a Tensor."""
+        if out is not None and any([isinstance(x, Tensor) for x in out]):
+            raise TypeError(
+                f"np.{ufunc.__name__}: out must be an array, got a Tensor; write "
+                f"y = np.{ufunc.__name__}(...) without out"
+            )
         tensors = [x for x in inputs if isinstance(x, Tensor)]
         recorded = state.grad_enabled and any([x.requires_grad for x in tensors])
         operation = OF_NUMPY.get(ufunc) if method == "__call__" and not options else None
@@ -171,7 +176,7 @@ class Tensor(Variable):
         for x in tensors:
             x._leaves_tape(f"np.{ufunc.__name__}")
         if out is not None:
-            options["out"] = tuple(map(as_array, out))
+            options["out"] = out
         result = getattr(ufunc, method)(*map(as_array, inputs), **options)
         return Tensor(result) if getattr(result, "dtype", None) in FLOATS else result
 
@@ -197,7 +202,7 @@ class Tensor(Variable):
     def __ne__(self, other):
         return compare("!=", self, other)
 
-    # Operators and methods; each is one of the functions below.
+    # Operators; each is one of the operations.
     def __add__(self, other):
         return Add.apply(self, other)
 

@@ -106,9 +106,17 @@ class Operation:
     program = None
 
     def __init_subclass__(cls):
-        if "name" in vars(cls):
-            OPERATIONS[cls.name] = cls
-            OF_FUNCTION.update(dict.fromkeys(cls.functions, cls))
+        if "name" not in vars(cls):
+            return
+        for other in (OPERATIONS.get(cls.name), *map(OF_FUNCTION.get, cls.functions)):
+            # The same class once more is a cell of a notebook that runs again.
+            if other and _path(other) != _path(cls):
+                raise ValueError(
+                    f"{cls.__qualname__}: {other.__qualname__} has the name {other.name!r} or one "
+                    "of the functions already; choose another name, and a Function of your own"
+                )
+        OPERATIONS[cls.name] = cls
+        OF_FUNCTION.update(dict.fromkeys(cls.functions, cls))
 
     @staticmethod
     def run(*values, **constants):
@@ -135,6 +143,10 @@ class Operation:
     def bits(cls, arrays):
         """Of arrays that hold only signs: the name, and the number of signs in a row."""
         return {}
+
+
+def _path(cls):
+    return cls.__module__, cls.__qualname__
 
 
 def nhwc(x):
