@@ -148,6 +148,7 @@ def _as_floats(data, dtype, name):
 
 
 def check_dtype(dtype, name):
+    """Raise a TypeError that begins with `name` unless the dtype is float32 or float64."""
     if np.dtype(dtype) not in FLOATS:
         raise TypeError(f"{name}: dtype must be float32 or float64, got {np.dtype(dtype)}")
 
@@ -278,8 +279,8 @@ class Function:
                     f"{type(self).__name__}.backward gave no gradient for input {i}, "
                     "which needs one"
                 )
-            if self.broadcasts:
-                result = result if np.shape(result) == shape else SumTo.apply(result, shape=shape)
+            if self.broadcasts and np.shape(result) != shape:
+                result = SumTo.apply(result, shape=shape)
             if np.shape(result) != shape:
                 raise RuntimeError(
                     f"{type(self).__name__}.backward: the gradient of input {i} has shape "
