@@ -66,8 +66,8 @@ def share_out(worker, shares, *arguments):
 def bind(worker, shares, *arguments):
     """What `share_out` does, as a callable without arguments: only the work itself is left.
 
-    Where there is nothing to share out, the first calls go from Python: to find the addresses takes
-    longer than a few of them, and a first prediction shall not wait for it.
+    On one thread, the first calls use Numba's dispatcher: resolving the addresses costs more than a
+    few calls and would delay the first prediction.
     """
 
     def in_python():
@@ -78,28 +78,20 @@ def bind(worker, shares, *arguments):
         return in_python
     calls, found = itertools.count(), []
 
-    def by_address(loop):
+    def call():
+        # There may be fewer threads than when it was bound, as in a forked process.
+        is_alone = len(shares) == 1 or threads.count() == 1
+        if is_alone and next(calls) < _CALLS_FROM_PYTHON:
+            in_python()
+            return
         if not found:
             found.append(_addresses_of(worker, arguments))
-        loop(*found[0], shares)
-
-    def alone():
-        if next(calls) < _CALLS_FROM_PYTHON:
-            in_python()
+        if is_alone:
+            _one_after_the_other(*found[0], shares)
         else:
-            by_address(_one_after_the_other)
+            threads.run(_loop, *found[0], shares)
 
-    def at_once():
-        if threads.count() == 1:  # fewer than when it was bound, or a forked process
-            alone()
-        else:
-            by_address(_on_threads)
-
-    return alone if len(shares) == 1 or threads.count() == 1 else at_once
-
-
-def _on_threads(*arguments):
-    threads.run(_loop, *arguments)
+    return call
 
 
 def _addresses_of(worker, arguments):
@@ -116,10 +108,10 @@ def _addresses_of(worker, arguments):
         start = _machine_code(_start, (*numbers, *numbers[:2], types.TypeRef(unnamed)))
         # The version for these types, which a call of `_store` would have to find.
         store = _compiled(_store, (unnamed, numba.typeof(np.empty(0, np.uint8)))).entry_point
-        _addresses[key] = start, function, kind != unnamed, store
-    start, function, has_names, store = _addresses[key]
+        _addresses[key] = start, function, store
+    start, function, store = _addresses[key]
     buffer = np.empty(_MOST_BYTES, np.uint8)
-    size = store(_unnamed(arguments) if has_names else arguments, buffer)
+    size = store(arguments, buffer)  # a named tuple is read like a plain one
     if size > _MOST_BYTES:
         raise AssertionError(f"share_out: the arguments of {worker.__name__} are too many")
     return start, function, buffer[:size].copy()
@@ -130,13 +122,8 @@ def _addresses_of(worker, arguments):
 # tuple lies in memory as a tuple does.
 
 
-def _unnamed(value):
-    """A tuple whose named tuples, however deep, are plain ones."""
-    return tuple([_unnamed(item) if isinstance(item, tuple) else item for item in value])
-
-
 def _unnamed_type(kind):
-    """The Numba type of what `_unnamed` gives for a value of this one."""
+    """A tuple type whose named tuples, however deep, are plain ones."""
     if isinstance(kind, types.BaseTuple):
         return types.Tuple([_unnamed_type(element) for element in kind.types])
     return kind
