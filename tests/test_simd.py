@@ -154,6 +154,27 @@ def test_integers(seed):
         assert np.array_equal(one[at + stored : at + 16], out[at + stored : at + 16])
 
 
+@kernel
+def as_floats(a, out):
+    store(out, 0, load(a, 1))
+    for count in range(-1, 18):
+        store_first(out, 16 * (count + 2), load(a, 1), count)
+
+
+@given(seeds)
+def test_integers_in_an_array_of_floats(seed):
+    rng = np.random.default_rng(seed)
+    limits = np.iinfo(np.int32)
+    a = rng.integers(limits.min, limits.max, 18, np.int32, endpoint=True)
+    before = rng.standard_normal(16 * 20).astype(np.float32)
+    for _, out in both(as_floats, a, before):
+        assert np.array_equal(out[:16], a[1:17].astype(np.float32))
+        for count in range(-1, 18):
+            at, stored = 16 * (count + 2), min(max(count, 0), 16)
+            assert np.array_equal(out[at : at + stored], a[1 : 1 + stored].astype(np.float32))
+            assert np.array_equal(out[at + stored : at + 16], before[at + stored : at + 16])
+
+
 @given(seeds)
 def test_bytes(seed):
     a = np.random.default_rng(seed).integers(-128, 128, 18).astype(np.int8)

@@ -97,10 +97,12 @@ def _is_vector_of(element, vector):
     return isinstance(vector, _Vector) and vector.element == element
 
 
-def _holds_lanes(array, vector):
-    """Whether a vector type can be loaded from and stored to an array type."""
+def _takes_lanes(array, vector):
+    """Whether a vector type can be stored to an array type: integers also as floats."""
     of = _vector_of(array)
-    return of is not None and isinstance(vector, _Vector) and of.element == vector.element
+    if of is None or not isinstance(vector, _Vector):
+        return False
+    return vector.element in (of.element, types.int32 if of == _floats else of.element)
 
 
 # ------------------------------------------------------------------------- loading and storing
@@ -139,7 +141,7 @@ def load_bytes(array, index):
 
 
 def store(array, index, vector):
-    """array[index], array[index + 1], ... = lanes."""
+    """array[index], array[index + 1], ... = lanes; integers become floats in an array of floats."""
     array[index : index + len(vector)] = vector
 
 
@@ -300,18 +302,31 @@ def _load_bytes(typing, array, index):
 @intrinsic
 def _store(typing, array, index, vector):
     def generate(context, builder, signature, arguments):
-        pointer = address(context, builder, array, *arguments[:2], vector)
-        builder.store(arguments[2], pointer, align=vector.element.bitwidth // 8)
+        pointer = address(context, builder, array, *arguments[:2], _stored(array, vector))
+        value = _as_stored(builder, arguments[2], array)
+        builder.store(value, pointer, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, vector), generate
 
 
+def _stored(array, vector):
+    """The type of a vector when it is stored to an array type."""
+    return _Vector(array.dtype, vector.lanes)
+
+
+def _as_stored(builder, value, array):
+    """Lanes as an array type holds them."""
+    if array.dtype == types.float32 and isinstance(value.type.element, ir.IntType):
+        return builder.sitofp(value, ir.VectorType(ir.FloatType(), value.type.count))
+    return value
+
+
 @intrinsic
 def _store_first(typing, array, index, vector, count):
     def generate(context, builder, signature, arguments):
-        pointer = address(context, builder, array, *arguments[:2], vector)
-        emit_store_first(builder, arguments[2], pointer, arguments[3])
+        pointer = address(context, builder, array, *arguments[:2], _stored(array, vector))
+        emit_store_first(builder, _as_stored(builder, arguments[2], array), pointer, arguments[3])
         return context.get_dummy_value()
 
     return types.void(array, types.intp, vector, types.intp), generate
@@ -349,7 +364,7 @@ def _add_first(typing, array, index, vector, count):
 
 @overload(add_first)
 def _compiled_add_first(array, index, vector, count):
-    if _holds_lanes(array, vector):
+    if _is_vector_of(array.dtype, vector) and _takes_lanes(array, vector):
         return lambda array, index, vector, count: _add_first(array, index, vector, count)
 
 
@@ -423,13 +438,13 @@ def _compiled_load_bytes(array, index):
 
 @overload(store)
 def _compiled_store(array, index, vector):
-    if _holds_lanes(array, vector):
+    if _takes_lanes(array, vector):
         return lambda array, index, vector: _store(array, index, vector)
 
 
 @overload(store_first)
 def _compiled_store_first(array, index, vector, count):
-    if _holds_lanes(array, vector):
+    if _takes_lanes(array, vector):
         return lambda array, index, vector, count: _store_first(array, index, vector, count)
 
 
