@@ -177,6 +177,7 @@ def test_xnor_matmul(seed, rows, columns, count):
     out = xnor.xnor_matmul(*packed, count)
     assert same(out, (sign(a) @ sign(b).T).astype(np.int32))
     assert same(out, xnor.xnor_matmul_reference(*packed, count))
+    assert same(xnor.xnor_matmul(*packed, count, dtype=np.float32), out.astype(np.float32))
 
 
 def random_ternary(rng, *shape):
@@ -335,6 +336,9 @@ def check_runs(rng, prepare, x, sums):
         workspace = np.full(prepared.workspace_words(len(x)), 77, np.uint64)
         assert xnor.run(prepared, x, out, workspace) is out
         assert same(out, expected)
+        if not keywords:
+            floats = np.full(sums.shape, 77, np.float32)
+            assert same(xnor.run(prepared, x, floats), sums.astype(np.float32))
         for tasks in (2, 5):  # small work, shared out all the same
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(xnor, "tasks_for", Mock(return_value=tasks))
@@ -677,6 +681,10 @@ F32, F64 = np.zeros((2, 3), np.float32), np.zeros((3, 2))
             xnor.xnor_matmul, words(2, 4), words(2, 4), 300,
         ),
         refused("count must be positive, got 0", xnor.xnor_matmul, words(2, 0), words(2, 0), 0),
+        refused(
+            "dtype must be int32 or float32, got float64",
+            xnor.xnor_matmul, words(2, 4), words(2, 4), 250, dtype=np.float64,
+        ),
         # int32 would overflow. Arrays without rows or pixels take no memory.
         refused(
             "count must be at most 2147483647, since sums are int32, got 2147483648",
@@ -777,6 +785,11 @@ F32, F64 = np.zeros((2, 3), np.float32), np.zeros((3, 2))
         refused(
             "out must be contiguous int32 of shape (4, 3), got uint64 of shape (4, 3)",
             xnor.run, xnor.prepare_matmul(words(3, 2), 70), words(4, 2), words(4, 3),
+        ),
+        refused(
+            "out must be contiguous uint64 of shape (4, 1), got float32 of shape (4, 1)",
+            xnor.run, xnor.prepare_matmul(words(3, 2), 70, thresholds=SUMS[0], flip=FLIP),
+            words(4, 2), np.empty((4, 1), np.float32),
         ),
         refused("a must be float32 or float64, got int32", signed.ordered_matmul, SUMS, SUMS.T),
         refused("b must be float32 as a is, got float64", signed.ordered_matmul, F32, F64),

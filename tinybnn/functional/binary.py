@@ -167,8 +167,9 @@ class SignLinear(_Signs):
         self.x_bits, self.weight_bits = bits.pack(x), bits.pack(weight)
 
     def on_words(self):
-        sums = _kernels().xnor.xnor_matmul(self.x_bits, self.weight_bits, self.features)
-        return sums.astype(np.float32)
+        return _kernels().xnor.xnor_matmul(
+            self.x_bits, self.weight_bits, self.features, dtype=np.float32
+        )
 
     def input_gradient(self, grad, x, weight):
         if not self.has_words:
@@ -219,10 +220,13 @@ class SignConv2d(_Signs):
             product = kernels.depthwise.prepare(self.weight_bits, channels, size, **options)
         else:
             product = kernels.xnor.prepare_conv2d(self.weight_bits, channels, size, **options)
-        shape = (*geometry.output, geometry.weight[0])
-        layer = kernels.fused.prepare([product], kernels.fused.as_floats(shape))
-        out = empty((geometry.image[0], *shape), np.float32)
-        kernels.fused.run(layer, [self.x_bits], [out])
+        shape = (geometry.image[0], *geometry.output, geometry.weight[0])
+        out = empty(shape, np.float32)
+        if self.is_depthwise:
+            layer = kernels.fused.prepare([product], kernels.fused.as_floats(shape[1:]))
+            kernels.fused.run(layer, [self.x_bits], [out])
+        else:
+            kernels.xnor.run(product, self.x_bits, out)
         return out.transpose(0, 3, 1, 2)
 
     def input_gradient(self, grad, x, weight):

@@ -151,12 +151,7 @@ def products(prepared):
         return 0
     if isinstance(prepared, depthwise.Plan):
         return prepared.channels * prepared.windows.taps * math.prod(prepared.windows.out_size)
-    tables = prepared.tables
-    if len(prepared.input_shape) == 1:  # a matrix product
-        return tables.channels * tables.filters
-    per_group = tables.channels // tables.groups
-    taps = len(tables.taps) // words_for(per_group)
-    return taps * per_group * tables.filters * len(tables.pixels)
+    return prepared.products
 
 
 def run(layer, inputs, outputs, memory=None):

@@ -25,11 +25,16 @@ def check_words(function, name, array, axes):
 
 def check_row(function, name, words, count_name, count):
     """A ValueError unless the last axis of ``words`` is what ``count`` bits take."""
+    check_width(function, name, words.shape[-1], count_name, count)
+
+
+def check_width(function, name, words, count_name, count):
+    """A ValueError unless a row of so many ``words`` is what ``count`` bits take."""
     if count < 1:
         raise ValueError(f"{function}: {count_name} must be positive, got {count}")
-    if words.shape[-1] != words_for(count):
+    if words != words_for(count):
         raise ValueError(
-            f"{function}: {name} has {words.shape[-1]} words a row, "
+            f"{function}: {name} has {words} words a row, "
             f"{count_name} {count} needs {words_for(count)}"
         )
 

@@ -34,7 +34,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -49,6 +49,7 @@ from tinybnn.kernels.machine.checks import (
     check_row,
     check_terms,
     check_vector,
+    check_width,
     check_words,
     out_array,
 )
@@ -91,7 +92,7 @@ _SPEED = 2.5e12  # products of signs a second, of a fast core
 # ---------------------------------------------------------------------------------- matrix product
 
 
-def xnor_matmul(a, b, count, mask=None):
+def xnor_matmul(a, b, count, mask=None, dtype=np.int32):
     """Dot products of all rows of ``a`` with all rows of ``b``: ``a @ b.T`` on signs.
 
     Parameters
@@ -104,10 +105,12 @@ def xnor_matmul(a, b, count, mask=None):
         K, the number of signs a row.
     mask : (N, W) uint64, optional
         1 where ``b`` is not 0, for ternary ``b``.
+    dtype : int32 or float32
+        Of the sums, which float32 holds exactly below 2**24.
 
     Returns
     -------
-    (M, N) int32
+    (M, N) of ``dtype``
         ``K - 2 * popcount(a[i] ^ b[j])``; with mask
         ``popcount(mask[j]) - 2 * popcount((a[i] ^ b[j]) & mask[j])``.
 
@@ -116,17 +119,15 @@ def xnor_matmul(a, b, count, mask=None):
     ValueError
         If a dtype or a shape does not fit, or ``count`` is not positive or above 2**31 - 1.
     """
-    a, b = check_words("xnor_matmul", "a", a, 2), check_words("xnor_matmul", "b", b, 2)
-    if count < 1:
-        raise ValueError(f"xnor_matmul: count must be positive, got {count}")
-    check_terms("xnor_matmul", "count", count)
-    if a.shape[1] < words_for(count):
-        raise ValueError(
-            f"xnor_matmul: a has {a.shape[1]} words a row, count {count} needs {words_for(count)}"
-        )
+    name = "xnor_matmul"
+    a, b = check_words(name, "a", a, 2), check_words(name, "b", b, 2)
+    _check_count(name, "a", a.shape[1], count)
     if b.shape[1] != a.shape[1]:
-        raise ValueError(f"xnor_matmul: b has {b.shape[1]} words a row, a has {a.shape[1]}")
-    return _run(_prepare_matmul("xnor_matmul", b, count, mask), a)
+        raise ValueError(f"{name}: b has {b.shape[1]} words a row, a has {a.shape[1]}")
+    if dtype not in (np.int32, np.float32):
+        raise ValueError(f"{name}: dtype must be int32 or float32, got {np.dtype(dtype)}")
+    prepared = _prepare_matmul(name, b, count, mask)
+    return run(prepared, a, empty((len(a), len(b)), dtype))
 
 
 def xnor_matmul_reference(a, b, count, mask=None):
@@ -190,7 +191,7 @@ def xnor_conv2d(
     x, weight = check_words(name, "x", x, 4), check_words(name, "weight", weight, 4)
     check_row(name, "x", x, "channels", channels)
     of = windows(name, x.shape[1:3], weight.shape[1:3], stride, padding, dilation)
-    return _run(_prepare_conv2d(name, weight, channels, of, groups, padding_mode, mask), x)
+    return run(_prepare_conv2d(name, weight, channels, of, groups, padding_mode, mask), x)
 
 
 def xnor_conv2d_reference(
@@ -313,7 +314,9 @@ class Prepared:
     to_bits : bool
         Whether thresholds follow the sums.
     work : int
-        Products of signs an image.
+        Products of signs an image, with those that fill up words and panels.
+    products : int
+        Without them.
     masks : (...,) uint64, or (0,) uint8
         For ternary weights the words of their masks, laid out as ``tables.panels``. Kernels are
         compiled for one dtype or the other, so that binary weights pay nothing for this. It is an
@@ -329,6 +332,7 @@ class Prepared:
     output_shape: tuple
     to_bits: bool
     work: int
+    products: int
     masks: np.ndarray
     tables: Tables
 
@@ -369,9 +373,11 @@ def _panels(groups, group_filters):
     return tuple(table), column
 
 
-def _lay_out(weight, groups):
-    """(O, L) words of filters -> the words of all panels."""
-    filters, length = weight.shape
+def _in_panels(weight, groups):
+    """(O, kh, kw, words) of filters -> the words of all panels."""
+    filters = len(weight)
+    weight = weight.reshape(filters, math.prod(weight.shape[1:]))
+    length = weight.shape[1]
     table, columns = _panels(groups, filters // groups)
     if filters // groups % WIDE == 0:  # all panels are full, and follow one another
         return _panel_words(weight.reshape(-1, WIDE, length))
@@ -390,13 +396,11 @@ def _panel_words(panels):
     return for_kernel(pairs.transpose(0, 4, 1, 3, 2)).reshape(-1)
 
 
-_NO_MASKS, _NO_WORDS = np.zeros(0, np.uint8), np.zeros(0, np.uint64)
+_NO_MASKS, _NO_WORDS, _NO_SUMS = (np.zeros(0, dtype) for dtype in (np.uint8, np.uint64, np.int32))
 
 
 def _check_mask(name, mask, weight):
-    """The mask of ternary weights as words; None stays None."""
-    if mask is None:
-        return None
+    """The mask of ternary weights as words."""
     mask = check_words(name, "mask", mask, weight.ndim)
     if mask.shape != weight.shape:
         raise ValueError(
@@ -420,10 +424,12 @@ def _epilogue(base, groups, thresholds, flip):
         values, unused = (base - thresholds.astype(np.int64)) >> 1, -1
         values = np.clip(values, -1, np.iinfo(np.int32).max)
     constants = empty((len(base), columns), np.int32)
-    constants[:] = unused  # these columns give bit 0
-    for column, _, _, first, count in table:
+    is_full = columns == base.shape[1]  # all panels are
+    constants[:] = values if is_full else unused  # where there is no channel: these give bit 0
+    for column, _, _, first, count in () if is_full else table:
         constants[:, column : column + count] = values[:, first : first + count]
-        if thresholds is not None:
+    if thresholds is not None:
+        for column, _, _, first, count in table:
             turned = np.packbits(flip[first : first + count], bitorder="little")
             flips[column // NARROW] = int.from_bytes(turned.tobytes(), "little")
     return constants.reshape(-1), flips
@@ -474,73 +480,35 @@ def prepare_matmul(b, count, *, mask=None, thresholds=None, flip=None):
 
 def _prepare_matmul(name, b, count, mask=None, thresholds=None, flip=None):
     b = check_words(name, "b", b, 2)
+    plan = _matmul_plan(name, *b.shape, count, thresholds is not None)
+    if mask is not None:
+        mask = _check_mask(name, mask, b)
+        terms = np.bitwise_count(mask).sum(1, dtype=np.int64)
+        check_terms(name, "the number of bits of a row of mask", terms.max(initial=0))
+        mask = mask[:, None, None]
+    return _lay_out(name, plan, b[:, None, None], mask, thresholds, flip)
+
+
+def _check_count(name, operand, words, count):
+    """A ValueError unless so many words a row hold ``count`` signs, and int32 their sum."""
     if count < 1:
         raise ValueError(f"{name}: count must be positive, got {count}")
     check_terms(name, "count", count)
-    filters, length = b.shape
-    if length < words_for(count):
+    if words < words_for(count):
         raise ValueError(
-            f"{name}: b has {length} words a row, count {count} needs {words_for(count)}"
+            f"{name}: {operand} has {words} words a row, count {count} needs {words_for(count)}"
         )
-    mask = _check_mask(name, mask, b)
-    thresholds, flip = _check_thresholds(name, thresholds, flip, filters)
-    base = np.full((1, filters), count, np.int64)
-    if mask is not None:
-        base[:] = np.bitwise_count(mask).sum(1, dtype=np.int64)
-        check_terms(name, "the number of bits of a row of mask", base.max(initial=0))
-    constants, flips = _epilogue(base, 1, thresholds, flip)
-    return _with_weights(
-        _matmul_without_weights(filters, length, int(count), thresholds is not None),
-        _NO_MASKS if mask is None else _lay_out(mask, 1),
-        panels=_lay_out(b, 1),
-        constants=constants,
-        flips=flips,
-    )
 
 
 _ONE_PIXEL = windows("prepare_matmul", (1, 1), (1, 1))
 
 
 @functools.lru_cache(maxsize=256)  # a layer in training is prepared at each step
-def _matmul_without_weights(filters, length, count, to_bits):
-    """All of a prepared product that does not depend on its weights, whose tables are empty."""
-    table, columns = _panels(1, filters)
-    tables = Tables(
-        panels=_NO_WORDS,
-        group_filters=filters,
-        group_columns=columns,
-        cuts=_cuts(table, to_bits),
-        taps=np.arange(length),
-        pixels=np.zeros(1, np.int64),
-        rows=np.zeros(1, np.int64),
-        constants=np.zeros(0, np.int32),
-        flips=_NO_WORDS,
-        filters=filters,
-        group_stride=0,
-        image_stride=length,
-        copies=False,
-        together=1,
-        channels=count,
-        groups=1,
-        windows=_ONE_PIXEL,
-        outside=np.zeros(1, np.uint64),
-    )
-    return Prepared(
-        input_shape=(length,),
-        output_shape=(filters,),
-        to_bits=to_bits,
-        work=64 * length * columns,
-        masks=_NO_MASKS,
-        tables=tables,
-    )
-
-
-def _with_weights(prepared, masks, **tables):
-    """The same with the tables that depend on weights."""
-    return Prepared(
-        prepared.input_shape, prepared.output_shape, prepared.to_bits, prepared.work, masks,
-        prepared.tables._replace(**tables),
-    )  # fmt: skip
+def _matmul_plan(name, filters, words, count, to_bits):
+    """A matrix product is the convolution of images of one pixel."""
+    _check_count(name, "b", words, count)
+    prepared, inside = _plan(_ONE_PIXEL, filters, int(count), 1, words, "ones", to_bits)
+    return replace(prepared, input_shape=(words,), output_shape=(filters,)), inside
 
 
 def prepare_conv2d(
@@ -591,29 +559,28 @@ def _prepare_conv2d(
     name, weight, channels, of, groups, padding_mode, mask=None, thresholds=None, flip=None
 ):
     """``of`` are the windows."""
-    check_groups(name, channels, len(weight), groups)
-    check_row(name, "weight", weight, "channels // groups", channels // groups)
-    check_terms(name, "the number of weights of a filter", of.taps * int(channels // groups))
-    check_padding_mode(name, padding_mode)
-    mask, filters = _check_mask(name, mask, weight), len(weight)
-    thresholds, flip = _check_thresholds(name, thresholds, flip, filters)
-    prepared, inside = _without_weights(
-        of, filters, int(channels), int(groups), padding_mode, thresholds is not None
-    )
-    base = _border_sums(weight, mask, channels // groups, inside)
-    constants, flips = _epilogue(base, groups, thresholds, flip)
-    return _with_weights(
-        prepared,
-        _NO_MASKS if mask is None else _lay_out(mask.reshape(filters, -1), groups),
-        panels=_lay_out(weight.reshape(filters, -1), groups),
-        constants=constants,
-        flips=flips,
-    )
+    filters, *_, words = weight.shape
+    to_bits = thresholds is not None
+    plan = _conv2d_plan(name, of, filters, channels, groups, words, padding_mode, to_bits)
+    if mask is not None:
+        mask = _check_mask(name, mask, weight)
+    return _lay_out(name, plan, weight, mask, thresholds, flip)
 
 
 @functools.lru_cache(maxsize=256)  # a layer in training is prepared at each step
-def _without_weights(of, filters, channels, groups, padding_mode, to_bits):
-    """All of a prepared convolution that does not depend on its weights.
+def _conv2d_plan(name, of, filters, channels, groups, words, padding_mode, to_bits):
+    check_groups(name, channels, filters, groups)
+    per_group = int(channels // groups)
+    check_width(name, "weight", words, "channels // groups", per_group)
+    check_terms(name, "the number of weights of a filter", of.taps * per_group)
+    check_padding_mode(name, padding_mode)
+    return _plan(of, filters, int(channels), int(groups), words, padding_mode, to_bits)
+
+
+def _plan(of, filters, channels, groups, words, padding_mode, to_bits):
+    """All of a prepared product that does not depend on its weights.
+
+    ``words`` are those of a group's pixel.
 
     Returns
     -------
@@ -622,14 +589,10 @@ def _without_weights(of, filters, channels, groups, padding_mode, to_bits):
     inside : (classes, kh * kw) float64
         As `_border_classes` gives it.
     """
-    words = words_for(channels // groups)
     table, columns = _panels(groups, filters // groups)
     pixels, taps = of.places(words)
     inside, classes = _border_classes(of, padding_mode)
     image_words = math.prod(of.padded_size) * words
-    outside = np.zeros(words, np.uint64)
-    if padding_mode == "ones":
-        outside = _row_of_ones(channels // groups)
     tables = Tables(
         panels=_NO_WORDS,
         group_filters=filters // groups,
@@ -638,7 +601,7 @@ def _without_weights(of, filters, channels, groups, padding_mode, to_bits):
         taps=np.add.outer(taps, np.arange(words)).reshape(-1),
         pixels=pixels,
         rows=classes * columns,
-        constants=np.zeros(0, np.int32),
+        constants=_NO_SUMS,
         flips=_NO_WORDS,
         filters=filters,
         group_stride=image_words,
@@ -648,17 +611,37 @@ def _without_weights(of, filters, channels, groups, padding_mode, to_bits):
         channels=channels,
         groups=groups,
         windows=of,
-        outside=outside,
+        outside=_outside(channels // groups, padding_mode),
     )
     prepared = Prepared(
         input_shape=(*of.size, words_for(channels)),
         output_shape=(*of.out_size, filters),
         to_bits=to_bits,
         work=64 * tables.taps.size * columns * len(pixels),
+        products=of.taps * (channels // groups) * filters * len(pixels),
         masks=_NO_MASKS,
         tables=tables,
     )
     return prepared, inside
+
+
+def _outside(channels, padding_mode):
+    """The words of a pixel of the padding."""
+    signs = np.full(channels, padding_mode == "ones")
+    return from_bytes(np.packbits(signs, bitorder="little"), channels)
+
+
+def _lay_out(name, plan, weight, mask, thresholds, flip):
+    """A plan with its weights, (O, kh, kw, words), and with what follows the sums."""
+    prepared, inside = plan
+    thresholds, flip = _check_thresholds(name, thresholds, flip, len(weight))
+    groups = prepared.tables.groups
+    base = _border_sums(weight, mask, prepared.tables.channels // groups, inside)
+    constants, flips = _epilogue(base, groups, thresholds, flip)
+    masks = _NO_MASKS if mask is None else _in_panels(mask, groups)
+    panels = _in_panels(weight, groups)
+    tables = prepared.tables._replace(panels=panels, constants=constants, flips=flips)
+    return replace(prepared, masks=masks, tables=tables)
 
 
 def _border_classes(of, padding_mode):
@@ -699,25 +682,20 @@ def _border_sums(weight, mask, channels, inside):
     (classes, O) int64
         ``T * C + 2 * popcount of the taps outside``.
     """
+    sums = np.empty((len(inside), len(weight)), np.int64)
     if mask is None:
-        terms = inside.sum(1, keepdims=True) * channels  # (classes, 1)
+        sums[:] = inside.sum(1, keepdims=True) * channels
     else:
-        terms = inside @ _ones_of_taps(mask).T  # (classes, O)
-        weight = weight & mask
-    sums = np.broadcast_to(terms, (len(inside), len(weight)))
+        sums[:], weight = inside @ _ones_of_taps(mask).T, weight & mask
     if not inside.all():
-        sums = sums + 2 * ((1 - inside) @ _ones_of_taps(weight).T)
-    return sums.astype(np.int64)
+        sums += (2 * ((1 - inside) @ _ones_of_taps(weight).T)).astype(np.int64)
+    return sums
 
 
 def _ones_of_taps(words):
     """(O, kh, kw, words) -> the number of 1s of each tap, (O, kh * kw)."""
-    return np.bitwise_count(words).sum(-1, dtype=np.int64).reshape(len(words), -1)
-
-
-def _row_of_ones(count):
-    """The words of ``count`` signs that are all +1."""
-    return from_bytes(np.packbits(np.ones(count, np.bool_), bitorder="little"), count)
+    filters, *size, _ = words.shape
+    return np.bitwise_count(words).sum(-1, dtype=np.int64).reshape(filters, math.prod(size))
 
 
 # ------------------------------------------------------------------------------------------ running
@@ -732,7 +710,8 @@ def run(prepared, x, out=None, workspace=None):
     x : (N, *prepared.input_shape) uint64
         Bits that are no signs are 0.
     out : array, optional
-        Contiguous, of the result's shape and dtype, to be written to.
+        Contiguous, of the result's shape and dtype, to be written to. Sums are also written to
+        float32, which holds them exactly below 2**24.
     workspace : (n,) uint64, optional
         Memory for padded images, at least ``prepared.workspace_words(N)`` words.
 
@@ -753,7 +732,12 @@ def run(prepared, x, out=None, workspace=None):
         raise ValueError(
             f"run: x must be uint64 of shape ({expected}), got {x.dtype} of shape {x.shape}"
         )
-    return _run(prepared, for_kernel(x), out, workspace)
+    dtype = np.uint64 if prepared.to_bits else np.int32
+    if dtype == np.int32 and out is not None and out.dtype == np.float32:
+        dtype = np.float32
+    x, out = for_kernel(x), out_array("run", out, prepared.out_shape(len(x)), dtype)
+    bind(prepared, x, out, workspace)()
+    return out
 
 
 def run_reference(prepared, x):
@@ -794,14 +778,6 @@ def run_reference(prepared, x):
     return sums.reshape(shape).astype(np.int32)
 
 
-def _run(prepared, x, out=None, workspace=None):
-    """`run` after the checks of ``x``."""
-    dtype = np.uint64 if prepared.to_bits else np.int32
-    out = out_array("run", out, prepared.out_shape(len(x)), dtype)
-    bind(prepared, x, out, workspace)()
-    return out
-
-
 def bind(prepared, x, out, workspace=None):
     """What `run` does, for the same arrays again and again: all but the work itself is done here.
 
@@ -836,9 +812,6 @@ def bind(prepared, x, out, workspace=None):
         _task, shares, (by_panels, items), x.reshape(-1), (workspace, slot), prepared.masks,
         prepared.arguments, target,
     )  # fmt: skip
-
-
-_NO_SUMS, _NO_WORDS = np.zeros(0, np.int32), np.zeros(0, np.uint64)
 
 
 @kernel(allocates=False)
@@ -886,7 +859,7 @@ def sums_of(first, end, words, base, masks, arguments, sums):
         Image n begins at ``words[base + n * image_stride]``.
     masks, arguments : array and tuple
         Those of `Prepared`, of weights that were prepared without thresholds.
-    sums : (at least (end - first) * filters,) int32
+    sums : (at least (end - first) * filters,) int32 or float32
         Row ``i - first``, of as many sums as there are filters, is written for output pixel i.
     """
     tables = Tables(*arguments)
