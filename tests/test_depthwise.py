@@ -93,7 +93,8 @@ def test_depthwise(seed, case):
     sums = depthwise.conv2d_sums(plan, x)
     assert same(sums, grouped_conv2d(signs, filters, **geometry).astype(np.int32))
     assert same(sums, depthwise.conv2d_sums_reference(x, weight, channels, **geometry))
-    assert same(depthwise.conv2d_sums(plan, x, np.int8), sums.astype(np.int8))
+    for dtype in (np.int8, np.float32):
+        assert same(depthwise.conv2d_sums(plan, x, dtype), sums.astype(dtype))
     words = depthwise.conv2d_bits(plan, x)
     assert same(words, bits.pack(np.where((sums >= thresholds) != flip, 1, -1)))
     assert tail_is_zero(words, channels)
@@ -224,8 +225,8 @@ def test_conv2d_refuses():
         depthwise.conv2d_bits(plan, x[:, :, :10])
     with pytest.raises(ValueError, match="got int64"):
         depthwise.conv2d_sums(plan, x.astype(np.int64))
-    with pytest.raises(ValueError, match="dtype must be int32 or int8, got float32"):
-        depthwise.conv2d_sums(plan, x, np.float32)
+    with pytest.raises(ValueError, match="dtype must be int32 or int8 or float32, got float64"):
+        depthwise.conv2d_sums(plan, x, np.float64)
     with pytest.raises(ValueError, match="out must be contiguous int8"):
         depthwise.conv2d_sums(plan, x, np.int8, np.empty((3, 12, 11, 100), np.int32))
     with pytest.raises(ValueError, match="out must be contiguous uint64"):

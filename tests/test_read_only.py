@@ -341,7 +341,7 @@ OTHERS = {
     "cache", "checks", "compilation", "exact", "gathered", "layout", "lookup", "masked", "memory",
     "parallel", "selection", "simd", "threads", "tiles", "windows",
     "bits.words_for", "channel_order.bind", "depthwise.majority", "float_pooling.bind_avg_pool2d",
-    "fused.as_floats", "fused.bind", "fused.bind_product", "fused.check", "fused.gives_bits",
+    "fused.bind", "fused.bind_product", "fused.check", "fused.gives_bits",
     "fused.kind", "fused.output_shape", "fused.product_words", "fused.products",
     "normalization.fits", "pointwise.arrays", "pointwise.mask_words",
     "pointwise.slot_floats", "pointwise.tables", "pooling.bind", "sign_gradients.as_image",
@@ -396,8 +396,10 @@ def test_arrays_that_are_written_must_be_writable(dtype):
         flat = out.reshape(-1)
         calls.append(lambda: optimizers.adam(flat, flat.copy(), flat.copy(), flat.copy(), **ADAM))
         calls.append(lambda: optimizers.sgd(flat.copy(), flat.copy(), flat, **SGD))
-        layer = fused.prepare([xnor.prepare_matmul(words(2), 70)], fused.as_floats((2,)))
-        calls.append(lambda: fused.run(layer, [words(3)], [out]))
+        product = xnor.prepare_matmul(words(2), 70)
+        calls.append(lambda: xnor.run(product, words(3), out))
+        as_floats = pointwise.prepare((2,), ["sums"], [], [("floats", 0)])
+        calls.append(lambda: fused.run(fused.prepare([product], as_floats), [words(3)], [out]))
     elif dtype == np.int32:
         calls = [lambda: xnor.run(xnor.prepare_matmul(words(2), 70), words(3), out)]
     else:

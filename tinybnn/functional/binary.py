@@ -215,18 +215,14 @@ class SignConv2d(_Signs):
         kernels, geometry = _kernels(), self.geometry
         channels, *size = geometry.image[1:]
         options = geometry.options | {"padding_mode": self.padding_mode}
+        out = empty((geometry.image[0], *geometry.output, geometry.weight[0]), np.float32)
         if self.is_depthwise:
             del options["groups"]
-            product = kernels.depthwise.prepare(self.weight_bits, channels, size, **options)
+            plan = kernels.depthwise.prepare(self.weight_bits, channels, size, **options)
+            kernels.depthwise.conv2d_sums(plan, self.x_bits, np.float32, out)
         else:
-            product = kernels.xnor.prepare_conv2d(self.weight_bits, channels, size, **options)
-        shape = (geometry.image[0], *geometry.output, geometry.weight[0])
-        out = empty(shape, np.float32)
-        if self.is_depthwise:
-            layer = kernels.fused.prepare([product], kernels.fused.as_floats(shape[1:]))
-            kernels.fused.run(layer, [self.x_bits], [out])
-        else:
-            kernels.xnor.run(product, self.x_bits, out)
+            plan = kernels.xnor.prepare_conv2d(self.weight_bits, channels, size, **options)
+            kernels.xnor.run(plan, self.x_bits, out)
         return out.transpose(0, 3, 1, 2)
 
     def input_gradient(self, grad, x, weight):
@@ -270,12 +266,11 @@ def _with_border(x, geometry, padding_mode):
 @functools.cache
 def _kernels():
     """The modules of kernels, imported when a layer is trained first: Numba takes its time."""
-    from tinybnn.kernels.floats import fused
     from tinybnn.kernels.signs import bits, depthwise, xnor
     from tinybnn.kernels.training import input_gradient, weight_gradient
 
     return SimpleNamespace(
-        bits=bits, depthwise=depthwise, fused=fused, input_gradient=input_gradient,
+        bits=bits, depthwise=depthwise, input_gradient=input_gradient,
         weight_gradient=weight_gradient, xnor=xnor,
     )  # fmt: skip
 

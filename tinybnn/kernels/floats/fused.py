@@ -9,7 +9,6 @@ signs in a window is a product with one filter, whose number holds for all chann
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -123,12 +122,6 @@ def prepare(producers, program):
     if of == "float":
         seconds += sum(producer.work for producer, _ in found) / _MULTIPLICATIONS
     return Layer(producers, program, of, of_signs, seconds)
-
-
-@functools.lru_cache(maxsize=256)  # a layer in training needs it at each step
-def as_floats(shape):
-    """The program that gives out the sums of a product as floats, for `prepare`."""
-    return pointwise.prepare(shape, ["sums"], [], [("floats", 0)])
 
 
 def output_shape(prepared):

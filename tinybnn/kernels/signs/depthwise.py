@@ -358,8 +358,8 @@ def conv2d_sums(plan, x, dtype=np.int32, out=None):
     ----------
     plan : Plan
     x : (N, H, W, words) uint64
-    dtype : int32 or int8
-        A sum is at most 63, so int8 holds it; int32 is a copy.
+    dtype : int32, int8 or float32
+        A sum is at most 63, so int8 holds it.
     out : (N, OH, OW, C) of ``dtype``, optional
         C-contiguous.
 
@@ -375,11 +375,8 @@ def conv2d_sums(plan, x, dtype=np.int32, out=None):
         If a dtype or a shape does not fit.
     """
     shape = (*plan.windows.out_size, plan.channels)
-    x, out = _arrays(plan, x, shape, (np.int32, np.int8), dtype, out)
-    sums = out if out.dtype == np.int8 else np.empty(out.shape, np.int8)
-    _run(plan, x, _NO_BITS, sums.reshape(len(x), shape[0] * shape[1], plan.channels))
-    if sums is not out:
-        out[...] = sums
+    x, out = _arrays(plan, x, shape, (np.int32, np.int8, np.float32), dtype, out)
+    _run(plan, x, _NO_BITS, out.reshape(len(x), shape[0] * shape[1], plan.channels))
     return out
 
 
@@ -413,10 +410,7 @@ def _run(plan, x, bits, sums):
         empty((tasks, 6 * plan.run), np.uint64),
         empty((tasks, plan.minus_base.shape[1]), np.int8),
     )
-    if tasks < 2:
-        _part(0, len(x), 0, plan, x, memory, bits, sums)
-    else:
-        parallel.share_out(_part, parallel.shares(len(x), tasks), plan, x, memory, bits, sums)
+    parallel.share_out(_part, parallel.shares(len(x), tasks), plan, x, memory, bits, sums)
 
 
 def _seconds_of_image(plan, as_sums):
