@@ -105,7 +105,7 @@ def run(producers, inputs, arguments, memory=None):
         for kind in program.outputs
     ]
     if memory is not None:
-        memory = np.full(layer.memory_words(samples), memory, np.uint64)
+        memory = np.full(layer.memory_words, memory, np.uint64)
     fused.run(layer, inputs, outputs, memory)
     return outputs
 

@@ -229,7 +229,7 @@ class _Planner:
 
         return Task(
             tuple(results), (*covers, *members), tuple(inputs), bind, buffers,
-            layer.memory_words, layer.products,
+            lambda samples: layer.memory_words, layer.products,
         )  # fmt: skip
 
     def program_input(self, source, shape):
@@ -279,11 +279,11 @@ class _Planner:
             for k, (source, kind) in enumerate(zip(sources, kinds, strict=True))
             if self.is_producer(source, kind, inside)
         }
-        kinds_found = [fused.kind(prepared) for prepared in found.values()]
+        kinds_found = [prepared.kind for prepared in found.values()]
         if kinds_found:  # one kernel makes them all; the others stay tasks of their own
             kind = max(kinds_found, key=kinds_found.count)
             most = 1 if kind == "float" else fused.MOST_PRODUCERS
-            chosen = [k for k in found if fused.kind(found[k]) == kind][:most]
+            chosen = [k for k in found if found[k].kind == kind][:most]
             found = {k: found[k] for k in chosen}
         producers = [found.get(k) for k in range(len(sources))]
         covers = [sources[k] for k in found]
@@ -419,7 +419,7 @@ class _Planner:
 
         return Task(
             covers[-1:], covers, self.steps[i].inputs, bind, (self.buffer(covers[-1]),),
-            lambda samples: fused.product_words(prepared, samples), fused.products(prepared),
+            prepared.workspace_words, prepared.products,
         )  # fmt: skip
 
     def unpacking(self, i, reader):

@@ -32,16 +32,6 @@ _CHUNK_PIXELS = 256  # pixels at most
 _PRODUCTS, _MULTIPLICATIONS, _NUMBERS = 1e12, 3e10, 3e10
 
 
-def kind(prepared):
-    """Which kernel makes the sums of a prepared product.
-
-    "xnor", "ternary" (the same with masks, compiled for them), "depthwise" or "float".
-    """
-    if isinstance(prepared, xnor.Prepared):
-        return "ternary" if prepared.is_ternary else "xnor"
-    return "depthwise" if isinstance(prepared, depthwise.Plan) else "float"
-
-
 @dataclass(frozen=True, eq=False)
 class Layer:
     """Products and the program that reads their sums; made by `prepare`.
@@ -57,6 +47,16 @@ class Layer:
         Products of signs a sample.
     seconds : float
         Roughly what one core needs for a sample.
+    items : int
+        Parts of a sample that tasks can share out.
+    reads, writes : tuple of (dtype, shape)
+        A sample of each input and output.
+    places : tuple of int
+        Where everything begins in a task's memory, as the kernel of this kind takes it.
+    strips : (producers, 3) int64
+        For each producer: the row of the origins, the column, and the place of its sums.
+    operands : tuple
+        What the kernel reads of the producers.
     """
 
     producers: tuple
@@ -64,10 +64,22 @@ class Layer:
     kind: str
     products: int
     seconds: float
+    items: int
+    reads: tuple
+    writes: tuple
+    places: tuple
+    strips: np.ndarray
+    operands: tuple
 
-    def memory_words(self, samples):
-        """Words of scratch memory that `run` needs for so many samples, at most."""
-        return threads.most() * _KINDS[self.kind].places(self, samples)[_SIZE]
+    @property
+    def task_words(self):
+        """Words of a task's memory."""
+        return self.places[_SIZE]
+
+    @property
+    def memory_words(self):
+        """Words of scratch memory that `run` needs, at most."""
+        return threads.most() * self.task_words
 
 
 def prepare(producers, program):
@@ -92,13 +104,32 @@ def prepare(producers, program):
         If something does not fit.
     """
     producers = tuple(producers)
+    _check_producers(producers, program)
+    made = [producer for producer in producers if producer is not None]
+    kind = made[0].kind if made else "none"
+    products = sum(producer.products for producer in made)
+    seconds = products / _PRODUCTS + math.prod(program.shape) * len(program.code) / _NUMBERS
+    if kind == "float":
+        seconds += sum(producer.work for producer in made) / _MULTIPLICATIONS
+    pixels, extra, *more = _KINDS[kind].lay_out(made, program)
+    strips, places = _places(producers, program, pixels, extra)
+    return Layer(
+        producers, program, kind, products, seconds,
+        program.shape[0] if kind == "depthwise" else math.prod(program.shape[:-1]),
+        tuple(map(_reads, producers, program.inputs, [program.shape] * len(producers))),
+        tuple(_lies(what, program.shape) for what in program.outputs),
+        (*places, *more), strips, _KINDS[kind].operands(made),
+    )  # fmt: skip
+
+
+def _check_producers(producers, program):
     if len(producers) != len(program.inputs):
         raise ValueError(
             f"prepare: the program takes {len(program.inputs)} inputs, "
             f"got {len(producers)} producers"
         )
     found = [(p, i) for i, p in enumerate(producers) if p is not None]
-    kinds = {kind(p) for p, _ in found}
+    kinds = {p.kind for p, _ in found}
     if len(kinds) > 1 or len(found) > (1 if kinds == {"float"} else MOST_PRODUCERS):
         raise ValueError(
             f"prepare: at most {MOST_PRODUCERS} producers of one kind (one of floats), "
@@ -106,45 +137,30 @@ def prepare(producers, program):
         )
     *pixels, channels = program.shape
     for producer, i in found:
-        makes = "floats" if isinstance(producer, signed.PreparedConv2d) else "sums"
-        shape = output_shape(producer)
+        makes = "floats" if producer.kind == "float" else "sums"
         expected = (*pixels, channels if program.inputs[i] == makes else 1)
-        if program.inputs[i] not in (makes, "pixels") or shape != expected:
+        if program.inputs[i] not in (makes, "pixels") or producer.output_shape != expected:
             raise ValueError(
                 f"prepare: input {i} of the program is {program.inputs[i]} for {program.shape}, "
-                f"its producer gives {makes} of shape {shape}"
+                f"its producer gives {makes} of shape {producer.output_shape}"
             )
-        if not isinstance(producer, signed.PreparedConv2d) and gives_bits(producer):
+        if producer.to_bits:
             raise ValueError(f"prepare: the producer of input {i} has thresholds, it gives bits")
-    (of,) = kinds or {"none"}
-    of_signs = sum(products(producer) for producer, _ in found)
-    seconds = of_signs / _PRODUCTS + math.prod(program.shape) * len(program.code) / _NUMBERS
-    if of == "float":
-        seconds += sum(producer.work for producer, _ in found) / _MULTIPLICATIONS
-    return Layer(producers, program, of, of_signs, seconds)
 
 
-def output_shape(prepared):
-    """Shape of a prepared product's sums for a sample."""
-    if isinstance(prepared, depthwise.Plan):
-        return *prepared.windows.out_size, prepared.channels
-    return tuple(prepared.output_shape)
+def _reads(producer, what, shape):
+    """Dtype and shape of a sample of an input."""
+    if producer is None:
+        return _lies(what, shape)
+    return np.float32 if producer.kind == "float" else np.uint64, producer.input_shape
 
 
-def gives_bits(prepared):
-    """Whether a binary product has thresholds."""
-    return (
-        len(prepared.not_levels) > 0 if isinstance(prepared, depthwise.Plan) else prepared.to_bits
-    )
-
-
-def products(prepared):
-    """Products of signs that a prepared product computes for a sample; 0 for floats."""
-    if isinstance(prepared, signed.PreparedConv2d):
-        return 0
-    if isinstance(prepared, depthwise.Plan):
-        return prepared.channels * prepared.windows.taps * math.prod(prepared.windows.out_size)
-    return prepared.products
+def _lies(what, shape):
+    """Dtype and shape of a sample of floats, sums, pixels or bits, for a program's shape."""
+    *pixels, channels = shape
+    dtype = {"floats": np.float32, "bits": np.uint64}.get(what, np.int32)
+    counts = {"pixels": 1, "bits": words_for(channels)}
+    return dtype, (*pixels, counts.get(what, channels))
 
 
 def run(layer, inputs, outputs, memory=None):
@@ -159,7 +175,7 @@ def run(layer, inputs, outputs, memory=None):
     outputs : sequence of arrays
         Contiguous, (N, ..., C) float32 or (N, ..., words_for(C)) uint64, to be written to.
     memory : (n,) uint64, optional
-        Scratch, at least ``layer.memory_words(N)`` words.
+        Scratch, at least ``layer.memory_words`` words.
 
     Raises
     ------
@@ -178,11 +194,9 @@ def bind(layer, inputs, outputs, memory=None):
         Without arguments. It uses as many threads as are set now.
     """
     samples = len(inputs[0])
-    check(layer, samples, inputs, outputs)
+    _check(layer, samples, inputs, outputs)
     tasks = tasks_for(samples * layer.seconds)
-    of = _KINDS[layer.kind]
-    strips, *places = of.places(layer, samples)
-    needed = tasks * places[_SIZE - 1]
+    needed = tasks * layer.task_words
     if memory is None:
         memory = empty(needed, np.uint64)
     elif memory.dtype != np.uint64 or memory.ndim != 1 or len(memory) < needed:
@@ -190,53 +204,32 @@ def bind(layer, inputs, outputs, memory=None):
             f"run: memory must be a row of at least {needed} words, "
             f"got {memory.dtype} of shape {memory.shape}"
         )
-    wiring = _Wiring(layer, inputs, outputs, memory, strips)
-    items, worker, arguments = of.bind(layer, samples, tuple(places), wiring)
-    shares = parallel.shares(items, tasks)
+    sources, program = _wire(layer, inputs, outputs, memory)
+    shares = parallel.shares(samples * layer.items, tasks)
     origins = np.zeros((tasks, 3, pointwise.MOST_INPUTS), np.int64)
-    work = parallel.bind(worker, shares, origins, *arguments)
+    work = parallel.bind(
+        _KINDS[layer.kind].kernel, shares, origins, layer.places, layer.strips, layer.operands,
+        sources, program,
+    )  # fmt: skip
     # inf - inf is NaN without a warning in compiled code; the same when the JIT is off.
     return np.errstate(all="ignore")(work) if numba.config.DISABLE_JIT else work
 
 
-def check(layer, samples, inputs, outputs):
+def _check(layer, samples, inputs, outputs):
     """Hold the arrays of a call against the layer, or a ValueError."""
-    program = layer.program
-    *pixels, channels = program.shape
-    if len(inputs) != len(layer.producers) or len(outputs) != len(program.outputs):
+    if len(inputs) != len(layer.reads) or len(outputs) != len(layer.writes):
         raise ValueError(
-            f"run: the layer takes {len(layer.producers)} inputs and "
-            f"{len(program.outputs)} outputs, got {len(inputs)} and {len(outputs)}"
+            f"run: the layer takes {len(layer.reads)} inputs and {len(layer.writes)} outputs, "
+            f"got {len(inputs)} and {len(outputs)}"
         )
-    for i, (producer, what, array) in enumerate(
-        zip(layer.producers, program.inputs, inputs, strict=True)
-    ):
-        if producer is None:
-            dtype = np.float32 if what == "floats" else np.int32
-            shape = (*pixels, 1 if what == "pixels" else channels)
-        else:
-            dtype, shape = _reads(producer)
-        _check_array(f"input {i}", array, dtype, (samples, *shape))
-    for i, (what, array) in enumerate(zip(program.outputs, outputs, strict=True)):
-        dtype = np.float32 if what == "floats" else np.uint64
-        shape = (samples, *pixels, channels if what == "floats" else words_for(channels))
-        _check_array(f"output {i}", array, dtype, shape)
-
-
-def _reads(prepared):
-    """Dtype and shape of a sample of what a prepared product reads."""
-    if isinstance(prepared, depthwise.Plan):
-        return np.uint64, (*prepared.windows.size, prepared.words)
-    dtype = np.float32 if isinstance(prepared, signed.PreparedConv2d) else np.uint64
-    return dtype, tuple(prepared.input_shape)
-
-
-def _check_array(name, array, dtype, shape):
-    if array.dtype != dtype or array.shape != shape or not array.flags.carray:
-        raise ValueError(
-            f"run: {name} must be contiguous {np.dtype(dtype)} of shape {shape}, "
-            f"got {described(array)}"
-        )
+    for name, kinds, arrays in (("input", layer.reads, inputs), ("output", layer.writes, outputs)):
+        for i, ((dtype, shape), array) in enumerate(zip(kinds, arrays, strict=True)):
+            shape = samples, *shape
+            if array.dtype != dtype or array.shape != shape or not array.flags.carray:
+                raise ValueError(
+                    f"run: {name} {i} must be contiguous {np.dtype(dtype)} of shape {shape}, "
+                    f"got {described(array)}"
+                )
 
 
 # --------------------------------------------------------------------------------- scratch memory
@@ -251,61 +244,53 @@ def _even(numbers):
     return -(-numbers // 16) * 8
 
 
-def _chunk_pixels(layer):
+def _chunk_pixels(program):
     """Pixels of a chunk: enough of them that a product finds some for each load of its weights."""
-    return min(_CHUNK_PIXELS, max(16, _CHUNK // layer.program.shape[-1] // 4 * 4))
+    return min(_CHUNK_PIXELS, max(16, _CHUNK // program.shape[-1] // 4 * 4))
 
 
-def _places(layer, pixels, extra=0):
+def _places(producers, program, pixels, extra):
     """Where in a task's memory everything begins, for chunks of so many pixels.
 
     Returns
     -------
-    strips : list of int
-        For each input the place of its chunk's sums; -1 without producer.
-    slots, masks, rest, size : int
-        ``rest`` is where ``extra`` words begin.
+    strips : (producers, 3) int64
+        As in `Layer`.
+    places : tuple of int
+        Of the slots, of the masks, and of ``extra`` more words; and the size.
     """
-    channels, place, strips = layer.program.shape[-1], 0, []
-    for producer, what in zip(layer.producers, layer.program.inputs, strict=True):
-        strips.append(-1 if producer is None else place)
+    channels, slots, strips = program.shape[-1], 0, np.zeros((0, 3), np.int64)
+    for i, (producer, what) in enumerate(zip(producers, program.inputs, strict=True)):
         if producer is not None:
-            place += _even(pixels * (1 if what == "pixels" else channels))
-    slots = place
-    masks = slots + _even(pointwise.slot_floats(layer.program))
-    rest = masks + _even(2 * pointwise.mask_words(layer.program, pixels * channels))
-    return strips, slots, masks, rest, rest + _even(2 * extra)
+            row, column = ("floats", "sums", "pixels").index(what), program.inputs[:i].count(what)
+            strips = np.append(strips, [[row, column, 2 * slots]], axis=0)
+            slots += _even(pixels * (1 if what == "pixels" else channels))
+    masks = slots + _even(pointwise.slot_floats(program))
+    rest = masks + _even(2 * pointwise.mask_words(program, pixels * channels))
+    return strips, (slots, masks, rest, rest + _even(2 * extra))
 
 
-_SIZE = 4  # where it stands in what `_places` returns, and so in what each kind's function does
+_SIZE = 3  # where it stands in the places
 
 
-class _Wiring:
-    """The arrays of a call, as the kernels take them."""
+def _wire(layer, inputs, outputs, memory):
+    """What the producers read, flat, and the program with the arrays of a call."""
+    floats, integers, octets = (memory.view(t) for t in (np.float32, np.int32, np.int8))
+    sources, given = [], []
+    for producer, what, array in zip(layer.producers, layer.program.inputs, inputs, strict=True):
+        if producer is not None:
+            sources.append(array.reshape(-1))
+            array = floats if what == "floats" else integers
+        given.append(array)
+    arrays = pointwise.arrays(layer.program, given, outputs)
+    program = _Program(layer.program.tables, arrays, (floats, integers, memory, octets))
+    # As many as the kernel is compiled for; those beyond the strips are not used.
+    return _filled(sources), program
 
-    def __init__(self, layer, inputs, outputs, memory, strips):
-        words, floats, integers = memory, memory.view(np.float32), memory.view(np.int32)
-        given = {"floats": [], "sums": [], "pixels": []}
-        self.producers, self.sources, self.rows = [], [], []
-        for producer, what, array, strip in zip(
-            layer.producers, layer.program.inputs, inputs, strips, strict=True
-        ):
-            if producer is None:
-                given[what].append(array)
-                continue
-            # Row of the origins, column, place of the strip: the kernels move the origin along.
-            row = ("floats", "sums", "pixels").index(what)
-            self.rows.append((row, len(given[what]), 2 * strip))
-            self.producers.append(producer)
-            self.sources.append(array.reshape(-1))
-            given[what].append(floats if what == "floats" else integers)
-        results = {"floats": [], "bits": []}
-        for what, array in zip(layer.program.outputs, outputs, strict=True):
-            results[what].append(array)
-        self.program = _Program(
-            pointwise.tables(layer.program), pointwise.arrays(given, results),
-            (floats, integers, words),
-        )  # fmt: skip
+
+def _filled(found):
+    """A few of a kind, as many as kernels are compiled for: the first again and again."""
+    return tuple(found + found[:1] * (MOST_PRODUCERS - len(found)))
 
 
 class _Program(NamedTuple):
@@ -319,7 +304,7 @@ class _Program(NamedTuple):
 @inlined
 def _apply(program, first, end, origins, slots, masks):
     """The program, for pixels first to end - 1."""
-    (floats, _, words), channels = program.memory, program.tables[3]
+    (floats, _, words, _), channels = program.memory, program.tables[3]
     pointwise.chunk(
         program.tables, first * channels, end * channels, origins, program.arrays,
         pointwise.Scratch(floats, 2 * slots, words, masks),
@@ -327,10 +312,10 @@ def _apply(program, first, end, origins, slots, masks):
 
 
 @inlined
-def _move(origins, rows, first, channels, base):
+def _move(origins, strips, first, channels, base):
     """Let the inputs that products make begin with pixel ``first``, in a task's memory."""
-    for k in range(len(rows)):
-        row, column, strip = rows[k]
+    for k in range(len(strips)):
+        row, column, strip = strips[k]
         start = first if row == 2 else first * channels
         origins[row, column] = start - strip - 2 * base
 
@@ -338,18 +323,13 @@ def _move(origins, rows, first, channels, base):
 # ------------------------------------------------------------------------------- without producers
 
 
-def _places_alone(layer, samples):
-    pixels = _chunk_pixels(layer)
-    return *_places(layer, pixels), pixels
-
-
-def _bind_alone(layer, samples, places, wiring):
-    items = samples * math.prod(layer.program.shape[:-1])
-    return items, _alone, (places, wiring.program)
+def _lay_out_alone(products, program):
+    pixels = _chunk_pixels(program)
+    return pixels, 0, pixels
 
 
 @kernel(allocates=False)
-def _alone(first, end, task, origins, places, program):
+def _alone(first, end, task, origins, places, strips, operands, sources, program):
     slots, masks, _, size, pixels = places
     base, origins = task * size, origins[task]
     for start in range(first, end, pixels):
@@ -360,35 +340,22 @@ def _alone(first, end, task, origins, places, program):
 # ------------------------------------------------------------------------------- products of floats
 
 
-def _float_extra(layer, samples):
-    """Words for padded images."""
-    (prepared,) = (p for p in layer.producers if p is not None)
-    return prepared.workspace_floats(samples, 1) // 2 + 8
-
-
-def _places_float(layer, samples):
-    pixels = _chunk_pixels(layer)
-    return *_places(layer, pixels, _float_extra(layer, samples)), pixels
-
-
-def _bind_float(layer, samples, places, wiring):
-    (prepared,), (source,) = wiring.producers, wiring.sources
-    product = source, np.array(wiring.rows)
-    items = samples * math.prod(layer.program.shape[:-1])
-    arguments = places, product, *signed.conv2d_arguments(prepared), wiring.program
-    return items, _float, arguments
+def _lay_out_float(products, program):
+    (prepared,), pixels = products, _chunk_pixels(program)
+    padded = prepared.workspace_floats(prepared.together, 1) // 2 + 8
+    return pixels, padded, pixels
 
 
 @kernel(allocates=False)
-def _float(first, end, task, origins, places, product, copying, tables, program):
+def _float(first, end, task, origins, places, strips, operands, sources, program):
     """Output pixels first to end - 1, counted through all images."""
     slots, masks, rest, size, pixels = places
     base, origins = task * size, origins[task]
-    (source, rows), floats = product, program.memory[0]
+    (copying, tables), source, floats = operands, sources[0], program.memory[0]
     per_image, copies = len(tables.pixels), copying.copies
     images = (end - 1) // per_image + 1
     together = copying.together if copies else images
-    strip, slot = 2 * base + rows[0, 2], 2 * (base + rest)
+    strip, slot = 2 * base + strips[0, 2], 2 * (base + rest)
     for image in range(first // per_image, images, together):
         after = min(image + together, images)
         last = min(end, after * per_image)
@@ -401,53 +368,32 @@ def _float(first, end, task, origins, places, product, copying, tables, program)
                 signed.sums(start, stop, floats, at, floats, strip, tables)
             else:
                 signed.sums(start, stop, source, np.int64(0), floats, strip, tables)
-            _move(origins, rows, start, program.tables[3], base)
+            _move(origins, strips, start, program.tables[3], base)
             _apply(program, start, stop, origins, base + slots, base + masks)
 
 
 # ------------------------------------------------------------------------------ depth-wise products
 
 
-def _places_depthwise(layer, samples):
-    plans = [p for p in layer.producers if p is not None]
+def _lay_out_depthwise(plans, program):
     # Words for a padded image, the counts and the sums of a row, for each producer.
     padded = _even(max([2 * len(plan.padded) for plan in plans]))
     counts = _even(max([2 * 6 * plan.run for plan in plans]))
     row = _even(max([plan.minus_base.shape[1] // 4 + 16 for plan in plans]))
     extra = MOST_PRODUCERS * padded + counts + row
-    return *_places(layer, layer.program.shape[1], extra), padded, counts
-
-
-def _bind_depthwise(layer, samples, places, wiring):
-    # As many as the kernel is compiled for; those beyond the rows are not used.
-    more = MOST_PRODUCERS - len(wiring.rows)
-    plans = tuple(wiring.producers + wiring.producers[:1] * more)
-    sources = tuple(wiring.sources + wiring.sources[:1] * more)
-    octets = wiring.program.memory[-1].view(np.int8)
-    products = _Depthwise(np.array(wiring.rows), plans, sources, octets)
-    items = samples * plans[0].windows.out_height
-    return items, _depthwise, (places, products, wiring.program)
-
-
-class _Depthwise(NamedTuple):
-    """Depth-wise products, where their sums go, and the scratch memory as bytes."""
-
-    rows: np.ndarray
-    plans: tuple
-    sources: tuple
-    octets: np.ndarray
+    return program.shape[1], extra, padded, counts
 
 
 @kernel(allocates=False)
-def _depthwise(first, end, task, origins, places, products, program):
+def _depthwise(first, end, task, origins, places, strips, plans, sources, program):
     """Output rows first to end - 1, counted through all images."""
     slots, masks, rest, size, padded_words, counts_words = places
     base, origins = task * size, origins[task]
-    (rows, plans, sources, octets), (_, integers, words) = products, program.memory
+    _, integers, words, octets = program.memory
     at = base + rest
     counts_at = at + MOST_PRODUCERS * padded_words
     row_at = counts_at + counts_words
-    for k in range(len(rows)):
+    for k in range(len(strips)):
         plan = plans[k]
         for i in range(len(plan.padded)):
             words[at + k * padded_words + i] = plan.padded[i]
@@ -455,7 +401,7 @@ def _depthwise(first, end, task, origins, places, products, program):
     for item in range(first, end):
         out_height, out_width = plans[0].windows.out_height, plans[0].windows.out_width
         n, oy = item // out_height, item % out_height
-        for k in range(len(rows)):
+        for k in range(len(strips)):
             plan = plans[k]
             padded = words[at + k * padded_words : at + k * padded_words + len(plan.padded)]
             if n != image:
@@ -467,10 +413,10 @@ def _depthwise(first, end, task, origins, places, products, program):
             depthwise.count_agreements(plan, padded, start, counts)
             depthwise.unpack_counts(plan, counts, plan.row_class[oy], row)
             # What is written behind this strip belongs to the next one, or to the program.
-            depthwise.copy_sums(plan, row, integers, 2 * base + rows[k, 2])
+            depthwise.copy_sums(plan, row, integers, 2 * base + strips[k, 2])
         image = n
         start = item * out_width
-        _move(origins, rows, start, program.tables[3], base)
+        _move(origins, strips, start, program.tables[3], base)
         stop = start + out_width
         _apply(program, start, stop, origins, base + slots, base + masks)
 
@@ -478,93 +424,78 @@ def _depthwise(first, end, task, origins, places, products, program):
 # ---------------------------------------------------------------------------------- binary products
 
 
-def _together(layer, samples):
-    """Images that are padded at a time: enough pixels that starting a chunk does not count."""
-    return min(samples, max(1, _CHUNK_PIXELS // math.prod(layer.program.shape[:-1])))
+def _lay_out_xnor(products, program):
+    per_image = math.prod(program.shape[:-1])
+    # Images that are padded at a time: enough pixels that starting a chunk does not count.
+    together = max(1, _CHUNK_PIXELS // per_image)
+    tables = [product.tables for product in products]
+    # Words for the padded images of one producer, and pixels between two copies.
+    slot = together * max([t.image_stride * t.copies for t in tables])
+    step = together * per_image if slot else _ALL_PIXELS
+    pixels = _chunk_pixels(program)
+    return pixels, MOST_PRODUCERS * slot, pixels, slot, step
 
 
-def _places_xnor(layer, samples):
-    tables = [p.tables for p in layer.producers if p is not None]
-    # Words for the padded images of one producer.
-    slot = _together(layer, samples) * max([t.image_stride * t.copies for t in tables])
-    pixels = _chunk_pixels(layer)
-    return *_places(layer, pixels, MOST_PRODUCERS * slot), pixels, slot
+_ALL_PIXELS = 1 << 62
 
 
-def _bind_xnor(layer, samples, places, wiring):
-    # As many as the kernel is compiled for; those beyond the rows are not used.
-    more = MOST_PRODUCERS - len(wiring.rows)
-    prepared = wiring.producers + wiring.producers[:1] * more
-    zeros, tables = tuple([p.masks for p in prepared]), tuple([p.arguments for p in prepared])
-    sources = tuple(wiring.sources + wiring.sources[:1] * more)
-    # Pixels between two copies of images; all of them where none are needed.
-    items = samples * math.prod(layer.program.shape[:-1])
-    step = _together(layer, samples) * len(prepared[0].tables.pixels) if places[-1] else items
-    products = _Binary(np.array(wiring.rows), zeros, tables, sources)
-    return items, _xnor, ((*places, step), products, wiring.program)
-
-
-class _Binary(NamedTuple):
-    """Binary products, where their sums go; ``masks`` are those of ternary weights."""
-
-    rows: np.ndarray
-    masks: tuple
-    tables: tuple
-    sources: tuple
+def _xnor_operands(products):
+    """The masks, which are those of ternary weights, and the tables of each product."""
+    return _filled([p.masks for p in products]), _filled([p.arguments for p in products])
 
 
 @kernel(allocates=False)
-def _xnor(first, end, task, origins, places, products, program):
+def _xnor(first, end, task, origins, places, strips, operands, sources, program):
     """Output pixels first to end - 1, counted through all images."""
     slots, masks, rest, size, pixels, slot, step = places
     base, origins = task * size, origins[task]
-    (rows, zeros, tables, sources), (_, integers, words) = products, program.memory
+    (zeros, tables), (_, integers, words, _) = operands, program.memory
     start = first
     while start < end:
         stop = min(start // step * step + step, end)
-        for k in range(len(rows)):
+        for k in range(len(strips)):
             if xnor.Tables(*tables[k]).copies:
                 xnor.pad(start, stop, sources[k], words, base + rest + k * slot, tables[k])
         for chunk in range(start, stop, pixels):
             chunk_end = min(chunk + pixels, stop)
-            for k in range(len(rows)):
+            for k in range(len(strips)):
                 of = xnor.Tables(*tables[k])
-                sums = integers[2 * base + rows[k, 2] :]
+                sums = integers[2 * base + strips[k, 2] :]
                 if of.copies:
                     at = base + rest + k * slot - start // len(of.pixels) * of.image_stride
                     xnor.sums_of(chunk, chunk_end, words, at, zeros[k], tables[k], sums)
                 else:
                     source, at = sources[k], np.int64(0)
                     xnor.sums_of(chunk, chunk_end, source, at, zeros[k], tables[k], sums)
-            _move(origins, rows, chunk, program.tables[3], base)
+            _move(origins, strips, chunk, program.tables[3], base)
             _apply(program, chunk, chunk_end, origins, base + slots, base + masks)
         start = stop
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """What the three kinds of producers, and none, have to say.
+class _Kind(NamedTuple):
+    """What the kinds of producers have to say.
 
     Attributes
     ----------
-    places : callable
-        (layer, samples) -> what `_places` returns for a task, and more that the kernel has to know.
-    bind : callable
-        (layer, samples, places without the strips, wiring) -> the number of items that tasks share
-        out, the kernel of a task, and its arguments after (first item, end, task, origins of all
-        tasks).
+    kernel : callable
+        Of a task.
+    lay_out : callable
+        (products, program) -> pixels of a chunk, words that the kernel needs, and more places.
+    operands : callable
+        Products -> what the kernel reads of them.
     """
 
-    places: object
-    bind: object
+    kernel: object
+    lay_out: object
+    operands: object
 
 
 _KINDS = {
-    "none": _Kind(_places_alone, _bind_alone),
-    "float": _Kind(_places_float, _bind_float),
-    "depthwise": _Kind(_places_depthwise, _bind_depthwise),
-    "xnor": _Kind(_places_xnor, _bind_xnor),
-    "ternary": _Kind(_places_xnor, _bind_xnor),
+    "none": _Kind(_alone, _lay_out_alone, tuple),
+    "float": _Kind(_float, _lay_out_float, lambda products: signed.conv2d_arguments(*products)),
+    "depthwise": _Kind(_depthwise, _lay_out_depthwise, _filled),
+    "xnor": _Kind(_xnor, _lay_out_xnor, _xnor_operands),
+    "ternary": _Kind(_xnor, _lay_out_xnor, _xnor_operands),
 }
 
 
@@ -574,23 +505,13 @@ _KINDS = {
 def bind_product(prepared, x, out, memory):
     """A prepared product without a program: its sums, or bits, are written to ``out``.
 
-    ``memory`` has at least `product_words` words. Returns a callable, as `bind` does.
+    ``memory`` has at least ``prepared.workspace_words(len(x))`` words. Returns a callable, as
+    `bind` does.
     """
-    if isinstance(prepared, xnor.Prepared):
-        return xnor.bind(prepared, x, out, memory)
-    if isinstance(prepared, signed.PreparedConv2d):
+    if prepared.kind == "float":
         return lambda: signed.conv2d(prepared, x, out, memory.view(np.float32))
-    if gives_bits(prepared):
+    if prepared.kind != "depthwise":
+        return xnor.bind(prepared, x, out, memory)
+    if prepared.to_bits:
         return lambda: depthwise.conv2d_bits(prepared, x, out)
     return lambda: depthwise.conv2d_sums(prepared, x, np.int32, out)
-
-
-def product_words(prepared, samples):
-    """Words of scratch memory that `bind_product` needs for so many samples."""
-    if isinstance(prepared, xnor.Prepared):
-        return prepared.workspace_words(samples)
-    return (
-        prepared.workspace_floats(samples) // 2 + 1
-        if isinstance(prepared, signed.PreparedConv2d)
-        else 0
-    )

@@ -18,7 +18,6 @@ operands, such as 0.0 and -0.0, `max` and `min` give the left one.
 from __future__ import annotations
 
 import collections
-import functools
 import math
 from typing import NamedTuple
 
@@ -100,6 +99,12 @@ class Program(NamedTuple):
     slots: int
     inputs: tuple
     outputs: tuple
+
+    @property
+    def tables(self):
+        """The part that the kernel reads."""
+        image = math.prod(self.shape)
+        return self.code, self.by_channel, self.by_image, self.shape[-1], image, self.slots
 
 
 def prepare(shape, inputs, operations, outputs):
@@ -301,8 +306,7 @@ def run(program, inputs):
     """
     if len(inputs) != len(program.inputs):
         raise ValueError(f"run: the program takes {len(program.inputs)} inputs, got {len(inputs)}")
-    given = {"floats": [], "sums": [], "pixels": []}
-    image = math.prod(program.shape)
+    given, image = [], math.prod(program.shape)
     for i, (kind, array) in enumerate(zip(program.inputs, inputs, strict=True)):
         array = np.asarray(array)
         dtype = np.float32 if kind == "floats" else np.int32
@@ -312,8 +316,8 @@ def run(program, inputs):
                 f"run: input {i} must be {np.dtype(dtype)} with {per_sample} numbers a sample, "
                 f"got {array.dtype} of shape {array.shape}"
             )
-        given[kind].append(for_kernel(array))
-    samples = {len(array) for group in given.values() for array in group}
+        given.append(for_kernel(array))
+    samples = {len(array) for array in given}
     if len(samples) > 1:
         raise ValueError(f"run: the inputs must have as many samples as each other, got {samples}")
     (samples,) = samples or {1}
@@ -324,15 +328,13 @@ def run(program, inputs):
         else np.empty((samples, *pixels, words_for(channels)), np.uint64)
         for kind in program.outputs
     ]
-    end, made = samples * image, {"floats": [], "bits": []}
-    for kind, result in zip(program.outputs, results, strict=True):
-        made[kind].append(result)
+    end = samples * image
     slots = np.empty(slot_floats(program), np.float32)
     scratch = Scratch(slots, 0, np.empty(mask_words(program, end), np.uint64), 0)
     # inf - inf is NaN without a warning in compiled code; the same when the JIT is off.
     with np.errstate(all="ignore"):
         origins = np.zeros((3, MOST_INPUTS), np.int64)
-        chunk(tables(program), 0, end, origins, arrays(given, made), scratch)
+        chunk(program.tables, 0, end, origins, arrays(program, given, results), scratch)
     return tuple(results)
 
 
@@ -356,12 +358,6 @@ def run_reference(program_arguments, inputs):
         np.array(value) if kind == "floats" else pack_reference(value)
         for (kind, _), value in zip(outputs, full, strict=True)
     )
-
-
-def tables(program):
-    """The part of a program that the kernel reads."""
-    channels, image = program.shape[-1], math.prod(program.shape)
-    return program.code, program.by_channel, program.by_image, channels, image, program.slots
 
 
 def slot_floats(program):
@@ -393,24 +389,27 @@ class Scratch(NamedTuple):
     mask: int
 
 
-def arrays(inputs, outputs):
-    """The arrays of a call for the kernel: lists of inputs and outputs by their kinds."""
-    return Arrays(
-        _flat(inputs["floats"], MOST_INPUTS, np.float32),
-        _flat(inputs["sums"], MOST_INPUTS, np.int32),
-        _flat(inputs["pixels"], MOST_INPUTS, np.int32),
-        _flat(outputs["floats"], MOST_OUTPUTS, np.float32),
-        _flat(outputs["bits"], MOST_OUTPUTS, np.uint64),
-    )
+def arrays(program, inputs, outputs):
+    """The arrays of a call for the kernel, by their kinds and flat."""
+    found = {"floats": [], "sums": [], "pixels": [], "outs": [], "bits": []}
+    for kind, array in zip(program.inputs, inputs, strict=True):
+        found[kind].append(array.reshape(-1))
+    for kind, array in zip(program.outputs, outputs, strict=True):
+        found["outs" if kind == "floats" else kind].append(array.reshape(-1))
+    return Arrays(*[(*rows, *_NOTHING[kind][len(rows) :]) for kind, rows in found.items()])
 
 
-def _flat(arrays, most, dtype):
-    return *map(np.ravel, arrays), *_nothing(most - len(arrays), dtype)
+def _nothing(most, dtype):
+    return (np.empty(0, dtype),) * most
 
 
-@functools.cache
-def _nothing(count, dtype):
-    return (np.empty(0, dtype),) * count
+_NOTHING = {
+    "floats": _nothing(MOST_INPUTS, np.float32),
+    "sums": _nothing(MOST_INPUTS, np.int32),
+    "pixels": _nothing(MOST_INPUTS, np.int32),
+    "outs": _nothing(MOST_OUTPUTS, np.float32),
+    "bits": _nothing(MOST_OUTPUTS, np.uint64),
+}
 
 
 # ------------------------------------------------------------------------------------------- kernel

@@ -308,6 +308,12 @@ class PreparedConv2d:
     together: int
     work: int
 
+    kind, products, to_bits = "float", 0, False  # what `fused` asks of binary products too
+
+    def workspace_words(self, images):
+        """Words of scratch memory for this number of images, at most."""
+        return self.workspace_floats(images) // 2 + 1
+
     def workspace_floats(self, images, tasks=None):
         """Floats of the ``workspace`` that `conv2d` needs for this number of images, at most."""
         if not self.copies:

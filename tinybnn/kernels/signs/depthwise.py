@@ -153,6 +153,31 @@ class Plan(NamedTuple):
     flips: np.ndarray
     minus_base: np.ndarray
 
+    kind = "depthwise"
+
+    @property
+    def input_shape(self):
+        """Of an image, in words; the output's likewise, in channels."""
+        return *self.windows.size, self.words
+
+    @property
+    def output_shape(self):
+        return *self.windows.out_size, self.channels
+
+    @property
+    def to_bits(self):
+        """Whether thresholds follow the sums."""
+        return len(self.not_levels) > 0
+
+    @property
+    def products(self):
+        """Products of signs an image."""
+        return self.windows.taps * math.prod(self.output_shape)
+
+    def workspace_words(self, images):
+        """Words of scratch memory that the caller gives: none."""
+        return 0
+
 
 def prepare(
     weight,
@@ -337,7 +362,7 @@ def conv2d_bits(plan, x, out=None):
     ValueError
         If a dtype or a shape does not fit, or the plan has no thresholds.
     """
-    if not len(plan.not_levels):
+    if not plan.to_bits:
         raise ValueError("depthwise: the plan has no thresholds; give them to prepare")
     shape = (*plan.windows.out_size, plan.words)
     x, out = _arrays(plan, x, shape, (np.uint64,), np.uint64, out)
@@ -374,7 +399,7 @@ def conv2d_sums(plan, x, dtype=np.int32, out=None):
     ValueError
         If a dtype or a shape does not fit.
     """
-    shape = (*plan.windows.out_size, plan.channels)
+    shape = plan.output_shape
     x, out = _arrays(plan, x, shape, (np.int32, np.int8, np.float32), dtype, out)
     _run(plan, x, _NO_BITS, out.reshape(len(x), shape[0] * shape[1], plan.channels))
     return out
@@ -707,7 +732,7 @@ def _check_weight(weight, channels):
 def _arrays(plan, x, out_shape, dtypes, dtype, out):
     """x for a kernel to read, and the output, or a ValueError."""
     x = np.asarray(x)
-    shape = (*plan.windows.size, plan.words)
+    shape = plan.input_shape
     if x.dtype != np.uint64 or x.ndim != 4 or x.shape[1:] != shape:
         raise ValueError(
             f"depthwise: x must be uint64 of shape (N, {', '.join(map(str, shape))}), "

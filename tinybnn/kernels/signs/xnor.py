@@ -341,9 +341,9 @@ class Prepared:
         return tuple([tuple(v) if isinstance(v, Windows) else v for v in self.tables])
 
     @property
-    def is_ternary(self):
-        """Whether weights may be 0."""
-        return self.masks.dtype == np.uint64
+    def kind(self):
+        """The code that kernels are compiled to: "ternary" if weights may be 0, else "xnor"."""
+        return "ternary" if self.masks.dtype == np.uint64 else "xnor"
 
     def workspace_words(self, images):
         """Words of the ``workspace`` that `run` needs for this number of images, at most."""
@@ -760,7 +760,7 @@ def run_reference(prepared, x):
 
     for column, width, group, first, count in _panels(tables.groups, tables.group_filters)[0]:
         words = rows(tables.panels, column, width)
-        counted = rows(prepared.masks, column, width) if prepared.is_ternary else _ALL_BITS
+        counted = rows(prepared.masks, column, width) if prepared.kind == "ternary" else _ALL_BITS
         for pixel, (address, row) in enumerate(zip(tables.pixels, tables.rows, strict=True)):
             seen = image[:, group * tables.group_stride + address + tables.taps]
             differ = (seen[:, :, None] ^ words) & counted
