@@ -72,8 +72,11 @@ def count() -> int:
     """
     if _forked_from_openmp:
         return 1
-    # numba.get_num_threads would start the threads, which small work never needs.
-    return most() if layer() is None else numba.get_num_threads()
+    try:
+        numba.threading_layer()
+    except ValueError:  # they have not started; to ask for their number would do it
+        return most()
+    return numba.get_num_threads()
 
 
 def layer() -> str | None:

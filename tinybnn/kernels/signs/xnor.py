@@ -35,7 +35,6 @@ import functools
 import math
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -278,7 +277,8 @@ class Tables(NamedTuple):
         Number of images that are copied at a time.
     channels, groups : int
         Of the input.
-    windows : Windows
+    windows : tuple of int
+        The `Windows`, as a plain tuple.
     outside : (words_for(channels // groups),) uint64
         What a pixel of the padding holds.
     """
@@ -299,7 +299,7 @@ class Tables(NamedTuple):
     together: int
     channels: int
     groups: int
-    windows: Windows
+    windows: tuple
     outside: np.ndarray
 
 
@@ -336,9 +336,9 @@ class Prepared:
     masks: np.ndarray
     tables: Tables
 
-    @cached_property
+    @property
     def arguments(self):
-        return tuple([tuple(v) if isinstance(v, Windows) else v for v in self.tables])
+        return tuple(self.tables)
 
     @property
     def kind(self):
@@ -442,10 +442,8 @@ def _cuts(table, to_bits):
 
 
 def _check_thresholds(function, thresholds, flip, filters):
-    if (thresholds is None) != (flip is None):
+    if thresholds is None or flip is None:
         raise ValueError(f"{function}: thresholds and flip belong together, got only one of them")
-    if thresholds is None:
-        return None, None
     thresholds, flip = np.asarray(thresholds), np.asarray(flip)
     check_vector(function, "thresholds", thresholds, np.int32, filters)
     check_vector(function, "flip", flip, np.bool_, filters)
@@ -610,7 +608,7 @@ def _plan(of, filters, channels, groups, words, padding_mode, to_bits):
         together=-(-64 // len(pixels)),  # of 4 pixels a block: few are counted twice
         channels=channels,
         groups=groups,
-        windows=of,
+        windows=tuple(of),
         outside=_outside(channels // groups, padding_mode),
     )
     prepared = Prepared(
@@ -634,7 +632,8 @@ def _outside(channels, padding_mode):
 def _lay_out(name, plan, weight, mask, thresholds, flip):
     """A plan with its weights, (O, kh, kw, words), and with what follows the sums."""
     prepared, inside = plan
-    thresholds, flip = _check_thresholds(name, thresholds, flip, len(weight))
+    if thresholds is not None or flip is not None:
+        thresholds, flip = _check_thresholds(name, thresholds, flip, len(weight))
     groups = prepared.tables.groups
     base = _border_sums(weight, mask, prepared.tables.channels // groups, inside)
     constants, flips = _epilogue(base, groups, thresholds, flip)
@@ -745,7 +744,7 @@ def run_reference(prepared, x):
     to_bits, tables, image = prepared.to_bits, prepared.tables, np.asarray(x)
     if tables.copies:
         split = split_groups_reference(image, tables.channels, tables.groups)
-        of, (n, h, w, groups, _) = tables.windows, split.shape
+        of, (n, h, w, groups, _) = Windows(*tables.windows), split.shape
         shape = (n, groups, *of.padded_size, len(tables.outside))
         padded = np.broadcast_to(tables.outside, shape).copy()
         padded[:, :, of.top : of.top + h, of.left : of.left + w] = split.transpose(0, 3, 1, 2, 4)
