@@ -34,8 +34,7 @@ from tinybnn.kernels.machine.simd import (
     load,
     load_block,
     store,
-    store_block,
-    zero_block,
+    zeros,
 )
 
 _RUN = 32  # rows whose sums are float32
@@ -278,7 +277,7 @@ def _add(first, end, task, of, x, grad, near, run, partial):
             for i in range(0, width, BLOCK):
                 lane = min(i, width - BLOCK)
                 center = load_block(near, lane)
-                total, products = zero_block(), zero_block()
+                total, products = zeros(BLOCK), zeros(BLOCK)
                 for at in range(row * width + lane, after * width + lane, width):
                     distance = load_block(x, at) - center
                     if step == _MOMENTS:
@@ -288,8 +287,8 @@ def _add(first, end, task, of, x, grad, near, run, partial):
                         given = load_block(grad, at)
                         total = total + given
                         products = products + given * distance
-                store_block(run, to + lane, total)
-                store_block(run, to + width + lane, products)
+                store(run, to + lane, total)
+                store(run, to + width + lane, products)
             for i in range(width):
                 partial[block, 0, i] += run[to + i]
                 partial[block, 1, i] += run[to + width + i]
