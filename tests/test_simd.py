@@ -36,13 +36,12 @@ from tinybnn.kernels.machine.simd import (
     splat,
     square_root,
     store,
-    store_block,
     store_first,
     store_signs,
-    zero_block,
     zero_counts,
     zero_floats,
     zero_words,
+    zeros,
 )
 
 seeds = st.integers(0, 2**32 - 1)
@@ -305,17 +304,17 @@ def test_smaller_cpus(cpu, tmp_path):
 def on_blocks(a, integers, b, out, bits):
     """A row of ``out`` for each word of the vocabulary that gives a block."""
     x, y, i = load_block(a, 1), load_block(b, 0), load_block(integers, 3)
-    store_block(out[0], 0, x + y)
-    store_block(out[1], 0, x - y)
-    store_block(out[2], 0, x * y)
-    store_block(out[3], 0, x / y)
-    store_block(out[4], 0, maximum(x, y))
-    store_block(out[5], 0, minimum(x, y))
-    store_block(out[6], 0, positive_or(x, y))
-    store_block(out[7], 0, absolute(x))
-    store_block(out[8], 0, square_root(x))
-    store_block(out[9], 0, i)
-    store_block(out[10], 0, zero_block())
+    store(out[0], 0, x + y)
+    store(out[1], 0, x - y)
+    store(out[2], 0, x * y)
+    store(out[3], 0, x / y)
+    store(out[4], 0, maximum(x, y))
+    store(out[5], 0, minimum(x, y))
+    store(out[6], 0, positive_or(x, y))
+    store(out[7], 0, absolute(x))
+    store(out[8], 0, square_root(x))
+    store(out[9], 0, i)
+    store(out[10], 0, zeros(BLOCK))
     store_signs(bits, 0, x)
 
 

@@ -29,10 +29,10 @@ from typing import NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.core.extending import intrinsic, overload
 
 from tinybnn.kernels.machine.simd import (
     FLOATS,
+    compiles,
     cpu_features,
     entry,
     inlined,
@@ -95,8 +95,8 @@ def _pointer(context, builder, array_type, array, index):
     return builder.gep(data, [index])
 
 
-@intrinsic
-def _copy_floats(typing, source, start, target, to, length):
+@compiles(copy_floats)
+def _copy_floats(source, start, target, to, length):
     def generate(context, builder, signature, arguments):
         source_value, start_value, target_value, to_value, count = arguments
         read = _pointer(context, builder, source, source_value, start_value)
@@ -107,8 +107,8 @@ def _copy_floats(typing, source, start, target, to, length):
     return types.void(source, types.intp, target, types.intp, types.intp), generate
 
 
-@intrinsic
-def _clear_floats(typing, target, to, length):
+@compiles(clear_floats)
+def _clear_floats(target, to, length):
     def generate(context, builder, signature, arguments):
         target_value, to_value, count = arguments
         size = builder.mul(count, ir.Constant(count.type, 4))
@@ -117,16 +117,6 @@ def _clear_floats(typing, target, to, length):
         return context.get_dummy_value()
 
     return types.void(target, types.intp, types.intp), generate
-
-
-@overload(copy_floats)
-def _compiled_copy_floats(source, start, target, to, length):
-    return lambda source, start, target, to, length: _copy_floats(source, start, target, to, length)
-
-
-@overload(clear_floats)
-def _compiled_clear_floats(target, to, length):
-    return lambda target, to, length: _clear_floats(target, to, length)
 
 
 # -------------------------------------------------------------------------------------- the product

@@ -38,9 +38,8 @@ from tinybnn.kernels.machine.simd import (
     splat,
     square_root,
     store,
-    store_block,
     store_signs,
-    zero_block,
+    zeros,
 )
 from tinybnn.kernels.machine.simd import FLOATS as LANES
 from tinybnn.kernels.signs.bits import pack_reference, words_for
@@ -431,7 +430,7 @@ def chunk(tables, first, end, origins, arrays, scratch):
     c, i = first % channels, first % image
     for p in range(first, end, BLOCK):
         count = min(BLOCK, end - p)
-        v = zero_block()
+        v = zeros(BLOCK)
         for line in range(len(code)):
             instruction, source, number = code[line, 0], code[line, 1], code[line, 2]
             if instruction < ABSOLUTE:
@@ -454,11 +453,11 @@ def chunk(tables, first, end, origins, arrays, scratch):
             elif instruction == SQUARE_ROOT:
                 v = square_root(v)
             elif instruction == SAVE:
-                store_block(slots, slot + number * BLOCK, v)
+                store(slots, slot + number * BLOCK, v)
             elif instruction == STORE and count == BLOCK:
-                store_block(arrays.outs[number], p, v)
+                store(arrays.outs[number], p, v)
             elif instruction == STORE:
-                store_block(slots, part, v)
+                store(slots, part, v)
                 _copy(slots, part, arrays.outs[number], p, count)
             elif whole and count == BLOCK:
                 store_signs(arrays.bits[number], p // 64, v)

@@ -14,9 +14,8 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 from numba.core import types
-from numba.core.extending import intrinsic, overload
 
-from tinybnn.kernels.machine.simd import FLOATS, call_llvm, cpu_features
+from tinybnn.kernels.machine.simd import FLOATS, call_llvm, compiles, cpu_features
 
 # ------------------------------------------------------------------------------ four bits: a number
 
@@ -31,8 +30,8 @@ def next_four(index):
     return (index.view(np.uint32) >> np.uint32(4)).view(np.int32)
 
 
-@intrinsic
-def _look_up(typing, table, index):
+@compiles(look_up)
+def _look_up(table, index):
     def generate(context, builder, signature, arguments):
         return pick(builder, *arguments)
 
@@ -79,22 +78,12 @@ def _pick_of_8(builder, table, index):
     return builder.bitcast(builder.xor(both, sign), table.type)
 
 
-@intrinsic
-def _next_four(typing, index):
+@compiles(next_four)
+def _next_four(index):
     def generate(context, builder, signature, arguments):
         return builder.lshr(arguments[0], _llvm_constant(arguments[0].type, 4))
 
     return index(index), generate
-
-
-@overload(look_up)
-def _compiled_look_up(table, index):
-    return lambda table, index: _look_up(table, index)
-
-
-@overload(next_four)
-def _compiled_next_four(index):
-    return lambda index: _next_four(index)
 
 
 def _llvm_constant(kind, value):
@@ -141,8 +130,8 @@ def _mask(builder, bits, lanes=FLOATS):
     return builder.bitcast(low, ir.VectorType(ir.IntType(1), lanes))
 
 
-@intrinsic
-def _or_where(typing, integers, value, bits):
+@compiles(or_where)
+def _or_where(integers, value, bits):
     def generate(context, builder, signature, arguments):
         integers_value, value_value, bits_value = arguments
         either = builder.or_(integers_value, value_value)
@@ -151,8 +140,8 @@ def _or_where(typing, integers, value, bits):
     return integers(integers, value, bits), generate
 
 
-@intrinsic
-def _add_where(typing, floats, value, bits):
+@compiles(add_where)
+def _add_where(floats, value, bits):
     def generate(context, builder, signature, arguments):
         floats_value, value_value, bits_value = arguments
         added = builder.fadd(floats_value, value_value)
@@ -161,8 +150,8 @@ def _add_where(typing, floats, value, bits):
     return floats(floats, value, bits), generate
 
 
-@intrinsic
-def _nonzero(typing, floats):
+@compiles(nonzero)
+def _nonzero(floats):
     def generate(context, builder, signature, arguments):
         zero = ir.Constant(arguments[0].type, None)
         lanes = builder.fcmp_unordered("!=", arguments[0], zero)  # NaN is not zero
@@ -171,8 +160,8 @@ def _nonzero(typing, floats):
     return types.uint64(floats), generate
 
 
-@intrinsic
-def _compress(typing, vector, bits):
+@compiles(compress)
+def _compress(vector, bits):
     def generate(context, builder, signature, arguments):
         value, zero = arguments[0], ir.Constant(arguments[0].type, None)
         element = "f32" if isinstance(vector.element, types.Float) else "i32"
@@ -182,34 +171,9 @@ def _compress(typing, vector, bits):
     return vector(vector, bits), generate
 
 
-@intrinsic
-def _count_ones(typing, bits):
+@compiles(count_ones)
+def _count_ones(bits):
     def generate(context, builder, signature, arguments):
         return builder.ctpop(arguments[0])
 
     return types.int64(bits), generate
-
-
-@overload(or_where)
-def _compiled_or_where(integers, value, bits):
-    return lambda integers, value, bits: _or_where(integers, value, bits)
-
-
-@overload(add_where)
-def _compiled_add_where(floats, value, bits):
-    return lambda floats, value, bits: _add_where(floats, value, bits)
-
-
-@overload(nonzero)
-def _compiled_nonzero(floats):
-    return lambda floats: _nonzero(floats)
-
-
-@overload(compress)
-def _compiled_compress(vector, bits):
-    return lambda vector, bits: _compress(vector, bits)
-
-
-@overload(count_ones)
-def _compiled_count_ones(bits):
-    return lambda bits: _count_ones(bits)

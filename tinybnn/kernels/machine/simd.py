@@ -16,8 +16,8 @@ correct on every CPU. With ``NUMBA_DISABLE_JIT=1`` a vector is a NumPy array of 
 kernel can be stepped through in a debugger.
 
 Numba lets one add types: a type (`_Vector`), how a value of it looks in memory (`_VectorModel`: an
-LLVM vector), and functions that emit instructions (``@intrinsic``). Only operations that every CPU
-can do are here; LLVM ends the process when it is asked for an instruction that does not exist.
+LLVM vector), and functions that emit instructions (`compiles`). Only operations that every CPU can
+do are here; LLVM ends the process when it is asked for an instruction that does not exist.
 
 Kernels are decorated with `kernel` and `inlined` of `cache`, which stand in place of
 ``numba.njit``.
@@ -26,13 +26,20 @@ Kernels are decorated with `kernel` and `inlined` of `cache`, which stand in pla
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
 
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.datamodel import models
-from numba.core.extending import intrinsic, overload, register_model
+from numba.core.extending import (
+    intrinsic,
+    lower_builtin,
+    overload,
+    register_model,
+    type_callable,
+)
 from numba.core.registry import cpu_target
 
 from tinybnn.kernels.machine import exact
@@ -49,6 +56,36 @@ def cpu_features():
     """What the CPU that Numba compiles for can do, as LLVM calls it: {"avx2", "avx512f", ...}."""
     _, _, features = cpu_target.target_context.codegen().magic_tuple()
     return frozenset(feature[1:] for feature in features.split(",") if feature.startswith("+"))
+
+
+# ---------------------------------------------------------------------------------- compiled words
+
+
+def compiles(function):
+    """Decorate what a plain Python function is in compiled code.
+
+    ``definition(*types)`` gives the signature and ``generate(context, builder, signature, values)``
+    that emits LLVM instructions; or None, if the function does not take these types.
+    """
+
+    def register(definition):
+        @type_callable(function)
+        def typed(context):
+            def signature_of(*arguments):
+                found = definition(*arguments)
+                return found and found[0]
+
+            signature_of.pysig = inspect.signature(function)
+            return signature_of
+
+        @lower_builtin(function, types.VarArg(types.Any))
+        def lowered(context, builder, signature, values):
+            _, generate = definition(*signature.args)
+            return generate(context, builder, signature, values)
+
+        return definition
+
+    return register
 
 
 # ------------------------------------------------------------------------------------------- types
@@ -185,16 +222,6 @@ def zero_counts(lanes):
     return np.zeros(lanes, np.uint64)
 
 
-def zero_words():
-    """Words of 0."""
-    return np.zeros(WORDS, np.uint64)
-
-
-def zero_floats():
-    """Floats of 0."""
-    return np.zeros(FLOATS, np.float32)
-
-
 def element_address(context, builder, array_type, array, index):
     """A pointer to an element of an array."""
     data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
@@ -207,9 +234,11 @@ def address(context, builder, array_type, array, index, vector):
     return builder.bitcast(pointer, _llvm(vector).as_pointer())
 
 
-@intrinsic
-def _load(typing, array, index):
+@compiles(load)
+def _load(array, index):
     vector = _vector_of(array)
+    if vector is None:
+        return None
 
     def generate(context, builder, signature, arguments):
         pointer = address(context, builder, array, *arguments, vector)
@@ -218,8 +247,10 @@ def _load(typing, array, index):
     return vector(array, types.intp), generate
 
 
-@intrinsic
-def _load_like(typing, array, index, vector):
+@compiles(load_like)
+def _load_like(array, index, vector):
+    if not (_vector_of(array) and isinstance(vector, _Vector)):
+        return None
     loaded = _Vector(array.dtype, vector.lanes)
 
     def generate(context, builder, signature, arguments):
@@ -229,8 +260,8 @@ def _load_like(typing, array, index, vector):
     return loaded(array, types.intp, vector), generate
 
 
-@intrinsic
-def _entry(typing, array, index):
+@compiles(entry)
+def _entry(array, index):
     def generate(context, builder, signature, arguments):
         return builder.load(element_address(context, builder, array, *arguments))
 
@@ -259,9 +290,31 @@ _compile_zeros(zeros, types.float32)
 _compile_zeros(zero_counts, types.uint64)
 
 
-@intrinsic
-def _load_splat(typing, array, index):
+def zero_words():
+    """Words of 0."""
+    return np.zeros(WORDS, np.uint64)
+
+
+def zero_floats():
+    """Floats of 0."""
+    return np.zeros(FLOATS, np.float32)
+
+
+def _compile_zero(function, vector):
+    """Let ``function()`` compile to a vector of zeros."""
+    zero = ir.Constant(_llvm(vector), None)
+    compiles(function)(lambda: (vector(), lambda context, builder, signature, values: zero))
+
+
+_compile_zero(zero_words, _words)
+_compile_zero(zero_floats, _floats)
+
+
+@compiles(load_splat)
+def _load_splat(array, index):
     vector = _vector_of(array)
+    if vector is None:
+        return None
 
     def generate(context, builder, signature, arguments):
         element = builder.load(element_address(context, builder, array, *arguments))
@@ -270,9 +323,11 @@ def _load_splat(typing, array, index):
     return vector(array, types.intp), generate
 
 
-@intrinsic
-def _load_strided(typing, array, index, step):
+@compiles(load_strided)
+def _load_strided(array, index, step):
     vector = _vector_of(array)
+    if vector is None:
+        return None
 
     def generate(context, builder, signature, arguments):
         array_value, at, step_value = arguments
@@ -287,8 +342,11 @@ def _load_strided(typing, array, index, step):
     return vector(array, types.intp, types.intp), generate
 
 
-@intrinsic
-def _load_bytes(typing, array, index):
+@compiles(load_bytes)
+def _load_bytes(array, index):
+    if not _holds(array, types.int8):
+        return None
+
     def generate(context, builder, signature, arguments):
         array_value, index_value = arguments
         data = cgutils.create_struct_proxy(array)(context, builder, array_value).data
@@ -299,8 +357,11 @@ def _load_bytes(typing, array, index):
     return _integers(array, types.intp), generate
 
 
-@intrinsic
-def _store(typing, array, index, vector):
+@compiles(store)
+def _store(array, index, vector):
+    if not _takes_lanes(array, vector):
+        return None
+
     def generate(context, builder, signature, arguments):
         pointer = address(context, builder, array, *arguments[:2], _stored(array, vector))
         value = _as_stored(builder, arguments[2], array)
@@ -317,13 +378,21 @@ def _stored(array, vector):
 
 def _as_stored(builder, value, array):
     """Lanes as an array type holds them."""
-    if array.dtype == types.float32 and isinstance(value.type.element, ir.IntType):
-        return builder.sitofp(value, ir.VectorType(ir.FloatType(), value.type.count))
-    return value
+    return _as_floats(builder, value) if array.dtype == types.float32 else value
 
 
-@intrinsic
-def _store_first(typing, array, index, vector, count):
+def _as_floats(builder, value):
+    """Lanes of integers as floats; floats as they are."""
+    if isinstance(value.type.element, ir.FloatType):
+        return value
+    return builder.sitofp(value, ir.VectorType(ir.FloatType(), value.type.count))
+
+
+@compiles(store_first)
+def _store_first(array, index, vector, count):
+    if not _takes_lanes(array, vector):
+        return None
+
     def generate(context, builder, signature, arguments):
         pointer = address(context, builder, array, *arguments[:2], _stored(array, vector))
         emit_store_first(builder, _as_stored(builder, arguments[2], array), pointer, arguments[3])
@@ -348,8 +417,11 @@ def _masked(builder, kind, count):
     return name, ir.IntType(32)(4 if is_float else element.width // 8), mask
 
 
-@intrinsic
-def _add_first(typing, array, index, vector, count):
+@compiles(add_first)
+def _add_first(array, index, vector, count):
+    if not (_is_vector_of(array.dtype, vector) and _takes_lanes(array, vector)):
+        return None
+
     def generate(context, builder, signature, arguments):
         value, pointer = arguments[2], address(context, builder, array, *arguments[:2], vector)
         name, align, mask = _masked(builder, value.type, arguments[3])
@@ -362,12 +434,6 @@ def _add_first(typing, array, index, vector, count):
     return types.void(array, types.intp, vector, types.intp), generate
 
 
-@overload(add_first)
-def _compiled_add_first(array, index, vector, count):
-    if _is_vector_of(array.dtype, vector) and _takes_lanes(array, vector):
-        return lambda array, index, vector, count: _add_first(array, index, vector, count)
-
-
 def everywhere(builder, value, lanes):
     """A scalar in each lane."""
     undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
@@ -377,8 +443,10 @@ def everywhere(builder, value, lanes):
     )
 
 
-@intrinsic
-def _splat(typing, value):
+@compiles(splat)
+def _splat(value):
+    if value not in (types.uint64, types.float32):
+        return None
     vector = _words if value == types.uint64 else _floats
 
     def generate(context, builder, signature, arguments):
@@ -387,81 +455,15 @@ def _splat(typing, value):
     return vector(value), generate
 
 
-@intrinsic
-def _splat_like(typing, value, vector):
+@compiles(splat_like)
+def _splat_like(value, vector):
+    if not _is_vector_of(value, vector):
+        return None
+
     def generate(context, builder, signature, arguments):
         return everywhere(builder, arguments[0], vector.lanes)
 
     return vector(value, vector), generate
-
-
-@overload(splat_like)
-def _compiled_splat_like(value, vector):
-    if _is_vector_of(value, vector):
-        return lambda value, vector: _splat_like(value, vector)
-
-
-@overload(load)
-def _compiled_load(array, index):
-    if _vector_of(array):
-        return lambda array, index: _load(array, index)
-
-
-@overload(load_like)
-def _compiled_load_like(array, index, vector):
-    if _vector_of(array) and isinstance(vector, _Vector):
-        return lambda array, index, vector: _load_like(array, index, vector)
-
-
-@overload(entry)
-def _compiled_entry(array, index):
-    return lambda array, index: _entry(array, index)
-
-
-@overload(load_splat)
-def _compiled_load_splat(array, index):
-    if _vector_of(array):
-        return lambda array, index: _load_splat(array, index)
-
-
-@overload(load_strided)
-def _compiled_load_strided(array, index, step):
-    if _vector_of(array):
-        return lambda array, index, step: _load_strided(array, index, step)
-
-
-@overload(load_bytes)
-def _compiled_load_bytes(array, index):
-    if _holds(array, types.int8):
-        return lambda array, index: _load_bytes(array, index)
-
-
-@overload(store)
-def _compiled_store(array, index, vector):
-    if _takes_lanes(array, vector):
-        return lambda array, index, vector: _store(array, index, vector)
-
-
-@overload(store_first)
-def _compiled_store_first(array, index, vector, count):
-    if _takes_lanes(array, vector):
-        return lambda array, index, vector, count: _store_first(array, index, vector, count)
-
-
-@overload(splat)
-def _compiled_splat(value):
-    if value in (types.uint64, types.float32):
-        return lambda value: _splat(value)
-
-
-@overload(zero_words)
-def _compiled_zero_words():
-    return lambda: _splat(np.uint64(0))
-
-
-@overload(zero_floats)
-def _compiled_zero_floats():
-    return lambda: _splat(np.float32(0))
 
 
 # -------------------------------------------------------------------------------------- arithmetic
@@ -513,22 +515,15 @@ def popcount(words):
     return np.bitwise_count(words).astype(np.uint64)
 
 
-@intrinsic
-def _popcount(typing, words):
+@compiles(popcount)
+def _popcount(words):
+    if not _is_vector_of(types.uint64, words):
+        return None
+
     def generate(context, builder, signature, arguments):
-        kind = ir.FunctionType(_llvm(words), [_llvm(words)])
-        function = cgutils.get_or_insert_function(
-            builder.module, kind, f"llvm.ctpop.v{words.lanes}i64"
-        )
-        return builder.call(function, arguments)
+        return call_llvm(builder, f"llvm.ctpop.v{words.lanes}i64", _llvm(words), *arguments)
 
     return words(words), generate
-
-
-@overload(popcount)
-def _compiled_popcount(words):
-    if _is_vector_of(types.uint64, words):
-        return lambda words: _popcount(words)
 
 
 def total(floats):
@@ -538,8 +533,11 @@ def total(floats):
     return floats[0]
 
 
-@intrinsic
-def _total(typing, floats):
+@compiles(total)
+def _total(floats):
+    if floats != _floats:
+        return None
+
     def generate(context, builder, signature, arguments):
         (value,), lanes = arguments, floats.lanes
         while lanes > 1:
@@ -556,29 +554,20 @@ def _total(typing, floats):
     return floats.element(floats), generate
 
 
-@overload(total)
-def _compiled_total(floats):
-    if floats == _floats:
-        return lambda floats: _total(floats)
-
-
 def all_ones(words):
     """A vector as wide as another one of words, all of whose bits are 1."""
     return np.full(len(words), 2**64 - 1, np.uint64)
 
 
-@intrinsic
-def _all_ones(typing, words):
+@compiles(all_ones)
+def _all_ones(words):
+    if not _is_vector_of(types.uint64, words):
+        return None
+
     def generate(context, builder, signature, arguments):
         return ir.Constant(_llvm(words), [2**64 - 1] * words.lanes)
 
     return words(words), generate
-
-
-@overload(all_ones)
-def _compiled_all_ones(words):
-    if _is_vector_of(types.uint64, words):
-        return lambda words: _all_ones(words)
 
 
 def interleave(words):
@@ -587,8 +576,11 @@ def interleave(words):
     return halves.transpose(0, 2, 1).astype(np.int32).reshape(-1)
 
 
-@intrinsic
-def _interleave(typing, words):
+@compiles(interleave)
+def _interleave(words):
+    if not _is_vector_of(types.uint64, words):
+        return None
+
     def generate(context, builder, signature, arguments):
         (value,), lanes = arguments, np.arange(words.lanes).reshape(-1, 2, WORDS)
         even, odd = (
@@ -605,30 +597,21 @@ def _interleave(typing, words):
     return _Vector(types.int32, words.lanes)(words), generate
 
 
-@overload(interleave)
-def _compiled_interleave(words):
-    if _is_vector_of(types.uint64, words):
-        return lambda words: _interleave(words)
-
-
 def at_most(a, b):
     """A uint64 whose bit i is 1 where lane i of the integers ``a`` is at most lane i of ``b``."""
     return np.uint64(int.from_bytes(np.packbits(a <= b, bitorder="little").tobytes(), "little"))
 
 
-@intrinsic
-def _at_most(typing, a, b):
+@compiles(at_most)
+def _at_most(a, b):
+    if not (a == b and _is_vector_of(types.int32, a)):
+        return None
+
     def generate(context, builder, signature, arguments):
         lanes = builder.icmp_signed("<=", *arguments)  # <16 x i1>
         return builder.zext(builder.bitcast(lanes, ir.IntType(a.lanes)), ir.IntType(64))
 
     return types.uint64(a, b), generate
-
-
-@overload(at_most)
-def _compiled_at_most(a, b):
-    if a == b and _is_vector_of(types.int32, a):
-        return lambda a, b: _at_most(a, b)
 
 
 # ------------------------------------------------------------------------------------------- blocks
@@ -643,16 +626,6 @@ def load_block(array, index):
     Integers become floats (below 2**24 exactly).
     """
     return array[index : index + BLOCK].astype(np.float32)
-
-
-def store_block(array, index, block):
-    """array[index], ..., array[index + 127] = lanes."""
-    array[index : index + BLOCK] = block
-
-
-def zero_block():
-    """A block of 0."""
-    return np.zeros(BLOCK, np.float32)
 
 
 def maximum(a, b):
@@ -688,24 +661,11 @@ def store_signs(words, index, block):
 def _compile_blocks(function, emit):
     """Let ``function`` of one or two blocks compile to what ``emit(builder, ...)`` gives."""
 
-    @intrinsic
-    def unary(typing, a):
-        return a(a), lambda context, builder, signature, values: emit(builder, *values)
-
-    @intrinsic
-    def binary(typing, a, b):
-        return a(a, b), lambda context, builder, signature, values: emit(builder, *values)
-
-    def compiled_unary(block):
-        if block == _blocks:
-            return lambda block: unary(block)
-
-    def compiled_binary(a, b):
-        if a == b == _blocks:
-            return lambda a, b: binary(a, b)
-
-    is_unary = function.__code__.co_argcount == 1
-    overload(function)(compiled_unary if is_unary else compiled_binary)
+    @compiles(function)
+    def of_blocks(*blocks):
+        if set(blocks) != {_blocks}:
+            return None
+        return _blocks(*blocks), lambda context, builder, signature, values: emit(builder, *values)
 
 
 def call_llvm(builder, name, result, *operands):
@@ -740,36 +700,23 @@ _compile_blocks(
 )
 
 
-def _block_pointer(context, builder, array_type, array, index):
-    """A pointer to 128 elements of an array, and the LLVM type of these."""
-    element = ir.FloatType() if array_type.dtype == types.float32 else ir.IntType(32)
-    data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
-    vector = ir.VectorType(element, BLOCK)
-    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer()), vector
+@compiles(load_block)
+def _load_block(array, index):
+    if not _holds(array, types.float32, types.int32):
+        return None
 
-
-@intrinsic
-def _load_block(typing, array, index):
     def generate(context, builder, signature, values):
-        pointer, _ = _block_pointer(context, builder, array, *values)
-        loaded = builder.load(pointer, align=4)
-        return loaded if array.dtype == types.float32 else builder.sitofp(loaded, _llvm(_blocks))
+        pointer = address(context, builder, array, *values, _Vector(array.dtype, BLOCK))
+        return _as_floats(builder, builder.load(pointer, align=4))
 
     return _blocks(array, types.intp), generate
 
 
-@intrinsic
-def _store_block(typing, array, index, block):
-    def generate(context, builder, signature, values):
-        pointer, _ = _block_pointer(context, builder, array, *values[:2])
-        builder.store(values[2], pointer, align=4)
-        return context.get_dummy_value()
+@compiles(store_signs)
+def _store_signs(words, index, block):
+    if not (_holds(words, types.uint64) and block == _blocks):
+        return None
 
-    return types.void(array, types.intp, block), generate
-
-
-@intrinsic
-def _store_signs(typing, words, index, block):
     def generate(context, builder, signature, values):
         array, index_value, lanes = values
         zero = ir.Constant(lanes.type, [0.0] * BLOCK)
@@ -782,38 +729,7 @@ def _store_signs(typing, words, index, block):
     return types.void(words, types.intp, block), generate
 
 
-@intrinsic
-def _zero_block(typing):
-    def generate(context, builder, signature, values):
-        return ir.Constant(_llvm(_blocks), [0.0] * BLOCK)
-
-    return _blocks(), generate
-
-
 def _holds(array, *elements):
     """Whether an array type is contiguous, 1-D and of one of these elements."""
     is_flat = isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C"
     return is_flat and array.dtype in elements
-
-
-@overload(load_block)
-def _compiled_load_block(array, index):
-    if _holds(array, types.float32, types.int32):
-        return lambda array, index: _load_block(array, index)
-
-
-@overload(store_block)
-def _compiled_store_block(array, index, block):
-    if _holds(array, types.float32) and block == _blocks:
-        return lambda array, index, block: _store_block(array, index, block)
-
-
-@overload(store_signs)
-def _compiled_store_signs(words, index, block):
-    if _holds(words, types.uint64) and block == _blocks:
-        return lambda words, index, block: _store_signs(words, index, block)
-
-
-@overload(zero_block)
-def _compiled_zero_block():
-    return lambda: _zero_block()

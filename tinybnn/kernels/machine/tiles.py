@@ -22,6 +22,7 @@ from numba.core.extending import intrinsic, overload
 from tinybnn.kernels.machine.simd import (
     address,
     call_llvm,
+    compiles,
     element_address,
     emit_store_first,
     entry,
@@ -72,8 +73,8 @@ def compile_rows(function, emit):
     array[place + step].
     """
 
-    @intrinsic
-    def rows(typing, tile, places, array, step, weights):
+    @compiles(function)
+    def rows(tile, places, array, step, weights):
         def generate(context, builder, signature, values):
             vectors, starts, array_value, step_value, factors = values
             results = []
@@ -85,12 +86,6 @@ def compile_rows(function, emit):
             return context.make_tuple(builder, signature.return_type, results)
 
         return tile(tile, places, array, types.intp, weights), generate
-
-    overload(function)(
-        lambda tile, places, array, step, weights: (
-            lambda tile, places, array, step, weights: rows(tile, places, array, step, weights)
-        )
-    )
 
 
 def load_lanes(builder, pointer, lanes):
@@ -125,8 +120,8 @@ compile_rows(add_lane_products, _rounded_twice(load_lanes))
 compile_rows(fuse_lane_products, _fused(load_lanes))
 
 
-@intrinsic
-def _add_stored(typing, tile, places, array):
+@compiles(add_stored)
+def _add_stored(tile, places, array):
     def generate(context, builder, signature, values):
         found = _rows_at(context, builder, tile, array, *values)
         results = [builder.fadd(row, builder.load(pointer, align=4)) for row, pointer in found]
@@ -162,11 +157,6 @@ def _rows_at(context, builder, tile, array, rows, places, array_value):
         place = builder.extract_value(places, i)
         pointer = address(context, builder, array, array_value, place, tile.dtype)
         yield builder.extract_value(rows, i), pointer
-
-
-@overload(add_stored)
-def _compiled_add_stored(tile, places, array):
-    return lambda tile, places, array: _add_stored(tile, places, array)
 
 
 @overload(store_tile)

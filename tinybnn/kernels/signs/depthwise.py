@@ -50,7 +50,6 @@ from typing import NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic, overload
 
 from tinybnn.kernels.machine import parallel
 from tinybnn.kernels.machine.checks import (
@@ -63,6 +62,7 @@ from tinybnn.kernels.machine.memory import empty, on_lines
 from tinybnn.kernels.machine.simd import (
     INTEGERS,
     WORDS,
+    compiles,
     inlined,
     kernel,
     load,
@@ -668,8 +668,8 @@ def _add_planes(base, at, ones, twos, fours, eights, unit, sums):
         sums[at + i] = base[at + i] + unit * count
 
 
-@intrinsic
-def _masked_additions(typing, base, at, ones, twos, fours, eights, unit, sums):
+@compiles(_add_planes)
+def _masked_additions(base, at, ones, twos, fours, eights, unit, sums):
     """Masked additions where the CPU has them: 64 bits are the mask of 64 bytes."""
     byte, count = ir.IntType(8), 64
     vector = ir.VectorType(byte, count)
@@ -697,13 +697,6 @@ def _masked_additions(typing, base, at, ones, twos, fours, eights, unit, sums):
 
     words = (types.uint64,) * 4
     return types.void(base, types.intp, *words, types.intp, sums), generate
-
-
-@overload(_add_planes)
-def _compiled_add_planes(base, at, ones, twos, fours, eights, unit, sums):
-    return lambda base, at, ones, twos, fours, eights, unit, sums: _masked_additions(
-        base, at, ones, twos, fours, eights, unit, sums
-    )
 
 
 # -------------------------------------------------------------------------------------------- check
