@@ -197,12 +197,12 @@ class SignConv2d(_Signs):
         return weight.size * len(x) * math.prod(self.geometry.output)
 
     def pack(self, x, weight):
-        pack = _kernels().bits.pack
-        self.x_bits = pack(x.transpose(0, 2, 3, 1))  # (N, H, W, words)
         if self.is_depthwise:
-            self.weight_bits = pack(weight[:, 0].transpose(1, 2, 0))  # (kh, kw, words)
+            taps = weight[:, 0].transpose(1, 2, 0)  # (kh, kw, C)
         else:
-            self.weight_bits = pack(weight.transpose(0, 2, 3, 1))  # (O, kh, kw, words)
+            taps = weight.transpose(0, 2, 3, 1)  # (O, kh, kw, C / groups)
+        pack = _kernels().bits.pack
+        self.x_bits, self.weight_bits = pack(x.transpose(0, 2, 3, 1)), pack(taps)
 
     @functools.cached_property
     def is_depthwise(self):

@@ -73,20 +73,21 @@ def pack(x, thresholds=None):
                 f"x is {x.dtype}"
             )
         thresholds = for_kernel(thresholds)
+    is_planes = _channels_first(x, native)
+    in_order = for_kernel(np.moveaxis(x, -1, 1) if is_planes else x.astype(native, copy=False))
     words = empty((*lead, words_for(count)), np.uint64)
     # inf - inf is NaN without a warning in compiled code; the same when the JIT is off.
     with np.errstate(over="ignore", invalid="ignore"):
-        if _channels_first(x, native):
+        if is_planes:
             images, pixels = len(x), math.prod(x.shape[1:-1])
-            planes = for_kernel(np.moveaxis(x, -1, 1).reshape(images, count, pixels))
             if thresholds is None:
                 thresholds = np.zeros(count, native)
             pack_images = _pack_planes if pixels >= _LARGE else _pack_blocks
+            planes = in_order.reshape(images, count, pixels)
             pack_images(planes, thresholds, words.reshape(images, pixels, words.shape[-1]))
         else:
             rows = math.prod(lead)
-            in_order = for_kernel(x.astype(native, copy=False)).reshape(rows, count)
-            _pack(in_order, thresholds, words.reshape(rows, words.shape[-1]))
+            _pack(in_order.reshape(rows, count), thresholds, words.reshape(rows, words.shape[-1]))
     return words
 
 

@@ -734,7 +734,8 @@ def run(prepared, x, out=None, workspace=None):
     dtype = np.uint64 if prepared.to_bits else np.int32
     if dtype == np.int32 and out is not None and out.dtype == np.float32:
         dtype = np.float32
-    x, out = for_kernel(x), out_array("run", out, prepared.out_shape(len(x)), dtype)
+    shape = prepared.out_shape(len(x))
+    x, out = for_kernel(x), out_array("run", out, shape, dtype)
     bind(prepared, x, out, workspace)()
     return out
 
@@ -790,9 +791,9 @@ def bind(prepared, x, out, workspace=None):
     callable
         Without arguments.
     """
-    images, tables = len(x), prepared.tables
-    tasks = tasks_for(images * prepared.work / _SPEED)
+    images, tables, arguments = len(x), prepared.tables, prepared.arguments
     slot = prepared.slot_words(images)
+    tasks = tasks_for(images * prepared.work / _SPEED)
     if workspace is None:
         workspace = empty(tasks * slot, np.uint64) if slot else _NO_WORDS
     elif workspace.dtype != np.uint64 or workspace.ndim != 1 or len(workspace) < tasks * slot:
@@ -809,7 +810,7 @@ def bind(prepared, x, out, workspace=None):
         shares = parallel.shares(items, tasks, 4)  # whole blocks of 4 pixels
     return parallel.bind(
         _task, shares, (by_panels, items), x.reshape(-1), (workspace, slot), prepared.masks,
-        prepared.arguments, target,
+        arguments, target,
     )  # fmt: skip
 
 
