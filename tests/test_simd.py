@@ -22,6 +22,8 @@ from tinybnn.kernels.machine.simd import (
     WORDS,
     absolute,
     at_most,
+    clear,
+    copy,
     interleave,
     kernel,
     load,
@@ -172,6 +174,26 @@ def test_integers_in_an_array_of_floats(seed):
             at, stored = 16 * (count + 2), min(max(count, 0), 16)
             assert np.array_equal(out[at : at + stored], a[1 : 1 + stored].astype(np.float32))
             assert np.array_equal(out[at + stored : at + 16], before[at + stored : at + 16])
+
+
+@kernel
+def copied(source, length, out):
+    copy(source, 2, out, 3, length)
+    clear(out, 30, length)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint64, np.int32])
+@pytest.mark.parametrize("length", [0, 1, 7, 16, 21])
+def test_copy_and_clear_touch_nothing_else(dtype, length):
+    source, before = np.arange(1, 24).astype(dtype), np.full(60, 77, dtype)
+    plain = getattr(copied, "py_func", copied)
+    for call in (copied, plain):
+        out = before.copy()
+        call(source, length, out)
+        assert np.array_equal(out[3 : 3 + length], source[2 : 2 + length])
+        assert not np.any(out[30 : 30 + length])
+        out[3 : 3 + length] = out[30 : 30 + length] = 77
+        assert np.array_equal(out, before)
 
 
 @given(seeds)

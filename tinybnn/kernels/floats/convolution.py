@@ -52,8 +52,6 @@ from tinybnn.kernels.floats.gathered import (
     Patches,
     Sums,
     channelwise_product,
-    clear_floats,
-    copy_floats,
     panel_widths,
     product,
 )
@@ -61,7 +59,7 @@ from tinybnn.kernels.machine import parallel, threads
 from tinybnn.kernels.machine.checks import out_array
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.memory import empty
-from tinybnn.kernels.machine.simd import FLOATS, inlined, kernel, load, store
+from tinybnn.kernels.machine.simd import FLOATS, clear, copy, inlined, kernel, load, store
 from tinybnn.kernels.machine.windows import Windows, pair, windows, with_border
 
 _UNIT_FLOATS = 1 << 16  # floats that the pixels of a unit see, about
@@ -674,12 +672,12 @@ def _copy_unit(source, unit, memory, to, units):
     for i in range(image, image + images):
         for y in range(top, bottom):
             if y < 0 or y >= height:
-                clear_floats(memory, to, left + inside + right)
+                clear(memory, to, left + inside + right)
             else:
-                clear_floats(memory, to, left)
+                clear(memory, to, left)
                 at = ((i * height + y) * width + from_x) * channels
-                copy_floats(source, at, memory, to + left, inside)
-                clear_floats(memory, to + left + inside, right)
+                copy(source, at, memory, to + left, inside)
+                clear(memory, to + left + inside, right)
             to += left + inside + right
 
 
@@ -744,8 +742,8 @@ def _lay_out_gradient(grad, at, pixels, filters, table, memory, to):
             for j in range(0, whole, FLOATS):
                 store(memory, to + j, load(grad, i + j))
             if whole < width:
-                clear_floats(memory, to + whole, width - whole)
-                copy_floats(grad, i + whole, memory, to + whole, count - whole)
+                clear(memory, to + whole, width - whole)
+                copy(grad, i + whole, memory, to + whole, count - whole)
             to += width
 
 

@@ -20,7 +20,7 @@ from tinybnn.kernels.floats import pointwise, signed
 from tinybnn.kernels.machine import parallel, threads
 from tinybnn.kernels.machine.layout import described, for_kernel
 from tinybnn.kernels.machine.memory import empty
-from tinybnn.kernels.machine.simd import inlined, kernel
+from tinybnn.kernels.machine.simd import copy, inlined, kernel
 from tinybnn.kernels.machine.threads import tasks_for
 from tinybnn.kernels.signs import depthwise, xnor
 from tinybnn.kernels.signs.bits import words_for
@@ -395,8 +395,7 @@ def _depthwise(first, end, task, origins, places, strips, plans, sources, progra
     row_at = counts_at + counts_words
     for k in range(len(strips)):
         plan = plans[k]
-        for i in range(len(plan.padded)):
-            words[at + k * padded_words + i] = plan.padded[i]
+        copy(plan.padded, 0, words, at + k * padded_words, len(plan.padded))
     image = -1
     for item in range(first, end):
         out_height, out_width = plans[0].windows.out_height, plans[0].windows.out_width

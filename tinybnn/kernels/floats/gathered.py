@@ -27,12 +27,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba.core import cgutils, types
 
 from tinybnn.kernels.machine.simd import (
     FLOATS,
-    compiles,
     cpu_features,
     entry,
     inlined,
@@ -72,51 +69,6 @@ def panel_widths(columns):
         widths.append(MIDDLE)
         rest -= MIDDLE
     return [*widths, NARROW] if rest > 0 else widths
-
-
-# ------------------------------------------------------------------------------------- whole rows
-
-
-def copy_floats(source, start, target, to, length):
-    """target[to : to + length] = source[start : start + length], which do not overlap."""
-    target[to : to + length] = source[start : start + length]
-
-
-def clear_floats(target, to, length):
-    """target[to : to + length] = 0"""
-    target[to : to + length] = 0
-
-
-# The library functions memcpy and memset. Loops that LLVM unrolls would take longer to compile.
-
-
-def _pointer(context, builder, array_type, array, index):
-    data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
-    return builder.gep(data, [index])
-
-
-@compiles(copy_floats)
-def _copy_floats(source, start, target, to, length):
-    def generate(context, builder, signature, arguments):
-        source_value, start_value, target_value, to_value, count = arguments
-        read = _pointer(context, builder, source, source_value, start_value)
-        write = _pointer(context, builder, target, target_value, to_value)
-        cgutils.raw_memcpy(builder, write, read, count, 4, align=4)
-        return context.get_dummy_value()
-
-    return types.void(source, types.intp, target, types.intp, types.intp), generate
-
-
-@compiles(clear_floats)
-def _clear_floats(target, to, length):
-    def generate(context, builder, signature, arguments):
-        target_value, to_value, count = arguments
-        size = builder.mul(count, ir.Constant(count.type, 4))
-        pointer = _pointer(context, builder, target, target_value, to_value)
-        cgutils.memset(builder, pointer, size, 0)
-        return context.get_dummy_value()
-
-    return types.void(target, types.intp, types.intp), generate
 
 
 # -------------------------------------------------------------------------------------- the product

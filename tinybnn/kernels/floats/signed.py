@@ -35,6 +35,8 @@ from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.memory import empty, on_lines
 from tinybnn.kernels.machine.simd import (
     FLOATS,
+    clear,
+    copy,
     cpu_features,
     inlined,
     kernel,
@@ -554,35 +556,16 @@ def pad_images(source, first, end, workspace, slot, copying):
     border = of.top * (inside + 2 * margin)
     at, place = slot, first * of.height * inside
     for _ in range(first, end):
-        _fill_zero(workspace, at, border)
+        clear(workspace, at, border)
         at += border
         for _ in range(of.height):
-            _fill_zero(workspace, at, margin)
-            _copy(source, place, workspace, at + margin, inside)
-            _fill_zero(workspace, at + margin + inside, margin)
+            clear(workspace, at, margin)
+            copy(source, place, workspace, at + margin, inside)
+            clear(workspace, at + margin + inside, margin)
             at += inside + 2 * margin
             place += inside
-        _fill_zero(workspace, at, border)
+        clear(workspace, at, border)
         at += border
-
-
-@inlined
-def _copy(source, start, target, to, length):
-    """target[to : to + length] = source[start : start + length]"""
-    whole = length - length % FLOATS
-    for i in range(0, whole, FLOATS):
-        store(target, to + i, load(source, start + i))
-    for i in range(whole, length):
-        target[to + i] = source[start + i]
-
-
-@inlined
-def _fill_zero(target, to, length):
-    whole = length - length % FLOATS
-    for i in range(0, whole, FLOATS):
-        store(target, to + i, zero_floats())
-    for i in range(whole, length):
-        target[to + i] = np.float32(0)
 
 
 # ------------------------------------------------------------------------------------ signs, float

@@ -188,6 +188,16 @@ def store_first(array, index, vector, count):
     array[index : index + count] = vector[:count]
 
 
+def copy(source, start, target, to, length):
+    """target[to : to + length] = source[start : start + length], which do not overlap."""
+    target[to : to + length] = source[start : start + length]
+
+
+def clear(target, to, length):
+    """target[to : to + length] = 0"""
+    target[to : to + length] = 0
+
+
 @overload(len)
 def _compiled_len(vector):
     if isinstance(vector, _Vector):
@@ -432,6 +442,36 @@ def _add_first(array, index, vector, count):
         return context.get_dummy_value()
 
     return types.void(array, types.intp, vector, types.intp), generate
+
+
+# The library functions memcpy and memset. Loops that LLVM unrolls would take longer to compile.
+
+
+@compiles(copy)
+def _copy(source, start, target, to, length):
+    if not _holds(target, source.dtype):
+        return None
+    size = source.dtype.bitwidth // 8
+
+    def generate(context, builder, signature, arguments):
+        source_value, start_value, target_value, to_value, count = arguments
+        read = element_address(context, builder, source, source_value, start_value)
+        write = element_address(context, builder, target, target_value, to_value)
+        cgutils.raw_memcpy(builder, write, read, count, size, align=size)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, target, types.intp, types.intp), generate
+
+
+@compiles(clear)
+def _clear(target, to, length):
+    def generate(context, builder, signature, arguments):
+        *place, count = arguments
+        size = builder.mul(count, ir.Constant(count.type, target.dtype.bitwidth // 8))
+        cgutils.memset(builder, element_address(context, builder, target, *place), size, 0)
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, types.intp), generate
 
 
 def everywhere(builder, value, lanes):

@@ -63,6 +63,7 @@ from tinybnn.kernels.machine.simd import (
     INTEGERS,
     WORDS,
     compiles,
+    copy,
     inlined,
     kernel,
     load,
@@ -458,8 +459,7 @@ def _seconds_of_image(plan, as_sums):
 def _part(first, end, task, plan, x, memory, bits, sums):
     """Images first to end - 1, with working memory of their own."""
     padded, counts, row = memory[0][task], memory[1][task], memory[2][task]
-    for i in range(len(plan.padded)):
-        padded[i] = plan.padded[i]
+    copy(plan.padded, 0, padded, 0, len(plan.padded))
     _images(plan, x[first:end], padded, counts, row, bits[first:end], sums[first:end])
 
 
@@ -581,7 +581,7 @@ def pad_image(plan, x, padded):
     of, row_words = plan.windows, plan.row_words
     if plan.parts > 1:
         start, end = of.top * row_words, (of.top + of.height) * row_words
-        _copy(plan.padded, start, padded, start, end - start)
+        copy(plan.padded, start, padded, start, end - start)
     for phase in range(of.column_stride):
         # The first column of the image in this phase, and its place there.
         column = (phase - of.left) % of.column_stride
@@ -592,7 +592,7 @@ def pad_image(plan, x, padded):
         elif of.column_stride == 1:
             for y in range(of.height):
                 width = of.width * plan.words
-                _copy(x, y * width, padded, target + y * row_words, width)
+                copy(x, y * width, padded, target + y * row_words, width)
         else:
             pixels = (of.width - column + of.column_stride - 1) // of.column_stride
             for y in range(of.height):
@@ -626,20 +626,10 @@ def _copy_every(source, start, step, target, to, to_step, count):
 
 
 @inlined
-def _copy(source, start, target, to, length):
-    """target[to : to + length] = source[start : start + length]"""
-    whole = length - length % WORDS
-    for j in range(0, whole, WORDS):
-        store(target, to + j, load(source, start + j))
-    for j in range(whole, length):
-        target[to + j] = source[start + j]
-
-
-@inlined
 def _copy_bits(plan, row, bits, first):
     """A row of bits to its place in the image."""
     if plan.parts == 1:
-        _copy(row, 0, bits, first, plan.windows.out_width * plan.words)
+        copy(row, 0, bits, first, plan.windows.out_width * plan.words)
         return
     ones = (np.uint64(1) << np.uint64(plan.channels)) - np.uint64(1)
     for part in range(plan.parts):

@@ -59,11 +59,11 @@ from tinybnn.kernels.machine.simd import (
     all_ones,
     at_most,
     call_llvm,
+    copy,
     everywhere,
     inlined,
     interleave,
     kernel,
-    load,
     load_like,
     popcount,
     store,
@@ -919,7 +919,7 @@ def _pad_rows(rows, source, image, group, workspace, at, tables):
         start = (image * of.height + y) * of.width * words
         _fill(workspace, to, border, outside)
         if tables.groups == 1:
-            _copy(source, start, inside, workspace, to + border)
+            copy(source, start, workspace, to + border, inside)
         else:
             _copy_group(source, start, group, workspace, to + border, tables)
         _fill(workspace, to + border + inside, border, outside)
@@ -931,15 +931,6 @@ def _fill(workspace, to, count, outside):
     for pixel in range(to, to + count, len(outside)):
         for j in range(len(outside)):
             workspace[pixel + j] = outside[j]
-
-
-@inlined
-def _copy(source, start, count, workspace, to):
-    whole = count // WORDS * WORDS
-    for i in range(0, whole, WORDS):
-        store(workspace, to + i, load(source, start + i))
-    for i in range(whole, count):
-        workspace[to + i] = source[start + i]
 
 
 @inlined
