@@ -42,9 +42,7 @@ from tinybnn.kernels.machine.simd import (
     zeros,
 )
 from tinybnn.kernels.machine.simd import FLOATS as LANES
-from tinybnn.kernels.signs.bits import pack_reference, words_for
-
-_ALL_ONES = np.uint64(2**64 - 1)
+from tinybnn.kernels.signs.bits import bits_from, pack_reference, words_for
 
 # Instructions. The right operand of two comes from one of the sources below.
 LOAD, ADD, SUBTRACT, SUBTRACT_FROM, MULTIPLY, DIVIDE, SLOPE = range(7)
@@ -538,8 +536,4 @@ def _space_out(masks, start, first, end, channels, bits):
     for pixel in range(first, end):
         for j in range(words):
             bit = (pixel - first) * channels + 64 * j
-            at, shift, count = start + bit // 64, bit % 64, min(64, channels - 64 * j)
-            word = masks[at] >> np.uint64(shift)
-            if shift + count > 64:
-                word |= masks[at + 1] << np.uint64(64 - shift)
-            bits[pixel * words + j] = word & (_ALL_ONES >> np.uint64(64 - count))
+            bits[pixel * words + j] = bits_from(masks, start, bit, min(64, channels - 64 * j))

@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from tinybnn.kernels.machine.cache import kernel
+from tinybnn.kernels.machine.cache import inlined, kernel
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.layout import words_for as words_for
 from tinybnn.kernels.machine.memory import empty
@@ -276,7 +276,7 @@ def split_groups(words, channels, groups):
     group_channels = channels // groups
     rows = words.reshape(-1, words.shape[-1])
     split = empty((len(rows), groups, words_for(group_channels)), np.uint64)
-    _split_groups(rows, group_channels, split)
+    _split_groups(rows.reshape(-1), rows.shape[1], group_channels, split)
     return split.reshape(*lead, *split.shape[1:])
 
 
@@ -287,18 +287,23 @@ def split_groups_reference(words, channels, groups):
 
 
 @kernel
-def _split_groups(words, group_channels, split):
+def _split_groups(words, row_words, group_channels, split):
     rows, groups, group_words = split.shape
     for row in range(rows):
         for group in range(groups):
             for j in range(group_words):
-                length = min(64, group_channels - 64 * j)
-                first = group * group_channels + 64 * j  # the bit of the row that becomes bit 0
-                source, shift = first // 64, first % 64
-                word = words[row, source] >> np.uint64(shift)
-                if shift + length > 64:  # the rest lies in the next word
-                    word |= words[row, source + 1] << np.uint64(64 - shift)
-                split[row, group, j] = word & (_ALL_ONES >> np.uint64(64 - length))
+                first, count = group * group_channels + 64 * j, min(64, group_channels - 64 * j)
+                split[row, group, j] = bits_from(words, row * row_words, first, count)
+
+
+@inlined
+def bits_from(words, start, first, count):
+    """Bits first to first + count - 1 of the row that begins at words[start]; count <= 64."""
+    at, shift = start + first // 64, first % 64
+    word = words[at] >> np.uint64(shift)
+    if shift + count > 64:  # the rest lies in the next word
+        word |= words[at + 1] << np.uint64(64 - shift)
+    return word & (_ALL_ONES >> np.uint64(64 - count))
 
 
 # ------------------------------------------------------------------------------------------ bytes

@@ -74,6 +74,7 @@ from tinybnn.kernels.machine.threads import tasks_for
 from tinybnn.kernels.machine.tiles import compile_rows, four
 from tinybnn.kernels.machine.windows import Windows, windows, with_border
 from tinybnn.kernels.signs.bits import (
+    bits_from,
     from_bytes,
     pack_reference,
     split_groups_reference,
@@ -942,18 +943,8 @@ def _copy_group(source, start, group, workspace, to, tables):
     for x in range(of.width):
         for j in range(group_words):
             first, count = group * group_channels + 64 * j, min(64, group_channels - 64 * j)
-            workspace[to] = _bits_from(source, start + x * words, first, count)
+            workspace[to] = bits_from(source, start + x * words, first, count)
             to += 1
-
-
-@inlined
-def _bits_from(words, start, first, count):
-    """Bits first to first + count - 1 of the row that begins at words[start]; count <= 64."""
-    at, shift = start + first // 64, first % 64
-    word = words[at] >> np.uint64(shift)
-    if shift + count > 64:  # the rest lies in the next word
-        word |= words[at + 1] << np.uint64(64 - shift)
-    return word & (_ALL_BITS >> np.uint64(64 - count))
 
 
 # --------------------------------------------------------------------------------------- the blocks
