@@ -114,12 +114,21 @@ def prepare(producers, program):
     pixels, extra, *more = _KINDS[kind].lay_out(made, program)
     strips, places = _places(producers, program, pixels, extra)
     return Layer(
-        producers, program, kind, products, seconds,
-        program.shape[0] if kind == "depthwise" else math.prod(program.shape[:-1]),
-        tuple(map(_reads, producers, program.inputs, [program.shape] * len(producers))),
-        tuple(_lies(what, program.shape) for what in program.outputs),
-        (*places, *more), strips, _KINDS[kind].operands(made),
-    )  # fmt: skip
+        producers=producers,
+        program=program,
+        kind=kind,
+        products=products,
+        seconds=seconds,
+        items=program.shape[0] if kind == "depthwise" else math.prod(program.shape[:-1]),
+        reads=tuple(
+            _sample(program.shape, what, producer)
+            for what, producer in zip(program.inputs, producers, strict=True)
+        ),
+        writes=tuple(_sample(program.shape, what) for what in program.outputs),
+        places=(*places, *more),
+        strips=strips,
+        operands=_KINDS[kind].operands(made),
+    )
 
 
 def _check_producers(producers, program):
@@ -148,19 +157,16 @@ def _check_producers(producers, program):
             raise ValueError(f"prepare: the producer of input {i} has thresholds, it gives bits")
 
 
-def _reads(producer, what, shape):
-    """Dtype and shape of a sample of an input."""
-    if producer is None:
-        return _lies(what, shape)
-    return np.float32 if producer.kind == "float" else np.uint64, producer.input_shape
+def _sample(shape, what, producer=None):
+    """Dtype and shape of a sample of what a program of this shape, or a producer, reads or gives.
 
-
-def _lies(what, shape):
-    """Dtype and shape of a sample of floats, sums, pixels or bits, for a program's shape."""
+    ``what`` is "floats", "sums", "pixels" or "bits".
+    """
+    if producer is not None:
+        return np.float32 if producer.kind == "float" else np.uint64, producer.input_shape
     *pixels, channels = shape
     dtype = {"floats": np.float32, "bits": np.uint64}.get(what, np.int32)
-    counts = {"pixels": 1, "bits": words_for(channels)}
-    return dtype, (*pixels, counts.get(what, channels))
+    return dtype, (*pixels, {"pixels": 1, "bits": words_for(channels)}.get(what, channels))
 
 
 def run(layer, inputs, outputs, memory=None):
