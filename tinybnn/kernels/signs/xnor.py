@@ -506,7 +506,7 @@ _ONE_PIXEL = windows("prepare_matmul", (1, 1), (1, 1))
 def _matmul_plan(name, filters, words, count, to_bits):
     """A matrix product is the convolution of images of one pixel."""
     _check_count(name, "b", words, count)
-    prepared, inside = _plan(_ONE_PIXEL, filters, int(count), 1, words, "ones", to_bits)
+    prepared, inside = _plan(_ONE_PIXEL, filters, int(count), 1, words, "zeros", to_bits)
     return replace(prepared, input_shape=(words,), output_shape=(filters,)), inside
 
 
@@ -626,8 +626,9 @@ def _plan(of, filters, channels, groups, words, padding_mode, to_bits):
 
 def _outside(channels, padding_mode):
     """The words of a pixel of the padding."""
-    signs = np.full(channels, padding_mode == "ones")
-    return from_bytes(np.packbits(signs, bitorder="little"), channels)
+    if padding_mode == "zeros":
+        return np.zeros(words_for(channels), np.uint64)
+    return from_bytes(np.packbits(np.ones(channels, np.bool_), bitorder="little"), channels)
 
 
 def _lay_out(name, plan, weight, mask, thresholds, flip):
