@@ -537,7 +537,7 @@ for cls in (
 ):  # fmt: skip
     value(cls, *range(len(cls._fields)))
 value(windows.Windows, 5, 5, 5, 5, 1, 1, 1, 1, 0, 0, 1, 1)
-value(sign_gradients.Geometry, 3, 1, windows.windows("conv2d", (5, 5), (1, 1)))
+value(sign_gradients.Geometry, *sign_gradients.geometry_of(3, 2, (5, 5), (1, 1)))
 
 # --------------------------------------------------------------------------------------- the graph
 

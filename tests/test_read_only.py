@@ -28,6 +28,7 @@ from tinybnn.kernels.training import (
     losses,
     normalization,
     optimizers,
+    sign_gradients,
     straight_through,
     weight_gradient,
 )
@@ -133,6 +134,7 @@ def flags(n):
 
 
 GEOMETRY = (2, 2), (2, 2), (1, 1)
+CONVOLUTION = sign_gradients.geometry_of(70, 20, (5, 5), (3, 3))
 FILTERS = xnor.prepare_conv2d(words(20, 3, 3), 70, (5, 5), padding=(1, 1))
 ROWS = xnor.prepare_matmul(words(20), 70)
 DEPTHWISE = words(3, 3)
@@ -243,7 +245,7 @@ CALLS = {
     "fused.run": (of_program, [floats(2, 5, 5, 3), floats(2, 5, 5, 3)], []),
     "fused.prepare": (of_product, [words(3)], []),
     "input_gradient.conv2d_input_gradient": (
-        input_gradient.conv2d_input_gradient, [floats(2, 3, 3, 20), words(20, 3, 3)], [70, (5, 5)],
+        input_gradient.conv2d_input_gradient, [floats(2, 3, 3, 20), words(20, 3, 3)], [CONVOLUTION],
     ),
     "input_gradient.linear_input_gradient": (
         input_gradient.linear_input_gradient, [floats(3, 20), words(20)], [70],
@@ -315,7 +317,8 @@ CALLS = {
         thresholds.threshold, [integers(-9, 9, 3, 70), integers(-9, 9, 70), flags(70)], [],
     ),
     "weight_gradient.conv2d_weight_gradient": (
-        weight_gradient.conv2d_weight_gradient, [floats(2, 3, 3, 20), words(2, 5, 5)], [70, (3, 3)],
+        weight_gradient.conv2d_weight_gradient,
+        [floats(2, 3, 3, 20), words(2, 5, 5)], [CONVOLUTION],
     ),
     "weight_gradient.linear_weight_gradient": (
         weight_gradient.linear_weight_gradient, [floats(3, 20), words(3)], [70],
@@ -345,8 +348,8 @@ OTHERS = {
     "fused.kind", "fused.output_shape", "fused.product_words", "fused.products",
     "normalization.fits", "pointwise.arrays", "pointwise.mask_words",
     "pointwise.slot_floats", "pointwise.tables", "pooling.bind", "sign_gradients.as_image",
-    "sign_gradients.check_geometry", "sign_gradients.choose_method",
-    "sign_gradients.tasks_for_products", "signed.bind_ordered_matmul", "signed.conv2d_arguments",
+    "sign_gradients.check_operand", "sign_gradients.choose_method", "sign_gradients.geometry_of",
+    "signed.bind_ordered_matmul", "signed.conv2d_arguments",
     "signed.signs_floats", "xnor.bind", "xnor.count_disagreements",
     "xnor.counted", "xnor.register_peak",
 }  # fmt: skip

@@ -22,18 +22,18 @@ out the outputs, and each sum is one thread's.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
-from tinybnn.kernels.machine import threads
 from tinybnn.kernels.machine.checks import check_groups
-from tinybnn.kernels.machine.layout import for_kernel
+from tinybnn.kernels.machine.layout import for_kernel, words_for
 from tinybnn.kernels.machine.simd import cpu_features
 from tinybnn.kernels.machine.windows import Windows, windows
 
 METHODS = "lookup", "masked", "float"
-_SPEED = 4e11  # products of floats and signs a second, of a fast core
+SPEED = 4e11  # products of floats and signs a second, of a fast core
 _SPARSE = 0.3  # share of gradients that are not zero up to which masked additions are chosen
 _FEW = 64  # channels with which half of the registers of masked additions stay empty, or more
 
@@ -84,60 +84,92 @@ def _share_of_nonzero(grad):
     return np.count_nonzero(sample) / max(len(sample), 1)
 
 
-def tasks_for_products(products):
-    """The number of threads that pays for so many products of a float with a sign."""
-    return threads.tasks_for(products / _SPEED)
-
-
 # ---------------------------------------------------------------------------------------- the shape
 
 
 class Geometry(NamedTuple):
-    """The shape of a convolution."""
+    """The shape of a binary convolution, but for the number of images; made by `geometry_of`.
 
-    channels: int
+    Attributes
+    ----------
+    image, output : tuple of int
+        (H, W, C) and (OH, OW, O).
+    weight : tuple of int
+        (O, kh, kw, C / groups).
+    image_words, weight_words : tuple of int
+        Shapes of the packed image and weight.
+    groups : int
+    windows : Windows
+    """
+
+    image: tuple
+    output: tuple
+    weight: tuple
+    image_words: tuple
+    weight_words: tuple
     groups: int
     windows: Windows
-
-    @property
-    def group_channels(self):
-        return self.channels // self.groups
 
     @property
     def options(self):
         """As the functions of `convolution` take them."""
         return self.windows.stride, self.windows.padding, self.windows.dilation, self.groups
 
-    def group_slices(self, filters):
+    def group_slices(self):
         """For each group its filters and its channels."""
+        filters, channels = self.weight[0] // self.groups, self.weight[3]
         for group in range(self.groups):
-            yield tuple(
-                slice(group * count // self.groups, (group + 1) * count // self.groups)
-                for count in (filters, self.channels)
-            )
+            yield tuple(slice(group * count, (group + 1) * count) for count in (filters, channels))
 
 
-def check_geometry(name, grad, channels, groups, **sizes):
-    """``grad`` for a kernel to read, and the shape of the convolution, or a ValueError.
+@functools.lru_cache(maxsize=1024)  # a layer in training asks at each step
+def geometry_of(
+    channels, filters, size, kernel_size, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1
+):
+    """The shape of a binary convolution, as its two gradients take it.
 
-    ``sizes`` are the arguments of `windows`.
+    Parameters
+    ----------
+    channels, filters : int
+        C and O.
+    size, kernel_size, stride, padding, dilation : (int, int)
+        Along height and width.
+    groups : int
+        A divisor of C and of O.
+
+    Returns
+    -------
+    Geometry
+
+    Raises
+    ------
+    ValueError
+        If a parameter does not fit, or no window fits.
     """
-    grad = np.asarray(grad)
-    if grad.dtype != np.float32 or grad.ndim != 4:
+    check_groups("geometry_of", channels, filters, groups)
+    of = windows("geometry_of", size, kernel_size, stride, padding, dilation)
+    channels, filters, groups = int(channels), int(filters), int(groups)
+    per_group = channels // groups
+    return Geometry(
+        image=(*of.size, channels),
+        output=(*of.out_size, filters),
+        weight=(filters, *of.kernel_size, per_group),
+        image_words=(*of.size, words_for(channels)),
+        weight_words=(filters, *of.kernel_size, words_for(per_group)),
+        groups=groups,
+        windows=of,
+    )
+
+
+def check_operand(name, argument, array, dtype, shape):
+    """``array`` for a kernel to read, or a ValueError if it has another dtype or shape."""
+    array = np.asarray(array)
+    if array.dtype != dtype or array.shape != shape:
         raise ValueError(
-            f"{name}: grad must be float32 with 4 axes (N, OH, OW, O), "
-            f"got {grad.dtype} of shape {grad.shape}"
+            f"{name}: {argument} must be {np.dtype(dtype)} of shape {shape}, "
+            f"got {array.dtype} of shape {array.shape}"
         )
-    check_groups(name, channels, grad.shape[3], groups)
-    found = windows(name, **sizes)
-    if grad.shape[1:3] != found.out_size:
-        (height, width), (kh, kw), (oh, ow) = found.size, found.kernel_size, found.out_size
-        raise ValueError(
-            f"{name}: images of {height} x {width} and filters of {kh} x {kw} with stride "
-            f"{found.stride}, padding {found.padding} and dilation {found.dilation} "
-            f"give {oh} x {ow} pixels, grad has {grad.shape[1]} x {grad.shape[2]}"
-        )
-    return for_kernel(grad), Geometry(int(channels), int(groups), found)
+    return for_kernel(array)
 
 
 def as_image(name, argument, rows):
