@@ -348,7 +348,7 @@ OTHERS = {
     "fused.kind", "fused.output_shape", "fused.product_words", "fused.products",
     "normalization.fits", "pointwise.arrays", "pointwise.mask_words",
     "pointwise.slot_floats", "pointwise.tables", "pooling.bind", "sign_gradients.as_image",
-    "sign_gradients.check_operand", "sign_gradients.choose_method", "sign_gradients.geometry_of",
+    "sign_gradients.choose_method", "sign_gradients.geometry_of", "sign_gradients.operands",
     "signed.bind_ordered_matmul", "signed.conv2d_arguments",
     "signed.signs_floats", "xnor.bind", "xnor.count_disagreements",
     "xnor.counted", "xnor.register_peak",

@@ -43,9 +43,9 @@ from tinybnn.kernels.training.masked import add_listed, list_nonzero
 from tinybnn.kernels.training.sign_gradients import (
     SPEED,
     as_image,
-    check_operand,
     choose_method,
     geometry_of,
+    operands,
 )
 
 _BAND_BYTES = 1 << 20  # tables of the input gradient that are kept at a time, as far as possible
@@ -84,8 +84,9 @@ def conv2d_input_gradient(grad, weight, geometry, *, method=None, out=None):
     """
     name, per_group, taps = "conv2d_input_gradient", geometry.weight[3], geometry.windows.taps
     shape = *np.shape(grad)[:1], *geometry.output
-    grad = check_operand(name, "grad", grad, np.float32, shape)
-    weight = check_operand(name, "weight", weight, np.uint64, geometry.weight_words)
+    grad, weight = operands(
+        name, grad=(grad, np.float32, shape), weight=(weight, np.uint64, geometry.weight_words)
+    )
     out = out_array(name, out, (len(grad), *geometry.image))
     method = choose_method(
         name, method, grad, per_group, taps * per_group, taps * -(-per_group // LANES)
@@ -156,7 +157,7 @@ class _Bands(NamedTuple):
     same taps, at the same distances.
     """
 
-    windows: tuple  # `Windows`
+    windows: Windows
     channels: int  # of all groups
     first_channel: int
     group_channels: int
@@ -220,7 +221,7 @@ def _plan(geometry, images, group, method, most_bytes):
     band = -(-of.height // bands)
     rows = -(-(band - 1) // sy) + rows_before + 1
     g = _Bands(
-        tuple(of), geometry.image[2], group * group_channels, group_channels, filters,
+        of, geometry.image[2], group * group_channels, group_channels, filters,
         group * group_filters, group_filters, band, bands, rows_before, columns_before, columns,
         rows * columns, cell,
     )  # fmt: skip
@@ -248,7 +249,7 @@ def _band(g, unit):
     Its image, its first row and the one behind the last; row and column of the gradient that its
     first cell is for.
     """
-    of, image, y0 = Windows(*g.windows), unit // g.bands, unit % g.bands * g.band
+    of, image, y0 = g.windows, unit // g.bands, unit % g.bands * g.band
     y1 = min(y0 + g.band, of.height)
     top, left = (y0 + of.top) // of.row_stride - g.rows_before, of.left // of.column_stride
     return image, y0, y1, top, left - g.columns_before
@@ -268,8 +269,8 @@ class _Turned(NamedTuple):
         For each phase: where its offsets begin and end, where its integers begin, and how many of
         them a panel has.
     steps : int
-    turns : list of tuple
-        For each phase that has taps a `Turning`.
+    turns : list of Turning
+        For each phase that has taps.
     size : int
         Integers of all phases: for each phase, panel, step and tap of the phase those of 64
         channels, whose bits are the signs of 32 filters.
@@ -304,7 +305,7 @@ def _turned(g, first_and_end, cells, taps):
             places = base + places + channel % LANES
             shifts = shifts.reshape(-1).astype(np.uint64)
             of_phase = sources.reshape(-1), shifts, places.reshape(-1)
-            turns.append(tuple(Turning(starts, *of_phase, 1, int(count) * LANES, 0)))
+            turns.append(Turning(starts, *of_phase, 1, int(count) * LANES, 0))
             base += panels * phases[phase, 3]
     return _Turned(np.array(offsets, np.int64), phases, steps, turns, int(base))
 
@@ -317,17 +318,16 @@ def _by_tables(plan, grad, weight, out):
         turn(0, turns.steps, 0, words, of_phase, POWERS, turned)
     tasks = min(threads.tasks_for(plan.seconds), plan.units)
     tables = empty(tasks * g.cells * g.cell, np.float32)
-    pixels = empty(2 * tasks * g.band * Windows(*g.windows).width, np.int64)
+    pixels = empty(2 * tasks * g.band * g.windows.width, np.int64)
     signs, scratch = (turned, turns.offsets, turns.phases), (PATTERNS, tables, pixels)
     shares, arrays = parallel.shares(plan.units, tasks), (grad.reshape(-1), signs, scratch)
-    parallel.share_out(_input_by_tables, shares, *arrays, out.reshape(-1), tuple(g))
+    parallel.share_out(_input_by_tables, shares, *arrays, out.reshape(-1), g)
 
 
 @kernel(allocates=False)
-def _input_by_tables(first, end, slot, grad, signs, scratch, out, bands):
+def _input_by_tables(first, end, slot, grad, signs, scratch, out, g):
     """Bands first to end - 1, counted through all images."""
-    g = _Bands(*bands)
-    of, (turned, offsets, phases), (patterns, tables, pixels) = Windows(*g.windows), signs, scratch
+    of, (turned, offsets, phases), (patterns, tables, pixels) = g.windows, signs, scratch
     base, list_at = slot * g.cells * g.cell, 2 * slot * g.band * of.width
     for unit in range(first, end):
         image, y0, y1, top, left = _band(g, unit)
@@ -394,21 +394,21 @@ def _by_masks(plan, grad, weight, out):
     ends = empty(tasks * (g.cells + 1), np.int64)
     totals = empty(tasks * g.cells, np.float32)
     starts = np.arange(filters, dtype=np.int32) * (len(plan.taps) * words)
-    signs = weight.reshape(-1), words, starts, plan.cells, plan.taps, plan.phases
+    signs = _Signs(weight.reshape(-1), words, starts, plan.cells, plan.taps, plan.phases)
     shares, lists = parallel.shares(plan.units, tasks), (values, places, ends, totals)
     arrays = grad.reshape(-1), signs, lists, out.reshape(-1)
-    parallel.share_out(_input_by_masks, shares, *arrays, tuple(g))
+    parallel.share_out(_input_by_masks, shares, *arrays, g)
 
 
 @kernel(allocates=False)
-def _input_by_masks(first, end, slot, grad, packed, lists, out, bands):
+def _input_by_masks(first, end, slot, grad, signs, lists, out, g):
     """Bands first to end - 1, counted through all images.
 
     A cell c is the list of the pixel's gradients that are not zero, from ends[c] to ends[c + 1]:
     values, and where the filters begin in the weight; and the sum of the values.
     """
-    g, signs, (values, places, ends, totals) = _Bands(*bands), _Signs(*packed), lists
-    of, cells, taps, phases = Windows(*g.windows), signs.cells, signs.taps, signs.phases
+    values, places, ends, totals = lists
+    of, cells, taps, phases = g.windows, signs.cells, signs.taps, signs.phases
     cells_at, ends_at = slot * g.cells, slot * (g.cells + 1)
     list_at = slot * (g.cells * g.group_filters + FLOATS)
     for unit in range(first, end):

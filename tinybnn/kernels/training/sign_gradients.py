@@ -161,15 +161,21 @@ def geometry_of(
     )
 
 
-def check_operand(name, argument, array, dtype, shape):
-    """``array`` for a kernel to read, or a ValueError if it has another dtype or shape."""
-    array = np.asarray(array)
-    if array.dtype != dtype or array.shape != shape:
-        raise ValueError(
-            f"{name}: {argument} must be {np.dtype(dtype)} of shape {shape}, "
-            f"got {array.dtype} of shape {array.shape}"
-        )
-    return for_kernel(array)
+def operands(name, **expected):
+    """Arrays for a kernel to read, or a ValueError if one has another dtype or shape.
+
+    Each is given by its name, with the dtype and the shape that it must have.
+    """
+    found = []
+    for argument, (array, dtype, shape) in expected.items():
+        array = np.asarray(array)
+        if array.dtype != dtype or array.shape != shape:
+            raise ValueError(
+                f"{name}: {argument} must be {np.dtype(dtype)} of shape {shape}, "
+                f"got {array.dtype} of shape {array.shape}"
+            )
+        found.append(for_kernel(array))
+    return found
 
 
 def as_image(name, argument, rows):

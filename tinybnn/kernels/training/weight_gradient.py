@@ -48,9 +48,9 @@ from tinybnn.kernels.training.masked import add_listed, list_nonzero
 from tinybnn.kernels.training.sign_gradients import (
     SPEED,
     as_image,
-    check_operand,
     choose_method,
     geometry_of,
+    operands,
 )
 
 _CHUNK = 8  # steps whose tables are in use at a time
@@ -90,8 +90,9 @@ def conv2d_weight_gradient(grad, x, geometry, padding_mode="zeros", *, method=No
         If a dtype, a shape or a parameter does not fit, or the CPU cannot do ``method``.
     """
     name, shape = "conv2d_weight_gradient", (*np.shape(grad)[:1], *geometry.output)
-    grad = check_operand(name, "grad", grad, np.float32, shape)
-    x = check_operand(name, "x", x, np.uint64, (len(grad), *geometry.image_words))
+    grad, x = operands(
+        name, grad=(grad, np.float32, shape), x=(x, np.uint64, (*shape[:1], *geometry.image_words))
+    )
     check_padding_mode(name, padding_mode)
     out = out_array(name, out, geometry.weight)
     _, kh, kw, per_group = geometry.weight
@@ -191,13 +192,12 @@ class _Part(NamedTuple):
     signs : tuple
         Where the signs of their pixels are: for "lookup" a `Turning`, for "masked" where the words
         of output pixels begin, and those of a tap from there.
-    numbers : tuple
-        `_Weight`.
+    g : _Weight
     """
 
     images: slice
     signs: tuple
-    numbers: tuple
+    g: _Weight
 
 
 class _Plan(NamedTuple):
@@ -247,18 +247,18 @@ def _plan(geometry, images, group, padding_mode, method, most_bytes):
         starts = (np.arange(some)[:, None] * image_words + pixel).reshape(-1)
         if method == "masked":
             return starts.astype(np.int32), tap
-        return tuple(_turning(starts, tap, tap_lanes, lanes))
+        return _turning(starts, tap, tap_lanes, lanes)
 
     parts, found = [], {}
     for first in range(0, images, together):
         some = min(together, images - first)
         if some not in found:
             found[some] = signs(some)
-        numbers = _Weight(
+        g = _Weight(
             some * len(pixel), first * len(pixel), filters, group * group_filters, kh * kw,
             per_group, tap_lanes, lanes, first == 0,
         )  # fmt: skip
-        parts.append(_Part(slice(first, first + some), found[some], tuple(numbers)))
+        parts.append(_Part(slice(first, first + some), found[some], g))
     copies = of.padding != (0, 0) or geometry.groups > 1
     return _Plan(
         slice(group * group_filters, (group + 1) * group_filters), tap_lanes, lanes, parts,
@@ -375,22 +375,22 @@ _OFFSETS = np.arange(_CHUNK) * STEP_FLOATS
 
 def _add_by_tables(shares, part, x, grad, correction, sums):
     """Turn the signs of some images, then add their part of the gradient."""
-    g = _Weight(*part.numbers)
+    g = part.g
     steps = -(-g.pixels // STEP)
     turned = empty(-(-steps // _CHUNK) * _CHUNK * g.lanes, np.int32)
     by_steps = parallel.shares(steps, min(len(shares), steps))
     parallel.share_out(turn, by_steps, x, part.signs, POWERS, turned)
     tables = empty(len(shares) * _TILE * _CHUNK * STEP_FLOATS, np.float32)
-    rows = empty(2 * len(shares) * _TILE, np.int64)
+    rows = np.empty(2 * len(shares) * _TILE, np.int64)
     scratch = tables, rows, _OFFSETS, PATTERNS
     arrays = grad, turned, scratch, correction, sums
-    parallel.share_out(_weight_by_tables, shares, *arrays, part.numbers)
+    parallel.share_out(_weight_by_tables, shares, *arrays, g)
 
 
 @kernel(allocates=False)
-def _weight_by_tables(first, end, slot, grad, turned, scratch, correction, sums, numbers):
+def _weight_by_tables(first, end, slot, grad, turned, scratch, correction, sums, g):
     """Filters first to end - 1 of the group."""
-    g, (tables, rows, offsets, patterns) = _Weight(*numbers), scratch
+    tables, rows, offsets, patterns = scratch
     size = _CHUNK * STEP_FLOATS
     for tile in range(first, end, _TILE):
         filters = min(_TILE, end - tile)
@@ -427,16 +427,16 @@ def _add_by_masks(shares, part, x, grad, correction, sums):
     ends, totals = empty(tasks * _TILE, np.int64), empty(tasks * _TILE, np.float32)
     lists, signs = (values, places, ends, totals), (x, *part.signs)
     arrays = grad, signs, lists, correction, sums
-    parallel.share_out(_weight_by_masks, shares, *arrays, part.numbers)
+    parallel.share_out(_weight_by_masks, shares, *arrays, part.g)
 
 
 @kernel(allocates=False)
-def _weight_by_masks(first, end, slot, grad, signs, lists, correction, sums, numbers):
+def _weight_by_masks(first, end, slot, grad, signs, lists, correction, sums, g):
     """Filters first to end - 1 of the group: each with a list of its gradients that are not zero.
 
     A list holds values, and where the words of the pixel begin in ``x``.
     """
-    g, (x, starts, taps), (values, places, ends, totals) = _Weight(*numbers), signs, lists
+    (x, starts, taps), (values, places, ends, totals) = signs, lists
     words, at = (g.group_channels + 63) // 64, slot * _TILE
     for tile in range(first, end, _TILE):
         filters = min(_TILE, end - tile)
