@@ -145,13 +145,8 @@ BITS = depthwise.prepare(
 WEIGHT = floats(4, 3, 3, 3)
 PROGRAM = pointwise.prepare((5, 5, 3), ["floats", "floats"], [("add", 0, 1)], [("floats", 2)])
 ROW = pointwise.prepare((20,), ["sums"], [("mul", 0, floats(20))], [("floats", 1)])
-ADAM = {
-    "size": 0.1, "betas": (0.9, 0.999), "root": 0.5, "eps": 1e-8, "shrink": 1.0, "decay": 0.0,
-    "clip": 1.0,
-}  # fmt: skip
-SGD = {
-    "lr": 0.1, "momentum": 0.9, "dampening": 0.0, "nesterov": False, "decay": 0.0, "clip": 1.0,
-}  # fmt: skip
+ADAM = optimizers.AdamStep(0.1, 0.9, 0.999, root=0.5, eps=1e-8, clip=1.0)
+SGD = optimizers.SgdStep(0.1, momentum=0.9, clip=1.0)
 
 
 def through(prepare, run, *others):
@@ -171,12 +166,12 @@ def of_product(x):
     return out
 
 
-def changing(function, *, written, **options):
+def changing(function, *, written, step):
     """Of an optimizer step only the gradient is read."""
 
     def run(grad):
         state = [array.copy() for array in written]
-        function(state[0], grad, *state[1:], **options)
+        function(state[0], grad, *state[1:], step)
         return state
 
     return run
@@ -270,11 +265,11 @@ CALLS = {
         [floats(30, 20), floats(30, 20), floats(20), floats(20), floats(20)], [],
     ),
     "optimizers.adam": (
-        changing(optimizers.adam, written=[floats(300), floats(300), floats(300) ** 2], **ADAM),
+        changing(optimizers.adam, written=[floats(300), floats(300), floats(300) ** 2], step=ADAM),
         [floats(300)], [],
     ),
     "optimizers.sgd": (
-        changing(optimizers.sgd, written=[floats(300), floats(300)], **SGD), [floats(300)], [],
+        changing(optimizers.sgd, written=[floats(300), floats(300)], step=SGD), [floats(300)], [],
     ),
     "pointwise.prepare": (
         lambda constant, x: pointwise.run(
@@ -397,8 +392,8 @@ def test_arrays_that_are_written_must_be_writable(dtype):
             lambda: signed.signs_matmul(signed.prepare_signs_matmul(floats(2, 70)), words(3), out)
         ]
         flat = out.reshape(-1)
-        calls.append(lambda: optimizers.adam(flat, flat.copy(), flat.copy(), flat.copy(), **ADAM))
-        calls.append(lambda: optimizers.sgd(flat.copy(), flat.copy(), flat, **SGD))
+        calls.append(lambda: optimizers.adam(flat, flat.copy(), flat.copy(), flat.copy(), ADAM))
+        calls.append(lambda: optimizers.sgd(flat.copy(), flat.copy(), flat, SGD))
         layer = fused.prepare([xnor.prepare_matmul(words(2), 70)], fused.as_floats((2,)))
         calls.append(lambda: fused.run(layer, [words(3)], [out]))
     elif dtype == np.int32:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tinybnn.kernels.machine import parallel, threads
 from tinybnn.kernels.machine.layout import for_kernel
-from tinybnn.kernels.machine.memory import empty_like
+from tinybnn.kernels.machine.memory import empty
 from tinybnn.kernels.machine.simd import kernel
 
 _SPEED = 1.3e10  # floats a second, of a fast core
@@ -32,9 +32,7 @@ def sign(x):
     -------
     (n,) float32
     """
-    out = empty_like(x)
-    _run(_SIGN, x, _NO_FLOATS, out)
-    return out
+    return _run(_SIGN, x, _NO_FLOATS)
 
 
 def gated_gradient(grad, x, low, high):
@@ -50,9 +48,7 @@ def gated_gradient(grad, x, low, high):
     -------
     (n,) float32
     """
-    out = empty_like(x)
-    _run(_GATE, x, grad, out, (low, high))
-    return out
+    return _run(_GATE, x, grad, (low, high))
 
 
 def tent_gradient(grad, x):
@@ -66,16 +62,14 @@ def tent_gradient(grad, x):
     -------
     (n,) float32
     """
-    out = empty_like(x)
-    _run(_TENT, x, grad, out)
-    return out
+    return _run(_TENT, x, grad)
 
 
-def _run(step, x, grad, out, limits=(0.0, 0.0)):
+def _run(step, x, grad, limits=(0.0, 0.0)):
     x, grad, limits = for_kernel(x), for_kernel(grad), tuple(map(np.float32, limits))
-    tasks = threads.tasks_for(x.size / _SPEED)
-    arguments = step, limits, x.reshape(-1), grad.reshape(-1), out.reshape(-1)
-    parallel.share_out(_numbers, parallel.shares(x.size, tasks), *arguments)
+    out, tasks = empty(x.shape, np.float32), threads.tasks_for(x.size / _SPEED)
+    parallel.share_out(_numbers, parallel.shares(x.size, tasks), step, limits, x, grad, out)
+    return out
 
 
 # ---------------------------------------------------------------------------------------- kernels
