@@ -82,8 +82,8 @@ def conv2d_input_gradient(grad, weight, geometry, *, method=None, out=None):
     ValueError
         If a dtype or a shape does not fit, or the CPU cannot do ``method``.
     """
-    name, per_group, taps = "conv2d_input_gradient", geometry.weight[3], geometry.windows.taps
-    shape = *np.shape(grad)[:1], *geometry.output
+    name, (_, kh, kw, per_group) = "conv2d_input_gradient", geometry.weight
+    taps, shape = kh * kw, (*np.shape(grad)[:1], *geometry.output)
     grad, weight = operands(
         name, grad=(grad, np.float32, shape), weight=(weight, np.uint64, geometry.weight_words)
     )
@@ -312,13 +312,13 @@ def _turned(g, first_and_end, cells, taps):
 
 def _by_tables(plan, grad, weight, out):
     """One group. grad : (N, OH, OW, O), out : (N, H, W, C), of which C / groups are written."""
-    g, turns = plan.g, plan.turned
-    turned, words = empty(turns.size, np.int32), weight.reshape(-1)
-    for of_phase in turns.turns:
-        turn(0, turns.steps, 0, words, of_phase, POWERS, turned)
-    tasks = min(threads.tasks_for(plan.seconds), plan.units)
+    g, turns, tasks = plan.g, plan.turned, min(threads.tasks_for(plan.seconds), plan.units)
+    turned = empty(turns.size, np.int32)
     tables = empty(tasks * g.cells * g.cell, np.float32)
     pixels = empty(2 * tasks * g.band * g.windows.width, np.int64)
+    words = weight.reshape(-1)
+    for of_phase in turns.turns:
+        turn(0, turns.steps, 0, words, of_phase, POWERS, turned)
     signs, scratch = (turned, turns.offsets, turns.phases), (PATTERNS, tables, pixels)
     shares, arrays = parallel.shares(plan.units, tasks), (grad.reshape(-1), signs, scratch)
     parallel.share_out(_input_by_tables, shares, *arrays, out.reshape(-1), g)

@@ -378,9 +378,9 @@ def _add_by_tables(shares, part, x, grad, correction, sums):
     g = part.g
     steps = -(-g.pixels // STEP)
     turned = empty(-(-steps // _CHUNK) * _CHUNK * g.lanes, np.int32)
+    tables = empty(len(shares) * _TILE * _CHUNK * STEP_FLOATS, np.float32)
     by_steps = parallel.shares(steps, min(len(shares), steps))
     parallel.share_out(turn, by_steps, x, part.signs, POWERS, turned)
-    tables = empty(len(shares) * _TILE * _CHUNK * STEP_FLOATS, np.float32)
     rows = np.empty(2 * len(shares) * _TILE, np.int64)
     scratch = tables, rows, _OFFSETS, PATTERNS
     arrays = grad, turned, scratch, correction, sums
