@@ -240,16 +240,16 @@ class SignConv2d(_Signs):
             geometry = geometry_of("binary_conv2d", x.shape, geometry.weight, **options)
             return ConvWeight.apply(x, grad, geometry=geometry)
         gradient = _kernels().weight_gradient.conv2d_weight_gradient
-        taps = gradient(_rows(grad), self.x_bits, self.shape, self.padding_mode)
-        return taps.transpose(0, 3, 1, 2)
+        return gradient(_rows(grad), self.x_bits, self.shape).transpose(0, 3, 1, 2)
 
     @functools.cached_property
     def shape(self):
         """The shape of the convolution, as the kernels of both gradients take it."""
         (_, channels, *size), (filters, _, *kernel) = self.geometry.image, self.geometry.weight
         return _kernels().sign_gradients.geometry_of(
-            channels, filters, tuple(size), tuple(kernel), **self.geometry.options
-        )
+            channels, filters, tuple(size), tuple(kernel), **self.geometry.options,
+            padding_mode=self.padding_mode,
+        )  # fmt: skip
 
     @property
     def runs_on_floats(self):

@@ -87,10 +87,9 @@ def conv2d_input_gradient(grad, weight, geometry, *, method=None, out=None):
     grad, weight = operands(
         name, grad=(grad, np.float32, shape), weight=(weight, np.uint64, geometry.weight_words)
     )
+    panels = taps * -(-per_group // LANES)
+    method = choose_method(name, method, grad, per_group, taps * per_group, panels)
     out = out_array(name, out, (len(grad), *geometry.image))
-    method = choose_method(
-        name, method, grad, per_group, taps * per_group, taps * -(-per_group // LANES)
-    )
     if out.size == 0:
         return out
     if method == "float":

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinybnn.kernels.machine.checks import check_groups
+from tinybnn.kernels.machine.checks import check_groups, check_padding_mode
 from tinybnn.kernels.machine.layout import for_kernel, words_for
 from tinybnn.kernels.machine.simd import cpu_features
 from tinybnn.kernels.machine.windows import Windows, windows
@@ -100,6 +100,7 @@ class Geometry(NamedTuple):
         Shapes of the packed image and weight.
     groups : int
     windows : Windows
+    padding_mode : str
     """
 
     image: tuple
@@ -109,6 +110,7 @@ class Geometry(NamedTuple):
     weight_words: tuple
     groups: int
     windows: Windows
+    padding_mode: str
 
     @property
     def options(self):
@@ -124,8 +126,9 @@ class Geometry(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)  # a layer in training asks at each step
 def geometry_of(
-    channels, filters, size, kernel_size, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1
-):
+    channels, filters, size, kernel_size, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1,
+    padding_mode="zeros",
+):  # fmt: skip
     """The shape of a binary convolution, as its two gradients take it.
 
     Parameters
@@ -136,6 +139,8 @@ def geometry_of(
         Along height and width.
     groups : int
         A divisor of C and of O.
+    padding_mode : "zeros" or "ones"
+        What stands outside the image: nothing that adds to a sum, or +1.
 
     Returns
     -------
@@ -147,6 +152,7 @@ def geometry_of(
         If a parameter does not fit, or no window fits.
     """
     check_groups("geometry_of", channels, filters, groups)
+    check_padding_mode("geometry_of", padding_mode)
     of = windows("geometry_of", size, kernel_size, stride, padding, dilation)
     channels, filters, groups = int(channels), int(filters), int(groups)
     per_group = channels // groups
@@ -158,6 +164,7 @@ def geometry_of(
         weight_words=(filters, *of.kernel_size, words_for(per_group)),
         groups=groups,
         windows=of,
+        padding_mode=padding_mode,
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from tinybnn.kernels.floats import convolution
 from tinybnn.kernels.machine import parallel, threads
-from tinybnn.kernels.machine.checks import check_padding_mode, out_array
+from tinybnn.kernels.machine.checks import out_array
 from tinybnn.kernels.machine.memory import empty
 from tinybnn.kernels.machine.simd import FLOATS, add_first, inlined, kernel, splat_like, zeros
 from tinybnn.kernels.machine.windows import with_border
@@ -59,7 +59,7 @@ _TILE = 8  # filters that are in use at a time
 _TURNED_BYTES = 1 << 22  # turned signs of the input that are kept at a time
 
 
-def conv2d_weight_gradient(grad, x, geometry, padding_mode="zeros", *, method=None, out=None):
+def conv2d_weight_gradient(grad, x, geometry, *, method=None, out=None):
     """Gradient of a binary convolution in its weight: floats times the signs of the input.
 
     With the input pixel (y, x) that the tap (ky, kx) of output pixel (oy, ox) falls on,
@@ -73,8 +73,6 @@ def conv2d_weight_gradient(grad, x, geometry, padding_mode="zeros", *, method=No
     x : (N, H, W, words_for(C)) uint64
     geometry : Geometry
         Of `geometry_of`.
-    padding_mode : "zeros" or "ones"
-        What stands outside the image: nothing that adds to the sum, or +1.
     method : "lookup", "masked" or "float", optional
         By default what suits the CPU and the share of zeros in ``grad``.
     out : (O, kh, kw, C / groups) float32, optional
@@ -87,43 +85,41 @@ def conv2d_weight_gradient(grad, x, geometry, padding_mode="zeros", *, method=No
     Raises
     ------
     ValueError
-        If a dtype, a shape or a parameter does not fit, or the CPU cannot do ``method``.
+        If a dtype or a shape does not fit, or the CPU cannot do ``method``.
     """
-    name, shape = "conv2d_weight_gradient", (*np.shape(grad)[:1], *geometry.output)
+    name, (_, kh, kw, per_group) = "conv2d_weight_gradient", geometry.weight
+    shape, (_, panels) = (*np.shape(grad)[:1], *geometry.output), _columns(kh * kw, per_group)
     grad, x = operands(
         name, grad=(grad, np.float32, shape), x=(x, np.uint64, (*shape[:1], *geometry.image_words))
     )
-    check_padding_mode(name, padding_mode)
-    out = out_array(name, out, geometry.weight)
-    _, kh, kw, per_group = geometry.weight
-    _, panels = _columns(kh * kw, per_group)
     method = choose_method(name, method, grad, per_group, kh * kw * per_group, panels)
+    out = out_array(name, out, geometry.weight)
     if out.size == 0 or grad.size == 0:
         out[...] = 0
     elif method == "float":
-        _by_floats(grad, x, geometry, padding_mode, out)
+        _by_floats(grad, x, geometry, out)
     else:
         channels, groups = geometry.image[2], geometry.groups
         split = split_groups(x, channels, groups) if groups > 1 else x[:, :, :, None]
         for group in range(groups):
-            plan = _plan(geometry, len(grad), group, padding_mode, method, _TURNED_BYTES)
+            plan = _plan(geometry, len(grad), group, method, _TURNED_BYTES)
             _weight_gradient(plan, grad, split[:, :, :, group], method, out[plan.filters])
     return out
 
 
-def _by_floats(grad, x, geometry, padding_mode, out):
+def _by_floats(grad, x, geometry, out):
     signs, (stride, padding, *others) = unpack(x, geometry.image[2]), geometry.options
-    if padding_mode == "ones":
+    if geometry.padding_mode == "ones":
         signs, padding = with_border(signs, padding, 1), (0, 0)
     sizes = geometry.weight[1:3], stride, padding, *others
     found = convolution.conv2d_weight(signs, grad, *sizes)  # (O, C / groups, kh, kw)
     out[...] = found.transpose(0, 2, 3, 1)
 
 
-def conv2d_weight_gradient_reference(grad, x, geometry, padding_mode="zeros"):
+def conv2d_weight_gradient_reference(grad, x, geometry):
     """What :func:`conv2d_weight_gradient` computes, in plain NumPy, in the dtype of ``grad``."""
     image = unpack_reference(x, geometry.image[2], grad.dtype)
-    image = with_border(image, geometry.windows.padding, int(padding_mode == "ones"))
+    image = with_border(image, geometry.windows.padding, int(geometry.padding_mode == "ones"))
     out = empty(geometry.weight, grad.dtype)
     for ky, kx, seen in geometry.windows.views(image):  # (N, OH, OW, C)
         for o, c in geometry.group_slices():
@@ -234,7 +230,7 @@ class _Plan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)  # a layer in training needs its plan at each step
-def _plan(geometry, images, group, padding_mode, method, most_bytes):
+def _plan(geometry, images, group, method, most_bytes):
     """The plan for one group of a convolution, for so many images."""
     of, (filters, kh, kw, per_group) = geometry.windows, geometry.weight
     words, group_filters = words_for(per_group), filters // geometry.groups
@@ -263,9 +259,9 @@ def _plan(geometry, images, group, padding_mode, method, most_bytes):
     return _Plan(
         slice(group * group_filters, (group + 1) * group_filters), tap_lanes, lanes, parts,
         (together, *of.padded_size, words) if copies else None,
-        pack_reference(np.ones(per_group)) * np.uint64(padding_mode == "ones"),
+        pack_reference(np.ones(per_group)) * np.uint64(geometry.padding_mode == "ones"),
         (slice(None), *map(slice, of.padding, (of.top + of.height, of.left + of.width))),
-        _border(of) if padding_mode == "zeros" else ([], [], []),
+        _border(of) if geometry.padding_mode == "zeros" else ([], [], []),
         together * len(pixel) * kh * kw * per_group * group_filters / SPEED,
     )  # fmt: skip
 
