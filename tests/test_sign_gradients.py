@@ -195,6 +195,20 @@ def test_the_last_band_may_have_fewer_rows(method, monkeypatch):
         assert np.array_equal(memory[:2], expected) and np.all(memory[2] == 7)
 
 
+@pytest.mark.parametrize(("images", "filters"), [(2, 0), (0, 3)])
+def test_gradients_of_nothing_are_zeros(images, filters):
+    shape = geometry_of(70, filters, (4, 5), (3, 3), padding=(1, 1))
+    grad, out = np.zeros((images, 4, 5, filters), np.float32), np.full((images, 4, 5, 70), 7)
+    weight, x = np.zeros((filters, 3, 3, 2), np.uint64), np.zeros((images, 4, 5, 2), np.uint64)
+    for method in METHODS:
+        found = input_gradient.conv2d_input_gradient(
+            grad, weight, shape, method=method, out=out.astype(np.float32)
+        )
+        assert found.shape == out.shape and np.all(found == 0)
+        found = weight_gradient.conv2d_weight_gradient(grad, x, shape, method=method)
+        assert found.shape == (filters, 3, 3, 70) and np.all(found == 0)
+
+
 def test_long_sums():
     """More pixels than a list or a chunk holds, more filters than a tile."""
     images, side = (1, 20) if SMALL else (5, 23)  # 5 * 23 * 23 = 2645 pixels

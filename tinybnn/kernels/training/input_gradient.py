@@ -90,7 +90,8 @@ def conv2d_input_gradient(grad, weight, geometry, *, method=None, out=None):
     panels = taps * -(-per_group // LANES)
     method = choose_method(name, method, grad, per_group, taps * per_group, panels)
     out = out_array(name, out, (len(grad), *geometry.image))
-    if out.size == 0:
+    if out.size == 0 or grad.size == 0:
+        out[...] = 0
         return out
     if method == "float":
         signs, size = unpack(weight, per_group).transpose(0, 3, 1, 2), geometry.image[:2]
