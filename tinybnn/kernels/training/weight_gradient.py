@@ -287,12 +287,6 @@ def _border(of):
     return inside, rows, columns
 
 
-@functools.lru_cache(maxsize=256)
-def _shares(filters, tasks):
-    """Filters by fours, as rows are computed."""
-    return np.minimum(4 * parallel.shares(-(-filters // 4), tasks), filters)
-
-
 def _weight_gradient(plan, grad, x, method, out):
     """One group. x : (N, H, W, words), out : (O / groups, kh, kw, C / groups)."""
     # Sums are kept in rows of whole panels; those of whole channels are the result itself.
@@ -300,7 +294,8 @@ def _weight_gradient(plan, grad, x, method, out):
     direct = plan.lanes == kh * kw * per_group
     rows = out if direct else empty((filters, plan.lanes), np.float32)
     correction = _beyond_the_image(grad[..., plan.filters], kh, kw, plan.border)
-    shares = _shares(filters, min(threads.tasks_for(plan.seconds), -(-filters // 4)))
+    tasks = min(threads.tasks_for(plan.seconds), max(1, filters // 4))
+    shares = parallel.shares(filters, tasks, 4)  # rows are computed by fours
     if plan.padded:
         padded = empty(plan.padded, np.uint64)
         padded[...] = plan.outside
