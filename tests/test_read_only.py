@@ -305,6 +305,9 @@ CALLS = {
     "straight_through.gated_gradient": (
         straight_through.gated_gradient, [floats(300), floats(300)], [-1, 1],
     ),
+    "straight_through.leaky_gradient": (
+        straight_through.leaky_gradient, [floats(300), floats(300)], [0.1],
+    ),
     "straight_through.tent_gradient": (
         straight_through.tent_gradient, [floats(300), floats(300)], [],
     ),

@@ -67,8 +67,10 @@ def choose_method(name, method, grad, channels, columns, panels):
     if "avx512f" in features:
         can.add("masked")
     if method is None:
-        if "masked" in can and channels > _FEW and _share_of_nonzero(grad) <= _SPARSE:
-            return "masked"
+        if "masked" in can and channels > _FEW:
+            sample = grad.reshape(-1)[:: grad.size >> 14 | 1]  # about 16,000 gradients, or all
+            if np.count_nonzero(sample) / max(len(sample), 1) <= _SPARSE:
+                return "masked"
         pays = "lookup" in can and _TABLE + panels < _FLOATS * columns / 64
         return "lookup" if pays else "float"
     if method not in METHODS:
@@ -76,12 +78,6 @@ def choose_method(name, method, grad, channels, columns, panels):
     if method not in can:
         raise ValueError(f"{name}: this CPU cannot do {method!r}, only {sorted(can)}")
     return method
-
-
-def _share_of_nonzero(grad):
-    """Of about 16,000 of the gradients, or all."""
-    sample = grad.reshape(-1)[:: grad.size >> 14 | 1]
-    return np.count_nonzero(sample) / max(len(sample), 1)
 
 
 # ---------------------------------------------------------------------------------------- the shape

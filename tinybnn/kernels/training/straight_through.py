@@ -17,7 +17,7 @@ from tinybnn.kernels.machine.simd import kernel
 
 _SPEED = 1.3e10  # floats a second, of a fast core
 
-_SIGN, _GATE, _TENT = range(3)
+_SIGN, _GATE, _TENT, _LEAKY = range(4)
 _NO_FLOATS = np.empty(0, np.float32)
 
 
@@ -65,10 +65,26 @@ def tent_gradient(grad, x):
     return _run(_TENT, x, grad)
 
 
-def _run(step, x, grad, limits=(0.0, 0.0)):
-    x, grad, limits = for_kernel(x), for_kernel(grad), tuple(map(np.float32, limits))
+def leaky_gradient(grad, x, slope):
+    """grad where x > 0, else slope * grad.
+
+    Parameters
+    ----------
+    grad, x : (n,) float32, C-contiguous
+    slope : float
+        Rounded to float32.
+
+    Returns
+    -------
+    (n,) float32
+    """
+    return _run(_LEAKY, x, grad, (slope, 0.0))
+
+
+def _run(step, x, grad, constants=(0.0, 0.0)):
+    x, grad, constants = for_kernel(x), for_kernel(grad), tuple(map(np.float32, constants))
     out, tasks = empty(x.shape, np.float32), threads.tasks_for(x.size / _SPEED)
-    parallel.share_out(_numbers, parallel.shares(x.size, tasks), step, limits, x, grad, out)
+    parallel.share_out(_numbers, parallel.shares(x.size, tasks), step, constants, x, grad, out)
     return out
 
 
@@ -76,9 +92,9 @@ def _run(step, x, grad, limits=(0.0, 0.0)):
 
 
 @kernel(allocates=False)
-def _numbers(first, end, task, step, limits, x, grad, out):
+def _numbers(first, end, task, step, constants, x, grad, out):
     """Signs or gradients of the numbers first to end - 1."""
-    low, high = limits
+    low, high = constants  # of a gate; of a leaky gradient the slope
     x, out = x[first:end], out[first:end]
     one, zero, two = np.float32(1), np.float32(0), np.float32(2)
     if step == _SIGN:
@@ -89,6 +105,8 @@ def _numbers(first, end, task, step, limits, x, grad, out):
     for i in range(len(x)):
         if step == _GATE:
             slope = one if (x[i] >= low) & (x[i] <= high) else zero
+        elif step == _LEAKY:
+            slope = one if x[i] > 0 else low
         else:
             size = abs(x[i])
             slope = two - two * size if size <= one else zero
