@@ -38,6 +38,7 @@ from tinybnn.kernels.training.lookup import (
     make_tables,
     product,
     turn,
+    vectors,
 )
 from tinybnn.kernels.training.masked import add_listed, list_nonzero
 from tinybnn.kernels.training.sign_gradients import (
@@ -291,7 +292,6 @@ def _turned(g, first_and_end, cells, taps):
     starts = np.minimum(np.arange(steps * STEP), g.group_filters - 1) + g.first_filter
     starts *= per_filter
     offsets, phases, turns = [], np.zeros((len(first_and_end), 4), np.int64), []
-    channel = np.arange(0, g.group_channels, FLOATS)
     base = 0
     for phase, (first, end) in enumerate(first_and_end):
         count = end - first
@@ -299,13 +299,10 @@ def _turned(g, first_and_end, cells, taps):
         for step in range(steps):
             offsets.extend(cells[first:end] * steps * STEP_FLOATS + step * STEP_FLOATS)
         if count:
-            sources = taps[first:end, None] + channel // 64
-            shifts = np.broadcast_to(channel % 64, sources.shape)
-            places = np.arange(count)[:, None] * LANES + channel // LANES * phases[phase, 3]
-            places = base + places + channel % LANES
-            shifts = shifts.reshape(-1).astype(np.uint64)
-            of_phase = sources.reshape(-1), shifts, places.reshape(-1)
-            turns.append(Turning(starts, *of_phase, 1, int(count) * LANES, 0))
+            channel, *sources = vectors(taps[first:end], g.group_channels)
+            places = base + channel // LANES * phases[phase, 3] + channel % LANES
+            places = np.add.outer(np.arange(count) * LANES, places).reshape(-1)
+            turns.append(Turning(starts, *sources, places, 1, int(count) * LANES, 0))
             base += panels * phases[phase, 3]
     return _Turned(np.array(offsets, np.int64), phases, steps, turns, int(base))
 

@@ -146,6 +146,27 @@ class Turning(NamedTuple):
     small: int
 
 
+def vectors(taps, channels):
+    """Where the vectors of 16 signs are in a packed row, for `turn`.
+
+    Parameters
+    ----------
+    taps : (T,) int64
+        Where the words of each tap begin.
+    channels : int
+
+    Returns
+    -------
+    channel : (n,) int64
+        The first of each vector.
+    sources, shifts : (T * n,) int64, (T * n,) uint64
+    """
+    channel = np.arange(0, channels, FLOATS)
+    sources = np.add.outer(taps, channel // 64)
+    shifts = np.broadcast_to(channel % 64, sources.shape).astype(np.uint64)
+    return channel, sources.reshape(-1), shifts.reshape(-1)
+
+
 @kernel(allocates=False)
 def turn(first, end, _, words, turning, powers, turned):
     """Signs packed along channels become integers of 32 signs along rows.

@@ -43,6 +43,7 @@ from tinybnn.kernels.training.lookup import (
     make_tables,
     product,
     turn,
+    vectors,
 )
 from tinybnn.kernels.training.masked import add_listed, list_nonzero
 from tinybnn.kernels.training.sign_gradients import (
@@ -353,12 +354,10 @@ def _turning(starts, taps, tap_lanes, lanes):
     signs will do.
     """
     starts = np.append(starts, np.full(-len(starts) % STEP, starts[-1]))
-    channel = np.arange(0, tap_lanes, FLOATS)
-    sources = np.add.outer(taps, channel // 64)  # (taps, n)
-    shifts = np.broadcast_to(channel % 64, sources.shape).reshape(-1).astype(np.uint64)
-    lane = np.arange(len(taps))[:, None] * tap_lanes + channel
-    places = (lane // LANES * _CHUNK * LANES + lane % LANES).reshape(-1)
-    return Turning(starts, sources.reshape(-1), shifts, places, _CHUNK, _CHUNK * lanes, LANES)
+    channel, *sources = vectors(taps, tap_lanes)
+    lane = np.add.outer(np.arange(len(taps)) * tap_lanes, channel).reshape(-1)
+    places = lane // LANES * _CHUNK * LANES + lane % LANES
+    return Turning(starts, *sources, places, _CHUNK, _CHUNK * lanes, LANES)
 
 
 _OFFSETS = np.arange(_CHUNK) * STEP_FLOATS
