@@ -22,8 +22,8 @@ Half of a table tells all: when every sign is turned round, the sum changes its 
 else. So 8 entries and the fourth sign suffice, and AVX2, which can pick from 8 floats at a time,
 finds the same numbers. Other CPUs cannot run `product`.
 
-For speed alone: the products are those of `convolution` with unpacked signs. `tinybnn bench train
---profile` shows their share of a step.
+For speed alone: the products are those of `convolution` with unpacked signs. See `sign_gradients`
+for what it gains.
 """
 
 from __future__ import annotations

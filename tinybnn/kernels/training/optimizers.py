@@ -6,8 +6,8 @@ they do not depend on the number of threads.
 
 All arrays are (n,) float32 and C-contiguous; those that hold the state are changed in place.
 
-For speed alone: NumPy takes a dozen passes. `tinybnn bench train --profile` shows the share of
-updates.
+For speed alone: NumPy takes a dozen passes, and a step of the MLP 784-1024-1024-10 twice as long.
+`tinybnn bench train --profile` shows the share of updates.
 """
 
 from __future__ import annotations

@@ -18,6 +18,11 @@ to add them up, of which one is chosen by the CPU and by what fills its register
 
 Sums are float32. Their order depends on the method, but not on the number of threads: threads share
 out the outputs, and each sum is one thread's.
+
+"lookup" and "masked" are for speed alone: with "float" a step of VGG-small takes 2.5 times as long,
+one of the MLP 784-1024-1024-10 2.7 times. (`tinybnn bench train --profile` times the steps and
+their parts. Here and in the other files of this folder figures are of one thread, 16 samples and
+AVX-512.)
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 A quantizer's backward pass multiplies the gradient by a slope that depends on the input
 (`quantizers`). NumPy takes a pass over memory for each comparison and product; these kernels take
 one in all, on as many threads as pay. Elementwise results do not depend on their number.
-`tinybnn bench train` shows what a training step gains.
+
+For speed alone: with the formulas a step of the depth-wise separable network takes 1.3 times as
+long. `tinybnn bench train --profile` shows where the time of a step goes.
 """
 
 from __future__ import annotations
