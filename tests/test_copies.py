@@ -36,7 +36,7 @@ from tinybnn.kernels.floats import fused, gathered, pointwise, signed
 from tinybnn.kernels.machine import windows
 from tinybnn.kernels.machine.threads import num_threads
 from tinybnn.kernels.signs import bits, depthwise, xnor
-from tinybnn.kernels.training import lookup, sign_gradients
+from tinybnn.kernels.training import lookup, optimizers, sign_gradients
 from tinybnn.models import binary_vae, blocks, codes, latents, mobilenet_v3, resnet
 from tinybnn.models.shufflenet_v1 import ShuffleUnit
 from tinybnn.runs import Config
@@ -532,12 +532,12 @@ EXAMPLES[fused.Layer] = (
 )  # fmt: skip
 for cls in (
     gathered.Patches, gathered.Panel, gathered.Sums, lookup.Rows, lookup.Signs, lookup.Sums,
-    lookup.Tables, lookup.Turning, pointwise.Arrays, pointwise.Scratch, signed.Copying,
-    signed.Tables,
+    lookup.Tables, lookup.Turning, optimizers.AdamStep, optimizers.SgdStep, pointwise.Arrays,
+    pointwise.Scratch, signed.Copying, signed.Tables,
 ):  # fmt: skip
     value(cls, *range(len(cls._fields)))
 value(windows.Windows, 5, 5, 5, 5, 1, 1, 1, 1, 0, 0, 1, 1)
-value(sign_gradients.Geometry, 3, 1, windows.windows("conv2d", (5, 5), (1, 1)))
+value(sign_gradients.Geometry, *sign_gradients.geometry_of(3, 2, (5, 5), (1, 1)))
 
 # --------------------------------------------------------------------------------------- the graph
 

@@ -28,6 +28,7 @@ from tinybnn.kernels.training import (
     losses,
     normalization,
     optimizers,
+    sign_gradients,
     straight_through,
     weight_gradient,
 )
@@ -133,6 +134,7 @@ def flags(n):
 
 
 GEOMETRY = (2, 2), (2, 2), (1, 1)
+CONVOLUTION = sign_gradients.geometry_of(70, 20, (5, 5), (3, 3))
 FILTERS = xnor.prepare_conv2d(words(20, 3, 3), 70, (5, 5), padding=(1, 1))
 ROWS = xnor.prepare_matmul(words(20), 70)
 DEPTHWISE = words(3, 3)
@@ -143,13 +145,8 @@ BITS = depthwise.prepare(
 WEIGHT = floats(4, 3, 3, 3)
 PROGRAM = pointwise.prepare((5, 5, 3), ["floats", "floats"], [("add", 0, 1)], [("floats", 2)])
 ROW = pointwise.prepare((20,), ["sums"], [("mul", 0, floats(20))], [("floats", 1)])
-ADAM = {
-    "size": 0.1, "betas": (0.9, 0.999), "root": 0.5, "eps": 1e-8, "shrink": 1.0, "decay": 0.0,
-    "clip": 1.0,
-}  # fmt: skip
-SGD = {
-    "lr": 0.1, "momentum": 0.9, "dampening": 0.0, "nesterov": False, "decay": 0.0, "clip": 1.0,
-}  # fmt: skip
+ADAM = optimizers.AdamStep(0.1, 0.9, 0.999, root=0.5, eps=1e-8, clip=1.0)
+SGD = optimizers.SgdStep(0.1, momentum=0.9, clip=1.0)
 
 
 def through(prepare, run, *others):
@@ -169,12 +166,12 @@ def of_product(x):
     return out
 
 
-def changing(function, *, written, **options):
+def changing(function, *, written, step):
     """Of an optimizer step only the gradient is read."""
 
     def run(grad):
         state = [array.copy() for array in written]
-        function(state[0], grad, *state[1:], **options)
+        function(state[0], grad, *state[1:], step)
         return state
 
     return run
@@ -243,7 +240,7 @@ CALLS = {
     "fused.run": (of_program, [floats(2, 5, 5, 3), floats(2, 5, 5, 3)], []),
     "fused.prepare": (of_product, [words(3)], []),
     "input_gradient.conv2d_input_gradient": (
-        input_gradient.conv2d_input_gradient, [floats(2, 3, 3, 20), words(20, 3, 3)], [70, (5, 5)],
+        input_gradient.conv2d_input_gradient, [floats(2, 3, 3, 20), words(20, 3, 3)], [CONVOLUTION],
     ),
     "input_gradient.linear_input_gradient": (
         input_gradient.linear_input_gradient, [floats(3, 20), words(20)], [70],
@@ -268,11 +265,11 @@ CALLS = {
         [floats(30, 20), floats(30, 20), floats(20), floats(20), floats(20)], [],
     ),
     "optimizers.adam": (
-        changing(optimizers.adam, written=[floats(300), floats(300), floats(300) ** 2], **ADAM),
+        changing(optimizers.adam, written=[floats(300), floats(300), floats(300) ** 2], step=ADAM),
         [floats(300)], [],
     ),
     "optimizers.sgd": (
-        changing(optimizers.sgd, written=[floats(300), floats(300)], **SGD), [floats(300)], [],
+        changing(optimizers.sgd, written=[floats(300), floats(300)], step=SGD), [floats(300)], [],
     ),
     "pointwise.prepare": (
         lambda constant, x: pointwise.run(
@@ -308,6 +305,9 @@ CALLS = {
     "straight_through.gated_gradient": (
         straight_through.gated_gradient, [floats(300), floats(300)], [-1, 1],
     ),
+    "straight_through.leaky_gradient": (
+        straight_through.leaky_gradient, [floats(300), floats(300)], [0.1],
+    ),
     "straight_through.tent_gradient": (
         straight_through.tent_gradient, [floats(300), floats(300)], [],
     ),
@@ -315,7 +315,8 @@ CALLS = {
         thresholds.threshold, [integers(-9, 9, 3, 70), integers(-9, 9, 70), flags(70)], [],
     ),
     "weight_gradient.conv2d_weight_gradient": (
-        weight_gradient.conv2d_weight_gradient, [floats(2, 3, 3, 20), words(2, 5, 5)], [70, (3, 3)],
+        weight_gradient.conv2d_weight_gradient,
+        [floats(2, 3, 3, 20), words(2, 5, 5)], [CONVOLUTION],
     ),
     "weight_gradient.linear_weight_gradient": (
         weight_gradient.linear_weight_gradient, [floats(3, 20), words(3)], [70],
@@ -344,8 +345,8 @@ OTHERS = {
     "fused.bind", "fused.bind_product",
     "normalization.fits", "pointwise.arrays", "pointwise.mask_words",
     "pointwise.slot_floats", "pooling.bind", "sign_gradients.as_image",
-    "sign_gradients.check_geometry", "sign_gradients.choose_method",
-    "sign_gradients.tasks_for_products", "signed.bind_ordered_matmul", "signed.conv2d_arguments",
+    "sign_gradients.choose_method", "sign_gradients.geometry_of", "sign_gradients.operands",
+    "signed.bind_ordered_matmul", "signed.conv2d_arguments",
     "signed.signs_floats", "xnor.bind", "xnor.count_disagreements",
     "xnor.counted", "xnor.register_peak",
 }  # fmt: skip
@@ -393,8 +394,8 @@ def test_arrays_that_are_written_must_be_writable(dtype):
             lambda: signed.signs_matmul(signed.prepare_signs_matmul(floats(2, 70)), words(3), out)
         ]
         flat = out.reshape(-1)
-        calls.append(lambda: optimizers.adam(flat, flat.copy(), flat.copy(), flat.copy(), **ADAM))
-        calls.append(lambda: optimizers.sgd(flat.copy(), flat.copy(), flat, **SGD))
+        calls.append(lambda: optimizers.adam(flat, flat.copy(), flat.copy(), flat.copy(), ADAM))
+        calls.append(lambda: optimizers.sgd(flat.copy(), flat.copy(), flat, SGD))
         product = xnor.prepare_matmul(words(2), 70)
         calls.append(lambda: xnor.run(product, words(3), out))
         as_floats = pointwise.prepare((2,), ["sums"], [], [("floats", 0)])

@@ -19,6 +19,7 @@ from tinybnn import functional as F
 from tinybnn.kernels.machine import simd, threads
 from tinybnn.kernels.signs import bits
 from tinybnn.kernels.training import input_gradient, sign_gradients, weight_gradient
+from tinybnn.kernels.training.sign_gradients import geometry_of
 from tinybnn.tensor import Tensor
 
 seeds = st.integers(0, 2**32 - 1)
@@ -80,19 +81,13 @@ def test_integer_gradients_are_exact(seed, case, density, padding_mode):
     grad = integer_gradient(rng, density, images, *out_size(size, kernel, **geometry), filters)
     weight = random_bits(rng, filters, *kernel, channels // geometry["groups"])
     x = random_bits(rng, images, *size, channels)
-    in_input = input_gradient.conv2d_input_gradient_reference(
-        grad, weight, channels, size, **geometry
-    )
-    modes = dict(geometry, padding_mode=padding_mode)
-    in_weight = weight_gradient.conv2d_weight_gradient_reference(grad, x, channels, kernel, **modes)
+    shape = geometry_of(channels, filters, size, kernel, **geometry, padding_mode=padding_mode)
+    in_input = input_gradient.conv2d_input_gradient_reference(grad, weight, shape)
+    in_weight = weight_gradient.conv2d_weight_gradient_reference(grad, x, shape)
     for method in METHODS:
-        found = input_gradient.conv2d_input_gradient(
-            grad, weight, channels, size, **geometry, method=method
-        )
+        found = input_gradient.conv2d_input_gradient(grad, weight, shape, method=method)
         assert same(found, in_input), method
-        found = weight_gradient.conv2d_weight_gradient(
-            grad, x, channels, kernel, **modes, method=method
-        )
+        found = weight_gradient.conv2d_weight_gradient(grad, x, shape, method=method)
         assert same(found, in_weight), method
 
 
@@ -114,11 +109,10 @@ def test_references_are_the_gradients_of_conv2d(seed, case, padding_mode):
     y = F.conv2d(image, signs, None, geometry["stride"], 0, geometry["dilation"], groups)
     y.backward(grad.astype(np.float64).transpose(0, 3, 1, 2))
     inside = np.asarray(image.grad)[:, :, ph : ph + size[0], pw : pw + size[1]]
-    found = input_gradient.conv2d_input_gradient_reference(grad, weight, channels, size, **geometry)
+    shape = geometry_of(channels, filters, size, kernel, **geometry, padding_mode=padding_mode)
+    found = input_gradient.conv2d_input_gradient_reference(grad, weight, shape)
     assert np.array_equal(found, inside.transpose(0, 2, 3, 1))
-    found = weight_gradient.conv2d_weight_gradient_reference(
-        grad, x, channels, kernel, **geometry, padding_mode=padding_mode
-    )
+    found = weight_gradient.conv2d_weight_gradient_reference(grad, x, shape)
     assert np.array_equal(found, np.asarray(signs.grad).transpose(0, 2, 3, 1))
 
 
@@ -128,19 +122,19 @@ SHAPE = (2, 5, 6, 40, 30) if SMALL else (5, 12, 11, 130, 70)
 
 
 def example_layer(rng, density=1.0):
-    """grad, weight, x, channels, size of a 3 x 3 convolution with padding 1."""
+    """grad, weight, x, geometry of a 3 x 3 convolution with padding 1."""
     images, height, width, channels, filters = SHAPE
     grad = rng.standard_normal((images, height, width, filters)).astype(np.float32)
     grad *= rng.random(grad.shape) < density
     weight, x = random_bits(rng, filters, 3, 3, channels), random_bits(rng, *SHAPE[:4])
-    return grad, weight, x, channels, (height, width)
+    shape = geometry_of(channels, filters, (height, width), (3, 3), padding=(1, 1))
+    return grad, weight, x, shape
 
 
-def both(grad, weight, x, channels, size, method=None, **keywords):
-    keywords = dict(padding=(1, 1), method=method, **keywords)
+def both(grad, weight, x, shape, method=None):
     return (
-        input_gradient.conv2d_input_gradient(grad, weight, channels, size, **keywords),
-        weight_gradient.conv2d_weight_gradient(grad, x, channels, (3, 3), **keywords),
+        input_gradient.conv2d_input_gradient(grad, weight, shape, method=method),
+        weight_gradient.conv2d_weight_gradient(grad, x, shape, method=method),
     )
 
 
@@ -148,16 +142,12 @@ def both(grad, weight, x, channels, size, method=None, **keywords):
 @pytest.mark.parametrize("density", [0.25, 1])
 def test_real_gradients(method, density):
     """Errors of float32 sums of K terms grow like sqrt(K), relative to the largest sums."""
-    grad, weight, x, channels, size = example_layer(np.random.default_rng(0), density)
-    found = both(grad, weight, x, channels, size, method=method)
+    grad, weight, x, shape = example_layer(np.random.default_rng(0), density)
+    found = both(grad, weight, x, shape, method=method)
     exact = grad.astype(np.float64)
     expected = (
-        input_gradient.conv2d_input_gradient_reference(
-            exact, weight, channels, size, padding=(1, 1)
-        ),
-        weight_gradient.conv2d_weight_gradient_reference(
-            exact, x, channels, (3, 3), padding=(1, 1)
-        ),
+        input_gradient.conv2d_input_gradient_reference(exact, weight, shape),
+        weight_gradient.conv2d_weight_gradient_reference(exact, x, shape),
     )
     for a, b, terms in zip(found, expected, (9 * grad.shape[3], grad[..., 0].size), strict=True):
         assert np.abs(a - b).max() <= 1e-6 * np.sqrt(terms) * np.sqrt(np.mean(b**2))
@@ -166,7 +156,7 @@ def test_real_gradients(method, density):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_number_of_threads_does_not_matter(method, monkeypatch):
     """Real gradients, so that another order of a sum would show."""
-    monkeypatch.setattr(sign_gradients, "_SPEED", 1e-12)
+    monkeypatch.setattr(threads, "tasks_for", lambda seconds: threads.count())
     layer = example_layer(np.random.default_rng(0), 0.5)
     found = []
     for n in {1, min(2, numba.config.NUMBA_NUM_THREADS)}:
@@ -181,12 +171,12 @@ def test_the_number_of_threads_does_not_matter(method, monkeypatch):
 def test_parts_that_are_kept_at_a_time(method, monkeypatch):
     """Bands of one row, one image at a time: every seam is used."""
     rng = np.random.default_rng(0)
-    grad, weight, x, channels, size = example_layer(rng)
+    grad, weight, x, shape = example_layer(rng)
     grad = integer_gradient(rng, 0.5, *grad.shape)
-    whole = both(grad, weight, x, channels, size, method=method)
+    whole = both(grad, weight, x, shape, method=method)
     monkeypatch.setattr(input_gradient, "_BAND_BYTES", 1)
     monkeypatch.setattr(weight_gradient, "_TURNED_BYTES", 1)
-    parts = both(grad, weight, x, channels, size, method=method)
+    parts = both(grad, weight, x, shape, method=method)
     assert same(whole[0], parts[0])
     assert same(whole[1], parts[1])
 
@@ -196,14 +186,27 @@ def test_the_last_band_may_have_fewer_rows(method, monkeypatch):
     """7 rows of an image, also in bands of 2 and 3: memory behind the last image is not touched."""
     rng = np.random.default_rng(0)
     grad, weight = integer_gradient(rng, 0.5, 2, 7, 3, 4), random_bits(rng, 4, 3, 3, 5)
-    keywords = dict(padding=(1, 1))
-    expected = input_gradient.conv2d_input_gradient_reference(grad, weight, 5, (7, 3), **keywords)
+    shape = geometry_of(5, 4, (7, 3), (3, 3), padding=(1, 1))
+    expected = input_gradient.conv2d_input_gradient_reference(grad, weight, shape)
     for size in np.geomspace(200, 40_000, 40).astype(int).tolist():
         monkeypatch.setattr(input_gradient, "_BAND_BYTES", size)
         memory = np.full((3, 7, 3, 5), 7, np.float32)
-        keywords |= dict(method=method, out=memory[:2])
-        input_gradient.conv2d_input_gradient(grad, weight, 5, (7, 3), **keywords)
+        input_gradient.conv2d_input_gradient(grad, weight, shape, method=method, out=memory[:2])
         assert np.array_equal(memory[:2], expected) and np.all(memory[2] == 7)
+
+
+@pytest.mark.parametrize(("images", "filters"), [(2, 0), (0, 3)])
+def test_gradients_of_nothing_are_zeros(images, filters):
+    shape = geometry_of(70, filters, (4, 5), (3, 3), padding=(1, 1))
+    grad, out = np.zeros((images, 4, 5, filters), np.float32), np.full((images, 4, 5, 70), 7)
+    weight, x = np.zeros((filters, 3, 3, 2), np.uint64), np.zeros((images, 4, 5, 2), np.uint64)
+    for method in METHODS:
+        found = input_gradient.conv2d_input_gradient(
+            grad, weight, shape, method=method, out=out.astype(np.float32)
+        )
+        assert found.shape == out.shape and np.all(found == 0)
+        found = weight_gradient.conv2d_weight_gradient(grad, x, shape, method=method)
+        assert found.shape == (filters, 3, 3, 70) and np.all(found == 0)
 
 
 def test_long_sums():
@@ -212,20 +215,21 @@ def test_long_sums():
     rng = np.random.default_rng(0)
     grad = integer_gradient(rng, 0.5, images, side, side, 3 if SMALL else 19)
     x = random_bits(rng, images, side, side, 3)
-    expected = weight_gradient.conv2d_weight_gradient_reference(grad, x, 3, (1, 1))
+    shape = geometry_of(3, grad.shape[3], (side, side), (1, 1))
+    expected = weight_gradient.conv2d_weight_gradient_reference(grad, x, shape)
     for method in METHODS:
-        found = weight_gradient.conv2d_weight_gradient(grad, x, 3, (1, 1), method=method)
+        found = weight_gradient.conv2d_weight_gradient(grad, x, shape, method=method)
         assert same(found, expected)
 
 
 def test_infinite_and_nan_gradients_reach_what_depends_on_them():
     rng = np.random.default_rng(0)
-    grad, weight, x, channels, size = example_layer(rng, 0.2)
+    grad, weight, x, shape = example_layer(rng, 0.2)
     grad[0, 2, 2, 1], grad[1, 3, 3, 2] = np.inf, np.nan
     for method in METHODS:
         with np.errstate(invalid="ignore"):
-            in_input, in_weight = both(grad, weight, x, channels, size, method=method)
-        finite = np.ones(size, bool)
+            in_input, in_weight = both(grad, weight, x, shape, method=method)
+        finite = np.ones(shape.image[:2], bool)
         finite[1:4, 1:4] = False
         assert np.array_equal(np.isfinite(in_input[0]).all(-1), finite)
         assert not np.isfinite(in_input[0][~finite]).any()
@@ -257,19 +261,14 @@ def test_linear(method, shape):
 @pytest.mark.parametrize("method", METHODS)
 def test_out_and_strides(method):
     rng = np.random.default_rng(0)
-    grad, weight, x, channels, size = example_layer(rng)
+    grad, weight, x, shape = example_layer(rng)
     grad = integer_gradient(rng, 0.5, *grad.shape)
-    in_input, in_weight = both(grad, weight, x, channels, size, method=method)
+    in_input, in_weight = both(grad, weight, x, shape, method=method)
     out = np.full_like(in_input, 7), np.full_like(in_weight, 7)
-    keywords = dict(padding=(1, 1), method=method)
     turned, words = np.asfortranarray(grad), np.asfortranarray(x)
-    found = input_gradient.conv2d_input_gradient(
-        turned, weight, channels, size, out=out[0], **keywords
-    )
+    found = input_gradient.conv2d_input_gradient(turned, weight, shape, method=method, out=out[0])
     assert found is out[0] and same(found, in_input)
-    found = weight_gradient.conv2d_weight_gradient(
-        turned, words, channels, (3, 3), out=out[1], **keywords
-    )
+    found = weight_gradient.conv2d_weight_gradient(turned, words, shape, method=method, out=out[1])
     assert found is out[1] and same(found, in_weight)
 
 
@@ -302,44 +301,55 @@ GRAD, WORDS, WEIGHT = (
 )
 
 
+GEOMETRY = geometry_of(100, 4, (8, 8), (3, 3), padding=(1, 1))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(grad=GRAD.astype(np.float64)), "grad must be float32 with 4 axes"),
-        (dict(grad=GRAD[0]), "grad must be float32 with 4 axes"),
-        (dict(grad=GRAD[:, :7]), "give 8 x 8 pixels, grad has 7 x 8"),
-        (dict(channels=64), "has 2 words a row, channels.* 64 needs 1"),
         (dict(channels=0), "channels must be positive"),
         (dict(groups=3), "groups must divide 100 input channels and 4 output channels, got 3"),
+        (dict(size=(8,)), "size must be two integers >= 0"),
         (dict(stride=(0, 1)), "stride must be two integers >= 1"),
         (dict(padding=(-1, 0)), "padding must be two integers >= 0"),
         (dict(dilation=(1,)), "dilation must be two integers >= 1"),
+        (dict(padding_mode="circular"), "padding_mode must be"),
         (dict(dilation=(9, 1)), "covers 19 x 3 pixels, the padded image has 10 x 10"),
+    ],
+)
+def test_a_geometry_that_does_not_fit(changes, message):
+    arguments = dict(channels=100, filters=4, size=(8, 8), kernel_size=(3, 3), padding=(1, 1))
+    with pytest.raises(ValueError, match=f"geometry_of: .*{message}"):
+        geometry_of(**arguments | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(grad=GRAD.astype(np.float64)), "grad must be float32 of shape .*, got float64"),
+        (dict(grad=GRAD[0]), "grad must be .*, 8, 8, 4.*, got float32 of shape .8, 8, 4"),
+        (dict(grad=np.float32(1)), r"grad must be .*, got float32 of shape \(\)"),
+        (dict(grad=GRAD[:, :7]), "grad must be .*2, 8, 8, 4.*, got float32 of shape .2, 7, 8, 4"),
         (dict(method="fft"), "method must be one of"),
         (dict(out=np.zeros((1, 1), np.float32)), "out must be contiguous float32 of shape"),
     ],
 )
 def test_refuses(changes, message):
-    options = dict(grad=GRAD, channels=100, padding=(1, 1)) | changes
-    grad, channels = options.pop("grad"), options.pop("channels")
+    grad, options = changes.pop("grad", GRAD), changes
     with pytest.raises(ValueError, match=f"conv2d_input_gradient: .*{message}"):
-        input_gradient.conv2d_input_gradient(grad, WEIGHT, channels, (8, 8), **options)
+        input_gradient.conv2d_input_gradient(grad, WEIGHT, GEOMETRY, **options)
     with pytest.raises(ValueError, match=f"conv2d_weight_gradient: .*{message}"):
-        weight_gradient.conv2d_weight_gradient(grad, WORDS, channels, (3, 3), **options)
+        weight_gradient.conv2d_weight_gradient(grad, WORDS, GEOMETRY, **options)
 
 
 def test_refuses_the_other_side():
-    keywords = dict(padding=(1, 1))
-    with pytest.raises(ValueError, match="weight must be uint64 with 4 axes, got int64"):
-        input_gradient.conv2d_input_gradient(GRAD, WEIGHT.astype(np.int64), 100, (8, 8), **keywords)
-    with pytest.raises(ValueError, match="weight has 3 filters, grad has 4"):
-        input_gradient.conv2d_input_gradient(GRAD, WEIGHT[:3], 100, (8, 8), **keywords)
-    with pytest.raises(ValueError, match="x has 1 images, grad has 2"):
-        weight_gradient.conv2d_weight_gradient(GRAD, WORDS[:1], 100, (3, 3), **keywords)
-    with pytest.raises(ValueError, match="padding_mode must be"):
-        weight_gradient.conv2d_weight_gradient(
-            GRAD, WORDS, 100, (3, 3), padding_mode="circular", **keywords
-        )
+    refused = WEIGHT.astype(np.int64), WEIGHT[:3], WEIGHT[..., :1]
+    for weight in refused:
+        with pytest.raises(ValueError, match=r"weight must be uint64 of shape \(4, 3, 3, 2\), got"):
+            input_gradient.conv2d_input_gradient(GRAD, weight, GEOMETRY)
+    for x in (WORDS[:1], WORDS[..., :1], WORDS.astype(float)):
+        with pytest.raises(ValueError, match=r"x must be uint64 of shape \(2, 8, 8, 2\), got"):
+            weight_gradient.conv2d_weight_gradient(GRAD, x, GEOMETRY)
     with pytest.raises(ValueError, match="linear_input_gradient: weight must have 2 axes"):
         input_gradient.linear_input_gradient(GRAD[0, 0], WEIGHT, 100)
 

@@ -819,10 +819,8 @@ def all_kernels():
         yield getattr(activations, name)(x, constants)
         yield from getattr(activations, f"{name}_gradient")(given_, x, constants)
     weight, mean, square = flat.copy(), flat.copy(), flat * flat
-    optimizers.adam(
-        weight, given_.reshape(-1), mean, square, size=0.1, betas=(0.9, 0.99), root=0.5, eps=1e-8,
-        shrink=0.9, decay=0.0, clip=1.0,
-    )  # fmt: skip
+    step = optimizers.AdamStep(0.1, 0.9, 0.99, root=0.5, eps=1e-8, shrink=0.9, clip=1.0)
+    optimizers.adam(weight, given_.reshape(-1), mean, square, step)
     yield from (weight, mean, square)
 
 

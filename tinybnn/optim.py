@@ -377,11 +377,11 @@ class SGD(Optimizer):
         arrays = _flat(weight, grad, *velocity)
         if arrays is None:
             return False
-        _kernels().sgd(
-            *arrays,
-            lr=group["lr"], momentum=group["momentum"], dampening=group["dampening"],
-            nesterov=group["nesterov"], decay=decay, clip=math.inf if clip is None else clip,
+        step = _kernels().SgdStep(
+            group["lr"], group["momentum"], group["dampening"], group["nesterov"], decay,
+            math.inf if clip is None else clip,
         )  # fmt: skip
+        _kernels().sgd(*(arrays if velocity else (*arrays, None)), step)
         return True
 
 
@@ -453,12 +453,10 @@ class Adam(Optimizer):
         state["step"] += 1
         step = int(state["step"])
         beta1, beta2 = group["betas"]
-        _kernels().adam(
-            *arrays,
-            size=group["lr"] / (1 - beta1**step), betas=(beta1, beta2),
-            root=math.sqrt(1 - beta2**step), eps=group["eps"],
-            shrink=shrink, decay=decay, clip=math.inf if clip is None else clip,
-        )  # fmt: skip
+        size, root = group["lr"] / (1 - beta1**step), math.sqrt(1 - beta2**step)
+        clip = math.inf if clip is None else clip
+        constants = size, beta1, beta2, root, group["eps"], shrink, decay, clip
+        _kernels().adam(*arrays, _kernels().AdamStep(*constants))
         return True
 
 

@@ -230,11 +230,8 @@ class SignConv2d(_Signs):
         if self.runs_on_floats:
             weight = self.quantizers[1].forward(weight)
             return ConvInput.apply(grad, weight, geometry=geometry)
-        channels, *size = geometry.image[1:]
-        pixels = _kernels().input_gradient.conv2d_input_gradient(
-            _rows(grad), self.weight_bits, channels, size, **geometry.options
-        )
-        return pixels.transpose(0, 3, 1, 2)
+        gradient = _kernels().input_gradient.conv2d_input_gradient
+        return gradient(_rows(grad), self.weight_bits, self.shape).transpose(0, 3, 1, 2)
 
     def weight_gradient(self, grad, x, weight):
         geometry = self.geometry
@@ -242,11 +239,17 @@ class SignConv2d(_Signs):
             x, options = _with_border(self.quantized(x, weight)[0], geometry, self.padding_mode)
             geometry = geometry_of("binary_conv2d", x.shape, geometry.weight, **options)
             return ConvWeight.apply(x, grad, geometry=geometry)
-        taps = _kernels().weight_gradient.conv2d_weight_gradient(
-            _rows(grad), self.x_bits, geometry.image[1], geometry.weight[2:],
-            padding_mode=self.padding_mode, **geometry.options,
+        gradient = _kernels().weight_gradient.conv2d_weight_gradient
+        return gradient(_rows(grad), self.x_bits, self.shape).transpose(0, 3, 1, 2)
+
+    @functools.cached_property
+    def shape(self):
+        """The shape of the convolution, as the kernels of both gradients take it."""
+        (_, channels, *size), (filters, _, *kernel) = self.geometry.image, self.geometry.weight
+        return _kernels().sign_gradients.geometry_of(
+            channels, filters, tuple(size), tuple(kernel), **self.geometry.options,
+            padding_mode=self.padding_mode,
         )  # fmt: skip
-        return taps.transpose(0, 3, 1, 2)
 
     @property
     def runs_on_floats(self):
@@ -267,11 +270,11 @@ def _with_border(x, geometry, padding_mode):
 def _kernels():
     """The modules of kernels, imported when a layer is trained first: Numba takes its time."""
     from tinybnn.kernels.signs import bits, depthwise, xnor
-    from tinybnn.kernels.training import input_gradient, weight_gradient
+    from tinybnn.kernels.training import input_gradient, sign_gradients, weight_gradient
 
     return SimpleNamespace(
         bits=bits, depthwise=depthwise, input_gradient=input_gradient,
-        weight_gradient=weight_gradient, xnor=xnor,
+        sign_gradients=sign_gradients, weight_gradient=weight_gradient, xnor=xnor,
     )  # fmt: skip
 
 

@@ -57,6 +57,15 @@ def check_vector(function, name, array, dtype, channels):
         )
 
 
+def check_floats(function, name, array, shape):
+    """A ValueError unless ``array`` is float32 of this shape that a kernel can take as it is."""
+    if array.shape != shape or array.dtype != np.float32 or not array.flags.carray:
+        raise ValueError(
+            f"{function}: {name} must be C-contiguous float32 of shape {shape}, "
+            f"got {described(array)} with strides {array.strides}"
+        )
+
+
 def check_groups(function, channels, filters, groups):
     """A ValueError unless ``groups`` divides the channels of the input and of the output."""
     if channels < 1:

@@ -72,7 +72,7 @@ def flat(*arrays):
     """Arrays of one shape as rows of numbers in one order; None if there are none.
 
     They have to be float32 and all lie C-contiguous or all channels-last in memory. The rows are
-    views, but of what `for_kernel` copies.
+    views.
     """
     orders = ((0, 1, 2, 3), (0, 2, 3, 1)) if arrays[0].ndim == 4 else (None,)
     for axes in orders:
@@ -80,7 +80,7 @@ def flat(*arrays):
         for a in arrays:
             in_order = a.transpose(axes) if axes else a
             if a.dtype == np.float32 and in_order.flags.c_contiguous:
-                rows.append(for_kernel(in_order.reshape(-1)))
+                rows.append(in_order.reshape(-1))
         if len(rows) == len(arrays):
             return rows
     return None

@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from tinybnn.kernels.machine import parallel, threads
-from tinybnn.kernels.machine.layout import described, for_kernel
+from tinybnn.kernels.machine.checks import check_floats
+from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.simd import kernel
 
 _SPEED = 3.3e9  # floats a second, of a fast core
@@ -93,12 +94,7 @@ def _checked(function, index, taken, whole):
     """The index as int64; the two arrays, each with its name, must fit it and each other."""
     index, channels = for_kernel(np.asarray(index, np.int64)), whole[1].shape[-1]
     for (name, array), size in ((whole, channels), (taken, len(index))):
-        shape = (*whole[1].shape[:-1], size)
-        if array.shape != shape or array.dtype != np.float32 or not array.flags.carray:
-            raise ValueError(
-                f"{function}: {name} must be C-contiguous float32 of shape {shape}, "
-                f"got {described(array)} with strides {array.strides}"
-            )
+        check_floats(function, name, array, (*whole[1].shape[:-1], size))
     if len(index) and not 0 <= index.min() <= index.max() < channels:
         raise ValueError(
             f"{function}: index must lie from 0 to {channels - 1}, "

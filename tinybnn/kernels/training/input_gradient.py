@@ -17,12 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from tinybnn.kernels.floats import convolution
-from tinybnn.kernels.machine import parallel
-from tinybnn.kernels.machine.checks import check_row, check_words, out_array
+from tinybnn.kernels.machine import parallel, threads
+from tinybnn.kernels.machine.checks import out_array
 from tinybnn.kernels.machine.memory import empty
 from tinybnn.kernels.machine.simd import FLOATS, inlined, kernel, splat_like, zeros
 from tinybnn.kernels.machine.tiles import store_tile
-from tinybnn.kernels.machine.windows import Windows, pair, windows
+from tinybnn.kernels.machine.windows import Windows, windows
 from tinybnn.kernels.signs.bits import unpack, unpack_reference, words_for
 from tinybnn.kernels.training.lookup import (
     LANES,
@@ -38,32 +38,21 @@ from tinybnn.kernels.training.lookup import (
     make_tables,
     product,
     turn,
+    vectors,
 )
 from tinybnn.kernels.training.masked import add_listed, list_nonzero
 from tinybnn.kernels.training.sign_gradients import (
-    Geometry,
+    SPEED,
     as_image,
-    check_geometry,
     choose_method,
-    tasks_for_products,
+    geometry_of,
+    operands,
 )
 
 _BAND_BYTES = 1 << 20  # tables of the input gradient that are kept at a time, as far as possible
 
 
-def conv2d_input_gradient(
-    grad,
-    weight,
-    channels,
-    size,
-    *,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    groups=1,
-    method=None,
-    out=None,
-):
+def conv2d_input_gradient(grad, weight, geometry, *, method=None, out=None):
     """Gradient of a binary convolution in its input: floats times the signs of the weight.
 
     With the input pixel (y, x) that the tap (ky, kx) of output pixel (oy, ox) falls on,
@@ -77,15 +66,9 @@ def conv2d_input_gradient(
     ----------
     grad : (N, OH, OW, O) float32
         The gradient of the output.
-    weight : (O, kh, kw, words_for(channels // groups)) uint64
-    channels : int
-        C, the channels of the input.
-    size : (int, int)
-        H, W of the input.
-    stride, padding, dilation : (int, int)
-        Along height and width.
-    groups : int
-        A divisor of C and of O.
+    weight : (O, kh, kw, words_for(C / groups)) uint64
+    geometry : Geometry
+        Of `geometry_of`.
     method : "lookup", "masked" or "float", optional
         By default what suits the CPU and the share of zeros in ``grad``.
     out : (N, H, W, C) float32, optional
@@ -98,57 +81,35 @@ def conv2d_input_gradient(
     Raises
     ------
     ValueError
-        If a dtype, a shape or a parameter does not fit, or the CPU cannot do ``method``.
+        If a dtype or a shape does not fit, or the CPU cannot do ``method``.
     """
-    name = "conv2d_input_gradient"
-    size, weight = pair(name, "size", size, 1), check_words(name, "weight", weight, 4)
-    grad, geometry = check_geometry(
-        name, grad, channels, groups, size=size, kernel_size=weight.shape[1:3], stride=stride,
-        padding=padding, dilation=dilation,
-    )  # fmt: skip
-    check_row(name, "weight", weight, "channels // groups", geometry.group_channels)
-    if len(weight) != grad.shape[3]:
-        raise ValueError(f"{name}: weight has {len(weight)} filters, grad has {grad.shape[3]}")
-    out = out_array(name, out, (len(grad), *size, channels))
-    per_group, taps = geometry.group_channels, geometry.windows.taps
-    method = choose_method(
-        name, method, grad, per_group, taps * per_group, taps * -(-per_group // LANES)
+    name, (_, kh, kw, per_group) = "conv2d_input_gradient", geometry.weight
+    taps, shape = kh * kw, (*np.shape(grad)[:1], *geometry.output)
+    grad, weight = operands(
+        name, grad=(grad, np.float32, shape), weight=(weight, np.uint64, geometry.weight_words)
     )
-    if out.size == 0:
+    panels = taps * -(-per_group // LANES)
+    method = choose_method(name, method, grad, per_group, taps * per_group, panels)
+    out = out_array(name, out, (len(grad), *geometry.image))
+    if out.size == 0 or grad.size == 0:
+        out[...] = 0
         return out
     if method == "float":
-        signs = unpack(weight, per_group).transpose(0, 3, 1, 2)
+        signs, size = unpack(weight, per_group).transpose(0, 3, 1, 2), geometry.image[:2]
         return convolution.conv2d_input(grad, signs, size, *geometry.options, out=out)
-    of = geometry.windows
-    if taps == 1 and of.stride == (1, 1) and of.padding == (0, 0):
-        # Each pixel for itself: one image of many rows, which can be cut anywhere.
-        pixels = len(grad) * size[0] * size[1]
-        grad = grad.reshape(1, pixels, 1, grad.shape[3])
-        geometry = geometry._replace(windows=windows(name, (pixels, 1), (1, 1)))
-    for group in range(groups):
-        _input_gradient(grad, weight, geometry, group, method, out)
+    for group in range(geometry.groups):
+        plan = _plan(geometry, len(grad), group, method, _BAND_BYTES)
+        (_by_tables if method == "lookup" else _by_masks)(plan, grad, weight, out)
     return out
 
 
-def conv2d_input_gradient_reference(
-    grad,
-    weight,
-    channels,
-    size,
-    *,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    groups=1,
-):
+def conv2d_input_gradient_reference(grad, weight, geometry):
     """What :func:`conv2d_input_gradient` computes, in plain NumPy, in the dtype of ``grad``."""
-    kernel_size = weight.shape[1:3]
-    of = windows("conv2d_input_gradient_reference", size, kernel_size, stride, padding, dilation)
-    geometry = Geometry(channels, groups, of)
-    signs = unpack_reference(weight, geometry.group_channels, grad.dtype)  # (O, kh, kw, C/groups)
-    padded = np.zeros((len(grad), *of.padded_size, channels), grad.dtype)
+    of = geometry.windows
+    signs = unpack_reference(weight, geometry.weight[3], grad.dtype)  # (O, kh, kw, C / groups)
+    padded = np.zeros((len(grad), *of.padded_size, geometry.image[2]), grad.dtype)
     for ky, kx, seen in of.views(padded):  # seen : (N, OH, OW, C), a view
-        for o, c in geometry.group_slices(grad.shape[3]):
+        for o, c in geometry.group_slices():
             # Each output pixel is spread over the pixels its taps fall on.
             seen[..., c] += grad[..., o] @ signs[o, ky, kx]
     return padded[:, of.top : of.top + of.height, of.left : of.left + of.width]
@@ -178,8 +139,8 @@ def linear_input_gradient(grad, weight, features, *, method=None, out=None):
     name = "linear_input_gradient"
     grad, weight = as_image(name, "grad", grad), as_image(name, "weight", weight)
     out = None if out is None else as_image(name, "out", out)
-    result = conv2d_input_gradient(grad, weight, features, (1, 1), method=method, out=out)
-    return result[:, 0, 0]
+    geometry = geometry_of(features, len(weight), (1, 1), (1, 1))
+    return conv2d_input_gradient(grad, weight, geometry, method=method, out=out)[:, 0, 0]
 
 
 # ---------------------------------------------------------------------------------- bands and cells
@@ -219,26 +180,36 @@ class _Plan(NamedTuple):
     Attributes
     ----------
     g : _Bands
+    units : int
+        Bands of all images.
+    seconds : float
+        What one core needs, roughly.
     phases : (P, 2) int64
         First and last + 1 tap of each phase.
     cells, taps : (kh * kw,) int64
         The taps of one phase after the other: where their cells are, and where their weights are.
-    products : int
+    turned : _Turned or None
+        For tables.
     """
 
     g: _Bands
+    units: int
+    seconds: float
     phases: np.ndarray
     cells: np.ndarray
     taps: np.ndarray
-    products: int
+    turned: _Turned | None
 
 
 @functools.lru_cache(maxsize=256)  # a layer in training needs its plan at each step
-def _plan(geometry, images, filters, group, method, most_bytes):
-    """The plan for one group of a convolution, for so many images and filters of all groups."""
-    of, words = geometry.windows, words_for(geometry.group_channels)
-    (kh, kw), (sy, sx), (dy, dx) = of.kernel_size, of.stride, of.dilation
-    group_filters, group_channels = filters // geometry.groups, geometry.group_channels
+def _plan(geometry, images, group, method, most_bytes):
+    """The plan for one group of a convolution, for so many images."""
+    of, (filters, kh, kw, group_channels) = geometry.windows, geometry.weight
+    if kh * kw == 1 and of.stride == (1, 1) and of.padding == (0, 0):
+        # Each pixel for itself: one image of many rows, which can be cut anywhere.
+        of, images = windows("conv2d_input_gradient", (images * of.height * of.width, 1), (1, 1)), 1
+    words, (sy, sx), (dy, dx) = words_for(group_channels), of.stride, of.dilation
+    group_filters = filters // geometry.groups
     steps = -(-group_filters // STEP)
     cell = steps * STEP_FLOATS if method == "lookup" else 3 * group_filters  # in float32
 
@@ -251,7 +222,7 @@ def _plan(geometry, images, filters, group, method, most_bytes):
     band = -(-of.height // bands)
     rows = -(-(band - 1) // sy) + rows_before + 1
     g = _Bands(
-        of, geometry.channels, group * group_channels, group_channels, filters,
+        of, geometry.image[2], group * group_channels, group_channels, filters,
         group * group_filters, group_filters, band, bands, rows_before, columns_before, columns,
         rows * columns, cell,
     )  # fmt: skip
@@ -265,33 +236,9 @@ def _plan(geometry, images, filters, group, method, most_bytes):
                 taps.append((ky * kw + kx) * words)
         phases[phase, 1] = len(taps)
     cells, taps = np.array(cells, np.int64), np.array(taps, np.int64)
-    products = images * of.height * of.width * group_channels * of.taps * group_filters
-    return _Plan(g, phases, cells, taps, products)
-
-
-def _input_gradient(grad, weight, geometry, group, method, out):
-    """One group. grad : (N, OH, OW, O), out : (N, H, W, C), of which C / groups are written."""
-    images, *_, filters = grad.shape
-    plan = _plan(geometry, images, filters, group, method, _BAND_BYTES)
-    g, bands = plan.g, images * plan.g.bands
-    tasks = min(tasks_for_products(plan.products), bands)
-    shares = parallel.shares(bands, tasks)
-    flat, result = grad.reshape(-1), out.reshape(-1)
-    if method == "lookup":
-        turned, turning = _turn_weight(weight, geometry, group)
-        scratch = empty(tasks * g.cells * g.cell, np.float32)
-        pixels = empty(2 * tasks * g.band * g.windows.width, np.int64)
-        tables = turned, turning.offsets, turning.phases, PATTERNS
-        parallel.share_out(_input_by_tables, shares, flat, tables, scratch, pixels, result, g)
-        return
-    values = empty(tasks * (g.cells * g.group_filters + FLOATS), np.float32)
-    places = empty(len(values), np.int32)
-    starts = np.arange(filters, dtype=np.int32) * weight[0].size
-    ends = empty(tasks * (g.cells + 1), np.int64)
-    totals = empty(tasks * g.cells, np.float32)
-    signs = _Signs(weight.reshape(-1), weight.shape[3], starts, plan.cells, plan.taps, plan.phases)
-    lists = values, places, ends, totals
-    parallel.share_out(_input_by_masks, shares, flat, signs, lists, result, g)
+    seconds = images * of.height * of.width * group_channels * kh * kw * group_filters / SPEED
+    turned = _turned(g, phases, cells, taps) if method == "lookup" else None
+    return _Plan(g, images * bands, seconds, phases, cells, taps, turned)
 
 
 @inlined
@@ -312,7 +259,7 @@ def _band(g, unit):
 # ------------------------------------------------------------------------------------ lookup tables
 
 
-class _TurnedWeights(NamedTuple):
+class _Turned(NamedTuple):
     """Where the signs of a group's weights come from and go to, for `turn`, and their tables.
 
     Attributes
@@ -326,7 +273,8 @@ class _TurnedWeights(NamedTuple):
     turns : list of Turning
         For each phase that has taps.
     size : int
-        Integers of all phases.
+        Integers of all phases: for each phase, panel, step and tap of the phase those of 64
+        channels, whose bits are the signs of 32 filters.
     """
 
     offsets: np.ndarray
@@ -336,56 +284,47 @@ class _TurnedWeights(NamedTuple):
     size: int
 
 
-@functools.lru_cache(maxsize=256)
-def _turning(geometry, filters, group):
-    """The same for filters of all groups, whatever their weights."""
-    plan = _plan(geometry, 1, filters, group, "lookup", _BAND_BYTES)  # no band matters here
-    g, per_filter = plan.g, len(plan.taps) * words_for(plan.g.group_channels)
+def _turned(g, first_and_end, cells, taps):
+    """The same for the phases, cells and taps of a plan."""
+    per_filter = len(taps) * words_for(g.group_channels)
     steps, panels = -(-g.group_filters // STEP), -(-g.group_channels // LANES)
     # Where the words of each filter begin; the last filter is repeated.
     starts = np.minimum(np.arange(steps * STEP), g.group_filters - 1) + g.first_filter
     starts *= per_filter
-    offsets, phases, turns = [], np.zeros((len(plan.phases), 4), np.int64), []
-    channel = np.arange(0, g.group_channels, FLOATS)
+    offsets, phases, turns = [], np.zeros((len(first_and_end), 4), np.int64), []
     base = 0
-    for phase, (first, end) in enumerate(plan.phases):
+    for phase, (first, end) in enumerate(first_and_end):
         count = end - first
         phases[phase] = len(offsets), len(offsets) + steps * count, base, steps * count * LANES
         for step in range(steps):
-            offsets.extend(plan.cells[first:end] * steps * STEP_FLOATS + step * STEP_FLOATS)
+            offsets.extend(cells[first:end] * steps * STEP_FLOATS + step * STEP_FLOATS)
         if count:
-            sources = plan.taps[first:end, None] + channel // 64
-            shifts = np.broadcast_to(channel % 64, sources.shape)
-            places = np.arange(count)[:, None] * LANES + channel // LANES * phases[phase, 3]
-            places = base + places + channel % LANES
-            shifts = shifts.reshape(-1).astype(np.uint64)
-            of_phase = sources.reshape(-1), shifts, places.reshape(-1)
-            turns.append(Turning(starts, *of_phase, 1, int(count) * LANES, 0))
+            channel, *sources = vectors(taps[first:end], g.group_channels)
+            places = base + channel // LANES * phases[phase, 3] + channel % LANES
+            places = np.add.outer(np.arange(count) * LANES, places).reshape(-1)
+            turns.append(Turning(starts, *sources, places, 1, int(count) * LANES, 0))
             base += panels * phases[phase, 3]
-    return _TurnedWeights(np.array(offsets, np.int64), phases, steps, turns, int(base))
+    return _Turned(np.array(offsets, np.int64), phases, steps, turns, int(base))
 
 
-def _turn_weight(weight, geometry, group):
-    """The weights of a group with their signs along the filters, and the tables they belong to.
-
-    Returns
-    -------
-    turned : (...,) int32
-        For each phase, panel, step and tap of the phase: integers for 64 channels, whose bits are
-        the signs of 32 filters.
-    turning : _TurnedWeights
-    """
-    turning = _turning(geometry, len(weight), group)
-    turned, words = empty(turning.size, np.int32), weight.reshape(-1)
-    for of_phase in turning.turns:
-        turn(0, turning.steps, 0, words, of_phase, POWERS, turned)
-    return turned, turning
+def _by_tables(plan, grad, weight, out):
+    """One group. grad : (N, OH, OW, O), out : (N, H, W, C), of which C / groups are written."""
+    g, turns, tasks = plan.g, plan.turned, min(threads.tasks_for(plan.seconds), plan.units)
+    turned = empty(turns.size, np.int32)
+    tables = empty(tasks * g.cells * g.cell, np.float32)
+    pixels = empty(2 * tasks * g.band * g.windows.width, np.int64)
+    words = weight.reshape(-1)
+    for of_phase in turns.turns:
+        turn(0, turns.steps, 0, words, of_phase, POWERS, turned)
+    signs, scratch = (turned, turns.offsets, turns.phases), (PATTERNS, tables, pixels)
+    shares, arrays = parallel.shares(plan.units, tasks), (grad.reshape(-1), signs, scratch)
+    parallel.share_out(_input_by_tables, shares, *arrays, out.reshape(-1), g)
 
 
 @kernel(allocates=False)
-def _input_by_tables(first, end, slot, grad, signs, tables, pixels, out, g):
+def _input_by_tables(first, end, slot, grad, signs, scratch, out, g):
     """Bands first to end - 1, counted through all images."""
-    of, (turned, offsets, phases, patterns) = g.windows, signs
+    of, (turned, offsets, phases), (patterns, tables, pixels) = g.windows, signs, scratch
     base, list_at = slot * g.cells * g.cell, 2 * slot * g.band * of.width
     for unit in range(first, end):
         image, y0, y1, top, left = _band(g, unit)
@@ -441,6 +380,21 @@ class _Signs(NamedTuple):
     cells: np.ndarray
     taps: np.ndarray
     phases: np.ndarray
+
+
+def _by_masks(plan, grad, weight, out):
+    """As `_by_tables`."""
+    g, (filters, _, _, words) = plan.g, weight.shape
+    tasks = min(threads.tasks_for(plan.seconds), plan.units)
+    values = empty(tasks * (g.cells * g.group_filters + FLOATS), np.float32)
+    places = empty(len(values), np.int32)
+    ends = empty(tasks * (g.cells + 1), np.int64)
+    totals = empty(tasks * g.cells, np.float32)
+    starts = np.arange(filters, dtype=np.int32) * (len(plan.taps) * words)
+    signs = _Signs(weight.reshape(-1), words, starts, plan.cells, plan.taps, plan.phases)
+    shares, lists = parallel.shares(plan.units, tasks), (values, places, ends, totals)
+    arrays = grad.reshape(-1), signs, lists, out.reshape(-1)
+    parallel.share_out(_input_by_masks, shares, *arrays, g)
 
 
 @kernel(allocates=False)

@@ -22,8 +22,8 @@ Half of a table tells all: when every sign is turned round, the sum changes its 
 else. So 8 entries and the fourth sign suffice, and AVX2, which can pick from 8 floats at a time,
 finds the same numbers. Other CPUs cannot run `product`.
 
-For speed alone: the products are those of `convolution` with unpacked signs. `tinybnn bench train
---profile` shows their share of a step.
+For speed alone: the products are those of `convolution` with unpacked signs. See `sign_gradients`
+for what it gains.
 """
 
 from __future__ import annotations
@@ -144,6 +144,27 @@ class Turning(NamedTuple):
     per: int
     large: int
     small: int
+
+
+def vectors(taps, channels):
+    """Where the vectors of 16 signs are in a packed row, for `turn`.
+
+    Parameters
+    ----------
+    taps : (T,) int64
+        Where the words of each tap begin.
+    channels : int
+
+    Returns
+    -------
+    channel : (n,) int64
+        The first of each vector.
+    sources, shifts : (T * n,) int64, (T * n,) uint64
+    """
+    channel = np.arange(0, channels, FLOATS)
+    sources = np.add.outer(taps, channel // 64)
+    shifts = np.broadcast_to(channel % 64, sources.shape).astype(np.uint64)
+    return channel, sources.reshape(-1), shifts.reshape(-1)
 
 
 @kernel(allocates=False)

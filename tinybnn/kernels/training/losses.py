@@ -4,7 +4,8 @@ A classifier's last step works on a few hundred numbers, so that the number of N
 it costs. The rule that this kernel stands in for is `functional.CrossEntropy`. It computes in
 float64 and rounds once.
 
-For speed alone, and of small networks: `tinybnn bench train` times the MLP 200-128-2.
+For speed alone, and of small networks: with the rule a step of the MLP 200-128-2 takes 1.1 times as
+long (`tinybnn bench train`).
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ are for the mask of an addition of 16 floats. A list of the gradients that are n
 first, and only these are visited. Nothing has to be turned and no tables are made, as `lookup`
 does, but an addition serves one gradient instead of four.
 
-For speed alone, as `lookup`; `tinybnn bench train --profile` shows its share of a step.
+For speed alone, as `lookup`: with tables in its place a step of VGG-small takes 1.1 times as long
+(`tinybnn bench train --profile`).
 """
 
 from __future__ import annotations

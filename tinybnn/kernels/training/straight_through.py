@@ -3,7 +3,9 @@
 A quantizer's backward pass multiplies the gradient by a slope that depends on the input
 (`quantizers`). NumPy takes a pass over memory for each comparison and product; these kernels take
 one in all, on as many threads as pay. Elementwise results do not depend on their number.
-`tinybnn bench train` shows what a training step gains.
+
+For speed alone: with the formulas a step of the depth-wise separable network takes 1.3 times as
+long. `tinybnn bench train --profile` shows where the time of a step goes.
 """
 
 from __future__ import annotations
@@ -12,12 +14,12 @@ import numpy as np
 
 from tinybnn.kernels.machine import parallel, threads
 from tinybnn.kernels.machine.layout import for_kernel
-from tinybnn.kernels.machine.memory import empty_like
+from tinybnn.kernels.machine.memory import empty
 from tinybnn.kernels.machine.simd import kernel
 
 _SPEED = 1.3e10  # floats a second, of a fast core
 
-_SIGN, _GATE, _TENT = range(3)
+_SIGN, _GATE, _TENT, _LEAKY = range(4)
 _NO_FLOATS = np.empty(0, np.float32)
 
 
@@ -32,9 +34,7 @@ def sign(x):
     -------
     (n,) float32
     """
-    out = empty_like(x)
-    _run(_SIGN, x, _NO_FLOATS, out)
-    return out
+    return _run(_SIGN, x, _NO_FLOATS)
 
 
 def gated_gradient(grad, x, low, high):
@@ -50,9 +50,7 @@ def gated_gradient(grad, x, low, high):
     -------
     (n,) float32
     """
-    out = empty_like(x)
-    _run(_GATE, x, grad, out, (low, high))
-    return out
+    return _run(_GATE, x, grad, (low, high))
 
 
 def tent_gradient(grad, x):
@@ -66,25 +64,39 @@ def tent_gradient(grad, x):
     -------
     (n,) float32
     """
-    out = empty_like(x)
-    _run(_TENT, x, grad, out)
+    return _run(_TENT, x, grad)
+
+
+def leaky_gradient(grad, x, slope):
+    """grad where x > 0, else slope * grad.
+
+    Parameters
+    ----------
+    grad, x : (n,) float32, C-contiguous
+    slope : float
+        Rounded to float32.
+
+    Returns
+    -------
+    (n,) float32
+    """
+    return _run(_LEAKY, x, grad, (slope, 0.0))
+
+
+def _run(step, x, grad, constants=(0.0, 0.0)):
+    x, grad, constants = for_kernel(x), for_kernel(grad), tuple(map(np.float32, constants))
+    out, tasks = empty(x.shape, np.float32), threads.tasks_for(x.size / _SPEED)
+    parallel.share_out(_numbers, parallel.shares(x.size, tasks), step, constants, x, grad, out)
     return out
-
-
-def _run(step, x, grad, out, limits=(0.0, 0.0)):
-    x, grad, limits = for_kernel(x), for_kernel(grad), tuple(map(np.float32, limits))
-    tasks = threads.tasks_for(x.size / _SPEED)
-    arguments = step, limits, x.reshape(-1), grad.reshape(-1), out.reshape(-1)
-    parallel.share_out(_numbers, parallel.shares(x.size, tasks), *arguments)
 
 
 # ---------------------------------------------------------------------------------------- kernels
 
 
 @kernel(allocates=False)
-def _numbers(first, end, task, step, limits, x, grad, out):
+def _numbers(first, end, task, step, constants, x, grad, out):
     """Signs or gradients of the numbers first to end - 1."""
-    low, high = limits
+    low, high = constants  # of a gate; of a leaky gradient the slope
     x, out = x[first:end], out[first:end]
     one, zero, two = np.float32(1), np.float32(0), np.float32(2)
     if step == _SIGN:
@@ -95,6 +107,8 @@ def _numbers(first, end, task, step, limits, x, grad, out):
     for i in range(len(x)):
         if step == _GATE:
             slope = one if (x[i] >= low) & (x[i] <= high) else zero
+        elif step == _LEAKY:
+            slope = one if x[i] > 0 else low
         else:
             size = abs(x[i])
             slope = two - two * size if size <= one else zero

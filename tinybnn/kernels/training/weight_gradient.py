@@ -12,22 +12,16 @@ is put right beforehand (`_beyond_the_image`).
 from __future__ import annotations
 
 import functools
-import math
 from typing import NamedTuple
 
 import numpy as np
 
 from tinybnn.kernels.floats import convolution
-from tinybnn.kernels.machine import parallel
-from tinybnn.kernels.machine.checks import (
-    check_padding_mode,
-    check_row,
-    check_words,
-    out_array,
-)
+from tinybnn.kernels.machine import parallel, threads
+from tinybnn.kernels.machine.checks import out_array
 from tinybnn.kernels.machine.memory import empty
 from tinybnn.kernels.machine.simd import FLOATS, add_first, inlined, kernel, splat_like, zeros
-from tinybnn.kernels.machine.windows import pair, windows, with_border
+from tinybnn.kernels.machine.windows import with_border
 from tinybnn.kernels.signs.bits import (
     pack_reference,
     split_groups,
@@ -49,14 +43,15 @@ from tinybnn.kernels.training.lookup import (
     make_tables,
     product,
     turn,
+    vectors,
 )
 from tinybnn.kernels.training.masked import add_listed, list_nonzero
 from tinybnn.kernels.training.sign_gradients import (
-    Geometry,
+    SPEED,
     as_image,
-    check_geometry,
     choose_method,
-    tasks_for_products,
+    geometry_of,
+    operands,
 )
 
 _CHUNK = 8  # steps whose tables are in use at a time
@@ -65,20 +60,7 @@ _TILE = 8  # filters that are in use at a time
 _TURNED_BYTES = 1 << 22  # turned signs of the input that are kept at a time
 
 
-def conv2d_weight_gradient(
-    grad,
-    x,
-    channels,
-    kernel_size,
-    *,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    groups=1,
-    padding_mode="zeros",
-    method=None,
-    out=None,
-):
+def conv2d_weight_gradient(grad, x, geometry, *, method=None, out=None):
     """Gradient of a binary convolution in its weight: floats times the signs of the input.
 
     With the input pixel (y, x) that the tap (ky, kx) of output pixel (oy, ox) falls on,
@@ -89,87 +71,61 @@ def conv2d_weight_gradient(
     ----------
     grad : (N, OH, OW, O) float32
         The gradient of the output.
-    x : (N, H, W, words_for(channels)) uint64
-    channels : int
-        C.
-    kernel_size : (int, int)
-        kh, kw.
-    stride, padding, dilation : (int, int)
-        Along height and width.
-    groups : int
-        A divisor of C and of O.
-    padding_mode : "zeros" or "ones"
-        What stands outside the image: nothing that adds to the sum, or +1.
+    x : (N, H, W, words_for(C)) uint64
+    geometry : Geometry
+        Of `geometry_of`.
     method : "lookup", "masked" or "float", optional
         By default what suits the CPU and the share of zeros in ``grad``.
-    out : (O, kh, kw, C // groups) float32, optional
+    out : (O, kh, kw, C / groups) float32, optional
         C-contiguous, to be written to.
 
     Returns
     -------
-    (O, kh, kw, C // groups) float32
+    (O, kh, kw, C / groups) float32
 
     Raises
     ------
     ValueError
-        If a dtype, a shape or a parameter does not fit, or the CPU cannot do ``method``.
+        If a dtype or a shape does not fit, or the CPU cannot do ``method``.
     """
-    name = "conv2d_weight_gradient"
-    x = check_words(name, "x", x, 4)
-    kernel_size = pair(name, "kernel_size", kernel_size, 1)
-    grad, geometry = check_geometry(
-        name, grad, channels, groups, size=x.shape[1:3], kernel_size=kernel_size, stride=stride,
-        padding=padding, dilation=dilation,
-    )  # fmt: skip
-    check_row(name, "x", x, "channels", channels)
-    if len(x) != len(grad):
-        raise ValueError(f"{name}: x has {len(x)} images, grad has {len(grad)}")
-    check_padding_mode(name, padding_mode)
-    out = out_array(name, out, (grad.shape[3], *kernel_size, geometry.group_channels))
-    taps, _, panels = _columns(geometry)
-    per_group = geometry.group_channels
-    method = choose_method(name, method, grad, per_group, taps * per_group, panels)
+    name, (_, kh, kw, per_group) = "conv2d_weight_gradient", geometry.weight
+    shape, (_, panels) = (*np.shape(grad)[:1], *geometry.output), _columns(kh * kw, per_group)
+    grad, x = operands(
+        name, grad=(grad, np.float32, shape), x=(x, np.uint64, (*shape[:1], *geometry.image_words))
+    )
+    method = choose_method(name, method, grad, per_group, kh * kw * per_group, panels)
+    out = out_array(name, out, geometry.weight)
     if out.size == 0 or grad.size == 0:
         out[...] = 0
-        return out
-    if method == "float":
-        signs, (stride, padding, *others) = unpack(x, channels), geometry.options
-        if padding_mode == "ones":
-            signs, padding = with_border(signs, padding, 1), (0, 0)
-        found = convolution.conv2d_weight(signs, grad, kernel_size, stride, padding, *others)
-        out[...] = found.transpose(0, 2, 3, 1)  # (O, C / groups, kh, kw) there
-        return out
-    split = split_groups(x, channels, groups) if groups > 1 else x[:, :, :, None]
-    for group, (o, _) in enumerate(geometry.group_slices(len(out))):
-        _weight_gradient(grad, split[:, :, :, group], geometry, o, padding_mode, method, out[o])
+    elif method == "float":
+        _by_floats(grad, x, geometry, out)
+    else:
+        channels, groups = geometry.image[2], geometry.groups
+        split = split_groups(x, channels, groups) if groups > 1 else x[:, :, :, None]
+        for group in range(groups):
+            plan = _plan(geometry, len(grad), group, method, _TURNED_BYTES)
+            _weight_gradient(plan, grad, split[:, :, :, group], method, out[plan.filters])
     return out
 
 
-def conv2d_weight_gradient_reference(
-    grad,
-    x,
-    channels,
-    kernel_size,
-    *,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    groups=1,
-    padding_mode="zeros",
-):
+def _by_floats(grad, x, geometry, out):
+    signs, (stride, padding, *others) = unpack(x, geometry.image[2]), geometry.options
+    if geometry.padding_mode == "ones":
+        signs, padding = with_border(signs, padding, 1), (0, 0)
+    sizes = geometry.weight[1:3], stride, padding, *others
+    found = convolution.conv2d_weight(signs, grad, *sizes)  # (O, C / groups, kh, kw)
+    out[...] = found.transpose(0, 2, 3, 1)
+
+
+def conv2d_weight_gradient_reference(grad, x, geometry):
     """What :func:`conv2d_weight_gradient` computes, in plain NumPy, in the dtype of ``grad``."""
-    of = windows(
-        "conv2d_weight_gradient_reference", x.shape[1:3], kernel_size, stride, padding, dilation
-    )
-    geometry, filters = Geometry(channels, groups, of), grad.shape[3]
-    image = with_border(
-        unpack_reference(x, channels, grad.dtype), padding, int(padding_mode == "ones")
-    )
-    out = empty((filters, *kernel_size, channels // groups), grad.dtype)
-    for ky, kx, seen in of.views(image):  # (N, OH, OW, C)
-        for o, c in geometry.group_slices(filters):
-            rows = grad[..., o].reshape(-1, filters // groups)  # (N*OH*OW, O/groups)
-            out[o, ky, kx] = rows.T @ seen[..., c].reshape(-1, channels // groups)
+    image = unpack_reference(x, geometry.image[2], grad.dtype)
+    image = with_border(image, geometry.windows.padding, int(geometry.padding_mode == "ones"))
+    out = empty(geometry.weight, grad.dtype)
+    for ky, kx, seen in geometry.windows.views(image):  # (N, OH, OW, C)
+        for o, c in geometry.group_slices():
+            rows = grad[..., o].reshape(-1, o.stop - o.start)  # (N * OH * OW, O / groups)
+            out[o, ky, kx] = rows.T @ seen[..., c].reshape(-1, c.stop - c.start)
     return out
 
 
@@ -197,8 +153,8 @@ def linear_weight_gradient(grad, x, features, *, method=None, out=None):
     name = "linear_weight_gradient"
     grad, x = as_image(name, "grad", grad), as_image(name, "x", x)
     out = None if out is None else as_image(name, "out", out)
-    result = conv2d_weight_gradient(grad, x, features, (1, 1), method=method, out=out)
-    return result[:, 0, 0]
+    geometry = geometry_of(features, grad.shape[3], (1, 1), (1, 1))
+    return conv2d_weight_gradient(grad, x, geometry, method=method, out=out)[:, 0, 0]
 
 
 # ------------------------------------------------------------------------------- images and borders
@@ -218,11 +174,27 @@ class _Weight(NamedTuple):
     fresh: bool  # whether no images have been added yet
 
 
-def _columns(geometry):
-    """Taps; columns of a tap, its channels filled up to whole vectors; panels of all columns."""
-    taps = geometry.windows.taps
-    tap_lanes = -(-geometry.group_channels // FLOATS) * FLOATS
-    return taps, tap_lanes, -(-taps * tap_lanes // LANES)
+def _columns(taps, group_channels):
+    """Columns of a tap, its channels filled up to whole vectors, and panels of all columns."""
+    tap_lanes = -(-group_channels // FLOATS) * FLOATS
+    return tap_lanes, -(-taps * tap_lanes // LANES)
+
+
+class _Part(NamedTuple):
+    """Images that are worked on together.
+
+    Attributes
+    ----------
+    images : slice
+    signs : tuple
+        Where the signs of their pixels are: for "lookup" a `Turning`, for "masked" where the words
+        of output pixels begin, and those of a tap from there.
+    g : _Weight
+    """
+
+    images: slice
+    signs: tuple
+    g: _Weight
 
 
 class _Plan(NamedTuple):
@@ -230,131 +202,136 @@ class _Plan(NamedTuple):
 
     Attributes
     ----------
-    outside : (words,) uint64
-        A pixel of the padding.
+    filters : slice
+        Of the group.
     tap_lanes, lanes : int
         As in `_Weight`.
-    taps : (kh * kw,) int64
-        Where the words of a tap are, from those of the output pixel.
-    parts : tuple of (slice, starts)
-        Images that are worked on together, and where the words of their output pixels begin: int64,
-        filled up to whole steps by repeating the last, for "lookup" (tables hold zeros there, any
-        signs will do), int32 for "masked".
-    padded : tuple of int
-        Shape of as many padded images.
-    products : int
-        Of such a part.
+    parts : list of _Part
+    padded : tuple of int or None
+        Shape of as many padded images as a part has; None if x is read where it is.
+    outside : (words,) uint64
+        A pixel of the padding.
+    inside : tuple of slice
+        Where the images are in padded ones.
+    border : tuple
+        See `_border`.
+    seconds : float
+        What one core needs for a part, roughly.
     """
 
-    outside: np.ndarray
+    filters: slice
     tap_lanes: int
     lanes: int
-    taps: np.ndarray
-    parts: tuple
-    padded: tuple
-    products: int
+    parts: list
+    padded: tuple | None
+    outside: np.ndarray
+    inside: tuple
+    border: tuple
+    seconds: float
 
 
 @functools.lru_cache(maxsize=64)  # a layer in training needs its plan at each step
-def _plan(geometry, images, filters, padding_mode, method, most_bytes):
-    """The plan for one group of a convolution, for so many images and filters of the group."""
-    of, per_group = geometry.windows, geometry.group_channels
-    words, (height, width) = words_for(per_group), of.padded_size
-    outside = pack_reference(np.ones(per_group)) * np.uint64(padding_mode == "ones")
-    taps, tap_lanes, panels = _columns(geometry)
+def _plan(geometry, images, group, method, most_bytes):
+    """The plan for one group of a convolution, for so many images."""
+    of, (filters, kh, kw, per_group) = geometry.windows, geometry.weight
+    words, group_filters = words_for(per_group), filters // geometry.groups
+    tap_lanes, panels = _columns(kh * kw, per_group)
     lanes, (pixel, tap) = panels * LANES, of.places(words)
+    together = min(images, max(1, most_bytes // (len(pixel) * lanes // 8)))
 
-    image_bytes = len(pixel) * lanes // 8
-    together = min(images, max(1, most_bytes // image_bytes))
-
-    def starts(some):
-        found = (np.arange(some)[:, None] * (height * width * words) + pixel).reshape(-1)
+    def signs(some):
+        image_words = of.padded_size[0] * of.padded_size[1] * words
+        starts = (np.arange(some)[:, None] * image_words + pixel).reshape(-1)
         if method == "masked":
-            return found.astype(np.int32)
-        return np.append(found, np.full(-len(found) % STEP, found[-1]))
+            return starts.astype(np.int32), tap
+        return _turning(starts, tap, tap_lanes, lanes)
 
-    *firsts, last = range(0, images, together)
-    whole = starts(together)
-    parts = [(slice(first, first + together), whole) for first in firsts]
-    parts.append((slice(last, images), starts(images - last)))
+    parts, found = [], {}
+    for first in range(0, images, together):
+        some = min(together, images - first)
+        if some not in found:
+            found[some] = signs(some)
+        g = _Weight(
+            some * len(pixel), first * len(pixel), filters, group * group_filters, kh * kw,
+            per_group, tap_lanes, lanes, first == 0,
+        )  # fmt: skip
+        parts.append(_Part(slice(first, first + some), found[some], g))
+    copies = of.padding != (0, 0) or geometry.groups > 1
     return _Plan(
-        outside, tap_lanes, lanes, tap, tuple(parts), (together, height, width, words),
-        together * len(pixel) * taps * per_group * filters,
+        slice(group * group_filters, (group + 1) * group_filters), tap_lanes, lanes, parts,
+        (together, *of.padded_size, words) if copies else None,
+        pack_reference(np.ones(per_group)) * np.uint64(geometry.padding_mode == "ones"),
+        (slice(None), *map(slice, of.padding, (of.top + of.height, of.left + of.width))),
+        _border(of) if geometry.padding_mode == "zeros" else ([], [], []),
+        together * len(pixel) * kh * kw * per_group * group_filters / SPEED,
     )  # fmt: skip
 
 
-@functools.lru_cache(maxsize=256)
-def _shares(filters, tasks):
-    """Filters by fours, as rows are computed."""
-    return np.minimum(4 * parallel.shares(-(-filters // 4), tasks), filters)
+def _border(of):
+    """Which output positions fall on the padding.
+
+    Returns
+    -------
+    inside : list of slice
+        For each tap along the height: output rows whose tap is inside the image.
+    rows, columns : list of (tap, slice)
+        For taps along the height and the width: output positions before and behind the image.
+    """
+    found = []
+    for axis, size in enumerate(of.out_size):
+        positions = of.positions(axis)
+        firsts, ends = (positions < 0).sum(0).tolist(), (positions < of.size[axis]).sum(0).tolist()
+        beyond = [(tap, slice(first)) for tap, first in enumerate(firsts) if first]
+        beyond += [(tap, slice(end, size)) for tap, end in enumerate(ends) if end < size]
+        found.append((list(map(slice, firsts, ends)), beyond))
+    (inside, rows), (_, columns) = found
+    return inside, rows, columns
 
 
-def _weight_gradient(grad, x, geometry, filters, padding_mode, method, out):
-    """One group. x : (N, H, W, words), filters : slice, out : (O/groups, kh, kw, C/groups)."""
-    of, per_group, taps = geometry.windows, geometry.group_channels, geometry.windows.taps
-    plan = _plan(geometry, len(grad), len(out), padding_mode, method, _TURNED_BYTES)
-    correction = _beyond_the_image(grad[..., filters], geometry, padding_mode)  # (O/groups, taps)
-
+def _weight_gradient(plan, grad, x, method, out):
+    """One group. x : (N, H, W, words), out : (O / groups, kh, kw, C / groups)."""
     # Sums are kept in rows of whole panels; those of whole channels are the result itself.
-    lanes = plan.lanes
-    direct = lanes == taps * per_group
-    rows = out if direct else empty((len(out), lanes), np.float32)
-    shares = _shares(len(out), min(tasks_for_products(plan.products), -(-len(out) // 4)))
-    copies = of.padding != (0, 0) or not x.flags.c_contiguous
-    if copies:
+    filters, kh, kw, per_group = out.shape
+    direct = plan.lanes == kh * kw * per_group
+    rows = out if direct else empty((filters, plan.lanes), np.float32)
+    correction = _beyond_the_image(grad[..., plan.filters], kh, kw, plan.border)
+    tasks = min(threads.tasks_for(plan.seconds), max(1, filters // 4))
+    shares = parallel.shares(filters, tasks, 4)  # rows are computed by fours
+    if plan.padded:
         padded = empty(plan.padded, np.uint64)
         padded[...] = plan.outside
-    flat, sums = grad.reshape(-1), rows.reshape(-1)
-    for images, starts in plan.parts:
-        seen = x[images]
-        if copies:
+    add = _add_by_tables if method == "lookup" else _add_by_masks
+    more = grad.reshape(-1), correction.reshape(-1), rows.reshape(-1)
+    for part in plan.parts:
+        seen = x[part.images]
+        if plan.padded:
             copy = padded[: len(seen)]
-            copy[:, of.top : of.top + of.height, of.left : of.left + of.width] = seen
+            copy[plan.inside] = seen
             seen = copy
-        g = _Weight(
-            len(seen) * math.prod(of.out_size), images.start * math.prod(of.out_size),
-            grad.shape[3], filters.start, taps, per_group, plan.tap_lanes, lanes,
-            images.start == 0,
-        )  # fmt: skip
-        more = flat, seen.reshape(-1), starts, plan.taps, correction.reshape(-1), sums, g
-        _add_by_tables(shares, *more) if method == "lookup" else _add_by_masks(shares, *more)
+        add(shares, part, seen.reshape(-1), *more)
     if not direct:
-        columns = rows[:, : taps * plan.tap_lanes].reshape(*out.shape[:3], plan.tap_lanes)
+        columns = rows[:, : kh * kw * plan.tap_lanes].reshape(filters, kh, kw, plan.tap_lanes)
         out[...] = columns[..., :per_group]
 
 
-def _beyond_the_image(grad, geometry, padding_mode):
+def _beyond_the_image(grad, kh, kw, border):
     """What makes padding with zeros exact: (O, taps), to be added to each column of a tap.
 
     A zero is no sign, but in the padded image a bit 0 stands in its place, a sign -1. What it
     subtracts is the same for all channels: the gradients of the output pixels whose tap falls on
     the padding.
     """
-    (kh, kw), filters = geometry.windows.kernel_size, grad.shape[3]
+    (inside, rows, columns), filters = border, grad.shape[3]
     sums = np.zeros((kh, kw, filters), np.float32)
-    if padding_mode == "ones" or geometry.windows.padding == (0, 0):
-        return sums.reshape(filters, kh * kw)
-    rows, columns = (_bounds(geometry.windows, axis) for axis in range(2))
     with np.errstate(over="ignore", invalid="ignore"):
         # Whole rows of output pixels, and of the others those in some columns.
-        for ky, (top, bottom) in enumerate(rows):
-            sums[ky] = _sum(grad[:, :top], (0, 1, 2)) + _sum(grad[:, bottom:], (0, 1, 2))
-        for kx, (left, right) in enumerate(columns):
-            beyond = _sum(grad[:, :, :left], (0, 2)) + _sum(grad[:, :, right:], (0, 2))
-            for ky, (top, bottom) in enumerate(rows):  # beyond : (OH, O)
-                sums[ky, kx] += _sum(beyond[top:bottom], 0)
+        for ky, beyond in rows:
+            sums[ky] += grad[:, beyond].sum((0, 1, 2))
+        for kx, beyond in columns:
+            of_rows = grad[:, :, beyond].sum((0, 2))  # (OH, O)
+            for ky, some in enumerate(inside):
+                sums[ky, kx] += of_rows[some].sum(0)
     return np.ascontiguousarray(sums.reshape(kh * kw, filters).T)
-
-
-def _bounds(of, axis):
-    """First and last + 1 output position inside the image, for each tap along an axis."""
-    positions = of.positions(axis)
-    firsts, ends = (positions < 0).sum(0), (positions < of.size[axis]).sum(0)
-    return list(zip(firsts.tolist(), ends.tolist(), strict=True))
-
-
-def _sum(array, axes):
-    return array.sum(axis=axes, dtype=np.float32)
 
 
 @inlined
@@ -370,42 +347,34 @@ def _begin(first, count, correction, sums, g):
 # ------------------------------------------------------------------------------------ lookup tables
 
 
-@functools.lru_cache(maxsize=256)
-def _turned_places(taps, tap_lanes):
-    """Where the vectors of a pixel's signs come from and go to, for `turn`.
+def _turning(starts, taps, tap_lanes, lanes):
+    """Where the vectors of the signs of some pixels come from and go to, for `turn`.
 
-    Returns
-    -------
-    sources : (taps, n) int64
-        Word of the tap.
-    shifts : (taps * n,) uint64
-    places : (taps * n,) int64
+    ``starts`` are filled up to whole steps by repeating the last: tables hold zeros there, any
+    signs will do.
     """
-    channel = np.arange(0, tap_lanes, FLOATS)
-    shape = taps, len(channel)
-    lane = np.arange(taps)[:, None] * tap_lanes + channel
+    starts = np.append(starts, np.full(-len(starts) % STEP, starts[-1]))
+    channel, *sources = vectors(taps, tap_lanes)
+    lane = np.add.outer(np.arange(len(taps)) * tap_lanes, channel).reshape(-1)
     places = lane // LANES * _CHUNK * LANES + lane % LANES
-    shifts = np.broadcast_to(channel % 64, shape).reshape(-1).astype(np.uint64)
-    return np.broadcast_to(channel // 64, shape), shifts, places.reshape(-1)
+    return Turning(starts, *sources, places, _CHUNK, _CHUNK * lanes, LANES)
 
 
 _OFFSETS = np.arange(_CHUNK) * STEP_FLOATS
 
 
-def _add_by_tables(shares, grad, x, starts, taps, correction, sums, g):
+def _add_by_tables(shares, part, x, grad, correction, sums):
     """Turn the signs of some images, then add their part of the gradient."""
+    g = part.g
     steps = -(-g.pixels // STEP)
-    chunks = -(-steps // _CHUNK)
-    words, shifts, places = _turned_places(g.taps, g.tap_lanes)
-    turned = empty(chunks * _CHUNK * g.lanes, np.int32)
-    sources = (taps[:, None] + words).reshape(-1)
-    turning = Turning(starts, sources, shifts, places, _CHUNK, _CHUNK * g.lanes, LANES)
-    by_steps = parallel.shares(steps, min(len(shares), steps))
-    parallel.share_out(turn, by_steps, x, turning, POWERS, turned)
+    turned = empty(-(-steps // _CHUNK) * _CHUNK * g.lanes, np.int32)
     tables = empty(len(shares) * _TILE * _CHUNK * STEP_FLOATS, np.float32)
-    rows = empty(2 * len(shares) * _TILE, np.int64)
+    by_steps = parallel.shares(steps, min(len(shares), steps))
+    parallel.share_out(turn, by_steps, x, part.signs, POWERS, turned)
+    rows = np.empty(2 * len(shares) * _TILE, np.int64)
     scratch = tables, rows, _OFFSETS, PATTERNS
-    parallel.share_out(_weight_by_tables, shares, grad, turned, scratch, correction, sums, g)
+    arrays = grad, turned, scratch, correction, sums
+    parallel.share_out(_weight_by_tables, shares, *arrays, g)
 
 
 @kernel(allocates=False)
@@ -441,13 +410,14 @@ def _weight_by_tables(first, end, slot, grad, turned, scratch, correction, sums,
 # --------------------------------------------------------------------------------- masked additions
 
 
-def _add_by_masks(shares, grad, x, starts, taps, correction, sums, g):
+def _add_by_masks(shares, part, x, grad, correction, sums):
     """Add the part of the gradient that comes from some images."""
     tasks, size = len(shares), _TILE * (_LIST + FLOATS)
     values, places = empty(tasks * size, np.float32), empty(tasks * size, np.int32)
     ends, totals = empty(tasks * _TILE, np.int64), empty(tasks * _TILE, np.float32)
-    lists, signs = (values, places, ends, totals), (x, starts, taps)
-    parallel.share_out(_weight_by_masks, shares, grad, signs, lists, correction, sums, g)
+    lists, signs = (values, places, ends, totals), (x, *part.signs)
+    arrays = grad, signs, lists, correction, sums
+    parallel.share_out(_weight_by_masks, shares, *arrays, part.g)
 
 
 @kernel(allocates=False)
