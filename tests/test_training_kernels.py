@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tinybnn import functional as F
 from tinybnn import nn, optim, quantizers
+from tinybnn.kernels import dispatch
 from tinybnn.kernels.machine import layout, threads
 from tinybnn.kernels.training import (
     activations,
@@ -447,8 +448,7 @@ def test_signs_and_their_gradients_are_the_rules(shape):
             tensor = Tensor(x, requires_grad=True)
             expected = given_ * quantizer.pseudo_gradient(x)
             assert_identical(grad(quantizer(tensor), tensor, given_), expected)
-            (flat,) = layout.flat(x)
-            assert quantizer.fused_gradient(flat.copy(), flat) is not None
+            assert quantizer.pseudo_gradient.kernel(quantizer, given_, x) is not None
         for function, inside in (
             (F.relu, x > 0),
             (F.hardtanh, (x > -1) & (x < 1)),
@@ -554,7 +554,7 @@ def test_adapted_activations_follow_the_rule(name, shape, monkeypatch):
     constants = [np.float32(size * rng.uniform(0.5, 1.5, n)) for size, n in learned]
     results = []
     for few in (0, 1 << 30):
-        monkeypatch.setattr(F.adapted, "_FEW", few)
+        monkeypatch.setattr(dispatch, "FEW", few)
         for change in (channels_last, np.ascontiguousarray):
             inputs = [Tensor(change(x), requires_grad=True)]
             inputs += [Tensor(c, requires_grad=True) for c in constants]
@@ -647,7 +647,7 @@ def test_layers_compute_the_same_in_both_modes_and_in_a_trace(layer):
 @pytest.mark.parametrize("few", [0, 1 << 30])
 @pytest.mark.parametrize("name", ["scale_channels", "prelu", "rprelu", "maxout"])
 def test_adapted_activations_pass_the_gradient_checks(name, few, monkeypatch):
-    monkeypatch.setattr(F.adapted, "_FEW", few)
+    monkeypatch.setattr(dispatch, "FEW", few)
     apply, learned, _ = ADAPTED[name]
     x = np.random.default_rng(0).permutation(np.linspace(-2, 2, 24)).reshape(2, 3, 2, 2)
     constants = [size + np.array([0.01, 0.02, 0.03]) for size, _ in learned]
@@ -681,7 +681,7 @@ def test_activations_follow_the_rule(apply, shape, monkeypatch):
     x, given_, w = normal(*shape), normal(*shape, seed=1), normal(shape[1], seed=2)
     results = []
     for few in (0, 1 << 30):
-        monkeypatch.setattr(F.activation, "_FEW", few)
+        monkeypatch.setattr(dispatch, "FEW", few)
         for change in (channels_last, np.ascontiguousarray, np.asfortranarray):
             inputs = Tensor(change(x), requires_grad=True), Tensor(w, requires_grad=True)
             output = apply(*inputs)

@@ -9,31 +9,21 @@ as the rule for Tensors. What comes out is the composition's, bit for bit.
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from tinybnn.autograd import as_array, is_tracing, mean, reshape, sqrt, where
 from tinybnn.functional.activation import PRelu
 from tinybnn.functional.composed import Composed
-from tinybnn.kernels.machine import layout
-
-_FEW = 4096  # numbers that NumPy is done with before a kernel is called
-
-
-@functools.cache
-def _kernels():
-    from tinybnn.kernels.training import activations  # compiled at the first use
-
-    return activations
+from tinybnn.kernels import dispatch
 
 
 class _Adapted(Composed):
     """An activation with learned constants, one for each channel or one for all.
 
-    A subclass gives its ``composition`` of simpler operations, and how a kernel computes it:
-    ``kernel``, its name (its gradient's ends in ``_gradient``); ``constants``, the rows of the
-    kernel's table; and ``of_learned``, the gradients of the learned ones, given the kernel's sums.
+    A subclass gives its ``composition`` of simpler operations, which is its formula. It has one of
+    the two forms below, on each side of a threshold a line or a value, with the four ``constants``
+    that the learned ones become. ``of_learned`` are the gradients of the learned ones, given the
+    sums of that form.
     """
 
     @classmethod
@@ -43,28 +33,33 @@ class _Adapted(Composed):
 
     def forward(self, x, *learned, **options):
         self.options = options
-        return self._run(self.kernel, learned, x)
+        return self.form(x, self.constants(*learned))
 
     def gradients(self, grad, x, *learned):
-        of_x, sums = self._run(f"{self.kernel}_gradient", learned, grad, x)
+        of_x, sums = self.form_gradient(grad, x, self.constants(*learned))
         return of_x, *self.of_learned(sums, *learned)
 
-    def _run(self, kernel, learned, *images):
-        """A kernel, or its plain reference on what it does not take, and the images as images."""
-        x = images[-1]
-        rows = [layout.channel_rows(a) for a in images]
-        if x.size < _FEW or any([r is None for r in rows]):
-            rows = [np.moveaxis(a, 1, -1).reshape(-1, a.shape[1]) for a in images]
-            kernel += "_reference"
-        constants = self.constants(*learned)
-        table = np.empty((len(constants), x.shape[1]), x.dtype)
-        for target, row in zip(table, constants, strict=True):
-            target[...] = row
-        found = getattr(_kernels(), kernel)(*rows, table)
-        values, *sums = found if isinstance(found, tuple) else (found,)
-        samples, channels, *size = x.shape
-        image = np.moveaxis(values.reshape(samples, *size, channels), -1, 1)
-        return (image, *sums) if sums else image
+
+class _TwoLines(_Adapted):
+    """(positive if u > 0 else negative) u + offset, with u = x - shift.
+
+    The constants are shift, positive, negative and offset. The sums are the gradient in the shift;
+    of grad u where u > 0; of grad u elsewhere; and of grad.
+    """
+
+    form = staticmethod(dispatch.two_lines)
+    form_gradient = staticmethod(dispatch.two_lines_gradient)
+
+
+class _TwoValues(_Adapted):
+    """High where u >= 0, else low, with u = (x - threshold) / width.
+
+    The constants are threshold, width, low and high. With d, what comes through the tent of
+    `ApproxSign`, the sums are those of d; of d u; of grad where u >= 0; and of grad elsewhere.
+    """
+
+    form = staticmethod(dispatch.two_values)
+    form_gradient = staticmethod(dispatch.two_values_gradient)
 
 
 def _per_channel(v, x):
@@ -72,9 +67,7 @@ def _per_channel(v, x):
     return reshape(v, (1, -1, *(1,) * (np.ndim(x) - 2)))
 
 
-class ScaleChannels(_Adapted):
-    kernel = "two_lines"
-
+class ScaleChannels(_TwoLines):
     @staticmethod
     def composition(x, scale):
         return x * _per_channel(scale, x)
@@ -86,9 +79,7 @@ class ScaleChannels(_Adapted):
         return (sums[1] + sums[2],)
 
 
-class RSign(_Adapted):
-    kernel = "two_values"
-
+class RSign(_TwoValues):
     @staticmethod
     def composition(x, threshold, quantizer):
         return quantizer(x - _per_channel(threshold, x))
@@ -100,9 +91,7 @@ class RSign(_Adapted):
         return (-sums[0],)
 
 
-class AdaptedSet(_Adapted):
-    kernel = "two_values"
-
+class AdaptedSet(_TwoValues):
     @staticmethod
     def composition(x, scale, offset, quantizer):
         return scale * (quantizer((x - offset) / scale) + offset)
@@ -119,9 +108,7 @@ class AdaptedSet(_Adapted):
         return of_scale.astype(sums.dtype), of_offset.astype(sums.dtype)
 
 
-class PReluOfChannels(_Adapted):
-    kernel = "two_lines"
-
+class PReluOfChannels(_TwoLines):
     @staticmethod
     def composition(x, weight):
         return PRelu.apply(x, _per_channel(weight, x))
@@ -133,9 +120,7 @@ class PReluOfChannels(_Adapted):
         return (sums[2],)
 
 
-class RPRelu(_Adapted):
-    kernel = "two_lines"
-
+class RPRelu(_TwoLines):
     @staticmethod
     def composition(x, shift_in, weight, shift_out):
         u = x - _per_channel(shift_in, x)
@@ -149,9 +134,7 @@ class RPRelu(_Adapted):
         return of_shift, of_negative, of_offset
 
 
-class Maxout(_Adapted):
-    kernel = "two_lines"
-
+class Maxout(_TwoLines):
     @staticmethod
     def composition(x, positive, negative):
         return where(as_array(x) > 0, _per_channel(positive, x), _per_channel(negative, x)) * x

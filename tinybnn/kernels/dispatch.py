@@ -1,0 +1,379 @@
+"""Which kernel computes which formula, and for which arrays: the one place that decides it.
+
+A formula (`functional`, `quantizers`) is plain NumPy. Its first line asks the function of this file
+that has the kernel's name; the answer is the kernel's result, or None where the formula is to be
+evaluated as it stands. Arrays of float64, and Tensors, which record a rule, always get None.
+
+==================== =========================== ==================================================
+here                 stands in for               arrays that it takes; why
+==================== =========================== ==================================================
+conv2d               Conv2d.forward              float32: no matrix of patches is written to memory
+conv2d_input         ConvInput.forward           (the same)
+conv2d_weight        ConvWeight.forward          (the same)
+ordered_conv2d       Conv2d.forward, fixed order float32: sums in one order, without patches
+ordered_matmul       products in fixed order     all: BLAS's order depends on the batch
+normalise_batch      BatchNorm.forward, training channels-last float32: one pass for two sums
+normalise            BatchNorm.forward, eval     the same, of 128 numbers or more: one pass for four
+batch_norm_gradients BatchNorm.backward          channels-last float32, the gradient in any order
+two_lines            PReLU, RPReLU, Maxout, ...  channels-last float32 that are `FEW` or more; of
+two_lines_gradient   their gradients             others the kernel's plain reference, which sums in
+two_values           RSign, AdaptedSet           float64 as the kernel does: one pass for up to
+two_values_gradient  their gradients             eight, and sums for all constants in it
+leaky_relu           LeakyRelu.forward           float32 in one order in memory, `FEW` or more: one
+leaky_relu_gradient  LeakyRelu.backward          pass over memory for two or three
+gated_gradient       Relu, Hardtanh, SteSign     (the same)
+tent_gradient        ApproxSign                  (the same)
+sign                 quantizers.sign             (the same)
+max_pool2d           MaxPool2d.forward           channels-last float32: a pass for one a tap, and
+max_unpool2d         MaxUnpool2d.forward         the winners of windows of up to 255 pixels as bytes
+avg_pool2d           AvgPool2d.forward           (the same, without winners)
+avg_unpool2d         AvgUnpool2d.forward         (the same)
+take_channels        TakeChannels.forward        channels-last float32: runs of channels are copied
+add_channels         AddChannels.forward         (the same)
+cross_entropy        CrossEntropy.forward        float32 of up to `MANY` logits: one call for twenty
+==================== =========================== ==================================================
+
+The bits are the formula's, but for the order of float sums. Kernels are imported where they are
+called, after the arrays were looked at: Numba takes its time. Products of signs decide for
+themselves, by the amount of work (`functional.binary`), and so do optimizers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinybnn.kernels.machine import layout
+from tinybnn.kernels.machine.memory import empty
+
+FEW = 4096  # numbers; of fewer NumPy is done before a kernel is called
+MANY = 1 << 14  # logits; of more NumPy's vectors are faster
+
+
+# -------------------------------------------------------------------------------------- convolution
+
+
+def conv2d(x, weight, geometry):
+    """(N, C, H, W), (O, C / groups, kh, kw) -> (N, O, OH, OW)."""
+    if not _are_float32(x, weight) or not len(x):
+        return None
+    from tinybnn.kernels.floats import convolution
+
+    return _as_image(
+        convolution.conv2d(_pixels(x), weight, **geometry.options, output_size=geometry.output)
+    )
+
+
+def conv2d_input(grad, weight, geometry):
+    """(N, O, OH, OW), (O, C / groups, kh, kw) -> (N, C, H, W)."""
+    if not _are_float32(grad, weight):
+        return None
+    from tinybnn.kernels.floats import convolution
+
+    size = geometry.image[2:]
+    return _as_image(convolution.conv2d_input(_pixels(grad), weight, size, **geometry.options))
+
+
+def conv2d_weight(x, grad, geometry):
+    """(N, C, H, W), (N, O, OH, OW) -> (O, C / groups, kh, kw)."""
+    if not _are_float32(x, grad):
+        return None
+    from tinybnn.kernels.floats import convolution
+
+    taps = geometry.weight[2:]
+    return convolution.conv2d_weight(_pixels(x), _pixels(grad), taps, **geometry.options)
+
+
+def ordered_conv2d(x, weight, geometry):
+    """As `conv2d`, with each sum in the order of a patch: row by row, pixel by pixel."""
+    if np.result_type(x, weight) != np.float32 or not len(x):
+        return None
+    from tinybnn.kernels.floats import signed
+
+    x, weight = x.astype(np.float32, copy=False), weight.astype(np.float32, copy=False)
+    prepared = signed.prepare_conv2d(weight, x.shape[2:], **geometry.options)
+    return _as_image(signed.conv2d(prepared, x.transpose(0, 2, 3, 1)))
+
+
+def ordered_matmul(a, b):
+    """(M, K) @ (K, N), or (G, M, K) @ (G, K, N), with each sum in the order of its terms."""
+    from tinybnn.kernels.floats import signed
+
+    dtype = np.result_type(a, b)
+    a, b = a.astype(dtype, copy=False), b.astype(dtype, copy=False)
+    if a.ndim == 2:
+        return signed.ordered_matmul(a, b)
+    if len(a) == 1:
+        return signed.ordered_matmul(a[0], b[0])[None]
+    return np.stack([signed.ordered_matmul(*pair) for pair in zip(a, b, strict=True)])
+
+
+# ------------------------------------------------------------------------------------ normalisation
+
+
+def normalise_batch(x, weight, bias, eps):
+    """x (N, C, ...) normalised by its own statistics; and mean, variance and scale, (C,) each."""
+    rows = layout.channel_rows(x) if _are_float32(weight, bias) else None
+    if rows is None:
+        return None
+    from tinybnn.kernels.training import normalization
+
+    result, *statistics = normalization.forward(rows, weight, bias, eps)
+    return layout.image(result, x.shape), *statistics
+
+
+def normalise(x, mean, scale, weight, bias):
+    """(x - mean) * scale * weight + bias for each channel of x (N, C, ...)."""
+    rows = layout.channel_rows(x) if _are_float32(weight, bias) else None
+    if rows is None:
+        return None
+    from tinybnn.kernels.training import normalization
+
+    if not normalization.fits(rows):
+        return None
+    return layout.image(normalization.normalise(rows, mean, scale, weight, bias), x.shape)
+
+
+def batch_norm_gradients(grad, x, mean, scale, weight):
+    """Gradients in x (N, C, ...), weight and bias, where the statistics are those of x."""
+    if not _are_arrays(grad, x) or not _are_float32(weight, grad):
+        return None
+    rows = layout.channel_rows(x)
+    if rows is None:
+        return None
+    from tinybnn.kernels.training import normalization
+
+    grad_rows = layout.channel_rows(layout.channels_last(grad))
+    of_x, *sums = normalization.backward(grad_rows, rows, mean, scale, weight)
+    return layout.image(of_x, x.shape), *sums
+
+
+# -------------------------------------------------------------------------------------- activations
+
+
+def two_lines(x, constants):
+    """u > 0 ? positive u : negative u, plus offset, with u = x - shift.
+
+    Parameters
+    ----------
+    x : (N, C, ...)
+    constants : shift, positive, negative and offset, each a number or (C,)
+    """
+    from tinybnn.kernels.training import activations
+
+    fits, table, rows = _rows_and_table(constants, x)
+    kernel = activations.two_lines if fits else activations.two_lines_reference
+    return _image_of_rows(kernel(rows, table), x.shape)
+
+
+def two_lines_gradient(grad, x, constants):
+    """The gradient in x, and what the kernel sums up for the constants, (4, C)."""
+    from tinybnn.kernels.training import activations
+
+    fits, table, *rows = _rows_and_table(constants, grad, x)
+    kernel = activations.two_lines_gradient if fits else activations.two_lines_gradient_reference
+    of_x, sums = kernel(*rows, table)
+    return _image_of_rows(of_x, x.shape), sums
+
+
+def two_values(x, constants):
+    """High where (x - threshold) / width >= 0, else low.
+
+    Parameters
+    ----------
+    x : (N, C, ...)
+    constants : threshold, width, low and high, each a number or (C,)
+    """
+    from tinybnn.kernels.training import activations
+
+    fits, table, rows = _rows_and_table(constants, x)
+    kernel = activations.two_values if fits else activations.two_values_reference
+    return _image_of_rows(kernel(rows, table), x.shape)
+
+
+def two_values_gradient(grad, x, constants):
+    """The gradient in x, and what the kernel sums up for the constants, (4, C)."""
+    from tinybnn.kernels.training import activations
+
+    fits, table, *rows = _rows_and_table(constants, grad, x)
+    kernel = activations.two_values_gradient if fits else activations.two_values_gradient_reference
+    of_x, sums = kernel(*rows, table)
+    return _image_of_rows(of_x, x.shape), sums
+
+
+def _rows_and_table(constants, *images):
+    """Whether kernels take the images; the constants, (4, C); the images as rows of channels."""
+    x = images[-1]
+    rows = [layout.channel_rows(a) for a in images]
+    fits = x.size >= FEW and all([r is not None for r in rows])
+    if not fits:
+        rows = [np.moveaxis(a, 1, -1).reshape(-1, a.shape[1]) for a in images]
+    table = np.empty((len(constants), x.shape[1]), x.dtype)
+    for target, row in zip(table, constants, strict=True):
+        target[...] = row
+    return fits, table, *rows
+
+
+def leaky_relu(x, slope):
+    """x where x > 0, else slope * x."""
+    flat = _numbers(x)
+    if flat is None:
+        return None
+    from tinybnn.kernels.training import activations
+
+    return layout.like(x, activations.leaky_relu(*flat, slope))
+
+
+def leaky_relu_gradient(grad, x, slope):
+    """grad where x > 0, else slope * grad."""
+    flat = _numbers(grad, x)
+    if flat is None:
+        return None
+    from tinybnn.kernels.training import activations
+
+    return layout.like(x, activations.leaky_relu_gradient(*flat, slope))
+
+
+# --------------------------------------------------------------------------- signs and their slopes
+
+
+def sign(x):
+    """+1 where x >= 0, else -1."""
+    flat = _numbers(x)
+    if flat is None:
+        return None
+    from tinybnn.kernels.training import straight_through
+
+    return layout.like(x, straight_through.sign(*flat))
+
+
+def gated_gradient(grad, x, low, high):
+    """grad * (low <= x <= high)."""
+    flat = _numbers(grad, x)
+    if flat is None:
+        return None
+    from tinybnn.kernels.training import straight_through
+
+    return layout.like(x, straight_through.gated_gradient(*flat, low, high))
+
+
+def tent_gradient(grad, x):
+    """grad * (2 - 2 |x|) where |x| <= 1, else 0."""
+    flat = _numbers(grad, x)
+    if flat is None:
+        return None
+    from tinybnn.kernels.training import straight_through
+
+    return layout.like(x, straight_through.tent_gradient(*flat))
+
+
+# ----------------------------------------------------------------------------- pooling and channels
+
+
+def max_pool2d(x, windows):
+    """(N, C, H, W) -> (N, C, OH, OW), and which pixel of its window each one is, as bytes."""
+    images = layout.channels_inside(x)
+    if images is None:
+        return None
+    from tinybnn.kernels.training import float_pooling
+
+    if windows.size > float_pooling.MOST_TAPS:
+        return None
+    return tuple(map(_as_image, float_pooling.max_pool2d(images, windows.geometry)))
+
+
+def max_unpool2d(x, windows, winner):
+    """(N, C, OH, OW) -> (N, C, H, W): each value at the pixel that won its window."""
+    images, won = layout.channels_inside(layout.channels_last(x)), winner.transpose(0, 2, 3, 1)
+    if images is None or won.dtype != np.uint8 or not won.flags.carray:
+        return None
+    from tinybnn.kernels.training import float_pooling
+
+    size = windows.shape[2:]
+    return _as_image(float_pooling.max_unpool2d(images, won, size, windows.geometry))
+
+
+def avg_pool2d(x, windows):
+    """(N, C, H, W) -> (N, C, OH, OW)."""
+    images = layout.channels_inside(x)
+    if images is None:
+        return None
+    from tinybnn.kernels.training import float_pooling
+
+    return _as_image(float_pooling.avg_pool2d(images, windows.geometry))
+
+
+def avg_unpool2d(x, windows):
+    """(N, C, OH, OW) -> (N, C, H, W)."""
+    images = layout.channels_inside(layout.channels_last(x))
+    if images is None:
+        return None
+    from tinybnn.kernels.training import float_pooling
+
+    return _as_image(float_pooling.avg_unpool2d(images, windows.shape[2:], windows.geometry))
+
+
+def take_channels(x, index):
+    """(N, C, H, W) -> (N, len(index), H, W)."""
+    images = layout.channels_inside(x)
+    if images is None:
+        return None
+    from tinybnn.kernels.training import channel_order
+
+    out = empty((*images.shape[:3], len(index)), np.float32)
+    return _as_image(channel_order.take_channels(images, index, out))
+
+
+def add_channels(x, index, channels):
+    """(N, len(index), H, W) -> (N, channels, H, W)."""
+    images = layout.channels_inside(x)
+    if images is None:
+        return None
+    from tinybnn.kernels.training import channel_order
+
+    out = empty((*images.shape[:3], channels), np.float32)
+    channel_order.add_channels(images, index, out)
+    return _as_image(out)
+
+
+# ------------------------------------------------------------------------------------------- losses
+
+
+def cross_entropy(x, labels, smoothing):
+    """Losses (N,) of logits (N, classes), and their slopes, softmax(x) - q, in float32."""
+    if x.dtype != np.float32 or x.size > MANY:
+        return None
+    from tinybnn.kernels.training import losses
+
+    return losses.cross_entropy(x, labels, smoothing)
+
+
+# ------------------------------------------------------------------------------- arrays for kernels
+
+
+def _are_arrays(*values):
+    return all([isinstance(value, np.ndarray) for value in values])
+
+
+def _are_float32(*arrays):
+    return all([a.dtype == np.float32 for a in arrays])
+
+
+def _numbers(*arrays):
+    """Arrays of one shape as rows of numbers in one order; None of a few, or of other things."""
+    return layout.flat(*arrays) if _are_arrays(*arrays) and arrays[0].size >= FEW else None
+
+
+def _pixels(x):
+    """(N, C, H, W) -> (N, H, W, C), contiguous: a view, if that is how it lies in memory."""
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+def _as_image(pixels):
+    """(N, H, W, C) -> (N, C, H, W), a view."""
+    return pixels.transpose(0, 3, 1, 2)
+
+
+def _image_of_rows(rows, shape):
+    """Rows of channels -> (N, C, ...), a view."""
+    samples, channels, *size = shape
+    return np.moveaxis(rows.reshape(samples, *size, channels), -1, 1)
