@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn.autograd import as_array, is_tracing, mean, reshape, sqrt, where
-from tinybnn.functional.activation import PRelu
+from tinybnn.autograd import as_array, clamp, is_tracing, mean, reshape, sqrt
+from tinybnn.functional.activation import PRelu, relu
 from tinybnn.functional.composed import Composed
 from tinybnn.kernels import dispatch
 
@@ -137,10 +137,12 @@ class RPRelu(_TwoLines):
 class Maxout(_TwoLines):
     @staticmethod
     def composition(x, positive, negative):
-        return where(as_array(x) > 0, _per_channel(positive, x), _per_channel(negative, x)) * x
+        above, below = relu(x), clamp(x, max=0.0)
+        # 0.0 takes the sign from -0.0, so that a line through 0 gives 0.0 whatever its slope.
+        return above * _per_channel(positive, x) + below * _per_channel(negative, x) + 0.0
 
     def constants(self, positive, negative):
-        return 0.0, positive, negative, -0.0
+        return 0.0, positive, negative, 0.0
 
     def of_learned(self, sums, *learned):
         return sums[1], sums[2]
@@ -304,7 +306,7 @@ def rprelu(x, shift_in, weight, shift_out):
 def maxout(x, positive, negative):
     """positive x where x > 0, else negative x: the activation of AdaBin's code (Tu et al. 2022).
 
-    The slope at 0 is the negative one.
+    0.0 where x is 0. The slope there is the negative one.
 
     Parameters
     ----------
@@ -312,7 +314,9 @@ def maxout(x, positive, negative):
     positive, negative : (C,)
     """
     _check_channels("maxout", x, positive=positive, negative=negative)
-    return Maxout.apply(x, positive, negative)
+    if not all([np.isfinite(as_array(slope)).all() for slope in (positive, negative)]):
+        return Maxout.composition(x, positive, negative)  # in which 0 times inf is NaN
+    return Maxout.of(x, positive, negative)
 
 
 def _check_channels(name, x, **constants):

@@ -350,10 +350,7 @@ class Maxout(Module):
         self.negative = Parameter(np.full(num_channels, negative, np.float32))
 
     def forward(self, x):
-        if self.training:
-            return F.maxout(x, self.positive, self.negative)
-        up = F.relu(x) * _per_channel(self, "positive", x)
-        return up - F.relu(-x) * _per_channel(self, "negative", x)
+        return F.maxout(x, self.positive, self.negative)
 
     def extra_repr(self):
         return f"{len(self.positive)}"
@@ -365,17 +362,6 @@ def _quantizer(layer, quantizer):
     if quantizer is None:
         raise ValueError(f"{layer}: expects a quantizer, got None")
     return quantizer
-
-
-def _per_channel(layer, name, x):
-    """A layer's parameter (C,) as (1, C, 1, ...), to meet x of shape (N, C, ...)."""
-    values = getattr(layer, name)
-    if x.shape[1:2] != values.shape:
-        raise ValueError(
-            f"{type(layer).__name__}: {name} must have the shape (C,) for x of shape (N, C, ...), "
-            f"got {values.shape} for x of shape {x.shape}"
-        )
-    return values.reshape(1, -1, *(1,) * (x.ndim - 2))
 
 
 class OnesOfOneSample(Function):
