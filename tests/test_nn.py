@@ -1172,6 +1172,17 @@ def test_adabin_is_its_definition(options, scale):
 
 
 @adabin
+@pytest.mark.parametrize("shape", [(2, 4, 7, 6), (9, 4, 40, 33)], ids=str)
+def test_adabin_gives_the_same_bits_in_both_modes_and_in_a_trace(options, shape):
+    layer, x = nn.AdaBinConv2d(4, 8, (3, 2), **options), Tensor(normal(*shape))
+    layer.input_scale.data[...], layer.input_offset.data[...] = 0.7, 0.3
+    in_training = layer(x).data
+    assert_identical(layer.eval()(x), in_training)
+    with trace():
+        assert_identical(layer(x), in_training)
+
+
+@adabin
 def test_adabin_has_the_same_gradients_in_both_modes(options):
     layer = nn.AdaBinConv2d(4, 8, (3, 2), **options).to(np.float64)
     layer.input_scale.data[...], layer.input_offset.data[...] = 0.7, 0.3

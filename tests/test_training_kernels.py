@@ -584,7 +584,7 @@ def test_adapted_weights_are_those_of_the_rule(shape, seed, quantizer):
     weight, given_ = (Tensor(rng.standard_normal(shape, np.float32)) for _ in range(2))
     weight.requires_grad = True
     results = []
-    for apply in (F.adapted_weight, F.adapted.AdaptedWeight.composition):
+    for apply in (F.adapted_weight, F.adabin.AdaptedWeight.composition):
         output = apply(weight, quantizer)
         (gradient,) = grad(output, [weight], given_, retain_graph=True)
         (recorded,) = grad(output, [weight], given_, create_graph=True)

@@ -1,4 +1,4 @@
-"""Activations whose constants are learned, in one pass over memory each; and AdaBin's weights.
+"""Activations whose constants are learned, in one pass over memory each.
 
 A threshold, a slope or a shift for each channel is a line of code in a layer's ``forward``, and an
 operation of the graph. Each makes an array of the size of the image, forward and backward, and has
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn.autograd import as_array, clamp, is_tracing, mean, reshape, sqrt
+from tinybnn.autograd import as_array, clamp, is_tracing, reshape
 from tinybnn.functional.activation import PRelu, relu
 from tinybnn.functional.composed import Composed
 from tinybnn.kernels import dispatch
@@ -51,7 +51,7 @@ class _TwoLines(_Adapted):
     form_gradient = staticmethod(dispatch.two_lines_gradient)
 
 
-class _TwoValues(_Adapted):
+class TwoValues(_Adapted):
     """High where u >= 0, else low, with u = (x - threshold) / width.
 
     The constants are threshold, width, low and high. With d, what comes through the tent of
@@ -79,7 +79,7 @@ class ScaleChannels(_TwoLines):
         return (sums[1] + sums[2],)
 
 
-class RSign(_TwoValues):
+class RSign(TwoValues):
     @staticmethod
     def composition(x, threshold, quantizer):
         return quantizer(x - _per_channel(threshold, x))
@@ -89,23 +89,6 @@ class RSign(_TwoValues):
 
     def of_learned(self, sums, threshold):
         return (-sums[0],)
-
-
-class AdaptedSet(_TwoValues):
-    @staticmethod
-    def composition(x, scale, offset, quantizer):
-        return scale * (quantizer((x - offset) / scale) + offset)
-
-    def constants(self, scale, offset):
-        return offset, scale, scale * (offset - 1), scale * (1 + offset)
-
-    def of_learned(self, sums, scale, offset):
-        # a = scale (s + offset), s = sign(u), u = (x - offset) / scale: the slope of s by scale is
-        # -tent(u) u / scale, and by offset -tent(u) / scale.
-        d, d_u, of_high, of_low = sums.sum(1, np.float64)
-        of_scale = of_high * (1 + offset) - of_low * (1 - offset) - d_u
-        of_offset = scale * (of_high + of_low) - d
-        return of_scale.astype(sums.dtype), of_offset.astype(sums.dtype)
 
 
 class PReluOfChannels(_TwoLines):
@@ -148,78 +131,6 @@ class Maxout(_TwoLines):
         return sums[1], sums[2]
 
 
-class AdaptedWeight(Composed):
-    """AdaBin's weights: what `adapted_weight_parts` gives, put together.
-
-    Two dozen operations on small arrays, which cost their bookkeeping more than their arithmetic.
-    """
-
-    def forward(self, weight, quantizer):
-        self.options = {"quantizer": quantizer}
-        self.signs, self.scale, self.offset = adapted_weight_parts(weight, quantizer)
-        return self.scale * self.signs + self.offset
-
-    @staticmethod
-    def composition(weight, quantizer):
-        signs, scale, offset = adapted_weight_parts(weight, quantizer)
-        return scale * signs + offset
-
-    def gradients(self, grad, weight):
-        # The rules of the composition, in their order.
-        scale, centred = self.scale, weight - self.offset
-        share = 1.0 / (weight.size // len(weight))  # of an element in a mean
-        normalised = centred / scale
-        of_normalised = self.options["quantizer"].gradient(grad * scale, normalised)
-        of_scale = _of_filters(grad * self.signs) + _of_filters(-of_normalised / scale * normalised)
-        of_square = of_scale * 0.5 / scale * share * centred
-        of_centred = of_normalised / scale + of_square + of_square
-        of_offset = _of_filters(grad) + _of_filters(-of_centred)
-        return of_centred + of_offset * share
-
-
-def _of_filters(x):
-    """(O, C, kh, kw) -> sums (O, 1, 1, 1), over the axes along which one was repeated."""
-    axes = tuple([i for i in range(1, x.ndim) if x.shape[i] > 1])
-    return x.sum(axis=axes, keepdims=True) if axes else x
-
-
-def adapted_weight_parts(weight, quantizer):
-    """AdaBin's weights in parts: signs v, scale α_w and offset β_w of each filter.
-
-    β_w = mean W, α_w = sqrt(mean (W - β_w)²), v = sign((W - β_w) / α_w) (Tu et al. 2022).
-
-    Parameters
-    ----------
-    weight : (O, C, kh, kw)
-    quantizer : callable
-        The sign.
-
-    Returns
-    -------
-    signs : (O, C, kh, kw)
-    scale, offset : (O, 1, 1, 1)
-    """
-    offset = mean(weight, (1, 2, 3), keepdim=True)
-    centred = weight - offset
-    # The 1e-12 keeps a filter of equal weights, which has α_w = 0, from dividing by it.
-    scale = sqrt(mean(centred * centred, (1, 2, 3), keepdim=True) + 1e-12)
-    return quantizer(centred / scale), scale, offset
-
-
-def adapted_weight(weight, quantizer):
-    """α_w v + β_w: the weights of AdaBin, see `adapted_weight_parts`.
-
-    Parameters
-    ----------
-    weight : (O, C, kh, kw)
-    quantizer : Quantizer or callable
-        A callable that is no quantizer, such as the identity, is composed with the rest.
-    """
-    if not hasattr(quantizer, "gradient"):
-        return AdaptedWeight.composition(weight, quantizer)
-    return AdaptedWeight.apply(weight, quantizer=quantizer)
-
-
 def scale_channels(x, scale):
     """x times a factor for each channel.
 
@@ -246,27 +157,6 @@ def rsign(x, threshold, quantizer):
     if not quantizer.is_tent:
         return RSign.composition(x, threshold, quantizer)
     return RSign.of(x, threshold, quantizer=quantizer)
-
-
-def adapted_set(x, scale, offset, quantizer):
-    """scale (s + offset) with s = sign((x - offset) / scale): AdaBin's activations.
-
-    (Tu et al. 2022; this is the form of its code, the paper has scale s + offset.)
-
-    Parameters
-    ----------
-    x : (N, C, ...)
-    scale, offset : (1,)
-        The scale must be positive.
-    quantizer : Quantizer
-        As in `rsign`.
-    """
-    for name, value in (("scale", scale), ("offset", offset)):
-        if np.shape(value) != (1,):
-            raise ValueError(f"adapted_set: {name} must have shape (1,), got {np.shape(value)}")
-    if not quantizer.is_tent:
-        return AdaptedSet.composition(x, scale, offset, quantizer)
-    return AdaptedSet.apply(x, scale, offset, quantizer=quantizer)
 
 
 def prelu(x, weight):

@@ -12,7 +12,7 @@ import numpy as np
 
 from tinybnn import functional as F
 from tinybnn import quantizers
-from tinybnn.autograd import Function, Tensor, broadcast_to, default_generator
+from tinybnn.autograd import Tensor, default_generator
 from tinybnn.nn.layers import Conv2d, Linear, _initial_bias, channels_last, check_sizes
 from tinybnn.nn.module import Cost, LatentParameter, Module, ModuleList, Parameter, Sequential
 
@@ -364,18 +364,6 @@ def _quantizer(layer, quantizer):
     return quantizer
 
 
-class OnesOfOneSample(Function):
-    """Ones of the shape of one sample of x, (1, C, H, W): a constant that knows the image size."""
-
-    saves = ()
-
-    def forward(self, x):
-        return np.ones((1, *x.shape[1:]), x.dtype)
-
-    def backward(self, grad, output, x):
-        return broadcast_to(0.0 * grad, self.shapes[0])
-
-
 class AdaBinConv2d(Conv2d):
     """Convolution whose two weight values and two activation values are adapted to the data.
 
@@ -384,7 +372,7 @@ class AdaBinConv2d(Conv2d):
     s = sign((x - β_a) / α_a), and α_a, β_a learned. (AdaBin, Tu et al. 2022; this is the form of
     its code, the paper writes α_a s + β_a.)
 
-    In eval mode the sum over a window is expanded into sums of signs, which are integers,
+    The sum over a window is expanded into sums of signs, which are integers,
 
         Σ a ŵ = α_a (α_w Σ s v + β_w Σ s + β_a (α_w Σ v + β_w Σ 1)),
 
@@ -434,25 +422,12 @@ class AdaBinConv2d(Conv2d):
         self.weight_quantizer = _quantizer("AdaBinConv2d", weight_quantizer)
 
     def forward(self, x):
-        input_scale = F.maximum(self.input_scale, 1e-3)
-        if self.training:
-            a = F.adapted_set(x, input_scale, self.input_offset, self.input_quantizer)
-            total = self._conv(a, F.adapted_weight(self.weight, self.weight_quantizer))
-        else:
-            v, scale, offset = F.adapted_weight_parts(self.weight, self.weight_quantizer)
-            s = self.input_quantizer((x - self.input_offset) / input_scale)
-            # One filter of ones sums up all input channels; with groups each needs its own.
-            count = self.out_channels if self.groups > 1 else 1
-            ones = Tensor(np.ones((count, *v.shape[1:]), x.dtype))
-            inside = OnesOfOneSample.apply(s)
-            scale, offset = scale.reshape(1, -1, 1, 1), offset.reshape(1, -1, 1, 1)
-            is_sign = getattr(self.weight_quantizer, "is_sign", False)  # or any function of x
-            signs = quantizers.ste_sign if is_sign else None
-            total, constant = (
-                scale * self._conv(a, v, signs) + offset * self._conv(a, ones, signs)
-                for a in (s, inside)
-            )
-            total = input_scale * (total + self.input_offset * constant)
+        is_sign = getattr(self.weight_quantizer, "is_sign", False)  # or any function of x
+        total = F.adapted_conv2d(
+            x, self.weight, F.maximum(self.input_scale, 1e-3), self.input_offset,
+            self.input_quantizer, self.weight_quantizer, quantizers.ste_sign if is_sign else None,
+            self.stride, self.padding, self.dilation, self.groups,
+        )  # fmt: skip
         return total if self.bias is None else total + self.bias.reshape(1, -1, 1, 1)
 
     def _cost(self, output_shape, products):
@@ -462,11 +437,6 @@ class AdaBinConv2d(Conv2d):
         floats = 2 * self.out_channels + sum(p.numel() for p in self.parameters())
         floats -= self.weight.numel()
         return Cost(tuple(output_shape), 32 * floats + self.weight.numel(), bops=bops)
-
-    def _conv(self, x, weight, weight_quantizer=None):
-        return F.binary_conv2d(
-            x, weight, None, weight_quantizer, self.stride, self.padding, self.dilation, self.groups
-        )
 
     def extra_repr(self):
         return super().extra_repr() + _quantizers_repr(self)
