@@ -13,24 +13,26 @@ import numpy as np
 from tinybnn import functional as F
 from tinybnn import quantizers
 from tinybnn.autograd import Tensor, default_generator
-from tinybnn.nn.layers import Conv2d, Linear, _initial_bias, channels_last, check_sizes
+from tinybnn.nn.layers import Conv2d, Linear, channels_last, check_sizes
 from tinybnn.nn.module import Cost, LatentParameter, Module, ModuleList, Parameter, Sequential
 
 
 class _Binary:
     """What the binary twins share: quantizers, latent weight, scale of the accumulator."""
 
-    def _set_binary(self, shape, bias, input_quantizer, weight_quantizer, scale, clip_value, rng):
+    def _initial_weight(self, shape, rng):
+        return LatentParameter(_glorot_uniform(shape, rng))
+
+    def _set_binary(self, input_quantizer, weight_quantizer, scale, clip_value):
         self.input_quantizer = quantizers.get(input_quantizer)
         self.weight_quantizer = quantizers.get(weight_quantizer)
         if scale not in (None, "mean", "learned"):
             raise ValueError(
                 f"{type(self).__name__}: scale must be None, 'mean' or 'learned', got {scale!r}"
             )
-        self.scale_mode = scale
-        self.weight = LatentParameter(_glorot_uniform(shape, rng), clip_value=clip_value)
-        self.bias = Parameter(_initial_bias(shape, rng)) if bias else None
-        self.scale = Parameter(np.ones(shape[0], np.float32)) if scale == "learned" else None
+        self.scale_mode, self.weight.clip_value = scale, clip_value
+        is_learned = scale == "learned"
+        self.scale = Parameter(np.ones(len(self.weight), np.float32)) if is_learned else None
 
     def binary_weight(self):
         """The weights that the layer computes with, an array of the weight's shape.
@@ -133,12 +135,8 @@ class BinaryLinear(_Binary, Linear):
         clip_value=1.0,
         rng=None,
     ):
-        check_sizes("BinaryLinear", in_features=in_features, out_features=out_features)
-        self.in_features, self.out_features = in_features, out_features
-        self._set_binary(
-            (out_features, in_features), bias, input_quantizer, weight_quantizer, scale,
-            clip_value, rng,
-        )  # fmt: skip
+        super().__init__(in_features, out_features, bias, rng=rng)
+        self._set_binary(input_quantizer, weight_quantizer, scale, clip_value)
 
     def forward(self, x):
         product = F.binary_linear(
@@ -185,22 +183,20 @@ class BinaryConv2d(_Binary, Conv2d):
         clip_value=1.0,
         rng=None,
     ):
-        self._set_geometry(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, rng=rng
         )
         if padding_mode not in ("zeros", "ones"):
             raise ValueError(
                 f"BinaryConv2d: padding_mode must be 'zeros' or 'ones', got {padding_mode!r}"
             )
         self.padding_mode = padding_mode
-        self._set_binary(
-            self.weight_shape, bias, input_quantizer, weight_quantizer, scale, clip_value, rng
-        )
+        self._set_binary(input_quantizer, weight_quantizer, scale, clip_value)
 
     def forward(self, x):
         product = F.binary_conv2d(
-            x, self.weight, self.input_quantizer, self.weight_quantizer, self.stride, self.padding,
-            self.dilation, self.groups, self.padding_mode, fixed_order=not self.training,
+            x, self.weight, self.input_quantizer, self.weight_quantizer, **self._options,
+            padding_mode=self.padding_mode, fixed_order=not self.training,
         )  # fmt: skip
         return self._scaled(product)
 
@@ -426,7 +422,7 @@ class AdaBinConv2d(Conv2d):
         total = F.adapted_conv2d(
             x, self.weight, F.maximum(self.input_scale, 1e-3), self.input_offset,
             self.input_quantizer, self.weight_quantizer, quantizers.ste_sign if is_sign else None,
-            self.stride, self.padding, self.dilation, self.groups,
+            **self._options,
         )  # fmt: skip
         return total if self.bias is None else total + self.bias.reshape(1, -1, 1, 1)
 
