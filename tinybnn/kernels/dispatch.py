@@ -33,12 +33,15 @@ add_channels         AddChannels.forward         (the same)
 cross_entropy        CrossEntropy.forward        float32 of up to `MANY` logits: one call for twenty
 ==================== =========================== ==================================================
 
-The bits are the formula's, but for the order of float sums. Kernels are imported where they are
-called, after the arrays were looked at: Numba takes its time. Products of signs decide for
-themselves, by the amount of work (`functional.binary`), and so do optimizers.
+The bits are the formula's, but for the order of float sums. Kernels are imported after the arrays
+were looked at: Numba takes its time. Products of signs decide for themselves, by the amount of work
+(`functional.binary`), and so do optimizers.
 """
 
 from __future__ import annotations
+
+import functools
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -54,18 +57,17 @@ MANY = 1 << 14  # logits; of more NumPy's vectors are faster
 
 def conv2d(x, weight, geometry):
     """(N, C, H, W), (O, C / groups, kh, kw) -> (N, O, OH, OW)."""
-    if not _are_float32(x, weight) or not len(x):
+    if not (x.dtype == weight.dtype == np.float32 and len(x)):
         return None
     from tinybnn.kernels.floats import convolution
 
-    return _as_image(
-        convolution.conv2d(_pixels(x), weight, **geometry.options, output_size=geometry.output)
-    )
+    options = geometry.options | {"output_size": geometry.output}
+    return _as_image(convolution.conv2d(_pixels(x), weight, **options))
 
 
 def conv2d_input(grad, weight, geometry):
     """(N, O, OH, OW), (O, C / groups, kh, kw) -> (N, C, H, W)."""
-    if not _are_float32(grad, weight):
+    if not grad.dtype == weight.dtype == np.float32:
         return None
     from tinybnn.kernels.floats import convolution
 
@@ -75,7 +77,7 @@ def conv2d_input(grad, weight, geometry):
 
 def conv2d_weight(x, grad, geometry):
     """(N, C, H, W), (N, O, OH, OW) -> (O, C / groups, kh, kw)."""
-    if not _are_float32(x, grad):
+    if not x.dtype == grad.dtype == np.float32:
         return None
     from tinybnn.kernels.floats import convolution
 
@@ -112,38 +114,34 @@ def ordered_matmul(a, b):
 
 def normalise_batch(x, weight, bias, eps):
     """x (N, C, ...) normalised by its own statistics; and mean, variance and scale, (C,) each."""
-    rows = layout.channel_rows(x) if _are_float32(weight, bias) else None
-    if rows is None:
+    rows = layout.channel_rows(x)
+    if rows is None or not weight.dtype == bias.dtype == np.float32:
         return None
-    from tinybnn.kernels.training import normalization
-
-    result, *statistics = normalization.forward(rows, weight, bias, eps)
+    result, *statistics = _kernels().normalization.forward(rows, weight, bias, eps)
     return layout.image(result, x.shape), *statistics
 
 
 def normalise(x, mean, scale, weight, bias):
     """(x - mean) * scale * weight + bias for each channel of x (N, C, ...)."""
-    rows = layout.channel_rows(x) if _are_float32(weight, bias) else None
-    if rows is None:
+    rows = layout.channel_rows(x)
+    if rows is None or not weight.dtype == bias.dtype == np.float32:
         return None
-    from tinybnn.kernels.training import normalization
-
-    if not normalization.fits(rows):
+    kernels = _kernels().normalization
+    if not kernels.fits(rows):
         return None
-    return layout.image(normalization.normalise(rows, mean, scale, weight, bias), x.shape)
+    return layout.image(kernels.normalise(rows, mean, scale, weight, bias), x.shape)
 
 
 def batch_norm_gradients(grad, x, mean, scale, weight):
     """Gradients in x (N, C, ...), weight and bias, where the statistics are those of x."""
-    if not _are_arrays(grad, x) or not _are_float32(weight, grad):
+    is_array = isinstance(grad, np.ndarray) and isinstance(x, np.ndarray)
+    if not (is_array and grad.dtype == weight.dtype == np.float32):
         return None
     rows = layout.channel_rows(x)
     if rows is None:
         return None
-    from tinybnn.kernels.training import normalization
-
     grad_rows = layout.channel_rows(layout.channels_last(grad))
-    of_x, *sums = normalization.backward(grad_rows, rows, mean, scale, weight)
+    of_x, *sums = _kernels().normalization.backward(grad_rows, rows, mean, scale, weight)
     return layout.image(of_x, x.shape), *sums
 
 
@@ -158,20 +156,16 @@ def two_lines(x, constants):
     x : (N, C, ...)
     constants : shift, positive, negative and offset, each a number or (C,)
     """
-    from tinybnn.kernels.training import activations
-
-    fits, table, rows = _rows_and_table(constants, x)
-    kernel = activations.two_lines if fits else activations.two_lines_reference
-    return _image_of_rows(kernel(rows, table), x.shape)
+    kernels, fits, operands = _kernels().activations, *_by_channel(constants, x)
+    values = (kernels.two_lines if fits else kernels.two_lines_reference)(*operands)
+    return _image_of_rows(values, x.shape)
 
 
 def two_lines_gradient(grad, x, constants):
     """The gradient in x, and what the kernel sums up for the constants, (4, C)."""
-    from tinybnn.kernels.training import activations
-
-    fits, table, *rows = _rows_and_table(constants, grad, x)
-    kernel = activations.two_lines_gradient if fits else activations.two_lines_gradient_reference
-    of_x, sums = kernel(*rows, table)
+    kernels, fits, operands = _kernels().activations, *_by_channel(constants, grad, x)
+    compute = kernels.two_lines_gradient if fits else kernels.two_lines_gradient_reference
+    of_x, sums = compute(*operands)
     return _image_of_rows(of_x, x.shape), sums
 
 
@@ -183,54 +177,29 @@ def two_values(x, constants):
     x : (N, C, ...)
     constants : threshold, width, low and high, each a number or (C,)
     """
-    from tinybnn.kernels.training import activations
-
-    fits, table, rows = _rows_and_table(constants, x)
-    kernel = activations.two_values if fits else activations.two_values_reference
-    return _image_of_rows(kernel(rows, table), x.shape)
+    kernels, fits, operands = _kernels().activations, *_by_channel(constants, x)
+    values = (kernels.two_values if fits else kernels.two_values_reference)(*operands)
+    return _image_of_rows(values, x.shape)
 
 
 def two_values_gradient(grad, x, constants):
     """The gradient in x, and what the kernel sums up for the constants, (4, C)."""
-    from tinybnn.kernels.training import activations
-
-    fits, table, *rows = _rows_and_table(constants, grad, x)
-    kernel = activations.two_values_gradient if fits else activations.two_values_gradient_reference
-    of_x, sums = kernel(*rows, table)
+    kernels, fits, operands = _kernels().activations, *_by_channel(constants, grad, x)
+    compute = kernels.two_values_gradient if fits else kernels.two_values_gradient_reference
+    of_x, sums = compute(*operands)
     return _image_of_rows(of_x, x.shape), sums
-
-
-def _rows_and_table(constants, *images):
-    """Whether kernels take the images; the constants, (4, C); the images as rows of channels."""
-    x = images[-1]
-    rows = [layout.channel_rows(a) for a in images]
-    fits = x.size >= FEW and all([r is not None for r in rows])
-    if not fits:
-        rows = [np.moveaxis(a, 1, -1).reshape(-1, a.shape[1]) for a in images]
-    table = np.empty((len(constants), x.shape[1]), x.dtype)
-    for target, row in zip(table, constants, strict=True):
-        target[...] = row
-    return fits, table, *rows
 
 
 def leaky_relu(x, slope):
     """x where x > 0, else slope * x."""
-    flat = _numbers(x)
-    if flat is None:
-        return None
-    from tinybnn.kernels.training import activations
-
-    return layout.like(x, activations.leaky_relu(*flat, slope))
+    rows = _numbers(x)
+    return rows and layout.like(x, _kernels().activations.leaky_relu(*rows, slope))
 
 
 def leaky_relu_gradient(grad, x, slope):
     """grad where x > 0, else slope * grad."""
-    flat = _numbers(grad, x)
-    if flat is None:
-        return None
-    from tinybnn.kernels.training import activations
-
-    return layout.like(x, activations.leaky_relu_gradient(*flat, slope))
+    rows = _numbers(grad, x)
+    return rows and layout.like(x, _kernels().activations.leaky_relu_gradient(*rows, slope))
 
 
 # --------------------------------------------------------------------------- signs and their slopes
@@ -238,32 +207,20 @@ def leaky_relu_gradient(grad, x, slope):
 
 def sign(x):
     """+1 where x >= 0, else -1."""
-    flat = _numbers(x)
-    if flat is None:
-        return None
-    from tinybnn.kernels.training import straight_through
-
-    return layout.like(x, straight_through.sign(*flat))
+    rows = _numbers(x)
+    return rows and layout.like(x, _kernels().straight_through.sign(*rows))
 
 
 def gated_gradient(grad, x, low, high):
     """grad * (low <= x <= high)."""
-    flat = _numbers(grad, x)
-    if flat is None:
-        return None
-    from tinybnn.kernels.training import straight_through
-
-    return layout.like(x, straight_through.gated_gradient(*flat, low, high))
+    rows = _numbers(grad, x)
+    return rows and layout.like(x, _kernels().straight_through.gated_gradient(*rows, low, high))
 
 
 def tent_gradient(grad, x):
     """grad * (2 - 2 |x|) where |x| <= 1, else 0."""
-    flat = _numbers(grad, x)
-    if flat is None:
-        return None
-    from tinybnn.kernels.training import straight_through
-
-    return layout.like(x, straight_through.tent_gradient(*flat))
+    rows = _numbers(grad, x)
+    return rows and layout.like(x, _kernels().straight_through.tent_gradient(*rows))
 
 
 # ----------------------------------------------------------------------------- pooling and channels
@@ -272,13 +229,10 @@ def tent_gradient(grad, x):
 def max_pool2d(x, windows):
     """(N, C, H, W) -> (N, C, OH, OW), and which pixel of its window each one is, as bytes."""
     images = layout.channels_inside(x)
-    if images is None:
+    if images is None or windows.size > _kernels().float_pooling.MOST_TAPS:
         return None
-    from tinybnn.kernels.training import float_pooling
-
-    if windows.size > float_pooling.MOST_TAPS:
-        return None
-    return tuple(map(_as_image, float_pooling.max_pool2d(images, windows.geometry)))
+    result, winner = _kernels().float_pooling.max_pool2d(images, windows.geometry)
+    return _as_image(result), _as_image(winner)
 
 
 def max_unpool2d(x, windows, winner):
@@ -286,10 +240,8 @@ def max_unpool2d(x, windows, winner):
     images, won = layout.channels_inside(layout.channels_last(x)), winner.transpose(0, 2, 3, 1)
     if images is None or won.dtype != np.uint8 or not won.flags.carray:
         return None
-    from tinybnn.kernels.training import float_pooling
-
-    size = windows.shape[2:]
-    return _as_image(float_pooling.max_unpool2d(images, won, size, windows.geometry))
+    unpool = _kernels().float_pooling.max_unpool2d
+    return _as_image(unpool(images, won, windows.shape[2:], windows.geometry))
 
 
 def avg_pool2d(x, windows):
@@ -297,9 +249,7 @@ def avg_pool2d(x, windows):
     images = layout.channels_inside(x)
     if images is None:
         return None
-    from tinybnn.kernels.training import float_pooling
-
-    return _as_image(float_pooling.avg_pool2d(images, windows.geometry))
+    return _as_image(_kernels().float_pooling.avg_pool2d(images, windows.geometry))
 
 
 def avg_unpool2d(x, windows):
@@ -307,9 +257,8 @@ def avg_unpool2d(x, windows):
     images = layout.channels_inside(layout.channels_last(x))
     if images is None:
         return None
-    from tinybnn.kernels.training import float_pooling
-
-    return _as_image(float_pooling.avg_unpool2d(images, windows.shape[2:], windows.geometry))
+    unpool = _kernels().float_pooling.avg_unpool2d
+    return _as_image(unpool(images, windows.shape[2:], windows.geometry))
 
 
 def take_channels(x, index):
@@ -317,10 +266,8 @@ def take_channels(x, index):
     images = layout.channels_inside(x)
     if images is None:
         return None
-    from tinybnn.kernels.training import channel_order
-
     out = empty((*images.shape[:3], len(index)), np.float32)
-    return _as_image(channel_order.take_channels(images, index, out))
+    return _as_image(_kernels().channel_order.take_channels(images, index, out))
 
 
 def add_channels(x, index, channels):
@@ -328,11 +275,8 @@ def add_channels(x, index, channels):
     images = layout.channels_inside(x)
     if images is None:
         return None
-    from tinybnn.kernels.training import channel_order
-
     out = empty((*images.shape[:3], channels), np.float32)
-    channel_order.add_channels(images, index, out)
-    return _as_image(out)
+    return _as_image(_kernels().channel_order.add_channels(images, index, out))
 
 
 # ------------------------------------------------------------------------------------------- losses
@@ -342,25 +286,54 @@ def cross_entropy(x, labels, smoothing):
     """Losses (N,) of logits (N, classes), and their slopes, softmax(x) - q, in float32."""
     if x.dtype != np.float32 or x.size > MANY:
         return None
-    from tinybnn.kernels.training import losses
-
-    return losses.cross_entropy(x, labels, smoothing)
+    return _kernels().losses.cross_entropy(x, labels, smoothing)
 
 
 # ------------------------------------------------------------------------------- arrays for kernels
 
 
-def _are_arrays(*values):
-    return all([isinstance(value, np.ndarray) for value in values])
+@functools.cache
+def _kernels():
+    """The modules of `training`, imported when one is needed first: Numba takes its time."""
+    from tinybnn.kernels.training import (
+        activations,
+        channel_order,
+        float_pooling,
+        losses,
+        normalization,
+        straight_through,
+    )
 
-
-def _are_float32(*arrays):
-    return all([a.dtype == np.float32 for a in arrays])
+    return SimpleNamespace(
+        activations=activations, channel_order=channel_order, float_pooling=float_pooling,
+        losses=losses, normalization=normalization, straight_through=straight_through,
+    )  # fmt: skip
 
 
 def _numbers(*arrays):
-    """Arrays of one shape as rows of numbers in one order; None of a few, or of other things."""
-    return layout.flat(*arrays) if _are_arrays(*arrays) and arrays[0].size >= FEW else None
+    """Arrays of one shape as rows of numbers in one order; None of a few, or of Tensors."""
+    if not isinstance(arrays[0], np.ndarray) or arrays[0].size < FEW:
+        return None
+    return layout.flat(*arrays)
+
+
+def _by_channel(constants, *images):
+    """Whether kernels take the images; and these as rows of channels, with a table (4, C)."""
+    x = images[-1]
+    rows = [layout.channel_rows(a) for a in images]
+    fits = x.size >= FEW and all([r is not None for r in rows])
+    if not fits:
+        rows = [np.moveaxis(a, 1, -1).reshape(-1, a.shape[1]) for a in images]
+    table = np.empty((len(constants), x.shape[1]), x.dtype)
+    for target, row in zip(table, constants, strict=True):
+        target[...] = row
+    return fits, (*rows, table)
+
+
+def _image_of_rows(rows, shape):
+    """Rows of channels -> (N, C, ...), a view."""
+    samples, channels, *size = shape
+    return np.moveaxis(rows.reshape(samples, *size, channels), -1, 1)
 
 
 def _pixels(x):
@@ -371,9 +344,3 @@ def _pixels(x):
 def _as_image(pixels):
     """(N, H, W, C) -> (N, C, H, W), a view."""
     return pixels.transpose(0, 3, 1, 2)
-
-
-def _image_of_rows(rows, shape):
-    """Rows of channels -> (N, C, ...), a view."""
-    samples, channels, *size = shape
-    return np.moveaxis(rows.reshape(samples, *size, channels), -1, 1)
