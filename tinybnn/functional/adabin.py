@@ -149,9 +149,8 @@ def _sums_of_ones(v, geometry):
 
 
 def adapted_conv2d(
-    x, weight, scale, offset, input_quantizer, weight_quantizer, signs, stride=1, padding=0,
-    dilation=1, groups=1,
-):  # fmt: skip
+    x, weight, scale, offset, input_quantizer, weight_quantizer, signs=None, **options
+):
     """AdaBin's convolution: α_w v + β_w with α_a (s + β_a), as sums of signs.
 
     Parameters
@@ -162,14 +161,13 @@ def adapted_conv2d(
         α_a, which must be positive, and β_a.
     input_quantizer, weight_quantizer : Quantizer or callable
         Of the normalised input and weight.
-    signs : Quantizer or None
+    signs : Quantizer, optional
         The sign, where the weight quantizer gives signs: their sums then run on bits.
-    stride, padding, dilation, groups
-        As in `conv2d`.
+    **options
+        stride, padding, dilation and groups, as in `conv2d`.
     """
-    geometry = geometry_of(
-        "adapted_conv2d", np.shape(x), np.shape(weight), stride, padding, dilation, groups
-    )
+    options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | options
+    geometry = geometry_of("adapted_conv2d", np.shape(x), np.shape(weight), **options)
     has_kernels = signs is not None and input_quantizer.is_tent
     compute = AdaptedConv2d.apply if has_kernels and not is_tracing() else AdaptedConv2d.composition
     return compute(
