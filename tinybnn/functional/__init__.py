@@ -2,6 +2,7 @@
 
 All rules are differentiable in turn; where a rule is a linear map of its own (the adjoint of a
 convolution or of a pooling), that map is a `Function` as well, and the rules refer to each other.
+Which kernel computes one on arrays, and on which, stands in `kernels.dispatch`.
 The operations of `tinybnn.autograd` are here too, so that one name serves for all.
 """
 

@@ -14,6 +14,7 @@ import numpy as np
 from tinybnn.autograd import as_array, clamp, is_tracing, reshape
 from tinybnn.functional.activation import PRelu, relu
 from tinybnn.functional.composed import Composed
+from tinybnn.functional.normalization import per_channel
 from tinybnn.kernels import dispatch
 
 
@@ -62,15 +63,10 @@ class TwoValues(_Adapted):
     form_gradient = staticmethod(dispatch.two_values_gradient)
 
 
-def _per_channel(v, x):
-    """(C,) -> (1, C, 1, ...), to meet x of shape (N, C, ...)."""
-    return reshape(v, (1, -1, *(1,) * (np.ndim(x) - 2)))
-
-
 class ScaleChannels(_TwoLines):
     @staticmethod
     def composition(x, scale):
-        return x * _per_channel(scale, x)
+        return x * per_channel(scale, x)
 
     def constants(self, scale):
         return 0.0, scale, scale, -0.0
@@ -82,7 +78,7 @@ class ScaleChannels(_TwoLines):
 class RSign(TwoValues):
     @staticmethod
     def composition(x, threshold, quantizer):
-        return quantizer(x - _per_channel(threshold, x))
+        return quantizer(x - per_channel(threshold, x))
 
     def constants(self, threshold):
         return threshold, 1.0, -1.0, 1.0
@@ -94,7 +90,7 @@ class RSign(TwoValues):
 class PReluOfChannels(_TwoLines):
     @staticmethod
     def composition(x, weight):
-        return PRelu.apply(x, _per_channel(weight, x))
+        return PRelu.apply(x, per_channel(weight, x))
 
     def constants(self, weight):
         return 0.0, 1.0, weight, -0.0
@@ -106,8 +102,8 @@ class PReluOfChannels(_TwoLines):
 class RPRelu(_TwoLines):
     @staticmethod
     def composition(x, shift_in, weight, shift_out):
-        u = x - _per_channel(shift_in, x)
-        return PRelu.apply(u, _per_channel(weight, x)) + _per_channel(shift_out, x)
+        u = x - per_channel(shift_in, x)
+        return PRelu.apply(u, per_channel(weight, x)) + per_channel(shift_out, x)
 
     def constants(self, shift_in, weight, shift_out):
         return shift_in, 1.0, weight, shift_out
@@ -122,7 +118,7 @@ class Maxout(_TwoLines):
     def composition(x, positive, negative):
         above, below = relu(x), clamp(x, max=0.0)
         # 0.0 takes the sign from -0.0, so that a line through 0 gives 0.0 whatever its slope.
-        return above * _per_channel(positive, x) + below * _per_channel(negative, x) + 0.0
+        return above * per_channel(positive, x) + below * per_channel(negative, x) + 0.0
 
     def constants(self, positive, negative):
         return 0.0, positive, negative, 0.0

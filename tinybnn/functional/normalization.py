@@ -41,7 +41,7 @@ class BatchNorm(Function):
         if self.from_batch and is_recorded:  # the statistics as functions of x
             mean_, _, scale = _statistics(x, self.eps)
         else:
-            mean_, scale = _per_channel(self.mean, x), _per_channel(self.scale, x)
+            mean_, scale = per_channel(self.mean, x), per_channel(self.scale, x)
         normalised = (x - mean_) * scale
         grad_weight = sum(grad * normalised, dims)
         grad_bias = sum(grad, dims)
@@ -50,9 +50,9 @@ class BatchNorm(Function):
             grad_x = grad
             if self.from_batch:
                 count = np.size(as_array(x)) // np.shape(x)[1]
-                grad_x = grad_x - _per_channel(grad_bias * (1.0 / count), x)
-                grad_x = grad_x - normalised * _per_channel(grad_weight * (1.0 / count), x)
-            grad_x = grad_x * (_per_channel(weight, x) * scale)
+                grad_x = grad_x - per_channel(grad_bias * (1.0 / count), x)
+                grad_x = grad_x - normalised * per_channel(grad_weight * (1.0 / count), x)
+            grad_x = grad_x * (per_channel(weight, x) * scale)
         return grad_x, grad_weight, grad_bias
 
 
@@ -60,10 +60,10 @@ def _normalised(x, mean, scale, weight, bias):
     """x (N, C, ...) with one of each of the others, (C,), for each channel."""
     if (result := dispatch.normalise(x, mean, scale, weight, bias)) is not None:
         return result
-    result = x - _per_channel(mean, x)
-    result *= _per_channel(scale, x)
-    result *= _per_channel(weight, x)
-    result += _per_channel(bias, x)
+    result = x - per_channel(mean, x)
+    result *= per_channel(scale, x)
+    result *= per_channel(weight, x)
+    result += per_channel(bias, x)
     return result
 
 
@@ -92,9 +92,9 @@ def _all_but_channel(x):
     return (0, *range(2, np.ndim(x)))
 
 
-def _per_channel(v, x):
+def per_channel(v, x):
     """(C,) -> (1, C, 1, ...), to meet x of shape (N, C, ...)."""
-    return reshape(v, (1, -1) + (1,) * (np.ndim(x) - 2))
+    return reshape(v, (1, -1, *(1,) * (np.ndim(x) - 2)))
 
 
 def batch_norm(

@@ -156,17 +156,15 @@ def two_lines(x, constants):
     x : (N, C, ...)
     constants : shift, positive, negative and offset, each a number or (C,)
     """
-    kernels, fits, operands = _kernels().activations, *_by_channel(constants, x)
-    values = (kernels.two_lines if fits else kernels.two_lines_reference)(*operands)
-    return _image_of_rows(values, x.shape)
+    of = _kernels().activations
+    return _by_channel(of.two_lines, of.two_lines_reference, constants, x)
 
 
 def two_lines_gradient(grad, x, constants):
     """The gradient in x, and what the kernel sums up for the constants, (4, C)."""
-    kernels, fits, operands = _kernels().activations, *_by_channel(constants, grad, x)
-    compute = kernels.two_lines_gradient if fits else kernels.two_lines_gradient_reference
-    of_x, sums = compute(*operands)
-    return _image_of_rows(of_x, x.shape), sums
+    of = _kernels().activations
+    kernels = of.two_lines_gradient, of.two_lines_gradient_reference
+    return _by_channel(*kernels, constants, grad, x)
 
 
 def two_values(x, constants):
@@ -177,17 +175,15 @@ def two_values(x, constants):
     x : (N, C, ...)
     constants : threshold, width, low and high, each a number or (C,)
     """
-    kernels, fits, operands = _kernels().activations, *_by_channel(constants, x)
-    values = (kernels.two_values if fits else kernels.two_values_reference)(*operands)
-    return _image_of_rows(values, x.shape)
+    of = _kernels().activations
+    return _by_channel(of.two_values, of.two_values_reference, constants, x)
 
 
 def two_values_gradient(grad, x, constants):
     """The gradient in x, and what the kernel sums up for the constants, (4, C)."""
-    kernels, fits, operands = _kernels().activations, *_by_channel(constants, grad, x)
-    compute = kernels.two_values_gradient if fits else kernels.two_values_gradient_reference
-    of_x, sums = compute(*operands)
-    return _image_of_rows(of_x, x.shape), sums
+    of = _kernels().activations
+    kernels = of.two_values_gradient, of.two_values_gradient_reference
+    return _by_channel(*kernels, constants, grad, x)
 
 
 def leaky_relu(x, slope):
@@ -317,23 +313,20 @@ def _numbers(*arrays):
     return layout.flat(*arrays)
 
 
-def _by_channel(constants, *images):
-    """Whether kernels take the images; and these as rows of channels, with a table (4, C)."""
+def _by_channel(kernel, reference, constants, *images):
+    """What one of both makes of images as rows of channels and a table (4, C), as images."""
     x = images[-1]
     rows = [layout.channel_rows(a) for a in images]
-    fits = x.size >= FEW and all([r is not None for r in rows])
-    if not fits:
-        rows = [np.moveaxis(a, 1, -1).reshape(-1, a.shape[1]) for a in images]
+    if x.size < FEW or any([r is None for r in rows]):
+        rows, kernel = [np.moveaxis(a, 1, -1).reshape(-1, a.shape[1]) for a in images], reference
     table = np.empty((len(constants), x.shape[1]), x.dtype)
     for target, row in zip(table, constants, strict=True):
         target[...] = row
-    return fits, (*rows, table)
-
-
-def _image_of_rows(rows, shape):
-    """Rows of channels -> (N, C, ...), a view."""
-    samples, channels, *size = shape
-    return np.moveaxis(rows.reshape(samples, *size, channels), -1, 1)
+    found = kernel(*rows, table)
+    values, *sums = found if isinstance(found, tuple) else (found,)
+    samples, channels, *size = x.shape
+    image = np.moveaxis(values.reshape(samples, *size, channels), -1, 1)
+    return (image, *sums) if sums else image
 
 
 def _pixels(x):
