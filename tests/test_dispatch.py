@@ -1,5 +1,6 @@
 """Which kernel computes which formula: the table of `kernels.dispatch` is what happens."""
 
+import functools
 import inspect
 import re
 import subprocess
@@ -125,6 +126,25 @@ def test_a_formula_that_is_not_what_its_kernel_computes(name, monkeypatch):
     ):
         assert a.dtype == b.dtype and a.shape == b.shape
         np.testing.assert_allclose(a, b, 1e-4, 1e-4)
+
+
+def test_a_pseudo_gradient_of_its_own_that_gets_the_kernel_of_another():
+    class Half(quantizers.SteSign):
+        @functools.wraps(quantizers.SteSign.pseudo_gradient)
+        def pseudo_gradient(self, x):
+            return super().pseudo_gradient(x) / 2
+
+    class Other(quantizers.ApproxSign):
+        pseudo_gradient = Half.pseudo_gradient
+
+        def __init__(self):
+            self.clip_value = 1.0
+
+    x = Tensor(images("ste_sign"), requires_grad=True)
+    for quantizer in (Half(), quantizers.SteSign()):
+        (gradient,) = grad(quantizer(x), [x], np.ones_like(x.data))
+        assert np.array_equal(gradient.data, quantizer.pseudo_gradient(x.data))
+    assert quantizers.ApproxSign().is_tent and not Half().is_tent and not Other().is_tent
 
 
 def test_a_few_numbers_that_wait_for_the_compiler():

@@ -116,7 +116,7 @@ class Quantizer:
 
     def gradient(self, grad, x):
         """``grad * pseudo_gradient(x)``, arrays or Tensors; large arrays in one pass."""
-        kernel = getattr(self.pseudo_gradient, "kernel", None)
+        kernel = _KERNELS.get(getattr(self.pseudo_gradient, "__func__", None))
         result = kernel(self, grad, x) if kernel else None
         return grad * self.pseudo_gradient(x) if result is None else result
 
@@ -145,6 +145,9 @@ def _is(method, function):
     return getattr(method, "__func__", None) is function
 
 
+_KERNELS = {}  # pseudo-gradient: what may compute its product with a gradient
+
+
 def _has_kernel(kernel):
     """Decorator of a pseudo-gradient: ``kernel(self, grad, x)`` may compute its product with grad.
 
@@ -152,7 +155,7 @@ def _has_kernel(kernel):
     """
 
     def decorate(pseudo_gradient):
-        pseudo_gradient.kernel = kernel
+        _KERNELS[pseudo_gradient] = kernel
         return pseudo_gradient
 
     return decorate
