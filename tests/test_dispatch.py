@@ -24,6 +24,16 @@ ALWAYS = {"ordered_matmul", "two_lines", "two_lines_gradient", "two_values", "tw
 LABELS = np.arange(32) % 8
 CONSTANT = np.full(16, 0.5)
 
+
+def adapted_conv2d(x, weight):
+    quantizer, scale = quantizers.ste_sign, np.array([0.7], x.dtype)
+    options = {"padding": 1, "groups": x.shape[1] // weight.shape[1]}
+    return F.adapted_conv2d(
+        x, weight.astype(x.dtype), scale, -scale, quantizers.approx_sign, quantizer, quantizer,
+        **options,
+    )  # fmt: skip
+
+
 # What a user calls, on images (8, 16, 8, 8) or the shape that stands there, and the rows asked for.
 CALLS = {
     "conv2d": (
@@ -39,6 +49,14 @@ CALLS = {
     "transposed": (
         lambda x: F.conv_transpose2d(x, np.ones((16, 4, 3, 3), x.dtype)),
         ["conv2d_input", "conv2d"],
+    ),
+    "adabin": (
+        lambda x: adapted_conv2d(x, np.random.default_rng(1).standard_normal((16, 16, 3, 3))),
+        ["two_values", "conv2d", "conv2d_input", "adapted_conv2d", "two_values_gradient"],
+    ),
+    "depthwise adabin": (
+        lambda x: adapted_conv2d(x, np.random.default_rng(1).standard_normal((32, 1, 3, 3))),
+        ["two_values", "conv2d", "conv2d_input", "adapted_conv2d", "two_values_gradient"],
     ),
     "linear": (
         lambda x: F.linear(x, np.ones((4, 8), x.dtype), fixed_order=True),
@@ -68,7 +86,10 @@ CALLS = {
     "channels": (lambda x: F.channel_shuffle(x, 4), ["take_channels", "add_channels"]),
     "cross_entropy": (lambda x: F.cross_entropy(x, LABELS), ["cross_entropy"]),
 }  # fmt: skip
-SHAPES = {"weight": (4, 16, 3, 3), "linear": (32, 8), "cross_entropy": (32, 8)}
+SHAPES = {
+    "weight": (4, 16, 3, 3), "linear": (32, 8), "cross_entropy": (32, 8),
+    "depthwise adabin": (32, 32, 24, 24),
+}  # fmt: skip
 
 
 def images(name, dtype=np.float32):

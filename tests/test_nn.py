@@ -1178,6 +1178,7 @@ def test_adabin_gives_the_same_bits_in_both_modes_and_in_a_trace(options, shape)
     layer.input_scale.data[...], layer.input_offset.data[...] = 0.7, 0.3
     in_training = layer(x).data
     assert_identical(layer.eval()(x), in_training)
+    assert in_training.transpose(0, 2, 3, 1).flags.c_contiguous
     with trace():
         assert_identical(layer(x), in_training)
 

@@ -14,10 +14,16 @@ from __future__ import annotations
 import numpy as np
 
 from tinybnn.autograd import Function, Tensor, broadcast_to, is_tracing, mean, reshape, sqrt
-from tinybnn.functional.adapted import TwoValues, scale_channels
+from tinybnn.functional.adapted import TwoValues
 from tinybnn.functional.binary import binary_conv2d
 from tinybnn.functional.composed import Composed
-from tinybnn.functional.convolution import ConvInput, ConvWeight, conv2d, geometry_of
+from tinybnn.functional.convolution import (
+    ConvInput,
+    ConvWeight,
+    conv2d,
+    empty_image,
+    geometry_of,
+)
 from tinybnn.kernels import dispatch
 
 
@@ -97,15 +103,18 @@ class AdaptedConv2d(Composed):
     def forward(self, x, weight, scale, offset, **options):
         self.options, self.weights, geometry = options, AdaptedWeight(), options["geometry"]
         self.adapted = self.weights.forward(weight, options["weight_quantizer"])
-        v, scales, offsets = self.weights.signs, self.weights.scale, self.weights.offset
+        v, *of_filters = self.weights.signs, self.weights.scale, self.weights.offset
+        scales, offsets = (f.reshape(1, -1, 1, 1) for f in of_filters)
+        of_v, of_ones = _sums_of_ones(v, geometry)
+        constant = offset * (scales * of_v + offsets * of_ones)
         s = dispatch.two_values(x, (offset, scale, -1.0, 1.0))
-        # The composition's operations, number by number, with the sums found in cheaper ways.
-        of_signs = binary_conv2d(s, v, None, options["signs"], **geometry.options)
-        total = scale_channels(of_signs, scales.reshape(-1))
-        scales, offsets = scales.reshape(1, -1, 1, 1), offsets.reshape(1, -1, 1, 1)
-        total += np.multiply(offsets, _sums_of_signs(s, geometry), out=np.empty_like(total))
-        of_signs, of_ones = _sums_of_ones(v, geometry)
-        total += offset * (scales * of_signs + offsets * of_ones)
+        result = dispatch.adapted_conv2d(s, v, scales, offsets, constant, scale, geometry)
+        if result is not None:
+            return result
+        total = empty_image((len(x), len(weight), *geometry.output), x.dtype)
+        np.multiply(offsets, _sums_of_signs(s, geometry), out=total)
+        total += scales * conv2d(s, v, **geometry.options)
+        total += constant
         total *= scale
         return total
 
@@ -130,13 +139,13 @@ def _ones(geometry, dtype):
 
 
 def _sums_of_signs(s, geometry):
-    """Σ s, the channels first: (N, 1, OH, OW), or with groups (N, O, OH, OW)."""
+    """Σ s, the channels of a group first: (N, 1, OH, OW), or with groups (N, O, OH, OW)."""
     groups, (filters, channels, *taps) = geometry.groups, geometry.weight
-    rows = s.transpose(0, 2, 3, 1).reshape(-1, channels)
-    sums = (rows @ np.ones(channels, s.dtype)).reshape(len(s), *s.shape[2:], groups)
-    ones = np.ones((groups, 1, *taps), s.dtype)
-    y = conv2d(sums.transpose(0, 3, 1, 2), ones, **geometry.options)
-    return y if groups == 1 else np.repeat(y, filters // groups, 1)
+    if channels > 1:
+        rows = s.transpose(0, 2, 3, 1).reshape(-1, channels) @ np.ones(channels, s.dtype)
+        s = rows.reshape(len(s), *s.shape[2:], groups).transpose(0, 3, 1, 2)
+    y = conv2d(s, np.ones((groups, 1, *taps), s.dtype), **geometry.options)
+    return y if groups in (1, filters) else np.repeat(y, filters // groups, 1)
 
 
 def _sums_of_ones(v, geometry):

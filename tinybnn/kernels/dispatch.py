@@ -12,6 +12,9 @@ conv2d_input         ConvInput.forward           (the same)
 conv2d_weight        ConvWeight.forward          (the same)
 ordered_conv2d       Conv2d.forward, fixed order float32: sums in one order, without patches
 ordered_matmul       products in fixed order     all: BLAS's order depends on the batch
+adapted_conv2d       AdaptedConv2d.forward       float32 and `MUCH` work, groups of one channel or
+                                                 one group: both sums on bits and what is made of
+                                                 them in one pass
 normalise_batch      BatchNorm.forward, training channels-last float32: one pass for two sums
 normalise            BatchNorm.forward, eval     the same, of 128 numbers or more: one pass for four
 batch_norm_gradients BatchNorm.backward          channels-last float32, the gradient in any order
@@ -41,6 +44,7 @@ were looked at: Numba takes its time. Products of signs decide for themselves, b
 from __future__ import annotations
 
 import functools
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -50,6 +54,7 @@ from tinybnn.kernels.machine.memory import empty
 
 FEW = 4096  # numbers; of fewer NumPy is done before a kernel is called
 MANY = 1 << 14  # logits; of more NumPy's vectors are faster
+MUCH = 1 << 20  # products; of fewer packing costs more than floats
 
 
 # -------------------------------------------------------------------------------------- convolution
@@ -107,6 +112,50 @@ def ordered_matmul(a, b):
     if len(a) == 1:
         return signed.ordered_matmul(a[0], b[0])[None]
     return np.stack([signed.ordered_matmul(*pair) for pair in zip(a, b, strict=True)])
+
+
+def adapted_conv2d(s, v, scales, offsets, constant, scale, geometry):
+    """scale (scales Σ s v + offsets Σ s + constant), of signs s and v (AdaBin).
+
+    Parameters
+    ----------
+    s : (N, C, H, W)
+    v : (O, C / groups, kh, kw)
+    scales, offsets : (1, O, 1, 1)
+    constant : (1, O, OH, OW)
+    scale : (1,)
+    """
+    filters, channels, *taps = v.shape
+    is_depthwise = geometry.groups == filters == geometry.image[1] > 1
+    is_large = v.size * len(s) * math.prod(geometry.output) >= MUCH
+    fits = s.dtype == v.dtype == np.float32 and (is_depthwise or geometry.groups == 1)
+    if not (is_large and fits):
+        return None
+    from tinybnn.kernels.floats import fused, pointwise
+    from tinybnn.kernels.signs import bits, depthwise, xnor
+
+    if is_depthwise and math.prod(taps) > depthwise.MAX_TAPS:
+        return None
+    options, prepare = geometry.options, xnor.prepare_conv2d
+    weights = v.transpose(0, 2, 3, 1), np.ones((1, *taps, channels), np.float32)
+    if is_depthwise:
+        del options["groups"]
+        prepare = depthwise.prepare
+        weights = v[:, 0].transpose(1, 2, 0), np.ones((*taps, filters), np.float32)
+    _, of, *size = geometry.image
+    shape = *geometry.output, filters
+    program = pointwise.prepare(
+        shape, ["sums", "sums" if is_depthwise else "pixels"],
+        [
+            ("mul", 0, scales.reshape(-1)), ("mul", 1, offsets.reshape(-1)), ("add", 2, 3),
+            ("add", 4, constant[0].transpose(1, 2, 0)), ("mul", 5, scale),
+        ],
+        [("floats", 6)],
+    )  # fmt: skip
+    products = [prepare(bits.pack(w), of, size, **options) for w in weights]
+    words, out = bits.pack(s.transpose(0, 2, 3, 1)), empty((len(s), *shape), np.float32)
+    fused.run(fused.prepare(products, program), [words, words], [out])
+    return _as_image(out)
 
 
 # ------------------------------------------------------------------------------------ normalisation
