@@ -149,7 +149,12 @@ def _sums_of_signs(s, geometry):
 
 
 def _sums_of_ones(v, geometry):
-    """Σ v and Σ 1 over the taps inside one image: all its channels are alike, one is enough."""
+    """Σ v and Σ 1 over the taps inside one image: all its channels are alike, one is enough.
+
+    (1, O, OH, OW) and (1, 1, OH, OW), or of one pixel where no window reaches over the border.
+    """
+    if geometry.padding == (0, 0):
+        return v.sum((1, 2, 3)).reshape(1, -1, 1, 1), v.dtype.type(v[0].size)
     inside = np.ones((1, 1, *geometry.image[2:]), v.dtype)
     ones = np.full((1, 1, *v.shape[2:]), v.shape[1], v.dtype)
     filters = np.concatenate([v.sum(1, keepdims=True), ones])
