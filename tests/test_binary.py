@@ -299,3 +299,48 @@ def test_arrays_are_taken_as_tensors_are(kind, quantizer, training):
 def test_what_does_not_fit_is_refused_before_any_work(call, message):
     with pytest.raises(ValueError, match=f"binary_(conv2d|linear): .*{message}"):
         call(np.ones((2, 4, 6, 6), np.float32))
+
+
+# ------------------------------------------------------------------------------- ternary weights
+
+
+@given(
+    st.sampled_from([(1, 16), (1, 70), (2, 20), (3, 1)]),
+    st.sampled_from(["ste_sign", None]),
+    st.sampled_from(["zeros", "ones"]),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_ternary_weights_on_bits_are_those_on_floats(groups, input_quantizer, mode, training, seed):
+    """All bits, of the gradients too."""
+    groups, per_group = groups
+    rng = np.random.default_rng(seed)
+    layer = nn.BinaryConv2d(
+        groups * per_group, 6, 3, int(rng.integers(1, 3)), 1, groups=groups, padding_mode=mode,
+        input_quantizer=input_quantizer, weight_quantizer="ste_tern", rng=rng,
+    ).train(training)  # fmt: skip
+    x = numbers(rng, (2, groups * per_group, 7, 6))
+    x = quantizers.sign(x) if input_quantizer is None else x
+    given_ = rng.standard_normal(layer(Tensor(x)).shape, np.float32)
+    found, gradients = step(layer, x, given_)
+    with F.packed_products(False):
+        expected, expected_gradients = step(layer, x, given_)
+    for a, b in zip([found, *gradients], [expected, *expected_gradients], strict=True):
+        assert_identical(a, b)
+
+
+def test_ternary_weights_that_are_convolved_as_floats(monkeypatch):
+    layer = nn.BinaryConv2d(32, 6, 3, weight_quantizer="ste_tern").eval()
+    monkeypatch.setattr(F.Conv2d, "forward", None)
+    layer(Tensor(numbers(np.random.default_rng(0), (2, 32, 7, 6))))
+
+
+def test_a_quantizer_that_gives_other_values_than_it_says():
+    class Halves(quantizers.SteTern):
+        def forward(self, x):
+            return super().forward(x) / 2
+
+    layer = nn.BinaryConv2d(32, 6, 3, weight_quantizer=Halves())
+    x = quantizers.sign(numbers(np.random.default_rng(0), (2, 32, 7, 6)))
+    expected = F.conv2d(x, Halves().forward(layer.weight.data))
+    np.testing.assert_allclose(layer(Tensor(x)).data, expected, 1e-5)

@@ -10,6 +10,7 @@ import pytest
 
 from tinybnn import functional as F
 from tinybnn import nn
+from tinybnn.kernels import dispatch
 from tinybnn.nn.module import unregistered, warn_of_unregistered
 from tinybnn.quantizers import (
     ApproxSign,
@@ -1169,6 +1170,19 @@ def test_adabin_is_its_definition(options, scale):
         y = layer.train(training)(Tensor(x.astype(np.float32)))
         assert y.dtype == np.float32
         np.testing.assert_allclose(y.data, expected, 1e-4, 1e-4)
+
+
+@adabin
+@pytest.mark.parametrize("shape", [(2, 4, 7, 6), (9, 4, 40, 33)], ids=str)
+def test_adabin_gives_the_same_bits_in_both_modes_and_in_a_trace(options, shape, monkeypatch):
+    monkeypatch.setattr(dispatch, "MUCH", 1 << 20)
+    layer, x = nn.AdaBinConv2d(4, 8, (3, 2), **options), Tensor(normal(*shape))
+    layer.input_scale.data[...], layer.input_offset.data[...] = 0.7, 0.3
+    in_training = layer(x).data
+    assert_identical(layer.eval()(x), in_training)
+    assert in_training.transpose(0, 2, 3, 1).flags.c_contiguous
+    with trace():
+        assert_identical(layer(x), in_training)
 
 
 @adabin

@@ -131,6 +131,14 @@ def test_numba_is_only_in_the_kernels():
         assert room(path) == "kernels" or "import numba" not in text, path
 
 
+def test_formulas_name_no_kernel():
+    """`kernels.dispatch` says which one computes them; but for products of signs."""
+    for path in FILES:
+        if room(path) in ("functional", "quantizers") and path.name != "binary.py":
+            found = {name for name in imports(path) if name.startswith("tinybnn.kernels.")}
+            assert found <= {"tinybnn.kernels.dispatch", "tinybnn.kernels.machine.memory"}, path
+
+
 PUBLIC = [name for name in tinybnn.__all__ if inspect.ismodule(getattr(tinybnn, name))]
 
 

@@ -20,12 +20,10 @@ Call a quantizer like a function: ``ste_sign(x)`` on a Tensor records the pseudo
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from tinybnn.autograd import Function, abs, as_array, clamp, exp, plain, where
-from tinybnn.kernels.machine import layout
+from tinybnn.kernels import dispatch
 
 __all__ = [
     "ApproxSign", "BitNetTernary", "DoReFaActivation", "DoReFaWeight", "EdeSign",
@@ -35,29 +33,13 @@ __all__ = [
 __dir__ = __all__.copy  # dir() shows what is public, and nothing else
 
 
-_LEAST = 4096  # numbers; of fewer NumPy makes the signs sooner
-
-
 def sign(x):
     """+1 where x >= 0, else -1: sign(0) = sign(-0) = +1, and sign(NaN) = -1. Arrays only."""
     x = np.asarray(x)
-    flat = _kernel_rows(x)
-    if flat is not None:
-        return layout.like(x, _kernels().sign(*flat))
+    if (signs := dispatch.sign(x)) is not None:
+        return signs
     dtype = x.dtype if x.dtype.kind == "f" else np.dtype(np.float32)
     return np.where(x >= 0, dtype.type(1), dtype.type(-1))
-
-
-@functools.cache
-def _kernels():
-    from tinybnn.kernels.training import straight_through  # compiled at the first use
-
-    return straight_through
-
-
-def _kernel_rows(*arrays):
-    """Arrays of one shape as rows of numbers if a kernel is the faster one; else None."""
-    return layout.flat(*arrays) if arrays[0].size >= _LEAST else None
 
 
 class Quantize(Function):
@@ -88,16 +70,11 @@ class Quantizer:
 
     values = (-1.0, 1.0)
     is_sign = False
-    is_tent = False
 
-    def __init_subclass__(cls, **options):
-        super().__init_subclass__(**options)
-        # A pseudo-gradient of its own is not what an inherited kernel computes.
-        own = vars(cls).keys()
-        if "pseudo_gradient" in own and "fused_gradient" not in own:
-            cls.fused_gradient = Quantizer.fused_gradient
-        if {"forward", "gradient", "pseudo_gradient"} & own and "is_tent" not in own:
-            cls.is_tent = False
+    @property
+    def is_tent(self):
+        has_its_slope = _is(self.pseudo_gradient, ApproxSign.pseudo_gradient)
+        return self.is_sign and has_its_slope and _is(self.gradient, Quantizer.gradient)
 
     def __setattr__(self, name, value):
         object.__setattr__(self, name, plain(value))  # a NumPy scalar would give float64
@@ -139,12 +116,9 @@ class Quantizer:
 
     def gradient(self, grad, x):
         """``grad * pseudo_gradient(x)``, arrays or Tensors; large arrays in one pass."""
-        if isinstance(grad, np.ndarray):
-            flat = _kernel_rows(grad, x)
-            result = None if flat is None else self.fused_gradient(*flat)
-            if result is not None:
-                return layout.like(x, result)
-        return grad * self.pseudo_gradient(x)
+        kernel = _KERNELS.get(getattr(self.pseudo_gradient, "__func__", None))
+        result = kernel(self, grad, x) if kernel else None
+        return grad * self.pseudo_gradient(x) if result is None else result
 
     def surrogate(self, x):
         """The function whose derivative is the pseudo-gradient; x is an array or a Tensor."""
@@ -158,16 +132,37 @@ class Quantizer:
             f"{type(self).__name__}: write the method {method}, which returns {result}"
         )
 
-    def fused_gradient(self, grad, x):
-        """``grad * pseudo_gradient(x)`` of (n,) float32 arrays by a kernel; None without one."""
-        return None
-
     def __call__(self, x):
         return Quantize.apply(x, quantizer=self)
 
     def __repr__(self):
         settings = ", ".join(f"{name.strip('_')}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({settings})"
+
+
+def _is(method, function):
+    """Whether a method of an instance is this function, and not one that overrides it."""
+    return getattr(method, "__func__", None) is function
+
+
+_KERNELS = {}  # pseudo-gradient: what may compute its product with a gradient
+
+
+def _has_kernel(kernel):
+    """Decorator of a pseudo-gradient: ``kernel(self, grad, x)`` may compute its product with grad.
+
+    It belongs to the function, so that a class which overrides that does not inherit the kernel.
+    """
+
+    def decorate(pseudo_gradient):
+        _KERNELS[pseudo_gradient] = kernel
+        return pseudo_gradient
+
+    return decorate
+
+
+def _gated(quantizer, grad, x):
+    return dispatch.gated_gradient(grad, x, -quantizer.clip_value, quantizer.clip_value)
 
 
 class _Sign(Quantizer):
@@ -178,7 +173,7 @@ class _Sign(Quantizer):
 
     @property
     def is_sign(self):  # a subclass, or a quantizer, may have a forward of its own
-        return getattr(self.forward, "__func__", None) is _Sign.forward
+        return _is(self.forward, _Sign.forward)
 
 
 class SteSign(_Sign):
@@ -200,15 +195,13 @@ class SteSign(_Sign):
         _check_positive("SteSign", "clip_value", clip_value)
         self.clip_value = clip_value
 
+    @_has_kernel(_gated)
     def pseudo_gradient(self, x):
         values = as_array(x)
         return (np.abs(values) <= self.clip_value).astype(values.dtype)
 
     def surrogate(self, x):
         return clamp(x, -self.clip_value, self.clip_value)
-
-    def fused_gradient(self, grad, x):
-        return _kernels().gated_gradient(grad, x, -self.clip_value, self.clip_value)
 
 
 class ApproxSign(_Sign):
@@ -221,17 +214,13 @@ class ApproxSign(_Sign):
     Bi-Real Net (Liu et al. 2018, eq. 6 to 8); also the activation of ReActNet.
     """
 
-    is_tent = True
-
+    @_has_kernel(lambda self, grad, x: dispatch.tent_gradient(grad, x))
     def pseudo_gradient(self, x):
         return where(np.abs(as_array(x)) <= 1, 2.0 - 2.0 * abs(x), 0.0)
 
     def surrogate(self, x):
         x = clamp(x, -1.0, 1.0)
         return 2.0 * x - x * abs(x)
-
-    def fused_gradient(self, grad, x):
-        return _kernels().tent_gradient(grad, x)
 
 
 _FAR = 1000.0  # exp(-1000) is 0 in float64, and 0 * 1000 is 0 where 0 * inf would be NaN
@@ -324,7 +313,6 @@ class SteHeaviside(Quantizer):
 
     pseudo_gradient = SteSign.pseudo_gradient
     surrogate = SteSign.surrogate
-    fused_gradient = SteSign.fused_gradient
 
 
 class SteTern(Quantizer):
@@ -358,7 +346,6 @@ class SteTern(Quantizer):
 
     pseudo_gradient = SteSign.pseudo_gradient
     surrogate = SteSign.surrogate
-    fused_gradient = SteSign.fused_gradient
 
 
 class _Scaled(Quantizer):
@@ -383,8 +370,7 @@ class _Levels(Quantizer):
 
     @property
     def is_sign(self):
-        unscaled = getattr(self.scaled.unscaled, "__func__", None)
-        return unscaled is MagnitudeAwareSign.unscaled
+        return _is(self.scaled.unscaled, MagnitudeAwareSign.unscaled)
 
     def _inverse_scale(self, x):
         scale = self.scaled.scale(as_array(x))

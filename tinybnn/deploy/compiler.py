@@ -57,8 +57,8 @@ from tinybnn.deploy.trace import (
     trace_model,
 )
 from tinybnn.deploy.verify import DifferentError, compare, verify
+from tinybnn.functional.adabin import OnesOfOneSample
 from tinybnn.kernels.signs import bits
-from tinybnn.nn.binary import OnesOfOneSample
 from tinybnn.nn.module import warn_of_unregistered
 from tinybnn.quantizers import Quantize
 

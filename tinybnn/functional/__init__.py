@@ -2,6 +2,7 @@
 
 All rules are differentiable in turn; where a rule is a linear map of its own (the adjoint of a
 convolution or of a pooling), that map is a `Function` as well, and the rules refer to each other.
+Which kernel computes one on arrays, and on which, stands in `kernels.dispatch`.
 The operations of `tinybnn.autograd` are here too, so that one name serves for all.
 """
 
@@ -52,15 +53,19 @@ from tinybnn.functional.activation import (
     softplus,
     tanh,
 )
-from tinybnn.functional.adapted import (
+from tinybnn.functional.adabin import (
+    AdaptedConv2d,
     AdaptedSet,
+    adapted_conv2d,
+    adapted_set,
+    adapted_weight,
+    adapted_weight_parts,
+)
+from tinybnn.functional.adapted import (
     Maxout,
     RPRelu,
     RSign,
     ScaleChannels,
-    adapted_set,
-    adapted_weight,
-    adapted_weight_parts,
     maxout,
     prelu,
     rprelu,
@@ -107,11 +112,13 @@ from tinybnn.functional.pooling import (
 )
 
 __all__ = [
-    "AdaptedSet", "AddChannels", "AvgPool2d", "BatchNorm", "Conv2d", "ConvInput", "ConvWeight",
-    "Geometry", "Hardtanh", "LeakyRelu", "Linear", "LogSoftmax", "MaxPool2d", "Maxout", "PRelu",
-    "RPRelu", "RSign", "Relu", "ScaleChannels", "Sigmoid", "SignConv2d", "SignLinear", "Softplus",
+    "AdaptedConv2d", "AdaptedSet", "AddChannels", "AvgPool2d", "BatchNorm", "Conv2d", "ConvInput",
+    "ConvWeight", "Geometry", "Hardtanh", "LeakyRelu", "Linear", "LogSoftmax", "MaxPool2d",
+    "Maxout", "PRelu", "RPRelu", "RSign", "Relu", "ScaleChannels", "Sigmoid", "SignConv2d",
+    "SignLinear", "Softplus",
     "TakeChannels", "Tanh",
-    "abs", "adapted_set", "adapted_weight", "adapted_weight_parts", "adaptive_avg_pool2d",
+    "abs", "adapted_conv2d", "adapted_set", "adapted_weight", "adapted_weight_parts",
+    "adaptive_avg_pool2d",
     "amax", "amin", "avg_pool2d", "batch_norm", "binary_conv2d", "binary_cross_entropy",
     "binary_cross_entropy_with_logits", "binary_linear",
     "broadcast_to", "cat", "channel_shuffle", "clamp", "conv2d",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from tinybnn.autograd import (
@@ -17,36 +15,9 @@ from tinybnn.autograd import (
     sum,
     where,
 )  # fmt: skip
-from tinybnn.kernels.machine import layout
+from tinybnn.kernels import dispatch
 
 _POSITIVE = np.nextafter(np.float32(0), np.float32(1)), np.inf  # the floats above 0
-
-
-_FEW = 4096  # numbers that NumPy is done with before a kernel is called
-
-
-def _flat(*arrays):
-    """Views of arrays as rows of numbers, for a kernel; None if it does not take these."""
-    if not all(isinstance(a, np.ndarray) for a in arrays) or arrays[0].size < _FEW:
-        return None
-    return layout.flat(*arrays)
-
-
-def _gated(grad, values, low, high):
-    """``grad * (low <= values <= high)`` by a kernel; None if it does not take these."""
-    flat = _flat(grad, values)
-    if flat is None:
-        return None
-    from tinybnn.kernels.training import straight_through  # compiled at the first use
-
-    return layout.like(values, straight_through.gated_gradient(*flat, low, high))
-
-
-@functools.cache
-def _kernels():
-    from tinybnn.kernels.training import activations  # compiled at the first use
-
-    return activations
 
 
 class Relu(Function):
@@ -60,7 +31,7 @@ class Relu(Function):
         return result
 
     def backward(self, grad, output, x):
-        result = _gated(grad, output, *_POSITIVE)
+        result = dispatch.gated_gradient(grad, output, *_POSITIVE)
         return grad * (as_array(output) > 0) if result is None else result
 
 
@@ -74,7 +45,7 @@ class Hardtanh(Function):
     def backward(self, grad, output, x):
         values = as_array(x)
         inside = np.nextafter(np.float32([self.low, self.high]), np.float32([np.inf, -np.inf]))
-        result = _gated(grad, x, *inside)
+        result = dispatch.gated_gradient(grad, x, *inside)
         return grad * ((values > self.low) & (values < self.high)) if result is None else result
 
 
@@ -83,16 +54,12 @@ class LeakyRelu(Function):
 
     def forward(self, x, slope):
         self.slope = slope
-        flat = _flat(x)
-        if flat is None:
-            return np.where(x > 0, x, slope * x)
-        return layout.like(x, _kernels().leaky_relu(*flat, slope))
+        result = dispatch.leaky_relu(x, slope)
+        return np.where(x > 0, x, slope * x) if result is None else result
 
     def backward(self, grad, output, x):
-        flat = _flat(grad, x)
-        if flat is None:
-            return where(as_array(x) > 0, grad, self.slope * grad)
-        return layout.like(x, _kernels().leaky_relu_gradient(*flat, self.slope))
+        result = dispatch.leaky_relu_gradient(grad, x, self.slope)
+        return where(as_array(x) > 0, grad, self.slope * grad) if result is None else result
 
 
 class PRelu(Function):

@@ -1,4 +1,4 @@
-"""Activations whose constants are learned, in one pass over memory each; and AdaBin's weights.
+"""Activations whose constants are learned, in one pass over memory each.
 
 A threshold, a slope or a shift for each channel is a line of code in a layer's ``forward``, and an
 operation of the graph. Each makes an array of the size of the image, forward and backward, and has
@@ -9,31 +9,22 @@ as the rule for Tensors. What comes out is the composition's, bit for bit.
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
-from tinybnn.autograd import as_array, is_tracing, mean, reshape, sqrt, where
-from tinybnn.functional.activation import PRelu
+from tinybnn.autograd import as_array, clamp, is_tracing, reshape
+from tinybnn.functional.activation import PRelu, relu
 from tinybnn.functional.composed import Composed
-from tinybnn.kernels.machine import layout
-
-_FEW = 4096  # numbers that NumPy is done with before a kernel is called
-
-
-@functools.cache
-def _kernels():
-    from tinybnn.kernels.training import activations  # compiled at the first use
-
-    return activations
+from tinybnn.functional.normalization import per_channel
+from tinybnn.kernels import dispatch
 
 
 class _Adapted(Composed):
     """An activation with learned constants, one for each channel or one for all.
 
-    A subclass gives its ``composition`` of simpler operations, and how a kernel computes it:
-    ``kernel``, its name (its gradient's ends in ``_gradient``); ``constants``, the rows of the
-    kernel's table; and ``of_learned``, the gradients of the learned ones, given the kernel's sums.
+    A subclass gives its ``composition`` of simpler operations, which is its formula. It has one of
+    the two forms below, on each side of a threshold a line or a value, with the four ``constants``
+    that the learned ones become. ``of_learned`` are the gradients of the learned ones, given the
+    sums of that form.
     """
 
     @classmethod
@@ -43,41 +34,39 @@ class _Adapted(Composed):
 
     def forward(self, x, *learned, **options):
         self.options = options
-        return self._run(self.kernel, learned, x)
+        return self.form(x, self.constants(*learned))
 
     def gradients(self, grad, x, *learned):
-        of_x, sums = self._run(f"{self.kernel}_gradient", learned, grad, x)
+        of_x, sums = self.form_gradient(grad, x, self.constants(*learned))
         return of_x, *self.of_learned(sums, *learned)
 
-    def _run(self, kernel, learned, *images):
-        """A kernel, or its plain reference on what it does not take, and the images as images."""
-        x = images[-1]
-        rows = [layout.channel_rows(a) for a in images]
-        if x.size < _FEW or any([r is None for r in rows]):
-            rows = [np.moveaxis(a, 1, -1).reshape(-1, a.shape[1]) for a in images]
-            kernel += "_reference"
-        constants = self.constants(*learned)
-        table = np.empty((len(constants), x.shape[1]), x.dtype)
-        for target, row in zip(table, constants, strict=True):
-            target[...] = row
-        found = getattr(_kernels(), kernel)(*rows, table)
-        values, *sums = found if isinstance(found, tuple) else (found,)
-        samples, channels, *size = x.shape
-        image = np.moveaxis(values.reshape(samples, *size, channels), -1, 1)
-        return (image, *sums) if sums else image
+
+class _TwoLines(_Adapted):
+    """(positive if u > 0 else negative) u + offset, with u = x - shift.
+
+    The constants are shift, positive, negative and offset. The sums are the gradient in the shift;
+    of grad u where u > 0; of grad u elsewhere; and of grad.
+    """
+
+    form = staticmethod(dispatch.two_lines)
+    form_gradient = staticmethod(dispatch.two_lines_gradient)
 
 
-def _per_channel(v, x):
-    """(C,) -> (1, C, 1, ...), to meet x of shape (N, C, ...)."""
-    return reshape(v, (1, -1, *(1,) * (np.ndim(x) - 2)))
+class TwoValues(_Adapted):
+    """High where u >= 0, else low, with u = (x - threshold) / width.
+
+    The constants are threshold, width, low and high. With d, what comes through the tent of
+    `ApproxSign`, the sums are those of d; of d u; of grad where u >= 0; and of grad elsewhere.
+    """
+
+    form = staticmethod(dispatch.two_values)
+    form_gradient = staticmethod(dispatch.two_values_gradient)
 
 
-class ScaleChannels(_Adapted):
-    kernel = "two_lines"
-
+class ScaleChannels(_TwoLines):
     @staticmethod
     def composition(x, scale):
-        return x * _per_channel(scale, x)
+        return x * per_channel(scale, x)
 
     def constants(self, scale):
         return 0.0, scale, scale, -0.0
@@ -86,12 +75,10 @@ class ScaleChannels(_Adapted):
         return (sums[1] + sums[2],)
 
 
-class RSign(_Adapted):
-    kernel = "two_values"
-
+class RSign(TwoValues):
     @staticmethod
     def composition(x, threshold, quantizer):
-        return quantizer(x - _per_channel(threshold, x))
+        return quantizer(x - per_channel(threshold, x))
 
     def constants(self, threshold):
         return threshold, 1.0, -1.0, 1.0
@@ -100,31 +87,10 @@ class RSign(_Adapted):
         return (-sums[0],)
 
 
-class AdaptedSet(_Adapted):
-    kernel = "two_values"
-
-    @staticmethod
-    def composition(x, scale, offset, quantizer):
-        return scale * (quantizer((x - offset) / scale) + offset)
-
-    def constants(self, scale, offset):
-        return offset, scale, scale * (offset - 1), scale * (1 + offset)
-
-    def of_learned(self, sums, scale, offset):
-        # a = scale (s + offset), s = sign(u), u = (x - offset) / scale: the slope of s by scale is
-        # -tent(u) u / scale, and by offset -tent(u) / scale.
-        d, d_u, of_high, of_low = sums.sum(1, np.float64)
-        of_scale = of_high * (1 + offset) - of_low * (1 - offset) - d_u
-        of_offset = scale * (of_high + of_low) - d
-        return of_scale.astype(sums.dtype), of_offset.astype(sums.dtype)
-
-
-class PReluOfChannels(_Adapted):
-    kernel = "two_lines"
-
+class PReluOfChannels(_TwoLines):
     @staticmethod
     def composition(x, weight):
-        return PRelu.apply(x, _per_channel(weight, x))
+        return PRelu.apply(x, per_channel(weight, x))
 
     def constants(self, weight):
         return 0.0, 1.0, weight, -0.0
@@ -133,13 +99,11 @@ class PReluOfChannels(_Adapted):
         return (sums[2],)
 
 
-class RPRelu(_Adapted):
-    kernel = "two_lines"
-
+class RPRelu(_TwoLines):
     @staticmethod
     def composition(x, shift_in, weight, shift_out):
-        u = x - _per_channel(shift_in, x)
-        return PRelu.apply(u, _per_channel(weight, x)) + _per_channel(shift_out, x)
+        u = x - per_channel(shift_in, x)
+        return PRelu.apply(u, per_channel(weight, x)) + per_channel(shift_out, x)
 
     def constants(self, shift_in, weight, shift_out):
         return shift_in, 1.0, weight, shift_out
@@ -149,90 +113,18 @@ class RPRelu(_Adapted):
         return of_shift, of_negative, of_offset
 
 
-class Maxout(_Adapted):
-    kernel = "two_lines"
-
+class Maxout(_TwoLines):
     @staticmethod
     def composition(x, positive, negative):
-        return where(as_array(x) > 0, _per_channel(positive, x), _per_channel(negative, x)) * x
+        above, below = relu(x), clamp(x, max=0.0)
+        # 0.0 takes the sign from -0.0, so that a line through 0 gives 0.0 whatever its slope.
+        return above * per_channel(positive, x) + below * per_channel(negative, x) + 0.0
 
     def constants(self, positive, negative):
-        return 0.0, positive, negative, -0.0
+        return 0.0, positive, negative, 0.0
 
     def of_learned(self, sums, *learned):
         return sums[1], sums[2]
-
-
-class AdaptedWeight(Composed):
-    """AdaBin's weights: what `adapted_weight_parts` gives, put together.
-
-    Two dozen operations on small arrays, which cost their bookkeeping more than their arithmetic.
-    """
-
-    def forward(self, weight, quantizer):
-        self.options = {"quantizer": quantizer}
-        self.signs, self.scale, self.offset = adapted_weight_parts(weight, quantizer)
-        return self.scale * self.signs + self.offset
-
-    @staticmethod
-    def composition(weight, quantizer):
-        signs, scale, offset = adapted_weight_parts(weight, quantizer)
-        return scale * signs + offset
-
-    def gradients(self, grad, weight):
-        # The rules of the composition, in their order.
-        scale, centred = self.scale, weight - self.offset
-        share = 1.0 / (weight.size // len(weight))  # of an element in a mean
-        normalised = centred / scale
-        of_normalised = self.options["quantizer"].gradient(grad * scale, normalised)
-        of_scale = _of_filters(grad * self.signs) + _of_filters(-of_normalised / scale * normalised)
-        of_square = of_scale * 0.5 / scale * share * centred
-        of_centred = of_normalised / scale + of_square + of_square
-        of_offset = _of_filters(grad) + _of_filters(-of_centred)
-        return of_centred + of_offset * share
-
-
-def _of_filters(x):
-    """(O, C, kh, kw) -> sums (O, 1, 1, 1), over the axes along which one was repeated."""
-    axes = tuple([i for i in range(1, x.ndim) if x.shape[i] > 1])
-    return x.sum(axis=axes, keepdims=True) if axes else x
-
-
-def adapted_weight_parts(weight, quantizer):
-    """AdaBin's weights in parts: signs v, scale α_w and offset β_w of each filter.
-
-    β_w = mean W, α_w = sqrt(mean (W - β_w)²), v = sign((W - β_w) / α_w) (Tu et al. 2022).
-
-    Parameters
-    ----------
-    weight : (O, C, kh, kw)
-    quantizer : callable
-        The sign.
-
-    Returns
-    -------
-    signs : (O, C, kh, kw)
-    scale, offset : (O, 1, 1, 1)
-    """
-    offset = mean(weight, (1, 2, 3), keepdim=True)
-    centred = weight - offset
-    # The 1e-12 keeps a filter of equal weights, which has α_w = 0, from dividing by it.
-    scale = sqrt(mean(centred * centred, (1, 2, 3), keepdim=True) + 1e-12)
-    return quantizer(centred / scale), scale, offset
-
-
-def adapted_weight(weight, quantizer):
-    """α_w v + β_w: the weights of AdaBin, see `adapted_weight_parts`.
-
-    Parameters
-    ----------
-    weight : (O, C, kh, kw)
-    quantizer : Quantizer or callable
-        A callable that is no quantizer, such as the identity, is composed with the rest.
-    """
-    if not hasattr(quantizer, "gradient"):
-        return AdaptedWeight.composition(weight, quantizer)
-    return AdaptedWeight.apply(weight, quantizer=quantizer)
 
 
 def scale_channels(x, scale):
@@ -261,27 +153,6 @@ def rsign(x, threshold, quantizer):
     if not quantizer.is_tent:
         return RSign.composition(x, threshold, quantizer)
     return RSign.of(x, threshold, quantizer=quantizer)
-
-
-def adapted_set(x, scale, offset, quantizer):
-    """scale (s + offset) with s = sign((x - offset) / scale): AdaBin's activations.
-
-    (Tu et al. 2022; this is the form of its code, the paper has scale s + offset.)
-
-    Parameters
-    ----------
-    x : (N, C, ...)
-    scale, offset : (1,)
-        The scale must be positive.
-    quantizer : Quantizer
-        As in `rsign`.
-    """
-    for name, value in (("scale", scale), ("offset", offset)):
-        if np.shape(value) != (1,):
-            raise ValueError(f"adapted_set: {name} must have shape (1,), got {np.shape(value)}")
-    if not quantizer.is_tent:
-        return AdaptedSet.composition(x, scale, offset, quantizer)
-    return AdaptedSet.apply(x, scale, offset, quantizer=quantizer)
 
 
 def prelu(x, weight):
@@ -321,7 +192,7 @@ def rprelu(x, shift_in, weight, shift_out):
 def maxout(x, positive, negative):
     """positive x where x > 0, else negative x: the activation of AdaBin's code (Tu et al. 2022).
 
-    The slope at 0 is the negative one.
+    0.0 where x is 0. The slope there is the negative one.
 
     Parameters
     ----------
@@ -329,7 +200,9 @@ def maxout(x, positive, negative):
     positive, negative : (C,)
     """
     _check_channels("maxout", x, positive=positive, negative=negative)
-    return Maxout.apply(x, positive, negative)
+    if not all([np.isfinite(as_array(slope)).all() for slope in (positive, negative)]):
+        return Maxout.composition(x, positive, negative)  # in which 0 times inf is NaN
+    return Maxout.of(x, positive, negative)
 
 
 def _check_channels(name, x, **constants):

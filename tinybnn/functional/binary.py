@@ -22,7 +22,7 @@ import numpy as np
 
 from tinybnn.autograd import is_tracing, pad, reshape
 from tinybnn.functional.composed import Composed
-from tinybnn.functional.convolution import ConvInput, ConvWeight, conv2d, geometry_of
+from tinybnn.functional.convolution import Conv2d, ConvInput, ConvWeight, conv2d, geometry_of
 from tinybnn.functional.linear import check_linear, linear
 from tinybnn.kernels.machine.memory import empty
 
@@ -104,7 +104,9 @@ def _product(kind, x, weight, input_quantizer, weight_quantizer, fixed_order, op
         x, input_quantizer = input_quantizer(x), None
         fixed_order = fixed_order and not is_exact
     if not has_signs:
-        return kind.on_floats(x, levels(weight) if levels else weight, fixed_order, **options)
+        is_ternary = levels and levels.values == TERNARY and kind is SignConv2d
+        compute = ternary_conv2d if is_ternary and not is_tracing() else kind.on_floats
+        return compute(x, levels(weight) if levels else weight, fixed_order, **options)
     rows = reshape(x, (-1, np.shape(x)[-1])) if kind is SignLinear and np.ndim(x) != 2 else x
     quantizers = input_quantizer, levels
     y = kind.apply(rows, weight, quantizers=quantizers, fixed_order=fixed_order, **options)
@@ -255,6 +257,34 @@ class SignConv2d(_Signs):
     def runs_on_floats(self):
         """Whether floats are the faster way to the gradients, or the only one."""
         return not self.has_words or self.geometry.weight[1] < _FEW
+
+
+class TernaryConv2d(Conv2d):
+    """conv2d(x, weight) with weights -1, 0 and 1: where x holds signs, on words, exactly."""
+
+    def forward(self, x, weight, geometry, fixed_order=False):
+        self.geometry = geometry
+        is_large = weight.size * len(x) * math.prod(geometry.output) >= _SMALL
+        is_large = is_large and weight.shape[1] >= _FEW and x.dtype == weight.dtype == np.float32
+        is_ternary = _on_bits and is_large and np.all(weight * weight == np.abs(weight))
+        if not (is_ternary and are_signs(x)):
+            return super().forward(x, weight, geometry, fixed_order)
+        pack, taps = _kernels().bits.pack, weight.transpose(0, 2, 3, 1)
+        sums = _kernels().xnor.xnor_conv2d(
+            pack(x.transpose(0, 2, 3, 1)), pack(taps), x.shape[1], **geometry.options,
+            mask=pack(np.abs(taps) - np.float32(0.5)),
+        )  # fmt: skip
+        return sums.astype(np.float32).transpose(0, 3, 1, 2)
+
+
+TERNARY = (-1.0, 0.0, 1.0)
+
+
+def ternary_conv2d(x, weight, fixed_order, geometry, padding_mode):
+    """`conv2d` with ternary weights; see `TernaryConv2d`."""
+    x, options = _with_border(x, geometry, padding_mode)
+    geometry = geometry_of("binary_conv2d", np.shape(x), np.shape(weight), **options)
+    return TernaryConv2d.apply(x, weight, geometry=geometry, fixed_order=fixed_order)
 
 
 def _with_border(x, geometry, padding_mode):

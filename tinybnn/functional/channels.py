@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinybnn.autograd import Function
-from tinybnn.functional.convolution import empty_image
-from tinybnn.kernels.machine import layout
+from tinybnn.kernels import dispatch
 
 
 class TakeChannels(Function):
@@ -20,15 +19,9 @@ class TakeChannels(Function):
 
     def forward(self, x, index):
         self.index = index
-        result = empty_image((len(x), len(index), *x.shape[2:]), x.dtype)
-        taken, images = result.transpose(0, 2, 3, 1), layout.channels_inside(x)
-        if images is not None:
-            from tinybnn.kernels.training import channel_order  # compiled at the first use
-
-            channel_order.take_channels(images, index, taken)
-        else:  # in any other mode than this one, NumPy fills a copy of `out` first
-            np.take(x.transpose(0, 2, 3, 1), index, axis=3, out=taken, mode="clip")
-        return result
+        if (result := dispatch.take_channels(x, index)) is not None:
+            return result
+        return np.take(x.transpose(0, 2, 3, 1), index, axis=3).transpose(0, 3, 1, 2)
 
     def backward(self, grad, output, x):
         return AddChannels.apply(grad, index=self.index, channels=self.shapes[0][1])
@@ -41,19 +34,14 @@ class AddChannels(Function):
 
     def forward(self, x, index, channels):
         self.index = index
-        result = empty_image((len(x), channels, *x.shape[2:]), x.dtype)
-        sums, images = result.transpose(0, 2, 3, 1), layout.channels_inside(x)
-        if images is not None:
-            from tinybnn.kernels.training import channel_order  # compiled at the first use
-
-            channel_order.add_channels(images, index, sums)
+        if (result := dispatch.add_channels(x, index, channels)) is not None:
             return result
-        images = x.transpose(0, 2, 3, 1)
+        pixels = x.transpose(0, 2, 3, 1)
+        sums = np.zeros((*pixels.shape[:3], channels), x.dtype)
         order = np.argsort(index, kind="stable")
         taken, first = np.unique(index[order], return_index=True)
-        sums[...] = 0
-        sums[..., taken] = np.add.reduceat(images[..., order], first, axis=3)
-        return result
+        sums[..., taken] = np.add.reduceat(pixels[..., order], first, axis=3)
+        return sums.transpose(0, 3, 1, 2)
 
     def backward(self, grad, output, x):
         return TakeChannels.apply(grad, index=self.index)

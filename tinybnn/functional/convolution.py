@@ -14,8 +14,7 @@ Images are (N, C, H, W) in shape and channels-last in memory: a view without a c
 into contiguous (N, H, W, C) arrays, on which the work is done.
 
 What each Function computes stands in it as a product with a matrix of patches. It is computed in
-this way for float64; arrays of float32 go to `kernels.floats.convolution`, which does the same
-faster.
+this way for float64; for float32 a kernel does the same faster (`kernels.dispatch`).
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ import functools
 import numpy as np
 
 from tinybnn.autograd import Function, plain, reshape
-from tinybnn.functional.linear import check_bias, ordered_product
+from tinybnn.functional.linear import check_bias, product
+from tinybnn.kernels import dispatch
 from tinybnn.kernels.machine.memory import empty
 
 
@@ -122,40 +122,6 @@ def empty_image(shape, dtype):
     return empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
 
 
-def _products(a, b, fixed_order):
-    """For each group (G, M, K) @ (G, K, N) -> (G, M, N)."""
-    if fixed_order and len(a) == 1:
-        return ordered_product(a[0], b[0])[None]
-    if fixed_order:
-        return np.stack([ordered_product(*pair) for pair in zip(a, b, strict=True)])
-    return a @ b
-
-
-def _conv2d_in_fixed_order(x, weight, geometry):
-    """The same sums as products of patches in fixed order, without patches; float32 only."""
-    from tinybnn.kernels.floats import signed
-
-    x, weight = x.astype(np.float32, copy=False), weight.astype(np.float32, copy=False)
-    prepared = signed.prepare_conv2d(
-        weight, x.shape[2:], geometry.stride, geometry.padding, geometry.dilation, geometry.groups
-    )
-    return signed.conv2d(prepared, x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
-
-
-def _kernels(a, b):
-    """The module of convolutions that are compiled, if there are some for these arrays."""
-    if a.dtype != np.float32 or b.dtype != np.float32:
-        return None
-    from tinybnn.kernels.floats import convolution
-
-    return convolution
-
-
-def _rows_of_pixels(x):
-    """(N, C, H, W) -> (N, H, W, C), contiguous: a view, if that is how it lies in memory."""
-    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
-
-
 class Conv2d(Function):
     """out[n, o] = sum over c, i, j of x[n, c, y s + i d, x s + j d] weight[o, c, i, j]."""
 
@@ -163,20 +129,14 @@ class Conv2d(Function):
 
     def forward(self, x, weight, geometry, fixed_order=False):
         self.geometry = geometry
-        dtype = np.result_type(x, weight)
-        if not len(x):  # the shape is all there is to find out
-            return empty_image((0, len(weight), *geometry.output), dtype)
-        if fixed_order and dtype == np.float32:
-            return _conv2d_in_fixed_order(x, weight, geometry)
-        if kernels := not fixed_order and _kernels(x, weight):
-            pixels = kernels.conv2d(
-                _rows_of_pixels(x), weight, **geometry.options, output_size=geometry.output
-            )
-            return pixels.transpose(0, 3, 1, 2)
-        result = empty_image((len(x), len(weight), *geometry.output), dtype)
+        kernel = dispatch.ordered_conv2d if fixed_order else dispatch.conv2d
+        if (result := kernel(x, weight, geometry)) is not None:
+            return result
+        shape = len(x), len(weight), *geometry.output
+        result = empty_image(shape, np.result_type(x, weight))
         columns = geometry.rows_of_weight(weight).transpose(0, 2, 1)  # (G, kh * kw * C / G, O / G)
         for block in geometry.blocks():
-            rows = _products(geometry.patches(x[block]), columns, fixed_order)
+            rows = product(geometry.patches(x[block]), columns, fixed_order)
             result[block] = geometry.image_of_rows(rows)
         return result
 
@@ -192,18 +152,16 @@ class ConvInput(Function):
 
     def forward(self, grad, weight, geometry, fixed_order=False):
         self.geometry = geometry
-        if kernels := not fixed_order and _kernels(grad, weight):
-            pixels = kernels.conv2d_input(
-                _rows_of_pixels(grad), weight, geometry.image[2:], **geometry.options
-            )
-            return pixels.transpose(0, 3, 1, 2)
+        result = None if fixed_order else dispatch.conv2d_input(grad, weight, geometry)
+        if result is not None:
+            return result
         kh, kw = geometry.weight[2:]
         (ph, pw), (h, w) = geometry.padding, geometry.image[2:]
         result = empty_image(geometry.image, np.result_type(grad, weight))
         rows_of_weight = geometry.rows_of_weight(weight)
         for block in geometry.blocks():
             n = len(grad[block])
-            patches = _products(geometry.rows_of_output(grad[block]), rows_of_weight, fixed_order)
+            patches = product(geometry.rows_of_output(grad[block]), rows_of_weight, fixed_order)
             patches = patches.reshape(geometry.groups, n, *geometry.output, kh, kw, -1)
             # (n, OH, OW, kh, kw, G, C / G)
             patches = patches.transpose(1, 2, 3, 4, 5, 0, 6)
@@ -228,12 +186,10 @@ class ConvWeight(Function):
 
     def forward(self, x, grad, geometry):
         self.geometry = geometry
+        if (result := dispatch.conv2d_weight(x, grad, geometry)) is not None:
+            return result
         outputs, per_group, kh, kw = geometry.weight
         groups = geometry.groups
-        if kernels := _kernels(x, grad):
-            return kernels.conv2d_weight(
-                _rows_of_pixels(x), _rows_of_pixels(grad), (kh, kw), **geometry.options
-            )
         total = np.zeros((groups, outputs // groups, kh * kw * per_group), np.result_type(x, grad))
         for block in geometry.blocks():
             total += geometry.rows_of_output(grad[block]).transpose(0, 2, 1) @ geometry.patches(

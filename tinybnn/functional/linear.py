@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinybnn.autograd import Function, reshape, transpose
+from tinybnn.kernels import dispatch
 
 
 class Linear(Function):
@@ -13,9 +14,7 @@ class Linear(Function):
     fresh = True
 
     def forward(self, x, weight, fixed_order):
-        if fixed_order:
-            return ordered_product(x, weight.T)
-        return x @ weight.T
+        return product(x, weight.T, fixed_order)
 
     def backward(self, grad, output, x, weight):
         return (
@@ -62,9 +61,6 @@ def check_bias(name, bias, outputs):
         raise ValueError(f"{name}: bias must have the shape ({outputs},), got {np.shape(bias)}")
 
 
-def ordered_product(a, b):
-    """The product whose sums run in one fixed order; compiled at its first use."""
-    from tinybnn.kernels.floats.signed import ordered_matmul
-
-    dtype = np.result_type(a, b)
-    return ordered_matmul(a.astype(dtype, copy=False), b.astype(dtype, copy=False))
+def product(a, b, fixed_order):
+    """a @ b, of matrices or stacks of them; with `fixed_order` each sum adds its terms in order."""
+    return dispatch.ordered_matmul(a, b) if fixed_order else a @ b

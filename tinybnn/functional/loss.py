@@ -6,6 +6,7 @@ import numpy as np
 
 from tinybnn.autograd import Function, as_array, clamp, log, mean, reshape, sum
 from tinybnn.functional.activation import log_softmax, relu, sigmoid, softmax
+from tinybnn.kernels import dispatch
 
 
 class BinaryCrossEntropy(Function):
@@ -42,18 +43,15 @@ class BinaryCrossEntropyWithLogits(Function):
 class CrossEntropy(Function):
     """-sum over classes of q log softmax(x), q = (1 - smoothing) at the label, + smoothing / C.
 
-    The gradient of a sample's loss is softmax(x) - q. Small float32 arrays go through
-    `kernels.training.losses`.
+    The gradient of a sample's loss is softmax(x) - q.
     """
 
     def forward(self, x, labels, smoothing, reduction):
         self.labels, self.smoothing = labels, smoothing
         self.share = 1.0 / len(x) if reduction == "mean" else 1.0
         self.slopes = None
-        if x.dtype == np.float32 and x.size <= 1 << 14:
-            from tinybnn.kernels.training import losses as kernels  # compiled at the first use
-
-            losses, self.slopes = kernels.cross_entropy(x, labels, smoothing)
+        if (computed := dispatch.cross_entropy(x, labels, smoothing)) is not None:
+            losses, self.slopes = computed
         else:
             log_p = log_softmax(x, 1)
             losses = -log_p[np.arange(len(x)), labels]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
 
 from tinybnn.autograd import Function, as_array, mean, plain, reshape, sqrt, sum, var
-from tinybnn.kernels.machine import layout
+from tinybnn.kernels import dispatch
 
 
 class BatchNorm(Function):
@@ -17,54 +16,32 @@ class BatchNorm(Function):
     With statistics of the batch (`mean` is None) they depend on x, and the gradient loses the
     part that a shift or a change of scale of the batch would have: Ioffe and Szegedy 2015,
     section 3. The running statistics then take a share of them.
-
-    float32 arrays that are channels-last in memory go through `kernels.training.normalization`.
     """
 
     fresh = True
 
     def forward(self, x, weight, bias, mean, var, eps, running=None):
-        self.eps = eps
-        self.from_batch = mean is None
-        rows, result = _kernel_rows(x, weight, bias), None
-        if self.from_batch and rows is not None:
-            result, self.mean, var, self.scale = _kernels().forward(rows, weight, bias, eps)
-        elif self.from_batch:
-            self.mean, var, self.scale = (v.ravel() for v in self.statistics(x))
-        else:
-            scale = 1.0 / np.sqrt(var + eps)
-            self.mean, self.scale = mean.astype(x.dtype), scale.astype(x.dtype)
-            if rows is not None and _kernels().fits(rows):
-                result = _kernels().normalise(rows, self.mean, self.scale, weight, bias)
-        if self.from_batch and running is not None:
+        self.eps, self.from_batch = eps, mean is None
+        if not self.from_batch:
+            self.mean = mean.astype(x.dtype)
+            self.scale = (1.0 / np.sqrt(var + eps)).astype(x.dtype)
+            return _normalised(x, self.mean, self.scale, weight, bias)
+        result, self.mean, var, self.scale = _normalised_batch(x, weight, bias, eps)
+        if running is not None:
             _move(*running, self.mean, var, x.size // x.shape[1])
-        if result is not None:
-            return layout.image(result, x.shape)
-        result = x - _per_channel(self.mean, x)
-        result *= _per_channel(self.scale, x)
-        result *= _per_channel(weight, x)
-        result += _per_channel(bias, x)
         return result
 
-    def statistics(self, x):
-        """Mean, biased variance and 1 / sqrt(variance + eps) of each channel, (1, C, 1, ...)."""
-        mean_ = mean(x, _all_but_channel(x), keepdim=True)
-        var_ = var(x, _all_but_channel(x), correction=0, keepdim=True)
-        return mean_, var_, 1.0 / sqrt(var_ + self.eps)
-
     def backward(self, grad, output, x, weight, bias):
-        if self.from_batch and isinstance(grad, np.ndarray):
-            rows = _kernel_rows(x, weight, grad)
-            if rows is not None:  # the rule below on arrays
-                grad_rows = layout.channel_rows(layout.channels_last(grad))
-                of_x, *sums = _kernels().backward(grad_rows, rows, self.mean, self.scale, weight)
-                return layout.image(of_x, x.shape), *sums
+        if self.from_batch:
+            gradients = dispatch.batch_norm_gradients(grad, x, self.mean, self.scale, weight)
+            if gradients is not None:
+                return gradients
         dims = _all_but_channel(x)
         is_recorded = not isinstance(x, np.ndarray)
         if self.from_batch and is_recorded:  # the statistics as functions of x
-            mean_, _, scale = self.statistics(x)
+            mean_, _, scale = _statistics(x, self.eps)
         else:
-            mean_, scale = _per_channel(self.mean, x), _per_channel(self.scale, x)
+            mean_, scale = per_channel(self.mean, x), per_channel(self.scale, x)
         normalised = (x - mean_) * scale
         grad_weight = sum(grad * normalised, dims)
         grad_bias = sum(grad, dims)
@@ -73,24 +50,36 @@ class BatchNorm(Function):
             grad_x = grad
             if self.from_batch:
                 count = np.size(as_array(x)) // np.shape(x)[1]
-                grad_x = grad_x - _per_channel(grad_bias * (1.0 / count), x)
-                grad_x = grad_x - normalised * _per_channel(grad_weight * (1.0 / count), x)
-            grad_x = grad_x * (_per_channel(weight, x) * scale)
+                grad_x = grad_x - per_channel(grad_bias * (1.0 / count), x)
+                grad_x = grad_x - normalised * per_channel(grad_weight * (1.0 / count), x)
+            grad_x = grad_x * (per_channel(weight, x) * scale)
         return grad_x, grad_weight, grad_bias
 
 
-@functools.cache
-def _kernels():
-    from tinybnn.kernels.training import normalization
+def _normalised(x, mean, scale, weight, bias):
+    """x (N, C, ...) with one of each of the others, (C,), for each channel."""
+    if (result := dispatch.normalise(x, mean, scale, weight, bias)) is not None:
+        return result
+    result = x - per_channel(mean, x)
+    result *= per_channel(scale, x)
+    result *= per_channel(weight, x)
+    result += per_channel(bias, x)
+    return result
 
-    return normalization
+
+def _normalised_batch(x, weight, bias, eps):
+    """x normalised by its own statistics; and these, (C,) each."""
+    if (result := dispatch.normalise_batch(x, weight, bias, eps)) is not None:
+        return result
+    mean_, var_, scale = (v.ravel() for v in _statistics(x, eps))
+    return _normalised(x, mean_, scale, weight, bias), mean_, var_, scale
 
 
-def _kernel_rows(x, *others):
-    """x as rows of channels if kernels take it together with these; else None."""
-    if any([other.dtype != np.float32 for other in others]):
-        return None
-    return layout.channel_rows(x)
+def _statistics(x, eps):
+    """Mean, biased variance and 1 / sqrt(variance + eps) of each channel, (1, C, 1, ...)."""
+    mean_ = mean(x, _all_but_channel(x), keepdim=True)
+    var_ = var(x, _all_but_channel(x), correction=0, keepdim=True)
+    return mean_, var_, 1.0 / sqrt(var_ + eps)
 
 
 def _move(running_mean, running_var, momentum, mean, var, count):
@@ -103,9 +92,9 @@ def _all_but_channel(x):
     return (0, *range(2, np.ndim(x)))
 
 
-def _per_channel(v, x):
+def per_channel(v, x):
     """(C,) -> (1, C, 1, ...), to meet x of shape (N, C, ...)."""
-    return reshape(v, (1, -1) + (1,) * (np.ndim(x) - 2))
+    return reshape(v, (1, -1, *(1,) * (np.ndim(x) - 2)))
 
 
 def batch_norm(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from tinybnn.autograd import Function, as_array
 from tinybnn.functional.convolution import empty_image, pair
-from tinybnn.kernels.machine import layout
+from tinybnn.kernels import dispatch
 
 
 class _Windows:
@@ -68,13 +66,11 @@ class MaxPool2d(Function):
 
     def forward(self, x, windows):
         self.windows = windows
-        images = layout.channels_inside(x)
-        if images is not None and windows.size <= _kernels().MOST_TAPS:
-            result, winner = _kernels().max_pool2d(images, windows.geometry)
-            self.winner = winner.transpose(0, 3, 1, 2)
-            self.saves = ()  # the winners are all that backward needs
-            return result.transpose(0, 3, 1, 2)
         self.winner = None
+        if (pooled := dispatch.max_pool2d(x, windows)) is not None:
+            result, self.winner = pooled
+            self.saves = ()  # the winners are all that backward needs
+            return result
         taps = windows.taps(windows.pad(x, -np.inf))
         result = taps[0].copy(order="K")
         for tap in taps[1:]:
@@ -99,10 +95,8 @@ class MaxUnpool2d(Function):
 
     def forward(self, x, windows, winner):
         self.windows, self.winner = windows, winner
-        images, won = layout.channels_inside(layout.channels_last(x)), winner.transpose(0, 2, 3, 1)
-        if images is not None and won.dtype == np.uint8 and won.flags.carray:
-            result = _kernels().max_unpool2d(images, won, windows.shape[2:], windows.geometry)
-            return result.transpose(0, 3, 1, 2)
+        if (result := dispatch.max_unpool2d(x, windows, winner)) is not None:
+            return result
         padded = windows.padded(x.dtype, 0)
         for i, tap in enumerate(windows.taps(padded)):
             tap += np.where(winner == i, x, x.dtype.type(0))
@@ -135,9 +129,8 @@ class AvgPool2d(Function):
 
     def forward(self, x, windows):
         self.windows = windows
-        images = layout.channels_inside(x)
-        if images is not None:
-            return _kernels().avg_pool2d(images, windows.geometry).transpose(0, 3, 1, 2)
+        if (result := dispatch.avg_pool2d(x, windows)) is not None:
+            return result
         taps = windows.taps(windows.pad(x, 0))
         result = taps[0] + x.dtype.type(0)
         for tap in taps[1:]:
@@ -156,10 +149,8 @@ class AvgUnpool2d(Function):
 
     def forward(self, x, windows):
         self.windows = windows
-        images = layout.channels_inside(layout.channels_last(x))
-        if images is not None:
-            result = _kernels().avg_unpool2d(images, windows.shape[2:], windows.geometry)
-            return result.transpose(0, 3, 1, 2)
+        if (result := dispatch.avg_unpool2d(x, windows)) is not None:
+            return result
         padded = windows.padded(x.dtype, 0)
         taps = windows.taps(padded)
         share = x * (1.0 / len(taps))
@@ -169,13 +160,6 @@ class AvgUnpool2d(Function):
 
     def backward(self, grad, output, x):
         return AvgPool2d.apply(grad, windows=self.windows)
-
-
-@functools.cache
-def _kernels():
-    from tinybnn.kernels.training import float_pooling  # compiled at the first use
-
-    return float_pooling
 
 
 def _windows(name, x, kernel_size, stride, padding):

@@ -1,6 +1,7 @@
 """Arrays in, arrays out: all Numba code, in four rooms, each of which imports only those before it.
 
 `machine` (vectors, threads, memory), `signs` (bits and their products), `floats` (ordered sums,
-elementwise programs, convolutions), `training` (gradients, normalisation, optimizers). Import the
-files where they are used: Numba loads late.
+elementwise programs, convolutions), `training` (gradients, normalisation, optimizers). Above them
+`dispatch` says which kernel computes which formula. Import the files where they are used: Numba
+loads late.
 """

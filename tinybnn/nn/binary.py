@@ -12,25 +12,27 @@ import numpy as np
 
 from tinybnn import functional as F
 from tinybnn import quantizers
-from tinybnn.autograd import Function, Tensor, broadcast_to, default_generator
-from tinybnn.nn.layers import Conv2d, Linear, _initial_bias, channels_last, check_sizes
+from tinybnn.autograd import Tensor, default_generator
+from tinybnn.nn.layers import Conv2d, Linear, channels_last, check_sizes
 from tinybnn.nn.module import Cost, LatentParameter, Module, ModuleList, Parameter, Sequential
 
 
 class _Binary:
     """What the binary twins share: quantizers, latent weight, scale of the accumulator."""
 
-    def _set_binary(self, shape, bias, input_quantizer, weight_quantizer, scale, clip_value, rng):
+    def _initial_weight(self, shape, rng):
+        return LatentParameter(_glorot_uniform(shape, rng))
+
+    def _set_binary(self, input_quantizer, weight_quantizer, scale, clip_value):
         self.input_quantizer = quantizers.get(input_quantizer)
         self.weight_quantizer = quantizers.get(weight_quantizer)
         if scale not in (None, "mean", "learned"):
             raise ValueError(
                 f"{type(self).__name__}: scale must be None, 'mean' or 'learned', got {scale!r}"
             )
-        self.scale_mode = scale
-        self.weight = LatentParameter(_glorot_uniform(shape, rng), clip_value=clip_value)
-        self.bias = Parameter(_initial_bias(shape, rng)) if bias else None
-        self.scale = Parameter(np.ones(shape[0], np.float32)) if scale == "learned" else None
+        self.scale_mode, self.weight.clip_value = scale, clip_value
+        is_learned = scale == "learned"
+        self.scale = Parameter(np.ones(len(self.weight), np.float32)) if is_learned else None
 
     def binary_weight(self):
         """The weights that the layer computes with, an array of the weight's shape.
@@ -133,12 +135,8 @@ class BinaryLinear(_Binary, Linear):
         clip_value=1.0,
         rng=None,
     ):
-        check_sizes("BinaryLinear", in_features=in_features, out_features=out_features)
-        self.in_features, self.out_features = in_features, out_features
-        self._set_binary(
-            (out_features, in_features), bias, input_quantizer, weight_quantizer, scale,
-            clip_value, rng,
-        )  # fmt: skip
+        super().__init__(in_features, out_features, bias, rng=rng)
+        self._set_binary(input_quantizer, weight_quantizer, scale, clip_value)
 
     def forward(self, x):
         product = F.binary_linear(
@@ -185,22 +183,20 @@ class BinaryConv2d(_Binary, Conv2d):
         clip_value=1.0,
         rng=None,
     ):
-        self._set_geometry(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, rng=rng
         )
         if padding_mode not in ("zeros", "ones"):
             raise ValueError(
                 f"BinaryConv2d: padding_mode must be 'zeros' or 'ones', got {padding_mode!r}"
             )
         self.padding_mode = padding_mode
-        self._set_binary(
-            self.weight_shape, bias, input_quantizer, weight_quantizer, scale, clip_value, rng
-        )
+        self._set_binary(input_quantizer, weight_quantizer, scale, clip_value)
 
     def forward(self, x):
         product = F.binary_conv2d(
-            x, self.weight, self.input_quantizer, self.weight_quantizer, self.stride, self.padding,
-            self.dilation, self.groups, self.padding_mode, fixed_order=not self.training,
+            x, self.weight, self.input_quantizer, self.weight_quantizer, **self._options,
+            padding_mode=self.padding_mode, fixed_order=not self.training,
         )  # fmt: skip
         return self._scaled(product)
 
@@ -350,10 +346,7 @@ class Maxout(Module):
         self.negative = Parameter(np.full(num_channels, negative, np.float32))
 
     def forward(self, x):
-        if self.training:
-            return F.maxout(x, self.positive, self.negative)
-        up = F.relu(x) * _per_channel(self, "positive", x)
-        return up - F.relu(-x) * _per_channel(self, "negative", x)
+        return F.maxout(x, self.positive, self.negative)
 
     def extra_repr(self):
         return f"{len(self.positive)}"
@@ -367,29 +360,6 @@ def _quantizer(layer, quantizer):
     return quantizer
 
 
-def _per_channel(layer, name, x):
-    """A layer's parameter (C,) as (1, C, 1, ...), to meet x of shape (N, C, ...)."""
-    values = getattr(layer, name)
-    if x.shape[1:2] != values.shape:
-        raise ValueError(
-            f"{type(layer).__name__}: {name} must have the shape (C,) for x of shape (N, C, ...), "
-            f"got {values.shape} for x of shape {x.shape}"
-        )
-    return values.reshape(1, -1, *(1,) * (x.ndim - 2))
-
-
-class OnesOfOneSample(Function):
-    """Ones of the shape of one sample of x, (1, C, H, W): a constant that knows the image size."""
-
-    saves = ()
-
-    def forward(self, x):
-        return np.ones((1, *x.shape[1:]), x.dtype)
-
-    def backward(self, grad, output, x):
-        return broadcast_to(0.0 * grad, self.shapes[0])
-
-
 class AdaBinConv2d(Conv2d):
     """Convolution whose two weight values and two activation values are adapted to the data.
 
@@ -398,7 +368,7 @@ class AdaBinConv2d(Conv2d):
     s = sign((x - β_a) / α_a), and α_a, β_a learned. (AdaBin, Tu et al. 2022; this is the form of
     its code, the paper writes α_a s + β_a.)
 
-    In eval mode the sum over a window is expanded into sums of signs, which are integers,
+    The sum over a window is expanded into sums of signs, which are integers,
 
         Σ a ŵ = α_a (α_w Σ s v + β_w Σ s + β_a (α_w Σ v + β_w Σ 1)),
 
@@ -448,25 +418,12 @@ class AdaBinConv2d(Conv2d):
         self.weight_quantizer = _quantizer("AdaBinConv2d", weight_quantizer)
 
     def forward(self, x):
-        input_scale = F.maximum(self.input_scale, 1e-3)
-        if self.training:
-            a = F.adapted_set(x, input_scale, self.input_offset, self.input_quantizer)
-            total = self._conv(a, F.adapted_weight(self.weight, self.weight_quantizer))
-        else:
-            v, scale, offset = F.adapted_weight_parts(self.weight, self.weight_quantizer)
-            s = self.input_quantizer((x - self.input_offset) / input_scale)
-            # One filter of ones sums up all input channels; with groups each needs its own.
-            count = self.out_channels if self.groups > 1 else 1
-            ones = Tensor(np.ones((count, *v.shape[1:]), x.dtype))
-            inside = OnesOfOneSample.apply(s)
-            scale, offset = scale.reshape(1, -1, 1, 1), offset.reshape(1, -1, 1, 1)
-            is_sign = getattr(self.weight_quantizer, "is_sign", False)  # or any function of x
-            signs = quantizers.ste_sign if is_sign else None
-            total, constant = (
-                scale * self._conv(a, v, signs) + offset * self._conv(a, ones, signs)
-                for a in (s, inside)
-            )
-            total = input_scale * (total + self.input_offset * constant)
+        is_sign = getattr(self.weight_quantizer, "is_sign", False)  # or any function of x
+        total = F.adapted_conv2d(
+            x, self.weight, F.maximum(self.input_scale, 1e-3), self.input_offset,
+            self.input_quantizer, self.weight_quantizer, quantizers.ste_sign if is_sign else None,
+            **self._options,
+        )  # fmt: skip
         return total if self.bias is None else total + self.bias.reshape(1, -1, 1, 1)
 
     def _cost(self, output_shape, products):
@@ -476,11 +433,6 @@ class AdaBinConv2d(Conv2d):
         floats = 2 * self.out_channels + sum(p.numel() for p in self.parameters())
         floats -= self.weight.numel()
         return Cost(tuple(output_shape), 32 * floats + self.weight.numel(), bops=bops)
-
-    def _conv(self, x, weight, weight_quantizer=None):
-        return F.binary_conv2d(
-            x, weight, None, weight_quantizer, self.stride, self.padding, self.dilation, self.groups
-        )
 
     def extra_repr(self):
         return super().extra_repr() + _quantizers_repr(self)

@@ -51,11 +51,14 @@ class Linear(Module):
     """
 
     def __init__(self, in_features, out_features, bias=True, *, rng=None):
-        check_sizes("Linear", in_features=in_features, out_features=out_features)
+        check_sizes(type(self).__name__, in_features=in_features, out_features=out_features)
         self.in_features, self.out_features = in_features, out_features
         shape = (out_features, in_features)
-        self.weight = Parameter(uniform_fan_in(shape, rng))
-        self.bias = Parameter(_initial_bias(shape, rng)) if bias else None
+        self.weight = self._initial_weight(shape, rng)
+        self.bias = Parameter(_initial_bias(shape, rng, out_features)) if bias else None
+
+    def _initial_weight(self, shape, rng):
+        return Parameter(uniform_fan_in(shape, rng))
 
     def forward(self, x):
         return F.linear(x, self.weight, self.bias, fixed_order=not self.training)
@@ -104,17 +107,6 @@ class Conv2d(Module):
         *,
         rng=None,
     ):
-        self._set_geometry(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups
-        )
-        self.weight = Parameter(uniform_fan_in(self.weight_shape, rng))
-        self.bias = None
-        if bias:
-            self.bias = Parameter(_initial_bias(self.weight_shape, rng, out_channels))
-
-    def _set_geometry(
-        self, in_channels, out_channels, kernel_size, stride, padding, dilation, groups
-    ):
         name = type(self).__name__
         check_sizes(name, in_channels=in_channels, out_channels=out_channels, groups=groups)
         if in_channels % groups or out_channels % groups:
@@ -127,22 +119,29 @@ class Conv2d(Module):
         self.stride = pair(name, "stride", stride, 1)
         self.padding = pair(name, "padding", padding, 0)
         self.dilation = pair(name, "dilation", dilation, 1)
+        shape = self.weight_shape
+        self.weight = self._initial_weight(shape, rng)
+        self.bias = Parameter(_initial_bias(shape, rng, out_channels)) if bias else None
+
+    _initial_weight = Linear._initial_weight
 
     @property
     def weight_shape(self):
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
+    @property
+    def _options(self):
+        """Stride, padding, dilation and groups by their names."""
+        return {
+            "stride": self.stride, "padding": self.padding, "dilation": self.dilation,
+            "groups": self.groups,
+        }  # fmt: skip
+
     def forward(self, x):
-        return F.conv2d(
-            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
-            fixed_order=not self.training,
-        )  # fmt: skip
+        return F.conv2d(x, self.weight, self.bias, **self._options, fixed_order=not self.training)
 
     def cost(self, input_shape):
-        geometry = F.Geometry(
-            (1, *input_shape), self.weight_shape, self.stride, self.padding, self.dilation,
-            self.groups,
-        )  # fmt: skip
+        geometry = F.Geometry((1, *input_shape), self.weight_shape, **self._options)
         products = int(np.prod(geometry.output)) * int(np.prod(self.weight_shape))
         return self._cost((self.out_channels, *geometry.output), products)
 
@@ -158,11 +157,11 @@ class Conv2d(Module):
         return text + f", bias={self.bias is not None}"
 
 
-def _initial_bias(weight_shape, rng, count=None):
-    """Uniform in ±1 / sqrt(fan_in); `count` values, by default one for each row of the weight."""
+def _initial_bias(weight_shape, rng, count):
+    """`count` values, uniform in ±1 / sqrt(fan_in)."""
     rng = default_generator() if rng is None else rng
     bound = 1.0 / np.sqrt(np.prod(weight_shape[1:]))
-    return rng.uniform(-bound, bound, count or weight_shape[0]).astype(np.float32)
+    return rng.uniform(-bound, bound, count).astype(np.float32)
 
 
 class ConvTranspose2d(Conv2d):
@@ -220,8 +219,8 @@ class ConvTranspose2d(Conv2d):
 
     def forward(self, x):
         return F.conv_transpose2d(
-            x, self.weight, self.bias, self.stride, self.padding, self.output_padding, self.groups,
-            self.dilation, fixed_order=not self.training,
+            x, self.weight, self.bias, **self._options, output_padding=self.output_padding,
+            fixed_order=not self.training,
         )  # fmt: skip
 
     def extra_repr(self):

@@ -1,0 +1,254 @@
+"""AdaBin: two values for the weights, two for the activations, all adapted to the data.
+
+A sum over a window, of activations a = α_a (s + β_a) and weights ŵ = α_w v + β_w, with signs s and
+v, is expanded into sums of signs, which are integers,
+
+    Σ a ŵ = α_a (α_w Σ s v + β_w Σ s + β_a (α_w Σ v + β_w Σ 1)),
+
+over the taps inside the image. So the layer computes the same floats in training, in eval mode and
+packed (Tu et al. 2022; the form of a is that of its code, the paper has α_a s + β_a).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinybnn.autograd import Function, Tensor, broadcast_to, is_tracing, mean, reshape, sqrt
+from tinybnn.functional.adapted import TwoValues
+from tinybnn.functional.binary import binary_conv2d
+from tinybnn.functional.composed import Composed
+from tinybnn.functional.convolution import (
+    ConvInput,
+    ConvWeight,
+    conv2d,
+    empty_image,
+    geometry_of,
+)
+from tinybnn.kernels import dispatch
+
+
+class AdaptedSet(TwoValues):
+    @staticmethod
+    def composition(x, scale, offset, quantizer):
+        return scale * (quantizer((x - offset) / scale) + offset)
+
+    def constants(self, scale, offset):
+        return offset, scale, scale * (offset - 1), scale * (1 + offset)
+
+    def of_learned(self, sums, scale, offset):
+        # a = scale (s + offset), s = sign(u), u = (x - offset) / scale: the slope of s by scale is
+        # -tent(u) u / scale, and by offset -tent(u) / scale.
+        d, d_u, of_high, of_low = sums.sum(1, np.float64)
+        of_scale = of_high * (1 + offset) - of_low * (1 - offset) - d_u
+        of_offset = scale * (of_high + of_low) - d
+        return of_scale.astype(sums.dtype), of_offset.astype(sums.dtype)
+
+
+class AdaptedWeight(Composed):
+    """What `adapted_weight_parts` gives, put together.
+
+    Two dozen operations on small arrays, which cost their bookkeeping more than their arithmetic.
+    """
+
+    def forward(self, weight, quantizer):
+        self.options = {"quantizer": quantizer}
+        self.signs, self.scale, self.offset = adapted_weight_parts(weight, quantizer)
+        return self.scale * self.signs + self.offset
+
+    @staticmethod
+    def composition(weight, quantizer):
+        signs, scale, offset = adapted_weight_parts(weight, quantizer)
+        return scale * signs + offset
+
+    def gradients(self, grad, weight):
+        # The rules of the composition, in their order.
+        scale, centred = self.scale, weight - self.offset
+        share = 1.0 / (weight.size // len(weight))  # of an element in a mean
+        normalised = centred / scale
+        of_normalised = self.options["quantizer"].gradient(grad * scale, normalised)
+        of_scale = _of_filters(grad * self.signs) + _of_filters(-of_normalised / scale * normalised)
+        of_square = of_scale * 0.5 / scale * share * centred
+        of_centred = of_normalised / scale + of_square + of_square
+        of_offset = _of_filters(grad) + _of_filters(-of_centred)
+        return of_centred + of_offset * share
+
+
+class OnesOfOneSample(Function):
+    """Ones of the shape of one sample of x, (1, C, H, W): a constant that knows the image size."""
+
+    saves = ()
+
+    def forward(self, x):
+        return np.ones((1, *x.shape[1:]), x.dtype)
+
+    def backward(self, grad, output, x):
+        return broadcast_to(0.0 * grad, self.shapes[0])
+
+
+class AdaptedConv2d(Composed):
+    """conv2d(a, ŵ), computed as sums of signs; its gradients are those of that product."""
+
+    @staticmethod
+    def composition(x, weight, scale, offset, input_quantizer, weight_quantizer, signs, geometry):
+        v, *of_filters = adapted_weight_parts(weight, weight_quantizer)
+        scale_of_filters, offset_of_filters = (reshape(f, (1, -1, 1, 1)) for f in of_filters)
+        s, ones = input_quantizer((x - offset) / scale), Tensor(_ones(geometry, v.dtype))
+        total, constant = (
+            scale_of_filters * binary_conv2d(a, v, None, signs, **geometry.options)
+            + offset_of_filters * binary_conv2d(a, ones, None, signs, **geometry.options)
+            for a in (s, OnesOfOneSample.apply(s))
+        )
+        return scale * (total + offset * constant)
+
+    def forward(self, x, weight, scale, offset, **options):
+        self.options, self.weights, geometry = options, AdaptedWeight(), options["geometry"]
+        self.adapted = self.weights.forward(weight, options["weight_quantizer"])
+        v, *of_filters = self.weights.signs, self.weights.scale, self.weights.offset
+        scales, offsets = (f.reshape(1, -1, 1, 1) for f in of_filters)
+        of_v, of_ones = _sums_of_ones(v, geometry)
+        constant = offset * (scales * of_v + offsets * of_ones)
+        s = dispatch.two_values(x, (offset, scale, -1.0, 1.0))
+        result = dispatch.adapted_conv2d(s, v, scales, offsets, constant, scale, geometry)
+        if result is not None:
+            return result
+        total = empty_image((len(x), len(weight), *geometry.output), x.dtype)
+        np.multiply(offsets, _sums_of_signs(s, geometry), out=total)
+        total += scales * conv2d(s, v, **geometry.options)
+        total += constant
+        total *= scale
+        return total
+
+    def gradients(self, grad, x, weight, scale, offset):
+        geometry, activation = self.options["geometry"], AdaptedSet()
+        of_weight, of_input = None, (None, None, None)
+        if self.needs[1]:
+            a = activation.forward(x, scale, offset)
+            of_adapted = ConvWeight.apply(a, grad, geometry=geometry)
+            of_weight = self.weights.gradients(of_adapted, weight)
+        if self.needs[0] or self.needs[2] or self.needs[3]:
+            of_a = ConvInput.apply(grad, self.adapted, geometry=geometry)
+            of_input = activation.gradients(of_a, x, scale, offset)
+        of_x, of_scale, of_offset = of_input
+        return of_x, of_weight, of_scale, of_offset
+
+
+def _ones(geometry, dtype):
+    """One filter of ones sums up all input channels; with groups each output needs its own."""
+    count = geometry.weight[0] if geometry.groups > 1 else 1
+    return np.ones((count, *geometry.weight[1:]), dtype)
+
+
+def _sums_of_signs(s, geometry):
+    """Σ s, the channels of a group first: (N, 1, OH, OW), or with groups (N, O, OH, OW)."""
+    groups, (filters, channels, *taps) = geometry.groups, geometry.weight
+    if channels > 1:
+        rows = s.transpose(0, 2, 3, 1).reshape(-1, channels) @ np.ones(channels, s.dtype)
+        s = rows.reshape(len(s), *s.shape[2:], groups).transpose(0, 3, 1, 2)
+    y = conv2d(s, np.ones((groups, 1, *taps), s.dtype), **geometry.options)
+    return y if groups in (1, filters) else np.repeat(y, filters // groups, 1)
+
+
+def _sums_of_ones(v, geometry):
+    """Σ v and Σ 1 over the taps inside one image: all its channels are alike, one is enough.
+
+    (1, O, OH, OW) and (1, 1, OH, OW), or of one pixel where no window reaches over the border.
+    """
+    if geometry.padding == (0, 0):
+        return v.sum((1, 2, 3)).reshape(1, -1, 1, 1), v.dtype.type(v[0].size)
+    inside = np.ones((1, 1, *geometry.image[2:]), v.dtype)
+    ones = np.full((1, 1, *v.shape[2:]), v.shape[1], v.dtype)
+    filters = np.concatenate([v.sum(1, keepdims=True), ones])
+    sums = conv2d(inside, filters, **geometry.options | {"groups": 1})
+    return sums[:, :-1], sums[:, -1:]
+
+
+def adapted_conv2d(
+    x, weight, scale, offset, input_quantizer, weight_quantizer, signs=None, **options
+):
+    """AdaBin's convolution: α_w v + β_w with α_a (s + β_a), as sums of signs.
+
+    Parameters
+    ----------
+    x : (N, C, H, W)
+    weight : (O, C / groups, kh, kw), latent
+    scale, offset : (1,)
+        α_a, which must be positive, and β_a.
+    input_quantizer, weight_quantizer : Quantizer or callable
+        Of the normalised input and weight.
+    signs : Quantizer, optional
+        The sign, where the weight quantizer gives signs: their sums then run on bits.
+    **options
+        stride, padding, dilation and groups, as in `conv2d`.
+    """
+    options = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | options
+    geometry = geometry_of("adapted_conv2d", np.shape(x), np.shape(weight), **options)
+    has_kernels = signs is not None and input_quantizer.is_tent
+    compute = AdaptedConv2d.apply if has_kernels and not is_tracing() else AdaptedConv2d.composition
+    return compute(
+        x, weight, scale, offset, input_quantizer=input_quantizer,
+        weight_quantizer=weight_quantizer, signs=signs, geometry=geometry,
+    )  # fmt: skip
+
+
+def _of_filters(x):
+    """(O, C, kh, kw) -> sums (O, 1, 1, 1), over the axes along which one was repeated."""
+    axes = tuple([i for i in range(1, x.ndim) if x.shape[i] > 1])
+    return x.sum(axis=axes, keepdims=True) if axes else x
+
+
+def adapted_weight_parts(weight, quantizer):
+    """AdaBin's weights in parts: signs v, scale α_w and offset β_w of each filter.
+
+    β_w = mean W, α_w = sqrt(mean (W - β_w)²), v = sign((W - β_w) / α_w) (Tu et al. 2022).
+
+    Parameters
+    ----------
+    weight : (O, C, kh, kw)
+    quantizer : callable
+        The sign.
+
+    Returns
+    -------
+    signs : (O, C, kh, kw)
+    scale, offset : (O, 1, 1, 1)
+    """
+    offset = mean(weight, (1, 2, 3), keepdim=True)
+    centred = weight - offset
+    # The 1e-12 keeps a filter of equal weights, which has α_w = 0, from dividing by it.
+    scale = sqrt(mean(centred * centred, (1, 2, 3), keepdim=True) + 1e-12)
+    return quantizer(centred / scale), scale, offset
+
+
+def adapted_weight(weight, quantizer):
+    """α_w v + β_w: the weights of AdaBin, see `adapted_weight_parts`.
+
+    Parameters
+    ----------
+    weight : (O, C, kh, kw)
+    quantizer : Quantizer or callable
+        A callable that is no quantizer, such as the identity, is composed with the rest.
+    """
+    if not hasattr(quantizer, "gradient"):
+        return AdaptedWeight.composition(weight, quantizer)
+    return AdaptedWeight.apply(weight, quantizer=quantizer)
+
+
+def adapted_set(x, scale, offset, quantizer):
+    """scale (s + offset) with s = sign((x - offset) / scale): AdaBin's activations.
+
+    (Tu et al. 2022; this is the form of its code, the paper has scale s + offset.)
+
+    Parameters
+    ----------
+    x : (N, C, ...)
+    scale, offset : (1,)
+        The scale must be positive.
+    quantizer : Quantizer
+        As in `rsign`.
+    """
+    for name, value in (("scale", scale), ("offset", offset)):
+        if np.shape(value) != (1,):
+            raise ValueError(f"adapted_set: {name} must have shape (1,), got {np.shape(value)}")
+    if not quantizer.is_tent:
+        return AdaptedSet.composition(x, scale, offset, quantizer)
+    return AdaptedSet.apply(x, scale, offset, quantizer=quantizer)
