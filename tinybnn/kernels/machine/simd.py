@@ -15,7 +15,7 @@ where the CPU has AVX-512; elsewhere LLVM splits it into what there is, so the s
 correct on every CPU. With ``NUMBA_DISABLE_JIT=1`` a vector is a NumPy array of lanes, and the
 kernel can be stepped through in a debugger.
 
-Numba lets one add types: a type (`_Vector`), how a value of it looks in memory (`_VectorModel`: an
+Numba lets one add types: a type (`Vector`), how a value of it looks in memory (`_VectorModel`: an
 LLVM vector), and functions that emit instructions (`compiles`). Only operations that every CPU can
 do are here; LLVM ends the process when it is asked for an instruction that does not exist.
 
@@ -91,7 +91,7 @@ def compiles(function):
 # ------------------------------------------------------------------------------------------- types
 
 
-class _Vector(types.Type):
+class Vector(types.Type):
     """The Numba type of a vector.
 
     Attributes
@@ -105,21 +105,21 @@ class _Vector(types.Type):
         super().__init__(name=f"Vector({element} x {lanes})")
 
 
-@register_model(_Vector)
+@register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager, vector):
-        super().__init__(manager, vector, _llvm(vector))
+        super().__init__(manager, vector, llvm_type(vector))
 
 
-def _llvm(vector):
+def llvm_type(vector):
     """The LLVM type of a vector."""
     if isinstance(vector.element, types.Float):
         return ir.VectorType(ir.FloatType(), vector.lanes)
     return ir.VectorType(ir.IntType(vector.element.bitwidth), vector.lanes)
 
 
-_words, _floats = _Vector(types.uint64, WORDS), _Vector(types.float32, FLOATS)
-_integers, _blocks = _Vector(types.int32, INTEGERS), _Vector(types.float32, BLOCK)
+_words, _floats = Vector(types.uint64, WORDS), Vector(types.float32, FLOATS)
+_integers, _blocks = Vector(types.int32, INTEGERS), Vector(types.float32, BLOCK)
 
 
 def _vector_of(array):
@@ -131,13 +131,13 @@ def _vector_of(array):
 
 
 def _is_vector_of(element, vector):
-    return isinstance(vector, _Vector) and vector.element == element
+    return isinstance(vector, Vector) and vector.element == element
 
 
 def _takes_lanes(array, vector):
     """Whether a vector type can be stored to an array type: integers also as floats."""
     of = _vector_of(array)
-    if of is None or not isinstance(vector, _Vector):
+    if of is None or not isinstance(vector, Vector):
         return False
     return vector.element in (of.element, types.int32 if of == _floats else of.element)
 
@@ -190,7 +190,7 @@ def store_first(array, index, vector, count):
 
 @overload(len)
 def _compiled_len(vector):
-    if isinstance(vector, _Vector):
+    if isinstance(vector, Vector):
         lanes = vector.lanes
         return lambda vector: lanes
 
@@ -231,7 +231,7 @@ def element_address(context, builder, array_type, array, index):
 def address(context, builder, array_type, array, index, vector):
     """A pointer to as many elements, from ``index`` on, as a vector type has lanes."""
     pointer = element_address(context, builder, array_type, array, index)
-    return builder.bitcast(pointer, _llvm(vector).as_pointer())
+    return builder.bitcast(pointer, llvm_type(vector).as_pointer())
 
 
 @compiles(load)
@@ -249,9 +249,9 @@ def _load(array, index):
 
 @compiles(load_like)
 def _load_like(array, index, vector):
-    if not (_vector_of(array) and isinstance(vector, _Vector)):
+    if not (_vector_of(array) and isinstance(vector, Vector)):
         return None
-    loaded = _Vector(array.dtype, vector.lanes)
+    loaded = Vector(array.dtype, vector.lanes)
 
     def generate(context, builder, signature, arguments):
         pointer = address(context, builder, array, *arguments[:2], loaded)
@@ -273,10 +273,10 @@ def _compile_zeros(function, element):
 
     @intrinsic(prefer_literal=True)
     def zeros_of(typing, lanes):
-        vector = _Vector(element, lanes.literal_value)
+        vector = Vector(element, lanes.literal_value)
 
         def generate(context, builder, signature, arguments):
-            return ir.Constant(_llvm(vector), [0] * vector.lanes)
+            return ir.Constant(llvm_type(vector), [0] * vector.lanes)
 
         return vector(lanes), generate
 
@@ -302,7 +302,7 @@ def zero_floats():
 
 def _compile_zero(function, vector):
     """Let ``function()`` compile to a vector of zeros."""
-    zero = ir.Constant(_llvm(vector), None)
+    zero = ir.Constant(llvm_type(vector), None)
     compiles(function)(lambda: (vector(), lambda context, builder, signature, values: zero))
 
 
@@ -332,7 +332,7 @@ def _load_strided(array, index, step):
     def generate(context, builder, signature, arguments):
         array_value, at, step_value = arguments
         data = cgutils.create_struct_proxy(array)(context, builder, array_value).data
-        value = ir.Constant(_llvm(vector), ir.Undefined)
+        value = ir.Constant(llvm_type(vector), ir.Undefined)
         for lane in range(vector.lanes):
             element = builder.load(builder.gep(data, [at]))
             value = builder.insert_element(value, element, ir.Constant(ir.IntType(32), lane))
@@ -352,7 +352,7 @@ def _load_bytes(array, index):
         data = cgutils.create_struct_proxy(array)(context, builder, array_value).data
         vector = ir.VectorType(ir.IntType(8), INTEGERS)
         pointer = builder.bitcast(builder.gep(data, [index_value]), vector.as_pointer())
-        return builder.sext(builder.load(pointer, align=1), _llvm(_integers))
+        return builder.sext(builder.load(pointer, align=1), llvm_type(_integers))
 
     return _integers(array, types.intp), generate
 
@@ -373,7 +373,7 @@ def _store(array, index, vector):
 
 def _stored(array, vector):
     """The type of a vector when it is stored to an array type."""
-    return _Vector(array.dtype, vector.lanes)
+    return Vector(array.dtype, vector.lanes)
 
 
 def _as_stored(builder, value, array):
@@ -486,7 +486,7 @@ def _add_operator(function, name, elements):
         return a(a, b), generate
 
     def compiled(a, b):
-        if isinstance(a, _Vector) and a == b and a.element in elements:
+        if isinstance(a, Vector) and a == b and a.element in elements:
             return lambda a, b: emit(a, b)
 
     overload(function)(compiled)
@@ -521,7 +521,7 @@ def _popcount(words):
         return None
 
     def generate(context, builder, signature, arguments):
-        return call_llvm(builder, f"llvm.ctpop.v{words.lanes}i64", _llvm(words), *arguments)
+        return call_llvm(builder, f"llvm.ctpop.v{words.lanes}i64", llvm_type(words), *arguments)
 
     return words(words), generate
 
@@ -565,7 +565,7 @@ def _all_ones(words):
         return None
 
     def generate(context, builder, signature, arguments):
-        return ir.Constant(_llvm(words), [2**64 - 1] * words.lanes)
+        return ir.Constant(llvm_type(words), [2**64 - 1] * words.lanes)
 
     return words(words), generate
 
@@ -592,9 +592,9 @@ def _interleave(words):
         ones = ir.Constant(low.type, [2**32 - 1] * low.type.count)
         half = ir.Constant(low.type, [32] * low.type.count)
         both = builder.or_(builder.and_(low, ones), builder.shl(high, half))
-        return builder.bitcast(both, _llvm(_Vector(types.int32, words.lanes)))
+        return builder.bitcast(both, llvm_type(Vector(types.int32, words.lanes)))
 
-    return _Vector(types.int32, words.lanes)(words), generate
+    return Vector(types.int32, words.lanes)(words), generate
 
 
 def at_most(a, b):
@@ -706,7 +706,7 @@ def _load_block(array, index):
         return None
 
     def generate(context, builder, signature, values):
-        pointer = address(context, builder, array, *values, _Vector(array.dtype, BLOCK))
+        pointer = address(context, builder, array, *values, Vector(array.dtype, BLOCK))
         return _as_floats(builder, builder.load(pointer, align=4))
 
     return _blocks(array, types.intp), generate
