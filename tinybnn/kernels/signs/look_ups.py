@@ -90,8 +90,9 @@ def segments(starts, count):
 def nibbles(words, count):
     """(O, taps, W) words -> (O, taps * count): the first nibbles of each tap."""
     octets = np.ascontiguousarray(words).view(np.uint8)
-    both = np.stack([octets & 15, octets >> 4], -1).reshape(*words.shape[:2], -1)
-    return both[:, :, :count].reshape(len(words), -1)
+    filters, taps, length = words.shape
+    both = np.stack([octets & 15, octets >> 4], -1).reshape(filters, taps, 16 * length)
+    return both[:, :, :count].reshape(filters, taps * count)
 
 
 def panel_nibbles(panels):

@@ -355,8 +355,8 @@ _NO_LOOK_UPS = LookUps(NO_MASKS, np.zeros((0, 3), np.int64), np.zeros(1, np.int6
 def _with_look_ups(tables, of, taps, is_ternary):
     """Tables for `look_ups`: all images are copied, and where tables lie stands behind the copy."""
     words, group_channels = len(tables.outside), tables.channels // tables.groups
-    # Words may be padded more than once (those of pixels in a row, say): all are looked up then.
-    nibbles = -(-group_channels // 4) if words == words_for(group_channels) else 16 * words
+    # Rows of a matrix may be padded more than once (the pixels of an image in a row, say).
+    nibbles = 16 * words if of == _ONE_PIXEL else -(-group_channels // 4)
     starts = [16 * int(tap) for tap in taps] * (1 + is_ternary)
     segments, near = look_ups.segments(starts, nibbles)
     stride = 5 * tables.image_stride  # a word has 16 nibbles, whose places take 4 words
@@ -388,7 +388,8 @@ def _lay_out(name, plan, weight, mask, thresholds, flip):
         thresholds, flip = _check_thresholds(name, thresholds, flip, len(weight))
     tables, masks, zeros = prepared.tables, NO_MASKS, 0
     base = _border_sums(weight, mask, tables.channels // tables.groups, inside)
-    weight = weight.reshape(len(weight), -1, weight.shape[-1])  # (O, taps, words)
+    filters, height, width, words = weight.shape
+    weight = weight.reshape(filters, height * width, words)
     mask = None if mask is None else mask.reshape(weight.shape)
     method = look_ups if prepared.kind == "look_ups" else counting
     columns = panels(tables.groups, tables.group_filters, method.WIDE, method.NARROW)

@@ -46,6 +46,7 @@ from tinybnn.kernels.machine.threads import tasks_for
 from tinybnn.kernels.machine.windows import Windows, windows, with_border
 from tinybnn.kernels.signs import counting, look_ups
 from tinybnn.kernels.signs.bits import pack_reference, split_groups_reference, unpack_reference
+from tinybnn.kernels.signs.counting import register_peak as register_peak
 from tinybnn.kernels.signs.images import pad as pad
 from tinybnn.kernels.signs.prepared import (
     NO_SUMS,
