@@ -19,8 +19,8 @@ Numba lets one add types: a type (`Vector`), how a value of it looks in memory (
 LLVM vector), and functions that emit instructions (`compiles`). Only operations that every CPU can
 do are here; LLVM ends the process when it is asked for an instruction that does not exist.
 
-Kernels are decorated with `kernel` and `inlined` of `cache`, which stand in place of
-``numba.njit``.
+Kernels are decorated with `cache.kernel`, and their parts with those of `inlining`, which stand in
+place of ``numba.njit``.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ from numba.core.extending import (
 from numba.core.registry import cpu_target
 
 from tinybnn.kernels.machine import exact
-from tinybnn.kernels.machine.cache import inlined as inlined  # most kernels import them from here
-from tinybnn.kernels.machine.cache import kernel as kernel
+from tinybnn.kernels.machine.cache import kernel as kernel  # most kernels import them from here
+from tinybnn.kernels.machine.inlining import inlined as inlined
+from tinybnn.kernels.machine.inlining import subkernel as subkernel
 
 WORDS, INTEGERS, FLOATS, BLOCK = 8, 16, 16, 128  # lanes
 

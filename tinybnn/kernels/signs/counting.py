@@ -29,6 +29,7 @@ from tinybnn.kernels.machine.simd import (
     load_like,
     popcount,
     store,
+    subkernel,
     zero_counts,
 )
 from tinybnn.kernels.machine.tiles import compile_rows, four
@@ -98,7 +99,7 @@ compile_rows(count_disagreements, _emit_disagreements)
 # is looked up once and serves a batch of panels, as many as stay in the nearest cache.
 
 
-@kernel(allocates=False)
+@subkernel
 def blocks(first, end, panel, panel_end, words, base, masks, arguments, target):
     """Output pixels first to end - 1 of some panels; image n begins at base + n * image_stride.
 

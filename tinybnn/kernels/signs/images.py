@@ -7,14 +7,14 @@ from numba.core import types
 from numba.core.extending import overload
 
 from tinybnn.kernels.machine.shuffles import store_nibble_pairs
-from tinybnn.kernels.machine.simd import WORDS, inlined, kernel, load, store
+from tinybnn.kernels.machine.simd import WORDS, inlined, load, store, subkernel
 from tinybnn.kernels.machine.windows import Windows
 from tinybnn.kernels.signs.tables import LookUps, Tables
 
 _ALL_BITS = np.uint64(2**64 - 1)
 
 
-@kernel(allocates=False)
+@subkernel
 def pad(first, end, source, workspace, slot, arguments):
     """Copy the rows of images that some output pixels see, with padding and split into groups.
 

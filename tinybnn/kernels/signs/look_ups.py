@@ -40,7 +40,7 @@ from tinybnn.kernels.machine.shuffles import (
     widened_sum,
     zero_bytes,
 )
-from tinybnn.kernels.machine.simd import compiles, inlined, kernel
+from tinybnn.kernels.machine.simd import compiles, inlined, subkernel
 from tinybnn.kernels.signs.results import finish
 from tinybnn.kernels.signs.tables import LookUps, Tables
 
@@ -114,7 +114,7 @@ _place_of, _pixel_of = on_stack(np.int64, _PAIRS), on_stack(np.int64, _PAIRS)
 _sums_of = on_stack(np.uint16, _PAIRS * 2 * WIDE)
 
 
-@kernel(allocates=False)
+@subkernel
 def blocks(first, end, panel, panel_end, words, base, masks, arguments, target):
     """What `counting.blocks` does. ``masks`` are empty."""
     tables = Tables(*arguments)
@@ -147,7 +147,7 @@ def _find_pairs(i, end, base, pairs, tables):
     return count, i
 
 
-@kernel(allocates=False)
+@subkernel
 def _count(pairs, group, column, width, places, firsts, sums, tables):
     """Disagreements of some pairs of pixels with a panel: (pairs, 2, width) ``sums``."""
     look_ups, zero = LookUps(*tables.look_ups), zero_bytes()
@@ -232,7 +232,7 @@ def _add_tile(sums, to, tile):
     return types.void(sums, types.intp, tile), generate
 
 
-@kernel(allocates=False)
+@subkernel
 def _finish(pairs, stop, group, column, width, firsts, sums, tables, target):
     """Sums or bits of the pixels of some pairs, of which the last ends at pixel ``stop``."""
     origin, out, bits = target

@@ -41,7 +41,7 @@ from tinybnn.kernels.machine import parallel
 from tinybnn.kernels.machine.checks import check_row, check_words, out_array
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.memory import empty
-from tinybnn.kernels.machine.simd import kernel
+from tinybnn.kernels.machine.simd import kernel, subkernel
 from tinybnn.kernels.machine.threads import tasks_for
 from tinybnn.kernels.machine.windows import Windows, windows, with_border
 from tinybnn.kernels.signs import counting, look_ups
@@ -367,7 +367,7 @@ def _task(first, end, task, cut, source, memory, masks, arguments, target):
 # ---------------------------------------------------------------------- for kernels in other files
 
 
-@kernel(allocates=False)
+@subkernel
 def sums_of(first, end, words, base, masks, arguments, sums):
     """The sums of a range of output pixels, for a kernel that goes on with them while in cache.
 
