@@ -238,7 +238,7 @@ def test_cache_is_stale_when_an_imported_file_changes(tmp_path):
 
         program = pointwise.prepare((3,), ("floats",), [("abs", 0)], [("floats", 1)])
         pointwise.run(program, [np.ones((1, 3), np.float32)])
-        print(sum(pointwise.chunk.stats.cache_hits.values()))
+        print(sum(pointwise.chunk.kernel.stats.cache_hits.values()))
     """)
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     environment["PYTHONPATH"] = str(tmp_path)

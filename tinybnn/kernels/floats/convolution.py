@@ -59,7 +59,16 @@ from tinybnn.kernels.machine import parallel, threads
 from tinybnn.kernels.machine.checks import out_array
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.memory import empty
-from tinybnn.kernels.machine.simd import FLOATS, clear, copy, inlined, kernel, load, store
+from tinybnn.kernels.machine.simd import (
+    FLOATS,
+    clear,
+    copy,
+    inlined,
+    kernel,
+    load,
+    store,
+    subkernel,
+)
 from tinybnn.kernels.machine.windows import Windows, pair, windows, with_border
 
 _UNIT_FLOATS = 1 << 16  # floats that the pixels of a unit see, about
@@ -657,7 +666,7 @@ def _seen(source, unit, memory, to, units):
     return source, (first_row * units.width + units.low_x) * units.channels
 
 
-@kernel(allocates=False)
+@subkernel
 def _copy_unit(source, unit, memory, to, units):
     """Copy all that a unit sees to memory[to] and what follows, with zeros beyond the image."""
     image, row, images, rows = unit
@@ -681,7 +690,7 @@ def _copy_unit(source, unit, memory, to, units):
             to += left + inside + right
 
 
-@kernel(allocates=False)
+@subkernel
 def _pixels_by_filters(row, images, rows, patches, panels, sums, units, tables):
     """Forward, and gradient in the image: each phase of a unit times its panels."""
     phases, table = tables.phases, tables.panels
@@ -709,7 +718,7 @@ def _pixels_by_filters(row, images, rows, patches, panels, sums, units, tables):
                     product(place, end, k, stop, of_panel, weights, there)
 
 
-@kernel(allocates=False)
+@subkernel
 def _taps_by_filters(tap, end_tap, patches, gradients, sums, units, table):
     """Gradient in the weight: what some taps see of a unit, times the gradients of its pixels."""
     filters, chunk = units.out_channels, units.most_pixels

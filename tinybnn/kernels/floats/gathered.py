@@ -33,9 +33,9 @@ from tinybnn.kernels.machine.simd import (
     cpu_features,
     entry,
     inlined,
-    kernel,
     load,
     load_like,
+    subkernel,
     zero_floats,
     zeros,
 )
@@ -108,7 +108,7 @@ class Sums(NamedTuple):
     adds: bool
 
 
-@kernel(allocates=False)
+@subkernel
 def product(first, end, k0, k1, patches, panel, sums):
     """Rows first to end - 1 of the product with one panel, or a stretch of their sums.
 
@@ -146,7 +146,7 @@ def _six_rows(zero, places, targets, k0, k1, patches, panel, sums):
 # ------------------------------------------------------------------------------- channel by channel
 
 
-@kernel(allocates=False)
+@subkernel
 def channelwise_product(first, end, k0, k1, patches, panel, sums):
     """The same for filters that see one channel each: depth-wise convolutions.
 

@@ -30,7 +30,6 @@ from tinybnn.kernels.machine.simd import (
     BLOCK,
     absolute,
     inlined,
-    kernel,
     load_block,
     maximum,
     minimum,
@@ -39,6 +38,7 @@ from tinybnn.kernels.machine.simd import (
     square_root,
     store,
     store_signs,
+    subkernel,
     zeros,
 )
 from tinybnn.kernels.machine.simd import FLOATS as LANES
@@ -412,7 +412,7 @@ _NOTHING = {
 # ------------------------------------------------------------------------------------------- kernel
 
 
-@kernel(allocates=False)
+@subkernel
 def chunk(tables, first, end, origins, arrays, scratch):
     """The numbers first to end - 1 (flat, counted through all samples; whole pixels).
 

@@ -43,6 +43,7 @@ from tinybnn.kernels.machine.simd import (
     load,
     load_like,
     store,
+    subkernel,
     zero_floats,
     zeros,
 )
@@ -538,7 +539,7 @@ def _conv2d(first, end, task, size, source, workspace, copying, tables, out):
         sums(start, stop, workspace, base, out, start * outputs, tables)
 
 
-@kernel(allocates=False)
+@subkernel
 def pad_images(source, first, end, workspace, slot, copying):
     """Copy images first to end - 1 between zeros, to workspace[slot] and what follows.
 
@@ -767,7 +768,7 @@ def _compiled_signs(word):
 # 6 of pixels, serve 48 instructions.
 
 
-@kernel(allocates=False)
+@subkernel
 def sums(first, end, source, base, out, to, tables):
     """The sums of output pixels first to end - 1, for all filters.
 

@@ -1,6 +1,6 @@
 """Compiled kernels on disk.
 
-Use `kernel` and `inlined` instead of ``numba.njit``. A compiled kernel is kept in a file of its
+Use `kernel` instead of ``numba.njit``. A compiled kernel is kept in a file of its
 own for each combination of argument types and CPU. The folder is in ``NUMBA_CACHE_DIR`` if that is
 set; otherwise it is the first that can be used of ``__pycache__`` beside the kernel's file and the
 user's cache (``~/.cache/numba`` on Linux).
@@ -79,19 +79,6 @@ def kernel(function=None, *, parallel=False, allocates=True):
                 f"({_reason(error)})"
             )
     return compiled
-
-
-def inlined(function):
-    """``numba.njit`` for a part of a kernel, whose code is put where it is called.
-
-    Vectors that go in and out of such a function stay in registers. It has no cache of its own: it
-    is part of the cached kernel, and stands in the kernel's file or in one of this folder that this
-    file imports from, whose change `kernel` notices. It makes no arrays.
-    """
-    # Nobody calls it by address, so it needs no wrapper for that.
-    return numba.njit(
-        nogil=True, forceinline=True, error_model="numpy", _nrt=False, no_cfunc_wrapper=True
-    )(function)
 
 
 # -------------------------------------------------------------------------------------------- stamp

@@ -15,12 +15,12 @@ where the CPU has AVX-512; elsewhere LLVM splits it into what there is, so the s
 correct on every CPU. With ``NUMBA_DISABLE_JIT=1`` a vector is a NumPy array of lanes, and the
 kernel can be stepped through in a debugger.
 
-Numba lets one add types: a type (`_Vector`), how a value of it looks in memory (`_VectorModel`: an
+Numba lets one add types: a type (`Vector`), how a value of it looks in memory (`_VectorModel`: an
 LLVM vector), and functions that emit instructions (`compiles`). Only operations that every CPU can
 do are here; LLVM ends the process when it is asked for an instruction that does not exist.
 
-Kernels are decorated with `kernel` and `inlined` of `cache`, which stand in place of
-``numba.njit``.
+Kernels are decorated with `cache.kernel`, and their parts with those of `inlining`, which stand in
+place of ``numba.njit``.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ from numba.core.extending import (
 from numba.core.registry import cpu_target
 
 from tinybnn.kernels.machine import exact
-from tinybnn.kernels.machine.cache import inlined as inlined  # most kernels import them from here
-from tinybnn.kernels.machine.cache import kernel as kernel
+from tinybnn.kernels.machine.cache import kernel as kernel  # most kernels import them from here
+from tinybnn.kernels.machine.inlining import inlined as inlined
+from tinybnn.kernels.machine.inlining import subkernel as subkernel
 
 WORDS, INTEGERS, FLOATS, BLOCK = 8, 16, 16, 128  # lanes
 
@@ -91,7 +92,7 @@ def compiles(function):
 # ------------------------------------------------------------------------------------------- types
 
 
-class _Vector(types.Type):
+class Vector(types.Type):
     """The Numba type of a vector.
 
     Attributes
@@ -105,21 +106,21 @@ class _Vector(types.Type):
         super().__init__(name=f"Vector({element} x {lanes})")
 
 
-@register_model(_Vector)
+@register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager, vector):
-        super().__init__(manager, vector, _llvm(vector))
+        super().__init__(manager, vector, llvm_type(vector))
 
 
-def _llvm(vector):
+def llvm_type(vector):
     """The LLVM type of a vector."""
     if isinstance(vector.element, types.Float):
         return ir.VectorType(ir.FloatType(), vector.lanes)
     return ir.VectorType(ir.IntType(vector.element.bitwidth), vector.lanes)
 
 
-_words, _floats = _Vector(types.uint64, WORDS), _Vector(types.float32, FLOATS)
-_integers, _blocks = _Vector(types.int32, INTEGERS), _Vector(types.float32, BLOCK)
+_words, _floats = Vector(types.uint64, WORDS), Vector(types.float32, FLOATS)
+_integers, _blocks = Vector(types.int32, INTEGERS), Vector(types.float32, BLOCK)
 
 
 def _vector_of(array):
@@ -131,13 +132,13 @@ def _vector_of(array):
 
 
 def _is_vector_of(element, vector):
-    return isinstance(vector, _Vector) and vector.element == element
+    return isinstance(vector, Vector) and vector.element == element
 
 
 def _takes_lanes(array, vector):
     """Whether a vector type can be stored to an array type: integers also as floats."""
     of = _vector_of(array)
-    if of is None or not isinstance(vector, _Vector):
+    if of is None or not isinstance(vector, Vector):
         return False
     return vector.element in (of.element, types.int32 if of == _floats else of.element)
 
@@ -200,7 +201,7 @@ def clear(target, to, length):
 
 @overload(len)
 def _compiled_len(vector):
-    if isinstance(vector, _Vector):
+    if isinstance(vector, Vector):
         lanes = vector.lanes
         return lambda vector: lanes
 
@@ -241,7 +242,7 @@ def element_address(context, builder, array_type, array, index):
 def address(context, builder, array_type, array, index, vector):
     """A pointer to as many elements, from ``index`` on, as a vector type has lanes."""
     pointer = element_address(context, builder, array_type, array, index)
-    return builder.bitcast(pointer, _llvm(vector).as_pointer())
+    return builder.bitcast(pointer, llvm_type(vector).as_pointer())
 
 
 @compiles(load)
@@ -259,9 +260,9 @@ def _load(array, index):
 
 @compiles(load_like)
 def _load_like(array, index, vector):
-    if not (_vector_of(array) and isinstance(vector, _Vector)):
+    if not (_vector_of(array) and isinstance(vector, Vector)):
         return None
-    loaded = _Vector(array.dtype, vector.lanes)
+    loaded = Vector(array.dtype, vector.lanes)
 
     def generate(context, builder, signature, arguments):
         pointer = address(context, builder, array, *arguments[:2], loaded)
@@ -283,10 +284,10 @@ def _compile_zeros(function, element):
 
     @intrinsic(prefer_literal=True)
     def zeros_of(typing, lanes):
-        vector = _Vector(element, lanes.literal_value)
+        vector = Vector(element, lanes.literal_value)
 
         def generate(context, builder, signature, arguments):
-            return ir.Constant(_llvm(vector), [0] * vector.lanes)
+            return ir.Constant(llvm_type(vector), [0] * vector.lanes)
 
         return vector(lanes), generate
 
@@ -312,7 +313,7 @@ def zero_floats():
 
 def _compile_zero(function, vector):
     """Let ``function()`` compile to a vector of zeros."""
-    zero = ir.Constant(_llvm(vector), None)
+    zero = ir.Constant(llvm_type(vector), None)
     compiles(function)(lambda: (vector(), lambda context, builder, signature, values: zero))
 
 
@@ -342,7 +343,7 @@ def _load_strided(array, index, step):
     def generate(context, builder, signature, arguments):
         array_value, at, step_value = arguments
         data = cgutils.create_struct_proxy(array)(context, builder, array_value).data
-        value = ir.Constant(_llvm(vector), ir.Undefined)
+        value = ir.Constant(llvm_type(vector), ir.Undefined)
         for lane in range(vector.lanes):
             element = builder.load(builder.gep(data, [at]))
             value = builder.insert_element(value, element, ir.Constant(ir.IntType(32), lane))
@@ -362,7 +363,7 @@ def _load_bytes(array, index):
         data = cgutils.create_struct_proxy(array)(context, builder, array_value).data
         vector = ir.VectorType(ir.IntType(8), INTEGERS)
         pointer = builder.bitcast(builder.gep(data, [index_value]), vector.as_pointer())
-        return builder.sext(builder.load(pointer, align=1), _llvm(_integers))
+        return builder.sext(builder.load(pointer, align=1), llvm_type(_integers))
 
     return _integers(array, types.intp), generate
 
@@ -383,7 +384,7 @@ def _store(array, index, vector):
 
 def _stored(array, vector):
     """The type of a vector when it is stored to an array type."""
-    return _Vector(array.dtype, vector.lanes)
+    return Vector(array.dtype, vector.lanes)
 
 
 def _as_stored(builder, value, array):
@@ -526,7 +527,7 @@ def _add_operator(function, name, elements):
         return a(a, b), generate
 
     def compiled(a, b):
-        if isinstance(a, _Vector) and a == b and a.element in elements:
+        if isinstance(a, Vector) and a == b and a.element in elements:
             return lambda a, b: emit(a, b)
 
     overload(function)(compiled)
@@ -561,7 +562,7 @@ def _popcount(words):
         return None
 
     def generate(context, builder, signature, arguments):
-        return call_llvm(builder, f"llvm.ctpop.v{words.lanes}i64", _llvm(words), *arguments)
+        return call_llvm(builder, f"llvm.ctpop.v{words.lanes}i64", llvm_type(words), *arguments)
 
     return words(words), generate
 
@@ -605,7 +606,7 @@ def _all_ones(words):
         return None
 
     def generate(context, builder, signature, arguments):
-        return ir.Constant(_llvm(words), [2**64 - 1] * words.lanes)
+        return ir.Constant(llvm_type(words), [2**64 - 1] * words.lanes)
 
     return words(words), generate
 
@@ -632,9 +633,9 @@ def _interleave(words):
         ones = ir.Constant(low.type, [2**32 - 1] * low.type.count)
         half = ir.Constant(low.type, [32] * low.type.count)
         both = builder.or_(builder.and_(low, ones), builder.shl(high, half))
-        return builder.bitcast(both, _llvm(_Vector(types.int32, words.lanes)))
+        return builder.bitcast(both, llvm_type(Vector(types.int32, words.lanes)))
 
-    return _Vector(types.int32, words.lanes)(words), generate
+    return Vector(types.int32, words.lanes)(words), generate
 
 
 def at_most(a, b):
@@ -746,7 +747,7 @@ def _load_block(array, index):
         return None
 
     def generate(context, builder, signature, values):
-        pointer = address(context, builder, array, *values, _Vector(array.dtype, BLOCK))
+        pointer = address(context, builder, array, *values, Vector(array.dtype, BLOCK))
         return _as_floats(builder, builder.load(pointer, align=4))
 
     return _blocks(array, types.intp), generate

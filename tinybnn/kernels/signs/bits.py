@@ -16,7 +16,8 @@ import math
 
 import numpy as np
 
-from tinybnn.kernels.machine.cache import inlined, kernel
+from tinybnn.kernels.machine.cache import kernel
+from tinybnn.kernels.machine.inlining import inlined, subkernel
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.layout import words_for as words_for
 from tinybnn.kernels.machine.memory import empty
@@ -127,7 +128,7 @@ def _pack(x, thresholds, words):
             words[row, whole // 64] = _word(x[row, whole:], levels, tail)
 
 
-@kernel
+@subkernel
 def _word(values, levels, size):
     word = np.uint64(0)
     for bit in range(size):
@@ -160,7 +161,7 @@ def _pack_planes(x, thresholds, words):
                     target[i] = np.uint64(halves[0, i]) | high
 
 
-@kernel
+@subkernel
 def _set_where(half, values, level, bit):
     """Set a bit of the half words where a value is not below the level."""
     for i in range(len(values)):
@@ -238,7 +239,7 @@ def _unpack(words, signs):
             _signs(words[row, whole // 64], signs[row, whole:], tail)
 
 
-@kernel
+@subkernel
 def _signs(word, signs, size):
     for bit in range(size):
         signs[bit] = 1 if (word >> np.uint64(bit)) & np.uint64(1) else -1

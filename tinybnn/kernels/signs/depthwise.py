@@ -69,6 +69,7 @@ from tinybnn.kernels.machine.simd import (
     load,
     load_bytes,
     store,
+    subkernel,
     zero_words,
 )
 from tinybnn.kernels.machine.threads import tasks_for
@@ -463,7 +464,7 @@ def _part(first, end, task, plan, x, memory, bits, sums):
     _images(plan, x[first:end], padded, counts, row, bits[first:end], sums[first:end])
 
 
-@kernel(allocates=False)
+@subkernel
 def _images(plan, x, padded, counts, row, bits, sums):
     """x : (N, H * W * words), bits : (N, OH * OW * words), sums : (N, OH * OW, C)
 

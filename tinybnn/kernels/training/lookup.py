@@ -43,6 +43,7 @@ from tinybnn.kernels.machine.simd import (
     load_like,
     load_splat,
     store,
+    subkernel,
     zero_floats,
     zeros,
 )
@@ -245,7 +246,7 @@ def _emit_looked_up(builder, row, pointer, index):
 compile_rows(add_looked_up, _emit_looked_up)
 
 
-@kernel(allocates=False)
+@subkernel
 def product(rows, tables, signs, sums):
     """Rows of sums: for each row and column, all gradients of a row with their signs."""
     for row in range(0, rows.count, 4):

@@ -1,0 +1,234 @@
+"""Products of signs by counting: an exclusive or, and a population count, for each word.
+
+A panel has 32 columns, or 16. It holds word 0 of each of its filters, then word 1 of each, and so
+on, so that one load gives the words of 8 filters: those with an even number among 16, then those
+with an odd one. Two vectors of 64-bit counts then become one of 32-bit sums by putting the second
+into the upper halves of the first.
+
+The method is for CPUs that count the bits of a whole vector in one instruction (AVX-512 with
+VPOPCNTDQ), and for those without byte shuffles; between them is `look_ups`.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from numba import types
+from numba.core.extending import overload
+
+from tinybnn.kernels.machine.layout import for_kernel
+from tinybnn.kernels.machine.simd import (
+    WORDS,
+    all_ones,
+    call_llvm,
+    everywhere,
+    inlined,
+    interleave,
+    kernel,
+    load_like,
+    popcount,
+    store,
+    subkernel,
+    zero_counts,
+)
+from tinybnn.kernels.machine.tiles import compile_rows, four
+from tinybnn.kernels.signs.results import finish
+from tinybnn.kernels.signs.tables import Tables
+
+WIDE, NARROW = 4 * WORDS, 2 * WORDS  # columns of a panel
+_PART = 256  # pixels that pass through all panels before the next ones: their words stay in cache
+_NEAR = 3072  # words of panels (24 KB) that stay in the nearest cache
+
+
+def panel_words(panels):
+    """(P, width, L) words of filters -> those of P panels: even columns, then odd columns."""
+    count, width, length = panels.shape
+    pairs = panels.reshape(count, width // (2 * WORDS), WORDS, 2, length)
+    return for_kernel(pairs.transpose(0, 4, 1, 3, 2)).reshape(-1)
+
+
+def words_of_panel(panel, length):
+    """The words of one panel -> (L, width), the reverse of `panel_words`."""
+    return panel.reshape(length, -1, 2, WORDS).swapaxes(2, 3).reshape(length, -1)
+
+
+def counted(masks, index, words):
+    """Which bits of a vector of words count: those of the masks; without masks all.
+
+    All is a constant, and the compiler leaves out an `and` with it.
+    """
+    return load_like(masks, index, words) if masks.dtype == np.uint64 else all_ones(words)
+
+
+@overload(counted)
+def _compiled_counted(masks, index, words):
+    if masks.dtype == types.uint64:
+        return lambda masks, index, words: load_like(masks, index, words)
+    return lambda masks, index, words: all_ones(words)
+
+
+def count_disagreements(tile, places, words, step, filters):
+    """Each row plus the number of bits of words[place + step] that differ from each filter's.
+
+    ``filters`` are words of filters, and those of which bits of them count.
+    """
+    weights, counts = filters
+    rows = zip(tile, places, strict=True)
+    return tuple([row + popcount((words[p + step] ^ weights) & counts) for row, p in rows])
+
+
+def _emit_disagreements(builder, row, pointer, filters):
+    weights, counts = (builder.extract_value(filters, i) for i in range(2))
+    word = everywhere(builder, builder.load(pointer), row.type.count)
+    differ = builder.and_(builder.xor(word, weights), counts)
+    name = f"llvm.ctpop.v{row.type.count}i64"
+    return builder.add(row, call_llvm(builder, name, row.type, differ))
+
+
+compile_rows(count_disagreements, _emit_disagreements)
+
+
+# The inner loops. Counting the disagreements of a vector of words takes three instructions: xor,
+# popcount, add. To keep these busy, what they work on has to be in registers: a block of 4 pixels
+# times 32 filters has 16 vectors of counts, and the words loaded for one step (4 vectors of 8
+# filters each, 4 words of pixels) meet 4 times each, so that 8 loads serve 48 instructions. The 16
+# counts are independent of each other, so none waits for the one before.
+#
+# With few words a pixel a block is short, and what surrounds it counts: where a pixel's words are
+# is looked up once and serves a batch of panels, as many as stay in the nearest cache.
+
+
+@subkernel
+def blocks(first, end, panel, panel_end, words, base, masks, arguments, target):
+    """Output pixels first to end - 1 of some panels; image n begins at base + n * image_stride.
+
+    The results go to ``target``: see `xnor`.
+    """
+    tables = Tables(*arguments)
+    wide = tables.group_columns // WIDE  # wide panels a group
+    panels = (tables.group_columns + NARROW) // WIDE
+    batch = max(_NEAR // (WIDE * len(tables.taps)), 1)
+    for start in range(first, end, _PART):
+        stop = min(start + _PART, end)
+        for group in range(panel // panels, (panel_end - 1) // panels + 1):
+            p_end = min(panel_end - group * panels, panels)
+            for p in range(max(panel - group * panels, 0), min(p_end, wide), batch):
+                some = group, p * WIDE, min(p + batch, p_end, wide) * WIDE
+                _panel_sums(
+                    zero_counts(WIDE), start, stop, some, words, base, masks, tables, target
+                )
+            if p_end > wide:
+                last = group, wide * WIDE, wide * WIDE + NARROW
+                zero = zero_counts(NARROW)
+                _panel_sums(zero, start, stop, last, words, base, masks, tables, target)
+
+
+@inlined
+def _panel_sums(zero, first, end, some, words, base, masks, tables, target):
+    """Some columns of a group, in panels as wide as ``zero``: (group, first, behind the last)."""
+    group, c_first, c_end = some
+    taps, panels = tables.taps, (tables.panels, masks)
+    places = tables.pixels, tables.rows, tables.image_stride
+    results = tables.constants, tables.flips, tables.filters, target[1], target[2]
+    base += group * tables.group_stride
+    column, channel = group * tables.group_columns, group * tables.group_filters
+    step = 4 if end - first >= 4 else 1
+    for i in range(first, end, step):
+        if i > end - step:  # the last block moves back over pixels that are done
+            i = end - step
+        row = i - target[0]
+        if step == 1:
+            a, r = _place(i, base, places)
+            for c in range(c_first, c_end, len(zero)):
+                at, place = column + c, (channel + c, tables.group_filters - c)
+                (n,) = _count((zero,), (a,), words, taps, panels, at * len(taps))
+                _finish(n, at, r, row, place, results)
+        else:
+            a, (r0, r1, r2, r3) = _four_places(i, base, places)
+            for c in range(c_first, c_end, len(zero)):
+                at, place = column + c, (channel + c, tables.group_filters - c)
+                n0, n1, n2, n3 = _count(four(zero), a, words, taps, panels, at * len(taps))
+                _finish(n0, at, r0, row, place, results)
+                _finish(n1, at, r1, row + 1, place, results)
+                _finish(n2, at, r2, row + 2, place, results)
+                _finish(n3, at, r3, row + 3, place, results)
+
+
+@inlined
+def _four_places(i, base, places):
+    """First words and rows of constants of output pixels i to i + 3."""
+    pixels, rows, stride = places
+    if len(pixels) == 1:  # a matrix product: nothing to look up
+        a = base + i * stride
+        return (a, a + stride, a + 2 * stride, a + 3 * stride), (0, 0, 0, 0)
+    image, p = i // len(pixels), i % len(pixels)
+    if p + 4 <= len(pixels):
+        a = base + image * stride
+        firsts = a + pixels[p], a + pixels[p + 1], a + pixels[p + 2], a + pixels[p + 3]
+        return firsts, (rows[p], rows[p + 1], rows[p + 2], rows[p + 3])
+    (a0, r0), (a1, r1) = _place(i, base, places), _place(i + 1, base, places)
+    (a2, r2), (a3, r3) = _place(i + 2, base, places), _place(i + 3, base, places)
+    return (a0, a1, a2, a3), (r0, r1, r2, r3)
+
+
+@inlined
+def _place(i, base, places):
+    """An output pixel's first word and row of constants."""
+    pixels, rows, stride = places
+    image, pixel = i // len(pixels), i % len(pixels)
+    return base + image * stride + pixels[pixel], rows[pixel]
+
+
+@inlined
+def _count(tile, places, words, taps, panels, q):
+    """Counts of disagreements of some pixels with the filters of a panel."""
+    filters, masks = panels
+    for j in range(len(taps)):
+        w = load_like(filters, q, tile[0])
+        tile = count_disagreements(tile, places, words, taps[j], (w, counted(masks, q, w)))
+        q += len(w)
+    return tile
+
+
+@inlined
+def _finish(counts, c, r, row, place, results):
+    n = interleave(counts)
+    finish(n, n + n, c, r, row, place, results)
+
+
+# ------------------------------------------------------------------------------ what can be reached
+
+
+def register_peak(repetitions=200_000):
+    """Products of signs a second that one core can count when nothing has to be loaded.
+
+    The same instructions as the inner loop of the product, on values that stay in registers. What
+    `xnor_matmul` reaches of it is what loads, stores and loops leave.
+
+    Returns
+    -------
+    float
+        Sign products a second, the best of 5 runs.
+    """
+    words = np.ones(WIDE, np.uint64)
+    _register_loop(1, words)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        _register_loop(repetitions, words)
+        seconds.append(time.perf_counter() - start)
+    return repetitions * 4 * WIDE * 64 / min(seconds)
+
+
+@kernel
+def _register_loop(repetitions, words):
+    w = load_like(words, 0, zero_counts(WIDE))
+    c0, c1, c2, c3 = four(zero_counts(WIDE))
+    for _ in range(repetitions):
+        # Each count goes into its next value, so that nothing can be computed before the loop.
+        c0 += popcount(c0 ^ w)
+        c1 += popcount(c1 ^ w)
+        c2 += popcount(c2 ^ w)
+        c3 += popcount(c3 ^ w)
+    store(words, 0, c0 + c1 + c2 + c3)

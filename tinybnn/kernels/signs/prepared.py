@@ -1,0 +1,473 @@
+"""Weights of products of signs, laid out once for kernels that read them again and again."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tinybnn.kernels.machine import threads
+from tinybnn.kernels.machine.checks import (
+    check_groups,
+    check_padding_mode,
+    check_terms,
+    check_vector,
+    check_width,
+    check_words,
+)
+from tinybnn.kernels.machine.memory import empty
+from tinybnn.kernels.machine.shuffles import has_shuffles
+from tinybnn.kernels.machine.simd import cpu_features
+from tinybnn.kernels.machine.windows import windows
+from tinybnn.kernels.signs import counting, look_ups
+from tinybnn.kernels.signs.bits import from_bytes, words_for
+from tinybnn.kernels.signs.tables import LookUps, Tables, panels
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Weights laid out for `run`, with the tables of one geometry; plain arrays and integers.
+
+    Attributes
+    ----------
+    input_shape, output_shape : tuple of int
+        Without the number of images or rows; the input in words, the output in channels.
+    to_bits : bool
+        Whether thresholds follow the sums.
+    work : int
+        Products of signs an image, with those that fill up words and panels.
+    products : int
+        Without them.
+    masks : (...,) uint64, or (0,) uint8
+        For ternary weights whose bits are counted the words of their masks, laid out as
+        ``tables.panels``. Kernels are compiled for one dtype or the other, so that binary weights
+        pay nothing for this.
+    tables : Tables
+        For the kernels.
+    arguments : tuple
+        The same, as kernels take it.
+    """
+
+    input_shape: tuple
+    output_shape: tuple
+    to_bits: bool
+    work: int
+    products: int
+    masks: np.ndarray
+    tables: Tables
+
+    @property
+    def arguments(self):
+        return tuple(self.tables)
+
+    @property
+    def kind(self):
+        """The code that kernels are compiled to.
+
+        "look_ups"; or, where bits are counted, "ternary" if weights may be 0, else "xnor".
+        """
+        if self.tables.panels.dtype == np.uint8:
+            return "look_ups"
+        return "ternary" if self.masks.dtype == np.uint64 else "xnor"
+
+    def workspace_words(self, images):
+        """Words of the ``workspace`` that `run` needs for this number of images, at most."""
+        return threads.most() * self.slot_words(images)
+
+    def slot_words(self, images):
+        """Words for the padded copies of images that one thread holds at a time."""
+        tables = self.tables
+        return min(tables.together, images) * tables.image_stride if tables.copies else 0
+
+    def out_shape(self, images):
+        """Shape of the result."""
+        *size, channels = self.output_shape
+        return (images, *size, words_for(channels) if self.to_bits else channels)
+
+
+@functools.cache
+def has_fast_look_ups():
+    """Whether the CPU has byte shuffles, and no instruction that counts the bits of a vector."""
+    return has_shuffles() and "avx512vpopcntdq" not in cpu_features()
+
+
+def method_for(terms):
+    """What finds the disagreements of so many signs: `counting` or `look_ups`."""
+    return look_ups if has_fast_look_ups() and terms <= look_ups.MOST_TERMS else counting
+
+
+def _in_panels(weight, table, columns, lay_out):
+    """(O, K) words or nibbles of filters -> all panels."""
+    filters, length = weight.shape
+    width = max([width for _, width, *_ in table], default=1)
+    if filters == columns and filters % width == 0:  # full, and of one width
+        return lay_out(weight.reshape(-1, width, length))
+    result = empty((columns * length,), weight.dtype)
+    for column, width, _, first, count in table:
+        panel = np.zeros((1, width, length), weight.dtype)
+        panel[0, :count] = weight[first : first + count]
+        result[column * length : (column + width) * length] = lay_out(panel)
+    return result
+
+
+NO_MASKS, NO_WORDS, NO_SUMS = (np.zeros(0, dtype) for dtype in (np.uint8, np.uint64, np.int32))
+
+
+def _check_mask(name, mask, weight):
+    """The mask of ternary weights as words."""
+    mask = check_words(name, "mask", mask, weight.ndim)
+    if mask.shape != weight.shape:
+        raise ValueError(
+            f"{name}: mask must have the shape {weight.shape} of the weights, got {mask.shape}"
+        )
+    return mask
+
+
+def _epilogue(base, zeros, groups, thresholds, flip, method):
+    """Tables for what follows the disagreements.
+
+    base : (classes, O) int64
+    zeros : (O,) int64
+        For ternary weights that are looked up: twice the disagreements, and so many, are counted.
+        Else 0.
+    """
+    table, columns = panels(groups, base.shape[1] // groups, method.WIDE, method.NARROW)
+    flips, is_twofold = np.zeros(columns // 16, np.uint64), np.ndim(zeros) > 0
+    if thresholds is None:
+        values, unused = base + zeros, 0
+    else:
+        # (base - 2 d >= t) is (d <= (base - t) / 2), and d is an integer.
+        # Limits beyond what it can be say the same as the nearest ones that int32 holds.
+        limits = (base - thresholds.astype(np.int64)) >> 1
+        values, unused = limits * (1 + is_twofold) + zeros, -1
+        values = np.clip(values, -1, np.iinfo(np.int32).max)
+    constants = empty((len(base), columns), np.int32)
+    is_full = columns == base.shape[1]  # all panels are
+    constants[:] = values if is_full else unused  # where there is no channel: these give bit 0
+    for column, _, _, first, count in () if is_full else table:
+        constants[:, column : column + count] = values[:, first : first + count]
+    if thresholds is not None:
+        for column, _, _, first, count in table:
+            for i in range(0, count, 32):
+                turned = flip[first + i : first + min(i + 32, count)]
+                turned = np.packbits(turned, bitorder="little").tobytes()
+                flips[(column + i) // 16] = int.from_bytes(turned, "little")
+    return constants.reshape(-1), flips
+
+
+def _cuts(table, to_bits):
+    """Where panels may be shared out: with bits, at channels that begin a word."""
+    cuts = [p for p, (_, _, _, first, _) in enumerate(table) if first % 64 == 0 or not to_bits]
+    return np.array([*cuts, len(table)])
+
+
+def _check_thresholds(function, thresholds, flip, filters):
+    if thresholds is None or flip is None:
+        raise ValueError(f"{function}: thresholds and flip belong together, got only one of them")
+    thresholds, flip = np.asarray(thresholds), np.asarray(flip)
+    check_vector(function, "thresholds", thresholds, np.int32, filters)
+    check_vector(function, "flip", flip, np.bool_, filters)
+    return thresholds, flip
+
+
+def prepare_matmul(b, count, *, mask=None, thresholds=None, flip=None):
+    """Lay out the right-hand side of `xnor_matmul`.
+
+    Parameters
+    ----------
+    b : (N, W) uint64
+    count : int
+        K, the number of signs a row.
+    mask : (N, W) uint64, optional
+        As in `xnor_matmul`.
+    thresholds, flip : (N,) int32 and (N,) bool, optional
+        With them `run` gives bits, as `threshold` of the product does.
+
+    Returns
+    -------
+    Prepared
+        `run` takes it with ``a``, (M, W) uint64; gives (M, N) int32 or (M, words_for(N)) uint64.
+
+    Raises
+    ------
+    ValueError
+        If a dtype or a shape does not fit, or ``count`` is not positive or above 2**31 - 1.
+    """
+    return lay_out_matmul("prepare_matmul", b, count, mask, thresholds, flip)
+
+
+def lay_out_matmul(name, b, count, mask=None, thresholds=None, flip=None):
+    b = check_words(name, "b", b, 2)
+    method = method_for(64 * b.shape[1])
+    plan = _matmul_plan(name, *b.shape, count, thresholds is not None, mask is not None, method)
+    if mask is not None:
+        mask = _check_mask(name, mask, b)
+        terms = np.bitwise_count(mask).sum(1, dtype=np.int64)
+        check_terms(name, "the number of bits of a row of mask", terms.max(initial=0))
+        mask = mask[:, None, None]
+    return _lay_out(name, plan, b[:, None, None], mask, thresholds, flip)
+
+
+def check_count(name, operand, words, count):
+    """A ValueError unless so many words a row hold ``count`` signs, and int32 their sum."""
+    if count < 1:
+        raise ValueError(f"{name}: count must be positive, got {count}")
+    check_terms(name, "count", count)
+    if words < words_for(count):
+        raise ValueError(
+            f"{name}: {operand} has {words} words a row, count {count} needs {words_for(count)}"
+        )
+
+
+_ONE_PIXEL = windows("prepare_matmul", (1, 1), (1, 1))
+
+
+@functools.lru_cache(maxsize=256)  # a layer in training is prepared at each step
+def _matmul_plan(name, filters, words, count, to_bits, is_ternary, method):
+    """A matrix product is the convolution of images of one pixel."""
+    check_count(name, "b", words, count)
+    prepared, inside = _plan(
+        _ONE_PIXEL, filters, int(count), 1, words, "zeros", to_bits, is_ternary, method
+    )
+    return replace(prepared, input_shape=(words,), output_shape=(filters,)), inside
+
+
+def prepare_conv2d(
+    weight,
+    channels,
+    size,
+    *,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups=1,
+    padding_mode="zeros",
+    mask=None,
+    thresholds=None,
+    flip=None,
+):
+    """Lay out the filters of `xnor_conv2d` for images of one size.
+
+    Parameters
+    ----------
+    weight, channels, stride, padding, dilation, groups, padding_mode, mask
+        As in `xnor_conv2d`.
+    size : (int, int)
+        Height and width of the images.
+    thresholds, flip : (O,) int32 and (O,) bool, optional
+        With them `run` gives bits, as `threshold` of the convolution does.
+
+    Returns
+    -------
+    Prepared
+        `run` takes it with ``x``, (N, H, W, words_for(channels)) uint64, and gives (N, OH, OW, O)
+        int32 or (N, OH, OW, words_for(O)) uint64.
+
+    Raises
+    ------
+    ValueError
+        If a dtype, a shape or a parameter does not fit, the output would be empty, or a filter has
+        more than 2**31 - 1 weights.
+    """
+    name = "prepare_conv2d"
+    weight = check_words(name, "weight", weight, 4)
+    of = windows(name, size, weight.shape[1:3], stride, padding, dilation)
+    following = thresholds, flip
+    return lay_out_conv2d(name, weight, channels, of, groups, padding_mode, mask, *following)
+
+
+def lay_out_conv2d(
+    name, weight, channels, of, groups, padding_mode, mask=None, thresholds=None, flip=None
+):
+    """``of`` are the windows."""
+    filters, *_, words = weight.shape
+    following = thresholds is not None, mask is not None, method_for(64 * words * of.taps)
+    plan = _conv2d_plan(name, of, filters, channels, groups, words, padding_mode, *following)
+    if mask is not None:
+        mask = _check_mask(name, mask, weight)
+    return _lay_out(name, plan, weight, mask, thresholds, flip)
+
+
+@functools.lru_cache(maxsize=256)  # a layer in training is prepared at each step
+def _conv2d_plan(name, of, filters, channels, groups, words, padding_mode, *following):
+    check_groups(name, channels, filters, groups)
+    per_group = int(channels // groups)
+    check_width(name, "weight", words, "channels // groups", per_group)
+    check_terms(name, "the number of weights of a filter", of.taps * per_group)
+    check_padding_mode(name, padding_mode)
+    return _plan(of, filters, int(channels), int(groups), words, padding_mode, *following)
+
+
+def _plan(of, filters, channels, groups, words, padding_mode, to_bits, is_ternary, method):
+    """All of a prepared product that does not depend on its weights.
+
+    ``words`` are those of a group's pixel.
+
+    Returns
+    -------
+    Prepared
+        With tables in which those of the weights are empty.
+    inside : (classes, kh * kw) float64
+        As `_border_classes` gives it.
+    """
+    table, columns = panels(groups, filters // groups, method.WIDE, method.NARROW)
+    pixels, taps = of.places(words)
+    inside, classes = _border_classes(of, padding_mode)
+    image_words = math.prod(of.padded_size) * words
+    tables = Tables(
+        panels=NO_WORDS,
+        group_filters=filters // groups,
+        group_columns=columns // groups,
+        cuts=_cuts(table, to_bits),
+        taps=np.add.outer(taps, np.arange(words)).reshape(-1),
+        pixels=pixels,
+        rows=classes * columns,
+        constants=NO_SUMS,
+        flips=NO_WORDS,
+        filters=filters,
+        group_stride=image_words,
+        image_stride=groups * image_words,
+        copies=groups > 1 or of.padding != (0, 0),
+        together=-(-64 // len(pixels)),  # of 4 pixels a block: few are counted twice
+        channels=channels,
+        groups=groups,
+        windows=tuple(of),
+        outside=_outside(channels // groups, words, padding_mode),
+        look_ups=tuple(_NO_LOOK_UPS),
+    )
+    prepared = Prepared(
+        input_shape=(*of.size, words_for(channels)),
+        output_shape=(*of.out_size, filters),
+        to_bits=to_bits,
+        work=64 * tables.taps.size * columns * len(pixels),
+        products=of.taps * (channels // groups) * filters * len(pixels),
+        masks=NO_MASKS,
+        tables=_with_look_ups(tables, of, taps, is_ternary) if method is look_ups else tables,
+    )
+    return prepared, inside
+
+
+_NO_LOOK_UPS = LookUps(NO_MASKS, np.zeros((0, 3), np.int64), np.zeros(1, np.int64), 0, 0, 0, False)
+
+
+def _with_look_ups(tables, of, taps, is_ternary):
+    """Tables for `look_ups`: all images are copied, and where tables lie stands behind the copy."""
+    words, group_channels = len(tables.outside), tables.channels // tables.groups
+    # Rows of a matrix may be padded more than once (the pixels of an image in a row, say).
+    nibbles = 16 * words if of == _ONE_PIXEL else -(-group_channels // 4)
+    starts = [16 * int(tap) for tap in taps] * (1 + is_ternary)
+    segments, near = look_ups.segments(starts, nibbles)
+    stride = 5 * tables.image_stride  # a word has 16 nibbles, whose places take 4 words
+    neighbour = of.column_stride * words if of.out_width > 1 else 0
+    found = LookUps(
+        entries=look_ups.entries(),
+        segments=segments,
+        near=near,
+        count=nibbles * len(starts),
+        image_words=tables.image_stride,
+        neighbour=stride if len(tables.pixels) == 1 else neighbour,
+        is_twofold=is_ternary,
+    )
+    return tables._replace(panels=NO_MASKS, image_stride=stride, copies=True, look_ups=tuple(found))
+
+
+def _outside(channels, words, padding_mode):
+    """The words of a pixel of the padding."""
+    if padding_mode == "zeros":
+        return np.zeros(words, np.uint64)
+    return from_bytes(np.packbits(np.ones(channels, np.bool_), bitorder="little"), channels)
+
+
+def _lay_out(name, plan, weight, mask, thresholds, flip):
+    """A plan with its weights, (O, kh, kw, words), and with what follows the sums."""
+    prepared, inside = plan
+    if thresholds is not None or flip is not None:
+        thresholds, flip = _check_thresholds(name, thresholds, flip, len(weight))
+    tables, masks, zeros = prepared.tables, NO_MASKS, 0
+    base = _border_sums(weight, mask, tables.channels // tables.groups, inside)
+    filters, height, width, words = weight.shape
+    weight = weight.reshape(filters, height * width, words)
+    mask = None if mask is None else mask.reshape(weight.shape)
+    method = look_ups if prepared.kind == "look_ups" else counting
+    columns = panels(tables.groups, tables.group_filters, method.WIDE, method.NARROW)
+    if method is look_ups:
+        rows, zeros = _rows_of_nibbles(weight, mask, LookUps(*tables.look_ups))
+        weights = _in_panels(rows, *columns, look_ups.panel_nibbles)
+    else:
+        rows = weight.reshape(len(weight), math.prod(weight.shape[1:]))
+        weights = _in_panels(rows, *columns, counting.panel_words)
+        if mask is not None:
+            masks = _in_panels(mask.reshape(rows.shape), *columns, counting.panel_words)
+    constants, flips = _epilogue(base, zeros, tables.groups, thresholds, flip, method)
+    tables = tables._replace(panels=weights, constants=constants, flips=flips)
+    return replace(prepared, masks=masks, tables=tables)
+
+
+def _rows_of_nibbles(weight, mask, found):
+    """(O, taps, words) of filters -> (O, K) nibbles, and what is counted besides disagreements.
+
+    A ternary filter is half the sum of two rows of signs, which differ where it is zero. There one
+    of them disagrees with any sign: their disagreements are twice the filter's, and the zeros.
+    """
+    count = found.count // weight.shape[1] // (1 + found.is_twofold)
+    if mask is None:
+        return look_ups.nibbles(weight, count), 0
+    below, above = (look_ups.nibbles(signs, count) for signs in (weight & mask, weight | ~mask))
+    zeros = np.bitwise_count(below ^ above).sum(1, dtype=np.int64)
+    return np.concatenate([below, above], 1), zeros
+
+
+def _border_classes(of, padding_mode):
+    """What of a filter counts where.
+
+    Pixels with the same taps inside the image form a class: 9 for a 3 x 3 filter with padding 1.
+
+    Returns
+    -------
+    inside : (classes, kh * kw) float64
+        1 for the taps that count, 0 for those on a padding with zeros.
+    classes : (OH * OW,) int64
+        The class of each output pixel.
+    """
+    if padding_mode == "ones":
+        return np.ones((1, of.taps)), np.zeros(math.prod(of.out_size), np.int64)
+    (rows, row_kind), (columns, column_kind) = (
+        np.unique(of.inside(axis), axis=0, return_inverse=True) for axis in range(2)
+    )
+    both = rows[:, None, :, None] & columns[None, :, None, :]  # (rows, columns, kh, kw)
+    classes = np.add.outer(row_kind.reshape(-1) * len(columns), column_kind.reshape(-1))
+    return both.reshape(-1, of.taps).astype(np.float64), classes.reshape(-1)
+
+
+def _border_sums(weight, mask, channels, inside):
+    """What makes padding with zeros exact.
+
+    A zero is no sign, but the padded image has to hold bits: it holds 0, so that a tap of the
+    filter on the padding counts the tap's +1s as disagreements. What it counts depends on the
+    weights only, and is given back here: with T taps inside the image,
+
+        sum = T * C - 2 * (disagreements - popcount of the taps outside)
+
+    A mask has popcount(mask) of the taps inside in place of T * C.
+
+    Returns
+    -------
+    (classes, O) int64
+        ``T * C + 2 * popcount of the taps outside``.
+    """
+    sums = np.empty((len(inside), len(weight)), np.int64)
+    if mask is None:
+        sums[:] = inside.sum(1, keepdims=True) * channels
+    else:
+        sums[:], weight = inside @ _ones_of_taps(mask).T, weight & mask
+    if not inside.all():
+        sums += (2 * ((1 - inside) @ _ones_of_taps(weight).T)).astype(np.int64)
+    return sums
+
+
+def _ones_of_taps(words):
+    """(O, kh, kw, words) -> the number of 1s of each tap, (O, kh * kw)."""
+    filters, *size, _ = words.shape
+    return np.bitwise_count(words).sum(-1, dtype=np.int64).reshape(filters, math.prod(size))

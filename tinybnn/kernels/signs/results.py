@@ -1,0 +1,39 @@
+"""What becomes of the disagreements that were counted: sums, or bits."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinybnn.kernels.machine.simd import at_most, inlined, load_like, store, store_first
+
+
+@inlined
+def finish(n, taken, c, r, row, place, results):
+    """The sums or the bits of one pixel and some filters of a panel.
+
+    n, taken : vectors of integers
+        Disagreements, and what they take away from a sum.
+    c, r : int
+        The first of these columns, and where the pixel's row of constants begins.
+    place : (first output channel, number of channels from there on)
+    """
+    (channel, count), (constants, flips, filters, sums, bits) = place, results
+    constant, count = load_like(constants, r + c, n), min(count, len(n))
+    if len(bits) > 0:
+        _put(at_most(n, constant) ^ flips[c >> 4], row, filters, channel, count, bits)
+    elif count == len(n):
+        store(sums, row * filters + channel, constant - taken)
+    else:  # the panel is not full: the memory behind it belongs to others
+        store_first(sums, row * filters + channel, constant - taken, count)
+
+
+@inlined
+def _put(mask, row, filters, channel, count, bits):
+    """Write ``count`` bits from ``channel`` on. The channels of a row come in ascending order."""
+    at, shift = row * ((filters + 63) >> 6) + (channel >> 6), channel & 63
+    if shift == 0:
+        bits[at] = mask
+    else:
+        bits[at] |= mask << np.uint64(shift)
+        if shift + count > 64:
+            bits[at + 1] = mask >> np.uint64(64 - shift)
