@@ -1,5 +1,6 @@
 """Kernels against their references and against plain arithmetic on ±1 values: always ==."""
 
+import functools
 import itertools
 import os
 import subprocess
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 
 from tinybnn.kernels.floats import signed
 from tinybnn.kernels.machine import threads
+from tinybnn.kernels.machine.shuffles import has_shuffles
 from tinybnn.kernels.signs import bits, xnor
+from tinybnn.kernels.signs import prepared as prepared_
 from tinybnn.kernels.signs.thresholds import threshold_reference
 
 FLOATS = [np.float32, np.float64]
@@ -161,6 +164,20 @@ def test_bytes_on_disk():
 # ---------------------------------------------------------------------------------- matrix product
 
 
+def by_each_method(test):
+    """Run a test once for each method that finds disagreements, whichever the CPU is best at."""
+    methods = (False, True) if has_shuffles() else (False,)
+
+    @functools.wraps(test)
+    def run(*arguments, **keywords):
+        for has_fast_look_ups in methods:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(prepared_, "has_fast_look_ups", Mock(return_value=has_fast_look_ups))
+                test(*arguments, **keywords)
+
+    return run
+
+
 def test_dot_product_of_all_6_bit_vectors():
     vectors = np.array(list(itertools.product([-1, 1], repeat=6)), np.float32)  # (64, 6)
     words = bits.pack(vectors)
@@ -170,6 +187,7 @@ def test_dot_product_of_all_6_bit_vectors():
 
 
 @given(seeds, few, st.integers(0, 9), lengths)
+@by_each_method
 def test_xnor_matmul(seed, rows, columns, count):
     rng = np.random.default_rng(seed)
     a, b = random_values(rng, rows, count), random_values(rng, columns, count)
@@ -191,6 +209,7 @@ def random_ternary(rng, *shape):
 
 
 @given(seeds, few, st.integers(0, 9), lengths)
+@by_each_method
 def test_xnor_matmul_with_a_mask(seed, rows, columns, count):
     rng = np.random.default_rng(seed)
     a = random_values(rng, rows, count)
@@ -201,6 +220,7 @@ def test_xnor_matmul_with_a_mask(seed, rows, columns, count):
 
 
 @given(seeds, st.integers(1, 6), st.integers(1, 130))
+@by_each_method
 def test_xnor_matmul_of_padded_parts(seed, pixels, channels):
     """Rows whose pixels are padded to whole words, as a flattened image has them."""
     rng = np.random.default_rng(seed)
@@ -355,6 +375,7 @@ def binary_or_ternary(rng, ternary, *shape):
 
 @given(seeds, st.integers(0, 20), st.integers(1, 150), st.integers(1, 200), st.booleans())
 @example(0, 259, 140, 2100, False)  # more pixels and panels than are kept in cache together
+@by_each_method
 def test_prepared_matmul(seed, rows, columns, count, ternary):
     rng = np.random.default_rng(seed)
     a = bits.pack(random_signs(rng, rows, count))
@@ -391,6 +412,7 @@ ACROSS_WORDS = (1, 3, 3, 14), (66, 1, 1, 7), dict(groups=2)
 
 @given(seeds, larger_convolutions(), st.booleans())
 @example(0, ACROSS_WORDS, False)
+@by_each_method
 def test_prepared_conv2d(seed, case, ternary):
     x_shape, w_shape, geometry = case
     rng = np.random.default_rng(seed)
@@ -408,6 +430,7 @@ def test_prepared_conv2d(seed, case, ternary):
 
 
 @given(seeds, larger_convolutions(), st.integers(1, 40))
+@by_each_method
 def test_sums_of(seed, case, chunk):
     """Chunk by chunk, each into scratch memory that begins with its first pixel."""
     x_shape, w_shape, geometry = case
@@ -420,6 +443,7 @@ def test_sums_of(seed, case, chunk):
 
 
 @given(seeds, st.integers(0, 20), st.integers(1, 150), st.integers(1, 40))
+@by_each_method
 def test_sums_of_a_product(seed, rows, columns, chunk):
     rng = np.random.default_rng(seed)
     a, b = (bits.pack(random_signs(rng, n, 100)) for n in (rows, columns))
@@ -480,6 +504,20 @@ def test_masks_alone_choose_the_code(seed, case, to_bits):
     assert len(kinds) == 1
     assert binary.masks.dtype == np.uint8
     assert (ternary.masks.dtype == np.uint64) == (ternary.kind == "ternary")
+
+
+@pytest.mark.skipif(not has_shuffles(), reason="the CPU has no byte shuffles")
+def test_rows_too_long_for_look_ups_are_counted(monkeypatch):
+    """A sum of look-ups has 16 bits."""
+    monkeypatch.setattr(prepared_, "has_fast_look_ups", lambda: True)
+    rng = np.random.default_rng(0)
+    for count, kind in ((2**15 - 64, "look_ups"), (2**16, "xnor")):
+        b = bits.pack(random_signs(rng, 3, count))
+        assert xnor.prepare_matmul(b, count).kind == kind
+        expected = np.array([[-count], [count]], np.int32)  # all signs differ, or none
+        for row in b:
+            found = xnor.xnor_matmul(np.stack([~row, row]), row[None], count)
+            assert same(found, expected)
 
 
 def test_register_peak():
