@@ -107,7 +107,7 @@ class AdaptedConv2d(Composed):
         scales, offsets = (f.reshape(1, -1, 1, 1) for f in of_filters)
         of_v, of_ones = _sums_of_ones(v, geometry)
         constant = offset * (scales * of_v + offsets * of_ones)
-        s = dispatch.two_values(x, (offset, scale, -1.0, 1.0))
+        self.s = s = dispatch.two_values(x, (offset, scale, -1.0, 1.0))
         result = dispatch.adapted_conv2d(s, v, scales, offsets, constant, scale, geometry)
         if result is not None:
             return result
@@ -119,15 +119,15 @@ class AdaptedConv2d(Composed):
         return total
 
     def gradients(self, grad, x, weight, scale, offset):
-        geometry, activation = self.options["geometry"], AdaptedSet()
+        geometry = self.options["geometry"]
         of_weight, of_input = None, (None, None, None)
         if self.needs[1]:
-            a = activation.forward(x, scale, offset)
+            a = scale * (self.s + offset)
             of_adapted = ConvWeight.apply(a, grad, geometry=geometry)
             of_weight = self.weights.gradients(of_adapted, weight)
         if self.needs[0] or self.needs[2] or self.needs[3]:
             of_a = ConvInput.apply(grad, self.adapted, geometry=geometry)
-            of_input = activation.gradients(of_a, x, scale, offset)
+            of_input = AdaptedSet().gradients(of_a, x, scale, offset)
         of_x, of_scale, of_offset = of_input
         return of_x, of_weight, of_scale, of_offset
 

@@ -54,7 +54,7 @@ from tinybnn.kernels.machine.memory import empty
 
 FEW = 4096  # numbers; of fewer NumPy is done before a kernel is called
 MANY = 1 << 14  # logits; of more NumPy's vectors are faster
-MUCH = 1 << 23  # products; of fewer the preparation costs more than floats
+MUCH = 1 << 22  # products; of fewer the preparation costs more than floats
 
 
 # -------------------------------------------------------------------------------------- convolution
