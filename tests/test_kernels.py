@@ -451,7 +451,7 @@ def test_sums_of_a_product(seed, rows, columns, chunk):
 
 
 def check_chunks(prepared, x, sums, chunk):
-    tables, arguments = prepared.tables, prepared.arguments
+    tables, arguments = prepared.tables, tuple(prepared.tables)
     per_image, filters, slot = len(tables.pixels), tables.filters, 5
     sums = sums.reshape(len(x) * per_image, filters)
     for first in range(0, len(sums), chunk):
@@ -500,7 +500,7 @@ def test_masks_alone_choose_the_code(seed, case, to_bits):
     binary = xnor.prepare_conv2d(weight, channels, size, **geometry, **limits)
     ternary = xnor.prepare_conv2d(weight, channels, size, **geometry, **limits, **mask)
     product = xnor.prepare_matmul(words(5, 2), 100, mask=words(5, 2))
-    kinds = {numba.typeof(prepared.arguments) for prepared in (binary, ternary, product)}
+    kinds = {numba.typeof(tuple(prepared.tables)) for prepared in (binary, ternary, product)}
     assert len(kinds) == 1
     assert binary.masks.dtype == np.uint8
     assert (ternary.masks.dtype == np.uint64) == (ternary.kind == "ternary")

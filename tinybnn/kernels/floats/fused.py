@@ -446,7 +446,7 @@ _ALL_PIXELS = 1 << 62
 
 def _xnor_operands(products):
     """The masks, which are those of ternary weights, and the tables of each product."""
-    return _filled([p.masks for p in products]), _filled([p.arguments for p in products])
+    return _filled([p.masks for p in products]), _filled([tuple(p.tables) for p in products])
 
 
 @kernel(allocates=False)

@@ -17,7 +17,6 @@ import numpy as np
 from numba import types
 from numba.core.extending import overload
 
-from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.simd import (
     WORDS,
     all_ones,
@@ -45,7 +44,7 @@ def panel_words(panels):
     """(P, width, L) words of filters -> those of P panels: even columns, then odd columns."""
     count, width, length = panels.shape
     pairs = panels.reshape(count, width // (2 * WORDS), WORDS, 2, length)
-    return for_kernel(pairs.transpose(0, 4, 1, 3, 2)).reshape(-1)
+    return np.ascontiguousarray(pairs.transpose(0, 4, 1, 3, 2)).reshape(-1)
 
 
 def words_of_panel(panel, length):

@@ -29,7 +29,7 @@ def pad(first, end, source, workspace, slot, arguments):
     slot : int
         Where the copy of the first of these images begins.
     arguments : tuple
-        `Prepared.arguments`.
+        The tables of the `Prepared`.
 
     Returns
     -------

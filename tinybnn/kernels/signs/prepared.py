@@ -45,9 +45,7 @@ class Prepared:
         ``tables.panels``. Kernels are compiled for one dtype or the other, so that binary weights
         pay nothing for this.
     tables : Tables
-        For the kernels.
-    arguments : tuple
-        The same, as kernels take it.
+        For the kernels, which take them as a plain tuple.
     """
 
     input_shape: tuple
@@ -57,10 +55,6 @@ class Prepared:
     products: int
     masks: np.ndarray
     tables: Tables
-
-    @property
-    def arguments(self):
-        return tuple(self.tables)
 
     @property
     def kind(self):
@@ -143,7 +137,7 @@ def _epilogue(base, zeros, groups, thresholds, flip, method):
         limits = (base - thresholds.astype(np.int64)) >> 1
         values, unused = limits * (1 + is_twofold) + zeros, -1
         values = np.clip(values, -1, np.iinfo(np.int32).max)
-    constants = empty((len(base), columns), np.int32)
+    constants = np.empty((len(base), columns), np.int32)
     is_full = columns == base.shape[1]  # all panels are
     constants[:] = values if is_full else unused  # where there is no channel: these give bit 0
     for column, _, _, first, count in () if is_full else table:
@@ -282,8 +276,8 @@ def lay_out_conv2d(
     name, weight, channels, of, groups, padding_mode, mask=None, thresholds=None, flip=None
 ):
     """``of`` are the windows."""
-    filters, *_, words = weight.shape
-    following = thresholds is not None, mask is not None, method_for(64 * words * of.taps)
+    filters, kh, kw, words = weight.shape
+    following = thresholds is not None, mask is not None, method_for(64 * kh * kw * words)
     plan = _conv2d_plan(name, of, filters, channels, groups, words, padding_mode, *following)
     if mask is not None:
         mask = _check_mask(name, mask, weight)

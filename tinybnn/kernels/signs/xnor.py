@@ -343,7 +343,7 @@ def bind(prepared, x, out, workspace=None):
         shares = parallel.shares(items, tasks, 4)  # whole blocks of 4 pixels
     return parallel.bind(
         _task, shares, (by_panels, items), x.reshape(-1), (workspace, slot), prepared.masks,
-        prepared.arguments, target,
+        tuple(tables), target,
     )  # fmt: skip
 
 
