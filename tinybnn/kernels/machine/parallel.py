@@ -57,10 +57,11 @@ def share_out(worker, shares, *arguments):
     arguments
         Arrays, numbers, and tuples of them.
     """
-    if len(shares) == 1:
-        worker(*shares[0].tolist(), 0, *arguments)
+    if len(shares) == 1 or numba.config.DISABLE_JIT:
+        for task, (first, end) in enumerate(shares.tolist()):
+            worker(first, end, task, *arguments)
     else:
-        bind(worker, shares, *arguments)()
+        threads.run(_loop, *_addresses_of(worker, arguments), shares)
 
 
 def bind(worker, shares, *arguments):
