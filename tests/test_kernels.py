@@ -520,6 +520,7 @@ def test_rows_too_long_for_look_ups_are_counted(monkeypatch):
             assert same(found, expected)
 
 
+@by_each_method
 def test_register_peak():
     assert xnor.register_peak(100) > 0
 

@@ -20,7 +20,9 @@ from tinybnn.bench.rounds import Settings, rest
 from tinybnn.bench.startup import startup
 from tinybnn.bench.training import training
 from tinybnn.kernels.machine import threads
+from tinybnn.kernels.machine.simd import cpu_kind
 from tinybnn.kernels.signs import xnor
+from tinybnn.kernels.signs.prepared import has_fast_look_ups
 
 GROUPS = ("kernels", "depthwise", "models", "startup", "train")
 
@@ -100,6 +102,8 @@ def run(group="all", num_threads=None, quick=False, say=print, profile=False):
             say("A quick run: its figures mean nothing beyond showing that the code runs.")
         roof = measure_roof(num_threads, quick)
         say(
+            f"The CPU has {cpu_kind()}: products of signs by "
+            f"{'look-ups' if has_fast_look_ups() else 'counting'}.\n"
             f"Peak of the registers: {roof['register_peak'] / 1e9:,.0f} Gbit-MAC/s a core. "
             f"Memory: {roof['bandwidth'] / 1e9:.0f} GB/s\n({roof['bandwidth_by']}). "
             f"Threads: {num_threads}.\nMedians, in brackets the fastest and the slowest run; the "

@@ -59,6 +59,19 @@ def cpu_features():
     return frozenset(feature[1:] for feature in features.split(",") if feature.startswith("+"))
 
 
+def cpu_kind():
+    """The vectors that the CPU has, as far as kernels differ by them, in words."""
+    for feature, name in (
+        ("avx512vpopcntdq", "AVX-512 with VPOPCNTDQ"),
+        ("avx512bw", "AVX-512 without VPOPCNTDQ"),
+        ("avx2", "AVX2"),
+        ("neon", "NEON"),
+    ):
+        if feature in cpu_features():
+            return name
+    return "short vectors"
+
+
 # ---------------------------------------------------------------------------------- compiled words
 
 

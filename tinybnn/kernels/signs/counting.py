@@ -11,8 +11,6 @@ VPOPCNTDQ), and for those without byte shuffles; between them is `look_ups`.
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 from numba import types
 from numba.core.extending import overload
@@ -199,25 +197,10 @@ def _finish(counts, c, r, row, place, results):
 # ------------------------------------------------------------------------------ what can be reached
 
 
-def register_peak(repetitions=200_000):
-    """Products of signs a second that one core can count when nothing has to be loaded.
-
-    The same instructions as the inner loop of the product, on values that stay in registers. What
-    `xnor_matmul` reaches of it is what loads, stores and loops leave.
-
-    Returns
-    -------
-    float
-        Sign products a second, the best of 5 runs.
-    """
-    words = np.ones(WIDE, np.uint64)
-    _register_loop(1, words)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        _register_loop(repetitions, words)
-        seconds.append(time.perf_counter() - start)
-    return repetitions * 4 * WIDE * 64 / min(seconds)
+def register_loop(repetitions):
+    """Count bits in registers, without a load; how many products of signs that are."""
+    _register_loop(repetitions, np.ones(WIDE, np.uint64))
+    return repetitions * 4 * WIDE * 64
 
 
 @kernel

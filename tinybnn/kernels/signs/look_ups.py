@@ -40,7 +40,7 @@ from tinybnn.kernels.machine.shuffles import (
     widened_sum,
     zero_bytes,
 )
-from tinybnn.kernels.machine.simd import compiles, inlined, subkernel
+from tinybnn.kernels.machine.simd import compiles, inlined, kernel, subkernel
 from tinybnn.kernels.signs.results import finish
 from tinybnn.kernels.signs.tables import LookUps, Tables
 
@@ -195,6 +195,25 @@ def _look_up(zero, pairs, begin, end, places, at, sums, to, tables):
             add_tile(sums, to, tile)
             tile = zero
     return at
+
+
+def register_loop(repetitions):
+    """Look up in registers, with what lies in the nearest cache; how many products those are."""
+    offsets = 16 * np.arange(2 * _FULL, dtype=np.uint16)
+    panel, sums = np.ones(_FULL * WIDE, np.uint8), np.zeros(4 * WIDE, np.uint16)
+    _register_loop(repetitions, entries(), offsets, panel, sums)
+    return repetitions * 4 * WIDE * 4 * _FULL
+
+
+@kernel(allocates=False)
+def _register_loop(repetitions, entries, offsets, panel, sums):
+    zero = zero_bytes()
+    for _ in range(repetitions):
+        tile = zero, zero, zero, zero, zero, zero, zero, zero
+        for k in range(0, _FULL, 3):
+            pairs = k, _FULL + k
+            tile = add_three_look_ups(tile, pairs, offsets, entries, panel, k * WIDE)
+        add_tile(sums, 0, tile)
 
 
 def moved(places, step):

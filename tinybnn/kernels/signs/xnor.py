@@ -32,6 +32,7 @@ and again:
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 from numba.core import types
@@ -46,12 +47,12 @@ from tinybnn.kernels.machine.threads import tasks_for
 from tinybnn.kernels.machine.windows import Windows, windows, with_border
 from tinybnn.kernels.signs import counting, look_ups
 from tinybnn.kernels.signs.bits import pack_reference, split_groups_reference, unpack_reference
-from tinybnn.kernels.signs.counting import register_peak as register_peak
 from tinybnn.kernels.signs.images import pad as pad
 from tinybnn.kernels.signs.prepared import (
     NO_SUMS,
     NO_WORDS,
     check_count,
+    has_fast_look_ups,
     lay_out_conv2d,
     lay_out_matmul,
 )
@@ -418,3 +419,28 @@ def _compiled_blocks(first, end, panel, panel_end, words, base, masks, arguments
     return lambda first, end, panel, panel_end, words, base, masks, arguments, target: blocks(
         first, end, panel, panel_end, words, base, masks, arguments, target
     )
+
+
+# ------------------------------------------------------------------------------ what can be reached
+
+
+def register_peak(repetitions=200_000):
+    """Products of signs a second that one core can do when nothing has to be fetched.
+
+    The same instructions as the inner loop of the product, by the method that suits the CPU, on
+    values that stay in registers (of look-ups, in the nearest cache). What `xnor_matmul` reaches of
+    it is what loads, stores and loops leave.
+
+    Returns
+    -------
+    float
+        Sign products a second, the best of 5 runs.
+    """
+    method = look_ups if has_fast_look_ups() else counting
+    method.register_loop(1)  # compiled
+    rates = []
+    for _ in range(5):
+        start = time.perf_counter()
+        products = method.register_loop(repetitions)
+        rates.append(products / (time.perf_counter() - start))
+    return max(rates)
