@@ -474,11 +474,16 @@ inner_loops(four_by_eight)
 # The limit is the number of registers. 16 counts, 4 vectors of weights and one of `a` make 21, of
 # the 32 that AVX-512 has. If a block does not fit, the compiler has to *spill* counts to memory and
 # load them back, which is what blocking was to avoid. AVX2 has 16 registers, each half as long:
-# there the same kernel spills, and need not be faster than rung 6.
+# there the same kernel spills, and the package takes another one.
 #
-# The kernel is in `tinybnn/kernels/signs/xnor.py` and reads like the one above with more lines;
+# The kernel is in `tinybnn/kernels/signs/counting.py` and reads like the one above with more lines;
 # besides, it handles rows and columns that do not fill a block, and writes int32. It is used in two
 # steps. `prepare_matmul` lays out the weights, once; `run` computes.
+#
+# Where a CPU has byte shuffles but cannot count the bits of a vector (AVX2), `run` does not count:
+# four signs of `a` choose a table of 16 small numbers, four signs of `b` look one of them up, and a
+# shuffle does that for 32 bytes at once. `tinybnn/kernels/signs/look_ups.py` explains it. The
+# integers are the same.
 
 # %%
 prepared = xnor.prepare_matmul(b, K)
@@ -704,7 +709,7 @@ print(f"corner at {corner:.0f} products a byte: about {corner / 8:.0f} rows")
 #    bytes in $R + C$ loads. It needs $RC + C + 1$ registers. Among the shapes that fit into 32
 #    registers, which has the fewest bytes a product, and which the fewest loads? And with the 16
 #    registers of AVX2, where a vector of 8 words takes two? *Hint:* two loops and a list of tuples,
-#    sorted. The answers differ; `xnor.py` had to choose.
+#    sorted. The answers differ; `counting.py` had to choose.
 
 # %% [markdown]
 # ## Sources
