@@ -504,9 +504,6 @@ EXAMPLES[prepared.Prepared] = (
 EXAMPLES[tables.Tables] = lambda: xnor.prepare_matmul(words(20), 70).tables, tuple
 LOOK_UPS = xnor.prepare_matmul(words(20), 70).tables.look_ups
 EXAMPLES[tables.LookUps] = lambda: tables.LookUps(*LOOK_UPS), tuple
-    lambda: tables.LookUps(*xnor.prepare_matmul(words(20), 70).tables.look_ups),
-    tuple,
-)
 value(simd.Vector, numba.types.int32, 16)
 EXAMPLES[depthwise.Plan] = (
     lambda: depthwise.prepare(words(3, 3), 70, (5, 5)),
