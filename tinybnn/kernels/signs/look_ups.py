@@ -46,6 +46,7 @@ from tinybnn.kernels.signs.tables import LookUps, Tables
 
 WIDE, NARROW = 2 * BYTES, BYTES  # columns of a panel
 MOST_TERMS = 2**15 - 1  # signs whose disagreements a sum holds, twice of ternary weights
+LEAST_TERMS = 256  # of fewer, to find the tables of a pixel costs more than to count
 _FULL = 63  # look-ups after which a byte is full
 _NEAR = 4 * _FULL  # look-ups whose part of a panel (16 KB) stays in the nearest cache
 _PAIRS = 32  # pairs of pixels that pass through all panels before the next ones

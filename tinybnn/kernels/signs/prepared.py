@@ -88,8 +88,12 @@ def has_fast_look_ups():
 
 
 def method_for(terms):
-    """What finds the disagreements of so many signs: `counting` or `look_ups`."""
-    return look_ups if has_fast_look_ups() and terms <= look_ups.MOST_TERMS else counting
+    """What finds the disagreements of so many signs: `look_ups`, where they pay, or `counting`.
+
+    It does not depend on the number of filters: one kernel makes all products of a fused layer.
+    """
+    pays = look_ups.LEAST_TERMS <= terms <= look_ups.MOST_TERMS
+    return look_ups if pays and has_fast_look_ups() else counting
 
 
 def _in_panels(weight, table, columns, lay_out):
