@@ -501,6 +501,12 @@ def _to_json(value):
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _from_json(value):
+    if isinstance(value, list):  # of JSON's; what is written are tuples
+        return tuple(map(_from_json, value))
+    return _NOT_FINITE.get(value, value) if isinstance(value, str) else value
+
+
 def _check_info(info, output_shape):
     """What the command line reads of `PackedModel.info` has the types and sizes that it expects."""
     if not isinstance(info, dict):
@@ -576,10 +582,7 @@ def _read_step(i, entry, arrays, stored_signs):
     entry["arrays"] = {name: arrays[key] for name, key in stored.items()}
     for name in ("inputs", "shape"):
         entry[name] = _whole(name, entry[name])
-    entry["settings"] = {
-        key: _NOT_FINITE.get(value, value) if isinstance(value, str) else value
-        for key, value in entry["settings"].items()
-    }
+    entry["settings"] = {key: _from_json(value) for key, value in entry["settings"].items()}
     step = Step(**entry)
     storage.check_name(step.name, f"the name of step {i}")
     storage.check_name(step.operation, f"the operation of step {i}")

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinybnn.deploy.operations import OPERATIONS
+from tinybnn.deploy.operations import OPERATIONS, POOLING, in_rows
 from tinybnn.deploy.shapes import infer
 from tinybnn.deploy.values import BITS, FLAT, FLOAT, SUMS, Value
 from tinybnn.kernels.floats import fused, pointwise, signed
@@ -312,12 +312,10 @@ class _Planner:
                 "flip": threshold.arrays["flip"],
             }
         if step.operation in ("xnor_linear", "ternary_linear"):
-            rows = [
-                None if plane is None else plane.reshape(len(plane), -1) for plane in (weight, mask)
-            ]
-            return xnor.prepare_matmul(rows[0], step.settings["count"], mask=rows[1], **comparison)
+            weight, mask = in_rows(**step.arrays)
+            return xnor.prepare_matmul(weight, **step.settings, mask=mask, **comparison)
         size = value.shape[1:]
-        geometry = {k: _tuple(v) for k, v in step.settings.items()}
+        geometry = dict(step.settings)
         if step.operation == "conv2d":
             return signed.prepare_conv2d(weight, size, **geometry)
         channels, groups = geometry.pop("channels"), geometry.pop("groups")
@@ -365,10 +363,8 @@ class _Planner:
                 i, lambda x, out: signed.bind_ordered_matmul(_in_order(x), weight, out)
             )
         if step.operation == "max_pool_bits":
-            settings = {k: _tuple(v) for k, v in step.settings.items()}
-            minimum = step.arrays["minimum"]
             return self.task(
-                i, lambda x, out: pooling.bind(x, **settings, minimum=minimum, out=out)
+                i, lambda x, out: pooling.bind(x, **step.settings, **step.arrays, out=out)
             )
         sources = tuple(s for s in step.inputs if s not in self.constants)
         if i in self.constants or len(sources) < len(step.inputs):
@@ -380,9 +376,7 @@ class _Planner:
 
             return Task((i,), (i,), sources, run)
         if step.operation == "avg_pool2d":
-            geometry = tuple(
-                _tuple(step.settings[name]) for name in ("kernel_size", "stride", "padding")
-            )
+            geometry = tuple(step.settings[name] for name in POOLING)
             return self.task(
                 i, lambda x, out: float_pooling.bind_avg_pool2d(_in_order(x), geometry, out)
             )
@@ -453,10 +447,6 @@ class _Planner:
             (i,), (*unpacking, i), (source,), bind, (self.buffer(i),),
             lambda samples: signed.signs_floats(samples, row_words) // 2 + 1,
         )  # fmt: skip
-
-
-def _tuple(value):
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _in_order(array):

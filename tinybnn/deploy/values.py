@@ -55,6 +55,11 @@ def expect_int(name, value, low, high=2**31 - 1):
     return value
 
 
+def expect_count(name, value, channels):
+    if type(value) is not int or value != channels:
+        raise ValueError(f"{name} is {value!r}, the input has {channels} channels")
+
+
 def expect_number(name, value, *, finite=False):
     is_number = type(value) is float or (type(value) is int and abs(value) < 2**127)  # float32's
     if not is_number or (finite and not math.isfinite(value)):
