@@ -44,7 +44,7 @@ from tinybnn.deploy.operations import (
 )
 from tinybnn.deploy.packed import PackedModel, Step
 from tinybnn.deploy.scan import Scan
-from tinybnn.deploy.shapes import expect_results, infer
+from tinybnn.deploy.shapes import expect_results
 from tinybnn.deploy.trace import (
     CompileError,
     Problem,
@@ -535,15 +535,12 @@ class _Compiler:
                     steps.append(Step(self.name(i), operation, tuple(inputs), **details))
                 if (i, form) in recipes:
                     made[i, form] = len(steps) - 1
-        self.check_shapes(input_shape, steps)
-        return PackedModel(input_shape, steps, len(self.calls))
-
-    def check_shapes(self, input_shape, steps):
-        """Every step fits to those that it reads, and gives what the float model gave."""
+        packed = PackedModel(input_shape, steps, len(self.calls))
         try:
-            expect_results(steps, infer(input_shape, steps), len(self.calls))
+            expect_results(steps, packed._values, packed.calls)
         except ValueError as error:
             raise CompileError.of(str(error)) from None
+        return packed
 
     def recipe(self, form, i):
         """The steps of a form of call i, the last of which gives what the call gives."""

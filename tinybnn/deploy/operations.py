@@ -36,6 +36,8 @@ from tinybnn.deploy.values import (
     expect_pair,
     expect_sizes,
     expect_words,
+    nchw,
+    nhwc,
     pool,
 )
 from tinybnn.kernels.signs import bits, pooling, xnor
@@ -151,14 +153,6 @@ class Operation:
 
 def _path(cls):
     return cls.__module__, cls.__qualname__
-
-
-def nhwc(x):
-    return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
-
-
-def nchw(x):
-    return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
 
 
 def same(emit, constant, operands, step):

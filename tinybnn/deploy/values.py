@@ -37,6 +37,14 @@ class Value:
     single: bool = False
 
 
+def nhwc(x):
+    return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
+
+
+def nchw(x):
+    return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
+
+
 def expect_memory(what, shape):
     """A few numbers in a file must not fill the memory."""
     if 4 * math.prod(shape) > MOST_BYTES:
