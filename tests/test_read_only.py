@@ -346,7 +346,7 @@ OTHERS = {
     "normalization.fits", "pointwise.arrays", "pointwise.mask_words",
     "pointwise.slot_floats", "pooling.bind", "sign_gradients.as_image",
     "sign_gradients.choose_method", "sign_gradients.geometry_of", "sign_gradients.operands",
-    "signed.bind_ordered_matmul", "signed.conv2d_arguments",
+    "signed.bind_ordered_matmul",
     "signed.signs_floats", "xnor.bind", "xnor.count_disagreements",
     "xnor.counted", "xnor.register_peak",
 }  # fmt: skip

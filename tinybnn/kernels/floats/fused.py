@@ -348,7 +348,7 @@ def _alone(first, end, task, origins, places, strips, operands, sources, program
 
 def _lay_out_float(products, program):
     (prepared,), pixels = products, _chunk_pixels(program)
-    padded = prepared.workspace_floats(prepared.together, 1) // 2 + 8
+    padded = prepared.workspace_floats(prepared.copying.together, 1) // 2 + 8
     return pixels, padded, pixels
 
 
@@ -497,7 +497,9 @@ class _Kind(NamedTuple):
 
 _KINDS = {
     "none": _Kind(_alone, _lay_out_alone, tuple),
-    "float": _Kind(_float, _lay_out_float, lambda products: signed.conv2d_arguments(*products)),
+    "float": _Kind(
+        _float, _lay_out_float, lambda products: (products[0].copying, products[0].tables)
+    ),
     "depthwise": _Kind(_depthwise, _lay_out_depthwise, _filled),
     "xnor": _Kind(_xnor, _lay_out_xnor, _xnor_operands),
     "ternary": _Kind(_xnor, _lay_out_xnor, _xnor_operands),
