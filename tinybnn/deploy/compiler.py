@@ -306,20 +306,13 @@ class _Compiler:
         return self.calls[i].output.shape[1:]
 
     def constant(self, i, position):
-        """Input number `position` of call i as a constant array, or None if it depends on x."""
-        value = self.calls[i].inputs[position]
-        if isinstance(value, Tensor):
-            return value.data if self.made_by(value) is None else None
-        return np.asarray(value, np.float32)
-
-    def weight(self, i):
-        """What the product of call i multiplies by, a constant array; None if it depends on x."""
-        weight, quantizers = self.constant(i, 1), self.calls[i].options.get("quantizers")
-        return quantizers[1].forward(weight) if quantizers and weight is not None else weight
-
-    def operand(self, i, position):
-        """Input number `position` of call i as the operation sees it; None if it depends on x."""
-        return self.weight(i) if position == 1 else self.constant(i, position)
+        """Input number `position` of call i as its operation sees it; None if it depends on x."""
+        call, value = self.calls[i], self.calls[i].inputs[position]
+        if isinstance(value, Tensor) and self.made_by(value) is not None:
+            return None
+        array = value.data if isinstance(value, Tensor) else np.asarray(value, np.float32)
+        quantizers = call.options.get("quantizers") if position == 1 else None
+        return quantizers[1].forward(array) if quantizers else array  # a product's weight
 
     def refuse(self, i, reason):
         call = self.calls[i]
@@ -351,7 +344,7 @@ class _Compiler:
         if kinds != ["signs"]:
             return "float"
         if function in (*_CONVOLUTIONS, *_LINEAR):
-            weight = self.weight(i)
+            weight = self.constant(i, 1)
             return "sums" if weight is not None and _are_small_integers(weight) else "float"
         keeps_signs = (
             function is F.MaxPool2d
@@ -551,7 +544,7 @@ class _Compiler:
         )
 
     def recipe_accumulator(self, i):
-        call, weight, source = self.calls[i], self.weight(i), self.symbolic[i][0]
+        call, weight, source = self.calls[i], self.constant(i, 1), self.symbolic[i][0]
         kind = "xnor" if np.all(weight) else "ternary"
         if type(call.function) in _LINEAR:
             settings = {"count": weight.shape[1]}
@@ -606,7 +599,7 @@ class _Compiler:
             return self.rearranged(i)
         sources = [(source, "float") for source in self.symbolic[i]]
         traced = TracedCall(
-            call.inputs, call.options, call.output, functools.partial(self.operand, i),
+            call.inputs, call.options, call.output, functools.partial(self.constant, i),
             len(sources),
         )  # fmt: skip
         try:

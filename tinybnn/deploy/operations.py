@@ -127,7 +127,13 @@ class Operation:
 
         By default that of its Function, whose options are the settings.
         """
-        return cls.functions[0].apply(*values, **constants)
+        settings = {name: constants.pop(name) for name in cls.settings}
+        return cls.functions[0].apply(*cls.in_order(values, constants), **settings)
+
+    @classmethod
+    def in_order(cls, values, arrays):
+        """The inputs of its Function, of the values that come in and of its arrays."""
+        return [*values, *arrays.values()]
 
     @staticmethod
     def shape(x, **constants):
@@ -278,9 +284,7 @@ class XnorConv2d(Operation):
     name, inputs, arrays = "xnor_conv2d", (BITS,), ("weight",)
     settings = (*CONVOLUTION, "channels", "padding_mode")
 
-    @staticmethod
-    def run(words, **constants):
-        return xnor.xnor_conv2d(words, **constants)
+    run = staticmethod(xnor.xnor_conv2d)
 
     @staticmethod
     def shape(x, *, channels, groups, padding_mode, stride, padding, dilation, **planes):
@@ -345,9 +349,7 @@ class MaxPoolBits(Operation):
     name, inputs = "max_pool_bits", (BITS,)
     arrays, settings = ("minimum",), (*POOLING, "channels")
 
-    @staticmethod
-    def run(words, *, minimum, channels, kernel_size, stride, padding):
-        return pooling.max_pool2d(words, channels, kernel_size, stride, padding, minimum)
+    run = staticmethod(pooling.max_pool2d)
 
     @staticmethod
     def shape(x, *, minimum, channels, **windows):
@@ -484,7 +486,12 @@ class _Unary(Operation):
 
 def _emit(name):
     """The form of an operation that a program has under a name."""
-    return lambda emit, constant, operands, step: emit(name, *operands)
+
+    def program(emit, constant, operands, step):
+        arrays = {key: constant(array) for key, array in step.arrays.items()}
+        return emit(name, *OPERATIONS[step.operation].in_order(operands, arrays))
+
+    return program
 
 
 class Relu(_Unary):
@@ -574,7 +581,7 @@ class PRelu(Operation):
 
     name, arrays, functions = "prelu", ("weight",), (F.PRelu,)
     is_elementwise = True
-    run = staticmethod(lambda x, *, weight: F.PRelu.apply(x, weight))
+    program = _emit("prelu")
 
     @staticmethod
     def shape(x, *, weight):
@@ -583,10 +590,6 @@ class PRelu(Operation):
     @classmethod
     def of_call(cls, call):
         return ({"weight": call.constant(1)}, {}) if call.results == 1 else None
-
-    @staticmethod
-    def program(emit, constant, operands, step):
-        return emit("prelu", *operands, constant(step.arrays["weight"]))
 
 
 class BatchNorm(Operation):
@@ -631,6 +634,12 @@ class BatchNorm(Operation):
 # --------------------------------------------------------------------------------- several operands
 
 
+def filled(constants, values):
+    """Operands in order: constants where there are some, else the values of earlier steps."""
+    values = iter(values)
+    return [next(values) if constant is None else constant for constant in constants]
+
+
 class _Operands(Operation):
     """Operands, each a constant or the result of an earlier step.
 
@@ -644,16 +653,8 @@ class _Operands(Operation):
     arrays = ("left?", "right?")
 
     @classmethod
-    def in_order(cls, values, constants):
-        """All operands: constants where there are some, else the values of earlier steps."""
-        values = iter(values)
-        given = [constants.get(name.rstrip("?")) for name in cls.arrays]
-        return [next(values) if constant is None else constant for constant in given]
-
-    @classmethod
-    def run(cls, *values, **constants):
-        settings = {name: constants[name] for name in cls.settings}
-        return super().run(*cls.in_order(values, constants), **settings)
+    def in_order(cls, values, arrays):
+        return filled([arrays.get(name.rstrip("?")) for name in cls.arrays], values)
 
     @classmethod
     def shape(cls, *values, **constants):
@@ -678,34 +679,24 @@ class _Binary(_Operands):
     is_elementwise = takes_one_for_all = True
 
 
-def _emit_two(name):
-    """The form of an operation of two operands that a program has under a name."""
-
-    def program(emit, constant, operands, step):
-        constants = {side: constant(array) for side, array in step.arrays.items()}
-        return emit(name, *_Binary.in_order(operands, constants))
-
-    return program
-
-
 class Add(_Binary):
-    name, functions, program = "add", (T.Add,), _emit_two("add")
+    name, functions, program = "add", (T.Add,), _emit("add")
 
 
 class Sub(_Binary):
-    name, functions, program = "sub", (T.Sub,), _emit_two("sub")
+    name, functions, program = "sub", (T.Sub,), _emit("sub")
 
 
 class Mul(_Binary):
-    name, functions, program = "mul", (T.Mul,), _emit_two("mul")
+    name, functions, program = "mul", (T.Mul,), _emit("mul")
 
 
 class Div(_Binary):
-    name, functions, program = "div", (T.Div,), _emit_two("div")
+    name, functions, program = "div", (T.Div,), _emit("div")
 
 
 class Maximum(_Binary):
-    name, functions, program = "maximum", (T.Maximum,), _emit_two("max")
+    name, functions, program = "maximum", (T.Maximum,), _emit("max")
 
 
 class Minimum(_Binary):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinybnn.deploy.operations import OPERATIONS, POOLING, in_rows
+from tinybnn.deploy.operations import OPERATIONS, POOLING, filled, in_rows
 from tinybnn.deploy.values import BITS, FLAT, FLOAT, SUMS, Value, nhwc
 from tinybnn.kernels.floats import fused, pointwise, signed
 from tinybnn.kernels.machine.layout import for_kernel
@@ -361,14 +361,10 @@ class _Planner:
                 i, lambda x, out: pooling.bind(x, **step.settings, **step.arrays, out=out)
             )
         sources = tuple(s for s in step.inputs if s not in self.constants)
+        constants = [self.constants.get(s) for s in step.inputs]
+        by_numpy = Task((i,), (i,), sources, lambda *x: step.run(*filled(constants, x)))
         if i in self.constants or len(sources) < len(step.inputs):
-            constants = [self.constants.get(s) for s in step.inputs]
-
-            def run(*inputs):
-                given = iter(inputs)
-                return step.run(*(next(given) if c is None else c for c in constants))
-
-            return Task((i,), (i,), sources, run)
+            return by_numpy
         if step.operation == "avg_pool2d":
             geometry = tuple(step.settings[name] for name in POOLING)
             return self.task(i, lambda x, out: float_pooling.bind_avg_pool2d(x, geometry, out))
@@ -383,7 +379,7 @@ class _Planner:
         if step.operation == "take_channels":
             index = step.arrays["index"]
             return self.task(i, lambda x, out: channel_order.bind(x, index, out))
-        return Task((i,), (i,), sources, step.run)
+        return by_numpy
 
     def task(self, i, bind):
         """A task with one input and one output; ``bind(x, out)`` gives the callable."""

@@ -111,7 +111,7 @@ class Workspace:
             start = self.places[step]
             part = self.arena[start : start + samples * buffer.nbytes]
             outputs.append(part.view(buffer.dtype).reshape(samples, *buffer.shape))
-        return tuple(outputs), tuple(map(channels_first, outputs))
+        return tuple(outputs), tuple([nchw(a) if a.dtype == np.float32 else a for a in outputs])
 
     def in_order(self, x):
         """The model's input as kernels read it, images with channels last; else a copy, kept."""
@@ -122,11 +122,6 @@ class Workspace:
             self.copies[n] = nchw(np.empty(nhwc(x).shape, x.dtype))
         self.copies[n][...] = x
         return self.copies[n]
-
-
-def channels_first(array):
-    """Float images (N, H, W, C) as (N, C, H, W), which is how steps see them."""
-    return nchw(array) if array.dtype == np.float32 else array
 
 
 def _lay_out(tasks, samples):
