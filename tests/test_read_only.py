@@ -344,7 +344,7 @@ OTHERS = {
     "bits.words_for", "channel_order.bind", "depthwise.majority", "float_pooling.bind_avg_pool2d",
     "fused.bind", "fused.bind_product",
     "normalization.fits", "pointwise.arrays", "pointwise.mask_words",
-    "pointwise.slot_floats", "pooling.bind", "sign_gradients.as_image",
+    "pointwise.sample", "pointwise.slot_floats", "pooling.bind", "sign_gradients.as_image",
     "sign_gradients.choose_method", "sign_gradients.geometry_of", "sign_gradients.operands",
     "signed.bind_ordered_matmul",
     "signed.signs_floats", "xnor.bind", "xnor.count_disagreements",
