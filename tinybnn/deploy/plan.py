@@ -339,13 +339,11 @@ class _Planner:
     def step_task(self, i):
         """A task that ends with step i, outside of all regions."""
         step, source = self.steps[i], self.steps[i].inputs[0]
-        # The step before, if only this one reads it.
-        alone = source >= 0 and source not in self.constants and self.readers[source] == [i]
-        before = self.steps[source] if alone else None
         if step.operation in _PRODUCTS:
             return self.product_task(i, (i,), None)
         if step.operation == "threshold":
-            if before is not None and before.operation in _BINARY:
+            is_alone = source not in self.constants and self.readers[source] == [i]
+            if is_alone and self.steps[source].operation in _BINARY:
                 return self.product_task(source, (source, i), step)
             comparison = _comparison(step)
             return self.task(
@@ -361,10 +359,9 @@ class _Planner:
                 i, lambda x, out: pooling.bind(x, **step.settings, **step.arrays, out=out)
             )
         sources = tuple(s for s in step.inputs if s not in self.constants)
-        constants = [self.constants.get(s) for s in step.inputs]
-        by_numpy = Task((i,), (i,), sources, lambda *x: step.run(*filled(constants, x)))
         if i in self.constants or len(sources) < len(step.inputs):
-            return by_numpy
+            constants = [self.constants.get(s) for s in step.inputs]
+            return Task((i,), (i,), sources, lambda *x: step.run(*filled(constants, x)))
         if step.operation == "avg_pool2d":
             geometry = tuple(step.settings[name] for name in POOLING)
             return self.task(i, lambda x, out: float_pooling.bind_avg_pool2d(x, geometry, out))
@@ -379,7 +376,7 @@ class _Planner:
         if step.operation == "take_channels":
             index = step.arrays["index"]
             return self.task(i, lambda x, out: channel_order.bind(x, index, out))
-        return by_numpy
+        return Task((i,), (i,), sources, step.run)
 
     def task(self, i, bind):
         """A task with one input and one output; ``bind(x, out)`` gives the callable."""
