@@ -496,9 +496,8 @@ class _Compiler:
             for form in ("float", "bits", "accumulator"):
                 if (i, form) not in wanted:
                     continue
-                recipe = None
-                if i not in self.refused:
-                    recipe = self.try_to(functools.partial(self.recipe, form), i)
+                make = functools.partial(self.recipe, form)
+                recipe = None if i in self.refused else self.try_to(make, i)
                 if recipe is None:  # look at what it reads all the same
                     recipe = [("", {}, [(source, "float") for source in self.symbolic[i]])]
                 recipes[i, form] = recipe
@@ -526,7 +525,6 @@ class _Compiler:
                     # None stands for the step before: the second half of a recipe.
                     inputs = [len(steps) - 1 if s is None else made[s] for s in sources]
                     steps.append(Step(self.name(i), operation, tuple(inputs), **details))
-                if (i, form) in recipes:
                     made[i, form] = len(steps) - 1
         packed = PackedModel(input_shape, steps, len(self.calls))
         try:

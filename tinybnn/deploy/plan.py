@@ -207,10 +207,9 @@ class _Planner:
         sources, kinds = [source for source, _ in read], [kind for _, kind in read]
         results = [i for i in members if i == last or set(self.readers[i]) - inside]
         outputs = ["bits" if self.steps[i].operation == "pack" else "floats" for i in results]
-        most = max(map(outputs.count, outputs), default=0)
-        if most > pointwise.MOST_OUTPUTS or not results:
-            return None
-        if max(map(kinds.count, kinds), default=0) > pointwise.MOST_INPUTS:
+        limits = (outputs, pointwise.MOST_OUTPUTS), (kinds, pointwise.MOST_INPUTS)
+        is_too_much = any(found.count(kind) > most for found, most in limits for kind in found)
+        if is_too_much or not results:
             return None
         number = {key: k for k, key in enumerate(read)}
         operations, value_of = [], {}

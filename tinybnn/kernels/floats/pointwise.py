@@ -155,7 +155,6 @@ class _Translator:
             for kind in kinds:
                 if kind not in known:
                     raise ValueError(f"prepare: {what} are of the kinds {known}, got {kind!r}")
-            for kind in known:
                 if list(kinds).count(kind) > most:
                     raise ValueError(f"prepare: at most {most} {what} can be {kind}")
         if not self.outputs:
