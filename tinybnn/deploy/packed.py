@@ -106,7 +106,7 @@ class PackedModel:
     """
 
     KIND, VERSION = "packed-model", 2
-    _DERIVED = ("_values", "tasks", "_block", "_free", "_range_is_known")
+    _DERIVED = ("_values", "tasks", "_block", "output_shape", "_free", "_range_is_known")
 
     def __init__(self, input_shape, steps, calls, info=None):
         self.input_shape, self.steps, self.calls = (
@@ -261,7 +261,7 @@ class PackedModel:
                         out[start : start + batch_size] = result
         return out
 
-    @property
+    @functools.cached_property
     def output_shape(self):
         """Shape of the output for one sample."""
         return self._values[-1].shape
