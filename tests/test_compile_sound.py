@@ -367,8 +367,8 @@ def test_settings_that_json_cannot_hold_come_back_from_a_file(tmp_path):
     packed = deploy.compile(model, (FEATURES,))
     packed.save(tmp_path / "model.npz")
     loaded = deploy.PackedModel.load(tmp_path / "model.npz")
-    assert [step.settings for step in loaded.steps] == [
-        {"widths": [[0, 0], [1, 1]], "value": -np.inf}, {"low": -np.inf, "high": 2.0},
+    assert [step.settings for step in loaded.steps] == [step.settings for step in packed.steps] == [
+        {"widths": ((0, 0), (1, 1)), "value": -np.inf}, {"low": -np.inf, "high": 2.0},
     ]  # fmt: skip
     loaded.save(tmp_path / "again.npz")
     assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "model.npz").read_bytes()

@@ -184,7 +184,7 @@ def test_a_task_writes_its_own_pixels_only(seed, data):
     prepared = signed.prepare_conv2d(weight, (3, 3), padding=(1, 1))
     out = np.full(36 * 5, 7, np.float32)
     workspace = np.empty(prepared.workspace_floats(4), np.float32)
-    copying, tables = signed.conv2d_arguments(prepared)
+    copying, tables = prepared.copying, prepared.tables
     with np.errstate(over="ignore", invalid="ignore"):
         signed._conv2d(first, end, 0, 0, x.reshape(-1), workspace, copying, tables, out)
     expected = signed.conv2d_reference(x, weight, padding=(1, 1)).reshape(-1)
@@ -200,8 +200,8 @@ def test_conv2d_in_chunks(seed, images, data):
     options = {"padding": (1, 2), "stride": (2, 1)}
     prepared = signed.prepare_conv2d(weight, (5, 4), **options)
     expected = signed.conv2d_reference(x, weight, **options).reshape(-1, 70)
-    copying, tables = signed.conv2d_arguments(prepared)
-    stride, pixels = prepared.image_stride, len(prepared.pixels)
+    copying, tables = prepared.copying, prepared.tables
+    stride, pixels = tables.image_stride, len(tables.pixels)
     first = data.draw(st.integers(0, images * pixels - 1))
     end = data.draw(st.integers(first + 1, images * pixels))
     image, after = first // pixels, (end - 1) // pixels + 1

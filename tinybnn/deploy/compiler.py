@@ -44,7 +44,7 @@ from tinybnn.deploy.operations import (
 )
 from tinybnn.deploy.packed import PackedModel, Step
 from tinybnn.deploy.scan import Scan
-from tinybnn.deploy.shapes import expect_results, infer
+from tinybnn.deploy.shapes import expect_results
 from tinybnn.deploy.trace import (
     CompileError,
     Problem,
@@ -242,18 +242,6 @@ def _is_elementwise(function):
 _REARRANGING = (T.Index, T.Permute, T.Flip, T.BroadcastTo)
 
 
-@dataclass
-class _Thresholds:
-    """A sign of a function of sums, as integer comparisons on the accumulator."""
-
-    source: int  # the call that gives the accumulator
-    thresholds: np.ndarray
-    flip: np.ndarray
-    pool: object = None  # the max-pool's windows, if one stood in between
-    minimum: np.ndarray | None = None  # channels whose pool is a minimum
-    flattened: bool = False  # whether the image was flattened before the sign
-
-
 class _Compiler:
     """The trace of a model, what its values are, and the recipes of their forms.
 
@@ -318,20 +306,13 @@ class _Compiler:
         return self.calls[i].output.shape[1:]
 
     def constant(self, i, position):
-        """Input number `position` of call i as a constant array, or None if it depends on x."""
-        value = self.calls[i].inputs[position]
-        if isinstance(value, Tensor):
-            return value.data if self.made_by(value) is None else None
-        return np.asarray(value, np.float32)
-
-    def weight(self, i):
-        """What the product of call i multiplies by, a constant array; None if it depends on x."""
-        weight, quantizers = self.constant(i, 1), self.calls[i].options.get("quantizers")
-        return quantizers[1].forward(weight) if quantizers and weight is not None else weight
-
-    def operand(self, i, position):
-        """Input number `position` of call i as the operation sees it; None if it depends on x."""
-        return self.weight(i) if position == 1 else self.constant(i, position)
+        """Input number `position` of call i as its operation sees it; None if it depends on x."""
+        call, value = self.calls[i], self.calls[i].inputs[position]
+        if isinstance(value, Tensor) and self.made_by(value) is not None:
+            return None
+        array = value.data if isinstance(value, Tensor) else np.asarray(value, np.float32)
+        quantizers = call.options.get("quantizers") if position == 1 else None
+        return quantizers[1].forward(array) if quantizers else array  # a product's weight
 
     def refuse(self, i, reason):
         call = self.calls[i]
@@ -360,18 +341,17 @@ class _Compiler:
             return "signs"
         if function is OnesOfOneSample:
             return "signs"
-        if kinds == ["signs"]:
-            if function in (*_CONVOLUTIONS, *_LINEAR):
-                weight = self.weight(i)
-                if weight is not None and _are_small_integers(weight):
-                    return "sums"
-            if function is F.MaxPool2d:
-                return "signs"
-            if function is T.Reshape and len(call.output) == len(call.inputs[0]):
-                return "signs"
-            if function is T.Pad and call.options["value"] == 1.0:
-                return "signs"
-        return "float"
+        if kinds != ["signs"]:
+            return "float"
+        if function in (*_CONVOLUTIONS, *_LINEAR):
+            weight = self.constant(i, 1)
+            return "sums" if weight is not None and _are_small_integers(weight) else "float"
+        keeps_signs = (
+            function is F.MaxPool2d
+            or (function is T.Reshape and len(call.output) == len(call.inputs[0]))
+            or (function is T.Pad and call.options["value"] == 1.0)
+        )
+        return "signs" if keeps_signs else "float"
 
     def without_repetition(self, i):
         """The call whose result is that of call i: an earlier one, if i is the sign of signs."""
@@ -379,14 +359,13 @@ class _Compiler:
         is_repeated = type(self.calls[i].function) is Quantize and self.kinds[source] == "signs"
         return source if is_repeated else i
 
-    def flattens(self, i):
-        """Whether call i merges the axes of an image (C, H, W) into one."""
-        is_reshape = i >= 0 and type(self.calls[i].function) is T.Reshape
-        return (
-            is_reshape
-            and self.calls[i].output.shape == (_TRACE_BATCH, int(np.prod(self.shape(i))))
-            and self.calls[i].inputs[0].ndim == 4
-        )
+    def image_before(self, i):
+        """The shape (C, H, W) if call i merges the axes of an image into one, else None."""
+        call = self.calls[i]
+        if i < 0 or type(call.function) is not T.Reshape or call.inputs[0].ndim != 4:
+            return None
+        is_row = call.output.shape == (_TRACE_BATCH, int(np.prod(self.shape(i))))
+        return call.inputs[0].shape[1:] if is_row else None
 
     def image_of(self, i):
         """The shape (C, H, W) if the bits of call i are those of a flattened image, else None.
@@ -394,14 +373,10 @@ class _Compiler:
         They then stand pixel by pixel, each pixel padded to whole words, while the floats of a
         flattened image stand channel by channel.
         """
-        if type(self.calls[i].function) is Quantize:
-            found = self.thresholds(i)
-            if found is None or not found.flattened:
-                return None
-            return self.calls[self.symbolic[i][0]].inputs[0].shape[1:]
-        if self.flattens(i) and self.has_bits(self.symbolic[i][0]):
-            return self.shape(self.symbolic[i][0])
-        return None
+        source = self.symbolic[i][0]
+        if type(self.calls[i].function) is Quantize:  # flattened before its thresholds
+            return self.image_before(source) if self.thresholds(i) else None
+        return self.image_before(i) if self.has_bits(source) else None
 
     def has_bits(self, i):
         """Whether the signs of call i can be had as bits without packing floats."""
@@ -426,51 +401,48 @@ class _Compiler:
     # --------------------------------------------------------------------------------- thresholds
 
     def thresholds(self, i):
-        """The Quantize call i as thresholds on an accumulator, or None if it is not one."""
+        """The Quantize call i as thresholds on an accumulator, a recipe; [] if it is not one."""
         if i not in self._thresholds:
             self._thresholds[i] = self._find_thresholds(i)
         return self._thresholds[i]
 
     def _find_thresholds(self, i):
         chain, numbers, source = [], [], self.symbolic[i][0]
-        if flattened := self.flattens(source):
+        if is_flattened := self.image_before(source) is not None:
             numbers.append(source)
             source = self.symbolic[source][0]
         while source >= 0 and self.kinds[source] == "float" and len(self.symbolic[source]) == 1:
-            chain.append(self.calls[source])
+            chain.insert(0, self.calls[source])
             numbers.append(source)
             source = self.symbolic[source][0]
         if source < 0 or self.kinds[source] != "sums":
-            return None
-        chain.reverse()
+            return []
         pools = [k for k, c in enumerate(chain) if type(c.function) is F.MaxPool2d]
-        if len(pools) > 1 or any(
-            not (_is_elementwise(type(c.function)) or type(c.function) is F.MaxPool2d)
-            for c in chain
-        ):
-            return None
         split = pools[0] if pools else len(chain)
+        before, after = chain[:split], chain[split + 1 :]
+        if not all(_is_elementwise(type(c.function)) for c in (*before, *after)):
+            return []
         scan = Scan(self.terms(source), self.shape(source)[0], bool(pools))
         ndim = self.calls[source].output.ndim
         with np.errstate(all="ignore"):
             for integers in scan.blocks():
                 grid = np.repeat(integers[:, None], scan.channels, axis=1)
                 grid = grid.reshape(*grid.shape, *(1,) * (ndim - 2))  # (n, C) or (n, C, 1, 1)
-                values = self.replay(chain[:split], grid)
-                if values is None:
-                    return None
-                results = self.replay(chain[split + 1 :], values)
+                values = self.replay(before, grid)
+                results = None if values is None else self.replay(after, values)
                 if results is None:
-                    return None
+                    return []
                 signs = self.signs(i, results) > 0
                 scan.add(integers, values.reshape(grid.shape[:2]), signs.reshape(grid.shape[:2]))
         if not scan.is_threshold():
-            return None
+            return []
         self.merged.update(numbers)
-        found = _Thresholds(source, *scan.thresholds(), flattened=flattened)
+        thresholds, flip = scan.thresholds()
+        arrays = {"thresholds": thresholds, "flip": flip}
+        recipe = [("threshold", {"arrays": arrays}, [(source, "accumulator")])]
         if pools:
-            found.pool, found.minimum = chain[split].options["windows"], scan.falls()
-        return found
+            recipe.append(_pool_bits(chain[split].options["windows"], scan.falls(), None))
+        return [*recipe, ("flatten_bits", {}, [None])] if is_flattened else recipe
 
     def signs(self, i, x):
         """What the quantizer of call i gives for x, if that is -1 and 1 only."""
@@ -524,9 +496,8 @@ class _Compiler:
             for form in ("float", "bits", "accumulator"):
                 if (i, form) not in wanted:
                     continue
-                recipe = None
-                if i not in self.refused:
-                    recipe = self.try_to(getattr(self, f"recipe_{form}"), i)
+                make = functools.partial(self.recipe, form)
+                recipe = None if i in self.refused else self.try_to(make, i)
                 if recipe is None:  # look at what it reads all the same
                     recipe = [("", {}, [(source, "float") for source in self.symbolic[i]])]
                 recipes[i, form] = recipe
@@ -554,96 +525,68 @@ class _Compiler:
                     # None stands for the step before: the second half of a recipe.
                     inputs = [len(steps) - 1 if s is None else made[s] for s in sources]
                     steps.append(Step(self.name(i), operation, tuple(inputs), **details))
-                if (i, form) in recipes:
                     made[i, form] = len(steps) - 1
-        self.check_shapes(input_shape, steps)
-        return PackedModel(input_shape, steps, len(self.calls))
-
-    def check_shapes(self, input_shape, steps):
-        """Every step fits to those that it reads, and gives what the float model gave."""
+        packed = PackedModel(input_shape, steps, len(self.calls))
         try:
-            expect_results(steps, infer(input_shape, steps), len(self.calls))
+            expect_results(steps, packed._values, packed.calls)
         except ValueError as error:
             raise CompileError.of(str(error)) from None
+        return packed
+
+    def recipe(self, form, i):
+        """The steps of a form of call i, the last of which gives what the call gives."""
+        image = self.image_of(i) if form == "bits" else None
+        layout, shape = ("flattened bits", image) if image else (form, self.shape(i))
+        return _giving(
+            getattr(self, f"recipe_{form}")(i), {"call": i, "layout": layout, "shape": shape}
+        )
 
     def recipe_accumulator(self, i):
-        call, weight = self.calls[i], self.weight(i)
-        source = self.symbolic[i][0]
-        result = {"call": i, "layout": "accumulator", "shape": self.shape(i)}
+        call, weight, source = self.calls[i], self.constant(i, 1), self.symbolic[i][0]
         kind = "xnor" if np.all(weight) else "ternary"
         if type(call.function) in _LINEAR:
-            count = weight.shape[1]
+            settings = {"count": weight.shape[1]}
             if image := self.image_of(source):
-                channels, height, width = image
-                pixels = weight.reshape(-1, channels, height, width).transpose(0, 2, 3, 1)
-                rows = pixels.reshape(len(weight), height * width, channels)
-            else:
-                rows = weight
-            result |= _planes(rows)
-            result["settings"] = {"count": count}
-            return [(f"{kind}_linear", result, [(source, "bits")])]
-        options = call.options["geometry"].options | {"channels": int(call.inputs[0].shape[1])}
-        options["padding_mode"] = call.options.get("padding_mode", "zeros")
-        padded = self.padded_source(i)
-        if padded:
-            source, options["padding"] = padded
-            options["padding_mode"] = "ones"
-        result |= _planes(weight.transpose(0, 2, 3, 1))
-        result["settings"] = options
-        return [(f"{kind}_conv2d", result, [(source, "bits")])]
+                pixels = weight.reshape(-1, *image).transpose(0, 2, 3, 1)
+                weight = pixels.reshape(len(weight), -1, image[0])
+            return [
+                (f"{kind}_linear", {**_planes(weight), "settings": settings}, [(source, "bits")])
+            ]
+        settings = call.options["geometry"].options | {"channels": int(call.inputs[0].shape[1])}
+        settings["padding_mode"] = call.options.get("padding_mode", "zeros")
+        if padded := self.padded_source(i):
+            source, settings["padding"] = padded
+            settings["padding_mode"] = "ones"
+        details = {**_planes(weight.transpose(0, 2, 3, 1)), "settings": settings}
+        return [(f"{kind}_conv2d", details, [(source, "bits")])]
 
     def recipe_bits(self, i):
-        call, result = self.calls[i], {"call": i, "layout": "bits", "shape": self.shape(i)}
+        call, source = self.calls[i], self.symbolic[i][0]
         if type(call.function) is OnesOfOneSample:
-            shape = {"settings": {"shape": self.shape(i)}}
-            return [("ones", result | shape, [(self.symbolic[i][0], "bits")])]
-        source = self.symbolic[i][0]
+            return [("ones", {"settings": {"shape": self.shape(i)}}, [(source, "bits")])]
         if type(call.function) is Quantize:
-            found = self.thresholds(i)
-            if found is None:
-                self.expect_sign(i)
-                return [("pack", result, [(source, "float")])]
-            arrays = {"thresholds": found.thresholds, "flip": found.flip}
-            recipe = [("threshold", {"arrays": arrays}, [(found.source, "accumulator")])]
-            if found.pool is not None:
-                recipe.append(("max_pool_bits", self.pool_bits(found.pool, found.minimum), [None]))
-            if found.flattened:
-                recipe.append(("flatten_bits", {}, [None]))
-                result["layout"], result["shape"] = "flattened bits", self.image_of(i)
-            # Only the last step has a counterpart in the float model.
-            for _, details, _ in recipe[:-1]:
-                details["layout"] = "internal"
-            recipe[-1][1].update(result)
-            return recipe
-        if image := self.image_of(i):
-            result["layout"], result["shape"] = "flattened bits", image
-            return [("flatten_bits", result, [(source, "bits")])]
+            if recipe := self.thresholds(i):
+                return recipe
+            self.expect_sign(i)
+            return [("pack", {}, [(source, "float")])]
+        if self.image_of(i):
+            return [("flatten_bits", {}, [(source, "bits")])]
         if self.has_bits(i):
             minimum = np.zeros(self.shape(i)[0], bool)
-            result |= self.pool_bits(call.options["windows"], minimum)
-            return [("max_pool_bits", result, [(source, "bits")])]
-        return [*self.recipe_float_operation(i), ("pack", result, [None])]
-
-    def pool_bits(self, windows, minimum):
-        return {
-            "arrays": {"minimum": minimum},
-            "settings": {"channels": windows.shape[1], **pooling_settings(windows)},
-        }
+            return [_pool_bits(call.options["windows"], minimum, (source, "bits"))]
+        floats = {"call": i, "layout": "float", "shape": self.shape(i)}
+        return [*_giving(self.float_operation(i), floats), ("pack", {}, [None])]
 
     def recipe_float(self, i):
-        result = {"call": i, "shape": self.shape(i)}
         if self.kinds[i] == "sums":
-            return [("to_float", result, [(i, "accumulator")])]
-        if type(self.calls[i].function) in (Quantize, OnesOfOneSample):
-            if image := self.image_of(i):
-                return [
-                    ("unpack_flattened", result | {"settings": {"image": image}}, [(i, "bits")])
-                ]
-            count = self.shape(i)[0]
-            return [("unpack", result | {"settings": {"count": count}}, [(i, "bits")])]
-        return self.recipe_float_operation(i)
+            return [("to_float", {}, [(i, "accumulator")])]
+        if type(self.calls[i].function) not in (Quantize, OnesOfOneSample):
+            return self.float_operation(i)
+        if image := self.image_of(i):
+            return [("unpack_flattened", {"settings": {"image": image}}, [(i, "bits")])]
+        return [("unpack", {"settings": {"count": self.shape(i)[0]}}, [(i, "bits")])]
 
-    def recipe_float_operation(self, i):
+    def float_operation(self, i):
         """The operation itself on floats."""
         call = self.calls[i]
         operation = OF_FUNCTION.get(type(call.function))
@@ -654,7 +597,7 @@ class _Compiler:
             return self.rearranged(i)
         sources = [(source, "float") for source in self.symbolic[i]]
         traced = TracedCall(
-            call.inputs, call.options, call.output, functools.partial(self.operand, i),
+            call.inputs, call.options, call.output, functools.partial(self.constant, i),
             len(sources),
         )  # fmt: skip
         try:
@@ -672,8 +615,7 @@ class _Compiler:
             before = [self.pad_with_ones(i, sources)]
             settings["padding"], sources = (0, 0), [None]
         details = {"arrays": arrays, "settings": settings, "bits": operation.bits(arrays)}
-        result = {"call": i, "shape": self.shape(i), **details}
-        return [*before, (operation.name, result, sources)]
+        return [*before, (operation.name, details, sources)]
 
     def pad_with_ones(self, i, sources):
         """The step that puts the border of ones around the floats that convolution i reads."""
@@ -682,8 +624,7 @@ class _Compiler:
         channels, *size = call.inputs[0].shape[1:]
         shape = (channels, *(n + 2 * p for n, (p, _) in zip(size, widths[2:], strict=True)))
         settings = {"widths": tuple(widths), "value": 1.0}
-        details = {"call": i, "shape": shape, "layout": "internal", "settings": settings}
-        return "pad", details, sources
+        return "pad", {"call": i, "shape": shape, "settings": settings}, sources
 
     def rearranged(self, i):
         """A call that only moves numbers: channels taken, of the image or of all its numbers."""
@@ -698,8 +639,7 @@ class _Compiler:
             raise self.refuse(i, OWN_SAMPLES)
         if not first.size:
             raise self.refuse(i, "nothing is left of a sample")
-        result, source = {"call": i, "shape": after}, (self.symbolic[i][0], "float")
-        pixels = int(np.prod(before[2:]))
+        source, pixels = (self.symbolic[i][0], "float"), int(np.prod(before[2:]))
         channels = first.reshape(after[0], -1)[:, 0] // pixels
         if (
             len(before) == 4
@@ -708,13 +648,25 @@ class _Compiler:
                 first.reshape(after[0], -1), channels[:, None] * pixels + np.arange(pixels)
             )
         ):
-            return [("take_channels", result | {"arrays": TakeChannels.taking(channels)}, [source])]
-        row = {"settings": {"shape": (size, 1, 1)}, "layout": "internal"}
+            return [("take_channels", {"arrays": TakeChannels.taking(channels)}, [source])]
         return [
-            ("reshape", row, [source]),
-            ("take_channels", {"arrays": TakeChannels.taking(first), "layout": "internal"}, [None]),
-            ("reshape", result | {"settings": {"shape": after}}, [None]),
+            ("reshape", {"settings": {"shape": (size, 1, 1)}}, [source]),
+            ("take_channels", {"arrays": TakeChannels.taking(first)}, [None]),
+            ("reshape", {"settings": {"shape": after}}, [None]),
         ]
+
+
+def _giving(recipe, result):
+    """A recipe whose last step gives this; steps before it have no counterpart in the model."""
+    *before, (operation, details, sources) = recipe
+    internal = [(name, {"layout": "internal", **rest}, read) for name, rest, read in before]
+    return [*internal, (operation, details | result, sources)]
+
+
+def _pool_bits(windows, minimum, source):
+    """The step of a max-pool on bits; a minimum in some channels."""
+    settings = {"channels": windows.shape[1], **pooling_settings(windows)}
+    return "max_pool_bits", {"arrays": {"minimum": minimum}, "settings": settings}, [source]
 
 
 def _are_small_integers(weight):

@@ -29,12 +29,15 @@ from tinybnn.deploy.values import (
     broadcast,
     conv_size,
     expect_array,
+    expect_count,
     expect_image,
     expect_int,
     expect_number,
     expect_pair,
     expect_sizes,
     expect_words,
+    nchw,
+    nhwc,
     pool,
 )
 from tinybnn.kernels.signs import bits, pooling, xnor
@@ -118,10 +121,19 @@ class Operation:
         OPERATIONS[cls.name] = cls
         OF_FUNCTION.update(dict.fromkeys(cls.functions, cls))
 
-    @staticmethod
-    def run(*values, **constants):
-        """The result for arrays; `constants` are arrays and settings by name."""
-        raise NotImplementedError
+    @classmethod
+    def run(cls, *values, **constants):
+        """The result for arrays; `constants` are arrays and settings by name.
+
+        By default that of its Function, whose options are the settings.
+        """
+        settings = {name: constants.pop(name) for name in cls.settings}
+        return cls.functions[0].apply(*cls.in_order(values, constants), **settings)
+
+    @classmethod
+    def in_order(cls, values, arrays):
+        """The inputs of its Function, of the values that come in and of its arrays."""
+        return [*values, *arrays.values()]
 
     @staticmethod
     def shape(x, **constants):
@@ -147,14 +159,6 @@ class Operation:
 
 def _path(cls):
     return cls.__module__, cls.__qualname__
-
-
-def nhwc(x):
-    return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
-
-
-def nchw(x):
-    return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
 
 
 def same(emit, constant, operands, step):
@@ -191,8 +195,7 @@ class Unpack(Operation):
 
     @staticmethod
     def shape(x, *, count):
-        if type(count) is not int or count != x.shape[0]:
-            raise ValueError(f"count is {count!r}, the input has {x.shape[0]} channels")
+        expect_count("count", count, x.shape[0])
         return Value(FLOAT, x.shape, x.single)
 
 
@@ -228,6 +231,11 @@ class FlattenBits(Operation):
         return Value(FLAT, expect_image(x), x.single)
 
 
+def in_rows(weight, mask=None):
+    """Planes with the bits of each filter in one row."""
+    return [None if plane is None else plane.reshape(len(plane), -1) for plane in (weight, mask)]
+
+
 class XnorLinear(Operation):
     """Bits -> accumulators; `count` is the number of bits in a row."""
 
@@ -235,24 +243,21 @@ class XnorLinear(Operation):
     arrays, settings = ("weight",), ("count",)
 
     @staticmethod
-    def run(words, *, weight, count, mask=None):
-        rows = [
-            None if plane is None else plane.reshape(len(plane), -1) for plane in (weight, mask)
-        ]
-        return xnor.xnor_matmul(words, rows[0], count, rows[1])
+    def run(words, *, count, **planes):
+        weight, mask = in_rows(**planes)
+        return xnor.xnor_matmul(words, weight, count, mask)
 
     @staticmethod
-    def shape(x, *, weight, count, mask=None):
+    def shape(x, *, count, **planes):
         if x.kind == BITS and len(x.shape) != 1:
             raise ValueError(f"takes features (F,), got {x.shape}")
         channels, *pixels = x.shape
         rows = () if x.kind == BITS else (math.prod(pixels),)
         if type(count) is not int or count != math.prod(x.shape):
             raise ValueError(f"count {count!r} does not fit to {x.shape}")
-        outputs = weight.shape[:1]
-        for name, plane in (("weight", weight), ("mask", mask)):
-            if plane is not None:
-                expect_words(name, plane, outputs + rows, channels)
+        outputs = planes["weight"].shape[:1]
+        for name, plane in planes.items():
+            expect_words(name, plane, outputs + rows, channels)
         return Value(SUMS, outputs, x.single)
 
 
@@ -265,33 +270,32 @@ class TernaryLinear(XnorLinear):
 CONVOLUTION = ("stride", "padding", "dilation", "groups")
 
 
+def group_channels(channels, weight, groups):
+    """The channels that a filter sees."""
+    groups = expect_int("groups", groups, 1, channels)
+    if weight.ndim != 4 or channels % groups or weight.shape[0] % groups:
+        raise ValueError(f"groups={groups} does not fit to weight {weight.shape}")
+    return channels // groups
+
+
 class XnorConv2d(Operation):
     """Bits -> accumulators."""
 
     name, inputs, arrays = "xnor_conv2d", (BITS,), ("weight",)
     settings = (*CONVOLUTION, "channels", "padding_mode")
 
-    @staticmethod
-    def run(words, *, weight, channels, groups, padding_mode, mask=None, **windows):
-        windows = {name: tuple(pair) for name, pair in windows.items()}
-        return xnor.xnor_conv2d(
-            words, weight, channels, groups=groups, padding_mode=padding_mode, mask=mask, **windows
-        )
+    run = staticmethod(xnor.xnor_conv2d)
 
     @staticmethod
-    def shape(x, *, weight, channels, groups, padding_mode, mask=None, **windows):
-        image = expect_image(x)
-        if type(channels) is not int or channels != image[0]:
-            raise ValueError(f"channels is {channels!r}, the input has {image[0]}")
+    def shape(x, *, channels, groups, padding_mode, stride, padding, dilation, **planes):
+        image, weight = expect_image(x), planes["weight"]
+        expect_count("channels", channels, image[0])
         if padding_mode not in ("zeros", "ones"):
             raise ValueError(f"padding_mode must be 'zeros' or 'ones', got {padding_mode!r}")
-        groups = expect_int("groups", groups, 1, channels)
-        if weight.ndim != 4 or channels % groups or weight.shape[0] % groups:
-            raise ValueError(f"groups={groups} does not fit to weight {weight.shape}")
-        for name, plane in (("weight", weight), ("mask", mask)):
-            if plane is not None:
-                expect_words(name, plane, weight.shape[:3], channels // groups)
-        size = conv_size(image, weight.shape[1:3], **windows)
+        per_group = group_channels(channels, weight, groups)
+        for name, plane in planes.items():
+            expect_words(name, plane, weight.shape[:3], per_group)
+        size = conv_size(image, weight.shape[1:3], stride, padding, dilation)
         return Value(SUMS, (weight.shape[0], *size), x.single)
 
 
@@ -345,17 +349,12 @@ class MaxPoolBits(Operation):
     name, inputs = "max_pool_bits", (BITS,)
     arrays, settings = ("minimum",), (*POOLING, "channels")
 
-    @staticmethod
-    def run(words, *, minimum, channels, kernel_size, stride, padding):
-        return pooling.max_pool2d(
-            words, channels, tuple(kernel_size), tuple(stride), tuple(padding), minimum
-        )
+    run = staticmethod(pooling.max_pool2d)
 
     @staticmethod
     def shape(x, *, minimum, channels, **windows):
         image = expect_image(x)
-        if type(channels) is not int or channels != image[0]:
-            raise ValueError(f"channels is {channels!r}, the input has {image[0]}")
+        expect_count("channels", channels, image[0])
         expect_array("minimum", minimum, "b", image[:1])
         return pool(x, BITS, **windows)
 
@@ -422,10 +421,7 @@ class Conv2d(Linear):
     @staticmethod
     def shape(x, *, weight, groups, **windows):
         image = expect_image(x)
-        groups = expect_int("groups", groups, 1, image[0])
-        if weight.ndim != 4 or image[0] % groups or weight.shape[0] % groups:
-            raise ValueError(f"groups={groups} does not fit to weight {weight.shape}")
-        per_group = image[0] // groups
+        per_group = group_channels(image[0], weight, groups)
         expect_array("weight", weight, "f", (weight.shape[0], per_group, *weight.shape[2:]))
         return Value(
             FLOAT, (weight.shape[0], *conv_size(image, weight.shape[2:], **windows)), x.single
@@ -441,8 +437,7 @@ class ConvTranspose2d(Operation):
     @staticmethod
     def run(x, *, weight, stride, padding, dilation, groups, image):
         geometry = F.Geometry(
-            (len(x), *image), weight.shape, tuple(stride), tuple(padding), tuple(dilation), groups,
-            x.shape[2:],
+            (len(x), *image), weight.shape, stride, padding, dilation, groups, x.shape[2:]
         )  # fmt: skip
         return F.ConvInput.apply(x, weight, geometry=geometry, fixed_order=True)
 
@@ -485,19 +480,22 @@ class _Unary(Operation):
     @staticmethod
     def shape(x, **numbers):
         for name, value in numbers.items():
-            if value is not None:
-                expect_number(name, value)
+            expect_number(name, value)
         return x
 
 
 def _emit(name):
     """The form of an operation that a program has under a name."""
-    return lambda emit, constant, operands, step: emit(name, *operands)
+
+    def program(emit, constant, operands, step):
+        arrays = {key: constant(array) for key, array in step.arrays.items()}
+        return emit(name, *OPERATIONS[step.operation].in_order(operands, arrays))
+
+    return program
 
 
 class Relu(_Unary):
     name, functions = "relu", (F.Relu,)
-    run = staticmethod(F.relu)
 
     @staticmethod
     def program(emit, constant, operands, step):
@@ -506,33 +504,27 @@ class Relu(_Unary):
 
 class Sigmoid(_Unary):
     name, functions = "sigmoid", (F.Sigmoid,)
-    run = staticmethod(F.sigmoid)
 
 
 class Tanh(_Unary):
     name, functions = "tanh", (F.Tanh,)
-    run = staticmethod(F.tanh)
 
 
 class Abs(_Unary):
     name, functions = "abs", (T.Abs,)
-    run = staticmethod(F.abs)
     program = _emit("abs")
 
 
 class Exp(_Unary):
     name, functions = "exp", (T.Exp,)
-    run = staticmethod(F.exp)
 
 
 class Log(_Unary):
     name, functions = "log", (T.Log,)
-    run = staticmethod(F.log)
 
 
 class Sqrt(_Unary):
     name, functions = "sqrt", (T.Sqrt,)
-    run = staticmethod(F.sqrt)
     program = _emit("sqrt")
 
 
@@ -541,6 +533,10 @@ class _Limits(_Unary):
 
     settings = ("low", "high")
     takes_one_for_all = False
+
+    @staticmethod
+    def shape(x, **limits):
+        return _Unary.shape(x, **{name: n for name, n in limits.items() if n is not None})
 
     @staticmethod
     def program(emit, constant, operands, step):
@@ -553,23 +549,15 @@ class _Limits(_Unary):
 
 class Hardtanh(_Limits):
     name, functions = "hardtanh", (F.Hardtanh,)
-    run = staticmethod(lambda x, *, low, high: F.hardtanh(x, low, high))
 
 
 class Clamp(_Limits):
     name, functions = "clamp", (T.Clamp,)
-    run = staticmethod(lambda x, *, low, high: F.clamp(x, low, high))
 
 
 class LeakyRelu(_Unary):
     name, settings, functions = "leaky_relu", ("slope",), (F.LeakyRelu,)
     takes_one_for_all = False
-    run = staticmethod(lambda x, *, slope: F.leaky_relu(x, slope))
-
-    @staticmethod
-    def shape(x, *, slope):
-        expect_number("slope", slope)
-        return x
 
     @staticmethod
     def program(emit, constant, operands, step):
@@ -579,7 +567,6 @@ class LeakyRelu(_Unary):
 class Softplus(_Unary):
     name, settings, functions = "softplus", ("beta",), (F.Softplus,)
     takes_one_for_all = False
-    run = staticmethod(lambda x, *, beta: F.softplus(x, beta))
 
     @staticmethod
     def shape(x, *, beta):
@@ -594,7 +581,7 @@ class PRelu(Operation):
 
     name, arrays, functions = "prelu", ("weight",), (F.PRelu,)
     is_elementwise = True
-    run = staticmethod(lambda x, *, weight: F.PRelu.apply(x, weight))
+    program = _emit("prelu")
 
     @staticmethod
     def shape(x, *, weight):
@@ -603,10 +590,6 @@ class PRelu(Operation):
     @classmethod
     def of_call(cls, call):
         return ({"weight": call.constant(1)}, {}) if call.results == 1 else None
-
-    @staticmethod
-    def program(emit, constant, operands, step):
-        return emit("prelu", *operands, constant(step.arrays["weight"]))
 
 
 class BatchNorm(Operation):
@@ -651,18 +634,10 @@ class BatchNorm(Operation):
 # --------------------------------------------------------------------------------- several operands
 
 
-def _given(values, *constants):
+def filled(constants, values):
     """Operands in order: constants where there are some, else the values of earlier steps."""
     values = iter(values)
     return [next(values) if constant is None else constant for constant in constants]
-
-
-def _operands(count, values, *constants):
-    """The shape of operands that are broadcast against each other."""
-    constants = [array for array in constants if array is not None]
-    if len(values) + len(constants) != count or not values:
-        raise ValueError(f"takes {count} operands, got {len(values) + len(constants)}")
-    return broadcast(*values, *constants)
 
 
 class _Operands(Operation):
@@ -678,6 +653,17 @@ class _Operands(Operation):
     arrays = ("left?", "right?")
 
     @classmethod
+    def in_order(cls, values, arrays):
+        return filled([arrays.get(name.rstrip("?")) for name in cls.arrays], values)
+
+    @classmethod
+    def shape(cls, *values, **constants):
+        found = len(values) + len(constants)
+        if found != len(cls.arrays) or not values:
+            raise ValueError(f"takes {len(cls.arrays)} operands, got {found}")
+        return broadcast(*values, *constants.values())
+
+    @classmethod
     def of_call(cls, call):
         arrays = {}
         for position, name in enumerate(cls.arrays):
@@ -686,60 +672,35 @@ class _Operands(Operation):
                 if value.ndim == call.output.ndim and len(value) > 1:
                     raise NoPackedFormError(ROW_FOR_EACH_SAMPLE)
                 arrays[name.rstrip("?")] = value.astype(np.float32)
-        return arrays, {name: call.options[name] for name in cls.settings}
+        return arrays, super().of_call(call)[1]
 
 
 class _Binary(_Operands):
     is_elementwise = takes_one_for_all = True
 
-    @staticmethod
-    def shape(*values, left=None, right=None):
-        return _operands(2, values, left, right)
-
-
-def _of_two(function):
-    """What an operation of two operands computes."""
-    return staticmethod(
-        lambda *values, left=None, right=None: function(*_given(values, left, right))
-    )
-
-
-def _emit_two(name):
-    """The form of an operation of two operands that a program has under a name."""
-
-    def program(emit, constant, operands, step):
-        operands = list(operands)
-        for position, side in enumerate(("left", "right")):
-            if side in step.arrays:
-                operands.insert(position, constant(step.arrays[side]))
-        return emit(name, *operands)
-
-    return program
-
 
 class Add(_Binary):
-    name, functions, run, program = "add", (T.Add,), _of_two(np.add), _emit_two("add")
+    name, functions, program = "add", (T.Add,), _emit("add")
 
 
 class Sub(_Binary):
-    name, functions, run, program = "sub", (T.Sub,), _of_two(np.subtract), _emit_two("sub")
+    name, functions, program = "sub", (T.Sub,), _emit("sub")
 
 
 class Mul(_Binary):
-    name, functions, run, program = "mul", (T.Mul,), _of_two(np.multiply), _emit_two("mul")
+    name, functions, program = "mul", (T.Mul,), _emit("mul")
 
 
 class Div(_Binary):
-    name, functions, run, program = "div", (T.Div,), _of_two(np.divide), _emit_two("div")
+    name, functions, program = "div", (T.Div,), _emit("div")
 
 
 class Maximum(_Binary):
-    name, functions = "maximum", (T.Maximum,)
-    run, program = _of_two(F.maximum), _emit_two("max")
+    name, functions, program = "maximum", (T.Maximum,), _emit("max")
 
 
 class Minimum(_Binary):
-    name, functions, run = "minimum", (T.Minimum,), _of_two(F.minimum)
+    name, functions = "minimum", (T.Minimum,)
 
 
 class Compare(_Operands):
@@ -747,16 +708,12 @@ class Compare(_Operands):
 
     name, settings, functions = "compare", ("operator",), (T.Compare,)
 
-    @staticmethod
-    def run(*values, operator, left=None, right=None):
-        return T.Compare.apply(*_given(values, left, right), operator=operator)
-
-    @staticmethod
-    def shape(*values, operator, left=None, right=None):
+    @classmethod
+    def shape(cls, *values, operator, **constants):
         if operator not in T.COMPARISONS:
             known = ", ".join(T.COMPARISONS)
             raise ValueError(f"operator must be one of {known}, got {operator!r}")
-        return _operands(2, values, left, right)
+        return super().shape(*values, **constants)
 
 
 class Where(_Operands):
@@ -764,18 +721,10 @@ class Where(_Operands):
 
     name, arrays, functions = "where", ("condition?", "left?", "right?"), (T.Where,)
 
-    @staticmethod
-    def run(*values, condition=None, left=None, right=None):
-        return F.where(*_given(values, condition, left, right))
-
-    @staticmethod
-    def shape(*values, condition=None, left=None, right=None):
-        return _operands(3, values, condition, left, right)
-
 
 class Cat(Operation):
     name, inputs, settings, functions = "cat", ..., ("dim",), (T.Cat,)
-    run = staticmethod(lambda *values, dim: np.concatenate(values, dim))
+    run = staticmethod(lambda *values, dim: np.concatenate(values, dim))  # no ends for a gradient
 
     @staticmethod
     def shape(*values, dim):
@@ -828,10 +777,6 @@ class SumPixels(Operation):
     name, settings, functions = "sum_pixels", ("dim", "keepdim"), (T.SumPixels,)
 
     @staticmethod
-    def run(x, *, dim, keepdim):
-        return T.SumPixels.apply(x, dim=tuple(dim), keepdim=keepdim)
-
-    @staticmethod
     def shape(x, *, dim, keepdim):
         dims = [expect_int("dim", d, 2, len(x.shape)) for d in expect_sizes("dim", dim)]
         if len(set(dims)) != len(dims) or type(keepdim) is not bool:
@@ -863,7 +808,6 @@ class Reshape(Operation):
 
 class Pad(Operation):
     name, settings, functions = "pad", ("widths", "value"), (T.Pad,)
-    run = staticmethod(lambda x, *, widths, value: np.pad(x, widths, constant_values=value))
 
     @staticmethod
     def shape(x, *, widths, value):
@@ -885,7 +829,6 @@ class TakeChannels(Operation):
     """Channel ``index[i]`` of x as channel i: a shuffle of groups, or channels repeated."""
 
     name, arrays, functions = "take_channels", ("index",), (F.TakeChannels,)
-    run = staticmethod(lambda x, *, index: F.take_channels(x, index))
 
     @staticmethod
     def shape(x, *, index):

@@ -106,7 +106,7 @@ class PackedModel:
     """
 
     KIND, VERSION = "packed-model", 2
-    _DERIVED = ("tasks", "_block", "output_shape", "_free", "_range_is_known")
+    _DERIVED = ("_values", "tasks", "_block", "output_shape", "_free", "_range_is_known")
 
     def __init__(self, input_shape, steps, calls, info=None):
         self.input_shape, self.steps, self.calls = (
@@ -141,9 +141,14 @@ class PackedModel:
                     values.pop(source, None)
 
     @functools.cached_property
+    def _values(self):
+        """For each step the `Value` that it gives."""
+        return infer(self.input_shape, self.steps)
+
+    @functools.cached_property
     def tasks(self):
         """The steps as `predict` carries them out: several together, each a call of a kernel."""
-        return make_plan(self.input_shape, self.steps)
+        return make_plan(self.input_shape, self.steps, self._values)
 
     @functools.cached_property
     def _block(self):
@@ -259,7 +264,7 @@ class PackedModel:
     @functools.cached_property
     def output_shape(self):
         """Shape of the output for one sample."""
-        return infer(self.input_shape, self.steps)[-1].shape
+        return self._values[-1].shape
 
     def profile(self, x, repetitions=10, threads=None):
         """Where the time of a prediction goes.
@@ -404,21 +409,20 @@ class PackedModel:
                         joined[name] = array.shape[:-1]
                         array = bits.pack(bits.unpack(array, count).reshape(-1))
                         count *= math.prod(joined[name])
-                    array = bits.to_bytes(array, count)
-                if name in step.bits:
-                    place = None  # anywhere
-                elif array.dtype.kind == "f":
-                    place = step.name
+                    array, place = bits.to_bytes(array, count), None  # the same anywhere
                 else:
-                    place = i, name
+                    place = step.name if array.dtype.kind == "f" else (i, name)
                 content = place, array.dtype.str, array.shape, array.tobytes()
                 stored[name] = known.setdefault(content, f"{i}.{name}")
                 arrays.setdefault(stored[name], array)
             entry = {key: value for key, value in vars(step).items() if key != "arrays"}
             entry["settings"] = {key: _to_json(value) for key, value in step.settings.items()}
             # Signs that a float operation multiplies by come back as floats of this shape.
-            floats = [name for name in step.bits if step.arrays[name].dtype.kind == "f"]
-            signs = {name: step.arrays[name].shape for name in floats}
+            signs = {
+                name: step.arrays[name].shape
+                for name in step.bits
+                if step.arrays[name].dtype.kind == "f"
+            }
             table.append({**entry, "arrays": stored, "signs": signs, "joined": joined})
         return arrays, {
             "input_shape": self.input_shape,
@@ -471,11 +475,12 @@ class PackedModel:
                 _read_step(i, dict(entry), arrays, stored)
                 for i, entry in enumerate(metadata["steps"])
             ]
-            shape, info = tuple(metadata["input_shape"]), metadata.get("info", {})
-            values, calls = infer(shape, steps), metadata["calls"]
-            expect_results(steps, values, calls)
-            _check_info(info, values[-1].shape)
-            return cls(shape, steps, calls, info)
+            info = metadata.get("info", {})
+            packed = cls(metadata["input_shape"], steps, metadata["calls"])
+            expect_results(steps, packed._values, packed.calls)
+            _check_info(info, packed.output_shape)
+            packed.info = dict(info)
+            return packed
 
     def __repr__(self):
         lines = [f"  {i}: {s.operation} {s.shape} <- {s.name}" for i, s in enumerate(self.steps)]
@@ -499,6 +504,12 @@ _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}  # JSON has 
 
 def _to_json(value):
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_json(value):
+    if isinstance(value, list):  # of JSON's; what is written are tuples
+        return tuple(map(_from_json, value))
+    return _NOT_FINITE.get(value, value) if isinstance(value, str) else value
 
 
 def _check_info(info, output_shape):
@@ -576,10 +587,7 @@ def _read_step(i, entry, arrays, stored_signs):
     entry["arrays"] = {name: arrays[key] for name, key in stored.items()}
     for name in ("inputs", "shape"):
         entry[name] = _whole(name, entry[name])
-    entry["settings"] = {
-        key: _NOT_FINITE.get(value, value) if isinstance(value, str) else value
-        for key, value in entry["settings"].items()
-    }
+    entry["settings"] = {key: _from_json(value) for key, value in entry["settings"].items()}
     step = Step(**entry)
     storage.check_name(step.name, f"the name of step {i}")
     storage.check_name(step.operation, f"the operation of step {i}")

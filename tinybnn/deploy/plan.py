@@ -22,9 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinybnn.deploy.operations import OPERATIONS
-from tinybnn.deploy.shapes import infer
-from tinybnn.deploy.values import BITS, FLAT, FLOAT, SUMS, Value
+from tinybnn.deploy.operations import OPERATIONS, POOLING, filled, in_rows
+from tinybnn.deploy.values import BITS, FLAT, FLOAT, SUMS, Value, nhwc
 from tinybnn.kernels.floats import fused, pointwise, signed
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.signs import bits, depthwise, pooling, thresholds, xnor
@@ -79,19 +78,21 @@ class Task:
         raise TypeError("Task: a part of a plan is not copied; copy the PackedModel")
 
 
-def make_plan(input_shape, steps):
+def make_plan(input_shape, steps, values):
     """The tasks that carry out a program, in order.
 
     Parameters
     ----------
     input_shape : tuple of int
     steps : sequence of Step
+    values : sequence of Value
+        What `infer` gives for them.
 
     Returns
     -------
     list of Task
     """
-    return _Planner(input_shape, steps).tasks()
+    return _Planner(input_shape, steps, values).tasks()
 
 
 _BINARY = ("xnor_linear", "xnor_conv2d", "ternary_linear", "ternary_conv2d")
@@ -99,10 +100,9 @@ _PRODUCTS = (*_BINARY, "conv2d")
 
 
 class _Planner:
-    def __init__(self, input_shape, steps):
+    def __init__(self, input_shape, steps, values):
         self.steps = steps
-        self.values = {-1: Value(FLOAT, tuple(input_shape))}
-        self.values |= dict(enumerate(infer(input_shape, steps)))
+        self.values = {-1: Value(FLOAT, input_shape), **dict(enumerate(values))}
         self.constants = {}  # step -> its result, the same for all inputs
         for i, step in enumerate(steps[:-1]):
             is_constant = step.operation == "ones" or set(step.inputs) <= set(self.constants)
@@ -207,10 +207,9 @@ class _Planner:
         sources, kinds = [source for source, _ in read], [kind for _, kind in read]
         results = [i for i in members if i == last or set(self.readers[i]) - inside]
         outputs = ["bits" if self.steps[i].operation == "pack" else "floats" for i in results]
-        most = max(map(outputs.count, outputs), default=0)
-        if most > pointwise.MOST_OUTPUTS or not results:
-            return None
-        if max(map(kinds.count, kinds), default=0) > pointwise.MOST_INPUTS:
+        limits = (outputs, pointwise.MOST_OUTPUTS), (kinds, pointwise.MOST_INPUTS)
+        is_too_much = any(found.count(kind) > most for found, most in limits for kind in found)
+        if is_too_much or not results:
             return None
         number = {key: k for k, key in enumerate(read)}
         operations, value_of = [], {}
@@ -305,19 +304,13 @@ class _Planner:
     def prepared(self, i, threshold):
         """The laid-out weights of a product, with thresholds where a step of them follows."""
         step, value = self.steps[i], self.values[self.steps[i].inputs[0]]
-        weight, mask, comparison = step.arrays["weight"], step.arrays.get("mask"), {}
-        if threshold is not None:
-            comparison = {
-                "thresholds": threshold.arrays["thresholds"].astype(np.int32),
-                "flip": threshold.arrays["flip"],
-            }
+        weight, mask = step.arrays["weight"], step.arrays.get("mask")
+        comparison = {} if threshold is None else _comparison(threshold)
         if step.operation in ("xnor_linear", "ternary_linear"):
-            rows = [
-                None if plane is None else plane.reshape(len(plane), -1) for plane in (weight, mask)
-            ]
-            return xnor.prepare_matmul(rows[0], step.settings["count"], mask=rows[1], **comparison)
+            weight, mask = in_rows(**step.arrays)
+            return xnor.prepare_matmul(weight, **step.settings, mask=mask, **comparison)
         size = value.shape[1:]
-        geometry = {k: _tuple(v) for k, v in step.settings.items()}
+        geometry = dict(step.settings)
         if step.operation == "conv2d":
             return signed.prepare_conv2d(weight, size, **geometry)
         channels, groups = geometry.pop("channels"), geometry.pop("groups")
@@ -345,70 +338,52 @@ class _Planner:
     def step_task(self, i):
         """A task that ends with step i, outside of all regions."""
         step, source = self.steps[i], self.steps[i].inputs[0]
-        # The step before, if only this one reads it.
-        alone = source >= 0 and source not in self.constants and self.readers[source] == [i]
-        before = self.steps[source] if alone else None
         if step.operation in _PRODUCTS:
             return self.product_task(i, (i,), None)
         if step.operation == "threshold":
-            if before is not None and before.operation in _BINARY:
+            is_alone = source not in self.constants and self.readers[source] == [i]
+            if is_alone and self.steps[source].operation in _BINARY:
                 return self.product_task(source, (source, i), step)
-            limits, flip = step.arrays["thresholds"].astype(np.int32), step.arrays["flip"]
+            comparison = _comparison(step)
             return self.task(
-                i, lambda x, out: lambda: thresholds.threshold(x, limits, flip, out=out)
+                i, lambda x, out: lambda: thresholds.threshold(x, **comparison, out=out)
             )
         if step.operation == "linear" and (unpacking := self.unpacking(source, i)):
             return self.signs_task(i, *unpacking)
         if step.operation == "linear":  # of floats
             weight = for_kernel(step.arrays["weight"].T)
-            return self.task(
-                i, lambda x, out: signed.bind_ordered_matmul(_in_order(x), weight, out)
-            )
+            return self.task(i, lambda x, out: signed.bind_ordered_matmul(x, weight, out))
         if step.operation == "max_pool_bits":
-            settings = {k: _tuple(v) for k, v in step.settings.items()}
-            minimum = step.arrays["minimum"]
             return self.task(
-                i, lambda x, out: pooling.bind(x, **settings, minimum=minimum, out=out)
+                i, lambda x, out: pooling.bind(x, **step.settings, **step.arrays, out=out)
             )
         sources = tuple(s for s in step.inputs if s not in self.constants)
         if i in self.constants or len(sources) < len(step.inputs):
             constants = [self.constants.get(s) for s in step.inputs]
-
-            def run(*inputs):
-                given = iter(inputs)
-                return step.run(*(next(given) if c is None else c for c in constants))
-
-            return Task((i,), (i,), sources, run)
+            return Task((i,), (i,), sources, lambda *x: step.run(*filled(constants, x)))
         if step.operation == "avg_pool2d":
-            geometry = tuple(
-                _tuple(step.settings[name]) for name in ("kernel_size", "stride", "padding")
-            )
-            return self.task(
-                i, lambda x, out: float_pooling.bind_avg_pool2d(_in_order(x), geometry, out)
-            )
+            geometry = tuple(step.settings[name] for name in POOLING)
+            return self.task(i, lambda x, out: float_pooling.bind_avg_pool2d(x, geometry, out))
         if step.operation == "sum_pixels" and sorted(step.settings["dim"]) == [2, 3]:
-            return self.sum_task(i)
+            size = self.values[source].shape[1:]  # of one window as large as the image
+            return self.task(
+                i,
+                lambda x, out: float_pooling.bind_avg_pool2d(
+                    x, (size, size, (0, 0)), out.reshape(len(out), 1, 1, -1), total=True
+                ),
+            )
         if step.operation == "take_channels":
             index = step.arrays["index"]
-            return self.task(i, lambda x, out: channel_order.bind(_in_order(x), index, out))
+            return self.task(i, lambda x, out: channel_order.bind(x, index, out))
         return Task((i,), (i,), sources, step.run)
 
     def task(self, i, bind):
         """A task with one input and one output; ``bind(x, out)`` gives the callable."""
         return Task(
             (i,), (i,), self.steps[i].inputs,
-            lambda inputs, outputs, memory: bind(inputs[0], outputs[0]), (self.buffer(i),),
+            lambda inputs, outputs, memory: bind(_in_order(inputs[0]), outputs[0]),
+            (self.buffer(i),),
         )  # fmt: skip
-
-    def sum_task(self, i):
-        """The sums of all pixels: of one window as large as the image."""
-        size = self.values[self.steps[i].inputs[0]].shape[1:]
-        return self.task(
-            i,
-            lambda x, out: float_pooling.bind_avg_pool2d(
-                _in_order(x), (size, size, (0, 0)), out.reshape(len(out), 1, 1, -1), total=True
-            ),
-        )
 
     def product_task(self, i, covers, threshold):
         """A product whose sums or, after thresholds, bits are written."""
@@ -455,15 +430,14 @@ class _Planner:
         )  # fmt: skip
 
 
-def _tuple(value):
-    return tuple(value) if isinstance(value, list) else value
+def _comparison(step):
+    """What a step of thresholds compares with, as kernels take it."""
+    return step.arrays | {"thresholds": step.arrays["thresholds"].astype(np.int32)}
 
 
 def _in_order(array):
     """An array as kernels read it: float images (N, H, W, C), and everything contiguous."""
-    if array.dtype == np.float32 and array.ndim == 4:
-        array = array.transpose(0, 2, 3, 1)
-    return for_kernel(array)
+    return for_kernel(nhwc(array) if array.dtype == np.float32 else array)
 
 
 def _in_memory(shape):

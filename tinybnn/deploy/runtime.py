@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 from tinybnn import tables
+from tinybnn.deploy.values import nchw, nhwc
 from tinybnn.kernels.machine import threads
 from tinybnn.kernels.machine.memory import empty
 
@@ -110,26 +111,17 @@ class Workspace:
             start = self.places[step]
             part = self.arena[start : start + samples * buffer.nbytes]
             outputs.append(part.view(buffer.dtype).reshape(samples, *buffer.shape))
-        return tuple(outputs), tuple(map(channels_first, outputs))
+        return tuple(outputs), tuple([nchw(a) if a.dtype == np.float32 else a for a in outputs])
 
     def in_order(self, x):
         """The model's input as kernels read it, images with channels last; else a copy, kept."""
-        is_images = x.ndim == 4
-        if (x.transpose(0, 2, 3, 1) if is_images else x).flags.carray:
+        if nhwc(x).flags.carray:
             return x
         n = len(x)
         if n not in self.copies:
-            shape = [x.shape[axis] for axis in (0, 2, 3, 1)] if is_images else x.shape
-            copy = np.empty(shape, x.dtype)
-            self.copies[n] = copy.transpose(0, 3, 1, 2) if is_images else copy
+            self.copies[n] = nchw(np.empty(nhwc(x).shape, x.dtype))
         self.copies[n][...] = x
         return self.copies[n]
-
-
-def channels_first(array):
-    """Float images (N, H, W, C) as (N, C, H, W), which is how steps see them."""
-    is_images = array.dtype == np.float32 and array.ndim == 4
-    return array.transpose(0, 3, 1, 2) if is_images else array
 
 
 def _lay_out(tasks, samples):

@@ -7,6 +7,7 @@ constants. So a tape is compared with a second one, of other values and another 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import linecache
 import textwrap
@@ -186,7 +187,7 @@ def difference(first, second):
     Sizes that are the batch size in both are equal.
     """
     (entries, output, n), (others, other_output, m) = first, second
-    same = _Same(n, m)
+    same = functools.partial(_same, sizes=(n, m))
     for one, other in zip(entries, others, strict=False):
         reason = None
         if one.operation is not other.operation or [*map(id, one.scope)] != [*map(id, other.scope)]:
@@ -213,23 +214,18 @@ def difference(first, second):
     return None
 
 
-class _Same:
-    """Whether two options mean the same for batches of n and of m samples."""
-
-    def __init__(self, n, m):
-        self.sizes = n, m
-
-    def __call__(self, a, b):
-        if a is b:
-            return True
-        if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-            return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-        if isinstance(a, tuple | list) and isinstance(b, tuple | list):
-            return len(a) == len(b) and all(map(self, a, b))
-        if isinstance(a, dict) and isinstance(b, dict):
-            return a.keys() == b.keys() and all(self(a[k], b[k]) for k in a)
-        if type(a) is type(b) and hasattr(a, "__dict__") and not isinstance(a, type):
-            return self(vars(a), vars(b))
-        if type(a) is type(b) and isinstance(a, float) and a != a:
-            return b != b
-        return bool(a == b) or (type(a) is int and type(b) is int and (a, b) == self.sizes)
+def _same(a, b, sizes):
+    """Whether two options mean the same for batches of these two sizes."""
+    if a is b:
+        return True
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(map(functools.partial(_same, sizes=sizes), a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[k], b[k], sizes) for k in a)
+    if type(a) is type(b) and hasattr(a, "__dict__") and not isinstance(a, type):
+        return _same(vars(a), vars(b), sizes)
+    if type(a) is type(b) and isinstance(a, float) and a != a:
+        return b != b
+    return bool(a == b) or (type(a) is int and type(b) is int and (a, b) == sizes)

@@ -37,6 +37,14 @@ class Value:
     single: bool = False
 
 
+def nhwc(x):
+    return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
+
+
+def nchw(x):
+    return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
+
+
 def expect_memory(what, shape):
     """A few numbers in a file must not fill the memory."""
     if 4 * math.prod(shape) > MOST_BYTES:
@@ -53,6 +61,11 @@ def expect_int(name, value, low, high=2**31 - 1):
     if type(value) is not int or not low <= value <= high:
         raise ValueError(f"{name} must be an int from {low} to {high}, got {value!r}")
     return value
+
+
+def expect_count(name, value, channels):
+    if type(value) is not int or value != channels:
+        raise ValueError(f"{name} is {value!r}, the input has {channels} channels")
 
 
 def expect_number(name, value, *, finite=False):

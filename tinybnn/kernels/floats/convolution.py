@@ -383,37 +383,21 @@ def _forward_plan(shape, weight, of, groups):
     """Of images of ``shape`` (N, H, W, C) and filters of the shape ``weight``."""
     filters, group_channels, *_ = weight
     axes = of.out_size, of.kernel_size, of.stride, of.padding, of.dilation
-    phases, taps = [_forward_phases(*axis) for axis in zip(*axes, strict=True)], of.taps
-    group_filters = filters // groups
-    panels = _panels(
-        groups, group_channels, group_filters, group_filters * group_channels * taps,
-        group_channels * taps,
-    )  # fmt: skip
+    phases = [_forward_phases(*axis) for axis in zip(*axes, strict=True)]
     # Step (tap, c) of filter o is weight[o, c, tap].
-    of_weight = np.arange(group_channels) * taps
-    return _plan(
-        shape, (*of.out_size, filters), phases, of.kernel_width, of_weight, panels,
-        group_channels * taps, groups == filters == shape[3],
-    )  # fmt: skip
+    distances = of.taps, group_channels * of.taps
+    return _plan(shape, (*of.out_size, filters), phases, of, groups, *distances)
 
 
 @functools.lru_cache(maxsize=256)
 def _input_plan(shape, weight, of, groups):
     """Of gradients of ``shape`` (N, OH, OW, O)."""
-    filters, group_channels, *_ = weight
+    group_channels = weight[1]
     axes = of.size, of.kernel_size, of.stride, of.padding, of.dilation
     phases = [_input_phases(*axis) for axis in zip(*axes, strict=True)]
-    taps, channels = of.taps, groups * group_channels
-    group_filters = filters // groups
-    panels = _panels(
-        groups, group_filters, group_channels, group_filters * group_channels * taps, taps
-    )
     # Step (tap, o) of channel c is weight[o, c, tap].
-    of_weight = np.arange(group_filters) * group_channels * taps
-    return _plan(
-        shape, (*of.size, channels), phases, of.kernel_width, of_weight, panels, taps,
-        groups == filters == channels,
-    )  # fmt: skip
+    distances = group_channels * of.taps, of.taps
+    return _plan(shape, (*of.size, groups * group_channels), phases, of, groups, *distances)
 
 
 def _panels(groups, sources, targets, of_group, lane):
@@ -433,27 +417,33 @@ def _panels(groups, sources, targets, of_group, lane):
     return np.array(rows, np.int64), before
 
 
-def _plan(shape, target, phases, kernel_width, of_weight, panels, lane, depthwise):
-    """Tables for a source of ``shape`` and a target (H, W, C), through phases along both axes."""
+def _plan(shape, target, phases, of, groups, step, lane):
+    """Tables for a source of ``shape`` and a target (H, W, C), through phases along both axes.
+
+    ``step`` and ``lane`` are the distances in the weights of neighbouring channels of the source,
+    and of the target.
+    """
     images, height, width, channels = shape
     target_height, target_width, target_channels = target
+    sources, targets = channels // groups, target_channels // groups
+    table, before = _panels(groups, sources, targets, sources * targets * of.taps, lane)
+    of_weight, depthwise = np.arange(sources) * step, sources == targets == 1
     rows, columns = (max(phase.count for phase in axis) for axis in phases)
     # What is seen reaches from `low` to `high` (exclusive), beyond the image on either side or not.
     low, spans = zip(*(_reach(axis) for axis in phases), strict=True)
-    step = phases[0][0].step
+    row_step = phases[0][0].step
     seen_width = (columns - 1) * phases[1][0].step + spans[1]
-    high = low[0] + (rows - 1) * step + spans[0], low[1] + seen_width
+    high = low[0] + (rows - 1) * row_step + spans[0], low[1] + seen_width
     copies = min(low) < 0 or high[0] > height or high[1] > width
     # The load of the last channels of a depth-wise pixel goes beyond it.
     copies = copies or (depthwise and channels % FLOATS > 0)
     row_floats = (seen_width if copies else width) * channels
     image_floats = (
-        ((rows - 1) * step + spans[0]) * row_floats if copies else height * width * channels
+        ((rows - 1) * row_step + spans[0]) * row_floats if copies else height * width * channels
     )
 
-    unit_rows, unit_images = _unit_size(images, rows, columns, step * row_floats, image_floats)
-    table, before = panels
-    places, targets, steps, weights, lines = [], [], [], [], []
+    unit_rows, unit_images = _unit_size(images, rows, columns, row_step * row_floats, image_floats)
+    places, pixels, steps, weights, lines = [], [], [], [], []
     start = place = panel = 0
     for y, x in itertools.product(*phases):
         image = np.arange(max(unit_images, 1))[:, None, None]
@@ -461,21 +451,21 @@ def _plan(shape, target, phases, kernel_width, of_weight, panels, lane, depthwis
         places.append(image * image_floats + r * y.step * row_floats + c * x.step * channels)
         to_row, to_column = y.start + r * y.stride, x.start + c * x.stride
         to_pixel = (image * target_height + to_row) * target_width + to_column
-        targets.append(to_pixel * target_channels)
+        pixels.append(to_pixel * target_channels)
         pixel = (np.array(y.offsets)[:, None] - low[0]) * row_floats + (
             np.array(x.offsets) - low[1]
         ) * channels
-        tap = np.array(y.taps)[:, None] * kernel_width + np.array(x.taps)
+        tap = np.array(y.taps)[:, None] * of.kernel_width + np.array(x.taps)
         steps.append(np.add.outer(pixel, np.arange(len(of_weight))))
         weights.append(np.add.outer(tap, of_weight))
         lines.append((start, start + steps[-1].size, place, y.count, x.count, panel))
         start += steps[-1].size
         place += places[-1].size
         panel += steps[-1].size * before
-    copied_rows = max(unit_images, 1) * ((unit_rows - 1) * step + spans[0])
+    copied_rows = max(unit_images, 1) * ((unit_rows - 1) * row_step + spans[0])
     units = _Units(
         height, width, channels, target_height, target_width, target_channels,
-        rows, unit_rows, unit_images, phases[0][0].stride, step, int(copies), *low, spans[0],
+        rows, unit_rows, unit_images, phases[0][0].stride, row_step, int(copies), *low, spans[0],
         seen_width, _DEPTH, _CHUNK_CHANNELWISE if depthwise else _CHUNK, int(depthwise),
         copied_rows * row_floats if copies else 0,
     )  # fmt: skip
@@ -483,7 +473,7 @@ def _plan(shape, target, phases, kernel_width, of_weight, panels, lane, depthwis
     return _Plan(
         items=images if unit_images else images * rows,
         units=units,
-        tables=_Tables(*map(_joined, (places, targets, steps)), np.array(lines, np.int64), table),
+        tables=_Tables(*map(_joined, (places, pixels, steps)), np.array(lines, np.int64), table),
         columns=before,
         lane=lane,
         of_weight=_joined(weights),

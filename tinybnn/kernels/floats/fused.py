@@ -23,7 +23,6 @@ from tinybnn.kernels.machine.memory import empty
 from tinybnn.kernels.machine.simd import copy, inlined, kernel
 from tinybnn.kernels.machine.threads import tasks_for
 from tinybnn.kernels.signs import depthwise, xnor
-from tinybnn.kernels.signs.bits import words_for
 
 MOST_PRODUCERS = 3
 _CHUNK = 16384  # numbers that a program works on at a time, about: they stay in the second cache
@@ -121,10 +120,12 @@ def prepare(producers, program):
         seconds=seconds,
         items=program.shape[0] if kind == "depthwise" else math.prod(program.shape[:-1]),
         reads=tuple(
-            _sample(program.shape, what, producer)
+            pointwise.sample(program.shape, what)
+            if producer is None
+            else (np.float32 if producer.kind == "float" else np.uint64, producer.input_shape)
             for what, producer in zip(program.inputs, producers, strict=True)
         ),
-        writes=tuple(_sample(program.shape, what) for what in program.outputs),
+        writes=tuple(pointwise.sample(program.shape, what) for what in program.outputs),
         places=(*places, *more),
         strips=strips,
         operands=_KINDS[kind].operands(made),
@@ -155,18 +156,6 @@ def _check_producers(producers, program):
             )
         if producer.to_bits:
             raise ValueError(f"prepare: the producer of input {i} has thresholds, it gives bits")
-
-
-def _sample(shape, what, producer=None):
-    """Dtype and shape of a sample of what a program of this shape, or a producer, reads or gives.
-
-    ``what`` is "floats", "sums", "pixels" or "bits".
-    """
-    if producer is not None:
-        return np.float32 if producer.kind == "float" else np.uint64, producer.input_shape
-    *pixels, channels = shape
-    dtype = {"floats": np.float32, "bits": np.uint64}.get(what, np.int32)
-    return dtype, (*pixels, {"pixels": 1, "bits": words_for(channels)}.get(what, channels))
 
 
 def run(layer, inputs, outputs, memory=None):
@@ -348,7 +337,7 @@ def _alone(first, end, task, origins, places, strips, operands, sources, program
 
 def _lay_out_float(products, program):
     (prepared,), pixels = products, _chunk_pixels(program)
-    padded = prepared.workspace_floats(prepared.together, 1) // 2 + 8
+    padded = prepared.workspace_floats(prepared.copying.together, 1) // 2 + 8
     return pixels, padded, pixels
 
 
@@ -497,7 +486,9 @@ class _Kind(NamedTuple):
 
 _KINDS = {
     "none": _Kind(_alone, _lay_out_alone, tuple),
-    "float": _Kind(_float, _lay_out_float, lambda products: signed.conv2d_arguments(*products)),
+    "float": _Kind(
+        _float, _lay_out_float, lambda products: (products[0].copying, products[0].tables)
+    ),
     "depthwise": _Kind(_depthwise, _lay_out_depthwise, _filled),
     "xnor": _Kind(_xnor, _lay_out_xnor, _xnor_operands),
     "ternary": _Kind(_xnor, _lay_out_xnor, _xnor_operands),

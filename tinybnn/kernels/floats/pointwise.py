@@ -155,7 +155,6 @@ class _Translator:
             for kind in kinds:
                 if kind not in known:
                     raise ValueError(f"prepare: {what} are of the kinds {known}, got {kind!r}")
-            for kind in known:
                 if list(kinds).count(kind) > most:
                     raise ValueError(f"prepare: at most {most} {what} can be {kind}")
         if not self.outputs:
@@ -306,8 +305,8 @@ def run(program, inputs):
     given, image = [], math.prod(program.shape)
     for i, (kind, array) in enumerate(zip(program.inputs, inputs, strict=True)):
         array = np.asarray(array)
-        dtype = np.float32 if kind == "floats" else np.int32
-        per_sample = image // (program.shape[-1] if kind == "pixels" else 1)
+        dtype, shape = sample(program.shape, kind)
+        per_sample = math.prod(shape)
         if array.dtype != dtype or array.ndim == 0 or array.size != len(array) * per_sample:
             raise ValueError(
                 f"run: input {i} must be {np.dtype(dtype)} with {per_sample} numbers a sample, "
@@ -318,13 +317,8 @@ def run(program, inputs):
     if len(samples) > 1:
         raise ValueError(f"run: the inputs must have as many samples as each other, got {samples}")
     (samples,) = samples or {1}
-    *pixels, channels = program.shape
-    results = [
-        np.empty((samples, *pixels, channels), np.float32)
-        if kind == "floats"
-        else np.empty((samples, *pixels, words_for(channels)), np.uint64)
-        for kind in program.outputs
-    ]
+    made = [sample(program.shape, kind) for kind in program.outputs]
+    results = [np.empty((samples, *shape), dtype) for dtype, shape in made]
     end = samples * image
     slots = np.empty(slot_floats(program), np.float32)
     scratch = Scratch(slots, 0, np.empty(mask_words(program, end), np.uint64), 0)
@@ -355,6 +349,13 @@ def run_reference(program_arguments, inputs):
         np.array(value) if kind == "floats" else pack_reference(value)
         for (kind, _), value in zip(outputs, full, strict=True)
     )
+
+
+def sample(shape, kind):
+    """Dtype and shape of a sample of an input or output, of a program of this shape."""
+    *pixels, channels = shape
+    dtype = {"floats": np.float32, "bits": np.uint64}.get(kind, np.int32)
+    return dtype, (*pixels, {"pixels": 1, "bits": words_for(channels)}.get(kind, channels))
 
 
 def slot_floats(program):

@@ -242,6 +242,13 @@ def _panels_of(filters, groups, group_channels, length, widest):
     return np.array(table, np.int64).reshape(-1, 5), int(starts[-1])
 
 
+def _laid_out(weight, places, table, floats):
+    """Filters in panels, in memory of so many floats; step k is element places[k] of each."""
+    panels = on_lines(np.zeros(floats, np.float32))
+    _lay_out(for_kernel(weight).reshape(-1), places, table, panels)
+    return panels
+
+
 @kernel(allocates=False)
 def _lay_out(weight, places, table, panels):
     """Filters, flat and one after the other, into panels; step k is element places[k] of each.
@@ -257,24 +264,48 @@ def _lay_out(weight, places, table, panels):
             q += width
 
 
+def _workspace(function, workspace, needed):
+    """Scratch memory: new, or what the caller gave, or a ValueError if that does not fit."""
+    if workspace is None:
+        return empty(needed, np.float32)
+    if workspace.dtype != np.float32 or workspace.ndim != 1 or len(workspace) < needed:
+        raise ValueError(
+            f"{function}: workspace must be a row of at least {needed} float32, "
+            f"got {workspace.dtype} of shape {workspace.shape}"
+        )
+    return workspace
+
+
 # ------------------------------------------------------------------------------------- convolution
 
 
-@dataclass(frozen=True, eq=False)
-class PreparedConv2d:
-    """A convolution laid out for images of one size; made by `prepare_conv2d`.
-
-    An output pixel sees the floats at ``first float of the pixel + taps``, in the order of
-    summation: the filter row by row, in a row pixel by pixel, in a pixel channel by channel. So
-    nothing but tables knows of stride, dilation and the width of the image.
-
-    The tables depend on the geometry only. Convolutions of the same geometry share them.
+class Copying(NamedTuple):
+    """Whether and how images are copied with their padding.
 
     Attributes
     ----------
-    input_shape, output_shape : (int, int, int)
-        Of an image: (H, W, C) and (OH, OW, O).
     windows : Windows
+    channels : int
+    together : int
+        Number of images that are copied at a time.
+    copies : bool
+        Whether images have to be copied before they are read.
+    """
+
+    windows: Windows
+    channels: int
+    together: int
+    copies: bool
+
+
+class Tables(NamedTuple):
+    """Laid-out weights, and which numbers they meet: what `sums` reads.
+
+    An output pixel sees the floats at ``first float of the pixel + taps``, in the order of
+    summation. So nothing but tables knows of stride, dilation and the width of the image.
+
+    Attributes
+    ----------
     panels : (...,) float32
         The weights of all panels, one panel after the other.
     table : (P, 5) int64
@@ -287,28 +318,44 @@ class PreparedConv2d:
         Where the first float is that an output pixel sees, counted from the image's first.
     image_stride : int
         Floats of an image with its padding.
+    outputs : int
+        O.
     depthwise : bool
         Whether each channel has one filter of its own (groups = C = O): lane j of a panel then sees
         channel j, where otherwise all lanes see the same channel.
-    copies : bool
-        Whether images have to be copied, with their padding, before they are read.
-    together : int
-        Number of images that are copied at a time.
+    """
+
+    panels: np.ndarray
+    table: np.ndarray
+    taps: np.ndarray
+    pixels: np.ndarray
+    image_stride: int
+    outputs: int
+    depthwise: bool
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedConv2d:
+    """A convolution laid out for images of one size; made by `prepare_conv2d`.
+
+    The sums run through a filter row by row, in a row pixel by pixel, in a pixel channel by
+    channel. All but the panels depends on the geometry only. Convolutions of the same geometry
+    share it.
+
+    Attributes
+    ----------
+    input_shape, output_shape : (int, int, int)
+        Of an image: (H, W, C) and (OH, OW, O).
+    copying : Copying
+    tables : Tables
     work : int
         Multiplications an image.
     """
 
     input_shape: tuple
     output_shape: tuple
-    windows: Windows
-    panels: np.ndarray
-    table: np.ndarray
-    taps: np.ndarray
-    pixels: np.ndarray
-    image_stride: int
-    depthwise: bool
-    copies: bool
-    together: int
+    copying: Copying
+    tables: Tables
     work: int
 
     kind, products, to_bits = "float", 0, False  # what `fused` asks of binary products too
@@ -319,11 +366,12 @@ class PreparedConv2d:
 
     def workspace_floats(self, images, tasks=None):
         """Floats of the ``workspace`` that `conv2d` needs for this number of images, at most."""
-        if not self.copies:
+        if not self.copying.copies:
             return 0
         tasks = threads.most() if tasks is None else tasks
         # 16 more than the images: the load of a depth-wise pixel's last channels goes beyond it.
-        return tasks * min(self.together, max(images, 1)) * self.image_stride + FLOATS
+        together = min(self.copying.together, max(images, 1))
+        return tasks * together * self.tables.image_stride + FLOATS
 
 
 def prepare_conv2d(weight, size, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
@@ -363,10 +411,10 @@ def prepare_conv2d(weight, size, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
             f"{name}: groups must divide the {len(weight)} output channels, got {groups}"
         )
     of = windows(name, size, weight.shape[2:], stride, padding, dilation)
-    places, floats, tables = _tables(of, weight.shape, int(groups), _WIDEST)
-    panels = on_lines(np.zeros(floats, np.float32))
-    _lay_out(for_kernel(weight).reshape(-1), places, tables["table"], panels)
-    return PreparedConv2d(panels=panels, **tables)
+    places, floats, copying, tables = _tables(of, weight.shape, int(groups), _WIDEST)
+    tables = tables._replace(panels=_laid_out(weight, places, tables.table, floats))
+    shapes = (*of.size, copying.channels), (*of.out_size, tables.outputs)
+    return PreparedConv2d(*shapes, copying, tables, floats * len(tables.pixels))
 
 
 @functools.lru_cache(maxsize=128)
@@ -379,8 +427,9 @@ def _tables(of, shape, groups, widest):
         Where in a filter (C / groups, kh, kw) each step of the summation finds its weight.
     floats : int
         Length of the panels.
-    tables : dict
-        All attributes of `PreparedConv2d` but the panels.
+    copying : Copying
+    tables : Tables
+        Without panels.
     """
     filters, group_channels, *_ = shape
     channels = groups * group_channels
@@ -389,22 +438,15 @@ def _tables(of, shape, groups, widest):
     places = np.arange(taps.size).reshape(group_channels, of.taps).T  # (kh * kw, C / groups)
     table, floats = _panels_of(filters, groups, group_channels, taps.size, widest)
     depthwise = groups == channels == filters
-    tables = {
-        "input_shape": (*of.size, channels),
-        "output_shape": (*of.out_size, filters),
-        "windows": of,
-        "table": table,
-        "taps": taps.reshape(-1).astype(np.int64),
-        "pixels": pixels.astype(np.int64),
-        "image_stride": math.prod(of.padded_size) * channels,
-        "depthwise": depthwise,
-        # Without padding they are read where they are; only that the last load of a depth-wise
-        # image must not go beyond it.
-        "copies": of.padding != (0, 0) or (depthwise and channels % FLOATS > 0),
-        "together": -(-10 * _TOGETHER // len(pixels)),
-        "work": floats * len(pixels),
-    }
-    return places.reshape(-1).astype(np.int64), floats, tables
+    # Without padding they are read where they are; only that the last load of a depth-wise image
+    # must not go beyond it.
+    copies = of.padding != (0, 0) or (depthwise and channels % FLOATS > 0)
+    copying = Copying(of, channels, -(-10 * _TOGETHER // len(pixels)), copies)
+    tables = Tables(
+        None, table, taps.reshape(-1).astype(np.int64), pixels.astype(np.int64),
+        math.prod(of.padded_size) * channels, filters, depthwise,
+    )  # fmt: skip
+    return places.reshape(-1).astype(np.int64), floats, copying, tables
 
 
 def conv2d(prepared, x, out=None, workspace=None):
@@ -446,18 +488,11 @@ def conv2d(prepared, x, out=None, workspace=None):
         return out
     tasks = threads.tasks_for(images * prepared.work / _SPEED)
     needed = prepared.workspace_floats(images, tasks)
-    if workspace is None:
-        workspace = empty(needed, np.float32)
-    elif workspace.dtype != np.float32 or workspace.ndim != 1 or len(workspace) < needed:
-        raise ValueError(
-            f"conv2d: workspace must be a row of at least {needed} float32, "
-            f"got {workspace.dtype} of shape {workspace.shape}"
-        )
-    items = images * len(prepared.pixels)
-    slot = (needed - FLOATS) // tasks if prepared.copies else 0
-    source = for_kernel(x).reshape(-1)
-    copying, tables = conv2d_arguments(prepared)
-    arguments = source, workspace, copying, tables, out.reshape(-1)
+    workspace = _workspace("conv2d", workspace, needed)
+    copying, tables = prepared.copying, prepared.tables
+    items = images * len(tables.pixels)
+    slot = (needed - FLOATS) // tasks if copying.copies else 0
+    arguments = for_kernel(x).reshape(-1), workspace, copying, tables, out.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):  # as compiled code, when the JIT is off
         parallel.share_out(_conv2d, parallel.shares(items, tasks), slot, *arguments)
     return out
@@ -479,47 +514,6 @@ def conv2d_reference(x, weight, stride=(1, 1), padding=(0, 0), dilation=(1, 1), 
                 # (N, OH, OW, G, 1) * (G, O / G)
                 total += seen[..., c : c + 1] * grouped[:, :, c, ky, kx]
     return total.reshape(len(x), *of.out_size, filters)
-
-
-class Copying(NamedTuple):
-    """Whether and how images are copied with their padding; as in `PreparedConv2d`."""
-
-    windows: Windows
-    channels: int
-    together: int
-    copies: bool
-
-
-class Tables(NamedTuple):
-    """What `sums` reads of prepared weights; as in `PreparedConv2d`."""
-
-    panels: np.ndarray
-    table: np.ndarray
-    taps: np.ndarray
-    pixels: np.ndarray
-    image_stride: int
-    outputs: int
-    depthwise: bool
-
-
-def conv2d_arguments(prepared):
-    """What the kernels need of a prepared convolution, for a kernel that uses them itself.
-
-    Returns
-    -------
-    Copying
-        For `pad_images`.
-    Tables
-        For `sums`.
-    """
-    channels, outputs = prepared.input_shape[-1], prepared.output_shape[-1]
-    return (
-        Copying(prepared.windows, channels, prepared.together, prepared.copies),
-        Tables(
-            prepared.panels, prepared.table, prepared.taps, prepared.pixels,
-            prepared.image_stride, outputs, prepared.depthwise,
-        ),
-    )  # fmt: skip
 
 
 @kernel(allocates=False)
@@ -578,21 +572,14 @@ class PreparedSigns:
 
     Attributes
     ----------
-    outputs : int
-        O.
     words : int
         Words that a row of signs has at least.
-    panels, table
-        As in `PreparedConv2d`.
-    order : (K,) int64
-        Which bit of a row each step of the summation sees.
+    tables : Tables
+        A row is an image of one pixel, as long as its words.
     """
 
-    outputs: int
     words: int
-    panels: np.ndarray
-    table: np.ndarray
-    order: np.ndarray
+    tables: Tables
 
 
 def prepare_signs_matmul(weight, order=None):
@@ -632,9 +619,9 @@ def prepare_signs_matmul(weight, order=None):
             f"got {order.dtype} of shape {order.shape}"
         )
     table, floats = _panels_of(outputs, 1, count, count, _WIDEST)
-    panels = on_lines(np.zeros(floats, np.float32))
-    _lay_out(for_kernel(weight).reshape(-1), steps, table, panels)
-    return PreparedSigns(outputs, words_for(int(order.max()) + 1), panels, table, order)
+    panels, words = _laid_out(weight, steps, table, floats), words_for(int(order.max()) + 1)
+    tables = Tables(panels, table, order, np.zeros(1, np.int64), 64 * words, outputs, False)
+    return PreparedSigns(words, tables)
 
 
 def signs_matmul(prepared, words, out=None, workspace=None):
@@ -671,22 +658,14 @@ def signs_matmul(prepared, words, out=None, workspace=None):
             f"got {words.dtype} of shape {words.shape}"
         )
     rows, row_words = words.shape
-    out = out_array("signs_matmul", out, (rows, prepared.outputs))
+    out = out_array("signs_matmul", out, (rows, prepared.tables.outputs))
     if out.size == 0:
         return out
     stride = _row_floats(row_words)
-    tasks = min(threads.tasks_for(rows * len(prepared.panels) / _SPEED), rows)
+    tasks = min(threads.tasks_for(rows * len(prepared.tables.panels) / _SPEED), rows)
     needed = tasks * _TOGETHER * stride
-    if workspace is None:
-        workspace = empty(needed, np.float32)
-    elif workspace.dtype != np.float32 or workspace.ndim != 1 or len(workspace) < needed:
-        raise ValueError(
-            f"signs_matmul: workspace must be a row of at least {needed} float32, "
-            f"got {workspace.dtype} of shape {workspace.shape}"
-        )
-    scratch = workspace[:needed]
-    weights = prepared.panels, prepared.table, prepared.order
-    tables = Tables(*weights, _ONE_PIXEL, stride, prepared.outputs, False)
+    scratch = _workspace("signs_matmul", workspace, needed)[:needed]
+    tables = prepared.tables._replace(image_stride=stride)
     arguments = for_kernel(words).reshape(-1), row_words, scratch, tables, out.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):
         parallel.share_out(_signs_matmul, parallel.shares(rows, tasks), *arguments)
@@ -704,9 +683,6 @@ def _row_floats(row_words):
     A power of two between rows would put the floats of all into the same few places of the cache.
     """
     return 64 * row_words + FLOATS
-
-
-_ONE_PIXEL = np.zeros(1, np.int64)
 
 
 def signs_matmul_reference(words, weight, order=None):
