@@ -15,6 +15,7 @@ import threading
 
 import numpy as np
 import pytest
+from numba import types
 
 import tinybnn
 from tinybnn import datasets, deploy, models, nn, optim, quantizers, testing, training
@@ -33,9 +34,9 @@ from tinybnn.experiments.hybnn import bounds, networks
 from tinybnn.experiments.hybnn import experiment as hybnn_experiment
 from tinybnn.federated import aggregation, client, flower, head, launch, rounds, server, wire
 from tinybnn.kernels.floats import fused, gathered, pointwise, signed
-from tinybnn.kernels.machine import windows
+from tinybnn.kernels.machine import simd, windows
 from tinybnn.kernels.machine.threads import num_threads
-from tinybnn.kernels.signs import bits, depthwise, xnor
+from tinybnn.kernels.signs import bits, depthwise, tables, xnor
 from tinybnn.kernels.training import lookup, optimizers, sign_gradients
 from tinybnn.models import binary_vae, blocks, codes, latents, mobilenet_v3, resnet
 from tinybnn.models.shufflenet_v1 import ShuffleUnit
@@ -500,7 +501,11 @@ EXAMPLES[xnor.Prepared] = (
     lambda: xnor.prepare_conv2d(words(20, 3, 3), 70, (5, 5)),
     lambda p: xnor.run(p, words(2, 5, 5)),
 )
-EXAMPLES[xnor.Tables] = lambda: xnor.prepare_matmul(words(20), 70).tables, tuple
+EXAMPLES[tables.Tables] = lambda: xnor.prepare_matmul(words(20), 70).tables, tuple
+EXAMPLES[tables.LookUps] = (
+    lambda: tables.LookUps(*xnor.prepare_matmul(words(20), 70).tables.look_ups), tuple,
+)  # fmt: skip
+EXAMPLES[simd.Vector] = lambda: simd.Vector(types.float32, 16), str
 EXAMPLES[depthwise.Plan] = (
     lambda: depthwise.prepare(words(3, 3), 70, (5, 5)),
     lambda p: depthwise.conv2d_sums(p, words(2, 5, 5)),

@@ -102,7 +102,7 @@ def versions():
         len(value.signatures)
         for module in KERNELS.values()
         for value in vars(module).values()
-        if hasattr(value, "signatures")
+        if hasattr(value, "signatures") and not isinstance(value, type)
     )
 
 
@@ -326,11 +326,11 @@ CALLS = {
         [words(3), words(20), words(20)], [],
     ),
     "xnor.xnor_conv2d": (xnor.xnor_conv2d, [words(2, 5, 5), words(20, 3, 3)], [70]),
-    "xnor.prepare_matmul": (
+    "prepared.prepare_matmul": (
         lambda b, t, flip, x: xnor.run(xnor.prepare_matmul(b, 70, thresholds=t, flip=flip), x),
         [words(64), integers(-9, 9, 64), flags(64), words(3)], [],
     ),
-    "xnor.prepare_conv2d": (
+    "prepared.prepare_conv2d": (
         lambda weight, x: xnor.run(xnor.prepare_conv2d(weight, 70, (5, 5)), x),
         [words(64, 1, 1), words(2, 5, 5)], [],
     ),
@@ -339,16 +339,18 @@ CALLS = {
 
 # Public functions that read no array that a user gives: they compute sizes, or belong to kernels.
 OTHERS = {
-    "cache", "checks", "compilation", "exact", "gathered", "layout", "lookup", "masked", "memory",
-    "parallel", "selection", "simd", "threads", "tiles", "windows",
+    "cache", "checks", "compilation", "counting", "exact", "gathered", "images", "inlining",
+    "layout", "look_ups", "lookup", "masked", "memory", "parallel", "selection", "shuffles", "simd",
+    "tables", "threads", "tiles", "windows",
     "bits.words_for", "channel_order.bind", "depthwise.majority", "float_pooling.bind_avg_pool2d",
     "fused.bind", "fused.bind_product",
     "normalization.fits", "pointwise.arrays", "pointwise.mask_words",
-    "pointwise.slot_floats", "pooling.bind", "sign_gradients.as_image",
+    "pointwise.slot_floats", "pooling.bind", "prepared.check_count", "prepared.has_fast_look_ups",
+    "prepared.lay_out_conv2d", "prepared.lay_out_matmul", "prepared.method_for",
+    "sign_gradients.as_image",
     "sign_gradients.choose_method", "sign_gradients.geometry_of", "sign_gradients.operands",
     "signed.bind_ordered_matmul", "signed.conv2d_arguments",
-    "signed.signs_floats", "xnor.bind", "xnor.count_disagreements",
-    "xnor.counted", "xnor.register_peak",
+    "signed.signs_floats", "xnor.bind",
 }  # fmt: skip
 
 
