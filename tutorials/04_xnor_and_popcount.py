@@ -476,9 +476,11 @@ inner_loops(four_by_eight)
 # load them back, which is what blocking was to avoid. AVX2 has 16 registers, each half as long:
 # there the same kernel spills, and need not be faster than rung 6.
 #
-# The kernel is in `tinybnn/kernels/signs/xnor.py` and reads like the one above with more lines;
-# besides, it handles rows and columns that do not fill a block, and writes int32. It is used in two
-# steps. `prepare_matmul` lays out the weights, once; `run` computes.
+# The kernel is in `tinybnn/kernels/signs/counting.py` and reads like the one above with more lines;
+# besides, it handles rows and columns that do not fill a block, and writes int32. CPUs that cannot
+# count the bits of a whole vector in one instruction, but shuffle its bytes, look products up in
+# tables instead (`look_ups.py` beside it), and rung 7 may lie above the limit measured below.
+# The product is used in two steps. `prepare_matmul` lays out the weights, once; `run` computes.
 
 # %%
 prepared = xnor.prepare_matmul(b, K)

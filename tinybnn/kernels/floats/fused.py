@@ -454,7 +454,7 @@ def _xnor(first, end, task, origins, places, strips, operands, sources, program)
     """Output pixels first to end - 1, counted through all images."""
     slots, masks, rest, size, pixels, slot, step = places
     base, origins = task * size, origins[task]
-    (zeros, tables), (_, integers, words, _) = operands, program.memory
+    (masks_of, tables), (_, integers, words, _) = operands, program.memory
     start = first
     while start < end:
         stop = min(start // step * step + step, end)
@@ -468,10 +468,10 @@ def _xnor(first, end, task, origins, places, strips, operands, sources, program)
                 sums = integers[2 * base + strips[k, 2] :]
                 if of.copies:
                     at = base + rest + k * slot - start // len(of.pixels) * of.image_stride
-                    xnor.sums_of(chunk, chunk_end, words, at, zeros[k], tables[k], sums)
+                    xnor.sums_of(chunk, chunk_end, words, at, masks_of[k], tables[k], sums)
                 else:
                     source, at = sources[k], np.int64(0)
-                    xnor.sums_of(chunk, chunk_end, source, at, zeros[k], tables[k], sums)
+                    xnor.sums_of(chunk, chunk_end, source, at, masks_of[k], tables[k], sums)
             _move(origins, strips, chunk, program.tables[3], base)
             _apply(program, chunk, chunk_end, origins, base + slots, base + masks)
         start = stop
