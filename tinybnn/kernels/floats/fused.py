@@ -24,6 +24,7 @@ from tinybnn.kernels.machine.simd import copy, inlined, kernel
 from tinybnn.kernels.machine.threads import tasks_for
 from tinybnn.kernels.signs import depthwise, xnor
 from tinybnn.kernels.signs.bits import words_for
+from tinybnn.kernels.signs.tables import Tables
 
 MOST_PRODUCERS = 3
 _CHUNK = 16384  # numbers that a program works on at a time, about: they stay in the second cache
@@ -459,12 +460,12 @@ def _xnor(first, end, task, origins, places, strips, operands, sources, program)
     while start < end:
         stop = min(start // step * step + step, end)
         for k in range(len(strips)):
-            if xnor.Tables(*tables[k]).copies:
+            if Tables(*tables[k]).copies:
                 xnor.pad(start, stop, sources[k], words, base + rest + k * slot, tables[k])
         for chunk in range(start, stop, pixels):
             chunk_end = min(chunk + pixels, stop)
             for k in range(len(strips)):
-                of = xnor.Tables(*tables[k])
+                of = Tables(*tables[k])
                 sums = integers[2 * base + strips[k, 2] :]
                 if of.copies:
                     at = base + rest + k * slot - start // len(of.pixels) * of.image_stride
