@@ -160,17 +160,19 @@ def _sums_without_signs(v, scales, offsets, geometry):
     of_channels = v.sum(1)
     if geometry.padding == (0, 0):
         return scales * of_channels.sum((1, 2), keepdims=True) + offsets * v.dtype.type(v[0].size)
-    rows, columns = _inside(geometry, v.dtype)
+    rows, columns, of_ones = _inside(geometry, v.dtype)
     (oh, kh), (_, kw) = rows.shape, columns.shape
     of_rows = rows @ of_channels.transpose(1, 2, 0).reshape(kh, -1)  # (OH, kw * O)
     of_v = columns @ of_rows.reshape(oh, kw, -1)  # (OH, OW, O)
-    of_ones = v.shape[1] * np.outer(rows.sum(1), columns.sum(1))[..., None]
     return (scales.reshape(-1) * of_v + offsets.reshape(-1) * of_ones).transpose(2, 0, 1)
 
 
 @functools.lru_cache(maxsize=256)  # a layer in training asks at each step
 def _inside(geometry, dtype):
-    """1 for the taps inside the image, along its rows (OH, kh) and along its columns (OW, kw)."""
+    """1 for the taps inside the image, along its rows (OH, kh) and along its columns (OW, kw).
+
+    And Σ 1 over the taps inside, (OH, OW, 1).
+    """
     found = []
     for n, k, outputs, s, p, d in zip(
         geometry.image[2:], geometry.weight[2:], geometry.output, geometry.stride,
@@ -178,7 +180,8 @@ def _inside(geometry, dtype):
     ):  # fmt: skip
         pixels = np.arange(outputs)[:, None] * s - p + np.arange(k) * d
         found.append(((pixels >= 0) & (pixels < n)).astype(dtype))
-    return found
+    rows, columns = found
+    return rows, columns, geometry.weight[1] * np.outer(rows.sum(1), columns.sum(1))[..., None]
 
 
 def adapted_conv2d(
