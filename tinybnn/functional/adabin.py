@@ -113,12 +113,14 @@ class AdaptedConv2d(Composed):
         result = dispatch.adapted_conv2d(s, v, scales, offsets, constant, scale, geometry)
         if result is not None:
             return result
-        of_products, of_signs = _sums_of_signs(s, v, geometry)
-        total = empty_image((len(x), len(weight), *geometry.output), x.dtype)
-        np.multiply(offsets, of_signs, out=total)
-        of_products *= scales
-        total += of_products
-        total += constant
+        # Σ s for each filter, and constants for each pixel: NumPy is slow where it broadcasts rows
+        # of few channels.
+        total = conv2d(s, v, **geometry.options)
+        total *= _for_each_pixel(scales, geometry)
+        of_signs = conv2d(s, np.ones_like(v), **geometry.options)
+        of_signs *= _for_each_pixel(offsets, geometry)
+        total += of_signs
+        total += _for_each_pixel(constant, geometry)
         total *= scale
         return total
 
@@ -143,13 +145,11 @@ def _ones(geometry, dtype):
     return np.ones((count, *geometry.weight[1:]), dtype)
 
 
-def _sums_of_signs(s, v, geometry):
-    """Σ s v, (N, O, OH, OW), and Σ s, (N, 1, OH, OW), or with groups (N, O, OH, OW)."""
-    ones, options = _ones(geometry, v.dtype), geometry.options
-    if geometry.groups > 1:
-        return conv2d(s, v, **options), conv2d(s, ones, **options)
-    sums = conv2d(s, np.concatenate([v, ones]), **options)
-    return sums[:, :-1], sums[:, -1:]
+def _for_each_pixel(values, geometry):
+    """(O, 1, 1) or (O, OH, OW) -> (1, O, OH, OW), channels-last in memory."""
+    image = empty_image((1, geometry.weight[0], *geometry.output), values.dtype)
+    image[...] = values
+    return image
 
 
 def _sums_without_signs(v, scales, offsets, geometry):
