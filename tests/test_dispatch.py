@@ -8,11 +8,13 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tinybnn import functional as F
 from tinybnn import quantizers
 from tinybnn.kernels import dispatch
-from tinybnn.tensor import Tensor, grad
+from tinybnn.tensor import Tensor, grad, trace
 
 ROWS = {
     name
@@ -25,9 +27,9 @@ LABELS = np.arange(32) % 8
 CONSTANT = np.full(16, 0.5)
 
 
-def adapted_conv2d(x, weight):
+def adapted_conv2d(x, weight, **options):
     quantizer, scale = quantizers.ste_sign, np.array([0.7], x.dtype)
-    options = {"padding": 1, "groups": x.shape[1] // weight.shape[1]}
+    options = {"padding": 1, "groups": x.shape[1] // weight.shape[1]} | options
     return F.adapted_conv2d(
         x, weight.astype(x.dtype), scale, -scale, quantizers.approx_sign, quantizer, quantizer,
         **options,
@@ -52,11 +54,11 @@ CALLS = {
     ),
     "adabin": (
         lambda x: adapted_conv2d(x, np.random.default_rng(1).standard_normal((16, 16, 3, 3))),
-        ["two_values", "conv2d", "conv2d_input", "adapted_conv2d", "two_values_gradient"],
+        ["two_values", "conv2d_input", "adapted_conv2d", "two_values_gradient"],
     ),
     "depthwise adabin": (
         lambda x: adapted_conv2d(x, np.random.default_rng(1).standard_normal((32, 1, 3, 3))),
-        ["two_values", "conv2d", "conv2d_input", "adapted_conv2d", "two_values_gradient"],
+        ["two_values", "conv2d_input", "adapted_conv2d", "two_values_gradient"],
     ),
     "linear": (
         lambda x: F.linear(x, np.ones((4, 8), x.dtype), fixed_order=True),
@@ -174,3 +176,25 @@ F.linear(y, Tensor([[1.0, 2.0]])).sum().backward()
 sys.exit("numba" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@given(
+    st.sampled_from([3, 20, 70]), st.booleans(), st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.integers(1, 9), st.integers(1, 3)),
+    st.tuples(st.integers(0, 2), st.integers(0, 2)), st.integers(1, 2), st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_adabin_of_another_geometry_on_bits_or_on_floats(
+    channels, is_depthwise, kernel, stride, padding, dilation, seed
+):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((3, channels, 5, 6), np.float32)
+    weight = (channels, 1) if is_depthwise else (5, channels)
+    weight = rng.standard_normal((*weight, *kernel), np.float32)
+    options, found = {"stride": stride, "padding": padding, "dilation": dilation}, []
+    for much in (0, np.inf):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dispatch, "MUCH", much)
+            found.append(adapted_conv2d(x, weight, **options).data)
+    with trace():
+        expected = adapted_conv2d(x, weight, **options).data
+    assert all(np.array_equal(sums, expected) for sums in found)

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from tinybnn.kernels.floats import fused, pointwise, signed
 from tinybnn.kernels.machine import threads
-from tinybnn.kernels.signs import bits, depthwise, xnor
+from tinybnn.kernels.machine.shuffles import has_shuffles
+from tinybnn.kernels.signs import bits, depthwise, prepared, xnor
 
 
 def words(rng, *shape):
@@ -16,6 +17,13 @@ def words(rng, *shape):
 
 def constants(rng, channels):
     return rng.integers(-8, 9, channels).astype(np.float32) / 4
+
+
+def by_method(is_looked_up, prepare, *arguments, **keywords):
+    """Weights prepared for look-ups, or for counting, whichever the CPU is best at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepared, "has_fast_look_ups", lambda: is_looked_up)
+        return prepare(*arguments, **keywords)
 
 
 @st.composite
@@ -34,6 +42,7 @@ def layers(draw):
     }
     kernel = draw(st.sampled_from(((1, 1), (3, 3), (2, 3))))
     mode = draw(st.sampled_from(("zeros", "ones")))
+    is_looked_up = has_shuffles() and draw(st.booleans())
     many = 1 if kind in ("float", "none") else draw(st.integers(1, 3))
     producers, inputs, sums, kinds = [], [], [], []
     for _ in range(many):
@@ -42,17 +51,18 @@ def layers(draw):
         filters = 1 if one else outputs
         if kind == "linear":
             x, w = words(rng, samples, 130), words(rng, outputs, 130)
-            producers.append(xnor.prepare_matmul(w, 130))
+            producers.append(by_method(is_looked_up, xnor.prepare_matmul, w, 130))
             sums.append(xnor.xnor_matmul(x, w, 130))
         elif kind in ("xnor", "ternary"):
             x = words(rng, samples, height, width, channels)
             w = words(rng, filters, *kernel, channels)
             mask = words(rng, filters, *kernel, channels) if kind == "ternary" else None
-            prepared = xnor.prepare_conv2d(
-                w, channels, (height, width), padding_mode=mode, mask=mask, **geometry
+            options = geometry | {"padding_mode": mode, "mask": mask}
+            product = by_method(
+                is_looked_up, xnor.prepare_conv2d, w, channels, (height, width), **options
             )
-            producers.append(prepared)
-            sums.append(xnor.run(prepared, x))
+            producers.append(product)
+            sums.append(xnor.xnor_conv2d_reference(x, w, channels, **options))
         elif kind == "depthwise":
             x, w = words(rng, samples, height, width, channels), words(rng, *kernel, channels)
             plan = depthwise.prepare(w, channels, (height, width), padding_mode=mode, **geometry)
@@ -104,9 +114,12 @@ def run(producers, inputs, arguments, memory=None):
         else np.empty((samples, *pixels, bits.words_for(channels)), np.uint64)
         for kind in program.outputs
     ]
-    if memory is not None:
-        memory = np.full(layer.memory_words, memory, np.uint64)
-    fused.run(layer, inputs, outputs, memory)
+    if memory is None:
+        fused.run(layer, inputs, outputs)
+        return outputs
+    words = np.full(layer.memory_words + 128, memory, np.uint64)
+    fused.run(layer, inputs, outputs, words[64:-64])
+    assert np.all(words[:64] == memory) and np.all(words[-64:] == memory)
     return outputs
 
 

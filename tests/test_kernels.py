@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -264,7 +265,8 @@ def convolutions(draw):
     groups = draw(st.sampled_from([1, 1, 2, 3]))
     group_channels = draw(st.one_of(st.integers(1, 6), st.sampled_from([32, 48, 64, 65, 100])))
     kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    strides = st.sampled_from([1, 1, 2, 3, 20])  # 20: beyond the image
+    stride = draw(st.tuples(strides, strides))
     padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
     dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
     size = [
@@ -345,6 +347,12 @@ def random_thresholds(rng, sums):
     return thresholds, rng.random(channels) < 0.5
 
 
+def guarded(shape, dtype):
+    """An array of 77s, and the numbers before and behind it, 77 too."""
+    memory = np.full(128 + math.prod(shape), 77, dtype)
+    return memory[64:-64].reshape(shape), (memory[:64], memory[-64:])
+
+
 def check_runs(rng, prepare, x, sums):
     """Sums and bits of prepared weights, into new memory, given memory and by two threads."""
     thresholds, flip = random_thresholds(rng, sums)
@@ -353,10 +361,11 @@ def check_runs(rng, prepare, x, sums):
         prepared = prepare(**keywords)
         assert same(xnor.run_reference(prepared, x), expected)
         assert same(xnor.run(prepared, x), expected)
-        out = np.full(prepared.out_shape(len(x)), 77, expected.dtype)
-        workspace = np.full(prepared.workspace_words(len(x)), 77, np.uint64)
+        out, around_out = guarded(prepared.out_shape(len(x)), expected.dtype)
+        workspace, around = guarded((prepared.workspace_words(len(x)),), np.uint64)
         assert xnor.run(prepared, x, out, workspace) is out
         assert same(out, expected)
+        assert all(np.all(numbers == 77) for numbers in (*around_out, *around))
         if not keywords:
             floats = np.full(sums.shape, 77, np.float32)
             assert same(xnor.run(prepared, x, floats), sums.astype(np.float32))
@@ -390,7 +399,8 @@ def larger_convolutions(draw):
     groups = draw(st.sampled_from([1, 1, 2, 3]))
     group_channels = draw(st.sampled_from([1, 7, 64, 65, 100]))
     kernel = draw(st.tuples(st.integers(1, 7), st.integers(1, 7)))
-    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    strides = st.sampled_from([1, 1, 2, 3, 20])  # 20: beyond the image
+    stride = draw(st.tuples(strides, strides))
     padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
     dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
     size = [
@@ -453,7 +463,7 @@ def test_sums_of_a_product(seed, rows, columns, chunk):
 
 def check_chunks(prepared, x, sums, chunk):
     tables, arguments = prepared.tables, tuple(prepared.tables)
-    per_image, filters, slot = len(tables.pixels), tables.filters, 5
+    per_image, filters, slot, behind = len(tables.pixels), tables.filters, 5, 64
     sums = sums.reshape(len(x) * per_image, filters)
     for first in range(0, len(sums), chunk):
         end = min(first + chunk, len(sums))
@@ -461,9 +471,9 @@ def check_chunks(prepared, x, sums, chunk):
         base = 0
         if tables.copies:
             images = (end - 1) // per_image - first // per_image + 1
-            words = np.full(slot + images * tables.image_stride, 77, np.uint64)
+            words = np.full(slot + images * tables.image_stride + behind, 77, np.uint64)
             base = xnor.pad(first, end, source, words, slot, arguments)
-            assert np.all(words[:slot] == 77)
+            assert np.all(words[:slot] == 77) and np.all(words[-behind:] == 77)
         scratch = np.full((end - first + 1) * filters, 77, np.int32)
         xnor.sums_of(first, end, words, base, prepared.masks, arguments, scratch)
         assert same(scratch[:-filters].reshape(-1, filters), sums[first:end])

@@ -285,7 +285,7 @@ class PackedModel:
             comes from), ``operations`` (the steps that it carries out), ``seconds``, ``share`` of
             the whole, ``products`` of signs (bit multiply-accumulates), ``rate`` (products a
             second), and ``peak_share``, the rate's share of what the threads could count if nothing
-            had to be loaded.
+            had to be loaded (above 1 is possible where look-ups are faster than counting).
         """
         x = self.check_input(x)
         with num_threads(threads):

@@ -11,6 +11,8 @@ packed (Tu et al. 2022; the form of a is that of its code, the paper has α_a s 
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from tinybnn.autograd import Function, Tensor, broadcast_to, is_tracing, mean, reshape, sqrt
@@ -25,6 +27,7 @@ from tinybnn.functional.convolution import (
     geometry_of,
 )
 from tinybnn.kernels import dispatch
+from tinybnn.kernels.machine.memory import empty_like
 
 
 class AdaptedSet(TwoValues):
@@ -104,30 +107,34 @@ class AdaptedConv2d(Composed):
         self.options, self.weights, geometry = options, AdaptedWeight(), options["geometry"]
         self.adapted = self.weights.forward(weight, options["weight_quantizer"])
         v, *of_filters = self.weights.signs, self.weights.scale, self.weights.offset
-        scales, offsets = (f.reshape(1, -1, 1, 1) for f in of_filters)
-        of_v, of_ones = _sums_of_ones(v, geometry)
-        constant = offset * (scales * of_v + offsets * of_ones)
+        scales, offsets = (f.reshape(-1, 1, 1) for f in of_filters)
+        constant = offset * _sums_without_signs(v, scales, offsets, geometry)
         self.s = s = dispatch.two_values(x, (offset, scale, -1.0, 1.0))
         result = dispatch.adapted_conv2d(s, v, scales, offsets, constant, scale, geometry)
         if result is not None:
             return result
-        total = empty_image((len(x), len(weight), *geometry.output), x.dtype)
-        np.multiply(offsets, _sums_of_signs(s, geometry), out=total)
-        total += scales * conv2d(s, v, **geometry.options)
-        total += constant
+        # Σ s for each filter, and constants for each pixel: NumPy is slow where it broadcasts rows
+        # of few channels.
+        total = conv2d(s, v, **geometry.options)
+        total *= _for_each_pixel(scales, geometry)
+        of_signs = conv2d(s, np.ones_like(v), **geometry.options)
+        of_signs *= _for_each_pixel(offsets, geometry)
+        total += of_signs
+        total += _for_each_pixel(constant, geometry)
         total *= scale
         return total
 
     def gradients(self, grad, x, weight, scale, offset):
         geometry = self.options["geometry"]
         of_weight, of_input = None, (None, None, None)
-        if self.needs[1]:
-            a = scale * (self.s + offset)
-            of_adapted = ConvWeight.apply(a, grad, geometry=geometry)
-            of_weight = self.weights.gradients(of_adapted, weight)
         if self.needs[0] or self.needs[2] or self.needs[3]:
             of_a = ConvInput.apply(grad, self.adapted, geometry=geometry)
             of_input = AdaptedSet().gradients(of_a, x, scale, offset)
+        if self.needs[1]:
+            a = np.add(self.s, offset, out=empty_like(self.s))
+            a *= scale
+            of_adapted = ConvWeight.apply(a, grad, geometry=geometry)
+            of_weight = self.weights.gradients(of_adapted, weight)
         of_x, of_scale, of_offset = of_input
         return of_x, of_weight, of_scale, of_offset
 
@@ -138,28 +145,43 @@ def _ones(geometry, dtype):
     return np.ones((count, *geometry.weight[1:]), dtype)
 
 
-def _sums_of_signs(s, geometry):
-    """Σ s, the channels of a group first: (N, 1, OH, OW), or with groups (N, O, OH, OW)."""
-    groups, (filters, channels, *taps) = geometry.groups, geometry.weight
-    if channels > 1:
-        rows = s.transpose(0, 2, 3, 1).reshape(-1, channels) @ np.ones(channels, s.dtype)
-        s = rows.reshape(len(s), *s.shape[2:], groups).transpose(0, 3, 1, 2)
-    y = conv2d(s, np.ones((groups, 1, *taps), s.dtype), **geometry.options)
-    return y if groups in (1, filters) else np.repeat(y, filters // groups, 1)
+def _for_each_pixel(values, geometry):
+    """(O, 1, 1) or (O, OH, OW) -> (1, O, OH, OW), channels-last in memory."""
+    image = empty_image((1, geometry.weight[0], *geometry.output), values.dtype)
+    image[...] = values
+    return image
 
 
-def _sums_of_ones(v, geometry):
-    """Σ v and Σ 1 over the taps inside one image: all its channels are alike, one is enough.
+def _sums_without_signs(v, scales, offsets, geometry):
+    """α_w Σ v + β_w Σ 1 over the taps inside the image, which all samples share: (O, OH, OW).
 
-    (1, O, OH, OW) and (1, 1, OH, OW), or of one pixel where no window reaches over the border.
+    (O, 1, 1) where no window reaches over the border.
     """
+    of_channels = v.sum(1)
     if geometry.padding == (0, 0):
-        return v.sum((1, 2, 3)).reshape(1, -1, 1, 1), v.dtype.type(v[0].size)
-    inside = np.ones((1, 1, *geometry.image[2:]), v.dtype)
-    ones = np.full((1, 1, *v.shape[2:]), v.shape[1], v.dtype)
-    filters = np.concatenate([v.sum(1, keepdims=True), ones])
-    sums = conv2d(inside, filters, **geometry.options | {"groups": 1})
-    return sums[:, :-1], sums[:, -1:]
+        return scales * of_channels.sum((1, 2), keepdims=True) + offsets * v.dtype.type(v[0].size)
+    rows, columns, of_ones = _inside(geometry, v.dtype)
+    (oh, kh), (_, kw) = rows.shape, columns.shape
+    of_rows = rows @ of_channels.transpose(1, 2, 0).reshape(kh, -1)  # (OH, kw * O)
+    of_v = columns @ of_rows.reshape(oh, kw, -1)  # (OH, OW, O)
+    return (scales.reshape(-1) * of_v + offsets.reshape(-1) * of_ones).transpose(2, 0, 1)
+
+
+@functools.lru_cache(maxsize=256)  # a layer in training asks at each step
+def _inside(geometry, dtype):
+    """1 for the taps inside the image, along its rows (OH, kh) and along its columns (OW, kw).
+
+    And Σ 1 over the taps inside, (OH, OW, 1).
+    """
+    found = []
+    for n, k, outputs, s, p, d in zip(
+        geometry.image[2:], geometry.weight[2:], geometry.output, geometry.stride,
+        geometry.padding, geometry.dilation, strict=True,
+    ):  # fmt: skip
+        pixels = np.arange(outputs)[:, None] * s - p + np.arange(k) * d
+        found.append(((pixels >= 0) & (pixels < n)).astype(dtype))
+    rows, columns = found
+    return rows, columns, geometry.weight[1] * np.outer(rows.sum(1), columns.sum(1))[..., None]
 
 
 def adapted_conv2d(

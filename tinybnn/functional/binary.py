@@ -28,6 +28,9 @@ from tinybnn.kernels.machine.memory import empty
 
 _on_bits = True
 _SMALL = 1 << 20  # products of a step below which packing costs more than BLAS on floats
+_FEW = 16  # channels of a group below which floats are faster than tables of signs
+_AT_ONCE = 1 << 16  # values that are looked at together: they stay in the cache
+_TERNARY = (-1.0, 0.0, 1.0)
 
 
 @contextlib.contextmanager
@@ -104,7 +107,7 @@ def _product(kind, x, weight, input_quantizer, weight_quantizer, fixed_order, op
         x, input_quantizer = input_quantizer(x), None
         fixed_order = fixed_order and not is_exact
     if not has_signs:
-        is_ternary = levels and levels.values == TERNARY and kind is SignConv2d
+        is_ternary = levels and levels.values == _TERNARY and kind is SignConv2d
         compute = ternary_conv2d if is_ternary and not is_tracing() else kind.on_floats
         return compute(x, levels(weight) if levels else weight, fixed_order, **options)
     rows = reshape(x, (-1, np.shape(x)[-1])) if kind is SignLinear and np.ndim(x) != 2 else x
@@ -115,11 +118,8 @@ def _product(kind, x, weight, input_quantizer, weight_quantizer, fixed_order, op
 
 def are_signs(x):
     """Whether all values of an array are -1 or 1. A look at them is sound, whoever wrote them."""
-    step = max(1, _AT_ONCE * len(x) // max(x.size, 1))  # what is compared stays in the cache
+    step = max(1, _AT_ONCE * len(x) // max(x.size, 1))
     return all(np.all(np.abs(x[i : i + step]) == 1) for i in range(0, len(x), step))
-
-
-_AT_ONCE = 1 << 16  # values
 
 
 class _Signs(Composed):
@@ -277,9 +277,6 @@ class TernaryConv2d(Conv2d):
         return sums.astype(np.float32).transpose(0, 3, 1, 2)
 
 
-TERNARY = (-1.0, 0.0, 1.0)
-
-
 def ternary_conv2d(x, weight, fixed_order, geometry, padding_mode):
     """`conv2d` with ternary weights; see `TernaryConv2d`."""
     x, options = _with_border(x, geometry, padding_mode)
@@ -306,9 +303,6 @@ def _kernels():
         bits=bits, depthwise=depthwise, input_gradient=input_gradient,
         sign_gradients=sign_gradients, weight_gradient=weight_gradient, xnor=xnor,
     )  # fmt: skip
-
-
-_FEW = 16  # channels of a group below which floats are faster than tables of signs
 
 
 def _rows(grad):

@@ -121,41 +121,51 @@ def adapted_conv2d(s, v, scales, offsets, constant, scale, geometry):
     ----------
     s : (N, C, H, W)
     v : (O, C / groups, kh, kw)
-    scales, offsets : (1, O, 1, 1)
-    constant : (1, O, OH, OW)
+    scales, offsets : (O, 1, 1)
+    constant : (O, OH, OW) or (O, 1, 1)
     scale : (1,)
     """
-    filters, channels, *taps = v.shape
+    filters, _, *taps = v.shape
     is_depthwise = geometry.groups == filters == geometry.image[1] > 1
     is_large = v.size * len(s) * math.prod(geometry.output) >= MUCH
     fits = s.dtype == v.dtype == np.float32 and (is_depthwise or geometry.groups == 1)
     if not (is_large and fits):
         return None
     from tinybnn.kernels.floats import fused, pointwise
-    from tinybnn.kernels.signs import bits, depthwise, xnor
+    from tinybnn.kernels.signs import bits, depthwise
 
     if is_depthwise and math.prod(taps) > depthwise.MAX_TAPS:
         return None
-    options, prepare = geometry.options, xnor.prepare_conv2d
-    weights = v.transpose(0, 2, 3, 1), np.ones((1, *taps, channels), np.float32)
-    if is_depthwise:
-        del options["groups"]
-        prepare = depthwise.prepare
-        weights = v[:, 0].transpose(1, 2, 0), np.ones((*taps, filters), np.float32)
-    _, of, *size = geometry.image
     shape = *geometry.output, filters
     program = pointwise.prepare(
         shape, ["sums", "sums" if is_depthwise else "pixels"],
         [
             ("mul", 0, scales.reshape(-1)), ("mul", 1, offsets.reshape(-1)), ("add", 2, 3),
-            ("add", 4, constant[0].transpose(1, 2, 0)), ("mul", 5, scale),
+            ("add", 4, constant.transpose(1, 2, 0)), ("mul", 5, scale),
         ],
         [("floats", 6)],
     )  # fmt: skip
-    products = [prepare(bits.pack(w), of, size, **options) for w in weights]
+    of_v, of_ones = _product_of_signs(v, geometry), _product_of_ones(geometry)
     words, out = bits.pack(s.transpose(0, 2, 3, 1)), empty((len(s), *shape), np.float32)
-    fused.run(fused.prepare(products, program), [words, words], [out])
+    fused.run(fused.prepare([of_v, of_ones], program), [words, words], [out])
     return _as_image(out)
+
+
+def _product_of_signs(v, geometry):
+    """Σ s v on bits, prepared, for v (O, C / groups, kh, kw) with one group or C = O groups."""
+    from tinybnn.kernels.signs import bits, depthwise, xnor
+
+    options, (_, channels, *size) = geometry.options, geometry.image
+    if options["groups"] == 1:
+        return xnor.prepare_conv2d(bits.pack(v.transpose(0, 2, 3, 1)), channels, size, **options)
+    del options["groups"]
+    return depthwise.prepare(bits.pack(v[:, 0].transpose(1, 2, 0)), channels, size, **options)
+
+
+@functools.lru_cache(maxsize=256)  # a layer in training asks at each step
+def _product_of_ones(geometry):
+    """Σ s on bits, prepared: one filter for each group."""
+    return _product_of_signs(np.ones((geometry.groups, *geometry.weight[1:]), np.float32), geometry)
 
 
 # ------------------------------------------------------------------------------------ normalisation

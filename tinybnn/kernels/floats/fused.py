@@ -23,6 +23,7 @@ from tinybnn.kernels.machine.memory import empty
 from tinybnn.kernels.machine.simd import copy, inlined, kernel
 from tinybnn.kernels.machine.threads import tasks_for
 from tinybnn.kernels.signs import depthwise, xnor
+from tinybnn.kernels.signs.tables import Tables
 
 MOST_PRODUCERS = 3
 _CHUNK = 16384  # numbers that a program works on at a time, about: they stay in the second cache
@@ -443,24 +444,24 @@ def _xnor(first, end, task, origins, places, strips, operands, sources, program)
     """Output pixels first to end - 1, counted through all images."""
     slots, masks, rest, size, pixels, slot, step = places
     base, origins = task * size, origins[task]
-    (zeros, tables), (_, integers, words, _) = operands, program.memory
+    (masks_of, tables), (_, integers, words, _) = operands, program.memory
     start = first
     while start < end:
         stop = min(start // step * step + step, end)
         for k in range(len(strips)):
-            if xnor.Tables(*tables[k]).copies:
+            if Tables(*tables[k]).copies:
                 xnor.pad(start, stop, sources[k], words, base + rest + k * slot, tables[k])
         for chunk in range(start, stop, pixels):
             chunk_end = min(chunk + pixels, stop)
             for k in range(len(strips)):
-                of = xnor.Tables(*tables[k])
+                of = Tables(*tables[k])
                 sums = integers[2 * base + strips[k, 2] :]
                 if of.copies:
                     at = base + rest + k * slot - start // len(of.pixels) * of.image_stride
-                    xnor.sums_of(chunk, chunk_end, words, at, zeros[k], tables[k], sums)
+                    xnor.sums_of(chunk, chunk_end, words, at, masks_of[k], tables[k], sums)
                 else:
                     source, at = sources[k], np.int64(0)
-                    xnor.sums_of(chunk, chunk_end, source, at, zeros[k], tables[k], sums)
+                    xnor.sums_of(chunk, chunk_end, source, at, masks_of[k], tables[k], sums)
             _move(origins, strips, chunk, program.tables[3], base)
             _apply(program, chunk, chunk_end, origins, base + slots, base + masks)
         start = stop

@@ -25,7 +25,7 @@ import numpy as np
 
 from tinybnn.kernels.machine import exact
 from tinybnn.kernels.machine.layout import for_kernel
-from tinybnn.kernels.machine.memory import on_lines
+from tinybnn.kernels.machine.memory import empty
 from tinybnn.kernels.machine.simd import (
     BLOCK,
     absolute,
@@ -275,7 +275,10 @@ def _periodic(rows, period):
     """Constants one after the other, each repeated up to its period + 128."""
     if not rows:
         return np.zeros(0, np.float32)
-    return on_lines(np.concatenate([np.resize(row, period + BLOCK) for row in rows]))
+    table, behind = empty((len(rows), period + BLOCK), np.float32), np.arange(BLOCK) % period
+    for place, row in zip(table, rows, strict=True):
+        place[:period], place[period:] = row, row[behind]
+    return table.reshape(-1)
 
 
 # ------------------------------------------------------------------------------------------ running

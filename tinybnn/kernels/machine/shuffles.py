@@ -12,6 +12,7 @@ import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.np import arrayobj
+from numba.np.numpy_support import from_dtype
 
 from tinybnn.kernels.machine.simd import (
     Vector,
@@ -98,12 +99,12 @@ def store_nibble_pairs(offsets, index, a, b):
 
 
 def on_stack(dtype, count):
-    """A function that makes an array which lives as long as the kernel that calls it."""
+    """A function that makes an array on the stack; it lives until the calling kernel returns."""
 
     def make():
         return np.empty(count, dtype)
 
-    element = types.int64 if dtype == np.int64 else types.uint16
+    element = from_dtype(np.dtype(dtype))
     array = types.Array(element, 1, "C")
 
     @compiles(make)

@@ -19,8 +19,8 @@ Numba lets one add types: a type (`Vector`), how a value of it looks in memory (
 LLVM vector), and functions that emit instructions (`compiles`). Only operations that every CPU can
 do are here; LLVM ends the process when it is asked for an instruction that does not exist.
 
-Kernels are decorated with `cache.kernel`, and their parts with those of `inlining`, which stand in
-place of ``numba.njit``.
+Kernels are decorated with `kernel`, and their parts with `inlined` or `subkernel`, in place of
+``numba.njit`` (see `cache` and `inlining`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from numba.core.extending import (
 from numba.core.registry import cpu_target
 
 from tinybnn.kernels.machine import exact
-from tinybnn.kernels.machine.cache import kernel as kernel  # most kernels import them from here
+from tinybnn.kernels.machine.cache import kernel as kernel  # kernels import all three from here
 from tinybnn.kernels.machine.inlining import inlined as inlined
 from tinybnn.kernels.machine.inlining import subkernel as subkernel
 
@@ -76,10 +76,11 @@ def cpu_kind():
 
 
 def compiles(function):
-    """Decorate what a plain Python function is in compiled code.
+    """Register the compiled form of a plain Python function.
 
-    ``definition(*types)`` gives the signature and ``generate(context, builder, signature, values)``
-    that emits LLVM instructions; or None, if the function does not take these types.
+    The decorated ``definition(*types)`` returns the signature and a function that emits LLVM
+    instructions, ``generate(context, builder, signature, values)``; or None, if ``function`` does
+    not take these types.
     """
 
     def register(definition):

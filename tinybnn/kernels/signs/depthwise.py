@@ -239,13 +239,12 @@ def prepare(
     #     = 2 * count - (taps - signs that don't count)
     signs = unpack(weight, channels).reshape(taps, channels)
     uncounted = (~counts).astype(np.float32) @ signs  # (classes * OW, C)
-    minus_base = np.zeros((classes, parts * part_width, channels), np.int8)
-    minus_base[:, :out_width] = (uncounted - taps).reshape(classes, out_width, channels)
+    wide = np.zeros((classes, parts * part_width, channels), np.int8)
+    wide[:, :out_width] = (uncounted - taps).reshape(classes, out_width, channels)
     # Parts side by side in a word.
-    minus_base = minus_base.reshape(classes, parts, part_width, channels).swapaxes(1, 2)
-    minus_base = minus_base.reshape(classes, part_width, parts * channels)
-    tail = 64 * words - parts * channels
-    minus_base = on_lines(np.pad(minus_base, ((0, 0), (0, 0), (0, tail))))
+    minus_base = on_lines(np.zeros((classes, part_width, 64 * words), np.int8))
+    side_by_side = minus_base[..., : parts * channels].reshape(classes, part_width, parts, channels)
+    side_by_side[...] = wide.reshape(classes, parts, part_width, channels).swapaxes(1, 2)
 
     run = -(-part_width * words // WORDS) * WORDS
     opposites = on_lines(np.zeros((taps, run), np.uint64))

@@ -105,10 +105,10 @@ def _copy_group(source, start, group, workspace, to, tables):
 
 
 def find_tables(rows, is_last, workspace, at, group_at, tables):
-    """Where the tables lie that `look_ups` reads, for each word of some rows and its neighbour.
+    """Write down the places of the tables that `look_ups` reads for the words of some rows.
 
-    The rows are those of a group, which begins ``group_at`` words behind the image's copy at
-    workspace[at]. Where bits are counted there is nothing to do.
+    The rows are those of a group, which begins ``group_at`` words behind the beginning of the
+    image's copy, workspace[at]. Where bits are counted there is nothing to do.
     """
     if tables.panels.dtype == np.uint8:
         _find_tables(rows, is_last, workspace, at, group_at, tables)
@@ -127,6 +127,7 @@ def _compiled_find_tables(rows, is_last, workspace, at, group_at, tables):
 def _find_tables(rows, is_last, workspace, at, group_at, tables):
     of, look_ups = Windows(*tables.windows), LookUps(*tables.look_ups)
     row_words = (of.width + 2 * of.left) * len(tables.outside)
+    # Beyond the row the neighbour is any word of the image's copy or of its places: not read.
     neighbour = look_ups.neighbour
     if neighbour == tables.image_stride and is_last:  # there is no next image
         neighbour = 0

@@ -41,6 +41,7 @@ from tinybnn.kernels.machine.shuffles import (
     zero_bytes,
 )
 from tinybnn.kernels.machine.simd import compiles, inlined, kernel, subkernel
+from tinybnn.kernels.machine.windows import Windows
 from tinybnn.kernels.signs.results import finish
 from tinybnn.kernels.signs.tables import LookUps, Tables
 
@@ -134,9 +135,9 @@ def blocks(first, end, panel, panel_end, words, base, masks, arguments, target):
 
 @inlined
 def _find_pairs(i, end, base, pairs, tables):
-    """The place and the first pixel of some pairs from pixel i on; their number, and the next i."""
+    """Find some pairs from pixel i on: their places and first pixels; their number, the next i."""
     look_ups, (places, firsts) = LookUps(*tables.look_ups), pairs
-    of_image, out_width = len(tables.pixels), tables.windows[3]
+    of_image, out_width = len(tables.pixels), Windows(*tables.windows).out_width
     count = 0
     while i < end and count < _PAIRS:
         image, p = i // of_image, i % of_image

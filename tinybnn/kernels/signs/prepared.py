@@ -124,12 +124,13 @@ def _check_mask(name, mask, weight):
 
 
 def _epilogue(base, zeros, groups, thresholds, flip, method):
-    """Tables for what follows the disagreements.
+    """``Tables.constants`` and ``.flips``: what turns disagreements into sums or bits.
 
     base : (classes, O) int64
-    zeros : (O,) int64
-        For ternary weights that are looked up: twice the disagreements, and so many, are counted.
-        Else 0.
+        As `_border_sums` gives it.
+    zeros : (O,) int64, or 0
+        What look-ups count for ternary weights besides twice the disagreements: see
+        `_rows_of_nibbles`.
     """
     table, columns = panels(groups, base.shape[1] // groups, method.WIDE, method.NARROW)
     flips, is_twofold = np.zeros(columns // 16, np.uint64), np.ndim(zeros) > 0
@@ -351,7 +352,7 @@ _NO_LOOK_UPS = LookUps(NO_MASKS, np.zeros((0, 3), np.int64), np.zeros(1, np.int6
 
 
 def _with_look_ups(tables, of, taps, is_ternary):
-    """Tables for `look_ups`: all images are copied, and where tables lie stands behind the copy."""
+    """Tables for `look_ups`: all images are copied, and behind each copy lie its tables' places."""
     words, group_channels = len(tables.outside), tables.channels // tables.groups
     # Rows of a matrix may be padded more than once (the pixels of an image in a row, say).
     nibbles = 16 * words if of == _ONE_PIXEL else -(-group_channels // 4)

@@ -1,8 +1,8 @@
 """Arithmetic on packed signs: matrix product and convolution.
 
 Two signs multiply to +1 when they agree and to -1 when they differ, so the dot product of K signs
-is (number of agreements) - (number of disagreements) = K - 2 * disagreements, and 64 disagreements
-at a time are counted by one exclusive or and one population count::
+is (number of agreements) - (number of disagreements) = K - 2 * disagreements, and 64 signs at a
+time are compared by one exclusive or and one population count::
 
     dot(a, b) = K - 2 * popcount(a ^ b)
 
@@ -27,6 +27,10 @@ and again:
    `sums_of` instead.
 
 `xnor_matmul` and `xnor_conv2d` do both in one call.
+
+The parts of the kernel are in files of their own: `tables`, what it reads; `prepared`, which lays
+that out; `images`, padded copies; `counting` and `look_ups`, two methods of finding disagreements,
+of which the faster one on the CPU is taken; and `results`, which makes sums or bits of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Gradients of binary layers: what that in the input and that in the weight have in common.
+"""Gradients of binary layers: what those in the input and in the weight have in common.
 
 The forward pass of a binary layer multiplies signs with signs, which `xnor` does on bits. In the
 backward pass one side is a gradient, a real number; the other is still a sign. With G the gradient
@@ -11,8 +11,7 @@ for the gradient in the weight (`weight_gradient`). A term is either +g or -g. T
 to add them up, of which one is chosen by the CPU and by what fills its registers:
 
 - "lookup": tables of the sums of four gradients, from which four signs choose one (`lookup`).
-- "masked": additions in the columns whose sign is +, for gradients most of which are zero
-  (`masked`).
+- "masked": additions in the columns whose sign is +, for gradients that are mostly zero (`masked`).
 - "float": the real convolution (`convolution`) with unpacked signs, for few channels, and for CPUs
   that can do neither of the others.
 
