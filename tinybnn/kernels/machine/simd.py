@@ -36,7 +36,6 @@ from numba.core.datamodel import models
 from numba.core.extending import (
     intrinsic,
     lower_builtin,
-    overload,
     register_model,
     type_callable,
 )
@@ -44,6 +43,7 @@ from numba.core.registry import cpu_target
 
 from tinybnn.kernels.machine import exact
 from tinybnn.kernels.machine.cache import kernel as kernel  # most kernels import them from here
+from tinybnn.kernels.machine.inlining import chosen as chosen
 from tinybnn.kernels.machine.inlining import inlined as inlined
 from tinybnn.kernels.machine.inlining import subkernel as subkernel
 
@@ -199,7 +199,7 @@ def clear(target, to, length):
     target[to : to + length] = 0
 
 
-@overload(len)
+@chosen(len)
 def _compiled_len(vector):
     if isinstance(vector, Vector):
         lanes = vector.lanes
@@ -291,7 +291,7 @@ def _compile_zeros(function, element):
 
         return vector(lanes), generate
 
-    @overload(function, prefer_literal=True)
+    @chosen(function, prefer_literal=True)
     def compiled(lanes):
         if isinstance(lanes, types.IntegerLiteral):
             return lambda lanes: zeros_of(lanes)
@@ -530,7 +530,7 @@ def _add_operator(function, name, elements):
         if isinstance(a, Vector) and a == b and a.element in elements:
             return lambda a, b: emit(a, b)
 
-    overload(function)(compiled)
+    chosen(function)(compiled)
 
 
 _NUMBERS, _BITS, _REALS = (

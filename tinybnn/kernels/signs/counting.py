@@ -15,12 +15,12 @@ import time
 
 import numpy as np
 from numba import types
-from numba.core.extending import overload
 
 from tinybnn.kernels.machine.simd import (
     WORDS,
     all_ones,
     call_llvm,
+    chosen,
     everywhere,
     inlined,
     interleave,
@@ -60,7 +60,7 @@ def counted(masks, index, words):
     return load_like(masks, index, words) if masks.dtype == np.uint64 else all_ones(words)
 
 
-@overload(counted)
+@chosen(counted)
 def _compiled_counted(masks, index, words):
     if masks.dtype == types.uint64:
         return lambda masks, index, words: load_like(masks, index, words)

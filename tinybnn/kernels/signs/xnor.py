@@ -35,13 +35,12 @@ import math
 
 import numpy as np
 from numba.core import types
-from numba.core.extending import overload
 
 from tinybnn.kernels.machine import parallel
 from tinybnn.kernels.machine.checks import check_row, check_words, out_array
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.memory import empty
-from tinybnn.kernels.machine.simd import kernel, subkernel
+from tinybnn.kernels.machine.simd import chosen, kernel, subkernel
 from tinybnn.kernels.machine.threads import tasks_for
 from tinybnn.kernels.machine.windows import Windows, windows, with_border
 from tinybnn.kernels.signs import counting, look_ups
@@ -412,7 +411,7 @@ def _blocks(first, end, panel, panel_end, words, base, masks, arguments, target)
     method.blocks(first, end, panel, panel_end, words, base, masks, arguments, target)
 
 
-@overload(_blocks)
+@chosen(_blocks)
 def _compiled_blocks(first, end, panel, panel_end, words, base, masks, arguments, target):
     blocks = look_ups.blocks if arguments[0].dtype == types.uint8 else counting.blocks
     return lambda first, end, panel, panel_end, words, base, masks, arguments, target: blocks(
