@@ -53,7 +53,7 @@ def share_out(worker, shares, *arguments):
 
     Parameters
     ----------
-    worker : function compiled by `simd.kernel`
+    worker : function compiled by `simd.kernel` or `simd.subkernel`
         Returns nothing. Tasks must not write to the same places.
     shares : (tasks, 2) int64
     arguments
@@ -102,6 +102,7 @@ def _addresses_of(worker, arguments):
 
     It holds the addresses of arrays, which the caller keeps alive.
     """
+    worker = getattr(worker, "kernel", worker)  # that of a part
     # One by one: Numba 0.60 has the same fingerprint for long tuples that differ at the beginning.
     key = worker, *map(_dispatcher.compute_fingerprint, arguments)
     if key not in _starts:
