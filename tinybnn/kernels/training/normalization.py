@@ -32,9 +32,12 @@ from tinybnn.kernels.machine.memory import empty, empty_like
 from tinybnn.kernels.machine.simd import (
     BLOCK,
     FLOATS,
+    copy,
+    entry,
+    inlined,
     kernel,
     load,
-    load_block,
+    load_like,
     store,
     subkernel,
     zeros,
@@ -46,6 +49,7 @@ _PER_BLOCK = 1 << 17  # floats of a block, at least
 _SPEED = 1.3e10  # floats a second, of a fast core
 
 _FORWARD, _BACKWARD = range(2)  # what a pass over memory belongs to
+_LANES = 64  # of a row at a time: their sums stay in registers
 _SAMPLE = 16  # rows whose mean is near the mean of all
 _NO_SCALE = np.empty(0, np.float32)
 
@@ -225,15 +229,18 @@ def _scratch_of_sums(of):
 
 def _all_stages(step, x, grad, constants, eps, result):
     """The output of `forward`, or the gradient in the input, with all stages in a single call."""
-    of, out = _pass_of_sums(step, *x.shape), empty_like(x)
-    sizes = len(x), x.shape[1]
-    scratch = *_scratch_of_sums(of), empty(of.width, np.float32), empty(5 * of.width, np.float32)
-    wide = [array.reshape(-1) for array in (x, grad, out)]
-    if x.size < of.width:  # fewer numbers than a wide row has are filled up
-        wide = [np.resize(array, of.width) for array in wide]
-    _all(of, sizes, *wide, constants, eps, result, scratch)
-    if x.size < of.width:
-        out.reshape(-1)[:] = wide[2][: x.size]
+    (_, whole, blocks, width), out = _pass_of_sums(step, *x.shape), empty_like(x)
+    floats, partial = np.empty((6 + 2 * blocks) * width, np.float32), np.zeros(2 * blocks * width)
+    wide = x, grad, out
+    if x.size < width:  # fewer numbers than a wide row has are filled up
+        wide = np.zeros((3, width), np.float32)
+        wide[0, : x.size], wide[1, : x.size] = x.reshape(-1), grad.reshape(-1)
+    _all(
+        step, whole, blocks, width, len(x), wide[0].reshape(-1), wide[1].reshape(-1),
+        wide[2].reshape(-1), *constants, eps, result, floats, partial,
+    )  # fmt: skip
+    if x.size < width:
+        out.reshape(-1)[:] = wide[2, : x.size]
     return out
 
 
@@ -270,25 +277,28 @@ def _add(first, end, task, of, x, grad, near, run, partial):
     step, rows, blocks, width = of
     for block in range(first, end):
         to, behind = 2 * block * width, (block + 1) * rows // blocks
+        of_block = partial[to : to + 2 * width]
         for row in range(block * rows // blocks, behind, _RUN):
             after = min(row + _RUN, behind)
-            for i in range(0, width, BLOCK):
-                lane = min(i, width - BLOCK)
-                center = load_block(near, lane)
-                total, products = zeros(BLOCK), zeros(BLOCK)
-                for at in range(row * width + lane, after * width + lane, width):
-                    distance = load_block(x, at) - center
-                    if step == _FORWARD:
+            for i in range(0, width, _LANES):
+                lane = min(i, width - _LANES)
+                total, products = zeros(_LANES), zeros(_LANES)
+                center = load_like(near, lane, total)
+                start, stop = row * width + lane, after * width + lane
+                if step == _FORWARD:
+                    for at in range(start, stop, width):
+                        distance = load_like(x, at, total) - center
                         total = total + distance
                         products = products + distance * distance
-                    else:
-                        given = load_block(grad, at)
+                else:
+                    for at in range(start, stop, width):
+                        given = load_like(grad, at, total)
                         total = total + given
-                        products = products + given * distance
+                        products = products + given * (load_like(x, at, total) - center)
                 store(run, to + lane, total)
                 store(run, to + width + lane, products)
-            for i in range(to, to + 2 * width):
-                partial[i] += run[i]
+            for i in range(2 * width):
+                of_block[i] += entry(run, to + i)
 
 
 @subkernel
@@ -302,8 +312,8 @@ def _near(x, channels, near):
             total += x[row * channels + channel]
             count += np.float32(1)
         mean = total / count
-        for i in range(channel, len(near), channels):
-            near[i] = mean if np.isfinite(mean) else np.float32(0)
+        near[channel] = mean if np.isfinite(mean) else np.float32(0)
+    _repeat(near, 0, len(near), channels)
 
 
 @subkernel
@@ -352,47 +362,62 @@ def _change(first, end, task, of, x, grad, constants, out):
     step, rows, blocks, width = of
     for row in range(first * rows // blocks, end * rows // blocks):
         start = min(row * width, len(x) - width)  # the last row may overlap the one before
-        for i in range(0, width, FLOATS):
-            lane = min(i, width - FLOATS)
-            at = start + lane
-            distance = load(x, at) - load(constants, lane)
-            normalised = distance * load(constants, width + lane)
-            third = load(constants, 2 * width + lane)
-            fourth = load(constants, 3 * width + lane)
-            if step == _FORWARD:
-                result = normalised * third + fourth
-            else:
-                result = load(grad, at) - third - normalised * fourth
-                result = result * load(constants, 4 * width + lane)
-            store(out, at, result)
+        if step == _FORWARD:
+            for i in range(0, width, FLOATS):
+                lane = min(i, width - FLOATS)
+                normalised = _normalised(x, start + lane, constants, lane, width)
+                result = normalised * load(constants, 2 * width + lane)
+                store(out, start + lane, result + load(constants, 3 * width + lane))
+        else:
+            for i in range(0, width, FLOATS):
+                lane = min(i, width - FLOATS)
+                normalised = _normalised(x, start + lane, constants, lane, width)
+                result = load(grad, start + lane) - load(constants, 2 * width + lane)
+                result = result - normalised * load(constants, 3 * width + lane)
+                store(out, start + lane, result * load(constants, 4 * width + lane))
+
+
+@inlined
+def _normalised(x, at, constants, lane, width):
+    return (load(x, at) - load(constants, lane)) * load(constants, width + lane)
 
 
 @kernel(allocates=False)
-def _all(of, sizes, x, grad, out, constants, eps, result, scratch):
+def _all(
+    step, whole, blocks, width, rows, x, grad, out, mean, scale, weight, bias, eps, result, floats,
+    partial,
+):  # fmt: skip
     """All stages of `forward`, or of `backward`, on one thread.
 
-    constants : mean, scale, weight, bias
-        The first two may be rows of the result.
+    ``floats`` hold six wide rows and a run of sums. ``mean`` and ``scale`` may be rows of the
+    result.
     """
-    (step, _, blocks, width), (rows, channels) = of, sizes
-    (mean, scale, weight, bias), (run, partial, near, repeated) = constants, scratch
+    channels, of = len(mean), _Pass(step, whole, blocks, width)
+    near, repeated, run = floats[:width], floats[width : 6 * width], floats[6 * width :]
     if step == _FORWARD:
         _near(x[: rows * channels], channels, near)
     else:
-        for i in range(width):
-            near[i] = mean[i % channels]
+        copy(mean, 0, near, 0, channels)
+        _repeat(near, 0, width, channels)
     _add(0, blocks, 0, of, x, grad, near, run, partial)
     _finish(of, rows, x, grad, near, partial, eps, scale, result)
     share = np.float32(1 / rows)
-    for i in range(width):
-        c = i % channels
-        repeated[i], repeated[width + i] = mean[c], scale[c]
-        if step == _FORWARD:
-            repeated[2 * width + i], repeated[3 * width + i] = weight[c], bias[c]
-        else:
-            repeated[2 * width + i] = result[1, c] * share
-            repeated[3 * width + i] = result[0, c] * share
-            repeated[4 * width + i] = weight[c] * scale[c]
+    for c in range(channels):
+        repeated[c], repeated[width + c] = mean[c], scale[c]
+        third, fourth = weight[c], bias[c]
+        if step == _BACKWARD:
+            third, fourth = result[1, c] * share, result[0, c] * share
+        repeated[2 * width + c], repeated[3 * width + c] = third, fourth
+        repeated[4 * width + c] = weight[c] * scale[c]
+    for i in range(0, 5 * width, width):
+        _repeat(repeated, i, width, channels)
     joined = width // channels
     of_rows = _Pass(step, (rows + joined - 1) // joined, 1, width)
     _change(0, 1, 0, of_rows, x, grad, repeated, out)
+
+
+@subkernel
+def _repeat(floats, start, width, channels):
+    """Copy the first channels of a wide row to those behind them."""
+    for i in range(start + channels, start + width, channels):
+        copy(floats, start, floats, i, channels)
