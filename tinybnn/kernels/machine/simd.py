@@ -519,18 +519,17 @@ def _instruction(name, vector):
 def _add_operator(function, name, elements):
     """Let ``function`` (an operator) work on two vectors of one width, of one of the elements."""
 
-    @intrinsic
-    def emit(typing, a, b):
-        def generate(context, builder, signature, arguments):
-            return getattr(builder, _instruction(name, a))(*arguments)
+    @type_callable(function)
+    def typed(context):
+        def signature_of(a, b):
+            if isinstance(a, Vector) and a == b and a.element in elements:
+                return a(a, b)
 
-        return a(a, b), generate
+        return signature_of
 
-    def compiled(a, b):
-        if isinstance(a, Vector) and a == b and a.element in elements:
-            return lambda a, b: emit(a, b)
-
-    chosen(function)(compiled)
+    @lower_builtin(function, Vector, Vector)
+    def lowered(context, builder, signature, values):
+        return getattr(builder, _instruction(name, signature.return_type))(*values)
 
 
 _NUMBERS, _BITS, _REALS = (

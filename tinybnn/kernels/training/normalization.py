@@ -231,16 +231,14 @@ def _all_stages(step, x, grad, constants, eps, result):
     """The output of `forward`, or the gradient in the input, with all stages in a single call."""
     (_, whole, blocks, width), out = _pass_of_sums(step, *x.shape), empty_like(x)
     floats, partial = np.empty((6 + 2 * blocks) * width, np.float32), np.zeros(2 * blocks * width)
-    wide = x, grad, out
+    flat = wide = x.reshape(-1), grad.reshape(-1), out.reshape(-1)
     if x.size < width:  # fewer numbers than a wide row has are filled up
         wide = np.zeros((3, width), np.float32)
-        wide[0, : x.size], wide[1, : x.size] = x.reshape(-1), grad.reshape(-1)
-    _all(
-        step, whole, blocks, width, len(x), wide[0].reshape(-1), wide[1].reshape(-1),
-        wide[2].reshape(-1), *constants, eps, result, floats, partial,
-    )  # fmt: skip
+        wide[:2, : x.size] = flat[:2]
+    sizes = whole, blocks, width, len(x)
+    _all(step, *sizes, *wide, *constants, eps, result, floats, partial)
     if x.size < width:
-        out.reshape(-1)[:] = wide[2, : x.size]
+        flat[2][:] = wide[2, : x.size]
     return out
 
 
