@@ -129,14 +129,15 @@ def _panel_sums(zero, first, end, some, words, base, masks, tables, target):
     group, c_first, c_end = some
     taps, panels = tables.taps, (tables.panels, masks)
     places = tables.pixels, tables.rows, tables.image_stride
-    results = tables.constants, tables.flips, tables.filters, target[1], target[2]
+    origin, sums, bits, are_floats = target
+    results = tables.constants, tables.flips, tables.filters, sums, bits, are_floats
     base += group * tables.group_stride
     column, channel = group * tables.group_columns, group * tables.group_filters
     step = 4 if end - first >= 4 else 1
     for i in range(first, end, step):
         if i > end - step:  # the last block moves back over pixels that are done
             i = end - step
-        row = i - target[0]
+        row = i - origin
         if step == 1:
             a, r = _place(i, base, places)
             for c in range(c_first, c_end, len(zero)):
