@@ -75,8 +75,11 @@ class _Kernel(JITCodeLibrary):
         ll_module.data_layout = self._codegen._data_layout
 
     def _optimize_final_module(self):
-        passes, options = self._codegen._module_pass_manager()
-        passes.run(self._final_module, options)
+        passes = self._codegen._module_pass_manager()
+        if isinstance(passes, tuple):
+            passes[0].run(self._final_module, passes[1])
+        else:  # Numba 0.61
+            passes.run(self._final_module)
 
 
 class _Part(JITCodeLibrary):
