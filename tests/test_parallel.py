@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import pytest
 from hypothesis import given
@@ -71,15 +70,3 @@ def test_what_is_bound_reads_new_values_in_the_same_arrays(tasks, count):
             call()
             assert np.array_equal(out, np.full(100, 3.0 * value + 1))
             assert np.array_equal(by, np.repeat(np.arange(tasks), shares[:, 1] - shares[:, 0]))
-
-
-@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="nothing is compiled")
-def test_kernels_of_all_arguments_know_no_class_of_one():
-    """What is cached for them would hold it, and be stale when its file changes."""
-    row, out, by = np.ones(8), np.zeros(8), np.zeros(8, np.int64)
-    arguments = ((row, row), (row,)), Pair(2.0, row), False, out, by
-    parallel.share_out(work, parallel.shares(8, 2), *arguments)
-    assert any("Pair" in str(signature) for signature in work.signatures)
-    for function in (parallel._start, parallel._store):
-        assert function.signatures
-        assert not [s for s in function.signatures if "Pair" in str(s)]

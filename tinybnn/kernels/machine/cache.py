@@ -37,6 +37,7 @@ from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
 from tinybnn.kernels.machine import compilation
+from tinybnn.kernels.machine.pipeline import KernelCompiler
 
 _MAGIC = b"tinybnn kernel 1"
 _DIGEST = hashlib.sha256().digest_size
@@ -67,6 +68,8 @@ def kernel(function=None, *, parallel=False, allocates=True):
     # Nobody calls a kernel from C, so it needs no wrapper for that, which takes time to compile.
     options = {} if allocates else {"_nrt": False}
     options |= {"parallel": parallel, "no_cfunc_wrapper": True}
+    if not (allocates or parallel):
+        options["pipeline_class"] = KernelCompiler
     compiled = numba.njit(nogil=True, error_model="numpy", **options)(function)
     if not numba.config.DISABLE_JIT:
         file = Path(function.__code__.co_filename)

@@ -1,9 +1,8 @@
 """Parts of kernels: functions that only kernels call.
 
 Their code is put into that of the kernels. A part is neither optimised by itself nor made machine
-code: Numba would do both for each function, and then again for each kernel that it becomes part of.
-This saves compile time and changes nothing else: without it, the kernels of a first training step
-took a third longer to compile.
+code (see `pipeline`): Numba would do both for each function, and then again for each kernel that it
+becomes part of. This saves compile time and changes nothing else.
 """
 
 from __future__ import annotations
@@ -11,13 +10,16 @@ from __future__ import annotations
 import functools
 
 import numba
-from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
-from numba.core.compiler_machinery import AnalysisPass, register_pass
+from numba.core.extending import overload
 from numba.core.registry import CPUDispatcher
-from numba.core.typed_passes import AnnotateTypes
 
 from tinybnn.kernels.machine.cache import kernel
+from tinybnn.kernels.machine.pipeline import PartCompiler
+
+_OPTIONS = {
+    "nopython": True, "nogil": True, "error_model": "numpy", "_nrt": False,
+    "no_cfunc_wrapper": True, "no_cpython_wrapper": True, "boundscheck": None,
+}  # fmt: skip
 
 
 def inlined(function):
@@ -38,14 +40,20 @@ def subkernel(function):
     return _part(function, forceinline=False, of=_Subkernel)
 
 
+def chosen(function, **options):
+    """Decorate what chooses by their types the part that compiled code calls for these arguments.
+
+    ``definition(*types)`` gives a function with the same parameters, which is inlined.
+    """
+    jit = {**_OPTIONS, "forceinline": True, "pipeline_class": PartCompiler}
+    return overload(function, jit_options=jit, **options)
+
+
 def _part(function, forceinline, of):
     if numba.config.DISABLE_JIT:
         return function
-    options = {
-        "nopython": True, "nogil": True, "forceinline": forceinline, "error_model": "numpy",
-        "_nrt": False, "no_cfunc_wrapper": True, "no_cpython_wrapper": True, "boundscheck": None,
-    }  # fmt: skip
-    return of(function, targetoptions=options, pipeline_class=_PartCompiler)
+    options = {**_OPTIONS, "forceinline": forceinline}
+    return of(function, targetoptions=options, pipeline_class=PartCompiler)
 
 
 class _Inlined(CPUDispatcher):
@@ -60,54 +68,3 @@ class _Subkernel(CPUDispatcher):
 
     def __call__(self, *arguments):
         return self.kernel(*arguments)
-
-
-class _Part(JITCodeLibrary):
-    """The code of a function that is put into its callers': neither optimised nor compiled."""
-
-    @property
-    def codegen(self):
-        return _NoEnvironment
-
-    def _optimize_functions(self, ll_module):
-        ll_module.data_layout = self._codegen._data_layout
-
-    def _optimize_final_module(self):
-        pass
-
-    def _finalize_final_module(self):
-        self._finalize_dynamic_globals()
-        self._finalized = True
-
-    def get_pointer_to_function(self, name):
-        self._ensure_finalized()
-        return 0
-
-
-class _NoEnvironment:
-    """What Numba asks to keep a function's Python objects: a part has none."""
-
-    @staticmethod
-    def set_env(name, env):
-        pass
-
-
-@register_pass(mutates_CFG=False, analysis_only=True)
-class _AsPart(AnalysisPass):
-    _name = "code_for_callers_only"
-
-    def __init__(self):
-        AnalysisPass.__init__(self)
-
-    def run_pass(self, state):
-        state.library = _Part(state.targetctx.codegen(), state.func_id.func_qualname)
-        return False
-
-
-class _PartCompiler(Compiler):
-    def define_pipelines(self):
-        pipelines = super().define_pipelines()
-        for pipeline in pipelines:
-            pipeline.add_pass_after(_AsPart, AnnotateTypes)
-            pipeline.finalize()
-        return pipelines

@@ -36,14 +36,14 @@ from numba.core.datamodel import models
 from numba.core.extending import (
     intrinsic,
     lower_builtin,
-    overload,
     register_model,
     type_callable,
 )
 from numba.core.registry import cpu_target
 
 from tinybnn.kernels.machine import exact
-from tinybnn.kernels.machine.cache import kernel as kernel  # kernels import all three from here
+from tinybnn.kernels.machine.cache import kernel as kernel  # kernels import all four from here
+from tinybnn.kernels.machine.inlining import chosen as chosen
 from tinybnn.kernels.machine.inlining import inlined as inlined
 from tinybnn.kernels.machine.inlining import subkernel as subkernel
 
@@ -213,7 +213,7 @@ def clear(target, to, length):
     target[to : to + length] = 0
 
 
-@overload(len)
+@chosen(len)
 def _compiled_len(vector):
     if isinstance(vector, Vector):
         lanes = vector.lanes
@@ -305,7 +305,7 @@ def _compile_zeros(function, element):
 
         return vector(lanes), generate
 
-    @overload(function, prefer_literal=True)
+    @chosen(function, prefer_literal=True)
     def compiled(lanes):
         if isinstance(lanes, types.IntegerLiteral):
             return lambda lanes: zeros_of(lanes)
@@ -533,18 +533,17 @@ def _instruction(name, vector):
 def _add_operator(function, name, elements):
     """Let ``function`` (an operator) work on two vectors of one width, of one of the elements."""
 
-    @intrinsic
-    def emit(typing, a, b):
-        def generate(context, builder, signature, arguments):
-            return getattr(builder, _instruction(name, a))(*arguments)
+    @type_callable(function)
+    def typed(context):
+        def signature_of(a, b):
+            if isinstance(a, Vector) and a == b and a.element in elements:
+                return a(a, b)
 
-        return a(a, b), generate
+        return signature_of
 
-    def compiled(a, b):
-        if isinstance(a, Vector) and a == b and a.element in elements:
-            return lambda a, b: emit(a, b)
-
-    overload(function)(compiled)
+    @lower_builtin(function, Vector, Vector)
+    def lowered(context, builder, signature, values):
+        return getattr(builder, _instruction(name, signature.return_type))(*values)
 
 
 _NUMBERS, _BITS, _REALS = (

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from llvmlite import ir
 from numba.core import types
-from numba.core.extending import intrinsic, overload
+from numba.core.extending import intrinsic
 
 from tinybnn.kernels.machine.simd import (
     address,
     call_llvm,
+    chosen,
     compiles,
     element_address,
     emit_store_first,
@@ -159,7 +160,7 @@ def _rows_at(context, builder, tile, array, rows, places, array_value):
         yield builder.extract_value(rows, i), pointer
 
 
-@overload(store_tile)
+@chosen(store_tile)
 def _compiled_store_tile(tile, places, array, count):
     lanes = tile.dtype.lanes
 

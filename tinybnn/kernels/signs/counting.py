@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import numpy as np
 from numba import types
-from numba.core.extending import overload
 
 from tinybnn.kernels.machine.simd import (
     WORDS,
     all_ones,
     call_llvm,
+    chosen,
     everywhere,
     inlined,
     interleave,
@@ -58,7 +58,7 @@ def counted(masks, index, words):
     return load_like(masks, index, words) if masks.dtype == np.uint64 else all_ones(words)
 
 
-@overload(counted)
+@chosen(counted)
 def _compiled_counted(masks, index, words):
     if masks.dtype == types.uint64:
         return lambda masks, index, words: load_like(masks, index, words)
@@ -127,14 +127,15 @@ def _panel_sums(zero, first, end, some, words, base, masks, tables, target):
     group, c_first, c_end = some
     taps, panels = tables.taps, (tables.panels, masks)
     places = tables.pixels, tables.rows, tables.image_stride
-    results = tables.constants, tables.flips, tables.filters, target[1], target[2]
+    origin, sums, bits, are_floats = target
+    results = tables.constants, tables.flips, tables.filters, sums, bits, are_floats
     base += group * tables.group_stride
     column, channel = group * tables.group_columns, group * tables.group_filters
     step = 4 if end - first >= 4 else 1
     for i in range(first, end, step):
         if i > end - step:  # the last block moves back over pixels that are done
             i = end - step
-        row = i - target[0]
+        row = i - origin
         if step == 1:
             a, r = _place(i, base, places)
             for c in range(c_first, c_end, len(zero)):

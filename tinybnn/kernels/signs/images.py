@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from numba.core import types
-from numba.core.extending import overload
 
 from tinybnn.kernels.machine.shuffles import store_nibble_pairs
-from tinybnn.kernels.machine.simd import copy, inlined, subkernel
+from tinybnn.kernels.machine.simd import chosen, copy, inlined, subkernel
 from tinybnn.kernels.machine.windows import Windows
 from tinybnn.kernels.signs.bits import bits_from
 from tinybnn.kernels.signs.tables import LookUps, Tables
@@ -114,7 +113,7 @@ def find_tables(rows, is_last, workspace, at, group_at, tables):
         _find_tables(rows, is_last, workspace, at, group_at, tables)
 
 
-@overload(find_tables)
+@chosen(find_tables)
 def _compiled_find_tables(rows, is_last, workspace, at, group_at, tables):
     if tables[0].dtype == types.uint8:
         return lambda rows, is_last, workspace, at, group_at, tables: _find_tables(

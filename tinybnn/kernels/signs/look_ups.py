@@ -256,9 +256,9 @@ def _add_tile(sums, to, tile):
 @subkernel
 def _finish(pairs, stop, group, column, width, firsts, sums, tables, target):
     """Sums or bits of the pixels of some pairs, of which the last ends at pixel ``stop``."""
-    origin, out, bits = target
+    origin, out, bits, are_floats = target
     look_ups = LookUps(*tables.look_ups)
-    results = tables.constants, tables.flips, tables.filters, out, bits
+    results = tables.constants, tables.flips, tables.filters, out, bits, are_floats
     channel, columns = group * tables.group_filters + column, group * tables.group_columns + column
     for i in range(pairs):
         end = firsts[i + 1] if i + 1 < pairs else stop

@@ -3,8 +3,32 @@
 from __future__ import annotations
 
 import numpy as np
+from llvmlite import ir
+from numba.core import types
 
-from tinybnn.kernels.machine.simd import at_most, inlined, load_like, store, store_first
+from tinybnn.kernels.machine.simd import (
+    at_most,
+    compiles,
+    inlined,
+    load_like,
+    store,
+    store_first,
+)
+
+
+def numbers_of(integers, are_floats):
+    """The integers as they are, or the bits of equal floats: one kernel writes both."""
+    return integers.astype(np.float32).view(np.int32) if are_floats else integers
+
+
+@compiles(numbers_of)
+def _numbers_of(integers, are_floats):
+    def generate(context, builder, signature, values):
+        value, is_float = values
+        floats = builder.sitofp(value, ir.VectorType(ir.FloatType(), integers.lanes))
+        return builder.select(is_float, builder.bitcast(floats, value.type), value)
+
+    return integers(integers, types.boolean), generate
 
 
 @inlined
@@ -17,14 +41,15 @@ def finish(n, taken, c, r, row, place, results):
         The first of these columns, and where the pixel's row of constants begins.
     place : (first output channel, number of channels from there on)
     """
-    (channel, count), (constants, flips, filters, sums, bits) = place, results
+    (channel, count), (constants, flips, filters, sums, bits, are_floats) = place, results
     constant, count = load_like(constants, r + c, n), min(count, len(n))
     if len(bits) > 0:
         _put(at_most(n, constant) ^ flips[c >> 4], row, filters, channel, count, bits)
     elif count == len(n):
-        store(sums, row * filters + channel, constant - taken)
+        store(sums, row * filters + channel, numbers_of(constant - taken, are_floats))
     else:  # the panel is not full: the memory behind it belongs to others
-        store_first(sums, row * filters + channel, constant - taken, count)
+        numbers = numbers_of(constant - taken, are_floats)
+        store_first(sums, row * filters + channel, numbers, count)
 
 
 @inlined

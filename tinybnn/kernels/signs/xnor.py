@@ -40,13 +40,12 @@ import time
 
 import numpy as np
 from numba.core import types
-from numba.core.extending import overload
 
 from tinybnn.kernels.machine import parallel
 from tinybnn.kernels.machine.checks import check_row, check_words, out_array
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.memory import empty
-from tinybnn.kernels.machine.simd import kernel, subkernel
+from tinybnn.kernels.machine.simd import chosen, kernel, subkernel
 from tinybnn.kernels.machine.threads import tasks_for
 from tinybnn.kernels.machine.windows import Windows, windows, with_border
 from tinybnn.kernels.signs import counting, look_ups
@@ -340,7 +339,9 @@ def bind(prepared, x, out, workspace=None):
             f"got {workspace.dtype} of shape {workspace.shape}"
         )
     flat, items = out.reshape(-1), images * len(tables.pixels) if out.size else 0
-    target = (0, NO_SUMS, flat) if prepared.to_bits else (0, flat, NO_WORDS)
+    are_floats = flat.dtype == np.float32
+    sums = flat.view(np.int32) if are_floats else flat
+    target = (0, NO_SUMS, flat, False) if prepared.to_bits else (0, sums, NO_WORDS, are_floats)
     by_panels = tasks > 1 and items < 8 * tasks  # few pixels, and as many weights as ever
     if by_panels:
         shares = parallel.shares(len(tables.cuts) - 1, tasks)
@@ -397,11 +398,11 @@ def sums_of(first, end, words, base, masks, arguments, sums):
         Image n begins at ``words[base + n * image_stride]``.
     masks, arguments : array and tuple
         Those of `Prepared`, of weights that were prepared without thresholds.
-    sums : (at least (end - first) * filters,) int32 or float32
+    sums : (at least (end - first) * filters,) int32
         Row ``i - first``, of as many sums as there are filters, is written for output pixel i.
     """
     tables = Tables(*arguments)
-    target = first, sums, tables.flips[:0]
+    target = first, sums, tables.flips[:0], False
     # A literal 0 would be a type of its own, and all would be compiled again.
     _blocks(first, end, np.int64(0), tables.cuts[-1], words, base, masks, arguments, target)
 
@@ -409,15 +410,15 @@ def sums_of(first, end, words, base, masks, arguments, sums):
 def _blocks(first, end, panel, panel_end, words, base, masks, arguments, target):
     """Output pixels first to end - 1 of some panels; image n begins at base + n * image_stride.
 
-    target : (origin, sums, bits)
+    target : (origin, sums, bits, are_floats)
         Where the results go: a row of ``sums`` or, unless it is empty, of ``bits`` for each pixel,
-        beginning with pixel ``origin``.
+        beginning with pixel ``origin``. Sums are int32, or the bits of floats.
     """
     method = look_ups if arguments[0].dtype == np.uint8 else counting
     method.blocks(first, end, panel, panel_end, words, base, masks, arguments, target)
 
 
-@overload(_blocks)
+@chosen(_blocks)
 def _compiled_blocks(first, end, panel, panel_end, words, base, masks, arguments, target):
     blocks = look_ups.blocks if arguments[0].dtype == types.uint8 else counting.blocks
     return lambda first, end, panel, panel_end, words, base, masks, arguments, target: blocks(

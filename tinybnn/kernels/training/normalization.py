@@ -32,11 +32,14 @@ from tinybnn.kernels.machine.memory import empty, empty_like
 from tinybnn.kernels.machine.simd import (
     BLOCK,
     FLOATS,
+    copy,
+    entry,
     inlined,
     kernel,
     load,
-    load_block,
+    load_like,
     store,
+    subkernel,
     zeros,
 )
 
@@ -45,7 +48,8 @@ _MOST_BLOCKS = 64
 _PER_BLOCK = 1 << 17  # floats of a block, at least
 _SPEED = 1.3e10  # floats a second, of a fast core
 
-_MOMENTS, _PRODUCTS, _NORMALISE, _GRADIENT = range(4)  # what a pass over memory does
+_FORWARD, _BACKWARD = range(2)  # what a pass over memory belongs to
+_LANES = 64  # of a row at a time: their sums stay in registers
 _SAMPLE = 16  # rows whose mean is near the mean of all
 _NO_SCALE = np.empty(0, np.float32)
 
@@ -68,10 +72,10 @@ def statistics(x, eps):
     mean, var, scale : (C,) float32
     """
     x = for_kernel(x)
-    near = empty((_joined(*x.shape), x.shape[1]), np.float32)
-    _near(x, -(-len(x) // _SAMPLE), near)
+    near = empty(_joined(*x.shape) * x.shape[1], np.float32)
+    _near(x.reshape(-1), x.shape[1], near)
     result = np.empty((3, x.shape[1]), np.float32)
-    _sums(_MOMENTS, x, x, near.reshape(-1), eps, _NO_SCALE, result)
+    _sums(_FORWARD, x, x, near, eps, _NO_SCALE, result)
     return tuple(result)
 
 
@@ -87,7 +91,7 @@ def normalise(x, mean, scale, weight, bias):
     -------
     (M, C) float32
     """
-    return _elementwise(_NORMALISE, x, x, (mean, scale, weight, bias))
+    return _elementwise(_FORWARD, x, x, (mean, scale, weight, bias))
 
 
 def gradient_sums(grad, x, mean, scale):
@@ -105,7 +109,7 @@ def gradient_sums(grad, x, mean, scale):
     grad, x, scale = map(for_kernel, (grad, x, scale))
     near = _repeated(_joined(*x.shape), mean).reshape(-1)
     result = np.empty((2, x.shape[1]), np.float32)
-    _sums(_PRODUCTS, x, grad, near, 0.0, scale, result)
+    _sums(_BACKWARD, x, grad, near, 0.0, scale, result)
     return tuple(result)
 
 
@@ -126,7 +130,7 @@ def gradient(grad, x, mean, scale, weight, grad_weight, grad_bias):
     """
     share = 1.0 / len(x)
     constants = mean, scale, grad_bias * share, grad_weight * share, weight * scale
-    return _elementwise(_GRADIENT, x, grad, constants)
+    return _elementwise(_BACKWARD, x, grad, constants)
 
 
 def forward(x, weight, bias, eps):
@@ -147,9 +151,9 @@ def forward(x, weight, bias, eps):
     if threads.tasks_for(x.size / _SPEED) > 1:
         mean, var, scale = statistics(x, eps)
         return normalise(x, mean, scale, weight, bias), mean, var, scale
-    out, result = empty_like(x), np.empty((3, x.shape[1]), np.float32)
-    _forward(_joined(*x.shape), x, weight, bias, eps, result, out)
-    return out, *result
+    result = np.empty((3, x.shape[1]), np.float32)
+    constants = result[0], result[2], weight, bias
+    return _all_stages(_FORWARD, x, x, constants, eps, result), *result
 
 
 def backward(grad, x, mean, scale, weight):
@@ -169,9 +173,9 @@ def backward(grad, x, mean, scale, weight):
     if threads.tasks_for(x.size / _SPEED) > 1:
         sums = gradient_sums(grad, x, mean, scale)
         return gradient(grad, x, mean, scale, weight, *sums), *sums
-    out, result = empty_like(x), np.empty((2, x.shape[1]), np.float32)
-    _backward(_joined(*x.shape), x, grad, mean, scale, weight, result, out)
-    return out, *result
+    result = np.empty((2, x.shape[1]), np.float32)
+    constants = mean, scale, weight, weight
+    return _all_stages(_BACKWARD, x, grad, constants, 0.0, result), *result
 
 
 # ------------------------------------------------------------------------------------- wide rows
@@ -191,12 +195,6 @@ def _joined(rows, channels):
     return min(range(least, most + 1), key=wasted)
 
 
-@inlined
-def _blocks(size, whole):
-    """How many blocks share the full wide rows of so many numbers."""
-    return max(1, min(_MOST_BLOCKS, size // _PER_BLOCK, whole // _RUN))
-
-
 class _Pass(NamedTuple):
     """A pass over memory: what it does, and so many wide rows, which blocks share."""
 
@@ -206,15 +204,42 @@ class _Pass(NamedTuple):
     width: int
 
 
+@functools.lru_cache(256)
+def _pass_of_sums(step, rows, channels):
+    """The pass over the full wide rows."""
+    joined = _joined(rows, channels)
+    whole = rows // joined
+    blocks = max(1, min(_MOST_BLOCKS, rows * channels // _PER_BLOCK, whole // _RUN))
+    return _Pass(step, whole, blocks, joined * channels)
+
+
 def _sums(step, x, grad, near, eps, scale, result):
     """Two sums over the rows for each channel, and what `_finish` makes of them."""
-    joined, width = _joined(*x.shape), len(near)
-    whole = len(x) // joined
-    blocks = _blocks(x.size, whole)
-    run, partial = empty((blocks, 2, width), np.float32), np.zeros((blocks, 2, width))
-    of = _Pass(step, whole, blocks, width)
-    _run(_add, of, x, grad.reshape(-1), near, run.reshape(-1), partial)
-    _finish(step, whole * joined, x, grad, near, partial, eps, scale, result)
+    of = _pass_of_sums(step, *x.shape)
+    run, partial = _scratch_of_sums(of)
+    _run(_add, of, x, grad.reshape(-1), near, run, partial)
+    _finish(of, len(x), x.reshape(-1), grad.reshape(-1), near, partial, eps, scale, result)
+
+
+def _scratch_of_sums(of):
+    """The float32 sums of a run of rows and the float64 sums, for each block."""
+    sums = 2 * of.blocks * of.width
+    return empty(sums, np.float32), np.zeros(sums)
+
+
+def _all_stages(step, x, grad, constants, eps, result):
+    """The output of `forward`, or the gradient in the input, with all stages in a single call."""
+    (_, whole, blocks, width), out = _pass_of_sums(step, *x.shape), empty_like(x)
+    floats, partial = np.empty((6 + 2 * blocks) * width, np.float32), np.zeros(2 * blocks * width)
+    flat = wide = x.reshape(-1), grad.reshape(-1), out.reshape(-1)
+    if x.size < width:  # fewer numbers than a wide row has are filled up
+        wide = np.zeros((3, width), np.float32)
+        wide[:2, : x.size] = flat[:2]
+    sizes = whole, blocks, width, len(x)
+    _all(step, *sizes, *wide, *constants, eps, result, floats, partial)
+    if x.size < width:
+        flat[2][:] = wide[2, : x.size]
+    return out
 
 
 def _elementwise(step, x, grad, constants):
@@ -244,72 +269,78 @@ def _repeated(times, *vectors):
 # The last vector of a wide row may overlap the one before; what both hold is then computed twice.
 
 
-@kernel(allocates=False)
+@subkernel
 def _add(first, end, task, of, x, grad, near, run, partial):
     """Two sums for each lane of the wide rows of blocks first to end - 1."""
     step, rows, blocks, width = of
     for block in range(first, end):
         to, behind = 2 * block * width, (block + 1) * rows // blocks
+        of_block = partial[to : to + 2 * width]
         for row in range(block * rows // blocks, behind, _RUN):
             after = min(row + _RUN, behind)
-            for i in range(0, width, BLOCK):
-                lane = min(i, width - BLOCK)
-                center = load_block(near, lane)
-                total, products = zeros(BLOCK), zeros(BLOCK)
-                for at in range(row * width + lane, after * width + lane, width):
-                    distance = load_block(x, at) - center
-                    if step == _MOMENTS:
+            for i in range(0, width, _LANES):
+                lane = min(i, width - _LANES)
+                total, products = zeros(_LANES), zeros(_LANES)
+                center = load_like(near, lane, total)
+                start, stop = row * width + lane, after * width + lane
+                if step == _FORWARD:
+                    for at in range(start, stop, width):
+                        distance = load_like(x, at, total) - center
                         total = total + distance
                         products = products + distance * distance
-                    else:
-                        given = load_block(grad, at)
+                else:
+                    for at in range(start, stop, width):
+                        given = load_like(grad, at, total)
                         total = total + given
-                        products = products + given * distance
+                        products = products + given * (load_like(x, at, total) - center)
                 store(run, to + lane, total)
                 store(run, to + width + lane, products)
-            for i in range(width):
-                partial[block, 0, i] += run[to + i]
-                partial[block, 1, i] += run[to + width + i]
+            for i in range(2 * width):
+                of_block[i] += entry(run, to + i)
 
 
-@kernel(allocates=False)
-def _near(x, step, out):
+@subkernel
+def _near(x, channels, near):
     """A value near the mean of each channel: the mean of some rows from all over the batch."""
-    for channel in range(x.shape[1]):
+    rows = len(x) // channels
+    step = (rows + _SAMPLE - 1) // _SAMPLE
+    for channel in range(channels):
         total, count = np.float32(0), np.float32(0)
-        for row in range(0, len(x), step):
-            total += x[row, channel]
+        for row in range(0, rows, step):
+            total += x[row * channels + channel]
             count += np.float32(1)
-        near = total / count
-        for i in range(len(out)):
-            out[i, channel] = near if np.isfinite(near) else np.float32(0)
+        mean = total / count
+        near[channel] = mean if np.isfinite(mean) else np.float32(0)
+    _repeat(near, 0, len(near), channels)
 
 
-@kernel(allocates=False)
-def _finish(step, done, x, grad, near, partial, eps, scale, result):
-    """Add up blocks, joined rows and, from row ``done`` on, those that do not fill another one.
+@subkernel
+def _finish(of, rows, x, grad, near, partial, eps, scale, result):
+    """Add up blocks, joined rows and the last rows, which do not fill another wide one.
 
     Of the moments of a channel come its mean, variance and 1 / sqrt(variance + eps); of products
     the gradients of weight and bias.
     """
-    blocks, _, width = partial.shape
-    rows, channels = x.shape
+    (step, whole, blocks, width), channels = of, result.shape[1]
+    done = whole * (width // channels)
     for channel in range(channels):
         total = products = 0.0
         for at in range(channel, width, channels):
             total_at = products_at = 0.0
             for block in range(blocks):
-                total_at += partial[block, 0, at]
-                products_at += partial[block, 1, at]
+                total_at += partial[2 * block * width + at]
+                products_at += partial[2 * block * width + width + at]
             total += total_at
             products += products_at
         center = np.float64(near[channel])
         for row in range(done, rows):
-            distance = x[row, channel] - center
-            given = distance if step == _MOMENTS else np.float64(grad[row, channel])
+            distance = x[row * channels + channel] - center
+            given = distance
+            if step == _BACKWARD:
+                given = np.float64(grad[row * channels + channel])
             total += given
             products += given * distance
-        if step == _MOMENTS:
+        if step == _FORWARD:
             offset = total / rows
             variance = products / rows - offset * offset
             if variance < 0:  # by rounding
@@ -323,80 +354,68 @@ def _finish(step, done, x, grad, near, partial, eps, scale, result):
             result[1, channel] = total
 
 
-@kernel(allocates=False)
+@subkernel
 def _change(first, end, task, of, x, grad, constants, out):
     """Blocks first to end - 1 of the output, or of the gradient in the input."""
     step, rows, blocks, width = of
     for row in range(first * rows // blocks, end * rows // blocks):
         start = min(row * width, len(x) - width)  # the last row may overlap the one before
-        for i in range(0, width, FLOATS):
-            lane = min(i, width - FLOATS)
-            at = start + lane
-            distance = load(x, at) - load(constants, lane)
-            normalised = distance * load(constants, width + lane)
-            third = load(constants, 2 * width + lane)
-            fourth = load(constants, 3 * width + lane)
-            if step == _NORMALISE:
-                result = normalised * third + fourth
-            else:
-                result = load(grad, at) - third - normalised * fourth
-                result = result * load(constants, 4 * width + lane)
-            store(out, at, result)
+        if step == _FORWARD:
+            for i in range(0, width, FLOATS):
+                lane = min(i, width - FLOATS)
+                normalised = _normalised(x, start + lane, constants, lane, width)
+                result = normalised * load(constants, 2 * width + lane)
+                store(out, start + lane, result + load(constants, 3 * width + lane))
+        else:
+            for i in range(0, width, FLOATS):
+                lane = min(i, width - FLOATS)
+                normalised = _normalised(x, start + lane, constants, lane, width)
+                result = load(grad, start + lane) - load(constants, 2 * width + lane)
+                result = result - normalised * load(constants, 3 * width + lane)
+                store(out, start + lane, result * load(constants, 4 * width + lane))
 
 
-@kernel
-def _forward(joined, x, weight, bias, eps, result, out):
-    """All stages of `forward` on one thread."""
-    near = np.empty((joined, x.shape[1]), np.float32)
-    _near(x, -(-len(x) // _SAMPLE), near)
-    _all_sums(_MOMENTS, joined, x, x, near.reshape(-1), eps, weight, result)
-    constants = np.empty((4, joined, x.shape[1]), np.float32)
-    for i in range(joined):
-        for c in range(x.shape[1]):
-            constants[0, i, c], constants[1, i, c] = result[0, c], result[2, c]
-            constants[2, i, c], constants[3, i, c] = weight[c], bias[c]
-    _all_rows(_NORMALISE, joined, x, x, constants, out)
+@inlined
+def _normalised(x, at, constants, lane, width):
+    return (load(x, at) - load(constants, lane)) * load(constants, width + lane)
 
 
-@kernel
-def _backward(joined, x, grad, mean, scale, weight, result, out):
-    """All stages of `backward` on one thread."""
-    near = np.empty((joined, x.shape[1]), np.float32)
-    for i in range(joined):
-        for c in range(x.shape[1]):
-            near[i, c] = mean[c]
-    _all_sums(_PRODUCTS, joined, x, grad, near.reshape(-1), 0.0, scale, result)
-    constants, share = np.empty((5, joined, x.shape[1]), np.float32), np.float32(1 / len(x))
-    for i in range(joined):
-        for c in range(x.shape[1]):
-            constants[0, i, c], constants[1, i, c] = mean[c], scale[c]
-            constants[2, i, c] = result[1, c] * share
-            constants[3, i, c] = result[0, c] * share
-            constants[4, i, c] = weight[c] * scale[c]
-    _all_rows(_GRADIENT, joined, x, grad, constants, out)
+@kernel(allocates=False)
+def _all(
+    step, whole, blocks, width, rows, x, grad, out, mean, scale, weight, bias, eps, result, floats,
+    partial,
+):  # fmt: skip
+    """All stages of `forward`, or of `backward`, on one thread.
+
+    ``floats`` hold six wide rows and a run of sums. ``mean`` and ``scale`` may be rows of the
+    result.
+    """
+    channels, of = len(mean), _Pass(step, whole, blocks, width)
+    near, repeated, run = floats[:width], floats[width : 6 * width], floats[6 * width :]
+    if step == _FORWARD:
+        _near(x[: rows * channels], channels, near)
+    else:
+        copy(mean, 0, near, 0, channels)
+        _repeat(near, 0, width, channels)
+    _add(0, blocks, 0, of, x, grad, near, run, partial)
+    _finish(of, rows, x, grad, near, partial, eps, scale, result)
+    share = np.float32(1 / rows)
+    for c in range(channels):
+        repeated[c], repeated[width + c] = mean[c], scale[c]
+        third, fourth = weight[c], bias[c]
+        if step == _BACKWARD:
+            third, fourth = result[1, c] * share, result[0, c] * share
+        repeated[2 * width + c], repeated[3 * width + c] = third, fourth
+        repeated[4 * width + c] = weight[c] * scale[c]
+    for i in range(0, 5 * width, width):
+        _repeat(repeated, i, width, channels)
+    joined = width // channels
+    of_rows = _Pass(step, (rows + joined - 1) // joined, 1, width)
+    _change(0, 1, 0, of_rows, x, grad, repeated, out)
 
 
-@kernel
-def _all_sums(step, joined, x, grad, near, eps, scale, result):
-    whole, width = len(x) // joined, len(near)
-    blocks = _blocks(x.size, whole)
-    run, partial = np.empty(2 * blocks * width, np.float32), np.zeros((blocks, 2, width))
-    of = _Pass(step, whole, blocks, width)
-    _add(0, blocks, 0, of, x.reshape(-1), grad.reshape(-1), near, run, partial)
-    _finish(step, whole * joined, x, grad, near, partial, eps, scale, result)
-
-
-@kernel
-def _all_rows(step, joined, x, grad, constants, out):
-    width = joined * x.shape[1]
-    of, constants = _Pass(step, -(-len(x) // joined), 1, width), constants.reshape(-1)
-    x, grad, out = x.reshape(-1), grad.reshape(-1), out.reshape(-1)
-    if len(x) >= width:
-        _change(0, 1, 0, of, x, grad, constants, out)
-        return
-    wide = np.zeros((3, width), np.float32)  # fewer numbers than a wide row has are filled up
-    for i in range(len(x)):
-        wide[0, i], wide[1, i] = x[i], grad[i]
-    _change(0, 1, 0, of, wide[0], wide[1], constants, wide[2])
-    for i in range(len(x)):
-        out[i] = wide[2, i]
+@subkernel
+def _repeat(floats, start, width, channels):
+    """Copy the first channels of a wide row to those behind them."""
+    for i in range(start + channels, start + width, channels):
+        copy(floats, start, floats, i, channels)

@@ -1,0 +1,182 @@
+"""How Numba compiles kernels and their parts: without the steps that kernels have no use for.
+
+It is a question of the compiler's time only: Numba's own pipelines take half as long again for the
+kernels of a first training step. The code of the parts of a kernel is put into it once, and
+optimised and made machine code there.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba.core import types
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
+from numba.core.compiler_machinery import AnalysisPass, register_pass
+from numba.core.lowering import Lower
+from numba.core.typed_passes import AnnotateTypes, NativeLowering
+
+# What these look for is not found in kernels: contexts, functions inside of functions, exceptions
+# with a computed message, calls to be inlined before their types are known, and loops over tuples
+# of several types.
+_UNUSED = {
+    "with_lifting",
+    "inline_closure_likes",
+    "rewrite_dynamic_raises",
+    "make_function_op_code_to_jit_function",
+    "inline_inlinables",
+    "literal_unroll",
+    "literal_propagation",
+    "inline_overloads",
+    "nopython_rewrites",
+    "dump_parfor_diagnostics",
+}
+
+
+class KernelCompiler(Compiler):
+    """The compiler of kernels that have no parallel loop of their own."""
+
+    def define_pipelines(self):
+        pipelines = super().define_pipelines()
+        for pipeline in pipelines:
+            if not self.state.flags.nrt:  # it makes no arrays
+                _shorten(pipeline, _IntoKernel)
+            pipeline.passes = [
+                (_KernelLowering if found is NativeLowering else found, text)
+                for found, text in pipeline.passes
+            ]
+            pipeline.finalize()
+        return pipelines
+
+
+class PartCompiler(Compiler):
+    """The compiler of functions whose code is put into that of the kernels that call them."""
+
+    def define_pipelines(self):
+        pipelines = super().define_pipelines()
+        for pipeline in pipelines:
+            _shorten(pipeline, _IntoPart)
+            pipeline.finalize()
+        return pipelines
+
+
+def _shorten(pipeline, into):
+    """Leave out what kernels have no use for; the pass ``into`` says where the code goes."""
+    pipeline.passes = [found for found in pipeline.passes if found[0].name() not in _UNUSED]
+    pipeline.add_pass_after(into, AnnotateTypes)
+
+
+class _Kernel(JITCodeLibrary):
+    """The code of a kernel, optimised when all its parts are there.
+
+    Numba also does so before, which lets it leave out counts of references to arrays.
+    """
+
+    def _optimize_functions(self, ll_module):
+        ll_module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self):
+        passes = self._codegen._module_pass_manager()
+        if isinstance(passes, tuple):
+            passes[0].run(self._final_module, passes[1])
+        else:  # Numba 0.61
+            passes.run(self._final_module)
+
+
+class _Part(JITCodeLibrary):
+    """The code of a function that is put into its callers': neither optimised nor compiled."""
+
+    @property
+    def codegen(self):
+        return _NoEnvironment
+
+    def _optimize_functions(self, ll_module):
+        ll_module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self):
+        pass
+
+    def _finalize_final_module(self):
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+    def get_pointer_to_function(self, name):
+        self._ensure_finalized()
+        return 0
+
+
+class _NoEnvironment:
+    """What Numba asks to keep a function's Python objects: a part has none."""
+
+    @staticmethod
+    def set_env(name, env):
+        pass
+
+
+class _Into(AnalysisPass):
+    def __init__(self):
+        AnalysisPass.__init__(self)
+
+    def run_pass(self, state):
+        state.library = self.library(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library.enable_object_caching()
+        return False
+
+
+@register_pass(mutates_CFG=False, analysis_only=True)
+class _IntoKernel(_Into):
+    _name, library = "code_of_a_kernel", _Kernel
+
+
+@register_pass(mutates_CFG=False, analysis_only=True)
+class _IntoPart(_Into):
+    _name, library = "code_for_callers_only", _Part
+
+
+# ------------------------------------------------------------------------------ kernels of shares
+
+_OF_SHARES = (types.int64,) * 3  # first parameters of kernels that `parallel` calls
+
+
+def start_of(kernel):
+    """The address of what `_emit_start` makes of a compiled kernel; 0 if it is none of shares."""
+    return kernel.library.get_pointer_to_function(_name_of_start(kernel.fndesc))
+
+
+def _name_of_start(description):
+    return f"{description.llvm_func_name}.start"
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _KernelLowering(NativeLowering):
+    _name = "native_lowering_of_kernels"
+
+    @property
+    def lowering_class(self):
+        return _KernelLower
+
+
+class _KernelLower(Lower):
+    def lower_normal_function(self, fndesc):
+        super().lower_normal_function(fndesc)
+        if tuple(fndesc.argtypes[: len(_OF_SHARES)]) == _OF_SHARES:
+            _emit_start(self.function, _name_of_start(fndesc))
+
+
+def _emit_start(function, name):
+    """Emit a function (first, end, task, place) that calls the kernel.
+
+    Its other arguments are read from the place: 8 bytes for each number that it takes, those of
+    which an array consists among them.
+    """
+    number = ir.IntType(64)
+    kind = ir.FunctionType(ir.VoidType(), [number, number, number, number.as_pointer()])
+    start = ir.Function(function.module, kind, name=name)
+    builder = ir.IRBuilder(start.append_basic_block())
+    *share, place = start.args
+    result, error, *parameters = (parameter.type for parameter in function.args)
+    values = [builder.alloca(result.pointee), builder.alloca(error.pointee), *share]
+    for i, parameter in enumerate(parameters[len(share) :]):
+        slot = builder.gep(place, [number(i)])
+        values.append(builder.load(builder.bitcast(slot, parameter.as_pointer())))
+    builder.call(function, values, attrs=("noinline",))
+    builder.ret_void()
