@@ -284,8 +284,8 @@ class PackedModel:
             A list, which prints as a table: for each task a dict with ``layer`` (the layers it
             comes from), ``operations`` (the steps that it carries out), ``seconds``, ``share`` of
             the whole, ``products`` of signs (bit multiply-accumulates), ``rate`` (products a
-            second), and ``peak_share``, the rate's share of what the threads could do if nothing had
-            to be fetched (`kernels.xnor.register_peak`).
+            second), and ``peak_share``, the rate's share of what the threads could do if nothing
+            had to be fetched (`kernels.xnor.register_peak`).
         """
         x = self.check_input(x)
         with num_threads(threads):
