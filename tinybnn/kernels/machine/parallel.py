@@ -112,7 +112,7 @@ def _addresses_of(worker, arguments):
         _starts[key] = start_of(worker.overloads[signature]), _slots(arguments)
     start, slots = _starts[key]
     buffer = np.zeros(slots, np.int64)
-    _put(arguments, buffer, buffer.ctypes.data, 0)
+    _put(arguments, buffer)
     return start, buffer
 
 
@@ -129,20 +129,24 @@ _describe = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)(
 )
 
 
-def _put(arguments, buffer, address, slot):
-    """Put arguments into a buffer at this address, from a slot on; the slot behind them."""
-    for argument in arguments:
-        if isinstance(argument, np.ndarray):
+def _put(arguments, buffer):
+    """Put arguments into a buffer, those of tuples one after the other."""
+    slot, address, left = 0, buffer.ctypes.data, [*reversed(arguments)]
+    while left:
+        argument = left.pop()
+        if isinstance(argument, tuple):
+            left.extend(reversed(argument))
+        elif isinstance(argument, np.ndarray):
             if _describe(argument, address + 8 * slot):
                 raise AssertionError("share_out: an array that Numba cannot describe")
             slot += _OF_ARRAY + 2 * argument.ndim
-        elif isinstance(argument, tuple):
-            slot = _put(argument, buffer, address, slot)
         else:
-            number = np.asarray(argument)
-            buffer[slot : slot + 1].view(number.dtype)[0] = number
+            if isinstance(argument, int):
+                buffer[slot] = argument
+            else:
+                number = np.asarray(argument)
+                buffer[slot : slot + 1].view(number.dtype)[0] = number
             slot += 1
-    return slot
 
 
 @kernel(parallel=True)
