@@ -339,7 +339,8 @@ CALLS = {
 # Public functions that read no array that a user gives: they compute sizes, or belong to kernels.
 OTHERS = {
     "cache", "checks", "compilation", "counting", "exact", "gathered", "images", "inlining",
-    "layout", "look_ups", "lookup", "masked", "memory", "parallel", "results", "selection",
+    "layout", "look_ups", "lookup", "masked", "memory", "parallel", "pipeline", "results",
+    "selection",
     "shuffles", "simd", "tables", "threads", "tiles", "windows",
     "bits.words_for", "channel_order.bind", "depthwise.majority", "float_pooling.bind_avg_pool2d",
     "fused.bind", "fused.bind_product",
