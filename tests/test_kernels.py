@@ -499,8 +499,9 @@ def test_prepared_holds_arrays_and_integers():
 
 
 @given(seeds, larger_convolutions(), st.booleans())
+@by_each_method
 def test_masks_alone_choose_the_code(seed, case, to_bits):
-    """All other tables have the same types, whatever they describe."""
+    """All other tables of a method have the same types, whatever they describe."""
     x_shape, w_shape, geometry = case
     rng = np.random.default_rng(seed)
     weight, mask = binary_or_ternary(rng, True, *w_shape)
