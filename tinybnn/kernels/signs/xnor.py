@@ -50,23 +50,17 @@ from tinybnn.kernels.machine.threads import tasks_for
 from tinybnn.kernels.machine.windows import Windows, windows, with_border
 from tinybnn.kernels.signs import counting, look_ups
 from tinybnn.kernels.signs.bits import pack_reference, split_groups_reference, unpack_reference
-from tinybnn.kernels.signs.images import pad as pad
+from tinybnn.kernels.signs.images import pad
 from tinybnn.kernels.signs.prepared import (
     NO_SUMS,
     NO_WORDS,
+    Prepared,  # noqa: F401 (by this name users know it, as the last two)
     check_count,
     has_fast_look_ups,
     lay_out_conv2d,
     lay_out_matmul,
-)
-from tinybnn.kernels.signs.prepared import (
-    Prepared as Prepared,
-)
-from tinybnn.kernels.signs.prepared import (
-    prepare_conv2d as prepare_conv2d,
-)
-from tinybnn.kernels.signs.prepared import (
-    prepare_matmul as prepare_matmul,
+    prepare_conv2d,  # noqa: F401
+    prepare_matmul,  # noqa: F401
 )
 from tinybnn.kernels.signs.tables import LookUps, Tables, panels
 
