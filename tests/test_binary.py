@@ -329,7 +329,7 @@ def test_ternary_weights_on_bits_are_those_on_floats(groups, input_quantizer, mo
         assert_identical(a, b)
 
 
-def test_ternary_weights_that_are_convolved_as_floats(monkeypatch):
+def test_ternary_weights_are_not_convolved_as_floats(monkeypatch):
     layer = nn.BinaryConv2d(32, 6, 3, weight_quantizer="ste_tern").eval()
     monkeypatch.setattr(F.Conv2d, "forward", None)
     layer(Tensor(numbers(np.random.default_rng(0), (2, 32, 7, 6))))

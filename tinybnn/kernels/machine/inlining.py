@@ -2,7 +2,7 @@
 
 Their code is put into that of the kernels. A part is neither optimised by itself nor made machine
 code (see `pipeline`): Numba would do both for each function, and then again for each kernel that it
-becomes part of. This saves compile time and changes nothing else.
+becomes part of. This saves compile time, as `tinybnn bench startup` shows, and nothing else.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How Numba compiles kernels and their parts: without the steps that kernels have no use for.
 
-It is a question of the compiler's time only: Numba's own pipelines take half as long again for the
-kernels of a first training step. The code of the parts of a kernel is put into it once, and
-optimised and made machine code there.
+It is a question of the compiler's time only (`tinybnn bench startup` has a first prediction with an
+empty cache): Numba's own pipelines took half as long again for a first training step. The code of
+the parts of a kernel is put into it once, and optimised and made machine code there.
 """
 
 from __future__ import annotations

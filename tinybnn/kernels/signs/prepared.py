@@ -71,7 +71,10 @@ class Prepared:
         return threads.most() * self.slot_words(images)
 
     def slot_words(self, images):
-        """Words for the padded copies of images that one thread holds at a time."""
+        """Words for the copies of images that one thread holds at a time.
+
+        For look-ups five times those of the padded images: the places of tables lie behind them.
+        """
         tables = self.tables
         return min(tables.together, images) * tables.image_stride if tables.copies else 0
 

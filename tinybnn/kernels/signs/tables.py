@@ -45,7 +45,8 @@ class Tables(NamedTuple):
     constants : (...,) int32
         A row for each border class (the pixels whose taps on the padding are the same). For sums
         ``base``, so that the sum is ``base - 2 * disagreements``; for bits ``limit``, so that the
-        comparison is ``disagreements <= limit``.
+        comparison is ``disagreements <= limit``. With ``LookUps.is_twofold`` they are for what is
+        counted then: twice the disagreements, and the filter's zeros.
     flips : (columns / 16,) uint64
         For bits: of the up to 32 channels from column 16 j on that are compared at once, those
         whose comparison is turned round.
@@ -108,7 +109,8 @@ class LookUps(NamedTuple):
     neighbour : int
         Words between the two pixels of a pair.
     is_twofold : bool
-        For ternary weights: the product is that with two rows of signs, and counted twice.
+        For ternary weights, which are half the sum of two rows of signs: the disagreements of both
+        rows are counted.
     """
 
     entries: np.ndarray
