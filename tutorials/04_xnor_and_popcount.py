@@ -479,19 +479,119 @@ inner_loops(four_by_eight)
 # The kernel is in `tinybnn/kernels/signs/counting.py` and reads like the one above with more lines;
 # besides, it handles rows and columns that do not fill a block, and writes int32. It is used in two
 # steps. `prepare_matmul` lays out the weights, once; `run` computes.
-#
-# Where a CPU has byte shuffles but cannot count the bits of a vector (AVX2), `run` does not count:
-# four signs of `a` choose a table of 16 small numbers, four signs of `b` look one of them up, and a
-# shuffle does that for 32 bytes at once. `tinybnn/kernels/signs/look_ups.py` explains it. The
-# integers are the same.
 
 # %%
-prepared = xnor.prepare_matmul(b, K)
+prepared = xnor.prepare_matmul(b, K, method="counting")
 sums = xnor.run(prepared, a)
 
 assert np.array_equal(sums, four.view(np.int64).reshape(M, N))
 assert np.array_equal(sums, expected)
 climb("7 four rows, 32 columns", M * N * K, 288 / 8192, xnor.run, prepared, a)
+
+# %% [markdown]
+# ## Rung 8: tables instead of counting
+#
+# Where no instruction counts the bits of a vector, on all processors with AVX2 and no AVX-512, a
+# population count is about ten instructions, and the rungs above are close to one another: whatever
+# is saved on loads drowns in them. What is left is not to count at all.
+#
+# Cut each row into *nibbles*, groups of 4 bits. Two nibbles have $16 \cdot 16$ possible pairs, and
+# the number of their differences can be written down once for each:
+
+
+# %%
+def nibbles(words):
+    """(rows, W) words -> (rows, 16 W): the bits of each word in groups of four."""
+    octets = words.view(np.uint8)
+    return np.stack([octets & 15, octets >> 4], axis=-1).reshape(len(words), -1)
+
+
+number = np.arange(16)
+differences = np.bitwise_count(number[:, None] ^ number).astype(np.uint8)
+print(differences)
+
+four_a, four_b = nibbles(a), nibbles(b)
+looked_up = differences[four_a[:4, None, :], four_b[None]].sum(axis=2, dtype=np.int64)
+assert np.array_equal(K - 2 * looked_up, expected[:4])
+
+# %% [markdown]
+# In NumPy that is slow: an index is worth far more work than four signs. But processors have an
+# instruction for it, the *byte shuffle* (`vpshufb`). It takes a register as a table of 16 bytes,
+# and looks up one nibble in each byte of another register: 32 look-ups in one instruction with
+# AVX2, 64 with AVX-512. A row of `differences` is such a table, the nibbles of 32 columns of `b`
+# are such a register.
+#
+# Entries are at most 4 and need three bits, so a byte has room for two: a table can serve two rows
+# of `a` at once, $i$ in the lower half of its bytes and $i + 1$ in the upper one. There are 256
+# tables, for all pairs of nibbles, 4 KB in all; which one belongs to a pair of rows at each place
+# is written down before the product, and used for all columns.
+
+# %%
+pair = np.arange(256)
+tables = (differences[pair & 15] | differences[pair >> 4] << 4).reshape(-1)  # 16 bytes each
+places = 16 * (four_a[::2] | four_a[1::2].astype(np.uint16) << 4)  # (M/2, 16 W): where each begins
+places = places.reshape(-1)
+
+# %% [markdown]
+# The work for a nibble of two rows and 32 columns is then two instructions, a shuffle and an
+# addition, where four words of XOR and counting stood before. Two details remain:
+#
+# - A half of a byte holds at most 15, three look-ups. After three, the halves are taken apart and
+#   added to bytes of their own. `add_three_look_ups` does both.
+# - A byte holds at most 255, which is 63 look-ups. After as many, bytes are added to 16-bit sums in
+#   memory, even ones and odd ones apart, since that takes no shuffle (`add_widened`). So that
+#   columns come out in order, the panels hold them in another one: 0, 16, 1, 17 and so on.
+
+
+# %%
+@numba.njit
+def by_tables(places, tables, panels, length, sums):
+    rows, columns = 2 * len(places) // length, len(panels) // length
+    for j in range(0, columns, BYTES):
+        for i in range(0, rows, 2):
+            first = i * columns + j
+            for start in range(0, length, 63):
+                even, odd = zero_bytes(), zero_bytes()  # the counts of row i, of row i + 1
+                for k in range(start, min(start + 63, length), 3):
+                    at, w = i // 2 * length + k, j * length + k * BYTES
+                    even, odd = add_three_look_ups((even, odd), (at,), places, tables, panels, w)
+                add_widened(sums, first, even)
+                add_widened(sums, first + columns, odd)
+
+
+if has_shuffles():
+    G = 16 * W  # nibbles in a row, a multiple of 3
+    order = np.arange(BYTES).reshape(2, -1).T.reshape(-1)  # 0, BYTES / 2, 1, ...
+    columns = four_b.reshape(N // BYTES, BYTES, G)[:, order]
+    panels_of_nibbles = np.ascontiguousarray(columns.transpose(0, 2, 1)).reshape(-1)
+    counted = np.zeros(M * N, np.uint16)
+    by_tables(places, tables, panels_of_nibbles, G, counted)
+
+    assert np.array_equal(K - 2 * counted.reshape(M, N).astype(np.int64), expected)
+    bytes_per_product = (2 + 16 + BYTES) / (8 * BYTES)
+    climb(
+        "8 tables, two rows", M * N * K, bytes_per_product, by_tables, places, tables,
+        panels_of_nibbles, G, counted,
+    )  # fmt: skip
+else:
+    print("This processor has no shuffles of 32 bytes: the ladder ends with rung 7.")
+
+# %% [markdown]
+# Which rung is higher, 7 or 8, is the processor's answer, not the algorithm's. With AVX2 alone the
+# ladder has its largest step here, as large as all steps from rung 4 to rung 7 together, or larger.
+# With VPOPCNTDQ it is a step down: an instruction that counts 512 bits beats one that looks up 64
+# nibbles.
+#
+# The package has both, and takes what suits the processor for which Numba compiles; the integers
+# are the same. Its kernel for look-ups (`tinybnn/kernels/signs/look_ups.py`) has two pairs of rows
+# and two registers of columns in a block, as rung 7 has against rung 5, and cuts long rows so that
+# places and panels stay in the nearest cache.
+
+# %%
+print(f"this processor has {cpu_kind()}; the package takes ", end="")
+print("look-ups" if has_fast_look_ups() else "counting")
+chosen = xnor.prepare_matmul(b, K)
+assert np.array_equal(xnor.run(chosen, a), expected)
 
 # %% [markdown]
 # To step through it, turn compilation off for the whole process: start your script with
