@@ -471,6 +471,7 @@ def check_chunks(prepared, x, sums, chunk):
         base = 0
         if tables.copies:
             images = (end - 1) // per_image - first // per_image + 1
+            images += images % 2
             words = np.full(slot + images * tables.image_stride + behind, 77, np.uint64)
             base = xnor.pad(first, end, source, words, slot, arguments)
             assert np.all(words[:slot] == 77) and np.all(words[-behind:] == 77)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba.core import types
 
 from tinybnn.kernels.machine.shuffles import store_nibble_pairs
-from tinybnn.kernels.machine.simd import chosen, copy, inlined, subkernel
+from tinybnn.kernels.machine.simd import copy, inlined, subkernel
 from tinybnn.kernels.machine.windows import Windows
 from tinybnn.kernels.signs.bits import bits_from
 from tinybnn.kernels.signs.tables import LookUps, Tables
@@ -24,7 +23,8 @@ def pad(first, end, source, workspace, slot, arguments):
     source : (...,) uint64
         The images.
     workspace : (...,) uint64
-        Has room for ``image_stride`` words an image from ``slot`` on.
+        Has room for ``image_stride`` words an image from ``slot`` on; for an even number of images
+        if `LookUps.image_words` is 0.
     slot : int
         Where the copy of the first of these images begins.
     arguments : tuple
@@ -36,6 +36,9 @@ def pad(first, end, source, workspace, slot, arguments):
         ``base``: the copy of image n begins at ``workspace[base + n * image_stride]``.
     """
     tables = Tables(*arguments)
+    look_ups = LookUps(*tables.look_ups)
+    if look_ups.count > 0 and look_ups.image_words == 0:
+        return _find_tables_of_rows(first, end, source, workspace, slot, tables)
     of, per_image = Windows(*tables.windows), len(tables.pixels)
     span = (of.kernel_height - 1) * of.row_dilation + 1  # rows that an output row sees
     image, last = first // per_image, (end - 1) // per_image
@@ -45,11 +48,9 @@ def pad(first, end, source, workspace, slot, arguments):
         rows = _rows(first, end, n, of, span)
         for group in range(tables.groups):
             _pad_rows(rows, source, n, group, workspace, at + group * tables.group_stride, tables)
-    for n in range(image, last + 1):
-        at = base + n * tables.image_stride
-        rows = _rows(first, end, n, of, span)
-        for group in range(tables.groups):
-            find_tables(rows, n == last, workspace, at, group * tables.group_stride, tables)
+        if look_ups.count > 0:
+            for group in range(tables.groups):
+                _find_tables(rows, workspace, at, group * tables.group_stride, tables)
     return base
 
 
@@ -103,34 +104,30 @@ def _copy_group(source, start, group, workspace, to, tables):
             to += 1
 
 
-def find_tables(rows, is_last, workspace, at, group_at, tables):
+@inlined
+def _find_tables(rows, workspace, at, group_at, tables):
     """Write down the places of the tables that `look_ups` reads for the words of some rows.
 
     The rows are those of a group, which begins ``group_at`` words behind the beginning of the
-    image's copy, workspace[at]. Where bits are counted there is nothing to do.
+    image's copy, workspace[at].
     """
-    if tables.panels.dtype == np.uint8:
-        _find_tables(rows, is_last, workspace, at, group_at, tables)
-
-
-@chosen(find_tables)
-def _compiled_find_tables(rows, is_last, workspace, at, group_at, tables):
-    if tables[0].dtype == types.uint8:
-        return lambda rows, is_last, workspace, at, group_at, tables: _find_tables(
-            rows, is_last, workspace, at, group_at, tables
-        )
-    return lambda rows, is_last, workspace, at, group_at, tables: None
+    of, look_ups = Windows(*tables.windows), LookUps(*tables.look_ups)
+    row_words = (of.width + 2 * of.left) * len(tables.outside)
+    places, to = workspace.view(np.uint16), 4 * (at + look_ups.image_words)
+    for i in range(group_at + rows[0] * row_words, group_at + rows[1] * row_words):
+        # Beyond the row the neighbour is any word of the image's copy or of its places: not read.
+        store_nibble_pairs(places, to + 16 * i, workspace, at + i, at + i + look_ups.neighbour)
 
 
 @inlined
-def _find_tables(rows, is_last, workspace, at, group_at, tables):
-    of, look_ups = Windows(*tables.windows), LookUps(*tables.look_ups)
-    row_words = (of.width + 2 * of.left) * len(tables.outside)
-    # Beyond the row the neighbour is any word of the image's copy or of its places: not read.
-    neighbour = look_ups.neighbour
-    if neighbour == tables.image_stride and is_last:  # there is no next image
-        neighbour = 0
-    places, to = workspace.view(np.uint16), 4 * (at + look_ups.image_words)
-    for i in range(group_at + rows[0] * row_words, group_at + rows[1] * row_words):
-        pair = workspace[at + i], workspace[at + i + neighbour]
-        store_nibble_pairs(places, to + 16 * i, pair[0], pair[1])
+def _find_tables_of_rows(first, end, source, workspace, slot, tables):
+    """The same for images of one pixel, without a copy: for the first two, the next two, ..."""
+    places, words = workspace.view(np.uint16), tables.image_stride // 2
+    base = slot - first * tables.image_stride
+    for n in range(first, end, 2):
+        to, at = 4 * (base + n * tables.image_stride), n * words
+        neighbour = words if n + 1 < end else 0
+        for i in range(at, at + words):
+            store_nibble_pairs(places, to, source, i, i + neighbour)
+            to += 16
+    return base

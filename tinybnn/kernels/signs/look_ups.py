@@ -27,29 +27,26 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from llvmlite import ir
-from numba.core import types
 
+from tinybnn.kernels.machine.memory import empty, on_lines
 from tinybnn.kernels.machine.shuffles import (
     BYTES,
     add_look_up,
     add_three_look_ups,
-    add_widened,
+    add_tile,
     load_widened,
     on_stack,
-    widened_sum,
-    zero_bytes,
+    zero_tile_of,
 )
-from tinybnn.kernels.machine.simd import compiles, inlined, kernel, subkernel
+from tinybnn.kernels.machine.simd import entry, inlined, kernel, subkernel
 from tinybnn.kernels.machine.windows import Windows
 from tinybnn.kernels.signs.results import finish
 from tinybnn.kernels.signs.tables import LookUps, Tables
 
-WIDE, NARROW = 2 * BYTES, BYTES  # columns of a panel
+WIDE, MEDIUM, NARROW = 128, 64, 32 if BYTES == 32 else 64  # columns of a panel
 MOST_TERMS = 2**15 - 1  # signs whose disagreements a sum holds, twice of ternary weights
 LEAST_TERMS = 256  # of fewer, to find the tables of a pixel costs more than to count
 _FULL = 63  # look-ups after which a byte is full
-_NEAR = 4 * _FULL  # look-ups whose part of a panel (16 KB) stays in the nearest cache
 _PAIRS = 32  # pairs of pixels that pass through all panels before the next ones
 
 
@@ -64,44 +61,48 @@ def entries():
         np.bitwise_count((pairs & 15) ^ nibbles),
         np.bitwise_count((pairs >> 4) ^ nibbles),
     )
-    return (first | second << 4).astype(np.uint8).reshape(-1)
+    return on_lines((first | second << 4).astype(np.uint8).reshape(-1))
 
 
 def segments(starts, count):
-    """`LookUps.segments` and `.near` of taps of ``count`` nibbles that begin at ``starts``."""
-    runs = []
+    """`LookUps.segments` and `.parts` of taps of ``count`` nibbles that begin at ``starts``."""
+    runs, total = [], len(starts) * count
     for start in starts:
         if runs and sum(runs[-1]) == start:  # side by side
             runs[-1][1] += count
         else:
             runs.append([start, count])
-    table, near, done = [], [0], 0
+    size = -(-total // -(-total // _FULL))  # parts of about the same length,
+    size += -size % 3  # of whole threes
+    table, parts, done = [], [0], 0
     for start, length in runs:
         while length:
-            part = min(length, _FULL - done % _FULL)
-            start, length, done = start + part, length - part, done + part
-            table.append((start - part, part, done % _FULL == 0))
-            if done % _NEAR == 0:
-                near.append(len(table))
-    table[-1] = (*table[-1][:2], True)
-    if near[-1] != len(table):
-        near.append(len(table))
-    return np.array(table, np.int64), np.array(near)
+            some = min(length, size - done % size)
+            table += [start, some]
+            start, length, done = start + some, length - some, done + some
+            if done % size == 0 or done == total:
+                parts.append(len(table))
+    return np.array(table), np.array(parts)
 
 
-def nibbles(words, count):
-    """(O, taps, W) words -> (O, taps * count): the first nibbles of each tap."""
+def nibbles(words):
+    """(N, W) words -> (N, 16 * W)."""
     octets = np.ascontiguousarray(words).view(np.uint8)
-    filters, taps, length = words.shape
-    both = np.stack([octets & 15, octets >> 4], -1).reshape(filters, taps, 16 * length)
-    return both[:, :, :count].reshape(filters, taps * count)
+    return np.stack([octets & 15, octets >> 4], -1).reshape(len(words), 16 * words.shape[1])
 
 
-def panel_nibbles(panels):
-    """(P, width, K) nibbles of filters -> those of P panels."""
-    count, width, length = panels.shape
-    halves = panels.reshape(count, width // BYTES, 2, BYTES // 2, length)
-    return np.ascontiguousarray(halves.transpose(0, 4, 1, 3, 2)).reshape(-1)
+def panel_nibbles(panels, count):
+    """(P, width, taps, W) words of filters -> P panels of the first nibbles of each tap."""
+    number, width, taps, length = panels.shape
+    halves = panels.reshape(number, width // BYTES, 2, BYTES // 2, taps, length)
+    octets = np.ascontiguousarray(halves.swapaxes(2, 3)).view(np.uint8)  # in the lanes' order
+    octets = octets.reshape(number, width, taps, 8 * length)[..., : (count + 1) // 2]
+    octets = np.ascontiguousarray(octets.transpose(0, 2, 3, 1))  # (P, taps, bytes, width)
+    result = empty((*octets.shape[:3], 2, width), np.uint8)
+    np.bitwise_and(octets, 15, out=result[..., 0, :])
+    np.right_shift(octets, 4, out=result[..., 1, :])
+    result = result.reshape(number, taps, 2 * octets.shape[2], width)
+    return result[:, :, :count].reshape(-1)
 
 
 def nibbles_of_panel(panel, length):
@@ -113,7 +114,9 @@ def nibbles_of_panel(panel, length):
 # ---------------------------------------------------------------------------------------- kernels
 
 _place_of, _pixel_of = on_stack(np.int64, _PAIRS), on_stack(np.int64, _PAIRS)
-_sums_of = on_stack(np.uint16, _PAIRS * 2 * WIDE)
+_ZEROS = _PAIRS * 2 * WIDE  # where in the memory for sums there are zeros
+_sums_of = on_stack(np.uint16, _ZEROS + 2 * WIDE)
+_wide_tile, _medium_tile, _narrow_tile = (zero_tile_of(width) for width in (WIDE, MEDIUM, NARROW))
 
 
 @subkernel
@@ -121,14 +124,22 @@ def blocks(first, end, panel, panel_end, words, base, masks, arguments, target):
     """What `counting.blocks` does. ``masks`` are empty."""
     tables = Tables(*arguments)
     places, pairs, sums = words.view(np.uint16), (_place_of(), _pixel_of()), _sums_of()
-    panels = (tables.group_columns + NARROW) // WIDE
+    for i in range(2 * WIDE):
+        sums[_ZEROS + i] = 0
+    panels = (tables.group_columns + WIDE - 1) // WIDE
     start = first
     while start < end:
         count, stop = _find_pairs(start, end, base, pairs, tables)
         for p in range(panel, panel_end):
             group, column = p // panels, p % panels * WIDE
             width = min(WIDE, tables.group_columns - column)
-            _count(count, group, column, width, places, pairs[0], sums, tables)
+            some = count, group, column
+            if width == WIDE:
+                _count(_wide_tile(), some, places, pairs[0], sums, tables)
+            elif width == MEDIUM:
+                _count(_medium_tile(), some, places, pairs[0], sums, tables)
+            else:
+                _count(_narrow_tile(), some, places, pairs[0], sums, tables)
             _finish(count, stop, group, column, width, pairs[1], sums, tables, target)
         start = stop
 
@@ -144,113 +155,36 @@ def _find_pairs(i, end, base, pairs, tables):
         at = base + image * tables.image_stride + look_ups.image_words
         places[count], firsts[count] = 4 * at + 16 * tables.pixels[p], i
         count += 1
-        is_beside = of_image == 1 or (p + 1) % out_width > 0
+        is_beside = look_ups.image_words == 0 or (p + 1) % out_width > 0
         i += 2 if is_beside and i + 1 < end else 1
     return count, i
 
 
-@subkernel
-def _count(pairs, group, column, width, places, firsts, sums, tables):
-    """Disagreements of some pairs of pixels with a panel: (pairs, 2, width) ``sums``."""
-    look_ups, zero = LookUps(*tables.look_ups), zero_bytes()
-    shift = 16 * group * tables.group_stride
-    for i in range(pairs * 2 * width):
-        sums[i] = 0
-    at = (group * tables.group_columns + column) * look_ups.count
-    for part in range(len(look_ups.near) - 1):
-        begin, end = look_ups.near[part], look_ups.near[part + 1]
-        after = at
-        for i in range(0, pairs - pairs % 2, 2):
-            two, to = (firsts[i] + shift, firsts[i + 1] + shift), i * 2 * width
-            if width == WIDE:
-                tile = zero, zero, zero, zero, zero, zero, zero, zero
-                after = _look_up(tile, two, begin, end, places, at, sums, to, tables)
-            else:
-                tile = zero, zero, zero, zero
-                after = _look_up(tile, two, begin, end, places, at, sums, to, tables)
-        if pairs % 2:
-            one, to = (firsts[pairs - 1] + shift,), (pairs - 1) * 2 * width
-            tile = zero, zero, zero, zero
-            if width == WIDE:
-                after = _look_up(tile, one, begin, end, places, at, sums, to, tables)
-            else:  # twice, to have one kind of code less: what comes behind the sums is not read
-                two = one[0], one[0]
-                after = _look_up(tile, two, begin, end, places, at, sums, to, tables)
-        at = after
-
-
 @inlined
-def _look_up(zero, pairs, begin, end, places, at, sums, to, tables):
-    """Some segments, from nibble ``at`` of the panels on; the nibble behind them."""
-    look_ups, tile, width = LookUps(*tables.look_ups), zero, len(zero) // len(pairs) // 2 * BYTES
-    entries, panels = look_ups.entries, tables.panels
-    for s in range(begin, end):
-        k, count = look_ups.segments[s, 0], look_ups.segments[s, 1]
-        last = k + count
-        while k + 3 <= last:
-            tile = add_three_look_ups(tile, moved(pairs, k), places, entries, panels, at)
-            k, at = k + 3, at + 3 * width
-        while k < last:
-            tile = add_look_up(tile, moved(pairs, k), places, entries, panels, at)
-            k, at = k + 1, at + width
-        if look_ups.segments[s, 2]:
-            add_tile(sums, to, tile)
-            tile = zero
-    return at
-
-
-def register_loop(repetitions):
-    """Look up in registers, with what lies in the nearest cache; how many products those are."""
-    offsets = 16 * np.arange(2 * _FULL, dtype=np.uint16)
-    panel, sums = np.ones(_FULL * WIDE, np.uint8), np.zeros(4 * WIDE, np.uint16)
-    _register_loop(repetitions, entries(), offsets, panel, sums)
-    return repetitions * 4 * WIDE * 4 * _FULL
-
-
-@kernel(allocates=False)
-def _register_loop(repetitions, entries, offsets, panel, sums):
-    zero = zero_bytes()
-    for _ in range(repetitions):
-        tile = zero, zero, zero, zero, zero, zero, zero, zero
-        for k in range(0, _FULL, 3):
-            pairs = k, _FULL + k
-            tile = add_three_look_ups(tile, pairs, offsets, entries, panel, k * WIDE)
-        add_tile(sums, 0, tile)
-
-
-def moved(places, step):
-    """Each place, so much further on."""
-    return tuple([place + step for place in places])
-
-
-@compiles(moved)
-def _moved(places, step):
-    def generate(context, builder, signature, values):
-        found = [builder.extract_value(values[0], i) for i in range(len(places))]
-        found = [builder.add(place, values[1]) for place in found]
-        return context.make_tuple(builder, signature.return_type, found)
-
-    return places(places, types.int64), generate
-
-
-def add_tile(sums, to, tile):
-    """Add the vectors of a tile to sums, one after the other."""
-    for i, row in enumerate(tile):
-        add_widened(sums, to + i * BYTES, row)
-
-
-@compiles(add_tile)
-def _add_tile(sums, to, tile):
-    _, add_row = widened_sum(sums, types.intp, tile.dtype)
-
-    def generate(context, builder, signature, values):
-        for i in range(len(tile)):
-            place = builder.add(values[1], ir.Constant(ir.IntType(64), i * BYTES))
-            row = builder.extract_value(values[2], i)
-            add_row(context, builder, signature, (values[0], place, row))
-        return context.get_dummy_value()
-
-    return types.void(sums, types.intp, tile), generate
+def _count(zero, some, places, firsts, sums, tables):
+    """Disagreements of some pairs of pixels with a panel: (pairs, 2, width) ``sums``."""
+    pairs, group, column = some
+    look_ups, width = LookUps(*tables.look_ups), len(zero) // 2 * BYTES
+    segments, parts = look_ups.segments, look_ups.parts
+    shift = 16 * group * tables.group_stride
+    at = (group * tables.group_columns + column) * look_ups.count
+    for part in range(len(parts) - 1):
+        after = at
+        for i in range(pairs):
+            tile, after = zero, at
+            for s in range(entry(parts, part), entry(parts, part + 1), 2):
+                k = entry(firsts, i) + shift + entry(segments, s)
+                end = k + entry(segments, s + 1)
+                operands = places, look_ups.entries, tables.panels
+                while k + 3 <= end:
+                    tile = add_three_look_ups(tile, k, *operands, after)
+                    k, after = k + 3, after + 3 * width
+                while k < end:
+                    tile = add_look_up(tile, k, *operands, after)
+                    k, after = k + 1, after + width
+            to = i * 2 * width
+            add_tile(sums, to, to if part > 0 else _ZEROS, tile)
+        at = after
 
 
 @subkernel
@@ -273,3 +207,23 @@ def _finish(pairs, stop, group, column, width, firsts, sums, tables, target):
                     finish(n, n, columns + c, r, row, place, results)
                 else:
                     finish(n, n + n, columns + c, r, row, place, results)
+
+
+# ------------------------------------------------------------------------------ what can be reached
+
+
+def register_loop(repetitions):
+    """Look up in registers, with what lies in the nearest cache; how many products those are."""
+    places, sums = 16 * np.arange(_FULL, dtype=np.uint16), np.zeros(4 * WIDE, np.uint16)
+    panel = on_lines(np.ones(_FULL * WIDE, np.uint8))
+    _register_loop(repetitions, entries(), places, panel, sums)
+    return repetitions * 2 * WIDE * 4 * _FULL
+
+
+@kernel(allocates=False)
+def _register_loop(repetitions, entries, places, panel, sums):
+    for _ in range(repetitions):
+        tile = _wide_tile()
+        for k in range(0, _FULL, 3):
+            tile = add_three_look_ups(tile, k, places, entries, panel, k * WIDE)
+        add_tile(sums, 0, 2 * WIDE, tile)
