@@ -66,8 +66,9 @@ def add_look_up(tile, place, places, tables, panel, at):
     tile : tuple of vectors of bytes
         As `zero_tile_of` makes it.
     place : int
-        Entry of ``places``, which say where in ``tables`` the table of a pair of pixels begins.
-    places : (...,) uint16
+        Which of the places, that say where in ``tables`` the table of a pair of pixels begins.
+    places : (...,) uint64
+        Each word has four.
     tables : (...,) uint8
         16 entries a table: in the lower half of each what counts for the first pixel, in the upper
         half what counts for the second.
@@ -89,7 +90,7 @@ def _added(tile, place, places, tables, panel, at, times):
     count = len(tile) // 2
     found = np.zeros(count * BYTES, np.uint8)
     for k in range(times):
-        start, first = int(places[place + k]), at + k * len(found)
+        start, first = int(places.view(np.uint16)[place + k]), at + k * len(found)
         found += tables[start : start + 16][panel[first : first + len(found)]]
     above = (found.view(np.uint16) >> np.uint16(4)).view(np.uint8)
     rows = *found.reshape(count, BYTES), *above.reshape(count, BYTES)
@@ -126,10 +127,13 @@ def load_widened(sums, index):
 
 
 def store_nibble_pairs(places, to, words, a, b):
-    """16 places: for each nibble of words[a], 16 times (it + 16 times that of words[b])."""
+    """16 places: for each nibble of words[a], 16 times (it + 16 times that of words[b]).
+
+    A word of ``places`` has four; ``to`` counts them.
+    """
     shifts = np.arange(0, 64, 4, dtype=np.uint64)
     first, second = (words[i] >> shifts & np.uint64(15) for i in (a, b))
-    places[to : to + 16] = (first | second << np.uint64(4)) << np.uint64(4)
+    places.view(np.uint16)[to : to + 16] = (first | second << np.uint64(4)) << np.uint64(4)
 
 
 def on_stack(dtype, count):
@@ -179,6 +183,13 @@ def _repeated(builder, pointer):
     return builder.shuffle_vector(table, ir.Constant(_TABLE, ir.Undefined), lanes)
 
 
+def _place(context, builder, array_type, array, index, step):
+    """A pointer to a place."""
+    first = element_address(context, builder, array_type, array, ir.Constant(ir.IntType(64), 0))
+    index = builder.add(index, ir.Constant(index.type, step))
+    return builder.gep(builder.bitcast(first, ir.IntType(16).as_pointer()), [index])
+
+
 def _compile_look_ups(function, times):
     kind, halves = llvm_type(_bytes), llvm_type(_halves)
 
@@ -195,7 +206,7 @@ def _compile_look_ups(function, times):
 
             found = []
             for k in range(times):
-                start = builder.load(element(places, places_value, place_value, k))
+                start = builder.load(_place(context, builder, places, places_value, place_value, k))
                 start = builder.zext(start, ir.IntType(64))
                 table = _repeated(builder, element(tables, tables_value, start, 0))
                 new = []
@@ -280,7 +291,7 @@ def _store_nibble_pairs(places, to, words, a, b):
             return builder.and_(builder.or_(low, high), mask)
 
         pairs = builder.or_(*(nibbles(index, 4 + 4 * i) for i, index in enumerate(indices)))
-        pointer = element_address(context, builder, places, places_value, to_value)
+        pointer = _place(context, builder, places, places_value, to_value, 0)
         builder.store(pairs, builder.bitcast(pointer, wide.as_pointer()), align=2)
         return context.get_dummy_value()
 

@@ -113,7 +113,7 @@ def nibbles_of_panel(panel, length):
 
 # ---------------------------------------------------------------------------------------- kernels
 
-_place_of, _pixel_of = on_stack(np.int64, _PAIRS), on_stack(np.int64, _PAIRS)
+_place_of, _pixel_of = on_stack(np.int64, _PAIRS), on_stack(np.int64, _PAIRS + 1)
 _ZEROS = _PAIRS * 2 * WIDE  # where in the memory for sums there are zeros
 _sums_of = on_stack(np.uint16, _ZEROS + 2 * WIDE)
 _wide_tile, _medium_tile, _narrow_tile = (zero_tile_of(width) for width in (WIDE, MEDIUM, NARROW))
@@ -122,91 +122,94 @@ _wide_tile, _medium_tile, _narrow_tile = (zero_tile_of(width) for width in (WIDE
 @subkernel
 def blocks(first, end, panel, panel_end, words, base, masks, arguments, target):
     """What `counting.blocks` does. ``masks`` are empty."""
-    tables = Tables(*arguments)
-    places, pairs, sums = words.view(np.uint16), (_place_of(), _pixel_of()), _sums_of()
+    tables, (origin, out, bits, are_floats) = Tables(*arguments), target
+    look_ups, out_width = LookUps(*tables.look_ups), Windows(*tables.windows).out_width
+    images = tables.pixels, out_width, tables.image_stride, look_ups.image_words
+    table = words, look_ups.entries, tables.panels, look_ups.segments, look_ups.parts
+    results = tables.constants, tables.flips, tables.filters, out, bits, are_floats
+    places, pixels, sums = _place_of(), _pixel_of(), _sums_of()
     for i in range(2 * WIDE):
         sums[_ZEROS + i] = 0
     panels = (tables.group_columns + WIDE - 1) // WIDE
     start = first
     while start < end:
-        count, stop = _find_pairs(start, end, base, pairs, tables)
+        pairs = _find_pairs(start, end, base, places, pixels, images)
         for p in range(panel, panel_end):
-            group, column = p // panels, p % panels * WIDE
-            width = min(WIDE, tables.group_columns - column)
-            some = count, group, column
+            group, first_column = p // panels, p % panels * WIDE
+            column = group * tables.group_columns + first_column
+            left = tables.group_filters - first_column
+            width = min(WIDE, tables.group_columns - first_column)
+            shift, at = 16 * group * tables.group_stride, column * look_ups.count
             if width == WIDE:
-                _count(_wide_tile(), some, places, pairs[0], sums, tables)
+                _count(_wide_tile(), pairs, shift, at, places, sums, table)
             elif width == MEDIUM:
-                _count(_medium_tile(), some, places, pairs[0], sums, tables)
+                _count(_medium_tile(), pairs, shift, at, places, sums, table)
             else:
-                _count(_narrow_tile(), some, places, pairs[0], sums, tables)
-            _finish(count, stop, group, column, width, pairs[1], sums, tables, target)
-        start = stop
+                _count(_narrow_tile(), pairs, shift, at, places, sums, table)
+            # Output channels of a group follow one another, as do its columns.
+            channel = group * tables.group_filters + first_column
+            some = column, channel, min(left, width), width
+            is_twofold = look_ups.is_twofold
+            _finish(pairs, some, origin, pixels, sums, is_twofold, tables.rows, results)
+        start = entry(pixels, pairs)
 
 
 @inlined
-def _find_pairs(i, end, base, pairs, tables):
-    """Find some pairs from pixel i on: their places and first pixels; their number, the next i."""
-    look_ups, (places, firsts) = LookUps(*tables.look_ups), pairs
-    of_image, out_width = len(tables.pixels), Windows(*tables.windows).out_width
+def _find_pairs(i, end, base, places, pixels, images):
+    """Find some pairs from pixel i on: their places and first pixels; the number of pairs.
+
+    Behind the pixels is the one that comes next.
+    """
+    starts, out_width, stride, image_words = images
     count = 0
     while i < end and count < _PAIRS:
-        image, p = i // of_image, i % of_image
-        at = base + image * tables.image_stride + look_ups.image_words
-        places[count], firsts[count] = 4 * at + 16 * tables.pixels[p], i
+        image, p = i // len(starts), i % len(starts)
+        at = base + image * stride + image_words
+        places[count], pixels[count] = 4 * at + 16 * entry(starts, p), i
         count += 1
-        is_beside = look_ups.image_words == 0 or (p + 1) % out_width > 0
+        is_beside = image_words == 0 or (p + 1) % out_width > 0
         i += 2 if is_beside and i + 1 < end else 1
-    return count, i
+    pixels[count] = i
+    return count
 
 
 @inlined
-def _count(zero, some, places, firsts, sums, tables):
+def _count(zero, pairs, shift, at, places, sums, table):
     """Disagreements of some pairs of pixels with a panel: (pairs, 2, width) ``sums``."""
-    pairs, group, column = some
-    look_ups, width = LookUps(*tables.look_ups), len(zero) // 2 * BYTES
-    segments, parts = look_ups.segments, look_ups.parts
-    shift = 16 * group * tables.group_stride
-    at = (group * tables.group_columns + column) * look_ups.count
+    (words, entries, panels, segments, parts), width = table, len(zero) // 2 * BYTES
     for part in range(len(parts) - 1):
         after = at
         for i in range(pairs):
             tile, after = zero, at
             for s in range(entry(parts, part), entry(parts, part + 1), 2):
-                k = entry(firsts, i) + shift + entry(segments, s)
+                k = entry(places, i) + shift + entry(segments, s)
                 end = k + entry(segments, s + 1)
-                operands = places, look_ups.entries, tables.panels
                 while k + 3 <= end:
-                    tile = add_three_look_ups(tile, k, *operands, after)
+                    tile = add_three_look_ups(tile, k, words, entries, panels, after)
                     k, after = k + 3, after + 3 * width
                 while k < end:
-                    tile = add_look_up(tile, k, *operands, after)
+                    tile = add_look_up(tile, k, words, entries, panels, after)
                     k, after = k + 1, after + width
             to = i * 2 * width
             add_tile(sums, to, to if part > 0 else _ZEROS, tile)
         at = after
 
 
-@subkernel
-def _finish(pairs, stop, group, column, width, firsts, sums, tables, target):
-    """Sums or bits of the pixels of some pairs, of which the last ends at pixel ``stop``."""
-    origin, out, bits, are_floats = target
-    look_ups = LookUps(*tables.look_ups)
-    results = tables.constants, tables.flips, tables.filters, out, bits, are_floats
-    channel, columns = group * tables.group_filters + column, group * tables.group_columns + column
+@inlined
+def _finish(pairs, some, origin, pixels, sums, is_twofold, rows, results):
+    """Sums or bits of the pixels of some pairs and of the filters of a panel."""
+    column, channel, count, width = some
     for i in range(pairs):
-        end = firsts[i + 1] if i + 1 < pairs else stop
-        p = firsts[i] % len(tables.pixels)
-        for j in range(end - firsts[i]):
-            r = tables.rows[p + j if len(tables.pixels) > 1 else 0]
-            row, of_pixel = firsts[i] + j - origin, (2 * i + j) * width
-            for c in range(0, min(width, tables.group_filters - column), 32):
-                n = load_widened(sums, of_pixel + c)
-                place = channel + c, tables.group_filters - column - c
-                if look_ups.is_twofold:
-                    finish(n, n, columns + c, r, row, place, results)
-                else:
-                    finish(n, n + n, columns + c, r, row, place, results)
+        first = entry(pixels, i)
+        for j in range(entry(pixels, i + 1) - first):
+            r = entry(rows, (first + j) % len(rows))
+            for c in range(0, count, 32):
+                n = load_widened(sums, (2 * i + j) * width + c)
+                taken = n + n
+                if is_twofold:
+                    taken = n
+                place = channel + c, count - c
+                finish(n, taken, column + c, r, first + j - origin, place, results)
 
 
 # ------------------------------------------------------------------------------ what can be reached
@@ -214,9 +217,9 @@ def _finish(pairs, stop, group, column, width, firsts, sums, tables, target):
 
 def register_loop(repetitions):
     """Look up in registers, with what lies in the nearest cache; how many products those are."""
-    places, sums = 16 * np.arange(_FULL, dtype=np.uint16), np.zeros(4 * WIDE, np.uint16)
+    places, sums = 16 * np.arange(_FULL + 1, dtype=np.uint16), np.zeros(4 * WIDE, np.uint16)
     panel = on_lines(np.ones(_FULL * WIDE, np.uint8))
-    _register_loop(repetitions, entries(), places, panel, sums)
+    _register_loop(repetitions, entries(), places.view(np.uint64), panel, sums)
     return repetitions * 2 * WIDE * 4 * _FULL
 
 
