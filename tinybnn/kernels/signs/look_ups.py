@@ -9,14 +9,21 @@ entry, at most 4, needs half a byte, so that one byte has the counts of two pixe
 There are 256 such tables, 4 KB in all. Where the table of a pair lies, 16 * (a0 | a1 << 4), is
 written down once for each nibble of an image, for each pixel and its neighbour (`images.pad`).
 
-Three entries are added before a half of a byte could overflow (12 of 15); then the halves are taken
-apart, and after 63 look-ups (252 of 255) bytes are added to 16-bit sums in memory. Three nibbles of
-two pixels and 32 filters, 768 products, take 3 shuffles, 4 additions, 2 ands and a shift. Long rows
-are cut: a part of a panel and the places that meet it stay in the nearest cache.
+Three entries are added before a half of a byte could overflow (12 of 15); then they are added to a
+byte's total, and shifted by a nibble to another. Both overflow, without loss: `shuffles.add_tile`
+says how the counts of both pixels follow, after 63 look-ups (252 of 255). Three nibbles of two
+pixels and 32 filters, 768 products, take 3 shuffles, 4 additions and a shift. Rows are cut into
+such parts: a part of a panel and the places that meet it stay in the nearest cache.
 
-A panel has as many columns as two vectors have bytes, or one. It holds nibble 0 of each of its
+A panel has 128 columns; the last one of a group may have fewer. It holds nibble 0 of each of its
 filters, then nibble 1 of each; among the bytes of a vector, the filters of the first half have even
 places and those of the second odd ones, so that widening puts them in order.
+
+What was tried and was not faster: tiles of two pairs and two vectors, whose loads are as many and
+whose registers are too few; entries of 0 to 2, half the disagreements up to what the nibbles'
+parities say, of which seven can be added, since loads and not additions are the limit, and the
+parities of each pixel have to be counted. Carry-save adders over bits (Harley and Seal) would need
+more instructions, even with those of AVX-512 that take three operands.
 
 T-MAC (Wei et al. 2024, arXiv:2407.00088) looks up sums of activations by shuffles in the same way.
 `tinybnn bench kernels` shows what the method reaches.
@@ -45,7 +52,7 @@ from tinybnn.kernels.signs.tables import LookUps, Tables
 
 WIDE, MEDIUM, NARROW = 128, 64, 32 if BYTES == 32 else 64  # columns of a panel
 MOST_TERMS = 2**15 - 1  # signs whose disagreements a sum holds, twice of ternary weights
-LEAST_TERMS = 256  # of fewer, to find the tables of a pixel costs more than to count
+LEAST_TERMS = 128  # of fewer, to find the tables of a pixel costs as much as it brings
 _FULL = 63  # look-ups after which a byte is full
 _PAIRS = 32  # pairs of pixels that pass through all panels before the next ones
 
