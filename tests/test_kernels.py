@@ -471,6 +471,7 @@ def check_chunks(prepared, x, sums, chunk):
         base = 0
         if tables.copies:
             images = (end - 1) // per_image - first // per_image + 1
+            images += images % 2
             words = np.full(slot + images * tables.image_stride + behind, 77, np.uint64)
             base = xnor.pad(first, end, source, words, slot, arguments)
             assert np.all(words[:slot] == 77) and np.all(words[-behind:] == 77)
@@ -526,9 +527,10 @@ def test_long_and_short_rows_are_counted(monkeypatch):
     for count, kind in ((64, "xnor"), (2**15 - 64, "look_ups"), (2**16, "xnor")):
         b = bits.pack(random_signs(rng, 3, count))
         assert xnor.prepare_matmul(b, count).kind == kind
-        expected = np.array([[-count], [count]], np.int32)  # all signs differ, or none
+        # All signs differ, or none: in one row of a pair, in the other one, in both.
+        expected = count * np.array([[-1, 1, 1, -1, -1, -1]], np.int32).T
         for row in b[:2]:
-            found = xnor.xnor_matmul(np.stack([~row, row]), row[None], count)
+            found = xnor.xnor_matmul(np.stack([~row, row, row, ~row, ~row, ~row]), row[None], count)
             assert same(found, expected)
 
 

@@ -34,56 +34,91 @@ def has_shuffles():
     return bool(cpu_features() & {"avx2", "avx512bw"})
 
 
-def zero_bytes():
-    """A vector of uint8 0."""
-    return np.zeros(BYTES, np.uint8)
+def zero_tile_of(width):
+    """A function that makes a tile of zeros for a pair of pixels and so many columns.
+
+    A tile is a tuple of vectors of bytes: for each byte of ``width`` its total, and then for each
+    the total of what lies a nibble above; `add_tile` makes counts of them.
+    """
+    rows = 2 * width // BYTES
+
+    def make():
+        return tuple([np.zeros(BYTES, np.uint8) for _ in range(rows)])
+
+    @compiles(make)
+    def _make():
+        kind = types.UniTuple(_bytes, rows)
+
+        def generate(context, builder, signature, values):
+            zero = ir.Constant(llvm_type(_bytes), None)
+            return context.make_tuple(builder, kind, [zero] * rows)
+
+        return kind(), generate
+
+    return make
 
 
-def add_look_up(tile, places, offsets, tables, panel, at):
-    """Add to each row of a tile what some tables have for the nibbles of a panel.
+def add_look_up(tile, place, places, tables, panel, at):
+    """Add to a tile what a table has for the nibbles of a panel.
 
     Parameters
     ----------
     tile : tuple of vectors of bytes
-        For each place the counts of the first and those of the second of two pixels, which are the
-        lower and the upper half of what its table holds; the counts of a pixel are one vector or
-        several, as the panel is wide.
-    places : tuple of int
-        Entries of ``offsets``, which say where in ``tables`` the tables of these places begin.
-    offsets : (...,) uint16
+        As `zero_tile_of` makes it.
+    place : int
+        Which of the places, that say where in ``tables`` the table of a pair of pixels begins.
+    places : (...,) uint64
+        Each word has four.
     tables : (...,) uint8
-        16 entries a table.
+        16 entries a table: in the lower half of each what counts for the first pixel, in the upper
+        half what counts for the second.
     panel : (...,) uint8
-        From entry ``at`` on as many nibbles, 0 to 15, as there are counts of a pixel.
+        From entry ``at`` on a nibble, 0 to 15, for each column.
     """
-    return _added(tile, places, offsets, tables, panel, at, 1)
+    return _added(tile, place, places, tables, panel, at, 1)
 
 
-def add_three_look_ups(tile, places, offsets, tables, panel, at):
-    """The same for three tables, one after the other in ``offsets``, and three rows of nibbles.
+def add_three_look_ups(tile, place, places, tables, panel, at):
+    """The same for three tables, one after the other in ``places``, and three rows of nibbles.
 
     The sum of three entries is below 16 in both halves.
     """
-    return _added(tile, places, offsets, tables, panel, at, 3)
+    return _added(tile, place, places, tables, panel, at, 3)
 
 
-def _added(tile, places, offsets, tables, panel, at, times):
-    width, result = len(tile) // (2 * len(places)), []
-    for i, place in enumerate(places):
-        found = np.zeros(width * BYTES, np.uint8)
-        for k in range(times):
-            start = int(offsets[place + k])
-            first = at + k * len(found)
-            found += tables[start : start + 16][panel[first : first + len(found)]]
-        halves = [*(found & 15).reshape(width, BYTES), *(found >> 4).reshape(width, BYTES)]
-        rows = tile[len(halves) * i : len(halves) * (i + 1)]
-        result += [row + half for row, half in zip(rows, halves, strict=True)]
-    return tuple(result)
+def _added(tile, place, places, tables, panel, at, times):
+    count = len(tile) // 2
+    found = np.zeros(count * BYTES, np.uint8)
+    for k in range(times):
+        start, first = int(places.view(np.uint16)[place + k]), at + k * len(found)
+        found += tables[start : start + 16][panel[first : first + len(found)]]
+    above = (found.view(np.uint16) >> np.uint16(4)).view(np.uint8)
+    rows = *found.reshape(count, BYTES), *above.reshape(count, BYTES)
+    return tuple([row + new for row, new in zip(tile, rows, strict=True)])
 
 
-def add_widened(sums, index, counts):
-    """Add a vector of bytes to uint16 sums: the even lanes from ``index`` on, then the odd ones."""
-    sums[index : index + len(counts)] += np.concatenate([counts[::2], counts[1::2]])
+def add_tile(sums, to, before, tile):
+    """Write the sums of what a tile counts and of those from sums[before] on, from sums[to] on.
+
+    First those of the first pixel, then of the second: of each vector the even lanes, then the odd.
+
+    Bytes overflow, and an overflow is no loss. With c and d the counts of both pixels in one byte,
+    its total is c + 16 d modulo 256. The total of what lies a nibble above is d in odd bytes. In
+    even ones it is d + 16 c', with c' of the byte behind, as a shift moves 16 bits. So d is known
+    in odd bytes, c then is there, and both in even bytes at last, if no count is above 255.
+    """
+    count = len(tile) // 2
+    totals, above = (
+        np.concatenate(rows).view(np.uint16).reshape(count, -1)
+        for rows in (tile[:count], tile[count:])
+    )
+    odd_second = above >> 8
+    odd_first = ((totals >> 8) - (odd_second << 4)) & 255
+    even_second = (above - (odd_first << 4)) & 255
+    even_first = (totals - (even_second << 4)) & 255
+    first = np.stack([even_first, odd_first], 1).reshape(-1)
+    new = np.concatenate([first, np.stack([even_second, odd_second], 1).reshape(-1)])
+    sums[to : to + len(new)] = sums[before : before + len(new)] + new
 
 
 def load_widened(sums, index):
@@ -91,11 +126,14 @@ def load_widened(sums, index):
     return sums[index : index + _INTEGERS].astype(np.int32)
 
 
-def store_nibble_pairs(offsets, index, a, b):
-    """16 entries: for each nibble of the word ``a``, 16 times (it + 16 times that of ``b``)."""
+def store_nibble_pairs(places, to, words, a, b):
+    """16 places: for each nibble of words[a], 16 times (it + 16 times that of words[b]).
+
+    A word of ``places`` has four; ``to`` counts them.
+    """
     shifts = np.arange(0, 64, 4, dtype=np.uint64)
-    pairs = (a >> shifts & np.uint64(15)) | (b >> shifts & np.uint64(15)) << np.uint64(4)
-    offsets[index : index + 16] = pairs << np.uint64(4)
+    first, second = (words[i] >> shifts & np.uint64(15) for i in (a, b))
+    places.view(np.uint16)[to : to + 16] = (first | second << np.uint64(4)) << np.uint64(4)
 
 
 def on_stack(dtype, count):
@@ -113,6 +151,7 @@ def on_stack(dtype, count):
             kind = context.get_value_type(element)
             with builder.goto_entry_block():
                 place = builder.alloca(ir.ArrayType(kind, count))
+                place.align = 64
             size, result = context.get_abi_sizeof(kind), context.make_array(array)(context, builder)
             arrayobj.populate_array(
                 result, builder.bitcast(place, kind.as_pointer()),
@@ -129,12 +168,7 @@ def on_stack(dtype, count):
 
 # ---------------------------------------------------------------------------------------- compiled
 
-_bytes = Vector(types.uint8, BYTES)
-
-
-@compiles(zero_bytes)
-def _zero_bytes():
-    return _bytes(), lambda *_: ir.Constant(llvm_type(_bytes), [0] * BYTES)
+_bytes, _halves = Vector(types.uint8, BYTES), Vector(types.uint16, BYTES // 2)
 
 
 def _shuffle(builder, table, index):
@@ -149,66 +183,82 @@ def _repeated(builder, pointer):
     return builder.shuffle_vector(table, ir.Constant(_TABLE, ir.Undefined), lanes)
 
 
+def _place(context, builder, array_type, array, index, step):
+    """A pointer to a place."""
+    first = element_address(context, builder, array_type, array, ir.Constant(ir.IntType(64), 0))
+    index = builder.add(index, ir.Constant(index.type, step))
+    return builder.gep(builder.bitcast(first, ir.IntType(16).as_pointer()), [index])
+
+
 def _compile_look_ups(function, times):
-    kind = llvm_type(_bytes)
+    kind, halves = llvm_type(_bytes), llvm_type(_halves)
 
     @compiles(function)
-    def look_ups(tile, places, offsets, tables, panel, at):
-        width = len(tile) // (2 * len(places))
+    def look_ups(tile, place, places, tables, panel, at):
+        count = len(tile) // 2
 
         def generate(context, builder, signature, values):
-            tile_value, place_values, offsets_value, tables_value, panel_value, at_value = values
+            tile_value, place_value, places_value, tables_value, panel_value, at_value = values
 
             def element(array_type, array, index, step):
                 index = builder.add(index, ir.Constant(index.type, step))
                 return element_address(context, builder, array_type, array, index)
 
-            found = {}
+            found = []
             for k in range(times):
-                firsts = [(k * width + j) * BYTES for j in range(width)]
-                pointers = [element(panel, panel_value, at_value, first) for first in firsts]
-                pointers = [builder.bitcast(pointer, kind.as_pointer()) for pointer in pointers]
-                nibbles = [builder.load(pointer, align=1) for pointer in pointers]
-                for i in range(len(places)):
-                    place = builder.extract_value(place_values, i)
-                    offset = builder.load(element(offsets, offsets_value, place, k))
-                    start = builder.zext(offset, ir.IntType(64))
-                    table = _repeated(builder, element(tables, tables_value, start, 0))
-                    for j in range(width):
-                        count = _shuffle(builder, table, nibbles[j])
-                        found[i, j] = builder.add(found[i, j], count) if k else count
-            low, four = (ir.Constant(kind, [n] * BYTES) for n in (15, 4))
-            halves = []
-            for i in range(len(places)):
-                halves += [builder.and_(found[i, j], low) for j in range(width)]
-                halves += [builder.lshr(found[i, j], four) for j in range(width)]
-            rows = [builder.extract_value(tile_value, i) for i in range(len(halves))]
-            sums = [builder.add(*pair) for pair in zip(rows, halves, strict=True)]
+                start = builder.load(_place(context, builder, places, places_value, place_value, k))
+                start = builder.zext(start, ir.IntType(64))
+                table = _repeated(builder, element(tables, tables_value, start, 0))
+                new = []
+                for j in range(count):
+                    pointer = element(panel, panel_value, at_value, (k * count + j) * BYTES)
+                    pointer = builder.bitcast(pointer, kind.as_pointer())
+                    new.append(_shuffle(builder, table, builder.load(pointer, align=1)))
+                found = [builder.add(*pair) for pair in zip(found, new, strict=True)] if k else new
+            four = ir.Constant(halves, [4] * _halves.lanes)
+            above = [builder.lshr(builder.bitcast(row, halves), four) for row in found]
+            found += [builder.bitcast(row, kind) for row in above]
+            rows = [builder.extract_value(tile_value, i) for i in range(len(found))]
+            sums = [builder.add(*pair) for pair in zip(rows, found, strict=True)]
             return context.make_tuple(builder, signature.return_type, sums)
 
-        return tile(tile, places, offsets, tables, panel, types.intp), generate
+        return tile(tile, types.intp, places, tables, panel, types.intp), generate
 
 
 _compile_look_ups(add_look_up, 1)
 _compile_look_ups(add_three_look_ups, 3)
 
 
-@compiles(add_widened)
-def widened_sum(sums, index, counts):
-    half = Vector(types.uint16, BYTES // 2)
+@compiles(add_tile)
+def _add_tile(sums, to, before, tile):
+    kind, count = llvm_type(_halves), len(tile) // 2
+    four, eight, low = (ir.Constant(kind, [n] * _halves.lanes) for n in (4, 8, 255))
 
     def generate(context, builder, signature, values):
-        array, index_value, counts_value = values
-        pairs = builder.bitcast(counts_value, llvm_type(half))
-        even = builder.and_(pairs, ir.Constant(pairs.type, [255] * half.lanes))
-        odd = builder.lshr(pairs, ir.Constant(pairs.type, [8] * half.lanes))
-        for part, offset in ((even, 0), (odd, half.lanes)):
-            place = builder.add(index_value, ir.Constant(index_value.type, offset))
-            pointer = address(context, builder, sums, array, place, half)
-            builder.store(builder.add(builder.load(pointer, align=2), part), pointer, align=2)
+        array, to_value, before_value, tile_value = values
+
+        def less(total, times_16):
+            return builder.sub(total, builder.shl(times_16, four))
+
+        for i in range(count):
+            totals, above = (
+                builder.bitcast(builder.extract_value(tile_value, j), kind) for j in (i, i + count)
+            )
+            odd_second = builder.lshr(above, eight)
+            odd_first = builder.and_(less(builder.lshr(totals, eight), odd_second), low)
+            even_second = builder.and_(less(above, odd_first), low)
+            even_first = builder.and_(less(totals, even_second), low)
+            for j, counts in enumerate((even_first, odd_first, even_second, odd_second)):
+                place = i * BYTES + j // 2 * count * BYTES + j % 2 * _halves.lanes
+                pointers = []
+                for index in (before_value, to_value):
+                    index = builder.add(index, ir.Constant(index.type, place))
+                    pointers.append(address(context, builder, sums, array, index, _halves))
+                counts = builder.add(builder.load(pointers[0], align=2), counts)
+                builder.store(counts, pointers[1], align=2)
         return context.get_dummy_value()
 
-    return types.void(sums, types.intp, counts), generate
+    return types.void(sums, types.intp, types.intp, tile), generate
 
 
 @compiles(load_widened)
@@ -223,20 +273,26 @@ def _load_widened(sums, index):
 
 
 @compiles(store_nibble_pairs)
-def _store_nibble_pairs(offsets, index, a, b):
+def _store_nibble_pairs(places, to, words, a, b):
+    octets, wide = ir.VectorType(ir.IntType(8), 8), ir.VectorType(ir.IntType(32), 8)
+
     def generate(context, builder, signature, values):
-        array, index_value, *words = values
-        mask, four = (ir.Constant(ir.IntType(64), n) for n in (0x0F0F0F0F0F0F0F0F, 4))
-        even = [builder.and_(word, mask) for word in words]
-        odd = [builder.and_(builder.lshr(word, four), mask) for word in words]
-        pairs = [builder.or_(x, builder.shl(y, four)) for x, y in (even, odd)]
-        pairs = [builder.bitcast(pair, ir.VectorType(ir.IntType(8), 8)) for pair in pairs]
-        order = [lane for i in range(8) for lane in (i, 8 + i)]
-        order = ir.Constant(ir.VectorType(ir.IntType(32), 16), order)
-        lanes, wide = builder.shuffle_vector(*pairs, order), ir.VectorType(ir.IntType(16), 16)
-        result = builder.shl(builder.zext(lanes, wide), ir.Constant(wide, [4] * 16))
-        pointer = address(context, builder, offsets, array, index_value, Vector(types.uint16, 16))
-        builder.store(result, pointer, align=2)
+        places_value, to_value, words_value, *indices = values
+
+        def nibbles(index, shift):
+            """Both nibbles of each byte, shifted in the lower and upper half of 32 bits."""
+            pointer = element_address(context, builder, words, words_value, index)
+            value = builder.load(builder.bitcast(pointer, octets.as_pointer()), align=8)
+            value = builder.zext(value, wide)
+            low, high = (
+                builder.shl(value, ir.Constant(wide, [n] * 8)) for n in (shift, shift + 12)
+            )
+            mask = ir.Constant(wide, [(15 | 15 << 16) << shift] * 8)
+            return builder.and_(builder.or_(low, high), mask)
+
+        pairs = builder.or_(*(nibbles(index, 4 + 4 * i) for i, index in enumerate(indices)))
+        pointer = _place(context, builder, places, places_value, to_value, 0)
+        builder.store(pairs, builder.bitcast(pointer, wide.as_pointer()), align=2)
         return context.get_dummy_value()
 
-    return types.void(offsets, types.intp, types.uint64, types.uint64), generate
+    return types.void(places, types.intp, words, types.intp, types.intp), generate

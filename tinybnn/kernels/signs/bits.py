@@ -15,12 +15,13 @@ in a file.
 import math
 
 import numpy as np
+from llvmlite import ir
+from numba.core import types
 
-from tinybnn.kernels.machine.cache import kernel
-from tinybnn.kernels.machine.inlining import inlined, subkernel
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.layout import words_for as words_for
 from tinybnn.kernels.machine.memory import empty
+from tinybnn.kernels.machine.simd import compiles, element_address, inlined, kernel, subkernel
 
 _NO_BITS, _NO_BIT = np.uint64(0), np.uint32(0)
 _ALL_ONES = np.uint64(2**64 - 1)
@@ -111,21 +112,50 @@ def _channels_first(x, native):
     return np.moveaxis(x, -1, 1).flags.c_contiguous and math.prod(x.shape[1:-1]) >= 64
 
 
-# The functions for 64 elements have a call of their own, in which the length is a constant: over
-# slices, the compiler then turns the loop into vector comparisons, several times as fast.
-
-
 @kernel
 def _pack(x, thresholds, words):
     rows, count = x.shape
     whole, tail = 64 * (count // 64), count % 64
     for row in range(rows):
         for k in range(0, whole, 64):
-            levels = None if thresholds is None else thresholds[k : k + 64]
-            words[row, k // 64] = _word(x[row, k : k + 64], levels, 64)
+            words[row, k // 64] = _whole_word(x, row * count + k, thresholds, k)
         if tail:
             levels = None if thresholds is None else thresholds[whole:]
             words[row, whole // 64] = _word(x[row, whole:], levels, tail)
+
+
+def _whole_word(x, index, thresholds, k):
+    """The signs of 64 elements of a contiguous array; thresholds from the k-th on.
+
+    Compiled it is one comparison of 64 lanes, whose bits are the word: packs and `vpmovmskb` on
+    AVX2, masks on AVX-512.
+    """
+    levels = None if thresholds is None else thresholds[k : k + 64]
+    return _word(x.reshape(-1)[index : index + 64], levels, 64)
+
+
+@compiles(_whole_word)
+def _compiled_whole_word(x, index, thresholds, k):
+    def generate(context, builder, signature, arguments):
+        lanes = ir.VectorType(context.get_value_type(x.dtype), 64)
+
+        def load(array_type, array, at):
+            pointer = element_address(context, builder, array_type, array, at)
+            pointer = builder.bitcast(pointer, lanes.as_pointer())
+            return builder.load(pointer, align=x.dtype.bitwidth // 8)
+
+        x_value, index_value, thresholds_value, k_value = arguments
+        values, zero = load(x, x_value, index_value), ir.Constant(lanes, None)
+        if thresholds is not types.none:
+            values = builder.fsub(values, load(thresholds, thresholds_value, k_value))
+        if isinstance(x.dtype, types.Float):
+            is_plus = builder.fcmp_ordered(">=", values, zero)
+        else:
+            compare = builder.icmp_signed if x.dtype.signed else builder.icmp_unsigned
+            is_plus = compare(">=", values, zero)
+        return builder.bitcast(is_plus, ir.IntType(64))
+
+    return types.uint64(x, types.intp, thresholds, types.intp), generate
 
 
 @subkernel

@@ -24,7 +24,8 @@ def pad(first, end, source, workspace, slot, arguments):
     source : (...,) uint64
         The images.
     workspace : (...,) uint64
-        Has room for ``image_stride`` words an image from ``slot`` on.
+        Has room for ``image_stride`` words an image from ``slot`` on; for an even number of images
+        if `LookUps.image_words` is 0.
     slot : int
         Where the copy of the first of these images begins.
     arguments : tuple
@@ -35,28 +36,39 @@ def pad(first, end, source, workspace, slot, arguments):
     int
         ``base``: the copy of image n begins at ``workspace[base + n * image_stride]``.
     """
-    tables = Tables(*arguments)
+    return _prepare(first, end, source, workspace, slot, Tables(*arguments))
+
+
+def _prepare(first, end, source, workspace, slot, tables):
+    """What `pad` does, for one of the methods."""
+    prepare = _find_tables if tables.panels.dtype == np.uint8 else _copy_images
+    return prepare(first, end, source, workspace, slot, tables)
+
+
+@chosen(_prepare)
+def _compiled_prepare(first, end, source, workspace, slot, tables):
+    prepare = _find_tables if tables[0].dtype == types.uint8 else _copy_images
+    return lambda first, end, source, workspace, slot, tables: prepare(
+        first, end, source, workspace, slot, tables
+    )
+
+
+@inlined
+def _copy_images(first, end, source, workspace, slot, tables):
     of, per_image = Windows(*tables.windows), len(tables.pixels)
-    span = (of.kernel_height - 1) * of.row_dilation + 1  # rows that an output row sees
     image, last = first // per_image, (end - 1) // per_image
     base = slot - image * tables.image_stride
     for n in range(image, last + 1):
-        at = base + n * tables.image_stride
-        rows = _rows(first, end, n, of, span)
+        at, rows = base + n * tables.image_stride, _rows(first, end, n, of)
         for group in range(tables.groups):
             _pad_rows(rows, source, n, group, workspace, at + group * tables.group_stride, tables)
-    for n in range(image, last + 1):
-        at = base + n * tables.image_stride
-        rows = _rows(first, end, n, of, span)
-        for group in range(tables.groups):
-            find_tables(rows, n == last, workspace, at, group * tables.group_stride, tables)
     return base
 
 
 @inlined
-def _rows(first, end, image, of, span):
+def _rows(first, end, image, of):
     """First row, and the one behind the last, that the pixels of an image among these see."""
-    per_image = of.out_height * of.out_width
+    per_image, span = of.out_height * of.out_width, (of.kernel_height - 1) * of.row_dilation + 1
     top = max(first - image * per_image, 0) // of.out_width
     bottom = (min(end - image * per_image, per_image) - 1) // of.out_width
     return top * of.row_stride, bottom * of.row_stride + span
@@ -103,34 +115,38 @@ def _copy_group(source, start, group, workspace, to, tables):
             to += 1
 
 
-def find_tables(rows, is_last, workspace, at, group_at, tables):
-    """Write down the places of the tables that `look_ups` reads for the words of some rows.
-
-    The rows are those of a group, which begins ``group_at`` words behind the beginning of the
-    image's copy, workspace[at]. Where bits are counted there is nothing to do.
-    """
-    if tables.panels.dtype == np.uint8:
-        _find_tables(rows, is_last, workspace, at, group_at, tables)
-
-
-@chosen(find_tables)
-def _compiled_find_tables(rows, is_last, workspace, at, group_at, tables):
-    if tables[0].dtype == types.uint8:
-        return lambda rows, is_last, workspace, at, group_at, tables: _find_tables(
-            rows, is_last, workspace, at, group_at, tables
-        )
-    return lambda rows, is_last, workspace, at, group_at, tables: None
+@inlined
+def _find_tables(first, end, source, workspace, slot, tables):
+    """Write down the places of the tables that `look_ups` reads for the words that pixels see."""
+    of, look_ups, stride = Windows(*tables.windows), LookUps(*tables.look_ups), tables.image_stride
+    step, words = 2, stride // 2
+    image, last, base = first, end - 1, slot - first * stride
+    if look_ups.image_words > 0:
+        base = _copy_images(first, end, source, workspace, slot, tables)
+        image, last, step = first // len(tables.pixels), (end - 1) // len(tables.pixels), 1
+    for n in range(image, last + 1, step):
+        at = base + n * stride
+        if look_ups.image_words == 0:  # images of one pixel, two at a time
+            neighbour = words if n < last else 0
+            _write_places(source, n * words, words, neighbour, workspace, 4 * at)
+            continue
+        top, bottom = _rows(first, end, n, of)
+        row_words = (of.width + 2 * of.left) * len(tables.outside)
+        for group in range(tables.groups):
+            start = group * tables.group_stride + top * row_words
+            # Beyond a row the neighbour is any word of the image's copy or of its places: not read.
+            to = 4 * (at + look_ups.image_words) + 16 * start
+            count = (bottom - top) * row_words
+            _write_places(workspace, at + start, count, look_ups.neighbour, workspace, to)
+    return base
 
 
 @inlined
-def _find_tables(rows, is_last, workspace, at, group_at, tables):
-    of, look_ups = Windows(*tables.windows), LookUps(*tables.look_ups)
-    row_words = (of.width + 2 * of.left) * len(tables.outside)
-    # Beyond the row the neighbour is any word of the image's copy or of its places: not read.
-    neighbour = look_ups.neighbour
-    if neighbour == tables.image_stride and is_last:  # there is no next image
-        neighbour = 0
-    places, to = workspace.view(np.uint16), 4 * (at + look_ups.image_words)
-    for i in range(group_at + rows[0] * row_words, group_at + rows[1] * row_words):
-        pair = workspace[at + i], workspace[at + i + neighbour]
-        store_nibble_pairs(places, to + 16 * i, pair[0], pair[1])
+def _write_places(words, first, count, neighbour, workspace, to):
+    """Places of the tables of ``count`` words, each with the one ``neighbour`` words further on.
+
+    They begin with place ``to``, four of which are a word.
+    """
+    for i in range(count):
+        at = first + i
+        store_nibble_pairs(workspace, to + 16 * i, words, at, at + neighbour)

@@ -17,7 +17,7 @@ from tinybnn.kernels.machine.checks import (
     check_width,
     check_words,
 )
-from tinybnn.kernels.machine.memory import empty
+from tinybnn.kernels.machine.memory import on_lines
 from tinybnn.kernels.machine.shuffles import has_shuffles
 from tinybnn.kernels.machine.simd import cpu_features
 from tinybnn.kernels.machine.windows import windows
@@ -73,9 +73,10 @@ class Prepared:
     def slot_words(self, images):
         """Words for the copies of images that one thread holds at a time.
 
-        For look-ups five times those of the padded images: the places of tables lie behind them.
+        For look-ups the places of tables, four words for each of a padded image, lie behind it.
         """
         tables = self.tables
+        images += images % 2  # a pair of them may have its places together
         return min(tables.together, images) * tables.image_stride if tables.copies else 0
 
     def out_shape(self, images):
@@ -100,17 +101,16 @@ def method_for(terms):
 
 
 def _in_panels(weight, table, columns, lay_out):
-    """(O, K) words or nibbles of filters -> all panels."""
-    filters, length = weight.shape
-    width = max([width for _, width, *_ in table], default=1)
+    """(O, ...) words of filters -> all panels."""
+    filters, width = len(weight), max([width for _, width, *_ in table], default=1)
     if filters == columns and filters % width == 0:  # full, and of one width
-        return lay_out(weight.reshape(-1, width, length))
-    result = empty((columns * length,), weight.dtype)
-    for column, width, _, first, count in table:
-        panel = np.zeros((1, width, length), weight.dtype)
+        return lay_out(weight.reshape(-1, width, *weight.shape[1:]))
+    parts = []
+    for _, width, _, first, count in table:
+        panel = np.zeros((1, width, *weight.shape[1:]), weight.dtype)
         panel[0, :count] = weight[first : first + count]
-        result[column * length : (column + width) * length] = lay_out(panel)
-    return result
+        parts.append(lay_out(panel))
+    return on_lines(np.concatenate(parts))
 
 
 NO_MASKS, NO_WORDS, NO_SUMS = (np.zeros(0, dtype) for dtype in (np.uint8, np.uint64, np.int32))
@@ -133,7 +133,7 @@ def _epilogue(base, zeros, groups, thresholds, flip, method):
         As `_border_sums` gives it.
     zeros : (O,) int64, or 0
         What look-ups count for ternary weights besides twice the disagreements: see
-        `_rows_of_nibbles`.
+        `_rows_for_look_ups`.
     """
     table, columns = panels(groups, base.shape[1] // groups, method.WIDE, method.NARROW)
     flips, is_twofold = np.zeros(columns // 16, np.uint64), np.ndim(zeros) > 0
@@ -351,27 +351,29 @@ def _plan(of, filters, channels, groups, words, padding_mode, to_bits, is_ternar
     return prepared, inside
 
 
-_NO_LOOK_UPS = LookUps(NO_MASKS, np.zeros((0, 3), np.int64), np.zeros(1, np.int64), 0, 0, 0, False)
+_NO_LOOK_UPS = LookUps(NO_MASKS, np.zeros(0, np.int64), np.zeros(1, np.int64), 0, 0, 0, False)
 
 
 def _with_look_ups(tables, of, taps, is_ternary):
-    """Tables for `look_ups`: all images are copied, and behind each copy lie its tables' places."""
+    """Tables for `look_ups`: images are copied, and behind each copy lie its tables' places."""
     words, group_channels = len(tables.outside), tables.channels // tables.groups
     # Rows of a matrix may be padded more than once (the pixels of an image in a row, say).
     nibbles = 16 * words if of == _ONE_PIXEL else -(-group_channels // 4)
     starts = [16 * int(tap) for tap in taps] * (1 + is_ternary)
-    segments, near = look_ups.segments(starts, nibbles)
-    stride = 5 * tables.image_stride  # a word has 16 nibbles, whose places take 4 words
-    neighbour = of.column_stride * words if of.out_width > 1 else 0
+    segments, parts = look_ups.segments(starts, nibbles)
+    is_read_as_it_is = len(tables.pixels) == 1 and not tables.copies
+    image_words = 0 if is_read_as_it_is else tables.image_stride
     found = LookUps(
         entries=look_ups.entries(),
         segments=segments,
-        near=near,
+        parts=parts,
         count=nibbles * len(starts),
-        image_words=tables.image_stride,
-        neighbour=stride if len(tables.pixels) == 1 else neighbour,
+        image_words=image_words,
+        neighbour=of.column_stride * words if of.out_width > 1 else 0,
         is_twofold=is_ternary,
     )
+    # A word has 16 nibbles, whose places take 4 words.
+    stride = 5 * image_words or 2 * tables.image_stride
     return tables._replace(panels=NO_MASKS, image_stride=stride, copies=True, look_ups=tuple(found))
 
 
@@ -395,8 +397,8 @@ def _lay_out(name, plan, weight, mask, thresholds, flip):
     method = look_ups if prepared.kind == "look_ups" else counting
     columns = panels(tables.groups, tables.group_filters, method.WIDE, method.NARROW)
     if method is look_ups:
-        rows, zeros = _rows_of_nibbles(weight, mask, LookUps(*tables.look_ups))
-        weights = _in_panels(rows, *columns, look_ups.panel_nibbles)
+        rows, count, zeros = _rows_for_look_ups(weight, mask, LookUps(*tables.look_ups))
+        weights = _in_panels(rows, *columns, lambda rows: look_ups.panel_nibbles(rows, count))
     else:
         rows = weight.reshape(len(weight), math.prod(weight.shape[1:]))
         weights = _in_panels(rows, *columns, counting.panel_words)
@@ -407,18 +409,28 @@ def _lay_out(name, plan, weight, mask, thresholds, flip):
     return replace(prepared, masks=masks, tables=tables)
 
 
-def _rows_of_nibbles(weight, mask, found):
-    """(O, taps, words) of filters -> (O, K) nibbles, and what is counted besides disagreements.
+def _rows_for_look_ups(weight, mask, found):
+    """Rows of signs: of binary weights they are the same.
 
     A ternary filter is half the sum of two rows of signs, which differ where it is zero. There one
     of them disagrees with any sign: their disagreements are twice the filter's, and the zeros.
+
+    Returns
+    -------
+    rows : (O, taps or 2 * taps, words) uint64
+    count : int
+        Nibbles of a tap that are looked up.
+    zeros : (O,) int64, or 0
+        What is counted besides disagreements.
     """
-    count = found.count // weight.shape[1] // (1 + found.is_twofold)
+    taps = weight.shape[1]
     if mask is None:
-        return look_ups.nibbles(weight, count), 0
-    below, above = (look_ups.nibbles(signs, count) for signs in (weight & mask, weight | ~mask))
-    zeros = np.bitwise_count(below ^ above).sum(1, dtype=np.int64)
-    return np.concatenate([below, above], 1), zeros
+        return weight, found.count // taps, 0
+    count = found.count // (2 * taps)
+    looked_up = from_bytes(np.packbits(np.ones(4 * count, np.bool_), bitorder="little"), 4 * count)
+    below, above = weight & mask, weight | (~mask & looked_up)
+    zeros = np.bitwise_count(below ^ above).sum((1, 2), dtype=np.int64)
+    return np.concatenate([below, above], 1), count, zeros
 
 
 def _border_classes(of, padding_mode):

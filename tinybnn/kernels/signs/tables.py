@@ -97,15 +97,16 @@ class LookUps(NamedTuple):
     entries : (4096,) uint8
         For each pair of nibbles of two pixels a table of 16: how many of its bits each nibble of a
         filter differs in, from the first in the lower half of a byte, from the second in the upper.
-    segments : (n, 3) int64
-        Look-ups that follow one another: the first one's place, from that of the pixel, their
-        number, and whether the bytes are full after them.
-    near : (m,) int64
-        Segments at which a part of a panel begins that stays in the nearest cache; last, the end.
+    segments : (2 n,) int64
+        Look-ups that follow one another: the first one's place, from that of the pixel, and their
+        number; then the next ones' place and number, and so on.
+    parts : (m,) int64
+        Where in ``segments`` look-ups begin that bytes can count; last, the end.
     count : int
         Look-ups of a pixel.
     image_words : int
-        Words of an image's copy, behind which the places of its tables lie.
+        Words of an image's copy, behind which the places of its tables lie. 0 if images of one
+        pixel are read as they are: then the places of the first and second lie at the beginning.
     neighbour : int
         Words between the two pixels of a pair.
     is_twofold : bool
@@ -115,7 +116,7 @@ class LookUps(NamedTuple):
 
     entries: np.ndarray
     segments: np.ndarray
-    near: np.ndarray
+    parts: np.ndarray
     count: int
     image_words: int
     neighbour: int
@@ -126,13 +127,15 @@ class LookUps(NamedTuple):
 def panels(groups, group_filters, wide, narrow):
     """For each panel: its first column, its width, its group, its first filter and their number.
 
-    ``wide`` and ``narrow`` are the widths that a panel may have. With the number of all columns.
+    The last panel of a group has as many columns as it needs, rounded up to ``narrow`` times a
+    power of two; the others are ``wide``. With the number of all columns.
     """
     table, column = [], 0
     for group in range(groups):
         for first in range(0, group_filters, wide):
-            count = min(wide, group_filters - first)
-            width = wide if count > narrow else narrow
+            count, width = min(wide, group_filters - first), narrow
+            while width < count:
+                width *= 2
             table.append((column, width, group, group * group_filters + first, count))
             column += width
     return tuple(table), column

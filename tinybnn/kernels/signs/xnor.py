@@ -296,8 +296,9 @@ def _reference_method(prepared, image):
 
     def looked_up(start, column, width):
         rows = tables.panels[column * found.count : (column + width) * found.count]
-        nibbles = look_ups.nibbles(image[:, None], 16 * image.shape[1])  # (N, all of an image)
-        places = [np.arange(first, first + count) for first, count, _ in found.segments]
+        nibbles = look_ups.nibbles(image)
+        runs = found.segments.reshape(-1, 2)
+        places = [np.arange(first, first + count) for first, count in runs]
         seen = nibbles[:, 16 * start + np.concatenate(places), None]
         differ = seen ^ look_ups.nibbles_of_panel(rows, found.count)
         return np.bitwise_count(differ).sum(1, dtype=np.int64)
@@ -380,7 +381,7 @@ def sums_of(first, end, words, base, masks, arguments, sums):
         xnor.sums_of(first, end, words, base, masks, arguments, sums)
 
     Padded copies serve all chunks of an image if `pad` is called for the whole image before. Chunks
-    of a multiple of 4 pixels are fastest.
+    have an even number of pixels, but for the last one; a multiple of 4 is fastest.
 
     Parameters
     ----------
