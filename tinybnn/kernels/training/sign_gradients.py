@@ -41,16 +41,33 @@ SPEED = 4e11  # products of floats and signs a second, of a fast core
 _SPARSE = 0.3  # share of gradients that are not zero up to which masked additions are chosen
 _FEW = 64  # channels with which half of the registers of masked additions stay empty, or more
 
-# Costs of a gradient, in units of looking it up for a panel of 64 columns: to make its share of a
-# table, and to multiply it with 64 columns of floats. A 1×1 convolution of few channels makes
-# tables that hardly anybody reads; a panel that is half empty costs as much as a full one. Fitted
-# to times of the two gradients by each method, filters of 1×1 to 5×5 and 16 to 512 channels.
-_TABLE, _FLOATS = 1.5, 1.9
-
 # --------------------------------------------------------------------------------------- the method
 
 
-def choose_method(name, method, grad, channels, columns, panels):
+class _Costs(NamedTuple):
+    """Costs of a gradient, in units of looking it up for 64 columns.
+
+    Attributes
+    ----------
+    input_table, weight_table : float
+        To make its share of a table: for the gradient in the input, whose rows have to be laid side
+        by side, and for that in the weight.
+    floats : float
+        To multiply it with 64 columns of floats.
+    """
+
+    input_table: float
+    weight_table: float
+    floats: float
+
+
+# Fitted to times of the two gradients by each method, filters of 1×1 to 5×5 and 16 to 512 channels.
+# Those with AVX-512 favour floats more than they should: to choose tables more often would give
+# other orders of sums, and other trained weights, than earlier versions did.
+_AVX512, _OTHERS = _Costs(1.5, 1.5, 1.9), _Costs(1.25, 0.2, 3.3)
+
+
+def choose_method(name, method, grad, side, channels, columns, panels):
     """The method to use: the one asked for, or one that suits.
 
     Parameters
@@ -59,24 +76,23 @@ def choose_method(name, method, grad, channels, columns, panels):
         Of the function, for errors.
     method : str or None
     grad : (...,) float32
+    side : "input" or "weight"
+        What the gradient is of.
     channels : int
         Of a group.
     columns, panels : int
-        Signs that a gradient is multiplied with, and panels of 64 in which tables serve them.
+        Signs that a gradient is multiplied with, and panels of 64 that hold them.
     """
-    features = cpu_features()
-    can = {"float"}
-    if features & {"avx2", "avx512f"}:
-        can.add("lookup")
-    if "avx512f" in features:
-        can.add("masked")
+    has_masks = "avx512f" in cpu_features()
+    can = {"lookup", "float"} | ({"masked"} if has_masks else set())
     if method is None:
-        if "masked" in can and channels > _FEW:
+        if has_masks and channels > _FEW:
             sample = grad.reshape(-1)[:: grad.size >> 14 | 1]  # about 16,000 gradients, or all
             if np.count_nonzero(sample) / max(len(sample), 1) <= _SPARSE:
                 return "masked"
-        pays = "lookup" in can and _TABLE + panels < _FLOATS * columns / 64
-        return "lookup" if pays else "float"
+        costs, work = (_AVX512, panels) if has_masks else (_OTHERS, columns / 64)
+        table = costs.input_table if side == "input" else costs.weight_table
+        return "lookup" if table + work < costs.floats * columns / 64 else "float"
     if method not in METHODS:
         raise ValueError(f"{name}: method must be one of {METHODS} or None, got {method!r}")
     if method not in can:
