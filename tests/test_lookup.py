@@ -22,7 +22,7 @@ def product(grad, places, length, vectors, tables, numbers, sums, columns, out, 
         count = min(CHUNK, length - chunk)
         lookup.side_by_side(grad, places, 0, chunk, count, vectors, 0)
         steps = lookup.make_tables(vectors, 0, FLOATS, count, tables, 0)
-        signs = chunk // CHUNK * panels * STEPS * PANEL
+        signs = chunk // CHUNK * panels * STEPS * PANEL // 4
         lookup.add_looked_up(tables, 0, steps, numbers, signs, sums, 0, columns)
     lookup.one_after_the_other(sums, 0, columns, out, targets, 0, 0)
 
@@ -103,7 +103,8 @@ def test_turned_signs(seed, rows, channels):
     words = rng.integers(0, 2**64, 50, np.uint64)
     starts, taps = rng.integers(0, 40, rows), rng.integers(0, 10 - width, 2)
     turning = lookup.turning(starts, taps, channels)
-    numbers = lookup.turned(turning, words, 1).reshape(-1, 2, -(-channels // PANEL), STEPS, PANEL)
+    numbers = lookup.turned(turning, words, 1).view(np.uint8)
+    numbers = numbers.reshape(-1, 2, -(-channels // PANEL), STEPS, PANEL)
     for row, tap, channel in rng.integers(0, (-(-rows // 4), 2, channels), (20, 3)):
         at = starts[np.minimum(4 * row + np.arange(4), rows - 1)] + taps[tap] + channel // 64
         signs = words[at] >> np.uint64(channel % 64) & np.uint64(1)

@@ -221,7 +221,8 @@ def _input_by_tables(first, end, slot, grad, numbers, scratch, out, g):
     """
     of, (vectors, tables, sums, places) = g.windows, scratch
     vector, table = slot * lookup.CHUNK * FLOATS, slot * lookup.STEPS * lookup.TABLE
-    of_pixel, taps = g.lanes * FLOATS, of.kernel_height * of.kernel_width
+    taps = of.kernel_height * of.kernel_width
+    of_pixel, of_tap = g.lanes * FLOATS, g.lanes * lookup.STEPS // 4  # sums, numbers
     start, lane = slot * g.band * of.width * of_pixel, slot * FLOATS
     # Rows of the gradient whose taps fall on a band, counted from the band.
     reach = (of.kernel_height - 1) * of.row_dilation - of.top
@@ -230,8 +231,8 @@ def _input_by_tables(first, end, slot, grad, numbers, scratch, out, g):
         clear(sums, start, g.band * of.width * of_pixel)
         for chunk in range(0, g.group_filters, g.chunk):
             count = min(g.chunk, g.group_filters - chunk)
-            signs = chunk // lookup.CHUNK * taps * g.lanes * lookup.STEPS
-            signs += chunk % lookup.CHUNK // 4 * lookup.PANEL
+            signs = chunk // lookup.CHUNK * taps * of_tap
+            signs += chunk % lookup.CHUNK // 4 * (lookup.PANEL // 4)
             for row in range(row_end - 1, row_first - 1, -1):
                 if not _gradients_of_row(block, row, places, lane, g):
                     continue
@@ -247,7 +248,7 @@ def _input_by_tables(first, end, slot, grad, numbers, scratch, out, g):
                         x = column * of.column_stride - of.left + kx * of.column_dilation
                         if 0 <= y < g.band and 0 <= x < of.width:
                             lookup.add_looked_up(
-                                tables, table, steps, numbers, signs + tap * g.lanes * lookup.STEPS,
+                                tables, table, steps, numbers, signs + tap * of_tap,
                                 sums, start + (y * of.width + x) * of_pixel, g.group_channels,
                             )  # fmt: skip
         for y in range(g.band):

@@ -125,7 +125,7 @@ def turning(starts, taps, channels):
 
 
 def turned(turning, words, tasks):
-    """The numbers of all signs: (chunks, panels, STEPS, PANEL) uint8, flat.
+    """The numbers of all signs: (chunks, panels, STEPS, PANEL) bytes, four of them an int32.
 
     Each is 16 times a number from 0 to 15, whose bits are the signs of four rows: the place of an
     entry in its table.
@@ -134,12 +134,12 @@ def turned(turning, words, tasks):
     numbers = empty(chunks * len(turning.sources) * STEPS * PANEL // 4, np.int32)
     shares = parallel.shares(chunks, min(tasks, chunks))
     parallel.share_out(turn, shares, words, turning, numbers)
-    return numbers.view(np.uint8)
+    return numbers
 
 
 @kernel(allocates=False)
 def turn(first, end, _, words, turning, numbers):
-    """Make the numbers of chunks first to end - 1; four of them are an int32 here."""
+    """Make the numbers of chunks first to end - 1."""
     starts, sources, shifts = turning
     for chunk in range(first, end):
         end_row = min((chunk + 1) * CHUNK, len(starts))
@@ -200,26 +200,27 @@ def add_looked_up(tables, table, steps, numbers, at, sums, to, columns):
         Where the first table begins.
     steps : int
         How many tables there are.
-    numbers : (...,) uint8
+    numbers : (...,) int32
     at : int
-        Where those of the first panel begin, (panels, STEPS, PANEL).
+        Where those of the first panel begin, (panels, STEPS, PANEL / 4).
     sums : (...,) float32
     to : int
         Where the sums of the first column begin, 16 floats for each; room for whole panels.
     columns : int
     """
     for column in range(0, columns, 4):
-        q = at + column // PANEL * (STEPS * PANEL) + column % PANEL
+        q = at + column // PANEL * (STEPS * PANEL // 4) + column % PANEL // 4
         place = to + column * FLOATS
         places = place, place + FLOATS, place + 2 * FLOATS, place + 3 * FLOATS
         tile = add_stored(four(zeros(FLOATS)), places, sums)
         t = np.int64(table)
         for _ in range(steps):
-            a, b = t + np.int64(entry(numbers, q)), t + np.int64(entry(numbers, q + 1))
-            c, d = t + np.int64(entry(numbers, q + 2)), t + np.int64(entry(numbers, q + 3))
+            four_numbers = np.int64(entry(numbers, q))
+            a, b = t + (four_numbers & 255), t + (four_numbers >> 8 & 255)
+            c, d = t + (four_numbers >> 16 & 255), t + (four_numbers >> 24 & 255)
             tile = add_stored(tile, (a, b, c, d), tables)
             t += TABLE
-            q += PANEL
+            q += PANEL // 4
         store_tile(tile, places, sums, FLOATS)
 
 

@@ -369,6 +369,7 @@ def _weight_by_tables(first, end, slot, grad, numbers, begin, scratch, out, layo
     (first_filter, step, filters), (tables, sums, places) = layout, scratch
     table, at_places = slot * lookup.STEPS * lookup.TABLE, slot * FLOATS
     of_tap, of_row = g.tap_lanes * FLOATS, g.taps * g.group_channels
+    signs_of_tap = g.tap_lanes * lookup.STEPS // 4
     for block in range(first, end):
         at = block * g.taps * of_tap
         if g.fresh:
@@ -380,10 +381,10 @@ def _weight_by_tables(first, end, slot, grad, numbers, begin, scratch, out, layo
             gradient = (g.first_pixel + chunk) * step + first_filter + block * FLOATS
             count = min(lookup.CHUNK, g.pixels - chunk)
             steps = lookup.make_tables(grad, gradient, step, count, tables, table)
-            signs = chunk // lookup.CHUNK * g.taps * g.tap_lanes * lookup.STEPS
+            signs = chunk // lookup.CHUNK * g.taps * signs_of_tap
             for tap in range(g.taps):
                 lookup.add_looked_up(
-                    tables, table, steps, numbers, signs + tap * g.tap_lanes * lookup.STEPS,
+                    tables, table, steps, numbers, signs + tap * signs_of_tap,
                     sums, at + tap * of_tap, g.group_channels,
                 )  # fmt: skip
         if g.last:
