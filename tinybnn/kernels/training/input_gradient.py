@@ -268,26 +268,30 @@ def _gradients_of_row(block, row, places, at, g):
     -------
     Whether a band has one.
     """
-    found = False
+    of, found = g.windows, False
+    image, rows = block * FLOATS % g.images, g.band // of.row_stride
+    y = block * FLOATS // g.images * rows + row
     for i in range(FLOATS):
-        band = block * FLOATS + i
-        y = band // g.images * (g.band // g.windows.row_stride) + row
-        is_there = band < g.bands and 0 <= y < g.windows.out_height
-        pixel = (band % g.images * g.windows.out_height + y) * g.windows.out_width
+        is_there = block * FLOATS + i < g.bands and 0 <= y < of.out_height
+        pixel = (image * of.out_height + y) * of.out_width
         places[at + i] = pixel * g.filters if is_there else -1
-        found = found or is_there
+        found, image = found or is_there, image + 1
+        if image == g.images:
+            image, y = 0, y + rows
     return found
 
 
 @inlined
 def _inputs_of_row(block, row, places, at, g):
     """Where a row of a band begins in each image; -1 if there is none."""
+    of, image = g.windows, block * FLOATS % g.images
+    y = block * FLOATS // g.images * g.band + row
     for i in range(FLOATS):
-        band = block * FLOATS + i
-        y = band // g.images * g.band + row
-        is_there = band < g.bands and y < g.windows.height
-        pixel = (band % g.images * g.windows.height + y) * g.windows.width
-        places[at + i] = pixel * g.channels if is_there else -1
+        is_there = block * FLOATS + i < g.bands and y < of.height
+        places[at + i] = (image * of.height + y) * of.width * g.channels if is_there else -1
+        image += 1
+        if image == g.images:
+            image, y = 0, y + g.band
 
 
 # --------------------------------------------------------------------------------- masked additions

@@ -8,20 +8,39 @@ of the output and S the signs of the weight or of the input, both gradients have
 
 where k runs over filters and taps for the gradient in the input (`input_gradient`), and over pixels
 for the gradient in the weight (`weight_gradient`). A term is either +g or -g. There are three ways
-to add them up, of which one is chosen by the CPU and by what fills its registers:
+to add them up:
 
 - "lookup": tables of the sums of four gradients, from which four signs choose one (`lookup`).
 - "masked": additions in the columns whose sign is +, for gradients that are mostly zero (`masked`).
-- "float": the real convolution (`convolution`) with unpacked signs, for few channels, and for CPUs
-  that can do neither of the others.
+- "float": the real convolution (`convolution`) with unpacked signs.
 
-Sums are float32. Their order depends on the method, but not on the number of threads: threads share
-out the outputs, and each sum is one thread's.
+`choose_method` takes the one that suits the CPU and the layer. Milliseconds of both gradients
+together, one thread (Zen 4; "AVX2" is the same CPU with its other features off, which is not an
+older CPU):
 
-"lookup" and "masked" are for speed alone: with "float" a step of VGG-small takes 2.5 times as long,
-one of the MLP 784-1024-1024-10 2.7 times. (`tinybnn bench train --profile` times the steps and
-their parts. Here and in the other files of this folder figures are of one thread, 16 samples and
-AVX-512.)
+    layer                                        AVX-512                AVX2
+                                          lookup masked  float     lookup  float
+    3×3 128->128, 64 images of 32×32, ¾ zeros  163    127    367        142    385
+    3×3 512->512, 64 images of 8×8, ¾ zeros    131    107    403        115    422
+    3×3 256->512, 64 images of 8×8              66    179    191         60    206
+    3×3 32->64, 64 images of 14×14             4.6     37    9.3        3.7    9.6
+    1×1 512->512, 64 images of 2×2             1.1    2.8    3.4        1.0    3.2
+    1×1 16->32, 64 images of 32×32             3.0     16    1.6        2.5    2.0
+    dense 1024->1024, 128 rows                 2.8    9.0     13        2.2     11
+
+An addition costs a CPU as much as the multiplication and addition of "float" together. A look-up
+adds four gradients at once, whatever they are. So does a masked addition, in effect, when three of
+four gradients are zero, as behind a 2×2 max-pool: only with AVX-512, where a mask costs nothing;
+with AVX2 it would take two more instructions. Where a gradient meets few columns, as in a 1×1
+convolution of few channels, floats win: a table is made that is hardly read.
+
+Sums are float32. Their order depends on the method, and with look-ups in the input also on the kind
+of CPU (see `input_gradient`), but not on the number of threads or the other images of the batch:
+threads share out the outputs, and each sum is one thread's. Trained weights may thus differ between
+kinds of CPUs, but not between two runs on one.
+
+"lookup" and "masked" are for speed alone. `tinybnn bench train --profile` times the steps and their
+parts. Here and in the other files of this folder figures are of one thread.
 """
 
 from __future__ import annotations
