@@ -39,6 +39,7 @@ from tinybnn.kernels.training.sign_gradients import (
     choose_method,
     geometry_of,
     operands,
+    with_zeros,
 )
 
 # Filters whose tables are in use at a time where a sum has several taps: they decide its order.
@@ -200,6 +201,10 @@ def _plan_tables(geometry, images, group, most_bytes):
 def _by_tables(geometry, group, grad, weight, out):
     """One group. grad : (N, OH, OW, O), out : (N, H, W, C), of which C / groups are written."""
     g, signs, seconds = _plan_tables(geometry, len(grad), group, _BAND_BYTES)
+    if g.group_filters % 4:  # four gradients are loaded at a time
+        of_group = grad[..., g.first_filter : g.first_filter + g.group_filters]
+        grad = with_zeros(of_group, 4)
+        g = g._replace(first_filter=0, filters=grad.shape[3])
     blocks = -(-g.bands // FLOATS)
     tasks = min(threads.tasks_for(seconds), blocks)
     numbers = lookup.turned(signs, weight.reshape(-1), tasks)

@@ -43,6 +43,7 @@ from tinybnn.kernels.machine.simd import (
     load,
     load_like,
     store,
+    store_first,
     zero_floats,
     zeros,
 )
@@ -231,53 +232,52 @@ def add_looked_up(tables, table, steps, numbers, at, sums, to, columns):
 def side_by_side(rows, places, first, offset, length, vectors, to):
     """Lay 16 rows side by side: vectors[to + 16 i + r] = rows[places[first + r] + offset + i].
 
-    A row with a negative place is zeros.
+    A row with a negative place is zeros. ``length`` is filled up to a multiple of four.
     """
     for r in range(0, FLOATS, 4):
-        a, b, c, d = _four_places(places, first + r, offset)
-        done = length - length % 4 if min(min(a, b), min(c, d)) >= 0 else 0
-        for i in range(0, done, 4):
-            at = to + i * FLOATS + r
-            ends = at, at + FLOATS, at + 2 * FLOATS, at + 3 * FLOATS
-            _turn_four(rows, (a + i, b + i, c + i, d + i), vectors, ends)
-        for lane in range(r, r + 4):
-            place = places[first + lane]
-            for i in range(done, length):
-                value = rows[place + offset + i] if place >= 0 else np.float32(0)
-                vectors[to + i * FLOATS + lane] = value
+        at = first + r
+        a, b, c, d = places[at], places[at + 1], places[at + 2], places[at + 3]
+        for i in range(offset, offset + length, 4):
+            place = to + (i - offset) * FLOATS + r
+            ends = place, place + FLOATS, place + 2 * FLOATS, place + 3 * FLOATS
+            four_rows = _four(rows, a, i), _four(rows, b, i), _four(rows, c, i), _four(rows, d, i)
+            store_tile(transposed(four_rows), ends, vectors, 4)
 
 
 @inlined
 def one_after_the_other(vectors, at, length, rows, places, first, offset):
     """The opposite: rows[places[first + r] + offset + i] = vectors[at + 16 i + r].
 
-    A row with a negative place is left out.
+    A row with a negative place is left out. Vectors are read up to a multiple of four.
     """
     for r in range(0, FLOATS, 4):
-        a, b, c, d = _four_places(places, first + r, offset)
-        done = length - length % 4 if min(min(a, b), min(c, d)) >= 0 else 0
-        for i in range(0, done, 4):
-            start = at + i * FLOATS + r
-            starts = start, start + FLOATS, start + 2 * FLOATS, start + 3 * FLOATS
-            _turn_four(vectors, starts, rows, (a + i, b + i, c + i, d + i))
-        for lane in range(r, r + 4):
-            place = places[first + lane]
-            for i in range(done, length if place >= 0 else 0):
-                rows[place + offset + i] = vectors[at + i * FLOATS + lane]
+        to = first + r
+        a, b, c, d = places[to], places[to + 1], places[to + 2], places[to + 3]
+        are_there = min(min(a, b), min(c, d)) >= 0
+        for i in range(0, length, 4):
+            place, to = at + i * FLOATS + r, offset + i
+            columns = (
+                _four(vectors, place, 0), _four(vectors, place, FLOATS),
+                _four(vectors, place, 2 * FLOATS), _four(vectors, place, 3 * FLOATS),
+            )  # fmt: skip
+            tile = transposed(columns)
+            if are_there:
+                store_tile(tile, (a + to, b + to, c + to, d + to), rows, length - i)
+            else:
+                _store_four_floats(rows, a, to, tile[0], length - i)
+                _store_four_floats(rows, b, to, tile[1], length - i)
+                _store_four_floats(rows, c, to, tile[2], length - i)
+                _store_four_floats(rows, d, to, tile[3], length - i)
 
 
 @inlined
-def _four_places(places, first, offset):
-    """Four places and the offset; negative if one of them is."""
-    a, b, c, d = places[first], places[first + 1], places[first + 2], places[first + 3]
-    offset = offset if min(min(a, b), min(c, d)) >= 0 else 0
-    return a + offset, b + offset, c + offset, d + offset
+def _four(rows, place, offset):
+    """Four floats of a row; zeros if its place is negative."""
+    return load_like(rows, place + offset, zeros(4)) if place >= 0 else zeros(4)
 
 
 @inlined
-def _turn_four(source, starts, target, ends):
-    """4 x 4 floats: rows of the source become columns of the target."""
-    (a, b, c, d), like = starts, zeros(4)
-    rows = load_like(source, a, like), load_like(source, b, like)
-    more = load_like(source, c, like), load_like(source, d, like)
-    store_tile(transposed((rows[0], rows[1], more[0], more[1])), ends, target, 4)
+def _store_four_floats(rows, place, offset, floats, count):
+    """The first ``count`` of four floats to a row, unless its place is negative."""
+    if place >= 0:
+        store_first(rows, place + offset, floats, count)

@@ -220,6 +220,14 @@ def operands(name, **expected):
     return found
 
 
+def with_zeros(grad, multiple):
+    """A copy of (N, H, W, O) gradients with channels of zeros up to a multiple."""
+    filters = grad.shape[3]
+    out = np.zeros((*grad.shape[:3], -(-filters // multiple) * multiple), grad.dtype)
+    out[..., :filters] = grad
+    return out
+
+
 def as_image(name, argument, rows):
     """Rows of features as images of one pixel, (N, 1, 1, K), or a ValueError if they are none."""
     rows = np.asarray(rows)

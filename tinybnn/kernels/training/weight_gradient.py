@@ -46,6 +46,7 @@ from tinybnn.kernels.training.sign_gradients import (
     choose_method,
     geometry_of,
     operands,
+    with_zeros,
 )
 
 _LIST = 2048  # pixels of which a list is made at a time
@@ -345,9 +346,8 @@ def _by_tables(plan, grad, x, correction, out):
     begin[:, :filters] = correction.T
     first, step = plan.filters.start, grad.shape[3]
     if filters % FLOATS:  # the last vector goes beyond the group, and perhaps the array
-        whole = np.zeros((*grad.shape[:3], blocks * FLOATS), np.float32)
-        whole[..., :filters] = grad[..., plan.filters]
-        grad, first, step = whole, 0, blocks * FLOATS
+        grad = with_zeros(grad[..., plan.filters], FLOATS)
+        first, step = 0, grad.shape[3]
     tasks = min(threads.tasks_for(plan.seconds), blocks)
     tables = empty(tasks * lookup.STEPS * lookup.TABLE, np.float32)
     sums = empty(blocks * taps * plan.tap_lanes * FLOATS, np.float32)
