@@ -11,6 +11,7 @@ the taps, for a band of rows at a time that fits the cache.
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -168,24 +169,16 @@ class _Blocks(NamedTuple):
     chunk: int  # filters whose tables are in use at a time
 
 
-class _Tables(NamedTuple):
-    """The plan of one group: where the signs of its weights are, and what one core needs."""
-
-    g: _Blocks
-    signs: lookup.Turning
-    seconds: float
-
-
 @functools.lru_cache(maxsize=256)  # a layer in training needs its plan at each step
-def _plan_tables(geometry, images, group, most_bytes):
-    """The plan for one group of a convolution, for so many images."""
+def _plan_tables(geometry, images, group, tasks, most_bytes):
+    """For one group of a convolution, for so many images: the numbers, and a `lookup.Turning`."""
     of, (filters, kh, kw, per_group) = geometry.windows, geometry.weight
     if _has_lone_pixels(of):
         images, of = images * of.height * of.width, windows("", (1, 1), (1, 1))
     words, group_filters = words_for(per_group), filters // geometry.groups
     lanes, stride = -(-per_group // lookup.PANEL) * lookup.PANEL, of.row_stride
-    # The sums of a block fit the cache, and small batches are cut so that a block is full.
-    fitting = most_bytes // (of.width * lanes * FLOATS * 4), of.height * images // FLOATS
+    # The sums of a block fit the cache, and small batches are cut so that all tasks have full ones.
+    fitting = most_bytes // (of.width * lanes * FLOATS * 4), of.height * images // (FLOATS * tasks)
     band = max(1, min(of.height, *fitting) // stride) * stride
     g = _Blocks(
         of, images, geometry.image[2], group * per_group, per_group, lanes, filters,
@@ -193,20 +186,21 @@ def _plan_tables(geometry, images, group, most_bytes):
         _CHUNK if of.taps > 1 else lookup.CHUNK,
     )  # fmt: skip
     starts = (np.arange(group_filters) + g.first_filter) * (kh * kw * words)
-    signs = lookup.turning(starts, np.arange(kh * kw) * words, per_group)
-    seconds = images * of.height * of.width * per_group * kh * kw * group_filters / SPEED
-    return _Tables(g, signs, seconds)
+    return g, lookup.turning(starts, np.arange(kh * kw) * words, per_group)
 
 
 def _by_tables(geometry, group, grad, weight, out):
     """One group. grad : (N, OH, OW, O), out : (N, H, W, C), of which C / groups are written."""
-    g, signs, seconds = _plan_tables(geometry, len(grad), group, _BAND_BYTES)
+    height, width, channels = geometry.image
+    products = len(grad) * height * width * channels * math.prod(geometry.weight[:3])
+    tasks = threads.tasks_for(products / geometry.groups**2 / SPEED)
+    g, signs = _plan_tables(geometry, len(grad), group, tasks, _BAND_BYTES)
     if g.group_filters % 4:  # four gradients are loaded at a time
         of_group = grad[..., g.first_filter : g.first_filter + g.group_filters]
         grad = with_zeros(of_group, 4)
         g = g._replace(first_filter=0, filters=grad.shape[3])
     blocks = -(-g.bands // FLOATS)
-    tasks = min(threads.tasks_for(seconds), blocks)
+    tasks = min(tasks, blocks)
     numbers = lookup.turned(signs, weight.reshape(-1), tasks)
     vectors = empty(tasks * lookup.CHUNK * FLOATS, np.float32)
     tables = empty(tasks * lookup.STEPS * lookup.TABLE, np.float32)
