@@ -535,9 +535,8 @@ EXAMPLES[fused.Layer] = (
     lambda: fused.prepare([xnor.prepare_matmul(words(20), 70)], PROGRAM()), use_layer,
 )  # fmt: skip
 for cls in (
-    gathered.Patches, gathered.Panel, gathered.Sums, lookup.Rows, lookup.Signs, lookup.Sums,
-    lookup.Tables, lookup.Turning, optimizers.AdamStep, optimizers.SgdStep, pointwise.Arrays,
-    pointwise.Scratch, signed.Copying, signed.Tables,
+    gathered.Patches, gathered.Panel, gathered.Sums, lookup.Turning, optimizers.AdamStep,
+    optimizers.SgdStep, pointwise.Arrays, pointwise.Scratch, signed.Copying, signed.Tables,
 ):  # fmt: skip
     value(cls, *range(len(cls._fields)))
 value(windows.Windows, 5, 5, 5, 5, 1, 1, 1, 1, 0, 0, 1, 1)

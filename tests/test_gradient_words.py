@@ -9,10 +9,8 @@ from tinybnn.kernels.machine.selection import (
     add_where,
     compress,
     count_ones,
-    look_up,
-    next_four,
+    four_signs,
     nonzero,
-    or_where,
 )
 from tinybnn.kernels.machine.simd import (
     cpu_features,
@@ -54,27 +52,26 @@ def lanes_set(bits):
 
 
 @kernel
-def choose_lanes(a, b, c, bits, out):
-    store(out, 0, or_where(load(a, 0), load(b, 0), bits))
-    store(out, 16, next_four(load(a, 0)))
-    return count_ones(bits)
+def numbers_of(words, out):
+    store(out, 0, four_signs(words[0], words[1], words[2], words[3]))
+    return count_ones(words[0])
+
+
+@given(seeds)
+def test_four_signs(seed):
+    words = np.random.default_rng(seed).integers(0, 2**64, 4, np.uint64)
+    (ones, one), (same_ones, two) = both(numbers_of, words, np.zeros(4, np.int32))
+    assert same(one, two)
+    assert np.array_equal(
+        one.view(np.uint8), sum(lanes_set(w) * 16 << i for i, w in enumerate(words))
+    )
+    assert ones == same_ones == int(words[0]).bit_count()
 
 
 @kernel
 def add_to_lanes(a, bits, out):
     store(out, 0, add_where(load(a, 0), load_splat(a, 16), bits))
     return nonzero(load(a, 0))
-
-
-@given(seeds)
-def test_lanes_are_chosen_by_bits(seed):
-    rng = np.random.default_rng(seed)
-    a, b, bits = integers(rng, 16), integers(rng, 16), rng.integers(0, 2**64, None, np.uint64)
-    (ones, one), (same_ones, two) = both(choose_lanes, a, b, b, bits, np.zeros(32, np.int32))
-    assert same(one, two)
-    assert same(one[:16], np.where(lanes_set(bits), a | b, a))
-    assert same(one[16:].view(np.uint32), a.view(np.uint32) >> np.uint32(4))
-    assert ones == same_ones == int(bits).bit_count()
 
 
 @given(seeds)
@@ -89,27 +86,6 @@ def test_addition_in_chosen_lanes(seed):
         expected = np.where(lanes_set(bits), a[:16] + a[16], a[:16])
     assert np.array_equal(one, expected, equal_nan=True)
     assert mask == same_mask and np.array_equal(lanes_set(mask), a[:16] != 0) and mask < 2**16
-
-
-@kernel
-def pick(table, index, out):
-    numbers = load(index, 0)
-    for four in range(8):
-        store(out, 16 * four, look_up(load(table, 0), numbers))
-        numbers = next_four(numbers)
-
-
-@pytest.mark.skipif(not cpu_features() & {"avx2", "avx512f"}, reason="needs AVX2 or AVX-512")
-@given(seeds)
-def test_look_up(seed):
-    """Four bits after four choose an entry of a table whose second half mirrors the first."""
-    rng = np.random.default_rng(seed)
-    half = rng.standard_normal(8).astype(np.float32)
-    table, index = np.concatenate([half, -half[::-1]]), integers(rng, 16)
-    (_, one), (_, two) = both(pick, table, index, np.zeros(128, np.float32))
-    assert same(one, two)
-    numbers = index.view(np.uint32)[None] >> np.arange(0, 32, 4, np.uint32)[:, None] & 15
-    assert same(one, table[numbers].reshape(-1))
 
 
 @kernel

@@ -200,6 +200,35 @@ def test_xnor_matmul(seed, rows, columns, count):
     assert same(xnor.xnor_matmul(*packed, count, dtype=np.float32), out.astype(np.float32))
 
 
+@pytest.mark.skipif(not has_shuffles(), reason="look-ups need shuffles")
+@given(seeds, few, st.integers(1, 70), lengths)
+def test_products_by_the_method_that_is_named(seed, rows, columns, count):
+    rng = np.random.default_rng(seed)
+    a, b = (bits.pack(random_signs(rng, n, count)) for n in (rows, columns))
+    plans = {m: xnor.prepare_matmul(b, count, method=m) for m in ("counting", "look_ups")}
+    assert {m: plan.kind for m, plan in plans.items()} == {
+        "counting": "xnor",
+        "look_ups": "look_ups",
+    }
+    expected = xnor.xnor_matmul_reference(a, b, count)
+    for plan in plans.values():
+        assert same(xnor.run(plan, a), expected)
+
+
+def test_methods_that_are_not_possible(monkeypatch):
+    b = np.zeros((2, 512), np.uint64)
+    with pytest.raises(ValueError, match="prepare_matmul: method must be 'counting' or 'look_ups'"):
+        xnor.prepare_matmul(b, 100, method="xor")
+    with pytest.raises(ValueError, match=r"register_peak: method must be .* got 3"):
+        xnor.register_peak(method=3)
+    monkeypatch.setattr(prepared_, "has_shuffles", lambda: True)
+    with pytest.raises(ValueError, match="takes up to 32767 signs a row, got 32768"):
+        xnor.prepare_matmul(b, 100, method="look_ups")
+    monkeypatch.setattr(prepared_, "has_shuffles", lambda: False)
+    with pytest.raises(ValueError, match="needs AVX2, which this CPU lacks"):
+        xnor.prepare_matmul(b[:, :2], 100, method="look_ups")
+
+
 def random_ternary(rng, *shape):
     """Weights -1, 0 and 1, as floats and as two planes of words: where they are 1, and not 0.
 

@@ -347,10 +347,12 @@ OTHERS = {
     "normalization.fits", "pointwise.arrays", "pointwise.mask_words",
     "pointwise.sample", "pointwise.slot_floats", "pooling.bind", "sign_gradients.as_image",
     "sign_gradients.choose_method", "sign_gradients.geometry_of", "sign_gradients.operands",
+    "sign_gradients.with_zeros",
     "signed.bind_ordered_matmul",
     "signed.signs_floats", "xnor.bind",
     "prepared.check_count", "prepared.has_fast_look_ups", "prepared.lay_out_conv2d",
-    "prepared.lay_out_matmul", "prepared.method_for", "xnor.register_peak",
+    "prepared.lay_out_matmul", "prepared.method_for", "prepared.method_named",
+    "xnor.register_peak",
 }  # fmt: skip
 
 

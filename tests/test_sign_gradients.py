@@ -29,7 +29,7 @@ channel_counts = st.one_of(st.integers(1, 70), st.sampled_from([15, 16, 17, 63, 
 if numba.config.DISABLE_JIT:  # plain Python is slow
     channel_counts = st.sampled_from([1, 2, 3, 7, 16, 17, 33, 64, 65])
 CAN = simd.cpu_features()
-METHODS = ["lookup"] * bool(CAN & {"avx2", "avx512f"}) + ["masked"] * ("avx512f" in CAN) + ["float"]
+METHODS = ["lookup", *["masked"] * ("avx512f" in CAN), "float"]
 
 
 def random_bits(rng, *shape):
@@ -274,26 +274,48 @@ def test_out_and_strides(method):
     assert found is out[1] and same(found, in_weight)
 
 
-def test_sparse_gradients_go_another_way(monkeypatch):
+@pytest.mark.parametrize(
+    ("features", "chosen"),
+    [
+        ({"avx2"}, "lookup lookup lookup lookup lookup lookup lookup float/lookup"),
+        ({"avx512f"}, "lookup masked lookup float lookup float lookup float"),
+        ({"sse4.2"}, "lookup lookup lookup lookup lookup lookup lookup float/lookup"),
+    ],
+)
+def test_the_method_suits_the_cpu_and_the_layer(features, chosen, monkeypatch):
     rng = np.random.default_rng(0)
     dense, pooled = (integer_gradient(rng, density, 2, 16, 16, 64) for density in (1, 0.2))
-    chosen = {}
-    for features in ({"avx2"}, {"avx2", "avx512f"}, {"sse4.2"}):
-        monkeypatch.setattr(sign_gradients, "cpu_features", lambda features=features: features)
-        chosen[max(features)] = [
-            sign_gradients.choose_method("f", None, grad, channels, taps * channels, panels)
-            for grad, channels, taps, panels in (
-                (dense, 128, 9, 18), (pooled, 128, 9, 18), (pooled, 64, 9, 9), (dense, 32, 9, 9),
-                (dense, 32, 9, 5), (dense, 64, 1, 1), (dense, 256, 1, 4),
-            )
-        ]  # fmt: skip
-    assert chosen == {
-        "avx2": ["lookup", "lookup", "lookup", "float", "lookup", "float", "lookup"],
-        "avx512f": ["lookup", "masked", "lookup", "float", "lookup", "float", "lookup"],
-        "sse4.2": ["float"] * 7,
-    }
-    with pytest.raises(ValueError, match=r"f: this CPU cannot do 'masked', only \['float'\]"):
-        sign_gradients.choose_method("f", "masked", dense, 128, 128, 2)
+    monkeypatch.setattr(sign_gradients, "cpu_features", lambda: features)
+    layers = (
+        (dense, 128, 9, 18), (pooled, 128, 9, 18), (pooled, 64, 9, 9), (dense, 32, 9, 9),
+        (dense, 32, 9, 5), (dense, 64, 1, 1), (dense, 256, 1, 4), (dense, 16, 1, 1),
+    )  # fmt: skip
+    for (grad, channels, taps, panels), names in zip(layers, chosen.split(), strict=True):
+        found = [
+            sign_gradients.choose_method("f", None, grad, side, channels, taps * channels, panels)
+            for side in ("input", "weight")
+        ]
+        assert found == [names.split("/")[0], names.split("/")[-1]], (channels, taps)
+
+
+def test_refuses_a_method_that_the_cpu_cannot_do(monkeypatch):
+    monkeypatch.setattr(sign_gradients, "cpu_features", lambda: {"avx2"})
+    message = r"f: this CPU cannot do 'masked', only \['float', 'lookup'\]"
+    with pytest.raises(ValueError, match=message):
+        sign_gradients.choose_method("f", "masked", np.zeros(4, np.float32), "input", 128, 128, 2)
+
+
+@pytest.mark.parametrize("images", [1, 3, 16, 17])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 1), (3, 2)])
+def test_bands_lie_side_by_side(images, stride):
+    """A batch that fills no block, one of bands of several images, and one with a rest."""
+    rng, size, filters = np.random.default_rng(0), (7, 5), 6
+    options = dict(stride=stride, padding=(1, 2), dilation=(1, 2))
+    shape = geometry_of(40, filters, size, (3, 3), **options)
+    grad = integer_gradient(rng, 1, images, *shape.output[:2], filters)
+    weight = random_bits(rng, filters, 3, 3, 40)
+    found = input_gradient.conv2d_input_gradient(grad, weight, shape, method="lookup")
+    assert same(found, input_gradient.conv2d_input_gradient_reference(grad, weight, shape))
 
 
 GRAD, WORDS, WEIGHT = (

@@ -99,3 +99,18 @@ def test_vectors_of_any_width(seed, count):
     of_any_width(words, np.ones(1, np.float32), counts, count, out)
     lanes = ~words.astype(np.int32).reshape(2, 2, 8)
     assert np.array_equal(counts, lanes.transpose(0, 2, 1).reshape(-1))
+
+
+@kernel
+def turn(source, out):
+    z = zeros(4)
+    rows = load_like(source, 0, z), load_like(source, 4, z)
+    more = load_like(source, 8, z), load_like(source, 12, z)
+    tile = tiles.transposed((rows[0], rows[1], more[0], more[1]))
+    tiles.store_tile(tile, (0, 4, 8, 12), out, 4)
+
+
+def test_rows_become_columns():
+    source = np.arange(16, dtype=np.float32)
+    turned = both(turn, source, np.zeros(16, np.float32))
+    assert np.array_equal(turned.reshape(4, 4), source.reshape(4, 4).T)

@@ -54,7 +54,11 @@ import numpy as np
 
 from tinybnn import plots
 from tinybnn.kernels import bits, xnor
-from tinybnn.kernels.simd import load, load_splat, popcount, splat, store, zero_words
+from tinybnn.kernels.machine.shuffles import (
+    BYTES, add_three_look_ups, add_tile, has_shuffles, zero_tile_of,
+)  # fmt: skip
+from tinybnn.kernels.signs.prepared import has_fast_look_ups
+from tinybnn.kernels.simd import cpu_kind, load, load_splat, popcount, splat, store, zero_words
 
 numba.set_num_threads(1)
 
@@ -530,33 +534,37 @@ assert np.array_equal(K - 2 * looked_up, expected[:4])
 pair = np.arange(256)
 tables = (differences[pair & 15] | differences[pair >> 4] << 4).reshape(-1)  # 16 bytes each
 places = 16 * (four_a[::2] | four_a[1::2].astype(np.uint16) << 4)  # (M/2, 16 W): where each begins
-places = places.reshape(-1)
+places = places.reshape(-1).view(np.uint64)  # four places a word
 
 # %% [markdown]
 # The work for a nibble of two rows and 32 columns is then two instructions, a shuffle and an
-# addition, where four words of XOR and counting stood before. Two details remain:
+# addition. Two details remain, and two words of the vocabulary that see to them:
 #
-# - A half of a byte holds at most 15, three look-ups. After three, the halves are taken apart and
-#   added to bytes of their own. `add_three_look_ups` does both.
-# - A byte holds at most 255, which is 63 look-ups. After as many, bytes are added to 16-bit sums in
-#   memory, even ones and odd ones apart, since that takes no shuffle (`add_widened`). So that
-#   columns come out in order, the panels hold them in another one: 0, 16, 1, 17 and so on.
+# - A half of a byte holds at most 15, three look-ups. `add_three_look_ups` adds up three, and then
+#   adds the result to a vector of totals, and once more, shifted by a half byte, to another one.
+#   These two are a *tile*. Its bytes overflow, but together both know the counts of both rows.
+# - They do so up to 255, for 63 look-ups. After as many, `add_tile` writes 16-bit sums to memory:
+#   those of row $i$, then those of row $i + 1$. It takes the even bytes of a vector before the odd
+#   ones, since that needs no shuffle. So that columns come out in order, a panel holds them in
+#   another one: 0, 16, 1, 17 and so on.
 
 
 # %%
+zero_tile = zero_tile_of(1)  # of one vector of columns
+
+
 @numba.njit
 def by_tables(places, tables, panels, length, sums):
-    rows, columns = 2 * len(places) // length, len(panels) // length
+    pairs, columns = 4 * len(places) // length, len(panels) // length
     for j in range(0, columns, BYTES):
-        for i in range(0, rows, 2):
-            first = i * columns + j
+        for i in range(pairs):
+            to = 2 * (j * pairs + i * BYTES)
             for start in range(0, length, 63):
-                even, odd = zero_bytes(), zero_bytes()  # the counts of row i, of row i + 1
+                tile = zero_tile()
                 for k in range(start, min(start + 63, length), 3):
-                    at, w = i // 2 * length + k, j * length + k * BYTES
-                    even, odd = add_three_look_ups((even, odd), (at,), places, tables, panels, w)
-                add_widened(sums, first, even)
-                add_widened(sums, first + columns, odd)
+                    at = j * length + k * BYTES
+                    tile = add_three_look_ups(tile, i * length + k, places, tables, panels, at)
+                add_tile(sums, to, to, tile)
 
 
 if has_shuffles():
@@ -567,7 +575,8 @@ if has_shuffles():
     counted = np.zeros(M * N, np.uint16)
     by_tables(places, tables, panels_of_nibbles, G, counted)
 
-    assert np.array_equal(K - 2 * counted.reshape(M, N).astype(np.int64), expected)
+    found = counted.reshape(N // BYTES, M, BYTES).transpose(1, 0, 2).reshape(M, N)
+    assert np.array_equal(K - 2 * found.astype(np.int64), expected)
     bytes_per_product = (2 + 16 + BYTES) / (8 * BYTES)
     climb(
         "8 tables, two rows", M * N * K, bytes_per_product, by_tables, places, tables,
@@ -578,20 +587,20 @@ else:
 
 # %% [markdown]
 # Which rung is higher, 7 or 8, is the processor's answer, not the algorithm's. With AVX2 alone the
-# ladder has its largest step here, as large as all steps from rung 4 to rung 7 together, or larger.
-# With VPOPCNTDQ it is a step down: an instruction that counts 512 bits beats one that looks up 64
-# nibbles.
+# ladder has its last great step here, two or three times rung 7. With VPOPCNTDQ it is a step down:
+# an instruction that counts 512 bits beats one that looks up 64 nibbles.
 #
 # The package has both, and takes what suits the processor for which Numba compiles; the integers
-# are the same. Its kernel for look-ups (`tinybnn/kernels/signs/look_ups.py`) has two pairs of rows
-# and two registers of columns in a block, as rung 7 has against rung 5, and cuts long rows so that
-# places and panels stay in the nearest cache.
+# are the same. Its kernel for look-ups (`tinybnn/kernels/signs/look_ups.py`) takes four vectors of
+# columns at a time, so that each table is loaded for four shuffles.
 
 # %%
 print(f"this processor has {cpu_kind()}; the package takes ", end="")
 print("look-ups" if has_fast_look_ups() else "counting")
 chosen = xnor.prepare_matmul(b, K)
+
 assert np.array_equal(xnor.run(chosen, a), expected)
+print(f"{M * N * K / shortest(xnor.run, chosen, a) / 1e9:,.0f} Gbit-MAC/s")
 
 # %% [markdown]
 # To step through it, turn compilation off for the whole process: start your script with
@@ -623,7 +632,8 @@ for setting in ("0", "1"):
 # independent counts, with all values in registers. No kernel made of these instructions can be
 # faster. `xnor.register_peak` measures it with 16 counts, as the package's kernel has. Where
 # registers are fewer and shorter, 16 counts do not fit and are spilled even here, so we try 4
-# counts as well, and take the better result.
+# counts as well, and take the better result. Tables have a peak of their own: look-ups in the same
+# few tables again and again.
 
 
 # %%
@@ -644,11 +654,16 @@ def four_counts(steps, seed):
 
 steps = 100_000
 with_4 = steps * 4 * 512 / shortest(four_counts, steps, np.uint64(steps))
-with_16 = max(xnor.register_peak() for _ in range(5))
-peak = max(with_4, with_16) / 1e9
-print(f"register peak: {peak:,.0f} Gbit-MAC/s")
+with_16 = max(xnor.register_peak(method="counting") for _ in range(5))
+peaks = {"counting": max(with_4, with_16) / 1e9}
+if has_shuffles():
+    peaks["look-ups"] = max(xnor.register_peak(method="look_ups") for _ in range(5)) / 1e9
+for name, found in peaks.items():
+    print(f"register peak of {name}: {found:,.0f} Gbit-MAC/s")
 for name, _, rate in ladder:
-    print(f"{name:<24} {rate / peak:9.3%}")
+    own = peaks["look-ups" if name.startswith("8") else "counting"]
+    print(f"{name:<24} {rate / own:9.3%}")
+peak = max(peaks.values())
 
 # %% [markdown]
 # Both sides of this division are measurements, on a machine that may do other things at the same
@@ -710,6 +725,7 @@ for name, found in speed.items():
 # | 5 one row, 8 columns | a word and a vector, 8 + 64 | 512 | 7.1 |
 # | 6 four rows, 8 columns | 4 words and a vector, 32 + 64 | 2048 | 21 |
 # | 7 four rows, 32 columns | 4 words and 4 vectors, 32 + 256 | 8192 | 28 |
+# | 8 tables, two rows | AVX2: a place, a table and a vector, 2 + 16 + 32 | 256 | 5.1 |
 #
 # Floats (rung 2) appear as a line: how sgemm is blocked is up to the library.
 #
@@ -776,13 +792,13 @@ plt.show()
 # 5. **One row**: below both roofs again. A load of 8 bytes takes as much of the processor's time as
 #    one of 64, so counting bytes is too kind here; and there is the chain of additions. Roofs are
 #    what a program cannot exceed, not what it will reach.
-# 6. and 7. **Blocks**: bound by arithmetic. The points touch the flat roof or come near it, and
-#    there is nothing left to gain but by other instructions. How much of the way 4 × 8 goes already
-#    differs between processors; 4 × 32 leaves more room for those that load more slowly.
-#
-# On a processor without an instruction that counts the bits of a vector, rungs 4 to 7 lie close to
-# one another under a much lower roof. Counting takes some ten instructions there, and loads, chains
-# and ends of rows hardly matter beside it.
+# 6. and 7. **Blocks**: bound by arithmetic. The points touch the roof of their instructions or come
+#    near it, and there is nothing left to gain but by other ones. How much of the way 4 × 8 goes
+#    already differs between processors; 4 × 32 leaves more room for those that load more slowly.
+# 8. **Tables**: other instructions. Where nothing counts the bits of a vector, rungs 4 to 7 lie
+#    close to one another far below the flat roof, since counting takes some ten instructions there,
+#    and loads, chains and ends of rows hardly matter beside it. Tables lift the roof. Where the
+#    bits of a vector are counted by one instruction, they are not needed.
 #
 # On the right: with one row the kernel is bound by memory, and runs about as fast as weights
 # arrive. Further rows use weights that are there anyway and move the point along the slope, towards

@@ -1,12 +1,12 @@
 """More words for vectors: lanes that bits choose.
 
-Packed signs are bits, and one bit can say what happens in one lane: `or_where`, `add_where` and
-`compress` take 16 of them for 16 lanes, as they lie in a packed row; `nonzero` makes such bits. Or
-four bits are a number, and choose one of 16 table entries for their lane: `look_up`.
+Packed signs are bits, and one bit can say what happens in one lane: `add_where` and `compress` take
+16 of them for 16 lanes, as they lie in a packed row; `nonzero` makes such bits. Or the bits of four
+rows are a number for each lane: `four_signs`.
 
-`simd` has the words that every CPU has instructions for. Not so here: `look_up` needs AVX2 or
-AVX-512 and `compress` AVX-512. LLVM ends the process when it is asked for an instruction that does
-not exist, so a caller looks at `simd.cpu_features` first.
+`simd` has the words that every CPU has instructions for. Not so here: `compress` needs AVX-512.
+LLVM ends the process when it is asked for an instruction that does not exist, so a caller looks at
+`simd.cpu_features` first.
 """
 
 from __future__ import annotations
@@ -15,87 +15,7 @@ import numpy as np
 from llvmlite import ir
 from numba.core import types
 
-from tinybnn.kernels.machine.simd import FLOATS, call_llvm, compiles, cpu_features
-
-# ------------------------------------------------------------------------------ four bits: a number
-
-
-def look_up(table, index):
-    """The floats table[index % 16], lane by lane; entry 15 - i of the table is minus entry i."""
-    return table[index & 15]
-
-
-def next_four(index):
-    """The integers shifted by four bits, so that the next four signs are the lowest bits."""
-    return (index.view(np.uint32) >> np.uint32(4)).view(np.int32)
-
-
-@compiles(look_up)
-def _look_up(table, index):
-    def generate(context, builder, signature, arguments):
-        return pick(builder, *arguments)
-
-    return table(table, index), generate
-
-
-def pick(builder, table, index):
-    """The entries of a table of 16 floats that the lowest four bits of each lane name."""
-    of_16 = _pick_of_16 if "avx512f" in cpu_features() else _pick_of_8
-    parts = []
-    for first in range(0, index.type.count, 16):
-        lanes = ir.VectorType(ir.IntType(32), 16)(list(range(first, first + 16)))
-        parts.append(of_16(builder, table, builder.shuffle_vector(index, index, lanes)))
-    while len(parts) > 1:  # side by side
-        count = 2 * parts[0].type.count
-        lanes = ir.VectorType(ir.IntType(32), count)(list(range(count)))
-        pairs = zip(parts[::2], parts[1::2], strict=True)
-        parts = [builder.shuffle_vector(*pair, lanes) for pair in pairs]
-    return parts[0]
-
-
-def _pick_of_16(builder, table, index):
-    """AVX-512: the instruction itself looks at the lowest four bits only."""
-    return call_llvm(builder, "llvm.x86.avx512.permvar.sf.512", table.type, table, index)
-
-
-def _pick_of_8(builder, table, index):
-    """AVX2: entries 8 to 15; where the fourth bit is 0, minus the entry of the inverted bits."""
-    integers, half = index.type, ir.VectorType(ir.FloatType(), 8)
-    fourth = builder.shl(index, _llvm_constant(integers, 28))
-    is_plus = builder.ashr(fourth, _llvm_constant(integers, 31))  # all bits 1, or none
-    is_minus = builder.not_(is_plus)
-    index = builder.xor(index, is_minus)
-    numbers = ir.VectorType(ir.IntType(32), 8)
-    upper = builder.shuffle_vector(table, table, ir.Constant(numbers, list(range(8, 16))))
-    picked = []
-    for first in (0, 8):
-        lanes = ir.Constant(numbers, list(range(first, first + 8)))
-        part = builder.shuffle_vector(index, index, lanes)
-        picked.append(call_llvm(builder, "llvm.x86.avx2.permps", half, upper, part))
-    lanes = ir.Constant(ir.VectorType(ir.IntType(32), 16), list(range(16)))
-    both = builder.bitcast(builder.shuffle_vector(*picked, lanes), integers)
-    sign = builder.and_(is_minus, _llvm_constant(integers, -(2**31)))
-    return builder.bitcast(builder.xor(both, sign), table.type)
-
-
-@compiles(next_four)
-def _next_four(index):
-    def generate(context, builder, signature, arguments):
-        return builder.lshr(arguments[0], _llvm_constant(arguments[0].type, 4))
-
-    return index(index), generate
-
-
-def _llvm_constant(kind, value):
-    return ir.Constant(kind, [value] * kind.count)
-
-
-# -------------------------------------------------------------------------- a bit: one of the lanes
-
-
-def or_where(integers, value, bits):
-    """integers | value in lane i if bit i of the uint64 ``bits`` is 1; elsewhere integers."""
-    return np.where(_lanes_set(bits), integers | value, integers)
+from tinybnn.kernels.machine.simd import FLOATS, Vector, call_llvm, compiles
 
 
 def add_where(floats, value, bits):
@@ -128,16 +48,6 @@ def _mask(builder, bits, lanes=FLOATS):
     """The lowest bits of a word as a vector of conditions."""
     low = bits if lanes == 64 else builder.trunc(bits, ir.IntType(lanes))
     return builder.bitcast(low, ir.VectorType(ir.IntType(1), lanes))
-
-
-@compiles(or_where)
-def _or_where(integers, value, bits):
-    def generate(context, builder, signature, arguments):
-        integers_value, value_value, bits_value = arguments
-        either = builder.or_(integers_value, value_value)
-        return builder.select(_mask(builder, bits_value), either, integers_value)
-
-    return integers(integers, value, bits), generate
 
 
 @compiles(add_where)
@@ -177,3 +87,28 @@ def _count_ones(bits):
         return builder.ctpop(arguments[0])
 
     return types.int64(bits), generate
+
+
+# ----------------------------------------------------------------------- a bit of each of four rows
+
+
+def four_signs(a, b, c, d):
+    """16 bytes, as four int32: 16 times the number whose bits are bit i of ``a``, ..., ``d``."""
+    bits = np.array([a, b, c, d], np.uint64)[:, None] >> np.arange(16, dtype=np.uint64)
+    numbers = (bits & np.uint64(1)) << np.arange(4, 8, dtype=np.uint64)[:, None]
+    return numbers.sum(0).astype(np.uint8).view(np.int32)
+
+
+@compiles(four_signs)
+def _four_signs(a, b, c, d):
+    lanes = ir.VectorType(ir.IntType(8), 16)
+
+    def generate(context, builder, signature, arguments):
+        numbers = ir.Constant(lanes, None)
+        for i, bits in enumerate(arguments):
+            ones = builder.sext(_mask(builder, bits), lanes)  # all bits 1, or none
+            power = ir.Constant(lanes, [16 << i] * 16)
+            numbers = builder.or_(numbers, builder.and_(ones, power))
+        return builder.bitcast(numbers, ir.VectorType(ir.IntType(32), 4))
+
+    return Vector(types.int32, 4)(a, b, c, d), generate

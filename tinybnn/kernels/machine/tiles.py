@@ -15,6 +15,7 @@ out, as many instructions as there are rows: a loop would keep the tile in memor
 
 from __future__ import annotations
 
+import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.core.extending import intrinsic
@@ -59,6 +60,11 @@ def add_stored(tile, places, array):
     """Each row plus what the array holds from its place on."""
     rows = zip(tile, places, strict=True)
     return tuple([row + array[place : place + len(row)] for row, place in rows])
+
+
+def transposed(tile):
+    """Four rows of four lanes, the lanes of which become rows."""
+    return tuple(np.array(tile).T.copy())
 
 
 def store_tile(tile, places, array, count):
@@ -119,6 +125,24 @@ compile_rows(add_products, _rounded_twice(_in_all_lanes))
 compile_rows(fuse_products, _fused(_in_all_lanes))
 compile_rows(add_lane_products, _rounded_twice(load_lanes))
 compile_rows(fuse_lane_products, _fused(load_lanes))
+
+
+@compiles(transposed)
+def _transposed(tile):
+    def generate(context, builder, signature, values):
+        a, b, c, d = (builder.extract_value(values[0], i) for i in range(4))
+        pairs = _zipped(builder, a, c), _zipped(builder, b, d)
+        rows = [_zipped(builder, *two) for two in zip(*pairs, strict=True)]
+        return context.make_tuple(builder, signature.return_type, [*rows[0], *rows[1]])
+
+    return tile(tile), generate
+
+
+def _zipped(builder, a, b):
+    """The lanes of two vectors of four in turn, as two vectors."""
+    kind = ir.VectorType(ir.IntType(32), 4)
+    lanes = ir.Constant(kind, [0, 4, 1, 5]), ir.Constant(kind, [2, 6, 3, 7])
+    return [builder.shuffle_vector(a, b, some) for some in lanes]
 
 
 @compiles(add_stored)

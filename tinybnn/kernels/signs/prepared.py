@@ -100,6 +100,25 @@ def method_for(terms):
     return look_ups if pays and has_fast_look_ups() else counting
 
 
+def method_named(name, method, terms=0):
+    """The method that was asked for by its name, for so many signs.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or the CPU or the number of signs rules it out.
+    """
+    if method not in ("counting", "look_ups"):
+        raise ValueError(f"{name}: method must be 'counting' or 'look_ups', got {method!r}")
+    if method == "look_ups" and not has_shuffles():
+        raise ValueError(f"{name}: method 'look_ups' needs AVX2, which this CPU lacks")
+    if method == "look_ups" and terms > look_ups.MOST_TERMS:
+        raise ValueError(
+            f"{name}: method 'look_ups' takes up to {look_ups.MOST_TERMS} signs a row, got {terms}"
+        )
+    return counting if method == "counting" else look_ups
+
+
 def _in_panels(weight, table, columns, lay_out):
     """(O, ...) words of filters -> all panels."""
     filters, width = len(weight), max([width for _, width, *_ in table], default=1)
@@ -174,7 +193,7 @@ def _check_thresholds(function, thresholds, flip, filters):
     return thresholds, flip
 
 
-def prepare_matmul(b, count, *, mask=None, thresholds=None, flip=None):
+def prepare_matmul(b, count, *, mask=None, thresholds=None, flip=None, method=None):
     """Lay out the right-hand side of `xnor_matmul`.
 
     Parameters
@@ -186,6 +205,8 @@ def prepare_matmul(b, count, *, mask=None, thresholds=None, flip=None):
         As in `xnor_matmul`.
     thresholds, flip : (N,) int32 and (N,) bool, optional
         With them `run` gives bits, as `threshold` of the product does.
+    method : 'counting' or 'look_ups', optional
+        How disagreements are found; by default what suits the CPU. The result is the same.
 
     Returns
     -------
@@ -195,14 +216,16 @@ def prepare_matmul(b, count, *, mask=None, thresholds=None, flip=None):
     Raises
     ------
     ValueError
-        If a dtype or a shape does not fit, or ``count`` is not positive or above 2**31 - 1.
+        If a dtype or a shape does not fit, ``count`` is not positive or above 2**31 - 1, or the
+        method is not possible here.
     """
-    return lay_out_matmul("prepare_matmul", b, count, mask, thresholds, flip)
+    return lay_out_matmul("prepare_matmul", b, count, mask, thresholds, flip, method)
 
 
-def lay_out_matmul(name, b, count, mask=None, thresholds=None, flip=None):
+def lay_out_matmul(name, b, count, mask=None, thresholds=None, flip=None, method=None):
     b = check_words(name, "b", b, 2)
-    method = method_for(64 * b.shape[1])
+    terms = 64 * b.shape[1]
+    method = method_for(terms) if method is None else method_named(name, method, terms)
     plan = _matmul_plan(name, *b.shape, count, thresholds is not None, mask is not None, method)
     if mask is not None:
         mask = _check_mask(name, mask, b)

@@ -59,6 +59,7 @@ from tinybnn.kernels.signs.prepared import (
     has_fast_look_ups,
     lay_out_conv2d,
     lay_out_matmul,
+    method_named,
     prepare_conv2d,  # noqa: F401
     prepare_matmul,  # noqa: F401
 )
@@ -424,19 +425,28 @@ def _compiled_blocks(first, end, panel, panel_end, words, base, masks, arguments
 # ------------------------------------------------------------------------------ what can be reached
 
 
-def register_peak(repetitions=200_000):
+def register_peak(repetitions=200_000, method=None):
     """Products of signs a second that one core can do when nothing has to be fetched.
 
-    The same instructions as the inner loop of the product, by the method that suits the CPU, on
-    values that stay in registers (of look-ups, in the nearest cache). What `xnor_matmul` reaches of
-    it is what loads, stores and loops leave.
+    The same instructions as the inner loop of the product, on values that stay in registers (of
+    look-ups, in the nearest cache). What `xnor_matmul` reaches of it is what loads, stores and
+    loops leave.
+
+    Parameters
+    ----------
+    repetitions : int
+        Of the loop, in each run.
+    method : 'counting' or 'look_ups', optional
+        By default what suits the CPU.
 
     Returns
     -------
     float
         Sign products a second, the best of 5 runs.
     """
-    method = look_ups if has_fast_look_ups() else counting
+    if method is None:
+        method = "look_ups" if has_fast_look_ups() else "counting"
+    method = method_named("register_peak", method)
     method.register_loop(1)  # compiled
     rates = []
     for _ in range(5):

@@ -173,11 +173,11 @@ def _pool(first, end, task, step, of, channels, x, winner, out):
                     else:
                         tap, won = np.uint8(i * kw + j), winner[at : at + channels]
                         for c in range(channels):
-                            wins = is_first | (
-                                (not values[c] <= target[c]) & (target[c] == target[c])
-                            )
-                            target[c] = values[c] if wins else target[c]
-                            won[c] = tap if wins else won[c]
+                            # All three are loaded first: then AVX2, too, needs no branch.
+                            value, best, old = values[c], target[c], won[c]
+                            wins = is_first | ((not value <= best) & (best == best))
+                            target[c] = value if wins else best
+                            won[c] = tap if wins else old
                     is_first = False
             if step == _MEAN:
                 for c in range(channels):

@@ -5,13 +5,13 @@ signs of the weight. The place of an output pixel's taps in the input decides wh
 has: an input pixel collects from all the output pixels whose taps fall on it.
 
 Each gradient is prepared once, as tables (`lookup`) or as a list (`masked`), and then serves all
-the taps. What is prepared lies in *cells*, one an output pixel, for a band of rows at a time that
-fits the cache.
+the taps, for a band of rows at a time that fits the cache.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -20,26 +20,19 @@ from tinybnn.kernels.floats import convolution
 from tinybnn.kernels.machine import parallel, threads
 from tinybnn.kernels.machine.checks import out_array
 from tinybnn.kernels.machine.memory import empty
-from tinybnn.kernels.machine.simd import FLOATS, inlined, kernel, splat_like, zeros
+from tinybnn.kernels.machine.simd import (
+    FLOATS,
+    clear,
+    cpu_features,
+    inlined,
+    kernel,
+    splat_like,
+    zeros,
+)
 from tinybnn.kernels.machine.tiles import store_tile
 from tinybnn.kernels.machine.windows import Windows, windows
 from tinybnn.kernels.signs.bits import unpack, unpack_reference, words_for
-from tinybnn.kernels.training.lookup import (
-    LANES,
-    PATTERNS,
-    POWERS,
-    STEP,
-    STEP_FLOATS,
-    Rows,
-    Signs,
-    Sums,
-    Tables,
-    Turning,
-    make_tables,
-    product,
-    turn,
-    vectors,
-)
+from tinybnn.kernels.training import lookup
 from tinybnn.kernels.training.masked import add_listed, list_nonzero
 from tinybnn.kernels.training.sign_gradients import (
     SPEED,
@@ -47,9 +40,12 @@ from tinybnn.kernels.training.sign_gradients import (
     choose_method,
     geometry_of,
     operands,
+    with_zeros,
 )
 
-_BAND_BYTES = 1 << 20  # tables of the input gradient that are kept at a time, as far as possible
+# Filters whose tables are in use at a time where a sum has several taps: they decide its order.
+_CHUNK = 32 if "avx512f" in cpu_features() else lookup.CHUNK
+_BAND_BYTES = 1 << 20  # sums or lists that are kept at a time, as far as possible
 
 
 def conv2d_input_gradient(grad, weight, geometry, *, method=None, out=None):
@@ -88,8 +84,8 @@ def conv2d_input_gradient(grad, weight, geometry, *, method=None, out=None):
     grad, weight = operands(
         name, grad=(grad, np.float32, shape), weight=(weight, np.uint64, geometry.weight_words)
     )
-    panels = taps * -(-per_group // LANES)
-    method = choose_method(name, method, grad, per_group, taps * per_group, panels)
+    panels = taps * -(-per_group // 64)
+    method = choose_method(name, method, grad, "input", per_group, taps * per_group, panels)
     out = out_array(name, out, (len(grad), *geometry.image))
     if out.size == 0 or grad.size == 0:
         out[...] = 0
@@ -97,9 +93,9 @@ def conv2d_input_gradient(grad, weight, geometry, *, method=None, out=None):
     if method == "float":
         signs, size = unpack(weight, per_group).transpose(0, 3, 1, 2), geometry.image[:2]
         return convolution.conv2d_input(grad, signs, size, *geometry.options, out=out)
+    by = _by_tables if method == "lookup" else _by_masks
     for group in range(geometry.groups):
-        plan = _plan(geometry, len(grad), group, method, _BAND_BYTES)
-        (_by_tables if method == "lookup" else _by_masks)(plan, grad, weight, out)
+        by(geometry, group, grad, weight, out)
     return out
 
 
@@ -143,15 +139,168 @@ def linear_input_gradient(grad, weight, features, *, method=None, out=None):
     return conv2d_input_gradient(grad, weight, geometry, method=method, out=out)[:, 0, 0]
 
 
-# ---------------------------------------------------------------------------------- bands and cells
+def _has_lone_pixels(of):
+    """Whether each pixel of the input belongs to one of the output, the same."""
+    return of.taps == 1 and of.stride == (1, 1) and of.padding == (0, 0)
+
+
+# ------------------------------------------------------------------------------------ lookup tables
+
+
+class _Blocks(NamedTuple):
+    """The numbers that the kernel needs.
+
+    The images are cut into bands of rows, of which the first bands of all images come first, then
+    the second ones. 16 bands lie side by side, a *block*: as all of them have the same taps at a
+    pixel, the tables of its gradients serve all taps.
+    """
+
+    windows: Windows
+    images: int
+    channels: int  # of all groups
+    first_channel: int
+    group_channels: int
+    lanes: int  # channels of a group, filled up to whole panels
+    filters: int
+    first_filter: int
+    group_filters: int
+    band: int  # input rows, a multiple of the stride
+    bands: int  # of all images
+    chunk: int  # filters whose tables are in use at a time
+
+
+@functools.lru_cache(maxsize=256)  # a layer in training needs its plan at each step
+def _plan_tables(geometry, images, group, tasks, most_bytes):
+    """For one group of a convolution, for so many images: the numbers, and a `lookup.Turning`."""
+    of, (filters, kh, kw, per_group) = geometry.windows, geometry.weight
+    if _has_lone_pixels(of):
+        images, of = images * of.height * of.width, windows("", (1, 1), (1, 1))
+    words, group_filters = words_for(per_group), filters // geometry.groups
+    lanes, stride = -(-per_group // lookup.PANEL) * lookup.PANEL, of.row_stride
+    # The sums of a block fit the cache, and small batches are cut so that all tasks have full ones.
+    fitting = most_bytes // (of.width * lanes * FLOATS * 4), of.height * images // (FLOATS * tasks)
+    band = max(1, min(of.height, *fitting) // stride) * stride
+    g = _Blocks(
+        of, images, geometry.image[2], group * per_group, per_group, lanes, filters,
+        group * group_filters, group_filters, band, -(-of.height // band) * images,
+        _CHUNK if of.taps > 1 else lookup.CHUNK,
+    )  # fmt: skip
+    starts = (np.arange(group_filters) + g.first_filter) * (kh * kw * words)
+    return g, lookup.turning(starts, np.arange(kh * kw) * words, per_group)
+
+
+def _by_tables(geometry, group, grad, weight, out):
+    """One group. grad : (N, OH, OW, O), out : (N, H, W, C), of which C / groups are written."""
+    height, width, channels = geometry.image
+    products = len(grad) * height * width * channels * math.prod(geometry.weight[:3])
+    tasks = threads.tasks_for(products / geometry.groups**2 / SPEED)
+    g, signs = _plan_tables(geometry, len(grad), group, tasks, _BAND_BYTES)
+    if g.group_filters % 4:  # four gradients are loaded at a time
+        of_group = grad[..., g.first_filter : g.first_filter + g.group_filters]
+        grad = with_zeros(of_group, 4)
+        g = g._replace(first_filter=0, filters=grad.shape[3])
+    blocks = -(-g.bands // FLOATS)
+    tasks = min(tasks, blocks)
+    numbers = lookup.turned(signs, weight.reshape(-1), tasks)
+    vectors = empty(tasks * lookup.CHUNK * FLOATS, np.float32)
+    tables = empty(tasks * lookup.STEPS * lookup.TABLE, np.float32)
+    sums = empty(tasks * g.band * g.windows.width * g.lanes * FLOATS, np.float32)
+    places = np.empty(tasks * FLOATS, np.int64)
+    scratch, shares = (vectors, tables, sums, places), parallel.shares(blocks, tasks)
+    arrays = grad.reshape(-1), numbers, scratch, out.reshape(-1)
+    parallel.share_out(_input_by_tables, shares, *arrays, g)
+
+
+@kernel(allocates=False)
+def _input_by_tables(first, end, slot, grad, numbers, scratch, out, g):
+    """Blocks first to end - 1.
+
+    The sums of an input pixel run over chunks of filters, and for each chunk over the taps. So taps
+    come in their order if the gradients are visited from the last one to the first.
+    """
+    of, (vectors, tables, sums, places) = g.windows, scratch
+    vector, table = slot * lookup.CHUNK * FLOATS, slot * lookup.STEPS * lookup.TABLE
+    taps = of.kernel_height * of.kernel_width
+    of_pixel, of_tap = g.lanes * FLOATS, g.lanes * lookup.STEPS // 4  # sums, numbers
+    start, lane = slot * g.band * of.width * of_pixel, slot * FLOATS
+    # Rows of the gradient whose taps fall on a band, counted from the band.
+    reach = (of.kernel_height - 1) * of.row_dilation - of.top
+    row_end, row_first = (g.band - 1 + of.top) // of.row_stride + 1, -(reach // of.row_stride)
+    for block in range(first, end):
+        clear(sums, start, g.band * of.width * of_pixel)
+        for chunk in range(0, g.group_filters, g.chunk):
+            count = min(g.chunk, g.group_filters - chunk)
+            signs = chunk // lookup.CHUNK * taps * of_tap
+            signs += chunk % lookup.CHUNK // 4 * (lookup.PANEL // 4)
+            for row in range(row_end - 1, row_first - 1, -1):
+                if not _gradients_of_row(block, row, places, lane, g):
+                    continue
+                for column in range(of.out_width - 1, -1, -1):
+                    offset = column * g.filters + g.first_filter + chunk
+                    lookup.side_by_side(grad, places, lane, offset, count, vectors, vector)
+                    steps = lookup.make_tables(
+                        vectors, vector, np.int64(FLOATS), count, tables, table
+                    )
+                    for tap in range(taps):
+                        ky, kx = tap // of.kernel_width, tap % of.kernel_width
+                        y = row * of.row_stride - of.top + ky * of.row_dilation
+                        x = column * of.column_stride - of.left + kx * of.column_dilation
+                        if 0 <= y < g.band and 0 <= x < of.width:
+                            lookup.add_looked_up(
+                                tables, table, steps, numbers, signs + tap * of_tap,
+                                sums, start + (y * of.width + x) * of_pixel, g.group_channels,
+                            )  # fmt: skip
+        for y in range(g.band):
+            _inputs_of_row(block, y, places, lane, g)
+            for x in range(of.width):
+                lookup.one_after_the_other(
+                    sums, start + (y * of.width + x) * of_pixel, g.group_channels,
+                    out, places, lane, x * g.channels + g.first_channel,
+                )  # fmt: skip
+
+
+@inlined
+def _gradients_of_row(block, row, places, at, g):
+    """Where a row of the gradient, counted from a band, begins in each image; -1 if there is none.
+
+    Returns
+    -------
+    Whether a band has one.
+    """
+    of, found = g.windows, False
+    image, rows = block * FLOATS % g.images, g.band // of.row_stride
+    y = block * FLOATS // g.images * rows + row
+    for i in range(FLOATS):
+        is_there = block * FLOATS + i < g.bands and 0 <= y < of.out_height
+        pixel = (image * of.out_height + y) * of.out_width
+        places[at + i] = pixel * g.filters if is_there else -1
+        found, image = found or is_there, image + 1
+        if image == g.images:
+            image, y = 0, y + rows
+    return found
+
+
+@inlined
+def _inputs_of_row(block, row, places, at, g):
+    """Where a row of a band begins in each image; -1 if there is none."""
+    of, image = g.windows, block * FLOATS % g.images
+    y = block * FLOATS // g.images * g.band + row
+    for i in range(FLOATS):
+        is_there = block * FLOATS + i < g.bands and y < of.height
+        places[at + i] = (image * of.height + y) * of.width * g.channels if is_there else -1
+        image += 1
+        if image == g.images:
+            image, y = 0, y + g.band
+
+
+# --------------------------------------------------------------------------------- masked additions
 
 
 class _Bands(NamedTuple):
-    """The numbers that the kernels for the gradient in the input need.
+    """The numbers that the kernel needs.
 
-    The image is worked on in bands of rows. For each a part of the gradient is laid out, ``cells``
-    in rows of ``columns``, those outside the gradient with nothing in them: a cell is the tables of
-    a pixel, or its list.
+    The image is worked on in bands of rows. For each a part of the gradient is laid out in *cells*,
+    one an output pixel, in rows of ``columns``: the list of a pixel, empty outside the gradient.
 
     With a stride, the taps that fall on an input row y are those whose ky * dilation has the same
     remainder by the stride as y + padding: a *phase*. Rows and columns of the same phases see the
@@ -171,7 +320,6 @@ class _Bands(NamedTuple):
     columns_before: int
     columns: int
     cells: int  # at most, of a band
-    cell: int  # float32 numbers of a cell
 
 
 class _Plan(NamedTuple):
@@ -188,8 +336,6 @@ class _Plan(NamedTuple):
         First and last + 1 tap of each phase.
     cells, taps : (kh * kw,) int64
         The taps of one phase after the other: where their cells are, and where their weights are.
-    turned : _Turned or None
-        For tables.
     """
 
     g: _Bands
@@ -198,25 +344,21 @@ class _Plan(NamedTuple):
     phases: np.ndarray
     cells: np.ndarray
     taps: np.ndarray
-    turned: _Turned | None
 
 
 @functools.lru_cache(maxsize=256)  # a layer in training needs its plan at each step
-def _plan(geometry, images, group, method, most_bytes):
+def _plan(geometry, images, group, most_bytes):
     """The plan for one group of a convolution, for so many images."""
     of, (filters, kh, kw, group_channels) = geometry.windows, geometry.weight
-    if kh * kw == 1 and of.stride == (1, 1) and of.padding == (0, 0):
-        # Each pixel for itself: one image of many rows, which can be cut anywhere.
+    if _has_lone_pixels(of):  # one image of many rows, which can be cut anywhere
         of, images = windows("conv2d_input_gradient", (images * of.height * of.width, 1), (1, 1)), 1
     words, (sy, sx), (dy, dx) = words_for(group_channels), of.stride, of.dilation
     group_filters = filters // geometry.groups
-    steps = -(-group_filters // STEP)
-    cell = steps * STEP_FLOATS if method == "lookup" else 3 * group_filters  # in float32
 
     # Bands of equal height whose cells fit the cache.
     rows_before, columns_before = (kh - 1) * dy // sy, (kw - 1) * dx // sx
     columns = (of.width - 1 + of.left) // sx - of.left // sx + columns_before + 1
-    most = most_bytes // (columns * cell * 4)
+    most = most_bytes // (columns * group_filters * 12)
     band = max(1, min(of.height, (most - rows_before - 1) * sy + 1))
     bands = -(-of.height // band)
     band = -(-of.height // bands)
@@ -224,7 +366,7 @@ def _plan(geometry, images, group, method, most_bytes):
     g = _Bands(
         of, geometry.image[2], group * group_channels, group_channels, filters,
         group * group_filters, group_filters, band, bands, rows_before, columns_before, columns,
-        rows * columns, cell,
+        rows * columns,
     )  # fmt: skip
 
     phases, cells, taps = np.zeros((sy * sx, 2), np.int64), [], []
@@ -237,8 +379,7 @@ def _plan(geometry, images, group, method, most_bytes):
         phases[phase, 1] = len(taps)
     cells, taps = np.array(cells, np.int64), np.array(taps, np.int64)
     seconds = images * of.height * of.width * group_channels * kh * kw * group_filters / SPEED
-    turned = _turned(g, phases, cells, taps) if method == "lookup" else None
-    return _Plan(g, images * bands, seconds, phases, cells, taps, turned)
+    return _Plan(g, images * bands, seconds, phases, cells, taps)
 
 
 @inlined
@@ -254,110 +395,6 @@ def _band(g, unit):
     y1 = min(y0 + g.band, of.height)
     top, left = (y0 + of.top) // of.row_stride - g.rows_before, of.left // of.column_stride
     return image, y0, y1, top, left - g.columns_before
-
-
-# ------------------------------------------------------------------------------------ lookup tables
-
-
-class _Turned(NamedTuple):
-    """Where the signs of a group's weights come from and go to, for `turn`, and their tables.
-
-    Attributes
-    ----------
-    offsets : (...,) int64
-        For each phase, step and tap: where the step's tables are, from a pixel's cell.
-    phases : (P, 4) int64
-        For each phase: where its offsets begin and end, where its integers begin, and how many of
-        them a panel has.
-    steps : int
-    turns : list of Turning
-        For each phase that has taps.
-    size : int
-        Integers of all phases: for each phase, panel, step and tap of the phase those of 64
-        channels, whose bits are the signs of 32 filters.
-    """
-
-    offsets: np.ndarray
-    phases: np.ndarray
-    steps: int
-    turns: list
-    size: int
-
-
-def _turned(g, first_and_end, cells, taps):
-    """The same for the phases, cells and taps of a plan."""
-    per_filter = len(taps) * words_for(g.group_channels)
-    steps, panels = -(-g.group_filters // STEP), -(-g.group_channels // LANES)
-    # Where the words of each filter begin; the last filter is repeated.
-    starts = np.minimum(np.arange(steps * STEP), g.group_filters - 1) + g.first_filter
-    starts *= per_filter
-    offsets, phases, turns = [], np.zeros((len(first_and_end), 4), np.int64), []
-    base = 0
-    for phase, (first, end) in enumerate(first_and_end):
-        count = end - first
-        phases[phase] = len(offsets), len(offsets) + steps * count, base, steps * count * LANES
-        for step in range(steps):
-            offsets.extend(cells[first:end] * steps * STEP_FLOATS + step * STEP_FLOATS)
-        if count:
-            channel, *sources = vectors(taps[first:end], g.group_channels)
-            places = base + channel // LANES * phases[phase, 3] + channel % LANES
-            places = np.add.outer(np.arange(count) * LANES, places).reshape(-1)
-            turns.append(Turning(starts, *sources, places, 1, int(count) * LANES, 0))
-            base += panels * phases[phase, 3]
-    return _Turned(np.array(offsets, np.int64), phases, steps, turns, int(base))
-
-
-def _by_tables(plan, grad, weight, out):
-    """One group. grad : (N, OH, OW, O), out : (N, H, W, C), of which C / groups are written."""
-    g, turns, tasks = plan.g, plan.turned, min(threads.tasks_for(plan.seconds), plan.units)
-    turned = empty(turns.size, np.int32)
-    tables = empty(tasks * g.cells * g.cell, np.float32)
-    pixels = empty(2 * tasks * g.band * g.windows.width, np.int64)
-    words = weight.reshape(-1)
-    for of_phase in turns.turns:
-        turn(0, turns.steps, 0, words, of_phase, POWERS, turned)
-    signs, scratch = (turned, turns.offsets, turns.phases), (PATTERNS, tables, pixels)
-    shares, arrays = parallel.shares(plan.units, tasks), (grad.reshape(-1), signs, scratch)
-    parallel.share_out(_input_by_tables, shares, *arrays, out.reshape(-1), g)
-
-
-@kernel(allocates=False)
-def _input_by_tables(first, end, slot, grad, signs, scratch, out, g):
-    """Bands first to end - 1, counted through all images."""
-    of, (turned, offsets, phases), (patterns, tables, pixels) = g.windows, signs, scratch
-    base, list_at = slot * g.cells * g.cell, 2 * slot * g.band * of.width
-    for unit in range(first, end):
-        image, y0, y1, top, left = _band(g, unit)
-        at = base
-        for oy in range(top, (y1 - 1 + of.top) // of.row_stride + 1):
-            for ox in range(left, left + g.columns):
-                count = 0
-                if 0 <= oy < of.out_height and 0 <= ox < of.out_width:
-                    count = g.group_filters
-                pixel = (image * of.out_height + oy) * of.out_width + ox
-                gradient = pixel * g.filters + g.first_filter
-                make_tables(grad, gradient, count, np.int64(1), patterns, tables, at, g.cell)
-                at += g.cell
-        for phase in range(len(phases)):
-            phase_y, phase_x = phase // of.column_stride, phase % of.column_stride
-            count = np.int64(0)
-            for y in range(y0 + (phase_y - y0 - of.top) % of.row_stride, y1, of.row_stride):
-                row = ((y + of.top) // of.row_stride - top) * g.columns - left
-                x0 = (phase_x - of.left) % of.column_stride
-                for x in range(x0, of.width, of.column_stride):
-                    column = (x + of.left) // of.column_stride
-                    pixel = (image * of.height + y) * of.width + x
-                    pixels[list_at + 2 * count] = base + (row + column) * g.cell
-                    pixels[list_at + 2 * count + 1] = pixel * g.channels + g.first_channel
-                    count += 1
-            offset, end_offset, start, panel_size = phases[phase]
-            product(
-                Rows(pixels, list_at, count), Tables(tables, offsets, offset, end_offset),
-                Signs(turned, start, panel_size), Sums(out, g.group_channels, np.bool_(False)),
-            )  # fmt: skip
-
-
-# --------------------------------------------------------------------------------- masked additions
 
 
 class _Signs(NamedTuple):
@@ -382,8 +419,9 @@ class _Signs(NamedTuple):
     phases: np.ndarray
 
 
-def _by_masks(plan, grad, weight, out):
+def _by_masks(geometry, group, grad, weight, out):
     """As `_by_tables`."""
+    plan = _plan(geometry, len(grad), group, _BAND_BYTES)
     g, (filters, _, _, words) = plan.g, weight.shape
     tasks = min(threads.tasks_for(plan.seconds), plan.units)
     values = empty(tasks * (g.cells * g.group_filters + FLOATS), np.float32)

@@ -13,14 +13,14 @@ a number from 0 to 15, say which of the sums it needs::
 
 One look-up and one addition take the place of four multiplications and four additions. (Tables of
 all sums of a few rows are the Method of the Four Russians, Arlazarov, Dinic, Kronrod and Faradzhev
-1970.) It is fast since 16 floats fill one AVX-512 register, and one instruction picks from it for
-16 columns at once. The signs have to lie along k for this: 32 signs of one column are the bits of
-an integer, which is shifted by four from one table to the next. They arrive packed along c, and
-`turn` brings them there.
+1970.) All rows of gradients meet the same signs. So an entry is a vector, the sums of 16 rows that
+lie side by side, and a look-up loads it from the place that the signs name. Any CPU can do that.
 
-Half of a table tells all: when every sign is turned round, the sum changes its sign and nothing
-else. So 8 entries and the fourth sign suffice, and AVX2, which can pick from 8 floats at a time,
-finds the same numbers. Other CPUs cannot run `product`.
+A table of 16 entries of 16 floats takes 1 KB. The tables of a *chunk* of gradients stay in the
+first-level cache while all columns look up their sums, and the sums of the columns, 16 rows side by
+side as well, in the second-level cache. Tables are worth making if there are many columns.
+
+Signs arrive packed along the columns, and `turn` makes numbers of them.
 
 For speed alone: the products are those of `convolution` with unpacked signs. See `sign_gradients`
 for what it gains.
@@ -32,43 +32,36 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinybnn.kernels.machine.memory import on_lines
-from tinybnn.kernels.machine.selection import look_up, next_four, or_where, pick
+from tinybnn.kernels.machine import parallel
+from tinybnn.kernels.machine.memory import empty
+from tinybnn.kernels.machine.selection import four_signs
 from tinybnn.kernels.machine.simd import (
     FLOATS,
-    cpu_features,
+    entry,
     inlined,
     kernel,
     load,
     load_like,
-    load_splat,
     store,
-    subkernel,
+    store_first,
     zero_floats,
     zeros,
 )
-from tinybnn.kernels.machine.tiles import (
-    add_stored,
-    compile_rows,
-    four,
-    load_lanes,
-    moved,
-    store_tile,
-)
+from tinybnn.kernels.machine.tiles import add_stored, four, store_tile, transposed
 
-LANES = 4 * FLOATS  # columns of a panel
-STEP = 32  # gradients whose signs are the bits of one integer
-STEP_FLOATS = STEP // 4 * FLOATS  # size of their tables
+TABLE = 16 * FLOATS  # floats of a table
+STEPS = 16  # tables of a chunk
+CHUNK = 4 * STEPS  # its gradients
+PANEL = FLOATS  # columns whose signs are turned together
 
-# Lane i of pattern j: the sign of gradient j in sum number i.
+# Pattern j: the sign of gradient j in sum number i.
 PATTERNS = np.where(np.arange(16) >> np.arange(4)[:, None] & 1, 1, -1).astype(np.float32)
-PATTERNS = on_lines(PATTERNS.ravel())
 
 
 def product_reference(grad, signs):
     """``grad @ signs`` by lookup tables, in plain NumPy.
 
-    Its sums run in the order of `product`.
+    Its sums run in the order of the kernels.
 
     Parameters
     ----------
@@ -84,7 +77,7 @@ def product_reference(grad, signs):
     more = -length % 4  # zeros fill up the last four gradients: any signs will do
     grad, signs = np.pad(grad, ((0, 0), (0, more))), np.pad(signs, ((0, more), (0, 0)))
     fours = (length + more) // 4
-    terms = grad.reshape(rows, fours, 4, 1) * PATTERNS.reshape(4, 16)  # (M, K/4, 4, 16)
+    terms = grad.reshape(rows, fours, 4, 1) * PATTERNS  # (M, K/4, 4, 16)
     tables = (terms[:, :, 0] + terms[:, :, 1]) + (terms[:, :, 2] + terms[:, :, 3])
     bits = (signs > 0).reshape(fours, 4, columns)
     numbers = (bits << np.arange(4)[:, None]).sum(1)  # (K/4, C)
@@ -94,179 +87,197 @@ def product_reference(grad, signs):
     return out
 
 
-# ------------------------------------------------------------------------------------------ tables
-
-
-@inlined
-def make_tables(grad, at, count, step, patterns, tables, to, size):
-    """The tables of grad[at], grad[at + step], ..., filled up with zeros.
-
-    tables[to : to + size] holds tables of 16 floats, each of four gradients.
-    """
-    whole = count - count % 4
-    for i in range(0, whole, 4):
-        g0, g1 = load_splat(grad, at + i * step), load_splat(grad, at + (i + 1) * step)
-        g2, g3 = load_splat(grad, at + (i + 2) * step), load_splat(grad, at + (i + 3) * step)
-        low = g0 * load(patterns, 0) + g1 * load(patterns, 16)
-        high = g2 * load(patterns, 32) + g3 * load(patterns, 48)
-        store(tables, to + i * (FLOATS // 4), low + high)
-    for i in range(whole, size // (FLOATS // 4), 4):
-        table = zero_floats()
-        for k in range(i, count):
-            table += load_splat(grad, at + k * step) * load(patterns, (k - i) * FLOATS)
-        store(tables, to + i * (FLOATS // 4), table)
-
-
 # ---------------------------------------------------------------------------------------- the signs
-
-# 1, 2, 4, ..., one for each bit of an integer, and a vector of zeros.
-POWERS = np.append(np.uint32(1) << np.arange(STEP, dtype=np.uint32), np.zeros(FLOATS, np.uint32))
-POWERS = on_lines(POWERS.astype(np.uint32).view(np.int32))
 
 
 class Turning(NamedTuple):
-    """Where the vectors of signs that `turn` makes come from and go to.
+    """Where the signs are in packed rows, for `turn`.
 
     Attributes
     ----------
     starts : (...,) int64
-        Where a row begins in the words.
-    sources, shifts, places : (n,) int64, (n,) uint64, (n,) int64
-        Word and bit of a source, counted from the row, and where its 16 integers go for the first
-        32 rows.
-    per, large, small : int
-        For the 32 rows g they go ``g // per * large + g % per * small`` further on.
+        Where a row begins in the words; as many as a multiple of four.
+    sources, shifts : (n,) int64, (n,) uint64
+        Word and bit of each panel of 16 columns, counted from the row.
     """
 
     starts: np.ndarray
     sources: np.ndarray
     shifts: np.ndarray
-    places: np.ndarray
-    per: int
-    large: int
-    small: int
 
 
-def vectors(taps, channels):
-    """Where the vectors of 16 signs are in a packed row, for `turn`.
+def turning(starts, taps, channels):
+    """The `Turning` of rows whose columns are the channels of each tap.
 
     Parameters
     ----------
+    starts : (...,) int64
+        Where rows begin; the last is repeated, to belong to gradients that are zero.
     taps : (T,) int64
-        Where the words of each tap begin.
+        Where the words of each tap begin, from there.
     channels : int
-
-    Returns
-    -------
-    channel : (n,) int64
-        The first of each vector.
-    sources, shifts : (T * n,) int64, (T * n,) uint64
+        Filled up to whole panels.
     """
-    channel = np.arange(0, channels, FLOATS)
+    starts = np.append(starts, np.full(-len(starts) % 4, starts[-1]))
+    channel = np.arange(0, channels, PANEL)
     sources = np.add.outer(taps, channel // 64)
     shifts = np.broadcast_to(channel % 64, sources.shape).astype(np.uint64)
-    return channel, sources.reshape(-1), shifts.reshape(-1)
+    return Turning(starts, sources.reshape(-1), shifts.reshape(-1))
+
+
+def turned(turning, words, tasks):
+    """The numbers of all signs: (chunks, panels, STEPS, PANEL) bytes, four of them an int32.
+
+    Each is 16 times a number from 0 to 15, whose bits are the signs of four rows: the place of an
+    entry in its table.
+    """
+    chunks = -(-len(turning.starts) // CHUNK)
+    numbers = empty(chunks * len(turning.sources) * STEPS * PANEL // 4, np.int32)
+    shares = parallel.shares(chunks, min(tasks, chunks))
+    parallel.share_out(turn, shares, words, turning, numbers)
+    return numbers
 
 
 @kernel(allocates=False)
-def turn(first, end, _, words, turning, powers, turned):
-    """Signs packed along channels become integers of 32 signs along rows.
-
-    Bit j of lane i of the vector for rows 32 g, 32 g + 1, ... and source s is bit shifts[s] + i of
-    words[starts[32 g + j] + sources[s]], for the groups g from first to end - 1.
-    """
-    starts, sources, shifts, places, per, large, small = turning
-    for g in range(first, end):
-        base = g // per * large + g % per * small
+def turn(first, end, _, words, turning, numbers):
+    """Make the numbers of chunks first to end - 1."""
+    starts, sources, shifts = turning
+    for chunk in range(first, end):
+        end_row = min((chunk + 1) * CHUNK, len(starts))
         for s in range(len(sources)):
-            vector = load(powers, STEP)  # zeros
-            for j in range(STEP):
-                word = words[starts[g * STEP + j] + sources[s]]
-                vector = or_where(vector, load_splat(powers, j), word >> shifts[s])
-            store(turned, base + places[s], vector)
+            source, shift = sources[s], shifts[s]
+            to = (chunk * len(sources) + s) * (STEPS * PANEL // 4)
+            for row in range(chunk * CHUNK, end_row, 4):
+                a, b = words[starts[row] + source], words[starts[row + 1] + source]
+                c, d = words[starts[row + 2] + source], words[starts[row + 3] + source]
+                store(numbers, to, four_signs(a >> shift, b >> shift, c >> shift, d >> shift))
+                to += PANEL // 4
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+@inlined
+def make_tables(vectors, at, step, count, tables, to):
+    """The tables of ``count`` vectors of 16 gradients, ``step`` apart, filled up with zeros.
+
+    Returns
+    -------
+    The number of tables.
+    """
+    for i in range(0, count, 4):
+        a = load(vectors, at + i * step)
+        b = load(vectors, at + (i + 1) * step) if i + 1 < count else zero_floats()
+        c = load(vectors, at + (i + 2) * step) if i + 2 < count else zero_floats()
+        d = load(vectors, at + (i + 3) * step) if i + 3 < count else zero_floats()
+        table = to + i * (TABLE // 4)
+        _store_four(tables, table, a, b, zero_floats() - (c + d))
+        _store_four(tables, table + 4 * FLOATS, a, b, c - d)
+        _store_four(tables, table + 8 * FLOATS, a, b, d - c)
+        _store_four(tables, table + 12 * FLOATS, a, b, c + d)
+    return (count + 3) // 4
+
+
+@inlined
+def _store_four(tables, to, a, b, others):
+    """Four entries: the sum of the third and the fourth gradient, and ±a ±b."""
+    store(tables, to, (zero_floats() - (a + b)) + others)
+    store(tables, to + FLOATS, (a - b) + others)
+    store(tables, to + 2 * FLOATS, (b - a) + others)
+    store(tables, to + 3 * FLOATS, (a + b) + others)
 
 
 # -------------------------------------------------------------------------------------- the product
 
 
-class Tables(NamedTuple):
-    """Tables of a sum's gradients: those of step k, ``first <= k < end``, begin at a row's place
-    plus ``offsets[k]``."""
+@inlined
+def add_looked_up(tables, table, steps, numbers, at, sums, to, columns):
+    """Add to the sums of each column what it looks up in the tables of a chunk.
 
-    floats: np.ndarray
-    offsets: np.ndarray
-    first: int
-    end: int
-
-
-class Rows(NamedTuple):
-    """For each of ``count`` rows, from ``table[at]`` on: where its tables begin, and its sums."""
-
-    table: np.ndarray
-    at: int
-    count: int
-
-
-class Signs(NamedTuple):
-    """Integers of 32 signs, from ``at`` on: panels of ``panel_size``, of 64 for each step."""
-
-    integers: np.ndarray
-    at: int
-    panel_size: int
-
-
-class Sums(NamedTuple):
-    """Where sums go, how many columns there are, and whether they are added to what is there.
-
-    The columns are then whole panels.
+    Parameters
+    ----------
+    tables : (...,) float32
+    table : int
+        Where the first table begins.
+    steps : int
+        How many tables there are.
+    numbers : (...,) int32
+    at : int
+        Where those of the first panel begin, (panels, STEPS, PANEL / 4).
+    sums : (...,) float32
+    to : int
+        Where the sums of the first column begin, 16 floats for each; room for whole panels.
+    columns : int
     """
-
-    out: np.ndarray
-    columns: int
-    adds: bool
-
-
-# An addition takes a few cycles before the next one of the same sum can start: 4 rows times 64
-# columns are 16 vectors of sums that do not wait for each other. A table then serves four vectors
-# of signs, and a vector of signs four tables. AVX2 has 16 registers of 8 floats: 4 rows times 16
-# columns, with the indices and their signs.
-_WIDTH = LANES if "avx512f" in cpu_features() else FLOATS
-
-
-def add_looked_up(tile, places, tables, step, index):
-    """Each row plus the entries ``index % 16`` of its table, the 16 floats from place + step on."""
-    rows = zip(tile, places, strict=True)
-    return tuple([row + look_up(load(tables, p + step), index) for row, p in rows])
+    for column in range(0, columns, 4):
+        q = at + column // PANEL * (STEPS * PANEL // 4) + column % PANEL // 4
+        place = to + column * FLOATS
+        places = place, place + FLOATS, place + 2 * FLOATS, place + 3 * FLOATS
+        tile = add_stored(four(zeros(FLOATS)), places, sums)
+        t = np.int64(table)
+        for _ in range(steps):
+            four_numbers = np.int64(entry(numbers, q))
+            a, b = t + (four_numbers & 255), t + (four_numbers >> 8 & 255)
+            c, d = t + (four_numbers >> 16 & 255), t + (four_numbers >> 24 & 255)
+            tile = add_stored(tile, (a, b, c, d), tables)
+            t += TABLE
+            q += PANEL // 4
+        store_tile(tile, places, sums, FLOATS)
 
 
-def _emit_looked_up(builder, row, pointer, index):
-    return builder.fadd(row, pick(builder, load_lanes(builder, pointer, FLOATS), index))
+# ------------------------------------------------------------------------------- rows side by side
 
 
-compile_rows(add_looked_up, _emit_looked_up)
+@inlined
+def side_by_side(rows, places, first, offset, length, vectors, to):
+    """Lay 16 rows side by side: vectors[to + 16 i + r] = rows[places[first + r] + offset + i].
+
+    A row with a negative place is zeros. ``length`` is filled up to a multiple of four.
+    """
+    for r in range(0, FLOATS, 4):
+        at = first + r
+        a, b, c, d = places[at], places[at + 1], places[at + 2], places[at + 3]
+        for i in range(offset, offset + length, 4):
+            place = to + (i - offset) * FLOATS + r
+            ends = place, place + FLOATS, place + 2 * FLOATS, place + 3 * FLOATS
+            four_rows = _four(rows, a, i), _four(rows, b, i), _four(rows, c, i), _four(rows, d, i)
+            store_tile(transposed(four_rows), ends, vectors, 4)
 
 
-@subkernel
-def product(rows, tables, signs, sums):
-    """Rows of sums: for each row and column, all gradients of a row with their signs."""
-    for row in range(0, rows.count, 4):
-        # With fewer than 4 rows left, one is computed several times.
-        a, last = rows.at + 2 * row, rows.at + 2 * (rows.count - 1)
-        b, c, d = min(a + 2, last), min(a + 4, last), min(a + 6, last)
-        table = rows.table
-        places = table[a], table[b], table[c], table[d]
-        targets = table[a + 1], table[b + 1], table[c + 1], table[d + 1]
-        for column in range(0, sums.columns, _WIDTH):
-            tile = four(zeros(_WIDTH))
-            if sums.adds:
-                tile = add_stored(tile, targets, sums.out)
-            q = signs.at + column // LANES * signs.panel_size + column % LANES
-            for step in range(tables.first, tables.end):
-                index, t = load_like(signs.integers, q, tile[0]), tables.offsets[step]
-                for _ in range(STEP // 4):
-                    tile = add_looked_up(tile, places, tables.floats, t, index)
-                    index = next_four(index)
-                    t += FLOATS
-                q += LANES
-            store_tile(tile, targets, sums.out, sums.columns - column)
-            targets = moved(targets, _WIDTH)
+@inlined
+def one_after_the_other(vectors, at, length, rows, places, first, offset):
+    """The opposite: rows[places[first + r] + offset + i] = vectors[at + 16 i + r].
+
+    A row with a negative place is left out. Vectors are read up to a multiple of four.
+    """
+    for r in range(0, FLOATS, 4):
+        to = first + r
+        a, b, c, d = places[to], places[to + 1], places[to + 2], places[to + 3]
+        are_there = min(min(a, b), min(c, d)) >= 0
+        for i in range(0, length, 4):
+            place, to = at + i * FLOATS + r, offset + i
+            columns = (
+                _four(vectors, place, 0), _four(vectors, place, FLOATS),
+                _four(vectors, place, 2 * FLOATS), _four(vectors, place, 3 * FLOATS),
+            )  # fmt: skip
+            tile = transposed(columns)
+            if are_there:
+                store_tile(tile, (a + to, b + to, c + to, d + to), rows, length - i)
+            else:
+                _store_four_floats(rows, a, to, tile[0], length - i)
+                _store_four_floats(rows, b, to, tile[1], length - i)
+                _store_four_floats(rows, c, to, tile[2], length - i)
+                _store_four_floats(rows, d, to, tile[3], length - i)
+
+
+@inlined
+def _four(rows, place, offset):
+    """Four floats of a row; zeros if its place is negative."""
+    return load_like(rows, place + offset, zeros(4)) if place >= 0 else zeros(4)
+
+
+@inlined
+def _store_four_floats(rows, place, offset, floats, count):
+    """The first ``count`` of four floats to a row, unless its place is negative."""
+    if place >= 0:
+        store_first(rows, place + offset, floats, count)

@@ -7,10 +7,11 @@ Behind a 2 x 2 max-pool three of four gradients are zero. Since
 it is enough to add g in those columns whose bit is 1. AVX-512 takes 16 bits of a packed row as they
 are for the mask of an addition of 16 floats. A list of the gradients that are not zero is made
 first, and only these are visited. Nothing has to be turned and no tables are made, as `lookup`
-does, but an addition serves one gradient instead of four.
+does, but an addition serves one gradient instead of four. CPUs without AVX-512 would need two more
+instructions to make a mask of bits; they use `lookup`, which takes one addition for four gradients
+as well.
 
-For speed alone, as `lookup`: with tables in its place a step of VGG-small takes 1.1 times as long
-(`tinybnn bench train --profile`).
+For speed alone, as `lookup`: see `sign_gradients`.
 """
 
 from __future__ import annotations

@@ -8,20 +8,39 @@ of the output and S the signs of the weight or of the input, both gradients have
 
 where k runs over filters and taps for the gradient in the input (`input_gradient`), and over pixels
 for the gradient in the weight (`weight_gradient`). A term is either +g or -g. There are three ways
-to add them up, of which one is chosen by the CPU and by what fills its registers:
+to add them up:
 
 - "lookup": tables of the sums of four gradients, from which four signs choose one (`lookup`).
 - "masked": additions in the columns whose sign is +, for gradients that are mostly zero (`masked`).
-- "float": the real convolution (`convolution`) with unpacked signs, for few channels, and for CPUs
-  that can do neither of the others.
+- "float": the real convolution (`convolution`) with unpacked signs.
 
-Sums are float32. Their order depends on the method, but not on the number of threads: threads share
-out the outputs, and each sum is one thread's.
+`choose_method` takes the one that suits the CPU and the layer. Milliseconds of both gradients
+together, one thread (Zen 4; "AVX2" is the same CPU with its other features off, which is not an
+older CPU):
 
-"lookup" and "masked" are for speed alone: with "float" a step of VGG-small takes 2.5 times as long,
-one of the MLP 784-1024-1024-10 2.7 times. (`tinybnn bench train --profile` times the steps and
-their parts. Here and in the other files of this folder figures are of one thread, 16 samples and
-AVX-512.)
+    layer                                        AVX-512                AVX2
+                                          lookup masked  float     lookup  float
+    3×3 128->128, 64 images of 32×32, ¾ zeros  163    127    367        142    385
+    3×3 512->512, 64 images of 8×8, ¾ zeros    131    107    403        115    422
+    3×3 256->512, 64 images of 8×8              66    179    191         60    206
+    3×3 32->64, 64 images of 14×14             4.6     37    9.3        3.7    9.6
+    1×1 512->512, 64 images of 2×2             1.1    2.8    3.4        1.0    3.2
+    1×1 16->32, 64 images of 32×32             3.0     16    1.6        2.5    2.0
+    dense 1024->1024, 128 rows                 2.8    9.0     13        2.2     11
+
+An addition costs a CPU as much as the multiplication and addition of "float" together. A look-up
+adds four gradients at once, whatever they are. So does a masked addition, in effect, when three of
+four gradients are zero, as behind a 2×2 max-pool: only with AVX-512, where a mask costs nothing;
+with AVX2 it would take two more instructions. Where a gradient meets few columns, as in a 1×1
+convolution of few channels, floats win: a table is made that is hardly read.
+
+Sums are float32. Their order depends on the method, and with look-ups in the input also on the kind
+of CPU (see `input_gradient`), but not on the number of threads or the other images of the batch:
+threads share out the outputs, and each sum is one thread's. Trained weights may thus differ between
+kinds of CPUs, but not between two runs on one.
+
+"lookup" and "masked" are for speed alone. `tinybnn bench train --profile` times the steps and their
+parts. Here and in the other files of this folder figures are of one thread.
 """
 
 from __future__ import annotations
@@ -41,16 +60,33 @@ SPEED = 4e11  # products of floats and signs a second, of a fast core
 _SPARSE = 0.3  # share of gradients that are not zero up to which masked additions are chosen
 _FEW = 64  # channels with which half of the registers of masked additions stay empty, or more
 
-# Costs of a gradient, in units of looking it up for a panel of 64 columns: to make its share of a
-# table, and to multiply it with 64 columns of floats. A 1×1 convolution of few channels makes
-# tables that hardly anybody reads; a panel that is half empty costs as much as a full one. Fitted
-# to times of the two gradients by each method, filters of 1×1 to 5×5 and 16 to 512 channels.
-_TABLE, _FLOATS = 1.5, 1.9
-
 # --------------------------------------------------------------------------------------- the method
 
 
-def choose_method(name, method, grad, channels, columns, panels):
+class _Costs(NamedTuple):
+    """Costs of a gradient, in units of looking it up for 64 columns.
+
+    Attributes
+    ----------
+    input_table, weight_table : float
+        To make its share of a table: for the gradient in the input, whose rows have to be laid side
+        by side, and for that in the weight.
+    floats : float
+        To multiply it with 64 columns of floats.
+    """
+
+    input_table: float
+    weight_table: float
+    floats: float
+
+
+# Fitted to times of the two gradients by each method, filters of 1×1 to 5×5 and 16 to 512 channels.
+# Those with AVX-512 favour floats more than they should: to choose tables more often would give
+# other orders of sums, and other trained weights, than earlier versions did.
+_AVX512, _OTHERS = _Costs(1.5, 1.5, 1.9), _Costs(1.25, 0.2, 3.3)
+
+
+def choose_method(name, method, grad, side, channels, columns, panels):
     """The method to use: the one asked for, or one that suits.
 
     Parameters
@@ -59,24 +95,23 @@ def choose_method(name, method, grad, channels, columns, panels):
         Of the function, for errors.
     method : str or None
     grad : (...,) float32
+    side : "input" or "weight"
+        What the gradient is of.
     channels : int
         Of a group.
     columns, panels : int
-        Signs that a gradient is multiplied with, and panels of 64 in which tables serve them.
+        Signs that a gradient is multiplied with, and panels of 64 that hold them.
     """
-    features = cpu_features()
-    can = {"float"}
-    if features & {"avx2", "avx512f"}:
-        can.add("lookup")
-    if "avx512f" in features:
-        can.add("masked")
+    has_masks = "avx512f" in cpu_features()
+    can = {"lookup", "float"} | ({"masked"} if has_masks else set())
     if method is None:
-        if "masked" in can and channels > _FEW:
+        if has_masks and channels > _FEW:
             sample = grad.reshape(-1)[:: grad.size >> 14 | 1]  # about 16,000 gradients, or all
             if np.count_nonzero(sample) / max(len(sample), 1) <= _SPARSE:
                 return "masked"
-        pays = "lookup" in can and _TABLE + panels < _FLOATS * columns / 64
-        return "lookup" if pays else "float"
+        costs, work = (_AVX512, panels) if has_masks else (_OTHERS, columns / 64)
+        table = costs.input_table if side == "input" else costs.weight_table
+        return "lookup" if table + work < costs.floats * columns / 64 else "float"
     if method not in METHODS:
         raise ValueError(f"{name}: method must be one of {METHODS} or None, got {method!r}")
     if method not in can:
@@ -183,6 +218,14 @@ def operands(name, **expected):
             )
         found.append(for_kernel(array))
     return found
+
+
+def with_zeros(grad, multiple):
+    """A copy of (N, H, W, O) gradients with channels of zeros up to a multiple."""
+    filters = grad.shape[3]
+    out = np.zeros((*grad.shape[:3], -(-filters // multiple) * multiple), grad.dtype)
+    out[..., :filters] = grad
+    return out
 
 
 def as_image(name, argument, rows):

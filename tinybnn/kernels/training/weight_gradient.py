@@ -20,7 +20,16 @@ from tinybnn.kernels.floats import convolution
 from tinybnn.kernels.machine import parallel, threads
 from tinybnn.kernels.machine.checks import out_array
 from tinybnn.kernels.machine.memory import empty
-from tinybnn.kernels.machine.simd import FLOATS, add_first, inlined, kernel, splat_like, zeros
+from tinybnn.kernels.machine.simd import (
+    FLOATS,
+    add_first,
+    inlined,
+    kernel,
+    load,
+    splat_like,
+    store,
+    zeros,
+)
 from tinybnn.kernels.machine.windows import with_border
 from tinybnn.kernels.signs.bits import (
     pack_reference,
@@ -29,22 +38,7 @@ from tinybnn.kernels.signs.bits import (
     unpack_reference,
     words_for,
 )
-from tinybnn.kernels.training.lookup import (
-    LANES,
-    PATTERNS,
-    POWERS,
-    STEP,
-    STEP_FLOATS,
-    Rows,
-    Signs,
-    Sums,
-    Tables,
-    Turning,
-    make_tables,
-    product,
-    turn,
-    vectors,
-)
+from tinybnn.kernels.training import lookup
 from tinybnn.kernels.training.masked import add_listed, list_nonzero
 from tinybnn.kernels.training.sign_gradients import (
     SPEED,
@@ -52,12 +46,12 @@ from tinybnn.kernels.training.sign_gradients import (
     choose_method,
     geometry_of,
     operands,
+    with_zeros,
 )
 
-_CHUNK = 8  # steps whose tables are in use at a time
 _LIST = 2048  # pixels of which a list is made at a time
-_TILE = 8  # filters that are in use at a time
-_TURNED_BYTES = 1 << 22  # turned signs of the input that are kept at a time
+_TILE = 8  # filters with a list that are in use at a time
+_TURNED_BYTES = 1 << 22  # numbers of signs of the input that are kept at a time
 
 
 def conv2d_weight_gradient(grad, x, geometry, *, method=None, out=None):
@@ -93,7 +87,8 @@ def conv2d_weight_gradient(grad, x, geometry, *, method=None, out=None):
     grad, x = operands(
         name, grad=(grad, np.float32, shape), x=(x, np.uint64, (*shape[:1], *geometry.image_words))
     )
-    method = choose_method(name, method, grad, per_group, kh * kw * per_group, panels)
+    columns = kh * kw * per_group
+    method = choose_method(name, method, grad, "weight", per_group, columns, panels)
     out = out_array(name, out, geometry.weight)
     if out.size == 0 or grad.size == 0:
         out[...] = 0
@@ -172,12 +167,13 @@ class _Weight(NamedTuple):
     tap_lanes: int  # columns of a tap: its channels, filled up to whole vectors
     lanes: int  # columns of all taps, filled up to whole panels
     fresh: bool  # whether no images have been added yet
+    last: bool  # whether none follow
 
 
 def _columns(taps, group_channels):
-    """Columns of a tap, its channels filled up to whole vectors, and panels of all columns."""
+    """Columns of a tap, its channels filled up to whole vectors, and panels of 64 of all taps."""
     tap_lanes = -(-group_channels // FLOATS) * FLOATS
-    return tap_lanes, -(-taps * tap_lanes // LANES)
+    return tap_lanes, -(-taps * tap_lanes // 64)
 
 
 class _Part(NamedTuple):
@@ -236,15 +232,15 @@ def _plan(geometry, images, group, method, most_bytes):
     of, (filters, kh, kw, per_group) = geometry.windows, geometry.weight
     words, group_filters = words_for(per_group), filters // geometry.groups
     tap_lanes, panels = _columns(kh * kw, per_group)
-    lanes, (pixel, tap) = panels * LANES, of.places(words)
-    together = min(images, max(1, most_bytes // (len(pixel) * lanes // 8)))
+    lanes, (pixel, tap) = panels * 64, of.places(words)
+    together = min(images, max(1, most_bytes // (len(pixel) * lanes // 4)))
 
     def signs(some):
         image_words = of.padded_size[0] * of.padded_size[1] * words
         starts = (np.arange(some)[:, None] * image_words + pixel).reshape(-1)
         if method == "masked":
             return starts.astype(np.int32), tap
-        return _turning(starts, tap, tap_lanes, lanes)
+        return lookup.turning(starts, tap, per_group)
 
     parts, found = [], {}
     for first in range(0, images, together):
@@ -253,7 +249,7 @@ def _plan(geometry, images, group, method, most_bytes):
             found[some] = signs(some)
         g = _Weight(
             some * len(pixel), first * len(pixel), filters, group * group_filters, kh * kw,
-            per_group, tap_lanes, lanes, first == 0,
+            per_group, tap_lanes, lanes, first == 0, first + some == images,
         )  # fmt: skip
         parts.append(_Part(slice(first, first + some), found[some], g))
     copies = of.padding != (0, 0) or geometry.groups > 1
@@ -290,28 +286,23 @@ def _border(of):
 
 def _weight_gradient(plan, grad, x, method, out):
     """One group. x : (N, H, W, words), out : (O / groups, kh, kw, C / groups)."""
-    # Sums are kept in rows of whole panels; those of whole channels are the result itself.
-    filters, kh, kw, per_group = out.shape
-    direct = plan.lanes == kh * kw * per_group
-    rows = out if direct else empty((filters, plan.lanes), np.float32)
-    correction = _beyond_the_image(grad[..., plan.filters], kh, kw, plan.border)
-    tasks = min(threads.tasks_for(plan.seconds), max(1, filters // 4))
-    shares = parallel.shares(filters, tasks, 4)  # rows are computed by fours
+    correction = _beyond_the_image(grad[..., plan.filters], *out.shape[1:3], plan.border)
+    by = _by_tables if method == "lookup" else _by_masks
+    by(plan, grad, x, correction, out)
+
+
+def _images_of_parts(plan, x):
+    """Each part of a plan with the words of its images, padded if need be."""
     if plan.padded:
         padded = empty(plan.padded, np.uint64)
         padded[...] = plan.outside
-    add = _add_by_tables if method == "lookup" else _add_by_masks
-    more = grad.reshape(-1), correction.reshape(-1), rows.reshape(-1)
     for part in plan.parts:
         seen = x[part.images]
         if plan.padded:
             copy = padded[: len(seen)]
             copy[plan.inside] = seen
             seen = copy
-        add(shares, part, seen.reshape(-1), *more)
-    if not direct:
-        columns = rows[:, : kh * kw * plan.tap_lanes].reshape(filters, kh, kw, plan.tap_lanes)
-        out[...] = columns[..., :per_group]
+        yield part, seen.reshape(-1)
 
 
 def _beyond_the_image(grad, kh, kw, border):
@@ -347,77 +338,87 @@ def _begin(first, count, correction, sums, g):
 # ------------------------------------------------------------------------------------ lookup tables
 
 
-def _turning(starts, taps, tap_lanes, lanes):
-    """Where the vectors of the signs of some pixels come from and go to, for `turn`.
-
-    ``starts`` are filled up to whole steps by repeating the last: tables hold zeros there, any
-    signs will do.
-    """
-    starts = np.append(starts, np.full(-len(starts) % STEP, starts[-1]))
-    channel, *sources = vectors(taps, tap_lanes)
-    lane = np.add.outer(np.arange(len(taps)) * tap_lanes, channel).reshape(-1)
-    places = lane // LANES * _CHUNK * LANES + lane % LANES
-    return Turning(starts, *sources, places, _CHUNK, _CHUNK * lanes, LANES)
-
-
-_OFFSETS = np.arange(_CHUNK) * STEP_FLOATS
-
-
-def _add_by_tables(shares, part, x, grad, correction, sums):
-    """Turn the signs of some images, then add their part of the gradient."""
-    g = part.g
-    steps = -(-g.pixels // STEP)
-    turned = empty(-(-steps // _CHUNK) * _CHUNK * g.lanes, np.int32)
-    tables = empty(len(shares) * _TILE * _CHUNK * STEP_FLOATS, np.float32)
-    by_steps = parallel.shares(steps, min(len(shares), steps))
-    parallel.share_out(turn, by_steps, x, part.signs, POWERS, turned)
-    rows = np.empty(2 * len(shares) * _TILE, np.int64)
-    scratch = tables, rows, _OFFSETS, PATTERNS
-    arrays = grad, turned, scratch, correction, sums
-    parallel.share_out(_weight_by_tables, shares, *arrays, g)
+def _by_tables(plan, grad, x, correction, out):
+    """One group, 16 filters side by side."""
+    filters, taps = len(out), correction.shape[1]
+    blocks = -(-filters // FLOATS)
+    begin = np.zeros((taps, blocks * FLOATS), np.float32)
+    begin[:, :filters] = correction.T
+    first, step = plan.filters.start, grad.shape[3]
+    if filters % FLOATS:  # the last vector goes beyond the group, and perhaps the array
+        grad = with_zeros(grad[..., plan.filters], FLOATS)
+        first, step = 0, grad.shape[3]
+    tasks = min(threads.tasks_for(plan.seconds), blocks)
+    tables = empty(tasks * lookup.STEPS * lookup.TABLE, np.float32)
+    sums = empty(blocks * taps * plan.tap_lanes * FLOATS, np.float32)
+    places = np.empty(tasks * FLOATS, np.int64)
+    scratch, shares = (tables, sums, places), parallel.shares(blocks, tasks)
+    for part, seen in _images_of_parts(plan, x):
+        numbers = lookup.turned(part.signs, seen, tasks)
+        arrays = grad.reshape(-1), numbers, begin, scratch, out.reshape(-1)
+        parallel.share_out(_weight_by_tables, shares, *arrays, (first, step, filters), part.g)
 
 
 @kernel(allocates=False)
-def _weight_by_tables(first, end, slot, grad, turned, scratch, correction, sums, g):
-    """Filters first to end - 1 of the group."""
-    tables, rows, offsets, patterns = scratch
-    size = _CHUNK * STEP_FLOATS
-    for tile in range(first, end, _TILE):
-        filters = min(_TILE, end - tile)
+def _weight_by_tables(first, end, slot, grad, numbers, begin, scratch, out, layout, g):
+    """Blocks first to end - 1 of 16 filters.
+
+    ``layout`` says where the first filter is in ``grad``, how many a pixel has there, and how many
+    the group has.
+    """
+    (first_filter, step, filters), (tables, sums, places) = layout, scratch
+    table, at_places = slot * lookup.STEPS * lookup.TABLE, slot * FLOATS
+    of_tap, of_row = g.tap_lanes * FLOATS, g.taps * g.group_channels
+    signs_of_tap = g.tap_lanes * lookup.STEPS // 4
+    for block in range(first, end):
+        at = block * g.taps * of_tap
         if g.fresh:
-            _begin(tile, filters, correction, sums, g)
-        for r in range(filters):
-            rows[2 * (slot * _TILE + r)] = (slot * _TILE + r) * size
-            rows[2 * (slot * _TILE + r) + 1] = (tile + r) * g.lanes
-        for chunk in range(0, g.pixels, _CHUNK * STEP):
-            pixels = min(_CHUNK * STEP, g.pixels - chunk)
-            steps = (pixels + STEP - 1) // STEP
-            for pixel in range(0, steps * STEP, 4):  # a cache line of a pixel has 16 filters
-                at = (g.first_pixel + chunk + pixel) * g.filters + g.first_filter + tile
-                for r in range(filters):
-                    to = (slot * _TILE + r) * size + pixel // 4 * FLOATS
-                    count = min(max(pixels - pixel, 0), 4)
-                    make_tables(
-                        grad, at + r, count, g.filters, patterns, tables, to, np.int64(FLOATS)
-                    )
-            product(
-                Rows(rows, 2 * slot * _TILE, filters), Tables(tables, offsets, np.int64(0), steps),
-                Signs(turned, chunk // STEP * g.lanes, np.int64(_CHUNK * LANES)),
-                Sums(sums, g.lanes, np.bool_(True)),
-            )  # fmt: skip
+            for tap in range(g.taps):
+                correction = load(begin[tap], block * FLOATS)
+                for column in range(g.tap_lanes):
+                    store(sums, at + tap * of_tap + column * FLOATS, correction)
+        for chunk in range(0, g.pixels, lookup.CHUNK):
+            gradient = (g.first_pixel + chunk) * step + first_filter + block * FLOATS
+            count = min(lookup.CHUNK, g.pixels - chunk)
+            steps = lookup.make_tables(grad, gradient, step, count, tables, table)
+            signs = chunk // lookup.CHUNK * g.taps * signs_of_tap
+            for tap in range(g.taps):
+                lookup.add_looked_up(
+                    tables, table, steps, numbers, signs + tap * signs_of_tap,
+                    sums, at + tap * of_tap, g.group_channels,
+                )  # fmt: skip
+        if g.last:
+            for lane in range(FLOATS):
+                row = block * FLOATS + lane
+                places[at_places + lane] = row * of_row if row < filters else -1
+            for tap in range(g.taps):
+                lookup.one_after_the_other(
+                    sums, at + tap * of_tap, g.group_channels,
+                    out, places, at_places, tap * g.group_channels,
+                )  # fmt: skip
 
 
 # --------------------------------------------------------------------------------- masked additions
 
 
-def _add_by_masks(shares, part, x, grad, correction, sums):
-    """Add the part of the gradient that comes from some images."""
-    tasks, size = len(shares), _TILE * (_LIST + FLOATS)
+def _by_masks(plan, grad, x, correction, out):
+    """One group."""
+    # Sums are kept in rows of whole panels; those of whole channels are the result itself.
+    filters, kh, kw, per_group = out.shape
+    direct = plan.lanes == kh * kw * per_group
+    rows = out if direct else empty((filters, plan.lanes), np.float32)
+    tasks = min(threads.tasks_for(plan.seconds), max(1, filters // 4))
+    size = _TILE * (_LIST + FLOATS)
     values, places = empty(tasks * size, np.float32), empty(tasks * size, np.int32)
     ends, totals = empty(tasks * _TILE, np.int64), empty(tasks * _TILE, np.float32)
-    lists, signs = (values, places, ends, totals), (x, *part.signs)
-    arrays = grad, signs, lists, correction, sums
-    parallel.share_out(_weight_by_masks, shares, *arrays, part.g)
+    lists, shares = (values, places, ends, totals), parallel.shares(filters, tasks, 4)
+    more = lists, correction.reshape(-1), rows.reshape(-1)
+    for part, seen in _images_of_parts(plan, x):
+        signs = seen, *part.signs
+        parallel.share_out(_weight_by_masks, shares, grad.reshape(-1), signs, *more, part.g)
+    if not direct:
+        columns = rows[:, : kh * kw * plan.tap_lanes].reshape(filters, kh, kw, plan.tap_lanes)
+        out[...] = columns[..., :per_group]
 
 
 @kernel(allocates=False)
