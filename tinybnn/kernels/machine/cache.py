@@ -51,7 +51,7 @@ class CacheWarning(RuntimeWarning):
 # --------------------------------------------------------------------------------------- decorators
 
 
-def kernel(function=None, *, parallel=False, allocates=True):
+def kernel(function=None, *, allocates=True):
     """``numba.njit`` for kernels: cached on disk, without the GIL.
 
     The cache is stale as soon as the kernel's file or one of this package that it imports changes.
@@ -64,18 +64,17 @@ def kernel(function=None, *, parallel=False, allocates=True):
     such a loop cannot run on vectors.
     """
     if function is None:
-        return functools.partial(kernel, parallel=parallel, allocates=allocates)
+        return functools.partial(kernel, allocates=allocates)
     # Nobody calls a kernel from C, so it needs no wrapper for that, which takes time to compile.
-    options = {} if allocates else {"_nrt": False}
-    options |= {"parallel": parallel, "no_cfunc_wrapper": True}
-    if not (allocates or parallel):
-        options["pipeline_class"] = KernelCompiler
+    options = {"no_cfunc_wrapper": True, "pipeline_class": KernelCompiler}
+    if not allocates:
+        options["_nrt"] = False
     compiled = numba.njit(nogil=True, error_model="numpy", **options)(function)
     if not numba.config.DISABLE_JIT:
         file = Path(function.__code__.co_filename)
         try:
             if file.is_file():
-                compiled._cache = _Cache(function)
+                compiled._cache = _Cache(function, allocates)
         except OSError as error:
             _warn(
                 f"kernels are compiled anew by each process: {file} cannot be read "
@@ -123,8 +122,8 @@ class _Cache:
     of the code (is it whole?), and the pickled code. Nothing is unpickled before both hashes match.
     """
 
-    def __init__(self, function):
-        self.function = function
+    def __init__(self, function, allocates):
+        self.function, self.allocates = function, allocates
         self.file = Path(os.path.abspath(function.__code__.co_filename))
         self.stamp = _stamp(self.file)  # of the source that was imported, whatever it becomes later
         name = function.__qualname__.replace("<", "").replace(">", "")
@@ -136,7 +135,8 @@ class _Cache:
 
     def load_overload(self, signature, target):
         """The kernel compiled for these argument types, or None."""
-        target.refresh()  # registers what code refers to
+        if self.allocates:
+            target.refresh()  # registers Numba's functions for memory, and imports much
         name, key = self._name_and_key(signature, target.codegen())
         for folder in _folders(self.file):
             data = _read(folder / name)
