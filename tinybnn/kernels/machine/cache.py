@@ -20,6 +20,7 @@ Numba's own cache differs in three points:
 import contextlib
 import functools
 import hashlib
+import json
 import os
 import pickle
 import re
@@ -33,6 +34,7 @@ from pathlib import Path
 import llvmlite
 import numba
 from numba.core.compiler import CompileResult
+from numba.core.registry import cpu_target
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
@@ -41,6 +43,8 @@ from tinybnn.kernels.machine.pipeline import KernelCompiler
 
 _MAGIC = b"tinybnn kernel 1"
 _DIGEST = hashlib.sha256().digest_size
+_NOTE = "all compiled"
+kept = set()  # paths of the compiled kernels that this process has read or written
 _ABANDONED = 3600  # age in seconds of a temporary file whose process was killed
 
 
@@ -147,6 +151,7 @@ class _Cache:
                 if code is not None:
                     of, parts = pickle.loads(code)
                     if of == signature:
+                        kept.add(str(folder / name))
                         return CompileResult._rebuild(target, *parts)
             except Exception as error:  # unpickling and LLVM raise whatever they like
                 _warn(
@@ -165,7 +170,9 @@ class _Cache:
         problems = []
         for folder in _folders(self.file):
             try:
-                return _write(folder / name, data)
+                _write(folder / name, data)
+                kept.add(str(folder / name))
+                return
             except OSError as error:
                 problems.append(f"{folder} cannot be used ({_reason(error)})")
         _warn("kernels are compiled anew by each process: " + "; ".join(problems))
@@ -186,6 +193,45 @@ class _Cache:
         name = f"{self.prefix}{digest.hexdigest()[:16]}.kernel"
         digest.update(repr(sources).encode())
         return name, digest.digest()
+
+
+# -------------------------------------------------------------------------------------------- note
+
+
+def compiles():
+    """Whether kernels are compiled at all."""
+    return not numba.config.DISABLE_JIT
+
+
+def note(paths):
+    """Note that these files hold all kernels that this version of the package uses on this CPU.
+
+    The result says whether it could be written.
+    """
+    for folder in _folders(Path(__file__)):
+        with contextlib.suppress(OSError):
+            _write(folder / _NOTE, json.dumps([_version(), sorted(paths)]).encode())
+            return True
+    return False
+
+
+def noted():
+    """The files that were noted, if all are there and the note is of this version; else None."""
+    for folder in _folders(Path(__file__)):
+        with contextlib.suppress(ValueError, TypeError):
+            version, paths = json.loads(_read(folder / _NOTE) or b"null")
+            if version == _version() and paths and all(map(os.path.isfile, paths)):
+                return paths
+    return None
+
+
+def _version():
+    """A hash of all files of this package, of the compiler and of the CPU."""
+    digest = hashlib.sha256(repr((numba.__version__, llvmlite.__version__)).encode())
+    digest.update(repr(cpu_target.target_context.codegen().magic_tuple()).encode())
+    for path in sorted(_KERNELS.parent.rglob("*.py")):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _folders(file):
@@ -277,7 +323,11 @@ def _reason(error):
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-compilation.watch(lambda dispatcher: isinstance(getattr(dispatcher, "_cache", None), _Cache))
+def _is_kept(dispatcher):
+    return isinstance(getattr(dispatcher, "_cache", None), _Cache)
+
+
+compilations = compilation.watch(_is_kept)
 
 
 _warned = False
