@@ -35,6 +35,7 @@ import llvmlite
 import numba
 from numba.core.compiler import CompileResult
 from numba.core.registry import cpu_target
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
@@ -140,7 +141,7 @@ class _Cache:
     def load_overload(self, signature, target):
         """The kernel compiled for these argument types, or None."""
         if self.allocates:
-            target.refresh()  # registers Numba's functions for memory, and imports much
+            rtsys.initialize(target)  # registers functions for memory; a refresh imports much more
         name, key = self._name_and_key(signature, target.codegen())
         for folder in _folders(self.file):
             data = _read(folder / name)

@@ -93,12 +93,16 @@ class _Addressed:
 
     def __init__(self, worker, shares, arguments):
         self.is_single, (self.start, buffer) = len(shares) == 1, _addresses_of(worker, arguments)
-        table = np.column_stack([shares, np.arange(len(shares))])
+        table = np.empty((len(shares), 3), np.int64)
+        table[:, :2], table[:, 2] = shares, range(len(shares))
         rows = np.array([table.ctypes.data, len(table), table.strides[0]])
         self.kept = arguments, buffer, table, rows  # their addresses are all that is passed on
         at, step = rows.ctypes.data, rows.itemsize
         self.operands = at, at + step, at + 2 * step, buffer.ctypes.data
-        self.alone = _START(self.start)
+
+    @functools.cached_property
+    def alone(self):
+        return _START(self.start)
 
     def __call__(self):
         # There may be fewer threads than when it was made, as in a forked process.
