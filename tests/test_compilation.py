@@ -240,3 +240,20 @@ CLOSED = "sys.stderr.close()\nsys.stderr = {}\n"
 @pytest.mark.parametrize("replaced", ["None", "sys.stderr"])
 def test_without_stderr_there_is_no_line(replaced, folder):
     assert in_pipe(folder, ASKED + CLOSED.format(replaced) + CALLS) == ("done 1\n", "")
+
+
+COLLECTOR = """
+import gc
+gc.{}able()
+total(np.arange(10))
+try:
+    broken(np.arange(10))
+except Exception:
+    pass
+print(gc.isenabled())
+"""
+
+
+@pytest.mark.parametrize(("state", "expected"), [("en", "True\n"), ("dis", "False\n")])
+def test_the_garbage_collector_is_left_as_it_was(state, expected, folder):
+    assert in_pipe(folder, COLLECTOR.format(state)) == (expected, "")

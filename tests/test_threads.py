@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from tinybnn.kernels.machine import threads
+from tinybnn.kernels.machine import parallel, threads
+from tinybnn.kernels.machine.simd import kernel
 
 KERNELS = Path(threads.__file__).parents[1]
 LAYERS = ("workqueue", "omp", "tbb")
@@ -61,7 +62,8 @@ import numpy as np
 import numpy as np
 
 from tinybnn import deploy, models
-from tinybnn.kernels.machine import threads
+from tinybnn.kernels.machine import parallel, threads
+from tinybnn.kernels.machine.simd import kernel
 
 LAYER = os.environ["NUMBA_THREADING_LAYER"]
 entries, run = 0, threads.run
@@ -169,18 +171,14 @@ def forked(generations=2):
     if generations > 1:
         in_child(forked, generations - 1)
 
-@numba.njit
-def times(x, i, factor):
-    x[i] *= factor
-
-@numba.njit(parallel=True)
-def times_all(x, factor):
-    for i in numba.prange(len(x)):
-        times(x, i, factor)
+@kernel(allocates=False)
+def times(first, end, task, x, factor):
+    for i in range(first, end):
+        x[i] *= factor
 
 def doubled():
     x = np.arange(3.0)
-    run(times_all, x, 2)
+    parallel.share_out(times, parallel.shares(3, 3), x, 2)
     return x.tolist()
 
 def of_pool(part):
@@ -282,24 +280,30 @@ def is_free():
     return found[0]
 
 
-@numba.njit(parallel=True)
-def add_one(x):
-    for i in numba.prange(len(x)):
-        x[i] += 1
+def test_a_parallel_loop_runs_under_the_lock(monkeypatch):
+    seen, loop = [], threads._loop()
 
-
-def test_a_parallel_kernel_runs_under_the_lock():
-    x, seen = np.zeros(4), []
-
-    def entry(*arguments):
+    def counted(*arguments):
         seen.append(is_free())
-        threads.run(add_one, *arguments)  # the lock is re-entrant
+        loop(*arguments)
 
-    threads.run(entry, x)
-    assert seen == [False] and x.tolist() == [1, 1, 1, 1]
-    with pytest.raises(KeyError):
-        threads.run({}.__getitem__, "an error inside")
+    monkeypatch.setattr(threads, "_loop", lambda: counted)
+    x = np.zeros(4)
+    with threads._lock, threads.num_threads(threads.most()):  # the lock is re-entrant
+        parallel.share_out(add_one, parallel.shares(4, 4), x)
+    assert x.tolist() == [1, 1, 1, 1]
+    if threads.most() > 1 and not numba.config.DISABLE_JIT:
+        assert seen == [False]
+    monkeypatch.setattr(threads, "_loop", lambda: {}.__getitem__)
+    with pytest.raises(TypeError):
+        threads.run(0, 0, 0, 0, 0)
     assert is_free()
+
+
+@kernel(allocates=False)
+def add_one(first, end, task, x):
+    for i in range(first, end):
+        x[i] += 1
 
 
 @pytest.mark.parametrize(
@@ -400,109 +404,21 @@ def test_tasks_for_knows_the_layer():
     assert numba.threading_layer() in threads._WORTH_A_THREAD
 
 
-# --------------------------------------------------------------------- every entry takes the lock
+# ------------------------------------------------------------------------ every loop takes the lock
 
-
-def decorators(function):
-    """(name, whether it says parallel=True) of each decorator."""
-    for node in function.decorator_list:
-        call = node if isinstance(node, ast.Call) else None
-        name = call.func if call else node
-        keywords = call.keywords if call else []
-        yield (
-            name.attr if isinstance(name, ast.Attribute) else getattr(name, "id", ""),
-            any(k.arg == "parallel" and getattr(k.value, "value", None) is True for k in keywords),
-        )
-
-
-def is_compiled(node):
-    names = {"kernel", "inlined", "njit", "jit", "overload", "intrinsic"}
-    return isinstance(node, ast.FunctionDef) and any(name in names for name, _ in decorators(node))
-
-
-def parallel_kernels(tree):
-    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
-    return {f.name for f in functions if any(parallel for _, parallel in decorators(f))}
-
-
-def is_call(node, name):
-    return isinstance(node, ast.Call) and ast.unparse(node.func) == name
-
-
-def mentions(tree, names):
-    """(line, name, whether it is entered under the lock) of each kernel named in Python code.
-
-    `threads.run` gets it, and not in a function or lambda, which may be called elsewhere.
-    """
-    found = []
-
-    def visit(node, locked):
-        if is_compiled(node):
-            return  # compiled code calls the loop of its own thread
-        if isinstance(node, (ast.FunctionDef, ast.Lambda, ast.ClassDef)):
-            locked = False
-        name = getattr(node, "id", None) or getattr(node, "attr", None)
-        if isinstance(node, (ast.Name, ast.Attribute)) and name in names:
-            found.append((node.lineno, name, locked))
-        under_lock = []
-        if is_call(node, "threads.run"):
-            under_lock = node.args[:1]
-        for child in ast.iter_child_nodes(node):
-            visit(child, locked or child in under_lock)
-
-    visit(tree, False)
-    return found
-
-
-FILES = sorted(KERNELS.rglob("*.py"))
 TREES = {
     path.relative_to(KERNELS).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
-    for path in FILES
+    for path in sorted(KERNELS.rglob("*.py"))
 }
 
 
 @pytest.mark.parametrize("file", TREES)
-def test_every_entry_of_a_parallel_kernel_takes_the_lock(file):
-    names = parallel_kernels(TREES[file])
-    found = mentions(TREES[file], names)
-    unlocked = [f"{file}:{line}: {name}" for line, name, locked in found if not locked]
-    assert not unlocked, "without threads.run: " + ", ".join(unlocked)
-    assert {name for _, name, _ in found} == names, "a parallel kernel that nobody calls"
-    for other, tree in TREES.items():
-        if other != file:
-            assert not names & borrowed(tree), f"{other} enters a parallel kernel of {file}"
-
-
-def borrowed(tree):
-    """Names that a file imports from others, or reads from them as attributes."""
-    imported = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
-    read = (node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute))
-    return {alias.name for node in imported for alias in node.names} | set(read)
-
-
-def test_the_search_finds_parallel_kernels():
-    names = set().union(*map(parallel_kernels, TREES.values()))
-    assert "_loop" in names
-
-
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [
-        ("def run(a):\n    threads.run(_loop, a)", [True]),
-        ("def run(a):\n    return lambda: threads.run(_loop, a)", [True]),
-        ("def run(a):\n    threads.run(a, _loop)", [False]),
-        ("def run(a):\n    threads.run(lambda: _loop(a))", [False]),
-        ("def run(a):\n    _loop(a)", [False]),
-        ("def run(a):\n    with threads.num_threads(1):\n        _loop(a)", [False]),
-        ("def run(a):\n    return a, _loop", [False]),
-        ("@kernel\ndef run(a):\n    _loop(a)", []),
-    ],
-)  # fmt: skip
-def test_the_search_sees_what_is_not_locked(body, expected):
-    source = f"@kernel(parallel=True)\ndef _loop(a):\n    pass\n\n{body}"
-    tree = ast.parse(source)
-    assert parallel_kernels(tree) == {"_loop"}
-    assert [locked for _, _, locked in mentions(tree, {"_loop"})] == expected
+def test_no_kernel_has_a_parallel_loop_of_its_own(file):
+    """`threads.run` holds the lock; Numba's own loops would not."""
+    nodes = list(ast.walk(TREES[file]))
+    names = {getattr(node, "attr", getattr(node, "id", "")) for node in nodes}
+    given = {node.arg for node in nodes if isinstance(node, ast.keyword)}
+    assert "prange" not in names and "parallel" not in given
 
 
 @pytest.mark.parametrize("file", sorted(TREES.keys() - {"machine/threads.py"}))

@@ -18,6 +18,7 @@ from tinybnn.cli.output import prepare_streams
 from tinybnn.cli.parser import Parser
 from tinybnn.cli.reproduce import add_reproduce
 from tinybnn.cli.runs import add_compile, add_predict, add_summary, add_train, add_verify
+from tinybnn.cli.warm_up import add_warm_up
 from tinybnn.storage import printable
 
 
@@ -81,7 +82,7 @@ def _parser():
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (
         add_demo, add_data, add_train, add_compile, add_verify, add_predict, add_summary,
-        add_bench, add_reproduce, add_federated,
+        add_bench, add_warm_up, add_reproduce, add_federated,
     ):  # fmt: skip
         add(commands)
     return parser

@@ -20,6 +20,7 @@ Numba's own cache differs in three points:
 import contextlib
 import functools
 import hashlib
+import json
 import os
 import pickle
 import re
@@ -33,6 +34,8 @@ from pathlib import Path
 import llvmlite
 import numba
 from numba.core.compiler import CompileResult
+from numba.core.registry import cpu_target
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
@@ -41,6 +44,8 @@ from tinybnn.kernels.machine.pipeline import KernelCompiler
 
 _MAGIC = b"tinybnn kernel 1"
 _DIGEST = hashlib.sha256().digest_size
+_NOTE = "all compiled"
+kept = set()  # paths of the compiled kernels that this process has read or written
 _ABANDONED = 3600  # age in seconds of a temporary file whose process was killed
 
 
@@ -51,7 +56,7 @@ class CacheWarning(RuntimeWarning):
 # --------------------------------------------------------------------------------------- decorators
 
 
-def kernel(function=None, *, parallel=False, allocates=True):
+def kernel(function=None, *, allocates=True):
     """``numba.njit`` for kernels: cached on disk, without the GIL.
 
     The cache is stale as soon as the kernel's file or one of this package that it imports changes.
@@ -64,18 +69,17 @@ def kernel(function=None, *, parallel=False, allocates=True):
     such a loop cannot run on vectors.
     """
     if function is None:
-        return functools.partial(kernel, parallel=parallel, allocates=allocates)
+        return functools.partial(kernel, allocates=allocates)
     # Nobody calls a kernel from C, so it needs no wrapper for that, which takes time to compile.
-    options = {} if allocates else {"_nrt": False}
-    options |= {"parallel": parallel, "no_cfunc_wrapper": True}
-    if not (allocates or parallel):
-        options["pipeline_class"] = KernelCompiler
+    options = {"no_cfunc_wrapper": True, "pipeline_class": KernelCompiler}
+    if not allocates:
+        options["_nrt"] = False
     compiled = numba.njit(nogil=True, error_model="numpy", **options)(function)
     if not numba.config.DISABLE_JIT:
         file = Path(function.__code__.co_filename)
         try:
             if file.is_file():
-                compiled._cache = _Cache(function)
+                compiled._cache = _Cache(function, allocates)
         except OSError as error:
             _warn(
                 f"kernels are compiled anew by each process: {file} cannot be read "
@@ -123,8 +127,8 @@ class _Cache:
     of the code (is it whole?), and the pickled code. Nothing is unpickled before both hashes match.
     """
 
-    def __init__(self, function):
-        self.function = function
+    def __init__(self, function, allocates):
+        self.function, self.allocates = function, allocates
         self.file = Path(os.path.abspath(function.__code__.co_filename))
         self.stamp = _stamp(self.file)  # of the source that was imported, whatever it becomes later
         name = function.__qualname__.replace("<", "").replace(">", "")
@@ -136,7 +140,8 @@ class _Cache:
 
     def load_overload(self, signature, target):
         """The kernel compiled for these argument types, or None."""
-        target.refresh()  # registers what code refers to
+        if self.allocates:
+            rtsys.initialize(target)  # registers functions for memory; a refresh imports much more
         name, key = self._name_and_key(signature, target.codegen())
         for folder in _folders(self.file):
             data = _read(folder / name)
@@ -147,6 +152,7 @@ class _Cache:
                 if code is not None:
                     of, parts = pickle.loads(code)
                     if of == signature:
+                        kept.add(str(folder / name))
                         return CompileResult._rebuild(target, *parts)
             except Exception as error:  # unpickling and LLVM raise whatever they like
                 _warn(
@@ -165,7 +171,9 @@ class _Cache:
         problems = []
         for folder in _folders(self.file):
             try:
-                return _write(folder / name, data)
+                _write(folder / name, data)
+                kept.add(str(folder / name))
+                return
             except OSError as error:
                 problems.append(f"{folder} cannot be used ({_reason(error)})")
         _warn("kernels are compiled anew by each process: " + "; ".join(problems))
@@ -186,6 +194,45 @@ class _Cache:
         name = f"{self.prefix}{digest.hexdigest()[:16]}.kernel"
         digest.update(repr(sources).encode())
         return name, digest.digest()
+
+
+# -------------------------------------------------------------------------------------------- note
+
+
+def compiles():
+    """Whether kernels are compiled at all."""
+    return not numba.config.DISABLE_JIT
+
+
+def note(paths):
+    """Note that these files hold all kernels that this version of the package uses on this CPU.
+
+    The result says whether it could be written.
+    """
+    for folder in _folders(Path(__file__)):
+        with contextlib.suppress(OSError):
+            _write(folder / _NOTE, json.dumps([_version(), sorted(paths)]).encode())
+            return True
+    return False
+
+
+def noted():
+    """The files that were noted, if all are there and the note is of this version; else None."""
+    for folder in _folders(Path(__file__)):
+        with contextlib.suppress(ValueError, TypeError):
+            version, paths = json.loads(_read(folder / _NOTE) or b"null")
+            if version == _version() and paths and all(map(os.path.isfile, paths)):
+                return paths
+    return None
+
+
+def _version():
+    """A hash of all files of this package, of the compiler and of the CPU."""
+    digest = hashlib.sha256(repr((numba.__version__, llvmlite.__version__)).encode())
+    digest.update(repr(cpu_target.target_context.codegen().magic_tuple()).encode())
+    for path in sorted(_KERNELS.parent.rglob("*.py")):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _folders(file):
@@ -277,7 +324,11 @@ def _reason(error):
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-compilation.watch(lambda dispatcher: isinstance(getattr(dispatcher, "_cache", None), _Cache))
+def _is_kept(dispatcher):
+    return isinstance(getattr(dispatcher, "_cache", None), _Cache)
+
+
+compilations = compilation.watch(_is_kept)
 
 
 _warned = False

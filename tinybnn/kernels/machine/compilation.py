@@ -32,11 +32,15 @@ def announced(progress=True):
 
 
 def watch(is_watched):
-    """Announce the compilation of all dispatchers for which ``is_watched(dispatcher)`` holds."""
+    """Announce the compilation of all dispatchers for which ``is_watched(dispatcher)`` holds.
+
+    The result counts them, as ``done``.
+    """
     listener = _Listener(is_watched)
     event.register("numba:compile", listener)
     if hasattr(os, "register_at_fork"):  # the thread that writes is not in the child
         os.register_at_fork(after_in_child=listener.reset)
+    return listener
 
 
 class _Listener(event.Listener):

@@ -1,17 +1,16 @@
 """One parallel loop for all kernels.
 
 Numba compiles a parallel loop together with the kernel that it calls, twice: a kernel that takes a
-second to compile takes three more in a parallel version of itself. Here is a single loop that calls
-kernels by their address. It is compiled once, and a kernel needs nothing more than it has:
+second to compile takes three more in a parallel version of itself. Here a kernel needs nothing more
+than it has:
 
     share_out(worker, shares, *arguments)
 
 calls ``worker(first, end, task, *arguments)`` for each share of the work, and `bind` makes a
-callable of it, for the same arrays again and again. What goes from Python to the loop is the
-address of a small function, compiled together with the kernel, that calls it, and the kernel's
-arguments in a buffer. To take two dozen arrays apart, as a call from Python does, costs as much as
-a small layer's work, so what is called again and again goes this way also when there is nothing to
-share out.
+callable of it, for the same arrays again and again. What goes to the threads is the address of a
+small function, compiled together with the kernel, that calls it, and the kernel's arguments in a
+buffer. To take two dozen arrays apart, as a call from Python does, costs as much as a small layer's
+work, so what is called again and again goes this way also when there is nothing to share out.
 """
 
 from __future__ import annotations
@@ -22,14 +21,10 @@ import itertools
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import _dispatcher, _helperlib, prange, types
-from numba.core import cgutils
-from numba.core.extending import intrinsic
+from numba import _dispatcher, _helperlib, types
 
 from tinybnn.kernels.machine import threads
 from tinybnn.kernels.machine.pipeline import start_of
-from tinybnn.kernels.machine.simd import kernel
 
 _CALLS_FROM_PYTHON = 3
 _starts = {}  # worker, fingerprints of its arguments -> the address of its start, and the slots
@@ -63,14 +58,14 @@ def share_out(worker, shares, *arguments):
         for task, (first, end) in enumerate(shares.tolist()):
             worker(first, end, task, *arguments)
     else:
-        threads.run(_loop, *_addresses_of(worker, arguments), shares)
+        _Addressed(worker, shares, arguments)()
 
 
 def bind(worker, shares, *arguments):
     """What `share_out` does, as a callable without arguments: only the work itself is left.
 
     On one thread, the first calls use Numba's dispatcher: resolving the addresses costs more than a
-    few calls and would delay the first prediction.
+    few calls, and what is bound may be called only once.
     """
 
     def in_python():
@@ -82,19 +77,42 @@ def bind(worker, shares, *arguments):
     calls, found = itertools.count(), []
 
     def call():
-        # There may be fewer threads than when it was bound, as in a forked process.
-        is_alone = len(shares) == 1 or threads.count() == 1
-        if is_alone and next(calls) < _CALLS_FROM_PYTHON:
+        if found:
+            found[0]()
+        elif (len(shares) == 1 or threads.count() == 1) and next(calls) < _CALLS_FROM_PYTHON:
             in_python()
-            return
-        if not found:
-            found.append(_addresses_of(worker, arguments))
-        if is_alone:
-            _one_after_the_other(*found[0], shares)
         else:
-            threads.run(_loop, *found[0], shares)
+            found.append(_Addressed(worker, shares, arguments))
+            found[0]()
 
     return call
+
+
+class _Addressed:
+    """A kernel with its shares and arguments, called by address."""
+
+    def __init__(self, worker, shares, arguments):
+        self.is_single, (self.start, buffer) = len(shares) == 1, _addresses_of(worker, arguments)
+        table = np.empty((len(shares), 3), np.int64)
+        table[:, :2], table[:, 2] = shares, range(len(shares))
+        rows = np.array([table.ctypes.data, len(table), table.strides[0]])
+        self.kept = arguments, buffer, table, rows  # their addresses are all that is passed on
+        at, step = rows.ctypes.data, rows.itemsize
+        self.operands = at, at + step, at + 2 * step, buffer.ctypes.data
+
+    @functools.cached_property
+    def alone(self):
+        return _START(self.start)
+
+    def __call__(self):
+        # There may be fewer threads than when it was made, as in a forked process.
+        if self.is_single or threads.count() == 1:
+            self.alone(*self.operands)
+        else:
+            threads.run(self.start, *self.operands)
+
+
+_START = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4)
 
 
 def _addresses_of(worker, arguments):
@@ -147,30 +165,3 @@ def _put(arguments, buffer):
                 number = np.asarray(argument)
                 buffer[slot : slot + 1].view(number.dtype)[0] = number
             slot += 1
-
-
-@kernel(parallel=True)
-def _loop(start, buffer, shares):
-    for task in prange(len(shares)):
-        _call(start, shares[task, 0], shares[task, 1], task, buffer)
-
-
-@kernel(allocates=False)
-def _one_after_the_other(start, buffer, shares):
-    for task in range(len(shares)):
-        _call(start, shares[task, 0], shares[task, 1], task, buffer)
-
-
-@intrinsic
-def _call(typing, start, first, end, task, buffer):
-    """Call what lies at the address ``start``."""
-    numbers = (types.int64,) * 4
-
-    def generate(context, builder, signature, values):
-        start_value, *share, array = values
-        place = cgutils.create_struct_proxy(buffer)(context, builder, array).data
-        kind = ir.FunctionType(ir.VoidType(), [value.type for value in (*share, place)])
-        builder.call(builder.inttoptr(start_value, kind.as_pointer()), (*share, place))
-        return context.get_dummy_value()
-
-    return types.none(*numbers, buffer), generate

@@ -7,10 +7,12 @@ the parts of a kernel is put into it once, and optimised and made machine code t
 
 from __future__ import annotations
 
+import gc
+
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
+from numba.core.compiler import Compiler, Flags
 from numba.core.compiler_machinery import AnalysisPass, register_pass
 from numba.core.lowering import Lower
 from numba.core.typed_passes import AnnotateTypes, NativeLowering
@@ -32,8 +34,35 @@ _UNUSED = {
 }
 
 
+class _Flags(Flags):
+    """Options of a compilation; Numba asks for each function that it types whether they changed."""
+
+    __slots__ = ()
+
+    def __hash__(self):
+        return len(self._values)
+
+    def __eq__(self, other):
+        if isinstance(other, _Flags):
+            return self._values == other._values
+        return super().__eq__(other)
+
+
 class KernelCompiler(Compiler):
-    """The compiler of kernels that have no parallel loop of their own."""
+    """The compiler of kernels."""
+
+    def __init__(self, typing, target, library, arguments, result, flags, variables):
+        super().__init__(typing, target, library, arguments, result, _Flags(flags), variables)
+
+    def compile_extra(self, function):
+        """Compile without a search for cyclic garbage, which takes a tenth of the time."""
+        if not gc.isenabled():
+            return super().compile_extra(function)
+        gc.disable()
+        try:
+            return super().compile_extra(function)
+        finally:
+            gc.enable()
 
     def define_pipelines(self):
         pipelines = super().define_pipelines()
@@ -50,6 +79,9 @@ class KernelCompiler(Compiler):
 
 class PartCompiler(Compiler):
     """The compiler of functions whose code is put into that of the kernels that call them."""
+
+    def __init__(self, typing, target, library, arguments, result, flags, variables):
+        super().__init__(typing, target, library, arguments, result, _Flags(flags), variables)
 
     def define_pipelines(self):
         pipelines = super().define_pipelines()
@@ -163,20 +195,26 @@ class _KernelLower(Lower):
 
 
 def _emit_start(function, name):
-    """Emit a function (first, end, task, place) that calls the kernel.
+    """Emit a function that calls the kernel for rows of a table: first, end and task.
 
-    Its other arguments are read from the place: 8 bytes for each number that it takes, those of
-    which an array consists among them.
+    It has the parameters that the threading layers of Numba pass on, four pointers: to the address
+    of the first row, to the number of rows, to the bytes of a row, and to the kernel's other
+    arguments, 8 bytes for each number that it takes, those of which an array consists among them.
     """
-    number = ir.IntType(64)
-    kind = ir.FunctionType(ir.VoidType(), [number, number, number, number.as_pointer()])
+    number, octet = ir.IntType(64), ir.IntType(8)
+    parameters = [octet.as_pointer().as_pointer(), number.as_pointer(), number.as_pointer()]
+    kind = ir.FunctionType(ir.VoidType(), [*parameters, number.as_pointer()])
     start = ir.Function(function.module, kind, name=name)
     builder = ir.IRBuilder(start.append_basic_block())
-    *share, place = start.args
+    rows, count, step, place = start.args
     result, error, *parameters = (parameter.type for parameter in function.args)
-    values = [builder.alloca(result.pointee), builder.alloca(error.pointee), *share]
-    for i, parameter in enumerate(parameters[len(share) :]):
-        slot = builder.gep(place, [number(i)])
-        values.append(builder.load(builder.bitcast(slot, parameter.as_pointer())))
-    builder.call(function, values, attrs=("noinline",))
+    returned = builder.alloca(result.pointee), builder.alloca(error.pointee)
+    table, step = builder.load(rows), builder.load(step)
+    with cgutils.for_range(builder, builder.load(count)) as loop:
+        row = builder.bitcast(builder.gep(table, [builder.mul(loop.index, step)]), place.type)
+        values = [builder.load(builder.gep(row, [number(i)])) for i in range(len(_OF_SHARES))]
+        for i, parameter in enumerate(parameters[len(_OF_SHARES) :]):
+            slot = builder.gep(place, [number(i)])
+            values.append(builder.load(builder.bitcast(slot, parameter.as_pointer())))
+        builder.call(function, (*returned, *values), attrs=("noinline",))
     builder.ret_void()

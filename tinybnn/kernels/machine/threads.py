@@ -1,32 +1,16 @@
-"""Who may enter a parallel kernel, and how many threads it gets.
+"""Who may start parallel loops, and how many threads they get.
 
-Numba runs parallel loops on one of three libraries, its *threading layers*; it takes the first that
+Numba has three libraries for parallel loops, its *threading layers*; it takes the first that
 is there of TBB, OpenMP and its own ``workqueue``, or the one that ``NUMBA_THREADING_LAYER`` names.
 Two of them have a case in which they end the whole process:
 
-- ``workqueue``, the one that is always there, when two Python threads run parallel kernels at the
-  same time. Every entry of a parallel kernel therefore passes through one lock.
-- GNU OpenMP, when a process that has started it forks and the child runs a parallel kernel; in
-  a child of the child it waits forever. There `count` is 1, and `run` runs the loop of a parallel
-  kernel on the calling thread, with the same results.
+- ``workqueue``, the one that is always there, when two Python threads run parallel loops at the
+  same time. Every loop therefore passes through one lock.
+- GNU OpenMP, when a process that has started it forks and the child runs a parallel loop; in
+  a child of the child it waits forever. There `count` is 1.
 
-A function with a parallel kernel asks for the number of threads, shares the work out among so many
-tasks at most, and has a path for one::
-
-    tasks = min(threads.count(), work // GRAIN)
-    if tasks < 2:
-        _kernel(0, rows, a, b, out)
-    else:
-        threads.run(_kernel_tasks, bounds, a, b, out)
-
-where the parallel kernel is nothing but a loop over the tasks::
-
-    @kernel(parallel=True)
-    def _kernel_tasks(bounds, a, b, out):
-        for task in prange(len(bounds) - 1):
-            _kernel(bounds[task], bounds[task + 1], a, b, out)
-
-The threads start when they are needed first: not on import, and not for small work.
+`parallel` shares work out among as many tasks as `tasks_for` says, and hands them to `run`. The
+threads start when they are needed first: not on import, and not for small work.
 
 The BLAS library behind NumPy's ``@`` has threads of its own. Two sets of threads on the same cores
 hinder each other: those of OpenBLAS go on spinning for a while after each product, and a product of
@@ -34,11 +18,13 @@ hinder each other: those of OpenBLAS go on spinning for a while after each produ
 takes BLAS on one thread (`one_blas_thread`).
 """
 
+import ctypes
 import functools
+import importlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numba
@@ -105,15 +91,29 @@ def tasks_for(seconds: float) -> int:
     return max(1, min(count(), int(seconds / worth)))
 
 
-def run(parallel_kernel: Callable, *arguments) -> None:
-    """Call a parallel kernel, when no other Python thread is in one."""
-    if _forked_from_openmp:
-        # Its loop as plain Python, for work that was shared out before the process was forked. What
-        # it calls for each task is compiled.
-        getattr(parallel_kernel, "py_func", parallel_kernel)(*arguments)
-    else:
-        with _lock:
-            parallel_kernel(*arguments)
+def run(function: int, rows: int, count: int, step: int, data: int) -> None:
+    """Call a compiled function for all rows of a table, when no other Python thread does so.
+
+    The threads call it as ``function(rows, count, step, data)``, each for some rows.
+
+    Parameters
+    ----------
+    function, rows, count, step, data : int
+        Addresses: of the function, of the address of the first row, of the number of rows, of the
+        bytes of a row, and of what the function reads besides.
+    """
+    with _lock:
+        _loop()(function, rows, count, step, data, 0, 1, numba.get_num_threads())
+
+
+@functools.cache
+def _loop():
+    """The parallel loop of the threading layer."""
+    numba.get_num_threads()  # starts it
+    name = {"omp": "omppool", "tbb": "tbbpool"}.get(numba.threading_layer(), "workqueue")
+    library = importlib.import_module(f"numba.np.ufunc.{name}")
+    pointers, numbers = [ctypes.c_void_p] * 5, [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
+    return ctypes.CFUNCTYPE(None, *pointers, *numbers)(library.parallel_for)
 
 
 @contextmanager
