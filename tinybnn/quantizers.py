@@ -15,10 +15,15 @@ Each class gives the three faces of one quantizer:
     follows the slope of the surrogate while computing with the sign; finite differences of the
     surrogate test the pseudo-gradient.
 
-Call a quantizer like a function: ``ste_sign(x)`` on a Tensor records the pseudo-gradient.
+Call a quantizer like a function: ``ste_sign(x)`` on a Tensor records the pseudo-gradient. Inside of
+`surrogates` a call computes the surrogate instead: the network is then a function whose gradient,
+but for what an estimator takes as constant, is its true one.
 """
 
 from __future__ import annotations
+
+import contextlib
+import threading
 
 import numpy as np
 
@@ -28,7 +33,7 @@ from tinybnn.kernels import dispatch
 __all__ = [
     "ApproxSign", "BitNetTernary", "DoReFaActivation", "DoReFaWeight", "EdeSign",
     "MagnitudeAwareSign", "Quantize", "Quantizer", "SteHeaviside", "SteSign", "SteTern",
-    "SwishSign", "approx_sign", "get", "magnitude", "sign", "ste_sign", "swish_sign",
+    "SwishSign", "approx_sign", "get", "magnitude", "sign", "ste_sign", "surrogates", "swish_sign",
 ]  # fmt: skip
 __dir__ = __all__.copy  # dir() shows what is public, and nothing else
 
@@ -42,12 +47,40 @@ def sign(x):
     return np.where(x >= 0, dtype.type(1), dtype.type(-1))
 
 
+class _State(threading.local):
+    computes_surrogates = False
+
+
+_state = _State()
+
+
+@contextlib.contextmanager
+def surrogates():
+    """Context manager: quantizers that are called compute their surrogates, binary layers as well.
+
+    What is computed is real: no layer runs on bits. Gradients are those of the surrogates too. The
+    scale of a quantizer or a layer is computed as ever, and is a constant to the gradient as ever.
+    It holds for the thread that entered it.
+
+    Examples
+    --------
+    >>> with surrogates():
+    ...     ste_sign(np.array([-3.0, 0.25]))
+    array([-1.  ,  0.25])
+    """
+    before, _state.computes_surrogates = _state.computes_surrogates, True
+    try:
+        yield
+    finally:
+        _state.computes_surrogates = before
+
+
 class Quantize(Function):
     """Apply a quantizer; its pseudo-gradient stands in for the derivative."""
 
     def forward(self, x, quantizer):
         self.quantizer = quantizer
-        return quantizer.forward(x)
+        return quantizer.surrogate(x) if _state.computes_surrogates else quantizer.forward(x)
 
     def backward(self, grad, output, x):
         return self.quantizer.gradient(grad, x)
@@ -63,7 +96,7 @@ class Quantizer:
     values : tuple of float or None
         The values that it can take, without its `scale`; None where they are no small integers.
     is_sign : bool
-        Whether its forward is `sign`, which a kernel packs as bits.
+        Whether its forward is `sign`, which a kernel packs as bits; not inside of `surrogates`.
     is_tent : bool
         Whether it is the sign with the slope of `ApproxSign`, which kernels know.
     """
@@ -173,7 +206,7 @@ class _Sign(Quantizer):
 
     @property
     def is_sign(self):  # a subclass, or a quantizer, may have a forward of its own
-        return _is(self.forward, _Sign.forward)
+        return _is(self.forward, _Sign.forward) and not _state.computes_surrogates
 
 
 class SteSign(_Sign):
@@ -370,7 +403,8 @@ class _Levels(Quantizer):
 
     @property
     def is_sign(self):
-        return _is(self.scaled.unscaled, MagnitudeAwareSign.unscaled)
+        is_sign = _is(self.scaled.unscaled, MagnitudeAwareSign.unscaled)
+        return is_sign and not _state.computes_surrogates
 
     def _inverse_scale(self, x):
         scale = self.scaled.scale(as_array(x))
