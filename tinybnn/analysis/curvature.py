@@ -105,7 +105,7 @@ class CurvatureOperator:
                     )
         self.model, self.batches, self.loss = model, batches, loss
         self.signs, self.training = signs, bool(training)
-        self.parameters = _parameters_of(name, model, parameters)
+        self.parameters = parameters_of(name, model, parameters)
         self.size = sum(p.numel() for p in self.parameters)
         self.shape = self.size, self.size
 
@@ -275,7 +275,7 @@ def _derivatives(outputs, inputs, vectors, retain_graph=False):
     return grad(outputs, inputs, vectors, retain_graph=retain_graph, allow_unused=True)
 
 
-def _parameters_of(name, model, parameters):
+def parameters_of(name, model, parameters):
     """The variables as a list of the model's Tensors."""
     own = model.parameters()
     if parameters is None:
