@@ -247,6 +247,25 @@ def test_products_leave_the_model_as_it_was():
         assert np.array_equal(array, before[name]), name
 
 
+@pytest.mark.parametrize("operator", [HessianOperator, GaussNewtonOperator])
+@pytest.mark.parametrize("signs", ["straight-through", "surrogate"])
+def test_a_held_operator_gives_the_same_products(operator, signs):
+    model = binary_network()
+    H = operator(model, images()[:1], signs=signs)
+    vectors = np.random.default_rng(0).standard_normal((3, H.size))
+    expected = [H @ v for v in vectors]
+    calls, forward = [], model[0].forward
+    model[0].forward = lambda x: calls.append(1) or forward(x)
+    with H.held():
+        for v, product in zip(vectors, expected, strict=True):
+            assert np.array_equal(H @ v, product)
+        assert len(calls) == 1
+    model[2].weight.data *= 0.5
+    assert not np.array_equal(H @ vectors[0], expected[0]) and len(calls) == 2
+    top = analysis.top_eigenvalues(H, 2)
+    assert top.steps > 2 and len(calls) == 3
+
+
 def test_parameters_that_the_loss_does_not_curve_in():
     """A bias in front of nothing, and a loss that is linear: zeros, not errors."""
     model = nn.Sequential(nn.Linear(5, 3)).to(np.float64)
