@@ -202,7 +202,8 @@ def float32(batches):
 def test_kernels_give_the_products_of_formulas(operator, training, signs):
     """float32 runs on kernels and bits, float64 on NumPy's formulas."""
     rng = np.random.default_rng(4)
-    model = models.cnn((1, 12, 12), channels=(8, 16, 16), features=12, padding=1, rng=rng)
+    # The second convolution and, in the first batch, the dense layer have enough to do for bits.
+    model = models.cnn((1, 12, 12), channels=(16, 16, 16), features=200, padding=1, rng=rng)
     for module in model:
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):  # no input of a sign is about 0
             module.bias.data += 0.2 * rng.standard_normal(len(module.bias)).astype(np.float32)
