@@ -261,6 +261,10 @@ def test_estimators_beside_the_exact_gradient():
     signs = Tensor(np.sign(a)[None], requires_grad=True)
     loss(signs).sum().backward()
     np.testing.assert_allclose(wide["at_signs"], signs.grad.data[0], rtol=1e-12)
+    patterns = Tensor(analysis.sign_patterns(4), requires_grad=True)
+    loss(patterns).sum().backward()
+    weights = analysis.expected_loss(loss, 1 / (1 + np.exp(-a / 0.5))).weights
+    np.testing.assert_allclose(wide["gradient"], weights @ patterns.grad.data, rtol=1e-12)
 
 
 def test_wrong_losses_and_probabilities():
