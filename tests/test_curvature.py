@@ -9,7 +9,7 @@ from tinybnn import analysis, models, nn, quantizers
 from tinybnn import functional as F
 from tinybnn.analysis import GaussNewtonOperator, HessianOperator
 from tinybnn.datasets import DataLoader
-from tinybnn.tensor import Tensor
+from tinybnn.tensor import Tensor, grad
 
 
 def samples(shape=(5,), sizes=(6, 3), classes=3, seed=0):
@@ -190,6 +190,20 @@ def test_other_layers_of_binary_networks(layer):
     parameters = [p for p in model.parameters() if p is not held]
     H = HessianOperator(model, images(), parameters=parameters[:-2], signs="surrogate")
     assert_equal_matrices(H.to_dense(), differences(H.gradient, H.parameters), 1e-6)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_that_are_recorded_have_the_values_of_those_that_are_not(training):
+    rng = np.random.default_rng(5)
+    model = models.cnn((1, 12, 12), channels=(16, 16, 16), features=200, padding=1, rng=rng)
+    [(x, y)] = float32(samples((1, 12, 12), (40,), 10))
+    with model.in_mode(training=training):
+        plain, recorded = (
+            grad(F.cross_entropy(model(Tensor(x)), y), model.parameters(), create_graph=create)
+            for create in (False, True)
+        )
+    for a, b in zip(plain, recorded, strict=True):
+        assert np.linalg.norm(a.data - b.data) <= 1e-4 * np.linalg.norm(a.data)
 
 
 def float32(batches):
