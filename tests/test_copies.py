@@ -20,7 +20,7 @@ import pytest
 import tinybnn
 from tinybnn import datasets, deploy, models, nn, optim, quantizers, testing, training
 from tinybnn import functional as F
-from tinybnn.analysis import opcount, operations
+from tinybnn.analysis import curvature, dynamics, landscape, opcount, operations
 from tinybnn.analysis.summary import Summary, summary
 from tinybnn.datasets import download, sources
 from tinybnn.deploy import compiler, plan, runtime, scan, values
@@ -682,6 +682,51 @@ EXAMPLES[opcount.LayerCount] = (
 )  # fmt: skip
 EXAMPLES[Summary] = (
     lambda: summary(network().eval(), (2, 6, 6)), lambda x: (x.rows, str(x)),
+)  # fmt: skip
+
+
+def curved(operator):
+    x, y = np.ones((4, 3), np.float32), np.arange(4) % 2
+    return lambda: operator(nn.Sequential(nn.Linear(3, 2, rng=generator())), [(x, y)])
+
+
+def use_curvature(operator):
+    return operator @ np.arange(operator.size), operator.gradient(), repr(operator)
+
+
+def use_lanczos(lanczos):
+    lanczos.step()
+    return lanczos.alphas, lanczos.betas, lanczos.basis
+
+
+for cls in (curvature.HessianOperator, curvature.GaussNewtonOperator):
+    EXAMPLES[cls] = curved(cls), use_curvature
+EXAMPLES[curvature.CurvatureOperator] = curved(curvature.CurvatureOperator), repr
+EXAMPLES[curvature.Lanczos] = (
+    lambda: curvature.Lanczos(np.diag(np.arange(9.0)), np.ones(9), generator()), use_lanczos,
+)  # fmt: skip
+
+
+def use_tracker(tracker):
+    for p in tracker.model.parameters():
+        p.data = -p.data
+    tracker.step()
+    return tracker.flips, tracker.returns, tracker.rows
+
+
+EXAMPLES[dynamics.FlipTracker] = lambda: dynamics.FlipTracker(network()), use_tracker
+for noise in (dynamics.LogisticNoise, dynamics.UniformNoise):
+    EXAMPLES[noise] = noise, lambda n: (n.probability(np.ones(2)), n.slope(np.ones(2)))
+value(dynamics.BatchStatistics, {"0": {"variance": np.ones((2, 3))}}, {"0": {"norm": 1.0}})
+value(dynamics.ExpectedLoss, 1.0, np.ones(1), np.ones(2), np.ones(2) / 2)
+value(landscape.Landscape, (np.arange(3.0),), {"binary": np.ones(3)})
+value(landscape.Trajectory, np.eye(2), np.ones((3, 2)), np.array([0.7, 0.2]))
+value(landscape.FlipSpectrum, 1.0, np.ones((2, 3)))
+value(curvature.Eigenpairs, np.ones(2), np.eye(3)[:, :2], np.zeros(2), 5)
+value(curvature.TraceEstimate, 1.0, 0.5)
+EXAMPLES[curvature.SpectralDensity] = (
+    lambda: curvature.SpectralDensity(np.ones((2, 3)), np.full((2, 3), 1 / 3)),
+    lambda density: (density(np.arange(3.0), 0.5), density.moment(2)),
 )  # fmt: skip
 for config in (fedavg.Config, fedhybnn.Config, bdnet_experiment.Config, hybnn_experiment.Config,
                bounds.Config):  # fmt: skip

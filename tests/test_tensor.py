@@ -730,6 +730,12 @@ def test_grad_of_an_unused_input():
         grad(x * x, [x, unused])
 
 
+def test_grad_gives_none_for_an_unused_input_where_it_may_be_unused():
+    x, unused = Tensor(2.0, requires_grad=True), Tensor([1.0, 2.0], requires_grad=True)
+    found, nothing = grad(x * x, [x, unused], allow_unused=True)
+    assert found.item() == 4.0 and nothing is None
+
+
 def test_create_graph_gives_higher_derivatives():
     x = Tensor(2.0, requires_grad=True, dtype=np.float64)
     y = x**5

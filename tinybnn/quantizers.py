@@ -15,20 +15,27 @@ Each class gives the three faces of one quantizer:
     follows the slope of the surrogate while computing with the sign; finite differences of the
     surrogate test the pseudo-gradient.
 
-Call a quantizer like a function: ``ste_sign(x)`` on a Tensor records the pseudo-gradient.
+Call a quantizer like a function: ``ste_sign(x)`` on a Tensor records the pseudo-gradient. Inside of
+`surrogates` a call computes the surrogate instead: the network is then a function whose gradient,
+but for what an estimator takes as constant, is its true one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
+
 import numpy as np
 
-from tinybnn.autograd import Function, abs, as_array, clamp, exp, plain, where
+from tinybnn.autograd import Function, Variable, abs, as_array, clamp, exp, plain, where
 from tinybnn.kernels import dispatch
+from tinybnn.kernels.machine.memory import empty_like
 
 __all__ = [
     "ApproxSign", "BitNetTernary", "DoReFaActivation", "DoReFaWeight", "EdeSign",
     "MagnitudeAwareSign", "Quantize", "Quantizer", "SteHeaviside", "SteSign", "SteTern",
-    "SwishSign", "approx_sign", "get", "magnitude", "sign", "ste_sign", "swish_sign",
+    "SwishSign", "TentGradient", "approx_sign", "get", "magnitude", "sign", "ste_sign",
+    "surrogates", "swish_sign",
 ]  # fmt: skip
 __dir__ = __all__.copy  # dir() shows what is public, and nothing else
 
@@ -42,12 +49,40 @@ def sign(x):
     return np.where(x >= 0, dtype.type(1), dtype.type(-1))
 
 
+class _State(threading.local):
+    computes_surrogates = False
+
+
+_state = _State()
+
+
+@contextlib.contextmanager
+def surrogates():
+    """Context manager: quantizers that are called compute their surrogates, binary layers as well.
+
+    What is computed is real: no layer runs on bits. Gradients are those of the surrogates too. The
+    scale of a quantizer or a layer is computed as ever, and is a constant to the gradient as ever.
+    It holds for the thread that entered it.
+
+    Examples
+    --------
+    >>> with surrogates():
+    ...     ste_sign(np.array([-3.0, 0.25]))
+    array([-1.  ,  0.25])
+    """
+    before, _state.computes_surrogates = _state.computes_surrogates, True
+    try:
+        yield
+    finally:
+        _state.computes_surrogates = before
+
+
 class Quantize(Function):
     """Apply a quantizer; its pseudo-gradient stands in for the derivative."""
 
     def forward(self, x, quantizer):
         self.quantizer = quantizer
-        return quantizer.forward(x)
+        return quantizer.surrogate(x) if _state.computes_surrogates else quantizer.forward(x)
 
     def backward(self, grad, output, x):
         return self.quantizer.gradient(grad, x)
@@ -63,7 +98,7 @@ class Quantizer:
     values : tuple of float or None
         The values that it can take, without its `scale`; None where they are no small integers.
     is_sign : bool
-        Whether its forward is `sign`, which a kernel packs as bits.
+        Whether its forward is `sign`, which a kernel packs as bits; not inside of `surrogates`.
     is_tent : bool
         Whether it is the sign with the slope of `ApproxSign`, which kernels know.
     """
@@ -165,6 +200,33 @@ def _gated(quantizer, grad, x):
     return dispatch.gated_gradient(grad, x, -quantizer.clip_value, quantizer.clip_value)
 
 
+class TentGradient(Function):
+    """grad times the slope of `ApproxSign`, 2 - 2 |x| where |x| <= 1: in one pass."""
+
+    fresh = True
+
+    def forward(self, grad, x):
+        return ApproxSign().gradient(grad, x)
+
+    def backward(self, grad, output, g, x):
+        of_x = None
+        if self.needs[1]:  # times the slope of the slope: -2 sign(x) inside, and 0 at 0
+            values = as_array(x)
+            of_x = np.sign(values, out=empty_like(values))
+            of_x *= -2
+            of_x = SteSign().gradient(of_x, values)
+            for factor in (grad, g):
+                is_array = isinstance(factor, np.ndarray) and isinstance(of_x, np.ndarray)
+                of_x = np.multiply(of_x, factor, out=of_x) if is_array else of_x * factor
+        return ApproxSign().gradient(grad, x) if self.needs[0] else None, of_x
+
+
+def _through_tent(quantizer, grad, x):
+    if isinstance(grad, Variable) or isinstance(x, Variable):
+        return TentGradient.apply(grad, x)
+    return dispatch.tent_gradient(grad, x)
+
+
 class _Sign(Quantizer):
     """What gives the sign, with a gradient of its own."""
 
@@ -173,7 +235,7 @@ class _Sign(Quantizer):
 
     @property
     def is_sign(self):  # a subclass, or a quantizer, may have a forward of its own
-        return _is(self.forward, _Sign.forward)
+        return _is(self.forward, _Sign.forward) and not _state.computes_surrogates
 
 
 class SteSign(_Sign):
@@ -214,7 +276,7 @@ class ApproxSign(_Sign):
     Bi-Real Net (Liu et al. 2018, eq. 6 to 8); also the activation of ReActNet.
     """
 
-    @_has_kernel(lambda self, grad, x: dispatch.tent_gradient(grad, x))
+    @_has_kernel(_through_tent)
     def pseudo_gradient(self, x):
         return where(np.abs(as_array(x)) <= 1, 2.0 - 2.0 * abs(x), 0.0)
 
@@ -370,7 +432,8 @@ class _Levels(Quantizer):
 
     @property
     def is_sign(self):
-        return _is(self.scaled.unscaled, MagnitudeAwareSign.unscaled)
+        is_sign = _is(self.scaled.unscaled, MagnitudeAwareSign.unscaled)
+        return is_sign and not _state.computes_surrogates
 
     def _inverse_scale(self, x):
         scale = self.scaled.scale(as_array(x))

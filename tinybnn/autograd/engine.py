@@ -440,7 +440,9 @@ def _initial_gradients(name, outputs, gradients):
     return result
 
 
-def grad(outputs, inputs, grad_outputs=None, create_graph=False, retain_graph=None):
+def grad(
+    outputs, inputs, grad_outputs=None, create_graph=False, retain_graph=None, allow_unused=False
+):
     """Gradients of `outputs` with respect to `inputs`; no ``.grad`` is touched.
 
     Parameters
@@ -454,6 +456,8 @@ def grad(outputs, inputs, grad_outputs=None, create_graph=False, retain_graph=No
         Record the backward pass, so that the result can be differentiated again.
     retain_graph : bool, optional
         Keep the graph for another backward pass; by default the value of `create_graph`.
+    allow_unused : bool
+        Give None for an input that was not used to compute the outputs.
 
     Returns
     -------
@@ -472,14 +476,18 @@ def grad(outputs, inputs, grad_outputs=None, create_graph=False, retain_graph=No
         grad_outputs = None if grad_outputs is None else [grad_outputs]
     gradients = _initial_gradients("grad", outputs, grad_outputs)
     wanted = {_node(x) for x in inputs}
-    found, _ = _propagate(
+    found, own = _propagate(
         outputs, gradients, wanted, create_graph if retain_graph is None else retain_graph,
         create_graph,
     )  # fmt: skip
+    # Rules have read the gradient of a result of operations; that of a leaf is nobody else's.
+    own = {x for x in inputs if x.is_leaf and x in own} if len(wanted) == len(inputs) else ()
     for i, x in enumerate(inputs):
-        if _node(x) not in found:
+        if _node(x) not in found and not allow_unused:
             raise RuntimeError(f"grad: inputs[{i}] (shape {x.shape}) was not used by the outputs")
-    result = tuple(_as_gradient(found[_node(x)], x, False) for x in inputs)
+    result = tuple(
+        _as_gradient(found[_node(x)], x, x in own) if _node(x) in found else None for x in inputs
+    )
     return result[0] if single else result
 
 
