@@ -6,13 +6,14 @@ import itertools
 import json
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tinybnn import deploy, models, nn, plots, quantizers, training
 from tinybnn import functional as F
-from tinybnn import nn, plots, quantizers, training
 from tinybnn.experiments import classifiers, fedavg, fedhybnn_report
 from tinybnn.experiments.bdnet import report as bdnet_report
 from tinybnn.experiments.hybnn import bounds
@@ -63,6 +64,120 @@ def test_figures_need_no_display():
     figure, _ = axes_of_figure(figsize=(3, 2))
     render(figure)
     assert plt.get_fignums() == []  # nothing for a notebook to show twice, nothing to close
+
+
+# -------------------------------------------------------------------------- what all pictures keep
+
+
+def signs_of(*shape, seed=0):
+    return np.where(normal(*shape, seed=seed) < 0, -1, 1)
+
+
+def trained_cnn():
+    """A small network whose thresholds differ from channel to channel."""
+    model = models.cnn((1, 8, 8), 3, (4, 8, 8), 10, padding=1, rng=np.random.default_rng(0))
+    x = normal(32, 1, 8, 8)
+    model.train()
+    model(Tensor(x))  # statistics of the batch norms
+    return model.eval(), x
+
+
+def sums_of_a_layer(**options):
+    model, x = trained_cnn()
+    return plots.layer_accumulators(model, x, "3", **options)
+
+
+def file_of_a_cnn(**options):
+    model, _ = trained_cnn()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "digits.npz"
+        deploy.compile(model, (1, 8, 8)).save(path)
+        return plots.packed_file(path, **options)
+
+
+# Every picture with arguments that it draws.
+PICTURES = {
+    "accumulators": lambda **ax: plots.accumulators([[3, -1], [1, 1]], [0, 2], **ax),
+    "convolution": lambda **ax: plots.convolution(signs_of(1, 4, 4), signs_of(1, 3, 3), **ax),
+    "curves": lambda **ax: plots.curves({"a": [1, 2]}, "loss", **ax),
+    "curves_through": lambda **ax: plots.curves_through({"a": ([1, 2], [3, 4])}, **ax),
+    "dots": lambda **ax: plots.dots({"a": [(1, 0)]}, ["x"], "accuracy", **ax),
+    "filters": lambda **ax: plots.filters(signs_of(4, 1, 3, 3), **ax),
+    "graph": lambda **ax: plots.graph(Tensor(normal(3), requires_grad=True) * 2.0, **ax),
+    "heat_map": lambda **ax: plots.heat_map(np.eye(3), **ax),
+    "history": lambda **ax: plots.history(history_of(3), **ax),
+    "images": lambda **ax: plots.images(np.ones((2, 1, 4, 4)), **ax),
+    "layer_accumulators": sums_of_a_layer,
+    "packed_file": file_of_a_cnn,
+    "partition": lambda **ax: plots.partition([0, 1, 1], [[0], [1, 2]], **ax),
+    "quantizer": lambda **ax: plots.quantizer("ste_sign", **ax),
+    "roofline": lambda **ax: plots.roofline([], 2e12, 20e9, **ax),
+    "signs": lambda **ax: plots.signs(signs_of(3, 4), **ax),
+    "table": lambda **ax: plots.table([("a", "b")], ("x", "y"), **ax),
+    "trade_off": lambda **ax: plots.trade_off({"a": (1, 2, 0)}, "cost", "gain", **ax),
+}  # fmt: skip
+
+# These are no pictures: they make, change or store one.
+OTHERS = {"figure", "legend_beside", "logarithmic", "marks", "save", "whole_numbers", "zoom"}
+
+
+def test_a_picture_that_no_test_draws():
+    functions = {name for name in plots.__all__ if callable(getattr(plots, name))}
+    assert functions == {*PICTURES, *OTHERS}
+
+
+@pytest.fixture
+def unchanged():
+    """Fails if a picture changes matplotlib's settings or leaves a figure to pyplot."""
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    before, numbers = dict(matplotlib.rcParams), plt.get_fignums()
+    backend = matplotlib.get_backend()
+    yield
+    assert dict(matplotlib.rcParams) == before and plt.get_fignums() == numbers
+    assert matplotlib.get_backend() == backend
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_that_opens_a_window_or_changes_settings(name, unchanged):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    drawn = PICTURES[name]()
+    assert isinstance(drawn, Axes | Figure)
+    figure = drawn if isinstance(drawn, Figure) else drawn.figure
+    render(figure)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_that_leaves_the_axes_it_was_given(name, unchanged):
+    figure = plots.figure(figsize=(12, 5))
+    left, right = figure.subplots(1, 2)
+    drawn = PICTURES[name](ax=right)
+    assert drawn is right or drawn is figure
+    render(figure)
+    assert not left.has_data() and not left.texts
+    assert right.has_data() or right.texts or right.tables
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_axes_that_are_none(name):
+    with pytest.raises(TypeError, match=rf"{name}: ax must be matplotlib axes, got ndarray"):
+        PICTURES[name](ax=plots.figure().subplots(1, 2))
+
+
+def test_axes_that_come_first():
+    """As an argument without a name, before all others."""
+    axes = plots.figure().subplots()
+    assert plots.curves(axes, {"a": [1, 2]}, "loss") is axes
+    assert plots.curves({"a": [1, 2]}, "loss", ax=axes) is axes and len(axes.get_lines()) == 2
+
+
+def test_axes_that_are_changed_are_returned():
+    axes = plots.curves({"a": [1, 2]}, "loss")
+    assert all(f(axes) is axes for f in (plots.zoom, plots.legend_beside))
+    assert all(f(axes, "x") is axes for f in (plots.whole_numbers, plots.logarithmic))
 
 
 # ------------------------------------------------------------------------- colours and marks

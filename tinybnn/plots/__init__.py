@@ -7,7 +7,7 @@ a display or changes matplotlib's settings.
 """
 
 from tinybnn.plots.arrays import filters, heat_map, images, partition, signs, table
-from tinybnn.plots.binary import quantizer
+from tinybnn.plots.binary import accumulators, convolution, layer_accumulators, quantizer
 from tinybnn.plots.canvas import (
     MINUS,
     PALETTE,
@@ -20,14 +20,15 @@ from tinybnn.plots.canvas import (
     whole_numbers,
     zoom,
 )
+from tinybnn.plots.files import packed_file
 from tinybnn.plots.lines import curves, curves_through, dots, history, trade_off
 from tinybnn.plots.networks import graph
 from tinybnn.plots.roof import roofline
 
 __all__ = [
-    "MINUS", "PALETTE", "PLUS", "curves", "curves_through", "dots", "figure", "filters", "graph",
-    "heat_map", "history",
-    "images", "legend_beside", "logarithmic", "marks", "partition", "quantizer", "roofline",
-    "save", "signs", "table", "trade_off", "whole_numbers", "zoom",
+    "MINUS", "PALETTE", "PLUS", "accumulators", "convolution", "curves", "curves_through",
+    "dots", "figure", "filters", "graph", "heat_map", "history", "images", "layer_accumulators",
+    "legend_beside", "logarithmic", "marks", "packed_file", "partition", "quantizer",
+    "roofline", "save", "signs", "table", "trade_off", "whole_numbers", "zoom",
 ]  # fmt: skip
 __dir__ = __all__.copy  # dir() shows what is public, and nothing else

@@ -190,11 +190,17 @@ def zoom(ax):
     return ax
 
 
-def legend_beside(ax):
-    """A legend to the right of the axes, where it hides nothing. Returns the axes."""
+def legend_beside(ax, handles=None):
+    """A legend to the right of the axes, where it hides nothing. Returns the axes.
+
+    Parameters
+    ----------
+    handles : list of artists, optional
+        By default all that have a label.
+    """
     ax.legend(
-        loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize="small",
-        borderaxespad=0.0,
+        handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False,
+        fontsize="small", borderaxespad=0.0,
     )  # fmt: skip
     return ax
 
