@@ -97,6 +97,7 @@ def file_of_a_cnn(**options):
 
 # Every picture with arguments that it draws.
 PICTURES = {
+    "architecture": lambda **ax: plots.architecture(Residual(), (4, 8, 8), **ax),
     "accumulators": lambda **ax: plots.accumulators([[3, -1], [1, 1]], [0, 2], **ax),
     "convolution": lambda **ax: plots.convolution(signs_of(1, 4, 4), signs_of(1, 3, 3), **ax),
     "curves": lambda **ax: plots.curves({"a": [1, 2]}, "loss", **ax),
@@ -104,6 +105,9 @@ PICTURES = {
     "dots": lambda **ax: plots.dots({"a": [(1, 0)]}, ["x"], "accuracy", **ax),
     "filters": lambda **ax: plots.filters(signs_of(4, 1, 3, 3), **ax),
     "graph": lambda **ax: plots.graph(Tensor(normal(3), requires_grad=True) * 2.0, **ax),
+    "hybnn": lambda **ax: plots.hybnn(
+        models.BinaryVAE((1, 8, 8), 16), models.BinaryMLP(16, 8), **ax
+    ),
     "heat_map": lambda **ax: plots.heat_map(np.eye(3), **ax),
     "history": lambda **ax: plots.history(history_of(3), **ax),
     "images": lambda **ax: plots.images(np.ones((2, 1, 4, 4)), **ax),
@@ -117,8 +121,17 @@ PICTURES = {
     "trade_off": lambda **ax: plots.trade_off({"a": (1, 2, 0)}, "cost", "gain", **ax),
 }  # fmt: skip
 
-# These are no pictures: they make, change or store one.
-OTHERS = {"figure", "legend_beside", "logarithmic", "marks", "save", "whole_numbers", "zoom"}
+# These make a whole figure, change one or store it.
+OTHERS = {
+    "architectures",
+    "figure",
+    "legend_beside",
+    "logarithmic",
+    "marks",
+    "save",
+    "whole_numbers",
+    "zoom",
+}
 
 
 def test_a_picture_that_no_test_draws():

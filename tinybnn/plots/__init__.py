@@ -22,13 +22,15 @@ from tinybnn.plots.canvas import (
 )
 from tinybnn.plots.files import packed_file
 from tinybnn.plots.lines import curves, curves_through, dots, history, trade_off
+from tinybnn.plots.modules import architecture, architectures, hybnn
 from tinybnn.plots.networks import graph
 from tinybnn.plots.roof import roofline
 
 __all__ = [
-    "MINUS", "PALETTE", "PLUS", "accumulators", "convolution", "curves", "curves_through",
-    "dots", "figure", "filters", "graph", "heat_map", "history", "images", "layer_accumulators",
-    "legend_beside", "logarithmic", "marks", "packed_file", "partition", "quantizer",
-    "roofline", "save", "signs", "table", "trade_off", "whole_numbers", "zoom",
+    "MINUS", "PALETTE", "PLUS", "accumulators", "architecture", "architectures", "convolution",
+    "curves", "curves_through", "dots", "figure", "filters", "graph", "heat_map", "history",
+    "hybnn", "images", "layer_accumulators", "legend_beside", "logarithmic", "marks",
+    "packed_file", "partition", "quantizer", "roofline", "save", "signs", "table", "trade_off",
+    "whole_numbers", "zoom",
 ]  # fmt: skip
 __dir__ = __all__.copy  # dir() shows what is public, and nothing else

@@ -9,6 +9,7 @@ import numpy as np
 from tinybnn.plots.canvas import sheet
 
 _GAP = 0.22  # inches between neighbours in a row
+_WIDE_GAP = 0.6  # and between two groups
 _FONT = 8.0  # points
 
 
@@ -30,6 +31,7 @@ class Box:
     def __init__(self, kind="", lines=(), carries=(), group=""):
         self.kind, self.lines, self.carries, self.group = kind, tuple(lines), carries, group
         self.sources, self.targets = [], []  # boxes whose arrows end and begin here
+        self.path = ""  # of a module
         self.rank = 0  # rows above the last one
         self.x = 0.0
         self.is_told = False  # whether what it carries has been written
@@ -44,14 +46,23 @@ def connect(source, target):
     source.targets.append(target)
 
 
-def laid_out(boxes):
+def laid_out(boxes, from_top=False):
     """Rows of boxes at their places, the result's row first.
 
     Parameters
     ----------
     boxes : list of Box
         Each before those that its arrows come from.
+    from_top : bool
+        Whether each box stands as far up as its sources let it; else as far down as its targets do.
     """
+    for box in boxes:
+        for source in box.sources:
+            source.rank = max(source.rank, box.rank + 1)
+    if from_top:
+        top = max(box.rank for box in boxes)
+        for box in boxes[::-1]:
+            box.rank = min((source.rank - 1 for source in box.sources), default=top)
     rows = _rows(boxes)
     _order(rows)
     _place(rows)
@@ -60,9 +71,6 @@ def laid_out(boxes):
 
 def _rows(boxes):
     """Rows of boxes, the result's first. An arrow over several rows gets a bend in each."""
-    for box in boxes:
-        for source in box.sources:
-            source.rank = max(source.rank, box.rank + 1)
     rows = [[] for _ in range(1 + max(box.rank for box in boxes))]
     for box in boxes:
         rows[box.rank].append(box)
@@ -138,7 +146,10 @@ def _place(rows):
                 near = (box.sources or box.targets) if downwards else (box.targets or box.sources)
                 pull = [b.weight**2 for b in near]
                 wanted.append(np.average([b.x for b in near], weights=pull) if near else box.x)
-            gaps = [(a.width + b.width) / 2 + _GAP for a, b in itertools.pairwise(row)]
+            gaps = [
+                (a.width + b.width) / 2 + (_GAP if a.group == b.group else _WIDE_GAP)
+                for a, b in itertools.pairwise(row)
+            ]
             weights = [box.weight**2 for box in row]
             for box, x in zip(row, _spread(np.array(wanted), weights, gaps), strict=True):
                 box.x = float(x)
@@ -183,11 +194,11 @@ def draw(rows, ax, fills, styles=None, row_height=0.66):
     """
     boxes = [box for row in rows for box in row]
     middle = _middles(rows, row_height)
-    left = min(b.x - b.width / 2 for b in boxes) - 0.25
+    left = min(b.x - b.width / 2 for b in boxes) - (0.45 if any(b.group for b in boxes) else 0.25)
     right = max(b.x + b.width / 2 for b in boxes) + 0.25
     margin = max(0.0, (3.9 - (right - left)) / 2)  # the legend's width
     handles = _legend(boxes, fills, styles or {})
-    above = 0.3 + 0.17 * -(-len(handles) // 3) + 0.2 * any(box.group for box in boxes)
+    above = 0.3 + 0.17 * -(-len(handles) // 3)
     top = middle[-1] + max(b.height for b in rows[-1]) / 2
     bottom = middle[0] - max(b.height for b in rows[0]) / 2 - 0.18
     ax, scale = sheet(ax, (left - margin, right + margin, bottom, top + above))
@@ -276,7 +287,7 @@ def _draw_frames(ax, boxes, middle, scale):
 
     for group in dict.fromkeys(box.group for box in boxes if box.group):
         inside = [box for box in boxes if box.group == group]
-        left = min(b.x - b.width / 2 for b in inside) - 0.1
+        left = min(b.x - b.width / 2 for b in inside) - 0.28
         right = max(b.x + b.width / 2 for b in inside) + 0.1
         bottom = min(middle[b.rank] - b.height / 2 for b in inside) - 0.1
         top = max(middle[b.rank] + b.height / 2 for b in inside) + 0.1
@@ -287,8 +298,8 @@ def _draw_frames(ax, boxes, middle, scale):
             )
         )  # fmt: skip
         ax.text(
-            left + 0.04, top + 0.05, group, fontsize=scale * _FONT, ha="left", va="bottom",
-            color="0.25", fontstyle="italic",
+            left + 0.1, (bottom + top) / 2, group, fontsize=scale * _FONT, ha="center",
+            va="center", rotation=90, color="0.25", fontstyle="italic",
         )  # fmt: skip
 
 

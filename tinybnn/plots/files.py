@@ -58,6 +58,8 @@ def packed_file(path, *, ax=None):
         for left, top, wide, high in rectangles:
             ax.add_patch(Rectangle((left, top), wide, high, color=_COLORS[kind], linewidth=0))
         ax.plot([start % width] * 2, [start // width, start // width + 1], color="white", lw=0.8)
+        if not label:
+            continue
         left, top, wide, high = largest = max(rectangles, key=lambda r: r[2] * r[3])
         text = ax.text(
             left + wide / 2, top + high / 2, label, ha="center", va="center", fontsize="small",
