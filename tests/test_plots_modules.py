@@ -48,12 +48,11 @@ def test_the_block_of_bdnet():
     ax = plots.architecture(block(), (8, 6, 6))
     render(ax.figure)
     found = texts(ax)
-    counts = {name: found.count(name) for name in
-              ("input", "RSign", "BinaryConv2d", "+", "BatchNorm2d", "RPReLU", "output")}  # fmt: skip
-    assert counts == {
+    expected = {
         "input": 1, "RSign": 2, "BinaryConv2d": 2, "+": 3, "BatchNorm2d": 1, "RPReLU": 1,
         "output": 1,
     }  # fmt: skip
+    assert {name: found.count(name) for name in expected} == expected
     assert found.count("3×3, depth-wise") == 2 and found.count("8×6×6") == 10
     last, before, branches = height_of(ax, "+")
     [norm] = height_of(ax, "BatchNorm2d")
@@ -93,8 +92,8 @@ def test_a_box_is_as_colourful_as_its_products():
     """Real, of signs, ternary; signs inside of a layer are named there."""
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BinaryConv2d(4, 4, 3, groups=2),
-        nn.BinaryConv2d(4, 4, 3, weight_quantizer="ste_tern"), nn.Flatten(), nn.Quantize("ste_tern"),
-        nn.BinaryLinear(4, 2, input_quantizer=None),
+        nn.BinaryConv2d(4, 4, 3, weight_quantizer="ste_tern"), nn.Flatten(),
+        nn.Quantize("ste_tern"), nn.BinaryLinear(4, 2, input_quantizer=None),
     )  # fmt: skip
     ax = plots.architecture(model, (1, 7, 7))
     render(ax.figure)

@@ -21,16 +21,27 @@ from tinybnn.plots.canvas import (
     zoom,
 )
 from tinybnn.plots.files import packed_file
+from tinybnn.plots.landscapes import (
+    contours,
+    eigenvalues,
+    flip_spectrum,
+    landscape,
+    landscape_html,
+    latents,
+    sign_flips,
+    spectrum,
+)
 from tinybnn.plots.lines import curves, curves_through, dots, history, trade_off
 from tinybnn.plots.modules import architecture, architectures, hybnn
 from tinybnn.plots.networks import graph
 from tinybnn.plots.roof import roofline
 
 __all__ = [
-    "MINUS", "PALETTE", "PLUS", "accumulators", "architecture", "architectures", "convolution",
-    "curves", "curves_through", "dots", "figure", "filters", "graph", "heat_map", "history",
-    "hybnn", "images", "layer_accumulators", "legend_beside", "logarithmic", "marks",
-    "packed_file", "partition", "quantizer", "roofline", "save", "signs", "table", "trade_off",
-    "whole_numbers", "zoom",
+    "MINUS", "PALETTE", "PLUS", "accumulators", "architecture", "architectures", "contours",
+    "convolution", "curves", "curves_through", "dots", "eigenvalues", "figure", "filters",
+    "flip_spectrum", "graph", "heat_map", "history", "hybnn", "images", "landscape",
+    "landscape_html", "latents", "layer_accumulators", "legend_beside", "logarithmic", "marks",
+    "packed_file", "partition", "quantizer", "roofline", "save", "sign_flips", "signs",
+    "spectrum", "table", "trade_off", "whole_numbers", "zoom",
 ]  # fmt: skip
 __dir__ = __all__.copy  # dir() shows what is public, and nothing else
