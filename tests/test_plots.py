@@ -132,6 +132,7 @@ PICTURES = {
 OTHERS = {
     "architectures",
     "figure",
+    "landscape_html",
     "legend_beside",
     "logarithmic",
     "marks",

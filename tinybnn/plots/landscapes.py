@@ -8,6 +8,7 @@ from tinybnn.plots.canvas import (
     MINUS,
     PALETTE,
     PLUS,
+    legend_below,
     legend_beside,
     logarithmic,
     marks,
@@ -151,21 +152,23 @@ def contours(alphas, betas, losses, trajectory=None, *, ax=None):
     -------
     matplotlib axes
     """
-    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.colors import LinearSegmentedColormap, LogNorm
     from matplotlib.patheffects import withStroke
 
     alphas, betas, losses = _grid_of_losses("contours", alphas, betas, losses)
     shown = np.ma.masked_invalid(losses.T)
     low, high = float(shown.min()), float(shown.max())
+    norm = None
     if low > 0 and high > 20 * low:
-        levels = np.geomspace(low, high, 13)
+        levels, norm = np.geomspace(low, high, 13), LogNorm(low, high)
     else:
         levels = np.linspace(low, high, 13) if high > low else low + np.array([-0.5, 0.5])
     colors = LinearSegmentedColormap.from_list("loss", [MINUS, PALETTE[5], "white"])
-    filled = ax.contourf(alphas, betas, shown, levels, cmap=colors, extend="neither")
+    filled = ax.contourf(alphas, betas, shown, levels, cmap=colors, norm=norm)
     if high > low:
         lines = ax.contour(alphas, betas, shown, levels[1:-1:2], colors="0.25", linewidths=0.6)
-        ax.clabel(lines, fmt="%.3g", fontsize="x-small")
+        for text in ax.clabel(lines, fmt="%.3g", fontsize="x-small"):
+            text.set_path_effects([withStroke(linewidth=2, foreground="white")])
     bar = ax.get_figure().colorbar(filled, ax=ax, label="loss", format="%.3g")
     bar.ax.tick_params(labelsize="small")
     outline = [withStroke(linewidth=3, foreground="white")]
@@ -190,7 +193,8 @@ def contours(alphas, betas, losses, trajectory=None, *, ax=None):
         xlabel="step along the first direction", ylabel="step along the second direction",
         xlim=(alphas.min(), alphas.max()), ylim=(betas.min(), betas.max()),
     )  # fmt: skip
-    ax.legend(loc="upper left", fontsize="small", framealpha=0.9)
+    ax.locator_params(nbins=6)
+    legend_below(ax, [line for line in ax.get_lines() if not line.get_label().startswith("_")])
 
 
 def landscape_html(path, alphas, betas, losses, trajectory=None):
@@ -257,7 +261,7 @@ def landscape_html(path, alphas, betas, losses, trajectory=None):
         },
         margin={"l": 0, "r": 0, "t": 10, "b": 0},
     )  # fmt: skip
-    write_atomic(path, figure.to_html(include_plotlyjs=True).encode())
+    write_atomic(path, figure.to_html(include_plotlyjs=True, div_id="landscape").encode())
     return figure
 
 
@@ -299,7 +303,7 @@ def sign_flips(flips, names=None, *, ax=None):
     Parameters
     ----------
     flips : (steps, layers)
-        Shares from 0 to 1. Many steps are averaged over as many as the picture can show.
+        Shares from 0 to 1. Many steps are averaged, so that there are at most 400 columns.
     names : sequence of str, optional
         Of the layers; by default their numbers.
 
@@ -319,15 +323,17 @@ def sign_flips(flips, names=None, *, ax=None):
     names = range(layers) if names is None else names
     if len(names) != layers:
         raise ValueError(f"sign_flips: expects {layers} names, got {len(names)}")
-    parts = np.array_split(flips, min(steps, _MOST_COLUMNS))
-    shown = np.stack([part.mean(0) for part in parts], 1)  # (layers, columns)
+    width = -(-steps // _MOST_COLUMNS)  # steps of a column
+    starts = np.arange(0, steps, width)
+    counts = np.diff([*starts, steps])
+    shown = np.add.reduceat(flips, starts).T / counts  # (layers, columns)
     colors = LinearSegmentedColormap.from_list("flips", ["white", PALETTE[5], MINUS, "black"])
     drawn = ax.imshow(
         100 * shown, cmap=colors, vmin=0, aspect="auto", interpolation="nearest",
-        extent=(0.5, steps + 0.5, layers - 0.5, -0.5),
+        extent=(0.5, len(starts) * width + 0.5, layers - 0.5, -0.5),
     )  # fmt: skip
     ax.get_figure().colorbar(drawn, ax=ax, label="signs that flip in a step, %")
-    ax.set(xlabel="step", ylabel="layer")
+    ax.set(xlabel="step", ylabel="layer", xlim=(0.5, steps + 0.5))
     ax.set_yticks(range(layers), names, fontsize="small")
     whole_numbers(ax, "x")
 
@@ -353,20 +359,28 @@ def latents(weights, clip=1.0, *, ax=None):
     weights = np.ravel(np.asarray(weights, float))
     if not weights.size or not np.isfinite(weights).all():
         raise ValueError("latents: weights must be finite numbers, at least one")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"latents: clip must be positive or None, got {clip!r}")
     limit = np.abs(weights).max() or 1.0
-    if clip is not None:
-        limit = max(limit, 1.05 * clip)
     edges = np.linspace(-limit, limit, 81)
+    if clip is not None:  # which is the border of two bars
+        width = clip / max(1, round(40 * clip / max(limit, 1.1 * clip)))
+        count = int(np.ceil(max(limit, 1.1 * clip) / width))
+        edges = width * np.arange(-count, count + 1)
+        limit = edges[-1]
     parts = [(np.ones(len(weights), bool), MINUS, "latent weights")]
     if clip is not None:
         beyond, at = np.abs(weights) > clip, np.abs(weights) == clip
         parts = [
             (~beyond & ~at, MINUS, "inside"), (at, PALETTE[5], "at the clip"),
-            (beyond, PLUS, "beyond it: no gradient"),
+            (beyond, PLUS, "beyond, without gradient"),
         ]  # fmt: skip
     bottom = np.zeros(len(edges) - 1)
     for chosen, color, label in parts:
-        counts = np.histogram(weights[chosen], edges)[0]
+        values = weights[chosen]
+        if label == "at the clip":
+            values = 0.999 * values  # in the outermost bars inside
+        counts = np.histogram(values, edges)[0]
         if len(parts) > 1:
             label = f"{label}: {np.mean(chosen):.1%}"
         ax.bar(edges[:-1], counts, np.diff(edges), bottom, align="edge", color=color, label=label)
