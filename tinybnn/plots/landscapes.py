@@ -257,9 +257,10 @@ def landscape_html(path, alphas, betas, losses, trajectory=None):
     figure.update_layout(
         scene={
             "xaxis_title": "first direction", "yaxis_title": "second direction",
-            "zaxis_title": "loss",
+            "zaxis_title": "loss", "aspectmode": "cube",
+            "camera": {"eye": {"x": 1.6, "y": 1.6, "z": 1.1}},
         },
-        margin={"l": 0, "r": 0, "t": 10, "b": 0},
+        legend={"x": 0, "y": 1}, margin={"l": 0, "r": 0, "t": 10, "b": 0},
     )  # fmt: skip
     write_atomic(path, figure.to_html(include_plotlyjs=True, div_id="landscape").encode())
     return figure
