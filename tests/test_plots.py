@@ -413,6 +413,24 @@ def test_values_far_from_the_others_break_the_axis():
     assert heights[0] > 2 * heights[1]  # where most of the values are
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_broken_axis_takes_the_place_of_the_axes_it_was_given(by_hand):
+    figure = plots.figure(figsize=(9, 4), **{})
+    left, right = figure.subplots(1, 2)
+    if by_hand:  # a place of its own, not one of a grid
+        right.remove()
+        right = figure.add_axes((0.6, 0.2, 0.2, 0.6))
+    place = right.get_position()
+    plots.dots({"a": [(99.0, 1)] * 3, "b": [(50.0, 1)] * 3}, "xyz", "accuracy", ax=right)
+    plots.dots({"a": [(99.0, 1), (98.0, 1), (50.0, 1)]}, "xyz", "accuracy", ax=left)
+    render(figure)
+    assert left not in figure.axes
+    upper, lower = figure.axes[-2:]
+    assert upper.get_position().y0 > lower.get_position().y0
+    if by_hand:
+        assert right in figure.axes and right.get_position().bounds == place.bounds
+
+
 @pytest.mark.parametrize("values", [[0.97, 0.99], [0.5], [0.5, 0.5, 0.5], [0.1, 0.2, 0.35, 0.5]])
 def test_values_without_a_gap_keep_one_axis(values):
     figure = plots.figure()
