@@ -37,7 +37,8 @@ def add_reproduce(commands):
         "tinybnn reproduce ops",
     )
     for add in (
-        _add_classifiers, _add_hybnn, _add_bounds, _add_fedhybnn, _add_fedavg, _add_bdnet, _add_ops,
+        _add_classifiers, _add_hybnn, _add_bounds, _add_fedhybnn, _add_fedavg, _add_bdnet,
+        _add_hessian, _add_ops,
     ):  # fmt: skip
         add(experiments)
 
@@ -270,36 +271,41 @@ def _add_bdnet(experiments):
             f"tinybnn reproduce {name} --quick",
             f"TINYBNN_DATA=DIR tinybnn reproduce {name} --seeds {seeds} --epochs 25",
         )
-        add_dataset(experiment, "data set (cifar10; with --quick digits)")
-        experiment.add_argument(
-            "--width", type=above_zero, metavar="X", help="factor of all channels (0.25)"
-        )
-        experiment.add_argument(
-            "--base", choices=["reactnet", "adabin"], metavar="B",
-            help="what BD-Net is built on: reactnet or adabin (reactnet)",
-        )  # fmt: skip
-        _add_seeds(experiment, seeds, "; with --quick 1")
-        _add_arms(experiment, "some of the networks only (all)")
-        experiment.add_argument("--epochs", type=whole(1), metavar="N", help="(25)")
-        experiment.add_argument("--batch-size", type=whole(2), metavar="N", help="(128)")
-        experiment.add_argument(
-            "--lr", type=above_zero, metavar="X", help="of Adam at the start (0.003)"
-        )
-        experiment.add_argument(
-            "--schedule", choices=["cosine", "linear"], metavar="S",
-            help="how it goes to 0: cosine or linear (cosine)",
-        )  # fmt: skip
-        experiment.add_argument(
-            "--two-step", action="store_true", default=None,
-            help="first binary activations with real weights, then both binary",
-        )  # fmt: skip
-        experiment.add_argument(
-            "--distill", type=share, metavar="X",
-            help="part of the target that is what a float network says, 0 to 1 (0)",
-        )  # fmt: skip
-        _add_limit(experiment)
-        _add_note(experiment)
+        _add_mobile_training(experiment, seeds, epochs=25)
         _add_run(experiment, name)
+
+
+def _add_mobile_training(experiment, seeds, epochs):
+    """What decides how BD-Net's networks are trained."""
+    add_dataset(experiment, "data set (cifar10; with --quick digits)")
+    experiment.add_argument(
+        "--width", type=above_zero, metavar="X", help="factor of all channels (0.25)"
+    )
+    experiment.add_argument(
+        "--base", choices=["reactnet", "adabin"], metavar="B",
+        help="what BD-Net is built on: reactnet or adabin (reactnet)",
+    )  # fmt: skip
+    _add_seeds(experiment, seeds, "; with --quick 1")
+    _add_arms(experiment, "some of the networks only (all)")
+    experiment.add_argument("--epochs", type=whole(1), metavar="N", help=f"({epochs})")
+    experiment.add_argument("--batch-size", type=whole(2), metavar="N", help="(128)")
+    experiment.add_argument(
+        "--lr", type=above_zero, metavar="X", help="of Adam at the start (0.003)"
+    )
+    experiment.add_argument(
+        "--schedule", choices=["cosine", "linear"], metavar="S",
+        help="how it goes to 0: cosine or linear (cosine)",
+    )  # fmt: skip
+    experiment.add_argument(
+        "--two-step", action="store_true", default=None,
+        help="first binary activations with real weights, then both binary",
+    )  # fmt: skip
+    experiment.add_argument(
+        "--distill", type=share, metavar="X",
+        help="part of the target that is what a float network says, 0 to 1 (0)",
+    )  # fmt: skip
+    _add_limit(experiment)
+    _add_note(experiment)
 
 
 def _bdnet(options):
@@ -308,6 +314,39 @@ def _bdnet(options):
     _check_arms(options, bdnet.EXPERIMENTS[options.experiment])
     run = functools.partial(bdnet.run, options.experiment)
     _carry_out(options, bdnet, _seeds(options), options.arms, options.note, run=run)
+
+
+def _add_hessian(experiments):
+    hessian = add_command(
+        experiments,
+        "hessian",
+        _hessian,
+        "BD-Net's Figure 5: the largest eigenvalues of the Hessian",
+        "Train MobileNet V1 as float network, as ReActNet and with binary depth-wise\n"
+        "convolutions: naive, with the shortcut before the batch norm, with the 1.58-bit\n"
+        "convolution, with both. Before and after the training: the largest eigenvalues of the\n"
+        "Hessian and the density of all. The table (hessian.md), figures (hessian.json) and a\n"
+        "picture go to RUN. Repeat the command after an interruption.",
+        "tinybnn reproduce hessian --quick",
+        "TINYBNN_DATA=DIR tinybnn reproduce hessian --seeds 3",
+    )
+    _add_mobile_training(hessian, 3, epochs=5)
+    for name, low, what in (
+        ("images", 2, "on which the Hessian is computed (512)"),
+        ("steps", 10, "of Lanczos (30)"),
+        ("vectors", 1, "at random, of the density (2)"),
+    ):
+        hessian.add_argument(f"--{name}", type=whole(low), metavar="N", help=what)
+    add_json(hessian)
+    _add_run(hessian, "hessian")
+
+
+def _hessian(options):
+    from tinybnn.experiments.bdnet import EXPERIMENTS, curvature
+
+    check_outputs(options, "json")
+    _check_arms(options, EXPERIMENTS["hessian"])
+    write_json(options, _carry_out(options, curvature, _seeds(options), options.arms, options.note))
 
 
 def _add_ops(experiments):
@@ -436,6 +475,7 @@ _TAKES = {
     "fedavg": "a quarter of an hour a training, two for each of --arms",
     "bdnet-ablation": "10 to 45 minutes a network on CIFAR-10",
     "bdnet-table2": "10 to 45 minutes a network on CIFAR-10",
+    "hessian": "a quarter of an hour a network on CIFAR-10",
 }
 
 
@@ -471,7 +511,9 @@ def _carry_out(options, experiment, *chosen, run=None):
     check_folder(options, "out")
     takes = "" if options.quick else _TAKES[options.experiment]
     with _announced(options.experiment, options.out, takes):
-        (run or experiment.run)(options.out, config, *chosen, options.threads, not options.quiet)
+        return (run or experiment.run)(
+            options.out, config, *chosen, options.threads, not options.quiet
+        )
 
 
 def _experiment_config(options, experiment):
