@@ -33,9 +33,9 @@ COLUMNS = {
     "peer_max_s": float, "ratio": float, "ratio_of_fastest": float, "target": float,
     "target_of": str, "is_met": bool, "peak_share": float, "rate": float, "unit": str,
     "bytes": int, "products": int, "peer_bytes": int, "profile": list, "memory": dict,
-    "peer_memory": dict, "operations": list,
+    "peer_memory": dict, "operations": list, "group": str,
 }  # fmt: skip
-ALWAYS = list(COLUMNS)[:12]
+ALWAYS = [*list(COLUMNS)[:12], "group"]
 
 
 @pytest.fixture
@@ -44,6 +44,7 @@ def alone(monkeypatch):
     for module in (bench_models, peers, report, torch_training):
         monkeypatch.setattr(module, "is_installed", lambda *names: False)
     monkeypatch.delenv("TINYBNN_LARQ_PYTHON", raising=False)
+    monkeypatch.setattr(rounds, "cpu_features", lambda: {"avx512vpopcntdq"})  # for targets alone
 
 
 # ------------------------------------------------------------------------------------------- turns
@@ -155,6 +156,22 @@ def test_a_target_for_seconds_is_an_upper_bound():
     assert rounds.Target("rate", 40.0).is_met({"rate": 40.0})
 
 
+@pytest.mark.parametrize(
+    ("features", "value"),
+    [
+        ({"avx2", "avx512bw", "avx512vpopcntdq"}, 3.5),
+        ({"avx2", "avx512bw"}, 2.2),
+        ({"avx2"}, 2.2),
+        ({"sse4.2"}, None),
+        ({"neon"}, None),
+    ],
+)
+def test_a_target_is_that_of_the_kind_of_cpu(monkeypatch, features, value):
+    monkeypatch.setattr(rounds, "cpu_features", lambda: features)
+    expected = None if value is None else rounds.Target("ratio", value)
+    assert rounds.target("ratio", 3.5, 2.2) == expected
+
+
 # ------------------------------------------------------------------------------------------ groups
 
 
@@ -203,6 +220,10 @@ def test_kernels(alone, tmp_path):
     assert "40 GB/s: " in text and "90% of the peak: " in text
     bench.draw(tmp_path / "roofline.png", found)
     assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
+    page = bench.page(found)
+    assert found["machine"]["processor"] in page and found["machine"]["vectors"] in page
+    lines = [line for line in page.split("\n") if line.startswith("| XNOR product, sums 3136×256×")]
+    assert len(lines) == 1 and "75% of the peak: " in lines[0]
 
 
 def test_depthwise(alone):
@@ -245,17 +266,19 @@ def test_startup(alone, monkeypatch):
         "first prediction, warm", "first prediction, cold", "import tinybnn",
         "kernels of training, warm", "kernels of training, cold",
     ]  # fmt: skip
-    assert [row["target"] for row in rows] == [0.5, 15.0, 0.3, 1.0, 20.0]
+    assert [row["target"] for row in rows] == [0.35, 7.0, 0.3, 1.0, 15.0]
     assert rows[2]["ours_s"] < rows[0]["ours_s"]
-    assert "15 s: met" in text
+    assert "15 s: met" in text and "7 s: met" in text
 
 
 NARROW = (
     training.Network(
-        "VGG", lambda rng: models.vgg_small(width=0.125, rng=rng), (3, 32, 32), 16, 3.5
+        "VGG", lambda rng: models.vgg_small(width=0.125, rng=rng), (3, 32, 32), 16, (3.5, 2)
     ),
-    training.Network("separable", lambda rng: training.separable(0.125), (3, 32, 32), 4, 1.5),
-    training.Network("autoencoder", lambda rng: training.autoencoder(), (1, 28, 28), 4, 1, None),
+    training.Network("separable", lambda rng: training.separable(0.125), (3, 32, 32), 4, (1.5, 1)),
+    training.Network(
+        "autoencoder", lambda rng: training.autoencoder(), (1, 28, 28), 4, (1, 1), None
+    ),
 )
 
 
@@ -467,7 +490,7 @@ def test_check(monkeypatch, capsys, agrees, code):
     [
         (["kernels", "--check"], "--check is an option of train, not of kernels"),
         (["models", "--profile"], "--profile is an option of train, not of models"),
-        (["train", "--check", "--profile"], "leave --plot and --profile out"),
+        (["train", "--check", "--profile"], "leave --plot, --page and --profile out"),
     ],
 )
 def test_options_of_training(arguments, advice, capsys):

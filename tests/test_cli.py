@@ -628,6 +628,7 @@ def test_bench(tmp_path):
 def test_bench_refuses_before_it_measures(tmp_path):
     assert "number from 1 to" in refused("bench", "all", "--threads", "4096", code=2)
     assert "there is no folder" in refused("bench", "all", "--plot", tmp_path / "no" / "roof.png")
+    assert "there is no folder" in refused("bench", "all", "--page", tmp_path / "no" / "bench.md")
 
 
 # -------------------------------------------------------------- data, summary, reproduce, federated

@@ -18,6 +18,8 @@ from tinybnn.kernels.floats import convolution
 from tinybnn.kernels.machine import simd, threads
 from tinybnn.tensor import Tensor
 
+from cpus import compiles_for
+
 seeds = st.integers(0, 2**32 - 1)
 sides = st.integers(1, 3)
 compiled = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="the run without compilation")
@@ -365,10 +367,6 @@ def test_refusals(function, arguments, keywords, message):
 
 # ------------------------------------------------------------- without compilation, on smaller CPUs
 
-CPUS = {
-    "AVX2": ("haswell", "+avx2,+avx,+bmi,+bmi2,+fma,+lzcnt,+popcnt,+sse4.2", True),
-    "SSE4.2": ("nehalem", "+sse4.2,+popcnt", False),
-}
 PROGRAM = """
     import numpy as np
     from tinybnn.kernels.floats import convolution, gathered
@@ -400,12 +398,11 @@ def run(command, **environment):
 
 @compiled
 @x86
-@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("cpu", ["AVX2", "SSE4.2"])
 def test_smaller_cpus(cpu, tmp_path):
     """The same kernels are correct where vectors are shorter, and use nothing that is not there."""
-    name, features, has_fma = CPUS[cpu]
-    program = textwrap.dedent(PROGRAM).replace("HAS_FMA", repr(has_fma))
-    environment = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+    program = textwrap.dedent(PROGRAM).replace("HAS_FMA", repr(cpu == "AVX2"))
+    environment = compiles_for(cpu)
     environment |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     run([sys.executable, "-c", program], **environment)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinybnn import analysis, cli
+from tinybnn import analysis, cli, tables
 from tinybnn.experiments import report_text, run_folder
 
 
@@ -91,7 +91,7 @@ def test_paragraphs_are_short_lines(words):
 
 
 def test_a_table_in_markdown():
-    found = report_text.markdown_table(["", "a"], [["x", 1], ["y", 0.5]])
+    found = tables.markdown(["", "a"], [["x", 1], ["y", 0.5]])
     assert found == "|  | a |\n| --- | --- |\n| x | 1 |\n| y | 0.5 |\n"
 
 

@@ -1,4 +1,4 @@
-"""Tables, as text for a terminal and as HTML for a notebook."""
+"""Tables, as text for a terminal, as HTML for a notebook and as Markdown for a page."""
 
 from __future__ import annotations
 
@@ -73,6 +73,12 @@ def _wrap(cell, width):
     if len(cell) <= width and cell.isprintable():
         return [cell]
     return textwrap.wrap(cell, width) or [""]
+
+
+def markdown(header, rows):
+    """A table in Markdown; cells become text."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
 def html(header, rows, align=None, title=""):

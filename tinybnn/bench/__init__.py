@@ -10,6 +10,6 @@ Peers are NumPy always, and PyTorch, ONNX Runtime and Larq Compute Engine where 
 (`peers`). None of them is needed.
 """
 
-from tinybnn.bench.report import GROUPS, check, draw, run
+from tinybnn.bench.report import GROUPS, check, draw, page, run
 
-__all__ = ["GROUPS", "check", "draw", "run"]
+__all__ = ["GROUPS", "check", "draw", "page", "run"]

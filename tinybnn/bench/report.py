@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import llvmlite.binding
 import numpy as np
 
 from tinybnn import analysis, plots, tables
@@ -20,7 +22,7 @@ from tinybnn.bench.rounds import Settings, rest
 from tinybnn.bench.startup import startup
 from tinybnn.bench.training import training
 from tinybnn.kernels.machine import threads
-from tinybnn.kernels.machine.simd import cpu_kind
+from tinybnn.kernels.machine.simd import cpu_kind, cpu_name
 from tinybnn.kernels.signs import xnor
 from tinybnn.kernels.signs.prepared import has_fast_look_ups
 
@@ -47,9 +49,10 @@ def run(group="all", num_threads=None, quick=False, say=print, profile=False):
     Returns
     -------
     dict
-        Ready for JSON. ``machine`` (processor, cores, versions), ``threads``, ``command``,
-        ``date``, ``roof`` (see `measure_roof`) and ``rows``, a list of dicts, all with the same
-        keys; None where one has no meaning:
+        Ready for JSON. ``machine`` (processor, cores, versions; ``vectors``, ``model`` and
+        ``compiled_for`` as in `_processor`), ``threads``, ``command``, ``date``, ``roof`` (see
+        `measure_roof`) and ``rows``, a list of dicts, all with the same keys; None where one has
+        no meaning:
 
         ``name``, ``shape``, ``threads``
             What was measured.
@@ -78,6 +81,8 @@ def run(group="all", num_threads=None, quick=False, say=print, profile=False):
         ``operations``
             Of training, with `profile`, in the last row of each network: the rows of an
             `analysis.OperationTimes`.
+        ``group``
+            Of `GROUPS`.
 
     Raises
     ------
@@ -120,7 +125,7 @@ def run(group="all", num_threads=None, quick=False, say=print, profile=False):
                     say(_memory(row))
                 if row["operations"]:
                     say(_indented(operations.table(row["operations"], _INNER)))
-                rows.append(row)
+                rows.append(row | {"group": name})
                 before = row
     options = " --profile" * profile + " --quick" * quick
     return _circumstances(group, num_threads, options) | {"roof": roof, "rows": rows}
@@ -162,10 +167,20 @@ def _default_threads(num_threads):
 def _circumstances(group, num_threads, options):
     """On what, how and when was measured."""
     return {
-        "machine": analysis.machine() | {"peers": versions()},
+        "machine": analysis.machine() | _processor() | {"peers": versions()},
         "threads": num_threads,
         "command": f"tinybnn bench {group} --threads {num_threads}{options}",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _processor():
+    """What kernels see: ``vectors`` in words; LLVM's names of the ``model`` that is there and of
+    the one that kernels are ``compiled_for``, which NUMBA_CPU_NAME may set."""
+    return {
+        "vectors": cpu_kind(),
+        "model": llvmlite.binding.get_host_cpu_name(),
+        "compiled_for": cpu_name(),
     }
 
 
@@ -214,6 +229,52 @@ def _register_peaks(count):
         yield xnor.register_peak()
 
 
+# --------------------------------------------------------------------------------------- the page
+
+_TITLES = {
+    "kernels": "Products of signs, packing", "depthwise": "Depth-wise convolutions",
+    "models": "Packed models", "startup": "The first moments of a process",
+    "train": "Steps of training",
+}  # fmt: skip
+_COLUMNS = ("what", "ours, ms", "peer", "peer, ms", "ratio", "of the fastest", "rate", "target")
+
+
+def page(report):
+    """What `run` returned as a page in Markdown: the machine, and a table for each group."""
+    machine, roof = report["machine"], report["roof"]
+    peers = ", ".join(f"{name} {version}" for name, version in machine["peers"].items())
+    where = (
+        f"{report['date']}. {machine['processor']} ({machine['model']}), {machine['cores']} cores; "
+        f"{report['threads']} threads. Python {machine['python']}, NumPy {machine['numpy']}, Numba "
+        f"{machine['numba']}{', ' * bool(peers)}{peers}. Peak of the registers: "
+        f"{roof['register_peak'] / 1e9:,.0f} Gbit-MAC/s a core. Memory: "
+        f"{roof['bandwidth'] / 1e9:.0f} GB/s ({roof['bandwidth_by']}). Times are medians; the "
+        "ratios are those of the medians and of the fastest runs."
+    )
+    title, command = f"# Measured with {machine['vectors']}", f"    {report['command']}"
+    parts = [title, command, textwrap.fill(where, 100)]
+    if machine["compiled_for"] != machine["model"]:
+        parts.append(
+            textwrap.fill(
+                f"Kernels were compiled for {machine['compiled_for']}, which this processor is "
+                "not: a newer processor that leaves some instructions out has other speeds than "
+                "an older one that lacks them.",
+                100,
+            )
+        )
+    for group, rows in itertools.groupby(report["rows"], key=lambda row: row["group"]):
+        table = [_cells(row) for row in rows]
+        parts += [f"## {_TITLES[group]}", tables.markdown(_COLUMNS, table).rstrip()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cells(row):
+    ours, peer = (_milliseconds(row[f"{key}_s"]) for key in ("ours", "peer"))
+    ratios = (_ratio(row[key]) for key in ("ratio", "ratio_of_fastest"))
+    what = f"{row['name']} {row['shape']}".rstrip()
+    return what, ours, row["peer"], peer, *ratios, _rate(row), _target(row)
+
+
 # ------------------------------------------------------------------------------------- the screen
 
 # Who, milliseconds, the fastest and the slowest run, the two ratios, and a remark: 100 columns.
@@ -229,18 +290,24 @@ def _lines(row, before):
     if before is None or any(row[key] != before[key] for key in ("name", "shape", "ours_s")):
         title = f"{row['name']}  {row['shape']}".rstrip()
         lines.append(textwrap.fill(title, tables.WIDTH, subsequent_indent="  "))
-        rate = "" if row["rate"] is None else f"{row['rate']:,.0f} {row['unit']}"
-        peak = "" if row["peak_share"] is None else f"{row['peak_share']:.0%} of the peak"
-        remark = ", ".join(filter(None, (rate, peak)))
-        lines.append(tables.line((*_times("ours", row, "ours"), remark), _OURS, "<>><"))
-    target = ""
-    if row["target"] is not None:
-        asked = _UNITS.get(row["target_of"], "{:g} s").format(row["target"])
-        target = f"{asked}: {'met' if row['is_met'] else 'missed'}"
+        lines.append(tables.line((*_times("ours", row, "ours"), _rate(row)), _OURS, "<>><"))
     ratios = (_ratio(row[key]) for key in ("ratio", "ratio_of_fastest"))
-    cells = (*_times(row["peer"], row, "peer"), *ratios, target)
+    cells = (*_times(row["peer"], row, "peer"), *ratios, _target(row))
     lines.append(tables.line(cells, _WIDTHS, _ALIGN))
     return "\n".join(lines)
+
+
+def _rate(row):
+    rate = "" if row["rate"] is None else f"{row['rate']:,.0f} {row['unit']}"
+    peak = "" if row["peak_share"] is None else f"{row['peak_share']:.0%} of the peak"
+    return ", ".join(filter(None, (rate, peak)))
+
+
+def _target(row):
+    if row["target"] is None:
+        return ""
+    asked = _UNITS.get(row["target_of"], "{:g} s").format(row["target"])
+    return f"{asked}: {'met' if row['is_met'] else 'missed'}"
 
 
 def _times(who, row, key):

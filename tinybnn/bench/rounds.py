@@ -21,6 +21,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+from tinybnn.kernels.machine.simd import cpu_features
 from tinybnn.kernels.signs import xnor
 
 _PAUSE = 0.02  # seconds; threads that spin show within this time
@@ -83,6 +84,22 @@ class Target(NamedTuple):
     def is_met(self, row):
         found = row[self.column]
         return found <= self.value if self.column == "ours_s" else found >= self.value
+
+
+def target(column, avx512, avx2):
+    """What the project asks of itself on this kind of CPU; None where it asks nothing.
+
+    Parameters
+    ----------
+    column : str
+        As of `Target`.
+    avx512, avx2 : float
+        The values for a CPU that counts the bits of a vector (AVX-512 with VPOPCNTDQ), and for one
+        that has AVX2, or AVX-512 without that instruction. None are set for other CPUs.
+    """
+    if "avx512vpopcntdq" in cpu_features():
+        return Target(column, avx512)
+    return Target(column, avx2) if "avx2" in cpu_features() else None
 
 
 def contender(name, function, nbytes=None, counts=False):
@@ -216,7 +233,7 @@ def make_row(name, shape, ours, peer, others, settings):
     }  # fmt: skip
     more = (
         "target", "target_of", "is_met", "peak_share", "rate", "unit", "bytes", "products",
-        "peer_bytes", "profile", "memory", "peer_memory", "operations",
+        "peer_bytes", "profile", "memory", "peer_memory", "operations", "group",
     )  # fmt: skip
     return row | dict.fromkeys(more)
 

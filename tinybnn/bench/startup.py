@@ -65,7 +65,7 @@ def startup(settings):
                     imports.append(imported)
                     warm.append(first)
             text = "×".join(map(str, (1, *shape)))
-            for kind, seconds, target in (("warm", warm, 0.5), ("cold", cold, 15.0)):
+            for kind, seconds, target in (("warm", warm, 0.35), ("cold", cold, 7.0)):
                 row_name = f"first prediction, {kind}"
                 yield _row(row_name, f"{name} {text}", seconds, bare, target, settings)
         yield _row("import tinybnn", "", imports, bare, 0.3, settings)
@@ -73,7 +73,7 @@ def startup(settings):
         program = _FIRST_STEPS.format(which=repr(which))
         cache = tempfile.mkdtemp(dir=folder)
         runs = [_printed(program, cache)[0] for _ in range(2 if settings.quick else 4)]
-        for kind, seconds, target in (("warm", runs[1:], 1.0), ("cold", runs[:1], 20.0)):
+        for kind, seconds, target in (("warm", runs[1:], 1.0), ("cold", runs[:1], 15.0)):
             row_name = f"kernels of training, {kind}"
             yield _row(row_name, which or "six networks", seconds, bare, target, settings)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tinybnn.cli.arguments import add_command, add_threads
 from tinybnn.cli.output import add_json, check_outputs, say_for, tell, write_json
+from tinybnn.storage import write_atomic
 
 
 def add_bench(commands):
@@ -18,13 +19,14 @@ def add_bench(commands):
         "they are installed. Without PyTorch, training is compared with our own way by floats.",
         "tinybnn bench kernels --threads 1",
         "tinybnn bench train --profile",
-        "tinybnn bench all --json bench.json --plot roofline.png",
+        "tinybnn bench all --json bench.json --page bench.md --plot roofline.png",
     )
     bench.add_argument(
         "group", choices=["kernels", "depthwise", "models", "startup", "train", "all"]
     )
     add_threads(bench, "(2, or one a core)")
     bench.add_argument("--plot", metavar="FILE", help="draw the roofline to FILE (PNG)")
+    bench.add_argument("--page", metavar="FILE", help="write the tables to FILE (Markdown)")
     bench.add_argument(
         "--profile", action="store_true", help="of train: where the time of a step goes"
     )
@@ -44,9 +46,9 @@ def _bench(options):
     for name, groups in (("check", ("train",)), ("profile", ("train", "all"))):
         if getattr(options, name) and options.group not in groups:
             options.parser.error(f"--{name} is an option of train, not of {options.group}")
-    if options.check and (options.plot is not None or options.profile):
-        options.parser.error("--check measures no times: leave --plot and --profile out")
-    check_outputs(options, "json", "plot")
+    if options.check and (options.plot is not None or options.page is not None or options.profile):
+        options.parser.error("--check measures no times: leave --plot, --page and --profile out")
+    check_outputs(options, "json", "plot", "page")
     say = say_for(options)
     tell(f"bench {options.group}: compiling and measuring; without --quick it takes minutes ...")
     if options.check:
@@ -59,4 +61,7 @@ def _bench(options):
     if options.plot is not None:
         bench.draw(options.plot, report)
         say(f"Picture: {options.plot}")
+    if options.page is not None:
+        write_atomic(options.page, bench.page(report).encode())
+        say(f"Page: {options.page}")
     write_json(options, report)

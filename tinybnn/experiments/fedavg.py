@@ -29,8 +29,8 @@ import numpy as np
 from tqdm import tqdm
 
 import tinybnn.experiments.hybnn.features as features
-from tinybnn import datasets, federated, models, nn, optim, plots
-from tinybnn.experiments.report_text import markdown_table, top, when_and_where, wrapped
+from tinybnn import datasets, federated, models, nn, optim, plots, tables
+from tinybnn.experiments.report_text import top, when_and_where, wrapped
 from tinybnn.experiments.run_folder import (
     as_options,
     check_least,
@@ -311,7 +311,7 @@ def report(result):
              f"{found['bytes_up'] / 1e6:,.1f}", f"{found['saving_up']:.1f}",
              f"{found['seconds']:.0f}"]
         )  # fmt: skip
-    table = markdown_table(
+    table = tables.markdown(
         ["", "", *(f"rounds to {t * 100:g}%" for t in targets), "paper, to 97%", "best, %",
          "rounds in all", "MB up", "float32 / sent up", "seconds"],
         rows,

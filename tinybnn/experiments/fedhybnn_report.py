@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn import plots
+from tinybnn import plots, tables
 from tinybnn.experiments.report_text import (
-    markdown_table,
     mean_and_std,
     percent,
     top,
@@ -18,13 +17,13 @@ from tinybnn.storage import write_atomic
 
 def _accuracies(result):
     """(partition, arm) -> (seeds, tasks, rounds); of the centralized head ("", "centralized")."""
-    tables = {("", "centralized"): [seed["centralized"] for seed in result["seeds"]]}
+    accuracies = {("", "centralized"): [seed["centralized"] for seed in result["seeds"]]}
     for partition in result["partitions"]:
         for arm in result["arms"]:
-            tables[partition, arm] = [s["federated"][partition][arm] for s in result["seeds"]]
+            accuracies[partition, arm] = [s["federated"][partition][arm] for s in result["seeds"]]
     return {
         key: np.array([[task["accuracy"] for task in seed] for seed in found])
-        for key, found in tables.items()
+        for key, found in accuracies.items()
     }
 
 
@@ -37,11 +36,11 @@ def summary(result):
         ``rounds``, after which it is given; ``centralized``, a `mean_and_std` for each; for each
         partition and arm ``accuracy`` and ``gap``, what it lacks to the centralized head.
     """
-    tables = _accuracies(result)
+    accuracies = _accuracies(result)
     rounds = milestones(result["config"]["rounds"])
-    central = tables["", "centralized"].mean(1)  # (seeds, rounds)
+    central = accuracies["", "centralized"].mean(1)  # (seeds, rounds)
     found = {"rounds": rounds, "centralized": [mean_and_std(central[:, r - 1]) for r in rounds]}
-    for (partition, arm), table in tables.items():
+    for (partition, arm), table in accuracies.items():
         if partition:
             mean = table.mean(1)
             found.setdefault(partition, {})[arm] = {
@@ -127,7 +126,7 @@ def _wire(result):
              f"{found['saving_weights_up']:.1f}", f"{found['bytes_down'][-1]:,}",
              f"{found['saving_down']:.1f}"]
         )  # fmt: skip
-    table = markdown_table(
+    table = tables.markdown(
         ["", "bytes up, last round", "float32 / payload", "float32 / weights alone",
          "bytes down, last round", "float32 / payload"],
         rows,
@@ -154,7 +153,7 @@ def _curves(result, partition):
              f"{flipped * 100:.1f}"]
         )  # fmt: skip
     header = [f"after {r} round{'s' if r > 1 else ''}" for r in found["rounds"]]
-    table = markdown_table(
+    table = tables.markdown(
         ["accuracy, mean of the tasks, %", *header, "points below centralized",
          "weights flipped, %"],
         rows,
@@ -210,9 +209,10 @@ def _who_has_which():
 
 def _lines(result, partition):
     """Title -> percent of test images after each round, in the mean of tasks and seeds."""
-    tables = _accuracies(result)
+    accuracies = _accuracies(result)
     return {
-        title: 100 * tables[partition, arm].mean((0, 1)) for arm, title in result["arms"].items()
+        title: 100 * accuracies[partition, arm].mean((0, 1))
+        for arm, title in result["arms"].items()
     }
 
 

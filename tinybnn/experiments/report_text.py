@@ -76,9 +76,3 @@ def wrapped(*paragraphs):
         )
         for text in paragraphs
     )  # fmt: skip
-
-
-def markdown_table(header, rows):
-    """A table in Markdown; cells become text."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"

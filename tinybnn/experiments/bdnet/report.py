@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn import plots
+from tinybnn import plots, tables
 from tinybnn.experiments.bdnet.arms import ABLATION, COMPARISONS, EXPERIMENTS
-from tinybnn.experiments.report_text import markdown_table, percent, top, when_and_where, wrapped
+from tinybnn.experiments.report_text import percent, top, when_and_where, wrapped
 from tinybnn.storage import write_atomic
 
 
@@ -65,7 +65,7 @@ def _accuracies(result):
             ]
         )  # fmt: skip
     first = against.pop() if len(against) == 1 else "the first of its kind"
-    table = markdown_table(
+    table = tables.markdown(
         ["", "accuracy", f"against {first}, by seed", "paper", "OPs, million", "ms, 1 image",
          "ms, 64 images", "packed bytes", "identical logits", "s of training"],
         rows,
@@ -140,7 +140,7 @@ def _layers(result):
         *agreement* of the gradients of 8 batches: 1 where all are equal, 0 where they have nothing
         in common. The paper blames small variances and with them large, fluctuating gradients."""
     )
-    table = markdown_table(header, rows)
+    table = tables.markdown(header, rows)
     return f"## Variances and gradients\n\n{text}\n\n{table}\n![Layers](layers.png)\n"
 
 

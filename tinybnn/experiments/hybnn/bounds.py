@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 import tinybnn.experiments.hybnn.features as features
-from tinybnn import datasets, plots
-from tinybnn.experiments.report_text import markdown_table, top, wrapped
+from tinybnn import datasets, plots, tables
+from tinybnn.experiments.report_text import top, wrapped
 from tinybnn.experiments.run_folder import (
     as_options,
     check_least,
@@ -219,7 +219,7 @@ def _write_report(out, result):
         "bound, one code", f"{samples} codes", "published, MNIST",
     ]  # fmt: skip
     title = f"Bounds for {config['bits']} binary latents on binarized {config['dataset']}"
-    text = "\n".join([top(title, result), f"{about}\n", markdown_table(header, rows)])
+    text = "\n".join([top(title, result), f"{about}\n", tables.markdown(header, rows)])
     write_atomic(out / "report.md", f"{text}\n![Bounds](bounds.png)\n".encode())
     _draw(out / "bounds.png", result)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 import tinybnn.experiments.hybnn.codes as of_codes
-from tinybnn import datasets, plots
+from tinybnn import datasets, plots, tables
 from tinybnn.experiments.hybnn.networks import titles_of
-from tinybnn.experiments.report_text import markdown_table, percent, top, when_and_where, wrapped
+from tinybnn.experiments.report_text import percent, top, when_and_where, wrapped
 from tinybnn.storage import write_atomic
 
 # What the paper prints for the five tasks on MNIST (its figures 4 to 6 give no numbers).
@@ -63,7 +63,7 @@ def _tasks(result):
         found = result["summary"][arm]
         cells = [percent(**task) for task in found["tasks"]]
         rows.append([title, *cells, percent(**found["mean"]), PAPER.get(arm, "")])
-    table = markdown_table(["", *result["tasks"], "mean", "paper, on MNIST"], rows)
+    table = tables.markdown(["", *result["tasks"], "mean", "paper, on MNIST"], rows)
     return f"""## Tasks of two classes (Figures 4, 5 and 6)
 
 {table}
@@ -142,7 +142,7 @@ def _all_classes(result):
         for arm, title in result["all_classes"].items()
     ]
     count = len(result["seeds"][0]["all_classes"]["all-codes-128"]["shares"])
-    table = markdown_table([f"{count} classes", "accuracy"], rows)
+    table = tables.markdown([f"{count} classes", "accuracy"], rows)
     return f"## All classes at once\n\nThe paper gives no figure.\n\n{table}"
 
 
@@ -157,7 +157,7 @@ def _in_sequence(result):
         in percent. The paper: performance decreases. A head of its own for each task, as above,
         forgets nothing."""
     )
-    table = markdown_table(["", *result["tasks"], "mean"], rows)
+    table = tables.markdown(["", *result["tasks"], "mean"], rows)
     title = f"## {len(result['tasks'])} tasks in sequence (section 6)"
     return f"{title}\n\n{text}\n\n{table}\n![In sequence](in-sequence.png)\n"
 
@@ -183,7 +183,7 @@ def _codes(result):
         rows.append([label, f"{np.mean(values):.2%}"])
     return f"""## Codes
 
-{markdown_table(["mean over the seeds", ""], rows)}
+{tables.markdown(["mean over the seeds", ""], rows)}
 ![Balance and correlation of the bits](codes.png)
 ![Reconstructions](reconstructions.png)
 ![Samples from the prior](samples.png)
@@ -224,7 +224,7 @@ def _compiled(result):
         codes. {claim if exact else "It was NOT shown that no float comes before the last layer."}
         Packed are weights of one bit, integer thresholds, and the last batch norm's floats."""
     )
-    table = markdown_table(
+    table = tables.markdown(
         ["compiled", "identical predictions", "identical scores", "bytes as floats",
          "bytes packed", "bytes of the file"],
         rows,
@@ -239,7 +239,7 @@ def _times(result):
          f"{row['float_us'] / row['packed_us']:.1f}"]
         for row in times["inference"]
     ]  # fmt: skip
-    inference = markdown_table(
+    inference = tables.markdown(
         ["prediction, µs an image", "batch", "float", "compiled", "ratio"], rows
     )
     spent = {
@@ -253,7 +253,7 @@ def _times(result):
         for row in times["training"]
     ]  # fmt: skip
     batch = times["training_batch"]
-    training = markdown_table(
+    training = tables.markdown(
         [f"training step, µs an image (batch {batch})", "products on floats", "products on bits",
          "seconds of a task, all epochs"],
         rows,

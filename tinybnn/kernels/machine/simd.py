@@ -59,6 +59,11 @@ def cpu_features():
     return frozenset(feature[1:] for feature in features.split(",") if feature.startswith("+"))
 
 
+def cpu_name():
+    """The processor that Numba compiles for, as LLVM calls it: "znver3", "skylake", ..."""
+    return cpu_target.target_context.codegen().magic_tuple()[1]
+
+
 def cpu_kind():
     """The vectors that the CPU has, as far as kernels differ by them, in words."""
     for feature, name in (
