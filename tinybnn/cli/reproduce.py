@@ -38,7 +38,7 @@ def add_reproduce(commands):
     )
     for add in (
         _add_classifiers, _add_hybnn, _add_bounds, _add_fedhybnn, _add_fedavg, _add_bdnet,
-        _add_hessian, _add_ops,
+        _add_hessian, _add_condition, _add_ops,
     ):  # fmt: skip
         add(experiments)
 
@@ -325,8 +325,8 @@ def _add_hessian(experiments):
         "Train MobileNet V1 as float network, as ReActNet and with binary depth-wise\n"
         "convolutions: naive, with the shortcut before the batch norm, with the 1.58-bit\n"
         "convolution, with both. Before and after the training: the largest eigenvalues of the\n"
-        "Hessian and the density of all. The table (hessian.md), figures (hessian.json) and a\n"
-        "picture go to RUN. Repeat the command after an interruption.",
+        "Hessian and how all are distributed. The table (hessian.md), figures (hessian.json)\n"
+        "and a picture go to RUN. Repeat the command after an interruption.",
         "tinybnn reproduce hessian --quick",
         "TINYBNN_DATA=DIR tinybnn reproduce hessian --seeds 3",
     )
@@ -334,7 +334,6 @@ def _add_hessian(experiments):
     for name, low, what in (
         ("images", 2, "on which the Hessian is computed (512)"),
         ("steps", 10, "of Lanczos (30)"),
-        ("vectors", 1, "at random, of the density (2)"),
     ):
         hessian.add_argument(f"--{name}", type=whole(low), metavar="N", help=what)
     add_json(hessian)
@@ -347,6 +346,33 @@ def _hessian(options):
     check_outputs(options, "json")
     _check_arms(options, EXPERIMENTS["hessian"])
     write_json(options, _carry_out(options, curvature, _seeds(options), options.arms, options.note))
+
+
+def _add_condition(experiments):
+    condition = add_command(
+        experiments,
+        "condition",
+        _condition,
+        "BD-Net's Eq. 3 to 10: condition numbers with and without its residual",
+        "Compute the condition number of a binary depth-wise layer, with and without the\n"
+        "residual before its batch norm, for all filters of 3x3 signs while the factor of the\n"
+        "batch norm grows, beside what the paper's formulas say. Takes some seconds.",
+        "tinybnn reproduce condition --plot condition.png",
+    )
+    condition.add_argument("--plot", metavar="FILE", help="draw the numbers to FILE (PNG)")
+    add_json(condition)
+
+
+def _condition(options):
+    from tinybnn.experiments.bdnet import conditioning
+
+    check_outputs(options, "json", "plot")
+    say = say_for(options)
+    result = conditioning.run(say=say)
+    if options.plot is not None:
+        conditioning.save_picture(options.plot, result)
+        say(f"Picture: {options.plot}")
+    write_json(options, result)
 
 
 def _add_ops(experiments):
