@@ -20,7 +20,7 @@ import pytest
 import tinybnn
 from tinybnn import datasets, deploy, models, nn, optim, quantizers, testing, training
 from tinybnn import functional as F
-from tinybnn.analysis import curvature, opcount, operations
+from tinybnn.analysis import curvature, dynamics, landscape, opcount, operations
 from tinybnn.analysis.summary import Summary, summary
 from tinybnn.datasets import download, sources
 from tinybnn.deploy import compiler, plan, runtime, scan, values
@@ -706,6 +706,23 @@ EXAMPLES[curvature.CurvatureOperator] = curved(curvature.CurvatureOperator), rep
 EXAMPLES[curvature.Lanczos] = (
     lambda: curvature.Lanczos(np.diag(np.arange(9.0)), np.ones(9), generator()), use_lanczos,
 )  # fmt: skip
+
+
+def use_tracker(tracker):
+    for p in tracker.model.parameters():
+        p.data = -p.data
+    tracker.step()
+    return tracker.flips, tracker.returns, tracker.rows
+
+
+EXAMPLES[dynamics.FlipTracker] = lambda: dynamics.FlipTracker(network()), use_tracker
+for noise in (dynamics.LogisticNoise, dynamics.UniformNoise):
+    EXAMPLES[noise] = noise, lambda n: (n.probability(np.ones(2)), n.slope(np.ones(2)))
+value(dynamics.BatchStatistics, {"0": {"variance": np.ones((2, 3))}}, {"0": {"norm": 1.0}})
+value(dynamics.ExpectedLoss, 1.0, np.ones(1), np.ones(2), np.ones(2) / 2)
+value(landscape.Landscape, (np.arange(3.0),), {"binary": np.ones(3)})
+value(landscape.Trajectory, np.eye(2), np.ones((3, 2)), np.array([0.7, 0.2]))
+value(landscape.FlipSpectrum, 1.0, np.ones((2, 3)))
 value(curvature.Eigenpairs, np.ones(2), np.eye(3)[:, :2], np.zeros(2), 5)
 value(curvature.TraceEstimate, 1.0, 0.5)
 EXAMPLES[curvature.SpectralDensity] = (

@@ -27,13 +27,14 @@ import threading
 
 import numpy as np
 
-from tinybnn.autograd import Function, abs, as_array, clamp, exp, plain, where
+from tinybnn.autograd import Function, Variable, abs, as_array, clamp, exp, plain, where
 from tinybnn.kernels import dispatch
 
 __all__ = [
     "ApproxSign", "BitNetTernary", "DoReFaActivation", "DoReFaWeight", "EdeSign",
     "MagnitudeAwareSign", "Quantize", "Quantizer", "SteHeaviside", "SteSign", "SteTern",
-    "SwishSign", "approx_sign", "get", "magnitude", "sign", "ste_sign", "surrogates", "swish_sign",
+    "SwishSign", "TentGradient", "approx_sign", "get", "magnitude", "sign", "ste_sign",
+    "surrogates", "swish_sign",
 ]  # fmt: skip
 __dir__ = __all__.copy  # dir() shows what is public, and nothing else
 
@@ -198,6 +199,28 @@ def _gated(quantizer, grad, x):
     return dispatch.gated_gradient(grad, x, -quantizer.clip_value, quantizer.clip_value)
 
 
+class TentGradient(Function):
+    """grad times the slope of `ApproxSign`, 2 - 2 |x| where |x| <= 1: in one pass."""
+
+    fresh = True
+
+    def forward(self, grad, x):
+        return ApproxSign().gradient(grad, x)
+
+    def backward(self, grad, output, g, x):
+        of_x = None
+        if self.needs[1]:  # the slope of the slope: -2 sign(x), and 0 at 0
+            values = as_array(x)
+            of_x = SteSign().gradient(grad * g, values) * (np.sign(values) * values.dtype.type(-2))
+        return ApproxSign().gradient(grad, x) if self.needs[0] else None, of_x
+
+
+def _through_tent(quantizer, grad, x):
+    if isinstance(grad, Variable) or isinstance(x, Variable):
+        return TentGradient.apply(grad, x)
+    return dispatch.tent_gradient(grad, x)
+
+
 class _Sign(Quantizer):
     """What gives the sign, with a gradient of its own."""
 
@@ -247,7 +270,7 @@ class ApproxSign(_Sign):
     Bi-Real Net (Liu et al. 2018, eq. 6 to 8); also the activation of ReActNet.
     """
 
-    @_has_kernel(lambda self, grad, x: dispatch.tent_gradient(grad, x))
+    @_has_kernel(_through_tent)
     def pseudo_gradient(self, x):
         return where(np.abs(as_array(x)) <= 1, 2.0 - 2.0 * abs(x), 0.0)
 

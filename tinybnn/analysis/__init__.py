@@ -1,4 +1,8 @@
-"""What a model is and costs, where the time goes, and why it trains: curvature of its loss."""
+"""What a model is and costs, where the time goes, and why it trains.
+
+`summary`, `count_operations`, `time_operations` and `machine` are about cost; `curvature`,
+`landscape` and `dynamics` about the loss, its second derivative and what signs do in training.
+"""
 
 from tinybnn.analysis.curvature import (
     CurvatureOperator,
@@ -12,15 +16,45 @@ from tinybnn.analysis.curvature import (
     spectral_density,
     top_eigenvalues,
 )
+from tinybnn.analysis.dynamics import (
+    BatchStatistics,
+    ExpectedLoss,
+    FlipTracker,
+    LogisticNoise,
+    UniformNoise,
+    agreement,
+    batch_statistics,
+    binary_layers,
+    compare_estimators,
+    expected_loss,
+    latent_statistics,
+    sign_patterns,
+)
+from tinybnn.analysis.landscape import (
+    FlipSpectrum,
+    Landscape,
+    Trajectory,
+    flip_spectrum,
+    load_landscape,
+    loss_landscape,
+    mean_loss,
+    parameter_vector,
+    random_direction,
+    trajectory,
+)
 from tinybnn.analysis.machine import machine, processor
 from tinybnn.analysis.opcount import OperationCount, count_operations
 from tinybnn.analysis.operations import OperationTimes, time_operations
 from tinybnn.analysis.summary import Summary, summary
 
 __all__ = [
-    "CurvatureOperator", "Eigenpairs", "GaussNewtonOperator", "HessianOperator", "Lanczos",
-    "OperationCount", "OperationTimes", "SpectralDensity", "Summary", "TraceEstimate",
-    "count_operations", "estimate_trace", "machine", "processor", "spectral_density", "summary",
-    "time_operations", "top_eigenvalues",
+    "BatchStatistics", "CurvatureOperator", "Eigenpairs", "ExpectedLoss", "FlipSpectrum",
+    "FlipTracker", "GaussNewtonOperator", "HessianOperator", "Lanczos", "Landscape",
+    "LogisticNoise", "OperationCount", "OperationTimes", "SpectralDensity", "Summary",
+    "TraceEstimate", "Trajectory", "UniformNoise", "agreement", "batch_statistics",
+    "binary_layers", "compare_estimators", "count_operations", "estimate_trace", "expected_loss",
+    "flip_spectrum", "latent_statistics", "load_landscape", "loss_landscape", "machine",
+    "mean_loss", "parameter_vector", "processor", "random_direction", "sign_patterns",
+    "spectral_density", "summary", "time_operations", "top_eigenvalues", "trajectory",
 ]  # fmt: skip
 __dir__ = __all__.copy  # dir() shows what is public, and nothing else

@@ -105,7 +105,7 @@ class CurvatureOperator:
                     )
         self.model, self.batches, self.loss = model, batches, loss
         self.signs, self.training = signs, bool(training)
-        self.parameters = _parameters_of(name, model, parameters)
+        self.parameters = parameters_of(name, model, parameters)
         self.size = sum(p.numel() for p in self.parameters)
         self.shape = self.size, self.size
 
@@ -182,18 +182,23 @@ class CurvatureOperator:
 
     def _mean(self, compute):
         """The mean of ``compute(x, target)`` over all samples, as a vector."""
-        total, count = np.zeros(self.size), 0
+        mean, count = None, 0
         with self._as_asked():
             for x, target in self.batches:
-                count, place = count + len(x), 0
-                for found, p in zip(compute(x, target), self.parameters, strict=True):
-                    if found is not None:
-                        piece = total[place : place + p.numel()].reshape(p.shape)
-                        piece += found.data * len(x)
-                    place += p.numel()
+                found, count = self._joined(compute(x, target)), count + len(x)
+                if mean is None:
+                    mean = found
+                else:
+                    mean = mean + (found - mean.astype(np.float64)) * (len(x) / count)
         if not count:
             raise ValueError(f"{type(self).__name__}: batches has no sample")
-        return (total / count).astype(self.dtype)
+        return mean.astype(self.dtype, copy=False)
+
+    def _joined(self, pieces):
+        """The vector of one Tensor (or None, for 0) for each parameter."""
+        pairs = zip(pieces, self.parameters, strict=True)
+        arrays = [np.zeros(p.shape, p.dtype) if piece is None else piece.data for piece, p in pairs]
+        return np.concatenate([array.reshape(-1) for array in arrays])
 
     @contextlib.contextmanager
     def _as_asked(self):
@@ -270,7 +275,7 @@ def _derivatives(outputs, inputs, vectors, retain_graph=False):
     return grad(outputs, inputs, vectors, retain_graph=retain_graph, allow_unused=True)
 
 
-def _parameters_of(name, model, parameters):
+def parameters_of(name, model, parameters):
     """The variables as a list of the model's Tensors."""
     own = model.parameters()
     if parameters is None:

@@ -476,15 +476,17 @@ def grad(
         grad_outputs = None if grad_outputs is None else [grad_outputs]
     gradients = _initial_gradients("grad", outputs, grad_outputs)
     wanted = {_node(x) for x in inputs}
-    found, _ = _propagate(
+    found, own = _propagate(
         outputs, gradients, wanted, create_graph if retain_graph is None else retain_graph,
         create_graph,
     )  # fmt: skip
+    # Rules have read the gradient of a result of operations; that of a leaf is nobody else's.
+    own = {x for x in inputs if x.is_leaf and x in own} if len(wanted) == len(inputs) else ()
     for i, x in enumerate(inputs):
         if _node(x) not in found and not allow_unused:
             raise RuntimeError(f"grad: inputs[{i}] (shape {x.shape}) was not used by the outputs")
     result = tuple(
-        _as_gradient(found[_node(x)], x, False) if _node(x) in found else None for x in inputs
+        _as_gradient(found[_node(x)], x, x in own) if _node(x) in found else None for x in inputs
     )
     return result[0] if single else result
 

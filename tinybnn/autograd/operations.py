@@ -409,6 +409,7 @@ class MatMul(Function):
     """Product of (stacks of) matrices: (..., M, K) @ (..., K, N) -> (..., M, N)."""
 
     broadcasts = True  # the leading axes
+    fresh = True
 
     def forward(self, a, b):
         return a @ b

@@ -94,7 +94,7 @@ from tinybnn.functional.convolution import (
     conv_transpose2d,
     pair,
 )
-from tinybnn.functional.linear import Linear, linear
+from tinybnn.functional.linear import Linear, LinearInput, LinearWeight, linear
 from tinybnn.functional.loss import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -110,13 +110,19 @@ from tinybnn.functional.pooling import (
     avg_pool2d,
     max_pool2d,
 )
+from tinybnn.functional.sign_rules import (
+    SignConvInput,
+    SignConvWeight,
+    SignLinearInput,
+    SignLinearWeight,
+)
 
 __all__ = [
     "AdaptedConv2d", "AdaptedSet", "AddChannels", "AvgPool2d", "BatchNorm", "Conv2d", "ConvInput",
-    "ConvWeight", "Geometry", "Hardtanh", "LeakyRelu", "Linear", "LogSoftmax", "MaxPool2d",
-    "Maxout", "PRelu", "RPRelu", "RSign", "Relu", "ScaleChannels", "Sigmoid", "SignConv2d",
-    "SignLinear", "Softplus",
-    "TakeChannels", "Tanh",
+    "ConvWeight", "Geometry", "Hardtanh", "LeakyRelu", "Linear", "LinearInput", "LinearWeight",
+    "LogSoftmax", "MaxPool2d", "Maxout", "PRelu", "RPRelu", "RSign", "Relu", "ScaleChannels",
+    "Sigmoid", "SignConv2d", "SignConvInput", "SignConvWeight", "SignLinear", "SignLinearInput",
+    "SignLinearWeight", "Softplus", "TakeChannels", "Tanh",
     "abs", "adapted_conv2d", "adapted_set", "adapted_weight", "adapted_weight_parts",
     "adaptive_avg_pool2d",
     "amax", "amin", "avg_pool2d", "batch_norm", "binary_conv2d", "binary_cross_entropy",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from tinybnn.autograd import Function, Tensor
 from tinybnn.autograd import grad as gradients
 
@@ -17,9 +19,18 @@ class Composed(Function):
     fresh = True
 
     def backward(self, grad, output, *inputs):
-        if not isinstance(grad, Tensor):
-            return self.gradients(grad, *inputs)
-        wanted = [x for x, needed in zip(inputs, self.needs, strict=True) if needed]
-        value = self.composition(*inputs, **self.options)
-        found = iter(gradients(value, wanted, grad, create_graph=True))
-        return tuple([next(found) if needed else None for needed in self.needs])
+        rule = recorded_gradients if isinstance(grad, Tensor) else type(self).gradients
+        return rule(self, grad, *inputs)
+
+
+@functools.singledispatch
+def recorded_gradients(function, grad, *inputs):
+    """The gradients of a `Composed` as Tensors, which can be differentiated again.
+
+    It evaluates the whole composition again. What does without is registered for a class:
+    ``@recorded_gradients.register``.
+    """
+    wanted = [x for x, needed in zip(inputs, function.needs, strict=True) if needed]
+    value = function.composition(*inputs, **function.options)
+    found = iter(gradients(value, wanted, grad, create_graph=True))
+    return tuple([next(found) if needed else None for needed in function.needs])

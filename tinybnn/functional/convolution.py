@@ -150,6 +150,8 @@ class Conv2d(Function):
 class ConvInput(Function):
     """The adjoint of Conv2d in the image: each output pixel is spread over its patch."""
 
+    fresh = True
+
     def forward(self, grad, weight, geometry, fixed_order=False):
         self.geometry = geometry
         result = None if fixed_order else dispatch.conv2d_input(grad, weight, geometry)
@@ -183,6 +185,8 @@ class ConvInput(Function):
 
 class ConvWeight(Function):
     """The adjoint of Conv2d in the weight: every patch, weighted by the gradient of its output."""
+
+    fresh = True
 
     def forward(self, x, grad, geometry):
         self.geometry = geometry

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn.autograd import Function, reshape, transpose
+from tinybnn.autograd import Function, reshape
 from tinybnn.kernels import dispatch
+from tinybnn.kernels.machine.memory import empty
 
 
 class Linear(Function):
@@ -13,13 +14,43 @@ class Linear(Function):
 
     fresh = True
 
-    def forward(self, x, weight, fixed_order):
+    def forward(self, x, weight, fixed_order=False):
         return product(x, weight.T, fixed_order)
 
     def backward(self, grad, output, x, weight):
         return (
-            grad @ weight if self.needs[0] else None,
-            transpose(grad, 0, 1) @ x if self.needs[1] else None,
+            LinearInput.apply(grad, weight) if self.needs[0] else None,
+            LinearWeight.apply(x, grad) if self.needs[1] else None,
+        )
+
+
+class LinearInput(Function):
+    """grad @ weight for rows grad : (M, N), weight : (N, K); the gradient of the rows."""
+
+    fresh = True
+
+    def forward(self, grad, weight):
+        return product(grad, weight, False)
+
+    def backward(self, grad, output, g, weight):
+        return (
+            Linear.apply(grad, weight) if self.needs[0] else None,
+            LinearWeight.apply(grad, g) if self.needs[1] else None,
+        )
+
+
+class LinearWeight(Function):
+    """grad.T @ x for rows grad : (M, N), x : (M, K); the gradient of the weight."""
+
+    fresh = True
+
+    def forward(self, x, grad):
+        return product(grad.T, x, False)
+
+    def backward(self, grad, output, x, g):
+        return (
+            LinearInput.apply(g, grad) if self.needs[0] else None,
+            Linear.apply(x, grad) if self.needs[1] else None,
         )
 
 
@@ -63,4 +94,8 @@ def check_bias(name, bias, outputs):
 
 def product(a, b, fixed_order):
     """a @ b, of matrices or stacks of them; with `fixed_order` each sum adds its terms in order."""
-    return dispatch.ordered_matmul(a, b) if fixed_order else a @ b
+    if fixed_order:
+        return dispatch.ordered_matmul(a, b)
+    if not a.ndim == b.ndim == 2 or a.dtype != b.dtype:
+        return a @ b
+    return np.matmul(a, b, out=empty((len(a), b.shape[1]), a.dtype))

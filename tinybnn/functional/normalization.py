@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from tinybnn.autograd import Function, as_array, mean, plain, reshape, sqrt, sum, var
+from tinybnn.autograd import Function, Variable, as_array, mean, plain, reshape, sqrt, sum, var
 from tinybnn.kernels import dispatch
 
 
@@ -33,27 +33,94 @@ class BatchNorm(Function):
 
     def backward(self, grad, output, x, weight, bias):
         if self.from_batch:
-            gradients = dispatch.batch_norm_gradients(grad, x, self.mean, self.scale, weight)
-            if gradients is not None:
-                return gradients
+            return self.batch_gradients(grad, x, weight, self.needs[0])
+        normalised = (x - per_channel(self.mean, x)) * per_channel(self.scale, x)
+        grad_x = grad * per_channel(weight * self.scale, x) if self.needs[0] else None
+        return grad_x, sum(grad * normalised, _all_but_channel(x)), sum(grad, _all_but_channel(x))
+
+    def batch_gradients(self, grad, x, weight, needs_x=True):
+        """Gradients in x, weight and bias, with statistics of the batch."""
+        gradients = dispatch.batch_norm_gradients(grad, x, self.mean, self.scale, weight)
+        if gradients is not None:
+            return gradients
         dims = _all_but_channel(x)
-        is_recorded = not isinstance(x, np.ndarray)
-        if self.from_batch and is_recorded:  # the statistics as functions of x
-            mean_, _, scale = _statistics(x, self.eps)
-        else:
-            mean_, scale = per_channel(self.mean, x), per_channel(self.scale, x)
-        normalised = (x - mean_) * scale
-        grad_weight = sum(grad * normalised, dims)
-        grad_bias = sum(grad, dims)
-        grad_x = None
-        if self.needs[0]:
-            grad_x = grad
-            if self.from_batch:
-                count = np.size(as_array(x)) // np.shape(x)[1]
-                grad_x = grad_x - per_channel(grad_bias * (1.0 / count), x)
-                grad_x = grad_x - normalised * per_channel(grad_weight * (1.0 / count), x)
-            grad_x = grad_x * (per_channel(weight, x) * scale)
-        return grad_x, grad_weight, grad_bias
+        if is_recorded(grad, x):  # two maps with rules of their own; the first computes both
+            of_x = BatchNormInput.apply(grad, x, weight, norm=self) if needs_x else None
+            value = of_x.function.of_weight if needs_x and of_x.function else None
+            of_weight = BatchNormWeight.apply(grad, x, norm=self, value=value)
+            return of_x, of_weight, sum(grad, dims)
+        share = x.shape[1] / x.size
+        normalised = (x - per_channel(self.mean, x)) * per_channel(self.scale, x)
+        of_weight, of_bias = sum(grad * normalised, dims), sum(grad, dims)
+        of_x = None
+        if needs_x:
+            of_x = grad - per_channel(of_bias * share, x)
+            of_x = of_x - normalised * per_channel(of_weight * share, x)
+            of_x = of_x * per_channel(weight * self.scale, x)
+        return of_x, of_weight, of_bias
+
+    def line(self, x, weight, bias):
+        """(x - mean) * scale * weight + bias, with mean and scale of the batch."""
+        if is_recorded(x, weight, bias):
+            return BatchNorm.apply(x, weight, bias, mean=None, var=None, eps=self.eps)
+        return _normalised(x, self.mean, self.scale, weight, bias)
+
+    def scale_of(self, x):
+        """The scale of the batch (C,), a function of it where x is a Tensor."""
+        return reshape(_statistics(x, self.eps)[2], (-1,)) if is_recorded(x) else self.scale
+
+
+class BatchNormInput(Function):
+    """The gradient in x of a batch norm with statistics of the batch.
+
+    With x̂ the normalised x, s its scale, w the weight and means over each channel it is
+    w s (g - mean(g) - x̂ mean(g x̂)). This is linear and symmetric in g; its gradient in x, given a
+    for the output, is
+
+        -w s² [q (a - mean(a)) + p (g - mean(g)) + x̂ (mean(a g) - mean(a) mean(g) - 3 p q)]
+
+    with p = mean(a x̂) and q = mean(g x̂).
+    """
+
+    fresh = True
+
+    def forward(self, grad, x, weight, norm):
+        self.norm = norm
+        result, self.of_weight, _ = norm.batch_gradients(grad, x, weight)
+        return result
+
+    def backward(self, grad, output, g, x, weight):
+        dims, share = _all_but_channel(x), np.shape(x)[1] / np.size(as_array(x))
+        of_grad, sum_a_x, sum_a = self.norm.batch_gradients(grad, x, weight)
+        is_array = not is_recorded(g, x)
+        sum_g_x = self.of_weight if is_array else BatchNormWeight.apply(g, x, norm=self.norm)
+        mean_a, mean_g, p, q = sum_a * share, mean(g, dims), sum_a_x * share, sum_g_x * share
+        spread = mean(grad * g, dims) - mean_a * mean_g - p * q
+        scale, of_x, of_weight = self.norm.scale_of(x), None, None
+        if self.needs[1]:
+            factor = weight * scale * scale * -1.0
+            shift = factor * (q * mean_a + p * mean_g) * -1.0
+            of_x = self.norm.line(x, factor * (spread - 2.0 * p * q), shift)
+            of_x = of_x + grad * per_channel(factor * q, x) + g * per_channel(factor * p, x)
+        if self.needs[2]:
+            of_weight = scale * spread * (1.0 / share)
+        return of_grad, of_x, of_weight
+
+
+class BatchNormWeight(Function):
+    """The gradient in the weight of a batch norm with statistics of the batch: sum(grad x̂)."""
+
+    fresh = True
+
+    def forward(self, grad, x, norm, value=None):
+        """With `value`: the result, where it is known."""
+        self.norm = norm
+        return norm.batch_gradients(grad, x, norm.scale, False)[1] if value is None else value
+
+    def backward(self, grad, output, g, x):
+        of_grad = self.norm.line(x, grad, np.zeros_like(self.norm.scale))
+        of_x = self.norm.batch_gradients(g, x, grad)[0] if self.needs[1] else None
+        return of_grad, of_x
 
 
 def _normalised(x, mean, scale, weight, bias):
@@ -86,6 +153,11 @@ def _move(running_mean, running_var, momentum, mean, var, count):
     """Let the running statistics take a share of the batch's, with the unbiased variance."""
     running_mean += momentum * (mean - running_mean)
     running_var += momentum * (var * (count / (count - 1)) - running_var)
+
+
+def is_recorded(*values):
+    """Whether one of them is a Tensor, so that what is computed with it can be differentiated."""
+    return any(isinstance(value, Variable) for value in values)
 
 
 def _all_but_channel(x):

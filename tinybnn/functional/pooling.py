@@ -46,6 +46,20 @@ class _Windows:
         self.inside(padded)[...] = x
         return padded
 
+    def places(self, shape):
+        """Where windows lie in the padded pixels of a sample, (H, W, C).
+
+        Returns
+        -------
+        (OH, OW, C) int, the place of the first tap of each window and channel; (kh * kw,) int,
+        how far each tap is from it.
+        """
+        _, w, c = shape
+        (oh, ow), (sh, sw), (kh, kw) = self.output, self.stride, self.kernel
+        pixels = np.arange(oh)[:, None] * (sh * w) + np.arange(ow) * sw  # (OH, OW)
+        taps = np.arange(kh)[:, None] * w + np.arange(kw)
+        return pixels[..., None] * c + np.arange(c), taps.reshape(-1) * c
+
     def taps(self, padded):
         """For each position in the window the pixels there: kh * kw views (N, C, OH, OW)."""
         (oh, ow), (sh, sw), (kh, kw) = self.output, self.stride, self.kernel
@@ -92,6 +106,7 @@ class MaxUnpool2d(Function):
     """Each value goes back to the pixel that won its window."""
 
     saves = ()
+    fresh = True
 
     def forward(self, x, windows, winner):
         self.windows, self.winner = windows, winner
@@ -113,9 +128,11 @@ class PickWinners(Function):
 
     def forward(self, x, windows, winner):
         self.windows, self.winner = windows, winner
-        result = np.zeros_like(winner, dtype=x.dtype)
-        for i, tap in enumerate(windows.taps(windows.pad(x, 0))):
-            result += np.where(winner == i, tap, x.dtype.type(0))
+        result = empty_image(winner.shape, x.dtype)
+        images = [a.transpose(0, 2, 3, 1) for a in (windows.pad(x, 0), winner, result)]
+        first, taps = windows.places(images[0].shape[1:])
+        for pixels, won, out in zip(*images, strict=True):  # a sample's places stay in the cache
+            np.take(pixels, taps[won] + first, out=out, mode="clip")
         return result
 
     def backward(self, grad, output, x):
