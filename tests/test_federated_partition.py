@@ -169,7 +169,7 @@ def test_plot(classes):
     parts = dirichlet(labels, 6, 0.5)
     figure = plots.figure()
     axes = figure.subplots()
-    plots.partition(axes, labels, parts, [f"c{i}" for i in range(classes)])
+    plots.partition(labels, parts, [f"c{i}" for i in range(classes)], ax=axes)
     figure.savefig(io.BytesIO(), format="png", dpi=40)
     bars = axes.patches
     assert len(bars) == 6 * classes

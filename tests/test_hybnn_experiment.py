@@ -590,25 +590,25 @@ def drawn(draw):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_side_by_side(channels):
     images = np.linspace(0, 1, 5 * channels * 12, dtype=np.float32).reshape(5, channels, 3, 4)
-    axes = drawn(lambda axes: plots.images(axes, images, columns=2, title="five"))
+    axes = drawn(lambda axes: plots.images(images, columns=2, title="five", ax=axes))
     sheet = np.asarray(axes.get_images()[0].get_array())
     assert sheet.shape[:2] == (3 * 4, 2 * 5 - 1)
     found = sheet.reshape(12, 9, channels)[4:7, 5:9]
     assert_identical(found, images[3].transpose(1, 2, 0).astype(found.dtype))
     labels = ["a", "b", "c", "d", "e"]
-    axes = drawn(lambda axes: plots.images(axes, images, 2, labels=labels))
+    axes = drawn(lambda axes: plots.images(images, 2, labels=labels, ax=axes))
     assert [text.get_text() for text in axes.texts] == labels
 
 
 def test_heat_maps():
     array = np.array([[0, 0.25], [0.5, 1]])
-    axes = drawn(lambda axes: plots.heat_map(axes, array, ["a", "b"], ["c", "d"], "x", "y"))
+    axes = drawn(lambda axes: plots.heat_map(array, ["a", "b"], ["c", "d"], "x", "y", ax=axes))
     assert [t.get_text() for t in axes.texts] == ["0.00", "0.25", "0.50", "1.00"]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["c", "d"]
-    assert not drawn(lambda axes: plots.heat_map(axes, array, limits=(-1, 1))).texts
+    assert not drawn(lambda axes: plots.heat_map(array, limits=(-1, 1), ax=axes)).texts
 
 
 def test_curves_of_different_lengths():
     lines = {"a": [3.0, 2.0, 1.0], "b": [1.0]}
-    axes = drawn(lambda axes: plots.curves(axes, lines, "loss"))
+    axes = drawn(lambda axes: plots.curves(lines, "loss", ax=axes))
     assert [list(line.get_xdata()) for line in axes.get_lines()] == [[1, 2, 3], [1]]

@@ -6,13 +6,14 @@ import itertools
 import json
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tinybnn import deploy, models, nn, plots, quantizers, training
 from tinybnn import functional as F
-from tinybnn import nn, plots, quantizers, training
 from tinybnn.experiments import classifiers, fedavg, fedhybnn_report
 from tinybnn.experiments.bdnet import report as bdnet_report
 from tinybnn.experiments.hybnn import bounds
@@ -65,6 +66,141 @@ def test_figures_need_no_display():
     assert plt.get_fignums() == []  # nothing for a notebook to show twice, nothing to close
 
 
+# -------------------------------------------------------------------------- what all pictures keep
+
+
+def signs_of(*shape, seed=0):
+    return np.where(normal(*shape, seed=seed) < 0, -1, 1)
+
+
+def trained_cnn():
+    """A small network whose thresholds differ from channel to channel."""
+    model = models.cnn((1, 8, 8), 3, (4, 8, 8), 10, padding=1, rng=np.random.default_rng(0))
+    x = normal(32, 1, 8, 8)
+    model.train()
+    model(Tensor(x))  # statistics of the batch norms
+    return model.eval(), x
+
+
+def sums_of_a_layer(**options):
+    model, x = trained_cnn()
+    return plots.layer_accumulators(model, x, "3", **options)
+
+
+def file_of_a_cnn(**options):
+    model, _ = trained_cnn()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "digits.npz"
+        deploy.compile(model, (1, 8, 8)).save(path)
+        return plots.packed_file(path, **options)
+
+
+# Every picture with arguments that it draws.
+PICTURES = {
+    "architecture": lambda **ax: plots.architecture(Residual(), (4, 8, 8), **ax),
+    "accumulators": lambda **ax: plots.accumulators([[3, -1], [1, 1]], [0, 2], **ax),
+    "contours": lambda **ax: plots.contours([-1, 0, 1], [-1, 1], np.arange(6).reshape(3, 2), **ax),
+    "convolution": lambda **ax: plots.convolution(signs_of(1, 4, 4), signs_of(1, 3, 3), **ax),
+    "curves": lambda **ax: plots.curves({"a": [1, 2]}, "loss", **ax),
+    "curves_through": lambda **ax: plots.curves_through({"a": ([1, 2], [3, 4])}, **ax),
+    "dots": lambda **ax: plots.dots({"a": [(1, 0)]}, ["x"], "accuracy", **ax),
+    "eigenvalues": lambda **ax: plots.eigenvalues({"a": [3.0, 1.0]}, **ax),
+    "flip_spectrum": lambda **ax: plots.flip_spectrum({"a": [-1.0, 2.0]}, **ax),
+    "filters": lambda **ax: plots.filters(signs_of(4, 1, 3, 3), **ax),
+    "graph": lambda **ax: plots.graph(Tensor(normal(3), requires_grad=True) * 2.0, **ax),
+    "hybnn": lambda **ax: plots.hybnn(
+        models.BinaryVAE((1, 8, 8), 16), models.BinaryMLP(16, 8), **ax
+    ),
+    "heat_map": lambda **ax: plots.heat_map(np.eye(3), **ax),
+    "history": lambda **ax: plots.history(history_of(3), **ax),
+    "images": lambda **ax: plots.images(np.ones((2, 1, 4, 4)), **ax),
+    "landscape": lambda **ax: plots.landscape([-1, 0, 1], {"a": [2.0, 1.0, 2.0]}, **ax),
+    "latents": lambda **ax: plots.latents(normal(100), **ax),
+    "layer_accumulators": sums_of_a_layer,
+    "packed_file": file_of_a_cnn,
+    "partition": lambda **ax: plots.partition([0, 1, 1], [[0], [1, 2]], **ax),
+    "quantizer": lambda **ax: plots.quantizer("ste_sign", **ax),
+    "roofline": lambda **ax: plots.roofline([], 2e12, 20e9, **ax),
+    "sign_flips": lambda **ax: plots.sign_flips(np.full((9, 2), 0.1), **ax),
+    "spectrum": lambda **ax: plots.spectrum([0, 1, 2], [1.0, 0.0, 0.1], [2.0], **ax),
+    "signs": lambda **ax: plots.signs(signs_of(3, 4), **ax),
+    "table": lambda **ax: plots.table([("a", "b")], ("x", "y"), **ax),
+    "trade_off": lambda **ax: plots.trade_off({"a": (1, 2, 0)}, "cost", "gain", **ax),
+}  # fmt: skip
+
+# These make a whole figure, change one or store it.
+OTHERS = {
+    "architectures",
+    "figure",
+    "landscape_html",
+    "legend_beside",
+    "logarithmic",
+    "marks",
+    "save",
+    "whole_numbers",
+    "zoom",
+}
+
+
+def test_a_picture_that_no_test_draws():
+    functions = {name for name in plots.__all__ if callable(getattr(plots, name))}
+    assert functions == {*PICTURES, *OTHERS}
+
+
+@pytest.fixture
+def unchanged():
+    """Fails if a picture changes matplotlib's settings or leaves a figure to pyplot."""
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    before, numbers = dict(matplotlib.rcParams), plt.get_fignums()
+    backend = matplotlib.get_backend()
+    yield
+    assert dict(matplotlib.rcParams) == before and plt.get_fignums() == numbers
+    assert matplotlib.get_backend() == backend
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_that_opens_a_window_or_changes_settings(name, unchanged):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    drawn = PICTURES[name]()
+    assert isinstance(drawn, Axes | Figure)
+    figure = drawn if isinstance(drawn, Figure) else drawn.figure
+    render(figure)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_that_leaves_the_axes_it_was_given(name, unchanged):
+    figure = plots.figure(figsize=(12, 5))
+    left, right = figure.subplots(1, 2)
+    drawn = PICTURES[name](ax=right)
+    assert drawn is right or drawn is figure
+    render(figure)
+    assert not left.has_data() and not left.texts
+    assert right.has_data() or right.texts or right.tables
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_axes_that_are_none(name):
+    with pytest.raises(TypeError, match=rf"{name}: ax must be matplotlib axes, got ndarray"):
+        PICTURES[name](ax=plots.figure().subplots(1, 2))
+
+
+def test_axes_that_come_first():
+    """As an argument without a name, before all others."""
+    axes = plots.figure().subplots()
+    assert plots.curves(axes, {"a": [1, 2]}, "loss") is axes
+    assert plots.curves({"a": [1, 2]}, "loss", ax=axes) is axes and len(axes.get_lines()) == 2
+
+
+def test_axes_that_are_changed_are_returned():
+    axes = plots.curves({"a": [1, 2]}, "loss")
+    assert all(f(axes) is axes for f in (plots.zoom, plots.legend_beside))
+    assert all(f(axes, "x") is axes for f in (plots.whole_numbers, plots.logarithmic))
+
+
 # ------------------------------------------------------------------------- colours and marks
 
 # Machado, Oliveira, Fernandes 2009: linear RGB as it is seen without one of the three cones.
@@ -109,10 +245,10 @@ def test_colours_that_some_people_do_not_tell_apart():
 
 def test_colours_are_written_down_once():
     """No picture of the package has colours of its own, but greys."""
-    package = Path(plots.__file__).parent
+    package = Path(plots.__file__).parents[1]
     for path in sorted(package.rglob("*.py")):
         text = path.read_text(encoding="utf-8")
-        if path.name != "plots.py":
+        if path.name != "canvas.py":
             assert not re.search(r"[\"']#[0-9a-fA-F]{6}[\"']|\btab10\b|\bcolormaps\b", text), path
 
 
@@ -144,11 +280,11 @@ def lies_beside(axes):
 def test_entries_that_look_alike(count):
     """Of curves and of a trade-off; the legend is beside them."""
     _, axes = axes_of_figure(figsize=(8, 4))
-    plots.curves(axes, {f"arm {i}": [i, i + 1.0] for i in range(count)}, "loss")
+    plots.curves({f"arm {i}": [i, i + 1.0] for i in range(count)}, "loss", ax=axes)
     assert len({*looks_of(axes)}) == count and lies_beside(axes)
     _, axes = axes_of_figure(figsize=(8, 4))
     points = {f"arm {i}": (1.0 + i, 50.0 + i, 0.5) for i in range(count)}
-    plots.trade_off(axes, points, "million OPs", "test accuracy, %")
+    plots.trade_off(points, "million OPs", "test accuracy, %", ax=axes)
     assert lies_beside(axes)
     shapes = [c[0].get_marker() for c in axes.containers]
     assert len({*shapes}) == count
@@ -169,7 +305,7 @@ def history_of(epochs, validation=True):
 @pytest.mark.parametrize("validation", [True, False])
 def test_history(validation):
     figure, axes = axes_of_figure(figsize=(6, 4))
-    plots.history(axes, history_of(3, validation))
+    plots.history(history_of(3, validation), ax=axes)
     render(figure)
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["training loss", "training accuracy"] + ["validation accuracy"] * validation
@@ -192,8 +328,8 @@ def drawn_ink(figure):
 def test_curves_of_one_epoch_are_seen():
     """A line through one point is nothing: its marker is what is drawn."""
     for draw in (
-        lambda axes: plots.history(axes, history_of(1)),
-        lambda axes: plots.curves(axes, {"a": [0.5], "b": [0.7]}, "loss"),
+        lambda axes: plots.history(history_of(1), ax=axes),
+        lambda axes: plots.curves({"a": [0.5], "b": [0.7]}, "loss", ax=axes),
     ):
         figure, axes = axes_of_figure(figsize=(6, 4))
         draw(axes)
@@ -204,8 +340,8 @@ def test_curves_of_one_epoch_are_seen():
 @pytest.mark.parametrize("epochs", [1, 2, 3, 5, 20, 1000])
 def test_epochs_are_whole_numbers(epochs):
     for draw in (
-        lambda axes: plots.history(axes, history_of(epochs)),
-        lambda axes: plots.curves(axes, {"a": [0.5] * epochs}, "loss"),
+        lambda axes: plots.history(history_of(epochs), ax=axes),
+        lambda axes: plots.curves({"a": [0.5] * epochs}, "loss", ax=axes),
     ):
         figure, axes = axes_of_figure(figsize=(6, 4))
         draw(axes)
@@ -220,7 +356,7 @@ def test_epochs_are_whole_numbers(epochs):
 @pytest.mark.parametrize(("points", "most"), [(2, 2), (25, 25), (26, 13), (1000, 25)])
 def test_many_points_have_few_markers(points, most):
     _, axes = axes_of_figure()
-    plots.curves(axes, {"a": np.arange(points), "b": np.arange(points)}, "loss")
+    plots.curves({"a": np.arange(points), "b": np.arange(points)}, "loss", ax=axes)
     first, second = (line.get_markevery() for line in axes.get_lines())
     assert len(range(first[0], points, first[1])) == most
     assert points <= 25 or first[0] != second[0]  # not on top of one another
@@ -229,7 +365,7 @@ def test_many_points_have_few_markers(points, most):
 def test_a_zoom_leaves_out_the_first_rounds_only():
     def limits(*lines):
         _, axes = axes_of_figure()
-        plots.curves(axes, {str(i): y for i, y in enumerate(lines)}, "accuracy")
+        plots.curves({str(i): y for i, y in enumerate(lines)}, "accuracy", ax=axes)
         plots.zoom(axes)
         return axes.get_ylim()
 
@@ -249,7 +385,8 @@ def test_a_zoom_leaves_out_the_first_rounds_only():
 def test_values_near_one_another_are_shown_on_a_zoomed_axis():
     groups = {"a": [(99.1, 0.1), (99.5, 0.0)], "b": [(99.3, 0.2), (99.8, 0.1)]}
     figure = plots.figure(figsize=(8, 4))
-    [axes] = plots.dots(figure, groups, ["x", "y"], "test accuracy, %")
+    assert plots.dots(groups, ["x", "y"], "test accuracy, %", ax=figure) is figure
+    [axes] = figure.axes
     render(figure)
     low, high = axes.get_ylim()
     assert 98.5 < low < 99.05 and 99.8 < high < 100.5
@@ -265,7 +402,7 @@ def test_values_far_from_the_others_break_the_axis():
         "chance": [(50.0, 1.0), (49.0, 1.0)], "missing": [(np.nan, 0), (99.7, 0)],
     }  # fmt: skip
     figure = plots.figure(figsize=(8, 4))
-    upper, lower = plots.dots(figure, groups, ["x", "y"], "test accuracy, %")
+    upper, lower = plots.dots(groups, ["x", "y"], "test accuracy, %", ax=figure).axes
     render(figure)
     assert upper.get_ylim()[0] > 98 and lower.get_ylim()[1] < 60
     labels = [text.get_text() for text in upper.get_legend().get_texts()]
@@ -280,20 +417,20 @@ def test_values_far_from_the_others_break_the_axis():
 def test_values_without_a_gap_keep_one_axis(values):
     figure = plots.figure()
     groups = {str(i): [(value, 0.0)] for i, value in enumerate(values)}
-    assert len(plots.dots(figure, groups, ["x"], "accuracy")) == 1
+    assert len(plots.dots(groups, ["x"], "accuracy", ax=figure).axes) == 1
     render(figure)
 
 
 def test_long_names_below_a_heat_map():
     figure, axes = axes_of_figure(figsize=(5, 4))
     names = ["T-shirt/top / Trouser", "Bag / Ankle boot", "Shirt / Sneaker"]
-    plots.heat_map(axes, np.eye(3), names, names)
+    plots.heat_map(np.eye(3), names, names, ax=axes)
     figure.draw_without_rendering()
     assert {t.get_rotation() for t in axes.get_xticklabels()} == {30.0}
     ends = [t.get_window_extent() for t in axes.get_xticklabels()]
     assert all(e.x0 >= 0 and e.y0 >= 0 for e in ends)
     _, axes = axes_of_figure()
-    plots.heat_map(axes, np.eye(3), ["0 / 1", "2 / 3", "4 / 5"], names)
+    plots.heat_map(np.eye(3), ["0 / 1", "2 / 3", "4 / 5"], names, ax=axes)
     assert {t.get_rotation() for t in axes.get_xticklabels()} == {0.0}
 
 
@@ -371,8 +508,8 @@ def test_texts_and_legends_on_top_of_one_another(monkeypatch):
 def test_signs_and_filters():
     figure = plots.figure()
     left, right = figure.subplots(1, 2)
-    plots.signs(left, quantizers.sign(normal(4, 5)), title="weights")
-    plots.filters(right, nn.BinaryConv2d(2, 10, 3).binary_weight(), columns=4)
+    plots.signs(quantizers.sign(normal(4, 5)), title="weights", ax=left)
+    plots.filters(nn.BinaryConv2d(2, 10, 3).binary_weight(), columns=4, ax=right)
     render(figure)
     assert left.get_title() == "weights"
     sheet = right.get_images()[0].get_array()
@@ -381,7 +518,7 @@ def test_signs_and_filters():
 
 def test_table():
     figure, axes = axes_of_figure()
-    plots.table(axes, [("float32", "12 kB"), ("packed", "0.4 kB")], ("weights", "size"))
+    plots.table([("float32", "12 kB"), ("packed", "0.4 kB")], ("weights", "size"), ax=axes)
     render(figure)
 
 
@@ -391,7 +528,7 @@ def test_table():
 @pytest.mark.parametrize("name", sorted(quantizers._BY_NAME))
 def test_quantizer(name):
     figure, axes = axes_of_figure()
-    plots.quantizer(axes, name)
+    plots.quantizer(name, ax=axes)
     render(figure)
     q = quantizers.get(name)
     assert axes.get_title() == type(q).__name__
@@ -407,14 +544,14 @@ def test_quantizer(name):
 
 def test_quantizer_that_is_given():
     figure, axes = axes_of_figure()
-    plots.quantizer(axes, quantizers.EdeSign(4.0), title="late")
+    plots.quantizer(quantizers.EdeSign(4.0), title="late", ax=axes)
     render(figure)
     assert axes.get_title() == "late"
     assert max(axes.get_lines()[3].get_ydata()) == 4
     with pytest.raises(ValueError, match="quantizer: expects a quantizer, got None"):
-        plots.quantizer(axes, None)
+        plots.quantizer(None, ax=axes)
     with pytest.raises(ValueError, match="expects one of"):
-        plots.quantizer(axes, "sgn")
+        plots.quantizer("sgn", ax=axes)
 
 
 # ------------------------------------------------------------------------------- the roofline
@@ -438,7 +575,7 @@ def test_roofline():
         measured("depth-wise", 10**8, 1e-3, 10**6, peer="PyTorch"),
     ]
     figure, axes = axes_of_figure()
-    plots.roofline(axes, rows, 2e12, 20e9)
+    plots.roofline(rows, 2e12, 20e9, ax=axes)
     render(figure)
     roof, *points = axes.get_lines()
     x, y = roof.get_data()
@@ -467,7 +604,7 @@ def test_the_numbers_of_a_roofline_are_legible():
         for factor, speed in rng.uniform(0.8, 1.25, (12, 2))
     ]
     figure, axes = axes_of_figure(figsize=(9, 6))
-    plots.roofline(axes, rows, 2e12, 20e9)
+    plots.roofline(rows, 2e12, 20e9, ax=axes)
     figure.draw_without_rendering()
     boxes_of_texts = [text.get_window_extent() for text in axes.texts[2:]]
     assert len(boxes_of_texts) == 12
@@ -484,7 +621,7 @@ def test_the_costs_of_a_trade_off_are_legible(costs, numbers):
     """Numbers as they are said, none on another one."""
     figure, axes = axes_of_figure(figsize=(4, 3))
     points = {f"{cost}": (cost, 50.0, 0.5) for cost in costs}
-    plots.trade_off(axes, points, "million OPs", "accuracy", legend=False)
+    plots.trade_off(points, "million OPs", "accuracy", legend=False, ax=axes)
     figure.draw_without_rendering()
     low, high = axes.get_xlim()
     labels = [t for t in axes.get_xticklabels() if low <= t.get_position()[0] <= high]
@@ -497,7 +634,7 @@ def test_the_costs_of_a_trade_off_are_legible(costs, numbers):
 
 def test_roofline_of_nothing():
     figure, axes = axes_of_figure()
-    plots.roofline(axes, [measured("pack", None, 1e-3, None)], 2e12, 20e9)
+    plots.roofline([measured("pack", None, 1e-3, None)], 2e12, 20e9, ax=axes)
     render(figure)
     assert len(axes.get_lines()) == 1
 
@@ -622,8 +759,8 @@ def test_graph_on_given_axes():
     figure = plots.figure(figsize=(8, 4))
     left, right = figure.subplots(1, 2)
     x = Tensor(normal(3, 2), requires_grad=True)
-    assert plots.graph(F.softmax(x * 2.0), left) is figure
-    plots.quantizer(right, "ste_sign")
+    assert plots.graph(F.softmax(x * 2.0), ax=left) is figure
+    plots.quantizer("ste_sign", ax=right)
     render(figure)
     assert [t.get_text() for t in left.texts][::2] == ["Exp", "LogSoftmax", "Mul", "leaf"]
 
@@ -674,6 +811,6 @@ def test_history_of_a_regression(has_validation):
         rows = [{**row, "val_loss": 2 * row["loss"]} for row in rows]
     figure = plots.figure()
     axes = figure.add_subplot()
-    plots.history(axes, training.History(rows))
+    plots.history(training.History(rows), ax=axes)
     render(figure)
     assert len(figure.axes) == 1 and len(axes.get_lines()) == 1 + has_validation

@@ -44,9 +44,9 @@ except ImportError:  # Windows
     fcntl = None
 
 __all__ = [
-    "StorageError", "check_name", "dumps", "expecting", "load", "loads", "open_regular",
-    "open_to_append", "printable", "read_header", "read_json", "save", "try_lock", "write_atomic",
-    "write_json",
+    "Member", "StorageError", "check_name", "dumps", "expecting", "layout", "load", "loads",
+    "open_regular", "open_to_append", "printable", "read_header", "read_json", "save", "try_lock",
+    "write_atomic", "write_json",
 ]  # fmt: skip
 __dir__ = __all__.copy  # dir() shows what is public, and nothing else
 
@@ -419,6 +419,44 @@ def read_header(path):
     with _open(path) as (file, size):
         header, _ = _read_header(file, size)
     return {key: header[key] for key in ("kind", "version", "metadata")}
+
+
+class Member(NamedTuple):
+    """Where a file has an array: from `start` its frame, from `body` to `stop` its bytes."""
+
+    name: str  # "__header__" for the file's header
+    dtype: np.dtype
+    shape: tuple
+    start: int
+    body: int
+    stop: int
+
+
+def layout(path):
+    """Which bytes of a file are what. The arrays are not read, nor their bytes checked.
+
+    Returns
+    -------
+    list of Member
+        In the order of the file, without gaps. What is behind the last one is the zip's directory.
+
+    Raises
+    ------
+    StorageError, OSError
+        As `load` does.
+    """
+    with _open(path) as (file, size):
+        _read_header(file, size)
+        file.seek(0)
+        members = []
+        while (found := _read_frame(file, size)) is not None:
+            entry, dtype, shape = found
+            body = file.tell()
+            stop = body + math.prod(shape) * dtype.itemsize
+            name = entry.name.decode(errors="replace").removesuffix(".npy")
+            members.append(Member(name, dtype, shape, entry.offset, body, stop))
+            file.seek(stop)
+    return members
 
 
 @contextlib.contextmanager

@@ -571,9 +571,9 @@ counts = (pixel_agree > 0).sum(axis=0)
 figure, (upper, lower) = plt.subplots(
     2, 1, figsize=(8, 4.6), height_ratios=(9, 4), layout="constrained"
 )
-plots.signs(upper, pixel_agree, "agreements of the nine taps (orange: 1)")
+plots.signs(pixel_agree, "agreements of the nine taps (orange: 1)", ax=upper)
 upper.set(yticks=range(9), yticklabels=[f"tap {tap}" for tap in range(9)])
-plots.signs(lower, pixel_planes[::-1], "bit planes of the counter")
+plots.signs(pixel_planes[::-1], "bit planes of the counter", ax=lower)
 lower.set(yticks=range(4), yticklabels=["eights", "fours", "twos", "ones"])
 lower.set_xticks(range(shown), counts)
 lower.set_xlabel("the count in each column")

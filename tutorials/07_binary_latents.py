@@ -311,10 +311,12 @@ assert np.mean(errors[-len(loader) :]) < np.mean(errors[: len(loader)]) - 10
 shown = test.images[:12] / np.float32(test.maximum)
 codes = vae.encode(shown)  # (12, 64) of ±1
 figure, axes = plt.subplots(figsize=(9, 1.9))
-plots.images(axes, [*shown, *vae.decode(codes)], 12, "test images, and what 64 bits keep of them")
+plots.images(
+    [*shown, *vae.decode(codes)], 12, "test images, and what 64 bits keep of them", ax=axes
+)
 plt.show()
 figure, axes = plt.subplots(figsize=(9, 1.8))
-plots.signs(axes, codes, "the codes of these images, one row each")
+plots.signs(codes, "the codes of these images, one row each", ax=axes)
 plt.show()
 
 # %% [markdown]
@@ -335,9 +337,9 @@ assert used["used"] == 64 and used["entropy"] > 0.9
 
 # %%
 figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 2.2))
-plots.images(top, vae.sample(12, rng), 12, "codes drawn from the prior")
+plots.images(vae.sample(12, rng), 12, "codes drawn from the prior", ax=top)
 path = flip_path(codes[1], codes[5], 12, rng)
-plots.images(bottom, vae.decode(path), 12, "from one code to another, bit by bit")
+plots.images(vae.decode(path), 12, "from one code to another, bit by bit", ax=bottom)
 figure.tight_layout()
 plt.show()
 
@@ -373,11 +375,11 @@ for i in range(4):
     labels += ["query", *map(str, distances[i])]
 figure, axes = plt.subplots(figsize=(8, 4))
 plots.images(
-    axes,
     np.array(pictures) / train.maximum,
     10,
     "nearest training images, and how many of 64 bits differ",
     labels,
+    ax=axes,
 )
 plt.show()
 

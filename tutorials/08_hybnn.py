@@ -227,7 +227,7 @@ for name, values in table.items():
 
 figure = plt.figure(figsize=(8, 2.8), layout="constrained")
 groups = {name: [(100 * v, 0) for v in values] for name, values in table.items()}
-plots.dots(figure, groups, [f"{a} / {b}" for a, b in TASKS], "test accuracy, %")
+plots.dots(groups, [f"{a} / {b}" for a, b in TASKS], "test accuracy, %", ax=figure)
 plt.show()
 
 assert min(np.mean(values) for values in table.values()) > 0.9
@@ -316,7 +316,7 @@ for task in TASKS:
 
 figure, axes = plt.subplots(figsize=(4.4, 3.4))
 names = [f"{a} / {b}" for a, b in TASKS]
-plots.heat_map(axes, matrix, names, names, "accuracy on", "after learning")
+plots.heat_map(matrix, names, names, "accuracy on", "after learning", ax=axes)
 plt.show()
 
 assert np.mean(np.diag(matrix)) > np.mean(matrix[-1]) + 0.1

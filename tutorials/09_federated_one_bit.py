@@ -135,7 +135,7 @@ _, averaged = run(federated.FedAvg())
 
 figure, axes = plt.subplots(figsize=(6, 3))
 lines = {"one machine": whole["val_accuracy"], "FedAvg": averaged["val_accuracy"]}
-plots.curves(axes, lines, "test accuracy", "round")
+plots.curves(lines, "test accuracy", "round", ax=axes)
 plt.show()
 
 assert averaged["val_accuracy"][-1] > 0.8
@@ -150,8 +150,8 @@ assert averaged["val_accuracy"][-1] > 0.8
 # %%
 skewed = federated.shards(train.labels, CLIENTS, shards_per_client=2, rng=0)
 figure, axes = plt.subplots(1, 2, figsize=(9, 2.6), layout="constrained")
-plots.partition(axes[0], train.labels, parts)
-plots.partition(axes[1], train.labels, skewed)
+plots.partition(train.labels, parts, ax=axes[0])
+plots.partition(train.labels, skewed, ax=axes[1])
 axes[0].set_title("IID")
 axes[1].set_title("shards")
 plt.show()
@@ -181,7 +181,7 @@ found = {
 }
 figure, axes = plt.subplots(figsize=(6, 3))
 lines = {name: history["val_accuracy"] for name, history in found.items()}
-plots.curves(axes, lines, "test accuracy", "round")
+plots.curves(lines, "test accuracy", "round", ax=axes)
 plt.show()
 
 assert lines["IID, averaged"][-1] > lines["shards, averaged"][-1] + 0.1
@@ -251,7 +251,7 @@ lines = {
     "sign of the update, 1 bit up": signed["val_accuracy"],
     "majority vote of signs, 1 bit up": voted["val_accuracy"],
 }
-plots.curves(axes, lines, "test accuracy", "round")
+plots.curves(lines, "test accuracy", "round", ax=axes)
 plt.show()
 
 assert np.count_nonzero(first != moved) > 0.05 * first.size
@@ -306,7 +306,7 @@ for name, history in histories.items():
     )
     sent = np.cumsum(np.add(history["bytes_up"], history["bytes_down"]))
     curves[name] = sent / 1e3, accuracy
-plots.curves_through(axes, curves)
+plots.curves_through(curves, ax=axes)
 axes.set(xlabel="kB sent, both ways", ylabel="test accuracy")
 plots.legend_beside(axes)
 plt.show()

@@ -173,7 +173,7 @@ for axes, key, label in (
         title: [row[key][1] if key == "factor" else row[key] for row in rows]
         for title, rows in measured.items()
     }
-    plots.curves(axes, lines, label, "depth-wise layer")
+    plots.curves(lines, label, "depth-wise layer", ax=axes)
 plt.show()
 
 factors = {title: np.median([row["factor"][1] for row in rows]) for title, rows in measured.items()}

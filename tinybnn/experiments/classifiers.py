@@ -123,7 +123,7 @@ def draw(path, result):
             f"seed {row['seed']}, training": [factor * epoch[key] for epoch in row["history"]]
             for row in result["runs"]
         }
-        plots.curves(axes, lines, f"{key}, {unit}", legend=False)
+        plots.curves(lines, f"{key}, {unit}", legend=False, ax=axes)
     ends = [(len(row["history"]), 100 * row["accuracy"]) for row in result["runs"]]
     right.plot(*zip(*ends, strict=True), "k_", markersize=12, label=result["tested_on"])
     plots.legend_beside(right)

@@ -115,17 +115,17 @@ def draw(path, result, model, history):
     """One picture: the training curve, filters as bits, the table."""
     figure = plots.figure(figsize=(11, 6.5))
     curve, sheet, dense, table = figure.subplots(2, 2, width_ratios=(3, 2)).flat
-    plots.history(curve, history)
+    plots.history(history, ax=curve)
     curve.set_title("Training a binary CNN on 8×8 digits")
     binary = [m for m in model.modules() if isinstance(m, nn.BinaryConv2d | nn.BinaryLinear)]
-    plots.filters(sheet, binary[0].binary_weight(), title="its first 3×3 filters")
+    plots.filters(binary[0].binary_weight(), title="its first 3×3 filters", ax=sheet)
     plots.signs(
-        dense,
         binary[-2].binary_weight()[:, :128],
         "weights of a dense layer: orange +1, blue -1 (128 of its inputs)",
+        ax=dense,
     )
     header, *rows = table_rows(result)
-    plots.table(table, rows, header)
+    plots.table(rows, header, ax=table)
     identical = f"{result['identical_logits']} of {result['test_images']} test images"
     table.set_title(f"Float and packed: identical logits on\n{identical}", y=0.84)
     plots.save(figure, path)

@@ -345,7 +345,7 @@ def draw(path, result):
             for found in result["trainings"]
             if found["partition"] == partition
         }
-        plots.curves(axes, lines, name if axes is both[0] else "", "round", legend=False)
+        plots.curves(lines, name if axes is both[0] else "", "round", legend=False, ax=axes)
         plots.zoom(axes)
         axes.axhline(100 * config["target"], color="0.6", ls=":", label="target")
         axes.set_title(title)

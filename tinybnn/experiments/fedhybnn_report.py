@@ -226,14 +226,14 @@ def _draw_rounds(path, result, partition):
     title, centralized = result["partitions"][partition], _centralized(result)
     figure = plots.figure(figsize=(14, 4.4))
     left, right = figure.subplots(1, 2)
-    plots.curves(left, _lines(result, partition), "test accuracy, %", "round", legend=False)
+    plots.curves(_lines(result, partition), "test accuracy, %", "round", legend=False, ax=left)
     rounds = np.arange(1, centralized.shape[1] + 1)
     plots.zoom(left)
     left.plot(rounds, centralized.mean(0), ":", color="0.3", label="centralized")
     left.set_title(f"{title}: mean of the tasks")
     by_task = 100 * _accuracies(result)[partition, "fedavg"].mean(0)  # (tasks, rounds)
     lines = dict(zip(result["tasks"], by_task, strict=True))
-    plots.curves(right, lines, "", "round", legend=False)
+    plots.curves(lines, "", "round", legend=False, ax=right)
     for line, y in zip(right.get_lines(), centralized, strict=True):
         right.plot(rounds, y, ":", color=line.get_color())
     right.set_title(f"{title}: FedAvg by task (dotted: centralized)")
@@ -251,7 +251,7 @@ def _draw_bytes(path, result, partition):
         spent[name] = both, lines[name]
     figure = plots.figure(figsize=(9, 4.4))
     axes = figure.subplots()
-    plots.curves_through(axes, spent)
+    plots.curves_through(spent, ax=axes)
     plots.zoom(axes)
     last = _centralized(result).mean(0)[-1]
     axes.axhline(last, color="0.3", ls=":", label="centralized")
@@ -275,6 +275,6 @@ def _draw_partitions(path, result, images, parts):
     for axes, (partition, title) in zip(
         figure.subplots(1, 2), result["partitions"].items(), strict=True
     ):
-        plots.partition(axes, images.labels, parts[partition], images.classes)
+        plots.partition(images.labels, parts[partition], images.classes, ax=axes)
         axes.set_title(title)
     plots.save(figure, path)

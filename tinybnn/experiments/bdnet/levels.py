@@ -94,5 +94,5 @@ def draw_levels(path, images, count=8):
     rows = [gray / np.float32(255), *([to_levels(g, n) for g in gray] for n in (2, 3))]
     sheet = 1 - np.concatenate(rows)[:, None]  # `plots.images` draws 0 as white
     figure = plots.figure(figsize=(8, 3.4))
-    plots.images(figure.subplots(), sheet, len(gray), "grey, one bit (Otsu), three levels")
+    plots.images(sheet, len(gray), "grey, one bit (Otsu), three levels", ax=figure.subplots())
     plots.save(figure, path)

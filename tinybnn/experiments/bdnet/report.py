@@ -160,7 +160,7 @@ def _draw_accuracy(path, result):
             title: (places[name], found[name]["mean"] * 100, (found[name]["std"] or 0) * 100)
             for name, title in arms.items()
         }
-        plots.trade_off(axes, points, label, "test accuracy, %", legend=axes is right)
+        plots.trade_off(points, label, "test accuracy, %", legend=axes is right, ax=axes)
     right.set(ylabel="")
     plots.save(figure, path)
 
@@ -183,7 +183,7 @@ def _draw_layers(path, result):
             title: [layer[key][1] if key == "factor" else layer[key] for layer in layers]
             for title, layers in own.items()
         }
-        plots.curves(axes, lines, label, "layer with more than one tap", legend=False)
+        plots.curves(lines, label, "layer with more than one tap", legend=False, ax=axes)
         if key == "factor":
             plots.logarithmic(axes, "y")
     plots.legend_beside(axes)

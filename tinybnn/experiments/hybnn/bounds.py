@@ -233,5 +233,5 @@ def _draw(path, result):
         "published, MNIST": [(row["published"] or np.nan, 0) for row in result["rows"]],
     }
     names = [row["estimator"].replace("_", "\n") for row in result["rows"]]
-    plots.dots(figure, groups, names, "minus the bound, nats")
+    plots.dots(groups, names, "minus the bound, nats", ax=figure)
     plots.save(figure, path)

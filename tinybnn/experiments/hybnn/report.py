@@ -324,7 +324,7 @@ def _draw_curves(path, tasks, groups):
                 task: np.multiply(history[key], factor)
                 for task, history in zip(tasks, histories, strict=True)
             }
-            plots.curves(axes, lines, label, legend=axes is row[1])
+            plots.curves(lines, label, legend=axes is row[1], ax=axes)
             axes.set_title(title)
     plots.save(figure, path)
 
@@ -332,7 +332,7 @@ def _draw_curves(path, tasks, groups):
 def _draw_in_sequence(path, tasks, accuracies):
     figure = plots.figure(figsize=(4.8, 4.2))
     axes = figure.subplots()
-    plots.heat_map(axes, accuracies, tasks, tasks, "tested on", "after learning")
+    plots.heat_map(accuracies, tasks, tasks, "tested on", "after learning", ax=axes)
     axes.set_title("share of right answers")
     plots.save(figure, path)
 
@@ -346,10 +346,10 @@ def _draw_comparison(path, result):
         ]
         for arm, title in result["arms"].items()
     }
-    axes = plots.dots(figure, groups, result["tasks"], "test accuracy, %")
+    plots.dots(groups, result["tasks"], "test accuracy, %", ax=figure)
     seeds = len(result["seeds"])
     over = f"mean and standard deviation over {seeds} seeds"
-    axes[0].set_title(over if seeds > 1 else "one seed")
+    figure.axes[0].set_title(over if seeds > 1 else "one seed")
     plots.save(figure, path)
 
 
@@ -359,7 +359,7 @@ def _draw_statistics(path, codes):
     left, right = figure.subplots(1, 2)
     left.hist(found["balance"], bins=np.linspace(0, 1, 41), color=plots.MINUS)
     left.set(xlabel="share of +1 among the training images", ylabel="bits", xlim=(0, 1))
-    plots.heat_map(right, found["correlation"], limits=(-1, 1))
+    plots.heat_map(found["correlation"], limits=(-1, 1), ax=right)
     right.set_title("correlation of bits")
     plots.save(figure, path)
 
@@ -367,7 +367,7 @@ def _draw_statistics(path, codes):
 def _draw_images(path, images, columns, title):
     rows = -(-len(images) // columns)
     figure = plots.figure(figsize=(0.75 * columns, 0.75 * rows + 0.4))
-    plots.images(figure.subplots(), images, columns, title)
+    plots.images(images, columns, title, ax=figure.subplots())
     plots.save(figure, path)
 
 
@@ -380,7 +380,8 @@ def _draw_neighbours(path, data, codes, queries=6, count=9):
         labels += [test.classes[test.labels[query]], *map(str, far)]
     figure = plots.figure(figsize=(0.75 * (count + 1), 0.95 * queries + 0.4))
     plots.images(
-        figure.subplots(), np.array(pictures) / train.maximum, count + 1,
+        np.array(pictures) / train.maximum, count + 1,
         "test image (its class), and the nearest training images (bits that differ)", labels,
+        ax=figure.subplots(),
     )  # fmt: skip
     plots.save(figure, path)

@@ -1,0 +1,47 @@
+"""Pictures of networks, of training, of bits and of measurements.
+
+Each function that draws takes ``ax=``, the matplotlib axes to draw on, so that figures can be
+composed; without it a new figure is made (`.figure` of the returned axes, which `save` writes to a
+file). It returns these axes, or the Figure where a picture has several. None opens a window, needs
+a display or changes matplotlib's settings.
+"""
+
+from tinybnn.plots.arrays import filters, heat_map, images, partition, signs, table
+from tinybnn.plots.binary import accumulators, convolution, layer_accumulators, quantizer
+from tinybnn.plots.canvas import (
+    MINUS,
+    PALETTE,
+    PLUS,
+    figure,
+    legend_beside,
+    logarithmic,
+    marks,
+    save,
+    whole_numbers,
+    zoom,
+)
+from tinybnn.plots.files import packed_file
+from tinybnn.plots.landscapes import (
+    contours,
+    eigenvalues,
+    flip_spectrum,
+    landscape,
+    landscape_html,
+    latents,
+    sign_flips,
+    spectrum,
+)
+from tinybnn.plots.lines import curves, curves_through, dots, history, trade_off
+from tinybnn.plots.modules import architecture, architectures, hybnn
+from tinybnn.plots.networks import graph
+from tinybnn.plots.roof import roofline
+
+__all__ = [
+    "MINUS", "PALETTE", "PLUS", "accumulators", "architecture", "architectures", "contours",
+    "convolution", "curves", "curves_through", "dots", "eigenvalues", "figure", "filters",
+    "flip_spectrum", "graph", "heat_map", "history", "hybnn", "images", "landscape",
+    "landscape_html", "latents", "layer_accumulators", "legend_beside", "logarithmic", "marks",
+    "packed_file", "partition", "quantizer", "roofline", "save", "sign_flips", "signs",
+    "spectrum", "table", "trade_off", "whole_numbers", "zoom",
+]  # fmt: skip
+__dir__ = __all__.copy  # dir() shows what is public, and nothing else

@@ -1,0 +1,218 @@
+"""Curves, dots and trade-offs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinybnn.plots.canvas import (
+    legend_below,
+    legend_beside,
+    logarithmic,
+    marks,
+    picture,
+    whole_numbers,
+)
+
+_FEW = 25  # points of a curve that has a marker at each
+
+
+@picture
+def history(history, *, ax=None):
+    """Loss (left axis) and accuracy (right axis) over the epochs of a training.History.
+
+    A regression, which has no accuracy, shows the losses of training and validation.
+    """
+    epochs, columns, kinds = history["epoch"], history.rows[0], marks()
+    _curve(ax, next(kinds), epochs, history["loss"], "training loss")
+    lines = ax.get_lines()
+    if "accuracy" in columns:
+        right = ax.twinx()
+        for name, label in (
+            ("accuracy", "training accuracy"), ("val_accuracy", "validation accuracy"),
+        ):  # fmt: skip
+            if name in columns:
+                _curve(right, next(kinds), epochs, np.multiply(history[name], 100), label)
+        right.set(ylabel="accuracy, %", ylim=(0, 102))
+        lines = [*lines, *right.get_lines()]
+    elif "val_loss" in columns:
+        _curve(ax, next(kinds), epochs, history["val_loss"], "validation loss")
+        lines = ax.get_lines()
+    ax.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
+    _count_from_one(ax, len(epochs))
+    legend_below(ax, lines)
+
+
+def _curve(ax, mark, x, y, label, first=0.0):
+    """A line with markers: at all of few points, at some of many; `first` is the share of a gap
+    before the first one."""
+    marker, color, style = mark
+    step = 1 if len(x) <= _FEW else len(x) // _FEW + 1
+    ax.plot(
+        x, y, style, color=color, label=label, marker=marker, markersize=5.5,
+        markeredgecolor="white", markeredgewidth=0.4, linewidth=1.3,
+        markevery=(int(first * step), step),
+    )  # fmt: skip
+
+
+def _count_from_one(ax, count):
+    """An x axis for epochs or rounds: whole numbers, from 1 to a count."""
+    whole_numbers(ax, "x")
+    if count == 1:
+        ax.set_xlim(0.5, 1.5)
+
+
+@picture
+def curves(lines, ylabel, xlabel="epoch", legend=True, *, ax=None):
+    """Several curves over the epochs, from 1, with markers.
+
+    Parameters
+    ----------
+    lines : dict
+        Label -> a value for each epoch.
+    legend : bool
+        Whether to add a legend, beside the axes.
+    """
+    points = {label: (np.arange(1, len(y) + 1), y) for label, y in lines.items()}
+    curves_through(points, ax=ax)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    _count_from_one(ax, max(map(len, lines.values()), default=0))
+    if legend:
+        legend_beside(ax)
+
+
+@picture
+def curves_through(points, *, ax=None):
+    """Several curves, each through its own points, with markers; without a legend.
+
+    Parameters
+    ----------
+    points : dict
+        Label -> (x, y), two sequences.
+    """
+    for i, (mark, (label, (x, y))) in enumerate(zip(marks(), points.items(), strict=False)):
+        _curve(ax, mark, x, y, label, first=i / len(points))
+
+
+@picture
+def dots(groups, names, ylabel, *, ax=None):
+    """Values side by side as dots with their standard deviations, on an axis zoomed to them.
+
+    Where the values fall into two ranges far apart, the axis is broken: each range has axes of its
+    own, above one another.
+
+    Parameters
+    ----------
+    groups : dict
+        Label, one marker each -> for each name a pair of value and standard deviation. NaN is left
+        out.
+    names : sequence of str
+        Along the x axis.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Its last axes are those drawn on, from top to bottom; where the axis is broken they take
+        the place of `ax`.
+    """
+    values, errors = np.moveaxis(np.array([*groups.values()], float), -1, 0)  # (groups, names)
+    cut = _widest_gap(values)
+    if cut is None:
+        parts = [(ax, np.isfinite(values))]
+    else:
+        upper, lower = values > cut, values < cut  # NaN is in neither
+        heights = (3, 1) if upper.sum() >= lower.sum() else (1, 3)
+        both = _two_of(ax, heights)
+        parts = [*zip(both, (upper, lower), strict=True)]
+        _break_between(*both)
+    width = min(0.8 / len(groups), 0.15)
+    for ax, shown in parts:
+        for i, ((marker, color, _), label) in enumerate(zip(marks(), groups, strict=False)):
+            x = np.arange(len(names)) + (i - (len(groups) - 1) / 2) * width
+            spread = np.where(errors[i] > 0, errors[i], np.nan)
+            ax.errorbar(
+                x[shown[i]], values[i, shown[i]], spread[shown[i]], fmt=marker, color=color,
+                label=label, markersize=6, markeredgecolor="white", markeredgewidth=0.5,
+                capsize=2, elinewidth=1,
+            )  # fmt: skip
+        ax.grid(True, axis="y", color="0.92")
+        ax.set_axisbelow(True)
+        for border in range(1, len(names)):
+            ax.axvline(border - 0.5, color="0.85", linewidth=0.8, zorder=0)
+        ax.set_xlim(-0.5, len(names) - 0.5)
+        ax.margins(y=0.08 if cut is None or shown.sum() > (~shown).sum() else 0.25)
+    last = parts[-1][0]
+    last.set_xticks(range(len(names)), names)
+    is_upper_taller = cut is not None and heights[0] > heights[1]
+    parts[0 if is_upper_taller else -1][0].set(ylabel=ylabel)
+    legend_beside(parts[0][0])
+    return last.figure
+
+
+def _widest_gap(values):
+    """A value in the middle of a gap much wider than what lies on each side of it; else None."""
+    rising = np.sort(values[np.isfinite(values)])
+    if len(rising) < 3:
+        return None
+    i = int(np.diff(rising).argmax())
+    gap = rising[i + 1] - rising[i]
+    widest_side = max(rising[i] - rising[0], rising[-1] - rising[i + 1])
+    return (rising[i] + rising[i + 1]) / 2 if gap > 3 * widest_side > 0 else None
+
+
+def _two_of(ax, heights):
+    """Two axes above one another, in place of one."""
+    from matplotlib.gridspec import GridSpec
+
+    figure, place = ax.figure, ax.get_position()
+    if ax.get_subplotspec() is None:
+        grid = GridSpec(
+            2, 1, figure, height_ratios=heights, left=place.x0, right=place.x1, bottom=place.y0,
+            top=place.y1,
+        )  # fmt: skip
+    else:
+        grid = ax.get_subplotspec().subgridspec(2, 1, height_ratios=heights)
+    ax.remove()
+    upper = figure.add_subplot(grid[0])
+    upper.tick_params(labelbottom=False)
+    return upper, figure.add_subplot(grid[1], sharex=upper)
+
+
+def _break_between(upper, lower):
+    """Show two axes above one another as one with a part of its y axis left out."""
+    upper.spines.bottom.set_visible(False)
+    lower.spines.top.set_visible(False)
+    upper.tick_params(bottom=False)
+    slash = {
+        "marker": [(-1, -0.5), (1, 0.5)], "markersize": 8, "linestyle": "none", "color": "black",
+        "markeredgewidth": 1, "clip_on": False,
+    }  # fmt: skip
+    upper.plot([0, 1], [0, 0], transform=upper.transAxes, **slash)
+    lower.plot([0, 1], [1, 1], transform=lower.transAxes, **slash)
+
+
+@picture
+def trade_off(points, xlabel, ylabel, legend=True, *, ax=None):
+    """What is gained against what it costs: a marker for each.
+
+    The axis of the costs is logarithmic if they differ by a factor of 3 or more.
+
+    Parameters
+    ----------
+    points : dict
+        Label -> (cost, gain, standard deviation of the gain).
+    legend : bool
+    """
+    for (marker, color, _), (label, (x, y, error)) in zip(marks(), points.items(), strict=False):
+        ax.errorbar(
+            x, y, error or None, fmt=marker, color=color, label=label, markersize=8,
+            markeredgecolor="white", markeredgewidth=0.5, capsize=2,
+        )  # fmt: skip
+    costs = [x for x, _, _ in points.values()]
+    is_wide = min(costs) > 0 and max(costs) >= 3 * min(costs)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    if is_wide:
+        logarithmic(ax, "x")
+    ax.grid(True, color="0.92")
+    ax.set_axisbelow(True)
+    if legend:
+        legend_beside(ax)
