@@ -38,7 +38,7 @@ def add_reproduce(commands):
     )
     for add in (
         _add_classifiers, _add_hybnn, _add_bounds, _add_fedhybnn, _add_fedavg, _add_bdnet,
-        _add_hessian, _add_condition, _add_ops,
+        _add_hessian, _add_landscape, _add_condition, _add_ops,
     ):  # fmt: skip
         add(experiments)
 
@@ -348,6 +348,42 @@ def _hessian(options):
     write_json(options, _carry_out(options, curvature, _seeds(options), options.arms, options.note))
 
 
+def _add_landscape(experiments):
+    landscape = add_command(
+        experiments,
+        "landscape",
+        _landscape,
+        "BD-Net's Figures 2 and 6: loss landscapes",
+        "Train the networks of `tinybnn reproduce hessian` (a RUN of that experiment serves as\n"
+        "well) and evaluate the loss around them along random directions: that of the binary\n"
+        "network and that of its surrogates. The table (landscape.md), figures\n"
+        "(landscape.json) and pictures go to RUN. Repeat the command after an interruption.",
+        "tinybnn reproduce landscape --quick",
+        "TINYBNN_DATA=DIR tinybnn reproduce landscape --seeds 3",
+    )
+    _add_mobile_training(landscape, 3, epochs=5)
+    for name, low, what in (
+        ("images", 1, "on which the loss is computed (512)"),
+        ("points", 3, "along the line, an odd number (41)"),
+        ("grid", 3, "points of the plane along each direction, an odd number (15)"),
+    ):
+        landscape.add_argument(f"--{name}", type=whole(low), metavar="N", help=what)
+    landscape.add_argument(
+        "--html", action="store_true", help="surfaces for a browser, too; needs plotly"
+    )
+    add_json(landscape)
+    _add_run(landscape, "landscape")
+
+
+def _landscape(options):
+    from tinybnn.experiments.bdnet import EXPERIMENTS, landscape
+
+    check_outputs(options, "json")
+    _check_arms(options, EXPERIMENTS["landscape"])
+    chosen = _seeds(options), options.arms, options.note, options.html
+    write_json(options, _carry_out(options, landscape, *chosen))
+
+
 def _add_condition(experiments):
     condition = add_command(
         experiments,
@@ -502,6 +538,7 @@ _TAKES = {
     "bdnet-ablation": "10 to 45 minutes a network on CIFAR-10",
     "bdnet-table2": "10 to 45 minutes a network on CIFAR-10",
     "hessian": "a quarter of an hour a network on CIFAR-10",
+    "landscape": "a quarter of an hour a network on CIFAR-10",
 }
 
 

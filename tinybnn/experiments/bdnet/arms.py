@@ -91,7 +91,10 @@ TABLE_2 = {
 # Figures 2, 5 and 6 are about MobileNet V1.
 CURVATURE = {name: TABLE_2[name] for name in ("float", "reactnet")} | ABLATION
 
-EXPERIMENTS = {"bdnet-ablation": ABLATION, "bdnet-table2": TABLE_2, "hessian": CURVATURE}
+EXPERIMENTS = {
+    "bdnet-ablation": ABLATION, "bdnet-table2": TABLE_2, "hessian": CURVATURE,
+    "landscape": CURVATURE,
+}  # fmt: skip
 
 # Which network the paper holds against which; the second is its own proposal.
 COMPARISONS = {
@@ -107,6 +110,13 @@ COMPARISONS = {
         ("mobilenet-v3-reactnet-br", "mobilenet-v3-bdnet-b-br"),
     ),
 }  # fmt: skip
+
+
+# What the curvature of one network is held against: that of another.
+PAIRS = (
+    ("naive", "dual"), ("naive", "pre-bn"), ("naive", "both"), ("reactnet", "both"),
+    ("naive", "float"),
+)  # fmt: skip
 
 
 def chosen_arms(experiment, names=None):

@@ -19,20 +19,16 @@ from pathlib import Path
 
 import numpy as np
 
-from tinybnn import analysis, datasets, plots, tables
+from tinybnn import analysis, plots, tables
 from tinybnn.experiments.bdnet import experiment
-from tinybnn.experiments.bdnet.arms import chosen_arms
-from tinybnn.experiments.bdnet.training import train_arm, trained, untrained
-from tinybnn.experiments.report_text import mean_and_std, top, when_and_where, wrapped
+from tinybnn.experiments.bdnet.arms import PAIRS, chosen_arms
+from tinybnn.experiments.bdnet.training import first_images, trained, trained_arms, untrained
+from tinybnn.experiments.report_text import mean_and_std, spread, top, when_and_where, wrapped
 from tinybnn.experiments.run_folder import check_least, kept, open_folder, provenance
 from tinybnn.storage import write_atomic, write_json
 
 STAGES = ("start", "end")
 COUNT = 10  # eigenvalues that the paper draws
-_COMPARISONS = (
-    ("naive", "dual"), ("naive", "pre-bn"), ("naive", "both"), ("reactnet", "both"),
-    ("naive", "float"),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,27 +75,24 @@ def run(out, config, seeds=3, arms=None, note="", threads=None, progress=True, s
         "arms": {name: arm.title for name, arm in chosen.items()},
         "rows": [],
     }
-    for seed in range(seeds):  # a seed that is done is a whole comparison
-        for name, arm in chosen.items():
-            folder, about = out / f"{name}-{seed}", {"name": name, "seed": seed}
-            about["command"] = result["command"]
-            about["accuracy"] = train_arm(
-                folder, arm, config, seed, data, threads, progress, about
-            )["test_accuracy"]
-            models = (
-                untrained(arm, config, seed, data[0]),
-                trained(folder, arm, config, seed, data[0]),
+    for folder, about, arm in trained_arms(
+        out, chosen, config, seeds, data, result["command"], threads, progress
+    ):
+        seed = about["seed"]
+        models = (
+            untrained(arm, config, seed, data[0]), trained(folder, arm, config, seed, data[0])
+        )  # fmt: skip
+        for stage, model in zip(STAGES, models, strict=True):
+            found = kept(
+                folder / f"hessian-{stage}.json",
+                functools.partial(
+                    spectrum_of, model, data[0], config, folder, stage, threads, progress
+                ),
             )
-            for stage, model in zip(STAGES, models, strict=True):
-                found = kept(
-                    folder / f"hessian-{stage}.json",
-                    functools.partial(
-                        spectrum_of, model, data[0], config, folder, stage, threads, progress
-                    ),
-                )
-                result["rows"].append({**about, "stage": stage, **found})
-            say(_line(arm.title, seed, result["rows"][-2:]))
-            write_json(out / "hessian.json", result)
+            result["rows"].append({**about, "stage": stage, **found})
+        found = ", ".join(f"{row['stage']} {row['top'][0]:.3g}" for row in result["rows"][-2:])
+        say(f"{arm.title}, seed {seed}: largest eigenvalue at the {found}")
+        write_json(out / "hessian.json", result)
     result["summary"] = summary(result)
     write_json(out / "hessian.json", result)
     write_atomic(out / "hessian.md", report(result).encode())
@@ -110,11 +103,7 @@ def run(out, config, seeds=3, arms=None, note="", threads=None, progress=True, s
 
 def operator_of(model, images, config):
     """The Hessian of a network's loss on the first images of a Dataset, each batch normalised."""
-    count = min(config.images, len(images))
-    loader = datasets.DataLoader(
-        images[:count], min(config.batch_size, count), transform=datasets.to_signed(images.maximum)
-    )
-    return analysis.HessianOperator(model, list(loader), training=True)
+    return analysis.HessianOperator(model, first_images(images, config), training=True)
 
 
 def spectrum_of(model, images, config, folder, stage, threads=None, progress=True):
@@ -167,11 +156,6 @@ def spectrum_of(model, images, config, folder, stage, threads=None, progress=Tru
     }
 
 
-def _line(title, seed, rows):
-    found = ", ".join(f"{row['stage']} {row['top'][0]:.3g}" for row in rows)
-    return f"{title}, seed {seed}: largest eigenvalue at the {found}"
-
-
 # -------------------------------------------------------------------------------- what is concluded
 
 
@@ -209,7 +193,7 @@ def summary(result):
             "low": low, "high": high, "stage": stage, "measure": measure,
             "ratios": np.divide(values, found[low, stage, measure]).tolist(),
         }
-        for low, high in _COMPARISONS
+        for low, high in PAIRS
         for (name, stage, measure), values in found.items()
         if name == high and (low, stage, measure) in found
     ]  # fmt: skip
@@ -252,20 +236,16 @@ def _cells(result, name):
     cells = [result["arms"][name], f"{100 * np.mean([row['accuracy'] for row in ends]):.1f}"]
     for measure in _TITLES:
         for stage in STAGES:
-            cells.append(_spread(result["summary"]["networks"][name][stage][measure]))
+            cells.append(spread(result["summary"]["networks"][name][stage][measure]))
     for stage in STAGES:
         cells.append(f"{np.mean([row['lowest'] for row in own if row['stage'] == stage]):.3g}")
     return cells
 
 
-def _spread(found):
-    return f"{found['mean']:.3g}" + ("" if found["std"] is None else f" ± {found['std']:.2g}")
-
-
 def _claims(result):
     """Whether the first eigenvalue is lower and the condition better, pair by pair, in words."""
     items = []
-    for low, high in _COMPARISONS:
+    for low, high in PAIRS:
         pairs = [p for p in result["summary"]["pairs"] if (p["low"], p["high"]) == (low, high)]
         if not pairs:
             continue
@@ -287,15 +267,10 @@ def draw(path, result):
     figure = plots.figure(figsize=(11, 4.5))
     for axes, stage in zip(figure.subplots(1, 2, sharey=True), STAGES, strict=True):
         rows = [row for row in result["rows"] if row["stage"] == stage]
-        for name, title in result["arms"].items():
-            curves = np.array([row["top"] for row in rows if row["name"] == name])
-            curves[curves <= 0] = np.nan  # after few steps of Lanczos only
-            number = np.arange(1, curves.shape[1] + 1)
-            (line,) = axes.plot(number, np.median(curves, 0), "o-", ms=3, label=title)
-            axes.fill_between(
-                number, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.15
-            )
-        axes.set(yscale="log", xlabel="eigenvalue", title=f"at the {stage} of training")
-    axes.legend(fontsize=8)
-    figure.axes[0].set_ylabel("λ")
+        groups = {
+            title: [row["top"] for row in rows if row["name"] == name]
+            for name, title in result["arms"].items()
+        }
+        plots.eigenvalues(groups, ax=axes)
+        axes.set(title=f"at the {stage} of training")
     plots.save(figure, path, "png")

@@ -89,6 +89,34 @@ def _train_arm(folder, arm, config, seed, data, threads, progress):
     }
 
 
+def trained_arms(out, arms, config, seeds, data, command, threads=None, progress=True):
+    """Train the networks of an experiment, one after the other, as `train_arm` does.
+
+    Yields
+    ------
+    folder : path
+    about : dict
+        ``name``, ``seed``, ``command``, and ``accuracy`` on test images.
+    arm : Arm
+    """
+    for seed in range(seeds):  # a seed that is done is a whole comparison
+        for name, arm in arms.items():
+            folder, about = out / f"{name}-{seed}", {"name": name, "seed": seed, "command": command}
+            row = train_arm(folder, arm, config, seed, data, threads, progress, about)
+            yield folder, {**about, "accuracy": row["test_accuracy"]}, arm
+
+
+def first_images(images, config):
+    """The first ``config.images`` of a Dataset in batches, as the networks take them."""
+    count = min(config.images, len(images))
+    return [
+        *datasets.DataLoader(
+            images[:count], min(config.batch_size, count),
+            transform=datasets.to_signed(images.maximum),
+        )
+    ]  # fmt: skip
+
+
 def untrained(arm, config, seed, train):
     """The network of an arm for some images; the same seed gives the same weights."""
     shape, classes = train.images.shape[1:], len(train.classes)
