@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from tinybnn import cli
+from tinybnn import analysis, cli
 from tinybnn import functional as F
 from tinybnn.autograd import Tensor, grad
-from tinybnn.experiments.bdnet import arms, conditioning, curvature, experiment
+from tinybnn.experiments.bdnet import arms, conditioning, curvature, experiment, landscape
 from tinybnn.experiments.bdnet.training import trained, untrained
 
 SMALL = curvature.Config(
@@ -103,6 +103,85 @@ def test_unknown_networks_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["reproduce", "hessian", "--arms", "navie", "--quick"])
     assert "did you mean 'naive'" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------- landscapes
+
+FLAT = landscape.Config(
+    dataset="digits", width=0.1, epochs=1, batch_size=16, limit=64, images=32, points=5, grid=3
+)
+
+
+@pytest.fixture(scope="module")
+def surfaces(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("landscape") / "run"
+    options = {"progress": False, "say": lambda text: None, "threads": 1}
+    return folder, landscape.run(folder, FLAT, 2, ["float", "both"], **options)
+
+
+def test_a_run_leaves_landscapes(surfaces):
+    folder, result = surfaces
+    assert json.loads((folder / "landscape.json").read_text()) == json.loads(json.dumps(result))
+    assert [(row["name"], row["seed"], row["surface"]) for row in result["rows"]] == [
+        (name, seed, surface)
+        for seed in range(2)
+        for name, surface in (("float", "binary"), ("both", "binary"), ("both", "surrogate"))
+    ]
+    for row in result["rows"]:
+        path = folder / f"{row['name']}-{row['seed']}" / "line.npz"
+        found = analysis.load_landscape(path)
+        assert found.losses[row["surface"]].tolist() == row["losses"]
+        assert found.coordinates[0].tolist() == result["alphas"] == [-1, -0.5, 0, 0.5, 1]
+    assert (folder / "both-0" / "plane.npz").exists()
+    assert not (folder / "both-1" / "plane.npz").exists()
+    text = (folder / "landscape.md").read_text()
+    for name in ("lines.png", "planes.png"):
+        assert f"({name})" in text and (folder / name).read_bytes()[:4] == b"\x89PNG"
+    assert not [line for line in text.splitlines() if line[:1] not in "| " and len(line) > 100]
+
+
+def test_the_middle_of_the_line_is_the_network(surfaces):
+    folder, result = surfaces
+    train = experiment.load_for(FLAT)[0]
+    model = trained(folder / "both-1", arms.CURVATURE["both"], FLAT, 1, train)
+    batches = [(train.images[:32], train.labels[:32])]
+    batches = [((x / train.maximum * 2 - 1).astype(np.float32), y) for x, y in batches]
+    [row] = [r for r in result["rows"] if (r["name"], r["seed"], r["surface"])
+             == ("both", 1, "binary")]  # fmt: skip
+    assert math.isclose(row["loss"], analysis.mean_loss(model, batches), rel_tol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("losses", "ruggedness", "rise"),
+    [
+        ([4.0, 1, 0, 1, 4], 1.0, 2.0),
+        ([4.0, 3, 2, 1, 0], 1.0, 0.0),  # downhill all the way is no roughness
+        ([4.0, 0, 2, 0, 4], 12 / 8, 0.0),
+        ([1.0, 1, 1, 1, 1], 1.0, 0.0),
+    ],
+)
+def test_measures_of_a_line(losses, ruggedness, rise):
+    assert landscape.measures(losses) == {
+        "loss": losses[2], "ruggedness": ruggedness, "rise": rise,
+    }  # fmt: skip
+
+
+def test_the_network_is_a_point_of_the_line():
+    with pytest.raises(ValueError, match="points must be odd, got 4"):
+        landscape.Config(points=4)
+
+
+def test_a_run_of_the_other_experiment_serves_as_well(made, monkeypatch):
+    """Its networks are not trained again."""
+    folder, _ = made
+    from tinybnn.experiments.bdnet import training as bdnet_training
+
+    monkeypatch.setattr(bdnet_training, "fit", lambda *arguments: 1 / 0)
+    config = landscape.Config(**{k: v for k, v in vars(SMALL).items() if k != "steps"})
+    monkeypatch.setattr(landscape, "surfaces_of", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as error:
+        landscape.run(folder, config, 1, ["both"], threads=1, progress=False, say=lambda text: None)
+    assert error.traceback[-1].name == "<lambda>" and "surfaces_of" in str(error.traceback[-2])
 
 
 # -------------------------------------------------------------------------------- condition numbers

@@ -269,7 +269,7 @@ def _claims(result):
 def draw_lines(path, result):
     """Both losses along the line, a panel for each network, as a PNG file."""
     figure = plots.figure(figsize=(11, 6.5))
-    panels = figure.subplots(2, -(-len(result["arms"]) // 2), sharey=True, squeeze=False).flat
+    panels = figure.subplots(2, -(-len(result["arms"]) // 2), squeeze=False).flat
     for (name, title), ax in zip(result["arms"].items(), panels, strict=False):
         rows = [row for row in result["rows"] if row["name"] == name]
         losses = {}
