@@ -202,7 +202,8 @@ def float32(batches):
 def test_kernels_give_the_products_of_formulas(operator, training, signs):
     """float32 runs on kernels and bits, float64 on NumPy's formulas."""
     rng = np.random.default_rng(4)
-    model = models.cnn((1, 12, 12), channels=(8, 16, 16), features=12, padding=1, rng=rng)
+    # The second convolution and, in the first batch, the dense layer have enough to do for bits.
+    model = models.cnn((1, 12, 12), channels=(16, 16, 16), features=200, padding=1, rng=rng)
     for module in model:
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):  # no input of a sign is about 0
             module.bias.data += 0.2 * rng.standard_normal(len(module.bias)).astype(np.float32)
@@ -245,6 +246,25 @@ def test_products_leave_the_model_as_it_was():
     assert [p.requires_grad for p in model[0].parameters()] == [True, False]
     for name, array in model.state_dict().items():
         assert np.array_equal(array, before[name]), name
+
+
+@pytest.mark.parametrize("operator", [HessianOperator, GaussNewtonOperator])
+@pytest.mark.parametrize("signs", ["straight-through", "surrogate"])
+def test_a_held_operator_gives_the_same_products(operator, signs):
+    model = binary_network()
+    H = operator(model, images()[:1], signs=signs)
+    vectors = np.random.default_rng(0).standard_normal((3, H.size))
+    expected = [H @ v for v in vectors]
+    calls, forward = [], model[0].forward
+    model[0].forward = lambda x: calls.append(1) or forward(x)
+    with H.held():
+        for v, product in zip(vectors, expected, strict=True):
+            assert np.array_equal(H @ v, product)
+        assert len(calls) == 1
+    model[2].weight.data *= 0.5
+    assert not np.array_equal(H @ vectors[0], expected[0]) and len(calls) == 2
+    top = analysis.top_eigenvalues(H, 2)
+    assert top.steps > 2 and len(calls) == 3
 
 
 def test_parameters_that_the_loss_does_not_curve_in():

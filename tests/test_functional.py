@@ -823,6 +823,23 @@ def test_batch_norm_of_an_array_with_learned_weights():
     check(lambda w, b: F.batch_norm(x, None, None, w, b, training=True), normal(3), normal(3))
 
 
+@pytest.mark.parametrize("wanted", [0, 1], ids=["x", "weight"])
+@pytest.mark.parametrize("shape", [(5, 2), (3, 2, 2, 2)])
+def test_batch_norm_has_third_derivatives(shape, wanted):
+    """Its gradients have rules of their own, which are differentiable in turn."""
+
+    def gradient(incoming, x, weight):
+        x, weight = (v if v.requires_grad else Tensor(v, requires_grad=True) for v in (x, weight))
+        y = F.batch_norm(x, None, None, weight, training=True, eps=0.1)
+        return grad(y, [x, weight], incoming, create_graph=True)[wanted]
+
+    incoming, x, weight = normal(*shape, seed=1), normal(*shape), normal(2, seed=2)
+    if wanted == 0:
+        check(gradient, incoming, x, weight)
+    else:  # linear in the weight: its gradient does not depend on it
+        check(lambda incoming, x: gradient(incoming, x, Tensor(weight)), incoming, x)
+
+
 def test_batch_norm_gradient_is_blind_to_shift_and_scale():
     x = Tensor(normal(16, 3), requires_grad=True)
     g = grad(F.batch_norm(x, None, None, training=True, eps=0.0), x, normal(16, 3, seed=1)).data

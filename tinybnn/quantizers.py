@@ -29,6 +29,7 @@ import numpy as np
 
 from tinybnn.autograd import Function, Variable, abs, as_array, clamp, exp, plain, where
 from tinybnn.kernels import dispatch
+from tinybnn.kernels.machine.memory import empty_like
 
 __all__ = [
     "ApproxSign", "BitNetTernary", "DoReFaActivation", "DoReFaWeight", "EdeSign",
@@ -209,9 +210,14 @@ class TentGradient(Function):
 
     def backward(self, grad, output, g, x):
         of_x = None
-        if self.needs[1]:  # the slope of the slope: -2 sign(x), and 0 at 0
+        if self.needs[1]:  # times the slope of the slope: -2 sign(x) inside, and 0 at 0
             values = as_array(x)
-            of_x = SteSign().gradient(grad * g, values) * (np.sign(values) * values.dtype.type(-2))
+            of_x = np.sign(values, out=empty_like(values))
+            of_x *= -2
+            of_x = SteSign().gradient(of_x, values)
+            for factor in (grad, g):
+                is_array = isinstance(factor, np.ndarray) and isinstance(of_x, np.ndarray)
+                of_x = np.multiply(of_x, factor, out=of_x) if is_array else of_x * factor
         return ApproxSign().gradient(grad, x) if self.needs[0] else None, of_x
 
 

@@ -102,7 +102,8 @@ for row in tracker.rows:
 assert found["accuracy"] > 0.85
 
 # %%
-plots.sign_flips(tracker.flips)
+rates = [np.array(tracker.flips[row["layer"]]) / row["weights"] for row in tracker.rows]
+plots.sign_flips(np.stack(rates, axis=1), list(tracker.flips))
 plt.show()
 
 # %% [markdown]

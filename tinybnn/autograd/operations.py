@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from tinybnn.autograd.engine import BroadcastTo, Function, Variable, as_array, state
+from tinybnn.autograd.engine import BroadcastTo, Function, SumTo, Variable, as_array, state
 
 # -------------------------------------------------------------------------- elementwise operations
 
@@ -35,7 +35,11 @@ class Sub(Function):
         return a - b
 
     def backward(self, grad, output, a, b):
-        return grad, -grad if self.needs[1] else None
+        of_b = None
+        if self.needs[1]:  # summed up first: what was repeated is the smaller one to negate
+            shape = self.shapes[1]
+            of_b = -(grad if np.shape(grad) == shape else SumTo.apply(grad, shape=shape))
+        return grad, of_b
 
 
 class Mul(Function):

@@ -86,15 +86,16 @@ class BatchNormInput(Function):
 
     def forward(self, grad, x, weight, norm):
         self.norm = norm
-        result, self.of_weight, _ = norm.batch_gradients(grad, x, weight)
+        result, self.of_weight, self.of_bias = norm.batch_gradients(grad, x, weight)
         return result
 
     def backward(self, grad, output, g, x, weight):
         dims, share = _all_but_channel(x), np.shape(x)[1] / np.size(as_array(x))
         of_grad, sum_a_x, sum_a = self.norm.batch_gradients(grad, x, weight)
-        is_array = not is_recorded(g, x)
-        sum_g_x = self.of_weight if is_array else BatchNormWeight.apply(g, x, norm=self.norm)
-        mean_a, mean_g, p, q = sum_a * share, mean(g, dims), sum_a_x * share, sum_g_x * share
+        sum_g_x, sum_g = self.of_weight, self.of_bias
+        if is_recorded(g, x):
+            sum_g_x, sum_g = BatchNormWeight.apply(g, x, norm=self.norm), sum(g, dims)
+        mean_a, mean_g, p, q = (share * v for v in (sum_a, sum_g, sum_a_x, sum_g_x))
         spread = mean(grad * g, dims) - mean_a * mean_g - p * q
         scale, of_x, of_weight = self.norm.scale_of(x), None, None
         if self.needs[1]:
