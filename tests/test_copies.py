@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import tinybnn
-from tinybnn import datasets, deploy, models, nn, optim, quantizers, testing, training
+from tinybnn import datasets, deploy, models, nn, optim, quantizers, storage, testing, training
 from tinybnn import functional as F
 from tinybnn.analysis import curvature, dynamics, landscape, opcount, operations
 from tinybnn.analysis.summary import Summary, summary
@@ -40,6 +40,7 @@ from tinybnn.kernels.signs import bits, depthwise, prepared, tables, xnor
 from tinybnn.kernels.training import lookup, optimizers, sign_gradients
 from tinybnn.models import binary_vae, blocks, codes, latents, mobilenet_v3, resnet
 from tinybnn.models.shufflenet_v1 import ShuffleUnit
+from tinybnn.plots.boxes import Box
 from tinybnn.runs import Config
 from tinybnn.tensor import (
     Call,
@@ -732,6 +733,8 @@ EXAMPLES[curvature.SpectralDensity] = (
 for config in (fedavg.Config, fedhybnn.Config, bdnet_experiment.Config, hybnn_experiment.Config,
                bounds.Config):  # fmt: skip
     value(config)
+value(storage.Member, "weight", np.dtype("<f4"), (3,), 0, 80, 92)
+EXAMPLES[Box] = lambda: Box("sign", ("RSign",)), lambda box: (box.kind, box.lines, box.height)
 value(random_networks.Line, "{out} = {a}", (-1,))
 value(random_networks.RandomNetwork, 0, (3,), (random_networks.Line("{out} = -{a}", (-1,)),))
 value(testing.Campaign, 1, 1)

@@ -413,6 +413,26 @@ def test_values_far_from_the_others_break_the_axis():
     assert heights[0] > 2 * heights[1]  # where most of the values are
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_broken_axis_takes_the_place_of_the_axes_it_was_given(by_hand):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4))
+    left, right = figure.subplots(1, 2)
+    if by_hand:  # a place of its own, none of a grid
+        right.remove()
+        right = figure.add_axes((0.6, 0.2, 0.2, 0.6))
+    place = right.get_position()
+    plots.dots({"a": [(99.0, 1), (98.9, 1), (50.0, 1)]}, "xyz", "accuracy", ax=right)
+    render(figure)
+    first, upper, lower = figure.axes
+    assert first is left and right not in figure.axes and not left.has_data()
+    above, below = upper.get_position(), lower.get_position()
+    assert [above.x0, above.x1, above.y1] == pytest.approx([place.x0, place.x1, place.y1])
+    assert [below.x0, below.x1, below.y0] == pytest.approx([place.x0, place.x1, place.y0])
+    assert above.y0 > below.y1 and upper.get_ylabel() == "accuracy"
+
+
 @pytest.mark.parametrize("values", [[0.97, 0.99], [0.5], [0.5, 0.5, 0.5], [0.1, 0.2, 0.35, 0.5]])
 def test_values_without_a_gap_keep_one_axis(values):
     figure = plots.figure()

@@ -21,22 +21,28 @@ def number(text):
 # ------------------------------------------------------------------------- a convolution on bits
 
 
-@pytest.mark.parametrize(("channels", "stride", "threshold"), [(1, 1, 0), (2, 1, 3), (3, 2, -5)])
+@pytest.mark.parametrize(("channels", "stride", "threshold"), [(1, 1, 1), (2, 1, -2), (3, 2, 3)])
 def test_a_convolution_that_shows_other_sums_than_the_layer_has(channels, stride, threshold):
     x, weight = signs_of(channels, 6, 7), signs_of(1, channels, 3, 3, seed=1)
     expected = F.conv2d(x[None].astype("f4"), weight.astype("f4"), stride=stride)[0, 0].astype(int)
-    positions = [(0, 0), (1, 2)]
+    assert threshold in expected  # which is +1
+    positions = [(0, 0), (1, 1), tuple(np.argwhere(expected == threshold)[0])]
     ax = plots.convolution(x, weight, positions, stride, threshold)
     render(ax.figure)
     found = texts(ax)
     start = found.index("sums")
     shown = found[start - expected.size : start]
     assert [number(text) for text in shown] == [*expected.ravel()]
+    start = next(i for i, text in enumerate(found) if text.startswith("sum ≥"))
+    assert number(found[start].split()[-1]) == threshold
+    shown = [number(text + "1") for text in found[start - expected.size : start]]
+    assert shown == [*np.where(expected >= threshold, 1, -1).ravel()]
     lines = [text for text in found if text.startswith("popcount")]
     assert len(lines) == len(positions)
     for (row, column), text in zip(positions, lines, strict=True):
         ones, count = map(int, re.search(r"(\d+) of (\d+) agree", text).groups())
         total = number(re.search(r"= (\S+)\n", text)[1])
+        assert f"sum = 2·{ones} \N{MINUS SIGN} {count} = " in text
         assert count == 9 * channels and total == 2 * ones - count == expected[row, column]
         assert number(re.search(r"output (\S+)", text)[1]) == (1 if total >= threshold else -1)
 

@@ -7,6 +7,7 @@ from test_plots import render
 from tinybnn import functional as F
 from tinybnn import models, nn, plots
 from tinybnn.models.blocks import make_method
+from tinybnn.tensor import Tensor
 
 
 def texts(ax):
@@ -199,3 +200,40 @@ def test_boxes_and_texts_that_overlap_or_are_cut_off(draw):
 def test_a_shape_that_the_model_does_not_take():
     with pytest.raises(ValueError, match="4"):
         plots.architecture(nn.Linear(4, 2), (3,))
+
+
+class Outputs(nn.Module):
+    """Gives what a function makes of its input."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("function", [lambda x: (x, x * 2.0), lambda x: Tensor(x.data), len])
+def test_an_output_that_does_not_come_from_the_input(function):
+    with pytest.raises(ValueError, match="output must be one Tensor, made of its input"):
+        plots.architecture(Outputs(function), (4,))
+
+
+def test_an_output_that_is_the_input():
+    ax = plots.architecture(nn.Identity(), (4,))
+    assert len(boxes(ax)) == 2 and len(arrows(ax)) == 1
+
+
+def test_an_autoencoder_that_is_none():
+    with pytest.raises(ValueError, match=r"hybnn: vae must be a models\.BinaryVAE, got Linear"):
+        plots.hybnn(nn.Linear(4, 2), nn.Linear(2, 2))
+
+
+def test_blocks_on_given_axes():
+    figure = plots.figure(figsize=(9, 7))
+    sides = figure.subplots(1, 2)
+    blocks = {"a": block(), "b": block(dual=False)}
+    assert plots.architectures(blocks, (8, 6, 6), ax=sides) is figure
+    render(figure)
+    assert [ax.get_title() for ax in sides] == ["a", "b"] and all(boxes(ax) for ax in sides)
+    with pytest.raises(ValueError, match="ax must be 2 axes, one for each model, got 1"):
+        plots.architectures(blocks, (8, 6, 6), ax=sides[0])

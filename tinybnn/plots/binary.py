@@ -110,7 +110,7 @@ def convolution(x, weight, positions=((0, 0),), stride=1, threshold=0, *, ax=Non
     panels(x, lefts[0], 0, title, texts=("\N{MINUS SIGN}", "+"))
     panels(weight, lefts[1], 0, "filter", texts=("\N{MINUS SIGN}", "+"))
     panels([sums], lefts[2], 0, "sums", colors=("white", "white"))
-    panels([np.where(sums >= threshold, 1, -1)], lefts[3], 0, f"sum ≥ {threshold}",
+    panels([np.where(sums >= threshold, 1, -1)], lefts[3], 0, f"sum ≥ {_signed(threshold)}",
            texts=("\N{MINUS SIGN}", "+"))  # fmt: skip
     outline = {"linewidth": 2.2 * scale, "zorder": 3}
     for number, ((row, column), look) in enumerate(zip(positions, _OUTLINES, strict=False)):

@@ -7,6 +7,7 @@ import contextlib
 import numpy as np
 
 from tinybnn.autograd import Tensor, no_grad, trace
+from tinybnn.models import BinaryVAE
 from tinybnn.plots.boxes import Box, connect, draw, laid_out
 from tinybnn.plots.canvas import MINUS, PALETTE, PLUS, figure, picture, tint
 
@@ -63,7 +64,7 @@ def architecture(model, input_shape, depth=None, fold=False, *, ax=None):
     return draw(laid_out(run.boxes(depth, fold), True), ax, _LAYERS, _PATHS, _ROW)
 
 
-def architectures(models, input_shape, depth=None, fold=False):
+def architectures(models, input_shape, depth=None, fold=False, *, ax=None):
     """Several architectures side by side, such as a block and its variants.
 
     Parameters
@@ -72,6 +73,8 @@ def architectures(models, input_shape, depth=None, fold=False):
         Title -> Module.
     input_shape, depth, fold
         As in `architecture`.
+    ax : sequence of matplotlib axes, optional
+        One for each model.
 
     Returns
     -------
@@ -79,19 +82,28 @@ def architectures(models, input_shape, depth=None, fold=False):
     """
     if not models:
         raise ValueError("architectures: expects a title and a Module for each picture, got none")
-    alone = [architecture(model, input_shape, depth, fold).figure for model in models.values()]
-    widths, heights = np.transpose([drawn.get_size_inches() for drawn in alone])
-    together = figure(figsize=(widths.sum() + 0.2, heights.max() + 0.7))
-    sides = together.subplots(1, len(models), width_ratios=widths, squeeze=False)[0]
-    together.get_layout_engine().set(w_pad=0, wspace=0)
+    sides = _sides(models, input_shape, depth, fold) if ax is None else np.ravel(ax)
+    if len(sides) != len(models):
+        raise ValueError(
+            f"architectures: ax must be {len(models)} axes, one for each model, got {len(sides)}"
+        )
     for ax, title in zip(sides, models, strict=True):
         ax.set_title(title, fontsize="medium")
         ax.axis("off")
         ax.set_anchor("N")
-    together.draw_without_rendering()  # from here on the axes have their size
+    sides[0].figure.draw_without_rendering()  # from here on the axes have their size
     for ax, model in zip(sides, models.values(), strict=True):
         architecture(model, input_shape, depth, fold, ax=ax)
-    return together
+    return sides[0].figure
+
+
+def _sides(models, input_shape, depth, fold):
+    """Axes of a new figure, each of the size that its architecture takes alone."""
+    alone = [architecture(model, input_shape, depth, fold).figure for model in models.values()]
+    widths, heights = np.transpose([drawn.get_size_inches() for drawn in alone])
+    together = figure(figsize=(widths.sum() + 0.2, heights.max() + 0.7))
+    together.get_layout_engine().set(w_pad=0, wspace=0)
+    return together.subplots(1, len(models), width_ratios=widths, squeeze=False)[0]
 
 
 @picture(size=None)
@@ -111,6 +123,8 @@ def hybnn(vae, head, *, ax=None):
     -------
     matplotlib axes
     """
+    if not isinstance(vae, BinaryVAE):
+        raise ValueError(f"hybnn: vae must be a models.BinaryVAE, got {type(vae).__name__}")
     parts = {"encoder": vae.encoder, "decoder": vae.decoder, "head": head}
 
     def forward(x):
@@ -203,7 +217,13 @@ class _Run:
         for name, output in self.outputs.items():
             end = Box("value", (name,))
             end.path = ""
-            connect(made[id(self.tape.source(output))], end)
+            source = made.get(id(self.tape.source(output)))
+            if source is None:
+                raise ValueError(
+                    "architecture: the model's output must be one Tensor, made of its input by "
+                    f"operations on Tensors, got {type(output).__name__}"
+                )
+            connect(source, end)
             order.append(end)
         return order
 
