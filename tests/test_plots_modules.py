@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_plots import render
+from test_plots import nearest_two, render
 
 from tinybnn import functional as F
 from tinybnn import models, nn, plots
@@ -105,6 +105,16 @@ def test_a_box_is_as_colourful_as_its_products():
         "no products",
     ]  # fmt: skip
     assert found.count("1×7×7") == 1 and found.count("4×5×5") == 1
+
+
+def test_boxes_that_some_people_do_not_tell_apart():
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 1), nn.ReLU(), nn.BinaryConv2d(4, 4, 1),
+        nn.BinaryConv2d(4, 4, 1, weight_quantizer="ste_tern"),
+    )  # fmt: skip
+    fills = {box.get_facecolor() for box in boxes(plots.architecture(model, (1, 2, 2)))}
+    assert len(fills) == 5  # real, no products, signs, ternary, and white for input and output
+    assert nearest_two(fills - {(1.0, 1.0, 1.0, 1.0)}) > 10
 
 
 def test_binary_weights_on_real_pixels_are_real_products():

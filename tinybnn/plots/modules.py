@@ -14,8 +14,8 @@ from tinybnn.plots.canvas import MINUS, PALETTE, PLUS, figure, picture, tint
 _TERNARY = PALETTE[2]
 _LAYERS = {  # fill, edge, text in the legend
     "binary": (tint(MINUS, 0.3), MINUS, "products of signs"),
-    "ternary": (tint(_TERNARY, 0.3), _TERNARY, "of signs, ternary or 1.58-bit"),
-    "real": (tint(PLUS, 0.3), PLUS, "real products"),
+    "ternary": (tint(_TERNARY, 0.55), _TERNARY, "of signs, ternary or 1.58-bit"),
+    "real": (tint(PLUS, 0.5), PLUS, "real products"),
     "sign": ("white", MINUS, "sign"),
     "other": ("0.95", "0.6", "no products"),
     "value": ("white", "black", ""),
