@@ -476,14 +476,22 @@ class Eigenpairs(NamedTuple):
         Columns of length 1.
     residuals : (k,) float64
         Lengths of A v - λ v: an eigenvalue of A lies within this distance of each value.
-    steps : int
-        Products with the operator.
+    nodes, weights : (steps,) float64
+        All eigenvalues of the iteration's T, ascending, and the squares of the first components of
+        its eigenvectors. Since the first vector is random, they are also one row of a
+        `SpectralDensity`: `nodes` has both ends of the spectrum.
     """
 
     values: np.ndarray
     vectors: np.ndarray
     residuals: np.ndarray
-    steps: int
+    nodes: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def steps(self):
+        """Products with the operator."""
+        return len(self.nodes)
 
 
 _ORDERS = {"LA": lambda values: -values, "SA": lambda values: values, "LM": lambda v: -np.abs(v)}
@@ -555,7 +563,7 @@ def top_eigenvalues(
             if checkpoint is not None:
                 found.save(checkpoint, metadata)
     vectors = found.basis.T @ coefficients[:, order].astype(operator.dtype)
-    return Eigenpairs(values[order], vectors, residuals, len(found))
+    return Eigenpairs(values[order], vectors, residuals, values, coefficients[0] ** 2)
 
 
 # ------------------------------------------------------------------------------- trace and density

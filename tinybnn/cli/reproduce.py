@@ -37,7 +37,8 @@ def add_reproduce(commands):
         "tinybnn reproduce ops",
     )
     for add in (
-        _add_classifiers, _add_hybnn, _add_bounds, _add_fedhybnn, _add_fedavg, _add_bdnet, _add_ops,
+        _add_classifiers, _add_hybnn, _add_bounds, _add_fedhybnn, _add_fedavg, _add_bdnet,
+        _add_hessian, _add_landscape, _add_condition, _add_ops,
     ):  # fmt: skip
         add(experiments)
 
@@ -270,36 +271,41 @@ def _add_bdnet(experiments):
             f"tinybnn reproduce {name} --quick",
             f"TINYBNN_DATA=DIR tinybnn reproduce {name} --seeds {seeds} --epochs 25",
         )
-        add_dataset(experiment, "data set (cifar10; with --quick digits)")
-        experiment.add_argument(
-            "--width", type=above_zero, metavar="X", help="factor of all channels (0.25)"
-        )
-        experiment.add_argument(
-            "--base", choices=["reactnet", "adabin"], metavar="B",
-            help="what BD-Net is built on: reactnet or adabin (reactnet)",
-        )  # fmt: skip
-        _add_seeds(experiment, seeds, "; with --quick 1")
-        _add_arms(experiment, "some of the networks only (all)")
-        experiment.add_argument("--epochs", type=whole(1), metavar="N", help="(25)")
-        experiment.add_argument("--batch-size", type=whole(2), metavar="N", help="(128)")
-        experiment.add_argument(
-            "--lr", type=above_zero, metavar="X", help="of Adam at the start (0.003)"
-        )
-        experiment.add_argument(
-            "--schedule", choices=["cosine", "linear"], metavar="S",
-            help="how it goes to 0: cosine or linear (cosine)",
-        )  # fmt: skip
-        experiment.add_argument(
-            "--two-step", action="store_true", default=None,
-            help="first binary activations with real weights, then both binary",
-        )  # fmt: skip
-        experiment.add_argument(
-            "--distill", type=share, metavar="X",
-            help="part of the target that is what a float network says, 0 to 1 (0)",
-        )  # fmt: skip
-        _add_limit(experiment)
-        _add_note(experiment)
+        _add_mobile_training(experiment, seeds, epochs=25)
         _add_run(experiment, name)
+
+
+def _add_mobile_training(experiment, seeds, epochs):
+    """What decides how BD-Net's networks are trained."""
+    add_dataset(experiment, "data set (cifar10; with --quick digits)")
+    experiment.add_argument(
+        "--width", type=above_zero, metavar="X", help="factor of all channels (0.25)"
+    )
+    experiment.add_argument(
+        "--base", choices=["reactnet", "adabin"], metavar="B",
+        help="what BD-Net is built on: reactnet or adabin (reactnet)",
+    )  # fmt: skip
+    _add_seeds(experiment, seeds, "; with --quick 1")
+    _add_arms(experiment, "some of the networks only (all)")
+    experiment.add_argument("--epochs", type=whole(1), metavar="N", help=f"({epochs})")
+    experiment.add_argument("--batch-size", type=whole(2), metavar="N", help="(128)")
+    experiment.add_argument(
+        "--lr", type=above_zero, metavar="X", help="of Adam at the start (0.003)"
+    )
+    experiment.add_argument(
+        "--schedule", choices=["cosine", "linear"], metavar="S",
+        help="how it goes to 0: cosine or linear (cosine)",
+    )  # fmt: skip
+    experiment.add_argument(
+        "--two-step", action="store_true", default=None,
+        help="first binary activations with real weights, then both binary",
+    )  # fmt: skip
+    experiment.add_argument(
+        "--distill", type=share, metavar="X",
+        help="part of the target that is what a float network says, 0 to 1 (0)",
+    )  # fmt: skip
+    _add_limit(experiment)
+    _add_note(experiment)
 
 
 def _bdnet(options):
@@ -308,6 +314,101 @@ def _bdnet(options):
     _check_arms(options, bdnet.EXPERIMENTS[options.experiment])
     run = functools.partial(bdnet.run, options.experiment)
     _carry_out(options, bdnet, _seeds(options), options.arms, options.note, run=run)
+
+
+def _add_hessian(experiments):
+    hessian = add_command(
+        experiments,
+        "hessian",
+        _hessian,
+        "BD-Net's Figure 5: the largest eigenvalues of the Hessian",
+        "Train MobileNet V1 as float network, as ReActNet and with binary depth-wise\n"
+        "convolutions: naive, with the shortcut before the batch norm, with the 1.58-bit\n"
+        "convolution, with both. Before and after the training: the largest eigenvalues of the\n"
+        "Hessian and how all are distributed. The table (hessian.md), figures (hessian.json)\n"
+        "and a picture go to RUN. Repeat the command after an interruption.",
+        "tinybnn reproduce hessian --quick",
+        "TINYBNN_DATA=DIR tinybnn reproduce hessian --seeds 3",
+    )
+    _add_mobile_training(hessian, 3, epochs=5)
+    for name, low, what in (
+        ("images", 2, "on which the Hessian is computed (512)"),
+        ("steps", 10, "of Lanczos (30)"),
+    ):
+        hessian.add_argument(f"--{name}", type=whole(low), metavar="N", help=what)
+    add_json(hessian)
+    _add_run(hessian, "hessian")
+
+
+def _hessian(options):
+    from tinybnn.experiments.bdnet import EXPERIMENTS, curvature
+
+    check_outputs(options, "json")
+    _check_arms(options, EXPERIMENTS["hessian"])
+    write_json(options, _carry_out(options, curvature, _seeds(options), options.arms, options.note))
+
+
+def _add_landscape(experiments):
+    landscape = add_command(
+        experiments,
+        "landscape",
+        _landscape,
+        "BD-Net's Figures 2 and 6: loss landscapes",
+        "Train the networks of `tinybnn reproduce hessian` (a RUN of that experiment serves as\n"
+        "well) and evaluate the loss around them along random directions: that of the binary\n"
+        "network and that of its surrogates. The table (landscape.md), figures\n"
+        "(landscape.json) and pictures go to RUN. Repeat the command after an interruption.",
+        "tinybnn reproduce landscape --quick",
+        "TINYBNN_DATA=DIR tinybnn reproduce landscape --seeds 3",
+    )
+    _add_mobile_training(landscape, 3, epochs=5)
+    for name, low, what in (
+        ("images", 1, "on which the loss is computed (512)"),
+        ("points", 3, "along the line, an odd number (41)"),
+        ("grid", 3, "points of the plane along each direction, an odd number (15)"),
+    ):
+        landscape.add_argument(f"--{name}", type=whole(low), metavar="N", help=what)
+    landscape.add_argument(
+        "--html", action="store_true", help="surfaces for a browser, too; needs plotly"
+    )
+    add_json(landscape)
+    _add_run(landscape, "landscape")
+
+
+def _landscape(options):
+    from tinybnn.experiments.bdnet import EXPERIMENTS, landscape
+
+    check_outputs(options, "json")
+    _check_arms(options, EXPERIMENTS["landscape"])
+    chosen = _seeds(options), options.arms, options.note, options.html
+    write_json(options, _carry_out(options, landscape, *chosen))
+
+
+def _add_condition(experiments):
+    condition = add_command(
+        experiments,
+        "condition",
+        _condition,
+        "BD-Net's Eq. 3 to 10: condition numbers with and without its residual",
+        "Compute the condition number of a binary depth-wise layer, with and without the\n"
+        "residual before its batch norm, for all filters of 3x3 signs while the factor of the\n"
+        "batch norm grows, beside what the paper's formulas say. Takes some seconds.",
+        "tinybnn reproduce condition --plot condition.png",
+    )
+    condition.add_argument("--plot", metavar="FILE", help="draw the numbers to FILE (PNG)")
+    add_json(condition)
+
+
+def _condition(options):
+    from tinybnn.experiments.bdnet import conditioning
+
+    check_outputs(options, "json", "plot")
+    say = say_for(options)
+    result = conditioning.run(say=say)
+    if options.plot is not None:
+        conditioning.save_picture(options.plot, result)
+        say(f"Picture: {options.plot}")
+    write_json(options, result)
 
 
 def _add_ops(experiments):
@@ -436,6 +537,8 @@ _TAKES = {
     "fedavg": "a quarter of an hour a training, two for each of --arms",
     "bdnet-ablation": "10 to 45 minutes a network on CIFAR-10",
     "bdnet-table2": "10 to 45 minutes a network on CIFAR-10",
+    "hessian": "a quarter of an hour a network on CIFAR-10",
+    "landscape": "a quarter of an hour a network on CIFAR-10",
 }
 
 
@@ -471,7 +574,9 @@ def _carry_out(options, experiment, *chosen, run=None):
     check_folder(options, "out")
     takes = "" if options.quick else _TAKES[options.experiment]
     with _announced(options.experiment, options.out, takes):
-        (run or experiment.run)(options.out, config, *chosen, options.threads, not options.quiet)
+        return (run or experiment.run)(
+            options.out, config, *chosen, options.threads, not options.quiet
+        )
 
 
 def _experiment_config(options, experiment):

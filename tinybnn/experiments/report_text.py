@@ -34,6 +34,16 @@ def percent(mean, std, sign=""):
     return f"{mean * 100:{sign}.2f}{spread}"
 
 
+def spread(found, digits=3):
+    """What `mean_and_std` found, with some digits.
+
+    >>> spread(mean_and_std([1.0, 2.0])), spread(mean_and_std([0.12345]))
+    ('1.5 ± 0.71', '0.123')
+    """
+    std = "" if found["std"] is None else f" ± {found['std']:.{digits - 1}g}"
+    return f"{found['mean']:.{digits}g}{std}"
+
+
 QUICK_RUN = "A quick run: its figures mean nothing beyond showing that the code runs."
 
 

@@ -88,7 +88,13 @@ TABLE_2 = {
     ),
 }  # fmt: skip
 
-EXPERIMENTS = {"bdnet-ablation": ABLATION, "bdnet-table2": TABLE_2}
+# Figures 2, 5 and 6 are about MobileNet V1.
+CURVATURE = {name: TABLE_2[name] for name in ("float", "reactnet")} | ABLATION
+
+EXPERIMENTS = {
+    "bdnet-ablation": ABLATION, "bdnet-table2": TABLE_2, "hessian": CURVATURE,
+    "landscape": CURVATURE,
+}  # fmt: skip
 
 # Which network the paper holds against which; the second is its own proposal.
 COMPARISONS = {
@@ -104,3 +110,27 @@ COMPARISONS = {
         ("mobilenet-v3-reactnet-br", "mobilenet-v3-bdnet-b-br"),
     ),
 }  # fmt: skip
+
+
+# What the curvature of one network is held against: that of another.
+PAIRS = (
+    ("naive", "dual"), ("naive", "pre-bn"), ("naive", "both"), ("reactnet", "both"),
+    ("naive", "float"),
+)  # fmt: skip
+
+
+def chosen_arms(experiment, names=None):
+    """The networks of an experiment, or those of them that are named: name -> Arm.
+
+    Raises
+    ------
+    ValueError
+        If there is no such experiment or network.
+    """
+    if experiment not in EXPERIMENTS:
+        raise ValueError(f"bdnet: experiment must be one of {[*EXPERIMENTS]}, got {experiment!r}")
+    known = EXPERIMENTS[experiment]
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise ValueError(f"bdnet: unknown network {unknown[0]!r}, choose from {', '.join(known)}")
+    return {name: arm for name, arm in known.items() if names is None or name in names}

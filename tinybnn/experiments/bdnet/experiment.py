@@ -11,7 +11,7 @@ import numpy as np
 
 import tinybnn.experiments.bdnet.report as report
 from tinybnn import datasets, deploy
-from tinybnn.experiments.bdnet.arms import EXPERIMENTS
+from tinybnn.experiments.bdnet.arms import chosen_arms
 from tinybnn.experiments.bdnet.levels import draw_levels
 from tinybnn.experiments.bdnet.training import train_arm
 from tinybnn.experiments.report_text import mean_and_std
@@ -126,18 +126,8 @@ def run(
         If there is no such experiment or network; if the folder holds a run with another
         configuration, or something else.
     """
-    if experiment not in EXPERIMENTS:
-        raise ValueError(f"bdnet: experiment must be one of {[*EXPERIMENTS]}, got {experiment!r}")
-    known = EXPERIMENTS[experiment]
-    unknown = [name for name in arms or () if name not in known]
-    if unknown:
-        raise ValueError(f"bdnet: unknown network {unknown[0]!r}, choose from {', '.join(known)}")
-    chosen = {name: arm for name, arm in known.items() if arms is None or name in arms}
-    data = load(config.dataset, config.limit)
-    if config.batch_size > len(data[0]):
-        raise ValueError(
-            f"bdnet: a batch of {config.batch_size} is more than the {len(data[0])} training images"
-        )
+    chosen = chosen_arms(experiment, arms)
+    data = load_for(config)
     out = Path(out)
     open_folder(out, config, say)
     result = {
@@ -169,6 +159,22 @@ def run(
     report.write(out, result)
     say(f"{out / 'report.md'}: {len(result['runs'])} networks")
     return result
+
+
+def load_for(config):
+    """Training and test images of a configuration, as `load` gives them.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than a batch has.
+    """
+    data = load(config.dataset, config.limit)
+    if config.batch_size > len(data[0]):
+        raise ValueError(
+            f"bdnet: a batch of {config.batch_size} is more than the {len(data[0])} training images"
+        )
+    return data
 
 
 def _first_of_its_kind(arms):

@@ -60,7 +60,7 @@ def _train_arm(folder, arm, config, seed, data, threads, progress):
     train, test = data
     batches, shape = first_batches(train), train.images.shape[1:]
     with num_threads(threads):
-        start = layer_statistics(_untrained(arm, config, seed, train), batches)
+        start = layer_statistics(untrained(arm, config, seed, train), batches)
     model, rows = _trained(folder, arm, config, seed, data, threads, progress)
     loader = datasets.DataLoader(test, batch_size=256)
     with num_threads(threads):
@@ -89,10 +89,46 @@ def _train_arm(folder, arm, config, seed, data, threads, progress):
     }
 
 
-def _untrained(arm, config, seed, train):
+def trained_arms(out, arms, config, seeds, data, command, threads=None, progress=True):
+    """Train the networks of an experiment, one after the other, as `train_arm` does.
+
+    Yields
+    ------
+    folder : path
+    about : dict
+        ``name``, ``seed``, ``command``, and ``accuracy`` on test images.
+    arm : Arm
+    """
+    for seed in range(seeds):  # a seed that is done is a whole comparison
+        for name, arm in arms.items():
+            folder, about = out / f"{name}-{seed}", {"name": name, "seed": seed, "command": command}
+            row = train_arm(folder, arm, config, seed, data, threads, progress, about)
+            yield folder, {**about, "accuracy": row["test_accuracy"]}, arm
+
+
+def first_images(images, config):
+    """The first ``config.images`` of a Dataset in batches, as the networks take them."""
+    count = min(config.images, len(images))
+    return [
+        *datasets.DataLoader(
+            images[:count], min(config.batch_size, count),
+            transform=datasets.to_signed(images.maximum),
+        )
+    ]  # fmt: skip
+
+
+def untrained(arm, config, seed, train):
     """The network of an arm for some images; the same seed gives the same weights."""
     shape, classes = train.images.shape[1:], len(train.classes)
     return arm.network(config, shape, classes, np.random.default_rng(seed))
+
+
+def trained(folder, arm, config, seed, train):
+    """The network of an arm as `train_arm` left it in its folder."""
+    model = untrained(arm, config, seed, train)
+    last = 1 + (config.two_step and arm.method != "float")
+    training.load_weights(folder / f"step-{last}.npz", model)
+    return model
 
 
 def _trained(folder, arm, config, seed, data, threads, progress):
@@ -106,7 +142,7 @@ def _trained(folder, arm, config, seed, data, threads, progress):
         steps = [config.epochs]
     model, rows = None, []
     for number, epochs in enumerate(steps, 1):
-        before, model = model, _untrained(arm, config, seed, data[0])
+        before, model = model, untrained(arm, config, seed, data[0])
         if before is not None:
             hand_over(before, model)
         if number < len(steps):
@@ -233,6 +269,4 @@ def _teacher(out, config, seed, data, threads, progress):
     arm, folder = TABLE_2["float"], out / f"float-{seed}"
     about = {"name": "float", "seed": seed, "command": "the teacher of the other networks"}
     train_arm(folder, arm, config, seed, data, threads, progress, about)
-    model = _untrained(arm, config, seed, data[0])
-    training.load_weights(folder / "step-1.npz", model)
-    return model
+    return trained(folder, arm, config, seed, data[0])
