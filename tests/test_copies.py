@@ -28,7 +28,9 @@ from tinybnn.deploy import packed as packed_model
 from tinybnn.deploy.trace import Problem
 from tinybnn.experiments import fedavg, fedhybnn
 from tinybnn.experiments.bdnet import arms as bdnet_arms
+from tinybnn.experiments.bdnet import curvature as bdnet_curvature
 from tinybnn.experiments.bdnet import experiment as bdnet_experiment
+from tinybnn.experiments.bdnet import landscape as bdnet_landscape
 from tinybnn.experiments.bdnet import training as bdnet_training
 from tinybnn.experiments.hybnn import bounds, networks
 from tinybnn.experiments.hybnn import experiment as hybnn_experiment
@@ -723,13 +725,14 @@ value(dynamics.ExpectedLoss, 1.0, np.ones(1), np.ones(2), np.ones(2) / 2)
 value(landscape.Landscape, (np.arange(3.0),), {"binary": np.ones(3)})
 value(landscape.Trajectory, np.eye(2), np.ones((3, 2)), np.array([0.7, 0.2]))
 value(landscape.FlipSpectrum, 1.0, np.ones((2, 3)))
-value(curvature.Eigenpairs, np.ones(2), np.eye(3)[:, :2], np.zeros(2), 5)
+value(curvature.Eigenpairs, np.ones(2), np.eye(3)[:, :2], np.zeros(2), np.ones(3), np.ones(3))
 value(curvature.TraceEstimate, 1.0, 0.5)
 EXAMPLES[curvature.SpectralDensity] = (
     lambda: curvature.SpectralDensity(np.ones((2, 3)), np.full((2, 3), 1 / 3)),
     lambda density: (density(np.arange(3.0), 0.5), density.moment(2)),
 )  # fmt: skip
-for config in (fedavg.Config, fedhybnn.Config, bdnet_experiment.Config, hybnn_experiment.Config,
+for config in (fedavg.Config, fedhybnn.Config, bdnet_experiment.Config, bdnet_curvature.Config,
+               bdnet_landscape.Config, hybnn_experiment.Config,
                bounds.Config):  # fmt: skip
     value(config)
 value(storage.Member, "weight", np.dtype("<f4"), (3,), 0, 80, 92)

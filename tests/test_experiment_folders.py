@@ -105,7 +105,10 @@ QUICK = {
     "fedavg": "--arms 2nn --rounds 1",
     "bdnet-ablation": "--width 0.1 --limit 100 --epochs 1 --arms naive,both",
     "bdnet-table2": "--width 0.1 --limit 100 --epochs 1 --arms reactnet,bdnet-a",
+    "hessian": "--width 0.1 --limit 100 --epochs 1 --images 16 --arms naive,both",
+    "landscape": "--width 0.1 --limit 100 --epochs 1 --images 16 --arms naive,both",
 }
+FILES = {"hessian": "hessian", "landscape": "landscape"}  # of figures; those of others: result
 
 
 def help_of(*words, capsys):
@@ -128,10 +131,11 @@ def test_a_quick_run_whose_figures_are_taken_for_results(tmp_path, capsys, name)
     assert cli.main(line) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("A quick run: its figures mean nothing beyond showing that the code")
-    title, _, first, *_ = (out / "report.md").read_text(encoding="utf-8").splitlines()
+    figures, report = f"{FILES.get(name, 'result')}.json", f"{FILES.get(name, 'report')}.md"
+    title, _, first, *_ = (out / report).read_text(encoding="utf-8").splitlines()
     assert title.startswith("# ")
     assert first.startswith("**A quick run: its figures mean nothing beyond showing that the code")
-    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    result = json.loads((out / figures).read_text(encoding="utf-8"))
     assert result["config"]["quick"] is True
     assert result["command"].startswith(f"tinybnn reproduce {name} ")
     assert " --quick" in result["command"]  # whoever repeats it gets the same configuration
