@@ -86,20 +86,23 @@ class Target(NamedTuple):
         return found <= self.value if self.column == "ours_s" else found >= self.value
 
 
-def target(column, avx512, avx2):
+def of_this_cpu(avx512, avx2):
     """What the project asks of itself on this kind of CPU; None where it asks nothing.
 
     Parameters
     ----------
-    column : str
-        As of `Target`.
-    avx512, avx2 : float
-        The values for a CPU that counts the bits of a vector (AVX-512 with VPOPCNTDQ), and for one
-        that has AVX2, or AVX-512 without that instruction. None are set for other CPUs.
+    avx512, avx2 : Target
+        For a CPU that counts the bits of a vector (AVX-512 with VPOPCNTDQ), and for one that has
+        AVX2, or AVX-512 without that instruction. None are set for other CPUs.
     """
     if "avx512vpopcntdq" in cpu_features():
-        return Target(column, avx512)
-    return Target(column, avx2) if "avx2" in cpu_features() else None
+        return avx512
+    return avx2 if "avx2" in cpu_features() else None
+
+
+def ratio_of_this_cpu(avx512, avx2):
+    """The same for two ratios."""
+    return of_this_cpu(Target("ratio", avx512), Target("ratio", avx2))
 
 
 def contender(name, function, nbytes=None, counts=False):
