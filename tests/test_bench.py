@@ -169,7 +169,7 @@ def test_a_target_for_seconds_is_an_upper_bound():
 def test_a_target_is_that_of_the_kind_of_cpu(monkeypatch, features, value):
     monkeypatch.setattr(rounds, "cpu_features", lambda: features)
     expected = None if value is None else rounds.Target("ratio", value)
-    assert rounds.target("ratio", 3.5, 2.2) == expected
+    assert rounds.ratio_of_this_cpu(3.5, 2.2) == expected
 
 
 # ------------------------------------------------------------------------------------------ groups

@@ -11,7 +11,7 @@ import numpy as np
 from tinybnn import deploy, models
 from tinybnn.autograd import Tensor, no_grad
 from tinybnn.bench.peers import is_installed, other_networks
-from tinybnn.bench.rounds import compare, contender, target
+from tinybnn.bench.rounds import compare, contender, ratio_of_this_cpu
 from tinybnn.models.blocks import scaled
 from tinybnn.models.mobilenet_v1 import SEPARABLE, STEM
 
@@ -96,7 +96,7 @@ def _rows(name, model, packed, x, others, ratios, settings):
         name, "×".join(map(str, x.shape)), partial(packed.predict, x),
         [contender("our float path", partial(_by_floats, model, x)), *others], settings,
         products=products or None, nbytes=x.nbytes + packed.nbytes + out.nbytes,
-        of_peak=products > 0, target=ratios and target("ratio", *ratios),
+        of_peak=products > 0, target=ratios and ratio_of_this_cpu(*ratios),
     )  # fmt: skip
     rows[-1]["profile"] = profile
     return rows

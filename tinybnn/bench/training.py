@@ -26,7 +26,7 @@ import numpy as np
 from tinybnn import analysis, models, nn, optim
 from tinybnn import functional as F
 from tinybnn.autograd import Tensor, no_grad
-from tinybnn.bench.rounds import Target, compare, contender, target
+from tinybnn.bench.rounds import Target, compare, contender, ratio_of_this_cpu
 from tinybnn.bench.torch_training import TorchTraining, variants
 from tinybnn.kernels.machine import memory, threads
 from tinybnn.nn.layers import channels_last
@@ -269,7 +269,7 @@ def training(settings, profile=False):
             rows = compare(
                 network.name, "×".join(map(str, (batch, *network.input_shape))), ours,
                 [contender(name, step, counts=entries[name][1]) for name, step in steps.items()],
-                settings, rate=(batch, "images/s"), target=target("ratio", *network.ratios),
+                settings, rate=(batch, "images/s"), target=ratio_of_this_cpu(*network.ratios),
             )  # fmt: skip
             if profile:
                 rows[-1]["operations"] = profile_of(ours, 1 if settings.quick else 10).rows
