@@ -105,7 +105,8 @@ assert found["accuracy"] > 0.85
 
 # %%
 rates = [np.array(tracker.flips[row["layer"]]) / row["weights"] for row in tracker.rows]
-plots.sign_flips(np.stack(rates, axis=1), list(tracker.flips))
+figure, ax = plt.subplots(figsize=(7.5, 2.2), layout="constrained")
+plots.sign_flips(np.stack(rates, axis=1), list(tracker.flips), ax=ax)
 plt.show()
 
 # %% [markdown]
@@ -257,7 +258,8 @@ few = list(datasets.DataLoader(train[:256], 256))
 flips = analysis.flip_spectrum(model, "3", few)
 better = (flips.changes < 0).mean()
 print(f"loss {flips.loss:.3f}; {better:.0%} of the single flips make it smaller")
-plots.flip_spectrum({"layer 3": flips.changes})
+figure, ax = plt.subplots(figsize=(7.5, 3), layout="constrained")
+plots.flip_spectrum({"layer 3": flips.changes}, ax=ax)
 plt.show()
 
 assert flips.changes.shape == (64, 64) and 0 < better < 1
@@ -299,7 +301,8 @@ plt.show()
 # %%
 direction = analysis.random_direction(model, seed=1)
 line = analysis.loss_landscape(model, batches, [direction], [np.linspace(-1, 1, 81)], training=True)
-plots.landscape(line.coordinates[0], line.losses)
+figure, ax = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
+plots.landscape(line.coordinates[0], line.losses, ax=ax)
 plt.show()
 
 # %%
