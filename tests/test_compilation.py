@@ -128,7 +128,9 @@ def test_a_cold_cache_shows_the_line_and_a_warm_one_does_not(folder):
     out, written = on_terminal(folder, CALLS)
     assert out == "done 1\n"  # no thread is left
     counts = re.findall(rf"\r{LINE}: (\d) done, \d+ s", written)
-    assert counts[0] == "0" and set(counts) == {"0", "1", "2"}
+    kernels = int(counts[-1])  # with look-ups one more, which lays filters out
+    assert counts[0] == "0" and kernels in (2, 3)
+    assert set(counts) == {str(n) for n in range(kernels + 1)}
     assert set(screen(written)) == {""}
     assert on_terminal(folder, CALLS) == ("done 1\n", "")
 
