@@ -85,8 +85,8 @@ def test_pairs_are_compared_seed_by_seed():
     }
     found = curvature.summary(result)
     assert found["networks"]["naive"]["end"]["first"]["mean"] == 7.0
-    pairs = [p for p in found["pairs"] if (p["stage"], p["measure"]) == ("start", "condition")]
-    assert [p["ratios"] for p in pairs] == [[0.5, 1.5]]
+    pairs = [p for p in found["pairs"] if (p["where"], p["measure"]) == ("start", "condition")]
+    assert [p["by_seed"] for p in pairs] == [[0.5, 1.5]]
     text = curvature._claims(result | {"summary": found})
     assert "smaller in 1 of 2" in text and "×0.87" in text  # sqrt(0.5 * 1.5)
 

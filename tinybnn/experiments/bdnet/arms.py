@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tinybnn import models
+from tinybnn.experiments.report_text import mean_and_std
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,38 @@ PAIRS = (
     ("naive", "dual"), ("naive", "pre-bn"), ("naive", "both"), ("reactnet", "both"),
     ("naive", "float"),
 )  # fmt: skip
+
+
+def over_seeds(found, compare):
+    """What was measured with several seeds: mean and deviation, and networks pair by pair.
+
+    Parameters
+    ----------
+    found : dict
+        (name, where, measure) -> values, one for each seed.
+    compare : callable
+        Of the values of the second network of a pair and of the first, such as `numpy.subtract`.
+
+    Returns
+    -------
+    dict
+        ``networks``: name -> where -> measure -> mean and standard deviation. ``pairs``: a list of
+        ``low``, ``high`` (names), ``where``, ``measure``, ``by_seed``.
+    """
+    networks = {}
+    for (name, where, measure), values in found.items():
+        of_network = networks.setdefault(name, {}).setdefault(where, {})
+        of_network[measure] = mean_and_std(values)
+    pairs = [
+        {
+            "low": low, "high": high, "where": where, "measure": measure,
+            "by_seed": compare(values, found[low, where, measure]).tolist(),
+        }
+        for low, high in PAIRS
+        for (name, where, measure), values in found.items()
+        if name == high and (low, where, measure) in found
+    ]  # fmt: skip
+    return {"networks": networks, "pairs": pairs}
 
 
 def chosen_arms(experiment, names=None):

@@ -77,8 +77,8 @@ def run(alphas=ALPHAS, pixels=8, filters=None, say=print):
     Returns
     -------
     dict
-        Ready for JSON: ``alphas``, ``pixels``, ``filters`` (how many), ``rows``, for each α a dict
-        of ``alpha``; ``without``, ``with``, ``eq6`` and ``eq9``, each [lower quartile, median,
+        Ready for JSON: ``command``, ``alphas``, ``pixels``, ``filters`` (how many), ``rows``, for
+        each α a dict of ``alpha``; ``without``, ``with``, ``eq6`` and ``eq9``, each [lower quartile, median,
         upper quartile] over the filters of κ(J), κ(J'), and κ(J') by Eq. 6 and by Eq. 9;
         ``smaller``, the share of filters with κ(J') < κ(J).
     """
@@ -86,7 +86,8 @@ def run(alphas=ALPHAS, pixels=8, filters=None, say=print):
     convolutions = np.array([jacobian(weight, pixels) for weight in filters])
     rows = [_row(alpha, convolutions) for alpha in alphas]
     result = {
-        "alphas": [*map(float, alphas)], "pixels": pixels, "filters": len(filters), "rows": rows,
+        "command": "tinybnn reproduce condition", "alphas": [*map(float, alphas)],
+        "pixels": pixels, "filters": len(filters), "rows": rows,
     }  # fmt: skip
     say(report(result))
     return result

@@ -5,7 +5,8 @@ and as BD-Net, and takes a lower first one and a flatter curve as the reason for
 it computed stands nowhere; ours is `analysis.HessianOperator` of the training loss, by the
 estimators' derivatives, each batch normalised by its own statistics as in training.
 
-Networks are trained as those of `bdnet-ablation`, and a folder of that experiment serves as well.
+Networks are trained as those of `bdnet-ablation`; a folder of that experiment with the same options
+serves as well.
 Beside their files, for each network: hessian-start.json and hessian-end.json; in RUN: hessian.json,
 hessian.md, hessian.png.
 """
@@ -21,9 +22,9 @@ import numpy as np
 
 from tinybnn import analysis, plots, tables
 from tinybnn.experiments.bdnet import experiment
-from tinybnn.experiments.bdnet.arms import PAIRS, chosen_arms
+from tinybnn.experiments.bdnet.arms import PAIRS, chosen_arms, over_seeds
 from tinybnn.experiments.bdnet.training import first_images, trained, trained_arms, untrained
-from tinybnn.experiments.report_text import mean_and_std, spread, top, when_and_where, wrapped
+from tinybnn.experiments.report_text import spread, top, when_and_where, wrapped
 from tinybnn.experiments.run_folder import check_least, kept, open_folder, provenance
 from tinybnn.storage import write_atomic, write_json
 
@@ -166,38 +167,19 @@ def measures(row):
     -------
     dict
         ``first``, the largest eigenvalue λ1; ``condition``, λ1 over the mean |λ| of all
-        eigenvalues. (The paper's Eq. 2 divides by the smallest one, which in a network is negative:
-        at no stage of training is the loss convex.)
+        eigenvalues. (The paper's Eq. 2 divides by the smallest one, which says nothing where it is
+        negative; ``lowest`` shows that it is.)
     """
     return {"first": row["top"][0], "condition": row["top"][0] / row["mean_size"]}
 
 
 def summary(result):
-    """The measures over the seeds, and pairs of networks compared seed by seed.
-
-    Returns
-    -------
-    dict
-        ``networks``: name -> stage -> measure -> mean and standard deviation. ``pairs``: a list of
-        ``low``, ``high`` (names), ``stage``, ``measure``, ``ratios`` (of high to low, by seed).
-    """
+    """The measures by stage, as `over_seeds` gives them; pairs are compared by ratios."""
     found = {}
     for row in result["rows"]:
         for measure, value in measures(row).items():
             found.setdefault((row["name"], row["stage"], measure), []).append(value)
-    networks = {name: {stage: {} for stage in STAGES} for name in result["arms"]}
-    for (name, stage, measure), values in found.items():
-        networks[name][stage][measure] = mean_and_std(values)
-    pairs = [
-        {
-            "low": low, "high": high, "stage": stage, "measure": measure,
-            "ratios": np.divide(values, found[low, stage, measure]).tolist(),
-        }
-        for low, high in PAIRS
-        for (name, stage, measure), values in found.items()
-        if name == high and (low, stage, measure) in found
-    ]  # fmt: skip
-    return {"networks": networks, "pairs": pairs}
+    return over_seeds(found, np.divide)
 
 
 _TITLES = {"first": "λ1", "condition": "λ1 / mean abs λ"}
@@ -251,9 +233,9 @@ def _claims(result):
             continue
         said = []
         for pair in pairs:
-            ratios = np.array(pair["ratios"])
+            ratios = np.array(pair["by_seed"])
             said.append(
-                f"{_TITLES[pair['measure']]} at the {pair['stage']} "
+                f"{_TITLES[pair['measure']]} at the {pair['where']} "
                 f"×{np.exp(np.log(ratios).mean()):.2f} (smaller in {int((ratios < 1).sum())} of "
                 f"{len(ratios)})"
             )

@@ -6,9 +6,9 @@ a staircase, and that of its surrogates, whose slope training follows. Here are 
 networks in eval mode, on training images.
 
 Two numbers replace the look at a picture (`measures`). Networks are trained as those of `hessian`;
-a folder of that experiment serves as well. Beside their files, for each network: line.npz and, of
-seed 0, plane.npz (`analysis.load_landscape` reads them); in RUN: landscape.json, landscape.md, the
-pictures.
+a folder of that experiment with the same options serves as well. Beside their files, for each
+network: line.npz and, of seed 0, plane.npz (`analysis.load_landscape` reads them); in RUN:
+landscape.json, landscape.md, the pictures.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 
 from tinybnn import analysis, plots, tables
 from tinybnn.experiments.bdnet import experiment
-from tinybnn.experiments.bdnet.arms import PAIRS, chosen_arms
+from tinybnn.experiments.bdnet.arms import PAIRS, chosen_arms, over_seeds
 from tinybnn.experiments.bdnet.training import first_images, trained, trained_arms
-from tinybnn.experiments.report_text import mean_and_std, spread, top, when_and_where, wrapped
+from tinybnn.experiments.report_text import spread, top, when_and_where, wrapped
 from tinybnn.experiments.run_folder import check_least, open_folder, provenance
 from tinybnn.storage import write_atomic, write_json
 
@@ -187,34 +187,15 @@ def measures(losses):
 
 
 def summary(result):
-    """Mean and standard deviation over the seeds, and pairs of networks compared seed by seed.
-
-    Returns
-    -------
-    dict
-        ``networks``: name -> surface -> measure -> mean and std. ``pairs``: a list of ``low``,
-        ``high`` (names), ``surface``, ``measure``, ``differences`` (high less low, by seed).
-    """
-    found, networks = {}, {name: {} for name in result["arms"]}
+    """The measures by surface, as `over_seeds` gives them; pairs are compared by differences."""
+    found = {}
     for row in result["rows"]:
-        for measure in _TITLES:
-            key = row["name"], row["surface"], measure
-            found.setdefault(key, []).append(row[measure])
-    for (name, surface, measure), values in found.items():
-        networks[name].setdefault(surface, {})[measure] = mean_and_std(values)
-    pairs = [
-        {
-            "low": low, "high": high, "surface": surface, "measure": measure,
-            "differences": np.subtract(values, found[low, surface, measure]).tolist(),
-        }
-        for low, high in PAIRS
-        for (name, surface, measure), values in found.items()
-        if name == high and (low, surface, measure) in found
-    ]  # fmt: skip
-    return {"networks": networks, "pairs": pairs}
+        for measure in _MEASURES:
+            found.setdefault((row["name"], row["surface"], measure), []).append(row[measure])
+    return over_seeds(found, np.subtract)
 
 
-_TITLES = {"loss": "loss", "ruggedness": "ruggedness", "rise": "rise"}
+_MEASURES = "loss", "ruggedness", "rise"
 
 
 def report(result):
@@ -232,7 +213,7 @@ def report(result):
         the loss of the network. Mean and standard deviation over the seeds."""
     )
     surfaces = analysis.landscape.SURFACES
-    header = ["", *(f"{surface}, {name}" for surface in surfaces for name in _TITLES)]
+    header = ["", *(f"{surface}, {name}" for surface in surfaces for name in _MEASURES)]
     table = tables.markdown(header, [_cells(result, name, surfaces) for name in result["arms"]])
     parts = [top("The loss landscapes of BD-Net's networks (Fig. 2 and 6)", result)]
     parts += [f"{about}\n", table, "![Along a line](lines.png)\n", "![Over a plane](planes.png)\n"]
@@ -243,7 +224,7 @@ def _cells(result, name, surfaces):
     found = result["summary"]["networks"][name]
     cells = [result["arms"][name]]
     for surface in surfaces:
-        for measure in _TITLES:
+        for measure in _MEASURES:
             cells.append(spread(found[surface][measure]) if surface in found else "")
     return cells
 
@@ -256,9 +237,9 @@ def _claims(result):
         for pair in result["summary"]["pairs"]:
             if (pair["low"], pair["high"]) != (low, high) or pair["measure"] == "loss":
                 continue
-            gain = np.array(pair["differences"])
+            gain = np.array(pair["by_seed"])
             said.append(
-                f"{pair['measure']} of the {pair['surface']} loss {gain.mean():+.2f} (smaller in "
+                f"{pair['measure']} of the {pair['where']} loss {gain.mean():+.2f} (smaller in "
                 f"{int((gain < 0).sum())} of {len(gain)})"
             )
         if said:
@@ -275,6 +256,8 @@ def draw_lines(path, result):
         losses = {}
         for row in rows:
             losses.setdefault(row["surface"], []).append(row["losses"])
+        if "surrogate" not in losses:  # a float network has one loss
+            losses = {"float": losses["binary"]}
         plots.landscape(result["alphas"], losses, ax=ax)
         ax.set(title=title)
     plots.save(figure, path, "png")
@@ -290,5 +273,6 @@ def draw_planes(path, result, planes):
                 ax.set_axis_off()
                 continue
             plots.contours(*plane.coordinates, plane.losses[surface], ax=ax)
-            ax.set(title=f"{result['arms'][name]}\n{surface}")
+            which = surface if "surrogate" in plane.losses else "float"
+            ax.set(title=f"{result['arms'][name]}\n{which}")
     plots.save(figure, path, "png")
