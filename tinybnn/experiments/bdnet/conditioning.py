@@ -78,9 +78,9 @@ def run(alphas=ALPHAS, pixels=8, filters=None, say=print):
     -------
     dict
         Ready for JSON: ``command``, ``alphas``, ``pixels``, ``filters`` (how many), ``rows``, for
-        each α a dict of ``alpha``; ``without``, ``with``, ``eq6`` and ``eq9``, each [lower quartile, median,
-        upper quartile] over the filters of κ(J), κ(J'), and κ(J') by Eq. 6 and by Eq. 9;
-        ``smaller``, the share of filters with κ(J') < κ(J).
+        each α a dict of ``alpha``; ``without``, ``with``, ``eq6`` and ``eq9``, each [lower
+        quartile, median, upper quartile] over the filters of κ(J), κ(J'), and κ(J') by Eq. 6 and
+        by Eq. 9; ``smaller``, the share of filters with κ(J') < κ(J).
     """
     filters = all_filters() if filters is None else np.asarray(filters, float)
     convolutions = np.array([jacobian(weight, pixels) for weight in filters])
