@@ -22,7 +22,7 @@ FLOORS = {
     "deploy": 5, "federated": 6,
     "analysis": 6, "testing": 6, "runs": 6,
     "plots": 7,
-    "experiments": 8, "bench": 8,
+    "experiments": 8, "bench": 8, "course": 8,
     "cli": 9, "__main__": 10,
 }  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""Your own binary network, written exercise by exercise."""

@@ -1,0 +1,1 @@
+"""The course: exercises that check themselves, hints, milestones that run the student's code."""

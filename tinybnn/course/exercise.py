@@ -1,0 +1,174 @@
+"""What an exercise is, and the words in which its checks say what is wrong with an answer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A task of the course: one name that the student's file must define, and its checks.
+
+    Parameters
+    ----------
+    number : str
+        Chapter and number: "04.2".
+    name : str
+        The function or class that is asked for.
+    task : str
+        What it must do, in one line.
+    section : str
+        Heading of the notebook's section that explains it.
+    checks : tuple of callables
+        Each takes the student's module and raises `Wrong`. The first line of its docstring
+        completes the sentence "checked that ...".
+    hints : tuple of three str
+        From a nudge to nearly the way; never the solution.
+    seconds : float
+        Time limit of all checks together, compilation included.
+    """
+
+    number: str
+    name: str
+    task: str
+    section: str
+    checks: tuple[Callable, ...]
+    hints: tuple[str, str, str]
+    seconds: float = 30.0
+
+
+class Wrong(Exception):  # noqa: N818 - reads as a sentence: raise Wrong("...")
+    """An answer that is not right, with all that one needs to see why.
+
+    Parameters
+    ----------
+    why : str
+        The mistake by its name, and what would be right.
+    inputs : mapping of str to object, optional
+        What the student's function got.
+    got, expected : object, optional
+        What came and what was expected.
+    section : str, optional
+        The section to read, where it is not the exercise's own.
+    """
+
+    def __init__(self, why, inputs=None, got=None, expected=None, section=None):
+        super().__init__(why)
+        self.why, self.inputs = why, dict(inputs or {})
+        self.got, self.expected, self.section = got, expected, section
+
+
+def call(function: Callable, inputs: Mapping):
+    """The student's answer to copies of the inputs, which it must leave as they are.
+
+    Raises
+    ------
+    Wrong
+        If the function raises an error (which stays the cause) or writes into its arguments.
+    """
+    given = copy.deepcopy(dict(inputs))
+    try:
+        answer = function(*given.values())
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        text = f"{function.__name__} raises {type(error).__name__}: {error}"
+        raise Wrong(text, inputs) from error
+    for name, value in given.items():
+        if isinstance(value, np.ndarray) and not equal(value, inputs[name]):
+            raise Wrong(
+                f"{function.__name__} writes into its argument {name}; work on a copy",
+                inputs, value, inputs[name],
+            )  # fmt: skip
+    return answer
+
+
+def equal(a, b, tolerance=0.0):
+    """Whether two answers have the same shape and the same values; NaN equals NaN."""
+    if isinstance(b, tuple):
+        return isinstance(a, tuple) and len(a) == len(b) and all(map(equal, a, b))
+    try:
+        a, b = np.asarray(a), np.asarray(b)
+        if a.shape != b.shape or a.dtype == object:
+            return False
+        if tolerance:
+            return bool(np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True))
+        return np.array_equal(a, b, equal_nan=b.dtype.kind == "f" and a.dtype.kind == "f")
+    except (TypeError, ValueError):
+        return False
+
+
+def compare(
+    function: Callable,
+    reference: Callable,
+    inputs: Mapping,
+    mistakes: Mapping[str, Callable] | None = None,
+    tolerance: float = 0.0,
+):
+    """Raise `Wrong` unless the student's function answers as the reference does.
+
+    Parameters
+    ----------
+    function : callable
+        The student's.
+    reference : callable
+        Takes the same arguments.
+    inputs : mapping of str to object
+        The arguments, in their order.
+    mistakes : mapping of str to callable, optional
+        Known mistakes: what to say, and a function that makes the mistake. The first one whose
+        answer is the student's gives the message.
+    tolerance : float
+        Relative and absolute; 0 where the mathematics is exact.
+    """
+    got, expected = call(function, inputs), reference(*inputs.values())
+    if equal(got, expected, tolerance):
+        return
+    raise Wrong(_named(got, inputs, mistakes or {}, tolerance) or _differs(got, expected),
+                inputs, got, expected)  # fmt: skip
+
+
+def _named(got, inputs, mistakes, tolerance):
+    for text, mistaken in mistakes.items():
+        if equal(got, mistaken(*copy.deepcopy(dict(inputs)).values()), tolerance):
+            return text
+    return None
+
+
+def _differs(got, expected):
+    """What is different, where no known mistake fits."""
+    if got is None:
+        return "the answer is None: is a return missing?"
+    shape, wanted = np.shape(got), np.shape(expected)
+    if shape != wanted:
+        return f"the answer has shape {shape}, expected {wanted}"
+    wrong = np.count_nonzero(np.asarray(got) != np.asarray(expected))
+    return f"{wrong} of {max(np.size(expected), 1)} values are not as expected"
+
+
+def for_all(check: Callable, examples: int = 200, **strategies):
+    """Call ``check(**values)`` with many values; raise the error of the smallest that fails.
+
+    Parameters
+    ----------
+    check : callable
+    examples : int
+    **strategies : hypothesis strategies
+        One for each argument of the check.
+    """
+    from hypothesis import HealthCheck, given, settings
+
+    bounded = settings(
+        max_examples=examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        report_multiple_bugs=False,
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    bounded(given(**strategies)(lambda **values: check(**values)))()
