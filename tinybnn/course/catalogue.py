@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from tinybnn.course.exercise import Exercise
 
@@ -52,3 +53,8 @@ def exercise(number: str) -> Exercise:
         if one.number == number:
             return one
     raise ValueError(f"exercise: expected a number such as 00.1, got {number!r}")
+
+
+def student_file(exercise: Exercise, folder) -> Path:
+    """Where the student writes an exercise, in a course folder."""
+    return Path(folder) / "mybnn" / f"{CHAPTERS[exercise.number[:2]].file}.py"

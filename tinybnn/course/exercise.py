@@ -54,12 +54,19 @@ class Wrong(Exception):  # noqa: N818 - reads as a sentence: raise Wrong("...")
         What came and what was expected.
     section : str, optional
         The section to read, where it is not the exercise's own.
+    cause : Exception, optional
+        What the student's code raised.
     """
 
-    def __init__(self, why, inputs=None, got=None, expected=None, section=None):
+    def __init__(self, why, inputs=None, got=None, expected=None, section=None, cause=None):
         super().__init__(why)
         self.why, self.inputs = why, dict(inputs or {})
         self.got, self.expected, self.section = got, expected, section
+        self.cause = cause
+
+
+class Stopped(BaseException):  # noqa: N818 - an Exception, hypothesis would try it again
+    """An error, its cause, that says nothing about the arguments, such as an import."""
 
 
 def call(function: Callable, inputs: Mapping):
@@ -68,23 +75,31 @@ def call(function: Callable, inputs: Mapping):
     Raises
     ------
     Wrong
-        If the function raises an error (which stays the cause) or writes into its arguments.
+        If the function raises an error (which is its `cause`) or writes into its arguments.
     """
     given = copy.deepcopy(dict(inputs))
     try:
-        answer = function(*given.values())
+        answer, failed = function(*given.values()), None
     except NotImplementedError:
         raise
+    except (MemoryError, ImportError, EOFError, SystemExit) as error:
+        raise Stopped from error
     except Exception as error:
-        text = f"{function.__name__} raises {type(error).__name__}: {error}"
-        raise Wrong(text, inputs) from error
+        answer, failed = None, error
+    if failed is not None:  # raised here, it has no context: hypothesis takes that for its identity
+        text = f"{_name(function)} raises {type(failed).__name__}: {failed}"
+        raise Wrong(text, inputs, cause=failed)
     for name, value in given.items():
         if isinstance(value, np.ndarray) and not equal(value, inputs[name]):
             raise Wrong(
-                f"{function.__name__} writes into its argument {name}; work on a copy",
+                f"{_name(function)} writes into its argument {name}; work on a copy",
                 inputs, value, inputs[name],
             )  # fmt: skip
     return answer
+
+
+def _name(function):
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def equal(a, b, tolerance=0.0):
@@ -98,7 +113,7 @@ def equal(a, b, tolerance=0.0):
         if tolerance:
             return bool(np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True))
         return np.array_equal(a, b, equal_nan=b.dtype.kind == "f" and a.dtype.kind == "f")
-    except (TypeError, ValueError):
+    except Exception:  # of an answer that is an object of the student's own, anything can come
         return False
 
 

@@ -1,17 +1,25 @@
-"""Run an exercise's checks on the student's module and say in words what came of it."""
+"""Run an exercise's checks on the student's file and say in words what came of it."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import inspect
+import io
+import os
 import time
-import traceback
+import tokenize
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
-
-from tinybnn.course.exercise import Exercise, Wrong
+from tinybnn.course.catalogue import CHAPTERS, student_file
+from tinybnn.course.catalogue import exercise as find_exercise
+from tinybnn.course.child import PACKAGE, Files, describe
+from tinybnn.course.exercise import Exercise, Stopped, Wrong
+from tinybnn.course.explain import explain
+from tinybnn.course.process import run_in_child
+from tinybnn.storage import open_regular
 
 STATES = ("passed", "wrong", "not started", "broken", "too slow")
 
@@ -30,6 +38,8 @@ class Verdict:
     checked : tuple of str
         What was checked and right.
     seconds : float
+    printed : str
+        What the student's code printed meanwhile, cut where it is long.
     """
 
     number: str
@@ -37,6 +47,7 @@ class Verdict:
     message: str = ""
     checked: tuple[str, ...] = ()
     seconds: float = 0.0
+    printed: str = ""
 
     @property
     def passed(self) -> bool:
@@ -46,9 +57,103 @@ class Verdict:
         return asdict(self)
 
 
-def grade(exercise: Exercise, module: ModuleType) -> Verdict:
-    """Run the checks in this process, up to the first that fails."""
+def grade_file(exercise: Exercise, folder) -> Verdict:
+    """Run the checks on the student's file, in a process of its own.
+
+    Parameters
+    ----------
+    exercise : Exercise
+    folder : str or PathLike
+        The course folder, in which ``mybnn`` is.
+
+    Returns
+    -------
+    Verdict
+
+    Raises
+    ------
+    ValueError
+        Without hypothesis, which the checks need.
+    """
+    expect_hypothesis()
+    start = time.perf_counter()
+
+    def verdict(state, message, printed=""):
+        seconds = time.perf_counter() - start
+        return Verdict(exercise.number, state, message, (), seconds, printed)
+
+    if problem := _unreadable(student_file(exercise, folder), folder):
+        return verdict("broken", problem)
+    target = f"{__name__}:grade_by_number"
+    ended = run_in_child(target, [exercise.number], folder, exercise.seconds)
+    if ended.problem:
+        return verdict("too slow" if ended.slow else "broken", ended.problem, ended.printed)
+    value = ended.value
+    return Verdict(**{**value, "checked": tuple(value["checked"]), "printed": ended.printed})
+
+
+def expect_hypothesis():
+    """A ValueError that says what to install, unless hypothesis is there."""
+    if importlib.util.find_spec("hypothesis") is None:
+        raise ValueError("the checks need hypothesis: pip install 'tinybnn[tutorials]'")
+
+
+def _unreadable(path, folder):
+    """Why the student's file cannot be read as Python text; "" if it can."""
+    name = os.path.relpath(path, folder)
+    try:
+        with open_regular(path) as file:
+            content = file.read()
+    except FileNotFoundError:
+        return f"there is no {name}; `tinybnn course start` puts back what is missing"
+    except IsADirectoryError:
+        return f"{name} is a folder, expected a file"
+    except (OSError, ValueError) as error:
+        return f"{name} cannot be read: {getattr(error, 'strerror', None) or 'not a regular file'}"
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+        content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        return (
+            f"{name}, line {line}: the byte 0x{content[error.start]:02x} is not {encoding}; "
+            "save the file as UTF-8"
+        )
+    except SyntaxError as error:
+        return f"{name}: {error.msg}; save the file as UTF-8"
+    return ""
+
+
+def grade_by_number(note, number: str):
+    """In the child: import the student's file and run the checks; a `Verdict` as a dict."""
+    one = find_exercise(number)
+    file, start = CHAPTERS[number[:2]].file, time.perf_counter()
+    note(f"importing {PACKAGE}/{file}.py")
+    try:
+        module = importlib.import_module(f"{PACKAGE}.{file}")
+    except BaseException as error:
+        text = describe(error, os.getcwd())
+        return Verdict(number, "broken", text, (), time.perf_counter() - start).to_dict()
+    return grade(one, module, note).to_dict()
+
+
+def grade(exercise: Exercise, module: ModuleType, note=lambda text: None) -> Verdict:
+    """Run the checks in this process, up to the first that fails.
+
+    Parameters
+    ----------
+    exercise : Exercise
+    module : module
+        The student's.
+    note : callable
+        Gets a text of what is being done.
+
+    Returns
+    -------
+    Verdict
+    """
     start, checked = time.perf_counter(), []
+    folder = Path(module.__file__).parents[1]
 
     def verdict(state, message=""):
         seconds = time.perf_counter() - start
@@ -58,37 +163,35 @@ def grade(exercise: Exercise, module: ModuleType) -> Verdict:
         return verdict("wrong", f"{Path(module.__file__).name} does not define {exercise.name}")
     try:
         for check in exercise.checks:
+            what = inspect.getdoc(check).splitlines()[0].rstrip(".")
+            note(f"checking that {what}")
             check(module)
-            checked.append(inspect.getdoc(check).splitlines()[0].rstrip("."))
-    except NotImplementedError:
-        return verdict("not started", exercise.task)
+            checked.append(what)
+    except NotImplementedError as error:
+        return verdict("not started", _missing(error, exercise, folder))
     except Wrong as wrong:
-        return verdict("wrong", explain(wrong, exercise, module))
-    except Exception as error:
-        return verdict("wrong", f"{type(error).__name__}: {error}{_where(error, module)}")
+        return verdict("wrong", explain(wrong, exercise, folder))
+    except Stopped as error:
+        return verdict("wrong", describe(error.__cause__, folder))
+    except (Exception, SystemExit) as error:
+        if _is_flaky(error):
+            text = f"{exercise.name} answers the same arguments in different ways from call to call"
+            return verdict("wrong", text)
+        return verdict("wrong", describe(error, folder))
     return verdict("passed")
 
 
-def explain(wrong: Wrong, exercise: Exercise, module: ModuleType) -> str:
-    """Which mistake, with which input, what came, what was expected, where to read."""
-    lines = [wrong.why + (_where(wrong.__cause__, module) if wrong.__cause__ else "")]
-    lines += [f"  with    {name} = {_shown(value)}" for name, value in wrong.inputs.items()]
-    if wrong.expected is not None:
-        lines += [f"  got     {_shown(wrong.got)}", f"  wanted  {_shown(wrong.expected)}"]
-    lines.append(f"  read    {wrong.section or exercise.section}")
-    return "\n".join(lines)
+def _missing(error, exercise, folder):
+    """The task; and, where another exercise's function is what is missing, which one."""
+    line = Files(folder).line(error)
+    code = error.__traceback__
+    while code.tb_next is not None:
+        code = code.tb_next
+    name = code.tb_frame.f_code.co_name
+    if not line or name in (exercise.name, "__init__"):
+        return exercise.task
+    return f"{exercise.task}\n  needs   {name}, which is not written yet: {line}"
 
 
-def _shown(value):
-    text = np.array2string(value, separator=", ", threshold=64) if isinstance(value, np.ndarray) \
-        else repr(value)  # fmt: skip
-    return text.replace("\n", "\n          ")
-
-
-def _where(error, module):
-    """The last line of the student's own files that an error passed through."""
-    folder = Path(module.__file__).parent
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if folder in Path(frame.filename).parents:
-            return f"\n  in      {Path(frame.filename).name}, line {frame.lineno}: {frame.line}"
-    return ""
+def _is_flaky(error):
+    return any(cls.__name__ == "Flaky" for cls in type(error).__mro__)

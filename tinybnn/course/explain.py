@@ -1,0 +1,185 @@
+"""A wrong answer in words: which mistake, with which input, what came, what was expected."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+
+import numpy as np
+
+from tinybnn.course.catalogue import CHAPTERS
+from tinybnn.course.child import Files
+from tinybnn.course.exercise import Exercise, Wrong
+from tinybnn.course.folder import material
+
+_WIDTH = 90  # characters of a line
+_ROWS, _COLUMNS = 8, 12  # of a table of values
+_LONGEST = 600  # characters of a value
+
+
+def explain(wrong: Wrong, exercise: Exercise, folder) -> str:
+    """The message for a student.
+
+    Parameters
+    ----------
+    wrong : Wrong
+    exercise : Exercise
+    folder : PathLike
+        The course folder: lines of files in it are quoted.
+
+    Returns
+    -------
+    str
+        Several lines: why, with which input, what came and what was wanted, where to read.
+    """
+    lines = [wrong.why]
+    cause = wrong.cause or wrong.__cause__
+    if cause is not None and (line := Files(folder).line(cause)):
+        lines += _labelled("in", [line])
+    for name, value in wrong.inputs.items():
+        first, *rest = shown(value)
+        lines += _labelled(
+            "with", [f"{name} = {first}", *(" " * (len(name) + 3) + r for r in rest)]
+        )
+    if wrong.expected is not None:
+        lines += _answers(wrong.got, wrong.expected)
+    section = wrong.section or exercise.section
+    lines += _labelled("read", [f"{notebook(section, exercise.number)}, section {section!r}"])
+    return "\n".join(lines)
+
+
+def _labelled(label, lines):
+    """Lines behind a label; the lines after the first are indented."""
+    return [f"  {label if i == 0 else '':<7} {line}".rstrip() for i, line in enumerate(lines)]
+
+
+def _answers(got, expected):
+    """What came above what was wanted, with marks between where they differ, if they fit."""
+    table = _table(got, expected)
+    if table is not None:
+        return table
+    lines = _labelled("got", shown(got)) + _labelled("wanted", shown(expected))
+    if _comparable(got, expected):
+        got, expected = np.asarray(got), np.asarray(expected)
+        where = np.argwhere(_unlike(got, expected))
+        first = tuple(int(i) for i in where[0])
+        lines += _labelled("differ", [
+            f"{len(where)} of {expected.size} values; the first at {list(first)}: "
+            f"got {_text(got[first])}, wanted {_text(expected[first])}"
+        ])  # fmt: skip
+    return lines
+
+
+def _comparable(got, expected):
+    """Two arrays of numbers, of one shape, some of whose values differ."""
+    kinds = (np.ndarray, list, np.generic)
+    if not (isinstance(got, kinds) and isinstance(expected, kinds)):
+        return False
+    try:
+        got, expected = np.asarray(got), np.asarray(expected)
+    except ValueError:
+        return False
+    numbers = got.dtype.kind in "biuf" and expected.dtype.kind in "biuf"
+    return numbers and got.shape == expected.shape != () and _unlike(got, expected).any()
+
+
+def _unlike(got, expected):
+    with np.errstate(all="ignore"):
+        return (got != expected) & ~((got != got) & (expected != expected))
+
+
+def _table(got, expected):
+    """Rows of values, one array above the other; None where they are not alike or too large."""
+    if not _comparable(got, expected):
+        return None
+    got, expected = np.asarray(got), np.asarray(expected)
+    unlike = _unlike(got, expected)
+    first = np.argwhere(unlike)[0][: max(got.ndim - 2, 0)]
+    where = tuple(int(i) for i in first)  # of more dimensions, the first matrix that differs
+    got, expected, unlike = (np.atleast_2d(a[where]) for a in (got, expected, unlike))
+    rows, columns = got.shape
+    if rows > _ROWS or columns > _COLUMNS:
+        return None
+    cells = [[_text(v) for v in row] for row in (*got, *expected)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    if sum(widths) + 2 * columns > _WIDTH:
+        return None
+    name = f"{list(where)} " if where else ""
+    lines = []
+    for i in range(rows):
+        lines.append(name * (i == 0) + " " * len(name) * (i > 0) + _row(cells[i], widths))
+        if unlike[i].any():
+            marks = [
+                "^" * len(c) if bad else "" for c, bad in zip(cells[i], unlike[i], strict=True)
+            ]
+            lines.append(" " * len(name) + _row(marks, widths))
+    wanted = [" " * len(name) + _row(row, widths) for row in cells[rows:]]
+    return _labelled("got", lines) + _labelled("wanted", wanted)
+
+
+def _row(cells, widths):
+    return "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+
+
+def _text(value):
+    """A number, in as many digits as tell it from its neighbours."""
+    return str(value.item()) if np.asarray(value).dtype == np.float64 else str(value)
+
+
+def shown(value):
+    """A value of the student's or of a check, as lines that are neither too long nor too many."""
+    try:
+        text = _described(value)
+    except Exception as error:  # its repr is the student's code
+        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]} ... ({len(text):,} characters)"
+    lines = text.split("\n")
+    return lines if len(lines) <= 2 * _ROWS else [*lines[: 2 * _ROWS], "..."]
+
+
+def _described(value):
+    if isinstance(value, np.ndarray):
+        return _array(value)
+    if isinstance(value, np.generic):
+        return f"{value} ({value.dtype})"
+    if isinstance(value, np.dtype):
+        return str(value)
+    if isinstance(value, (tuple, list)) and any(_holds(v) for v in value):
+        opening, closing = "()" if isinstance(value, tuple) else "[]"
+        parts = ",\n".join(_described(v) for v in value)
+        return opening + parts.replace("\n", "\n ") + closing
+    if _holds(value) and type(value).__repr__ is object.__repr__:
+        return f"{type(value).__name__} of {_array(value.data)}"
+    return repr(value)
+
+
+def _holds(value):
+    """Whether it is an array, or a tensor around one."""
+    return isinstance(value, np.ndarray) or isinstance(getattr(value, "data", None), np.ndarray)
+
+
+def _array(value):
+    text = np.array2string(value, separator=", ", threshold=96, edgeitems=3, max_line_width=_WIDTH)
+    if value.size > 96 or value.size == 0 or value.ndim > 2:
+        return f"{value.dtype} of shape {value.shape}:\n{text}"
+    return text if value.dtype.kind in "ib" else f"{text} ({value.dtype})"
+
+
+@functools.cache
+def _texts():
+    """Each notebook's file as text, by its name."""
+    folder = material()
+    found = sorted(folder.glob("*.ipynb")) if folder is not None else []
+    return {os.path.splitext(p.name)[0]: p.read_text(encoding="utf-8") for p in found}
+
+
+def notebook(section, number):
+    """Name of the notebook that has a section: one of the exercise's chapter, if any of them does."""
+    heading = json.dumps(f"## {section}", ensure_ascii=False)[1:-1]
+    chapter = CHAPTERS[number[:2]].notebooks
+    for name in (*chapter, *_texts()):
+        if heading in _texts().get(name, ""):
+            return name
+    return chapter[0]

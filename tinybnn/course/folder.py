@@ -1,0 +1,202 @@
+"""The student's folder: notebooks, the package that is written in it, data, and what is done."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tinybnn.course.catalogue import CHAPTERS, student_file
+from tinybnn.course.exercise import Exercise
+from tinybnn.storage import StorageError, expecting, read_json, write_atomic, write_json
+
+PROGRESS = "course.json"
+LEVELS = 3  # of hints
+_COPIED = ("*.ipynb", "images/*", "mybnn/*.py")
+
+
+def material():
+    """The folder that holds the notebooks; None if this installation has none.
+
+    That is ``tinybnn/tutorials`` where the package is installed, ``tutorials`` beside the package
+    in a checkout.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "tutorials", package.parent / "tutorials"):
+        if (folder / "mybnn" / "__init__.py").is_file():
+            return folder
+    return None
+
+
+def is_course(folder):
+    """Whether a folder is one that `start` has made, or that holds a chapter's file."""
+    files = [Path(folder, "mybnn", f"{chapter.file}.py") for chapter in CHAPTERS.values()]
+    return Path(folder, PROGRESS).exists() or any(map(os.path.lexists, files))
+
+
+def find_folder(folder=None):
+    """The course folder: the given one, or the current one, or the nearest above it.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    if folder is not None:
+        if is_course(folder):
+            return Path(folder).resolve()
+        raise ValueError(
+            f"{folder} is no course folder; make one with `tinybnn course start FOLDER`"
+        )
+    here = Path.cwd()
+    for place in (here, *here.parents):
+        if is_course(place):
+            return place
+    raise ValueError(
+        f"{here} is in no course folder; change into yours, or name it with --folder, "
+        "or make one with `tinybnn course start FOLDER`"
+    )
+
+
+def start(folder):
+    """Copy notebooks, skeletons and data into a folder; what is there already stays as it is.
+
+    Parameters
+    ----------
+    folder : str or PathLike
+        New, empty, or a course folder, which gets what is missing.
+
+    Returns
+    -------
+    copied, kept : list of str
+        Names of files, relative to the folder.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds other things, or this installation has no notebooks.
+    OSError
+        If a file cannot be written.
+    """
+    source, folder = material(), Path(folder)
+    if source is None:
+        raise ValueError(
+            "this installation has no notebooks; install tinybnn again, from its wheel"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, expected a folder")
+    if folder.is_dir() and not is_course(folder):
+        if others := sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")):
+            raise ValueError(
+                f"{folder} holds other things ({', '.join(others[:3])}"
+                f"{', ...' if others[3:] else ''}); choose a new or an empty folder"
+            )
+    if (folder / PROGRESS).exists():
+        Progress.load(folder)  # a broken one is an error before anything is copied
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        Progress(folder).save()  # first, so that a copy that is interrupted can go on
+    copied, kept = [], []
+    for path, name in _files(source):
+        target = folder / name
+        if os.path.lexists(target):
+            kept.append(name)
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, path.read_bytes())
+        copied.append(name)
+    return copied, kept
+
+
+def _files(source):
+    """Each file to copy, and its name in the student's folder."""
+    for pattern in _COPIED:
+        for path in sorted(source.glob(pattern)):
+            yield path, path.relative_to(source).as_posix()
+    data = source.parent / "data"
+    for path in sorted([data / "README.md", *(data / "digits").iterdir()]):
+        yield path, f"data/{path.relative_to(data).as_posix()}"
+
+
+def fingerprint(exercise: Exercise, path) -> str:
+    """A hash of the student's file without the definitions of the chapter's other exercises.
+
+    So work on one exercise does not make the others look changed.
+    """
+    content = Path(path).read_bytes()
+    others = {one.name for one in CHAPTERS[exercise.number[:2]].exercises} - {exercise.name}
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return hashlib.sha256(content).hexdigest()
+    lines = content.split(b"\n")
+    for node in tree.body:
+        if getattr(node, "name", None) in others:
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            lines[first - 1 : node.end_lineno] = [None] * (node.end_lineno - first + 1)
+    rest = [line.rstrip() for line in lines if line is not None]
+    return hashlib.sha256(b"\n".join(filter(None, rest))).hexdigest()
+
+
+@dataclass
+class Progress:
+    """What a student has done; kept in ``course.json`` of the folder.
+
+    Parameters
+    ----------
+    folder : PathLike
+    passed : dict of str to str
+        Fingerprint of the file when the exercise of this number passed.
+    hints : dict of str to int
+        Levels of hints that were given, by the exercise's number.
+    milestones : dict of str to dict
+        Figures of the milestones that were reached.
+    """
+
+    folder: Path
+    passed: dict[str, str] = field(default_factory=dict)
+    hints: dict[str, int] = field(default_factory=dict)
+    milestones: dict[str, dict] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder):
+        """Read a folder's progress; an empty one if there is none yet.
+
+        Raises
+        ------
+        StorageError
+            If the file is damaged or another program's; it stays as it is.
+        """
+        path = Path(folder, PROGRESS)
+        if not os.path.lexists(path):
+            return cls(Path(folder))
+        advice = "move it away, and the course begins a new one; your answers lie in mybnn/"
+        try:
+            value = read_json(path)
+            with expecting(path, "file of progress"):
+                if value["format"] != "tinybnn-course":
+                    raise ValueError("another program's file")
+                kinds = {"passed": str, "hints": int, "milestones": dict}
+                for name, kind in kinds.items():
+                    if not all(isinstance(v, kind) for v in value[name].values()):
+                        raise ValueError(f"{name} holds other values than {kind.__name__}")
+        except StorageError as error:
+            raise StorageError(f"{error}; {advice}") from None
+        return cls(Path(folder), **{name: value[name] for name in kinds})
+
+    def save(self):
+        value = {
+            "format": "tinybnn-course",
+            "passed": self.passed, "hints": self.hints, "milestones": self.milestones,
+        }  # fmt: skip
+        write_json(Path(self.folder, PROGRESS), value)
+
+    def state(self, exercise: Exercise):
+        """ "passed", "changed" since it passed, or "open"."""
+        if exercise.number not in self.passed:
+            return "open"
+        path = student_file(exercise, self.folder)
+        same = path.is_file() and fingerprint(exercise, path) == self.passed[exercise.number]
+        return "passed" if same else "changed"
