@@ -16,8 +16,8 @@ import pytest
 from tinybnn import cli, datasets, deploy, runs, storage, training
 
 COMMANDS = [
-    "demo", "data", "train", "compile", "verify", "predict", "summary", "bench", "warm-up",
-    "reproduce", "federated",
+    "demo", "course", "data", "train", "compile", "verify", "predict", "summary", "bench",
+    "warm-up", "reproduce", "federated",
 ]  # fmt: skip
 SMALL = ["--hidden", "24,16", "--epochs", "2", "--batch-size", "128", "--quiet"]
 ENVIRONMENT = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}

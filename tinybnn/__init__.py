@@ -17,6 +17,7 @@ from tinybnn.autograd import Function, Tensor, grad, manual_seed, no_grad
 if TYPE_CHECKING:
     from tinybnn import (
         analysis,
+        course,
         datasets,
         deploy,
         federated,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Function", "Tensor", "__version__", "analysis", "datasets", "deploy", "federated",
+    "Function", "Tensor", "__version__", "analysis", "course", "datasets", "deploy", "federated",
     "functional", "grad", "manual_seed", "models", "nn", "no_grad", "optim", "plots", "quantizers",
     "testing", "training",
 ]  # fmt: skip

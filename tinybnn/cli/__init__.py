@@ -11,6 +11,7 @@ import sys
 
 import tinybnn
 from tinybnn.cli.bench import add_bench
+from tinybnn.cli.course import add_course
 from tinybnn.cli.data import add_data
 from tinybnn.cli.demo import add_demo
 from tinybnn.cli.federated import add_federated
@@ -81,8 +82,8 @@ def _parser():
     parser.add_argument("--version", action="version", version=f"tinybnn {tinybnn.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (
-        add_demo, add_data, add_train, add_compile, add_verify, add_predict, add_summary,
-        add_bench, add_warm_up, add_reproduce, add_federated,
+        add_demo, add_course, add_data, add_train, add_compile, add_verify, add_predict,
+        add_summary, add_bench, add_warm_up, add_reproduce, add_federated,
     ):  # fmt: skip
         add(commands)
     return parser

@@ -1,1 +1,18 @@
-"""The course: exercises that check themselves, hints, milestones that run the student's code."""
+"""The course: exercises that check themselves, hints, milestones that run the student's code.
+
+In a notebook of the course, or in a course folder:
+
+>>> from tinybnn import course
+>>> course.show("04")  # doctest: +SKIP
+"""
+
+import importlib
+
+__all__ = ["check", "show"]
+__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __getattr__(name):
+    if name in __all__:
+        return getattr(importlib.import_module("tinybnn.course.report"), name)
+    raise AttributeError(f"module 'tinybnn.course' has no attribute {name!r}")

@@ -58,3 +58,23 @@ def exercise(number: str) -> Exercise:
 def student_file(exercise: Exercise, folder) -> Path:
     """Where the student writes an exercise, in a course folder."""
     return Path(folder) / "mybnn" / f"{CHAPTERS[exercise.number[:2]].file}.py"
+
+
+def select(what: str) -> list[Exercise]:
+    """The exercises that a number stands for: of a chapter ("04"), one ("04.2"), or "all".
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    if what == "all":
+        return [one for chapter in CHAPTERS.values() for one in chapter.exercises]
+    if what in CHAPTERS:
+        return list(CHAPTERS[what].exercises)
+    if "." in what:
+        return [exercise(what)]
+    raise ValueError(
+        f"expected a chapter ({', '.join(CHAPTERS)}), an exercise such as "
+        f"{next(iter(CHAPTERS))}.1, or all, got {what!r}"
+    )

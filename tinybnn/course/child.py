@@ -106,9 +106,7 @@ def describe(error, folder):
         lift_memory_limit()  # the error still holds what has used it up
     line = Files(folder).line(error)
     if isinstance(error, SystemExit):
-        text = (
-            "the code ends the process (sys.exit, exit, quit or os._exit); return a value instead"
-        )
+        text = "the code ends the process (sys.exit, exit or os._exit); return a value instead"
     elif isinstance(error, SyntaxError):
         text = f"{type(error).__name__}: {error.msg}"
     elif isinstance(error, EOFError) and "input(" in line:

@@ -65,7 +65,7 @@ class Wrong(Exception):  # noqa: N818 - reads as a sentence: raise Wrong("...")
         self.cause = cause
 
 
-class Stopped(BaseException):  # noqa: N818 - an Exception, hypothesis would try it again
+class Stopped(BaseException):
     """An error, its cause, that says nothing about the arguments, such as an import."""
 
 

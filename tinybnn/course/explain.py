@@ -39,9 +39,8 @@ def explain(wrong: Wrong, exercise: Exercise, folder) -> str:
         lines += _labelled("in", [line])
     for name, value in wrong.inputs.items():
         first, *rest = shown(value)
-        lines += _labelled(
-            "with", [f"{name} = {first}", *(" " * (len(name) + 3) + r for r in rest)]
-        )
+        indent = " " * (len(name) + 3)
+        lines += _labelled("with", [f"{name} = {first}", *(indent + text for text in rest)])
     if wrong.expected is not None:
         lines += _answers(wrong.got, wrong.expected)
     section = wrong.section or exercise.section
@@ -110,9 +109,7 @@ def _table(got, expected):
     for i in range(rows):
         lines.append(name * (i == 0) + " " * len(name) * (i > 0) + _row(cells[i], widths))
         if unlike[i].any():
-            marks = [
-                "^" * len(c) if bad else "" for c, bad in zip(cells[i], unlike[i], strict=True)
-            ]
+            marks = ["^" * len(cells[i][j]) * bool(unlike[i, j]) for j in range(columns)]
             lines.append(" " * len(name) + _row(marks, widths))
     wanted = [" " * len(name) + _row(row, widths) for row in cells[rows:]]
     return _labelled("got", lines) + _labelled("wanted", wanted)
@@ -176,7 +173,7 @@ def _texts():
 
 
 def notebook(section, number):
-    """Name of the notebook that has a section: one of the exercise's chapter, if any of them does."""
+    """Name of the notebook that has a section, of the exercise's chapter if one of them does."""
     heading = json.dumps(f"## {section}", ensure_ascii=False)[1:-1]
     chapter = CHAPTERS[number[:2]].notebooks
     for name in (*chapter, *_texts()):

@@ -82,17 +82,13 @@ def start(folder):
     """
     source, folder = material(), Path(folder)
     if source is None:
-        raise ValueError(
-            "this installation has no notebooks; install tinybnn again, from its wheel"
-        )
+        raise ValueError("this installation has no notebooks; install tinybnn again")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, expected a folder")
-    if folder.is_dir() and not is_course(folder):
-        if others := sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")):
-            raise ValueError(
-                f"{folder} holds other things ({', '.join(others[:3])}"
-                f"{', ...' if others[3:] else ''}); choose a new or an empty folder"
-            )
+    others = sorted(os.listdir(folder)) if folder.is_dir() and not is_course(folder) else []
+    if others := [name for name in others if not name.startswith(".")]:
+        names = ", ".join(others[:3]) + (", ..." if others[3:] else "")
+        raise ValueError(f"{folder} holds other things ({names}); choose a new or an empty folder")
     if (folder / PROGRESS).exists():
         Progress.load(folder)  # a broken one is an error before anything is copied
     else:

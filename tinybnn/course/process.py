@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,7 +168,7 @@ class _Left:
         if line := self._line():
             text += f"\n  in      {line}"
         elif late is not None:
-            text += "\n  in      none of your Python lines: in code that Numba compiled, or in the check"
+            text += "\n  in      no line of Python: in code that Numba compiled, or in the check"
         if doing := self._text("doing"):
             text += f"\n  while   {doing}"
         return text
