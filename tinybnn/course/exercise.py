@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -84,6 +85,9 @@ def call(function: Callable, inputs: Mapping):
         raise
     except (MemoryError, ImportError, EOFError, SystemExit) as error:
         raise Stopped from error
+    except Wrong as wrong:  # from a function that a check provides
+        wrong.inputs = wrong.inputs or dict(inputs)
+        raise
     except Exception as error:
         answer, failed = None, error
     if failed is not None:  # raised here, it has no context: hypothesis takes that for its identity
@@ -102,10 +106,28 @@ def _name(function):
     return getattr(function, "__name__", type(function).__name__)
 
 
+@contextlib.contextmanager
+def provided(module, **functions):
+    """Context: other functions of the student's module replaced by right ones.
+
+    So that an exercise is judged by itself: its answer may call another exercise's function that
+    is wrong or not written yet.
+    """
+    before = {name: getattr(module, name) for name in functions if hasattr(module, name)}
+    vars(module).update(functions)
+    try:
+        yield
+    finally:
+        for name in functions:
+            delattr(module, name)
+        vars(module).update(before)
+
+
 def equal(a, b, tolerance=0.0):
     """Whether two answers have the same shape and the same values; NaN equals NaN."""
     if isinstance(b, tuple):
-        return isinstance(a, tuple) and len(a) == len(b) and all(map(equal, a, b))
+        same = isinstance(a, tuple) and len(a) == len(b)
+        return same and all(equal(x, y, tolerance) for x, y in zip(a, b, strict=True))
     try:
         a, b = np.asarray(a), np.asarray(b)
         if a.shape != b.shape or a.dtype == object:
@@ -158,6 +180,17 @@ def _differs(got, expected):
     """What is different, where no known mistake fits."""
     if got is None:
         return "the answer is None: is a return missing?"
+    if isinstance(expected, tuple):
+        if not isinstance(got, tuple) or len(got) != len(expected):
+            return f"the answer must be a tuple of {len(expected)}"
+        for number, (one, wanted) in enumerate(zip(got, expected, strict=True), 1):
+            if not equal(one, wanted, 1e-6):
+                return f"result {number} of {len(expected)}: {_differs(one, wanted)}"
+    try:
+        if np.asarray(got).dtype.kind not in "biufc":
+            raise ValueError
+    except Exception:  # of an object of the student's own, anything can come
+        return f"the answer is of type {type(got).__name__}, expected {type(expected).__name__}"
     shape, wanted = np.shape(got), np.shape(expected)
     if shape != wanted:
         return f"the answer has shape {shape}, expected {wanted}"
