@@ -143,7 +143,7 @@ def _hint(options):
     level, text = report.next_hint(options.exercise, folder, options.level)
     say = say_for(options)
     if text:
-        say(f"{options.exercise}, hint {level} of {LEVELS}: {text}")
+        say(report.wrapped(f"{options.exercise}, hint {level} of {LEVELS}: {text}"))
     else:
         say(f"{options.exercise}: all {LEVELS} hints were given; --level 1 to {LEVELS} repeats one")
     write_json(options, {"exercise": options.exercise, "level": level, "hint": text})
@@ -179,7 +179,7 @@ def _milestone(options):
     for name, value in figures.items():
         say(f"{name:<40}{value}")
     for text in failed:
-        say(f"not reached: {text}")
+        say(report.wrapped(f"not reached: {text}"))
     if not failed:
         say("reached")
     write_json(options, {"milestone": options.number, "figures": figures, "failed": failed})

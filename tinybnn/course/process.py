@@ -114,7 +114,7 @@ class _Output:
 
     def _read(self):
         room = _PRINTED
-        with contextlib.suppress(OSError, ValueError):  # closed
+        with self._pipe:
             while line := self._pipe.readline(_PRINTED):
                 text = line.decode("utf-8", "replace")
                 if len(text) > room:

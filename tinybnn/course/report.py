@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from tinybnn import tables
 from tinybnn.course.catalogue import CHAPTERS, exercise, select, student_file
 from tinybnn.course.folder import LEVELS, Progress, find_folder, fingerprint
@@ -43,8 +45,19 @@ def messages(verdicts):
             text += "\n  printed " + verdict.printed.replace("\n", "\n          ")
         if text:
             name = exercise(verdict.number).name
-            texts.append(f"\n{verdict.number} {name}: {verdict.state}\n{text.strip(chr(10))}")
+            title = f"\n{verdict.number} {name}: {verdict.state}\n"
+            texts.append(title + wrapped(text.strip("\n")))
     return texts
+
+
+def wrapped(text):
+    """A text whose lines fit into a terminal; what is behind a label stays behind it."""
+    lines = []
+    for long in text.split("\n"):
+        indent = " " * 10 if long.startswith("  ") else ""
+        fits = len(long) <= tables.WIDTH
+        lines += [long] if fits else textwrap.wrap(long, tables.WIDTH, subsequent_indent=indent)
+    return "\n".join(lines)
 
 
 def check(what: str = "all", folder=None, say=lambda text: None) -> Report:
@@ -193,13 +206,11 @@ def status(folder):
 
 
 def _next(chapters, milestones):
-    for number, one in milestones.items():
-        if not one["reached"] and not one["needs"]:
-            return f"tinybnn course milestone {number}"
-    for states in chapters.values():
-        for number in (*states["changed"], *states["open"]):
-            return f"tinybnn course check {number}"
-    return ""
+    changed = [f"tinybnn course check {n}" for c in chapters.values() for n in c["changed"]]
+    reachable = [n for n, one in milestones.items() if not (one["reached"] or one["needs"])]
+    unlocked = [f"tinybnn course milestone {n}" for n in reachable]
+    open_ = [f"tinybnn course check {n}" for c in chapters.values() for n in c["open"]]
+    return next(iter(changed + unlocked + open_), "")
 
 
 def status_text(found):

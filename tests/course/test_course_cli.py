@@ -1,0 +1,206 @@
+"""``tinybnn course`` as a student types it: what it prints, and how it ends."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tinybnn import cli
+from tinybnn.course import report
+from tinybnn.course.catalogue import CHAPTERS, exercise, student_file
+from tinybnn.course.folder import Progress, fingerprint
+
+SOLUTIONS = Path(__file__).parent / "solutions" / "mybnn"
+
+
+@pytest.fixture
+def course(tmp_path, monkeypatch):
+    assert cli.main(["course", "start", str(tmp_path / "course")]) == 0
+    monkeypatch.chdir(tmp_path / "course")
+    return tmp_path / "course"
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*words):
+        """Exit code, standard output, standard error of a command in this process."""
+        capsys.readouterr()
+        try:
+            code = cli.main(["course", *words])
+        except SystemExit as ended:
+            code = ended.code
+        out, err = capsys.readouterr()
+        assert all(len(line) <= 100 for line in out.splitlines())
+        return code, out, err
+
+    return run
+
+
+def test_start_says_how_to_go_on(tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run("start", "course")
+    assert code == 0
+    for text in ("files copied", "cd course", "jupyter lab 0", "tinybnn course check 00"):
+        assert text in out
+    code, out, _ = run("start", "course")
+    assert code == 0 and "0 files copied" in out and "kept as they are" in out
+
+
+def test_start_in_the_current_folder_needs_no_cd(tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run("start", ".")
+    assert code == 0 and "cd " not in out
+
+
+def test_check_ends_with_1_until_all_that_was_asked_passed(course, run):
+    code, out, err = run("check", "00.1")
+    assert (code, err) == (1, "") and "00.1  sign" in out and "not started" in out
+    shutil.copy(SOLUTIONS / "bits.py", "mybnn/bits.py")
+    code, out, _ = run("check", "00.1")
+    assert code == 0 and out.count("\n") == 1 and "passed" in out
+
+
+def test_check_with_nothing_checks_all(course, run):
+    code, _, _ = run("check", "--json", "figures.json")
+    numbers = [one.number for chapter in CHAPTERS.values() for one in chapter.exercises]
+    figures = json.loads(Path("figures.json").read_text())
+    assert code == 1 and [one["number"] for one in figures] == numbers
+    assert {one["state"] for one in figures} == {"not started"}
+
+
+def test_a_chapter_whose_file_does_not_run(course, run):
+    Path("mybnn/bits.py").write_text("def sign(:\n")
+    code, out, _ = run("check", "00.1")
+    assert code == 1 and "broken" in out and "line 1: def sign(:" in out
+    assert "Traceback" not in out
+
+
+def test_json_alone_on_standard_output(course, run):
+    code, out, err = run("check", "00.1", "--json", "-")
+    assert code == 1 and json.loads(out)[0]["state"] == "not started"
+    assert "00.1  sign" in err
+
+
+def test_hints_and_their_end(course, run):
+    texts = [run("hint", "00.1")[1] for _ in range(4)]
+    for level, text in enumerate(exercise("00.1").hints, 1):
+        said = " ".join(texts[level - 1].split())
+        assert said == " ".join(f"00.1, hint {level} of 3: {text}".split())
+    assert "all 3 hints were given" in texts[3]
+    assert run("hint", "00.1", "--level", "1")[1] == texts[0]
+
+
+def test_status_shows_what_passed_what_changed_and_what_is_next(course, run):
+    code, out, _ = run("status")
+    assert code == 0 and "next: tinybnn course check 00.1" in out
+    shutil.copy(SOLUTIONS / "bits.py", "mybnn/bits.py")
+    run("check", "00.1")
+    _, out, _ = run("status", "--json", "-")
+    assert json.loads(out)["chapters"]["00"]["passed"] == ["00.1"]
+    with open("mybnn/bits.py", "a") as file:
+        file.write("more = 1\n")
+    _, out, _ = run("status", "--json", "-")
+    found = json.loads(out)
+    assert found["chapters"]["00"]["changed"] == ["00.1"]
+    assert found["next"] == "tinybnn course check 00.1"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["check", "99"], "expected a chapter (00"),
+        (["check", "00.99"], "expected a number such as 00.1, got '00.99'"),
+        (["check", "everything"], "or all, got 'everything'"),
+        (["check", "00", "01"], "unexpected '01'"),
+        (["hint"], "required: NN.E"),
+        (["hint", "00"], "expected a number such as 00.1, got '00'"),
+        (["hint", "00.1", "--level", "4"], "expects a whole number from 1 to 3, got '4'"),
+        (["milestone", "one"], "expects a whole number >= 1, got 'one'"),
+        (["milestone", "99"], "expects one of 1, 2, 3, got 99"),
+        (["start"], "required: FOLDER"),
+        (["start", ""], "expects the name of a folder"),
+        (["chekc"], "did you mean 'check'?"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_exit_code_2(words, said, course, run):
+    code, out, err = run(*words)
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert said in err and "--help" in err
+
+
+@pytest.mark.parametrize("words", [["check"], ["status"], ["hint", "00.1"], ["milestone", "1"]])
+def test_outside_of_a_course_folder(words, tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*words)
+    assert code == 1 and err.count("\n") == 1 and "is in no course folder" in err
+    code, _, err = run(*words, "--folder", str(tmp_path / "none"))
+    assert code == 1 and "is no course folder; make one with `tinybnn course start" in err
+
+
+def test_the_folder_can_be_named(course, tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run("check", "00.1", "--folder", "course")
+    assert code == 1 and "not started" in out
+
+
+def test_a_milestone_names_the_exercises_that_it_still_needs(course, run):
+    code, out, _ = run("milestone", "1")
+    assert code == 1 and "needs exercises that have not passed" in out
+
+
+def test_a_milestone_with_code_that_does_not_run_is_not_reached(course, run):
+    """Its exercises passed once; now the files are broken."""
+    progress = Progress.load(course)
+    from tinybnn.course.milestones import MILESTONES
+
+    for number in MILESTONES[1].needs:
+        path = student_file(exercise(number), course)
+        progress.passed[number] = fingerprint(exercise(number), path)
+    progress.save()
+    for path in (course / "mybnn").glob("*.py"):
+        path.write_text("def f(:\n")
+    code, out, _ = run("milestone", "1")
+    assert code == 1 and "not reached: SyntaxError" in out and "line 1: def f(:" in out
+    assert Progress.load(course).milestones == {}
+
+
+def test_without_hypothesis(course, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    code, _, err = run("check", "00.1")
+    assert code == 1 and "pip install 'tinybnn[tutorials]'" in err
+
+
+def test_messages_that_a_terminal_would_obey(course, run):
+    Path("mybnn/bits.py").write_text("def sign(x):\n    raise ValueError('\\x1b[2J')\n")
+    _, out, _ = run("check", "00.1")
+    assert "\x1b" not in out and "\\x1b[2J" in out
+
+
+def test_an_interrupted_check_is_one_line(course, run, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "grade_file", interrupted)
+    code, _, err = run("check", "00.1")
+    assert code == 130 and err == "tinybnn: interrupted\n"
+
+
+def test_as_a_process_in_a_folder_with_odd_letters(tmp_path):
+    folder = tmp_path / "Übung 1"
+    environment = {**os.environ, "COLUMNS": "100"}
+
+    def tinybnn(*words):
+        command = [sys.executable, "-m", "tinybnn", "course", *words, "--folder", str(folder)]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment, check=False, timeout=120
+        )
+
+    assert cli.main(["course", "start", str(folder)]) == 0
+    (folder / "mybnn" / "bits.py").write_text("def sign(x):\n    while True:\n        import ä\n")
+    done = tinybnn("check", "00.1")
+    assert done.returncode == 1 and "line 3: import ä" in done.stdout, done
+    assert done.stderr == ""
