@@ -135,7 +135,7 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(words, said, course, run):
 @pytest.mark.parametrize("words", [["check"], ["status"], ["hint", "00.1"], ["milestone", "1"]])
 def test_outside_of_a_course_folder(words, tmp_path, monkeypatch, run):
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(*words)
+    code, _, err = run(*words)
     assert code == 1 and err.count("\n") == 1 and "is in no course folder" in err
     code, _, err = run(*words, "--folder", str(tmp_path / "none"))
     assert code == 1 and "is no course folder; make one with `tinybnn course start" in err

@@ -301,8 +301,8 @@ REFUSED = {
     "by eval of eval": "def sign(x): return eval('eval(\"__import__(\\'tinybnn\\')\")')",
     "through the standard library": "import timeit\n"
     "def sign(x): return timeit.timeit('tinybnn', 'import tinybnn', number=1)",
-    "through pkgutil": "import pkgutil\ndef sign(x): return pkgutil.resolve_name('tinybnn.nn:Module')",
-    "through pickle": "import pickle\ndef sign(x): return pickle.loads(b'ctinybnn.nn\\nModule\\n.')",
+    "through pkgutil": "import pkgutil\ndef sign(x): pkgutil.resolve_name('tinybnn.nn')",
+    "through pickle": "import pickle\ndef sign(x): pickle.loads(b'ctinybnn.nn\\nModule\\n.')",
 }
 
 
@@ -327,7 +327,7 @@ def test_a_copy_of_tinybnn_is_no_file_of_the_student(tmp_path):
 
 
 def test_what_the_course_allows(tmp_path):
-    """The standard library, NumPy, Numba, other files of the student; Numba imports what it needs."""
+    """The standard library, NumPy, Numba and the student's files; Numba imports what it needs."""
     graded(tmp_path, "import json\nONE = 1\n", name="other.py")
     (tmp_path / "helper.py").write_text("from mybnn.other import ONE\n")
     code = """
