@@ -6,7 +6,6 @@ import numpy as np
 
 from tinybnn.course.exercise import Exercise, Wrong, call, compare, for_all, provided
 
-
 # The notebook's rows. Known mistakes differ on them, while the smallest counterexample may fit
 # several.
 EXAMPLE = np.float32([[1, -1, 1, 1, -1, 1, 1, -1], [1, 1, -1, 1, 1, 1, 1, -1]])
