@@ -94,8 +94,8 @@ assert (values >= 0).tolist() == [False, True, True, True, False]
 # The comparison `x >= 0`, printed above, also settles two values that floats have and mathematics
 # has not. Floats know a *negative zero*, which arises for example from `-1.0 * 0.0`. It equals 0,
 # so its sign is +1. And `nan`, "not a number", is the result of `0.0 / 0.0`. Every comparison with
-# it is false, so its sign is -1. It does not matter much what these signs are. It matters that they
-# are the same wherever they are computed; otherwise two versions of one network give different
+# it is false, so its sign is -1. What these two signs are matters little. That they are the
+# same wherever they are computed matters: otherwise two versions of one network give different
 # answers.
 
 # %% [markdown]
@@ -322,10 +322,9 @@ ways = {
     "one Python int": lambda: K - 2 * (u_int ^ v_int).bit_count(),
 }
 seconds = {name: min(timeit.repeat(way, number=1, repeat=9)) for name, way in ways.items()}
+print(f"{'':17} microseconds   times as fast as NumPy's floats")
 for name, time in seconds.items():
-    print(
-        f"{name:17} {1e6 * time:9.0f} µs   {seconds['NumPy, floats'] / time:7.3f} x NumPy's floats"
-    )
+    print(f"{name:17} {1e6 * time:12.0f} {seconds['NumPy, floats'] / time:16.3f}")
 print(f"bytes: {u.nbytes:,} as float32, {u_words.nbytes:,} as words")
 
 assert len({int(way()) for way in ways.values()}) == 1
@@ -333,10 +332,10 @@ assert u.nbytes == 32 * u_words.nbytes
 assert seconds["NumPy, words"] < seconds["loop over floats"] / 10
 
 # %% [markdown]
-# All four agree exactly. The words take 32 times less memory, always. The speed depends on the
-# machine: the words' lead over NumPy's floats is large here because the floats no longer fit into
-# the processor's nearest memory, while the words do. That is the first reason for one-bit networks:
-# moving numbers costs more time and energy than multiplying them.
+# All four agree exactly. The words take 32 times less memory, always. How much faster they are
+# depends on the machine: the lead over NumPy's floats is large here because the floats no longer
+# fit into the memory nearest to the processor, while the words do. That is the first reason for
+# one-bit networks: often it takes longer to move numbers than to multiply them.
 
 # %% [markdown]
 # ## In the package
@@ -365,8 +364,8 @@ assert np.array_equal(products, signs["test"] @ signs["train"].T)
 # A sign is +1 from 0 upwards and -1 elsewhere, and takes one bit instead of 32. Two signs have a
 # product of +1 where their bits agree, so the dot product of $K$ signs is $K - 2
 # \operatorname{popcount}(a \oplus b)$: two instructions for 64 products. The result is an integer
-# and exact. What is lost is information about each number; on the digits, rounding to signs costs a
-# few points of accuracy, and training with signs wins most of them back.
+# and exact. What is lost is the size of each number: on the digits, rounding to signs costs a few
+# points of accuracy.
 
 # %% [markdown]
 # ## Exercises
