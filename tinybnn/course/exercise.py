@@ -76,9 +76,6 @@ def call(function: Callable, inputs: Mapping):
         answer = function(*given.values())
     except NotImplementedError:
         raise
-    except Wrong as wrong:  # from a function that a check provides
-        wrong.inputs = wrong.inputs or dict(inputs)
-        raise
     except Exception as error:
         text = f"{function.__name__} raises {type(error).__name__}: {error}"
         raise Wrong(text, inputs) from error
@@ -89,23 +86,6 @@ def call(function: Callable, inputs: Mapping):
                 inputs, value, inputs[name],
             )  # fmt: skip
     return answer
-
-
-@contextlib.contextmanager
-def provided(module, **functions):
-    """Context: other functions of the student's module replaced by right ones.
-
-    So that an exercise is judged by itself: its answer may call another exercise's function that
-    is wrong or not written yet.
-    """
-    before = {name: getattr(module, name) for name in functions if hasattr(module, name)}
-    vars(module).update(functions)
-    try:
-        yield
-    finally:
-        for name in functions:
-            delattr(module, name)
-        vars(module).update(before)
 
 
 def equal(a, b, tolerance=0.0):
@@ -193,3 +173,20 @@ def for_all(check: Callable, examples: int = 200, **strategies):
         suppress_health_check=list(HealthCheck),
     )
     bounded(given(**strategies)(lambda **values: check(**values)))()
+
+
+@contextlib.contextmanager
+def provided(module, **functions):
+    """Context: other functions of the student's module replaced by right ones.
+
+    So that an exercise is judged by itself: its answer may call another exercise's function that
+    is wrong or not written yet.
+    """
+    before = {name: getattr(module, name) for name in functions if hasattr(module, name)}
+    vars(module).update(functions)
+    try:
+        yield
+    finally:
+        for name in functions:
+            delattr(module, name)
+        vars(module).update(before)

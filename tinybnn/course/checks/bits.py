@@ -124,8 +124,8 @@ def to_integer_is_an_int(bits):
 
 def _popcount(word):
     if word < 0:
-        raise Wrong(
-            "popcount gets a negative number here: ~ of a Python int is negative, since Python's "
+        raise ValueError(
+            "popcount got a negative number: ~ of a Python int is negative, since Python's "
             "integers have no last bit; count the differences, a ^ b, which needs no ~"
         )
     return int(word).bit_count()

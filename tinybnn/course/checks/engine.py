@@ -23,170 +23,6 @@ class Formula:
         return self.text
 
 
-# ----------------------------------------------------------------------------------- unbroadcast
-
-
-def _unbroadcast(grad, shape):
-    if grad.shape == shape:
-        return grad
-    grad = grad.sum(axis=tuple(range(grad.ndim - len(shape))))
-    repeated = tuple(i for i, n in enumerate(shape) if n == 1)
-    return grad.sum(axis=repeated, keepdims=True)
-
-
-def _leading(grad, shape):
-    return grad.sum(axis=tuple(range(grad.ndim - len(shape))))
-
-
-def _trailing(grad, shape):
-    """Axes matched from the left, as NumPy does not."""
-    grad = grad.sum(axis=tuple(range(len(shape), grad.ndim)))
-    return grad.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)
-
-
-def _squeezed(grad, shape):
-    new = grad.ndim - len(shape)
-    return grad.sum(axis=(*range(new), *(new + i for i, n in enumerate(shape) if n == 1)))
-
-
-UNBROADCAST_MISTAKES = {
-    "the gradient is returned as it came; sum it over the axes along which the operand was "
-    "repeated": lambda grad, shape: grad,
-    "axes of length 1 lose their place: sum over them with keepdims=True": _squeezed,
-    "only the axes in front are summed; an axis of length 1 was repeated too": _leading,
-    "the wrong axes are summed: NumPy aligns shapes at their last axis, so the axes that the "
-    "operand lacks are the first ones": _trailing,
-    "a mean is returned; each use of an element adds its gradient, so sum":
-        lambda grad, shape: _unbroadcast(grad, shape)
-        / (grad.size // max(int(np.prod(shape)), 1)),
-    "one of the uses is returned; all of them count, so sum":
-        lambda grad, shape: grad[
-            tuple([0] * (grad.ndim - len(shape)))
-            + tuple(slice(0, 1) if n == 1 else slice(None) for n in shape)
-        ],
-}  # fmt: skip
-
-
-def unbroadcast_values(engine):
-    """unbroadcast sums over every axis along which the operand was repeated, for any shapes."""
-    from hypothesis import strategies as st
-
-    def check(shape, lacking, ones):
-        grad = np.arange(1.0, 1.0 + np.prod(shape)).reshape(shape)
-        small = tuple(1 if one else n for n, one in zip(shape, ones, strict=False))[lacking:]
-        inputs = {"grad": grad, "shape": small}
-        compare(engine.unbroadcast, _unbroadcast, inputs, UNBROADCAST_MISTAKES)
-
-    check((2, 3), 1, [False] * 2)
-    check((2, 3, 3), 1, [False, False, True])
-    axes = st.integers(0, 3)
-    shape = st.lists(st.integers(1, 3), max_size=3).map(tuple)
-    ones = st.lists(st.booleans(), min_size=3, max_size=3)
-    for_all(check, shape=shape, lacking=axes, ones=ones)
-
-
-def unbroadcast_dtype(engine):
-    """unbroadcast keeps float32."""
-    grad = np.ones((2, 3), np.float32)
-    for shape in ((3,), (2, 1), (2, 3)):
-        inputs = {"grad": grad, "shape": shape}
-        dtype = np.asarray(call(engine.unbroadcast, inputs)).dtype
-        if dtype != np.float32:
-            raise Wrong(
-                "the gradient of float32 is not float32; make no array of your own, sum the one "
-                "that came", inputs, dtype, "float32",
-            )  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------- matmul
-
-
-MATMUL_MISTAKES = {
-    "the two gradients are in the wrong order: the rule returns that of a, then that of b":
-        lambda a, b, grad: (a.T @ grad, grad @ b.T),
-    "the gradient of a is grad @ b here; a's element (n, k) meets row k of b, so b is transposed":
-        lambda a, b, grad: (grad @ b, a.T @ grad),
-    "the gradient of b is a @ grad here; b's element (k, m) meets column k of a, so a is "
-    "transposed": lambda a, b, grad: (grad @ b.T, a @ grad),
-    "the transposes are missing: a's gradient needs b.T, b's gradient needs a.T":
-        lambda a, b, grad: (grad @ b, a @ grad),
-    "the factors of b's gradient are exchanged: look at the shapes, (K, M) comes from (K, N) and "
-    "(N, M)": lambda a, b, grad: (grad @ b.T, grad @ a.T),
-    "the factors of a's gradient are exchanged: look at the shapes, (N, K) comes from (N, M) and "
-    "(M, K)": lambda a, b, grad: (b.T @ grad, a.T @ grad),
-    "this is the rule of a * b; in a @ b each element of a is used M times, and the uses add up":
-        lambda a, b, grad: (grad * b, grad * a),
-}  # fmt: skip
-
-
-def _product(engine, a, b):
-    """The student's a @ b, as a Tensor with parents and a rule."""
-    inputs = {"a": a, "b": b}
-    left, right = engine.Tensor(a), engine.Tensor(b)
-
-    def matmul(a, b):
-        return engine.matmul(left, right)
-
-    result = call(matmul, inputs)
-    if not isinstance(result, engine.Tensor):
-        raise Wrong(
-            f"matmul returns a {type(result).__name__}, expected a Tensor: "
-            "Tensor(data, (a, b), rule)", inputs,
-        )  # fmt: skip
-    if result.parents != (left, right) or result.rule is None:
-        raise Wrong(
-            "the result does not remember how it was computed: Tensor(data, (a, b), rule)",
-            inputs, f"parents {result.parents}, rule {result.rule}", "parents (a, b) and a rule",
-        )  # fmt: skip
-    return result
-
-
-def matmul_values(engine):
-    """matmul is the matrix product and remembers its parents and a rule."""
-    a, b = np.arange(6.0).reshape(2, 3), np.arange(12.0).reshape(3, 4) - 5
-
-    def matmul(a, b):
-        return _product(engine, a, b).data
-
-    compare(matmul, lambda a, b: a @ b, {"a": a, "b": b})
-
-
-def matmul_rule(engine):
-    """matmul's rule gives both gradients, for matrices of any shapes."""
-    from hypothesis import strategies as st
-
-    def shares(a, b, grad):
-        return tuple(_product(engine, a, b).rule(grad))
-
-    shares.__name__ = "the rule of matmul"
-
-    def right(a, b, grad):
-        return grad @ b.T, a.T @ grad
-
-    def check(n, k, m):
-        rng = np.random.default_rng(n + 10 * k + 100 * m)
-        a, b, grad = (rng.integers(-4, 5, s).astype(float) for s in ((n, k), (k, m), (n, m)))
-        compare(shares, right, {"a": a, "b": b, "grad": grad})
-
-    a, b, grad = np.array([[[1.0, 2], [3, 4]], [[5, -1], [2, 3]], [[1, 0], [2, -3]]])
-    # Mistaken products fit as well where all sides are equal: there the mistake has a name.
-    compare(shares, right, {"a": a, "b": b, "grad": grad}, MATMUL_MISTAKES)
-    check(2, 3, 4)
-    side = st.integers(1, 4)
-    for_all(check, examples=50, n=side, k=side, m=side)
-
-
-def matmul_dtype(engine):
-    """matmul keeps float32."""
-    a, b = np.ones((2, 3), np.float32), np.ones((3, 4), np.float32)
-    result = _product(engine, a, b)
-    for what, array in (("product", result.data), *zip(
-        ("gradient of a", "gradient of b"), result.rule(np.ones((2, 4), np.float32)), strict=True
-    )):  # fmt: skip
-        if array.dtype != np.float32:
-            raise Wrong(f"the {what} is not float32", {"a": a, "b": b}, array.dtype, "float32")
-
-
 # ----------------------------------------------------------------------------- topological_order
 
 
@@ -209,6 +45,32 @@ TOO_DEEP = (
 )
 
 
+AGAIN = (
+    "a tensor is visited again on each path that leads to it, and their number doubles with each "
+    "level of such a graph; keep a set of the tensors that were seen"
+)
+
+
+class _TooOften(Exception):  # noqa: N818 - not an error of the student's code
+    """What is counted has happened more often than any right answer needs."""
+
+
+def _counted(function, inputs, why):
+    """The student's answer, or `Wrong` if a counter stopped it."""
+
+    def watched(*arguments):
+        try:
+            return function(*arguments)
+        except _TooOften:
+            return _TooOften
+
+    watched.__name__ = function.__name__
+    answer = call(watched, inputs)
+    if answer is _TooOften:
+        raise Wrong(why, inputs)
+    return answer
+
+
 def _bounded(engine, limit):
     """A class of Tensors whose parents can be asked for `limit` times in all."""
     asked = itertools.count()
@@ -217,10 +79,7 @@ def _bounded(engine, limit):
         @property
         def parents(self):
             if next(asked) > limit:
-                raise Wrong(
-                    "a tensor is visited again on each path that leads to it, and their number "
-                    "doubles with each level here; keep a set of the tensors that were seen"
-                )
+                raise _TooOften
             return self._parents
 
         @parents.setter
@@ -275,7 +134,7 @@ def order_of_graphs(engine):
         def topological_order(graph, result):
             return engine.topological_order(tensors[-1])
 
-        order = call(topological_order, inputs)
+        order = _counted(topological_order, inputs, AGAIN)
         if not isinstance(order, list):
             kind = "None: is a return missing?" if order is None else type(order).__name__
             raise Wrong(f"the order is {kind}; expected a list of Tensors", inputs)
@@ -315,7 +174,7 @@ def order_of_many_paths(engine):
     def topological_order(graph):
         return engine.topological_order(tensors[-1])
 
-    if len(call(topological_order, inputs)) != len(edges):
+    if len(_counted(topological_order, inputs, AGAIN)) != len(edges):
         raise Wrong("the order does not have each tensor once", inputs)
 
 
@@ -478,15 +337,11 @@ def backward_twice(engine):
 @_own_functions
 def backward_calls_each_rule_once(engine):
     """each rule runs once, however many paths lead to it, 10,000 operations deep."""
-    calls = [0]
+    runs = itertools.count(1)
 
     def rule(grad):
-        calls[0] += 1
-        if calls[0] > 20:
-            raise Wrong(
-                "rules run again on each path that leads to them, and with each level there are "
-                "twice as many; each rule runs once, when all of its gradient has arrived"
-            )
+        if next(runs) > 20:
+            raise _TooOften
         return grad, grad
 
     result = first = engine.Tensor(1.0)
@@ -498,7 +353,14 @@ def backward_calls_each_rule_once(engine):
         engine.backward(result)
         return first.grad
 
-    compare(backward, lambda graph: 2.0**20, inputs, {OVERWRITTEN: lambda graph: 1.0})
+    gradient = _counted(
+        backward, inputs,
+        "rules run again on each path that leads to them, and with each level there are twice as "
+        "many; each rule runs once, when all of its gradient has arrived",
+    )  # fmt: skip
+    if gradient != 2.0**20:
+        why = OVERWRITTEN if gradient == 1 else "the gradient of t0 is wrong"
+        raise Wrong(why, inputs, gradient, 2.0**20)
     first = _deep(engine, engine.backward, "backward")
     if first.grad is None or first.grad != 1:
         raise Wrong("a chain of 10,000 operations gives another gradient than 1", {}, first.grad, 1)
@@ -544,6 +406,173 @@ def backward_dtype(engine):
             "the gradient is not float32 of shape (2, 3); begin with np.ones_like(result.data)",
             {"formula": _Text("x * 2 + x"), "x": x.data}, x.grad, 3 * x.data,
         )  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------- unbroadcast
+
+
+def _unbroadcast(grad, shape):
+    if grad.shape == shape:
+        return grad
+    grad = grad.sum(axis=tuple(range(grad.ndim - len(shape))))
+    repeated = tuple(i for i, n in enumerate(shape) if n == 1)
+    return grad.sum(axis=repeated, keepdims=True)
+
+
+def _leading(grad, shape):
+    return grad.sum(axis=tuple(range(grad.ndim - len(shape))))
+
+
+def _trailing(grad, shape):
+    """Axes matched from the left, as NumPy does not."""
+    grad = grad.sum(axis=tuple(range(len(shape), grad.ndim)))
+    return grad.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)
+
+
+def _squeezed(grad, shape):
+    new = grad.ndim - len(shape)
+    return grad.sum(axis=(*range(new), *(new + i for i, n in enumerate(shape) if n == 1)))
+
+
+UNBROADCAST_MISTAKES = {
+    "the gradient is returned as it came; sum it over the axes along which the operand was "
+    "repeated": lambda grad, shape: grad,
+    "axes of length 1 lose their place: sum over them with keepdims=True": _squeezed,
+    "only the axes in front are summed; an axis of length 1 was repeated too": _leading,
+    "the wrong axes are summed: NumPy aligns shapes at their last axis, so the axes that the "
+    "operand lacks are the first ones": _trailing,
+    "a mean is returned; each use of an element adds its gradient, so sum":
+        lambda grad, shape: _unbroadcast(grad, shape)
+        / (grad.size // max(int(np.prod(shape)), 1)),
+    "one of the uses is returned; all of them count, so sum":
+        lambda grad, shape: grad[
+            tuple([0] * (grad.ndim - len(shape)))
+            + tuple(slice(0, 1) if n == 1 else slice(None) for n in shape)
+        ],
+}  # fmt: skip
+
+
+def unbroadcast_values(engine):
+    """unbroadcast sums over every axis along which the operand was repeated, for any shapes."""
+    from hypothesis import strategies as st
+
+    def check(shape, lacking, ones):
+        grad = np.arange(1.0, 1.0 + np.prod(shape)).reshape(shape)
+        small = tuple(1 if one else n for n, one in zip(shape, ones, strict=False))[lacking:]
+        inputs = {"grad": grad, "shape": small}
+        compare(engine.unbroadcast, _unbroadcast, inputs, UNBROADCAST_MISTAKES)
+
+    check((2, 3), 1, [False] * 2)
+    check((2, 3, 3), 1, [False, False, True])
+    axes = st.integers(0, 3)
+    shape = st.lists(st.integers(1, 3), max_size=3).map(tuple)
+    ones = st.lists(st.booleans(), min_size=3, max_size=3)
+    for_all(check, shape=shape, lacking=axes, ones=ones)
+
+
+def unbroadcast_dtype(engine):
+    """unbroadcast keeps float32."""
+    grad = np.ones((2, 3), np.float32)
+    for shape in ((3,), (2, 1), (2, 3)):
+        inputs = {"grad": grad, "shape": shape}
+        dtype = np.asarray(call(engine.unbroadcast, inputs)).dtype
+        if dtype != np.float32:
+            raise Wrong(
+                "the gradient of float32 is not float32; make no array of your own, sum the one "
+                "that came", inputs, dtype, "float32",
+            )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------- matmul
+
+
+MATMUL_MISTAKES = {
+    "the two gradients are in the wrong order: the rule returns that of a, then that of b":
+        lambda a, b, grad: (a.T @ grad, grad @ b.T),
+    "the gradient of a is grad @ b here; a's element (n, k) meets row k of b, so b is transposed":
+        lambda a, b, grad: (grad @ b, a.T @ grad),
+    "the gradient of b is a @ grad here; b's element (k, m) meets column k of a, so a is "
+    "transposed": lambda a, b, grad: (grad @ b.T, a @ grad),
+    "the transposes are missing: a's gradient needs b.T, b's gradient needs a.T":
+        lambda a, b, grad: (grad @ b, a @ grad),
+    "the factors of b's gradient are exchanged: look at the shapes, (K, M) comes from (K, N) and "
+    "(N, M)": lambda a, b, grad: (grad @ b.T, grad @ a.T),
+    "the factors of a's gradient are exchanged: look at the shapes, (N, K) comes from (N, M) and "
+    "(M, K)": lambda a, b, grad: (b.T @ grad, a.T @ grad),
+    "this is the rule of a * b; in a @ b each element of a is used M times, and the uses add up":
+        lambda a, b, grad: (grad * b, grad * a),
+}  # fmt: skip
+
+
+def _product(engine, a, b):
+    """The student's a @ b, as a Tensor with parents and a rule."""
+    inputs = {"a": a, "b": b}
+    left, right = engine.Tensor(a), engine.Tensor(b)
+
+    def matmul(a, b):
+        return engine.matmul(left, right)
+
+    result = call(matmul, inputs)
+    if not isinstance(result, engine.Tensor):
+        raise Wrong(
+            f"matmul returns a {type(result).__name__}, expected a Tensor: "
+            "Tensor(data, (a, b), rule)", inputs,
+        )  # fmt: skip
+    if result.parents != (left, right) or result.rule is None:
+        raise Wrong(
+            "the result does not remember how it was computed: Tensor(data, (a, b), rule)",
+            inputs, f"parents {result.parents}, rule {result.rule}", "parents (a, b) and a rule",
+        )  # fmt: skip
+    return result
+
+
+def matmul_values(engine):
+    """matmul is the matrix product and remembers its parents and a rule."""
+    a, b = np.arange(6.0).reshape(2, 3), np.arange(12.0).reshape(3, 4) - 5
+    result = _product(engine, a, b)
+
+    def matmul(a, b):
+        return result.data
+
+    compare(matmul, lambda a, b: a @ b, {"a": a, "b": b})
+
+
+def matmul_rule(engine):
+    """matmul's rule gives both gradients, for matrices of any shapes."""
+    from hypothesis import strategies as st
+
+    def right(a, b, grad):
+        return grad @ b.T, a.T @ grad
+
+    def check(a, b, grad, mistakes=None):
+        result = _product(engine, a, b)
+
+        def rule(a, b, grad):
+            return tuple(result.rule(grad))
+
+        compare(rule, right, {"a": a, "b": b, "grad": grad}, mistakes)
+
+    def check_shapes(n, k, m):
+        rng = np.random.default_rng(n + 10 * k + 100 * m)
+        check(*(rng.integers(-4, 5, shape).astype(float) for shape in ((n, k), (k, m), (n, m))))
+
+    # Mistaken products fit as well where all sides are equal: there the mistake has a name.
+    square = np.array([[[1.0, 2], [3, 4]], [[5, -1], [2, 3]], [[1, 0], [2, -3]]])
+    check(*square, MATMUL_MISTAKES)
+    check_shapes(2, 3, 4)
+    side = st.integers(1, 4)
+    for_all(check_shapes, examples=50, n=side, k=side, m=side)
+
+
+def matmul_dtype(engine):
+    """matmul keeps float32."""
+    a, b = np.ones((2, 3), np.float32), np.ones((3, 4), np.float32)
+    result = _product(engine, a, b)
+    for what, array in (("product", result.data), *zip(
+        ("gradient of a", "gradient of b"), result.rule(np.ones((2, 4), np.float32)), strict=True
+    )):  # fmt: skip
+        if array.dtype != np.float32:
+            raise Wrong(f"the {what} is not float32", {"a": a, "b": b}, array.dtype, "float32")
 
 
 # ------------------------------------------------------------------------------------- gradcheck
@@ -652,36 +681,6 @@ def gradcheck_of_wrong_rules(engine):
 EXERCISES = (
     Exercise(
         "01.1",
-        "unbroadcast",
-        "Sum a gradient over the axes along which an operand was repeated.",
-        "From numbers to arrays",
-        (unbroadcast_values, unbroadcast_dtype),
-        (
-            "Each element of the operand was used several times. Its gradient is the sum over the "
-            "uses: along which axes of grad do they lie?",
-            "Two kinds of axes: those in front that the operand lacks, grad.ndim - len(shape) of "
-            "them, and those where shape has a 1. Deal with one kind, then with the other.",
-            "grad.sum(axis=(0, 1)) sums two axes and drops them; with keepdims=True they stay, "
-            "with length 1. Drop the axes in front, keep those of length 1. axis=() sums nothing.",
-        ),
-    ),
-    Exercise(
-        "01.2",
-        "matmul",
-        "The matrix product of two Tensors, with its rule.",
-        "The rule of the matrix product",
-        (matmul_values, matmul_rule, matmul_dtype),
-        (
-            "Look at multiply: a function that returns a Tensor with data, parents and a rule. "
-            "Only the two formulas differ.",
-            "Write down the shapes: grad is (N, M), a is (N, K), b is (K, M). The gradient of a "
-            "has a's shape. Which product of grad and b (or b.T) has it?",
-            "The gradient of a is grad times the transpose of b. That of b is made of grad and the "
-            "transpose of a, in the order that the shapes allow. The arrays are a.data and b.data.",
-        ),
-    ),
-    Exercise(
-        "01.3",
         "topological_order",
         "A list of all tensors behind a result, parents before children, without recursion.",
         "The right order",
@@ -696,7 +695,7 @@ EXERCISES = (
         ),
     ),
     Exercise(
-        "01.4",
+        "01.2",
         "backward",
         "The gradient of a result with respect to every tensor it was computed from.",
         "The right order",
@@ -712,6 +711,36 @@ EXERCISES = (
             "First set grad to None everywhere in the order, then that of the result to "
             "np.ones_like(result.data). zip(node.parents, node.rule(node.grad)) pairs parents and "
             "shares. Add with a + b, never with +=: the array may belong to another tensor too.",
+        ),
+    ),
+    Exercise(
+        "01.3",
+        "unbroadcast",
+        "Sum a gradient over the axes along which an operand was repeated.",
+        "From numbers to arrays",
+        (unbroadcast_values, unbroadcast_dtype),
+        (
+            "Each element of the operand was used several times. Its gradient is the sum over the "
+            "uses: along which axes of grad do they lie?",
+            "Two kinds of axes: those in front that the operand lacks, grad.ndim - len(shape) of "
+            "them, and those where shape has a 1. Deal with one kind, then with the other.",
+            "grad.sum(axis=(0, 1)) sums two axes and drops them; with keepdims=True they stay, "
+            "with length 1. Drop the axes in front, keep those of length 1. axis=() sums nothing.",
+        ),
+    ),
+    Exercise(
+        "01.4",
+        "matmul",
+        "The matrix product of two Tensors, with its rule.",
+        "The rule of the matrix product",
+        (matmul_values, matmul_rule, matmul_dtype),
+        (
+            "Look at multiply: a function that returns a Tensor with data, parents and a rule. "
+            "Only the two formulas differ.",
+            "Write down the shapes: grad is (N, M), a is (N, K), b is (K, M). The gradient of a "
+            "has a's shape. Which product of grad and b (or b.T) has it?",
+            "The gradient of a is grad times the transpose of b. That of b is made of grad and the "
+            "transpose of a, in the order that the shapes allow. The arrays are a.data and b.data.",
         ),
     ),
     Exercise(

@@ -126,8 +126,56 @@ def tensor(value, like):
     return value if isinstance(value, Tensor) else Tensor(np.asarray(value, like.dtype))
 
 
+def topological_order(result):
+    """01.1: all tensors that `result` was computed from, and `result` itself.
+
+    Parameters
+    ----------
+    result : Tensor
+
+    Returns
+    -------
+    list of Tensor
+        Each one once, after all of its parents; so `result` is the last. A chain of 10,000
+        operations is no problem: Python stops a function that calls itself 1,000 times deep, so
+        the order is found with a list as a stack.
+    """
+    order, seen, stack = [], set(), [(result, False)]
+    while stack:
+        node, parents_are_done = stack.pop()
+        if parents_are_done:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((parent, False) for parent in node.parents)
+    return order
+
+
+def backward(result):
+    """01.2: the gradient of `result` with respect to everything it was computed from.
+
+    Sets ``.grad`` of every tensor in ``topological_order(result)``, in place of what an earlier
+    call left there. The gradient of `result` itself is 1 (an array of ones, if it holds several
+    numbers). Where several paths lead to a tensor, their gradients add up.
+
+    Parameters
+    ----------
+    result : Tensor
+    """
+    order = topological_order(result)
+    for node in order:
+        node.grad = None
+    result.grad = np.ones_like(result.data)
+    for node in reversed(order):
+        if node.rule is None:
+            continue
+        for parent, share in zip(node.parents, node.rule(node.grad), strict=True):
+            parent.grad = share if parent.grad is None else parent.grad + share
+
+
 def unbroadcast(grad, shape):
-    """01.1: the gradient of an operand that was broadcast, in the operand's own shape.
+    """01.3: the gradient of an operand that was broadcast, in the operand's own shape.
 
     NumPy repeats an operand of shape (4,), (1, 4) or (3, 1) to fit (3, 4). Each element is then
     used several times, and its gradient is the sum over all its uses.
@@ -189,7 +237,7 @@ def divide(a, b):
 
 
 def matmul(a, b):
-    """01.2: the matrix product a @ b, with its rule.
+    """01.4: the matrix product a @ b, with its rule.
 
     Parameters
     ----------
@@ -206,54 +254,6 @@ def matmul(a, b):
         return grad @ b.data.T, a.data.T @ grad
 
     return Tensor(a.data @ b.data, (a, b), rule)
-
-
-def topological_order(result):
-    """01.3: all tensors that `result` was computed from, and `result` itself.
-
-    Parameters
-    ----------
-    result : Tensor
-
-    Returns
-    -------
-    list of Tensor
-        Each one once, after all of its parents; so `result` is the last. A chain of 10,000
-        operations is no problem: Python stops a function that calls itself 1,000 times deep, so
-        the order is found with a list as a stack.
-    """
-    order, seen, stack = [], set(), [(result, False)]
-    while stack:
-        node, parents_are_done = stack.pop()
-        if parents_are_done:
-            order.append(node)
-        elif node not in seen:
-            seen.add(node)
-            stack.append((node, True))
-            stack.extend((parent, False) for parent in node.parents)
-    return order
-
-
-def backward(result):
-    """01.4: the gradient of `result` with respect to everything it was computed from.
-
-    Sets ``.grad`` of every tensor in ``topological_order(result)``, in place of what an earlier
-    call left there. The gradient of `result` itself is 1 (an array of ones, if it holds several
-    numbers). Where several paths lead to a tensor, their gradients add up.
-
-    Parameters
-    ----------
-    result : Tensor
-    """
-    order = topological_order(result)
-    for node in order:
-        node.grad = None
-    result.grad = np.ones_like(result.data)
-    for node in reversed(order):
-        if node.rule is None:
-            continue
-        for parent, share in zip(node.parents, node.rule(node.grad), strict=True):
-            parent.grad = share if parent.grad is None else parent.grad + share
 
 
 def gradcheck(function, *arrays):
