@@ -21,7 +21,7 @@
 # **You need** derivatives and the chain rule, Python's classes and functions, and the idea of
 # gradient descent: to make a loss smaller, move each weight a little against its derivative.
 #
-# **Time** about 13 minutes of reading; the cells run in half a minute.
+# **Time** about 14 minutes of reading; the cells run in half a minute.
 #
 # Each step ends with a check: an `assert` that would fail if the text were wrong.
 
@@ -43,7 +43,7 @@ from tinybnn import functional as F
 #
 # $$L = (w x - y)^2, \qquad w = 3,\; x = 2,\; y = 5.$$
 #
-# **How does $L$ change when $w$ changes a little?** In two steps with names for what comes between,
+# **How does $L$ change when $w$ changes a little?** With names for what comes between,
 # $u = wx = 6$, $e = u - y = 1$, $L = e^2 = 1$, and each step has a simple derivative:
 #
 # $$\frac{dL}{de} = 2e = 2, \qquad \frac{de}{du} = 1, \qquad \frac{du}{dw} = x = 2.$$
@@ -84,8 +84,9 @@ assert abs(slope(loss, (3.0, 2.0, 5.0), 0) - 4) < 1e-4
 #
 # The derivation above used only two kinds of knowledge: how $L$ was put together, and the
 # derivative of each single operation. So we let every number remember its *parents*, the numbers it
-# was computed from, and a *rule*. The rule takes the derivative of $L$ with respect to the result,
-# called `grad`, and returns the derivatives with respect to the parents, one share for each:
+# was computed from, and a *rule*. The derivative of $L$ with respect to a number is called that
+# number's *gradient*. The rule takes the gradient of the result, `grad`, and returns a tuple with a
+# share for the gradient of each parent:
 #
 # | result | shares of the parents |
 # |:-|:-|
@@ -220,8 +221,8 @@ assert found["x"].grad == 6.0
 # %% [markdown]
 # What happened? $L$ gives 1 to $u$ and 1 to $v$. Then it is $u$'s turn. It has a gradient of 1 and
 # passes $1 \cdot 6$ on to $x$. Only then does $v$ give its shares, $9 + 9$, to $u$. They are too
-# late: $u$ had its turn. The graph from $u$ over two ways to $L$ looks like a diamond, and every
-# network has many of them.
+# late: $u$ had its turn. A part of a graph where two paths part and meet again is called a
+# *diamond*, and every network has many of them.
 #
 # A second idea: pass on each share separately, at once, along every path to the inputs.
 
@@ -252,7 +253,7 @@ assert calls == 2**17 - 1
 
 # %% [markdown]
 # Right, but the number of paths doubles with each level: 16 additions take 131,071 calls, and 60
-# would take longer than you live.
+# would take tens of thousands of years.
 
 # %% [markdown]
 # ## The right order
@@ -328,7 +329,7 @@ assert "RecursionError" in depth
 # %% [markdown]
 # Sums over many examples reach that depth soon. The way out is a list of your own as a stack. It
 # holds pairs: a value, and whether its parents are done. A value comes up twice: first to put its
-# parents on top of it, later to be appended. That is exercise 01.3.
+# parents on top of it, later to be appended. That is exercise 01.1.
 
 # %% [markdown]
 # ## Training with it
@@ -343,7 +344,7 @@ assert "RecursionError" in depth
 # %%
 def network(weights, pixels, relu):
     """The score of an image; for floats and for Values."""
-    hidden, weight = len(weights) // 18, iter(weights)
+    hidden, weight = len(weights) // 18, iter(weights)  # 16 + 1 weights each, 1 in the score
     outputs = [relu(sum(next(weight) * p for p in pixels) + next(weight)) for _ in range(hidden)]
     return sum(next(weight) * h for h in outputs) + next(weight)
 

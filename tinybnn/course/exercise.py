@@ -55,12 +55,19 @@ class Wrong(Exception):  # noqa: N818 - reads as a sentence: raise Wrong("...")
         What came and what was expected.
     section : str, optional
         The section to read, where it is not the exercise's own.
+    cause : Exception, optional
+        What the student's code raised.
     """
 
-    def __init__(self, why, inputs=None, got=None, expected=None, section=None):
+    def __init__(self, why, inputs=None, got=None, expected=None, section=None, cause=None):
         super().__init__(why)
         self.why, self.inputs = why, dict(inputs or {})
         self.got, self.expected, self.section = got, expected, section
+        self.cause = cause
+
+
+class Stopped(BaseException):
+    """An error, its cause, that says nothing about the arguments, such as an import."""
 
 
 def call(function: Callable, inputs: Mapping):
@@ -69,29 +76,58 @@ def call(function: Callable, inputs: Mapping):
     Raises
     ------
     Wrong
-        If the function raises an error (which stays the cause) or writes into its arguments.
+        If the function raises an error (which is its `cause`) or writes into its arguments.
     """
     given = copy.deepcopy(dict(inputs))
     try:
-        answer = function(*given.values())
+        answer, failed = function(*given.values()), None
     except NotImplementedError:
         raise
+    except (MemoryError, ImportError, EOFError, SystemExit) as error:
+        raise Stopped from error
+    except Wrong as wrong:  # from a function that a check provides
+        wrong.inputs = wrong.inputs or dict(inputs)
+        raise
     except Exception as error:
-        text = f"{function.__name__} raises {type(error).__name__}: {error}"
-        raise Wrong(text, inputs) from error
+        answer, failed = None, error
+    if failed is not None:  # raised here, it has no context: hypothesis takes that for its identity
+        text = f"{_name(function)} raises {type(failed).__name__}: {failed}"
+        raise Wrong(text, inputs, cause=failed)
     for name, value in given.items():
         if isinstance(value, np.ndarray) and not equal(value, inputs[name]):
             raise Wrong(
-                f"{function.__name__} writes into its argument {name}; work on a copy",
+                f"{_name(function)} writes into its argument {name}; work on a copy",
                 inputs, value, inputs[name],
             )  # fmt: skip
     return answer
 
 
+def _name(function):
+    return getattr(function, "__name__", type(function).__name__)
+
+
+@contextlib.contextmanager
+def provided(module, **functions):
+    """Context: other functions of the student's module replaced by right ones.
+
+    So that an exercise is judged by itself: its answer may call another exercise's function that
+    is wrong or not written yet.
+    """
+    before = {name: getattr(module, name) for name in functions if hasattr(module, name)}
+    vars(module).update(functions)
+    try:
+        yield
+    finally:
+        for name in functions:
+            delattr(module, name)
+        vars(module).update(before)
+
+
 def equal(a, b, tolerance=0.0):
     """Whether two answers have the same shape and the same values; NaN equals NaN."""
     if isinstance(b, tuple):
-        return isinstance(a, tuple) and len(a) == len(b) and all(map(equal, a, b))
+        same = isinstance(a, tuple) and len(a) == len(b)
+        return same and all(equal(x, y, tolerance) for x, y in zip(a, b, strict=True))
     try:
         a, b = np.asarray(a), np.asarray(b)
         if a.shape != b.shape or a.dtype == object:
@@ -99,7 +135,7 @@ def equal(a, b, tolerance=0.0):
         if tolerance:
             return bool(np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True))
         return np.array_equal(a, b, equal_nan=b.dtype.kind == "f" and a.dtype.kind == "f")
-    except (TypeError, ValueError):
+    except Exception:  # of an answer that is an object of the student's own, anything can come
         return False
 
 
@@ -144,6 +180,17 @@ def _differs(got, expected):
     """What is different, where no known mistake fits."""
     if got is None:
         return "the answer is None: is a return missing?"
+    if isinstance(expected, tuple):
+        if not isinstance(got, tuple) or len(got) != len(expected):
+            return f"the answer must be a tuple of {len(expected)}"
+        for number, (one, wanted) in enumerate(zip(got, expected, strict=True), 1):
+            if not equal(one, wanted, 1e-6):
+                return f"result {number} of {len(expected)}: {_differs(one, wanted)}"
+    try:
+        if np.asarray(got).dtype.kind not in "biufc":
+            raise ValueError
+    except Exception:  # of an object of the student's own, anything can come
+        return f"the answer is of type {type(got).__name__}, expected {type(expected).__name__}"
     shape, wanted = np.shape(got), np.shape(expected)
     if shape != wanted:
         return f"the answer has shape {shape}, expected {wanted}"
@@ -173,20 +220,3 @@ def for_all(check: Callable, examples: int = 200, **strategies):
         suppress_health_check=list(HealthCheck),
     )
     bounded(given(**strategies)(lambda **values: check(**values)))()
-
-
-@contextlib.contextmanager
-def provided(module, **functions):
-    """Context: other functions of the student's module replaced by right ones.
-
-    So that an exercise is judged by itself: its answer may call another exercise's function that
-    is wrong or not written yet.
-    """
-    before = {name: getattr(module, name) for name in functions if hasattr(module, name)}
-    vars(module).update(functions)
-    try:
-        yield
-    finally:
-        for name in functions:
-            delattr(module, name)
-        vars(module).update(before)
