@@ -131,6 +131,14 @@ def _popcount(word):
     return int(word).bit_count()
 
 
+def _halved_as_floats(word):
+    count = 0
+    while word >= 1:
+        count += word % 2 == 1
+        word /= 2
+    return count
+
+
 POPCOUNT_MISTAKES = {
     "only the lower 32 bits are counted; the word may be of any length":
         lambda word: _popcount(word & 0xFFFFFFFF),
@@ -142,6 +150,8 @@ POPCOUNT_MISTAKES = {
         lambda word: word.bit_length(),
     "the zeros are counted here, not the ones":
         lambda word: word.bit_length() - _popcount(word),
+    "word / 2 is a float, and keeps the bit that should fall out: 3 / 2 is 1.5; use // or >>":
+        _halved_as_floats,
     "this is whether the number of ones is odd; count them":
         lambda word: _popcount(word) % 2,
 }  # fmt: skip
@@ -154,7 +164,7 @@ def popcount_values(bits):
     def check(word):
         compare(bits.popcount, _popcount, {"word": Bits(word)}, POPCOUNT_MISTAKES)
 
-    for word in (0b10110000, 1 << 40, 1 << 70 | 1 << 40):
+    for word in (0b10111000, 1 << 40, 1 << 70 | 1 << 40):
         check(word)
     for_all(check, word=st.integers(0, 2**64 - 1))
     for_all(check, word=st.integers(2**64, 2**200))
@@ -251,6 +261,7 @@ EXERCISES = (
             "A while loop that runs as long as the word is not 0: one step, and one more on a "
             "counter that began with 0.",
         ),
+        seconds=10.0,
     ),
     Exercise(
         "00.4",

@@ -157,7 +157,8 @@ def order_of_graphs(engine):
             if late:
                 raise wrong(
                     f"{names[tensor]} stands before its parent {names[late[0]]}: a tensor is put "
-                    "into the order when all of its parents are in it, not when it is found"
+                    "into the order when all of its parents are in it, not when it is found; and "
+                    "it is marked as seen when its turn comes, not when it is put on the stack"
                 )
 
     check([[], [0], [1], [1, 2]])
@@ -248,7 +249,10 @@ def _gradient(engine, formula, mistakes, **values):
         if isinstance(one, _Missing):
             raise Wrong(f"{name}.grad is still None after backward", inputs, None, right)
         if one.shape != right.shape:
-            raise Wrong(f"{name}.grad has shape {one.shape}, expected {right.shape}", inputs)
+            raise Wrong(
+                f"{name}.grad has shape {one.shape}, expected {right.shape}; the first gradient is "
+                "an array too, np.ones_like(result.data)", inputs, one, right,
+            )  # fmt: skip
         if not np.array_equal(one, right):
             why = next(
                 (text for text, grads in mistakes.items() if np.array_equal(grads[name], one)),
@@ -510,9 +514,17 @@ def _product(engine, a, b):
     left, right = engine.Tensor(a), engine.Tensor(b)
 
     def matmul(a, b):
-        return engine.matmul(left, right)
+        try:
+            return engine.matmul(left, right)
+        except RecursionError:
+            return RecursionError
 
     result = call(matmul, inputs)
+    if result is RecursionError:
+        raise Wrong(
+            "matmul calls itself: a @ b of two Tensors is matmul(a, b); multiply the arrays, "
+            "a.data @ b.data", inputs,
+        )  # fmt: skip
     if not isinstance(result, engine.Tensor):
         raise Wrong(
             f"matmul returns a {type(result).__name__}, expected a Tensor: "
@@ -550,7 +562,10 @@ def matmul_rule(engine):
         def rule(a, b, grad):
             return tuple(result.rule(grad))
 
-        compare(rule, right, {"a": a, "b": b, "grad": grad}, mistakes)
+        inputs = {"a": a, "b": b, "grad": grad}
+        if any(isinstance(share, engine.Tensor) for share in call(rule, inputs)):
+            raise Wrong("the rule returns Tensors; rules take and return arrays: b.data.T", inputs)
+        compare(rule, right, inputs, mistakes)
 
     def check_shapes(n, k, m):
         rng = np.random.default_rng(n + 10 * k + 100 * m)
