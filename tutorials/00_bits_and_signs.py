@@ -47,7 +47,8 @@ assert np.isclose(x @ w, sum(x[i] * w[i] for i in range(8)))
 
 # %% [markdown]
 # Each number takes 32 bits. What if we keep only its sign? A sign is +1 or -1, and one bit is
-# enough for that. The two rows would take 2 bytes instead of 64.
+# enough for that. The two rows would take 2 bytes instead of 64; a network of ten million weights
+# 1.25 MB instead of 40.
 #
 # So the question is: **how does one compute the dot product of two rows of signs from their bits,
 # and how much faster is it?** The second question, at least as important, is what the answer is
@@ -117,7 +118,8 @@ assert a_bits == 0b01101101
 # %% [markdown]
 # Mind the direction: we write numbers with the largest power on the left, so the row stands in the
 # integer **from right to left**. Any order would do, as long as both rows use the same one. This is
-# the usual one, and NumPy calls it `"little"`:
+# the usual one, and NumPy calls it `"little"`. A Python integer has as many bits as it needs,
+# NumPy's have 64 at most.
 
 
 # %%
@@ -153,7 +155,7 @@ assert b_bits == 0b01111011
 #
 # $$a \cdot b = (K - d) - d = K - 2d, \qquad d = \operatorname{popcount}(a \oplus b).$$
 #
-# $\oplus$ is the xor, and *popcount* ("population count") is the number of ones in a word.
+# $\oplus$ is the xor, and *popcount* ("population count") is the number of ones.
 
 # %%
 differences = a_bits ^ b_bits
@@ -186,8 +188,8 @@ assert np.all(by_bits % 2 == 0)
 # **Two traps.** The integer does not know how long the row is: eight signs and sixty-four have the
 # same bits if the rest is 0. Bits that are 0 in both words count as agreements, so $K$ must be
 # given. And some books count agreements instead, with the opposite of xor (*XNOR*, hence the name
-# XNOR-Net). In Python the opposite of 22 is `~22 == -23`, since Python's integers have no last bit.
-# Stay with xor.
+# XNOR-Net). In Python the opposite of our xor, 22, is `~22 == -23`: Python's integers have no last
+# bit where turning ones into zeros could stop. Stay with xor.
 
 # %%
 print("K = 8: ", 8 - 2 * d)
@@ -199,10 +201,10 @@ assert ~22 == -23
 # %% [markdown]
 # ## Counting ones
 #
-# How does one count the ones of a word? One could look at each bit in turn, 64 steps for 64 bits. A
-# neat trick needs only as many steps as there are ones. Subtract 1 from a binary number: its lowest
-# 1 becomes 0, and the zeros behind it become ones. All other bits stay. The *and* of the two
-# numbers therefore drops just that lowest 1:
+# A processor handles 64 bits at once, a *word*. How does one count its ones? One could look at each
+# bit in turn, in 64 steps. A neat trick needs only as many steps as there are ones. Subtract 1 from
+# a binary number: its lowest 1 becomes 0, and the zeros behind it become ones. All other bits stay.
+# The *and* of the two numbers therefore drops just that lowest 1:
 
 # %%
 word = 0b10110000

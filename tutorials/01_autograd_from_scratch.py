@@ -95,7 +95,8 @@ assert abs(slope(loss, (3.0, 2.0, 5.0), 0) - 4) < 1e-4
 # | $a \cdot b$ | `grad * b`, `grad * a` |
 # | $\max(a, 0)$, called ReLU | `grad` where $a > 0$, else 0 |
 #
-# Each line is the chain rule: `grad` times the derivative of one operation.
+# Each line is the chain rule: `grad` times the derivative of one operation. A number that was not
+# computed, an input or a weight, has no parents, and its rule returns an empty tuple.
 
 
 # %%
@@ -124,6 +125,7 @@ class Value:
 
 
 def value(number):
+    """A plain number becomes a Value without parents."""
     return number if isinstance(number, Value) else Value(number)
 
 

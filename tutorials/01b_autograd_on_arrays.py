@@ -19,7 +19,7 @@
 # **You need** the graph, the rules and the backward pass of [01](01_autograd_from_scratch.ipynb),
 # and NumPy's matrix product.
 #
-# **Time** about 9 minutes of reading; the cells run in a few seconds.
+# **Time** about 11 minutes of reading; the cells run in a few seconds.
 
 # %%
 import timeit
@@ -155,8 +155,9 @@ assert by_hand.shape == column.shape
 # 2. Axes where the operand has length 1 and the result more. They stay, with length 1.
 #
 # An operand of shape (3, 1) in a result of shape (2, 3, 4) has one of each: sum over axis 0, which
-# vanishes, and over the last, which stays. For the product $a \cdot b$ the same holds: first `grad
-# * b` or `grad * a`, then the sums. Exercise 01.3 is one function for all shapes.
+# vanishes, and over the last, which stays. For the product $a \cdot b$ the same holds: first the
+# shares of two equal shapes, `grad * b` and `grad * a`, then the sums. Exercise 01.3 is one
+# function for all shapes.
 
 # %% [markdown]
 # ## The rule of the matrix product
