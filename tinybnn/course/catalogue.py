@@ -36,6 +36,7 @@ CHAPTERS = {
     chapter.number: chapter
     for chapter in (
         Chapter("00", ("00_bits_and_signs",), "bits"),
+        Chapter("01", ("01_autograd_from_scratch", "01b_autograd_on_arrays"), "engine"),
     )
 }  # fmt: skip
 

@@ -18,3 +18,55 @@ def sign(x):
     float32 array of the same shape: +1 where x >= 0, -1 elsewhere (so -1 for NaN)
     """
     raise NotImplementedError
+
+
+def to_integer(signs):
+    """00.2: a row of signs as one integer.
+
+    Parameters
+    ----------
+    signs : array (K,) of +1 and -1
+        K may be larger than 64.
+
+    Returns
+    -------
+    int, Python's own
+        Bit i is 1 where element i is +1 and 0 where it is -1, so element 0 is worth 1 and element
+        i is worth 2**i; the bits from K upwards are 0.
+    """
+    raise NotImplementedError
+
+
+def popcount(word):
+    """00.3: how many bits of an integer are 1.
+
+    Parameters
+    ----------
+    word : int
+        0 or more, of any length.
+
+    Returns
+    -------
+    int
+        Counted by operations on the integer, such as & - >>, not by ``int.bit_count`` nor in a
+        text of ones and zeros.
+    """
+    raise NotImplementedError
+
+
+def dot(a, b, k):
+    """00.4: the dot product of two rows of signs that are given as integers.
+
+    Parameters
+    ----------
+    a, b : int
+        What `to_integer` makes of the two rows.
+    k : int
+        How many signs each row has.
+
+    Returns
+    -------
+    int
+        The sum of the k products of signs, computed from `popcount` and no loop over the signs.
+    """
+    raise NotImplementedError

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn.course.exercise import Exercise, Wrong, call, compare, for_all
+from tinybnn.course.exercise import Exercise, Wrong, call, compare, for_all, provided
+
+# The notebook's rows. Known mistakes differ on them, while the smallest counterexample may fit
+# several.
+EXAMPLE = np.float32([[1, -1, 1, 1, -1, 1, 1, -1], [1, 1, -1, 1, 1, 1, 1, -1]])
+
+
+class Bits(int):
+    """An integer that a message shows as bits."""
+
+    def __repr__(self):
+        return f"{int(self):#b}"
+
+
+# ------------------------------------------------------------------------------------------ sign
 
 
 def _sign(x):
@@ -18,6 +32,8 @@ SIGN_MISTAKES = {
         lambda x: np.where(x > 0, np.float32(1), np.float32(-1)),
     "the sign of NaN is +1 here; NaN >= 0 is false, so it is -1":
         lambda x: np.where(x < 0, np.float32(-1), np.float32(1)),
+    "the sign bit is copied here, and -0.0 has one; but -0.0 == 0.0, and sign(0) = +1":
+        lambda x: np.copysign(np.float32(1), x),
 }  # fmt: skip
 
 
@@ -25,8 +41,11 @@ def sign_values(bits):
     """sign is +1 from 0 upwards and -1 elsewhere, for any floats."""
     from hypothesis.extra.numpy import array_shapes, arrays
 
-    x = arrays(np.float32, array_shapes(max_dims=2, max_side=4))
-    for_all(lambda x: compare(bits.sign, _sign, {"x": x}, SIGN_MISTAKES), x=x)
+    def check(x):
+        compare(bits.sign, _sign, {"x": x}, SIGN_MISTAKES)
+
+    check(np.float32([2.0, 0.0, -0.0, -1.0]))
+    for_all(check, x=arrays(np.float32, array_shapes(max_dims=2, max_side=4)))
 
 
 def sign_dtype(bits):
@@ -35,6 +54,172 @@ def sign_dtype(bits):
     answer = call(bits.sign, {"x": x})
     if np.asarray(answer).dtype != np.float32:
         raise Wrong("the answer is not float32", {"x": x}, np.asarray(answer).dtype, "float32")
+
+
+# ------------------------------------------------------------------------------------ to_integer
+
+
+def _to_integer(signs):
+    return Bits(sum(1 << i for i, s in enumerate(signs) if s > 0))
+
+
+TO_INTEGER_MISTAKES = {
+    "the order of the bits is reversed: element 0 belongs to bit 0, the lowest, which is written "
+    "last": lambda signs: _to_integer(signs[::-1]),
+    "the bits are inverted: bit 1 stands for +1, bit 0 for -1": lambda signs: _to_integer(-signs),
+    "element i is worth 2**i: bit 0 belongs to element 0, so start with 1 << 0":
+        lambda signs: _to_integer(signs) << 1,
+    "-1 is 0 in bits, it takes nothing away; add 2**i where the sign is +1 only":
+        lambda signs: sum(int(s) << i for i, s in enumerate(signs)),
+    "the signs from element 64 on are lost: NumPy's integers have 64 bits, Python's have as many "
+    "as they need, so convert first: 1 << i with i an int":
+        lambda signs: _to_integer(signs[:64]),
+}  # fmt: skip
+
+
+def _rows(count, longest):
+    """Strategy: `count` rows of signs of one length."""
+    from hypothesis import strategies as st
+
+    signs = st.sampled_from([1.0, -1.0])
+    row = st.lists(st.tuples(*[signs] * count), min_size=1, max_size=longest)
+    return row.map(lambda pairs: np.float32(pairs).T)
+
+
+def to_integer_values(bits):
+    """bit i is 1 exactly where element i is +1, in rows of up to 100 signs."""
+
+    def check(signs):
+        got, expected = call(bits.to_integer, {"signs": signs}), _to_integer(signs)
+        if not isinstance(got, (int, np.integer)) or isinstance(got, bool):
+            raise Wrong(
+                "the answer is no integer: is a return missing?" if got is None else
+                f"the answer is a {type(got).__name__}, expected one int",
+                {"signs": signs}, got, expected,
+            )  # fmt: skip
+        if int(got) != expected:
+            named = [text for text, f in TO_INTEGER_MISTAKES.items() if f(signs) == int(got)]
+            why = named[0] if named else "some bits are not as expected"
+            raise Wrong(why, {"signs": signs}, Bits(got), expected)
+
+    check(EXAMPLE[0])
+    check(np.tile(EXAMPLE[0], 9))
+    for_all(lambda rows: check(rows[0]), rows=_rows(1, 100))
+
+
+def to_integer_is_an_int(bits):
+    """the integer is Python's own, which never overflows."""
+    signs = np.float32([1, -1, 1])
+    answer = call(bits.to_integer, {"signs": signs})
+    if type(answer) is not int:
+        raise Wrong(
+            f"the answer is a {type(answer).__name__}, which has a fixed number of bits; make it "
+            "Python's int",
+            {"signs": signs}, answer, _to_integer(signs),
+        )  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------- popcount
+
+
+def _popcount(word):
+    if word < 0:
+        raise ValueError(
+            "popcount got a negative number: ~ of a Python int is negative, since Python's "
+            "integers have no last bit; count the differences, a ^ b, which needs no ~"
+        )
+    return int(word).bit_count()
+
+
+def _halved_as_floats(word):
+    count = 0
+    while word >= 1:
+        count += word % 2 == 1
+        word /= 2
+    return count
+
+
+POPCOUNT_MISTAKES = {
+    "only the lower 32 bits are counted; the word may be of any length":
+        lambda word: _popcount(word & 0xFFFFFFFF),
+    "only the lower 64 bits are counted; the word may be of any length":
+        lambda word: _popcount(word & 0xFFFFFFFFFFFFFFFF),
+    "the lowest 1 is not counted; the loop goes on until the word is 0":
+        lambda word: max(_popcount(word) - 1, 0),
+    "this is the number of bits, ones and zeros together; count the ones":
+        lambda word: word.bit_length(),
+    "the zeros are counted here, not the ones":
+        lambda word: word.bit_length() - _popcount(word),
+    "word / 2 is a float, and keeps the bit that should fall out: 3 / 2 is 1.5; use // or >>":
+        _halved_as_floats,
+    "this is whether the number of ones is odd; count them":
+        lambda word: _popcount(word) % 2,
+}  # fmt: skip
+
+
+def popcount_values(bits):
+    """popcount counts the ones of integers of up to 200 bits."""
+    from hypothesis import strategies as st
+
+    def check(word):
+        compare(bits.popcount, _popcount, {"word": Bits(word)}, POPCOUNT_MISTAKES)
+
+    for word in (0b10111000, 1 << 40, 1 << 70 | 1 << 40):
+        check(word)
+    for_all(check, word=st.integers(0, 2**64 - 1))
+    for_all(check, word=st.integers(2**64, 2**200))
+
+
+def popcount_by_operations(bits):
+    """popcount is made of operations on integers."""
+    code = getattr(bits.popcount, "__code__", None)
+    short = {"bit_count", "bitwise_count", "bin", "format"} & set(code.co_names if code else ())
+    if short:
+        raise Wrong(
+            f"popcount uses {min(short)}, which is the answer ready-made; count with operations on "
+            "the integer: & - >>"
+        )
+
+
+# ------------------------------------------------------------------------------------------- dot
+
+
+def _dot(a, b, k):
+    return k - 2 * _popcount(a ^ b)
+
+
+DOT_MISTAKES = {
+    "agreements and differences are exchanged: the ones of a ^ b are the places where the signs "
+    "differ, and each of them gives -1": lambda a, b, k: 2 * _popcount(a ^ b) - k,
+    "k is forgotten: these are the differences alone, without the k products that would all be +1":
+        lambda a, b, k: -2 * _popcount(a ^ b),
+    "these are the agreements alone; each difference also takes 1 away, so it counts twice":
+        lambda a, b, k: k - _popcount(a ^ b),
+    "these are the differences alone; the dot product is agreements minus differences":
+        lambda a, b, k: _popcount(a ^ b),
+    "a & b has ones where both signs are +1; two signs -1 give a product of +1 as well":
+        lambda a, b, k: _popcount(a & b),
+    "a & b has ones where both signs are +1; two signs -1 agree too, which a ^ b shows as a 0":
+        lambda a, b, k: 2 * _popcount(a & b) - k,
+    "the bits above the row count as agreements: there are k signs, not 64":
+        lambda a, b, k: 64 - 2 * _popcount(a ^ b),
+    "k is the number of signs, which bit_length does not know: a row may end with -1":
+        lambda a, b, k: max(a.bit_length(), b.bit_length()) - 2 * _popcount(a ^ b),
+}  # fmt: skip
+
+
+def dot_values(bits):
+    """dot is the sum of the products of the signs, in rows of up to 100 signs."""
+
+    def check(rows):
+        a, b = rows
+        inputs = {"a": _to_integer(a), "b": _to_integer(b), "k": len(a)}
+        assert _dot(*inputs.values()) == a @ b
+        compare(bits.dot, _dot, inputs, DOT_MISTAKES)
+
+    with provided(bits, popcount=_popcount):
+        check(EXAMPLE)
+        for_all(check, rows=_rows(2, 100))
 
 
 EXERCISES = (
@@ -48,6 +233,47 @@ EXERCISES = (
             "Which values may come out? What does your function do at exactly 0?",
             "np.where(condition, a, b) chooses between two values, element by element.",
             "The condition is x >= 0. Mind the dtype: np.float32(1) is a float32, 1.0 is not.",
+        ),
+    ),
+    Exercise(
+        "00.2",
+        "to_integer",
+        "A row of signs as one Python int: bit i is 1 where element i is +1.",
+        "From signs to bits",
+        (to_integer_values, to_integer_is_an_int),
+        (
+            "Write the row + - - + by hand as a sum of powers of two. Which power belongs to "
+            "element 3?",
+            "Begin with 0 and go through the row with enumerate; only the +1 change anything.",
+            "1 << i is the integer whose only 1 is bit i; with | or + it joins the others. i from "
+            "enumerate is a Python int, and so is the result.",
+        ),
+    ),
+    Exercise(
+        "00.3",
+        "popcount",
+        "How many bits of an integer are 1, by operations on integers.",
+        "Counting ones",
+        (popcount_values, popcount_by_operations),
+        (
+            "What does word & (word - 1) do to 0b1100? And once more?",
+            "Each such step takes one 1 away. How many steps until nothing is left?",
+            "A while loop that runs as long as the word is not 0: one step, and one more on a "
+            "counter that began with 0.",
+        ),
+        seconds=10.0,
+    ),
+    Exercise(
+        "00.4",
+        "dot",
+        "The dot product of two rows of k signs, given as integers.",
+        "Agreements and differences",
+        (dot_values,),
+        (
+            "For two equal rows the answer is k. How much less is it when one sign changes?",
+            "The ones of a ^ b are the places where the two rows differ; popcount counts them.",
+            "With d differences there are k - d agreements. The answer is agreements minus "
+            "differences; write it with k and d only.",
         ),
     ),
 )

@@ -1,0 +1,7 @@
+"""The gradient as it came."""
+
+NAMES = "as it came"
+
+
+def unbroadcast(grad, shape):
+    return grad

@@ -1,0 +1,7 @@
+"""The result does not know its parents."""
+
+NAMES = "does not remember"
+
+
+def matmul(a, b):
+    return Tensor(a.data @ b.data)
