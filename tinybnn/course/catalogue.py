@@ -35,6 +35,7 @@ CHAPTERS = {
     chapter.number: chapter
     for chapter in (
         Chapter("00", ("00_bits_and_signs",), "bits"),
+        Chapter("02", ("02_the_gradient_of_sign",), "estimators"),
     )
 }  # fmt: skip
 
