@@ -24,6 +24,8 @@
 # **Time** 12 minutes of reading, about half a minute of running on two cores.
 
 # %%
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -115,8 +117,8 @@ assert loss(w) == 0
 
 # %% [markdown]
 # Why the clipping at 1? A unit at $x = 30$ does not change its sign in any step that we take.
-# Without clipping it would still report a gradient, and the layers before it would move to please a
-# unit that cannot answer. What this costs is measured below.
+# Without clipping it would still report a gradient, and the layers before it would move to please
+# a unit that cannot answer. What this costs is measured below.
 #
 # ## An operation with a rule of its own
 #
@@ -209,13 +211,13 @@ inside = np.linspace(-1, 1, 9)
 assert np.array_equal(quantizers.approx_sign.surrogate(inside), 2 * inside - inside * abs(inside))
 
 # %% [markdown]
-# | estimator | pseudo-gradient | surrogate | from |
-# |---|---|---|---|
-# | `SteSign` | 1 where $\lvert x\rvert \le 1$ | clip(x, -1, 1) | BinaryNet |
-# | `ApproxSign` | $2 - 2\lvert x\rvert$ where $\lvert x\rvert \le 1$ | $2x - x\lvert x\rvert$ | Bi-Real Net |
-# | `SwishSign` | slope of the surrogate; below 0 in the tails | $2\sigma(\beta x)(1 + \beta x(1 - \sigma(\beta x))) - 1$ | BNN+ |
-# | `EdeSign` | $k\,t\,(1 - \tanh^2(t x))$ | $k \tanh(t x)$, $k = \max(1/t, 1)$ | IR-Net |
-# | `MagnitudeAwareSign` | $m$ where $\lvert x\rvert \le 1$ | $m$ clip(x, -1, 1), $m$ = mean $\lvert x\rvert$ | XNOR-Net |
+# | estimator | pseudo-gradient | surrogate |
+# |---|---|---|
+# | `SteSign` (BinaryNet) | 1 inside $[-1, 1]$ | clip(x, -1, 1) |
+# | `ApproxSign` (Bi-Real Net) | $2 - 2\lvert x\rvert$ inside | $2x - x\lvert x\rvert$ inside |
+# | `SwishSign` (BNN+) | falls below 0 | $2\sigma(\beta x)(1 + \beta x\,\sigma(-\beta x)) - 1$ |
+# | `EdeSign` (IR-Net) | $k\,t\,(1 - \tanh^2(t x))$ | $k \tanh(t x)$, $k = \max(1/t, 1)$ |
+# | `MagnitudeAwareSign` (XNOR-Net) | $m$ = mean $\lvert x\rvert$, inside | $m$ clip(x, -1, 1) |
 #
 # `EdeSign` is meant to change while training: with a small $t$ its surrogate is nearly the line
 # $x$ and every unit learns, with a large $t$ it is nearly the sign. $k$ keeps the slope at 0 from
@@ -231,13 +233,14 @@ assert np.array_equal(quantizers.approx_sign.surrogate(inside), 2 * inside - ins
 # $$\mathrm{E}[s] = \tfrac{1+a}{2} - \tfrac{1-a}{2} = a = \operatorname{clip}(a, -1, 1),$$
 #
 # and the mean loss is $P(s=1)\,\ell(1) + P(s=-1)\,\ell(-1)$, with the exact slope $(\ell(1) -
-# \ell(-1))/2$. So the surrogate of `SteSign` is no arbitrary curve: it is the mean of a noisy sign.
+# \ell(-1))/2$. So the surrogate of `SteSign` is no arbitrary curve: it is the mean of a noisy
+# sign.
 #
-# Is the estimator exact, then? If $\ell$ is a straight line, yes. Otherwise it asks for the slope of
-# $\ell$ *at* a sign, while what matters is the difference of $\ell$ *between* the two. Take $\ell(s)
-# = (s - 0.4)^2$: $\ell(1) = 0.36$, $\ell(-1) = 1.96$, the exact slope is $-0.8$: $a$ should grow.
-# At $a = 0.5$ the sign is $+1$, the slope there is $2 \cdot 0.6 = 1.2$, and the estimator moves $a$
-# down, in the wrong direction.
+# Is the estimator exact, then? If $\ell$ is a straight line, yes. Otherwise it asks for the slope
+# of $\ell$ *at* a sign, while what matters is the difference of $\ell$ *between* the two. Take
+# $\ell(s) = (s - 0.4)^2$: $\ell(1) = 0.36$, $\ell(-1) = 1.96$, the exact slope is $-0.8$: $a$
+# should grow. At $a = 0.5$ the sign is $+1$, the slope there is $2 \cdot 0.6 = 1.2$, and the
+# estimator moves $a$ down, in the wrong direction.
 
 # %%
 a = np.array([0.5])
@@ -264,8 +267,8 @@ assert np.isclose(ste["at_signs"][0], 2 * 0.6) and ste["gradient"][0] > 0 > exac
 # Does the choice matter? A network on the digits, 8×8 pixels of handwriting, with signs between
 # its layers. Its weights stay ordinary floats here, so that only the estimator differs (binary
 # weights follow in [03](03_first_binary_network.ipynb)). The loss is the squared distance to ten
-# numbers: 1 at the right digit, 0 elsewhere. Twelve seeds are trained at once, as the first axis of
-# every array: 12 networks with their own initial weights and batches, the same ones for each
+# numbers: 1 at the right digit, 0 elsewhere. Twelve seeds are trained at once, as the first axis
+# of every array: 12 networks with their own initial weights and batches, the same ones for each
 # estimator, so that differences can be taken seed by seed.
 
 # %%
@@ -291,7 +294,7 @@ def accuracies(estimator, widths, rate, normalise=True):
     rng = np.random.default_rng(0)
     weights = [
         tb.Tensor(np.float32(rng.uniform(-1, 1, (SEEDS, n, m))), requires_grad=True)
-        for n, m in zip(widths, widths[1:])  # noqa: B905
+        for n, m in itertools.pairwise(widths)
     ]
     for step in range(STEPS):
         batch = rng.integers(0, len(X), (SEEDS, 64))
@@ -327,9 +330,9 @@ for normalise, rate in ((False, 0.003), (True, 0.02)):
 
 # %% [markdown]
 # So `normalise` divides each matrix's gradient by its own size: only its direction counts. (Adam,
-# in [03](03_first_binary_network.ipynb), does something similar.) Now five estimators, in a network
-# with one layer of signs and in a deep and narrow one with six. `SteSign(np.inf)` never clips: it is
-# the identity.
+# in [03](03_first_binary_network.ipynb), does something similar.) Now five estimators, in a
+# network with one layer of signs and in a deep and narrow one with six. `SteSign(np.inf)` never
+# clips: its pseudo-gradient is 1 everywhere and its surrogate the identity.
 
 # %%
 CHOICES = {
@@ -369,11 +372,11 @@ sides[0].set_ylabel("test accuracy")
 plt.show()
 
 # %% [markdown]
-# - **The identity fails with depth.** In six layers it is worse with every one of the twelve seeds.
-#   Each layer adds messages for units that cannot answer, and the errors multiply.
-# - **The narrow estimator fails with depth, too.** `SwishSign` with $\beta = 5$ lets little through
-#   beyond $|x| = 0.5$. With one layer of signs that is no harm, here it even helps; in six layers
-#   few paths are left.
+# - **The identity fails with depth.** In six layers it is worse with every one of the twelve
+#   seeds. Each layer adds messages for units that cannot answer, and the errors multiply.
+# - **The narrow estimator fails with depth, too.** `SwishSign` with $\beta = 5$ lets little
+#   through beyond $|x| = 0.5$. With one layer of signs that is no harm, here it even helps; in six
+#   layers few paths are left.
 # - **Between the others little is to be seen.** `EdeSign` with $t = 1$ differs from `SteSign` by
 #   less than a seed does. `ApproxSign` is ahead by almost three standard errors. Is it better? One
 #   other step size is enough to ask:
@@ -392,9 +395,9 @@ assert change.mean() < (deep["ApproxSign"] - deep["SteSign"]).mean()
 #
 # ## In the package
 #
-# [`tinybnn/quantizers.py`](../tinybnn/quantizers.py) has one class for each estimator. A layer takes
-# one by name, `nn.BinaryLinear(64, 32, input_quantizer="approx_sign")`. Ours and the package's give
-# the same numbers:
+# [`tinybnn/quantizers.py`](../tinybnn/quantizers.py) has one class for each estimator. A layer
+# takes one by name, `nn.BinaryLinear(64, 32, input_quantizer="approx_sign")`. Ours and the
+# package's give the same numbers:
 
 # %%
 values = np.random.default_rng(1).normal(size=1000).astype(np.float32)
@@ -411,10 +414,10 @@ print("1,000 values and 1,000 gradients, all equal")
 #
 # The derivative of sign is 0, so nothing before a sign would learn. A straight-through estimator
 # keeps the sign forward and multiplies the incoming gradient by a pseudo-gradient backward. The
-# pseudo-gradient is the exact derivative of a surrogate, and for `SteSign` the surrogate is the mean
-# of a sign with uniform noise; for curved losses the estimator is biased all the same. An estimator
-# that never clips fails in deep networks, and so does a very narrow one; differences between the
-# usual ones are small and come and go with the step size.
+# pseudo-gradient is the exact derivative of a surrogate, and for `SteSign` the surrogate is the
+# mean of a sign with uniform noise; for curved losses the estimator is biased all the same. An
+# estimator that never clips fails in deep networks, and so does a very narrow one; differences
+# between the usual ones are small and come and go with the step size.
 #
 # ## Exercises
 #
@@ -426,9 +429,9 @@ print("1,000 values and 1,000 gradients, all equal")
 # | 02.4 | `sign_ste` | sign as an operation of your engine, with either pseudo-gradient |
 # | 02.5 | `ede_gradient` | the slope of $k \tanh(t x)$ |
 #
-# Edit `mybnn/estimators.py` beside this notebook, then run `tinybnn course check 02` in a terminal;
-# `tinybnn course hint 02.4` gives a hint, and a second and a third one if you ask again. The next
-# cell shows how far you are.
+# Edit `mybnn/estimators.py` beside this notebook, then run `tinybnn course check 02` in a
+# terminal; `tinybnn course hint 02.4` gives a hint, and a second and a third one if you ask again.
+# The next cell shows how far you are.
 
 # %%
 from tinybnn import course  # noqa: E402
@@ -456,5 +459,5 @@ course.show("02")
 # - S. Darabi et al.: *BNN+: Improved Binary Network Training* (2018): `SwishSign`.
 # - H. Qin et al.: *Forward and Backward Information Retention for Accurate Binary Neural Networks*
 #   (IR-Net, 2020): `EdeSign`.
-# - P. Yin et al.: *Understanding Straight-Through Estimator in Training Activation Quantized Neural
-#   Nets* (2019): the identity can fail where clipped estimators do not.
+# - P. Yin et al.: *Understanding Straight-Through Estimator in Training Activation Quantized
+#   Neural Nets* (2019): the identity can fail where clipped estimators do not.

@@ -36,6 +36,7 @@ CHAPTERS = {
     for chapter in (
         Chapter("00", ("00_bits_and_signs",), "bits"),
         Chapter("02", ("02_the_gradient_of_sign",), "estimators"),
+        Chapter("03", ("03_first_binary_network",), "layers"),
     )
 }  # fmt: skip
 

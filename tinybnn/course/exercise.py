@@ -90,7 +90,8 @@ def call(function: Callable, inputs: Mapping):
 def equal(a, b, tolerance=0.0):
     """Whether two answers have the same shape and the same values; NaN equals NaN."""
     if isinstance(b, tuple):
-        return isinstance(a, tuple) and len(a) == len(b) and all(map(equal, a, b))
+        same = isinstance(a, tuple) and len(a) == len(b)
+        return same and all(equal(x, y, tolerance) for x, y in zip(a, b, strict=True))
     try:
         a, b = np.asarray(a), np.asarray(b)
         if a.shape != b.shape or a.dtype == object:
@@ -143,6 +144,12 @@ def _differs(got, expected):
     """What is different, where no known mistake fits."""
     if got is None:
         return "the answer is None: is a return missing?"
+    if isinstance(expected, tuple):
+        if not isinstance(got, tuple) or len(got) != len(expected):
+            return f"the answer must be a tuple of {len(expected)}"
+        for number, (one, wanted) in enumerate(zip(got, expected, strict=True), 1):
+            if not equal(one, wanted, 1e-6):
+                return f"result {number} of {len(expected)}: {_differs(one, wanted)}"
     shape, wanted = np.shape(got), np.shape(expected)
     if shape != wanted:
         return f"the answer has shape {shape}, expected {wanted}"
