@@ -373,10 +373,11 @@ plt.show()
 
 # %% [markdown]
 # - **The identity fails with depth.** In six layers it is worse with every one of the twelve
-#   seeds. Each layer adds messages for units that cannot answer, and the errors multiply.
+#   seeds. A likely reason: each layer adds messages for units that cannot answer, and the errors
+#   multiply.
 # - **The narrow estimator fails with depth, too.** `SwishSign` with $\beta = 5$ lets little
 #   through beyond $|x| = 0.5$. With one layer of signs that is no harm, here it even helps; in six
-#   layers few paths are left.
+#   layers, perhaps, too few paths are left.
 # - **Between the others little is to be seen.** `EdeSign` with $t = 1$ differs from `SteSign` by
 #   less than a seed does. `ApproxSign` is ahead by almost three standard errors. Is it better? One
 #   other step size is enough to ask:
