@@ -17,9 +17,9 @@
 # puts in place of the gradient, what its pseudo-gradient is the true gradient of, and when the
 # choice between estimators matters.
 #
-# **You need** derivatives and the chain rule, the sign function
-# ([00](00_bits_and_signs.ipynb)), and what a Tensor, its rule and a gradient check are
-# ([01](01_autograd_from_scratch.ipynb)).
+# **You need** derivatives and the chain rule, the sign function ([00](00_bits_and_signs.ipynb)),
+# what a Tensor and its rule are ([01](01_autograd_from_scratch.ipynb)), and gradient checks
+# ([01b](01b_autograd_on_arrays.ipynb)).
 #
 # **Time** 12 minutes of reading, about half a minute of running on two cores.
 
@@ -124,7 +124,8 @@ assert loss(w) == 0
 #
 # In the engine of [01](01_autograd_from_scratch.ipynb) an operation is data, parents and a rule.
 # Nothing forces the rule to be the true derivative. This is all that an estimator changes; the
-# rest of backpropagation stays as it was. In the package's engine it looks the same:
+# rest of backpropagation stays as it was. In your `engine.py` look at `relu`: it is one line, with
+# another function and another rule. In the package's engine an operation is a class:
 
 
 # %%
@@ -147,7 +148,7 @@ assert np.array_equal(t.grad.data, message * pseudo)
 # %% [markdown]
 # ## A check: the surrogate
 #
-# A gradient check ([01](01_autograd_from_scratch.ipynb)) compares a rule with central differences
+# A gradient check ([01b](01b_autograd_on_arrays.ipynb)) compares a rule with central differences
 # of the forward pass. It must fail here: the differences of sign are 0. But the pseudo-gradient is
 # the true derivative of *another* function, the **surrogate**. The slope 1 between $-1$ and $1$
 # and 0 beyond belongs to the clipped line

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from unittest import mock
 
 import numpy as np
 
-from tinybnn.course.exercise import Exercise, Wrong, call, compare, for_all
+from tinybnn.course.exercise import Exercise, Wrong, call, compare, equal, for_all
 
 TOLERANCE = 1e-5
 
@@ -246,9 +247,12 @@ def sign_gradient(estimators):
 
 def sign_default(estimators):
     """without the argument `gradient` the estimator is the straight-through one."""
+    if estimators.sign_ste.__defaults__ == (estimators.ste_gradient,):
+        return
     given = engine(estimators).Tensor(PROBE)
-    got = call(lambda: estimators.sign_ste(given).rule(_incoming(PROBE)), {})[0]
-    if not np.allclose(got, wanted := _incoming(PROBE) * _ste(PROBE)):
+    with mock.patch.object(estimators, "ste_gradient", _ste):
+        got = np.asarray(estimators.sign_ste(given).rule(_incoming(PROBE))[0])
+    if not equal(got, wanted := _incoming(PROBE) * _ste(PROBE), TOLERANCE):
         raise Wrong("the default of `gradient` is not ste_gradient", {"x": PROBE}, got, wanted)
 
 
