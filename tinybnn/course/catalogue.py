@@ -35,7 +35,7 @@ CHAPTERS = {
     chapter.number: chapter
     for chapter in (
         Chapter("00", ("00_bits_and_signs",), "bits"),
-        Chapter("02", ("02_the_gradient_of_sign",), "estimators"),
+        Chapter("02", ("02_the_gradient_of_sign", "02b_estimators_compared"), "estimators"),
         Chapter("03", ("03_first_binary_network",), "layers"),
     )
 }  # fmt: skip
