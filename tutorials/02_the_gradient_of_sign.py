@@ -167,7 +167,7 @@ ESTIMATORS = {
     "MagnitudeAwareSign": quantizers.MagnitudeAwareSign(),
 }
 
-at, h = np.array([[-1.7, -0.9, -0.35, 0.1, 0.6, 1.2]]), 1e-6  # one row: MagnitudeAwareSign asks
+at, h = np.array([[-1.7, -0.9, -0.35, 0.1, 0.6, 1.2]]), 1e-6  # (1, 6): one filter of 6 weights
 for name, q in ESTIMATORS.items():
     # A scale (the mean magnitude m) is a constant to the gradient: held fixed here.
     scale = {"factor": np.abs(at).mean()} if name == "MagnitudeAwareSign" else {}
@@ -178,9 +178,9 @@ for name, q in ESTIMATORS.items():
     assert np.array_equal(np.sign(q.forward(at)), sign(at))
 
 # %% [markdown]
-# Training with an estimator therefore means: *compute with the sign, descend on the surrogate*.
-# Inside of `quantizers.surrogates()` a network computes the surrogates forward, too; its gradient
-# is then the true one:
+# Training with an estimator therefore means: *compute with the sign, follow the surrogate's
+# slope*. Inside of `quantizers.surrogates()` a network computes the surrogates forward, too; its
+# gradient is then the true one:
 
 # %%
 with quantizers.surrogates():
@@ -196,8 +196,8 @@ with quantizers.surrogates():
 # The clipped line is a rough picture of a step. Bi-Real Net takes a better one, a parabola on each
 # side of 0. Its slope is a tent: $2 - 2|x|$ inside, so that a unit near 0, whose sign may soon
 # change, receives more than one near $\pm 1$. Integrate the tent from 0 to $x > 0$: $2x - x^2$,
-# which is 1 at $x = 1$. For $x < 0$ the function is mirrored, $2x + x^2$. Both in one formula:
-# $2x - x|x|$.
+# which is 1 at $x = 1$. For $x < 0$ it is mirrored at the origin, $f(x) = -f(-x) = 2x + x^2$. Both
+# in one formula: $2x - x|x|$.
 
 # %%
 figure, rows = plt.subplots(2, 3, figsize=(11, 6.4), layout="constrained")
@@ -226,8 +226,9 @@ assert np.array_equal(quantizers.approx_sign.surrogate(inside), 2 * inside - ins
 # ## What would be right?
 #
 # The sign has no useful gradient, but an *average* over random signs has. Add noise $e$, uniform
-# between $-1$ and $1$, before the sign: $s = \operatorname{sign}(a + e)$. Then $P(s = 1) = (1 +
-# a)/2$ for $|a| \le 1$, the mean of $s$ is
+# between $-1$ and $1$, before the sign: $s = \operatorname{sign}(a + e)$. For $|a| \le 1$ the sign
+# is $+1$ if $e \ge -a$, a part of length $1 + a$ of the 2 between $-1$ and $1$. So
+# $P(s=1)=(1+a)/2$, the mean of $s$ is
 #
 # $$\mathrm{E}[s] = \tfrac{1+a}{2} - \tfrac{1-a}{2} = a = \operatorname{clip}(a, -1, 1),$$
 #
@@ -247,7 +248,8 @@ assert np.abs(sign(a + e).mean(0) - np.clip(a, -1, 1)).max() < 0.01
 # of $\ell$ *at* a sign, while what matters is the difference of $\ell$ *between* the two. Take
 # $\ell(s) = (s - 0.4)^2$: $\ell(1) = 0.36$, $\ell(-1) = 1.96$, the exact slope is $-0.8$: $a$
 # should grow. At $a = 0.5$ the sign is $+1$, the slope there is $2 \cdot 0.6 = 1.2$, and the
-# estimator moves $a$ down, in the wrong direction.
+# estimator moves $a$ down, in the wrong direction. (`compare_estimators` sums over all patterns of
+# signs; nothing is sampled.)
 
 
 # %%

@@ -123,8 +123,8 @@ assert ten > one + 0.1
 
 # %% [markdown]
 # A great lead for an estimator that has the same direction everywhere! It only makes larger steps:
-# 10 times for the weights before the last sign, 100 times for those before both. The comparison was
-# one of step sizes.
+# 10 times for the weights before the last sign, 100 times for those before both. The comparison
+# was one of step sizes.
 #
 # ## The better version
 #
@@ -143,7 +143,8 @@ assert abs(one - ten) < 0.015
 # Five estimators, in a network with one layer of signs and in a deep and narrow one with six.
 # `SteSign(np.inf)` never clips: its pseudo-gradient is 1 everywhere, its surrogate the identity.
 # Seeds are *paired*: each estimator gets the same twelve initial weights and batches, so that the
-# differences can be taken seed by seed.
+# differences can be taken seed by seed. The *standard error*, the standard deviation divided by
+# $\sqrt{12}$, says how far their mean is to be trusted.
 
 # %%
 CHOICES = {

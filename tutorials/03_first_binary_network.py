@@ -83,7 +83,8 @@ assert read_rightly(signs) < read_rightly(weights) - 0.1
 # ## A binary layer by hand
 #
 # Each weight keeps a real number, the *latent* weight. The layer computes with its sign only, and
-# the gradient goes through the sign to the latent weight by the straight-through estimator:
+# the gradient goes through the sign to the latent weight by the straight-through estimator. Here
+# all latent weights lie inside $[-1, 1]$, so each receives what its sign receives:
 
 # %%
 rng = np.random.default_rng(0)
@@ -239,8 +240,9 @@ assert np.allclose(w.data[:2], 0.4, atol=1e-4) and abs(w.data[2] - 0.5) < 0.02
 # ## The better version
 #
 # Now all together. The first layer takes the real pixels (its weights are signs, its input is
-# not); the others take signs. A tenth of the training images is set aside as *validation* set, to
-# make choices on, so that the test set is looked at only once.
+# not); the others take signs. The last batch norm makes scores of integers. A tenth of the
+# training images is set aside as *validation* set, to make choices on, so that the test set is
+# looked at only once.
 
 # %%
 train, validation = train.split(0.1, rng=0)
@@ -314,9 +316,9 @@ assert 8 - 2 * (a ^ b).bit_count() == y.data[0, 0]
 # ## Measured
 #
 # What do the signs cost? Five seeds of three networks with the same layers: the binary one; its
-# *float twin*, trained inside of `quantizers.surrogates()`
-# ([02](02_the_gradient_of_sign.ipynb)), where no sign is taken of anything; and that twin with the
-# signs of its weights and activations taken after training, our naive version once more.
+# *float twin*, trained inside of `quantizers.surrogates()` ([02](02_the_gradient_of_sign.ipynb)),
+# where each sign is replaced by its surrogate, the clipped line; and that twin with the signs of
+# its weights and activations taken after training, our naive version once more.
 
 
 # %%
@@ -382,8 +384,8 @@ assert packed.nbytes * 15 < float_bytes
 # the latent weight until the sign flips. Clipping keeps latent weights where the straight-through
 # estimator still reaches them, batch norm keeps sums there and on both sides of 0, and Adam moves
 # all weights at one pace. Signs must be there while training: rounding a trained network loses
-# thirty points of a hundred, training with signs about two. The trained network gives the same
-# numbers on bits, in a fraction of the memory.
+# more than thirty points of a hundred here, training with signs about three. The trained network
+# gives the same numbers on bits, in a fraction of the memory.
 #
 # ## Exercises
 #
