@@ -37,6 +37,8 @@ CHAPTERS = {
     for chapter in (
         Chapter("00", ("00_bits_and_signs",), "bits"),
         Chapter("01", ("01_autograd_from_scratch", "01b_autograd_on_arrays"), "engine"),
+        Chapter("02", ("02_the_gradient_of_sign", "02b_estimators_compared"), "estimators"),
+        Chapter("03", ("03_first_binary_network",), "layers"),
     )
 }  # fmt: skip
 

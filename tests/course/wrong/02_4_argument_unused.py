@@ -1,0 +1,10 @@
+"""Always the plain estimator."""
+
+import numpy as np
+
+NAMES = "`gradient` is not used"
+
+
+def sign_ste(x, gradient=ste_gradient):  # noqa: F821
+    signs = np.where(x.data >= 0, 1, -1).astype(x.dtype)
+    return Tensor(signs, (x,), lambda grad: (grad * ste_gradient(x.data),))  # noqa: F821

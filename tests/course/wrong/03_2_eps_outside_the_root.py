@@ -1,0 +1,10 @@
+"""eps added to the root."""
+
+NAMES = "outside of the root"
+
+
+def batch_norm(x, gamma, beta, eps=1e-5):
+    mean = x.mean(0)
+    centred = x - mean
+    var = (centred * centred).mean(0)
+    return centred / (var.sqrt() + eps) * gamma + beta, mean.data, var.data

@@ -1,0 +1,10 @@
+"""Divided by the variance."""
+
+NAMES = "take its root"
+
+
+def batch_norm(x, gamma, beta, eps=1e-5):
+    mean = x.mean(0)
+    centred = x - mean
+    var = (centred * centred).mean(0)
+    return centred / (var + eps) * gamma + beta, mean.data, var.data
