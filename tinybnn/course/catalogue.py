@@ -35,6 +35,20 @@ CHAPTERS = {
     chapter.number: chapter
     for chapter in (
         Chapter("00", ("00_bits_and_signs",), "bits"),
+        Chapter(
+            "04",
+            (
+                "04_xnor_and_popcount",
+                "04b_a_product_as_fast_as_the_machine",
+                "04c_tables_instead_of_counting",
+            ),
+            "packing",
+        ),
+        Chapter(
+            "05",
+            ("05_convolutions_on_bits", "05b_fast_and_depthwise_convolutions"),
+            "convolution",
+        ),
     )
 }  # fmt: skip
 
