@@ -40,7 +40,7 @@ CHAPTERS = {
             (
                 "04_xnor_and_popcount",
                 "04b_a_product_as_fast_as_the_machine",
-                "04c_tables_instead_of_counting",
+                "04c_tables_and_the_roofline",
             ),
             "packing",
         ),
