@@ -53,6 +53,7 @@ def _convolution(x, weight, padding=0, value=0):
 
 # ---------------------------------------------------------------------------------------- windows
 
+
 def _one_apart(x, size, stride, padding, value):
     _, rows, columns, _ = _windows(x, size, stride, padding, value).shape
     return _windows(x, size, 1, padding, value)[:, :rows, :columns]
