@@ -22,8 +22,8 @@
 #
 # **Time** about 12 minutes of reading; the cells run for about 15 seconds on two cores.
 #
-# All code here runs on one core. The two variables tell the linear algebra library behind NumPy
-# so; it reads them when NumPy is imported.
+# All code here runs on one core. The two variables tell the linear algebra library behind NumPy so;
+# it reads them when NumPy is imported.
 
 # %%
 import os
@@ -379,8 +379,7 @@ plt.show()
 # So packing alone does not make the product 64 times as fast; in NumPy it is perhaps not faster at
 # all. Between "words in NumPy" and "compiled loop" nothing changes but the place of intermediate
 # results, memory or a register. How the last bar is reached, and why nothing goes much beyond it,
-# is told in
-# [04b](04b_a_product_as_fast_as_the_machine.ipynb).
+# is told in [04b](04b_a_product_as_fast_as_the_machine.ipynb).
 
 # %% [markdown]
 # ## In the package
@@ -389,8 +388,8 @@ plt.show()
 # |---|---|
 # | packing | [`kernels.bits.pack`](../tinybnn/kernels/signs/bits.py) |
 # | the product in NumPy | [`xnor.xnor_matmul_reference`](../tinybnn/kernels/signs/xnor.py) |
-# | the compiled product | [`xnor.xnor_matmul`, `prepare_matmul` and `run`](../tinybnn/kernels/signs/xnor.py) |
-# | a layer that uses it | [`nn.BinaryLinear`](../tinybnn/nn/binary.py), packed by `deploy.compile` |
+# | the compiled product | [`prepare_matmul` and `run`](../tinybnn/kernels/signs/xnor.py) |
+# | a layer that uses it | [`nn.BinaryLinear`](../tinybnn/nn/binary.py) |
 
 # %%
 for k in (1, 63, 64, 65, 4000):
@@ -434,8 +433,8 @@ course.show("04")
 # %% [markdown]
 # Think about:
 #
-# 1. With XNOR the product would be $2 \operatorname{popcount}(\overline{a \oplus b}) - K$. For $K =
-#    4000$ all results are wrong by the same number. Which one?
+# 1. With XNOR the product would be $2 \operatorname{popcount}(\overline{a \oplus b}) - K$. For
+#    $K = 4000$ all results are wrong by the same number. Which one?
 # 2. The 256 rows of `a` are 129 KB as words. How large is the array of all differences, and how
 #    does it grow if the number of rows and of outputs doubles?
 # 3. A layer has 10 inputs. How much of a word is used, and what would you do with many such layers?

@@ -46,8 +46,8 @@ numba.set_num_threads(1)
 # ## The question
 #
 # In 04 the product of 256 × 256 rows of 4,000 signs was computed by a Python loop, by floats, by
-# words in NumPy, and by a compiled loop, the fastest of them. **Is that fast?** How far is
-# it from what the processor can do at most, and what is in the way?
+# words in NumPy, and by a compiled loop, the fastest of them. **Is that fast?** How far is it from
+# what the processor can do at most, and what is in the way?
 #
 # Each version is a *rung* of a ladder. `climb` measures it, in Gbit-MAC/s: $10^9$ products of signs
 # a second.
@@ -150,8 +150,8 @@ inner_loops(nearest)
 # How to read it, whatever the processor:
 #
 # - With AVX-512 and its extension VPOPCNTDQ there is `vpopcntq`, which counts the bits of each word
-#   in a vector register (`zmm`: 8 words, `ymm`: 4), beside `vpxorq` or `vpxor` for exclusive or
-#   and `vpaddq` for addition. `popcntq` is its relative for a single word.
+#   in a vector register (`zmm`: 8 words, `ymm`: 4), beside `vpxorq` or `vpxor` for exclusive or and
+#   `vpaddq` for addition. `popcntq` is its relative for a single word.
 # - With AVX2 there is no such instruction. LLVM uses `vpshufb` as a table of 16 entries: it looks
 #   up the counts of both halves of each byte, and `vpsadbw` adds the bytes (Muła, Kurz and Lemire
 #   2018).
@@ -296,8 +296,8 @@ climb("6 four rows, 8 columns", M * N * K, four_by_eight, flat, panels, W, K, fo
 
 # %% [markdown]
 # The machine code of the inner loop is now close to the source: with AVX-512, for each row a
-# `vpxorq` that loads the word of `a`, puts it into all lanes (`{1to8}`) and combines it with `w`;
-# a `vpopcntq`; a `vpaddq`. The four sums stay in four registers.
+# `vpxorq` that loads the word of `a`, puts it into all lanes (`{1to8}`) and combines it with `w`; a
+# `vpopcntq`; a `vpaddq`. The four sums stay in four registers.
 
 # %%
 inner_loops(four_by_eight)
@@ -335,11 +335,11 @@ climb("7 four rows, 32 columns", M * N * K, xnor.run, prepared, a)
 # %% [markdown]
 # ## Measured
 #
-# What could be reached at most? Take the kernel and leave out the loads: the same XORs, popcounts and additions on
-# independent counts, all values in registers. No kernel made of these instructions can be faster.
-# `xnor.register_peak` measures it with 16 counts, as the package's kernel has. Where registers are
-# fewer and shorter, 16 counts are spilled even here, so we try 4 counts as well, and take the
-# better result.
+# What could be reached at most? Take the kernel and leave out the loads: the same XORs, popcounts
+# and additions on independent counts, all values in registers. No kernel made of these instructions
+# can be faster. `xnor.register_peak` measures it with 16 counts, as the package's kernel has. Where
+# registers are fewer and shorter, 16 counts are spilled even here, so we try 4 counts as well, and
+# take the better result.
 
 
 # %%
@@ -397,8 +397,8 @@ plt.show()
 #    time, so slightly more than 100% is possible.)
 #
 # Where nothing counts the bits of a vector, rungs 4 to 7 lie close to one another: counting takes
-# some ten instructions there, and loads, chains and ends of rows hardly matter beside it. What helps
-# such a processor, and what happens when the operands come from memory, is the subject of
+# some ten instructions there, and loads, chains and ends of rows hardly matter beside it. What
+# helps such a processor, and what happens when the operands come from memory, is the subject of
 # [04c](04c_tables_and_the_roofline.ipynb).
 
 # %% [markdown]
@@ -418,8 +418,8 @@ assert np.array_equal(xnor.run(odd, a[:3]), expected[:3, :37])
 #
 # Vectors along the columns give each output a lane of its own. A block of several outputs shares
 # its loads and has independent chains of additions, as many as fit into the registers. How far that
-# goes is no matter of taste: the peak of the same instructions without loads can be measured, and the
-# last rung comes near it. Only other instructions would be faster.
+# goes is no matter of taste: the peak of the same instructions without loads can be measured, and
+# the last rung comes near it. Only other instructions would be faster.
 
 # %% [markdown]
 # ## Exercises

@@ -51,12 +51,12 @@ numba.set_num_threads(1)
 #
 # In 04b the product of signs came near the peak of XOR, popcount and addition. But where no
 # instruction counts the bits of a vector, on all processors with AVX2 and no AVX-512, a population
-# count is about ten instructions, and whatever is saved on loads drowns in them. **Is there a way not
-# to count at all?** And, for all rungs: **what limits them?**
+# count is about ten instructions, and whatever is saved on loads drowns in them. **Is there a way
+# not to count at all?** And, for all rungs: **what limits them?**
 #
 # `climb` measures a rung and keeps a note for the picture at the end. Its third argument is the
-# number of bytes that the rung's instructions load and store per product. Here are four rungs
-# of 04b once more.
+# number of bytes that the rung's instructions load and store per product. Here are four rungs of
+# 04b once more.
 
 # %%
 M, N, K = 256, 256, 4000
@@ -289,9 +289,10 @@ for name, found in speed.items():
 #
 # Floats (rung 2) appear as a line: how sgemm is blocked is up to the library.
 #
-# `a` and `b` are 130 KB each and stay in a cache. For a case that is bound by memory, take a layer with 64 MB of packed weights, and let 1, 4, 16, 64 rows pass through it. The weights
-# come from memory, once in each run, and $m$ rows share them: 64 products a word and row, $8m$
-# products a byte, a little less with the bytes of the rows and of the sums.
+# `a` and `b` are 130 KB each and stay in a cache. For a case that is bound by memory, take a layer
+# with 64 MB of packed weights, and let 1, 4, 16, 64 rows pass through it. The weights come from
+# memory, once in each run, and $m$ rows share them: 64 products a word and row, $8m$ products a
+# byte, a little less with the bytes of the rows and of the sums.
 
 # %%
 inputs, outputs = 8192, 65536
@@ -356,9 +357,9 @@ assert batches[-1][1] > 40 * batches[0][1]  # 64 rows share the weights that one
 #
 # On the right: with one row the kernel is bound by memory, and runs about as fast as weights
 # arrive. Further rows use weights that are there anyway and move the point along the slope, towards
-# the flat roof. Around the corner waiting and computing take about as long as each other, and do not
-# overlap altogether. Left of the corner, one image at a time, no better kernel helps, only fewer
-# bytes. That is the second reason for bits: the same weights are 32 times fewer bytes than in
+# the flat roof. Around the corner waiting and computing take about as long as each other, and do
+# not overlap altogether. Left of the corner, one image at a time, no better kernel helps, only
+# fewer bytes. That is the second reason for bits: the same weights are 32 times fewer bytes than in
 # float32.
 
 # %% [markdown]
@@ -406,8 +407,8 @@ for setting in ("0", "1"):
 #
 # Four signs of one row and four of another have 256 combinations, and a byte shuffle looks up 32 or
 # 64 of them at once. The roofline compares a program with the peaks of arithmetic and of memory,
-# both measured, and says which of the two to work on. With weights in caches the product is bound by
-# arithmetic; with one row and weights from memory it is bound by memory, where one bit for each
+# both measured, and says which of the two to work on. With weights in caches the product is bound
+# by arithmetic; with one row and weights from memory it is bound by memory, where one bit for each
 # weight is worth most.
 
 # %% [markdown]
