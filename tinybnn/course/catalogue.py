@@ -46,7 +46,11 @@ CHAPTERS = {
         ),
         Chapter(
             "05",
-            ("05_convolutions_on_bits", "05b_fast_and_depthwise_convolutions"),
+            (
+                "05_convolutions_on_bits",
+                "05b_convolutions_by_addresses",
+                "05c_depthwise_on_bit_planes",
+            ),
             "convolution",
         ),
     )
