@@ -328,6 +328,8 @@ for axes, low, high in ((left, 1, 256), (right, 2, 2048)):
 for name, x, rate in ladder[1:]:
     left.plot(x, rate, "o", color=plots.PLUS, markeredgecolor="0.3")
     left.annotate(name[0], (x, rate), (6, -11), textcoords="offset points")
+if has_shuffles():
+    left.axhline(peaks["look-ups"], color="0.35", linestyle="-.", label="peak of look-ups")
 left.set(xlabel="products a byte, between core and cache", ylabel="Gbit-MAC/s", title="The ladder")
 left.legend(loc="lower right", fontsize=8)
 

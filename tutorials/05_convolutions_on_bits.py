@@ -61,7 +61,7 @@ train, test = datasets.load("digits")
 digit = np.where(train.images[3, 0] >= 8, np.float32(1), np.float32(-1))  # +1: dark
 edge = np.float32([[-1, -1, -1], [1, 1, 1], [1, 1, 1]])
 
-figure, axes = plt.subplots(figsize=(8, 5.4))
+axes = plt.figure(figsize=(8, 5.4)).add_axes((0, 0, 1, 1))
 plots.convolution(digit[None], edge[None], ((0, 0), (3, 4)), threshold=3, ax=axes)
 plt.show()
 
