@@ -20,7 +20,7 @@
 # **You need** [04](04_xnor_and_popcount.ipynb). Some idea of what a register and a cache are helps.
 # None of this is needed for the chapters that follow.
 #
-# **Time** about 14 minutes of reading; the cells run for about 20 seconds.
+# **Time** about 15 minutes of reading; the cells run for about 20 seconds.
 
 # %%
 import os

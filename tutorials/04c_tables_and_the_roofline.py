@@ -20,7 +20,7 @@
 # **You need** [04b](04b_a_product_as_fast_as_the_machine.ipynb): rungs, panels, register blocks.
 # None of this is needed for the chapters that follow.
 #
-# **Time** about 13 minutes of reading; the cells run for about 20 seconds.
+# **Time** about 15 minutes of reading; the cells run for about 20 seconds.
 
 # %%
 import os

@@ -90,7 +90,7 @@ def convolve(images, weight):
     count, _, height, width = images.shape
     filters, _, size, _ = weight.shape
     sums = np.empty((count, filters, height - size + 1, width - size + 1), np.float32)
-    for n, o, i, j in np.ndindex(sums.shape):
+    for n, o, i, j in np.ndindex(sums.shape):  # four loops in one
         sums[n, o, i, j] = (images[n, :, i : i + size, j : j + size] * weight[o]).sum()
     return sums
 

@@ -21,7 +21,7 @@
 # [04b](04b_a_product_as_fast_as_the_machine.ipynb). None of this is needed for the chapters that
 # follow.
 #
-# **Time** about 12 minutes of reading; the cells run for about 10 seconds.
+# **Time** about 13 minutes of reading; the cells run for about 10 seconds.
 
 # %%
 import os

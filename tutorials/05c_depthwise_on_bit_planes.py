@@ -20,7 +20,7 @@
 # None of this is needed for the chapters up to 09; [10](10_depthwise_and_158_bit.ipynb) trains such
 # layers.
 #
-# **Time** about 12 minutes of reading; the cells run for about 10 seconds.
+# **Time** about 13 minutes of reading; the cells run for about 10 seconds.
 
 # %%
 import os

@@ -61,7 +61,7 @@ def _one_apart(x, size, stride, padding, value):
 
 # Value of the frame, shape, size, stride, padding. Known mistakes differ on these, while the
 # smallest counterexample may fit several.
-EXAMPLES = ((0, (1, 2, 2, 3), 2, 1, 0), (0, (1, 1, 3, 3), 2, 1, 0), (-1, (1, 1, 3, 4), 2, 3, 1))
+EXAMPLES = ((0, (1, 1, 3, 4), 2, 1, 0), (0, (1, 2, 2, 3), 2, 1, 0), (-1, (1, 1, 3, 4), 2, 3, 1))
 
 WINDOWS_MISTAKES = {
     "the values of a window are in the order row, column, channel; wanted is channel, row, column, "

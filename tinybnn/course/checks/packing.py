@@ -52,9 +52,14 @@ def _words(shape):
     return arrays(np.uint64, shape, elements=st.integers(0, 2**64 - 1))
 
 
-def _in_bits(words):
-    """Words as they are written down: the lowest bit is the last."""
-    return ", ".join(f"{int(word):#b}" for word in np.ravel(words))
+class _Bits:
+    """Words that are shown as bits, the lowest one last."""
+
+    def __init__(self, words):
+        self.words = words
+
+    def __repr__(self):
+        return ", ".join(f"{int(word):#b}" for word in np.ravel(self.words))
 
 
 PACK_MISTAKES = {
@@ -93,7 +98,7 @@ def pack_values(packing):
             compare(packing.pack, place, {"signs": signs}, PACK_MISTAKES)
         except Wrong as wrong:
             if np.shape(wrong.got) == np.shape(wrong.expected) and np.size(wrong.got) < 5:
-                wrong.got, wrong.expected = _in_bits(wrong.got), _in_bits(wrong.expected)
+                wrong.got, wrong.expected = _Bits(wrong.got), _Bits(wrong.expected)
             raise
 
     lengths = st.one_of(st.integers(1, 6), st.integers(62, 67), st.sampled_from([100, 128, 200]))
@@ -373,9 +378,9 @@ EXERCISES = (
             "Three loops: rows of a, rows of b, words. What is inside needs no array.",
             "Write the loops in a function of their own with @numba.njit above it, at the top "
             "level of the file. It makes the result with np.empty((N, M), np.int32) and fills it.",
-            "popcount_words on a single word, with @numba.njit, is count_ones of the notebook. "
-            "Add its results up in a np.uint64, and convert the sum to np.int64 before "
-            "k - 2 * d.",
+            "Put the shifts and masks of popcount_words into a function of one word, with "
+            "@numba.njit and without .astype, which numbers do not have there. Add its results up "
+            "in a np.uint64, and convert the sum to np.int64 before k - 2 * d.",
         ),
         seconds=60.0,
     ),

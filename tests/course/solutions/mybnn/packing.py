@@ -6,7 +6,7 @@ Write the missing bodies, then check them: tinybnn course check 04
 import numba
 import numpy as np
 
-# Masks and shifts for popcount_words. Both operands of >>, & and + must be uint64.
+# Masks and shifts for popcount_words, uint64 as the words are.
 PAIRS = np.uint64(0x5555555555555555)  # ...0101 0101
 FOURS = np.uint64(0x3333333333333333)  # ...0011 0011
 BYTES = np.uint64(0x0F0F0F0F0F0F0F0F)  # ...0000 1111
@@ -20,6 +20,7 @@ def pack(signs):
     Parameters
     ----------
     signs : (..., K) array of +1 and -1, any dtype
+        Rows of K signs along the last axis; in front of it any number of axes, or none.
 
     Returns
     -------
