@@ -134,8 +134,8 @@ print("word      ", word, f"= {word:08b} in bits; the first sign is the last dig
 assert word == 1 + 8 + 16 + 32 + 128
 
 # %% [markdown]
-# (Both sides of `<<` are `uint64` here, unsigned integers of 64 bits. NumPy would turn a mixture of
-# signed and unsigned numbers into floats, which have no bits to shift.)
+# Both sides of `<<` are `uint64` here, unsigned integers of 64 bits. For a mixture of signed and
+# unsigned arrays NumPy would look for a common type, find float64, and refuse to shift it.
 #
 # A row of $K$ signs takes $\lceil K/64 \rceil$ words: sign $64j + i$ is bit $i$ of word $j$. 100
 # signs take two words. Of the second one 36 bits are used, and 28 bits belong to no sign. They are
@@ -156,8 +156,8 @@ assert (int(words[0, 1]) >> 3) & 1 == (row[0, 64 + 3] > 0)
 # The tail is 0 in every row. Then two tails never differ, they add nothing to the count of
 # differences, and $K - 2d$ is right with the true $K$. XNOR is the opposite of XOR: 1 where bits
 # agree. With XNOR the two tails of zeros *would* be counted, as agreements. That is why the formula
-# of this course counts differences, and why a tail of anything but zeros would be a mistake that
-# shows only when $K$ is not a multiple of 64.
+# of this course counts differences. A wrong tail is a mistake that hides well: it shows only where
+# $K$ is not a multiple of 64.
 
 # %%
 other = bits.pack(rng.choice(np.float32([-1, 1]), (1, 100)))
@@ -234,7 +234,7 @@ print("XOR", (a[0] ^ b).shape, " counts", differences.dtype, " first sums", (K -
 assert np.array_equal(K - 2 * d, expected[0])
 
 # %% [markdown]
-# Three numbers in this line are easy to get wrong:
+# Three things are easy to get wrong here:
 #
 # - $K$ is 4000, not $64 \cdot 63 = 4032$, the number of bits that are stored.
 # - `np.bitwise_count` returns bytes (`uint8`). Counts of several words are added up in a wider

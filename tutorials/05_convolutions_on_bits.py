@@ -137,9 +137,19 @@ assert np.array_equal(rows @ edge.reshape(9), convolve(small[None, None], edge[N
 # %% [markdown]
 # This is called *im2col* ("image to columns"). With several channels the window of each channel
 # follows the one before: channel, row, column, just as `weight.reshape(O, -1)` puts the weights of
-# a filter. Any order would do, but it must be the same one on both sides. The price is memory:
-# pixel 6 of the image above is in four rows, and with 3 × 3 filters nearly every pixel of a large
-# image is there nine times.
+# a filter. Any order would do, but it must be the same one on both sides. A window of 2 channels:
+
+# %%
+window = np.array([[[1, 2], [3, 4]], [[5, 6], [7, 8]]])  # (C, row, column)
+print(
+    "channel 0\n", window[0], "\nchannel 1\n", window[1], "\nas a row ", window.reshape(8), sep=""
+)
+
+assert window.reshape(8).tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+
+# %% [markdown]
+# The price is memory: pixel 6 of the image above is in four rows, and with 3 × 3 filters nearly
+# every pixel of a large image is there nine times.
 
 # %%
 count = np.bincount(rows.ravel(), minlength=17)[1:].reshape(4, 4)
@@ -154,8 +164,9 @@ assert count.sum() == rows.size and count[1, 1] == 4 and count[0, 0] == 1
 # each number in the rows. What is the gradient of a *pixel*? It is in several rows, and a change of
 # it changes all of them. By the chain rule its gradient is the **sum** over all places where it is
 # used. So the rule of im2col is: add the gradient of each window back to the place where the window
-# was. If all gradients are 1, each pixel gets the number of windows that see it, the table above.
-# The package's autograd agrees:
+# was. (What falls on a frame of padding belongs to no pixel and is dropped.) If all gradients are
+# 1, each pixel gets the number of windows that see it, the table above. The package's autograd
+# agrees:
 
 # %%
 x = tb.Tensor(small[None, None].astype(np.float32), requires_grad=True)
@@ -188,8 +199,8 @@ assert grad[1] == 1
 # $$\sum_i (w_i - \alpha \operatorname{sign}(w_i))^2 = \sum_i w_i^2 - 2 \alpha \sum_i |w_i| + n
 # \alpha^2.$$
 #
-# Its derivative by $\alpha$, $-2 \sum |w_i| + 2 n \alpha$, is zero at $\alpha = \frac{1}{n} \sum_i
-# |w_i|$: the mean of the magnitudes.
+# Its derivative by $\alpha$, $-2 \sum |w_i| + 2 n \alpha$, is zero at
+# $\alpha = \frac{1}{n} \sum_i |w_i|$: the mean of the magnitudes.
 
 # %%
 w = np.array([0.5, -0.1, 0.2, -0.4])
@@ -277,7 +288,7 @@ assert np.array_equal(minus + corrections, zeros)
 #
 # *Max-pool* makes images smaller: it takes the largest value of each 2 × 2 pixels, for each channel
 # by itself. Among signs the largest is +1 if **any** of them is +1. In bits that is OR, `|`, and it
-# works on 64 channels of a word at a time.
+# works on 64 channels of a word at a time. (Of an odd number of rows the last one is dropped.)
 
 # %%
 signs = np.array([[-1, -1, 1, -1], [-1, -1, -1, 1], [1, -1, -1, -1], [-1, -1, -1, -1]])
@@ -286,8 +297,7 @@ pool_bits = (signs > 0).astype(int)
 print("bits\n", pool_bits, "\nlargest of 2 x 2\n", (largest > 0).astype(int), sep="")
 print("the first two rows:", pool_bits[0], "|", pool_bits[1], "=", pool_bits[0] | pool_bits[1])
 
-assert (pool_bits[0, 0] | pool_bits[0, 1] | pool_bits[1, 0] | pool_bits[1, 1]) == 0
-assert (pool_bits[0, 2] | pool_bits[0, 3] | pool_bits[1, 2] | pool_bits[1, 3]) == 1
+assert pool_bits[0, 2] | pool_bits[0, 3] | pool_bits[1, 2] | pool_bits[1, 3] == 1
 assert np.array_equal(largest > 0, [[False, True], [True, False]])
 
 # %% [markdown]
