@@ -13,17 +13,15 @@
 # %% [markdown]
 # # Convolutions on bits
 #
-# **You will learn** how a convolution of signs runs on packed words: what to do at the border,
-# where zeros are needed and a bit can't be one; how a convolution becomes a matrix product without
-# copying the image; how batch norm, sign and max-pool become operations on bits; and how a
-# depth-wise convolution, for which XOR and popcount are of no use, is computed with counters that
-# stand upright.
+# **You will learn** what a convolution is and how it becomes a product of matrices, forwards and
+# backwards; how it runs on packed words, and what to do at the border, where zeros are needed and a
+# bit can't be one; what the scale of XNOR-Net is; and why max-pool of signs is an OR.
 #
-# **You need** notebook 04: packing, and $a \cdot b = K - 2 \operatorname{popcount}(a \oplus b)$.
-# Reading takes about twenty-five minutes, running half a minute.
+# **You need** [04](04_xnor_and_popcount.ipynb): packing, and
+# $a \cdot b = K - 2 \operatorname{popcount}(a \oplus b)$. For the part on gradients also
+# [01](01_autograd_from_scratch.ipynb). No convolutions: they are explained here.
 #
-# Each step is written in plain NumPy first, checked by `==`, and then compared with the package's
-# kernel. Times are those of the machine that ran the notebook.
+# **Time** about 14 minutes of reading; the cells run for about 10 seconds.
 
 # %%
 import os
@@ -36,718 +34,391 @@ import time
 import matplotlib.pyplot as plt
 import numba
 import numpy as np
-from matplotlib.patches import Rectangle
 
-from tinybnn import plots
-from tinybnn.kernels import depthwise, xnor
-from tinybnn.kernels.bits import pack, unpack
-from tinybnn.kernels.signs import pooling
-from tinybnn.kernels.signs.thresholds import threshold
-from tinybnn.kernels.simd import load, load_splat, popcount, store, zero_words
+import tinybnn as tb
+from tinybnn import datasets, plots
+from tinybnn import functional as F
+from tinybnn.kernels import bits, xnor
 
 numba.set_num_threads(1)
 rng = np.random.default_rng(0)
 
+# %% [markdown]
+# ## The question
+#
+# A dense layer has a weight for each pixel of an image. Move the image by one pixel, and every
+# weight meets a pixel that it was not trained for. But a stroke is a stroke wherever it is. So let
+# us take a small filter, 3 × 3 weights say, and move *it*: at each position it is multiplied with
+# the 3 × 3 pixels below it and the nine products are added up. The sum is large where the image
+# looks like the filter. All sums together are a new image, and this operation is a *convolution*
+# (more exactly a cross-correlation: in mathematics the filter would be turned by 180 degrees).
+#
+# Here is a handwritten 3, the signs of its pixels, and a filter that looks for an upper edge: light
+# above, dark below.
 
-def shortest(function, *arguments, seconds=0.2):
-    """Seconds that the fastest run takes; runs are repeated for this long, at least 3 times."""
-    function(*arguments)
-    times = []
-    start = time.perf_counter()
-    while len(times) < 3 or time.perf_counter() - start < seconds:
-        begin = time.perf_counter()
-        function(*arguments)
-        times.append(time.perf_counter() - begin)
-    return min(times)
+# %%
+train, test = datasets.load("digits")
+digit = np.where(train.images[3, 0] >= 8, np.float32(1), np.float32(-1))  # +1: dark
+edge = np.float32([[-1, -1, -1], [1, 1, 1], [1, 1, 1]])
 
+axes = plt.figure(figsize=(8, 5.4)).add_axes((0, 0, 1, 1))
+plots.convolution(digit[None], edge[None], ((0, 0), (3, 4)), threshold=3, ax=axes)
+plt.show()
 
 # %% [markdown]
-# ## Part one: the border
+# Below are two positions bit by bit. The picture counts the $p$ bits that agree, so the sum is
+# $2p - 9$; with $d = 9 - p$ differences that is $9 - 2d$, as in 04. Everything in it is signs and
+# counts. **How does a whole layer of such filters run on words, and give exactly the numbers of a
+# float network?** Inside the image that is 04 once more. The border is another matter.
+
+# %% [markdown]
+# ## The naive version
 #
-# ### 1. A zero is not a sign
+# A real layer has several *channels*. A colour image has three numbers for each pixel, red, green
+# and blue; a layer of $O$ filters makes $O$ sums for each pixel, which are the $O$ channels of its
+# output. A filter has weights for all channels of its input and adds up all their products. The
+# axes are, in this order,
 #
-# A filter of $k \times k$ weights slides over an image; each weight is a *tap*. With *padding* the
-# image gets a frame, so that the filter can stand on the border too. Float networks fill the frame
-# with zeros: a tap that falls on it adds nothing.
-#
-# The function below is the convolution of this notebook: filters of odd size, and padding that
-# leaves the size of the image as it is. `outside` is the value of the frame.
+# - images $(N, C, H, W)$: number, channel, row, column;
+# - weights $(O, C, k, k)$: filter, channel, row, column;
+# - sums $(N, O, H', W')$.
 
 
 # %%
-def convolve(images, weight, outside):
-    """images (N, H, W, C), weight (O, k, k, C) -> (N, H, W, O); one product of matrices a tap."""
-    _, height, width, _ = images.shape
-    _, size, _, _ = weight.shape
-    frame = size // 2
-    padded = np.pad(
-        images, ((0, 0), (frame, frame), (frame, frame), (0, 0)), constant_values=outside
-    )
-    return sum(
-        padded[:, y : y + height, x : x + width] @ weight[:, y, x].T
-        for y in range(size)
-        for x in range(size)
-    )
+def convolve(images, weight):
+    """The definition: at each position, for each filter, all products added up."""
+    count, _, height, width = images.shape
+    filters, _, size, _ = weight.shape
+    sums = np.empty((count, filters, height - size + 1, width - size + 1), np.float32)
+    for n, o, i, j in np.ndindex(sums.shape):  # four loops in one
+        sums[n, o, i, j] = (images[n, :, i : i + size, j : j + size] * weight[o]).sum()
+    return sums
 
+
+sums = convolve(digit[None, None], edge[None, None])
+print(sums[0, 0].astype(int))
+
+assert sums.shape == (1, 1, 6, 6)
+assert sums[0, 0, 0, 2] == (digit[0:3, 2:5] * edge).sum()
 
 # %% [markdown]
-# Take a small image with one channel, 5 × 5 signs, and one filter of 3 × 3.
+# The output is smaller than the image: a filter of 3 × 3 has 6 positions in a row of 8. Two numbers
+# change that. *Padding* puts a frame of $p$ pixels around the image; with $p = 1$ and a 3 × 3
+# filter the output is as large as the image. The *stride* $s$ is the step from one position to the
+# next. The number of positions in a row of $W$ pixels is
+#
+# $$W' = \left\lfloor \frac{W + 2p - k}{s} \right\rfloor + 1.$$
+
+# %%
+for padding, stride in ((0, 1), (1, 1), (1, 2), (0, 3)):
+    positions = (8 + 2 * padding - 3) // stride + 1
+    shape = F.conv2d(
+        tb.Tensor(digit[None, None]), tb.Tensor(edge[None, None]), padding=padding, stride=stride
+    ).shape
+    print(f"padding {padding}, stride {stride}: {positions} positions in a row, output {shape}")
+    assert shape == (1, 1, positions, positions)
+
+# %% [markdown]
+# ## A convolution is a product of matrices
+#
+# Four loops in Python are slow. But what happens at each position is a dot product, of the window's
+# values and the filter's values. So write every window as a row, and every filter as a row; then
+# all sums are a product of matrices, for which there is fast code. Here is an image of 4 × 4 pixels
+# and its four windows of 3 × 3:
+
+# %%
+small = np.arange(1, 17).reshape(4, 4)
+rows = np.array([small[i : i + 3, j : j + 3].reshape(9) for i in (0, 1) for j in (0, 1)])
+print("image\n", small, "\n\nwindows, one a row\n", rows, sep="")
+print("\nsums", rows @ edge.reshape(9).astype(int))
+
+assert np.array_equal(rows @ edge.reshape(9), convolve(small[None, None], edge[None, None]).ravel())
+
+# %% [markdown]
+# This is called *im2col* ("image to columns"). With several channels the window of each channel
+# follows the one before: channel, row, column, just as `weight.reshape(O, -1)` puts the weights of
+# a filter. Any order would do, but it must be the same one on both sides. A window of 2 channels:
+
+# %%
+window = np.array([[[1, 2], [3, 4]], [[5, 6], [7, 8]]])  # (C, row, column)
+print(
+    "channel 0\n", window[0], "\nchannel 1\n", window[1], "\nas a row ", window.reshape(8), sep=""
+)
+
+assert window.reshape(8).tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+
+# %% [markdown]
+# The price is memory: pixel 6 of the image above is in four rows, and with 3 × 3 filters nearly
+# every pixel of a large image is there nine times.
+
+# %%
+count = np.bincount(rows.ravel(), minlength=17)[1:].reshape(4, 4)
+print("how often each pixel is in a window\n", count, sep="")
+
+assert count.sum() == rows.size and count[1, 1] == 4 and count[0, 0] == 1
+
+# %% [markdown]
+# ## The gradient of a convolution
+#
+# Training needs the way back. The product of matrices has a known rule; it gives a gradient for
+# each number in the rows. What is the gradient of a *pixel*? It is in several rows, and a change of
+# it changes all of them. By the chain rule its gradient is the **sum** over all places where it is
+# used. So the rule of im2col is: add the gradient of each window back to the place where the window
+# was. (What falls on a frame of padding belongs to no pixel and is dropped.) If all gradients are
+# 1, each pixel gets the number of windows that see it, the table above. The package's autograd
+# agrees:
+
+# %%
+x = tb.Tensor(small[None, None].astype(np.float32), requires_grad=True)
+F.conv2d(x, tb.Tensor(np.ones((1, 1, 3, 3), np.float32))).sum().backward()
+
+assert np.array_equal(x.grad.data[0, 0], count)
+
+# %% [markdown]
+# One trap: windows overlap, and what is written last must not replace what was there. `+=` adds,
+# but not if one assignment names the same place twice:
+
+# %%
+grad = np.zeros(3)
+grad[[0, 1, 1]] += 1
+print("places 0, 1, 1:", grad, "- the second 1 is lost")
+
+assert grad[1] == 1
+
+# %% [markdown]
+# A loop over the positions, with one `+=` for each window, is safe. So is `np.add.at`.
+
+# %% [markdown]
+# ## A scale for each filter
+#
+# The sign of a weight forgets its size. XNOR-Net (Rastegari et al. 2016) gives each filter one
+# float $\alpha > 0$, its *scale*, so that $\alpha \operatorname{sign}(w)$ is as near as possible to
+# the latent weights $w$ of the filter. With $n$ weights and $|w_i| = w_i \operatorname{sign}(w_i)$
+# the squared error is
+#
+# $$\sum_i (w_i - \alpha \operatorname{sign}(w_i))^2 = \sum_i w_i^2 - 2 \alpha \sum_i |w_i| + n
+# \alpha^2.$$
+#
+# Its derivative by $\alpha$, $-2 \sum |w_i| + 2 n \alpha$, is zero at
+# $\alpha = \frac{1}{n} \sum_i |w_i|$: the mean of the magnitudes.
+
+# %%
+w = np.array([0.5, -0.1, 0.2, -0.4])
+alphas = np.linspace(0, 0.6, 61)
+errors = [np.square(w - alpha * np.sign(w)).sum() for alpha in alphas]
+best = alphas[np.argmin(errors)]
+print(f"mean of |w| {np.abs(w).mean():.2f}, best alpha {best:.2f}, mean of w {w.mean():.2f}")
+
+assert np.isclose(best, np.abs(w).mean())
+
+# %% [markdown]
+# The sums remain integers: the layer computes $\alpha$ times (sum of products of signs), and the
+# multiplication comes once for each output, after counting.
+
+# %% [markdown]
+# ## A zero is not a sign
+#
+# Now to words. Each window is packed, each filter is packed, and 04 does the rest, but for one
+# thing. Float networks fill the frame with zeros: a weight that falls on it adds nothing. (Each
+# weight of a filter, by its place, is a *tap*.) A bit is +1 or -1. There is no third value for
+# "adds nothing". What happens if we pad with a sign?
 
 # %%
 image = rng.choice(np.float32([-1, 1]), (5, 5))
 kernel = rng.choice(np.float32([-1, 1]), (3, 3))
 
-zeros, ones, minus = (
-    convolve(image[None, :, :, None], kernel[None, :, :, None], outside)[0, :, :, 0]
-    for outside in (0, 1, -1)
-)
-for name, sums in (("zeros", zeros), ("+1", ones), ("-1", minus)):
-    print(f"padded with {name}:\n{sums.astype(int)}\n")
+
+def padded_with(value):
+    """Sums (5, 5) of the image in a frame of this value."""
+    framed = np.pad(image, 1, constant_values=value)
+    return convolve(framed[None, None], kernel[None, None])[0, 0].astype(int)
+
+
+zeros, ones, minus = padded_with(0), padded_with(1), padded_with(-1)
+print(f"padded with 0\n{zeros}\n\npadded with -1\n{minus}")
 
 assert np.array_equal(zeros[1:-1, 1:-1], minus[1:-1, 1:-1])
 assert not np.array_equal(zeros, ones) and not np.array_equal(zeros, minus)
 
 # %% [markdown]
-# Inside all three agree; at the border they don't. But a bit is +1 or -1. There is no third value
-# for "adds nothing". If a network is trained with zeros and its bits are padded with anything, it
-# is another network, and its accuracy another one.
+# Inside all agree; at the border they don't. If a network is trained with zeros and its bits are
+# padded with a sign, it is another network, with another accuracy. (Zeros leave a trace: a sum of
+# nine signs is odd, a sum of six or four is even.)
 #
-# There are two exact ways out, and the package has both:
-#
-# - `padding_mode="ones"`: pad with +1, in training as on bits. Nothing else is to be done.
-# - `padding_mode="zeros"`: pad with zeros in training, and correct the sums on bits. How, is the
-#   rest of this part.
-#
-# (Zeros leave a trace: a sum of nine signs is odd, and a sum of six or four is even. Look at the
-# border of the first result.)
+# There are two exact ways out. One is to pad with +1, in training as on bits. The other is to pad
+# with zeros in training, and to correct the sums on bits.
 
 # %% [markdown]
-# ### 2. The correction
+# ## The better version: a correction
 #
-# Let the frame hold words of 0 and look at one output pixel. Of the $k^2$ taps $T$ fall inside the
-# image. Each has $C$ channels. The right sum is
+# Let the frame hold bits of 0, that is, -1. A tap $w$ on the frame then adds $-1 \cdot w$, where it
+# should add nothing. So the right sum is what was counted, plus the weights of the taps outside:
 #
-# $$s = T C - 2 d_\text{in},$$
+# $$s = \underbrace{K - 2d}_{\text{counted, frame of } -1} + \sum_{\text{taps outside}} w.$$
 #
-# with $d_\text{in}$ differences among the taps inside. What XOR and popcount give is the number of
-# all differences, $d = d_\text{in} + d_\text{out}$. On the frame the image's word is 0, and XOR
-# with 0 changes nothing: a tap $w$ outside gives $\operatorname{popcount}(0 \oplus w) =
-# \operatorname{popcount}(w)$. So
-#
-# $$s = T C - 2 (d - d_\text{out}) = \underbrace{T C + 2 \sum_{\text{taps outside}}
-# \operatorname{popcount}(w)}_{\text{base}} - 2 d.$$
-#
-# The base depends on the weights and on which taps are outside, not on the image. It can be
-# computed once, when the model is compiled. In the kernel nothing changes but a constant.
-#
-# By hand, for the pixel in the upper left corner of our image ($C = 1$):
+# The correction depends on the filter and on the position, not on the image: it is computed once,
+# however many images follow. For the upper left corner of our image:
 
 # %%
-bits = np.pad(image > 0, 1)  # False is the bit 0
-differences = bits[:3, :3] ^ (kernel > 0)
-inside = np.array([[False, False, False], [False, True, True], [False, True, True]])
-base = inside.sum() + 2 * (kernel[~inside] > 0).sum()
-print("bits under the filter\n", bits[:3, :3].astype(int))
+framed = np.pad(image > 0, 1)  # False is the bit 0
+differences = framed[:3, :3] ^ (kernel > 0)
+outside = np.ones((3, 3), bool)
+outside[1:, 1:] = False
+counted, correction = 9 - 2 * differences.sum(), int(kernel[outside].sum())
+print("bits under the filter\n", framed[:3, :3].astype(int))
 print("bits of the filter\n", (kernel > 0).astype(int))
-print(f"differences {differences.sum()}, of these outside {differences[~inside].sum()}")
-print(f"base {inside.sum()} + 2 * {(kernel[~inside] > 0).sum()} = {base}")
-print(f"sum {base} - 2 * {differences.sum()} = {base - 2 * differences.sum()}")
+print(f"counted {counted}, taps outside {correction:+}, sum {counted + correction}")
 
-assert base - 2 * differences.sum() == zeros[0, 0]
-
-# %% [markdown]
-# ### 3. Border classes
-#
-# Pixels with the same taps inside share their base. They form a *border class*. Which taps are
-# inside is a question for rows and for columns apart: with a 3 × 3 filter a row of the image is the
-# first, the last or another one, and so is a column, which makes nine classes.
-
-
-# %%
-def taps_inside(height, width, size):
-    """(H, W, k * k) bool: which taps of the filter fall inside the image."""
-    frame = size // 2
-    row = np.arange(height)[:, None] + np.arange(size) - frame  # (H, k)
-    column = np.arange(width)[:, None] + np.arange(size) - frame  # (W, k)
-    rows, columns = (row >= 0) & (row < height), (column >= 0) & (column < width)
-    both = rows[:, None, :, None] & columns[None, :, None, :]  # (H, W, k, k)
-    return both.reshape(height, width, size * size)
-
-
-masks, border_class = np.unique(taps_inside(5, 5, 3).reshape(25, 9), axis=0, return_inverse=True)
-border_class = border_class.reshape(5, 5)
-print(f"{len(masks)} classes in 25 pixels")
-
-assert len(masks) == 9
-
-# %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
-shades = plt.get_cmap("Pastel1").colors
-middle = [masks[border_class[y, x]] for y in (0, 2, 4) for x in (0, 2, 4)]  # a pixel of each
-
-for y in range(5):
-    for x in range(5):
-        shade = shades[border_class[y, x]]
-        left.add_patch(Rectangle((x, y), 1, 1, facecolor=shade, edgecolor="white"))
-        count = masks[border_class[y, x]].sum()
-        left.text(x + 0.5, y + 0.5, str(count), ha="center", va="center")
-left.set(xlim=(0, 5), ylim=(5, 0), title="pixels: colour is the class, number the taps inside")
-
-for i, mask in enumerate(middle):
-    top, side = divmod(i, 3)
-    shade = shades[border_class[2 * top, 2 * side]]
-    for tap, is_inside in enumerate(mask):
-        corner = side * 4 + tap % 3, top * 4 + tap // 3
-        face = shade if is_inside else "white"
-        right.add_patch(Rectangle(corner, 1, 1, facecolor=face, edgecolor="0.7"))
-right.set(xlim=(-0.5, 11.5), ylim=(11.5, -0.5), title="each class: which taps are inside")
-for axes in (left, right):
-    axes.set_aspect("equal")
-    axes.axis("off")
-plt.show()
+assert counted == minus[0, 0]
+assert counted + correction == zeros[0, 0]
 
 # %% [markdown]
-# With the nine bases all 25 sums come out, corners and edges as well.
+# Which taps are outside, at all positions at once? Convolve an image that is 1 on the frame and 0
+# inside: its products are the weights of the taps outside, and nothing else.
 
 # %%
-bases = masks.sum(1) + 2 * (~masks @ (kernel > 0).reshape(9).astype(int))
-windows = np.lib.stride_tricks.sliding_window_view(bits, (3, 3))  # (5, 5, 3, 3)
-d = (windows ^ (kernel > 0)).sum(axis=(2, 3))
+frame = np.pad(np.zeros((5, 5), np.float32), 1, constant_values=1)
+corrections = convolve(frame[None, None], kernel[None, None])[0, 0].astype(int)
+print(corrections)
 
-assert np.array_equal(bases[border_class] - 2 * d, zeros)
+assert np.array_equal(minus + corrections, zeros)
 
 # %% [markdown]
-# ## Part two: the image in words
+# ## Max-pool of bits
 #
-# ### 4. Channels in words
-#
-# PyTorch's order of axes is NCHW: images, channels, rows, columns. For bits the channels are put
-# last, NHWC, and are packed: a pixel is $\lceil C/64 \rceil$ words. Then the words that a tap sees
-# lie side by side, and so do those of the taps of a filter's row. Here are four images of 100
-# channels, two words a pixel with 28 tail bits, and 48 filters.
+# *Max-pool* makes images smaller: it takes the largest value of each 2 × 2 pixels, for each channel
+# by itself. Among signs the largest is +1 if **any** of them is +1. In bits that is OR, `|`, and it
+# works on 64 channels of a word at a time. (Of an odd number of rows the last one is dropped.)
 
 # %%
-N, H, W, C, filters = 4, 14, 14, 100, 48
-x_signs = rng.choice(np.float32([-1, 1]), (N, H, W, C))
-w_signs = rng.choice(np.float32([-1, 1]), (filters, 3, 3, C))
-x, weight = pack(x_signs), pack(w_signs)
-words = x.shape[-1]
-print("images", x.shape, "filters", weight.shape)
-print(f"{x_signs.nbytes:,} bytes as floats, {x.nbytes:,} as words")
+signs = np.array([[-1, -1, 1, -1], [-1, -1, -1, 1], [1, -1, -1, -1], [-1, -1, -1, -1]])
+largest = signs.reshape(2, 2, 2, 2).max(axis=(1, 3))
+pool_bits = (signs > 0).astype(int)
+print("bits\n", pool_bits, "\nlargest of 2 x 2\n", (largest > 0).astype(int), sep="")
+print("the first two rows:", pool_bits[0], "|", pool_bits[1], "=", pool_bits[0] | pool_bits[1])
+
+assert pool_bits[0, 2] | pool_bits[0, 3] | pool_bits[1, 2] | pool_bits[1, 3] == 1
+assert np.array_equal(largest > 0, [[False, True], [True, False]])
 
 # %% [markdown]
-# ### 5. im2col
-#
-# The usual way to a fast convolution is to make a matrix product of it. *im2col* ("image to
-# columns") writes, for every output pixel, what the filter sees there into a row; a filter is a row
-# too; all pairs of rows are multiplied.
+# The smallest of four signs would be their AND. It is needed where batch norm turns the order
+# around, see [06](06_compiling.ipynb).
 
+# %% [markdown]
+# ## Measured
+#
+# A layer of usual size: 8 images of 28 × 28 pixels and 128 channels, 128 filters of 3 × 3. The
+# package computes it from floats, and from words with the corrections inside. Its images on words
+# have their channels last; [05b](05b_convolutions_by_addresses.ipynb) tells why. The loops of the
+# definition run on one image and 2 filters.
 
 # %%
-def im2col(images, size):
-    """(N, H, W, n) -> (N * H * W, k * k * n): what the filter sees at each pixel."""
-    count, height, width, depth = images.shape
-    frame = size // 2
-    padded = np.pad(images, ((0, 0), (frame, frame), (frame, frame), (0, 0)))  # words of 0
-    rows = np.empty((count, height, width, size, size, depth), images.dtype)
-    for y in range(size):
-        for x in range(size):
-            rows[:, :, :, y, x] = padded[:, y : y + height, x : x + width]
-    return rows.reshape(count * height * width, -1)
+x_signs = rng.choice(np.float32([-1, 1]), (8, 128, 28, 28))
+w_signs = rng.choice(np.float32([-1, 1]), (128, 128, 3, 3))
+x_words = bits.pack(x_signs.transpose(0, 2, 3, 1))  # (8, 28, 28, 2)
+w_words = bits.pack(w_signs.transpose(0, 2, 3, 1))  # (128, 3, 3, 2)
+prepared = xnor.prepare_conv2d(w_words, 128, (28, 28), padding=(1, 1))
+x, w = tb.Tensor(x_signs), tb.Tensor(w_signs)
 
 
-columns = im2col(x, 3)
-products = xnor.xnor_matmul_reference(columns, weight.reshape(filters, -1), 9 * C)
-print(f"image {x.nbytes:,} bytes, rows {columns.nbytes:,}")
+def floats():
+    with tb.no_grad():
+        return F.conv2d(x, w, padding=1).data
+
+
+def shortest(function, *arguments):
+    """Seconds that the fastest of 3 runs takes, after one that is not counted."""
+    times = []
+    for _ in range(4):
+        begin = time.perf_counter()
+        function(*arguments)
+        times.append(time.perf_counter() - begin)
+    return min(times[1:])
+
+
+some = np.pad(x_signs[:1], ((0, 0), (0, 0), (1, 1), (1, 1)))
+ways = {
+    "loops in Python": shortest(convolve, some, w_signs[:2]) / (2 * 28 * 28),
+    "product of floats": shortest(floats) / (8 * 128 * 28 * 28),
+    "words": shortest(xnor.run, prepared, x_words) / (8 * 128 * 28 * 28),
+}
+for name, seconds in ways.items():
+    print(f"{name:<18}{seconds * 1e9:10.2f} ns for each sum of {9 * 128:,} products")
+
+from_words = xnor.run(prepared, x_words).transpose(0, 3, 1, 2)
+assert np.array_equal(from_words, floats())
+assert np.array_equal(from_words[:1, :2], convolve(some, w_signs[:2]))
+assert ways["words"] < ways["loops in Python"] / 10
 
 # %% [markdown]
-# `xnor_matmul` gives $9C - 2d$, as if all taps counted. What is missing is the base of each pixel
-# in place of $9C$. The tails are no concern: they are 0 in image and filter, and never differ.
+# ## In the package
+#
+# | here | there |
+# |---|---|
+# | im2col and its gradient | [`functional/convolution.py`](../tinybnn/functional/convolution.py) |
+# | the convolution on words | [`xnor.xnor_conv2d`](../tinybnn/kernels/signs/xnor.py) |
+# | max-pool of words | [`kernels/signs/pooling.py`](../tinybnn/kernels/signs/pooling.py) |
+# | the layer | [`nn.BinaryConv2d`](../tinybnn/nn/binary.py) |
+#
+# Both ways out at the border are there: `padding_mode="zeros"` and `padding_mode="ones"`.
 
 # %%
-inside = taps_inside(H, W, 3)  # (H, W, 9)
-tap_ones = np.bitwise_count(weight).sum(-1, dtype=np.int64).reshape(filters, 9)
-base = C * inside.sum(-1)[..., None] + 2 * (~inside @ tap_ones.T)  # (H, W, O)
-sums = products.reshape(N, H, W, filters) - 9 * C + base
-
-assert np.array_equal(sums, convolve(x_signs, w_signs, outside=0))
-
-# %% [markdown]
-# The same numbers from the package, and those of padding with +1:
-
-# %%
-assert np.array_equal(xnor.xnor_conv2d(x, weight, C, padding=(1, 1), padding_mode="zeros"), sums)
-assert np.array_equal(
-    xnor.xnor_conv2d(x, weight, C, padding=(1, 1), padding_mode="ones"),
-    convolve(x_signs, w_signs, outside=1),
-)
+image_words, kernel_words = bits.pack(image[None, :, :, None]), bits.pack(kernel[None, :, :, None])
+for mode, wanted in (("zeros", zeros), ("ones", ones)):
+    found = xnor.xnor_conv2d(image_words, kernel_words, 1, padding=(1, 1), padding_mode=mode)
+    assert np.array_equal(found[0, :, :, 0], wanted)
+print("both agree")
 
 # %% [markdown]
-# ### 6. Addresses instead of copies
+# ## Summary
 #
-# im2col writes every word nine times, and the product reads it back. But the rows hold nothing
-# new. In the padded image, seen as one flat array of words, each of their words has an address, and
-# that address is a sum of two parts: where the pixel's first word is, and how far the tap is from
-# there.
-
-# %%
-padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-line = (W + 2) * words  # words of a row of the padded image
-
-pixels = np.arange(N)[:, None, None] * ((H + 2) * line)
-pixels = pixels + np.arange(H)[:, None] * line + np.arange(W) * words  # (N, H, W)
-taps = np.arange(3)[:, None, None] * line + np.arange(3)[:, None] * words + np.arange(words)
-pixels, taps = pixels.reshape(-1), taps.reshape(-1)
-print("first pixels", pixels[:4], " taps", taps)
-
-assert np.array_equal(padded.reshape(-1)[pixels[:, None] + taps], columns)
-
-# %% [markdown]
-# A kernel can use these two tables itself, and need no rows. It is the kernel "one row, 8 columns"
-# of notebook 04 with another way to find the words. Stride and dilation would be other numbers in
-# the tables; the loop would not change.
-
-
-# %%
-@numba.njit
-def direct(words, pixels, taps, panels, base, out):
-    """panels : (O/8, taps, 8), base and out : (pixels, O), all flat arrays of words"""
-    length = len(taps)
-    filters = len(panels) // length
-    for p in range(len(pixels)):
-        for o in range(0, filters, 8):
-            differ = zero_words()
-            for t in range(length):
-                seen = load_splat(words, pixels[p] + taps[t])
-                differ += popcount(seen ^ load(panels, o * length + 8 * t))
-            start = p * filters + o
-            store(out, start, load(base, start) - differ - differ)
-
-
-panels = np.ascontiguousarray(weight.reshape(filters // 8, 8, -1).swapaxes(1, 2)).reshape(-1)
-base_words = np.broadcast_to(base, sums.shape).astype(np.int64).reshape(-1).view(np.uint64)
-out = np.empty(sums.size, np.uint64)
-direct(padded.reshape(-1), pixels, taps, panels, base_words, out)
-
-assert np.array_equal(out.view(np.int64).reshape(sums.shape), sums)
-
-# %% [markdown]
-# The package does the same with blocks of 4 pixels × 32 filters in registers, and keeps one row of
-# bases for each border class rather than one for each pixel. As with the matrix product, weights
-# and tables are laid out once, for images of one size. A layer of a common size shows what the copy
-# costs. It is a copy in NumPy, but one that moves whole rows of the image.
-
-# %%
-big_signs = rng.choice(np.float32([-1, 1]), (8, 28, 28, 128))
-big_weight_signs = rng.choice(np.float32([-1, 1]), (128, 3, 3, 128))
-big, big_weight = pack(big_signs), pack(big_weight_signs)
-as_product = xnor.prepare_matmul(big_weight.reshape(128, -1), 9 * 128)
-as_convolution = xnor.prepare_conv2d(big_weight, 128, (28, 28), padding=(1, 1))
-rows, float_rows = im2col(big, 3), im2col(big_signs, 3)
-float_filters = big_weight_signs.reshape(128, -1).T
-
-assert np.array_equal(
-    xnor.run(as_convolution, big), convolve(big_signs, big_weight_signs, outside=0)
-)
-for name, function, *arguments in (
-    ("floats: im2col", im2col, big_signs, 3),
-    ("floats: product (sgemm)", np.matmul, float_rows, float_filters),
-    ("words: im2col", im2col, big, 3),
-    ("words: product", xnor.run, as_product, rows),
-    ("words by addresses: everything", xnor.run, as_convolution, big),
-):
-    print(f"{name:<32}{shortest(function, *arguments) * 1e3:8.2f} ms")
-
-# %% [markdown]
-# ## Part three: what follows a convolution
-#
-# ### 7. Batch norm and sign: a threshold
-#
-# A sum is seldom the end. Batch norm and sign follow, and make a bit of it:
-#
-# $$\text{bit} = \left[\; \gamma\, \frac{s - \mu}{\sigma} + \beta \ge 0 \;\right].$$
-#
-# The expression is a straight line in $s$. For $\gamma > 0$ it rises, and the bit is 1 from some
-# integer on. For $\gamma < 0$ it falls, and the bit is 1 below some integer: the opposite of being
-# 1 from there on. For $\gamma = 0$ the bit is constant. So, whatever the floats are,
-#
-# $$\text{bit} = [\, s \ge t \,] \oplus f,$$
-#
-# with one integer $t$ and one bit $f$ ("flip") a channel (Umuroglu et al. 2017).
-#
-# Solving the inequality for $s$ is tempting and wrong now and then: the float expression is
-# rounded, and its rounded value decides. There are few integers, so we ask the float expression
-# itself, at all of them.
-
-# %%
-gamma = rng.normal(size=filters).astype(np.float32)
-gamma[5] = 0
-beta, mean = (rng.normal(0, scale, filters).astype(np.float32) for scale in (0.5, 10))
-sigma = rng.uniform(10, 40, filters).astype(np.float32)
-
-
-def is_plus(sums):
-    """Batch norm and sign in float32: sums (..., O) -> (..., O) bool."""
-    return gamma * ((sums.astype(np.float32) - mean) / sigma) + beta >= 0
-
-
-integers = np.arange(-9 * C, 9 * C + 2)  # all sums, and one more for "never"
-flip = gamma < 0
-reached = is_plus(integers[:, None]) != flip  # (integers, O): False, ..., False, True, ..., True
-reached[-1] = True
-thresholds = integers[reached.argmax(axis=0)].astype(np.int32)  # the first True
-
-assert (reached[1:] >= reached[:-1]).all()
-assert np.array_equal((sums >= thresholds) != flip, is_plus(sums))
-
-# %% [markdown]
-# A threshold need not wait until the sums are written. Since $s = \text{base} - 2d$,
-#
-# $$s \ge t \iff d \le \left\lfloor \frac{\text{base} - t}{2} \right\rfloor,$$
-#
-# so the kernel compares the differences it has just counted with a constant of the border class,
-# and writes a bit. This is called a fused *epilogue*. The sums, 32 bits each, never reach memory.
-#
-# `prepare_conv2d` takes thresholds; `threshold` is the same as a step of its own.
-
-# %%
-separate = threshold(sums.astype(np.int32), thresholds, flip)
-fused = xnor.prepare_conv2d(weight, C, (H, W), padding=(1, 1), thresholds=thresholds, flip=flip)
-signs_after = xnor.run(fused, x)  # (N, H, W, 1): 48 bits a pixel
-
-assert np.array_equal(signs_after, separate)
-assert np.array_equal(unpack(signs_after, filters) > 0, is_plus(sums))
-print(f"sums {sums.astype(np.int32).nbytes:,} bytes, bits {signs_after.nbytes:,}")
-
-# %% [markdown]
-# ### 8. Max-pool
-#
-# *Max-pool* takes the largest value of each window, here 2 × 2. Of bits the largest is 1 if any of
-# them is 1: the pool is an OR, of 64 channels at a time.
-#
-# In a binary network the pool often stands between convolution and batch norm, and takes the
-# maximum of sums. Does it still become an operation on bits? If the line of batch norm rises, the
-# maximum of the sums becomes the maximum of the bits, so OR it is. If it falls ($\gamma < 0$), the
-# largest sum becomes the smallest value: the minimum of the bits, and that is their AND.
-
-
-# %%
-def windows_of(array):
-    """(N, H, W, ...) -> (N, H/2, 2, W/2, 2, ...)"""
-    n, h, w, *rest = array.shape
-    return array.reshape(n, h // 2, 2, w // 2, 2, *rest)
-
-
-use_and = pack(np.where(flip, 1, -1))  # (1,) word: bit c is 1 where gamma < 0
-any_one = np.bitwise_or.reduce(windows_of(signs_after), axis=(2, 4))
-all_ones = np.bitwise_and.reduce(windows_of(signs_after), axis=(2, 4))
-pooled = (any_one & ~use_and) | (all_ones & use_and)  # (N, H/2, W/2, 1)
-
-largest = windows_of(sums).max(axis=(2, 4))  # the float order: pool, batch norm, sign
-assert np.array_equal(unpack(pooled, filters) > 0, is_plus(largest))
-assert not np.array_equal(any_one, pooled)
-assert np.array_equal(
-    pooling.max_pool2d(signs_after, filters, (2, 2), (2, 2), (0, 0), flip), pooled
-)
-
-# %% [markdown]
-# ## Part four: depth-wise convolution
-#
-# ### 9. Turn the problem by 90 degrees
-#
-# In a *depth-wise* convolution every channel has a filter of its own, $k \times k$ taps, and no
-# sum over channels. Small networks are full of them (MobileNet), and binary ones had none for a
-# long time (BD-Net).
-#
-# XOR and popcount do not fit. Popcount adds up the bits of one word, and the 64 bits of a word of
-# channels now belong to 64 different sums. A word for each channel would hold 9 bits and 55 empty
-# places.
-#
-# But look at a word of a pixel and the word of the same channels in a tap of the filters. Their
-# XNOR is 64 products at once, each for its own channel. All that is left is to add up nine words
-# *bit by bit*: bit 0 of each of the nine, bit 1 of each of the nine, and so on.
-
-# %%
-C = 128
-image_signs = rng.choice(np.float32([-1, 1]), (1, 8, 8, C))
-filter_signs = rng.choice(np.float32([-1, 1]), (3, 3, C))
-x, weight = pack(image_signs), pack(filter_signs)
-padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # words of 0
-
-agree = np.array(
-    [~(padded[:, ky : ky + 8, kx : kx + 8] ^ weight[ky, kx]) for ky in range(3) for kx in range(3)]
-)  # (9, 1, 8, 8, 2): for each tap, pixel and channel, whether image and filter agree
-print(agree.shape, agree.dtype)
-
-# %% [markdown]
-# ### 10. Adders made of gates
-#
-# A processor adds two numbers with a circuit of gates. We build the same circuit from `^`, `&` and
-# `|`, and since these work on whole words, 64 circuits run side by side. This is *bit slicing*
-# (Biham 1997).
-#
-# The *half adder* adds two bits. The sum is 0, 1 or 2, and takes two bits: one of weight 1, and the
-# carry, of weight 2. The *full adder* adds three bits. Its carry is the majority of the three.
-
-
-# %%
-def half_adder(a, b):
-    return a ^ b, a & b
-
-
-def full_adder(a, b, c):
-    return a ^ b ^ c, (a & b) | ((a | b) & c)
-
-
-a, b, c = 0b11110000, 0b11001100, 0b10101010  # all eight cases, one in each column
-one, two = full_adder(a, b, c)
-for name, word in (("a", a), ("b", b), ("c", c), ("sum", one), ("carry", two)):
-    print(f"{name:<6} {word:08b}")
-
-for i in range(8):
-    assert ((a >> i) & 1) + ((b >> i) & 1) + ((c >> i) & 1) == ((one >> i) & 1) + 2 * (
-        (two >> i) & 1
-    )
-
-# %% [markdown]
-# ### 11. Vertical counters
-#
-# A count from 0 to 9 takes four bits. Keep them in four words, the *bit planes* `ones`, `twos`,
-# `fours`, `eights`: bit $c$ of these four words, read downwards, is the count of channel $c$. The
-# count stands upright, hence *vertical counter*.
-#
-# To add one more bit to a counter, add it to `ones`, the carry to `twos`, the next carry to
-# `fours`, and so on.
-
-
-# %%
-def count_one_by_one(agree):
-    planes = [np.zeros_like(agree[0]) for _ in range(4)]
-    for bit in agree:
-        for i in range(4):
-            planes[i], bit = half_adder(planes[i], bit)
-    return planes
-
-
-# %% [markdown]
-# That is $9 \cdot 4$ half adders of two operations, 72 for each word. Most of them add a carry that
-# is rarely there. Better to use full adders, which take three bits of the same weight and leave
-# two, one of them of twice the weight: nothing is carried through the planes before there is enough
-# of it. The carries are *saved* for later, and the scheme is called carry-save (Warren, *Hacker's
-# Delight*, section 5-1; Harley and Seal).
-
-
-# %%
-def count_agreements(agree):
-    """Nine words -> four bit planes of the counts."""
-    ones_a, twos_a = full_adder(agree[0], agree[1], agree[2])
-    ones_b, twos_b = full_adder(agree[3], agree[4], agree[5])
-    ones_c, twos_c = full_adder(agree[6], agree[7], agree[8])
-    ones, twos_d = full_adder(ones_a, ones_b, ones_c)  # no more ones
-    twos_e, fours_a = full_adder(twos_a, twos_b, twos_c)
-    twos, fours_b = half_adder(twos_d, twos_e)  # no more twos
-    fours, eights = half_adder(fours_a, fours_b)
-    return [ones, twos, fours, eights]
-
-
-planes = count_agreements(agree)
-
-assert np.array_equal(planes, count_one_by_one(agree))
-
-# %% [markdown]
-# Five full adders of five operations and two half adders of two: 29 operations for 64 counts, less
-# than half an operation each. (AVX-512 computes any function of three bits in one instruction,
-# `vpternlog`. A full adder is two of them.)
-#
-# Here are the first 24 channels of one pixel: above the agreements of the nine taps, in the middle
-# the planes, below the count that stands in each column.
-
-# %%
-shown = 24
-pixel_agree = unpack(agree[:, 0, 3, 4], C)[:, :shown]  # (9, shown) of ±1
-pixel_planes = unpack(np.array(planes)[:, 0, 3, 4], C)[:, :shown]  # (4, shown) of ±1
-counts = (pixel_agree > 0).sum(axis=0)
-
-figure, (upper, lower) = plt.subplots(
-    2, 1, figsize=(8, 4.6), height_ratios=(9, 4), layout="constrained"
-)
-plots.signs(pixel_agree, "agreements of the nine taps (orange: 1)", ax=upper)
-upper.set(yticks=range(9), yticklabels=[f"tap {tap}" for tap in range(9)])
-plots.signs(pixel_planes[::-1], "bit planes of the counter", ax=lower)
-lower.set(yticks=range(4), yticklabels=["eights", "fours", "twos", "ones"])
-lower.set_xticks(range(shown), counts)
-lower.set_xlabel("the count in each column")
-for axes, height in ((upper, 9), (lower, 4)):  # lines between the cells
-    axes.vlines(np.arange(shown - 1) + 0.5, -0.5, height - 0.5, color="white", linewidth=1)
-    axes.hlines(np.arange(height - 1) + 0.5, -0.5, shown - 0.5, color="white", linewidth=1)
-plt.show()
-
-assert np.array_equal((pixel_planes > 0).T @ [1, 2, 4, 8], counts)
-
-# %% [markdown]
-# ### 12. From counts to sums
-#
-# With $T$ taps, of which $n$ agree, the sum of products is $n - (T - n) = 2n - T$. To have it as a
-# number, the planes have to be taken apart again, with their weights. This is right for pixels with
-# all nine taps inside.
-
-
-# %%
-def numbers(planes, channels):
-    """Bit planes -> the counts as integers."""
-    return sum((unpack(plane, channels, np.int64) > 0) << i for i, plane in enumerate(planes))
-
-
-expected = depthwise.conv2d_sums_reference(x, weight, C, padding=(1, 1))
-counts = numbers(planes, C)  # (1, 8, 8, C)
-
-assert np.array_equal((2 * counts - 9)[:, 1:-1, 1:-1], expected[:, 1:-1, 1:-1])
-
-# %% [markdown]
-# At the border the frame holds words of 0 as before. We count agreements now, and 0 agrees with the
-# weights that are -1. So, of the $n$ agreements, those of the taps outside with weight -1 must not
-# count, nor these taps among $T$:
-#
-# $$s = 2\, (n - n_\text{out}) - T = 2n - \underbrace{(T + 2\, n_\text{out})}_{\text{base}}.$$
-#
-# Again the base knows nothing of the image.
-
-# %%
-inside = taps_inside(8, 8, 3)  # (8, 8, 9)
-is_minus = filter_signs.reshape(9, C) < 0
-base = inside.sum(-1)[..., None] + 2 * (~inside @ is_minus.astype(int))  # (8, 8, C)
-
-assert np.array_equal(2 * counts - base, expected)
-
-# %% [markdown]
-# ### 13. Thresholds on bit planes
-#
-# If a sign follows, the numbers are not needed. With $s = 2n - \text{base}$,
-#
-# $$s \ge t \iff n \ge \ell, \qquad \ell = \left\lceil \frac{t + \text{base}}{2} \right\rceil,$$
-#
-# and the comparison of 64 counts with 64 levels $\ell$ is a circuit as well. For four-bit numbers,
-# inverting all bits of $\ell$ gives $15 - \ell$. Add this and 1 to $n$:
-#
-# $$n + (15 - \ell) + 1 = 16 + (n - \ell).$$
-#
-# The carry out of four bits, of weight 16, is 1 exactly if $n \ge \ell$. So we need an addition of
-# which only the carry is of interest, and the carry of a full adder is the majority of its inputs.
-# The "+ 1" is the carry that goes into the first plane.
-
-
-# %%
-def at_least(planes, levels):
-    """Words whose bits say where the count is >= the level (0 to 15), both given as bit planes."""
-    carry = ~np.zeros_like(planes[0])
-    for count, level in zip(planes, levels, strict=True):
-        carry = (count & ~level) | ((count | ~level) & carry)
-    return carry
-
-
-every = np.arange(16)
-n, level = np.meshgrid(every, every)  # all pairs of four-bit numbers
-four_bits = [[pack(((number >> i) & 1) * 2 - 1) for i in range(4)] for number in (n, level)]
-
-assert np.array_equal(unpack(at_least(*four_bits), 16) > 0, n >= level)
-
-# %% [markdown]
-# Now with thresholds for our convolution. A level of 0 or less is always reached, and no count
-# reaches 10 or more, so levels can be cut off at 0 and 15.
-
-# %%
-thresholds = rng.integers(-5, 6, C).astype(np.int32)
-flip = rng.random(C) < 0.3
-
-levels = np.clip((thresholds + base + 1) // 2, 0, 15)  # (8, 8, C)
-level_planes = [pack(((levels >> i) & 1) * 2 - 1) for i in range(4)]
-bits_after = at_least(planes, level_planes) ^ pack(np.where(flip, 1, -1))
-
-assert np.array_equal(unpack(bits_after, C) > 0, (expected >= thresholds) != flip)
-
-# %% [markdown]
-# ### 14. The package's kernel
-#
-# `kernels.depthwise` is this circuit in the vocabulary of vectors, 512 channels or neighbouring
-# pixels at a time. `prepare` computes bases, levels and addresses once; `conv2d_bits` and
-# `conv2d_sums` run. The planes stay in registers while the taps are counted.
-
-# %%
-plan = depthwise.prepare(weight, C, (8, 8), padding=(1, 1), thresholds=thresholds, flip=flip)
-
-assert np.array_equal(depthwise.conv2d_bits(plan, x), bits_after)
-assert np.array_equal(depthwise.conv2d_sums(plan, x), expected)
-
-# %% [markdown]
-# To see what it is worth, three ways to do a layer of 16 images of 128 channels and 16 × 16 pixels:
-# floats in NumPy (one product and one addition a tap), the kernel of part two with as many groups
-# as channels, which uses one bit of each word, and bit planes.
-
-
-# %%
-def depthwise_floats(images, weight):
-    """images (N, H, W, C), weight (3, 3, C) -> (N, H, W, C), padded with zeros."""
-    _, height, width, _ = images.shape
-    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    out = np.zeros_like(images)
-    for y in range(3):
-        for x in range(3):
-            out += padded[:, y : y + height, x : x + width] * weight[y, x]
-    return out
-
-
-many_signs = rng.choice(np.float32([-1, 1]), (16, 16, 16, C))
-many = pack(many_signs)
-plan = depthwise.prepare(weight, C, (16, 16), padding=(1, 1), thresholds=thresholds, flip=flip)
-one_bit_words = pack(filter_signs.transpose(2, 0, 1)[..., None])  # (C, 3, 3, 1): a bit a word
-grouped = xnor.prepare_conv2d(one_bit_words, C, (16, 16), padding=(1, 1), groups=C)
-
-sums = depthwise.conv2d_sums(plan, many)
-assert np.array_equal(sums, depthwise_floats(many_signs, filter_signs))
-assert np.array_equal(sums, xnor.run(grouped, many))
-
-products = 9 * many_signs.size
-for name, function, *arguments in (
-    ("floats in NumPy", depthwise_floats, many_signs, filter_signs),
-    ("popcount, a bit a word", xnor.run, grouped, many),
-    ("bit planes, sums", depthwise.conv2d_sums, plan, many),
-    ("bit planes, bits", depthwise.conv2d_bits, plan, many),
-):
-    seconds = shortest(function, *arguments)
-    print(f"{name:<24}{seconds * 1e3:8.3f} ms {products / seconds / 1e9:8.1f} Gbit-MAC/s")
-
-# %% [markdown]
-# Writing sums takes longer than counting: each bit of a plane has to become a part of a number.
-# From bits to bits the planes are never taken apart. That is the case a network should be built
-# for.
+# A convolution moves a filter over an image; with every window as a row it is a product of
+# matrices, and on signs a product of words. Backwards, the gradients of overlapping windows are
+# added. A frame of zeros is no sign: count it as -1 and add the weights outside, which do not
+# depend on the image. The scale of a filter is the mean of the magnitudes of its latent weights,
+# and max-pool of signs is OR.
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. How many border classes has a 5 × 5 filter with padding 2, on an image of 14 × 14? And on one
-#    of 3 × 3? Predict, then count with `taps_inside`. *Hint:* count the kinds of rows first. On a
-#    small image a row can be near both borders.
+# | | write | task |
+# |:-|:-|:-|
+# | 05.1 | `windows(x, size, ...)` | what a filter sees at each position, one a row |
+# | 05.2 | `fold_windows(grad, shape, ...)` | the way back: add windows to their pixels |
+# | 05.3 | `weight_scale(latent)` | the scale of each filter |
+# | 05.4 | `xnor_conv2d(x, weight, padding)` | the convolution on words, with a frame of zeros |
+# | 05.5 | `max_pool_bits(bits)` | max-pool as OR |
+#
+# Edit `mybnn/convolution.py`, beside this notebook. It uses your `mybnn/packing.py` of 04, and has
+# a layer, `binary_conv2d`, made of your functions. Then type in a terminal, in the folder of the
+# course:
+#
+#     tinybnn course check 05      # or one: tinybnn course check 05.2
+#     tinybnn course hint 05.2     # three hints, one after the other
+#
+# Or check from here:
+
+# %%
+from tinybnn import course  # noqa: E402
+
+course.show("05")
+
+# %% [markdown]
+# Think about:
+#
+# 1. Pad once with -1 and once with +1, and take the mean of both sums. Why is it exactly the sum
+#    with zeros? What does this way cost?
 # 2. A ternary weight is +1, 0 or -1: two words a tap, one with the signs and one, the mask, that
-#    says where the weight is not 0. Derive the sum of a row from XOR, AND and popcount, and check
-#    it against floats. *Hint:* differences count only where the mask is 1, and $K$ becomes the
-#    number of ones in the mask. What has this to do with the padding?
-# 3. Extend `count_agreements` to the 25 taps of a 5 × 5 filter. How many planes are needed, and how
-#    many operations do you get away with? *Hint:* keep a list of words for each weight; as long as
-#    a list has three words, replace them by the sum of a full adder and put its carry into the next
-#    list; finish with half adders. Check against `depthwise.conv2d_sums`.
+#    says where the weight is not 0. Derive the sum of a row from XOR, AND and popcount. What has
+#    this to do with the padding?
 
 # %% [markdown]
 # ## Sources
 #
+# - M. Rastegari, V. Ordonez, J. Redmon, A. Farhadi: *XNOR-Net* (2016), arXiv:1603.05279: binary
+#   convolutions, the scale of a filter.
 # - M. Courbariaux, I. Hubara, D. Soudry, R. El-Yaniv, Y. Bengio: *Binarized Neural Networks*
 #   (2016), arXiv:1602.02830.
-# - M. Rastegari, V. Ordonez, J. Redmon, A. Farhadi: *XNOR-Net* (2016), arXiv:1603.05279: binary
-#   convolutions.
-# - Y. Umuroglu et al.: *FINN* (2017), arXiv:1612.07119: batch norm and sign as a threshold,
-#   max-pool as OR.
-# - H. S. Warren: *Hacker's Delight*, 2nd edition (2012), section 5-1: adders on words, carry-save.
-# - W. Muła, N. Kurz, D. Lemire: *Faster Population Counts Using AVX2 Instructions* (2018),
-#   arXiv:1611.07612: the carry-save tree of Harley and Seal.
-# - E. Biham: *A Fast New DES Implementation in Software* (1997): bit slicing.
-# - D. Kim et al.: *BD-Net: Has Depth-Wise Convolution Ever Been Applied in Binary Neural Networks?*
-#   (2025), arXiv:2511.17633: depth-wise convolutions in binary networks.
+# - Y. Umuroglu et al.: *FINN* (2017), arXiv:1612.07119: max-pool as OR.
+# - E. Alpaydin, C. Kaynak: *Optical Recognition of Handwritten Digits*, UCI Machine Learning
+#   Repository (1998), CC BY 4.0: the image.

@@ -39,6 +39,24 @@ CHAPTERS = {
         Chapter("01", ("01_autograd_from_scratch", "01b_autograd_on_arrays"), "engine"),
         Chapter("02", ("02_the_gradient_of_sign", "02b_estimators_compared"), "estimators"),
         Chapter("03", ("03_first_binary_network",), "layers"),
+        Chapter(
+            "04",
+            (
+                "04_xnor_and_popcount",
+                "04b_a_product_as_fast_as_the_machine",
+                "04c_tables_and_the_roofline",
+            ),
+            "packing",
+        ),
+        Chapter(
+            "05",
+            (
+                "05_convolutions_on_bits",
+                "05b_convolutions_by_addresses",
+                "05c_depthwise_on_bit_planes",
+            ),
+            "convolution",
+        ),
     )
 }  # fmt: skip
 
