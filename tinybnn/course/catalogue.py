@@ -35,6 +35,7 @@ CHAPTERS = {
     chapter.number: chapter
     for chapter in (
         Chapter("00", ("00_bits_and_signs",), "bits"),
+        Chapter("06", ("06_compiling", "06b_the_compiler"), "folding"),
     )
 }  # fmt: skip
 
