@@ -170,14 +170,14 @@ def judge(accuracy, least, seeds, flips):
     if not accuracy >= least:
         failed.append(
             f"{accuracy:.1%} of the test images are right, {least:.0%} are asked for; with good "
-            f"answers ten seeds reach {min(seeds):.1%} to {max(seeds):.1%}. Gradients arrive, but they "
-            "lead elsewhere: check the exercises that this milestone needs"
+            f"answers ten seeds reach {min(seeds):.1%} to {max(seeds):.1%}. Gradients arrive, but "
+            "they lead elsewhere: check the exercises that this milestone needs"
         )
     return failed
 
 
 def latent(rng, *shape):
-    """Latent weights to begin with, near enough to 0 that signs flip early; the student's Tensor."""
+    """Latent weights to begin with, near enough to 0 that signs flip early: a Tensor."""
     from mybnn.engine import Tensor
 
     return Tensor(rng.uniform(-0.3, 0.3, shape).astype(np.float32))
