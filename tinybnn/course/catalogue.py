@@ -35,7 +35,7 @@ CHAPTERS = {
     chapter.number: chapter
     for chapter in (
         Chapter("00", ("00_bits_and_signs",), "bits"),
-        Chapter("06", ("06_compiling", "06b_the_compiler"), "folding"),
+        Chapter("06", ("06_compiling", "06b_the_compiler", "06c_tasks_and_time"), "folding"),
     )
 }  # fmt: skip
 

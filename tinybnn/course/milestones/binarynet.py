@@ -42,8 +42,8 @@ from tinybnn.course.milestones.milestone import (
 LEVELS = (-0.5, 0.0, 0.5)
 WIDTHS = (64 * len(LEVELS), 256, 256, 10)
 EPOCHS, RATE = 30, 1e-2
-SEEDS = (0.9, 0.9)
-LEAST = 0.88
+SEEDS = (0.9028, 0.9111, 0.9, 0.9111, 0.9028, 0.9167, 0.9167, 0.9111, 0.9167, 0.9194)
+LEAST = 0.89
 
 
 def thermometer(pixels):
