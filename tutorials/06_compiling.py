@@ -21,7 +21,7 @@
 # the product of words of [04](04_xnor_and_popcount.ipynb). Max-pool is explained in
 # [05](05_convolutions_on_bits.ipynb).
 #
-# **Time** about 12 minutes of reading; the cells run in less than half a minute.
+# **Time** about 14 minutes of reading; the cells run in less than half a minute.
 #
 # This notebook does by hand what `deploy.compile` does for any model: [06b](06b_the_compiler.ipynb)
 # is about the compiler itself, [06c](06c_tasks_and_time.ipynb) about how its programs become fast.
@@ -86,7 +86,7 @@ assert (np.int32([2]) - mean).dtype == np.float64
 
 # %% [markdown]
 # Float64 rounds in other places, so the sums must become float32 before anything else. (Integers
-# below $2^{24}$ are exact in float32.) The order of the operations matters in the same way.
+# below $2^{24}$ are exact in float32.) So does another order of operations.
 #
 # ## The naive version: a formula
 #
@@ -218,7 +218,7 @@ assert ((norm(everywhere, *one) >= 0) != by_formula(everywhere, *one)).sum() == 
 #
 # The mistake was to look for the *true* threshold. What we want is the threshold of the float32
 # function. That function has few arguments: with $K$ products, a sum is one of $2K + 1$ integers.
-# So we ask it at all of them, and read off where the sign changes.
+# We ask it at all of them, and read off where the sign changes.
 #
 # Can it change more than once, with all that rounding? No. Subtracting a constant, dividing by a
 # positive one, multiplying by one and adding one either never reverse the order of two numbers or
@@ -228,8 +228,8 @@ assert ((norm(everywhere, *one) >= 0) != by_formula(everywhere, *one)).sum() == 
 #
 # $$\text{bit} = [\, s \ge t \,] \oplus f$$
 #
-# where $\oplus$ is XOR: $f = 1$ turns the bit over. Follow the three kinds of channel in the table
-# above.
+# where $\oplus$ is XOR: $f = 1$ turns the bit over. In the table above there are three kinds of
+# channel.
 #
 # - It begins with -1 and changes: $t$ is the first sum with +1, and $f = 0$.
 # - It begins with +1 and changes: $t$ is the first sum with -1, and $f = 1$.
@@ -267,8 +267,9 @@ for axes, name in zip(sides, ("gamma > 0", "gamma < 0", "gamma = 0, beta > 0"), 
 plt.show()
 
 # %% [markdown]
-# (Colours are signs; the dashed line stands just before the threshold.) No case needs code of its
-# own: not $\gamma < 0$, not $\gamma = 0$, not NaN, and not the channel that rounding decided:
+# (Orange is +1, blue is -1; the dashed line stands just before the threshold.) No case needs code
+# of its own: not $\gamma < 0$, not $\gamma = 0$, not NaN, and not the channel that rounding
+# decided:
 
 # %%
 t, flipped = fold_channel(norm(everywhere, *one) >= 0, largest)

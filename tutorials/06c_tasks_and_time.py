@@ -20,7 +20,7 @@
 # **You need** [06b](06b_the_compiler.ipynb): steps, forms and `==`. Convolutions on words are
 # explained in [05](05_convolutions_on_bits.ipynb).
 #
-# **Time** about 13 minutes of reading; the cells run in less than a minute, the first time longer,
+# **Time** about 14 minutes of reading; the cells run in less than a minute, the first time longer,
 # since kernels are compiled. Times are those of the machine that ran the notebook.
 
 # %%
@@ -107,11 +107,11 @@ assert sorted(i for task in packed.tasks for i in task.covers) == list(range(len
 
 # %% [markdown]
 # A product of signs and its thresholds are one task: the kernel compares the differences that it
-# has just counted and writes bits, as in notebook 05. A sum is 32 bits and becomes one; the sums
-# are never written.
+# has just counted and writes bits, as in [05](05_convolutions_on_bits.ipynb). A sum is 32 bits and
+# becomes one; the sums are never written.
 #
 # In the last task integers become floats and go through a batch norm. In the third, a batch norm of
-# floats ends in bits. Such arithmetic on floats is the subject of the next pages.
+# floats ends in bits. Such arithmetic on floats comes next.
 
 # %% [markdown]
 # ## Real numbers between the signs
@@ -369,7 +369,8 @@ assert np.array_equal(
 # ## Measured
 #
 # `profile` measures each task. *Products* are products of signs, and *of peak* is the share of what
-# the processor could count if nothing had to be loaded (the flat roof of notebook 04).
+# the processor could count if nothing had to be loaded (the flat roof of
+# [04c](04c_tables_and_the_roofline.ipynb)).
 
 # %%
 profile = packed.profile(images, repetitions=20, threads=1)
@@ -440,8 +441,7 @@ plt.show()
 
 # %% [markdown]
 # The first three rows are about the same work on both sides, as the first layer's sums are floats
-# either way. The products of signs are the rows that gain most. Rows with few products, like the
-# last one, gain nothing and can lose: there the handling of each image outweighs the work.
+# either way. The products of signs are the rows that gain most.
 #
 # That changes what is worth working on. The first layer, a small part of the operations, now takes
 # a large part of the time, and the next improvement has to be made there. This is Amdahl's law.
