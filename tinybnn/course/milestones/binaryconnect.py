@@ -95,5 +95,5 @@ def run(progress=False, seed=0):
 MILESTONE = Milestone(
     1, "BinaryConnect", 2015, "Training Deep Neural Networks with binary weights",
     ("00.1", "01.1", "01.2", "01.3", "01.4", "02.1", "02.4", "03.1", "03.2", "03.3", "03.4",
-     "03.5"), run, 2.0,
+     "03.5"), run, 15.0,
 )  # fmt: skip

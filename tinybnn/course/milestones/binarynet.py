@@ -137,5 +137,5 @@ def _differs(name, differ, sums, values, thresholds, flipped, gamma):
 MILESTONE = Milestone(
     2, "BinaryNet", 2016, "Binarized Neural Networks",
     ("00.1", "01.1", "01.2", "01.3", "01.4", "02.1", "02.4", "03.1", "03.2", "03.3", "03.4",
-     "03.5", "04.1", "04.2", "04.3", "06.1", "06.2", "06.4"), run, 3.0,
+     "03.5", "04.1", "04.2", "04.3", "06.1", "06.2", "06.4"), run, 20.0,
 )  # fmt: skip

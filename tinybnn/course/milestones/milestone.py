@@ -43,7 +43,7 @@ class Milestone:
     run : callable
         ``run(progress)`` imports `mybnn`, trains, judges, and returns an `Outcome`.
     seconds : float
-        Time that one core takes with good answers.
+        Longest time with good answers; an idle core takes a third of that or less.
     """
 
     number: int
