@@ -88,7 +88,7 @@ assert (np.int32([2]) - mean).dtype == np.float64
 # Float64 rounds in other places, so the sums must become float32 before anything else. (Integers
 # below $2^{24}$ are exact in float32.) So does another order of operations.
 #
-# ## The naive version: a formula
+# ## The naive version
 #
 # Set the norm to zero and solve for $s$:
 #

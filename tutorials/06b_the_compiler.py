@@ -68,7 +68,7 @@ assert history["accuracy"][-1] > 0.8
 # stand, what becomes of the pooling. **How does a program find this for any model, and how do we
 # know that what it found is right?** We begin with the second half.
 #
-# ## The naive version: compare the accuracy
+# ## The naive version
 #
 # The obvious test of a packed program is that it is as accurate as the model. To see what this test
 # is worth, we make a mistake on purpose, as small as possible. We turn over *one* of the 512 signs

@@ -74,7 +74,7 @@ assert len(packed.steps) == 15
 # that is kept of it is one. **How much of this traffic can be avoided, and what does the whole
 # program then gain over floats?**
 #
-# ## The naive version: step by step
+# ## The naive version
 #
 # `packed.run` carries out one step after the other. It is the reference, and what `verify` checks
 # first. How large are its results?
