@@ -57,6 +57,7 @@ CHAPTERS = {
             ),
             "convolution",
         ),
+        Chapter("06", ("06_compiling", "06b_the_compiler", "06c_tasks_and_time"), "folding"),
     )
 }  # fmt: skip
 

@@ -1,0 +1,89 @@
+"""Chapter 06: batch norm and sign as one integer comparison, and a network that runs on words.
+
+Write the missing bodies, then check them: tinybnn course check 06
+"""
+
+import numpy as np
+
+from mybnn.packing import pack, xnor_matmul
+
+
+def normalized(a, mean, var, gamma, beta, eps=1e-5):
+    """06.1: batch norm with fixed statistics, as the float network computes it.
+
+    ((a - mean) / sqrt(var + eps)) * gamma + beta in exactly this order, each operation in float32.
+
+    Parameters
+    ----------
+    a : (..., M) integers or float32
+        The sums of M channels. Integers must become float32 first: in NumPy an int32 array minus
+        a float32 array is float64.
+    mean, var, gamma, beta : (M,) float32
+    eps : float
+
+    Returns
+    -------
+    (..., M) float32
+    """
+    raise NotImplementedError
+
+
+def fold(limit, mean, var, gamma, beta, eps=1e-5):
+    """06.2: the comparison that is left of batch norm and sign, for each channel.
+
+    For every integer a from -limit to limit, `normalized(a) >= 0` is exactly
+    `(a >= threshold) != flipped`. A channel that is always +1 gets the threshold -limit, and one
+    that is always -1 gets limit + 1; neither is flipped.
+
+    Parameters
+    ----------
+    limit : int
+        The largest sum: the number of products in it.
+    mean, var, gamma, beta : (M,) float32
+    eps : float
+
+    Returns
+    -------
+    thresholds : (M,) int64
+    flipped : (M,) bool
+        True where the sign changes from +1 to -1.
+    """
+    raise NotImplementedError
+
+
+def fold_pooled(bits, flipped):
+    """06.3: max-pooling of 2 x 2 sums before batch norm and sign, done on the signs' bits.
+
+    `bits` are the comparisons of all sums, (sums >= threshold) != flipped. The answer is what
+    comparing the largest sum of each window would give, but the sums are gone.
+
+    Parameters
+    ----------
+    bits : (N, M, H, W) bool
+        H and W are even.
+    flipped : (M,) bool
+
+    Returns
+    -------
+    (N, M, H // 2, W // 2) bool
+    """
+    raise NotImplementedError
+
+
+def packed_predict(layers, x):
+    """06.4: the scores of a binary network of dense layers, on words and integers only.
+
+    Parameters
+    ----------
+    layers : list of dicts
+        Each has "words", the packed signs of its weights (M, W), and "k", the number of its
+        inputs. All but the last have "thresholds" and "flipped", (M,) each, from `fold`.
+    x : (N, K) float32
+        Signs, +1 and -1.
+
+    Returns
+    -------
+    (N, M) int32
+        The integer sums of the last layer.
+    """
+    raise NotImplementedError
