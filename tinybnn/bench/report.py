@@ -15,6 +15,7 @@ import numpy as np
 from tinybnn import analysis, plots, tables
 from tinybnn.analysis import operations
 from tinybnn.bench.agreement import compare_all
+from tinybnn.bench.curvature import curvature
 from tinybnn.bench.kernels import depthwise_convolutions, kernels
 from tinybnn.bench.models import networks
 from tinybnn.bench.peers import blas_threads, is_installed, load_torch, versions
@@ -26,7 +27,7 @@ from tinybnn.kernels.machine.simd import cpu_kind, cpu_name
 from tinybnn.kernels.signs import xnor
 from tinybnn.kernels.signs.prepared import has_fast_look_ups
 
-GROUPS = ("kernels", "depthwise", "models", "startup", "train")
+GROUPS = ("kernels", "depthwise", "models", "startup", "train", "curvature")
 
 
 def run(group="all", num_threads=None, quick=False, say=print, profile=False):
@@ -100,6 +101,7 @@ def run(group="all", num_threads=None, quick=False, say=print, profile=False):
         "models": lambda settings: networks(settings, say),
         "startup": startup,
         "train": lambda settings: training(settings, profile),
+        "curvature": curvature,
     }
     rows = []
     with threads.num_threads(num_threads), blas_threads(num_threads):

@@ -333,7 +333,7 @@ def _add_hessian(experiments):
     _add_mobile_training(hessian, 3, epochs=5)
     for name, low, what in (
         ("images", 2, "on which the Hessian is computed (512)"),
-        ("steps", 10, "of Lanczos (30)"),
+        ("steps", 10, "of Lanczos (40)"),
     ):
         hessian.add_argument(f"--{name}", type=whole(low), metavar="N", help=what)
     hessian.add_argument(

@@ -46,7 +46,7 @@ class Config(experiment.Config):
 
     epochs: int = 5
     images: int = 512
-    steps: int = 30
+    steps: int = 40
 
     def __post_init__(self):
         super().__post_init__()
@@ -56,9 +56,7 @@ class Config(experiment.Config):
 QUICK = experiment.QUICK | {"epochs": 1, "images": 32, "steps": COUNT}
 
 
-def run(
-    out, config, seeds=3, arms=None, note="", graphs=1, threads=None, progress=True, say=print
-):
+def run(out, config, seeds=3, arms=None, note="", graphs=1, threads=None, progress=True, say=print):
     """Train the networks and compute their spectra, or go on where an earlier call was stopped.
 
     Parameters and errors are those of `bdnet.run`, and:
