@@ -533,24 +533,6 @@ def signs(*shape, seed=0):
     return np.where(np.random.default_rng(seed).random(shape) < 0.5, -1, 1).astype(np.float32)
 
 
-@pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "7"}])
-def test_threads_of_pytorch_wait_as_the_user_says_or_as_it_likes(tmp_path, given):
-    """Not as those of our kernels do: that is set while PyTorch is not being loaded."""
-    (tmp_path / "torch.py").write_text("import os\nprint(os.environ.get('GOMP_SPINCOUNT'))\n")
-    code = "from tinybnn.bench.peers import load_torch; load_torch(); import torch, os; "
-    code += "print(os.environ['GOMP_SPINCOUNT'])"
-    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    environment = {k: v for k, v in os.environ.items() if k not in names} | given
-    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *sys.path])
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == [
-        given.get("GOMP_SPINCOUNT", "None"),
-        given.get("GOMP_SPINCOUNT", "5000"),
-    ]
-
-
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (5, 1), (3, 2)])
 def test_depthwise_peers_compute_what_ours_does(size, stride):
     x, weight = signs(2, 8, 6, 5), signs(size, size, 5, seed=1)

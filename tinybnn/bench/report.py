@@ -18,7 +18,7 @@ from tinybnn.bench.agreement import compare_all
 from tinybnn.bench.curvature import curvature
 from tinybnn.bench.kernels import depthwise_convolutions, kernels
 from tinybnn.bench.models import networks
-from tinybnn.bench.peers import blas_threads, is_installed, load_torch, versions
+from tinybnn.bench.peers import blas_threads, is_installed, versions
 from tinybnn.bench.rounds import Settings, rest
 from tinybnn.bench.startup import startup
 from tinybnn.bench.training import training
@@ -92,7 +92,6 @@ def run(group="all", num_threads=None, quick=False, say=print, profile=False):
     """
     if group not in (*GROUPS, "all"):
         raise ValueError(f"bench: group must be one of {(*GROUPS, 'all')}, got {group!r}")
-    load_torch()
     num_threads = _default_threads(num_threads)
     settings = Settings(num_threads, quick)
     measured = {
