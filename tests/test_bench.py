@@ -14,6 +14,7 @@ import pytest
 from tinybnn import bench, cli, models, nn
 from tinybnn.bench import (
     agreement,
+    curvature,
     kernels,
     peers,
     report,
@@ -359,10 +360,36 @@ def test_all_is_every_group(monkeypatch, alone):
     monkeypatch.setattr(
         report, "training", lambda settings, profile: [row | {"name": f"training, {profile}"}]
     )
+    monkeypatch.setattr(report, "curvature", lambda settings: [row | {"name": "curvature"}])
     names = [row["name"] for row in bench.run("all", 1, True, lambda text: None)["rows"]]
     assert names == [
-        "kernels", "depthwise_convolutions", "networks", "startup", "training, False",
+        "kernels", "depthwise_convolutions", "networks", "startup", "training, False", "curvature",
     ]  # fmt: skip
+
+
+def _small_cnn(rng):
+    return models.cnn((1, 8, 8), channels=(4, 8, 8), features=8, padding=1, rng=rng)
+
+
+def small_product():
+    """Of a network with all the layers that the rows of curvature have, and of few images."""
+    return curvature.Row(training.Network("small", _small_cnn, (1, 8, 8), 8, None), 4)
+
+
+def test_products_with_the_hessian(alone, monkeypatch):
+    monkeypatch.setattr(curvature, "ROWS", (small_product(),))
+    _, rows, text = quick("curvature")
+    assert rows[0]["name"] == "small, Hessian product" and rows[-1]["name"] == "small, graph held"
+    assert rows[0]["peer"] == rows[-1]["peer"] == "its gradient"
+    assert rows[0]["target"] == 0.25 and "ratio 0.25" in text
+
+
+@pytest.mark.skipif(not peers.is_installed("torch"), reason="PyTorch is not installed")
+def test_products_are_those_of_pytorch():
+    ours = curvature.Product(small_product().network, 8)
+    theirs = curvature.TorchProduct(ours, torch_training.Variant("PyTorch"), 1)
+    expected = theirs()
+    assert np.abs(ours() - expected).max() < 1e-3 * np.abs(expected).max()
 
 
 LONG = "a network with a name of many words, and_with_one_that_is_longer_than_a_line_" + "x" * 100
@@ -504,24 +531,6 @@ def test_options_of_training(arguments, advice, capsys):
 
 def signs(*shape, seed=0):
     return np.where(np.random.default_rng(seed).random(shape) < 0.5, -1, 1).astype(np.float32)
-
-
-@pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "7"}])
-def test_threads_of_pytorch_wait_as_the_user_says_or_as_it_likes(tmp_path, given):
-    """Not as those of our kernels do: that is set while PyTorch is not being loaded."""
-    (tmp_path / "torch.py").write_text("import os\nprint(os.environ.get('GOMP_SPINCOUNT'))\n")
-    code = "from tinybnn.bench.peers import load_torch; load_torch(); import torch, os; "
-    code += "print(os.environ['GOMP_SPINCOUNT'])"
-    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    environment = {k: v for k, v in os.environ.items() if k not in names} | given
-    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *sys.path])
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == [
-        given.get("GOMP_SPINCOUNT", "None"),
-        given.get("GOMP_SPINCOUNT", "5000"),
-    ]
 
 
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (5, 1), (3, 2)])

@@ -264,9 +264,10 @@ def test_products_leave_the_model_as_it_was():
 
 @pytest.mark.parametrize("operator", [HessianOperator, GaussNewtonOperator])
 @pytest.mark.parametrize("signs", ["straight-through", "surrogate"])
-def test_a_held_operator_gives_the_same_products(operator, signs):
+@pytest.mark.parametrize("count, graphs", [(1, 1), (2, 0), (2, 1), (2, 2), (2, 9)])
+def test_a_held_operator_gives_the_same_products(operator, signs, count, graphs):
     model = binary_network()
-    H = operator(model, images()[:1], signs=signs)
+    H = operator(model, images()[:count], signs=signs, graphs=graphs)
     vectors = np.random.default_rng(0).standard_normal((3, H.size))
     expected = [H @ v for v in vectors]
     calls, forward = [], model[0].forward
@@ -274,11 +275,14 @@ def test_a_held_operator_gives_the_same_products(operator, signs):
     with H.held():
         for v, product in zip(vectors, expected, strict=True):
             assert np.array_equal(H @ v, product)
-        assert len(calls) == 1
+    kept = min(graphs, count)
+    assert len(calls) == kept + len(vectors) * (count - kept)
     model[2].weight.data *= 0.5
-    assert not np.array_equal(H @ vectors[0], expected[0]) and len(calls) == 2
+    calls.clear()
+    assert not np.array_equal(H @ vectors[0], expected[0]) and len(calls) == count
+    calls.clear()
     top = analysis.top_eigenvalues(H, 2)
-    assert top.steps > 2 and len(calls) == 3
+    assert top.steps > 2 and len(calls) == kept + top.steps * (count - kept)
 
 
 def test_parameters_that_the_loss_does_not_curve_in():
@@ -314,6 +318,7 @@ def test_wrong_arguments():
         (r"parameters\[0\] is not a parameter", {"parameters": nn.Linear(2, 2)}),
         ("twice", {"parameters": [model[0].bias] * 2}),
         ("can be read only once", {"batches": iter(samples())}),
+        ("graphs must not be negative, got -1", {"graphs": -1}),
     ]:
         with pytest.raises(ValueError, match=message):
             HessianOperator(model, **{"batches": samples(), **kwargs})

@@ -131,6 +131,20 @@ def test_where(shapes):
     check(lambda a, b: T.where(condition, a, b), np.asarray(a), np.asarray(b))
 
 
+@given(data=st.data())
+def test_where_selects_the_bits_that_numpy_selects(data):
+    """-0.0 and the payloads of NaN among them."""
+    dtype = data.draw(st.sampled_from([np.float32, np.float64]))
+    shapes = data.draw(hnp.mutually_broadcastable_shapes(num_shapes=3, max_dims=3)).input_shapes
+    condition = data.draw(hnp.arrays(bool, shapes[0]))
+    bits = f"u{np.dtype(dtype).itemsize}"
+    a, b = (data.draw(hnp.arrays(bits, shape)).view(dtype) for shape in shapes[1:])
+    result = T.where(condition, T.Tensor(a), T.Tensor(b)).data
+    expected = np.where(condition, a, b)
+    assert result.dtype == expected.dtype
+    assert np.array_equal(result.view(bits), expected.view(bits))
+
+
 def test_where_with_a_condition_of_more_axes_than_its_values():
     condition = normal(4, 2, 3) > 0
     check(lambda a, b: T.where(condition, a, b), normal(3), normal(2, 1, seed=1))

@@ -30,6 +30,7 @@ statistics are left as they were.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 from typing import NamedTuple
@@ -59,7 +60,8 @@ class CurvatureOperator:
         Left as it was, its mode, gradients and running statistics included.
     batches : sequence of (x, target)
         Arrays; a list, or a `DataLoader` that neither shuffles nor augments. The operator is the
-        mean over all samples. Memory is that of one batch, whatever their number.
+        mean over all samples. Memory is that of one batch, whatever their number, and of `graphs`
+        more.
     loss : callable
         ``loss(output, target)``, the mean over the samples of a batch.
     parameters : Module or sequence of Tensors, optional
@@ -69,6 +71,8 @@ class CurvatureOperator:
         Which function is differentiated; see the text of this module.
     training : bool
         Normalise by the statistics of the batch.
+    graphs : int
+        How many batches' gradients stay in memory while the operator is held (`held`).
 
     Attributes
     ----------
@@ -86,9 +90,11 @@ class CurvatureOperator:
 
     def __init__(
         self, model, batches, loss=F.cross_entropy, parameters=None, *,
-        signs="straight-through", training=False,
+        signs="straight-through", training=False, graphs=1,
     ):  # fmt: skip
         name = type(self).__name__
+        if graphs < 0:
+            raise ValueError(f"{name}: graphs must not be negative, got {graphs}")
         if signs not in SIGNS:
             raise ValueError(f"{name}: signs must be one of {SIGNS}, got {signs!r}")
         if iter(batches) is batches:
@@ -108,7 +114,7 @@ class CurvatureOperator:
         self.parameters = parameters_of(name, model, parameters)
         self.size = sum(p.numel() for p in self.parameters)
         self.shape = self.size, self.size
-        self._keeps, self._graph = False, None
+        self.graphs, self._is_held, self._kept = graphs, False, {}
 
     @property
     def dtype(self):
@@ -126,7 +132,8 @@ class CurvatureOperator:
                 f"shape {vector.shape}"
             )
         parts = self.split(vector.reshape(-1))
-        return self._mean(lambda x, target: self._product(x, target, parts)).reshape(vector.shape)
+        product = self._mean(functools.partial(self._product, parts))
+        return product.reshape(vector.shape)
 
     rmatvec = matvec  # it is symmetric
 
@@ -166,32 +173,31 @@ class CurvatureOperator:
     def held(self):
         """Context manager: the model and the batches stay as they are inside.
 
-        With a single batch its gradient is then computed once, and each product differentiates the
-        same graph: about two thirds of the time. The functions of this module do so by themselves.
+        The gradient of the first `graphs` batches is then computed once, and each product
+        differentiates the same graph: half to two thirds of the time. The functions of this module
+        do so by themselves.
         """
-        before, self._keeps = (
-            self._keeps,
-            hasattr(self.batches, "__len__") and len(self.batches) == 1,
-        )
+        before, self._is_held = self._is_held, True
         try:
             yield self
         finally:
-            self._keeps = before
+            self._is_held = before
             if not before:
-                self._graph = None
+                self._kept = {}
 
-    def _recorded(self, x, target):
-        """What products with one batch's matrix differentiate: kept while it is held."""
-        if self._graph is not None:
-            return self._graph
-        graph = self._record(x, target)
-        self._graph = graph if self._keeps else None
-        return graph
+    def _recorded(self, i, x, target):
+        """What products with the matrix of batch i differentiate, and whether it is kept."""
+        keep = self._is_held and i < self.graphs
+        if not keep:
+            return self._record(x, target), False
+        if i not in self._kept:
+            self._kept[i] = self._record(x, target)
+        return self._kept[i], True
 
     def gradient(self):
         """The mean gradient of the loss, (n,): for ``"straight-through"`` that of training."""
 
-        def gradients(x, target):
+        def gradients(i, x, target):
             value = self.loss(self.model(Tensor(x)), target)
             return grad(value, self.parameters, allow_unused=True)
 
@@ -207,16 +213,16 @@ class CurvatureOperator:
         """Compute what does not depend on the vector, for one batch."""
         raise NotImplementedError
 
-    def _product(self, x, target, parts):
-        """Products with one batch's matrix, one (or None, for 0) for each parameter."""
+    def _product(self, parts, i, x, target):
+        """Products with the matrix of batch i, one (or None, for 0) for each parameter."""
         raise NotImplementedError
 
     def _mean(self, compute):
-        """The mean of ``compute(x, target)`` over all samples, as a vector."""
+        """The mean of ``compute(i, x, target)`` over all samples, as a vector; i is the batch."""
         mean, count = None, 0
         with self._as_asked():
-            for x, target in self.batches:
-                found, count = self._joined(compute(x, target)), count + len(x)
+            for i, (x, target) in enumerate(self.batches):
+                found, count = self._joined(compute(i, x, target)), count + len(x)
                 if mean is None:
                     mean = found
                 else:
@@ -271,9 +277,9 @@ class HessianOperator(CurvatureOperator):
         value = self.loss(self.model(Tensor(x)), target)
         return grad(value, self.parameters, create_graph=True, allow_unused=True)
 
-    def _product(self, x, target, parts):
-        slopes = self._recorded(x, target)
-        return _derivatives(slopes, self.parameters, parts, self._keeps)
+    def _product(self, parts, i, x, target):
+        slopes, kept = self._recorded(i, x, target)
+        return _derivatives(slopes, self.parameters, parts, kept)
 
 
 class GaussNewtonOperator(CurvatureOperator):
@@ -294,13 +300,13 @@ class GaussNewtonOperator(CurvatureOperator):
         slope = grad(self.loss(z, target), z, create_graph=True)
         return output, u, back, z, slope
 
-    def _product(self, x, target, parts):
-        output, u, back, z, slope = self._recorded(x, target)
+    def _product(self, parts, i, x, target):
+        (output, u, back, z, slope), kept = self._recorded(i, x, target)
         [along] = _derivatives(back, [u], parts, retain_graph=True)
-        [push] = _derivatives([slope], [z], [along], self._keeps)
+        [push] = _derivatives([slope], [z], [along], kept)
         if push is None:
             return [None] * len(parts)
-        return grad(output, self.parameters, push, retain_graph=self._keeps, allow_unused=True)
+        return grad(output, self.parameters, push, retain_graph=kept, allow_unused=True)
 
 
 def _derivatives(outputs, inputs, vectors, retain_graph=False):

@@ -20,7 +20,6 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from tinybnn.bench.rounds import Contender, contender, rest
-from tinybnn.kernels.machine import threads
 
 PACKAGES = ("torch", "onnxruntime", "larq_compute_engine", "threadpoolctl")
 
@@ -90,19 +89,6 @@ def other_networks(model, x, num_threads, say):
 
 
 # ----------------------------------------------------------------------------------------- PyTorch
-
-
-def load_torch():
-    """Import PyTorch, if it is installed: before all else, so that its threads wait as it likes.
-
-    Its copy of GNU OpenMP would otherwise read what `kernels.machine.threads` has set for Numba's.
-    """
-    if is_installed("torch"):
-        kept = os.environ.pop("GOMP_SPINCOUNT", None) if threads.SETS_SPIN else None
-        import torch  # noqa: F401
-
-        if kept is not None:
-            os.environ["GOMP_SPINCOUNT"] = kept
 
 
 def _layouts():

@@ -15,9 +15,10 @@ import numpy as np
 from tinybnn import analysis, plots, tables
 from tinybnn.analysis import operations
 from tinybnn.bench.agreement import compare_all
+from tinybnn.bench.curvature import curvature
 from tinybnn.bench.kernels import depthwise_convolutions, kernels
 from tinybnn.bench.models import networks
-from tinybnn.bench.peers import blas_threads, is_installed, load_torch, versions
+from tinybnn.bench.peers import blas_threads, is_installed, versions
 from tinybnn.bench.rounds import Settings, rest
 from tinybnn.bench.startup import startup
 from tinybnn.bench.training import training
@@ -26,7 +27,7 @@ from tinybnn.kernels.machine.simd import cpu_kind, cpu_name
 from tinybnn.kernels.signs import xnor
 from tinybnn.kernels.signs.prepared import has_fast_look_ups
 
-GROUPS = ("kernels", "depthwise", "models", "startup", "train")
+GROUPS = ("kernels", "depthwise", "models", "startup", "train", "curvature")
 
 
 def run(group="all", num_threads=None, quick=False, say=print, profile=False):
@@ -91,7 +92,6 @@ def run(group="all", num_threads=None, quick=False, say=print, profile=False):
     """
     if group not in (*GROUPS, "all"):
         raise ValueError(f"bench: group must be one of {(*GROUPS, 'all')}, got {group!r}")
-    load_torch()
     num_threads = _default_threads(num_threads)
     settings = Settings(num_threads, quick)
     measured = {
@@ -100,6 +100,7 @@ def run(group="all", num_threads=None, quick=False, say=print, profile=False):
         "models": lambda settings: networks(settings, say),
         "startup": startup,
         "train": lambda settings: training(settings, profile),
+        "curvature": curvature,
     }
     rows = []
     with threads.num_threads(num_threads), blas_threads(num_threads):

@@ -249,12 +249,16 @@ def _layers():
             @staticmethod
             def backward(context, grad):
                 (x,) = context.saved_tensors
+                if torch.is_grad_enabled():  # it will be differentiated once more
+                    return (x.abs() <= 1) * grad
                 return x.abs().le_(1).mul_(grad)
 
         class ApproxSign(Sign):
             @staticmethod
             def backward(context, grad):
                 (x,) = context.saved_tensors
+                if torch.is_grad_enabled():  # it will be differentiated once more
+                    return (2 - 2 * x.abs()).clamp(min=0) * grad
                 return x.abs().mul_(-2).add_(2).clamp_(min=0).mul_(grad)
 
         class Quantize(torch.nn.Module):

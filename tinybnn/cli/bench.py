@@ -22,7 +22,7 @@ def add_bench(commands):
         "tinybnn bench all --json bench.json --page bench.md --plot roofline.png",
     )
     bench.add_argument(
-        "group", choices=["kernels", "depthwise", "models", "startup", "train", "all"]
+        "group", choices=["kernels", "depthwise", "models", "startup", "train", "curvature", "all"]
     )
     add_threads(bench, "(2, or one a core)")
     bench.add_argument("--plot", metavar="FILE", help="draw the roofline to FILE (PNG)")

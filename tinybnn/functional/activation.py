@@ -15,6 +15,7 @@ from tinybnn.autograd import (
     sum,
     where,
 )  # fmt: skip
+from tinybnn.autograd.operations import select
 from tinybnn.kernels import dispatch
 
 _POSITIVE = np.nextafter(np.float32(0), np.float32(1)), np.inf  # the floats above 0
@@ -68,7 +69,7 @@ class PRelu(Function):
     broadcasts = True
 
     def forward(self, x, weight):
-        return np.where(x > 0, x, weight * x)
+        return select(x > 0, x, weight * x)
 
     def backward(self, grad, output, x, weight):
         positive = as_array(x) > 0

@@ -46,7 +46,7 @@ class Config(experiment.Config):
 
     epochs: int = 5
     images: int = 512
-    steps: int = 30
+    steps: int = 40
 
     def __post_init__(self):
         super().__post_init__()
@@ -56,10 +56,13 @@ class Config(experiment.Config):
 QUICK = experiment.QUICK | {"epochs": 1, "images": 32, "steps": COUNT}
 
 
-def run(out, config, seeds=3, arms=None, note="", threads=None, progress=True, say=print):
+def run(out, config, seeds=3, arms=None, note="", graphs=1, threads=None, progress=True, say=print):
     """Train the networks and compute their spectra, or go on where an earlier call was stopped.
 
-    Parameters and errors are those of `bdnet.run`.
+    Parameters and errors are those of `bdnet.run`, and:
+
+    graphs : int
+        Batches whose gradients stay in memory (`analysis.HessianOperator`).
 
     Returns
     -------
@@ -87,7 +90,7 @@ def run(out, config, seeds=3, arms=None, note="", threads=None, progress=True, s
             found = kept(
                 folder / f"hessian-{stage}.json",
                 functools.partial(
-                    spectrum_of, model, data[0], config, folder, stage, threads, progress
+                    spectrum_of, model, data[0], config, folder, stage, graphs, threads, progress
                 ),
             )
             result["rows"].append({**about, "stage": stage, **found})
@@ -102,12 +105,13 @@ def run(out, config, seeds=3, arms=None, note="", threads=None, progress=True, s
     return result
 
 
-def operator_of(model, images, config):
+def operator_of(model, images, config, graphs=1):
     """The Hessian of a network's loss on the first images of a Dataset, each batch normalised."""
-    return analysis.HessianOperator(model, first_images(images, config), training=True)
+    batches = first_images(images, config)
+    return analysis.HessianOperator(model, batches, training=True, graphs=graphs)
 
 
-def spectrum_of(model, images, config, folder, stage, threads=None, progress=True):
+def spectrum_of(model, images, config, folder, stage, graphs=1, threads=None, progress=True):
     """Eigenvalues of a network's Hessian on the first images of a Dataset.
 
     One iteration of Lanczos from a random vector tells both the largest eigenvalues and, as one
@@ -123,8 +127,8 @@ def spectrum_of(model, images, config, folder, stage, threads=None, progress=Tru
         Of a checkpoint, which is removed when all is done.
     stage : str
         Stands in its name.
-    threads, progress
-        As in `hybnn.run`.
+    graphs, threads, progress
+        As in `run`.
 
     Returns
     -------
@@ -137,7 +141,7 @@ def spectrum_of(model, images, config, folder, stage, threads=None, progress=Tru
 
     checkpoint, start = folder / f"lanczos-{stage}.npz", time.perf_counter()
     with num_threads(threads):
-        operator = operator_of(model, images, config)
+        operator = operator_of(model, images, config, graphs)
         first = analysis.top_eigenvalues(
             operator, COUNT, tol=0, max_steps=config.steps, checkpoint=checkpoint, progress=progress
         )

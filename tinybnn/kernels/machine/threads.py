@@ -30,16 +30,6 @@ from contextlib import contextmanager
 import numba
 import threadpoolctl
 
-# A thread that waits at the end of a parallel loop spins, by default of GNU OpenMP for 300,000
-# turns: some milliseconds. Where another process has the other core, it keeps that core from the
-# thread it waits for: beside one more process, training steps took several times as long. After a
-# spin that is mostly enough for the next loop of the same computation it shall sleep; with fewer
-# turns, steps of many small loops lose time to waking it (`GOMP_SPINCOUNT=1000 tinybnn bench train`
-# shows how much). The library reads this when Numba loads it, with the first parallel loop.
-SETS_SPIN = not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & {*os.environ}  # the user does not
-if SETS_SPIN:
-    os.environ["GOMP_SPINCOUNT"] = "5000"
-
 # Re-entrant, so that a kernel may be called where the lock is held already.
 _lock = threading.RLock()
 _forked_from_openmp = False
@@ -107,9 +97,31 @@ def run(function: int, rows: int, count: int, step: int, data: int) -> None:
 
 
 @functools.cache
+def _start():
+    """Let Numba load its threading layer and start the threads.
+
+    A thread that waits at the end of a parallel loop spins, in GNU OpenMP by default for 300,000
+    turns: some milliseconds. Where another process has the other core, the spinning thread keeps
+    its core from the one it waits for, and training steps took several times as long. 5,000 turns
+    are mostly enough until the next loop of the same computation begins; with fewer, steps of many
+    small loops lose time to waking (`GOMP_SPINCOUNT=1000 tinybnn bench train` shows how much). The
+    library reads the number once, while it is loaded, so the environment of this process and of
+    those that it starts stays as it was.
+    """
+    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & {*os.environ}:  # the user has decided
+        numba.get_num_threads()
+        return
+    os.environ["GOMP_SPINCOUNT"] = "5000"
+    try:
+        numba.get_num_threads()
+    finally:
+        os.environ.pop("GOMP_SPINCOUNT", None)
+
+
+@functools.cache
 def _loop():
     """The parallel loop of the threading layer."""
-    numba.get_num_threads()  # starts it
+    _start()
     name = {"omp": "omppool", "tbb": "tbbpool"}.get(numba.threading_layer(), "workqueue")
     library = importlib.import_module(f"numba.np.ufunc.{name}")
     pointers, numbers = [ctypes.c_void_p] * 5, [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
@@ -138,6 +150,7 @@ def num_threads(n: int | None) -> Iterator[None]:
         return
     if n not in range(1, most() + 1):
         raise ValueError(f"num_threads: n must be from 1 to {most()}, got {n!r}")
+    _start()
     previous = numba.get_num_threads()
     numba.set_num_threads(int(n))
     try:

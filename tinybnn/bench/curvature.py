@@ -1,0 +1,99 @@
+"""Rows of curvature: a product with the Hessian, in gradients of the same network.
+
+A product differentiates a gradient once more, so it costs several. Peers are that gradient, by the
+kernels of training, and PyTorch's double backward of the same layers. Each product is complete:
+forward, gradient, and the gradient's derivative. In the row "graph held" the first two are done
+once and kept, as `analysis.top_eigenvalues` and the like do.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from tinybnn import analysis, models, nn
+from tinybnn.bench.rounds import Target, compare, contender
+from tinybnn.bench.torch_training import TorchTraining, variants
+from tinybnn.bench.training import Network, Training
+from tinybnn.kernels.machine import threads
+
+
+class Row(NamedTuple):
+    """A network, and how many gradients a product should cost at most."""
+
+    network: Network
+    gradients: float
+
+
+def _float_mlp(rng):
+    """784-1024-1024-10 with ReLU and batch norm."""
+    layers = []
+    for inputs in (784, 1024):
+        layers += [nn.Linear(inputs, 1024, rng=rng), nn.BatchNorm1d(1024), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(1024, 10, rng=rng))
+
+
+_GREY = (1, 28, 28)
+ROWS = (
+    Row(Network("CNN for MNIST", lambda rng: models.cnn(_GREY, rng=rng), _GREY, 64, None), 4),
+    Row(Network("float MLP 784-1024-1024-10", _float_mlp, (784,), 128, None), 3),
+)
+
+
+class Product(Training):
+    """A call is a product with the Hessian of the mean loss of the batch, normalised by itself."""
+
+    def __init__(self, network, batch):
+        super().__init__(network, batch)
+        batches = [(self.x, self.target)]
+        self.operator = analysis.HessianOperator(self.model, batches, self.loss, training=True)
+        self.vector = self.rng.standard_normal(self.operator.size, np.float32)
+
+    def __call__(self):
+        return self.operator @ self.vector
+
+
+class TorchProduct(TorchTraining):
+    """PyTorch's product for the same weights, batch and vector, by double backward."""
+
+    def __init__(self, ours, variant, num_threads):
+        super().__init__(ours, variant, num_threads)
+        self.parameters = list(self.network.parameters())
+        self.directions = [self._tensor(part) for part in ours.operator.split(ours.vector)]
+
+    def __call__(self):
+        grad = self._torch.autograd.grad
+        value = self.loss(self.network(self.x), self.target)
+        slopes = grad(value, self.parameters, create_graph=True)
+        found = grad(slopes, self.parameters, self.directions, allow_unused=True)
+        pairs = zip(found, self.parameters, strict=True)
+        found = [self._torch.zeros_like(p) if part is None else part for part, p in pairs]
+        return np.concatenate([part.numpy().reshape(-1) for part in found])
+
+
+def curvature(settings):
+    """Yield the rows.
+
+    Parameters
+    ----------
+    settings : Settings
+    """
+    for network, gradients in ROWS:
+        batch = min(network.batch, 8) if settings.quick else network.batch
+        product, training = Product(network, batch), Training(network, batch)
+        peers = [contender("its gradient", training.compute_gradients, counts=True)]
+        for variant in variants(has_images=len(network.input_shape) == 3):
+            if not variant.fused:
+                twin = TorchProduct(product, variant, settings.num_threads)
+                peers.append(contender(f"{variant.name} product", twin))
+                peers.append(contender(f"{variant.name} gradient", twin.compute_gradients))
+        row = partial(
+            compare, shape="×".join(map(str, (batch, *network.input_shape))), settings=settings,
+            target=Target("ratio", round(1 / gradients, 3)),
+        )  # fmt: skip
+        with threads.one_blas_thread():
+            yield from row(f"{network.name}, Hessian product", ours=product, peers=peers)
+            with product.operator.held():
+                yield from row(f"{network.name}, graph held", ours=product, peers=peers[:1])
