@@ -1,8 +1,8 @@
 """A student's whole way: from an empty folder, answer by answer, to the last milestone.
 
-Everything goes through the command line, in processes. TINYBNN_COMMAND names another `tinybnn` than
-that of this Python, such as one in an environment that was made from a wheel; then the typical
-mistakes go through the command line too.
+Everything goes through the command line, in processes. TINYBNN_COMMAND names the `tinybnn` of an
+environment that was made from a wheel (`.ci/run` makes one); without it this Python's goes through
+the first chapter only, since all take some minutes.
 """
 
 import ast
@@ -79,8 +79,8 @@ def test_from_an_empty_folder_to_the_last_milestone(tmp_path):
         out, _ = student.run("milestone", number, code=1)
         assert "needs exercises that have not passed" in out
 
-    checks = 0
-    for number, chapter in CHAPTERS.items():
+    checks, way = 0, CHAPTERS if COMMAND else dict([next(iter(CHAPTERS.items()))])
+    for number, chapter in way.items():
         solution = (SOLUTIONS / f"{chapter.file}.py").read_text(encoding="utf-8")
         skeleton = (student.folder / "mybnn" / f"{chapter.file}.py").read_text(encoding="utf-8")
         exercises = chapter.exercises
@@ -96,6 +96,9 @@ def test_from_an_empty_folder_to_the_last_milestone(tmp_path):
         _, status = student.run("status")
         assert len(status["chapters"][number]["passed"]) == len(exercises)
 
+    if not COMMAND:
+        return
+
     for number in milestones:
         out, found = student.run("milestone", number)
         assert "reached" in out and found["figures"] and not found["failed"]
@@ -103,7 +106,7 @@ def test_from_an_empty_folder_to_the_last_milestone(tmp_path):
     assert status["next"] == "" and all(one["reached"] for one in status["milestones"].values())
 
     caught = 0
-    for path in WRONG if COMMAND else ():
+    for path in WRONG:
         number = "{}.{}".format(*path.stem.split("_")[:2])
         file = CHAPTERS[number[:2]].file
         solution = (SOLUTIONS / f"{file}.py").read_text(encoding="utf-8")
@@ -115,5 +118,7 @@ def test_from_an_empty_folder_to_the_last_milestone(tmp_path):
         student.write(file, solution)
         caught += 1
     exercises = sum(len(chapter.exercises) for chapter in CHAPTERS.values())
-    print(f"\n{exercises} exercises with {checks} checks, {len(milestones)} milestones", end="")
-    print(f", {caught} wrong answers caught" if COMMAND else "")
+    print(
+        f"\n{exercises} exercises with {checks} checks, {len(milestones)} milestones, "
+        f"{caught} of {len(WRONG)} wrong answers caught"
+    )
