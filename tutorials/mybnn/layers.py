@@ -5,6 +5,7 @@ Write the missing bodies, then check them: tinybnn course check 03
 
 import numpy as np
 
+from mybnn.engine import Tensor
 from mybnn.estimators import sign_ste
 
 

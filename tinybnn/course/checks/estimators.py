@@ -271,7 +271,11 @@ def sign_dtype(estimators):
         x = np.array([-1.5, 0.25], dtype)
         got = call(lambda x: estimators.sign_ste(tensor(x)), {"x": x}).dtype
         if got != dtype:
-            raise Wrong(f"sign_ste turns {dtype.__name__} into {got}", {"x": x}, got, dtype)
+            text = (
+                f"sign_ste turns {dtype.__name__} into {got}: a Tensor makes float32 of integers; "
+                "convert the signs with .astype(x.dtype)"
+            )
+            raise Wrong(text, {"x": x}, got, np.dtype(dtype))
 
 
 EXERCISES = (
