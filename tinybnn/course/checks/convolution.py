@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import sys
+import importlib
 from unittest import mock
 
 import numpy as np
@@ -316,7 +316,7 @@ def _with_right_parts(convolution, pack=place):
     parts = {"pack": pack, "xnor_matmul": _dot, "xnor_matmul_fast": _dot}
     context = contextlib.ExitStack()
     context.enter_context(provided(convolution, windows=_windows, **parts))
-    packing = sys.modules[f"{convolution.__package__}.packing"]
+    packing = importlib.import_module(f"{convolution.__package__}.packing")
     context.enter_context(provided(packing, **parts))
     return context
 
