@@ -1,6 +1,7 @@
 """The plan of the house: which room may import which, and what an import may cost."""
 
 import ast
+import configparser
 import inspect
 import re
 import subprocess
@@ -99,6 +100,14 @@ def test_no_circle_inside_a_room():
 
     for name in edges:
         visit(name, [])
+
+
+def test_all_packages_are_installed():
+    setup = configparser.ConfigParser()
+    if not setup.read(PACKAGE.parent / "setup.cfg", encoding="utf-8"):
+        pytest.skip("the installed package has no setup.cfg beside it")
+    packages = {module(path) for path in FILES if path.name == "__init__.py"} | {"tinybnn"}
+    assert packages <= {*setup["options"]["packages"].split()}
 
 
 def test_files_are_written_by_one_function():
