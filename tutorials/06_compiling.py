@@ -204,6 +204,8 @@ assert counts["round parameters"][1] > counts["round parameters"][0] > channels 
 c = np.flatnonzero(~np.isnan(disagreements(means, variances, gammas, betas, largest)))[:1]
 one = means[c], variances[c], gammas[c], betas[c]
 s = disagreements(*one, largest)
+for name, value in zip(("mean", "variance", "gamma", "beta"), one, strict=True):
+    print(f"{name:<9} {value[0]:.9g}")
 print(f"norm of {s[0]:.0f}: {norm(s, *one)[0]:.3g}")
 print(f"bit: network {norm(s, *one)[0] >= 0}, formula {by_formula(s, *one)[0]}")
 
@@ -329,8 +331,8 @@ print(f"test accuracy {training.accuracy(float_scores, labels):.1%}")
 assert training.accuracy(float_scores, labels) > 0.75
 
 # %% [markdown]
-# Now the program. Before it runs: pack the weights, and fold each channel of the hidden layer,
-# which has sums of 64 products.
+# One bit of each pixel and no tuning: accuracy is not the point here. Now the program. Before it
+# runs: pack the weights, and fold each channel of the hidden layer, which has sums of 64 products.
 
 # %%
 K = 64
@@ -422,7 +424,8 @@ print(packed)
 # | 06.4 | `packed_predict` | a network of any number of layers, on words |
 #
 # Write them in `mybnn/folding.py` beside this notebook. Then `tinybnn course check 06` says what is
-# right and what is not, and `tinybnn course hint 06.2` helps. The state of your answers:
+# right and what is not, and `tinybnn course hint 06.2` helps. When all are right, `tinybnn course
+# milestone 2` trains BinaryNet with your code and runs it on your words. The state of your answers:
 
 # %%
 from tinybnn import course  # noqa: E402
@@ -440,6 +443,9 @@ course.show("06")
 #    program, and which one would you store?
 # 2. XNOR-Net multiplies each sum by the mean magnitude of the filter's weights. What becomes of
 #    these factors when batch norm and sign follow? *Hint:* what is the function of one integer now?
+# 3. Take the round parameters and compute $t$ in float64 with $\varepsilon = 0$. Is it better or
+#    worse than with it? *Hint:* compare `np.float32(256) + np.float32(1e-5)` and `np.float32(16) +
+#    np.float32(1e-5)`.
 #
 # ## Sources
 #
