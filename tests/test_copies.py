@@ -751,14 +751,14 @@ value(bdnet_arms.Arm, "a", halved, "reactnet")
 
 
 def public_classes():
-    """Every class of the package without an underscore, but those of the benchmarks and of Flower.
+    """Every class without an underscore, but those of the benchmarks, the course and Flower.
 
     They are found by walking, so that a new one cannot be forgotten.
     """
     found = set()
     for info in pkgutil.walk_packages(tinybnn.__path__, "tinybnn."):
         rooms = info.name.split(".")
-        if {"bench", "cli", "__main__", "flower_app"} & {*rooms}:
+        if {"bench", "cli", "course", "__main__", "flower_app"} & {*rooms}:
             continue
         for name, cls in vars(importlib.import_module(info.name)).items():
             if inspect.isclass(cls) and cls.__module__ == info.name and not name.startswith("_"):

