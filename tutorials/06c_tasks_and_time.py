@@ -107,8 +107,8 @@ assert sorted(i for task in packed.tasks for i in task.covers) == list(range(len
 
 # %% [markdown]
 # A product of signs and its thresholds are one task: the kernel compares the differences that it
-# has just counted and writes bits, as in [05b](05b_convolutions_by_addresses.ipynb). A sum is 32 bits and
-# becomes one; the sums are never written.
+# has just counted and writes bits, as in [05b](05b_convolutions_by_addresses.ipynb). A sum is 32
+# bits and becomes one; the sums are never written.
 #
 # In the last task integers become floats and go through a batch norm. In the third, a batch norm of
 # floats ends in bits. Such arithmetic on floats comes next.

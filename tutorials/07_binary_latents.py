@@ -17,8 +17,9 @@
 # to tell a biased estimator from a noisy one by comparing it with a sum over all codes, and what an
 # autoencoder does whose latent space is nothing but bits.
 #
-# **You need** [02](02_the_gradient_of_sign.ipynb) (the straight-through estimator) and an idea of what an expectation is.
-# Reading takes about twenty minutes, running under a minute on two CPU cores.
+# **You need** [02](02_the_gradient_of_sign.ipynb) (the straight-through estimator) and an idea of
+# what an expectation is. Reading takes about twenty minutes, running under a minute on two CPU
+# cores.
 
 # %%
 import math
