@@ -5,5 +5,5 @@ import numpy as np
 NAMES = "expected a Tensor"
 
 
-def sign_ste(x, gradient=ste_gradient):  # noqa: F821
+def sign_ste(x, gradient=ste_gradient):
     return np.where(x.data >= 0, 1, -1).astype(x.dtype)

@@ -4,4 +4,4 @@ NAMES = "taken as they are"
 
 
 def binary_linear(x, latent):
-    return sign_ste(x) @ sign_ste(latent).T  # noqa: F821
+    return sign_ste(x) @ sign_ste(latent).T

@@ -4,4 +4,4 @@ NAMES = "not transposed"
 
 
 def binary_linear(x, latent):
-    return x @ sign_ste(latent)  # noqa: F821
+    return x @ sign_ste(latent)

@@ -4,7 +4,7 @@ NAMES = "shift it down"
 
 
 def popcount_words(words):
-    words = words - ((words >> ONE) & PAIRS)  # noqa: F821
-    words = (words & FOURS) + ((words >> TWO) & FOURS)  # noqa: F821
-    words = (words + (words >> FOUR)) & BYTES  # noqa: F821
-    return words * EACH  # noqa: F821
+    words = words - ((words >> ONE) & PAIRS)
+    words = (words & FOURS) + ((words >> TWO) & FOURS)
+    words = (words + (words >> FOUR)) & BYTES
+    return words * EACH

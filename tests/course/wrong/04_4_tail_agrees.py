@@ -13,6 +13,6 @@ def product(a, b, k):
         for j in range(len(b)):
             agree = np.uint64(0)
             for w in range(a.shape[1]):
-                agree += count_ones(~(a[i, w] ^ b[j, w]))  # noqa: F821
+                agree += count_ones(~(a[i, w] ^ b[j, w]))
             out[i, j] = 2 * np.int64(agree) - k
     return out
