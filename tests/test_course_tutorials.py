@@ -52,7 +52,7 @@ def test_it_begins_with_what_one_learns_needs_and_how_long_it_takes(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_parts_stand_in_order(name):
-    found = headings(name)
+    found = [heading.partition(":")[0] for heading in headings(name)]
     assert [heading for heading in found if heading in SPINE] == SPINE
     assert found[0] == SPINE[0] and found[-1] == SPINE[-1]
 

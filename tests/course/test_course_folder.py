@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,15 @@ def test_no_solution_is_copied(course):
     for path in (course / "mybnn").glob("*.py"):
         answers = {p.read_bytes() for p in SOLUTIONS.glob("*.py") if p.name != "__init__.py"}
         assert path.read_bytes() not in answers
+
+
+def test_links_lead_to_what_is_there(course):
+    """In the repository some lead to the source of the package."""
+    for path in course.glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        text = "".join(line for cell in cells for line in cell["source"])
+        targets = re.findall(r"\]\(([^)#:]+)\)", text)
+        assert all((course / target).exists() for target in targets), (path.name, targets)
 
 
 def test_an_empty_folder_and_hidden_files_are_fine(tmp_path):

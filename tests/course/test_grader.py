@@ -397,8 +397,8 @@ def test_prints_are_shown(tmp_path):
 
 
 def test_the_shrunk_counterexample_is_shown(tmp_path):
-    verdict = graded(tmp_path, RIGHT.replace(">=", ">"))
-    assert "with    x = [0.] (float32)\n  got     -1.0\n" in verdict.message
+    verdict = graded(tmp_path, RIGHT.replace("x >= 0", "(x >= 0) & (x < 3)"))
+    assert "with    x = [3.] (float32)\n  got     -1.0\n" in verdict.message
     assert "read    00_bits_and_signs, section 'The sign of zero'" in verdict.message
 
 

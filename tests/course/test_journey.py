@@ -96,6 +96,7 @@ def test_from_an_empty_folder_to_the_last_milestone(tmp_path):
         _, status = student.run("status")
         assert len(status["chapters"][number]["passed"]) == len(exercises)
 
+    exercises = sum(len(chapter.exercises) for chapter in way.values())
     if not COMMAND:
         return
 
@@ -105,6 +106,16 @@ def test_from_an_empty_folder_to_the_last_milestone(tmp_path):
     _, status = student.run("status")
     assert status["next"] == "" and all(one["reached"] for one in status["milestones"].values())
 
+    print(f"\n{exercises} exercises with {checks} checks, {len(milestones)} milestones")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not COMMAND, reason="test_answers.py does so in one process")
+def test_wrong_answers_are_caught(tmp_path):
+    student = Student(tmp_path / "course")
+    student.run("start", "course", inside=False)
+    for chapter in CHAPTERS.values():
+        student.write(chapter.file, (SOLUTIONS / f"{chapter.file}.py").read_text(encoding="utf-8"))
     named = 0
     for path in WRONG:
         number = "{}.{}".format(*path.stem.split("_")[:2])
@@ -117,8 +128,4 @@ def test_from_an_empty_folder_to_the_last_milestone(tmp_path):
         assert verdict["state"] == "wrong", path
         named += ast.literal_eval(names) in verdict["message"]  # a slow one, also by its time alone
         student.write(file, solution)
-    exercises = sum(len(chapter.exercises) for chapter in CHAPTERS.values())
-    print(
-        f"\n{exercises} exercises with {checks} checks, {len(milestones)} milestones, "
-        f"{len(WRONG)} wrong answers caught, {named} by their name"
-    )
+    print(f"\n{len(WRONG)} wrong answers caught, {named} by their name")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tinybnn.course.milestones import MILESTONES, binaryconnect, binarynet, xnornet
+from tinybnn.kernels.machine import threads
 
 SOLUTIONS = Path(__file__).parent / "solutions" / "mybnn"
 
@@ -28,6 +29,13 @@ def student(folder, **more):
         sys.path.remove(str(folder))
         for module in [m for m in sys.modules if m.split(".")[0] == "mybnn"]:
             del sys.modules[module]
+
+
+@pytest.fixture(autouse=True)
+def one_blas_thread():
+    """As in the process in which a student's milestone runs."""
+    with threads.one_blas_thread():
+        yield
 
 
 @pytest.fixture

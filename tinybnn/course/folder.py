@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from tinybnn.storage import StorageError, expecting, read_json, write_atomic, wr
 PROGRESS = "course.json"
 LEVELS = 3  # of hints
 _COPIED = ("*.ipynb", "images/*", "mybnn/*.py")
+_LINK_TO_SOURCE = re.compile(
+    rb"\[([^][\"\n]*)\]\(\.\./(tinybnn/[^)]*)\)"
+)  # leads nowhere in a copy
 
 
 def material():
@@ -101,7 +105,10 @@ def start(folder):
             kept.append(name)
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, path.read_bytes())
+        content = path.read_bytes()
+        if target.suffix == ".ipynb":
+            content = _LINK_TO_SOURCE.sub(rb"\1 (\2)", content)
+        write_atomic(target, content)
         copied.append(name)
     return copied, kept
 
