@@ -52,7 +52,8 @@ def test_links_lead_to_what_is_there(course):
     """In the repository some lead to the source of the package."""
     for path in course.glob("*.ipynb"):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        text = "".join(line for cell in cells for line in cell["source"])
+        texts = [cell["source"] for cell in cells if cell["cell_type"] == "markdown"]
+        text = "".join(line for lines in texts for line in lines)
         targets = re.findall(r"\]\(([^)#:]+)\)", text)
         assert all((course / target).exists() for target in targets), (path.name, targets)
 
