@@ -16,9 +16,8 @@ from tinybnn.storage import StorageError, expecting, read_json, write_atomic, wr
 PROGRESS = "course.json"
 LEVELS = 3  # of hints
 _COPIED = ("*.ipynb", "images/*", "mybnn/*.py")
-_LINK_TO_SOURCE = re.compile(
-    rb"\[([^][\"\n]*)\]\(\.\./(tinybnn/[^)]*)\)"
-)  # leads nowhere in a copy
+# A notebook's link to the source of the package, which leads nowhere in a copy.
+_LINK_TO_SOURCE = re.compile(rb"\[([^][\"\n]*)\]\(\.\./(tinybnn/[^)]*)\)")
 
 
 def material():
