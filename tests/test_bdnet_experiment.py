@@ -129,11 +129,22 @@ def test_the_order_in_plain_words(made, accuracies, verdict):
         row["test_accuracy"] = value + 0.01 * row["seed"] * (row["name"] == "both")
     result["summary"] = bdnet.experiment.summary(result)
     text = " ".join(bdnet.report._comparisons(result).split())
-    assert f": {verdict}. Not told apart by the seeds: " in text and text.count(" < ") == 7
+    assert f": {verdict}." in text and "Not told apart" not in text
     assert (
         "*both: BD-Net-A* against *naive*: +30.50 ± 0.71 points, better in 2 of 2 seeds, p = 0.01; "
         "the paper +3.34." in text
     )
+
+
+def test_an_order_that_the_seeds_do_not_prove(made):
+    result = json.loads(json.dumps(made[1]))
+    values = {"naive": (0.5, 0.54), "dual": (0.53, 0.53), "pre-bn": (0.6, 0.6), "both": (0.7, 0.7)}
+    for row in result["runs"]:
+        row["test_accuracy"] = values[row["name"]][row["seed"]]
+    result["summary"] = bdnet.experiment.summary(result)
+    text = " ".join(bdnet.report._comparisons(result).split())
+    assert ": the same. Not told apart by the seeds: naive < + 1.58-bit. -" in text
+    assert "+1.00 ± 2.83 points, better in 1 of 2 seeds, p = 0.7: not told apart by 2" in text
 
 
 @pytest.mark.parametrize(
