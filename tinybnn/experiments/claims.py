@@ -115,7 +115,8 @@ def count(entries):
 def found(entry):
     """The figures of an entry in words, or what decided instead."""
     parts = [in_words(figure) for figure in entry["figures"]]
-    parts += [f"tested: {name.partition('::')[2]}" for name in entry["tests"]]
+    for name in entry["tests"]:
+        parts.append("tested: " + name.partition("::test_")[2].replace("_", " "))
     return "; ".join(parts + entry["sources"]) or entry["reason"]
 
 
