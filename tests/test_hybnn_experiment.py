@@ -201,7 +201,7 @@ def test_a_killed_run_goes_on_where_it_was(made, tmp_path, monkeypatch, kind, co
         storage, "save", lambda *a, kind, **more: saved.append(kind) or save(*a, kind=kind, **more)
     )
     again = run(tmp_path / "run", seeds=1)
-    complete = {"checkpoint": 3, "codes": 2, "network": 40}  # epochs; sets; networks
+    complete = {"checkpoint": 3, "codes": 2, "network": 41}  # epochs; sets; networks
     phases = list(complete)
     for i, phase in enumerate(phases):
         before = complete[phase] if i < phases.index(kind) else count if phase == kind else 0
@@ -210,7 +210,7 @@ def test_a_killed_run_goes_on_where_it_was(made, tmp_path, monkeypatch, kind, co
     kept = [p for p in left if kind != "checkpoint" or p.name != "vae.npz"]
     assert all(p.stat().st_mtime_ns == left[p] for p in kept)
     paths = [p.relative_to(folder) for p in (folder / "seed-0").rglob("*.npz")]
-    assert len(paths) == 51
+    assert len(paths) == 52
     for path in paths:
         header = storage.read_header(folder / path)
         arrays = [
@@ -377,6 +377,18 @@ def test_old_tasks_are_forgotten_unless_they_are_one(tmp_path):
     assert np.shape(found) == (3, 3)
     assert found[0][0] == found[0][2] > 0.95 and found[1][1] > 0.95 and found[2][0] > 0.95
     assert found[0][1] < 0.9
+
+
+def test_a_sequence_is_compared_with_the_repaired_cnn(made):
+    """That HyBNN stays above a constant proves nothing."""
+    result = json.loads(json.dumps(made[1]))
+    for seed, a, b in zip(result["seeds"], (0.5, 0.6), (0.7, 0.81), strict=True):
+        seed["in_sequence"][-1], seed["in_sequence_cnn"][-1] = [a] * 5, [b] * 5
+    text = " ".join(report._in_sequence(result).split())
+    assert "ends with 75.50 ± 7.78 in the mean of all tasks, HyBNN with 55.00 ± 7.07" in text
+    assert "-20.50 ± 0.71 points, better in 0 of 2 seeds, p = 0.016." in text
+    del result["seeds"][0]["in_sequence_cnn"]  # an older run's
+    assert "ends with" not in report._in_sequence(result)
 
 
 # ------------------------------------------------------------------------------------- the codes

@@ -89,7 +89,7 @@ def _student(differences):
     # The share within ±t has a closed form (Abramowitz and Stegun, 26.7.3 and 26.7.4).
     sine, cosine, odd = math.sin(angle), math.cos(angle), freedom % 2
     term, total = cosine if odd else 1.0, 0.0
-    for power in range(odd, freedom - 1, 2):
+    for power in range(odd, freedom, 2):
         total += term
         term *= cosine**2 * (power + 1) / (power + 2)
     within = (angle + sine * total) * 2 / math.pi if odd else sine * total
