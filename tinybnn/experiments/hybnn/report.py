@@ -300,10 +300,10 @@ def _times(result):
          "seconds of a task, all epochs"],
         rows,
     )  # fmt: skip
-    by = f" by `{times['command']}`, as weights do not matter" if "command" in times else ""
+    how = times.get("how", "with this run")
     before = wrapped(
-        f"""The shortest of several runs, measured {times.get("date", result["date"])}{by}. Rows
-        from codes do not contain the encoder, which a new image needs as well: compare *encoder and
+        f"""The shortest of several runs, measured {times.get("date", result["date"])} {how}.
+        Rows from codes do not contain the encoder, which a new image needs as well: compare *encoder and
         binary head* with the CNNs."""
     )
     single = {row["name"]: row["packed_us"] for row in times["inference"] if row["batch"] == 1}
