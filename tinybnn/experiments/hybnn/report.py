@@ -303,8 +303,8 @@ def _times(result):
     how = times.get("how", "with this run")
     before = wrapped(
         f"""The shortest of several runs, measured {times.get("date", result["date"])} {how}.
-        Rows from codes do not contain the encoder, which a new image needs as well: compare *encoder and
-        binary head* with the CNNs."""
+        Rows from codes do not contain the encoder, which a new image needs as well: compare
+        *encoder and binary head* with the CNNs."""
     )
     single = {row["name"]: row["packed_us"] for row in times["inference"] if row["batch"] == 1}
     whole, cnn = single["encoder and binary head"], single[ARMS["cnn"].title]
