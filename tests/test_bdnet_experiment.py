@@ -77,6 +77,7 @@ def test_a_run_leaves_figures_tables_and_pictures(made):
         assert row["command"].startswith("tinybnn reproduce bdnet-ablation --seeds 2 --dataset")
     text = (folder / "report.md").read_text()
     assert "digits (upscaled)" in text and "over 2 seeds;" in text
+    assert "### What differs from the paper" in text and "- images: upscaled;" in text
     pictures = [line.split("(")[1][:-1] for line in text.splitlines() if line.startswith("![")]
     assert pictures == ["accuracy.png", "layers.png", "levels.png"]
     for name in pictures:
@@ -128,17 +129,31 @@ def test_the_order_in_plain_words(made, accuracies, verdict):
         row["test_accuracy"] = value + 0.01 * row["seed"] * (row["name"] == "both")
     result["summary"] = bdnet.experiment.summary(result)
     text = " ".join(bdnet.report._comparisons(result).split())
-    assert f": {verdict}." in text
-    assert "*both: BD-Net-A* against *naive*: +30.50 points, better in 2 of 2 seeds; the" in text
+    assert f": {verdict}." in text and "Not told apart" not in text
+    assert (
+        "*both: BD-Net-A* against *naive*: +30.50 ± 0.71 points, better in 2 of 2 seeds, p = 0.01; "
+        "the paper +3.34." in text
+    )
+
+
+def test_an_order_that_the_seeds_do_not_prove(made):
+    result = json.loads(json.dumps(made[1]))
+    values = {"naive": (0.5, 0.54), "dual": (0.53, 0.53), "pre-bn": (0.6, 0.6), "both": (0.7, 0.7)}
+    for row in result["runs"]:
+        row["test_accuracy"] = values[row["name"]][row["seed"]]
+    result["summary"] = bdnet.experiment.summary(result)
+    text = " ".join(bdnet.report._comparisons(result).split())
+    assert ": the same. Not told apart by the seeds: naive < + 1.58-bit. -" in text
+    assert "+1.00 ± 2.83 points, better in 1 of 2 seeds, p = 0.7: not told apart by 2" in text
 
 
 @pytest.mark.parametrize(
     ("base", "said", "not_said"),
     [
-        ("adabin", "*MobileNet V1, BD-Net-A* against *MobileNet V1, AdaBin*: +1.00 points; the "
-         "paper +3.27.", "against *MobileNet V1, ReActNet*"),
-        ("reactnet", "*MobileNet V1, BD-Net-A* against *MobileNet V1, ReActNet*: +2.00 points; the "
-         "paper +7.33.", "against *MobileNet V1, AdaBin*"),
+        ("adabin", "*MobileNet V1, BD-Net-A* against *MobileNet V1, AdaBin*: +1.00 points, one "
+         "seed; the paper +3.27.", "against *MobileNet V1, ReActNet*"),
+        ("reactnet", "*MobileNet V1, BD-Net-A* against *MobileNet V1, ReActNet*: +2.00 points, one "
+         "seed; the paper +7.33.", "against *MobileNet V1, AdaBin*"),
     ],
 )  # fmt: skip
 def test_comparisons_of_table_2_in_plain_words(base, said, not_said):
@@ -158,8 +173,8 @@ def test_comparisons_of_table_2_in_plain_words(base, said, not_said):
     text = " ".join(bdnet.report._comparisons(result).split())
     assert said in text and not_said not in text
     assert (
-        "*MobileNet V3, ReActNet, broadcast* against *MobileNet V3, ReActNet*: +1.00 points; the "
-        "paper +67.13." in text
+        "*MobileNet V3, ReActNet, broadcast* against *MobileNet V3, ReActNet*: +1.00 points, one "
+        "seed; the paper +67.13." in text
     )
     assert text.count("- *") == 6
     gains = {name: found["difference"] for name, found in result["summary"].items()}

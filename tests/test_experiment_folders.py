@@ -4,13 +4,15 @@ import json
 import re
 import statistics
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tinybnn import analysis, cli, tables
-from tinybnn.experiments import report_text, run_folder
+from tinybnn.experiments import report_text, reports, run_folder
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,36 @@ def test_mean_and_deviation(values):
         assert float(std) == pytest.approx(100 * found["std"], abs=0.0051)
 
 
+pairs = st.lists(st.tuples(*2 * [st.integers(0, 1000)]), min_size=2, max_size=30)
+
+
+@given(pairs)
+def test_the_paired_test_is_scipys(values):
+    stats = pytest.importorskip("scipy.stats")
+    first, second = (np.array(column) / 1000 for column in zip(*values, strict=True))
+    found = report_text.paired(first, second)
+    assert found["better"] == int((first > second).sum()) and found["seeds"] == len(values)
+    assert found["mean"] == (first - second).mean()
+    if np.ptp(first - second) > 1e-9:  # without any spread SciPy warns
+        assert found["p"] == pytest.approx(stats.ttest_rel(first, second).pvalue, abs=1e-9)
+        assert found["apart"] == (found["p"] < 0.05)
+
+
+def test_pairs_without_a_spread():
+    assert report_text.paired([0.5, 0.75], [0.25, 0.5])["p"] == 0
+    same = report_text.paired([0.5, 0.75], [0.5, 0.75])
+    assert same["p"] == 1 and not same["apart"]
+    alone = report_text.paired([0.5], [0.25])
+    assert alone["p"] is None and not alone["apart"]
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(0.04999, "p = 0.05"), (0.0012, "p = 0.0012"), (0.0009, "p < 0.001")]
+)
+def test_a_probability_in_words(p, text):
+    assert report_text.probability(p) == text
+
+
 @given(st.lists(st.text("ab é-", min_size=1, max_size=60), max_size=30))
 def test_paragraphs_are_short_lines(words):
     text = " ".join(words)
@@ -93,6 +125,46 @@ def test_paragraphs_are_short_lines(words):
 def test_a_table_in_markdown():
     found = tables.markdown(["", "a"], [["x", 1], ["y", 0.5]])
     assert found == "|  | a |\n| --- | --- |\n| x | 1 |\n| y | 0.5 |\n"
+
+
+# --------------------------------------------------------------------------- reports, written anew
+
+RESULTS = Path(__file__).parents[1] / "tinybnn" / "experiments" / "results"
+STORED = sorted(p.parent.name for p in RESULTS.glob("*/result.json"))
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_stored_report_that_its_figures_do_not_give(name):
+    path = RESULTS / name / "result.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    text = (RESULTS / name / "report.md").read_text(encoding="utf-8")
+    assert reports.writer(result, path).text(result) == text
+
+
+def test_a_report_is_written_again(tmp_path, capsys):
+    stored = RESULTS / "hybnn-bounds-mnist-200"
+    (tmp_path / "result.json").write_bytes((stored / "result.json").read_bytes())
+    assert cli.main(["reproduce", "report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'report.md'}\n"
+    assert (tmp_path / "report.md").read_bytes() == (stored / "report.md").read_bytes()
+    assert (tmp_path / "bounds.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "result.json"),
+        ("[1]", "is no result that a report is written of: expected one of hybnn, "),
+        ('{"name": "train"}', "is no result that a report is written of"),
+        ('{"name": "fedavg"}', "lacks 'config'; was the run stopped before its end?"),
+    ],
+)
+def test_a_folder_without_a_complete_result(tmp_path, capsys, content, said):
+    if content is not None:
+        (tmp_path / "result.json").write_text(content)
+    assert cli.main(["reproduce", "report", str(tmp_path)]) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "report.md").exists()
 
 
 # --------------------------------------------------------------------------------- quick runs

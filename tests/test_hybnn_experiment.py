@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tinybnn import cli, datasets, deploy, nn, plots, storage, training
 from tinybnn.cli import reproduce
-from tinybnn.experiments import hybnn
+from tinybnn.experiments import hybnn, report_text
 from tinybnn.experiments.hybnn import bounds, report
 from tinybnn.experiments.hybnn.speed import is_bits_only
 from tinybnn.kernels.signs import bits
@@ -162,7 +162,7 @@ def test_a_complete_run_is_not_computed_again(made, monkeypatch):
 KILLED = """
 import os, signal, sys
 from tinybnn import storage, training
-from tinybnn.experiments import hybnn
+from tinybnn.experiments import hybnn, report_text
 
 kind, count = sys.argv[2], int(sys.argv[3])
 save, saved = storage.save, []
@@ -201,7 +201,7 @@ def test_a_killed_run_goes_on_where_it_was(made, tmp_path, monkeypatch, kind, co
         storage, "save", lambda *a, kind, **more: saved.append(kind) or save(*a, kind=kind, **more)
     )
     again = run(tmp_path / "run", seeds=1)
-    complete = {"checkpoint": 3, "codes": 2, "network": 40}  # epochs; sets; networks
+    complete = {"checkpoint": 3, "codes": 2, "network": 41}  # epochs; sets; networks
     phases = list(complete)
     for i, phase in enumerate(phases):
         before = complete[phase] if i < phases.index(kind) else count if phase == kind else 0
@@ -210,7 +210,7 @@ def test_a_killed_run_goes_on_where_it_was(made, tmp_path, monkeypatch, kind, co
     kept = [p for p in left if kind != "checkpoint" or p.name != "vae.npz"]
     assert all(p.stat().st_mtime_ns == left[p] for p in kept)
     paths = [p.relative_to(folder) for p in (folder / "seed-0").rglob("*.npz")]
-    assert len(paths) == 51
+    assert len(paths) == 52
     for path in paths:
         header = storage.read_header(folder / path)
         arrays = [
@@ -379,6 +379,18 @@ def test_old_tasks_are_forgotten_unless_they_are_one(tmp_path):
     assert found[0][1] < 0.9
 
 
+def test_a_sequence_is_compared_with_the_repaired_cnn(made):
+    """That HyBNN stays above a constant proves nothing."""
+    result = json.loads(json.dumps(made[1]))
+    for seed, a, b in zip(result["seeds"], (0.5, 0.6), (0.7, 0.81), strict=True):
+        seed["in_sequence"][-1], seed["in_sequence_cnn"][-1] = [a] * 5, [b] * 5
+    text = " ".join(report._in_sequence(result).split())
+    assert "ends with 75.50 ± 7.78 in the mean of all tasks, HyBNN with 55.00 ± 7.07" in text
+    assert "-20.50 ± 0.71 points, better in 0 of 2 seeds, p = 0.016." in text
+    del result["seeds"][0]["in_sequence_cnn"]  # an older run's
+    assert "ends with" not in report._in_sequence(result)
+
+
 # ------------------------------------------------------------------------------------- the codes
 
 
@@ -433,15 +445,46 @@ def test_a_path_of_flips(seed, count, steps):
 # ------------------------------------------------------------------------------------- the report
 
 
-def test_the_report_says_what_was_found():
-    pixels, chance = report._against_pixels, report._against_chance
-    assert "level. The code buys 784 -> 200 bits" in pixels(0.996, 0.9945, 10_000, 784, 200)
-    assert "codes are better by 0.15 points" in pixels(0.996, 0.9945, 100_000, 784, 200)
-    assert "more bits than the image has pixels" in pixels(0.97, 0.96, 360, 64, 200)
-    assert "pixels are better by 3.00 points" in pixels(0.95, 0.98, 10_000, 784, 200)
-    assert "No gain" in chance(0.99, 0.988, 10_000)
-    assert "adds 2.00 points" in chance(0.99, 0.97, 10_000)
-    assert "costs 2.00 points" in chance(0.97, 0.99, 10_000)
+def with_accuracies(result, **accuracies):
+    """A result whose arms have some accuracies: one for each seed, in all tasks."""
+    result = json.loads(json.dumps(result))
+    for arm, values in accuracies.items():
+        for seed, value in zip(result["seeds"], values, strict=True):
+            for task in seed["tasks"][arm]:
+                task["accuracy"] = value
+    return result
+
+
+def test_baselines_are_compared_seed_by_seed(made):
+    """Seeds that all point in one direction are told apart, however close the means are."""
+    result = with_accuracies(made[1], hybnn=[0.97, 0.9], pixels=[0.9711, 0.901], cnn=[0.9, 0.97])
+    text = " ".join(report._baselines(result).split())
+    assert "Codes against pixels: -0.11 ± 0.01 points, better in 0 of 2 seeds, p = 0.03." in text
+    assert "Codes against it: +0.00 ± 9.90 points, better in 1 of 2 seeds, p = 1: not told" in text
+    assert "level" not in text and report_text.PAIRED in text
+    alone = with_accuracies(result | {"seeds": result["seeds"][:1]})
+    text = " ".join(report._baselines(alone).split())
+    assert "Codes against pixels: -0.11 points, one seed." in text and "p is" not in text
+
+
+@pytest.mark.parametrize(
+    ("mean", "apart", "width", "said"),
+    [
+        (-0.1, True, 784, "784 -> 200 bits and costs accuracy."),
+        (0.1, True, 784, "784 -> 200 bits and accuracy."),
+        (0.1, False, 784, "784 -> 200 bits; that it buys accuracy is not shown."),
+        (0.1, True, 64, "The code has more bits than the image has pixels."),
+    ],
+)
+def test_what_a_code_buys(mean, apart, width, said):
+    assert report._bought({"mean": mean, "apart": apart}, width, 200).endswith(said)
+
+
+def test_bits_that_are_flipped_without_a_word(made):
+    """What helps a head beyond the paper's recipe stands in the report."""
+    text = " ".join((made[0] / "report.md").read_text(encoding="utf-8").split())
+    assert "heads 5% of the input bits are flipped at random" in text
+    assert "batch norm before the sign" in text and "which the paper calls regular" in text
 
 
 # ------------------------------------------------------------------------------------- the bounds
@@ -464,6 +507,8 @@ def test_bounds_of_estimators_after_equal_work(tmp_path):
     )
     text = (tmp_path / "run" / "report.md").read_text()
     assert "64 - 512 - 256 - 12" in text and "116.0" in text and config.command() in text
+    # The published bounds are of many codes: not for the column of one code.
+    assert "| bound, one code | 3 codes | published, 1,000 codes, MNIST |" in text
     assert (tmp_path / "run" / "bounds.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(ValueError, match="is a run with bits=12, not bits=13"):
         bounds.run(tmp_path / "run", dataclasses.replace(config, bits=13), names)

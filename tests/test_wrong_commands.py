@@ -256,7 +256,8 @@ def test_the_choices_of_settings_are_those_of_the_app():
             for command in (
                 "demo", "data list", "train mlp --out r", "compile runs/m -o x.npz",
                 "verify runs/m m.npz", "verify --random 5", "predict m.npz ok.png",
-                "summary runs/m", "bench kernels", "reproduce ops", "federated simulate",
+                "summary runs/m", "bench kernels", "reproduce ops", "reproduce claims",
+                "federated simulate",
             )
         ),
     ],

@@ -38,7 +38,7 @@ def add_reproduce(commands):
     )
     for add in (
         _add_classifiers, _add_hybnn, _add_bounds, _add_fedhybnn, _add_fedavg, _add_bdnet,
-        _add_hessian, _add_landscape, _add_condition, _add_ops,
+        _add_hessian, _add_landscape, _add_condition, _add_ops, _add_claims, _add_report,
     ):  # fmt: skip
         add(experiments)
 
@@ -436,6 +436,46 @@ def _ops(options):
     check_outputs(options, "json")
     tell("Counting operations, some seconds ...")
     write_json(options, ops.run(say=say_for(options)))
+
+
+def _add_claims(experiments):
+    claims = add_command(
+        experiments,
+        "claims",
+        _claims,
+        "the two papers, claim by claim: what holds, what does not, what is open",
+        "List every claim, equation, table and figure of the papers on BD-Net and HyBNN: whether\n"
+        "it was reproduced, in part, refuted, is open or cannot be tested here, with our figures,\n"
+        "the command that makes them and the reason. Nothing is computed.",
+        "tinybnn reproduce claims --json claims.json",
+    )
+    add_json(claims)
+
+
+def _claims(options):
+    from tinybnn.experiments import claims
+
+    check_outputs(options, "json")
+    write_json(options, claims.run(say=say_for(options)))
+
+
+def _add_report(experiments):
+    report = add_command(
+        experiments,
+        "report",
+        _report,
+        "the report of a run, written anew from its figures",
+        "Write report.md in the folder of a run anew, and the pictures that need no more than\n"
+        "the figures in its result.json: nothing is trained.",
+        "tinybnn reproduce report runs/hybnn-digits",
+    )
+    report.add_argument("run", metavar="RUN", help="folder of `tinybnn reproduce`")
+
+
+def _report(options):
+    from tinybnn.experiments import reports
+
+    reports.write_again(options.run)
 
 
 # ----------------------------------------------------------------------- what several of them share

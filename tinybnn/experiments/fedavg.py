@@ -214,10 +214,15 @@ def run(out, config, arms=None, threads=None, progress=True, say=print):
                 result["trainings"].append(found)
                 say(f"{ARMS[arm].title}, {PARTITIONS[partition]}: {_outcome(found)}")
                 write_json(out / "result.json", result)
-    write_atomic(out / "report.md", report(result).encode())
-    draw(out / "rounds.png", result)
+    write(out, result)
     say(f"{out / 'report.md'}")
     return result
+
+
+def write(out, result):
+    """Write ``report.md`` into the folder of a run, and its picture."""
+    write_atomic(out / "report.md", text(result).encode())
+    draw(out / "rounds.png", result)
 
 
 def split(labels, partition, config):
@@ -295,7 +300,7 @@ def _outcome(found):
     return f"{found['rounds_to_target']} rounds"
 
 
-def report(result):
+def text(result):
     """``report.md`` as text."""
     config = result["config"]
     is_paper = config["dataset"] == "mnist" and not config["limit"] and not config["validate"]

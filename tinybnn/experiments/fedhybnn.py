@@ -184,7 +184,8 @@ def run(out, config, seeds=1, threads=None, progress=True, say=print):
     write_json(out / "result.json", result)
     images = data[0][np.isin(data[0].labels, tasks_of(data[0])[0])]
     parts = {partition: split(images.labels, partition, 0, config) for partition in PARTITIONS}
-    report.write(out, result, images, parts)
+    report.write(out, result)
+    report.draw_partitions(out / "partitions.png", result, images, parts)
     say(f"{out / 'report.md'}: {report.headline(result)}")
     return result
 

@@ -6,8 +6,11 @@ import numpy as np
 
 from tinybnn import plots, tables
 from tinybnn.experiments.report_text import (
+    PAIRED,
     mean_and_std,
+    paired,
     percent,
+    probability,
     top,
     when_and_where,
     wrapped,
@@ -68,27 +71,19 @@ def headline(result):
 # ------------------------------------------------------------------------------------------- text
 
 
-def write(out, result, images, parts):
-    """Write ``report.md`` into the folder of a run, and its pictures.
-
-    Parameters
-    ----------
-    out : path
-    result : dict
-        With its summary.
-    images : Dataset
-        Those whose codes train the first task.
-    parts : dict
-        Partition -> for each client the positions of its codes among them (seed 0).
-    """
-    sections = [_top(result), _wire(result)]
-    sections += [_curves(result, partition) for partition in result["partitions"]]
-    sections += [_reading(result), _who_has_which()]
-    write_atomic(out / "report.md", "\n".join(sections).encode())
+def write(out, result):
+    """Write ``report.md`` into the folder of a run, and its pictures but that of the partitions."""
+    write_atomic(out / "report.md", text(result).encode())
     for partition in result["partitions"]:
         _draw_rounds(out / f"rounds-{partition}.png", result, partition)
         _draw_bytes(out / f"bytes-{partition}.png", result, partition)
-    _draw_partitions(out / "partitions.png", result, images, parts)
+
+
+def text(result):
+    """``report.md`` as text."""
+    sections = [_top(result), _wire(result)]
+    sections += [_curves(result, partition) for partition in result["partitions"]]
+    return "\n".join([*sections, _reading(result), _who_has_which()])
 
 
 def _top(result):
@@ -113,8 +108,13 @@ def _top(result):
         one of `reproduce hybnn`, which came when the test accuracies of the first had been seen.
         {batch}"""
     )
+    recipe = wrapped(
+        """What differs from the paper: what that of `reproduce hybnn` lists, but that no bits are
+        flipped in the training of heads; the paper names neither rates nor batches nor how the
+        clients' images were dealt out."""
+    )
     start = top(f"FedHyBNN on {config['dataset']}", result)
-    return f"{start}\n{about}\n\n{choice}\n"
+    return f"{start}\n{about}\n\n{choice}\n\n{recipe}\n"
 
 
 def _wire(result):
@@ -141,23 +141,26 @@ def _wire(result):
 
 def _curves(result, partition):
     """Accuracy by the rounds, for clients whose codes were divided in one way."""
-    found = result["summary"]
-    rows = [["centralized", *(percent(**value) for value in found["centralized"]), "", ""]]
+    found, accuracies = result["summary"], _accuracies(result)
+    rows = [["centralized", *(percent(**value) for value in found["centralized"]), "", "", ""]]
     for arm, name in result["arms"].items():
         own = found[partition][arm]
+        both = [accuracies[key].mean(1)[:, -1] for key in (("", "centralized"), (partition, arm))]
+        p = paired(*both)["p"]
         flipped = np.mean(
             [t["flipped"] for s in result["seeds"] for t in s["federated"][partition][arm]]
         )
         rows.append(
             [name, *(percent(**value) for value in own["accuracy"]), percent(**own["gap"][-1]),
-             f"{flipped * 100:.1f}"]
+             "" if p is None else probability(p), f"{flipped * 100:.1f}"]
         )  # fmt: skip
     header = [f"after {r} round{'s' if r > 1 else ''}" for r in found["rounds"]]
     table = tables.markdown(
-        ["accuracy, mean of the tasks, %", *header, "points below centralized",
+        ["accuracy, mean of the tasks, %", *header, "points below centralized", "by seed",
          "weights flipped, %"],
         rows,
     )  # fmt: skip
+    table += f"\n{wrapped(PAIRED)}\n" if len(result["seeds"]) > 1 else ""
     pictures = (
         f"![Accuracy after each round](rounds-{partition}.png)\n"
         f"![Accuracy against bytes](bytes-{partition}.png)\n"
@@ -270,7 +273,18 @@ def _finish(axes):
     plots.legend_beside(axes)
 
 
-def _draw_partitions(path, result, images, parts):
+def draw_partitions(path, result, images, parts):
+    """Who has which codes of the first task.
+
+    Parameters
+    ----------
+    path : path
+    result : dict
+    images : Dataset
+        Those whose codes train the first task.
+    parts : dict
+        Partition -> for each client the positions of its codes among them (seed 0).
+    """
     figure = plots.figure(figsize=(9, 2.4))
     for axes, (partition, title) in zip(
         figure.subplots(1, 2), result["partitions"].items(), strict=True

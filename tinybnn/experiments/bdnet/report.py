@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from tinybnn import plots, tables
 from tinybnn.experiments.bdnet.arms import ABLATION, COMPARISONS, EXPERIMENTS
-from tinybnn.experiments.report_text import percent, top, when_and_where, wrapped
+from tinybnn.experiments.report_text import (
+    PAIRED,
+    paired,
+    percent,
+    top,
+    versus,
+    when_and_where,
+    wrapped,
+)
 from tinybnn.storage import write_atomic
 
 
 def write(out, result):
     """Write ``report.md`` into the folder of a run, and its pictures but that of the levels."""
-    parts = [_top(result), _accuracies(result), _comparisons(result)]
-    parts += [_layers(result), "## Levels (Fig. 4)\n\n![Grey, one bit, three levels](levels.png)\n"]
-    write_atomic(out / "report.md", "\n".join(filter(None, parts)).encode())
+    write_atomic(out / "report.md", text(result).encode())
     _draw_accuracy(out / "accuracy.png", result)
     _draw_layers(out / "layers.png", result)
+
+
+def text(result):
+    """``report.md`` as text."""
+    parts = [_top(result), _deviations(result), _accuracies(result), _comparisons(result)]
+    parts += [_layers(result), "## Levels (Fig. 4)\n\n![Grey, one bit, three levels](levels.png)\n"]
+    return "\n".join(filter(None, parts))
 
 
 def _top(result):
@@ -45,6 +60,26 @@ def _top(result):
     if result["name"] == "bdnet-table2":
         title = "Mobile networks: accuracy, operations, time (Fig. 1, Tables 2, 4 and 5)"
     return f"{top(title, result)}\n{about}\n"
+
+
+def _deviations(result):
+    """What is not as in the paper, beside the recipe."""
+    config = result["config"]
+    items = [
+        f"""- width {config["width"]:g} and {config["epochs"]} epochs; the paper has full width, and
+        its recipe stands in an appendix that we could not read;""",
+        """- images are moved at random by up to an eighth of their size and, in colour, mirrored;
+        what the paper does is not known;""",
+        """- the blocks of BD-Net are built from its equations and figures, not from its code: which
+        layers have the shortcut before the batch norm, and that the two branches of a 1.58-bit
+        convolution have signs of their own, is our reading; the four real layers of BD-Net-B have
+        no such shortcut.""",
+    ]
+    if result["name"] == "bdnet-ablation":
+        items.insert(0, f"- {config['dataset']}; the paper's Table 6 is on CIFAR-100;")
+    if result["note"]:
+        items.insert(0, f"- images: {result['note']};")
+    return f"### What differs from the paper\n\n{wrapped(*items)}\n"
 
 
 def _accuracies(result):
@@ -90,29 +125,33 @@ def _comparisons(result):
     for low, high in COMPARISONS[result["name"]]:
         if not {low, high} <= held:
             continue
-        gain = np.array(found[high]["accuracies"]) - found[low]["accuracies"]
-        sure = ""
-        if len(gain) > 1:
-            sure = f", better in {int((gain > 0).sum())} of {len(gain)} seeds"
-            if abs(gain.mean()) < 2 * gain.std(ddof=1) / np.sqrt(len(gain)):
-                sure += ", less than two standard errors"
+        gain = paired(found[high]["accuracies"], found[low]["accuracies"])
         items.append(
-            f"- *{titles[high]}* against *{titles[low]}*: {gain.mean() * 100:+.2f} points{sure}; "
-            f"the paper {paper[high] - paper[low]:+.2f}."
+            f"- *{titles[high]}* against *{titles[low]}*: {versus(gain)}; the paper "
+            f"{paper[high] - paper[low]:+.2f}."
         )
     parts = ["## What the paper compares"]
     if {*ABLATION} <= {*titles}:
-        order = sorted(ABLATION, key=lambda name: found[name]["mean"])
-        verdict = "the same" if order == [*ABLATION] else "another"
-        parts.append(
-            wrapped(
-                f"""The paper's order is {" < ".join(titles[name] for name in ABLATION)}. Ours is
-                {" < ".join(titles[name] for name in order)}: {verdict}."""
-            )
-        )
+        parts.append(wrapped(_order(found, titles)))
     if items:
         parts.append(wrapped(*items))
+        if len(found[next(iter(titles))]["accuracies"]) > 1:
+            parts.append(wrapped(PAIRED))
     return "\n\n".join(parts) + "\n" if len(parts) > 1 else ""
+
+
+def _order(found, titles):
+    """Whether the ablation has the paper's order, and how sure that of neighbours is."""
+    order = sorted(ABLATION, key=lambda name: found[name]["mean"])
+    verdict = "the same" if order == [*ABLATION] else "another"
+    open_pairs = [
+        f"{titles[low]} < {titles[high]}"
+        for low, high in itertools.pairwise(order)
+        if not paired(found[high]["accuracies"], found[low]["accuracies"])["apart"]
+    ]
+    unsure = f" Not told apart by the seeds: {', '.join(open_pairs)}." if open_pairs else ""
+    return f"""The paper's order is {" < ".join(titles[name] for name in ABLATION)}. Ours, of the
+        means, is {" < ".join(titles[name] for name in order)}: {verdict}.{unsure}"""
 
 
 def _layers(result):

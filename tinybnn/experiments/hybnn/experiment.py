@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -161,9 +162,15 @@ def _seed(out, seed, config, source, data, threads, progress, say):
     seen = _features(folder, seed, config, vae, data)
 
     models, found, histories = _networks(folder, seed, config, data, seen, threads, progress)
-    in_sequence = networks.in_sequence(
-        folder / "networks" / "in-sequence.npz", data, seen, networks.tasks_of(data[0]), seed,
-        config.epochs, threads,
+    in_sequence, of_cnn = (
+        networks.in_sequence(
+            folder / "networks" / file, data, seen, networks.tasks_of(data[0]), seed, epochs,
+            threads, arm,
+        )
+        for file, epochs, arm in (
+            ("in-sequence.npz", config.epochs, "hybnn"),
+            ("in-sequence-cnn.npz", config.epochs_cnn, "cnn"),
+        )
     )  # fmt: skip
     means = {arm: np.mean([row["accuracy"] for row in found[arm]]) for arm in networks.ARMS}
     say(f"seed {seed}: " + ", ".join(f"{arm} {mean:.2%}" for arm, mean in means.items()))
@@ -178,6 +185,7 @@ def _seed(out, seed, config, source, data, threads, progress, say):
         "tasks": {arm: found[arm] for arm in networks.ARMS},
         "all_classes": {arm: found[arm] for arm in networks.ALL_CLASSES},
         "in_sequence": in_sequence,
+        "in_sequence_cnn": of_cnn,
         "compiled": kept(
             folder / "compiled.json",
             partial(_compiled, folder, vae.encoder, models, seen["codes"], data[1]),
@@ -267,7 +275,7 @@ def _compiled(folder, encoder, models, codes, test):
 def _times(config, images, threads):
     import tinybnn.experiments.hybnn.speed as speed
 
-    return speed.measure(config, images, threads)
+    return {**speed.measure(config, images, threads), "date": time.strftime("%Y-%m-%d")}
 
 
 def _summary(result):

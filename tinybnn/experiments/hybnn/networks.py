@@ -273,10 +273,18 @@ def network(path, arm, data, features, classes, seed, epochs, threads=None):
     return model, figures
 
 
-def in_sequence(path, data, features, tasks, seed, epochs, threads=None):
-    """One head that learns the tasks one after the other, without ever seeing an old one again.
+def in_sequence(path, data, features, tasks, seed, epochs, threads=None, arm="hybnn"):
+    """One network that learns the tasks one after the other, without ever seeing an old one again.
 
     The limitation that section 6 of the paper names.
+
+    Parameters
+    ----------
+    path, data, features, seed, epochs, threads
+        As for `network`; the epochs are those of each task.
+    tasks : list of list of int
+    arm : str
+        A key of `ARMS`.
 
     Returns
     -------
@@ -285,7 +293,7 @@ def in_sequence(path, data, features, tasks, seed, epochs, threads=None):
     """
     if path.exists():
         return storage.load(path, kind=_KIND, version=_VERSION)[1]["accuracies"]
-    arm, rng = ARMS["hybnn"], np.random.default_rng(seed)
+    arm, rng = ARMS[arm], np.random.default_rng(seed)
     loaders = [_loaders(arm, data, features, task, rng) for task in tasks]
     model, accuracies = arm.build(loaders[0][2], 2, rng), []
     for train, _, _ in loaders:
