@@ -150,6 +150,6 @@ def _norm(call):
 
 _ADVICE = {
     T.Pow: _power, T.Sum: _sum, T.Amax: _extreme, T.Amin: _extreme, T.LogSumExp: _scores,
-    F.LogSoftmax: _scores, T.Cat: _join, T.Pad: lambda call: OWN_SAMPLES,
+    F.LogSoftmax: _scores, F.Erf: lambda call: "write approximate='tanh' for GELU", T.Cat: _join, T.Pad: lambda call: OWN_SAMPLES,
     F.BatchNorm: _norm,
 }  # fmt: skip

@@ -639,6 +639,8 @@ class _Compiler:
             raise self.refuse(i, OWN_SAMPLES)
         if not first.size:
             raise self.refuse(i, "nothing is left of a sample")
+        if not after:
+            raise self.refuse(i, "a single number is left of a sample; keep its axis: x[:, 0:1]")
         source, pixels = (self.symbolic[i][0], "float"), int(np.prod(before[2:]))
         channels = first.reshape(after[0], -1)[:, 0] // pixels
         if (
