@@ -202,8 +202,8 @@ class OwnFunction(Function):
         count = len(self.wants)
         if len(found) < count or any(x is not None for x in found[count:]):
             raise RuntimeError(
-                f"{self.own.__name__}.backward: expects {count} gradients, one for each argument of "
-                f"forward (None where there is none), got {len(found)}"
+                f"{self.own.__name__}.backward: expects {count} gradients, one for each argument "
+                f"of forward (None where there is none), got {len(found)}"
             )
         pairs = zip(found, self.wants, strict=False)
         found = [x for x, want in pairs if want is not None]
@@ -241,7 +241,10 @@ def _with_static_methods(cls, **options):
     if isinstance(forward, staticmethod):
         names = {"own": cls, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
         cls.apply = type(cls.__name__, (OwnFunction,), names).run
-    elif inspect.isfunction(forward) and next(iter(inspect.signature(forward).parameters), "") == "ctx":
+    elif (
+        inspect.isfunction(forward)
+        and next(iter(inspect.signature(forward).parameters), "") == "ctx"
+    ):
         raise TypeError(
             f"{cls.__name__}: forward(ctx, ...) and backward(ctx, ...) are static methods; write "
             "@staticmethod above them"

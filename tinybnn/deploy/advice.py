@@ -159,4 +159,5 @@ _ADVICE = {
     T.Pow: _power, T.Sum: _sum, T.Amax: _extreme, T.Amin: _extreme, T.LogSumExp: _scores,
     F.LogSoftmax: _scores, T.Cat: _join, T.Pad: lambda call: OWN_SAMPLES,
     F.BatchNorm: _norm,
+    T.Sign: lambda call: "it gives 0 at 0 and has no gradient; write quantizers.ste_sign(x)",
 }  # fmt: skip

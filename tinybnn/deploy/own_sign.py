@@ -45,6 +45,4 @@ def with_own_sign(call):
     is_sign = x.shape == result.shape and np.all((np.abs(result) == 1) | (x == 0) | np.isnan(x))
     if not is_sign:
         return call
-    return dataclasses.replace(
-        call, function=Quantize(), options={"quantizer": OwnSign(call)}
-    )
+    return dataclasses.replace(call, function=Quantize(), options={"quantizer": OwnSign(call)})
