@@ -158,6 +158,34 @@ class Log(Function):
         return grad / x
 
 
+class Sin(Function):
+    def forward(self, x):
+        return np.sin(x)
+
+    def backward(self, grad, output, x):
+        return grad * cos(x)
+
+
+class Cos(Function):
+    def forward(self, x):
+        return np.cos(x)
+
+    def backward(self, grad, output, x):
+        return -grad * sin(x)
+
+
+class Sign(Function):
+    """-1, 0 or 1; the slope is 0 everywhere."""
+
+    saves = ()
+
+    def forward(self, x):
+        return np.subtract(x > 0, x < 0, dtype=x.dtype)
+
+    def backward(self, grad, output, x):
+        return grad * 0.0
+
+
 class Sqrt(Function):
     saves = ("output",)
 
@@ -244,9 +272,33 @@ def log(x):
     return Log.apply(x)
 
 
+def sin(x):
+    """Sine, x in radians."""
+    return Sin.apply(x)
+
+
+def cos(x):
+    """Cosine, x in radians."""
+    return Cos.apply(x)
+
+
+def sign(x):
+    """-1 where x < 0, 1 where x > 0, else 0, as PyTorch's: 0 at 0 and for NaN, with slope 0.
+
+    A binary network wants two values and a gradient: `tinybnn.quantizers.ste_sign` gives +1 at 0,
+    and passes the gradient straight through.
+    """
+    return Sign.apply(x)
+
+
 def sqrt(x):
     """Square root."""
     return Sqrt.apply(x)
+
+
+def pow(x, exponent):
+    """x ** exponent."""
+    return Pow.apply(x, exponent)
 
 
 def abs(x):
@@ -406,6 +458,15 @@ def var(x, dim=None, *, correction=1, keepdim=False):
         raise ValueError(f"var: {count} elements with correction={correction} leave none to divide")
     centred = x - mean(x, dim, keepdim=True)
     return sum(centred * centred, dim, keepdim) * (1.0 / (count - correction))
+
+
+def std(x, dim=None, *, correction=1, keepdim=False):
+    """Standard deviation over the axes `dim`; the slope is 0 where it is 0."""
+    variance = var(x, dim, correction=correction, keepdim=keepdim)
+    is_zero = as_array(variance) == 0
+    if not np.any(is_zero):
+        return sqrt(variance)
+    return where(is_zero, variance, sqrt(where(is_zero, 1.0, variance)))
 
 
 def amax(x, dim=None, keepdim=False):
@@ -754,7 +815,7 @@ class Compare(Function):
 OF_NUMPY = {
     np.add: Add.apply, np.subtract: Sub.apply, np.multiply: Mul.apply, np.divide: Div.apply,
     np.power: Pow.apply, np.negative: lambda x: -x, np.absolute: abs, np.square: lambda x: x * x,
-    np.exp: exp, np.log: log, np.sqrt: sqrt, np.maximum: maximum, np.minimum: minimum,
-    np.matmul: matmul,
+    np.exp: exp, np.log: log, np.sqrt: sqrt, np.sin: sin, np.cos: cos,
+    np.maximum: maximum, np.minimum: minimum, np.matmul: matmul,
     **{ufunc: functools.partial(compare, symbol) for symbol, ufunc in COMPARISONS.items()},
 }  # fmt: skip

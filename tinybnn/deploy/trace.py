@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from tinybnn.autograd import Tensor, no_grad, trace
+from tinybnn.deploy.own_sign import with_own_sign
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def trace_model(model, x):
     with trace() as tape:
         output = _run(model, x)
         tape.reads(output)
+    tape[:] = map(with_own_sign, tape)
     return tape, x, output
 
 
