@@ -157,7 +157,7 @@ def _norm(call):
 
 _ADVICE = {
     T.Pow: _power, T.Sum: _sum, T.Amax: _extreme, T.Amin: _extreme, T.LogSumExp: _scores,
-    F.LogSoftmax: _scores, F.Erf: lambda call: "write approximate='tanh' for GELU", T.Cat: _join, T.Pad: lambda call: OWN_SAMPLES,
-    F.BatchNorm: _norm,
+    F.LogSoftmax: _scores, T.Cat: _join, T.Pad: lambda call: OWN_SAMPLES,
+    F.BatchNorm: _norm, F.Erf: lambda call: "write gelu with approximate='tanh'",
     T.Sign: lambda call: "it gives 0 at 0 and has no gradient; write quantizers.ste_sign(x)",
 }  # fmt: skip

@@ -1,7 +1,6 @@
 """Layers and containers, with PyTorch's names."""
 
-from tinybnn import functional
-from tinybnn.nn import init, utils
+from tinybnn.nn import functional, init, utils
 from tinybnn.nn.activations import GELU, LogSoftmax, ReLU6, SiLU, Softmax
 from tinybnn.nn.binary import (
     AdaBinConv2d,

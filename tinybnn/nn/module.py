@@ -546,18 +546,44 @@ class ModuleList(Module):
     """
 
     def __init__(self, modules=()):
-        for module in modules:
-            self.append(module)
+        self.extend(modules)
 
     def append(self, module):
         """Add a Module at the end; returns the list."""
+        setattr(self, str(len(self)), self._checked(module, len(self)))
+        return self
+
+    def extend(self, modules):
+        """Add several at the end; returns the list."""
+        for module in modules:
+            self.append(module)
+        return self
+
+    def insert(self, index, module):
+        """Add a Module before the one at `index`; those behind get the next numbers as names."""
+        modules = list(self.children())
+        modules.insert(index, self._checked(module, index))
+        self._renumber(modules)
+        return self
+
+    def _checked(self, module, index):
         if not isinstance(module, Module):
             raise TypeError(
-                f"{type(self).__name__}: expects Modules, item {len(self)} is a "
-                f"{type(module).__name__}"
+                f"{type(self).__name__}: expects Modules, item {index} is a {type(module).__name__}"
             )
-        setattr(self, str(len(self)), module)
-        return self
+        return module
+
+    def _renumber(self, modules):
+        """Hold these modules in place of its own, which must have numbers as names."""
+        names = [name for name, _ in self.named_children()]
+        if names != [str(i) for i in range(len(names))]:
+            raise TypeError(
+                f"{type(self).__name__}: its modules have names ({', '.join(names)}), which would "
+                "change; make a new one"
+            )
+        for name in names:
+            delattr(self, name)
+        self.extend(modules)
 
     def __len__(self):
         return len(self.children())
@@ -574,9 +600,23 @@ class ModuleList(Module):
             part.append(module)
         return part
 
+    def __setitem__(self, index, module):
+        name, _ = self.named_children()[index]
+        setattr(self, name, self._checked(module, index))
+
+    def __delitem__(self, index):
+        modules = list(self.children())
+        del modules[index]
+        self._renumber(modules)
+
 
 class Sequential(ModuleList):
     """Modules one after the other.
+
+    Parameters
+    ----------
+    *modules : Module
+        Or one dict (an OrderedDict, say) of their names and modules.
 
     Examples
     --------
@@ -584,10 +624,16 @@ class Sequential(ModuleList):
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     >>> model[1]
     Linear(64, 10, bias=True)
+    >>> nn.Sequential({"flatten": nn.Flatten(), "head": nn.Linear(64, 10)}).head
+    Linear(64, 10, bias=True)
     """
 
     def __init__(self, *modules):
-        super().__init__(modules)
+        if len(modules) == 1 and isinstance(modules[0], dict):
+            for name, module in modules[0].items():
+                self.add_module(name, self._checked(module, name))
+        else:
+            super().__init__(modules)
 
     def forward(self, x):
         for module in self.children():

@@ -60,8 +60,8 @@ class AveragedModel(Module):
         self.register_buffer("n_averaged", np.zeros((), np.int64))
         self.avg_fn, self.use_buffers = avg_fn, bool(use_buffers)
 
-    def forward(self, *inputs):
-        return self.module(*inputs)
+    def forward(self, *inputs, **options):
+        return self.module(*inputs, **options)
 
     def update_parameters(self, model):
         """Take the model's weights into the average; the first ones are copied."""
