@@ -87,6 +87,7 @@ def make(steps, seed=2):
         for p in model.parameters():
             if p.dim() > 1 and p.size(0) > 1:
                 p.copy_(torch.from_numpy(0.3 * rng.standard_normal(tuple(p.shape))))
+        nn.init.zeros_(model.fc.bias)
     latents = [p for n, p in model.named_parameters() if "conv.weight" in n]
     rest = [p for n, p in model.named_parameters() if "conv.weight" not in n]
     groups = [{"params": latents, "weight_decay": 1e-5}, {"params": rest}]

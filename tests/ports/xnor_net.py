@@ -75,6 +75,8 @@ def initialise(model, seed=1):
                 fan_in = p.numel() // p.size(0)
                 values = rng.standard_normal(tuple(p.shape)) * (2.0 / fan_in) ** 0.5
                 p.copy_(torch.from_numpy(values))
+        nn.init.zeros_(model.stem.bias)
+        nn.init.zeros_(model.classifier.bias)
 
 
 def center_and_clip(model):
