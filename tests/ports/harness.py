@@ -19,12 +19,17 @@ SHAPES = {"binarynet_mlp": (1, 28, 28), "xnor_net": (3, 32, 32), "reactnet": (3,
 DATA = {"binarynet_mlp": "mnist", "xnor_net": "cifar10", "reactnet": "cifar10"}
 
 
+def with_imports_of(library, source):
+    """A script with this library in its import lines."""
+    source = re.sub(r"^import torch$", f"import {library} as torch", source, flags=re.MULTILINE)
+    return re.sub(r"^(import|from) torch\b", rf"\1 {library}", source, flags=re.MULTILINE)
+
+
 def script(name, library):
     """A script as a module; `library` is 'torch' or 'tinybnn'."""
     source = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
     if library != "torch":
-        source = re.sub(r"^import torch$", f"import {library} as torch", source, flags=re.M)
-        source = re.sub(r"^(import|from) torch\b", rf"\1 {library}", source, flags=re.M)
+        source = with_imports_of(library, source)
     module = types.ModuleType(f"{name}_with_{library}")
     exec(compile(source, f"{name}.py", "exec"), vars(module))
     return module
