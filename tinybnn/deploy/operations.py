@@ -670,7 +670,9 @@ class _Operands(Operation):
             value = call.constant(position)
             if value is not None:
                 if value.ndim == call.output.ndim and len(value) > 1:
-                    raise NoPackedFormError(ROW_FOR_EACH_SAMPLE)
+                    if value.strides[0]:
+                        raise NoPackedFormError(ROW_FOR_EACH_SAMPLE)
+                    value = value[:1]  # one row, broadcast to the batch
                 arrays[name.rstrip("?")] = value.astype(np.float32)
         return arrays, super().of_call(call)[1]
 
