@@ -25,6 +25,7 @@ from tinybnn.analysis.summary import Summary, summary
 from tinybnn.datasets import download, sources
 from tinybnn.deploy import compiler, plan, runtime, scan, values
 from tinybnn.deploy import packed as packed_model
+from tinybnn.deploy.own_sign import OwnSign
 from tinybnn.deploy.trace import Problem
 from tinybnn.experiments import fedavg, fedhybnn
 from tinybnn.experiments.bdnet import arms as bdnet_arms
@@ -42,6 +43,8 @@ from tinybnn.kernels.signs import bits, depthwise, prepared, tables, xnor
 from tinybnn.kernels.training import lookup, optimizers, sign_gradients
 from tinybnn.models import binary_vae, blocks, codes, latents, mobilenet_v3, resnet
 from tinybnn.models.shufflenet_v1 import ShuffleUnit
+from tinybnn.nn.hooks import Hooks, RemovableHandle
+from tinybnn.nn.module import IncompatibleKeys
 from tinybnn.plots.boxes import Box
 from tinybnn.runs import Config
 from tinybnn.tensor import (
@@ -49,6 +52,7 @@ from tinybnn.tensor import (
     Comparison,
     Escape,
     Function,
+    Ordered,
     Tape,
     Tensor,
     Variable,
@@ -628,6 +632,55 @@ REFUSED[Call] = lambda: recorded()[0], DEEP, NODE
 value(Comparison, np.array([True]), ">", (Tensor(floats(1)), 0.0))
 value(Escape, (Tensor(floats(2)),), "why", ())
 value(F.Geometry, (2, 3, 5, 5), (4, 3, 3, 3), (1, 1), (0, 0), (1, 1), 1)
+
+# ------------------------------------------------------------------------- own functions and hooks
+
+
+class OwnSignFunction(Function):
+    """A sign as users write it."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return quantizers.sign(x.data)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.factor * grad, None
+
+
+def own_sign():
+    with trace() as tape:
+        OwnSignFunction.apply(Tensor(floats(3)), 2.0)
+    return OwnSign(tape[0])
+
+
+def doubled(module, inputs, output):
+    return 2.0 * output
+
+
+def hooks():
+    found = Hooks()
+    found.add("forward", doubled)
+    return found
+
+
+def use_hooks(found):
+    found.add("forward", doubled)
+    return found.call(nn.Identity(), nn.Identity(), (Tensor(floats(3)),)).data
+
+
+def use_handle(handle):
+    before = len(handle.hooks)
+    handle.remove()
+    return before - len(handle.hooks)
+
+
+EXAMPLES[OwnSign] = own_sign, lambda q: q.forward(floats(5))
+EXAMPLES[Hooks] = hooks, use_hooks
+EXAMPLES[RemovableHandle] = lambda: nn.Identity().register_forward_hook(doubled), use_handle
+value(Ordered, floats(2), integers(0, 2, 2))
+value(IncompatibleKeys, ["a"], ["b", "c"])
 
 # ---------------------------------------------------------------------------------------- federated
 

@@ -187,6 +187,10 @@ class OwnFunction(Function):
         self.saves = {kind for kind, _ in self.saved}
         self.context.saved_tensors = ()
 
+    def _release(self):
+        super()._release()
+        self.saved = self.context = None
+
     def backward(self, grad, output, *inputs):
         kept = {"inputs": inputs}
         if output is not None:
