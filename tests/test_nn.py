@@ -603,7 +603,7 @@ PYTORCH_ARGUMENTS = {  # in PyTorch's order, as far as they go
     nn.GELU: "approximate",
     nn.Softmax: "dim",
     nn.LogSoftmax: "dim",
-    nn.GroupNorm: "num_groups num_channels eps affine",
+    nn.GroupNorm: "num_groups num_channels eps affine bias",
     nn.LayerNorm: "normalized_shape eps elementwise_affine bias",
     nn.Upsample: "size scale_factor mode align_corners",
     nn.MaxPool2d: "kernel_size stride padding",

@@ -3,13 +3,16 @@
 tests/data/make_torch_layers.py has the tables of cases, and recorded the results.
 """
 
+import ast
 import importlib.util
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tinybnn import Tensor, datasets, grad, nn, optim
+import tinybnn
+from tinybnn import Tensor, datasets, deploy, grad, nn, optim
 from tinybnn import functional as F
 from tinybnn.testing import gradcheck, gradgradcheck
 
@@ -91,6 +94,43 @@ def test_float32_stays_float32(name, recorded):
     assert y.dtype == np.float32
     expected = recorded[f"{name}/values"][: y.numel()].reshape(y.shape)
     np.testing.assert_allclose(y.data, expected, rtol=2e-5, atol=2e-6)
+
+
+# ------------------------------------------------------------------------------------- signatures
+
+# Out of use in PyTorch, of its implementations, or said on the page for those who come from it.
+LEFT_OUT = """
+    amsgrad antialias capturable decoupled_weight_decay differentiable foreach fused last_epoch
+    maximize multi_avg_fn out recompute_scale_factor reduce size_average dtype
+""".split()  # noqa: SIM905
+ADDED = {"rng", "decay_latents"}
+DIFFERENT = {"nn.Softmax": {"dim": -1}, "nn.LogSoftmax": {"dim": -1}}
+ALSO_LEFT_OUT = {"nn.functional.l1_loss": {"weight"}}
+
+
+def by_name(texts):
+    """Arguments as name -> default; its text where it is no plain value."""
+    found = {}
+    for text in texts:
+        name, _, default = text.partition("=")
+        try:
+            found[name] = ast.literal_eval(default)
+        except (SyntaxError, ValueError):
+            found[name] = default
+    return found
+
+
+@pytest.mark.parametrize("name", tables.SIGNATURES)
+def test_arguments_and_defaults(name, recorded):
+    theirs = by_name(recorded[f"{name}()"].tolist())
+    ours = by_name(tables.arguments(attrgetter(name)(tinybnn)))
+    for argument in {*LEFT_OUT, *ALSO_LEFT_OUT.get(name, ())}:
+        theirs.pop(argument, None)
+    if "device" not in ours:
+        theirs.pop("device", None)
+    assert [argument for argument in ours if argument not in ADDED] == list(theirs)
+    theirs |= DIFFERENT.get(name, {})
+    assert {argument: ours[argument] for argument in theirs} == theirs
 
 
 # ----------------------------------------------------------------------- optimizers and schedules
@@ -199,3 +239,78 @@ def test_resized_images(size, recorded):
     whole = datasets.Resize(size)(x, rng)
     assert whole.dtype == np.uint8
     np.testing.assert_allclose(whole, expected, atol=0.501)
+
+
+# -------------------------------------------------------------------------------- packed networks
+
+
+class Layer(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def network(layer, shape):
+    rng = np.random.default_rng(0)
+    first = nn.Linear(5, 6, rng=rng)
+    if len(shape) == 3:
+        first = nn.Conv2d(3, 6, 3, padding="same", rng=rng)
+    return nn.Sequential(first, layer).eval()
+
+
+IMAGES = (3, 4, 6)
+PACKED = {
+    "gelu": (nn.GELU("tanh"), IMAGES),
+    "silu": (nn.SiLU(), IMAGES),
+    "relu6": (nn.ReLU6(), IMAGES),
+    "group norm": (nn.GroupNorm(3, 6), IMAGES),
+    "group norm of rows": (nn.GroupNorm(2, 6), (5,)),
+    "layer norm": (nn.LayerNorm((6, 4, 6)), IMAGES),
+    "layer norm of rows": (nn.LayerNorm(6), (5,)),
+    "nearest": (nn.Upsample(scale_factor=2), IMAGES),
+    "bilinear": (nn.Upsample((5, 3), mode="bilinear"), IMAGES),
+    "dropout": (nn.Dropout2d(), IMAGES),
+    "normalize": (Layer(lambda x: F.normalize(x, dim=(2, 3))), IMAGES),
+    "signs between": (
+        nn.Sequential(
+            nn.Upsample(scale_factor=2), nn.GroupNorm(1, 6),
+            nn.BinaryConv2d(6, 4, 3, padding="same"), nn.GroupNorm(2, 4), nn.SiLU(),
+        ),
+        IMAGES,
+    ),
+    "a row for the batch": (
+        Layer(lambda x: x + Tensor(np.ones((1, 6, 1, 1), np.float32)).expand(x.shape)), IMAGES,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_layers_give_the_same_bits(name):
+    layer, shape = PACKED[name]
+    model = network(layer, shape)
+    packed = deploy.compile(model, shape)
+    x = np.random.default_rng(1).standard_normal((7, *shape)).astype(np.float32)
+    assert deploy.verify(model, packed, x) > 0
+    assert deploy.check(model, shape).ok
+
+
+@pytest.mark.parametrize(
+    "layer, shape, message",
+    [
+        (nn.GELU(), IMAGES, "Erf has no packed form: write gelu with approximate='tanh'"),
+        (nn.Softmax(1), (5,), "leave it out at the end of a model"),
+        (Layer(F.normalize), (5,), "write F.linear"),
+        (Layer(lambda x: F.mse_loss(x, 0.5 * x)), IMAGES, "it mixes the samples"),
+        (Layer(lambda x: F.nll_loss(x, np.zeros(len(x), int))), (5,), "a single number is left"),
+        (Layer(lambda x: x[:, 0]), (5,), "keep its axis: x"),
+    ],
+)
+def test_layers_without_a_packed_form(layer, shape, message):
+    model = network(layer, shape)
+    with pytest.raises(deploy.CompileError, match=message):
+        deploy.compile(model, shape)
+    assert message.split(":")[0] in str(deploy.check(model, shape)).replace("\n", " ")

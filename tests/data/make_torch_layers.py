@@ -6,6 +6,8 @@ writes torch_layers.npz beside this file: plain arrays, no pickle. What is recor
 tables below; tests/test_torch_layers.py runs the same tables with tinybnn.
 """
 
+import inspect
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +140,33 @@ OPTIMIZERS = {
 AVERAGES = {"swa": None, "ema": 0.7}
 PIXELS = (37 * np.arange(2 * 3 * 9 * 12) % 251).astype(np.uint8).reshape(2, 3, 9, 12)
 SIZES = (4, 5), (13, 20), (9, 6)
+SIGNATURES = """
+    nn.BCELoss nn.BCEWithLogitsLoss nn.CrossEntropyLoss nn.Dropout nn.Dropout2d nn.GELU nn.GroupNorm
+    nn.KLDivLoss nn.L1Loss nn.LayerNorm nn.LogSoftmax nn.MSELoss nn.ModuleDict nn.NLLLoss
+    nn.ParameterList nn.ReLU nn.ReLU6 nn.SiLU nn.SmoothL1Loss nn.Softmax nn.Upsample
+    nn.functional.group_norm nn.functional.interpolate nn.functional.kl_div nn.functional.l1_loss
+    nn.functional.layer_norm nn.functional.nll_loss nn.functional.normalize nn.functional.relu6
+    nn.functional.silu nn.functional.smooth_l1_loss
+    nn.init.calculate_gain nn.init.constant_ nn.init.kaiming_normal_ nn.init.kaiming_uniform_
+    nn.init.normal_ nn.init.ones_ nn.init.orthogonal_ nn.init.uniform_ nn.init.xavier_normal_
+    nn.init.xavier_uniform_ nn.init.zeros_
+    nn.utils.clip_grad_norm_ nn.utils.clip_grad_value_ nn.utils.parameters_to_vector
+    nn.utils.vector_to_parameters
+    optim.RMSprop optim.SGD optim.Adam optim.AdamW optim.lr_scheduler.CosineAnnealingLR
+    optim.lr_scheduler.ExponentialLR optim.lr_scheduler.LambdaLR optim.lr_scheduler.LinearLR
+    optim.lr_scheduler.MultiStepLR optim.lr_scheduler.OneCycleLR
+    optim.lr_scheduler.ReduceLROnPlateau optim.lr_scheduler.SequentialLR optim.lr_scheduler.StepLR
+    optim.swa_utils.AveragedModel optim.swa_utils.get_ema_avg_fn optim.swa_utils.update_bn
+""".split()  # noqa: SIM905
+
+
+def arguments(function):
+    """Its arguments as text: ``name`` or ``name=default``."""
+    return [
+        name if p.default is p.empty else f"{name}={p.default!r}"
+        for name, p in inspect.signature(function).parameters.items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
 
 
 def main():
@@ -209,6 +238,8 @@ def main():
         pixels = torch.from_numpy(PIXELS).double()
         smaller = F.interpolate(pixels, size, mode="bilinear", antialias=True)
         recorded[f"resize/{size}"] = smaller.numpy().astype(np.float32)
+    for name in SIGNATURES:
+        recorded[f"{name}()"] = np.array(arguments(attrgetter(name)(torch)), str)
     np.savez_compressed(Path(__file__).with_name("torch_layers.npz"), **recorded)
 
 

@@ -144,9 +144,9 @@ def relu(x, inplace=False):
     return Relu.apply(x)
 
 
-def relu6(x, inplace=False):
+def relu6(input, inplace=False):
     """Limit to [0, 6]; the slope is 1 strictly inside and 0 elsewhere."""
-    return hardtanh(x, 0.0, 6.0)
+    return hardtanh(input, 0.0, 6.0)
 
 
 def hardtanh(x, min_val=-1.0, max_val=1.0, inplace=False):
@@ -197,12 +197,12 @@ def hardswish(x, inplace=False):
     return x * clamp(x + 3.0, 0.0, 6.0) / 6.0
 
 
-def silu(x, inplace=False):
+def silu(input, inplace=False):
     """x sigmoid(x), also called swish (Hendrycks and Gimpel 2016; Ramachandran et al. 2017)."""
-    return x * sigmoid(x)
+    return input * sigmoid(input)
 
 
-def gelu(x, approximate="none"):
+def gelu(input, approximate="none"):
     """x times the probability that a standard normal number is below x.
 
     Hendrycks and Gimpel 2016. The error function is evaluated element by element in Python; the
@@ -214,11 +214,11 @@ def gelu(x, approximate="none"):
         'tanh': x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x³))) / 2.
     """
     if approximate == "none":
-        return x * 0.5 * (1.0 + Erf.apply(x * math.sqrt(0.5)))
+        return input * 0.5 * (1.0 + Erf.apply(input * math.sqrt(0.5)))
     if approximate != "tanh":
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
-    inner = (x + x * x * x * 0.044715) * math.sqrt(2 / math.pi)
-    return x * 0.5 * (1.0 + tanh(inner))
+    inner = (input + input * input * input * 0.044715) * math.sqrt(2 / math.pi)
+    return input * 0.5 * (1.0 + tanh(inner))
 
 
 def log_softmax(x, dim=-1):
@@ -251,12 +251,12 @@ def dropout(x, p=0.5, training=True, rng=None, *, inplace=False):
     return _dropped("dropout", x, np.shape(x), p, training, rng)
 
 
-def dropout2d(x, p=0.5, training=True, rng=None, *, inplace=False):
+def dropout2d(input, p=0.5, training=True, rng=None, *, inplace=False):
     """`dropout` of whole channels of images (N, C, H, W)."""
-    shape = np.shape(x)
+    shape = np.shape(input)
     if len(shape) != 4:
-        raise ValueError(f"dropout2d: x must have the shape (N, C, H, W), got {shape}")
-    return _dropped("dropout2d", x, (*shape[:2], 1, 1), p, training, rng)
+        raise ValueError(f"dropout2d: input must have the shape (N, C, H, W), got {shape}")
+    return _dropped("dropout2d", input, (*shape[:2], 1, 1), p, training, rng)
 
 
 def _dropped(name, x, shape, p, training, rng):

@@ -75,12 +75,12 @@ class ParameterList(Module):
 
     Parameters
     ----------
-    values : iterable of Parameter or Tensor
+    values : iterable of Parameter or Tensor, optional
         A Tensor becomes a Parameter, as in PyTorch.
     """
 
-    def __init__(self, values=()):
-        self.extend(values)
+    def __init__(self, values=None):
+        self.extend(values or ())
 
     def append(self, value):
         """Add a Parameter at the end; returns the list."""
