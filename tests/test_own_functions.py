@@ -278,3 +278,31 @@ def test_the_second_derivative_of_a_saved_input():
     y = own(forward, lambda ctx, grad: 3.0 * grad * ctx.saved_tensors[0] ** 2).apply(w)
     first = grad(y.sum(), w, create_graph=True)
     assert_identical(grad(first.sum(), w).data, 6.0 * w.data)
+
+
+def test_an_input_given_back_has_memory_of_its_own():
+    first, second = x(), x()
+    y = own(lambda ctx, a, b: b, lambda ctx, grad: (None, grad)).apply(first, second)
+    with no_grad():
+        y.zero_()
+    assert np.all(second.data) and not np.any(y.data)
+
+
+def test_what_backward_does_not_read_may_change():
+    v = x() * 1.0
+    y = own(twice).apply(v)
+    with no_grad():
+        v.zero_()
+        y.zero_()
+    y.sum().backward()
+
+
+def test_zeros_in_the_trace():
+    sign = own(lambda ctx, x: x.sign()).apply
+
+    class Rectified(nn.Module):
+        def forward(self, x):
+            return sign(F.relu(x))
+
+    with pytest.raises(deploy.CompileError, match=r"Own.forward gives 0.0 for 0.0"):
+        deploy.compile(Rectified(), (3,))

@@ -114,6 +114,14 @@ def x(requires_grad=False):
     return Tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=requires_grad)
 
 
+def test_equal_elements_keep_their_order():
+    values = np.arange(1000.0) % 3
+    for descending in (False, True):
+        expected = sorted(range(1000), key=lambda i: values[i], reverse=descending)
+        assert Tensor(values).argsort(descending=descending).tolist() == expected
+    assert Tensor(values).topk(3).indices.tolist() == [2, 5, 8]
+
+
 def test_the_slope_of_a_deviation_of_equals_is_0():
     same = Tensor([2.0, 2.0], requires_grad=True)
     same.std().backward()
