@@ -58,7 +58,7 @@ CASES = {
         lambda nn, F, x, a: F.interpolate(x, (9, 1), mode="bilinear", align_corners=True), IMAGE,
     ),
     "same": (
-        lambda nn, F, x, a: F.conv2d(x, a(np.ones((2, 6, 3, 5))), padding="same", dilation=(2, 1)),
+        lambda nn, F, x, a: F.conv2d(x, a(np.ones((2, 6, 3, 5))), padding="same", dilation=(3, 1)),
         IMAGE,
     ),
     "cross entropy": (lambda nn, F, x, a: nn.CrossEntropyLoss()(x, a(LABELS)), ROWS),
