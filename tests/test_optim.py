@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from tinybnn import nn, optim
+from tinybnn import nn, optim, training
 from tinybnn.tensor import Tensor
 
 START = np.array([0.5, -1.2, 0.03, 2.0])
@@ -703,3 +703,25 @@ def test_averages_leave_the_model_alone():
     optim.swa_utils.update_bn([Tensor(np.eye(2, dtype=np.float32))], average)
     assert not average.module[1].training
     assert np.all(average.module[1].running_mean == np.float32(4.0))
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_run_with_one_cycle_goes_on(tmp_path, chained):
+    x = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
+    batches = [(x[i : i + 10], np.arange(10) % 3) for i in range(0, 40, 10)]
+
+    def run(epochs, **options):
+        rng = np.random.default_rng(0)
+        layers = nn.Linear(6, 8, rng=rng), nn.GroupNorm(2, 8), nn.BinaryLinear(8, 3, rng=rng)
+        model = nn.Sequential(*layers)
+        adam = optim.Adam(model.parameters())
+        schedule = optim.OneCycleLR(adam, 0.02, total_steps=17)
+        training.fit(
+            model, batches, epochs=epochs, optimizer=adam, loss=nn.CrossEntropyLoss(),
+            schedule=optim.ChainedScheduler([schedule]) if chained else schedule,
+            schedule_unit="batch", progress=False, **options,
+        )  # fmt: skip
+        return nn.utils.parameters_to_vector(model.parameters()).data
+
+    run(2, checkpoint=tmp_path / "run")
+    np.testing.assert_array_equal(run(4, checkpoint=tmp_path / "run"), run(4))

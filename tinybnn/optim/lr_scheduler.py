@@ -26,7 +26,11 @@ class Schedule:
         Number of steps so far.
     base_lrs : list of float
         The start value of each group.
+    moves : tuple of str
+        Settings beside the rate that it changes.
     """
+
+    moves = ()
 
     def __init__(self, optimizer):
         self.optimizer = optimizer
@@ -380,6 +384,8 @@ class OneCycleLR(Schedule):
     three_phase : bool
         Go back to the start value as fast as it warmed up, then anneal.
     """
+
+    moves = ("momentum", "betas")
 
     def __init__(
         self,
