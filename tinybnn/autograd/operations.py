@@ -462,11 +462,27 @@ def var(x, dim=None, *, correction=1, keepdim=False):
 
 def std(x, dim=None, *, correction=1, keepdim=False):
     """Standard deviation over the axes `dim`; the slope is 0 where it is 0."""
-    variance = var(x, dim, correction=correction, keepdim=keepdim)
-    is_zero = as_array(variance) == 0
+    return _root(var(x, dim, correction=correction, keepdim=keepdim))
+
+
+def norm(x, p=2, dim=None, keepdim=False):
+    """The p-norm over the axes `dim` (all of them by default), p 1, 2 or infinity.
+
+    Where it is 0, so is its slope.
+    """
+    if p not in (1, 2, math.inf):
+        raise ValueError(f"norm: p must be 1, 2 or math.inf, got {p!r}")
+    if p == 2:
+        return _root(sum(x * x, dim, keepdim))
+    return (sum if p == 1 else amax)(abs(x), dim, keepdim)
+
+
+def _root(x):
+    """The square root of numbers >= 0, with slope 0 at 0."""
+    is_zero = as_array(x) == 0
     if not np.any(is_zero):
-        return sqrt(variance)
-    return where(is_zero, variance, sqrt(where(is_zero, 1.0, variance)))
+        return sqrt(x)
+    return where(is_zero, x, sqrt(where(is_zero, 1.0, x)))
 
 
 def amax(x, dim=None, keepdim=False):
