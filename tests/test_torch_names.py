@@ -213,6 +213,20 @@ def test_types_that_do_not_fit(call, message):
         call(x())
 
 
+@pytest.mark.parametrize(
+    ("error", "call"),
+    [
+        (IndexError, lambda x: x.squeeze(2)), (IndexError, lambda x: x.sum(-3)),
+        (RuntimeError, lambda x: x.view(3)), (RuntimeError, lambda x: x.expand(3, 2)),
+        (RuntimeError, lambda x: x.split([1, 2])), (RuntimeError, lambda x: x.topk(3)),
+        (RuntimeError, lambda x: x @ x[:1]), (RuntimeError, lambda x: tb.cat([x, x[0]])),
+    ],
+)  # fmt: skip
+def test_the_kinds_of_errors_that_pytorch_raises(error, call):
+    with pytest.raises(error):
+        call(x())
+
+
 @pytest.mark.parametrize("name", INSTEAD)
 def test_a_name_that_is_not_here_says_what_is(name):
     with pytest.raises(AttributeError, match=r"Tensor has no attribute .*; use ") as error:
@@ -281,6 +295,8 @@ def test_memory_is_shared_or_not():
     array = np.ones(3)
     for shared in (tb.from_numpy(array), tb.as_tensor(array)):
         assert np.shares_memory(shared.data, array)
+    assert not np.shares_memory(tb.tensor(array).data, array)
+    assert tb.tensor(array, requires_grad=True).requires_grad
     labels = np.arange(3)
     assert tb.from_numpy(labels) is labels and tb.zeros_like(labels).dtype == np.int64
     w = tb.ones(2, requires_grad=True)

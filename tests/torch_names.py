@@ -126,6 +126,12 @@ VALUES = {  # of values alone
     "ones_like": ("x", lambda lib, x: lib.ones_like(x, dtype=lib.float32)),
     "full_like": ("x", lambda lib, x: lib.full_like(x, 2.5)),
     "from_numpy": ("", lambda lib: lib.from_numpy(np.arange(3.0))),
+    "tensor": ("", lambda lib: lib.tensor([[1.5, 2.0], [0.0, 1.0]])),
+    "tensor of an array": ("", lambda lib: lib.tensor(np.array([1.5, 2.0]))),
+    "tensor with a dtype": ("", lambda lib: lib.tensor([1, 2], dtype=lib.float64)),
+    "tensor of integers": ("", lambda lib: lib.tensor([1, 2])),
+    "tensor of bools": ("", lambda lib: lib.tensor([True, False])),
+    "tensor of a number": ("", lambda lib: lib.tensor(0.25)),
     "as_tensor": ("", lambda lib: lib.as_tensor([[1.5, 2.0]])),
     "as_tensor of integers": ("", lambda lib: lib.as_tensor([1, 2])),
 }

@@ -336,6 +336,14 @@ def where(condition, a, b):
 # ------------------------------------------------------------------------------------- reductions
 
 
+class DimError(IndexError, ValueError):
+    """A dim that an array does not have: PyTorch's IndexError, and a wrong value."""
+
+
+class SizeError(RuntimeError, ValueError):
+    """Sizes that do not fit: PyTorch's RuntimeError, and a wrong value."""
+
+
 def _dims(dim, ndim):
     """`dim` (None, int or tuple; negative counts from the end) as a tuple of axes."""
     if dim is None:
@@ -343,7 +351,7 @@ def _dims(dim, ndim):
     dims = (dim,) if isinstance(dim, int | np.integer) else tuple(dim)
     for d in dims:
         if not -ndim <= d < ndim:
-            raise ValueError(f"dim {d} is out of range for a tensor of {ndim} dimensions")
+            raise DimError(f"dim {d} is out of range for a tensor of {ndim} dimensions")
     dims = tuple(int(d) % ndim for d in dims)
     if len(set(dims)) != len(dims):
         raise ValueError(f"dim {dim} names an axis twice")
@@ -523,10 +531,10 @@ def matmul(a, b):
     """Matrix product with PyTorch's meaning for vectors, matrices and stacks of matrices."""
     shape_a, shape_b = np.shape(as_array(a)), np.shape(as_array(b))
     if not shape_a or not shape_b:
-        raise ValueError(f"matmul: needs at least one axis, got shapes {shape_a} and {shape_b}")
+        raise SizeError(f"matmul: needs at least one axis, got shapes {shape_a} and {shape_b}")
     inner = shape_b[0] if len(shape_b) == 1 else shape_b[-2]
     if shape_a[-1] != inner:
-        raise ValueError(f"matmul: inner sizes differ in shapes {shape_a} and {shape_b}")
+        raise SizeError(f"matmul: inner sizes differ in shapes {shape_a} and {shape_b}")
     rows = reshape(a, (1, *shape_a)) if len(shape_a) == 1 else a
     columns = reshape(b, (*shape_b, 1)) if len(shape_b) == 1 else b
     product = MatMul.apply(rows, columns)
@@ -648,7 +656,7 @@ def reshape(x, shape):
     try:
         return Reshape.apply(x, shape=tuple(shape))
     except ValueError:
-        raise ValueError(
+        raise SizeError(
             f"reshape: {np.shape(as_array(x))} does not fit into {tuple(shape)}"
         ) from None
 
@@ -658,7 +666,7 @@ def permute(x, dims):
     ndim = np.ndim(as_array(x))
     dims = tuple(dims)
     if len(dims) != ndim or sorted(_dims(dims, ndim)) != list(range(ndim)):
-        raise ValueError(f"permute: {dims} does not name each of the {ndim} axes once")
+        raise SizeError(f"permute: {dims} does not name each of the {ndim} axes once")
     return Permute.apply(x, dims=_dims(dims, ndim))
 
 
@@ -718,7 +726,7 @@ def cat(tensors, dim=0):
     (dim,) = _dims(dim, np.ndim(as_array(tensors[0])))
     shapes = [np.shape(as_array(t)) for t in tensors]
     if len({(*s[:dim], *s[dim + 1 :]) for s in shapes}) != 1:
-        raise ValueError(f"cat: shapes {shapes} differ outside of dim {dim}")
+        raise SizeError(f"cat: shapes {shapes} differ outside of dim {dim}")
     return Cat.apply(*tensors, dim=dim)
 
 
@@ -729,7 +737,7 @@ def stack(tensors, dim=0):
         raise ValueError("stack: expects at least one tensor, got none")
     shapes = [np.shape(as_array(t)) for t in tensors]
     if len(set(shapes)) != 1:
-        raise ValueError(f"stack: expects equal shapes, got {shapes}")
+        raise SizeError(f"stack: expects equal shapes, got {shapes}")
     (dim,) = _dims(dim, len(shapes[0]) + 1)
     new = (*shapes[0][:dim], 1, *shapes[0][dim:])
     return cat([reshape(t, new) for t in tensors], dim)

@@ -63,7 +63,8 @@ class Tensor(Variable):
 
     Notes
     -----
-    Comparisons (``x > 0``) give plain boolean arrays: they have no gradient.
+    A Tensor holds floats. Integers and bools are NumPy arrays, which have no gradient:
+    comparisons (``x > 0``), `argmax`, the indices of `sort`, ``arange(3)``.
 
     ``x += y`` (and -=, *=, /=) makes a new Tensor x + y and binds the name to it where a graph
     records x or y, and inside `trace`; a second name for the old Tensor keeps the old values. Under
