@@ -54,8 +54,9 @@ def derivatives(outputs, inputs, times):
 
 
 def assert_close(found, recorded, **tolerances):
-    """Derivatives that PyTorch has none of are 0."""
-    recorded = np.pad(recorded, (0, len(found) - len(recorded)))
+    """Derivatives that one of them has none of are 0."""
+    size = max(len(found), len(recorded))
+    found, recorded = (np.pad(x, (0, size - len(x))) for x in (found, recorded))
     np.testing.assert_allclose(found, recorded, **tolerances)
 
 
@@ -126,6 +127,9 @@ def test_the_slope_of_a_deviation_of_equals_is_0():
     same = Tensor([2.0, 2.0], requires_grad=True)
     same.std().backward()
     assert_identical(same.grad.data, np.zeros(2, np.float32))
+    zero = Tensor([0.0, 0.0], requires_grad=True)
+    zero.norm().backward()
+    assert_identical(zero.grad.data, np.zeros(2, np.float32))
 
 
 def test_a_clone_has_memory_of_its_own():
@@ -180,6 +184,7 @@ def test_parameters_change_in_place_without_a_graph():
         (lambda x: x.chunk(0), "chunk: chunks must be >= 1, got 0"),
         (lambda x: x.topk(3), "topk: k must be in 0..2, the size of dim -1, got 3"),
         (lambda x: x.gather(0, np.zeros(2, int)), "gather: index must be an int array of 2 axes"),
+        (lambda x: x.norm(3), "norm: p must be 1, 2 or math.inf, got 3"),
         (lambda x: x.squeeze(2), "dim 2 is out of range for a tensor of 2 dimensions"),
         (lambda x: x.max(5), "dim 5 is out of range"),
         (lambda x: x.size(3), "dim 3 is out of range"),
@@ -205,6 +210,20 @@ def test_values_that_do_not_fit(call, message):
 )
 def test_types_that_do_not_fit(call, message):
     with pytest.raises(TypeError, match=message):
+        call(x())
+
+
+@pytest.mark.parametrize(
+    ("error", "call"),
+    [
+        (IndexError, lambda x: x.squeeze(2)), (IndexError, lambda x: x.sum(-3)),
+        (RuntimeError, lambda x: x.view(3)), (RuntimeError, lambda x: x.expand(3, 2)),
+        (RuntimeError, lambda x: x.split([1, 2])), (RuntimeError, lambda x: x.topk(3)),
+        (RuntimeError, lambda x: x @ x[:1]), (RuntimeError, lambda x: tb.cat([x, x[0]])),
+    ],
+)  # fmt: skip
+def test_the_kinds_of_errors_that_pytorch_raises(error, call):
+    with pytest.raises(error):
         call(x())
 
 
@@ -276,6 +295,8 @@ def test_memory_is_shared_or_not():
     array = np.ones(3)
     for shared in (tb.from_numpy(array), tb.as_tensor(array)):
         assert np.shares_memory(shared.data, array)
+    assert not np.shares_memory(tb.tensor(array).data, array)
+    assert tb.tensor(array, requires_grad=True).requires_grad
     labels = np.arange(3)
     assert tb.from_numpy(labels) is labels and tb.zeros_like(labels).dtype == np.int64
     w = tb.ones(2, requires_grad=True)

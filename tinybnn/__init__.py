@@ -35,7 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Function", "Tensor", "__version__", "analysis", "autograd", "datasets", "deploy", "federated",
     "functional", "grad", "load", "manual_seed", "models", "nn", "no_grad", "optim", "plots",
-    "quantizers", "save", "testing", "training",
+    "quantizers", "save", "tensor", "testing", "training",
 ]  # fmt: skip
 __dir__ = __all__.copy  # dir() shows what is public, and nothing else
 

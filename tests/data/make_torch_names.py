@@ -38,7 +38,7 @@ def record(letters, call, derivatives):
         if twice and gradients:
             found += torch.autograd.grad(weighted(gradients), inputs, materialize_grads=True)
     dtypes.append(str(outputs[0].dtype).removeprefix("torch."))
-    return np.concatenate([t.detach().numpy().astype(np.float64).ravel() for t in found])
+    return np.concatenate([t.detach().numpy(force=True).astype(np.float64).ravel() for t in found])
 
 
 dtypes = []  # of the first outputs

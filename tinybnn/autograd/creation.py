@@ -32,6 +32,12 @@ def as_tensor(data, dtype=None, device=None):
     return _made(array, dtype, False, device)
 
 
+def tensor(data, *, dtype=None, device=None, requires_grad=False):
+    """A copy of data as a Tensor, of integers and bools as an array: ``tinybnn.tensor(data)``."""
+    found = np.array(as_array(as_tensor(as_array(data))))
+    return _made(found, dtype, requires_grad, device)
+
+
 def zeros(*size, dtype=None, device=None, requires_grad=False):
     """A Tensor of zeros; an array for a dtype of integers or bools."""
     return full(one_tuple(size), 0.0, _default(dtype), device, requires_grad)

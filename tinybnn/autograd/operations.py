@@ -336,6 +336,14 @@ def where(condition, a, b):
 # ------------------------------------------------------------------------------------- reductions
 
 
+class DimError(IndexError, ValueError):
+    """A dim that an array does not have: PyTorch's IndexError, and a wrong value."""
+
+
+class SizeError(RuntimeError, ValueError):
+    """Sizes that do not fit: PyTorch's RuntimeError, and a wrong value."""
+
+
 def _dims(dim, ndim):
     """`dim` (None, int or tuple; negative counts from the end) as a tuple of axes."""
     if dim is None:
@@ -343,7 +351,7 @@ def _dims(dim, ndim):
     dims = (dim,) if isinstance(dim, int | np.integer) else tuple(dim)
     for d in dims:
         if not -ndim <= d < ndim:
-            raise ValueError(f"dim {d} is out of range for a tensor of {ndim} dimensions")
+            raise DimError(f"dim {d} is out of range for a tensor of {ndim} dimensions")
     dims = tuple(int(d) % ndim for d in dims)
     if len(set(dims)) != len(dims):
         raise ValueError(f"dim {dim} names an axis twice")
@@ -462,11 +470,27 @@ def var(x, dim=None, *, correction=1, keepdim=False):
 
 def std(x, dim=None, *, correction=1, keepdim=False):
     """Standard deviation over the axes `dim`; the slope is 0 where it is 0."""
-    variance = var(x, dim, correction=correction, keepdim=keepdim)
-    is_zero = as_array(variance) == 0
+    return _root(var(x, dim, correction=correction, keepdim=keepdim))
+
+
+def norm(x, p=2, dim=None, keepdim=False):
+    """The p-norm over the axes `dim` (all of them by default), p 1, 2 or infinity.
+
+    Where it is 0, so is its slope.
+    """
+    if p not in (1, 2, math.inf):
+        raise ValueError(f"norm: p must be 1, 2 or math.inf, got {p!r}")
+    if p == 2:
+        return _root(sum(x * x, dim, keepdim))
+    return (sum if p == 1 else amax)(abs(x), dim, keepdim)
+
+
+def _root(x):
+    """The square root of numbers >= 0, with slope 0 at 0."""
+    is_zero = as_array(x) == 0
     if not np.any(is_zero):
-        return sqrt(variance)
-    return where(is_zero, variance, sqrt(where(is_zero, 1.0, variance)))
+        return sqrt(x)
+    return where(is_zero, x, sqrt(where(is_zero, 1.0, x)))
 
 
 def amax(x, dim=None, keepdim=False):
@@ -507,10 +531,10 @@ def matmul(a, b):
     """Matrix product with PyTorch's meaning for vectors, matrices and stacks of matrices."""
     shape_a, shape_b = np.shape(as_array(a)), np.shape(as_array(b))
     if not shape_a or not shape_b:
-        raise ValueError(f"matmul: needs at least one axis, got shapes {shape_a} and {shape_b}")
+        raise SizeError(f"matmul: needs at least one axis, got shapes {shape_a} and {shape_b}")
     inner = shape_b[0] if len(shape_b) == 1 else shape_b[-2]
     if shape_a[-1] != inner:
-        raise ValueError(f"matmul: inner sizes differ in shapes {shape_a} and {shape_b}")
+        raise SizeError(f"matmul: inner sizes differ in shapes {shape_a} and {shape_b}")
     rows = reshape(a, (1, *shape_a)) if len(shape_a) == 1 else a
     columns = reshape(b, (*shape_b, 1)) if len(shape_b) == 1 else b
     product = MatMul.apply(rows, columns)
@@ -632,7 +656,7 @@ def reshape(x, shape):
     try:
         return Reshape.apply(x, shape=tuple(shape))
     except ValueError:
-        raise ValueError(
+        raise SizeError(
             f"reshape: {np.shape(as_array(x))} does not fit into {tuple(shape)}"
         ) from None
 
@@ -642,7 +666,7 @@ def permute(x, dims):
     ndim = np.ndim(as_array(x))
     dims = tuple(dims)
     if len(dims) != ndim or sorted(_dims(dims, ndim)) != list(range(ndim)):
-        raise ValueError(f"permute: {dims} does not name each of the {ndim} axes once")
+        raise SizeError(f"permute: {dims} does not name each of the {ndim} axes once")
     return Permute.apply(x, dims=_dims(dims, ndim))
 
 
@@ -702,7 +726,7 @@ def cat(tensors, dim=0):
     (dim,) = _dims(dim, np.ndim(as_array(tensors[0])))
     shapes = [np.shape(as_array(t)) for t in tensors]
     if len({(*s[:dim], *s[dim + 1 :]) for s in shapes}) != 1:
-        raise ValueError(f"cat: shapes {shapes} differ outside of dim {dim}")
+        raise SizeError(f"cat: shapes {shapes} differ outside of dim {dim}")
     return Cat.apply(*tensors, dim=dim)
 
 
@@ -713,7 +737,7 @@ def stack(tensors, dim=0):
         raise ValueError("stack: expects at least one tensor, got none")
     shapes = [np.shape(as_array(t)) for t in tensors]
     if len(set(shapes)) != 1:
-        raise ValueError(f"stack: expects equal shapes, got {shapes}")
+        raise SizeError(f"stack: expects equal shapes, got {shapes}")
     (dim,) = _dims(dim, len(shapes[0]) + 1)
     new = (*shapes[0][:dim], 1, *shapes[0][dim:])
     return cat([reshape(t, new) for t in tensors], dim)

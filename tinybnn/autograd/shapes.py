@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 
 from tinybnn.autograd.engine import as_array
-from tinybnn.autograd.operations import Index, Pad, _dims, broadcast_to, reshape
+from tinybnn.autograd.operations import Index, Pad, SizeError, _dims, broadcast_to, reshape
 
 
 def clone(x):
@@ -38,7 +38,7 @@ def expand(x, sizes):
     )
     fits = [n in (1, size) for n, size in zip(shape, kept, strict=False)]
     if len(sizes) < len(shape) or min(sizes[:before], default=0) < 0 or not all(fits):
-        raise ValueError(
+        raise SizeError(
             f"expand: {shape} does not fit into {sizes}; only axes of size 1 and new leading ones "
             "are repeated"
         )
@@ -52,7 +52,7 @@ def repeat(x, sizes):
     """
     shape, sizes = np.shape(as_array(x)), tuple(sizes)
     if len(sizes) < len(shape) or any(n < 0 for n in sizes):
-        raise ValueError(
+        raise SizeError(
             f"repeat: expects at least {len(shape)} sizes >= 0, one for each axis, got {sizes}"
         )
     shape = (1,) * (len(sizes) - len(shape)) + shape
@@ -77,12 +77,12 @@ def split(x, split_size_or_sections, dim=0):
     size, sections = shape[dim], split_size_or_sections
     if isinstance(sections, int | np.integer):
         if sections < 1:
-            raise ValueError(f"split: the size of a part must be >= 1, got {sections}")
+            raise SizeError(f"split: the size of a part must be >= 1, got {sections}")
         ends = [*range(sections, size, sections), size]
     else:
         ends = list(itertools.accumulate(sections))
         if any(n < 0 for n in sections) or ends[-1:] != [size]:
-            raise ValueError(
+            raise SizeError(
                 f"split: expects sizes >= 0 that add up to {size}, the size of dim {dim}, got "
                 f"{list(sections)}"
             )
@@ -101,6 +101,6 @@ def chunk(x, chunks, dim=0):
     tuple
     """
     if chunks < 1:
-        raise ValueError(f"chunk: chunks must be >= 1, got {chunks}")
+        raise SizeError(f"chunk: chunks must be >= 1, got {chunks}")
     (axis,) = _dims(dim, np.ndim(as_array(x)))
     return split(x, max(1, -(-np.shape(as_array(x))[axis] // chunks)), dim)

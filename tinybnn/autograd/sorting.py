@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tinybnn.autograd.engine import Variable, as_array, state
-from tinybnn.autograd.operations import Index, _dims, amax, amin, maximum, minimum
+from tinybnn.autograd.operations import Index, SizeError, _dims, amax, amin, maximum, minimum
 from tinybnn.autograd.shapes import squeeze
 
 
@@ -51,7 +51,7 @@ def gather(x, dim, index):
     index = np.asarray(index)
     (dim,) = _dims(dim, np.ndim(as_array(x)))
     if index.ndim != np.ndim(as_array(x)) or index.dtype.kind not in "iu":
-        raise ValueError(
+        raise SizeError(
             f"gather: index must be an int array of {np.ndim(as_array(x))} axes, got {index.dtype} "
             f"of shape {index.shape}"
         )
@@ -123,6 +123,6 @@ def topk(x, k, dim=-1, largest=True):
     (axis,) = _dims(dim, np.ndim(as_array(x)))
     size = np.shape(as_array(x))[axis]
     if not 0 <= k <= size:
-        raise ValueError(f"topk: k must be in 0..{size}, the size of dim {dim}, got {k}")
+        raise SizeError(f"topk: k must be in 0..{size}, the size of dim {dim}, got {k}")
     indices = np.take(argsort(x, axis, descending=largest), range(k), axis)
     return Ordered(gather(x, axis, indices), indices)

@@ -63,7 +63,8 @@ class Tensor(Variable):
 
     Notes
     -----
-    Comparisons (``x > 0``) give plain boolean arrays: they have no gradient.
+    A Tensor holds floats. Integers and bools are NumPy arrays, which have no gradient:
+    comparisons (``x > 0``), `argmax`, the indices of `sort`, ``arange(3)``.
 
     ``x += y`` (and -=, *=, /=) makes a new Tensor x + y and binds the name to it where a graph
     records x or y, and inside `trace`; a second name for the old Tensor keeps the old values. Under
@@ -425,11 +426,24 @@ class Tensor(Variable):
     squeeze, unsqueeze, clone = shapes.squeeze, shapes.unsqueeze, shapes.clone
     split, chunk = shapes.split, shapes.chunk
     add, sub, mul, div, neg = __add__, __sub__, __mul__, __truediv__, __neg__
+    mm, norm = __matmul__, operations.norm
     lt, le, gt, ge, eq, ne = __lt__, __le__, __gt__, __ge__, __eq__, __ne__
 
     def masked_fill(self, mask, value):
         """A number where a bool array holds, the element elsewhere."""
         return operations.where(mask, value, self)
+
+    def t(self):
+        """A matrix with its axes swapped."""
+        return self if self.ndim < 2 else self.transpose(0, 1)
+
+    def view_as(self, other):
+        """The elements in the shape of another tensor."""
+        return self.view(other.shape)
+
+    def expand_as(self, other):
+        """Repeat along axes of size 1 to the shape of another tensor."""
+        return self.expand(other.shape)
 
     def contiguous(self):
         """This tensor: `view` takes one of any order in memory."""
