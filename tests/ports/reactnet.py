@@ -30,7 +30,7 @@ class LearnableBias(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1), requires_grad=True)
 
     def forward(self, x):
-        return x + self.bias.expand(x.size())
+        return x + self.bias.expand_as(x)
 
 
 class HardBinaryConv(nn.Module):
