@@ -49,6 +49,8 @@ CASES = {
     "nearest": (lambda nn, F, x, a: F.interpolate(x, scale_factor=2), IMAGE),
     "nearest to a size": (lambda nn, F, x, a: nn.Upsample(size=(7, 3))(x), IMAGE),
     "nearest by 1.7": (lambda nn, F, x, a: F.interpolate(x, scale_factor=(1.7, 0.6)), IMAGE),
+    "nearest rounded": (lambda nn, F, x, a: F.interpolate(x, (1, 22)), (1, 1, 1, 26)),
+    "nearest doubled": (lambda nn, F, x, a: F.interpolate(x, scale_factor=(1, 2.2)), (1, 1, 1, 4)),
     "bilinear": (lambda nn, F, x, a: nn.Upsample(scale_factor=2, mode="bilinear")(x), IMAGE),
     "bilinear to a size": (lambda nn, F, x, a: F.interpolate(x, (3, 9), mode="bilinear"), IMAGE),
     "bilinear by 1.7": (

@@ -52,12 +52,17 @@ def interpolate(input, size=None, scale_factor=None, mode="nearest", align_corne
             )
         steps = [1.0 / f for f in factors]
     if mode == "nearest":
-        rows, columns = (
-            np.minimum((np.arange(out) * step).astype(np.intp), n - 1)
-            for out, step, n in zip(size, steps, shape[2:], strict=True)
-        )
+        rows, columns = map(_nearest, size, shape[2:], steps)
         return _take_pixels(input, rows, columns)
     return _bilinear(input, size, steps, align_corners)
+
+
+def _nearest(out, n, step):
+    """Which of n pixels each of `out` takes, to the last one as in PyTorch: floor(i step)."""
+    if out in (n, 2 * n):
+        return np.arange(out) * n // out
+    places = np.arange(out, dtype=np.float32) * np.float32(step)
+    return np.minimum(places.astype(np.intp), n - 1)
 
 
 def _bilinear(x, size, steps, align_corners):
