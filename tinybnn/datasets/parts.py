@@ -1,7 +1,7 @@
 """Parts of data sets, and several as one: PyTorch's names, for data sets of any kind.
 
-A `Dataset` of images needs none of it for a part: ``dataset[indices]`` and `Dataset.split` give
-data sets again.
+For a part of a `Dataset` of images, ``dataset[indices]`` and `Dataset.split` give a `Dataset`
+again.
 """
 
 from __future__ import annotations

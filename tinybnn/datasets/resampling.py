@@ -125,7 +125,7 @@ def _weights(size, out):
 class Cutout:
     """Cover a square of each image, around a pixel drawn for each (DeVries and Taylor 2017).
 
-    What of the square lies outside is cut off, as in the paper.
+    The part of the square outside the image is cut off, as in the paper.
 
     Parameters
     ----------

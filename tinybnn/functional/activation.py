@@ -203,7 +203,7 @@ def silu(input, inplace=False):
 
 
 def gelu(input, approximate="none"):
-    """x times the probability that a standard normal number is below x.
+    """x times the probability that a standard normal variable is below x.
 
     Hendrycks and Gimpel 2016. The error function is evaluated element by element in Python; the
     approximation is faster, and has a packed form.

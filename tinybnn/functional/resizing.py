@@ -18,7 +18,7 @@ def interpolate(input, size=None, scale_factor=None, mode="nearest", align_corne
     ----------
     input : (N, C, H, W)
     size : int or pair of ints, optional
-        Of the result; either this or `scale_factor`.
+        Size of the result; give either this or `scale_factor`.
     scale_factor : float or pair of floats, optional
         The result has floor(H scale_factor) rows.
     mode : 'nearest' or 'bilinear'

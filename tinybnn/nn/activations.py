@@ -27,7 +27,9 @@ class SiLU(Module):
 
 
 class GELU(Module):
-    """x times the probability that a normal number is below x; see `functional.gelu`.
+    """x times the probability that a standard normal variable is below x.
+
+    See `functional.gelu`.
 
     Parameters
     ----------

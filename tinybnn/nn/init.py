@@ -1,7 +1,7 @@
 """Initial values, with PyTorch's names, arguments and defaults.
 
-Each function fills a Tensor in place, whether it requires grad or not, and returns it. Layers of
-this library draw their weights when they are made; these functions draw them anew:
+Each function fills a Tensor in place, whether it requires grad or not, and returns it. Layers
+draw their weights when they are made; these functions draw them anew:
 
 >>> from tinybnn import nn
 >>> layer = nn.Linear(4, 3)
@@ -34,7 +34,7 @@ _GAINS = {
 
 
 def calculate_gain(nonlinearity, param=None):
-    """The factor by which weights make up for what a nonlinearity takes from the variance.
+    """The factor of weights that compensates for the variance a nonlinearity removes.
 
     Parameters
     ----------

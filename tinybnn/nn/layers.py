@@ -573,7 +573,7 @@ class Upsample(Module):
     Parameters
     ----------
     size : int or pair of ints, optional
-        Of the result; either this or `scale_factor`.
+        Size of the result; give either this or `scale_factor`.
     scale_factor : float or pair of floats, optional
     mode : 'nearest' or 'bilinear'
     align_corners : bool, optional

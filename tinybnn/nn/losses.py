@@ -1,7 +1,7 @@
 """Losses as modules, for scripts that keep ``criterion = nn.CrossEntropyLoss()``.
 
-The functions of `tinybnn.functional` do the work. What follows the first arguments is given by
-name: PyTorch's order has two more there, long out of use.
+Each calls the function of `tinybnn.functional` that it names. Arguments behind the first are given
+by name: PyTorch has two deprecated ones among them.
 """
 
 from __future__ import annotations

@@ -467,8 +467,8 @@ class OneCycleLR(Schedule):
 class ReduceLROnPlateau:
     """Multiply by `factor` when a metric has not become better for more than `patience` epochs.
 
-    Call ``step(metric)`` after each epoch, with a validation loss, say. `training.fit` hands no
-    metric over; write the loop with a `fit` of one epoch, or by hand.
+    Call ``step(metric)`` after each epoch, say with a validation loss. `training.fit` does not call
+    it with a metric: call `fit` for one epoch at a time, or write the loop.
 
     Parameters
     ----------

@@ -35,7 +35,7 @@ class AveragedModel(Module):
 
     Call `update_parameters` after each step or epoch, and at the end `update_bn` where the model
     has batch norm. The latent weight of a binary layer is averaged as the others are; its sign then
-    follows the time that it spent on either side of 0, weighted by the distance.
+    depends on how long, and how far, it was on either side of 0.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class AveragedModel(Module):
         Without effect.
     avg_fn : callable, optional
         (average, new, number averaged so far) -> average, of arrays; by default the equal
-        average. A function of a module, not a lambda, where the model is pickled.
+        average. To pickle the model, give a function that is defined in a module, not a lambda.
     use_buffers : bool
         Average buffers of floats too; by default they are copied from the model each time.
 
