@@ -19,15 +19,15 @@ def _reduction(operation, of_numpy=None):
     """A method that NumPy's function of that name may call too, with the arguments it has."""
 
     @functools.wraps(operation)
-    def method(self, *arguments, **options):
+    def method(self, dim=None, keepdim=False, **options):
         if "axis" not in options:
-            return operation(self, *arguments, **options)
+            return operation(self, dim, keepdim=keepdim, **options)
         for name in ("out", "dtype"):
             if options.pop(name, None) is not None:
                 raise TypeError(f"{operation.__name__}: a Tensor takes no {name}")
         names = {"axis": "dim", "keepdims": "keepdim", "ddof": "correction"}
         options = {names.get(name, name): value for name, value in options.items()}
-        return (of_numpy or operation)(self, *arguments, **options)
+        return (of_numpy or operation)(self, **options)
 
     return method
 

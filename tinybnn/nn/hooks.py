@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from tinybnn.autograd import Function, Tensor
+from tinybnn.autograd import Function, Tensor, is_tracing, traced_forward
 
 
 class Hooks:
@@ -21,14 +21,18 @@ class Hooks:
         hooks[key] = hook
         return RemovableHandle(hooks, key)
 
-    def call(self, module, run, inputs):
-        """``run(*inputs)``, and what the hooks make of inputs, output and gradients."""
+    def call(self, module, inputs, options):
+        """What the module's forward gives, and what the hooks make of it and of gradients."""
         for hook in [*self.forward_pre.values()]:
             found = hook(module, inputs)
             if found is not None:
                 inputs = found if isinstance(found, tuple) else (found,)
         crossing = _Crossing(module, [*self.backward.values()]) if self.backward else None
-        output = run(*(crossing.enter(inputs) if crossing else inputs))
+        entering = crossing.enter(inputs) if crossing else inputs
+        if is_tracing():
+            output = traced_forward(module, entering, options)
+        else:
+            output = module.forward(*entering, **options)
         for hook in [*self.forward.values()]:
             found = hook(module, inputs, output)
             output = output if found is None else found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import warnings
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
@@ -108,10 +107,7 @@ class Module:
 
     def __call__(self, *inputs, **options):
         if self._hooks is not None:
-            return self._hooks.call(self, functools.partial(self._run, **options), inputs)
-        return self._run(*inputs, **options)
-
-    def _run(self, *inputs, **options):
+            return self._hooks.call(self, inputs, options)
         if is_tracing():
             return traced_forward(self, inputs, options)
         return self.forward(*inputs, **options)
