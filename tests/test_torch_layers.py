@@ -76,6 +76,60 @@ def test_gradients_in_all_inputs(function, shapes):
     gradgradcheck(function, inputs)
 
 
+def test_labels_that_are_ignored():
+    x = Tensor(tables.wave((3, 4), 0))
+    expected = F.cross_entropy(x[:2], [1, 3])
+    for ignored, labels in ((-100, [1, 3, -100]), (255, np.array([1, 3, 255], np.uint8))):
+        loss = F.cross_entropy(x, labels, ignore_index=ignored)
+        np.testing.assert_allclose(loss.data, expected.data)
+    with pytest.raises(ValueError, match="labels must lie in"):
+        F.cross_entropy(x, [1, 7, -100])
+    with pytest.raises(ValueError, match="the mean of no samples does not exist"):
+        F.nll_loss(x, [-100] * 3)
+    with pytest.raises(ValueError, match=r"weight must have the shape \(4,\)"):
+        F.cross_entropy(x, [1, 2, 3], weight=np.ones(3))
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda x: F.kl_div(x, x[:1]), "kl_div: input has the shape"),
+        (lambda x: F.smooth_l1_loss(x, x, beta=-1.0), "beta must be >= 0"),
+        (lambda x: F.l1_loss(x, x, reduction="batchmean"), "l1_loss: reduction must be"),
+        (lambda x: F.one_hot([0, 3], 3), "num_classes must be -1 or above the largest label 3"),
+        (lambda x: F.one_hot([0.5]), "must hold integers >= 0"),
+        (lambda x: F.one_hot([-1]), "must hold integers >= 0"),
+        (lambda x: F.gelu(x, "erf"), "approximate must be"),
+        (lambda x: F.normalize(x, p=0), "p must be positive"),
+        (lambda x: F.group_norm(x, 3), "num_groups must divide the 4 channels"),
+        (lambda x: F.group_norm(x, 2, np.ones(3)), r"weight has shape \(3,\)"),
+        (lambda x: F.layer_norm(x, (3,)), r"must be normalized_shape \(3,\)"),
+        (lambda x: F.layer_norm(x, 4, None, np.ones(3)), r"bias has shape \(3,\), expected"),
+        (lambda x: F.dropout2d(x), r"dropout2d: input must have the shape \(N, C, H, W\)"),
+        (lambda x: F.interpolate(x, 2), "input must have the shape"),
+        (lambda x: F.interpolate(image(x)), "give either size or scale_factor"),
+        (lambda x: F.interpolate(image(x), 2, 2), "give either size or scale_factor"),
+        (lambda x: F.interpolate(image(x), 2, mode="bicubic"), "'nearest' or 'bilinear'"),
+        (lambda x: F.interpolate(image(x), 2, align_corners=True), "belongs to mode='bilinear'"),
+        (lambda x: F.interpolate(image(x), scale_factor=0.1), "leaves no pixel"),
+        (lambda x: F.interpolate(image(x), 0), "size must be an int or a pair of ints >= 1"),
+    ],
+)
+def test_arguments_that_do_not_fit(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(Tensor(tables.wave((3, 4), 0)))
+
+
+def image(x):
+    return x.reshape(1, 1, 3, 4)
+
+
+def test_one_hot_rows():
+    rows = F.one_hot([[2, 0]])
+    assert rows.dtype == np.int64 and rows.tolist() == [[[0, 0, 1], [1, 0, 0]]]
+    assert F.one_hot(np.array([1]), num_classes=4).tolist() == [[0, 1, 0, 0]]
+
+
 def test_a_zero_row_has_a_gradient():
     x = Tensor(np.zeros((2, 3)), requires_grad=True)
     F.normalize(x).sum().backward()

@@ -83,8 +83,11 @@ def _reduce(name, values, reduction):
     return {"mean": mean, "sum": sum, "none": lambda values: values}[reduction](values)
 
 
-def _class_labels(name, x, target):
-    """Check logits (N, classes) and integer labels (N,); give the labels as an array."""
+def _class_labels(name, x, target, ignore_index=None):
+    """Check logits (N, classes) and integer labels (N,); give the labels as an array.
+
+    None if there are labels outside of the classes, and some of them are `ignore_index`.
+    """
     target = np.asarray(as_array(target))
     shape = np.shape(x)
     if len(shape) != 2 or target.shape != shape[:1] or target.dtype.kind not in "iu":
@@ -94,6 +97,8 @@ def _class_labels(name, x, target):
             "convert floats by .astype(np.int64)"
         )
     if target.size and (target.min() < 0 or target.max() >= shape[1]):
+        if ignore_index is not None and np.any(target == ignore_index):
+            return None
         raise ValueError(
             f"{name}: labels must lie in 0..{shape[1] - 1}, got {target.min()}..{target.max()}"
         )
@@ -123,18 +128,19 @@ def cross_entropy(
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1], got {label_smoothing}")
     if np.ndim(target) != 2:
-        target = np.asarray(as_array(target))
-        if weight is not None or np.any(target == ignore_index):
+        labels = None
+        if weight is None and ignore_index < 0:
+            labels = _class_labels("cross_entropy", input, target, ignore_index)
+        if labels is None:
             return _weighted_nll(
-                "cross_entropy", log_softmax(input, 1), target, weight, ignore_index, reduction,
-                label_smoothing,
+                "cross_entropy", log_softmax(input, 1), np.asarray(as_array(target)), weight,
+                ignore_index, reduction, label_smoothing,
             )  # fmt: skip
-        target = _class_labels("cross_entropy", input, target)
         _check_reduction("cross_entropy", reduction)
-        if reduction == "mean" and not len(target):
+        if reduction == "mean" and not len(labels):
             raise ValueError("cross_entropy: the mean of no samples does not exist")
         return CrossEntropy.apply(
-            input, labels=target.astype(np.int64, copy=False), smoothing=float(label_smoothing),
+            input, labels=labels.astype(np.int64, copy=False), smoothing=float(label_smoothing),
             reduction=reduction,
         )  # fmt: skip
     if np.shape(target) != np.shape(input):
