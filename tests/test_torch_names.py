@@ -414,6 +414,9 @@ PACKED = {
     "squeeze": (6, lambda x: x.unsqueeze(2).squeeze(2)),
     "repeat": (12, lambda x: x.repeat(1, 2, 1, 1)),
     "expand": (6, lambda x: x + x[:, :, :1].expand(-1, -1, 5, -1)),
+    "expand_as": (6, lambda x: x + tb.ones(1, 6, 1, 1).expand_as(x)),
+    "ones_like": (6, lambda x: tb.where(x < 0, -tb.ones_like(x), x)),
+    "full_like": (6, lambda x: x * tb.full_like(x, 0.5)),
     "chunk": (3, lambda x: x.chunk(2, dim=1)[0] * x.chunk(2, dim=1)[1]),
     "split": (2, lambda x: x.split([2, 4], 1)[0]),
     "max of two": (6, lambda x: x.max(0.5 * x)),
@@ -437,6 +440,10 @@ def test_names_that_compile(name):
     assert "pack" in [step.operation for step in packed.steps]
 
 
+def per_sample(x):
+    return tb.arange(float(len(x))).view(-1, 1, 1, 1)
+
+
 REFUSED = {
     "argmax": (lambda x: x * x.argmax(), "the indices of argmax depend on values"),
     "max": (lambda x: x * x.max(dim=1, keepdim=True)[0], "the indices of argmax depend on values"),
@@ -444,6 +451,13 @@ REFUSED = {
     "sort": (lambda x: x.sort(dim=1).values, "the indices of argsort depend on values"),
     "topk": (lambda x: x.topk(6, 1).values, "the indices of argsort depend on values"),
     "sign": (lambda x: x.sign(), "Sign has no packed form.*write quantizers.ste_sign"),
+    "rand_like": (lambda x: x + tb.rand_like(x), "a row for each sample"),
+    "arange": (lambda x: x + per_sample(x), "a row for each sample"),
+    "arange before a sign": (
+        lambda x: tb.quantizers.ste_sign(x + per_sample(x)),
+        "a row for each sample",
+    ),
+    "a count": (lambda x: x + tb.full_like(x, len(x)), "depends on .* the batch size"),
     "sin": (lambda x: x.sin(), "Sin has no packed form"),
     "zero_": (lambda x: x.zero_(), "x.zero_.. is not recorded; use zeros_like"),
     "tolist": (lambda x: x * len(x.tolist()), "tolist.. takes values"),
@@ -456,3 +470,36 @@ def test_names_that_do_not_compile_say_so(name):
     function, message = REFUSED[name]
     with pytest.raises(deploy.CompileError, match=message):
         deploy.compile(Net(function, 6), (4, 5, 5))
+
+
+class Signs(nn.Module):
+    """A constant of full size between sums and their sign."""
+
+    def __init__(self, kernel_size, constant):
+        rng = np.random.default_rng(0)
+        self.conv = nn.BinaryConv2d(4, 6, kernel_size, rng=rng)
+        self.constant, self.last = constant, nn.BinaryConv2d(6, 3, 1, rng=rng)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.last(x + self.constant(x))
+
+
+SHIFTS = tb.from_numpy(np.float32([-5.5, -2, 0, 1, 3, 40]).reshape(1, 6, 1, 1))
+CONSTANTS = {  # size of the filter, constant, whether thresholds take it in
+    "expand_as": (3, SHIFTS.expand_as, True),
+    "of each pixel": (3, lambda x: SHIFTS + tb.arange(9.0).view(1, 1, 3, 3), False),
+    "ones_like": (3, tb.ones_like, True),
+    "larger than the sums": (5, lambda x: SHIFTS.expand(1, 6, 3, 3), False),
+}
+
+
+@by_name(CONSTANTS)
+def test_constants_before_a_sign(name):
+    kernel_size, constant, has_thresholds = CONSTANTS[name]
+    model = Signs(kernel_size, constant).eval()
+    packed = deploy.compile(model, (4, 5, 5))
+    images = np.random.default_rng(2).standard_normal((7, 4, 5, 5)).astype(np.float32)
+    with no_grad():
+        assert_identical(packed.predict(images), model(Tensor(images)).data)
+    assert ("threshold" in [step.operation for step in packed.steps]) == has_thresholds
