@@ -11,8 +11,6 @@ from torch.nn import functional as F
 
 
 class ApproxSign(torch.autograd.Function):
-    """The sign; its gradient is that of a piecewise quadratic function (Bi-Real Net)."""
-
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
@@ -40,27 +38,21 @@ class HardBinaryConv(nn.Module):
         self.weight = nn.Parameter(torch.zeros(out_channels, in_channels, kernel_size, kernel_size))
 
     def forward(self, x):
-        scale = self.weight.abs().mean(dim=(1, 2, 3), keepdim=True).detach()
-        signs = ApproxSign.apply(self.weight)
-        y = F.conv2d(x, signs, stride=self.stride, padding=self.padding)
+        scale = self.weight.abs().mean(dim=(1, 2, 3)).detach()
+        y = F.conv2d(x, ApproxSign.apply(self.weight), stride=self.stride, padding=self.padding)
         return y * scale.view(1, -1, 1, 1)
 
 
 class Block(nn.Module):
     def __init__(self, channels, stride=1):
         super().__init__()
-        self.move1, self.conv = (
-            LearnableBias(channels),
-            HardBinaryConv(channels, channels, 3, stride),
-        )
-        self.bn = nn.BatchNorm2d(channels)
-        self.move2, self.prelu = LearnableBias(channels), nn.PReLU(channels)
-        self.move3 = LearnableBias(channels)
+        self.move1, self.move2, self.move3 = [LearnableBias(channels) for _ in range(3)]
+        self.conv = HardBinaryConv(channels, channels, 3, stride)
+        self.bn, self.prelu = nn.BatchNorm2d(channels), nn.PReLU(channels)
         self.pool = nn.AvgPool2d(2, 2) if stride == 2 else nn.Identity()
 
     def forward(self, x):
-        out = self.bn(self.conv(ApproxSign.apply(self.move1(x))))
-        out = out + self.pool(x)
+        out = self.bn(self.conv(ApproxSign.apply(self.move1(x)))) + self.pool(x)
         return self.move3(self.prelu(self.move2(out)))
 
 
@@ -93,34 +85,28 @@ def make(steps, seed=2):
     groups = [{"params": latents, "weight_decay": 1e-5}, {"params": rest}]
     optimizer = optim.Adam(groups, lr=0.01)
     schedule = optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / steps)
-    return model, optimizer, schedule
+    return {"model": model, "optimizer": optimizer, "schedule": schedule}
 
 
 def train(images, labels, folder, steps=20, batch_size=16):
     """Losses, what the hooks saw, and the model; half way through it goes on from a checkpoint."""
     x, y = torch.from_numpy(images).double(), torch.from_numpy(labels)
-    model, optimizer, schedule = make(steps)
-    losses, positive, slopes, handles = [], [], [], []
+    losses, positive, slopes, parts = [], [], [], make(steps)
+
+    def count(module, inputs, output):
+        positive.append((output >= 0).sum().item())
+
+    def measure(module, grad_input, grad_output):
+        slopes.append(grad_output[0].abs().sum().item())
+
     for step in range(steps):
         if step == steps // 2:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            state |= {"schedule": schedule.state_dict(), "step": step}
-            torch.save(state, f"{folder}/checkpoint")
-            model, optimizer, schedule = make(steps, seed=3)
-            state = torch.load(f"{folder}/checkpoint")
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            schedule.load_state_dict(state["schedule"])
-        if not handles or step == steps // 2:
-            block = model.blocks[1]
-            handles = [
-                block.move1.register_forward_hook(
-                    lambda module, inputs, output: positive.append((output >= 0).sum().item())
-                ),
-                block.register_full_backward_hook(
-                    lambda module, before, after: slopes.append(after[0].abs().sum().item())
-                ),
-            ]
+            torch.save({n: part.state_dict() for n, part in parts.items()}, f"{folder}/state")
+            parts, state = make(steps, seed=3), torch.load(f"{folder}/state")
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+        (model, optimizer, schedule), block = parts.values(), parts["model"].blocks[1]
+        hooks = block.move1.register_forward_hook(count), block.register_full_backward_hook(measure)
         rows = np.arange(step * batch_size, (step + 1) * batch_size) % len(x)
         loss = F.cross_entropy(model(x[rows]), y[rows])
         optimizer.zero_grad()
@@ -129,6 +115,6 @@ def train(images, labels, folder, steps=20, batch_size=16):
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
-    for handle in handles:
-        handle.remove()
+        for handle in hooks:
+            handle.remove()
     return losses, (positive, slopes), model
