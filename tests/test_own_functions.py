@@ -88,6 +88,15 @@ def test_a_gradient_that_is_none_is_0():
     assert_identical(w.grad.data, np.ones(3, np.float32))
 
 
+@pytest.mark.parametrize("result", [lambda grad: np.array(2.0), lambda grad: 2.0, lambda grad: 2])
+def test_a_gradient_that_is_an_array_or_a_number(result):
+    w = Tensor(1.0, requires_grad=True)
+    f = own(twice, lambda ctx, grad: result(grad)).apply
+    (f(w) + f(w)).backward()
+    assert w.grad.item() == 4.0 and w.grad.dtype == np.float32
+    assert grad(f(w) + w * w, w, create_graph=True).item() == 4.0
+
+
 def test_needs_input_grad():
     needs = []
 

@@ -486,9 +486,11 @@ class Signs(nn.Module):
 
 
 SHIFTS = tb.from_numpy(np.float32([-5.5, -2, 0, 1, 3, 40]).reshape(1, 6, 1, 1))
+CENTRE = np.pad(np.float32([[1.5]]), 1)
 CONSTANTS = {  # size of the filter, constant, whether thresholds take it in
     "expand_as": (3, SHIFTS.expand_as, True),
     "of each pixel": (3, lambda x: SHIFTS + tb.arange(9.0).view(1, 1, 3, 3), False),
+    "of the pixel in the middle": (3, lambda x: tb.ones(1, 6, 3, 3) * CENTRE, False),
     "ones_like": (3, tb.ones_like, True),
     "larger than the sums": (5, lambda x: SHIFTS.expand(1, 6, 3, 3), False),
 }

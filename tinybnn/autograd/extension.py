@@ -209,10 +209,9 @@ class OwnFunction(Function):
                 f"{self.own.__name__}.backward: expects {count} gradients, one for each argument "
                 f"of forward (None where there is none), got {len(found)}"
             )
-        pairs = zip(found, self.wants, strict=False)
-        found = [x for x, want in pairs if want is not None]
-        zeros = [np.zeros(shape, grad.dtype) for shape in self.shapes]
-        found = [zero if x is None else x for x, zero in zip(found, zeros, strict=True)]
+        found = [x for x, want in zip(found, self.wants, strict=False) if want is not None]
+        pairs = zip(found, self.shapes, strict=True)
+        found = [_as_tensor(np.zeros(n, grad.dtype) if x is None else x) for x, n in pairs]
         return tuple(map(as_array, found)) if is_array else tuple(found)
 
 
