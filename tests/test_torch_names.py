@@ -265,6 +265,10 @@ def test_numpy_s_reductions_know_tensors(function, axis):
     assert function(x(), axis=axis, keepdims=True).shape == ((1, 1), (2, 1))[axis == 1]
 
 
+def test_numpy_s_squeeze_knows_tensors():
+    assert np.squeeze(x().unsqueeze(0), axis=0).shape == (2, 2) == np.squeeze(x()[None]).shape
+
+
 def test_arrays_meet_tensors():
     w, array = x(requires_grad=True), np.array([1.0, 2.0])
     for y in (array * w, w * array, array - w, np.exp(w), np.sin(w), array @ w):

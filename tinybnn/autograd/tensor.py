@@ -423,11 +423,14 @@ class Tensor(Variable):
     matmul, transpose, flatten = operations.matmul, operations.transpose, operations.flatten
     argmax, argmin, gather = sorting.argmax, sorting.argmin, sorting.gather
     sort, argsort, topk = sorting.sort, sorting.argsort, sorting.topk
-    squeeze, unsqueeze, clone = shapes.squeeze, shapes.unsqueeze, shapes.clone
-    split, chunk = shapes.split, shapes.chunk
+    unsqueeze, clone, split, chunk = shapes.unsqueeze, shapes.clone, shapes.split, shapes.chunk
     add, sub, mul, div, neg = __add__, __sub__, __mul__, __truediv__, __neg__
     mm, norm = __matmul__, operations.norm
     lt, le, gt, ge, eq, ne = __lt__, __le__, __gt__, __ge__, __eq__, __ne__
+
+    def squeeze(self, dim=None, *, axis=None):
+        """Leave out axes of size 1, see `shapes.squeeze`; `axis` is NumPy's name of `dim`."""
+        return shapes.squeeze(self, dim if axis is None else axis)
 
     def masked_fill(self, mask, value):
         """A number where a bool array holds, the element elsewhere."""

@@ -11,7 +11,15 @@ from typing import NamedTuple
 import numpy as np
 
 from tinybnn import tables
-from tinybnn.autograd import Tensor, as_array, is_tracing, no_grad, plain, traced_forward
+from tinybnn.autograd import (
+    SizeError,
+    Tensor,
+    as_array,
+    is_tracing,
+    no_grad,
+    plain,
+    traced_forward,
+)
 from tinybnn.autograd.tensor import as_dtype
 from tinybnn.nn.hooks import Hooks
 
@@ -62,6 +70,12 @@ class LatentParameter(Parameter):
     def __init__(self, data, *more, clip_value=1.0, requires_grad=True, dtype=None):
         super().__init__(data, *more, requires_grad=requires_grad, dtype=dtype)
         self.clip_value = clip_value
+
+
+class StateError(KeyError, RuntimeError):
+    """A state of another model: PyTorch's RuntimeError, and keys that are wrong."""
+
+    __str__ = Exception.__str__  # a KeyError quotes its text
 
 
 class IncompatibleKeys(NamedTuple):
@@ -322,9 +336,9 @@ class Module:
 
         Raises
         ------
-        KeyError
+        StateError
             If there are some and `strict` is True: a weight that is dropped is an error.
-        ValueError
+        SizeError
             If a shape differs. Nothing has been changed when an error is raised.
         """
         own = self.state_dict()
@@ -333,14 +347,14 @@ class Module:
         parts = [f"misses {', '.join(missing)}"] if missing else []
         parts += [f"has no place for {', '.join(unexpected)}"] if unexpected else []
         if parts and strict:
-            raise KeyError(
+            raise StateError(
                 f"load_state_dict: {type(self).__name__} {' and '.join(parts)}; the state is of "
                 "another model, or pass strict=False"
             )
         own = {name: array for name, array in own.items() if name in state}
         for name, array in own.items():
             if np.shape(state[name]) != array.shape:
-                raise ValueError(
+                raise SizeError(
                     f"load_state_dict: {name} has shape {np.shape(state[name])}, "
                     f"expected {array.shape}"
                 )
