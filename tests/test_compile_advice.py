@@ -278,16 +278,16 @@ ADVICE = [
         "make constants Python numbers or float32 arrays", lambda m, x: x * ONES,
     ),
     (
-        lambda m, x: F.dropout(x, 0.0, True) * np.ones((len(x), 1), np.float32), FEATURES, "Mul",
-        "give it the shape (1, ...)", lambda m, x: x * np.ones((1, 1), np.float32),
+        lambda m, x: F.dropout(x, 0.0, True) * np.arange(len(x), dtype=np.float32)[:, None],
+        FEATURES, "Mul", "give it the shape (1, ...)", None,
     ),
     (
         lambda m, x: F.where(x.data > 0, x, 0.0), FEATURES, "Where", "x > 0 instead of x.data > 0",
         lambda m, x: F.where(x > 0, x, 0.0),
     ),
     (
-        lambda m, x: F.mse_loss(x, np.zeros(x.shape, np.float32)).reshape(1), FEATURES, "Sub",
-        "row for each sample", None,
+        lambda m, x: F.mse_loss(x, np.zeros(x.shape, np.float32)).reshape(1), FEATURES, "Sum",
+        "it mixes the samples of a batch", None,
     ),
     (
         lambda m, x: F.binary_cross_entropy_with_logits(x, 0.0 * x), FEATURES,

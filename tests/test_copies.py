@@ -25,6 +25,7 @@ from tinybnn.analysis.summary import Summary, summary
 from tinybnn.datasets import download, sources
 from tinybnn.deploy import compiler, plan, runtime, scan, values
 from tinybnn.deploy import packed as packed_model
+from tinybnn.deploy.own_sign import OwnSign
 from tinybnn.deploy.trace import Problem
 from tinybnn.experiments import fedavg, fedhybnn
 from tinybnn.experiments.bdnet import arms as bdnet_arms
@@ -42,6 +43,8 @@ from tinybnn.kernels.signs import bits, depthwise, prepared, tables, xnor
 from tinybnn.kernels.training import lookup, optimizers, sign_gradients
 from tinybnn.models import binary_vae, blocks, codes, latents, mobilenet_v3, resnet
 from tinybnn.models.shufflenet_v1 import ShuffleUnit
+from tinybnn.nn.hooks import Hooks, RemovableHandle
+from tinybnn.nn.module import IncompatibleKeys
 from tinybnn.plots.boxes import Box
 from tinybnn.runs import Config
 from tinybnn.tensor import (
@@ -49,6 +52,7 @@ from tinybnn.tensor import (
     Comparison,
     Escape,
     Function,
+    Ordered,
     Tape,
     Tensor,
     Variable,
@@ -185,9 +189,34 @@ module(nn.BatchNorm1d, 6, x=(4, 6))
 module(nn.BatchNorm2d, 6)
 for layer in (
     nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Softplus, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Hardsigmoid,
-    nn.Hardswish, nn.Flatten, nn.Identity, nn.Dropout, nn.Quantize,
+    nn.Hardswish, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Quantize, nn.ReLU6,
+    nn.SiLU, nn.GELU, nn.Softmax, nn.LogSoftmax,
 ):  # fmt: skip
     module(layer)
+module(nn.GroupNorm, 3, 6)
+module(nn.LayerNorm, 5)
+module(nn.Upsample, None, 2)
+EXAMPLES[nn.ModuleDict] = (
+    lambda: nn.ModuleDict({"a": nn.Linear(3, 2, rng=generator())}),
+    lambda m: [(name, use_module(layer, 4, 3)) for name, layer in m.items()],
+)
+EXAMPLES[nn.ParameterList] = (
+    lambda: nn.ParameterList([nn.Parameter(floats(2, 3))]), lambda m: [use_tensor(p) for p in m],
+)  # fmt: skip
+
+
+def use_loss(loss):
+    target = [0, 2, 1, 1] if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) else 0.5
+    target = np.asarray(target) if np.ndim(target) else np.full((4, 3), target, np.float32)
+    x = Tensor(np.abs(floats(4, 3)) / 9, requires_grad=True)
+    loss(x, target).backward()
+    return x.grad, loss.state_dict(), repr(loss)
+
+
+for made in (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.KLDivLoss):
+    EXAMPLES[made] = made, use_loss
+for made in (nn.CrossEntropyLoss, nn.NLLLoss, nn.BCELoss, nn.BCEWithLogitsLoss):
+    EXAMPLES[made] = (lambda cls=made: cls(floats(3))), use_loss
 module(nn.MaxPool2d, 2)
 module(nn.AvgPool2d, 2)
 module(nn.AdaptiveAvgPool2d, 1)
@@ -296,8 +325,8 @@ def use_optimizer(optimizer):
     return [p.data for p in optimizer.parameters], optimizer.state_dict()
 
 
-for made in (optim.SGD, optim.Adam, optim.AdamW):
-    settings = {"momentum": 0.9} if made is optim.SGD else {}
+for made in (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop):
+    settings = {"momentum": 0.9} if made in (optim.SGD, optim.RMSprop) else {}
     EXAMPLES[made] = (lambda cls=made, s=settings: cls(parameters(), 0.1, **s)), use_optimizer
 EXAMPLES[optim.Bop] = lambda: optim.Bop(parameters()[:1], gamma=0.5), use_optimizer
 EXAMPLES[optim.Optimizer] = (
@@ -340,6 +369,32 @@ EXAMPLES[optim.LambdaLR] = (
     lambda: optim.LambdaLR(adam(), halved), lambda s: use_schedule(s)[:2],
 )  # fmt: skip
 EXAMPLES[optim.SequentialLR] = in_sequence, use_schedule
+EXAMPLES[optim.MultiStepLR] = lambda: optim.MultiStepLR(adam(), [1, 2]), use_schedule
+EXAMPLES[optim.ExponentialLR] = lambda: optim.ExponentialLR(adam(), 0.9), use_schedule
+EXAMPLES[optim.OneCycleLR] = lambda: optim.OneCycleLR(adam(), 0.2, 20), use_schedule
+
+
+def use_plateau(schedule):
+    for metric in (1.0, 2.0, 2.0):
+        schedule.step(metric)
+    return schedule.get_last_lr(), schedule.state_dict()
+
+
+EXAMPLES[optim.ReduceLROnPlateau] = (
+    lambda: optim.ReduceLROnPlateau(adam(), patience=0), use_plateau,
+)  # fmt: skip
+
+
+def use_average(average):
+    model = nn.Linear(3, 2, rng=np.random.default_rng(3))
+    average.update_parameters(model)
+    average.update_parameters(nn.Linear(3, 2, rng=np.random.default_rng(4)))
+    return average.state_dict(), average(Tensor(floats(4, 3))).data
+
+
+EXAMPLES[optim.swa_utils.AveragedModel] = (
+    lambda: optim.swa_utils.AveragedModel(nn.Linear(3, 2, rng=generator())), use_average,
+)  # fmt: skip
 
 
 def use_quantizer_schedule(schedule):
@@ -407,6 +462,17 @@ EXAMPLES[datasets.TensorDataset] = (
     lambda: datasets.TensorDataset(floats(5, 2), np.arange(5)),
     lambda data: (list(datasets.DataLoader(data, 2)), repr(data)),
 )
+EXAMPLES[datasets.Subset] = (
+    lambda: datasets.Subset(images(), [3, 1]),
+    lambda part: (list(datasets.DataLoader(part, 2)), repr(part)),
+)
+EXAMPLES[datasets.ConcatDataset] = (
+    lambda: datasets.ConcatDataset([images(), images(5)]),
+    lambda both: (list(datasets.DataLoader(both, 7)), repr(both)),
+)
+EXAMPLES[datasets.RandomRotation] = lambda: datasets.RandomRotation(20), use_transform
+EXAMPLES[datasets.Resize] = lambda: datasets.Resize(4), use_transform
+EXAMPLES[datasets.Cutout] = lambda: datasets.Cutout(3), use_transform
 EXAMPLES[datasets.Compose] = augmenting, use_transform
 EXAMPLES[datasets.Normalize] = lambda: datasets.Normalize(0.5, 2.0), use_transform
 EXAMPLES[datasets.RandomCrop] = lambda: datasets.RandomCrop(4), use_transform
@@ -566,6 +632,55 @@ REFUSED[Call] = lambda: recorded()[0], DEEP, NODE
 value(Comparison, np.array([True]), ">", (Tensor(floats(1)), 0.0))
 value(Escape, (Tensor(floats(2)),), "why", ())
 value(F.Geometry, (2, 3, 5, 5), (4, 3, 3, 3), (1, 1), (0, 0), (1, 1), 1)
+
+# ------------------------------------------------------------------------- own functions and hooks
+
+
+class OwnSignFunction(Function):
+    """A sign as users write it."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return quantizers.sign(x.data)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.factor * grad, None
+
+
+def own_sign():
+    with trace() as tape:
+        OwnSignFunction.apply(Tensor(floats(3)), 2.0)
+    return OwnSign(tape[0])
+
+
+def doubled(module, inputs, output):
+    return 2.0 * output
+
+
+def hooks():
+    found = Hooks()
+    found.add("forward", doubled)
+    return found
+
+
+def use_hooks(found):
+    found.add("forward", doubled)
+    return found.call(nn.Identity(), (Tensor(floats(3)),), {}).data
+
+
+def use_handle(handle):
+    before = len(handle.hooks)
+    handle.remove()
+    return before - len(handle.hooks)
+
+
+EXAMPLES[OwnSign] = own_sign, lambda q: q.forward(floats(5))
+EXAMPLES[Hooks] = hooks, use_hooks
+EXAMPLES[RemovableHandle] = lambda: nn.Identity().register_forward_hook(doubled), use_handle
+value(Ordered, floats(2), integers(0, 2, 2))
+value(IncompatibleKeys, ["a"], ["b", "c"])
 
 # ---------------------------------------------------------------------------------------- federated
 

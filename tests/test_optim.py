@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from tinybnn import nn, optim
+from tinybnn import nn, optim, training
 from tinybnn.tensor import Tensor
 
 START = np.array([0.5, -1.2, 0.03, 2.0])
@@ -567,3 +567,161 @@ def test_reprs_show_all_settings():
     assert text.startswith("ChainedScheduler([SequentialLR(schedulers=[LinearLR(start_factor=0.1,")
     model = nn.BinaryLinear(2, 2, weight_quantizer="ede_sign")
     assert repr(optim.EdeSchedule(model, 4)) == "EdeSchedule(T_max=4, t_min=0.001, t_max=10.0)"
+
+
+# ------------------------------------------------------------------------- groups that come later
+
+
+def with_gradient(*shape):
+    p = nn.Parameter(np.ones(shape, np.float32))
+    p.grad = Tensor(np.ones(shape, np.float32))
+    return p
+
+
+def test_a_group_that_is_added():
+    first, second = with_gradient(2), with_gradient(3)
+    optimizer = optim.SGD([first], lr=0.5)
+    schedule = optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    optimizer.step()
+    optimizer.add_param_group({"params": second, "lr": 0.25})
+    schedule.step()
+    assert schedule.get_last_lr() == [0.25, 0.125]
+    optimizer.step()
+    assert np.all(first.data == 0.25) and np.all(second.data == 0.875)
+    state = optimizer.state_dict()
+    assert [group["params"] for group in state["param_groups"]] == [[0], [1]]
+    optim.SGD([{"params": [first]}, {"params": [second]}]).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "group, message",
+    [
+        ({"params": []}, None),
+        ({"lr": 0.1}, "a dict with 'params'"),
+        ({"params": [with_gradient(1)], "speed": 1}, r"unknown settings \['speed'\]"),
+        ({"params": [with_gradient(1)], "lr": -1}, "lr must be >= 0"),
+        ({"params": [np.zeros(1)]}, "expects Tensors, got ndarray"),
+    ],
+)
+def test_a_group_that_does_not_fit(group, message):
+    first = with_gradient(2)
+    optimizer = optim.SGD([first])
+    if message is None:
+        return optimizer.add_param_group(group)
+    with pytest.raises((TypeError, ValueError), match=message):
+        optimizer.add_param_group(group)
+    with pytest.raises(ValueError, match="appears twice"):
+        optimizer.add_param_group({"params": first})
+    assert len(optimizer.param_groups) == len(optimizer.state) == 1
+
+
+def test_a_group_for_one_of_several_optimizers():
+    sgd, adam = optim.SGD([with_gradient(2)], 0.5), optim.Adam([with_gradient(3)])
+    both = optim.MultiOptimizer(sgd, adam)
+    with pytest.raises(TypeError, match=r"multi.optimizers\[0\].add_param_group"):
+        both.add_param_group({"params": with_gradient(1)})
+    sgd.add_param_group({"params": with_gradient(1)})
+    assert [len(g["params"]) for g in both.param_groups] == [1, 1, 1]
+    assert [p.shape for p in both.parameters] == [(2,), (1,), (3,)]
+    both.step()
+    assert both.parameters[1].data[0] == 0.5
+
+
+def test_gradients_become_zeros_when_asked():
+    p = with_gradient(2)
+    optimizer = optim.SGD([p])
+    optimizer.zero_grad(set_to_none=False)
+    assert np.all(p.grad.data == 0)
+    optimizer.zero_grad()
+    assert p.grad is None
+    optimizer.zero_grad(set_to_none=False)
+    assert p.grad is None
+
+
+def test_latent_weights_and_rmsprop():
+    p = nn.LatentParameter(np.array([0.999, -0.5], np.float32))
+    p.grad = Tensor([-1.0, 0.0])
+    optim.RMSprop([p], lr=0.1, weight_decay=0.5).step()
+    np.testing.assert_array_equal(p.data, np.float32([1.0, -0.5]))  # clipped, not decayed
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda o: optim.OneCycleLR(o, 0.1), "give total_steps, or epochs and steps_per_epoch"),
+        (lambda o: optim.OneCycleLR(o, [0.1, 0.2], 5), "1 groups need 1 max_lr"),
+        (lambda o: optim.OneCycleLR(o, 0.1, 5, pct_start=2), "pct_start"),
+        (lambda o: optim.OneCycleLR(o, 0.1, 5, anneal_strategy="exp"), "'cos' or 'linear'"),
+        (lambda o: optim.ReduceLROnPlateau(o, factor=1.0), "factor must be below 1"),
+        (lambda o: optim.ReduceLROnPlateau(o, mode="lower"), "mode must be 'min' or 'max'"),
+        (lambda o: optim.ReduceLROnPlateau(o, min_lr=[0, 0]), "1 groups need 1 min_lr"),
+        (lambda o: optim.swa_utils.get_ema_avg_fn(1.5), r"decay must lie in \[0, 1\]"),
+    ],
+)
+def test_schedules_that_do_not_fit(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make(optim.SGD([with_gradient(2)]))
+
+
+def test_one_cycle_ends():
+    optimizer = optim.Adam([with_gradient(2)])
+    schedule = optim.OneCycleLR(optimizer, 0.1, total_steps=3)
+    assert optimizer.param_groups[0]["betas"][1] == 0.999
+    schedule.step()
+    schedule.step()
+    with pytest.raises(ValueError, match="step 4 of 3 steps"):
+        schedule.step()
+    plain = optim.RMSprop([with_gradient(2)])
+    assert "momentum" in plain.param_groups[0]
+    latent = nn.LatentParameter(np.ones(2, np.float32))
+    with pytest.raises(ValueError, match="cycle_momentum=False"):
+        optim.OneCycleLR(optim.Bop([latent]), 0.1, total_steps=3)
+
+
+def test_the_rates_of_chained_schedules():
+    optimizer = optim.SGD([with_gradient(2)], lr=1.0)
+    model = nn.Sequential(nn.Quantize("ede_sign"))
+    step, ede = optim.StepLR(optimizer, 1), optim.EdeSchedule(model, 5)
+    chained = optim.ChainedScheduler([step, ede])
+    chained.step()
+    assert chained.get_last_lr() == [0.1]
+    with pytest.raises(ValueError, match="none of the schedules"):
+        optim.ChainedScheduler([ede]).get_last_lr()
+
+
+def test_averages_leave_the_model_alone():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average = optim.swa_utils.AveragedModel(model, use_buffers=True)
+    for value in (1.0, 3.0):
+        for array in model.state_dict().values():
+            array[...] = value
+        average.update_parameters(model)
+    assert np.all(model[0].weight.data == 3.0) and np.all(average.module[0].weight.data == 2.0)
+    assert np.all(average.module[1].running_var == 2.0)
+    assert int(average.module[1].num_batches_tracked) == 3 and int(average.n_averaged) == 2
+    average.eval()
+    optim.swa_utils.update_bn([Tensor(np.eye(2, dtype=np.float32))], average)
+    assert not average.module[1].training
+    assert np.all(average.module[1].running_mean == np.float32(4.0))
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_run_with_one_cycle_goes_on(tmp_path, chained):
+    x = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
+    batches = [(x[i : i + 10], np.arange(10) % 3) for i in range(0, 40, 10)]
+
+    def run(epochs, **options):
+        rng = np.random.default_rng(0)
+        layers = nn.Linear(6, 8, rng=rng), nn.GroupNorm(2, 8), nn.BinaryLinear(8, 3, rng=rng)
+        model = nn.Sequential(*layers)
+        adam = optim.Adam(model.parameters())
+        schedule = optim.OneCycleLR(adam, 0.02, total_steps=17)
+        training.fit(
+            model, batches, epochs=epochs, optimizer=adam, loss=nn.CrossEntropyLoss(),
+            schedule=optim.ChainedScheduler([schedule]) if chained else schedule,
+            schedule_unit="batch", progress=False, **options,
+        )  # fmt: skip
+        return nn.utils.parameters_to_vector(model.parameters()).data
+
+    run(2, checkpoint=tmp_path / "run")
+    np.testing.assert_array_equal(run(4, checkpoint=tmp_path / "run"), run(4))

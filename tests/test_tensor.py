@@ -1221,7 +1221,7 @@ def test_repr():
     assert repr(Tensor([1.0, 2.0])) == "Tensor([1., 2.])"
     x = Tensor([1.0], requires_grad=True, dtype=np.float64)
     assert repr(x) == "Tensor([1.], dtype=float64, requires_grad=True)"
-    assert repr(x * 2.0) == "Tensor([2.], dtype=float64, function=Mul)"
+    assert repr(x * 2.0) == "Tensor([2.], dtype=float64, grad_fn=<Mul>)"
 
 
 @pytest.mark.parametrize("ufunc", T.OF_NUMPY, ids=lambda ufunc: ufunc.__name__)

@@ -6,13 +6,16 @@
 >>> y.sum().backward()
 >>> y.data, x.grad.data
 (array([-1.,  1.,  1.], dtype=float32), array([1., 1., 0.], dtype=float32))
+
+The functions of `tinybnn.tensor` are found here too: ``tb.zeros(2, 3)``, ``tb.where(x > 0, x, y)``.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
-from tinybnn import functional, nn, quantizers
+from tinybnn import autograd, functional, nn, quantizers
 from tinybnn.autograd import Function, Tensor, grad, manual_seed, no_grad
+from tinybnn.serialization import load, save
 
 if TYPE_CHECKING:
     from tinybnn import (
@@ -31,9 +34,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Function", "Tensor", "__version__", "analysis", "course", "datasets", "deploy", "federated",
-    "functional", "grad", "manual_seed", "models", "nn", "no_grad", "optim", "plots", "quantizers",
-    "testing", "training",
+    "Function", "Tensor", "__version__", "analysis", "autograd", "course", "datasets", "deploy",
+    "federated", "functional", "grad", "load", "manual_seed", "models", "nn", "no_grad", "optim",
+    "plots", "quantizers", "save", "tensor", "testing", "training",
 ]  # fmt: skip
 __dir__ = __all__.copy  # dir() shows what is public, and nothing else
 
@@ -42,4 +45,6 @@ def __getattr__(name):
     """Import the other rooms where they are first asked for, so that nobody waits for all."""
     if name in __all__:
         return importlib.import_module(f"tinybnn.{name}")
+    if name in autograd.__all__:
+        return getattr(autograd, name)
     raise AttributeError(f"module 'tinybnn' has no attribute {name!r}")

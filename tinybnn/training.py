@@ -618,6 +618,9 @@ class Checkpoint:
             self.optimizer.rates, self.optimizer.state_dict()["param_groups"], strict=True
         ):
             moving = {rate} if f"initial_{rate}" in group else set()  # a schedule moves the rate
+            moving |= {
+                name for part in _parts(self.schedule) for name in getattr(part, "moves", ())
+            }
             groups.append({k: v for k, v in entry.items() if k not in moving})
         parts = getattr(self.optimizer, "optimizers", [self.optimizer])
         schedule = None
@@ -766,8 +769,12 @@ def _without_addresses(text):
 
 def _moved_by(schedule):
     """The quantizers whose steepness a schedule moves, by id; their t is no setting."""
-    parts = getattr(schedule, "schedules", [schedule])
-    return {id(q) for part in parts for q in getattr(part, "quantizers", ())}
+    return {id(q) for part in _parts(schedule) for q in getattr(part, "quantizers", ())}
+
+
+def _parts(schedule):
+    """The schedules that are chained in one."""
+    return getattr(schedule, "schedules", [schedule])
 
 
 # What version 0.1 did not yet print of a layer, as name=value at the start or after a comma.

@@ -158,6 +158,34 @@ class Log(Function):
         return grad / x
 
 
+class Sin(Function):
+    def forward(self, x):
+        return np.sin(x)
+
+    def backward(self, grad, output, x):
+        return grad * cos(x)
+
+
+class Cos(Function):
+    def forward(self, x):
+        return np.cos(x)
+
+    def backward(self, grad, output, x):
+        return -grad * sin(x)
+
+
+class Sign(Function):
+    """-1, 0 or 1; the slope is 0 everywhere."""
+
+    saves = ()
+
+    def forward(self, x):
+        return np.subtract(x > 0, x < 0, dtype=x.dtype)
+
+    def backward(self, grad, output, x):
+        return grad * 0.0
+
+
 class Sqrt(Function):
     saves = ("output",)
 
@@ -244,9 +272,33 @@ def log(x):
     return Log.apply(x)
 
 
+def sin(x):
+    """Sine, x in radians."""
+    return Sin.apply(x)
+
+
+def cos(x):
+    """Cosine, x in radians."""
+    return Cos.apply(x)
+
+
+def sign(x):
+    """-1 where x < 0, 1 where x > 0, else 0, as PyTorch's: 0 at 0 and for NaN, with slope 0.
+
+    A binary network wants two values and a gradient: `tinybnn.quantizers.ste_sign` gives +1 at 0,
+    and passes the gradient straight through.
+    """
+    return Sign.apply(x)
+
+
 def sqrt(x):
     """Square root."""
     return Sqrt.apply(x)
+
+
+def pow(x, exponent):
+    """x ** exponent."""
+    return Pow.apply(x, exponent)
 
 
 def abs(x):
@@ -284,6 +336,14 @@ def where(condition, a, b):
 # ------------------------------------------------------------------------------------- reductions
 
 
+class DimError(IndexError, ValueError):
+    """A dim that an array does not have: PyTorch's IndexError, and a wrong value."""
+
+
+class SizeError(RuntimeError, ValueError):
+    """Sizes that do not fit: PyTorch's RuntimeError, and a wrong value."""
+
+
 def _dims(dim, ndim):
     """`dim` (None, int or tuple; negative counts from the end) as a tuple of axes."""
     if dim is None:
@@ -291,7 +351,7 @@ def _dims(dim, ndim):
     dims = (dim,) if isinstance(dim, int | np.integer) else tuple(dim)
     for d in dims:
         if not -ndim <= d < ndim:
-            raise ValueError(f"dim {d} is out of range for a tensor of {ndim} dimensions")
+            raise DimError(f"dim {d} is out of range for a tensor of {ndim} dimensions")
     dims = tuple(int(d) % ndim for d in dims)
     if len(set(dims)) != len(dims):
         raise ValueError(f"dim {dim} names an axis twice")
@@ -408,6 +468,31 @@ def var(x, dim=None, *, correction=1, keepdim=False):
     return sum(centred * centred, dim, keepdim) * (1.0 / (count - correction))
 
 
+def std(x, dim=None, *, correction=1, keepdim=False):
+    """Standard deviation over the axes `dim`; the slope is 0 where it is 0."""
+    return _root(var(x, dim, correction=correction, keepdim=keepdim))
+
+
+def norm(x, p=2, dim=None, keepdim=False):
+    """The p-norm over the axes `dim` (all of them by default), p 1, 2 or infinity.
+
+    Where it is 0, so is its slope.
+    """
+    if p not in (1, 2, math.inf):
+        raise ValueError(f"norm: p must be 1, 2 or math.inf, got {p!r}")
+    if p == 2:
+        return _root(sum(x * x, dim, keepdim))
+    return (sum if p == 1 else amax)(abs(x), dim, keepdim)
+
+
+def _root(x):
+    """The square root of numbers >= 0, with slope 0 at 0."""
+    is_zero = as_array(x) == 0
+    if not np.any(is_zero):
+        return sqrt(x)
+    return where(is_zero, x, sqrt(where(is_zero, 1.0, x)))
+
+
 def amax(x, dim=None, keepdim=False):
     """Maximum over the axes `dim`; equal maxima share the gradient evenly."""
     return Amax.apply(x, dim=_dims(dim, np.ndim(as_array(x))), keepdim=bool(keepdim))
@@ -446,10 +531,10 @@ def matmul(a, b):
     """Matrix product with PyTorch's meaning for vectors, matrices and stacks of matrices."""
     shape_a, shape_b = np.shape(as_array(a)), np.shape(as_array(b))
     if not shape_a or not shape_b:
-        raise ValueError(f"matmul: needs at least one axis, got shapes {shape_a} and {shape_b}")
+        raise SizeError(f"matmul: needs at least one axis, got shapes {shape_a} and {shape_b}")
     inner = shape_b[0] if len(shape_b) == 1 else shape_b[-2]
     if shape_a[-1] != inner:
-        raise ValueError(f"matmul: inner sizes differ in shapes {shape_a} and {shape_b}")
+        raise SizeError(f"matmul: inner sizes differ in shapes {shape_a} and {shape_b}")
     rows = reshape(a, (1, *shape_a)) if len(shape_a) == 1 else a
     columns = reshape(b, (*shape_b, 1)) if len(shape_b) == 1 else b
     product = MatMul.apply(rows, columns)
@@ -571,7 +656,7 @@ def reshape(x, shape):
     try:
         return Reshape.apply(x, shape=tuple(shape))
     except ValueError:
-        raise ValueError(
+        raise SizeError(
             f"reshape: {np.shape(as_array(x))} does not fit into {tuple(shape)}"
         ) from None
 
@@ -581,7 +666,7 @@ def permute(x, dims):
     ndim = np.ndim(as_array(x))
     dims = tuple(dims)
     if len(dims) != ndim or sorted(_dims(dims, ndim)) != list(range(ndim)):
-        raise ValueError(f"permute: {dims} does not name each of the {ndim} axes once")
+        raise SizeError(f"permute: {dims} does not name each of the {ndim} axes once")
     return Permute.apply(x, dims=_dims(dims, ndim))
 
 
@@ -641,7 +726,7 @@ def cat(tensors, dim=0):
     (dim,) = _dims(dim, np.ndim(as_array(tensors[0])))
     shapes = [np.shape(as_array(t)) for t in tensors]
     if len({(*s[:dim], *s[dim + 1 :]) for s in shapes}) != 1:
-        raise ValueError(f"cat: shapes {shapes} differ outside of dim {dim}")
+        raise SizeError(f"cat: shapes {shapes} differ outside of dim {dim}")
     return Cat.apply(*tensors, dim=dim)
 
 
@@ -652,7 +737,7 @@ def stack(tensors, dim=0):
         raise ValueError("stack: expects at least one tensor, got none")
     shapes = [np.shape(as_array(t)) for t in tensors]
     if len(set(shapes)) != 1:
-        raise ValueError(f"stack: expects equal shapes, got {shapes}")
+        raise SizeError(f"stack: expects equal shapes, got {shapes}")
     (dim,) = _dims(dim, len(shapes[0]) + 1)
     new = (*shapes[0][:dim], 1, *shapes[0][dim:])
     return cat([reshape(t, new) for t in tensors], dim)
@@ -754,7 +839,7 @@ class Compare(Function):
 OF_NUMPY = {
     np.add: Add.apply, np.subtract: Sub.apply, np.multiply: Mul.apply, np.divide: Div.apply,
     np.power: Pow.apply, np.negative: lambda x: -x, np.absolute: abs, np.square: lambda x: x * x,
-    np.exp: exp, np.log: log, np.sqrt: sqrt, np.maximum: maximum, np.minimum: minimum,
-    np.matmul: matmul,
+    np.exp: exp, np.log: log, np.sqrt: sqrt, np.sin: sin, np.cos: cos,
+    np.maximum: maximum, np.minimum: minimum, np.matmul: matmul,
     **{ufunc: functools.partial(compare, symbol) for symbol, ufunc in COMPARISONS.items()},
 }  # fmt: skip

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 from copy import deepcopy
 
 import numpy as np
 
 import tinybnn.autograd.operations as operations
+import tinybnn.autograd.shapes as shapes
+import tinybnn.autograd.sorting as sorting
 from tinybnn.autograd.engine import FLOATS, Variable, as_array, check_dtype, class_of_results, state
+from tinybnn.autograd.instead import INSTEAD
 from tinybnn.autograd.operations import OF_NUMPY, Add, Cast, Div, Index, Mul, Pow, Sub, compare
+
+
+def _reduction(operation, of_numpy=None):
+    """A method that NumPy's function of that name may call too, with the arguments it has."""
+
+    @functools.wraps(operation)
+    def method(self, dim=None, keepdim=False, **options):
+        if "axis" not in options:
+            return operation(self, dim, keepdim=keepdim, **options)
+        for name in ("out", "dtype"):
+            if options.pop(name, None) is not None:
+                raise TypeError(f"{operation.__name__}: a Tensor takes no {name}")
+        names = {"axis": "dim", "keepdims": "keepdim", "ddof": "correction"}
+        options = {names.get(name, name): value for name, value in options.items()}
+        return (of_numpy or operation)(self, **options)
+
+    return method
 
 
 @class_of_results
@@ -42,7 +63,8 @@ class Tensor(Variable):
 
     Notes
     -----
-    Comparisons (``x > 0``) give plain boolean arrays: they have no gradient.
+    A Tensor holds floats. Integers and bools are NumPy arrays, which have no gradient:
+    comparisons (``x > 0``), `argmax`, the indices of `sort`, ``arange(3)``.
 
     ``x += y`` (and -=, *=, /=) makes a new Tensor x + y and binds the name to it where a graph
     records x or y, and inside `trace`; a second name for the old Tensor keeps the old values. Under
@@ -89,10 +111,40 @@ class Tensor(Variable):
     __hash__ = object.__hash__  # by identity, although == compares elements
 
     T = property(lambda self: operations.transpose(self, -2, -1))
+    grad_fn = property(lambda self: self.function)  # PyTorch's name of it
+    device = property(lambda self: "cpu")
+
+    def __getattr__(self, name):
+        """Nothing is found: say what is used instead of a name that PyTorch has."""
+        instead = f"; use {INSTEAD[name]}" if name in INSTEAD else ""
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{instead}")
 
     def numel(self):
         """Number of elements."""
         return self.data.size
+
+    def dim(self):
+        """Number of axes: `ndim`."""
+        return self.ndim
+
+    def size(self, dim=None):
+        """The `shape`, or the size of one axis."""
+        return self.shape if dim is None else self.shape[operations._dims(dim, self.ndim)[0]]
+
+    def tolist(self):
+        """The values as Python numbers in nested lists."""
+        self._leaves_tape("tolist()")
+        return self.data.tolist()
+
+    def requires_grad_(self, requires_grad=True):
+        """Let this leaf take a gradient, or not; returns the tensor."""
+        if self.function is not None and not requires_grad:
+            raise RuntimeError(
+                f"requires_grad_: the result of {self.function} requires grad as its inputs do; "
+                "use x.detach()"
+            )
+        self.requires_grad = bool(requires_grad)
+        return self
 
     def numpy(self):
         """The array itself (shared memory, no copy)."""
@@ -138,10 +190,15 @@ class Tensor(Variable):
         body = np.array2string(self.data, separator=", ", prefix="Tensor(")
         extra = ", dtype=float64" if self.dtype == np.float64 else ""
         if self.function is not None:
-            extra += f", function={type(self.function).__name__}"
+            extra += f", grad_fn=<{self.function}>"
         elif self.requires_grad:
             extra += ", requires_grad=True"
         return f"Tensor({body}{extra})"
+
+    def __format__(self, specification):
+        if self.ndim == 0 and specification:
+            return format(self.data.item(), specification)
+        return object.__format__(self, specification)
 
     def __len__(self):
         return len(self.data)
@@ -296,6 +353,57 @@ class Tensor(Variable):
         self._version[0] += 1
         return self
 
+    # In-place methods: they change the array, where no graph needs it, and return this tensor.
+    def copy_(self, other):
+        """Take over the values of another tensor or array."""
+        return self._set("copy_()", as_array(other), "use the other tensor itself", other)
+
+    def fill_(self, value):
+        """Set all elements to a number."""
+        return self._set("fill_()", value, "use full_like(x, value)")
+
+    def zero_(self):
+        """Set all elements to 0."""
+        return self._set("zero_()", 0.0, "use zeros_like(x)")
+
+    def clamp_(self, min=None, max=None):
+        """Limit to [min, max]."""
+        limited = operations.clamp(self.data, min, max)
+        return self._set("clamp_()", limited, "write x = x.clamp(...)")
+
+    def masked_fill_(self, mask, value):
+        """Set the elements where a bool array holds to a number."""
+        filled = np.where(mask, value, self.data)
+        return self._set("masked_fill_()", filled, "write x = x.masked_fill(...)")
+
+    def add_(self, other, *, alpha=1):
+        """Add ``alpha * other``."""
+        values = self.data + alpha * as_array(other)
+        return self._set("add_()", values, "write x = x + y", other)
+
+    def sub_(self, other, *, alpha=1):
+        """Subtract ``alpha * other``."""
+        values = self.data - alpha * as_array(other)
+        return self._set("sub_()", values, "write x = x - y", other)
+
+    def mul_(self, other):
+        """Multiply by another tensor, array or number."""
+        return self._set("mul_()", self.data * as_array(other), "write x = x * y", other)
+
+    def div_(self, other):
+        """Divide by another tensor, array or number."""
+        return self._set("div_()", self.data / as_array(other), "write x = x / y", other)
+
+    def _set(self, name, values, instead, *others):
+        others = [x for x in others if isinstance(x, Variable)]
+        if state.grad_enabled and any([x.requires_grad for x in (self, *others)]):
+            raise self._needed_by_graph(name, instead)
+        if state.tape is not None:
+            state.tape.escape(f"x.{name} is not recorded; {instead}", self, *others)
+        self.data[...] = values
+        self._version[0] += 1
+        return self
+
     def _needed_by_graph(self, symbol, instead):
         kind = "a leaf" if self.function is None else f"the result of {self.function}"
         return RuntimeError(
@@ -305,27 +413,111 @@ class Tensor(Variable):
 
     # Functions of a Tensor, as methods.
     abs, exp, log, sqrt = operations.abs, operations.exp, operations.log, operations.sqrt
+    sin, cos, sign, pow = operations.sin, operations.cos, operations.sign, operations.pow
     clamp, maximum, minimum = operations.clamp, operations.maximum, operations.minimum
-    sum, mean, var = operations.sum, operations.mean, operations.var
+    sum, mean = _reduction(operations.sum), _reduction(operations.mean)
+    var, std = _reduction(operations.var), _reduction(operations.std)
+    max = _reduction(sorting.max, operations.amax)
+    min = _reduction(sorting.min, operations.amin)
     amax, amin, logsumexp = operations.amax, operations.amin, operations.logsumexp
     matmul, transpose, flatten = operations.matmul, operations.transpose, operations.flatten
+    argmax, argmin, gather = sorting.argmax, sorting.argmin, sorting.gather
+    sort, argsort, topk = sorting.sort, sorting.argsort, sorting.topk
+    unsqueeze, clone, split, chunk = shapes.unsqueeze, shapes.clone, shapes.split, shapes.chunk
+    add, sub, mul, div, neg = __add__, __sub__, __mul__, __truediv__, __neg__
+    mm, norm = __matmul__, operations.norm
+    lt, le, gt, ge, eq, ne = __lt__, __le__, __gt__, __ge__, __eq__, __ne__
+
+    def squeeze(self, dim=None, *, axis=None):
+        """Leave out axes of size 1, see `shapes.squeeze`; `axis` is NumPy's name of `dim`."""
+        return shapes.squeeze(self, dim if axis is None else axis)
+
+    def masked_fill(self, mask, value):
+        """A number where a bool array holds, the element elsewhere."""
+        return operations.where(mask, value, self)
+
+    def t(self):
+        """A matrix with its axes swapped."""
+        return self if self.ndim < 2 else self.transpose(0, 1)
+
+    def view_as(self, other):
+        """The elements in the shape of another tensor."""
+        return self.view(other.shape)
+
+    def expand_as(self, other):
+        """Repeat along axes of size 1 to the shape of another tensor."""
+        return self.expand(other.shape)
+
+    def contiguous(self):
+        """This tensor: `view` takes one of any order in memory."""
+        return self
 
     def reshape(self, *shape):
-        return operations.reshape(self, _one_tuple(shape))
+        return operations.reshape(self, one_tuple(shape))
+
+    view = reshape
+
+    def expand(self, *sizes):
+        """Repeat along axes of size 1, see `shapes.expand`."""
+        return shapes.expand(self, one_tuple(sizes))
+
+    def repeat(self, *sizes):
+        """Repeat the whole tensor along its axes, see `shapes.repeat`."""
+        return shapes.repeat(self, one_tuple(sizes))
 
     def permute(self, *dims):
-        return operations.permute(self, _one_tuple(dims))
+        return operations.permute(self, one_tuple(dims))
 
     def flip(self, *dims):
-        return operations.flip(self, _one_tuple(dims))
+        return operations.flip(self, one_tuple(dims))
 
     def broadcast_to(self, *shape):
-        return operations.broadcast_to(self, _one_tuple(shape))
+        return operations.broadcast_to(self, one_tuple(shape))
 
-    def to(self, dtype):
-        """This tensor in another floating-point dtype (itself if it has it already)."""
-        check_dtype(dtype, "to")
-        return self if self.dtype == dtype else Cast.apply(self, dtype=np.dtype(dtype))
+    def to(self, *target, dtype=None, device=None):
+        """This tensor in another floating-point dtype (itself if it has it already).
+
+        Parameters
+        ----------
+        target : dtype, "cpu" or Tensor, whose dtype is taken
+        dtype, device : optional
+            The same by name.
+        """
+        dtype = as_dtype("to", target, dtype, device)
+        if dtype is None or self.dtype == dtype:
+            return self
+        return Cast.apply(self, dtype=np.dtype(dtype))
+
+    def cpu(self):
+        """This tensor: it is on the CPU."""
+        return self
+
+    def float(self):
+        """This tensor in float32."""
+        return self.to(np.float32)
+
+    def double(self):
+        """This tensor in float64."""
+        return self.to(np.float64)
+
+
+def check_device(name, device):
+    """Raise a ValueError that begins with `name` for another device than the CPU (or None)."""
+    if device is not None and str(device).split(":")[0] != "cpu":
+        raise ValueError(f"{name}: tinybnn runs on the CPU, got {device!r}; leave the device out")
+
+
+def as_dtype(name, target, dtype=None, device=None):
+    """What the arguments of a method ``to`` ask for: float32, float64 or None for none."""
+    for x in target:
+        try:
+            dtype = x.dtype if isinstance(x, Variable) else np.dtype(x)
+        except TypeError:  # it is none
+            device = x
+    check_device(name, device)
+    if dtype is not None:
+        check_dtype(dtype, name)
+    return dtype
 
 
 def _loses_gradient(function):
@@ -356,7 +548,7 @@ class _InMemoryOrder:
         return np.transpose, (in_order, np.argsort(axes).tolist())
 
 
-def _one_tuple(arguments):
+def one_tuple(arguments):
     """(2, 3) for both f(2, 3) and f((2, 3))."""
     if len(arguments) == 1 and not isinstance(arguments[0], int | np.integer):
         return tuple(arguments[0])

@@ -112,12 +112,12 @@ def trace():
         state.tape = before
 
 
-def traced_forward(module, inputs):
+def traced_forward(module, inputs, options):
     """Run a module's forward with its calls marked as made by it (see `Call.scope`)."""
     before, tape = state.scope, state.tape
     state.scope = (*before, module)
     try:
-        output = module.forward(*inputs)
+        output = module.forward(*inputs, **options)
     except Exception:
         tape.failed = tape.failed or state.scope
         raise

@@ -25,6 +25,8 @@ from tinybnn.datasets.folder import from_folder, read_picture
 from tinybnn.datasets.idx import read_idx
 from tinybnn.datasets.loader import DataLoader, TensorDataset, as_generator
 from tinybnn.datasets.npy import is_npy, read_npy
+from tinybnn.datasets.parts import ConcatDataset, Subset, random_split
+from tinybnn.datasets.resampling import Cutout, RandomRotation, Resize
 from tinybnn.datasets.sources import (
     SOURCES,
     Layout,
@@ -45,11 +47,11 @@ from tinybnn.datasets.transforms import (
 )
 
 __all__ = [
-    "SOURCES", "Available", "Compose", "DataLoader", "Dataset", "DatasetError", "DownloadError",
-    "Layout", "Normalize", "RandomCrop", "RandomHorizontalFlip", "RandomShift", "Source",
-    "TensorDataset", "as_generator", "available", "brightness", "check_brightness", "fetch",
-    "from_arrays",
-    "from_folder", "is_npy", "load", "looks_inverted", "mnist_files", "path", "read_idx",
-    "read_npy", "read_picture", "search_folders", "to_signed", "to_unit",
+    "SOURCES", "Available", "Compose", "ConcatDataset", "Cutout", "DataLoader", "Dataset",
+    "DatasetError", "DownloadError", "Layout", "Normalize", "RandomCrop", "RandomHorizontalFlip",
+    "RandomRotation", "RandomShift", "Resize", "Source", "Subset", "TensorDataset", "as_generator",
+    "available", "brightness", "check_brightness", "fetch", "from_arrays", "from_folder", "is_npy",
+    "load", "looks_inverted", "mnist_files", "path", "random_split", "read_idx", "read_npy",
+    "read_picture", "search_folders", "to_signed", "to_unit",
 ]  # fmt: skip
 __dir__ = __all__.copy  # dir() shows what is public, and nothing else

@@ -66,12 +66,15 @@ class DataLoader:
         Leave out the last batch if it is smaller than the others.
     transform : callable, optional
         (x (B, ...) as the data set has it, rng) -> (B, ...) float32; it must not change its input.
-        Default for a `Dataset`: ``to_signed(dataset.maximum)``, so that inputs fill [-1, 1]; for
-        others: no change but to float32.
+        Default for a `Dataset` and its parts: ``to_signed(dataset.maximum)``, so that inputs fill
+        [-1, 1]; for others: no change but to float32.
     rng : numpy.random.Generator or int, optional
         Draws the orders and whatever the transform draws. An int is the seed of a new generator:
         the same seed gives the same batches on every run. None: the generator that
         `tinybnn.manual_seed` restarts, as it is at the start of each epoch.
+    collate_fn : callable, optional
+        Makes a batch of a list of samples ``dataset[i]``, of any form and length; the loader yields
+        what it returns, as it is. It takes the place of a transform.
 
     Yields
     ------
@@ -89,7 +92,15 @@ class DataLoader:
     """
 
     def __init__(
-        self, dataset, batch_size=1, shuffle=False, drop_last=False, transform=None, rng=None
+        self,
+        dataset,
+        batch_size=1,
+        shuffle=False,
+        drop_last=False,
+        transform=None,
+        rng=None,
+        *,
+        collate_fn=None,
     ):
         has_images = all(hasattr(dataset, name) for name in ("images", "labels", "maximum"))
         has_items = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
@@ -108,6 +119,11 @@ class DataLoader:
                 raise TypeError(f"DataLoader: {name} must be True or False, got {value!r}")
         if transform is not None and not callable(transform):
             raise TypeError(f"DataLoader: transform must be callable, got {transform!r}")
+        if collate_fn is not None and (transform is not None or not callable(collate_fn)):
+            raise TypeError(
+                "DataLoader: collate_fn must be callable, and takes the place of a transform; got "
+                f"collate_fn={collate_fn!r}, transform={transform!r}"
+            )
         self.dataset = dataset
         self.batch_size = int(batch_size)
         self.shuffle = bool(shuffle)
@@ -115,7 +131,9 @@ class DataLoader:
         self._read = _read_images if has_images else _read_items
         self.transform = transform
         if transform is None:
-            self.transform = to_signed(dataset.maximum) if has_images else _to_float
+            has_white = hasattr(dataset, "maximum")
+            self.transform = to_signed(dataset.maximum) if has_white else _to_float
+        self.collate_fn = collate_fn
         # None stays None, so that a seed set after this line still counts.
         self.rng = None if rng is None else as_generator(rng, "DataLoader")
 
@@ -132,6 +150,9 @@ class DataLoader:
             rows = slice(batch * self.batch_size, min((batch + 1) * self.batch_size, count))
             if order is not None:
                 rows = order[rows]
+            if self.collate_fn is not None:
+                yield self.collate_fn([self.dataset[i] for i in _positions(rows)])
+                continue
             x, y = self._read(self.dataset, rows)
             yield _checked(self.transform(x, rng), x.shape), y
 
@@ -148,13 +169,17 @@ def _read_images(dataset, rows):
     return pixels[rows].transpose(0, 3, 1, 2), dataset.labels[rows].copy()
 
 
+def _positions(rows):
+    """A slice or an array of positions, as ints."""
+    return range(rows.start, rows.stop) if isinstance(rows, slice) else map(int, rows)
+
+
 def _read_items(dataset, rows):
     """Samples and targets of any other data set, each stacked to one array."""
     if isinstance(dataset, TensorDataset):
         x, y = dataset[rows]
         return x, y.copy()
-    positions = range(rows.start, rows.stop) if isinstance(rows, slice) else rows
-    pairs = [dataset[int(i)] for i in positions]
+    pairs = [dataset[i] for i in _positions(rows)]
     if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
         raise TypeError(
             f"DataLoader: {type(dataset).__name__}[i] must be a pair (x, y); for two arrays use "

@@ -101,7 +101,7 @@ class Normalize:
             raise ValueError(f"Normalize: std must be positive, got {self.std.tolist()}")
 
     def __call__(self, images, rng):
-        _check_images("Normalize", images)
+        check_images("Normalize", images)
         for name, value in (("mean", self.mean), ("std", self.std)):
             if len(value) not in (1, images.shape[1]):
                 raise ValueError(
@@ -146,11 +146,11 @@ class RandomCrop:
 
     def __init__(self, size, padding=0, fill=0):
         self.size = pair_of_sizes("RandomCrop", size)
-        self.padding = _whole("RandomCrop", "padding", padding)
+        self.padding = whole("RandomCrop", "padding", padding)
         self.fill = fill
 
     def __call__(self, images, rng):
-        _check_images("RandomCrop", images)
+        check_images("RandomCrop", images)
         height, width = self.size
         if (
             images.shape[2] + 2 * self.padding < height
@@ -185,11 +185,11 @@ class RandomShift:
     """
 
     def __init__(self, pixels, fill=0):
-        self.pixels = _whole("RandomShift", "pixels", pixels)
+        self.pixels = whole("RandomShift", "pixels", pixels)
         self.fill = fill
 
     def __call__(self, images, rng):
-        _check_images("RandomShift", images)
+        check_images("RandomShift", images)
         return _windows(images, rng, images.shape[2:], self.pixels, self.fill)
 
     def __repr__(self):
@@ -211,7 +211,7 @@ class RandomHorizontalFlip:
         self.p = float(p)
 
     def __call__(self, images, rng):
-        _check_images("RandomHorizontalFlip", images)
+        check_images("RandomHorizontalFlip", images)
         flip = rng.random(len(images)) < self.p  # (B,)
         pixels = images.transpose(0, 2, 3, 1).copy()  # (B, H, W, C)
         pixels[flip] = pixels[flip, :, ::-1]
@@ -262,13 +262,15 @@ def _windows(images, rng, size, padding, fill):
     return views[np.arange(len(pixels)), rows, columns].transpose(0, 3, 1, 2)
 
 
-def _check_images(where, images):
+def check_images(where, images):
+    """Raise a ValueError unless images are an array (B, C, H, W)."""
     if not isinstance(images, np.ndarray) or images.ndim != 4:
         found = f"shape {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
         raise ValueError(f"{where}: images must be an array (B, C, H, W), got {found}")
 
 
-def _whole(where, name, value, least=0):
+def whole(where, name, value, least=0):
+    """An int of at least `least`, checked."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral):
         raise TypeError(f"{where}: {name} must be an integer, got {value!r}")
     if value < least:
@@ -281,4 +283,4 @@ def pair_of_sizes(where, size):
     pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(pair) != 2:
         raise ValueError(f"{where}: size must be an int or (height, width), got {size!r}")
-    return tuple(_whole(where, "size", value, least=1) for value in pair)
+    return tuple(whole(where, "size", value, least=1) for value in pair)

@@ -46,7 +46,8 @@ def instead_of(call, results):
 
 def not_signs(quantizer, x=None, result=None):
     """What to say of a quantizer of activations that does not give signs (of x, say)."""
-    name = type(quantizer).__name__
+    own = getattr(quantizer, "own", None)
+    name = type(quantizer).__name__ if own is None else own.__name__
     if x is None:
         return (
             f"{quantizer!r} does not give signs; quantize activations by a sign such as "
@@ -55,6 +56,7 @@ def not_signs(quantizer, x=None, result=None):
     return (
         f"{name}.forward gives {result!r} for {x!r}, where the sign is {1 if x >= 0 else -1}; "
         "return tinybnn.quantizers.sign(x) there, and subtract a threshold before the quantizer"
+        + ("" if own is None else f"; or {_as_quantizer(name)}")
     )
 
 
@@ -73,11 +75,16 @@ def double_precision(call):
 
 def _own_function(name):
     return (
-        f"the compiler does not know what it computes; if it gives signs, make it a quantizer: "
-        f"class {name}(tinybnn.quantizers.Quantizer) with forward(self, x), which returns "
-        "tinybnn.quantizers.sign(x), and pseudo_gradient(self, x), the factor for the gradient; "
-        f"then write {name}()(x) instead of {name}.apply(x). If it gives something else, write it "
-        "with the functions of tinybnn.functional"
+        f"the compiler does not know what it computes; if it gives signs, {_as_quantizer(name)}. "
+        "If it gives something else, write it with the functions of tinybnn.functional"
+    )
+
+
+def _as_quantizer(name):
+    return (
+        f"make it a quantizer: class {name}(tinybnn.quantizers.Quantizer) with forward(self, x), "
+        "which returns tinybnn.quantizers.sign(x), and pseudo_gradient(self, x), the factor for "
+        f"the gradient; then write {name}()(x) instead of {name}.apply(x)"
     )
 
 
@@ -151,5 +158,6 @@ def _norm(call):
 _ADVICE = {
     T.Pow: _power, T.Sum: _sum, T.Amax: _extreme, T.Amin: _extreme, T.LogSumExp: _scores,
     F.LogSoftmax: _scores, T.Cat: _join, T.Pad: lambda call: OWN_SAMPLES,
-    F.BatchNorm: _norm,
+    F.BatchNorm: _norm, F.Erf: lambda call: "write gelu with approximate='tanh'",
+    T.Sign: lambda call: "it gives 0 at 0 and has no gradient; write quantizers.ste_sign(x)",
 }  # fmt: skip

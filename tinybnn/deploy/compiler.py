@@ -55,6 +55,7 @@ from tinybnn.deploy.trace import (
     line_text,
     outline,
     trace_model,
+    without_repetition,
 )
 from tinybnn.deploy.verify import DifferentError, compare, verify
 from tinybnn.functional.adabin import OnesOfOneSample
@@ -469,11 +470,22 @@ class _Compiler:
         """The calls' elementwise functions, applied to other values; None if they are not."""
         for call in calls:
             shape = x.shape
-            inputs = [T.as_array(t) if self.made_by(t) is None else x for t in call.inputs]
+            constants = {id(t): self.alike(call, t) for t in call.inputs if self.made_by(t) is None}
+            if any(np.ndim(c) == x.ndim and len(c) > 1 for c in constants.values()):
+                return None  # a constant of its own for each sample
+            inputs = [constants.get(id(t), x) for t in call.inputs]
             x = type(call.function).apply(*inputs, **call.options)
             if x.shape != shape:  # a constant of its own for each pixel
                 return None
         return x
+
+    def alike(self, call, constant):
+        """A constant of an elementwise call, one number for all samples and pixels if it is so."""
+        constant, shape = T.as_array(constant), call.output.shape
+        is_whole = np.ndim(constant) == len(shape) and any(
+            self.made_by(t) is not None and t.shape == shape for t in call.inputs
+        )
+        return without_repetition(constant, (0, 2, 3)) if is_whole else constant
 
     def terms(self, i):
         """Number of signs in each sum of call i: its accumulator lies in ± this number."""
@@ -639,6 +651,8 @@ class _Compiler:
             raise self.refuse(i, OWN_SAMPLES)
         if not first.size:
             raise self.refuse(i, "nothing is left of a sample")
+        if not after:
+            raise self.refuse(i, "a single number is left of a sample; keep its axis: x[:, 0:1]")
         source, pixels = (self.symbolic[i][0], "float"), int(np.prod(before[2:]))
         channels = first.reshape(after[0], -1)[:, 0] // pixels
         if (

@@ -20,6 +20,7 @@ from tinybnn import autograd as T
 from tinybnn import functional as F
 from tinybnn.deploy.advice import FIXED_ORDER, OWN_WEIGHT, ROW_FOR_EACH_SAMPLE
 from tinybnn.deploy.scan import smallest_int
+from tinybnn.deploy.trace import without_repetition
 from tinybnn.deploy.values import (
     BITS,
     FLAT,
@@ -669,8 +670,10 @@ class _Operands(Operation):
         for position, name in enumerate(cls.arrays):
             value = call.constant(position)
             if value is not None:
-                if value.ndim == call.output.ndim and len(value) > 1:
-                    raise NoPackedFormError(ROW_FOR_EACH_SAMPLE)
+                if value.ndim == call.output.ndim:
+                    value = without_repetition(value)  # such as ones_like(x)
+                    if len(value) > 1:
+                        raise NoPackedFormError(ROW_FOR_EACH_SAMPLE)
                 arrays[name.rstrip("?")] = value.astype(np.float32)
         return arrays, super().of_call(call)[1]
 

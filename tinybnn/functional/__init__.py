@@ -33,6 +33,7 @@ from tinybnn.autograd import (
     where,
 )
 from tinybnn.functional.activation import (
+    Erf,
     Hardtanh,
     LeakyRelu,
     LogSoftmax,
@@ -42,13 +43,17 @@ from tinybnn.functional.activation import (
     Softplus,
     Tanh,
     dropout,
+    dropout2d,
+    gelu,
     hardsigmoid,
     hardswish,
     hardtanh,
     leaky_relu,
     log_softmax,
     relu,
+    relu6,
     sigmoid,
+    silu,
     softmax,
     softplus,
     tanh,
@@ -99,10 +104,21 @@ from tinybnn.functional.loss import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
     cross_entropy,
+    kl_div,
+    l1_loss,
     mse_loss,
+    nll_loss,
+    one_hot,
+    smooth_l1_loss,
     squared_hinge,
 )
-from tinybnn.functional.normalization import BatchNorm, batch_norm
+from tinybnn.functional.normalization import (
+    BatchNorm,
+    batch_norm,
+    group_norm,
+    layer_norm,
+    normalize,
+)
 from tinybnn.functional.pooling import (
     AvgPool2d,
     MaxPool2d,
@@ -110,6 +126,7 @@ from tinybnn.functional.pooling import (
     avg_pool2d,
     max_pool2d,
 )
+from tinybnn.functional.resizing import interpolate
 from tinybnn.functional.sign_rules import (
     SignConvInput,
     SignConvWeight,
@@ -119,20 +136,20 @@ from tinybnn.functional.sign_rules import (
 
 __all__ = [
     "AdaptedConv2d", "AdaptedSet", "AddChannels", "AvgPool2d", "BatchNorm", "Conv2d", "ConvInput",
-    "ConvWeight", "Geometry", "Hardtanh", "LeakyRelu", "Linear", "LinearInput", "LinearWeight",
-    "LogSoftmax", "MaxPool2d", "Maxout", "PRelu", "RPRelu", "RSign", "Relu", "ScaleChannels",
-    "Sigmoid", "SignConv2d", "SignConvInput", "SignConvWeight", "SignLinear", "SignLinearInput",
-    "SignLinearWeight", "Softplus", "TakeChannels", "Tanh",
-    "abs", "adapted_conv2d", "adapted_set", "adapted_weight", "adapted_weight_parts",
-    "adaptive_avg_pool2d",
-    "amax", "amin", "avg_pool2d", "batch_norm", "binary_conv2d", "binary_cross_entropy",
-    "binary_cross_entropy_with_logits", "binary_linear",
-    "broadcast_to", "cat", "channel_shuffle", "clamp", "conv2d",
-    "conv_transpose2d", "cross_entropy", "dropout", "exp", "flatten", "flip", "hardsigmoid",
-    "hardswish", "hardtanh", "leaky_relu", "linear", "log", "log_softmax", "logsumexp",
-    "matmul", "max_pool2d", "maximum", "maxout", "mean", "minimum", "mse_loss",
-    "packed_products", "pad", "pair", "permute", "prelu", "relu", "reshape", "rprelu", "rsign",
-    "scale_channels", "sigmoid", "softmax", "softplus", "sqrt", "squared_hinge", "stack", "sum",
+    "ConvWeight", "Erf", "Geometry", "Hardtanh", "LeakyRelu", "Linear", "LinearInput",
+    "LinearWeight", "LogSoftmax", "MaxPool2d", "Maxout", "PRelu", "RPRelu", "RSign", "Relu",
+    "ScaleChannels", "Sigmoid", "SignConv2d", "SignConvInput", "SignConvWeight", "SignLinear",
+    "SignLinearInput", "SignLinearWeight", "Softplus", "TakeChannels", "Tanh", "abs",
+    "adapted_conv2d", "adapted_set", "adapted_weight", "adapted_weight_parts",
+    "adaptive_avg_pool2d", "amax", "amin", "avg_pool2d", "batch_norm", "binary_conv2d",
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "binary_linear", "broadcast_to",
+    "cat", "channel_shuffle", "clamp", "conv2d", "conv_transpose2d", "cross_entropy", "dropout",
+    "dropout2d", "exp", "flatten", "flip", "gelu", "group_norm", "hardsigmoid", "hardswish",
+    "hardtanh", "interpolate", "kl_div", "l1_loss", "layer_norm", "leaky_relu", "linear", "log",
+    "log_softmax", "logsumexp", "matmul", "max_pool2d", "maximum", "maxout", "mean", "minimum",
+    "mse_loss", "nll_loss", "normalize", "one_hot", "packed_products", "pad", "pair", "permute",
+    "prelu", "relu", "relu6", "reshape", "rprelu", "rsign", "scale_channels", "sigmoid", "silu",
+    "smooth_l1_loss", "softmax", "softplus", "sqrt", "squared_hinge", "stack", "sum",
     "take_channels", "tanh", "transpose", "var", "where",
 ]  # fmt: skip
 __dir__ = __all__.copy  # dir() shows what is public, and nothing else

@@ -220,6 +220,32 @@ def pair(name, argument, value, minimum):
     return tuple(int(v) for v in pair)
 
 
+def named_padding(name, padding, kernel_size, stride, dilation):
+    """The pair that 'valid' (0) or 'same' stands for; another `padding` as it is.
+
+    Parameters
+    ----------
+    name : str
+        Of the function that errors speak of.
+    kernel_size, stride, dilation : pair of ints
+    """
+    if not isinstance(padding, str):
+        return padding
+    if padding == "valid":
+        return (0, 0)
+    if padding != "same":
+        raise ValueError(f"{name}: padding must be ints, 'valid' or 'same', got {padding!r}")
+    if stride != (1, 1):
+        raise ValueError(f"{name}: padding='same' needs stride 1, got {stride}")
+    border = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
+    if any(b % 2 for b in border):
+        raise ValueError(
+            f"{name}: padding='same' with kernel_size={kernel_size} would be {tuple(border)} zeros "
+            "in all, which two equal sides cannot share; write F.pad(x, (left, right, top, bottom))"
+        )
+    return tuple(b // 2 for b in border)
+
+
 def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, fixed_order=False):
     """2-D convolution (cross-correlation, as in every deep learning library).
 
@@ -229,7 +255,8 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, f
     weight : (O, C / groups, kh, kw)
     bias : (O,), optional
     stride, padding, dilation : int or pair of ints
-        `padding` zeros are added on both sides of each axis.
+        `padding` zeros are added on both sides of each axis; 'same' keeps the size (with stride 1
+        and odd kernels), 'valid' is 0.
     groups : int
         Input and output channels are cut into this many groups that do not see each other;
         groups = C is the depth-wise convolution.
@@ -261,8 +288,9 @@ def geometry_of(name, image, weight, stride, padding, dilation, groups):
         As in `conv2d`.
     """
     stride = pair(name, "stride", stride, 1)
-    padding = pair(name, "padding", padding, 0)
     dilation = pair(name, "dilation", dilation, 1)
+    padding = named_padding(name, padding, weight[2:], stride, dilation)
+    padding = pair(name, "padding", padding, 0)
     return _checked_geometry(name, image, weight, stride, padding, dilation, plain(groups))
 
 

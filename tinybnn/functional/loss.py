@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinybnn.autograd import Function, as_array, clamp, log, mean, reshape, sum
-from tinybnn.functional.activation import log_softmax, relu, sigmoid, softmax
+from tinybnn.autograd import Function, abs, as_array, clamp, exp, log, mean, reshape, sum, where
+from tinybnn.functional.activation import log_softmax, relu, sigmoid, softmax, softplus
 from tinybnn.kernels import dispatch
 
 
@@ -83,8 +83,11 @@ def _reduce(name, values, reduction):
     return {"mean": mean, "sum": sum, "none": lambda values: values}[reduction](values)
 
 
-def _class_labels(name, x, target):
-    """Check logits (N, classes) and integer labels (N,); give the labels as an array."""
+def _class_labels(name, x, target, ignore_index=None):
+    """Check logits (N, classes) and integer labels (N,); give the labels as an array.
+
+    None if there are labels outside of the classes, and some of them are `ignore_index`.
+    """
     target = np.asarray(as_array(target))
     shape = np.shape(x)
     if len(shape) != 2 or target.shape != shape[:1] or target.dtype.kind not in "iu":
@@ -94,13 +97,17 @@ def _class_labels(name, x, target):
             "convert floats by .astype(np.int64)"
         )
     if target.size and (target.min() < 0 or target.max() >= shape[1]):
+        if ignore_index is not None and np.any(target == ignore_index):
+            return None
         raise ValueError(
             f"{name}: labels must lie in 0..{shape[1] - 1}, got {target.min()}..{target.max()}"
         )
     return target
 
 
-def cross_entropy(input, target, reduction="mean", label_smoothing=0.0):
+def cross_entropy(
+    input, target, reduction="mean", label_smoothing=0.0, *, weight=None, ignore_index=-100
+):
     """-sum over classes of target * log softmax(input).
 
     Parameters
@@ -113,30 +120,84 @@ def cross_entropy(input, target, reduction="mean", label_smoothing=0.0):
     label_smoothing : float
         Share of the target that is spread evenly over all classes (Szegedy et al. 2016,
         section 7).
+    weight : (classes,), optional
+        Factor of each class. The mean over labels is then the weighted one.
+    ignore_index : int
+        Samples with this label have the loss 0 and do not count in the mean.
     """
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1], got {label_smoothing}")
-    is_soft = np.ndim(target) == 2
-    if not is_soft:
-        target = _class_labels("cross_entropy", input, target)
-    elif np.shape(target) != np.shape(input):
+    if np.ndim(target) != 2:
+        labels = None
+        if weight is None and ignore_index < 0:
+            labels = _class_labels("cross_entropy", input, target, ignore_index)
+        if labels is None:
+            return _weighted_nll(
+                "cross_entropy", log_softmax(input, 1), np.asarray(as_array(target)), weight,
+                ignore_index, reduction, label_smoothing,
+            )  # fmt: skip
+        _check_reduction("cross_entropy", reduction)
+        if reduction == "mean" and not len(labels):
+            raise ValueError("cross_entropy: the mean of no samples does not exist")
+        return CrossEntropy.apply(
+            input, labels=labels.astype(np.int64, copy=False), smoothing=float(label_smoothing),
+            reduction=reduction,
+        )  # fmt: skip
+    if np.shape(target) != np.shape(input):
         raise ValueError(
             f"cross_entropy: soft targets have the shape {np.shape(target)}, the input "
             f"{np.shape(input)}; labels are (N,), of a column write target[:, 0]"
         )
-    if not is_soft:
-        _check_reduction("cross_entropy", reduction)
-        if reduction == "mean" and not len(target):
-            raise ValueError("cross_entropy: the mean of no samples does not exist")
-        return CrossEntropy.apply(
-            input, labels=target.astype(np.int64, copy=False), smoothing=float(label_smoothing),
-            reduction=reduction,
-        )  # fmt: skip
-    log_p = log_softmax(input, 1)
+    log_p = _times_weight("cross_entropy", log_softmax(input, 1), weight)
     losses = -sum(log_p * target, 1)
     if label_smoothing:
         losses = losses * (1.0 - label_smoothing) - mean(log_p, 1) * label_smoothing
     return _reduce("cross_entropy", losses, reduction)
+
+
+def nll_loss(input, target, weight=None, *, ignore_index=-100, reduction="mean"):
+    """-input at the label: the negative log likelihood, for log probabilities.
+
+    ``nll_loss(log_softmax(x), target)`` is ``cross_entropy(x, target)``.
+
+    Parameters
+    ----------
+    input : (N, classes)
+        Log probabilities.
+    target : (N,) integers
+    weight, ignore_index, reduction
+        As in `cross_entropy`.
+    """
+    target = np.asarray(as_array(target))
+    return _weighted_nll("nll_loss", input, target, weight, ignore_index, reduction)
+
+
+def _weighted_nll(name, log_p, target, weight, ignore_index, reduction, smoothing=0.0):
+    kept = target != ignore_index
+    labels = _class_labels(name, log_p, np.where(kept, target, 0).astype(target.dtype))
+    rows, weighted = np.arange(len(labels)), _times_weight(name, log_p, weight)
+    losses = -weighted[rows, labels]
+    if smoothing:
+        losses = losses * (1.0 - smoothing) - mean(weighted, 1) * smoothing
+    losses = losses * kept
+    if reduction != "mean":
+        return _reduce(name, losses, reduction)
+    counts = kept if weight is None else kept * as_array(weight)[labels]
+    if not (total := float(np.sum(counts))):
+        raise ValueError(f"{name}: the mean of no samples does not exist, or all weights are 0")
+    return sum(losses) * (1.0 / total)
+
+
+def _times_weight(name, log_p, weight):
+    """Log probabilities (N, classes) times a weight for each class."""
+    if weight is None:
+        return log_p
+    if np.shape(weight) != np.shape(log_p)[1:]:
+        raise ValueError(
+            f"{name}: weight must have the shape {np.shape(log_p)[1:]}, a factor for each class, "
+            f"got {np.shape(weight)}"
+        )
+    return log_p * as_array(weight)
 
 
 def _check_same_shape(name, input, target):
@@ -159,7 +220,67 @@ def mse_loss(input, target, reduction="mean"):
     return _reduce("mse_loss", difference * difference, reduction)
 
 
-def binary_cross_entropy(input, target, reduction="mean"):
+def l1_loss(input, target, reduction="mean"):
+    """|input - target|.
+
+    Parameters
+    ----------
+    input, target : arrays of equal shape
+    reduction : 'mean', 'sum' or 'none'
+    """
+    _check_same_shape("l1_loss", input, target)
+    return _reduce("l1_loss", abs(input - target), reduction)
+
+
+def smooth_l1_loss(input, target, reduction="mean", beta=1.0):
+    """|d| - beta / 2 for d = input - target; d² / (2 beta) where |d| < beta.
+
+    Girshick 2015, section 2.3.
+
+    Parameters
+    ----------
+    input, target : arrays of equal shape
+    reduction : 'mean', 'sum' or 'none'
+    beta : float
+        0 is the L1 loss.
+    """
+    if not beta >= 0:
+        raise ValueError(f"smooth_l1_loss: beta must be >= 0, got {beta!r}")
+    if beta == 0:
+        return l1_loss(input, target, reduction)
+    _check_same_shape("smooth_l1_loss", input, target)
+    difference = input - target
+    size = abs(difference)
+    near = as_array(size) < beta
+    losses = where(near, difference * difference * (0.5 / beta), size - 0.5 * beta)
+    return _reduce("smooth_l1_loss", losses, reduction)
+
+
+def kl_div(input, target, reduction="mean", log_target=False):
+    """target (log target - input): the divergence of exp(input) from target, summand by summand.
+
+    The mean is over all elements, as in PyTorch; 'batchmean' is the divergence itself.
+
+    Parameters
+    ----------
+    input : (N, ...)
+        Log probabilities.
+    target : (N, ...)
+        Probabilities, or log probabilities if `log_target`.
+    reduction : 'mean', 'batchmean', 'sum' or 'none'
+    """
+    _check_same_shape("kl_div", input, target)
+    if log_target:
+        losses = exp(target) * (target - input)
+    else:  # 0 log 0 is 0
+        positive = as_array(target) > 0
+        losses = target * (log(where(positive, target, 1.0)) - input)
+    if reduction == "batchmean":
+        return sum(losses) * (1.0 / len(input))
+    return _reduce("kl_div", losses, reduction)
+
+
+def binary_cross_entropy(input, target, reduction="mean", *, weight=None):
     """-(target log input + (1 - target) log(1 - input)), for probabilities.
 
     Logarithms are limited to -100, so that the loss stays finite. From logits,
@@ -170,6 +291,8 @@ def binary_cross_entropy(input, target, reduction="mean"):
     input : (...) in [0, 1]
     target : (...) in [0, 1]
     reduction : 'mean', 'sum' or 'none'
+    weight : array, optional
+        Factor of each loss; it broadcasts.
     """
     _check_same_shape("binary_cross_entropy", input, target)
     values = as_array(input)
@@ -178,10 +301,13 @@ def binary_cross_entropy(input, target, reduction="mean"):
             f"binary_cross_entropy: input must lie in [0, 1], got {values.min()} to {values.max()}"
         )
     losses = BinaryCrossEntropy.apply(input, target)
+    losses = losses if weight is None else losses * weight
     return _reduce("binary_cross_entropy", losses, reduction)
 
 
-def binary_cross_entropy_with_logits(input, target, reduction="mean"):
+def binary_cross_entropy_with_logits(
+    input, target, reduction="mean", *, weight=None, pos_weight=None
+):
     """Binary cross entropy of sigmoid(input).
 
     Parameters
@@ -190,9 +316,18 @@ def binary_cross_entropy_with_logits(input, target, reduction="mean"):
         Logits.
     target : (...) in [0, 1]
     reduction : 'mean', 'sum' or 'none'
+    weight : array, optional
+        Factor of each loss; it broadcasts.
+    pos_weight : array, optional
+        Factor of the part with target 1, for each class; it broadcasts.
     """
     _check_same_shape("binary_cross_entropy_with_logits", input, target)
-    losses = BinaryCrossEntropyWithLogits.apply(input, target)
+    if pos_weight is None:
+        losses = BinaryCrossEntropyWithLogits.apply(input, target)
+    else:
+        both = 1.0 + (pos_weight - 1.0) * target
+        losses = (1.0 - target) * input + both * softplus(-input)
+    losses = losses if weight is None else losses * weight
     return _reduce("binary_cross_entropy_with_logits", losses, reduction)
 
 
@@ -212,3 +347,33 @@ def squared_hinge(input, target, reduction="mean"):
     signs[np.arange(len(target)), target] = 1.0
     margin = relu(1.0 - input * signs)
     return _reduce("squared_hinge", margin * margin, reduction)
+
+
+def one_hot(target, num_classes=-1):
+    """Rows of 0 with a 1 at the label.
+
+    Parameters
+    ----------
+    target : (...) integers >= 0
+    num_classes : int
+        -1: the largest label and 1.
+
+    Returns
+    -------
+    (..., num_classes) int64 array
+        An array, as all integers are; ``.astype(np.float32)`` makes soft targets of it.
+    """
+    target = np.asarray(as_array(target))
+    if target.dtype.kind not in "iu" or (target.size and target.min() < 0):
+        raise ValueError(f"one_hot: target must hold integers >= 0, got {target.dtype} {target}")
+    largest = int(target.max()) + 1 if target.size else 0
+    if num_classes == -1 and not target.size:
+        raise ValueError("one_hot: no labels; give num_classes")
+    if num_classes != -1 and num_classes < max(largest, 1):
+        raise ValueError(
+            f"one_hot: num_classes must be -1 or above the largest label {largest - 1}, got "
+            f"{num_classes}"
+        )
+    return (target[..., None] == np.arange(largest if num_classes == -1 else num_classes)).astype(
+        np.int64
+    )

@@ -1,4 +1,4 @@
-"""Batch normalisation."""
+"""Normalisation: of batches, groups of channels, layers and rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,20 @@ import math
 
 import numpy as np
 
-from tinybnn.autograd import Function, Variable, as_array, mean, plain, reshape, sqrt, sum, var
+from tinybnn.autograd import (
+    Function,
+    Variable,
+    abs,
+    amax,
+    as_array,
+    clamp,
+    mean,
+    plain,
+    reshape,
+    sqrt,
+    sum,
+    var,
+)
 from tinybnn.kernels import dispatch
 
 
@@ -215,3 +228,96 @@ def batch_norm(
         )
     running = None if running_mean is None else (running_mean, running_var, momentum)
     return BatchNorm.apply(x, weight, bias, mean=None, var=None, eps=eps, running=running)
+
+
+def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
+    """Normalise each sample by the statistics of each group of its channels.
+
+    (x - mean) / sqrt(var + eps) * weight + bias (Wu and He 2018). The same in training and
+    evaluation; a packed model computes it.
+
+    Parameters
+    ----------
+    input : (N, C, ...)
+    num_groups : int
+        Must divide C.
+    weight, bias : (C,), optional
+    """
+    shape = np.shape(input)
+    if len(shape) < 2:
+        raise ValueError(f"group_norm: input must have the shape (N, C, ...), got {shape}")
+    if not isinstance(num_groups, int | np.integer) or num_groups < 1 or shape[1] % num_groups:
+        raise ValueError(
+            f"group_norm: num_groups must divide the {shape[1]} channels, got {num_groups!r}"
+        )
+    for name, v in (("weight", weight), ("bias", bias)):
+        if v is not None and np.shape(v) != shape[1:2]:
+            raise ValueError(
+                f"group_norm: {name} has shape {np.shape(v)}, input has {shape[1]} channels"
+            )
+    result = _standardised(input, (shape[0], int(num_groups), -1, 1), eps)
+    return _affine(result, *(v if v is None else per_channel(v, input) for v in (weight, bias)))
+
+
+def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
+    """Normalise over the last axes, each row by its own statistics.
+
+    (x - mean) / sqrt(var + eps) * weight + bias (Ba et al. 2016). The same in training and
+    evaluation; a packed model computes it.
+
+    Parameters
+    ----------
+    input : (N, ..., *normalized_shape)
+    normalized_shape : int or tuple of int
+        The sizes of the last axes.
+    weight, bias : of normalized_shape, optional
+    """
+    shape, last = np.shape(input), np.atleast_1d(normalized_shape)
+    last = tuple(int(n) for n in last)
+    if not last or shape[-len(last) :] != last:
+        raise ValueError(
+            f"layer_norm: the last axes of input must be normalized_shape {last}, got shape {shape}"
+        )
+    for name, v in (("weight", weight), ("bias", bias)):
+        if v is not None and np.shape(v) != last:
+            raise ValueError(f"layer_norm: {name} has shape {np.shape(v)}, expected {last}")
+    rows = shape[1 : len(shape) - len(last)]
+    samples = shape[0] if len(shape) > len(last) else 1
+    result = _standardised(input, (samples, math.prod(rows), math.prod(last), 1), eps)
+    return _affine(result, weight, bias)
+
+
+def _standardised(x, rows, eps):
+    """(x - mean) / sqrt(var + eps), with statistics over the last two axes of x as `rows`.
+
+    Sums over axes behind the second run in one fixed order (`autograd.sum`).
+    """
+    rows = reshape(x, rows)
+    centred = rows - mean(rows, (2, 3), keepdim=True)
+    variance = mean(centred * centred, (2, 3), keepdim=True)
+    return reshape(centred / sqrt(variance + plain(eps)), np.shape(x))
+
+
+def _affine(x, weight, bias):
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def normalize(input, p=2.0, dim=1, eps=1e-12):
+    """Divide by the p-norm along `dim`, or by `eps` where that is larger.
+
+    Parameters
+    ----------
+    p : float
+        Above 0; infinity for the largest magnitude.
+    dim : int or tuple of int
+    """
+    if not p > 0:
+        raise ValueError(f"normalize: p must be positive, got {p!r}")
+    if p == 2:  # the slope of the square root has no value at 0: the limit comes before it
+        norm = sqrt(clamp(sum(input * input, dim, keepdim=True), min=max(eps * eps, 1e-38)))
+    elif p in (1, math.inf):
+        norm = (sum if p == 1 else amax)(abs(input), dim, keepdim=True)
+    else:
+        norm = clamp(sum(abs(input) ** p, dim, keepdim=True), min=max(eps**p, 1e-38)) ** (1.0 / p)
+    return input / clamp(norm, min=eps)

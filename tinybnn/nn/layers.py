@@ -1,4 +1,7 @@
-"""Float layers, with PyTorch's names, arguments, defaults and state."""
+"""Float layers, with PyTorch's names, arguments, defaults and state.
+
+`inplace` is accepted where PyTorch has it, and has no effect: a layer returns a new Tensor.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import numpy as np
 from tinybnn import functional as F
 from tinybnn.autograd import default_generator
 from tinybnn.functional import pair
+from tinybnn.functional.convolution import named_padding
 from tinybnn.nn.module import Cost, Module, Parameter
 
 
@@ -83,6 +87,7 @@ class Conv2d(Module):
     ----------
     in_channels, out_channels : int
     kernel_size, stride, padding, dilation : int or pair of ints
+        `padding` may be 'same' (odd kernels, stride 1) or 'valid'.
     groups : int
     bias : bool
     rng : numpy.random.Generator, optional
@@ -117,8 +122,9 @@ class Conv2d(Module):
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = pair(name, "kernel_size", kernel_size, 1)
         self.stride = pair(name, "stride", stride, 1)
-        self.padding = pair(name, "padding", padding, 0)
         self.dilation = pair(name, "dilation", dilation, 1)
+        padding = named_padding(name, padding, self.kernel_size, self.stride, self.dilation)
+        self.padding = pair(name, "padding", padding, 0)
         shape = self.weight_shape
         self.weight = self._initial_weight(shape, rng)
         self.bias = Parameter(_initial_bias(shape, rng, out_channels)) if bias else None
@@ -198,6 +204,7 @@ class ConvTranspose2d(Conv2d):
         rng=None,
     ):
         self.output_padding = pair("ConvTranspose2d", "output_padding", output_padding, 0)
+        padding = pair("ConvTranspose2d", "padding", padding, 0)  # no 'same'
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, rng=rng
         )
@@ -293,6 +300,9 @@ class BatchNorm2d(_BatchNorm):
 class ReLU(Module):
     """max(x, 0)."""
 
+    def __init__(self, inplace=False):
+        pass
+
     def forward(self, x):
         return F.relu(x)
 
@@ -300,7 +310,7 @@ class ReLU(Module):
 class LeakyReLU(Module):
     """x where x > 0, else negative_slope * x."""
 
-    def __init__(self, negative_slope=0.01):
+    def __init__(self, negative_slope=0.01, inplace=False):
         self.negative_slope = negative_slope
 
     def forward(self, x):
@@ -352,7 +362,7 @@ class Softplus(Module):
 class Hardtanh(Module):
     """Limit to [min_val, max_val]."""
 
-    def __init__(self, min_val=-1.0, max_val=1.0):
+    def __init__(self, min_val=-1.0, max_val=1.0, inplace=False):
         self.min_val, self.max_val = min_val, max_val
 
     def forward(self, x):
@@ -379,12 +389,18 @@ class Tanh(Module):
 class Hardsigmoid(Module):
     """clamp(x + 3, 0, 6) / 6; see `functional.hardsigmoid`."""
 
+    def __init__(self, inplace=False):
+        pass
+
     def forward(self, x):
         return F.hardsigmoid(x)
 
 
 class Hardswish(Module):
     """x clamp(x + 3, 0, 6) / 6; see `functional.hardswish`."""
+
+    def __init__(self, inplace=False):
+        pass
 
     def forward(self, x):
         return F.hardswish(x)
@@ -527,12 +543,14 @@ class Dropout(Module):
     Parameters
     ----------
     p : float
+    inplace : bool
+        Without effect.
     rng : numpy.random.Generator, optional
     """
 
-    def __init__(self, p=0.5, *, rng=None):
+    def __init__(self, p=0.5, inplace=False, *, rng=None):
         if not 0 <= p < 1:
-            raise ValueError(f"Dropout: p must be in [0, 1), got {p}")
+            raise ValueError(f"{type(self).__name__}: p must be in [0, 1), got {p}")
         self.p, self.rng = p, rng
 
     def forward(self, x):
@@ -540,3 +558,35 @@ class Dropout(Module):
 
     def extra_repr(self):
         return f"p={self.p}"
+
+
+class Dropout2d(Dropout):
+    """Zero whole channels of images with probability p in training; otherwise as Dropout."""
+
+    def forward(self, x):
+        return F.dropout2d(x, self.p, self.training, self.rng)
+
+
+class Upsample(Module):
+    """Images of another size; see `functional.interpolate`.
+
+    Parameters
+    ----------
+    size : int or pair of ints, optional
+        Size of the result; give either this or `scale_factor`.
+    scale_factor : float or pair of floats, optional
+    mode : 'nearest' or 'bilinear'
+    align_corners : bool, optional
+        For 'bilinear'.
+    """
+
+    def __init__(self, size=None, scale_factor=None, mode="nearest", align_corners=None):
+        self.size, self.scale_factor = size, scale_factor
+        self.mode, self.align_corners = mode, align_corners
+
+    def forward(self, x):
+        return F.interpolate(x, self.size, self.scale_factor, self.mode, self.align_corners)
+
+    def extra_repr(self):
+        name = "size" if self.scale_factor is None else "scale_factor"
+        return f"{name}={getattr(self, name)}, mode={self.mode!r}"

@@ -6,11 +6,22 @@ import contextlib
 import warnings
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
+from typing import NamedTuple
 
 import numpy as np
 
 from tinybnn import tables
-from tinybnn.autograd import Tensor, as_array, is_tracing, no_grad, plain, traced_forward
+from tinybnn.autograd import (
+    SizeError,
+    Tensor,
+    as_array,
+    is_tracing,
+    no_grad,
+    plain,
+    traced_forward,
+)
+from tinybnn.autograd.tensor import as_dtype
+from tinybnn.nn.hooks import Hooks
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,28 @@ class LatentParameter(Parameter):
         self.clip_value = clip_value
 
 
+class StateError(KeyError, RuntimeError):
+    """A state of another model: PyTorch's RuntimeError, and keys that are wrong."""
+
+    __str__ = Exception.__str__  # a KeyError quotes its text
+
+
+class IncompatibleKeys(NamedTuple):
+    """What `Module.load_state_dict` did not load."""
+
+    missing_keys: list
+    unexpected_keys: list
+
+
+class _Listed(list):
+    """A list that ``next`` takes too, as PyTorch's iterators are taken."""
+
+    def __next__(self):
+        if not hasattr(self, "_rest"):
+            self._rest = iter(self)
+        return next(self._rest)
+
+
 class Module:
     """Base class of layers and models: assign Parameters and Modules, write ``forward``.
 
@@ -80,19 +113,68 @@ class Module:
     training = True
     frozen = False
     _buffer_names = ()
+    _hooks = None
 
-    def forward(self, *inputs):
+    def forward(self, *inputs, **options):
         """Compute the output; subclasses override this and callers use ``module(x)``."""
         raise NotImplementedError(f"{type(self).__name__} has no forward method")
 
-    def __call__(self, *inputs):
-        return traced_forward(self, inputs) if is_tracing() else self.forward(*inputs)
+    def __call__(self, *inputs, **options):
+        if self._hooks is not None:
+            return self._hooks.call(self, inputs, options)
+        if is_tracing():
+            return traced_forward(self, inputs, options)
+        return self.forward(*inputs, **options)
+
+    # ------------------------------------------------------------------------------------ hooks
+
+    def register_forward_pre_hook(self, hook):
+        """Call ``hook(module, inputs)`` before forward; what it returns replaces the inputs.
+
+        Returns
+        -------
+        RemovableHandle
+            Its method ``remove`` takes the hook away.
+        """
+        return self._add_hook("forward_pre", hook)
+
+    def register_forward_hook(self, hook):
+        """Call ``hook(module, inputs, output)`` after forward; what it returns replaces the output.
+
+        ``inputs`` is the tuple of positional arguments. A hook that returns None changes nothing.
+        """
+        return self._add_hook("forward", hook)
+
+    def register_full_backward_hook(self, hook):
+        """Call ``hook(module, grad_input, grad_output)`` when gradients reach the inputs.
+
+        Both are tuples, with None for what has no gradient; a tuple that the hook returns replaces
+        `grad_input`. Where no input has a gradient, it is called with those of the output.
+        """
+        return self._add_hook("backward", hook)
+
+    def _add_hook(self, kind, hook):
+        if self._hooks is None:
+            self._hooks = Hooks()
+        return self._hooks.add(kind, hook)
+
+    # ------------------------------------------------------------------------------- attributes
 
     def register_buffer(self, name, array):
         """Add an array of the state (saved and loaded) that is not a parameter."""
         if name not in self._buffer_names:
             self._buffer_names = (*self._buffer_names, name)
         setattr(self, name, np.asarray(as_array(array)))
+
+    def register_parameter(self, name, parameter):
+        """Assign a Parameter (or None) under a name."""
+        setattr(self, name, parameter)
+
+    def add_module(self, name, module):
+        """Assign a Module (or None) under a name, which may be a number."""
+        if not (module is None or isinstance(module, Module)):
+            raise TypeError(f"add_module: {name} must be a Module, got a {type(module).__name__}")
+        setattr(self, name, module)
 
     def __setattr__(self, name, value):
         """Set an attribute; a Parameter, buffer or Module is replaced by its own kind only.
@@ -136,11 +218,11 @@ class Module:
 
     def named_children(self):
         """(name, module) for each direct child, in order of assignment."""
-        return [(name, m) for name, m in vars(self).items() if isinstance(m, Module)]
+        return _Listed((name, m) for name, m in vars(self).items() if isinstance(m, Module))
 
     def children(self):
         """The direct children, in order of assignment."""
-        return [m for _, m in self.named_children()]
+        return _Listed(m for _, m in self.named_children())
 
     def named_modules(self, prefix=""):
         """(path, module) for this module (empty path) and all below it; each module once."""
@@ -153,11 +235,32 @@ class Module:
                     (f"{path}.{name}" if path else name, child)
                     for name, child in reversed(module.named_children())
                 )
-        return list(found.values())
+        return _Listed(found.values())
 
     def modules(self):
         """This module and all below it."""
-        return [m for _, m in self.named_modules()]
+        return _Listed(m for _, m in self.named_modules())
+
+    def get_submodule(self, target):
+        """The module at a path such as ``"features.3.conv"``; this one for the empty path."""
+        module = self
+        for name in target.split(".") if target else ():
+            child = vars(module).get(name)
+            if not isinstance(child, Module):
+                names = ", ".join(n for n, _ in module.named_children()) or "none"
+                raise AttributeError(
+                    f"get_submodule: {type(module).__name__} has no module {name!r} of {target!r}; "
+                    f"it has {names}"
+                )
+            module = child
+        return module
+
+    def apply(self, function):
+        """Call ``function(module)`` for all modules below, then for this one, and return it."""
+        for child in self.children():
+            child.apply(function)
+        function(self)
+        return self
 
     def named_parameters(self):
         """(path, parameter), each parameter once."""
@@ -166,19 +269,42 @@ class Module:
             for name, value in vars(module).items():
                 if isinstance(value, Parameter):
                     found.setdefault(id(value), (f"{path}.{name}" if path else name, value))
-        return list(found.values())
+        return _Listed(found.values())
 
     def parameters(self):
-        """All parameters, each once."""
-        return [p for _, p in self.named_parameters()]
+        """All parameters, each once: a list, which ``next`` takes too."""
+        return _Listed(p for _, p in self.named_parameters())
+
+    def binary_weights(self):
+        """The weights that the binary layers compute with, by the names of their parameters.
+
+        They are the signs of the parameters, which are latent weights and real. A factor of a
+        layer (see its `scale`) multiplies sums, and is not in them.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            -1 and 1; 0 as well for a ternary quantizer.
+        """
+        return {
+            f"{path}.weight" if path else "weight": module.binary_weight()
+            for path, module in self.named_modules()
+            if hasattr(module, "binary_weight")
+            and hasattr(module, "weight")
+            and module.weight_quantizer is not None
+        }
 
     def named_buffers(self):
         """(path, array) of the buffers."""
-        return [
+        return _Listed(
             (f"{path}.{name}" if path else name, getattr(module, name))
             for path, module in self.named_modules()
             for name in module._buffer_names
-        ]
+        )
+
+    def buffers(self):
+        """The buffers: arrays."""
+        return _Listed(array for _, array in self.named_buffers())
 
     # ------------------------------------------------------------------------------------ state
 
@@ -194,14 +320,25 @@ class Module:
                 result[start + name] = getattr(module, name)
         return result
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state, strict=True):
         """Copy arrays into the parameters and buffers.
+
+        Parameters
+        ----------
+        state : dict of str to array or Tensor
+        strict : bool
+            With False, keys that are missing or not known are left alone.
+
+        Returns
+        -------
+        IncompatibleKeys
+            Which these are.
 
         Raises
         ------
-        KeyError
-            If a key is missing or not known: a weight that is silently dropped is an error.
-        ValueError
+        StateError
+            If there are some and `strict` is True: a weight that is dropped is an error.
+        SizeError
             If a shape differs. Nothing has been changed when an error is raised.
         """
         own = self.state_dict()
@@ -209,14 +346,15 @@ class Module:
         unexpected = [name for name in state if name not in own]
         parts = [f"misses {', '.join(missing)}"] if missing else []
         parts += [f"has no place for {', '.join(unexpected)}"] if unexpected else []
-        if parts:
-            raise KeyError(
+        if parts and strict:
+            raise StateError(
                 f"load_state_dict: {type(self).__name__} {' and '.join(parts)}; the state is of "
-                "another model"
+                "another model, or pass strict=False"
             )
+        own = {name: array for name, array in own.items() if name in state}
         for name, array in own.items():
             if np.shape(state[name]) != array.shape:
-                raise ValueError(
+                raise SizeError(
                     f"load_state_dict: {name} has shape {np.shape(state[name])}, "
                     f"expected {array.shape}"
                 )
@@ -225,6 +363,7 @@ class Module:
         }
         for name, array in own.items():
             array[...] = values[name]
+        return IncompatibleKeys(missing, unexpected)
 
     # ------------------------------------------------------------------------------------- mode
 
@@ -284,8 +423,18 @@ class Module:
         for parameter in self.parameters():
             parameter.grad = None
 
-    def to(self, dtype):
-        """Convert parameters and floating-point buffers, in place; gradients are forgotten."""
+    def to(self, *target, dtype=None, device=None):
+        """Convert parameters and floating-point buffers, in place; gradients are forgotten.
+
+        Parameters
+        ----------
+        target : dtype, "cpu" or Tensor, whose dtype is taken
+        dtype, device : optional
+            The same by name.
+        """
+        dtype = as_dtype("to", target, dtype, device)
+        if dtype is None:
+            return self
         for module in self.modules():
             for name, value in vars(module).items():
                 if isinstance(value, Parameter):
@@ -294,6 +443,18 @@ class Module:
                 elif name in module._buffer_names and value.dtype.kind == "f":
                     setattr(module, name, value.astype(dtype))
         return self
+
+    def cpu(self):
+        """The module: it is on the CPU."""
+        return self
+
+    def float(self):
+        """Convert to float32, in place."""
+        return self.to(np.float32)
+
+    def double(self):
+        """Convert to float64, in place; a packed model is float32."""
+        return self.to(np.float64)
 
     # ------------------------------------------------------------------------------------- cost
 
@@ -350,6 +511,7 @@ def unregistered(model):
         (f"{path}.{name}" if path else name, value)
         for path, module in model.named_modules()
         for name, value in vars(module).items()
+        if name != "_hooks"
     ]
     while stack:
         path, value = stack.pop()
@@ -394,18 +556,44 @@ class ModuleList(Module):
     """
 
     def __init__(self, modules=()):
-        for module in modules:
-            self.append(module)
+        self.extend(modules)
 
     def append(self, module):
         """Add a Module at the end; returns the list."""
+        setattr(self, str(len(self)), self._checked(module, len(self)))
+        return self
+
+    def extend(self, modules):
+        """Add several at the end; returns the list."""
+        for module in modules:
+            self.append(module)
+        return self
+
+    def insert(self, index, module):
+        """Add a Module before the one at `index`; those behind get the next numbers as names."""
+        modules = list(self.children())
+        modules.insert(index, self._checked(module, index))
+        self._renumber(modules)
+        return self
+
+    def _checked(self, module, index):
         if not isinstance(module, Module):
             raise TypeError(
-                f"{type(self).__name__}: expects Modules, item {len(self)} is a "
-                f"{type(module).__name__}"
+                f"{type(self).__name__}: expects Modules, item {index} is a {type(module).__name__}"
             )
-        setattr(self, str(len(self)), module)
-        return self
+        return module
+
+    def _renumber(self, modules):
+        """Hold these modules in place of its own, which must have numbers as names."""
+        names = [name for name, _ in self.named_children()]
+        if names != [str(i) for i in range(len(names))]:
+            raise TypeError(
+                f"{type(self).__name__}: its modules have names ({', '.join(names)}), which would "
+                "change; make a new one"
+            )
+        for name in names:
+            delattr(self, name)
+        self.extend(modules)
 
     def __len__(self):
         return len(self.children())
@@ -422,9 +610,23 @@ class ModuleList(Module):
             part.append(module)
         return part
 
+    def __setitem__(self, index, module):
+        name, _ = self.named_children()[index]
+        setattr(self, name, self._checked(module, index))
+
+    def __delitem__(self, index):
+        modules = list(self.children())
+        del modules[index]
+        self._renumber(modules)
+
 
 class Sequential(ModuleList):
     """Modules one after the other.
+
+    Parameters
+    ----------
+    *modules : Module
+        Or one dict (an OrderedDict, say) of their names and modules.
 
     Examples
     --------
@@ -432,10 +634,16 @@ class Sequential(ModuleList):
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     >>> model[1]
     Linear(64, 10, bias=True)
+    >>> nn.Sequential({"flatten": nn.Flatten(), "head": nn.Linear(64, 10)}).head
+    Linear(64, 10, bias=True)
     """
 
     def __init__(self, *modules):
-        super().__init__(modules)
+        if len(modules) == 1 and isinstance(modules[0], dict):
+            for name, module in modules[0].items():
+                self.add_module(name, self._checked(module, name))
+        else:
+            super().__init__(modules)
 
     def forward(self, x):
         for module in self.children():

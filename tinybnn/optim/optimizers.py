@@ -1,14 +1,7 @@
-"""Optimizers and learning-rate schedules, with PyTorch's names and formulas.
-
-What is special here are latent weights (`nn.LatentParameter`): after each step they are clipped to
-their `clip_value`, and weight decay leaves them alone unless asked. Pulling a latent weight towards
-zero does not make a sign smaller; it only makes it flip more easily. `Bop` goes further and does
-without latent weights: it flips signs.
-"""
+"""Optimizers, with PyTorch's names and formulas."""
 
 from __future__ import annotations
 
-import bisect
 import functools
 import math
 
@@ -17,26 +10,6 @@ import numpy as np
 from tinybnn.autograd import Tensor, plain
 from tinybnn.kernels.machine import layout
 from tinybnn.nn import LatentParameter
-from tinybnn.nn.layers import check_sizes
-from tinybnn.quantizers import EdeSign
-
-__all__ = [
-    "SGD",
-    "Adam",
-    "AdamW",
-    "Bop",
-    "ChainedScheduler",
-    "CosineAnnealingLR",
-    "EdeSchedule",
-    "LambdaLR",
-    "LinearLR",
-    "MultiOptimizer",
-    "Optimizer",
-    "Schedule",
-    "SequentialLR",
-    "StepLR",
-]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
 
 
 class Optimizer:
@@ -54,6 +27,8 @@ class Optimizer:
     Attributes
     ----------
     param_groups : list of dict
+    defaults : dict
+        Settings of groups that do not set their own.
     state : list of dict
         For each parameter, in order of the groups, the arrays that `update` keeps.
     rate : str
@@ -76,30 +51,47 @@ class Optimizer:
             raise TypeError(f"{type(self).__name__}: params must be a list of Tensors, not one")
         params = list(params)
         groups = params if params and isinstance(params[0], dict) else [{"params": params}]
-        self.param_groups = []
-        for group in groups:
-            if not isinstance(group, dict) or "params" not in group:
-                raise ValueError(f"{type(self).__name__}: each group must be a dict with 'params'")
-            group = {**defaults, **group}
-            own = group["params"]
-            group["params"] = [own] if isinstance(own, Tensor) else list(own)
-            unknown = set(group) - set(defaults) - {"params"}
-            if unknown:
-                raise ValueError(f"{type(self).__name__}: unknown settings {sorted(unknown)}")
-            group.update((name, plain(group[name])) for name in defaults)
-            self._check(group)
-            self.param_groups.append(group)
+        self.defaults = defaults
+        self.param_groups = [self._checked_group(group) for group in groups]
         self.parameters = [p for group in self.param_groups for p in group["params"]]
         self.state = [{} for _ in self.parameters]
-        self._check_parameters()
+        self._check_parameters(self.parameters)
 
-    def _check_parameters(self):
-        if not self.parameters:
+    def add_param_group(self, param_group):
+        """Let it train more parameters, with settings of their own.
+
+        Parameters
+        ----------
+        param_group : dict
+            ``params``, and the settings that differ from the constructor's.
+        """
+        group = self._checked_group(param_group)
+        self._check_parameters(self.parameters + group["params"])
+        self.param_groups.append(group)
+        self.parameters += group["params"]
+        self.state += [{} for _ in group["params"]]
+
+    def _checked_group(self, group):
+        """A group with all settings, and its parameters as a list."""
+        if not isinstance(group, dict) or "params" not in group:
+            raise ValueError(f"{type(self).__name__}: each group must be a dict with 'params'")
+        group = {**self.defaults, **group}
+        own = group["params"]
+        group["params"] = [own] if isinstance(own, Tensor) else list(own)
+        unknown = set(group) - set(self.defaults) - {"params"}
+        if unknown:
+            raise ValueError(f"{type(self).__name__}: unknown settings {sorted(unknown)}")
+        group.update((name, plain(group[name])) for name in self.defaults)
+        self._check(group)
+        return group
+
+    def _check_parameters(self, parameters):
+        if not parameters:
             raise ValueError(f"{type(self).__name__}: got no parameters")
-        for p in self.parameters:
+        for p in parameters:
             if not isinstance(p, Tensor):
                 raise TypeError(f"{type(self).__name__}: expects Tensors, got {type(p).__name__}")
-        if len({id(p) for p in self.parameters}) != len(self.parameters):
+        if len({id(p) for p in parameters}) != len(parameters):
             raise ValueError(f"{type(self).__name__}: a parameter appears twice")
 
     def _check(self, group):
@@ -119,14 +111,17 @@ class Optimizer:
 
     def __repr__(self):
         groups = [
-            _settings({**group, "params": len(group["params"])}) for group in self.param_groups
+            settings_text({**group, "params": len(group["params"])}) for group in self.param_groups
         ]
         return f"{type(self).__name__}({'; '.join(groups)})"
 
-    def zero_grad(self):
-        """Forget the gradients of all parameters."""
+    def zero_grad(self, set_to_none=True):
+        """Forget the gradients of all parameters; with `set_to_none` False make them 0."""
         for p in self.parameters:
-            p.grad = None
+            if set_to_none or p.grad is None:
+                p.grad = None
+            else:
+                p.grad = Tensor(np.zeros_like(p.data))
 
     def step(self):
         """Update every parameter that has a gradient, then clip the latent ones.
@@ -267,7 +262,7 @@ class Optimizer:
             )
 
 
-def _settings(values):
+def settings_text(values):
     """Settings as they are written in a call; one that is not a plain value by its name."""
     return ", ".join(
         f"{name}={getattr(value, '__qualname__', None) or repr(value)}"
@@ -494,6 +489,77 @@ class AdamW(Adam):
         return super().fused_update(weight, grad, state, group, 0.0, clip, shrink)
 
 
+class RMSprop(Optimizer):
+    """Divide the gradient by the root of a running mean of its square (Hinton 2012, lecture 6e).
+
+    Parameters
+    ----------
+    params : iterable of Tensors or groups
+    lr : float
+    alpha : float
+        Decay of the running mean.
+    eps : float
+    weight_decay : float
+        L2 penalty: decay * weight is added to the gradient.
+    momentum : float
+    centered : bool
+        Divide by an estimate of the deviation: subtract the square of the mean gradient.
+    decay_latents : bool
+        Apply the decay to latent weights too.
+    """
+
+    def __init__(
+        self,
+        params,
+        lr=1e-2,
+        alpha=0.99,
+        eps=1e-8,
+        weight_decay=0.0,
+        momentum=0.0,
+        centered=False,
+        *,
+        decay_latents=False,
+    ):
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "alpha": alpha,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "momentum": momentum,
+                "centered": centered,
+                "decay_latents": decay_latents,
+            },
+        )
+
+    def _check(self, group):
+        super()._check(group)
+        if not group["alpha"] >= 0:
+            raise ValueError(f"RMSprop: alpha must be >= 0, got {group['alpha']!r}")
+
+    def update(self, weight, grad, state, group, decay):
+        if decay:
+            grad = grad + decay * weight
+        if not state:
+            names = ["square"]
+            names += ["velocity"] if group["momentum"] else []
+            names += ["mean"] if group["centered"] else []
+            state.update((name, np.zeros_like(weight)) for name in names)
+        state["square"] *= group["alpha"]
+        state["square"] += (1 - group["alpha"]) * (grad * grad)
+        square = state["square"]
+        if group["centered"]:
+            state["mean"] += (1 - group["alpha"]) * (grad - state["mean"])
+            square = square - state["mean"] * state["mean"]
+        step = grad / (np.sqrt(square) + group["eps"])
+        if group["momentum"]:
+            state["velocity"] *= group["momentum"]
+            state["velocity"] += step
+            step = state["velocity"]
+        weight -= group["lr"] * step
+
+
 class Bop(Optimizer):
     """Binary optimizer: flips signs, and has no latent weights (Helwegen et al. 2019, alg. 1).
 
@@ -566,10 +632,18 @@ class MultiOptimizer(Optimizer):
                     f"MultiOptimizer: expects Optimizers, got {type(optimizer).__name__}"
                 )
         self.optimizers = optimizers
-        self.param_groups = [group for o in optimizers for group in o.param_groups]
-        self.parameters = [p for o in optimizers for p in o.parameters]
-        self.state = [state for o in optimizers for state in o.state]
-        self._check_parameters()
+        self._check_parameters(self.parameters)
+
+    param_groups = property(lambda self: [g for o in self.optimizers for g in o.param_groups])
+    parameters = property(lambda self: [p for o in self.optimizers for p in o.parameters])
+    state = property(lambda self: [state for o in self.optimizers for state in o.state])
+
+    def add_param_group(self, param_group):
+        """Not here: add the group to one of the `optimizers`."""
+        raise TypeError(
+            "MultiOptimizer: add the group to one of its optimizers: "
+            "multi.optimizers[0].add_param_group(group)"
+        )
 
     @property
     def rates(self):
@@ -588,305 +662,3 @@ class MultiOptimizer(Optimizer):
         """Let each optimizer do its step."""
         for optimizer in self.optimizers:
             optimizer.step()
-
-
-class Schedule:
-    """Base class: the learning rate of each group as a function of the step count.
-
-    Call `step` once after each epoch (or each batch: the unit is yours). A subclass gives `lr`.
-    As in PyTorch, the first schedule of an optimizer notes each group's start value in the group
-    as ``initial_lr``, and all schedules count from there.
-
-    Attributes
-    ----------
-    last_epoch : int
-        Number of steps so far.
-    base_lrs : list of float
-        The start value of each group.
-    """
-
-    def __init__(self, optimizer):
-        self.optimizer = optimizer
-        self.base_lrs = [g.setdefault(f"initial_{rate}", g[rate]) for g, rate in optimizer.rates]
-        self.last_epoch = 0
-        self._set()
-
-    def lr(self, base, epoch):
-        """The learning rate at `epoch` of a group that started with `base`."""
-        raise NotImplementedError
-
-    def step(self):
-        """Go on by one epoch."""
-        self.last_epoch += 1
-        self._set()
-
-    def _set(self):
-        for (group, rate), base in zip(self.optimizer.rates, self.base_lrs, strict=True):
-            group[rate] = float(self.lr(base, self.last_epoch))
-
-    def __repr__(self):
-        hidden = ("optimizer", "base_lrs", "last_epoch")
-        settings = {name: value for name, value in vars(self).items() if name not in hidden}
-        return f"{type(self).__name__}({_settings(settings)})"
-
-    def state_dict(self):
-        """All settings and the step count, without the optimizer and without functions."""
-        return {
-            name: value
-            for name, value in vars(self).items()
-            if name != "optimizer" and not callable(value)
-        }
-
-    def load_state_dict(self, state_dict):
-        """Continue where `state_dict` was taken: the optimizer gets the rates of that epoch.
-
-        The order of loading the optimizer's state and the schedule's does not matter.
-
-        Raises
-        ------
-        ValueError
-            If it is the state of another kind of schedule, or of other parameter groups.
-        """
-        _check_state(self, state_dict)
-        if len(state_dict["base_lrs"]) != len(self.optimizer.rates):
-            raise ValueError(
-                f"load_state_dict: {type(self).__name__} has {len(self.optimizer.rates)} parameter "
-                f"groups, the state {len(state_dict['base_lrs'])}"
-            )
-        vars(self).update(state_dict)
-        for (group, rate), base in zip(self.optimizer.rates, self.base_lrs, strict=True):
-            group[f"initial_{rate}"] = base
-        self._set()
-
-
-def _check_state(schedule, state_dict):
-    own = schedule.state_dict().keys()
-    if own != state_dict.keys():
-        raise ValueError(
-            f"load_state_dict: {type(schedule).__name__} has the settings {', '.join(own)}, the "
-            f"state {', '.join(state_dict)}"
-        )
-
-
-class EdeSchedule:
-    """Sharpen the slope of every `quantizers.EdeSign` in a model: t grows evenly in log t.
-
-    IR-Net (Qin et al. 2020, eq. 10). Give it to `training.fit` beside a learning-rate schedule by
-    ``schedule=ChainedScheduler([cosine, ede])``.
-
-    Parameters
-    ----------
-    model : Module
-    T_max : int
-        Number of steps from `t_min` to `t_max`; constant afterwards.
-    t_min, t_max : float
-
-    Attributes
-    ----------
-    last_epoch : int
-        Number of steps so far.
-    """
-
-    def __init__(self, model, T_max, t_min=1e-3, t_max=1e1):
-        if not T_max >= 1:
-            raise ValueError(f"EdeSchedule: T_max must be >= 1, got {T_max!r}")
-        if not 0 < t_min <= t_max:
-            raise ValueError(f"EdeSchedule: expects 0 < t_min <= t_max, got {t_min!r}, {t_max!r}")
-        found = {
-            id(value): value
-            for module in model.modules()
-            for value in vars(module).values()
-            if isinstance(value, EdeSign)
-        }
-        self.quantizers = list(found.values())
-        if not self.quantizers:
-            raise ValueError("EdeSchedule: the model has no EdeSign quantizer")
-        self.T_max, self.t_min, self.t_max = plain(T_max), plain(t_min), plain(t_max)
-        self.last_epoch = 0
-        self._set()
-
-    def t(self, epoch):
-        """The steepness at `epoch`."""
-        return self.t_min * (self.t_max / self.t_min) ** min(epoch / self.T_max, 1.0)
-
-    def step(self):
-        """Go on by one epoch."""
-        self.last_epoch += 1
-        self._set()
-
-    def _set(self):
-        for quantizer in self.quantizers:
-            quantizer.t = self.t(self.last_epoch)
-
-    def state_dict(self):
-        """The settings and the step count, without the quantizers."""
-        return {name: value for name, value in vars(self).items() if name != "quantizers"}
-
-    def load_state_dict(self, state_dict):
-        """Continue where `state_dict` was taken; the quantizers get the t of that epoch."""
-        _check_state(self, state_dict)
-        vars(self).update(state_dict)
-        self._set()
-
-    def __repr__(self):
-        return f"EdeSchedule(T_max={self.T_max!r}, t_min={self.t_min!r}, t_max={self.t_max!r})"
-
-
-class ChainedScheduler:
-    """Several schedules that are stepped together, say of the learning rate and of EDE's t.
-
-    Parameters
-    ----------
-    schedules : sequence of schedules
-
-    Attributes
-    ----------
-    last_epoch : int
-        Number of steps so far.
-    """
-
-    def __init__(self, schedules):
-        self.schedules = list(schedules)
-        if not self.schedules:
-            raise ValueError("ChainedScheduler: expects at least one schedule, got none")
-        self.last_epoch = 0
-
-    def step(self):
-        """Step each schedule."""
-        self.last_epoch += 1
-        for schedule in self.schedules:
-            schedule.step()
-
-    def state_dict(self):
-        """The step count, and the settings of each schedule."""
-        states = [dict(schedule.state_dict()) for schedule in self.schedules]
-        for state in states:
-            del state["last_epoch"]
-        return {"last_epoch": self.last_epoch, "schedules": states}
-
-    def __repr__(self):
-        return f"ChainedScheduler({self.schedules!r})"
-
-    def load_state_dict(self, state_dict):
-        """Continue where `state_dict` was taken."""
-        _check_state(self, state_dict)
-        if len(state_dict["schedules"]) != len(self.schedules):
-            raise ValueError(
-                f"load_state_dict: ChainedScheduler has {len(self.schedules)} schedules, the state "
-                f"{len(state_dict['schedules'])}"
-            )
-        self.last_epoch = state_dict["last_epoch"]
-        for schedule, state in zip(self.schedules, state_dict["schedules"], strict=True):
-            schedule.load_state_dict({**state, "last_epoch": self.last_epoch})
-
-
-class StepLR(Schedule):
-    """Multiply by `gamma` every `step_size` epochs."""
-
-    def __init__(self, optimizer, step_size, gamma=0.1):
-        check_sizes("StepLR", step_size=step_size)
-        self.step_size, self.gamma = int(step_size), plain(gamma)
-        super().__init__(optimizer)
-
-    def lr(self, base, epoch):
-        return base * self.gamma ** (epoch // self.step_size)
-
-
-class CosineAnnealingLR(Schedule):
-    """Half a cosine from the start value to `eta_min` in `T_max` epochs; constant afterwards."""
-
-    def __init__(self, optimizer, T_max, eta_min=0.0):
-        if not T_max >= 1:
-            raise ValueError(f"CosineAnnealingLR: T_max must be >= 1, got {T_max!r}")
-        self.T_max, self.eta_min = plain(T_max), plain(eta_min)
-        super().__init__(optimizer)
-
-    def lr(self, base, epoch):
-        progress = min(epoch / self.T_max, 1.0)
-        return self.eta_min + (base - self.eta_min) * (1 + math.cos(math.pi * progress)) / 2
-
-
-class LinearLR(Schedule):
-    """From `start_factor` to `end_factor` times the start value in `total_iters` epochs: warm-up.
-
-    Constant afterwards.
-    """
-
-    def __init__(self, optimizer, start_factor=1 / 3, end_factor=1.0, total_iters=5):
-        if not 0 < start_factor <= 1 or not 0 <= end_factor <= 1:
-            raise ValueError(
-                "LinearLR: start_factor must lie in (0, 1] and end_factor in [0, 1], got "
-                f"{start_factor!r} and {end_factor!r}"
-            )
-        check_sizes("LinearLR", total_iters=total_iters)
-        self.start_factor, self.end_factor = plain(start_factor), plain(end_factor)
-        self.total_iters = int(total_iters)
-        super().__init__(optimizer)
-
-    def lr(self, base, epoch):
-        progress = min(epoch / self.total_iters, 1.0)
-        return base * (self.start_factor + (self.end_factor - self.start_factor) * progress)
-
-
-class LambdaLR(Schedule):
-    """The start value times ``lr_lambda(epoch)``."""
-
-    def __init__(self, optimizer, lr_lambda):
-        if not callable(lr_lambda):
-            raise TypeError(f"LambdaLR: lr_lambda must be a function, got {lr_lambda!r}")
-        self.lr_lambda = lr_lambda
-        super().__init__(optimizer)
-
-    def lr(self, base, epoch):
-        return base * self.lr_lambda(epoch)
-
-
-class SequentialLR(Schedule):
-    """One schedule after the other, each counting from 0 at its milestone.
-
-    >>> from tinybnn import nn, optim
-    >>> adam = optim.Adam(nn.Linear(2, 1).parameters(), lr=0.1)
-    >>> warm_up = optim.LinearLR(adam, start_factor=0.1, total_iters=5)
-    >>> cosine = optim.CosineAnnealingLR(adam, T_max=95)
-    >>> schedule = optim.SequentialLR(adam, [warm_up, cosine], milestones=[5])
-
-    Parameters
-    ----------
-    optimizer : Optimizer
-    schedulers : list of Schedule
-        Only SequentialLR's `step` is called, not theirs.
-    milestones : list of int
-        The epochs at which the second, third, ... schedule begins.
-    """
-
-    def __init__(self, optimizer, schedulers, milestones):
-        schedulers, milestones = list(schedulers), [plain(m) for m in milestones]
-        if len(milestones) != len(schedulers) - 1 or any(
-            low >= high for low, high in zip([0, *milestones], milestones, strict=False)
-        ):
-            raise ValueError(
-                f"SequentialLR: {len(schedulers)} schedules need {len(schedulers) - 1} rising "
-                f"milestones > 0, got {milestones}"
-            )
-        if any(s.optimizer is not optimizer for s in schedulers):
-            raise ValueError("SequentialLR: a schedule belongs to another optimizer")
-        self.schedulers, self.milestones = schedulers, milestones
-        super().__init__(optimizer)
-
-    def lr(self, base, epoch):
-        i = bisect.bisect_right(self.milestones, epoch)
-        return self.schedulers[i].lr(base, epoch - [0, *self.milestones][i])
-
-    def state_dict(self):
-        return {**super().state_dict(), "schedulers": [s.state_dict() for s in self.schedulers]}
-
-    def load_state_dict(self, state_dict):
-        _check_state(self, state_dict)
-        if len(state_dict["schedulers"]) != len(self.schedulers):
-            raise ValueError(
-                f"load_state_dict: SequentialLR has {len(self.schedulers)} schedules, the state "
-                f"{len(state_dict['schedulers'])}"
-            )
-        for own, state in zip(self.schedulers, state_dict["schedulers"], strict=True):
-            own.load_state_dict(state)
-        super().load_state_dict({**state_dict, "schedulers": self.schedulers})

@@ -1,0 +1,106 @@
+"""Shapes and parts of arrays and Tensors, under PyTorch's names."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from tinybnn.autograd.engine import as_array
+from tinybnn.autograd.operations import Index, Pad, SizeError, _dims, broadcast_to, reshape
+
+
+def clone(x):
+    """A copy; the gradient passes through."""
+    return Pad.apply(x, widths=((0, 0),) * np.ndim(as_array(x)), value=1.0)  # signs stay signs
+
+
+def squeeze(x, dim=None):
+    """Leave out the axes `dim` that have size 1 (by default all of size 1)."""
+    shape = np.shape(as_array(x))
+    dims = _dims(dim, len(shape))
+    return reshape(x, [n for d, n in enumerate(shape) if n != 1 or d not in dims])
+
+
+def unsqueeze(x, dim):
+    """Insert an axis of size 1 at `dim`; -1 is behind the last one."""
+    shape = np.shape(as_array(x))
+    (dim,) = _dims(dim, len(shape) + 1)
+    return reshape(x, (*shape[:dim], 1, *shape[dim:]))
+
+
+def expand(x, sizes):
+    """Repeat along axes of size 1 and new leading axes, without a copy; -1 keeps a size."""
+    shape, sizes = np.shape(as_array(x)), tuple(sizes)
+    before = max(0, len(sizes) - len(shape))
+    kept = tuple(
+        [n if size == -1 else size for size, n in zip(sizes[before:], shape, strict=False)]
+    )
+    fits = [n in (1, size) for n, size in zip(shape, kept, strict=False)]
+    if len(sizes) < len(shape) or min(sizes[:before], default=0) < 0 or not all(fits):
+        raise SizeError(
+            f"expand: {shape} does not fit into {sizes}; only axes of size 1 and new leading ones "
+            "are repeated"
+        )
+    return broadcast_to(x, sizes[:before] + kept)
+
+
+def repeat(x, sizes):
+    """Repeat the whole array `sizes` times along each axis; more sizes than axes add leading ones.
+
+    It is NumPy's ``tile``; NumPy's ``repeat`` is PyTorch's ``repeat_interleave``.
+    """
+    shape, sizes = np.shape(as_array(x)), tuple(sizes)
+    if len(sizes) < len(shape) or any(n < 0 for n in sizes):
+        raise SizeError(
+            f"repeat: expects at least {len(shape)} sizes >= 0, one for each axis, got {sizes}"
+        )
+    shape = (1,) * (len(sizes) - len(shape)) + shape
+    # An axis of its own for each repetition; none where there is just one.
+    pairs = [
+        ((1, n), (r, n)) if r != 1 else ((n,), (n,)) for n, r in zip(shape, sizes, strict=True)
+    ]
+    before, after = (tuple(itertools.chain(*parts)) for parts in zip(*pairs, strict=True))
+    result = broadcast_to(reshape(x, before), after) if before != after else x
+    return reshape(result, [n * r for n, r in zip(shape, sizes, strict=True)])
+
+
+def split(x, split_size_or_sections, dim=0):
+    """Cut along an axis into parts of a size (the last may be smaller), or of a list of sizes.
+
+    Returns
+    -------
+    tuple
+    """
+    shape = np.shape(as_array(x))
+    (dim,) = _dims(dim, len(shape))
+    size, sections = shape[dim], split_size_or_sections
+    if isinstance(sections, int | np.integer):
+        if sections < 1:
+            raise SizeError(f"split: the size of a part must be >= 1, got {sections}")
+        ends = [*range(sections, size, sections), size]
+    else:
+        ends = list(itertools.accumulate(sections))
+        if any(n < 0 for n in sections) or ends[-1:] != [size]:
+            raise SizeError(
+                f"split: expects sizes >= 0 that add up to {size}, the size of dim {dim}, got "
+                f"{list(sections)}"
+            )
+    before = (slice(None),) * dim
+    return tuple(
+        Index.apply(x, index=(*before, slice(start, end)))
+        for start, end in zip([0, *ends], ends, strict=False)
+    )
+
+
+def chunk(x, chunks, dim=0):
+    """Cut along an axis into at most `chunks` parts of one size; the last may be smaller.
+
+    Returns
+    -------
+    tuple
+    """
+    if chunks < 1:
+        raise SizeError(f"chunk: chunks must be >= 1, got {chunks}")
+    (axis,) = _dims(dim, np.ndim(as_array(x)))
+    return split(x, max(1, -(-np.shape(as_array(x))[axis] // chunks)), dim)

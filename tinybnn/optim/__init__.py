@@ -1,0 +1,34 @@
+"""Optimizers and learning-rate schedules, with PyTorch's names and formulas.
+
+What is special here are latent weights (`nn.LatentParameter`): after each step they are clipped to
+their `clip_value`, and weight decay leaves them alone unless asked. Pulling a latent weight towards
+zero does not make a sign smaller; it only makes it flip more easily. `Bop` goes further and does
+without latent weights: it flips signs.
+
+Schedules are here and, as in PyTorch, in `lr_scheduler`; averages of weights in `swa_utils`.
+"""
+
+from tinybnn.optim import lr_scheduler, swa_utils
+from tinybnn.optim.lr_scheduler import (
+    ChainedScheduler,
+    CosineAnnealingLR,
+    EdeSchedule,
+    ExponentialLR,
+    LambdaLR,
+    LinearLR,
+    MultiStepLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    Schedule,
+    SequentialLR,
+    StepLR,
+)
+from tinybnn.optim.optimizers import SGD, Adam, AdamW, Bop, MultiOptimizer, Optimizer, RMSprop
+
+__all__ = [
+    "SGD", "Adam", "AdamW", "Bop", "ChainedScheduler", "CosineAnnealingLR", "EdeSchedule",
+    "ExponentialLR", "LambdaLR", "LinearLR", "MultiOptimizer", "MultiStepLR", "OneCycleLR",
+    "Optimizer", "RMSprop", "ReduceLROnPlateau", "Schedule", "SequentialLR", "StepLR",
+    "lr_scheduler", "swa_utils",
+]  # fmt: skip
+__dir__ = __all__.copy  # dir() shows what is public, and nothing else
