@@ -124,5 +124,5 @@ def test_a_damaged_note_says_nothing(kernel, text):
 def test_the_version_is_of_all_sources_and_the_cpu(tmp_path, monkeypatch):
     before = cache._version()
     assert before == cache._version()
-    monkeypatch.setattr(cache, "_KERNELS", tmp_path)
+    monkeypatch.setattr(cache, "_KERNELS", tmp_path / "kernels")
     assert before != cache._version()

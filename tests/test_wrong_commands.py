@@ -133,7 +133,7 @@ def test_a_word_too_many(command, said, here, capsys):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("trian", ("(did you mean 'train'?)", "choose from demo, data, train")),
+        ("trian", ("(did you mean 'train'?)", "choose from demo, course, data, train")),
         ("data lst", ("tinybnn data: ", "(did you mean 'list'?)")),
         ("data fetch MNIST", "unknown data set 'MNIST' (did you mean 'mnist'?), choose from"),
         ("data path cifar-10", "(did you mean 'cifar10'?)"),
