@@ -89,7 +89,7 @@ def test_float32_stays_float32(name):
 NO_SLOPES = {"own sign", "own inside of another", "own of a constant", "own with a saved output"}
 
 
-@by_name([*DIFFERENTIABLE.keys() - NO_SLOPES])
+@by_name([name for name in DIFFERENTIABLE if name not in NO_SLOPES])
 def test_gradients_are_slopes(name):
     letters, call = DIFFERENTIABLE[name]
 
