@@ -854,7 +854,7 @@ EXERCISES = (
     Exercise(
         "01.1",
         "topological_order",
-        "A list of all tensors behind a result, parents before children, without recursion.",
+        "A list of all tensors behind a result, each after its parents, without recursion.",
         "The right order",
         (order_of_graphs, order_of_many_paths, order_of_a_deep_chain),
         (
