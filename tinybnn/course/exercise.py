@@ -215,6 +215,8 @@ def _differs(got, expected, results=()):
     shape, wanted = np.shape(got), np.shape(expected)
     if shape != wanted:
         return f"the answer has shape {shape}, expected {wanted}"
+    if shape == ():
+        return "the value is not as expected"
     wrong = np.count_nonzero(np.asarray(got) != np.asarray(expected))
     return f"{wrong} of {max(np.size(expected), 1)} values are not as expected"
 

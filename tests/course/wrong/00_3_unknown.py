@@ -1,6 +1,6 @@
 """No known mistake."""
 
-NAMES = "values are not as expected"
+NAMES = "value is not as expected"
 
 
 def popcount(word):

@@ -8,7 +8,7 @@ from tinybnn.course.exercise import Exercise, Wrong, call, compare, for_all, pro
 
 EXAMPLE = np.float32([[1, -1, 1, 1, -1, 1, 1, -1], [1, 1, -1, 1, 1, 1, 1, -1]])  # the notebook's
 LONG = np.tile(EXAMPLE, 9)
-SHORT = np.float32([[-1, 1, 1, -1, 1], [1, 1, -1, -1, -1]])
+SHORT = np.float32([[-1, 1, 1, -1, 1, -1, -1, 1, -1], [1, 1, -1, -1, -1, 1, -1, -1, -1]])
 
 
 class Bits(int):
@@ -21,6 +21,9 @@ class Bits(int):
 
     def __repr__(self):
         return f"0b{int(self):0{self.width}b}"
+
+    def __str__(self):
+        return str(int(self))
 
 
 Bits.__name__ = Bits.__qualname__ = "int"  # what a student calls it
@@ -91,6 +94,8 @@ TO_INTEGER_MISTAKES = {
         lambda signs: _to_integer(signs[:8]),
     "-1 counts as true, as every number but 0 does; compare: s > 0":
         lambda signs: (1 << len(signs)) - 1,
+    "bit i is worth 2**i, two to the power of i, not 2 * i":
+        lambda signs: sum(2 * i for i, s in enumerate(signs) if s > 0),
 }  # fmt: skip
 
 
@@ -226,6 +231,9 @@ class _Unwritten(int):
         return format(int(self), form)
 
 
+_Unwritten.__name__ = _Unwritten.__qualname__ = "int"
+
+
 def popcount_by_operations(bits):
     """popcount is made of operations on integers."""
     code = getattr(bits.popcount, "__code__", None)
@@ -254,7 +262,7 @@ DOT_MISTAKES = {
     "a & b has ones where both signs are +1; two signs -1 give a product of +1 as well":
         lambda a, b, k: _popcount(a & b),
     "a & b has ones where both signs are +1; two signs -1 agree too, which a ^ b shows as a 0":
-        lambda a, b, k: 2 * _popcount(a & b) - k,
+        (lambda a, b, k: 2 * _popcount(a & b) - k, lambda a, b, k: k - 2 * _popcount(a & b)),
     "the bits above the row count as agreements: there are k signs, not 64":
         lambda a, b, k: 64 - 2 * _popcount(a ^ b),
     "k is the number of signs, which bit_length does not know: a row may end with -1":

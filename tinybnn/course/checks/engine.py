@@ -567,6 +567,10 @@ MATMUL_MISTAKES = {
     "(N, M)": lambda a, b, grad: (grad @ b.T, grad @ a.T),
     "the factors of a's gradient are exchanged: look at the shapes, (N, K) comes from (N, M) and "
     "(M, K)": lambda a, b, grad: (b.T @ grad, a.T @ grad),
+    "the gradient of a comes out transposed, (K, N): the transpose of b @ grad.T is grad @ b.T":
+        lambda a, b, grad: (b @ grad.T, a.T @ grad),
+    "the gradient of b comes out transposed, (M, K): the transpose of grad.T @ a is a.T @ grad":
+        lambda a, b, grad: (grad @ b.T, grad.T @ a),
     "this is the rule of a * b; in a @ b each element of a is used M times, and the uses add up":
         lambda a, b, grad: (grad * b, grad * a),
 }  # fmt: skip

@@ -87,7 +87,11 @@ STE_MISTAKES = {
     "the gradient passes everywhere; where |x| > 1 it must be 0, since the clipped line, whose "
     "slope it is, is flat there": np.ones_like,
     "the gradient passes below -1 as well; the condition is on |x|, not on x":
-        lambda x: (x <= 1).astype(x.dtype),
+        (lambda x: (x <= 1).astype(x.dtype), lambda x: (x < 1).astype(x.dtype)),
+    "the gradient passes above 1 as well; the condition is on |x|, not on x":
+        (lambda x: (x >= -1).astype(x.dtype), lambda x: (x > -1).astype(x.dtype)),
+    "1 and 0 depend on the sign of x here; the condition is on its size, |x| <= 1":
+        (lambda x: (x >= 0).astype(x.dtype), lambda x: (x > 0).astype(x.dtype)),
     "inside and outside are exchanged: 1 where |x| <= 1, 0 beyond":
         (lambda x: (np.abs(x) > 1).astype(x.dtype), lambda x: (np.abs(x) >= 1).astype(x.dtype)),
     "this is the sign itself; asked for is what stands in for its slope":
