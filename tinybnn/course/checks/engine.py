@@ -150,7 +150,7 @@ def order_of_graphs(engine):
 
         order = _counted(topological_order, inputs, AGAIN)
         if not isinstance(order, list):
-            kind = "None: is a return missing?" if order is None else type(order).__name__
+            kind = "None: is a return missing?" if order is None else f"a {type(order).__name__}"
             raise Wrong(f"the order is {kind}; expected a list of Tensors", inputs)
         foreign = [one for one in order if not isinstance(one, engine.Tensor)]
         if foreign:
@@ -256,6 +256,7 @@ IN_PLACE = (
     "{name}.grad is changed in place (+=): the rule of a + b hands the same array to a and to b, "
     "so the other one changes too; write grad = grad + share"
 )
+NO_FIRST = "the gradient of the result was never set to 1: np.ones_like(result.data)"
 KEPT = "gradients of an earlier call are still there; begin with none"
 
 
@@ -287,7 +288,8 @@ def _gradient(engine, formula, mistakes, **values):
     expected = gradients(_backward, values.values())
     for name, one, right in zip(values, got, expected, strict=True):
         if isinstance(one, _Missing):
-            raise Wrong(f"{name}.grad is still None after backward", inputs, None, right)
+            why = f"{name}.grad is still None after backward: go through the order from its end"
+            raise Wrong(NO_FIRST if results[0].grad is None else why, inputs, None, right)
         if one.shape != right.shape:
             raise Wrong(
                 f"{name}.grad has shape {one.shape}, expected {right.shape}; the first gradient is "
@@ -315,7 +317,7 @@ def _of_none(error, result):
     if "for +" in text:
         return "a tensor's grad is None until its first share arrives: set it, then add to it"
     if result.grad is None:
-        return "the gradient of the result was never set to 1: np.ones_like(result.data)"
+        return NO_FIRST
     if "object is not iterable" in text:
         return None
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from unittest import mock
 
 import numpy as np
@@ -57,16 +58,17 @@ def _compare_all(function, reference, mistakes, tolerance=TOLERANCE, **more):
     for_all(check, x=_values(), **{name: st.sampled_from(v) for name, v in more.items()})
 
 
-def _keeps_dtype(name, dtype, **more):
+def _keeps_dtype(name, **more):
     def check(estimators):
-        for x in (np.array([-1.5, 0.25], dtype), np.array([[0.0]], dtype)):
+        """float32 stays float32 and float64 stays float64."""
+        for dtype, values in itertools.product((np.float32, np.float64), ([-1.5, 0.25], [[0.0]])):
+            x = np.array(values, dtype)
             inputs = {"x": x, **more}
             got = np.asarray(call(getattr(estimators, name), inputs)).dtype
             if got != dtype:
                 text = f"{name} turns {dtype.__name__} into {got}; convert with .astype(x.dtype)"
                 raise Wrong(text, inputs, got, np.dtype(dtype))
 
-    check.__doc__ = f"{dtype.__name__} stays {dtype.__name__}."
     return check
 
 
@@ -367,7 +369,7 @@ EXERCISES = (
         "ste_gradient",
         "The straight-through estimator: 1 where |x| <= 1, else 0.",
         "The straight-through estimator",
-        (ste_values, _keeps_dtype("ste_gradient", np.float32)),
+        (ste_values, _keeps_dtype("ste_gradient")),
         (
             "Which of -1.5, -1, 0.3, 1 and 2 let the gradient through?",
             "A comparison gives an array of bools, True where the condition holds.",
@@ -379,7 +381,7 @@ EXERCISES = (
         "approx_gradient",
         "The pseudo-gradient of Bi-Real Net: 2 - 2 |x| where |x| <= 1, else 0.",
         "Other estimators",
-        (approx_values, _keeps_dtype("approx_gradient", np.float32)),
+        (approx_values, _keeps_dtype("approx_gradient")),
         (
             "Draw it: a tent with its top at x = 0. How high is it, and where does it end?",
             "np.where(condition, inside, 0) chooses element by element.",
@@ -391,7 +393,7 @@ EXERCISES = (
         "approx_surrogate",
         "The function whose slope is 2 - 2 |x| inside, and which is -1 and +1 beyond.",
         "Other estimators",
-        (surrogate_values, surrogate_slope, _keeps_dtype("approx_surrogate", np.float32)),
+        (surrogate_values, surrogate_slope, _keeps_dtype("approx_surrogate")),
         (
             "Integrate 2 - 2 x from 0 to x, for x between 0 and 1. What is the value at 1?",
             "For negative x the slope is 2 + 2 x. The function is odd: f(-x) = -f(x).",
@@ -418,7 +420,7 @@ EXERCISES = (
         "ede_gradient",
         "The pseudo-gradient of IR-Net: k t (1 - tanh(t x)**2) with k = max(1 / t, 1).",
         "Other estimators",
-        (ede_values, _keeps_dtype("ede_gradient", np.float32, t=2.0)),
+        (ede_values, _keeps_dtype("ede_gradient", t=2.0)),
         (
             "Write down the derivative of k tanh(t x) by the chain rule.",
             "The derivative of tanh(z) is 1 - tanh(z)**2; the inner derivative is t.",
