@@ -94,10 +94,18 @@ assert (values >= 0).tolist() == [False, True, True, True, False]
 #
 # The comparison `x >= 0`, printed above, also settles two values that floats have and mathematics
 # has not. Floats know a *negative zero*, which arises for example from `-1.0 * 0.0`. It equals 0,
-# so its sign is +1. And `nan`, "not a number", is the result of `0.0 / 0.0`. Every comparison with
-# it is false, so its sign is -1. What these two signs are matters little. That they are the
-# same wherever they are computed matters: otherwise two versions of one network give different
-# answers.
+# so its sign is +1. And `nan`, "not a number", is what NumPy gives for infinity minus infinity.
+# Every comparison with it is false, so its sign is -1. What these two signs are matters little.
+# That they are the same wherever they are computed matters: otherwise two versions of one network
+# give different answers.
+
+# %%
+infinity = np.float32(np.inf)
+with np.errstate(invalid="ignore"):
+    difference = infinity - infinity
+print("-1.0 * 0.0 =", -1.0 * 0.0, "  infinity - infinity =", difference)
+
+assert -1.0 * 0.0 == 0 and not difference >= 0 and not difference < 0
 
 # %% [markdown]
 # ## From signs to bits
@@ -225,7 +233,7 @@ assert word & (word - 1) == 0b10100000
 #
 # Now real data: 1,797 handwritten digits of 8×8 pixels, with grey levels from 0 to 16. We take the
 # sign of the distance to the middle grey, 8. An image of 64 pixels becomes 64 bits: **one machine
-# word**.
+# word**. In the lower row of the picture, orange is +1 and blue is -1.
 
 # %%
 train, test = datasets.load("digits")
@@ -342,9 +350,9 @@ assert seconds["NumPy, words"] < seconds["loop over floats"] / 10
 # %% [markdown]
 # ## In the package
 #
-# `tinybnn` keeps signs in words of 64 bits: `pack` in `tinybnn/kernels/signs/bits.py` packs them,
-# in the order of this notebook, and `xnor_matmul` in `tinybnn/kernels/xnor.py` computes all dot
-# products of the rows of two matrices. Here are 360 test images times 1,437 training images:
+# `tinybnn` keeps signs in words of 64 bits: `pack` in `tinybnn.kernels.bits` packs them, in the
+# order of this notebook, and `xnor_matmul` in `tinybnn.kernels.xnor` computes all dot products of
+# the rows of two matrices. Here are 360 test images times 1,437 training images:
 
 # %%
 from tinybnn.kernels.bits import pack  # noqa: E402

@@ -155,8 +155,9 @@ assert (w.grad, x.grad, y.grad) == (4.0, 6.0, -2.0)
 #
 # ## The chain rule on a graph
 #
-# Here is the whole computation: values go along the arrows, gradients come back against them. One
-# way there and one way back gave *all three* derivatives, not only that of $w$.
+# Here is the whole computation: values go along the arrows, gradients come back against them (in
+# this notebook, orange drawings hold right gradients, the blue one wrong ones). One way there and
+# one way back gave *all three* derivatives, not only that of $w$.
 
 
 # %%
@@ -262,7 +263,8 @@ assert calls == 2**17 - 1
 #
 # A value may pass on its gradient when **everything that was computed from it has had its turn**.
 # Then its gradient is complete, and once is enough. So we need a list in which parents stand before
-# what was computed from them (a *topological order*), and go through it from the end. To write such
+# their *children*, the values that were computed from them (a *topological order*), and go through
+# it from the end. To write such
 # a list, visit a value's parents first and append the value after them:
 
 
@@ -430,7 +432,10 @@ assert np.allclose(measured, [v.grad for v in values], atol=1e-4)
 #
 # `tinybnn/autograd/engine.py` is such an engine, for arrays. Its operations are classes with a
 # `forward` and, below it, a `backward` rule, and `_topological_order` is the stack that you write
-# in 01.1. On our network, number by number, it gives exactly our gradients:
+# in 01.1. Its Tensor differs from ours, and from the one of the exercises. Gradients are kept only
+# where `requires_grad=True`. `grad` is `None` at first, then itself a Tensor, and calls of
+# `backward` *add* to it until you set it to `None`, where ours begins anew. Inside of
+# `tb.no_grad()` no graph is kept. On our network, number by number, it gives exactly our gradients:
 
 # %%
 tensors = [tb.Tensor(w, requires_grad=True, dtype=np.float64) for w in weights]
@@ -452,7 +457,9 @@ assert [t.grad.item() for t in tensors] == [v.grad for v in values]
 # %% [markdown]
 # ## Exercises
 #
-# Your own engine computes with arrays; for the first two exercises that makes no difference yet.
+# Your own engine computes with arrays. Its `+`, `-`, `*` and `/` call `unbroadcast`, which is
+# exercise 01.3 and provided when 01.1 and 01.2 are checked. To try your `backward` before you have
+# it, use `-x`, `x ** 2` and `x.relu()`, which do without.
 #
 # | | write | task |
 # |:-|:-|:-|

@@ -233,13 +233,16 @@ print(f"slopes of all weights:  {slopes_all:.0f} s, {slopes_all / both:,.0f} tim
 assert slopes_all > 50 * both
 
 # %% [markdown]
-# So nobody trains with measured slopes; they check rules, once, on small arrays.
+# The ratio varies widely from run to run and between machines; its order of magnitude does not. So
+# nobody trains with measured slopes; they check rules, once, on small arrays.
 #
 # ## In the package
 #
 # `tinybnn/autograd/engine.py` undoes broadcasting in `SumTo`; `MatMul` in
 # `tinybnn/autograd/operations.py` has the rule of the matrix product. On the layer from the
-# beginning they give exactly the numbers that we derived:
+# beginning they give exactly the numbers that we derived. (`requires_grad=True` marks the arrays
+# whose gradients are kept, and a `grad` is itself a Tensor, so its array is `grad.data`; calls of
+# `backward` add to it until it is set to `None`, as in the cell above.)
 
 # %%
 tensors = [tb.Tensor(array, requires_grad=True) for array in (X, W, b)]
@@ -325,8 +328,8 @@ try:
     hidden = np.maximum(test.images.reshape(-1, 64) / 16 @ mine[0].data, 0)
     right = (hidden @ mine[1].data).argmax(axis=1) == test.labels
     print(f"your engine: {right.mean():.1%} of the test images right")
-except (ImportError, NotImplementedError):
-    print("your engine is not complete yet")
+except (ImportError, NotImplementedError) as error:
+    print("your engine is not complete yet:", repr(error))
 
 # %% [markdown]
 # Think about:

@@ -114,7 +114,8 @@ print("w:", path, "->", round(float(w), 2))
 assert loss(w) == 0
 
 # %% [markdown]
-# Why the clipping at 1? A unit at $x = 30$ does not change its sign in any step that we take.
+# Why the clipping at 1? Call a sign in a network, with the sum $x$ that enters it, a *unit*. A unit
+# at $x = 30$ does not change its sign in any step that we take.
 # Without clipping it would still report a gradient, and the layers before it would move to please
 # a unit that cannot answer. What this costs is measured in
 # [02b](02b_estimators_compared.ipynb).
@@ -196,8 +197,7 @@ with quantizers.surrogates():
 # The clipped line is a rough picture of a step. Bi-Real Net takes a better one, a parabola on each
 # side of 0. Its slope is a tent: $2 - 2|x|$ inside, so that a unit near 0, whose sign may soon
 # change, receives more than one near $\pm 1$. Integrate the tent from 0 to $x > 0$: $2x - x^2$,
-# which is 1 at $x = 1$. For $x < 0$ it is mirrored at the origin, $f(x) = -f(-x) = 2x + x^2$. Both
-# in one formula: $2x - x|x|$.
+# which is 1 at $x = 1$. For $x < 0$ it is mirrored at the origin, $f(x) = -f(-x)$.
 
 # %%
 figure, rows = plt.subplots(2, 3, figsize=(11, 6.4), layout="constrained")
@@ -206,22 +206,32 @@ for axes, (name, q) in zip(rows.flat, ESTIMATORS.items(), strict=True):
 figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
 plt.show()
 
-inside = np.linspace(-1, 1, 9)
-assert np.array_equal(quantizers.approx_sign.surrogate(inside), 2 * inside - inside * abs(inside))
+half, parabola = np.linspace(0, 1, 9), quantizers.approx_sign.surrogate
+assert np.array_equal(parabola(half), 2 * half - half**2)
+assert np.array_equal(parabola(-half), -parabola(half))
+swish, at = quantizers.SwishSign(5.0), np.array([0.0, 0.47, 0.49, 1.0])
+print("SwishSign, β = 5, at", at)
+print("slope              ", swish.pseudo_gradient(at).round(3))
+print("surrogate          ", swish.surrogate(at).round(3))
+
+assert np.array_equal(np.sign(swish.pseudo_gradient(at)), [1, 1, -1, -1])
+assert swish.surrogate(at)[2] > 1
 
 # %% [markdown]
 # | estimator | pseudo-gradient | surrogate |
 # |---|---|---|
 # | `SteSign` (BinaryNet) | 1 inside $[-1, 1]$ | clip(x, -1, 1) |
-# | `ApproxSign` (Bi-Real Net) | $2 - 2\lvert x\rvert$ inside | $2x - x\lvert x\rvert$ inside |
+# | `ApproxSign` (Bi-Real Net) | $2 - 2\lvert x\rvert$ inside | $2x - x^2$ up to 1, mirrored |
 # | `SwishSign` (BNN+) | falls below 0 | $2\sigma(\beta x)(1 + \beta x\,\sigma(-\beta x)) - 1$ |
 # | `EdeSign` (IR-Net) | $k\,t\,(1 - \tanh^2(t x))$ | $k \tanh(t x)$, $k = \max(1/t, 1)$ |
 # | `MagnitudeAwareSign` (XNOR-Net) | $m$ = mean $\lvert x\rvert$, inside | $m$ clip(x, -1, 1) |
 #
-# `EdeSign` is meant to change while training: with a small $t$ its surrogate is nearly the line
-# $x$ and every unit learns, with a large $t$ it is nearly the sign. $k$ keeps the slope at 0 from
-# falling below 1. `MagnitudeAwareSign` multiplies the sign by $m$, the mean of $|x|$ over a filter
-# of weights; in the drawing $m = 1$, so it looks like `SteSign`.
+# $\sigma(z) = 1 / (1 + e^{-z})$ is the logistic function, which rises from 0 to 1. With $\beta = 5$
+# the slope of `SwishSign` is negative beyond $|x| = 0.48$: its surrogate overshoots 1 and comes
+# back. `EdeSign` is meant to change while training: with a small $t$ its surrogate is nearly the
+# line $x$ and every unit learns, with a large $t$ it is nearly the sign. $k$ keeps the slope at 0
+# from falling below 1. `MagnitudeAwareSign` multiplies the sign by $m$, the mean of $|x|$ over a
+# filter of weights; in the drawing $m = 1$, so it looks like `SteSign`.
 #
 # ## What would be right?
 #
@@ -230,11 +240,11 @@ assert np.array_equal(quantizers.approx_sign.surrogate(inside), 2 * inside - ins
 # is $+1$ if $e \ge -a$, a part of length $1 + a$ of the 2 between $-1$ and $1$. So
 # $P(s=1)=(1+a)/2$, the mean of $s$ is
 #
-# $$\mathrm{E}[s] = \tfrac{1+a}{2} - \tfrac{1-a}{2} = a = \operatorname{clip}(a, -1, 1),$$
+# $$\mathrm{E}[s] = \tfrac{1+a}{2} - \tfrac{1-a}{2} = a = \operatorname{clip}(a, -1, 1).$$
 #
-# and the mean loss is $P(s=1)\,\ell(1) + P(s=-1)\,\ell(-1)$, with the exact slope $(\ell(1) -
-# \ell(-1))/2$. So the surrogate of `SteSign` is no arbitrary curve: it is the mean of a noisy
-# sign.
+# Let $\ell(s)$ be the loss as a function of the sign. Its mean is $P(s=1)\,\ell(1) +
+# P(s=-1)\,\ell(-1)$, with the exact slope $(\ell(1) - \ell(-1))/2$. So the surrogate of `SteSign`
+# is no arbitrary curve: it is the mean of a noisy sign.
 
 # %%
 a, e = np.array([-1.5, -0.6, 0.0, 0.5, 2.0]), np.random.default_rng(0).uniform(-1, 1, (100_000, 1))
@@ -248,8 +258,12 @@ assert np.abs(sign(a + e).mean(0) - np.clip(a, -1, 1)).max() < 0.01
 # of $\ell$ *at* a sign, while what matters is the difference of $\ell$ *between* the two. Take
 # $\ell(s) = (s - 0.4)^2$: $\ell(1) = 0.36$, $\ell(-1) = 1.96$, the exact slope is $-0.8$: $a$
 # should grow. At $a = 0.5$ the sign is $+1$, the slope there is $2 \cdot 0.6 = 1.2$, and the
-# estimator moves $a$ down, in the wrong direction. (`compare_estimators` sums over all patterns of
-# signs; nothing is sampled.)
+# estimator moves $a$ down, in the wrong direction. Averaged over the noise it does no better: at
+# $a = 0.5$ the sign is $+1$ with probability 0.75, and $-1$, where the slope is $2 \cdot (-1.4) =
+# -2.8$, with 0.25. That makes $0.75 \cdot 1.2 - 0.25 \cdot 2.8 = 0.2$.
+#
+# The package computes all three. Its `compare_estimators` takes the loss, the inputs $a$,
+# estimators and the noise, and sums over all patterns of signs, so nothing is sampled:
 
 
 # %%

@@ -43,7 +43,8 @@ from tinybnn import datasets, nn, plots, quantizers
 #
 # One training run says little, since another seed gives another accuracy. So twelve seeds are
 # trained at once, as the first axis of every array: twelve networks, each with its own initial
-# weights and batches.
+# weights and batches. (A *batch* is the few images, here 64 drawn at random, from which one step's
+# gradient is computed; all 1,437 would take longer for a step that is hardly better.)
 
 # %%
 train, test = datasets.load("digits")
@@ -162,7 +163,8 @@ print("accuracy, mean ± standard deviation; difference to SteSign, mean ± stan
 for depth, row in results.items():
     for name, values in row.items():
         change = values - row["SteSign"]
-        print(f"{depth} layers of signs  {name:17} {values.mean():.3f} ± {values.std(ddof=1):.3f}"
+        layers = f"{depth} layer{'s' * (depth > 1)} of signs"
+        print(f"{layers:17}  {name:17} {values.mean():.3f} ± {values.std(ddof=1):.3f}"
               f"   {change.mean():+.3f} ± {change.std(ddof=1) / SEEDS**0.5:.3f}")  # fmt: skip
 
 shallow, deep = results[1], results[6]
@@ -191,20 +193,28 @@ plt.show()
 #   through beyond $|x| = 0.5$. With one layer of signs that is no harm, here it even helps; in six
 #   layers, perhaps, too few paths are left.
 # - **Between the others little is to be seen.** `EdeSign` with $t = 1$ differs from `SteSign` by
-#   less than a seed does. `ApproxSign` is ahead by almost three standard errors. Is it better? One
-#   other step size is enough to ask:
+#   less than a seed does. `ApproxSign` is ahead at both depths, by almost three standard errors or
+#   more. Is it better? Ask again at other step sizes:
 
 # %%
-change = accuracies(CHOICES["ApproxSign"], (64, *[32] * 6, 10), 0.015) - accuracies(
-    CHOICES["SteSign"], (64, *[32] * 6, 10), 0.015
-)
-print(f"at the rate 0.015: {change.mean():+.3f} ± {change.std(ddof=1) / SEEDS**0.5:.3f}")
+leads = {}
+for depth, rate in ((6, 0.015), (1, 0.01), (1, 0.015), (1, 0.03)):
+    widths = (64, *[32] * depth, 10)
+    lead = accuracies(CHOICES["ApproxSign"], widths, rate) - accuracies(
+        CHOICES["SteSign"], widths, rate
+    )
+    leads[depth, rate] = lead.mean()
+    error = lead.std(ddof=1) / SEEDS**0.5
+    print(f"layers {depth}, rate {rate:5}: {lead.mean():+.3f} ± {error:.3f}")
 
-assert abs(change.mean()) < 0.025
+assert abs(leads[6, 0.015]) < 0.025
+assert all(lead > 0 for (depth, _), lead in leads.items() if depth == 1)
 
 # %% [markdown]
-# The lead is gone. Who reports that one of the usual estimators wins should show seeds, and more
-# than one setting.
+# With six layers the lead is gone at another step size. With one layer `ApproxSign` stays ahead by
+# 1.5 to 2.3 points at every rate that we tried: a small difference, but a real one for this network
+# and these data. Who reports that one of the usual estimators wins should show seeds, and more than
+# one setting.
 #
 # ## In the package
 #
@@ -225,8 +235,9 @@ assert np.array_equal(layer(x).data, quantizers.sign(x.data) @ quantizers.sign(l
 #
 # Estimators of different size take steps of different size, and a plain comparison measures that.
 # At equal step sizes an estimator that never clips fails in deep networks, and so does a very
-# narrow one, although it does well with a single layer of signs. Between the usual ones
-# differences are small and come and go with the step size.
+# narrow one, although it does well with a single layer of signs. Between the usual ones differences
+# are small: with six layers the lead of `ApproxSign` comes and goes with the step size, with one
+# layer it stays, at about two points.
 #
 # ## Exercises
 #

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,6 +128,8 @@ def equal(a, b, tolerance=0.0):
     if isinstance(b, tuple):
         same = isinstance(a, tuple) and len(a) == len(b)
         return same and all(equal(x, y, tolerance) for x, y in zip(a, b, strict=True))
+    if isinstance(a, int | np.integer) and isinstance(b, int):  # of any length
+        return int(a) == int(b)
     try:
         a, b = np.asarray(a), np.asarray(b)
         if a.shape != b.shape or a.dtype == object:
@@ -145,6 +147,8 @@ def compare(
     inputs: Mapping,
     mistakes: Mapping[str, Callable] | None = None,
     tolerance: float = 0.0,
+    probes: Sequence[Mapping] = (),
+    results: Sequence[str] = (),
 ):
     """Raise `Wrong` unless the student's function answers as the reference does.
 
@@ -156,27 +160,43 @@ def compare(
         Takes the same arguments.
     inputs : mapping of str to object
         The arguments, in their order.
-    mistakes : mapping of str to callable, optional
-        Known mistakes: what to say, and a function that makes the mistake. The first one whose
-        answer is the student's gives the message.
+    mistakes : mapping of str to callable or tuple of callables, optional
+        Known mistakes: what to say, and the functions that make the mistake. The first one whose
+        answers are the student's, to the inputs and to all probes, gives the message.
     tolerance : float
         Relative and absolute; 0 where the mathematics is exact.
+    probes : sequence of mappings
+        More inputs, which tell the known mistakes apart.
+    results : sequence of str
+        What the parts of an answer that is a tuple are called.
     """
     got, expected = call(function, inputs), reference(*inputs.values())
     if equal(got, expected, tolerance):
         return
-    raise Wrong(_named(got, inputs, mistakes or {}, tolerance) or _differs(got, expected),
-                inputs, got, expected)  # fmt: skip
+    why = named(function, mistakes or {}, [inputs, *probes], tolerance)
+    raise Wrong(why or _differs(got, expected, results), inputs, got, expected)
 
 
-def _named(got, inputs, mistakes, tolerance):
+def named(function, mistakes, probes, tolerance=0.0):
+    """The known mistake whose answers to all probes are the student's, or None."""
+    try:
+        answers = [call(function, inputs) for inputs in probes]
+    except Wrong:
+        return None
     for text, mistaken in mistakes.items():
-        if equal(got, mistaken(*copy.deepcopy(dict(inputs)).values()), tolerance):
-            return text
+        for one in mistaken if isinstance(mistaken, tuple) else (mistaken,):
+            if all(_makes(one, inputs, got, tolerance)
+                   for inputs, got in zip(probes, answers, strict=True)):  # fmt: skip
+                return text
     return None
 
 
-def _differs(got, expected):
+def _makes(mistaken, inputs, got, tolerance):
+    with np.errstate(all="ignore"):
+        return equal(got, mistaken(*copy.deepcopy(dict(inputs)).values()), tolerance)
+
+
+def _differs(got, expected, results=()):
     """What is different, where no known mistake fits."""
     if got is None:
         return "the answer is None: is a return missing?"
@@ -185,7 +205,8 @@ def _differs(got, expected):
             return f"the answer must be a tuple of {len(expected)}"
         for number, (one, wanted) in enumerate(zip(got, expected, strict=True), 1):
             if not equal(one, wanted, 1e-6):
-                return f"result {number} of {len(expected)}: {_differs(one, wanted)}"
+                what = results[number - 1] if results else f"result {number} of {len(expected)}"
+                return f"{what}: {_differs(one, wanted)}"
     try:
         if np.asarray(got).dtype.kind not in "biufc":
             raise ValueError
@@ -194,6 +215,8 @@ def _differs(got, expected):
     shape, wanted = np.shape(got), np.shape(expected)
     if shape != wanted:
         return f"the answer has shape {shape}, expected {wanted}"
+    if shape == ():
+        return "the value is not as expected"
     wrong = np.count_nonzero(np.asarray(got) != np.asarray(expected))
     return f"{wrong} of {max(np.size(expected), 1)} values are not as expected"
 

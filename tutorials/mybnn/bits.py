@@ -67,6 +67,6 @@ def dot(a, b, k):
     Returns
     -------
     int
-        The sum of the k products of signs, computed from `popcount` and no loop over the signs.
+        The sum of the k products of signs; `popcount` helps.
     """
     raise NotImplementedError

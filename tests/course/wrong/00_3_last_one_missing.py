@@ -1,6 +1,6 @@
 """The loop ends at the last 1."""
 
-NAMES = "lowest 1 is not counted"
+NAMES = "not counted"
 
 
 def popcount(word):

@@ -6,16 +6,27 @@ import numpy as np
 
 from tinybnn.course.exercise import Exercise, Wrong, call, compare, for_all, provided
 
-# The notebook's rows. Known mistakes differ on them, while the smallest counterexample may fit
-# several.
-EXAMPLE = np.float32([[1, -1, 1, 1, -1, 1, 1, -1], [1, 1, -1, 1, 1, 1, 1, -1]])
+EXAMPLE = np.float32([[1, -1, 1, 1, -1, 1, 1, -1], [1, 1, -1, 1, 1, 1, 1, -1]])  # the notebook's
+LONG = np.tile(EXAMPLE, 9)
+SHORT = np.float32([[-1, 1, 1, -1, 1, -1, -1, 1, -1], [1, 1, -1, -1, -1, 1, -1, -1, -1]])
 
 
 class Bits(int):
-    """An integer that a message shows as bits."""
+    """An integer that a message shows as bits, `width` of them."""
+
+    def __new__(cls, value, width=1):
+        self = super().__new__(cls, value)
+        self.width = width
+        return self
 
     def __repr__(self):
-        return f"{int(self):#b}"
+        return f"0b{int(self):0{self.width}b}"
+
+    def __str__(self):
+        return str(int(self))
+
+
+Bits.__name__ = Bits.__qualname__ = "int"  # what a student calls it
 
 
 # ------------------------------------------------------------------------------------------ sign
@@ -33,7 +44,10 @@ SIGN_MISTAKES = {
     "the sign of NaN is +1 here; NaN >= 0 is false, so it is -1":
         lambda x: np.where(x < 0, np.float32(-1), np.float32(1)),
     "the sign bit is copied here, and -0.0 has one; but -0.0 == 0.0, and sign(0) = +1":
-        lambda x: np.copysign(np.float32(1), x),
+        (lambda x: np.copysign(np.float32(1), x),
+         lambda x: np.where(np.signbit(x) | np.isnan(x), np.float32(-1), np.float32(1))),
+    "these are bits; what the sign of a negative number must be is -1":
+        lambda x: (x >= 0).astype(np.float32),
 }  # fmt: skip
 
 
@@ -41,10 +55,12 @@ def sign_values(bits):
     """sign is +1 from 0 upwards and -1 elsewhere, for any floats."""
     from hypothesis.extra.numpy import array_shapes, arrays
 
-    def check(x):
-        compare(bits.sign, _sign, {"x": x}, SIGN_MISTAKES)
+    probes = [{"x": np.float32(x)} for x in ([2.0, 0.0, -0.0, -1.0], [np.nan, 0.0, 0.5], [-3.0])]
 
-    check(np.float32([2.0, 0.0, -0.0, -1.0]))
+    def check(x):
+        compare(bits.sign, _sign, {"x": x}, SIGN_MISTAKES, probes=probes)
+
+    check(probes[0]["x"])
     for_all(check, x=arrays(np.float32, array_shapes(max_dims=2, max_side=4)))
 
 
@@ -60,7 +76,7 @@ def sign_dtype(bits):
 
 
 def _to_integer(signs):
-    return Bits(sum(1 << i for i, s in enumerate(signs) if s > 0))
+    return Bits(sum(1 << i for i, s in enumerate(signs) if s > 0), len(signs))
 
 
 TO_INTEGER_MISTAKES = {
@@ -74,6 +90,12 @@ TO_INTEGER_MISTAKES = {
     "the signs from element 64 on are lost: NumPy's integers have 64 bits, Python's have as many "
     "as they need, so convert first: 1 << i with i an int":
         lambda signs: _to_integer(signs[:64]),
+    "only 8 signs are read; a row may have any length, len(signs)":
+        lambda signs: _to_integer(signs[:8]),
+    "-1 counts as true, as every number but 0 does; compare: s > 0":
+        lambda signs: (1 << len(signs)) - 1,
+    "bit i is worth 2**i, two to the power of i, not 2 * i":
+        lambda signs: sum(2 * i for i, s in enumerate(signs) if s > 0),
 }  # fmt: skip
 
 
@@ -89,21 +111,23 @@ def _rows(count, longest):
 def to_integer_values(bits):
     """bit i is 1 exactly where element i is +1, in rows of up to 100 signs."""
 
-    def check(signs):
-        got, expected = call(bits.to_integer, {"signs": signs}), _to_integer(signs)
-        if not isinstance(got, (int, np.integer)) or isinstance(got, bool):
+    def to_integer(signs):
+        answer = bits.to_integer(signs)
+        if not isinstance(answer, int | np.integer) or isinstance(answer, bool):
             raise Wrong(
-                "the answer is no integer: is a return missing?" if got is None else
-                f"the answer is a {type(got).__name__}, expected one int",
-                {"signs": signs}, got, expected,
+                "the answer is None: is a return missing?" if answer is None else
+                f"the answer is a {type(answer).__name__}, expected one int",
+                {"signs": signs}, answer, _to_integer(signs),
             )  # fmt: skip
-        if int(got) != expected:
-            named = [text for text, f in TO_INTEGER_MISTAKES.items() if f(signs) == int(got)]
-            why = named[0] if named else "some bits are not as expected"
-            raise Wrong(why, {"signs": signs}, Bits(got), expected)
+        return Bits(answer, len(signs))
+
+    probes = [{"signs": signs} for signs in (EXAMPLE[0], LONG[0], SHORT[0])]
+
+    def check(signs):
+        compare(to_integer, _to_integer, {"signs": signs}, TO_INTEGER_MISTAKES, probes=probes)
 
     check(EXAMPLE[0])
-    check(np.tile(EXAMPLE[0], 9))
+    check(LONG[0])
     for_all(lambda rows: check(rows[0]), rows=_rows(1, 100))
 
 
@@ -131,27 +155,41 @@ def _popcount(word):
     return int(word).bit_count()
 
 
-def _halved_as_floats(word):
-    count = 0
-    while word >= 1:
-        count += word % 2 == 1
-        word /= 2
-    return count
+def _halved_as_floats(add, until):
+    def popcount(word):
+        count = 0
+        while word > 0 if until == 0 else word >= until:
+            count += add(word % 2)
+            word /= 2
+        return count
+
+    return popcount
 
 
+HALVED = "word / 2 is a float, and keeps the bit that should fall out: 3 / 2 is 1.5; use // or >>"
 POPCOUNT_MISTAKES = {
     "only the lower 32 bits are counted; the word may be of any length":
         lambda word: _popcount(word & 0xFFFFFFFF),
     "only the lower 64 bits are counted; the word may be of any length":
         lambda word: _popcount(word & 0xFFFFFFFFFFFFFFFF),
-    "the lowest 1 is not counted; the loop goes on until the word is 0":
-        lambda word: max(_popcount(word) - 1, 0),
+    "0 is returned, whatever the word is": lambda word: 0,
+    "this is 1 for every word that is not 0: does the return stand inside of the loop?":
+        lambda word: min(word, 1),
+    "this is the lowest bit alone: does the return stand inside of the loop?":
+        lambda word: word & 1,
+    "the 1 that is left at the end is not counted; the loop goes on until the word is 0":
+        (lambda word: max(_popcount(word) - 1, 0), lambda word: _popcount(word) * (word > 1)),
+    "one too many: the counter begins with 0": lambda word: _popcount(word) + 1,
     "this is the number of bits, ones and zeros together; count the ones":
         lambda word: word.bit_length(),
     "the zeros are counted here, not the ones":
         lambda word: word.bit_length() - _popcount(word),
-    "word / 2 is a float, and keeps the bit that should fall out: 3 / 2 is 1.5; use // or >>":
-        _halved_as_floats,
+    HALVED: tuple(
+        _halved_as_floats(add, until)
+        for add in (lambda rest: rest == 1, lambda rest: rest != 0, lambda rest: rest,
+                    lambda rest: int(rest))
+        for until in (0, 1)
+    ),
     "this is whether the number of ones is odd; count them":
         lambda word: _popcount(word) % 2,
 }  # fmt: skip
@@ -161,13 +199,39 @@ def popcount_values(bits):
     """popcount counts the ones of integers of up to 200 bits."""
     from hypothesis import strategies as st
 
-    def check(word):
-        compare(bits.popcount, _popcount, {"word": Bits(word)}, POPCOUNT_MISTAKES)
+    words = (0b10111000, 0b1, 0b1011, 0b110101, 0b110, 1 << 40 | 1, 1 << 70 | 1 << 40 | 0b111)
+    probes = [{"word": Bits(word)} for word in words]
 
-    for word in (0b10111000, 1 << 40, 1 << 70 | 1 << 40):
+    def check(word):
+        inputs = {"word": Bits(word)}
+        try:
+            compare(bits.popcount, _popcount, inputs, POPCOUNT_MISTAKES, probes=probes)
+        except Wrong as wrong:
+            if isinstance(wrong.cause, TypeError) and "'float' and 'int'" in str(wrong.cause):
+                wrong.why = HALVED
+            raise
+
+    for word in words:
         check(word)
     for_all(check, word=st.integers(0, 2**64 - 1))
     for_all(check, word=st.integers(2**64, 2**200))
+
+
+READY_MADE = (
+    "popcount uses {}, which is the answer ready-made; count with operations on the integer: & - >>"
+)
+
+
+class _Unwritten(int):
+    """An integer that is not to be written as a text of ones and zeros."""
+
+    def __format__(self, form):
+        if form.endswith("b"):
+            raise Wrong(READY_MADE.format("a text of ones and zeros"))
+        return format(int(self), form)
+
+
+_Unwritten.__name__ = _Unwritten.__qualname__ = "int"
 
 
 def popcount_by_operations(bits):
@@ -175,10 +239,8 @@ def popcount_by_operations(bits):
     code = getattr(bits.popcount, "__code__", None)
     short = {"bit_count", "bitwise_count", "bin", "format"} & set(code.co_names if code else ())
     if short:
-        raise Wrong(
-            f"popcount uses {min(short)}, which is the answer ready-made; count with operations on "
-            "the integer: & - >>"
-        )
+        raise Wrong(READY_MADE.format(min(short)))
+    call(bits.popcount, {"word": _Unwritten(0b1011)})
 
 
 # ------------------------------------------------------------------------------------------- dot
@@ -200,22 +262,33 @@ DOT_MISTAKES = {
     "a & b has ones where both signs are +1; two signs -1 give a product of +1 as well":
         lambda a, b, k: _popcount(a & b),
     "a & b has ones where both signs are +1; two signs -1 agree too, which a ^ b shows as a 0":
-        lambda a, b, k: 2 * _popcount(a & b) - k,
+        (lambda a, b, k: 2 * _popcount(a & b) - k, lambda a, b, k: k - 2 * _popcount(a & b)),
     "the bits above the row count as agreements: there are k signs, not 64":
         lambda a, b, k: 64 - 2 * _popcount(a ^ b),
     "k is the number of signs, which bit_length does not know: a row may end with -1":
         lambda a, b, k: max(a.bit_length(), b.bit_length()) - 2 * _popcount(a ^ b),
+    "a | b has ones where at least one sign is +1; the places where they differ are the ones of "
+    "a ^ b": lambda a, b, k: k - 2 * _popcount(a | b),
+    "a & b has ones where both signs are +1, which are not all agreements: two signs -1 agree too":
+        lambda a, b, k: _popcount(a & b) - _popcount(a ^ b),
+    "^ is xor, no power, and comes after -: k - 2 ^ d is (k - 2) ^ d; write 2 * popcount(a ^ b)":
+        lambda a, b, k: k - 2 ^ _popcount(a ^ b),
+    "** is a power; each of the d differences takes 2 away, 2 * d in all":
+        lambda a, b, k: k - 2 ** _popcount(a ^ b),
 }  # fmt: skip
 
 
 def dot_values(bits):
     """dot is the sum of the products of the signs, in rows of up to 100 signs."""
 
+    def inputs(rows):
+        return {"a": _to_integer(rows[0]), "b": _to_integer(rows[1]), "k": len(rows[0])}
+
+    probes = [inputs(rows) for rows in (EXAMPLE, SHORT, SHORT[::-1], EXAMPLE[:, 1:6], LONG)]
+
     def check(rows):
-        a, b = rows
-        inputs = {"a": _to_integer(a), "b": _to_integer(b), "k": len(a)}
-        assert _dot(*inputs.values()) == a @ b
-        compare(bits.dot, _dot, inputs, DOT_MISTAKES)
+        assert _dot(**inputs(rows)) == rows[0] @ rows[1]
+        compare(bits.dot, _dot, inputs(rows), DOT_MISTAKES, probes=probes)
 
     with provided(bits, popcount=_popcount):
         check(EXAMPLE)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import sys
+from unittest import mock
 
 import numpy as np
 
-from tinybnn.course.exercise import Exercise, Wrong, call, compare, for_all, provided
+from tinybnn.course.exercise import (
+    Exercise,
+    Wrong,
+    call,
+    compare,
+    equal,
+    for_all,
+    named,
+    provided,
+)  # fmt: skip
 
 
 class Formula:
@@ -60,7 +72,8 @@ def _counted(function, inputs, why):
 
     def watched(*arguments):
         try:
-            return function(*arguments)
+            with _usual_depth():
+                return function(*arguments)
         except _TooOften:
             return _TooOften
 
@@ -86,6 +99,7 @@ def _bounded(engine, limit):
         def parents(self, value):
             self._parents = value
 
+    Bounded.__name__ = Bounded.__qualname__ = "Tensor"  # what a student calls it
     return Bounded
 
 
@@ -136,8 +150,13 @@ def order_of_graphs(engine):
 
         order = _counted(topological_order, inputs, AGAIN)
         if not isinstance(order, list):
-            kind = "None: is a return missing?" if order is None else type(order).__name__
+            kind = "None: is a return missing?" if order is None else f"a {type(order).__name__}"
             raise Wrong(f"the order is {kind}; expected a list of Tensors", inputs)
+        foreign = [one for one in order if not isinstance(one, engine.Tensor)]
+        if foreign:
+            kind = type(foreign[0]).__name__
+            what = "an array" if kind == "ndarray" else f"a {kind}"
+            raise Wrong(f"the order holds {what}; expected Tensors: append(node)", inputs)
         got = _Text(", ".join(names.get(tensor, repr(tensor)) for tensor in order))
         expected = _Text(", ".join(names[tensor] for tensor in _order(tensors[-1])))
 
@@ -189,11 +208,26 @@ def _deep(engine, function, name):
     for _ in range(10_000):
         result = engine.Tensor(result.data, (result,), lambda grad: (grad,))
     try:
-        function(result)
+        with _usual_depth():
+            function(result)
     except RecursionError:
         inputs = {"graph": _Text("a chain of 10,000 operations")}
         raise Wrong(TOO_DEEP.format(name), inputs) from None
     return first
+
+
+@contextlib.contextmanager
+def _usual_depth():
+    """Context: functions may call themselves as deep as Python allows, whatever was set."""
+    before, set_limit = sys.getrecursionlimit(), sys.setrecursionlimit
+    set_limit(1000)
+    try:
+        with mock.patch.object(sys, "setrecursionlimit", lambda limit: None):
+            yield
+        if sys.getrecursionlimit() != 1000:
+            raise RecursionError
+    finally:
+        set_limit(before)
 
 
 # -------------------------------------------------------------------------------------- backward
@@ -219,9 +253,10 @@ NAIVE = (
     "reverse, so that each one comes after everything that was computed from it"
 )
 IN_PLACE = (
-    "a gradient is changed in place (+=): the rule of a + b hands the same array to a and to b, so "
-    "the other one changes too; write grad = grad + share"
+    "{name}.grad is changed in place (+=): the rule of a + b hands the same array to a and to b, "
+    "so the other one changes too; write grad = grad + share"
 )
+NO_FIRST = "the gradient of the result was never set to 1: np.ones_like(result.data)"
 KEPT = "gradients of an earlier call are still there; begin with none"
 
 
@@ -231,9 +266,11 @@ def _gradient(engine, formula, mistakes, **values):
     `mistakes` has what the mistaken gradients would be.
     """
 
+    results = []
+
     def gradients(backward, values):
         tensors = [engine.Tensor(np.float64(value)) for value in values]
-        result = formula(*tensors)
+        results.append(result := formula(*tensors))
         backward(result)
         return tuple(
             _Missing() if tensor.grad is None else np.asarray(tensor.grad) for tensor in tensors
@@ -243,11 +280,16 @@ def _gradient(engine, formula, mistakes, **values):
         return gradients(engine.backward, values)
 
     inputs = {"formula": formula, **values}
-    got = call(backward, inputs)
+    try:
+        got = call(backward, inputs)
+    except Wrong as wrong:
+        wrong.why = _of_none(wrong.cause, results[0]) or wrong.why
+        raise
     expected = gradients(_backward, values.values())
     for name, one, right in zip(values, got, expected, strict=True):
         if isinstance(one, _Missing):
-            raise Wrong(f"{name}.grad is still None after backward", inputs, None, right)
+            why = f"{name}.grad is still None after backward: go through the order from its end"
+            raise Wrong(NO_FIRST if results[0].grad is None else why, inputs, None, right)
         if one.shape != right.shape:
             raise Wrong(
                 f"{name}.grad has shape {one.shape}, expected {right.shape}; the first gradient is "
@@ -258,11 +300,30 @@ def _gradient(engine, formula, mistakes, **values):
                 (text for text, grads in mistakes.items() if np.array_equal(grads[name], one)),
                 f"{name}.grad is wrong",
             )
-            raise Wrong(why, inputs, one, right)
+            raise Wrong(why.format(name=name), inputs, one, right)
 
 
 class _Missing:
     pass
+
+
+def _of_none(error, result):
+    """What an error says that comes from a rule or a gradient that is None."""
+    text = str(error)
+    if not isinstance(error, TypeError | AttributeError) or "NoneType" not in text:
+        return None
+    if "not callable" in text:
+        return "a tensor that was not computed has the rule None: pass over it"
+    if "for +" in text:
+        return "a tensor's grad is None until its first share arrives: set it, then add to it"
+    if result.grad is None:
+        return NO_FIRST
+    if "object is not iterable" in text:
+        return None
+    return (
+        "a rule is called before a gradient arrived at its tensor: go through the order from its "
+        "end"
+    )
 
 
 def _own_functions(check):
@@ -464,8 +525,13 @@ def unbroadcast_values(engine):
         grad = np.arange(1.0, 1.0 + np.prod(shape)).reshape(shape)
         small = tuple(1 if one else n for n, one in zip(shape, ones, strict=False))[lacking:]
         inputs = {"grad": grad, "shape": small}
-        compare(engine.unbroadcast, _unbroadcast, inputs, UNBROADCAST_MISTAKES)
+        compare(engine.unbroadcast, _unbroadcast, inputs, UNBROADCAST_MISTAKES, probes=probes)
 
+    shapes = ((2, 3), (3,)), ((2, 3, 3), (3, 1)), ((3, 3), (1, 3)), ((2, 2, 2), (2, 2))
+    probes = [
+        {"grad": np.arange(1.0, 1.0 + np.prod(large)).reshape(large), "shape": small}
+        for large, small in shapes
+    ]
     check((2, 3), 1, [False] * 2)
     check((2, 3, 3), 1, [False, False, True])
     axes = st.integers(0, 3)
@@ -475,16 +541,16 @@ def unbroadcast_values(engine):
 
 
 def unbroadcast_dtype(engine):
-    """unbroadcast keeps float32."""
-    grad = np.ones((2, 3), np.float32)
-    for shape in ((3,), (2, 1), (2, 3)):
-        inputs = {"grad": grad, "shape": shape}
-        dtype = np.asarray(call(engine.unbroadcast, inputs)).dtype
-        if dtype != np.float32:
-            raise Wrong(
-                "the gradient of float32 is not float32; make no array of your own, sum the one "
-                "that came", inputs, dtype, "float32",
-            )  # fmt: skip
+    """unbroadcast keeps float32, and float64."""
+    for wanted in (np.dtype("float32"), np.dtype("float64")):
+        for shape in ((3,), (2, 1), (2, 3)):
+            inputs = {"grad": np.ones((2, 3), wanted), "shape": shape}
+            dtype = np.asarray(call(engine.unbroadcast, inputs)).dtype
+            if dtype != wanted:
+                raise Wrong(
+                    f"the gradient of {wanted} is not {wanted}; make no array of your own, sum the "
+                    "one that came", inputs, dtype, wanted.name,
+                )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------- matmul
@@ -503,6 +569,10 @@ MATMUL_MISTAKES = {
     "(N, M)": lambda a, b, grad: (grad @ b.T, grad @ a.T),
     "the factors of a's gradient are exchanged: look at the shapes, (N, K) comes from (N, M) and "
     "(M, K)": lambda a, b, grad: (b.T @ grad, a.T @ grad),
+    "the gradient of a comes out transposed, (K, N): the transpose of b @ grad.T is grad @ b.T":
+        lambda a, b, grad: (b @ grad.T, a.T @ grad),
+    "the gradient of b comes out transposed, (M, K): the transpose of grad.T @ a is a.T @ grad":
+        lambda a, b, grad: (grad @ b.T, grad.T @ a),
     "this is the rule of a * b; in a @ b each element of a is used M times, and the uses add up":
         lambda a, b, grad: (grad * b, grad * a),
 }  # fmt: skip
@@ -515,7 +585,8 @@ def _product(engine, a, b):
 
     def matmul(a, b):
         try:
-            return engine.matmul(left, right)
+            with _usual_depth():
+                return engine.matmul(left, right)
         except RecursionError:
             return RecursionError
 
@@ -530,6 +601,11 @@ def _product(engine, a, b):
             f"matmul returns a {type(result).__name__}, expected a Tensor: "
             "Tensor(data, (a, b), rule)", inputs,
         )  # fmt: skip
+    if result.parents == (right, left):
+        raise Wrong(
+            "the parents are (b, a); the rule's gradients are for (a, b): same order in both",
+            inputs,
+        )
     if result.parents != (left, right) or result.rule is None:
         raise Wrong(
             "the result does not remember how it was computed: Tensor(data, (a, b), rule)",
@@ -556,25 +632,44 @@ def matmul_rule(engine):
     def right(a, b, grad):
         return grad @ b.T, a.T @ grad
 
-    def check(a, b, grad, mistakes=None):
-        result = _product(engine, a, b)
+    def rule(a, b, grad):
+        shares = _product(engine, a, b).rule(grad)
+        if not isinstance(shares, tuple | list):
+            raise Wrong(
+                "the rule returns None: is a return missing?" if shares is None else
+                f"the rule returns a {type(shares).__name__}; expected a tuple of two arrays",
+                {"a": a, "b": b, "grad": grad},
+            )  # fmt: skip
+        if any(isinstance(share, engine.Tensor) for share in shares):
+            raise Wrong("the rule returns Tensors; rules take and return arrays: b.data.T")
+        return tuple(shares)
 
-        def rule(a, b, grad):
-            return tuple(result.rule(grad))
+    # Mistaken products fit as well where all sides are equal: there the mistake has a name.
+    square = [
+        {"a": np.array([[1.0, 2], [3, 4]]), "b": np.array([[5.0, -1], [2, 3]]),
+         "grad": np.array([[1.0, 0], [2, -3]])},
+        {"a": np.array([[0.0, -2], [1, 5]]), "b": np.array([[1.0, 4], [-3, 2]]),
+         "grad": np.array([[2.0, 1], [-1, 3]])},
+        {name: np.random.default_rng(seed).integers(-4, 5, (3, 3)).astype(float)
+         for seed, name in enumerate(("a", "b", "grad"))},
+    ]  # fmt: skip
 
-        inputs = {"a": a, "b": b, "grad": grad}
-        if any(isinstance(share, engine.Tensor) for share in call(rule, inputs)):
-            raise Wrong("the rule returns Tensors; rules take and return arrays: b.data.T", inputs)
-        compare(rule, right, inputs, mistakes)
+    def check(a, b, grad):
+        results = "the gradient of a", "the gradient of b"
+        try:
+            compare(rule, right, {"a": a, "b": b, "grad": grad}, results=results)
+        except Wrong as wrong:
+            if wrong.cause is not None or wrong.expected is not None:
+                wrong.why = named(rule, MATMUL_MISTAKES, square) or wrong.why
+            raise
 
     def check_shapes(n, k, m):
         rng = np.random.default_rng(n + 10 * k + 100 * m)
         check(*(rng.integers(-4, 5, shape).astype(float) for shape in ((n, k), (k, m), (n, m))))
 
-    # Mistaken products fit as well where all sides are equal: there the mistake has a name.
-    square = np.array([[[1.0, 2], [3, 4]], [[5, -1], [2, 3]], [[1, 0], [2, -3]]])
-    check(*square, MATMUL_MISTAKES)
     check_shapes(2, 3, 4)
+    for inputs in square:
+        check(**inputs)
     side = st.integers(1, 4)
     for_all(check_shapes, examples=50, n=side, k=side, m=side)
 
@@ -594,7 +689,8 @@ def matmul_dtype(engine):
 
 
 def _gradcheck(engine, function, *arrays, ahead=1.0, behind=-1.0, over=2.0, restore=True,
-               join=lambda errors: np.max(np.abs(errors)), first=False):  # fmt: skip
+               join=lambda errors: np.max(np.abs(errors)), first=False, together=False,
+               ):  # fmt: skip
     """Central differences; the options make typical mistakes."""
     h = 1e-5
     tensors = [engine.Tensor(np.array(array, dtype=np.float64)) for array in arrays]
@@ -602,8 +698,8 @@ def _gradcheck(engine, function, *arrays, ahead=1.0, behind=-1.0, over=2.0, rest
     errors = []
     for tensor in tensors[:1] if first else tensors:
         x = tensor.data
-        for i in np.ndindex(x.shape):
-            before = x[i]
+        for i in [...] if together else np.ndindex(x.shape):
+            before = np.array(x[i])
             x[i] = before + ahead * h
             above = function(*tensors).data.sum()
             x[i] = before + behind * h
@@ -611,8 +707,8 @@ def _gradcheck(engine, function, *arrays, ahead=1.0, behind=-1.0, over=2.0, rest
             if restore:
                 x[i] = before
             slope = (above - below) / (over * h)
-            errors.append((0.0 if tensor.grad is None else tensor.grad[i]) - slope)
-    return float(join(np.array(errors)))
+            errors.append(np.ravel((0.0 if tensor.grad is None else tensor.grad[i]) - slope))
+    return float(join(np.concatenate(errors)))
 
 
 def _gradcheck_mistakes(engine):
@@ -630,6 +726,8 @@ def _gradcheck_mistakes(engine):
             make(join=lambda errors: np.sum(np.abs(errors))),
         "the largest squared error is returned; expected the largest absolute one":
             make(join=lambda errors: np.max(errors**2)),
+        "all elements of an array are moved together; move one element at a time":
+            make(together=True),
         "only the first array is checked; all of them count": make(first=True),
         "only the last element is looked at; return the largest error of all":
             make(join=lambda errors: np.abs(errors[-1])),
@@ -664,7 +762,13 @@ def _agrees(engine, formula, **arrays):
     expected = reference(*inputs.values())
     if not isinstance(got, (float, np.floating)) and np.shape(got) != ():
         raise Wrong("the answer is not one number, the largest error", inputs, got, expected)
-    compare(engine.gradcheck, reference, inputs, _gradcheck_mistakes(engine), tolerance=1e-7)
+    try:
+        compare(engine.gradcheck, reference, inputs, _gradcheck_mistakes(engine), 1e-7,
+                _gradcheck_probes(engine))  # fmt: skip
+    except Wrong as wrong:
+        if wrong.expected is not None and wrong.expected < 1e-7:
+            wrong.expected = _Text("about 0, since the rule is right")
+        raise
 
 
 @_all_provided
@@ -680,6 +784,12 @@ def gradcheck_of_right_rules(engine):
 @_all_provided
 def gradcheck_of_wrong_rules(engine):
     """gradcheck returns the largest error of a wrong rule, in whichever array it is."""
+    for inputs in _gradcheck_probes(engine):
+        _agrees(engine, inputs["function"], **dict(list(inputs.items())[1:]))
+
+
+def _gradcheck_probes(engine):
+    """Functions with wrong rules, which tell mistaken checks from one another."""
 
     def wrong_square(x, factor):
         return engine.Tensor(x.data**2, (x,), lambda grad: (grad * factor * x.data,))
@@ -688,16 +798,69 @@ def gradcheck_of_wrong_rules(engine):
     too_large = Formula("x * x with the rule 5 x", lambda x: wrong_square(x, 5))
     too_small = Formula("x * x with the rule x", lambda x: wrong_square(x, 1))
     second = Formula("x + y * y with the rule 5 y", lambda x, y: x + wrong_square(y, 5))
-    _agrees(engine, too_large, x=x)
-    _agrees(engine, too_small, x=np.array([0.0, 4.0, 2.0]))
-    _agrees(engine, second, x=x, y=y)
+    return [
+        {"function": too_large, "x": x},
+        {"function": too_small, "x": np.array([0.0, 4.0, 2.0])},
+        {"function": second, "x": x, "y": y},
+    ]
+
+
+# ------------------------------------------------------------------------------------ what is given
+
+
+@_all_provided
+def given_operations(engine):
+    """the operations that the file brings complete are still right, values and gradients."""
+    a, b = np.array([[0.5, -2.0, 3.0], [1.5, 0.25, -1.0]]), np.array([2.0, -1.0, 0.5])
+    for name, function, right in GIVEN:
+        few = (np.abs(a), np.abs(b)) if name in ("log", "sqrt") else (a, b)
+        inputs = dict(zip("ab", few, strict=True))
+
+        def operation(a, b, function=function):
+            return function(engine.Tensor(a), engine.Tensor(b)).data
+
+        try:
+            got, expected = call(operation, inputs), right(*few)
+            wrong = not equal(got, expected, 1e-12)
+            wrong = wrong or not _gradcheck(engine, function, *few) < 1e-6
+        except Wrong as error:
+            wrong, got, expected = error.cause, None, None
+        except Exception as error:  # from a rule
+            wrong, got, expected = error, None, None
+        if wrong is not False:
+            cause = wrong if isinstance(wrong, Exception) else None
+            raise Wrong(
+                f"{name}, which the file brings complete, does not compute the right values and "
+                "gradients any more; take it from a new engine.py", inputs, cause=cause,
+            )  # fmt: skip
+
+
+GIVEN = (
+    ("a + b", lambda a, b: a + b, lambda a, b: a + b),
+    ("a - b", lambda a, b: a - b, lambda a, b: a - b),
+    ("a * b", lambda a, b: a * b, lambda a, b: a * b),
+    ("a / b", lambda a, b: a / b, lambda a, b: a / b),
+    ("-a", lambda a, b: -a * b, lambda a, b: -a * b),
+    ("a ** 3", lambda a, b: a**3 * b, lambda a, b: a**3 * b),
+    ("sum", lambda a, b: a.sum(1, keepdims=True) * b + a.sum(0) * b,
+     lambda a, b: a.sum(1, keepdims=True) * b + a.sum(0) * b),
+    ("mean", lambda a, b: a.mean(0) * b, lambda a, b: a.mean(0) * b),
+    ("reshape", lambda a, b: a.reshape(3, 2).T * a, lambda a, b: a.reshape(3, 2).T * a),
+    ("transpose", lambda a, b: (a.T * a.reshape(3, 2)) @ a,
+     lambda a, b: (a.T * a.reshape(3, 2)) @ a),
+    ("relu", lambda a, b: a.relu() * b, lambda a, b: np.maximum(a, 0) * b),
+    ("exp", lambda a, b: a.exp() * b, lambda a, b: np.exp(a) * b),
+    ("log", lambda a, b: a.log() * b, lambda a, b: np.log(a) * b),
+    ("sqrt", lambda a, b: a.sqrt() * b, lambda a, b: np.sqrt(a) * b),
+    ("tanh", lambda a, b: a.tanh() * b, lambda a, b: np.tanh(a) * b),
+)  # fmt: skip
 
 
 EXERCISES = (
     Exercise(
         "01.1",
         "topological_order",
-        "A list of all tensors behind a result, parents before children, without recursion.",
+        "A list of all tensors behind a result, each after its parents, without recursion.",
         "The right order",
         (order_of_graphs, order_of_many_paths, order_of_a_deep_chain),
         (
@@ -763,7 +926,7 @@ EXERCISES = (
         "gradcheck",
         "The largest difference between gradients and central differences.",
         "Checking gradients",
-        (gradcheck_of_right_rules, gradcheck_of_wrong_rules),
+        (gradcheck_of_right_rules, gradcheck_of_wrong_rules, given_operations),
         (
             "Two numbers for each element: the gradient that backward finds, and the slope that "
             "you measure by moving this element a little up and a little down.",

@@ -1,0 +1,7 @@
+"""False and True."""
+
+NAMES = "these are bits"
+
+
+def sign(x):
+    return x >= 0

@@ -1,0 +1,7 @@
+"""Digits."""
+
+NAMES = "value is not"
+
+
+def popcount(word):
+    return str(word).count("1")

@@ -1,0 +1,7 @@
+"""One bit is looked at."""
+
+NAMES = "lowest bit alone"
+
+
+def popcount(word):
+    return word & 1
