@@ -13,6 +13,7 @@ import faulthandler
 import importlib
 import json
 import os
+import pdb
 import socket
 import sys
 import sysconfig
@@ -270,9 +271,9 @@ def forbid_leaving():
 
 
 def forbid_debugger():
-    """`breakpoint` raises what debuggers do when their input ends."""
+    """`breakpoint` and `pdb.set_trace` raise at once what pdb raises when its input ends."""
 
     def ended(*args, **kw):
         raise bdb.BdbQuit
 
-    sys.breakpointhook = ended
+    sys.breakpointhook = pdb.Pdb.set_trace = ended

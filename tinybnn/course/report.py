@@ -281,9 +281,6 @@ def _next(chapters, milestones):
     return next(iter(changed + unlocked + open_), "")
 
 
-_EDITED = "* passed, file edited since (check again)"
-
-
 def status_text(found):
     """What `status` found, as two tables and a line."""
     rows = [
@@ -292,7 +289,9 @@ def status_text(found):
          " ".join(c["changed"]), " ".join(c["open"])]
         for number, c in found["chapters"].items()
     ]  # fmt: skip
-    text = tables.text(["", "chapter", "passed", _EDITED, "open"], rows, "<<<<<")
+    text = tables.text(["", "chapter", "passed", "edited since", "open"], rows, "<<<<<")
+    if any(c["changed"] for c in found["chapters"].values()):
+        text += "\n* passed, file edited since (check again)"
     rows = [
         [number, m["title"], "reached" if m["reached"] else "open", " ".join(m["needs"])]
         for number, m in found["milestones"].items()
