@@ -492,9 +492,10 @@ def test_a_value_that_is_wanted_in_words():
 def test_a_long_row_of_signs_is_a_row_of_plus_and_minus():
     x = np.tile(np.float32([1, -1, 1, 1]), 18)
     first, *rows = shown(x)
-    assert first == "72 signs (float32), from element 0 on:"
+    assert first == "72 values +1 and -1 (float32), from element 0 on:"
     assert rows == ["+-++" * 16, "+-++" * 2]
     assert "+" not in "".join(shown(x[:16])) and "+" not in "".join(shown(2 * x))
+    assert "+" not in "".join(shown(np.ones(20, bool)))
 
 
 def test_bits_are_shown_in_the_same_width():

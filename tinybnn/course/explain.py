@@ -181,10 +181,11 @@ def _holds(value):
 
 
 def _array(value):
-    if value.ndim == 1 and value.size > _SIGNS and np.isin(value, (1, -1)).all():
+    row = value.ndim == 1 and value.size > _SIGNS and value.dtype.kind in "if"
+    if row and np.isin(value, (1, -1)).all():
         text = "".join(np.where(value > 0, "+", "-"))
         rows = "\n".join(text[i : i + 64] for i in range(0, len(text), 64))
-        return f"{value.size} signs ({value.dtype}), from element 0 on:\n{rows}"
+        return f"{value.size} values +1 and -1 ({value.dtype}), from element 0 on:\n{rows}"
     text = np.array2string(value, separator=", ", threshold=96, edgeitems=3, max_line_width=_WIDTH)
     if value.size > 96 or value.size == 0 or value.ndim > 2:
         return f"{value.dtype} of shape {value.shape}:\n{text}"
