@@ -64,8 +64,82 @@ def test_check_ends_with_1_until_all_that_was_asked_passed(course, run):
     assert code == 0 and out.count("\n") == 1 and "passed" in out
 
 
-def test_check_with_nothing_checks_all(course, run):
-    code, _, _ = run("check", "--json", "figures.json")
+def numbers_checked(run, *words):
+    """The exercises' numbers, and what was said."""
+    _, out, _ = run("check", *words, "--json", "figures.json")
+    return [one["number"] for one in json.loads(Path("figures.json").read_text())], out
+
+
+def test_check_with_nothing_checks_what_is_begun_and_the_next_chapter(course, run):
+    numbers, said = numbers_checked(run)
+    assert {number[:2] for number in numbers} == {"00"}
+    assert "checked: the next one (00); `tinybnn course check all` checks all" in said
+    path = Path("mybnn/engine.py")
+    path.write_text(path.read_text().replace("raise NotImplementedError", "return 1"))
+    numbers, said = numbers_checked(run)
+    assert {number[:2] for number in numbers} == {"00", "01"}
+    assert "the chapters that are begun (01) and the next one (00)" in said
+
+
+@pytest.mark.parametrize("content", ["def f(:\n", None])
+def test_a_file_that_does_not_run_or_is_gone_is_begun(content, course, run):
+    path = Path("mybnn/estimators.py")
+    path.unlink() if content is None else path.write_text(content)
+    numbers, _ = numbers_checked(run)
+    assert {number[:2] for number in numbers} == {"00", "02"}
+
+
+def test_what_passed_before_is_begun(course, run):
+    progress = Progress.load(course)
+    progress.passed["03.1"] = "of another file"
+    progress.save()
+    numbers, _ = numbers_checked(run)
+    assert {number[:2] for number in numbers} == {"00", "03"}
+
+
+@pytest.mark.parametrize(("number", "first"), [("0", "00.1"), ("0.2", "00.2"), ("00.2", "00.2")])
+def test_a_chapter_with_one_digit(number, first, course, run):
+    assert numbers_checked(run, number)[0][0] == first
+
+
+def test_a_hint_for_a_number_with_one_digit(course, run):
+    assert run("hint", "0.1")[1].startswith("00.1, hint 1 of 3")
+    assert run("hint", "00.1")[1].startswith("00.1, hint 2 of 3")
+
+
+@pytest.mark.parametrize("content", ["def sign(:\n", None])
+def test_what_all_exercises_say_is_said_once(content, course, run):
+    path = Path("mybnn/bits.py")
+    path.unlink() if content is None else path.write_text(content)
+    _, out, _ = run("check", "00")
+    assert out.count("broken  ") == 4 and "\n00.1, 00.2, 00.3, 00.4: broken\n" in out
+    assert out.count("SyntaxError" if content else "there is no") == 1
+
+
+def test_a_chapter_that_is_complete_names_the_next(course, run):
+    shutil.copy(SOLUTIONS / "bits.py", "mybnn/bits.py")
+    assert "complete" not in run("check", "00.4")[1]
+    _, out, _ = run("check", "00")
+    assert out.endswith("\nchapter 00 is complete; next: 01.1\n")
+    assert out.count("\n") == 6
+
+
+def test_a_given_part_that_the_student_has_changed(course, run):
+    path = Path("mybnn/engine.py")
+    text = (SOLUTIONS / "engine.py").read_text()
+    path.write_text(text.replace("data.astype(np.float32)", "data.astype(np.float64)"))
+    line = path.read_text()[: path.read_text().index("np.float64)")].count("\n") + 1
+    code, out, _ = run("check", "01.1")
+    said = " ".join(out.split())
+    wanted = f"came with the course: class Tensor in mybnn/engine.py (line {line}); if"
+    assert code == 0 and out.count("note  not as it") == 1 and wanted in said
+    path.write_text(path.read_text() + "\ndef topological_order(result):\n    return []\n")
+    code, out, _ = run("check", "01.1")
+    assert code == 1 and out.count("note    not as it") == 1 and out.count("not as it") == 1
+
+
+def test_check_all_checks_all(course, run):
+    code, _, _ = run("check", "all", "--json", "figures.json")
     numbers = [one.number for chapter in CHAPTERS.values() for one in chapter.exercises]
     figures = json.loads(Path("figures.json").read_text())
     assert code == 1 and [one["number"] for one in figures] == numbers
@@ -83,6 +157,20 @@ def test_json_alone_on_standard_output(course, run):
     code, out, err = run("check", "00.1", "--json", "-")
     assert code == 1 and json.loads(out)[0]["state"] == "not started"
     assert "00.1  sign" in err
+
+
+def test_a_syntax_error_forgets_nothing(course, run):
+    shutil.copy(SOLUTIONS / "bits.py", "mybnn/bits.py")
+    run("check", "00.1")
+    with open("mybnn/bits.py", "a") as file:
+        file.write("def f(:\n")
+    assert "broken" in run("check", "00.1")[1]
+    _, out, _ = run("status")
+    row = next(line for line in out.splitlines() if line.startswith("00"))
+    assert row.split() == ["00", "00_bits_and_signs", "1*", "00.1", "00.2", "00.3", "00.4"]
+    assert "* passed, file edited since (check again)" in out
+    shutil.copy(SOLUTIONS / "bits.py", "mybnn/bits.py")
+    assert "1*" not in run("status")[1]
 
 
 def test_hints_and_their_end(course, run):
@@ -114,6 +202,13 @@ def test_status_shows_what_passed_what_changed_and_what_is_next(course, run):
     [
         (["check", "99"], "expected a chapter (00"),
         (["check", "00.99"], "expected a number such as 00.1, got '00.99'"),
+        (["check", "00.99"], "chapter 00 has 00.1 to 00.4"),
+        (["check", "01b"], "the exercises of 01b are in 01"),
+        (["check", "1b.2"], "the exercises of 1b are in 01"),
+        (["check", "07"], "chapter 07 has no exercises"),
+        (["check", "8.1"], "chapter 08 has no exercises"),
+        (["check", ""], "or all, got ''"),
+        (["hint", "0"], "chapter 00 has 00.1 to 00.4"),
         (["check", "everything"], "or all, got 'everything'"),
         (["check", "00", "01"], "unexpected '01'"),
         (["hint"], "required: NN.E"),

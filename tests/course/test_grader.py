@@ -15,7 +15,7 @@ from tinybnn.course import process, report
 from tinybnn.course.catalogue import exercise
 from tinybnn.course.exercise import Wrong
 from tinybnn.course.explain import explain, shown
-from tinybnn.course.grading import grade_file
+from tinybnn.course.grading import Verdict, grade_file
 from tinybnn.course.process import run_in_child
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs signals of POSIX")
@@ -58,6 +58,7 @@ BROKEN = {
     "exit()": ("x = 1\nexit()\n", "ends the process", 2),
     "os._exit": ("import os\nos._exit(0)\n", "ends the process", 2),
     "input": ("n = int(input('how many? '))\n", "asks for input", 1),
+    "a breakpoint": ("breakpoint()\n", "a debugger cannot be used here", 1),
     "an assertion of the student's": ("assert 1 == 2, 'no'\n", "AssertionError: no", 1),
     "a call of what is missing": ("def f():\n    raise NotImplementedError\nf()\n", "written", 2),
 }
@@ -93,7 +94,35 @@ def test_a_file_with_null_bytes(tmp_path):
 def test_a_file_that_is_missing(tmp_path):
     verdict = grade_file(ONE, tmp_path)
     assert verdict.state == "broken"
-    assert "there is no mybnn" in verdict.message and "course start" in verdict.message
+    assert "there is no mybnn" in verdict.message
+    assert f"`tinybnn course start {tmp_path}` puts back" in verdict.message
+
+
+def test_another_file_of_the_course_is_missing(tmp_path):
+    verdict = graded(tmp_path, "from mybnn.engine import Tensor\n")
+    assert verdict.state == "broken" and "missing: mybnn/engine.py" in verdict.message
+    assert f"`tinybnn course start {tmp_path}` puts back" in verdict.message
+
+
+LEFT = {
+    "above": ("raise NotImplementedError\n    return x", 5, "delete it; your code stands below"),
+    "below": ("y = x\n    raise NotImplementedError", 6, "write what is missing, or delete it"),
+}
+
+
+@pytest.mark.parametrize("kind", LEFT)
+def test_a_raise_that_was_left(kind, tmp_path):
+    body, line, said = LEFT[kind]
+    verdict = graded(tmp_path, f'\n\ndef sign(x):\n    """A text."""\n    {body}\n')
+    assert verdict.state == "wrong"
+    assert f"line {line} of {os.path.join('mybnn', 'bits.py')} still raises" in verdict.message
+    assert said in verdict.message
+
+
+@pytest.mark.parametrize("more", ["", '    """A text."""\n', "    # return x\n"])
+def test_a_raise_alone_is_not_started(more, tmp_path):
+    verdict = graded(tmp_path, f"def sign(x):\n{more}    raise NotImplementedError\n")
+    assert verdict.state == "not started" and verdict.message == ONE.task
 
 
 def test_a_folder_where_a_file_is_wanted(tmp_path):
@@ -122,6 +151,8 @@ MISBEHAVES = {
     "sys.exit": ("import sys; sys.exit()", "ends the process", "sys.exit()"),
     "os._exit with code 0": ("import os; os._exit(0)", "ends the process", "os._exit(0)"),
     "input": ("return input()", "asks for input", "return input()"),
+    "a breakpoint": ("breakpoint(); return x", "a debugger cannot be used here", "breakpoint()"),
+    "pdb": ("import pdb; pdb.set_trace(); return x", "print instead", "pdb.set_trace()"),
     "recursion without end": ("return sign(x)", "RecursionError", "return sign(x)"),
     "writing into the argument": ("x[...] = 1; return x", "writes into its argument x", ""),
     "no return": ("y = x", "is a return missing?", ""),
@@ -310,7 +341,9 @@ REFUSED = {
 def test_tinybnn_is_no_solution(kind, tmp_path):
     verdict = graded(tmp_path, REFUSED[kind])
     assert verdict.state in ("wrong", "broken")
-    assert "tinybnn may not be imported here; use the standard library" in verdict.message
+    assert (
+        "tinybnn may not be imported here, since you write it yourself; use the" in verdict.message
+    )
     assert "bits.py, line " in verdict.message
 
 
@@ -396,10 +429,83 @@ def test_prints_are_shown(tmp_path):
     assert "printed here (" in "\n".join(report.messages([verdict]))
 
 
+@pytest.mark.parametrize(("state", "lines"), [("passed", 21), ("wrong", 100)])
+def test_of_what_a_right_answer_prints_the_beginning_is_shown(state, lines):
+    printed = "\n".join(f"line {i} end" for i in range(100))
+    (text,) = report.messages([Verdict("00.1", state, printed=printed)])
+    assert len(text.strip("\n").split("\n")) == 1 + lines
+    assert ("line 99 end" in text) == (state == "wrong")
+    assert ("... and 80 more lines" in text) == (state == "passed")
+
+
 def test_the_shrunk_counterexample_is_shown(tmp_path):
     verdict = graded(tmp_path, RIGHT.replace("x >= 0", "(x >= 0) & (x < 3)"))
     assert "with    x = [3.] (float32)\n  got     -1.0\n" in verdict.message
     assert "read    00_bits_and_signs, section 'The sign of zero'" in verdict.message
+
+
+def test_a_folder_whose_name_has_a_space(tmp_path):
+    (tmp_path / "my course").mkdir()
+    verdict = grade_file(ONE, tmp_path / "my course")
+    assert f'`tinybnn course start "{tmp_path / "my course"}"` puts back' in verdict.message
+
+
+@pytest.mark.parametrize("body", ["x[...] = 1; return x", "x.fill(1)"])
+def test_what_stood_in_an_argument_and_what_then_stands_there(body, tmp_path):
+    verdict = graded(tmp_path, f"def sign(x):\n    {body}\n")
+    lines = verdict.message.split("\n")
+    assert "writes into its argument x" in lines[0] and lines[1] == "  before  2.0  0.0  -0.0  -1.0"
+    assert lines[-2] == "  after   1.0  1.0   1.0   1.0" and "wanted" not in verdict.message
+
+
+FORMAL = {
+    "an error": "return x.shap",
+    "None": "y = x",
+    "a call that does not fit": "return sign(x, x)",
+    "dtype": "return np.where(x >= 0, 1.0, -1.0)",
+}
+
+
+@pytest.mark.parametrize("kind", FORMAL)
+def test_what_no_section_explains_is_in_the_docstring(kind, tmp_path):
+    verdict = graded(tmp_path, f"import numpy as np\n\ndef sign(x):\n    {FORMAL[kind]}\n")
+    assert verdict.message.endswith("  read    mybnn/bits.py, docstring of sign")
+
+
+@pytest.mark.parametrize(
+    ("more", "read"),
+    [
+        ({"section": "docstring"}, "mybnn/bits.py, docstring of sign"),
+        ({"section": ONE.section, "cause": ValueError()}, repr(ONE.section)),
+        ({}, repr(ONE.section)),
+    ],
+)
+def test_a_check_names_what_to_read(more, read):
+    assert explain(Wrong("no", {}, 1, 2, **more), ONE, "/nowhere").endswith(read)
+
+
+def test_a_value_that_is_wanted_in_words():
+    text = explain(Wrong("no", {}, 3.0, 7.57e-11, wanted="about 0"), ONE, "/nowhere")
+    assert "  got     3.0\n  wanted  about 0\n" in text and "e-11" not in text
+
+
+def test_a_long_row_of_signs_is_a_row_of_plus_and_minus():
+    x = np.tile(np.float32([1, -1, 1, 1]), 18)
+    first, *rows = shown(x)
+    assert first == "72 values +1 and -1 (float32), from element 0 on:"
+    assert rows == ["+-++" * 16, "+-++" * 2]
+    assert "+" not in "".join(shown(x[:16])) and "+" not in "".join(shown(2 * x))
+    assert "+" not in "".join(shown(np.ones(20, bool)))
+
+
+def test_bits_are_shown_in_the_same_width():
+    class Binary(int):
+        def __repr__(self):
+            return f"{int(self):#b}"
+
+    lines = wrong(Binary(5), Binary(18))
+    assert lines == ["  got     0b00101", "  wanted  0b10010"]
+    assert wrong(5, 18) == ["  got     5", "  wanted  18"]
 
 
 def wrong(got, expected, **inputs):

@@ -73,7 +73,7 @@ def test_from_an_empty_folder_to_the_last_milestone(tmp_path):
     chapters, milestones = status["chapters"], status["milestones"]
     assert list(chapters) == list(CHAPTERS)
 
-    _, verdicts = student.run("check", code=1)
+    _, verdicts = student.run("check", "all", code=1)
     assert {one["state"] for one in verdicts} == {"not started"}
     for number in milestones:
         out, _ = student.run("milestone", number, code=1)

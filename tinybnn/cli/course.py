@@ -63,6 +63,7 @@ def _start(options):
     first = next((name for name in sorted(copied + kept) if name.endswith(".ipynb")), "")
     say(f"notebooks   jupyter lab {first}  (pip install 'tinybnn[tutorials]' brings it)")
     say(f"exercises   edit mybnn/*.py, then tinybnn course check {next(iter(CHAPTERS))}")
+    say("            (each is checked by itself, with right versions of the others)")
     say("progress    tinybnn course status")
     write_json(options, {"folder": options.folder, "copied": copied, "kept": kept})
 
@@ -73,8 +74,8 @@ def _add_status(actions):
         "status",
         _status,
         "show which exercises passed, which milestones were reached, and what is next",
-        "Show for each chapter which exercises passed, which files have changed since then and\n"
-        "what is open; the milestones; and what is next. Nothing is checked anew.",
+        "Show for each chapter which exercises passed, whose file was edited since then and what\n"
+        "is open; the milestones; and what is next. Nothing is checked anew.",
         "tinybnn course status",
     )
     _add_folder(status)
@@ -96,14 +97,17 @@ def _add_check(actions):
         "check",
         _check,
         "check your answers",
-        "Check a chapter (04), an exercise (04.2) or all, each in a process of its own. The exit\n"
-        "code is 0 if all of them passed. The checks protect against mistakes: they run your code\n"
-        "with limits on time and memory and without network, but they are no sandbox.",
+        "Check a chapter (04), an exercise (04.2) or all; without argument, the chapters that you\n"
+        "have begun and the next one. Each exercise runs in a process of its own, with right\n"
+        "versions of the others. The exit code is 0 if all of them passed. The checks protect\n"
+        "against mistakes: they run your code with limits on time and memory and without network,\n"
+        "but they are no sandbox.",
+        "tinybnn course check",
         "tinybnn course check 00",
         "tinybnn course check 00.1",
         "tinybnn course check all",
     )
-    check.add_argument("what", nargs="?", type=_exercises, default="all", metavar="NN|NN.E|all")
+    check.add_argument("what", nargs="?", type=_exercises, metavar="NN|NN.E|all")
     _add_folder(check)
 
 
@@ -113,7 +117,7 @@ def _check(options):
     check_outputs(options, "json")
     say = say_for(options)
     found = report.check(options.what, options.folder, say)
-    for text in report.messages(found):
+    for text in found.texts:
         say(text)
     write_json(options, [verdict.to_dict() for verdict in found])
     return 0 if found.passed else 1
@@ -187,21 +191,21 @@ def _milestone(options):
 
 
 def _exercises(text):
-    return _checked(text, "select")
+    _checked(text, "select")
+    return text
 
 
 def _exercise(text):
-    return _checked(text, "exercise")
+    return _checked(text, "exercise").number
 
 
 def _checked(text, function):
     from tinybnn.course import catalogue
 
     try:
-        getattr(catalogue, function)(text)
+        return getattr(catalogue, function)(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    return text
 
 
 def _level(text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,18 +64,38 @@ CHAPTERS = {
 
 
 def exercise(number: str) -> Exercise:
-    """The exercise of a number such as "04.2".
+    """The exercise of a number such as "04.2" or "4.2".
 
     Raises
     ------
     ValueError
         If there is none.
     """
-    chapter = CHAPTERS.get(number[:2])
+    name, _, last = number.partition(".")
+    chapter = CHAPTERS.get(_padded(name))
     for one in chapter.exercises if chapter else ():
-        if one.number == number:
+        if one.number == f"{_padded(name)}.{last}":
             return one
-    raise ValueError(f"exercise: expected a number such as 00.1, got {number!r}")
+    raise ValueError(
+        f"exercise: expected a number such as 00.1, got {number!r}{_what_there_is(name)}"
+    )
+
+
+def _padded(name):
+    """A chapter's name with two digits: "01" for "1", "01b" for "1b"."""
+    return re.sub(r"^(\d)(?!\d)", r"0\1", name)
+
+
+def _what_there_is(name):
+    """What a chapter, or a part of one, has to be checked; "" if the name is of no such kind."""
+    chapter = CHAPTERS.get(_padded(name))
+    if chapter is not None:
+        numbers = [one.number for one in chapter.exercises]
+        return f"; chapter {chapter.number} has {numbers[0]} to {numbers[-1]}"
+    for one in CHAPTERS.values():
+        if any(notebook.startswith(f"{_padded(name)}_") for notebook in one.notebooks):
+            return f"; the exercises of {name} are in {one.number}"
+    return f"; chapter {_padded(name)} has no exercises" if re.fullmatch(r"\d+[a-z]?", name) else ""
 
 
 def student_file(exercise: Exercise, folder) -> Path:
@@ -83,7 +104,7 @@ def student_file(exercise: Exercise, folder) -> Path:
 
 
 def select(what: str) -> list[Exercise]:
-    """The exercises that a number stands for: of a chapter ("04"), one ("04.2"), or "all".
+    """The exercises that a number stands for: of a chapter ("04", "4"), one ("04.2"), or "all".
 
     Raises
     ------
@@ -92,11 +113,11 @@ def select(what: str) -> list[Exercise]:
     """
     if what == "all":
         return [one for chapter in CHAPTERS.values() for one in chapter.exercises]
-    if what in CHAPTERS:
-        return list(CHAPTERS[what].exercises)
+    if _padded(what) in CHAPTERS:
+        return list(CHAPTERS[_padded(what)].exercises)
     if "." in what:
         return [exercise(what)]
     raise ValueError(
         f"expected a chapter ({', '.join(CHAPTERS)}), an exercise such as "
-        f"{next(iter(CHAPTERS))}.1, or all, got {what!r}"
+        f"{next(iter(CHAPTERS))}.1, or all, got {what!r}{_what_there_is(what)}"
     )

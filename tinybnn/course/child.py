@@ -6,12 +6,14 @@ user can do.
 
 from __future__ import annotations
 
+import bdb
 import builtins
 import contextlib
 import faulthandler
 import importlib
 import json
 import os
+import pdb
 import socket
 import sys
 import sysconfig
@@ -19,6 +21,7 @@ import traceback
 from importlib.machinery import FileFinder, SourceFileLoader
 from pathlib import Path
 
+from tinybnn.course.catalogue import CHAPTERS
 from tinybnn.storage import write_atomic, write_json
 
 try:
@@ -46,6 +49,7 @@ def main():
     allow_imports(folder)
     forbid_network()
     forbid_leaving()
+    forbid_debugger()
     limit_memory()
     faulthandler.dump_traceback_later(order["seconds"], exit=True, file=fatal)
     try:
@@ -109,6 +113,8 @@ def describe(error, folder):
         text = "the code ends the process (sys.exit, exit or os._exit); return a value instead"
     elif isinstance(error, SyntaxError):
         text = f"{type(error).__name__}: {error.msg}"
+    elif isinstance(error, bdb.BdbQuit):
+        text = "a debugger cannot be used here, since nobody answers it; print instead"
     elif isinstance(error, EOFError) and "input(" in line:
         text = "the code asks for input; the checks pass arguments, and nobody answers"
     elif isinstance(error, MemoryError):
@@ -117,7 +123,24 @@ def describe(error, folder):
         text = "a function is called that is not written yet"
     else:
         text = f"{type(error).__name__}: {error}"
-    return text + (f"\n  in      {line}" if line else "")
+    text += f"\n  in      {line}" if line else ""
+    ours = isinstance(error, ImportError) and (error.name or "").split(".")[0] == PACKAGE
+    if ours and (names := missing_files(folder)):
+        text += f"\n  note    missing: {', '.join(names)}; {put_back(folder)}"
+    return text
+
+
+def missing_files(folder):
+    """Which of the course's files are not in the student's package."""
+    names = [f"{PACKAGE}/{chapter.file}.py" for chapter in CHAPTERS.values()]
+    return [name for name in names if not os.path.exists(os.path.join(folder, name))]
+
+
+def put_back(folder):
+    """How to get files back that came with the course."""
+    name = os.path.realpath(folder)
+    name = f'"{name}"' if " " in name else name
+    return f"`tinybnn course start {name}` puts back what is missing"
 
 
 # ------------------------------------------------------------------------------------------ imports
@@ -180,8 +203,9 @@ def allow_imports(folder):
             return
         if top != "tinybnn" and finder.find_spec(top) is not None:
             return
+        why = ", since you write it yourself" if top == "tinybnn" else ""
         place = files.place(frame.f_code.co_filename, frame.f_lineno, "")
-        raise ImportError(f"{place}: {top} may not be imported here; use {ALLOWED}", name=top)
+        raise ImportError(f"{place}: {top} may not be imported here{why}; use {ALLOWED}", name=top)
 
     plain, by_name = builtins.__import__, importlib.import_module
 
@@ -244,3 +268,12 @@ def forbid_leaving():
         raise SystemExit(status)
 
     os._exit = ended
+
+
+def forbid_debugger():
+    """`breakpoint` and `pdb.set_trace` raise at once what pdb raises when its input ends."""
+
+    def ended(*args, **kw):
+        raise bdb.BdbQuit
+
+    sys.breakpointhook = pdb.Pdb.set_trace = ended

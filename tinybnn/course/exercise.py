@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bdb
 import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +43,9 @@ class Exercise:
     seconds: float = 30.0
 
 
+DOCSTRING = "docstring"  # a section to read: the one of the student's function
+
+
 class Wrong(Exception):  # noqa: N818 - reads as a sentence: raise Wrong("...")
     """An answer that is not right, with all that one needs to see why.
 
@@ -54,16 +58,23 @@ class Wrong(Exception):  # noqa: N818 - reads as a sentence: raise Wrong("...")
     got, expected : object, optional
         What came and what was expected.
     section : str, optional
-        The section to read, where it is not the exercise's own.
+        The section to read, where it is not the exercise's own; or `DOCSTRING`.
     cause : Exception, optional
         What the student's code raised.
+    wanted : str, optional
+        Shown in place of `expected`, such as "about 0".
+    labels : pair of str
+        What stands before `got` and `expected`.
     """
 
-    def __init__(self, why, inputs=None, got=None, expected=None, section=None, cause=None):
+    def __init__(
+        self, why, inputs=None, got=None, expected=None, section=None, cause=None, wanted="",
+        labels=("got", "wanted"),
+    ):  # fmt: skip
         super().__init__(why)
         self.why, self.inputs = why, dict(inputs or {})
         self.got, self.expected, self.section = got, expected, section
-        self.cause = cause
+        self.cause, self.wanted, self.labels = cause, wanted, labels
 
 
 class Stopped(BaseException):
@@ -83,7 +94,7 @@ def call(function: Callable, inputs: Mapping):
         answer, failed = function(*given.values()), None
     except NotImplementedError:
         raise
-    except (MemoryError, ImportError, EOFError, SystemExit) as error:
+    except (MemoryError, ImportError, EOFError, SystemExit, bdb.BdbQuit) as error:
         raise Stopped from error
     except Wrong as wrong:  # from a function that a check provides
         wrong.inputs = wrong.inputs or dict(inputs)
@@ -97,7 +108,8 @@ def call(function: Callable, inputs: Mapping):
         if isinstance(value, np.ndarray) and not equal(value, inputs[name]):
             raise Wrong(
                 f"{_name(function)} writes into its argument {name}; work on a copy",
-                inputs, value, inputs[name],
+                {n: v for n, v in inputs.items() if n != name}, inputs[name], value,
+                labels=("before", "after"),
             )  # fmt: skip
     return answer
 

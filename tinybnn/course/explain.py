@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 
 import numpy as np
 
-from tinybnn.course.catalogue import CHAPTERS
-from tinybnn.course.child import Files
-from tinybnn.course.exercise import Exercise, Wrong
+from tinybnn.course.catalogue import CHAPTERS, student_file
+from tinybnn.course.child import PACKAGE, Files
+from tinybnn.course.exercise import DOCSTRING, Exercise, Wrong
 from tinybnn.course.folder import material
 
 _WIDTH = 90  # characters of a line
 _ROWS, _COLUMNS = 8, 12  # of a table of values
+_SIGNS = 16  # a longer row of +1 and -1 is shown as + and -
 _LONGEST = 600  # characters of a value
 
 
@@ -41,11 +43,22 @@ def explain(wrong: Wrong, exercise: Exercise, folder) -> str:
         first, *rest = shown(value)
         indent = " " * (len(name) + 3)
         lines += _labelled("with", [f"{name} = {first}", *(indent + text for text in rest)])
-    if wrong.expected is not None:
-        lines += _answers(wrong.got, wrong.expected)
-    section = wrong.section or exercise.section
-    lines += _labelled("read", [f"{notebook(section, exercise.number)}, section {section!r}"])
-    return "\n".join(lines)
+    if wrong.wanted:
+        lines += _labelled(wrong.labels[0], shown(wrong.got))
+        lines += _labelled(wrong.labels[1], [wrong.wanted])
+    elif wrong.expected is not None:
+        lines += _answers(wrong.got, wrong.expected, wrong.labels)
+    return "\n".join(lines + _labelled("read", [_reading(wrong, exercise)]))
+
+
+def _reading(wrong, exercise):
+    """Where to read: the section, or the docstring for what only it says."""
+    formal = wrong.cause is not None or isinstance(wrong.got, np.dtype)
+    formal = formal or (wrong.got is None and wrong.expected is not None)
+    section = wrong.section or (DOCSTRING if formal else exercise.section)
+    if section == DOCSTRING:
+        return f"{PACKAGE}/{student_file(exercise, '').name}, docstring of {exercise.name}"
+    return f"{notebook(section, exercise.number)}, section {section!r}"
 
 
 def _labelled(label, lines):
@@ -53,21 +66,31 @@ def _labelled(label, lines):
     return [f"  {label if i == 0 else '':<7} {line}".rstrip() for i, line in enumerate(lines)]
 
 
-def _answers(got, expected):
+def _answers(got, expected, labels):
     """What came above what was wanted, with marks between where they differ, if they fit."""
-    table = _table(got, expected)
+    table = _table(got, expected, labels)
     if table is not None:
         return table
-    lines = _labelled("got", shown(got)) + _labelled("wanted", shown(expected))
+    texts = _same_width(shown(got), shown(expected))
+    lines = [line for label, text in zip(labels, texts, strict=True)
+             for line in _labelled(label, text)]  # fmt: skip
     if _comparable(got, expected):
         got, expected = np.asarray(got), np.asarray(expected)
         where = np.argwhere(_unlike(got, expected))
         first = tuple(int(i) for i in where[0])
         lines += _labelled("differ", [
             f"{len(where)} of {expected.size} values; the first at {list(first)}: "
-            f"got {_text(got[first])}, wanted {_text(expected[first])}"
+            f"{labels[0]} {_text(got[first])}, {labels[1]} {_text(expected[first])}"
         ])  # fmt: skip
     return lines
+
+
+def _same_width(*texts):
+    """Integers that are shown as bits, in the same number of them; other lines as they are."""
+    if not all(len(lines) == 1 and re.fullmatch("0b[01]+", lines[0]) for lines in texts):
+        return texts
+    width = max(len(lines[0]) for lines in texts)
+    return [["0b" + lines[0][2:].zfill(width - 2)] for lines in texts]
 
 
 def _comparable(got, expected):
@@ -88,7 +111,7 @@ def _unlike(got, expected):
         return (got != expected) & ~((got != got) & (expected != expected))
 
 
-def _table(got, expected):
+def _table(got, expected, labels):
     """Rows of values, one array above the other; None where they are not alike or too large."""
     if not _comparable(got, expected):
         return None
@@ -112,7 +135,7 @@ def _table(got, expected):
             marks = ["^" * len(cells[i][j]) * bool(unlike[i, j]) for j in range(columns)]
             lines.append(" " * len(name) + _row(marks, widths))
     wanted = [" " * len(name) + _row(row, widths) for row in cells[rows:]]
-    return _labelled("got", lines) + _labelled("wanted", wanted)
+    return _labelled(labels[0], lines) + _labelled(labels[1], wanted)
 
 
 def _row(cells, widths):
@@ -158,6 +181,11 @@ def _holds(value):
 
 
 def _array(value):
+    row = value.ndim == 1 and value.size > _SIGNS and value.dtype.kind in "if"
+    if row and np.isin(value, (1, -1)).all():
+        text = "".join(np.where(value > 0, "+", "-"))
+        rows = "\n".join(text[i : i + 64] for i in range(0, len(text), 64))
+        return f"{value.size} values +1 and -1 ({value.dtype}), from element 0 on:\n{rows}"
     text = np.array2string(value, separator=", ", threshold=96, edgeitems=3, max_line_width=_WIDTH)
     if value.size > 96 or value.size == 0 or value.ndim > 2:
         return f"{value.dtype} of shape {value.shape}:\n{text}"

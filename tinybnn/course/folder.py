@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import os
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -122,6 +124,14 @@ def _files(source):
         yield path, f"data/{path.relative_to(data).as_posix()}"
 
 
+@functools.lru_cache(maxsize=32)
+def parsed(content):
+    """The syntax tree of a file's bytes, without warnings; not to be changed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(content)
+
+
 def fingerprint(exercise: Exercise, path) -> str:
     """A hash of the student's file without the definitions of the chapter's other exercises.
 
@@ -130,7 +140,7 @@ def fingerprint(exercise: Exercise, path) -> str:
     content = Path(path).read_bytes()
     others = {one.name for one in CHAPTERS[exercise.number[:2]].exercises} - {exercise.name}
     try:
-        tree = ast.parse(content)
+        tree = parsed(content)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return hashlib.sha256(content).hexdigest()
     lines = content.split(b"\n")

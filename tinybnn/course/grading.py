@@ -15,10 +15,11 @@ from types import ModuleType
 
 from tinybnn.course.catalogue import CHAPTERS, student_file
 from tinybnn.course.catalogue import exercise as find_exercise
-from tinybnn.course.child import PACKAGE, Files, describe
+from tinybnn.course.child import PACKAGE, Files, describe, put_back
 from tinybnn.course.exercise import Exercise, Stopped, Wrong
 from tinybnn.course.explain import explain
 from tinybnn.course.process import run_in_child
+from tinybnn.course.source import altered, code_around
 from tinybnn.storage import open_regular
 
 STATES = ("passed", "wrong", "not started", "broken", "too slow")
@@ -40,6 +41,8 @@ class Verdict:
     seconds : float
     printed : str
         What the student's code printed meanwhile, cut where it is long.
+    note : str
+        What the student has changed of the parts that came with the course.
     """
 
     number: str
@@ -48,6 +51,7 @@ class Verdict:
     checked: tuple[str, ...] = ()
     seconds: float = 0.0
     printed: str = ""
+    note: str = ""
 
     @property
     def passed(self) -> bool:
@@ -80,8 +84,9 @@ def grade_file(exercise: Exercise, folder) -> Verdict:
 
     def verdict(state, message, printed=""):
         seconds = time.perf_counter() - start
-        return Verdict(exercise.number, state, message, (), seconds, printed)
+        return Verdict(exercise.number, state, message, (), seconds, printed, note)
 
+    note = altered(exercise, folder)
     if problem := _unreadable(student_file(exercise, folder), folder):
         return verdict("broken", problem)
     target = f"{__name__}:grade_by_number"
@@ -89,7 +94,9 @@ def grade_file(exercise: Exercise, folder) -> Verdict:
     if ended.problem:
         return verdict("too slow" if ended.slow else "broken", ended.problem, ended.printed)
     value = ended.value
-    return Verdict(**{**value, "checked": tuple(value["checked"]), "printed": ended.printed})
+    return Verdict(
+        **{**value, "checked": tuple(value["checked"]), "printed": ended.printed, "note": note}
+    )
 
 
 def expect_hypothesis():
@@ -105,7 +112,7 @@ def _unreadable(path, folder):
         with open_regular(path) as file:
             content = file.read()
     except FileNotFoundError:
-        return f"there is no {name}; `tinybnn course start` puts back what is missing"
+        return f"there is no {name}; {put_back(folder)}"
     except IsADirectoryError:
         return f"{name} is a folder, expected a file"
     except (OSError, ValueError) as error:
@@ -168,7 +175,7 @@ def grade(exercise: Exercise, module: ModuleType, note=lambda text: None) -> Ver
             check(module)
             checked.append(what)
     except NotImplementedError as error:
-        return verdict("not started", _missing(error, exercise, folder))
+        return verdict(*_missing(error, exercise, folder))
     except Wrong as wrong:
         return verdict("wrong", explain(wrong, exercise, folder))
     except Stopped as error:
@@ -182,15 +189,24 @@ def grade(exercise: Exercise, module: ModuleType, note=lambda text: None) -> Ver
 
 
 def _missing(error, exercise, folder):
-    """The task; and, where another exercise's function is what is missing, which one."""
+    """State and message; where another exercise's function is what is missing, it is named."""
     line = Files(folder).line(error)
     code = error.__traceback__
     while code.tb_next is not None:
         code = code.tb_next
-    name = code.tb_frame.f_code.co_name
+    frame, number = code.tb_frame.f_code, code.tb_lineno
+    ours = frame.co_filename not in Files(folder)
+    if not ours and (where := code_around(frame.co_filename, number)):
+        todo = "delete it" if where == "below" else "write what is missing, or delete it"
+        name = os.path.relpath(frame.co_filename, folder)
+        return "wrong", (
+            f"line {number} of {name} still raises NotImplementedError: {todo}; your code stands "
+            f"{where}"
+        )
+    name = frame.co_name
     if not line or name in (exercise.name, "__init__"):
-        return exercise.task
-    return f"{exercise.task}\n  needs   {name}, which is not written yet: {line}"
+        return "not started", exercise.task
+    return "not started", f"{exercise.task}\n  needs   {name}, which is not written yet: {line}"
 
 
 def _is_flaky(error):

@@ -9,12 +9,20 @@ from tinybnn.course.catalogue import CHAPTERS, exercise, select, student_file
 from tinybnn.course.folder import LEVELS, Progress, find_folder, fingerprint
 from tinybnn.course.grading import Verdict, grade_file
 from tinybnn.course.process import run_in_child
+from tinybnn.course.source import is_begun
 
+_PRINTED = 20  # lines of what code prints that are shown when it passes
 _PATIENCE = 5  # times as long as a milestone takes with good answers on one core
 
 
 class Report(tuple):
     """Verdicts; printed, a line for each and then what there is to say.
+
+    Parameters
+    ----------
+    verdicts : iterable of Verdict
+    remarks : iterable of str
+        On all of them together, in a line each.
 
     Examples
     --------
@@ -22,12 +30,22 @@ class Report(tuple):
     00.1  sign                    passed         1.0 s
     """
 
+    def __new__(cls, verdicts, remarks=()):
+        self = super().__new__(cls, verdicts)
+        self.remarks = tuple(remarks)
+        return self
+
     @property
     def passed(self) -> bool:
         return all(verdict.passed for verdict in self)
 
+    @property
+    def texts(self) -> list[str]:
+        """What there is to say, below the verdicts' lines."""
+        return [*messages(self), *("\n" + wrapped(remark) for remark in self.remarks)]
+
     def __repr__(self):
-        return "\n".join([*map(line, self), *messages(self)])
+        return "\n".join([*map(line, self), *self.texts])
 
 
 def line(verdict: Verdict) -> str:
@@ -37,16 +55,23 @@ def line(verdict: Verdict) -> str:
 
 
 def messages(verdicts):
-    """What verdicts say to the student, each after an empty line."""
-    texts = []
+    """What verdicts say to the student, each after an empty line; what several say, once."""
+    said = {}
     for verdict in verdicts:
         text = "" if verdict.passed else verdict.message
+        if verdict.note and verdict.state not in ("passed", "not started"):
+            text += f"\n  note    {verdict.note}"
         if verdict.printed and verdict.state != "not started":
-            text += "\n  printed " + verdict.printed.replace("\n", "\n          ")
+            lines = verdict.printed.split("\n")
+            if verdict.passed and len(lines) > _PRINTED:
+                lines[_PRINTED:] = [f"... and {len(lines) - _PRINTED} more lines"]
+            text += "\n  printed " + "\n          ".join(lines)
         if text:
-            name = exercise(verdict.number).name
-            title = f"\n{verdict.number} {name}: {verdict.state}\n"
-            texts.append(title + wrapped(text.strip("\n")))
+            said.setdefault((verdict.state, text.strip("\n")), []).append(verdict.number)
+    texts = []
+    for (state, text), numbers in said.items():
+        name = f" {exercise(numbers[0]).name}" if len(numbers) == 1 else ""
+        texts.append(f"\n{', '.join(numbers)}{name}: {state}\n{wrapped(text)}")
     return texts
 
 
@@ -55,17 +80,22 @@ def wrapped(text):
     lines = []
     for long in text.split("\n"):
         indent = " " * 10 if long.startswith("  ") else ""
-        fits = len(long) <= tables.WIDTH
-        lines += [long] if fits else textwrap.wrap(long, tables.WIDTH, subsequent_indent=indent)
+        parts = [long]
+        if len(long) > tables.WIDTH:
+            parts = textwrap.wrap(
+                long, tables.WIDTH, subsequent_indent=indent, break_on_hyphens=False
+            )
+        lines += parts
     return "\n".join(lines)
 
 
-def check(what: str = "all", folder=None, say=lambda text: None) -> Report:
-    """Check a chapter's exercises ("04"), one ("04.2") or all; what passes is remembered.
+def check(what: str | None = None, folder=None, say=lambda text: None) -> Report:
+    """Check a chapter's exercises ("04"), one ("04.2") or "all"; what passes is remembered.
 
     Parameters
     ----------
-    what : str
+    what : str, optional
+        By default the chapters that are begun, and the next one.
     folder : str or PathLike, optional
         The course folder; by default the current one, or the nearest above it.
     say : callable
@@ -83,28 +113,66 @@ def check(what: str = "all", folder=None, say=lambda text: None) -> Report:
     """
     folder, verdicts = find_folder(folder), []
     progress = Progress.load(folder)
-    for one in select(what):
+    chosen, remarks = (select(what), []) if what is not None else _begun(progress)
+    for one in chosen:
         path = student_file(one, folder)
         written = fingerprint(one, path) if path.is_file() else ""
         verdict = grade_file(one, folder)
         before = progress.passed.pop(one.number, None)
         if verdict.passed:
             progress.passed[one.number] = written
+        elif verdict.state == "broken" and before is not None:
+            progress.passed[one.number] = before  # a slip that says nothing about the answer
         if progress.passed.get(one.number) != before:
             progress.save()
         verdicts.append(verdict)
         say(line(verdict))
-    return Report(verdicts)
+    shown = {v.note for v in verdicts if v.state not in ("passed", "not started")}
+    notes = {f"note  {v.note}": None for v in verdicts if v.note and v.note not in shown}
+    return Report(verdicts, [*notes, *remarks, *_complete(verdicts, folder)])
 
 
-def show(what: str = "all", folder=None):
+def _begun(progress):
+    """The exercises of the chapters that are begun, and of the first other one; a remark."""
+
+    def begun(chapter):
+        return any(
+            one.number in progress.passed or is_begun(one, progress.folder)
+            for one in chapter.exercises
+        )
+
+    first = [chapter for chapter in CHAPTERS.values() if begun(chapter)]
+    next_one = [chapter for chapter in CHAPTERS.values() if chapter not in first][:1]
+    chosen = sorted([*first, *next_one], key=lambda chapter: chapter.number)
+    which = f"the chapters that are begun ({', '.join(c.number for c in first)}) and " * bool(first)
+    remark = "".join(
+        f"checked: {which}the next one ({chapter.number}); `tinybnn course check all` checks all"
+        for chapter in next_one
+    )
+    return [one for chapter in chosen for one in chapter.exercises], [remark] * bool(remark)
+
+
+def _complete(verdicts, folder):
+    """A remark on the chapters of which all exercises have now passed, if there are any."""
+    found = status(folder)
+    numbers = sorted({verdict.number[:2] for verdict in verdicts if verdict.passed})
+    done = [n for n in numbers if not found["chapters"][n]["open"]]
+    done = [n for n in done if all(v.passed for v in verdicts if v.number[:2] == n)]
+    if not done:
+        return []
+    which = f"chapter {done[0]} is" if len(done) == 1 else f"chapters {', '.join(done)} are"
+    what_next = found["next"].removeprefix("tinybnn course check ")
+    return [f"{which} complete; {'next: ' + what_next if what_next else 'all is done'}"]
+
+
+def show(what: str | None = None, folder=None):
     """Print the verdicts on a chapter's exercises, for a notebook; same parameters as `check`."""
     try:
         report = check(what, folder, print)
     except ValueError as error:
         print(error)
         return
-    print(*messages(report), sep="\n")
+    print(*report.texts, sep="\n")
 
 
 def next_hint(number: str, folder, level: int | None = None):
@@ -118,12 +186,12 @@ def next_hint(number: str, folder, level: int | None = None):
         Empty if all levels were given.
     """
     one, progress = exercise(number), Progress.load(folder)
-    given = progress.hints.get(number, 0)
+    given = progress.hints.get(one.number, 0)
     level = given + 1 if level is None else level
     if level > LEVELS:
         return level, ""
     if level > given:
-        progress.hints[number] = level
+        progress.hints[one.number] = level
         progress.save()
     return level, one.hints[level - 1]
 
@@ -216,11 +284,14 @@ def _next(chapters, milestones):
 def status_text(found):
     """What `status` found, as two tables and a line."""
     rows = [
-        [number, c["notebooks"][0], f"{len(c['passed'])}", " ".join(c["changed"]),
-         " ".join(c["open"])]
+        [number, c["notebooks"][0],
+         f"{len(c['passed'] + c['changed'])}" + "*" * bool(c["changed"]),
+         " ".join(c["changed"]), " ".join(c["open"])]
         for number, c in found["chapters"].items()
     ]  # fmt: skip
-    text = tables.text(["", "chapter", "passed", "changed since", "open"], rows, "<<><<")
+    text = tables.text(["", "chapter", "passed", "edited since", "open"], rows, "<<<<<")
+    if any(c["changed"] for c in found["chapters"].values()):
+        text += "\n* passed, file edited since (check again)"
     rows = [
         [number, m["title"], "reached" if m["reached"] else "open", " ".join(m["needs"])]
         for number, m in found["milestones"].items()
