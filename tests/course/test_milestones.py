@@ -1,34 +1,11 @@
 """Milestones are reached with the solutions; with a wrong piece a sentence says what is wrong."""
 
-import importlib
-import shutil
-import sys
-from contextlib import contextmanager
-from pathlib import Path
-
 import pytest
 
 from tinybnn.course.milestones import MILESTONES, binaryconnect, binarynet, xnornet
 from tinybnn.kernels.machine import threads
 
-SOLUTIONS = Path(__file__).parent / "solutions" / "mybnn"
-
-
-@contextmanager
-def student(folder, **more):
-    """The solutions as `mybnn`; what is given for a file stands at its end."""
-    shutil.copytree(SOLUTIONS, folder / "mybnn")
-    for name, text in more.items():
-        with open(folder / "mybnn" / f"{name}.py", "a", encoding="utf-8") as file:
-            file.write("\n\n" + text)
-    sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-        for module in [m for m in sys.modules if m.split(".")[0] == "mybnn"]:
-            del sys.modules[module]
+from students import student
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ class Chapter:
     number : str
         Two digits.
     notebooks : tuple of str
-        Names without ending; the first one's exercises section has the exercises.
+        Names without ending, in the order of reading; each lists the exercises that it prepares.
     file : str
         Name of the student's module in ``mybnn/``, and of the module with its checks.
     """

@@ -153,7 +153,7 @@ def _begun(progress):
 
 
 def _complete(verdicts, folder):
-    """A remark on the chapters of which all exercises have now passed, if there are any."""
+    """A remark on the chapters whose exercises have now all passed, if there are any."""
     found = status(folder)
     numbers = sorted({verdict.number[:2] for verdict in verdicts if verdict.passed})
     done = [n for n in numbers if not found["chapters"][n]["open"]]
