@@ -16,6 +16,7 @@ PACKAGE = Path(tinybnn.__file__).parent
 
 # A room imports only from rooms of a lower floor.
 FLOORS = {
+    "typing": 0,
     "kernels": 1, "storage": 1, "tables": 1, "autograd": 1, "tensor": 2,
     "quantizers": 2, "functional": 2, "serialization": 2,
     "nn": 3, "optim": 4, "datasets": 3,
