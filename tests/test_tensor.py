@@ -1118,9 +1118,9 @@ def custom(rule, **attributes):
         ),
         (
             lambda self, grad, output, x: (grad, grad),
-            "Custom.backward gave 2 gradients for 1 input",
+            "Custom.backward returned 2 gradients for 1 input",
         ),
-        (lambda self, grad, output, x: None, "Custom.backward gave no gradient for input 0"),
+        (lambda self, grad, output, x: None, "Custom.backward returned no gradient for input 0"),
     ],
 )
 def test_wrong_rules_are_named(rule, message):

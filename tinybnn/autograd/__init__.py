@@ -24,11 +24,11 @@ from tinybnn.autograd.engine import (
     SumTo,
     Variable,
     as_array,
-    grad,
     no_grad,
-    plain,
 )
 from tinybnn.autograd.extension import OwnFunction
+from tinybnn.autograd.floats import plain
+from tinybnn.autograd.gradient import grad
 from tinybnn.autograd.operations import (
     COMPARISONS,
     OF_NUMPY,
