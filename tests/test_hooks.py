@@ -124,7 +124,7 @@ def test_gradients_stay_differentiable_behind_a_hook():
 def test_a_wrong_number_of_gradients():
     layer = Scale()
     layer.register_full_backward_hook(lambda module, grad_input, _: (None, None))
-    with pytest.raises(RuntimeError, match="Scale has 1 inputs, the hook gave 2 gradients"):
+    with pytest.raises(RuntimeError, match="Scale has 1 inputs, the hook returned 2 gradients"):
         layer(batch(requires_grad=True)).sum().backward()
 
 

@@ -407,7 +407,7 @@ def test_matmul_with_arrays_on_either_side():
 def test_matmul_errors():
     with pytest.raises(ValueError, match=r"matmul: inner sizes differ .*\(2, 3\) and \(2, 3\)"):
         Tensor(normal(2, 3)) @ Tensor(normal(2, 3))
-    with pytest.raises(ValueError, match="matmul: needs at least one axis"):
+    with pytest.raises(ValueError, match="matmul: expects at least one axis"):
         Tensor(1.0) @ Tensor([1.0])
     with pytest.raises(ValueError, match=r"MatMul: shapes \(2, 3, 4\) and \(5, 4, 2\) do not fit"):
         Tensor(normal(2, 3, 4)) @ Tensor(normal(5, 4, 2))
