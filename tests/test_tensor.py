@@ -1526,7 +1526,7 @@ def test_gradcheck_finds_an_input_that_is_cut_off():
 
 
 def test_gradcheck_rejects_what_is_no_tensor():
-    with pytest.raises(TypeError, match="must give one Tensor, got ndarray"):
+    with pytest.raises(TypeError, match="must return one Tensor, got ndarray"):
         gradcheck(lambda x: x.data, normal(3))
 
 
