@@ -1,5 +1,6 @@
 """Automatic differentiation: the engine, its operations, the Tensor, tracing, random numbers."""
 
+from tinybnn.autograd.backward import grad
 from tinybnn.autograd.creation import (
     arange,
     as_tensor,
@@ -28,7 +29,6 @@ from tinybnn.autograd.engine import (
 )
 from tinybnn.autograd.extension import OwnFunction
 from tinybnn.autograd.floats import plain
-from tinybnn.autograd.gradient import grad
 from tinybnn.autograd.operations import (
     COMPARISONS,
     OF_NUMPY,

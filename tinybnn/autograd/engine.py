@@ -1,9 +1,8 @@
 """The autograd engine: arrays that remember how they were computed. Read it top to bottom.
 
 A `Variable` wraps a NumPy array. An operation is a `Function`: a ``forward`` on arrays and, right
-below it, a ``backward`` rule. Every application is recorded as a node of a graph, and `backward`
-walks that graph once, from the result to the leaves, in an order in which each node has received
-all of its gradient before it passes any on.
+below it, a ``backward`` rule. Every application is recorded as a node of a graph, which
+`autograd.backward` walks from the result to the leaves.
 
 A rule is written once, in operations that accept both arrays and Variables. On arrays it is the
 backward pass. On Variables (``create_graph=True``) the same lines are recorded in turn, so the
@@ -119,30 +118,6 @@ class Variable:
     def detach(self) -> Tensor:
         """Return a Tensor on the same data that is cut off from the graph."""
         return result_of(self)
-
-    def backward(
-        self,
-        gradient: TensorLike | None = None,
-        retain_graph: bool | None = None,
-        create_graph: bool = False,
-    ) -> None:
-        """Add the gradient of this tensor to the ``.grad`` of every leaf it was computed from.
-
-        Parameters
-        ----------
-        gradient : Tensor or array of this tensor's shape, optional
-            The gradient to start with. Required unless the tensor holds a single number: then 1.
-        retain_graph : bool, optional
-            Keep the graph for another backward pass; by default the value of `create_graph`.
-        create_graph : bool
-            Record the backward pass itself, so that gradients can be differentiated again.
-        """
-        retain_graph = create_graph if retain_graph is None else retain_graph
-        gradients = initial_gradients("backward", [self], [gradient])
-        by_leaf, exclusive = propagate([self], gradients, None, retain_graph, create_graph)
-        for leaf, share in by_leaf.items():
-            share = as_gradient(share, leaf, leaf in exclusive)
-            leaf.grad = share if leaf.grad is None else leaf.grad + share
 
 
 _result_class: type = Variable
@@ -335,128 +310,3 @@ class BroadcastTo(Function):
 
     def backward(self, grad: V, output: V, x: V) -> V:
         return grad
-
-
-# ----------------------------------------------------------------------------- the backward pass
-
-
-def _topological_order(roots):
-    """Nodes reachable from the roots, each one after everything it was computed from.
-
-    The search is depth-first with an explicit stack, since recursion would overflow Python's
-    after 1,000 operations. The order matters: with y = f(x), z = g(y) + h(y), the rule of f may
-    run only when both g and h have delivered their share of y's gradient.
-    """
-    order, seen = [], set()
-    stack = [(root, False) for root in roots]
-    while stack:
-        node, expanded = stack.pop()
-        if expanded:
-            order.append(node)
-        elif node not in seen:
-            seen.add(node)
-            stack.append((node, True))
-            if isinstance(node, Function):
-                if node.edges is None:
-                    raise RuntimeError(
-                        f"backward: the graph behind {type(node).__name__} was freed by an earlier "
-                        "backward; pass retain_graph=True there if it is needed again"
-                    )
-                stack.extend([(edge, False) for edge in node.edges if edge is not None])
-    return order
-
-
-def propagate(
-    outputs: list[Variable],
-    gradients: list[Tensor],
-    wanted: set[Function | Variable] | None,
-    retain_graph: bool,
-    create_graph: bool,
-) -> tuple[dict[Any, Any], set[Any]]:
-    """Pass gradients from the outputs back to the `wanted` nodes (None: to all leaves).
-
-    Returns
-    -------
-    gradients : dict of node to array or Tensor
-    exclusive : set of nodes
-        Those whose gradient is an array that nothing else references.
-    """
-    order = _topological_order([node_of(output) for output in outputs])
-    useful = set()  # nodes on a path to a wanted one; the others are skipped
-    for node in order:
-        wants = isinstance(node, Variable) if wanted is None else node in wanted
-        if wants or (isinstance(node, Function) and not useful.isdisjoint(node.edges)):
-            useful.add(node)
-
-    received, exclusive = {}, set()
-
-    def deliver(node, gradient, is_fresh):
-        if node in received:
-            before, is_exclusive = received[node], node in exclusive
-            fits = not create_graph and gradient.ndim and before.dtype == gradient.dtype
-            if fits and (is_exclusive or is_fresh):  # sum in place, where nothing else refers
-                gradient = np.add(before, gradient, out=before if is_exclusive else gradient)
-            else:
-                gradient = before + gradient
-            is_fresh = True
-        received[node] = gradient
-        if is_fresh:
-            exclusive.add(node)
-
-    for output, gradient in zip(outputs, gradients, strict=True):
-        deliver(node_of(output), gradient if create_graph else gradient.data, False)
-    result = {}
-    with contextlib.nullcontext() if create_graph else no_grad():
-        for node in reversed(order):
-            if node not in received or node not in useful:
-                continue
-            gradient = received.pop(node)
-            if isinstance(node, Variable) or (wanted is not None and node in wanted):
-                result[node] = gradient
-            if isinstance(node, Function):
-                needs = tuple([edge in useful for edge in node.edges])  # never None
-                if any(needs):
-                    for edge, share in node._gradients(gradient, needs, create_graph):
-                        deliver(edge, share, node.fresh)
-    if not retain_graph:
-        for node in order:
-            if isinstance(node, Function):
-                node._release()
-    return result, exclusive
-
-
-def initial_gradients(name: str, outputs: list[Variable], gradients: Any | None) -> list[Tensor]:
-    """The gradient to start with for each output, of its shape: as given, or 1 for one number."""
-    gradients = [None] * len(outputs) if gradients is None else gradients
-    if len(gradients) != len(outputs):
-        raise ValueError(f"{name}: {len(gradients)} gradients for {len(outputs)} outputs")
-    result = []
-    for output, gradient in zip(outputs, gradients, strict=True):
-        if not output.requires_grad:
-            raise RuntimeError(f"{name}: the output depends on nothing that requires grad")
-        if gradient is None:
-            if output.data.size != 1:
-                raise RuntimeError(
-                    f"{name}: an output of shape {output.shape} needs a gradient of that shape; "
-                    "only a single number has an implicit gradient of 1"
-                )
-            gradient = np.ones_like(output.data)
-        gradient = gradient if isinstance(gradient, Variable) else result_of(gradient)
-        if gradient.shape != output.shape:
-            raise ValueError(
-                f"{name}: the gradient has shape {gradient.shape}, the output {output.shape}"
-            )
-        result.append(gradient.to(output.dtype))
-    return result
-
-
-def as_gradient(gradient: Any, tensor: Variable, is_exclusive: bool) -> Tensor:
-    """Make the gradient of `tensor` a Tensor of its dtype, with memory of its own.
-
-    It is copied unless it is exclusive: rules may return views and shared arrays.
-    """
-    if isinstance(gradient, Variable):
-        return gradient.to(tensor.dtype)
-    if is_exclusive and gradient.dtype == tensor.dtype:
-        return result_of(gradient)
-    return result_of(np.array(gradient, dtype=tensor.dtype, order="K"))

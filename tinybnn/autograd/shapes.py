@@ -88,7 +88,7 @@ def split(x: V, split_size_or_sections: int | Sequence[int], dim: int = 0) -> tu
     Returns
     -------
     tuple of Tensors or arrays
-        Of x's shape but for the axis `dim`.
+        Each has the shape of x except along `dim`.
     """
     shape = np.shape(as_array(x))
     (dim,) = normalized_dims(dim, len(shape))
@@ -117,7 +117,7 @@ def chunk(x: V, chunks: int, dim: int = 0) -> tuple[V, ...]:
     Returns
     -------
     tuple of Tensors or arrays
-        Of x's shape but for the axis `dim`.
+        Each has the shape of x except along `dim`.
     """
     if chunks < 1:
         raise SizeError(f"chunk: chunks must be >= 1, got {chunks}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+import tinybnn.autograd.backward as backward_pass
 import tinybnn.autograd.operations as operations
 import tinybnn.autograd.shapes as shapes
 import tinybnn.autograd.sorting as sorting
@@ -127,6 +128,25 @@ class Tensor(Variable):
             """Explain a missing attribute: for names of PyTorch's, what to use instead."""
             instead = f"; use {INSTEAD[name]}" if name in INSTEAD else ""
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{instead}")
+
+    def backward(
+        self,
+        gradient: TensorLike | None = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+    ) -> None:
+        """Add the gradient of this tensor to the ``.grad`` of every leaf it was computed from.
+
+        Parameters
+        ----------
+        gradient : Tensor or array of this tensor's shape, optional
+            The gradient to start with. Required unless the tensor holds a single number: then 1.
+        retain_graph : bool, optional
+            Keep the graph for another backward pass; by default the value of `create_graph`.
+        create_graph : bool
+            Record the backward pass itself, so that gradients can be differentiated again.
+        """
+        backward_pass.backward(self, gradient, retain_graph, create_graph)
 
     def numel(self) -> int:
         """Return the number of elements."""

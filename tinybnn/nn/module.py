@@ -314,7 +314,8 @@ class Module:
         Returns
         -------
         dict of str to numpy.ndarray
-            Of the parameters' shapes and dtypes1 and 1, and 0 for a ternary quantizer.
+            The elements are -1 and 1, and 0 for a ternary quantizer; shapes and dtypes are those of
+            the parameters.
         """
         return {
             f"{path}.weight" if path else "weight": module.binary_weight()
@@ -358,7 +359,7 @@ class Module:
         Parameters
         ----------
         state : dict of str to array or Tensor
-            Of the shapes in `state_dict`.
+            With the shapes of `state_dict`.
         strict : bool
             With False, missing and unexpected keys are skipped.
 

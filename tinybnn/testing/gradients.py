@@ -49,7 +49,7 @@ def gradcheck(
         Takes one Tensor for each input and returns a Tensor of any shape. It must be deterministic:
         a random operation needs a generator that is reseeded in each call.
     inputs : Tensor, array or sequence of them
-        Of any shapes. They are converted to float64 for the check; strides are kept.
+        They may have any shape, and are converted to float64; strides are kept.
     surrogate : callable, optional
         Function to take differences of instead of `function`: the straight-through estimator of a
         quantizer follows the slope of its surrogate.
