@@ -105,7 +105,7 @@ def grad(
         outputs, gradients, wanted, create_graph if retain_graph is None else retain_graph,
         create_graph,
     )  # fmt: skip
-    # Rules may hold the gradient of an operation's result; that of a leaf is read by nobody else.
+    # Rules may hold the gradient of an operation's result; that of a leaf has no other reader.
     leaves = {x for x in inputs if x.is_leaf and x in exclusive}
     exclusive = leaves if len(wanted) == len(inputs) else set()
     for i, x in enumerate(inputs):
@@ -229,7 +229,7 @@ def _initial_gradients(name: str, outputs: list[Variable], gradients: Any | None
 
 
 def _as_gradient(gradient: Any, tensor: Variable, is_exclusive: bool) -> Tensor:
-    """Make the gradient of `tensor` a Tensor of its dtype, with memory of its own.
+    """Make the gradient of `tensor` a Tensor of its dtype that shares no memory.
 
     It is copied unless it is exclusive: rules may return views and shared arrays.
     """

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from tinybnn.autograd.tensor import Tensor
     from tinybnn.autograd.tracing import Tape
     from tinybnn.typing import Array, FloatArray, Shape, TensorLike, V
+
+    C = TypeVar("C", bound=type)
 
 
 class _State(threading.local):
@@ -123,7 +125,7 @@ class Variable:
 _result_class: type = Variable
 
 
-def class_of_results(cls: type[Tensor]) -> type[Tensor]:
+def class_of_results(cls: C) -> C:
     """Class decorator: operations return instances of this class."""
     global _result_class
     _result_class = cls
@@ -146,7 +148,7 @@ def as_array(x: Any) -> Any:
 class Function:
     """One differentiable operation.
 
-    A subclass gives two methods:
+    A subclass implements two methods:
 
     ``forward(self, *arrays, **options)``
         Compute one array from NumPy arrays (or plain numbers). Keep what the rule needs besides

@@ -169,10 +169,10 @@ class OwnFunction(Function):
         return outputs.results(joined if tensors else result_of(joined))
 
     def forward(
-        self, *arrays: Array, arguments: list[Any], needs: list[bool | None], outputs: _Outputs
+        self, *arrays: Array, arguments: list[Any], needs: list[bool | None], outputs: Any
     ) -> Array:
-        self.wants, self.outputs = needs, outputs
-        self.context = context = _Context(tuple(map(bool, needs)))
+        self._wants, self._outputs = needs, outputs
+        self._context = context = _Context(tuple(map(bool, needs)))
         inputs = [result_of(x) for x in arrays]
         all_arguments = in_places(inputs, arguments, needs)
         for x, need in zip(all_arguments, needs, strict=True):
@@ -197,36 +197,38 @@ class OwnFunction(Function):
     def _keep(self, inputs, outputs):
         """Let the engine save the inputs and outputs, which have a place in the graph."""
         self._saved = []
-        for x in self.context.saved_tensors:
+        for x in self._context.saved_tensors:
             indices = {"inputs": _index(x, inputs), "output": _index(x, outputs)}
             source = next((name for name, index in indices.items() if index is not None), None)
             self._saved.append((source, indices[source] if source else x))
         self.saves = {source for source, _ in self._saved}
-        self.context.saved_tensors = ()
+        self._context.saved_tensors = ()
 
     def _release(self):
         super()._release()
-        self._saved = self.context = None
+        self._saved = self._context = None
 
     def backward(self, grad: V, output: V, *inputs: V) -> tuple[V, ...]:
         kept = {"inputs": inputs}
         if output is not None:
-            kept["output"] = [x for x in self.outputs.split(output) if x is not None]
-        self.context.saved_tensors = tuple(
+            kept["output"] = [x for x in self._outputs.split(output) if x is not None]
+        self._context.saved_tensors = tuple(
             [_as_tensor(kept[source][x]) if source else x for source, x in self._saved]
         )
         if is_array := not isinstance(grad, Variable):
             grad = result_of(np.array(grad, order="K"))  # backward may change it in place
-        gradients = self.own.backward(self.context, *self.outputs.gradients(grad))
-        self.context.saved_tensors = ()  # else the graph would reference itself
+        gradients = self.own.backward(self._context, *self._outputs.gradients(grad))
+        self._context.saved_tensors = ()  # else the graph would reference itself
         gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-        count = len(self.wants)
+        count = len(self._wants)
         if len(gradients) < count or any(x is not None for x in gradients[count:]):
             raise RuntimeError(
                 f"{self.own.__name__}.backward: expects {count} gradients, one for each argument "
                 f"of forward (None where there is none), got {len(gradients)}"
             )
-        of_tensors = [x for x, want in zip(gradients, self.wants, strict=False) if want is not None]
+        of_tensors = [
+            x for x, want in zip(gradients, self._wants, strict=False) if want is not None
+        ]
         pairs = zip(of_tensors, self.shapes, strict=True)
         tensors = [_as_tensor(np.zeros(n, grad.dtype) if x is None else x) for x, n in pairs]
         return tuple(map(as_array, tensors)) if is_array else tuple(tensors)

@@ -27,7 +27,7 @@ def as_floats(data: ArrayLike, dtype: DTypeLike | None, name: str) -> FloatArray
     Returns
     -------
     array of the data's shape
-        The data itself where it has the dtype already.
+        The data are not copied if they have the dtype already.
     """
     if dtype is None and type(data) is np.ndarray and data.dtype in FLOATS:
         return data

@@ -226,13 +226,13 @@ class Clamp(Function):
     """Limit x to [low, high]; the slope is 1 inside and at the limits, and 0 outside."""
 
     def forward(self, x: Array, low: float | None, high: float | None) -> Array:
-        self.low, self.high = low, high
+        self._low, self._high = low, high
         return clip(x, low, high)
 
     def backward(self, grad: V, output: V, x: V) -> V:
         values = as_array(x)
-        low = -np.inf if self.low is None else self.low
-        high = np.inf if self.high is None else self.high
+        low = -np.inf if self._low is None else self._low
+        high = np.inf if self._high is None else self._high
         return grad * ((values >= low) & (values <= high))
 
 
@@ -263,24 +263,24 @@ class Where(Function):
     broadcasts = True
 
     def forward(self, condition: Array, a: Array | float, b: Array | float) -> Array:
-        self.condition = condition = np.asarray(condition, bool)
+        self._condition = condition = np.asarray(condition, bool)
         if not (np.ndim(a) or np.ndim(b)):  # numbers must not decide the dtype
             return np.where(condition, a, b).astype(np.result_type(a, b, np.float32))
         return select(condition, a, b)
 
     def backward(self, grad: V, output: V, condition: V, a: V, b: V) -> tuple[None, V, V]:
-        return None, where(self.condition, grad, 0.0), where(self.condition, 0.0, grad)
+        return None, where(self._condition, grad, 0.0), where(self._condition, 0.0, grad)
 
 
 class Cast(Function):
     saves = ()
 
     def forward(self, x: Array, dtype: DTypeLike) -> Array:
-        self.before = x.dtype
+        self._before = x.dtype
         return x.astype(dtype)
 
     def backward(self, grad: V, output: V, x: V) -> V:
-        return grad.to(self.before) if isinstance(grad, Variable) else grad.astype(self.before)
+        return grad.to(self._before) if isinstance(grad, Variable) else grad.astype(self._before)
 
 
 def exp(x: V) -> V:
@@ -386,11 +386,11 @@ class Sum(Function):
     saves = ()
 
     def forward(self, x: Array, dim: tuple[int, ...], keepdim: bool) -> Array:
-        self.kept = tuple(1 if i in dim else n for i, n in enumerate(x.shape))
+        self._kept = tuple(1 if i in dim else n for i, n in enumerate(x.shape))
         return x.sum(axis=dim, keepdims=keepdim)
 
     def backward(self, grad: V, output: V, x: V) -> V:
-        return broadcast_to(reshape(grad, self.kept), self.shapes[0])
+        return broadcast_to(reshape(grad, self._kept), self.shapes[0])
 
 
 class SumPixels(Sum):
@@ -401,7 +401,7 @@ class SumPixels(Sum):
     """
 
     def forward(self, x: Array, dim: tuple[int, ...], keepdim: bool) -> Array:
-        self.kept = tuple(1 if i in dim else n for i, n in enumerate(x.shape))
+        self._kept = tuple(1 if i in dim else n for i, n in enumerate(x.shape))
         pixels = np.moveaxis(x, sorted(dim), range(len(dim)))
         sizes, shape = pixels.shape[: len(dim)], pixels.shape[len(dim) :]
         if math.prod(sizes) <= math.prod(shape):
@@ -411,19 +411,19 @@ class SumPixels(Sum):
         else:  # few channels
             rows = pixels.reshape(-1, *shape)
             total = np.add.accumulate(rows, axis=0)[-1] + x.dtype.type(0)
-        return total.reshape(self.kept) if keepdim else total
+        return total.reshape(self._kept) if keepdim else total
 
 
 class Amax(Function):
     """Maximum, or the first of equal ones (0.0 and -0.0), which share the gradient evenly."""
 
     saves = ("inputs", "output")
-    reduce = np.maximum.reduce
+    _reduce = np.maximum.reduce
 
     def forward(self, x: Array, dim: tuple[int, ...], keepdim: bool) -> Array:
-        self.dim = dim
-        self.kept = tuple(1 if i in dim else n for i, n in enumerate(x.shape))
-        result = self.reduce(x, axis=dim, keepdims=True)
+        self._dim = dim
+        self._kept = tuple(1 if i in dim else n for i, n in enumerate(x.shape))
+        result = self._reduce(x, axis=dim, keepdims=True)
         if np.any(result == 0):  # NumPy does not specify which zero it returns
             ends = range(-len(dim), 0)
             rows = np.moveaxis(x, sorted(dim), ends).reshape(*result.squeeze(dim).shape, -1)
@@ -434,15 +434,15 @@ class Amax(Function):
 
     def backward(self, grad: V, output: V, x: V) -> V:
         values = as_array(x)
-        ties = values == as_array(output).reshape(self.kept)
-        share = ties / ties.sum(axis=self.dim, keepdims=True).astype(values.dtype)
-        return reshape(grad, self.kept) * share
+        ties = values == as_array(output).reshape(self._kept)
+        share = ties / ties.sum(axis=self._dim, keepdims=True).astype(values.dtype)
+        return reshape(grad, self._kept) * share
 
 
 class Amin(Amax):
     """Minimum, or the first of equal ones (0.0 and -0.0), which share the gradient evenly."""
 
-    reduce = np.minimum.reduce
+    _reduce = np.minimum.reduce
 
 
 class LogSumExp(Function):
@@ -451,7 +451,7 @@ class LogSumExp(Function):
     saves = ("inputs", "output")
 
     def forward(self, x: Array, dim: tuple[int, ...], keepdim: bool) -> Array:
-        self.kept = tuple(1 if i in dim else n for i, n in enumerate(x.shape))
+        self._kept = tuple(1 if i in dim else n for i, n in enumerate(x.shape))
         largest = x.max(axis=dim, keepdims=True)
         shift = np.where(np.isfinite(largest), largest, x.dtype.type(0))
         with np.errstate(divide="ignore", over="ignore"):  # all -inf: log(0); or one is +inf
@@ -459,9 +459,9 @@ class LogSumExp(Function):
         return result if keepdim else result.squeeze(dim)
 
     def backward(self, grad: V, output: V, x: V) -> V:
-        output = reshape(output, self.kept)
+        output = reshape(output, self._kept)
         output = where(np.isfinite(as_array(output)), output, 0.0)  # -inf - -inf would be NaN
-        return reshape(grad, self.kept) * exp(x - output)
+        return reshape(grad, self._kept) * exp(x - output)
 
 
 def sum(x: V, dim: Dims = None, keepdim: bool = False) -> V:
@@ -597,11 +597,11 @@ class Permute(Function):
     views = True
 
     def forward(self, x: Array, dims: tuple[int, ...]) -> Array:
-        self.inverse = tuple(int(i) for i in np.argsort(dims))
+        self._inverse = tuple(int(i) for i in np.argsort(dims))
         return x.transpose(dims)
 
     def backward(self, grad: V, output: V, x: V) -> V:
-        return permute(grad, self.inverse)
+        return permute(grad, self._inverse)
 
 
 class Flip(Function):
@@ -609,11 +609,11 @@ class Flip(Function):
     views = True
 
     def forward(self, x: Array, dims: tuple[int, ...]) -> Array:
-        self.dims = dims
+        self._dims = dims
         return np.flip(x, dims)
 
     def backward(self, grad: V, output: V, x: V) -> V:
-        return flip(grad, self.dims)
+        return flip(grad, self._dims)
 
 
 class Index(Function):
@@ -623,11 +623,11 @@ class Index(Function):
     views = True
 
     def forward(self, x: Array, index: Any) -> Array:
-        self.index = index
+        self._index = index
         return x[index]
 
     def backward(self, grad: V, output: V, x: V) -> V:
-        return IndexAdd.apply(grad, index=self.index, shape=self.shapes[0])
+        return IndexAdd.apply(grad, index=self._index, shape=self.shapes[0])
 
 
 class IndexAdd(Function):
@@ -636,7 +636,7 @@ class IndexAdd(Function):
     saves = ()
 
     def forward(self, x: Array, index: Any, shape: Shape) -> Array:
-        self.index = index
+        self._index = index
         result = np.zeros(shape, x.dtype)
         parts = index if isinstance(index, tuple) else (index,)
         basic = (int, np.integer, slice, type(None), type(...))
@@ -647,39 +647,39 @@ class IndexAdd(Function):
         return result
 
     def backward(self, grad: V, output: V, x: V) -> V:
-        return Index.apply(grad, index=self.index)
+        return Index.apply(grad, index=self._index)
 
 
 class Pad(Function):
     saves = ()
 
     def forward(self, x: Array, widths: tuple[tuple[int, int], ...], value: float) -> Array:
-        self.inside = tuple(
+        self._inside = tuple(
             slice(before, before + n) for (before, _), n in zip(widths, x.shape, strict=True)
         )
         shape = tuple(b + n + a for (b, a), n in zip(widths, x.shape, strict=True))
         result = np.full_like(x, value, shape=shape)  # keeps x's memory layout, unlike np.pad
-        result[self.inside] = x
+        result[self._inside] = x
         return result
 
     def backward(self, grad: V, output: V, x: V) -> V:
-        return grad[self.inside]
+        return grad[self._inside]
 
 
 class Cat(Function):
     saves = ()
 
     def forward(self, *arrays: Array, dim: tuple[int, ...]) -> Array:
-        self.dim = dim
-        self.ends = np.cumsum([a.shape[dim] for a in arrays])
+        self._dim = dim
+        self._ends = np.cumsum([a.shape[dim] for a in arrays])
         return np.concatenate(arrays, dim)
 
     def backward(self, grad: V, output: V, *inputs: V) -> tuple[V, ...]:
-        before = (slice(None),) * self.dim
-        starts = (0, *self.ends[:-1])
+        before = (slice(None),) * self._dim
+        starts = (0, *self._ends[:-1])
         return tuple(
             grad[(*before, slice(int(start), int(end)))]
-            for start, end in zip(starts, self.ends, strict=True)
+            for start, end in zip(starts, self._ends, strict=True)
         )
 
 
@@ -811,6 +811,9 @@ class Comparison:
         The two operands.
     """
 
+    array: Array
+    operator: str
+    inputs: tuple[Any, ...]
     __hash__: Any = None
     __array_priority__: int = 1000
 

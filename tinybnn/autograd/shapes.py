@@ -1,6 +1,6 @@
 """Shapes and parts of Tensors and arrays of any shape, under PyTorch's names.
 
-A Tensor gives a Tensor, an array an array; the dtype stays.
+The result is a Tensor or an array, as the input is, and has its dtype.
 """
 
 from __future__ import annotations

@@ -105,7 +105,8 @@ class Tensor(Variable):
     """
 
     __slots__ = ()
-    __hash__ = object.__hash__  # by identity, although == compares elements
+    __hash__: Final = object.__hash__  # by identity, although == compares elements
+    requires_grad: bool
 
     @property
     def T(self) -> Tensor:  # noqa: N802
@@ -124,7 +125,7 @@ class Tensor(Variable):
 
     if not TYPE_CHECKING:  # else every name would pass for an attribute
 
-        def __getattr__(self, name: str):
+        def __getattr__(self, name):
             """Explain a missing attribute: for names of PyTorch's, what to use instead."""
             instead = f"; use {INSTEAD[name]}" if name in INSTEAD else ""
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{instead}")
@@ -427,7 +428,7 @@ class Tensor(Variable):
         """Divide by another tensor, array or number."""
         return self._set("div_()", self.data / as_array(other), "write x = x / y", other)
 
-    def _set(self, name: str, values, instead, *others):
+    def _set(self, name, values, instead, *others):
         others = [x for x in others if isinstance(x, Variable)]
         if state.grad_enabled and any([x.requires_grad for x in (self, *others)]):
             raise self._needed_by_graph(name, instead)
@@ -495,7 +496,7 @@ class Tensor(Variable):
             return _reduced(operations.amin, self, dim, keepdim, numpy)
         return sorting.min(self, dim, keepdim)
 
-    # Functions of a Tensor, as methods; `Final` lets type checkers take over the function's types.
+    # Functions of a Tensor, as methods; with `Final`, type checkers use the function's types.
     abs: Final = operations.abs
     exp: Final = operations.exp
     log: Final = operations.log

@@ -732,9 +732,20 @@ class MultiOptimizer(Optimizer):
         self.optimizers = optimizers
         self._check_parameters(self.parameters)
 
-    param_groups = property(lambda self: [g for o in self.optimizers for g in o.param_groups])
-    parameters = property(lambda self: [p for o in self.optimizers for p in o.parameters])
-    state = property(lambda self: [state for o in self.optimizers for state in o.state])
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all optimizers."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters of all optimizers."""
+        return [p for optimizer in self.optimizers for p in optimizer.parameters]
+
+    @property
+    def state(self) -> list[dict[str, Array]]:
+        """The state of all optimizers."""
+        return [arrays for optimizer in self.optimizers for arrays in optimizer.state]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Raise a TypeError: add the group to one of the `optimizers` instead."""

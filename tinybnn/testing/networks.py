@@ -522,9 +522,7 @@ class _Writer:
             # Without a graph it overwrites values that an earlier line's backward pass may need.
             self.can_train &= not any(self.memory[a] & {*one.reads} for one in self.lines[:-1])
             self.alive = [v for v in self.alive if v not in self.memory[a]]
-        elif (
-            "{layer}({a})" in line.code or "reshape" in line.code
-        ):  # the result may be a itself, or a view
+        elif "{layer}({a})" in line.code or "reshape" in line.code:  # maybe a, or a view of it
             self.memory[number] = self.memory[a]
             self.memory[a].add(number)
         self.alive.append(number)
