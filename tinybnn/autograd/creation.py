@@ -29,7 +29,7 @@ int64: type[np.int64] = np.int64
 
 
 def from_numpy(array: ArrayLike) -> Any:
-    """Make a Tensor on the memory of an array of floats; return integers and bools unchanged."""
+    """Make a Tensor on an array of floats of any shape; return integers and bools unchanged."""
     return _made(np.asarray(array), None, False, None)
 
 
@@ -55,7 +55,10 @@ def tensor(
     device: str | None = None,
     requires_grad: bool = False,
 ) -> Any:
-    """Copy data to a Tensor, integers and bools to an array: ``tinybnn.tensor(data)``."""
+    """Copy data of any shape to a Tensor, integers and bools to an array.
+
+    It is also called ``tinybnn.tensor(data)``.
+    """
     copy = np.array(as_array(as_tensor(as_array(data))))
     return _made(copy, dtype, requires_grad, device)
 
@@ -118,7 +121,7 @@ def rand(
     device: str | None = None,
     requires_grad: bool = False,
 ) -> Tensor:
-    """Draw uniform numbers in [0, 1) from `generator` (default: the one of `manual_seed`)."""
+    """Draw uniform numbers in [0, 1) of shape `size` (`generator`: that of `manual_seed`)."""
     rng = default_generator() if generator is None else generator
     return _random("rand", rng.random, one_tuple(size), dtype, device, requires_grad)
 
@@ -130,7 +133,7 @@ def randn(
     device: str | None = None,
     requires_grad: bool = False,
 ) -> Tensor:
-    """Draw standard normal numbers from `generator` (default: the one of `manual_seed`)."""
+    """Draw standard normal numbers of shape `size` (`generator`: that of `manual_seed`)."""
     rng = default_generator() if generator is None else generator
     return _random("randn", rng.standard_normal, one_tuple(size), dtype, device, requires_grad)
 

@@ -284,61 +284,67 @@ class Cast(Function):
 
 
 def exp(x: V) -> V:
-    """Compute e ** x, element by element."""
+    """Compute e ** x for x of any shape, element by element."""
     return Exp.apply(x)
 
 
 def log(x: V) -> V:
-    """Compute the natural logarithm, element by element."""
+    """Compute the natural logarithm of x of any shape, element by element."""
     return Log.apply(x)
 
 
 def sin(x: V) -> V:
-    """Compute the sine of x in radians, element by element."""
+    """Compute the sine of x in radians, of any shape, element by element."""
     return Sin.apply(x)
 
 
 def cos(x: V) -> V:
-    """Compute the cosine of x in radians, element by element."""
+    """Compute the cosine of x in radians, of any shape, element by element."""
     return Cos.apply(x)
 
 
 def sign(x: V) -> V:
     """Compute -1 where x < 0, 1 where x > 0, else 0 (as PyTorch: also for NaN), with slope 0.
 
-    A binary network needs two values and a gradient: `tinybnn.quantizers.ste_sign` returns +1 at 0
+    x has any shape. A binary network needs two values and a gradient: `tinybnn.quantizers.ste_sign` returns +1 at 0
     and passes the gradient straight through.
     """
     return Sign.apply(x)
 
 
 def sqrt(x: V) -> V:
-    """Compute the square root, element by element."""
+    """Compute the square root of x of any shape, element by element."""
     return Sqrt.apply(x)
 
 
 def pow(x: V, exponent: TensorLike) -> V:
-    """Compute x ** exponent, element by element."""
+    """Compute x ** exponent element by element; the shapes are broadcast."""
     return Pow.apply(x, exponent)
 
 
 def abs(x: V) -> V:
-    """Compute the absolute value, element by element; the slope is 0 at 0."""
+    """Compute the absolute value of x of any shape; the slope is 0 at 0."""
     return Abs.apply(x)
 
 
 def maximum(a: V | ArrayLike, b: V | ArrayLike) -> V:
-    """Compute the larger of a and b, element by element; equal ones share the gradient evenly."""
+    """Compute the larger of a and b, element by element; the shapes are broadcast.
+
+    Equal elements share the gradient evenly.
+    """
     return Maximum.apply(a, b)
 
 
 def minimum(a: V | ArrayLike, b: V | ArrayLike) -> V:
-    """Compute the smaller of a and b, element by element; equal ones share the gradient evenly."""
+    """Compute the smaller of a and b, element by element; the shapes are broadcast.
+
+    Equal elements share the gradient evenly.
+    """
     return Minimum.apply(a, b)
 
 
 def clamp(x: V, min: float | None = None, max: float | None = None) -> V:
-    """Limit x to [min, max]; the slope is 1 inside and at the limits, 0 outside."""
+    """Limit x of any shape to [min, max]; the slope is 1 inside and at the limits, 0 outside."""
     if min is None and max is None:
         raise ValueError("clamp: give min, max or both")
     min, max = (v.item() if isinstance(v, np.generic) else v for v in (min, max))
@@ -348,7 +354,7 @@ def clamp(x: V, min: float | None = None, max: float | None = None) -> V:
 def where(condition: Array | Comparison | Tensor, a: V | ArrayLike, b: V | ArrayLike) -> V:
     """Select elements of `a` where the bool array `condition` is True, of `b` elsewhere.
 
-    All three are broadcast against each other.
+    The shapes of all three are broadcast against each other.
     """
     if isinstance(condition, Comparison):
         condition = condition.recorded()
@@ -497,7 +503,10 @@ def var(x: V, dim: Dims = None, *, correction: float = 1, keepdim: bool = False)
 
 
 def std(x: V, dim: Dims = None, *, correction: float = 1, keepdim: bool = False) -> V:
-    """Compute the standard deviation, the root of `var`; the slope is 0 where it is 0."""
+    """Compute the standard deviation over the axes `dim`, the root of `var`.
+
+    The slope is 0 where it is 0.
+    """
     return _root(var(x, dim, correction=correction, keepdim=keepdim))
 
 
@@ -791,7 +800,10 @@ COMPARISONS: dict[str, np.ufunc] = {
 
 
 def compare(operator: str, x: TensorLike, other: TensorLike) -> Any:
-    """Compare element by element: an array of bools, or inside `trace` a `Comparison`."""
+    """Compare element by element: an array of bools of the broadcast shape.
+
+    Inside `trace` the result is a `Comparison`.
+    """
     array = COMPARISONS[operator](as_array(x), as_array(other))
     return array if state.tape is None else Comparison(array, operator, (x, other))
 

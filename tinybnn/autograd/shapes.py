@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def clone(x: V) -> V:
-    """Copy x; the gradient passes through."""
+    """Copy x of any shape; the gradient passes through."""
     # Padding with 1.0 keeps "all elements are signs" true for the compiler.
     return Pad.apply(x, widths=((0, 0),) * np.ndim(as_array(x)), value=1.0)
 

@@ -89,7 +89,10 @@ def argmin(x: TensorLike, dim: int | None = None, keepdim: bool = False) -> NDAr
 
 
 def max(x: V, dim: TensorLike | None = None, keepdim: bool = False) -> Any:
-    """Compute the maximum of all elements; with `dim` an `Ordered`; with a second Tensor `maximum`.
+    """Compute the maximum of all elements; along an axis `dim`; or of x and a second Tensor.
+
+    The result has the shape (); with `dim` it is an `Ordered` with the axis removed unless
+    `keepdim`; with a second Tensor it is that of `maximum`.
 
     Equal maxima of all elements share the gradient; with `dim` the first one gets it.
     """
@@ -97,7 +100,10 @@ def max(x: V, dim: TensorLike | None = None, keepdim: bool = False) -> Any:
 
 
 def min(x: V, dim: TensorLike | None = None, keepdim: bool = False) -> Any:
-    """Compute the minimum of all elements; with `dim` an `Ordered`; with a second Tensor `minimum`.
+    """Compute the minimum of all elements; along an axis `dim`; or of x and a second Tensor.
+
+    The result has the shape (); with `dim` it is an `Ordered` with the axis removed unless
+    `keepdim`; with a second Tensor it is that of `minimum`.
 
     Equal minima of all elements share the gradient; with `dim` the first one gets it.
     """

@@ -70,29 +70,29 @@ def _rng(generator):
 
 
 def uniform_(tensor: T, a: float = 0.0, b: float = 1.0, generator: Generator | None = None) -> T:
-    """Fill with uniform numbers in [a, b)."""
+    """Fill a Tensor of any shape with uniform numbers in [a, b)."""
     return _fill("uniform_", tensor, _rng(generator).uniform(a, b, np.shape(tensor)))
 
 
 def normal_(
     tensor: T, mean: float = 0.0, std: float = 1.0, generator: Generator | None = None
 ) -> T:
-    """Fill with normally distributed numbers."""
+    """Fill a Tensor of any shape with normally distributed numbers."""
     return _fill("normal_", tensor, _rng(generator).normal(mean, std, np.shape(tensor)))
 
 
 def constant_(tensor: T, val: float) -> T:
-    """Fill with `val`."""
+    """Fill a Tensor of any shape with `val`."""
     return _fill("constant_", tensor, val)
 
 
 def ones_(tensor: T) -> T:
-    """Fill with 1."""
+    """Fill a Tensor of any shape with 1."""
     return _fill("ones_", tensor, 1.0)
 
 
 def zeros_(tensor: T) -> T:
-    """Fill with 0."""
+    """Fill a Tensor of any shape with 0."""
     return _fill("zeros_", tensor, 0.0)
 
 
@@ -108,13 +108,16 @@ def _fans(name, tensor):
 
 
 def xavier_uniform_(tensor: T, gain: float = 1.0, generator: Generator | None = None) -> T:
-    """Fill uniformly in ± gain sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010, eq. 16)."""
+    """Fill (out, in, ...) uniformly in ± gain sqrt(6 / (fan_in + fan_out)).
+
+    Glorot and Bengio 2010, eq. 16.
+    """
     bound = gain * math.sqrt(6.0 / sum(_fans("xavier_uniform_", tensor)))
     return uniform_(tensor, -bound, bound, generator)
 
 
 def xavier_normal_(tensor: T, gain: float = 1.0, generator: Generator | None = None) -> T:
-    """Fill normally, std gain sqrt(2 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
+    """Fill (out, in, ...) normally with std gain sqrt(2 / (fan_in + fan_out)) (Glorot and Bengio)."""
     return normal_(
         tensor, 0.0, gain * math.sqrt(2.0 / sum(_fans("xavier_normal_", tensor))), generator
     )
@@ -157,7 +160,7 @@ def kaiming_normal_(
     nonlinearity: str = "leaky_relu",
     generator: Generator | None = None,
 ) -> T:
-    """Fill normally, std gain / sqrt(fan); see `kaiming_uniform_`."""
+    """Fill (out, in, ...) normally with std gain / sqrt(fan); see `kaiming_uniform_`."""
     std = _kaiming_deviation("kaiming_normal_", tensor, a, mode, nonlinearity)
     return normal_(tensor, 0.0, std, generator)
 

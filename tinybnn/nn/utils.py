@@ -63,7 +63,7 @@ def clip_grad_norm_(
 
 
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
-    """Limit each element of the gradients to ± `clip_value`, in place."""
+    """Limit each element of the gradients, of any shapes, to ± `clip_value`, in place."""
     for g in _gradients(parameters):
         np.clip(g, -float(clip_value), float(clip_value), out=g)
 

@@ -97,7 +97,7 @@ def gradgradcheck(
     The gradients are computed twice: recorded (``create_graph=True``), to be differentiated, and as
     plain arrays, to take central differences of. Both must have the same values.
 
-    Parameters and errors are those of `gradcheck`.
+    Parameters (with their shapes) and errors are those of `gradcheck`.
     """
     arrays = _float64(inputs)
     rng = np.random.default_rng(0) if rng is None else rng
