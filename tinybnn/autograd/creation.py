@@ -57,7 +57,7 @@ def tensor(
 ) -> Any:
     """Copy data of any shape to a Tensor, integers and bools to an array.
 
-    It is also called ``tinybnn.tensor(data)``.
+    Users call it as ``tinybnn.tensor(data)``.
     """
     copy = np.array(as_array(as_tensor(as_array(data))))
     return _made(copy, dtype, requires_grad, device)

@@ -306,8 +306,8 @@ def cos(x: V) -> V:
 def sign(x: V) -> V:
     """Compute -1 where x < 0, 1 where x > 0, else 0 (as PyTorch: also for NaN), with slope 0.
 
-    x has any shape. A binary network needs two values and a gradient: `tinybnn.quantizers.ste_sign` returns +1 at 0
-    and passes the gradient straight through.
+    x has any shape. A binary network needs two values and a gradient, and uses
+    `tinybnn.quantizers.ste_sign`, which returns +1 at 0 and passes the gradient straight through.
     """
     return Sign.apply(x)
 

@@ -117,7 +117,10 @@ def xavier_uniform_(tensor: T, gain: float = 1.0, generator: Generator | None = 
 
 
 def xavier_normal_(tensor: T, gain: float = 1.0, generator: Generator | None = None) -> T:
-    """Fill (out, in, ...) normally with std gain sqrt(2 / (fan_in + fan_out)) (Glorot and Bengio)."""
+    """Fill (out, in, ...) normally with std gain sqrt(2 / (fan_in + fan_out)).
+
+    Glorot and Bengio 2010.
+    """
     return normal_(
         tensor, 0.0, gain * math.sqrt(2.0 / sum(_fans("xavier_normal_", tensor))), generator
     )
