@@ -40,7 +40,7 @@ class _State(threading.local):
     scope: tuple[Any, ...] = ()  # the modules whose forward is running, outermost first
 
 
-state = _State()
+state: _State = _State()
 
 
 @contextlib.contextmanager

@@ -538,6 +538,8 @@ class DualBinaryConv2d(_Branches):
         Each is an RSign, which holds α_i, and a BinaryConv2d, which holds W_i and β_i (its scale).
     """
 
+    branches: ModuleList
+
     def __init__(
         self,
         in_channels: int,
@@ -593,6 +595,8 @@ class DualAdaBinConv2d(_Branches):
     ----------
     branches : ModuleList of AdaBinConv2d
     """
+
+    branches: ModuleList
 
     def __init__(
         self,

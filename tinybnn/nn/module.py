@@ -100,7 +100,8 @@ class LatentParameter(Parameter):
 class StateError(KeyError, RuntimeError):
     """A state of another model: a RuntimeError as in PyTorch, and a KeyError."""
 
-    __str__ = Exception.__str__  # KeyError's would put the text in quotes
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # KeyError's would put the text in quotes
 
 
 class IncompatibleKeys(NamedTuple):
