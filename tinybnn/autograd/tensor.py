@@ -337,16 +337,16 @@ class Tensor(Variable):
     __rmul__: Final = __mul__
 
     # In-place operators: a new Tensor if a graph or a tape records them, else the array changes.
-    def __iadd__(self, other: TensorLike) -> Tensor:
+    def __iadd__(self, other: TensorLike) -> Self:
         return self._in_place("+=", Add, np.add, other)
 
-    def __isub__(self, other: TensorLike) -> Tensor:
+    def __isub__(self, other: TensorLike) -> Self:
         return self._in_place("-=", Sub, np.subtract, other)
 
-    def __imul__(self, other: TensorLike) -> Tensor:
+    def __imul__(self, other: TensorLike) -> Self:
         return self._in_place("*=", Mul, np.multiply, other)
 
-    def __itruediv__(self, other: TensorLike) -> Tensor:
+    def __itruediv__(self, other: TensorLike) -> Self:
         return self._in_place("/=", Div, np.divide, other)
 
     def __setitem__(self, index: Any, value: TensorLike) -> None:
