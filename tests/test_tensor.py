@@ -479,7 +479,7 @@ def test_pad_keeps_the_order_in_memory(pad):
         (lambda x: x.permute(0, 0), r"dim \(0, 0\) names an axis twice"),
         (lambda x: x.permute(0), r"permute: \(0,\) does not name each of the 2 axes once"),
         (lambda x: x.transpose(0, 2), "dim 2 is out of range"),
-        (lambda x: x.flatten(1, 0), "flatten: start_dim 1 lies behind end_dim 0"),
+        (lambda x: x.flatten(1, 0), "flatten: start_dim 1 is after end_dim 0"),
         (lambda x: x.broadcast_to(3, 3), "BroadcastTo: .*do not fit"),
         (lambda x: T.pad(x, (1,)), "pad: expects pairs"),
         (lambda x: T.pad(x, (-1, 0)), "pad: expects pairs"),
