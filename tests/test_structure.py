@@ -40,9 +40,12 @@ def module(path):
 
 
 def imports(path):
-    """Dotted names of the tinybnn modules that a file imports, lazily or not."""
+    """Dotted names of the tinybnn modules that a file imports, lazily or not.
+
+    What is imported under ``if TYPE_CHECKING:`` is for hints: it does not exist at run time.
+    """
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in statements_that_run(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -52,6 +55,14 @@ def imports(path):
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found.update(names & MODULES)
     return {name for name in found if name.split(".")[0] == "tinybnn"}
+
+
+def statements_that_run(node):
+    """`ast.walk` without the bodies of ``if TYPE_CHECKING:``."""
+    yield node
+    is_for_hints = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    for child in node.orelse if is_for_hints else ast.iter_child_nodes(node):
+        yield from statements_that_run(child)
 
 
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if room(p) not in ("__init__", "data", "tutorials"))
