@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinybnn import autograd as T
 from tinybnn import functional as F
 from tinybnn.quantizers import Quantize
+
+if TYPE_CHECKING:
+    from tinybnn.autograd import Call
+    from tinybnn.quantizers import Quantizer
 
 FIXED_ORDER = "its float sums run in no fixed order; pass fixed_order=not self.training"
 OWN_WEIGHT = "its weight depends on the input; compute weights from parameters only"
@@ -19,7 +24,7 @@ ROW_FOR_EACH_SAMPLE = (
 OWN_SAMPLES = "it mixes the samples of a batch; keep the first axis as it is"
 
 
-def instead_of(call, results):
+def instead_of(call: Call, results: int) -> str:
     """Why a call has no packed form, and what to write instead.
 
     Parameters
@@ -44,7 +49,7 @@ def instead_of(call, results):
     return "no step of a packed model computes it"
 
 
-def not_signs(quantizer, x=None, result=None):
+def not_signs(quantizer: Quantizer, x: float | None = None, result: float | None = None) -> str:
     """What to say of a quantizer of activations that does not give signs (of x, say)."""
     own = getattr(quantizer, "own", None)
     name = type(quantizer).__name__ if own is None else own.__name__
@@ -60,7 +65,7 @@ def not_signs(quantizer, x=None, result=None):
     )
 
 
-def double_precision(call):
+def double_precision(call: Call) -> str:
     """What to say of a call that does not compute in float32."""
     if type(call.function) is Quantize:
         return (

@@ -6,12 +6,18 @@ import copy
 import itertools
 import random
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinybnn.autograd import default_generator
 from tinybnn.deploy.compiler import examine, sample_shape
 from tinybnn.deploy.operations import OPERATIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tinybnn.nn import Module
 
 
 @dataclass(frozen=True)
@@ -34,14 +40,14 @@ class Report:
     problems: list
 
     @property
-    def ok(self):
+    def ok(self) -> bool:
         """Whether `deploy.compile` takes the model."""
         return not self.problems
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return self.ok
 
-    def __str__(self):
+    def __str__(self) -> str:
         count = len(self.problems)
         found = "it compiles" if self.ok else f"{count} problem{'s' * (count > 1)}"
         width = max((len(layer) for layer, _ in self.layers), default=0)
@@ -50,7 +56,7 @@ class Report:
         return "\n".join([f"samples of shape {self.input_shape}: {found}", *rows, *listed])
 
 
-def check(model, input_shape):
+def check(model: Module, input_shape: Sequence[int]) -> Report:
     """Say what of a model `deploy.compile` takes, and what not and why: all problems at once.
 
     It looks at what the layers compute, not at how well, so it can be asked before training. It

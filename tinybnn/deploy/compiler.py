@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -63,8 +64,14 @@ from tinybnn.kernels.signs import bits
 from tinybnn.nn.module import warn_of_unregistered
 from tinybnn.quantizers import Quantize
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def compile(model, input_shape):
+    from tinybnn.nn import Module
+    from tinybnn.typing import Shape
+
+
+def compile(model: Module, input_shape: Sequence[int]) -> PackedModel:
     """Turn a trained model into its packed form.
 
     Parameters
@@ -121,7 +128,7 @@ class Examination:
     packed: PackedModel | None = None
 
 
-def examine(model, input_shape):
+def examine(model: Module, input_shape: Sequence[int]) -> Examination:
     """Compile a model as far as it goes, whatever is refused on the way.
 
     Raises
@@ -160,7 +167,7 @@ def examine(model, input_shape):
     return found
 
 
-def sample_shape(input_shape):
+def sample_shape(input_shape: Sequence[int]) -> Shape:
     """The shape of a sample as a tuple, or a CompileError that says what was expected."""
     try:
         shape = tuple(int(n) for n in input_shape)

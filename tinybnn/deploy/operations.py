@@ -12,7 +12,7 @@ too.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -44,6 +44,16 @@ from tinybnn.deploy.values import (
 from tinybnn.kernels.signs import bits, pooling, xnor
 from tinybnn.kernels.signs.thresholds import threshold as compare_sums
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from numpy.typing import ArrayLike
+
+    from tinybnn.deploy.packed import Step
+    from tinybnn.typing import Array, Shape, Words
+
+    Emit = Callable[..., int]
+
 OPERATIONS = {}  # by name
 OF_FUNCTION = {}  # by the Function of a trace
 
@@ -74,7 +84,7 @@ class TracedCall(NamedTuple):
     results: int
 
     @property
-    def shape(self):
+    def shape(self) -> Shape:
         """Of one sample of the output."""
         return self.output.shape[1:]
 
@@ -109,7 +119,7 @@ class Operation:
     is_elementwise = takes_one_for_all = False
     program = None
 
-    def __init_subclass__(cls):
+    def __init_subclass__(cls) -> None:
         if "name" not in vars(cls):
             return
         for other in (OPERATIONS.get(cls.name), *map(OF_FUNCTION.get, cls.functions)):
@@ -123,7 +133,7 @@ class Operation:
         OF_FUNCTION.update(dict.fromkeys(cls.functions, cls))
 
     @classmethod
-    def run(cls, *values, **constants):
+    def run(cls, *values: Any, **constants: Any) -> Array:
         """The result for arrays; `constants` are arrays and settings by name.
 
         By default that of its Function, whose options are the settings.
@@ -132,17 +142,17 @@ class Operation:
         return cls.functions[0].apply(*cls.in_order(values, constants), **settings)
 
     @classmethod
-    def in_order(cls, values, arrays):
+    def in_order(cls, values: Any, arrays: dict[str, Array]) -> list[Any]:
         """The inputs of its Function, of the values that come in and of its arrays."""
         return [*values, *arrays.values()]
 
     @staticmethod
-    def shape(x, **constants):
+    def shape(x: Value, **constants: Any) -> Value:
         """The `Value` of the result for those of the inputs; a ValueError where one is wrong."""
         return x
 
     @classmethod
-    def of_call(cls, call):
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Arrays and settings for a `TracedCall`; None if it has another form than this operation.
 
         Raises
@@ -153,7 +163,7 @@ class Operation:
         return {}, {name: call.options[name] for name in cls.settings}
 
     @classmethod
-    def bits(cls, arrays):
+    def bits(cls, arrays: dict[str, Array]) -> dict[str, int]:
         """Of arrays that hold only signs: the name, and the number of signs in a row."""
         return {}
 
@@ -162,7 +172,9 @@ def _path(cls):
     return cls.__module__, cls.__qualname__
 
 
-def same(emit, constant, operands, step):
+def same(
+    emit: Emit, constant: Callable[[ArrayLike], int], operands: Sequence[int], step: Step
+) -> int:
     """The form of an operation that changes how numbers are stored, not what they are."""
     return operands[0]
 
@@ -177,11 +189,11 @@ class Pack(Operation):
     program = same
 
     @staticmethod
-    def run(x):
+    def run(x: Array) -> Array:
         return bits.pack(nhwc(x))
 
     @staticmethod
-    def shape(x):
+    def shape(x: Value) -> Value:
         return Value(BITS, x.shape, x.single)
 
 
@@ -191,11 +203,11 @@ class Unpack(Operation):
     name, inputs, settings = "unpack", (BITS,), ("count",)
 
     @staticmethod
-    def run(words, *, count):
+    def run(words: Words, *, count: int) -> Array:
         return nchw(bits.unpack(words, count))
 
     @staticmethod
-    def shape(x, *, count):
+    def shape(x: Value, *, count: int) -> Value:
         expect_count("count", count, x.shape[0])
         return Value(FLOAT, x.shape, x.single)
 
@@ -206,13 +218,13 @@ class UnpackFlattened(Operation):
     name, inputs, settings = "unpack_flattened", (FLAT,), ("image",)
 
     @staticmethod
-    def run(words, *, image):
+    def run(words: Words, *, image: Shape) -> Array:
         channels, height, width = image
         pixels = words.reshape(len(words), height, width, -1)
         return Unpack.run(pixels, count=channels).reshape(len(words), channels * height * width)
 
     @staticmethod
-    def shape(x, *, image):
+    def shape(x: Value, *, image: Shape) -> Value:
         if expect_sizes("image", image) != x.shape:
             raise ValueError(f"image is {image}, the input was {x.shape}")
         return Value(FLOAT, (math.prod(x.shape),), x.single)
@@ -224,15 +236,15 @@ class FlattenBits(Operation):
     name, inputs = "flatten_bits", (BITS,)
 
     @staticmethod
-    def run(words):
+    def run(words: Words) -> Array:
         return words.reshape(len(words), int(np.prod(words.shape[1:])))
 
     @staticmethod
-    def shape(x):
+    def shape(x: Value) -> Value:
         return Value(FLAT, expect_image(x), x.single)
 
 
-def in_rows(weight, mask=None):
+def in_rows(weight: Array, mask: Array | None = None) -> list[Array | None]:
     """Planes with the bits of each filter in one row."""
     return [None if plane is None else plane.reshape(len(plane), -1) for plane in (weight, mask)]
 
@@ -244,12 +256,12 @@ class XnorLinear(Operation):
     arrays, settings = ("weight",), ("count",)
 
     @staticmethod
-    def run(words, *, count, **planes):
+    def run(words: Words, *, count: int, **planes: Array) -> Array:
         weight, mask = in_rows(**planes)
         return xnor.xnor_matmul(words, weight, count, mask)
 
     @staticmethod
-    def shape(x, *, count, **planes):
+    def shape(x: Value, *, count: int, **planes: Array) -> Value:
         if x.kind == BITS and len(x.shape) != 1:
             raise ValueError(f"takes features (F,), got {x.shape}")
         channels, *pixels = x.shape
@@ -271,7 +283,7 @@ class TernaryLinear(XnorLinear):
 CONVOLUTION = ("stride", "padding", "dilation", "groups")
 
 
-def group_channels(channels, weight, groups):
+def group_channels(channels: int, weight: Array, groups: int) -> int:
     """The channels that a filter sees."""
     groups = expect_int("groups", groups, 1, channels)
     if weight.ndim != 4 or channels % groups or weight.shape[0] % groups:
@@ -288,7 +300,17 @@ class XnorConv2d(Operation):
     run = staticmethod(xnor.xnor_conv2d)
 
     @staticmethod
-    def shape(x, *, channels, groups, padding_mode, stride, padding, dilation, **planes):
+    def shape(
+        x: Value,
+        *,
+        channels: int,
+        groups: int,
+        padding_mode: str,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        **planes: Array,
+    ) -> Value:
         image, weight = expect_image(x), planes["weight"]
         expect_count("channels", channels, image[0])
         if padding_mode not in ("zeros", "ones"):
@@ -312,12 +334,12 @@ class Ones(Operation):
     name, inputs, settings = "ones", (BITS,), ("shape",)
 
     @staticmethod
-    def run(words, *, shape):
+    def run(words: Words, *, shape: Shape) -> Array:
         channels, *pixels = shape
         return bits.pack(np.ones((1, *pixels, channels), np.float32))
 
     @staticmethod
-    def shape(source, *, shape):
+    def shape(source: Value, *, shape: Shape) -> Value:
         if expect_sizes("shape", shape) != source.shape:
             raise ValueError(f"shape is {shape}, the signs have {source.shape}")
         return Value(BITS, source.shape, True)
@@ -329,11 +351,11 @@ class Threshold(Operation):
     name, inputs, arrays = "threshold", (SUMS,), ("thresholds", "flip")
 
     @staticmethod
-    def run(accumulator, *, thresholds, flip):
+    def run(accumulator: Array, *, thresholds: Array, flip: Array) -> Array:
         return compare_sums(accumulator, thresholds.astype(np.int32), flip)
 
     @staticmethod
-    def shape(x, *, thresholds, flip):
+    def shape(x: Value, *, thresholds: Array, flip: Array) -> Value:
         expect_array("thresholds", thresholds, "i", x.shape[:1])
         if thresholds.dtype.itemsize > 4:
             raise ValueError(f"thresholds must have at most 32 bits, got {thresholds.dtype}")
@@ -353,7 +375,7 @@ class MaxPoolBits(Operation):
     run = staticmethod(pooling.max_pool2d)
 
     @staticmethod
-    def shape(x, *, minimum, channels, **windows):
+    def shape(x: Value, *, minimum: Array, channels: int, **windows: Any) -> Value:
         image = expect_image(x)
         expect_count("channels", channels, image[0])
         expect_array("minimum", minimum, "b", image[:1])
@@ -367,11 +389,11 @@ class ToFloat(Operation):
     program = same
 
     @staticmethod
-    def run(accumulator):
+    def run(accumulator: Array) -> Array:
         return nchw(accumulator).astype(np.float32, order="K")
 
     @staticmethod
-    def shape(x):
+    def shape(x: Value) -> Value:
         return Value(FLOAT, x.shape, x.single)
 
 
@@ -384,18 +406,18 @@ class Linear(Operation):
     name, arrays, functions = "linear", ("weight",), (F.Linear, F.SignLinear)
 
     @staticmethod
-    def run(x, *, weight, **geometry):
+    def run(x: Array, *, weight: Array, **geometry: Any) -> Array:
         return F.linear(x, weight, fixed_order=True)
 
     @staticmethod
-    def shape(x, *, weight):
+    def shape(x: Value, *, weight: Array) -> Value:
         if len(x.shape) != 1:
             raise ValueError(f"takes features (F,), got {x.shape}")
         expect_array("weight", weight, "f", (*weight.shape[:1], *x.shape))
         return Value(FLOAT, weight.shape[:1], x.single)
 
     @classmethod
-    def of_call(cls, call):
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
         weight = call.constant(1)
         if weight is None or call.results != 1:
             raise NoPackedFormError(OWN_WEIGHT)
@@ -405,7 +427,7 @@ class Linear(Operation):
         return {"weight": weight}, dict(call.options["geometry"].options) if cls.settings else {}
 
     @classmethod
-    def bits(cls, arrays):
+    def bits(cls, arrays: dict[str, Array]) -> dict[str, int]:
         weight = arrays["weight"]
         return {"weight": math.prod(weight.shape[1:])} if np.all(np.abs(weight) == 1) else {}
 
@@ -416,11 +438,11 @@ class Conv2d(Linear):
     name, settings, functions = "conv2d", CONVOLUTION, (F.Conv2d, F.SignConv2d)
 
     @staticmethod
-    def run(x, *, weight, **geometry):
+    def run(x: Array, *, weight: Array, **geometry: Any) -> Array:
         return F.conv2d(x, weight, None, fixed_order=True, **geometry)
 
     @staticmethod
-    def shape(x, *, weight, groups, **windows):
+    def shape(x: Value, *, weight: Array, groups: int, **windows: Any) -> Value:
         image = expect_image(x)
         per_group = group_channels(image[0], weight, groups)
         expect_array("weight", weight, "f", (weight.shape[0], per_group, *weight.shape[2:]))
@@ -436,14 +458,32 @@ class ConvTranspose2d(Operation):
     functions = (F.ConvInput,)
 
     @staticmethod
-    def run(x, *, weight, stride, padding, dilation, groups, image):
+    def run(
+        x: Array,
+        *,
+        weight: Array,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        image: Shape,
+    ) -> Array:
         geometry = F.Geometry(
             (len(x), *image), weight.shape, stride, padding, dilation, groups, x.shape[2:]
         )  # fmt: skip
         return F.ConvInput.apply(x, weight, geometry=geometry, fixed_order=True)
 
     @staticmethod
-    def shape(x, *, weight, stride, padding, dilation, groups, image):
+    def shape(
+        x: Value,
+        *,
+        weight: Array,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        image: Shape,
+    ) -> Value:
         channels, *size = expect_image(x)
         image = expect_sizes("image", image)
         groups = expect_int("groups", groups, 1, channels)
@@ -463,7 +503,7 @@ class ConvTranspose2d(Operation):
         return Value(FLOAT, image, x.single)
 
     @classmethod
-    def of_call(cls, call):
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
         weight, geometry = call.constant(1), call.options["geometry"]
         if weight is None:
             return None
@@ -499,7 +539,9 @@ class Relu(_Unary):
     name, functions = "relu", (F.Relu,)
 
     @staticmethod
-    def program(emit, constant, operands, step):
+    def program(
+        emit: Emit, constant: Callable[[ArrayLike], int], operands: Sequence[int], step: Step
+    ) -> int:
         return emit("max", constant(0.0), *operands)  # 0.0, not -0.0
 
 
@@ -561,7 +603,9 @@ class LeakyRelu(_Unary):
     takes_one_for_all = False
 
     @staticmethod
-    def program(emit, constant, operands, step):
+    def program(
+        emit: Emit, constant: Callable[[ArrayLike], int], operands: Sequence[int], step: Step
+    ) -> int:
         return emit("prelu", *operands, constant(step.settings["slope"]))
 
 
@@ -570,7 +614,7 @@ class Softplus(_Unary):
     takes_one_for_all = False
 
     @staticmethod
-    def shape(x, *, beta):
+    def shape(x: Value, *, beta: float) -> Value:
         expect_number("beta", beta, finite=True)
         if beta <= 0:
             raise ValueError(f"beta must be positive, got {beta!r}")
@@ -585,11 +629,11 @@ class PRelu(Operation):
     program = _emit("prelu")
 
     @staticmethod
-    def shape(x, *, weight):
+    def shape(x: Value, *, weight: Array) -> Value:
         return broadcast(x, weight)
 
     @classmethod
-    def of_call(cls, call):
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
         return ({"weight": call.constant(1)}, {}) if call.results == 1 else None
 
 
@@ -601,18 +645,18 @@ class BatchNorm(Operation):
     is_elementwise = True
 
     @staticmethod
-    def run(x, *, weight, bias, mean, var, eps):
+    def run(x: Array, *, weight: Array, bias: Array, mean: Array, var: Array, eps: float) -> Array:
         return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
 
     @staticmethod
-    def shape(x, *, eps, **arrays):
+    def shape(x: Value, *, eps: float, **arrays: Array) -> Value:
         expect_number("eps", eps, finite=True)
         for name in BatchNorm.arrays:
             expect_array(name, arrays[name], "f", x.shape[:1])
         return x
 
     @classmethod
-    def of_call(cls, call):
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
         options = call.options
         if options["mean"] is None:
             return None
@@ -621,7 +665,9 @@ class BatchNorm(Operation):
         return arrays, {"eps": options["eps"]}
 
     @staticmethod
-    def program(emit, constant, operands, step):  # as functional.BatchNorm computes it
+    def program(
+        emit: Emit, constant: Callable[[ArrayLike], int], operands: Sequence[int], step: Step
+    ) -> int:  # as functional.BatchNorm computes it
         (x,), arrays = operands, step.arrays
         scale = 1.0 / np.sqrt(arrays["var"] + step.settings["eps"])
         for name, array in (
@@ -635,7 +681,7 @@ class BatchNorm(Operation):
 # --------------------------------------------------------------------------------- several operands
 
 
-def filled(constants, values):
+def filled(constants: Sequence[Any], values: Iterable[Any]) -> list[Any]:
     """Operands in order: constants where there are some, else the values of earlier steps."""
     values = iter(values)
     return [next(values) if constant is None else constant for constant in constants]
@@ -712,7 +758,7 @@ class Compare(_Operands):
     name, settings, functions = "compare", ("operator",), (T.Compare,)
 
     @classmethod
-    def shape(cls, *values, operator, **constants):
+    def shape(cls, *values: Any, operator: str, **constants: Any) -> Value:
         if operator not in T.COMPARISONS:
             known = ", ".join(T.COMPARISONS)
             raise ValueError(f"operator must be one of {known}, got {operator!r}")
@@ -730,7 +776,7 @@ class Cat(Operation):
     run = staticmethod(lambda *values, dim: np.concatenate(values, dim))  # no ends for a gradient
 
     @staticmethod
-    def shape(*values, dim):
+    def shape(*values: Value, dim: int) -> Value:
         first = values[0]
         dim = expect_int("dim", dim, 1, len(first.shape)) - 1
         rests = [(*v.shape[:dim], *v.shape[dim + 1 :]) for v in values]
@@ -742,7 +788,7 @@ class Cat(Operation):
         return Value(FLOAT, (*first.shape[:dim], joined, *first.shape[dim + 1 :]), first.single)
 
     @classmethod
-    def of_call(cls, call):
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
         fits = call.options["dim"] > 0 and call.results == len(call.inputs)
         return super().of_call(call) if fits else None
 
@@ -762,7 +808,7 @@ class _Pool(Operation):
         return {}, pooling_settings(call.options["windows"])
 
 
-def pooling_settings(windows):
+def pooling_settings(windows: Any) -> dict[str, tuple[int, int]]:
     return dict(zip(POOLING, (windows.kernel, windows.stride, windows.padding), strict=True))
 
 
@@ -780,7 +826,7 @@ class SumPixels(Operation):
     name, settings, functions = "sum_pixels", ("dim", "keepdim"), (T.SumPixels,)
 
     @staticmethod
-    def shape(x, *, dim, keepdim):
+    def shape(x: Value, *, dim: Sequence[int], keepdim: bool) -> Value:
         dims = [expect_int("dim", d, 2, len(x.shape)) for d in expect_sizes("dim", dim)]
         if len(set(dims)) != len(dims) or type(keepdim) is not bool:
             raise ValueError(
@@ -798,14 +844,14 @@ class Reshape(Operation):
     run = staticmethod(lambda x, *, shape: x.reshape(len(x), *shape))
 
     @staticmethod
-    def shape(x, *, shape):
+    def shape(x: Value, *, shape: Shape) -> Value:
         shape = expect_sizes("shape", shape)
         if math.prod(shape) != math.prod(x.shape):
             raise ValueError(f"shape is {shape}, the input has {x.shape}")
         return Value(FLOAT, shape, x.single)
 
     @classmethod
-    def of_call(cls, call):
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
         return {}, {"shape": call.shape}
 
 
@@ -813,7 +859,7 @@ class Pad(Operation):
     name, settings, functions = "pad", ("widths", "value"), (T.Pad,)
 
     @staticmethod
-    def shape(x, *, widths, value):
+    def shape(x: Value, *, widths: Sequence[tuple[int, int]], value: float) -> Value:
         expect_number("value", value)
         if not isinstance(widths, list | tuple) or len(widths) != len(x.shape) + 1:
             raise ValueError(f"widths must be a pair for each axis, got {widths!r}")
@@ -824,7 +870,7 @@ class Pad(Operation):
         return Value(FLOAT, tuple(shape), x.single)
 
     @classmethod
-    def of_call(cls, call):
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
         return super().of_call(call) if call.options["widths"][0] == (0, 0) else None
 
 
@@ -834,7 +880,7 @@ class TakeChannels(Operation):
     name, arrays, functions = "take_channels", ("index",), (F.TakeChannels,)
 
     @staticmethod
-    def shape(x, *, index):
+    def shape(x: Value, *, index: Array) -> Value:
         channels, *size = expect_image(x)
         if index.ndim != 1 or index.dtype.kind not in "iu" or not index.size:
             raise ValueError(
@@ -845,10 +891,10 @@ class TakeChannels(Operation):
         return Value(FLOAT, (index.size, *size), x.single)
 
     @classmethod
-    def of_call(cls, call):
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
         return cls.taking(call.options["index"]), {}
 
     @staticmethod
-    def taking(index):
+    def taking(index: Array) -> dict[str, Array]:
         """The arrays that take these channels."""
         return {"index": index.astype(smallest_int(int(index.max())))}

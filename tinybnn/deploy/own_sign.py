@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinybnn.autograd import Tensor, as_array
 from tinybnn.autograd.extension import OwnFunction, in_places
 from tinybnn.quantizers import Quantize, Quantizer
+
+if TYPE_CHECKING:
+    from tinybnn.autograd import Call
+    from tinybnn.typing import Array
 
 
 class OwnSign(Quantizer):
@@ -22,19 +27,19 @@ class OwnSign(Quantizer):
         Of an `OwnFunction`.
     """
 
-    def __init__(self, call):
+    def __init__(self, call: Call) -> None:
         self.own = call.function.own
         self.arguments, self.needs = call.options["arguments"], call.options["needs"]
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         result = self.own.apply(*in_places([Tensor(x)], self.arguments, self.needs))
         return np.where(np.isnan(x), x.dtype.type(-1), as_array(result))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return self.own.__name__
 
 
-def with_own_sign(call):
+def with_own_sign(call: Call) -> Call:
     """The call of a `Quantize`, if it is of an own function that gives -1 and 1 but for 0.
 
     What it gives for 0 is the compiler's to check, as for every quantizer.

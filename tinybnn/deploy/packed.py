@@ -15,6 +15,7 @@ import functools
 import math
 import warnings
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +29,15 @@ from tinybnn.kernels.machine.layout import described
 from tinybnn.kernels.machine.threads import count as thread_count
 from tinybnn.kernels.machine.threads import num_threads
 from tinybnn.kernels.signs import bits, xnor
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+    from os import PathLike
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from tinybnn.deploy.plan import Task
+    from tinybnn.typing import Array, Shape, Words
 
 # ------------------------------------------------------------------------------------- the program
 
@@ -72,10 +82,10 @@ class Step:
     layout: str = "float"
     shape: tuple = ()
 
-    def run(self, *values):
+    def run(self, *values: Any) -> Array:
         return OPERATIONS[self.operation].run(*values, **self.arrays, **self.settings)
 
-    def as_floats(self, value):
+    def as_floats(self, value: Array) -> Array:
         """The result as the float model would show it: signs for bits, NCHW order."""
         if self.layout == "accumulator":
             return ToFloat.run(value)
@@ -108,7 +118,13 @@ class PackedModel:
     KIND, VERSION = "packed-model", 2
     _DERIVED = ("_values", "tasks", "_block", "output_shape", "_free", "_range_is_known")
 
-    def __init__(self, input_shape, steps, calls, info=None):
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        steps: Sequence[Step],
+        calls: int,
+        info: dict[str, Any] | None = None,
+    ) -> None:
         self.input_shape, self.steps, self.calls = (
             tuple(input_shape),
             list(steps),
@@ -118,15 +134,15 @@ class PackedModel:
         self._free = []  # workspaces that no call uses at the moment
         self._range_is_known = False  # whether an input was in the range of the training data
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle takes along: all but plans and their memory, made anew there."""
         return {name: value for name, value in vars(self).items() if name not in self._DERIVED}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         PackedModel.__init__(self, self.input_shape, self.steps, self.calls, self.info)
 
-    def run(self, x):
+    def run(self, x: Array) -> Iterator[tuple[Step, Array]]:
         """Yield (step, result) for each step, one after the other; results are freed early.
 
         Each step by itself: the reference for what `predict` computes.
@@ -146,7 +162,7 @@ class PackedModel:
         return infer(self.input_shape, self.steps)
 
     @functools.cached_property
-    def tasks(self):
+    def tasks(self) -> list[Task]:
         """The steps as `predict` carries them out: several together, each a call of a kernel."""
         return make_plan(self.input_shape, self.steps, self._values)
 
@@ -154,7 +170,9 @@ class PackedModel:
     def _block(self):
         return block_size(self.tasks)
 
-    def run_plan(self, x, clock=None, packs=()):
+    def run_plan(
+        self, x: Array, clock: list[float] | None = None, packs: Collection[int] = ()
+    ) -> Iterator[tuple[Step, Array]]:
         """Yield (step, result) as `predict` computes them; some steps have no result of their own.
 
         A result is to be read before the next one is asked for: its memory is used again.
@@ -181,7 +199,13 @@ class PackedModel:
                 return workspace
         return Workspace(self.tasks, samples)
 
-    def predict(self, x, batch_size=None, out=None, threads=None):
+    def predict(
+        self,
+        x: Array,
+        batch_size: int | None = None,
+        out: Array | None = None,
+        threads: int | None = None,
+    ) -> NDArray[np.float32]:
         """The model's output.
 
         Buffers are planned once and kept for the next call; each of several calls at the same time
@@ -212,7 +236,13 @@ class PackedModel:
             self._warn_of_pixels(x)
         return self._predict(x, (), batch_size, out, threads)
 
-    def predict_packed(self, words, batch_size=None, out=None, threads=None):
+    def predict_packed(
+        self,
+        words: Words,
+        batch_size: int | None = None,
+        out: Array | None = None,
+        threads: int | None = None,
+    ) -> NDArray[np.float32]:
         """The model's output for an input that is packed already, such as a stored code.
 
         Parameters
@@ -262,11 +292,11 @@ class PackedModel:
         return out
 
     @functools.cached_property
-    def output_shape(self):
+    def output_shape(self) -> Shape:
         """Shape of the output for one sample."""
         return self._values[-1].shape
 
-    def profile(self, x, repetitions=10, threads=None):
+    def profile(self, x: Array, repetitions: int = 10, threads: int | None = None) -> Profile:
         """Where the time of a prediction goes.
 
         Parameters
@@ -313,7 +343,7 @@ class PackedModel:
             )
         return Profile(rows)
 
-    def check_input(self, x):
+    def check_input(self, x: ArrayLike) -> NDArray[np.float32]:
         """x as an array, or a ValueError that says what was expected."""
         x = np.asarray(x)
         if x.dtype != np.float32 or x.shape[1:] != self.input_shape or x.ndim == 0:
@@ -431,7 +461,7 @@ class PackedModel:
             "info": self.info,
         }
 
-    def step_bytes(self):
+    def step_bytes(self) -> list[int]:
         """For each step the bytes of its arrays as stored, without those of a step before."""
         sizes = [0] * len(self.steps)
         for name, array in self._stored()[0].items():
@@ -439,11 +469,11 @@ class PackedModel:
         return sizes
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes of the arrays as stored: packed weights, thresholds, remaining floats."""
         return sum(self.step_bytes())
 
-    def save(self, path):
+    def save(self, path: str | PathLike[str]) -> int:
         """Write the model to a file (atomically); returns the file's size in bytes.
 
         Raises
@@ -460,7 +490,7 @@ class PackedModel:
         return storage.save(path, arrays, kind=self.KIND, version=self.VERSION, metadata=metadata)
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: str | PathLike[str]) -> PackedModel:
         """Read a model that `save` wrote.
 
         Raises
@@ -482,7 +512,7 @@ class PackedModel:
             packed.info = dict(info)
             return packed
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         lines = [f"  {i}: {s.operation} {s.shape} <- {s.name}" for i, s in enumerate(self.steps)]
         return f"PackedModel(input_shape={self.input_shape}, {self.nbytes} bytes\n" + "\n".join(
             [*lines, ")"]

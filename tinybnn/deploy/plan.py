@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +30,12 @@ from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.signs import bits, depthwise, pooling, thresholds, xnor
 from tinybnn.kernels.training import channel_order, float_pooling
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tinybnn.deploy.packed import Step
+    from tinybnn.typing import Shape
+
 
 @dataclass(frozen=True)
 class Buffer:
@@ -38,7 +45,7 @@ class Buffer:
     shape: tuple
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         return np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
 
@@ -74,11 +81,11 @@ class Task:
     memory: Callable = lambda samples: 0
     products: int = 0
 
-    def __reduce_ex__(self, protocol):
+    def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError("Task: a part of a plan is not copied; copy the PackedModel")
 
 
-def make_plan(input_shape, steps, values):
+def make_plan(input_shape: Shape, steps: Sequence[Step], values: Sequence[Value]) -> list[Task]:
     """The tasks that carry out a program, in order.
 
     Parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,6 +11,12 @@ from tinybnn import tables
 from tinybnn.deploy.values import nchw, nhwc
 from tinybnn.kernels.machine import threads
 from tinybnn.kernels.machine.memory import empty
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from tinybnn.deploy.plan import Task
+    from tinybnn.typing import Array
 
 _CACHE = 1 << 20  # bytes of results that a block of samples may have in work at a time
 _LEAST = 8  # samples of a block: with fewer, small images are too little work for a call
@@ -22,7 +29,7 @@ class Profile(list):
     _HEADER = ("layer", "operations", "ms", "share", "Gbit-MAC/s", "peak")
     _ALIGN = "<<>>>>"
 
-    def table(self, width=tables.WIDTH):
+    def table(self, width: int = tables.WIDTH) -> str:
         """The table in lines of at most `width` characters."""
         return tables.text(self._HEADER, [*self._rows()], self._ALIGN, width)
 
@@ -41,7 +48,7 @@ class Profile(list):
         )
         yield "total", "", f"{total * 1e3:.3f}", "", "", ""
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return self.table()
 
     __str__ = __repr__
@@ -67,7 +74,7 @@ class Workspace:
     nbytes : int
     """
 
-    def __init__(self, tasks, samples):
+    def __init__(self, tasks: Sequence[Task], samples: int) -> None:
         self.tasks, self.samples = tasks, samples
         self.places, size = _lay_out(tasks, samples)
         self.own = frozenset(self.places)
@@ -81,10 +88,10 @@ class Workspace:
         self.copies = {}  # number of samples -> copies of the model's input
         self.nbytes = self.arena.nbytes + self.memory.nbytes
 
-    def __reduce_ex__(self, protocol):
+    def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError("Workspace: the memory of a call is not copied; copy the PackedModel")
 
-    def outputs(self, samples):
+    def outputs(self, samples: int) -> list[Any]:
         """For each task the arrays that its results go to, and the same as steps see them."""
         if samples not in self.views:
             if len(self.views) > 3:  # blocks have one size, and the last of a batch another one
@@ -94,7 +101,7 @@ class Workspace:
             self.views[samples] = [self._views_of(task, samples) for task in self.tasks]
         return self.views[samples]
 
-    def callables(self, samples, own):
+    def callables(self, samples: int, own: frozenset[int] | set[int]) -> list[Any]:
         """For each task a callable that an earlier block has left, or None.
 
         Kept are those that read results of ``own`` steps only, whose arrays are the workspace's.
@@ -113,7 +120,7 @@ class Workspace:
             outputs.append(part.view(buffer.dtype).reshape(samples, *buffer.shape))
         return tuple(outputs), tuple([nchw(a) if a.dtype == np.float32 else a for a in outputs])
 
-    def in_order(self, x):
+    def in_order(self, x: Array) -> Array:
         """The model's input as kernels read it, images with channels last; else a copy, kept."""
         if nhwc(x).flags.carray:
             return x
@@ -156,13 +163,19 @@ def _lay_out(tasks, samples):
     return places, size
 
 
-def block_size(tasks):
+def block_size(tasks: Sequence[Task]) -> int:
     """Samples of a block whose results stay in the cache, as far as it goes."""
     _, size = _lay_out(tasks, 16)
     return max(_LEAST, _CACHE * 16 // max(size, 1))
 
 
-def carry_out(tasks, workspace, x, clock=None, packs=()):
+def carry_out(
+    tasks: Sequence[Task],
+    workspace: Workspace,
+    x: Array,
+    clock: list[float] | None = None,
+    packs: Collection[int] = (),
+) -> Iterator[tuple[Task, Sequence[Array]]]:
     """Yield (task, results) one after the other.
 
     Parameters

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from tinybnn.typing import Array
 
 
 class Scan:
@@ -21,7 +30,7 @@ class Scan:
 
     BLOCK = 1 << 17  # numbers of a block
 
-    def __init__(self, count, channels, is_pooled):
+    def __init__(self, count: int, channels: int, is_pooled: bool) -> None:
         self.count, self.channels, self.is_pooled = count, channels, is_pooled
         self.turns = np.zeros(channels, np.int64)  # how often the sign changes
         self.where = np.full(channels, -count, np.int64)  # the integer at which it first does
@@ -29,13 +38,13 @@ class Scan:
         # The smallest and the largest value of each sign.
         self.low, self.high = (np.full((2, channels), v, np.float32) for v in (np.inf, -np.inf))
 
-    def blocks(self):
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
         """All integers in ascending order, as arrays of float32."""
         step = max(1, self.BLOCK // self.channels)
         for start in range(-self.count, self.count + 1, step):
             yield np.arange(start, min(start + step, self.count + 1), dtype=np.float32)
 
-    def add(self, integers, values, signs):
+    def add(self, integers: Array, values: Array, signs: Array) -> None:
         """Take in a block: values before the pool and signs behind it, (n, C)."""
         if integers[0] == -self.count:
             self.first = self.last = signs[0]
@@ -54,28 +63,28 @@ class Scan:
                 self.low[sign] = np.minimum(self.low[sign], low.min(0))
                 self.high[sign] = np.maximum(self.high[sign], high.max(0))
 
-    def is_threshold(self):
+    def is_threshold(self) -> bool:
         """Whether one comparison for each channel gives all signs."""
         # A NaN on its own among the values would win a max-pool and lose the comparison.
         if np.any(self.any_nan & ~self.all_nan) or np.any(self.turns > 1):
             return False
         return not self.is_pooled or bool(np.all(self.rises() | self.falls() | (self.turns == 0)))
 
-    def thresholds(self):
+    def thresholds(self) -> tuple[Array, NDArray[np.bool_]]:
         """(C,) integers t and flips, so that the sign is (sum >= t) != flip."""
         constant = self.turns == 0
         flip = np.where(constant, ~self.first, self.first)
         return self.where.astype(smallest_int(self.count)), flip
 
-    def rises(self):
+    def rises(self) -> NDArray[np.bool_]:
         """(C,) whether larger values have the sign +1."""
         return self.high[0] < self.low[1]
 
-    def falls(self):
+    def falls(self) -> NDArray[np.bool_]:
         """(C,) whether larger values have the sign -1, so that a maximum has the least sign."""
         return (self.high[1] < self.low[0]) & (self.turns > 0)
 
 
-def smallest_int(bound):
+def smallest_int(bound: int) -> type[np.signedinteger[Any]]:
     """The smallest dtype of integers that holds ± `bound` and one more."""
     return next(t for t in (np.int8, np.int16, np.int32) if np.iinfo(t).max > bound)

@@ -7,11 +7,18 @@ that passes can be run, and needs memory of the order of its own images and weig
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tinybnn.deploy.operations import OPERATIONS
 from tinybnn.deploy.values import BITS, FLAT, FLOAT, SUMS, Value, expect_memory, expect_sizes
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def infer(input_shape, steps):
+    from tinybnn.deploy.packed import Step
+
+
+def infer(input_shape: Sequence[int], steps: Sequence[Step]) -> list[Value]:
     """The `Value` of each step.
 
     Parameters
@@ -54,7 +61,7 @@ def infer(input_shape, steps):
 _LAYOUTS = {"float": FLOAT, "accumulator": SUMS, "bits": BITS, "flattened bits": FLAT}
 
 
-def expect_results(steps, values, calls):
+def expect_results(steps: Sequence[Step], values: Sequence[Value], calls: int) -> None:
     """Each step gives what it says that it gives, and names one of the float model's operations.
 
     Parameters

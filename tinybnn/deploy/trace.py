@@ -13,11 +13,19 @@ import linecache
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinybnn.autograd import Tensor, no_grad, trace
 from tinybnn.deploy.own_sign import with_own_sign
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tinybnn.autograd import Tape
+    from tinybnn.nn import Module
+    from tinybnn.typing import Array
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Problem:
     line: str = ""
     call: int = -1
 
-    def __str__(self):
+    def __str__(self) -> str:
         where = f"layer {self.layer}: " if self.layer else ""
         return where + self.reason + (f" ({self.line})" if self.line else "")
 
@@ -57,7 +65,7 @@ class CompileError(ValueError):
     problem = None
 
     @classmethod
-    def of(cls, problem):
+    def of(cls, problem: Problem | str) -> CompileError:
         """The error that says so of a Problem, or of a reason in words."""
         problem = problem if isinstance(problem, Problem) else Problem(problem)
         error = cls(f"compile: {problem}")
@@ -65,7 +73,7 @@ class CompileError(ValueError):
         return error
 
 
-def trace_model(model, x):
+def trace_model(model: Module, x: Array) -> tuple[Tape, Tensor, Tensor]:
     """Run a model once in eval mode and record it; the model keeps its modes.
 
     Parameters
@@ -92,7 +100,7 @@ def trace_model(model, x):
     return tape, x, output
 
 
-def evaluate(model, x):
+def evaluate(model: Module, x: Array) -> Array:
     """The output of a model in eval mode for a copy of x, as an array; the model keeps its modes.
 
     Parameters
@@ -118,7 +126,7 @@ def _described(value):
     return "None; does forward end with return?" if value is None else f"a {name}"
 
 
-def layer_names(model):
+def layer_names(model: Module) -> dict[int, str]:
     """id(module) -> how to call it in messages, e.g. ``features.3 (BinaryConv2d)``."""
     return {
         id(module): f"{path or 'model'} ({type(module).__name__})"
@@ -126,12 +134,12 @@ def layer_names(model):
     }
 
 
-def layer_name(names, scope):
+def layer_name(names: dict[int, str], scope: Sequence[Module]) -> str:
     """The innermost module of a scope, by the names of `layer_names`."""
     return names.get(id(scope[-1]), type(scope[-1]).__name__) if scope else "model"
 
 
-def line_text(line):
+def line_text(line: tuple[str, int] | None) -> str:
     """A `Call.line` as ``line 12 of net.py: y = x ** 2``; "" if it is not known."""
     if not line:
         return ""
@@ -155,7 +163,7 @@ class _Entry:
     line: tuple
 
 
-def outline(tape, x, output):
+def outline(tape: Tape, x: Tensor, output: Tensor) -> tuple[list[_Entry], Any, int]:
     """A tape without the values that depend on the model's input, for `difference`.
 
     Each input of a call is told as the number of the call that made it, "input" for the model's
@@ -185,7 +193,7 @@ def outline(tape, x, output):
     return entries, told(output), len(x)
 
 
-def without_repetition(array, axes=(0,)):
+def without_repetition(array: Array, axes: Sequence[int] = (0,)) -> Array:
     """An array whose axes of equal parts, to the bit, have one of them: (N, 3) -> (1, 3), say."""
     for axis in axes:
         if axis < array.ndim and array.shape[axis] > 1:
@@ -196,7 +204,9 @@ def without_repetition(array, axes=(0,)):
     return array
 
 
-def difference(first, second):
+def difference(
+    first: tuple[list[_Entry], Any, int], second: tuple[list[_Entry], Any, int]
+) -> tuple[Sequence[Module], str, str] | None:
     """Where two outlines of a model differ: (scope, reason, line), or None if they do not.
 
     Sizes that are the batch size in both are equal.

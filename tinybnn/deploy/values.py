@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinybnn.kernels.machine.layout import words_for
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tinybnn.typing import Array, Shape
 
 MOST_BYTES = 1 << 28  # of one sample's result of a step, as float32; with its padding
 
@@ -37,15 +43,15 @@ class Value:
     single: bool = False
 
 
-def nhwc(x):
+def nhwc(x: Array) -> Array:
     return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
 
 
-def nchw(x):
+def nchw(x: Array) -> Array:
     return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
 
 
-def expect_memory(what, shape):
+def expect_memory(what: str, shape: Sequence[int]) -> None:
     """A few numbers in a file must not fill the memory."""
     if 4 * math.prod(shape) > MOST_BYTES:
         raise ValueError(
@@ -57,37 +63,37 @@ def expect_memory(what, shape):
 # ------------------------------------------------------------------------------- checks of settings
 
 
-def expect_int(name, value, low, high=2**31 - 1):
+def expect_int(name: str, value: Any, low: int, high: int = 2**31 - 1) -> int:
     if type(value) is not int or not low <= value <= high:
         raise ValueError(f"{name} must be an int from {low} to {high}, got {value!r}")
     return value
 
 
-def expect_count(name, value, channels):
+def expect_count(name: str, value: Any, channels: int) -> None:
     if type(value) is not int or value != channels:
         raise ValueError(f"{name} is {value!r}, the input has {channels} channels")
 
 
-def expect_number(name, value, *, finite=False):
+def expect_number(name: str, value: Any, *, finite: bool = False) -> None:
     is_number = type(value) is float or (type(value) is int and abs(value) < 2**127)  # float32's
     if not is_number or (finite and not math.isfinite(value)):
         raise ValueError(f"{name} must be a number, got {value!r}")
 
 
-def expect_sizes(name, value, low=1):
+def expect_sizes(name: str, value: Any, low: int = 1) -> Shape:
     if not isinstance(value, (list, tuple)) or not value:
         raise ValueError(f"{name} must be a list of ints, got {value!r}")
     return tuple(expect_int(name, n, low) for n in value)
 
 
-def expect_pair(name, value, low):
+def expect_pair(name: str, value: Any, low: int) -> tuple[int, int]:
     pair = expect_sizes(name, value, low)
     if len(pair) != 2:
         raise ValueError(f"{name} must be two ints, got {value!r}")
     return pair
 
 
-def expect_array(name, array, kinds, shape):
+def expect_array(name: str, array: Array, kinds: str, shape: Sequence[int]) -> None:
     if array.dtype.kind not in kinds or array.shape != tuple(shape):
         raise ValueError(
             f"{name} must have the shape {tuple(shape)}, got {array.dtype} of shape {array.shape}"
@@ -96,7 +102,7 @@ def expect_array(name, array, kinds, shape):
         raise ValueError(f"{name} must be float32, got {array.dtype}")
 
 
-def expect_words(name, array, shape, count):
+def expect_words(name: str, array: Array, shape: Sequence[int], count: int) -> None:
     """An array (*shape, words) of rows with `count` bits; kernels rely on zeros behind them."""
     expect_array(name, array, "u", (*shape, words_for(count)))
     if array.dtype != np.uint64:
@@ -105,13 +111,15 @@ def expect_words(name, array, shape, count):
         raise ValueError(f"{name} has bits set behind the {count} of a row")
 
 
-def expect_image(value):
+def expect_image(value: Value) -> Shape:
     if len(value.shape) != 3:
         raise ValueError(f"takes images (C, H, W), got {value.shape}")
     return value.shape
 
 
-def window_counts(image, kernel, stride, padding, dilation=(1, 1)):
+def window_counts(
+    image: Shape, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any = (1, 1)
+) -> Shape:
     """Output size (H, W) of windows that slide over an image (C, H, W)."""
     channels, *size = image
     height, width = (n + 2 * p for n, p in zip(size, padding, strict=True))
@@ -125,7 +133,7 @@ def window_counts(image, kernel, stride, padding, dilation=(1, 1)):
     return tuple(result)
 
 
-def broadcast(first, *others):
+def broadcast(first: Value, *others: Value | Array) -> Value:
     """The value of floats that are broadcast against values or constants."""
     shapes, single = [(1, *first.shape)], first.single
     for other in others:
@@ -143,14 +151,16 @@ def broadcast(first, *others):
     return Value(FLOAT, shape[1:], single)
 
 
-def conv_size(image, kernel, stride, padding, dilation):
+def conv_size(
+    image: Shape, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any
+) -> Shape:
     return window_counts(
         image, kernel, expect_pair("stride", stride, 1), expect_pair("padding", padding, 0),
         expect_pair("dilation", dilation, 1),
     )  # fmt: skip
 
 
-def pool(x, kind, kernel_size, stride, padding):
+def pool(x: Value, kind: str, kernel_size: Any, stride: Any, padding: Any) -> Value:
     image = expect_image(x)
     kernel, padding = expect_pair("kernel_size", kernel_size, 1), expect_pair("padding", padding, 0)
     if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):

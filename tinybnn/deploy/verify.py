@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from tinybnn.deploy.trace import evaluate, trace_model
 from tinybnn.kernels.machine.exact import identical
+
+if TYPE_CHECKING:
+    from tinybnn.deploy.packed import PackedModel, Step
+    from tinybnn.nn import Module
+    from tinybnn.typing import Array
 
 
 class DifferentError(AssertionError):
     """A packed model does not give what the float model gives."""
 
 
-def verify(model, packed, x, batch_size=256):
+def verify(model: Module, packed: PackedModel, x: Array, batch_size: int = 256) -> int:
     """Compare every result of the packed model with the float model's, exactly.
 
     Two values are equal if their bits are: 0.0 and -0.0 differ. NaN equals NaN.
@@ -65,7 +72,7 @@ def _in_shape(expected, found, step):
     return expected.reshape(found.shape) if is_flat else expected
 
 
-def compare(step, found, expected, start=0):
+def compare(step: Step, found: Array, expected: Array, start: int = 0) -> None:
     """Raise `DifferentError` unless the result of a step is the float model's, bit for bit."""
     if found.shape != expected.shape:
         raise DifferentError(

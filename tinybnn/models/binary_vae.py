@@ -26,7 +26,7 @@ any, and no more.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,14 @@ from tinybnn import nn
 from tinybnn.autograd import Tensor, default_generator, no_grad
 from tinybnn.models.latents import LN2, Enumeration
 from tinybnn.models.latents import get as get_estimator
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from tinybnn.models.latents import Estimator
+    from tinybnn.typing import Shape, TensorLike, Words
 
 CHANNELS = (32, 64, 128)  # of the encoder's convolutions
 HIDDEN = (512, 256)  # widths of the dense encoder
@@ -65,43 +73,43 @@ class BinaryEncoder(nn.Module):
     sign : Quantize
     """
 
-    def __init__(self, network):
+    def __init__(self, network: nn.Module) -> None:
         self.network = network
         self.sign = nn.Quantize("ste_sign")
 
-    def logits(self, x):
+    def logits(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, bits)."""
         return self.network(x)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.sign(self.network(x))
 
 
 class Unflatten(nn.Module):
     """(N, C H W) -> (N, C, H, W), with the channels last in the row as in memory."""
 
-    def __init__(self, shape):
+    def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(shape)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         channels, height, width = self.shape
         return x.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{self.shape}"
 
 
 class Crop(nn.Module):
     """The upper left part of an image."""
 
-    def __init__(self, size):
+    def __init__(self, size: Sequence[int]) -> None:
         self.size = tuple(size)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         height, width = self.size
         return x if x.shape[2:] == self.size else x[:, :, :height, :width]
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{self.size}"
 
 
@@ -110,7 +118,7 @@ def _halved(size):
     return tuple((n + 1) // 2 for n in size)
 
 
-def image_sizes(image_shape):
+def image_sizes(image_shape: Sequence[int]) -> list[Shape]:
     """Height and width of an image and of what three convolutions with stride 2 make of it."""
     sizes = [tuple(image_shape[1:])]
     for _ in CHANNELS:
@@ -118,7 +126,9 @@ def image_sizes(image_shape):
     return sizes
 
 
-def convolutional_encoder(image_shape, bits, latent_norm, rng):
+def convolutional_encoder(
+    image_shape: Sequence[int], bits: int, latent_norm: bool, rng: np.random.Generator | None
+) -> nn.Sequential:
     """Three convolutions with stride 2 and a dense layer (BinPlay's encoder)."""
     layers, channels = [], image_shape[0]
     for outputs in CHANNELS:
@@ -132,7 +142,13 @@ def convolutional_encoder(image_shape, bits, latent_norm, rng):
     return nn.Sequential(*layers, nn.Flatten(), *_to_logits(features, bits, latent_norm, rng))
 
 
-def dense_encoder(image_shape, bits, latent_norm, hidden, rng):
+def dense_encoder(
+    image_shape: Sequence[int],
+    bits: int,
+    latent_norm: bool,
+    hidden: Sequence[int],
+    rng: np.random.Generator | None,
+) -> nn.Sequential:
     """Dense layers with ReLU, as in the code of Jang et al. 2017."""
     layers, features = [nn.Flatten()], math.prod(image_shape)
     for width in hidden:
@@ -146,7 +162,9 @@ def _to_logits(features, bits, latent_norm, rng):
     return [dense, nn.BatchNorm1d(bits)] if latent_norm else [dense]
 
 
-def mirrored_decoder(image_shape, bits, rng):
+def mirrored_decoder(
+    image_shape: Sequence[int], bits: int, rng: np.random.Generator | None
+) -> nn.Sequential:
     """The convolutional encoder backwards, by transposed convolutions."""
     sizes = image_sizes(image_shape)[::-1]
     channels = (*CHANNELS[::-1], image_shape[0])
@@ -167,7 +185,9 @@ def mirrored_decoder(image_shape, bits, rng):
     return nn.Sequential(*layers)
 
 
-def binplay_decoder(image_shape, bits, rng):
+def binplay_decoder(
+    image_shape: Sequence[int], bits: int, rng: np.random.Generator | None
+) -> nn.Sequential:
     """BinPlay's own decoder, which takes some 240 million products for a 28×28 image.
 
     Other sizes are made a multiple of 4 and cropped.
@@ -195,7 +215,9 @@ def binplay_decoder(image_shape, bits, rng):
     return nn.Sequential(*layers, last, Crop(image_shape[1:]))
 
 
-def dense_decoder(image_shape, bits, hidden, rng):
+def dense_decoder(
+    image_shape: Sequence[int], bits: int, hidden: Sequence[int], rng: np.random.Generator | None
+) -> nn.Sequential:
     """The dense encoder backwards."""
     layers, features = [], bits
     for width in reversed(hidden):
@@ -255,15 +277,15 @@ class BinaryVAE(nn.Module):
 
     def __init__(
         self,
-        image_shape,
-        latent_bits=200,
-        estimator="sign",
-        encoder="convolutional",
-        decoder="mirrored",
-        latent_norm=True,
-        hidden=HIDDEN,
-        rng=None,
-    ):
+        image_shape: Sequence[int],
+        latent_bits: int = 200,
+        estimator: str | Estimator = "sign",
+        encoder: str = "convolutional",
+        decoder: str = "mirrored",
+        latent_norm: bool = True,
+        hidden: Sequence[int] = HIDDEN,
+        rng: np.random.Generator | None = None,
+    ) -> None:
         self.image_shape = tuple(int(n) for n in image_shape)
         if len(self.image_shape) != 3 or self.image_shape[0] not in (1, 3):
             raise ValueError(
@@ -295,16 +317,16 @@ class BinaryVAE(nn.Module):
         else:
             self.decoder = mirrored_decoder(shape, bits, rng)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{self.image_shape}, {self.latent_bits}, {self.estimator!r}"
 
     # ------------------------------------------------------------------------- bounds, as Tensors
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Images -> codes -> logits of the pixels (N, C, H, W), without noise."""
         return self.decoder(self.encoder(x))
 
-    def reconstruction(self, codes, x):
+    def reconstruction(self, codes: Tensor, x: TensorLike) -> Tensor:
         """-log p(x | z), the cross entropy summed over an image, in nats.
 
         Parameters
@@ -323,7 +345,7 @@ class BinaryVAE(nn.Module):
         losses = F.binary_cross_entropy_with_logits(logits, images, reduction="none")
         return losses.sum((1, 2, 3))
 
-    def loss(self, x, rng=None):
+    def loss(self, x: TensorLike, rng: np.random.Generator | None = None) -> NegativeElbo:
         """Minus the evidence lower bound (ELBO) of each image, with a gradient.
 
         In training mode the reconstruction, and the gradients, are those of the estimator. In
@@ -354,7 +376,7 @@ class BinaryVAE(nn.Module):
         rate = self.estimator.rate(logits)
         return NegativeElbo(reconstruction + rate, reconstruction, rate)
 
-    def exact_elbo(self, x):
+    def exact_elbo(self, x: TensorLike) -> Tensor:
         """The evidence lower bound of each image, summed over all codes; at most 10 bits.
 
         Its gradient is exact as well. A batch norm in the decoder should be in evaluation mode: in
@@ -397,7 +419,13 @@ class BinaryVAE(nn.Module):
 
     # ----------------------------------------------------------- arrays in and out, no gradients
 
-    def bound(self, x, samples=1, rng=None, batch_size=256):
+    def bound(
+        self,
+        x: TensorLike,
+        samples: int = 1,
+        rng: np.random.Generator | None = None,
+        batch_size: int = 256,
+    ) -> NDArray[np.float64]:
         """A lower bound on log p(x) of each image from several codes, all weighted together.
 
         log 1/m Σ_k p(x, z_k) / q(z_k | x) with z_k ~ q, which rises with m towards log p(x)
@@ -436,13 +464,13 @@ class BinaryVAE(nn.Module):
 
         return self._in_batches(one_batch, self._images("bound", x).data, batch_size)
 
-    def encode(self, x, batch_size=256):
+    def encode(self, x: TensorLike, batch_size: int = 256) -> NDArray[np.float32]:
         """The most probable code of each image: (N, C, H, W) array -> (N, bits) float32 of ±1."""
         return self._in_batches(
             lambda x: self.encoder(Tensor(x)).data, self._images("encode", x).data, batch_size
         )
 
-    def encode_packed(self, x, batch_size=256):
+    def encode_packed(self, x: TensorLike, batch_size: int = 256) -> Words:
         """The codes of `encode` as bits: (N, words) uint64, rows padded to whole words."""
         from tinybnn.kernels.signs import bits  # compiled at the first use
 
@@ -452,7 +480,7 @@ class BinaryVAE(nn.Module):
             batch_size,
         )
 
-    def decode(self, codes, batch_size=256):
+    def decode(self, codes: ArrayLike, batch_size: int = 256) -> NDArray[np.float32]:
         """Probability of each pixel: (N, bits) array of ±1 -> (N, C, H, W) in [0, 1]."""
         codes = np.asarray(codes, np.float32)
         if codes.ndim != 2 or codes.shape[1] != self.latent_bits or not np.all(np.abs(codes) == 1):
@@ -464,7 +492,7 @@ class BinaryVAE(nn.Module):
             lambda z: F.sigmoid(self.decoder(Tensor(z)).data), codes, batch_size
         )
 
-    def sample(self, n, rng=None):
+    def sample(self, n: int, rng: np.random.Generator | None = None) -> NDArray[np.float32]:
         """Images of the model's own: `decode` of n codes from the prior."""
         rng = default_generator() if rng is None else rng
         return self.decode(2 * rng.integers(0, 2, (n, self.latent_bits)) - 1)

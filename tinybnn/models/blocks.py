@@ -35,9 +35,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Integral
+from typing import TYPE_CHECKING
 
 from tinybnn import nn
 from tinybnn.quantizers import MagnitudeAwareSign
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+
+    from tinybnn.autograd import Tensor
 
 METHODS = ("float", "reactnet", "adabin", "bdnet-a", "bdnet-b")
 
@@ -66,10 +74,10 @@ class Method:
     pre_bn: bool = True
 
     @property
-    def is_float(self):
+    def is_float(self) -> bool:
         return self.name == "float"
 
-    def activation(self, channels, activation=nn.ReLU):
+    def activation(self, channels: int, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Module:
         """What stands for the float network's activation."""
         if self.base == "birealnet":
             return nn.Identity()
@@ -78,14 +86,27 @@ class Method:
         return nn.Maxout(channels) if self.base == "adabin" else activation()
 
     def pointwise(
-        self, in_channels, out_channels, groups=1, activation=None, has_shortcut=True, rng=None
-    ):
+        self,
+        in_channels: int,
+        out_channels: int,
+        groups: int = 1,
+        activation: nn.Module | None = None,
+        has_shortcut: bool = True,
+        rng: np.random.Generator | None = None,
+    ) -> Layer:
         """A 1×1 layer; `activation` is a module, or None for none."""
         conv = self.conv(in_channels, out_channels, 1, groups=groups, rng=rng)
         shortcut = self.shortcut(in_channels, out_channels) if has_shortcut else None
         return Layer(conv, nn.BatchNorm2d(out_channels), activation, shortcut)
 
-    def spatial(self, channels, kernel_size, stride=1, activation=None, rng=None):
+    def spatial(
+        self,
+        channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        activation: nn.Module | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> Layer:
         """A k×k layer that keeps the channels apart, or would in the float network."""
         pre_bn, geometry = False, {"stride": stride, "padding": kernel_size // 2}
         if self.is_float or (self.name == "bdnet-b" and stride > 1):
@@ -102,7 +123,15 @@ class Method:
         shortcut = self.shortcut(channels, channels, stride)
         return Layer(conv, nn.BatchNorm2d(channels), activation, shortcut, pre_bn)
 
-    def conv(self, in_channels, out_channels, kernel_size, stride=1, groups=1, rng=None):
+    def conv(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+        rng: np.random.Generator | None = None,
+    ) -> nn.Module:
         """A convolution that mixes channels, with the sign of its input where it is binary."""
         geometry = {"stride": stride, "padding": kernel_size // 2, "groups": groups, "rng": rng}
         if self.is_float:
@@ -116,7 +145,7 @@ class Method:
         )  # fmt: skip
         return nn.Sequential(sign, conv)
 
-    def shortcut(self, in_channels, out_channels, stride=1):
+    def shortcut(self, in_channels: int, out_channels: int, stride: int = 1) -> nn.Module | None:
         """From a layer's input to its output; None where there is none."""
         if self.is_float or (in_channels != out_channels and not self.broadcast_residual):
             return None
@@ -137,11 +166,18 @@ class Layer(nn.Module):
         Add the shortcut before the norm too.
     """
 
-    def __init__(self, conv, norm, activation=None, shortcut=None, pre_bn=False):
+    def __init__(
+        self,
+        conv: nn.Module,
+        norm: nn.Module,
+        activation: nn.Module | None = None,
+        shortcut: nn.Module | None = None,
+        pre_bn: bool = False,
+    ) -> None:
         self.conv, self.norm, self.activation = conv, norm, activation
         self.shortcut, self.pre_bn = shortcut, pre_bn
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
         if self.shortcut is None:
             y = self.norm(y)
@@ -150,13 +186,19 @@ class Layer(nn.Module):
             y = self.norm(y + s if self.pre_bn else y) + s
         return y if self.activation is None else self.activation(y)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return "pre_bn" if self.pre_bn else ""
 
 
 def make_method(
-    network, name, base="reactnet", broadcast_residual=True, dual=True, pre_bn=True, known=METHODS
-):
+    network: str,
+    name: str,
+    base: str = "reactnet",
+    broadcast_residual: bool = True,
+    dual: bool = True,
+    pre_bn: bool = True,
+    known: Sequence[str] = METHODS,
+) -> Method:
     """The `Method` of a name, or a ValueError that begins with the network's."""
     if name not in known:
         raise ValueError(f"{network}: method must be one of {', '.join(known)}, got {name!r}")
@@ -166,19 +208,19 @@ def make_method(
     return Method(name, base, bool(broadcast_residual), bool(dual), bool(pre_bn))
 
 
-def scaled(channels, width, multiple=1):
+def scaled(channels: int, width: float, multiple: int = 1) -> int:
     """width times so many channels, rounded to a multiple (halves up), at least one of it."""
     return max(1, math.floor(channels * width / multiple + 0.5)) * multiple
 
 
-def stride_for(network, argument, stride, input_size, limit):
+def stride_for(network: str, argument: str, stride: int | None, input_size: int, limit: int) -> int:
     """A stride of 1 or 2 that was given, or by default 2 for images above `limit` pixels."""
     if stride not in (None, 1, 2):
         raise ValueError(f"{network}: {argument} must be 1 or 2, got {stride!r}")
     return stride or (2 if isinstance(input_size, Integral) and input_size > limit else 1)
 
 
-def check_arguments(network, width, input_size, reduction):
+def check_arguments(network: str, width: float, input_size: int, reduction: int) -> None:
     """The width must be positive, and the image a multiple of what the strides divide it by."""
     if not width > 0:
         raise ValueError(f"{network}: width must be positive, got {width!r}")
@@ -190,7 +232,15 @@ def check_arguments(network, width, input_size, reduction):
         )
 
 
-def stem(how, in_channels, channels, stride, activation=nn.ReLU, kernel_size=3, rng=None):
+def stem(
+    how: Method,
+    in_channels: int,
+    channels: int,
+    stride: int,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+    kernel_size: int = 3,
+    rng: np.random.Generator | None = None,
+) -> Layer:
     """The first layer, real; only the float network has an activation there."""
     conv = nn.Conv2d(
         in_channels, channels, kernel_size, stride, kernel_size // 2, bias=False, rng=rng
@@ -198,7 +248,9 @@ def stem(how, in_channels, channels, stride, activation=nn.ReLU, kernel_size=3, 
     return Layer(conv, nn.BatchNorm2d(channels), activation() if how.is_float else None)
 
 
-def classifier(channels, num_classes, rng=None):
+def classifier(
+    channels: int, num_classes: int, rng: np.random.Generator | None = None
+) -> list[nn.Module]:
     """The end: the mean over the image and the last layer, real."""
     return [
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes, rng=rng)

@@ -9,6 +9,7 @@ size of encoder and head together.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,8 +17,21 @@ from tinybnn import nn
 from tinybnn.autograd import default_generator
 from tinybnn.models.binary_vae import CHANNELS, BinaryVAE, image_sizes
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def binary_dense(in_features, widths, quantizer, rng):
+    from numpy.typing import ArrayLike
+
+    from tinybnn.autograd import Tensor
+    from tinybnn.quantizers import Quantizer
+
+
+def binary_dense(
+    in_features: int,
+    widths: Sequence[int],
+    quantizer: str | Quantizer,
+    rng: np.random.Generator | None,
+) -> list[nn.Module]:
     """Dense layers, each a sign, a BinaryLinear and a batch norm, as a list."""
     layers = []
     for width in widths:
@@ -54,14 +68,20 @@ class BinaryMLP(nn.Module):
     """
 
     def __init__(
-        self, in_features=200, hidden=128, num_classes=2, *, quantizer="ste_sign", rng=None
-    ):
+        self,
+        in_features: int = 200,
+        hidden: int | Sequence[int] = 128,
+        num_classes: int = 2,
+        *,
+        quantizer: str | Quantizer = "ste_sign",
+        rng: np.random.Generator | None = None,
+    ) -> None:
         rng = default_generator() if rng is None else rng
         hidden = (hidden,) if np.ndim(hidden) == 0 else tuple(hidden)
         layers = binary_dense(in_features, (*hidden, num_classes), quantizer, rng)
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """(N, in_features) -> (N, num_classes)."""
         return self.layers(x)
 
@@ -106,15 +126,15 @@ class BinaryCNN(nn.Module):
 
     def __init__(
         self,
-        image_shape,
-        num_classes=2,
-        threshold=0.5,
-        features=200,
-        hidden=128,
+        image_shape: Sequence[int],
+        num_classes: int = 2,
+        threshold: ArrayLike = 0.5,
+        features: int = 200,
+        hidden: int = 128,
         *,
-        quantizer="ste_sign",
-        rng=None,
-    ):
+        quantizer: str | Quantizer = "ste_sign",
+        rng: np.random.Generator | None = None,
+    ) -> None:
         rng = default_generator() if rng is None else rng
         threshold = np.asarray(threshold, np.float32)
         if len(image_shape) != 3 or not _broadcasts(threshold.shape, image_shape):
@@ -138,7 +158,7 @@ class BinaryCNN(nn.Module):
         dense = binary_dense(in_features, (features, hidden, num_classes), quantizer, rng)
         self.layers = nn.Sequential(*layers, nn.Flatten(), *dense)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, num_classes)."""
         return self.layers(x - self.threshold)
 
@@ -169,7 +189,7 @@ class HyBNN(nn.Module):
         (N, bits) -> (N, classes), such as a `BinaryMLP`.
     """
 
-    def __init__(self, encoder, head):
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
         if isinstance(encoder, BinaryVAE):
             raise ValueError(
                 "HyBNN: a BinaryVAE gives images back; pass vae.encoder as the encoder"
@@ -177,6 +197,6 @@ class HyBNN(nn.Module):
         self.encoder = encoder.freeze()
         self.head = head
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, classes)."""
         return self.head(self.encoder(x))

@@ -23,12 +23,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinybnn import functional as F
 from tinybnn import quantizers
 from tinybnn.autograd import Function, Tensor, default_generator, grad
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import ArrayLike, DTypeLike
+
+    from tinybnn.quantizers import Quantizer
+    from tinybnn.typing import Array, V
+
+    Cost = Callable[[Tensor], Tensor]
 
 LN2 = math.log(2.0)
 
@@ -38,10 +49,10 @@ class PassThrough(Function):
 
     saves = ()
 
-    def forward(self, soft, hard):
+    def forward(self, soft: Array, hard: Array) -> Array:
         return hard
 
-    def backward(self, grad, output, soft, hard):
+    def backward(self, grad: V, output: V, soft: V, hard: V) -> tuple[V, None]:
         return grad, None
 
 
@@ -72,7 +83,7 @@ class Estimator:
     is_random = True
     is_unbiased = False
 
-    def expectation(self, logits, cost, rng):
+    def expectation(self, logits: Tensor, cost: Cost, rng: np.random.Generator) -> Tensor:
         """E_q[cost(z)] of each image, with a gradient.
 
         Parameters
@@ -93,20 +104,20 @@ class Estimator:
         """
         raise NotImplementedError
 
-    def sample(self, logits, rng):
+    def sample(self, logits: Array, rng: np.random.Generator) -> Array:
         """A code of ±1 for each row of logits, drawn from q; arrays (N, bits)."""
         uniform = rng.random(logits.shape, dtype=logits.dtype)
         return np.where(uniform < F.sigmoid(logits), 1, -1).astype(logits.dtype)
 
-    def log_prob(self, logits, codes):
+    def log_prob(self, logits: V, codes: V | Array) -> V:
         """log q(z) = -Σ softplus(-z_i l_i), for Tensors or arrays (..., bits)."""
         return -F.sum(F.softplus(-1.0 * (codes * logits)), -1)
 
-    def rate(self, logits):
+    def rate(self, logits: Tensor) -> Tensor:
         """KL(q || uniform) of each image in nats, (N, bits) Tensor -> (N,) Tensor."""
         return F.sum(F.sigmoid(logits) * logits - F.softplus(logits) + LN2, 1)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({settings})"
 
@@ -130,22 +141,22 @@ class Sign(Estimator):
 
     is_random = False
 
-    def __init__(self, quantizer="ste_sign"):
+    def __init__(self, quantizer: str | Quantizer = "ste_sign") -> None:
         self.quantizer = quantizers.get(quantizer)
         if self.quantizer is None or self.quantizer.values != (-1.0, 1.0):
             raise ValueError(f"Sign: expects a quantizer with the values ±1, got {quantizer!r}")
 
-    def expectation(self, logits, cost, rng):
+    def expectation(self, logits: Tensor, cost: Cost, rng: np.random.Generator) -> Tensor:
         return cost(self.quantizer(logits))
 
-    def sample(self, logits, rng):
+    def sample(self, logits: Array, rng: np.random.Generator) -> Array:
         return quantizers.sign(logits)
 
-    def log_prob(self, logits, codes):
+    def log_prob(self, logits: V, codes: V | Array) -> V:
         """0: the code is certain."""
         return F.sum(0.0 * logits, -1)
 
-    def rate(self, logits):
+    def rate(self, logits: Tensor) -> Tensor:
         return F.sum(0.0 * logits + LN2, 1)
 
 
@@ -159,7 +170,7 @@ class StraightThrough(Estimator):
     (arXiv:1308.3432).
     """
 
-    def expectation(self, logits, cost, rng):
+    def expectation(self, logits: Tensor, cost: Cost, rng: np.random.Generator) -> Tensor:
         mean = 2.0 * F.sigmoid(logits) - 1.0
         return cost(PassThrough.apply(mean, self.sample(logits.data, rng)))
 
@@ -181,17 +192,17 @@ class GumbelSoftmax(Estimator):
         τ; see `TemperatureSchedule`.
     """
 
-    def __init__(self, temperature=1.0):
+    def __init__(self, temperature: float = 1.0) -> None:
         if not temperature > 0:
             name = type(self).__name__
             raise ValueError(f"{name}: temperature must be positive, got {temperature!r}")
         self.temperature = float(temperature)
 
-    def relaxed(self, noisy):
+    def relaxed(self, noisy: Tensor) -> Tensor:
         """The relaxed code of noisy logits l + e."""
         return F.tanh(noisy * (0.5 / self.temperature))
 
-    def expectation(self, logits, cost, rng):
+    def expectation(self, logits: Tensor, cost: Cost, rng: np.random.Generator) -> Tensor:
         return cost(self.relaxed(logits + _logistic(logits, rng)))
 
 
@@ -209,7 +220,7 @@ class StraightThroughGumbel(GumbelSoftmax):
         τ; see `TemperatureSchedule`.
     """
 
-    def expectation(self, logits, cost, rng):
+    def expectation(self, logits: Tensor, cost: Cost, rng: np.random.Generator) -> Tensor:
         noisy = logits + _logistic(logits, rng)
         return cost(PassThrough.apply(self.relaxed(noisy), quantizers.sign(noisy.data)))
 
@@ -232,12 +243,12 @@ class ScoreFunction(Estimator):
 
     is_unbiased = True
 
-    def __init__(self, samples=2):
+    def __init__(self, samples: int = 2) -> None:
         if not isinstance(samples, int | np.integer) or samples < 2:
             raise ValueError(f"ScoreFunction: samples must be an int >= 2, got {samples!r}")
         self.samples = int(samples)
 
-    def expectation(self, logits, cost, rng):
+    def expectation(self, logits: Tensor, cost: Cost, rng: np.random.Generator) -> Tensor:
         m, (n, bits) = self.samples, logits.shape
         tiled = np.broadcast_to(logits.data, (m, n, bits))
         codes = self.sample(tiled, rng)  # (m, N, bits)
@@ -260,7 +271,7 @@ class DisARM(Estimator):
 
     is_unbiased = True
 
-    def expectation(self, logits, cost, rng):
+    def expectation(self, logits: Tensor, cost: Cost, rng: np.random.Generator) -> Tensor:
         n, bits = logits.shape
         uniform = rng.random((n, bits), dtype=logits.dtype)
         p = F.sigmoid(logits.data)
@@ -285,7 +296,7 @@ class Enumeration(Estimator):
     MOST_BITS = 10
 
     @classmethod
-    def codes(cls, bits, dtype=np.float32):
+    def codes(cls, bits: int, dtype: DTypeLike = np.float32) -> Array:
         """All codes of so many bits, (2^bits, bits) of ±1."""
         if not 1 <= bits <= cls.MOST_BITS:
             raise ValueError(
@@ -294,7 +305,9 @@ class Enumeration(Estimator):
         numbers = np.arange(2**bits)[:, None]
         return np.where(numbers >> np.arange(bits) & 1, 1, -1).astype(dtype)
 
-    def expectation(self, logits, cost, rng=None):
+    def expectation(
+        self, logits: Tensor, cost: Cost, rng: np.random.Generator | None = None
+    ) -> Tensor:
         n, bits = logits.shape
         codes = self.codes(bits, logits.dtype)
         costs = cost(Tensor(np.repeat(codes, n, axis=0))).reshape(-1, n)  # (2^bits, N)
@@ -313,7 +326,7 @@ _BY_NAME = {
 }
 
 
-def get(estimator):
+def get(estimator: str | Estimator) -> Estimator:
     """An estimator by its name; an Estimator is returned as it is."""
     if isinstance(estimator, Estimator):
         return estimator
@@ -344,7 +357,9 @@ class TemperatureSchedule:
         Number of steps so far.
     """
 
-    def __init__(self, estimator, T_max, start=1.0, end=0.5):
+    def __init__(
+        self, estimator: GumbelSoftmax, T_max: int, start: float = 1.0, end: float = 0.5
+    ) -> None:
         if not isinstance(estimator, GumbelSoftmax):
             raise ValueError(
                 f"TemperatureSchedule: expects an estimator with a temperature, got {estimator!r}"
@@ -360,11 +375,11 @@ class TemperatureSchedule:
         self.last_epoch = 0
         self._set()
 
-    def temperature(self, epoch):
+    def temperature(self, epoch: float) -> float:
         """τ after so many steps."""
         return self.start * (self.end / self.start) ** min(epoch / self.T_max, 1.0)
 
-    def step(self):
+    def step(self) -> None:
         """Go on by one step."""
         self.last_epoch += 1
         self._set()
@@ -372,11 +387,11 @@ class TemperatureSchedule:
     def _set(self):
         self.estimator.temperature = float(self.temperature(self.last_epoch))
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """The settings and the step count, without the estimator."""
         return {name: value for name, value in vars(self).items() if name != "estimator"}
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` gave; the estimator's temperature with it."""
         vars(self).update(state_dict)
         self._set()
@@ -403,12 +418,12 @@ class GradientComparison:
     standard_error: list
 
     @property
-    def bias(self):
+    def bias(self) -> list[Array]:
         """Mean minus exact."""
         return [mean - exact for mean, exact in zip(self.mean, self.exact, strict=True)]
 
     @property
-    def z(self):
+    def z(self) -> list[Array]:
         """Bias in units of its standard error; for an unbiased estimator, nearly standard normal.
 
         An error below the rounding of the gradient counts as that rounding.
@@ -420,7 +435,14 @@ class GradientComparison:
         return result
 
 
-def compare_gradients(estimator, logits, cost, parameters=(), samples=1000, rng=None):
+def compare_gradients(
+    estimator: str | Estimator,
+    logits: ArrayLike,
+    cost: Cost,
+    parameters: Sequence[Tensor] = (),
+    samples: int = 1000,
+    rng: np.random.Generator | None = None,
+) -> GradientComparison:
     """Measure an estimator's gradients of E_q[cost(z)], summed over the images.
 
     Parameters

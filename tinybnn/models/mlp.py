@@ -5,18 +5,27 @@ With hidden=(256, 256, 256) this is the shape of FINN's SFC, with (1024, 1024, 1
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tinybnn import nn
 from tinybnn.autograd import default_generator
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from tinybnn.quantizers import Quantizer
+
 
 def mlp(
-    in_features,
-    hidden=(256, 256, 256),
-    num_classes=10,
-    dropout=0.0,
-    quantizer="approx_sign",
-    rng=None,
-):
+    in_features: int,
+    hidden: Sequence[int] = (256, 256, 256),
+    num_classes: int = 10,
+    dropout: float = 0.0,
+    quantizer: str | Quantizer = "approx_sign",
+    rng: np.random.Generator | None = None,
+) -> nn.Sequential:
     """Build the network: each layer is the sign of its input, a BinaryLinear and a batch norm.
 
     Parameters

@@ -23,9 +23,14 @@ shortcut.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tinybnn import nn
 from tinybnn.autograd import default_generator
 from tinybnn.models.blocks import check_arguments, classifier, make_method, scaled, stem, stride_for
+
+if TYPE_CHECKING:
+    import numpy as np
 
 STEM = 32
 
@@ -37,19 +42,19 @@ SEPARABLE = (
 
 
 def mobilenet_v1(
-    width=1.0,
-    input_size=224,
-    num_classes=1000,
-    method="float",
+    width: float = 1.0,
+    input_size: int = 224,
+    num_classes: int = 1000,
+    method: str = "float",
     *,
-    base="reactnet",
-    broadcast_residual=True,
-    dual=True,
-    pre_bn=True,
-    stem_stride=None,
-    in_channels=3,
-    rng=None,
-):
+    base: str = "reactnet",
+    broadcast_residual: bool = True,
+    dual: bool = True,
+    pre_bn: bool = True,
+    stem_stride: int | None = None,
+    in_channels: int = 3,
+    rng: np.random.Generator | None = None,
+) -> nn.Sequential:
     """Build the network.
 
     Parameters

@@ -24,9 +24,17 @@ excite stays, and stays real, and that the last 1×1 convolution is binary are i
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tinybnn import nn
 from tinybnn.autograd import default_generator
 from tinybnn.models.blocks import check_arguments, make_method, scaled, stem, stride_for
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tinybnn.autograd import Tensor
+    from tinybnn.models.blocks import Method
 
 STEM, HEAD, FEATURES = 16, 576, 1024
 
@@ -59,8 +67,17 @@ class InvertedResidual(nn.Module):
     """
 
     def __init__(
-        self, how, in_channels, wide, out_channels, kernel_size, stride, excite, hardswish, rng=None
-    ):
+        self,
+        how: Method,
+        in_channels: int,
+        wide: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        excite: bool,
+        hardswish: bool,
+        rng: np.random.Generator | None = None,
+    ) -> None:
         activation = nn.Hardswish if hardswish else nn.ReLU
         self.widen = None
         if wide != in_channels:
@@ -75,7 +92,7 @@ class InvertedResidual(nn.Module):
         self.is_residual = stride == 1 and in_channels == out_channels
         self.project = how.pointwise(wide, out_channels, has_shortcut=not self.is_residual, rng=rng)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         y = x if self.widen is None else self.widen(x)
         y = self.depthwise(y)
         y = y if self.excite is None else self.excite(y)
@@ -84,20 +101,20 @@ class InvertedResidual(nn.Module):
 
 
 def mobilenet_v3_small(
-    width=1.0,
-    input_size=224,
-    num_classes=1000,
-    method="float",
+    width: float = 1.0,
+    input_size: int = 224,
+    num_classes: int = 1000,
+    method: str = "float",
     *,
-    base="reactnet",
-    broadcast_residual=True,
-    dual=True,
-    pre_bn=True,
-    stem_stride=None,
-    first_stride=None,
-    in_channels=3,
-    rng=None,
-):
+    base: str = "reactnet",
+    broadcast_residual: bool = True,
+    dual: bool = True,
+    pre_bn: bool = True,
+    stem_stride: int | None = None,
+    first_stride: int | None = None,
+    in_channels: int = 3,
+    rng: np.random.Generator | None = None,
+) -> nn.Sequential:
     """Build the network.
 
     Parameters

@@ -29,6 +29,8 @@ zeros: half of the new ones in front, half behind.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tinybnn import functional as F
 from tinybnn import nn
 from tinybnn.autograd import default_generator
@@ -41,6 +43,11 @@ from tinybnn.models.blocks import (
     stem,
     stride_for,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tinybnn.autograd import Tensor
 
 METHODS = ("float", "birealnet", "reactnet", "adabin")
 
@@ -57,14 +64,14 @@ class ZeroChannels(nn.Module):
     in_channels, out_channels : int
     """
 
-    def __init__(self, in_channels, out_channels):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         before = (out_channels - in_channels) // 2
         self.widths = before, out_channels - in_channels - before
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.pad(x, (0, 0, 0, 0, *self.widths))
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"widths={self.widths}"
 
 
@@ -77,10 +84,10 @@ class BasicBlock(nn.Module):
     shortcut : Module or None
     """
 
-    def __init__(self, first, second, shortcut=None):
+    def __init__(self, first: Layer, second: Layer, shortcut: nn.Module | None = None) -> None:
         self.first, self.second, self.shortcut = first, second, shortcut
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         s = x if self.shortcut is None else self.shortcut(x)
         return F.relu(self.second(self.first(x)) + s)
 
@@ -121,15 +128,15 @@ def _stages(how, stages, channels, width, projects, rng):
 
 
 def resnet18(
-    width=1.0,
-    input_size=224,
-    num_classes=1000,
-    method="float",
+    width: float = 1.0,
+    input_size: int = 224,
+    num_classes: int = 1000,
+    method: str = "float",
     *,
-    stem_stride=None,
-    in_channels=3,
-    rng=None,
-):
+    stem_stride: int | None = None,
+    in_channels: int = 3,
+    rng: np.random.Generator | None = None,
+) -> nn.Sequential:
     """Build ResNet-18.
 
     Parameters
@@ -167,14 +174,14 @@ def resnet18(
 
 
 def resnet20(
-    width=1.0,
-    input_size=32,
-    num_classes=10,
-    method="float",
+    width: float = 1.0,
+    input_size: int = 32,
+    num_classes: int = 10,
+    method: str = "float",
     *,
-    in_channels=3,
-    rng=None,
-):
+    in_channels: int = 3,
+    rng: np.random.Generator | None = None,
+) -> nn.Sequential:
     """Build ResNet-20, for small images.
 
     Parameters

@@ -18,10 +18,18 @@ the broadcast residuals that BD-Net adds (Table 4).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tinybnn import functional as F
 from tinybnn import nn
 from tinybnn.autograd import default_generator
 from tinybnn.models.blocks import check_arguments, classifier, make_method, scaled, stem, stride_for
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tinybnn.autograd import Tensor
+    from tinybnn.models.blocks import Method
 
 GROUPS = 3
 STEM = 24
@@ -44,7 +52,15 @@ class ShuffleUnit(nn.Module):
     rng : numpy.random.Generator, optional
     """
 
-    def __init__(self, how, in_channels, out_channels, stride, first_groups=GROUPS, rng=None):
+    def __init__(
+        self,
+        how: Method,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        first_groups: int = GROUPS,
+        rng: np.random.Generator | None = None,
+    ) -> None:
         self.in_channels, self.out_channels = in_channels, out_channels
         middle = out_channels // 4
         branch = out_channels - in_channels if stride == 2 else out_channels
@@ -57,26 +73,26 @@ class ShuffleUnit(nn.Module):
         self.pool = nn.AvgPool2d(3, 2, 1) if stride == 2 else None
         self.activation = how.activation(out_channels)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         y = self.expand(self.depthwise(self.shuffle(self.reduce(x))))
         y = x + y if self.pool is None else F.cat([self.pool(x), y], 1)
         return self.activation(y)
 
 
 def shufflenet_v1(
-    width=1.0,
-    input_size=224,
-    num_classes=1000,
-    method="float",
+    width: float = 1.0,
+    input_size: int = 224,
+    num_classes: int = 1000,
+    method: str = "float",
     *,
-    base="reactnet",
-    broadcast_residual=True,
-    dual=True,
-    pre_bn=True,
-    stem_stride=None,
-    in_channels=3,
-    rng=None,
-):
+    base: str = "reactnet",
+    broadcast_residual: bool = True,
+    dual: bool = True,
+    pre_bn: bool = True,
+    stem_stride: int | None = None,
+    in_channels: int = 3,
+    rng: np.random.Generator | None = None,
+) -> nn.Sequential:
     """Build the network.
 
     Parameters

@@ -18,14 +18,29 @@ layer, as in LQ-Nets (Zhang et al. 2018) and later work. Pooling stands before t
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tinybnn import nn
 from tinybnn.autograd import default_generator
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from tinybnn.quantizers import Quantizer
 
 # (output channels, whether a max-pool follows) of the binary convolutions.
 CONVOLUTIONS = ((128, True), (256, False), (256, True), (512, False), (512, True))
 
 
-def vgg_small(input_shape=(3, 32, 32), num_classes=10, width=1.0, quantizer="ste_sign", rng=None):
+def vgg_small(
+    input_shape: Sequence[int] = (3, 32, 32),
+    num_classes: int = 10,
+    width: float = 1.0,
+    quantizer: str | Quantizer = "ste_sign",
+    rng: np.random.Generator | None = None,
+) -> nn.Sequential:
     """Build the network.
 
     Parameters
