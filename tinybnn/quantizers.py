@@ -116,7 +116,7 @@ class Quantizer:
     """
 
     values = (-1.0, 1.0)
-    is_sign = False
+    is_sign: bool = False
 
     @property
     def is_tent(self) -> bool:
@@ -250,7 +250,7 @@ class _Sign(Quantizer):
         return sign(x)
 
     @property
-    def is_sign(self):  # a subclass, or a quantizer, may have a forward of its own
+    def is_sign(self):  # False if a subclass or an instance overrides forward
         return _is(self.forward, _Sign.forward) and not _state.computes_surrogates
 
 

@@ -102,7 +102,7 @@ class Geometry:
         return padded[:, top : top + (oh - 1) * sh + 1 : sh, left : left + (ow - 1) * sw + 1 : sw]
 
     def patches(self, x: Array) -> Array:
-        """im2col: (n, C, H, W) -> (G, n * OH * OW, kh * kw * C / G), a row for each output pixel."""
+        """im2col: (n, C, H, W) -> (G, n * OH * OW, kh * kw * C / G), a row an output pixel."""
         padded = self.padded(x)
         (kh, kw), groups = self.weight[2:], self.groups
         if kh == kw == groups == 1:

@@ -1,4 +1,4 @@
-"""Layers of binary networks: a convolution, a batch norm, an activation, and the shortcuts around.
+"""Layers of binary networks: a convolution, a batch norm, an activation, and shortcuts.
 
     method        k×k layer             1×1 layer    sign, activation
     float         depth-wise, real      real         none, ReLU or h-swish
@@ -9,25 +9,25 @@
     bdnet-b       as bdnet-a, but real where it reduces the image
 
 (Bi-Real Net: Liu et al. 2018; ReActNet: Liu et al. 2020; AdaBin: Tu et al. 2022. A ResNet's
-convolutions are regular in the float network too.) Activations stand where the float network has
-them. A binary layer has a shortcut around convolution and batch norm:
+convolutions are regular in the float network too.) Activations are placed as in the float network.
+A binary layer has a shortcut around convolution and batch norm:
 
     y = activation(BN(conv(x)) + s(x)),    s(x) = x, averaged over 2×2 pixels under a stride of 2.
 
 Where the number of channels changes, s(x) replicates them to the new number (`ReplicateChannels`),
-BD-Net's broadcast residual; without it such a layer has no shortcut. Where a unit of the float
-network has a shortcut around several layers, it stays, and the last of them has none of its own:
-two ways past each layer would double the signal in every unit.
+BD-Net's broadcast residual; without it such a layer has no shortcut. A shortcut of the float
+network around several layers is kept, and the last of these layers then has none: two parallel
+shortcuts would double the signal in every unit.
 
 BD-Net's depth-wise layer adds its input before the batch norm as well,
 
     y = activation(BN(conv(x) + s(x)) + s(x)),
 
-whose Jacobian is α J_dw + (α + 1) I, with α the factor of the batch norm: Eq. 4, against α J_dw + I
-without, Eq. 3. Its convolution is the 1.58-bit one of Eq. 11 (`nn.DualBinaryConv2d`). The code of
-the paper could not be read: that both shortcuts are averaged under a stride, that a real depth-wise
-layer has the shortcut behind its batch norm only, where activations stand, and how broadcast
-residuals go together with the shortcuts of units are inferred.
+whose Jacobian is α J_dw + (α + 1) I (Eq. 4), with α the factor of the batch norm, instead of
+α J_dw + I (Eq. 3). Its convolution is the 1.58-bit one of Eq. 11 (`nn.DualBinaryConv2d`). The
+paper's code was not available. Inferred are: that both shortcuts are averaged under a stride, that
+a real depth-wise layer has only the shortcut behind its batch norm, the places of the activations,
+and how broadcast residuals combine with the shortcuts of units.
 """
 
 from __future__ import annotations
@@ -52,19 +52,19 @@ METHODS = ("float", "reactnet", "adabin", "bdnet-a", "bdnet-b")
 
 @dataclass(frozen=True)
 class Method:
-    """How the layers of a network are made; see the table above.
+    """Factory for the layers of a network; see the table in the module's docstring.
 
     Attributes
     ----------
     name : str
     base : str
-        'reactnet' or 'adabin': what BD-Net is built on. The other methods are their own base.
+        For BD-Net: 'reactnet' or 'adabin'. Other methods are their own base.
     broadcast_residual : bool
-        Shortcuts where the number of channels changes.
+        Add shortcuts where the number of channels changes.
     dual : bool
-        Of BD-Net: two binary depth-wise convolutions in parallel, not one.
+        BD-Net only: two binary depth-wise convolutions in parallel, not one.
     pre_bn : bool
-        Of BD-Net: the shortcut before the batch norm.
+        BD-Net only: the shortcut before the batch norm.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Method:
         return self.name == "float"
 
     def activation(self, channels: int, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Module:
-        """What stands for the float network's activation."""
+        """Return the module that takes the place of the float network's activation."""
         if self.base == "birealnet":
             return nn.Identity()
         if self.base == "reactnet":
@@ -94,7 +94,7 @@ class Method:
         has_shortcut: bool = True,
         rng: np.random.Generator | None = None,
     ) -> Layer:
-        """A 1×1 layer; `activation` is a module, or None for none."""
+        """Build a 1×1 layer: (N, in_channels, H, W) -> (N, out_channels, H, W)."""
         conv = self.conv(in_channels, out_channels, 1, groups=groups, rng=rng)
         shortcut = self.shortcut(in_channels, out_channels) if has_shortcut else None
         return Layer(conv, nn.BatchNorm2d(out_channels), activation, shortcut)
@@ -107,7 +107,10 @@ class Method:
         activation: nn.Module | None = None,
         rng: np.random.Generator | None = None,
     ) -> Layer:
-        """A k×k layer that keeps the channels apart, or would in the float network."""
+        """Build a k×k layer, depth-wise where the method has such: (N, channels, H, W) -> same.
+
+        With a stride of 2 the image is halved.
+        """
         pre_bn, geometry = False, {"stride": stride, "padding": kernel_size // 2}
         if self.is_float or (self.name == "bdnet-b" and stride > 1):
             conv = nn.Conv2d(
@@ -132,7 +135,7 @@ class Method:
         groups: int = 1,
         rng: np.random.Generator | None = None,
     ) -> nn.Module:
-        """A convolution that mixes channels, with the sign of its input where it is binary."""
+        """Build a regular convolution, preceded by the sign of its input where it is binary."""
         geometry = {"stride": stride, "padding": kernel_size // 2, "groups": groups, "rng": rng}
         if self.is_float:
             return nn.Conv2d(in_channels, out_channels, kernel_size, bias=False, **geometry)
@@ -146,7 +149,7 @@ class Method:
         return nn.Sequential(sign, conv)
 
     def shortcut(self, in_channels: int, out_channels: int, stride: int = 1) -> nn.Module | None:
-        """From a layer's input to its output; None where there is none."""
+        """Build the shortcut from a layer's input to its output; None where it has none."""
         if self.is_float or (in_channels != out_channels and not self.broadcast_residual):
             return None
         parts = [nn.AvgPool2d(2)] if stride == 2 else []
@@ -163,7 +166,7 @@ class Layer(nn.Module):
     conv, norm : Module
     activation, shortcut : Module or None
     pre_bn : bool
-        Add the shortcut before the norm too.
+        Add the shortcut also before the norm.
     """
 
     def __init__(
@@ -199,7 +202,7 @@ def make_method(
     pre_bn: bool = True,
     known: Sequence[str] = METHODS,
 ) -> Method:
-    """The `Method` of a name, or a ValueError that begins with the network's."""
+    """Look up a `Method`; errors are prefixed with the network's name."""
     if name not in known:
         raise ValueError(f"{network}: method must be one of {', '.join(known)}, got {name!r}")
     if base not in ("reactnet", "adabin"):
@@ -209,26 +212,26 @@ def make_method(
 
 
 def scaled(channels: int, width: float, multiple: int = 1) -> int:
-    """width times so many channels, rounded to a multiple (halves up), at least one of it."""
+    """Round ``width * channels`` (half up) to a multiple of `multiple`, at least `multiple`."""
     return max(1, math.floor(channels * width / multiple + 0.5)) * multiple
 
 
 def stride_for(network: str, argument: str, stride: int | None, input_size: int, limit: int) -> int:
-    """A stride of 1 or 2 that was given, or by default 2 for images above `limit` pixels."""
+    """Check a stride of 1 or 2; None defaults to 2 for images above `limit` pixels, else 1."""
     if stride not in (None, 1, 2):
         raise ValueError(f"{network}: {argument} must be 1 or 2, got {stride!r}")
     return stride or (2 if isinstance(input_size, Integral) and input_size > limit else 1)
 
 
 def check_arguments(network: str, width: float, input_size: int, reduction: int) -> None:
-    """The width must be positive, and the image a multiple of what the strides divide it by."""
+    """Check that the width is positive and the image size a multiple of the total stride."""
     if not width > 0:
         raise ValueError(f"{network}: width must be positive, got {width!r}")
     is_size = isinstance(input_size, Integral) and input_size >= 1
     if not is_size or input_size % reduction:
         raise ValueError(
-            f"{network}: input_size must be a multiple of {reduction}, which the strides divide it "
-            f"by, got {input_size!r}"
+            f"{network}: input_size must be a multiple of {reduction}, the product of the strides, "
+            f"got {input_size!r}"
         )
 
 
@@ -241,7 +244,7 @@ def stem(
     kernel_size: int = 3,
     rng: np.random.Generator | None = None,
 ) -> Layer:
-    """The first layer, real; only the float network has an activation there."""
+    """Build the first layer, real; only the float network has an activation in it."""
     conv = nn.Conv2d(
         in_channels, channels, kernel_size, stride, kernel_size // 2, bias=False, rng=rng
     )
@@ -251,7 +254,10 @@ def stem(
 def classifier(
     channels: int, num_classes: int, rng: np.random.Generator | None = None
 ) -> list[nn.Module]:
-    """The end: the mean over the image and the last layer, real."""
+    """Build the last layers: the mean over the image and a real dense layer.
+
+    (N, channels, H, W) -> (N, num_classes).
+    """
     return [
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes, rng=rng)
     ]  # fmt: skip

@@ -38,7 +38,7 @@ def cnn(
     quantizer: str | Quantizer = "approx_sign",
     rng: np.random.Generator | None = None,
 ) -> nn.Sequential:
-    """Build the network.
+    """Build a small binary CNN.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def cnn(
     padding : int
         Zeros around each convolution's input; 1 suits images below 22×22.
     quantizer : Quantizer or name
-        Of activations; weights use ste_sign.
+        For activations; weights use ste_sign.
     rng : numpy.random.Generator, optional
         Source of the initial weights.
 

@@ -1,6 +1,7 @@
-"""A binary multi-layer perceptron: dense layers whose inputs and weights are all signs.
+"""A binary multi-layer perceptron: dense layers with signs for inputs and weights.
 
-With hidden=(256, 256, 256) this is the shape of FINN's SFC, with (1024, 1024, 1024) that of LFC.
+hidden=(256, 256, 256) gives the shape of FINN's SFC, (1024, 1024, 1024) that of LFC (Umuroglu et
+al. 2017).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def mlp(
     quantizer: str | Quantizer = "approx_sign",
     rng: np.random.Generator | None = None,
 ) -> nn.Sequential:
-    """Build the network: each layer is the sign of its input, a BinaryLinear and a batch norm.
+    """Build a binary MLP: each layer is the sign of its input, a BinaryLinear and a batch norm.
 
     Parameters
     ----------
@@ -38,7 +39,7 @@ def mlp(
     dropout : float
         Probability after each hidden batch norm; a dropped value is 0, whose sign is +1.
     quantizer : Quantizer or name
-        Of activations and of the input; weights use ste_sign.
+        For activations and the input; weights use ste_sign.
     rng : numpy.random.Generator, optional
         Source of the initial weights and of dropout.
 

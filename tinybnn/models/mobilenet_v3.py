@@ -15,11 +15,12 @@
     mean, dense (real), h-swish                                           1024
     dense (real)                                                          num_classes
 
-Block: a 1×1 layer that widens (none where the width is the block's input), a k×k depth-wise layer
-with the stride, squeeze-and-excite with a quarter of the channels, a 1×1 layer without activation;
-the block's input is added where the shapes are equal. ReLU where no h-swish is named. Howard et al.
-2019, Table 2. In the binary forms each layer has the shortcut of `models.blocks`; that squeeze-and-
-excite stays, and stays real, and that the last 1×1 convolution is binary are inferred.
+Block: a 1×1 layer that widens (none if the width equals the number of input channels), a k×k
+depth-wise layer with the stride, squeeze-and-excite with a quarter of the channels, and a 1×1 layer
+without activation; the block's input is added if the shapes are equal. The activation is ReLU
+unless h-swish is given. Howard et al. 2019, Table 2. In the binary forms each layer has the
+shortcut of `models.blocks`. Inferred are: that squeeze-and-excite is kept and real, and that the
+last 1×1 convolution is binary.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 STEM, HEAD, FEATURES = 16, 576, 1024
 
-# (kernel, wide, output channels, stride, excite, h-swish) of the blocks.
+# Blocks: (kernel, wide, output channels, stride, excite, h-swish).
 BLOCKS = (
     (3, 16, 16, 2, True, False),
     (3, 72, 24, 2, False, False),
@@ -55,7 +56,7 @@ BLOCKS = (
 
 
 class InvertedResidual(nn.Module):
-    """A block of the table above.
+    """An inverted residual block: (N, in_channels, H, W) -> (N, out_channels, OH, OW).
 
     Parameters
     ----------
@@ -115,7 +116,7 @@ def mobilenet_v3_small(
     in_channels: int = 3,
     rng: np.random.Generator | None = None,
 ) -> nn.Sequential:
-    """Build the network.
+    """Build MobileNet V3-Small.
 
     Parameters
     ----------
@@ -125,12 +126,12 @@ def mobilenet_v3_small(
         Height and width of the images: a multiple of 8 times the strides below.
     num_classes : int
     method : 'float', 'reactnet', 'adabin', 'bdnet-a' or 'bdnet-b'
-        'reactnet' and 'adabin' have regular k×k layers in place of the depth-wise ones.
+        'reactnet' and 'adabin' have regular k×k layers instead of depth-wise ones.
     base, broadcast_residual, dual, pre_bn
         As in `mobilenet_v1`.
     stem_stride, first_stride : 1 or 2, optional
-        Of the first convolution and of the first block. By default 2 for images above 32 and above
-        64 pixels, as the paper counts (BD-Net, Table 5).
+        Strides of the first convolution and of the first block. Default: 2 for images above 32 and
+        above 64 pixels, respectively (BD-Net, Table 5), else 1.
     in_channels : int
     rng : numpy.random.Generator, optional
         Source of the initial weights.

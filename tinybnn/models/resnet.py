@@ -16,15 +16,15 @@
     3 × block, stride 2       8×8             64
     mean, dense                               num_classes
 
-Block: two 3×3 convolutions; the stride is that of the first one in the first block. First
-convolution and dense layer are real. He et al. 2016, Table 1 and section 4.2. On small
-images ResNet-18 begins with a 3×3 convolution of stride 1 and has no max-pool.
+Block: two 3×3 convolutions; the first one of a stage has the stride. The first convolution and the
+dense layer are real. He et al. 2016, Table 1 and section 4.2. For small images ResNet-18 begins
+with a 3×3 convolution of stride 1 and has no max-pool.
 
-The float block has one shortcut around both convolutions. The binary one has a shortcut around each
-(Bi-Real Net, Liu et al. 2018, Fig. 3). Where the image is reduced it is, in ResNet-18, an average
-over 2×2 pixels with a real 1×1 convolution and a batch norm behind it (float: that convolution with
-stride 2); in ResNet-20 the average, or in the float network every second pixel, between channels of
-zeros: half of the new ones in front, half behind.
+The float block has one shortcut around both convolutions, the binary one a shortcut around each
+(Bi-Real Net, Liu et al. 2018, Fig. 3). With a stride of 2 the shortcut is, in ResNet-18, an average
+over 2×2 pixels followed by a real 1×1 convolution and a batch norm (float: that convolution with
+stride 2, without the average); in ResNet-20 the average (float: every second pixel), padded with
+zero channels, half of them before and half behind.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ if TYPE_CHECKING:
 
 METHODS = ("float", "birealnet", "reactnet", "adabin")
 
-# (output channels, blocks) of the stages; all but the first halve the image.
+# Stages: (output channels, number of blocks); all but the first halve the image.
 RESNET18 = ((64, 2), (128, 2), (256, 2), (512, 2))
 RESNET20 = ((16, 3), (32, 3), (64, 3))
 
 
 class ZeroChannels(nn.Module):
-    """The channels of x between channels of zeros, `out_channels` in all.
+    """Pad with channels of zeros: (N, in_channels, H, W) -> (N, out_channels, H, W).
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class BasicBlock(nn.Module):
 
 
 def _reduction(how, before, channels, projects, rng):
-    """The shortcut around a stride of 2."""
+    """The shortcut around a convolution with stride 2."""
     if projects:
         pool, stride = ([], 2) if how.is_float else ([nn.AvgPool2d(2)], 1)
         conv = nn.Conv2d(before, channels, 1, stride, bias=False, rng=rng)
@@ -103,7 +103,7 @@ def _reduction(how, before, channels, projects, rng):
 
 
 def _stages(how, stages, channels, width, projects, rng):
-    """The blocks of all stages, and the channels at their end."""
+    """Build the blocks of all stages; also return the number of output channels."""
     layers = []
     for number, (outputs, count) in enumerate(stages):
         for block in range(count):
@@ -148,8 +148,8 @@ def resnet18(
     num_classes : int
     method : 'float', 'birealnet', 'reactnet' or 'adabin'
     stem_stride : 1 or 2, optional
-        2, the default for images above 64 pixels, is the 7×7 convolution with the max-pool, 1 a 3×3
-        one without.
+        2 (default for images above 64 pixels): a 7×7 convolution and a max-pool; 1: a 3×3
+        convolution without max-pool.
     in_channels : int
     rng : numpy.random.Generator, optional
         Source of the initial weights.

@@ -1,4 +1,4 @@
-"""ShuffleNet V1 with three groups: 1×1 convolutions in groups whose channels are shuffled.
+"""ShuffleNet V1 with three groups: grouped 1×1 convolutions and channel shuffles.
 
     layer                                    output (224)    channels
     conv 3×3, stride 2 (real)                112×112         24
@@ -9,11 +9,11 @@
     mean, dense (real)                                       num_classes
 
 Unit: a 1×1 layer to a quarter of the unit's channels, a shuffle of the groups, a 3×3 depth-wise
-layer, a 1×1 layer. What comes out is added to the unit's input; under a stride of 2 it is put
-beside the input's average over 3×3 pixels, stride 2. The very first 1×1 has one group, since it
-sees few channels. Zhang et al. 2018, Table 1, g = 3. The binary forms give each of the three layers
-the shortcut of `models.blocks`; those of the 1×1 layers, which change the number of channels, are
-the broadcast residuals that BD-Net adds (Table 4).
+layer, a 1×1 layer. Its output is added to the unit's input; with a stride of 2 it is concatenated
+with the input's average over 3×3 pixels, stride 2. The very first 1×1 layer has one group, since it
+has few input channels. Zhang et al. 2018, Table 1, g = 3. In the binary forms each of the three
+layers has the shortcut of `models.blocks`; for the 1×1 layers, which change the number of channels,
+it is the broadcast residual of BD-Net (Table 4).
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ if TYPE_CHECKING:
 GROUPS = 3
 STEM = 24
 
-# (output channels, units) of the stages; the first unit of each has stride 2.
+# Stages: (output channels, number of units); the first unit of each has stride 2.
 STAGES = ((240, 4), (480, 8), (960, 4))
 
 
 class ShuffleUnit(nn.Module):
-    """A unit of the table above.
+    """A shuffle unit: (N, in_channels, H, W) -> (N, out_channels, OH, OW).
 
     Parameters
     ----------
     how : Method
     in_channels, out_channels : int
     stride : 1 or 2
-        With 1 the channel counts are equal.
+        With stride 1, in_channels must equal out_channels.
     first_groups : int
-        Of the first 1×1 layer.
+        Groups of the first 1×1 layer.
     rng : numpy.random.Generator, optional
     """
 
@@ -93,21 +93,21 @@ def shufflenet_v1(
     in_channels: int = 3,
     rng: np.random.Generator | None = None,
 ) -> nn.Sequential:
-    """Build the network.
+    """Build ShuffleNet V1.
 
     Parameters
     ----------
     width : float
-        Factor of all channel counts; those of units are rounded to multiples of 12.
+        Factor of all channel counts; output channels of units are rounded to multiples of 12.
     input_size : int
         Height and width of the images: a multiple of 16 times the stem's stride.
     num_classes : int
     method : 'float', 'reactnet', 'adabin', 'bdnet-a' or 'bdnet-b'
-        'reactnet' and 'adabin' have regular 3×3 layers in place of the depth-wise ones.
+        'reactnet' and 'adabin' have regular 3×3 layers instead of depth-wise ones.
     base, broadcast_residual, dual, pre_bn
         As in `mobilenet_v1`.
     stem_stride : 1 or 2, optional
-        By default 2 for images above 32 pixels, as the paper counts (BD-Net, Table 4).
+        Default: 2 for images above 32 pixels (BD-Net, Table 4), else 1.
     in_channels : int
     rng : numpy.random.Generator, optional
         Source of the initial weights.

@@ -1,4 +1,4 @@
-"""VGG-small: the network in which binary convolutions are usually compared on CIFAR-10.
+"""VGG-small: the usual network for comparing binary convolutions on CIFAR-10.
 
     layer                                output        weights
     conv 3×3, 3 -> 128, batch norm       32×32         3,456 (real)
@@ -13,7 +13,7 @@
     dense 8192 -> 10                     10            81,920 (real)
 
 The convolutional part of BinaryNet's network for CIFAR-10 (Courbariaux et al. 2016) with one dense
-layer, as in LQ-Nets (Zhang et al. 2018) and later work. Pooling stands before the batch norm.
+layer, as in LQ-Nets (Zhang et al. 2018) and later work. Pooling precedes the batch norm.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from tinybnn.quantizers import Quantizer
 
-# (output channels, whether a max-pool follows) of the binary convolutions.
+# Binary convolutions: (output channels, whether a max-pool follows).
 CONVOLUTIONS = ((128, True), (256, False), (256, True), (512, False), (512, True))
 
 
@@ -41,7 +41,7 @@ def vgg_small(
     quantizer: str | Quantizer = "ste_sign",
     rng: np.random.Generator | None = None,
 ) -> nn.Sequential:
-    """Build the network.
+    """Build VGG-small.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def vgg_small(
     width : float
         Factor of all channel counts.
     quantizer : Quantizer or name
-        Of activations; weights use ste_sign.
+        For activations; weights use ste_sign.
     rng : numpy.random.Generator, optional
         Source of the initial weights.
 
