@@ -415,10 +415,10 @@ class PlusAtNaN(OwnSign):
 @pytest.mark.parametrize(
     ("quantizer", "said"),
     [
-        (ZeroAtZero(), "ZeroAtZero.forward gives 0.0 for 0.0, where the sign is 1"),
-        (Double(), "Double.forward gives float64, a packed model is float32"),
-        (Shifted(), "Shifted.forward gives -1.0 for 0.0, where the sign is 1"),
-        (PlusAtNaN(), "PlusAtNaN.forward gives 1.0 for nan, where the sign is -1"),
+        (ZeroAtZero(), "ZeroAtZero.forward returns 0.0 for 0.0, but the sign is 1"),
+        (Double(), "Double.forward returns float64, a packed model is float32"),
+        (Shifted(), "Shifted.forward returns -1.0 for 0.0, but the sign is 1"),
+        (PlusAtNaN(), "PlusAtNaN.forward returns 1.0 for nan, but the sign is -1"),
     ],
 )
 def test_quantizers_that_are_not_quite_the_sign(quantizer, said):
@@ -438,7 +438,7 @@ def test_zero_at_zero_behind_sums_of_signs_is_refused():
     model = nn.Sequential(
         nn.BinaryLinear(6, 6), nn.BinaryLinear(6, 3, input_quantizer=ZeroAtZero())
     )
-    with pytest.raises(deploy.CompileError, match=r"gives 0.0 for 0.0, where the sign is 1"):
+    with pytest.raises(deploy.CompileError, match=r"returns 0.0 for 0.0, but the sign is 1"):
         deploy.compile(model, FEATURES)
 
 
@@ -462,7 +462,7 @@ def test_activations_of_more_values(name):
     ],
 )
 def test_a_batch_in_the_shape_of_a_sample(model, shape):
-    said = f"holds a batch; leave it out: input_shape={shape[1:]}"
+    said = f"includes a batch axis; leave it out: input_shape={shape[1:]}"
     with pytest.raises(deploy.CompileError) as error:
         deploy.compile(model, shape)
     assert said in str(error.value)
@@ -472,7 +472,7 @@ def test_a_batch_in_the_shape_of_a_sample(model, shape):
 def test_other_wrong_shapes_are_not_said_to_hold_a_batch():
     with pytest.raises(ValueError, match="channels") as error:
         deploy.compile(nn.Sequential(nn.Conv2d(1, 2, 3)), (3, 28, 28))
-    assert "holds a batch" not in str(error.value)
+    assert "includes a batch axis" not in str(error.value)
     square = nn.Sequential(nn.Flatten(), Custom(lambda model, x: x**2))
     with pytest.raises(deploy.CompileError, match="Pow has no packed form"):
         deploy.compile(square, (1, 8, 8))

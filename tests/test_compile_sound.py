@@ -210,9 +210,9 @@ def test_values_of_parameters_may_be_taken_out():
 
 def test_a_batch_size_that_is_written_down_is_refused():
     refused(lambda model, x: x.reshape(2, -1), r"layer model \(Custom\): Reshape: its output has")
-    refused(lambda model, x: x.reshape(2, FEATURES), r"ends in SizeError .* shape \(3, 6\)")
+    refused(lambda model, x: x.reshape(2, FEATURES), r"raises SizeError .* shape \(3, 6\)")
     refused(lambda model, x: x + np.float32([[1], [2]]), "a row for each sample")
-    refused(lambda model, x: x + np.ones((2, 1), np.float32), r"ends in ValueError .* shape \(3, 6")
+    refused(lambda model, x: x + np.ones((2, 1), np.float32), r"raises ValueError .* shape \(3, 6")
     check(Custom(lambda model, x: x + np.ones((len(x), 1), np.float32)))
     check(Custom(lambda model, x: x.reshape(len(x), 2, -1).reshape(x.shape)))
     check(Custom(lambda model, x: model.real(x.reshape(-1, FEATURES))))

@@ -406,7 +406,7 @@ def test_adabin_runs_on_bits():
 @pytest.mark.parametrize("quantizer", ["ste_tern", "ste_heaviside", "dorefa_activation"])
 def test_inputs_that_are_no_signs_are_refused(quantizer):
     model = nn.Sequential(nn.BinaryLinear(9, 4, input_quantizer=quantizer))
-    with pytest.raises(deploy.CompileError, match=r"0 \(BinaryLinear\).*does not give signs"):
+    with pytest.raises(deploy.CompileError, match=r"0 \(BinaryLinear\).*does not return signs"):
         deploy.compile(model, (9,))
 
 
