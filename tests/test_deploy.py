@@ -523,7 +523,7 @@ def test_wrong_input_is_refused(x):
         (np.zeros((2, 3), np.int64), r"must be uint64 of shape \(N, 3\), got int64"),
         (np.zeros((2, 2), np.uint64), r"of shape \(N, 3\), got uint64 of shape \(2, 2\)"),
         (np.zeros(3, np.uint64), r"got uint64 of shape \(3,\)"),
-        (np.full((2, 3), 2**63, np.uint64), "bits set behind the 130 of a row"),
+        (np.full((2, 3), 2**63, np.uint64), "bits set after the 130 of a row"),
     ],
 )
 def test_wrong_packed_input_is_refused(words, message):

@@ -92,6 +92,8 @@ def surrogates() -> Iterator[None]:
 class Quantize(Function):
     """Apply a quantizer, with its pseudo-gradient as the derivative."""
 
+    quantizer: Quantizer
+
     def forward(self, x: Array, quantizer: Quantizer) -> Array:
         self.quantizer = quantizer
         return quantizer.surrogate(x) if _state.computes_surrogates else quantizer.forward(x)
@@ -115,7 +117,7 @@ class Quantizer:
         Whether it is the sign with the pseudo-gradient of `ApproxSign`, for which kernels exist.
     """
 
-    values = (-1.0, 1.0)
+    values: tuple[float, ...] | None = (-1.0, 1.0)
     is_sign: bool = False
 
     @property
@@ -219,7 +221,7 @@ def _gated(quantizer, grad, x):
 class TentGradient(Function):
     """grad times the pseudo-gradient of `ApproxSign` (2 - 2 |x| where |x| <= 1), in one pass."""
 
-    fresh = True
+    fresh: bool = True
 
     def forward(self, grad: Array, x: Array) -> Array:
         return ApproxSign().gradient(grad, x)
@@ -268,6 +270,8 @@ class SteSign(_Sign):
     clip_value : float
         Half the width of the interval with a gradient.
     """
+
+    clip_value: float
 
     def __init__(self, clip_value: float = 1.0) -> None:
         _check_positive("SteSign", "clip_value", clip_value)
@@ -319,6 +323,8 @@ class SwishSign(_Sign):
         Steepness β; the slope at 0 is β.
     """
 
+    beta: float
+
     def __init__(self, beta: float = 5.0) -> None:
         _check_positive("SwishSign", "beta", beta)
         self.beta = float(beta)
@@ -353,6 +359,8 @@ class EdeSign(_Sign):
         Steepness; IR-Net goes from 0.01 (AdaBin's code: 0.001) to 10, evenly in log t.
     """
 
+    t: float
+
     def __init__(self, t: float = 1.0) -> None:
         _check_positive("EdeSign", "t", t)
         self.t = t
@@ -381,7 +389,8 @@ class SteHeaviside(Quantizer):
     larq's ``ste_heaviside``.
     """
 
-    values = (0.0, 1.0)
+    clip_value: float
+    values: tuple[float, ...] | None = (0.0, 1.0)
 
     def __init__(self, clip_value: float = 1.0) -> None:
         _check_positive("SteHeaviside", "clip_value", clip_value)
@@ -411,7 +420,9 @@ class SteTern(Quantizer):
     clip_value : float
     """
 
-    values = (-1.0, 0.0, 1.0)
+    threshold: float | None
+    clip_value: float
+    values: tuple[float, ...] | None = (-1.0, 0.0, 1.0)
 
     def __init__(self, threshold: float | None = None, clip_value: float = 1.0) -> None:
         _check_positive("SteTern", "clip_value", clip_value)
@@ -492,6 +503,9 @@ class MagnitudeAwareSign(_Scaled):
     scale_gradient : bool
     """
 
+    clip_value: float
+    scale_gradient: bool
+
     def __init__(self, clip_value: float = 1.0, scale_gradient: bool = True) -> None:
         _check_positive("MagnitudeAwareSign", "clip_value", clip_value)
         self.clip_value, self.scale_gradient = clip_value, scale_gradient
@@ -524,7 +538,7 @@ class BitNetTernary(_Scaled):
     BitNet b1.58 (Ma et al. 2024, eq. 1 to 3).
     """
 
-    values = (-1.0, 0.0, 1.0)
+    values: tuple[float, ...] | None = (-1.0, 0.0, 1.0)
 
     def scale(self, x: Array) -> Array:
         return np.maximum(np.abs(x).mean(), x.dtype.type(1e-5)).reshape(1)
@@ -553,7 +567,7 @@ class DoReFaActivation(Quantizer):
     bits : int
     """
 
-    values = None
+    values: tuple[float, ...] | None = None
 
     def __init__(self, bits: int = 2) -> None:
         self._bits = _check_bits("DoReFaActivation", bits)
@@ -585,7 +599,7 @@ class DoReFaWeight(Quantizer):
     bits : int
     """
 
-    values = None
+    values: tuple[float, ...] | None = None
 
     def __init__(self, bits: int = 2) -> None:
         self._bits = _check_bits("DoReFaWeight", bits)
@@ -628,9 +642,9 @@ def _check_positive(owner, argument, value):
 
 
 # Ready-made instances with the defaults, under larq's names.
-ste_sign = SteSign()
-approx_sign = ApproxSign()
-swish_sign = SwishSign()
+ste_sign: SteSign = SteSign()
+approx_sign: ApproxSign = ApproxSign()
+swish_sign: SwishSign = SwishSign()
 
 # Quantizers by name. Each call of `get` makes a new instance: a schedule changes EdeSign's t.
 _BY_NAME = {

@@ -1,12 +1,12 @@
-"""The operations of packed programs, a class each: meaning, shapes, and what of a trace it is.
+"""The operations of packed programs, one class each: semantics, shapes, and the traced Functions.
 
-An operation is told once, and everybody reads it here: `packed` runs it, `shapes` checks a program
-with it, `compiler` finds it in a trace, and `plan` joins elementwise ones to one pass over memory.
+Each operation is defined once, for all users: `packed` runs it, `shapes` checks programs with it,
+`compiler` creates it from a traced call, and `plan` fuses elementwise ones into one pass over
+memory.
 
-A packed model names its operations and holds their constants, arrays and settings; so a saved model
-is data and nothing else. To add an operation, write a subclass of `Operation`: it is known as soon
-as its class exists, also if that is in a program of your own. What loads the model needs the class
-too.
+A packed model refers to operations by name and holds their constants, arrays and settings; a saved
+model thus contains data only. To add an operation, write a subclass of `Operation`, in any program:
+defining the class registers it. A program that loads the model needs the class too.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ if TYPE_CHECKING:
 
     Emit = Callable[..., int]
 
-OPERATIONS = {}  # by name
-OF_FUNCTION = {}  # by the Function of a trace
+OPERATIONS: dict[str, type[Operation]] = {}  # by name
+OF_FUNCTION: dict[type[T.Function], type[Operation]] = {}  # by the Function of a trace
 
 
 class NoPackedFormError(Exception):
-    """Why a call of a known Function has no packed form."""
+    """Raised for a call of a known Function that has no packed form; the message says why."""
 
 
 class TracedCall(NamedTuple):
-    """A call of a Function in the trace of a model, as `Operation.of_call` sees it.
+    """A call of a Function in the trace of a model, the argument of `Operation.of_call`.
 
     Attributes
     ----------
@@ -74,18 +74,18 @@ class TracedCall(NamedTuple):
     constant : callable
         Position of an input -> its array, or None if it depends on the model's input.
     results : int
-        The number of inputs that depend on the model's input.
+        Number of inputs that depend on the model's input.
     """
 
-    inputs: tuple
-    options: dict
+    inputs: tuple[Any, ...]
+    options: dict[str, Any]
     output: T.Tensor
-    constant: object
+    constant: Callable[[int], Any]
     results: int
 
     @property
     def shape(self) -> Shape:
-        """Of one sample of the output."""
+        """Shape of one sample of the output."""
         return self.output.shape[1:]
 
 
@@ -95,76 +95,81 @@ class Operation:
     Attributes
     ----------
     name : str
-        What files call it.
+        Its name in files.
     inputs : tuple of str, or ...
-        The kinds of the values that come in; ... for any number of floats.
+        Kinds of the input values; ... for any number of floats.
     arrays, settings : tuple of str
-        The names of its constants; with a "?" where one may be missing.
+        Names of its constants; those with a "?" are optional.
     functions : tuple of Function classes
-        What it computes of a trace. () where the compiler's own recipes make it.
+        The traced Functions that it implements; () if only the compiler's recipes create it.
     is_elementwise : bool
-        Whether each number of the result depends on one number of the input alone, and may so stand
-        between integer sums and a sign, where it is found again in the thresholds.
+        Whether each number of the result depends on a single number of the input: between integer
+        sums and a sign, it can then be merged into the thresholds.
     takes_one_for_all : bool
-        Whether its result may be one sample for all of a batch, made of constants of such a shape.
+        Whether its result may be a single sample for the whole batch, if the constants are.
     program : callable or None
         Its form in a program of `kernels.floats.pointwise`: ``program(emit, constant, operands,
-        step)`` gives the number of the result, where ``emit(name, *operands)`` appends an operation
-        and ``constant(array)`` makes an operand.
+        step)`` returns the number of the result, where ``emit(name, *operands)`` appends an
+        operation and ``constant(array)`` creates an operand.
     """
 
-    name = ""
-    inputs = (FLOAT,)
-    arrays = settings = functions = ()
-    is_elementwise = takes_one_for_all = False
-    program = None
+    name: str = ""
+    inputs: Any = (FLOAT,)
+    arrays: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    functions: tuple[type[T.Function], ...] = ()
+    is_elementwise: bool = False
+    takes_one_for_all: bool = False
+    program: Any = None
 
     def __init_subclass__(cls) -> None:
         if "name" not in vars(cls):
             return
         for other in (OPERATIONS.get(cls.name), *map(OF_FUNCTION.get, cls.functions)):
-            # The same class once more is a cell of a notebook that runs again.
+            # Redefining the same class is allowed: a notebook cell may run again.
             if other and _path(other) != _path(cls):
                 raise ValueError(
-                    f"{cls.__qualname__}: {other.__qualname__} has the name {other.name!r} or one "
-                    "of the functions already; choose another name, and a Function of your own"
+                    f"{cls.__qualname__}: {other.__qualname__} already has the name {other.name!r} "
+                    "or one of the functions; choose another name and another Function"
                 )
         OPERATIONS[cls.name] = cls
         OF_FUNCTION.update(dict.fromkeys(cls.functions, cls))
 
     @classmethod
     def run(cls, *values: Any, **constants: Any) -> Array:
-        """The result for arrays; `constants` are arrays and settings by name.
+        """Compute the result for arrays; `constants` are arrays and settings by name.
 
-        By default that of its Function, whose options are the settings.
+        Default: apply its Function, with the settings as options. Values between steps are float32
+        (N, C, H, W) or (N, F), int32 accumulators (N, H, W, C) or (N, F), and uint64 words of bits
+        (N, H, W, words) or (N, words).
         """
         settings = {name: constants.pop(name) for name in cls.settings}
         return cls.functions[0].apply(*cls.in_order(values, constants), **settings)
 
     @classmethod
     def in_order(cls, values: Any, arrays: dict[str, Array]) -> list[Any]:
-        """The inputs of its Function, of the values that come in and of its arrays."""
+        """Order input values and arrays as the inputs of its Function."""
         return [*values, *arrays.values()]
 
     @staticmethod
     def shape(x: Value, **constants: Any) -> Value:
-        """The `Value` of the result for those of the inputs; a ValueError where one is wrong."""
+        """Infer the `Value` of the result from those of the inputs; check the constants."""
         return x
 
     @classmethod
     def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Arrays and settings for a `TracedCall`; None if it has another form than this operation.
+        """Return arrays and settings for a `TracedCall`, or None if the operation does not apply.
 
         Raises
         ------
         NoPackedFormError
-            Saying what to write instead.
+            Says what to write instead.
         """
         return {}, {name: call.options[name] for name in cls.settings}
 
     @classmethod
     def bits(cls, arrays: dict[str, Array]) -> dict[str, int]:
-        """Of arrays that hold only signs: the name, and the number of signs in a row."""
+        """Return the number of signs in a row, for each array (by name) that holds only signs."""
         return {}
 
 
@@ -172,10 +177,10 @@ def _path(cls):
     return cls.__module__, cls.__qualname__
 
 
-def same(
+def identity(
     emit: Emit, constant: Callable[[ArrayLike], int], operands: Sequence[int], step: Step
 ) -> int:
-    """The form of an operation that changes how numbers are stored, not what they are."""
+    """The program of an operation that changes the storage of numbers, not their values."""
     return operands[0]
 
 
@@ -186,7 +191,7 @@ class Pack(Operation):
     """Floats -> bits: bit 1 where x >= 0."""
 
     name = "pack"
-    program = same
+    program = identity
 
     @staticmethod
     def run(x: Array) -> Array:
@@ -231,7 +236,7 @@ class UnpackFlattened(Operation):
 
 
 class FlattenBits(Operation):
-    """(N, H, W, words) -> (N, H W words); the next layer's weights are laid out to match."""
+    """(N, H, W, words) -> (N, H W words); the next layer's weights are ordered to match."""
 
     name, inputs = "flatten_bits", (BITS,)
 
@@ -245,7 +250,7 @@ class FlattenBits(Operation):
 
 
 def in_rows(weight: Array, mask: Array | None = None) -> list[Array | None]:
-    """Planes with the bits of each filter in one row."""
+    """Flatten the planes of filters (O, ..., words) to rows (O, words); None stays None."""
     return [None if plane is None else plane.reshape(len(plane), -1) for plane in (weight, mask)]
 
 
@@ -263,11 +268,11 @@ class XnorLinear(Operation):
     @staticmethod
     def shape(x: Value, *, count: int, **planes: Array) -> Value:
         if x.kind == BITS and len(x.shape) != 1:
-            raise ValueError(f"takes features (F,), got {x.shape}")
+            raise ValueError(f"expects features (F,), got {x.shape}")
         channels, *pixels = x.shape
         rows = () if x.kind == BITS else (math.prod(pixels),)
         if type(count) is not int or count != math.prod(x.shape):
-            raise ValueError(f"count {count!r} does not fit to {x.shape}")
+            raise ValueError(f"count {count!r} does not match {x.shape}")
         outputs = planes["weight"].shape[:1]
         for name, plane in planes.items():
             expect_words(name, plane, outputs + rows, channels)
@@ -284,15 +289,15 @@ CONVOLUTION = ("stride", "padding", "dilation", "groups")
 
 
 def group_channels(channels: int, weight: Array, groups: int) -> int:
-    """The channels that a filter sees."""
+    """Number of input channels of a filter; checks groups against the weight (O, kh, kw, ...)."""
     groups = expect_int("groups", groups, 1, channels)
     if weight.ndim != 4 or channels % groups or weight.shape[0] % groups:
-        raise ValueError(f"groups={groups} does not fit to weight {weight.shape}")
+        raise ValueError(f"groups={groups} does not match weight {weight.shape}")
     return channels // groups
 
 
 class XnorConv2d(Operation):
-    """Bits -> accumulators."""
+    """Bits -> accumulators: convolution of signs with weights of ±1."""
 
     name, inputs, arrays = "xnor_conv2d", (BITS,), ("weight",)
     settings = (*CONVOLUTION, "channels", "padding_mode")
@@ -329,7 +334,7 @@ class TernaryConv2d(XnorConv2d):
 
 
 class Ones(Operation):
-    """The bits of one sample (C, H, W) or (F,) of +1, whatever the signs of that shape are."""
+    """Bits of one sample of +1, (C, H, W) or (F,), in the shape of the input signs."""
 
     name, inputs, settings = "ones", (BITS,), ("shape",)
 
@@ -346,7 +351,7 @@ class Ones(Operation):
 
 
 class Threshold(Operation):
-    """Accumulators -> bits: bit = (a >= threshold) != flip. All that is left of a batch norm."""
+    """Accumulators -> bits: (a >= threshold) != flip. A batch norm and sign compile to this."""
 
     name, inputs, arrays = "threshold", (SUMS,), ("thresholds", "flip")
 
@@ -367,7 +372,7 @@ POOLING = ("kernel_size", "stride", "padding")
 
 
 class MaxPoolBits(Operation):
-    """Bits -> bits: OR over each window, AND where `minimum`."""
+    """Bits -> bits: OR over each window, AND in channels where `minimum`, (C,) bool, is set."""
 
     name, inputs = "max_pool_bits", (BITS,)
     arrays, settings = ("minimum",), (*POOLING, "channels")
@@ -386,7 +391,7 @@ class ToFloat(Operation):
     """Accumulators -> floats."""
 
     name, inputs = "to_float", (SUMS,)
-    program = same
+    program = identity
 
     @staticmethod
     def run(accumulator: Array) -> Array:
@@ -412,7 +417,7 @@ class Linear(Operation):
     @staticmethod
     def shape(x: Value, *, weight: Array) -> Value:
         if len(x.shape) != 1:
-            raise ValueError(f"takes features (F,), got {x.shape}")
+            raise ValueError(f"expects features (F,), got {x.shape}")
         expect_array("weight", weight, "f", (*weight.shape[:1], *x.shape))
         return Value(FLOAT, weight.shape[:1], x.single)
 
@@ -489,17 +494,16 @@ class ConvTranspose2d(Operation):
         groups = expect_int("groups", groups, 1, channels)
         if weight.ndim != 4 or len(image) != 3 or channels % groups or image[0] % groups:
             raise ValueError(
-                f"groups={groups} and image {image} do not fit to weight {weight.shape}"
+                f"groups={groups} and image {image} do not match weight {weight.shape}"
             )
         expect_array("weight", weight, "f", (channels, image[0] // groups, *weight.shape[2:]))
-        # It is the adjoint of a convolution from `image` to the input; with output_padding, to more
-        # than that.
+        # The adjoint of a convolution from `image` to the input; output_padding enlarges `image`.
         conv_size(image, weight.shape[2:], stride, padding, dilation)
         geometry = zip(size, image[1:], weight.shape[2:], stride, padding, dilation, strict=True)
-        for n, found, k, s, p, d in geometry:
+        for n, outputs, k, s, p, d in geometry:
             least = (n - 1) * s - 2 * p + d * (k - 1) + 1
-            if not least <= found < least + max(s, d):
-                raise ValueError(f"image {image} does not fit to an input of {x.shape}")
+            if not least <= outputs < least + max(s, d):
+                raise ValueError(f"image {image} does not match an input of {x.shape}")
         return Value(FLOAT, image, x.single)
 
     @classmethod
@@ -512,21 +516,21 @@ class ConvTranspose2d(Operation):
         return {"weight": weight}, geometry.options | {"image": geometry.image[1:]}
 
 
-# ----------------------------------------------------------------------------- of each number alone
+# ------------------------------------------------------------------------- elementwise, one operand
 
 
 class _Unary(Operation):
     is_elementwise = takes_one_for_all = True
 
     @staticmethod
-    def shape(x, **numbers):
+    def shape(x: Value, **numbers: float) -> Value:
         for name, value in numbers.items():
             expect_number(name, value)
         return x
 
 
 def _emit(name):
-    """The form of an operation that a program has under a name."""
+    """The form of an operation that pointwise programs have under this name."""
 
     def program(emit, constant, operands, step):
         arrays = {key: constant(array) for key, array in step.arrays.items()}
@@ -578,11 +582,13 @@ class _Limits(_Unary):
     takes_one_for_all = False
 
     @staticmethod
-    def shape(x, **limits):
+    def shape(x: Value, **limits: float | None) -> Value:
         return _Unary.shape(x, **{name: n for name, n in limits.items() if n is not None})
 
     @staticmethod
-    def program(emit, constant, operands, step):
+    def program(
+        emit: Emit, constant: Callable[[ArrayLike], int], operands: Sequence[int], step: Step
+    ) -> int:
         (x,) = operands
         for name, limit in (("max", "low"), ("min", "high")):
             if step.settings[limit] is not None:
@@ -682,13 +688,13 @@ class BatchNorm(Operation):
 
 
 def filled(constants: Sequence[Any], values: Iterable[Any]) -> list[Any]:
-    """Operands in order: constants where there are some, else the values of earlier steps."""
+    """Replace each None in the constants by the next of the values; return the list."""
     values = iter(values)
     return [next(values) if constant is None else constant for constant in constants]
 
 
 class _Operands(Operation):
-    """Operands, each a constant or the result of an earlier step.
+    """Base of operations whose operands are constants or results of earlier steps.
 
     Attributes
     ----------
@@ -700,18 +706,18 @@ class _Operands(Operation):
     arrays = ("left?", "right?")
 
     @classmethod
-    def in_order(cls, values, arrays):
+    def in_order(cls, values: Sequence[Any], arrays: dict[str, Array]) -> list[Any]:
         return filled([arrays.get(name.rstrip("?")) for name in cls.arrays], values)
 
     @classmethod
-    def shape(cls, *values, **constants):
-        found = len(values) + len(constants)
-        if found != len(cls.arrays) or not values:
-            raise ValueError(f"takes {len(cls.arrays)} operands, got {found}")
+    def shape(cls, *values: Value, **constants: Any) -> Value:
+        count = len(values) + len(constants)
+        if count != len(cls.arrays) or not values:
+            raise ValueError(f"expects {len(cls.arrays)} operands, got {count}")
         return broadcast(*values, *constants.values())
 
     @classmethod
-    def of_call(cls, call):
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
         arrays = {}
         for position, name in enumerate(cls.arrays):
             value = call.constant(position)
@@ -753,7 +759,7 @@ class Minimum(_Binary):
 
 
 class Compare(_Operands):
-    """1 where ``left operator right`` holds, else 0."""
+    """1.0 where ``left operator right`` holds, else 0.0."""
 
     name, settings, functions = "compare", ("operator",), (T.Compare,)
 
@@ -773,7 +779,7 @@ class Where(_Operands):
 
 class Cat(Operation):
     name, inputs, settings, functions = "cat", ..., ("dim",), (T.Cat,)
-    run = staticmethod(lambda *values, dim: np.concatenate(values, dim))  # no ends for a gradient
+    run = staticmethod(lambda *values, dim: np.concatenate(values, dim))
 
     @staticmethod
     def shape(*values: Value, dim: int) -> Value:
@@ -800,11 +806,11 @@ class _Pool(Operation):
     settings = POOLING
 
     @staticmethod
-    def shape(x, **windows):
+    def shape(x: Value, **windows: Any) -> Value:
         return pool(x, FLOAT, **windows)
 
     @classmethod
-    def of_call(cls, call):
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
         return {}, pooling_settings(call.options["windows"])
 
 
@@ -821,7 +827,7 @@ class AvgPool2d(_Pool):
 
 
 class SumPixels(Operation):
-    """Sums over axes behind the channels."""
+    """Sums over axes after the channels."""
 
     name, settings, functions = "sum_pixels", ("dim", "keepdim"), (T.SumPixels,)
 
@@ -830,7 +836,7 @@ class SumPixels(Operation):
         dims = [expect_int("dim", d, 2, len(x.shape)) for d in expect_sizes("dim", dim)]
         if len(set(dims)) != len(dims) or type(keepdim) is not bool:
             raise ValueError(
-                f"dim {dim} and keepdim {keepdim!r} do not fit to an input of {x.shape}"
+                f"dim {dim} and keepdim {keepdim!r} do not match an input of {x.shape}"
             )
         kept = [1 if axis in dims else n for axis, n in enumerate(x.shape, start=1)]
         left = [n for axis, n in enumerate(x.shape, start=1) if axis not in dims]
@@ -838,7 +844,7 @@ class SumPixels(Operation):
 
 
 class Reshape(Operation):
-    """Another shape for each sample."""
+    """Reshape each sample."""
 
     name, settings, functions = "reshape", ("shape",), (T.Reshape,)
     run = staticmethod(lambda x, *, shape: x.reshape(len(x), *shape))
@@ -865,7 +871,7 @@ class Pad(Operation):
             raise ValueError(f"widths must be a pair for each axis, got {widths!r}")
         pairs = [expect_pair("widths", pair, 0) for pair in widths]
         if pairs[0] != (0, 0):
-            raise ValueError(f"widths {widths} do not fit to an input of {x.shape}")
+            raise ValueError(f"widths {widths} do not match an input of {x.shape}")
         shape = (n + sum(pair) for n, pair in zip(x.shape, pairs[1:], strict=True))
         return Value(FLOAT, tuple(shape), x.single)
 
@@ -875,7 +881,7 @@ class Pad(Operation):
 
 
 class TakeChannels(Operation):
-    """Channel ``index[i]`` of x as channel i: a shuffle of groups, or channels repeated."""
+    """out[:, i] = x[:, index[i]]: a channel shuffle, or repeated channels."""
 
     name, arrays, functions = "take_channels", ("index",), (F.TakeChannels,)
 
@@ -884,7 +890,7 @@ class TakeChannels(Operation):
         channels, *size = expect_image(x)
         if index.ndim != 1 or index.dtype.kind not in "iu" or not index.size:
             raise ValueError(
-                f"index must be a row of ints, got {index.dtype} of shape {index.shape}"
+                f"index must be a 1-D array of ints, got {index.dtype} of shape {index.shape}"
             )
         if index.min() < 0 or index.max() >= channels:
             raise ValueError(f"index must lie from 0 to {channels - 1}")
@@ -896,5 +902,5 @@ class TakeChannels(Operation):
 
     @staticmethod
     def taking(index: Array) -> dict[str, Array]:
-        """The arrays that take these channels."""
+        """The arrays of the operation for an index (C,), in the smallest dtype."""
         return {"index": index.astype(smallest_int(int(index.max())))}

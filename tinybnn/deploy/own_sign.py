@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class OwnSign(Quantizer):
-    """A Function with static methods as a quantizer, of which the compiler uses `forward`.
+    """A Function with static methods as a quantizer; the compiler uses its `forward`.
 
     NaN becomes -1, as in every packed model.
 

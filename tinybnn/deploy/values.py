@@ -1,7 +1,7 @@
-"""The values between the steps of a packed program, and checks of what a step is made of.
+"""The values between the steps of a packed program, and checks of the constants of steps.
 
-A program comes from a file, and a file may say anything: every check raises a ValueError that says
-what was expected and what came.
+A program may come from an untrusted file: every check raises a ValueError that says what was
+expected and what was given.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
     from tinybnn.typing import Array, Shape
 
-MOST_BYTES = 1 << 28  # of one sample's result of a step, as float32; with its padding
+MOST_BYTES = 1 << 28  # limit for a step's result for one sample, padded and as float32
 
-FLOAT, SUMS, BITS, FLAT = "floats", "sums", "bits", "bits of a flattened image"
+FLOAT: str = "floats"
+SUMS: str = "sums"
+BITS: str = "bits"
+FLAT: str = "bits of a flattened image"
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,15 @@ class Value:
     Attributes
     ----------
     kind : str
-        FLOAT, SUMS (integers), BITS, or FLAT (of an image (C, H, W), pixel by pixel).
+        FLOAT, SUMS (integers), BITS, or FLAT (bits of an image (C, H, W), pixel by pixel).
     shape : tuple of int
-        Of one sample, channels first; for FLAT that of the image.
+        Shape of one sample, channels first; for FLAT that of the image.
     single : bool
-        Whether there is one for all samples of a batch.
+        Whether a single sample holds for the whole batch.
     """
 
     kind: str
-    shape: tuple
+    shape: Shape
     single: bool = False
 
 
@@ -52,7 +55,7 @@ def nchw(x: Array) -> Array:
 
 
 def expect_memory(what: str, shape: Sequence[int]) -> None:
-    """A few numbers in a file must not fill the memory."""
+    """Check that a result (or padded image) of this shape is not too large for memory."""
     if 4 * math.prod(shape) > MOST_BYTES:
         raise ValueError(
             f"{what} of shape {tuple(shape)} takes {4 * math.prod(shape) / 2**20:.0f} MiB for each "
@@ -103,24 +106,24 @@ def expect_array(name: str, array: Array, kinds: str, shape: Sequence[int]) -> N
 
 
 def expect_words(name: str, array: Array, shape: Sequence[int], count: int) -> None:
-    """An array (*shape, words) of rows with `count` bits; kernels rely on zeros behind them."""
+    """Check an array of words, (*shape, words), with `count` bits a row and zeros after them."""
     expect_array(name, array, "u", (*shape, words_for(count)))
     if array.dtype != np.uint64:
         raise ValueError(f"{name} must be uint64, got {array.dtype}")
     if count % 64 and np.any(array[..., -1] >> np.uint64(count % 64)):
-        raise ValueError(f"{name} has bits set behind the {count} of a row")
+        raise ValueError(f"{name} has bits set after the {count} of a row")
 
 
 def expect_image(value: Value) -> Shape:
     if len(value.shape) != 3:
-        raise ValueError(f"takes images (C, H, W), got {value.shape}")
+        raise ValueError(f"expects images (C, H, W), got {value.shape}")
     return value.shape
 
 
 def window_counts(
     image: Shape, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any = (1, 1)
 ) -> Shape:
-    """Output size (H, W) of windows that slide over an image (C, H, W)."""
+    """Compute the output size (OH, OW) of sliding windows over an image (C, H, W)."""
     channels, *size = image
     height, width = (n + 2 * p for n, p in zip(size, padding, strict=True))
     expect_memory("the padded image", (channels, height, width))
@@ -134,7 +137,7 @@ def window_counts(
 
 
 def broadcast(first: Value, *others: Value | Array) -> Value:
-    """The value of floats that are broadcast against values or constants."""
+    """Infer the value of floats broadcast against other values or constant arrays."""
     shapes, single = [(1, *first.shape)], first.single
     for other in others:
         if isinstance(other, Value):
@@ -147,7 +150,7 @@ def broadcast(first: Value, *others: Value | Array) -> Value:
     shape = np.broadcast_shapes(*shapes)
     sizes = {len(shape), *(1 + len(v.shape) for v in (first, *others) if isinstance(v, Value))}
     if shape[0] != 1 or len(sizes) > 1:  # samples would meet pixels
-        raise ValueError(f"shapes {shapes} do not fit to each other")
+        raise ValueError(f"shapes {shapes} do not broadcast to a shape of samples")
     return Value(FLOAT, shape[1:], single)
 
 

@@ -33,7 +33,7 @@ _POSITIVE = np.nextafter(np.float32(0), np.float32(1)), np.inf  # the floats abo
 class Relu(Function):
     """max(x, 0): x where x > 0, else 0.0; NaN where x is NaN."""
 
-    saves = ("output",)
+    saves: tuple[str, ...] = ("output",)
 
     def forward(self, x: Array) -> Array:
         result = np.maximum(x, 0)
@@ -47,6 +47,9 @@ class Relu(Function):
 
 class Hardtanh(Function):
     """min(max(x, low), high); the slope is 1 strictly inside, 0 elsewhere."""
+
+    low: float
+    high: float
 
     def forward(self, x: Array, low: float, high: float) -> Array:
         self.low, self.high = low, high
@@ -62,6 +65,8 @@ class Hardtanh(Function):
 class LeakyRelu(Function):
     """x where x > 0, else slope * x; the derivative at 0 is `slope`."""
 
+    slope: float
+
     def forward(self, x: Array, slope: float) -> Array:
         self.slope = slope
         result = dispatch.leaky_relu(x, slope)
@@ -75,7 +80,7 @@ class LeakyRelu(Function):
 class PRelu(Function):
     """x where x > 0, else weight * x, with a learned weight (He et al. 2015, eq. 1)."""
 
-    broadcasts = True
+    broadcasts: bool = True
 
     def forward(self, x: Array, weight: Array) -> Array:
         return select(x > 0, x, weight * x)
@@ -88,6 +93,8 @@ class PRelu(Function):
 class Softplus(Function):
     """log(1 + exp(beta x)) / beta."""
 
+    beta: float
+
     def forward(self, x: Array, beta: float) -> Array:
         self.beta = beta
         return np.logaddexp(0, beta * x) / beta
@@ -99,7 +106,7 @@ class Softplus(Function):
 class Sigmoid(Function):
     """σ(x) = 1 / (1 + exp(-x)), with the derivative σ (1 - σ)."""
 
-    saves = ("output",)
+    saves: tuple[str, ...] = ("output",)
 
     def forward(self, x: Array) -> Array:
         z = np.exp(-np.abs(x))  # at most 1: no overflow on either side
@@ -112,7 +119,7 @@ class Sigmoid(Function):
 class Tanh(Function):
     """tanh(x), with the derivative 1 - tanh²(x)."""
 
-    saves = ("output",)
+    saves: tuple[str, ...] = ("output",)
 
     def forward(self, x: Array) -> Array:
         return np.tanh(x)
@@ -137,7 +144,8 @@ _ERF = np.frompyfunc(math.erf, 1, 1)  # NumPy has none; about 0.1 s for a millio
 class LogSoftmax(Function):
     """x - log Σ exp(x) along an axis; the gradient is grad - softmax(x) Σ grad."""
 
-    saves = ("output",)
+    dim: int
+    saves: tuple[str, ...] = ("output",)
 
     def forward(self, x: Array, dim: int) -> Array:
         self.dim = dim

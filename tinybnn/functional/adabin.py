@@ -63,6 +63,11 @@ class AdaptedWeight(Composed):
     The composition is two dozen operations on small arrays, dominated by their overhead.
     """
 
+    options: dict[str, Any]
+    signs: Array  # (O, C, kh, kw)
+    scale: Array  # (O, 1, 1, 1)
+    offset: Array  # (O, 1, 1, 1)
+
     def forward(self, weight: Array, quantizer: Quantizer) -> Array:
         self.options = {"quantizer": quantizer}
         self.signs, self.scale, self.offset = adapted_weight_parts(weight, quantizer)
@@ -89,7 +94,7 @@ class AdaptedWeight(Composed):
 class OnesOfOneSample(Function):
     """Ones (1, C, H, W) in the shape of one sample of x, whatever the image size."""
 
-    saves = ()
+    saves: tuple[str, ...] = ()
 
     def forward(self, x: Array) -> Array:
         return np.ones((1, *x.shape[1:]), x.dtype)
@@ -100,6 +105,11 @@ class OnesOfOneSample(Function):
 
 class AdaptedConv2d(Composed):
     """conv2d(a, ŵ), computed as sums of signs; its gradients are those of the convolution."""
+
+    options: dict[str, Any]
+    weights: AdaptedWeight
+    adapted: Array  # (O, C / groups, kh, kw)
+    s: Array  # (N, C, H, W)
 
     @staticmethod
     def composition(

@@ -8,7 +8,7 @@ ReActNet and AdaBin this costs more than the convolutions on bits. Here each act
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,16 +32,18 @@ class _Adapted(Composed):
     learned ones, given the sums of the form.
     """
 
+    options: dict[str, Any]
+
     @classmethod
-    def of(cls, x, *learned, **options):
+    def of(cls, x: V, *learned: V, **options: Any) -> V:
         """Apply the activation; a trace for the compiler records its simpler operations."""
         return (cls.composition if is_tracing() else cls.apply)(x, *learned, **options)
 
-    def forward(self, x, *learned, **options):
+    def forward(self, x: Array, *learned: Array, **options: Any) -> Array:
         self.options = options
         return self.form(x, self.constants(*learned))
 
-    def gradients(self, grad, x, *learned):
+    def gradients(self, grad: Array, x: Array, *learned: Array) -> tuple[Array | None, ...]:
         of_x, sums = self.form_gradient(grad, x, self.constants(*learned))
         return of_x, *self.of_learned(sums, *learned)
 

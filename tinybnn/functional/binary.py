@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from tinybnn.functional.convolution import Geometry
     from tinybnn.quantizers import Quantizer
-    from tinybnn.typing import Array, Pair, V
+    from tinybnn.typing import Array, Pair, V, Words
 
 _on_bits = True
 _SMALL = 1 << 20  # products of a step below which packing costs more than BLAS on floats
@@ -173,7 +173,18 @@ class _Signs(Composed):
     It runs on words if x holds signs too and the product is large enough, else on floats.
     """
 
-    def forward(self, x, weight, quantizers, fixed_order, **options):
+    quantizers: tuple[Quantizer | None, Quantizer]
+    options: dict[str, Any]
+    has_words: bool
+
+    def forward(
+        self,
+        x: Array,
+        weight: Array,
+        quantizers: tuple[Quantizer | None, Quantizer],
+        fixed_order: bool,
+        **options: Any,
+    ) -> Array:
         self.quantizers, self.options = quantizers, options
         is_large = self.products(x, weight) >= _SMALL and x.dtype == weight.dtype == np.float32
         self.has_words = is_large and (quantizers[0] is not None or are_signs(x))
@@ -183,14 +194,14 @@ class _Signs(Composed):
                 return self.on_words()
         return self.composition(x, weight, fixed_order and quantizers[0] is None, **options)
 
-    def composition(self, x, weight, fixed_order=False, **options):
+    def composition(self, x: V, weight: V, fixed_order: bool = False, **options: Any) -> V:
         return self.on_floats(*self.quantized(x, weight), fixed_order, **options)
 
-    def quantized(self, x, weight):
+    def quantized(self, x: V, weight: V) -> tuple[V, V]:
         input_quantizer, weight_quantizer = self.quantizers
         return input_quantizer(x) if input_quantizer else x, weight_quantizer(weight)
 
-    def gradients(self, grad, x, weight):
+    def gradients(self, grad: Array, x: Array, weight: Array) -> tuple[Array | None, ...]:
         results = [None, None]
         for i, (quantizer, operand) in enumerate(zip(self.quantizers, (x, weight), strict=True)):
             if self.needs[i]:
@@ -201,6 +212,10 @@ class _Signs(Composed):
 
 class SignLinear(_Signs):
     """x @ sign(weight).T with the quantizers' pseudo-gradients; x (M, K), weight (N, K)."""
+
+    features: int
+    x_bits: Words
+    weight_bits: Words
 
     @staticmethod
     def on_floats(x: V | ArrayLike, weight: V | ArrayLike, fixed_order: bool) -> V:
@@ -233,6 +248,11 @@ class SignLinear(_Signs):
 
 class SignConv2d(_Signs):
     """conv2d(x, sign(weight)) with the quantizers' pseudo-gradients; shapes as in `conv2d`."""
+
+    geometry: Geometry
+    padding_mode: str
+    x_bits: Words
+    weight_bits: Words
 
     @staticmethod
     def on_floats(
@@ -312,6 +332,8 @@ class SignConv2d(_Signs):
 
 class TernaryConv2d(Conv2d):
     """conv2d(x, weight) with weights -1, 0 and 1; on words, exactly, where x holds signs."""
+
+    geometry: Geometry
 
     def forward(
         self, x: Array, weight: Array, geometry: Geometry, fixed_order: bool = False

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class TakeChannels(Function):
     """out[:, i] = x[:, index[i]]."""
 
-    saves = ()
+    index: Array
+    saves: tuple[str, ...] = ()
 
     def forward(self, x: Array, index: Array) -> Array:
         self.index = index
@@ -39,7 +40,8 @@ class TakeChannels(Function):
 class AddChannels(Function):
     """out[:, index[i]] += x[:, i], starting from zeros."""
 
-    saves = ()
+    index: Array
+    saves: tuple[str, ...] = ()
 
     def forward(self, x: Array, index: Array, channels: int) -> Array:
         self.index = index

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinybnn.autograd import Function, Tensor
 from tinybnn.autograd import grad as gradients
@@ -20,7 +20,8 @@ class Composed(Function):
     ``options``.
     """
 
-    fresh = True
+    options: dict[str, Any]
+    fresh: bool = True
 
     def backward(self, grad: V, output: V, *inputs: V) -> tuple[V | None, ...]:
         rule = recorded_gradients if isinstance(grad, Tensor) else type(self).gradients

@@ -50,7 +50,14 @@ class Geometry:
         Size of the output (OH, OW).
     """
 
-    BLOCK = 1 << 21  # elements of a patch matrix processed at a time (fits the cache)
+    image: Shape
+    weight: Shape
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    output: Shape
+    BLOCK: int = 1 << 21  # elements of a patch matrix processed at a time (fits the cache)
 
     def __init__(
         self,
@@ -155,7 +162,8 @@ class Conv2d(Function):
     With stride s, dilation d and padding p; pixels outside of the image are 0.
     """
 
-    fresh = True
+    geometry: Geometry
+    fresh: bool = True
 
     def forward(
         self, x: Array, weight: Array, geometry: Geometry, fixed_order: bool = False
@@ -185,7 +193,8 @@ class ConvInput(Function):
     grad (N, O, OH, OW), weight (O, C / groups, kh, kw) -> (N, C, H, W).
     """
 
-    fresh = True
+    geometry: Geometry
+    fresh: bool = True
 
     def forward(
         self, grad: Array, weight: Array, geometry: Geometry, fixed_order: bool = False
@@ -226,7 +235,8 @@ class ConvWeight(Function):
     x (N, C, H, W), grad (N, O, OH, OW) -> (O, C / groups, kh, kw).
     """
 
-    fresh = True
+    geometry: Geometry
+    fresh: bool = True
 
     def forward(self, x: Array, grad: Array, geometry: Geometry) -> Array:
         self.geometry = geometry

@@ -57,6 +57,11 @@ class CrossEntropy(Function):
     x (N, C), labels (N,). The gradient of a sample's loss is softmax(x) - q.
     """
 
+    labels: Array  # (N,)
+    smoothing: float
+    share: float
+    slopes: Array | None  # (N, C)
+
     def forward(self, x: Array, labels: Array, smoothing: float, reduction: str) -> Array:
         self.labels, self.smoothing = labels, smoothing
         self.share = 1.0 / len(x) if reduction == "mean" else 1.0

@@ -39,7 +39,11 @@ class BatchNorm(Function):
     batch (section 3). The running statistics are then updated.
     """
 
-    fresh = True
+    eps: float
+    from_batch: bool
+    mean: Array  # (C,)
+    scale: Array  # (C,)
+    fresh: bool = True
 
     def forward(
         self,
@@ -76,7 +80,7 @@ class BatchNorm(Function):
         if gradients is not None:
             return gradients
         dims = _all_but_channel(x)
-        if is_recorded(grad, x):  # as two Functions, of which the first computes both
+        if is_recorded(grad, x):  # as two Functions; the first computes both
             of_x = BatchNormInput.apply(grad, x, weight, norm=self) if needs_x else None
             value = of_x.function.of_weight if needs_x and of_x.function else None
             of_weight = BatchNormWeight.apply(grad, x, norm=self, value=value)
@@ -114,7 +118,10 @@ class BatchNormInput(Function):
     with p = mean(a x̂) and q = mean(g x̂).
     """
 
-    fresh = True
+    norm: BatchNorm
+    of_weight: Array  # (C,)
+    of_bias: Array  # (C,)
+    fresh: bool = True
 
     def forward(self, grad: Array, x: Array, weight: Array, norm: BatchNorm) -> Array:
         self.norm = norm
@@ -143,7 +150,8 @@ class BatchNormInput(Function):
 class BatchNormWeight(Function):
     """The gradient of the weight in a batch norm with statistics of the batch: Σ grad x̂, (C,)."""
 
-    fresh = True
+    norm: BatchNorm
+    fresh: bool = True
 
     def forward(self, grad: Array, x: Array, norm: BatchNorm, value: Array | None = None) -> Array:
         """Return `value` if the result is already known, else compute it."""

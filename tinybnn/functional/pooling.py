@@ -84,7 +84,9 @@ class MaxPool2d(Function):
     NaN wins.
     """
 
-    saves = ("inputs", "output")
+    windows: _Windows
+    winner: Array | None  # (N, C, OH, OW)
+    saves: tuple[str, ...] = ("inputs", "output")
 
     def forward(self, x: Array, windows: _Windows) -> Array:
         self.windows = windows
@@ -116,8 +118,10 @@ class MaxUnpool2d(Function):
     x (N, C, OH, OW) -> (N, C, H, W).
     """
 
-    saves = ()
-    fresh = True
+    windows: _Windows
+    winner: Array  # (N, C, OH, OW)
+    saves: tuple[str, ...] = ()
+    fresh: bool = True
 
     def forward(self, x: Array, windows: _Windows, winner: Array) -> Array:
         self.windows, self.winner = windows, winner
@@ -135,7 +139,9 @@ class MaxUnpool2d(Function):
 class PickWinners(Function):
     """Take from each window the recorded winner: x (N, C, H, W) -> (N, C, OH, OW)."""
 
-    saves = ()
+    windows: _Windows
+    winner: Array  # (N, C, OH, OW)
+    saves: tuple[str, ...] = ()
 
     def forward(self, x: Array, windows: _Windows, winner: Array) -> Array:
         self.windows, self.winner = windows, winner
@@ -156,7 +162,8 @@ class AvgPool2d(Function):
     0.0 plus the taps in row-major order, divided by their number; padding zeros count.
     """
 
-    saves = ()
+    windows: _Windows
+    saves: tuple[str, ...] = ()
 
     def forward(self, x: Array, windows: _Windows) -> Array:
         self.windows = windows
@@ -179,7 +186,8 @@ class AvgUnpool2d(Function):
     x (N, C, OH, OW) -> (N, C, H, W).
     """
 
-    saves = ()
+    windows: _Windows
+    saves: tuple[str, ...] = ()
 
     def forward(self, x: Array, windows: _Windows) -> Array:
         self.windows = windows

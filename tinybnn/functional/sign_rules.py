@@ -19,11 +19,14 @@ from tinybnn.functional.convolution import ConvInput, ConvWeight
 from tinybnn.functional.linear import LinearInput, LinearWeight
 
 if TYPE_CHECKING:
+    from tinybnn.functional.convolution import Geometry
     from tinybnn.typing import Array
 
 
 class SignConvInput(ConvInput):
     """The gradient of the image, grad v, by the kernels of the forward product; as `ConvInput`."""
+
+    geometry: Geometry
 
     def forward(self, grad: Array, v: Array, product: SignConv2d) -> Array:
         self.geometry = product.geometry
@@ -32,6 +35,8 @@ class SignConvInput(ConvInput):
 
 class SignConvWeight(ConvWeight):
     """The gradient of the weight, gradᵀ s, by the kernels of the forward product."""
+
+    geometry: Geometry
 
     def forward(self, s: Array, grad: Array, product: SignConv2d) -> Array:
         if product.runs_on_floats:

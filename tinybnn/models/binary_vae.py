@@ -72,6 +72,9 @@ class BinaryEncoder(nn.Module):
     sign : Quantize
     """
 
+    network: nn.Module
+    sign: nn.Quantize
+
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         self.sign = nn.Quantize("ste_sign")
@@ -92,6 +95,8 @@ class Unflatten(nn.Module):
     shape : (C, H, W)
     """
 
+    shape: Shape
+
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(shape)
 
@@ -111,6 +116,8 @@ class Crop(nn.Module):
     size : (int, int)
         Height and width.
     """
+
+    size: Shape
 
     def __init__(self, size: Sequence[int]) -> None:
         self.size = tuple(size)
@@ -293,6 +300,12 @@ class BinaryVAE(nn.Module):
     >>> vae.encode(x).shape, vae.encode_packed(x).shape, vae.sample(3, rng).shape
     ((5, 20), (5, 1), (3, 1, 8, 8))
     """
+
+    image_shape: Shape
+    latent_bits: int
+    estimator: Estimator
+    encoder: BinaryEncoder
+    decoder: nn.Sequential
 
     def __init__(
         self,

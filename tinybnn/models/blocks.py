@@ -169,6 +169,12 @@ class Layer(nn.Module):
         Add the shortcut also before the norm.
     """
 
+    conv: nn.Module
+    norm: nn.Module
+    activation: nn.Module | None
+    shortcut: nn.Module | None
+    pre_bn: bool
+
     def __init__(
         self,
         conv: nn.Module,

@@ -19,7 +19,7 @@ from tinybnn.models.binary_vae import CHANNELS, BinaryVAE, image_sizes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
     from tinybnn.autograd import Tensor
     from tinybnn.quantizers import Quantizer
@@ -65,6 +65,8 @@ class BinaryMLP(nn.Module):
     rng : numpy.random.Generator, optional
         Source of the initial weights.
     """
+
+    layers: nn.Sequential
 
     def __init__(
         self,
@@ -122,6 +124,9 @@ class BinaryCNN(nn.Module):
     ----------
     threshold : (1, C or 1, H or 1, W or 1) float32 buffer
     """
+
+    threshold: NDArray[np.float32]
+    layers: nn.Sequential
 
     def __init__(
         self,
@@ -187,6 +192,9 @@ class HyBNN(nn.Module):
     head : Module
         (N, bits) -> (N, classes), such as a `BinaryMLP`.
     """
+
+    encoder: nn.Module
+    head: nn.Module
 
     def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
         if isinstance(encoder, BinaryVAE):

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     Cost = Callable[[Tensor], Tensor]
 
-LN2 = math.log(2.0)
+LN2: float = math.log(2.0)
 
 
 class PassThrough(Function):
@@ -50,7 +50,7 @@ class PassThrough(Function):
     The value is exactly `hard`, without the rounding of that sum.
     """
 
-    saves = ()
+    saves: tuple[str, ...] = ()
 
     def forward(self, soft: Array, hard: Array) -> Array:
         return hard
@@ -83,8 +83,8 @@ class Estimator:
         Whether the expected gradient in the logits is the gradient of the expectation.
     """
 
-    is_random = True
-    is_unbiased = False
+    is_random: bool = True
+    is_unbiased: bool = False
 
     def expectation(self, logits: Tensor, cost: Cost, rng: np.random.Generator) -> Tensor:
         """Estimate E_q[cost(z)] of each image, with a gradient.
@@ -141,7 +141,8 @@ class Sign(Estimator):
     quantizer : Quantizer or name
     """
 
-    is_random = False
+    quantizer: Quantizer
+    is_random: bool = False
 
     def __init__(self, quantizer: str | Quantizer = "ste_sign") -> None:
         self.quantizer = quantizers.get(quantizer)
@@ -194,6 +195,8 @@ class GumbelSoftmax(Estimator):
         τ; see `TemperatureSchedule`.
     """
 
+    temperature: float
+
     def __init__(self, temperature: float = 1.0) -> None:
         if not temperature > 0:
             name = type(self).__name__
@@ -243,7 +246,8 @@ class ScoreFunction(Estimator):
         m >= 2: number of codes sampled for each image.
     """
 
-    is_unbiased = True
+    samples: int
+    is_unbiased: bool = True
 
     def __init__(self, samples: int = 2) -> None:
         if not isinstance(samples, int | np.integer) or samples < 2:
@@ -271,7 +275,7 @@ class DisARM(Estimator):
     codes, hence with no more variance. Dong, Mnih and Tucker 2020; also U2G (Yin et al. 2020).
     """
 
-    is_unbiased = True
+    is_unbiased: bool = True
 
     def expectation(self, logits: Tensor, cost: Cost, rng: np.random.Generator) -> Tensor:
         n, bits = logits.shape
@@ -294,8 +298,8 @@ class Enumeration(Estimator):
     For at most 10 bits; a reference for the other estimators.
     """
 
-    is_unbiased = True
-    MOST_BITS = 10
+    is_unbiased: bool = True
+    MOST_BITS: int = 10
 
     @classmethod
     def codes(cls, bits: int, dtype: DTypeLike = np.float32) -> Array:
@@ -358,6 +362,12 @@ class TemperatureSchedule:
     last_epoch : int
         Number of steps so far.
     """
+
+    estimator: GumbelSoftmax
+    T_max: int
+    start: float
+    end: float
+    last_epoch: int
 
     def __init__(
         self, estimator: GumbelSoftmax, T_max: int, start: float = 1.0, end: float = 0.5

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tinybnn.autograd import Tensor
-    from tinybnn.models.blocks import Method
+    from tinybnn.models.blocks import Layer, Method
 
 STEM, HEAD, FEATURES = 16, 576, 1024
 
@@ -66,6 +66,12 @@ class InvertedResidual(nn.Module):
     excite, hardswish : bool
     rng : numpy.random.Generator, optional
     """
+
+    widen: Layer | None
+    depthwise: Layer
+    excite: nn.SqueezeExcite | None
+    is_residual: bool
+    project: Layer
 
     def __init__(
         self,

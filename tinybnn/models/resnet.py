@@ -64,6 +64,8 @@ class ZeroChannels(nn.Module):
     in_channels, out_channels : int
     """
 
+    widths: tuple[int, int]
+
     def __init__(self, in_channels: int, out_channels: int) -> None:
         before = (out_channels - in_channels) // 2
         self.widths = before, out_channels - in_channels - before
@@ -83,6 +85,10 @@ class BasicBlock(nn.Module):
     first, second : Layer
     shortcut : Module or None
     """
+
+    first: Layer
+    second: Layer
+    shortcut: nn.Module | None
 
     def __init__(self, first: Layer, second: Layer, shortcut: nn.Module | None = None) -> None:
         self.first, self.second, self.shortcut = first, second, shortcut

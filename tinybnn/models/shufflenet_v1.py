@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tinybnn.autograd import Tensor
-    from tinybnn.models.blocks import Method
+    from tinybnn.models.blocks import Layer, Method
 
 GROUPS = 3
 STEM = 24
@@ -51,6 +51,15 @@ class ShuffleUnit(nn.Module):
         Groups of the first 1×1 layer.
     rng : numpy.random.Generator, optional
     """
+
+    in_channels: int
+    out_channels: int
+    reduce: Layer
+    shuffle: nn.ChannelShuffle
+    depthwise: Layer
+    expand: Layer
+    pool: nn.AvgPool2d | None
+    activation: nn.Module
 
     def __init__(
         self,
