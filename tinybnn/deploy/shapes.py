@@ -82,9 +82,11 @@ def expect_results(steps: Sequence[Step], values: Sequence[Value], calls: int) -
             continue
         where = f"step {i} of layer {step.name} ({step.operation})"
         if _LAYOUTS.get(step.layout) != value.kind:
-            raise ValueError(f"{where}: gives {value.kind}, which is not {step.layout!r}")
+            raise ValueError(f"{where}: the result is {value.kind}, the layout {step.layout!r}")
         if step.shape != value.shape:
-            raise ValueError(f"{where}: gives {value.shape}, the model {step.shape}")
+            raise ValueError(
+                f"{where}: the result has the shape {value.shape}, the step says {step.shape}"
+            )
         if type(step.call) is not int or not 0 <= step.call < calls:
             raise ValueError(f"{where}: call must be from 0 to {calls - 1}, got {step.call!r}")
 
@@ -99,8 +101,8 @@ def _expect_inputs(inputs, kinds):
             raise ValueError(f"expects {kind}, got {value.kind}")
 
 
-def _expect_names(what, given, expected):
+def _expect_names(kind, given, expected):
     needed = {name for name in expected if not name.endswith("?")}
     allowed = {name.rstrip("?") for name in expected}
     if not needed <= set(given) <= allowed:
-        raise ValueError(f"expects the {what} {sorted(allowed)}, got {sorted(given)}")
+        raise ValueError(f"expects the {kind} {sorted(allowed)}, got {sorted(given)}")

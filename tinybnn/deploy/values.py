@@ -54,11 +54,11 @@ def nchw(x: Array) -> Array:
     return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
 
 
-def expect_memory(what: str, shape: Sequence[int]) -> None:
+def expect_memory(name: str, shape: Sequence[int]) -> None:
     """Check that a result (or padded image) of this shape is not too large for memory."""
     if 4 * math.prod(shape) > MOST_BYTES:
         raise ValueError(
-            f"{what} of shape {tuple(shape)} takes {4 * math.prod(shape) / 2**20:.0f} MiB for each "
+            f"{name} of shape {tuple(shape)} takes {4 * math.prod(shape) / 2**20:.0f} MiB for each "
             f"sample; a packed model holds up to {MOST_BYTES >> 20} MiB"
         )
 

@@ -78,7 +78,7 @@ def compare(step: Step, output: Array, expected: Array, start: int = 0) -> None:
     """Raise `DifferentError` unless the result of a step is the float model's, bit for bit."""
     if output.shape != expected.shape:
         raise DifferentError(
-            f"verify: {step.name} ({step.operation}) gives {output.shape}, "
+            f"verify: {step.name} ({step.operation}) has the shape {output.shape}, "
             f"the float model {expected.shape}"
         )
     different = ~identical(output, expected)

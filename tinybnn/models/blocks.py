@@ -242,7 +242,7 @@ def check_arguments(network: str, width: float, input_size: int, reduction: int)
 
 
 def stem(
-    how: Method,
+    factory: Method,
     in_channels: int,
     channels: int,
     stride: int,
@@ -254,7 +254,7 @@ def stem(
     conv = nn.Conv2d(
         in_channels, channels, kernel_size, stride, kernel_size // 2, bias=False, rng=rng
     )
-    return Layer(conv, nn.BatchNorm2d(channels), activation() if how.is_float else None)
+    return Layer(conv, nn.BatchNorm2d(channels), activation() if factory.is_float else None)
 
 
 def classifier(

@@ -83,16 +83,16 @@ def mobilenet_v1(
     Sequential
         (N, in_channels, input_size, input_size) images -> (N, num_classes) logits.
     """
-    how = make_method("mobilenet_v1", method, base, broadcast_residual, dual, pre_bn)
+    factory = make_method("mobilenet_v1", method, base, broadcast_residual, dual, pre_bn)
     stem_stride = stride_for("mobilenet_v1", "stem_stride", stem_stride, input_size, 96)
     check_arguments("mobilenet_v1", width, input_size, 16 * stem_stride)
     rng = default_generator() if rng is None else rng
     channels = scaled(STEM, width)
-    layers = [stem(how, in_channels, channels, stem_stride, rng=rng)]
+    layers = [stem(factory, in_channels, channels, stem_stride, rng=rng)]
     for outputs, stride in SEPARABLE:
         before, channels = channels, scaled(outputs, width)
         layers += [
-            how.spatial(before, 3, stride, how.activation(before), rng=rng),
-            how.pointwise(before, channels, activation=how.activation(channels), rng=rng),
+            factory.spatial(before, 3, stride, factory.activation(before), rng=rng),
+            factory.pointwise(before, channels, activation=factory.activation(channels), rng=rng),
         ]
     return nn.Sequential(*layers, *classifier(channels, num_classes, rng))

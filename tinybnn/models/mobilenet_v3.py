@@ -60,7 +60,7 @@ class InvertedResidual(nn.Module):
 
     Parameters
     ----------
-    how : Method
+    factory : Method
     in_channels, wide, out_channels : int
     kernel_size, stride : int
     excite, hardswish : bool
@@ -75,7 +75,7 @@ class InvertedResidual(nn.Module):
 
     def __init__(
         self,
-        how: Method,
+        factory: Method,
         in_channels: int,
         wide: int,
         out_channels: int,
@@ -88,16 +88,18 @@ class InvertedResidual(nn.Module):
         activation = nn.Hardswish if hardswish else nn.ReLU
         self.widen = None
         if wide != in_channels:
-            self.widen = how.pointwise(
-                in_channels, wide, activation=how.activation(wide, activation), rng=rng
+            self.widen = factory.pointwise(
+                in_channels, wide, activation=factory.activation(wide, activation), rng=rng
             )
-        self.depthwise = how.spatial(
-            wide, kernel_size, stride, how.activation(wide, activation), rng
+        self.depthwise = factory.spatial(
+            wide, kernel_size, stride, factory.activation(wide, activation), rng
         )
         squeezed = scaled(wide, 0.25, 8)
         self.excite = nn.SqueezeExcite(wide, squeezed, rng=rng) if excite else None
         self.is_residual = stride == 1 and in_channels == out_channels
-        self.project = how.pointwise(wide, out_channels, has_shortcut=not self.is_residual, rng=rng)
+        self.project = factory.pointwise(
+            wide, out_channels, has_shortcut=not self.is_residual, rng=rng
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = x if self.widen is None else self.widen(x)
@@ -147,25 +149,27 @@ def mobilenet_v3_small(
     Sequential
         (N, in_channels, input_size, input_size) images -> (N, num_classes) logits.
     """
-    how = make_method("mobilenet_v3_small", method, base, broadcast_residual, dual, pre_bn)
+    factory = make_method("mobilenet_v3_small", method, base, broadcast_residual, dual, pre_bn)
     stem_stride = stride_for("mobilenet_v3_small", "stem_stride", stem_stride, input_size, 32)
     first_stride = stride_for("mobilenet_v3_small", "first_stride", first_stride, input_size, 64)
     check_arguments("mobilenet_v3_small", width, input_size, 8 * stem_stride * first_stride)
     rng = default_generator() if rng is None else rng
     channels = scaled(STEM, width, 8)
-    layers = [stem(how, in_channels, channels, stem_stride, nn.Hardswish, rng=rng)]
+    layers = [stem(factory, in_channels, channels, stem_stride, nn.Hardswish, rng=rng)]
     for number, (kernel_size, wide, outputs, stride, excite, hardswish) in enumerate(BLOCKS):
         before, channels = channels, scaled(outputs, width, 8)
         layers.append(
             InvertedResidual(
-                how, before, scaled(wide, width, 8), channels, kernel_size,
+                factory, before, scaled(wide, width, 8), channels, kernel_size,
                 stride if number else first_stride, excite, hardswish, rng,
             )
         )  # fmt: skip
     head, features = scaled(HEAD, width, 8), scaled(FEATURES, width, 8)
     return nn.Sequential(
         *layers,
-        how.pointwise(channels, head, activation=how.activation(head, nn.Hardswish), rng=rng),
+        factory.pointwise(
+            channels, head, activation=factory.activation(head, nn.Hardswish), rng=rng
+        ),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(head, features, rng=rng),

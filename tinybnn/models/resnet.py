@@ -98,17 +98,17 @@ class BasicBlock(nn.Module):
         return F.relu(self.second(self.first(x)) + s)
 
 
-def _reduction(how, before, channels, projects, rng):
+def _reduction(factory, before, channels, projects, rng):
     """The shortcut around a convolution with stride 2."""
     if projects:
-        pool, stride = ([], 2) if how.is_float else ([nn.AvgPool2d(2)], 1)
+        pool, stride = ([], 2) if factory.is_float else ([nn.AvgPool2d(2)], 1)
         conv = nn.Conv2d(before, channels, 1, stride, bias=False, rng=rng)
         return nn.Sequential(*pool, conv, nn.BatchNorm2d(channels))
-    pool = nn.AvgPool2d(1, 2) if how.is_float else nn.AvgPool2d(2)
+    pool = nn.AvgPool2d(1, 2) if factory.is_float else nn.AvgPool2d(2)
     return nn.Sequential(pool, ZeroChannels(before, channels))
 
 
-def _stages(how, stages, channels, width, projects, rng):
+def _stages(factory, stages, channels, width, projects, rng):
     """Build the blocks of all stages; also return the number of output channels."""
     layers = []
     for number, (outputs, count) in enumerate(stages):
@@ -117,19 +117,19 @@ def _stages(how, stages, channels, width, projects, rng):
             stride = 2 if number and not block else 1
             shortcut = None
             if stride == 2:
-                shortcut = _reduction(how, before, channels, projects, rng)
+                shortcut = _reduction(factory, before, channels, projects, rng)
             convs = [
-                how.conv(before, channels, 3, stride, rng=rng),
-                how.conv(channels, channels, 3, rng=rng),
+                factory.conv(before, channels, 3, stride, rng=rng),
+                factory.conv(channels, channels, 3, rng=rng),
             ]
             norms = [nn.BatchNorm2d(channels) for _ in convs]
-            if how.is_float:
+            if factory.is_float:
                 first = Layer(convs[0], norms[0], nn.ReLU())
                 layers.append(BasicBlock(first, Layer(convs[1], norms[1]), shortcut))
                 continue
             for conv, norm, around in zip(convs, norms, (shortcut, None), strict=True):
                 around = around or nn.Identity()
-                layers.append(Layer(conv, norm, how.activation(channels), around))
+                layers.append(Layer(conv, norm, factory.activation(channels), around))
     return layers, channels
 
 
@@ -165,17 +165,17 @@ def resnet18(
     Sequential
         (N, in_channels, input_size, input_size) images -> (N, num_classes) logits.
     """
-    how = make_method("resnet18", method, known=METHODS)
+    factory = make_method("resnet18", method, known=METHODS)
     stem_stride = stride_for("resnet18", "stem_stride", stem_stride, input_size, 64)
     is_large = stem_stride == 2
     check_arguments("resnet18", width, input_size, 32 if is_large else 8)
     rng = default_generator() if rng is None else rng
     channels = scaled(64, width)
     kernel_size = 7 if is_large else 3
-    layers = [stem(how, in_channels, channels, stem_stride, kernel_size=kernel_size, rng=rng)]
+    layers = [stem(factory, in_channels, channels, stem_stride, kernel_size=kernel_size, rng=rng)]
     if is_large:
         layers.append(nn.MaxPool2d(3, 2, 1))
-    stages, channels = _stages(how, RESNET18, channels, width, True, rng)
+    stages, channels = _stages(factory, RESNET18, channels, width, True, rng)
     return nn.Sequential(*layers, *stages, *classifier(channels, num_classes, rng))
 
 
@@ -202,10 +202,10 @@ def resnet20(
     Sequential
         (N, in_channels, input_size, input_size) images -> (N, num_classes) logits.
     """
-    how = make_method("resnet20", method, known=METHODS)
+    factory = make_method("resnet20", method, known=METHODS)
     check_arguments("resnet20", width, input_size, 4)
     rng = default_generator() if rng is None else rng
     channels = scaled(16, width)
-    stages, last = _stages(how, RESNET20, channels, width, False, rng)
-    first = stem(how, in_channels, channels, 1, rng=rng)
+    stages, last = _stages(factory, RESNET20, channels, width, False, rng)
+    first = stem(factory, in_channels, channels, 1, rng=rng)
     return nn.Sequential(first, *stages, *classifier(last, num_classes, rng))

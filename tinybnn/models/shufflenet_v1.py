@@ -43,7 +43,7 @@ class ShuffleUnit(nn.Module):
 
     Parameters
     ----------
-    how : Method
+    factory : Method
     in_channels, out_channels : int
     stride : 1 or 2
         With stride 1, in_channels must equal out_channels.
@@ -63,7 +63,7 @@ class ShuffleUnit(nn.Module):
 
     def __init__(
         self,
-        how: Method,
+        factory: Method,
         in_channels: int,
         out_channels: int,
         stride: int,
@@ -73,14 +73,14 @@ class ShuffleUnit(nn.Module):
         self.in_channels, self.out_channels = in_channels, out_channels
         middle = out_channels // 4
         branch = out_channels - in_channels if stride == 2 else out_channels
-        self.reduce = how.pointwise(
-            in_channels, middle, first_groups, how.activation(middle), rng=rng
+        self.reduce = factory.pointwise(
+            in_channels, middle, first_groups, factory.activation(middle), rng=rng
         )
         self.shuffle = nn.ChannelShuffle(GROUPS)
-        self.depthwise = how.spatial(middle, 3, stride, rng=rng)
-        self.expand = how.pointwise(middle, branch, GROUPS, has_shortcut=stride == 2, rng=rng)
+        self.depthwise = factory.spatial(middle, 3, stride, rng=rng)
+        self.expand = factory.pointwise(middle, branch, GROUPS, has_shortcut=stride == 2, rng=rng)
         self.pool = nn.AvgPool2d(3, 2, 1) if stride == 2 else None
-        self.activation = how.activation(out_channels)
+        self.activation = factory.activation(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.expand(self.depthwise(self.shuffle(self.reduce(x))))
@@ -126,13 +126,13 @@ def shufflenet_v1(
     Sequential
         (N, in_channels, input_size, input_size) images -> (N, num_classes) logits.
     """
-    how = make_method("shufflenet_v1", method, base, broadcast_residual, dual, pre_bn)
+    factory = make_method("shufflenet_v1", method, base, broadcast_residual, dual, pre_bn)
     stem_stride = stride_for("shufflenet_v1", "stem_stride", stem_stride, input_size, 32)
     check_arguments("shufflenet_v1", width, input_size, 16 * stem_stride)
     rng = default_generator() if rng is None else rng
     channels = scaled(STEM, width, GROUPS)
     layers = [
-        stem(how, in_channels, channels, stem_stride, rng=rng), nn.MaxPool2d(3, 2, 1)
+        stem(factory, in_channels, channels, stem_stride, rng=rng), nn.MaxPool2d(3, 2, 1)
     ]  # fmt: skip
     for number, (outputs, units) in enumerate(STAGES):
         outputs = scaled(outputs, width, 4 * GROUPS)
@@ -140,7 +140,7 @@ def shufflenet_v1(
             is_first = number == unit == 0
             layers.append(
                 ShuffleUnit(
-                    how, channels, outputs, 1 if unit else 2, 1 if is_first else GROUPS, rng
+                    factory, channels, outputs, 1 if unit else 2, 1 if is_first else GROUPS, rng
                 )
             )
             channels = outputs

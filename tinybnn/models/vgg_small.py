@@ -60,22 +60,25 @@ def vgg_small(
     Sequential
         (N, C, H, W) images -> (N, num_classes) logits.
     """
-    channels, height, width_of_image = input_shape
-    if height % 8 or width_of_image % 8:
+    in_channels, height, image_width = input_shape
+    if height % 8 or image_width % 8:
         raise ValueError(
             f"vgg_small: height and width must be multiples of 8, got {tuple(input_shape[1:])}"
         )
     rng = default_generator() if rng is None else rng
-    now = max(1, round(128 * width))
-    layers = [nn.Conv2d(channels, now, 3, padding=1, bias=False, rng=rng), nn.BatchNorm2d(now)]
+    channels = max(1, round(128 * width))
+    layers = [
+        nn.Conv2d(in_channels, channels, 3, padding=1, bias=False, rng=rng),
+        nn.BatchNorm2d(channels),
+    ]
     for outputs, pooled in CONVOLUTIONS:
-        before, now = now, max(1, round(outputs * width))
+        in_channels, channels = channels, max(1, round(outputs * width))
         layers.append(
-            nn.BinaryConv2d(before, now, 3, padding=1, input_quantizer=quantizer, rng=rng)
+            nn.BinaryConv2d(in_channels, channels, 3, padding=1, input_quantizer=quantizer, rng=rng)
         )
         if pooled:
             layers.append(nn.MaxPool2d(2))
-        layers.append(nn.BatchNorm2d(now))
-    features = now * (height // 8) * (width_of_image // 8)
+        layers.append(nn.BatchNorm2d(channels))
+    features = channels * (height // 8) * (image_width // 8)
     layers += [nn.Quantize(quantizer), nn.Flatten(), nn.Linear(features, num_classes, rng=rng)]
     return nn.Sequential(*layers)
