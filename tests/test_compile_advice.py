@@ -83,9 +83,9 @@ MEANS = {
 @pytest.mark.parametrize("name", MEANS)
 def test_means_of_pixels_are_the_global_pool(name, shape, tmp_path):
     """The same bits as the layer that is made for it, in any order in memory."""
-    found = compiles(MEANS[name], shape, tmp_path / "model.npz")
+    output = compiles(MEANS[name], shape, tmp_path / "model.npz")
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1))
-    assert_identical(found.reshape(len(found), -1, 1, 1), compiles(pool, shape))
+    assert_identical(output.reshape(len(output), -1, 1, 1), compiles(pool, shape))
 
 
 @pytest.mark.parametrize(
@@ -324,9 +324,9 @@ def test_advice_that_is_followed_compiles(case):
     assert f"{operation} has no packed form: " in message and advice in message
     assert "test_compile_advice.py" in message  # the line
     if followed is not None:
-        found, expected = compiles(followed, shape), float_output(Custom(function), batch(shape))
-        found = SCORES.get(operation, lambda x: x)(found)
-        assert np.allclose(found, expected, rtol=1e-4, atol=1e-6)
+        output, expected = compiles(followed, shape), float_output(Custom(function), batch(shape))
+        output = SCORES.get(operation, lambda x: x)(output)
+        assert np.allclose(output, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_statistics_of_the_batch():
@@ -669,9 +669,9 @@ def test_float_pixels_from_0_to_255_are_warned_of():
     packed = real_mlp({"maximum": 255})
     with pytest.warns(
         UserWarning, match=r"pixels from -1 to 1.* datasets\.to_signed\(255\)"
-    ) as found:
+    ) as caught:
         packed.predict(x)
-    assert found[0].filename == __file__
+    assert caught[0].filename == __file__
     packed = real_mlp({"maximum": 255})
     packed.predict(np.zeros_like(x))
     with pytest.warns(UserWarning, match="from -1 to 1"):  # after a black image, too

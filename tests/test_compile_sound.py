@@ -411,16 +411,16 @@ def test_the_size_of_a_block_does_not_matter(pool, monkeypatch):
     layers = [nn.BinaryConv2d(3, 12, 3, padding=1, rng=rng), norm, nn.Hardtanh()]
     layers.insert(1, nn.MaxPool2d(2)) if pool else None
     model = nn.Sequential(*layers, nn.BinaryConv2d(12, 2, 1, rng=rng))
-    found = []
+    constants = []
     for block in (1, 100, 1 << 20):
         monkeypatch.setattr(Scan, "BLOCK", block)
         packed = deploy.compile(model, (3, 6, 6))
         deploy.verify(model, packed, batch((3, 6, 6)))
         step = next(s for s in packed.steps if s.operation == "threshold")
-        found.append((step.arrays["thresholds"], step.arrays["flip"]))
-    for thresholds, flip in found[1:]:
-        assert_identical(thresholds, found[0][0])
-        assert_identical(flip, found[0][1])
+        constants.append((step.arrays["thresholds"], step.arrays["flip"]))
+    for thresholds, flip in constants[1:]:
+        assert_identical(thresholds, constants[0][0])
+        assert_identical(flip, constants[0][1])
 
 
 # ------------------------------------------------------------------------- channels in eval mode

@@ -31,8 +31,8 @@ def test_a_row_is_complete(name, row):
 
 
 def test_no_function_has_two_rows():
-    found = [function for _, row in ROWS for function in row.functions]
-    assert len(found) == len(set(found))
+    functions = [function for _, row in ROWS for function in row.functions]
+    assert len(functions) == len(set(functions))
 
 
 # ------------------------------------------------------------------------- an operation of a user
@@ -89,9 +89,9 @@ def test_an_operation_of_a_user_compiles_and_is_saved(tmp_path):
         assert [s.operation for s in packed.steps].count("cube") == 1  # one is in the thresholds
         path = tmp_path / "model.npz"
         packed.save(path)
-        for found in (packed, deploy.PackedModel.load(path)):
-            assert_identical(found.predict(x), float_model(Tensor(x)).data)
-            deploy.verify(float_model, found, x)
+        for loaded in (packed, deploy.PackedModel.load(path)):
+            assert_identical(loaded.predict(x), float_model(Tensor(x)).data)
+            deploy.verify(float_model, loaded, x)
         packed.steps[[s.operation for s in packed.steps].index("cube")].settings["shift"] = "x"
         with pytest.raises(ValueError, match=r"\(cube\): shift must be a float, got 'x'"):
             packed.save(path)

@@ -224,9 +224,9 @@ class Net(nn.Module):
 
 
 def images(n=7):
-    found = np.random.default_rng(1).standard_normal((n, 4, 5, 5)).astype(np.float32)
-    found[0], found[1] = 0.0, -0.0
-    return found
+    x = np.random.default_rng(1).standard_normal((n, 4, 5, 5)).astype(np.float32)
+    x[0], x[1] = 0.0, -0.0
+    return x
 
 
 @pytest.mark.parametrize("name", SIGNS)

@@ -24,11 +24,11 @@ def test_two_hundred_networks(capsys, tmp_path):
     figures = tmp_path / "figures.json"
     assert main(["verify", "--random", "200", "--seed", "0", "--json", str(figures)]) == 0
     assert "seed 0, 200 random networks" in capsys.readouterr().out
-    found = json.loads(figures.read_text())
-    assert found["wrong"] == 0
-    assert found["tried"] == 200 == found["equal"] + found["refused"]
-    assert found["refused"] < 30  # most of them are compared
-    for reason in found["reasons"]:  # none is refused that should compile
+    figure = json.loads(figures.read_text())
+    assert figure["wrong"] == 0
+    assert figure["tried"] == 200 == figure["equal"] + figure["refused"]
+    assert figure["refused"] < 30  # most of them are compared
+    for reason in figure["reasons"]:  # none is refused that should compile
         assert any(known in reason for known in REFUSALS), reason
 
 
@@ -84,13 +84,13 @@ def test_a_wrong_operation_is_found_and_shown_by_a_small_script(operation, monke
     bug, part = BUGS[operation]
     wrong = staticmethod(eval(bug, {"operations": operations}))
     monkeypatch.setattr(operations.OPERATIONS[operation], "run", wrong)
-    found = testing.campaign(1000, progress=False)
-    assert found.wrong == 1
-    small = found.counterexample
+    campaign = testing.campaign(1000, progress=False)
+    assert campaign.wrong == 1
+    small = campaign.counterexample
     assert 1 <= len(small.lines) <= 5
     assert not small.steps
     assert part in small.source()
-    assert "differ" in found.error
+    assert "differ" in campaign.error
     assert max(small.input_shape) <= 3
     planted = (
         "from tinybnn.deploy import operations\n"
