@@ -83,6 +83,7 @@ class Step:
     shape: Shape = ()
 
     def run(self, *values: Any) -> Array:
+        """Compute the result, (N, ...), for arrays of input values."""
         return OPERATIONS[self.operation].run(*values, **self.arrays, **self.settings)
 
     def as_floats(self, value: Array) -> Array:

@@ -47,10 +47,12 @@ class Value:
 
 
 def nhwc(x: Array) -> Array:
+    """View images (N, C, H, W) as (N, H, W, C); other arrays are returned unchanged."""
     return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
 
 
 def nchw(x: Array) -> Array:
+    """View images (N, H, W, C) as (N, C, H, W); other arrays are returned unchanged."""
     return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
 
 
@@ -67,29 +69,34 @@ def expect_memory(name: str, shape: Sequence[int]) -> None:
 
 
 def expect_int(name: str, value: Any, low: int, high: int = 2**31 - 1) -> int:
+    """Check that a setting is an int from `low` to `high`, and return it."""
     if type(value) is not int or not low <= value <= high:
         raise ValueError(f"{name} must be an int from {low} to {high}, got {value!r}")
     return value
 
 
 def expect_count(name: str, value: Any, channels: int) -> None:
+    """Check that a setting equals the number of channels."""
     if type(value) is not int or value != channels:
         raise ValueError(f"{name} is {value!r}, the input has {channels} channels")
 
 
 def expect_number(name: str, value: Any, *, finite: bool = False) -> None:
+    """Check that a setting is a float, or an int in the range of float32."""
     is_number = type(value) is float or (type(value) is int and abs(value) < 2**127)  # float32's
     if not is_number or (finite and not math.isfinite(value)):
         raise ValueError(f"{name} must be a number, got {value!r}")
 
 
 def expect_sizes(name: str, value: Any, low: int = 1) -> Shape:
+    """Check that a setting is a list of ints from `low`, and return it as a tuple."""
     if not isinstance(value, (list, tuple)) or not value:
         raise ValueError(f"{name} must be a list of ints, got {value!r}")
     return tuple(expect_int(name, n, low) for n in value)
 
 
 def expect_pair(name: str, value: Any, low: int) -> tuple[int, int]:
+    """Check that a setting is a pair of ints from `low`, and return it as a tuple."""
     pair = expect_sizes(name, value, low)
     if len(pair) != 2:
         raise ValueError(f"{name} must be two ints, got {value!r}")
@@ -97,6 +104,7 @@ def expect_pair(name: str, value: Any, low: int) -> tuple[int, int]:
 
 
 def expect_array(name: str, array: Array, kinds: str, shape: Sequence[int]) -> None:
+    """Check the shape of an array and its kind of dtype, one of `kinds`; floats are float32."""
     if array.dtype.kind not in kinds or array.shape != tuple(shape):
         raise ValueError(
             f"{name} must have the shape {tuple(shape)}, got {array.dtype} of shape {array.shape}"
@@ -115,6 +123,7 @@ def expect_words(name: str, array: Array, shape: Sequence[int], count: int) -> N
 
 
 def expect_image(value: Value) -> Shape:
+    """Check that a value is an image, and return its shape (C, H, W)."""
     if len(value.shape) != 3:
         raise ValueError(f"expects images (C, H, W), got {value.shape}")
     return value.shape
@@ -157,6 +166,7 @@ def broadcast(first: Value, *others: Value | Array) -> Value:
 def conv_size(
     image: Shape, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any
 ) -> Shape:
+    """Check the settings of a convolution, and compute its output size (OH, OW)."""
     return window_counts(
         image, kernel, expect_pair("stride", stride, 1), expect_pair("padding", padding, 0),
         expect_pair("dilation", dilation, 1),
@@ -164,6 +174,7 @@ def conv_size(
 
 
 def pool(x: Value, kind: str, kernel_size: Any, stride: Any, padding: Any) -> Value:
+    """Check the settings of pooling an image, and infer the value of the result."""
     image = expect_image(x)
     kernel, padding = expect_pair("kernel_size", kernel_size, 1), expect_pair("padding", padding, 0)
     if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):

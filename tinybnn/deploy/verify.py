@@ -75,7 +75,18 @@ def _in_shape(expected, floats, step):
 
 
 def compare(step: Step, output: Array, expected: Array, start: int = 0) -> None:
-    """Raise `DifferentError` unless the result of a step is the float model's, bit for bit."""
+    """Raise `DifferentError` unless two arrays of a step's result are equal, bit for bit.
+
+    Parameters
+    ----------
+    step : Step
+    output : (N, ...) float32
+        Result of the packed model.
+    expected : (N, ...) float32
+        Result of the float model.
+    start : int
+        Index of the first sample, for the error message.
+    """
     if output.shape != expected.shape:
         raise DifferentError(
             f"verify: {step.name} ({step.operation}) has the shape {output.shape}, "

@@ -247,13 +247,19 @@ def gelu(input: V, approximate: str = "none") -> V:
 
 
 def log_softmax(x: V, dim: int = -1) -> V:
-    """Compute x - log Σ exp(x), with the sum along the axis `dim`, without overflow."""
+    """Compute x - log Σ exp(x), with the sum along the axis `dim`: (...) -> (...).
+
+    Without overflow.
+    """
     _check_dim("log_softmax", x, dim)
     return LogSoftmax.apply(x, dim=dim)
 
 
 def softmax(x: V, dim: int = -1) -> V:
-    """Compute exp(x) / Σ exp(x), with the sum along the axis `dim`, without overflow."""
+    """Compute exp(x) / Σ exp(x), with the sum along the axis `dim`: (...) -> (...).
+
+    Without overflow.
+    """
     _check_dim("softmax", x, dim)
     return exp(LogSoftmax.apply(x, dim=dim))
 

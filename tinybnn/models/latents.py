@@ -434,7 +434,7 @@ class GradientComparison:
 
     @property
     def bias(self) -> list[Array]:
-        """Mean minus exact gradients."""
+        """Mean minus exact gradients, in their shapes."""
         return [mean - exact for mean, exact in zip(self.mean, self.exact, strict=True)]
 
     @property
