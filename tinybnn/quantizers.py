@@ -221,7 +221,7 @@ def _gated(quantizer, grad, x):
 class TentGradient(Function):
     """grad times the pseudo-gradient of `ApproxSign` (2 - 2 |x| where |x| <= 1), in one pass."""
 
-    fresh: bool = True
+    fresh = True
 
     def forward(self, grad: Array, x: Array) -> Array:
         return ApproxSign().gradient(grad, x)
@@ -390,7 +390,7 @@ class SteHeaviside(Quantizer):
     """
 
     clip_value: float
-    values: tuple[float, ...] | None = (0.0, 1.0)
+    values = (0.0, 1.0)
 
     def __init__(self, clip_value: float = 1.0) -> None:
         _check_positive("SteHeaviside", "clip_value", clip_value)
@@ -422,7 +422,7 @@ class SteTern(Quantizer):
 
     threshold: float | None
     clip_value: float
-    values: tuple[float, ...] | None = (-1.0, 0.0, 1.0)
+    values = (-1.0, 0.0, 1.0)
 
     def __init__(self, threshold: float | None = None, clip_value: float = 1.0) -> None:
         _check_positive("SteTern", "clip_value", clip_value)
@@ -538,7 +538,7 @@ class BitNetTernary(_Scaled):
     BitNet b1.58 (Ma et al. 2024, eq. 1 to 3).
     """
 
-    values: tuple[float, ...] | None = (-1.0, 0.0, 1.0)
+    values = (-1.0, 0.0, 1.0)
 
     def scale(self, x: Array) -> Array:
         return np.maximum(np.abs(x).mean(), x.dtype.type(1e-5)).reshape(1)
@@ -567,7 +567,7 @@ class DoReFaActivation(Quantizer):
     bits : int
     """
 
-    values: tuple[float, ...] | None = None
+    values = None
 
     def __init__(self, bits: int = 2) -> None:
         self._bits = _check_bits("DoReFaActivation", bits)
@@ -599,7 +599,7 @@ class DoReFaWeight(Quantizer):
     bits : int
     """
 
-    values: tuple[float, ...] | None = None
+    values = None
 
     def __init__(self, bits: int = 2) -> None:
         self._bits = _check_bits("DoReFaWeight", bits)

@@ -94,7 +94,7 @@ class AdaptedWeight(Composed):
 class OnesOfOneSample(Function):
     """Ones (1, C, H, W) in the shape of one sample of x, whatever the image size."""
 
-    saves: tuple[str, ...] = ()
+    saves = ()
 
     def forward(self, x: Array) -> Array:
         return np.ones((1, *x.shape[1:]), x.dtype)

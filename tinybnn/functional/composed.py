@@ -21,7 +21,7 @@ class Composed(Function):
     """
 
     options: dict[str, Any]
-    fresh: bool = True
+    fresh = True
 
     def backward(self, grad: V, output: V, *inputs: V) -> tuple[V | None, ...]:
         rule = recorded_gradients if isinstance(grad, Tensor) else type(self).gradients

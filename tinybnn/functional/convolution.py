@@ -163,7 +163,7 @@ class Conv2d(Function):
     """
 
     geometry: Geometry
-    fresh: bool = True
+    fresh = True
 
     def forward(
         self, x: Array, weight: Array, geometry: Geometry, fixed_order: bool = False
@@ -194,7 +194,7 @@ class ConvInput(Function):
     """
 
     geometry: Geometry
-    fresh: bool = True
+    fresh = True
 
     def forward(
         self, grad: Array, weight: Array, geometry: Geometry, fixed_order: bool = False
@@ -236,7 +236,7 @@ class ConvWeight(Function):
     """
 
     geometry: Geometry
-    fresh: bool = True
+    fresh = True
 
     def forward(self, x: Array, grad: Array, geometry: Geometry) -> Array:
         self.geometry = geometry

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Linear(Function):
     """x @ weight.T for rows x : (M, K), weight : (N, K)."""
 
-    fresh: bool = True
+    fresh = True
 
     def forward(self, x: Array, weight: Array, fixed_order: bool = False) -> Array:
         return product(x, weight.T, fixed_order)
@@ -34,7 +34,7 @@ class Linear(Function):
 class LinearInput(Function):
     """grad @ weight for rows grad : (M, N), weight : (N, K); the gradient of the rows."""
 
-    fresh: bool = True
+    fresh = True
 
     def forward(self, grad: Array, weight: Array) -> Array:
         return product(grad, weight, False)
@@ -49,7 +49,7 @@ class LinearInput(Function):
 class LinearWeight(Function):
     """grad.T @ x for rows grad : (M, N), x : (M, K); the gradient of the weight."""
 
-    fresh: bool = True
+    fresh = True
 
     def forward(self, x: Array, grad: Array) -> Array:
         return product(grad.T, x, False)

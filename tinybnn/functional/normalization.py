@@ -43,7 +43,7 @@ class BatchNorm(Function):
     from_batch: bool
     mean: Array  # (C,)
     scale: Array  # (C,)
-    fresh: bool = True
+    fresh = True
 
     def forward(
         self,
@@ -121,7 +121,7 @@ class BatchNormInput(Function):
     norm: BatchNorm
     of_weight: Array  # (C,)
     of_bias: Array  # (C,)
-    fresh: bool = True
+    fresh = True
 
     def forward(self, grad: Array, x: Array, weight: Array, norm: BatchNorm) -> Array:
         self.norm = norm
@@ -151,7 +151,7 @@ class BatchNormWeight(Function):
     """The gradient of the weight in a batch norm with statistics of the batch: Σ grad x̂, (C,)."""
 
     norm: BatchNorm
-    fresh: bool = True
+    fresh = True
 
     def forward(self, grad: Array, x: Array, norm: BatchNorm, value: Array | None = None) -> Array:
         """Return `value` if the result is already known, else compute it."""

@@ -86,7 +86,7 @@ class MaxPool2d(Function):
 
     windows: _Windows
     winner: Array | None  # (N, C, OH, OW)
-    saves: tuple[str, ...] = ("inputs", "output")
+    saves = ("inputs", "output")
 
     def forward(self, x: Array, windows: _Windows) -> Array:
         self.windows = windows
@@ -120,8 +120,8 @@ class MaxUnpool2d(Function):
 
     windows: _Windows
     winner: Array  # (N, C, OH, OW)
-    saves: tuple[str, ...] = ()
-    fresh: bool = True
+    saves = ()
+    fresh = True
 
     def forward(self, x: Array, windows: _Windows, winner: Array) -> Array:
         self.windows, self.winner = windows, winner
@@ -141,7 +141,7 @@ class PickWinners(Function):
 
     windows: _Windows
     winner: Array  # (N, C, OH, OW)
-    saves: tuple[str, ...] = ()
+    saves = ()
 
     def forward(self, x: Array, windows: _Windows, winner: Array) -> Array:
         self.windows, self.winner = windows, winner
@@ -163,7 +163,7 @@ class AvgPool2d(Function):
     """
 
     windows: _Windows
-    saves: tuple[str, ...] = ()
+    saves = ()
 
     def forward(self, x: Array, windows: _Windows) -> Array:
         self.windows = windows
@@ -187,7 +187,7 @@ class AvgUnpool2d(Function):
     """
 
     windows: _Windows
-    saves: tuple[str, ...] = ()
+    saves = ()
 
     def forward(self, x: Array, windows: _Windows) -> Array:
         self.windows = windows

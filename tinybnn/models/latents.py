@@ -50,7 +50,7 @@ class PassThrough(Function):
     The value is exactly `hard`, without the rounding of that sum.
     """
 
-    saves: tuple[str, ...] = ()
+    saves = ()
 
     def forward(self, soft: Array, hard: Array) -> Array:
         return hard
@@ -142,7 +142,7 @@ class Sign(Estimator):
     """
 
     quantizer: Quantizer
-    is_random: bool = False
+    is_random = False
 
     def __init__(self, quantizer: str | Quantizer = "ste_sign") -> None:
         self.quantizer = quantizers.get(quantizer)
@@ -247,7 +247,7 @@ class ScoreFunction(Estimator):
     """
 
     samples: int
-    is_unbiased: bool = True
+    is_unbiased = True
 
     def __init__(self, samples: int = 2) -> None:
         if not isinstance(samples, int | np.integer) or samples < 2:
@@ -275,7 +275,7 @@ class DisARM(Estimator):
     codes, hence with no more variance. Dong, Mnih and Tucker 2020; also U2G (Yin et al. 2020).
     """
 
-    is_unbiased: bool = True
+    is_unbiased = True
 
     def expectation(self, logits: Tensor, cost: Cost, rng: np.random.Generator) -> Tensor:
         n, bits = logits.shape
@@ -298,7 +298,7 @@ class Enumeration(Estimator):
     For at most 10 bits; a reference for the other estimators.
     """
 
-    is_unbiased: bool = True
+    is_unbiased = True
     MOST_BITS: int = 10
 
     @classmethod
