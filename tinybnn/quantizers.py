@@ -572,7 +572,10 @@ class DoReFaActivation(Quantizer):
     def __init__(self, bits: int = 2) -> None:
         self._bits = _check_bits("DoReFaActivation", bits)
 
-    bits = property(lambda self: self._bits)
+    @property
+    def bits(self) -> int:
+        """Number of bits k of a value."""
+        return self._bits
 
     def forward(self, x: Array) -> Array:
         return _round_to(self.bits, np.clip(x, 0, 1))
@@ -604,7 +607,10 @@ class DoReFaWeight(Quantizer):
     def __init__(self, bits: int = 2) -> None:
         self._bits = _check_bits("DoReFaWeight", bits)
 
-    bits = property(lambda self: self._bits)
+    @property
+    def bits(self) -> int:
+        """Number of bits k of a value."""
+        return self._bits
 
     def largest(self, x: Array) -> float:
         """Return max |tanh(x)| over the whole tensor, or 1 for a tensor of zeros."""
