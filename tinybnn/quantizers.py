@@ -227,16 +227,16 @@ class TentGradient(Function):
         return ApproxSign().gradient(grad, x)
 
     def backward(self, grad: V, output: V, g: V, x: V) -> tuple[V | None, V | None]:
-        of_x = None
+        grad_x = None
         if self.needs[1]:  # times the second derivative: -2 sign(x) where |x| <= 1, and 0 at 0
             values = as_array(x)
-            of_x = np.sign(values, out=empty_like(values))
-            of_x *= -2
-            of_x = SteSign().gradient(of_x, values)
+            grad_x = np.sign(values, out=empty_like(values))
+            grad_x *= -2
+            grad_x = SteSign().gradient(grad_x, values)
             for factor in (grad, g):
-                is_array = isinstance(factor, np.ndarray) and isinstance(of_x, np.ndarray)
-                of_x = np.multiply(of_x, factor, out=of_x) if is_array else of_x * factor
-        return ApproxSign().gradient(grad, x) if self.needs[0] else None, of_x
+                is_array = isinstance(factor, np.ndarray) and isinstance(grad_x, np.ndarray)
+                grad_x = np.multiply(grad_x, factor, out=grad_x) if is_array else grad_x * factor
+        return ApproxSign().gradient(grad, x) if self.needs[0] else None, grad_x
 
 
 def _through_tent(quantizer, grad, x):

@@ -68,8 +68,8 @@ class Scan:
         self.all_nan &= is_nan.all(0)
         if self.is_pooled:
             for sign in (0, 1):
-                of_sign = (signs == sign) & ~is_nan
-                low, high = (np.where(of_sign, values, v) for v in (np.inf, -np.inf))
+                has_sign = (signs == sign) & ~is_nan
+                low, high = (np.where(has_sign, values, v) for v in (np.inf, -np.inf))
                 self.low[sign] = np.minimum(self.low[sign], low.min(0))
                 self.high[sign] = np.maximum(self.high[sign], high.max(0))
 

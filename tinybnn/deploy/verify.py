@@ -61,8 +61,8 @@ def verify(model: Module, packed: PackedModel, x: Array, batch_size: int = 256) 
                 for step, result in run(part):
                     if step.layout != "internal":
                         floats = step.as_floats(result)
-                        of_model = tape[step.call].output.data
-                        compare(step, floats, _in_shape(of_model, floats, step), start)
+                        float_output = tape[step.call].output.data
+                        compare(step, floats, _in_shape(float_output, floats, step), start)
                         compared += floats.size if run == packed.run else 0
                 compare(step, floats, expected, start)
     return compared

@@ -48,13 +48,13 @@ class AdaptedSet(TwoValues):
     def constants(self, scale: Array, offset: Array) -> tuple[Array, ...]:
         return offset, scale, scale * (offset - 1), scale * (1 + offset)
 
-    def of_learned(self, sums: Array, scale: Array, offset: Array) -> tuple[Array, ...]:
+    def learned_gradients(self, sums: Array, scale: Array, offset: Array) -> tuple[Array, ...]:
         # a = scale (s + offset), s = sign(u), u = (x - offset) / scale: the slope of s by scale is
         # -tent(u) u / scale, and by offset -tent(u) / scale.
-        d, d_u, of_high, of_low = sums.sum(1, np.float64)
-        of_scale = of_high * (1 + offset) - of_low * (1 - offset) - d_u
-        of_offset = scale * (of_high + of_low) - d
-        return of_scale.astype(sums.dtype), of_offset.astype(sums.dtype)
+        d, d_u, grad_high, grad_low = sums.sum(1, np.float64)
+        grad_scale = grad_high * (1 + offset) - grad_low * (1 - offset) - d_u
+        grad_offset = scale * (grad_high + grad_low) - d
+        return grad_scale.astype(sums.dtype), grad_offset.astype(sums.dtype)
 
 
 class AdaptedWeight(Composed):
@@ -83,12 +83,14 @@ class AdaptedWeight(Composed):
         scale, centred = self.scale, weight - self.offset
         share = 1.0 / (weight.size // len(weight))  # weight of an element in a filter's mean
         normalised = centred / scale
-        of_normalised = self.options["quantizer"].gradient(grad * scale, normalised)
-        of_scale = _of_filters(grad * self.signs) + _of_filters(-of_normalised / scale * normalised)
-        of_square = of_scale * 0.5 / scale * share * centred
-        of_centred = of_normalised / scale + of_square + of_square
-        of_offset = _of_filters(grad) + _of_filters(-of_centred)
-        return of_centred + of_offset * share
+        grad_normalised = self.options["quantizer"].gradient(grad * scale, normalised)
+        grad_scale = _filter_sums(grad * self.signs) + _filter_sums(
+            -grad_normalised / scale * normalised
+        )
+        grad_square = grad_scale * 0.5 / scale * share * centred
+        grad_centred = grad_normalised / scale + grad_square + grad_square
+        grad_offset = _filter_sums(grad) + _filter_sums(-grad_centred)
+        return grad_centred + grad_offset * share
 
 
 class OnesOfOneSample(Function):
@@ -122,8 +124,8 @@ class AdaptedConv2d(Composed):
         signs: Quantizer | None,
         geometry: Geometry,
     ) -> V:
-        v, *of_filters = adapted_weight_parts(weight, weight_quantizer)
-        scale_of_filters, offset_of_filters = (reshape(f, (1, -1, 1, 1)) for f in of_filters)
+        v, *parts = adapted_weight_parts(weight, weight_quantizer)
+        scale_of_filters, offset_of_filters = (reshape(f, (1, -1, 1, 1)) for f in parts)
         s, ones = input_quantizer((x - offset) / scale), Tensor(_ones(geometry, v.dtype))
         total, constant = (
             scale_of_filters * binary_conv2d(a, v, None, signs, **geometry.options)
@@ -137,8 +139,8 @@ class AdaptedConv2d(Composed):
     ) -> Array:
         self.options, self.weights, geometry = options, AdaptedWeight(), options["geometry"]
         self.adapted = self.weights.forward(weight, options["weight_quantizer"])
-        v, *of_filters = self.weights.signs, self.weights.scale, self.weights.offset
-        scales, offsets = (f.reshape(-1, 1, 1) for f in of_filters)
+        v, *parts = self.weights.signs, self.weights.scale, self.weights.offset
+        scales, offsets = (f.reshape(-1, 1, 1) for f in parts)
         constant = offset * _sums_without_signs(v, scales, offsets, geometry)
         self.s = s = dispatch.two_values(x, (offset, scale, -1.0, 1.0))
         result = dispatch.adapted_conv2d(s, v, scales, offsets, constant, scale, geometry)
@@ -148,9 +150,9 @@ class AdaptedConv2d(Composed):
         # few channels.
         total = conv2d(s, v, **geometry.options)
         total *= _for_each_pixel(scales, geometry)
-        of_signs = conv2d(s, np.ones_like(v), **geometry.options)
-        of_signs *= _for_each_pixel(offsets, geometry)
-        total += of_signs
+        sign_sums = conv2d(s, np.ones_like(v), **geometry.options)
+        sign_sums *= _for_each_pixel(offsets, geometry)
+        total += sign_sums
         total += _for_each_pixel(constant, geometry)
         total *= scale
         return total
@@ -159,17 +161,17 @@ class AdaptedConv2d(Composed):
         self, grad: Array, x: Array, weight: Array, scale: Array, offset: Array
     ) -> tuple[Array | None, ...]:
         geometry = self.options["geometry"]
-        of_weight, of_input = None, (None, None, None)
+        grad_weight, grad_input = None, (None, None, None)
         if self.needs[0] or self.needs[2] or self.needs[3]:
-            of_a = ConvInput.apply(grad, self.adapted, geometry=geometry)
-            of_input = AdaptedSet().gradients(of_a, x, scale, offset)
+            grad_a = ConvInput.apply(grad, self.adapted, geometry=geometry)
+            grad_input = AdaptedSet().gradients(grad_a, x, scale, offset)
         if self.needs[1]:
             a = np.add(self.s, offset, out=empty_like(self.s))
             a *= scale
-            of_adapted = ConvWeight.apply(a, grad, geometry=geometry)
-            of_weight = self.weights.gradients(of_adapted, weight)
-        of_x, of_scale, of_offset = of_input
-        return of_x, of_weight, of_scale, of_offset
+            grad_adapted = ConvWeight.apply(a, grad, geometry=geometry)
+            grad_weight = self.weights.gradients(grad_adapted, weight)
+        grad_x, grad_scale, grad_offset = grad_input
+        return grad_x, grad_weight, grad_scale, grad_offset
 
 
 def _ones(geometry, dtype):
@@ -190,14 +192,14 @@ def _sums_without_signs(v, scales, offsets, geometry):
 
     (O, 1, 1) without padding, where all taps are inside.
     """
-    of_channels = v.sum(1)
+    channel_sums = v.sum(1)
     if geometry.padding == (0, 0):
-        return scales * of_channels.sum((1, 2), keepdims=True) + offsets * v.dtype.type(v[0].size)
-    rows, columns, of_ones = _inside(geometry, v.dtype)
+        return scales * channel_sums.sum((1, 2), keepdims=True) + offsets * v.dtype.type(v[0].size)
+    rows, columns, counts = _inside(geometry, v.dtype)
     (oh, kh), (_, kw) = rows.shape, columns.shape
-    of_rows = rows @ of_channels.transpose(1, 2, 0).reshape(kh, -1)  # (OH, kw * O)
-    of_v = columns @ of_rows.reshape(oh, kw, -1)  # (OH, OW, O)
-    return (scales.reshape(-1) * of_v + offsets.reshape(-1) * of_ones).transpose(2, 0, 1)
+    row_sums = rows @ channel_sums.transpose(1, 2, 0).reshape(kh, -1)  # (OH, kw * O)
+    weight_sums = columns @ row_sums.reshape(oh, kw, -1)  # (OH, OW, O)
+    return (scales.reshape(-1) * weight_sums + offsets.reshape(-1) * counts).transpose(2, 0, 1)
 
 
 @functools.lru_cache(maxsize=256)  # a layer in training asks at each step
@@ -257,7 +259,7 @@ def adapted_conv2d(
     )  # fmt: skip
 
 
-def _of_filters(x):
+def _filter_sums(x):
     """Sum each filter: (O, C, kh, kw) -> (O, 1, 1, 1)."""
     axes = tuple([i for i in range(1, x.ndim) if x.shape[i] > 1])
     return x.sum(axis=axes, keepdims=True) if axes else x

@@ -28,8 +28,8 @@ class _Adapted(Composed):
 
     A subclass defines its formula as a ``composition`` of simpler operations. It derives from one
     of the two forms below (a line or a value on each side of a threshold) and defines the form's
-    four ``constants`` as functions of the learned ones; ``of_learned`` returns the gradients of the
-    learned ones, given the sums of the form.
+    four ``constants`` as functions of the learned ones; ``learned_gradients`` returns the gradients
+    of the learned ones, given the sums of the form.
     """
 
     options: dict[str, Any]
@@ -44,8 +44,8 @@ class _Adapted(Composed):
         return self.form(x, self.constants(*learned))
 
     def gradients(self, grad: Array, x: Array, *learned: Array) -> tuple[Array | None, ...]:
-        of_x, sums = self.form_gradient(grad, x, self.constants(*learned))
-        return of_x, *self.of_learned(sums, *learned)
+        grad_x, sums = self.form_gradient(grad, x, self.constants(*learned))
+        return grad_x, *self.learned_gradients(sums, *learned)
 
 
 class _TwoLines(_Adapted):
@@ -81,7 +81,7 @@ class ScaleChannels(_TwoLines):
     def constants(self, scale: Array) -> tuple[Array | float, ...]:
         return 0.0, scale, scale, -0.0
 
-    def of_learned(self, sums: Array, scale: Array) -> tuple[Array, ...]:
+    def learned_gradients(self, sums: Array, scale: Array) -> tuple[Array, ...]:
         return (sums[1] + sums[2],)
 
 
@@ -95,7 +95,7 @@ class RSign(TwoValues):
     def constants(self, threshold: Array) -> tuple[Array | float, ...]:
         return threshold, 1.0, -1.0, 1.0
 
-    def of_learned(self, sums: Array, threshold: Array) -> tuple[Array, ...]:
+    def learned_gradients(self, sums: Array, threshold: Array) -> tuple[Array, ...]:
         return (-sums[0],)
 
 
@@ -109,7 +109,7 @@ class PReluOfChannels(_TwoLines):
     def constants(self, weight: Array) -> tuple[Array | float, ...]:
         return 0.0, 1.0, weight, -0.0
 
-    def of_learned(self, sums: Array, weight: Array) -> tuple[Array, ...]:
+    def learned_gradients(self, sums: Array, weight: Array) -> tuple[Array, ...]:
         return (sums[2],)
 
 
@@ -126,9 +126,9 @@ class RPRelu(_TwoLines):
     ) -> tuple[Array | float, ...]:
         return shift_in, 1.0, weight, shift_out
 
-    def of_learned(self, sums: Array, *learned: Array) -> tuple[Array, ...]:
-        of_shift, _, of_negative, of_offset = sums
-        return of_shift, of_negative, of_offset
+    def learned_gradients(self, sums: Array, *learned: Array) -> tuple[Array, ...]:
+        grad_shift, _, grad_negative, grad_offset = sums
+        return grad_shift, grad_negative, grad_offset
 
 
 class Maxout(_TwoLines):
@@ -143,7 +143,7 @@ class Maxout(_TwoLines):
     def constants(self, positive: Array, negative: Array) -> tuple[Array | float, ...]:
         return 0.0, positive, negative, 0.0
 
-    def of_learned(self, sums: Array, *learned: Array) -> tuple[Array, ...]:
+    def learned_gradients(self, sums: Array, *learned: Array) -> tuple[Array, ...]:
         return sums[1], sums[2]
 
 

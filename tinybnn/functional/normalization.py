@@ -81,19 +81,19 @@ class BatchNorm(Function):
             return gradients
         dims = _all_but_channel(x)
         if is_recorded(grad, x):  # as two Functions; the first computes both
-            of_x = BatchNormInput.apply(grad, x, weight, norm=self) if needs_x else None
-            value = of_x.function.of_weight if needs_x and of_x.function else None
-            of_weight = BatchNormWeight.apply(grad, x, norm=self, value=value)
-            return of_x, of_weight, sum(grad, dims)
+            grad_x = BatchNormInput.apply(grad, x, weight, norm=self) if needs_x else None
+            value = grad_x.function.grad_weight if needs_x and grad_x.function else None
+            grad_weight = BatchNormWeight.apply(grad, x, norm=self, value=value)
+            return grad_x, grad_weight, sum(grad, dims)
         share = x.shape[1] / x.size
         normalised = (x - per_channel(self.mean, x)) * per_channel(self.scale, x)
-        of_weight, of_bias = sum(grad * normalised, dims), sum(grad, dims)
-        of_x = None
+        grad_weight, grad_bias = sum(grad * normalised, dims), sum(grad, dims)
+        grad_x = None
         if needs_x:
-            of_x = grad - per_channel(of_bias * share, x)
-            of_x = of_x - normalised * per_channel(of_weight * share, x)
-            of_x = of_x * per_channel(weight * self.scale, x)
-        return of_x, of_weight, of_bias
+            grad_x = grad - per_channel(grad_bias * share, x)
+            grad_x = grad_x - normalised * per_channel(grad_weight * share, x)
+            grad_x = grad_x * per_channel(weight * self.scale, x)
+        return grad_x, grad_weight, grad_bias
 
     def line(self, x: V, weight: V, bias: V) -> V:
         """(x - mean) * scale * weight + bias (N, C, ...), with mean and scale of the batch."""
@@ -119,32 +119,32 @@ class BatchNormInput(Function):
     """
 
     norm: BatchNorm
-    of_weight: Array  # (C,)
-    of_bias: Array  # (C,)
+    grad_weight: Array  # (C,)
+    grad_bias: Array  # (C,)
     fresh = True
 
     def forward(self, grad: Array, x: Array, weight: Array, norm: BatchNorm) -> Array:
         self.norm = norm
-        result, self.of_weight, self.of_bias = norm.batch_gradients(grad, x, weight)
+        result, self.grad_weight, self.grad_bias = norm.batch_gradients(grad, x, weight)
         return result
 
     def backward(self, grad: V, output: V, g: V, x: V, weight: V) -> tuple[V | None, ...]:
         dims, share = _all_but_channel(x), np.shape(x)[1] / np.size(as_array(x))
-        of_grad, sum_a_x, sum_a = self.norm.batch_gradients(grad, x, weight)
-        sum_g_x, sum_g = self.of_weight, self.of_bias
+        grad_grad, sum_a_x, sum_a = self.norm.batch_gradients(grad, x, weight)
+        sum_g_x, sum_g = self.grad_weight, self.grad_bias
         if is_recorded(g, x):
             sum_g_x, sum_g = BatchNormWeight.apply(g, x, norm=self.norm), sum(g, dims)
         mean_a, mean_g, p, q = (share * v for v in (sum_a, sum_g, sum_a_x, sum_g_x))
         spread = mean(grad * g, dims) - mean_a * mean_g - p * q
-        scale, of_x, of_weight = self.norm.scale_of(x), None, None
+        scale, grad_x, grad_weight = self.norm.scale_of(x), None, None
         if self.needs[1]:
             factor = weight * scale * scale * -1.0
             shift = factor * (q * mean_a + p * mean_g) * -1.0
-            of_x = self.norm.line(x, factor * (spread - 2.0 * p * q), shift)
-            of_x = of_x + grad * per_channel(factor * q, x) + g * per_channel(factor * p, x)
+            grad_x = self.norm.line(x, factor * (spread - 2.0 * p * q), shift)
+            grad_x = grad_x + grad * per_channel(factor * q, x) + g * per_channel(factor * p, x)
         if self.needs[2]:
-            of_weight = scale * spread * (1.0 / share)
-        return of_grad, of_x, of_weight
+            grad_weight = scale * spread * (1.0 / share)
+        return grad_grad, grad_x, grad_weight
 
 
 class BatchNormWeight(Function):
@@ -159,9 +159,9 @@ class BatchNormWeight(Function):
         return norm.batch_gradients(grad, x, norm.scale, False)[1] if value is None else value
 
     def backward(self, grad: V, output: V, g: V, x: V) -> tuple[V | None, ...]:
-        of_grad = self.norm.line(x, grad, np.zeros_like(self.norm.scale))
-        of_x = self.norm.batch_gradients(g, x, grad)[0] if self.needs[1] else None
-        return of_grad, of_x
+        grad_grad = self.norm.line(x, grad, np.zeros_like(self.norm.scale))
+        grad_x = self.norm.batch_gradients(g, x, grad)[0] if self.needs[1] else None
+        return grad_grad, grad_x
 
 
 def _normalised(x, mean, scale, weight, bias):

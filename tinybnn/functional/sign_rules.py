@@ -73,14 +73,14 @@ def _(function: SignLinear, grad, x, weight):
     return _gradients(function, SignLinearInput, SignLinearWeight, grad, x, weight)
 
 
-def _gradients(function, of_input, of_weight, grad, x, weight):
+def _gradients(function, input_rule, weight_rule, grad, x, weight):
     quantizer, levels = function.quantizers
     results = [None, None]
     if function.needs[0]:
-        results[0] = of_input.apply(grad, levels(weight), product=function)
+        results[0] = input_rule.apply(grad, levels(weight), product=function)
         if quantizer:
             results[0] = quantizer.gradient(results[0], x)
     if function.needs[1]:
         s = quantizer(x) if quantizer else x
-        results[1] = levels.gradient(of_weight.apply(s, grad, product=function), weight)
+        results[1] = levels.gradient(weight_rule.apply(s, grad, product=function), weight)
     return tuple(results)
