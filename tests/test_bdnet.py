@@ -216,7 +216,7 @@ def test_a_dual_convolution_is_the_sum_of_its_branches(name, padding_mode, branc
 
 @st.composite
 def dual_networks(draw):
-    """(model, shape): 1.58-bit convolutions with what BD-Net puts around them."""
+    """(model, shape): 1.58-bit convolutions with the other parts of BD-Net."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     pick = lambda *options: draw(st.sampled_from(options))  # noqa: E731
     channels = pick(1, 5, 64, 70)

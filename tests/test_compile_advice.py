@@ -1,4 +1,4 @@
-"""What compile refuses comes with what to write instead, and that compiles; check lists it all."""
+"""Refusals of compile say what to write instead, and that compiles; check lists all of them."""
 
 import pickle
 import random
@@ -44,7 +44,7 @@ def float_output(model, x):
 
 
 def compiles(function, shape, path=None):
-    """Compile; the packed model, and the one that was stored, give the float model's bits."""
+    """Compile; the packed model and its stored copy return the float model's bits."""
     model = function if isinstance(function, nn.Module) else Custom(function)
     packed, x = deploy.compile(model, shape), batch(shape)
     expected = float_output(model, x)
@@ -118,7 +118,7 @@ def test_gradients_of_sums_of_pixels(shape, dim, keepdim):
 
 @pytest.mark.parametrize("shape", [(2, 30, 3, 3), (2, 2, 9, 9)])
 def test_sums_of_pixels_have_one_order(shape):
-    """One after the other, from 0.0: of 1e8, 1, -1e8, ... pairwise sums give something else."""
+    """Sum from 0.0 in order: pairwise sums of 1e8, 1, -1e8, ... differ."""
     x = np.tile(np.float32([1e8, 1, -1e8]), 1000)[: np.prod(shape)].reshape(shape)
     expected = np.zeros(shape[:2], np.float32)
     for i in range(shape[2]):
@@ -214,7 +214,7 @@ class Signs_(quantizers.Quantizer):  # noqa: N801 - the one that the advice asks
 
 ONES = np.ones((1, 6), np.float32)
 
-# What is refused, its shape, the operation, the advice, and what follows the advice.
+# Refused function, its shape, the operation, the advice, and a function that follows it.
 ADVICE = [
     (lambda m, x: x**2, FEATURES, "Pow", "write x * x", lambda m, x: x * x),
     (lambda m, x: x**3.0, FEATURES, "Pow", "write x * x * x", lambda m, x: x * x * x),
@@ -434,7 +434,7 @@ def test_a_threshold_before_the_quantizer():
 
 
 def test_zero_at_zero_behind_sums_of_signs_is_refused():
-    """Where thresholds stand for it, no trial might meet the sum 0."""
+    """With thresholds, no trial might reach the sum 0."""
     model = nn.Sequential(
         nn.BinaryLinear(6, 6), nn.BinaryLinear(6, 3, input_quantizer=ZeroAtZero())
     )
@@ -584,7 +584,7 @@ def test_a_model_that_does_not_run_raises_its_own_error():
 
 
 def test_check_changes_nothing():
-    """Not the modes, the statistics, what forward counts, nor any random generator."""
+    """Neither modes, statistics, counters of forward, nor any random generator."""
 
     class Noisy(nn.Module):
         def __init__(self):
@@ -682,7 +682,7 @@ def test_float_pixels_from_0_to_255_are_warned_of():
 def test_no_false_alarms_of_pixels():
     """Warnings are errors here."""
     x, scaled = PIXELS.astype(np.float32), tb.datasets.to_signed(255)(PIXELS, None)
-    real_mlp().predict(x)  # who knows what it was trained on
+    real_mlp().predict(x)  # the range of its training data is unknown
     for packed in (binary_mlp(), real_mlp({"maximum": 255})):
         packed.predict(scaled)
         packed.predict(scaled[:0])

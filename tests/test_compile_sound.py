@@ -1,4 +1,4 @@
-"""The compiler cannot be fooled: what it gives computes what the model computes, or it refuses.
+"""The compiler is sound: the packed model computes what the model computes, or it is refused.
 
 Each forward method below does something that one trace cannot see, or that a packed program could
 get wrong.
@@ -51,7 +51,7 @@ def float_output(model, x):
 
 
 def check(model, shape=(FEATURES,), path=None):
-    """Compile; the packed model and one that was stored give the float model's values."""
+    """Compile; the packed model and its stored copy return the float model's values."""
     x = batch(shape)
     packed = deploy.compile(model, shape)
     expected = float_output(model, x)
@@ -458,7 +458,7 @@ def test_a_binary_layer_of_real_numbers_stays_one_of_floats(name, tmp_path):
 
 @pytest.mark.parametrize("name", BINARY)
 def test_real_numbers_that_happen_to_be_signs_do_not_make_another_program(name, monkeypatch):
-    """The compiler tries inputs whose limits are all -1 or 1: what runs on words is the same."""
+    """The compiler tries inputs whose limits are all -1 or 1: results on words are the same."""
     monkeypatch.setattr(binary, "_SMALL", 0)
     make, shape = BINARY[name]
     layer = make(input_quantizer=None, rng=np.random.default_rng(0))

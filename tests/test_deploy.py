@@ -1,4 +1,4 @@
-"""Packed models equal the float models they come from, bit for bit."""
+"""Packed models equal the float models that they were compiled from, bit for bit."""
 
 import copy
 import dataclasses

@@ -1183,7 +1183,7 @@ def test_a_gradient_belongs_to_its_leaf_alone(name):
     for i, g in enumerate(held):
         assert g.flags.writeable
         assert not any(np.shares_memory(g, other) for other in others + held[:i])
-    # Neither a second backward pass nor another step's arrays touch what is held.
+    # Neither a second backward pass nor another step's arrays change the saved arrays.
     function(*inputs).backward(Tensor(given))
     for x, g, e in zip(inputs, held, expected, strict=True):
         assert_identical(g, e)

@@ -267,7 +267,7 @@ def packed():
 
 
 def test_signs_of_another_type_or_with_bits_behind_their_rows_are_refused(packed, tmp_path):
-    """Stored as words, so that nothing is said of the number of their bits."""
+    """Stored as words, without the number of their bits."""
     arrays, metadata = packed._stored()
     for i, step in enumerate(packed.steps):
         for name in step.bits:

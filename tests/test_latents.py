@@ -152,7 +152,7 @@ def test_the_bias_of_biased_estimators_is_seen(estimator):
     comparison = compare(estimator)
     assert np.abs(comparison.z[0]).max() > 3 * LIMIT
     hard = type(estimator) is not latents.GumbelSoftmax
-    # Codes of ±1 are drawn from q itself, so the decoder's gradient is unbiased all the same.
+    # Codes of ±1 are drawn from q itself, so the decoder's gradient is still unbiased.
     assert all((np.abs(z).max() < LIMIT) == hard for z in comparison.z[1:])
 
 
@@ -266,7 +266,7 @@ def test_a_temperature_schedule_is_restored():
     first, second = latents.GumbelSoftmax(), latents.GumbelSoftmax()
     schedule = latents.TemperatureSchedule(first, T_max=10)
     other = latents.TemperatureSchedule(second, T_max=3, start=9.0, end=0.1)
-    chained = optim.ChainedScheduler([schedule])  # what `training.fit` takes
+    chained = optim.ChainedScheduler([schedule])  # accepted by `training.fit`
     for _ in range(4):
         chained.step()
     optim.ChainedScheduler([other]).load_state_dict(chained.state_dict())

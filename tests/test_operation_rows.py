@@ -1,4 +1,4 @@
-"""The rows of `deploy.operations`: complete, told once, and open for operations of users."""
+"""The operations of `deploy.operations`: complete, unique, and open for users' operations."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""Functions of users with a context; what PyTorch gives for some is in `test_torch_names`."""
+"""Functions of users with a context; `test_torch_names` has PyTorch's results for some."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Random networks of all kinds: packed and float agree in every bit, and what fails is shown."""
+"""Random networks of all kinds: packed and float agree in every bit, and failures are shown."""
 
 import json
 import subprocess
@@ -66,7 +66,7 @@ def test_the_script_of_a_network_runs():
     assert done.stdout == "all equal\n"
 
 
-# operation: (the bug, as a line of a script; what a small network has)
+# operation: (the bug, as a line of a script; the operations of a small network)
 BUGS = {
     "maximum": ("operations.OPERATIONS['minimum'].run", "F.maximum"),
     "sigmoid": ("lambda x: x", "nn.Sigmoid()"),
