@@ -275,7 +275,7 @@ ADVICE = [
     ),
     (
         lambda m, x: (x * np.ones(6)).to(np.float32), FEATURES, "Mul",
-        "make constants Python numbers or float32 arrays", lambda m, x: x * ONES,
+        "use Python numbers or float32 arrays for constants", lambda m, x: x * ONES,
     ),
     (
         lambda m, x: F.dropout(x, 0.0, True) * np.arange(len(x), dtype=np.float32)[:, None],
@@ -423,7 +423,7 @@ class PlusAtNaN(OwnSign):
 )
 def test_quantizers_that_are_not_quite_the_sign(quantizer, said):
     message = refused(lambda model, x: quantizer(x), FEATURES)
-    assert said in message and "return tinybnn.quantizers.sign(x) there" in message
+    assert said in message and "return tinybnn.quantizers.sign(x)" in message
 
 
 def test_a_threshold_before_the_quantizer():
@@ -567,7 +567,9 @@ def test_problems_of_each_kind_are_listed():
     assert "does not depend on its input" in deploy.check(constant, FEATURES).problems[0]
     pair = Custom(lambda model, x: (x, x))
     assert "one Tensor, got a tuple of 2" in deploy.check(pair, FEATURES).problems[0]
-    assert "gives its input back" in deploy.check(Custom(lambda m, x: x), FEATURES).problems[0]
+    assert (
+        "returns its input unchanged" in deploy.check(Custom(lambda m, x: x), FEATURES).problems[0]
+    )
 
 
 @pytest.mark.parametrize("case", ADVICE, ids=lambda case: f"{case[2]}: {case[3][:30]}")

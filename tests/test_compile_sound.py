@@ -361,7 +361,7 @@ def test_what_needs_too_much_memory_is_refused_before_it_is_needed():
 
 
 def test_samples_never_meet_pixels():
-    refused(lambda model, x: x + np.ones((1, 2, FEATURES), np.float32), "do not fit|mixes")
+    refused(lambda model, x: x + np.ones((1, 2, FEATURES), np.float32), "do not broadcast|mixes")
 
 
 def test_settings_that_json_cannot_hold_come_back_from_a_file(tmp_path):

@@ -158,7 +158,9 @@ def test_programs_of_rows_compute_what_rows_compute():
 def test_an_operation_does_not_take_the_place_of_another():
     before = dict(operations.OPERATIONS), dict(operations.OF_FUNCTION)
     for body in ({"name": "relu"}, {"name": "other", "functions": (F.Relu,)}):
-        with pytest.raises(ValueError, match="Mine: Relu has the name 'relu' or one of the func"):
+        with pytest.raises(
+            ValueError, match="Mine: Relu already has the name 'relu' or one of the func"
+        ):
             type("Mine", (deploy.Operation,), body)
     assert (dict(operations.OPERATIONS), dict(operations.OF_FUNCTION)) == before
     for _ in range(2):  # a cell of a notebook that runs again

@@ -119,7 +119,7 @@ def _sum(call):
         return "only sums over axes 2 and more have a packed form"
     return (
         "sums over axis 1 have no fixed order; write "
-        f"{written}, which keeps that axis, and for a mean multiply by 1 / {count}"
+        f"{written}, which keeps that axis, and for a mean multiply it by 1 / {count}"
     )
 
 

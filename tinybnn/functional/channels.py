@@ -76,7 +76,8 @@ def take_channels(x: V | ArrayLike, index: Sequence[int] | Array) -> V:
         raise ValueError(f"take_channels: x must have the shape (N, C, H, W), got {shape}")
     if index.ndim != 1 or index.dtype.kind not in "iu" or not index.size:
         raise ValueError(
-            f"take_channels: index must be a row of ints, got {index.dtype} of shape {index.shape}"
+            "take_channels: index must be a 1-D array of ints, "
+            f"got {index.dtype} of shape {index.shape}"
         )
     if index.min() < 0 or index.max() >= shape[1]:
         raise ValueError(
