@@ -18,18 +18,7 @@ import numpy as np
 import pytest
 
 import tinybnn
-from tinybnn import (
-    datasets,
-    deploy,
-    models,
-    nn,
-    optim,
-    packed_codes,
-    quantizers,
-    storage,
-    testing,
-    training,
-)
+from tinybnn import datasets, deploy, models, nn, optim, quantizers, storage, testing, training
 from tinybnn import functional as F
 from tinybnn.analysis import curvature, dynamics, landscape, opcount, operations
 from tinybnn.analysis.summary import Summary, summary
@@ -56,6 +45,7 @@ from tinybnn.models import binary_vae, blocks, latents, mobilenet_v3, resnet
 from tinybnn.models.shufflenet_v1 import ShuffleUnit
 from tinybnn.nn.hooks import Hooks, RemovableHandle
 from tinybnn.nn.module import IncompatibleKeys
+from tinybnn.packed_codes import PackedCodes
 from tinybnn.plots.boxes import Box
 from tinybnn.runs import Config
 from tinybnn.tensor import (
@@ -286,7 +276,7 @@ EXAMPLES[bdnet_training.Distilled] = (
     lambda m: (use_module(m, 4, 5), m.loss(Tensor(floats(4, 3)), [0, 1, 2, 0])),
 )
 value(binary_vae.NegativeElbo, Tensor(floats(3)), Tensor(floats(3)), Tensor(floats(3)))
-value(packed_codes.PackedCodes, words(3), 70, integers(0, 2, 3), {})
+value(PackedCodes, words(3), 70, integers(0, 2, 3), {})
 
 # ------------------------------------------------------------------------ quantizers and estimators
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
-    from tinybnn.autograd import Tensor
+    from tinybnn.autograd.tensor import Tensor
 
 Array: TypeAlias = NDArray[Any]  # of any dtype and shape; docstrings give both
 FloatArray: TypeAlias = NDArray[np.floating[Any]]
