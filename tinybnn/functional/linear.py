@@ -68,7 +68,7 @@ def linear(
     *,
     fixed_order: bool = False,
 ) -> V:
-    """Compute x @ weight.T + bias.
+    """Compute x @ weight.T + bias: (..., in_features) -> (..., out_features).
 
     Parameters
     ----------
@@ -77,12 +77,8 @@ def linear(
     bias : (out_features,), optional
     fixed_order : bool
         Evaluate the sums in one fixed order (`kernels.floats.signed.ordered_matmul`) rather than by
-        BLAS, whose order depends on the batch size. Layers in eval mode use it, so that a packed
-        model reproduces their floats.
-
-    Returns
-    -------
-    (..., out_features)
+        BLAS, whose order depends on the batch. Layers in eval mode do, so that a packed model can
+        give the same floats.
     """
     shape, expected = np.shape(x), np.shape(weight)
     check_linear("linear", shape, expected)
