@@ -19,7 +19,7 @@ FIXED_ORDER = "its float sums have no fixed order; pass fixed_order=not self.tra
 OWN_WEIGHT = "its weight depends on the input; compute weights from parameters only"
 ROW_FOR_EACH_SAMPLE = (
     "one of its constants has a row for each sample of the batch; give it the shape (1, ...); "
-    "add noise in training only (if self.training), and write conditions as x > 0, not x.data > 0"
+    "add noise in training only (if self.training), and write x > 0 instead of x.data > 0"
 )
 OWN_SAMPLES = "it mixes the samples of a batch; keep the first axis unchanged"
 
