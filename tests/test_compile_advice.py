@@ -295,14 +295,14 @@ ADVICE = [
     ),
     (
         lambda m, x: F.reshape(x, (-1, 2, 3)) @ F.reshape(x, (-1, 3, 2)), FEATURES, "MatMul",
-        "a gate (see nn.SqueezeExcite) does so element by element", None,
+        "a gate (see nn.SqueezeExcite) is elementwise", None,
     ),
     (
         lambda m, x: F.softmax(m.real(x)), FEATURES, "LogSoftmax", "leave it out at the end of a",
         lambda m, x: m.real(x),
     ),
     (
-        lambda m, x: m.real(x).logsumexp(1), FEATURES, "LogSumExp", "apply F.logsumexp to what",
+        lambda m, x: m.real(x).logsumexp(1), FEATURES, "LogSumExp", "apply F.logsumexp to the",
         lambda m, x: m.real(x),
     ),
     (
