@@ -779,7 +779,10 @@ class Where(_Operands):
 
 class Cat(Operation):
     name, inputs, settings, functions = "cat", ..., ("dim",), (T.Cat,)
-    run = staticmethod(lambda *values, dim: np.concatenate(values, dim))
+
+    @staticmethod
+    def run(*values: Array, dim: int) -> Array:
+        return np.concatenate(values, dim)
 
     @staticmethod
     def shape(*values: Value, dim: int) -> Value:
@@ -847,7 +850,10 @@ class Reshape(Operation):
     """Reshape each sample."""
 
     name, settings, functions = "reshape", ("shape",), (T.Reshape,)
-    run = staticmethod(lambda x, *, shape: x.reshape(len(x), *shape))
+
+    @staticmethod
+    def run(x: Array, *, shape: Shape) -> Array:
+        return x.reshape(len(x), *shape)
 
     @staticmethod
     def shape(x: Value, *, shape: Shape) -> Value:
