@@ -49,7 +49,7 @@ def test_all_codes_are_enumerated_once():
 
 @pytest.mark.parametrize("bits", [0, 11])
 def test_too_many_codes_are_refused(bits):
-    with pytest.raises(ValueError, match="for bits must be from 1 to 10"):
+    with pytest.raises(ValueError, match="bits must be from 1 to 10"):
         latents.Enumeration.codes(bits)
 
 
