@@ -169,7 +169,7 @@ class PackedModel:
 
     @functools.cached_property
     def tasks(self) -> list[Task]:
-        """The plan of `predict`: tasks, each of which runs one or more steps by a kernel call."""
+        """The plan of `predict`: tasks, each a kernel call for one or more steps."""
         return make_plan(self.input_shape, self.steps, self._values)
 
     @functools.cached_property
