@@ -103,8 +103,8 @@ def test_squeeze_excite():
         (lambda: F.take_channels(np.zeros((2, 3)), [0]), r"must have the shape \(N, C, H, W\)"),
         (lambda: F.take_channels(normal(1, 3, 1, 1), [0, 3]), "lie from 0 to 2, .* got 0 to 3"),
         (lambda: F.take_channels(normal(1, 3, 1, 1), [-1]), "got -1 to -1"),
-        (lambda: F.take_channels(normal(1, 3, 1, 1), []), "index must be a row of ints"),
-        (lambda: F.take_channels(normal(1, 3, 1, 1), [0.5]), "index must be a row of ints"),
+        (lambda: F.take_channels(normal(1, 3, 1, 1), []), "index must be a 1-D array of ints"),
+        (lambda: F.take_channels(normal(1, 3, 1, 1), [0.5]), "index must be a 1-D array of ints"),
         (lambda: F.channel_shuffle(normal(1, 4, 1, 1), 3), "groups=3 must divide the 4 channels"),
         (lambda: F.channel_shuffle(normal(1, 4), 2), r"x of shape \(N, C, H, W\)"),
         (lambda: nn.ChannelShuffle(0), "ChannelShuffle: groups must be an int >= 1"),
@@ -216,7 +216,7 @@ def test_a_dual_convolution_is_the_sum_of_its_branches(name, padding_mode, branc
 
 @st.composite
 def dual_networks(draw):
-    """(model, shape): 1.58-bit convolutions with what BD-Net puts around them."""
+    """(model, shape): 1.58-bit convolutions with the other parts of BD-Net."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     pick = lambda *options: draw(st.sampled_from(options))  # noqa: E731
     channels = pick(1, 5, 64, 70)

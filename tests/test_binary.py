@@ -74,8 +74,8 @@ def test_a_layer_on_bits_is_the_layer_of_quantized_floats(drawn, seed):
         expected = layer(Tensor(x))
         grad_output = rng.integers(-3, 4, expected.shape).astype(np.float32)
         expected, expected_gradients = step(layer, x, grad_output)
-    found, gradients = step(layer, x, grad_output)
-    assert_identical(found, expected)
+    output, gradients = step(layer, x, grad_output)
+    assert_identical(output, expected)
     for a, b in zip(gradients, expected_gradients, strict=True):
         assert a.shape == b.shape
         assert np.allclose(a, b, rtol=1e-5, atol=1e-4 * max(1, np.abs(b).max()))
@@ -87,10 +87,10 @@ def test_the_switch_changes_no_bit(drawn, seed):
     rng = np.random.default_rng(seed)
     x = numbers(rng, shape)
     grad_output = rng.standard_normal(layer(Tensor(x)).shape, np.float32)
-    found, gradients = step(layer, x, grad_output)
+    output, gradients = step(layer, x, grad_output)
     with F.packed_products(False):
         expected, expected_gradients = step(layer, x, grad_output)
-    assert_identical(found, expected)
+    assert_identical(output, expected)
     for a, b in zip(gradients, expected_gradients, strict=True):
         assert_identical(a, b)
 
@@ -122,11 +122,11 @@ def test_training_is_the_same_with_and_without_packed_products():
 @pytest.fixture
 def words(monkeypatch):
     """The products that ran on words, in order."""
-    found, on_words = [], binary.SignConv2d.on_words
+    products, on_words = [], binary.SignConv2d.on_words
     monkeypatch.setattr(
-        binary.SignConv2d, "on_words", lambda product: found.append(product) or on_words(product)
+        binary.SignConv2d, "on_words", lambda product: products.append(product) or on_words(product)
     )
-    return found
+    return products
 
 
 SIGNS = {
@@ -239,12 +239,12 @@ def test_second_order_is_that_of_the_composition(kind, quantizer):
         return [g.data for g in (*first, *grad(total, [a, b]))]
 
     if kind == "conv":
-        found = second(lambda a, b: F.binary_conv2d(a, b, quantizer, quantizer, padding=(1, 1)))
+        gradients = second(lambda a, b: F.binary_conv2d(a, b, quantizer, quantizer, padding=(1, 1)))
         expected = second(lambda a, b: F.conv2d(quantizer(a), quantizer(b), padding=1))
     else:
-        found = second(lambda a, b: F.binary_linear(a, b, quantizer, quantizer))
+        gradients = second(lambda a, b: F.binary_linear(a, b, quantizer, quantizer))
         expected = second(lambda a, b: F.linear(quantizer(a), quantizer(b)))
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(gradients, expected, strict=True):
         assert np.allclose(a, b, rtol=1e-4, atol=1e-3 * np.abs(b).max())
 
 
@@ -322,10 +322,10 @@ def test_ternary_weights_on_bits_are_those_on_floats(groups, input_quantizer, mo
     x = numbers(rng, (2, groups * per_group, 7, 6))
     x = quantizers.sign(x) if input_quantizer is None else x
     given_ = rng.standard_normal(layer(Tensor(x)).shape, np.float32)
-    found, gradients = step(layer, x, given_)
+    output, gradients = step(layer, x, given_)
     with F.packed_products(False):
         expected, expected_gradients = step(layer, x, given_)
-    for a, b in zip([found, *gradients], [expected, *expected_gradients], strict=True):
+    for a, b in zip([output, *gradients], [expected, *expected_gradients], strict=True):
         assert_identical(a, b)
 
 

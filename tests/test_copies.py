@@ -41,10 +41,11 @@ from tinybnn.kernels.machine import pipeline, simd, windows
 from tinybnn.kernels.machine.threads import num_threads
 from tinybnn.kernels.signs import bits, depthwise, prepared, tables, xnor
 from tinybnn.kernels.training import lookup, optimizers, sign_gradients
-from tinybnn.models import binary_vae, blocks, codes, latents, mobilenet_v3, resnet
+from tinybnn.models import binary_vae, blocks, latents, mobilenet_v3, resnet
 from tinybnn.models.shufflenet_v1 import ShuffleUnit
 from tinybnn.nn.hooks import Hooks, RemovableHandle
 from tinybnn.nn.module import IncompatibleKeys
+from tinybnn.packed_codes import PackedCodes
 from tinybnn.plots.boxes import Box
 from tinybnn.runs import Config
 from tinybnn.tensor import (
@@ -275,7 +276,7 @@ EXAMPLES[bdnet_training.Distilled] = (
     lambda m: (use_module(m, 4, 5), m.loss(Tensor(floats(4, 3)), [0, 1, 2, 0])),
 )
 value(binary_vae.NegativeElbo, Tensor(floats(3)), Tensor(floats(3)), Tensor(floats(3)))
-value(codes.Codes, words(3), 70, integers(0, 2, 3), {})
+value(PackedCodes, words(3), 70, integers(0, 2, 3), {})
 
 # ------------------------------------------------------------------------ quantizers and estimators
 

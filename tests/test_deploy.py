@@ -1,4 +1,4 @@
-"""Packed models equal the float models they come from, bit for bit."""
+"""Packed models equal the float models that they were compiled from, bit for bit."""
 
 import copy
 import dataclasses
@@ -406,7 +406,7 @@ def test_adabin_runs_on_bits():
 @pytest.mark.parametrize("quantizer", ["ste_tern", "ste_heaviside", "dorefa_activation"])
 def test_inputs_that_are_no_signs_are_refused(quantizer):
     model = nn.Sequential(nn.BinaryLinear(9, 4, input_quantizer=quantizer))
-    with pytest.raises(deploy.CompileError, match=r"0 \(BinaryLinear\).*does not give signs"):
+    with pytest.raises(deploy.CompileError, match=r"0 \(BinaryLinear\).*does not return signs"):
         deploy.compile(model, (9,))
 
 
@@ -523,7 +523,7 @@ def test_wrong_input_is_refused(x):
         (np.zeros((2, 3), np.int64), r"must be uint64 of shape \(N, 3\), got int64"),
         (np.zeros((2, 2), np.uint64), r"of shape \(N, 3\), got uint64 of shape \(2, 2\)"),
         (np.zeros(3, np.uint64), r"got uint64 of shape \(3,\)"),
-        (np.full((2, 3), 2**63, np.uint64), "bits set behind the 130 of a row"),
+        (np.full((2, 3), 2**63, np.uint64), "bits set after the 130 of a row"),
     ],
 )
 def test_wrong_packed_input_is_refused(words, message):

@@ -267,7 +267,7 @@ def packed():
 
 
 def test_signs_of_another_type_or_with_bits_behind_their_rows_are_refused(packed, tmp_path):
-    """Stored as words, so that nothing is said of the number of their bits."""
+    """Stored as words, without the number of their bits."""
     arrays, metadata = packed._stored()
     for i, step in enumerate(packed.steps):
         for name in step.bits:
@@ -275,7 +275,7 @@ def test_signs_of_another_type_or_with_bits_behind_their_rows_are_refused(packed
             entry = {**metadata["steps"][i], "bits": {}, "signs": {}, "joined": {}}
             steps = [*metadata["steps"][:i], entry, *metadata["steps"][i + 1 :]]
             for other, message in (
-                (words | np.uint64(1 << 63), "bits set behind the"),
+                (words | np.uint64(1 << 63), "bits set after the"),
                 (words.astype(np.uint32), "must be uint64"),
                 (words.astype(np.uint8), "must be uint64"),
             ):

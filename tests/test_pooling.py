@@ -34,7 +34,7 @@ def tail_is_zero(words, count):
 
 
 def shared_out(module, number, function, *arguments):
-    """The result of a function whose work is shared out among so many tasks."""
+    """Run a function whose work is divided into ``number`` tasks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "tasks_for", lambda seconds: number)
         return function(*arguments)
@@ -112,7 +112,7 @@ def test_max_pool2d(seed, case, number):
 
 @compiled
 def test_max_pool2d_in_parallel():
-    """Each task works in memory of its own."""
+    """Each task has its own memory."""
     rng = np.random.default_rng(0)
     minimum = rng.random(128) < 0.5
     words = rng.integers(0, 2**64, (64, 16, 16, 2), np.uint64)

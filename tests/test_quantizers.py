@@ -1,4 +1,4 @@
-"""Quantizers: what they compute, and that the pseudo-gradient is the slope of the surrogate."""
+"""Quantizers: their values; the pseudo-gradient is the derivative of the surrogate."""
 
 import copy
 import pickle
@@ -45,7 +45,7 @@ each_quantizer = pytest.mark.parametrize("name", CASES)
 
 
 def samples(kinks, *shape):
-    """From -3 to 3; what lies near a kink is moved out to 0.05, far beyond gradcheck's 1e-6."""
+    """From -3 to 3; values near a kink are moved 0.05 away, far beyond gradcheck's 1e-6."""
     x = np.random.default_rng(0).uniform(-3, 3, shape)
     for kink in kinks:
         x = np.where(np.abs(x - kink) < 0.05, kink + np.where(x < kink, -0.05, 0.05), x)

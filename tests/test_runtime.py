@@ -1,4 +1,4 @@
-"""Plans and their memory: laid out once, never shared by results in use, nothing allocated."""
+"""Plans and their memory: allocated once, never shared by live results, no allocation in calls."""
 
 import threading
 import tracemalloc
@@ -116,7 +116,7 @@ def test_no_samples_give_no_results():
 
 @pytest.mark.parametrize("samples", [1, 4])
 def test_inputs_of_either_layout_in_turn(samples):
-    """Only a copy of the input has a place of its own: what was bound to it is for copies alone."""
+    """Callables bound to the copied input are reused for copies only."""
     model = residual_network()
     packed = deploy.compile(model, (3, 12, 12))
     batches = [images(samples, 12, 12, 3) * scale for scale in (1, -1, 2, -2, 3, -3)]
@@ -146,7 +146,7 @@ def test_the_steady_state_allocates_nothing(channels_last):
         after, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # Small objects of Python come and go; the first layer's result alone has 1.5 MB as floats.
+    # Small Python objects are allowed; the first layer's result has 1.5 MB as floats.
     assert peak - before < 40_000
     assert after - before < 20_000
 
@@ -220,7 +220,7 @@ def test_results_in_use_share_no_memory(tasks, samples):
     for i, task in enumerate(tasks):
         if not task.buffers:
             continue
-        # What is still read when task i writes, by itself or by a later task, or is the output.
+        # Results that task i or a later task still reads when i writes, and the output.
         needed = set(holds[last])
         for later in tasks[i:]:
             needed |= set().union(*(holds[s] for s in later.inputs))

@@ -157,7 +157,7 @@ def test_real_gradients(method, density):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_number_of_threads_does_not_matter(method, monkeypatch):
-    """Real gradients, so that another order of a sum would show."""
+    """Real gradients, for which another order of summation changes the result."""
     monkeypatch.setattr(threads, "tasks_for", lambda seconds: threads.count())
     layer = example_layer(np.random.default_rng(0), 0.5)
     found = []
@@ -385,7 +385,7 @@ FILES = [
 
 
 def run_these_files(**environment):
-    """The tests of the gradients and of what they are made of."""
+    """The tests of the gradients and of their parts."""
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FILES],
         env={**os.environ, "HYPOTHESIS_PROFILE": "ci", **environment},
@@ -406,6 +406,6 @@ def test_kernels_run_uncompiled():
 @pytest.mark.skipif(CHILD or "avx2" not in CAN, reason="needs a CPU with AVX2")
 @pytest.mark.parametrize("cpu", ["AVX2", "SSE4.2"])
 def test_kernels_run_on_other_cpus(cpu, tmp_path):
-    """Without AVX-512, and without what look-ups need."""
+    """Without AVX-512, and without the features that look-ups need."""
     run = run_these_files(**compiles_for(cpu), NUMBA_CACHE_DIR=str(tmp_path), TINYBNN_CHILD="1")
     assert run.returncode == 0, run.stdout + run.stderr

@@ -18,7 +18,7 @@ PACKAGE = Path(tinybnn.__file__).parent
 FLOORS = {
     "typing": 0,
     "kernels": 1, "storage": 1, "tables": 1, "autograd": 1, "tensor": 2,
-    "quantizers": 2, "functional": 2, "serialization": 2,
+    "quantizers": 2, "functional": 2, "serialization": 2, "packed_codes": 2,
     "nn": 3, "optim": 4, "datasets": 3,
     "models": 4, "training": 5,
     "deploy": 5, "federated": 6,

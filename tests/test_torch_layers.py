@@ -84,7 +84,7 @@ def test_labels_that_are_ignored():
         np.testing.assert_allclose(loss.data, expected.data)
     with pytest.raises(ValueError, match="labels must lie in"):
         F.cross_entropy(x, [1, 7, -100])
-    with pytest.raises(ValueError, match="the mean of no samples does not exist"):
+    with pytest.raises(ValueError, match="the mean of no samples is undefined"):
         F.nll_loss(x, [-100] * 3)
     with pytest.raises(ValueError, match=r"weight must have the shape \(4,\)"):
         F.cross_entropy(x, [1, 2, 3], weight=np.ones(3))

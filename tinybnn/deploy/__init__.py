@@ -1,6 +1,6 @@
 """From a trained model to packed bits: compile, verify, save, load, predict.
 
-`check` says before training what of a model compiles, and what to write instead of the rest. A
+`check` reports before training which layers compile, and what to write instead of the others. A
 subclass of `Operation` adds an operation.
 """
 
