@@ -18,7 +18,18 @@ import numpy as np
 import pytest
 
 import tinybnn
-from tinybnn import datasets, deploy, models, nn, optim, quantizers, storage, testing, training
+from tinybnn import (
+    checkpoint,
+    datasets,
+    deploy,
+    models,
+    nn,
+    optim,
+    quantizers,
+    storage,
+    testing,
+    training,
+)
 from tinybnn import functional as F
 from tinybnn.analysis import curvature, dynamics, landscape, opcount, operations
 from tinybnn.analysis.summary import Summary, summary
@@ -1089,7 +1100,7 @@ def test_generators_keep_their_seeds(duplicate):
     """A checkpoint tells runs apart by them."""
     loader = datasets.DataLoader(images(), 4, shuffle=True, rng=17)
     list(loader)
-    assert training._seed(duplicate(loader).rng) == 17
+    assert checkpoint._seed(duplicate(loader).rng) == 17
 
 
 @pytest.mark.parametrize("duplicate", DEEP)

@@ -20,7 +20,7 @@ FLOORS = {
     "kernels": 1, "storage": 1, "tables": 1, "autograd": 1, "tensor": 2,
     "quantizers": 2, "functional": 2, "serialization": 2,
     "nn": 3, "optim": 4, "datasets": 3,
-    "models": 4, "training": 5,
+    "models": 4, "checkpoint": 4, "training": 5,
     "deploy": 5, "federated": 6,
     "analysis": 6, "testing": 6, "runs": 6,
     "plots": 7,

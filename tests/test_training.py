@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import tinybnn
+from tinybnn import checkpoint as checkpoints
 from tinybnn import datasets, models, nn, optim, quantizers, storage, training
 from tinybnn import functional as F
 from tinybnn.storage import StorageError
@@ -443,7 +444,7 @@ def test_generators_are_found_wherever_they_are():
     rng = np.random.default_rng(0)
     loader = datasets.DataLoader(small_data(), transform=Transform(rng), rng=1)
     layer = nn.Dropout(rng=np.random.default_rng(2))
-    found = training._find_generators(model=nn.Sequential(nn.Sequential(layer)), train=loader)
+    found = checkpoints._find_generators(model=nn.Sequential(nn.Sequential(layer)), train=loader)
     assert {id(g) for g in found.values()} == {
         id(g) for g in (tinybnn.tensor.default_generator(), layer.rng, rng, loader.rng)
     }
