@@ -752,6 +752,13 @@ def use_exchange(exchange):
     return changed, rows, exchange.history.ledger.rows, exchange.server.state()
 
 
+def use_round(current):
+    for number in current.open([0, 1], 0.5):
+        current.receive(number, holder(number).train(current.send(number, None), batch_size=4))
+    changed = current.close()
+    return changed, {k: v for k, v in current.row.items() if k != "seconds"}
+
+
 def use_head(head):
     state = {name: array + 1 for name, array in head.read().items()}
     head.write(state)
@@ -774,6 +781,9 @@ EXAMPLES[server.Server] = made_server, use_server
 EXAMPLES[flower.Exchange] = lambda: flower.Exchange(made_server()), use_exchange
 EXAMPLES[head.Head] = lambda: head.Head(network()), use_head
 EXAMPLES[rounds.Ledger] = rounds.Ledger, use_ledger
+EXAMPLES[rounds.Round] = (
+    lambda: rounds.Round(made_server(), rounds.RoundHistory()), use_round,
+)  # fmt: skip
 EXAMPLES[rounds.RoundHistory] = (
     rounds.RoundHistory, lambda h: (use_history(h), use_ledger(h.ledger)),
 )  # fmt: skip

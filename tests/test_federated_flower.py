@@ -486,13 +486,24 @@ def certificates(tmp_path_factory):
     return [folder / name for name in ("ca.pem", "server.pem", "server.key")]
 
 
+def supernode(net, number, encryption=("--insecure",)):
+    """Start the SuperNode of one of two clients."""
+    arguments = [
+        "--superlink", net.address, "--host", launch.HOST, "--port", str(launch.free_port()),
+        "--node-config", f"partition-id={number} num-partitions=2", *encryption,
+    ]  # fmt: skip
+    return net.start("flower-supernode", arguments, f"supernode-{number}")
+
+
 @needs_flower
 @pytest.mark.slow
 def test_machines_with_tls_give_the_same_weights(tmp_path, certificates):
     """A SuperLink and two SuperNodes, each a process, on the loopback."""
-    with launch.Network(tmp_path / "home", certificates=certificates) as net:
+    ca, certificate, key = map(str, certificates)
+    options = ["--ssl-ca-certfile", ca, "--ssl-certfile", certificate, "--ssl-keyfile", key]
+    with launch.Network(tmp_path / "home", options, {"root-certificates": ca}) as net:
         for number in range(2):
-            net.supernode(number, 2)
+            supernode(net, number, ["--root-certificates", ca])
         for strategy in ("fedavg", "sign"):
             config = app_config(strategy=strategy, rounds=3)
             out = tmp_path / f"{strategy}.npz"
@@ -548,9 +559,9 @@ def test_a_supernode_that_is_killed_in_a_round(tmp_path):
             os.killpg(node.pid, signal.SIGKILL)
             killed.append(True)
 
-    with launch.Network(tmp_path / "home") as net:
-        net.supernode(0, 2)
-        node = net.supernode(1, 2)
+    with launch.Network(tmp_path / "home", ["--insecure"]) as net:
+        supernode(net, 0)
+        node = supernode(net, 1)
         killer = threading.Thread(target=kill)
         killer.start()
         try:
