@@ -1,12 +1,12 @@
-"""Runs: a model trained into a folder, and what is done with it from there.
+"""Runs: a model trained into a folder, compiled, verified and used from there.
 
     RUN/config.json       how it is trained; never changed
     RUN/checkpoint.npz    the state after the last complete epoch
     RUN/result.json       figures, written when all epochs are done
     RUN/model.npz         the packed model, if it was compiled to there
 
-A run is repeatable: its configuration decides every bit of its weights. So the same call that
-started a run continues it, wherever it was stopped.
+A run is repeatable: its configuration determines every bit of its weights. The same call that
+started a run continues it after an interruption.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import tinybnn
 from tinybnn import datasets, deploy, models, optim, training
 from tinybnn.kernels.machine.exact import identical
+from tinybnn.nn import Module
 from tinybnn.storage import (
     StorageError,
     check_name,
@@ -36,7 +39,10 @@ from tinybnn.storage import (
     write_json,
 )
 
-CONFIG, CHECKPOINT, RESULT, MODEL = "config.json", "checkpoint.npz", "result.json", "model.npz"
+CONFIG: str = "config.json"
+CHECKPOINT: str = "checkpoint.npz"
+RESULT: str = "result.json"
+MODEL: str = "model.npz"
 _LOCK = ".lock"
 
 
@@ -45,7 +51,7 @@ def _mlp(shape, classes, rng, hidden=(256, 256, 256), dropout=0.0):
 
 
 def _cnn(shape, classes, rng):
-    padding = 0 if min(shape[1:]) >= 22 else 1  # without it, nothing is left of small images
+    padding = 0 if min(shape[1:]) >= 22 else 1  # unpadded, small images would vanish
     return models.cnn(shape, classes, padding=padding, rng=rng)
 
 
@@ -54,12 +60,12 @@ def _vgg_small(shape, classes, rng, width=1.0, quantizer="approx_sign"):
 
 
 # name -> (input_shape, number of classes, rng, **options) -> Module
-MODELS = {"mlp": _mlp, "cnn": _cnn, "vgg-small": _vgg_small}
+MODELS: dict[str, Callable[..., Module]] = {"mlp": _mlp, "cnn": _cnn, "vgg-small": _vgg_small}
 
 
 @dataclass(frozen=True)
 class Config:
-    """How a run is trained: Adam, cosine to 0 over all batches, cross entropy.
+    """How a run is trained: Adam, a cosine to 0 over all batches, cross entropy.
 
     Attributes
     ----------
@@ -69,15 +75,15 @@ class Config:
         A name for `datasets.load`.
     epochs, batch_size : int
     lr : float
-        At the start.
+        Initial learning rate.
     seed : int
-        Of initial weights, order of the images, dropout and the part held out.
+        Seeds initial weights, order of the images, dropout and the choice of validation images.
     validation : float
         The share of training images that is held out and evaluated after each epoch; 0 for none.
     shift : int
-        Training images are moved at random by up to so many pixels in both directions.
+        Maximum random shift of training images in both directions, in pixels.
     flip : bool
-        Every other training image, at random, is seen in a mirror.
+        Whether to mirror training images at random, half of them.
     options : dict
         Keyword arguments for the model.
     """
@@ -91,9 +97,9 @@ class Config:
     validation: float = 0.0
     shift: int = 0
     flip: bool = False
-    options: dict = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.model not in MODELS:
             raise ValueError(f"unknown model {self.model!r}; known are {', '.join(MODELS)}")
         if self.epochs < 1:
@@ -105,8 +111,10 @@ class Config:
         if self.shift < 0:
             raise ValueError(f"shift must be >= 0, got {self.shift}")
 
-    def build(self, input_shape, num_classes):
-        """The untrained model, and the generator that goes on to order the images."""
+    def build(
+        self, input_shape: tuple[int, ...], num_classes: int
+    ) -> tuple[Module, np.random.Generator]:
+        """Build the untrained model; return it and the generator, which later orders the images."""
         rng = np.random.default_rng(self.seed)
         return MODELS[self.model](input_shape, num_classes, rng, **self.options), rng
 
@@ -114,18 +122,24 @@ class Config:
 # ---------------------------------------------------------------------------------------- training
 
 
-def train(folder, config, progress=True, say=print, threads=None):
+def train(
+    folder: str | os.PathLike[str],
+    config: Config,
+    progress: bool = True,
+    say: Callable[[str], object] = print,
+    threads: int | None = None,
+) -> dict[str, Any]:
     """Train a model into a folder, or go on where an earlier call was stopped.
 
     Parameters
     ----------
     folder : path
-        Made if it does not exist.
+        Created if it does not exist.
     config : Config
     progress : bool
         Show a progress bar on stderr.
     say : callable
-        Gets a line of text at a time.
+        Called with each line of text.
     threads : int, optional
         As for `training.fit`.
 
@@ -209,7 +223,7 @@ def train(folder, config, progress=True, say=print, threads=None):
             progress=progress,
             threads=threads,
         )
-        found = training.evaluate(model, datasets.DataLoader(test_set, batch_size=256))
+        tested = training.evaluate(model, datasets.DataLoader(test_set, batch_size=256))
         result = {
             **asdict(config),
             "train_images": len(train_set),
@@ -217,8 +231,8 @@ def train(folder, config, progress=True, say=print, threads=None):
             "train_loss": history["loss"][-1],
             "train_accuracy": history["accuracy"][-1],
             "test_images": len(test_set),
-            "test_loss": found["loss"],
-            "test_accuracy": found["accuracy"],
+            "test_loss": tested["loss"],
+            "test_accuracy": tested["accuracy"],
             "parameters": sum(p.numel() for p in model.parameters()),
             "float_bytes": float_bytes(model),
             "history": history.rows,
@@ -235,7 +249,7 @@ def _tested(result):
 
 
 def _check_folder(folder, config):
-    """Refuse a folder that belongs to another run, or to something else."""
+    """Raise a ValueError if the folder belongs to another run, or holds other files."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -257,27 +271,27 @@ def _check_folder(folder, config):
 
 @contextlib.contextmanager
 def _only_process(folder):
-    """Keep other processes from training into the folder, as long as this one does."""
+    """Keep other processes from training into the folder at the same time."""
     with open_to_append(folder / _LOCK) as file:
         if try_lock(file) is False:
             raise ValueError(f"{folder}: another process is training this run")
         yield
 
 
-def files(folder):
-    """The files of a run that training writes, whether they are there or not."""
+def files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the paths of all files that training writes into a run, existing or not."""
     return [Path(folder) / name for name in (CONFIG, CHECKPOINT, RESULT, _LOCK)]
 
 
-def read_config(folder):
-    """The configuration of a run.
+def read_config(folder: str | os.PathLike[str]) -> tuple[Config, dict[str, Any]]:
+    """Read the configuration of a run.
 
     Returns
     -------
     config : Config
     data : dict
-        What a model must know of its dataset: ``input_shape``, ``classes``, ``maximum``; and
-        ``brightness``, as `datasets.brightness` gives it (None in runs that have no such entry).
+        Properties of its data set: ``input_shape``, ``classes``, ``maximum``; and ``brightness``,
+        the result of `datasets.brightness` (None in runs without this entry).
 
     Raises
     ------
@@ -314,12 +328,12 @@ def read_config(folder):
 
 
 def _no_run(folder):
-    """What is there instead of a run."""
+    """Describe what a folder holds instead of a run."""
     if folder.is_file():
         return f"{folder} is no folder of a run, but a file"
     if not folder.is_dir():
         near = _runs_in(folder.parent)
-        return f"{folder} is no folder of a run: there is none of this name" + (
+        return f"{folder} is no folder of a run: no folder has this name" + (
             f", but {near}" if near else ""
         )
     near = _runs_in(folder)
@@ -327,14 +341,14 @@ def _no_run(folder):
 
 
 def _runs_in(folder, most=4):
-    """Some runs in a folder, told."""
-    found = sorted(str(path.parent) for path in folder.glob(f"*/{CONFIG}"))
-    more = f" and {len(found) - most:,} more" if len(found) > most else ""
-    return f"there is {', '.join(found[:most])}{more}" if found else ""
+    """Name some runs in a folder."""
+    runs = sorted(str(path.parent) for path in folder.glob(f"*/{CONFIG}"))
+    more = f" and {len(runs) - most:,} more" if len(runs) > most else ""
+    return f"there is {', '.join(runs[:most])}{more}" if runs else ""
 
 
-def load(folder):
-    """The trained model of a complete run.
+def load(folder: str | os.PathLike[str]) -> tuple[Module, Config, dict[str, Any]]:
+    """Load the trained model of a complete run.
 
     Returns
     -------
@@ -342,7 +356,7 @@ def load(folder):
         In evaluation mode.
     config : Config
     data : dict
-        As `read_config` gives it.
+        As in `read_config`.
 
     Raises
     ------
@@ -376,8 +390,8 @@ def load(folder):
 
 
 @contextlib.contextmanager
-def told(text, progress=True, seconds=1.0):
-    """Print a text on stderr if what is done inside the block takes longer than so many seconds."""
+def told(text: str, progress: bool = True, seconds: float = 1.0) -> Iterator[None]:
+    """Print a text on stderr if the block takes longer than a number of seconds."""
     if not progress:
         yield
         return
@@ -392,18 +406,24 @@ def told(text, progress=True, seconds=1.0):
         timer.cancel()
 
 
-def compile(folder, path=None, say=print, progress=True):
+def compile(
+    folder: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
+    say: Callable[[str], object] = print,
+    progress: bool = True,
+) -> dict[str, Any]:
     """Pack the model of a complete run into a file.
 
     Parameters
     ----------
     folder : path
-        Of the run.
+        Folder of the run.
     path : path, optional
-        Of the packed model; ``model.npz`` in the folder by default.
+        File of the packed model; ``model.npz`` in the folder by default.
     say : callable
+        Called with each line of text.
     progress : bool
-        Say on stderr what is done, if it takes long.
+        Name the steps that take long on stderr.
 
     Returns
     -------
@@ -435,27 +455,34 @@ def compile(folder, path=None, say=print, progress=True):
     return result
 
 
-def verify(folder, path=None, dataset=None, say=print, progress=True):
+def verify(
+    folder: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
+    dataset: str | None = None,
+    say: Callable[[str], object] = print,
+    progress: bool = True,
+) -> dict[str, Any]:
     """Compare a packed model with the float model of a run on a test set, bit for bit.
 
     Parameters
     ----------
     folder : path
-        Of the run.
+        Folder of the run.
     path : path, optional
-        Of the packed model; ``model.npz`` in the folder by default.
+        File of the packed model; ``model.npz`` in the folder by default.
     dataset : str, optional
-        Another one than the run's.
+        Name of another data set than the run's.
     say : callable
+        Called with each line of text.
     progress : bool
         Show a bar on stderr, if it takes long.
 
     Returns
     -------
     dict
-        ``images``; ``identical_logits``, how many of them have identical logits in both models;
-        ``values_compared`` inside the network, all equal, or None where some differ;
-        ``difference``, where the first one is, or None; ``accuracy`` of the packed model.
+        ``images``; ``identical_logits``, the number of images with identical logits in both models;
+        ``values_compared``, the number of equal values inside the network, None if some differ;
+        ``difference``, a description of the first one, or None; ``accuracy`` of the packed model.
     """
     model, config, data = load(folder)
     path = Path(folder) / MODEL if path is None else Path(path)
@@ -463,21 +490,21 @@ def verify(folder, path=None, dataset=None, say=print, progress=True):
     name = config.dataset if dataset is None else dataset
     with told(f"Reading {name}", progress):
         _, test = datasets.load(name)
-    for what, shape in (
+    for source, shape in (
         (f"the run {folder} was trained on", data["input_shape"]),
         (f"{name} has", test.images.shape[1:]),
     ):
         if packed.input_shape != shape:
             raise ValueError(
-                f"{path} takes images of {_shape(packed.input_shape)}, {what} {_shape(shape)}"
+                f"{path} takes images of {_shape(packed.input_shape)}, {source} {_shape(shape)}"
             )
     loader = datasets.DataLoader(test, batch_size=256)
     with _bar(3 * len(test), "image", progress) as bar:
         expected, labels = training.predict(model, _counted(loader, bar))
-        found = np.concatenate([packed.predict(x) for x, _ in _counted(loader, bar)])
+        logits = np.concatenate([packed.predict(x) for x, _ in _counted(loader, bar)])
         same = np.zeros(len(labels), bool)
-        if found.shape == expected.shape:
-            same = np.all(identical(found, expected), axis=1)
+        if logits.shape == expected.shape:
+            same = np.all(identical(logits, expected), axis=1)
         compared, difference = 0, None
         try:
             for x, _ in _counted(loader, bar):
@@ -492,7 +519,7 @@ def verify(folder, path=None, dataset=None, say=print, progress=True):
         "identical_logits": int(same.sum()),
         "values_compared": compared,
         "difference": difference,
-        "accuracy": training.accuracy(found, labels),
+        "accuracy": training.accuracy(logits, labels),
     }
     say(
         f"{result['identical_logits']:,} of {len(labels):,} test images of {name} have identical "
@@ -504,34 +531,40 @@ def verify(folder, path=None, dataset=None, say=print, progress=True):
 
 
 def _bar(total, unit, progress):
-    """A bar that appears only when it has something to say."""
+    """Make a progress bar that appears after half a second."""
     from tqdm import tqdm
 
     return tqdm(total=total, unit=unit, disable=not progress, leave=False, delay=0.5)
 
 
 def _counted(loader, bar):
-    """The batches of a loader; the bar counts their images."""
+    """Yield the batches of a loader, and count their images in the bar."""
     for batch in loader:
         yield batch
         bar.update(len(batch[0]))
 
 
-def predict(path, images, resize=False, invert=False, progress=True):
+def predict(
+    path: str | os.PathLike[str],
+    images: Sequence[str | os.PathLike[str]],
+    resize: bool = False,
+    invert: bool = False,
+    progress: bool = True,
+) -> Iterator[dict[str, Any]]:
     """Classify images with a packed model.
 
     Parameters
     ----------
     path : path
-        Of the packed model.
+        File of the packed model.
     images : sequence of paths
-        Picture files, ``.npy`` files, IDX files (gzipped or not): the content tells.
+        Picture files, ``.npy`` files and IDX files (gzipped or not), told apart by their content.
     resize : bool
-        Scale pictures to the size that the model takes, instead of refusing other sizes.
+        Scale pictures to the size that the model takes; by default other sizes are an error.
     invert : bool
         Exchange black and white.
     progress : bool
-        Say on stderr what is done, if it takes long.
+        Name the files that take long on stderr.
 
     Yields
     ------
@@ -539,7 +572,7 @@ def predict(path, images, resize=False, invert=False, progress=True):
         For each image: ``file``; ``index`` in a file of many images, else None; ``class``, its
         name; ``label``, its number; ``logits``, list of float; ``best``, class and logit of the
         two largest; ``looks_inverted``, whether black and white seem to be exchanged
-        (`datasets.looks_inverted`), None where the model's file says nothing about its training
+        (`datasets.looks_inverted`), None if the model's file lacks the brightness of its training
         images.
 
     Raises
@@ -560,7 +593,7 @@ def predict(path, images, resize=False, invert=False, progress=True):
         with told(f"Classifying {name}", progress):
             x, many = _read_images(name, packed.input_shape, maximum, resize)
             if invert:
-                x = 0 - x  # not -x, which makes -0.0 of 0.0
+                x = 0 - x  # -x would turn 0.0 into -0.0
             inverted = [None] * len(x)
             if training_images is not None:
                 inverted = datasets.looks_inverted((x + 1) / 2, 1, training_images).tolist()
@@ -580,11 +613,11 @@ def predict(path, images, resize=False, invert=False, progress=True):
 
 
 def _load_packed(path):
-    """The packed model of a file; what is none is told from one, with the next step."""
+    """Load a packed model; errors name the next step."""
     path = Path(path)
     if path.is_dir():
-        made = path / MODEL
-        step = f"give {made}" if made.exists() else f"`tinybnn compile {path} -o FILE` makes one"
+        model = path / MODEL
+        step = f"give {model}" if model.exists() else f"`tinybnn compile {path} -o FILE` makes one"
         raise ValueError(f"{path} is a folder, expected the file of a packed model; {step}")
     if not path.exists():
         raise FileNotFoundError(
@@ -594,13 +627,11 @@ def _load_packed(path):
     try:
         return deploy.PackedModel.load(path)
     except StorageError as error:
-        raise StorageError(
-            f"{error}; a packed model is what `tinybnn compile RUN -o FILE` makes"
-        ) from None
+        raise StorageError(f"{error}; `tinybnn compile RUN -o FILE` makes a packed model") from None
 
 
 def _read_images(path, shape, maximum, resize):
-    """Network inputs (N, C, H, W) of a file, and whether it is one that can hold many images."""
+    """Read the network inputs (N, C, H, W) of a file, and whether it can hold many images."""
     if os.path.isdir(path):
         raise ValueError(
             f"{path} is a folder, expected pictures, .npy or IDX files: give its files"
@@ -617,7 +648,7 @@ def _read_images(path, shape, maximum, resize):
 
 
 def _as_inputs(path, array, shape, maximum):
-    """An array of images in the units of the training set (uint8) or from 0 to 1 (floats)."""
+    """Convert images in the units of the training set (uint8) or from 0 to 1 (floats) to inputs."""
     if array.shape in (shape, shape[1:]):
         many, images = False, array.reshape(1, *array.shape[-2:]) if shape[0] == 1 else array[None]
     else:
@@ -641,16 +672,15 @@ def _as_inputs(path, array, shape, maximum):
 
 
 def _read_picture(path, shape, resize):
-    """A picture file as a network input (1, C, H, W)."""
+    """Read a picture file as a network input (1, C, H, W)."""
     channels, height, width = shape
     if channels not in (1, 3):
         raise ValueError(f"{path}: the model takes {channels} channels, a picture has 1 or 3")
     size, mode = (height, width) if resize else None, "L" if channels == 1 else "RGB"
     pixels = datasets.read_picture(path, size, mode)
     if pixels.shape[:2] != (height, width):
-        found_height, found_width = pixels.shape[:2]
         raise ValueError(
-            f"{path}: {found_width}×{found_height} pixels, the model takes {width}×{height}; "
+            f"{path}: {_shape(pixels.shape[1::-1])} pixels, the model takes {width}×{height}; "
             "--resize scales pictures"
         )
     images = pixels.reshape(1, height, width, channels).transpose(0, 3, 1, 2)
@@ -661,6 +691,6 @@ def _shape(shape):
     return "×".join(map(str, shape))
 
 
-def float_bytes(model):
-    """Bytes of all parameters and statistics as float32."""
+def float_bytes(model: Module) -> int:
+    """Count the bytes of all parameters and statistics as float32."""
     return sum(a.nbytes for a in model.state_dict().values() if a.dtype == np.float32)
