@@ -1,6 +1,7 @@
 """The command line, as processes: what it writes, what it prints, what it refuses, how it ends."""
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -104,6 +105,22 @@ def test_help_of_a_single_command(words, capsys, monkeypatch):
         _, example = line.split("tinybnn ")
         assert tuple(example.split()[: len(words)]) == words
         cli._parser().parse_args(example.split())
+
+
+def test_the_help_of_train_names_the_defaults_of_a_run():
+    """They stand in `runs.Config` alone: an option that is not given is None."""
+    (commands,) = (a for a in cli._parser()._actions if a.dest == "==SUPPRESS==" and a.choices)
+    options = {action.dest: action for action in commands.choices["train"]._actions}
+    named = []
+    for field in dataclasses.fields(runs.Config):
+        if field.name in options and isinstance(field.default, str | int | float):
+            action = options[field.name]
+            if field.default is not False:  # a flag
+                shown = field.default if isinstance(field.default, str) else f"{field.default:g}"
+                assert action.help.endswith(f"({shown})"), field.name
+                named.append(field.name)
+    assert named == ["dataset", "epochs", "batch_size", "lr", "seed", "validation", "shift"]
+    assert all(options[name].default is None for name in named)
 
 
 def test_the_command_line_waits_for_nothing():

@@ -39,9 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments):
-    options, more = _parser().parse_known_args(arguments)
-    if more:
-        options.parser.error(f"unexpected {', '.join(map(repr, more))}")
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        options.parser.error(f"unexpected {', '.join(map(repr, unknown))}")
     return options.command(options) or 0
 
 

@@ -97,7 +97,7 @@ def status(options):
     "tinybnn course check 00.1",
     "tinybnn course check all",
     arguments=[
-        argument("what", nargs="?", type=_exercises, metavar="NN|NN.E|all"), _folder, add_json
+        argument("selection", nargs="?", type=_exercises, metavar="NN|NN.E|all"), _folder, add_json
     ],
 )  # fmt: skip
 def check(options):
@@ -105,7 +105,7 @@ def check(options):
 
     check_outputs(options, "json")
     say = say_for(options)
-    verdicts = report.check(options.what, options.folder, say)
+    verdicts = report.check(options.selection, options.folder, say)
     for text in verdicts.texts:
         say(text)
     write_json(options, [verdict.to_dict() for verdict in verdicts])

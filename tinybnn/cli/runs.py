@@ -229,7 +229,7 @@ def _warn_of_inverted(file, inverted, images, invert):
     "tinybnn summary runs/digits",
     "tinybnn summary cnn --input 1,28,28",
     arguments=[
-        argument("what", metavar="RUN|NETWORK", help="folder of a run, or mlp, cnn, vgg-small"),
+        argument("source", metavar="RUN|NETWORK", help="folder of a run, or mlp, cnn, vgg-small"),
         argument(
             "--input", type=shape, metavar="C,H,W", help="shape of one sample, for a network's name"
         ),
@@ -239,28 +239,29 @@ def _warn_of_inverted(file, inverted, images, invert):
 def summary(options):
     from tinybnn import analysis, models, runs
 
-    check_outputs(options, "json", inputs=runs.files(options.what))
+    check_outputs(options, "json", inputs=runs.files(options.source))
     networks = {"mlp": models.mlp, "cnn": models.cnn, "vgg-small": models.vgg_small}
-    if options.what in networks:
+    if options.source in networks:
         input_shape = options.input
         if input_shape is None:
-            options.parser.error(f"{options.what} needs --input C,H,W, such as --input 1,28,28")
+            options.parser.error(f"{options.source} needs --input C,H,W, such as --input 1,28,28")
         try:
-            build = networks[options.what]
-            model = build(math.prod(input_shape)) if options.what == "mlp" else build(input_shape)
+            build = networks[options.source]
+            model = build(math.prod(input_shape)) if options.source == "mlp" else build(input_shape)
         except ValueError as error:
             options.parser.error(str(error))
     else:
-        if not os.path.exists(options.what):
+        if not os.path.exists(options.source):
             options.parser.error(
-                f"{options.what}: no such folder, and no network{nearest(options.what, networks)}; "
-                f"expected the folder of a run, or one of {', '.join(networks)}"
+                f"{options.source}: no such folder, and no network"
+                f"{nearest(options.source, networks)}; expected the folder of a run, or one of "
+                f"{', '.join(networks)}"
             )
         if options.input is not None:
             options.parser.error("--input goes with the name of a network, a run has its own")
-        model, _, data = runs.load(options.what)
+        model, _, data = runs.load(options.source)
         input_shape = data["input_shape"]
-    with runs.told(f"Counting bits and operations of {options.what}"):
+    with runs.told(f"Counting bits and operations of {options.source}"):
         table = analysis.summary(model, input_shape)
     say_for(options)(str(table))
     write_json(options, {"layers": table.rows, "ops": table.ops, "not_packed": table.not_packed})

@@ -113,8 +113,35 @@ class Client:
         header, before = self._open(message)
         if self._aggregation.down == "steps":
             self._replica, self.version = before, header.version
+        arrays = self.update(before, header.round, epochs=epochs, batch_size=batch_size)
+        answer = wire.Header(
+            "update", header.round, header.version, self._head.digest, header.token,
+            client=self.number, samples=self.samples,
+        )  # fmt: skip
+        fields = rules.fields(self._aggregation, self._head.entries, "up")
+        return wire.encode(answer, list(arrays.values()), list(fields.values()))
+
+    def update(
+        self, before: dict[str, Array], round: int, *, epochs: int, batch_size: int | None
+    ) -> dict[str, Array]:
+        """Train from a shared state, without a message around it.
+
+        Parameters
+        ----------
+        before : dict of str to array
+            The state that the server shares, as of `Head.read`.
+        round : int
+            Seeds the training, together with the client's seed and number.
+        epochs, batch_size
+            As in `train`.
+
+        Returns
+        -------
+        dict of str to array
+            As of `aggregation.update`.
+        """
         self._head.write(before, self._local)
-        rng = np.random.default_rng([self._seed, self.number, header.round])
+        rng = np.random.default_rng([self._seed, self.number, round])
         for module in self._model.modules():
             if hasattr(module, "rng"):  # dropout
                 module.rng = rng
@@ -127,14 +154,8 @@ class Client:
             progress=False,
         )
         self._local = self._head.read_local()
-        entries = self._head.entries
-        arrays = rules.update(self._aggregation, entries, before, self._head.read(), rng)
-        answer = wire.Header(
-            "update", header.round, header.version, self._head.digest, header.token,
-            client=self.number, samples=self.samples,
-        )  # fmt: skip
-        fields = rules.fields(self._aggregation, entries, "up")
-        return wire.encode(answer, list(arrays.values()), list(fields.values()))
+        after = self._head.read()
+        return rules.update(self._aggregation, self._head.entries, before, after, rng)
 
     def evaluate(self, message: bytes, loader: Iterable[tuple[Any, Any]]) -> dict[str, float]:
         """Evaluate the server's state, with the client's own batch norms where they are local.

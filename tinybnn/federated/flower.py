@@ -31,7 +31,6 @@ from typing import Any, TypeAlias
 import numpy as np
 
 import tinybnn.federated.aggregation as rules
-import tinybnn.federated.wire as wire
 from tinybnn import storage
 from tinybnn.datasets import DataLoader
 from tinybnn.federated.client import Client
@@ -476,21 +475,16 @@ def _train_on_floats(client, message, config):
             f"client_app: strategies of Flower average floats, the client needs FedAvg(), not "
             f"{plain!r}"
         )
-    head, asked = client._head, message.content.config_records.get("config", {})
-    settings = {**DEFAULTS, **config, **asked}
+    asked = message.content.config_records.get("config", {})
+    settings = {**DEFAULTS, "server-round": 0, **config, **asked}
     (record,) = message.content.array_records.values()
-    state = _head_arrays(head, record)
-    number = int(asked.get("server-round", 0))
-    token = wire.token(head.digest, number, 0, state.values())
-    header = wire.Header("state", number, 0, head.digest, token)
-    fields = rules.fields(plain, head.entries, "up")
-    answer = client.train(
-        wire.encode(header, list(state.values()), list(fields.values())),
+    update = client.update(
+        _head_arrays(client._head, record),
+        int(settings["server-round"]),
         epochs=int(settings["epochs"]),
         batch_size=int(settings["batch-size"]) or None,
     )
-    arrays = _record_of_arrays(wire.decode(answer, fields)[1])
-    app = _flwr().app
+    arrays, app = _record_of_arrays(update), _flwr().app
     metrics = app.MetricRecord({"num-examples": client.samples})
     return app.Message(app.RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 

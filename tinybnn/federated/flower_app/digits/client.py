@@ -1,4 +1,4 @@
-"""What runs on each SuperNode."""
+"""The ClientApp, which runs on each SuperNode."""
 
 from digits import task
 from tinybnn.federated import flower

@@ -1,4 +1,4 @@
-"""What runs beside the SuperLink."""
+"""The ServerApp, which runs beside the SuperLink."""
 
 from digits import task
 from tinybnn.federated import flower

@@ -1,7 +1,7 @@
-"""What both sides agree on: the network, the strategy, and who has which digits.
+"""What both sides share: the network, the strategy, and the partition of the digits.
 
-Change this file for your own federation. `config` is what pyproject.toml says, with the changes of
-`flwr run --run-config`.
+Change this file for your own federation. `config` holds the settings of pyproject.toml, with the
+changes of `flwr run --run-config`.
 """
 
 import numpy as np
@@ -19,9 +19,9 @@ STRATEGIES = {
 
 
 def network(config):
-    """The same first weights on all sides; each side makes its own."""
+    """Build the network; the seed gives all sides the same first weights."""
     model = models.mlp(64, (128,), 10, rng=np.random.default_rng(config["seed"]))
-    # Inputs like none of a client's, known to all: for batch norms that nobody will train.
+    # Inputs that are no client's and known to all, for batch norms that nobody will train.
     if config["norm"] == "frozen":
         x = np.random.default_rng(config["seed"]).uniform(-1, 1, (256, 1, 8, 8))
         federated.calibrate_norms(model, x.astype(np.float32))
@@ -36,7 +36,7 @@ def server(config):
 
 
 def client(number, clients, config):
-    """Here each machine takes its part of the same data set; yours would read its own files."""
+    """Build a client. Here it takes its part of a common data set; yours would read its files."""
     train, _ = datasets.load("digits")
     if config["partition"] == "label":
         parts = federated.shards(train.labels, clients, rng=config["seed"])
@@ -53,5 +53,5 @@ def strategy(config):
 
 
 def validation(config):
-    """For the server, which has digits of its own to test on."""
+    """Make a loader of digits on which the server evaluates."""
     return datasets.DataLoader(datasets.load("digits")[1], 500)
