@@ -161,6 +161,44 @@ def test_an_app_to_change(tmp_path):
         launch.new_app(tmp_path / "mine")
 
 
+FLWR = """#!/bin/sh
+case "$1" in
+    list) echo '{"runs": [{"status": "finished:STATUS"}]}' ;;
+    run) printf '\\033[92mINFO\\033[0m: %s\\n' "$5" "$6"; exec sleep "$SECONDS_OF_A_RUN" ;;
+esac
+"""
+
+
+@pytest.fixture
+def flwr(tmp_path, monkeypatch):
+    """Stand-ins for Flower's program: a function that makes one, whose runs end with a status."""
+
+    def make(status, seconds=0):
+        program = tmp_path / "flwr"
+        program.write_text(FLWR.replace("STATUS", status))
+        program.chmod(0o755)
+        monkeypatch.setattr(launch, "_tool", lambda name: str(program))
+        monkeypatch.setenv("SECONDS_OF_A_RUN", str(seconds))
+
+    return make
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell script")
+def test_a_run_that_fails_or_takes_too_long(tmp_path, flwr):
+    lines, network = [], launch.Network(tmp_path)
+    flwr("completed")
+    network.run("app", {"rounds": 2, "out": "a b"}, say=lines.append)
+    assert lines == ["INFO: --run-config", 'INFO: rounds=2 out="a b"']
+    flwr("failed")
+    with pytest.raises(launch.LaunchError, match=r"ended as finished:failed; .*\nINFO: --run-c"):
+        network.run("app", {"rounds": 2})
+    flwr("completed", 600)
+    start = time.monotonic()
+    with pytest.raises(launch.LaunchError, match=r"ended as stopped after 0\.3 s; .*\nINFO: "):
+        network.run("app", {"rounds": 2}, timeout=0.3)
+    assert time.monotonic() - start < 60
+
+
 def test_the_command_line(tmp_path, monkeypatch, capsys):
     def simulate(app, *, clients, workers, config, say):
         assert (Path(app), clients, workers) == (launch.APP, 4, 1)

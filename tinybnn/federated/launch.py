@@ -158,16 +158,18 @@ class Network:
             if settings:
                 text = " ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
                 command += [option, text]
-        process = self._start("flwr", command, stdout=subprocess.PIPE)
-        timer = threading.Timer(timeout, stop, [process])
+        process, end = self._start("flwr", command, subprocess.PIPE), time.monotonic() + timeout
+        last, timer = collections.deque(maxlen=_TAIL), threading.Timer(timeout, stop, [process])
         timer.start()
-        last = collections.deque(maxlen=_TAIL)
-        for line in _plain(process.stdout):
-            last.append(line)
-            if say is not None:
-                say(line)
-        is_late = not timer.is_alive()
-        timer.cancel()
+        try:
+            with process.stdout as log:
+                for line in _plain(log):
+                    last.append(line)
+                    if say is not None:
+                        say(line)
+        finally:
+            timer.cancel()
+        is_late = time.monotonic() >= end
         status = f"stopped after {timeout:g} s" if is_late else self._status()
         if process.wait() or status != "finished:completed":
             text = "\n".join(last)
