@@ -234,7 +234,9 @@ def test_the_choices_of_settings_are_those_of_the_app():
     for name, known in federated._CHOICES.items():
         assert defaults[name] in known
         assert ", ".join(known) in text
-    strategies = re.search(r"STRATEGIES = \{(.*?)\}", task.read_text(encoding="utf-8"), re.DOTALL)
+    strategies = re.search(
+        r"STRATEGIES: .*? = \{(.*?)\}", task.read_text(encoding="utf-8"), re.DOTALL
+    )
     found = re.findall(r'^ +"([^"]+)":', strategies[1], re.MULTILINE)
     assert tuple(found) == federated._CHOICES["strategy"]
 

@@ -1,6 +1,8 @@
 """The ServerApp, which runs beside the SuperLink."""
 
+from typing import Any
+
 from digits import task
 from tinybnn.federated import flower
 
-app = flower.server_app(task.server, task.validation)
+app: Any = flower.server_app(task.server, task.validation)
