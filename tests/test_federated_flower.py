@@ -38,7 +38,7 @@ IS_INSTALLED = importlib.util.find_spec("flwr") is not None
 
 
 def needs_flower(test):
-    """Its marker; the imports of Flower and Ray give warnings that are theirs."""
+    """Mark a test that needs Flower; imports of Flower and Ray warn."""
     for mark in (
         pytest.mark.filterwarnings("ignore"),
         pytest.mark.skipif(not IS_INSTALLED, reason="needs the extra flower"),
@@ -118,7 +118,7 @@ def test_what_nodes_may_send_instead_of_an_answer():
         assert row["accepted"] == [0, 2] and server.version == version + 1
         ((number, why),) = row["rejected"]
         assert number == 1 and reason in why
-        # A node of which is not known what it holds gets all of the model.
+        # A node whose state is unknown gets the whole model.
         exchange.begin({"b"})
         assert (exchange.history.ledger.rows[-1].nbytes == whole) == is_forgotten
         exchange.finish({})
@@ -394,7 +394,7 @@ def test_a_server_app_reads_its_configuration(tmp_path):
 @needs_flower
 @pytest.mark.parametrize("name", ["FedAvg", "FedAvgM", "FedMedian"])
 def test_strategies_of_flower(name):
-    """They average the floats of the head; the plain one to the same weights as ours."""
+    """They average the floats of the head; FedAvg to the same weights as `run_rounds`."""
     from flwr.serverapp import strategy as flowers
 
     server, app = apps(FedAvg(), "frozen", build=calibrated, optimizer=sgd)
@@ -468,7 +468,7 @@ def in_process(config, count, clients, lost=()):
 
 
 def listeners(mark):
-    """Addresses on which processes listen that have a text in their environment (Linux)."""
+    """Find where processes listen whose environment contains a text (Linux)."""
     addresses, found = {}, set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:

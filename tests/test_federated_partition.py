@@ -54,7 +54,7 @@ def test_shards(classes, clients, each, more, seed):
     labels = labels_of(count, classes, seed)
     parts = shards(labels, clients, each, seed)
     check_cover(parts, clients, count)
-    # A client's samples are `each` runs of the sorted labels: so many shards, so many runs at most.
+    # A client's samples are at most `each` runs of the sorted labels, one for each shard.
     rank = np.empty(count, int)
     rank[np.argsort(labels, kind="stable")] = np.arange(count)
     for part in parts:

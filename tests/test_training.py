@@ -654,7 +654,7 @@ def start(path, epochs, last=0):
 
 
 def finished(process):
-    """Wait for the end; whether it came by itself."""
+    """Wait for the end; False if the process was killed."""
     process.communicate(timeout=120)
     assert process.returncode in (0, -signal.SIGKILL)
     return process.returncode == 0
@@ -690,7 +690,7 @@ def killed_at_events(folder, epochs, events):
 
 
 def killed_at_random(folder, epochs, runs, kills, longest, seed):
-    """Kill each run at random moments until it had so many kills; what it leaves is compared.
+    """Kill each run at random moments a number of times, and compare what it leaves.
 
     The longest life is a share of the time that a whole run takes here and now. How far a run
     comes in such a life depends on what else the machine does: a run that ends before its last
