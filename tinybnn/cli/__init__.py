@@ -76,9 +76,8 @@ def _parser():
     parser.add_argument("--version", action="version", version=f"tinybnn {tinybnn.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (
-        demo.demo.add, course.course.add, data.data.add, runs.train.add, runs.compile.add,
-        runs.verify.add, runs.predict.add, runs.summary.add, bench.bench.add, warm_up.warm_up.add,
-        reproduce.add_reproduce, federated.federated.add,
+        demo.demo, course.course, data.data, runs.train, runs.compile, runs.verify, runs.predict,
+        runs.summary, bench.bench, warm_up.warm_up, reproduce.add_reproduce, federated.federated,
     ):  # fmt: skip
         add(commands)
     return parser

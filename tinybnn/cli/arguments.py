@@ -6,46 +6,17 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from tinybnn import datasets
 from tinybnn.cli.parser import nearest
 
+# Adds an argument to a parser, or a command to the result of ``add_subparsers``.
+Adder: TypeAlias = Callable[[Any], object]
+# Runs a command with its options, and returns the exit code, or None for 0.
+Run: TypeAlias = Callable[[argparse.Namespace], int | None]
+
 # -------------------------------------------------------------------------------------- commands
-
-
-class Command(NamedTuple):
-    """A command and all that its help says; see `command`."""
-
-    run: Callable[[argparse.Namespace], int | None]
-    name: str
-    summary: str
-    description: str
-    examples: Sequence[str]
-    arguments: Sequence[Callable[[argparse.ArgumentParser], object]]
-
-    def add(self, commands: Any) -> None:
-        """Add the command to the object that ``add_subparsers`` returns."""
-        parser = add_command(commands, self.name, self.run, *self[2:4], *self.examples)
-        for add_argument in self.arguments:
-            add_argument(parser)
-
-
-class Group(NamedTuple):
-    """A command that only leads to further ones; `members` names these in its help."""
-
-    name: str
-    members: str
-    summary: str
-    description: str
-    example: str
-    commands: Sequence[Command]
-
-    def add(self, commands: Any) -> None:
-        """Add the group to the object that ``add_subparsers`` returns."""
-        group = add_group(commands, *self[:5])
-        for member in self.commands:
-            member.add(group)
 
 
 def command(
@@ -53,9 +24,9 @@ def command(
     summary: str,
     description: str,
     *examples: str,
-    arguments: Sequence[Callable[[argparse.ArgumentParser], object]] = (),
-) -> Callable[[Callable[[argparse.Namespace], int | None]], Command]:
-    """Make a function of the parsed options a `Command`, as a decorator.
+    arguments: Sequence[Adder] = (),
+) -> Callable[[Run], Adder]:
+    """Declare a command by decorating the function that runs it.
 
     Parameters
     ----------
@@ -63,11 +34,36 @@ def command(
         As for `add_command`.
     arguments : sequence of callables
         Each adds an argument to the command's parser; see `argument`.
+
+    Returns
+    -------
+    callable
+        Replaces the function by one that adds the command to the result of ``add_subparsers``.
     """
-    return lambda run: Command(run, name, summary, description, examples, arguments)
+
+    def declare(run: Run) -> Adder:
+        def add(commands: Any) -> None:
+            parser = add_command(commands, name, run, summary, description, *examples)
+            for add_argument in arguments:
+                add_argument(parser)
+
+        return add
+
+    return declare
 
 
-def argument(*names: str, **settings: Any) -> Callable[[argparse.ArgumentParser], object]:
+def group(*texts: str, members: Sequence[Adder]) -> Adder:
+    """Declare a command that only leads to further ones; the texts are those of `add_group`."""
+
+    def add(commands: Any) -> None:
+        place = add_group(commands, *texts)
+        for add_member in members:
+            add_member(place)
+
+    return add
+
+
+def argument(*names: str, **settings: Any) -> Adder:
     """Declare an argument, with the parameters of ``ArgumentParser.add_argument``."""
     return lambda parser: parser.add_argument(*names, **settings)
 
@@ -75,7 +71,7 @@ def argument(*names: str, **settings: Any) -> Callable[[argparse.ArgumentParser]
 def add_command(
     commands: Any,
     name: str,
-    run: Callable[[argparse.Namespace], int | None],
+    run: Run,
     summary: str,
     description: str,
     *examples: str,
@@ -175,31 +171,26 @@ def dataset(text: str) -> str:
 def whole(low: int, high: float = math.inf) -> Callable[[str], int]:
     """Make a parser of integers from `low` to `high`."""
     span = f">= {low}" if high == math.inf else f"from {low} to {high}"
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"expects a whole number {span}, got {text!r}")
-        return value
-
-    return parse
+    return _parser(int, lambda value: low <= value <= high, f"a whole number {span}")
 
 
 def number(low: float, high: float = math.inf, span: str | None = None) -> Callable[[str], float]:
     """Make a parser of finite numbers from `low` to below `high`; `span` describes the range."""
     if span is None:
         span = f">= {low}" if high == math.inf else f"from {low} to below {high}"
+    return _parser(float, lambda value: low <= value < high, f"a number {span}")
 
-    def parse(text: str) -> float:
+
+def _parser(convert, is_valid, expected):
+    """Make a parser of values that raises an error with what was expected."""
+
+    def parse(text):
         try:
-            value = float(text)
+            value = convert(text)
         except ValueError:
             value = math.nan
-        if not low <= value < high:
-            raise argparse.ArgumentTypeError(f"expects a number {span}, got {text!r}")
+        if not is_valid(value):
+            raise argparse.ArgumentTypeError(f"expects {expected}, got {text!r}")
         return value
 
     return parse

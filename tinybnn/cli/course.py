@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from tinybnn.cli.arguments import Group, argument, command, whole
+from tinybnn.cli.arguments import Adder, argument, command, group, whole
 from tinybnn.cli.output import add_json, check_folder, check_outputs, say_for, write_json
 
 
@@ -171,12 +171,12 @@ def milestone(options):
     return 1 if failed else 0
 
 
-course: Group = Group(
+course: Adder = group(
     "course",
     "ACTION",
     "learn how binary networks work, and write your own",
     "A course in notebooks. You write your own package, mybnn, exercise by exercise; the\n"
     "commands check it, give hints, and run milestones of the field's history with it.",
     "tinybnn course start FOLDER",
-    [start, status, check, hint, milestone],
+    members=[start, status, check, hint, milestone],
 )

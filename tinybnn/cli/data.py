@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tinybnn import datasets
-from tinybnn.cli.arguments import Group, address, argument, command, dataset
+from tinybnn.cli.arguments import Adder, address, argument, command, dataset, group
 from tinybnn.cli.output import add_json, check_folder, check_outputs, say_for, write_json
 from tinybnn.storage import printable
 
@@ -69,11 +69,11 @@ def path(options):
     print(printable(str(datasets.path(options.name))))
 
 
-data: Group = Group(
+data: Adder = group(
     "data",
     "ACTION",
     "list, download or find data sets",
     "List, download or find data sets. They are in $TINYBNN_DATA/NAME or in the user's cache.",
     "tinybnn data list",
-    [show, fetch, path],
+    members=[show, fetch, path],
 )

@@ -7,7 +7,7 @@ import json
 import os
 
 from tinybnn import datasets
-from tinybnn.cli.arguments import Group, argument, command, whole
+from tinybnn.cli.arguments import Adder, argument, command, group, whole
 from tinybnn.cli.output import add_json, check_folder, check_outputs, say_for, write_json
 from tinybnn.cli.parser import nearest
 
@@ -143,11 +143,11 @@ def new(options):
     print(f"{options.folder}: a Flower app; see {os.path.join(options.folder, 'README.md')}")
 
 
-federated: Group = Group(
+federated: Adder = group(
     "federated",
     "ACTION",
     "federated learning through Flower",
     "Federated learning through Flower, on one machine or many (needs the extra flower).",
     "tinybnn federated simulate",
-    [simulate, new],
+    members=[simulate, new],
 )
