@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tinybnn import cli, datasets, deploy, runs, storage, training
+from tinybnn.cli.arguments import given
 
 COMMANDS = [
     "demo", "course", "data", "train", "compile", "verify", "predict", "summary", "bench",
@@ -201,9 +202,7 @@ def test_the_estimators_are_the_librarys():
 
 def test_the_defaults_are_the_librarys():
     options = cli._parser().parse_args(["train", "cnn", "--out", "r"])
-    config = runs.Config("cnn")
-    for name in ("dataset", "epochs", "batch_size", "lr", "seed", "validation", "shift", "flip"):
-        assert getattr(options, name) == getattr(config, name)
+    assert runs.Config(**given(options, runs.Config)) == runs.Config("cnn")
     assert set(runs.MODELS) == {"mlp", "cnn", "vgg-small"}
 
 

@@ -131,7 +131,7 @@ def test_files_are_written_by_one_function():
         "kernels/machine/cache.py",  # below it, and into folders that it has to distrust
         "plots/canvas.py",  # into the file that `write_atomic` opens
         "datasets/download.py",  # part files, which later calls go on with
-        "runs.py",  # the lock
+        "runs/folder.py",  # the lock
         "federated/launch.py",  # logs and settings of Flower's processes, in a temporary folder
         "bench/peers.py",  # a pipe
         "course/child.py",  # where a crash is written down, in a temporary folder
