@@ -157,6 +157,9 @@ def test_an_app_to_change(tmp_path):
     launch.new_app(tmp_path / "mine")
     made = {p.relative_to(tmp_path / "mine").as_posix() for p in (tmp_path / "mine").rglob("*.*")}
     assert made >= {"pyproject.toml", "digits/task.py", "digits/client.py", "digits/server.py"}
+    for side in ("client", "server"):  # Flower looks for an assignment without a type
+        text = (tmp_path / "mine" / "digits" / f"{side}.py").read_text(encoding="utf-8")
+        assert f"\napp = flower.{side}_app(" in text
     with pytest.raises(ValueError, match="is not an empty folder"):
         launch.new_app(tmp_path / "mine")
 

@@ -1,8 +1,7 @@
 """The ClientApp, which runs on each SuperNode."""
 
-from typing import Any
-
 from digits import task
 from tinybnn.federated import flower
 
-app: Any = flower.client_app(task.client)
+# Flower looks for an assignment without a type.
+app = flower.client_app(task.client)

@@ -1,8 +1,7 @@
 """The ServerApp, which runs beside the SuperLink."""
 
-from typing import Any
-
 from digits import task
 from tinybnn.federated import flower
 
-app: Any = flower.server_app(task.server, task.validation)
+# Flower looks for an assignment without a type.
+app = flower.server_app(task.server, task.validation)
