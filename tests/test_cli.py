@@ -1,6 +1,7 @@
 """The command line, as processes: what it writes, what it prints, what it refuses, how it ends."""
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from tinybnn import cli, datasets, deploy, runs, storage, training
+from tinybnn.cli.arguments import given
 
 COMMANDS = [
     "demo", "course", "data", "train", "compile", "verify", "predict", "summary", "bench",
@@ -106,6 +108,22 @@ def test_help_of_a_single_command(words, capsys, monkeypatch):
         cli._parser().parse_args(example.split())
 
 
+def test_the_help_of_train_names_the_defaults_of_a_run():
+    """They stand in `runs.Config` alone: an option that is not given is None."""
+    (commands,) = (a for a in cli._parser()._actions if a.dest == "==SUPPRESS==" and a.choices)
+    options = {action.dest: action for action in commands.choices["train"]._actions}
+    named = []
+    for field in dataclasses.fields(runs.Config):
+        if field.name in options and isinstance(field.default, str | int | float):
+            action = options[field.name]
+            if field.default is not False:  # a flag
+                shown = field.default if isinstance(field.default, str) else f"{field.default:g}"
+                assert action.help.endswith(f"({shown})"), field.name
+                named.append(field.name)
+    assert named == ["dataset", "epochs", "batch_size", "lr", "seed", "validation", "shift"]
+    assert all(options[name].default is None for name in named)
+
+
 def test_the_command_line_waits_for_nothing():
     """What a command needs of the library is imported when it runs."""
     code = "import sys; from tinybnn import cli; cli._parser(); print(*sys.modules)"
@@ -184,9 +202,7 @@ def test_the_estimators_are_the_librarys():
 
 def test_the_defaults_are_the_librarys():
     options = cli._parser().parse_args(["train", "cnn", "--out", "r"])
-    config = runs.Config("cnn")
-    for name in ("dataset", "epochs", "batch_size", "lr", "seed", "validation", "shift", "flip"):
-        assert getattr(options, name) == getattr(config, name)
+    assert runs.Config(**given(options, runs.Config)) == runs.Config("cnn")
     assert set(runs.MODELS) == {"mlp", "cnn", "vgg-small"}
 
 

@@ -18,7 +18,18 @@ import numpy as np
 import pytest
 
 import tinybnn
-from tinybnn import datasets, deploy, models, nn, optim, quantizers, storage, testing, training
+from tinybnn import (
+    checkpoint,
+    datasets,
+    deploy,
+    models,
+    nn,
+    optim,
+    quantizers,
+    storage,
+    testing,
+    training,
+)
 from tinybnn import functional as F
 from tinybnn.analysis import curvature, dynamics, landscape, opcount, operations
 from tinybnn.analysis.summary import Summary, summary
@@ -742,6 +753,13 @@ def use_exchange(exchange):
     return changed, rows, exchange.history.ledger.rows, exchange.server.state()
 
 
+def use_round(current):
+    for number in current.open([0, 1], 0.5):
+        current.receive(number, holder(number).train(current.send(number, None), batch_size=4))
+    changed = current.close()
+    return changed, {k: v for k, v in current.row.items() if k != "seconds"}
+
+
 def use_head(head):
     state = {name: array + 1 for name, array in head.read().items()}
     head.write(state)
@@ -764,6 +782,9 @@ EXAMPLES[server.Server] = made_server, use_server
 EXAMPLES[flower.Exchange] = lambda: flower.Exchange(made_server()), use_exchange
 EXAMPLES[head.Head] = lambda: head.Head(network()), use_head
 EXAMPLES[rounds.Ledger] = rounds.Ledger, use_ledger
+EXAMPLES[rounds.Round] = (
+    lambda: rounds.Round(made_server(), rounds.RoundHistory()), use_round,
+)  # fmt: skip
 EXAMPLES[rounds.RoundHistory] = (
     rounds.RoundHistory, lambda h: (use_history(h), use_ledger(h.ledger)),
 )  # fmt: skip
@@ -1090,7 +1111,7 @@ def test_generators_keep_their_seeds(duplicate):
     """A checkpoint tells runs apart by them."""
     loader = datasets.DataLoader(images(), 4, shuffle=True, rng=17)
     list(loader)
-    assert training._seed(duplicate(loader).rng) == 17
+    assert checkpoint._seed(duplicate(loader).rng) == 17
 
 
 @pytest.mark.parametrize("duplicate", DEEP)

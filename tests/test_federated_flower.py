@@ -38,7 +38,7 @@ IS_INSTALLED = importlib.util.find_spec("flwr") is not None
 
 
 def needs_flower(test):
-    """Its marker; the imports of Flower and Ray give warnings that are theirs."""
+    """Mark a test that needs Flower; imports of Flower and Ray warn."""
     for mark in (
         pytest.mark.filterwarnings("ignore"),
         pytest.mark.skipif(not IS_INSTALLED, reason="needs the extra flower"),
@@ -118,7 +118,7 @@ def test_what_nodes_may_send_instead_of_an_answer():
         assert row["accepted"] == [0, 2] and server.version == version + 1
         ((number, why),) = row["rejected"]
         assert number == 1 and reason in why
-        # A node of which is not known what it holds gets all of the model.
+        # A node whose state is unknown gets the whole model.
         exchange.begin({"b"})
         assert (exchange.history.ledger.rows[-1].nbytes == whole) == is_forgotten
         exchange.finish({})
@@ -157,8 +157,49 @@ def test_an_app_to_change(tmp_path):
     launch.new_app(tmp_path / "mine")
     made = {p.relative_to(tmp_path / "mine").as_posix() for p in (tmp_path / "mine").rglob("*.*")}
     assert made >= {"pyproject.toml", "digits/task.py", "digits/client.py", "digits/server.py"}
+    for side in ("client", "server"):  # Flower looks for an assignment without a type
+        text = (tmp_path / "mine" / "digits" / f"{side}.py").read_text(encoding="utf-8")
+        assert f"\napp = flower.{side}_app(" in text
     with pytest.raises(ValueError, match="is not an empty folder"):
         launch.new_app(tmp_path / "mine")
+
+
+FLWR = """#!/bin/sh
+case "$1" in
+    list) echo '{"runs": [{"status": "finished:STATUS"}]}' ;;
+    run) printf '\\033[92mINFO\\033[0m: %s\\n' "$5" "$6"; exec sleep "$SECONDS_OF_A_RUN" ;;
+esac
+"""
+
+
+@pytest.fixture
+def flwr(tmp_path, monkeypatch):
+    """Stand-ins for Flower's program: a function that makes one, whose runs end with a status."""
+
+    def make(status, seconds=0):
+        program = tmp_path / "flwr"
+        program.write_text(FLWR.replace("STATUS", status))
+        program.chmod(0o755)
+        monkeypatch.setattr(launch, "_tool", lambda name: str(program))
+        monkeypatch.setenv("SECONDS_OF_A_RUN", str(seconds))
+
+    return make
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell script")
+def test_a_run_that_fails_or_takes_too_long(tmp_path, flwr):
+    lines, network = [], launch.Network(tmp_path)
+    flwr("completed")
+    network.run("app", {"rounds": 2, "out": "a b"}, say=lines.append)
+    assert lines == ["INFO: --run-config", 'INFO: rounds=2 out="a b"']
+    flwr("failed")
+    with pytest.raises(launch.LaunchError, match=r"ended as finished:failed; .*\nINFO: --run-c"):
+        network.run("app", {"rounds": 2})
+    flwr("completed", 600)
+    start = time.monotonic()
+    with pytest.raises(launch.LaunchError, match=r"ended as stopped after 0\.3 s; .*\nINFO: "):
+        network.run("app", {"rounds": 2}, timeout=0.3)
+    assert time.monotonic() - start < 60
 
 
 def test_the_command_line(tmp_path, monkeypatch, capsys):
@@ -356,7 +397,7 @@ def test_a_server_app_reads_its_configuration(tmp_path):
 @needs_flower
 @pytest.mark.parametrize("name", ["FedAvg", "FedAvgM", "FedMedian"])
 def test_strategies_of_flower(name):
-    """They average the floats of the head; the plain one to the same weights as ours."""
+    """They average the floats of the head; FedAvg to the same weights as `run_rounds`."""
     from flwr.serverapp import strategy as flowers
 
     server, app = apps(FedAvg(), "frozen", build=calibrated, optimizer=sgd)
@@ -430,7 +471,7 @@ def in_process(config, count, clients, lost=()):
 
 
 def listeners(mark):
-    """Addresses on which processes listen that have a text in their environment (Linux)."""
+    """Find where processes listen whose environment contains a text (Linux)."""
     addresses, found = {}, set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
@@ -486,13 +527,24 @@ def certificates(tmp_path_factory):
     return [folder / name for name in ("ca.pem", "server.pem", "server.key")]
 
 
+def supernode(net, number, encryption=("--insecure",)):
+    """Start the SuperNode of one of two clients."""
+    arguments = [
+        "--superlink", net.address, "--host", launch.HOST, "--port", str(launch.free_port()),
+        "--node-config", f"partition-id={number} num-partitions=2", *encryption,
+    ]  # fmt: skip
+    return net.start("flower-supernode", arguments, f"supernode-{number}")
+
+
 @needs_flower
 @pytest.mark.slow
 def test_machines_with_tls_give_the_same_weights(tmp_path, certificates):
     """A SuperLink and two SuperNodes, each a process, on the loopback."""
-    with launch.Network(tmp_path / "home", certificates=certificates) as net:
+    ca, certificate, key = map(str, certificates)
+    options = ["--ssl-ca-certfile", ca, "--ssl-certfile", certificate, "--ssl-keyfile", key]
+    with launch.Network(tmp_path / "home", options, {"root-certificates": ca}) as net:
         for number in range(2):
-            net.supernode(number, 2)
+            supernode(net, number, ["--root-certificates", ca])
         for strategy in ("fedavg", "sign"):
             config = app_config(strategy=strategy, rounds=3)
             out = tmp_path / f"{strategy}.npz"
@@ -548,9 +600,9 @@ def test_a_supernode_that_is_killed_in_a_round(tmp_path):
             os.killpg(node.pid, signal.SIGKILL)
             killed.append(True)
 
-    with launch.Network(tmp_path / "home") as net:
-        net.supernode(0, 2)
-        node = net.supernode(1, 2)
+    with launch.Network(tmp_path / "home", ["--insecure"]) as net:
+        supernode(net, 0)
+        node = supernode(net, 1)
         killer = threading.Thread(target=kill)
         killer.start()
         try:

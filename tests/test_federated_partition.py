@@ -54,7 +54,7 @@ def test_shards(classes, clients, each, more, seed):
     labels = labels_of(count, classes, seed)
     parts = shards(labels, clients, each, seed)
     check_cover(parts, clients, count)
-    # A client's samples are `each` runs of the sorted labels: so many shards, so many runs at most.
+    # A client's samples are at most `each` runs of the sorted labels, one for each shard.
     rank = np.empty(count, int)
     rank[np.argsort(labels, kind="stable")] = np.arange(count)
     for part in parts:
@@ -142,7 +142,7 @@ def test_the_seed_decides():
         (lambda y: shards(y * 0.5, 2), r"shards: labels must be \(N,\) integers, got float64"),
         (lambda y: dirichlet(y, 2, 0.0), "dirichlet: alpha must be a number above 0, got 0.0"),
         (lambda y: dirichlet(y, 2, np.nan), "dirichlet: alpha must be"),
-        (lambda y: dirichlet(y, 3, 1.0, least=4), "dirichlet: got 3 clients, .* enough for 2"),
+        (lambda y: dirichlet(y, 3, 1.0, least=4), "dirichlet: got 3 clients, .* suffice for 2"),
         (lambda y: dirichlet(y, 5, 1e-3, least=2), "dirichlet: in 1000 draws with alpha=0.001"),
         (lambda y: by_label(y, 10, 1), "by_label: class 0 has 3 samples for 5 clients"),
         (lambda y: by_size(10, [1, -1]), "by_size: shares must be a list of positive numbers"),

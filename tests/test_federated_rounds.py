@@ -483,7 +483,7 @@ def test_a_fault_costs_one_answer(name, caplog):
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(found)
     assert number == 2 and found in caplog.text and "round 2: client 2" in caplog.text
-    # The model is the one that the others make by themselves.
+    # The model is the one that the other clients give alone.
     expected, others = federation(FedAvg(), **options)
     rounds(expected, others, 1)
     rounds(expected, others[:2], 1)

@@ -178,7 +178,7 @@ def test_reasons():
     tail = bytearray(body)
     start = 44 + 10 + 6 + 2
     tail[start + 8] |= 0x80  # bit 71 of a row of 70
-    assert "w: from_bytes: bytes_ has bits set behind the 70 bits" in refused(signed(bytes(tail)))
+    assert "w: bits set behind the 70 bits of a row" in refused(signed(bytes(tail)))
     assert "must be bytes, got str" in refused("text")
     assert "must be bytes, got NoneType" in refused(None)
 

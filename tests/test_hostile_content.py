@@ -242,9 +242,8 @@ def test_what_a_node_says_is_logged_short_and_without_control_characters(caplog)
 
 
 def test_colours_of_a_log_are_left_out():
-    said = []
-    launch._pass_on(["\x1b[92mINFO \x1b[0m: started\n", "plain\n"], said.append)
-    assert said == ["INFO : started", "plain"]
+    lines = [b"\x1b[92mINFO \x1b[0m: started\n", b"plain\n", b"\xff"]
+    assert list(launch._plain(lines)) == ["INFO : started", "plain", "\ufffd"]
 
 
 # --------------------------------------------------------------------------------- packed models

@@ -3,6 +3,7 @@
 import ast
 import configparser
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -20,7 +21,7 @@ FLOORS = {
     "kernels": 1, "storage": 1, "tables": 1, "autograd": 1, "tensor": 2,
     "quantizers": 2, "functional": 2, "serialization": 2, "packed_codes": 2,
     "nn": 3, "optim": 4, "datasets": 3,
-    "models": 4, "training": 5,
+    "models": 4, "checkpoint": 4, "training": 5,
     "deploy": 5, "federated": 6,
     "analysis": 6, "testing": 6, "runs": 6,
     "plots": 7,
@@ -141,7 +142,7 @@ def test_files_are_written_by_one_function():
         "kernels/machine/cache.py",  # below it, and into folders that it has to distrust
         "plots/canvas.py",  # into the file that `write_atomic` opens
         "datasets/download.py",  # part files, which later calls go on with
-        "runs.py",  # the lock
+        "runs/folder.py",  # the lock
         "federated/launch.py",  # logs and settings of Flower's processes, in a temporary folder
         "bench/peers.py",  # a pipe
         "course/child.py",  # where a crash is written down, in a temporary folder
@@ -188,6 +189,31 @@ def test_dir_shows_what_is_public_and_nothing_else(name):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'tinybnn' has no attribute 'kernel'"):
         tinybnn.kernel  # noqa: B018
+
+
+INHERITED = "import json, os; print(json.dumps({**os.environ}))"
+ALL_IMPORTS = f"""
+import importlib, json, os, subprocess, sys
+
+before = {{**os.environ}}
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    assert {{**os.environ}} == before, name
+inherited = json.loads(subprocess.check_output([sys.executable, "-c", {INHERITED!r}]))
+assert inherited == before, inherited.items() ^ before.items()
+"""
+
+
+def test_imports_leave_the_environment_as_it_is():
+    """Both as Python shows it, and as processes inherit it that are started later."""
+    names = sorted(name for name in MODULES if ".flower_app" not in name)
+    assert len(names) > 200 and "tinybnn.kernels.machine.threads" in names
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "LC_CTYPE")}
+    command = [sys.executable, "-c", ALL_IMPORTS, *names]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("late", ["numba", "matplotlib", "torch", "tqdm", "urllib.request", "ssl"])

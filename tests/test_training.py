@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import tinybnn
+from tinybnn import checkpoint as checkpoints
 from tinybnn import datasets, models, nn, optim, quantizers, storage, training
 from tinybnn import functional as F
 from tinybnn.storage import StorageError
@@ -443,7 +444,7 @@ def test_generators_are_found_wherever_they_are():
     rng = np.random.default_rng(0)
     loader = datasets.DataLoader(small_data(), transform=Transform(rng), rng=1)
     layer = nn.Dropout(rng=np.random.default_rng(2))
-    found = training._find_generators(model=nn.Sequential(nn.Sequential(layer)), train=loader)
+    found = checkpoints._find_generators(model=nn.Sequential(nn.Sequential(layer)), train=loader)
     assert {id(g) for g in found.values()} == {
         id(g) for g in (tinybnn.tensor.default_generator(), layer.rng, rng, loader.rng)
     }
@@ -653,7 +654,7 @@ def start(path, epochs, last=0):
 
 
 def finished(process):
-    """Wait for the end; whether it came by itself."""
+    """Wait for the end; False if the process was killed."""
     process.communicate(timeout=120)
     assert process.returncode in (0, -signal.SIGKILL)
     return process.returncode == 0
@@ -689,7 +690,7 @@ def killed_at_events(folder, epochs, events):
 
 
 def killed_at_random(folder, epochs, runs, kills, longest, seed):
-    """Kill each run at random moments until it had so many kills; what it leaves is compared.
+    """Kill each run at random moments a number of times, and compare what it leaves.
 
     The longest life is a share of the time that a whole run takes here and now. How far a run
     comes in such a life depends on what else the machine does: a run that ends before its last

@@ -234,7 +234,9 @@ def test_the_choices_of_settings_are_those_of_the_app():
     for name, known in federated._CHOICES.items():
         assert defaults[name] in known
         assert ", ".join(known) in text
-    strategies = re.search(r"STRATEGIES = \{(.*?)\}", task.read_text(encoding="utf-8"), re.DOTALL)
+    strategies = re.search(
+        r"STRATEGIES: .*? = \{(.*?)\}", task.read_text(encoding="utf-8"), re.DOTALL
+    )
     found = re.findall(r'^ +"([^"]+)":', strategies[1], re.MULTILINE)
     assert tuple(found) == federated._CHOICES["strategy"]
 
@@ -507,7 +509,7 @@ def test_verify_counts_its_images(made, monkeypatch):
         assert (total, unit, progress) == (3 * 360, "image", True)
         return Bar()
 
-    monkeypatch.setattr(runs, "_bar", bar)
+    monkeypatch.setattr(runs.packed, "_bar", bar)
     result = runs.verify(made / "runs" / "m", made / "m.npz", say=lambda text: None)
     assert sum(counted) == 3 * result["images"]
 
@@ -515,7 +517,7 @@ def test_verify_counts_its_images(made, monkeypatch):
 @pytest.mark.parametrize("columns", [80, 200])
 def test_bars_fit_a_line(columns, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", str(columns))
-    with runs._bar(3_000_000, "image", True) as bar:
+    with runs.packed._bar(3_000_000, "image", True) as bar:
         bar.delay = 0
         bar.start_t -= 100
         bar.n = 1_234_567

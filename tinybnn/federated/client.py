@@ -1,10 +1,13 @@
-"""A client: it has the data, trains on them, and gives nothing away but updates.
+"""A client: it holds data, trains on them, and sends nothing but updates.
 
-Bytes go in and bytes come out, so that it makes no difference whether the server is in the same
-process or on another machine.
+It takes and returns bytes, so it does not matter whether the server is in the same process or on
+another machine.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -12,26 +15,29 @@ import tinybnn.federated.aggregation as rules
 import tinybnn.federated.wire as wire
 from tinybnn import functional as F
 from tinybnn import optim
+from tinybnn.autograd import Tensor
 from tinybnn.datasets import DataLoader
 from tinybnn.federated.head import Head
+from tinybnn.nn import Module
 from tinybnn.training import evaluate, fit
+from tinybnn.typing import Array
 
 
 class Client:
     """One holder of data.
 
-    Training in a round starts from what the server sent and from nothing else: a new optimizer, and
-    a generator seeded by ``[seed, number, round]``, which orders the samples, draws dropout and
-    rounds weights. So a round that is repeated gives the same update, bit for bit. What stays with
-    a client between rounds is named in `state`.
+    Training in a round depends only on the server's message: a new optimizer is made, and a
+    generator seeded by ``[seed, number, round]``, which orders the samples, draws dropout and
+    rounds weights. A repeated round gives the same update, bit for bit. `state` holds what a client
+    keeps between rounds.
 
     Parameters
     ----------
     number : int
-        Its name, from 0 to 2**32 - 1.
+        Identifies the client, from 0 to 2**32 - 1.
     dataset : Dataset
     model : Module
-        Of the same form as the server's, with the same frozen parts. Its own: it is changed.
+        Of the same architecture as the server's, with the same frozen parts. It is modified.
     aggregation : Aggregation
         As the server's.
     norm : 'average', 'local' or 'frozen'
@@ -48,28 +54,30 @@ class Client:
     samples : int
         Size of the data set: the weight of its updates.
     version : int or None
-        Of the server's model that it holds, where that is worth knowing: a broadcast to it may
-        then be made of the steps since.
+        Version of the server's model that the client holds, if it keeps one: a broadcast to it may
+        then consist of the steps since.
     """
 
     def __init__(
         self,
-        number,
-        dataset,
-        model,
-        aggregation,
+        number: int,
+        dataset: Any,
+        model: Module,
+        aggregation: rules.Aggregation,
         *,
-        norm="average",
-        optimizer=None,
-        loss=F.cross_entropy,
-        transform=None,
-        seed=0,
-    ):
+        norm: str = "average",
+        optimizer: Callable[..., Any] | None = None,
+        loss: Callable[..., Tensor] = F.cross_entropy,
+        transform: Callable[..., Array] | None = None,
+        seed: int = 0,
+    ) -> None:
         if not 0 <= number < 1 << 32:
             raise ValueError(f"Client: number must be from 0 to 2**32 - 1, got {number!r}")
         if not len(dataset):
             raise ValueError(f"Client: client {number} has no samples")
-        self.number, self.samples, self.version = int(number), len(dataset), None
+        self.number: int = int(number)
+        self.samples: int = len(dataset)
+        self.version: int | None = None
         self._dataset, self._model, self._aggregation = dataset, model, aggregation
         self._head = Head(model, norm)
         self._optimizer = _adam if optimizer is None else optimizer
@@ -77,17 +85,17 @@ class Client:
         self._replica = None  # the shared state of `version`
         self._local = self._head.read_local()
 
-    def train(self, message, *, epochs=1, batch_size=10):
-        """Take the server's state, train on the own data, give back an update.
+    def train(self, message: bytes, *, epochs: int = 1, batch_size: int | None = 10) -> bytes:
+        """Load the server's state, train on the client's data, and return an update.
 
         Parameters
         ----------
         message : bytes
-            What `Server.broadcast` gave.
+            From `Server.broadcast`.
         epochs : int
             E, passes over the data.
         batch_size : int or None
-            B; None for all samples at once. A last batch of one sample is left out where there are
+            B; None for all samples at once. A last batch of one sample is left out if there are
             batch norms to train, which need two.
 
         Returns
@@ -98,15 +106,42 @@ class Client:
         Raises
         ------
         WireError
-            If the message is damaged or of another server. The client is as before then.
+            If the message is damaged or of another server. The client is unchanged then.
         FloatingPointError
             If the loss is not finite.
         """
         header, before = self._open(message)
         if self._aggregation.down == "steps":
             self._replica, self.version = before, header.version
+        arrays = self.update(before, header.round, epochs=epochs, batch_size=batch_size)
+        answer = wire.Header(
+            "update", header.round, header.version, self._head.digest, header.token,
+            client=self.number, samples=self.samples,
+        )  # fmt: skip
+        fields = rules.fields(self._aggregation, self._head.entries, "up")
+        return wire.encode(answer, list(arrays.values()), list(fields.values()))
+
+    def update(
+        self, before: dict[str, Array], round: int, *, epochs: int, batch_size: int | None
+    ) -> dict[str, Array]:
+        """Train from a shared state, without a message around it.
+
+        Parameters
+        ----------
+        before : dict of str to array
+            The state that the server shares, as of `Head.read`.
+        round : int
+            Seeds the training, together with the client's seed and number.
+        epochs, batch_size
+            As in `train`.
+
+        Returns
+        -------
+        dict of str to array
+            As of `aggregation.update`.
+        """
         self._head.write(before, self._local)
-        rng = np.random.default_rng([self._seed, self.number, header.round])
+        rng = np.random.default_rng([self._seed, self.number, round])
         for module in self._model.modules():
             if hasattr(module, "rng"):  # dropout
                 module.rng = rng
@@ -119,33 +154,34 @@ class Client:
             progress=False,
         )
         self._local = self._head.read_local()
-        entries = self._head.entries
-        arrays = rules.update(self._aggregation, entries, before, self._head.read(), rng)
-        answer = wire.Header(
-            "update", header.round, header.version, self._head.digest, header.token,
-            client=self.number, samples=self.samples,
-        )  # fmt: skip
-        fields = rules.fields(self._aggregation, entries, "up")
-        return wire.encode(answer, list(arrays.values()), list(fields.values()))
+        after = self._head.read()
+        return rules.update(self._aggregation, self._head.entries, before, after, rng)
 
-    def evaluate(self, message, loader):
-        """Loss and accuracy of the server's state on a DataLoader, with the client's own batch
-        norms where they are local. Leaves the client as it was.
+    def evaluate(self, message: bytes, loader: Iterable[tuple[Any, Any]]) -> dict[str, float]:
+        """Evaluate the server's state, with the client's own batch norms where they are local.
+
+        What the client holds between rounds does not change.
+
+        Parameters
+        ----------
+        message : bytes
+            From `Server.broadcast`.
+        loader : DataLoader
 
         Returns
         -------
         dict
-            As `training.evaluate`: two numbers.
+            Loss and accuracy, as in `training.evaluate`.
         """
         self._head.write(self._open(message)[1], self._local)
         return evaluate(self._model, loader, self._loss)
 
     def _open(self, message):
-        """Header and shared state of a broadcast."""
+        """Decode the header and the shared state of a broadcast."""
         header = wire.read_header(message)
         if header.digest != self._head.digest:
             raise wire.WireError("the server has another head, or other frozen parts")
-        entries, steps = self._head.entries, None
+        steps = None
         if header.kind == "steps":
             if self._replica is None or header.since != self.version:
                 raise wire.WireError(
@@ -156,22 +192,20 @@ class Client:
                 raise wire.WireError(f"{steps} steps in one message")
         elif header.kind != "state":
             raise wire.WireError(f"a client takes no message of kind {header.kind!r}")
-        fields = rules.fields(self._aggregation, entries, "down", steps)
-        _, arrays = wire.decode(message, fields)
-        state = {}
-        for entry in entries:
-            array = arrays[entry.name]
+        fields = rules.fields(self._aggregation, self._head.entries, "down", steps)
+        _, state = wire.decode(message, fields)
+        for entry in self._head.entries:
+            array = state[entry.name]
             if steps is not None and entry.kind == "latent":
                 weight = self._replica[entry.name]
                 for direction in array.reshape(steps, *entry.shape):
                     weight = self._aggregation.move(weight, direction, entry.clip)
-                array = weight
+                state[entry.name] = weight
             elif entry.kind != "counter":
-                array = array.reshape(entry.shape).astype(np.float32)
-            state[entry.name] = array
+                state[entry.name] = array.reshape(entry.shape).astype(np.float32)
         token = wire.token(header.digest, header.round, header.version, state.values())
         if token != header.token:
-            self._replica = self.version = None  # the next broadcast brings all of it
+            self._replica = self.version = None  # the next broadcast is a complete one
             raise wire.WireError("the state is not the one that the server holds")
         return header, state
 
@@ -189,22 +223,22 @@ class Client:
 
     # ------------------------------------------------------------------------------------ state
 
-    def describe(self):
-        """What a saved state belongs to, as JSON values."""
+    def describe(self) -> dict[str, Any]:
+        """Describe the client that a saved state belongs to, as JSON values."""
         return {"number": self.number, "samples": self.samples, "seed": self._seed}
 
-    def state(self):
-        """What the client must remember between rounds: (arrays by name, version).
+    def state(self) -> tuple[dict[str, Array], int | None]:
+        """Return what the client keeps between rounds: (arrays by name, version).
 
-        Its local batch norms, and where steps are sent, the weights that it has taken them to.
-        Empty for most.
+        The arrays are its local batch norms and, where steps are sent, its copy of the server's
+        weights; most clients have none.
         """
         arrays = {f"local.{name}": array for name, array in self._local.items()}
         arrays.update((f"shared.{name}", array) for name, array in (self._replica or {}).items())
         return arrays, self.version
 
-    def restore(self, arrays, version):
-        """Take back what `state` gave."""
+    def restore(self, arrays: dict[str, Array], version: int | None) -> None:
+        """Restore the result of `state`."""
         self._local = {name: np.array(arrays[f"local.{name}"]) for name in self._head.local}
         self._replica, self.version = None, version
         if version is not None:
