@@ -494,7 +494,7 @@ def use_history(history):
 
 
 def use_counter(counter):
-    counter._latents[0].data[:1] *= -1
+    counter._model.weight.data[:1] *= -1
     return counter.ratio()
 
 
