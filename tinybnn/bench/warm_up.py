@@ -1,9 +1,9 @@
-"""Compile the kernels of the library before anybody waits for them.
+"""Compile the kernels of the library ahead of use.
 
-A job trains a small network for a step at two batch sizes, compiles it and predicts: what is
-compiled on the way is what training and packed models use. Jobs are shared out among processes,
-which share the cache on disk. The first jobs, of a kind of layer each, have few kernels in common,
-so that two processes seldom compile the same one; networks follow, which use them together.
+A job trains a small network for a step at two batch sizes, compiles it and predicts, which compiles
+the kernels that training and packed models use. Jobs run in several processes, which share the
+cache on disk. The first jobs, one per kind of layer, have few kernels in common, so two processes
+seldom compile the same one; networks, which combine them, follow.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ _BATCHES = 2, 32  # for one thread, and for several
 
 
 class WarmUp(NamedTuple):
-    """What `warm_up` found.
+    """The result of `warm_up`.
 
     Attributes
     ----------
     compiled : int
-        Kernels that were compiled now.
+        Number of kernels compiled by this call.
     kernels : tuple of str
         Paths of all compiled kernels.
     seconds : float
     """
 
     compiled: int
-    kernels: tuple
+    kernels: tuple[str, ...]
     seconds: float
 
 
-def warm_up(processes=None, progress=True):
+def warm_up(processes: int | None = None, progress: bool = True) -> WarmUp:
     """Compile all kernels that are not in the cache yet.
 
     Parameters
     ----------
     processes : int, optional
-        Default: one a core.
+        Default: one per core.
     progress : bool
-        Show a bar.
+        Show a progress bar.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def warm_up(processes=None, progress=True):
     Raises
     ------
     ValueError
-        If kernels are not compiled (``NUMBA_DISABLE_JIT``) or cannot be kept.
+        If kernels are not compiled (``NUMBA_DISABLE_JIT``) or cannot be stored.
     """
     from tqdm import tqdm
 
@@ -76,11 +76,11 @@ def warm_up(processes=None, progress=True):
         return WarmUp(0, tuple(paths), time.perf_counter() - start)
     if not cache.note([]):
         raise ValueError(
-            "warm_up: compiled kernels cannot be kept in any folder; set NUMBA_CACHE_DIR to one "
-            "that only you can write to"
+            "warm_up: no folder can store compiled kernels; set NUMBA_CACHE_DIR to one that only "
+            "you can write to"
         )
     names, compiled, kernels = list(_jobs()), 0, set()
-    # Processes that are not forks may start threads, whatever this process has done before.
+    # Spawned processes may start threads, whatever this process has done before.
     pool = multiprocessing.get_context("spawn").Pool(processes or os.cpu_count(), _begin)
     with pool, tqdm(total=len(names), desc="compiling", unit="job", disable=not progress) as bar:
         for done, paths in pool.imap_unordered(_run, names):
@@ -92,12 +92,12 @@ def warm_up(processes=None, progress=True):
 
 
 def _begin():
-    """A process: Ctrl-C is for its parent, which ends it; a kernel on disk is whole or absent."""
+    """Ignore Ctrl-C: the parent ends this process; kernels on disk are complete or absent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _run(name):
-    """Do a job: the number of kernels that it compiled, and the paths of those it used."""
+    """Do a job and return the number of kernels it compiled and the paths of those it used."""
     from tinybnn.kernels.machine import cache
 
     before = cache.compilations.done
@@ -209,7 +209,7 @@ def _random(seeds):
 
 
 def _use(model, shape):
-    """Steps of training, then the packed model."""
+    """Train for two steps, then predict with the packed model."""
     rng, optimizer = np.random.default_rng(0), optim.Adam(model.parameters())
     for batch in _BATCHES:
         x = channels_last(rng.standard_normal((batch, *shape), np.float32))
