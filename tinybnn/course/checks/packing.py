@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import tracemalloc
+from types import ModuleType
 from unittest import mock
 
 import numpy as np
@@ -62,7 +63,7 @@ class _Bits:
         return ", ".join(f"{int(word):#b}" for word in np.ravel(self.words))
 
 
-PACK_MISTAKES = {
+_PACK_MISTAKES = {
     "bit 1 stands for -1 here; it must stand for +1":
         lambda signs: place(-signs),
     "the tail, the bits behind the last sign, is 1 here; it must be 0, so that two tails never "
@@ -89,13 +90,13 @@ PACK_MISTAKES = {
 }  # fmt: skip
 
 
-def pack_values(packing):
+def pack_values(packing: ModuleType) -> None:
     """sign 64 j + i is bit i of word j, for rows of any length and axes in front of them."""
     from hypothesis import strategies as st
 
     def check(signs):
         try:
-            compare(packing.pack, place, {"signs": signs}, PACK_MISTAKES)
+            compare(packing.pack, place, {"signs": signs}, _PACK_MISTAKES)
         except Wrong as wrong:
             if np.shape(wrong.got) == np.shape(wrong.expected) and np.size(wrong.got) < 5:
                 wrong.got, wrong.expected = _Bits(wrong.got), _Bits(wrong.expected)
@@ -106,7 +107,7 @@ def pack_values(packing):
     for_all(check, signs=shapes.map(lambda s: (*s[0], s[1])).flatmap(_signs))
 
 
-def pack_dtype(packing):
+def pack_dtype(packing: ModuleType) -> None:
     """pack takes signs of any dtype and returns uint64."""
     for dtype in (np.float32, np.float64, np.int8):
         signs = np.array([[1, -1, 1]], dtype)
@@ -114,10 +115,10 @@ def pack_dtype(packing):
         if answer.dtype != np.uint64:
             why = "the answer is not uint64: a word has 64 bits and no sign"
             raise Wrong(why, {"signs": signs}, answer.dtype, "uint64")
-        compare(packing.pack, place, {"signs": signs}, PACK_MISTAKES)
+        compare(packing.pack, place, {"signs": signs}, _PACK_MISTAKES)
 
 
-POPCOUNT_MISTAKES = {
+_POPCOUNT_MISTAKES = {
     "only the low 32 bits of each word are counted; a word has 64":
         lambda words: _ones_in(words & np.uint64(2**32 - 1)),
     "these are the numbers of zeros; count the ones":
@@ -134,20 +135,20 @@ POPCOUNT_MISTAKES = {
 }  # fmt: skip
 
 
-def popcount_values(packing):
+def popcount_values(packing: ModuleType) -> None:
     """each word has its own number of ones, for all 64 bits and any shape."""
     from hypothesis import strategies as st
 
     shapes = st.lists(st.integers(1, 3), min_size=1, max_size=2).map(tuple)
     for_all(
         lambda words: compare(
-            packing.popcount_words, _ones_in, {"words": words}, POPCOUNT_MISTAKES
+            packing.popcount_words, _ones_in, {"words": words}, _POPCOUNT_MISTAKES
         ),
         words=shapes.flatmap(_words),
     )
 
 
-def popcount_dtype(packing):
+def popcount_dtype(packing: ModuleType) -> None:
     """counts are signed integers, so that k - 2 * count may be negative."""
     words = np.uint64([[0, 1, 2**64 - 1]])
     answer = np.asarray(call(packing.popcount_words, {"words": words}))
@@ -159,7 +160,7 @@ def popcount_dtype(packing):
         raise Wrong(why, {"words": words}, answer.dtype, "int64")
 
 
-def popcount_by_arithmetic(packing):
+def popcount_by_arithmetic(packing: ModuleType) -> None:
     """popcount_words does without np.bitwise_count."""
     why = "popcount_words calls np.bitwise_count; the exercise is to count by shifts, & and +"
     with mock.patch.object(np, "bitwise_count", side_effect=Wrong(why)) as there:
@@ -171,7 +172,7 @@ def popcount_by_arithmetic(packing):
             raise Wrong(why)
 
 
-MATMUL_MISTAKES = {
+_MATMUL_MISTAKES = {
     "bits that agree in the tail are counted: ~ inverts the tail too, where both are 0; count the "
     "differences, and only k products are there":
         lambda a, b, k: 2 * _ones_in(~(a[:, None] ^ b[None])).sum(axis=-1, dtype=np.int64) - k,
@@ -206,7 +207,7 @@ def _matmul_values(function):
         a, b = signs
         inputs = {"a": place(a), "b": place(b), "k": a.shape[-1]}
         exact = (a @ b.T).astype(np.int64)
-        compare(function, lambda a, b, k: exact, inputs, MATMUL_MISTAKES)
+        compare(function, lambda a, b, k: exact, inputs, _MATMUL_MISTAKES)
 
     rows = np.float32([[1, -1, 1, 1, -1], [-1, -1, 1, -1, -1], [1, 1, 1, -1, 1]])
     check((rows[:2], rows))  # known mistakes differ here
@@ -225,13 +226,13 @@ def _matmul_values(function):
         raise Wrong("the answer is not int32", got=answer.dtype, expected="int32")
 
 
-def matmul_values(packing):
+def matmul_values(packing: ModuleType) -> None:
     """xnor_matmul equals the product of the signs as floats, tails included."""
     with provided(packing, popcount_words=lambda words: _ones_in(words).astype(np.int64)):
         _matmul_values(packing.xnor_matmul)
 
 
-def fast_values(packing):
+def fast_values(packing: ModuleType) -> None:
     """xnor_matmul_fast equals the product of the signs as floats, tails included."""
     _matmul_values(packing.xnor_matmul_fast)
 
@@ -262,7 +263,7 @@ def _peak(function, *arguments):
         tracemalloc.stop()
 
 
-def fast_is_compiled_once(packing):
+def fast_is_compiled_once(packing: ModuleType) -> None:
     """xnor_matmul_fast is compiled at the first call and not again."""
     tiny = _random(1, 1, 1)
     packing.xnor_matmul_fast(*tiny)
@@ -275,7 +276,7 @@ def fast_is_compiled_once(packing):
         )
 
 
-def fast_needs_no_arrays(packing):
+def fast_needs_no_arrays(packing: ModuleType) -> None:
     """xnor_matmul_fast makes no array of unpacked signs nor of all differences."""
     few = _random(4, 4, 2048)
     if _peak(packing.xnor_matmul_fast, *few) > 700_000:
@@ -299,7 +300,7 @@ def _seconds_of_numpy(operands):
     return _shortest(product, *operands) / (len(a) * b.size)
 
 
-def fast_is_compiled(packing):
+def fast_is_compiled(packing: ModuleType) -> None:
     """xnor_matmul_fast has no loop that the Python interpreter runs."""
     small = _random(16, 16, 63)
     packing.xnor_matmul_fast(*small)
@@ -313,7 +314,7 @@ def fast_is_compiled(packing):
         )
 
 
-def fast_is_fast(packing):
+def fast_is_fast(packing: ModuleType) -> None:
     """xnor_matmul_fast is at least 1.5 times as fast as the same in NumPy with all pairs."""
     large = _random(160, 160, 63)
     seconds = min(_shortest(packing.xnor_matmul_fast, *large, runs=15) for _ in range(3))
@@ -334,7 +335,7 @@ def fast_is_fast(packing):
         )
 
 
-EXERCISES = (
+EXERCISES: tuple[Exercise, ...] = (
     Exercise(
         "04.1",
         "pack",

@@ -38,6 +38,7 @@ from tinybnn.course.milestones.milestone import (
     norm_parameters,
     norms,
 )
+from tinybnn.typing import Array
 
 LEVELS = (-0.5, 0.0, 0.5)
 WIDTHS = (64 * len(LEVELS), 256, 256, 10)
@@ -46,13 +47,13 @@ SEEDS = (0.9028, 0.9111, 0.9, 0.9111, 0.9028, 0.9167, 0.9167, 0.9111, 0.9167, 0.
 LEAST = 0.89
 
 
-def thermometer(pixels):
-    """Pixels (N, 1, 8, 8) as signs (N, 192): +1 where a level is reached."""
+def thermometer(pixels: Array) -> Array:
+    """Encode pixels (N, 1, 8, 8) as signs (N, 192) float32: +1 where a level is reached."""
     signs = [np.where(pixels >= level, np.float32(1), np.float32(-1)) for level in LEVELS]
     return np.concatenate([s.reshape(len(s), -1) for s in signs], axis=1)
 
 
-def run(progress=False, seed=0):
+def run(progress: bool = False, seed: int = 0) -> Outcome:
     """Train, fold, run on words, and judge."""
     from mybnn.bits import sign
     from mybnn.engine import Tensor
