@@ -110,89 +110,63 @@ def _run(name):
 # -------------------------------------------------------------------------------------------- jobs
 
 
+# Shape of a sample, and layers that a Generator initializes; few kernels in common.
+_LAYERS = {
+    "binary convolution": ((64, 16, 16), lambda rng: [
+        nn.BinaryConv2d(64, 128, 3, padding=1, bias=False, rng=rng), nn.BatchNorm2d(128),
+        nn.BinaryConv2d(128, 64, 3, stride=2, padding=1, rng=rng),
+        nn.BinaryConv2d(64, 64, 1, rng=rng),
+    ]),
+    "convolution": ((3, 16, 16), lambda rng: [
+        nn.Conv2d(3, 64, 3, padding=1, rng=rng), nn.Conv2d(64, 64, 3, groups=64, rng=rng),
+        nn.Conv2d(64, 64, 3, stride=2, rng=rng),
+        nn.ConvTranspose2d(64, 32, 3, stride=2, rng=rng), nn.Conv2d(32, 8, 1, rng=rng),
+    ]),
+    "pooling": ((64, 16, 16), lambda rng: [
+        nn.BatchNorm2d(64), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.ChannelShuffle(4),
+        nn.ReplicateChannels(64, 128),
+    ]),
+    "depth-wise convolution": ((64, 8, 8), lambda rng: [
+        nn.BinaryDepthwiseConv2d(64, 3, padding=1, rng=rng),
+        nn.DualBinaryConv2d(64, 64, 3, padding=1, groups=64, rng=rng),
+    ]),
+    "dense layers": ((200,), lambda rng: [
+        nn.BinaryLinear(200, 128, rng=rng), nn.BatchNorm1d(128), nn.Linear(128, 10, rng=rng),
+    ]),
+    "activations": ((64, 16, 16), lambda rng: [
+        nn.RSign(64), nn.RPReLU(64), nn.PReLU(64), nn.LeakyReLU(), nn.ReLU(), nn.Hardtanh(),
+        nn.Maxout(64), nn.Hardswish(), nn.Quantize("swish_sign"), nn.Quantize("approx_sign"),
+        nn.Quantize("ste_sign"),
+    ]),
+    "adaptive sets": ((64, 8, 8), lambda rng: [
+        nn.AdaBinConv2d(64, 64, 3, padding=1, rng=rng), nn.Maxout(64),
+        nn.DualAdaBinConv2d(64, 64, 3, padding=1, groups=64, rng=rng),
+    ]),
+}  # fmt: skip
+
+
 def _jobs():
-    """name -> function."""
-    jobs = {
-        "binary convolution": partial(_layers, _binary, (64, 16, 16)),
-        "convolution": partial(_layers, _real, (3, 16, 16)),
-        "optimizers": _optimizers,
-        "pooling": partial(_layers, _pooling, (64, 16, 16)),
-        "depth-wise convolution": partial(_layers, _depthwise, (64, 8, 8)),
-        "dense layers": partial(_layers, _dense, (200,)),
-        "activations": partial(_layers, _activations, (64, 16, 16)),
-        "adaptive sets": partial(_layers, _adaptive, (64, 8, 8)),
-    }
+    """Return the jobs, name -> function."""
+    jobs = {name: partial(_layers, *entry) for name, entry in _LAYERS.items()}
+    jobs["optimizers"] = _optimizers
     for network in NETWORKS:
         jobs[network.name] = partial(_network, network)
     for build in (models.mobilenet_v1, models.mobilenet_v3_small, models.shufflenet_v1):
         for method in METHODS:
-            jobs[f"{build.__name__}, {method}"] = partial(_images, build, method)
+            jobs[f"{build.__name__}, {method}"] = partial(_images, build, 0.25, method)
     for method in ("float", "birealnet", "reactnet", "adabin"):
-        jobs[f"resnet20, {method}"] = partial(_resnet, method)
+        jobs[f"resnet20, {method}"] = partial(_images, models.resnet20, 1.0, method)
     for first in range(0, 96, 32):
         jobs[f"random networks from {first}"] = partial(_random, range(first, first + 32))
     return jobs
 
 
-def _binary(rng):
-    return [
-        nn.BinaryConv2d(64, 128, 3, padding=1, bias=False, rng=rng), nn.BatchNorm2d(128),
-        nn.BinaryConv2d(128, 64, 3, stride=2, padding=1, rng=rng),
-        nn.BinaryConv2d(64, 64, 1, rng=rng),
-    ]  # fmt: skip
-
-
-def _real(rng):
-    return [
-        nn.Conv2d(3, 64, 3, padding=1, rng=rng), nn.Conv2d(64, 64, 3, groups=64, rng=rng),
-        nn.Conv2d(64, 64, 3, stride=2, rng=rng),
-        nn.ConvTranspose2d(64, 32, 3, stride=2, rng=rng), nn.Conv2d(32, 8, 1, rng=rng),
-    ]  # fmt: skip
-
-
-def _pooling(rng):
-    return [
-        nn.BatchNorm2d(64), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.ChannelShuffle(4),
-        nn.ReplicateChannels(64, 128),
-    ]  # fmt: skip
-
-
-def _depthwise(rng):
-    return [
-        nn.BinaryDepthwiseConv2d(64, 3, padding=1, rng=rng),
-        nn.DualBinaryConv2d(64, 64, 3, padding=1, groups=64, rng=rng),
-    ]
-
-
-def _dense(rng):
-    return [nn.BinaryLinear(200, 128, rng=rng), nn.BatchNorm1d(128), nn.Linear(128, 10, rng=rng)]
-
-
-def _activations(rng):
-    return [
-        nn.RSign(64), nn.RPReLU(64), nn.PReLU(64), nn.LeakyReLU(), nn.ReLU(), nn.Hardtanh(),
-        nn.Maxout(64), nn.Hardswish(), nn.Quantize("swish_sign"), nn.Quantize("approx_sign"),
-        nn.Quantize("ste_sign"),
-    ]  # fmt: skip
-
-
-def _adaptive(rng):
-    return [
-        nn.AdaBinConv2d(64, 64, 3, padding=1, rng=rng), nn.Maxout(64),
-        nn.DualAdaBinConv2d(64, 64, 3, padding=1, groups=64, rng=rng),
-    ]  # fmt: skip
-
-
-def _layers(build, shape):
+def _layers(shape, build):
     _use(nn.Sequential(*build(np.random.default_rng(0))), shape)
 
 
-def _images(build, method):
-    _use(build(0.25, 32, 10, method, rng=np.random.default_rng(0)), (3, 32, 32))
-
-
-def _resnet(method):
-    _use(models.resnet20(1.0, 32, 10, method, rng=np.random.default_rng(0)), (3, 32, 32))
+def _images(build, width, method):
+    _use(build(width, 32, 10, method, rng=np.random.default_rng(0)), (3, 32, 32))
 
 
 def _network(network):

@@ -313,7 +313,7 @@ def _outside(x, weight, padding):
 
 
 def _with_right_parts(convolution, pack=place):
-    """Context: the student's other functions replaced, so that this one is judged by itself."""
+    """Context manager: replace the student's other functions, to judge this one independently."""
     parts = {"pack": pack, "xnor_matmul": _dot, "xnor_matmul_fast": _dot}
     context = contextlib.ExitStack()
     context.enter_context(provided(convolution, windows=_windows, **parts))

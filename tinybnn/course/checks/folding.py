@@ -350,7 +350,7 @@ def _reading(weights, bits_of=lambda sums, t, f: (sums >= t) != f, signs=(-1, 1)
 
 def _predict_mistakes(weights):
     return {
-        "the bits reach pack as True and False, of which none is negative, so all become +1: pack "
+        "the bits reach pack as True and False, never negative, so all become +1: pack "
         "takes signs, +1 and -1": _reading(weights, signs=(1, 1)),
         "the sums of the last layer are signed: the scores are the sums themselves":
             _reading(weights, last=lambda s: np.where(s >= 0, 1, -1)),
@@ -365,7 +365,7 @@ def _predict_mistakes(weights):
 
 
 def predict_pieces(folding: ModuleType) -> None:
-    """pack and xnor_matmul of chapter 04, of which the network is made, are right."""
+    """pack and xnor_matmul of chapter 04, which the network consists of, are right."""
     (w,), _, x = _network(0, (70, 4))
     sums = folding.xnor_matmul(folding.pack(x), folding.pack(w), 70)
     if not np.array_equal(sums, x @ w.T):

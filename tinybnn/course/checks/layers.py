@@ -61,13 +61,13 @@ def _gradients(result, grad, tensors):
             order.append(node)
 
     visit(result)
-    found = {id(result): grad}
+    grads = {id(result): grad}
     for node in reversed(order):
-        if node.rule is None or id(node) not in found:
+        if node.rule is None or id(node) not in grads:
             continue
-        for parent, share in zip(node.parents, node.rule(found[id(node)]), strict=True):
-            found[id(parent)] = found.get(id(parent), 0) + share
-    return [np.asarray(found.get(id(t), np.zeros(t.shape))) for t in tensors]
+        for parent, share in zip(node.parents, node.rule(grads[id(node)]), strict=True):
+            grads[id(parent)] = grads.get(id(parent), 0) + share
+    return [np.asarray(grads.get(id(t), np.zeros(t.shape))) for t in tensors]
 
 
 # ------------------------------------------------------------------------------------ binary linear

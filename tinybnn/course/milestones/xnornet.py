@@ -15,7 +15,7 @@ float one in every value of each block.
 The network on 8 x 8 pixels: a first convolution, two binary blocks, and a last layer of real
 weights, as in the paper. Other than there, the first convolution has binary weights too (on real
 pixels), pooling takes the mean of 2 x 2 sums and not the largest, and activations have no scale of
-their own, which the paper found to matter little.
+their own, which matters little according to the paper.
 
 With good answers it takes about 13 seconds on one core. `SEEDS` are the accuracies of ten
 seeds:
@@ -133,7 +133,7 @@ def run(progress: bool = False, seed: int = 0) -> Outcome:
 
 
 def _differs(name, on_words, floats, wrong):
-    """How many values of a block differ, and whether they are those at the border."""
+    """Describe the values of a block that differ, and whether they are all at the border."""
     differ = on_words != floats
     where = "" if differ[:, :, 1:-1, 1:-1].any() else (
         ", all at the border: what stands outside the image must count as 0, not as -1 or +1"
