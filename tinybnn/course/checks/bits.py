@@ -14,9 +14,11 @@ _SHORT = np.float32([[-1, 1, 1, -1, 1, -1, -1, 1, -1], [1, 1, -1, -1, -1, 1, -1,
 
 
 class Bits(int):
-    """An integer that a message shows as bits, `width` of them."""
+    """An integer that messages show as `width` bits."""
 
-    def __new__(cls, value, width=1):
+    width: int
+
+    def __new__(cls, value: int, width: int = 1) -> Bits:
         self = super().__new__(cls, value)
         self.width = width
         return self

@@ -6,7 +6,9 @@ import contextlib
 import functools
 import itertools
 import sys
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -24,12 +26,15 @@ from tinybnn.course.exercise import (
 
 
 class Formula:
-    """A function with a text that a message shows."""
+    """A function that messages show as a text."""
 
-    def __init__(self, text, function):
+    text: str
+    function: Callable[..., Any]
+
+    def __init__(self, text: str, function: Callable[..., Any]) -> None:
         self.text, self.function, self.__name__ = text, function, text
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments: Any) -> Any:
         return self.function(*arguments)
 
     def __repr__(self):

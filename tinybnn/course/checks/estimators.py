@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -15,13 +16,13 @@ from tinybnn.course.exercise import Exercise, Wrong, call, compare, equal, for_a
 _TOLERANCE = 1e-5
 
 
-def engine(module):
-    """The student's own engine, beside the module."""
+def engine(module: ModuleType) -> ModuleType:
+    """Import the student's engine, beside the module."""
     return importlib.import_module(".engine", module.__package__)
 
 
-def computed(name, answer, tensor):
-    """The array in a student's answer, which must be a Tensor of the own engine."""
+def computed(name: str, answer: Any, tensor: type) -> Any:
+    """Return the array in a student's answer, which must be a Tensor of mybnn.engine."""
     if not isinstance(answer, tensor):
         raise Wrong(f"{name} returns a {type(answer).__name__}, expected a Tensor of mybnn.engine")
     return answer.data

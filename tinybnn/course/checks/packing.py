@@ -6,17 +6,34 @@ import os
 import time
 import tracemalloc
 from types import ModuleType
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import numpy as np
 
 from tinybnn.course.exercise import Exercise, Wrong, call, compare, for_all, provided
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tinybnn.typing import Array, Words
+
 _ones_in = np.bitwise_count  # the one of NumPy, whatever a check puts in its place
 
 
-def place(signs, words=None, tail=0, order=1):
-    """Signs as words, with `tail` behind them, `order` -1 for the highest bit first."""
+def place(signs: Array, words: int | None = None, tail: int = 0, order: int = 1) -> Words:
+    """Pack signs (..., K) into words (..., ceil(K / 64)), a bit each.
+
+    Parameters
+    ----------
+    signs : (..., K) of ±1
+    words : int, optional
+        Number of words per row; default: as many as needed.
+    tail : 0 or 1
+        The unused bits.
+    order : 1 or -1
+        -1 for the highest bit first.
+    """
     count = signs.shape[-1]
     words = -(-count // 64) if words is None else words
     bits = np.full((*signs.shape[:-1], 64 * words), tail, np.uint64)
@@ -29,7 +46,8 @@ def _differences(a, b):
     return _ones_in(a[:, None] ^ b[None]).sum(axis=-1, dtype=np.int64)
 
 
-def product(a, b, k):
+def product(a: Words, b: Words, k: int) -> NDArray[np.int64]:
+    """Compute the products (M, N) int64 of rows of K signs, words (M, W) and (N, W)."""
     return k - 2 * _differences(a, b)
 
 
