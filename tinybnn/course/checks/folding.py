@@ -415,7 +415,7 @@ EXERCISES: tuple[Exercise, ...] = (
         (
             "What dtype has an int32 array minus a float32 array? Print it.",
             "Make float32 of the sums with np.asarray(a, np.float32). The parameters are float32 "
-            "already, and so is everything computed of them.",
+            "already, and so is everything computed from them.",
             "The last line is the formula of the docstring. A division is not a multiplication "
             "with 1 / sqrt(...): that rounds twice.",
         ),
@@ -428,7 +428,7 @@ EXERCISES: tuple[Exercise, ...] = (
         (fold_rising, fold_falling, fold_constant, fold_any, fold_rounding),
         (
             "There are only 2 * limit + 1 sums. What does normalized say at each of them?",
-            "Of the bools normalized(sums[:, None], ...) >= 0, one column is a channel. It changes "
+            "In the bools normalized(sums[:, None], ...) >= 0, one column is a channel. It changes "
             "once or never. Compare the rows from the second on with the rows but the last.",
             "argmax over axis 0 of these changes finds the first True; the row behind it belongs "
             "to the threshold. Where any is False the channel is constant. The first row says "
