@@ -14,7 +14,6 @@ from tinybnn.bench.peers import is_installed
 from tinybnn.bench.twin import twin
 
 if TYPE_CHECKING:
-    from tinybnn.bench.training import Training
     from tinybnn.typing import Array
 
 
@@ -79,7 +78,7 @@ class TorchTraining:
     optimizer : torch.optim.Adam
     """
 
-    def __init__(self, ours: Training, variant: Variant, num_threads: int | None):
+    def __init__(self, ours: Any, variant: Variant, num_threads: int | None):
         import torch
 
         if num_threads is not None:
@@ -101,7 +100,7 @@ class TorchTraining:
         self.loss = getattr(torch.nn.functional, ours.loss.__name__)
         self.copy_batch(ours)
 
-    def copy_batch(self, ours: Training) -> None:
+    def copy_batch(self, ours: Any) -> None:
         """Copy our images and labels."""
         self.x = self._tensor(ours.x)
         self.target = self.x if ours.target is ours.x else self._tensor(ours.target)
