@@ -408,7 +408,7 @@ class LogisticNoise:
     def __init__(self, width: float = 0.5) -> None:
         if not width > 0:
             raise ValueError(f"LogisticNoise: width must be positive, got {width!r}")
-        self.width = float(width)
+        self.width: float = float(width)
 
     def probability(self, a: ArrayLike) -> FloatArray:
         """Compute the probability of +1 for inputs a (n,), float64 (n,)."""
@@ -433,7 +433,7 @@ class UniformNoise:
     def __init__(self, width: float = 1.0) -> None:
         if not width > 0:
             raise ValueError(f"UniformNoise: width must be positive, got {width!r}")
-        self.width = float(width)
+        self.width: float = float(width)
 
     def probability(self, a: ArrayLike) -> FloatArray:
         """Compute the probability of +1 for inputs a (n,), float64 (n,)."""

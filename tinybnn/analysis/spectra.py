@@ -68,7 +68,8 @@ class Lanczos:
     def __init__(
         self, operator: Operator, start: FloatArray, rng: np.random.Generator | None
     ) -> None:
-        self.operator, self.rng = operator, rng
+        self.operator: Operator = operator
+        self.rng: np.random.Generator | None = rng
         self.alphas, self.betas = [], []
         self._basis = np.empty((0, len(start)), operator.dtype)  # one vector per row
         self._next = start / np.linalg.norm(start)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,10 @@ from tinybnn.bench.rounds import Row, Settings, Target, compare, contender
 from tinybnn.bench.torch_training import TorchTraining, Variant, variants
 from tinybnn.bench.training import Network, Training
 from tinybnn.kernels.machine import threads
-from tinybnn.typing import Array
+from tinybnn.typing import Array, FloatArray
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Task(NamedTuple):
@@ -50,8 +53,10 @@ class Product(Training):
     def __init__(self, network: Network, batch: int):
         super().__init__(network, batch)
         batches = [(self.x, self.target)]
-        self.operator = analysis.HessianOperator(self.model, batches, self.loss, training=True)
-        self.vector = self.rng.standard_normal(self.operator.size, np.float32)
+        self.operator: analysis.HessianOperator = analysis.HessianOperator(
+            self.model, batches, self.loss, training=True
+        )
+        self.vector: FloatArray = self.rng.standard_normal(self.operator.size, np.float32)
 
     def __call__(self) -> Array:
         return self.operator @ self.vector
@@ -62,8 +67,10 @@ class TorchProduct(TorchTraining):
 
     def __init__(self, ours: Product, variant: Variant, num_threads: int | None):
         super().__init__(ours, variant, num_threads)
-        self.parameters = list(self.network.parameters())
-        self.directions = [self._tensor(part) for part in ours.operator.split(ours.vector)]
+        self.parameters: list[torch.Tensor] = list(self.network.parameters())
+        self.directions: list[torch.Tensor] = [
+            self._tensor(part) for part in ours.operator.split(ours.vector)
+        ]
 
     def __call__(self) -> Array:
         grad = self._torch.autograd.grad

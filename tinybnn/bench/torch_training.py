@@ -14,6 +14,8 @@ from tinybnn.bench.peers import is_installed
 from tinybnn.bench.twin import twin
 
 if TYPE_CHECKING:
+    import torch
+
     from tinybnn.typing import Array
 
 
@@ -85,10 +87,12 @@ class TorchTraining:
             torch.set_num_threads(num_threads)
         self._torch = torch
         self._layout, self._dtype = (getattr(torch, v) for v in (variant.layout, variant.dtype))
-        self.network = twin(ours.model).to(dtype=self._dtype, memory_format=self._layout)
+        self.network: torch.nn.Module = twin(ours.model).to(
+            dtype=self._dtype, memory_format=self._layout
+        )
         self.copy_weights(ours.model)
         parameters = dict(self.network.named_parameters())
-        self.latents = [
+        self.latents: list[tuple[torch.Tensor, float]] = [
             (parameters[name], p.clip_value)
             for name, p in ours.model.named_parameters()
             if isinstance(p, nn.LatentParameter) and p.clip_value is not None
@@ -96,14 +100,16 @@ class TorchTraining:
         (group,) = ours.optimizer.param_groups
         settings = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
         fused = {"fused": True} if variant.fused else {}
-        self.optimizer = torch.optim.Adam(self.network.parameters(), **settings, **fused)
-        self.loss = getattr(torch.nn.functional, ours.loss.__name__)
+        self.optimizer: torch.optim.Adam = torch.optim.Adam(
+            self.network.parameters(), **settings, **fused
+        )
+        self.loss: Any = getattr(torch.nn.functional, ours.loss.__name__)
         self.copy_batch(ours)
 
     def copy_batch(self, ours: Any) -> None:
         """Copy our images and labels."""
-        self.x = self._tensor(ours.x)
-        self.target = self.x if ours.target is ours.x else self._tensor(ours.target)
+        self.x: torch.Tensor = self._tensor(ours.x)
+        self.target: torch.Tensor = self.x if ours.target is ours.x else self._tensor(ours.target)
 
     def copy_weights(self, model: nn.Module) -> None:
         """Copy the parameters and running statistics of our model."""

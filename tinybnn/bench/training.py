@@ -178,11 +178,14 @@ class Training:
     target: Array
 
     def __init__(self, network: Network, batch: int | None = None):
-        self.network, self.batch = network, network.batch if batch is None else batch
-        self.rng = np.random.default_rng(0)
-        self.model = network.build(self.rng)
-        self.optimizer = optim.Adam(self.model.parameters(), lr=1e-3)
-        self.loss = F.cross_entropy if network.classes else F.binary_cross_entropy_with_logits
+        self.network: Network = network
+        self.batch: int = network.batch if batch is None else batch
+        self.rng: np.random.Generator = np.random.default_rng(0)
+        self.model: nn.Sequential = network.build(self.rng)
+        self.optimizer: optim.Adam = optim.Adam(self.model.parameters(), lr=1e-3)
+        self.loss: Callable[..., Tensor] = (
+            F.cross_entropy if network.classes else F.binary_cross_entropy_with_logits
+        )
         self.draw()
 
     def draw(self) -> None:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     Place: TypeAlias = Axes | FigureBase | None  # the argument `ax` of a picture
 
-P = ParamSpec("P")
-R = TypeVar("R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 # The colours of Okabe and Ito (2008), distinguishable with any colour vision, without their yellow,
 # too pale on white. All pictures use them.
@@ -92,15 +92,15 @@ def save(figure: Figure, path: str | os.PathLike[str], format: str | None = None
 
 class _Decorator(Protocol):
     @overload
-    def __call__(self, draw: Callable[P, None]) -> Callable[P, Axes]: ...
+    def __call__(self, draw: Callable[_P, None]) -> Callable[_P, Axes]: ...
     @overload
-    def __call__(self, draw: Callable[P, R]) -> Callable[P, R]: ...
+    def __call__(self, draw: Callable[_P, _R]) -> Callable[_P, _R]: ...
 
 
 @overload
-def picture(draw: Callable[P, None]) -> Callable[P, Axes]: ...
+def picture(draw: Callable[_P, None]) -> Callable[_P, Axes]: ...
 @overload
-def picture(draw: Callable[P, R]) -> Callable[P, R]: ...
+def picture(draw: Callable[_P, _R]) -> Callable[_P, _R]: ...
 @overload
 def picture(draw: None = None, *, size: tuple[float, float] | None) -> _Decorator: ...
 def picture(
