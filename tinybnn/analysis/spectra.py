@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Operator(Protocol):
-    """A symmetric matrix (n, n) of which products with vectors (n,) are computed."""
+    """A symmetric matrix (n, n), given by its products with vectors (n,)."""
 
     @property
     def shape(self) -> Shape:

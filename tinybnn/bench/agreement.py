@@ -36,7 +36,7 @@ _WIDTHS, _ALIGN = (21, 5, 5, 7, 22, 22, 6), "<>>><<<"
 
 _FLOAT64 = Variant("PyTorch float64", dtype="float64")
 _NEAR = 1e-5  # largest difference of two values on different sides of a jump
-_MOST_DRAWS = 20  # of a batch for one step
+_MOST_DRAWS = 20  # batches drawn for one step
 _ON_AND_BEYOND_THE_CLIP = (1.5, -1.2, 1.0, -1.0)  # the first latents before each step
 
 

@@ -77,7 +77,7 @@ def other_networks(
     Parameters
     ----------
     model : Sequential
-        Of the layers that `layers_of` knows.
+        Only layers that `layers_of` knows.
     x : (N, C, H, W) float32
     num_threads : int
     say : callable

@@ -35,7 +35,7 @@ _MOST_CALLS = 50
 
 
 class Settings(NamedTuple):
-    """How to measure.
+    """Options of a measurement.
 
     Attributes
     ----------

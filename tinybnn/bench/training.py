@@ -51,7 +51,7 @@ class Network(NamedTuple):
     build : callable
         Takes a Generator and returns a Sequential.
     input_shape : tuple of int
-        Of one sample.
+        Shape of one sample.
     batch : int
     ratios : (float, float) or None
         Targets with AVX-512 and with AVX2 for the ratio to PyTorch in its faster memory layout, on
@@ -313,7 +313,7 @@ def profile_of(step: Callable[[], Any], repetitions: int) -> analysis.OperationT
 
 _IN_A_PROCESS = "from tinybnn.bench.training import print_memory; print_memory({!r})"
 _STEPS = 8
-_STATUS = Path("/proc/self/status")  # of Linux
+_STATUS = Path("/proc/self/status")  # Linux
 
 
 def memory_of(name: str, who: str, batch: int, settings: Settings) -> dict[str, int] | None:
@@ -365,7 +365,7 @@ def _give_back():
     """Return unused memory of this process to the system."""
     gc.collect()
     memory.keep(memory.keep(0))
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU C library
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # in the GNU C library
     if trim is not None:
         trim(0)
 

@@ -95,7 +95,7 @@ def _same_width(*texts):
 
 
 def _comparable(got, expected):
-    """Two arrays of numbers, of one shape, some of whose values differ."""
+    """Whether two answers are arrays of numbers of equal shape that differ."""
     kinds = (np.ndarray, list, np.generic)
     if not (isinstance(got, kinds) and isinstance(expected, kinds)):
         return False
