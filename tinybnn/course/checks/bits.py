@@ -8,7 +8,9 @@ import numpy as np
 
 from tinybnn.course.exercise import Exercise, Wrong, call, compare, for_all, provided
 
-_EXAMPLE = np.float32([[1, -1, 1, 1, -1, 1, 1, -1], [1, 1, -1, 1, 1, 1, 1, -1]])  # the notebook's
+_EXAMPLE = np.float32(
+    [[1, -1, 1, 1, -1, 1, 1, -1], [1, 1, -1, 1, 1, 1, 1, -1]]
+)  # the notebook's
 _LONG = np.tile(_EXAMPLE, 9)
 _SHORT = np.float32([[-1, 1, 1, -1, 1, -1, -1, 1, -1], [1, 1, -1, -1, -1, 1, -1, -1, -1]])
 
@@ -30,7 +32,7 @@ class Bits(int):
         return str(int(self))
 
 
-Bits.__name__ = Bits.__qualname__ = "int"  # what a student calls it
+Bits.__name__ = Bits.__qualname__ = "int"  # as students call it
 
 
 # ------------------------------------------------------------------------------------------ sign
@@ -104,7 +106,7 @@ _TO_INTEGER_MISTAKES = {
 
 
 def _rows(count, longest):
-    """Strategy: `count` rows of signs of one length."""
+    """Strategy: `count` rows of signs of equal length."""
     from hypothesis import strategies as st
 
     signs = st.sampled_from([1.0, -1.0])
@@ -227,7 +229,7 @@ _READY_MADE = (
 
 
 class _Unwritten(int):
-    """An integer that is not to be written as a text of ones and zeros."""
+    """An integer that cannot be formatted as a text of ones and zeros."""
 
     def __format__(self, form):
         if form.endswith("b"):

@@ -101,7 +101,7 @@ _WINDOWS_MISTAKES = {
 
 
 def _geometries():
-    """Images with their shape, and windows that fit into them."""
+    """Strategy: images with their shape, and windows that fit into them."""
     from hypothesis import strategies as st
 
     def valid(g):
@@ -116,7 +116,7 @@ def _geometries():
 
 
 def _numbered(shape):
-    """Images whose pixels are 1, 2, 3 and so on."""
+    """Make images whose pixels are 1, 2, 3 and so on."""
     return np.arange(1, np.prod(shape) + 1, dtype=np.float32).reshape(shape)
 
 
@@ -307,7 +307,7 @@ _CONV_MISTAKES = {
 
 
 def _outside(x, weight, padding):
-    """The sum of the weights whose taps fall on the frame."""
+    """Sum the weights whose taps are on the frame."""
     frame = _padded(np.zeros((1, *x.shape[1:]), np.int64), padding, 1)
     return _convolution(frame, weight)
 
@@ -387,7 +387,7 @@ def _quads(bits):
 
 
 def _unpaired(bits):
-    """Every second row | every second row, where NumPy lets 2 of them meet 1."""
+    """Combine every second row with the others by |, where NumPy broadcasts 1 row to 2."""
     if bits.shape[2:] != (3, 3):
         return None
     rows = bits[:, :, 0::2] | bits[:, :, 1::2]
@@ -420,7 +420,7 @@ _POOL_MISTAKES = {
 
 
 def pool_values(convolution: ModuleType) -> None:
-    """max_pool_bits is the maximum of each 2 x 2 signs; an odd row or column at the end goes."""
+    """max_pool_bits is the maximum of each 2 x 2 signs; an odd last row or column is dropped."""
     from hypothesis import strategies as st
     from hypothesis.extra.numpy import arrays
 

@@ -70,11 +70,11 @@ _AGAIN = (
 
 
 class _TooOften(Exception):  # noqa: N818 - not an error of the student's code
-    """What is counted has happened more often than any right answer needs."""
+    """A counted event has happened more often than any right answer needs."""
 
 
 def _counted(function, inputs, why):
-    """The student's answer, or `Wrong` if a counter stopped it."""
+    """Return the student's answer, or raise `Wrong` if a counter stopped it."""
 
     def watched(*arguments):
         try:
@@ -91,7 +91,7 @@ def _counted(function, inputs, why):
 
 
 def _bounded(engine, limit):
-    """A class of Tensors whose parents can be asked for `limit` times in all."""
+    """Make a class of Tensors whose parents can be read at most `limit` times in total."""
     asked = itertools.count()
 
     class Bounded(engine.Tensor):
@@ -105,12 +105,12 @@ def _bounded(engine, limit):
         def parents(self, value):
             self._parents = value
 
-    Bounded.__name__ = Bounded.__qualname__ = "Tensor"  # what a student calls it
+    Bounded.__name__ = Bounded.__qualname__ = "Tensor"  # as students call it
     return Bounded
 
 
 def _graph(make, edges):
-    """Tensors t0, t1, ...: edges[i] are the numbers of the parents of tensor i."""
+    """Make Tensors t0, t1, ...: edges[i] are the numbers of the parents of tensor i."""
     tensors = []
     for parents in edges:
         tensors.append(make(0.0, [tensors[i] for i in parents]))
@@ -224,7 +224,7 @@ def _deep(engine, function, name):
 
 @contextlib.contextmanager
 def _usual_depth():
-    """Context: functions may call themselves as deep as Python allows, whatever was set."""
+    """Context manager: fix the recursion limit at its default, whatever the student sets."""
     before, set_limit = sys.getrecursionlimit(), sys.setrecursionlimit
     set_limit(1000)
     try:
@@ -314,7 +314,7 @@ class _Missing:
 
 
 def _of_none(error, result):
-    """What an error says that comes from a rule or a gradient that is None."""
+    """Explain an error caused by a rule or a gradient that is None."""
     text = str(error)
     if not isinstance(error, TypeError | AttributeError) or "NoneType" not in text:
         return None
@@ -333,7 +333,7 @@ def _of_none(error, result):
 
 
 def _own_functions(check):
-    """A check of `backward` alone: what it calls is provided."""
+    """Decorate a check of `backward` alone: the functions that it calls are provided."""
 
     @functools.wraps(check)
     def checked(engine):
@@ -495,7 +495,7 @@ def _leading(grad, shape):
 
 
 def _trailing(grad, shape):
-    """Axes matched from the left, as NumPy does not."""
+    """Match axes from the left, unlike NumPy."""
     grad = grad.sum(axis=tuple(range(len(shape), grad.ndim)))
     return grad.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)
 
@@ -585,7 +585,7 @@ _MATMUL_MISTAKES = {
 
 
 def _product(engine, a, b):
-    """The student's a @ b, as a Tensor with parents and a rule."""
+    """Compute the student's a @ b, which must be a Tensor with parents and a rule."""
     inputs = {"a": a, "b": b}
     left, right = engine.Tensor(a), engine.Tensor(b)
 
@@ -650,7 +650,7 @@ def matmul_rule(engine: ModuleType) -> None:
             raise Wrong("the rule returns Tensors; rules take and return arrays: b.data.T")
         return tuple(shares)
 
-    # Mistaken products fit as well where all sides are equal: there the mistake has a name.
+    # With equal sides mistaken products have the right shape, so the mistake can be named.
     square = [
         {"a": np.array([[1.0, 2], [3, 4]]), "b": np.array([[5.0, -1], [2, 3]]),
          "grad": np.array([[1.0, 0], [2, -3]])},
@@ -697,7 +697,7 @@ def matmul_dtype(engine: ModuleType) -> None:
 def _gradcheck(engine, function, *arrays, ahead=1.0, behind=-1.0, over=2.0, restore=True,
                join=lambda errors: np.max(np.abs(errors)), first=False, together=False,
                ):  # fmt: skip
-    """Central differences; the options make typical mistakes."""
+    """Compute central differences; the options make typical mistakes."""
     h = 1e-5
     tensors = [engine.Tensor(np.array(array, dtype=np.float64)) for array in arrays]
     _backward(function(*tensors).sum())
@@ -743,7 +743,7 @@ def _gradcheck_mistakes(engine):
 
 
 def _all_provided(check):
-    """A check of `gradcheck` alone: what it calls is provided."""
+    """Decorate a check of `gradcheck` alone: the functions that it calls are provided."""
 
     @functools.wraps(check)
     def checked(engine):
@@ -795,7 +795,7 @@ def gradcheck_of_wrong_rules(engine: ModuleType) -> None:
 
 
 def _gradcheck_probes(engine):
-    """Functions with wrong rules, which tell mistaken checks from one another."""
+    """Make functions with wrong rules, which distinguish mistaken checks."""
 
     def wrong_square(x, factor):
         return engine.Tensor(x.data**2, (x,), lambda grad: (grad * factor * x.data,))

@@ -29,7 +29,7 @@ def computed(name: str, answer: Any, tensor: type) -> Any:
 
 
 def _values():
-    """Small arrays of floats, in which 0 and the borders at -1 and 1 are frequent."""
+    """Strategy: small arrays of floats, with many 0 and borders at -1 and 1."""
     from hypothesis import strategies as st
     from hypothesis.extra.numpy import arrays
 
@@ -38,12 +38,12 @@ def _values():
     return arrays(np.float32, st.sampled_from([(1,), (4,), (2, 3)]), elements=numbers)
 
 
-_PROBE = np.float32([-2, -1, -0.5, 0, 0.25, 1, 3])  # each known mistake has an answer of its own
+_PROBE = np.float32([-2, -1, -0.5, 0, 0.25, 1, 3])  # answers of known mistakes differ
 _PROBES = [_PROBE, np.float32([[0.75, -0.25], [-1.5, 1.25]]), np.float32([0.5, -0.75, -3, 1.5])]
 
 
 def _compare_all(function, reference, mistakes, tolerance=_TOLERANCE, **more):
-    """On the probe, whose answer tells one mistake from another, then on any small arrays."""
+    """Compare on the probe, which distinguishes the mistakes, then on any small arrays."""
 
     probes = [
         {"x": x, **{name: values[i % len(values)] for name, values in more.items()}}
@@ -237,7 +237,7 @@ def sign_forward(estimators: ModuleType) -> None:
 
 
 def _operation(estimators, x, *gradient):
-    """The student's sign_ste of a Tensor, whose data it must leave as they are."""
+    """Call the student's sign_ste of a Tensor, whose data it must not change."""
     before = x.data.copy()
     try:
         result = estimators.sign_ste(x, *gradient)
@@ -271,7 +271,7 @@ _GRADIENT_MISTAKES = {
 
 
 def _gradient(estimators):
-    """The rule's answer as a function of the input, the incoming gradient and the factor."""
+    """Make the rule a function of the input, the incoming gradient and the factor."""
     tensor = engine(estimators).Tensor
 
     def sign_ste(x, grad, gradient):

@@ -65,7 +65,7 @@ _ROUNDED_ELSEWHERE = {
 
 
 def _parameters(seed, channels=1, round_numbers=False, limit=64):
-    """Statistics as sums of `limit` signs have them, gamma of both signs; float32 (M,)."""
+    """Draw statistics typical of sums of `limit` signs, gamma of both signs; float32 (M,)."""
     rng = np.random.default_rng(seed)
     mean = rng.normal(0, np.sqrt(limit), channels)
     var = limit * rng.uniform(0.3, 3, channels)
@@ -138,7 +138,7 @@ def _by_formula(dtype):
 
 
 def _shifted(by):
-    """The bits of a threshold that is too high by so much."""
+    """Make bits with thresholds too high by a number."""
     return lambda sums, plus, **_: plus[np.clip(np.arange(len(sums)) - by, 0, len(sums) - 1)]
 
 
@@ -215,7 +215,7 @@ def _fold_is_right(folding, limit, parameters, mistakes):
 
 
 def _fold_mistake(mistakes, sums, bits, plus, parameters):
-    """The mistake that makes these bits of one channel, in words."""
+    """Describe the mistake that makes these bits of one channel."""
     with np.errstate(all="ignore"):
         for text, mistaken in mistakes.items():
             if np.array_equal(bits, mistaken(sums, plus, **parameters)):
@@ -224,7 +224,7 @@ def _fold_mistake(mistakes, sums, bits, plus, parameters):
 
 
 def _cases(folding, limit=8, mistakes=_FOLD_MISTAKES, **columns):
-    """Each column of small numbers is a channel of its own."""
+    """Make each column of small numbers a channel."""
     for values in zip(*columns.values(), strict=True):
         given = {k: np.float32([v]) for k, v in zip(columns, values, strict=True)}
         _fold_is_right(folding, limit, given, mistakes)
@@ -322,7 +322,7 @@ def pooled_sums(folding: ModuleType) -> None:
 
 
 def _network(seed, widths):
-    """A random network: signs of the weights and the comparisons of each layer but the last."""
+    """Draw a random network: signs of the weights, and comparisons of all layers but the last."""
     rng = np.random.default_rng(seed)
     weights = [rng.choice(np.float32([-1, 1]), (m, k)) for k, m in itertools.pairwise(widths)]
     layers = [{"k": w.shape[1]} for w in weights]
@@ -334,7 +334,7 @@ def _network(seed, widths):
 
 def _reading(weights, bits_of=lambda sums, t, f: (sums >= t) != f, signs=(-1, 1), last=None,
              words=False):  # fmt: skip
-    """A function of (layers, x) that computes with floats, in which one thing may be wrong."""
+    """Make a function of (layers, x) that computes with floats, with at most one mistake."""
 
     def forward(layers, x):
         for layer, w in zip(layers, weights, strict=True):

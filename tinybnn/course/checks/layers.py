@@ -27,7 +27,7 @@ def _unbroadcast(grad, shape):
 
 
 def _own_functions(check):
-    """A check of a layer alone: what it calls of other chapters is provided."""
+    """Decorate a check of a layer alone: functions of other chapters are provided."""
 
     @functools.wraps(check)
     def checked(layers):
@@ -50,7 +50,7 @@ def _own_functions(check):
 
 
 def _gradients(result, grad, tensors):
-    """What the rules of the operations make of a gradient, for each of the tensors."""
+    """Propagate a gradient by the rules of the operations to each of the tensors."""
     order, seen = [], set()
 
     def visit(node):
@@ -154,14 +154,14 @@ def _norm(x, gamma, beta, eps=1e-5):
 
 
 def _of_variance(var):
-    """Batch norm with another variance."""
+    """Make batch norm with another variance."""
     return lambda x, gamma, beta, eps: (
         (x - x.mean(0)) / np.sqrt(var(x) + eps) * gamma + beta, x.mean(0), var(x)
     )  # fmt: skip
 
 
 def _normalized(function):
-    """Another result, with the right mean and variance."""
+    """Make batch norm with another result, but the right mean and variance."""
     return lambda x, gamma, beta, eps: (function(x, gamma, beta, eps), x.mean(0), x.var(0))
 
 

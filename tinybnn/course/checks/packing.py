@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tinybnn.typing import Array, Words
 
-_ones_in = np.bitwise_count  # the one of NumPy, whatever a check puts in its place
+_ones_in = np.bitwise_count  # NumPy's own, even while a check replaces it
 
 
 def place(signs: Array, words: int | None = None, tail: int = 0, order: int = 1) -> Words:
@@ -52,7 +52,7 @@ def product(a: Words, b: Words, k: int) -> NDArray[np.int64]:
 
 
 def _unshifted(words):
-    """The counts of the bytes times 0x0101...01: their sum is in the highest byte."""
+    """Multiply the counts of the bytes by 0x0101...01: their sum is in the highest byte."""
     counts = _ones_in(np.ascontiguousarray(words)[..., None].view(np.uint8)).view(np.uint64)[..., 0]
     return counts * np.uint64(0x0101010101010101)
 
@@ -72,7 +72,7 @@ def _words(shape):
 
 
 class _Bits:
-    """Words that are shown as bits, the lowest one last."""
+    """Words that messages show as bits, the lowest one last."""
 
     def __init__(self, words):
         self.words = words
@@ -271,7 +271,7 @@ def _shortest(function, *arguments, runs=7):
 
 
 def _peak(function, *arguments):
-    """Bytes that NumPy and Python hold at most during a call."""
+    """Measure the peak memory of NumPy and Python during a call, bytes."""
     function(*arguments)
     tracemalloc.start()
     try:
@@ -313,7 +313,7 @@ def fast_needs_no_arrays(packing: ModuleType) -> None:
 
 
 def _seconds_of_numpy(operands):
-    """Seconds that the product in NumPy, with an array of all differences, takes for a word."""
+    """Measure NumPy's product with an array of all differences, seconds per word."""
     a, b, _ = operands
     return _shortest(product, *operands) / (len(a) * b.size)
 
