@@ -73,7 +73,7 @@ def test_texts_of_a_convolution_that_are_cut_off_or_overlap():
     ((signs_of(1, 4, 4), signs_of(2, 3, 3)), "weight of shape .2, 3, 3. does not fit x"),
     ((signs_of(1, 2, 2), signs_of(1, 3, 3)), "weight of shape .1, 3, 3. does not fit x"),
     ((signs_of(1, 28, 28), signs_of(1, 3, 3)), "too large for a picture; show at most 12"),
-    ((signs_of(1, 4, 4), signs_of(1, 3, 3), (2, 0)), "position .2, 0. lies outside of the output"),
+    ((signs_of(1, 4, 4), signs_of(1, 3, 3), (2, 0)), "position .2, 0. is outside of the output"),
     ((signs_of(1, 4, 4), signs_of(1, 3, 3), []), "positions must be 1 to 6 pairs, got 0"),
     ((signs_of(1, 4, 4), signs_of(1, 3, 3), (0, 0), 0), "stride must be an int >= 1, got 0"),
 ])  # fmt: skip

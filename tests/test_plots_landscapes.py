@@ -54,8 +54,8 @@ def test_a_density_of_zero_on_a_logarithmic_axis():
 @pytest.mark.parametrize(("grid", "density", "message"), [
     ([0, 1], [1.0], "one length, got 2 and 1"),
     ([0, 1], [1.0, -1.0], "not its logarithm"),
-    ([0, 1], [0.0, 0.0], "at least 0, and one above it"),
-    ([], [], "at least 0, and one above it"),
+    ([0, 1], [0.0, 0.0], "at least 0, one of them positive"),
+    ([], [], "at least 0, one of them positive"),
     ([[0, 1]], [1.0, 2.0], r"grid must have one dimension, got shape \(1, 2\)"),
 ])  # fmt: skip
 def test_a_density_that_is_none(grid, density, message):

@@ -224,7 +224,7 @@ class Outputs(nn.Module):
 
 @pytest.mark.parametrize("function", [lambda x: (x, x * 2.0), lambda x: Tensor(x.data), len])
 def test_an_output_that_does_not_come_from_the_input(function):
-    with pytest.raises(ValueError, match="output must be one Tensor, made of its input"):
+    with pytest.raises(ValueError, match="output must be one Tensor, computed from its input"):
         plots.architecture(Outputs(function), (4,))
 
 
