@@ -8,9 +8,7 @@ import numpy as np
 
 from tinybnn.course.exercise import Exercise, Wrong, call, compare, for_all, provided
 
-_EXAMPLE = np.float32(
-    [[1, -1, 1, 1, -1, 1, 1, -1], [1, 1, -1, 1, 1, 1, 1, -1]]
-)  # the notebook's
+_EXAMPLE = np.float32([[1, -1, 1, 1, -1, 1, 1, -1], [1, 1, -1, 1, 1, 1, 1, -1]])  # the notebook's
 _LONG = np.tile(_EXAMPLE, 9)
 _SHORT = np.float32([[-1, 1, 1, -1, 1, -1, -1, 1, -1], [1, 1, -1, -1, -1, 1, -1, -1, -1]])
 
