@@ -140,7 +140,7 @@ class CurvatureOperator:
         """float32 or float64, the common dtype of the parameters."""
         return np.result_type(*[p.dtype for p in self.parameters])
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"{type(self).__name__}({self.size}×{self.size}, signs={self.signs!r})"
 
     def matvec(self, vector: FloatArray) -> FloatArray:

@@ -82,7 +82,7 @@ class OperationCount:
         """Bits of all parameters and statistics."""
         return sum(layer.weight_bits for layer in self.layers)
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [_LINE.format("layer", "output", "BOPs", "FLOPs", "bits")]
         for row in self.layers:
             name = f"{row.name} ({type(row.layer).__name__})"

@@ -69,7 +69,7 @@ class OperationTimes:
         ]
         return sorted(rows, key=lambda row: -row["share"])
 
-    def __str__(self):
+    def __str__(self) -> str:
         return table(self.rows)
 
 

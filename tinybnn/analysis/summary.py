@@ -59,7 +59,7 @@ class Summary:
         remarks = [f"OPs = BOPs / 64 + FLOPs = {self.ops:,.0f}"]
         return remarks + [f"no packed form: {self.not_packed}"] * bool(self.not_packed)
 
-    def __str__(self):
+    def __str__(self) -> str:
         cells = [self._HEADER, *self._cells()]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         header, *rows, total = (tables.line(row, widths, self._ALIGN) for row in cells)

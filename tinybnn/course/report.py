@@ -50,7 +50,7 @@ class Report(tuple[Verdict, ...]):
         """Messages below the verdicts' lines."""
         return [*messages(self), *("\n" + wrapped(remark) for remark in self.remarks)]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return "\n".join([*map(line, self), *self.texts])
 
 

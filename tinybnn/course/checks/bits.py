@@ -23,10 +23,10 @@ class Bits(int):
         self.width = width
         return self
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"0b{int(self):0{self.width}b}"
 
-    def __str__(self):
+    def __str__(self) -> str:
         return str(int(self))
 
 

@@ -32,12 +32,13 @@ class Formula:
     function: Callable[..., Any]
 
     def __init__(self, text: str, function: Callable[..., Any]) -> None:
-        self.text, self.function, self.__name__ = text, function, text
+        self.text, self.function = text, function
+        self.__name__: str = text
 
     def __call__(self, *arguments: Any) -> Any:
         return self.function(*arguments)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return self.text
 
 
@@ -127,7 +128,7 @@ def _text(edges):
 class _Text(str):
     __slots__ = ()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return str(self)
 
 

@@ -77,7 +77,7 @@ class _Bits:
     def __init__(self, words):
         self.words = words
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return ", ".join(f"{int(word):#b}" for word in np.ravel(self.words))
 
 
