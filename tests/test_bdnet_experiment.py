@@ -698,7 +698,7 @@ def test_packed_weights_take_the_bits_that_are_counted(method, base, size, class
 
 
 def test_mobile_rows_of_the_benchmark(monkeypatch):
-    monkeypatch.setattr(bench_models, "is_installed", lambda *names: False)
+    monkeypatch.setattr(peers, "is_installed", lambda *names: False)
     rows = list(bench_models._mobile(Settings(1, quick=True)))
     names = [name for name, _ in bench_models.FORMS]
     assert [row["name"] for row in rows] == names * 3
@@ -724,24 +724,19 @@ def test_targets_of_the_mobile_rows():
 def test_the_peer_is_the_same_network(task):
     import torch
 
-    network = bench_models.torch_mobilenet(task)
-    model = models.mobilenet_v1(task.width, task.size, task.classes).eval()
-    theirs = list(network.parameters())
-    ours = list(model.parameters())
-    assert [tuple(p.shape) for p in theirs] == [p.shape for p in ours]
-    with torch.no_grad():
-        for a, b in zip(theirs, ours, strict=True):
-            a.copy_(torch.from_numpy(np.ascontiguousarray(b.data)))
+    model = models.mobilenet_v1(task.width, task.size, task.classes).train()
     x = np.random.default_rng(0).standard_normal((task.batch, 3, task.size, task.size), np.float32)
-    contenders = list(bench_models._torch_mobilenet(task, x, 1))
+    contenders = list(peers.torch_contenders(model, x, 1))
     assert [c.name for c in contenders] == ["PyTorch float NCHW", "PyTorch float NHWC"]
-    assert all(c.counts for c in contenders)
     # In training mode, where batch norms keep the signal from fading.
-    expected = model.train()(Tensor(x)).data
-    with torch.inference_mode():
-        found = network.train()(torch.from_numpy(x)).numpy()
+    expected = model(Tensor(x)).data
     assert np.ptp(expected) > 0.1
-    np.testing.assert_allclose(found, expected, atol=1e-2)
+    for contender in contenders:
+        assert contender.counts
+        network, images = contender.turn.args[0].__defaults__
+        with torch.inference_mode():
+            output = network.train()(images).numpy()
+        np.testing.assert_allclose(output, expected, atol=1e-2)
 
 
 def test_the_group_of_models_has_the_mobile_rows(monkeypatch):

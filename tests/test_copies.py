@@ -31,7 +31,7 @@ from tinybnn import (
     training,
 )
 from tinybnn import functional as F
-from tinybnn.analysis import curvature, dynamics, landscape, opcount, operations
+from tinybnn.analysis import curvature, dynamics, landscape, opcount, operations, spectra
 from tinybnn.analysis.summary import Summary, summary
 from tinybnn.datasets import download, sources
 from tinybnn.deploy import compiler, plan, runtime, scan, values
@@ -506,7 +506,7 @@ def use_history(history):
 
 
 def use_counter(counter):
-    counter._latents[0].data[:1] *= -1
+    counter._model.weight.data[:1] *= -1
     return counter.ratio()
 
 
@@ -842,8 +842,8 @@ def use_lanczos(lanczos):
 for cls in (curvature.HessianOperator, curvature.GaussNewtonOperator):
     EXAMPLES[cls] = curved(cls), use_curvature
 EXAMPLES[curvature.CurvatureOperator] = curved(curvature.CurvatureOperator), repr
-EXAMPLES[curvature.Lanczos] = (
-    lambda: curvature.Lanczos(np.diag(np.arange(9.0)), np.ones(9), generator()), use_lanczos,
+EXAMPLES[spectra.Lanczos] = (
+    lambda: spectra.Lanczos(np.diag(np.arange(9.0)), np.ones(9), generator()), use_lanczos,
 )  # fmt: skip
 
 
@@ -862,10 +862,10 @@ value(dynamics.ExpectedLoss, 1.0, np.ones(1), np.ones(2), np.ones(2) / 2)
 value(landscape.Landscape, (np.arange(3.0),), {"binary": np.ones(3)})
 value(landscape.Trajectory, np.eye(2), np.ones((3, 2)), np.array([0.7, 0.2]))
 value(landscape.FlipSpectrum, 1.0, np.ones((2, 3)))
-value(curvature.Eigenpairs, np.ones(2), np.eye(3)[:, :2], np.zeros(2), np.ones(3), np.ones(3))
-value(curvature.TraceEstimate, 1.0, 0.5)
-EXAMPLES[curvature.SpectralDensity] = (
-    lambda: curvature.SpectralDensity(np.ones((2, 3)), np.full((2, 3), 1 / 3)),
+value(spectra.Eigenpairs, np.ones(2), np.eye(3)[:, :2], np.zeros(2), np.ones(3), np.ones(3))
+value(spectra.TraceEstimate, 1.0, 0.5)
+EXAMPLES[spectra.SpectralDensity] = (
+    lambda: spectra.SpectralDensity(np.ones((2, 3)), np.full((2, 3), 1 / 3)),
     lambda density: (density(np.arange(3.0), 0.5), density.moment(2)),
 )  # fmt: skip
 for config in (fedavg.Config, fedhybnn.Config, bdnet_experiment.Config, bdnet_curvature.Config,
@@ -911,11 +911,12 @@ CLASSES = public_classes()
 NODES = [cls for cls in CLASSES if issubclass(cls, Function)]
 ERRORS = [cls for cls in CLASSES if issubclass(cls, BaseException)]
 ROWS = [cls for cls in CLASSES if issubclass(cls, deploy.Operation)]  # never instantiated
+PROTOCOLS = [cls for cls in CLASSES if getattr(cls, "_is_protocol", False)]  # for hints alone
 
 
 def test_every_public_class_is_here():
     compilers = {pipeline.KernelCompiler, pipeline.PartCompiler}  # Numba makes one, for a kernel
-    for cls in {*CLASSES} - {*NODES} - {*ERRORS} - {*ROWS} - compilers:
+    for cls in {*CLASSES} - {*NODES} - {*ERRORS} - {*ROWS} - {*PROTOCOLS} - compilers:
         assert cls in EXAMPLES or cls in REFUSED, (
             f"no example for {named(cls)}: add one to EXAMPLES"
         )
