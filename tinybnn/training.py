@@ -18,7 +18,7 @@ from tinybnn import datasets, storage
 from tinybnn import functional as F
 from tinybnn.autograd import Tensor, as_array, no_grad
 from tinybnn.checkpoint import Checkpoint, History, load_weights, without_addresses
-from tinybnn.nn import LatentParameter, Module
+from tinybnn.nn import Module
 from tinybnn.nn.module import warn_of_unregistered
 
 if TYPE_CHECKING:
