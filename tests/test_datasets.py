@@ -412,7 +412,7 @@ def test_importing_datasets_is_light():
     unwanted, modules = run.stdout.strip().split("] ", 1)
     assert unwanted == "["
     rooms = {name.split(".")[1] for name in ast.literal_eval(modules)}
-    assert rooms == {"autograd", "datasets", "storage", "tables"}
+    assert rooms == {"autograd", "datasets", "storage", "tables", "typing"}
 
 
 # ------------------------------------------------------------------------------- images and labels
@@ -1017,15 +1017,15 @@ _BYTE = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
     [
         (b"cos\nsystem\nU\x04true\x85R.", r"asks for os\.system, refused"),
         (b"\x8c\x02os\x8c\x06system\x93.", r"asks for os\.system, refused"),
-        (b"(dp0\n.", r"the instruction b'd', refused"),
+        (b"(dp0\n.", "the instruction DICT, refused"),
         (_ARRAY + b"(K\x01K\x03\x85N\x89U\x03abctb.", "another dtype than uint8"),
         (_ARRAY + b"(K\x01K\x04\x85" + _BYTE + b"\x89U\x03abctb.", "does not fit its bytes"),
         (_ARRAY + b"(K\x01J\xff\xff\xff\xff\x85" + _BYTE + b"\x89U\x03abctb.", "does not fit"),
         (_ARRAY + b".", "an array without data"),
-        (b"cnumpy\ndtype\nU\x02f4\x85R.", "an unexpected dtype"),
-        (b"U\x03ab.", "cut off within"),
-        (b"NN.", "goes on behind its end"),
-        (b"N.N", "goes on behind its end"),
+        (b"cnumpy\ndtype\nU\x02f4\x85R.", "the dtype 'f4', expected uint8"),
+        (b"U\x03ab.", "expected 3 bytes in a string1, but only 2 remain"),
+        (b"NN.", "left over"),
+        (b"N.N", "left over"),
         (b".", "a damaged pickle"),
     ],
     ids=range(12),
@@ -1069,14 +1069,14 @@ def test_archives_that_are_refused(tmp_path):
     whole = path.read_bytes()
     plain = gzip.decompress(whole)
     load("cifar10", root=tmp_path)
-    refused(b"hello", "cut off within a tar header")
-    refused(plain[:700], "cut off within a member")
+    refused(b"hello", "not a tar archive")
+    refused(plain[:700], "cut off")
     refused(whole[:-9], "gzip data is damaged")
     refused(whole[:-8] + bytes(8), "gzip data is damaged")
-    refused(gzip.compress(plain[:700]), "cut off within a member")
-    refused(gzip.compress(plain[:300]), "cut off within a tar header")
-    refused(gzip.compress(plain[:1024]), r"has no data_batch_1\.bin, .*test_batch\.bin")
-    refused(gzip.compress(b"y" + plain[1:]), "a header's checksum is wrong")
+    refused(gzip.compress(plain[:700]), "cut off")
+    refused(gzip.compress(plain[:300]), "cut off")
+    refused(gzip.compress(plain[:1024] + bytes(1024)), r"has no data_batch_1\.bin, .*test_batch\.bin")
+    refused(gzip.compress(b"y" + plain[1:]), r"not a tar archive, .*\(bad checksum\)")
     refused(gzip.compress(plain + b"x"), "data after the end")
     refused(gzip.compress(bytes(512) + bytes(50_000_000)), "more than four times its size")
     lines = plain.index(b"data_batch_1") - 2
