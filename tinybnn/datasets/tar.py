@@ -36,10 +36,10 @@ def read_members(
         If the file cannot be read.
     """
     with open_unzipped(path, _MAX_RATIO, _FREE) as (file, most):
-        stream = _Stream(file, most)
+        stream, missing = _Stream(file, most), set(wanted)
         try:
             with tarfile.open(fileobj=stream, mode="r|") as archive:
-                yield from _members(archive, set(wanted))
+                yield from _members(archive, missing)
         except (DatasetError, OSError, EOFError, zlib.error):
             raise
         except Exception as error:  # damaged headers make tarfile raise errors of many types
@@ -48,9 +48,12 @@ def read_members(
         while chunk := stream.take(_CHUNK):  # to the end, where gzip verifies its checksum
             if chunk.strip(b"\0"):
                 raise DatasetError("data after the end of the tar archive")
+        if missing:
+            raise DatasetError(f"the archive has no {', '.join(sorted(missing))}")
 
 
 def _members(archive: tarfile.TarFile, missing: set[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield the missing members, and remove their names from the set."""
     found = set()
     while member := archive.next():
         archive.members.clear()  # tarfile would keep them all in memory
@@ -61,8 +64,6 @@ def _members(archive: tarfile.TarFile, missing: set[str]) -> Iterator[tuple[str,
             missing.remove(name)
             found.add(name)
             yield name, archive.extractfile(member).read()
-    if missing:
-        raise DatasetError(f"the archive has no {', '.join(sorted(missing))}")
 
 
 class _Stream:
