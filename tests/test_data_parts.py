@@ -121,7 +121,9 @@ def test_a_function_makes_the_batches():
 
 def test_a_collate_function_takes_the_place_of_a_transform():
     for settings in ({"collate_fn": list, "transform": abs}, {"collate_fn": 3}):
-        with pytest.raises(TypeError, match="collate_fn must be callable, and replaces a transform"):
+        with pytest.raises(
+            TypeError, match="collate_fn must be callable, and replaces a transform"
+        ):
             DataLoader(images(), **settings)
 
 

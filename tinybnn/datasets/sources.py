@@ -411,22 +411,22 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
-def _plain(name):
-    """What remains of a name where loaders differ in dots, dashes and capitals."""
+def _plain(name: str) -> str:
+    """A name without the dots, dashes and capitals in which loaders differ."""
     return re.sub("[^a-z0-9]", "", name.lower())
 
 
 def _paths(folder: Path, layout: Layout) -> dict[str, Path]:
     """The files of a layout that a folder has, under the same names or alike: {file: path}."""
-    found = {}
+    paths = {}
     for entry in filter(os.path.isfile, _entries(folder)):
         name = entry.name
         if layout.gzipped:
             name = re.sub(r"\.gz$", "", re.sub(r"\.tgz$", ".tar.gz", name, flags=re.I), flags=re.I)
         for file in layout.files:
-            if name == file or (_plain(name) == _plain(file) and file not in found):
-                found[file] = entry  # the last of the same name: gzipped
-    return found
+            if name == file or (_plain(name) == _plain(file) and file not in paths):
+                paths[file] = entry  # the last of the same name: gzipped
+    return paths
 
 
 # -------------------------------------------------------------------- messages about missing files

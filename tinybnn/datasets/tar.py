@@ -54,15 +54,15 @@ def read_members(
 
 def _members(archive: tarfile.TarFile, missing: set[str]) -> Iterator[tuple[str, bytes]]:
     """Yield the missing members, and remove their names from the set."""
-    found = set()
+    seen = set()
     while member := archive.next():
         archive.members.clear()  # tarfile would keep them all in memory
         name = member.name.rpartition("/")[2]
-        if name in found:
+        if name in seen:
             raise DatasetError(f"the archive has a second {name}")
         if name in missing and member.isreg() and not member.issparse():
             missing.remove(name)
-            found.add(name)
+            seen.add(name)
             yield name, archive.extractfile(member).read()
 
 
