@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from tinybnn.autograd import as_array, default_generator
+from tinybnn.autograd import Tensor, as_array, default_generator
 from tinybnn.datasets.transforms import Transform, to_signed, whole
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from tinybnn.autograd import Tensor
-    from tinybnn.typing import Array
+from tinybnn.typing import Array
 
 Samples: TypeAlias = Any  # an object with __len__ and __getitem__
 

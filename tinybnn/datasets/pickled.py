@@ -51,10 +51,10 @@ def read_pickle(data: bytes) -> Any:
             raise DatasetError("a pickle that repeats its arrays, refused")
         entries |= {key: array.filled() for key, array in arrays.items()}
         return value if type(value) is dict else entries[""]
-    except (LookupError, TypeError, ValueError) as error:
-        if isinstance(error, DatasetError):
-            raise
-        raise DatasetError(f"a damaged pickle ({error})") from None
+    except DatasetError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DatasetError(f"a damaged pickle ({str(error)[:200]})") from None
 
 
 def _run(file: io.BytesIO, size: int) -> Any:
@@ -108,7 +108,7 @@ _BYTE = object()  # the dtype uint8
 
 def _dtype(name, *_):
     if name not in ("u1", "|u1"):
-        raise DatasetError(f"a pickle with the dtype {name!r:.40}, expected uint8")
+        raise DatasetError("a pickle with an array of another dtype than uint8")
     return _BYTE
 
 
@@ -158,17 +158,14 @@ def _built(_, target, state):
 
 
 def _appended(_, target, *items):
-    if type(target) is not list:
-        raise DatasetError("a damaged pickle (it appends to another value than a list)")
-    target.extend(items)
+    target.extend(items)  # only lists can
     return target
 
 
 def _updated(_, target, *items):
-    keys, values = items[::2], items[1::2]
-    if type(target) is not dict or any(type(key) is not str for key in keys):
+    if any(type(key) is not str for key in items[::2]):  # hashing nested tuples may overflow
         raise DatasetError("a damaged pickle (a dict needs strings as keys)")
-    target.update(zip(keys, values, strict=True))
+    target.update(zip(items[::2], items[1::2], strict=True))
     return target
 
 

@@ -88,18 +88,8 @@ def _read_mnist_like(
         if ndim == 1:
             arrays.append(array.astype(np.int64) - first_label)
         else:
-            arrays.append((array if upright else _transposed(array))[:, None])
+            arrays.append((array if upright else array.transpose(0, 2, 1))[:, None])
     return arrays[:2], arrays[2:]
-
-
-def _transposed(images: Array) -> Array:
-    """Rows and columns of (N, H, W) exchanged; square images within their own memory."""
-    if images.shape[1] != images.shape[2]:
-        return images.transpose(0, 2, 1)
-    for start in range(0, len(images), 1024):
-        part = images[start : start + 1024]
-        part[:] = part.transpose(0, 2, 1).copy()
-    return images
 
 
 _DIGITS = tuple("0123456789")
