@@ -272,7 +272,7 @@ def test_what_is_not_found_says_what_is_there(tmp_path, monkeypatch, nothing_ins
     with pytest.raises(FileNotFoundError, match=r"data_batch_1.bin, ..., test_batch.bin or cifar-"):
         load("cifar10")
     (tmp_path / "env" / "kmnist").write_text("")
-    with pytest.raises(FileNotFoundError, match=r"kmnist \(no folder, but a file\)"):
+    with pytest.raises(FileNotFoundError, match=r"kmnist \(a file instead of a folder\)"):
         load("kmnist")
 
 
@@ -468,7 +468,7 @@ def test_images_lie_channels_last(channels):
         (np.zeros((2, 4, 4), "u1"), [0, -1], {}, ValueError, "got -1 to 0"),
         (np.zeros((2, 4, 4), "u1"), [0, 2], {"classes": "ab"}, ValueError, "0 to 1 for 2 classes"),
         (np.zeros((2, 4, 4), "u1"), [0, 0], {"classes": [1]}, TypeError, "tuple of names"),
-        (np.zeros((2, 4, 4), "u1"), [0, 10**9], {}, ValueError, "is no label"),
+        (np.zeros((2, 4, 4), "u1"), [0, 10**9], {}, ValueError, "too large for a label"),
         (np.full((2, 4, 4), 255.0), [0, 0], {}, ValueError, "maximum=1, got 255"),
         (np.full((2, 4, 4), -0.5), [0, 0], {}, ValueError, "maximum=1, got -0.5"),
         (np.full((2, 4, 4), np.nan), [0, 0], {}, ValueError, "got nan"),
@@ -1043,8 +1043,8 @@ def test_cifar_files_that_are_refused(tmp_path):
     for name, (data, _, _) in files.items():
         (tmp_path / name).write_bytes(data)
     for data, message in (
-        (b"", "0 bytes are no whole number of 3,073-byte records"),
-        (bytes(3074), "3,074 bytes are no whole"),
+        (b"", "0 bytes are not a whole number of 3,073-byte records"),
+        (bytes(3074), "3,074 bytes are not a whole"),
         (bytes([10]) + bytes(3072), r"labels must be 0 to 9 for 10 classes, got 10 to 10"),
     ):
         (tmp_path / "test_batch.bin").write_bytes(data)
@@ -1098,10 +1098,10 @@ def test_archives_that_are_refused(tmp_path):
         return gzip.compress(plain[:lines] + bytes(header) + plain[lines + 512 :])
 
     refused(with_size(b"77777777777\0"), "cut off within the tar archive")
-    refused(with_size(b"-0000000001\0"), "0 bytes are no whole number")
+    refused(with_size(b"-0000000001\0"), "0 bytes are not a whole number")
     refused(with_size(b"\x80" + b"\xff" * 11), "cut off")
     write_archive(path, {**files, "data_batch_2.bin": bytes(100)}, "x")
-    refused(path.read_bytes(), r"data_batch_2\.bin: 100 bytes are no whole number")
+    refused(path.read_bytes(), r"data_batch_2\.bin: 100 bytes are not a whole number")
 
 
 # ----------------------------------------------------------------------------- EMNIST and the list

@@ -16,7 +16,7 @@ from tinybnn.autograd import Tensor
 from tinybnn.autograd.tensor import check_device
 
 __all__ = ["load", "save"]
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+__dir__ = __all__.copy  # dir() shows public names only
 
 KIND, VERSION = "objects", 1
 

@@ -105,7 +105,7 @@ def _records(data: bytes, labels: int) -> NDArray[np.uint8]:
     size = labels + _PIXELS
     count, rest = divmod(len(data), size)
     if rest or not count:
-        raise DatasetError(f"{len(data):,} bytes are no whole number of {size:,}-byte records")
+        raise DatasetError(f"{len(data):,} bytes are not a whole number of {size:,}-byte records")
     return np.frombuffer(data, np.uint8).reshape(count, size)
 
 

@@ -228,6 +228,8 @@ def from_arrays(
     if classes is None:
         largest = int(labels.max()) if labels.size else -1
         if largest > 1_000_000:
-            raise ValueError(f"from_arrays: {largest} is no label; pass classes if it is")
+            raise ValueError(
+                f"from_arrays: {largest} is too large for a label; pass classes if it is one"
+            )
         classes = map(str, range(largest + 1))
     return Dataset(images, labels.astype(np.int64), tuple(classes), name, maximum)

@@ -220,7 +220,7 @@ def fetch(
         with contextlib.suppress(FileNotFoundError):
             place = path(name, root)
             if place == folder and download is not None:
-                _unpack(folder, download, progress)  # what a killed process left
+                _unpack(folder, download, progress)  # left by a killed process
             return place
     if download is None:
         raise FileNotFoundError(f"{name} comes with tinybnn, but is not where it was installed")
@@ -321,7 +321,7 @@ def _is_right(target: Path, expected: RemoteFile) -> bool:
 
 
 def _md5(target: str | os.PathLike[str]) -> str:
-    digest = hashlib.md5(usedforsecurity=False)  # it is what the publishers give
+    digest = hashlib.md5(usedforsecurity=False)  # the publishers' checksum
     with open(target, "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
@@ -442,7 +442,7 @@ class _Transfer:
             raise _Broken(f"no connection, or a broken one: {reason}") from None
 
     def _begin(self, response: Any) -> None:
-        """Compare the answer with what was asked for, and the disk with what will come."""
+        """Check the answer's range and length, and the space on the disk, before a byte is written."""
         answered = response.headers.get("Content-Range", "")
         if response.status == 206 and not answered.startswith(f"bytes {self.size}-"):
             raise _Broken("the server answers with another range than asked for")

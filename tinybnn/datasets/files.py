@@ -1,4 +1,4 @@
-"""Opening untrusted files: what all readers of this room share."""
+"""Opening untrusted files, for all readers of this room."""
 
 from __future__ import annotations
 

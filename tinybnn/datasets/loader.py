@@ -32,7 +32,7 @@ class TensorDataset:
     Raises
     ------
     TypeError, ValueError
-        If these are no such arrays, or of different lengths.
+        If they are not such arrays, or differ in length.
     """
 
     x: Array

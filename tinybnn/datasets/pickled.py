@@ -76,7 +76,7 @@ def _run(file: io.BytesIO, size: int) -> Any:
         elif code.name in _INSTRUCTIONS:
             items, number = [], len(code.stack_before)
             if pickletools.markobject in code.stack_before:
-                items, stack, number = stack, outer.pop(), number - 2  # the mark, what follows it
+                items, stack, number = stack, outer.pop(), number - 2  # without mark and items
             if number > len(stack):
                 raise DatasetError("a damaged pickle (too few values)")
             start = len(stack) - number
@@ -88,7 +88,7 @@ def _run(file: io.BytesIO, size: int) -> Any:
     return stack[0]
 
 
-# ----------------------------------------------------------------- what instructions and names make
+# -------------------------------------------------------- the meaning of instructions and names
 
 
 class _Array:

@@ -1,4 +1,4 @@
-"""Datasets by name: what they are, where their files lie and how they are read."""
+"""Datasets by name: their descriptions, the search for their files, and their readers."""
 
 from __future__ import annotations
 
@@ -346,7 +346,7 @@ def mnist_files(folder: str | os.PathLike[str]) -> list[Path]:
     Raises
     ------
     FileNotFoundError
-        If one is missing; the message says what is there instead.
+        If one is missing; the message lists the files that are there.
     """
     folder = Path(folder)
     for place in (folder, *_subfolders(folder, {"raw"})):
@@ -423,12 +423,12 @@ def _paths(folder: Path, layout: Layout) -> dict[str, Path]:
 
 
 def _seen(folder: Path, missing: list[str] | None = None, beside: bool = False) -> str:
-    """What there is instead of a dataset, in the folder or `beside` it."""
+    """Describe the content of a folder without the dataset, or of its parent if `beside`."""
     if not folder.exists():
         there = _few(_entries(folder.parent)) if beside else ""
         return f"no such folder; {folder.parent} holds {there}" if there else "no such folder"
     if not folder.is_dir():
-        return "no folder, but a file"
+        return "a file instead of a folder"
     lacking = f"missing {', '.join(missing)}" if missing else "none of its files"
     return f"{lacking}; it holds {_few(_entries(folder)) or 'nothing'}"
 

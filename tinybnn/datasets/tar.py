@@ -30,7 +30,7 @@ def read_members(
     ------
     DatasetError
         If the file is not such an archive, is damaged or incomplete, has a wanted member twice or
-        lacks one, or would unpack to more than four times its size and 1 MiB. The checksum stands
+        lacks one, or would unpack to more than four times its size and 1 MiB. The checksum is
         at the end of the archive: use the members only after the last one has come.
     OSError
         If the file cannot be read.

@@ -1,4 +1,4 @@
-"""Transforms: what happens to a batch of images between the dataset and the network.
+"""Transforms of batches of images, between the dataset and the network.
 
 A transform is a callable (images, rng) -> images. It gets a whole batch (B, C, H, W), leaves it
 unchanged and returns a new one, channels-last in memory if the input is. Random numbers are drawn
