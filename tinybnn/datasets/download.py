@@ -442,7 +442,7 @@ class _Transfer:
             raise _Broken(f"no connection, or a broken one: {reason}") from None
 
     def _begin(self, response: Any) -> None:
-        """Check the answer's range and length, and the space on the disk, before a byte is written."""
+        """Check the answer's range and length, and the free space, before a byte is written."""
         answered = response.headers.get("Content-Range", "")
         if response.status == 206 and not answered.startswith(f"bytes {self.size}-"):
             raise _Broken("the server answers with another range than asked for")
