@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import time
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -1102,6 +1103,64 @@ def test_archives_that_are_refused(tmp_path):
     refused(with_size(b"\x80" + b"\xff" * 11), "cut off")
     write_archive(path, {**files, "data_batch_2.bin": bytes(100)}, "x")
     refused(path.read_bytes(), r"data_batch_2\.bin: 100 bytes are not a whole number")
+
+
+def tar_header(name=b"train.bin", size=b"%011o\0" % 0, kind=b"0", end=b""):
+    """A header with a right checksum; `end` replaces its last bytes."""
+    header = bytearray(512 - len(end)) + end
+    header[: len(name)], header[124:136], header[156:157] = name, size, kind
+    header[257:265] = b"ustar  \0" if kind == b"S" else b"ustar\00000"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def number(value):
+    """A field of 12 bytes in GNU's binary form."""
+    return (value % (1 << 96) | 1 << 95).to_bytes(12, "big")
+
+
+TARS = {
+    "a member of 2**87 bytes": tar_header(b"x", size=number(1 << 87)),
+    "a member of negative size": tar_header(size=number(-1024)) + bytes(1024),
+    "a member that ends where it begins": tar_header(b"x", size=number(-512)) + bytes(1024),
+    "a long name without end": tar_header(size=number(1 << 60), kind=b"L"),
+    "a long name of negative size": tar_header(size=number(-1024), kind=b"L") + bytes(1024),
+    "extended headers for ever": 3000
+    * (tar_header(size=b"%011o\0" % 6, kind=b"x") + b"6 a=b\n".ljust(512, b"\0")),
+    "a name in an extended header that has no end": tar_header(size=number(1 << 60), kind=b"x"),
+    "a hole of 2**60 bytes": tar_header(
+        kind=b"S", end=number(1 << 60) + bytes(17)
+    ) + bytes(1024),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TARS)
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["raw", "gzipped"])
+def test_archives_that_want_memory_or_time(tmp_path, name, pack):
+    (tmp_path / "cifar-100-binary.tar.gz").write_bytes(pack(TARS[name]))
+    tracemalloc.start()
+    begin = time.monotonic()
+    try:
+        with pytest.raises(DatasetError, match=r"cifar-100-binary\.tar\.gz: "):
+            load("cifar100", root=tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 23
+    finally:
+        tracemalloc.stop()
+    assert time.monotonic() - begin < 10
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_archives_of_every_tar_format_are_read(tmp_path, format):
+    """With a path that needs GNU's or POSIX's extended headers where the format has them."""
+    folder = "a/" * 30 if format == tarfile.USTAR_FORMAT else "a" * 150 + "/ü/"
+    with tarfile.open(tmp_path / "cifar-100-binary.tar", "w", format=format) as archive:
+        for name, (data, _, _) in cifar_files(100, "binary").items():
+            info = tarfile.TarInfo(f"{folder}{name}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    train, test = load("cifar100", root=tmp_path)
+    assert len(train) == 4 and len(test) == 5
 
 
 # ----------------------------------------------------------------------------- EMNIST and the list

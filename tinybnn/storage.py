@@ -50,7 +50,7 @@ __all__ = [
     "open_regular", "open_to_append", "printable", "read_header", "read_json", "save", "try_lock",
     "write_atomic", "write_json",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows public names only
+__dir__: Callable[[], list[str]] = __all__.copy  # dir() shows public names only
 
 _FORMAT = "tinybnn"
 _FORMAT_VERSION = 1

@@ -73,7 +73,7 @@ _EMNIST = Download(
     (RemoteFile("gzip.zip", 561_753_746, "58c8d27c78d21e728a6bc7b3cc06412e"),),
 )
 
-DOWNLOADS = {
+DOWNLOADS: dict[str, Download] = {
     "mnist": _mnist(
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
         (9_912_422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),

@@ -175,7 +175,7 @@ _CIFAR100 = """
 
 # -------------------------------------------------------------------------------------- the table
 
-SOURCES = {
+SOURCES: dict[str, Source] = {
     "digits": Source(
         _DIGITS, (1, 8, 8), (_MNIST,), (1437, 360), "https://archive.ics.uci.edu/dataset/80",
         "CC BY 4.0", maximum=16,
