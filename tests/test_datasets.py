@@ -1123,7 +1123,9 @@ def number(value):
 TARS = {
     "a member of 2**87 bytes": tar_header(b"x", size=number(1 << 87)),
     "a member of negative size": tar_header(size=number(-1024)) + bytes(1024),
-    "a member that ends where it begins": tar_header(b"x", size=number(-512)) + bytes(1024),
+    "a member that ends where it begins": tar_header(b"x")
+    + tar_header(b"y", size=number(-512))
+    + bytes(1024),
     "a long name without end": tar_header(size=number(1 << 60), kind=b"L"),
     "a long name of negative size": tar_header(size=number(-1024), kind=b"L") + bytes(1024),
     "extended headers for ever": 3000
