@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import math
+import pickletools
 from typing import Any
 
 import numpy as np
@@ -59,8 +60,6 @@ def read_pickle(data: bytes) -> Any:
 
 def _run(file: io.BytesIO, size: int) -> Any:
     """Run the instructions and return the value that is left on the stack."""
-    import pickletools
-
     most = size // _BYTES_PER_INSTRUCTION + _FREE_INSTRUCTIONS
     stack, outer, memo = [], [], {}  # the values since the last mark, those before it
     for count, (code, value, _) in enumerate(pickletools.genops(file)):
