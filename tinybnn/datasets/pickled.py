@@ -113,8 +113,8 @@ def _dtype(name, *_):
 
 def _encoded(text, encoding):
     """Bytes as Python 3 stores them in protocol 2: a text with the same code points."""
-    if encoding != "latin1":
-        raise DatasetError("a pickle with text in another encoding than latin1, refused")
+    if type(text) is not str or encoding != "latin1":
+        raise DatasetError("a damaged pickle (it encodes another value than latin1 text)")
     return text
 
 
