@@ -1022,7 +1022,7 @@ _BYTE = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
         (_ARRAY + b"(K\x01K\x03\x85N\x89U\x03abctb.", "another dtype than uint8"),
         (_ARRAY + b"(K\x01K\x04\x85" + _BYTE + b"\x89U\x03abctb.", "does not fit its bytes"),
         (_ARRAY + b"(K\x01J\xff\xff\xff\xff\x85" + _BYTE + b"\x89U\x03abctb.", "does not fit"),
-        (_ARRAY + b".", "an array without data"),
+        (_ARRAY + b".", "a damaged pickle"),
         (b"cnumpy\ndtype\nU\x02f4\x85R.", "another dtype than uint8"),
         (b"U\x03ab.", "exhausted before seeing STOP"),
         (b"NN.", "left over"),

@@ -91,13 +91,11 @@ def _run(file: io.BytesIO, size: int) -> Any:
 
 
 class _Array:
-    """An array of uint8; its bytes are a str, and its shape is None until they have come."""
+    """An array of uint8, with its bytes as a str; empty until they have come."""
 
-    shape, is_fortran, body = None, False, ""
+    shape, is_fortran, body = (), False, ""
 
     def filled(self) -> NDArray[np.uint8]:
-        if self.shape is None:
-            raise DatasetError("a damaged pickle (an array without data)")
         values = np.frombuffer(self.body.encode("latin-1"), np.uint8)
         return values.reshape(self.shape, order="F" if self.is_fortran else "C")
 
