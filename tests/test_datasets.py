@@ -1023,13 +1023,17 @@ _BYTE = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
         (_ARRAY + b"(K\x01K\x04\x85" + _BYTE + b"\x89U\x03abctb.", "does not fit its bytes"),
         (_ARRAY + b"(K\x01J\xff\xff\xff\xff\x85" + _BYTE + b"\x89U\x03abctb.", "does not fit"),
         (_ARRAY + b".", "a damaged pickle"),
+        (
+            _ARRAY + b"(K\x01K\x00\x8a\x0a" + bytes(8) + b"\1\0\x86" + _BYTE + b"\x89U\0tb.",
+            "a damaged pickle",
+        ),
         (b"cnumpy\ndtype\nU\x02f4\x85R.", "another dtype than uint8"),
         (b"U\x03ab.", "exhausted before seeing STOP"),
         (b"NN.", "left over"),
         (b"N.N", "left over"),
         (b".", "a damaged pickle"),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_what_is_wrong_with_a_pickle(data, message):
     for start in (b"", b"\x80\x02"):

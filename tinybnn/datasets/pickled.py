@@ -54,7 +54,7 @@ def read_pickle(data: bytes) -> Any:
         return value if type(value) is dict else entries[""]
     except DatasetError:
         raise
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise DatasetError(f"a damaged pickle ({str(error)[:200]})") from None
 
 
