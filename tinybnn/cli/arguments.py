@@ -41,7 +41,7 @@ def add_command(commands, name, run, summary, description, *examples):
     return command
 
 
-def add_group(commands, name, members, summary, description, example):
+def add_group(commands, name, members, summary, description, example, **options):
     """A command that only leads to further ones; returns where `add_command` adds these.
 
     `members` is what the help calls one of them.
@@ -53,7 +53,7 @@ def add_group(commands, name, members, summary, description, example):
         epilog=f"example: {example}",
         allow_abbrev=False,
     )
-    return group.add_subparsers(required=True, metavar=members)
+    return group.add_subparsers(required=True, metavar=members, **options)
 
 
 def add_dataset(command, text, default=None):

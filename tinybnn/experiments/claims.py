@@ -47,7 +47,7 @@ from importlib import resources
 import numpy as np
 
 from tinybnn import tables
-from tinybnn.experiments.report_text import mean_and_std, paired, probability
+from tinybnn.experiments.report import mean_and_std, paired, probability
 
 STATES = ("reproduced", "in part", "refuted", "open", "cannot be tested here")
 REDUCTIONS = {
