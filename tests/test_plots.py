@@ -463,14 +463,14 @@ def pictures_of_results(monkeypatch):
     monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append((path, figure)))
     for file in sorted(RESULTS.glob("*/result.json")):
         result, out = json.loads(file.read_text(encoding="utf-8")), Path(file.parent.name)
-        for name, (size, draw) in runner.experiment_of(result, file).pictures(result).items():
+        for name, (size, draw) in runner.experiment_of(result, file).pictures.items():
             report.save_picture(str(out / name), size, draw, result)
         if result["name"] == "hybnn":
             matrix = result["seeds"][0]["in_sequence"]
             arguments = hybnn_report._sequence, result["tasks"], matrix
             report.save_picture(f"{out}/in-sequence", (4.8, 4.2), *arguments)
     vgg = json.loads((RESULTS / "cifar10-vgg-small.json").read_text("utf-8"))
-    report.save_picture("vgg", (9, 3), classifiers.draw, vgg)
+    report.save_picture("vgg", (9, 3), classifiers._draw, vgg)
     return drawn
 
 

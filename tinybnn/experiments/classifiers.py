@@ -104,11 +104,7 @@ def text(result: dict[str, Any]) -> str:
     return page(title, result, about, rows, f"![Curves]({result['name']}.png)")
 
 
-def _pictures(result):
-    return {f"{result['name']}.png": ((9, 3), draw)}
-
-
-def draw(figure: Any, result: dict[str, Any]) -> None:
+def _draw(figure, result):
     """Draw training loss and accuracy over the epochs, and the accuracies at the end."""
     left, right = figure.subplots(1, 2)
     for axes, key, unit, factor in ((left, "loss", "nats", 1), (right, "accuracy", "%", 100)):
@@ -124,7 +120,7 @@ def draw(figure: Any, result: dict[str, Any]) -> None:
 
 EXPERIMENTS = {
     name: Experiment(
-        name, Config, partial(_phases, name), text, _pictures,
+        name, Config, partial(_phases, name), text, {f"{name}.png": ((9, 3), _draw)},
         quick={"quick": True, "dataset": "digits", "epochs": 1},
         seeds=3, figures=name, report=name, takes=f"{takes} a seed",
         description="Train a network with several seeds and compare each network with its packed "

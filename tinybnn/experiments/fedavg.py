@@ -93,28 +93,24 @@ def _binary(pixels, classes, rng):
     return models.mlp(pixels, WIDTHS, classes, rng=rng)
 
 
-def _sgd(parameters, config):
-    return optim.SGD(parameters, lr=config.lr)
-
-
-def _adam(parameters, config):
-    return optim.Adam(parameters, lr=config.lr_binary)
-
-
-def _average(config):
-    return federated.FedAvg()
-
-
-def _sign(config):
-    return federated.SignOfUpdate(config.step)
-
-
 ARMS = {
-    "2nn": Arm("2NN, FedAvg", _average, two_nn, _sgd),
-    "binary": Arm("binary, FedAvg", _average, _binary, _adam),
-    "binary-sign": Arm("binary, 1 bit up", _sign, _binary, _adam),
-    "binary-sign-frozen": Arm("the same, frozen batch norms", _sign, _binary, _adam, norm="frozen"),
-}
+    "2nn": Arm(
+        "2NN, FedAvg", lambda config: federated.FedAvg(), two_nn,
+        lambda parameters, config: optim.SGD(parameters, lr=config.lr),
+    )
+} | {
+    name: Arm(
+        title, aggregation, _binary,
+        lambda parameters, config: optim.Adam(parameters, lr=config.lr_binary), norm,
+    )
+    for name, title, aggregation, norm in (
+        ("binary", "binary, FedAvg", lambda config: federated.FedAvg(), "average"),
+        ("binary-sign", "binary, 1 bit up",
+         lambda config: federated.SignOfUpdate(config.step), "average"),
+        ("binary-sign-frozen", "the same, frozen batch norms",
+         lambda config: federated.SignOfUpdate(config.step), "frozen"),
+    )
+}  # fmt: skip
 
 
 def _load(config):
@@ -180,7 +176,7 @@ def _train(out, arm, partition, config, data, progress, seed=0):
         for k, part in enumerate(split(train.labels, partition, config, seed))
     ]  # fmt: skip
     validation, history = datasets.DataLoader(test, 1000), federated.RoundHistory()
-    with bar(config.rounds, "round", progress) as shown:
+    with bar(None, "round", progress, config.rounds) as shown:
         shown.set_description(f"{arm}, {partition}")
         goal, reached = 0, None
         while reached is None and goal < config.rounds:
@@ -250,10 +246,6 @@ def text(result: dict[str, Any]) -> str:
     return page(title, result, about, table, note, "![Accuracy after each round](rounds.png)")
 
 
-def _pictures(result):
-    return {"rounds.png": ((12, 4), _draw)}
-
-
 def _draw(figure, result):
     """Draw the accuracy of the first seed after each round, for both partitions."""
     config, both = result["config"], figure.subplots(1, 2)
@@ -274,7 +266,7 @@ def _draw(figure, result):
 
 
 EXPERIMENT = Experiment(
-    "fedavg", Config, _phases, text, _pictures, _load,
+    "fedavg", Config, _phases, text, {"rounds.png": ((12, 4), _draw)}, _load,
     quick={"quick": True, "dataset": "digits", "clients": 10, "fraction": 0.3, "rounds": 3},
     arms=ARMS,
     takes="a quarter of an hour a training, two for each of --arms",

@@ -90,7 +90,7 @@ ARMS = {
     "vote": Arm("majority vote of weight signs", lambda config: federated.MajorityVote()),
 }
 
-PARTITIONS = {"iid": "IID", "skewed": "labels skewed"}
+PARTITIONS = report.PARTITIONS
 
 
 def _load(config):
@@ -134,18 +134,14 @@ def _seed(run, seed, data):
     vae, _ = features.autoencoder(folder, data[0], config, seed, run.progress)
     words = features.codes(folder, vae, data)
     figures = {"seed": seed, "centralized": [], "federated": {p: {} for p in PARTITIONS}}
-    with bar(len(tasks) * (1 + len(PARTITIONS) * len(ARMS)), "training", run.progress) as shown:
-        for i, task in enumerate(tasks):
-            own = [_codes_of(task, *pair, config.bits) for pair in zip(words, data, strict=True)]
-            shown.set_description(f"seed {seed}, task {i + 1}")
-            train = partial(_centralized, own, seed, config)
-            figures["centralized"].append(kept(folder / f"task-{i}-centralized.json", train))
-            shown.update()
-            for partition, name in itertools.product(PARTITIONS, ARMS):
-                train = partial(_federated, own, seed, config, partition, ARMS[name])
-                row = kept(folder / f"task-{i}-{partition}-{name}.json", train)
-                figures["federated"][partition].setdefault(name, []).append(row)
-                shown.update()
+    for i, task in enumerate(bar(tasks, "task", run.progress)):
+        own = [_codes_of(task, *pair, config.bits) for pair in zip(words, data, strict=True)]
+        train = partial(_centralized, own, seed, config)
+        figures["centralized"].append(kept(folder / f"task-{i}-centralized.json", train))
+        for partition, name in itertools.product(PARTITIONS, ARMS):
+            train = partial(_federated, own, seed, config, partition, ARMS[name])
+            row = kept(folder / f"task-{i}-{partition}-{name}.json", train)
+            figures["federated"][partition].setdefault(name, []).append(row)
     return figures
 
 
@@ -244,7 +240,7 @@ def _bits_on_the_wire(entries, bits):
 
 
 EXPERIMENT = Experiment(
-    "fedhybnn", Config, _phases, report.text, report.pictures, _load,
+    "fedhybnn", Config, _phases, report.text, report.PICTURES, _load,
     quick={"quick": True, "epochs_vae": 2, "rounds": 3, "limit": 600},
     takes="an autoencoder and 85 short trainings a seed",
     description="Train the heads of HyBNN's tasks with three clients, which send floats or one bit "

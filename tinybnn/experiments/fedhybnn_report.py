@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tinybnn import plots, tables
 from tinybnn.datasets import Dataset
 from tinybnn.experiments.report import PAIR, PAIRED, against, fixed, mean_and_std, page
-from tinybnn.typing import Array
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Result = dict[str, Any]
+PARTITIONS = {"iid": "IID", "skewed": "labels skewed"}
 
 
 def _accuracies(result):
@@ -150,15 +146,6 @@ def _curves(result, partition):
 # --------------------------------------------------------------------------------------- pictures
 
 
-def pictures(result: Result) -> Mapping[str, Any]:
-    """Return the pictures that a result gives, as `runner.Experiment` takes them."""
-    return {
-        f"{name}-{partition}.png": (size, partial(draw, partition=partition))
-        for partition in result["partitions"]
-        for name, size, draw in (("rounds", (14, 4.4), _rounds), ("bytes", (9, 4.4), _bytes))
-    }
-
-
 def _lines(result, partition):
     """Title -> percent of the test images after each round, averaged over tasks and seeds."""
     accuracies = _accuracies(result)
@@ -218,22 +205,21 @@ def _finish(axes):
     plots.legend_beside(axes)
 
 
-def draw_partitions(
-    figure: Figure, result: Result, images: Dataset, parts: Mapping[str, list[Array]]
-) -> None:
+def draw_partitions(figure: Any, result: Result, images: Dataset, parts: Any) -> None:
     """Draw which client has which codes of the first task.
 
-    Parameters
-    ----------
-    figure : Figure
-    result : dict
-    images : Dataset
-        The images whose codes train the first task.
-    parts : dict
-        Partition -> for each client the (n,) positions of its codes among them (seed 0).
+    `images` is the Dataset whose codes train the first task, `parts` maps a partition to the (n,)
+    positions of the codes of each client among them.
     """
     for axes, (partition, title) in zip(
         figure.subplots(1, 2), result["partitions"].items(), strict=True
     ):
         plots.partition(images.labels, parts[partition], images.classes, ax=axes)
         axes.set_title(title)
+
+
+PICTURES = {
+    f"{name}-{partition}.png": (size, partial(draw, partition=partition))
+    for partition in PARTITIONS
+    for name, size, draw in (("rounds", (14, 4.4), _rounds), ("bytes", (9, 4.4), _bytes))
+}

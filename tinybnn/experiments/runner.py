@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,9 @@ class Experiment:
         dict ``result``, and yields a line of text after each phase.
     text : callable
         result -> the report in Markdown.
-    pictures : callable, optional
-        result -> ``{file name: (size in inches, draw)}``; ``draw(figure, result)`` draws what
-        needs no more than the figures.
+    pictures : dict
+        File name -> (size in inches, draw); ``draw(figure, result)`` draws what needs no more than
+        the figures.
     begin : callable, optional
         Called with a configuration before anything is written: loads the data, or raises an error.
         Its result is ``run.options["data"]``.
@@ -97,7 +97,7 @@ class Experiment:
     config: type[Config]
     phases: Callable[[Run, dict[str, Any]], Iterator[str]]
     text: Callable[[dict[str, Any]], str]
-    pictures: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda result: {}
+    pictures: Mapping[str, tuple[tuple[float, float], Callable[..., Any]]]
     begin: Callable[[Any], Any] = lambda config: None
     quick: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 1
@@ -191,15 +191,15 @@ class Experiment:
     def write_report(self, out: Path, result: dict[str, Any]) -> None:
         """Write the report of a result into a folder, and the pictures that its figures give."""
         write_atomic(out / f"{self.report}.md", self.text(result).encode())
-        for name, (size, draw) in self.pictures(result).items():
+        for name, (size, draw) in self.pictures.items():
             report.save_picture(out / name, size, draw, result)
 
 
-def bar(total: int, unit: str, progress: bool) -> Any:
-    """Return a progress bar (tqdm) on stderr, hidden without `progress`."""
+def bar(items: Iterable[Any] | None, unit: str, progress: bool, total: int | None = None) -> Any:
+    """Return a progress bar (tqdm) on stderr, over `items` or `total` units."""
     from tqdm import tqdm
 
-    return tqdm(total=total, unit=unit, disable=not progress)
+    return tqdm(items, total=total, unit=unit, disable=not progress)
 
 
 def seeded(name: str, seed: int) -> str:

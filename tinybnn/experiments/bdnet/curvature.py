@@ -205,10 +205,6 @@ def text(result: dict[str, Any]) -> str:
     )  # fmt: skip
 
 
-def _pictures(result):
-    return {"hessian.png": ((11, 4.5), _draw)}
-
-
 def _draw(figure, result):
     """Draw the largest eigenvalues of all networks at the start and at the end."""
     for axes, stage in zip(figure.subplots(1, 2, sharey=True), STAGES, strict=True):
@@ -222,7 +218,7 @@ def _draw(figure, result):
 
 
 EXPERIMENT = Experiment(
-    "hessian", Config, _phases, text, _pictures, bdnet.load_for,
+    "hessian", Config, _phases, text, {"hessian.png": ((11, 4.5), _draw)}, bdnet.load_for,
     quick=QUICK | {"epochs": 1, "images": 32, "steps": COUNT},
     seeds=3, arms=ARMS, figures="hessian", report="hessian",
     options={

@@ -118,7 +118,7 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
 
 EXPERIMENTS = {
     name: Experiment(
-        name, Config, _phases, report.text, report.pictures, load_for,
+        name, Config, _phases, report.text, report.PICTURES, load_for,
         quick=QUICK, seeds=seeds, arms=arms,
         takes="10 to 45 minutes a network on CIFAR-10",
         description=f"Train {networks}\nTables (report.md), figures (result.json) and pictures go "

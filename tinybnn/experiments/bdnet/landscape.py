@@ -202,10 +202,6 @@ def text(result: dict[str, Any]) -> str:
     )  # fmt: skip
 
 
-def _pictures(result):
-    return {"lines.png": ((11, 6.5), _lines)}
-
-
 def _lines(figure, result):
     """Draw both losses along the line, a panel for each network."""
     panels = figure.subplots(2, -(-len(result["arms"]) // 2), squeeze=False).flat
@@ -233,7 +229,7 @@ def _planes(figure, planes):
 
 
 EXPERIMENT = Experiment(
-    "landscape", Config, _phases, text, _pictures, bdnet.load_for,
+    "landscape", Config, _phases, text, {"lines.png": ((11, 6.5), _lines)}, bdnet.load_for,
     quick=QUICK | {"epochs": 1, "images": 32, "points": 5, "grid": 3},
     seeds=3, arms=ARMS, figures="landscape", report="landscape",
     options={"html": setting(False, "surfaces for a browser, too; needs plotly")},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -173,11 +173,6 @@ def _layers(result):
 # --------------------------------------------------------------------------------------- pictures
 
 
-def pictures(result: dict[str, Any]) -> Mapping[str, Any]:
-    """Return the pictures that a result gives, as `runner.Experiment` takes them."""
-    return {"accuracy.png": ((11, 4.2), _accuracy), "layers.png": ((11, 3.6), _factors)}
-
-
 def _accuracy(figure, result):
     """Draw accuracy against operations and against the time of a prediction."""
     means = result["summary"]
@@ -212,3 +207,6 @@ def _factors(figure, result):
         plots.curves(lines, label, "layer with more than one tap", legend=False, ax=axes)
     plots.logarithmic(left, "y")
     plots.legend_beside(right)
+
+
+PICTURES = {"accuracy.png": ((11, 4.2), _accuracy), "layers.png": ((11, 3.6), _factors)}

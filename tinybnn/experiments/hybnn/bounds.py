@@ -178,10 +178,6 @@ def _by_estimator(result):
     return rows
 
 
-def _pictures(result):
-    return {"bounds.png": ((9, 3.6), _draw)}
-
-
 def _draw(figure, result):
     """Draw the bounds of all estimators, and the published ones."""
     rows, samples = _by_estimator(result), result["config"]["samples"]
@@ -200,7 +196,7 @@ def _draw(figure, result):
 
 
 EXPERIMENT = Experiment(
-    "hybnn-bounds", Config, _phases, text, _pictures, load_for,
+    "hybnn-bounds", Config, _phases, text, {"bounds.png": ((9, 3.6), _draw)}, load_for,
     quick={"quick": True, "epochs": 2, "samples": 2, "limit": 300},
     arms=ESTIMATORS, arms_option="estimators",
     takes="10 to 20 minutes an estimator on MNIST",

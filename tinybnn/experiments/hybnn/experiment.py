@@ -147,20 +147,17 @@ def _networks(folder, seed, config, data, inputs, progress):
         for name, arm in networks.ALL_CLASSES.items()
     ]
     models, figures, histories = {}, {}, {}
-    with bar(len(jobs), "network", progress) as shown:
-        for file, name, arm, classes, epochs in jobs:
-            shown.set_description(file)
-            model, row = networks.network(
-                folder / "networks" / f"{file}.npz", arm, data, inputs, classes, seed, epochs
-            )
-            shown.update()
-            history = row.pop("history")
-            if name in networks.ALL_CLASSES:
-                models[name], figures[name] = model, row
-            else:
-                models.setdefault(name, []).append(model)
-                figures.setdefault(name, []).append(row)
-                histories.setdefault(name, []).append(history)
+    for file, name, arm, classes, epochs in bar(jobs, "network", progress):
+        model, row = networks.network(
+            folder / "networks" / f"{file}.npz", arm, data, inputs, classes, seed, epochs
+        )
+        history = row.pop("history")
+        if name in networks.ALL_CLASSES:
+            models[name], figures[name] = model, row
+        else:
+            models.setdefault(name, []).append(model)
+            figures.setdefault(name, []).append(row)
+            histories.setdefault(name, []).append(history)
     return models, figures, histories
 
 
@@ -213,7 +210,7 @@ def _summary(result):
 
 
 EXPERIMENT = Experiment(
-    "hybnn", Config, _phases, report.text, report.pictures, _load,
+    "hybnn", Config, _phases, report.text, report.PICTURES, _load,
     quick={"quick": True, "epochs_vae": 2, "epochs": 4, "epochs_cnn": 2, "epochs_all": 2,
            "limit": 600},
     seeds=3,

@@ -164,7 +164,7 @@ def train_vae(
     )  # fmt: skip
     state.restore()
     left = (epochs - len(history)) * len(loader)
-    with bar(left, "batch", progress and left > 0) as shown, one_blas_thread():
+    with bar(None, "batch", progress and left > 0, left) as shown, one_blas_thread():
         for epoch in range(len(history) + 1, epochs + 1):
             shown.set_description(f"autoencoder, epoch {epoch}")
             start, sums = time.perf_counter(), np.zeros(2)

@@ -232,11 +232,6 @@ def _times(result):
 # --------------------------------------------------------------------------------------- pictures
 
 
-def pictures(result: dict[str, Any]) -> Mapping[str, Any]:
-    """Return the pictures that a result gives, as `runner.Experiment` takes them."""
-    return {"tasks.png": ((11, 4.6), _comparison)}
-
-
 def draw_seed(
     out: Path,
     vae: BinaryVAE,
@@ -340,3 +335,6 @@ def _neighbours(figure, data, codes, queries=6, count=9):
         "test image (its class), and the nearest training images (bits that differ)", labels,
         ax=figure.subplots(),
     )  # fmt: skip
+
+
+PICTURES = {"tasks.png": ((11, 4.6), _comparison)}
