@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import tinybnn.experiments.hybnn.features as features
-from tinybnn import datasets, federated, models, nn, optim, plots, tables
-from tinybnn.experiments.report import page
+from tinybnn import datasets, federated, models, nn, optim, plots
+from tinybnn.experiments.report import page, table
 from tinybnn.experiments.runner import Experiment, Run, bar, kept, seeded
 from tinybnn.experiments.settings import ImageConfig, setting
 from tinybnn.typing import Array
@@ -217,21 +217,23 @@ def text(result: dict[str, Any]) -> str:
     is_paper = config["dataset"] == "mnist" and not config["limit"] and not config["validate"]
     tested_on = "held-out training images" if config["validate"] else "test images"
     targets = sorted({0.9, 0.95, 0.96, config["target"]})
-    rows = []
-    for row in result["trainings"]:
-        cells = [rounds_to(target, row["accuracy"]) or "–" for target in targets]
-        paper = PAPER[row["partition"]] if is_paper and row["arm"] == "2nn" else ""
-        rows.append(
-            [ARMS[row["arm"]].title, PARTITIONS[row["partition"]], row.get("seed", 0), *cells,
-             paper, f"{max(row['accuracy']) * 100:.2f}", len(row["accuracy"]),
-             f"{row['bytes_up'] / 1e6:,.1f}", f"{row['saving_up']:.1f}",
-             f"{row['seconds']:.0f}"]
-        )  # fmt: skip
-    table = tables.markdown(
-        ["", "", "seed", *(f"rounds to {t * 100:g}%" for t in targets), "paper, to 97%", "best, %",
-         "rounds in all", "MB up", "float32 / sent up", "seconds"],
-        rows,
-    )  # fmt: skip
+    columns = {
+        "": lambda row: ARMS[row["arm"]].title,
+        "partition": lambda row: PARTITIONS[row["partition"]],
+        "seed": lambda row: row.get("seed", 0),
+        **{
+            f"rounds to {t * 100:g}%": lambda row, t=t: rounds_to(t, row["accuracy"]) or "–"
+            for t in targets
+        },
+        "paper, to 97%": lambda row: (
+            PAPER[row["partition"]] if is_paper and row["arm"] == "2nn" else ""
+        ),
+        "best, %": lambda row: f"{max(row['accuracy']) * 100:.2f}",
+        "rounds in all": lambda row: len(row["accuracy"]),
+        "MB up": lambda row: f"{row['bytes_up'] / 1e6:,.1f}",
+        "float32 / sent up": lambda row: f"{row['saving_up']:.1f}",
+        "seconds": lambda row: f"{row['seconds']:.0f}",
+    }
     about = f"""{config["clients"]} clients, C = {config["fraction"]:g}, E = {config["epochs"]},
         B = {config["batch_size"]}; {result["images"]["train"]:,} images for training,
         {result["images"]["test"]:,} {tested_on}. 2NN: SGD with lr {config["lr"]:g}. Binary networks
@@ -239,11 +241,13 @@ def text(result: dict[str, Any]) -> str:
         {config["step"]:g}; batch norms averaged, or frozen with the statistics of the untrained
         network on {PUBLIC} training images. A training ends at {config["target"] * 100:g}% or after
         {config["rounds"]} rounds."""
-    note = """The paper's figures are the best of several learning rates, interpolated between
-        rounds on a curve of the best accuracy so far; here one rate is used and whole rounds
-        count."""
-    title = f"Federated averaging on {config['dataset']}"
-    return page(title, result, about, table, note, "![Accuracy after each round](rounds.png)")
+    return page(
+        f"Federated averaging on {config['dataset']}", result, about,
+        table(result["trainings"], columns),
+        """The paper's figures are the best of several learning rates, interpolated between rounds
+        on a curve of the best accuracy so far; here one rate is used and whole rounds count.""",
+        "![Accuracy after each round](rounds.png)",
+    )  # fmt: skip
 
 
 def _draw(figure, result):

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinybnn import plots, tables
 from tinybnn.datasets import Dataset
-from tinybnn.experiments.report import PAIR, PAIRED, against, fixed, mean_and_std, page
+from tinybnn.experiments.report import PAIR, PAIRED, against, fixed, mean_and_std, page, table
 
 Result = dict[str, Any]
 PARTITIONS = {"iid": "IID", "skewed": "labels skewed"}
@@ -41,11 +41,11 @@ def summary(result: Result) -> dict[str, Any]:
     at = np.array(rounds) - 1
     central = accuracies.pop(("", "centralized")).mean(1)  # (seeds, rounds)
     means = {"rounds": rounds, "centralized": [mean_and_std(values) for values in central.T[at]]}
-    for (partition, arm), table in accuracies.items():
-        mean = table.mean(1)
+    for (partition, arm), values in accuracies.items():
+        mean = values.mean(1)
         means.setdefault(partition, {})[arm] = {
-            "accuracy": [mean_and_std(values) for values in mean.T[at]],
-            "gap": [mean_and_std(values) for values in (central - mean).T[at]],
+            "accuracy": [mean_and_std(column) for column in mean.T[at]],
+            "gap": [mean_and_std(column) for column in (central - mean).T[at]],
         }
     return means
 
@@ -57,7 +57,7 @@ def milestones(rounds: int) -> list[int]:
 
 def headline(result: Result) -> str:
     """Return a line of text: accuracies after the last round, in percent."""
-    ends = {name: table.mean(1)[:, -1] * 100 for name, table in _accuracies(result).items()}
+    ends = {name: values.mean(1)[:, -1] * 100 for name, values in _accuracies(result).items()}
     names = {("", "centralized"): "centralized"}
     names |= {("iid", arm): result["arms"][arm] for arm in ("fedavg", "sign")}
     words = [f"{title} {fixed(ends[name])}" for name, title in names.items()]
@@ -98,29 +98,25 @@ def text(result: Result) -> str:
 
 
 def _wire(result):
-    rows = []
-    for arm, title in result["arms"].items():
-        task = result["seeds"][0]["federated"]["iid"][arm][0]
-        rows.append(
-            [title, f"{task['bytes_up'][-1]:,}", f"{task['saving_up']:.1f}",
-             f"{task['saving_weights_up']:.1f}", f"{task['bytes_down'][-1]:,}",
-             f"{task['saving_down']:.1f}"]
-        )  # fmt: skip
-    table = tables.markdown(
-        ["", "bytes up, last round", "float32 / payload", "float32 / weights alone",
-         "bytes down, last round", "float32 / payload"],
-        rows,
-    )  # fmt: skip
+    sent = {arm: tasks[0] for arm, tasks in result["seeds"][0]["federated"]["iid"].items()}
+    columns = {
+        "": result["arms"].get,
+        "bytes up, last round": lambda arm: f"{sent[arm]['bytes_up'][-1]:,}",
+        "up: float32 / payload": lambda arm: f"{sent[arm]['saving_up']:.1f}",
+        "float32 / weights alone": lambda arm: f"{sent[arm]['saving_weights_up']:.1f}",
+        "bytes down, last round": lambda arm: f"{sent[arm]['bytes_down'][-1]:,}",
+        "down: float32 / payload": lambda arm: f"{sent[arm]['saving_down']:.1f}",
+    }
     note = f"""Whole messages of all {result["config"]["clients"]} clients for one task are counted,
         their frames included; float32 is the same message with weights and batch norms as floats.
         Ratios are over all rounds; the first of them brings all weights down."""
-    return ["## Bytes on the wire", table, note]
+    return ["## Bytes on the wire", table(result["arms"], columns), note]
 
 
 def _curves(result, partition):
     """Accuracy by the rounds, for clients whose codes were dealt out in one way."""
     at = np.array(result["summary"]["rounds"]) - 1
-    accuracies = {key: table.mean(1) for key, table in _accuracies(result).items()}
+    accuracies = {key: values.mean(1) for key, values in _accuracies(result).items()}
     central = accuracies["", "centralized"]  # (seeds, rounds)
     rows = [["centralized", *map(fixed, 100 * central.T[at]), *[""] * (len(PAIR) + 1)]]
     for arm, name in result["arms"].items():
@@ -131,13 +127,13 @@ def _curves(result, partition):
              f"{np.mean(flipped) * 100:.1f}"]
         )  # fmt: skip
     rounds = [f"after {r} round{'s' if r > 1 else ''}" for r in result["summary"]["rounds"]]
-    table = tables.markdown(
+    means = tables.markdown(
         ["accuracy, mean of the tasks, %", *rounds, f"against centralized: {PAIR[0]}", *PAIR[1:],
          "weights flipped, %"],
         rows,
     )  # fmt: skip
     return [
-        f"## {result['partitions'][partition]} (Figure 7)", table, PAIRED,
+        f"## {result['partitions'][partition]} (Figure 7)", means, PAIRED,
         f"![Accuracy after each round](rounds-{partition}.png)",
         f"![Accuracy against bytes](bytes-{partition}.png)",
     ]  # fmt: skip

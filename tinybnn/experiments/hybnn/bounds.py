@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from tinybnn import datasets, plots, tables
+from tinybnn import datasets, plots
 from tinybnn.datasets import Dataset
 from tinybnn.experiments.hybnn.features import IMAGES, load_for, train_vae
-from tinybnn.experiments.report import fixed, page
+from tinybnn.experiments.report import fixed, page, table
 from tinybnn.experiments.runner import Experiment, Run, kept, seeded
 from tinybnn.experiments.settings import ImageConfig, setting
 from tinybnn.models import BinaryVAE, latents
@@ -147,27 +147,25 @@ def text(result: dict[str, Any]) -> str:
         (arXiv:1611.01144), Table 1, from {PUBLISHED:,} codes weighted together, comparable to our
         bound from {samples} codes, which is a little higher than one from {PUBLISHED:,}; binarized
         images, steps and optimizer differ."""
-    header = [
-        "estimator", "codes an image", "epochs", "seconds", "training", "training images",
-        "bound, one code", f"{samples} codes", f"published, {PUBLISHED:,} codes, MNIST",
-    ]  # fmt: skip
-    rows = []
-    for name, own in _by_estimator(result).items():
-        measured = (
-            fixed([row[key] for row in own], digits)
-            for key, digits in (
-                ("seconds", 0), ("training", 2), ("bound_train", 2), ("bound", 2), ("best", 2)
-            )
-        )  # fmt: skip
-        published = own[0]["published"]
-        rows.append(
-            [name, own[0]["codes"], own[0]["epochs"], *measured,
-             "" if published is None else f"{published:.1f}"]
-        )  # fmt: skip
+    estimators = table(
+        _by_estimator(result).values(),
+        {
+            "estimator": lambda rows: rows[0]["estimator"],
+            "codes an image": lambda rows: rows[0]["codes"],
+            "epochs": lambda rows: rows[0]["epochs"],
+            **{
+                title: lambda rows, key=key, digits=digits: fixed([r[key] for r in rows], digits)
+                for title, key, digits in (
+                    ("seconds", "seconds", 0), ("training", "training", 2),
+                    ("training images", "bound_train", 2), ("bound, one code", "bound", 2),
+                    (f"{samples} codes", "best", 2),
+                )
+            },
+            f"published, {PUBLISHED:,} codes, MNIST": lambda rows: rows[0]["published"] or "",
+        },
+    )  # fmt: skip
     title = f"Bounds for {config['bits']} binary latents on binarized {config['dataset']}"
-    return page(
-        title, result, setup, columns, tables.markdown(header, rows), "![Bounds](bounds.png)"
-    )
+    return page(title, result, setup, columns, estimators, "![Bounds](bounds.png)")
 
 
 def _by_estimator(result):

@@ -12,7 +12,16 @@ import tinybnn.experiments.hybnn.codes as of_codes
 from tinybnn import datasets, plots, tables
 from tinybnn.datasets import Dataset
 from tinybnn.experiments.hybnn.networks import ARMS, FLIPS, Features, titles_of
-from tinybnn.experiments.report import PAIR, PAIRED, against, fixed, page, percent, save_picture
+from tinybnn.experiments.report import (
+    PAIR,
+    PAIRED,
+    against,
+    fixed,
+    page,
+    percent,
+    save_picture,
+    table,
+)
 from tinybnn.models import BinaryVAE
 
 # What the paper prints for the five tasks on MNIST (its figures 4 to 6 give no numbers).
@@ -106,13 +115,13 @@ def _by_seed(result, arm):
 
 
 def _all_classes(result):
-    rows = [
-        [title, percent(**result["summary"][arm]["mean"])]
-        for arm, title in result["all_classes"].items()
-    ]
     count = len(result["seeds"][0]["all_classes"]["all-codes-128"]["shares"])
-    table = tables.markdown([f"{count} classes", "accuracy"], rows)
-    return ["## All classes at once", "The paper gives no figure.", table]
+    columns = {
+        f"{count} classes": result["all_classes"].get,
+        "accuracy": lambda arm: percent(**result["summary"][arm]["mean"]),
+    }
+    title, note = "## All classes at once", "The paper gives no figure."
+    return [title, note, table(result["all_classes"], columns)]
 
 
 def _in_sequence(result):
@@ -120,19 +129,19 @@ def _in_sequence(result):
     arms = {key: title for key, title in arms.items() if key in result["seeds"][-1]}
     rows, ends = [], {}
     for key, title in arms.items():
-        accuracies = np.array([seed[key] for seed in result["seeds"]])  # (seeds, after, task)
-        ends[key] = accuracies[:, -1].mean(1)
+        of_seeds = np.array([seed[key] for seed in result["seeds"]])  # (seeds, after, task)
+        ends[key] = of_seeds[:, -1].mean(1)
         for i, task in enumerate(result["tasks"]):
-            of_task = 100 * accuracies[:, i]  # (seeds, task)
+            of_task = 100 * of_seeds[:, i]  # (seeds, task)
             rows.append([title, f"after {task}", *map(fixed, of_task.T), fixed(of_task.mean(1))])
-    table = tables.markdown(["", "", *result["tasks"], "mean"], rows)
+    accuracies = tables.markdown(["", "", *result["tasks"], "mean"], rows)
     parts = [
         f"## {len(result['tasks'])} tasks in sequence (section 6)",
         """One head of two units learns one task after the other; accuracy on all tasks after each,
         in percent. With a head of its own for each task, as above, nothing is forgotten. The paper:
         performance decreases, but stays above that of the plain binary CNN; the CNN here is the one
         with a threshold of 0.5.""",
-        table, "![In sequence](in-sequence.png)",
+        accuracies, "![In sequence](in-sequence.png)",
     ]  # fmt: skip
     if len(ends) == 2:
         cells = against(*ends.values())
@@ -170,58 +179,64 @@ def _codes(result):
 
 
 def _compiled(result):
-    rows = []
-    for name in result["seeds"][0]["compiled"]:
-        heads = [seed["compiled"][name] for seed in result["seeds"]]
-        rows.append(
-            [
-                "encoder and head, from the image" if name == "whole" else f"head of {name}",
-                *(
-                    f"{sum(head[key] for head in heads):,} of {sum(h['images'] for h in heads):,}"
-                    for key in ("identical_predictions", "identical_logits")
-                ),
-                "" if name == "whole" else f"{sum(h['bits_only'] for h in heads)} of {len(heads)}",
-                *(f"{heads[0][f'{key}_bytes']:,}" for key in ("float", "packed", "file")),
-            ]
-        )
-    steps = next(iter(result["seeds"][0]["compiled"].values()))["steps"]
+    heads = {
+        name: [seed["compiled"][name] for seed in result["seeds"]]
+        for name in result["seeds"][0]["compiled"]
+    }
+
+    def counted(name, key):
+        images = sum(head["images"] for head in heads[name])
+        return f"{sum(head[key] for head in heads[name]):,} of {images:,}"
+
+    def bits_only(name):
+        shown = [head["bits_only"] for head in heads[name] if "bits_only" in head]
+        return f"{sum(shown)} of {len(shown)}" if shown else ""
+
+    names = {name: f"head of {name}" for name in heads} | {"whole": "encoder and head, from images"}
+    columns = {
+        "compiled": names.get,
+        "identical predictions": lambda name: counted(name, "identical_predictions"),
+        "identical scores": lambda name: counted(name, "identical_logits"),
+        "bits only": bits_only,
+        "bytes as floats": lambda name: f"{heads[name][0]['float_bytes']:,}",
+        "bytes packed": lambda name: f"{heads[name][0]['packed_bytes']:,}",
+        "bytes of the file": lambda name: f"{heads[name][0]['file_bytes']:,}",
+    }
+    steps = next(iter(heads.values()))[0]["steps"]
     about = f"""Every test image, from its stored code to the label, against the float model on the
         same codes. *bits only*: networks in which there are only words of bits and integers between
         the packed code and the sums of the last layer. Steps of a head: {" -> ".join(steps)}
         (`pack` falls away, as the code is packed already). Packed are weights of one bit, integer
         thresholds, and the last batch norm's floats."""
-    table = tables.markdown(
-        ["compiled", "identical predictions", "identical scores", "bits only", "bytes as floats",
-         "bytes packed", "bytes of the file"],
-        rows,
-    )  # fmt: skip
-    return ["## The compiled head", about, table]
+    return ["## The compiled head", about, table(heads, columns)]
 
 
 def _times(result):
     times = result["times"]
-    rows = [
-        [row["name"], row["batch"], f"{row['float_us']:.2f}", f"{row['packed_us']:.2f}",
-         f"{row['float_us'] / row['packed_us']:.1f}"]
-        for row in times["inference"]
-    ]  # fmt: skip
-    inference = tables.markdown(
-        ["prediction, µs an image", "batch", "float", "compiled", "ratio"], rows
+    inference = table(
+        times["inference"],
+        {
+            "prediction, µs an image": lambda row: row["name"],
+            "batch": lambda row: row["batch"],
+            "float": lambda row: f"{row['float_us']:.2f}",
+            "compiled": lambda row: f"{row['packed_us']:.2f}",
+            "ratio": lambda row: f"{row['float_us'] / row['packed_us']:.1f}",
+        },
     )
     spent = {
         title: np.mean([task["seconds"]["all"] for task in result["seeds"][0]["tasks"][arm]])
         for arm, title in result["arms"].items()
     }
-    rows = [
-        [row["name"], f"{row['float_us']:.2f}", f"{row['bits_us']:.2f}",
-         f"{spent[row['name']]:.1f}"]
-        for row in times["training"]
-    ]  # fmt: skip
-    trained = tables.markdown(
-        [f"training step, µs an image (batch {times['training_batch']})", "products on floats",
-         "products on bits", "seconds of a task, all epochs"],
-        rows,
-    )  # fmt: skip
+    trained = table(
+        times["training"],
+        {
+            "training step, µs an image": lambda row: row["name"],
+            "batch": lambda row: times["training_batch"],
+            "products on floats": lambda row: f"{row['float_us']:.2f}",
+            "products on bits": lambda row: f"{row['bits_us']:.2f}",
+            "seconds of a task, all epochs": lambda row: f"{spent[row['name']]:.1f}",
+        },
+    )
     how = f"{times.get('date', result['date'])} {times.get('how', 'with this run')}"
     about = f"""The shortest of several runs, measured {how}. Rows from codes do not contain the
         encoder, which a new image needs as well: *encoder and binary head* starts from the image,
