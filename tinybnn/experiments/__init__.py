@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tinybnn.experiments.runner import Experiment
 
 # Name -> the module of an experiment, and a line for lists of them.
-EXPERIMENTS = {
+EXPERIMENTS: dict[str, tuple[str, str]] = {
     "mnist-cnn": ("classifiers", "a small binary CNN on MNIST: accuracy over seeds"),
     "mnist-mlp": ("classifiers", "dense layers of 256 on MNIST, all of 1 bit: accuracy over seeds"),
     "mnist-mlp-1024": (
@@ -48,4 +48,5 @@ EXPERIMENTS = {
 
 def load(name: str) -> Experiment:
     """Import the experiment of a name, a key of `EXPERIMENTS`."""
-    return importlib.import_module(f"{__name__}.{EXPERIMENTS[name][0]}").EXPERIMENTS[name]
+    module = importlib.import_module(f"{__name__}.{EXPERIMENTS[name][0]}")
+    return module.EXPERIMENTS[name] if hasattr(module, "EXPERIMENTS") else module.EXPERIMENT

@@ -51,8 +51,8 @@ import numpy as np
 from tinybnn import tables
 from tinybnn.experiments.report import mean_and_std, paired, probability
 
-STATES = ("reproduced", "in part", "refuted", "open", "cannot be tested here")
-REDUCTIONS = {
+STATES: tuple[str, ...] = ("reproduced", "in part", "refuted", "open", "cannot be tested here")
+REDUCTIONS: dict[str, Callable[[Any], Any]] = {
     "mean": np.mean, "median": np.median, "min": np.min, "max": np.max, "sum": np.sum, "count": len,
 }  # fmt: skip
 
@@ -88,7 +88,7 @@ def run(say: Callable[[str], Any] = print) -> dict[str, Any]:
             ]
             if rows:
                 say(f"{state} ({len(rows)})\n")
-                say(tables.text(("where", "claim", "found"), rows, align="<<<") + "\n")
+                say(tables.text(("where", "claim", "finding"), rows, align="<<<") + "\n")
     for entry in entries:
         if entry["state"] == "open":
             places = ", ".join(entry["where"])

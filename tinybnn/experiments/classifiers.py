@@ -19,7 +19,7 @@ from tinybnn.experiments.runner import Experiment, Run
 from tinybnn.experiments.settings import Config as BaseConfig
 from tinybnn.experiments.settings import setting
 
-RECIPES = {
+RECIPES: dict[str, runs.Config] = {
     # larq's introductory example reaches 97.5% after 6 epochs with a network of this shape.
     "mnist-cnn": runs.Config("cnn", "mnist", epochs=6, batch_size=64, lr=5e-3),
     # FINN's SFC: weights, activations and input all of 1 bit.
@@ -118,7 +118,7 @@ def _draw(figure, result):
     plots.legend_beside(right)
 
 
-EXPERIMENTS = {
+EXPERIMENTS: dict[str, Experiment] = {
     name: Experiment(
         name, Config, partial(_phases, name), text, {f"{name}.png": ((9, 3), _draw)},
         quick={"quick": True, "dataset": "digits", "epochs": 1},

@@ -33,9 +33,9 @@ from tinybnn.experiments.runner import Experiment, Run, bar, kept, seeded
 from tinybnn.experiments.settings import ImageConfig, setting
 from tinybnn.typing import Array
 
-WIDTHS = (200, 200)
-PAPER = {"iid": 87, "shards": 664}
-PARTITIONS = {"iid": "IID", "shards": "two shards of one label each"}
+WIDTHS: tuple[int, int] = (200, 200)
+PAPER: dict[str, int] = {"iid": 87, "shards": 664}
+PARTITIONS: dict[str, str] = {"iid": "IID", "shards": "two shards of one label each"}
 PUBLIC = 200  # training images, without labels, that all sides know
 BLOCK = 10  # rounds between two checks of the target
 
@@ -93,7 +93,7 @@ def _binary(pixels, classes, rng):
     return models.mlp(pixels, WIDTHS, classes, rng=rng)
 
 
-ARMS = {
+ARMS: dict[str, Arm] = {
     "2nn": Arm(
         "2NN, FedAvg", lambda config: federated.FedAvg(), two_nn,
         lambda parameters, config: optim.SGD(parameters, lr=config.lr),
@@ -280,5 +280,4 @@ EXPERIMENT = Experiment(
     "Repeat the command after an interruption.",
     examples=("TINYBNN_DATA=DIR tinybnn reproduce fedavg", "tinybnn reproduce fedavg --quick"),
 )  # fmt: skip
-EXPERIMENTS = {EXPERIMENT.name: EXPERIMENT}
 run = EXPERIMENT.run

@@ -31,6 +31,7 @@ import tinybnn.experiments.fedhybnn_report as report
 import tinybnn.experiments.hybnn.features as features
 from tinybnn import datasets, federated, models, nn, optim, training
 from tinybnn.experiments import hybnn
+from tinybnn.experiments.fedhybnn_report import PARTITIONS
 from tinybnn.experiments.hybnn.networks import HIDDEN, tasks_of, titles_of
 from tinybnn.experiments.report import save_picture
 from tinybnn.experiments.runner import Experiment, Run, bar, kept
@@ -79,7 +80,7 @@ def _signs(**options):
     return lambda config: federated.SignOfUpdate(config.step, **options)
 
 
-ARMS = {
+ARMS: dict[str, Arm] = {
     "fedavg": Arm("FedAvg, float32", lambda config: federated.FedAvg()),
     "float16": Arm("FedAvg, float16", lambda config: federated.FedAvg("float16")),
     "stochastic": Arm("stochastic 1 bit up", lambda config: federated.StochasticSign()),
@@ -89,8 +90,6 @@ ARMS = {
     "sign-both": Arm("sign of the update, 1 bit both ways", _signs(both=True)),
     "vote": Arm("majority vote of weight signs", lambda config: federated.MajorityVote()),
 }
-
-PARTITIONS = report.PARTITIONS
 
 
 def _load(config):
@@ -251,5 +250,4 @@ EXPERIMENT = Experiment(
         "TINYBNN_DATA=DIR tinybnn reproduce fedhybnn --dataset mnist --rounds 50 --batch-size 64",
     ),
 )  # fmt: skip
-EXPERIMENTS = {EXPERIMENT.name: EXPERIMENT}
 run = EXPERIMENT.run

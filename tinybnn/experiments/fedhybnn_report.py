@@ -12,7 +12,7 @@ from tinybnn.datasets import Dataset
 from tinybnn.experiments.report import PAIR, PAIRED, against, fixed, mean_and_std, page, table
 
 Result = dict[str, Any]
-PARTITIONS = {"iid": "IID", "skewed": "labels skewed"}
+PARTITIONS: dict[str, str] = {"iid": "IID", "skewed": "labels skewed"}
 
 
 def _accuracies(result):
@@ -214,7 +214,7 @@ def draw_partitions(figure: Any, result: Result, images: Dataset, parts: Any) ->
         axes.set_title(title)
 
 
-PICTURES = {
+PICTURES: dict[str, Any] = {
     f"{name}-{partition}.png": (size, partial(draw, partition=partition))
     for partition in PARTITIONS
     for name, size, draw in (("rounds", (14, 4.4), _rounds), ("bytes", (9, 4.4), _bytes))

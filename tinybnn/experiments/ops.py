@@ -37,12 +37,12 @@ from tinybnn.analysis.opcount import LayerCount, OperationCount, count_operation
 from tinybnn.models.shufflenet_v1 import ShuffleUnit
 
 # Height of the images, classes.
-DATASETS = {
+DATASETS: dict[str, tuple[int, int]] = {
     "CIFAR-10": (32, 10), "CIFAR-100": (32, 100), "STL-10": (96, 10), "Tiny ImageNet": (64, 200),
     "Flowers 102": (224, 102),
 }  # fmt: skip
 
-ASSUMPTIONS = {
+ASSUMPTIONS: dict[str, str] = {
     "last": "the last 1×1 convolution has 100 output channels, not 1024",
     "last, adabin": "the last 1×1 convolution has 100 output channels, not 1024, and AdaBin's BOPs "
                     "count 1.0517 times",
@@ -59,13 +59,13 @@ _ADABIN = 1.0517  # from the four columns of Table 2 that match; no operation ex
 _LAST = 100 / 1024
 
 # Rows: name, method and base of the network, figures as printed.
-TABLE_1 = (
+TABLE_1: tuple[tuple[Any, ...], ...] = (
     ("Full-precision, 3×3 regular", nn.Conv2d, 1, "462M"),
     ("Full-precision, 3×3 depth-wise", nn.Conv2d, 128, "3.61M"),
     ("Binary, 3×3 regular", nn.BinaryConv2d, 1, "7.23M"),
     ("Binary, 3×3 depth-wise", nn.BinaryConv2d, 128, "56K"),
 )
-TABLE_2 = (
+TABLE_2: tuple[tuple[Any, ...], ...] = (
     ("Full-Precision", "float", "reactnet", "42.6M 42.6M 383M 170M 569M"),
     ("ReActNet", "reactnet", "reactnet", "6.97M 6.97M 62.7M 27.9M 97M"),
     ("BD-Net-A (ReActNet)", "bdnet-a", "reactnet", "1.56M 1.56M 14.0M 6.23M 32.5M"),
@@ -75,18 +75,18 @@ TABLE_2 = (
     ("BD-Net-B (AdaBin)", "bdnet-b", "adabin", "1.86M 1.86M 16.7M 7.44M 35.5M"),
 )
 # The two ReActNet rows of Tables 4 and 5, without and with broadcast residual, print the same.
-TABLE_4 = (
+TABLE_4: tuple[tuple[Any, ...], ...] = (
     ("Full-Precision", "float", "reactnet", "9.70M 9.70M 23.3M 10.3M 126M"),
     ("ReActNet", "reactnet", "reactnet", "1.32M 1.32M 2.97M 1.32M 16.2M"),
     ("BD-Net-B (ReActNet)", "bdnet-b", "reactnet", "0.87M 0.87M 1.96M 0.87M 10.7M"),
 )
-TABLE_5 = (
+TABLE_5: tuple[tuple[Any, ...], ...] = (
     ("Full-Precision", "float", "reactnet", "25.9M 25.9M 58.2M 25.9M 83.3M"),
     ("ReActNet", "reactnet", "reactnet", "9.80M 9.80M 6.26M 9.80M 34.1M"),
     ("BD-Net-B (ReActNet)", "bdnet-b", "reactnet", "1.14M 1.14M 1.47M 1.14M 7.99M"),
 )
 # The rows whose network is public or described; BOPs in 10^9, FLOPs and OPs in 10^8.
-TABLE_3 = (
+TABLE_3: tuple[tuple[Any, ...], ...] = (
     ("Bi-Real Net 18", models.resnet18, "birealnet", 1.0, "1.68 1.41 1.67"),
     ("ReActNet", models.mobilenet_v1, "reactnet", 1.0, "4.82 0.12 0.87"),
     ("AdaBin", models.mobilenet_v1, "adabin", 1.0, "4.82 0.21 0.96"),
@@ -174,8 +174,7 @@ def _row(table, row, dataset, published, true, convention, fits=()):
         return result | {"match": "exact"}
     for name, count in fits:
         if prints_as(count, published):
-            found = {"match": "fitted", "fitted": count, "assumption": ASSUMPTIONS[name]}
-            return result | found
+            return result | {"match": "fitted", "fitted": count, "assumption": ASSUMPTIONS[name]}
     return result
 
 

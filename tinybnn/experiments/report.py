@@ -116,7 +116,7 @@ def probability(p: float) -> str:
 
 
 # The columns of `against`, and the note below a table that has them.
-PAIR = "points, seed by seed", "better in", "paired t test"
+PAIR: tuple[str, str, str] = "points, seed by seed", "better in", "paired t test"
 PAIRED = (
     "p is that of Student's t test of the differences seed by seed, two-sided, not corrected for "
     "the number of comparisons; it speaks of other seeds on the same test images."

@@ -57,7 +57,7 @@ _ALONE = {"broadcast_residual": False}
 
 # Table 6 gives CIFAR-100 at full width. Its last row is Table 2's BD-Net-A (AdaBin), so that is the
 # base; its third row is the first with the 1.58-bit convolution, not the second.
-ABLATION = {
+ABLATION: dict[str, Arm] = {
     "naive": Arm(
         "naive", _V1, "bdnet-a", {"dual": False, "pre_bn": False}, {"": 54.94}
     ),
@@ -67,7 +67,7 @@ ABLATION = {
 }  # fmt: skip
 
 # CIFAR-10 at full width. Tables 4 and 5 have BD-Net on ReActNet only.
-TABLE_2 = {
+TABLE_2: dict[str, Arm] = {
     "float": Arm("MobileNet V1, float", _V1, "float", {}, {"": 92.26}),
     "reactnet": Arm("MobileNet V1, ReActNet", _V1, "reactnet", {}, {"": 71.04}),
     "adabin": Arm("MobileNet V1, AdaBin", _V1, "adabin", {}, {"": 81.60}),
@@ -95,11 +95,8 @@ TABLE_2 = {
     ),
 }  # fmt: skip
 
-# Figures 2, 5 and 6 are about MobileNet V1.
-CURVATURE = {name: TABLE_2[name] for name in ("float", "reactnet")} | ABLATION
-
 # The pairs of networks that the paper compares; the second one is its own proposal.
-COMPARISONS = {
+COMPARISONS: dict[str, tuple[tuple[str, str], ...]] = {
     "bdnet-ablation": (
         ("naive", "dual"), ("naive", "pre-bn"), ("naive", "both"), ("dual", "both"),
         ("pre-bn", "both"),
@@ -114,7 +111,7 @@ COMPARISONS = {
 }  # fmt: skip
 
 # The pairs whose curvature is compared.
-PAIRS = (
+PAIRS: tuple[tuple[str, str], ...] = (
     ("naive", "dual"), ("naive", "pre-bn"), ("naive", "both"), ("reactnet", "both"),
     ("naive", "float"),
 )  # fmt: skip

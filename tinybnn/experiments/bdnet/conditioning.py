@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from tinybnn import functional as F
 from tinybnn import plots, tables
 
-ALPHAS = tuple(float(f"{10**x:.3g}") for x in np.arange(-2, 2.01, 0.25))
+ALPHAS: tuple[float, ...] = tuple(float(f"{10**x:.3g}") for x in np.arange(-2, 2.01, 0.25))
 
 
 def all_filters(size: int = 3) -> NDArray[np.float64]:

@@ -24,18 +24,18 @@ import numpy as np
 import tinybnn.experiments.bdnet.training as bdnet
 from tinybnn import analysis, nn, plots
 from tinybnn.datasets import Dataset
-from tinybnn.experiments.bdnet.arms import ABLATION, TABLE_2, over_seeds
+from tinybnn.experiments.bdnet.arms import ABLATION, TABLE_2, Arm, over_seeds
 from tinybnn.experiments.bdnet.experiment import QUICK
 from tinybnn.experiments.bdnet.report import pairs, setup
 from tinybnn.experiments.report import page, spread, table
 from tinybnn.experiments.runner import Experiment, Run, kept
 from tinybnn.experiments.settings import setting
 
-STAGES = ("start", "end")
+STAGES: tuple[str, str] = ("start", "end")
 COUNT = 10  # eigenvalues that the paper draws
 
 # Figures 2, 5 and 6 are about MobileNet V1.
-ARMS = {name: TABLE_2[name] for name in ("float", "reactnet")} | ABLATION
+ARMS: dict[str, Arm] = {name: TABLE_2[name] for name in ("float", "reactnet")} | ABLATION
 
 
 @dataclass(frozen=True)
@@ -236,5 +236,4 @@ EXPERIMENT = Experiment(
         "tinybnn reproduce hessian --quick", "TINYBNN_DATA=DIR tinybnn reproduce hessian --seeds 3",
     ),
 )  # fmt: skip
-EXPERIMENTS = {EXPERIMENT.name: EXPERIMENT}
 run = EXPERIMENT.run

@@ -18,7 +18,13 @@ from tinybnn.experiments.report import mean_and_std, save_picture
 from tinybnn.experiments.runner import Experiment, Run, kept
 from tinybnn.storage import read_json
 
-QUICK = {"quick": True, "dataset": "digits", "epochs": 2, "batch_size": 32, "limit": 256}
+QUICK: dict[str, Any] = {
+    "quick": True,
+    "dataset": "digits",
+    "epochs": 2,
+    "batch_size": 32,
+    "limit": 256,
+}
 
 
 def _phases(run: Run, result: dict[str, Any]) -> Iterator[str]:
@@ -116,7 +122,7 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
     return networks
 
 
-EXPERIMENTS = {
+EXPERIMENTS: dict[str, Experiment] = {
     name: Experiment(
         name, Config, _phases, report.text, report.PICTURES, load_for,
         quick=QUICK, seeds=seeds, arms=arms,

@@ -243,5 +243,4 @@ EXPERIMENT = Experiment(
         "TINYBNN_DATA=DIR tinybnn reproduce landscape --seeds 3",
     ),
 )  # fmt: skip
-EXPERIMENTS = {EXPERIMENT.name: EXPERIMENT}
 run = EXPERIMENT.run

@@ -209,4 +209,7 @@ def _factors(figure, result):
     plots.legend_beside(right)
 
 
-PICTURES = {"accuracy.png": ((11, 4.2), _accuracy), "layers.png": ((11, 3.6), _factors)}
+PICTURES: dict[str, Any] = {
+    "accuracy.png": ((11, 4.2), _accuracy),
+    "layers.png": ((11, 3.6), _factors),
+}

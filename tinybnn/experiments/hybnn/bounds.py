@@ -32,7 +32,7 @@ from tinybnn.models.binary_vae import HIDDEN
 PUBLISHED = 1000  # codes of a published bound
 
 # Name -> (codes that it tries for an image, published bound in nats).
-ESTIMATORS = {
+ESTIMATORS: dict[str, tuple[int, float | None]] = {
     "sign": (1, None),
     "straight_through": (1, 116.0),
     "straight_through_gumbel": (1, 111.5),
@@ -206,5 +206,4 @@ EXPERIMENT = Experiment(
         "TINYBNN_DATA=DIR tinybnn reproduce hybnn-bounds --dataset mnist",
     ),
 )  # fmt: skip
-EXPERIMENTS = {EXPERIMENT.name: EXPERIMENT}
 run = EXPERIMENT.run

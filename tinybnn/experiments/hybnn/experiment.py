@@ -224,4 +224,3 @@ EXPERIMENT = Experiment(
         "TINYBNN_DATA=DIR tinybnn reproduce hybnn --dataset mnist --vae-dataset fashion-mnist",
     ),
 )  # fmt: skip
-EXPERIMENTS = {EXPERIMENT.name: EXPERIMENT}

@@ -23,7 +23,7 @@ from tinybnn.models import BinaryVAE, latents, load_codes, save_codes
 from tinybnn.typing import FloatArray, Words
 
 # Names and help texts of settings that several experiments have.
-ESTIMATORS = (
+ESTIMATORS: tuple[str, ...] = (
     "sign", "straight_through", "straight_through_gumbel", "gumbel_softmax", "score_function",
     "disarm",
 )  # fmt: skip

@@ -154,7 +154,7 @@ def _binary_cnn(threshold):
     )
 
 
-ARMS = {
+ARMS: dict[str, Arm] = {
     "hybnn": Arm("HyBNN: binary head on codes", "codes", _head(HIDDEN)),
     "float-head": Arm(
         "float head on codes", "codes",
@@ -167,7 +167,7 @@ ARMS = {
     "float-cnn": Arm("float CNN of the same shape", "images", float_cnn, 1e-3),
 }  # fmt: skip
 
-ALL_CLASSES = {
+ALL_CLASSES: dict[str, Arm] = {
     f"all-{features}-{hidden}": Arm(
         f"binary head of {hidden:,} units on {what}", features, _head(hidden), 1e-2
     )

@@ -25,7 +25,7 @@ from tinybnn.experiments.report import (
 from tinybnn.models import BinaryVAE
 
 # What the paper prints for the five tasks on MNIST (its figures 4 to 6 give no numbers).
-PAPER = {"hybnn": "over 95%", "cnn-paper": "a little about 50%"}
+PAPER: dict[str, str] = {"hybnn": "over 95%", "cnn-paper": "a little about 50%"}
 
 # -------------------------------------------------------------------------------------------- text
 
@@ -352,4 +352,4 @@ def _neighbours(figure, data, codes, queries=6, count=9):
     )  # fmt: skip
 
 
-PICTURES = {"tasks.png": ((11, 4.6), _comparison)}
+PICTURES: dict[str, Any] = {"tasks.png": ((11, 4.6), _comparison)}
