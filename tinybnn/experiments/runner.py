@@ -73,20 +73,22 @@ class Experiment:
         File name -> (size in inches, draw); ``draw(figure, result)`` draws what needs no more than
         the figures.
     begin : callable, optional
-        Called with a configuration before anything is written: loads the data, or raises an error.
-        Its result is ``run.options["data"]``.
+        Called with a configuration before anything is written: it loads the data, or raises an
+        error. Its result is ``run.options["data"]``.
     quick : dict
         The settings of a quick run.
     seeds : int
-        How many by default.
+        Number of seeds by default.
     arms : dict
-        Name -> arm; what of the experiment can be run alone.
+        Name -> arm; each can be run alone.
+    arms_option : str
+        The option of the command line that names some of them.
     options : dict
         Name -> `settings.setting` of options that decide no figure.
     figures, report : str
         Names of the files, without their endings.
     takes : str
-        How long it takes, where it was measured.
+        How long it takes, as text.
     description : str
         For the help of the command, in lines.
     examples : tuple of str

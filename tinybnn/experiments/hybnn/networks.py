@@ -28,7 +28,7 @@ FEATURES = 200  # width of the CNNs' first dense layer, whatever the code has
 FLIPS = 0.05  # share of a head's input bits that are flipped in training, against overfitting
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class CodeLoader:
     """Batches of packed codes, unpacked to ±1, with labels: what `training.fit` iterates over.
 
