@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tinybnn import plots, runs
+from tinybnn import datasets, plots, runs
 from tinybnn.experiments.report import mean_and_std, page, percent, table
 from tinybnn.experiments.runner import Experiment, Run
 from tinybnn.experiments.settings import Config as BaseConfig
@@ -47,16 +47,22 @@ class Config(BaseConfig):
     validate: bool = setting(False, "test on a twelfth of the training images instead")
 
 
+def _recipe(name, config):
+    """The recipe with what replaces its settings; an error if its data set is not there."""
+    changes = {"dataset": config.dataset, "epochs": config.epochs}
+    changes["validation"] = 1 / 12 if config.validate else None
+    changes = {name: value for name, value in changes.items() if value is not None}
+    recipe = dataclasses.replace(RECIPES[name], **changes)
+    datasets.load(recipe.dataset)
+    return recipe
+
+
 def _phases(name: str, run: Run, result: dict[str, Any]) -> Iterator[str]:
     """Train one network for each seed and compare each with its packed form on all test images.
 
     Each seed is a run of its own (`runs.train`) in RUN/NAME-SEED.
     """
-    config = run.config
-    changes = {"dataset": config.dataset, "epochs": config.epochs}
-    changes["validation"] = 1 / 12 if config.validate else None
-    changes = {name: value for name, value in changes.items() if value is not None}
-    recipe = dataclasses.replace(RECIPES[name], **changes)
+    config, recipe = run.config, run.options["data"]
     tested_on = "held-out training images" if config.validate else "test set"
     result |= {"recipe": dataclasses.asdict(recipe), "tested_on": tested_on, "runs": []}
     for seed in range(run.seeds):
@@ -121,7 +127,7 @@ def _draw(figure, result):
 EXPERIMENTS: dict[str, Experiment] = {
     name: Experiment(
         name, Config, partial(_phases, name), text, {f"{name}.png": ((9, 3), _draw)},
-        quick={"quick": True, "dataset": "digits", "epochs": 1},
+        partial(_recipe, name), quick={"quick": True, "dataset": "digits", "epochs": 1},
         seeds=3, figures=name, report=name, takes=f"{takes} a seed",
         description="Train a network with several seeds and compare each network with its packed "
         "form on all\ntest images. The figures go to RUN/NAME.json, the curves of the trainings to "
