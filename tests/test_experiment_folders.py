@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinybnn import analysis, cli, tables
-from tinybnn.experiments import EXPERIMENTS, report, runner, settings
+from tinybnn.experiments import catalogue, report, runner, settings
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def test_a_stored_report_that_its_figures_do_not_give(name):
     path = RESULTS / name / "result.json"
     result = json.loads(path.read_text(encoding="utf-8"))
     text = (RESULTS / name / "report.md").read_text(encoding="utf-8")
-    assert runner.experiment_of(result, path).text(result) == text
+    assert catalogue.experiment_of(result, path).text(result) == text
 
 
 def test_a_report_is_written_again(tmp_path, capsys):
@@ -196,8 +196,8 @@ def help_of(*words, capsys):
 
 def test_every_experiment_with_a_quick_form_is_here(capsys):
     alike = {"mnist-mlp", "mnist-mlp-1024", "cifar10-vgg-small"}  # but for the network
-    assert {*EXPERIMENTS} == {*QUICK} | alike
-    for name in EXPERIMENTS:
+    assert {*catalogue.EXPERIMENTS} == {*QUICK} | alike
+    for name in catalogue.EXPERIMENTS:
         text = help_of("reproduce", name, capsys=capsys)
         assert not [o for o in ("--quick", "--json", "--out", "--seeds") if o not in text], name
 

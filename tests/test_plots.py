@@ -14,7 +14,7 @@ import pytest
 
 from tinybnn import deploy, models, nn, plots, quantizers, training
 from tinybnn import functional as F
-from tinybnn.experiments import classifiers, report, runner
+from tinybnn.experiments import catalogue, classifiers, report
 from tinybnn.experiments.hybnn import report as hybnn_report
 from tinybnn.tensor import Tensor
 
@@ -463,7 +463,7 @@ def pictures_of_results(monkeypatch):
     monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append((path, figure)))
     for file in sorted(RESULTS.glob("*/result.json")):
         result, out = json.loads(file.read_text(encoding="utf-8")), Path(file.parent.name)
-        for name, (size, draw) in runner.experiment_of(result, file).pictures.items():
+        for name, (size, draw) in catalogue.experiment_of(result, file).pictures.items():
             report.save_picture(str(out / name), size, draw, result)
         if result["name"] == "hybnn":
             matrix = result["seeds"][0]["in_sequence"]

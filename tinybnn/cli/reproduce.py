@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import os
 
-from tinybnn import experiments
 from tinybnn.cli.arguments import (
     above_zero,
     add_command,
@@ -24,6 +23,7 @@ from tinybnn.cli.arguments import (
 )
 from tinybnn.cli.output import add_json, check_folder, check_outputs, say_for, tell, write_json
 from tinybnn.cli.parser import Parser, nearest
+from tinybnn.experiments import catalogue
 
 
 def add_reproduce(commands):
@@ -37,7 +37,7 @@ def add_reproduce(commands):
         "tinybnn reproduce ops",
         parser_class=_Parser,
     )
-    for name, (_, summary) in experiments.EXPERIMENTS.items():
+    for name, (_, summary) in catalogue.EXPERIMENTS.items():
         command = add_command(group, name, _reproduce, summary.replace("%", "%%"), "")
         command.set_defaults(experiment=name)
     for add in _add_condition, _add_ops, _add_claims, _add_report:
@@ -53,7 +53,7 @@ class _Parser(Parser):
     def parse_known_args(self, args=None, namespace=None):
         name = self.get_default("experiment")
         if name is not None and "--seeds" not in self._option_string_actions:
-            _add_options(self, experiments.load(name))
+            _add_options(self, catalogue.load(name))
         return super().parse_known_args(args, namespace)
 
 
@@ -149,7 +149,7 @@ _SECONDS = 1.0  # runs that are refused end earlier, and need no announcement
 def _reproduce(options):
     from tinybnn import runs
 
-    experiment = experiments.load(options.experiment)
+    experiment = catalogue.load(options.experiment)
     check_outputs(options, "json")
     config = _config(options, experiment)
     out = _folder(options, config)
@@ -274,6 +274,4 @@ def _add_report(group):
 
 
 def _report(options):
-    from tinybnn.experiments import runner
-
-    runner.write_again(options.run)
+    catalogue.write_again(options.run)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tinybnn import analysis
-from tinybnn.experiments import EXPERIMENTS, load, report
+from tinybnn.experiments import report
 from tinybnn.experiments.settings import Config, as_options
 from tinybnn.storage import StorageError, read_json, write_atomic, write_json
 
@@ -278,42 +278,3 @@ def provenance(name: str, config: Config, command: str, **more: Any) -> dict[str
         "machine": analysis.machine(),
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def write_again(folder: str | Path, say: Callable[[str], Any] = print) -> None:
-    """Rewrite the reports of a run, and the pictures that its figures give; nothing is trained.
-
-    Parameters
-    ----------
-    folder : path
-        With the complete figures of an experiment.
-    say : callable
-        Takes a line of text at a time.
-
-    Raises
-    ------
-    StorageError
-        If there are none, or they are not the figures of an experiment.
-    """
-    folder = Path(folder)
-    paths = [folder / f"{stem}.json" for stem in ("result", *EXPERIMENTS)]
-    for path in [path for path in paths if path.exists()] or paths[:1]:
-        result = read_json(path)
-        experiment = experiment_of(result, path)
-        try:
-            experiment.write_report(folder, result)
-        except KeyError as error:
-            raise StorageError(
-                f"{path} lacks {error}; was the run stopped before its end?"
-            ) from None
-        say(f"{folder / experiment.report}.md")
-
-
-def experiment_of(result: Any, path: Path) -> Experiment:
-    """Return the experiment whose figures a file holds."""
-    name = result.get("name") if isinstance(result, dict) else None
-    if name not in EXPERIMENTS:
-        raise StorageError(
-            f"{path} is no result of an experiment: expected one of {', '.join(EXPERIMENTS)}"
-        )
-    return load(name)
