@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,13 @@ def setup(result: dict[str, Any]) -> str:
     )
 
 
-def pairs(result: dict[str, Any], header: str, form: Callable[[Array], str], neutral: float) -> str:
+def pairs(
+    result: dict[str, Any],
+    header: str,
+    form: Callable[[Array], str],
+    neutral: float,
+    measures: Mapping[str, str] | None = None,
+) -> str:
     """Format the ``pairs`` of `arms.over_seeds` as a table.
 
     Parameters
@@ -58,6 +64,8 @@ def pairs(result: dict[str, Any], header: str, form: Callable[[Array], str], neu
         Formats the (seeds,) values of a pair.
     neutral : float
         A pair counts as smaller in the seeds with values below.
+    measures : dict, optional
+        Measure -> its title.
 
     Returns
     -------
@@ -68,7 +76,9 @@ def pairs(result: dict[str, Any], header: str, form: Callable[[Array], str], neu
         result["summary"]["pairs"],
         {
             "": lambda pair: f"{titles[pair['high']]} against {titles[pair['low']]}",
-            "of": lambda pair: f"{pair['measure']}, {pair['where']}",
+            "measure": lambda pair: (
+                f"{(measures or {}).get(pair['measure'], pair['measure'])}, {pair['where']}"
+            ),
             header: lambda pair: form(np.array(pair["by_seed"])),
             "smaller in": lambda pair: (
                 f"{np.less(pair['by_seed'], neutral).sum()} of {len(pair['by_seed'])}"
