@@ -202,7 +202,7 @@ def text(result: dict[str, Any]) -> str:
         "The Hessian of BD-Net's networks (Fig. 5)", result, about, networks,
         "![Eigenvalues](hessian.png)", "## What the paper compares",
         pairs(
-            result, "ratio, geometric mean", lambda x: f"×{np.exp(np.log(x).mean()):.2f}", 1, _TITLES
+            result, "mean ratio", lambda x: f"×{np.exp(np.log(x).mean()):.2f}", 1, _TITLES
         ),
     )  # fmt: skip
 
