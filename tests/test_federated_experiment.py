@@ -24,7 +24,7 @@ def test_fedhybnn_gives_all_figures(hybnn_run):
     out, result, lines = hybnn_run
     assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
     assert lines[0] == "Only the first 200 images were used."
-    assert len(lines) == 4 and "after 2 rounds" in lines[-1]
+    assert len(lines) == 4 and "after 2 rounds" in lines[-2]
     assert result["tasks"] == ["0 / 1", "2 / 3", "4 / 5", "6 / 7", "8 / 9"]
     for seed in result["seeds"]:
         assert len(seed["centralized"]) == 5
