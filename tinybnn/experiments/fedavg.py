@@ -280,4 +280,4 @@ EXPERIMENT = Experiment(
     "Repeat the command after an interruption.",
     examples=("TINYBNN_DATA=DIR tinybnn reproduce fedavg", "tinybnn reproduce fedavg --quick"),
 )  # fmt: skip
-run = EXPERIMENT.run
+run: Callable[..., dict[str, Any]] = EXPERIMENT.run

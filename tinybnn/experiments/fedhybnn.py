@@ -250,4 +250,4 @@ EXPERIMENT = Experiment(
         "TINYBNN_DATA=DIR tinybnn reproduce fedhybnn --dataset mnist --rounds 50 --batch-size 64",
     ),
 )  # fmt: skip
-run = EXPERIMENT.run
+run: Callable[..., dict[str, Any]] = EXPERIMENT.run

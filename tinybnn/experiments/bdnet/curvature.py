@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -238,4 +238,4 @@ EXPERIMENT = Experiment(
         "tinybnn reproduce hessian --quick", "TINYBNN_DATA=DIR tinybnn reproduce hessian --seeds 3",
     ),
 )  # fmt: skip
-run = EXPERIMENT.run
+run: Callable[..., dict[str, Any]] = EXPERIMENT.run

@@ -13,7 +13,7 @@ landscape.md, the pictures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,4 +243,4 @@ EXPERIMENT = Experiment(
         "TINYBNN_DATA=DIR tinybnn reproduce landscape --seeds 3",
     ),
 )  # fmt: skip
-run = EXPERIMENT.run
+run: Callable[..., dict[str, Any]] = EXPERIMENT.run

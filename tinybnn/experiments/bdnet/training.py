@@ -339,7 +339,9 @@ class Distilled(nn.Module):
     """
 
     def __init__(self, model: nn.Module, teacher: nn.Module, share: float) -> None:
-        self.model, self.teacher, self.share = model, teacher.freeze(), share
+        self.model: nn.Module = model
+        self.teacher: nn.Module = teacher.freeze()
+        self.share: float = share
         self.predicted: Array | None = None  # by the teacher, for the last batch: (N, classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,8 +22,11 @@ pictures, and `experiment` runs all of it. `bounds` is an experiment of its own:
 gradients through binary latents.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from tinybnn.experiments.hybnn.experiment import EXPERIMENT, Config
 
-run = EXPERIMENT.run
+run: Callable[..., dict[str, Any]] = EXPERIMENT.run
 
 __all__ = ["EXPERIMENT", "Config", "run"]

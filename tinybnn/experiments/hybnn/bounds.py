@@ -13,7 +13,7 @@ the bound from one code. Binarized images, number of steps and optimizer differ.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -206,4 +206,4 @@ EXPERIMENT = Experiment(
         "TINYBNN_DATA=DIR tinybnn reproduce hybnn-bounds --dataset mnist",
     ),
 )  # fmt: skip
-run = EXPERIMENT.run
+run: Callable[..., dict[str, Any]] = EXPERIMENT.run
