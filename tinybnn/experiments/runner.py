@@ -72,7 +72,7 @@ class Experiment:
     pictures : dict
         File name -> (size in inches, draw); ``draw(figure, result)`` draws what needs no more than
         the figures.
-    begin : callable, optional
+    begin : callable
         Called with a configuration before anything is written: it loads the data, or raises an
         error. Its result is ``run.options["data"]``.
     quick : dict
@@ -100,7 +100,7 @@ class Experiment:
     phases: Callable[[Run, dict[str, Any]], Iterator[str]]
     text: Callable[[dict[str, Any]], str]
     pictures: Mapping[str, tuple[tuple[float, float], Callable[..., Any]]]
-    begin: Callable[[Any], Any] = lambda config: None
+    begin: Callable[[Any], Any]
     quick: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 1
     arms: Mapping[str, Any] = field(default_factory=dict)
