@@ -9,6 +9,7 @@ import functools
 import importlib
 import inspect
 import multiprocessing
+import pathlib
 import pickle
 import pkgutil
 import threading
@@ -38,10 +39,10 @@ from tinybnn.deploy import compiler, plan, runtime, scan, values
 from tinybnn.deploy import packed as packed_model
 from tinybnn.deploy.own_sign import OwnSign
 from tinybnn.deploy.trace import Problem
-from tinybnn.experiments import fedavg, fedhybnn
+from tinybnn.experiments import classifiers, fedavg, fedhybnn, runner
+from tinybnn.experiments import settings as experiment_settings
 from tinybnn.experiments.bdnet import arms as bdnet_arms
 from tinybnn.experiments.bdnet import curvature as bdnet_curvature
-from tinybnn.experiments.bdnet import experiment as bdnet_experiment
 from tinybnn.experiments.bdnet import landscape as bdnet_landscape
 from tinybnn.experiments.bdnet import training as bdnet_training
 from tinybnn.experiments.hybnn import bounds, networks
@@ -868,15 +869,18 @@ EXAMPLES[spectra.SpectralDensity] = (
     lambda: spectra.SpectralDensity(np.ones((2, 3)), np.full((2, 3), 1 / 3)),
     lambda density: (density(np.arange(3.0), 0.5), density.moment(2)),
 )  # fmt: skip
-for config in (fedavg.Config, fedhybnn.Config, bdnet_experiment.Config, bdnet_curvature.Config,
+for config in (fedavg.Config, fedhybnn.Config, bdnet_training.Config, bdnet_curvature.Config,
                bdnet_landscape.Config, hybnn_experiment.Config,
-               bounds.Config):  # fmt: skip
+               bounds.Config, classifiers.Config, experiment_settings.Config,
+               experiment_settings.ImageConfig):  # fmt: skip
     value(config)
 value(storage.Member, "weight", np.dtype("<f4"), (3,), 0, 80, 92)
 EXAMPLES[Box] = lambda: Box("sign", ("RSign",)), lambda box: (box.kind, box.lines, box.height)
 value(random_networks.Line, "{out} = {a}", (-1,))
 value(random_networks.RandomNetwork, 0, (3,), (random_networks.Line("{out} = -{a}", (-1,)),))
 value(testing.Campaign, 1, 1)
+value(runner.Run, pathlib.Path("r"), fedavg.Config(), 1, {"a": 1}, "tinybnn x", False, halved, {})
+value(runner.Experiment, "a", fedavg.Config, halved, halved, {"a.png": ((3, 2), halved)}, halved)
 value(fedavg.Arm, "a", halved, network, adam)
 value(fedhybnn.Arm, "a", halved)
 value(networks.Arm, "a", "codes", halved)
