@@ -1,4 +1,4 @@
-"""Examples in the pages and in docstrings run, and links, commands and figures of pages are true."""
+"""Examples in pages and docstrings run; links, commands and figures of pages are true."""
 
 import doctest
 import importlib
