@@ -37,7 +37,7 @@ def change(step, folder):
         assert old.count(text) == 1, f"{step['file']} holds it {old.count(text)} times: {text}"
         path.write_text(old.replace(text, new), "utf-8")
     else:
-        path.write_text(old + text, "utf-8")
+        path.write_text(f"{old}\n\n{text}", "utf-8")
 
 
 def run(command, folder):
