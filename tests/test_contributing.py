@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from test_structure import FLOORS
+
 ROOT = Path(__file__).parents[1]
 BLOCK = r"```\w+\n(.*?)```"
 STEP = re.compile(
@@ -17,11 +19,8 @@ STEP = re.compile(
     rf"(?:\n\nwith\n\n{BLOCK})?|^Run\n\n(?P<commands>(?:    [^\n]+\n)+)",
     re.MULTILINE | re.DOTALL,
 )
-RECIPES = [
-    section
-    for section in re.split("^### ", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), flags=re.M)
-    if section.startswith("Adding")
-]
+PAGE = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+RECIPES = [part for part in re.split("^### ", PAGE, flags=re.M) if part.startswith("Adding")]
 
 
 def change(step, folder):
@@ -76,3 +75,14 @@ def test_a_block_that_no_test_applies():
     for recipe in RECIPES:
         steps = list(STEP.finditer(recipe))
         assert sum(2 if step[4] else 1 for step in steps if step[3]) == recipe.count("```") / 2
+
+
+def test_a_module_that_the_layout_leaves_out():
+    aliases = "tensor", "__main__"  # of autograd for users, and of cli for `python -m`
+    rows = re.findall(r"^\| (\d) \| (.+?) \|", PAGE, re.MULTILINE)
+    layout = {
+        name: int(floor)
+        for floor, names in rows
+        for name in re.findall(r"`(\w+)(?:\.py|/)`", names)
+    }
+    assert layout == {name: floor for name, floor in FLOORS.items() if name not in aliases}
