@@ -46,21 +46,71 @@ from __future__ import annotations
 import functools
 import math
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from tinybnn.kernels.machine import layout
 from tinybnn.kernels.machine.memory import empty
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from tinybnn.typing import Array, Shape
+
 FEW = 4096  # numbers; of fewer NumPy is done before a kernel is called
 MANY = 1 << 14  # logits; of more NumPy's vectors are faster
 MUCH = 1 << 22  # products; of fewer the preparation costs more than floats
 
 
+class ConvolutionGeometry(Protocol):
+    """Sizes of a convolution: `functional.convolution.Geometry`, without its batches.
+
+    Attributes
+    ----------
+    image : (N, C, H, W)
+    weight : (O, C / groups, kh, kw)
+    output : (OH, OW)
+    groups : int
+    options : dict
+        "stride", "padding", "dilation", "groups".
+    """
+
+    image: Shape
+    weight: Shape
+    output: tuple[int, int]
+    groups: int
+
+    @property
+    def options(self) -> dict[str, Any]: ...
+
+
+class PoolingWindows(Protocol):
+    """Sizes of a pooling layer.
+
+    Attributes
+    ----------
+    shape : (N, C, H, W)
+        Shape of the image.
+    size : int
+        Pixels of a window.
+    geometry : (kernel, stride, padding), pairs of int
+    """
+
+    shape: Shape
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def geometry(self) -> tuple[tuple[int, int], ...]: ...
+
+
 # -------------------------------------------------------------------------------------- convolution
 
 
-def conv2d(x, weight, geometry):
+def conv2d(x: Array, weight: Array, geometry: ConvolutionGeometry) -> Array | None:
     """(N, C, H, W), (O, C / groups, kh, kw) -> (N, O, OH, OW)."""
     if not (x.dtype == weight.dtype == np.float32 and len(x)):
         return None
@@ -70,7 +120,9 @@ def conv2d(x, weight, geometry):
     return _as_image(convolution.conv2d(_pixels(x), weight, **options))
 
 
-def conv2d_input(grad, weight, geometry):
+def conv2d_input(
+    grad: NDArray[np.float32], weight: Array, geometry: ConvolutionGeometry
+) -> Array | None:
     """(N, O, OH, OW), (O, C / groups, kh, kw) -> (N, C, H, W)."""
     if not grad.dtype == weight.dtype == np.float32:
         return None
@@ -80,7 +132,9 @@ def conv2d_input(grad, weight, geometry):
     return _as_image(convolution.conv2d_input(_pixels(grad), weight, size, **geometry.options))
 
 
-def conv2d_weight(x, grad, geometry):
+def conv2d_weight(
+    x: Array, grad: NDArray[np.float32], geometry: ConvolutionGeometry
+) -> Array | None:
     """(N, C, H, W), (N, O, OH, OW) -> (O, C / groups, kh, kw)."""
     if not x.dtype == grad.dtype == np.float32:
         return None
@@ -90,7 +144,7 @@ def conv2d_weight(x, grad, geometry):
     return convolution.conv2d_weight(_pixels(x), _pixels(grad), taps, **geometry.options)
 
 
-def ordered_conv2d(x, weight, geometry):
+def ordered_conv2d(x: Array, weight: Array, geometry: ConvolutionGeometry) -> Array | None:
     """As `conv2d`, with each sum in the order of a patch: row by row, pixel by pixel."""
     if np.result_type(x, weight) != np.float32 or not len(x):
         return None
@@ -101,7 +155,7 @@ def ordered_conv2d(x, weight, geometry):
     return _as_image(signed.conv2d(prepared, x.transpose(0, 2, 3, 1)))
 
 
-def ordered_matmul(a, b):
+def ordered_matmul(a: Array, b: Array) -> Array:
     """(M, K) @ (K, N), or (G, M, K) @ (G, K, N), with each sum in the order of its terms."""
     from tinybnn.kernels.floats import signed
 
@@ -114,7 +168,15 @@ def ordered_matmul(a, b):
     return np.stack([signed.ordered_matmul(*pair) for pair in zip(a, b, strict=True)])
 
 
-def adapted_conv2d(s, v, scales, offsets, constant, scale, geometry):
+def adapted_conv2d(
+    s: Array,
+    v: Array,
+    scales: Array,
+    offsets: Array,
+    constant: Array,
+    scale: Array,
+    geometry: ConvolutionGeometry,
+) -> Array | None:
     """scale (scales Σ s v + offsets Σ s + constant), of signs s and v (AdaBin).
 
     Parameters
@@ -171,7 +233,7 @@ def _product_of_ones(geometry):
 # ------------------------------------------------------------------------------------ normalisation
 
 
-def normalise_batch(x, weight, bias, eps):
+def normalise_batch(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, ...] | None:
     """x (N, C, ...) normalised by its own statistics; and mean, variance and scale, (C,) each."""
     rows = layout.channel_rows(x)
     if rows is None or not weight.dtype == bias.dtype == np.float32:
@@ -180,7 +242,7 @@ def normalise_batch(x, weight, bias, eps):
     return layout.image(result, x.shape), *statistics
 
 
-def normalise(x, mean, scale, weight, bias):
+def normalise(x: Array, mean: Array, scale: Array, weight: Array, bias: Array) -> Array | None:
     """(x - mean) * scale * weight + bias for each channel of x (N, C, ...)."""
     rows = layout.channel_rows(x)
     if rows is None or not weight.dtype == bias.dtype == np.float32:
@@ -191,7 +253,9 @@ def normalise(x, mean, scale, weight, bias):
     return layout.image(kernels.normalise(rows, mean, scale, weight, bias), x.shape)
 
 
-def batch_norm_gradients(grad, x, mean, scale, weight):
+def batch_norm_gradients(
+    grad: NDArray[np.float32], x: Array, mean: Array, scale: Array, weight: Array
+) -> tuple[Array, ...] | None:
     """Gradients in x (N, C, ...), weight and bias, where the statistics are those of x."""
     is_array = isinstance(grad, np.ndarray) and isinstance(x, np.ndarray)
     if not (is_array and grad.dtype == weight.dtype == np.float32):
@@ -207,7 +271,7 @@ def batch_norm_gradients(grad, x, mean, scale, weight):
 # -------------------------------------------------------------------------------------- activations
 
 
-def two_lines(x, constants):
+def two_lines(x: Array, constants: Sequence[Any]) -> Array:
     """u > 0 ? positive u : negative u, plus offset, with u = x - shift.
 
     Parameters
@@ -219,14 +283,16 @@ def two_lines(x, constants):
     return _by_channel(of.two_lines, of.two_lines_reference, constants, x)
 
 
-def two_lines_gradient(grad, x, constants):
+def two_lines_gradient(
+    grad: NDArray[np.float32], x: Array, constants: Sequence[Any]
+) -> tuple[Array, Array]:
     """The gradient in x, and what the kernel sums up for the constants, (4, C)."""
     of = _kernels().activations
     kernels = of.two_lines_gradient, of.two_lines_gradient_reference
     return _by_channel(*kernels, constants, grad, x)
 
 
-def two_values(x, constants):
+def two_values(x: Array, constants: Sequence[Any]) -> Array:
     """High where (x - threshold) / width >= 0, else low.
 
     Parameters
@@ -238,20 +304,22 @@ def two_values(x, constants):
     return _by_channel(of.two_values, of.two_values_reference, constants, x)
 
 
-def two_values_gradient(grad, x, constants):
+def two_values_gradient(
+    grad: NDArray[np.float32], x: Array, constants: Sequence[Any]
+) -> tuple[Array, Array]:
     """The gradient in x, and what the kernel sums up for the constants, (4, C)."""
     of = _kernels().activations
     kernels = of.two_values_gradient, of.two_values_gradient_reference
     return _by_channel(*kernels, constants, grad, x)
 
 
-def leaky_relu(x, slope):
+def leaky_relu(x: Array, slope: float) -> Array | None:
     """x where x > 0, else slope * x."""
     rows = _numbers(x)
     return rows and layout.like(x, _kernels().activations.leaky_relu(*rows, slope))
 
 
-def leaky_relu_gradient(grad, x, slope):
+def leaky_relu_gradient(grad: NDArray[np.float32], x: Array, slope: float) -> Array | None:
     """grad where x > 0, else slope * grad."""
     rows = _numbers(grad, x)
     return rows and layout.like(x, _kernels().activations.leaky_relu_gradient(*rows, slope))
@@ -260,19 +328,19 @@ def leaky_relu_gradient(grad, x, slope):
 # --------------------------------------------------------------------------- signs and their slopes
 
 
-def sign(x):
+def sign(x: Array) -> Array | None:
     """+1 where x >= 0, else -1."""
     rows = _numbers(x)
     return rows and layout.like(x, _kernels().straight_through.sign(*rows))
 
 
-def gated_gradient(grad, x, low, high):
+def gated_gradient(grad: NDArray[np.float32], x: Array, low: float, high: float) -> Array | None:
     """grad * (low <= x <= high)."""
     rows = _numbers(grad, x)
     return rows and layout.like(x, _kernels().straight_through.gated_gradient(*rows, low, high))
 
 
-def tent_gradient(grad, x):
+def tent_gradient(grad: NDArray[np.float32], x: Array) -> Array | None:
     """grad * (2 - 2 |x|) where |x| <= 1, else 0."""
     rows = _numbers(grad, x)
     return rows and layout.like(x, _kernels().straight_through.tent_gradient(*rows))
@@ -281,7 +349,7 @@ def tent_gradient(grad, x):
 # ----------------------------------------------------------------------------- pooling and channels
 
 
-def max_pool2d(x, windows):
+def max_pool2d(x: Array, windows: PoolingWindows) -> tuple[Array, Array] | None:
     """(N, C, H, W) -> (N, C, OH, OW), and which pixel of its window each one is, as bytes."""
     images = layout.channels_inside(x)
     if images is None or windows.size > _kernels().float_pooling.MOST_TAPS:
@@ -290,7 +358,7 @@ def max_pool2d(x, windows):
     return _as_image(result), _as_image(winner)
 
 
-def max_unpool2d(x, windows, winner):
+def max_unpool2d(x: Array, windows: PoolingWindows, winner: Array) -> Array | None:
     """(N, C, OH, OW) -> (N, C, H, W): each value at the pixel that won its window."""
     images, won = layout.channels_inside(layout.channels_last(x)), winner.transpose(0, 2, 3, 1)
     if images is None or won.dtype != np.uint8 or not won.flags.carray:
@@ -299,7 +367,7 @@ def max_unpool2d(x, windows, winner):
     return _as_image(unpool(images, won, windows.shape[2:], windows.geometry))
 
 
-def avg_pool2d(x, windows):
+def avg_pool2d(x: Array, windows: PoolingWindows) -> Array | None:
     """(N, C, H, W) -> (N, C, OH, OW)."""
     images = layout.channels_inside(x)
     if images is None:
@@ -307,7 +375,7 @@ def avg_pool2d(x, windows):
     return _as_image(_kernels().float_pooling.avg_pool2d(images, windows.geometry))
 
 
-def avg_unpool2d(x, windows):
+def avg_unpool2d(x: Array, windows: PoolingWindows) -> Array | None:
     """(N, C, OH, OW) -> (N, C, H, W)."""
     images = layout.channels_inside(layout.channels_last(x))
     if images is None:
@@ -316,7 +384,7 @@ def avg_unpool2d(x, windows):
     return _as_image(unpool(images, windows.shape[2:], windows.geometry))
 
 
-def take_channels(x, index):
+def take_channels(x: Array, index: NDArray[np.integer[Any]]) -> Array | None:
     """(N, C, H, W) -> (N, len(index), H, W)."""
     images = layout.channels_inside(x)
     if images is None:
@@ -325,7 +393,7 @@ def take_channels(x, index):
     return _as_image(_kernels().channel_order.take_channels(images, index, out))
 
 
-def add_channels(x, index, channels):
+def add_channels(x: Array, index: NDArray[np.integer[Any]], channels: int) -> Array | None:
     """(N, len(index), H, W) -> (N, channels, H, W)."""
     images = layout.channels_inside(x)
     if images is None:
@@ -337,7 +405,7 @@ def add_channels(x, index, channels):
 # ------------------------------------------------------------------------------------------- losses
 
 
-def cross_entropy(x, labels, smoothing):
+def cross_entropy(x: Array, labels: Array, smoothing: float) -> tuple[Array, Array] | None:
     """Losses (N,) of logits (N, classes), and their slopes, softmax(x) - q, in float32."""
     if x.dtype != np.float32 or x.size > MANY:
         return None

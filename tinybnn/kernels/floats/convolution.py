@@ -41,7 +41,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -71,6 +71,11 @@ from tinybnn.kernels.machine.simd import (
 )
 from tinybnn.kernels.machine.windows import Windows, pair, windows, with_border
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from tinybnn.typing import FloatArray
+
 _UNIT_FLOATS = 1 << 16  # floats that the pixels of a unit see, about
 _UNIT_PIXELS = 256  # output pixels of a unit at least: each unit reads all weights
 _DEPTH = 512  # steps of a sum that meet all rows of a unit before the next ones
@@ -91,8 +96,15 @@ _BEFORE, _PANEL_WIDTH, _SOURCE, _TARGET, _COUNT, _START = range(6)
 
 
 def conv2d(
-    x, weight, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, out=None, output_size=None
-):
+    x: ArrayLike,
+    weight: ArrayLike,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    out: NDArray[np.float32] | None = None,
+    output_size: tuple[int, int] | None = None,
+) -> NDArray[np.float32]:
     """2-D convolution (cross-correlation).
 
     Parameters
@@ -135,8 +147,14 @@ def conv2d(
 
 
 def conv2d_reference(
-    x, weight, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, output_size=None
-):
+    x: FloatArray,
+    weight: FloatArray,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    output_size: tuple[int, int] | None = None,
+) -> FloatArray:
     """What :func:`conv2d` computes, in plain NumPy: one tap at a time; any dtype."""
     sizes = x.shape[1:3], weight.shape[2:], stride, padding, dilation
     of = _windows("conv2d_reference", output_size, *sizes)
@@ -148,8 +166,15 @@ def conv2d_reference(
 
 
 def conv2d_input(
-    grad, weight, size, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, out=None
-):
+    grad: ArrayLike,
+    weight: ArrayLike,
+    size: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
     """The gradient of `conv2d` in the image; as a map of its own, the transposed convolution.
 
     Parameters
@@ -186,8 +211,14 @@ def conv2d_input(
 
 
 def conv2d_input_reference(
-    grad, weight, size, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1
-):
+    grad: FloatArray,
+    weight: FloatArray,
+    size: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> FloatArray:
     """What :func:`conv2d_input` computes, in plain NumPy: gradients are spread over patches."""
     images, *output, filters = grad.shape
     sizes = size, weight.shape[2:], stride, padding, dilation
@@ -201,8 +232,15 @@ def conv2d_input_reference(
 
 
 def conv2d_weight(
-    x, grad, kernel_size, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, out=None
-):
+    x: ArrayLike,
+    grad: ArrayLike,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
     """The gradient of `conv2d` in the weight.
 
     Parameters
@@ -244,8 +282,14 @@ def conv2d_weight(
 
 
 def conv2d_weight_reference(
-    x, grad, kernel_size, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1
-):
+    x: FloatArray,
+    grad: FloatArray,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> FloatArray:
     """What :func:`conv2d_weight` computes, in plain NumPy: one tap at a time."""
     images, *output, filters = grad.shape
     weight = np.zeros((filters, x.shape[3] // groups, *kernel_size), np.result_type(x, grad))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numba
 import numpy as np
@@ -24,6 +24,13 @@ from tinybnn.kernels.machine.simd import copy, inlined, kernel
 from tinybnn.kernels.machine.threads import tasks_for
 from tinybnn.kernels.signs import depthwise, xnor
 from tinybnn.kernels.signs.tables import Tables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tinybnn.typing import Array, Shape, Words
+
+    Producer: TypeAlias = xnor.Prepared | depthwise.Plan | signed.PreparedConv2d
 
 MOST_PRODUCERS = 3
 _CHUNK = 16384  # numbers that a program works on at a time, about: they stay in the second cache
@@ -59,30 +66,30 @@ class Layer:
         What the kernel reads of the producers.
     """
 
-    producers: tuple
+    producers: tuple[Producer | None, ...]
     program: pointwise.Program
     kind: str
     products: int
     seconds: float
     items: int
-    reads: tuple
-    writes: tuple
-    places: tuple
+    reads: tuple[tuple[type[np.generic], Shape], ...]
+    writes: tuple[tuple[type[np.generic], Shape], ...]
+    places: tuple[int, ...]
     strips: np.ndarray
-    operands: tuple
+    operands: tuple[Any, ...]
 
     @property
-    def task_words(self):
+    def task_words(self) -> int:
         """Words of a task's memory."""
         return self.places[_SIZE]
 
     @property
-    def memory_words(self):
+    def memory_words(self) -> int:
         """Words of scratch memory that `run` needs, at most."""
         return threads.most() * self.task_words
 
 
-def prepare(producers, program):
+def prepare(producers: Sequence[Producer | None], program: pointwise.Program) -> Layer:
     """Join products and a program.
 
     Parameters
@@ -159,7 +166,9 @@ def _check_producers(producers, program):
             raise ValueError(f"prepare: the producer of input {i} has thresholds, it gives bits")
 
 
-def run(layer, inputs, outputs, memory=None):
+def run(
+    layer: Layer, inputs: Sequence[Array], outputs: Sequence[Array], memory: Words | None = None
+) -> None:
     """Carry out a layer.
 
     Parameters
@@ -181,7 +190,9 @@ def run(layer, inputs, outputs, memory=None):
     bind(layer, [for_kernel(x) for x in inputs], outputs, memory)()
 
 
-def bind(layer, inputs, outputs, memory=None):
+def bind(
+    layer: Layer, inputs: Sequence[Array], outputs: Sequence[Array], memory: Words | None = None
+) -> Callable[[], None]:
     """What `run` does, for the same arrays again and again: all but the work itself is done here.
 
     Returns
@@ -500,7 +511,7 @@ _KINDS = {
 # ------------------------------------------------------------------------------- products alone
 
 
-def bind_product(prepared, x, out, memory):
+def bind_product(prepared: Producer, x: Array, out: Array, memory: Words) -> Callable[[], Any]:
     """A prepared product without a program: its sums, or bits, are written to ``out``.
 
     ``memory`` has at least ``prepared.workspace_words(len(x))`` words. Returns a callable, as

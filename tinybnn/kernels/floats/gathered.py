@@ -53,7 +53,7 @@ WIDE, MIDDLE, NARROW = 4 * FLOATS, 2 * FLOATS, FLOATS  # columns of a panel
 TOGETHER, TOGETHER_CHANNELWISE = 6, 9  # rows in registers at a time
 
 
-def panel_widths(columns):
+def panel_widths(columns: int) -> list[int]:
     """How the columns of a product are cut into panels: a list of widths.
 
     A wide panel takes 12 cycles for a step of 6 rows, a middle one 6, and a narrow one about 4,
@@ -109,7 +109,9 @@ class Sums(NamedTuple):
 
 
 @subkernel
-def product(first, end, k0, k1, patches, panel, sums):
+def product(
+    first: int, end: int, k0: int, k1: int, patches: Patches, panel: Panel, sums: Sums
+) -> None:
     """Rows first to end - 1 of the product with one panel, or a stretch of their sums.
 
     For each row i and each column j < count::
@@ -147,7 +149,9 @@ def _six_rows(zero, places, targets, k0, k1, patches, panel, sums):
 
 
 @subkernel
-def channelwise_product(first, end, k0, k1, patches, panel, sums):
+def channelwise_product(
+    first: int, end: int, k0: int, k1: int, patches: Patches, panel: Panel, sums: Sums
+) -> None:
     """The same for filters that see one channel each: depth-wise convolutions.
 
     For each row i and each channel j < count::

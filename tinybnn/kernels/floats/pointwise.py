@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import collections
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -43,6 +43,13 @@ from tinybnn.kernels.machine.simd import (
 )
 from tinybnn.kernels.machine.simd import FLOATS as LANES
 from tinybnn.kernels.signs.bits import bits_from, pack_reference, words_for
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from tinybnn.typing import Array, Shape
 
 # Instructions. The right operand of two comes from one of the sources below.
 LOAD, ADD, SUBTRACT, SUBTRACT_FROM, MULTIPLY, DIVIDE, SLOPE = range(7)
@@ -89,22 +96,27 @@ class Program(NamedTuple):
         Kind of each output: "floats" or "bits".
     """
 
-    shape: tuple
+    shape: Shape
     code: np.ndarray
     by_channel: np.ndarray
     by_image: np.ndarray
     slots: int
-    inputs: tuple
-    outputs: tuple
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
     @property
-    def tables(self):
+    def tables(self) -> tuple[Any, ...]:
         """The part that the kernel reads."""
         image = math.prod(self.shape)
         return self.code, self.by_channel, self.by_image, self.shape[-1], image, self.slots
 
 
-def prepare(shape, inputs, operations, outputs):
+def prepare(
+    shape: Sequence[int],
+    inputs: Sequence[str],
+    operations: Sequence[tuple[Any, ...]],
+    outputs: Sequence[tuple[str, int]],
+) -> Program:
     """Translate a list of operations.
 
     Parameters
@@ -284,7 +296,7 @@ def _periodic(rows, period):
 # ------------------------------------------------------------------------------------------ running
 
 
-def run(program, inputs):
+def run(program: Program, inputs: Sequence[ArrayLike]) -> tuple[Array, ...]:
     """Carry out a program on arrays.
 
     Parameters
@@ -332,7 +344,9 @@ def run(program, inputs):
     return tuple(results)
 
 
-def run_reference(program_arguments, inputs):
+def run_reference(
+    program_arguments: tuple[Any, ...], inputs: Sequence[ArrayLike]
+) -> tuple[Array, ...]:
     """What `run` of ``prepare(*program_arguments)`` computes, in plain NumPy: operation by
     operation."""
     shape, kinds, operations, outputs = program_arguments
@@ -354,19 +368,19 @@ def run_reference(program_arguments, inputs):
     )
 
 
-def sample(shape, kind):
+def sample(shape: Sequence[int], kind: str) -> tuple[type[np.generic], Shape]:
     """Dtype and shape of a sample of an input or output, of a program of this shape."""
     *pixels, channels = shape
     dtype = {"floats": np.float32, "bits": np.uint64}.get(kind, np.int32)
     return dtype, (*pixels, {"pixels": 1, "bits": words_for(channels)}.get(kind, channels))
 
 
-def slot_floats(program):
+def slot_floats(program: Program) -> int:
     """Length of the float32 scratch memory that `chunk` needs."""
     return (program.slots + 1) * BLOCK + LANES
 
 
-def mask_words(program, numbers):
+def mask_words(program: Program, numbers: int) -> int:
     """Length of the uint64 scratch memory that `chunk` needs for so many numbers."""
     return program.outputs.count("bits") * ((numbers + 63) // 64 + 2)
 
@@ -374,11 +388,11 @@ def mask_words(program, numbers):
 class Arrays(NamedTuple):
     """Inputs and outputs of a kind each, a fixed number of flat arrays for it to pick from."""
 
-    floats: tuple
-    sums: tuple
-    pixels: tuple
-    outs: tuple
-    bits: tuple
+    floats: tuple[Array, ...]
+    sums: tuple[Array, ...]
+    pixels: tuple[Array, ...]
+    outs: tuple[Array, ...]
+    bits: tuple[Array, ...]
 
 
 class Scratch(NamedTuple):
@@ -390,7 +404,7 @@ class Scratch(NamedTuple):
     mask: int
 
 
-def arrays(program, inputs, outputs):
+def arrays(program: Program, inputs: Sequence[Array], outputs: Sequence[Array]) -> Arrays:
     """The arrays of a call for the kernel, by their kinds and flat."""
     found = {"floats": [], "sums": [], "pixels": [], "outs": [], "bits": []}
     for kind, array in zip(program.inputs, inputs, strict=True):
@@ -417,7 +431,14 @@ _NOTHING = {
 
 
 @subkernel
-def chunk(tables, first, end, origins, arrays, scratch):
+def chunk(
+    tables: tuple[Any, ...],
+    first: int,
+    end: int,
+    origins: NDArray[np.int64],
+    arrays: Arrays,
+    scratch: Scratch,
+) -> None:
     """The numbers first to end - 1 (flat, counted through all samples; whole pixels).
 
     Number p of input k is ``floats[k][p - origins[0, k]]``, of one of integers

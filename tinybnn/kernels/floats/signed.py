@@ -18,10 +18,12 @@ share one inner kernel, `sums`. Each function has a twin, ``*_reference``, that 
 plain NumPy.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numba
 import numpy as np
@@ -58,12 +60,19 @@ from tinybnn.kernels.machine.tiles import (
 from tinybnn.kernels.machine.windows import Windows, windows, with_border
 from tinybnn.kernels.signs.bits import unpack_reference, words_for
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from tinybnn.typing import FloatArray, Shape, Words
+
 _SPEED = 1e11  # multiplications a second, of a fast core
 
 # ------------------------------------------------------------------------------------ float, float
 
 
-def ordered_matmul(a, b):
+def ordered_matmul(a: ArrayLike, b: ArrayLike) -> FloatArray:
     """Matrix product ``a @ b`` whose sums run in one fixed order.
 
     ``out[i, j]`` starts at 0 and adds ``a[i, k] * b[k, j]`` for k = 0, 1, 2, ... in this order;
@@ -108,7 +117,9 @@ def ordered_matmul(a, b):
     return out
 
 
-def bind_ordered_matmul(a, b, out):
+def bind_ordered_matmul(
+    a: NDArray[np.float32], b: NDArray[np.float32], out: NDArray[np.float32]
+) -> Callable[[], None]:
     """What `ordered_matmul` does, for the same float32 arrays again and again.
 
     Parameters
@@ -137,7 +148,7 @@ def bind_ordered_matmul(a, b, out):
     return np.errstate(all="ignore")(work) if numba.config.DISABLE_JIT else work
 
 
-def ordered_matmul_reference(a, b):
+def ordered_matmul_reference(a: FloatArray, b: FloatArray) -> FloatArray:
     """What :func:`ordered_matmul` computes, in plain NumPy."""
     total = np.zeros((a.shape[0], b.shape[1]), a.dtype)  # (M, N)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -352,19 +363,22 @@ class PreparedConv2d:
         Multiplications an image.
     """
 
-    input_shape: tuple
-    output_shape: tuple
+    input_shape: Shape
+    output_shape: Shape
     copying: Copying
     tables: Tables
     work: int
 
-    kind, products, to_bits = "float", 0, False  # what `fused` asks of binary products too
+    # Read by `fused`, as of binary products.
+    kind: ClassVar[str] = "float"
+    products: ClassVar[int] = 0
+    to_bits: ClassVar[bool] = False
 
-    def workspace_words(self, images):
+    def workspace_words(self, images: int) -> int:
         """Words of scratch memory for this number of images, at most."""
         return self.workspace_floats(images) // 2 + 1
 
-    def workspace_floats(self, images, tasks=None):
+    def workspace_floats(self, images: int, tasks: int | None = None) -> int:
         """Floats of the ``workspace`` that `conv2d` needs for this number of images, at most."""
         if not self.copying.copies:
             return 0
@@ -374,7 +388,14 @@ class PreparedConv2d:
         return tasks * together * self.tables.image_stride + FLOATS
 
 
-def prepare_conv2d(weight, size, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
+def prepare_conv2d(
+    weight: ArrayLike,
+    size: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> PreparedConv2d:
     """Lay out the filters of `conv2d` for images of one size.
 
     Parameters
@@ -449,7 +470,12 @@ def _tables(of, shape, groups, widest):
     return places.reshape(-1).astype(np.int64), floats, copying, tables
 
 
-def conv2d(prepared, x, out=None, workspace=None):
+def conv2d(
+    prepared: PreparedConv2d,
+    x: ArrayLike,
+    out: NDArray[np.float32] | None = None,
+    workspace: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
     """2-D convolution (cross-correlation) of float images whose sums run in one fixed order.
 
     Each output starts at 0 and adds ``image * weight`` for the taps of the filter row by row, in a
@@ -498,7 +524,14 @@ def conv2d(prepared, x, out=None, workspace=None):
     return out
 
 
-def conv2d_reference(x, weight, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
+def conv2d_reference(
+    x: FloatArray,
+    weight: FloatArray,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> FloatArray:
     """What :func:`conv2d` computes, in plain NumPy: one step of all sums at a time.
 
     x : (N, H, W, C), weight : (O, C / groups, kh, kw)
@@ -534,7 +567,14 @@ def _conv2d(first, end, task, size, source, workspace, copying, tables, out):
 
 
 @subkernel
-def pad_images(source, first, end, workspace, slot, copying):
+def pad_images(
+    source: NDArray[np.float32],
+    first: int,
+    end: int,
+    workspace: NDArray[np.float32],
+    slot: int,
+    copying: Copying,
+) -> None:
     """Copy images first to end - 1 between zeros, to workspace[slot] and what follows.
 
     Parameters
@@ -582,7 +622,7 @@ class PreparedSigns:
     tables: Tables
 
 
-def prepare_signs_matmul(weight, order=None):
+def prepare_signs_matmul(weight: ArrayLike, order: ArrayLike | None = None) -> PreparedSigns:
     """Lay out the weights of `signs_matmul`.
 
     Parameters
@@ -624,7 +664,12 @@ def prepare_signs_matmul(weight, order=None):
     return PreparedSigns(words, tables)
 
 
-def signs_matmul(prepared, words, out=None, workspace=None):
+def signs_matmul(
+    prepared: PreparedSigns,
+    words: ArrayLike,
+    out: NDArray[np.float32] | None = None,
+    workspace: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
     """Product of packed signs with float weights whose sums run in one fixed order.
 
     ``out[n, o]`` starts at 0 and adds ``sign * weight[o, k]`` for k = 0, 1, 2, ..., where the sign
@@ -672,7 +717,7 @@ def signs_matmul(prepared, words, out=None, workspace=None):
     return out
 
 
-def signs_floats(rows, row_words):
+def signs_floats(rows: int, row_words: int) -> int:
     """Floats of the ``workspace`` that `signs_matmul` needs, at most."""
     return min(threads.most(), max(rows, 1)) * _TOGETHER * _row_floats(row_words)
 
@@ -685,7 +730,9 @@ def _row_floats(row_words):
     return 64 * row_words + FLOATS
 
 
-def signs_matmul_reference(words, weight, order=None):
+def signs_matmul_reference(
+    words: Words, weight: FloatArray, order: NDArray[np.int64] | None = None
+) -> FloatArray:
     """What :func:`signs_matmul` computes, in plain NumPy.
 
     words : (N, W) uint64, weight : (O, K)
@@ -745,7 +792,15 @@ def _compiled_signs(word):
 
 
 @subkernel
-def sums(first, end, source, base, out, to, tables):
+def sums(
+    first: int,
+    end: int,
+    source: NDArray[np.float32],
+    base: int,
+    out: NDArray[np.float32],
+    to: int,
+    tables: Tables,
+) -> None:
     """The sums of output pixels first to end - 1, for all filters.
 
     Parameters

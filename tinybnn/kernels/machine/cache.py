@@ -17,6 +17,8 @@ Numba's own cache differs in three points:
   write to, or own, are not used; root's are.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import hashlib
@@ -30,6 +32,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import llvmlite
 import numba
@@ -42,10 +45,15 @@ from numba.misc.appdirs import AppDirs
 from tinybnn.kernels.machine import compilation
 from tinybnn.kernels.machine.pipeline import KernelCompiler
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    Function = TypeVar("Function", bound=Callable[..., Any])
+
 _MAGIC = b"tinybnn kernel 1"
 _DIGEST = hashlib.sha256().digest_size
 _NOTE = "all compiled"
-kept = set()  # paths of the compiled kernels that this process has read or written
+kept: set[str] = set()  # paths of the compiled kernels that this process has read or written
 _ABANDONED = 3600  # age in seconds of a temporary file whose process was killed
 
 
@@ -56,7 +64,11 @@ class CacheWarning(RuntimeWarning):
 # --------------------------------------------------------------------------------------- decorators
 
 
-def kernel(function=None, *, allocates=True):
+@overload
+def kernel(function: Function, *, allocates: bool = True) -> Function: ...
+@overload
+def kernel(*, allocates: bool = True) -> Callable[[Function], Function]: ...
+def kernel(function: Any = None, *, allocates: bool = True) -> Any:
     """``numba.njit`` for kernels: cached on disk, without the GIL.
 
     The cache is stale as soon as the kernel's file or one of this package that it imports changes.
@@ -199,12 +211,12 @@ class _Cache:
 # -------------------------------------------------------------------------------------------- note
 
 
-def compiles():
+def compiles() -> bool:
     """Whether kernels are compiled at all."""
     return not numba.config.DISABLE_JIT
 
 
-def note(paths):
+def note(paths: Iterable[str]) -> bool:
     """Note that these files hold all kernels that this version of the package uses on this CPU.
 
     The result says whether it could be written.
@@ -216,7 +228,7 @@ def note(paths):
     return False
 
 
-def noted():
+def noted() -> list[str] | None:
     """The files that were noted, if all are there and the note is of this version; else None."""
     for folder in _folders(Path(__file__)):
         with contextlib.suppress(ValueError, TypeError):
@@ -328,7 +340,7 @@ def _is_kept(dispatcher):
     return isinstance(getattr(dispatcher, "_cache", None), _Cache)
 
 
-compilations = compilation.watch(_is_kept)
+compilations: compilation.Listener = compilation.watch(_is_kept)
 
 
 _warned = False

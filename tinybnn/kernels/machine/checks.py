@@ -4,15 +4,24 @@ Each check is given the function's name, which begins the message of its ValueEr
 argument.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from tinybnn.kernels.machine.layout import described, for_kernel, words_for
 from tinybnn.kernels.machine.memory import empty
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike
+
+    from tinybnn.typing import Array, Shape, Words
+
 MOST_TERMS = 2**31 - 1  # signs whose sum int32 always holds
 
 
-def check_words(function, name, array, axes):
+def check_words(function: str, name: str, array: ArrayLike, axes: int) -> Words:
     """``array`` as words that a kernel can read, or a ValueError if it is something else."""
     array = np.asarray(array)
     if array.dtype != np.uint64 or array.ndim != axes:
@@ -23,12 +32,12 @@ def check_words(function, name, array, axes):
     return for_kernel(array)
 
 
-def check_row(function, name, words, count_name, count):
+def check_row(function: str, name: str, words: Words, count_name: str, count: int) -> None:
     """A ValueError unless the last axis of ``words`` is what ``count`` bits take."""
     check_width(function, name, words.shape[-1], count_name, count)
 
 
-def check_width(function, name, words, count_name, count):
+def check_width(function: str, name: str, words: int, count_name: str, count: int) -> None:
     """A ValueError unless a row of so many ``words`` is what ``count`` bits take."""
     if count < 1:
         raise ValueError(f"{function}: {count_name} must be positive, got {count}")
@@ -39,7 +48,7 @@ def check_width(function, name, words, count_name, count):
         )
 
 
-def check_terms(function, count_name, count):
+def check_terms(function: str, count_name: str, count: int) -> None:
     """A ValueError unless int32 holds every sum of ``count`` signs."""
     if count > MOST_TERMS:
         raise ValueError(
@@ -48,7 +57,7 @@ def check_terms(function, count_name, count):
         )
 
 
-def check_vector(function, name, array, dtype, channels):
+def check_vector(function: str, name: str, array: Array, dtype: DTypeLike, channels: int) -> None:
     """A ValueError unless ``array`` is (channels,) of ``dtype``."""
     if array.dtype != dtype or array.shape != (channels,):
         raise ValueError(
@@ -57,7 +66,7 @@ def check_vector(function, name, array, dtype, channels):
         )
 
 
-def check_floats(function, name, array, shape):
+def check_floats(function: str, name: str, array: Array, shape: Shape | str) -> None:
     """A ValueError unless ``array`` is float32 of this shape that a kernel can take as it is."""
     if array.shape != shape or array.dtype != np.float32 or not array.flags.carray:
         raise ValueError(
@@ -66,7 +75,7 @@ def check_floats(function, name, array, shape):
         )
 
 
-def check_groups(function, channels, filters, groups):
+def check_groups(function: str, channels: int, filters: int, groups: int) -> None:
     """A ValueError unless ``groups`` divides the channels of the input and of the output."""
     if channels < 1:
         raise ValueError(f"{function}: channels must be positive, got {channels}")
@@ -77,13 +86,13 @@ def check_groups(function, channels, filters, groups):
         )
 
 
-def check_padding_mode(function, mode):
+def check_padding_mode(function: str, mode: str) -> None:
     """A ValueError unless ``mode`` is one that is exact on bits."""
     if mode not in ("zeros", "ones"):
         raise ValueError(f'{function}: padding_mode must be "zeros" or "ones", got {mode!r}')
 
 
-def out_array(function, out, shape, dtype=np.float32):
+def out_array(function: str, out: Array, shape: Shape, dtype: DTypeLike = np.float32) -> Array:
     """Memory for a result: new, or what the caller gave, or a ValueError if that does not fit."""
     if out is None:
         return empty(shape, dtype)

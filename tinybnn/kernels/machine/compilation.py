@@ -5,14 +5,20 @@ a line says so, counts, and is erased when the program goes on. Elsewhere nothin
 one plain line where the caller of `announced` has asked for progress.
 """
 
+from __future__ import annotations
+
 import contextlib
 import contextvars
 import os
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING, Any
 
 from numba.core import event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 _PATIENCE = 1.0  # seconds of compilation in all that pass in silence
 _INTERVAL = 0.5  # seconds between two updates of the line
@@ -22,7 +28,7 @@ _wanted = contextvars.ContextVar("wanted", default=False)
 
 
 @contextlib.contextmanager
-def announced(progress=True):
+def announced(progress: bool = True) -> Iterator[None]:
     """Inside, compilation is announced once, by a plain line, also where stderr is no terminal."""
     token = _wanted.set(bool(progress))
     try:
@@ -31,19 +37,19 @@ def announced(progress=True):
         _wanted.reset(token)
 
 
-def watch(is_watched):
+def watch(is_watched: Callable[[Any], bool]) -> Listener:
     """Announce the compilation of all dispatchers for which ``is_watched(dispatcher)`` holds.
 
     The result counts them, as ``done``.
     """
-    listener = _Listener(is_watched)
+    listener = Listener(is_watched)
     event.register("numba:compile", listener)
     if hasattr(os, "register_at_fork"):  # the thread that writes is not in the child
         os.register_at_fork(after_in_child=listener.reset)
     return listener
 
 
-class _Listener(event.Listener):
+class Listener(event.Listener):
     """Told by Numba when a compilation begins and ends, while it holds the compiler's lock.
 
     Attributes
@@ -54,36 +60,38 @@ class _Listener(event.Listener):
         The time that they took.
     """
 
-    def __init__(self, is_watched):
-        self.is_watched = is_watched
-        self.done, self.seconds, self.is_announced = 0, 0.0, False
+    def __init__(self, is_watched: Callable[[Any], bool]) -> None:
+        self._is_watched = is_watched
+        self.done: int = 0
+        self.seconds: float = 0.0
+        self._is_announced = False
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         """Forget the compilations under way."""
-        self.depth, self.writer, self.finished = 0, None, None
+        self._depth, self._writer, self._finished = 0, None, None
 
-    def on_start(self, event):
-        if not self.is_watched(event.data["dispatcher"]):
+    def on_start(self, event: Any) -> None:
+        if not self._is_watched(event.data["dispatcher"]):
             return
-        self.depth += 1  # a kernel that calls another one compiles it on the way
-        if self.depth == 1:
-            self.start, self.finished = time.perf_counter(), threading.Event()
-            arguments = self.finished, self.start, _wanted.get()
-            self.writer = threading.Thread(target=self._write, args=arguments, daemon=True)
-            self.writer.start()
+        self._depth += 1  # a kernel that calls another one compiles it on the way
+        if self._depth == 1:
+            self._start, self._finished = time.perf_counter(), threading.Event()
+            arguments = self._finished, self._start, _wanted.get()
+            self._writer = threading.Thread(target=self._write, args=arguments, daemon=True)
+            self._writer.start()
 
-    def on_end(self, event):
-        if not self.depth or not self.is_watched(event.data["dispatcher"]):
+    def on_end(self, event: Any) -> None:
+        if not self._depth or not self._is_watched(event.data["dispatcher"]):
             return
-        self.depth -= 1
+        self._depth -= 1
         self.done += 1
-        if not self.depth:
-            self.seconds += time.perf_counter() - self.start
-            self.finished.set()
+        if not self._depth:
+            self.seconds += time.perf_counter() - self._start
+            self._finished.set()
             # The line is gone before the program writes again; but whoever compiles while it holds
             # the lock of tqdm's bars does not wait for ever.
-            self.writer.join(1.0)
+            self._writer.join(1.0)
             self.reset()
 
     def _write(self, finished, start, is_wanted):
@@ -93,10 +101,10 @@ class _Listener(event.Listener):
         with contextlib.suppress(OSError, ValueError):  # stderr is closed
             if sys.stderr is not None and sys.stderr.isatty():
                 self._count(finished, start)
-            elif sys.stderr is not None and is_wanted and not self.is_announced:
+            elif sys.stderr is not None and is_wanted and not self._is_announced:
                 from tqdm import tqdm  # here, since most processes compile nothing
 
-                self.is_announced = True
+                self._is_announced = True
                 tqdm.write(f"{_TEXT} ...", file=sys.stderr)  # above the bars there are
 
     def _count(self, finished, start):

@@ -7,10 +7,17 @@ kernel and operation that chooses between floats, a tie goes to the first operan
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
 
-def identical(a, b):
+    from tinybnn.typing import Array
+
+
+def identical(a: ArrayLike, b: ArrayLike) -> NDArray[np.bool_]:
     """Tell where two arrays have the same bits; all NaNs count as the same.
 
     Parameters
@@ -28,11 +35,11 @@ def identical(a, b):
     return same | (np.isnan(a) & np.isnan(b))
 
 
-def maximum(a, b):
+def maximum(a: Array, b: Array) -> Array:
     """``a`` where it is at least ``b``, else ``b``; NaN where one of them is."""
     return np.where((a >= b) | np.isnan(a), a, b)
 
 
-def minimum(a, b):
+def minimum(a: Array, b: Array) -> Array:
     """``a`` where it is at most ``b``, else ``b``; NaN where one of them is."""
     return np.where((a <= b) | np.isnan(a), a, b)

@@ -8,6 +8,7 @@ becomes part of. This saves compile time, as `tinybnn bench startup` shows, and 
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING, Any
 
 import numba
 from numba.core.extending import overload
@@ -16,13 +17,18 @@ from numba.core.registry import CPUDispatcher
 from tinybnn.kernels.machine.cache import kernel
 from tinybnn.kernels.machine.pipeline import PartCompiler
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tinybnn.kernels.machine.cache import Function
+
 _OPTIONS = {
     "nopython": True, "nogil": True, "error_model": "numpy", "_nrt": False,
     "no_cfunc_wrapper": True, "no_cpython_wrapper": True, "boundscheck": None,
 }  # fmt: skip
 
 
-def inlined(function):
+def inlined(function: Function) -> Function:
     """Mark a part of a kernel, whose code is put where it is called.
 
     Vectors that go in and out of such a function stay in registers. It has no cache of its own: it
@@ -33,14 +39,14 @@ def inlined(function):
     return _part(function, forceinline=True, of=_Inlined)
 
 
-def subkernel(function):
+def subkernel(function: Function) -> Function:
     """The same for a part that is long: whether its code is put where it is called, or stands once
     in the kernel, is the compiler's choice. Called from Python it is a kernel of its own.
     """
     return _part(function, forceinline=False, of=_Subkernel)
 
 
-def chosen(function, **options):
+def chosen(function: Callable[..., Any], **options: Any) -> Callable[[Function], Function]:
     """Decorate what chooses by their types the part that compiled code calls for these arguments.
 
     ``definition(*types)`` gives a function with the same parameters, which is inlined.

@@ -6,7 +6,16 @@ number alike sees it as one long row. Nothing is copied for that. Arrays that li
 are not float32 get None: they are left to the plain rule that the kernel stands in for.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tinybnn.typing import Array, Shape
 
 
 def words_for(count: int) -> int:
@@ -22,7 +31,7 @@ def words_for(count: int) -> int:
     return (count + 63) // 64
 
 
-def for_kernel(array):
+def for_kernel(array: Array) -> Array:
     """The array as a kernel reads it: itself, or a copy if it lies in memory in another way.
 
     Kernels are compiled for arrays that are C-contiguous, aligned and writable. For others, such as
@@ -32,12 +41,12 @@ def for_kernel(array):
     return array if array.flags.carray else np.array(array, order="C")
 
 
-def described(array):
+def described(array: Array) -> str:
     """What an error says of an array that does not fit."""
     return f"{'' if array.flags.writeable else 'read-only '}{array.dtype} of shape {array.shape}"
 
 
-def channel_rows(x):
+def channel_rows(x: Array) -> NDArray[np.float32] | None:
     """(N, C) or (N, C, H, W) float32 as rows of channels, (N * H * W, C); None if it lies apart."""
     if x.dtype != np.float32 or x.ndim not in (2, 4) or not x.size:
         return None
@@ -45,7 +54,7 @@ def channel_rows(x):
     return for_kernel(last.reshape(-1, x.shape[1])) if last.flags.c_contiguous else None
 
 
-def channels_inside(x):
+def channels_inside(x: Array) -> NDArray[np.float32] | None:
     """(N, C, H, W) float32 as images (N, H, W, C); None if it lies apart."""
     if x.dtype != np.float32 or x.ndim != 4 or not x.size:
         return None
@@ -53,14 +62,14 @@ def channels_inside(x):
     return for_kernel(images) if images.flags.c_contiguous else None
 
 
-def channels_last(x):
+def channels_last(x: Array) -> Array:
     """(N, C) or (N, C, H, W) in this order in memory; a copy where it lies in another."""
     if x.ndim == 2:
         return np.ascontiguousarray(x)
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
 
-def image(rows, shape):
+def image(rows: Array, shape: Shape) -> Array:
     """Rows of channels under the shape (N, C) or (N, C, H, W) of what they are rows of."""
     if len(shape) == 2:
         return rows
@@ -68,7 +77,7 @@ def image(rows, shape):
     return rows.reshape(n, h, w, c).transpose(0, 3, 1, 2)
 
 
-def flat(*arrays):
+def flat(*arrays: Array) -> list[NDArray[np.float32]] | None:
     """Arrays of one shape as rows of numbers in one order; None if there are none.
 
     They have to be float32 and all lie C-contiguous or all channels-last in memory. The rows are
@@ -86,7 +95,7 @@ def flat(*arrays):
     return None
 
 
-def like(x, row):
+def like(x: Array, row: Array) -> Array:
     """A row as `flat` gives them, in the shape and the order in memory of an array."""
     if x.flags.c_contiguous:
         return row.reshape(x.shape)

@@ -19,13 +19,21 @@ between one power of two and the next, and what is free of each size is kept apa
     True
 """
 
+from __future__ import annotations
+
 import functools
 import itertools
 import math
 import weakref
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
+    from tinybnn.typing import Array, Shape
 
 _LINE = 64  # bytes of a cache line, and of the longest vector
 _SMALL = 1 << 9  # bytes of the largest array that is not worth it
@@ -38,7 +46,7 @@ _clock = itertools.count()
 _state = SimpleNamespace(made=0, limit=1 << 30)  # bytes in use or free; most bytes that stay free
 
 
-def empty(shape, dtype):
+def empty(shape: int | Shape, dtype: DTypeLike) -> Array:
     """An array without values, as ``np.empty``."""
     plan = _plan(shape, dtype)
     if plan is None:
@@ -76,7 +84,7 @@ def _plan(shape, dtype):
     return _free.setdefault(size, {}), size, shape, dtype.str
 
 
-def empty_like(x):
+def empty_like(x: Array) -> Array:
     """An array without values of the shape and dtype of another one, in its order in memory."""
     if x.flags.c_contiguous:
         return empty(x.shape, x.dtype)
@@ -87,14 +95,14 @@ def empty_like(x):
     return empty(tuple([x.shape[axis] for axis in axes]), x.dtype).transpose(places)
 
 
-def on_lines(array):
+def on_lines(array: Array) -> Array:
     """A copy, C-contiguous, that begins with a cache line; for constants that kernels load."""
     copy = _lines(array.nbytes).view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
 
 
-def keep(limit):
+def keep(limit: int) -> int:
     """Set how much free memory is kept for reuse.
 
     Parameters

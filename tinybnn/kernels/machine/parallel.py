@@ -18,6 +18,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
@@ -26,12 +27,17 @@ from numba import _dispatcher, _helperlib, types
 from tinybnn.kernels.machine import threads
 from tinybnn.kernels.machine.pipeline import start_of
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
 _CALLS_FROM_PYTHON = 3
 _starts = {}  # worker, fingerprints of its arguments -> the address of its start, and the slots
 
 
 @functools.lru_cache(maxsize=1024)
-def shares(items, tasks, unit=1):
+def shares(items: int, tasks: int, unit: int = 1) -> NDArray[np.int64]:
     """Cut so many items into shares of whole units.
 
     Returns
@@ -43,7 +49,7 @@ def shares(items, tasks, unit=1):
     return np.array(list(zip(bounds, [*bounds[1:], items], strict=True)), np.int64)
 
 
-def share_out(worker, shares, *arguments):
+def share_out(worker: Callable[..., None], shares: NDArray[np.int64], *arguments: Any) -> None:
     """Call ``worker(first, end, task, *arguments)`` for each share, on as many threads.
 
     Parameters
@@ -61,7 +67,9 @@ def share_out(worker, shares, *arguments):
         _Addressed(worker, shares, arguments)()
 
 
-def bind(worker, shares, *arguments):
+def bind(
+    worker: Callable[..., None], shares: NDArray[np.int64], *arguments: Any
+) -> Callable[[], None]:
     """What `share_out` does, as a callable without arguments: only the work itself is left.
 
     On one thread, the first calls use Numba's dispatcher: resolving the addresses costs more than a

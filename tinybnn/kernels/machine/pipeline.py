@@ -8,6 +8,7 @@ the parts of a kernel is put into it once, and optimised and made machine code t
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -51,10 +52,19 @@ class _Flags(Flags):
 class KernelCompiler(Compiler):
     """The compiler of kernels."""
 
-    def __init__(self, typing, target, library, arguments, result, flags, variables):
+    def __init__(
+        self,
+        typing: Any,
+        target: Any,
+        library: Any,
+        arguments: Any,
+        result: Any,
+        flags: Any,
+        variables: Any,
+    ) -> None:
         super().__init__(typing, target, library, arguments, result, _Flags(flags), variables)
 
-    def compile_extra(self, function):
+    def compile_extra(self, function: Any) -> Any:
         """Compile without a search for cyclic garbage, which takes a tenth of the time."""
         if not gc.isenabled():
             return super().compile_extra(function)
@@ -64,7 +74,7 @@ class KernelCompiler(Compiler):
         finally:
             gc.enable()
 
-    def define_pipelines(self):
+    def define_pipelines(self) -> list[Any]:
         pipelines = super().define_pipelines()
         for pipeline in pipelines:
             if not self.state.flags.nrt:  # it makes no arrays
@@ -80,10 +90,19 @@ class KernelCompiler(Compiler):
 class PartCompiler(Compiler):
     """The compiler of functions whose code is put into that of the kernels that call them."""
 
-    def __init__(self, typing, target, library, arguments, result, flags, variables):
+    def __init__(
+        self,
+        typing: Any,
+        target: Any,
+        library: Any,
+        arguments: Any,
+        result: Any,
+        flags: Any,
+        variables: Any,
+    ) -> None:
         super().__init__(typing, target, library, arguments, result, _Flags(flags), variables)
 
-    def define_pipelines(self):
+    def define_pipelines(self) -> list[Any]:
         pipelines = super().define_pipelines()
         for pipeline in pipelines:
             _shorten(pipeline, _IntoPart)
@@ -169,7 +188,7 @@ class _IntoPart(_Into):
 _OF_SHARES = (types.int64,) * 3  # first parameters of kernels that `parallel` calls
 
 
-def start_of(kernel):
+def start_of(kernel: Any) -> int:
     """The address of what `_emit_start` makes of a compiled kernel; 0 if it is none of shares."""
     return kernel.library.get_pointer_to_function(_name_of_start(kernel.fndesc))
 

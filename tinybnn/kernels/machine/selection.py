@@ -11,30 +11,39 @@ LLVM ends the process when it is asked for an instruction that does not exist, s
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from llvmlite import ir
 from numba.core import types
 
 from tinybnn.kernels.machine.simd import FLOATS, Vector, call_llvm, compiles
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-def add_where(floats, value, bits):
+    from tinybnn.typing import Array
+
+
+def add_where(
+    floats: NDArray[np.float32], value: NDArray[np.float32], bits: np.uint64
+) -> NDArray[np.float32]:
     """floats + value in lane i if bit i of the uint64 ``bits`` is 1; elsewhere floats."""
     return np.where(_lanes_set(bits, len(floats)), floats + value, floats)
 
 
-def nonzero(floats):
+def nonzero(floats: NDArray[np.float32]) -> np.uint64:
     """A uint64 whose bit i is 1 where lane i is not zero."""
     return np.uint64(((floats != 0) << np.arange(FLOATS)).sum())
 
 
-def compress(vector, bits):
+def compress(vector: Array, bits: np.uint64) -> Array:
     """The lanes of floats or integers whose bit is 1, at the front; behind them zeros."""
     kept = vector[_lanes_set(bits) > 0]
     return np.concatenate([kept, np.zeros(FLOATS - len(kept), vector.dtype)])
 
 
-def count_ones(bits):
+def count_ones(bits: np.uint64) -> int:
     """The number of bits of a uint64 that are 1."""
     return int(bits).bit_count()
 
@@ -92,7 +101,7 @@ def _count_ones(bits):
 # ----------------------------------------------------------------------- a bit of each of four rows
 
 
-def four_signs(a, b, c, d):
+def four_signs(a: np.uint64, b: np.uint64, c: np.uint64, d: np.uint64) -> NDArray[np.int32]:
     """16 bytes, as four int32: 16 times the number whose bits are bit i of ``a``, ..., ``d``."""
     bits = np.array([a, b, c, d], np.uint64)[:, None] >> np.arange(16, dtype=np.uint64)
     numbers = (bits & np.uint64(1)) << np.arange(4, 8, dtype=np.uint64)[:, None]

@@ -8,6 +8,8 @@ when it is asked for an instruction that does not exist, so a caller looks at `h
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from llvmlite import ir
 from numba.core import types
@@ -24,17 +26,25 @@ from tinybnn.kernels.machine.simd import (
     llvm_type,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import DTypeLike, NDArray
+
+    from tinybnn.kernels.machine.tiles import Tile
+    from tinybnn.typing import Array, Words
+
 BYTES = 64 if "avx512bw" in cpu_features() else 32  # lanes
 _INTEGERS = 32  # lanes of what is widened
 _TABLE = ir.VectorType(ir.IntType(8), 16)
 
 
-def has_shuffles():
+def has_shuffles() -> bool:
     """Whether the CPU that Numba compiles for shuffles 32 bytes or 64."""
     return bool(cpu_features() & {"avx2", "avx512bw"})
 
 
-def zero_tile_of(width):
+def zero_tile_of(width: int) -> Callable[[], Tile]:
     """A function that makes a tile of zeros for a pair of pixels and so many columns.
 
     A tile is a tuple of vectors of bytes: for each byte of ``width`` its total, and then for each
@@ -58,7 +68,14 @@ def zero_tile_of(width):
     return make
 
 
-def add_look_up(tile, place, places, tables, panel, at):
+def add_look_up(
+    tile: Tile,
+    place: int,
+    places: Words,
+    tables: NDArray[np.uint8],
+    panel: NDArray[np.uint8],
+    at: int,
+) -> Tile:
     """Add to a tile what a table has for the nibbles of a panel.
 
     Parameters
@@ -78,7 +95,14 @@ def add_look_up(tile, place, places, tables, panel, at):
     return _added(tile, place, places, tables, panel, at, 1)
 
 
-def add_three_look_ups(tile, place, places, tables, panel, at):
+def add_three_look_ups(
+    tile: Tile,
+    place: int,
+    places: Words,
+    tables: NDArray[np.uint8],
+    panel: NDArray[np.uint8],
+    at: int,
+) -> Tile:
     """The same for three tables, one after the other in ``places``, and three rows of nibbles.
 
     The sum of three entries is below 16 in both halves.
@@ -97,7 +121,7 @@ def _added(tile, place, places, tables, panel, at, times):
     return tuple([row + new for row, new in zip(tile, rows, strict=True)])
 
 
-def add_tile(sums, to, before, tile):
+def add_tile(sums: NDArray[np.uint16], to: int, before: int, tile: Tile) -> None:
     """Write the sums of what a tile counts and of those from sums[before] on, from sums[to] on.
 
     First those of the first pixel, then of the second: of each vector the even lanes, then the odd.
@@ -121,12 +145,12 @@ def add_tile(sums, to, before, tile):
     sums[to : to + len(new)] = sums[before : before + len(new)] + new
 
 
-def load_widened(sums, index):
+def load_widened(sums: NDArray[np.uint16], index: int) -> NDArray[np.int32]:
     """The 32 lanes sums[index], sums[index + 1], ... of a 1-D uint16 array, as int32."""
     return sums[index : index + _INTEGERS].astype(np.int32)
 
 
-def store_nibble_pairs(places, to, words, a, b):
+def store_nibble_pairs(places: Words, to: int, words: Words, a: int, b: int) -> None:
     """16 places: for each nibble of words[a], 16 times (it + 16 times that of words[b]).
 
     A word of ``places`` has four; ``to`` counts them.
@@ -136,7 +160,7 @@ def store_nibble_pairs(places, to, words, a, b):
     places.view(np.uint16)[to : to + 16] = (first | second << np.uint64(4)) << np.uint64(4)
 
 
-def on_stack(dtype, count):
+def on_stack(dtype: DTypeLike, count: int) -> Callable[[], Array]:
     """A function that makes an array on the stack; it lives until the calling kernel returns."""
 
     def make():

@@ -28,6 +28,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from llvmlite import ir
@@ -47,24 +48,32 @@ from tinybnn.kernels.machine.inlining import chosen as chosen
 from tinybnn.kernels.machine.inlining import inlined as inlined
 from tinybnn.kernels.machine.inlining import subkernel as subkernel
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from tinybnn.kernels.machine.cache import Function
+    from tinybnn.typing import Array, Words
+
 WORDS, INTEGERS, FLOATS, BLOCK = 8, 16, 16, 128  # lanes
 
 # --------------------------------------------------------------------------------------------- CPU
 
 
 @functools.cache
-def cpu_features():
+def cpu_features() -> frozenset[str]:
     """What the CPU that Numba compiles for can do, as LLVM calls it: {"avx2", "avx512f", ...}."""
     _, _, features = cpu_target.target_context.codegen().magic_tuple()
     return frozenset(feature[1:] for feature in features.split(",") if feature.startswith("+"))
 
 
-def cpu_name():
+def cpu_name() -> str:
     """The processor that Numba compiles for, as LLVM calls it: "znver3", "skylake", ..."""
     return cpu_target.target_context.codegen().magic_tuple()[1]
 
 
-def cpu_kind():
+def cpu_kind() -> str:
     """The vectors that the CPU has, as far as kernels differ by them, in words."""
     for feature, name in (
         ("avx512vpopcntdq", "AVX-512 with VPOPCNTDQ"),
@@ -80,7 +89,7 @@ def cpu_kind():
 # ---------------------------------------------------------------------------------- compiled words
 
 
-def compiles(function):
+def compiles(function: Callable[..., Any]) -> Callable[[Function], Function]:
     """Register the compiled form of a plain Python function.
 
     The decorated ``definition(*types)`` returns the signature and a function that emits LLVM
@@ -120,8 +129,9 @@ class Vector(types.Type):
     lanes : int
     """
 
-    def __init__(self, element, lanes):
-        self.element, self.lanes = element, lanes
+    def __init__(self, element: Any, lanes: int) -> None:
+        self.element: Any = element
+        self.lanes: int = lanes
         super().__init__(name=f"Vector({element} x {lanes})")
 
 
@@ -131,7 +141,7 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, vector, llvm_type(vector))
 
 
-def llvm_type(vector):
+def llvm_type(vector: Vector) -> Any:
     """The LLVM type of a vector."""
     if isinstance(vector.element, types.Float):
         return ir.VectorType(ir.FloatType(), vector.lanes)
@@ -165,55 +175,55 @@ def _takes_lanes(array, vector):
 # ------------------------------------------------------------------------- loading and storing
 
 
-def load(array, index):
+def load(array: Array, index: int) -> Array:
     """The lanes array[index], array[index + 1], ... of a contiguous 1-D array."""
     lanes = {np.uint64: WORDS, np.int32: INTEGERS, np.float32: FLOATS}[array.dtype.type]
     return array[index : index + lanes].copy()
 
 
-def load_like(array, index, vector):
+def load_like(array: Array, index: int, vector: Array) -> Array:
     """As many lanes as a vector (of any element) has: array[index], array[index + 1], ..."""
     return array[index : index + len(vector)].copy()
 
 
-def entry(array, index):
+def entry(array: Array, index: int) -> Any:
     """array[index], where the index is not negative; Numba would ask at each."""
     return array[index]
 
 
-def load_splat(array, index):
+def load_splat(array: Array, index: int) -> Array:
     """A vector with array[index] in every lane; ``index`` is not negative."""
     return splat(array[index])
 
 
-def load_strided(array, index, step):
+def load_strided(array: Array, index: int, step: int) -> Array:
     """The lanes array[index], array[index + step], array[index + 2 * step], ..."""
     lanes = {np.uint64: WORDS, np.int32: INTEGERS, np.float32: FLOATS}[array.dtype.type]
     return array[index : index + (lanes - 1) * step + 1 : step].copy()
 
 
-def load_bytes(array, index):
+def load_bytes(array: NDArray[np.int8], index: int) -> NDArray[np.int32]:
     """The 16 lanes array[index], array[index + 1], ... of a contiguous 1-D int8 array, as int32."""
     return array[index : index + INTEGERS].astype(np.int32)
 
 
-def store(array, index, vector):
+def store(array: Array, index: int, vector: Array) -> None:
     """array[index], array[index + 1], ... = lanes; integers become floats in an array of floats."""
     array[index : index + len(vector)] = vector
 
 
-def store_first(array, index, vector, count):
+def store_first(array: Array, index: int, vector: Array, count: int) -> None:
     """The same for the first ``count`` lanes only; the memory behind them is not touched."""
     count = min(max(count, 0), len(vector))
     array[index : index + count] = vector[:count]
 
 
-def copy(source, start, target, to, length):
+def copy(source: Array, start: int, target: Array, to: int, length: int) -> None:
     """target[to : to + length] = source[start : start + length], which do not overlap."""
     target[to : to + length] = source[start : start + length]
 
 
-def clear(target, to, length):
+def clear(target: Array, to: int, length: int) -> None:
     """target[to : to + length] = 0"""
     target[to : to + length] = 0
 
@@ -225,40 +235,42 @@ def _compiled_len(vector):
         return lambda vector: lanes
 
 
-def add_first(array, index, vector, count):
+def add_first(array: Array, index: int, vector: Array, count: int) -> None:
     """Add the first ``count`` lanes to what is there; the memory behind them is not touched."""
     count = min(max(count, 0), len(vector))
     array[index : index + count] += vector[:count]
 
 
-def splat(value):
+def splat(value: Any) -> Array:
     """A vector with the same uint64 or float32 in every lane."""
     lanes = WORDS if isinstance(value, np.uint64) else FLOATS
     return np.full(lanes, value)
 
 
-def splat_like(value, vector):
+def splat_like(value: Any, vector: Array) -> Array:
     """The same number in as many lanes as a vector of such numbers has."""
     return np.full(len(vector), value)
 
 
-def zeros(lanes):
+def zeros(lanes: int) -> NDArray[np.float32]:
     """A vector of float32 0 in as many lanes as a constant says."""
     return np.zeros(lanes, np.float32)
 
 
-def zero_counts(lanes):
+def zero_counts(lanes: int) -> Words:
     """A vector of uint64 0 in as many lanes as a constant says."""
     return np.zeros(lanes, np.uint64)
 
 
-def element_address(context, builder, array_type, array, index):
+def element_address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
     """A pointer to an element of an array."""
     data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
     return builder.gep(data, [index])
 
 
-def address(context, builder, array_type, array, index, vector):
+def address(
+    context: Any, builder: Any, array_type: Any, array: Any, index: Any, vector: Vector
+) -> Any:
     """A pointer to as many elements, from ``index`` on, as a vector type has lanes."""
     pointer = element_address(context, builder, array_type, array, index)
     return builder.bitcast(pointer, llvm_type(vector).as_pointer())
@@ -320,12 +332,12 @@ _compile_zeros(zeros, types.float32)
 _compile_zeros(zero_counts, types.uint64)
 
 
-def zero_words():
+def zero_words() -> Words:
     """Words of 0."""
     return np.zeros(WORDS, np.uint64)
 
 
-def zero_floats():
+def zero_floats() -> NDArray[np.float32]:
     """Floats of 0."""
     return np.zeros(FLOATS, np.float32)
 
@@ -431,7 +443,7 @@ def _store_first(array, index, vector, count):
     return types.void(array, types.intp, vector, types.intp), generate
 
 
-def emit_store_first(builder, value, pointer, count):
+def emit_store_first(builder: Any, value: Any, pointer: Any, count: Any) -> None:
     """Store the first ``count`` lanes of a vector; the memory behind them is not touched."""
     name, align, mask = _masked(builder, value.type, count)
     call_llvm(builder, f"llvm.masked.store.{name}", ir.VoidType(), value, pointer, align, mask)
@@ -494,7 +506,7 @@ def _clear(target, to, length):
     return types.void(target, types.intp, types.intp), generate
 
 
-def everywhere(builder, value, lanes):
+def everywhere(builder: Any, value: Any, lanes: int) -> Any:
     """A scalar in each lane."""
     undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
@@ -569,7 +581,7 @@ for _symbol, _name, _elements in (
     _add_operator(getattr(operator, f"i{_symbol}".rstrip("_")), _name, _elements)
 
 
-def popcount(words):
+def popcount(words: Words) -> Words:
     """The number of bits that are 1, in each lane."""
     return np.bitwise_count(words).astype(np.uint64)
 
@@ -585,7 +597,7 @@ def _popcount(words):
     return words(words), generate
 
 
-def total(floats):
+def total(floats: NDArray[np.float32]) -> np.float32:
     """The sum of the lanes: the upper half is added to the lower half until one is left."""
     while len(floats) > 1:
         floats = floats[: len(floats) // 2] + floats[len(floats) // 2 :]
@@ -613,7 +625,7 @@ def _total(floats):
     return floats.element(floats), generate
 
 
-def all_ones(words):
+def all_ones(words: Words) -> Words:
     """A vector as wide as another one of words, all of whose bits are 1."""
     return np.full(len(words), 2**64 - 1, np.uint64)
 
@@ -629,7 +641,7 @@ def _all_ones(words):
     return words(words), generate
 
 
-def interleave(words):
+def interleave(words: Words) -> NDArray[np.int32]:
     """Integers from low halves of words: of each 16, 8 in even lanes and 8 in odd."""
     halves = words.reshape(-1, 2, WORDS)
     return halves.transpose(0, 2, 1).astype(np.int32).reshape(-1)
@@ -656,7 +668,7 @@ def _interleave(words):
     return Vector(types.int32, words.lanes)(words), generate
 
 
-def at_most(a, b):
+def at_most(a: NDArray[np.int32], b: NDArray[np.int32]) -> np.uint64:
     """A uint64 whose bit i is 1 where lane i of the integers ``a`` is at most lane i of ``b``."""
     return np.uint64(int.from_bytes(np.packbits(a <= b, bitorder="little").tobytes(), "little"))
 
@@ -679,7 +691,7 @@ def _at_most(a, b):
 # one line of a kernel becomes several instructions that do not wait for each other.
 
 
-def load_block(array, index):
+def load_block(array: Array, index: int) -> NDArray[np.float32]:
     """The lanes array[index], ..., array[index + 127] of a contiguous 1-D float32 or int32 array.
 
     Integers become floats (below 2**24 exactly).
@@ -687,32 +699,32 @@ def load_block(array, index):
     return array[index : index + BLOCK].astype(np.float32)
 
 
-def maximum(a, b):
+def maximum(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     """The larger of two lanes, ``a`` of equal ones (0.0 and -0.0); NaN where one of them is."""
     return exact.maximum(a, b)
 
 
-def minimum(a, b):
+def minimum(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     """The smaller of two lanes, ``a`` of equal ones (0.0 and -0.0); NaN where one of them is."""
     return exact.minimum(a, b)
 
 
-def positive_or(a, b):
+def positive_or(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     """``a`` where it is > 0, else ``b``."""
     return np.where(a > 0, a, b)
 
 
-def absolute(block):
+def absolute(block: NDArray[np.float32]) -> NDArray[np.float32]:
     """The absolute value of each lane."""
     return np.abs(block)
 
 
-def square_root(block):
+def square_root(block: NDArray[np.float32]) -> NDArray[np.float32]:
     """The square root of each lane, correctly rounded; NaN below 0."""
     return np.sqrt(block)
 
 
-def store_signs(words, index, block):
+def store_signs(words: Words, index: int, block: NDArray[np.float32]) -> None:
     """words[index] and words[index + 1] = the 128 bits that say where a lane is >= 0."""
     words[index : index + BLOCK // 64] = np.packbits(block >= 0, bitorder="little").view("<u8")
 
@@ -727,7 +739,7 @@ def _compile_blocks(function, emit):
         return _blocks(*blocks), lambda context, builder, signature, values: emit(builder, *values)
 
 
-def call_llvm(builder, name, result, *operands):
+def call_llvm(builder: Any, name: str, result: Any, *operands: Any) -> Any:
     """Call an LLVM function that every CPU has some instructions for."""
     kind = ir.FunctionType(result, [operand.type for operand in operands])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), operands)

@@ -15,6 +15,8 @@ out, as many instructions as there are rows: a loop would keep the tile in memor
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any, TypeAlias
+
 import numpy as np
 from llvmlite import ir
 from numba.core import types
@@ -33,47 +35,80 @@ from tinybnn.kernels.machine.simd import (
     store_first,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-def add_products(tile, places, source, step, weights):
+    from numpy.typing import NDArray
+
+    from tinybnn.typing import Array
+
+    Tile: TypeAlias = tuple[Array, ...]
+
+
+def add_products(
+    tile: Tile,
+    places: tuple[int, ...],
+    source: NDArray[np.float32],
+    step: int,
+    weights: NDArray[np.float32],
+) -> Tile:
     """Each row plus ``source[place + step] * weights``; the product is rounded before."""
     return tuple([r + source[p + step] * weights for r, p in zip(tile, places, strict=True)])
 
 
-def fuse_products(tile, places, source, step, weights):
+def fuse_products(
+    tile: Tile,
+    places: tuple[int, ...],
+    source: NDArray[np.float32],
+    step: int,
+    weights: NDArray[np.float32],
+) -> Tile:
     """The same, rounded once where the CPU can, else twice."""
     return add_products(tile, places, source, step, weights)
 
 
-def add_lane_products(tile, places, source, step, weights):
+def add_lane_products(
+    tile: Tile,
+    places: tuple[int, ...],
+    source: NDArray[np.float32],
+    step: int,
+    weights: NDArray[np.float32],
+) -> Tile:
     """Each row plus the lanes of ``source`` from place + step on times those of the weights."""
     starts = [place + step for place in places]
     lanes = [source[start : start + len(weights)] for start in starts]
     return tuple([row + x * weights for row, x in zip(tile, lanes, strict=True)])
 
 
-def fuse_lane_products(tile, places, source, step, weights):
+def fuse_lane_products(
+    tile: Tile,
+    places: tuple[int, ...],
+    source: NDArray[np.float32],
+    step: int,
+    weights: NDArray[np.float32],
+) -> Tile:
     """The same, rounded once where the CPU can, else twice."""
     return add_lane_products(tile, places, source, step, weights)
 
 
-def add_stored(tile, places, array):
+def add_stored(tile: Tile, places: tuple[int, ...], array: Array) -> Tile:
     """Each row plus what the array holds from its place on."""
     rows = zip(tile, places, strict=True)
     return tuple([row + array[place : place + len(row)] for row, place in rows])
 
 
-def transposed(tile):
+def transposed(tile: Tile) -> Tile:
     """Four rows of four lanes, the lanes of which become rows."""
     return tuple(np.array(tile).T.copy())
 
 
-def store_tile(tile, places, array, count):
+def store_tile(tile: Tile, places: tuple[int, ...], array: Array, count: int) -> None:
     """The first ``count`` lanes of each row to its place; what is behind them stays."""
     for row, place in zip(tile, places, strict=True):
         store_first(array, place, row, count)
 
 
-def compile_rows(function, emit):
+def compile_rows(function: Callable[..., Any], emit: Callable[..., Any]) -> None:
     """Compile ``function(tile, places, array, step, weights)``, row by row.
 
     ``emit(builder, row, pointer, weights)`` gives the new row; the pointer is that of
@@ -95,7 +130,7 @@ def compile_rows(function, emit):
         return tile(tile, places, array, types.intp, weights), generate
 
 
-def load_lanes(builder, pointer, lanes):
+def load_lanes(builder: Any, pointer: Any, lanes: int) -> Any:
     """Load so many neighbours of what a pointer points to."""
     kind = ir.VectorType(pointer.type.pointee, lanes)
     return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=4)
@@ -198,26 +233,26 @@ def _compiled_store_tile(tile, places, array, count):
 
 
 @inlined
-def four(row):
+def four(row: Array) -> Tile:
     """A tile of four equal rows."""
     return row, row, row, row
 
 
 @inlined
-def moved(places, step):
+def moved(places: tuple[int, int, int, int], step: int) -> tuple[int, int, int, int]:
     """The places of four rows, so much further on."""
     a, b, c, d = places
     return a + step, b + step, c + step, d + step
 
 
 @inlined
-def six(row):
+def six(row: Array) -> Tile:
     """A tile of six equal rows."""
     return row, row, row, row, row, row
 
 
 @inlined
-def six_entries(table, first, last, base):
+def six_entries(table: NDArray[np.int64], first: int, last: int, base: int) -> tuple[int, ...]:
     """``base`` plus six entries of a table from ``first`` on, the last of them again if need be."""
     i1, i2, i3 = min(first + 1, last), min(first + 2, last), min(first + 3, last)
     i4, i5 = min(first + 4, last), min(first + 5, last)
@@ -228,7 +263,7 @@ def six_entries(table, first, last, base):
 
 
 @inlined
-def three_entries(table, first, last, base):
+def three_entries(table: NDArray[np.int64], first: int, last: int, base: int) -> tuple[int, ...]:
     """The same with three entries, where ``first`` may lie behind the last."""
     i0, i1, i2 = min(first, last), min(first + 1, last), min(first + 2, last)
     return base + entry(table, i0), base + entry(table, i1), base + entry(table, i2)

@@ -10,9 +10,16 @@ A window covers ``kernel`` pixels along each axis, ``dilation`` apart; it moves 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from tinybnn.typing import Array
 
 
 class Windows(NamedTuple):
@@ -35,41 +42,41 @@ class Windows(NamedTuple):
     column_dilation: int
 
     @property
-    def size(self):
+    def size(self) -> tuple[int, int]:
         """Height and width of the image; the other pairs likewise."""
         return self[0:2]
 
     @property
-    def out_size(self):
+    def out_size(self) -> tuple[int, int]:
         return self[2:4]
 
     @property
-    def kernel_size(self):
+    def kernel_size(self) -> tuple[int, int]:
         return self[4:6]
 
     @property
-    def stride(self):
+    def stride(self) -> tuple[int, int]:
         return self[6:8]
 
     @property
-    def padding(self):
+    def padding(self) -> tuple[int, int]:
         return self[8:10]
 
     @property
-    def dilation(self):
+    def dilation(self) -> tuple[int, int]:
         return self[10:12]
 
     @property
-    def padded_size(self):
+    def padded_size(self) -> tuple[int, int]:
         """Height and width of the image with its padding."""
         return self.height + 2 * self.top, self.width + 2 * self.left
 
     @property
-    def taps(self):
+    def taps(self) -> int:
         """Pixels of a window."""
         return self.kernel_height * self.kernel_width
 
-    def views(self, padded):
+    def views(self, padded: Array) -> Iterator[tuple[int, int, Array]]:
         """For each tap ky, kx and the pixels of padded images (N, H', W', C) that it falls on.
 
         The last is a view, (N, OH, OW, C).
@@ -83,18 +90,18 @@ class Windows(NamedTuple):
             )
             yield ky, kx, padded[:, rows, columns]
 
-    def positions(self, axis):
+    def positions(self, axis: int) -> NDArray[np.int64]:
         """Where in the image each tap of each window falls along an axis: (outputs, taps)."""
         outputs, taps = np.arange(self.out_size[axis]), np.arange(self.kernel_size[axis])
         starts = outputs * self.stride[axis] - self.padding[axis]
         return starts[:, None] + taps * self.dilation[axis]
 
-    def inside(self, axis):
+    def inside(self, axis: int) -> NDArray[np.bool_]:
         """Which of these are inside the image."""
         positions = self.positions(axis)
         return (positions >= 0) & (positions < self.size[axis])
 
-    def places(self, pixel):
+    def places(self, pixel: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where in a padded image, each of whose pixels has so many numbers, windows and taps are.
 
         Returns
@@ -115,7 +122,14 @@ class Windows(NamedTuple):
         return found
 
 
-def windows(function, size, kernel_size, stride=(1, 1), padding=(0, 0), dilation=(1, 1)):
+def windows(
+    function: str,
+    size: tuple[int, int],
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+) -> Windows:
     """The geometry of windows that slide over images of one size.
 
     Parameters
@@ -150,7 +164,7 @@ def _windows(function, size, kernel_size, stride, padding, dilation):
     return Windows(*size, *out, *kernel_size, *stride, *padding, *dilation)
 
 
-def pair(function, name, pair, least):
+def pair(function: str, name: str, pair: Sequence[int], least: int) -> tuple[int, int]:
     """Two integers as a tuple, or a ValueError if one is below ``least``."""
     pair = tuple(pair)
     if len(pair) != 2 or min(pair) < least:
@@ -158,7 +172,7 @@ def pair(function, name, pair, least):
     return int(pair[0]), int(pair[1])
 
 
-def with_border(images, padding, value=0):
+def with_border(images: Array, padding: tuple[int, int], value: Any = 0) -> Array:
     """Images (N, H, W, C) with so many rows and columns of a value on each side."""
     border = ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0))
     return np.pad(images, border, constant_values=value)

@@ -12,7 +12,10 @@ On disk and on the wire a row is ``ceil(K / 8)`` bytes: 200 signs are 4 words in
 in a file.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from llvmlite import ir
@@ -22,6 +25,11 @@ from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.layout import words_for as words_for
 from tinybnn.kernels.machine.memory import empty
 from tinybnn.kernels.machine.simd import compiles, element_address, inlined, kernel, subkernel
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+    from tinybnn.typing import Array, Words
 
 _NO_BITS, _NO_BIT = np.uint64(0), np.uint32(0)
 _ALL_ONES = np.uint64(2**64 - 1)
@@ -33,7 +41,7 @@ _RUN = 1024  # pixels at a time
 # ------------------------------------------------------------------------------------------- pack
 
 
-def pack(x, thresholds=None):
+def pack(x: ArrayLike, thresholds: ArrayLike | None = None) -> Words:
     """The signs of ``x`` along its last axis, as words.
 
     Parameters
@@ -93,7 +101,7 @@ def pack(x, thresholds=None):
     return words
 
 
-def pack_reference(x, thresholds=None):
+def pack_reference(x: ArrayLike, thresholds: ArrayLike | None = None) -> Words:
     """What :func:`pack` computes, in plain NumPy."""
     x = np.asarray(x)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -220,7 +228,7 @@ def _pack_blocks(x, thresholds, words):
 # ----------------------------------------------------------------------------------------- unpack
 
 
-def unpack(words, count, dtype=np.float32):
+def unpack(words: ArrayLike, count: int, dtype: DTypeLike = np.float32) -> Array:
     """The ±1 values of rows of words; the inverse of :func:`pack`.
 
     Parameters
@@ -251,7 +259,7 @@ def unpack(words, count, dtype=np.float32):
     return signs.reshape(*lead, count)
 
 
-def unpack_reference(words, count, dtype=np.float32):
+def unpack_reference(words: Words, count: int, dtype: DTypeLike = np.float32) -> Array:
     """What :func:`unpack` computes, in plain NumPy."""
     as_bytes = np.ascontiguousarray(words).astype("<u8").view(np.uint8)  # (..., 8*W)
     bits = np.unpackbits(as_bytes, axis=-1, count=count, bitorder="little")  # (..., K)
@@ -278,7 +286,7 @@ def _signs(word, signs, size):
 # ----------------------------------------------------------------------------------- split_groups
 
 
-def split_groups(words, channels, groups):
+def split_groups(words: ArrayLike, channels: int, groups: int) -> Words:
     """Rows of channels cut into groups, each of which starts at bit 0 of words of its own.
 
     A grouped convolution compares a filter with the channels of one group only. These can lie
@@ -311,7 +319,7 @@ def split_groups(words, channels, groups):
     return split.reshape(*lead, *split.shape[1:])
 
 
-def split_groups_reference(words, channels, groups):
+def split_groups_reference(words: Words, channels: int, groups: int) -> Words:
     """What :func:`split_groups` computes, in plain NumPy."""
     signs = unpack_reference(words, channels)  # (..., C)
     return pack_reference(signs.reshape(*signs.shape[:-1], groups, channels // groups))
@@ -328,7 +336,7 @@ def _split_groups(words, row_words, group_channels, split):
 
 
 @inlined
-def bits_from(words, start, first, count):
+def bits_from(words: Words, start: int, first: int, count: int) -> np.uint64:
     """Bits first to first + count - 1 of the row that begins at words[start]; count <= 64."""
     at, shift = start + first // 64, first % 64
     word = words[at] >> np.uint64(shift)
@@ -340,7 +348,7 @@ def bits_from(words, start, first, count):
 # ------------------------------------------------------------------------------------------ bytes
 
 
-def to_bytes(words, count):
+def to_bytes(words: ArrayLike, count: int) -> NDArray[np.uint8]:
     """Rows of words as rows of ``ceil(count / 8)`` bytes, the form for files and the wire.
 
     Bit i of byte j is element 8 j + i, on machines of either byte order.
@@ -366,7 +374,7 @@ def to_bytes(words, count):
     return as_bytes[..., : _bytes_for(count)].copy()
 
 
-def from_bytes(bytes_, count):
+def from_bytes(bytes_: ArrayLike, count: int) -> Words:
     """Rows of words from rows of bytes; the inverse of :func:`to_bytes`.
 
     Parameters

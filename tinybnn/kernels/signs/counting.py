@@ -11,6 +11,8 @@ VPOPCNTDQ), and for those without byte shuffles; between them is `look_ups`.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from numba import types
 
@@ -33,24 +35,27 @@ from tinybnn.kernels.machine.tiles import compile_rows, four
 from tinybnn.kernels.signs.results import finish
 from tinybnn.kernels.signs.tables import Tables
 
+if TYPE_CHECKING:
+    from tinybnn.typing import Array, Words
+
 WIDE, NARROW = 4 * WORDS, 2 * WORDS  # columns of a panel
 _PART = 256  # pixels that pass through all panels before the next ones: their words stay in cache
 _NEAR = 3072  # words of panels (24 KB) that stay in the nearest cache
 
 
-def panel_words(panels):
+def panel_words(panels: Words) -> Words:
     """(P, width, L) words of filters -> those of P panels: even columns, then odd columns."""
     count, width, length = panels.shape
     pairs = panels.reshape(count, width // (2 * WORDS), WORDS, 2, length)
     return np.ascontiguousarray(pairs.transpose(0, 4, 1, 3, 2)).reshape(-1)
 
 
-def words_of_panel(panel, length):
+def words_of_panel(panel: Words, length: int) -> Words:
     """The words of one panel -> (L, width), the reverse of `panel_words`."""
     return panel.reshape(length, -1, 2, WORDS).swapaxes(2, 3).reshape(length, -1)
 
 
-def counted(masks, index, words):
+def counted(masks: Array, index: int, words: Words) -> Words:
     """Which bits of a vector of words count: those of the masks; without masks all.
 
     All is a constant, and the compiler leaves out an `and` with it.
@@ -65,7 +70,13 @@ def _compiled_counted(masks, index, words):
     return lambda masks, index, words: all_ones(words)
 
 
-def count_disagreements(tile, places, words, step, filters):
+def count_disagreements(
+    tile: tuple[Words, ...],
+    places: tuple[int, ...],
+    words: Words,
+    step: int,
+    filters: tuple[Words, Words],
+) -> tuple[Words, ...]:
     """Each row plus the number of bits of words[place + step] that differ from each filter's.
 
     ``filters`` are words of filters, and those of which bits of them count.
@@ -97,7 +108,17 @@ compile_rows(count_disagreements, _emit_disagreements)
 
 
 @subkernel
-def blocks(first, end, panel, panel_end, words, base, masks, arguments, target):
+def blocks(
+    first: int,
+    end: int,
+    panel: int,
+    panel_end: int,
+    words: Words,
+    base: int,
+    masks: Array,
+    arguments: tuple[Any, ...],
+    target: tuple[Any, ...],
+) -> None:
     """Output pixels first to end - 1 of some panels; image n begins at base + n * image_stride.
 
     The results go to ``target``: see `xnor`.
@@ -198,7 +219,7 @@ def _finish(counts, c, r, row, place, results):
 # ------------------------------------------------------------------------------ what can be reached
 
 
-def register_loop(repetitions):
+def register_loop(repetitions: int) -> int:
     """Count bits in registers, without a load; how many products of signs that are."""
     _register_loop(repetitions, np.ones(WIDE, np.uint64))
     return repetitions * 4 * WIDE * 64

@@ -43,9 +43,11 @@ part sees its own columns of the image, and those of the next part that its last
 All this is laid out once, by `prepare`.
 """
 
+from __future__ import annotations
+
 import functools
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -76,6 +78,11 @@ from tinybnn.kernels.machine.threads import tasks_for
 from tinybnn.kernels.machine.windows import Windows, windows, with_border
 from tinybnn.kernels.signs.bits import pack_reference, unpack, unpack_reference, words_for
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+    from tinybnn.typing import Array, Shape, Words
+
 MAX_TAPS = 63  # what six bit planes can count
 
 
@@ -83,19 +90,19 @@ MAX_TAPS = 63  # what six bit planes can count
 
 
 @inlined
-def half_adder(a, b):
+def half_adder(a: Words, b: Words) -> tuple[Words, Words]:
     """The sum of two bits: a bit of the same weight, and a carry of twice the weight."""
     return a ^ b, a & b
 
 
 @inlined
-def full_adder(a, b, c):
+def full_adder(a: Words, b: Words, c: Words) -> tuple[Words, Words]:
     """The sum of three bits: a bit of the same weight, and a carry of twice the weight."""
     return a ^ b ^ c, majority(a, b, c)
 
 
 @inlined
-def majority(a, b, c):
+def majority(a: Words, b: Words, c: Words) -> Words:
     """1 where at least two of three bits are 1."""
     return (a & b) | ((a | b) & c)
 
@@ -158,41 +165,41 @@ class Plan(NamedTuple):
     kind = "depthwise"
 
     @property
-    def input_shape(self):
+    def input_shape(self) -> Shape:
         """Of an image, in words; the output's likewise, in channels."""
         return *self.windows.size, self.words
 
     @property
-    def output_shape(self):
+    def output_shape(self) -> Shape:
         return *self.windows.out_size, self.channels
 
     @property
-    def to_bits(self):
+    def to_bits(self) -> bool:
         """Whether thresholds follow the sums."""
         return len(self.not_levels) > 0
 
     @property
-    def products(self):
+    def products(self) -> int:
         """Products of signs an image."""
         return self.windows.taps * math.prod(self.output_shape)
 
-    def workspace_words(self, images):
+    def workspace_words(self, images: int) -> int:
         """Words of scratch memory that the caller gives: none."""
         return 0
 
 
 def prepare(
-    weight,
-    channels,
-    size,
+    weight: ArrayLike,
+    channels: int,
+    size: tuple[int, int],
     *,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    padding_mode="zeros",
-    thresholds=None,
-    flip=None,
-):
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    padding_mode: str = "zeros",
+    thresholds: ArrayLike | None = None,
+    flip: ArrayLike | None = None,
+) -> Plan:
     """Lay out a depth-wise convolution; to be done once, before it is run.
 
     Parameters
@@ -342,7 +349,7 @@ def _runs(words):
 # --------------------------------------------------------------------------------------- bits -> bi
 
 
-def conv2d_bits(plan, x, out=None):
+def conv2d_bits(plan: Plan, x: ArrayLike, out: Words | None = None) -> Words:
     """Depth-wise convolution and threshold: packed signs to packed signs.
 
     Parameters
@@ -371,13 +378,22 @@ def conv2d_bits(plan, x, out=None):
     return out
 
 
-def conv2d_bits_reference(x, weight, channels, thresholds, flip, **geometry):
+def conv2d_bits_reference(
+    x: Words,
+    weight: Words,
+    channels: int,
+    thresholds: NDArray[np.int32],
+    flip: NDArray[np.bool_],
+    **geometry: Any,
+) -> Words:
     """What :func:`conv2d_bits` computes, in plain NumPy."""
     sums = conv2d_sums_reference(x, weight, channels, **geometry)
     return pack_reference(np.where((sums >= thresholds) != flip, 1, -1))
 
 
-def conv2d_sums(plan, x, dtype=np.int32, out=None):
+def conv2d_sums(
+    plan: Plan, x: ArrayLike, dtype: DTypeLike = np.int32, out: Array | None = None
+) -> Array:
     """Depth-wise convolution: packed signs to integer sums.
 
     Parameters
@@ -407,15 +423,15 @@ def conv2d_sums(plan, x, dtype=np.int32, out=None):
 
 
 def conv2d_sums_reference(
-    x,
-    weight,
-    channels,
+    x: Words,
+    weight: Words,
+    channels: int,
     *,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    padding_mode="zeros",
-):
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    padding_mode: str = "zeros",
+) -> NDArray[np.int32]:
     """What :func:`conv2d_sums` computes, in plain NumPy: one product of signs a tap."""
     of = windows("depthwise", x.shape[1:3], weight.shape[:2], stride, padding, dilation)
     signs = unpack_reference(x, channels, np.int32)
@@ -484,7 +500,7 @@ def _images(plan, x, padded, counts, row, bits, sums):
 
 
 @inlined
-def count_agreements(plan, padded, first, counts):
+def count_agreements(plan: Plan, padded: Words, first: int, counts: Words) -> None:
     """How many taps agree along a run: counts are six rows of bit planes."""
     offsets, opposites = plan.offsets, plan.opposites
     taps, run, planes = len(offsets), plan.run, plan.planes
@@ -537,7 +553,7 @@ def _compare(plan, counts, of_class):
 
 
 @inlined
-def unpack_counts(plan, counts, of_class, sums):
+def unpack_counts(plan: Plan, counts: Words, of_class: int, sums: NDArray[np.int8]) -> None:
     """2 * count - base, as numbers."""
     base, run = plan.minus_base[of_class], plan.run
     for word in range(len(base) // 64):
@@ -555,7 +571,7 @@ def unpack_counts(plan, counts, of_class, sums):
 
 
 @inlined
-def copy_sums(plan, row, sums, first):
+def copy_sums(plan: Plan, row: NDArray[np.int8], sums: NDArray[np.int32], first: int) -> None:
     """A row of sums to its place among 32-bit integers, pixel by pixel.
 
     Each pixel may be written with up to 15 numbers too many, which the next one puts right: behind
@@ -576,7 +592,7 @@ def _agreement(padded, here, opposites, tap):
 
 
 @inlined
-def pad_image(plan, x, padded):
+def pad_image(plan: Plan, x: Words, padded: Words) -> None:
     """Copy an image between its padding, phase by phase."""
     of, row_words = plan.windows, plan.row_words
     if plan.parts > 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from numba.core import types
 
@@ -11,9 +13,14 @@ from tinybnn.kernels.machine.windows import Windows
 from tinybnn.kernels.signs.bits import bits_from
 from tinybnn.kernels.signs.tables import LookUps, Tables
 
+if TYPE_CHECKING:
+    from tinybnn.typing import Words
+
 
 @subkernel
-def pad(first, end, source, workspace, slot, arguments):
+def pad(
+    first: int, end: int, source: Words, workspace: Words, slot: int, arguments: tuple[Any, ...]
+) -> int:
     """Copy the rows of images that some output pixels see, with padding and split into groups.
 
     Parameters

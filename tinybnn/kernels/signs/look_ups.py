@@ -32,6 +32,7 @@ T-MAC (Wei et al. 2024, arXiv:2407.00088) looks up sums of activations by shuffl
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,6 +51,13 @@ from tinybnn.kernels.machine.windows import Windows
 from tinybnn.kernels.signs.results import finish
 from tinybnn.kernels.signs.tables import LookUps, Tables
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from tinybnn.typing import Array, Words
+
 WIDE, MEDIUM, NARROW = 128, 64, 32 if BYTES == 32 else 64  # columns of a panel
 MOST_TERMS = 2**15 - 1  # signs whose disagreements a sum holds, twice of ternary weights
 LEAST_TERMS = 128  # of fewer, to find the tables of a pixel costs as much as it brings
@@ -61,7 +69,7 @@ _PAIRS = 32  # pairs of pixels that pass through all panels before the next ones
 
 
 @functools.cache
-def entries():
+def entries() -> NDArray[np.uint8]:
     """All tables, (4096,) uint8: that of the pair a begins at 16 a."""
     pairs, nibbles = np.arange(256)[:, None], np.arange(16)
     first, second = (
@@ -71,7 +79,7 @@ def entries():
     return on_lines((first | second << 4).astype(np.uint8).reshape(-1))
 
 
-def segments(starts, count):
+def segments(starts: Sequence[int], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """`LookUps.segments` and `.parts` of taps of ``count`` nibbles that begin at ``starts``."""
     runs, total = [], len(starts) * count
     for start in starts:
@@ -92,13 +100,13 @@ def segments(starts, count):
     return np.array(table), np.array(parts)
 
 
-def nibbles(words):
+def nibbles(words: Words) -> NDArray[np.uint8]:
     """(N, W) words -> (N, 16 * W)."""
     octets = np.ascontiguousarray(words).view(np.uint8)
     return np.stack([octets & 15, octets >> 4], -1).reshape(len(words), 16 * words.shape[1])
 
 
-def panel_nibbles(panels, count):
+def panel_nibbles(panels: Words, count: int) -> NDArray[np.uint8]:
     """(P, width, taps, W) words of filters -> P panels of the first nibbles of each tap."""
     number, width, taps, length = panels.shape
     halves = panels.reshape(number, width // BYTES, 2, BYTES // 2, taps, length)
@@ -112,7 +120,7 @@ def panel_nibbles(panels, count):
     return result[:, :, :count].reshape(-1)
 
 
-def nibbles_of_panel(panel, length):
+def nibbles_of_panel(panel: NDArray[np.uint8], length: int) -> NDArray[np.uint8]:
     """The nibbles of one panel -> (K, width), the reverse of `panel_nibbles`."""
     halves = panel.reshape(length, -1, BYTES // 2, 2).swapaxes(2, 3)
     return halves.reshape(length, -1)
@@ -127,7 +135,17 @@ _wide_tile, _medium_tile, _narrow_tile = (zero_tile_of(width) for width in (WIDE
 
 
 @subkernel
-def blocks(first, end, panel, panel_end, words, base, masks, arguments, target):
+def blocks(
+    first: int,
+    end: int,
+    panel: int,
+    panel_end: int,
+    words: Words,
+    base: int,
+    masks: Array,
+    arguments: tuple[Any, ...],
+    target: tuple[Any, ...],
+) -> None:
     """What `counting.blocks` does. ``masks`` are empty."""
     tables, (origin, out, bits, are_floats) = Tables(*arguments), target
     look_ups, out_width = LookUps(*tables.look_ups), Windows(*tables.windows).out_width
@@ -222,7 +240,7 @@ def _finish(pairs, some, origin, pixels, sums, is_twofold, rows, results):
 # ------------------------------------------------------------------------------ what can be reached
 
 
-def register_loop(repetitions):
+def register_loop(repetitions: int) -> int:
     """Look up in registers, with what lies in the nearest cache; how many products those are."""
     places, sums = 16 * np.arange(_FULL + 1, dtype=np.uint16), np.zeros(4 * WIDE, np.uint16)
     panel = on_lines(np.ones(_FULL * WIDE, np.uint8))

@@ -12,6 +12,8 @@ more; and of these windows, one at each pixel, those that the stride asks for ar
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from tinybnn.kernels.machine import parallel
@@ -27,10 +29,25 @@ from tinybnn.kernels.machine.threads import tasks_for
 from tinybnn.kernels.machine.windows import windows, with_border
 from tinybnn.kernels.signs.bits import pack_reference, unpack_reference
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import ArrayLike
+
+    from tinybnn.typing import Words
+
 _SPEED = 4e9  # words that a fast core combines a second
 
 
-def max_pool2d(words, channels, kernel_size, stride, padding, minimum, out=None):
+def max_pool2d(
+    words: ArrayLike,
+    channels: int,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    minimum: ArrayLike,
+    out: Words | None = None,
+) -> Words:
     """Pooling of packed signs: OR over each window, AND where ``minimum`` is set.
 
     Parameters
@@ -60,7 +77,15 @@ def max_pool2d(words, channels, kernel_size, stride, padding, minimum, out=None)
     return out
 
 
-def bind(words, channels, kernel_size, stride, padding, minimum, out):
+def bind(
+    words: ArrayLike,
+    channels: int,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    minimum: ArrayLike,
+    out: Words,
+) -> Callable[[], None]:
     """What `max_pool2d` does, for the same arrays again and again, as a callable."""
     return _bound(words, channels, kernel_size, stride, padding, minimum, out)[1]
 
@@ -85,7 +110,14 @@ def _bound(words, channels, kernel_size, stride, padding, minimum, out):
     return out, parallel.bind(_pool, parallel.shares(rows, tasks), *arrays)
 
 
-def max_pool2d_reference(words, channels, kernel_size, stride, padding, minimum):
+def max_pool2d_reference(
+    words: Words,
+    channels: int,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    minimum: ArrayLike,
+) -> Words:
     """What :func:`max_pool2d` computes, in plain NumPy."""
     of = windows("max_pool2d_reference", words.shape[1:3], kernel_size, stride, padding)
     turn = np.where(minimum, -1, 1)  # min(x) = -max(-x)

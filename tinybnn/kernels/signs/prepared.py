@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,10 +21,17 @@ from tinybnn.kernels.machine.checks import (
 from tinybnn.kernels.machine.memory import on_lines
 from tinybnn.kernels.machine.shuffles import has_shuffles
 from tinybnn.kernels.machine.simd import cpu_features
-from tinybnn.kernels.machine.windows import windows
+from tinybnn.kernels.machine.windows import Windows, windows
 from tinybnn.kernels.signs import counting, look_ups
 from tinybnn.kernels.signs.bits import from_bytes, words_for
 from tinybnn.kernels.signs.tables import LookUps, Tables, panels
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from numpy.typing import ArrayLike
+
+    from tinybnn.typing import Shape, Words
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +56,8 @@ class Prepared:
         For the kernels, which take them as a plain tuple.
     """
 
-    input_shape: tuple
-    output_shape: tuple
+    input_shape: Shape
+    output_shape: Shape
     to_bits: bool
     work: int
     products: int
@@ -57,7 +65,7 @@ class Prepared:
     tables: Tables
 
     @property
-    def kind(self):
+    def kind(self) -> str:
         """The code that kernels are compiled to.
 
         "look_ups"; or, where bits are counted, "ternary" if weights may be 0, else "xnor".
@@ -66,11 +74,11 @@ class Prepared:
             return "look_ups"
         return "ternary" if self.masks.dtype == np.uint64 else "xnor"
 
-    def workspace_words(self, images):
+    def workspace_words(self, images: int) -> int:
         """Words of the ``workspace`` that `run` needs for this number of images, at most."""
         return threads.most() * self.slot_words(images)
 
-    def slot_words(self, images):
+    def slot_words(self, images: int) -> int:
         """Words for the copies of images that one thread holds at a time.
 
         For look-ups the places of tables, four words for each of a padded image, lie behind it.
@@ -79,19 +87,19 @@ class Prepared:
         images += images % 2  # a pair of them may have its places together
         return min(tables.together, images) * tables.image_stride if tables.copies else 0
 
-    def out_shape(self, images):
+    def out_shape(self, images: int) -> Shape:
         """Shape of the result."""
         *size, channels = self.output_shape
         return (images, *size, words_for(channels) if self.to_bits else channels)
 
 
 @functools.cache
-def has_fast_look_ups():
+def has_fast_look_ups() -> bool:
     """Whether the CPU has byte shuffles, and no instruction that counts the bits of a vector."""
     return has_shuffles() and "avx512vpopcntdq" not in cpu_features()
 
 
-def method_for(terms):
+def method_for(terms: int) -> ModuleType:
     """What finds the disagreements of so many signs: `look_ups`, where they pay, or `counting`.
 
     It does not depend on the number of filters: one kernel makes all products of a fused layer.
@@ -100,7 +108,7 @@ def method_for(terms):
     return look_ups if pays and has_fast_look_ups() else counting
 
 
-def method_named(name, method, terms=0):
+def method_named(name: str, method: str, terms: int = 0) -> ModuleType:
     """The method that was asked for by its name, for so many signs.
 
     Raises
@@ -193,7 +201,15 @@ def _check_thresholds(function, thresholds, flip, filters):
     return thresholds, flip
 
 
-def prepare_matmul(b, count, *, mask=None, thresholds=None, flip=None, method=None):
+def prepare_matmul(
+    b: ArrayLike,
+    count: int,
+    *,
+    mask: ArrayLike | None = None,
+    thresholds: ArrayLike | None = None,
+    flip: ArrayLike | None = None,
+    method: str | None = None,
+) -> Prepared:
     """Lay out the right-hand side of `xnor_matmul`.
 
     Parameters
@@ -222,7 +238,15 @@ def prepare_matmul(b, count, *, mask=None, thresholds=None, flip=None, method=No
     return lay_out_matmul("prepare_matmul", b, count, mask, thresholds, flip, method)
 
 
-def lay_out_matmul(name, b, count, mask=None, thresholds=None, flip=None, method=None):
+def lay_out_matmul(
+    name: str,
+    b: ArrayLike,
+    count: int,
+    mask: ArrayLike | None = None,
+    thresholds: ArrayLike | None = None,
+    flip: ArrayLike | None = None,
+    method: str | None = None,
+) -> Prepared:
     b = check_words(name, "b", b, 2)
     terms = 64 * b.shape[1]
     method = method_for(terms) if method is None else method_named(name, method, terms)
@@ -235,7 +259,7 @@ def lay_out_matmul(name, b, count, mask=None, thresholds=None, flip=None, method
     return _lay_out(name, plan, b[:, None, None], mask, thresholds, flip)
 
 
-def check_count(name, operand, words, count):
+def check_count(name: str, operand: str, words: int, count: int) -> None:
     """A ValueError unless so many words a row hold ``count`` signs, and int32 their sum."""
     if count < 1:
         raise ValueError(f"{name}: count must be positive, got {count}")
@@ -260,19 +284,19 @@ def _matmul_plan(name, filters, words, count, to_bits, is_ternary, method):
 
 
 def prepare_conv2d(
-    weight,
-    channels,
-    size,
+    weight: ArrayLike,
+    channels: int,
+    size: tuple[int, int],
     *,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    groups=1,
-    padding_mode="zeros",
-    mask=None,
-    thresholds=None,
-    flip=None,
-):
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    mask: ArrayLike | None = None,
+    thresholds: ArrayLike | None = None,
+    flip: ArrayLike | None = None,
+) -> Prepared:
     """Lay out the filters of `xnor_conv2d` for images of one size.
 
     Parameters
@@ -304,8 +328,16 @@ def prepare_conv2d(
 
 
 def lay_out_conv2d(
-    name, weight, channels, of, groups, padding_mode, mask=None, thresholds=None, flip=None
-):
+    name: str,
+    weight: Words,
+    channels: int,
+    of: Windows,
+    groups: int,
+    padding_mode: str,
+    mask: ArrayLike | None = None,
+    thresholds: ArrayLike | None = None,
+    flip: ArrayLike | None = None,
+) -> Prepared:
     """``of`` are the windows."""
     filters, kh, kw, words = weight.shape
     following = thresholds is not None, mask is not None, method_for(64 * kh * kw * words)

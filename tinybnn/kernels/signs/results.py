@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from llvmlite import ir
 from numba.core import types
@@ -18,8 +20,11 @@ from tinybnn.kernels.machine.simd import (
     store_first,
 )
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-def numbers_of(integers, are_floats):
+
+def numbers_of(integers: NDArray[np.int32], are_floats: bool) -> NDArray[np.int32]:
     """The integers as they are, or the bits of equal floats: one kernel writes both."""
     return integers.astype(np.float32).view(np.int32) if are_floats else integers
 
@@ -49,7 +54,15 @@ _store_some = store_first if "avx512f" in cpu_features() else _copy_some
 
 
 @inlined
-def finish(n, taken, c, r, row, place, results):
+def finish(
+    n: NDArray[np.int32],
+    taken: NDArray[np.int32],
+    c: int,
+    r: int,
+    row: int,
+    place: tuple[int, int],
+    results: tuple[Any, ...],
+) -> None:
     """The sums or the bits of one pixel and some filters of a panel.
 
     n, taken : vectors of integers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -84,9 +84,9 @@ class Tables(NamedTuple):
     together: int
     channels: int
     groups: int
-    windows: tuple
+    windows: tuple[int, ...]
     outside: np.ndarray
-    look_ups: tuple
+    look_ups: tuple[Any, ...]
 
 
 class LookUps(NamedTuple):
@@ -124,7 +124,9 @@ class LookUps(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def panels(groups, group_filters, wide, narrow):
+def panels(
+    groups: int, group_filters: int, wide: int, narrow: int
+) -> tuple[tuple[tuple[int, int, int, int, int], ...], int]:
     """For each panel: its first column, its width, its group, its first filter and their number.
 
     The last panel of a group has as many columns as it needs, rounded up to ``narrow`` times a

@@ -7,6 +7,8 @@ arXiv:1612.07119).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from tinybnn.kernels.machine import parallel
@@ -16,11 +18,18 @@ from tinybnn.kernels.machine.simd import INTEGERS, at_most, inlined, kernel, loa
 from tinybnn.kernels.machine.threads import tasks_for
 from tinybnn.kernels.signs.bits import pack_reference, words_for
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from tinybnn.typing import Words
+
 _SPEED = 1e10  # sums a second, of a fast core
 _PART = 256  # rows that are compared in all channels before the next ones: they stay in cache
 
 
-def threshold(accumulator, thresholds, flip, out=None):
+def threshold(
+    accumulator: ArrayLike, thresholds: ArrayLike, flip: ArrayLike, out: Words | None = None
+) -> Words:
     """Integer sums to packed signs.
 
     Parameters
@@ -61,7 +70,9 @@ def threshold(accumulator, thresholds, flip, out=None):
     return out
 
 
-def threshold_reference(accumulator, thresholds, flip):
+def threshold_reference(
+    accumulator: NDArray[np.int32], thresholds: NDArray[np.int32], flip: NDArray[np.bool_]
+) -> Words:
     """What :func:`threshold` computes, in plain NumPy."""
     bits = (accumulator >= thresholds) != flip  # (..., C)
     return pack_reference(np.where(bits, 1, -1))

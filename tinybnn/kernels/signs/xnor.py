@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba.core import types
@@ -54,7 +55,7 @@ from tinybnn.kernels.signs.images import pad
 from tinybnn.kernels.signs.prepared import (
     NO_SUMS,
     NO_WORDS,
-    Prepared,  # noqa: F401 (by this name users know it, as the last two)
+    Prepared,
     check_count,
     has_fast_look_ups,
     lay_out_conv2d,
@@ -65,12 +66,25 @@ from tinybnn.kernels.signs.prepared import (
 )
 from tinybnn.kernels.signs.tables import LookUps, Tables, panels
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+    from tinybnn.typing import Array, Words
+
 _SPEED = 2.5e12  # products of signs a second, of a fast core
 
 # ---------------------------------------------------------------------------------- matrix product
 
 
-def xnor_matmul(a, b, count, mask=None, dtype=np.int32):
+def xnor_matmul(
+    a: ArrayLike,
+    b: ArrayLike,
+    count: int,
+    mask: ArrayLike | None = None,
+    dtype: DTypeLike = np.int32,
+) -> Array:
     """Dot products of all rows of ``a`` with all rows of ``b``: ``a @ b.T`` on signs.
 
     Parameters
@@ -108,7 +122,9 @@ def xnor_matmul(a, b, count, mask=None, dtype=np.int32):
     return run(prepared, a, empty((len(a), len(b)), dtype))
 
 
-def xnor_matmul_reference(a, b, count, mask=None):
+def xnor_matmul_reference(
+    a: Words, b: Words, count: int, mask: Words | None = None
+) -> NDArray[np.int32]:
     """What :func:`xnor_matmul` computes, in plain NumPy."""
     differ = a[:, None, :] ^ b[None, :, :]  # (M, N, W)
     if mask is not None:
@@ -121,17 +137,17 @@ def xnor_matmul_reference(a, b, count, mask=None):
 
 
 def xnor_conv2d(
-    x,
-    weight,
-    channels,
+    x: ArrayLike,
+    weight: ArrayLike,
+    channels: int,
     *,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    groups=1,
-    padding_mode="zeros",
-    mask=None,
-):
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    mask: ArrayLike | None = None,
+) -> NDArray[np.int32]:
     """2-D convolution (cross-correlation, as in PyTorch) of signs, channels last.
 
     Parameters
@@ -173,17 +189,17 @@ def xnor_conv2d(
 
 
 def xnor_conv2d_reference(
-    x,
-    weight,
-    channels,
+    x: Words,
+    weight: Words,
+    channels: int,
     *,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    groups=1,
-    padding_mode="zeros",
-    mask=None,
-):
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    mask: Words | None = None,
+) -> NDArray[np.int32]:
     """What :func:`xnor_conv2d` computes, in plain NumPy: one matrix product a tap and group."""
     filters, *kernel_size, _ = weight.shape
     group_channels, group_filters = channels // groups, filters // groups
@@ -204,7 +220,9 @@ def xnor_conv2d_reference(
 # ------------------------------------------------------------------------------------------ running
 
 
-def run(prepared, x, out=None, workspace=None):
+def run(
+    prepared: Prepared, x: ArrayLike, out: Array | None = None, workspace: Words | None = None
+) -> Array:
     """The product or convolution of ``x`` with prepared weights.
 
     Parameters
@@ -244,7 +262,7 @@ def run(prepared, x, out=None, workspace=None):
     return out
 
 
-def run_reference(prepared, x):
+def run_reference(prepared: Prepared, x: ArrayLike) -> Array:
     """What :func:`run` computes, in plain NumPy, from the same tables: one output at a time."""
     to_bits, tables, image = prepared.to_bits, prepared.tables, np.asarray(x)
     if tables.copies:
@@ -311,7 +329,9 @@ def _reference_method(prepared, image):
     return table, looked_up if is_looked_up else counted, step
 
 
-def bind(prepared, x, out, workspace=None):
+def bind(
+    prepared: Prepared, x: Words, out: Array, workspace: Words | None = None
+) -> Callable[[], None]:
     """What `run` does, for the same arrays again and again: all but the work itself is done here.
 
     Parameters
@@ -371,7 +391,15 @@ def _task(first, end, task, cut, source, memory, masks, arguments, target):
 
 
 @subkernel
-def sums_of(first, end, words, base, masks, arguments, sums):
+def sums_of(
+    first: int,
+    end: int,
+    words: Words,
+    base: int,
+    masks: Array,
+    arguments: tuple[Any, ...],
+    sums: NDArray[np.int32],
+) -> None:
     """The sums of a range of output pixels, for a kernel that goes on with them while in cache.
 
     Such a kernel lies in another file, takes pixels in chunks and calls, for each chunk::
@@ -425,7 +453,7 @@ def _compiled_blocks(first, end, panel, panel_end, words, base, masks, arguments
 # ------------------------------------------------------------------------------ what can be reached
 
 
-def register_peak(repetitions=200_000, method=None):
+def register_peak(repetitions: int = 200_000, method: str | None = None) -> float:
     """Products of signs a second that one core can do when nothing has to be fetched.
 
     The same instructions as the inner loop of the product, on values that stay in registers (of

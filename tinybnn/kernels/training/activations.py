@@ -18,6 +18,7 @@ takes four times as long. `tinybnn bench train --profile` shows their share of a
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,13 +28,16 @@ from tinybnn.kernels.machine.memory import empty, empty_like, on_lines
 from tinybnn.kernels.machine.simd import inlined, kernel
 from tinybnn.kernels.training.straight_through import leaky_gradient
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 _SPEED = 6e9  # floats a second, of a fast core
 _BLOCK_FLOATS, _MOST_BLOCKS = 1 << 15, 16  # of rows that are summed together
 _RUN = 32  # rows whose sums are float32
 _WIDE = 512  # numbers of a row; rows of fewer channels are joined to about so many
 
 
-def leaky_relu(x, slope):
+def leaky_relu(x: NDArray[np.float32], slope: float) -> NDArray[np.float32]:
     """x where x > 0, else slope * x.
 
     Parameters
@@ -49,12 +53,14 @@ def leaky_relu(x, slope):
     return leaky_gradient(x, x, slope)
 
 
-def leaky_relu_reference(x, slope):
+def leaky_relu_reference(x: NDArray[np.float32], slope: float) -> NDArray[np.float32]:
     """What `leaky_relu` computes, in plain NumPy."""
     return np.where(x > 0, x, np.float32(slope) * x)
 
 
-def leaky_relu_gradient(grad, x, slope):
+def leaky_relu_gradient(
+    grad: NDArray[np.float32], x: NDArray[np.float32], slope: float
+) -> NDArray[np.float32]:
     """grad where x > 0, else slope * grad.
 
     Parameters
@@ -69,12 +75,14 @@ def leaky_relu_gradient(grad, x, slope):
     return leaky_gradient(grad, x, slope)
 
 
-def leaky_relu_gradient_reference(grad, x, slope):
+def leaky_relu_gradient_reference(
+    grad: NDArray[np.float32], x: NDArray[np.float32], slope: float
+) -> NDArray[np.float32]:
     """What `leaky_relu_gradient` computes, in plain NumPy."""
     return np.where(x > 0, grad, np.float32(slope) * grad)
 
 
-def two_lines(x, constants):
+def two_lines(x: NDArray[np.float32], constants: NDArray[np.float32]) -> NDArray[np.float32]:
     """u > 0 ? positive u : negative u, plus offset, with u = x - shift.
 
     Parameters
@@ -91,14 +99,18 @@ def two_lines(x, constants):
     return _values_by(_lines, x, constants)
 
 
-def two_lines_reference(x, constants):
+def two_lines_reference(
+    x: NDArray[np.float32], constants: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """What `two_lines` computes, in plain NumPy."""
     shift, positive, negative, offset = constants
     u = x - shift
     return np.where(u > 0, positive * u, negative * u) + offset
 
 
-def two_lines_gradient(grad, x, constants):
+def two_lines_gradient(
+    grad: NDArray[np.float32], x: NDArray[np.float32], constants: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Gradients of `two_lines` in its input and in its constants.
 
     Parameters
@@ -116,7 +128,9 @@ def two_lines_gradient(grad, x, constants):
     return _gradient_by(_lines_gradient, grad, x, constants)
 
 
-def two_lines_gradient_reference(grad, x, constants):
+def two_lines_gradient_reference(
+    grad: NDArray[np.float32], x: NDArray[np.float32], constants: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """What `two_lines_gradient` computes, in plain NumPy; the order of the sums aside."""
     shift, positive, negative, _ = constants
     u = x - shift
@@ -126,7 +140,7 @@ def two_lines_gradient_reference(grad, x, constants):
     return out, np.stack([part.sum(0, np.float64) for part in parts]).astype(x.dtype)
 
 
-def two_values(x, constants):
+def two_values(x: NDArray[np.float32], constants: NDArray[np.float32]) -> NDArray[np.float32]:
     """high where (x - threshold) / width >= 0, else low.
 
     Parameters
@@ -142,13 +156,17 @@ def two_values(x, constants):
     return _values_by(_values, x, constants)
 
 
-def two_values_reference(x, constants):
+def two_values_reference(
+    x: NDArray[np.float32], constants: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """What `two_values` computes, in plain NumPy."""
     threshold, width, low, high = constants
     return np.where((x - threshold) / width >= 0, high, low)
 
 
-def two_values_gradient(grad, x, constants):
+def two_values_gradient(
+    grad: NDArray[np.float32], x: NDArray[np.float32], constants: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Gradients of `two_values` with the slope of Bi-Real Net's tent, and sums for its constants.
 
     With u = (x - threshold) / width and tent(u) = 2 - 2 |u| where |u| <= 1, else 0 (Liu et al.
@@ -169,7 +187,9 @@ def two_values_gradient(grad, x, constants):
     return _gradient_by(_values_gradient, grad, x, constants)
 
 
-def two_values_gradient_reference(grad, x, constants):
+def two_values_gradient_reference(
+    grad: NDArray[np.float32], x: NDArray[np.float32], constants: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """What `two_values_gradient` computes, in plain NumPy; the order of the sums aside."""
     threshold, width, *_ = constants
     u, zero, two = (x - threshold) / width, x.dtype.type(0), x.dtype.type(2)

@@ -8,6 +8,8 @@ where copies by NumPy take 0.45: ``tinybnn bench models``.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from tinybnn.kernels.machine import parallel, threads
@@ -15,11 +17,16 @@ from tinybnn.kernels.machine.checks import check_floats
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.simd import kernel
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import ArrayLike, NDArray
+
 _SPEED = 3.3e9  # floats a second, of a fast core
 _LONG = 8  # channels of a run that pays for its own loop
 
 
-def bind(x, index, out):
+def bind(x: NDArray[np.float32], index: ArrayLike, out: NDArray[np.float32]) -> Callable[[], None]:
     """``out[..., i] = x[..., index[i]]``, for the same arrays again and again.
 
     Parameters
@@ -47,18 +54,24 @@ def bind(x, index, out):
     )
 
 
-def take_channels(x, index, out):
+def take_channels(
+    x: NDArray[np.float32], index: ArrayLike, out: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """What `bind` gives, carried out once; returns ``out``."""
     bind(for_kernel(x), index, out)()
     return out
 
 
-def take_channels_reference(x, index):
+def take_channels_reference(
+    x: NDArray[np.float32], index: NDArray[np.integer[Any]]
+) -> NDArray[np.float32]:
     """What `take_channels` computes, in plain NumPy."""
     return x[..., index]
 
 
-def add_channels(x, index, out):
+def add_channels(
+    x: NDArray[np.float32], index: ArrayLike, out: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """``out[..., index[i]] += x[..., i]`` for i = 0, 1, ..., from zeros: the adjoint of taking.
 
     Parameters
@@ -82,7 +95,9 @@ def add_channels(x, index, out):
     return out
 
 
-def add_channels_reference(x, index, channels):
+def add_channels_reference(
+    x: NDArray[np.float32], index: NDArray[np.integer[Any]], channels: int
+) -> NDArray[np.float32]:
     """What `add_channels` computes, in plain NumPy."""
     out = np.zeros((*x.shape[:-1], channels), x.dtype)
     for i, channel in enumerate(index):

@@ -14,6 +14,8 @@ train --profile` shows its share of a step.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from tinybnn.kernels.machine import parallel, threads
@@ -23,6 +25,11 @@ from tinybnn.kernels.machine.memory import empty
 from tinybnn.kernels.machine.simd import kernel
 from tinybnn.kernels.machine.windows import windows, with_border
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
 MOST_TAPS = 255  # pixels of a window; their numbers are bytes
 _SPEED = 1.3e10  # floats of the larger image a second, of a fast core
 
@@ -30,7 +37,9 @@ _MAX, _MEAN, _SUM, _MAX_BACK, _MEAN_BACK = range(5)
 _NO_BYTES = np.empty(0, np.uint8)
 
 
-def max_pool2d(x, geometry):
+def max_pool2d(
+    x: NDArray[np.float32], geometry: tuple[tuple[int, int], ...]
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """The maximum of each window and which pixel it is; NaN is larger than any number.
 
     Parameters
@@ -51,7 +60,12 @@ def max_pool2d(x, geometry):
     return out, winner
 
 
-def max_unpool2d(grad, winner, image, geometry):
+def max_unpool2d(
+    grad: NDArray[np.float32],
+    winner: NDArray[np.uint8],
+    image: tuple[int, int],
+    geometry: tuple[tuple[int, int], ...],
+) -> NDArray[np.float32]:
     """The adjoint for fixed winners: each value goes to the pixel that won its window.
 
     Parameters
@@ -70,7 +84,9 @@ def max_unpool2d(grad, winner, image, geometry):
     return out
 
 
-def avg_pool2d(x, geometry):
+def avg_pool2d(
+    x: NDArray[np.float32], geometry: tuple[tuple[int, int], ...]
+) -> NDArray[np.float32]:
     """The mean of each window: 0.0 plus its pixels in row-major order, times 1 / size.
 
     Padded pixels are 0.0, which changes nothing but the sign of a zero; so does the first 0.0.
@@ -82,7 +98,12 @@ def avg_pool2d(x, geometry):
     return out
 
 
-def bind_avg_pool2d(x, geometry, out, total=False):
+def bind_avg_pool2d(
+    x: NDArray[np.float32],
+    geometry: tuple[tuple[int, int], ...],
+    out: NDArray[np.float32],
+    total: bool = False,
+) -> Callable[[], None]:
     """What `avg_pool2d` does, for the same arrays again and again.
 
     Parameters
@@ -112,7 +133,9 @@ def bind_avg_pool2d(x, geometry, out, total=False):
     return parallel.bind(worker, shares, *arguments)
 
 
-def avg_pool2d_reference(x, geometry):
+def avg_pool2d_reference(
+    x: NDArray[np.float32], geometry: tuple[tuple[int, int], ...]
+) -> NDArray[np.float32]:
     """What `avg_pool2d` computes, in plain NumPy: taps added one after the other."""
     of = windows("avg_pool2d_reference", x.shape[1:3], *geometry)
     total = np.zeros((len(x), *of.out_size, x.shape[3]), np.float32)
@@ -121,7 +144,9 @@ def avg_pool2d_reference(x, geometry):
     return total * np.float32(1 / of.taps)
 
 
-def avg_unpool2d(grad, image, geometry):
+def avg_unpool2d(
+    grad: NDArray[np.float32], image: tuple[int, int], geometry: tuple[tuple[int, int], ...]
+) -> NDArray[np.float32]:
     """The adjoint: each value, times 1 / size, is added to all pixels of its window.
 
     Parameters and result as in `max_unpool2d`, without the winner.

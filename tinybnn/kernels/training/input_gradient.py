@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from tinybnn.kernels.training import lookup
 from tinybnn.kernels.training.masked import add_listed, list_nonzero
 from tinybnn.kernels.training.sign_gradients import (
     SPEED,
+    Geometry,
     as_image,
     choose_method,
     geometry_of,
@@ -43,12 +44,24 @@ from tinybnn.kernels.training.sign_gradients import (
     with_zeros,
 )
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from tinybnn.typing import FloatArray, Words
+
 # Filters whose tables are in use at a time where a sum has several taps: they decide its order.
 _CHUNK = 32 if "avx512f" in cpu_features() else lookup.CHUNK
 _BAND_BYTES = 1 << 20  # sums or lists that are kept at a time, as far as possible
 
 
-def conv2d_input_gradient(grad, weight, geometry, *, method=None, out=None):
+def conv2d_input_gradient(
+    grad: ArrayLike,
+    weight: ArrayLike,
+    geometry: Geometry,
+    *,
+    method: str | None = None,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
     """Gradient of a binary convolution in its input: floats times the signs of the weight.
 
     With the input pixel (y, x) that the tap (ky, kx) of output pixel (oy, ox) falls on,
@@ -99,7 +112,9 @@ def conv2d_input_gradient(grad, weight, geometry, *, method=None, out=None):
     return out
 
 
-def conv2d_input_gradient_reference(grad, weight, geometry):
+def conv2d_input_gradient_reference(
+    grad: FloatArray, weight: Words, geometry: Geometry
+) -> FloatArray:
     """What :func:`conv2d_input_gradient` computes, in plain NumPy, in the dtype of ``grad``."""
     of = geometry.windows
     signs = unpack_reference(weight, geometry.weight[3], grad.dtype)  # (O, kh, kw, C / groups)
@@ -111,7 +126,14 @@ def conv2d_input_gradient_reference(grad, weight, geometry):
     return padded[:, of.top : of.top + of.height, of.left : of.left + of.width]
 
 
-def linear_input_gradient(grad, weight, features, *, method=None, out=None):
+def linear_input_gradient(
+    grad: ArrayLike,
+    weight: ArrayLike,
+    features: int,
+    *,
+    method: str | None = None,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
     """Gradient of a binary linear layer in its input: ``grad @ sign(weight)``.
 
     Parameters

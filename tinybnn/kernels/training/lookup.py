@@ -28,7 +28,7 @@ for what it gains.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -49,6 +49,11 @@ from tinybnn.kernels.machine.simd import (
 )
 from tinybnn.kernels.machine.tiles import add_stored, four, store_tile, transposed
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tinybnn.typing import Array, FloatArray, Words
+
 TABLE = 16 * FLOATS  # floats of a table
 STEPS = 16  # tables of a chunk
 CHUNK = 4 * STEPS  # its gradients
@@ -58,7 +63,7 @@ PANEL = FLOATS  # columns whose signs are turned together
 PATTERNS = np.where(np.arange(16) >> np.arange(4)[:, None] & 1, 1, -1).astype(np.float32)
 
 
-def product_reference(grad, signs):
+def product_reference(grad: FloatArray, signs: Array) -> NDArray[np.float32]:
     """``grad @ signs`` by lookup tables, in plain NumPy.
 
     Its sums run in the order of the kernels.
@@ -106,7 +111,7 @@ class Turning(NamedTuple):
     shifts: np.ndarray
 
 
-def turning(starts, taps, channels):
+def turning(starts: NDArray[np.int64], taps: NDArray[np.int64], channels: int) -> Turning:
     """The `Turning` of rows whose columns are the channels of each tap.
 
     Parameters
@@ -125,7 +130,7 @@ def turning(starts, taps, channels):
     return Turning(starts, sources.reshape(-1), shifts.reshape(-1))
 
 
-def turned(turning, words, tasks):
+def turned(turning: Turning, words: Words, tasks: int) -> NDArray[np.int32]:
     """The numbers of all signs: (chunks, panels, STEPS, PANEL) bytes, four of them an int32.
 
     Each is 16 times a number from 0 to 15, whose bits are the signs of four rows: the place of an
@@ -139,7 +144,9 @@ def turned(turning, words, tasks):
 
 
 @kernel(allocates=False)
-def turn(first, end, _, words, turning, numbers):
+def turn(
+    first: int, end: int, _: int, words: Words, turning: Turning, numbers: NDArray[np.int32]
+) -> None:
     """Make the numbers of chunks first to end - 1."""
     starts, sources, shifts = turning
     for chunk in range(first, end):
@@ -158,7 +165,14 @@ def turn(first, end, _, words, turning, numbers):
 
 
 @inlined
-def make_tables(vectors, at, step, count, tables, to):
+def make_tables(
+    vectors: NDArray[np.float32],
+    at: int,
+    step: int,
+    count: int,
+    tables: NDArray[np.float32],
+    to: int,
+) -> int:
     """The tables of ``count`` vectors of 16 gradients, ``step`` apart, filled up with zeros.
 
     Returns
@@ -191,7 +205,16 @@ def _store_four(tables, to, a, b, others):
 
 
 @inlined
-def add_looked_up(tables, table, steps, numbers, at, sums, to, columns):
+def add_looked_up(
+    tables: NDArray[np.float32],
+    table: int,
+    steps: int,
+    numbers: NDArray[np.int32],
+    at: int,
+    sums: NDArray[np.float32],
+    to: int,
+    columns: int,
+) -> None:
     """Add to the sums of each column what it looks up in the tables of a chunk.
 
     Parameters
@@ -229,7 +252,15 @@ def add_looked_up(tables, table, steps, numbers, at, sums, to, columns):
 
 
 @inlined
-def side_by_side(rows, places, first, offset, length, vectors, to):
+def side_by_side(
+    rows: NDArray[np.float32],
+    places: NDArray[np.int64],
+    first: int,
+    offset: int,
+    length: int,
+    vectors: NDArray[np.float32],
+    to: int,
+) -> None:
     """Lay 16 rows side by side: vectors[to + 16 i + r] = rows[places[first + r] + offset + i].
 
     A row with a negative place is zeros. ``length`` is filled up to a multiple of four.
@@ -245,7 +276,15 @@ def side_by_side(rows, places, first, offset, length, vectors, to):
 
 
 @inlined
-def one_after_the_other(vectors, at, length, rows, places, first, offset):
+def one_after_the_other(
+    vectors: NDArray[np.float32],
+    at: int,
+    length: int,
+    rows: NDArray[np.float32],
+    places: NDArray[np.int64],
+    first: int,
+    offset: int,
+) -> None:
     """The opposite: rows[places[first + r] + offset + i] = vectors[at + 16 i + r].
 
     A row with a negative place is left out. Vectors are read up to a multiple of four.

@@ -10,14 +10,21 @@ long (`tinybnn bench train`).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.memory import empty_like
 from tinybnn.kernels.machine.simd import kernel
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-def cross_entropy(x, labels, smoothing):
+
+def cross_entropy(
+    x: NDArray[np.float32], labels: NDArray[np.int64], smoothing: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Losses and their slopes in the logits.
 
     Parameters

@@ -16,6 +16,8 @@ For speed alone, as `lookup`: see `sign_gradients`.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from tinybnn.kernels.machine.selection import add_where, compress, count_ones, nonzero
@@ -30,8 +32,13 @@ from tinybnn.kernels.machine.simd import (
     zero_floats,
 )
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-def product_reference(grad, signs):
+    from tinybnn.typing import Array, FloatArray, Words
+
+
+def product_reference(grad: FloatArray, signs: Array) -> NDArray[np.float32]:
     """``grad @ signs`` by masked additions, in plain NumPy.
 
     Parameters
@@ -51,7 +58,17 @@ def product_reference(grad, signs):
 
 
 @inlined
-def list_nonzero(grad, at, count, step, starts, first, values, places, n):
+def list_nonzero(
+    grad: NDArray[np.float32],
+    at: int,
+    count: int,
+    step: int,
+    starts: NDArray[np.int32],
+    first: int,
+    values: NDArray[np.float32],
+    places: NDArray[np.int32],
+    n: int,
+) -> tuple[int, np.float32]:
     """Append to a list those of ``count`` gradients, ``step`` apart, that are not zero.
 
     With each goes a number from ``starts``, whose ``first`` belongs to the first gradient. The list
@@ -92,7 +109,16 @@ def list_nonzero(grad, at, count, step, starts, first, values, places, n):
 
 
 @inlined
-def add_listed(values, places, first, end, words, offset, more, sums):
+def add_listed(
+    values: NDArray[np.float32],
+    places: NDArray[np.int32],
+    first: int,
+    end: int,
+    words: Words,
+    offset: int,
+    more: int,
+    sums: tuple[NDArray[np.float32], NDArray[np.float32]],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Add the values of a list where the bits are 1: of two words, or twice of one.
 
     Entry n of the list, for first <= n < end, adds values[n] to the columns of a row of bits, of

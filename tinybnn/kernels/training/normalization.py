@@ -22,7 +22,7 @@ single call, which takes a third of the time of five.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -43,6 +43,9 @@ from tinybnn.kernels.machine.simd import (
     zeros,
 )
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 _RUN = 32  # rows whose sums are float32
 _MOST_BLOCKS = 64
 _PER_BLOCK = 1 << 17  # floats of a block, at least
@@ -54,12 +57,12 @@ _SAMPLE = 16  # rows whose mean is near the mean of all
 _NO_SCALE = np.empty(0, np.float32)
 
 
-def fits(x):
+def fits(x: NDArray[np.float32]) -> bool:
     """Whether all kernels take these rows: 128 floats at least; `forward` and `backward` any."""
     return x.size >= BLOCK
 
 
-def statistics(x, eps):
+def statistics(x: NDArray[np.float32], eps: float) -> tuple[NDArray[np.float32], ...]:
     """Mean, biased variance and 1 / sqrt(variance + eps) of each channel.
 
     Parameters
@@ -79,7 +82,13 @@ def statistics(x, eps):
     return tuple(result)
 
 
-def normalise(x, mean, scale, weight, bias):
+def normalise(
+    x: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32],
+) -> NDArray[np.float32]:
     """``((x - mean) * scale) * weight + bias`` for each channel, each operation rounded.
 
     Parameters
@@ -94,7 +103,12 @@ def normalise(x, mean, scale, weight, bias):
     return _elementwise(_FORWARD, x, x, (mean, scale, weight, bias))
 
 
-def gradient_sums(grad, x, mean, scale):
+def gradient_sums(
+    grad: NDArray[np.float32],
+    x: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    scale: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], ...]:
     """Gradients of weight and bias: sums of grad times the normalised x, and of grad.
 
     Parameters
@@ -113,7 +127,15 @@ def gradient_sums(grad, x, mean, scale):
     return tuple(result)
 
 
-def gradient(grad, x, mean, scale, weight, grad_weight, grad_bias):
+def gradient(
+    grad: NDArray[np.float32],
+    x: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    grad_weight: NDArray[np.float32],
+    grad_bias: NDArray[np.float32],
+) -> NDArray[np.float32]:
     """The gradient in x, with statistics of the batch (Ioffe and Szegedy 2015, section 3).
 
     ``(grad - grad_bias / M - normalised * grad_weight / M) * weight * scale``, where normalised is
@@ -133,7 +155,9 @@ def gradient(grad, x, mean, scale, weight, grad_weight, grad_bias):
     return _elementwise(_BACKWARD, x, grad, constants)
 
 
-def forward(x, weight, bias, eps):
+def forward(
+    x: NDArray[np.float32], weight: NDArray[np.float32], bias: NDArray[np.float32], eps: float
+) -> tuple[NDArray[np.float32], ...]:
     """Statistics and `normalise` by them: small rows in a single call.
 
     Parameters
@@ -156,7 +180,13 @@ def forward(x, weight, bias, eps):
     return _all_stages(_FORWARD, x, x, constants, eps, result), *result
 
 
-def backward(grad, x, mean, scale, weight):
+def backward(
+    grad: NDArray[np.float32],
+    x: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    weight: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], ...]:
     """Gradients in x, weight and bias: `gradient_sums` and `gradient`, small rows in a single call.
 
     Parameters

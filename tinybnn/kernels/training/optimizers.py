@@ -13,13 +13,16 @@ For speed alone: NumPy takes a dozen passes, and a step of the MLP 784-1024-1024
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from tinybnn.kernels.machine import parallel, threads
 from tinybnn.kernels.machine.layout import described, for_kernel
 from tinybnn.kernels.machine.simd import kernel
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _SPEED = 6e9  # numbers a second, of a fast core
 _NONE = np.empty(0, np.float32)
@@ -65,7 +68,13 @@ class SgdStep(NamedTuple):
     clip: float = math.inf
 
 
-def adam(weight, grad, mean, square, step):
+def adam(
+    weight: NDArray[np.float32],
+    grad: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    square: NDArray[np.float32],
+    step: AdamStep,
+) -> None:
     """Adam, AdamW.
 
     Parameters
@@ -77,7 +86,12 @@ def adam(weight, grad, mean, square, step):
     _run(_adam, weight, grad, (mean, square), step)
 
 
-def sgd(weight, grad, velocity, step):
+def sgd(
+    weight: NDArray[np.float32],
+    grad: NDArray[np.float32],
+    velocity: NDArray[np.float32] | None,
+    step: SgdStep,
+) -> None:
     """Stochastic gradient descent.
 
     Parameters

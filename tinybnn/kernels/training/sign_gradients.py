@@ -46,7 +46,7 @@ parts. Here and in the other files of this folder figures are of one thread.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -54,6 +54,13 @@ from tinybnn.kernels.machine.checks import check_groups, check_padding_mode
 from tinybnn.kernels.machine.layout import for_kernel, words_for
 from tinybnn.kernels.machine.simd import cpu_features
 from tinybnn.kernels.machine.windows import Windows, windows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+    from tinybnn.typing import Array, FloatArray, Shape
 
 METHODS = "lookup", "masked", "float"
 SPEED = 4e11  # products of floats and signs a second, of a fast core
@@ -86,7 +93,15 @@ class _Costs(NamedTuple):
 _AVX512, _OTHERS = _Costs(1.5, 1.5, 1.9), _Costs(1.25, 0.2, 3.3)
 
 
-def choose_method(name, method, grad, side, channels, columns, panels):
+def choose_method(
+    name: str,
+    method: str | None,
+    grad: NDArray[np.float32],
+    side: str,
+    channels: int,
+    columns: int,
+    panels: int,
+) -> str:
     """The method to use: the one asked for, or one that suits.
 
     Parameters
@@ -138,21 +153,21 @@ class Geometry(NamedTuple):
     padding_mode : str
     """
 
-    image: tuple
-    output: tuple
-    weight: tuple
-    image_words: tuple
-    weight_words: tuple
+    image: Shape
+    output: Shape
+    weight: Shape
+    image_words: Shape
+    weight_words: Shape
     groups: int
     windows: Windows
     padding_mode: str
 
     @property
-    def options(self):
+    def options(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]:
         """As the functions of `convolution` take them."""
         return self.windows.stride, self.windows.padding, self.windows.dilation, self.groups
 
-    def group_slices(self):
+    def group_slices(self) -> Iterator[tuple[slice, slice]]:
         """For each group its filters and its channels."""
         filters, channels = self.weight[0] // self.groups, self.weight[3]
         for group in range(self.groups):
@@ -161,9 +176,16 @@ class Geometry(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)  # a layer in training asks at each step
 def geometry_of(
-    channels, filters, size, kernel_size, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1,
-    padding_mode="zeros",
-):  # fmt: skip
+    channels: int,
+    filters: int,
+    size: tuple[int, int],
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Geometry:
     """The shape of a binary convolution, as its two gradients take it.
 
     Parameters
@@ -203,7 +225,7 @@ def geometry_of(
     )
 
 
-def operands(name, **expected):
+def operands(name: str, **expected: tuple[ArrayLike, DTypeLike, Shape]) -> list[Array]:
     """Arrays for a kernel to read, or a ValueError if one has another dtype or shape.
 
     Each is given by its name, with the dtype and the shape that it must have.
@@ -220,7 +242,7 @@ def operands(name, **expected):
     return found
 
 
-def with_zeros(grad, multiple):
+def with_zeros(grad: FloatArray, multiple: int) -> FloatArray:
     """A copy of (N, H, W, O) gradients with channels of zeros up to a multiple."""
     filters = grad.shape[3]
     out = np.zeros((*grad.shape[:3], -(-filters // multiple) * multiple), grad.dtype)
@@ -228,7 +250,7 @@ def with_zeros(grad, multiple):
     return out
 
 
-def as_image(name, argument, rows):
+def as_image(name: str, argument: str, rows: ArrayLike) -> Array:
     """Rows of features as images of one pixel, (N, 1, 1, K), or a ValueError if they are none."""
     rows = np.asarray(rows)
     if rows.ndim != 2:

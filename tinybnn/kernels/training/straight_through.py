@@ -10,6 +10,8 @@ long. `tinybnn bench train --profile` shows where the time of a step goes.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from tinybnn.kernels.machine import parallel, threads
@@ -17,13 +19,16 @@ from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.memory import empty
 from tinybnn.kernels.machine.simd import kernel
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 _SPEED = 1.3e10  # floats a second, of a fast core
 
 _SIGN, _GATE, _TENT, _LEAKY = range(4)
 _NO_FLOATS = np.empty(0, np.float32)
 
 
-def sign(x):
+def sign(x: NDArray[np.float32]) -> NDArray[np.float32]:
     """+1 where x >= 0, else -1 (also where x is NaN).
 
     Parameters
@@ -37,7 +42,9 @@ def sign(x):
     return _run(_SIGN, x, _NO_FLOATS)
 
 
-def gated_gradient(grad, x, low, high):
+def gated_gradient(
+    grad: NDArray[np.float32], x: NDArray[np.float32], low: float, high: float
+) -> NDArray[np.float32]:
     """``grad * (low <= x <= high)``: the gradient of a limit, or of a sign with a limit's slope.
 
     Parameters
@@ -53,7 +60,7 @@ def gated_gradient(grad, x, low, high):
     return _run(_GATE, x, grad, (low, high))
 
 
-def tent_gradient(grad, x):
+def tent_gradient(grad: NDArray[np.float32], x: NDArray[np.float32]) -> NDArray[np.float32]:
     """``grad * (2 - 2 |x| where |x| <= 1, else 0)`` (Bi-Real Net, Liu et al. 2018, eq. 8).
 
     Parameters
@@ -67,7 +74,9 @@ def tent_gradient(grad, x):
     return _run(_TENT, x, grad)
 
 
-def leaky_gradient(grad, x, slope):
+def leaky_gradient(
+    grad: NDArray[np.float32], x: NDArray[np.float32], slope: float
+) -> NDArray[np.float32]:
     """grad where x > 0, else slope * grad.
 
     Parameters

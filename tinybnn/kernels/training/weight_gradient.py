@@ -12,7 +12,7 @@ is put right beforehand (`_beyond_the_image`).
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -42,6 +42,7 @@ from tinybnn.kernels.training import lookup
 from tinybnn.kernels.training.masked import add_listed, list_nonzero
 from tinybnn.kernels.training.sign_gradients import (
     SPEED,
+    Geometry,
     as_image,
     choose_method,
     geometry_of,
@@ -49,12 +50,24 @@ from tinybnn.kernels.training.sign_gradients import (
     with_zeros,
 )
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from tinybnn.typing import FloatArray, Words
+
 _LIST = 2048  # pixels of which a list is made at a time
 _TILE = 8  # filters with a list that are in use at a time
 _TURNED_BYTES = 1 << 22  # numbers of signs of the input that are kept at a time
 
 
-def conv2d_weight_gradient(grad, x, geometry, *, method=None, out=None):
+def conv2d_weight_gradient(
+    grad: ArrayLike,
+    x: ArrayLike,
+    geometry: Geometry,
+    *,
+    method: str | None = None,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
     """Gradient of a binary convolution in its weight: floats times the signs of the input.
 
     With the input pixel (y, x) that the tap (ky, kx) of output pixel (oy, ox) falls on,
@@ -112,7 +125,7 @@ def _by_floats(grad, x, geometry, out):
     out[...] = found.transpose(0, 2, 3, 1)
 
 
-def conv2d_weight_gradient_reference(grad, x, geometry):
+def conv2d_weight_gradient_reference(grad: FloatArray, x: Words, geometry: Geometry) -> FloatArray:
     """What :func:`conv2d_weight_gradient` computes, in plain NumPy, in the dtype of ``grad``."""
     image = unpack_reference(x, geometry.image[2], grad.dtype)
     image = with_border(image, geometry.windows.padding, int(geometry.padding_mode == "ones"))
@@ -124,7 +137,14 @@ def conv2d_weight_gradient_reference(grad, x, geometry):
     return out
 
 
-def linear_weight_gradient(grad, x, features, *, method=None, out=None):
+def linear_weight_gradient(
+    grad: ArrayLike,
+    x: ArrayLike,
+    features: int,
+    *,
+    method: str | None = None,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
     """Gradient of a binary linear layer in its weight: ``grad.T @ sign(x)``.
 
     Parameters
