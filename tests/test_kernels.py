@@ -835,7 +835,7 @@ F32, F64 = np.zeros((2, 3), np.float32), np.zeros((3, 2))
             xnor.xnor_conv2d, IMAGE, WEIGHT, 70, dilation=(1, 2),
         ),
         refused(
-            "thresholds and flip belong together, got only one of them",
+            "thresholds and flip must be given together, got only one",
             xnor.prepare_matmul, words(3, 1), 64, flip=FLIP,
         ),
         refused(
