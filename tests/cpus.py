@@ -24,7 +24,7 @@ CPUS = {
 }  # fmt: skip
 TESTS = (
     "bits", "convolution_kernels", "depthwise", "dispatch", "fused", "gradient_words", "kernels",
-    "lookup", "masked", "parallel", "pointwise", "pooling", "runtime", "sign_gradients", "signed",
+    "lookup", "masked", "parallel", "pointwise", "pooling", "runtime", "ordered", "sign_gradients",
     "signed_zero", "simd", "tiles", "training_kernels", "windows",
 )  # fmt: skip
 # These set features themselves, or none of their tests is compiled.

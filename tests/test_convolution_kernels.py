@@ -1,5 +1,6 @@
 """Real-valued convolutions for training, against plain NumPy."""
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -14,7 +15,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinybnn import functional as F
-from tinybnn.kernels.floats import convolution
+from tinybnn.kernels.floats import (
+    convolution,
+    convolution_plans,
+    convolution_spread,
+    convolution_tasks,
+)
 from tinybnn.kernels.machine import simd, threads
 from tinybnn.tensor import Tensor
 
@@ -70,9 +76,15 @@ def small_integers(rng):
 
 def in_small_parts():
     """Units of a row, sums in many stretches, the smallest work on all threads."""
-    sizes = {"_UNIT_FLOATS": 1, "_UNIT_PIXELS": 1, "_DEPTH": 2, "_CHUNK": 3, "_PART_PIXELS": 1}
-    sizes |= {"_CHUNK_CHANNELWISE": 2, "_PART_PRODUCTS": 1, "_SPEED": 1e-12}
-    return mock.patch.multiple(convolution, **sizes)
+    sizes = {"_UNIT_FLOATS": 1, "UNIT_PIXELS": 1, "_DEPTH": 2, "_CHUNK": 3}
+    patches = contextlib.ExitStack()
+    for module, changed in (
+        (convolution_plans, sizes | {"_CHUNK_CHANNELWISE": 2}),
+        (convolution_tasks, {"_PART_PIXELS": 1, "_PART_PRODUCTS": 1, "_SPEED": 1e-12}),
+        (convolution_spread, {"UNIT_PIXELS": 1, "_SPEED": 1e-12}),
+    ):
+        patches.enter_context(mock.patch.multiple(module, **changed))
+    return patches
 
 
 @pytest.fixture(autouse=True)
@@ -83,9 +95,9 @@ def fresh_plans():
 
 
 def forget_plans():
-    convolution._forward_plan.cache_clear()
-    convolution._input_plan.cache_clear()
-    convolution._tasks_of_taps.cache_clear()
+    convolution_plans.forward_plan.cache_clear()
+    convolution_plans.input_plan.cache_clear()
+    convolution_tasks._tasks_of_taps.cache_clear()
 
 
 WIDE = ((2, 9, 9, 3), (64, 3, 3, 3), {"padding": (1, 1), "groups": 1})
@@ -329,7 +341,7 @@ GRAD = np.zeros((2, 3, 2, 8), np.float32)
             convolution.conv2d, IMAGES, WEIGHT, padding=(-1, 1), groups=2,
         ),
         refused(
-            "conv2d: the output can have 3 x 2 pixels, got 4 x 2",
+            "conv2d: the output must have at most 3 x 2 pixels, got 4 x 2",
             convolution.conv2d, IMAGES, WEIGHT, groups=2, output_size=(4, 2),
         ),
         refused(
@@ -342,7 +354,7 @@ GRAD = np.zeros((2, 3, 2, 8), np.float32)
             convolution.conv2d_input, IMAGES, WEIGHT, (5, 4), groups=2,
         ),
         refused(
-            "conv2d_input: the output can have 2 x 2 pixels, got 3 x 2",
+            "conv2d_input: the output must have at most 2 x 2 pixels, got 3 x 2",
             convolution.conv2d_input, GRAD, WEIGHT, (4, 4), groups=2,
         ),
         refused(
@@ -354,7 +366,7 @@ GRAD = np.zeros((2, 3, 2, 8), np.float32)
             convolution.conv2d_weight, IMAGES, GRAD, (3, 3), groups=4,
         ),
         refused(
-            "conv2d_weight: the output can have 4 x 3 pixels, got 5 x 4",
+            "conv2d_weight: the output must have at most 4 x 3 pixels, got 5 x 4",
             convolution.conv2d_weight, IMAGES, IMAGES, (2, 2), groups=2,
         ),
     ],

@@ -36,7 +36,14 @@ from tinybnn.experiments.bdnet import training as bdnet_training
 from tinybnn.experiments.hybnn import bounds, networks
 from tinybnn.experiments.hybnn import experiment as hybnn_experiment
 from tinybnn.federated import aggregation, client, flower, head, launch, rounds, server, wire
-from tinybnn.kernels.floats import fused, gathered, pointwise, signed
+from tinybnn.kernels.floats import (
+    convolution_plans,
+    fused,
+    gathered,
+    ordered,
+    ordered_sums,
+    pointwise,
+)
 from tinybnn.kernels.machine import pipeline, simd, windows
 from tinybnn.kernels.machine.threads import num_threads
 from tinybnn.kernels.signs import bits, depthwise, prepared, tables, xnor
@@ -578,12 +585,13 @@ EXAMPLES[depthwise.Plan] = (
     lambda: depthwise.prepare(words(3, 3), 70, (5, 5)),
     lambda p: depthwise.conv2d_sums(p, words(2, 5, 5)),
 )
-EXAMPLES[signed.PreparedConv2d] = (
-    lambda: signed.prepare_conv2d(floats(4, 3, 3, 3), (5, 5)),
-    lambda p: signed.conv2d(p, floats(2, 5, 5, 3)),
+EXAMPLES[ordered.PreparedConv2d] = (
+    lambda: ordered.prepare_conv2d(floats(4, 3, 3, 3), (5, 5)),
+    lambda p: ordered.conv2d(p, floats(2, 5, 5, 3)),
 )
-EXAMPLES[signed.PreparedSigns] = (
-    lambda: signed.prepare_signs_matmul(floats(4, 70)), lambda p: signed.signs_matmul(p, words(3)),
+EXAMPLES[ordered.PreparedSigns] = (
+    lambda: ordered.prepare_signs_matmul(floats(4, 70)),
+    lambda p: ordered.signs_matmul(p, words(3)),
 )  # fmt: skip
 PROGRAM = functools.partial(
     pointwise.prepare, (20,), ["sums"], [("mul", 0, floats(20))], [("floats", 1)]
@@ -604,8 +612,9 @@ EXAMPLES[fused.Layer] = (
     lambda: fused.prepare([xnor.prepare_matmul(words(20), 70)], PROGRAM()), use_layer,
 )  # fmt: skip
 for cls in (
-    gathered.Patches, gathered.Panel, gathered.Sums, lookup.Turning, optimizers.AdamStep,
-    optimizers.SgdStep, pointwise.Arrays, pointwise.Scratch, signed.Copying, signed.Tables,
+    convolution_plans.Plan, convolution_plans.Tables, convolution_plans.Units, gathered.Patches,
+    gathered.Panel, gathered.Sums, lookup.Turning, optimizers.AdamStep, optimizers.SgdStep,
+    pointwise.Arrays, pointwise.Scratch, ordered.Copying, ordered_sums.Tables,
 ):  # fmt: skip
     value(cls, *range(len(cls._fields)))
 value(windows.Windows, 5, 5, 5, 5, 1, 1, 1, 1, 0, 0, 1, 1)

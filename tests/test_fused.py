@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinybnn.kernels.floats import fused, pointwise, signed
+from tinybnn.kernels.floats import fused, ordered, pointwise
 from tinybnn.kernels.machine import threads
 from tinybnn.kernels.machine.shuffles import has_shuffles
 from tinybnn.kernels.signs import bits, depthwise, prepared, xnor
@@ -71,8 +71,8 @@ def layers(draw):
         elif kind == "float":
             x = rng.standard_normal((samples, height, width, channels), np.float32)
             w = rng.standard_normal((outputs, channels, *kernel), np.float32)
-            producers.append(signed.prepare_conv2d(w, (height, width), **geometry))
-            sums.append(signed.conv2d(producers[-1], x))
+            producers.append(ordered.prepare_conv2d(w, (height, width), **geometry))
+            sums.append(ordered.conv2d(producers[-1], x))
         else:
             x = rng.standard_normal((samples, height, width, outputs), np.float32)
             producers.append(None)
@@ -152,7 +152,7 @@ def test_threads_share_the_work_and_change_nothing(kind, monkeypatch):
         "depthwise": lambda: depthwise.prepare(
             words(rng, 3, 3, channels), channels, (size, size), padding=(1, 1)
         ),
-        "float": lambda: signed.prepare_conv2d(
+        "float": lambda: ordered.prepare_conv2d(
             rng.standard_normal((channels, channels, 3, 3), np.float32),
             (size, size),
             padding=(1, 1),

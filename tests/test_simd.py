@@ -267,7 +267,7 @@ def test_cache_is_stale_when_an_imported_file_changes(tmp_path):
 REGISTERS = {"AVX2": ("zmm", "k1"), "SSE4.2": ("zmm", "ymm", "k1")}  # that are not there
 PROGRAM = """
     import numpy as np
-    from tinybnn.kernels.floats import signed
+    from tinybnn.kernels.floats import ordered_matmul
     from tinybnn.kernels.machine import threads
     from tinybnn.kernels.signs import xnor
     from tinybnn.kernels.signs.thresholds import threshold_reference
@@ -286,13 +286,14 @@ PROGRAM = """
             for columns in (10, 50):
                 a, b = rng.standard_normal((rows, 20)), rng.standard_normal((20, columns))
                 a, b = a.astype("f"), b.astype("f")
-                expected = signed.ordered_matmul_reference(a, b)
-                assert np.array_equal(signed.ordered_matmul(a, b), expected)
+                expected = ordered_matmul.ordered_matmul_reference(a, b)
+                assert np.array_equal(ordered_matmul.ordered_matmul(a, b), expected)
         x, weight = words(2, 6, 5, 2), words(35, 3, 3, 2)
         expected = xnor.xnor_conv2d_reference(x, weight, 128, padding=(1, 1))
         assert np.array_equal(xnor.xnor_conv2d(x, weight, 128, padding=(1, 1)), expected)
         assert xnor.register_peak(1000) > 0
-    for function in (xnor._task, signed._ordered_floats, signed._ordered_floats_narrow):
+    names = ordered_matmul._ordered_floats, ordered_matmul._ordered_floats_narrow
+    for function in (xnor._task, *names):
         (assembly,) = function.inspect_asm().values()
         for register in {registers}:
             assert "%" + register not in assembly, register

@@ -148,24 +148,24 @@ def ordered_conv2d(x: Array, weight: Array, geometry: ConvolutionGeometry) -> Ar
     """As `conv2d`, with each sum in the order of a patch: row by row, pixel by pixel."""
     if np.result_type(x, weight) != np.float32 or not len(x):
         return None
-    from tinybnn.kernels.floats import signed
+    from tinybnn.kernels.floats import ordered
 
     x, weight = x.astype(np.float32, copy=False), weight.astype(np.float32, copy=False)
-    prepared = signed.prepare_conv2d(weight, x.shape[2:], **geometry.options)
-    return _as_image(signed.conv2d(prepared, x.transpose(0, 2, 3, 1)))
+    prepared = ordered.prepare_conv2d(weight, x.shape[2:], **geometry.options)
+    return _as_image(ordered.conv2d(prepared, x.transpose(0, 2, 3, 1)))
 
 
 def ordered_matmul(a: Array, b: Array) -> Array:
     """(M, K) @ (K, N), or (G, M, K) @ (G, K, N), with each sum in the order of its terms."""
-    from tinybnn.kernels.floats import signed
+    from tinybnn.kernels.floats import ordered_matmul
 
     dtype = np.result_type(a, b)
     a, b = a.astype(dtype, copy=False), b.astype(dtype, copy=False)
     if a.ndim == 2:
-        return signed.ordered_matmul(a, b)
+        return ordered_matmul.ordered_matmul(a, b)
     if len(a) == 1:
-        return signed.ordered_matmul(a[0], b[0])[None]
-    return np.stack([signed.ordered_matmul(*pair) for pair in zip(a, b, strict=True)])
+        return ordered_matmul.ordered_matmul(a[0], b[0])[None]
+    return np.stack([ordered_matmul.ordered_matmul(*pair) for pair in zip(a, b, strict=True)])
 
 
 def adapted_conv2d(

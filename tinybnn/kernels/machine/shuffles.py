@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike, NDArray
 
-    from tinybnn.kernels.machine.tiles import Tile
+    from tinybnn.kernels.machine.simd import Tile
     from tinybnn.typing import Array, Words
 
 BYTES = 64 if "avx512bw" in cpu_features() else 32  # lanes

@@ -28,7 +28,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from llvmlite import ir
@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
     from tinybnn.kernels.machine.cache import Function
     from tinybnn.typing import Array, Words
+
+    Tile: TypeAlias = tuple[Array, ...]  # vectors of one width: see `tiles`
 
 WORDS, INTEGERS, FLOATS, BLOCK = 8, 16, 16, 128  # lanes
 

@@ -15,7 +15,7 @@ out, as many instructions as there are rows: a loop would keep the tile in memor
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from llvmlite import ir
@@ -40,9 +40,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from tinybnn.kernels.machine.simd import Tile
     from tinybnn.typing import Array
-
-    Tile: TypeAlias = tuple[Array, ...]
 
 
 def add_products(
