@@ -98,7 +98,7 @@ def test_a_value_is_kept_as_long_as_it_is_read():
         (((3,), ("floats",), [], ()), "needs an output"),
         (((3,), ("floats",), [("pow", 0, 0)], (("bits", 0),)), "unknown operation 'pow'"),
         (((3,), ("floats",), [("add", 0, 1)], (("bits", 0),)), "before it is computed"),
-        (((3,), ("floats",), [], (("bits", 1),)), "no value 1"),
+        (((3,), ("floats",), [], (("bits", 1),)), "value 1, which does not exist"),
         (((3,), ("floats",), [("add", 0, np.ones(3))], (("bits", 0),)), "must be float32"),
         (((3,), ("floats",), [("add", 0, np.ones(2, "f4"))], (("bits", 1),)), "does not broadcast"),
         (((3,), ("floats",), [("div", np.ones(1, "f4"), 0)], (("bits", 1),)), "cannot be divided"),

@@ -413,7 +413,7 @@ def test_channels_in_any_order(data):
 @pytest.mark.parametrize(
     ("x", "index", "out", "message"),
     [
-        (normal(2, 1, 1, 3), [0, 3], normal(2, 1, 1, 2), "index must lie from 0 to 2, got 0 to 3"),
+        (normal(2, 1, 1, 3), [0, 3], normal(2, 1, 1, 2), "index must be from 0 to 2, got 0 to 3"),
         (normal(2, 1, 1, 3), [-1], normal(2, 1, 1, 1), "got -1 to -1"),
         (normal(2, 1, 1, 3), [0, 1], normal(2, 1, 1, 3), r"out must be .* \(2, 1, 1, 2\), got"),
         (normal(2, 1, 1, 3).astype(float), [0], normal(2, 1, 1, 1), "x .* got float64"),

@@ -128,7 +128,7 @@ def conv2d_reference(
     groups: int = 1,
     output_size: tuple[int, int] | None = None,
 ) -> FloatArray:
-    """Compute :func:`conv2d` in plain NumPy: one tap at a time; shapes as there, any float dtype."""
+    """Compute :func:`conv2d` in plain NumPy: one tap at a time; shapes as there, any floats."""
     sizes = x.shape[1:3], weight.shape[2:], stride, padding, dilation
     window = _windows("conv2d_reference", output_size, *sizes)
     shape = len(x), *window.out_size, groups, len(weight) // groups

@@ -1,11 +1,11 @@
 """Signs of floats, and the gradient that passes through where the input was near zero.
 
 A quantizer's backward pass multiplies the gradient by a slope that depends on the input
-(`quantizers`). NumPy takes a pass over memory for each comparison and product; these kernels take
-one in all, on as many threads as pay. Elementwise results do not depend on their number.
+(`quantizers`). NumPy makes a pass over memory for each comparison and product; these kernels make
+one in total, on as many threads as pay. Elementwise results do not depend on their number.
 
 For speed alone: with the formulas a step of the depth-wise separable network takes 1.3 times as
-long. `tinybnn bench train --profile` shows where the time of a step goes.
+long. `tinybnn bench train --profile` shows the times of a step.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tinybnn.kernels.machine.simd import kernel
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_SPEED = 1.3e10  # floats a second, of a fast core
+_SPEED = 1.3e10  # floats per second on a fast core
 
 _SIGN, _GATE, _TENT, _LEAKY = range(4)
 _NO_FLOATS = np.empty(0, np.float32)
 
 
 def sign(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """+1 where x >= 0, else -1 (also where x is NaN).
+    """Compute +1 where x >= 0, else -1 (also where x is NaN).
 
     Parameters
     ----------
@@ -45,13 +45,13 @@ def sign(x: NDArray[np.float32]) -> NDArray[np.float32]:
 def gated_gradient(
     grad: NDArray[np.float32], x: NDArray[np.float32], low: float, high: float
 ) -> NDArray[np.float32]:
-    """``grad * (low <= x <= high)``: the gradient of a limit, or of a sign with a limit's slope.
+    """Compute ``grad * (low <= x <= high)``: the gradient of a clip, or of a sign with its slope.
 
     Parameters
     ----------
     grad, x : (n,) float32, C-contiguous
     low, high : float
-        Rounded to float32. For an open interval give the next floats (`numpy.nextafter`).
+        Rounded to float32. For an open interval pass the adjacent floats (`numpy.nextafter`).
 
     Returns
     -------
@@ -61,7 +61,7 @@ def gated_gradient(
 
 
 def tent_gradient(grad: NDArray[np.float32], x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``grad * (2 - 2 |x| where |x| <= 1, else 0)`` (Bi-Real Net, Liu et al. 2018, eq. 8).
+    """Compute ``grad * (2 - 2 |x| where |x| <= 1, else 0)`` (Bi-Real Net, Liu et al. 2018, eq. 8).
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def tent_gradient(grad: NDArray[np.float32], x: NDArray[np.float32]) -> NDArray[
 def leaky_gradient(
     grad: NDArray[np.float32], x: NDArray[np.float32], slope: float
 ) -> NDArray[np.float32]:
-    """grad where x > 0, else slope * grad.
+    """Compute grad where x > 0, else slope * grad.
 
     Parameters
     ----------
@@ -104,8 +104,8 @@ def _run(step, x, grad, constants=(0.0, 0.0)):
 
 @kernel(allocates=False)
 def _numbers(first, end, task, step, constants, x, grad, out):
-    """Signs or gradients of the numbers first to end - 1."""
-    low, high = constants  # of a gate; of a leaky gradient the slope
+    """Compute signs or gradients of the numbers first to end - 1."""
+    low, high = constants  # bounds of a gate; for a leaky gradient low is the slope
     x, out = x[first:end], out[first:end]
     one, zero, two = np.float32(1), np.float32(0), np.float32(2)
     if step == _SIGN:
