@@ -44,7 +44,7 @@ from tinybnn.kernels.floats import (
     ordered_sums,
     pointwise,
 )
-from tinybnn.kernels.machine import pipeline, simd, windows
+from tinybnn.kernels.machine import compilation, pipeline, simd, windows
 from tinybnn.kernels.machine.threads import num_threads
 from tinybnn.kernels.signs import bits, depthwise, prepared, tables, xnor
 from tinybnn.kernels.training import lookup, optimizers, sign_gradients
@@ -901,8 +901,9 @@ ROWS = [cls for cls in CLASSES if issubclass(cls, deploy.Operation)]  # never in
 
 
 def test_every_public_class_is_here():
-    compilers = {pipeline.KernelCompiler, pipeline.PartCompiler}  # Numba makes one, for a kernel
-    for cls in {*CLASSES} - {*NODES} - {*ERRORS} - {*ROWS} - compilers:
+    # Numba makes a compiler for each kernel, and calls the one listener of the process.
+    of_numba = {pipeline.KernelCompiler, pipeline.PartCompiler, compilation.Listener}
+    for cls in {*CLASSES} - {*NODES} - {*ERRORS} - {*ROWS} - of_numba:
         assert cls in EXAMPLES or cls in REFUSED, (
             f"no example for {named(cls)}: add one to EXAMPLES"
         )

@@ -1,7 +1,7 @@
-"""What kernels ask of their arguments, in one wording; plain NumPy.
+"""Checks of kernels' arguments, with uniform messages; plain NumPy.
 
-Each check is given the function's name, which begins the message of its ValueError, and that of the
-argument.
+Each check takes the function's name, which begins the message of its ValueError, and the name of
+the argument.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MOST_TERMS = 2**31 - 1  # signs whose sum int32 always holds
 
 
 def check_words(function: str, name: str, array: ArrayLike, axes: int) -> Words:
-    """``array`` as words that a kernel can read, or a ValueError if it is something else."""
+    """Return ``array`` as words for a kernel; a ValueError unless uint64 with ``axes`` axes."""
     array = np.asarray(array)
     if array.dtype != np.uint64 or array.ndim != axes:
         raise ValueError(
@@ -33,12 +33,12 @@ def check_words(function: str, name: str, array: ArrayLike, axes: int) -> Words:
 
 
 def check_row(function: str, name: str, words: Words, count_name: str, count: int) -> None:
-    """A ValueError unless the last axis of ``words`` is what ``count`` bits take."""
+    """Raise a ValueError unless the last axis of ``words`` has words_for(count) words."""
     check_width(function, name, words.shape[-1], count_name, count)
 
 
 def check_width(function: str, name: str, words: int, count_name: str, count: int) -> None:
-    """A ValueError unless a row of so many ``words`` is what ``count`` bits take."""
+    """Raise a ValueError unless ``words`` is words_for(count)."""
     if count < 1:
         raise ValueError(f"{function}: {count_name} must be positive, got {count}")
     if words != words_for(count):
@@ -49,7 +49,7 @@ def check_width(function: str, name: str, words: int, count_name: str, count: in
 
 
 def check_terms(function: str, count_name: str, count: int) -> None:
-    """A ValueError unless int32 holds every sum of ``count`` signs."""
+    """Raise a ValueError unless int32 holds every sum of ``count`` signs."""
     if count > MOST_TERMS:
         raise ValueError(
             f"{function}: {count_name} must be at most {MOST_TERMS}, since sums are int32, "
@@ -58,7 +58,7 @@ def check_terms(function: str, count_name: str, count: int) -> None:
 
 
 def check_vector(function: str, name: str, array: Array, dtype: DTypeLike, channels: int) -> None:
-    """A ValueError unless ``array`` is (channels,) of ``dtype``."""
+    """Raise a ValueError unless ``array`` is (channels,) of ``dtype``."""
     if array.dtype != dtype or array.shape != (channels,):
         raise ValueError(
             f"{function}: {name} must be {np.dtype(dtype)} of shape ({channels},), "
@@ -67,7 +67,7 @@ def check_vector(function: str, name: str, array: Array, dtype: DTypeLike, chann
 
 
 def check_floats(function: str, name: str, array: Array, shape: Shape | str) -> None:
-    """A ValueError unless ``array`` is float32 of this shape that a kernel can take as it is."""
+    """Raise a ValueError unless ``array`` is float32 of this shape, contiguous and writable."""
     if array.shape != shape or array.dtype != np.float32 or not array.flags.carray:
         raise ValueError(
             f"{function}: {name} must be C-contiguous float32 of shape {shape}, "
@@ -76,7 +76,7 @@ def check_floats(function: str, name: str, array: Array, shape: Shape | str) -> 
 
 
 def check_groups(function: str, channels: int, filters: int, groups: int) -> None:
-    """A ValueError unless ``groups`` divides the channels of the input and of the output."""
+    """Raise a ValueError unless ``groups`` divides the channels of the input and of the output."""
     if channels < 1:
         raise ValueError(f"{function}: channels must be positive, got {channels}")
     if groups < 1 or channels % groups or filters % groups:
@@ -87,13 +87,13 @@ def check_groups(function: str, channels: int, filters: int, groups: int) -> Non
 
 
 def check_padding_mode(function: str, mode: str) -> None:
-    """A ValueError unless ``mode`` is one that is exact on bits."""
+    """Raise a ValueError unless ``mode`` is one that is exact on bits."""
     if mode not in ("zeros", "ones"):
         raise ValueError(f'{function}: padding_mode must be "zeros" or "ones", got {mode!r}')
 
 
 def out_array(function: str, out: Array, shape: Shape, dtype: DTypeLike = np.float32) -> Array:
-    """Memory for a result: new, or what the caller gave, or a ValueError if that does not fit."""
+    """Return the caller's array for a result, or a new one; a ValueError if it does not match."""
     if out is None:
         return empty(shape, dtype)
     if out.shape != shape or out.dtype != dtype or not out.flags.carray:

@@ -1,8 +1,8 @@
-"""A line on stderr while kernels are compiled.
+"""Show a line on stderr while kernels are compiled.
 
 With an empty cache the first step of a program compiles for some seconds to a minute. On a terminal
-a line says so, counts, and is erased when the program goes on. Elsewhere nothing is written, except
-one plain line where the caller of `announced` has asked for progress.
+a line says so, counts, and is erased when the program continues. Elsewhere nothing is written,
+except one plain line if the caller of `announced` has asked for progress.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numba.core import event
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_PATIENCE = 1.0  # seconds of compilation in all that pass in silence
+_PATIENCE = 1.0  # total seconds of compilation before anything is shown
 _INTERVAL = 0.5  # seconds between two updates of the line
 _TEXT = "compiling kernels (once on this machine)"
 
@@ -29,7 +29,7 @@ _wanted = contextvars.ContextVar("wanted", default=False)
 
 @contextlib.contextmanager
 def announced(progress: bool = True) -> Iterator[None]:
-    """Inside, compilation is announced once, by a plain line, also where stderr is no terminal."""
+    """In this context, announce compilation once by a plain line, even if stderr is no terminal."""
     token = _wanted.set(bool(progress))
     try:
         yield
@@ -38,9 +38,12 @@ def announced(progress: bool = True) -> Iterator[None]:
 
 
 def watch(is_watched: Callable[[Any], bool]) -> Listener:
-    """Announce the compilation of all dispatchers for which ``is_watched(dispatcher)`` holds.
+    """Announce the compilation of all dispatchers for which ``is_watched(dispatcher)`` is true.
 
-    The result counts them, as ``done``.
+    Returns
+    -------
+    Listener
+        Counts them, as ``done``.
     """
     listener = Listener(is_watched)
     event.register("numba:compile", listener)
@@ -50,14 +53,14 @@ def watch(is_watched: Callable[[Any], bool]) -> Listener:
 
 
 class Listener(event.Listener):
-    """Told by Numba when a compilation begins and ends, while it holds the compiler's lock.
+    """Called by Numba when a compilation begins and ends, while it holds the compiler's lock.
 
     Attributes
     ----------
     done : int
         Kernels compiled by this process.
     seconds : float
-        The time that they took.
+        Total time of their compilation.
     """
 
     def __init__(self, is_watched: Callable[[Any], bool]) -> None:
@@ -68,10 +71,11 @@ class Listener(event.Listener):
         self.reset()
 
     def reset(self) -> None:
-        """Forget the compilations under way."""
+        """Forget the compilations in progress."""
         self._depth, self._writer, self._finished = 0, None, None
 
     def on_start(self, event: Any) -> None:
+        """Start to count the time; Numba calls it."""
         if not self._is_watched(event.data["dispatcher"]):
             return
         self._depth += 1  # a kernel that calls another one compiles it on the way
@@ -82,6 +86,7 @@ class Listener(event.Listener):
             self._writer.start()
 
     def on_end(self, event: Any) -> None:
+        """Stop to count the time; Numba calls it."""
         if not self._depth or not self._is_watched(event.data["dispatcher"]):
             return
         self._depth -= 1
@@ -89,29 +94,29 @@ class Listener(event.Listener):
         if not self._depth:
             self.seconds += time.perf_counter() - self._start
             self._finished.set()
-            # The line is gone before the program writes again; but whoever compiles while it holds
-            # the lock of tqdm's bars does not wait for ever.
+            # Erase the line before the program writes again, but without waiting for ever if the
+            # compiling thread holds the lock of tqdm's bars.
             self._writer.join(1.0)
             self.reset()
 
     def _write(self, finished, start, is_wanted):
-        """Show the line from the end of the silence until the kernel is finished."""
+        """Show the line, after an initial silence, until the kernel is finished."""
         if finished.wait(max(0.0, _PATIENCE - self.seconds)):
             return
         with contextlib.suppress(OSError, ValueError):  # stderr is closed
             if sys.stderr is not None and sys.stderr.isatty():
                 self._count(finished, start)
             elif sys.stderr is not None and is_wanted and not self._is_announced:
-                from tqdm import tqdm  # here, since most processes compile nothing
+                from tqdm import tqdm  # here, because most processes compile nothing
 
                 self._is_announced = True
-                tqdm.write(f"{_TEXT} ...", file=sys.stderr)  # above the bars there are
+                tqdm.write(f"{_TEXT} ...", file=sys.stderr)  # above existing bars
 
     def _count(self, finished, start):
         from tqdm import tqdm
 
         class Line(tqdm):
-            """A bar without a bar, and without a thread that watches it."""
+            """A text without a bar, and without tqdm's monitor thread."""
 
             monitor_interval = 0
 

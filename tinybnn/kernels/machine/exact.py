@@ -1,8 +1,8 @@
-"""Bit-exact choices between floats in plain NumPy, and the equality of bits.
+"""Bit-exact choices between floats in plain NumPy, and equality of bits.
 
 Equal floats have equal bits, except 0 and -0, which a division turns into +inf and -inf. Which of
 the two ``np.maximum`` returns depends on NumPy's version, the CPU and the array. Here, and in every
-kernel and operation that chooses between floats, a tie goes to the first operand.
+kernel and operation that chooses between floats, the first operand wins a tie.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def identical(a: ArrayLike, b: ArrayLike) -> NDArray[np.bool_]:
 
 
 def maximum(a: Array, b: Array) -> Array:
-    """``a`` where it is at least ``b``, else ``b``; NaN where one of them is."""
+    """Return ``a`` where it is at least ``b``, else ``b``; NaN where either is; any shapes."""
     return np.where((a >= b) | np.isnan(a), a, b)
 
 
 def minimum(a: Array, b: Array) -> Array:
-    """``a`` where it is at most ``b``, else ``b``; NaN where one of them is."""
+    """Return ``a`` where it is at most ``b``, else ``b``; NaN where either is; any shapes."""
     return np.where((a <= b) | np.isnan(a), a, b)

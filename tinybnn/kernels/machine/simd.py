@@ -1,26 +1,29 @@
-"""A small vocabulary for SIMD kernels in plain Python.
+"""Vector operations for SIMD kernels in plain Python.
 
-A vector is a handful of *lanes* that one instruction works on: ``words`` are 8 lanes of uint64 (512
+A vector is a group of *lanes* that one instruction works on: ``words`` are 8 lanes of uint64 (512
 signs), ``integers`` and ``floats`` 16 lanes of int32 and float32, ``blocks`` 128 lanes of float32:
-as many registers as keep an adder busy. `zeros` and `load_like` make vectors of any width, which
-LLVM splits into registers. A kernel written with the words below reads like the loop
-it replaces::
+as many registers as keep an adder busy. `zeros` and `load_like` create vectors of any width, which
+LLVM splits into registers. A kernel written with the operations below reads like the loop it
+replaces::
 
     total = zero_words()
     for k in range(length):
         total += popcount(load(a, i + k) ^ load(b, j + k))
 
-Compiled by Numba, a vector is one LLVM vector value, which lives in a register: 512 bits wide
-where the CPU has AVX-512; elsewhere LLVM splits it into what there is, so the same source is
-correct on every CPU. With ``NUMBA_DISABLE_JIT=1`` a vector is a NumPy array of lanes, and the
-kernel can be stepped through in a debugger.
+Compiled by Numba, a vector is one LLVM vector value in a register, 512 bits wide on CPUs with
+AVX-512; elsewhere LLVM splits it into smaller registers, so the same source is correct on every
+CPU. With ``NUMBA_DISABLE_JIT=1`` a vector is a NumPy array of lanes, and a debugger can step
+through the kernel.
 
-Numba lets one add types: a type (`Vector`), how a value of it looks in memory (`_VectorModel`: an
-LLVM vector), and functions that emit instructions (`compiles`). Only operations that every CPU can
-do are here; LLVM ends the process when it is asked for an instruction that does not exist.
+Numba can be extended by types: a type (`Vector`), how its values are represented (`_VectorModel`:
+an LLVM vector), and functions that emit instructions (`compiles`). Only operations that every CPU
+can do are here; LLVM ends the process if an instruction does not exist.
 
-Kernels are decorated with `kernel`, and their parts with `inlined` or `subkernel`, in place of
+Kernels are decorated with `kernel`, and their parts with `inlined` or `subkernel`, instead of
 ``numba.njit`` (see `cache` and `inlining`).
+
+In the functions below, ``array`` is 1-D, contiguous, and of the vector's dtype; ``index`` is that
+of the first lane.
 """
 
 from __future__ import annotations
@@ -65,18 +68,18 @@ WORDS, INTEGERS, FLOATS, BLOCK = 8, 16, 16, 128  # lanes
 
 @functools.cache
 def cpu_features() -> frozenset[str]:
-    """What the CPU that Numba compiles for can do, as LLVM calls it: {"avx2", "avx512f", ...}."""
+    """Return the features of the CPU that Numba compiles for, in LLVM's names: {"avx2", ...}."""
     _, _, features = cpu_target.target_context.codegen().magic_tuple()
     return frozenset(feature[1:] for feature in features.split(",") if feature.startswith("+"))
 
 
 def cpu_name() -> str:
-    """The processor that Numba compiles for, as LLVM calls it: "znver3", "skylake", ..."""
+    """Return the processor that Numba compiles for, in LLVM's names: "znver3", "skylake", ..."""
     return cpu_target.target_context.codegen().magic_tuple()[1]
 
 
 def cpu_kind() -> str:
-    """The vectors that the CPU has, as far as kernels differ by them, in words."""
+    """Describe the CPU's vector instructions, as far as kernels depend on them."""
     for feature, name in (
         ("avx512vpopcntdq", "AVX-512 with VPOPCNTDQ"),
         ("avx512bw", "AVX-512 without VPOPCNTDQ"),
@@ -88,7 +91,7 @@ def cpu_kind() -> str:
     return "short vectors"
 
 
-# ---------------------------------------------------------------------------------- compiled words
+# ------------------------------------------------------------------------------ compiled functions
 
 
 def compiles(function: Callable[..., Any]) -> Callable[[Function], Function]:
@@ -96,15 +99,15 @@ def compiles(function: Callable[..., Any]) -> Callable[[Function], Function]:
 
     The decorated ``definition(*types)`` returns the signature and a function that emits LLVM
     instructions, ``generate(context, builder, signature, values)``; or None, if ``function`` does
-    not take these types.
+    not support these types.
     """
 
     def register(definition):
         @type_callable(function)
         def typed(context):
             def signature_of(*arguments):
-                found = definition(*arguments)
-                return found and found[0]
+                compiled = definition(*arguments)
+                return compiled and compiled[0]
 
             signature_of.pysig = inspect.signature(function)
             return signature_of
@@ -144,7 +147,7 @@ class _VectorModel(models.PrimitiveModel):
 
 
 def llvm_type(vector: Vector) -> Any:
-    """The LLVM type of a vector."""
+    """Return the LLVM type of a vector."""
     if isinstance(vector.element, types.Float):
         return ir.VectorType(ir.FloatType(), vector.lanes)
     return ir.VectorType(ir.IntType(vector.element.bitwidth), vector.lanes)
@@ -155,10 +158,10 @@ _integers, _blocks = Vector(types.int32, INTEGERS), Vector(types.float32, BLOCK)
 
 
 def _vector_of(array):
-    """The vector type that is loaded from and stored to an array type; None if there is none."""
+    """Return the vector type that is loaded from and stored to an array type, or None."""
     if isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C":
-        of = {types.uint64: _words, types.int32: _integers, types.float32: _floats}
-        return of.get(array.dtype)
+        vectors = {types.uint64: _words, types.int32: _integers, types.float32: _floats}
+        return vectors.get(array.dtype)
     return None
 
 
@@ -167,66 +170,66 @@ def _is_vector_of(element, vector):
 
 
 def _takes_lanes(array, vector):
-    """Whether a vector type can be stored to an array type: integers also as floats."""
-    of = _vector_of(array)
-    if of is None or not isinstance(vector, Vector):
+    """Tell whether a vector type can be stored to an array type: integers also as floats."""
+    own = _vector_of(array)
+    if own is None or not isinstance(vector, Vector):
         return False
-    return vector.element in (of.element, types.int32 if of == _floats else of.element)
+    return vector.element in (own.element, types.int32 if own == _floats else own.element)
 
 
 # ------------------------------------------------------------------------- loading and storing
 
 
 def load(array: Array, index: int) -> Array:
-    """The lanes array[index], array[index + 1], ... of a contiguous 1-D array."""
+    """Load the lanes array[index], array[index + 1], ... of uint64, int32 or float32."""
     lanes = {np.uint64: WORDS, np.int32: INTEGERS, np.float32: FLOATS}[array.dtype.type]
     return array[index : index + lanes].copy()
 
 
 def load_like(array: Array, index: int, vector: Array) -> Array:
-    """As many lanes as a vector (of any element) has: array[index], array[index + 1], ..."""
+    """Load as many lanes as ``vector`` (of any dtype) has: array[index], array[index + 1], ..."""
     return array[index : index + len(vector)].copy()
 
 
 def entry(array: Array, index: int) -> Any:
-    """array[index], where the index is not negative; Numba would ask at each."""
+    """Return array[index] for an index that is not negative; Numba would test its sign."""
     return array[index]
 
 
 def load_splat(array: Array, index: int) -> Array:
-    """A vector with array[index] in every lane; ``index`` is not negative."""
+    """Load array[index] into every lane; ``index`` is not negative."""
     return splat(array[index])
 
 
 def load_strided(array: Array, index: int, step: int) -> Array:
-    """The lanes array[index], array[index + step], array[index + 2 * step], ..."""
+    """Load the lanes array[index], array[index + step], array[index + 2 * step], ..."""
     lanes = {np.uint64: WORDS, np.int32: INTEGERS, np.float32: FLOATS}[array.dtype.type]
     return array[index : index + (lanes - 1) * step + 1 : step].copy()
 
 
 def load_bytes(array: NDArray[np.int8], index: int) -> NDArray[np.int32]:
-    """The 16 lanes array[index], array[index + 1], ... of a contiguous 1-D int8 array, as int32."""
+    """Load 16 lanes array[index], array[index + 1], ... of an int8 array as int32."""
     return array[index : index + INTEGERS].astype(np.int32)
 
 
 def store(array: Array, index: int, vector: Array) -> None:
-    """array[index], array[index + 1], ... = lanes; integers become floats in an array of floats."""
+    """Store lanes to array[index], ...; int32 is converted for a float32 array."""
     array[index : index + len(vector)] = vector
 
 
 def store_first(array: Array, index: int, vector: Array, count: int) -> None:
-    """The same for the first ``count`` lanes only; the memory behind them is not touched."""
+    """Store the first ``count`` lanes only, as `store`; the memory behind is not touched."""
     count = min(max(count, 0), len(vector))
     array[index : index + count] = vector[:count]
 
 
 def copy(source: Array, start: int, target: Array, to: int, length: int) -> None:
-    """target[to : to + length] = source[start : start + length], which do not overlap."""
+    """Copy target[to : to + length] = source[start : start + length], which do not overlap."""
     target[to : to + length] = source[start : start + length]
 
 
 def clear(target: Array, to: int, length: int) -> None:
-    """target[to : to + length] = 0"""
+    """Set target[to : to + length] = 0."""
     target[to : to + length] = 0
 
 
@@ -238,34 +241,34 @@ def _compiled_len(vector):
 
 
 def add_first(array: Array, index: int, vector: Array, count: int) -> None:
-    """Add the first ``count`` lanes to what is there; the memory behind them is not touched."""
+    """Add the first ``count`` lanes to the array; the memory behind is not touched."""
     count = min(max(count, 0), len(vector))
     array[index : index + count] += vector[:count]
 
 
 def splat(value: Any) -> Array:
-    """A vector with the same uint64 or float32 in every lane."""
+    """Return a vector with the same uint64 or float32 in every lane."""
     lanes = WORDS if isinstance(value, np.uint64) else FLOATS
     return np.full(lanes, value)
 
 
 def splat_like(value: Any, vector: Array) -> Array:
-    """The same number in as many lanes as a vector of such numbers has."""
+    """Return a vector with the same number in every lane, as wide as ``vector``."""
     return np.full(len(vector), value)
 
 
 def zeros(lanes: int) -> NDArray[np.float32]:
-    """A vector of float32 0 in as many lanes as a constant says."""
+    """Return a vector of float32 zeros; ``lanes`` must be a constant."""
     return np.zeros(lanes, np.float32)
 
 
 def zero_counts(lanes: int) -> Words:
-    """A vector of uint64 0 in as many lanes as a constant says."""
+    """Return a vector of uint64 zeros; ``lanes`` must be a constant."""
     return np.zeros(lanes, np.uint64)
 
 
 def element_address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
-    """A pointer to an element of an array."""
+    """Emit a pointer to an element of an array."""
     data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
     return builder.gep(data, [index])
 
@@ -273,7 +276,7 @@ def element_address(context: Any, builder: Any, array_type: Any, array: Any, ind
 def address(
     context: Any, builder: Any, array_type: Any, array: Any, index: Any, vector: Vector
 ) -> Any:
-    """A pointer to as many elements, from ``index`` on, as a vector type has lanes."""
+    """Emit a pointer to the elements of a vector type from ``index`` on."""
     pointer = element_address(context, builder, array_type, array, index)
     return builder.bitcast(pointer, llvm_type(vector).as_pointer())
 
@@ -313,7 +316,7 @@ def _entry(array, index):
 
 
 def _compile_zeros(function, element):
-    """Let ``function(lanes)`` of a constant compile to a vector of zeros."""
+    """Compile ``function(lanes)`` of a constant to a vector of zeros."""
 
     @intrinsic(prefer_literal=True)
     def zeros_of(typing, lanes):
@@ -335,17 +338,17 @@ _compile_zeros(zero_counts, types.uint64)
 
 
 def zero_words() -> Words:
-    """Words of 0."""
+    """Return 8 uint64 zeros."""
     return np.zeros(WORDS, np.uint64)
 
 
 def zero_floats() -> NDArray[np.float32]:
-    """Floats of 0."""
+    """Return 16 float32 zeros."""
     return np.zeros(FLOATS, np.float32)
 
 
 def _compile_zero(function, vector):
-    """Let ``function()`` compile to a vector of zeros."""
+    """Compile ``function()`` to a vector of zeros."""
     zero = ir.Constant(llvm_type(vector), None)
     compiles(function)(lambda: (vector(), lambda context, builder, signature, values: zero))
 
@@ -416,17 +419,17 @@ def _store(array, index, vector):
 
 
 def _stored(array, vector):
-    """The type of a vector when it is stored to an array type."""
+    """Return the type of a vector when it is stored to an array type."""
     return Vector(array.dtype, vector.lanes)
 
 
 def _as_stored(builder, value, array):
-    """Lanes as an array type holds them."""
+    """Emit the conversion of lanes to an array's dtype."""
     return _as_floats(builder, value) if array.dtype == types.float32 else value
 
 
 def _as_floats(builder, value):
-    """Lanes of integers as floats; floats as they are."""
+    """Emit the conversion of integer lanes to floats; floats are unchanged."""
     if isinstance(value.type.element, ir.FloatType):
         return value
     return builder.sitofp(value, ir.VectorType(ir.FloatType(), value.type.count))
@@ -446,13 +449,13 @@ def _store_first(array, index, vector, count):
 
 
 def emit_store_first(builder: Any, value: Any, pointer: Any, count: Any) -> None:
-    """Store the first ``count`` lanes of a vector; the memory behind them is not touched."""
+    """Emit a store of the first ``count`` lanes; the memory behind is not touched."""
     name, align, mask = _masked(builder, value.type, count)
     call_llvm(builder, f"llvm.masked.store.{name}", ir.VoidType(), value, pointer, align, mask)
 
 
 def _masked(builder, kind, count):
-    """How LLVM names a type and pointers to it, its alignment, and which lanes are the first."""
+    """Return LLVM's name of a type and its pointers, its alignment, and the mask of first lanes."""
     lanes, element = kind.count, kind.element
     numbers = ir.Constant(ir.VectorType(ir.IntType(64), lanes), list(range(lanes)))
     mask = builder.icmp_signed("<", numbers, everywhere(builder, count, lanes))
@@ -478,7 +481,7 @@ def _add_first(array, index, vector, count):
     return types.void(array, types.intp, vector, types.intp), generate
 
 
-# The library functions memcpy and memset. Loops that LLVM unrolls would take longer to compile.
+# These call memcpy and memset. Loops that LLVM unrolls would take longer to compile.
 
 
 @compiles(copy)
@@ -509,7 +512,7 @@ def _clear(target, to, length):
 
 
 def everywhere(builder: Any, value: Any, lanes: int) -> Any:
-    """A scalar in each lane."""
+    """Emit a vector with a scalar in each lane."""
     undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(
@@ -544,13 +547,13 @@ def _splat_like(value, vector):
 
 
 def _instruction(name, vector):
-    """The IRBuilder method for an operation on vectors of this type."""
+    """Return the name of the IRBuilder method for an operation on vectors of this type."""
     is_float = isinstance(vector.element, types.Float)
     return f"f{name}" if is_float and name in ("add", "sub", "mul", "div") else name
 
 
 def _add_operator(function, name, elements):
-    """Let ``function`` (an operator) work on two vectors of one width, of one of the elements."""
+    """Compile ``function`` (an operator) for two vectors of one width and one of the elements."""
 
     @type_callable(function)
     def typed(context):
@@ -584,7 +587,7 @@ for _symbol, _name, _elements in (
 
 
 def popcount(words: Words) -> Words:
-    """The number of bits that are 1, in each lane."""
+    """Count the 1 bits of each uint64 lane."""
     return np.bitwise_count(words).astype(np.uint64)
 
 
@@ -600,7 +603,7 @@ def _popcount(words):
 
 
 def total(floats: NDArray[np.float32]) -> np.float32:
-    """The sum of the lanes: the upper half is added to the lower half until one is left."""
+    """Sum the lanes of 16 float32: the upper half is added to the lower half until one is left."""
     while len(floats) > 1:
         floats = floats[: len(floats) // 2] + floats[len(floats) // 2 :]
     return floats[0]
@@ -628,7 +631,7 @@ def _total(floats):
 
 
 def all_ones(words: Words) -> Words:
-    """A vector as wide as another one of words, all of whose bits are 1."""
+    """Return a uint64 vector with all bits 1, as wide as ``words``."""
     return np.full(len(words), 2**64 - 1, np.uint64)
 
 
@@ -644,7 +647,7 @@ def _all_ones(words):
 
 
 def interleave(words: Words) -> NDArray[np.int32]:
-    """Integers from low halves of words: of each 16, 8 in even lanes and 8 in odd."""
+    """Combine the low halves of uint64 lanes to int32: of each 16, 8 in even lanes and 8 in odd."""
     halves = words.reshape(-1, 2, WORDS)
     return halves.transpose(0, 2, 1).astype(np.int32).reshape(-1)
 
@@ -671,7 +674,7 @@ def _interleave(words):
 
 
 def at_most(a: NDArray[np.int32], b: NDArray[np.int32]) -> np.uint64:
-    """A uint64 whose bit i is 1 where lane i of the integers ``a`` is at most lane i of ``b``."""
+    """Return a uint64 whose bit i is 1 where lane i of int32 ``a`` is at most lane i of ``b``."""
     return np.uint64(int.from_bytes(np.packbits(a <= b, bitorder="little").tobytes(), "little"))
 
 
@@ -689,50 +692,50 @@ def _at_most(a, b):
 
 # ------------------------------------------------------------------------------------------- blocks
 
-# A block is a vector of 128 floats. LLVM gives it as many registers as the CPU needs for it, and
-# one line of a kernel becomes several instructions that do not wait for each other.
+# A block is a vector of 128 float32. LLVM splits it into as many registers as the CPU needs, and
+# one line of a kernel becomes several independent instructions.
 
 
 def load_block(array: Array, index: int) -> NDArray[np.float32]:
-    """The lanes array[index], ..., array[index + 127] of a contiguous 1-D float32 or int32 array.
+    """Load the lanes array[index], ..., array[index + 127] of a float32 or int32 array as float32.
 
-    Integers become floats (below 2**24 exactly).
+    Integers are converted exactly below 2**24.
     """
     return array[index : index + BLOCK].astype(np.float32)
 
 
 def maximum(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The larger of two lanes, ``a`` of equal ones (0.0 and -0.0); NaN where one of them is."""
+    """Return the larger lanes, ``a`` for equal ones (0.0 and -0.0); NaN where either is."""
     return exact.maximum(a, b)
 
 
 def minimum(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The smaller of two lanes, ``a`` of equal ones (0.0 and -0.0); NaN where one of them is."""
+    """Return the smaller lanes, ``a`` for equal ones (0.0 and -0.0); NaN where either is."""
     return exact.minimum(a, b)
 
 
 def positive_or(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``a`` where it is > 0, else ``b``."""
+    """Return ``a`` where it is > 0, else ``b``."""
     return np.where(a > 0, a, b)
 
 
 def absolute(block: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The absolute value of each lane."""
+    """Return the absolute value of each lane."""
     return np.abs(block)
 
 
 def square_root(block: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The square root of each lane, correctly rounded; NaN below 0."""
+    """Return the square root of each lane, correctly rounded; NaN below 0."""
     return np.sqrt(block)
 
 
 def store_signs(words: Words, index: int, block: NDArray[np.float32]) -> None:
-    """words[index] and words[index + 1] = the 128 bits that say where a lane is >= 0."""
+    """Store 128 bits, 1 where a lane is >= 0, to words[index] and words[index + 1]."""
     words[index : index + BLOCK // 64] = np.packbits(block >= 0, bitorder="little").view("<u8")
 
 
 def _compile_blocks(function, emit):
-    """Let ``function`` of one or two blocks compile to what ``emit(builder, ...)`` gives."""
+    """Compile ``function`` of one or two blocks to the result of ``emit(builder, ...)``."""
 
     @compiles(function)
     def of_blocks(*blocks):
@@ -742,13 +745,13 @@ def _compile_blocks(function, emit):
 
 
 def call_llvm(builder: Any, name: str, result: Any, *operands: Any) -> Any:
-    """Call an LLVM function that every CPU has some instructions for."""
+    """Emit a call of an LLVM function that is available on every CPU."""
     kind = ir.FunctionType(result, [operand.type for operand in operands])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), operands)
 
 
 def _pick(comparison):
-    """``a`` where it wins or is NaN, else ``b`` (which may be NaN)."""
+    """Choose ``a`` where it wins or is NaN, else ``b`` (which may be NaN)."""
 
     def emit(builder, a, b):
         wins = builder.fcmp_ordered(comparison, a, b)
@@ -803,6 +806,6 @@ def _store_signs(words, index, block):
 
 
 def _holds(array, *elements):
-    """Whether an array type is contiguous, 1-D and of one of these elements."""
+    """Tell whether an array type is contiguous, 1-D and of one of these elements."""
     is_flat = isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C"
     return is_flat and array.dtype in elements

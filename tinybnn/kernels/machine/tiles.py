@@ -1,16 +1,16 @@
-"""Tiles: several rows of sums in registers, which one vector of weights serves together.
+"""Tiles: several rows of sums in registers that share each loaded vector of weights.
 
-A product is limited by its loads unless each number that is loaded meets several others. So inner
-loops keep a *tile*, a tuple of vectors, one for each row: a step loads one vector of weights and a
-number for each row, and multiplies them all (register blocking; Goto and van de Geijn 2008,
-"Anatomy of High-Performance Matrix Multiplication")::
+A product is limited by its loads unless each loaded number is used several times. So inner loops
+keep a *tile*, a tuple of vectors, one for each row: a step loads one vector of weights and a number
+for each row, and multiplies them all (register blocking; Goto and van de Geijn 2008, "Anatomy of
+High-Performance Matrix Multiplication")::
 
     tile = six(zeros(64))
     for k in range(depth):
         tile = add_products(tile, places, source, k, load_like(weights, 64 * k, tile[0]))
 
-A row may be wider than a register: LLVM splits it. Compiled, the loops over rows below are written
-out, as many instructions as there are rows: a loop would keep the tile in memory.
+A row may be wider than a register: LLVM splits it. In compiled code the loops over rows below are
+unrolled, one instruction per row: a loop would keep the tile in memory.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def add_products(
     step: int,
     weights: NDArray[np.float32],
 ) -> Tile:
-    """Each row plus ``source[place + step] * weights``; the product is rounded before."""
+    """Add ``source[place + step] * weights`` to each row; the product is rounded first."""
     return tuple([r + source[p + step] * weights for r, p in zip(tile, places, strict=True)])
 
 
@@ -62,7 +62,7 @@ def fuse_products(
     step: int,
     weights: NDArray[np.float32],
 ) -> Tile:
-    """The same, rounded once where the CPU can, else twice."""
+    """Do the same, rounding once where the CPU can, else twice."""
     return add_products(tile, places, source, step, weights)
 
 
@@ -73,7 +73,7 @@ def add_lane_products(
     step: int,
     weights: NDArray[np.float32],
 ) -> Tile:
-    """Each row plus the lanes of ``source`` from place + step on times those of the weights."""
+    """Add ``source[place + step : ...] * weights``, lane by lane, to each row."""
     starts = [place + step for place in places]
     lanes = [source[start : start + len(weights)] for start in starts]
     return tuple([row + x * weights for row, x in zip(tile, lanes, strict=True)])
@@ -86,23 +86,23 @@ def fuse_lane_products(
     step: int,
     weights: NDArray[np.float32],
 ) -> Tile:
-    """The same, rounded once where the CPU can, else twice."""
+    """Do the same, rounding once where the CPU can, else twice."""
     return add_lane_products(tile, places, source, step, weights)
 
 
 def add_stored(tile: Tile, places: tuple[int, ...], array: Array) -> Tile:
-    """Each row plus what the array holds from its place on."""
+    """Add to each row the lanes that an array holds from the row's place on."""
     rows = zip(tile, places, strict=True)
     return tuple([row + array[place : place + len(row)] for row, place in rows])
 
 
 def transposed(tile: Tile) -> Tile:
-    """Four rows of four lanes, the lanes of which become rows."""
+    """Transpose four rows of four lanes."""
     return tuple(np.array(tile).T.copy())
 
 
 def store_tile(tile: Tile, places: tuple[int, ...], array: Array, count: int) -> None:
-    """The first ``count`` lanes of each row to its place; what is behind them stays."""
+    """Store the first ``count`` lanes of each row at its place; the memory behind is unchanged."""
     for row, place in zip(tile, places, strict=True):
         store_first(array, place, row, count)
 
@@ -110,8 +110,8 @@ def store_tile(tile: Tile, places: tuple[int, ...], array: Array, count: int) ->
 def compile_rows(function: Callable[..., Any], emit: Callable[..., Any]) -> None:
     """Compile ``function(tile, places, array, step, weights)``, row by row.
 
-    ``emit(builder, row, pointer, weights)`` gives the new row; the pointer is that of
-    array[place + step].
+    ``emit(builder, row, pointer, weights)`` returns the new row; the pointer is that of array[place
+    + step].
     """
 
     @compiles(function)
@@ -130,7 +130,7 @@ def compile_rows(function: Callable[..., Any], emit: Callable[..., Any]) -> None
 
 
 def load_lanes(builder: Any, pointer: Any, lanes: int) -> Any:
-    """Load so many neighbours of what a pointer points to."""
+    """Emit the load of ``lanes`` adjacent elements from a pointer on."""
     kind = ir.VectorType(pointer.type.pointee, lanes)
     return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=4)
 
@@ -173,17 +173,17 @@ def _transposed(tile):
 
 
 def _zipped(builder, a, b):
-    """The lanes of two vectors of four in turn, as two vectors."""
+    """Interleave the lanes of two vectors of four, as two vectors."""
     kind = ir.VectorType(ir.IntType(32), 4)
     lanes = ir.Constant(kind, [0, 4, 1, 5]), ir.Constant(kind, [2, 6, 3, 7])
-    return [builder.shuffle_vector(a, b, some) for some in lanes]
+    return [builder.shuffle_vector(a, b, order) for order in lanes]
 
 
 @compiles(add_stored)
 def _add_stored(tile, places, array):
     def generate(context, builder, signature, values):
-        found = _rows_at(context, builder, tile, array, *values)
-        results = [builder.fadd(row, builder.load(pointer, align=4)) for row, pointer in found]
+        rows = _rows_at(context, builder, tile, array, *values)
+        results = [builder.fadd(row, builder.load(pointer, align=4)) for row, pointer in rows]
         return context.make_tuple(builder, signature.return_type, results)
 
     return tile(tile, places, array), generate
@@ -211,7 +211,7 @@ def _store_columns(typing, tile, places, array, count):
 
 
 def _rows_at(context, builder, tile, array, rows, places, array_value):
-    """Each row of a tile, and a pointer to as many elements at its place."""
+    """Yield each row of a tile, and a pointer to the elements at its place."""
     for i in range(len(tile)):
         place = builder.extract_value(places, i)
         pointer = address(context, builder, array, array_value, place, tile.dtype)
@@ -233,26 +233,26 @@ def _compiled_store_tile(tile, places, array, count):
 
 @inlined
 def four(row: Array) -> Tile:
-    """A tile of four equal rows."""
+    """Return a tile of four equal rows."""
     return row, row, row, row
 
 
 @inlined
 def moved(places: tuple[int, int, int, int], step: int) -> tuple[int, int, int, int]:
-    """The places of four rows, so much further on."""
+    """Advance the places of four rows by ``step``."""
     a, b, c, d = places
     return a + step, b + step, c + step, d + step
 
 
 @inlined
 def six(row: Array) -> Tile:
-    """A tile of six equal rows."""
+    """Return a tile of six equal rows."""
     return row, row, row, row, row, row
 
 
 @inlined
 def six_entries(table: NDArray[np.int64], first: int, last: int, base: int) -> tuple[int, ...]:
-    """``base`` plus six entries of a table from ``first`` on, the last of them again if need be."""
+    """Return ``base`` plus six entries of a table from ``first`` on; the last one is repeated."""
     i1, i2, i3 = min(first + 1, last), min(first + 2, last), min(first + 3, last)
     i4, i5 = min(first + 4, last), min(first + 5, last)
     return (
@@ -263,6 +263,6 @@ def six_entries(table: NDArray[np.int64], first: int, last: int, base: int) -> t
 
 @inlined
 def three_entries(table: NDArray[np.int64], first: int, last: int, base: int) -> tuple[int, ...]:
-    """The same with three entries, where ``first`` may lie behind the last."""
+    """Return ``base`` plus three entries; ``first`` may be beyond the last."""
     i0, i1, i2 = min(first, last), min(first + 1, last), min(first + 2, last)
     return base + entry(table, i0), base + entry(table, i1), base + entry(table, i2)
