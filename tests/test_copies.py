@@ -613,7 +613,7 @@ EXAMPLES[fused.Layer] = (
 )  # fmt: skip
 for cls in (
     convolution_plans.Plan, convolution_plans.Tables, convolution_plans.Units, gathered.Patches,
-    gathered.Panel, gathered.Sums, lookup.Turning, optimizers.AdamStep, optimizers.SgdStep,
+    gathered.Panel, gathered.Sums, lookup.SignLayout, optimizers.AdamStep, optimizers.SgdStep,
     pointwise.Arrays, pointwise.Scratch, ordered.Copying, ordered_sums.Tables,
 ):  # fmt: skip
     value(cls, *range(len(cls._fields)))

@@ -39,7 +39,7 @@ def test_begins_with_a_cache_line(shape, dtype):
 def test_constants_on_lines(shape):
     array = np.arange(np.prod(shape), dtype=np.int32).reshape(shape[::-1]).T
     for _ in range(5):
-        copy = memory.on_lines(array)
+        copy = memory.aligned(array)
         assert copy.ctypes.data % 64 == 0 and copy.flags.c_contiguous and copy.flags.writeable
         assert copy.dtype == array.dtype and np.array_equal(copy, array)
         assert not np.shares_memory(copy, array)

@@ -64,7 +64,7 @@ def test_layout_gives_views_of_what_kernels_can_take():
     assert rows.shape == (40, 3)
     assert np.shares_memory(rows, last)
     assert_identical(layout.image(rows, x.shape), x)
-    assert np.shares_memory(layout.channels_inside(last), last)
+    assert np.shares_memory(layout.channels_last_images(last), last)
     (row,) = layout.flat(last)
     assert_identical(layout.like(last, row), x)
     assert_identical(layout.like(x, *layout.flat(x)), x)
@@ -78,7 +78,7 @@ def test_layout_refuses_what_kernels_cannot_take():
     apart = np.zeros((2, 3, 4, 10), np.float32)[..., ::2]
     for other in (x.astype(np.float64), x.copy(order="C"), apart, x[:0]):
         assert layout.channel_rows(other) is None
-        assert layout.channels_inside(other) is None
+        assert layout.channels_last_images(other) is None
     for others in ((x, x.copy(order="C")), (apart,), (x, x.astype(np.float64))):
         assert layout.flat(*others) is None
     assert layout.channel_rows(normal(2, 3, 4)) is None

@@ -120,9 +120,7 @@ def conv2d(x: Array, weight: Array, geometry: ConvolutionGeometry) -> Array | No
     return _as_image(convolution.conv2d(_pixels(x), weight, **options))
 
 
-def conv2d_input(
-    grad: NDArray[np.float32], weight: Array, geometry: ConvolutionGeometry
-) -> Array | None:
+def conv2d_input(grad: Array, weight: Array, geometry: ConvolutionGeometry) -> Array | None:
     """Gradient in the image: (N, O, OH, OW), (O, C / groups, kh, kw) -> (N, C, H, W) float32"""
     if not grad.dtype == weight.dtype == np.float32:
         return None
@@ -132,9 +130,7 @@ def conv2d_input(
     return _as_image(convolution.conv2d_input(_pixels(grad), weight, size, **geometry.options))
 
 
-def conv2d_weight(
-    x: Array, grad: NDArray[np.float32], geometry: ConvolutionGeometry
-) -> Array | None:
+def conv2d_weight(x: Array, grad: Array, geometry: ConvolutionGeometry) -> Array | None:
     """Gradient in the weight: (N, C, H, W), (N, O, OH, OW) -> (O, C / groups, kh, kw) float32"""
     if not x.dtype == grad.dtype == np.float32:
         return None
@@ -156,7 +152,7 @@ def ordered_conv2d(x: Array, weight: Array, geometry: ConvolutionGeometry) -> Ar
 
 
 def ordered_matmul(a: Array, b: Array) -> Array:
-    """Multiply (M, K) @ (K, N), or (G, M, K) @ (G, K, N), with each sum in the order of its terms."""
+    """Multiply (M, K) @ (K, N) or (G, M, K) @ (G, K, N), each sum in the order of its terms."""
     from tinybnn.kernels.floats import ordered_matmul
 
     dtype = np.result_type(a, b)
@@ -258,7 +254,7 @@ def normalise(x: Array, mean: Array, scale: Array, weight: Array, bias: Array) -
 
 
 def batch_norm_gradients(
-    grad: NDArray[np.float32], x: Array, mean: Array, scale: Array, weight: Array
+    grad: Array, x: Array, mean: Array, scale: Array, weight: Array
 ) -> tuple[Array, ...] | None:
     """Compute gradients in x (N, C, ...), weight and bias, (C,), with the statistics of x."""
     is_array = isinstance(grad, np.ndarray) and isinstance(x, np.ndarray)
@@ -287,16 +283,14 @@ def two_lines(x: Array, constants: Sequence[Any]) -> Array:
     -------
     (N, C, ...)
     """
-    of = _kernels().activations
-    return _by_channel(of.two_lines, of.two_lines_reference, constants, x)
+    activations = _kernels().activations
+    return _by_channel(activations.two_lines, activations.two_lines_reference, constants, x)
 
 
-def two_lines_gradient(
-    grad: NDArray[np.float32], x: Array, constants: Sequence[Any]
-) -> tuple[Array, Array]:
+def two_lines_gradient(grad: Array, x: Array, constants: Sequence[Any]) -> tuple[Array, Array]:
     """Compute the gradient in x, and the kernel's sums for the constants, (4, C)."""
-    of = _kernels().activations
-    kernels = of.two_lines_gradient, of.two_lines_gradient_reference
+    activations = _kernels().activations
+    kernels = activations.two_lines_gradient, activations.two_lines_gradient_reference
     return _by_channel(*kernels, constants, grad, x)
 
 
@@ -312,18 +306,14 @@ def two_values(x: Array, constants: Sequence[Any]) -> Array:
     -------
     (N, C, ...)
     """
-    of = _kernels().activations
-    return _by_channel(of.two_values, of.two_values_reference, constants, x)
+    activations = _kernels().activations
+    return _by_channel(activations.two_values, activations.two_values_reference, constants, x)
 
 
-def two_values_gradient(
-    grad: NDArray[np.float32], x: Array, constants: Sequence[Any]
-) -> tuple[Array, Array]:
-    """Compute the gradient in x, and the kernel's sums for the constants, (4, C).
-    $ of => activations
-    """
-    of = _kernels().activations
-    kernels = of.two_values_gradient, of.two_values_gradient_reference
+def two_values_gradient(grad: Array, x: Array, constants: Sequence[Any]) -> tuple[Array, Array]:
+    """Compute the gradient in x, and the kernel's sums for the constants, (4, C)."""
+    activations = _kernels().activations
+    kernels = activations.two_values_gradient, activations.two_values_gradient_reference
     return _by_channel(*kernels, constants, grad, x)
 
 
@@ -333,7 +323,7 @@ def leaky_relu(x: Array, slope: float) -> Array | None:
     return rows and layout.like(x, _kernels().activations.leaky_relu(*rows, slope))
 
 
-def leaky_relu_gradient(grad: NDArray[np.float32], x: Array, slope: float) -> Array | None:
+def leaky_relu_gradient(grad: Array, x: Array, slope: float) -> Array | None:
     """Compute grad where x > 0, else slope * grad; any shape."""
     rows = _numbers(grad, x)
     return rows and layout.like(x, _kernels().activations.leaky_relu_gradient(*rows, slope))
@@ -348,13 +338,13 @@ def sign(x: Array) -> Array | None:
     return rows and layout.like(x, _kernels().straight_through.sign(*rows))
 
 
-def gated_gradient(grad: NDArray[np.float32], x: Array, low: float, high: float) -> Array | None:
+def gated_gradient(grad: Array, x: Array, low: float, high: float) -> Array | None:
     """Compute grad * (low <= x <= high); any shape."""
     rows = _numbers(grad, x)
     return rows and layout.like(x, _kernels().straight_through.gated_gradient(*rows, low, high))
 
 
-def tent_gradient(grad: NDArray[np.float32], x: Array) -> Array | None:
+def tent_gradient(grad: Array, x: Array) -> Array | None:
     """Compute grad * (2 - 2 |x|) where |x| <= 1, else 0; any shape."""
     rows = _numbers(grad, x)
     return rows and layout.like(x, _kernels().straight_through.tent_gradient(*rows))
@@ -365,7 +355,7 @@ def tent_gradient(grad: NDArray[np.float32], x: Array) -> Array | None:
 
 def max_pool2d(x: Array, windows: PoolingWindows) -> tuple[Array, Array] | None:
     """Pool (N, C, H, W) -> (N, C, OH, OW); also the winning pixel of each window, as uint8."""
-    images = layout.channels_inside(x)
+    images = layout.channels_last_images(x)
     if images is None or windows.size > _kernels().float_pooling.MOST_TAPS:
         return None
     result, winner = _kernels().float_pooling.max_pool2d(images, windows.geometry)
@@ -374,7 +364,7 @@ def max_pool2d(x: Array, windows: PoolingWindows) -> tuple[Array, Array] | None:
 
 def max_unpool2d(x: Array, windows: PoolingWindows, winner: Array) -> Array | None:
     """Route (N, C, OH, OW) -> (N, C, H, W): each value to the pixel that won its window."""
-    images, won = layout.channels_inside(layout.channels_last(x)), winner.transpose(0, 2, 3, 1)
+    images, won = layout.channels_last_images(layout.channels_last(x)), winner.transpose(0, 2, 3, 1)
     if images is None or won.dtype != np.uint8 or not won.flags.carray:
         return None
     unpool = _kernels().float_pooling.max_unpool2d
@@ -383,7 +373,7 @@ def max_unpool2d(x: Array, windows: PoolingWindows, winner: Array) -> Array | No
 
 def avg_pool2d(x: Array, windows: PoolingWindows) -> Array | None:
     """Average windows: (N, C, H, W) -> (N, C, OH, OW)"""
-    images = layout.channels_inside(x)
+    images = layout.channels_last_images(x)
     if images is None:
         return None
     return _as_image(_kernels().float_pooling.avg_pool2d(images, windows.geometry))
@@ -391,7 +381,7 @@ def avg_pool2d(x: Array, windows: PoolingWindows) -> Array | None:
 
 def avg_unpool2d(x: Array, windows: PoolingWindows) -> Array | None:
     """Distribute the gradients of averages: (N, C, OH, OW) -> (N, C, H, W)"""
-    images = layout.channels_inside(layout.channels_last(x))
+    images = layout.channels_last_images(layout.channels_last(x))
     if images is None:
         return None
     unpool = _kernels().float_pooling.avg_unpool2d
@@ -400,7 +390,7 @@ def avg_unpool2d(x: Array, windows: PoolingWindows) -> Array | None:
 
 def take_channels(x: Array, index: NDArray[np.integer[Any]]) -> Array | None:
     """Select channels: (N, C, H, W) -> (N, len(index), H, W)"""
-    images = layout.channels_inside(x)
+    images = layout.channels_last_images(x)
     if images is None:
         return None
     out = empty((*images.shape[:3], len(index)), np.float32)
@@ -409,7 +399,7 @@ def take_channels(x: Array, index: NDArray[np.integer[Any]]) -> Array | None:
 
 def add_channels(x: Array, index: NDArray[np.integer[Any]], channels: int) -> Array | None:
     """Add channels: (N, len(index), H, W) -> (N, channels, H, W)"""
-    images = layout.channels_inside(x)
+    images = layout.channels_last_images(x)
     if images is None:
         return None
     out = empty((*images.shape[:3], channels), np.float32)

@@ -17,7 +17,7 @@ image through two tables of offsets.
 - **Gradient in the image**: for stride 1 the same, with flipped filters whose input and output
   channels are exchanged. With a larger stride s, a pixel z sees only the taps for which
   z + padding - tap is a multiple of s. Pixels with the same remainder see the same taps, so the
-  image splits into s * s *phases*, each of which is a dense convolution of g with some of the taps
+  image splits into s * s *phases*. Each is a dense convolution of g with some of the taps
   (the sub-pixel view of Shi et al. 2016, arXiv:1609.07009), and no zeros are multiplied. This is
   also the transposed convolution.
 - **Gradient in the weight**: rows are taps and channels, steps are pixels: the tables of the

@@ -132,12 +132,14 @@ def prepare(producers: Sequence[Producer | None], program: pointwise.Program) ->
         seconds=seconds,
         items=program.shape[0] if kind == "depthwise" else math.prod(program.shape[:-1]),
         reads=tuple(
-            pointwise.sample(program.shape, what)
+            pointwise.sample(program.shape, kind_of_input)
             if producer is None
             else (np.float32 if producer.kind == "float" else np.uint64, producer.input_shape)
-            for what, producer in zip(program.inputs, producers, strict=True)
+            for kind_of_input, producer in zip(program.inputs, producers, strict=True)
         ),
-        writes=tuple(pointwise.sample(program.shape, what) for what in program.outputs),
+        writes=tuple(
+            pointwise.sample(program.shape, kind_of_input) for kind_of_input in program.outputs
+        ),
         places=(*places, *more),
         strips=strips,
         operands=_KINDS[kind].operands(given),
@@ -276,11 +278,14 @@ def _places(producers, program, pixels, extra):
         Offsets of the slots, of the masks, and of ``extra`` more words; and the size.
     """
     channels, slots, strips = program.shape[-1], 0, np.zeros((0, 3), np.int64)
-    for i, (producer, what) in enumerate(zip(producers, program.inputs, strict=True)):
+    for i, (producer, kind_of_input) in enumerate(zip(producers, program.inputs, strict=True)):
         if producer is not None:
-            row, column = ("floats", "sums", "pixels").index(what), program.inputs[:i].count(what)
+            row, column = (
+                ("floats", "sums", "pixels").index(kind_of_input),
+                program.inputs[:i].count(kind_of_input),
+            )
             strips = np.append(strips, [[row, column, 2 * slots]], axis=0)
-            slots += _even(pixels * (1 if what == "pixels" else channels))
+            slots += _even(pixels * (1 if kind_of_input == "pixels" else channels))
     masks = slots + _even(pointwise.slot_floats(program))
     rest = masks + _even(2 * pointwise.mask_words(program, pixels * channels))
     return strips, (slots, masks, rest, rest + _even(2 * extra))
@@ -293,10 +298,12 @@ def _wire(layer, inputs, outputs, memory):
     """Return the producers' inputs, flat, and the program with the arrays of a call."""
     floats, integers, octets = (memory.view(t) for t in (np.float32, np.int32, np.int8))
     sources, given = [], []
-    for producer, what, array in zip(layer.producers, layer.program.inputs, inputs, strict=True):
+    for producer, kind_of_input, array in zip(
+        layer.producers, layer.program.inputs, inputs, strict=True
+    ):
         if producer is not None:
             sources.append(array.reshape(-1))
-            array = floats if what == "floats" else integers
+            array = floats if kind_of_input == "floats" else integers
         given.append(array)
     arrays = pointwise.arrays(layer.program, given, outputs)
     program = _Program(layer.program.tables, arrays, (floats, integers, memory, octets))

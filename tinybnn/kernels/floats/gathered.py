@@ -14,8 +14,8 @@ product with the transpose.
 
 `product` multiplies by such a matrix. It is the inner loop of all float convolutions in training,
 and most of their time is spent in it. Its sums, 6 rows × 4 vectors of 16 columns, fill 24 of the 32
-registers of AVX-512. A step loads 4 vectors and 6 numbers for 24 multiply-adds, two of which a core
-can start in each cycle. A processor with 16 registers of 8 floats gets 6 rows × 1 vector.
+registers of AVX-512. A step loads 4 vectors and 6 numbers for 24 multiply-adds, and a core can
+start two in each cycle. A processor with 16 registers of 8 floats gets 6 rows × 1 vector.
 
 Multiplication and addition are fused where the processor can do so (one rounding instead of two).
 Sums in training need no fixed order; those of eval mode do, and have their own kernels in

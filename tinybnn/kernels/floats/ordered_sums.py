@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tinybnn.kernels.machine.layout import for_kernel
-from tinybnn.kernels.machine.memory import on_lines
+from tinybnn.kernels.machine.memory import aligned
 from tinybnn.kernels.machine.simd import (
     FLOATS,
     inlined,
@@ -104,7 +104,7 @@ def laid_out(
 
     weight : (O, ...) float32 -> (floats,) float32
     """
-    panels = on_lines(np.zeros(floats, np.float32))
+    panels = aligned(np.zeros(floats, np.float32))
     _lay_out(for_kernel(weight).reshape(-1), places, table, panels)
     return panels
 

@@ -165,15 +165,17 @@ class _Translator:
     def check(self):
         if len(self.shape) not in (1, 3) or math.prod(self.shape) < 1:
             raise ValueError(f"prepare: shape must be (H, W, C) or (C,), got {self.shape}")
-        for what, kinds, known, most in (
+        for argument, kinds, known, most in (
             ("inputs", self.inputs, ("floats", "sums", "pixels"), MOST_INPUTS),
             ("outputs", [kind for kind, _ in self.outputs], ("floats", "bits"), MOST_OUTPUTS),
         ):
             for kind in kinds:
                 if kind not in known:
-                    raise ValueError(f"prepare: {what} must be of the kinds {known}, got {kind!r}")
+                    raise ValueError(
+                        f"prepare: {argument} must be of the kinds {known}, got {kind!r}"
+                    )
                 if list(kinds).count(kind) > most:
-                    raise ValueError(f"prepare: at most {most} {what} can be {kind}")
+                    raise ValueError(f"prepare: at most {most} {argument} can be {kind}")
         if not self.outputs:
             raise ValueError("prepare: a program needs an output")
         for i, (name, *operands) in enumerate(self.operations):

@@ -57,7 +57,7 @@ def channel_rows(x: Array) -> NDArray[np.float32] | None:
     return for_kernel(last.reshape(-1, x.shape[1])) if last.flags.c_contiguous else None
 
 
-def channels_inside(x: Array) -> NDArray[np.float32] | None:
+def channels_last_images(x: Array) -> NDArray[np.float32] | None:
     """View (N, C, H, W) float32 as images (N, H, W, C); None if not contiguous in this order."""
     if x.dtype != np.float32 or x.ndim != 4 or not x.size:
         return None

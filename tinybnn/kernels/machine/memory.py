@@ -95,7 +95,7 @@ def empty_like(x: Array) -> Array:
     return empty(tuple([x.shape[axis] for axis in axes]), x.dtype).transpose(places)
 
 
-def on_lines(array: Array) -> Array:
+def aligned(array: Array) -> Array:
     """Copy an array, C-contiguous and aligned to a cache line; for constants that kernels load."""
     copy = _lines(array.nbytes).view(array.dtype).reshape(array.shape)
     copy[...] = array

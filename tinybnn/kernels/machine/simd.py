@@ -647,7 +647,7 @@ def _all_ones(words):
 
 
 def interleave(words: Words) -> NDArray[np.int32]:
-    """Combine the low halves of uint64 lanes to int32: of each 16, 8 in even lanes and 8 in odd."""
+    """Combine the low halves of uint64 lanes to int32: of 16, 8 go to even and 8 to odd lanes."""
     halves = words.reshape(-1, 2, WORDS)
     return halves.transpose(0, 2, 1).astype(np.int32).reshape(-1)
 

@@ -290,7 +290,7 @@ def _signs(word, signs, size):
 
 
 def split_groups(words: ArrayLike, channels: int, groups: int) -> Words:
-    """Cut rows of channels into groups, each of which starts at bit 0 of its own words.
+    """Cut rows of channels into groups; each starts at bit 0 of its own words.
 
     A grouped convolution compares a filter with the channels of one group only. A group can
     straddle two words (48 channels in 2 groups: bits 0 to 23 and 24 to 47), so the bits are moved

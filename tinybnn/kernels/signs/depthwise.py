@@ -61,7 +61,7 @@ from tinybnn.kernels.machine.checks import (
     out_array,
 )
 from tinybnn.kernels.machine.layout import for_kernel
-from tinybnn.kernels.machine.memory import empty, on_lines
+from tinybnn.kernels.machine.memory import aligned, empty
 from tinybnn.kernels.machine.simd import (
     INTEGERS,
     WORDS,
@@ -251,12 +251,12 @@ def prepare(
     wide = np.zeros((classes, parts * part_width, channels), np.int8)
     wide[:, :out_width] = (uncounted - taps).reshape(classes, out_width, channels)
     # Parts side by side in a word.
-    minus_base = on_lines(np.zeros((classes, part_width, 64 * words), np.int8))
+    minus_base = aligned(np.zeros((classes, part_width, 64 * words), np.int8))
     side_by_side = minus_base[..., : parts * channels].reshape(classes, part_width, parts, channels)
     side_by_side[...] = wide.reshape(classes, parts, part_width, channels).swapaxes(1, 2)
 
     run = -(-part_width * words // WORDS) * WORDS
-    opposites = on_lines(np.zeros((taps, run), np.uint64))
+    opposites = aligned(np.zeros((taps, run), np.uint64))
     row = opposites[:, : part_width * words].reshape(taps, part_width, words)
     row[:] = ~_in_parts(weight.reshape(taps, 1, 1, words), channels, parts)
     levels = flips = np.empty(0, np.uint64)
@@ -338,7 +338,7 @@ def _levels(base, thresholds, flip, taps):
     is_zero = (level[:, None] >> shifts) & 1 == 0  # (R, planes, OW, 64 * words)
     inverted = _runs(pack_reference(np.where(is_zero, 1, -1)))  # (R, planes, run)
     flips = _runs(pack_reference(np.where(flipped, 1, -1)))  # (R, run)
-    return on_lines(inverted.ravel()), on_lines(flips.ravel())
+    return aligned(inverted.ravel()), aligned(flips.ravel())
 
 
 def _runs(words):

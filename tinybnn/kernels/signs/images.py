@@ -74,7 +74,7 @@ def _copy_images(first, end, source, workspace, slot, tables):
 
 @inlined
 def _rows(first, end, image, window):
-    """Return the first and the end row that those of the pixels see that belong to ``image``."""
+    """Return the first row and the end row of an image that pixels first to end - 1 see."""
     per_image, span = (
         window.out_height * window.out_width,
         (window.kernel_height - 1) * window.row_dilation + 1,

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinybnn.kernels.machine.memory import empty, on_lines
+from tinybnn.kernels.machine.memory import aligned, empty
 from tinybnn.kernels.machine.shuffles import (
     BYTES,
     add_look_up,
@@ -77,7 +77,7 @@ def entries() -> NDArray[np.uint8]:
         np.bitwise_count((pairs & 15) ^ nibbles),
         np.bitwise_count((pairs >> 4) ^ nibbles),
     )
-    return on_lines((first | second << 4).astype(np.uint8).reshape(-1))
+    return aligned((first | second << 4).astype(np.uint8).reshape(-1))
 
 
 def segments(starts: Sequence[int], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -248,7 +248,7 @@ def _finish(pairs, columns, origin, pixels, sums, is_twofold, rows, results):
 def register_loop(repetitions: int) -> int:
     """Look up in tables that stay in the first-level cache; return the number of sign products."""
     places, sums = 16 * np.arange(_FULL + 1, dtype=np.uint16), np.zeros(4 * WIDE, np.uint16)
-    panel = on_lines(np.ones(_FULL * WIDE, np.uint8))
+    panel = aligned(np.ones(_FULL * WIDE, np.uint8))
     _register_loop(repetitions, entries(), places.view(np.uint64), panel, sums)
     return repetitions * 2 * WIDE * 4 * _FULL
 

@@ -18,7 +18,7 @@ from tinybnn.kernels.machine.checks import (
     check_width,
     check_words,
 )
-from tinybnn.kernels.machine.memory import on_lines
+from tinybnn.kernels.machine.memory import aligned
 from tinybnn.kernels.machine.shuffles import has_shuffles
 from tinybnn.kernels.machine.simd import cpu_features
 from tinybnn.kernels.machine.windows import Windows, windows
@@ -138,7 +138,7 @@ def _in_panels(weight, table, columns, lay_out):
         panel = np.zeros((1, width, *weight.shape[1:]), weight.dtype)
         panel[0, :count] = weight[first : first + count]
         parts.append(lay_out(panel))
-    return on_lines(np.concatenate(parts))
+    return aligned(np.concatenate(parts))
 
 
 NO_MASKS, NO_WORDS, NO_SUMS = (np.zeros(0, dtype) for dtype in (np.uint8, np.uint64, np.int32))

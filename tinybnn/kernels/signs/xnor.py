@@ -28,8 +28,8 @@ repeatedly:
 `xnor_matmul` and `xnor_conv2d` do both in one call.
 
 The kernel's parts have their own files: `tables`, what it reads; `prepared`, which lays that out;
-`images`, padded copies; `counting` and `look_ups`, two methods of counting disagreements, of which
-the faster one on the CPU is used; and `results`, which turns counts into sums or bits.
+`images`, padded copies; `counting` and `look_ups`, two methods of counting disagreements (the
+faster one on the CPU is used); and `results`, which turns counts into sums or bits.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ import numpy as np
 
 from tinybnn.kernels.machine import parallel, threads
 from tinybnn.kernels.machine.layout import for_kernel
-from tinybnn.kernels.machine.memory import empty, empty_like, on_lines
+from tinybnn.kernels.machine.memory import aligned, empty, empty_like
 from tinybnn.kernels.machine.simd import inlined, kernel
 from tinybnn.kernels.training.straight_through import leaky_gradient
 
@@ -210,7 +210,7 @@ def _values_by(worker, x, constants):
     joined = _joined(*x.shape)
     out, rows = empty_like(x), len(x) // joined
     tasks = max(1, min(threads.tasks_for(x.size / _SPEED), rows))
-    wide = x.reshape(rows, -1), on_lines(np.tile(constants, joined)), out.reshape(rows, -1)
+    wide = x.reshape(rows, -1), aligned(np.tile(constants, joined)), out.reshape(rows, -1)
     parallel.share_out(worker, parallel.shares(rows, tasks), *wide)
     return out
 
@@ -222,7 +222,7 @@ def _gradient_by(worker, grad, x, constants):
     out, rows = empty_like(x), len(x) // joined
     blocks = max(1, min(_MOST_BLOCKS, x.size // _BLOCK_FLOATS))
     tasks = min(threads.tasks_for(x.size / _SPEED), blocks)
-    constants = on_lines(np.tile(constants, joined))
+    constants = aligned(np.tile(constants, joined))
     run, total = empty((blocks, *constants.shape), np.float32), np.zeros((blocks, *constants.shape))
     wide = (a.reshape(rows, -1) for a in (x, grad, out))
     bounds = np.arange(blocks + 1) * rows // blocks

@@ -176,9 +176,9 @@ def _has_lone_pixels(window):
 class _Blocks(NamedTuple):
     """The numbers that the kernel needs.
 
-    The images are cut into bands of rows, of which the first bands of all images come first, then
-    the second ones. 16 bands lie side by side, a *block*: as all of them have the same taps at a
-    pixel, the tables of its gradients serve all taps.
+    The images are cut into bands of rows: first come the first bands of all images, then the second
+    ones. 16 bands side by side form a *block*: since all of them have the same taps at a pixel, the
+    tables of its gradients serve all taps.
     """
 
     windows: Windows
@@ -197,7 +197,7 @@ class _Blocks(NamedTuple):
 
 @functools.lru_cache(maxsize=256)  # a layer in training needs its plan at each step
 def _plan_tables(geometry, images, group, tasks, most_bytes):
-    """Plan one group of a convolution for ``images`` images; return the numbers and a `Turning`."""
+    """Plan one group of a convolution for ``images`` images; return numbers and a `SignLayout`."""
     window, (filters, kh, kw, per_group) = geometry.windows, geometry.weight
     if _has_lone_pixels(window):
         images, window = images * window.height * window.width, windows("", (1, 1), (1, 1))
@@ -215,7 +215,7 @@ def _plan_tables(geometry, images, group, tasks, most_bytes):
         _CHUNK if window.taps > 1 else lookup.CHUNK,
     )  # fmt: skip
     starts = (np.arange(group_filters) + g.first_filter) * (kh * kw * words)
-    return g, lookup.turning(starts, np.arange(kh * kw) * words, per_group)
+    return g, lookup.sign_layout(starts, np.arange(kh * kw) * words, per_group)
 
 
 def _by_tables(geometry, group, grad, weight, out):
@@ -233,7 +233,7 @@ def _by_tables(geometry, group, grad, weight, out):
         g = g._replace(first_filter=0, filters=grad.shape[3])
     blocks = -(-g.bands // FLOATS)
     tasks = min(tasks, blocks)
-    numbers = lookup.turned(signs, weight.reshape(-1), tasks)
+    numbers = lookup.sign_indices(signs, weight.reshape(-1), tasks)
     vectors = empty(tasks * lookup.CHUNK * FLOATS, np.float32)
     tables = empty(tasks * lookup.STEPS * lookup.TABLE, np.float32)
     sums = empty(tasks * g.band * g.windows.width * g.lanes * FLOATS, np.float32)
@@ -272,7 +272,7 @@ def _input_by_tables(first, end, slot, grad, numbers, scratch, out, g):
                     continue
                 for column in range(window.out_width - 1, -1, -1):
                     offset = column * g.filters + g.first_filter + chunk
-                    lookup.side_by_side(grad, places, lane, offset, count, vectors, vector)
+                    lookup.transpose_rows(grad, places, lane, offset, count, vectors, vector)
                     steps = lookup.make_tables(
                         vectors, vector, np.int64(FLOATS), count, tables, table
                     )
@@ -293,7 +293,7 @@ def _input_by_tables(first, end, slot, grad, numbers, scratch, out, g):
         for y in range(g.band):
             _inputs_of_row(block, y, places, lane, g)
             for x in range(window.width):
-                lookup.one_after_the_other(
+                lookup.transpose_back(
                     sums, start + (y * window.width + x) * pixel_floats, g.group_channels,
                     out, places, lane, x * g.channels + g.first_channel,
                 )  # fmt: skip

@@ -20,7 +20,7 @@ A table of 16 entries of 16 floats takes 1 KB. The tables of a *chunk* of gradie
 first-level cache while all columns look up their sums, and the sums of the columns, also for 16
 rows at a time, in the second-level cache. Tables are worth building if there are many columns.
 
-Signs arrive packed along the columns; `turn` transposes them to table indices.
+Signs arrive packed along the columns; `transpose_signs` transposes them to table indices.
 
 For speed alone: `product_reference` is the plain NumPy version, and `sign_gradients` shows what it
 gains.
@@ -93,8 +93,8 @@ def product_reference(grad: FloatArray, signs: Array) -> NDArray[np.float32]:
 # -------------------------------------------------------------------------------------------- signs
 
 
-class Turning(NamedTuple):
-    """Addresses of the signs in packed rows, for `turn`.
+class SignLayout(NamedTuple):
+    """Addresses of the signs in packed rows, for `transpose_signs`.
 
     Attributes
     ----------
@@ -109,8 +109,8 @@ class Turning(NamedTuple):
     shifts: np.ndarray
 
 
-def turning(starts: NDArray[np.int64], taps: NDArray[np.int64], channels: int) -> Turning:
-    """Compute the `Turning` of rows whose columns are the channels of each tap.
+def sign_layout(starts: NDArray[np.int64], taps: NDArray[np.int64], channels: int) -> SignLayout:
+    """Compute the `SignLayout` of rows whose columns are the channels of each tap.
 
     Parameters
     ----------
@@ -123,16 +123,16 @@ def turning(starts: NDArray[np.int64], taps: NDArray[np.int64], channels: int) -
 
     Returns
     -------
-    Turning
+    SignLayout
     """
     starts = np.append(starts, np.full(-len(starts) % 4, starts[-1]))
     channel = np.arange(0, channels, PANEL)
     sources = np.add.outer(taps, channel // 64)
     shifts = np.broadcast_to(channel % 64, sources.shape).astype(np.uint64)
-    return Turning(starts, sources.reshape(-1), shifts.reshape(-1))
+    return SignLayout(starts, sources.reshape(-1), shifts.reshape(-1))
 
 
-def turned(turning: Turning, words: Words, tasks: int) -> NDArray[np.int32]:
+def sign_indices(layout: SignLayout, words: Words, tasks: int) -> NDArray[np.int32]:
     """Transpose all signs to table indices.
 
     Returns
@@ -141,19 +141,19 @@ def turned(turning: Turning, words: Words, tasks: int) -> NDArray[np.int32]:
         Four bytes each. A byte is 16 times a number from 0 to 15, whose bits are the signs of four
         rows: the index of an entry in its table.
     """
-    chunks = -(-len(turning.starts) // CHUNK)
-    numbers = empty(chunks * len(turning.sources) * STEPS * PANEL // 4, np.int32)
+    chunks = -(-len(layout.starts) // CHUNK)
+    numbers = empty(chunks * len(layout.sources) * STEPS * PANEL // 4, np.int32)
     shares = parallel.shares(chunks, min(tasks, chunks))
-    parallel.share_out(turn, shares, words, turning, numbers)
+    parallel.share_out(transpose_signs, shares, words, layout, numbers)
     return numbers
 
 
 @kernel(allocates=False)
-def turn(
-    first: int, end: int, _: int, words: Words, turning: Turning, numbers: NDArray[np.int32]
+def transpose_signs(
+    first: int, end: int, _: int, words: Words, layout: SignLayout, numbers: NDArray[np.int32]
 ) -> None:
-    """Transpose the signs of chunks first to end - 1; arrays as in `turned`."""
-    starts, sources, shifts = turning
+    """Transpose the signs of chunks first to end - 1; arrays as in `sign_indices`."""
+    starts, sources, shifts = layout
     for chunk in range(first, end):
         end_row = min((chunk + 1) * CHUNK, len(starts))
         for s in range(len(sources)):
@@ -265,7 +265,7 @@ def add_looked_up(
 
 
 @inlined
-def side_by_side(
+def transpose_rows(
     rows: NDArray[np.float32],
     places: NDArray[np.int64],
     first: int,
@@ -290,7 +290,7 @@ def side_by_side(
 
 
 @inlined
-def one_after_the_other(
+def transpose_back(
     vectors: NDArray[np.float32],
     at: int,
     length: int,
@@ -302,7 +302,7 @@ def one_after_the_other(
     """Transpose back: rows[places[first + r] + offset + i] = vectors[at + 16 i + r].
 
     A row with a negative place is skipped. Vectors are read up to a multiple of four. Arrays as in
-    `side_by_side`.
+    `transpose_rows`.
     """
     for r in range(0, FLOATS, 4):
         to = first + r

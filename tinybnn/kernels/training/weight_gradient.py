@@ -206,7 +206,7 @@ class _Part(NamedTuple):
     ----------
     images : slice
     signs : tuple
-        Addresses of their signs: for "lookup" a `Turning`, for "masked" the starts of output
+        Addresses of their signs: for "lookup" a `SignLayout`, for "masked" the starts of output
         pixels, and the offsets of taps.
     g : _Weight
     """
@@ -263,7 +263,7 @@ def _plan(geometry, images, group, method, most_bytes):
         starts = (np.arange(count)[:, None] * image_words + pixel).reshape(-1)
         if method == "masked":
             return starts.astype(np.int32), tap
-        return lookup.turning(starts, tap, per_group)
+        return lookup.sign_layout(starts, tap, per_group)
 
     parts, signs_of = [], {}
     for first in range(0, images, together):
@@ -381,7 +381,7 @@ def _by_tables(plan, grad, x, correction, out):
     places = np.empty(tasks * FLOATS, np.int64)
     scratch, shares = (tables, sums, places), parallel.shares(blocks, tasks)
     for part, seen in _images_of_parts(plan, x):
-        numbers = lookup.turned(part.signs, seen, tasks)
+        numbers = lookup.sign_indices(part.signs, seen, tasks)
         arrays = grad.reshape(-1), numbers, begin, scratch, out.reshape(-1)
         parallel.share_out(_weight_by_tables, shares, *arrays, (first, step, filters), part.g)
 
@@ -419,7 +419,7 @@ def _weight_by_tables(first, end, slot, grad, numbers, begin, scratch, out, layo
                 row = block * FLOATS + lane
                 places[at_places + lane] = row * row_floats if row < filters else -1
             for tap in range(g.taps):
-                lookup.one_after_the_other(
+                lookup.transpose_back(
                     sums, at + tap * tap_floats, g.group_channels,
                     out, places, at_places, tap * g.group_channels,
                 )  # fmt: skip
