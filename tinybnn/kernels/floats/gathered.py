@@ -21,8 +21,8 @@ Multiplication and addition are fused where the processor can do so (one roundin
 Sums in training need no fixed order; those of eval mode do, and have their own kernels in
 `ordered`.
 
-For speed alone: `convolution` has the plain references, and `tinybnn bench kernels` shows the
-throughput.
+For speed alone: `convolution` has the plain references, and `tinybnn bench train --profile` shows
+the share of convolutions in a step.
 """
 
 from __future__ import annotations

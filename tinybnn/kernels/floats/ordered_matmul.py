@@ -1,8 +1,8 @@
-"""Matrix product of floats with each sum in one fixed order.
+"""Matrix product of floats with all sums in one fixed order.
 
-For speed alone, compared with `ordered_matmul_reference`: BLAS is faster, but chooses the order of
-the sums by the shapes, the number of threads and the CPU (see `ordered`). `tinybnn bench kernels`
-shows its throughput.
+Not for speed: BLAS is faster, but chooses the order of the sums by the shapes, the number of
+threads and the CPU (see `ordered`). `ordered_matmul_reference` is the plain NumPy version, which
+takes one pass over the output per term.
 """
 
 from __future__ import annotations

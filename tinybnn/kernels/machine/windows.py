@@ -1,8 +1,8 @@
 """Sliding windows: the common geometry of convolutions and pooling.
 
 A window covers ``kernel`` pixels along each axis, ``dilation`` apart. It moves in steps of
-``stride``, starting ``padding`` pixels before the image. Tap t of window o lies on pixel ``o *
-stride + t * dilation - padding``, which may be outside the image.
+``stride``, starting ``padding`` pixels before the image. Tap t of window o lies on pixel
+``o * stride + t * dilation - padding``, which may be outside the image.
 
 `Windows` is a tuple of integers, so that kernels can take it as it is and plans can be cached by
 it.

@@ -10,6 +10,8 @@ tails agree, so they add nothing to a count of disagreements.
 
 In files and in messages a row is ``ceil(K / 8)`` bytes: 200 signs are 4 words in memory and 25
 bytes in a file.
+
+The kernels are for speed alone: `tinybnn bench kernels` compares `pack` and `unpack` with NumPy.
 """
 
 from __future__ import annotations

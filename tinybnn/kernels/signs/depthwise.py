@@ -41,7 +41,8 @@ the output is cut into four *parts*, and a word holds one pixel of each: first t
 all parts, then the second ones. To the circuit these are 64 channels of a row a quarter as long.
 Each part sees its own columns of the image, and those of the next part that its last filters reach.
 
-`prepare` lays out all this once.
+`prepare` lays out all this once. `conv2d_sums_reference` and `conv2d_bits_reference` are the plain
+NumPy versions; `tinybnn bench kernels` shows the speed.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Max-pool packed signs: the maximum of a window of signs is the OR of its bits.
 
 The OR is FINN's (Umuroglu et al. 2017, arXiv:1612.07119). A channel whose batch norm has a negative
-gamma reverses the order, so there the maximum becomes a minimum: the AND. Since ``a & b = ~(~a |
-~b)``, one OR serves both kinds of channels, with the bits of the minimum channels inverted before
-and after.
+gamma reverses the order, so there the maximum becomes a minimum: the AND. Since
+``a & b = ~(~a | ~b)``, one OR serves both kinds of channels, with the bits of the minimum channels
+inverted before and after.
 
 Words of adjacent pixels are adjacent in memory. So rows of the image are combined 8 words at a
 time; the resulting row is combined with itself, shifted by one pixel and more; and of these
-windows, one at each pixel, those that the stride asks for are taken.
+windows, one at each pixel, those that the stride asks for are taken. `max_pool2d_reference` is the
+plain NumPy version.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ repeatedly:
 2. `run` computes. Kernels in other files that process the sums while they are in cache call
    `sums_of` instead.
 
-`xnor_matmul` and `xnor_conv2d` do both in one call.
+`xnor_matmul` and `xnor_conv2d` do both in one call. `tinybnn bench kernels` compares the product
+with NumPy's on floats.
 
 The kernel's parts have their own files: `tables`, what it reads; `prepared`, which lays that out;
 `images`, padded copies; `counting` and `look_ups`, two methods of counting disagreements (the
