@@ -455,10 +455,10 @@ def chunk(
 ) -> None:
     """Compute the numbers first to end - 1 (flat, across all samples; whole pixels).
 
-    Number p of input k is ``floats[k][p - origins[0, k]]`` or, for integers, ``sums[k][p -
-    origins[1, k]]``; pixel q is ``pixels[k][q - origins[2, k]]``. Origins are 0 for arrays of the
-    whole batch; otherwise they refer to scratch memory in which a product has just computed the
-    sums of this chunk.
+    Number p of input k is ``floats[k][p - origins[0, k]]`` or, for integers,
+    ``sums[k][p - origins[1, k]]``; pixel q is ``pixels[k][q - origins[2, k]]``. Origins are 0 for
+    arrays of the whole batch; otherwise they refer to scratch memory in which a product has just
+    computed the sums of this chunk.
 
     Parameters
     ----------
