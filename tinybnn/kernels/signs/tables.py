@@ -16,9 +16,9 @@ class Tables(NamedTuple):
     of the time, 2 microseconds less, and keeps classes out of Numba's cache on disk.
 
     Every product is a convolution of flat words: an output pixel sees the L words at
-    ``first word of the pixel + taps``. So only the tables know stride, dilation and image width. A
-    matrix product is the case of images of one pixel. Pixels are numbered across all images: pixel i is
-    pixel ``i % P`` of image ``i // P``, with P output pixels per image.
+    ``first word of the pixel + taps``. So only the tables know stride, dilation and image width,
+    and a matrix product is the case of images of one pixel. Pixels are numbered across all images:
+    pixel i is pixel ``i % P`` of image ``i // P``, with P output pixels per image.
 
     The filters of a group are cut into panels: adjacent columns that one pass over the words of a
     pixel computes. They are wide, with a narrow one for the rest where that suffices. The method
