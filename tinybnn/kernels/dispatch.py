@@ -364,11 +364,12 @@ def max_pool2d(x: Array, windows: PoolingWindows) -> tuple[Array, Array] | None:
 
 def max_unpool2d(x: Array, windows: PoolingWindows, winner: Array) -> Array | None:
     """Route (N, C, OH, OW) -> (N, C, H, W): each value to the pixel that won its window."""
-    images, won = layout.channels_last_images(layout.channels_last(x)), winner.transpose(0, 2, 3, 1)
-    if images is None or won.dtype != np.uint8 or not won.flags.carray:
+    images = layout.channels_last_images(layout.channels_last(x))
+    winners = winner.transpose(0, 2, 3, 1)
+    if images is None or winners.dtype != np.uint8 or not winners.flags.carray:
         return None
     unpool = _kernels().float_pooling.max_unpool2d
-    return _as_image(unpool(images, won, windows.shape[2:], windows.geometry))
+    return _as_image(unpool(images, winners, windows.shape[2:], windows.geometry))
 
 
 def avg_pool2d(x: Array, windows: PoolingWindows) -> Array | None:

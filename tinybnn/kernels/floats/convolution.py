@@ -133,8 +133,8 @@ def conv2d_reference(
     window = _windows("conv2d_reference", output_size, *sizes)
     shape = len(x), *window.out_size, groups, len(weight) // groups
     total = np.zeros(shape, np.result_type(x, weight))
-    for seen, filters in _taps(with_border(x, padding), weight, window, groups):
-        total += np.einsum("nyxgc,goc->nyxgo", seen, filters)
+    for pixels, filters in _taps(with_border(x, padding), weight, window, groups):
+        total += np.einsum("nyxgc,goc->nyxgo", pixels, filters)
     return total.reshape(len(x), *window.out_size, len(weight))
 
 
@@ -199,8 +199,8 @@ def conv2d_input_reference(
     shape = images, *window.padded_size, weight.shape[1] * groups
     padded = np.zeros(shape, np.result_type(grad, weight))
     grouped = grad.reshape(images, *output, groups, filters // groups)
-    for seen, taps in _taps(padded, weight, window, groups):
-        seen += np.einsum("nyxgo,goc->nyxgc", grouped, taps)  # a view of `padded`
+    for pixels, taps in _taps(padded, weight, window, groups):
+        pixels += np.einsum("nyxgo,goc->nyxgc", grouped, taps)  # a view of `padded`
     return padded[
         :, window.top : window.top + window.height, window.left : window.left + window.width
     ]
@@ -271,8 +271,8 @@ def conv2d_weight_reference(
     grouped = grad.reshape(images, *output, groups, filters // groups)
     sizes = x.shape[1:3], kernel_size, stride, padding, dilation
     window = _windows("conv2d_weight_reference", output, *sizes)
-    for seen, taps in _taps(with_border(x, padding), weight, window, groups):
-        taps += np.einsum("nyxgc,nyxgo->goc", seen, grouped)  # a view of `weight`
+    for pixels, taps in _taps(with_border(x, padding), weight, window, groups):
+        taps += np.einsum("nyxgc,nyxgo->goc", pixels, grouped)  # a view of `weight`
     return weight
 
 
@@ -283,8 +283,8 @@ def _taps(padded, weight, window, groups):
     """
     image = padded.reshape(*padded.shape[:3], groups, -1)
     grouped = weight.reshape(groups, -1, *weight.shape[1:])
-    for ky, kx, seen in window.views(image):
-        yield seen, grouped[..., ky, kx]
+    for ky, kx, pixels in window.views(image):
+        yield pixels, grouped[..., ky, kx]
 
 
 # ------------------------------------------------------------------------------------------- checks

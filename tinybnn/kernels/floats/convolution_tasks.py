@@ -157,9 +157,9 @@ def _convolution_tasks(first, end, thread, tasks, memory, arrays, units, tables)
             unit = _unit(item, stop, units)
             image, row, images, count = unit
             item += images if units.unit_images else count
-            seen, base = _seen(source, unit, copies, thread * room, units)
+            pixels, base = _seen(source, unit, copies, thread * room, units)
             pixel = (image * units.out_height + row * units.row_stride) * units.out_width
-            of_unit = Patches(seen, base, tables.places, tables.steps)
+            of_unit = Patches(pixels, base, tables.places, tables.steps)
             sums = Sums(out, pixel * units.out_channels, tables.targets, False)
             _pixels_by_filters(row, images, count, of_unit, panels, sums, units, tables)
 
@@ -176,9 +176,9 @@ def _weight_tasks(first, end, thread, tasks, memory, arrays, units, tables):
             unit = _unit(item, stop, units)
             image, row, images, count = unit
             item += images if units.unit_images else count
-            seen, base = _seen(source, unit, copies, slot, units)
+            pixels, base = _seen(source, unit, copies, slot, units)
             pixel = (image * units.out_height + row * units.row_stride) * units.out_width
-            of_unit = Patches(seen, base, tables.steps, tables.places)
+            of_unit = Patches(pixels, base, tables.steps, tables.places)
             gradients = _Gradients(
                 grad, pixel * units.out_channels, images * count * units.out_width,
                 copies, slot + units.copied, laid_out > 0,
@@ -265,11 +265,11 @@ def _pixels_by_filters(row, images, rows, patches, panels, sums, units, tables):
                     min(k + depth, k1),
                     Panel(panels, panel + (k - k0) * width, width, filters),
                 )
-                there = Sums(sums.out, to, sums.targets, k > k0)
+                target_sums = Sums(sums.out, to, sums.targets, k > k0)
                 if units.depthwise:
-                    channelwise_product(place, end, k, stop, of_panel, weights, there)
+                    channelwise_product(place, end, k, stop, of_panel, weights, target_sums)
                 else:
-                    product(place, end, k, stop, of_panel, weights, there)
+                    product(place, end, k, stop, of_panel, weights, target_sums)
 
 
 @subkernel
@@ -288,11 +288,11 @@ def _taps_by_filters(tap, end_tap, patches, gradients, sums, units, table):
             base = patches.base + table[p, SOURCE]
             of_panel = Patches(patches.source, base, patches.places, patches.steps)
             weights = Panel(panel, q + before * count, width, width)
-            there = Sums(sums.out, sums.at + before, sums.targets, sums.adds or k > 0)
+            target_sums = Sums(sums.out, sums.at + before, sums.targets, sums.adds or k > 0)
             if units.depthwise:
-                channelwise_product(tap, end_tap, k, k + count, of_panel, weights, there)
+                channelwise_product(tap, end_tap, k, k + count, of_panel, weights, target_sums)
             else:
-                product(tap, end_tap, k, k + count, of_panel, weights, there)
+                product(tap, end_tap, k, k + count, of_panel, weights, target_sums)
 
 
 @inlined

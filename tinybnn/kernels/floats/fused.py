@@ -116,13 +116,13 @@ def prepare(producers: Sequence[Producer | None], program: pointwise.Program) ->
     """
     producers = tuple(producers)
     _check_producers(producers, program)
-    given = [producer for producer in producers if producer is not None]
-    kind = given[0].kind if given else "none"
-    products = sum(producer.products for producer in given)
+    prepared = [producer for producer in producers if producer is not None]
+    kind = prepared[0].kind if prepared else "none"
+    products = sum(producer.products for producer in prepared)
     seconds = products / _PRODUCTS + math.prod(program.shape) * len(program.code) / _NUMBERS
     if kind == "float":
-        seconds += sum(producer.work for producer in given) / _MULTIPLICATIONS
-    pixels, extra, *more = _KINDS[kind].lay_out(given, program)
+        seconds += sum(producer.work for producer in prepared) / _MULTIPLICATIONS
+    pixels, extra, *more = _KINDS[kind].lay_out(prepared, program)
     strips, places = _places(producers, program, pixels, extra)
     return Layer(
         producers=producers,
@@ -142,7 +142,7 @@ def prepare(producers: Sequence[Producer | None], program: pointwise.Program) ->
         ),
         places=(*places, *more),
         strips=strips,
-        operands=_KINDS[kind].operands(given),
+        operands=_KINDS[kind].operands(prepared),
     )
 
 
@@ -152,15 +152,15 @@ def _check_producers(producers, program):
             f"prepare: the program takes {len(program.inputs)} inputs, "
             f"got {len(producers)} producers"
         )
-    given = [(p, i) for i, p in enumerate(producers) if p is not None]
-    kinds = {p.kind for p, _ in given}
-    if len(kinds) > 1 or len(given) > (1 if kinds == {"float"} else MOST_PRODUCERS):
+    prepared = [(p, i) for i, p in enumerate(producers) if p is not None]
+    kinds = {p.kind for p, _ in prepared}
+    if len(kinds) > 1 or len(prepared) > (1 if kinds == {"float"} else MOST_PRODUCERS):
         raise ValueError(
             f"prepare: at most {MOST_PRODUCERS} producers of one kind (one of floats), "
-            f"got {len(given)} of the kinds {sorted(kinds)}"
+            f"got {len(prepared)} of the kinds {sorted(kinds)}"
         )
     *pixels, channels = program.shape
-    for producer, i in given:
+    for producer, i in prepared:
         makes = "floats" if producer.kind == "float" else "sums"
         expected = (*pixels, channels if program.inputs[i] == makes else 1)
         if program.inputs[i] not in (makes, "pixels") or producer.output_shape != expected:

@@ -298,11 +298,11 @@ def conv2d_reference(
     grouped = weight.reshape(groups, filters // groups, group_channels, *kernel_size)
     total = np.zeros((len(x), *window.out_size, groups, filters // groups), x.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
-        for ky, kx, seen in window.views(with_border(x, padding)):
-            seen = seen.reshape(*total.shape[:4], group_channels)
+        for ky, kx, pixels in window.views(with_border(x, padding)):
+            pixels = pixels.reshape(*total.shape[:4], group_channels)
             for c in range(group_channels):
                 # (N, OH, OW, G, 1) * (G, O / G)
-                total += seen[..., c : c + 1] * grouped[:, :, c, ky, kx]
+                total += pixels[..., c : c + 1] * grouped[:, :, c, ky, kx]
     return total.reshape(len(x), *window.out_size, filters)
 
 

@@ -339,8 +339,8 @@ def run(program: Program, inputs: Sequence[ArrayLike]) -> tuple[Array, ...]:
     if len(samples) > 1:
         raise ValueError(f"run: the inputs must have the same number of samples, got {samples}")
     (samples,) = samples or {1}
-    made = [sample(program.shape, kind) for kind in program.outputs]
-    results = [np.empty((samples, *shape), dtype) for dtype, shape in made]
+    output_samples = [sample(program.shape, kind) for kind in program.outputs]
+    results = [np.empty((samples, *shape), dtype) for dtype, shape in output_samples]
     end = samples * image
     slots = np.empty(slot_floats(program), np.float32)
     scratch = Scratch(slots, 0, np.empty(mask_words(program, end), np.uint64), 0)

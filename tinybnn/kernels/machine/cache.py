@@ -112,13 +112,13 @@ _IMPORT = re.compile(r"^from tinybnn\.kernels((?:\.\w+)*) import (\([^)]*\)|.*)"
 
 def _stamp(file):
     """Hash a kernel's file and all kernel files that it imports, directly or indirectly."""
-    digests, left = {}, [file]
-    while left:
-        path = left.pop()
+    digests, pending = {}, [file]
+    while pending:
+        path = pending.pop()
         if path not in digests:
             status = path.stat()  # a file that has changed is read again
             digests[path], imported = _source(path, status.st_mtime_ns, status.st_size)
-            left.extend(imported)
+            pending.extend(imported)
     return hashlib.sha256(b"".join(sorted(digests.values()))).hexdigest()
 
 
@@ -301,10 +301,10 @@ def _write(path, data):
     _refuse_foreign(os.stat(existing))  # create nothing in another user's home folder
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     _refuse_untrusted(os.stat(path.parent))
-    for left in path.parent.glob(f"{path.name}.*.tmp"):
+    for leftover in path.parent.glob(f"{path.name}.*.tmp"):
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _ABANDONED:
-                left.unlink()
+            if time.time() - leftover.stat().st_mtime > _ABANDONED:
+                leftover.unlink()
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     try:

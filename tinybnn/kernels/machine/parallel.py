@@ -156,11 +156,11 @@ _describe = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)(
 
 def _put(arguments, buffer):
     """Write arguments into a buffer; the elements of tuples follow one another."""
-    slot, address, left = 0, buffer.ctypes.data, [*reversed(arguments)]
-    while left:
-        argument = left.pop()
+    slot, address, pending = 0, buffer.ctypes.data, [*reversed(arguments)]
+    while pending:
+        argument = pending.pop()
         if isinstance(argument, tuple):
-            left.extend(reversed(argument))
+            pending.extend(reversed(argument))
         elif isinstance(argument, np.ndarray):
             if _describe(argument, address + 8 * slot):
                 raise AssertionError("share_out: an array that Numba cannot describe")

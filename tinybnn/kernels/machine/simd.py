@@ -473,8 +473,8 @@ def _add_first(array, index, vector, count):
         value, pointer = arguments[2], address(context, builder, array, *arguments[:2], vector)
         name, align, mask = _masked(builder, value.type, arguments[3])
         operands = pointer, align, mask, ir.Constant(value.type, None)
-        there = call_llvm(builder, f"llvm.masked.load.{name}", value.type, *operands)
-        sums = builder.fadd(there, value)
+        old = call_llvm(builder, f"llvm.masked.load.{name}", value.type, *operands)
+        sums = builder.fadd(old, value)
         call_llvm(builder, f"llvm.masked.store.{name}", ir.VoidType(), sums, pointer, align, mask)
         return context.get_dummy_value()
 

@@ -93,9 +93,9 @@ def segments(starts: Sequence[int], count: int) -> tuple[NDArray[np.int64], NDAr
     table, parts, done = [], [0], 0
     for start, length in runs:
         while length:
-            length_here = min(length, size - done % size)
-            table += [start, length_here]
-            start, length, done = start + length_here, length - length_here, done + length_here
+            step = min(length, size - done % size)
+            table += [start, step]
+            start, length, done = start + step, length - step, done + step
             if done % size == 0 or done == total:
                 parts.append(len(table))
     return np.array(table), np.array(parts)

@@ -244,10 +244,10 @@ def _lines(first, end, task, x, constants, out):
     """Compute `two_lines` for rows first to end - 1."""
     shift, positive, negative, offset = constants[0], constants[1], constants[2], constants[3]
     for row in range(first, end):
-        seen, target = x[row], out[row]
+        x_row, out_row = x[row], out[row]
         for c in range(len(shift)):
-            u, above, below = seen[c] - shift[c], positive[c], negative[c]
-            target[c] = (above if u > 0 else below) * u + offset[c]
+            u, above, below = x_row[c] - shift[c], positive[c], negative[c]
+            out_row[c] = (above if u > 0 else below) * u + offset[c]
 
 
 @kernel(allocates=False)
@@ -265,15 +265,15 @@ def _lines_gradient(first, end, task, bounds, x, grad, out, constants, sums):
         for start in range(bounds[block], after, _RUN):
             _clear(run)
             for row in range(start, min(start + _RUN, after)):
-                seen, given, target = x[row], grad[row], out[row]
+                x_row, grad_row, out_row = x[row], grad[row], out[row]
                 for c in range(len(shift)):
-                    u, above, below = seen[c] - shift[c], positive[c], negative[c]
-                    value, product = (above if u > 0 else below) * given[c], given[c] * u
-                    target[c] = value
+                    u, above, below = x_row[c] - shift[c], positive[c], negative[c]
+                    value, product = (above if u > 0 else below) * grad_row[c], grad_row[c] * u
+                    out_row[c] = value
                     shift_sums[c] -= value
                     positive_sums[c] += product if u > 0 else zero
                     negative_sums[c] += zero if u > 0 else product
-                    offset_sums[c] += given[c]
+                    offset_sums[c] += grad_row[c]
             _add_up(run, sums[1][block])
 
 
@@ -282,10 +282,10 @@ def _values(first, end, task, x, constants, out):
     """Compute `two_values` for rows first to end - 1."""
     threshold, width, low, high = constants[0], constants[1], constants[2], constants[3]
     for row in range(first, end):
-        seen, target = x[row], out[row]
+        x_row, out_row = x[row], out[row]
         for c in range(len(threshold)):
-            u, above, below = (seen[c] - threshold[c]) / width[c], high[c], low[c]
-            target[c] = above if u >= 0 else below
+            u, above, below = (x_row[c] - threshold[c]) / width[c], high[c], low[c]
+            out_row[c] = above if u >= 0 else below
 
 
 @kernel(allocates=False)
@@ -299,16 +299,16 @@ def _values_gradient(first, end, task, bounds, x, grad, out, constants, sums):
         for start in range(bounds[block], after, _RUN):
             _clear(run)
             for row in range(start, min(start + _RUN, after)):
-                seen, given, target = x[row], grad[row], out[row]
+                x_row, grad_row, out_row = x[row], grad[row], out[row]
                 for c in range(len(threshold)):
-                    u = (seen[c] - threshold[c]) / width[c]
+                    u = (x_row[c] - threshold[c]) / width[c]
                     size = abs(u)
-                    value = given[c] * (two - two * size if size <= one else zero)
-                    target[c] = value
+                    value = grad_row[c] * (two - two * size if size <= one else zero)
+                    out_row[c] = value
                     slope_sums[c] += value
                     width_sums[c] += value * (u if size <= one else zero)
-                    high_sums[c] += given[c] if u >= 0 else zero
-                    low_sums[c] += zero if u >= 0 else given[c]
+                    high_sums[c] += grad_row[c] if u >= 0 else zero
+                    low_sums[c] += zero if u >= 0 else grad_row[c]
             _add_up(run, sums[1][block])
 
 

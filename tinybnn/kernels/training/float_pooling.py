@@ -210,13 +210,13 @@ def _pool(first, end, task, step, window, channels, x, winner, out):
                         for c in range(channels):
                             target[c] = values[c] + (np.float32(0) if is_first else target[c])
                     else:
-                        tap, won = np.uint8(i * kw + j), winner[at : at + channels]
+                        tap, winners = np.uint8(i * kw + j), winner[at : at + channels]
                         for c in range(channels):
                             # All three are loaded first, so that AVX2 needs no branch either.
-                            value, best, old = values[c], target[c], won[c]
+                            value, best, old = values[c], target[c], winners[c]
                             wins = is_first | ((not value <= best) & (best == best))
                             target[c] = value if wins else best
-                            won[c] = tap if wins else old
+                            winners[c] = tap if wins else old
                     is_first = False
             if step == _MEAN:
                 for c in range(channels):
@@ -241,15 +241,15 @@ def _spread(first, end, task, step, window, channels, grad, winner, out):
                     if oy >= oh or ox >= ow:
                         continue
                     start = ((image + oy) * ow + ox) * channels
-                    given = grad[start : start + channels]
+                    grads = grad[start : start + channels]
                     if step == _MEAN_BACK:
                         for c in range(channels):
-                            more = given[c] * share
+                            more = grads[c] * share
                             target[c] = more + (np.float32(0) if is_first else target[c])
                     else:
-                        tap, won = np.uint8(i * kw + j), winner[start : start + channels]
+                        tap, winners = np.uint8(i * kw + j), winner[start : start + channels]
                         for c in range(channels):
-                            more = given[c] if won[c] == tap else np.float32(0)
+                            more = grads[c] if winners[c] == tap else np.float32(0)
                             target[c] = more + (np.float32(0) if is_first else target[c])
                     is_first = False
             if is_first:

@@ -309,10 +309,10 @@ def _add(first, end, task, plan, x, grad, near, run, partial):
     """Compute two sums for each lane of the wide rows of blocks first to end - 1."""
     step, rows, blocks, width = plan
     for block in range(first, end):
-        to, behind = 2 * block * width, (block + 1) * rows // blocks
+        to, block_end = 2 * block * width, (block + 1) * rows // blocks
         block_sums = partial[to : to + 2 * width]
-        for row in range(block * rows // blocks, behind, _RUN):
-            after = min(row + _RUN, behind)
+        for row in range(block * rows // blocks, block_end, _RUN):
+            after = min(row + _RUN, block_end)
             for i in range(0, width, _LANES):
                 lane = min(i, width - _LANES)
                 total, products = zeros(_LANES), zeros(_LANES)
@@ -325,9 +325,9 @@ def _add(first, end, task, plan, x, grad, near, run, partial):
                         products = products + distance * distance
                 else:
                     for at in range(start, stop, width):
-                        given = load_like(grad, at, total)
-                        total = total + given
-                        products = products + given * (load_like(x, at, total) - center)
+                        value = load_like(grad, at, total)
+                        total = total + value
+                        products = products + value * (load_like(x, at, total) - center)
                 store(run, to + lane, total)
                 store(run, to + width + lane, products)
             for i in range(2 * width):
@@ -370,11 +370,11 @@ def _finish(plan, rows, x, grad, near, partial, eps, scale, result):
         center = np.float64(near[channel])
         for row in range(done, rows):
             distance = x[row * channels + channel] - center
-            given = distance
+            value = distance
             if step == _BACKWARD:
-                given = np.float64(grad[row * channels + channel])
-            total += given
-            products += given * distance
+                value = np.float64(grad[row * channels + channel])
+            total += value
+            products += value * distance
         if step == _FORWARD:
             offset = total / rows
             variance = products / rows - offset * offset

@@ -324,12 +324,12 @@ def _images_of_parts(plan, x):
         padded = empty(plan.padded, np.uint64)
         padded[...] = plan.outside
     for part in plan.parts:
-        seen = x[part.images]
+        words = x[part.images]
         if plan.padded:
-            copy = padded[: len(seen)]
-            copy[plan.inside] = seen
-            seen = copy
-        yield part, seen.reshape(-1)
+            copy = padded[: len(words)]
+            copy[plan.inside] = words
+            words = copy
+        yield part, words.reshape(-1)
 
 
 def _beyond_the_image(grad, kh, kw, border):
@@ -342,7 +342,7 @@ def _beyond_the_image(grad, kh, kw, border):
     (inside, rows, columns), filters = border, grad.shape[3]
     sums = np.zeros((kh, kw, filters), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        # Whole rows of output pixels, and rows_inside columns of the other rows.
+        # Whole rows of output pixels, and some columns of the other rows.
         for ky, beyond in rows:
             sums[ky] += grad[:, beyond].sum((0, 1, 2))
         for kx, beyond in columns:
