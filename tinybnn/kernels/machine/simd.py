@@ -46,7 +46,7 @@ from numba.core.extending import (
 from numba.core.registry import cpu_target
 
 from tinybnn.kernels.machine import exact
-from tinybnn.kernels.machine.cache import kernel as kernel  # kernels import all four from here
+from tinybnn.kernels.machine.cache import kernel as kernel  # imported from here, as the next three
 from tinybnn.kernels.machine.inlining import chosen as chosen
 from tinybnn.kernels.machine.inlining import inlined as inlined
 from tinybnn.kernels.machine.inlining import subkernel as subkernel

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _NO_BITS, _NO_BIT = np.uint64(0), np.uint32(0)
 _ALL_ONES = np.uint64(2**64 - 1)
 
-_LARGE = 128  # pixels of an image that is packed plane by plane
+_LARGE = 128  # least pixels of an image that is packed plane by plane
 _RUN = 1024  # pixels at a time
 
 
@@ -87,7 +87,7 @@ def pack(x: ArrayLike, thresholds: ArrayLike | None = None) -> Words:
     is_planes = _channels_first(x, native)
     in_order = for_kernel(np.moveaxis(x, -1, 1) if is_planes else x.astype(native, copy=False))
     words = empty((*lead, words_for(count)), np.uint64)
-    # inf - inf is NaN without a warning in compiled code; the same when the JIT is off.
+    # In compiled code inf - inf is NaN without a warning; do the same when the JIT is off.
     with np.errstate(over="ignore", invalid="ignore"):
         if is_planes:
             images, pixels = len(x), math.prod(x.shape[1:-1])

@@ -125,7 +125,7 @@ def blocks(
     `xnor._blocks`.
     """
     tables = Tables(*arguments)
-    wide = tables.group_columns // WIDE  # wide panels a group
+    wide = tables.group_columns // WIDE  # wide panels per group
     panels = (tables.group_columns + NARROW) // WIDE
     batch = max(_NEAR // (WIDE * len(tables.taps)), 1)
     for start in range(first, end, _PART):

@@ -85,7 +85,7 @@ if TYPE_CHECKING:
 
     from tinybnn.typing import Array, Shape, Words
 
-MAX_TAPS = 63  # what six bit planes can count
+MAX_TAPS = 63  # largest number that six bit planes hold
 
 
 # ------------------------------------------------------------------------------------------ circuit
@@ -304,7 +304,7 @@ def _places(window, channels, padding_mode, parts, part_width):
     offsets = ky * window.row_dilation * row_words + column % step * phase_words
     offsets += column // step * words
 
-    # Bits of the padding, 0 where the image comes.
+    # Bits of the padding, 0 at the pixels of the image.
     y = np.arange(height)[:, None, None, None] - window.top
     phase, place = np.arange(step)[:, None, None], np.arange(phase_width)[:, None]
     x = (np.arange(parts) * part_width + place) * step + phase - window.left
@@ -609,7 +609,7 @@ def pad_image(plan: Plan, x: Words, padded: Words) -> None:
         start, end = window.top * row_words, (window.top + window.height) * row_words
         copy(plan.padded, start, padded, start, end - start)
     for phase in range(window.column_stride):
-        # The first column of the image in this phase, and its place there.
+        # The first column of the image in this phase, and its offset in the phase.
         column = (phase - window.left) % window.column_stride
         place = (column + window.left) // window.column_stride * plan.words
         target = window.top * row_words + phase * plan.phase_words + place

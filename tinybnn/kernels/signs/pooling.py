@@ -142,7 +142,7 @@ def _pool(first, end, task, words, minimum, window, memory, out):
     turn = task * 3 * length
     joined, pooled = turn + length, turn + 2 * length
     _repeat_mask(minimum, row_words, window.width + 2 * window.left, memory, turn)
-    for i in range(joined, joined + length):  # the padding stays 0, which an OR does not notice
+    for i in range(joined, joined + length):  # the padding stays 0, which is neutral for OR
         memory[i] = np.uint64(0)
     for i in range(first, end):
         image, y = i // window.out_height, i % window.out_height * window.row_stride - window.top

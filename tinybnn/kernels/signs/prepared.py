@@ -84,7 +84,7 @@ class Prepared:
         For look-ups, the table addresses lie behind each copy: four words for each of its words.
         """
         tables = self.tables
-        images += images % 2  # a pair of them may have its places together
+        images += images % 2  # images may be stored in pairs
         return min(tables.together, images) * tables.image_stride if tables.copies else 0
 
     def out_shape(self, images: int) -> Shape:
@@ -415,7 +415,7 @@ _NO_LOOK_UPS = LookUps(NO_MASKS, np.zeros(0, np.int64), np.zeros(1, np.int64), 0
 def _with_look_ups(tables, window, taps, is_ternary):
     """Add the tables for `look_ups`. Images are copied, each with its table addresses behind it."""
     words, group_channels = len(tables.outside), tables.channels // tables.groups
-    # Rows of a matrix may be padded more than once (the pixels of an image in a row, say).
+    # Rows of a matrix may contain padding in several places, such as after each pixel.
     nibbles = 16 * words if window == _ONE_PIXEL else -(-group_channels // 4)
     starts = [16 * int(tap) for tap in taps] * (1 + is_ternary)
     segments, parts = look_ups.segments(starts, nibbles)

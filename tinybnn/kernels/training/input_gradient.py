@@ -121,10 +121,10 @@ def conv2d_input_gradient_reference(
     window = geometry.windows
     signs = unpack_reference(weight, geometry.weight[3], grad.dtype)  # (O, kh, kw, C / groups)
     padded = np.zeros((len(grad), *window.padded_size, geometry.image[2]), grad.dtype)
-    for ky, kx, seen in window.views(padded):  # seen : (N, OH, OW, C), a view
+    for ky, kx, pixels in window.views(padded):  # pixels : (N, OH, OW, C), a view
         for o, c in geometry.group_slices():
             # Each output pixel is added to the pixels that its taps fall on.
-            seen[..., c] += grad[..., o] @ signs[o, ky, kx]
+            pixels[..., c] += grad[..., o] @ signs[o, ky, kx]
     return padded[
         :, window.top : window.top + window.height, window.left : window.left + window.width
     ]

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 _LIST = 2048  # pixels in a list
 _TILE = 8  # filters whose lists are in use at a time
-_TURNED_BYTES = 1 << 22  # size of the transposed signs of the input that are kept at a time
+_INDEX_BYTES = 1 << 22  # size of the table indices of the input's signs kept at a time
 
 
 def conv2d_weight_gradient(
@@ -114,7 +114,7 @@ def conv2d_weight_gradient(
         channels, groups = geometry.image[2], geometry.groups
         split = split_groups(x, channels, groups) if groups > 1 else x[:, :, :, None]
         for group in range(groups):
-            plan = _plan(geometry, len(grad), group, method, _TURNED_BYTES)
+            plan = _plan(geometry, len(grad), group, method, _INDEX_BYTES)
             _weight_gradient(plan, grad, split[:, :, :, group], method, out[plan.filters])
     return out
 
