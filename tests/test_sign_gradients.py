@@ -177,7 +177,7 @@ def test_parts_that_are_kept_at_a_time(method, monkeypatch):
     grad = integer_gradient(rng, 0.5, *grad.shape)
     whole = both(grad, weight, x, shape, method=method)
     monkeypatch.setattr(input_gradient, "_BAND_BYTES", 1)
-    monkeypatch.setattr(weight_gradient, "_TURNED_BYTES", 1)
+    monkeypatch.setattr(weight_gradient, "_INDEX_BYTES", 1)
     parts = both(grad, weight, x, shape, method=method)
     assert same(whole[0], parts[0])
     assert same(whole[1], parts[1])
