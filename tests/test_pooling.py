@@ -34,7 +34,7 @@ def tail_is_zero(words, count):
 
 
 def shared_out(module, number, function, *arguments):
-    """The result of a function whose work is shared out among so many tasks."""
+    """Run a function whose work is divided into ``tasks`` tasks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "tasks_for", lambda seconds: number)
         return function(*arguments)
