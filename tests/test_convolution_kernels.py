@@ -70,12 +70,12 @@ def maps(shape, filters, options, values):
 
 
 def small_integers(rng):
-    """Whose sums of products float32 holds exactly, in any order."""
+    """Small integers, whose sums of products are exact in float32 in any order."""
     return lambda shape: rng.integers(-4, 5, shape).astype(np.float32)
 
 
 def in_small_parts():
-    """Units of a row, sums in many stretches, the smallest work on all threads."""
+    """Use units of a row, many blocks of sums, and all threads for the smallest work."""
     sizes = {"_UNIT_FLOATS": 1, "UNIT_PIXELS": 1, "_DEPTH": 2, "_CHUNK": 3}
     patches = contextlib.ExitStack()
     for module, changed in (
@@ -224,7 +224,7 @@ def test_same_result_on_any_number_of_threads(geometry):
 
 
 def test_output_size():
-    """As many output pixels from the beginning as asked for."""
+    """Compute only the top left output pixels."""
     rng = np.random.default_rng(0)
     values = small_integers(rng)
     for filters in (1, 20):
@@ -248,7 +248,7 @@ def test_empty():
 
 
 def test_padding_is_not_touched_by_special_values():
-    """A NaN spreads as far as the filter reaches, and no further."""
+    """A NaN reaches exactly the pixels whose filter sees it."""
     x = np.ones((2, 6, 6, 20), np.float32)
     x[0, 2, 3, 1] = np.nan
     for weight, groups in ((np.ones((18, 20, 3, 3), np.float32), 1), (np.ones((20, 1, 3, 3)), 20)):
@@ -412,7 +412,7 @@ def run(command, **environment):
 @x86
 @pytest.mark.parametrize("cpu", ["AVX2", "SSE4.2"])
 def test_smaller_cpus(cpu, tmp_path):
-    """The same kernels are correct where vectors are shorter, and use nothing that is not there."""
+    """The same kernels are correct with shorter vectors, and use no missing instructions."""
     program = textwrap.dedent(PROGRAM).replace("HAS_FMA", repr(cpu == "AVX2"))
     environment = compiles_for(cpu)
     environment |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -120,7 +120,7 @@ def file(tmp_path, monkeypatch):
 
 
 def run(file, monkeypatch):
-    """Load the kernel anew, as a new process does, and call it: (hits of the cache, warnings)."""
+    """Load the kernel again, as a new process does, and call it: (cache hits, warnings)."""
     monkeypatch.setattr(cache, "_warned", False)
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)

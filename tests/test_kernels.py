@@ -43,7 +43,7 @@ def random_signs(rng, *shape):
 
 
 def random_values(rng, *shape, dtype=np.float32):
-    """Normal values with special ones strewn in."""
+    """Normal values, some replaced by special ones."""
     x = rng.standard_normal(shape).astype(dtype)
     special = rng.random(shape) < 0.3
     x[special] = rng.choice(np.array(SPECIAL, dtype), special.sum())

@@ -1,4 +1,4 @@
-"""Memory for arrays: where it begins, and that it is used again, but never twice at a time."""
+"""Memory for arrays: alignment, and reuse, but never twice at the same time."""
 
 import gc
 import signal

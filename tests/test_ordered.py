@@ -31,7 +31,7 @@ x86 = pytest.mark.skipif(
 
 
 def values(rng, *shape):
-    """Normal values with special ones strewn in."""
+    """Normal values, some replaced by special ones."""
     x = rng.standard_normal(shape).astype(np.float32)
     special = rng.random(shape) < 0.05
     x[special] = rng.choice(SPECIAL, special.sum())
@@ -55,7 +55,7 @@ def same(a, b):
 
 
 def in_many_parts():
-    """Let the smallest work be shared out to all threads."""
+    """Divide even the smallest work among all threads."""
     return mock.patch.object(ordered, "_SPEED", 1e-12)
 
 
@@ -362,7 +362,7 @@ def test_thread_count_does_not_matter():
 
 @compiled
 def test_work_is_shared_out():
-    """Both kernels are shared out when there is more work than one thread should do."""
+    """Both kernels use several threads if there is enough work."""
     if numba.config.NUMBA_NUM_THREADS < 2:
         pytest.skip("one thread only")
     x, weight = np.ones((2, 4, 4, 1), np.float32), np.ones((3, 1, 3, 3), np.float32)
@@ -504,7 +504,7 @@ def run(command, **environment):
 @x86
 @pytest.mark.parametrize("cpu", REGISTERS)
 def test_smaller_cpus(cpu, tmp_path):
-    """The same kernels are correct where vectors are shorter, and use nothing that is not there."""
+    """The same kernels are correct with shorter vectors, and use no missing instructions."""
     program = textwrap.dedent(PROGRAM).replace("{registers}", repr(REGISTERS[cpu]))
     environment = compiles_for(cpu)
     environment |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -34,7 +34,7 @@ def tail_is_zero(words, count):
 
 
 def shared_out(module, number, function, *arguments):
-    """Run a function whose work is divided into ``tasks`` tasks."""
+    """Run a function whose work is divided into ``number`` tasks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "tasks_for", lambda seconds: number)
         return function(*arguments)

@@ -1,4 +1,4 @@
-"""The vocabulary of vectors: compiled, as NumPy lanes, and on CPUs with less than this one has."""
+"""Vector operations: compiled, as NumPy lanes, and on CPUs with fewer features."""
 
 import os
 import platform
@@ -304,7 +304,7 @@ PROGRAM = """
 @x86
 @pytest.mark.parametrize("cpu", REGISTERS)
 def test_smaller_cpus(cpu, tmp_path):
-    """The same kernels are correct where vectors are shorter, and use nothing that is not there."""
+    """The same kernels are correct with shorter vectors, and use no missing instructions."""
     program = textwrap.dedent(PROGRAM).replace("{registers}", repr(REGISTERS[cpu]))
     environment = os.environ | compiles_for(cpu)
     environment |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
