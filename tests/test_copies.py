@@ -48,8 +48,15 @@ from tinybnn.experiments.bdnet import training as bdnet_training
 from tinybnn.experiments.hybnn import bounds, networks
 from tinybnn.experiments.hybnn import experiment as hybnn_experiment
 from tinybnn.federated import aggregation, client, flower, head, launch, rounds, server, wire
-from tinybnn.kernels.floats import fused, gathered, pointwise, signed
-from tinybnn.kernels.machine import pipeline, simd, windows
+from tinybnn.kernels.floats import (
+    convolution_plans,
+    fused,
+    gathered,
+    ordered,
+    ordered_sums,
+    pointwise,
+)
+from tinybnn.kernels.machine import compilation, pipeline, simd, windows
 from tinybnn.kernels.machine.threads import num_threads
 from tinybnn.kernels.signs import bits, depthwise, prepared, tables, xnor
 from tinybnn.kernels.training import lookup, optimizers, sign_gradients
@@ -591,12 +598,13 @@ EXAMPLES[depthwise.Plan] = (
     lambda: depthwise.prepare(words(3, 3), 70, (5, 5)),
     lambda p: depthwise.conv2d_sums(p, words(2, 5, 5)),
 )
-EXAMPLES[signed.PreparedConv2d] = (
-    lambda: signed.prepare_conv2d(floats(4, 3, 3, 3), (5, 5)),
-    lambda p: signed.conv2d(p, floats(2, 5, 5, 3)),
+EXAMPLES[ordered.PreparedConv2d] = (
+    lambda: ordered.prepare_conv2d(floats(4, 3, 3, 3), (5, 5)),
+    lambda p: ordered.conv2d(p, floats(2, 5, 5, 3)),
 )
-EXAMPLES[signed.PreparedSigns] = (
-    lambda: signed.prepare_signs_matmul(floats(4, 70)), lambda p: signed.signs_matmul(p, words(3)),
+EXAMPLES[ordered.PreparedSigns] = (
+    lambda: ordered.prepare_signs_matmul(floats(4, 70)),
+    lambda p: ordered.signs_matmul(p, words(3)),
 )  # fmt: skip
 PROGRAM = functools.partial(
     pointwise.prepare, (20,), ["sums"], [("mul", 0, floats(20))], [("floats", 1)]
@@ -617,8 +625,9 @@ EXAMPLES[fused.Layer] = (
     lambda: fused.prepare([xnor.prepare_matmul(words(20), 70)], PROGRAM()), use_layer,
 )  # fmt: skip
 for cls in (
-    gathered.Patches, gathered.Panel, gathered.Sums, lookup.Turning, optimizers.AdamStep,
-    optimizers.SgdStep, pointwise.Arrays, pointwise.Scratch, signed.Copying, signed.Tables,
+    convolution_plans.Plan, convolution_plans.Tables, convolution_plans.Units, gathered.Patches,
+    gathered.Panel, gathered.Sums, lookup.SignLayout, optimizers.AdamStep, optimizers.SgdStep,
+    pointwise.Arrays, pointwise.Scratch, ordered.Copying, ordered_sums.Tables,
 ):  # fmt: skip
     value(cls, *range(len(cls._fields)))
 value(windows.Windows, 5, 5, 5, 5, 1, 1, 1, 1, 0, 0, 1, 1)
@@ -919,8 +928,9 @@ PROTOCOLS = [cls for cls in CLASSES if getattr(cls, "_is_protocol", False)]  # f
 
 
 def test_every_public_class_is_here():
-    compilers = {pipeline.KernelCompiler, pipeline.PartCompiler}  # Numba makes one, for a kernel
-    for cls in {*CLASSES} - {*NODES} - {*ERRORS} - {*ROWS} - {*PROTOCOLS} - compilers:
+    # Numba makes a compiler for each kernel, and calls the one listener of the process.
+    of_numba = {pipeline.KernelCompiler, pipeline.PartCompiler, compilation.Listener}
+    for cls in {*CLASSES} - {*NODES} - {*ERRORS} - {*ROWS} - {*PROTOCOLS} - of_numba:
         assert cls in EXAMPLES or cls in REFUSED, (
             f"no example for {named(cls)}: add one to EXAMPLES"
         )
