@@ -16,7 +16,11 @@ from tinybnn.autograd import Tensor
 from tinybnn.autograd.tensor import check_device
 
 __all__ = ["load", "save"]
-__dir__ = __all__.copy  # dir() shows public names only
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else
+
 
 KIND, VERSION = "objects", 1
 

@@ -55,4 +55,7 @@ __all__ = [
     "mean_loss", "parameter_vector", "processor", "random_direction", "sign_patterns",
     "spectral_density", "summary", "time_operations", "top_eigenvalues", "trajectory",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from tinybnn.course.report import check, show
 
 __all__ = ["check", "show"]
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else
 
 
 def __getattr__(name: str) -> Any:

@@ -54,4 +54,7 @@ __all__ = [
     "load", "looks_inverted", "mnist_files", "path", "random_split", "read_idx", "read_npy",
     "read_picture", "search_folders", "to_signed", "to_unit",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows public names only
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else

@@ -44,4 +44,7 @@ __all__ = [
     "packed_file", "partition", "quantizer", "roofline", "save", "sign_flips", "signs",
     "spectrum", "table", "trade_off", "whole_numbers", "zoom",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else
