@@ -498,6 +498,7 @@ EXAMPLES[datasets.Normalize] = lambda: datasets.Normalize(0.5, 2.0), use_transfo
 EXAMPLES[datasets.RandomCrop] = lambda: datasets.RandomCrop(4), use_transform
 EXAMPLES[datasets.RandomShift] = lambda: datasets.RandomShift(1), use_transform
 EXAMPLES[datasets.RandomHorizontalFlip] = datasets.RandomHorizontalFlip, use_transform
+EXAMPLES[datasets.transforms.ImageTransform] = datasets.transforms.ImageTransform, repr
 value(datasets.Available, "a", None, 1, (2, 3), (1, 8, 8), 10, "here", "free")
 value(download.RemoteFile, "a", 1, "b")
 value(download.Download, "a", (download.RemoteFile("a", 1, "b"),))
