@@ -195,7 +195,7 @@ def _find_pairs(i, end, base, places, pixels, images):
 
     The address of each pair's tables goes to ``places``, and its first pixel to ``pixels``, which
     ends with the pixel that follows the last pair. A pixel without a right neighbour in its row of
-    the output is a pair by itself.
+    the output makes a pair without a second pixel.
     """
     starts, out_width, stride, image_words = images
     count = 0
