@@ -1,6 +1,6 @@
 """The training loop: fit, evaluate and predict.
 
-The history that `fit` returns and the checkpoints that it writes are those of `tinybnn.checkpoint`.
+`fit` returns a `History` and can write a `Checkpoint`; both are defined in `tinybnn.checkpoint`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def predict(
 ) -> tuple[Array, Array]:
     """Compute the logits of every sample, in the order of the batches, in evaluation mode.
 
-    Every module keeps its mode.
+    Afterwards every module is in the mode that it had before.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Compute loss and accuracy over all batches, in evaluation mode.
 
-    Every module keeps its mode.
+    Afterwards every module is in the mode that it had before.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def accuracy(logits: ArrayLike | Tensor, labels: ArrayLike | Tensor) -> float:
 
 
 def _correct(logits, labels):
-    """Tell for each sample whether it is classified as its label says; see `accuracy`."""
+    """Return for each sample whether its class is predicted, (N,) bool; see `accuracy`."""
     count = len(logits) if logits.ndim else 0
     is_single = logits.size == count
     classes = 2 if is_single or not logits.ndim else logits.shape[-1]
@@ -235,8 +235,8 @@ def _length(loader):
 class FlipCounter:
     """Counts binary weights that have changed since the last call (larq's flip_ratio).
 
-    The weights are those that the layers compute with, `Module.binary_weights`: AdaBin takes the
-    signs of centred latent weights, and a ternary layer has three levels.
+    It counts in the weights that the layers compute with (`Module.binary_weights`): those of AdaBin
+    are signs of centred latent weights, and a ternary layer has three levels.
 
     Parameters
     ----------
@@ -287,11 +287,12 @@ def fit(
     loss : callable
         (outputs Tensor, labels array) -> Tensor with one element.
     history : History, optional
-        Rows are appended to it, also when training is interrupted.
+        A row is appended to it after each epoch, so it has the complete ones of an interrupted
+        training, too.
     checkpoint : path, optional
         A file that is written before the first epoch and after each one. If it exists, it is read
-        first, and training goes on after its last complete epoch as if it had never stopped; with
-        `epochs` reached, nothing is left to train. See `Checkpoint`.
+        first, and training continues after its last complete epoch as if it had never stopped; if
+        it already has `epochs` epochs, nothing is trained. See `Checkpoint`.
     progress : bool
         Show a progress bar with loss, accuracy and the ratio of flipped signs on stderr.
     threads : int, optional
@@ -307,16 +308,16 @@ def fit(
     Raises
     ------
     FloatingPointError
-        If the loss is not finite: further training would only hide where it broke.
+        If the loss is not finite; further training would only hide the cause.
     TypeError
-        If `train` or `validation` is no iterable of batches (x, y).
+        If `train` or `validation` is not an iterable of batches (x, y).
     ValueError
         If there is no batch, if the optimizer has none of the model's parameters, or if
-        `checkpoint` is of a run with another model, optimizer, ...: it says what differs.
+        `checkpoint` is of a run with another model, optimizer, ...; the message says what differs.
     StorageError
-        If `checkpoint` is damaged. It is never overwritten then.
+        If `checkpoint` is damaged; it is not overwritten.
     OSError
-        If `checkpoint` cannot be written. The file of the epoch before stays.
+        If `checkpoint` cannot be written; the file of the previous epoch is kept.
     """
     # Imported here, so that `import tinybnn` does not wait for Numba.
     from tinybnn.kernels.machine.compilation import announced

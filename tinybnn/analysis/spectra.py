@@ -1,7 +1,7 @@
 """Eigenvalues, trace and spectral density of a symmetric operator, from products with vectors.
 
-The operator has ``shape``, ``dtype`` and ``@``: a `CurvatureOperator`, an array, or what SciPy
-calls a LinearOperator.
+The operator is any object with ``shape``, ``dtype`` and ``@``: a `CurvatureOperator`, an array, or
+a LinearOperator of SciPy.
 """
 
 from __future__ import annotations
@@ -40,26 +40,29 @@ class Operator(Protocol):
 
 
 class Lanczos:
-    """Lanczos iteration with full reorthogonalisation: A Q = Q T + β q eᵀ, T tridiagonal.
+    """Lanczos iteration with full reorthogonalisation: A Q = Q T + β q eᵀ.
+
+    After m steps, Q (n, m) is an orthonormal basis, T (m, m) is tridiagonal, q is the next basis
+    vector, and e is the last unit vector.
 
     Each new vector is orthogonalised twice against all before it (Parlett 1998, section 6.9), so
-    that no eigenvalue appears too often. Where the Krylov space is exhausted, a new random vector
-    starts the next one.
+    that no eigenvalue appears too often. When the Krylov space is exhausted, a new random vector,
+    orthogonal to it, starts the next one.
 
     Parameters
     ----------
     operator : with ``shape``, ``dtype`` and ``@``
         Symmetric.
     start : (n,) array
-        The first vector, of any length but 0.
+        The first vector; its length is arbitrary, but not 0.
     rng : numpy.random.Generator or None
         Source of restart vectors.
 
     Attributes
     ----------
     alphas, betas : list of float
-        The diagonal of T, and the off-diagonal β after each of its rows; the last β belongs to the
-        residual.
+        The diagonal of T, and the element to the right of each diagonal element. The last β lies
+        outside of T: it is the β of the formula above.
     """
 
     alphas: list[float]
@@ -92,7 +95,7 @@ class Lanczos:
             self._basis = np.concatenate([self._basis, more])
         self._basis[m] = self._next
         product = np.asarray(self.operator @ self._basis[m], np.float64)
-        self.alphas = [*self.alphas, float(product @ self._basis[m])]  # a copy keeps its own list
+        self.alphas = [*self.alphas, float(product @ self._basis[m])]  # not shared with a copy
         rest, length = self._orthogonal(product)
         scale = max(np.linalg.norm(product), *map(abs, self.alphas), *self.betas, 0.0)
         if length <= 100 * np.finfo(self._basis.dtype).eps * scale or m + 1 == rest.size:
@@ -115,7 +118,7 @@ class Lanczos:
         matrix[above, above + 1] = matrix[above + 1, above] = self.betas[:-1]
         return np.linalg.eigh(matrix)
 
-    # The file of an iteration has all that it needs to continue with the same bits.
+    # The file of an iteration contains all that it needs to continue, bit for bit.
 
     def save(self, path: str | os.PathLike[str], metadata: dict[str, Any]) -> None:
         """Write the iteration to a file."""
@@ -159,8 +162,8 @@ def _expect_computation(path, stored, expected):
     """Check that the settings in a checkpoint are those of the call."""
     if stored != expected:
         raise ValueError(
-            f"{os.fspath(path)}: is of another computation ({stored}, here {expected}); choose "
-            "another checkpoint, or delete it"
+            f"{os.fspath(path)}: is of another computation (settings {stored}, now {expected}); "
+            "choose another checkpoint, or delete it"
         )
 
 
@@ -168,8 +171,8 @@ def _expect_same(path, stored, computed):
     """Check that a product in a checkpoint, vᵀAv, is that of the operator."""
     if not math.isclose(stored, computed, rel_tol=1e-4, abs_tol=1e-12):
         raise ValueError(
-            f"{os.fspath(path)}: is of another operator (a product is {stored:.6g} there, "
-            f"{computed:.6g} here): other parameters, batches or settings; choose another "
+            f"{os.fspath(path)}: is of another operator (vᵀAv is {stored:.6g} in the file, "
+            f"{computed:.6g} now): other parameters, batches or settings; choose another "
             "checkpoint, or delete it"
         )
 
@@ -186,8 +189,8 @@ class Eigenpairs(NamedTuple):
         Lengths of A v - λ v: A has an eigenvalue within this distance of each value.
     nodes, weights : (steps,) float64
         All eigenvalues of the iteration's T, ascending, and the squares of the first components of
-        its eigenvectors. Since the first vector is random, they are also one row of a
-        `SpectralDensity`: `nodes` has both ends of the spectrum.
+        its eigenvectors. Since the first vector is random, they can also serve as one row of a
+        `SpectralDensity`; `nodes` covers both ends of the spectrum.
     """
 
     values: FloatArray
@@ -216,7 +219,7 @@ def top_eigenvalues(
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Eigenpairs:
-    """Compute the first eigenvalues of a symmetric operator by Lanczos.
+    """Compute the k largest (or smallest) eigenvalues of a symmetric operator by Lanczos.
 
     The iteration reorthogonalises fully. It usually finds a multiple eigenvalue only once.
 
@@ -224,13 +227,14 @@ def top_eigenvalues(
     ----------
     operator : with ``shape``, ``dtype`` and ``@``
     k : int
+        Number of eigenvalues.
     which : 'LA', 'SA' or 'LM'
         The largest, the smallest, or those of largest magnitude, as SciPy's eigsh names them.
     tol : float
         Stop when all k residuals are at most tol times the largest |value|.
     max_steps : int
-        Upper limit of the products; the residuals tell the accuracy. Memory grows by one vector per
-        step.
+        Maximum number of products. If it is reached, the residuals tell how accurate the values
+        are. Memory grows by one vector per step.
     seed : int
         Seed of the first vector.
     checkpoint : str or PathLike, optional
@@ -293,7 +297,8 @@ class TraceEstimate(NamedTuple):
     ----------
     value : float
     error : float
-        Standard error of its random part; 0 where the trace is exact, NaN for one sample.
+        Standard error of the random part of the estimate; 0 if the trace is exact, NaN for one
+        sample.
     """
 
     value: float
@@ -312,7 +317,8 @@ def estimate_trace(
     ----------
     operator : with ``shape``, ``dtype`` and ``@``
     products : int
-        At least 3. With at least three times the operator's size, the trace is exact.
+        Maximum number of products with the operator, at least 3. From three times its size on, the
+        trace is exact.
     seed : int
     progress : bool
         Show a progress bar on stderr.
@@ -357,8 +363,8 @@ class SpectralDensity(NamedTuple):
     Attributes
     ----------
     nodes, weights : (vectors, steps) float64
-        A quadrature per random vector: the share ``weights`` of eigenvalues at ``nodes``; the
-        weights of a vector sum to 1.
+        One quadrature rule per random vector: the share ``weights[i, j]`` of the eigenvalues lies
+        near ``nodes[i, j]``; each row of weights sums to 1.
     """
 
     nodes: FloatArray
@@ -406,6 +412,7 @@ def spectral_density(
     ----------
     operator : with ``shape``, ``dtype`` and ``@``
     vectors, steps : int
+        Number of random vectors, and of Lanczos steps for each.
     seed : int
     checkpoint : str or PathLike, optional
         File with the result after each vector; a second call with the same arguments continues from
@@ -420,7 +427,7 @@ def spectral_density(
     Raises
     ------
     ValueError
-        If a number is below 1, or the checkpoint belongs to another computation.
+        If `vectors` or `steps` is below 1, or the checkpoint belongs to another computation.
     """
     from tqdm import tqdm
 

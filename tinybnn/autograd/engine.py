@@ -4,9 +4,9 @@ A `Variable` wraps a NumPy array. An operation is a `Function`: a ``forward`` on
 below it, a ``backward`` rule. Every application is recorded as a node of a graph, which
 `autograd.backward` walks from the result to the leaves.
 
-A rule is written once, in operations that accept both arrays and Variables. On arrays it is the
-backward pass. On Variables (``create_graph=True``) the same lines are recorded in turn, so the
-gradient can be differentiated again.
+A rule is written once, in operations that accept both arrays and Variables. The usual backward pass
+calls it with arrays. With ``create_graph=True`` it is called with Variables: its operations are
+then recorded, too, and the gradient can be differentiated again.
 
 Operations return a `Tensor` (`autograd.tensor`): a Variable with operators and methods.
 """
@@ -57,7 +57,7 @@ def no_grad() -> Iterator[None]:
 
 
 def _property(path: str, setter: Any = None) -> Any:
-    """A property that reads a path of attributes faster than a Python function does."""
+    """A property for a path such as "_data.shape", faster than one with a getter in Python."""
     return property(operator.attrgetter(path), setter)
 
 
@@ -67,8 +67,16 @@ class Variable:
     Parameters
     ----------
     data : array_like or Variable, of any shape
+        A Variable shares its memory with the new one, if the dtype allows.
     requires_grad : bool
+        Whether `backward` computes ``grad``.
     dtype : numpy dtype, optional
+
+    Attributes
+    ----------
+    grad : Tensor of the same shape, or None
+    function : Function or None
+        The recorded operation that computed this value; None for a leaf of the graph.
     """
 
     __slots__ = ("__weakref__", "_data", "_version", "function", "grad", "requires_grad")
@@ -114,7 +122,7 @@ class Variable:
 
     @property
     def is_leaf(self) -> bool:
-        """Whether no recorded operation computed it."""
+        """Whether this is a leaf of the graph: no recorded operation computed it."""
         return self.function is None
 
     def detach(self) -> Tensor:
@@ -138,7 +146,7 @@ def result_of(data: Any, requires_grad: bool = False) -> Tensor:
 
 
 def as_array(x: Any) -> Any:
-    """Return a Tensor's array, and anything else unchanged; its values are constants to a rule."""
+    """Return a Tensor's array, which a gradient rule treats as constant; others are unchanged."""
     return x.data if isinstance(x, Variable) else x
 
 
@@ -151,26 +159,32 @@ class Function:
     A subclass implements two methods:
 
     ``forward(self, *arrays, **options)``
-        Compute one array from NumPy arrays (or plain numbers). Keep what the rule needs besides
-        inputs and output (an axis, a mask) as an attribute.
+        Compute one array from NumPy arrays (or plain numbers). Store what ``backward`` needs
+        besides inputs and output (an axis, a mask) in an attribute.
     ``backward(self, grad, output, *inputs)``
         Compute the gradient with respect to each input from the gradient with respect to the
         output: one value, or a tuple with one for each input. Use operations of `autograd` only,
         since all arguments may be arrays or Tensors. Where ``self.needs[i]`` is False, input i
-        takes no gradient and None will do.
+        takes no gradient, and None is accepted for it.
     """
 
-    saves: tuple[str, ...] = ("inputs",)  # or "output": what the rule reads; the rest is None
-    broadcasts: bool = False  # inputs broadcast against each other; the base class undoes it
+    saves: tuple[str, ...] = (
+        "inputs",
+    )  # what `backward` reads, "inputs", "output" or both; the rest is None
+    broadcasts: bool = (
+        False  # inputs are broadcast; the base class then sums gradients to their shapes
+    )
     views: bool = False  # the output may be a view of the input: in-place changes affect both
     fresh: bool = False  # the rule's gradients are new arrays, referenced nowhere else
     needs: tuple[bool, ...]  # set before the rule runs: which inputs take a gradient
     shapes: list[Shape]  # of the inputs
-    edges: tuple[Any, ...] | None  # the node of each input, or None; None: the graph was freed
+    edges: (
+        tuple[Any, ...] | None
+    )  # the node of each input, or None; no tuple once the graph is freed
 
     @classmethod
     def apply(cls, *inputs: Any, **options: Any) -> Any:
-        """Run the operation: on arrays it returns an array, with a Tensor among them a Tensor."""
+        """Run the operation: return a Tensor if any input is one, else an array."""
         function = cls()
         tensors = [x for x in inputs if isinstance(x, Variable)]
         if 0 < len(tensors) < len(inputs):
@@ -285,7 +299,7 @@ def node_of(tensor: Variable) -> Function | Variable:
 
 
 class SumTo(Function):
-    """Sum x over the axes along which an array of `shape` was repeated: the result has `shape`."""
+    """Sum x to `shape`: over the axes along which `BroadcastTo` would repeat such an array."""
 
     saves: tuple[str, ...] = ()
 

@@ -20,18 +20,18 @@ class Exercise:
     Parameters
     ----------
     number : str
-        Chapter and number: "04.2".
+        Chapter and number, such as "04.2".
     name : str
         The function or class to write.
     task : str
-        Its task, in one line.
+        What the student has to do, in one line.
     section : str
         Heading of the notebook's section that explains it.
     checks : tuple of callables
-        Each takes the student's module and raises `Wrong`. The first line of its docstring
-        completes the sentence "checked that ...".
+        Each takes the student's module and raises `Wrong` if the answer is wrong. The first line of
+        its docstring completes the sentence "checked that ...".
     hints : tuple of three str
-        From a nudge to almost the whole way, but never the solution.
+        From a small hint to nearly the whole way, but never the solution itself.
     seconds : float
         Time limit of all checks together, including compilation.
     """
@@ -90,7 +90,10 @@ class Wrong(Exception):  # noqa: N818 - reads as a sentence: raise Wrong("...")
 
 
 class Stopped(BaseException):
-    """Raised from an error that does not depend on the arguments, such as an import's."""
+    """The student's code failed for a reason that no argument changes, such as a failed import.
+
+    It is raised from that error.
+    """
 
 
 def call(function: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
@@ -113,7 +116,9 @@ def call(function: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
         raise
     except Exception as error:
         answer, failed = None, error
-    if failed is not None:  # raised here, without a context, by which hypothesis tells errors apart
+    if (
+        failed is not None
+    ):  # raised outside of `except`: hypothesis tells errors apart by their context
         text = f"{_name(function)} raises {type(failed).__name__}: {failed}"
         raise Wrong(text, inputs, cause=failed)
     for name, value in given.items():
@@ -132,10 +137,10 @@ def _name(function):
 
 @contextlib.contextmanager
 def provided(module: ModuleType, **functions: Callable[..., Any]) -> Iterator[None]:
-    """Context manager: replace other functions of the student's module by right ones.
+    """Context manager: replace other functions of the student's module by correct ones.
 
-    An exercise is thus judged independently: its answer may call another exercise's function that
-    is wrong or not written yet.
+    Exercises are thus judged independently: an answer may call the function of another exercise,
+    even if that is wrong or not written yet.
     """
     before = {name: getattr(module, name) for name in functions if hasattr(module, name)}
     vars(module).update(functions)
@@ -188,7 +193,7 @@ def compare(
         Known mistakes: the message, and the functions that make the mistake. The first one that
         agrees with the student's function on the inputs and all probes determines the message.
     tolerance : float
-        Relative and absolute; 0 for exact mathematics.
+        Relative and absolute tolerance; 0 if the answers must be equal.
     probes : sequence of mappings
         More inputs, which distinguish the known mistakes.
     results : sequence of str
@@ -207,7 +212,10 @@ def named(
     probes: Sequence[Mapping[str, Any]],
     tolerance: float = 0.0,
 ) -> str | None:
-    """Return the message of the known mistake that agrees on all probes, or None."""
+    """Return the message of the known mistake that gives the student's answers, or None.
+
+    It must give the same answers on all probes.
+    """
     try:
         answers = [call(function, inputs) for inputs in probes]
     except Wrong:
@@ -251,12 +259,14 @@ def _differs(got, expected, results=()):
 
 
 def for_all(check: Callable[..., Any], examples: int = 200, **strategies: Any) -> None:
-    """Call ``check(**values)`` with many values; raise the error of the smallest failing ones.
+    """Call ``check(**values)`` with many values; raise the error of the smallest that fail.
 
     Parameters
     ----------
     check : callable
+        Raises an error, such as `Wrong`, if it fails.
     examples : int
+        Number of values to try.
     **strategies : hypothesis strategies
         A strategy for each argument of the check.
     """

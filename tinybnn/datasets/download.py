@@ -1,9 +1,9 @@
 """Downloads: the official files of the datasets, complete and checked, or not at all.
 
 A file grows as ``<file>.part`` beside its final name. An interrupted download continues where it
-stopped, in the same call or a later one. Once all bytes have come, their checksum is compared with
-the published one, and only then is the file renamed: a file under its final name is whole and
-right. A lock keeps a second process from writing to the same file; it waits for the first.
+stopped, in the same call or a later one. Once all bytes have arrived, their checksum is compared
+with the published one, and only if they agree is the file renamed: a file under its final name is
+complete and correct. A lock makes a second process wait until the first has finished the file.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from typing import IO, Any
 from tinybnn.datasets.sources import SOURCES, known_source, path, search_folders
 from tinybnn.storage import try_lock, write_atomic
 
-_WINDOWS = os.name == "nt"  # without locks: users must not start a download twice at once
+_WINDOWS = os.name == "nt"  # no such locks: do not run the same download twice at once
 _CHUNK = 1 << 18  # bytes
 
 
 class DownloadError(OSError):
-    """A download that failed; bytes that may be right stay in a ``.part`` file."""
+    """A download failed. Bytes that may still be of use are kept in a ``.part`` file."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class RemoteFile:
     size : int
         In bytes.
     md5 : str
+        In hexadecimal digits.
     """
 
     name: str
@@ -120,7 +121,8 @@ class Available:
     folder : pathlib.Path or None
         Where it was found; None if it is missing.
     size : int or None
-        Bytes to download; None for bundled data. All parts of EMNIST come in one archive.
+        Bytes to download; None for bundled data. All parts of EMNIST are in one archive, whose size
+        is given for each of them.
     images : (int, int)
         Number of training and test images.
     image_shape : (C, H, W)
@@ -191,13 +193,14 @@ def fetch(
     base_url : str, optional
         A mirror: the address of a folder that has the files under their official names.
     force : bool
-        Even if `load` finds the dataset: download the official files that are missing in the folder
-        above, or whose checksums are wrong.
+        Do not stop if `load` already finds the dataset: check the official files in the folder
+        above, and download those that are missing or have a wrong checksum.
     timeout : float
-        Seconds without (or nearly without) a byte after which a connection counts as broken.
+        A connection counts as broken if this many seconds bring no data, or less than 1 KB.
     retries : int
-        How often in a row a file may break off before a hundredth of its size has come. The pause
-        before each new attempt doubles, from half a second to 8.
+        How many broken connections in a row to allow for a file. A connection that brought at least
+        a hundredth of the file starts the count again. The pause before each new attempt doubles,
+        from half a second to 8 seconds.
 
     Returns
     -------
@@ -209,7 +212,8 @@ def fetch(
     ValueError
         For an unknown name or an address that is not http or https.
     DownloadError
-        If the server does not serve the file, or serves another.
+        If the server does not deliver the file or delivers other content, or if another process
+        holds the same download without progress.
     OSError
         If the folder or a file cannot be written, or the disk is full.
     """
@@ -223,7 +227,9 @@ def fetch(
                 _unpack(folder, download, progress)  # left by a killed process
             return place
     if download is None:
-        raise FileNotFoundError(f"{name} comes with tinybnn, but is not where it was installed")
+        raise FileNotFoundError(
+            f"{name} is bundled with tinybnn, but its files are missing; reinstall it"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     url = (base_url or download.url).rstrip("/")
     for file in download.files:
@@ -233,7 +239,7 @@ def fetch(
 
 
 def _unpack(folder: Path, download: Download, progress: bool) -> None:
-    """Unpack the files of all EMNIST parts from a complete archive, if there is one; remove it."""
+    """Unpack the files of all EMNIST parts if their archive is complete; then remove it."""
     from tqdm import tqdm
 
     wanted = {
@@ -271,7 +277,7 @@ def fetch_file(
     timeout: float = 30.0,
     retries: int = 5,
 ) -> None:
-    """Download one file to `target`, unless it is there with the right checksum.
+    """Download one file to `target`, unless it is there with the correct checksum.
 
     Parameters
     ----------
@@ -334,24 +340,25 @@ def _locked(part: Path, timeout: float) -> Iterator[IO[bytes]]:
     size, changed = -1, time.monotonic()
     while True:
         with open(part, "ab") as file:
-            if try_lock(file) is not False:  # its last owner may have renamed it
+            if try_lock(file) is not False:  # False, too, if the first process has renamed the file
                 try:
                     yield file
                 finally:
                     _remove_if_empty(part, file)
                 return
             now = os.fstat(file.fileno()).st_size
-        if now != size:  # the other process continues, or is done
+        if now != size:  # the other process makes progress, or is done
             size, changed = now, time.monotonic()
         elif time.monotonic() - changed > 2 * timeout + 20:
             raise DownloadError(
-                f"{part}: another process holds this download, but makes no progress"
+                f"{part}: another process holds this download, but makes no progress; end that "
+                "process, then repeat the command"
             )
         time.sleep(0.1)
 
 
 def _remove_if_empty(part: Path, file: IO[bytes]) -> None:
-    """Remove the part file while its lock still holds, so that nobody else has begun to write."""
+    """Remove the part file while it is still locked, so that no other process can have begun."""
     if not file.closed and os.fstat(file.fileno()).st_size == 0:
         if _WINDOWS:
             file.close()
@@ -364,7 +371,7 @@ class _Broken(Exception):  # noqa: N818 (it never leaves this file)
 
 
 class _Transfer:
-    """All connections that it takes to download one file."""
+    """The download of one file, over as many connections as it takes."""
 
     def __init__(
         self, url: str, file: IO[bytes], expected: RemoteFile, bar: Any, timeout: float
@@ -376,7 +383,7 @@ class _Transfer:
         if self.size > self.expected.size:
             self._start_over()
         self.bar.initial = self.bar.n = self.size  # so that the speed shown is this call's
-        # Bytes from an earlier call may be of another version: then a second time, from the start.
+        # Bytes from an earlier call may be of another version: if so, download once more from 0.
         for _ in range(2 if self.size else 1):
             self._complete(retries)
             md5 = _md5(self.file.name)
@@ -402,7 +409,7 @@ class _Transfer:
                 if failures > retries:
                     raise DownloadError(
                         f"{self.url}: {broken} ({self.size:,} of {self.expected.size:,} bytes "
-                        "are there; the same command goes on from them)"
+                        "have arrived; repeat the command to continue from there)"
                     ) from None
                 time.sleep(min(2.0 ** (failures - 2), 8.0))
 
@@ -422,7 +429,7 @@ class _Transfer:
 
     @contextlib.contextmanager
     def _network(self) -> Iterator[None]:
-        """Turn errors of the network into `_Broken` if they may pass, else into other errors."""
+        """Turn network errors into `_Broken` if a retry may help, else into a final error."""
         import http.client
         import urllib.error
 
@@ -439,13 +446,13 @@ class _Transfer:
         except (OSError, http.client.HTTPException) as error:
             # URLError is an OSError; the reason of a refused connection is inside it.
             reason = getattr(error, "reason", None) or error
-            raise _Broken(f"no connection, or a broken one: {reason}") from None
+            raise _Broken(f"cannot connect, or the connection broke: {reason}") from None
 
     def _begin(self, response: Any) -> None:
         """Check the answer's range and length, and the free space, before a byte is written."""
         answered = response.headers.get("Content-Range", "")
         if response.status == 206 and not answered.startswith(f"bytes {self.size}-"):
-            raise _Broken("the server answers with another range than asked for")
+            raise _Broken("the server sent a different range of bytes than requested")
         start = self.size if response.status == 206 else 0
         if response.length not in (None, self.expected.size - start):
             raise DownloadError(
@@ -481,7 +488,7 @@ class _Transfer:
 
     def _next(self, response: Any) -> bytes:
         with self._network():
-            return response.read1(_CHUNK)  # bytes count as they come
+            return response.read1(_CHUNK)  # returns as soon as any bytes have arrived
 
     def _write(self, chunk: bytes) -> None:
         try:
@@ -499,7 +506,7 @@ class _Transfer:
 
 
 def _opener() -> Any:
-    """An opener for http and https that redirections cannot lead to files or ftp."""
+    """An opener for http and https that refuses redirections to anything else, such as files."""
     import urllib.error
     import urllib.request
 
@@ -509,7 +516,7 @@ def _opener() -> Any:
                 raise urllib.error.HTTPError(
                     request.full_url, code, f"redirection to {url}, refused", headers, file
                 )
-            file.close()  # or all of the answer would be read, however long it is
+            file.close()  # otherwise its body would be read to the end, however long it is
             return super().redirect_request(request, file, code, message, headers, url)
 
     return urllib.request.build_opener(Redirections)

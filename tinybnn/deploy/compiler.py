@@ -10,8 +10,9 @@
    bits, accumulator or float. A sign of an elementwise function of sums requests the accumulator
    and becomes integer thresholds; the operations in between are merged into them.
 4. *Steps.* A second forward pass emits a step for each requested form.
-5. *Trial.* Inputs with other values and batch sizes are traced and predicted: dependences that a
-   single trace cannot record (`deploy.trace`) show up as differences, and are refused.
+5. *Trial.* The model is traced again on inputs with other values and batch sizes, and the packed
+   model predicts them. Dependences that a single trace cannot record (`deploy.trace`), such as an
+   ``if`` on a value, show up as differences, and the model is refused.
 
 Thresholds are not derived algebraically. The float functions between the accumulator and the sign
 are evaluated at every integer that the accumulator can reach, and the threshold is the integer at
@@ -77,7 +78,7 @@ def compile(model: Module, input_shape: Sequence[int]) -> PackedModel:
     Parameters
     ----------
     model : Module
-        float32. It is traced in eval mode; its modes are restored.
+        With float32 parameters. It is traced in eval mode; its own modes are restored afterwards.
     input_shape : sequence of int
         Shape of one sample, without the batch: (C, H, W) or (F,).
 
@@ -88,9 +89,9 @@ def compile(model: Module, input_shape: Sequence[int]) -> PackedModel:
     Raises
     ------
     CompileError
-        Names the layer, if an operation has no packed form, if the model computes something else
-        for other values or another batch size, or if the packed model's values would differ.
-        `deploy.check` lists all such problems.
+        If an operation has no packed form, if the model computes a different function for other
+        input values or another batch size, or if the packed model's output would differ. The
+        message names the layer. It reports the first problem; `deploy.check` lists all of them.
     """
     input_shape = sample_shape(input_shape)
     warn_of_unregistered(model, "compile")
@@ -199,7 +200,8 @@ def _takes_samples_of(model, shape):
         return False
 
 
-# The batch size of the trace: a reshape keeps it as the first size, and few other axes have it.
+# The batch size of the trace: an output whose first axis has another size mixes samples. Few other
+# axes have size 2, so hardly any is taken for the batch by mistake.
 _TRACE_BATCH = 2
 
 
@@ -231,7 +233,7 @@ def _expect_equal(model, packed, x):
     """Compare a packed model with the float model, outside of any trace."""
     try:
         with np.errstate(all="ignore"):
-            output = packed._predict(x)  # without the warning of pixels
+            output = packed._predict(x)  # predict() would warn about pixels outside of -1 to 1
             compare(packed.steps[-1], output, evaluate(model, x))
     except DifferentError as error:
         raise CompileError.of(
@@ -252,11 +254,11 @@ _CONVOLUTIONS, _LINEAR = (F.Conv2d, F.SignConv2d), (F.Linear, F.SignLinear)
 
 
 def _is_elementwise(function):
-    """Whether a Function is elementwise given its constants: it may be merged into thresholds."""
+    """Whether a Function, its constants fixed, is elementwise, so that thresholds can absorb it."""
     return function is T.Pow or (function in OF_FUNCTION and OF_FUNCTION[function].is_elementwise)
 
 
-# Operations that reorder, omit or repeat the numbers of a sample.
+# Operations that only reorder, omit or repeat the values of a sample.
 _REARRANGING = (T.Index, T.Permute, T.Flip, T.BroadcastTo)
 
 
@@ -266,7 +268,8 @@ class _Compiler:
     Attributes
     ----------
     problems : list of Problem
-        A call without a packed form is treated as floats, so that later calls are examined too.
+        Grows during compilation: after a problem, the call is treated as one on floats, so that
+        later calls are examined, too.
     """
 
     def __init__(self, names, tape, x, output):
@@ -299,7 +302,7 @@ class _Compiler:
     # ------------------------------------------------------------------------------------ helpers
 
     def escapes(self, x):
-        """A problem for each value that depends on x and escapes the tape."""
+        """List a problem for each value that depends on x and leaves the trace, as in x.data."""
         dependent = {id(x)}
         for call in self.calls:
             if any(id(self.calls.source(t)) in dependent for t in call.inputs):
@@ -324,7 +327,7 @@ class _Compiler:
         return self.calls[i].output.shape[1:]
 
     def constant(self, i, position):
-        """Input `position` of call i in the form its operation takes; None if it depends on x."""
+        """Return input `position` of call i, a weight quantized; None if it depends on x."""
         call, value = self.calls[i], self.calls[i].inputs[position]
         if isinstance(value, Tensor) and self.made_by(value) is not None:
             return None
@@ -346,7 +349,7 @@ class _Compiler:
         if call.output.dtype != np.float32 and not any(
             isinstance(x, Tensor) and x.dtype != np.float32 and self.made_by(x) is not None
             for x in call.inputs
-        ):  # otherwise an earlier operation is reported
+        ):  # unless an input is float64 already: then an earlier call is reported
             raise self.refuse(i, double_precision(call))
         if function is Quantize:
             quantizer = call.options["quantizer"]
@@ -372,7 +375,7 @@ class _Compiler:
         return "signs" if keeps_signs else "float"
 
     def without_repetition(self, i):
-        """The call with the result of call i: its source, if call i is the sign of signs."""
+        """Return i or, if call i takes the sign of signs, which changes nothing, its source."""
         source = self.symbolic[i][0]
         is_repeated = type(self.calls[i].function) is Quantize and self.kinds[source] == "signs"
         return source if is_repeated else i
@@ -472,7 +475,10 @@ class _Compiler:
         return signs
 
     def expect_sign(self, i):
-        """Check that call i is the sign of floats, as `pack` computes it (also for user's own)."""
+        """Check that the quantizer of call i is the sign that `pack` computes: 1 where x >= 0.
+
+        User-defined quantizers are tested on some values.
+        """
         quantizer, shape = self.calls[i].options["quantizer"], self.calls[i].inputs[0].shape
         if quantizer.is_sign:
             return
@@ -527,7 +533,7 @@ class _Compiler:
                     continue
                 make = functools.partial(self.recipe, form)
                 recipe = None if i in self.refused else self.try_to(make, i)
-                if recipe is None:  # examine its sources all the same
+                if recipe is None:  # its sources are examined nevertheless
                     recipe = [("", {}, [(source, "float") for source in self.symbolic[i]])]
                 recipes[i, form] = recipe
                 for _, _, sources in recipe:
@@ -656,7 +662,7 @@ class _Compiler:
         return "pad", {"call": i, "shape": shape, "settings": settings}, sources
 
     def rearranged(self, i):
-        """The recipe of a call that only moves numbers: selected channels, or selected numbers."""
+        """The recipe of a call that only moves values: it takes channels, or single values."""
         call = self.calls[i]
         before, after = call.inputs[0].shape, self.shape(i)
         size = int(np.prod(before[1:]))
@@ -688,14 +694,14 @@ class _Compiler:
 
 
 def _giving(recipe, result):
-    """Add this result to the last step of a recipe; steps before it are internal."""
+    """Declare the last step of a recipe to yield `result`; mark the steps before it as internal."""
     *before, (operation, details, sources) = recipe
     internal = [(name, {"layout": "internal", **rest}, read) for name, rest, read in before]
     return [*internal, (operation, details | result, sources)]
 
 
 def _pool_bits(windows, minimum, source):
-    """The step of a max-pool on bits; the minimum where `minimum`, (C,) bool, is set."""
+    """The step of a max-pool on bits; channels set in `minimum`, (C,) bool, take the minimum."""
     settings = {"channels": windows.shape[1], **pooling_settings(windows)}
     return "max_pool_bits", {"arrays": {"minimum": minimum}, "settings": settings}, [source]
 
@@ -706,7 +712,10 @@ def _are_small_integers(weight):
 
 
 def _planes(rows):
-    """Pack weights of ±1 as one plane of bits, ternary ones as two: sign, and where not 0."""
+    """Pack weights of ±1 as one array of bits, ternary ones as two: their signs, and a mask.
+
+    rows : (O, ..., K), packed along the last axis; the mask is 1 where a weight is not 0
+    """
 
     def packed(condition):
         # Filter by filter, to avoid a second copy of a large layer in memory.

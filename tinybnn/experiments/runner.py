@@ -1,9 +1,10 @@
-"""The runner of all experiments: phases that leave files, resuming, seeds, bars, figures as JSON.
+"""The runner of all experiments: it resumes interrupted runs, and writes figures and reports.
 
-An experiment is a generator of phases. Each phase writes its figures to a file (`Run.kept`, or a
-checkpoint) and into the result; a call that is repeated after an interruption reads what has its
-file, and computes the rest. After each phase the runner writes the result; after the last one, the
-report and its pictures.
+An experiment is a generator of phases. Each phase writes its *figures*, the numbers that it
+measures, to a file (`kept`, or a checkpoint) and adds them to the result. A call that is repeated
+after an interruption reads the files that exist and computes only what is missing. After each phase
+the runner writes the result as JSON; after the last one, the report and its pictures. The variants
+that an experiment compares, such as a binary and a float network, are its *arms*.
 """
 
 from __future__ import annotations
@@ -34,15 +35,16 @@ class Run:
     seeds : int
         Seeds 0, 1, ... are run.
     arms : dict
-        Name -> arm, those that take part.
+        Name -> arm, for the arms of this call.
     command : str
-        The command that gives the figures of this call.
+        The command that reproduces the figures of this call.
     progress : bool
         Show progress bars on stderr.
     say : callable
-        Takes a line of text at a time.
+        Called with each line of text to show, such as `print`.
     options : dict
-        Further options of the experiment, which do not decide figures.
+        Further options of the experiment, which do not affect its figures, and "data", the result
+        of `Experiment.begin`.
     """
 
     out: Path
@@ -57,11 +59,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is run, and how it is reported.
+    """The definition of an experiment: what it runs, and how it is reported.
 
     Attributes
     ----------
     name : str
+        As in ``tinybnn reproduce NAME``.
     config : type
         The class of its configurations.
     phases : callable
@@ -70,29 +73,29 @@ class Experiment:
     text : callable
         result -> the report in Markdown.
     pictures : dict
-        File name -> (size in inches, draw); ``draw(figure, result)`` draws what needs no more than
-        the figures.
+        File name -> (size in inches, draw), for pictures that need nothing but the result:
+        ``draw(figure, result)`` draws into a Matplotlib Figure.
     begin : callable
-        Called with a configuration before anything is written: it loads the data, or raises an
-        error. Its result is ``run.options["data"]``.
+        config -> data, called before anything is written, so that missing data are an error at
+        once. The data become ``run.options["data"]``.
     quick : dict
-        The settings of a quick run.
+        Settings that differ in a quick run.
     seeds : int
-        Number of seeds by default.
+        Default number of seeds.
     arms : dict
-        Name -> arm; each can be run alone.
+        Name -> arm; each can be run separately.
     arms_option : str
-        The option of the command line that names some of them.
+        Name of the command-line option that selects some of them.
     options : dict
-        Name -> `settings.setting` of options that decide no figure.
+        Name -> `settings.setting`, for options that do not affect figures.
     figures, report : str
-        Names of the files, without their endings.
+        File names of the result and of the report, without ``.json`` and ``.md``.
     takes : str
-        How long it takes, as text.
+        How long it takes, as text for the help.
     description : str
-        For the help of the command, in lines.
+        Text for the help of the command.
     examples : tuple of str
-        Commands.
+        Commands for the help.
     """
 
     name: str
@@ -113,13 +116,13 @@ class Experiment:
     examples: tuple[str, ...] = ()
 
     def command(self, config: Config, seeds: int, arms: Sequence[str] = ()) -> str:
-        """Return the command that gives the figures of a configuration."""
+        """Return the command that reproduces the figures of a configuration."""
         some = [f"--{self.arms_option} {','.join(arms)}"] if 0 < len(arms) < len(self.arms) else []
         first = f"tinybnn reproduce {self.name} --seeds {seeds}"
         return " ".join([first, *some, *as_options(config)])
 
     def chosen(self, names: Sequence[str] | None) -> dict[str, Any]:
-        """Return the arms that are named, or all: name -> arm, in the experiment's order."""
+        """Return the named arms (None: all) as name -> arm, in the experiment's order."""
         names = list(self.arms) if names is None else list(names)
         if unknown := [name for name in names if name not in self.arms]:
             known = ", ".join(self.arms)
@@ -146,20 +149,20 @@ class Experiment:
             Folder of the run, made if it does not exist.
         config : Config
         seeds : int, optional
-            Run seeds 0, 1, ...; more may be added by a later call.
+            Number of seeds: 0, 1, ... are run. A later call may ask for more.
         arms : sequence of str, optional
-            Run only some arms (default: all). Another call may add others, also another process at
-            the same time if the two share no arm.
+            Names of the arms to run (default: all). A later call may run others in the same
+            folder; so may another process at the same time, if the two have no arm in common.
         note : str
-            Printed in the report, such as the origin of the images.
+            Text for the report, such as the origin of the images.
         threads : int, optional
-            Number of threads of the kernels. No figure but the times depends on it.
+            Number of threads of the kernels. It affects measured times, but no other figure.
         progress : bool
             Show progress bars on stderr.
         say : callable
-            Takes a line of text at a time.
+            Called with each line of text to show.
         **options
-            Further options of the experiment.
+            Values for `Experiment.options`.
 
         Returns
         -------
@@ -169,8 +172,8 @@ class Experiment:
         Raises
         ------
         ValueError
-            If the folder holds a run with another configuration, or something else; if an arm is
-            unknown or the data do not fit the configuration.
+            If the folder holds a run with another configuration, or files that are no run; if an
+            arm is unknown; or if the data do not fit the configuration.
         """
         from tinybnn.kernels.machine.threads import num_threads
 
@@ -191,7 +194,7 @@ class Experiment:
         return result
 
     def write_report(self, out: Path, result: dict[str, Any]) -> None:
-        """Write the report of a result into a folder, and the pictures that its figures give."""
+        """Write the report of a result, and the `pictures` drawn from it, into a folder."""
         write_atomic(out / f"{self.report}.md", self.text(result).encode())
         for name, (size, draw) in self.pictures.items():
             report.save_picture(out / name, size, draw, result)
@@ -205,7 +208,7 @@ def bar(items: Iterable[Any] | None, unit: str, progress: bool, total: int | Non
 
 
 def seeded(name: str, seed: int) -> str:
-    """Return the name of a file of one seed; the first seed has no number."""
+    """Return the file name for a seed: ``name`` for seed 0, else ``name-SEED``."""
     return f"{name}-{seed}" if seed else name
 
 
@@ -219,8 +222,8 @@ def kept(path: Path, compute: Callable[[], Any]) -> Any:
 def open_folder(out: Path, config: Config, say: Callable[[str], Any] = print) -> None:
     """Make the folder of a run, or check that it holds a run with the same configuration.
 
-    A setting that an older run does not know had its default then. A quick run, or one on a part
-    of the images, is announced here, before any of its figures.
+    A setting that the file of an older run lacks counts as its default. If the run is a quick one,
+    or uses only part of the images, `say` is told so before any figure is computed.
     """
     new = dataclasses.asdict(config)
     path = out / "config.json"
@@ -236,7 +239,7 @@ def open_folder(out: Path, config: Config, say: Callable[[str], Any] = print) ->
 
 
 def _check_settings(path, new, config):
-    """Raise an error if a file holds other settings than the new ones."""
+    """Raise an error if the settings in a file differ from the new ones."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     old = read_json(path)
     if not isinstance(old, dict):
@@ -252,7 +255,7 @@ def _check_settings(path, new, config):
 
 
 def provenance(name: str, config: Config, command: str, **more: Any) -> dict[str, Any]:
-    """Return what a result begins with: what was run, on which machine and when.
+    """Return the first entries of a result: what was run, on which machine, and when.
 
     Parameters
     ----------
@@ -260,7 +263,7 @@ def provenance(name: str, config: Config, command: str, **more: Any) -> dict[str
         The experiment.
     config : Config
     command : str
-        The command that gives these figures.
+        The command that reproduces the figures.
     **more
         Further entries about the call.
 

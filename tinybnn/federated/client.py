@@ -1,6 +1,6 @@
-"""A client: it holds data, trains on them, and sends nothing but updates.
+"""A client of federated learning: it trains on its own data, and sends nothing but updates.
 
-It takes and returns bytes, so it does not matter whether the server is in the same process or on
+Its messages are bytes, so it does not matter whether the server is in the same process or on
 another machine.
 """
 
@@ -24,12 +24,12 @@ from tinybnn.typing import Array
 
 
 class Client:
-    """One holder of data.
+    """A client, which holds data and a copy of the model.
 
-    Training in a round depends only on the server's message: a new optimizer is made, and a
-    generator seeded by ``[seed, number, round]``, which orders the samples, draws dropout and
-    rounds weights. A repeated round gives the same update, bit for bit. `state` holds what a client
-    keeps between rounds.
+    Each round creates a new optimizer, and a random generator seeded by ``[seed, number, round]``
+    for the order of samples, dropout, and the stochastic rounding of updates. Only what `state`
+    returns is kept between rounds; from the same state and message, a round gives the same update,
+    bit for bit.
 
     Parameters
     ----------
@@ -37,13 +37,13 @@ class Client:
         Identifies the client, from 0 to 2**32 - 1.
     dataset : Dataset
     model : Module
-        Of the same architecture as the server's, with the same frozen parts. It is modified.
+        Same architecture and frozen parts as the server's model. It is modified.
     aggregation : Aggregation
-        As the server's.
+        The same as the server's.
     norm : 'average', 'local' or 'frozen'
-        As the server's; see `Head`.
+        How batch norms are treated, the same as on the server; see `Head`.
     optimizer : callable, optional
-        parameters -> Optimizer, called in each round; by default Adam with lr=0.01.
+        parameters -> Optimizer, called in each round. Default: Adam with lr=0.01.
     loss, transform
         As for `training.fit` and `datasets.DataLoader`.
     seed : int
@@ -52,10 +52,10 @@ class Client:
     ----------
     number : int
     samples : int
-        Size of the data set: the weight of its updates.
+        Number of samples in the data set, by which the server weights the client's updates.
     version : int or None
-        Version of the server's model that the client holds, if it keeps one: a broadcast to it may
-        then consist of the steps since.
+        Version of the server's weights of which the client keeps a copy, or None. With a copy, the
+        server may broadcast only the signs of the steps taken since.
     """
 
     def __init__(
@@ -93,20 +93,22 @@ class Client:
         message : bytes
             From `Server.broadcast`.
         epochs : int
-            E, passes over the data.
+            E, the number of passes over the data.
         batch_size : int or None
-            B; None for all samples at once. A last batch of one sample is left out if there are
-            batch norms to train, which need two.
+            B, the batch size; None for all samples at once. Batch norms that are trained need two
+            samples, so with them a last batch of one sample is left out.
 
         Returns
         -------
         bytes
-            For `Server.receive`.
+            The update, for `Server.receive`.
 
         Raises
         ------
         WireError
-            If the message is damaged or of another server. The client is unchanged then.
+            If the message is damaged, or if server and client do not match. Model and local state
+            are unchanged; if the copy of the server's weights turns out to differ from the
+            server's, it is dropped, so that the next broadcast must be complete.
         FloatingPointError
             If the loss is not finite.
         """
@@ -124,21 +126,22 @@ class Client:
     def update(
         self, before: dict[str, Array], round: int, *, epochs: int, batch_size: int | None
     ) -> dict[str, Array]:
-        """Train from a shared state, without a message around it.
+        """Train from a shared state, as `train` does from a message.
 
         Parameters
         ----------
         before : dict of str to array
-            The state that the server shares, as of `Head.read`.
+            The state that the server shares, as from `Head.read`.
         round : int
-            Seeds the training, together with the client's seed and number.
+            Number of the round, which seeds the training together with the client's seed and
+            number.
         epochs, batch_size
             As in `train`.
 
         Returns
         -------
         dict of str to array
-            As of `aggregation.update`.
+            The update, as from `aggregation.update`.
         """
         self._head.write(before, self._local)
         rng = np.random.default_rng([self._seed, self.number, round])
@@ -158,9 +161,9 @@ class Client:
         return rules.update(self._aggregation, self._head.entries, before, after, rng)
 
     def evaluate(self, message: bytes, loader: Iterable[tuple[Any, Any]]) -> dict[str, float]:
-        """Evaluate the server's state, with the client's own batch norms where they are local.
+        """Evaluate the server's state on some data, with the client's own batch norms if local.
 
-        What the client holds between rounds does not change.
+        What the client keeps between rounds does not change.
 
         Parameters
         ----------
@@ -185,13 +188,16 @@ class Client:
         if header.kind == "steps":
             if self._replica is None or header.since != self.version:
                 raise wire.WireError(
-                    f"steps from version {header.since}, this client holds {self.version}"
+                    f"the message has the steps from version {header.since}, but this client holds "
+                    f"version {self.version}; send it a complete state"
                 )
             steps = header.version - header.since
             if not 0 <= steps <= rules.MOST_STEPS:
-                raise wire.WireError(f"{steps} steps in one message")
+                raise wire.WireError(f"a message has 0 to {rules.MOST_STEPS} steps, got {steps}")
         elif header.kind != "state":
-            raise wire.WireError(f"a client takes no message of kind {header.kind!r}")
+            raise wire.WireError(
+                f"a client takes messages of kind 'state' or 'steps', got {header.kind!r}"
+            )
         fields = rules.fields(self._aggregation, self._head.entries, "down", steps)
         _, state = wire.decode(message, fields)
         for entry in self._head.entries:
@@ -206,7 +212,7 @@ class Client:
         token = wire.token(header.digest, header.round, header.version, state.values())
         if token != header.token:
             self._replica = self.version = None  # the next broadcast is a complete one
-            raise wire.WireError("the state is not the one that the server holds")
+            raise wire.WireError("the state differs from the one that the server holds")
         return header, state
 
     def _loader(self, batch_size, rng):
@@ -230,8 +236,8 @@ class Client:
     def state(self) -> tuple[dict[str, Array], int | None]:
         """Return what the client keeps between rounds: (arrays by name, version).
 
-        The arrays are its local batch norms and, where steps are sent, its copy of the server's
-        weights; most clients have none.
+        The arrays are its batch norms, with norm="local", and its copy of the server's state, if
+        the server sends steps; otherwise there are none.
         """
         arrays = {f"local.{name}": array for name, array in self._local.items()}
         arrays.update((f"shared.{name}", array) for name, array in (self._replica or {}).items())

@@ -6,12 +6,12 @@ product of the packed model (XNOR-Net, Rastegari et al. 2016, section 3.2),
 
     Σ s v = K - 2 popcount(s xor v)    over K signs,
 
-and the backward pass reads the packed signs. The sums are integers, so packing changes time and
-memory only: `packed_products` switches between bits and floats, and both give the same result.
+and the backward pass reads the packed signs again. The sums are integers, so packing changes time
+and memory only: `packed_products` switches between bits and floats, and both give the same result.
 
 The gradients are products of floats with signs (`kernels.training.sign_gradients`), times the
-pseudo-gradients of the two quantizers. On Tensors the rule is that of the composition of quantizers
-and convolution.
+pseudo-gradients of the two quantizers. With ``create_graph=True`` they can be differentiated
+again, like a composition of quantizers and convolution (`functional.sign_rules`).
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from tinybnn.typing import Array, Pair, V, Words
 
 _on_bits = True
-_SMALL = 1 << 20  # products of a step below which packing costs more than BLAS on floats
-_FEW = 16  # channels of a group below which floats are faster than tables of signs
-_AT_ONCE = 1 << 16  # values checked at a time, which fit into the cache
+_SMALL = 1 << 20  # with fewer products in a call, packing costs more than BLAS on floats
+_FEW = 16  # with fewer channels in a group, gradients and ternary sums are faster on floats
+_AT_ONCE = 1 << 16  # values checked at a time: few enough for the cache
 _TERNARY = (-1.0, 0.0, 1.0)
 
 
@@ -53,8 +53,8 @@ def packed_products(enabled: bool) -> Iterator[None]:
     Parameters
     ----------
     enabled : bool
-        Outside of this context: True. With False, BLAS computes the same numbers on signs as
-        floats.
+        True, as outside of any such context, packs the signs. With False, BLAS computes the same
+        numbers from signs stored as floats.
     """
     global _on_bits
     previous, _on_bits = _on_bits, bool(enabled)
@@ -79,18 +79,19 @@ def binary_conv2d(
 ) -> V:
     """Convolve the quantized x with the quantized weight: conv2d(q(x), r(weight)).
 
-    It runs on bits where both are signs, from whichever quantizer or layer (Rastegari et al. 2016,
-    section 3.2).
+    If both operands are signs, whichever quantizer or layer computed them, a large float32 product
+    runs on packed bits (Rastegari et al. 2016, section 3.2), as does one of signs with ternary
+    weights. Everything else runs on floats.
 
     Parameters
     ----------
-    x : (N, C, H, W)
-    weight : (O, C / groups, kh, kw)
+    x : (N, C, H, W), float32 or float64
+    weight : (O, C / groups, kh, kw), float32 or float64
         Latent weights.
     input_quantizer : Quantizer or None
         q; None uses x unchanged.
     weight_quantizer : Quantizer or None
-        r is its `levels`, without the scale; None uses the weight unchanged.
+        r is this quantizer without its scale (`Quantizer.levels`); None uses the weight unchanged.
     stride, padding, dilation : int or pair of ints
     groups : int
     padding_mode : "zeros" or "ones"
@@ -100,8 +101,8 @@ def binary_conv2d(
     Returns
     -------
     (N, O, OH, OW)
-        Equal to `conv2d` of the quantized operands; so are the gradients, up to the rounding of
-        sums.
+        Equal to `conv2d` of the quantized operands. The gradients, too, are those of this
+        composition, up to rounding in their sums.
     """
     if padding_mode not in ("zeros", "ones"):
         raise ValueError(
@@ -144,7 +145,8 @@ def _product(kind, x, weight, input_quantizer, weight_quantizer, fixed_order, op
     levels = weight_quantizer and weight_quantizer.levels()
     has_signs = bool(levels and levels.is_sign)
     if input_quantizer and (is_tracing() or not (has_signs and input_quantizer.is_sign)):
-        # A trace records the sign as a call of its own: what precedes it becomes thresholds.
+        # A trace must record the sign as a separate call: the compiler turns it, with the
+        # operations before it, into thresholds.
         is_exact = input_quantizer.is_sign and levels and levels.values is not None
         x, input_quantizer = input_quantizer(x), None
         fixed_order = fixed_order and not is_exact
@@ -161,16 +163,17 @@ def _product(kind, x, weight, input_quantizer, weight_quantizer, fixed_order, op
 def are_signs(x: Array) -> bool:
     """Whether all values of an array (N, ...) are -1 or 1.
 
-    The values are read each time, since the array may have been changed in place.
+    The result is not cached, since the array may be changed in place between calls.
     """
     step = max(1, _AT_ONCE * len(x) // max(x.size, 1))
     return all(np.all(np.abs(x[i : i + step]) == 1) for i in range(0, len(x), step))
 
 
 class _Signs(Composed):
-    """Base of products with signs; a subclass defines it on words and on floats, and its gradients.
+    """Base class: product of x with the signs of a weight.
 
-    It runs on words if x holds signs too and the product is large enough, else on floats.
+    A subclass defines the product on packed words and on floats, and both gradients. The forward
+    pass runs on words if x holds signs, too, and the product is large enough; else on floats.
     """
 
     quantizers: tuple[Quantizer | None, Quantizer]
@@ -211,7 +214,10 @@ class _Signs(Composed):
 
 
 class SignLinear(_Signs):
-    """x @ sign(weight).T with the quantizers' pseudo-gradients; x (M, K), weight (N, K)."""
+    """x @ sign(weight).T with the quantizers' pseudo-gradients.
+
+    x (M, K), weight (N, K) -> (M, N)
+    """
 
     features: int
     x_bits: Words
@@ -331,7 +337,10 @@ class SignConv2d(_Signs):
 
 
 class TernaryConv2d(Conv2d):
-    """conv2d(x, weight) with weights -1, 0 and 1; on words, exactly, where x holds signs."""
+    """conv2d(x, weight) with weights -1, 0 and 1; shapes as in `conv2d`.
+
+    If x holds signs and the product is large enough, it runs on packed words, with the same sums.
+    """
 
     geometry: Geometry
 
@@ -366,7 +375,7 @@ def ternary_conv2d(
 
 
 def _with_border(x, geometry, padding_mode):
-    """x with its border of ones, if it has one, and the options of the remaining convolution."""
+    """Pad x with ones if `padding_mode` says so: (x, options of the convolution still to do)."""
     options = geometry.options
     if padding_mode == "ones" and geometry.padding != (0, 0):
         (ph, pw), options["padding"] = geometry.padding, (0, 0)
@@ -376,7 +385,7 @@ def _with_border(x, geometry, padding_mode):
 
 @functools.cache
 def _kernels():
-    """The modules of kernels, imported at the first use: importing Numba is slow."""
+    """Import the kernel modules at their first use, since importing Numba is slow."""
     from tinybnn.kernels.signs import bits, depthwise, xnor
     from tinybnn.kernels.training import input_gradient, sign_gradients, weight_gradient
 

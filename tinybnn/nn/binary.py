@@ -1,8 +1,9 @@
-"""Binary counterparts of the float layers: sign inputs, sign weights, integer outputs.
+"""Binary counterparts of the float layers: inputs and weights are signs, and their sums integers.
 
 A binary layer learns a *latent* float weight and computes with its sign. Its parameters have the
-names, shapes and order of those of the float layer. It differs by the quantizers, the scale,
-`clip_value`, `padding_mode`, and no bias by default, since a batch norm follows.
+names, shapes and order of those of the float layer. Its additional arguments are the quantizers,
+`scale`, `clip_value` and `padding_mode`. By default it has no bias, since usually a batch norm
+follows, which has one.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class _Binary:
         return accumulator
 
     def _times(self, accumulator, scale):
-        # A scale per channel has a kernel.
+        # A kernel computes the case of one scale per channel.
         channels = accumulator.shape[1:2] if accumulator.ndim == self.weight.ndim else None
         if scale.shape == channels:
             return F.scale_channels(accumulator, scale)
@@ -120,10 +121,10 @@ class BinaryLinear(_Binary, Linear):
     in_features, out_features : int
     bias : bool
     input_quantizer, weight_quantizer : Quantizer, name or None
-        None leaves the input (for example of a first layer) or the weight real.
+        None leaves the input (for example that of a first layer) or the weight as real numbers.
     scale : None, 'mean' or 'learned'
-        Factor of each output: none; the mean of its |latent weights|, constant in the gradient
-        (XNOR-Net, Rastegari et al. 2016, eq. 6); or a learned parameter.
+        Factor of each output channel: none; the mean of |latent weight| over its filter, treated as
+        constant in the gradient (XNOR-Net, Rastegari et al. 2016, eq. 6); or a learned parameter.
     clip_value : float or None
         Latent weights are clipped to ± this value after each optimizer step.
     rng : numpy.random.Generator, optional
@@ -168,8 +169,8 @@ class BinaryConv2d(_Binary, Conv2d):
     in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
         As in Conv2d.
     padding_mode : 'zeros' or 'ones'
-        Value outside of the image, after the input quantizer: 0 (not a sign, so the packed layer
-        corrects its counts at the border) or +1.
+        Value of padding, added after the input quantizer: 0, which is not a sign, so that the
+        packed layer must correct its counts at the border; or +1, which is one.
     input_quantizer, weight_quantizer, scale, clip_value, rng
         As in BinaryLinear.
 
@@ -289,16 +290,19 @@ class Quantize(Module):
 class RSign(Module):
     """sign(x - α), with a learned threshold α for each channel of (N, C) or (N, C, H, W).
 
-    ReActNet (Liu et al. 2020, eq. 1); its code adds the learned value instead.
+    This is eq. 1 of ReActNet (Liu et al. 2020); the authors' code learns -α and adds it.
 
     Parameters
     ----------
     num_channels : int
+        C.
     quantizer : Quantizer or name
+        Applied to x - α.
 
     Attributes
     ----------
     threshold : (C,) float32
+        α, initially 0.
     """
 
     threshold: Parameter
@@ -394,21 +398,21 @@ class AdaBinConv2d(Conv2d):
 
     The input is (N, C, H, W). Weights, for each output filter: β_w = mean W,
     α_w = sqrt(mean (W - β_w)²), ŵ = α_w v + β_w with v = sign((W - β_w) / α_w). Activations:
-    a = α_a (s + β_a) with s = sign((x - β_a) / α_a), and α_a, β_a learned. (AdaBin, Tu et al. 2022;
-    this is the form of its code, the paper writes α_a s + β_a.)
+    a = α_a (s + β_a) with s = sign((x - β_a) / α_a), where α_a and β_a are learned. (AdaBin, Tu et
+    al. 2022; this formula is that of the authors' code, while the paper has a = α_a s + β_a.)
 
     The sum over a window is expanded into sums of signs, which are integers,
 
         Σ a ŵ = α_a (α_w Σ s v + β_w Σ s + β_a (α_w Σ v + β_w Σ 1)),
 
-    so that a packed model computes the same. Sums run over the taps inside of the image.
+    so that a packed model can compute it exactly. Each sum runs over the taps inside the image.
 
     Parameters
     ----------
     in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
         As in Conv2d.
     input_quantizer, weight_quantizer : Quantizer or name
-        Applied to the normalised input and weight.
+        Applied to (x - β_a) / α_a and (W - β_w) / α_w.
     rng : numpy.random.Generator, optional
         Source of the initial weights.
 
@@ -516,10 +520,10 @@ class DualBinaryConv2d(_Branches):
     levels: (+, +) rises and (-, -) falls from interval to interval, (+, -) is highest and (-, +)
     lowest in the middle.
 
-    Separate weights for the branches are our reading of "two binary convs in parallel". The initial
-    values are ours, too: boundaries that cut [-1, 1] into equal parts, and β_i such that a sum of
-    N K independent signs, with K per window, starts with a variance of 1, like an input after batch
-    norm.
+    The paper says "two binary convs in parallel"; that each has weights of its own is our
+    interpretation. The initial values are our choice, too: boundaries that cut [-1, 1] into equal
+    parts, and β_i such that a sum of N K independent signs, with K per window, starts with a
+    variance of 1, like an input after batch norm.
 
     Parameters
     ----------
@@ -579,8 +583,8 @@ class DualAdaBinConv2d(_Branches):
     """The 1.58-bit convolution on AdaBin: a sum of parallel AdaBin convolutions, two by default.
 
     Each branch adapts its own boundary (AdaBin's β_a, one for all channels) and output values (α_a,
-    α_w, β_w); otherwise see `DualBinaryConv2d`. BD-Net names the combination; its form is our
-    reading.
+    α_w, β_w); otherwise see `DualBinaryConv2d`. BD-Net mentions the combination without a formula;
+    this one is our interpretation.
 
     Parameters
     ----------

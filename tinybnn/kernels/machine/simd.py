@@ -1,10 +1,10 @@
 """Vector operations for SIMD kernels in plain Python.
 
 A vector is a group of *lanes* that one instruction works on: ``words`` are 8 lanes of uint64 (512
-signs), ``integers`` and ``floats`` 16 lanes of int32 and float32, ``blocks`` 128 lanes of float32:
-as many registers as keep an adder busy. `zeros` and `load_like` create vectors of any width, which
-LLVM splits into registers. A kernel written with the operations below reads like the loop it
-replaces::
+signs), ``integers`` and ``floats`` 16 lanes of int32 and float32, and ``blocks`` 128 lanes of
+float32, which fill enough registers to keep the CPU's adders busy. `zeros` and `load_like` create
+vectors of any width, which LLVM splits into registers. A kernel written with the operations below
+reads like the loop it replaces::
 
     total = zero_words()
     for k in range(length):
@@ -15,9 +15,9 @@ AVX-512; elsewhere LLVM splits it into smaller registers, so the same source is 
 CPU. With ``NUMBA_DISABLE_JIT=1`` a vector is a NumPy array of lanes, and a debugger can step
 through the kernel.
 
-Numba can be extended by types: a type (`Vector`), how its values are represented (`_VectorModel`:
-an LLVM vector), and functions that emit instructions (`compiles`). Only operations that every CPU
-can do are here; LLVM ends the process if an instruction does not exist.
+To add vectors, this module extends Numba by a type (`Vector`), the representation of its values
+(`_VectorModel`: an LLVM vector), and functions that emit instructions (`compiles`). It contains
+only operations that every CPU supports: LLVM ends the process if the CPU lacks an instruction.
 
 Kernels are decorated with `kernel`, and their parts with `inlined` or `subkernel`, instead of
 ``numba.njit`` (see `cache` and `inlining`).
@@ -46,7 +46,9 @@ from numba.core.extending import (
 from numba.core.registry import cpu_target
 
 from tinybnn.kernels.machine import exact
-from tinybnn.kernels.machine.cache import kernel as kernel  # imported from here, as the next three
+from tinybnn.kernels.machine.cache import (
+    kernel as kernel,
+)  # kernels import it, and the next three, from here
 from tinybnn.kernels.machine.inlining import chosen as chosen
 from tinybnn.kernels.machine.inlining import inlined as inlined
 from tinybnn.kernels.machine.inlining import subkernel as subkernel
@@ -170,7 +172,7 @@ def _is_vector_of(element, vector):
 
 
 def _takes_lanes(array, vector):
-    """Tell whether a vector type can be stored to an array type: integers also as floats."""
+    """Tell whether a vector type can be stored to an array type; int32 also to float32."""
     own = _vector_of(array)
     if own is None or not isinstance(vector, Vector):
         return False
@@ -192,7 +194,7 @@ def load_like(array: Array, index: int, vector: Array) -> Array:
 
 
 def entry(array: Array, index: int) -> Any:
-    """Return array[index] for an index that is not negative; Numba would test its sign."""
+    """Return array[index] for an index >= 0, without the test for negative ones that Numba adds."""
     return array[index]
 
 
@@ -218,13 +220,13 @@ def store(array: Array, index: int, vector: Array) -> None:
 
 
 def store_first(array: Array, index: int, vector: Array, count: int) -> None:
-    """Store the first ``count`` lanes only, as `store`; the memory behind is not touched."""
+    """Store the first ``count`` lanes only, as `store`; the memory after them is not touched."""
     count = min(max(count, 0), len(vector))
     array[index : index + count] = vector[:count]
 
 
 def copy(source: Array, start: int, target: Array, to: int, length: int) -> None:
-    """Copy target[to : to + length] = source[start : start + length], which do not overlap."""
+    """Set target[to : to + length] = source[start : start + length], which must not overlap."""
     target[to : to + length] = source[start : start + length]
 
 
@@ -241,7 +243,7 @@ def _compiled_len(vector):
 
 
 def add_first(array: Array, index: int, vector: Array, count: int) -> None:
-    """Add the first ``count`` lanes to the array; the memory behind is not touched."""
+    """Add the first ``count`` lanes to array[index], ...; the memory after them is not touched."""
     count = min(max(count, 0), len(vector))
     array[index : index + count] += vector[:count]
 
@@ -449,7 +451,7 @@ def _store_first(array, index, vector, count):
 
 
 def emit_store_first(builder: Any, value: Any, pointer: Any, count: Any) -> None:
-    """Emit a store of the first ``count`` lanes; the memory behind is not touched."""
+    """Emit a store of the first ``count`` lanes; the memory after them is not touched."""
     name, align, mask = _masked(builder, value.type, count)
     call_llvm(builder, f"llvm.masked.store.{name}", ir.VoidType(), value, pointer, align, mask)
 
@@ -705,12 +707,12 @@ def load_block(array: Array, index: int) -> NDArray[np.float32]:
 
 
 def maximum(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the larger lanes, ``a`` for equal ones (0.0 and -0.0); NaN where either is."""
+    """Return the maximum of each lane; of equal ones (0.0 and -0.0), ``a``'s; NaN if either is."""
     return exact.maximum(a, b)
 
 
 def minimum(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the smaller lanes, ``a`` for equal ones (0.0 and -0.0); NaN where either is."""
+    """Return the minimum of each lane; of equal ones (0.0 and -0.0), ``a``'s; NaN if either is."""
     return exact.minimum(a, b)
 
 

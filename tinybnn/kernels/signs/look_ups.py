@@ -1,33 +1,35 @@
 """Sign products by table look-ups: no exclusive or and no population count is executed.
 
-Take 4 signs of a pixel as a nibble a, and 4 signs of a filter as a nibble b. popcount(a ^ b) is
-entry b of a table of 16 that belongs to a. A byte shuffle looks up 32 nibbles at once. An entry is
-at most 4 and fits half a byte, so one byte holds the counts of two pixels::
+Take 4 signs of a pixel as a nibble a, and 4 signs of a filter as a nibble b. For each a, store
+popcount(a ^ b) as entry b of a table with 16 entries. A byte shuffle looks up 32 nibbles b at once.
+An entry is at most 4 and fits half a byte, so one byte holds the counts of two pixels::
 
     table of (a0, a1) at b:  popcount(a0 ^ b) | popcount(a1 ^ b) << 4
 
 There are 256 such tables, 4 KB in all. The address of a pair's table, 16 * (a0 | a1 << 4), is
 computed once for each nibble of an image, for each pixel and its neighbour (`images.pad`).
 
-Three entries can be added before a nibble could overflow (12 of 15). Their sum is added to one byte
-counter, and shifted right by a nibble to another. Both counters wrap around, without loss:
-`shuffles.add_tile` recovers the counts of both pixels from them, after up to 63 look-ups (252 of
-255). Three nibbles of two pixels and 32 filters, 768 products, take 3 shuffles, 4 additions and a
-shift. Rows are cut into parts of that length: a part of a panel and the table addresses that it
-meets stay in the first-level cache.
+The entries of three look-ups can be added without overflow of a nibble (3 * 4 = 12, at most 15).
+Their sum is added to one byte counter and, shifted right by a nibble, to a second one. The counters
+may wrap around (modulo 256), but no information is lost: `shuffles.add_tile` recovers the counts of
+both pixels from them after up to 63 look-ups (63 * 4 = 252, at most 255). Three nibbles of two
+pixels and 32 filters, 768 products, thus take 3 shuffles, 4 additions and a shift. The nibbles of a
+filter are cut into parts of up to 63, so that a part of a panel and the table addresses that it is
+combined with stay in the first-level cache.
 
-A panel has 128 columns; the last one of a group may have fewer. It holds nibble 0 of each of its
-filters, then nibble 1 of each. Within a vector, the filters of the first half have even bytes and
-those of the second half odd ones, so that widening restores their order.
+A panel holds 128 filters, its columns; the last one of a group may have fewer. It stores nibble 0
+of each of its filters, then nibble 1 of each. Within a vector, the filters of the first half lie in
+the even bytes and those of the second half in the odd ones, so that widening the bytes to 16 bits
+restores their order.
 
 Two variants were tried and were not faster. Tiles of two pairs and two vectors need as many loads
-and too many registers. Entries of 0 to 2, half the disagreements up to the parity of both nibbles,
-allow seven additions, but loads and not additions are the limit, and each pixel's parities have to
-be counted. Carry-save adders over bits (Harley and Seal) would need more instructions, even with
-AVX-512's three-operand logic.
+and too many registers. Entries of 0 to 2 (half the disagreements, the parity being known from the
+nibbles) allow seven additions, but the loads are the bottleneck, not the additions, and the
+parities of each pixel must be counted as well. A third, carry-save adders over bits (Harley and
+Seal), was not tried: it needs more instructions, even with AVX-512's three-operand logic.
 
 T-MAC (Wei et al. 2024, arXiv:2407.00088) looks up sums of activations by shuffles in the same way.
-For speed alone: `tinybnn bench kernels` shows the throughput of both methods.
+This method exists for speed alone; `tinybnn bench kernels` shows the throughput of both methods.
 """
 
 from __future__ import annotations
@@ -60,10 +62,10 @@ if TYPE_CHECKING:
     from tinybnn.typing import Array, Words
 
 WIDE, MEDIUM, NARROW = 128, 64, 32 if BYTES == 32 else 64  # columns of a panel
-MOST_TERMS = 2**15 - 1  # signs whose disagreements uint16 holds, counted twice for ternary weights
+MOST_TERMS = 2**15 - 1  # signs per sum; uint16 holds their disagreements, for ternary ones doubled
 LEAST_TERMS = 128  # with fewer signs, computing a pixel's table addresses costs more than it saves
 _FULL = 63  # look-ups after which a byte counter is full
-_PAIRS = 32  # pairs of pixels that pass through all panels before the next ones
+_PAIRS = 32  # pairs of pixels multiplied by all panels before the next pairs are taken
 
 
 # ----------------------------------------------------------------------------------------- layout
@@ -71,7 +73,7 @@ _PAIRS = 32  # pairs of pixels that pass through all panels before the next ones
 
 @functools.cache
 def entries() -> NDArray[np.uint8]:
-    """Build all tables, (4096,) uint8: the table of the pair a begins at 16 a."""
+    """Build all tables, (4096,) uint8: that of the pair a = a0 | a1 << 4 begins at index 16 a."""
     pairs, nibbles = np.arange(256)[:, None], np.arange(16)
     first, second = (
         np.bitwise_count((pairs & 15) ^ nibbles),
@@ -81,15 +83,19 @@ def entries() -> NDArray[np.uint8]:
 
 
 def segments(starts: Sequence[int], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Compute `LookUps.segments` and `.parts`: ``starts`` of taps, each of ``count`` nibbles."""
+    """Compute `LookUps.segments` and `LookUps.parts`.
+
+    ``starts`` has the offset of each tap, in nibbles from the pixel's address, and ``count`` is the
+    number of nibbles in a tap.
+    """
     runs, total = [], len(starts) * count
     for start in starts:
         if runs and sum(runs[-1]) == start:  # contiguous
             runs[-1][1] += count
         else:
             runs.append([start, count])
-    size = -(-total // -(-total // _FULL))  # parts of about the same length,
-    size += -size % 3  # a multiple of three
+    size = -(-total // -(-total // _FULL))  # parts of about the same length, which is
+    size += -size % 3  # rounded up to a multiple of three
     table, parts, done = [], [0], 0
     for start, length in runs:
         while length:
@@ -108,9 +114,9 @@ def nibbles(words: Words) -> NDArray[np.uint8]:
 
 
 def panel_nibbles(panels: Words, count: int) -> NDArray[np.uint8]:
-    """Lay out the first ``count`` nibbles of each tap as P panels, flat.
+    """Lay out the first ``count`` nibbles of each tap as P panels, flat uint8.
 
-    panels : (P, width, taps, W) uint64
+    panels : (P, width, taps, W) uint64; the result has P * taps * count * width bytes
     """
     number, width, taps, length = panels.shape
     halves = panels.reshape(number, width // BYTES, 2, BYTES // 2, taps, length)
@@ -187,8 +193,9 @@ def blocks(
 def _find_pairs(i, end, base, places, pixels, images):
     """Collect pairs of pixels from pixel i on; return their number.
 
-    Writes the address of each pair's tables to ``places`` and its first pixel to ``pixels``, which
-    ends with the pixel that follows the last pair.
+    The address of each pair's tables goes to ``places``, and its first pixel to ``pixels``, which
+    ends with the pixel that follows the last pair. A pixel without a right neighbour in its row of
+    the output makes a pair without a second pixel.
     """
     starts, out_width, stride, image_words = images
     count = 0
@@ -246,7 +253,7 @@ def _finish(pairs, columns, origin, pixels, sums, is_twofold, rows, results):
 
 
 def register_loop(repetitions: int) -> int:
-    """Look up in tables that stay in the first-level cache; return the number of sign products."""
+    """Run look-ups in tables that stay in the first-level cache; return the sign products done."""
     places, sums = 16 * np.arange(_FULL + 1, dtype=np.uint16), np.zeros(4 * WIDE, np.uint16)
     panel = aligned(np.ones(_FULL * WIDE, np.uint8))
     _register_loop(repetitions, entries(), places.view(np.uint64), panel, sums)

@@ -7,30 +7,32 @@ one population count compare 64 signs at a time::
     dot(a, b) = K - 2 * popcount(a ^ b)
 
 (Courbariaux et al. 2016, arXiv:1602.02830; Rastegari et al. 2016, XNOR-Net, arXiv:1603.05279.) K is
-the true length: the tails of both rows are 0, agree, and add no disagreement.
+the number of signs, not of bits: the unused bits at the end of a row (its tail) are 0 in both rows,
+so they agree and add no disagreement.
 
-A ternary weight, -1, 0 or +1, has a second bit, its mask, which is 0 where the weight is 0. With
-``m`` the mask of ``b``, and so popcount(m) the number of terms::
+A ternary weight, -1, 0 or +1, has a second bit, its mask, which is 0 where the weight is 0. If
+``m`` is the mask of the row ``b``, then popcount(m) is the number of non-zero terms, and::
 
     dot(a, b) = popcount(m) - 2 * popcount((a ^ b) & m)
 
 Each function has a reference, ``*_reference``, that computes the same in plain NumPy.
 
-Product and convolution share one kernel, in two steps, for programs that use the same weights
-repeatedly:
+Matrix product and convolution share one kernel. Programs that use the same weights repeatedly call
+it in two steps:
 
 1. `prepare_matmul` or `prepare_conv2d` lays out the weights once and builds the kernel's tables.
-   With ``thresholds``, a batch norm and a sign follow (see `thresholds`) and the kernel writes
-   bits: the sums stay in registers and are never stored.
-2. `run` computes. Kernels in other files that process the sums while they are in cache call
-   `sums_of` instead.
+   With ``thresholds`` (see `thresholds`), a batch norm and a sign that follow are included: the
+   kernel compares the sums while they are in registers, and writes bits only.
+2. `run` multiplies or convolves inputs with them. Kernels in other files that process the sums
+   while they are in cache call `sums_of` instead.
 
 `xnor_matmul` and `xnor_conv2d` do both in one call. `tinybnn bench kernels` compares the product
 with NumPy's on floats.
 
-The kernel's parts have their own files: `tables`, what it reads; `prepared`, which lays that out;
-`images`, padded copies; `counting` and `look_ups`, two methods of counting disagreements (the
-faster one on the CPU is used); and `results`, which turns counts into sums or bits.
+The parts of the kernel have their own files: `tables` describes the tables that it reads, and
+`prepared` builds them; `images` makes padded copies of images; `counting` and `look_ups` are two
+methods of counting disagreements (the faster one on the CPU is used); and `results` turns counts
+into sums or bits.
 """
 
 from __future__ import annotations
@@ -91,8 +93,8 @@ def xnor_matmul(
     ----------
     a : (M, W) uint64
     b : (N, W) uint64
-        At least words_for(count) words per row. Bits that are not signs, at the tail or between
-        parts padded to whole words (such as pixels), are 0 on both sides and do not count.
+        W is at least words_for(count). Unused bits, at the end of a row or of parts of it that are
+        padded to whole words (such as pixels), are 0 in both operands and do not count.
     count : int
         K, the number of signs in a row.
     mask : (N, W) uint64, optional
@@ -109,7 +111,7 @@ def xnor_matmul(
     Raises
     ------
     ValueError
-        If a dtype or a shape does not match, or ``count`` is not positive or above 2**31 - 1.
+        If a dtype or a shape does not match, or ``count`` is not in 1..2**31 - 1.
     """
     name = "xnor_matmul"
     a, b = check_words(name, "a", a, 2), check_words(name, "b", b, 2)
@@ -162,8 +164,8 @@ def xnor_conv2d(
     groups : int
         Divides C and O. Output channel o sees the channels of group ``o // (O // groups)``.
     padding_mode : "zeros" or "ones"
-        Value outside the image. A zero is not a sign and has no bit: a tap on it adds nothing.
-        "ones" pads with +1.
+        Value outside the image. A zero is not a sign and has no bit, so taps outside the image add
+        nothing to the sum. "ones" pads with +1.
     mask : (O, kh, kw, words_for(channels // groups)) uint64, optional
         1 where ``weight`` is not 0, for ternary weights.
 
@@ -229,17 +231,17 @@ def run(
     ----------
     prepared : Prepared
     x : (N, *prepared.input_shape) uint64
-        Bits that are not signs are 0.
-    out : (N, *prepared.output_shape) int32 or float32, or as returned, optional
-        Contiguous array for the result. float32 holds sums exactly below 2**24.
+        Unused bits are 0.
+    out : array of the returned shape and dtype, or float32 for sums, optional
+        Contiguous; receives the result. float32 holds sums exactly below 2**24.
     workspace : (n,) uint64, optional
-        Memory for padded images, at least ``prepared.workspace_words(N)`` words.
+        Memory for padded images, with at least ``prepared.workspace_words(N)`` words.
 
     Returns
     -------
-    (N, *prepared.output_shape) int32
-        Sums; or, if the weights were prepared with thresholds, bits as uint64, with
-        words_for(channels) words in place of the channels.
+    (N, *prepared.output_shape) int32, or float32 as ``out``
+        The sums. If the weights were prepared with thresholds, uint64 bits instead, with
+        words_for(channels) words in place of the last axis.
 
     Raises
     ------
@@ -300,9 +302,10 @@ def run_reference(prepared: Prepared, x: ArrayLike) -> Array:
 
 
 def _reference_method(prepared, image):
-    """Return the table of panels, a function that counts disagreements, and their weight in a sum.
+    """Return the list of panels, a function that counts disagreements, and the factor of a count.
 
-    The function takes a pixel's first word, a column and a width, and returns (N, width) int64.
+    The function takes a pixel's first word, a column and a width, and returns (N, width) int64. A
+    sum is a constant minus the factor times the count.
     """
     tables, masks = prepared.tables, prepared.masks
     record, length = LookUps(*tables.look_ups), len(tables.taps)
@@ -334,17 +337,18 @@ def _reference_method(prepared, image):
 def bind(
     prepared: Prepared, x: Words, out: Array, workspace: Words | None = None
 ) -> Callable[[], None]:
-    """Prepare `run` for repeated calls on the same arrays: only the work itself is left.
+    """Bind `run` to its arrays, so that repeated calls only compute, without checks or setup.
 
     Parameters
     ----------
     prepared, x, out, workspace
-        As in `run`; ``x`` and ``out`` are contiguous and fit.
+        As in `run`, but ``x`` and ``out`` must be contiguous arrays of the right shapes and dtypes:
+        they are not checked.
 
     Returns
     -------
     callable
-        Takes no arguments.
+        Takes no arguments; each call reads ``x`` and writes ``out``.
     """
     images, tables = len(x), prepared.tables
     tasks = tasks_for(images * prepared.work / _SPEED)
@@ -373,7 +377,10 @@ def bind(
 
 @kernel(allocates=False)
 def _task(first, end, task, cut, source, memory, masks, arguments, target):
-    """Compute output pixels first to end - 1; ``by_panels``: all pixels, cuts first to end."""
+    """Compute output pixels first to end - 1 or, if ``by_panels``, all pixels with some panels.
+
+    The panels are then those from ``cuts[first]`` up to ``cuts[end]``.
+    """
     tables, (by_panels, items), (workspace, size) = Tables(*arguments), cut, memory
     panel, panel_end, slot = np.int64(0), tables.cuts[-1], task * size
     if by_panels:
@@ -382,7 +389,7 @@ def _task(first, end, task, cut, source, memory, masks, arguments, target):
     start = first
     while start < end:
         words, base, stop = source, np.int64(0), end
-        if tables.copies:  # a few images at a time, which are used while they are in cache
+        if tables.copies:  # a few images at a time, so that the copies are read from the cache
             stop = min(start // step * step + step, end)
             words, base = workspace, pad(start, stop, source, workspace, slot, arguments)
         _blocks(start, stop, panel, panel_end, words, base, masks, arguments, target)
@@ -404,7 +411,7 @@ def sums_of(
 ) -> None:
     """Compute the sums of some output pixels for a kernel that processes them while in cache.
 
-    Such a kernel lies in another file, takes pixels in chunks, and calls for each chunk::
+    Such a kernel, in another file, handles pixels in chunks and runs for each chunk::
 
         words, base = source, 0
         if Tables(*arguments).copies:
@@ -434,7 +441,7 @@ def sums_of(
 
 
 def _blocks(first, end, panel, panel_end, words, base, masks, arguments, target):
-    """Multiply output pixels first to end - 1 by some panels.
+    """Multiply output pixels first to end - 1 by panels panel to panel_end - 1 (see `Tables`).
 
     Image n begins at words[base + n * image_stride].
 
@@ -460,9 +467,9 @@ def _compiled_blocks(first, end, panel, panel_end, words, base, masks, arguments
 def register_peak(repetitions: int = 200_000, method: str | None = None) -> float:
     """Measure the sign products per second of one core when nothing has to be loaded.
 
-    Runs the instructions of the product's inner loop on values that stay in registers (for
-    look-ups, in the first-level cache). The difference to the speed of `xnor_matmul` is the cost of
-    its loads, stores and loops.
+    It runs the instructions of the product's inner loop on values that stay in registers (for
+    look-ups, in the first-level cache). `xnor_matmul` is slower than this by the cost of its loads,
+    stores and loops.
 
     Parameters
     ----------
