@@ -146,11 +146,11 @@ def test_equation_11(alpha_1, alpha_2, beta_1, beta_2, training):
     alpha_1, alpha_2 = sorted((alpha_1, alpha_2))
     layer = one_tap((alpha_1, alpha_2), (beta_1, beta_2), (1, 1)).train(training)
     x = np.arange(-12, 13, dtype=np.float32) / 4
-    found = layer(Tensor(x.reshape(-1, 1, 1, 1))).data.ravel()
+    output = layer(Tensor(x.reshape(-1, 1, 1, 1))).data.ravel()
     expected = np.where(
         x < alpha_1, -beta_1 - beta_2, np.where(x < alpha_2, beta_1 - beta_2, beta_1 + beta_2)
     )
-    assert_identical(found, expected)
+    assert_identical(output, expected)
 
 
 ORDERS = {  # signs of the two weights: levels below, between and above the boundaries
@@ -262,8 +262,8 @@ def test_dual_convolutions_compile_to_identical_outputs(network, seed):
 def test_initial_values_of_a_dual_convolution():
     layer = nn.DualBinaryConv2d(64, 64, 3, padding=1, groups=64, rng=np.random.default_rng(0))
     thresholds = [branch[0].threshold.data for branch in layer.branches]
-    for found, expected in zip(thresholds, (-1 / 3, 1 / 3), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    for threshold, expected in zip(thresholds, (-1 / 3, 1 / 3), strict=True):
+        np.testing.assert_allclose(threshold, expected, rtol=1e-6)
     offsets = [conv.input_offset.data for conv in nn.DualAdaBinConv2d(4, 4, 3).convolutions()]
     np.testing.assert_allclose(np.ravel(offsets), [-1 / 3, 1 / 3], rtol=1e-6)
     single = nn.DualBinaryConv2d(64, 32, 3, branches=1)

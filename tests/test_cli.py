@@ -218,8 +218,8 @@ def test_what_train_writes(made, tmp_path):
     assert 0.2 < result["test_accuracy"] <= 1
     model, _, _ = runs.load(made / "mlp")
     _, test = datasets.load("digits")
-    found = training.evaluate(model, datasets.DataLoader(test, batch_size=256))
-    assert found == {"loss": result["test_loss"], "accuracy": result["test_accuracy"]}
+    metrics = training.evaluate(model, datasets.DataLoader(test, batch_size=256))
+    assert metrics == {"loss": result["test_loss"], "accuracy": result["test_accuracy"]}
     visible = {name for name in os.listdir(made / "mlp") if not name.startswith(".")}
     assert visible == {"config.json", "checkpoint.npz", "result.json"}
 
@@ -511,19 +511,19 @@ def test_predict_reads_all_forms_alike(made, pictures):
 def test_predict_gives_the_packed_models_logits(made, pictures, tmp_path):
     file = datasets.path("digits") / "t10k-images-idx3-ubyte.gz"
     tinybnn("predict", made / "mlp.npz", file, "--json", tmp_path / "p.json")
-    found = json.loads((tmp_path / "p.json").read_text())
+    rows = json.loads((tmp_path / "p.json").read_text())
     _, test = datasets.load("digits")
     x, labels = next(iter(datasets.DataLoader(test, batch_size=360)))
     expected = deploy.PackedModel.load(made / "mlp.npz").predict(x)
-    assert np.array_equal(np.array([row["logits"] for row in found], np.float32), expected)
-    assert [row["label"] for row in found] == expected.argmax(1).tolist()
-    assert [row["index"] for row in found] == list(range(360))
-    for row, logits in zip(found, expected, strict=True):
+    assert np.array_equal(np.array([row["logits"] for row in rows], np.float32), expected)
+    assert [row["label"] for row in rows] == expected.argmax(1).tolist()
+    assert [row["index"] for row in rows] == list(range(360))
+    for row, logits in zip(rows, expected, strict=True):
         assert [one["logit"] for one in row["best"]] == sorted(logits.tolist(), reverse=True)[:2]
         assert row["best"][0]["class"] == row["class"] != row["best"][1]["class"]
-    assert not any(row["looks_inverted"] for row in found)
+    assert not any(row["looks_inverted"] for row in rows)
     result = json.loads((made / "mlp" / "result.json").read_text())
-    right = np.mean([row["label"] for row in found] == labels)
+    right = np.mean([row["label"] for row in rows] == labels)
     assert right == result["test_accuracy"]
 
 
@@ -694,8 +694,8 @@ def test_reproduce_trains_packs_and_verifies(tmp_path):
         "reproduce", "mnist-cnn", "--dataset", "digits", "--seeds", "2", "--epochs", "1",
         "--out", "runs", "--note", "scanned", cwd=tmp_path,
     )  # fmt: skip
-    found = json.loads((tmp_path / "runs" / "mnist-cnn.json").read_text())
-    assert found["note"] == "scanned"
-    assert [row["identical_logits"] for row in found["runs"]] == [360, 360]
-    assert [len(row["history"]) for row in found["runs"]] == [1, 1]
+    result = json.loads((tmp_path / "runs" / "mnist-cnn.json").read_text())
+    assert result["note"] == "scanned"
+    assert [row["identical_logits"] for row in result["runs"]] == [360, 360]
+    assert [len(row["history"]) for row in result["runs"]] == [1, 1]
     assert (tmp_path / "runs" / "mnist-cnn.png").stat().st_size > 1000

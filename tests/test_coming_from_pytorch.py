@@ -28,11 +28,11 @@ def names(cell):
 
 def resolve(path):
     """What a dotted name stands for; an AttributeError if there is nothing."""
-    found, *rest = path.split(".")
-    found = importlib.import_module(found)
+    target, *rest = path.split(".")
+    target = importlib.import_module(target)
     for name in rest:
-        found = getattr(found, name)
-    return found
+        target = getattr(target, name)
+    return target
 
 
 THERE = {names(room)[0]: names(cell) for room, cell in rows("There, under PyTorch's names")}
@@ -42,11 +42,11 @@ ABSENT = [(name, cell) for left, cell in rows("Not here, instead") for name in n
 
 @pytest.mark.parametrize("room", THERE)
 def test_what_is_there(room):
-    found = resolve(room)
+    owner = resolve(room)
     assert THERE[room]
-    if found is Tensor:
-        found = Tensor([[1.0]])  # some names are slots or properties of an object
-    assert not [name for name in THERE[room] if not hasattr(found, name)]
+    if owner is Tensor:
+        owner = Tensor([[1.0]])  # some names are slots or properties of an object
+    assert not [name for name in THERE[room] if not hasattr(owner, name)]
 
 
 @pytest.mark.parametrize("room", ONLY_HERE)

@@ -562,7 +562,11 @@ EXAMPLES[deploy.Report] = (
 )
 EXAMPLES[compiler.Examination] = (
     lambda: compiler.examine(nn.Sequential(nn.Linear(2, 3, rng=generator())), (2,)),
-    lambda found: (found.problems, found.operations, found.packed.predict(floats(3, 2))),
+    lambda compilation: (
+        compilation.problems,
+        compilation.operations,
+        compilation.packed.predict(floats(3, 2)),
+    ),
 )
 value(scan.Scan, 3, 2, True)
 value(values.Value, "float", (3, 4))
@@ -672,14 +676,14 @@ def doubled(module, inputs, output):
 
 
 def hooks():
-    found = Hooks()
-    found.add("forward", doubled)
-    return found
+    registry = Hooks()
+    registry.add("forward", doubled)
+    return registry
 
 
-def use_hooks(found):
-    found.add("forward", doubled)
-    return found.call(nn.Identity(), (Tensor(floats(3)),), {}).data
+def use_hooks(registry):
+    registry.add("forward", doubled)
+    return registry.call(nn.Identity(), (Tensor(floats(3)),), {}).data
 
 
 def use_handle(handle):
@@ -892,15 +896,15 @@ def public_classes():
 
     They are found by walking, so that a new one cannot be forgotten.
     """
-    found = set()
+    classes = set()
     for info in pkgutil.walk_packages(tinybnn.__path__, "tinybnn."):
         rooms = info.name.split(".")
         if {"bench", "cli", "course", "__main__", "flower_app"} & {*rooms}:
             continue
         for name, cls in vars(importlib.import_module(info.name)).items():
             if inspect.isclass(cls) and cls.__module__ == info.name and not name.startswith("_"):
-                found.add(cls)
-    return sorted(found, key=lambda cls: (cls.__module__, cls.__name__))
+                classes.add(cls)
+    return sorted(classes, key=lambda cls: (cls.__module__, cls.__name__))
 
 
 def named(cls):
@@ -930,9 +934,9 @@ def test_copies_go_on_as_the_original_does(cls, uses):
     expected = [content(use(twin)) for _ in range(uses + 2)]
 
     def used():
-        found = make()
-        assert [content(use(found)) for _ in range(uses)] == expected[:uses]
-        return found
+        subject = make()
+        assert [content(use(subject)) for _ in range(uses)] == expected[:uses]
+        return subject
 
     for duplicate in DEEP:
         original = used()
@@ -967,8 +971,8 @@ def test_nodes_of_a_graph_are_not_copied(cls):
 @pytest.mark.parametrize("cls", ERRORS, ids=named)
 def test_errors_go_from_one_process_to_another(cls):
     for duplicate in (copy.copy, *DEEP):
-        found = duplicate(cls("what went wrong"))
-        assert type(found) is cls and str(found) == "what went wrong"
+        error = duplicate(cls("what went wrong"))
+        assert type(error) is cls and str(error) == "what went wrong"
 
 
 # ----------------------------------------------------------------------------------------- tensors
@@ -1041,8 +1045,8 @@ class Named(Tensor):
 
 @pytest.mark.parametrize("duplicate", [copy.copy, *DEEP])
 def test_subclasses_keep_their_attributes(duplicate):
-    found = duplicate(Named([1.0], ["a"]))
-    assert type(found) is Named and found.name == ["a"] and found.data.tolist() == [1.0]
+    copied = duplicate(Named([1.0], ["a"]))
+    assert type(copied) is Named and copied.name == ["a"] and copied.data.tolist() == [1.0]
 
 
 @pytest.mark.parametrize("duplicate", DEEP)

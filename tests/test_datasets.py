@@ -85,10 +85,10 @@ def test_idx_round_trip_raw_and_gzipped(tmp_path_factory, array):
     path = tmp_path_factory.mktemp("idx") / "file"
     for data in (idx(array), gzip.compress(idx(array))):
         path.write_bytes(data)
-        found = read_idx(path)
-        assert found.shape == array.shape and found.dtype == array.dtype
-        assert found.dtype.isnative and found.flags.writeable
-        assert found.tobytes() == array.tobytes()
+        loaded = read_idx(path)
+        assert loaded.shape == array.shape and loaded.dtype == array.dtype
+        assert loaded.dtype.isnative and loaded.flags.writeable
+        assert loaded.tobytes() == array.tobytes()
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["raw", "gzipped"])
@@ -336,15 +336,15 @@ def test_hidden_and_unfinished_files_are_no_dataset(tmp_path):
 def test_the_files_of_a_folder_named_as_mnists(tmp_path):
     tiny_mnist(tmp_path / "raw")
     renamed(tmp_path / "raw", ("-idx", ".idx"))
-    found = mnist_files(tmp_path)
-    assert [file.name for file in found] == [
+    files = mnist_files(tmp_path)
+    assert [file.name for file in files] == [
         f"{part}.{kind}-ubyte.gz"
         for part, kind in (
             ("train-images", "idx3"), ("train-labels", "idx1"),
             ("t10k-images", "idx3"), ("t10k-labels", "idx1"),
         )
     ]  # fmt: skip
-    found[2].unlink()
+    files[2].unlink()
     with pytest.raises(FileNotFoundError, match=r"expected train-images.*it holds raw"):
         mnist_files(tmp_path)
 
@@ -765,20 +765,20 @@ def moved(image, down, right, fill=0):
 def test_random_shift_moves_each_image_by_whole_pixels(pixels, channels, dtype, seed):
     images = marked(6, channels, dtype=dtype)
     before = images.copy()
-    found = RandomShift(pixels)(images, np.random.default_rng(seed))
-    assert found.shape == images.shape and found.dtype == images.dtype
-    assert found.transpose(0, 2, 3, 1).flags.c_contiguous
-    assert (images == before).all() and not np.shares_memory(found, images)
+    shifted = RandomShift(pixels)(images, np.random.default_rng(seed))
+    assert shifted.shape == images.shape and shifted.dtype == images.dtype
+    assert shifted.transpose(0, 2, 3, 1).flags.c_contiguous
+    assert (images == before).all() and not np.shares_memory(shifted, images)
     steps = range(-pixels, pixels + 1)
-    for image, result in zip(images, found, strict=True):
+    for image, result in zip(images, shifted, strict=True):
         assert any((moved(image, y, x) == result).all() for y in steps for x in steps)
 
 
 def test_random_shifts_are_all_equally_likely():
     images = np.zeros((9000, 1, 5, 5), np.uint8)
     images[:, :, 2, 2] = 1
-    found = RandomShift(1)(images, np.random.default_rng(0))
-    counts = found.sum(axis=(0, 1))
+    shifted = RandomShift(1)(images, np.random.default_rng(0))
+    counts = shifted.sum(axis=(0, 1))
     assert counts.sum() == 9000 and counts[1:4, 1:4].min() > 900 and counts[1:4, 1:4].max() < 1100
     filled = RandomShift(2, fill=9)(images, np.random.default_rng(0))
     assert set(np.unique(filled)) == {0, 1, 9}
@@ -792,11 +792,13 @@ def test_random_crop_cuts_windows(height, width, padding, seed):
         with pytest.raises(ValueError, match="does not fit into images of shape"):
             crop(images, np.random.default_rng(seed))
         return
-    found = crop(images, np.random.default_rng(seed))
-    assert found.shape == (4, 3, height, width)
-    assert found.transpose(0, 2, 3, 1).flags.c_contiguous and not np.shares_memory(found, images)
+    cropped = crop(images, np.random.default_rng(seed))
+    assert cropped.shape == (4, 3, height, width)
+    assert cropped.transpose(0, 2, 3, 1).flags.c_contiguous and not np.shares_memory(
+        cropped, images
+    )
     padded = np.pad(images, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-    for image, result in zip(padded, found, strict=True):
+    for image, result in zip(padded, cropped, strict=True):
         windows = np.lib.stride_tricks.sliding_window_view(image, (height, width), (1, 2))
         assert (windows == result[:, None, None]).all(axis=(0, 3, 4)).any()
 
@@ -805,20 +807,20 @@ def test_random_horizontal_flip():
     images = marked(1000, 3)
     before = images.copy()
     for p, low, high in ((0, 0, 0), (1, 1000, 1000), (0.3, 250, 350)):
-        found = RandomHorizontalFlip(p)(images, np.random.default_rng(1))
-        flipped = (found == images[..., ::-1]).all(axis=(1, 2, 3))
-        same = (found == images).all(axis=(1, 2, 3))
+        output = RandomHorizontalFlip(p)(images, np.random.default_rng(1))
+        flipped = (output == images[..., ::-1]).all(axis=(1, 2, 3))
+        same = (output == images).all(axis=(1, 2, 3))
         assert (flipped ^ same).all() and low <= flipped.sum() <= high
-        assert found.transpose(0, 2, 3, 1).flags.c_contiguous and (images == before).all()
+        assert output.transpose(0, 2, 3, 1).flags.c_contiguous and (images == before).all()
 
 
 def test_normalize():
     images = marked(2, 3)
     mean, std = [0.5, 0.4, 0.3], [0.1, 0.2, 0.3]
-    found = Compose([to_unit(255), Normalize(mean, std)])(images, None)
+    normalized = Compose([to_unit(255), Normalize(mean, std)])(images, None)
     expected = (images / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
-    assert found.dtype == np.float32 and found.transpose(0, 2, 3, 1).flags.c_contiguous
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert normalized.dtype == np.float32 and normalized.transpose(0, 2, 3, 1).flags.c_contiguous
+    np.testing.assert_allclose(normalized, expected, rtol=1e-5, atol=1e-5)
     assert (Normalize(1, 2)(images, None) == (images.astype("f4") - 1) / 2).all()
     with pytest.raises(ValueError, match="mean has 3 values, the images have 1 channels"):
         Normalize(mean, 1)(marked(2), None)
@@ -932,11 +934,11 @@ def test_cifar_in_every_official_layout(tmp_path, number, kind, place):
     train, test = load(f"cifar{number}", root=tmp_path)
     assert path(f"cifar{number}", root=tmp_path) == tmp_path
     *parts, last = files.values()
-    for found, expected in ((train, parts), (test, [last])):
+    for dataset, expected in ((train, parts), (test, [last])):
         pixels = np.concatenate([p for _, p, _ in expected]).reshape(-1, 3, 32, 32)
-        assert (found.images == pixels).all() and found.images.dtype == np.uint8
-        assert found.images.transpose(0, 2, 3, 1).flags.c_contiguous
-        assert found.labels.tolist() == np.concatenate([x for _, _, x in expected]).tolist()
+        assert (dataset.images == pixels).all() and dataset.images.dtype == np.uint8
+        assert dataset.images.transpose(0, 2, 3, 1).flags.c_contiguous
+        assert dataset.labels.tolist() == np.concatenate([x for _, _, x in expected]).tolist()
     assert len(set(train.classes)) == number and list(SOURCES["cifar100"].classes) == sorted(
         SOURCES["cifar100"].classes
     )
@@ -1369,9 +1371,9 @@ def test_loaders_of_any_values(kind, shape, dtype, shuffle):
         if batch.ndim == 4:
             assert batch.transpose(0, 2, 3, 1).flags.c_contiguous
         batch[...] = 0  # the data set keeps its own
-    found = np.concatenate([batch for batch, _ in loader]) if not shuffle else None
+    images = np.concatenate([batch for batch, _ in loader]) if not shuffle else None
     if not shuffle:
-        np.testing.assert_array_equal(found, x.astype(np.float32))
+        np.testing.assert_array_equal(images, x.astype(np.float32))
     np.testing.assert_array_equal(np.concatenate([b for _, b in batches]), y[order])
 
 

@@ -25,8 +25,8 @@ class Config:
 
 def test_options_are_what_differs_from_the_default():
     assert run_folder.as_options(Config()) == []
-    found = run_folder.as_options(Config("mnist", 16, True, 0))
-    assert found == ["--dataset mnist", "--batch-size 16", "--two-step", "--limit 0"]
+    options = run_folder.as_options(Config("mnist", 16, True, 0))
+    assert options == ["--dataset mnist", "--batch-size 16", "--two-step", "--limit 0"]
 
 
 def test_fields_below_their_least_value():
@@ -36,14 +36,14 @@ def test_fields_below_their_least_value():
 
 
 def test_a_result_begins_with_what_was_run_and_where():
-    found = run_folder.provenance("x", Config(), "tinybnn x", note="upscaled")
-    assert [*found] == ["name", "config", "command", "note", "machine", "date"]
-    assert found["config"] == {
+    result = run_folder.provenance("x", Config(), "tinybnn x", note="upscaled")
+    assert [*result] == ["name", "config", "command", "note", "machine", "date"]
+    assert result["config"] == {
         "dataset": "digits", "batch_size": 8, "two_step": False, "limit": None,
     }  # fmt: skip
-    assert found["machine"] == analysis.machine() and json.dumps(found)
-    text = report_text.when_and_where(found)
-    for part in (found["date"], found["machine"]["processor"], found["machine"]["numba"]):
+    assert result["machine"] == analysis.machine() and json.dumps(result)
+    text = report_text.when_and_where(result)
+    for part in (result["date"], result["machine"]["processor"], result["machine"]["numba"]):
         assert part in text
 
 
@@ -72,16 +72,16 @@ def test_the_configuration_of_a_folder(tmp_path):
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
 def test_mean_and_deviation(values):
-    found = report_text.mean_and_std(values)
-    assert found["mean"] == pytest.approx(statistics.fmean(values), abs=1e-12)
+    summary = report_text.mean_and_std(values)
+    assert summary["mean"] == pytest.approx(statistics.fmean(values), abs=1e-12)
     if len(values) == 1:
-        assert found["std"] is None
-        assert report_text.percent(**found) == f"{values[0] * 100:.2f}"
+        assert summary["std"] is None
+        assert report_text.percent(**summary) == f"{values[0] * 100:.2f}"
     else:
-        assert found["std"] == pytest.approx(statistics.stdev(values), abs=1e-9)
-        mean, std = report_text.percent(**found).split(" ± ")
-        assert float(mean) == pytest.approx(100 * found["mean"], abs=0.0051)
-        assert float(std) == pytest.approx(100 * found["std"], abs=0.0051)
+        assert summary["std"] == pytest.approx(statistics.stdev(values), abs=1e-9)
+        mean, std = report_text.percent(**summary).split(" ± ")
+        assert float(mean) == pytest.approx(100 * summary["mean"], abs=0.0051)
+        assert float(std) == pytest.approx(100 * summary["std"], abs=0.0051)
 
 
 pairs = st.lists(st.tuples(*2 * [st.integers(0, 1000)]), min_size=2, max_size=30)
@@ -91,12 +91,12 @@ pairs = st.lists(st.tuples(*2 * [st.integers(0, 1000)]), min_size=2, max_size=30
 def test_the_paired_test_is_scipys(values):
     stats = pytest.importorskip("scipy.stats")
     first, second = (np.array(column) / 1000 for column in zip(*values, strict=True))
-    found = report_text.paired(first, second)
-    assert found["better"] == int((first > second).sum()) and found["seeds"] == len(values)
-    assert found["mean"] == (first - second).mean()
+    result = report_text.paired(first, second)
+    assert result["better"] == int((first > second).sum()) and result["seeds"] == len(values)
+    assert result["mean"] == (first - second).mean()
     if np.ptp(first - second) > 1e-9:  # without any spread SciPy warns
-        assert found["p"] == pytest.approx(stats.ttest_rel(first, second).pvalue, abs=1e-9)
-        assert found["apart"] == (found["p"] < 0.05)
+        assert result["p"] == pytest.approx(stats.ttest_rel(first, second).pvalue, abs=1e-9)
+        assert result["apart"] == (result["p"] < 0.05)
 
 
 def test_pairs_without_a_spread():
@@ -123,8 +123,8 @@ def test_paragraphs_are_short_lines(words):
 
 
 def test_a_table_in_markdown():
-    found = tables.markdown(["", "a"], [["x", 1], ["y", 0.5]])
-    assert found == "|  | a |\n| --- | --- |\n| x | 1 |\n| y | 0.5 |\n"
+    table = tables.markdown(["", "a"], [["x", 1], ["y", 0.5]])
+    assert table == "|  | a |\n| --- | --- |\n| x | 1 |\n| y | 0.5 |\n"
 
 
 # --------------------------------------------------------------------------- reports, written anew

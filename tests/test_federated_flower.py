@@ -243,9 +243,9 @@ def test_a_result_is_what_was_saved(tmp_path):
     server, clients = federation(FedAvg())
     history = rounds(server, clients, 2, validation=datasets.DataLoader(codes(20, 1), 20))
     adapter.save_result(tmp_path / "r.npz", server, history, {"rounds": 2})
-    state, found, metadata = adapter.load_result(tmp_path / "r.npz")
+    state, loaded, metadata = adapter.load_result(tmp_path / "r.npz")
     assert_same(state, state_of(server.model))
-    assert found.rows == history.rows and found.ledger.rows == history.ledger.rows
+    assert loaded.rows == history.rows and loaded.ledger.rows == history.ledger.rows
     assert metadata == {"version": 2, "config": {"rounds": 2}}
 
 
@@ -374,10 +374,10 @@ def test_a_node_without_a_number():
 def test_a_server_app_reads_its_configuration(tmp_path):
     from flwr.app import Context, RecordDict
 
-    found = {}
+    settings = {}
 
     def build(config):
-        found.update(config)
+        settings.update(config)
         return apps(FedAvg())[0]
 
     def validation(config):
@@ -386,7 +386,7 @@ def test_a_server_app_reads_its_configuration(tmp_path):
     config = {"clients": 3, "rounds": 2, "epochs": 2, "out": str(tmp_path / "r.npz")}
     context = Context(run_id=1, node_id=0, node_config={}, run_config=config, state=RecordDict())
     adapter.server_app(build, validation)(LocalGrid(apps(FedAvg())[1], 3), context)
-    assert found == {**adapter.DEFAULTS, **config}
+    assert settings == {**adapter.DEFAULTS, **config}
     server, clients = federation(FedAvg())
     expected = rounds(server, clients, 2, epochs=2, validation=validation({}))
     state, history, metadata = adapter.load_result(tmp_path / "r.npz")
@@ -472,7 +472,7 @@ def in_process(config, count, clients, lost=()):
 
 def listeners(mark):
     """Find where processes listen whose environment contains a text (Linux)."""
-    addresses, found = {}, set()
+    addresses, listening = {}, set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             local, state, inode = (line.split()[i] for i in (1, 3, 9))
@@ -482,8 +482,8 @@ def listeners(mark):
         with contextlib.suppress(OSError):
             if mark.encode() in (process / "environ").read_bytes():
                 links = {os.readlink(fd) for fd in (process / "fd").iterdir()}
-                found |= {addresses[link] for link in links & addresses.keys()}
-    return {_as_text(address) for address in found}
+                listening |= {addresses[link] for link in links & addresses.keys()}
+    return {_as_text(address) for address in listening}
 
 
 def _as_text(address):

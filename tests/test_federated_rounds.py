@@ -150,7 +150,7 @@ def test_fedavg_by_hand():
 @pytest.mark.parametrize("norm", ["average", "local", "frozen"])
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
 def test_every_strategy_runs_and_repeats(strategy, norm):
-    found = []
+    states = []
     for _ in range(2):
         server, clients = federation(strategy, norm=norm, build=calibrated)
         start = state_of(server.model)
@@ -158,12 +158,12 @@ def test_every_strategy_runs_and_repeats(strategy, norm):
         assert history["rejected"] == [[]] * 3 and server.version == 3
         latent = server.model[1].layers[0].weight.data
         assert np.all(np.abs(latent) <= 1)
-        found.append(state_of(server.model))
-    assert_same(*found)
-    assert differ(found[0], start) or isinstance(strategy, MajorityVote)
+        states.append(state_of(server.model))
+    assert_same(*states)
+    assert differ(states[0], start) or isinstance(strategy, MajorityVote)
     if norm != "average":
         assert_same(*({n: a for n, a in one.items() if ".1." in n or ".3." in n}
-                      for one in (start, found[0])))  # fmt: skip
+                      for one in (start, states[0])))  # fmt: skip
     entries = Head(network(), norm).entries
     up = wire.size(rules.fields(strategy, entries, "up").values())
     assert history["bytes_up"] == [3 * up] * 3
@@ -174,7 +174,7 @@ def test_every_strategy_runs_and_repeats(strategy, norm):
 
 
 def test_the_order_of_answers_does_not_matter():
-    found = []
+    states = []
     for order in (1, -1):
         server, clients = federation(FedAvg(), sizes=[1, 2, 4])
         server.open_round([0, 1, 2])
@@ -182,8 +182,8 @@ def test_the_order_of_answers_does_not_matter():
         for client in clients[::order]:
             server.receive(client.number, client.train(message, batch_size=5))
         assert server.accepted == [0, 1, 2] and server.close_round()
-        found.append(state_of(server.model))
-    assert_same(*found)
+        states.append(state_of(server.model))
+    assert_same(*states)
 
 
 def test_majority_vote_freezes_and_the_sign_of_the_update_does_not():
@@ -336,12 +336,12 @@ def test_dropout_repeats():
         return nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(BITS, 2,
                              rng=np.random.default_rng(0)))  # fmt: skip
 
-    found = []
+    states = []
     for _ in range(2):
         server, clients = federation(FedAvg(), build=build)
         rounds(server, clients, 2)
-        found.append(state_of(server.model))
-    assert_same(*found)
+        states.append(state_of(server.model))
+    assert_same(*states)
 
 
 # ----------------------------------------------------------------------------------------- privacy
@@ -349,18 +349,18 @@ def test_dropout_repeats():
 
 def reachable(root):
     """Every object that can be reached from one, but through modules, classes and functions."""
-    found, stack = {}, [root]
+    objects, stack = {}, [root]
     while stack:
         value = stack.pop()
-        if id(value) in found or isinstance(
+        if id(value) in objects or isinstance(
             value, type | types.ModuleType | types.FunctionType | types.BuiltinFunctionType
         ):
             continue
-        found[id(value)] = value
+        objects[id(value)] = value
         stack.extend(gc.get_referents(value))
         if isinstance(value, np.ndarray) and value.base is not None:
             stack.append(value.base)
-    return found
+    return objects
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
@@ -370,12 +370,12 @@ def test_the_server_cannot_reach_the_data(strategy):
     for client in clients:
         server.receive(client.number, client.train(server.broadcast()))
     for _ in range(2):  # with answers, and when the round is over
-        found = reachable(server)
-        assert len(found) > 100
-        assert not any(isinstance(value, Client | datasets.Dataset) for value in found.values())
+        objects = reachable(server)
+        assert len(objects) > 100
+        assert not any(isinstance(value, Client | datasets.Dataset) for value in objects.values())
         for client in clients:
             images, labels = client._dataset.images, client._dataset.labels
-            for value in found.values():
+            for value in objects.values():
                 if isinstance(value, np.ndarray):
                     assert not np.shares_memory(value, images)
                     assert not np.shares_memory(value, labels)
@@ -479,10 +479,10 @@ def test_a_fault_costs_one_answer(name, caplog):
     with caplog.at_level(logging.WARNING, "tinybnn.federated"):
         history = rounds(server, [*clients[:2], Faulty(clients[2], fault)], 2)
     assert history["accepted"] == [[0, 1, 2], [0, 1]]
-    ((number, found),) = history["rejected"][1]
+    ((number, error),) = history["rejected"][1]
     with pytest.raises(AssertionError, match=reason):
-        raise AssertionError(found)
-    assert number == 2 and found in caplog.text and "round 2: client 2" in caplog.text
+        raise AssertionError(error)
+    assert number == 2 and error in caplog.text and "round 2: client 2" in caplog.text
     # The model is the one that the other clients give alone.
     expected, others = federation(FedAvg(), **options)
     rounds(expected, others, 1)
@@ -871,10 +871,10 @@ def test_a_run_that_was_killed(last, tmp_path):
 
 
 def test_another_loss():
-    data, found = codes(40), []
+    data, states = codes(40), []
     for loss in (F.cross_entropy, lambda z, y: F.cross_entropy(z, y) * 0.5):
         server = Server(network(), FedAvg())
         client = Client(0, data, network(), FedAvg(), loss=loss, optimizer=sgd)
         rounds(server, [client], 1)
-        found.append(state_of(server.model))
-    assert differ(*found)
+        states.append(state_of(server.model))
+    assert differ(*states)

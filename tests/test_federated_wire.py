@@ -105,11 +105,11 @@ def test_the_bytes_are_those_of_the_description():
 )
 def test_the_sizes_of_the_paper_s_head(strategy, norm, up, down):
     entries = Head(models.BinaryMLP(200, 128, 2), norm).entries
-    found = rules.fields(strategy, entries, "up")
-    assert sum(f.nbytes for f in found.values() if f.encoding == "bits") in (0, 3232)
-    assert wire.size(found.values()) == len(message_of(found)) == up
-    found = rules.fields(strategy, entries, "down", steps=1)
-    assert wire.size(found.values()) == len(message_of(found)) == (down or up)
+    fields = rules.fields(strategy, entries, "up")
+    assert sum(f.nbytes for f in fields.values() if f.encoding == "bits") in (0, 3232)
+    assert wire.size(fields.values()) == len(message_of(fields)) == up
+    fields = rules.fields(strategy, entries, "down", steps=1)
+    assert wire.size(fields.values()) == len(message_of(fields)) == (down or up)
 
 
 def test_savings_against_float32():

@@ -260,8 +260,8 @@ def refused(server, folder, message, error=DownloadError, kept=(), **options):
 def test_wrong_bytes_are_removed(serve, tmp_path):
     wrong = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
     server = serve(lambda handler, number: handler.give(wrong))
-    found = hashlib.md5(wrong).hexdigest()
-    message = f"{server.url}: wrong content: expected MD5 {FILE.md5}, found {found}; the file was"
+    digest = hashlib.md5(wrong).hexdigest()
+    message = f"{server.url}: wrong content: expected MD5 {FILE.md5}, found {digest}; the file was"
     refused(server, tmp_path, message)
     assert len(server.requests) == 1
     (tmp_path / "data.bin.part").write_bytes(wrong[:10])

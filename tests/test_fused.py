@@ -126,8 +126,8 @@ def run(producers, inputs, arguments, memory=None):
 @given(layers(), st.sampled_from((None, 2**64 - 1)))
 def test_a_layer_equals_its_products_and_then_its_program(layer, memory):
     producers, inputs, sums, arguments = layer
-    found = run(producers, inputs, arguments, memory)
-    for a, b in zip(found, pointwise.run_reference(arguments, sums), strict=True):
+    outputs = run(producers, inputs, arguments, memory)
+    for a, b in zip(outputs, pointwise.run_reference(arguments, sums), strict=True):
         assert a.dtype == b.dtype
         assert np.array_equal(a, b)
 
@@ -168,8 +168,8 @@ def test_threads_share_the_work_and_change_nothing(kind, monkeypatch):
         expected = run([producer], [x], arguments)
     monkeypatch.setattr(fused, "tasks_for", lambda seconds: 2)
     with threads.num_threads(2):
-        found = run([producer], [x], arguments)
-    for a, b in zip(found, expected, strict=True):
+        outputs = run([producer], [x], arguments)
+    for a, b in zip(outputs, expected, strict=True):
         assert np.array_equal(a, b)
 
 

@@ -272,9 +272,9 @@ def test_npy_files_are_read_as_numpy_reads_them(tmp_path):
             file = io.BytesIO()
             np.lib.format.write_array(file, np.asarray(array), version)
             (tmp_path / "a.npy").write_bytes(file.getvalue())
-            found = datasets.read_npy(tmp_path / "a.npy")
-            assert found.dtype == np.asarray(array).dtype
-            np.testing.assert_array_equal(found, array)
+            loaded = datasets.read_npy(tmp_path / "a.npy")
+            assert loaded.dtype == np.asarray(array).dtype
+            np.testing.assert_array_equal(loaded, array)
 
 
 # -------------------------------------------------------------------------- pipes and terminals

@@ -559,8 +559,8 @@ def test_long_and_short_rows_are_counted(monkeypatch):
         # All signs differ, or none: in one row of a pair, in the other one, in both.
         expected = count * np.array([[-1, 1, 1, -1, -1, -1]], np.int32).T
         for row in b[:2]:
-            found = xnor.xnor_matmul(np.stack([~row, row, row, ~row, ~row, ~row]), row[None], count)
-            assert same(found, expected)
+            sums = xnor.xnor_matmul(np.stack([~row, row, row, ~row, ~row, ~row]), row[None], count)
+            assert same(sums, expected)
 
 
 @by_each_method

@@ -191,13 +191,13 @@ def progress(folder, once):
 
     Rows hold the seconds that an epoch or a round took: they tell it from its repetition.
     """
-    found = {}
+    histories = {}
     for name, path in files(folder).items():
         if any(Path(name).match(pattern) for pattern in once):
-            found[name] = [(path.stat().st_ino, path.stat().st_mtime_ns)]
+            histories[name] = [(path.stat().st_ino, path.stat().st_mtime_ns)]
         elif path.suffix == ".npz":
-            found[name] = stored(path)[1].get("history", [])
-    return found
+            histories[name] = stored(path)[1].get("history", [])
+    return histories
 
 
 def lost(before, after):
@@ -208,10 +208,10 @@ def lost(before, after):
     ]  # fmt: skip
 
 
-def different(expected, found):
+def different(expected, actual):
     """Names of files that differ, are missing or should not be there."""
-    names = sorted({*expected, *found})
-    return [f"{name} differs" for name in names if expected.get(name) != found.get(name)]
+    names = sorted({*expected, *actual})
+    return [f"{name} differs" for name in names if expected.get(name) != actual.get(name)]
 
 
 # ----------------------------------------------------------------------------------- the commands
@@ -331,13 +331,13 @@ def test_writers_of_one_file(tmp_path, rows):
         env=ENVIRONMENT, capture_output=True, text=True, timeout=600 + kills, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    report = json.loads(done.stdout)
     seconds = round(time.perf_counter() - begin)
     rows.append({
         "job": "two writers of one file", "kills": kills + 2, "whole files read": kills,
-        "left at the end": len(found["files"]) - 1, "differences": 0, "seconds": seconds,
+        "left at the end": len(report["files"]) - 1, "differences": 0, "seconds": seconds,
     })  # fmt: skip
-    assert found["files"] == ["x.npz"]
+    assert report["files"] == ["x.npz"]
 
 
 DOWNLOAD = """

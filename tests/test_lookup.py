@@ -72,8 +72,8 @@ def test_reference(seed, rows, length, columns):
     rng = np.random.default_rng(seed)
     grad = rng.integers(-9, 10, (rows, length)).astype(np.float32)
     signs = rng.choice([-1, 1], (length, columns))
-    found = lookup.product_reference(grad, signs)
-    assert found.dtype == np.float32 and np.array_equal(found, grad @ signs)
+    sums = lookup.product_reference(grad, signs)
+    assert sums.dtype == np.float32 and np.array_equal(sums, grad @ signs)
 
 
 @given(seeds, st.integers(0, 12), st.integers(1, 3))
@@ -106,8 +106,8 @@ def test_turned_signs(seed, rows, channels):
     for row, tap, channel in rng.integers(0, (-(-rows // 4), 2, channels), (20, 3)):
         at = starts[np.minimum(4 * row + np.arange(4), rows - 1)] + taps[tap] + channel // 64
         signs = words[at] >> np.uint64(channel % 64) & np.uint64(1)
-        found = numbers[row // STEPS, tap, channel // PANEL, row % STEPS, channel % PANEL]
-        assert found == 16 * (signs @ np.array([1, 2, 4, 8], np.uint64))
+        number = numbers[row // STEPS, tap, channel // PANEL, row % STEPS, channel % PANEL]
+        assert number == 16 * (signs @ np.array([1, 2, 4, 8], np.uint64))
 
 
 @given(seeds, st.integers(1, 20), st.integers(0, 3))

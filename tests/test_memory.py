@@ -87,9 +87,9 @@ def test_keeps_no_more_than_the_limit():
     while arrays:
         arrays.pop(0)
     next_one = memory.empty(100 * LARGE, np.uint8)  # whatever is made next
-    found = [buffer.address for free in memory._free.values() for buffer in free]
+    addresses = [buffer.address for free in memory._free.values() for buffer in free]
     assert 4 * LARGE < waiting() <= 5 * LARGE
-    assert {*found} == {*places[-len(found) :]}  # what was taken longest ago goes first
+    assert {*addresses} == {*places[-len(addresses) :]}  # what was taken longest ago goes first
     del next_one
     assert memory.keep(0) == 5 * LARGE
     assert waiting() == 0 and memory._state.made == in_use
@@ -123,11 +123,11 @@ def test_threads_never_share_memory():
 def test_empty_like(shape, order):
     x = np.zeros(shape, np.float32, order)
     for like in (x, x[:, ::-1], x.T, np.broadcast_to(x[:1], shape)):
-        found, expected = memory.empty_like(like), np.empty_like(like)
-        assert found.shape == expected.shape and found.dtype == expected.dtype
-        assert found.flags.writeable
+        array, expected = memory.empty_like(like), np.empty_like(like)
+        assert array.shape == expected.shape and array.dtype == expected.dtype
+        assert array.flags.writeable
         if like is x or (like.base is x and like.flags.forc):
-            assert found.strides == expected.strides
+            assert array.strides == expected.strides
 
 
 def test_channels_last_stays_channels_last():

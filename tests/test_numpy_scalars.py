@@ -80,13 +80,13 @@ def everything(make, shape, arguments, options):
     y = layer.train()(t)
     (y * y).sum().backward()
     grads = [p.grad.data for p in layer.parameters() if p.grad is not None]
-    found = [y.data, t.grad.data, *grads, *layer.state_dict().values()]
-    found.append(layer.eval()(Tensor(x)).data)
+    arrays = [y.data, t.grad.data, *grads, *layer.state_dict().values()]
+    arrays.append(layer.eval()(Tensor(x)).data)
     try:
-        found.append(deploy.compile(nn.Sequential(layer), shape[1:]).predict(x))
+        arrays.append(deploy.compile(nn.Sequential(layer), shape[1:]).predict(x))
     except deploy.CompileError:
-        found.append(np.zeros(0))
-    return repr(layer), found
+        arrays.append(np.zeros(0))
+    return repr(layer), arrays
 
 
 @pytest.mark.parametrize("kinds", [(np.int64, np.float64), (np.uint8, np.float32)], ids=str)
@@ -98,12 +98,12 @@ def test_settings_of_layers(case, kinds):
     arguments = rounded(arguments, kinds[1])
     options = {name: rounded(value, kinds[1]) for name, value in options.items()}
     text, expected = everything(make, shape, arguments, options)
-    found_text, found = everything(
+    found_text, arrays = everything(
         make, shape, as_scalars(arguments, kinds),
         {name: as_scalars(value, kinds) for name, value in options.items()},
     )  # fmt: skip
     assert found_text == text
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(arrays, expected, strict=True):
         assert_identical(a, b)
 
 
@@ -158,7 +158,7 @@ def test_settings_of_optimizers_and_schedules():
         return [p.data for p in model.parameters()], history["lr"], repr(adam), repr(schedule)
 
     expected = trained(lambda value: value)
-    found = trained(lambda value: as_scalars(value, (np.int64, np.float64)))
-    for a, b in zip(found[0], expected[0], strict=True):
+    results = trained(lambda value: as_scalars(value, (np.int64, np.float64)))
+    for a, b in zip(results[0], expected[0], strict=True):
         assert_identical(a, b)
-    assert found[1:] == expected[1:]
+    assert results[1:] == expected[1:]

@@ -102,8 +102,8 @@ def rows():
 
 
 def test_figures_that_match(rows):
-    found = Counter((row["table"], row["match"]) for row in rows)
-    assert found == {
+    counts = Counter((row["table"], row["match"]) for row in rows)
+    assert counts == {
         (1, "exact"): 4,
         (2, "fitted"): 28, (2, "no"): 7,
         (3, "exact"): 5, (3, "fitted"): 2, (3, "no"): 14,

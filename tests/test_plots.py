@@ -486,15 +486,15 @@ def pictures_of_results(monkeypatch):
 
 def texts_of(figure):
     """(text, its box) of all that is written beside axes: numbers, labels, titles."""
-    found = [figure._supylabel] if getattr(figure, "_supylabel", None) else []
+    texts = [figure._supylabel] if getattr(figure, "_supylabel", None) else []
     for axes in figure.axes:
-        found += [axes.title, axes.xaxis.label, axes.yaxis.label]
+        texts += [axes.title, axes.xaxis.label, axes.yaxis.label]
         for i, (labels, (low, high)) in enumerate(
             ((axes.get_xticklabels(), axes.get_xlim()), (axes.get_yticklabels(), axes.get_ylim()))
         ):
             low, high = sorted((low, high))
-            found += [label for label in labels if low <= label.get_position()[i] <= high]
-    return [(t.get_text(), t.get_window_extent()) for t in found if t.get_text()]
+            texts += [label for label in labels if low <= label.get_position()[i] <= high]
+    return [(t.get_text(), t.get_window_extent()) for t in texts if t.get_text()]
 
 
 def test_texts_and_legends_on_top_of_one_another(monkeypatch):
@@ -664,11 +664,11 @@ def test_roofline_of_nothing():
 
 def boxes(figure):
     """(name, shapes) -> number of boxes."""
-    found = {}
+    counts = {}
     texts = [t.get_text() for t in figure.axes[0].texts]
     for pair in zip(texts[::2], texts[1::2], strict=True):
-        found[pair] = found.get(pair, 0) + 1
-    return found
+        counts[pair] = counts.get(pair, 0) + 1
+    return counts
 
 
 def arrows(figure):
@@ -755,14 +755,14 @@ def test_graph_of_a_network_is_legible():
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure).draw()
-    found = boxes(figure)
+    counts = boxes(figure)
     for name, parameter in model.named_parameters():
-        assert found[name, str(parameter.shape)] == 1
-    assert found["SignConv2d", "(2, 4, 8, 8), (4, 4, 3, 3) → (2, 4, 8, 8)"] == 1
-    assert found["RSign", "(2, 4, 8, 8), (4,) → (2, 4, 8, 8)"] == 1
-    assert found["SteSign", "(2, 16)"] == 1  # a quantizer under its own name
+        assert counts[name, str(parameter.shape)] == 1
+    assert counts["SignConv2d", "(2, 4, 8, 8), (4, 4, 3, 3) → (2, 4, 8, 8)"] == 1
+    assert counts["RSign", "(2, 4, 8, 8), (4,) → (2, 4, 8, 8)"] == 1
+    assert counts["SteSign", "(2, 16)"] == 1  # a quantizer under its own name
     extents = drawn_boxes(figure)
-    assert sum(found.values()) == len(extents) >= 25
+    assert sum(counts.values()) == len(extents) >= 25
     for i, a in enumerate(extents):
         for b in extents[:i]:
             assert not a.overlaps(b)

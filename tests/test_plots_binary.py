@@ -29,15 +29,15 @@ def test_a_convolution_that_shows_other_sums_than_the_layer_has(channels, stride
     positions = [(0, 0), (1, 1), tuple(np.argwhere(expected == threshold)[0])]
     ax = plots.convolution(x, weight, positions, stride, threshold)
     render(ax.figure)
-    found = texts(ax)
-    start = found.index("sums")
-    shown = found[start - expected.size : start]
+    strings = texts(ax)
+    start = strings.index("sums")
+    shown = strings[start - expected.size : start]
     assert [number(text) for text in shown] == [*expected.ravel()]
-    start = next(i for i, text in enumerate(found) if text.startswith("sum ≥"))
-    assert number(found[start].split()[-1]) == threshold
-    shown = [number(text + "1") for text in found[start - expected.size : start]]
+    start = next(i for i, text in enumerate(strings) if text.startswith("sum ≥"))
+    assert number(strings[start].split()[-1]) == threshold
+    shown = [number(text + "1") for text in strings[start - expected.size : start]]
     assert shown == [*np.where(expected >= threshold, 1, -1).ravel()]
-    lines = [text for text in found if text.startswith("popcount")]
+    lines = [text for text in strings if text.startswith("popcount")]
     assert len(lines) == len(positions)
     for (row, column), text in zip(positions, lines, strict=True):
         ones, count = map(int, re.search(r"(\d+) of (\d+) agree", text).groups())

@@ -14,8 +14,8 @@ from tinybnn import plots
 
 def line(ax, label):
     """x and y of a curve."""
-    [found] = [entry for entry in ax.get_lines() if entry.get_label() == label]
-    return found.get_data()
+    [curve] = [entry for entry in ax.get_lines() if entry.get_label() == label]
+    return curve.get_data()
 
 
 def labels(ax):

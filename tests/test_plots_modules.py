@@ -48,13 +48,13 @@ def test_the_block_of_bdnet():
     """Two signs and convolutions, added; the residual before the batch norm and behind it."""
     ax = plots.architecture(block(), (8, 6, 6))
     render(ax.figure)
-    found = texts(ax)
+    labels = texts(ax)
     expected = {
         "input": 1, "RSign": 2, "BinaryConv2d": 2, "+": 3, "BatchNorm2d": 1, "RPReLU": 1,
         "output": 1,
     }  # fmt: skip
-    assert {name: found.count(name) for name in expected} == expected
-    assert found.count("3×3, depth-wise") == 2 and found.count("8×6×6") == 10
+    assert {name: labels.count(name) for name in expected} == expected
+    assert labels.count("3×3, depth-wise") == 2 and labels.count("8×6×6") == 10
     last, before, branches = height_of(ax, "+")
     [norm] = height_of(ax, "BatchNorm2d")
     assert branches > before > norm > last
@@ -98,13 +98,13 @@ def test_a_box_is_as_colourful_as_its_products():
     )  # fmt: skip
     ax = plots.architecture(model, (1, 7, 7))
     render(ax.figure)
-    found = texts(ax)
-    assert {"3×3", "3×3, 2 groups, sign(x)", "3×3, sign(x)", "SteTern", "4 → 2"} <= {*found}
+    labels = texts(ax)
+    assert {"3×3", "3×3, 2 groups, sign(x)", "3×3, sign(x)", "SteTern", "4 → 2"} <= {*labels}
     assert legend(ax)[:5] == [
         "sign products", "ternary or 1.58-bit products", "real products", "sign",
         "no products",
     ]  # fmt: skip
-    assert found.count("1×7×7") == 1 and found.count("4×5×5") == 1
+    assert labels.count("1×7×7") == 1 and labels.count("4×5×5") == 1
 
 
 def test_boxes_that_some_people_do_not_tell_apart():
@@ -175,12 +175,12 @@ def test_hybnn_has_its_parts():
     vae = models.BinaryVAE((1, 16, 16), 24, rng=np.random.default_rng(0))
     ax = plots.hybnn(vae, models.BinaryMLP(24, 8, 3, rng=np.random.default_rng(0)))
     render(ax.figure)
-    found = texts(ax)
+    labels = texts(ax)
     assert {"input", "binary latent space", "24 signs", "reconstruction", "class scores"} <= {
-        *found
+        *labels
     }
-    assert found.count("ConvTranspose2d") == 3 and found.count("BinaryLinear") == 2
-    assert found.count("Conv2d") == 3 and found.count("Linear") == 2
+    assert labels.count("ConvTranspose2d") == 3 and labels.count("BinaryLinear") == 2
+    assert labels.count("Conv2d") == 3 and labels.count("Linear") == 2
     assert len(thick(ax)) == 2  # the code goes to the decoder and to the binary network
     assert sum(text.get_rotation() == 90 for text in ax.texts) == 3  # titles of the three frames
     places = {text.get_text(): text.get_position()[1] for text in ax.texts}

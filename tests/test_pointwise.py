@@ -64,9 +64,9 @@ def same(a, b):
 @given(programs())
 def test_a_program_equals_its_operations_one_by_one(drawn):
     arguments, inputs = drawn
-    found = pointwise.run(pointwise.prepare(*arguments), inputs)
+    outputs = pointwise.run(pointwise.prepare(*arguments), inputs)
     expected = pointwise.run_reference(arguments, inputs)
-    assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+    assert all(same(a, b) for a, b in zip(outputs, expected, strict=True))
 
 
 def test_division_and_square_root_round_as_numpy():

@@ -99,10 +99,10 @@ def bits_of(result):
 
 def versions():
     """How many versions of kernels are compiled at the moment."""
-    found = [value for module in KERNELS.values() for value in vars(module).values()]
-    found = [value for value in found if isinstance(value, Dispatcher)]
-    called = [value.kernel for value in found if hasattr(value, "kernel")]  # from Python
-    return sum(len(value.signatures) for value in found + called)
+    dispatchers = [value for module in KERNELS.values() for value in vars(module).values()]
+    dispatchers = [value for value in dispatchers if isinstance(value, Dispatcher)]
+    called = [value.kernel for value in dispatchers if hasattr(value, "kernel")]  # from Python
+    return sum(len(value.signatures) for value in dispatchers + called)
 
 
 # ------------------------------------------------------------------------------------- the kernels
@@ -384,8 +384,8 @@ def test_a_kernel_reads_odd_arrays(name):
             odd, plain = make(array), np.array(make(array), order="C")
             expected = bits_of(function(*arrays[:i], plain, *arrays[i + 1 :], *others))
             before = versions()
-            found = bits_of(function(*arrays[:i], odd, *arrays[i + 1 :], *others))
-            assert found == expected, (name, i, make.__name__)
+            output = bits_of(function(*arrays[:i], odd, *arrays[i + 1 :], *others))
+            assert output == expected, (name, i, make.__name__)
             assert versions() == before, f"{name} was compiled anew for argument {i}"
 
 

@@ -742,12 +742,12 @@ def programs():
             nn.Flatten(), nn.BinaryLinear(192, 5, scale="learned", rng=rng),
         ),
     ]  # fmt: skip
-    found = Programs()
+    collection = Programs()
     for network in networks:
         arrays, metadata = deploy.compile(network.eval(), (1, 8, 8))._stored()
         kind = {"kind": PackedModel.KIND, "version": PackedModel.VERSION}
-        found.append(storage.loads(storage.dumps(arrays, metadata=metadata, **kind), **kind))
-    return found
+        collection.append(storage.loads(storage.dumps(arrays, metadata=metadata, **kind), **kind))
+    return collection
 
 
 @pytest.fixture(scope="module")
@@ -835,8 +835,8 @@ other_arrays = st.lists(
 def changed_metadata(metadata, steps):
     metadata = copy.deepcopy(metadata)
     for place, kind, number, other, operation in steps:
-        found = list(places(metadata))
-        *trail, key = found[place % len(found)]
+        trails = list(places(metadata))
+        *trail, key = trails[place % len(trails)]
         parent = metadata
         for part in trail:
             parent = parent[part]
@@ -892,15 +892,15 @@ def hostile(programs, which, metadata_steps, array_steps):
 @given(st.integers(0, 2), other_metadata(_SMALL), other_arrays)
 def test_hostile_programs_do_not_crash(folder, programs, worker, which, metadata, arrays):
     """The process lives on and answers in time, whatever the numbers are that a layer has."""
-    found = run_program(worker, folder, *hostile(programs, which, metadata, arrays))
-    COUNTS["packed model with right checksums", found["outcome"]] += 1
+    outcome = run_program(worker, folder, *hostile(programs, which, metadata, arrays))
+    COUNTS["packed model with right checksums", outcome["outcome"]] += 1
 
 
-def check_manners(found):
-    assert found["is_value_error"], found["error"]
-    limit = 10 * found["size"] + (1 << 20)
-    assert found["peak"] <= limit, (
-        f"{found['peak']:,} bytes for {found['size']:,}: {found['error']}"
+def check_manners(outcome):
+    assert outcome["is_value_error"], outcome["error"]
+    limit = 10 * outcome["size"] + (1 << 20)
+    assert outcome["peak"] <= limit, (
+        f"{outcome['peak']:,} bytes for {outcome['size']:,}: {outcome['error']}"
     )
 
 
@@ -908,9 +908,9 @@ def check_manners(found):
 @given(st.integers(0, 2), other_metadata(_SMALL + _LARGE), other_arrays)
 def test_hostile_programs_are_refused_or_run(folder, programs, worker, which, metadata, arrays):
     """A ValueError or a result, within the memory that the file stands for."""
-    found = run_program(worker, folder, *hostile(programs, which, metadata, arrays))
-    COUNTS["packed model with any numbers", found["outcome"]] += 1
-    check_manners(found)
+    outcome = run_program(worker, folder, *hostile(programs, which, metadata, arrays))
+    COUNTS["packed model with any numbers", outcome["outcome"]] += 1
+    check_manners(outcome)
 
 
 def setting(operation, name, value):

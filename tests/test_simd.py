@@ -253,13 +253,13 @@ def test_cache_is_stale_when_an_imported_file_changes(tmp_path):
         assert run.returncode == 0, run.stderr
         return int(run.stdout)
 
-    found = [hits(), hits()]
+    counts = [hits(), hits()]
     # It imports simd.py and bits.py; tiles.py is none of its business.
     for name in ("machine/tiles.py", "machine/simd.py", "signs/bits.py"):
         with (tmp_path / "tinybnn" / "kernels" / name).open("a", encoding="utf-8") as file:
             file.write("# a change\n")
-        found.append(hits())
-    assert found == [0, 1, 1, 0, 0]
+        counts.append(hits())
+    assert counts == [0, 1, 1, 0, 0]
 
 
 # ------------------------------------------------------------------------------------- smaller CPUs
@@ -352,6 +352,6 @@ def test_blocks(seed):
             x + y, x - y, x * y, x / y, np.maximum(x, y), np.minimum(x, y), np.where(x > 0, x, y),
             np.abs(x), np.sqrt(x), integers[3:].astype(np.float32), np.zeros(BLOCK),
         ]  # fmt: skip
-    for found, row in zip(out, expected, strict=True):
-        assert np.array_equal(found, row, equal_nan=True)
+    for block, row in zip(out, expected, strict=True):
+        assert np.array_equal(block, row, equal_nan=True)
     assert np.array_equal(bits, np.packbits(x >= 0, bitorder="little").view("<u8"))

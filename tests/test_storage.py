@@ -64,11 +64,11 @@ def small_file():
     return storage.dumps(content, metadata={"note": "x"}, **KIND), content
 
 
-def same(found, expected):
-    return found.keys() == expected.keys() and all(
-        found[k].shape == expected[k].shape
-        and found[k].dtype == expected[k].dtype.newbyteorder("=")
-        and found[k].tobytes() == expected[k].astype(found[k].dtype).tobytes()
+def same(actual, expected):
+    return actual.keys() == expected.keys() and all(
+        actual[k].shape == expected[k].shape
+        and actual[k].dtype == expected[k].dtype.newbyteorder("=")
+        and actual[k].tobytes() == expected[k].astype(actual[k].dtype).tobytes()
         for k in expected
     )
 
@@ -79,11 +79,11 @@ def same(found, expected):
 @given(st.dictionaries(names, arrays(), max_size=4), st.dictionaries(st.text(), json_values))
 def test_round_trip(content, metadata):
     data = storage.dumps(content, metadata=metadata, **KIND)
-    found, found_metadata = storage.loads(data, **KIND)
-    assert same(found, content)
+    loaded, found_metadata = storage.loads(data, **KIND)
+    assert same(loaded, content)
     assert found_metadata == metadata
-    assert list(found) == sorted(content)
-    for array in found.values():
+    assert list(loaded) == sorted(content)
+    for array in loaded.values():
         assert array.dtype.isnative and array.flags.c_contiguous and array.flags.writeable
     backwards = dict(reversed(content.items()))
     assert storage.dumps(backwards, metadata=metadata, **KIND) == data
@@ -97,8 +97,8 @@ def test_a_file_is_its_bytes_under_exactly_the_given_path(tmp_path):
     assert storage.save(path, content, metadata={"note": "x"}, **KIND) == len(data)
     assert os.listdir(tmp_path) == ["model.tbnn"]
     assert path.read_bytes() == data
-    found, metadata = storage.load(str(path), **KIND)
-    assert same(found, content) and metadata == {"note": "x"}
+    loaded, metadata = storage.load(str(path), **KIND)
+    assert same(loaded, content) and metadata == {"note": "x"}
     assert storage.read_header(path) == {**KIND, "metadata": {"note": "x"}}
 
 
@@ -116,8 +116,8 @@ def test_a_zip_reader_finds_uncompressed_arrays_and_sound_checksums():
 
 def test_numpy_scalars_are_arrays_and_tuples_become_lists():
     data = storage.dumps({"x": np.float64(2)}, metadata={"shape": (1, (2,))}, **KIND)
-    found, metadata = storage.loads(data, **KIND)
-    assert found["x"].shape == () and found["x"] == 2
+    loaded, metadata = storage.loads(data, **KIND)
+    assert loaded["x"].shape == () and loaded["x"] == 2
     assert metadata == {"shape": [1, [2]]}
 
 
@@ -365,8 +365,8 @@ def refused(data, message):
 
 def test_the_forger_can_make_a_good_file():
     x = np.arange(4, dtype="<f4")
-    found, _ = storage.loads(forge(frame("x", npy(x)), digest_of={"x": x}), **KIND)
-    assert same(found, {"x": x})
+    loaded, _ = storage.loads(forge(frame("x", npy(x)), digest_of={"x": x}), **KIND)
+    assert same(loaded, {"x": x})
     refused(forge(frame("x", npy(x)), digest_of={"x": x + 1}), "SHA-256")
 
 

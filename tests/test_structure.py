@@ -45,17 +45,17 @@ def imports(path):
 
     What is imported under ``if TYPE_CHECKING:`` is for hints: it does not exist at run time.
     """
-    found = set()
+    modules = set()
     for node in statements_that_run(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            modules.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            found.add(node.module)
+            modules.add(node.module)
             # `from tinybnn.kernels import bits` names a module, not every name is one.
             names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found.update(names & MODULES)
-    return {name for name in found if name.split(".")[0] == "tinybnn"}
+            modules.update(names & MODULES)
+    return {name for name in modules if name.split(".")[0] == "tinybnn"}
 
 
 def statements_that_run(node):
@@ -131,12 +131,12 @@ def test_files_are_written_by_one_function():
         |\bopen\([^)\n]*["'][rb+t]*[wxa][rb+t]*["']""",
         re.VERBOSE,
     )
-    found = {
+    writers = {
         f"{path.relative_to(PACKAGE)}: {match[0]}"
         for path in FILES
         for match in writes.finditer(path.read_text(encoding="utf-8"))
     }
-    files = {text.split(":")[0] for text in found}
+    files = {text.split(":")[0] for text in writers}
     assert files <= {
         "storage.py",
         "kernels/machine/cache.py",  # below it, and into folders that it has to distrust
@@ -146,7 +146,7 @@ def test_files_are_written_by_one_function():
         "federated/launch.py",  # logs and settings of Flower's processes, in a temporary folder
         "bench/peers.py",  # a pipe
         "course/child.py",  # where a crash is written down, in a temporary folder
-    }, found  # fmt: skip
+    }, writers  # fmt: skip
 
 
 def test_numba_is_only_in_the_kernels():
@@ -159,8 +159,8 @@ def test_formulas_name_no_kernel():
     """`kernels.dispatch` says which one computes them; but for products of signs."""
     for path in FILES:
         if room(path) in ("functional", "quantizers") and path.name != "binary.py":
-            found = {name for name in imports(path) if name.startswith("tinybnn.kernels.")}
-            assert found <= {"tinybnn.kernels.dispatch", "tinybnn.kernels.machine.memory"}, path
+            kernels = {name for name in imports(path) if name.startswith("tinybnn.kernels.")}
+            assert kernels <= {"tinybnn.kernels.dispatch", "tinybnn.kernels.machine.memory"}, path
 
 
 PUBLIC = [name for name in tinybnn.__all__ if inspect.ismodule(getattr(tinybnn, name))]
@@ -176,8 +176,8 @@ def test_a_room_is_there_without_an_import_of_its_own(name):
 def test_dir_shows_what_is_public_and_nothing_else(name):
     place = getattr(tinybnn, name) if name else tinybnn
     assert dir(place) == sorted(place.__all__) and len(set(place.__all__)) == len(place.__all__)
-    for found in place.__all__:
-        assert getattr(place, found) is not None
+    for public in place.__all__:
+        assert getattr(place, public) is not None
     own = {
         n
         for n, value in vars(place).items()

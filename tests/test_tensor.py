@@ -746,8 +746,8 @@ def test_grad_of_an_unused_input():
 
 def test_grad_gives_none_for_an_unused_input_where_it_may_be_unused():
     x, unused = Tensor(2.0, requires_grad=True), Tensor([1.0, 2.0], requires_grad=True)
-    found, nothing = grad(x * x, [x, unused], allow_unused=True)
-    assert found.item() == 4.0 and nothing is None
+    gradient, nothing = grad(x * x, [x, unused], allow_unused=True)
+    assert gradient.item() == 4.0 and nothing is None
 
 
 def test_create_graph_gives_higher_derivatives():
@@ -915,10 +915,10 @@ def test_in_place_operators_of_a_graph_make_a_new_tensor(symbol):
             assert_identical(before, values)
             (result * x).sum().backward()
             results.append((result, w.grad, y.grad))
-        for found, expected in zip(*results, strict=True):
-            assert (found is None) == (expected is None)
-            if found is not None:
-                assert_identical(found, expected)
+        for actual, expected in zip(*results, strict=True):
+            assert (actual is None) == (expected is None)
+            if actual is not None:
+                assert_identical(actual, expected)
 
 
 @each_operator
@@ -1439,10 +1439,10 @@ def test_all_else_that_is_made_of_a_comparison_is_noted():
             assert comparison.shape == (3,)
             assert comparison.dtype == bool
             assert not tape.escapes
-            found = use(comparison)
+            output = use(comparison)
         assert tape.escapes, use
         assert all(escape.tensors == (x,) for escape in tape.escapes)
-        np.testing.assert_array_equal(found, use(x > 0))
+        np.testing.assert_array_equal(output, use(x > 0))
 
 
 def test_values_that_leave_the_tape_are_noted():

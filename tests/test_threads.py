@@ -267,17 +267,17 @@ def test_an_interruption_leaves_the_lock_free(layer):
 
 def is_free():
     """Whether another thread than this one gets the lock."""
-    found = []
+    acquired = []
 
     def ask():
-        found.append(threads._lock.acquire(blocking=False))
-        if found[0]:
+        acquired.append(threads._lock.acquire(blocking=False))
+        if acquired[0]:
             threads._lock.release()
 
     other = threading.Thread(target=ask)
     other.start()
     other.join()
-    return found[0]
+    return acquired[0]
 
 
 def test_a_parallel_loop_runs_under_the_lock(monkeypatch):
@@ -342,14 +342,14 @@ def test_one_blas_thread():
 
 def test_num_threads_counts_for_this_thread_only():
     most = threads.most()
-    inside, leave, found = threading.Event(), threading.Event(), []
+    inside, leave, counts = threading.Event(), threading.Event(), []
 
     def other():
-        found.append(threads.count())
+        counts.append(threads.count())
         with threads.num_threads(most):
             inside.set()
             leave.wait(10)
-            found.append(threads.count())
+            counts.append(threads.count())
 
     with threads.num_threads(1):
         assert threads.count() == 1
@@ -364,7 +364,7 @@ def test_num_threads_counts_for_this_thread_only():
         assert threads.count() == 1
         leave.set()
         thread.join()
-    assert found == [most, most]
+    assert counts == [most, most]
     with threads.num_threads(None):
         assert threads.count() == most
 

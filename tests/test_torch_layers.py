@@ -164,14 +164,14 @@ ALSO_LEFT_OUT = {"nn.functional.l1_loss": {"weight"}}
 
 def by_name(texts):
     """Arguments as name -> default; its text where it is no plain value."""
-    found = {}
+    defaults = {}
     for text in texts:
         name, _, default = text.partition("=")
         try:
-            found[name] = ast.literal_eval(default)
+            defaults[name] = ast.literal_eval(default)
         except (SyntaxError, ValueError):
-            found[name] = default
-    return found
+            defaults[name] = default
+    return defaults
 
 
 @pytest.mark.parametrize("name", tables.SIGNATURES)

@@ -89,28 +89,28 @@ class Run:
 
     def everything(self):
         """All arrays and numbers that training changes, times aside."""
-        found = {k: v.copy() for k, v in self.model.state_dict().items()}
+        snapshot = {k: v.copy() for k, v in self.model.state_dict().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
-            found.update({f"{i}.{k}": v.copy() for k, v in state.items()})
-        found["rates"] = [group[rate] for group, rate in self.optimizer.rates]
-        found["steps"] = self.schedule.last_epoch if self.schedule else 0
-        found["random"] = [
+            snapshot.update({f"{i}.{k}": v.copy() for k, v in state.items()})
+        snapshot["rates"] = [group[rate] for group, rate in self.optimizer.rates]
+        snapshot["steps"] = self.schedule.last_epoch if self.schedule else 0
+        snapshot["random"] = [
             str(g.bit_generator.state) for g in (self.train.rng, tinybnn.tensor.default_generator())
         ]
-        found["history"] = [
+        snapshot["history"] = [
             {k: v for k, v in row.items() if k != "seconds"} for row in self.history.rows
         ]
-        return found
+        return snapshot
 
 
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
+def assert_same(actual, expected):
+    assert actual.keys() == expected.keys()
     for name in expected:
         if isinstance(expected[name], np.ndarray):
-            assert found[name].dtype == expected[name].dtype, name
-            assert found[name].tobytes() == expected[name].tobytes(), name
+            assert actual[name].dtype == expected[name].dtype, name
+            assert actual[name].tobytes() == expected[name].tobytes(), name
         else:
-            assert found[name] == expected[name], name
+            assert actual[name] == expected[name], name
 
 
 class StopError(Exception):
@@ -158,8 +158,8 @@ def test_fit_learns_and_keeps_a_history():
     assert history["accuracy"][-1] > 0.9 and history["val_accuracy"][-1] > 0.85
     assert all(0 <= ratio <= 1 for ratio in history["flip_ratio"]) and history["flip_ratio"][0] > 0
     assert len(history) == 10 and all(s > 0 for s in history["seconds"])
-    found = training.evaluate(model, held_out)
-    assert found == {"loss": history["val_loss"][-1], "accuracy": history["val_accuracy"][-1]}
+    metrics = training.evaluate(model, held_out)
+    assert metrics == {"loss": history["val_loss"][-1], "accuracy": history["val_accuracy"][-1]}
     assert not model.training
 
 
@@ -414,10 +414,10 @@ def test_numbers_that_json_lacks_come_back(tmp_path):
     run.history.rows.append({"epoch": 1, "val_loss": np.inf, "loss": np.float32(0.5)})
     run.history.rows.append({"epoch": 2, "val_loss": -np.inf, "loss": np.nan})
     Checkpoint(path, run.model, run.optimizer, history=run.history).save()
-    found = History()
-    assert Checkpoint(path, run.model, run.optimizer, history=found).restore()
-    assert found["val_loss"] == [np.inf, -np.inf]
-    assert found["loss"][0] == 0.5 and np.isnan(found["loss"][1])
+    history = History()
+    assert Checkpoint(path, run.model, run.optimizer, history=history).restore()
+    assert history["val_loss"] == [np.inf, -np.inf]
+    assert history["loss"][0] == 0.5 and np.isnan(history["loss"][1])
 
 
 @pytest.mark.parametrize(("then", "now"), [(None, 5), (5, None), (5, 5), (5, 6)])
@@ -463,11 +463,13 @@ def test_generators_are_found_wherever_they_are():
     rng = np.random.default_rng(0)
     loader = datasets.DataLoader(small_data(), transform=Transform(rng), rng=1)
     layer = nn.Dropout(rng=np.random.default_rng(2))
-    found = checkpoints._find_generators(model=nn.Sequential(nn.Sequential(layer)), train=loader)
-    assert {id(g) for g in found.values()} == {
+    generators = checkpoints._find_generators(
+        model=nn.Sequential(nn.Sequential(layer)), train=loader
+    )
+    assert {id(g) for g in generators.values()} == {
         id(g) for g in (tinybnn.tensor.default_generator(), layer.rng, rng, loader.rng)
     }
-    assert len(found) == 4 and "train.rng" in found and "default" in found
+    assert len(generators) == 4 and "train.rng" in generators and "default" in generators
 
 
 # ---------------------------------------------------------------------------------------- refusals
@@ -816,14 +818,14 @@ def rows(loss, labels, outputs):
     "targets", [np.linspace(0, 1, 12), np.arange(12) % 2.0, np.arange(12)], ids=range(3)
 )
 def test_a_regression_has_no_accuracy(targets):
-    row, found = rows(lambda y, t: F.mse_loss(y, t.astype(np.float32)), targets[:, None], 1)
-    assert "accuracy" not in row and "val_accuracy" not in row and found.keys() == {"loss"}
-    assert row["val_loss"] == found["loss"]
+    row, metrics = rows(lambda y, t: F.mse_loss(y, t.astype(np.float32)), targets[:, None], 1)
+    assert "accuracy" not in row and "val_accuracy" not in row and metrics.keys() == {"loss"}
+    assert row["val_loss"] == metrics["loss"]
 
 
 def test_a_regression_of_several_outputs_has_no_accuracy():
-    row, found = rows(F.mse_loss, np.random.default_rng(1).normal(size=(12, 3)), 3)
-    assert "accuracy" not in row and found.keys() == {"loss"}
+    row, metrics = rows(F.mse_loss, np.random.default_rng(1).normal(size=(12, 3)), 3)
+    assert "accuracy" not in row and metrics.keys() == {"loss"}
 
 
 @pytest.mark.parametrize("kind", ["one-hot", "one logit"])
@@ -833,8 +835,8 @@ def test_classifications_with_other_targets_have_an_accuracy(kind):
     else:
         labels, outputs = np.arange(12)[:, None] % 2.0, 1
         loss = F.binary_cross_entropy_with_logits
-    row, found = rows(loss, labels, outputs)
-    assert 0 <= row["accuracy"] <= 1 and row["val_accuracy"] == found["accuracy"]
+    row, metrics = rows(loss, labels, outputs)
+    assert 0 <= row["accuracy"] <= 1 and row["val_accuracy"] == metrics["accuracy"]
 
 
 def test_a_checkpointed_regression_goes_on(tmp_path):
@@ -1099,8 +1101,8 @@ def test_labels_that_only_the_loss_understands(labels, outputs):
 
     if outputs == 1 and labels.shape[1:] == (1,):
         loss = F.binary_cross_entropy_with_logits
-    row, found = rows(loss, labels, outputs)
-    assert "accuracy" not in row and found.keys() == {"loss"}
+    row, metrics = rows(loss, labels, outputs)
+    assert "accuracy" not in row and metrics.keys() == {"loss"}
 
 
 def test_a_data_set_of_ones_own_where_batches_are_wanted():

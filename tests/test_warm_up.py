@@ -62,13 +62,13 @@ def test_an_interruption_leaves_whole_kernels(tmp_path):
         # A shell's background jobs ignore SIGINT; processes that it starts are told too.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), start_new_session=True,
     )  # fmt: skip
-    while not (found := list(tmp_path.rglob("*.kernel"))) and process.poll() is None:
+    while not (kernels := list(tmp_path.rglob("*.kernel"))) and process.poll() is None:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in messages
     assert messages.endswith("tinybnn: interrupted\n")
-    for path in found:
+    for path in kernels:
         data = path.read_bytes()[len(cache._MAGIC) + cache._DIGEST :]
         assert hashlib.sha256(data[cache._DIGEST :]).digest() == data[: cache._DIGEST]
     code = "from tinybnn.kernels.machine import cache; print(cache.noted())"

@@ -237,8 +237,8 @@ def test_the_choices_of_settings_are_those_of_the_app():
     strategies = re.search(
         r"STRATEGIES: .*? = \{(.*?)\}", task.read_text(encoding="utf-8"), re.DOTALL
     )
-    found = re.findall(r'^ +"([^"]+)":', strategies[1], re.MULTILINE)
-    assert tuple(found) == federated._CHOICES["strategy"]
+    choices = re.findall(r'^ +"([^"]+)":', strategies[1], re.MULTILINE)
+    assert tuple(choices) == federated._CHOICES["strategy"]
 
 
 # ------------------------------------------------------- what is there is not it: exit code 1
@@ -409,13 +409,13 @@ def test_a_terminal_that_cannot_print_every_sign(command, said, encoding, here, 
         streams[name] = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
         monkeypatch.setattr(sys, name, streams[name])
     run(command)
-    found = ""
+    printed = ""
     for stream in streams.values():
         stream.flush()
-        found += stream.buffer.getvalue().decode(encoding)
-    assert said in found.replace("×", "x")
+        printed += stream.buffer.getvalue().decode(encoding)
+    assert said in printed.replace("×", "x")
     if encoding == "ascii":
-        assert said in found
+        assert said in printed
 
 
 def test_names_that_no_encoding_has(here, capsys):

@@ -239,8 +239,8 @@ def own(lib):
             grad_input[ctx.mask] = 0
             return grad_input
 
-    found = (BinarySign, ScaledTanh, Product, SumAndProduct, Marked, Apart, Weighted, InPlace)
-    return {cls.__name__: cls for cls in found}
+    classes = (BinarySign, ScaledTanh, Product, SumAndProduct, Marked, Apart, Weighted, InPlace)
+    return {cls.__name__: cls for cls in classes}
 
 
 def used_and_unused(lib, a, b):

@@ -27,8 +27,10 @@ def docstrings(path):
     """Name of each definition -> its docstring."""
     nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     kinds = (ast.FunctionDef, ast.ClassDef)
-    found = {node.name: ast.get_docstring(node) for node in nodes if isinstance(node, kinds)}
-    return {name: text for name, text in found.items() if text}
+    docstrings_by_name = {
+        node.name: ast.get_docstring(node) for node in nodes if isinstance(node, kinds)
+    }
+    return {name: text for name, text in docstrings_by_name.items() if text}
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS.values(), ids=lambda c: c.number)

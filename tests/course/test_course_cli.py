@@ -192,9 +192,9 @@ def test_status_shows_what_passed_what_changed_and_what_is_next(course, run):
     with open("mybnn/bits.py", "a") as file:
         file.write("more = 1\n")
     _, out, _ = run("status", "--json", "-")
-    found = json.loads(out)
-    assert found["chapters"]["00"]["changed"] == ["00.1"]
-    assert found["next"] == "tinybnn course check 00.1"
+    status = json.loads(out)
+    assert status["chapters"]["00"]["changed"] == ["00.1"]
+    assert status["next"] == "tinybnn course check 00.1"
 
 
 @pytest.mark.parametrize(

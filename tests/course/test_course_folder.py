@@ -233,9 +233,9 @@ def test_a_report_prints_as_text_in_a_notebook(course, monkeypatch, capsys):
     from tinybnn import course as api
 
     monkeypatch.chdir(course)
-    found = api.check("00.1")
-    assert repr(found).startswith("00.1  sign  ") and "not started" in repr(found)
-    assert not found.passed
+    outcome = api.check("00.1")
+    assert repr(outcome).startswith("00.1  sign  ") and "not started" in repr(outcome)
+    assert not outcome.passed
     api.show("00.1")
     assert "not started" in capsys.readouterr().out
 

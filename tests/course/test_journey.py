@@ -47,12 +47,12 @@ class Student:
 
 def definitions(text):
     """The lines of each definition at the top of a file: name -> (first, behind the last)."""
-    found = {}
+    line_ranges = {}
     for node in ast.parse(text).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-            found[node.name] = first - 1, node.end_lineno
-    return found
+            line_ranges[node.name] = first - 1, node.end_lineno
+    return line_ranges
 
 
 def unfinished(solution, skeleton, open_):
@@ -101,8 +101,8 @@ def test_from_an_empty_folder_to_the_last_milestone(tmp_path):
         return
 
     for number in milestones:
-        out, found = student.run("milestone", number)
-        assert "reached" in out and found["figures"] and not found["failed"]
+        out, result = student.run("milestone", number)
+        assert "reached" in out and result["figures"] and not result["failed"]
     _, status = student.run("status")
     assert status["next"] == "" and all(one["reached"] for one in status["milestones"].values())
 

@@ -33,5 +33,5 @@ packed.info = {"classes": list("abcde"), "maximum": 16.0, "dataset": "digits"}
 folder = Path(__file__).parent
 packed.save(folder / "packed_0_1.npz")
 x = rng.normal(size=(7, 1, 8, 8)).astype(np.float32)
-found = {"x": x, "logits": packed.predict(x)}
-storage.save(folder / "predictions_0_1.npz", found, kind="predictions", version=1)
+predictions = {"x": x, "logits": packed.predict(x)}
+storage.save(folder / "predictions_0_1.npz", predictions, kind="predictions", version=1)

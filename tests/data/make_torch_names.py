@@ -27,18 +27,20 @@ def record(letters, call, derivatives):
         inputs = [x.requires_grad_() for x in inputs]
     outputs = call(torch, *inputs)
     outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
-    found = outputs[:]
+    tensors = outputs[:]
     if derivatives:
         outputs = [y for y in outputs if y.requires_grad]
         twice = derivatives == 2
         options = {"create_graph": twice, "materialize_grads": True}
         gradients = torch.autograd.grad(weighted(outputs), inputs, **options)
-        found += gradients
+        tensors += gradients
         gradients = [g for g in gradients if g.requires_grad]
         if twice and gradients:
-            found += torch.autograd.grad(weighted(gradients), inputs, materialize_grads=True)
+            tensors += torch.autograd.grad(weighted(gradients), inputs, materialize_grads=True)
     dtypes.append(str(outputs[0].dtype).removeprefix("torch."))
-    return np.concatenate([t.detach().numpy(force=True).astype(np.float64).ravel() for t in found])
+    return np.concatenate(
+        [t.detach().numpy(force=True).astype(np.float64).ravel() for t in tensors]
+    )
 
 
 dtypes = []  # of the first outputs
