@@ -1,7 +1,7 @@
 """Chapter 06: batch norm and sign as one integer comparison, and a network that runs on words.
 
 Write the missing bodies, then check them: tinybnn course check 06
-Each one is checked by itself, with right versions of the others.
+Each one is checked separately, with correct versions of the others.
 """
 
 import numpy as np

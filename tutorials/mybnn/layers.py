@@ -1,7 +1,7 @@
 """Chapter 03: a binary layer, batch norm, cross entropy, and what keeps latent weights in order.
 
 Write the missing bodies, then check them: tinybnn course check 03
-Each one is checked by itself, with right versions of the others.
+Each one is checked separately, with correct versions of the others.
 """
 
 import numpy as np

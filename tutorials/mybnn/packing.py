@@ -1,7 +1,7 @@
 """Chapter 04: signs in words, and the product of words by XOR and popcount.
 
 Write the missing bodies, then check them: tinybnn course check 04
-Each one is checked by itself, with right versions of the others.
+Each one is checked separately, with correct versions of the others.
 """
 
 import numba

@@ -1,7 +1,7 @@
 """Chapter 00: signs, bits, and their product by XOR and popcount.
 
 Write the missing bodies, then check them: tinybnn course check 00
-Each one is checked by itself, with right versions of the others.
+Each one is checked separately, with correct versions of the others.
 """
 
 import numpy as np

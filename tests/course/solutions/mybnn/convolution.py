@@ -1,7 +1,7 @@
 """Chapter 05: convolutions as products of windows, in floats and in words.
 
 Write the missing bodies, then check them: tinybnn course check 05
-Each one is checked by itself, with right versions of the others.
+Each one is checked separately, with correct versions of the others.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Chapter 01: arrays that remember how they were computed, and their gradients.
 
 Write the missing bodies, then check them: tinybnn course check 01
-Each one is checked by itself, with right versions of the others.
+Each one is checked separately, with correct versions of the others.
 """
 
 import numpy as np
