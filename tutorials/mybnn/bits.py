@@ -49,19 +49,19 @@ def popcount(word):
     Returns
     -------
     int
-        Counted by operations on the integer, such as & - >>, not by ``int.bit_count`` nor in a
-        text of ones and zeros.
+        Counted by operations on the integer, such as & - >>, neither by ``int.bit_count`` nor by
+        counting the characters of a binary string.
     """
     raise NotImplementedError
 
 
 def dot(a, b, k):
-    """00.4: the dot product of two rows of signs that are given as integers.
+    """00.4: the dot product of two rows of signs, given as integers.
 
     Parameters
     ----------
     a, b : int
-        What `to_integer` makes of the two rows.
+        The two rows as `to_integer` returns them.
     k : int
         How many signs each row has.
 

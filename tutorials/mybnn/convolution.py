@@ -94,7 +94,7 @@ def max_pool_bits(bits):
 
     Returns
     -------
-    (N, C, H // 2, W // 2) bool; of an odd number of rows or columns the last one is dropped
+    (N, C, H // 2, W // 2) bool; with an odd number of rows or columns, the last one is dropped
     """
     raise NotImplementedError
 

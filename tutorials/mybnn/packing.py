@@ -21,12 +21,12 @@ def pack(signs):
     Parameters
     ----------
     signs : (..., K) array of +1 and -1, any dtype
-        Rows of K signs along the last axis; in front of it any number of axes, or none.
+        Rows of K signs along the last axis, preceded by any number of axes.
 
     Returns
     -------
     (..., ceil(K / 64)) uint64: bit i of word j, counted from the lowest bit, is 1 where
-    signs[..., 64 * j + i] is +1. The bits of the last word behind the K-th sign are 0.
+    signs[..., 64 * j + i] is +1. The bits of the last word after the K-th sign are 0.
     """
     raise NotImplementedError
 

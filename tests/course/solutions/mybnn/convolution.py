@@ -120,7 +120,7 @@ def max_pool_bits(bits):
 
     Returns
     -------
-    (N, C, H // 2, W // 2) bool; of an odd number of rows or columns the last one is dropped
+    (N, C, H // 2, W // 2) bool; with an odd number of rows or columns, the last one is dropped
     """
     height, width = bits.shape[2] // 2 * 2, bits.shape[3] // 2 * 2
     bits = bits[:, :, :height, :width]
