@@ -389,7 +389,7 @@ SHAPES = {  # (channels, pixels on a side) behind each layer, as in the publicat
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_published_shapes(name):
-    """Of the float networks; the binary ones have the same."""
+    """Shapes of the float networks; the binary ones have the same."""
     size = 32 if name == "resnet20" else 224
     for method in ("float", "birealnet" if "resnet" in name else "bdnet-a"):
         model = NETWORKS[name](method=method).eval()

@@ -94,7 +94,7 @@ def test_contenders_take_turns():
     times = rounds.measure(
         [entry("quick", 0.01), entry("slow", 0.5)], settings, lambda: between.append(len(turns))
     )
-    # Nothing of the first turns counts; then so many runs that a turn takes some 30 ms.
+    # The first turns do not count; then each turn has as many runs as take about 30 ms.
     assert turns == [("quick", 2), ("slow", 2)] + 5 * [("quick", 3), ("slow", 1)]
     assert [len(seconds) for seconds in times] == [15, 5]
     assert between == [4, 6, 8, 10, 12]
@@ -371,7 +371,7 @@ def _small_cnn(rng):
 
 
 def small_product():
-    """Of a network with all the layers that the rows of curvature have, and of few images."""
+    """A task for a network with all layers that the curvature rows contain, on few images."""
     return curvature.Task(training.Network("small", _small_cnn, (1, 8, 8), 8, None), 4)
 
 

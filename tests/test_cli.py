@@ -548,7 +548,7 @@ def test_predict_tells_ink_on_paper(made, pictures, tmp_path):
 
 
 def test_a_model_that_knows_nothing_of_its_training_images(made, pictures, tmp_path):
-    """Of version 0.1, say: it runs, and warns of nothing."""
+    """A model of version 0.1, for example, runs without a warning."""
     shutil.copytree(made / "mlp", tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["data"].pop("brightness") == {"mean": 0.305386, "border": 0.171642}

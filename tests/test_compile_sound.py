@@ -44,7 +44,7 @@ def batch(shape=(FEATURES,), samples=7, seed=0):
 
 
 def float_output(model, x):
-    """Of a copy of x, outside of any trace."""
+    """The output for a copy of x, outside any trace."""
     model.eval()
     with no_grad():
         return model(Tensor(x.copy())).data

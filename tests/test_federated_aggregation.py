@@ -109,7 +109,7 @@ def test_the_sign_of_the_update(shape, samples, seed, both, clip):
         expected = np.clip(expected, np.float32(-clip), np.float32(clip))
     decided = votes != 0 if both else np.ones(shape, bool)
     assert stepped.dtype == np.float32 and np.array_equal(stepped[decided], expected[decided])
-    # Of a tie or an update of 0 nothing is known; but a step is taken, to one side or the other.
+    # For a tie or an update of 0 the direction is undefined, but a step is taken.
     assert np.all(np.abs(stepped - before) <= np.float32(0.05) * (1 + 1e-6))
     if both:
         assert np.array_equal(

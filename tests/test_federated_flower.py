@@ -487,7 +487,7 @@ def listeners(mark):
 
 
 def _as_text(address):
-    """Of /proc/net: words of 32 bits in native order, as hexadecimal digits."""
+    """An address from /proc/net, which has 32-bit words in native order, in hexadecimal."""
     words = [int(address[i : i + 8], 16) for i in range(0, len(address), 8)]
     data = struct.pack(f"={len(words)}I", *words)
     family = socket.AF_INET if len(data) == 4 else socket.AF_INET6

@@ -844,7 +844,7 @@ short_run(path)
 
 
 def killed_run(path, last=0):
-    """Whether the run ended by itself."""
+    """Whether the run ended without being killed."""
     paths = [os.path.dirname(os.path.abspath(__file__)), *filter(None, sys.path)]
     run = subprocess.run(
         [sys.executable, "-c", KILLED, str(path), str(last)],

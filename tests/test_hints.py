@@ -33,7 +33,7 @@ def public_functions(node, prefix=""):
 
 
 def without_hints(tree):
-    """Functions of which a parameter or the result has no hint."""
+    """Functions with a parameter or a result that has no hint."""
     return [
         name
         for name, function, parameters in public_functions(tree)

@@ -72,7 +72,7 @@ class Job(NamedTuple):
     Attributes
     ----------
     arguments : list of str
-        Of Python; FOLDER stands for the folder that the command writes to.
+        Python's arguments; FOLDER stands for the folder that the command writes to.
     once : tuple of str
         Patterns of files that are written once and never again.
     """
@@ -227,7 +227,7 @@ def start(job, folder):
 
 
 def ended(process):
-    """Whether a process came to its end by itself; anything but that and a kill is an error."""
+    """Whether a process ended normally; any end other than that or a kill is an error."""
     _, error = process.communicate(timeout=600)
     assert process.returncode in (0, -signal.SIGKILL), error
     assert "Traceback" not in error, error

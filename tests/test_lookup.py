@@ -96,7 +96,7 @@ def test_tables(seed, count, step):
 
 @given(seeds, st.integers(1, 3 * CHUNK), st.integers(1, 70))
 def test_turned_signs(seed, rows, channels):
-    """Of two taps; the last row is repeated until there is a multiple of four."""
+    """Signs of two taps; the last row is repeated up to a multiple of four rows."""
     rng, width = np.random.default_rng(seed), bits.words_for(channels)
     words = rng.integers(0, 2**64, 50, np.uint64)
     starts, taps = rng.integers(0, 40, rows), rng.integers(0, 10 - width, 2)
@@ -114,7 +114,7 @@ def test_turned_signs(seed, rows, channels):
 def test_rows_side_by_side_and_back(seed, length, offset):
     """Rows with a negative place are zeros, and are not written to.
 
-    Of the last four floats of a vector those behind the length may be anything.
+    In the last four floats of a vector, those after the length may be anything.
     """
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((FLOATS, 30)).astype(np.float32)

@@ -98,11 +98,11 @@ def test_settings_of_layers(case, kinds):
     arguments = rounded(arguments, kinds[1])
     options = {name: rounded(value, kinds[1]) for name, value in options.items()}
     text, expected = everything(make, shape, arguments, options)
-    found_text, arrays = everything(
+    text_of_scalars, arrays = everything(
         make, shape, as_scalars(arguments, kinds),
         {name: as_scalars(value, kinds) for name, value in options.items()},
     )  # fmt: skip
-    assert found_text == text
+    assert text_of_scalars == text
     for a, b in zip(arrays, expected, strict=True):
         assert_identical(a, b)
 

@@ -278,7 +278,7 @@ def lies_beside(axes):
 
 @pytest.mark.parametrize("count", [2, 7, 11])
 def test_entries_that_look_alike(count):
-    """Of curves and of a trade-off; the legend is beside them."""
+    """Entries of curves and of a trade-off look different; the legend is beside them."""
     _, axes = axes_of_figure(figsize=(8, 4))
     plots.curves({f"arm {i}": [i, i + 1.0] for i in range(count)}, "loss", ax=axes)
     assert len({*looks_of(axes)}) == count and lies_beside(axes)

@@ -166,7 +166,7 @@ def of_product(x):
 
 
 def changing(function, *, written, step):
-    """Of an optimizer step only the gradient is read."""
+    """A function of the gradient, the one array that an optimizer step only reads."""
 
     def run(grad):
         state = [array.copy() for array in written]

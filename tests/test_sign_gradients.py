@@ -65,7 +65,7 @@ def out_size(size, kernel, stride, padding, dilation, groups):
 
 
 def integer_gradient(rng, density, *shape):
-    """Small integers, of which this share is not zero."""
+    """Small integers; `density` is the share of nonzero ones."""
     integers = rng.integers(1, 9, shape) * rng.choice([-1, 1], shape)
     return np.where(rng.random(shape) < density, integers, 0).astype(np.float32)
 

@@ -25,7 +25,7 @@ def first_of_equals(a, b, wins):
 
 
 def picked(rng, *shape):
-    """Numbers of which half are zeros."""
+    """Numbers, half of them zeros."""
     x = rng.choice(VALUES, shape)
     return np.where(rng.random(shape) < 0.5, rng.choice(VALUES[:2], shape), x).astype(np.float32)
 

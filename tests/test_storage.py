@@ -79,9 +79,9 @@ def same(actual, expected):
 @given(st.dictionaries(names, arrays(), max_size=4), st.dictionaries(st.text(), json_values))
 def test_round_trip(content, metadata):
     data = storage.dumps(content, metadata=metadata, **KIND)
-    loaded, found_metadata = storage.loads(data, **KIND)
+    loaded, loaded_metadata = storage.loads(data, **KIND)
     assert same(loaded, content)
-    assert found_metadata == metadata
+    assert loaded_metadata == metadata
     assert list(loaded) == sorted(content)
     for array in loaded.values():
         assert array.dtype.isnative and array.flags.c_contiguous and array.flags.writeable

@@ -45,7 +45,7 @@ def is_installed(layer):
 
 
 def check(program, layer):
-    """The program ends by itself, and without an error."""
+    """Assert that the program ends without an error."""
     if layer != "workqueue" and not is_installed(layer):
         pytest.skip(f"Numba finds no {layer} here")
     finished = run(HEAD + textwrap.dedent(program), layer)

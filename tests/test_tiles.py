@@ -54,7 +54,7 @@ COMBINE = {
 @pytest.mark.parametrize("name", COMBINE)
 @given(seeds, st.integers(0, 5), st.sampled_from([-1, 0, 1, 31, 32, 100]))
 def test_products_of_a_tile(name, seed, steps, count):
-    """Six rows, of which the last three are one; rounded in the order of the steps."""
+    """Six rows, the last three combined into one; rounded in the order of the steps."""
     rng = np.random.default_rng(seed)
     source, weights, before = (rng.standard_normal(n).astype(np.float32) for n in (210, 160, 300))
     table = np.array([0, 0, 40, 120, 160])  # rows that do not overlap

@@ -187,7 +187,7 @@ def test_fewer_numbers_than_a_vector(rows, channels, seed, centre):
 @compiled
 @pytest.mark.parametrize("first", [0, 30])
 def test_sums_of_a_large_batch_are_accurate(first):
-    """NumPy's float32 sums over so many rows err by 1e-5; also where the first rows are odd."""
+    """NumPy's float32 sums over this many rows err by 1e-5; the first rows may be outliers."""
     x = normal(1 << 16, 16) + np.float32(3)
     x[: 1 << 8] += np.float32(first)
     exact = x.astype(np.float64)
@@ -511,7 +511,7 @@ def test_two_lines_and_two_values(name, rows, channels, seed, is_special):
         assert_identical(forward(x, constants), plain(x, constants))
         gradients, expected = gradient(given_, x, constants), plain_gradient(given_, x, constants)
     assert_identical(gradients[0], expected[0])
-    if not is_special:  # of which a sum of 32 may overflow
+    if not is_special:  # a sum of 32 special values may overflow
         np.testing.assert_allclose(gradients[1], expected[1], rtol=1e-5, atol=1e-4)
 
 

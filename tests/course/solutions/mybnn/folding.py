@@ -60,7 +60,7 @@ def fold(limit, mean, var, gamma, beta, eps=1e-5):
 
 
 def fold_pooled(bits, flipped):
-    """06.3: max-pooling of 2 x 2 sums before batch norm and sign, computed on the bits of the signs.
+    """06.3: max-pooling of 2 x 2 sums before batch norm and sign, computed on sign bits.
 
     `bits` are the comparisons of all sums, (sums >= threshold) != flipped. The result equals
     comparing the largest sum of each window, but the sums are not available.
