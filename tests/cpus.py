@@ -1,6 +1,6 @@
 """The tests of the kernels once for each set of CPU features: python tests/cpus.py [NAME ...]
 
-Numba compiles for a CPU with fewer features than the one that is there, and the tests compare
+Numba compiles for a CPU with fewer features than this one has, and the tests compare
 kernels with their references as they always do. Sets that this CPU does not have are left out.
 """
 
@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 AVX2 = "+avx2,+avx,+bmi,+bmi2,+fma,+lzcnt,+popcnt,+sse4.2"
-# What LLVM calls the CPU, and its features; None is the CPU that is there.
+# LLVM's name of the CPU, and its features; None is this CPU.
 CPUS = {
     "native": None,
     "AVX-512": (  # without VPOPCNTDQ
@@ -27,12 +27,12 @@ TESTS = (
     "lookup", "masked", "parallel", "pointwise", "pooling", "runtime", "sign_gradients", "signed",
     "signed_zero", "simd", "tiles", "training_kernels", "windows",
 )  # fmt: skip
-# These set features themselves, or none of their tests is compiled.
+# These files set features themselves, or none of their tests is compiled.
 LEFT_OUT = "not smaller_cpus and not other_cpus and not uncompiled"
 
 
 def compiles_for(name):
-    """The environment in which Numba compiles for a CPU of the table."""
+    """The environment variables with which Numba compiles for a CPU of the table."""
     if CPUS[name] is None:
         return {}
     cpu, features = CPUS[name]

@@ -47,7 +47,7 @@ def test_a_run_leaves_figures_a_table_and_a_picture(made):
 
 
 def test_figures_are_those_of_the_hessian(made):
-    """λ1 with its vector: the operator stretches some vector by as much, and none by more."""
+    """λ1 with its vector: the operator stretches that vector by λ1, and no vector by more."""
     folder, result = made
     train = experiment.load_for(SMALL)[0]
     arm = arms.CURVATURE["both"]
@@ -172,7 +172,7 @@ def test_the_network_is_a_point_of_the_line():
 
 
 def test_a_run_of_the_other_experiment_serves_as_well(made, monkeypatch):
-    """Its networks are not trained again."""
+    """The networks of the other experiment are not trained again."""
     folder, _ = made
     from tinybnn.experiments.bdnet import training as bdnet_training
 
@@ -247,4 +247,4 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert [row["alpha"] for row in result["rows"]] == [*conditioning.ALPHAS]
     small = result["rows"][0]
     assert math.isclose(small["with"][1], small["eq6"][1], rel_tol=1e-3)  # α near 0: J is near I
-    assert small["eq9"][1] > 50 * small["with"][1]  # where λn << α is not so, Eq. 9 is far off
+    assert small["eq9"][1] > 50 * small["with"][1]  # unless λn << α, Eq. 9 is far off

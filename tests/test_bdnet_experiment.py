@@ -1,4 +1,4 @@
-"""BD-Net's experiments: recipes, runs that go on, statistics, Figure 4; mobile rows of bench."""
+"""BD-Net's experiments: recipes, resumed runs, statistics, Figure 4; mobile rows of bench."""
 
 import dataclasses
 import itertools
@@ -52,7 +52,7 @@ def small(name="both", config=SMALL, seed=0):
 
 
 def figures(result):
-    """A result without what differs from run to run: times, dates, the command."""
+    """A result without the fields that differ from run to run: times, dates, the command."""
     if isinstance(result, dict):
         left_out = ("seconds", "date", "latency", "command")
         return {k: figures(v) for k, v in result.items() if k not in left_out}
@@ -97,7 +97,7 @@ def test_accuracy_is_that_of_the_last_epoch_on_the_test_set(made, digits):
 def test_operations_are_those_of_the_networks(made):
     _, result = made
     ops = {row["name"]: (row["bops"], row["flops"]) for row in result["runs"]}
-    # 9 taps for each pixel of each of the 13 depth-wise layers once more.
+    # Another 9 taps for each pixel of each of the 13 depth-wise layers.
     more = ops["dual"][0] - ops["naive"][0]
     channels = [models.blocks.scaled(c, 0.1) for c in (32, 64, 128, 128, 256, 256, 512)]
     channels += [models.blocks.scaled(512, 0.1)] * 5 + [models.blocks.scaled(1024, 0.1)]
@@ -303,7 +303,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     options = {"seeds": 1, "arms": ["both"]}
     whole = run(tmp_path / "whole", config, **options)
     assert [row["step"] for row in whole["runs"][0]["history"]] == [1, 1, 2, 2]
-    # Files are saved in this order: of the teacher 1 + 4 checkpoints and the packed model, then for
+    # Files are saved in this order: the teacher's 1 + 4 checkpoints and packed model, then for
     # each step 1 + 2 checkpoints, then the packed model.
     for count in (3, 9):
         folder = tmp_path / f"killed-{count}"
@@ -498,7 +498,7 @@ def test_statistics_of_other_networks(digits, name, kinds):
 
 
 def between_variance(gray, thresholds):
-    """The variance between the classes, from their pixels."""
+    """The variance between the classes, computed from their pixels."""
     classes = np.searchsorted(thresholds, gray, side="right")
     parts = [gray[classes == c].astype(float) for c in range(len(thresholds) + 1)]
     return sum(len(p) * (p.mean() - gray.mean()) ** 2 for p in parts if len(p)) / gray.size
@@ -562,7 +562,7 @@ def test_options(monkeypatch, experiment, seeds, arms):
 
 @pytest.mark.slow
 def test_the_quick_form_of_table_2(tmp_path):
-    """By the command; of the networks with and without broadcast residual one pair."""
+    """Run by the command, with one pair of networks with and without broadcast residual."""
     out, arms = tmp_path / "run", ["float", "reactnet", "bdnet-a", "bdnet-b"]
     arms += ["shufflenet-reactnet", "shufflenet-reactnet-br"]
     line = ["--quick", "--quiet", "--epochs", "1", "--width", "0.1", "--out", str(out)]
@@ -639,7 +639,7 @@ def test_errors_of_bound_average_pooling(x, out, message):
 
 
 def test_shortcuts_have_a_place_in_the_planned_memory():
-    """So that what reads them is bound once; only a view and the float sums have none."""
+    """Their readers are bound only once; only a view and the float sums have no place."""
     model = small("both").eval()
     packed = deploy.compile(model, (1, 32, 32))
     without = {packed.steps[t.steps[0]].operation for t in packed.tasks if not t.buffers}
@@ -672,7 +672,7 @@ def test_shortcuts_have_a_place_in_the_planned_memory():
 def test_packed_weights_take_the_bits_that_are_counted(method, base, size, classes):
     """Binary weights exactly; all arrays within 2% once the filters' scales are left out.
 
-    A scale (mean |W|) comes from latent weights and is no parameter, so it is not counted. AdaBin
+    A scale (mean |W|) comes from latent weights, so it is no parameter and not counted. AdaBin
     has filters of ones beside its weights.
     """
     rng = np.random.default_rng(0)

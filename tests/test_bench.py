@@ -1,4 +1,4 @@
-"""Benchmarks: what a row says, that turns are fair, and that every group runs."""
+"""Benchmarks: the contents of rows, fair turns, and that every group runs."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def alone(monkeypatch):
     for module in (peers, report, torch_training):
         monkeypatch.setattr(module, "is_installed", lambda *names: False)
     monkeypatch.delenv("TINYBNN_LARQ_PYTHON", raising=False)
-    monkeypatch.setattr(rounds, "cpu_features", lambda: {"avx512vpopcntdq"})  # for targets alone
+    monkeypatch.setattr(rounds, "cpu_features", lambda: {"avx512vpopcntdq"})  # only for targets
 
 
 # ------------------------------------------------------------------------------------------- turns
@@ -131,7 +131,7 @@ def test_the_share_of_the_peak_is_that_of_the_fastest_run(monkeypatch):
     options = {"products": 10**9, "of_peak": True, "target": rounds.Target("peak_share", 0.9)}
     settings = rounds.Settings(2, seconds=0)  # five rounds
     [row] = rounds.compare("p", "", None, [entry("NumPy", 1.0)], settings, **options)
-    assert row["peak_share"] == 1e11 / (2 * 4e11)  # of two threads that nobody interrupts
+    assert row["peak_share"] == 1e11 / (2 * 4e11)  # two threads without interruption
     assert row["is_met"] is False
 
 
@@ -147,7 +147,7 @@ def test_the_target_of_a_ratio_is_the_fastest_peer_that_counts(monkeypatch, rati
     assert rows[2]["target_of"] == "ratio" and rows[2]["is_met"] is is_met
     assert "is_met" in rows[0] and rows[0]["is_met"] is None
     [row] = compare(monkeypatch, others[:1], target=rounds.Target("ratio", ratio))
-    assert row["target"] is None  # nobody to compare with
+    assert row["target"] is None  # no peer to compare with
 
 
 def test_a_target_for_seconds_is_an_upper_bound():
@@ -398,7 +398,7 @@ LONG = "a network with a name of many words, and_with_one_that_is_longer_than_a_
 @pytest.mark.parametrize("seconds", [1e-6, 0.123, 98765.0])
 @pytest.mark.parametrize("is_met", [True, False])
 def test_tables_are_no_wider_than_a_terminal(monkeypatch, alone, name, seconds, is_met):
-    """All that `bench` prints, for every group, of rows as wide as they may be."""
+    """Everything that `bench` prints for every group, with rows of the largest width."""
     memory = {"step": 98_765_432_100, "growth": 12_345_678_900, "process": 1}
     profile = {
         "layer": name, "operations": [name] * 3, "seconds": seconds, "share": 1.0,

@@ -25,7 +25,7 @@ def special_values(dtype):
 
 
 def random_values(rng, *shape, dtype=np.float32):
-    """Normal values with special ones strewn in."""
+    """Normal values with some special values among them."""
     x = rng.standard_normal(shape).astype(dtype)
     special = rng.random(shape) < 0.3
     x[special] = rng.choice(special_values(dtype), special.sum())
@@ -33,7 +33,7 @@ def random_values(rng, *shape, dtype=np.float32):
 
 
 def sign_of_difference(x, thresholds):
-    """What RSign computes, in the dtype of x."""
+    """The sign that RSign computes, in the dtype of x."""
     with np.errstate(over="ignore", invalid="ignore"):
         difference = x - thresholds
     assert difference.dtype == x.dtype
@@ -46,7 +46,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_thresholds_on_special_values(dtype):
-    """Each value against each: the sign of the difference is x >= threshold, but for inf - inf."""
+    """All pairs of values: the sign of the difference is x >= threshold, except for inf - inf."""
     values = special_values(dtype)
     x = np.repeat(values[:, None], len(values), axis=1)
     plus = bits.unpack(bits.pack(x, values), len(values)) > 0

@@ -1,4 +1,4 @@
-"""The ledger of the papers' claims: figures are those of the result files, nothing is left out."""
+"""The ledger of the papers' claims: figures match the result files, and none is missing."""
 
 import json
 import re
@@ -103,7 +103,7 @@ def test_a_command_that_does_not_parse(command):
     assert callable(options.command)
 
 
-COMMANDS = {  # what a command that was typed has, and a stored one may say otherwise
+COMMANDS = {  # a typed command has these; a stored one may differ
     "hybnn-mnist": "reproduce hybnn --dataset mnist --seeds 5",
     "fedhybnn-mnist": "reproduce fedhybnn --dataset mnist --epochs-vae 5",
     "bdnet-ablation": "reproduce bdnet-ablation",
@@ -113,7 +113,7 @@ COMMANDS = {  # what a command that was typed has, and a stored one may say othe
 
 @pytest.mark.parametrize("folder", COMMANDS)
 def test_a_command_that_makes_other_figures(folder):
-    """What stands in an entry gives the configuration of the result file that it names."""
+    """An entry's command gives the configuration of the result file that the entry names."""
     config = read(f"{folder}/result.json")["config"]
     commands = {
         e["command"]

@@ -1,4 +1,4 @@
-"""The command line, as processes: what it writes, what it prints, what it refuses, how it ends."""
+"""The command line in processes: files written, output, refusals, and exit codes."""
 
 import argparse
 import dataclasses
@@ -26,12 +26,12 @@ ENVIRONMENT = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"
 posix = pytest.mark.skipif(os.name != "posix", reason="needs signals of POSIX")
 
 
-# What a command says while it works, if the machine is slow or has to compile kernels first.
+# Output of a working command, if the machine is slow or has to compile kernels first.
 _SLOW = re.compile(r"^(.* \.\.\.|.*image/s\] *| *)\n", re.MULTILINE)
 
 
 def tinybnn(*arguments, code=0, **kw):
-    """Run a command to its end: standard output, standard error."""
+    """Run a command to its end; return its standard output and standard error."""
     command = [sys.executable, "-m", "tinybnn", *map(str, arguments)]
     done = subprocess.run(
         command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=False, **kw
@@ -42,7 +42,7 @@ def tinybnn(*arguments, code=0, **kw):
 
 
 def refused(*arguments, code=1, **kw):
-    """The one line of a command that fails."""
+    """The single error line of a command that fails."""
     out, err = tinybnn(*arguments, code=code, **kw)
     assert out == "" and err.count("\n") == 1 and err.startswith("tinybnn"), (out, err)
     return err
@@ -82,7 +82,7 @@ def test_help_has_an_example(command):
 
 
 def leaves(parser, words=()):
-    """The words of each command that runs something."""
+    """The words of each command that is not a group of commands."""
     actions = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     for action in actions:
         for name, command in action.choices.items():
@@ -93,7 +93,7 @@ def leaves(parser, words=()):
 
 @pytest.mark.parametrize("words", list(leaves(cli._parser())), ids=" ".join)
 def test_help_of_a_single_command(words, capsys, monkeypatch):
-    """Its examples are of this command, and can be parsed."""
+    """Its examples belong to this command and can be parsed."""
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as ended:
         cli.main([*words, "--help"])
@@ -109,7 +109,7 @@ def test_help_of_a_single_command(words, capsys, monkeypatch):
 
 
 def test_the_help_of_train_names_the_defaults_of_a_run():
-    """They stand in `runs.Config` alone: an option that is not given is None."""
+    """Defaults are only in `runs.Config`: an option that is not given is None."""
     (commands,) = (a for a in cli._parser()._actions if a.dest == "==SUPPRESS==" and a.choices)
     options = {action.dest: action for action in commands.choices["train"]._actions}
     named = []
@@ -125,7 +125,7 @@ def test_the_help_of_train_names_the_defaults_of_a_run():
 
 
 def test_the_command_line_waits_for_nothing():
-    """What a command needs of the library is imported when it runs."""
+    """A command imports the parts of the library that it needs when it runs."""
     code = "import sys; from tinybnn import cli; cli._parser(); print(*sys.modules)"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -177,7 +177,7 @@ def test_version():
     ],
 )
 def test_wrong_arguments(arguments, advice, capsys):
-    """In this process, since there are many: exit code 2, one line, nothing on standard output."""
+    """Exit code 2, one line, nothing on standard output; in this process, as there are many."""
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
     out, err = capsys.readouterr()
@@ -225,7 +225,7 @@ def test_what_train_writes(made, tmp_path):
 
 
 def test_train_json_and_a_validation_part(tmp_path):
-    """JSON alone on standard output; the words for people go to standard error."""
+    """Standard output holds only JSON; messages for people go to standard error."""
     run = tmp_path / "deep" / "run"
     out, err = tinybnn(
         "train", "mlp", "--out", run, *SMALL, "--dropout", "0.1", "--validation", "0.2",
@@ -279,7 +279,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     for end, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
         process = subprocess.Popen(
             command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
-            # A shell's background jobs ignore SIGINT, and so would what they start.
+            # A shell's background jobs ignore SIGINT, and so would their children.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         before = _stamp(run)
@@ -307,7 +307,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
 
 @posix
 def test_a_disk_that_is_full(made, tmp_path):
-    """A limit of the process stands for it, which the state exceeds after the first epoch."""
+    """A process limit simulates it; the state exceeds the limit after the first epoch."""
     import resource
 
     options = ["--hidden", "1024", "--epochs", "2", "--batch-size", "512", "--quiet"]
@@ -365,7 +365,7 @@ def test_folders_that_are_no_place_for_a_run(tmp_path):
 
 
 def test_a_missing_dataset(tmp_path):
-    """Found nowhere: neither where the user says nor in the user's cache."""
+    """It is neither in the folder that the user names nor in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("TINYBNN_DATA", "XDG_CACHE_HOME"):
             patch.setenv(name, str(tmp_path))
@@ -528,7 +528,7 @@ def test_predict_gives_the_packed_models_logits(made, pictures, tmp_path):
 
 
 def test_predict_tells_ink_on_paper(made, pictures, tmp_path):
-    """A drawing of one's own is dark on light, the digits are light on dark."""
+    """Your own drawing is dark on light; the digits are light on dark."""
     from PIL import Image
 
     with Image.open(pictures / "0.png") as picture:
@@ -603,7 +603,7 @@ def test_predict_fails_as_a_process(made, pictures, tmp_path):
 
 @posix
 def test_a_reader_that_goes_away(made):
-    """As `head` does; enough lines to fill the pipe."""
+    """A reader such as `head` closes the pipe; there are enough lines to fill it."""
     file = str(datasets.path("digits") / "train-images-idx3-ubyte.gz")
     command = [sys.executable, "-m", "tinybnn", "predict", str(made / "mlp.npz"), file]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -681,7 +681,7 @@ def test_summary_of_a_run(made):
 
 
 def test_federated_refuses(tmp_path):
-    """Before anything of Flower is needed."""
+    """Errors come before anything of Flower is needed."""
     (tmp_path / "thesis.txt").write_text("")
     assert "is not an empty folder" in refused("federated", "new", tmp_path)
     err = refused("federated", "simulate", "--out", tmp_path / "no" / "f.npz")

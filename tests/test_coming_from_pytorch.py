@@ -1,4 +1,4 @@
-"""tutorials/coming_from_pytorch.md says what is there: each name in its tables exists or not."""
+"""The tables in tutorials/coming_from_pytorch.md are true: each name exists or does not."""
 
 import importlib
 import re
@@ -27,7 +27,7 @@ def names(cell):
 
 
 def resolve(path):
-    """What a dotted name stands for; an AttributeError if there is nothing."""
+    """The object with a dotted name; an AttributeError if there is none."""
     target, *rest = path.split(".")
     target = importlib.import_module(target)
     for name in rest:

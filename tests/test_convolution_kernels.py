@@ -27,7 +27,7 @@ x86 = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="LLVM aborts at the names of x86 CPUs"
 )
 
-# Filters of a group that fill panels of each width, and some that do not.
+# Filters per group that fill panels of each width, and some that do not.
 FILTERS = [1, 2, 5, 16, 17, 40, 64, 70]
 
 
@@ -51,7 +51,7 @@ def geometries(draw):
 
 
 def maps(shape, filters, options, values):
-    """For each of the three: its name, the function, its reference and their arguments."""
+    """For each of the three maps: its name, function, reference and arguments."""
     x, weight = values(shape), values(filters)
     grad = values(convolution.conv2d_reference(x, weight, **options).shape)
     for name, arguments in (
@@ -64,12 +64,12 @@ def maps(shape, filters, options, values):
 
 
 def small_integers(rng):
-    """Whose sums of products float32 holds exactly, in any order."""
+    """Integers whose sums of products are exact in float32, in any order."""
     return lambda shape: rng.integers(-4, 5, shape).astype(np.float32)
 
 
 def in_small_parts():
-    """Units of a row, sums in many stretches, the smallest work on all threads."""
+    """Units of one row, sums in many parts, and even the smallest work on all threads."""
     sizes = {"_UNIT_FLOATS": 1, "_UNIT_PIXELS": 1, "_DEPTH": 2, "_CHUNK": 3, "_PART_PIXELS": 1}
     sizes |= {"_CHUNK_CHANNELWISE": 2, "_PART_PRODUCTS": 1, "_SPEED": 1e-12}
     return mock.patch.multiple(convolution, **sizes)
@@ -174,7 +174,7 @@ def test_references_are_adjoint(seed, geometry):
 
 
 def test_reference_by_hand():
-    """A filter of a single 1 moves the image."""
+    """A filter with a single 1 moves the image."""
     x = np.arange(12, dtype=np.float32).reshape(1, 3, 4, 1)
     weight = np.zeros((1, 1, 3, 3), np.float32)
     weight[0, 0, 0, 2] = 1  # up and right
@@ -212,7 +212,7 @@ def test_same_result_on_any_number_of_threads(geometry):
 
 
 def test_output_size():
-    """As many output pixels from the beginning as asked for."""
+    """`output_size` keeps that many output pixels from the start."""
     rng = np.random.default_rng(0)
     values = small_integers(rng)
     for filters in (1, 20):
@@ -251,7 +251,7 @@ def test_padding_is_not_touched_by_special_values():
 
 @given(seeds, geometries())
 def test_functions_of_float32_and_float64_agree(seed, geometry):
-    """The plain rule, which float64 takes, gives the same as the kernels, with both gradients."""
+    """The plain rule for float64 gives the same values and gradients as the kernels."""
     (n, h, w, c), filters, options = geometry
     rng = np.random.default_rng(seed)
     x, weight = (rng.integers(-4, 5, s).astype(np.float64) for s in ((n, c, h, w), filters))
@@ -272,7 +272,7 @@ def test_functions_of_float32_and_float64_agree(seed, geometry):
 @given(seeds)
 @example(0)
 def test_transposed_convolution_of_float32(seed):
-    """With an output_padding of a whole stride, from whose output more pixels could be made."""
+    """With an output_padding as large as the stride."""
     rng = np.random.default_rng(seed)
     x, weight = (rng.integers(-4, 5, s).astype(np.float64) for s in ((2, 3, 4, 5), (3, 17, 3, 2)))
     results = []
@@ -400,7 +400,7 @@ def run(command, **environment):
 @x86
 @pytest.mark.parametrize("cpu", ["AVX2", "SSE4.2"])
 def test_smaller_cpus(cpu, tmp_path):
-    """The same kernels are correct where vectors are shorter, and use nothing that is not there."""
+    """The same kernels are correct with shorter vectors and use no missing instructions."""
     program = textwrap.dedent(PROGRAM).replace("HAS_FMA", repr(cpu == "AVX2"))
     environment = compiles_for(cpu)
     environment |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -421,6 +421,6 @@ def test_fused_where_the_cpu_can():
 
 @compiled
 def test_kernels_run_uncompiled():
-    """A student can step through the kernels in a debugger: all of this as plain Python."""
+    """Kernels also run as plain Python, so that a debugger can step through them."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     run(command, NUMBA_DISABLE_JIT="1", HYPOTHESIS_PROFILE="dev")

@@ -1,4 +1,4 @@
-"""Notebooks of the course stand on one spine, are short, and check what they claim."""
+"""The course's notebooks share one structure, are short, and check their claims."""
 
 import ast
 import configparser

@@ -24,7 +24,7 @@ def float_network(seed=0):
 
 
 def binary_network(weight_quantizer="swish_sign", pool=nn.MaxPool2d, seed=0):
-    """A small one with a real first layer; its latent weights lie within the clip."""
+    """A small network with a real first layer; its latent weights lie within the clip."""
     rng = np.random.default_rng(seed)
     options = {"input_quantizer": "approx_sign", "weight_quantizer": weight_quantizer, "rng": rng}
     wide = {"eps": 0.1}  # a channel of equal sums must not curve like 1 / eps
@@ -155,7 +155,7 @@ class Frozen(quantizers.Quantizer):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_the_straight_through_hessian_holds_the_residual_of_each_sign(training):
-    # Sums of signs are often equal, and a maximum of equal ones is a kink: so the mean of windows.
+    # Sums of signs are often equal, and a maximum of equal values is a kink: so use mean pooling.
     model, batches = binary_network(pool=nn.AvgPool2d), images()
     H = HessianOperator(model, batches, training=training)
     matrix, gradient = H.to_dense(), H.gradient()
@@ -169,7 +169,7 @@ def test_the_straight_through_hessian_holds_the_residual_of_each_sign(training):
 
 
 def test_the_gradient_of_the_estimator_is_that_of_no_function():
-    """Its Jacobian is not symmetric, which the Hessian of any function would be."""
+    """Its Jacobian is not symmetric, unlike the Hessian of any function."""
     model = binary_network()
     H = HessianOperator(model, images())
     jacobian = differences(H.gradient, H.parameters, 1e-7)
@@ -216,7 +216,7 @@ def float32(batches):
 def test_kernels_give_the_products_of_formulas(operator, training, signs):
     """float32 runs on kernels and bits, float64 on NumPy's formulas."""
     rng = np.random.default_rng(4)
-    # The second convolution and, in the first batch, the dense layer have enough to do for bits.
+    # The second convolution and, in the first batch, the dense layer are large enough for bits.
     model = models.cnn((1, 12, 12), channels=(16, 16, 16), features=200, padding=1, rng=rng)
     for module in model:
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):  # no input of a sign is about 0
@@ -286,7 +286,7 @@ def test_a_held_operator_gives_the_same_products(operator, signs, count, graphs)
 
 
 def test_parameters_that_the_loss_does_not_curve_in():
-    """A bias in front of nothing, and a loss that is linear: zeros, not errors."""
+    """A bias that nothing reads and a linear loss give zeros, not errors."""
     model = nn.Sequential(nn.Linear(5, 3)).to(np.float64)
     model[0].spare = nn.Linear(2, 2).to(np.float64)
     for operator in (HessianOperator, GaussNewtonOperator):
@@ -379,7 +379,7 @@ def test_residuals_are_those_of_the_vectors():
 
 
 def test_no_eigenvalue_shows_up_twice():
-    """Without reorthogonalisation the largest ones would, long before step 60."""
+    """Without reorthogonalisation the largest would reappear long before step 60."""
     result = analysis.top_eigenvalues(symmetric(), 60, max_steps=60)
     np.testing.assert_allclose(np.sort(result.values), np.linalg.eigvalsh(symmetric()), atol=1e-10)
 
@@ -391,7 +391,7 @@ def test_few_different_eigenvalues(matrix):
 
 
 class Counted:
-    """A matrix that breaks down after some products."""
+    """A matrix that fails after some products."""
 
     def __init__(self, matrix, limit=10**9):
         self.matrix, self.shape, self.dtype, self.limit = matrix, matrix.shape, matrix.dtype, limit

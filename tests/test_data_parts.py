@@ -1,4 +1,4 @@
-"""Parts of data sets, several as one, batches of a function of one's own, and resampled images."""
+"""Subsets, concatenations, custom collate functions, and resampled images."""
 
 import numpy as np
 import pytest

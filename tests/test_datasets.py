@@ -255,7 +255,7 @@ def test_missing_files_are_explained(tmp_path, monkeypatch, nothing_installed):
 
 def test_what_is_not_found_says_what_is_there(tmp_path, monkeypatch, nothing_installed):
     monkeypatch.setenv("TINYBNN_DATA", str(tmp_path / "env"))
-    tiny_mnist(tmp_path / "env")  # in the folder for all datasets: whose files are they?
+    tiny_mnist(tmp_path / "env")  # in the shared folder files may be any dataset's
     with pytest.raises(FileNotFoundError) as caught:
         load("mnist")
     there = ", ".join(sorted(os.listdir(tmp_path / "env")))
@@ -320,7 +320,7 @@ def test_folders_of_several_datasets_are_not_confused(tmp_path, monkeypatch, not
     for label, name in enumerate(names.values()):
         assert load(name)[0].labels.tolist() == [label] * 4
         assert path(name) == tmp_path / list(names)[label] / "raw"
-    tiny_mnist(tmp_path / "mnist", label=7)  # our own names come first
+    tiny_mnist(tmp_path / "mnist", label=7)  # tinybnn's names come first
     assert load("mnist")[0].labels.tolist() == [7] * 4
 
 
@@ -395,7 +395,7 @@ def test_digits_brighter_than_their_maximum(tmp_path):
 
 
 def test_importing_datasets_is_light():
-    """No compiler and no plots: only NumPy and the standard library come with the package."""
+    """Only NumPy and the standard library are imported, no compiler and no plotting."""
     code = (
         "import sys, types; "
         "package = types.ModuleType('tinybnn'); "
@@ -569,7 +569,7 @@ def test_splits_that_are_refused(size, error, message):
 
 
 def ids(x):
-    """Which images of `numbered` are in a batch."""
+    """The indices of the images of `numbered` in a batch."""
     return np.rint((x[:, 0, 0, 0] + 1) * 127.5).astype(int).tolist()
 
 
@@ -1267,9 +1267,9 @@ def test_pictures_that_are_refused(tmp_path):
     bad.write_bytes((tmp_path / "a" / "1.png").read_bytes()[:-30])
     refused("not a readable picture")
     bad.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\nshowpage\n")
-    refused("not a readable picture")  # other tools start a program to draw it
+    refused("not a readable picture")  # other tools start a program to render it
     save_picture(bad, pictures(6, 5), format="PCX")
-    refused("not a readable picture")  # nor by any decoder but the usual ones
+    refused("not a readable picture")  # nor by unusual decoders
     save_picture(bad, pictures(6, 5).astype(np.uint16)[:, :, 0] * 257)
     refused("has I;16 pixels; convert it to 8 bits a channel")
     save_picture(bad, np.dstack([pictures(6, 5), np.full((6, 5), 254, np.uint8)]))
@@ -1333,7 +1333,7 @@ def test_a_folder_that_would_fill_the_memory(tmp_path):
 
 
 class Squares:
-    """A data set of a user's own: __len__ and __getitem__, nothing more."""
+    """A user-defined dataset with only __len__ and __getitem__."""
 
     def __init__(self, x, y):
         self.x, self.y = x, y
@@ -1354,7 +1354,7 @@ class Squares:
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_loaders_of_any_values(kind, shape, dtype, shuffle):
     rng = np.random.default_rng(0)
-    x = (10 * rng.normal(size=shape)).astype(dtype)  # standardised, negative, whatever
+    x = (10 * rng.normal(size=shape)).astype(dtype)  # standardised, negative, or any other values
     y = np.arange(10) % 4
     data = {
         "TensorDataset": TensorDataset(x, y),
@@ -1370,7 +1370,7 @@ def test_loaders_of_any_values(kind, shape, dtype, shuffle):
         assert batch.dtype == np.float32 and labels.dtype == np.int64
         if batch.ndim == 4:
             assert batch.transpose(0, 2, 3, 1).flags.c_contiguous
-        batch[...] = 0  # the data set keeps its own
+        batch[...] = 0  # the dataset keeps its own array
     images = np.concatenate([batch for batch, _ in loader]) if not shuffle else None
     if not shuffle:
         np.testing.assert_array_equal(images, x.astype(np.float32))

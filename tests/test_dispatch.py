@@ -1,4 +1,4 @@
-"""Which kernel computes which formula: the table of `kernels.dispatch` is what happens."""
+"""The table of `kernels.dispatch` lists the kernels that really compute each formula."""
 
 import functools
 import inspect
@@ -21,7 +21,7 @@ ROWS = {
     for name, value in vars(dispatch).items()
     if inspect.isfunction(value) and value.__module__ == dispatch.__name__ and name[0] != "_"
 }
-# Rows that answer for all arrays: the kernel's reference does where the kernel does not.
+# Rows that answer for all arrays: the reference is used where the kernel does not apply.
 ALWAYS = {"ordered_matmul", "two_lines", "two_lines_gradient", "two_values", "two_values_gradient"}
 LABELS = np.arange(32) % 8
 CONSTANT = np.full(16, 0.5)
@@ -36,7 +36,7 @@ def adapted_conv2d(x, weight, **options):
     )  # fmt: skip
 
 
-# What a user calls, on images (8, 16, 8, 8) or the shape that stands there, and the rows asked for.
+# A user's call, on images (8, 16, 8, 8) or the given shape, and the rows it queries.
 CALLS = {
     "conv2d": (
         lambda x: F.conv2d(x, np.ones((4, 16, 3, 3), x.dtype)), ["conv2d", "conv2d_input"],
@@ -103,7 +103,7 @@ def images(name, dtype=np.float32):
 
 
 def answers(name, x, monkeypatch, switched_off=False):
-    """Value and gradient of a call; and for each row that was asked, whether it had an answer."""
+    """Value and gradient of a call; and for each queried row, whether it had an answer."""
     asked = {}
 
     def spy(row, function):

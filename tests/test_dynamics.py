@@ -53,7 +53,7 @@ def test_a_later_return_counts_in_a_wider_window():
     nn.BinaryConv2d(2, 3, 3, weight_quantizer="magnitude_aware_sign"),
 ])  # fmt: skip
 def test_flips_are_those_of_what_the_layer_computes_with(layer):
-    """Not of the latent's sign: AdaBin takes the sign around the mean of a filter."""
+    """Not flips of the latent's sign: AdaBin takes the sign around the filter's mean."""
     tracker, rng = analysis.FlipTracker(nn.Sequential(layer)), np.random.default_rng(0)
     for _ in range(3):
         before = layer.binary_weight()
@@ -114,7 +114,7 @@ def test_starved_latents_get_no_gradient(layer):
     x = Tensor(rng.standard_normal((4, 2, 5, 5), np.float32))
     y = layer(x)
     (y * rng.standard_normal(y.shape).astype(np.float32)).sum().backward()
-    if isinstance(layer, nn.AdaBinConv2d):  # scale and offset pass some on; not the sign
+    if isinstance(layer, nn.AdaBinConv2d):  # scale and offset pass gradients on; the sign does not
         _, scale, offset = F.adapted_weight_parts(layer.weight.data, layer.weight_quantizer)
         assert row["starved"] == np.mean(np.abs((layer.weight.data - offset) / scale) > 1)
     else:
@@ -185,7 +185,7 @@ def test_agreement_of_equal_and_of_opposite_gradients():
 
 
 def tail(n, seed=0):
-    """What a network makes of n signs: a loss for each pattern."""
+    """The loss of a network for each pattern of n signs."""
     rng = np.random.default_rng(seed)
     v, u = rng.standard_normal((4, n)), rng.standard_normal((3, 4))
     return lambda s: F.cross_entropy(
@@ -232,7 +232,7 @@ def test_slopes_of_noises(noise):
 
 
 def test_the_straight_through_estimator_is_exact_for_a_linear_loss_under_uniform_noise():
-    """There its surrogate is the expected sign; for a loss with products of units it is not."""
+    """There its surrogate is the expected sign; for a loss with products of units it is biased."""
     rng = np.random.default_rng(0)
     a, w = rng.uniform(-0.9, 0.9, 6), rng.standard_normal(6)
     noise = analysis.UniformNoise(1.0)

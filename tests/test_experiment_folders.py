@@ -1,4 +1,4 @@
-"""What all experiments share: the folder of a run, its command, its figures as text."""
+"""Code shared by all experiments: a run's folder, its command, its figures as text."""
 
 import json
 import re
@@ -66,7 +66,7 @@ def test_the_configuration_of_a_folder(tmp_path):
     with pytest.raises(ValueError, match="is a run with two_step=false, not two_step=true"):
         run_folder.open_folder(out, Config(two_step=True))
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / ".hidden").touch()  # of a file manager, say
+    (tmp_path / "empty" / ".hidden").touch()  # from a file manager, for example
     run_folder.open_folder(tmp_path / "empty", Config())
 
 
@@ -169,7 +169,7 @@ def test_a_folder_without_a_complete_result(tmp_path, capsys, content, said):
 
 # --------------------------------------------------------------------------------- quick runs
 
-# Every experiment that has a quick form, and options that make it as small as may be.
+# Every experiment with a quick form, and the options that make it as small as possible.
 QUICK = {
     "hybnn": "--bits 16 --limit 150 --epochs 1 --epochs-vae 1 --epochs-cnn 1 --epochs-all 1",
     "hybnn-bounds": "--bits 8 --limit 100 --epochs 1 --estimators sign",
@@ -180,7 +180,7 @@ QUICK = {
     "hessian": "--width 0.1 --limit 100 --epochs 1 --images 16 --arms naive,both",
     "landscape": "--width 0.1 --limit 100 --epochs 1 --images 16 --arms naive,both",
 }
-FILES = {"hessian": "hessian", "landscape": "landscape"}  # of figures; those of others: result
+FILES = {"hessian": "hessian", "landscape": "landscape"}  # of figures; other files: result
 
 
 def help_of(*words, capsys):
@@ -197,7 +197,7 @@ def test_every_experiment_with_a_quick_form_is_here(capsys):
 
 @pytest.mark.parametrize("name", QUICK)
 def test_a_quick_run_whose_figures_are_taken_for_results(tmp_path, capsys, name):
-    """It says what it is in its first line, and so does its report, before any figure."""
+    """Its first line and its report say that it is quick, before any figure."""
     out = tmp_path / "run"
     line = ["reproduce", name, "--quick", "--quiet", "--out", str(out), *QUICK[name].split()]
     assert cli.main(line) == 0
@@ -210,7 +210,7 @@ def test_a_quick_run_whose_figures_are_taken_for_results(tmp_path, capsys, name)
     result = json.loads((out / figures).read_text(encoding="utf-8"))
     assert result["config"]["quick"] is True
     assert result["command"].startswith(f"tinybnn reproduce {name} ")
-    assert " --quick" in result["command"]  # whoever repeats it gets the same configuration
+    assert " --quick" in result["command"]  # repeating it gives the same configuration
     assert cli.main([*result["command"].split()[1:], "--quiet", "--out", str(out)]) == 0
 
 

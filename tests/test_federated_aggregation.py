@@ -1,4 +1,4 @@
-"""Strategies on arrays: what they promise, against plain NumPy."""
+"""Strategies on arrays, compared with plain NumPy."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ counts = st.lists(st.integers(1, 10**6), min_size=1, max_size=6)
 
 
 def weights(shape, seed, clip=1.0):
-    """Latent weights; some are 0 or at the clip, where training leaves many."""
+    """Latent weights; some are 0 or at the clip, as after training."""
     rng = np.random.default_rng(seed)
     special = rng.choice([0.0, -0.0, 1.0, -1.0, 0.5], shape)
     drawn = np.where(rng.random(shape) < 0.3, special, rng.uniform(-1, 1, shape))
@@ -56,7 +56,7 @@ def test_fedavg_in_float16(shape, samples, seed):
     sent = strategy.encode(after, after, 1.0, None)
     assert sent.dtype == np.float16 and np.all(np.abs(sent - after) <= 2.0**-12)
     mean = strategy.aggregate(None, [sent] * len(samples), samples, 1.0, None)
-    # What the server holds can go down again as it is.
+    # The server's state can be sent to clients unchanged.
     assert np.array_equal(mean, sent.astype(np.float32))
     assert np.array_equal(strategy.start(mean), mean)
 
@@ -65,7 +65,7 @@ def test_fedavg_in_float16(shape, samples, seed):
 
 
 def test_the_stochastic_sign_is_unbiased():
-    """20,000 draws: means within 4.5 standard deviations of what is claimed, for each weight."""
+    """20,000 draws: each weight's mean is within 4.5 standard deviations of the claimed one."""
     strategy, draws, clip = StochasticSign(), 20_000, 0.75
     weight = np.float32([[-0.75, -0.7, -0.3, -0.01, 0.0, 0.01, 0.2, 0.5, 0.74, 0.75]])
     rng = np.random.default_rng(0)
@@ -200,7 +200,7 @@ def test_what_is_frozen_is_not_shared_but_known():
     other[0].freeze()
     other[0].weight.data[0, 0, 0, 0] += 1e-6
     assert Head(same).digest == head.digest != Head(other).digest
-    # The values of what is shared may differ; its form and its treatment may not.
+    # Shared values may differ; their shape and treatment may not.
     assert Head(network(1)).digest == Head(network(0)).digest
     forms = [
         Head(network(), "local"), Head(network(), "frozen"), Head(network(clip_value=0.5)),

@@ -1,4 +1,4 @@
-"""The federated experiments: what their figures are made of, and how they go on after a stop."""
+"""The federated experiments: the sources of their figures, and resuming after a stop."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def test_fedhybnn_gives_all_figures(hybnn_run):
 
 
 def test_fedhybnn_counts_bytes(hybnn_run):
-    """For the paper's head of 200 bits: weights 31 times smaller, all of it 19 and 28 times."""
+    """For the paper's head of 200 bits: weights 31 times smaller, everything 19 and 28 times."""
     _, result, _ = hybnn_run
     first_task = {arm: tasks[0] for arm, tasks in result["seeds"][0]["federated"]["iid"].items()}
     assert first_task["fedavg"]["saving_up"] == first_task["fedavg"]["saving_down"] == 1
@@ -67,7 +67,7 @@ def test_fedhybnn_counts_bytes(hybnn_run):
 
 
 def test_fedhybnn_goes_on_after_a_stop(hybnn_run, tmp_path, monkeypatch):
-    """Stopped in a training, and called again: the same figures as without."""
+    """An interrupted and repeated call gives the same figures as an undisturbed one."""
     _, whole, _ = hybnn_run
     out, trained, real = tmp_path / "run", [], fedhybnn._federated
 
@@ -101,7 +101,7 @@ def test_all_clients_have_codes(partition):
 
 
 def test_one_client_is_the_centralized_head(hybnn_run):
-    """What a client of its own learns in rounds is plain training, but for Adam's fresh starts."""
+    """A single client's rounds are plain training, except that Adam restarts in each."""
     rng = np.random.default_rng(1)
     codes = rng.integers(0, 2, (200, 1, 1, 24), dtype=np.uint8)
     labels = (codes[:, 0, 0, :5].sum(1) > 2).astype(int)
@@ -130,7 +130,7 @@ def test_fedavg_ends_at_its_target(tmp_path):
     text = (tmp_path / "run" / "report.md").read_text()
     assert "rounds to 80%" in text and "2NN, FedAvg" in text
     assert (tmp_path / "run" / "rounds.png").stat().st_size > 5000
-    # Another arm may come later, and what is there is not trained again.
+    # Another arm may be added later; finished ones are not trained again.
     stamp = (tmp_path / "run" / "2nn-iid.json").stat().st_mtime_ns
     lasting = dataclasses.replace(FEW, rounds=2)
     more = fedavg.run(tmp_path / "two", lasting, ["binary-sign"], progress=False, say=str)
@@ -153,7 +153,7 @@ def test_frozen_norms_have_the_statistics_of_public_images(tmp_path, monkeypatch
 
     monkeypatch.setattr(federated, "Server", kept)
     result = fedavg._train(tmp_path, "binary-sign-frozen", "iid", config, *_digits(), False)
-    assert result["saving_up"] > 20  # weights alone: 32, but for headers
+    assert result["saving_up"] > 20  # for weights alone it would be 32, without headers
     _, first, norm, second, *_ = servers[0].model
     untrained = fedavg.ARMS["binary"].build(64, 10, np.random.default_rng(0))
     x, _ = next(iter(datasets.DataLoader(_digits()[0][0], fedavg.PUBLIC)))

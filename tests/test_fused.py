@@ -1,4 +1,4 @@
-"""Products with a program behind them equal the products, then the program, bit for bit."""
+"""A product fused with a program equals the product followed by the program, bit for bit."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def constants(rng, channels):
 
 
 def by_method(is_looked_up, prepare, *arguments, **keywords):
-    """Weights prepared for look-ups, or for counting, whichever the CPU is best at."""
+    """Weights prepared for look-ups or for counting, independent of the CPU's preference."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepared, "has_fast_look_ups", lambda: is_looked_up)
         return prepare(*arguments, **keywords)
@@ -46,7 +46,7 @@ def layers(draw):
     many = 1 if kind in ("float", "none") else draw(st.integers(1, 3))
     producers, inputs, sums, kinds = [], [], [], []
     for _ in range(many):
-        # One filter whose sums hold for all channels of a pixel.
+        # One filter; all channels of a pixel share its sums.
         one = kind in ("xnor", "ternary") and outputs > 1 and draw(st.booleans())
         filters = 1 if one else outputs
         if kind == "linear":

@@ -1,4 +1,4 @@
-"""Vector words that only the gradients of binary layers use, compiled and as plain Python."""
+"""Vector operations that only gradients of binary layers use, compiled and as plain Python."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def both(function, *arguments):
-    """The results of a kernel compiled and as plain Python: what it returns and what it wrote."""
+    """Returned and written results of a kernel, compiled and as plain Python."""
     plain = getattr(function, "py_func", function)
     results = []
     for call in (function, plain):
@@ -126,7 +126,7 @@ def add_up(a):
 
 @given(seeds)
 def test_total(seed):
-    """In the same order compiled and not, so that real numbers have the same sum."""
+    """Compiled or not, the order is the same, and so are sums of real numbers."""
     a = np.random.default_rng(seed).standard_normal(17).astype(np.float32)
     (one, _), (two, _) = both(add_up, a)
     assert one == two

@@ -43,7 +43,7 @@ def made(tmp_path_factory):
 
 
 def figures(result):
-    """A result without what differs from run to run: times, dates."""
+    """A result without the fields that differ from run to run: times, dates."""
     if isinstance(result, dict):
         left_out = ("seconds", "date", "times")
         return {k: figures(v) for k, v in result.items() if k not in left_out}
@@ -187,7 +187,7 @@ hybnn.run(sys.argv[1], config, seeds=1, progress=False)
     ids=["in phase 1", "in phase 2", "in phase 3"],
 )  # fmt: skip
 def test_a_killed_run_goes_on_where_it_was(made, tmp_path, monkeypatch, kind, count):
-    """SIGKILL right after a file; the next call gives the same weights and figures."""
+    """After a SIGKILL right after a write, the next call gives the same weights and figures."""
     folder, result = made
     arguments = [sys.executable, "-c", KILLED, str(tmp_path / "run"), kind, str(count)]
     done = subprocess.run(arguments, capture_output=True, timeout=1200, check=False)
@@ -351,7 +351,7 @@ def test_bits_are_flipped_in_training_only():
         first, again = (np.concatenate([x for x, _ in loader]) for _ in range(2))
         assert np.all(np.abs(first) == 1)
         assert np.mean(first < 0) == pytest.approx(share, abs=0.01)
-        assert (first != again).any() == (rng is not None)  # others in each epoch
+        assert (first != again).any() == (rng is not None)  # different ones in each epoch
 
 
 # ------------------------------------------------------------------------------------- the arms
@@ -384,7 +384,7 @@ def test_old_tasks_are_forgotten_unless_they_are_one(tmp_path):
 
 
 def test_a_sequence_is_compared_with_the_repaired_cnn(made):
-    """That HyBNN stays above a constant proves nothing."""
+    """Staying above a constant would prove nothing about HyBNN."""
     result = json.loads(json.dumps(made[1]))
     for seed, a, b in zip(result["seeds"], (0.5, 0.6), (0.7, 0.81), strict=True):
         seed["in_sequence"][-1], seed["in_sequence_cnn"][-1] = [a] * 5, [b] * 5
@@ -405,7 +405,7 @@ def codes_of(n, count, seed=0):
 @given(st.integers(0, 2**32 - 1), st.integers(2, 130), st.integers(2, 40))
 def test_statistics_of_codes(seed, count, n):
     codes = codes_of(n, count, seed)
-    codes[:, 0] = 1  # a bit that says nothing
+    codes[:, 0] = 1  # a bit without information
     statistics = hybnn.codes.statistics(bits.pack(codes), count)
     np.testing.assert_allclose(statistics["balance"], (codes > 0).mean(0), atol=1e-12)
     used = np.flatnonzero(codes.std(0))
@@ -452,7 +452,7 @@ def test_a_path_of_flips(seed, count, steps):
 
 
 def with_accuracies(result, **accuracies):
-    """A result whose arms have some accuracies: one for each seed, in all tasks."""
+    """A result with given accuracies per arm: one for each seed, in all tasks."""
     result = json.loads(json.dumps(result))
     for arm, values in accuracies.items():
         for seed, value in zip(result["seeds"], values, strict=True):
@@ -462,7 +462,7 @@ def with_accuracies(result, **accuracies):
 
 
 def test_baselines_are_compared_seed_by_seed(made):
-    """Seeds that all point in one direction are told apart, however close the means are."""
+    """A difference with the same sign in all seeds is detected, however close the means are."""
     result = with_accuracies(made[1], hybnn=[0.97, 0.9], pixels=[0.9711, 0.901], cnn=[0.9, 0.97])
     text = " ".join(report._baselines(result).split())
     assert "Codes against pixels: -0.11 ± 0.01 points, better in 0 of 2 seeds, p = 0.03." in text
@@ -487,7 +487,7 @@ def test_what_a_code_buys(mean, apart, width, said):
 
 
 def test_bits_that_are_flipped_without_a_word(made):
-    """What helps a head beyond the paper's recipe stands in the report."""
+    """The report mentions everything that helps a head beyond the paper's recipe."""
     text = " ".join((made[0] / "report.md").read_text(encoding="utf-8").split())
     assert "heads 5% of the input bits are flipped at random" in text
     assert "batch norm before the sign" in text and "which the paper calls regular" in text
@@ -513,7 +513,7 @@ def test_bounds_of_estimators_after_equal_work(tmp_path):
     )
     text = (tmp_path / "run" / "report.md").read_text()
     assert "64 - 512 - 256 - 12" in text and "116.0" in text and config.command() in text
-    # The published bounds are of many codes: not for the column of one code.
+    # The published bounds use many codes, so they do not belong in the column of one code.
     assert "| bound, one code | 3 codes | published, 1,000 codes, MNIST |" in text
     assert (tmp_path / "run" / "bounds.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(ValueError, match="is a run with bits=12, not bits=13"):

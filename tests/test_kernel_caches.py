@@ -1,4 +1,4 @@
-"""A kernel's cache on disk is stale when a file changes that its code comes from, and never harms.
+"""A kernel's cache on disk becomes stale when a source file changes, and never does harm.
 
 A stamp covers the kernel's file, what it imports from other kernels' files, and what these files
 import in turn. Whatever is wrong with folders and files, kernels compute the same.
@@ -35,7 +35,7 @@ FILES = sorted(
 
 @functools.cache
 def imported(name):
-    """The kernels' files that one of them imports from, as the parser of Python sees them."""
+    """The kernel files that a file imports, according to Python's parser."""
     names = set()
     for node in ast.walk(ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -59,7 +59,7 @@ def sources(name):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A copy of the rooms, whose files the stamps are made of."""
+    """A copy of the packages whose files enter the stamps."""
     shutil.copytree(FOLDER, tmp_path / "kernels")
     monkeypatch.setattr(cache, "_KERNELS", tmp_path / "kernels")
     return tmp_path / "kernels"
@@ -80,7 +80,7 @@ def test_a_change_reaches_the_kernels_that_are_made_of_it_and_no_others(changed,
 
 
 def test_inlined_parts_of_other_files_are_seen():
-    """The kernels of the gradients are made of words and loops of four other files."""
+    """Gradient kernels inline functions and loops from four other files."""
     words = {"training/lookup", "training/masked", "machine/selection", "machine/simd"}
     for name in ("training/input_gradient", "training/weight_gradient"):
         assert words <= sources(name)
@@ -109,7 +109,7 @@ def total(x):
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
-    """The file of a kernel, which is cached beside it or else in the home folder of the test."""
+    """A kernel's file, which is cached beside it or in the test's home folder."""
     folder = tmp_path / "code"
     folder.mkdir()
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
@@ -120,7 +120,7 @@ def file(tmp_path, monkeypatch):
 
 
 def run(file, monkeypatch):
-    """Load the kernel anew, as a new process does, and call it: (hits of the cache, warnings)."""
+    """Reload the kernel, as a new process does, and call it; return (cache hits, warnings)."""
     monkeypatch.setattr(cache, "_warned", False)
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
@@ -138,7 +138,7 @@ def kept(folder):
 
 
 def with_code(data, code):
-    """A file's bytes with other code, and the checksum of that."""
+    """A file's bytes with other code and its checksum."""
     start = len(cache._MAGIC) + cache._DIGEST
     return data[:start] + hashlib.sha256(code).digest() + code
 
@@ -177,7 +177,7 @@ def test_damaged_files_are_replaced(damage, file, monkeypatch):
 
 @compiled
 def test_files_of_other_kernels_are_replaced(file, monkeypatch):
-    """A file under the name of another one is whole, but its hash of sources and types differs."""
+    """A file with another's name is whole, but its hash of sources and types differs."""
     run(file, monkeypatch)
     one, other = kept(file.parent / "__pycache__")
     other.write_bytes(one.read_bytes())
@@ -191,7 +191,7 @@ def test_a_changed_source_is_compiled_again(file, monkeypatch):
     file.write_text(SOURCE + "# a change\n")
     assert run(file, monkeypatch) == (0, [])
     assert run(file, monkeypatch) == (2, [])
-    assert len(kept(file.parent / "__pycache__")) == 2  # in the place of the stale ones
+    assert len(kept(file.parent / "__pycache__")) == 2  # replacing the stale ones
 
 
 @compiled
@@ -251,7 +251,7 @@ print(sum(total.stats.cache_hits.values()))
 
 
 def processes(folder, count=1, limit=0, user=0, **environment):
-    """Call the kernel of a folder in new processes: (hits, what it writes to stderr) of each."""
+    """Call a folder's kernel in new processes; return (hits, stderr) of each."""
     inherited = {k: v for k, v in os.environ.items() if "CACHE" not in k and k != "HOME"}
     path = os.pathsep.join([str(folder), str(FOLDER.parents[1])])
     environment = inherited | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"} | environment
@@ -272,7 +272,7 @@ def processes(folder, count=1, limit=0, user=0, **environment):
 @compiled
 @unix
 def test_a_write_that_fails_half_way_leaves_nothing(file):
-    """Files may have 1000 bytes here: some are written before the system refuses."""
+    """Files are limited to 1000 bytes: some are written before the system refuses."""
     caches = file.parent / "caches"
     (result,) = processes(file.parent, limit=1000, NUMBA_CACHE_DIR=str(caches))
     assert result[0] == 0 and result[1].count("CacheWarning") == 1, result
@@ -338,7 +338,7 @@ def test_what_others_can_write_to_is_not_loaded(what, why, file, monkeypatch, tm
         if why == "group":
             monkeypatch.setattr(os, "getegid", lambda: 4321)
     assert run(file, monkeypatch) == (0, [])
-    assert run(file, monkeypatch) == (2, [])  # from files in their place, or from home
+    assert run(file, monkeypatch) == (2, [])  # from the files beside it, or from home
     assert not (tmp_path / "trap").exists()
     assert len(kept(tmp_path / "home/numba" / cache._folders(file)[1].name)) == (
         2 if what == "folder" else 0
@@ -348,7 +348,7 @@ def test_what_others_can_write_to_is_not_loaded(what, why, file, monkeypatch, tm
 @compiled
 @unix
 def test_the_group_of_the_user_may_write(file, monkeypatch):
-    """umask 002, and a group for each user: as many systems set up home folders."""
+    """umask 002 and a group for each user, the setup of many systems."""
     run(file, monkeypatch)
     for path in [file.parent / "__pycache__", *kept(file.parent / "__pycache__")]:
         path.chmod(path.stat().st_mode | 0o020)
@@ -391,16 +391,16 @@ def _all_can_read(path):
 @pytest.mark.skipif(not _all_can_read(Path(cache.__file__)), reason="installed for one user only")
 def test_another_user(shared):
     folder, user = shared, 65534
-    # No home, and nothing that can be written to.
+    # No home, and no writable folder.
     for environment in ({}, {"HOME": "/nonexistent"}, {"HOME": "/proc"}):
         ((hits, messages),) = processes(folder, user=user, **environment)
         assert hits == 0 and messages.count("CacheWarning") == 1, messages
         assert str(folder / "__pycache__") in messages and "NUMBA_CACHE_DIR" in messages
-    # A folder that the variable names is the only one.
+    # If the variable names a folder, only that one is used.
     ((hits, messages),) = processes(folder, NUMBA_CACHE_DIR="/proc/caches")
     assert hits == 0 and messages.count("CacheWarning") == 1, messages
     assert not (folder / "__pycache__").exists()
-    # What root has installed is read; what the user has written is not read by root.
+    # A user reads what root installed; root does not read what a user wrote.
     assert processes(folder) == [(0, "")]
     assert processes(folder, user=user) == [(2, "")]
     own = folder / "own"
@@ -411,7 +411,7 @@ def test_another_user(shared):
     ((hits, messages),) = processes(folder, NUMBA_CACHE_DIR=str(own))
     assert hits == 0 and messages.count("CacheWarning") == 1
     assert f"belongs to the user with id {user}" in messages
-    # Root leaves nothing in the folders of another user, which that user could not use any more.
+    # Root leaves nothing in another user's folders, as that user could not use them any more.
     for path in (*own.rglob("*.kernel"), *own.iterdir()):
         path.unlink() if path.is_file() else path.rmdir()
     shutil.rmtree(folder / "__pycache__")

@@ -43,7 +43,7 @@ def random_signs(rng, *shape):
 
 
 def random_values(rng, *shape, dtype=np.float32):
-    """Normal values with special ones strewn in."""
+    """Normal values with some special values among them."""
     x = rng.standard_normal(shape).astype(dtype)
     special = rng.random(shape) < 0.3
     x[special] = rng.choice(np.array(SPECIAL, dtype), special.sum())
@@ -166,7 +166,7 @@ def test_bytes_on_disk():
 
 
 def by_each_method(test):
-    """Run a test once for each method that finds disagreements, whichever the CPU is best at."""
+    """Run a test once for each method of counting, independent of the CPU's preference."""
     methods = (False, True) if has_shuffles() else (False,)
 
     @functools.wraps(test)
@@ -230,9 +230,9 @@ def test_methods_that_are_not_possible(monkeypatch):
 
 
 def random_ternary(rng, *shape):
-    """Weights -1, 0 and 1, as floats and as two planes of words: where they are 1, and not 0.
+    """Weights -1, 0 and 1, as floats and as two planes of words: where they are 1, and where not 0.
 
-    Where a weight is 0, its other bit may be anything.
+    Where a weight is 0, its sign bit may be anything.
     """
     weight = rng.integers(-1, 2, shape).astype(np.float32)
     signs = np.where(weight == 0, random_signs(rng, *shape), weight)
@@ -352,7 +352,7 @@ def test_xnor_conv2d_depthwise(mode, outside):
 
 
 def test_xnor_conv2d_only_padding():
-    """Taps that all lie outside add nothing with zeros, and the filter's own sum with ones."""
+    """If all taps are outside, zeros add nothing, and ones add the filter's sum."""
     weight = random_signs(np.random.default_rng(0), 3, 1, 1, 70)
     packed = bits.pack(np.ones((1, 1, 1, 70))), bits.pack(weight), 70
     out = xnor.xnor_conv2d(*packed, padding=(1, 1))
@@ -365,7 +365,7 @@ def test_xnor_conv2d_only_padding():
 
 
 def random_thresholds(rng, sums):
-    """Thresholds at which many of the sums lie, some of them out of reach; and flips."""
+    """Thresholds that many sums hit, some of them unreachable; and flips."""
     channels = sums.shape[-1]
     thresholds = rng.integers(-3, 4, channels, np.int32)
     if sums.size:
@@ -377,13 +377,13 @@ def random_thresholds(rng, sums):
 
 
 def guarded(shape, dtype):
-    """An array of 77s, and the numbers before and behind it, 77 too."""
+    """An array of 77s, with guard numbers of 77 before and after it."""
     memory = np.full(128 + math.prod(shape), 77, dtype)
     return memory[64:-64].reshape(shape), (memory[:64], memory[-64:])
 
 
 def check_runs(rng, prepare, x, sums):
-    """Sums and bits of prepared weights, into new memory, given memory and by two threads."""
+    """Check sums and bits of prepared weights: new memory, given memory, two threads."""
     thresholds, flip = random_thresholds(rng, sums)
     bits_ = threshold_reference(sums, thresholds, flip)
     for keywords, expected in (({}, sums), (dict(thresholds=thresholds, flip=flip), bits_)):
@@ -398,14 +398,14 @@ def check_runs(rng, prepare, x, sums):
         if not keywords:
             floats = np.full(sums.shape, 77, np.float32)
             assert same(xnor.run(prepared, x, floats), sums.astype(np.float32))
-        for tasks in (2, 5):  # small work, shared out all the same
+        for tasks in (2, 5):  # small work, but still split among threads
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(xnor, "tasks_for", Mock(return_value=tasks))
                 assert same(xnor.run(prepared, x), expected)
 
 
 def binary_or_ternary(rng, ternary, *shape):
-    """Random weights as words, and their mask as a keyword, if they are ternary."""
+    """Random weights as words, with their mask as a keyword if ternary."""
     if not ternary:
         return bits.pack(random_signs(rng, *shape)), {}
     _, words, mask = random_ternary(rng, *shape)
@@ -472,7 +472,7 @@ def test_prepared_conv2d(seed, case, ternary):
 @given(seeds, larger_convolutions(), st.integers(1, 40))
 @by_each_method
 def test_sums_of(seed, case, chunk):
-    """Chunk by chunk, each into scratch memory that begins with its first pixel."""
+    """Sums in chunks, each into scratch memory that starts at its first pixel."""
     x_shape, w_shape, geometry = case
     rng = np.random.default_rng(seed)
     x, weight = bits.pack(random_signs(rng, *x_shape)), bits.pack(random_signs(rng, *w_shape))
@@ -511,7 +511,7 @@ def check_chunks(prepared, x, sums, chunk):
 
 
 def test_border_classes():
-    """Nine for a 3 x 3 filter with one pixel of zeros, one where nothing has to be corrected."""
+    """Nine for a 3 x 3 filter padded by one pixel of zeros, one if no correction is needed."""
     weight = words(5, 3, 3, 1)
     for mode, classes in (("zeros", 9), ("ones", 1)):
         prepared = xnor.prepare_conv2d(weight, 64, (8, 8), padding=(1, 1), padding_mode=mode)
@@ -531,7 +531,7 @@ def test_prepared_holds_arrays_and_integers():
 @given(seeds, larger_convolutions(), st.booleans())
 @by_each_method
 def test_masks_alone_choose_the_code(seed, case, to_bits):
-    """All other tables of a method have the same types, whatever they describe."""
+    """All other tables of a method have the same types."""
     x_shape, w_shape, geometry = case
     rng = np.random.default_rng(seed)
     weight, mask = binary_or_ternary(rng, True, *w_shape)
@@ -550,7 +550,7 @@ def test_masks_alone_choose_the_code(seed, case, to_bits):
 
 @pytest.mark.skipif(not has_shuffles(), reason="the CPU has no byte shuffles")
 def test_long_and_short_rows_are_counted(monkeypatch):
-    """A sum of look-ups has 16 bits; and finding the tables takes its time."""
+    """A sum of look-ups has 16 bits, and computing the tables costs time."""
     monkeypatch.setattr(prepared_, "has_fast_look_ups", lambda: True)
     rng = np.random.default_rng(0)
     for count, kind in ((64, "xnor"), (2**15 - 64, "look_ups"), (2**16, "xnor")):
@@ -594,7 +594,7 @@ def test_ordered_matmul_special_values(seed, rows, depth, columns):
 
 
 def test_ordered_matmul_order():
-    """1e8 swallows the ones that follow it, not the ones before."""
+    """1e8 absorbs the ones that follow it, not the ones before."""
     a = np.ones((1, 5), np.float32)
     b = np.array([[1, 1e8], [1, 1], [1, 1], [1, 1], [1e8, 1]], np.float32)
     assert signed.ordered_matmul(a, b).tolist() == [[np.float32(1e8 + 4), np.float32(1e8)]]
@@ -612,7 +612,7 @@ def test_ordered_matmul_rounds_each_product():
 
 
 def test_ordered_matmul_negative_zero():
-    """The sum starts at +0, so that it is never -0."""
+    """The sum starts at +0, so it is never -0."""
     out = signed.ordered_matmul(np.array([[-0.0]]), np.array([[1.0, 0.0]]))
     assert np.signbit(out).tolist() == [[False, False]]
 
@@ -711,7 +711,7 @@ def words(*shape):
 
 
 def refused(message, function, *arguments, **keywords):
-    """A row of the table of refusals; the message is given without the function's name."""
+    """A row of the table of refusals; its message omits the function's name."""
     message = f"{function.__name__}: {message}"
     return pytest.param(function, arguments, keywords, message, id=message)
 
@@ -905,12 +905,12 @@ def run_tests(tests, **environment):
 
 @compiled
 def test_python_threads_take_turns_in_workqueue():
-    """Other threading layers of Numba allow what this one punishes by ending the process."""
+    """Other threading layers allow this; workqueue would end the process."""
     test = f"{__file__}::{test_python_threads_take_turns.__name__}"
     run_tests(test, NUMBA_THREADING_LAYER="workqueue")
 
 
 @compiled
 def test_kernels_run_uncompiled():
-    """A student can step through the kernels in a debugger: all of this as plain Python."""
+    """Kernels also run as plain Python, so that a debugger can step through them."""
     run_tests(__file__, NUMBA_DISABLE_JIT="1")

@@ -150,7 +150,7 @@ def test_the_surrogate_is_smooth_and_the_true_loss_a_staircase():
         for end in (1e-3, 1.0)
     )  # fmt: skip
     assert len(set(few["surrogate"])) == len(set(many["surrogate"])) == 9
-    # The bias is no filter: nothing moves but signs.
+    # The bias is no filter: only signs move.
     assert len(set(few["binary"])) < 3 < len(set(many["binary"]))
 
 
@@ -182,7 +182,7 @@ def test_along_an_eigenvector_the_loss_curves_by_its_eigenvalue():
 
 
 class Interrupted:
-    """A list of batches that breaks down after it was read some times."""
+    """A list of batches that fails after being read a given number of times."""
 
     def __init__(self, data, limit):
         self.data, self.left = data, limit
@@ -250,7 +250,7 @@ def test_wrong_grids():
 
 
 def flips_by_hand(model, layer, data):
-    """The loss of the model with each weight flipped, one after the other."""
+    """The loss of the model with each single weight flipped, one at a time."""
     changes = np.empty(layer.weight.shape)
     base = analysis.mean_loss(model, data)
     for i in np.ndindex(layer.weight.shape):
@@ -263,7 +263,7 @@ def flips_by_hand(model, layer, data):
 
 @pytest.mark.parametrize("layer", ["0", "2", "6"])
 def test_the_spectrum_is_that_of_flips_one_by_one(layer):
-    """The first layer has real inputs, the second groups and a scale, the third a bias."""
+    """The first layer has real inputs, the second has groups and a scale, the third a bias."""
     model, data = network(), batches()
     before = analysis.parameter_vector(model)
     spectrum = analysis.flip_spectrum(model, layer, data)
@@ -275,7 +275,7 @@ def test_the_spectrum_is_that_of_flips_one_by_one(layer):
 
 
 class Residual(nn.Module):
-    """Not a Sequential, and with a way around its layer."""
+    """A module that is no Sequential, with a shortcut around its layer."""
 
     def __init__(self, rng):
         self.conv = nn.BinaryConv2d(2, 2, 3, padding=1, padding_mode="ones", rng=rng)

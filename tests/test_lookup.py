@@ -16,7 +16,7 @@ lengths = st.integers(1, 40 if numba.config.DISABLE_JIT else 140)
 
 @kernel
 def product(grad, places, length, vectors, tables, numbers, sums, columns, out, targets):
-    """16 rows: laid side by side, looked up, and laid one after the other again."""
+    """16 rows: interleaved, looked up, and separated again."""
     panels = (columns + PANEL - 1) // PANEL
     for chunk in range(0, length, CHUNK):
         count = min(CHUNK, length - chunk)
@@ -39,7 +39,7 @@ def by_tables(grad, signs, before=0):
         np.zeros(STEPS * TABLE, np.float32),
     )
     sums = np.full((columns + PANEL) * FLOATS, before, np.float32)
-    out = np.full((rows + 1, columns), 7, np.float32)  # the last row is not of the product
+    out = np.full((rows + 1, columns), 7, np.float32)  # the last row is not part of the product
     lanes = np.arange(FLOATS)
     places, targets = (np.where(lanes < rows, lanes * n, -1) for n in (length, columns))
     grad = np.append(grad, np.zeros(3, np.float32))  # gradients are loaded by fours
@@ -78,7 +78,7 @@ def test_reference(seed, rows, length, columns):
 
 @given(seeds, st.integers(0, 12), st.integers(1, 3))
 def test_tables(seed, count, step):
-    """All sums of four, of gradients that lie apart; those that are not there are zeros."""
+    """All sums of four gradients with gaps in memory; missing gradients count as zeros."""
     rng = np.random.default_rng(seed)
     grad = rng.standard_normal((13, step, FLOATS)).astype(np.float32)
     tables = np.full(2 + 3 * TABLE, 7, np.float32)

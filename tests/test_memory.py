@@ -1,4 +1,4 @@
-"""Memory for arrays: where it begins, and that it is used again, but never twice at a time."""
+"""Memory for arrays: aligned, reused, but never by two arrays at a time."""
 
 import gc
 import signal
@@ -67,7 +67,7 @@ def test_not_for_arrays_that_are_much_smaller():
 
 @given(st.integers(memory._SMALL + 1, 1 << 40))
 def test_sizes(size):
-    """There are four of them in each doubling, and each is one of them itself."""
+    """There are four sizes per doubling, and rounding a size gives the same size."""
     rounded = memory._rounded(size)
     assert size <= rounded <= 1.25 * size
     assert rounded == memory._rounded(rounded)
@@ -89,7 +89,7 @@ def test_keeps_no_more_than_the_limit():
     next_one = memory.empty(100 * LARGE, np.uint8)  # whatever is made next
     addresses = [buffer.address for free in memory._free.values() for buffer in free]
     assert 4 * LARGE < waiting() <= 5 * LARGE
-    assert {*addresses} == {*places[-len(addresses) :]}  # what was taken longest ago goes first
+    assert {*addresses} == {*places[-len(addresses) :]}  # least recently used first
     del next_one
     assert memory.keep(0) == 5 * LARGE
     assert waiting() == 0 and memory._state.made == in_use
@@ -98,7 +98,7 @@ def test_keeps_no_more_than_the_limit():
 
 
 def test_threads_never_share_memory():
-    """Each thread fills arrays with its own number, and finds nothing else in them."""
+    """Each thread fills arrays with its own number and reads no other number."""
     wrong = []
 
     def work(number):
@@ -188,7 +188,7 @@ assert buffer.address == place == memory.empty(1000, np.uint8).ctypes.data
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers")
 def test_an_interruption_is_never_lost():
-    """Ctrl-C while memory is taken and given back: it arrives, and the memory stays in order."""
+    """Ctrl-C during allocation and release arrives, and the pool stays consistent."""
     command = [sys.executable, "-c", INTERRUPTED]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,4 +1,4 @@
-"""NumPy's scalars mean what Python's numbers mean, wherever an int, a float or a bool is taken."""
+"""NumPy scalars are accepted wherever Python's int, float or bool is, with the same result."""
 
 from functools import partial
 
@@ -52,7 +52,7 @@ LAYERS = [
 
 
 def as_scalars(value, kinds):
-    """Python's numbers as NumPy's; floats that the kind does not hold are not given here."""
+    """Python's numbers as NumPy scalars; all floats given are exact in their type."""
     if isinstance(value, bool):
         return np.bool_(value)
     if isinstance(value, int | float):
@@ -61,7 +61,7 @@ def as_scalars(value, kinds):
 
 
 def rounded(value, kind):
-    """A number that both Python and the NumPy kind can hold."""
+    """A number that is exact in both Python and the NumPy type."""
     if isinstance(value, tuple):
         return tuple(rounded(v, kind) for v in value)
     return float(kind(value)) if isinstance(value, float) else value

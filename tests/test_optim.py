@@ -154,7 +154,7 @@ def test_schedules_are_pytorchs(name, first, second):
 
 
 def test_schedules_count_from_the_first_value():
-    """A second schedule of an optimizer does not start from what the first one has made of it."""
+    """An optimizer's second schedule does not start from the rate that the first has set."""
     optimizer = optim.SGD([parameter()], lr=0.8)
     optim.LinearLR(optimizer, 0.25)
     assert optimizer.param_groups[0]["lr"] == 0.2
@@ -329,7 +329,7 @@ def test_state_of_another_optimizer_is_refused():
     before = adam.state_dict()
     with pytest.raises(ValueError, match=r"mean of parameter 1 has shape \(3,\), expected \(4,\)"):
         adam.load_state_dict(state)
-    assert adam.state_dict() == before  # no state yet, and none has come
+    assert adam.state_dict() == before  # no state before, and none after
 
 
 # ------------------------------------------------------------------------------------------ errors

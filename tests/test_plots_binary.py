@@ -1,4 +1,4 @@
-"""Pictures of binary layers: the numbers they show are the numbers of the layer."""
+"""Pictures of binary layers show the layer's numbers."""
 
 import re
 
@@ -129,7 +129,7 @@ def test_thresholds_of_channels():
 
 
 def test_sums_of_odd_and_even_numbers_of_signs():
-    """At the border of a padded image windows have fewer signs: bars stand at all integers."""
+    """Windows at the border of a padded image have fewer signs: bars at all integers."""
     bars = dict(heights(plots.accumulators([-2, -1, 0, 3], 0)))["becomes +1"]
     assert [*bars] == [-2, -1, 0, 1, 2, 3] and sum(bars.values()) == 2
 
@@ -152,7 +152,7 @@ def test_the_sums_of_a_layer_are_those_of_the_model(channel):
     render(ax.figure)
     bits = np.where(_input_of(model, x, 6) >= 0, 1.0, -1.0)
     sums = F.conv2d(bits.astype("f4"), model[6].binary_weight(), padding=1)
-    outputs = _input_of(model, x, 9)  # flattened: behind the batch norm
+    outputs = _input_of(model, x, 9)  # flattened: after the batch norm
     if channel is not None:
         sums = sums[:, channel]
         outputs = outputs.reshape(len(x), 8, -1)[:, channel]

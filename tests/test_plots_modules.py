@@ -1,4 +1,4 @@
-"""Architectures as pictures: boxes, shapes and paths are those of a forward pass."""
+"""Pictures of architectures: boxes, shapes and paths match a forward pass."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def height_of(ax, name):
 
 
 def test_the_block_of_bdnet():
-    """Two signs and convolutions, added; the residual before the batch norm and behind it."""
+    """Two signs and convolutions, added; the residual before and after the batch norm."""
     ax = plots.architecture(block(), (8, 6, 6))
     render(ax.figure)
     labels = texts(ax)
@@ -90,7 +90,7 @@ def test_blocks_side_by_side():
 
 
 def test_a_box_is_as_colourful_as_its_products():
-    """Real, of signs, ternary; signs inside of a layer are named there."""
+    """Real, sign and ternary products; signs inside a layer are named there."""
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BinaryConv2d(4, 4, 3, groups=2),
         nn.BinaryConv2d(4, 4, 3, weight_quantizer="ste_tern"), nn.Flatten(),
@@ -213,7 +213,7 @@ def test_a_shape_that_the_model_does_not_take():
 
 
 class Outputs(nn.Module):
-    """Gives what a function makes of its input."""
+    """Returns a function of its input."""
 
     def __init__(self, function):
         self.function = function

@@ -1,4 +1,4 @@
-"""Gradients of binary layers, in the input and in the weight, against their references.
+"""Gradients of binary layers with respect to input and weight, against their references.
 
 Gradients that are small integers have exact sums in float32, so the order does not matter and the
 comparison is ==. Real ones are compared with sums in float64.
@@ -95,7 +95,7 @@ def test_integer_gradients_are_exact(seed, case, density, padding_mode):
 
 @given(seeds, convolutions(), st.sampled_from(["zeros", "ones"]))
 def test_references_are_the_gradients_of_conv2d(seed, case, padding_mode):
-    """The engine's convolution on ±1 in float64, differentiated: integers again, so ==."""
+    """The engine's float64 convolution of ±1, differentiated, has integer gradients, so ==."""
     (images, channels, filters), size, kernel, geometry = case
     rng, groups = np.random.default_rng(seed), geometry["groups"]
     images = max(images, 1)
@@ -159,7 +159,7 @@ def test_real_gradients(method, density):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_number_of_threads_does_not_matter(method, monkeypatch):
-    """Real gradients, for which another order of summation changes the result."""
+    """With real gradients, another order of summation would change the result."""
     monkeypatch.setattr(threads, "tasks_for", lambda seconds: threads.count())
     layer = example_layer(np.random.default_rng(0), 0.5)
     gradients = []
@@ -173,7 +173,7 @@ def test_the_number_of_threads_does_not_matter(method, monkeypatch):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_parts_that_are_kept_at_a_time(method, monkeypatch):
-    """Bands of one row, one image at a time: every seam is used."""
+    """Bands of one row, one image at a time, so that every boundary is used."""
     rng = np.random.default_rng(0)
     grad, weight, x, shape = example_layer(rng)
     grad = integer_gradient(rng, 0.5, *grad.shape)
@@ -314,7 +314,7 @@ def test_refuses_a_method_that_the_cpu_cannot_do(monkeypatch):
 @pytest.mark.parametrize("images", [1, 3, 16, 17])
 @pytest.mark.parametrize("stride", [(1, 1), (2, 1), (3, 2)])
 def test_bands_lie_side_by_side(images, stride):
-    """A batch that fills no block, one of bands of several images, and one with a rest."""
+    """A batch that fills no block, one with bands of several images, and one with a remainder."""
     rng, size, filters = np.random.default_rng(0), (7, 5), 6
     options = dict(stride=stride, padding=(1, 2), dilation=(1, 2))
     shape = geometry_of(40, filters, size, (3, 3), **options)
@@ -391,7 +391,7 @@ FILES = [
 
 
 def run_these_files(**environment):
-    """The tests of the gradients and of their parts."""
+    """Run the tests of the gradients and of their parts."""
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FILES],
         env={**os.environ, "HYPOTHESIS_PROFILE": "ci", **environment},
@@ -404,7 +404,7 @@ CHILD = numba.config.DISABLE_JIT or "TINYBNN_CHILD" in os.environ
 
 @pytest.mark.skipif(CHILD, reason="one of the runs below")
 def test_kernels_run_uncompiled():
-    """A student can step through the kernels in a debugger: all of this as plain Python."""
+    """Kernels also run as plain Python, so that a debugger can step through them."""
     run = run_these_files(NUMBA_DISABLE_JIT="1")
     assert run.returncode == 0, run.stdout + run.stderr
 

@@ -31,7 +31,7 @@ x86 = pytest.mark.skipif(
 
 
 def values(rng, *shape):
-    """Normal values with special ones strewn in."""
+    """Normal values with some special values among them."""
     x = rng.standard_normal(shape).astype(np.float32)
     special = rng.random(shape) < 0.05
     x[special] = rng.choice(SPECIAL, special.sum())
@@ -55,7 +55,7 @@ def same(a, b):
 
 
 def in_many_parts():
-    """Let the smallest work be shared out to all threads."""
+    """Split even the smallest work among all threads."""
     return mock.patch.object(signed, "_SPEED", 1e-12)
 
 
@@ -120,7 +120,7 @@ def test_conv2d_equals_the_ordered_product_of_patches(seed, geometry):
 
 
 def test_conv2d_order():
-    """Row by row, in a row pixel by pixel, in a pixel channel by channel: 1e8 swallows the 3."""
+    """Row by row, then pixel by pixel, then channel by channel: 1e8 absorbs the 3."""
     x = np.ones((1, 2, 2, 2), np.float32)
     for place, expected in enumerate([0, 3]):
         # In this order of summation the two big terms are neighbours, and the 3 is before or after.
@@ -145,7 +145,7 @@ def test_conv2d_rounds_each_product():
 
 
 def test_conv2d_zeros_of_the_padding_take_part():
-    """0 * inf is NaN on the border, as it is in a matrix of patches."""
+    """0 * inf is NaN at the border, as in a matrix of patches."""
     weight = np.full((1, 1, 1, 3), np.inf, np.float32)
     prepared = signed.prepare_conv2d(weight, (1, 4), padding=(0, 1))
     out = signed.conv2d(prepared, np.ones((1, 1, 4, 1), np.float32))
@@ -196,7 +196,7 @@ def test_a_task_writes_its_own_pixels_only(seed, data):
 
 @given(seeds, st.integers(1, 5), st.data())
 def test_conv2d_in_chunks(seed, images, data):
-    """What a kernel with an epilogue of its own does: some pixels at a time, into a scratch."""
+    """Like a kernel with its own epilogue: some pixels at a time, into scratch memory."""
     rng = np.random.default_rng(seed)
     x, weight = values(rng, images, 5, 4, 2), values(rng, 70, 2, 3, 2)
     options = {"padding": (1, 2), "stride": (2, 1)}
@@ -297,7 +297,7 @@ def test_signs_matmul_equals_the_product_of_unpacked_signs(seed, rows, count, ou
 
 @given(seeds, st.sampled_from([1, 3, 64, 70]), st.integers(1, 3), st.integers(1, 3))
 def test_signs_matmul_of_flattened_images(seed, channels, height, width):
-    """Bits pixel by pixel, weights and sum channel by channel."""
+    """Bits are in pixel order, weights and sum in channel order."""
     rng = np.random.default_rng(seed)
     image, weight = (
         values(rng, 2, channels, height, width),
@@ -362,7 +362,7 @@ def test_thread_count_does_not_matter():
 
 @compiled
 def test_work_is_shared_out():
-    """Both kernels are shared out when there is more work than one thread should do."""
+    """Both kernels are split when there is more work than one thread should do."""
     if numba.config.NUMBA_NUM_THREADS < 2:
         pytest.skip("one thread only")
     x, weight = np.ones((2, 4, 4, 1), np.float32), np.ones((3, 1, 3, 3), np.float32)
@@ -465,7 +465,7 @@ def test_refusals(function, arguments, keywords, message):
 
 # ------------------------------------------------------------- without compilation, on smaller CPUs
 
-REGISTERS = {"AVX2": ("zmm", "k1"), "SSE4.2": ("zmm", "ymm", "k1")}  # that are not there
+REGISTERS = {"AVX2": ("zmm", "k1"), "SSE4.2": ("zmm", "ymm", "k1")}  # that this CPU lacks
 PROGRAM = """
     import numpy as np
     from tinybnn.kernels.floats import signed
@@ -504,7 +504,7 @@ def run(command, **environment):
 @x86
 @pytest.mark.parametrize("cpu", REGISTERS)
 def test_smaller_cpus(cpu, tmp_path):
-    """The same kernels are correct where vectors are shorter, and use nothing that is not there."""
+    """The same kernels are correct with shorter vectors and use no missing instructions."""
     program = textwrap.dedent(PROGRAM).replace("{registers}", repr(REGISTERS[cpu]))
     environment = compiles_for(cpu)
     environment |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -513,6 +513,6 @@ def test_smaller_cpus(cpu, tmp_path):
 
 @compiled
 def test_kernels_run_uncompiled():
-    """A student can step through the kernels in a debugger: all of this as plain Python."""
+    """Kernels also run as plain Python, so that a debugger can step through them."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     run(command, NUMBA_DISABLE_JIT="1", HYPOTHESIS_PROFILE="ci")

@@ -20,7 +20,7 @@ VALUES = np.array([0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 1e-40, -1e-40]
 
 
 def first_of_equals(a, b, wins):
-    """Number by number, in plain Python."""
+    """The first of equal values, number by number in plain Python."""
     return a if wins(a, b) or a != a else b
 
 
@@ -143,7 +143,7 @@ def _by_channel(x):
 
 
 class Steps(nn.Module):
-    """Operations one after the other, between layers that make zeros."""
+    """A chain of operations between layers that produce zeros."""
 
     def __init__(self, names, first, constants, pool):
         self.first, self.names, self.pool = first, names, pool
@@ -157,7 +157,7 @@ class Steps(nn.Module):
 
 
 def layers(rng, image):
-    """A layer whose sums are 0 now and then, of many kinds; and nothing."""
+    """Layers of many kinds whose sums are sometimes 0, and no layer."""
     if not image:
         dead, ternary = nn.Linear(4, 4, rng=rng), nn.BinaryLinear(4, 4, weight_quantizer="ste_tern")
         dead.weight.data[...], dead.bias.data[...] = rng.choice([0.0, -0.0], (4, 4)), -0.0
@@ -213,7 +213,7 @@ def test_equal_means_equal_bits():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(2, 8, 1, 2), (2, 3, 4, 5), (1, 1, 1, 1), (1, 65, 3, 1)])
 def test_an_average_pool_begins_with_zero(dtype, shape):
-    """So that padding, and where an image lies in memory, make no difference."""
+    """Then padding and the image's memory layout make no difference."""
     x = picked(np.random.default_rng(0), *shape).astype(dtype)
     x[0] = -0.0
     for padding in (0, 1):

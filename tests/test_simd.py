@@ -1,4 +1,4 @@
-"""The vocabulary of vectors: compiled, as NumPy lanes, and on CPUs with less than this one has."""
+"""The vector vocabulary: compiled, as NumPy lanes, and on CPUs with fewer features."""
 
 import os
 import platform
@@ -57,7 +57,7 @@ x86 = pytest.mark.skipif(
 
 @kernel
 def on_words(a, b, out):
-    """A slot of ``out`` for each word of the vocabulary that gives words."""
+    """One slot of ``out`` for each operation of the vocabulary that returns words."""
     x, y = load(a, 1), load(b, 2)
     store(out, 0, x + y)
     store(out, 8, x - y)
@@ -110,7 +110,7 @@ def on_floats(a, b, out):
 
 
 def both(function, *arguments):
-    """The results of a kernel compiled and as plain Python: what it returns and what it wrote."""
+    """Returned and written results of a kernel, compiled and as plain Python."""
     plain = getattr(function, "py_func", function)
     results = []
     for call in (function, plain):
@@ -230,7 +230,7 @@ def test_lanes():
 
 @compiled
 def test_cache_is_stale_when_an_imported_file_changes(tmp_path):
-    """A kernel is compiled again after a change of a file that its file imports, and only then."""
+    """A kernel is recompiled only after a change of a file that its file imports."""
     package = Path(tinybnn.__file__).parent
     ignored = shutil.ignore_patterns("__pycache__", "data")
     shutil.copytree(package, tmp_path / "tinybnn", ignore=ignored)
@@ -254,7 +254,7 @@ def test_cache_is_stale_when_an_imported_file_changes(tmp_path):
         return int(run.stdout)
 
     counts = [hits(), hits()]
-    # It imports simd.py and bits.py; tiles.py is none of its business.
+    # It imports simd.py and bits.py, but not tiles.py.
     for name in ("machine/tiles.py", "machine/simd.py", "signs/bits.py"):
         with (tmp_path / "tinybnn" / "kernels" / name).open("a", encoding="utf-8") as file:
             file.write("# a change\n")
@@ -264,7 +264,7 @@ def test_cache_is_stale_when_an_imported_file_changes(tmp_path):
 
 # ------------------------------------------------------------------------------------- smaller CPUs
 
-REGISTERS = {"AVX2": ("zmm", "k1"), "SSE4.2": ("zmm", "ymm", "k1")}  # that are not there
+REGISTERS = {"AVX2": ("zmm", "k1"), "SSE4.2": ("zmm", "ymm", "k1")}  # that this CPU lacks
 PROGRAM = """
     import numpy as np
     from tinybnn.kernels.floats import signed
@@ -303,7 +303,7 @@ PROGRAM = """
 @x86
 @pytest.mark.parametrize("cpu", REGISTERS)
 def test_smaller_cpus(cpu, tmp_path):
-    """The same kernels are correct where vectors are shorter, and use nothing that is not there."""
+    """The same kernels are correct with shorter vectors and use no missing instructions."""
     program = textwrap.dedent(PROGRAM).replace("{registers}", repr(REGISTERS[cpu]))
     environment = os.environ | compiles_for(cpu)
     environment |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -322,7 +322,7 @@ def test_smaller_cpus(cpu, tmp_path):
 
 @kernel
 def on_blocks(a, integers, b, out, bits):
-    """A row of ``out`` for each word of the vocabulary that gives a block."""
+    """One row of ``out`` for each operation of the vocabulary that returns a block."""
     x, y, i = load_block(a, 1), load_block(b, 0), load_block(integers, 3)
     store(out[0], 0, x + y)
     store(out[1], 0, x - y)

@@ -1,4 +1,4 @@
-"""Files of arrays: what goes in comes out, and what is damaged, foreign or hostile is refused."""
+"""Files of arrays: round trips are exact; damaged, foreign or hostile files are refused."""
 
 import errno
 import io
@@ -332,13 +332,13 @@ def npy(array):
 
 
 def described(text, body=b""):
-    """A .npy with any description."""
+    """A .npy file with any header description."""
     text += " " * (-(11 + len(text)) % 64) + "\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode("latin-1") + body
 
 
 def forge(*members, header=None, digest_of=None):
-    """A whole file of (entry, bytes) members behind a right (or the given) header."""
+    """A whole file of (entry, bytes) members after a right (or the given) header."""
     if header is None:
         fields = {
             "format": "tinybnn", "format_version": 1, "kind": "test", "version": 3, "metadata": {},
@@ -612,7 +612,7 @@ def test_write_atomic_takes_bytes_and_writers_and_keeps_links_and_modes(tmp_path
 
 LEFTOVER = ".tinybnn-0123456789abcdef.tmp"
 
-# Writes a file and stops inside of the write, after the first half: killed there, or until told.
+# Writes a file and stops after the first half of the write: killed there, or until told.
 HALF = """
 import os, signal, sys
 from tinybnn import storage
@@ -679,7 +679,7 @@ def test_only_abandoned_temporary_files_are_removed(tmp_path, monkeypatch):
     (tmp_path / ".tinybnn-2222222222222222.tmp").mkdir()
     kept = {*others, "aim", ".tinybnn-1111111111111111.tmp", ".tinybnn-2222222222222222.tmp"}
     (tmp_path / LEFTOVER).write_bytes(b"half")
-    with monkeypatch.context() as patch:  # without locks nobody can tell: it stays
+    with monkeypatch.context() as patch:  # without locks this is unknown: it stays
         patch.setattr(storage.fcntl, "flock", Mock(side_effect=OSError(errno.ENOLCK, "no locks")))
         storage.write_atomic(tmp_path / "x", b"1")
         assert set(os.listdir(tmp_path)) == {*kept, LEFTOVER, "x"}
@@ -689,7 +689,7 @@ def test_only_abandoned_temporary_files_are_removed(tmp_path, monkeypatch):
 
 @needs_locks
 def test_a_file_that_vanishes_before_it_is_locked_is_made_anew(tmp_path, monkeypatch):
-    """Another writer that cleans up takes a file without a lock for a leftover."""
+    """Another writer's clean-up takes a file without a lock for a leftover."""
     flock, seen = storage.fcntl.flock, []
 
     def late(file, operation):
@@ -718,7 +718,7 @@ def test_locks(tmp_path):
             assert storage.try_lock(two) is False
 
 
-# A file may not become larger than a limit; the signal that says so is ignored, as Python does.
+# File sizes are limited; the signal for exceeding the limit is ignored, as Python does.
 LIMITED = """
 import resource, sys
 from tinybnn import storage

@@ -1,4 +1,4 @@
-"""The plan of the house: which room may import which, and what an import may cost."""
+"""The package's structure: which room may import which, and what an import may cost."""
 
 import ast
 import configparser
@@ -43,7 +43,7 @@ def module(path):
 def imports(path):
     """Dotted names of the tinybnn modules that a file imports, lazily or not.
 
-    What is imported under ``if TYPE_CHECKING:`` is for hints: it does not exist at run time.
+    Imports under ``if TYPE_CHECKING:`` are for hints: they do not exist at run time.
     """
     modules = set()
     for node in statements_that_run(ast.parse(path.read_text(encoding="utf-8"))):
@@ -99,7 +99,7 @@ def test_rooms_of_kernels_import_from_those_before_them():
 
 
 def test_no_circle_inside_a_room():
-    """Inside a room files may lean on each other, but not in a circle."""
+    """Files in a room may import each other, but not in a circle."""
     edges = {module(path): imports(path) for path in FILES}
     done = set()
 
@@ -139,13 +139,13 @@ def test_files_are_written_by_one_function():
     files = {text.split(":")[0] for text in writers}
     assert files <= {
         "storage.py",
-        "kernels/machine/cache.py",  # below it, and into folders that it has to distrust
+        "kernels/machine/cache.py",  # on a lower floor, and into folders that it must not trust
         "plots/canvas.py",  # into the file that `write_atomic` opens
-        "datasets/download.py",  # part files, which later calls go on with
+        "datasets/download.py",  # part files, which later calls continue
         "runs/folder.py",  # the lock
-        "federated/launch.py",  # logs and settings of Flower's processes, in a temporary folder
+        "federated/launch.py",  # logs and settings of Flower's processes in a temporary folder
         "bench/peers.py",  # a pipe
-        "course/child.py",  # where a crash is written down, in a temporary folder
+        "course/child.py",  # crash logs, in a temporary folder
     }, writers  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def test_numba_is_only_in_the_kernels():
 
 
 def test_formulas_name_no_kernel():
-    """`kernels.dispatch` says which one computes them; but for products of signs."""
+    """`kernels.dispatch` chooses the kernel, except for products of signs."""
     for path in FILES:
         if room(path) in ("functional", "quantizers") and path.name != "binary.py":
             kernels = {name for name in imports(path) if name.startswith("tinybnn.kernels.")}
@@ -205,7 +205,7 @@ assert inherited == before, inherited.items() ^ before.items()
 
 
 def test_imports_leave_the_environment_as_it_is():
-    """Both as Python shows it, and as processes inherit it that are started later."""
+    """Both as Python sees it and as processes started later inherit it."""
     names = sorted(name for name in MODULES if ".flower_app" not in name)
     assert len(names) > 200 and "tinybnn.kernels.machine.threads" in names
     environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "LC_CTYPE")}

@@ -1,4 +1,4 @@
-"""Tables: no line is too long, no text becomes markup, and objects show themselves in notebooks."""
+"""Tables: no line is too long, no text becomes markup, and notebooks display objects."""
 
 import copy
 import pickle
@@ -22,7 +22,7 @@ words = st.text(st.characters(codec="utf-8", categories=("L", "N", "P")), max_si
 
 @given(st.data(), st.integers(1, 6), st.integers(30, 100))
 def test_lines_that_are_too_long(data, columns, width):
-    """Whatever stands in the cells: they are wrapped, and no character is lost."""
+    """Cells are wrapped whatever their text, and no character is lost."""
     cells = st.lists(words, min_size=columns, max_size=columns)
     header, *rows = data.draw(st.lists(cells, min_size=1, max_size=5))
     text = tables.text(header, rows, width=width)
@@ -50,7 +50,7 @@ def test_text_over_several_lines_keeps_to_its_cell():
 
 
 class Page(HTMLParser):
-    """Reads HTML, checks that its tags are balanced, and keeps its texts and its rows."""
+    """Reads HTML, checks that its tags are balanced, and keeps its text and rows."""
 
     def __init__(self, html):
         super().__init__()
@@ -84,7 +84,7 @@ EVIL = '<script>alert("1")</script>&amp;'
 
 
 def page(shown):
-    """What an object shows of itself in a notebook."""
+    """An object's display in a notebook."""
     table = Page(shown._repr_html_())
     assert table.tags <= TAGS
     return table

@@ -1,6 +1,6 @@
-"""Threads: the same bits from any number of them, and no way to end the process.
+"""Threads: the same bits for any number of threads, and no crash of the process.
 
-Numba's threading layers differ in what they do not survive, so the programs below run in processes
+Numba's threading layers crash in different situations, so the programs below run in processes
 of their own, once on each layer that is installed, with four threads on any machine.
 """
 
@@ -229,7 +229,7 @@ print("done")
 @forks
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_forked_child_predicts(layer):
-    """Before and after its parent ran parallel kernels; and a child of the child."""
+    """Before and after its parent ran parallel kernels; also a child of the child."""
     check(FORK, layer)
 
 
@@ -312,14 +312,14 @@ def add_one(first, end, task, x):
     [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
 )
 def test_waiting_threads_go_to_sleep_unless_the_user_says_otherwise(start, given, expected):
-    """And the environment, which other processes inherit, stays as it was."""
+    """The environment, which other processes inherit, stays unchanged."""
     code = (
         "import os; before = {**os.environ}; from tinybnn.kernels.machine import threads\n"
         f"{start}\nassert {{**os.environ}} == before; print(threads.layer())"
     )
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     environment = {k: v for k, v in os.environ.items() if k not in names} | given
-    environment["OMP_DISPLAY_ENV"] = "verbose"  # GNU OpenMP prints what it has read
+    environment["OMP_DISPLAY_ENV"] = "verbose"  # GNU OpenMP prints the settings that it has read
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
@@ -394,7 +394,7 @@ def test_num_threads_refuses(n):
     ],
 )
 def test_tasks_for(monkeypatch, layer, seconds, most, expected):
-    """A thread gets work for longer than its start takes, which depends on the threading layer."""
+    """A thread's work takes longer than its start, which depends on the threading layer."""
     monkeypatch.setattr(numba, "threading_layer", lambda: layer)
     monkeypatch.setattr(threads, "count", lambda: most)
     assert threads.tasks_for(seconds) == expected

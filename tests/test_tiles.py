@@ -1,4 +1,4 @@
-"""Tiles: the same compiled and as plain Python, in every width, and nothing behind them written."""
+"""Tiles: equal compiled and as plain Python, in every width, and no write after their end."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def both(function, *arguments):
-    """What a kernel wrote to its last argument, compiled and as plain Python."""
+    """The last argument as written by a kernel, compiled and as plain Python."""
     results = []
     for call in (function, getattr(function, "py_func", function)):
         copies = [array.copy() if isinstance(array, np.ndarray) else array for array in arguments]

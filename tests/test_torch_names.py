@@ -1,4 +1,4 @@
-"""PyTorch's names: values, gradients and gradients of gradients as PyTorch has them."""
+"""PyTorch's names: values, gradients and gradients of gradients as in PyTorch."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def derivatives(outputs, inputs, times):
 
 
 def assert_close(actual, recorded, **tolerances):
-    """Derivatives that one of them has none of are 0."""
+    """Compare derivatives; those that one side lacks count as 0."""
     size = max(len(actual), len(recorded))
     actual, recorded = (np.pad(x, (0, size - len(x))) for x in (actual, recorded))
     np.testing.assert_allclose(actual, recorded, **tolerances)
@@ -86,7 +86,7 @@ def test_float32_stays_float32(name):
         assert_close(values, RECORDED[name], rtol=1e-4, atol=1e-4)
 
 
-# Straight through; and what takes values out of the graph.
+# Straight-through, and operations that take values out of the graph.
 NO_SLOPES = {"own sign", "own inside of another", "own of a constant", "own with a saved output"}
 
 
@@ -400,7 +400,7 @@ def test_files_that_hold_no_object(tmp_path, content):
 
 
 class Net(nn.Module):
-    """Signs between the names that have a packed form."""
+    """Signs between the operations that have a packed form."""
 
     def __init__(self, function, bits=12):
         rng = np.random.default_rng(0)

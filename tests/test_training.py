@@ -1,4 +1,4 @@
-"""The training loop: it learns, it tells what happened, and nothing can make it lose its way."""
+"""The training loop: it learns, records a history, and resumes after any interruption."""
 
 import errno
 import functools
@@ -88,7 +88,7 @@ class Run:
         return fit(self.model, self.train, epochs=epochs, checkpoint=checkpoint, **settings | kw)
 
     def everything(self):
-        """All arrays and numbers that training changes, times aside."""
+        """All arrays and numbers that training changes, except times."""
         snapshot = {k: v.copy() for k, v in self.model.state_dict().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             snapshot.update({f"{i}.{k}": v.copy() for k, v in state.items()})
@@ -118,7 +118,7 @@ class StopError(Exception):
 
 
 def interrupting(at):
-    """Cross entropy that raises in its call number `at` (from 0, over all batches)."""
+    """Cross entropy that raises in call number `at` (from 0, over all batches)."""
     calls = iter(range(10**9))
 
     def loss(logits, labels):
@@ -191,7 +191,7 @@ def test_history_of_one_epoch_by_hand():
     ],
 )
 def test_flips_are_those_of_the_weights_that_a_layer_computes_with(layer, changed):
-    """Latent weights 1 to 4 have one sign; AdaBin's are the signs of what exceeds their mean."""
+    """Latent weights 1 to 4 have one sign; AdaBin takes the signs of weights minus their mean."""
     model = nn.Sequential(layer())
     latent = next(p for p in model.parameters() if isinstance(p, nn.LatentParameter))
     latent.data[...] = np.float32([[1, 2], [3, 4]])
@@ -255,7 +255,7 @@ def test_a_given_history_goes_on():
 
 @pytest.mark.parametrize("generators", ["shared", "separate", "default", "legacy"])
 def test_an_interrupted_run_ends_the_same(tmp_path, generators):
-    """Stopped in each batch in turn, and gone on with in new objects."""
+    """Interrupted in each batch in turn, and resumed in new objects."""
     undisturbed = Run(generators)
     undisturbed.fit()
     expected = undisturbed.everything()
@@ -279,7 +279,7 @@ def test_the_checkpoint_itself_changes_nothing(tmp_path):
 
 
 def test_gone_on_with_in_the_same_objects(tmp_path):
-    """As in a notebook: the cell was stopped, and is run again. Nothing was seeded."""
+    """As in a notebook: the cell was interrupted and is run again. Nothing was seeded."""
     path = tmp_path / "run.npz"
     run = Run(loss=interrupting(9))
     run.train.rng = run.model[3].rng = np.random.default_rng()
@@ -295,7 +295,7 @@ def test_gone_on_with_in_the_same_objects(tmp_path):
 
 
 def test_unseeded_runs_go_on_in_new_objects(tmp_path):
-    """What the system drew at random is no seed that must be the same."""
+    """A seed that the system drew need not be the same."""
     path = tmp_path / "run.npz"
 
     def make(at):
@@ -422,7 +422,7 @@ def test_numbers_that_json_lacks_come_back(tmp_path):
 
 @pytest.mark.parametrize(("then", "now"), [(None, 5), (5, None), (5, 5), (5, 6)])
 def test_the_default_generator_may_be_seeded_on_one_side_alone(tmp_path, then, now):
-    """It goes on from the file's state all the same; two seeds that were chosen must agree."""
+    """It continues from the file's state anyway; two chosen seeds must agree."""
     path, run = tmp_path / "run.npz", Run()
     tinybnn.manual_seed(then)
     Checkpoint(path, run.model, run.optimizer).save()
@@ -438,7 +438,7 @@ def test_the_default_generator_may_be_seeded_on_one_side_alone(tmp_path, then, n
 
 
 def test_a_loop_of_ones_own(tmp_path):
-    """The class alone: no loaders, no history, no schedule."""
+    """Only the class: no loaders, no history, no schedule."""
     path, run = tmp_path / "own.npz", Run()
     state = Checkpoint(path, run.model, run.optimizer)
     assert state.restore() is False
@@ -606,7 +606,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, call)
 # ----------------------------------------------------------------------------------- killed, really
 
 # Trains a small network with a checkpoint. With a number, the process kills itself at that event:
-# events are the batches, and in each write the half of its bytes and all calls to the system.
+# events are the batches and, in each write, half of its bytes and all system calls.
 KILLED = """
 import os, signal, sys
 import numpy as np
@@ -682,7 +682,7 @@ def finished(process):
 
 
 def content(path):
-    """All that a checkpoint holds but the time that the epochs took."""
+    """A checkpoint's content except the epochs' times."""
     arrays, metadata = storage.load(path, kind="checkpoint", version=2)
     for row in metadata["history"]:
         del row["seconds"]
@@ -690,7 +690,7 @@ def content(path):
 
 
 def undisturbed(folder, epochs):
-    """What a run leaves that nobody kills, and the seconds that its training takes."""
+    """The results of an undisturbed run, and its training time in seconds."""
     path = folder / "undisturbed.npz"
     process = start(path, epochs)
     assert process.stdout.readline() == b"ready\n"
@@ -711,7 +711,7 @@ def killed_at_events(folder, epochs, events):
 
 
 def killed_at_random(folder, epochs, runs, kills, longest, seed):
-    """Kill each run at random moments a number of times, and compare what it leaves.
+    """Kill each run at random moments several times, and compare its results.
 
     The longest life is a share of the time that a whole run takes here and now. How far a run
     comes in such a life depends on what else the machine does: a run that ends before its last
@@ -803,7 +803,7 @@ def test_accuracy_refuses_what_means_nothing(logits, labels):
 
 
 def rows(loss, labels, outputs):
-    """What fit and evaluate note of a run with targets of some kind."""
+    """The metrics of fit and evaluate for a run with some kind of targets."""
     data = datasets.TensorDataset(np.random.default_rng(0).normal(size=(12, 4)), labels)
     loader = datasets.DataLoader(data, 5)
     model = nn.Linear(4, outputs, rng=np.random.default_rng(0))
@@ -1044,7 +1044,7 @@ def test_a_steepness_that_a_schedule_moves_is_no_setting(tmp_path, is_chained):
 
 
 def checkpoint_0_1(tmp_path, change=None):
-    """The run of tests/data/make_checkpoint_0_1.py, and its file, in a place of its own."""
+    """The run of tests/data/make_checkpoint_0_1.py, and its file in a separate folder."""
     path = Path(__file__).parent / "data" / "checkpoint_0_1.npz"
     run = runpy.run_path(str(path.with_name("make_checkpoint_0_1.py")))["make_run"]()
     if change:
@@ -1094,7 +1094,7 @@ def test_a_checkpoint_of_version_0_1_is_compared_as_far_as_it_goes(tmp_path, cha
 )  # fmt: skip
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_labels_that_only_the_loss_understands(labels, outputs):
-    """They train, without an accuracy; `accuracy` itself refuses them."""
+    """Training works without an accuracy; `accuracy` itself refuses the labels."""
 
     def loss(y, t):
         return (y * y).mean() * float(len(t))

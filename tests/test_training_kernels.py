@@ -1,7 +1,7 @@
-"""The fused kernels of training against the plain rules that they stand in for.
+"""The fused kernels of training against the plain rules that they replace.
 
-Elementwise results are the rule's bit for bit; sums are held against float64. The rules run on
-float64, or on float32 arrays that are not channels-last: those the kernels leave to them.
+Elementwise results equal the rule's bit for bit; sums are compared with float64. The rules run on
+float64, or on float32 arrays that are not channels-last, which kernels do not handle.
 """
 
 import os
@@ -89,7 +89,7 @@ def test_layout_refuses_what_kernels_cannot_take():
 
 @st.composite
 def batches(draw):
-    """Rows of channels, their centre far from 0 at times, gradients and parameters."""
+    """Rows of channels, sometimes with a mean far from 0, gradients and parameters."""
     channels = draw(st.sampled_from((1, 3, 10, 16, 17, 64, 70, 100, 128, 130, 200, 257)))
     least = -(-128 // channels)
     rows = least + draw(st.integers(0, 3 * 32))
@@ -217,7 +217,7 @@ def test_batch_norm_in_training_follows_the_rule(shape, monkeypatch):
         y = F.batch_norm(x, *running, weight, bias, True, 0.25)
         given_ = channels_last(normal(*shape, seed=2)).astype(dtype)
         results.append((y, *running, *grad(y, [x, weight, bias], Tensor(given_))))
-        monkeypatch.setattr(normalization, "forward", fails)  # float64 is not for kernels
+        monkeypatch.setattr(normalization, "forward", fails)  # kernels do not take float64
     for fused, rule in zip(*results, strict=True):
         fused, rule = np.asarray(as_array(fused)), np.asarray(as_array(rule))
         assert fused.dtype == np.float32
@@ -288,7 +288,7 @@ def test_the_mean_of_a_channel_with_infinity_is_infinity():
 
 @st.composite
 def windows(draw):
-    """An image with many equal numbers, and how it is pooled."""
+    """An image with many equal numbers, and its pooling arguments."""
     kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
     stride = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
     padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
@@ -387,7 +387,7 @@ def test_pooled_infinite_gradients_stay_where_they_are():
 
 @given(st.data())
 def test_channels_in_any_order(data):
-    """Repeated, in long runs, shuffled: bit for bit what indexing gives, by any number of tasks."""
+    """Repeated, in long runs, shuffled: the same bits as indexing, by any number of tasks."""
     channels = data.draw(st.integers(1, 70))
     index = data.draw(
         st.one_of(
@@ -534,7 +534,7 @@ def test_constants_of_many_rows_are_summed_in_double_precision():
     np.testing.assert_allclose(sums[2], 500_000 * (np.float64(given_[0, 0]) * x[0, 0]), 2e-6)
 
 
-# The layers' functions: arguments besides the image, and what the kernels stand for.
+# The layers' functions: their other arguments, and the rules that the kernels replace.
 ADAPTED = {
     "scale_channels": (F.scale_channels, [(0.7, 40)], {}),
     "rsign": (F.rsign, [(0.3, 40)], {"quantizer": quantizers.approx_sign}),
@@ -548,7 +548,7 @@ ADAPTED = {
 @pytest.mark.parametrize("name", ADAPTED)
 @pytest.mark.parametrize("shape", [(4, 40, 6, 7), (120, 40)], ids=str)
 def test_adapted_activations_follow_the_rule(name, shape, monkeypatch):
-    """The same in all bits but those of sums, and in any layout; and their gradients' gradients."""
+    """Equal in all bits except sums, in any layout; second gradients too."""
     apply, learned, options = ADAPTED[name]
     rng = np.random.default_rng(0)
     x, given_ = (rng.standard_normal(shape, np.float32) for _ in range(2))
@@ -580,7 +580,7 @@ def test_adapted_activations_follow_the_rule(name, shape, monkeypatch):
     st.sampled_from([quantizers.ste_sign, quantizers.approx_sign, quantizers.EdeSign(0.5)]),
 )  # fmt: skip
 def test_adapted_weights_are_those_of_the_rule(shape, seed, quantizer):
-    """Bit for bit, gradients too: it spares bookkeeping and changes nothing."""
+    """Equal bit for bit, gradients too: fusing only saves bookkeeping."""
     rng = np.random.default_rng(seed)
     weight, given_ = (Tensor(rng.standard_normal(shape, np.float32)) for _ in range(2))
     weight.requires_grad = True
@@ -607,7 +607,7 @@ def test_what_is_no_quantizer_is_composed_with_adapted_weights():
 
 
 class Narrow(quantizers.ApproxSign):
-    """A slope of its own, which no kernel knows."""
+    """A quantizer with its own slope, for which there is no kernel."""
 
     def pseudo_gradient(self, x):
         return (np.abs(as_array(x)) <= 0.5).astype(as_array(x).dtype)
@@ -631,7 +631,7 @@ ADAPTED_LAYERS = [nn.RSign, nn.PReLU, nn.RPReLU, nn.Maxout]
 @pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize("layer", ADAPTED_LAYERS, ids=lambda c: c.__name__)
 def test_layers_compute_the_same_in_both_modes_and_in_a_trace(layer, special):
-    """A trace shows the operations that the compiler knows, in their order and with their bits."""
+    """A trace shows operations known to the compiler, in the same order and with the same bits."""
     layer = layer(40)
     for i, p in enumerate(layer.parameters()):
         p.data[...] = with_special(normal(40, seed=i)) if special else normal(40, seed=i)
@@ -678,7 +678,7 @@ def test_adapted_activations_refuse_other_shapes(call, message):
     "apply", [lambda x, w: F.leaky_relu(x, 0.2), F.prelu], ids=["leaky", "prelu"]
 )
 def test_activations_follow_the_rule(apply, shape, monkeypatch):
-    """The same in all bits but those of the slopes' sums; and in any layout."""
+    """Equal in all bits except the slopes' sums, in any layout."""
     x, given_, w = normal(*shape), normal(*shape, seed=1), normal(shape[1], seed=2)
     results = []
     for few in (0, 1 << 30):
