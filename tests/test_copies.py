@@ -992,7 +992,7 @@ def test_a_result_is_copied_after_detach():
 
 
 def models_with(tensor):
-    """Models with a module that stores a result."""
+    """A model that stores a tensor."""
     model = nn.Identity()
     model.seen = tensor
     return model

@@ -53,7 +53,7 @@ def rows_of(history):
 
 
 def messages_of(history):
-    """Ask all clients before the first answer, unlike rounds in one process."""
+    """The ledger's rows, sorted: here all clients are asked before the first answers."""
     return sorted(history.ledger.rows)
 
 

@@ -700,7 +700,7 @@ def test_max_pool_padding_never_wins_and_nan_does():
 
 
 def test_max_pool_padding_never_takes_a_gradient():
-    """After a relu, a window's maximum is often 0, the value that other paddings use."""
+    """After a relu a window's maximum is often 0, the padding value of other layers."""
     x = Tensor(np.zeros((1, 2, 4, 4)), requires_grad=True)
     y = F.max_pool2d(x, 3, 2, 1)
     y.sum().backward()

@@ -65,7 +65,7 @@ def test_reference(seed, rows, length, columns):
 @needs_compress
 @given(seeds, st.integers(0, 50), st.integers(1, 3), st.integers(0, 3))
 def test_list(seed, count, step, before):
-    """Positions after the list's end are untouched; NaN is no zero, and -0.0 is one."""
+    """Entries are appended after the first `before`; NaN is no zero, and -0.0 is one."""
     rng = np.random.default_rng(seed)
     special = np.array([0, 0, -0.0, 1, -2, 3, np.nan], np.float32)
     grad = rng.choice(special, 5 + 50 * step)

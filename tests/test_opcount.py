@@ -37,7 +37,7 @@ def test_products_of_signs_count_as_bops(layers, bops, flops):
     count = count_operations(layers, shape)
     assert (count.bops, count.flops) == (bops, flops)
     assert count.ops == bops / 64 + flops
-    summary = analysis.summary(layers, shape)  # the same in words
+    summary = analysis.summary(layers, shape)  # the summary agrees
     assert (summary.total("bops"), summary.total("flops")) == (bops, flops)
     assert summary.total("weight_bits") == count.weight_bits
 

@@ -631,7 +631,7 @@ storage.write_atomic(sys.argv[1], content)
 
 
 def half_written(path, how):
-    """A process that writes `path`; returns when half is written."""
+    """Start a process that writes `path`; return when half is written."""
     process = subprocess.Popen(
         [sys.executable, "-c", HALF, str(path), how], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

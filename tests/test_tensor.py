@@ -989,7 +989,7 @@ def test_backward_needs_what_was_saved(symbol):
     with pytest.raises(RuntimeError, match="a Tensor that Exp needs was changed"):
         y = changed(lambda w, x, y: operate(y, 5.0), lambda w, x: T.exp(w))
         y.backward(np.ones(2))
-    # Arrays that no rule reads may change: the sum saves nothing, and copies have own memory.
+    # Arrays that no rule reads may change: the sum saves nothing, and copies have their own memory.
     changed(lambda w, x, y: operate(x, 5.0), lambda w, x: (w + x).sum()).backward()
     changed(lambda w, x, y: operate(x[[0]], 5.0)).backward()
     changed(lambda w, x, y: operate(x * 1.0, 5.0)).backward()
@@ -1480,7 +1480,7 @@ class WrongMul(Function):
 
 
 class WrongSecond(Function):
-    """x³ with a rule of right value, whose dependence on x is not differentiable."""
+    """x³ whose rule has the right value but hides its dependence on x from differentiation."""
 
     def forward(self, x):
         return x**3
