@@ -253,7 +253,7 @@ def test_repeating_a_complete_run_says_so(made):
 
 
 @pytest.mark.parametrize(
-    ("change", "what"),
+    ("change", "difference"),
     [
         (["--seed", "3"], "seed=0, not seed=3"),
         (["--epochs", "3"], "epochs=2, not epochs=3"),
@@ -261,9 +261,9 @@ def test_repeating_a_complete_run_says_so(made):
         (["--dataset", "mnist"], 'dataset="digits", not dataset="mnist"'),
     ],
 )
-def test_another_configuration_is_refused(made, change, what):
+def test_another_configuration_is_refused(made, change, difference):
     err = refused("train", "mlp", "--out", made / "mlp", *SMALL, *change)
-    assert what in err and "choose another folder" in err
+    assert difference in err and "choose another folder" in err
 
 
 def test_another_model_is_refused(made):
@@ -572,7 +572,7 @@ def test_predict_resizes_when_asked(made, pictures):
 
 
 @pytest.mark.parametrize(
-    ("name", "what"),
+    ("name", "message"),
     [
         ("nothing.png", "nothing.png: No such file or directory"),
         ("notes.txt", "notes.txt: not a readable picture"),
@@ -586,10 +586,10 @@ def test_predict_resizes_when_asked(made, pictures):
         ("objects.npy", "objects.npy: not a readable .npy file"),
     ],
 )
-def test_predict_refuses(made, pictures, name, what):
+def test_predict_refuses(made, pictures, name, message):
     with pytest.raises((OSError, ValueError)) as caught:
         list(runs.predict(made / "mlp.npz", [pictures / name]))
-    assert what in cli._one_line(caught.value)
+    assert message in cli._one_line(caught.value)
 
 
 def test_predict_fails_as_a_process(made, pictures, tmp_path):

@@ -480,7 +480,7 @@ def another(**kw):
 
 
 @pytest.mark.parametrize(
-    ("make", "what"),
+    ("make", "difference"),
     [
         (another(hidden=9), "model: layers: 1: out_features: 8 in the checkpoint, 9 here"),
         (another(dropout=0.3), "model: layers: 3: p: 0.2 in the checkpoint, 0.3 here"),
@@ -506,12 +506,12 @@ def another(**kw):
         (another(optimizer=lambda p: optim.SGD(p, lr=0.02)), "optimizer: 'Adam'"),
     ],
 )
-def test_the_checkpoint_of_another_run_is_refused(tmp_path, make, what):
+def test_the_checkpoint_of_another_run_is_refused(tmp_path, make, difference):
     path = tmp_path / "run.npz"
     Run().fit(1, checkpoint=path)
     kept, run = path.read_bytes(), make()
     before = run.everything()
-    with pytest.raises(ValueError, match=what) as caught:
+    with pytest.raises(ValueError, match=difference) as caught:
         run.fit(checkpoint=path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     assert_same(run.everything(), before)
@@ -989,7 +989,7 @@ def test_the_bar_fits_into_80_columns_with_the_validation_accuracy(capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "what"),
+    ("change", "difference"),
     [
         (lambda m: setattr(m[1], "weight_quantizer", quantizers.approx_sign), "SteSign in .*Appr"),
         (lambda m: setattr(m[4], "input_quantizer", quantizers.SteSign(1.5)), "clip_value: 1.0 in"),
@@ -1000,12 +1000,12 @@ def test_the_bar_fits_into_80_columns_with_the_validation_accuracy(capsys):
     ],
     ids=["estimator", "clip", "momentum", "eps", "latent", "scale"],
 )  # fmt: skip
-def test_a_checkpoint_of_layers_that_compute_something_else(tmp_path, change, what):
+def test_a_checkpoint_of_layers_that_compute_something_else(tmp_path, change, difference):
     run = Run()
     run.fit(epochs=1, checkpoint=tmp_path / "run.npz")
     other = Run()
     change(other.model)
-    with pytest.raises(ValueError, match=f"another run: model: layers.*{what}"):
+    with pytest.raises(ValueError, match=f"another run: model: layers.*{difference}"):
         other.fit(epochs=2, checkpoint=tmp_path / "run.npz")
 
 
@@ -1063,7 +1063,7 @@ def test_a_checkpoint_of_version_0_1_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "what"),
+    ("change", "difference"),
     [
         (
             lambda model, *_: setattr(model[0], "stride", (2, 2)),
@@ -1075,9 +1075,9 @@ def test_a_checkpoint_of_version_0_1_goes_on(tmp_path):
     ],
     ids=["layer", "kind", "loader", "optimizer"],
 )
-def test_a_checkpoint_of_version_0_1_is_compared_as_far_as_it_goes(tmp_path, change, what):
+def test_a_checkpoint_of_version_0_1_is_compared_as_far_as_it_goes(tmp_path, change, difference):
     (model, loader, optimizer, schedule), path = checkpoint_0_1(tmp_path, change)
-    with pytest.raises(ValueError, match=f"another run: .*{what}"):
+    with pytest.raises(ValueError, match=f"another run: .*{difference}"):
         fit(
             model, loader, epochs=4, optimizer=optimizer, schedule=schedule, checkpoint=path,
             progress=False,

@@ -24,18 +24,18 @@ def geometries(draw):
 @given(geometries())
 def test_every_tap_of_every_window(geometry):
     size, kernel, stride, padding, dilation = geometry
-    of = windows("conv2d", *geometry)
-    pairs = of.size, of.kernel_size, of.stride, of.padding, of.dilation
-    assert pairs == geometry and of.taps == kernel[0] * kernel[1]
+    grid = windows("conv2d", *geometry)
+    pairs = grid.size, grid.kernel_size, grid.stride, grid.padding, grid.dilation
+    assert pairs == geometry and grid.taps == kernel[0] * kernel[1]
     image = np.arange(1, size[0] * size[1] * 2 + 1).reshape(1, *size, 2)
     padded = with_border(image, padding)
-    assert padded.shape[1:3] == of.padded_size
-    starts, taps = of.places(2)
-    seen = {(ky, kx): view for ky, kx, view in of.views(padded)}
+    assert padded.shape[1:3] == grid.padded_size
+    starts, taps = grid.places(2)
+    seen = {(ky, kx): view for ky, kx, view in grid.views(padded)}
     assert [*seen] == [*np.ndindex(*kernel)]
     for (ky, kx), view in seen.items():
-        assert view.shape == (1, *of.out_size, 2)
-        for oy, ox in np.ndindex(*of.out_size):
+        assert view.shape == (1, *grid.out_size, 2)
+        for oy, ox in np.ndindex(*grid.out_size):
             y, x = (
                 o * s + t * d - p
                 for o, s, t, d, p in zip((oy, ox), stride, (ky, kx), dilation, padding, strict=True)
@@ -43,13 +43,13 @@ def test_every_tap_of_every_window(geometry):
             inside = 0 <= y < size[0] and 0 <= x < size[1]
             expected = image[0, y, x] if inside else [0, 0]
             assert np.array_equal(view[0, oy, ox], expected)
-            assert (of.positions(0)[oy, ky], of.positions(1)[ox, kx]) == (y, x)
-            assert (of.inside(0)[oy, ky] and of.inside(1)[ox, kx]) == inside
-            at = starts[oy * of.out_width + ox] + taps[ky * kernel[1] + kx]
+            assert (grid.positions(0)[oy, ky], grid.positions(1)[ox, kx]) == (y, x)
+            assert (grid.inside(0)[oy, ky] and grid.inside(1)[ox, kx]) == inside
+            at = starts[oy * grid.out_width + ox] + taps[ky * kernel[1] + kx]
             assert np.array_equal(padded.reshape(-1)[at : at + 2], expected)
     # No further window fits.
     spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-    for out, s, span, whole in zip(of.out_size, stride, spans, of.padded_size, strict=True):
+    for out, s, span, whole in zip(grid.out_size, stride, spans, grid.padded_size, strict=True):
         assert (out - 1) * s + span <= whole < out * s + span
 
 

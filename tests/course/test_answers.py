@@ -1,4 +1,4 @@
-"""Right answers pass, empty files do not, and typical mistakes are called by their names."""
+"""Right answers pass, empty files do not, and typical mistakes are named."""
 
 import ast
 import importlib
@@ -17,7 +17,7 @@ EXERCISES = [one for chapter in CHAPTERS.values() for one in chapter.exercises]
 
 @contextmanager
 def answer(folder, number, files=SOLUTIONS, more=""):
-    """The student's module of an exercise; `more` stands at its end and replaces definitions."""
+    """The student's module of an exercise; `more` is appended and replaces definitions."""
     name = CHAPTERS[number[:2]].file
     with student(folder, files, **{name: more}):
         yield importlib.import_module(f"mybnn.{name}")

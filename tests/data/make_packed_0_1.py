@@ -1,6 +1,6 @@
 """Write packed_0_1.npz and predictions_0_1.npz: run once, with tinybnn 0.1.
 
-A packed model with most of the forms that an array can have in a file, and what it predicts.
+A packed model with most of the forms of an array in a file, and its predictions.
 """
 
 from pathlib import Path

@@ -1,9 +1,9 @@
-"""Record what PyTorch gives for the calls of `tests/torch_names.py`: values and two derivatives.
+"""Record PyTorch's results for the calls of `tests/torch_names.py`: values and two derivatives.
 
     python tests/data/make_torch_names.py          (PyTorch 2.13, CPU)
 
-writes torch_names.npz beside this file: plain arrays, no pickle; one for each call, in which all
-its numbers are in a row.
+writes torch_names.npz beside this file: plain arrays, no pickle; one for each call, which holds all
+its numbers in a row.
 """
 
 import sys
@@ -17,7 +17,7 @@ import torch_names as names
 
 
 def weighted(tensors):
-    """The sum of all elements, each with a weight of its own."""
+    """The sum of all elements, each with its own weight."""
     return sum((t * torch.from_numpy(names.weights(t.shape))).sum() for t in tensors)
 
 
