@@ -314,14 +314,14 @@ class Trap:
 
 @compiled
 @unix
-@pytest.mark.parametrize("target", ["folder", "file"])
+@pytest.mark.parametrize("writable", ["folder", "file"])
 @pytest.mark.parametrize("why", ["owner", "everybody", "group"])
-def test_what_others_can_write_to_is_not_loaded(target, why, file, monkeypatch, tmp_path):
+def test_what_others_can_write_to_is_not_loaded(writable, why, file, monkeypatch, tmp_path):
     run(file, monkeypatch)
     folder, trap = file.parent / "__pycache__", pickle.dumps(Trap(str(tmp_path / "trap")))
     for path in kept(folder):
         path.write_bytes(with_code(path.read_bytes(), trap))
-    targets = [folder] if target == "folder" else kept(folder)
+    targets = [folder] if writable == "folder" else kept(folder)
     if why == "owner":
         written = {os.stat(path).st_mtime_ns for path in targets}
         refuse = cache._refuse_untrusted
@@ -341,7 +341,7 @@ def test_what_others_can_write_to_is_not_loaded(target, why, file, monkeypatch, 
     assert run(file, monkeypatch) == (2, [])  # from the files beside it, or from home
     assert not (tmp_path / "trap").exists()
     assert len(kept(tmp_path / "home/numba" / cache._folders(file)[1].name)) == (
-        2 if target == "folder" else 0
+        2 if writable == "folder" else 0
     )
 
 
