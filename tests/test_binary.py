@@ -51,13 +51,13 @@ def layers(draw):
 
 
 def numbers(rng, shape):
-    """Some beyond the clip, some at its edge, zeros of both signs."""
+    """Numbers beyond the clip and at its edge, and zeros of both signs."""
     special = rng.choice(np.array([0.0, -0.0, 1.0, -1.0, 1.5], np.float32), shape)
     return np.where(rng.random(shape) < 0.3, special, rng.standard_normal(shape, np.float32))
 
 
 def step(layer, x, grad_output):
-    """Output, and the gradients of the input and of each parameter."""
+    """Return the output and the gradients of the input and each parameter."""
     x = Tensor(x, requires_grad=True)
     y = layer(x)
     return y.data, [g.data for g in grad(y, [x, *layer.parameters()], Tensor(grad_output))]
@@ -96,7 +96,7 @@ def test_the_switch_changes_no_bit(drawn, seed):
 
 
 def training(enabled):
-    """A few steps of a network with all kinds of binary layers; its parameters after them."""
+    """Train a network with all kinds of binary layers a few steps; return its parameters."""
     rng = np.random.default_rng(0)
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, rng=rng), nn.BatchNorm2d(16),
@@ -312,7 +312,7 @@ def test_what_does_not_fit_is_refused_before_any_work(call, message):
     st.integers(0, 2**32 - 1),
 )
 def test_ternary_weights_on_bits_are_those_on_floats(groups, input_quantizer, mode, training, seed):
-    """All bits, of the gradients too."""
+    """Equal in all bits, gradients included."""
     groups, per_group = groups
     rng = np.random.default_rng(seed)
     layer = nn.BinaryConv2d(

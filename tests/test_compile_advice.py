@@ -1,4 +1,4 @@
-"""Refusals of compile say what to write instead, and that compiles; check lists all of them."""
+"""compile's refusals suggest code that compiles; check lists all refusals."""
 
 import pickle
 import random
@@ -82,7 +82,7 @@ MEANS = {
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 6), (70, 7, 7), (2, 40, 40)])
 @pytest.mark.parametrize("name", MEANS)
 def test_means_of_pixels_are_the_global_pool(name, shape, tmp_path):
-    """The same bits as the layer that is made for it, in any order in memory."""
+    """The same bits as the pooling layer, for any order in memory."""
     output = compiles(MEANS[name], shape, tmp_path / "model.npz")
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1))
     assert_identical(output.reshape(len(output), -1, 1, 1), compiles(pool, shape))
@@ -195,7 +195,7 @@ def test_samples_that_meet(function, operation):
 
 
 class Signs(Function):
-    """The sign, by somebody who knows how PyTorch does it."""
+    """The sign, written as in PyTorch."""
 
     def forward(self, x):
         return np.sign(x)
@@ -364,7 +364,7 @@ def test_in_a_layer_of_ours_no_line_is_named():
 
 
 class OwnSign(quantizers.Quantizer):
-    """What the advice says to write."""
+    """The class that the advice suggests."""
 
     def forward(self, x):
         return quantizers.sign(x)
@@ -374,7 +374,7 @@ class OwnSign(quantizers.Quantizer):
 
 
 def test_a_sign_function_becomes_a_quantizer_as_the_advice_says(tmp_path):
-    """It trains, alone and as the quantizer of a layer, and compiles."""
+    """The quantizer trains and compiles, alone and inside a layer."""
     rng = np.random.default_rng(0)
     model = nn.Sequential(
         nn.Linear(6, 8, rng=rng), Custom(lambda model, x: OwnSign()(x)),
@@ -427,14 +427,14 @@ def test_quantizers_that_are_not_quite_the_sign(quantizer, said):
 
 
 def test_a_threshold_before_the_quantizer():
-    """As the advice says."""
+    """The rewritten network compiles, as the advice promises."""
     assert "subtract a threshold before" in refused(lambda model, x: Shifted()(x), FEATURES)
     expected = float_output(Custom(lambda model, x: Shifted()(x)), batch(FEATURES))
     assert_identical(compiles(lambda model, x: OwnSign()(x - 0.5), FEATURES), expected)
 
 
 def test_zero_at_zero_behind_sums_of_signs_is_refused():
-    """With thresholds, no trial might reach the sum 0."""
+    """With thresholds, trials might never reach the sum 0."""
     model = nn.Sequential(
         nn.BinaryLinear(6, 6), nn.BinaryLinear(6, 3, input_quantizer=ZeroAtZero())
     )
@@ -586,7 +586,7 @@ def test_a_model_that_does_not_run_raises_its_own_error():
 
 
 def test_check_changes_nothing():
-    """Neither modes, statistics, counters of forward, nor any random generator."""
+    """Modes, statistics, forward counters and random generators stay the same."""
 
     class Noisy(nn.Module):
         def __init__(self):
@@ -682,7 +682,7 @@ def test_float_pixels_from_0_to_255_are_warned_of():
 
 
 def test_no_false_alarms_of_pixels():
-    """Warnings are errors here."""
+    """No warning is raised (warnings are errors here)."""
     x, scaled = PIXELS.astype(np.float32), tb.datasets.to_signed(255)(PIXELS, None)
     real_mlp().predict(x)  # the range of its training data is unknown
     for packed in (binary_mlp(), real_mlp({"maximum": 255})):

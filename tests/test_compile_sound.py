@@ -1,4 +1,4 @@
-"""The compiler is sound: the packed model computes what the model computes, or it is refused.
+"""The compiler is sound: a packed model computes the same as the model, or compile refuses.
 
 Each forward method below does something that one trace cannot see, or that a packed program could
 get wrong.
@@ -44,7 +44,7 @@ def batch(shape=(FEATURES,), samples=7, seed=0):
 
 
 def float_output(model, x):
-    """Of a copy of x, outside of any trace."""
+    """The output for a copy of x, outside any trace."""
     model.eval()
     with no_grad():
         return model(Tensor(x.copy())).data
@@ -139,7 +139,7 @@ def test_a_model_that_changes_its_parameters_is_refused():
 
 
 def test_verify_sees_what_an_in_place_operator_does_to_the_input():
-    """A packed model without the shift: the copy that it gets has not been shifted."""
+    """`verify` finds a packed model without the shift: it passes an unshifted input."""
     packed = deploy.compile(Custom(lambda model, x: model.binary(x)), (FEATURES,))
     with pytest.raises(AssertionError, match="verify"):
         deploy.verify(Custom(lambda model, x: model.binary(x - 0.4)), packed, batch())
@@ -281,7 +281,7 @@ def test_double_precision_is_refused_by_the_name_of_its_layer():
 
 @given(st.data())
 def test_any_padding_compiles_and_runs(tmp_path_factory, data):
-    """Larger than the image and the window, too."""
+    """Also padding larger than the image and the window."""
     draw = lambda *options: data.draw(st.sampled_from(options))  # noqa: E731
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     channels, height, width = draw(1, 3, 70), draw(1, 2, 4), draw(1, 3)
@@ -458,7 +458,7 @@ def test_a_binary_layer_of_real_numbers_stays_one_of_floats(name, tmp_path):
 
 @pytest.mark.parametrize("name", BINARY)
 def test_real_numbers_that_happen_to_be_signs_do_not_make_another_program(name, monkeypatch):
-    """The compiler tries inputs whose limits are all -1 or 1: results on words are the same."""
+    """The compiler also tries inputs that are all -1 or 1; results on words are the same."""
     monkeypatch.setattr(binary, "_SMALL", 0)
     make, shape = BINARY[name]
     layer = make(input_quantizer=None, rng=np.random.default_rng(0))

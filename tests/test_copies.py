@@ -1,6 +1,6 @@
 """Copies, deep copies and pickles of every public class, made before and after its use.
 
-What is derived (plans, workspaces, addresses) is no state of an object: a copy makes it anew. The
+Derived data (plans, workspaces, addresses) are not part of an object's state: a copy computes them
 original and the copy both go on as an object does that nobody copied.
 """
 
@@ -107,7 +107,7 @@ except ImportError:
 
 
 def content(x):
-    """All that is in a value, to the last bit, to be compared by ==."""
+    """The full content of a value, bit for bit, in a form that == can compare."""
     if isinstance(x, Tensor):
         return "Tensor", content(x.data), content(x.grad), x.requires_grad
     if isinstance(x, np.ndarray):
@@ -123,8 +123,8 @@ def content(x):
 
 # --------------------------------------------------------------------- examples and what they do
 
-EXAMPLES = {}  # class -> (makes an object, uses it and returns what came of it)
-REFUSED = {}  # class -> (makes an object, ways to copy it, what the error says)
+EXAMPLES = {}  # class -> (makes an object, uses it and returns the result)
+REFUSED = {}  # class -> (makes an object, ways to copy it, the error's text)
 
 
 def generator():
@@ -144,7 +144,7 @@ def integers(low, high, *shape, dtype=np.int64):
 
 
 def value(cls, *arguments, **settings):
-    """A class whose objects hold values and do nothing."""
+    """Register a class whose objects only hold values."""
     EXAMPLES[cls] = functools.partial(cls, *arguments, **settings), lambda x: x
 
 
@@ -184,7 +184,7 @@ def use_module(module, *shape):
 
 
 def module(cls, *arguments, x=(4, 6, 5, 5), **settings):
-    """An example of a module, for inputs of a shape."""
+    """Register an example of a module, for inputs of a shape."""
 
     def make():
         takes_rng = "rng" in inspect.signature(cls).parameters
@@ -333,7 +333,7 @@ value(latents.GradientComparison, [floats(3)], [floats(3)], [floats(3)])
 
 
 def parameters():
-    """A latent one, channels-last in memory as layers have them, and a plain one."""
+    """A latent parameter, channels-last in memory as in layers, and a plain one."""
     weight = nn.Conv2d(3, 4, 3, rng=generator()).weight
     return [nn.LatentParameter(weight.data), nn.Parameter(floats(5))]
 
@@ -359,7 +359,7 @@ EXAMPLES[optim.MultiOptimizer] = (
 
 
 def use_schedule(schedule):
-    """It goes on together with its optimizer."""
+    """Use a schedule together with its optimizer."""
     used = use_optimizer(schedule.optimizer)
     schedule.step()
     return used, [group[rate] for group, rate in schedule.optimizer.rates], schedule.state_dict()
@@ -546,7 +546,7 @@ def compiled():
 
 
 def fresh():
-    """A packed model that nobody has used."""
+    """A packed model that has not been used yet."""
     made = compiled()
     return deploy.PackedModel(made.input_shape, made.steps, made.calls, {"classes": ["a"]})
 
@@ -571,7 +571,11 @@ EXAMPLES[deploy.Report] = (
 )
 EXAMPLES[compiler.Examination] = (
     lambda: compiler.examine(nn.Sequential(nn.Linear(2, 3, rng=generator())), (2,)),
-    lambda found: (found.problems, found.operations, found.packed.predict(floats(3, 2))),
+    lambda compilation: (
+        compilation.problems,
+        compilation.operations,
+        compilation.packed.predict(floats(3, 2)),
+    ),
 )
 value(scan.Scan, 3, 2, True)
 value(values.Value, "float", (3, 4))
@@ -683,14 +687,14 @@ def doubled(module, inputs, output):
 
 
 def hooks():
-    found = Hooks()
-    found.add("forward", doubled)
-    return found
+    registry = Hooks()
+    registry.add("forward", doubled)
+    return registry
 
 
-def use_hooks(found):
-    found.add("forward", doubled)
-    return found.call(nn.Identity(), (Tensor(floats(3)),), {}).data
+def use_hooks(registry):
+    registry.add("forward", doubled)
+    return registry.call(nn.Identity(), (Tensor(floats(3)),), {}).data
 
 
 def use_handle(handle):
@@ -728,7 +732,7 @@ def made_server():
 
 
 def use_client(client):
-    """Train on what a server sends that holds the client's last update."""
+    """Train on the message of a server that holds the client's last update."""
     own = made_server()
     answers = []
     for _ in range(2):
@@ -736,7 +740,7 @@ def use_client(client):
         answers.append(client.train(own.broadcast(client.version), batch_size=4))
         own.receive(client.number, answers[-1])
         own.close_round()
-    client.version = None  # of the next server it holds nothing
+    client.version = None  # it holds nothing from the next server
     return answers, client.state()
 
 
@@ -902,19 +906,19 @@ value(bdnet_arms.Arm, "a", halved, "reactnet")
 
 
 def public_classes():
-    """Every class without an underscore, but those of the benchmarks, the course and Flower.
+    """Every class without an underscore, except in the benchmarks, the course and Flower.
 
-    They are found by walking, so that a new one cannot be forgotten.
+    The package is walked, so that a new class cannot be forgotten.
     """
-    found = set()
+    classes = set()
     for info in pkgutil.walk_packages(tinybnn.__path__, "tinybnn."):
         rooms = info.name.split(".")
         if {"bench", "cli", "course", "__main__", "flower_app"} & {*rooms}:
             continue
         for name, cls in vars(importlib.import_module(info.name)).items():
             if inspect.isclass(cls) and cls.__module__ == info.name and not name.startswith("_"):
-                found.add(cls)
-    return sorted(found, key=lambda cls: (cls.__module__, cls.__name__))
+                classes.add(cls)
+    return sorted(classes, key=lambda cls: (cls.__module__, cls.__name__))
 
 
 def named(cls):
@@ -925,7 +929,7 @@ CLASSES = public_classes()
 NODES = [cls for cls in CLASSES if issubclass(cls, Function)]
 ERRORS = [cls for cls in CLASSES if issubclass(cls, BaseException)]
 ROWS = [cls for cls in CLASSES if issubclass(cls, deploy.Operation)]  # never instantiated
-PROTOCOLS = [cls for cls in CLASSES if getattr(cls, "_is_protocol", False)]  # for hints alone
+PROTOCOLS = [cls for cls in CLASSES if getattr(cls, "_is_protocol", False)]  # only for hints
 
 
 def test_every_public_class_is_here():
@@ -945,9 +949,9 @@ def test_copies_go_on_as_the_original_does(cls, uses):
     expected = [content(use(twin)) for _ in range(uses + 2)]
 
     def used():
-        found = make()
-        assert [content(use(found)) for _ in range(uses)] == expected[:uses]
-        return found
+        subject = make()
+        assert [content(use(subject)) for _ in range(uses)] == expected[:uses]
+        return subject
 
     for duplicate in DEEP:
         original = used()
@@ -982,8 +986,8 @@ def test_nodes_of_a_graph_are_not_copied(cls):
 @pytest.mark.parametrize("cls", ERRORS, ids=named)
 def test_errors_go_from_one_process_to_another(cls):
     for duplicate in (copy.copy, *DEEP):
-        found = duplicate(cls("what went wrong"))
-        assert type(found) is cls and str(found) == "what went wrong"
+        error = duplicate(cls("what went wrong"))
+        assert type(error) is cls and str(error) == "what went wrong"
 
 
 # ----------------------------------------------------------------------------------------- tensors
@@ -1003,7 +1007,7 @@ def test_a_result_is_copied_after_detach():
 
 
 def models_with(tensor):
-    """A module that keeps a result of its own."""
+    """A model that stores a tensor."""
     model = nn.Identity()
     model.seen = tensor
     return model
@@ -1047,7 +1051,7 @@ def test_tensors_on_the_same_memory_stay_so():
 
 
 class Named(Tensor):
-    """A subclass with attributes of its own."""
+    """A subclass with its own attributes."""
 
     def __init__(self, data, name):
         super().__init__(data)
@@ -1056,13 +1060,13 @@ class Named(Tensor):
 
 @pytest.mark.parametrize("duplicate", [copy.copy, *DEEP])
 def test_subclasses_keep_their_attributes(duplicate):
-    found = duplicate(Named([1.0], ["a"]))
-    assert type(found) is Named and found.name == ["a"] and found.data.tolist() == [1.0]
+    copied = duplicate(Named([1.0], ["a"]))
+    assert type(copied) is Named and copied.name == ["a"] and copied.data.tolist() == [1.0]
 
 
 @pytest.mark.parametrize("duplicate", DEEP)
 def test_the_order_in_memory_stays(duplicate):
-    """A pickle of NumPy forgets it, and kernels for weights and their state need it to be one."""
+    """NumPy's pickle loses the order, but kernels need weights and their state in the same one."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 2, 3), nn.Linear(3, 2))
     optimizer = optim.Adam(model.parameters())
     model[1](model[0](Tensor(floats(2, 3, 8, 8)))).sum().backward()
@@ -1124,7 +1128,7 @@ def test_a_whole_training_goes_on_in_both(duplicate):
 
 @pytest.mark.parametrize("duplicate", [copy.copy, *DEEP])
 def test_generators_keep_their_seeds(duplicate):
-    """A checkpoint tells runs apart by them."""
+    """A checkpoint uses them to tell runs apart."""
     loader = datasets.DataLoader(images(), 4, shuffle=True, rng=17)
     list(loader)
     assert checkpoint._seed(duplicate(loader).rng) == 17
@@ -1200,7 +1204,7 @@ def test_a_packed_model_is_copied_while_threads_use_it():
 
 
 class Noted(deploy.PackedModel):
-    """A subclass with a constructor and an attribute of its own."""
+    """A subclass with its own constructor and attribute."""
 
     def __init__(self, packed, note):
         super().__init__(packed.input_shape, packed.steps, packed.calls)
@@ -1218,7 +1222,7 @@ def test_subclasses_of_packed_models_keep_their_attributes(duplicate):
 
 @pytest.mark.parametrize("duplicate", DEEP)
 def test_what_has_begun_is_not_copied(duplicate):
-    """Iterators and context managers: Python's own error says what they are."""
+    """Iterators and context managers: Python's own error names them."""
     loader = datasets.DataLoader(images(), 4)
     for begun in (iter(loader), no_grad(), trace(), num_threads(1)):
         with pytest.raises(TypeError, match="generator"):
@@ -1241,7 +1245,7 @@ def test_another_process_predicts_the_same():
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [None, 100])
 def test_joblib_predicts_the_same(limit):
-    """Also where it hands over arrays, weights among them, as read-only maps of files."""
+    """Also if it passes arrays, including weights, as read-only memory maps."""
     joblib = pytest.importorskip("joblib")
     packed, x = fresh(), floats(9, 2, 6, 6)
     expected = predict_elsewhere(packed, x)

@@ -1,4 +1,4 @@
-"""Parts of data sets, several as one, batches of a function of one's own, and resampled images."""
+"""Subsets, concatenations, custom collate functions, and resampled images."""
 
 import numpy as np
 import pytest
@@ -68,8 +68,8 @@ def test_random_parts_share_no_sample():
     data = list(zip(range(11), range(11), strict=True))
     first, second, third = random_split(data, [5, 4, 2], generator=3)
     assert [len(p) for p in (first, second, third)] == [5, 4, 2]
-    found = [p[i][0] for p in (first, second, third) for i in range(len(p))]
-    assert sorted(found) == list(range(11)) and found != sorted(found)
+    samples = [p[i][0] for p in (first, second, third) for i in range(len(p))]
+    assert sorted(samples) == list(range(11)) and samples != sorted(samples)
     again = random_split(data, [5, 4, 2], generator=np.random.default_rng(3))
     assert_identical(again[0].indices, first.indices)
     manual_seed(5)

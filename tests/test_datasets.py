@@ -86,10 +86,10 @@ def test_idx_round_trip_raw_and_gzipped(tmp_path_factory, array):
     path = tmp_path_factory.mktemp("idx") / "file"
     for data in (idx(array), gzip.compress(idx(array))):
         path.write_bytes(data)
-        found = read_idx(path)
-        assert found.shape == array.shape and found.dtype == array.dtype
-        assert found.dtype.isnative and found.flags.writeable
-        assert found.tobytes() == array.tobytes()
+        loaded = read_idx(path)
+        assert loaded.shape == array.shape and loaded.dtype == array.dtype
+        assert loaded.dtype.isnative and loaded.flags.writeable
+        assert loaded.tobytes() == array.tobytes()
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["raw", "gzipped"])
@@ -256,7 +256,7 @@ def test_missing_files_are_explained(tmp_path, monkeypatch, nothing_installed):
 
 def test_what_is_not_found_says_what_is_there(tmp_path, monkeypatch, nothing_installed):
     monkeypatch.setenv("TINYBNN_DATA", str(tmp_path / "env"))
-    tiny_mnist(tmp_path / "env")  # in the folder for all datasets: whose files are they?
+    tiny_mnist(tmp_path / "env")  # in the shared folder files may be any dataset's
     with pytest.raises(FileNotFoundError) as caught:
         load("mnist")
     there = ", ".join(sorted(os.listdir(tmp_path / "env")))
@@ -321,7 +321,7 @@ def test_folders_of_several_datasets_are_not_confused(tmp_path, monkeypatch, not
     for label, name in enumerate(names.values()):
         assert load(name)[0].labels.tolist() == [label] * 4
         assert path(name) == tmp_path / list(names)[label] / "raw"
-    tiny_mnist(tmp_path / "mnist", label=7)  # our own names come first
+    tiny_mnist(tmp_path / "mnist", label=7)  # tinybnn's names come first
     assert load("mnist")[0].labels.tolist() == [7] * 4
 
 
@@ -337,15 +337,15 @@ def test_hidden_and_unfinished_files_are_no_dataset(tmp_path):
 def test_the_files_of_a_folder_named_as_mnists(tmp_path):
     tiny_mnist(tmp_path / "raw")
     renamed(tmp_path / "raw", ("-idx", ".idx"))
-    found = mnist_files(tmp_path)
-    assert [file.name for file in found] == [
+    files = mnist_files(tmp_path)
+    assert [file.name for file in files] == [
         f"{part}.{kind}-ubyte.gz"
         for part, kind in (
             ("train-images", "idx3"), ("train-labels", "idx1"),
             ("t10k-images", "idx3"), ("t10k-labels", "idx1"),
         )
     ]  # fmt: skip
-    found[2].unlink()
+    files[2].unlink()
     with pytest.raises(FileNotFoundError, match=r"expected train-images.*it holds raw"):
         mnist_files(tmp_path)
 
@@ -396,7 +396,7 @@ def test_digits_brighter_than_their_maximum(tmp_path):
 
 
 def test_importing_datasets_is_light():
-    """No compiler and no plots: only NumPy and the standard library come with the package."""
+    """Only NumPy and the standard library are imported, no compiler and no plotting."""
     code = (
         "import sys, types; "
         "package = types.ModuleType('tinybnn'); "
@@ -570,7 +570,7 @@ def test_splits_that_are_refused(size, error, message):
 
 
 def ids(x):
-    """Which images of `numbered` are in a batch."""
+    """The indices of the images of `numbered` in a batch."""
     return np.rint((x[:, 0, 0, 0] + 1) * 127.5).astype(int).tolist()
 
 
@@ -766,20 +766,20 @@ def moved(image, down, right, fill=0):
 def test_random_shift_moves_each_image_by_whole_pixels(pixels, channels, dtype, seed):
     images = marked(6, channels, dtype=dtype)
     before = images.copy()
-    found = RandomShift(pixels)(images, np.random.default_rng(seed))
-    assert found.shape == images.shape and found.dtype == images.dtype
-    assert found.transpose(0, 2, 3, 1).flags.c_contiguous
-    assert (images == before).all() and not np.shares_memory(found, images)
+    shifted = RandomShift(pixels)(images, np.random.default_rng(seed))
+    assert shifted.shape == images.shape and shifted.dtype == images.dtype
+    assert shifted.transpose(0, 2, 3, 1).flags.c_contiguous
+    assert (images == before).all() and not np.shares_memory(shifted, images)
     steps = range(-pixels, pixels + 1)
-    for image, result in zip(images, found, strict=True):
+    for image, result in zip(images, shifted, strict=True):
         assert any((moved(image, y, x) == result).all() for y in steps for x in steps)
 
 
 def test_random_shifts_are_all_equally_likely():
     images = np.zeros((9000, 1, 5, 5), np.uint8)
     images[:, :, 2, 2] = 1
-    found = RandomShift(1)(images, np.random.default_rng(0))
-    counts = found.sum(axis=(0, 1))
+    shifted = RandomShift(1)(images, np.random.default_rng(0))
+    counts = shifted.sum(axis=(0, 1))
     assert counts.sum() == 9000 and counts[1:4, 1:4].min() > 900 and counts[1:4, 1:4].max() < 1100
     filled = RandomShift(2, fill=9)(images, np.random.default_rng(0))
     assert set(np.unique(filled)) == {0, 1, 9}
@@ -793,11 +793,13 @@ def test_random_crop_cuts_windows(height, width, padding, seed):
         with pytest.raises(ValueError, match="does not fit into images of shape"):
             crop(images, np.random.default_rng(seed))
         return
-    found = crop(images, np.random.default_rng(seed))
-    assert found.shape == (4, 3, height, width)
-    assert found.transpose(0, 2, 3, 1).flags.c_contiguous and not np.shares_memory(found, images)
+    cropped = crop(images, np.random.default_rng(seed))
+    assert cropped.shape == (4, 3, height, width)
+    assert cropped.transpose(0, 2, 3, 1).flags.c_contiguous and not np.shares_memory(
+        cropped, images
+    )
     padded = np.pad(images, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-    for image, result in zip(padded, found, strict=True):
+    for image, result in zip(padded, cropped, strict=True):
         windows = np.lib.stride_tricks.sliding_window_view(image, (height, width), (1, 2))
         assert (windows == result[:, None, None]).all(axis=(0, 3, 4)).any()
 
@@ -806,20 +808,20 @@ def test_random_horizontal_flip():
     images = marked(1000, 3)
     before = images.copy()
     for p, low, high in ((0, 0, 0), (1, 1000, 1000), (0.3, 250, 350)):
-        found = RandomHorizontalFlip(p)(images, np.random.default_rng(1))
-        flipped = (found == images[..., ::-1]).all(axis=(1, 2, 3))
-        same = (found == images).all(axis=(1, 2, 3))
+        output = RandomHorizontalFlip(p)(images, np.random.default_rng(1))
+        flipped = (output == images[..., ::-1]).all(axis=(1, 2, 3))
+        same = (output == images).all(axis=(1, 2, 3))
         assert (flipped ^ same).all() and low <= flipped.sum() <= high
-        assert found.transpose(0, 2, 3, 1).flags.c_contiguous and (images == before).all()
+        assert output.transpose(0, 2, 3, 1).flags.c_contiguous and (images == before).all()
 
 
 def test_normalize():
     images = marked(2, 3)
     mean, std = [0.5, 0.4, 0.3], [0.1, 0.2, 0.3]
-    found = Compose([to_unit(255), Normalize(mean, std)])(images, None)
+    normalized = Compose([to_unit(255), Normalize(mean, std)])(images, None)
     expected = (images / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
-    assert found.dtype == np.float32 and found.transpose(0, 2, 3, 1).flags.c_contiguous
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert normalized.dtype == np.float32 and normalized.transpose(0, 2, 3, 1).flags.c_contiguous
+    np.testing.assert_allclose(normalized, expected, rtol=1e-5, atol=1e-5)
     assert (Normalize(1, 2)(images, None) == (images.astype("f4") - 1) / 2).all()
     with pytest.raises(ValueError, match="mean has 3 values, the images have 1 channels"):
         Normalize(mean, 1)(marked(2), None)
@@ -933,11 +935,11 @@ def test_cifar_in_every_official_layout(tmp_path, number, kind, place):
     train, test = load(f"cifar{number}", root=tmp_path)
     assert path(f"cifar{number}", root=tmp_path) == tmp_path
     *parts, last = files.values()
-    for found, expected in ((train, parts), (test, [last])):
+    for dataset, expected in ((train, parts), (test, [last])):
         pixels = np.concatenate([p for _, p, _ in expected]).reshape(-1, 3, 32, 32)
-        assert (found.images == pixels).all() and found.images.dtype == np.uint8
-        assert found.images.transpose(0, 2, 3, 1).flags.c_contiguous
-        assert found.labels.tolist() == np.concatenate([x for _, _, x in expected]).tolist()
+        assert (dataset.images == pixels).all() and dataset.images.dtype == np.uint8
+        assert dataset.images.transpose(0, 2, 3, 1).flags.c_contiguous
+        assert dataset.labels.tolist() == np.concatenate([x for _, _, x in expected]).tolist()
     assert len(set(train.classes)) == number and list(SOURCES["cifar100"].classes) == sorted(
         SOURCES["cifar100"].classes
     )
@@ -1333,9 +1335,9 @@ def test_pictures_that_are_refused(tmp_path):
     bad.write_bytes((tmp_path / "a" / "1.png").read_bytes()[:-30])
     refused("not a readable picture")
     bad.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\nshowpage\n")
-    refused("not a readable picture")  # other tools start a program to draw it
+    refused("not a readable picture")  # other tools start a program to render it
     save_picture(bad, pictures(6, 5), format="PCX")
-    refused("not a readable picture")  # nor by any decoder but the usual ones
+    refused("not a readable picture")  # nor by unusual decoders
     save_picture(bad, pictures(6, 5).astype(np.uint16)[:, :, 0] * 257)
     refused("has I;16 pixels; convert it to 8 bits a channel")
     save_picture(bad, np.dstack([pictures(6, 5), np.full((6, 5), 254, np.uint8)]))
@@ -1399,7 +1401,7 @@ def test_a_folder_that_would_fill_the_memory(tmp_path):
 
 
 class Squares:
-    """A data set of a user's own: __len__ and __getitem__, nothing more."""
+    """A user-defined dataset with only __len__ and __getitem__."""
 
     def __init__(self, x, y):
         self.x, self.y = x, y
@@ -1420,7 +1422,7 @@ class Squares:
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_loaders_of_any_values(kind, shape, dtype, shuffle):
     rng = np.random.default_rng(0)
-    x = (10 * rng.normal(size=shape)).astype(dtype)  # standardised, negative, whatever
+    x = (10 * rng.normal(size=shape)).astype(dtype)  # standardised, negative, or any other values
     y = np.arange(10) % 4
     data = {
         "TensorDataset": TensorDataset(x, y),
@@ -1436,10 +1438,10 @@ def test_loaders_of_any_values(kind, shape, dtype, shuffle):
         assert batch.dtype == np.float32 and labels.dtype == np.int64
         if batch.ndim == 4:
             assert batch.transpose(0, 2, 3, 1).flags.c_contiguous
-        batch[...] = 0  # the data set keeps its own
-    found = np.concatenate([batch for batch, _ in loader]) if not shuffle else None
+        batch[...] = 0  # the dataset keeps its own array
+    images = np.concatenate([batch for batch, _ in loader]) if not shuffle else None
     if not shuffle:
-        np.testing.assert_array_equal(found, x.astype(np.float32))
+        np.testing.assert_array_equal(images, x.astype(np.float32))
     np.testing.assert_array_equal(np.concatenate([b for _, b in batches]), y[order])
 
 

@@ -38,7 +38,7 @@ IS_INSTALLED = importlib.util.find_spec("flwr") is not None
 
 
 def needs_flower(test):
-    """Mark a test that needs Flower; imports of Flower and Ray warn."""
+    """Mark a test that needs Flower; importing Flower and Ray raises warnings."""
     for mark in (
         pytest.mark.filterwarnings("ignore"),
         pytest.mark.skipif(not IS_INSTALLED, reason="needs the extra flower"),
@@ -53,7 +53,7 @@ def rows_of(history):
 
 
 def messages_of(history):
-    """In one process a client answers before the next is asked; here all are asked first."""
+    """The ledger's rows, sorted: here all clients are asked before the first answers."""
     return sorted(history.ledger.rows)
 
 
@@ -95,7 +95,7 @@ def test_an_exchange_is_what_run_rounds_does(strategy, batch_size):
 
 
 def test_what_nodes_may_send_instead_of_an_answer():
-    """Whatever comes from one node, the round goes on with the others."""
+    """Whatever one node sends, the round goes on with the others."""
     strategy = SignOfUpdate(0.05, both=True)
     server, clients = federation(strategy)
     exchange = adapter.Exchange(server)
@@ -133,11 +133,11 @@ def test_a_number_belongs_to_one_node():
     exchange.introduce("b", 0, {"a", "b"})  # refused: it would answer in the name of another
     assert exchange.numbers == {"a": 0}
     exchange.introduce("b", 1, {"a", "b"})
-    exchange.introduce("c", 1, {"a", "c"})  # b is gone: started anew, with a new name
+    exchange.introduce("c", 1, {"a", "c"})  # b has restarted under a new name
     assert exchange.numbers == {"a": 0, "c": 1}
     assert list(exchange.begin({"a", "c"})) == ["a", "c"]
     exchange.finish({})
-    assert exchange.begin(set()) == {}  # nobody is there
+    assert exchange.begin(set()) == {}  # no node is connected
     assert not exchange.finish({}) and server.version == 0
     assert exchange.history.rows[-1]["clients"] == []
 
@@ -174,7 +174,7 @@ esac
 
 @pytest.fixture
 def flwr(tmp_path, monkeypatch):
-    """Stand-ins for Flower's program: a function that makes one, whose runs end with a status."""
+    """A function that makes stand-ins for Flower's program, which exit with a given status."""
 
     def make(status, seconds=0):
         program = tmp_path / "flwr"
@@ -243,9 +243,9 @@ def test_a_result_is_what_was_saved(tmp_path):
     server, clients = federation(FedAvg())
     history = rounds(server, clients, 2, validation=datasets.DataLoader(codes(20, 1), 20))
     adapter.save_result(tmp_path / "r.npz", server, history, {"rounds": 2})
-    state, found, metadata = adapter.load_result(tmp_path / "r.npz")
+    state, loaded, metadata = adapter.load_result(tmp_path / "r.npz")
     assert_same(state, state_of(server.model))
-    assert found.rows == history.rows and found.ledger.rows == history.ledger.rows
+    assert loaded.rows == history.rows and loaded.ledger.rows == history.ledger.rows
     assert metadata == {"version": 2, "config": {"rounds": 2}}
 
 
@@ -253,7 +253,7 @@ def test_a_result_is_what_was_saved(tmp_path):
 
 
 class LocalGrid:
-    """Carries messages to a ClientApp in this process, which keeps nothing but its context."""
+    """Carries messages to a ClientApp in this process, which keeps only its context."""
 
     def __init__(self, app, nodes, fault=lambda node, reply: reply):
         from flwr.app import Context, RecordDict
@@ -374,10 +374,10 @@ def test_a_node_without_a_number():
 def test_a_server_app_reads_its_configuration(tmp_path):
     from flwr.app import Context, RecordDict
 
-    found = {}
+    settings = {}
 
     def build(config):
-        found.update(config)
+        settings.update(config)
         return apps(FedAvg())[0]
 
     def validation(config):
@@ -386,7 +386,7 @@ def test_a_server_app_reads_its_configuration(tmp_path):
     config = {"clients": 3, "rounds": 2, "epochs": 2, "out": str(tmp_path / "r.npz")}
     context = Context(run_id=1, node_id=0, node_config={}, run_config=config, state=RecordDict())
     adapter.server_app(build, validation)(LocalGrid(apps(FedAvg())[1], 3), context)
-    assert found == {**adapter.DEFAULTS, **config}
+    assert settings == {**adapter.DEFAULTS, **config}
     server, clients = federation(FedAvg())
     expected = rounds(server, clients, 2, epochs=2, validation=validation({}))
     state, history, metadata = adapter.load_result(tmp_path / "r.npz")
@@ -397,7 +397,7 @@ def test_a_server_app_reads_its_configuration(tmp_path):
 @needs_flower
 @pytest.mark.parametrize("name", ["FedAvg", "FedAvgM", "FedMedian"])
 def test_strategies_of_flower(name):
-    """They average the floats of the head; FedAvg to the same weights as `run_rounds`."""
+    """They average the head's floats; FedAvg gives the same weights as `run_rounds`."""
     from flwr.serverapp import strategy as flowers
 
     server, app = apps(FedAvg(), "frozen", build=calibrated, optimizer=sgd)
@@ -422,7 +422,7 @@ def test_averages_of_counters_are_whole_numbers():
     model = network()
     name = "1.layers.1.num_batches_tracked"
     record = adapter.array_record(model)
-    record[name] = Array(np.array(6.9999998))  # as a mean of 7 by weights that sum to 1 may be
+    record[name] = Array(np.array(6.9999998))  # a weighted mean of 7s may round to this
     adapter.load_array_record(model, record)
     assert model.state_dict()[name] == 7 and model.state_dict()[name].dtype == np.int64
 
@@ -472,7 +472,7 @@ def in_process(config, count, clients, lost=()):
 
 def listeners(mark):
     """Find where processes listen whose environment contains a text (Linux)."""
-    addresses, found = {}, set()
+    addresses, listening = {}, set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             local, state, inode = (line.split()[i] for i in (1, 3, 9))
@@ -482,12 +482,12 @@ def listeners(mark):
         with contextlib.suppress(OSError):
             if mark.encode() in (process / "environ").read_bytes():
                 links = {os.readlink(fd) for fd in (process / "fd").iterdir()}
-                found |= {addresses[link] for link in links & addresses.keys()}
-    return {_as_text(address) for address in found}
+                listening |= {addresses[link] for link in links & addresses.keys()}
+    return {_as_text(address) for address in listening}
 
 
 def _as_text(address):
-    """Of /proc/net: words of 32 bits in native order, as hexadecimal digits."""
+    """An address from /proc/net, which has 32-bit words in native order, in hexadecimal."""
     words = [int(address[i : i + 8], 16) for i in range(0, len(address), 8)]
     data = struct.pack(f"={len(words)}I", *words)
     family = socket.AF_INET if len(data) == 4 else socket.AF_INET6
@@ -517,7 +517,7 @@ def test_flowers_simulation_gives_the_same_weights(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
-    """Made by the commands of the app's page, for the loopback."""
+    """Create certificates for the loopback with the commands of the app's page."""
     folder = tmp_path_factory.mktemp("certificates")
     page = (launch.APP / "README.md").read_text(encoding="utf-8")
     steps = page[page.index("1. Make a certificate") : page.index("`ca.pem` goes to")]
@@ -528,7 +528,7 @@ def certificates(tmp_path_factory):
 
 
 def supernode(net, number, encryption=("--insecure",)):
-    """Start the SuperNode of one of two clients."""
+    """Start the SuperNode of one of the two clients."""
     arguments = [
         "--superlink", net.address, "--host", launch.HOST, "--port", str(launch.free_port()),
         "--node-config", f"partition-id={number} num-partitions=2", *encryption,
@@ -584,7 +584,7 @@ def client(number, clients, config):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_a_supernode_that_is_killed_in_a_round(tmp_path):
-    """The run ends with the other one, at the weights that its answers alone give."""
+    """The run ends with the other client, at the weights that its answers alone give."""
     app, marker, out = tmp_path / "app", tmp_path / "training", tmp_path / "result.npz"
     launch.new_app(app)
     task = app / "digits" / "task.py"

@@ -28,7 +28,7 @@ FILE = RemoteFile("data.bin", len(CONTENT), hashlib.md5(CONTENT).hexdigest())
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers with what `behave(handler, request number)` writes; remembers the requests."""
+    """Answers with the output of `behave(handler, request number)`; records the requests."""
 
     daemon_threads = True
 
@@ -38,7 +38,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/data.bin"
 
     def handle_error(self, request, client_address):
-        """Not on the screen: clients that hang up are part of the tests."""
+        """Print nothing: clients that hang up are part of the tests."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -50,7 +50,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.behave(self, number)
 
     def log_message(self, *arguments):
-        """Silence."""
+        """Print nothing."""
 
     def answer(self, status=200, length=None, **headers):
         self.send_response(status)
@@ -61,7 +61,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def give(self, content=CONTENT, ranges=True, most=None):
-        """The content, or the rest of it that the client asks for; `most` bytes of it."""
+        """Send the content, or the requested rest of it, at most `most` bytes."""
         start = 0
         if ranges and (asked := self.headers.get("Range")):
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
@@ -102,7 +102,7 @@ def serve(monkeypatch):
 
 @pytest.fixture
 def pauses(monkeypatch):
-    """No waiting between tries; the pauses asked for."""
+    """Replace waiting between tries; return the requested pauses."""
     asked = []
     monkeypatch.setattr(
         download, "time", SimpleNamespace(sleep=asked.append, monotonic=time.monotonic)
@@ -128,7 +128,7 @@ def test_a_good_server(serve, tmp_path, capfd):
     assert (tmp_path / "data.bin").read_bytes() == CONTENT and left(tmp_path) == ["data.bin"]
     shown = capfd.readouterr()
     assert shown.out == "" and "data.bin" in shown.err and "50.0k/50.0k" in shown.err
-    get(server, tmp_path / "data.bin")  # it is there, and right
+    get(server, tmp_path / "data.bin")  # it exists and is right
     assert server.requests == [("/data.bin", None)]
     assert capfd.readouterr() == ("", "")
 
@@ -250,7 +250,7 @@ def test_a_body_in_chunks_without_a_length(serve, tmp_path):
 
 
 def refused(server, folder, message, error=DownloadError, kept=(), **options):
-    """The download fails with this message, and leaves nothing under the final name."""
+    """Assert that the download fails with this message and leaves no file with the final name."""
     with pytest.raises(error, match=message) as caught:
         get(server, folder / "data.bin", **options)
     assert left(folder) == list(kept)
@@ -260,8 +260,8 @@ def refused(server, folder, message, error=DownloadError, kept=(), **options):
 def test_wrong_bytes_are_removed(serve, tmp_path):
     wrong = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
     server = serve(lambda handler, number: handler.give(wrong))
-    found = hashlib.md5(wrong).hexdigest()
-    message = f"{server.url}: wrong content: expected MD5 {FILE.md5}, found {found}; the file was"
+    digest = hashlib.md5(wrong).hexdigest()
+    message = f"{server.url}: wrong content: expected MD5 {FILE.md5}, found {digest}; the file was"
     refused(server, tmp_path, message)
     assert len(server.requests) == 1
     (tmp_path / "data.bin.part").write_bytes(wrong[:10])
@@ -433,7 +433,7 @@ def test_two_processes_do_not_write_into_each_other(serve, tmp_path):
 
 
 def test_the_empty_part_of_a_killed_process_is_removed(tmp_path):
-    """It was killed while it looked whether the process that it had waited for was done."""
+    """It was killed while checking whether the process it waited for had finished."""
     (tmp_path / "data.bin").write_bytes(CONTENT)
     (tmp_path / "data.bin.part").write_bytes(b"")
     fetch_file("http://127.0.0.1:9/", tmp_path / "data.bin", FILE, progress=False)
@@ -461,7 +461,7 @@ def idx(array):
 
 
 def published(monkeypatch, name, files):
-    """Let these be the files that the publisher of a data set describes."""
+    """Make these the files that a dataset's publisher describes."""
     described = tuple(
         RemoteFile(file, len(data), hashlib.md5(data).hexdigest()) for file, data in files.items()
     )
@@ -497,7 +497,7 @@ def test_fetch_and_load(serve, home, monkeypatch):
     train, test = load("mnist")
     assert train.labels.tolist() == [0, 1, 2, 3, 4] and (test.images == 2).all()
 
-    assert fetch("mnist", base_url="http://127.0.0.1:9/") == folder  # it is there
+    assert fetch("mnist", base_url="http://127.0.0.1:9/") == folder  # it exists
     (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(b"damaged")
     fetch("mnist", progress=False, base_url=base, force=True)
     assert len(server.requests) == 5 and len(load("mnist")[1]) == 2

@@ -1,4 +1,4 @@
-"""Type checkers and editors see what the public classes and functions take and return."""
+"""Public classes and functions have type hints for parameters and results."""
 
 import ast
 import inspect
@@ -20,7 +20,7 @@ def is_public(name):
 
 
 def public_functions(node, prefix=""):
-    """(name, function, its parameters but for self) of a file or class, nested ones included."""
+    """(name, function, its parameters except self) in a file or class, nested ones included."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef) and is_public(child.name):
             yield from public_functions(child, f"{child.name}.")
@@ -33,7 +33,7 @@ def public_functions(node, prefix=""):
 
 
 def without_hints(tree):
-    """Functions of which a parameter or the result has no hint."""
+    """Functions with a parameter or a result that has no hint."""
     return [
         name
         for name, function, parameters in public_functions(tree)
@@ -54,7 +54,7 @@ def test_what_counts_as_a_hint():
 
 @pytest.mark.parametrize("cls", [Variable, Tensor, Function, Module])
 def test_a_method_that_only_exists_at_run_time(cls):
-    """Each attribute is written in the class body with a type: none is set by a loop."""
+    """Each attribute is declared in the class body with a type, not set by a loop."""
     (node,) = ast.parse(inspect.getsource(cls)).body
     declared = {x.name for x in ast.walk(node) if isinstance(x, ast.FunctionDef)}
     declared |= {x.target.id for x in node.body if isinstance(x, ast.AnnAssign)}

@@ -1,7 +1,7 @@
-"""Files and messages in the right form, with right checksums, whose content was made to do harm.
+"""Well-formed files and messages with right checksums and malicious content.
 
 Checkpoints, folders of runs, files and replies of federated rounds, and what the steps of a packed
-model say about its arrays: a clear error that names the file, or a result.
+model declare about its arrays: the reader gives a clear error that names the file, or a result.
 """
 
 import copy
@@ -50,7 +50,7 @@ def run(tmp_path_factory):
 
 
 def refused(capsys, *words):
-    """A command fails with one line; returns it."""
+    """Assert that a command fails with one line; return the line."""
     assert main([str(word) for word in words]) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("tinybnn: "), (out, err)
@@ -266,7 +266,7 @@ def packed():
 
 
 def test_signs_of_another_type_or_with_bits_behind_their_rows_are_refused(packed, tmp_path):
-    """Stored as words, without the number of their bits."""
+    """They are stored as words, without the number of bits."""
     arrays, metadata = packed._stored()
     for i, step in enumerate(packed.steps):
         for name in step.bits:
@@ -284,7 +284,7 @@ def test_signs_of_another_type_or_with_bits_behind_their_rows_are_refused(packed
 
 
 def test_numbers_of_another_type_are_refused(packed, tmp_path):
-    """Else a loaded model would not be saved as it was."""
+    """Otherwise a loaded model would be saved differently."""
     arrays, metadata = packed._stored()
     metadata = json.loads(json.dumps(metadata))
     places = [(["input_shape"], 0)]
@@ -331,7 +331,7 @@ def test_signs_that_steps_share_are_in_memory_once(tmp_path):
 
 
 def test_signs_cannot_be_read_in_any_number_of_ways(tmp_path):
-    """One bit a row, 64 times as large in memory, in many shapes."""
+    """One bit per row takes 64 times the memory, in many shapes."""
     signs = np.zeros(1 << 14, np.uint8)
     shapes = [[2**i, 2**j, 2 ** (17 - i - j)] for i in range(18) for j in range(18 - i)]
     steps = [

@@ -1,4 +1,4 @@
-"""Estimators of gradients through binary latents, held against sums over all codes."""
+"""Estimators of gradients through binary latents, compared with sums over all codes."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def tensor(*shape, seed=0):
 
 
 def small_decoder(seed=0):
-    """A cost that is curved in every bit and differs between images; and its parameters."""
+    """A cost, curved in every bit and different for each image, and its parameters."""
     w, v, target = (tensor(BITS, 6, seed=seed), tensor(6, seed=seed + 1), tensor(IMAGES, 6, seed=9))
 
     def cost(codes):

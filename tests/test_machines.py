@@ -1,4 +1,4 @@
-"""The test suite on machines and with versions other than these."""
+"""The test suite on other machines and with other versions."""
 
 import configparser
 import os
@@ -59,7 +59,7 @@ def test_warnings_of_matrix_products_on_macs(
 
 
 def test_lowest_versions():
-    """The constraints of `.ci/run full` are the bounds of setup.cfg, all of them."""
+    """The constraints of `.ci/run full` are exactly the bounds of setup.cfg."""
     command = [sys.executable, HERE.parent / ".ci" / "lowest.py"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     constraints = dict(re.findall(r"^(\S+)==([\d.]+)$", printed, re.MULTILINE))

@@ -37,7 +37,7 @@ def test_products_of_signs_count_as_bops(layers, bops, flops):
     count = count_operations(layers, shape)
     assert (count.bops, count.flops) == (bops, flops)
     assert count.ops == bops / 64 + flops
-    summary = analysis.summary(layers, shape)  # it says the same
+    summary = analysis.summary(layers, shape)  # the summary agrees
     assert (summary.total("bops"), summary.total("flops")) == (bops, flops)
     assert summary.total("weight_bits") == count.weight_bits
 
@@ -102,8 +102,8 @@ def rows():
 
 
 def test_figures_that_match(rows):
-    found = Counter((row["table"], row["match"]) for row in rows)
-    assert found == {
+    counts = Counter((row["table"], row["match"]) for row in rows)
+    assert counts == {
         (1, "exact"): 4,
         (2, "fitted"): 28, (2, "no"): 7,
         (3, "exact"): 5, (3, "fitted"): 2, (3, "no"): 14,

@@ -1,4 +1,4 @@
-"""The operations of `deploy.operations`: complete, unique, and open for users' operations."""
+"""The operations of `deploy.operations` are complete and unique; users can add theirs."""
 
 import inspect
 
@@ -73,7 +73,7 @@ def test_an_operation_of_a_user_compiles_and_is_saved(tmp_path):
     try:
 
         class CubeOperation(deploy.Operation):
-            """x³ + shift, each number alone: also found in thresholds."""
+            """x³ + shift, elementwise, so that thresholds can absorb it."""
 
             name, settings, functions = "cube", ("shift",), (Cube,)
             is_elementwise = True
@@ -138,7 +138,7 @@ def test_an_operation_may_refuse_a_call():
 
 
 def test_programs_of_rows_compute_what_rows_compute():
-    """The elementwise form and the meaning of a row are two; a packed model uses the first."""
+    """A row has an elementwise form and a definition; a packed model uses the first."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(70, 40)).astype(np.float32)
     x.ravel()[:2] = 0.0, -0.0

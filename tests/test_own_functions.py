@@ -1,4 +1,4 @@
-"""Functions of users with a context; `test_torch_names` has PyTorch's results for some."""
+"""User-defined functions with a context; `test_torch_names` has PyTorch's results for some."""
 
 import numpy as np
 import pytest
@@ -198,7 +198,7 @@ SIGNS = {
 
 
 class Net(nn.Module):
-    """An own sign of activations, behind floats and behind sums, and of weights."""
+    """A custom sign for activations, after floats and after sums, and for weights."""
 
     def __init__(self, forward):
         rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Pictures of binary layers: the numbers they show are the numbers of the layer."""
+"""Pictures of binary layers show the layer's numbers."""
 
 import re
 
@@ -29,15 +29,15 @@ def test_a_convolution_that_shows_other_sums_than_the_layer_has(channels, stride
     positions = [(0, 0), (1, 1), tuple(np.argwhere(expected == threshold)[0])]
     ax = plots.convolution(x, weight, positions, stride, threshold)
     render(ax.figure)
-    found = texts(ax)
-    start = found.index("sums")
-    shown = found[start - expected.size : start]
+    strings = texts(ax)
+    start = strings.index("sums")
+    shown = strings[start - expected.size : start]
     assert [number(text) for text in shown] == [*expected.ravel()]
-    start = next(i for i, text in enumerate(found) if text.startswith("sum ≥"))
-    assert number(found[start].split()[-1]) == threshold
-    shown = [number(text + "1") for text in found[start - expected.size : start]]
+    start = next(i for i, text in enumerate(strings) if text.startswith("sum ≥"))
+    assert number(strings[start].split()[-1]) == threshold
+    shown = [number(text + "1") for text in strings[start - expected.size : start]]
     assert shown == [*np.where(expected >= threshold, 1, -1).ravel()]
-    lines = [text for text in found if text.startswith("popcount")]
+    lines = [text for text in strings if text.startswith("popcount")]
     assert len(lines) == len(positions)
     for (row, column), text in zip(positions, lines, strict=True):
         ones, count = map(int, re.search(r"(\d+) of (\d+) agree", text).groups())
@@ -129,7 +129,7 @@ def test_thresholds_of_channels():
 
 
 def test_sums_of_odd_and_even_numbers_of_signs():
-    """At the border of a padded image windows have fewer signs: bars stand at all integers."""
+    """Windows at the border of a padded image have fewer signs: bars at all integers."""
     bars = dict(heights(plots.accumulators([-2, -1, 0, 3], 0)))["becomes +1"]
     assert [*bars] == [-2, -1, 0, 1, 2, 3] and sum(bars.values()) == 2
 
@@ -152,7 +152,7 @@ def test_the_sums_of_a_layer_are_those_of_the_model(channel):
     render(ax.figure)
     bits = np.where(_input_of(model, x, 6) >= 0, 1.0, -1.0)
     sums = F.conv2d(bits.astype("f4"), model[6].binary_weight(), padding=1)
-    outputs = _input_of(model, x, 9)  # flattened: behind the batch norm
+    outputs = _input_of(model, x, 9)  # flattened: after the batch norm
     if channel is not None:
         sums = sums[:, channel]
         outputs = outputs.reshape(len(x), 8, -1)[:, channel]

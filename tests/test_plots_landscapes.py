@@ -1,4 +1,4 @@
-"""Pictures of curvature, landscapes and flips: what is drawn are the numbers that were given."""
+"""Pictures of curvature, landscapes and flips show the given numbers."""
 
 import builtins
 import re
@@ -14,8 +14,8 @@ from tinybnn import plots
 
 def line(ax, label):
     """x and y of a curve."""
-    [found] = [entry for entry in ax.get_lines() if entry.get_label() == label]
-    return found.get_data()
+    [curve] = [entry for entry in ax.get_lines() if entry.get_label() == label]
+    return curve.get_data()
 
 
 def labels(ax):
@@ -118,7 +118,7 @@ def test_contours_that_exchange_the_two_directions():
     render(ax.figure)
     assert ax.get_xlim() == (0, 1) and ax.get_ylim() == (-1, 1)
     assert "first" in ax.get_xlabel() and "second" in ax.get_ylabel()
-    lines = ax.collections[1]  # behind the filled ones
+    lines = ax.collections[1]  # under the filled ones
     segments = [s for path in lines.get_paths() for s in path.to_polygons(closed_only=False)]
     upright = [np.ptp(s[:, 0]) < 1e-9 for s in segments if np.ptp(s[:, 1]) > 0.1]
     assert len(upright) >= 3 and all(upright)

@@ -14,7 +14,7 @@ from tinybnn.kernels.signs import bits, pooling, thresholds
 
 seeds = st.integers(0, 2**32 - 1)
 lengths = st.one_of(st.integers(1, 300), st.sampled_from([64, 512, 600]))
-tasks = st.integers(1, 4)  # also where the work isn't worth it
+tasks = st.integers(1, 4)  # even for small work
 
 
 compiled = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="the run without compilation")
@@ -124,7 +124,7 @@ def test_max_pool2d_in_parallel():
 
 @given(seeds, lengths, st.integers(1, 3))
 def test_max_pool2d_and_threshold_commute(seed, channels, size):
-    """Pooling sums and then comparing, or comparing and then pooling bits: the same signs."""
+    """Pooling sums before comparing and comparing before pooling bits give the same signs."""
     rng = np.random.default_rng(seed)
     sums = rng.integers(-4, 5, (2, 2 * size, 2 * size, channels), np.int32)
     levels = rng.integers(-3, 4, channels, np.int32)
@@ -139,7 +139,7 @@ def test_max_pool2d_and_threshold_commute(seed, channels, size):
 
 
 def refused(message, function, *arguments, **keywords):
-    """A row of the table of refusals; the message is given without the function's name."""
+    """A row of the table of refusals; its message omits the function's name."""
     message = f"{function.__name__}: {message}"
     return pytest.param(function, arguments, keywords, message, id=message)
 

@@ -1,4 +1,4 @@
-"""Random networks of all kinds: packed and float agree in every bit, and failures are shown."""
+"""Random networks of all kinds: packed and float agree in every bit; failures are reported."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ def test_two_hundred_networks(capsys, tmp_path):
     assert figure["wrong"] == 0
     assert figure["tried"] == 200 == figure["equal"] + figure["refused"]
     assert figure["refused"] < 30  # most of them are compared
-    for reason in figure["reasons"]:  # none is refused that should compile
+    for reason in figure["reasons"]:  # nothing that should compile is refused
         assert any(known in reason for known in REFUSALS), reason
 
 

@@ -87,13 +87,15 @@ def test_a_wrong_update_is_found(monkeypatch):
 @pytest.mark.parametrize("network", [SMALL, AUTOENCODER], ids=lambda network: network.name)
 def test_every_variant_computes_the_same(network):
     ours = training.Training(network, 8)
-    found = variants(has_images=len(network.input_shape) == 3)
-    assert len(found) == (4 if network is AUTOENCODER else 2)
-    assert [variant.fused for variant in found] == sorted(variant.fused for variant in found)
+    all_variants = variants(has_images=len(network.input_shape) == 3)
+    assert len(all_variants) == (4 if network is AUTOENCODER else 2)
+    assert [variant.fused for variant in all_variants] == sorted(
+        variant.fused for variant in all_variants
+    )
     ours.compute_gradients()
     before = [p.data.copy() for p in ours.model.parameters()]
     ours.optimizer.step()
-    for variant in found:
+    for variant in all_variants:
         theirs = TorchTraining(training.Training(network, 8), variant, 1)
         theirs()
         for (name, p), b in zip(ours.model.named_parameters(), before, strict=True):

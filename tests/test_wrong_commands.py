@@ -1,4 +1,4 @@
-"""Commands as people mistype them: one line says what was wrong, what was expected, what to do."""
+"""Mistyped commands: one line says what was wrong, what was expected, and what to do."""
 
 import io
 import os
@@ -57,7 +57,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def here(made, tmp_path, monkeypatch):
-    """In that folder, where no other data sets are found."""
+    """Run in that folder, where there are no other datasets."""
     monkeypatch.chdir(made)
     monkeypatch.setenv("TINYBNN_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -66,7 +66,7 @@ def here(made, tmp_path, monkeypatch):
 
 
 def run(command):
-    """The exit code of a command in this process."""
+    """Run a command in this process; return its exit code."""
     try:
         return cli.main(command.split(" "))
     except SystemExit as ended:
@@ -226,7 +226,7 @@ def test_arguments_that_exclude_each_other(command, said, here, capsys):
 
 
 def test_the_choices_of_settings_are_those_of_the_app():
-    """Also those of the comments beside them, and of the code of the app."""
+    """Also the choices in the comments beside them and in the app's code."""
     task = launch.APP / "digits" / "task.py"
     text = (launch.APP / "pyproject.toml").read_text(encoding="utf-8")
     defaults = federated._settings_of(launch.APP)
@@ -237,8 +237,8 @@ def test_the_choices_of_settings_are_those_of_the_app():
     strategies = re.search(
         r"STRATEGIES: .*? = \{(.*?)\}", task.read_text(encoding="utf-8"), re.DOTALL
     )
-    found = re.findall(r'^ +"([^"]+)":', strategies[1], re.MULTILINE)
-    assert tuple(found) == federated._CHOICES["strategy"]
+    choices = re.findall(r'^ +"([^"]+)":', strategies[1], re.MULTILINE)
+    assert tuple(choices) == federated._CHOICES["strategy"]
 
 
 # ------------------------------------------------------- what is there is not it: exit code 1
@@ -409,13 +409,13 @@ def test_a_terminal_that_cannot_print_every_sign(command, said, encoding, here, 
         streams[name] = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
         monkeypatch.setattr(sys, name, streams[name])
     run(command)
-    found = ""
+    printed = ""
     for stream in streams.values():
         stream.flush()
-        found += stream.buffer.getvalue().decode(encoding)
-    assert said in found.replace("×", "x")
+        printed += stream.buffer.getvalue().decode(encoding)
+    assert said in printed.replace("×", "x")
     if encoding == "ascii":
-        assert said in found
+        assert said in printed
 
 
 def test_names_that_no_encoding_has(here, capsys):
