@@ -84,12 +84,12 @@ def test_pairs_are_compared_seed_by_seed():
         "arms": {"naive": "naive", "both": "both"},
         "rows": [r | {"stage": stage} for r in rows for stage in curvature.STAGES],
     }
-    found = curvature.summary(result)
-    assert found["networks"]["naive"]["end"]["first"]["mean"] == 7.0
-    pairs = [p for p in found["pairs"] if (p["where"], p["measure"]) == ("start", "condition")]
+    summary = curvature.summary(result)
+    assert summary["networks"]["naive"]["end"]["first"]["mean"] == 7.0
+    pairs = [p for p in summary["pairs"] if (p["where"], p["measure"]) == ("start", "condition")]
     assert [p["by_seed"] for p in pairs] == [[0.5, 1.5]]
     text = bdnet_report.pairs(
-        result | {"summary": found}, "ratio", lambda x: f"×{np.exp(np.log(x).mean()):.2f}", 1
+        result | {"summary": summary}, "ratio", lambda x: f"×{np.exp(np.log(x).mean()):.2f}", 1
     )
     assert text.count("| ×0.87 | 1 of 2 |") == 4  # sqrt(0.5 * 1.5)
 
@@ -132,9 +132,9 @@ def test_a_run_leaves_landscapes(surfaces):
     ]
     for row in result["rows"]:
         path = folder / f"{row['name']}-{row['seed']}" / "line.npz"
-        found = analysis.load_landscape(path)
-        assert found.losses[row["surface"]].tolist() == row["losses"]
-        assert found.coordinates[0].tolist() == result["alphas"] == [-1, -0.5, 0, 0.5, 1]
+        line = analysis.load_landscape(path)
+        assert line.losses[row["surface"]].tolist() == row["losses"]
+        assert line.coordinates[0].tolist() == result["alphas"] == [-1, -0.5, 0, 0.5, 1]
     assert (folder / "both-0" / "plane.npz").exists()
     assert not (folder / "both-1" / "plane.npz").exists()
     text = (folder / "landscape.md").read_text()
@@ -198,8 +198,8 @@ def test_the_jacobian_is_the_convolution():
         y, x = i + u - 1, j + v - 1
         if 0 <= y < 5 and 0 <= x < 5:
             expected[i, j] += weight[u, v] * image[y, x]
-    found = conditioning.jacobian(weight, 5) @ image.ravel()
-    np.testing.assert_allclose(found, expected.ravel(), rtol=1e-12)
+    product = conditioning.jacobian(weight, 5) @ image.ravel()
+    np.testing.assert_allclose(product, expected.ravel(), rtol=1e-12)
 
 
 def test_the_hessian_has_the_squared_condition_number():
@@ -223,17 +223,17 @@ def test_the_hessian_has_the_squared_condition_number():
 
 
 def test_all_filters():
-    found = conditioning.all_filters()
-    assert found.shape == (512, 3, 3) and len(np.unique(found, axis=0)) == 512
-    assert set(np.unique(found)) == {-1, 1}
+    filters = conditioning.all_filters()
+    assert filters.shape == (512, 3, 3) and len(np.unique(filters, axis=0)) == 512
+    assert set(np.unique(filters)) == {-1, 1}
 
 
 def test_equation_6_holds_for_a_symmetric_convolution_alone():
     blur = np.array([[0.0, 0, 0], [0.25, 0.5, 0.25], [0, 0, 0]])  # no negative eigenvalue
     signs = np.array([[1.0, 1, 1], [1, 1, -1], [-1, 1, -1]])
     for weight, holds in ((blur, True), (signs, False)):
-        found = conditioning.run([3.0], 6, weight[None], say=lambda text: None)["rows"][0]
-        assert math.isclose(found["with"][1], found["eq6"][1], rel_tol=1e-6) is holds
+        row = conditioning.run([3.0], 6, weight[None], say=lambda text: None)["rows"][0]
+        assert math.isclose(row["with"][1], row["eq6"][1], rel_tol=1e-6) is holds
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):

@@ -91,8 +91,8 @@ def test_accuracy_is_that_of_the_last_epoch_on_the_test_set(made, digits):
     for row in result["runs"][::3]:
         model = small(row["name"], seed=row["seed"])
         training.load_weights(folder / f"{row['name']}-{row['seed']}" / "step-1.npz", model)
-        found = training.evaluate(model, datasets.DataLoader(digits[1], batch_size=256))
-        assert found == {"loss": row["test_loss"], "accuracy": row["test_accuracy"]}
+        evaluated = training.evaluate(model, datasets.DataLoader(digits[1], batch_size=256))
+        assert evaluated == {"loss": row["test_loss"], "accuracy": row["test_accuracy"]}
 
 
 def test_operations_are_those_of_the_networks(made):
@@ -110,13 +110,13 @@ def test_operations_are_those_of_the_networks(made):
 def test_seeds_are_paired(made):
     _, result = made
     accuracy = {(row["name"], row["seed"]): row["test_accuracy"] for row in result["runs"]}
-    for name, found in result["summary"].items():
+    for name, entry in result["summary"].items():
         own = np.array([accuracy[name, seed] for seed in range(2)])
         first = np.array([accuracy["naive", seed] for seed in range(2)])
-        assert found["accuracies"] == own.tolist()
-        assert (found["mean"], found["std"]) == (own.mean(), own.std(ddof=1))
-        assert found["difference"] == (own - first).mean()
-        assert found["difference_std"] == (own - first).std(ddof=1)
+        assert entry["accuracies"] == own.tolist()
+        assert (entry["mean"], entry["std"]) == (own.mean(), own.std(ddof=1))
+        assert entry["difference"] == (own - first).mean()
+        assert entry["difference_std"] == (own - first).std(ddof=1)
 
 
 def test_gains_seed_by_seed(made):
@@ -158,7 +158,7 @@ def test_comparisons_of_table_2(base, said, not_said):
     pair = "MobileNet V3, ReActNet, broadcast against MobileNet V3, ReActNet"
     assert f"| {pair} | +1.00 | 1 of 1 |  | +67.13 |" in text
     assert text.count(" against ") == 6
-    gains = {name: found["difference"] for name, found in result["summary"].items()}
+    gains = {name: entry["difference"] for name, entry in result["summary"].items()}
     assert gains["shufflenet-reactnet"] == gains["mobilenet-v3-reactnet"] == gains["float"] == 0
     assert gains["shufflenet-bdnet-b-br"] == pytest.approx(0.02)
 
@@ -469,8 +469,8 @@ def test_statistics_of_other_networks(digits, name, kinds):
     arm = bdnet.TABLE_2[name]
     model = arm.network(SMALL, (1, 32, 32), 10, np.random.default_rng(0))
     rows = bdnet.layer_statistics(model, bdnet.instability.first_batches(digits[0], size=16)[:2])
-    found = {(row["binary"], row["groups"] == row["channels"]) for row in rows}
-    assert found == kinds
+    layers = {(row["binary"], row["groups"] == row["channels"]) for row in rows}
+    assert layers == kinds
 
 
 # ---------------------------------------------------------------------------------------- figure 4
@@ -486,13 +486,13 @@ def between_variance(gray, thresholds):
 @given(st.lists(st.integers(0, 9), min_size=3, max_size=30), st.integers(2, 4))
 def test_otsu_finds_the_best_thresholds(pixels, levels):
     gray = np.array([pixels], np.uint8) * 20
-    found = bdnet.otsu(gray, levels)
-    assert len(found) == levels - 1 and (np.diff(found) > 0).all()
+    thresholds = bdnet.otsu(gray, levels)
+    assert len(thresholds) == levels - 1 and (np.diff(thresholds) > 0).all()
     best = max(
         between_variance(gray, np.array(t) * 20)
         for t in itertools.combinations(range(1, 13), levels - 1)
     )
-    assert between_variance(gray, found) == pytest.approx(best, abs=1e-9)
+    assert between_variance(gray, thresholds) == pytest.approx(best, abs=1e-9)
 
 
 def test_levels_of_an_image():

@@ -45,12 +45,12 @@ def test_fields_beyond_their_limits(change, message):
 
 
 def test_a_result_begins_with_what_was_run_and_where():
-    found = runner.provenance("x", Config(), "tinybnn x", note="upscaled")
-    assert [*found] == ["name", "config", "command", "note", "machine", "date"]
-    assert found["config"] == vars(Config())
-    assert found["machine"] == analysis.machine() and json.dumps(found)
-    text = report.when_and_where(found)
-    for part in (found["date"], found["machine"]["processor"], found["machine"]["numba"]):
+    header = runner.provenance("x", Config(), "tinybnn x", note="upscaled")
+    assert [*header] == ["name", "config", "command", "note", "machine", "date"]
+    assert header["config"] == vars(Config())
+    assert header["machine"] == analysis.machine() and json.dumps(header)
+    text = report.when_and_where(header)
+    for part in (header["date"], header["machine"]["processor"], header["machine"]["numba"]):
         assert part in text
 
 
@@ -79,16 +79,16 @@ def test_the_configuration_of_a_folder(tmp_path):
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
 def test_mean_and_deviation(values):
-    found = report.mean_and_std(values)
-    assert found["mean"] == pytest.approx(statistics.fmean(values), abs=1e-12)
+    numbers = report.mean_and_std(values)
+    assert numbers["mean"] == pytest.approx(statistics.fmean(values), abs=1e-12)
     if len(values) == 1:
-        assert found["std"] is None
-        assert report.percent(**found) == f"{values[0] * 100:.2f}"
+        assert numbers["std"] is None
+        assert report.percent(**numbers) == f"{values[0] * 100:.2f}"
     else:
-        assert found["std"] == pytest.approx(statistics.stdev(values), abs=1e-9)
-        mean, std = report.percent(**found).split(" ± ")
-        assert float(mean) == pytest.approx(100 * found["mean"], abs=0.0051)
-        assert float(std) == pytest.approx(100 * found["std"], abs=0.0051)
+        assert numbers["std"] == pytest.approx(statistics.stdev(values), abs=1e-9)
+        mean, std = report.percent(**numbers).split(" ± ")
+        assert float(mean) == pytest.approx(100 * numbers["mean"], abs=0.0051)
+        assert float(std) == pytest.approx(100 * numbers["std"], abs=0.0051)
 
 
 pairs = st.lists(st.tuples(*2 * [st.integers(0, 1000)]), min_size=2, max_size=30)
@@ -98,11 +98,12 @@ pairs = st.lists(st.tuples(*2 * [st.integers(0, 1000)]), min_size=2, max_size=30
 def test_the_paired_test_is_scipys(values):
     stats = pytest.importorskip("scipy.stats")
     first, second = (np.array(column) / 1000 for column in zip(*values, strict=True))
-    found = report.paired(first, second)
-    assert found["better"] == int((first > second).sum()) and found["seeds"] == len(values)
-    assert found["mean"] == (first - second).mean()
+    comparison = report.paired(first, second)
+    assert comparison["better"] == int((first > second).sum())
+    assert comparison["seeds"] == len(values)
+    assert comparison["mean"] == (first - second).mean()
     if np.ptp(first - second) > 1e-9:  # without any spread SciPy warns
-        assert found["p"] == pytest.approx(stats.ttest_rel(first, second).pvalue, abs=1e-9)
+        assert comparison["p"] == pytest.approx(stats.ttest_rel(first, second).pvalue, abs=1e-9)
 
 
 def test_pairs_without_a_spread():
@@ -127,8 +128,8 @@ def test_paragraphs_are_short_lines(words):
 
 
 def test_a_table_in_markdown():
-    found = tables.markdown(["", "a"], [["x", 1], ["y", 0.5]])
-    assert found == "|  | a |\n| --- | --- |\n| x | 1 |\n| y | 0.5 |\n"
+    table = tables.markdown(["", "a"], [["x", 1], ["y", 0.5]])
+    assert table == "|  | a |\n| --- | --- |\n| x | 1 |\n| y | 0.5 |\n"
 
 
 # --------------------------------------------------------------------------- reports, written anew

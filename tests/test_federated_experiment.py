@@ -49,10 +49,10 @@ def test_fedhybnn_gives_all_figures(hybnn_run):
 def test_fedhybnn_counts_bytes(hybnn_run):
     """For the paper's head of 200 bits: weights 31 times smaller, all of it 19 and 28 times."""
     _, result, _ = hybnn_run
-    found = {arm: tasks[0] for arm, tasks in result["seeds"][0]["federated"]["iid"].items()}
-    assert found["fedavg"]["saving_up"] == found["fedavg"]["saving_down"] == 1
-    assert found["vote"]["bytes_up"] == found["sign"]["bytes_up"]
-    assert found["sign-frozen"]["bytes_up"][0] < found["sign"]["bytes_up"][0]
+    arms = {arm: tasks[0] for arm, tasks in result["seeds"][0]["federated"]["iid"].items()}
+    assert arms["fedavg"]["saving_up"] == arms["fedavg"]["saving_down"] == 1
+    assert arms["vote"]["bytes_up"] == arms["sign"]["bytes_up"]
+    assert arms["sign-frozen"]["bytes_up"][0] < arms["sign"]["bytes_up"][0]
     config = dataclasses.replace(SMALL, bits=200, rounds=1)
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 2, (40, 1, 1, 200), dtype=np.uint8)
@@ -107,10 +107,10 @@ def test_one_client_is_the_centralized_head(hybnn_run):
     labels = (codes[:, 0, 0, :5].sum(1) > 2).astype(int)
     own = [datasets.from_arrays(codes, labels, maximum=1)] * 2
     config = dataclasses.replace(SMALL, clients=1, rounds=4)
-    found = fedhybnn._federated(own, 0, config, "iid", fedhybnn.ARMS["fedavg"])["accuracy"]
+    averaged = fedhybnn._federated(own, 0, config, "iid", fedhybnn.ARMS["fedavg"])["accuracy"]
     central = fedhybnn._centralized(own, 0, config)["accuracy"]
-    assert len(central) == len(found) == 4
-    assert central[-1] > 0.85 and found[-1] > 0.85
+    assert len(central) == len(averaged) == 4
+    assert central[-1] > 0.85 and averaged[-1] > 0.85
     twice = dataclasses.replace(config, epochs=2, rounds=2)
     assert fedhybnn._centralized(own, 0, twice)["accuracy"] == central[1::2]
 
@@ -122,11 +122,11 @@ FEW = fedavg.Config(dataset="digits", clients=8, fraction=0.5, rounds=23, target
 
 def test_fedavg_ends_at_its_target(tmp_path):
     result = fedavg.run(tmp_path / "run", FEW, arms=["2nn"], progress=False, say=str)
-    for found in result["trainings"]:
-        reached = found["rounds_to_target"]
-        assert reached is not None and len(found["accuracy"]) == reached < 23
-        assert found["accuracy"][-1] >= 0.8 > max(found["accuracy"][:-1])
-        assert found["bytes_up"] == found["bytes_down"] == reached * 4 * _bytes_of_2nn()
+    for run in result["trainings"]:
+        reached = run["rounds_to_target"]
+        assert reached is not None and len(run["accuracy"]) == reached < 23
+        assert run["accuracy"][-1] >= 0.8 > max(run["accuracy"][:-1])
+        assert run["bytes_up"] == run["bytes_down"] == reached * 4 * _bytes_of_2nn()
     text = (tmp_path / "run" / "report.md").read_text()
     assert "rounds to 80%" in text and "2NN, FedAvg" in text
     assert (tmp_path / "run" / "rounds.png").stat().st_size > 5000
@@ -152,8 +152,8 @@ def test_frozen_norms_have_the_statistics_of_public_images(tmp_path, monkeypatch
         return servers[-1]
 
     monkeypatch.setattr(federated, "Server", kept)
-    found = fedavg._train(tmp_path, "binary-sign-frozen", "iid", config, *_digits(), False)
-    assert found["saving_up"] > 20  # weights alone: 32, but for headers
+    trained = fedavg._train(tmp_path, "binary-sign-frozen", "iid", config, *_digits(), False)
+    assert trained["saving_up"] > 20  # weights alone: 32, but for headers
     _, first, norm, second, *_ = servers[0].model
     untrained = fedavg.ARMS["binary"].build(64, 10, np.random.default_rng(0))
     x, _ = next(iter(datasets.DataLoader(_digits()[0][0], fedavg.PUBLIC)))

@@ -76,8 +76,8 @@ def test_the_summary_is_mean_and_deviation_of_the_last_epoch(made):
         accuracies = []
         for seed in range(2):
             paths = [folder / f"seed-{seed}" / "networks" / f"{arm}-{i}.npz" for i in range(5)]
-            found = [storage.load(path, kind="network", version=1)[1] for path in paths]
-            accuracies.append([f["history"]["test_accuracy"][-1] for f in found])
+            networks = [storage.load(path, kind="network", version=1)[1] for path in paths]
+            accuracies.append([f["history"]["test_accuracy"][-1] for f in networks])
         assert result["summary"][arm]["mean"] == {
             "mean": np.mean(np.mean(accuracies, 1)), "std": np.std(np.mean(accuracies, 1), ddof=1),
         }  # fmt: skip
@@ -108,9 +108,9 @@ def test_codes_are_those_of_the_autoencoder_and_take_5_bytes(made):
     for name, part in zip(("train", "test"), datasets.load("digits"), strict=True):
         part = part[:300]
         path = folder / "seed-0" / f"codes-{name}.npz"
-        found = load_codes(path)
-        assert_identical(found.words, vae.encode_packed(part.images / np.float32(16)))
-        assert_identical(found.labels, part.labels)
+        codes = load_codes(path)
+        assert_identical(codes.words, vae.encode_packed(part.images / np.float32(16)))
+        assert_identical(codes.labels, part.labels)
         assert 300 * 5 < path.stat().st_size < 300 * (5 + 8) + 2000  # labels are int64
 
 
@@ -118,10 +118,10 @@ def test_compiled_heads_predict_the_same_for_all_images(made):
     folder, result = made
     for seed in result["seeds"]:
         assert len(seed["compiled"]) == 5 + 2 + 1
-        for name, found in seed["compiled"].items():
-            count = found["images"]
-            assert found["identical_predictions"] == found["identical_logits"] == count == 300
-            assert name == "whole" or found["bits_only"]
+        for name, check in seed["compiled"].items():
+            count = check["images"]
+            assert check["identical_predictions"] == check["identical_logits"] == count == 300
+            assert name == "whole" or check["bits_only"]
     head = deploy.PackedModel.load(folder / "seed-1" / "head-task-2.npz")
     codes = load_codes(folder / "seed-1" / "codes-test.npz")
     rows = np.isin(codes.labels, (4, 5))
@@ -318,8 +318,8 @@ def test_a_folder_of_idx_files_is_a_data_set(tmp_path):
 def test_features_that_were_not_learned():
     images, _ = hybnn.features.load("digits", 300)
     x = images.images.reshape(300, 64) / np.float32(16)
-    found = hybnn.features.extract(images, hybnn.features.thresholded_pixels, 70)
-    assert_identical(bits.unpack(found, 64), np.where(x >= 0.5, 1, -1).astype(np.float32))
+    words = hybnn.features.extract(images, hybnn.features.thresholded_pixels, 70)
+    assert_identical(bits.unpack(words, 64), np.where(x >= 0.5, 1, -1).astype(np.float32))
     project = hybnn.features.random_projection(images, 50, np.random.default_rng(3))
     signs = np.random.default_rng(3).choice(np.float32([-1, 1]), (64, 50))
     mean = (images.images.reshape(300, 64).mean(0) / 16).astype(np.float32)
@@ -373,12 +373,16 @@ def test_old_tasks_are_forgotten_unless_they_are_one(tmp_path):
     images, _ = hybnn.features.load("digits", 400)
     pixels = hybnn.features.extract(images, hybnn.features.thresholded_pixels)
     features = {"codes": hybnn.networks.Features(pixels, pixels, 64)}
-    found = hybnn.networks.in_sequence(
+    accuracies = hybnn.networks.in_sequence(
         tmp_path / "a" / "net", (images, images), features, [[0, 1], [2, 3], [0, 1]], 0, 30
     )
-    assert np.shape(found) == (3, 3)
-    assert found[0][0] == found[0][2] > 0.95 and found[1][1] > 0.95 and found[2][0] > 0.95
-    assert found[0][1] < 0.9
+    assert np.shape(accuracies) == (3, 3)
+    assert (
+        accuracies[0][0] == accuracies[0][2] > 0.95
+        and accuracies[1][1] > 0.95
+        and accuracies[2][0] > 0.95
+    )
+    assert accuracies[0][1] < 0.9
 
 
 def test_a_sequence_is_compared_with_the_repaired_cnn(made):
@@ -405,21 +409,21 @@ def codes_of(n, count, seed=0):
 def test_statistics_of_codes(seed, count, n):
     codes = codes_of(n, count, seed)
     codes[:, 0] = 1  # a bit that says nothing
-    found = hybnn.codes.statistics(bits.pack(codes), count)
-    np.testing.assert_allclose(found["balance"], (codes > 0).mean(0), atol=1e-12)
+    measures = hybnn.codes.statistics(bits.pack(codes), count)
+    np.testing.assert_allclose(measures["balance"], (codes > 0).mean(0), atol=1e-12)
     used = np.flatnonzero(codes.std(0))
-    assert found["used"] == len(used) < count
-    assert found["distinct"] == len({row.tobytes() for row in codes})
+    assert measures["used"] == len(used) < count
+    assert measures["distinct"] == len({row.tobytes() for row in codes})
     expected = np.zeros((count, count))
     if len(used):
         expected[np.ix_(used, used)] = np.corrcoef(codes[:, used].T.astype(np.float64))
-    np.testing.assert_allclose(found["correlation"], expected, atol=1e-5)
+    np.testing.assert_allclose(measures["correlation"], expected, atol=1e-5)
     if len(used) > 1:
         pairs = [abs(expected[i, j]) for i, j in itertools.combinations(used, 2)]
-        assert found["mean_correlation"] == pytest.approx(np.mean(pairs), abs=1e-5)
+        assert measures["mean_correlation"] == pytest.approx(np.mean(pairs), abs=1e-5)
     p = np.clip((codes > 0).mean(0, dtype=np.float64), 1e-300, 1)
     q = np.clip(1 - p, 1e-300, 1)
-    assert found["entropy"] == pytest.approx(np.mean(-p * np.log2(p) - q * np.log2(q)), abs=1e-9)
+    assert measures["entropy"] == pytest.approx(np.mean(-p * np.log2(p) - q * np.log2(q)), abs=1e-9)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 130), st.integers(1, 4))
@@ -507,13 +511,13 @@ def test_pixels_are_drawn_once_with_their_brightness():
     images = datasets.from_arrays(
         np.tile(np.uint8([0, 51, 204, 255]), (4000, 1))[:, None], np.zeros(4000, int)
     )
-    found = bounds.binarized(images, np.random.default_rng(0))
-    assert found.maximum == 1 and found.images.dtype == np.uint8
-    mean = found.images.reshape(4000, 4).mean(0)
+    binarized = bounds.binarized(images, np.random.default_rng(0))
+    assert binarized.maximum == 1 and binarized.images.dtype == np.uint8
+    mean = binarized.images.reshape(4000, 4).mean(0)
     assert mean[0] == 0 and mean[3] == 1
     np.testing.assert_allclose(mean, [0, 0.2, 0.8, 1], atol=0.03)
     again = bounds.binarized(images, np.random.default_rng(0))
-    assert_identical(again.images, found.images)
+    assert_identical(again.images, binarized.images)
 
 
 # ------------------------------------------------------------------------------ the command line
@@ -626,8 +630,8 @@ def test_images_side_by_side(channels):
     axes = drawn(lambda axes: plots.images(images, columns=2, title="five", ax=axes))
     sheet = np.asarray(axes.get_images()[0].get_array())
     assert sheet.shape[:2] == (3 * 4, 2 * 5 - 1)
-    found = sheet.reshape(12, 9, channels)[4:7, 5:9]
-    assert_identical(found, images[3].transpose(1, 2, 0).astype(found.dtype))
+    tile = sheet.reshape(12, 9, channels)[4:7, 5:9]
+    assert_identical(tile, images[3].transpose(1, 2, 0).astype(tile.dtype))
     labels = ["a", "b", "c", "d", "e"]
     axes = drawn(lambda axes: plots.images(images, 2, labels=labels, ax=axes))
     assert [text.get_text() for text in axes.texts] == labels

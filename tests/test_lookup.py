@@ -96,7 +96,7 @@ def test_tables(seed, count, step):
 
 @given(seeds, st.integers(1, 3 * CHUNK), st.integers(1, 70))
 def test_turned_signs(seed, rows, channels):
-    """Of two taps; the last row is repeated until there is a multiple of four."""
+    """Two taps; the last row is repeated up to a multiple of four."""
     rng, width = np.random.default_rng(seed), bits.words_for(channels)
     words = rng.integers(0, 2**64, 50, np.uint64)
     starts, taps = rng.integers(0, 40, rows), rng.integers(0, 10 - width, 2)
