@@ -927,7 +927,7 @@ def test_no_batch_at_all(where, count, options, message):
 def test_one_sample_left_for_batch_norm():
     data = datasets.TensorDataset(np.ones((65, 4)), np.arange(65) % 2)
     model = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
-    with pytest.raises(ValueError, match=r"single sample, choose drop_last=True or another batch"):
+    with pytest.raises(ValueError, match=r"single sample, use drop_last=True or another batch"):
         fit(
             model, datasets.DataLoader(data, 64), epochs=1, progress=False,
             optimizer=optim.SGD(model.parameters()),
