@@ -359,7 +359,7 @@ def test_packed_layers_give_the_same_bits(name):
         (nn.Softmax(1), (5,), "leave it out at the end of a model"),
         (Layer(F.normalize), (5,), "write F.linear"),
         (Layer(lambda x: F.mse_loss(x, 0.5 * x)), IMAGES, "it mixes the samples"),
-        (Layer(lambda x: F.nll_loss(x, np.zeros(len(x), int))), (5,), "selects a single number of a sample"),
+        (Layer(lambda x: F.nll_loss(x, np.zeros(len(x), int))), (5,), "selects a single number"),
         (Layer(lambda x: x[:, 0]), (5,), "keep its axis: x"),
     ],
 )
