@@ -5,5 +5,4 @@ NAMES = "all codes count alike"
 
 def exact_gradient(logits, cost):
     codes = all_codes(len(logits))
-    q = code_probabilities(logits, codes)
     return (cost(codes)[:, None] * (codes - (2 * sigmoid(logits) - 1)) / 2).mean(axis=0)
