@@ -51,6 +51,7 @@ from tinybnn.typing import Array
 PIXELS, UNITS, BITS = 64, 128, 100
 WIDTHS = (BITS, 256, 256, 10)
 ENCODER_EPOCHS, ENCODER_RATE = 30, 3e-3
+WEIGHT = 0.1
 EPOCHS, RATE = 20, 1e-2
 SEEDS: tuple[float, ...] = ()
 NATS: tuple[float, ...] = ()
@@ -211,7 +212,7 @@ class Autoencoder:
             batches = rng.permutation(len(x))[: len(x) // BATCH * BATCH].reshape(-1, BATCH)
             for batch in batches:
                 reconstruction, rate = self.terms(x[batch], rng)
-                loss = reconstruction + rate
+                loss = reconstruction + rate * WEIGHT
                 loss.backward()
                 check_gradients(loss, self.parameters)
                 adam.step()
