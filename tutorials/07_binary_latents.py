@@ -276,7 +276,9 @@ given = tb.Tensor([[0.7]], requires_grad=True)
 latents.Enumeration().expectation(given, cost, rng).sum().backward()
 print("exact gradient", given.grad.data.item())
 rate = latents.StraightThrough().rate(tb.Tensor(logit[:4, None].astype(np.float64)))
+q = latents.StraightThrough().log_prob(np.array([0.7]), codes)
 
+assert np.allclose(np.exp(q).sum(), 1)
 assert math.isclose(given.grad.data.item(), exact[0], rel_tol=1e-5)
 assert np.allclose(rate.data, stable[:4])
 

@@ -138,8 +138,8 @@ np.testing.assert_allclose(bounds, log_p, rtol=0.02)
 # %% [markdown]
 # ## The better version: a code of 64 bits
 #
-# Now the autoencoder that HyBNN uses: convolutions, a batch norm in front of the code, and
-# `Sign` as the estimator. There is no noise, so $q$ is a single code and the rate is always
+# Now the autoencoder that HyBNN ([08](08_hybnn.ipynb)) uses: convolutions, a batch norm in front of
+# the code, and `Sign` as the estimator. There is no noise, so $q$ is a single code and the rate is always
 # $64 \ln 2$: it teaches nothing, and the model is an autoencoder, trained on reconstruction alone.
 # Labels are not used.
 
@@ -215,8 +215,8 @@ assert np.array_equal(path[-1], codes[5])
 # ## Measured
 #
 # Codes make search cheap. Two images are alike if few of their bits differ, and the number of bits
-# that differ is `popcount(a ^ b)`: the XNOR product of [04](04_xnor_and_popcount.ipynb), $64 - 2\,\text{distance}$,
-# finds the nearest of all training images.
+# that differ is `popcount(a ^ b)`. The XNOR product of [04](04_xnor_and_popcount.ipynb), which is
+# $64 - 2\,\text{distance}$, finds the nearest of all training images.
 
 # %%
 queries = vae.encode_packed(test.images / np.float32(test.maximum))

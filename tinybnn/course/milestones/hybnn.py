@@ -8,20 +8,21 @@ is frozen. Whatever is to be learned about the images is learned by a binary net
 which sees nothing but codes: bits in, signs inside, integers out.
 
 1. The autoencoder: 64 pixels, 128 units, 100 logits; bits drawn from them (`straight_through`); and
-   back to 64 pixels. It is trained on minus the evidence lower bound: the cross entropy of the
-   pixels, and the bits' distance from fair coins (`kl_to_coin`).
+   back to 64 pixels. It is trained on the two terms of the bound: the cross entropy of the
+   pixels, and a tenth of the bits' distance from fair coins (`kl_to_coin`). At its full price, for
+   images as small as these, most bits would become coins.
 2. Each image once through the encoder: its likelier bits, two words (`pack_codes`).
 3. The head: binary layers of 256, 256 and 10, trained on the signs of the words (`unpack_codes`).
    The trained head runs on stored words (`predict_words`), and its scores must *equal* those of the
    float network, for every test image.
 
 The codes must also be good for something without labels: the nearest training code (`nearest`) of a
-test image has the right label more often than not.
+test image usually has the right label.
 
 Other than in the paper, whose autoencoder has convolutions and 200 bits and whose heads tell two
 classes apart, all is small, and one head reads ten digits.
 
-With good answers it takes about SECONDS seconds on one core. `SEEDS`, `NATS` and `NEAREST` are the
+With good answers it takes about 3 seconds on one core. `SEEDS`, `NATS` and `NEAREST` are the
 accuracies, reconstructions and shares of ten seeds:
 
     [run(seed=s).figures for s in range(10)]
@@ -51,12 +52,12 @@ from tinybnn.typing import Array
 PIXELS, UNITS, BITS = 64, 128, 100
 WIDTHS = (BITS, 256, 256, 10)
 ENCODER_EPOCHS, ENCODER_RATE = 30, 3e-3
-WEIGHT = 0.1
+WEIGHT = 0.1  # of the rate, the distance from coins
 EPOCHS, RATE = 20, 1e-2
-SEEDS: tuple[float, ...] = ()
-NATS: tuple[float, ...] = ()
-NEAREST: tuple[float, ...] = ()
-LEAST, MOST_NATS, LEAST_NEAREST = 0.0, 1e9, 0.0
+SEEDS = (0.9056, 0.8972, 0.9056, 0.8972, 0.9111, 0.9056, 0.9, 0.9167, 0.8972, 0.9028)
+NATS = (18.8, 18.77, 18.86, 18.77, 19.02, 18.89, 18.93, 18.97, 18.92, 18.82)
+NEAREST = (0.925, 0.9222, 0.9111, 0.9417, 0.9306, 0.9361, 0.9139, 0.9361, 0.9306, 0.9444)
+LEAST, MOST_NATS, LEAST_NEAREST = 0.88, 20.0, 0.88
 
 
 def run(progress: bool = False, seed: int = 0) -> Outcome:
