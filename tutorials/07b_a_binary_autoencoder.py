@@ -85,8 +85,7 @@ assert nats(test_images, test_images) < one_bit_a_pixel
 # \underbrace{\mathrm{KL}(q \,\|\, p)}_{\text{rate}} \;\ge\; -\log p(x).$$
 #
 # The rate counts what the code costs under the prior, where all $2^{\text{bits}}$ codes are equally
-# likely.
-# For independent bits it has a formula. With 6 bits both sides can be computed, for a small
+# likely. For independent bits it has a formula. With 6 bits both sides can be computed, for a small
 # autoencoder after some training:
 
 # %%
@@ -139,8 +138,8 @@ np.testing.assert_allclose(bounds, log_p, rtol=0.02)
 # ## The better version: a code of 64 bits
 #
 # Now the autoencoder that HyBNN ([08](08_hybnn.ipynb)) uses: convolutions, a batch norm in front of
-# the code, and `Sign` as the estimator. There is no noise, so $q$ is a single code and the rate is always
-# $64 \ln 2$: it teaches nothing, and the model is an autoencoder, trained on reconstruction alone.
+# the code, and `Sign` as the estimator. There is no noise, so $q$ is a single code and the rate is
+# always $64 \ln 2$: it teaches nothing, and the model is trained on reconstruction alone.
 # Labels are not used.
 
 # %%

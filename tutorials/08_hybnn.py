@@ -37,7 +37,7 @@ from tinybnn.experiments.hybnn.features import (
     train_vae,
 )
 from tinybnn.experiments.hybnn.networks import CodeLoader, float_mlp
-from tinybnn.kernels.bits import pack, unpack
+from tinybnn.kernels.bits import unpack
 from tinybnn.models import BinaryCNN, BinaryMLP, BinaryVAE, HyBNN, load_codes, save_codes
 
 # %% [markdown]
@@ -120,9 +120,9 @@ assert training.accuracy(logits, labels) > 0.85
 # %% [markdown]
 # ## Phase 1: representation learning
 #
-# A binary autoencoder ([07b](07b_a_binary_autoencoder.ipynb)) learns to write digits as 200 bits. It sees training images,
-# but neither labels nor test images. `train_vae` is the loop found there with a checkpoint: if
-# it is stopped, the same call goes on.
+# A binary autoencoder ([07b](07b_a_binary_autoencoder.ipynb)) learns to write digits as 200 bits.
+# It sees training images, but neither labels nor test images. `train_vae` is the loop found there
+# with a checkpoint: if it is stopped, the same call goes on.
 
 # %%
 rng = np.random.default_rng(0)
@@ -152,9 +152,8 @@ encoder.eval()
 #
 # Each image goes through the encoder once. Each bit takes its likelier value, +1 where the logit is
 # at least 0, and the code is stored as bits: 200 bits are 25 bytes, or four words with 56 unused
-# bits. (An
-# image of 28×28 pixels takes 784 bytes; the digits here, of 8×8 pixels, are a toy, and their codes
-# are larger than what they encode.)
+# bits. (An image of 28×28 pixels takes 784 bytes; the digits here, of 8×8 pixels, are a toy, and
+# their codes are larger than what they encode.)
 
 # %%
 words = [extract(images, vae.encode_packed) for images in (train, test)]
@@ -228,7 +227,8 @@ assert np.mean(accuracies) > 0.93
 # A stored code is packed already, so the trained head can begin with the product of words. Its
 # layers are those of [06](06_compiling.ipynb): sums by XNOR and popcount, a comparison with a
 # threshold, packing, and again. `deploy.compile` makes them; `predict_packed` begins behind the
-# packing of the input.
+# packing of the input. Up to the sums of the last layer there is no float; after them the last
+# batch norm, two channels, computes with some.
 
 # %%
 head = heads[0]
@@ -257,8 +257,8 @@ assert packed.nbytes * 20 < float_bytes
 # %% [markdown]
 # ## Measured
 #
-# The paper reports over 95% on MNIST. If binarized pixels are not the problem, what does the autoencoder add? Two features that were not
-# learned answer that, with the very same head:
+# The paper reports over 95% on MNIST. If binarized pixels are not the problem, what does the
+# autoencoder add? Two features that were not learned answer that, with the very same head:
 #
 # - the *pixels* themselves, compared with 0.5;
 # - a *random projection*: 200 bits $\operatorname{sign}(R(x - \bar x))$ with a matrix $R$ of random
@@ -297,15 +297,16 @@ assert min(np.mean(values) for values in table.values()) > 0.9
 # point: no order between them is proven here. On MNIST, over several seeds, thresholded pixels are
 # a tenth of a point *ahead* of codes; there the code buys 200 bits instead of 784, not accuracy.
 # What the autoencoder is good for is a short code that serves many tasks, and data for which pixels
-# compared with 0.5 say little.
-# `tinybnn reproduce hybnn --dataset mnist` measures all of it over several seeds.
+# compared with 0.5 say little. `tinybnn reproduce hybnn --dataset mnist` measures all of it over
+# several seeds.
+
 # %% [markdown]
 # ## In the package
 #
 # [`models/hybnn.py`](../tinybnn/models/hybnn.py) joins encoder and head, and
-# [`deploy/packed.py`](../tinybnn/deploy/packed.py) has `predict_packed`. For a new image the encoder has to run as well, and it is a float network that costs far more than
-# the head. `HyBNN` puts both together; compiled, it is one program in which the code is only ever
-# bits.
+# [`deploy/packed.py`](../tinybnn/deploy/packed.py) has `predict_packed`. For a new image the
+# encoder has to run as well, and it is a float network that costs far more than the head. `HyBNN`
+# puts both together; compiled, it is one program in which the code is only ever bits.
 
 # %%
 model = HyBNN(encoder, head).eval()
@@ -346,8 +347,8 @@ course.show("08")
 # Think about:
 #
 # 1. The paper names a limitation: one head with two outputs, trained on the five tasks one after
-#    the other, gets worse on the first ones. Why? And why do five heads of 3,648 bytes each forget
-#    nothing?
+#    the other, gets worse on the first ones. Why? And why do five heads, one for each task,
+#    forget nothing?
 # 2. How does the mean accuracy fall with 100, 50, 25, 12 bits, and that of a random projection of
 #    as many bits? Where does training an encoder begin to pay?
 #

@@ -232,9 +232,9 @@ def _judge_codes(nats, share):
     failed = []
     if not nats <= MOST_NATS:
         failed.append(
-            f"the autoencoder needs {nats:.2f} nats for a test image, at most {MOST_NATS} are asked "
-            f"for; with good answers ten seeds reach {min(NATS)} to {max(NATS)}. Gradients arrive "
-            "at the encoder, but they lead elsewhere: check straight_through and kl_to_coin"
+            f"the autoencoder needs {nats:.2f} nats for a test image, at most {MOST_NATS} are "
+            f"asked for; with good answers ten seeds reach {min(NATS)} to {max(NATS)}. "
+            "Gradients arrive at the encoder, but they lead elsewhere: check straight_through and kl_to_coin"
         )
     if not share >= LEAST_NEAREST:
         failed.append(
