@@ -234,7 +234,8 @@ def _judge_codes(nats, share):
         failed.append(
             f"the autoencoder needs {nats:.2f} nats for a test image, at most {MOST_NATS} are "
             f"asked for; with good answers ten seeds reach {min(NATS)} to {max(NATS)}. "
-            "Gradients arrive at the encoder, but they lead elsewhere: check straight_through and kl_to_coin"
+            "Gradients arrive at the encoder, but they lead elsewhere: check straight_through and "
+            "kl_to_coin"
         )
     if not share >= LEAST_NEAREST:
         failed.append(
