@@ -169,7 +169,7 @@ assert quartic < 1.2 * exact[0] and np.isclose(linear, p * (1 - p) * 6)
 # %% [markdown]
 # It is *biased*: no number of draws brings it to the exact gradient, unless the cost is linear,
 # where its slope at a bit is half the difference $c(+1) - c(-1)$. But each estimate uses the slope
-# of the cost in every single bit, so its spread is small. The package has more of both kinds:
+# of the cost in every single bit, so its spread is lower. The package has more of both kinds:
 #
 # - `Sign` draws nothing: $z = \operatorname{sign}(l)$, with the gradient of
 #   [02](02_the_gradient_of_sign.ipynb);

@@ -224,8 +224,8 @@ assert learned < one_bit_a_pixel
 
 # %% [markdown]
 # Codes also make search cheap. Two images are alike if few of their bits differ, and the number of
-# bits that differ is `popcount(a ^ b)`. The XNOR product of [04](04_xnor_and_popcount.ipynb), which is
-# $64 - 2\,\text{distance}$, finds the nearest of all training images.
+# bits that differ is `popcount(a ^ b)`. The XNOR product of [04](04_xnor_and_popcount.ipynb), which
+# is $64 - 2\,\text{distance}$, finds the nearest of all training images.
 
 # %%
 queries = vae.encode_packed(test.images / np.float32(test.maximum))

@@ -208,6 +208,9 @@ class Autoencoder:
         """Train by Adam on batches; raise `Stopped` if a gradient does not arrive."""
         from mybnn.layers import Adam
 
+        reconstruction, _ = self.terms(x[:BATCH], np.random.default_rng(0))
+        reconstruction.backward()
+        check_gradients(reconstruction, self.parameters)  # through the bits, not through the rate
         adam = Adam(list(self.parameters.values()), ENCODER_RATE)
         for epoch in range(ENCODER_EPOCHS):
             batches = rng.permutation(len(x))[: len(x) // BATCH * BATCH].reshape(-1, BATCH)
