@@ -21,7 +21,7 @@
 # ([04](04_xnor_and_popcount.ipynb)), a network compiled to words ([06](06_compiling.ipynb)), and a
 # binary autoencoder ([07b](07b_a_binary_autoencoder.ipynb)).
 #
-# **Time** 10 minutes of reading, about a minute of running on two cores.
+# **Time** 11 minutes of reading, about a minute of running on two cores.
 
 # %%
 import matplotlib.pyplot as plt

@@ -276,7 +276,12 @@ def _bits(latents, logits, uniform):
     """Call the student's straight_through of a Tensor, whose data it must not change."""
     tensor = engine(latents).Tensor
     given = tensor(logits.copy())
-    result = latents.straight_through(given, uniform)
+    try:
+        result = latents.straight_through(given, uniform)
+    except TypeError as error:
+        if "'Tensor' object is not iterable" in str(error):
+            raise Wrong("parents is a tuple, also of one: (logits,)", cause=error) from error
+        raise
     computed("straight_through", result, tensor)
     if not equal(given.data, logits):
         raise Wrong(
