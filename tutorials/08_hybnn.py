@@ -293,12 +293,12 @@ plt.show()
 assert min(np.mean(values) for values in table.values()) > 0.9
 
 # %% [markdown]
-# All are about equally good, and with some 70 test images a task a single image is more than a
-# point: no order between them is proven here. On MNIST, over several seeds, thresholded pixels are
-# a tenth of a point *ahead* of codes; there the code buys 200 bits instead of 784, not accuracy.
-# What the autoencoder is good for is a short code that serves many tasks, and data for which pixels
-# compared with 0.5 say little. `tinybnn reproduce hybnn --dataset mnist` measures all of it over
-# several seeds.
+# In the mean all are close; 8 or 9 is the hardest pair for codes. With some 70 test images a task a
+# single image is more than a point, and this is one seed: no order between them is proven here. On
+# MNIST, over several seeds, thresholded pixels are a tenth of a point *ahead* of codes; there the
+# code buys 200 bits instead of 784, not accuracy. What the autoencoder is good for is a short code
+# that serves many tasks, and data for which pixels compared with 0.5 say little. `tinybnn reproduce
+# hybnn --dataset mnist` measures all of it over several seeds.
 
 # %% [markdown]
 # ## In the package
