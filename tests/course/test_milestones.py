@@ -2,7 +2,7 @@
 
 import pytest
 
-from tinybnn.course.milestones import MILESTONES, binaryconnect, binarynet, xnornet
+from tinybnn.course.milestones import MILESTONES, binaryconnect, binarynet, hybnn, xnornet
 from tinybnn.kernels.machine import threads
 
 from students import student
@@ -18,7 +18,7 @@ def one_blas_thread():
 @pytest.fixture
 def short(monkeypatch):
     """Shorten training, which these tests do not check."""
-    for page in (binaryconnect, binarynet, xnornet):
+    for page in (binaryconnect, binarynet, xnornet, hybnn):
         monkeypatch.setattr(page, "EPOCHS", 1)
         monkeypatch.setattr(page, "LEAST", 0.0)
 
@@ -157,3 +157,72 @@ def binary_conv2d(x, latent, padding=0):
     failed = failures(tmp_path, 3, convolution=more)
     assert any("differ between words and floats" in text for text in failed)
     assert not any("border" in text for text in failed)
+
+
+@pytest.fixture
+def short_codes(short, monkeypatch):
+    """Nor is the training of codes."""
+    monkeypatch.setattr(hybnn, "ENCODER_EPOCHS", 1)
+    monkeypatch.setattr(hybnn, "MOST_NATS", 1e9)
+    monkeypatch.setattr(hybnn, "LEAST_NEAREST", 0.0)
+
+
+def test_drawn_bits_that_pass_no_gradient(tmp_path, short_codes):
+    more = """
+def straight_through(logits, uniform):
+    bits = sample_bits(sigmoid(logits.data), uniform).astype(logits.dtype)
+    return Tensor(bits, (logits,), lambda grad: (0 * grad,))
+"""
+    failed = failures(tmp_path, 7, latents=more)
+    assert any(
+        "encoder 1 is 0 everywhere" in text and "straight_through" in text for text in failed
+    )
+
+
+def test_drawn_bits_that_lead_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(hybnn, "EPOCHS", 1)
+    more = """
+_right = straight_through
+
+
+def straight_through(logits, uniform):
+    bits = _right(logits, uniform)
+    return Tensor(bits.data, (logits,), lambda grad: (-bits.rule(grad)[0],))
+"""
+    failed = failures(tmp_path, 7, latents=more)
+    assert any("nats for a test image" in text and "straight_through" in text for text in failed)
+
+
+def test_codes_packed_the_other_way(tmp_path, short_codes):
+    more = """
+_right = pack_codes
+
+
+def pack_codes(logits):
+    return _right(-logits)
+"""
+    failed = failures(tmp_path, 7, codes=more)
+    assert any("stored codes" in text and "pack_codes" in text for text in failed)
+
+
+def test_nearest_codes_that_are_the_farthest(tmp_path, short_codes, monkeypatch):
+    monkeypatch.setattr(hybnn, "LEAST_NEAREST", 0.2)
+    more = """
+def nearest(queries, words):
+    distances = popcount_words(queries[:, None, :] ^ words[None, :, :]).sum(axis=-1)
+    return distances.argmax(axis=1), distances.max(axis=1)
+"""
+    (text,) = failures(tmp_path, 7, codes=more)
+    assert "nearest code has the right label" in text and "ten seeds" in text
+
+
+def test_a_head_that_forgets_flips(tmp_path, short_codes):
+    more = """
+_right = predict_words
+
+
+def predict_words(layers, words):
+    return _right([layer | {"flipped": False} for layer in layers], words) + 2
+"""
+    (text,) = failures(tmp_path, 7, codes=more)
+    assert "scores differ" in text and "predict_words" in text

@@ -61,6 +61,8 @@ CHAPTERS: dict[str, Chapter] = {
             "convolution",
         ),
         Chapter("06", ("06_compiling", "06b_the_compiler", "06c_tasks_and_time"), "folding"),
+        Chapter("07", ("07_binary_latents", "07b_a_binary_autoencoder"), "latents"),
+        Chapter("08", ("08_hybnn",), "codes"),
     )
 }  # fmt: skip
 

@@ -321,7 +321,7 @@ def pooled_sums(folding: ModuleType) -> None:
     compare(folding.fold_pooled, lambda *_: signs(largest), inputs, _POOLED_MISTAKES)
 
 
-def _network(seed, widths):
+def network(seed, widths):
     """Draw a random network: signs of the weights, and comparisons of all layers but the last."""
     rng = np.random.default_rng(seed)
     weights = [rng.choice(np.float32([-1, 1]), (m, k)) for k, m in itertools.pairwise(widths)]
@@ -332,7 +332,7 @@ def _network(seed, widths):
     return weights, layers, rng.choice(np.float32([-1, 1]), (3, widths[0]))
 
 
-def _reading(weights, bits_of=lambda sums, t, f: (sums >= t) != f, signs=(-1, 1), last=None,
+def reading(weights, bits_of=lambda sums, t, f: (sums >= t) != f, signs=(-1, 1), last=None,
              words=False):  # fmt: skip
     """Make a function of (layers, x) that computes with floats, with at most one mistake."""
 
@@ -348,25 +348,25 @@ def _reading(weights, bits_of=lambda sums, t, f: (sums >= t) != f, signs=(-1, 1)
     return forward
 
 
-def _predict_mistakes(weights):
+def predict_mistakes(weights):
     return {
         "the bits reach pack as True and False, never negative, so all become +1: pack "
-        "takes signs, +1 and -1": _reading(weights, signs=(1, 1)),
+        "takes signs, +1 and -1": reading(weights, signs=(1, 1)),
         "the sums of the last layer are signed: the scores are the sums themselves":
-            _reading(weights, last=lambda s: np.where(s >= 0, 1, -1)),
+            reading(weights, last=lambda s: np.where(s >= 0, 1, -1)),
         "k is not the layer's own: the unused bits of the last word count as equal signs; give "
-        'xnor_matmul layer["k"]': _reading(weights, words=True),
-        "flipped is forgotten": _reading(weights, lambda s, t, f: s >= t),
+        'xnor_matmul layer["k"]': reading(weights, words=True),
+        "flipped is forgotten": reading(weights, lambda s, t, f: s >= t),
         "a sum that equals the threshold has reached it: compare with >=":
-            _reading(weights, lambda s, t, f: (s > t) != f),
+            reading(weights, lambda s, t, f: (s > t) != f),
         "thresholds are forgotten: the sums are compared with 0":
-            _reading(weights, lambda s, t, f: (s >= 0) != f),
+            reading(weights, lambda s, t, f: (s >= 0) != f),
     }  # fmt: skip
 
 
 def predict_pieces(folding: ModuleType) -> None:
     """pack and xnor_matmul of chapter 04, which the network consists of, are right."""
-    (w,), _, x = _network(0, (70, 4))
+    (w,), _, x = network(0, (70, 4))
     sums = folding.xnor_matmul(folding.pack(x), folding.pack(w), 70)
     if not np.array_equal(sums, x @ w.T):
         raise Wrong(
@@ -381,12 +381,12 @@ def predict_exactly(folding: ModuleType) -> None:
     from hypothesis import strategies as st
 
     def check(seed, widths):
-        weights, layers, x = _network(seed, widths)
+        weights, layers, x = network(seed, widths)
         for layer, w in zip(layers, weights, strict=True):
             layer["words"] = folding.pack(w)
         inputs = {"layers": layers, "x": x}
         try:
-            compare(folding.packed_predict, _reading(weights), inputs, _predict_mistakes(weights))
+            compare(folding.packed_predict, reading(weights), inputs, predict_mistakes(weights))
         except Wrong as wrong:  # the words of the layers say little
             wrong.inputs = {"widths": list(widths), "images": len(x)}
             raise
@@ -398,7 +398,7 @@ def predict_exactly(folding: ModuleType) -> None:
 
 def predict_integers(folding: ModuleType) -> None:
     """packed_predict returns integers."""
-    weights, layers, x = _network(1, (8, 4))
+    weights, layers, x = network(1, (8, 4))
     layers[0]["words"] = folding.pack(weights[0])
     answer = np.asarray(call(folding.packed_predict, {"layers": layers, "x": x}))
     if answer.dtype.kind != "i":

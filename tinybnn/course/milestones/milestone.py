@@ -162,7 +162,8 @@ def check_gradients(loss: Any, parameters: Mapping[str, Any]) -> None:
         elif not np.any(grad):
             failed.append(
                 f"the gradient of {name} is 0 everywhere: something between it and the loss passes "
-                "nothing on. The slope of sign is 0; its rule must use a pseudo-gradient (sign_ste)"
+                "nothing on. The slope of sign is 0; its rule must use a pseudo-gradient "
+                "(sign_ste; for drawn bits straight_through)"
             )
         elif not np.isfinite(grad).all():
             failed.append(f"the gradient of {name} holds NaN or infinity")

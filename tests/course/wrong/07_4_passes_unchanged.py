@@ -1,0 +1,9 @@
+"""The identity backward."""
+
+NAMES = "passes unchanged"
+
+
+def straight_through(logits, uniform):
+    p = sigmoid(logits.data)
+    bits = sample_bits(p, uniform).astype(logits.dtype)
+    return Tensor(bits, (logits,), lambda grad: (grad,))

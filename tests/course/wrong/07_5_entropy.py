@@ -1,0 +1,12 @@
+"""The entropy."""
+
+import numpy as np
+
+NAMES = "this is the entropy"
+
+
+def kl_to_coin(logits):
+    size = np.abs(logits)
+    small = np.exp(-size)
+    kl = np.log(2) - np.log1p(small) - size * small / (1 + small)
+    return (np.log(2) - kl).sum(axis=-1)

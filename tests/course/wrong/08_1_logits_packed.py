@@ -1,0 +1,7 @@
+"""The logits themselves."""
+
+NAMES = "pack takes signs"
+
+
+def pack_codes(logits):
+    return pack(logits)

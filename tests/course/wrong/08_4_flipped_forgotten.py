@@ -1,0 +1,14 @@
+"""Flips are forgotten."""
+
+import numpy as np
+
+NAMES = "flipped is forgotten"
+
+
+def predict_words(layers, words):
+    *hidden, last = layers
+    for layer in hidden:
+        sums = xnor_matmul(words, layer["words"], layer["k"])
+        plus = sums >= layer["thresholds"]
+        words = pack(np.where(plus, 1, -1))
+    return xnor_matmul(words, last["words"], last["k"])
