@@ -22,11 +22,14 @@ class Chapter:
         Names without ending, in the order of reading; each lists the exercises that it prepares.
     file : str
         Name of the student's module in ``mybnn/``, and of the module with its checks.
+    extends : bool
+        Whether that file extends tinybnn: while its exercises are checked, it may import it.
     """
 
     number: str
     notebooks: tuple[str, ...]
     file: str
+    extends: bool = False
 
     @property
     def exercises(self) -> tuple[Exercise, ...]:
@@ -59,6 +62,7 @@ CHAPTERS = {
             "convolution",
         ),
         Chapter("06", ("06_compiling", "06b_the_compiler", "06c_tasks_and_time"), "folding"),
+        Chapter("12", ("12_your_own_layer",), "own_layer", extends=True),
     )
 }  # fmt: skip
 

@@ -90,7 +90,9 @@ def grade_file(exercise: Exercise, folder) -> Verdict:
     if problem := _unreadable(student_file(exercise, folder), folder):
         return verdict("broken", problem)
     target = f"{__name__}:grade_by_number"
-    ended = run_in_child(target, [exercise.number], folder, exercise.seconds)
+    chapter = CHAPTERS[exercise.number[:2]]
+    extends = chapter.file if chapter.extends else ""
+    ended = run_in_child(target, [exercise.number], folder, exercise.seconds, extends=extends)
     if ended.problem:
         return verdict("too slow" if ended.slow else "broken", ended.problem, ended.printed)
     value = ended.value

@@ -51,7 +51,7 @@ class Ended:
     printed: str = ""
 
 
-def run_in_child(target, arguments, folder, seconds, say=None):
+def run_in_child(target, arguments, folder, seconds, say=None, extends=""):
     """Call a function in a process of its own, in which the student's code is bounded.
 
     Parameters
@@ -67,6 +67,8 @@ def run_in_child(target, arguments, folder, seconds, say=None):
         After this time the process ends.
     say : callable, optional
         Gets each printed line at once, of the first ones.
+    extends : str
+        Name of the one module of ``mybnn`` that may import tinybnn; "" for none.
 
     Returns
     -------
@@ -77,7 +79,7 @@ def run_in_child(target, arguments, folder, seconds, say=None):
         order = {
             "path": [p for p in map(os.path.abspath, sys.path) if p != folder],
             "target": target, "arguments": arguments, "folder": folder,
-            "seconds": seconds, "scratch": scratch,
+            "seconds": seconds, "scratch": scratch, "extends": extends,
         }  # fmt: skip
         process = subprocess.Popen(
             [sys.executable, "-B", "-c", _START, json.dumps(order)],
