@@ -351,10 +351,8 @@ def layer_parameters(own_layer):
     """weight is a LatentParameter from rng, offset a Parameter of zeros."""
     layer = _layer(own_layer)
     found = dict(layer.named_parameters())
-    for name, cls, shape in (
-        ("weight", nn.LatentParameter, (6, 5)),
-        ("offset", nn.Parameter, (6,)),
-    ):
+    wanted = {"weight": (nn.LatentParameter, (6, 5)), "offset": (nn.Parameter, (6,))}
+    for name, (cls, shape) in wanted.items():
         value = getattr(layer, name, None)
         if value is None:
             raise Wrong(f"the layer has no attribute {name}")
@@ -429,7 +427,7 @@ def layer_values(own_layer):
 
 
 def layer_learns(own_layer):
-    """the quantizer that is given passes the gradient to x and to the weight, and a step clips it."""
+    """the given quantizer passes the gradient to x and to the weight, and a step clips it."""
     rng = np.random.default_rng(5)
     layer = _layer(own_layer, quantizer=quantizers.SteSign(0.5))
     layer.weight.data[...] = rng.uniform(-0.45, 0.45, layer.weight.shape)
@@ -669,13 +667,13 @@ EXERCISES = (
         "A Function with its gradient",
         (middle_values, middle_gradients, middle_differentiable),
         (
-            "GroupMax reshapes to rows of pieces, and keeps a mask of the chosen ones. Which number "
-            "is chosen here?",
+            "GroupMax reshapes to rows of pieces, and keeps a mask of the chosen ones. Which "
+            "number is chosen here?",
             "np.argsort(...)[:, :, 1:2] are the places of the middle ones; "
             "np.take_along_axis(rows, places, axis=2) reads them. Compare np.arange(3) with the "
             "places for the mask.",
-            "The gradient of x is that of GroupMax. Adding an offset has slope 1, and all N samples "
-            "use the same offset: sum the gradient of x over axis 0. Return both.",
+            "The gradient of x is that of GroupMax. Adding an offset has slope 1, and all N "
+            "samples use the same offset: sum the gradient of x over axis 0. Return both.",
         ),
         SECONDS,
     ),
@@ -702,8 +700,8 @@ EXERCISES = (
         "A packed operation",
         (operation_shape, operation_refuses, operation_of_call, operation_exact),
         (
-            "Compare with GroupMaxOperation: a setting there, an array here. What does an operation "
-            "with an array look like in the package?",
+            "Compare with GroupMaxOperation: a setting there, an array here. What does an "
+            "operation with an array look like in the package?",
             "len(x.shape) is 1 for features. The result is Value(FLOAT, (... // 3,), x.single).",
             "of_call: read call.constant(1); if it is None, raise deploy.NoPackedFormError with a "
             "sentence; otherwise return a dict with the name offset, and an empty one.",
