@@ -1,6 +1,6 @@
 """A product that is no sum of bits to the compiler."""
 
-NAMES = "refuses the layer"
+NAMES = "no product of bits"
 
 
 class BinaryVote(BinaryVote):

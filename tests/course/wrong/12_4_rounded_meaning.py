@@ -6,6 +6,8 @@ NAMES = "check_packed says"
 
 
 class MiddleOfThreeOperation(MiddleOfThreeOperation):
+    name, functions, arrays = "middle_of_three", (MiddleOfThree,), ("offset",)
+
     @staticmethod
     def run(x, *, offset):
         rows = (x + np.float32(0.5) + offset).reshape(len(x), -1, 3)

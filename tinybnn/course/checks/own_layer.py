@@ -296,6 +296,11 @@ GRADIENT_MISTAKES = {
 }  # fmt: skip
 
 
+SUMMED = (
+    "one offset serves all samples, so its gradient is the sum over axis 0 of the gradient of x"
+)
+
+
 def middle_gradients(own_layer):
     """the chosen number gets the gradient, also where numbers are equal; the offset sums it."""
     right = _gradients(lambda rows, chosen, grad: grad * chosen)
@@ -309,13 +314,15 @@ def middle_gradients(own_layer):
         x, offset = arrays
         grad = np.arange(2, 2 + x.size // 3, dtype=np.float32).reshape(len(x), -1)
         inputs = {"x": x, "offset": offset, "grad": grad}
-        got, expected = call(gradients, inputs), right(**inputs)
+        try:
+            got, expected = call(gradients, inputs), right(**inputs)
+        except Wrong as wrong:
+            if "gradient of input 1" in str(wrong.cause):
+                raise Wrong(f"{wrong.cause}; {SUMMED}", inputs) from None
+            raise
         if got[0] is not None and equal(got[0], expected[0]) and not equal(got[1], expected[1]):
-            raise Wrong(
-                "the gradient of x is right, that of offset is not: one offset serves all samples, "
-                "so its gradient is the sum over axis 0 of the gradient of x",
-                inputs, got[1], expected[1],
-            )  # fmt: skip
+            why = f"the gradient of x is right, that of offset is not: {SUMMED}"
+            raise Wrong(why, inputs, got[1], expected[1])
         compare(gradients, right, inputs, GRADIENT_MISTAKES, TOLERANCE, GRADIENT_PROBES,
                 ("the gradient of x", "the gradient of offset"))  # fmt: skip
 
@@ -464,7 +471,8 @@ def layer_compiles(own_layer):
     steps = [step.operation for step in packed.steps]
     if "xnor_linear" not in steps:
         raise Wrong(
-            "the packed layer has no product of bits; both factors of F.linear must be signs",
+            "the packed layer has no product of bits, xnor_linear: F.linear(signs, signs) is the "
+            "product that the compiler knows",
             got=steps,
         )
 
@@ -603,6 +611,12 @@ def operation_of_call(own_layer):
                 "NoPackedFormError needs a sentence: it is all that the user of the model reads"
             ) from None
         return
+    except Exception as error:
+        raise Wrong(
+            f"where the offset depends on the input of_call raises {type(error).__name__}; raise a "
+            "deploy.NoPackedFormError, to which the compiler adds the name of the layer",
+            cause=error,
+        ) from None
     raise Wrong(
         "an offset that depends on the model's input has no fixed values (call.constant(1) is "
         "None), so the call must be refused: raise deploy.NoPackedFormError(\"...\")",
