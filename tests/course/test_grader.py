@@ -402,6 +402,13 @@ def test_the_checks_are_no_part_of_what_is_extended(line, tmp_path):
     assert "tinybnn.course may not be imported here, since it holds the checks" in verdict.message
 
 
+def test_a_method_that_is_not_written_yet(tmp_path):
+    last = EXTENDING[EXTENDING.index("return tb.sin") :]
+    verdict = extending(tmp_path, EXTENDING.replace(last, "raise NotImplementedError\n"))
+    assert verdict.state == "not started" and "missing surrogate: mybnn" in verdict.message
+    assert "needs" not in verdict.message
+
+
 def test_other_packages_are_no_part_of_the_file_that_extends_tinybnn(tmp_path):
     verdict = extending(tmp_path, f"import scipy\n{EXTENDING}")
     assert verdict.state == "broken" and "scipy may not be imported here; use" in verdict.message

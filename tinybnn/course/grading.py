@@ -177,7 +177,7 @@ def grade(exercise: Exercise, module: ModuleType, note=lambda text: None) -> Ver
             check(module)
             checked.append(what)
     except NotImplementedError as error:
-        return verdict(*_missing(error, exercise, folder))
+        return verdict(*_missing(error, exercise, module))
     except Wrong as wrong:
         return verdict("wrong", explain(wrong, exercise, folder))
     except Stopped as error:
@@ -190,8 +190,9 @@ def grade(exercise: Exercise, module: ModuleType, note=lambda text: None) -> Ver
     return verdict("passed")
 
 
-def _missing(error, exercise, folder):
-    """State and message; where another exercise's function is what is missing, it is named."""
+def _missing(error, exercise, module):
+    """State and message; a method, or another exercise's function, that is missing is named."""
+    folder = Path(module.__file__).parents[1]
     line = Files(folder).line(error)
     code = error.__traceback__
     while code.tb_next is not None:
@@ -208,6 +209,9 @@ def _missing(error, exercise, folder):
     name = frame.co_name
     if not line or name in (exercise.name, "__init__"):
         return "not started", exercise.task
+    method = getattr(getattr(module, exercise.name), name, None)
+    if getattr(method, "__code__", None) is frame:
+        return "not started", f"{exercise.task}\n  missing {name}: {line}"
     return "not started", f"{exercise.task}\n  needs   {name}, which is not written yet: {line}"
 
 
