@@ -347,6 +347,74 @@ def test_tinybnn_is_no_solution(kind, tmp_path):
     assert "bits.py, line " in verdict.message
 
 
+EXTENDING = """
+import numpy as np
+import tinybnn as tb
+from tinybnn import nn, quantizers
+
+class SineSign(quantizers.Quantizer):
+    def forward(self, x):
+        from tinybnn.quantizers import sign
+        return sign(x)
+
+    def pseudo_gradient(self, x):
+        return np.where(np.abs(x) <= 1, np.pi / 2 * np.cos(np.pi / 2 * x), 0).astype(x.dtype)
+
+    def surrogate(self, x):
+        return tb.sin(np.pi / 2 * tb.clamp(x, -1.0, 1.0))
+"""
+
+
+def extending(folder, code):
+    """The verdict on this text as the file of the chapter that extends tinybnn."""
+    (folder / "mybnn").mkdir(exist_ok=True)
+    (folder / "mybnn" / "own_layer.py").write_text(code)
+    return grade_file(exercise("12.1"), folder)
+
+
+def test_the_file_that_extends_tinybnn_imports_it(tmp_path):
+    verdict = extending(tmp_path, EXTENDING)
+    assert verdict.passed, verdict.message
+
+
+def test_a_file_of_another_chapter_does_not_import_tinybnn_by_way_of_that_file(tmp_path):
+    """Neither while its own chapter is checked, nor for the chapter that extends tinybnn."""
+    extending(tmp_path, "from tinybnn import quantizers\n")
+    verdict = graded(tmp_path, f"from mybnn.own_layer import quantizers\n{RIGHT}")
+    assert verdict.state == "broken" and "own_layer.py, line 1" in verdict.message
+    assert "since you write it yourself" in verdict.message
+    graded(tmp_path, "from tinybnn import quantizers\n", name="helper.py")
+    verdict = extending(tmp_path, f"from mybnn import helper\n{EXTENDING}")
+    assert verdict.state == "broken" and "helper.py, line 1" in verdict.message
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from tinybnn import course", "import tinybnn.course.checks.own_layer",
+        "from tinybnn.course.checks.own_layer import EXERCISES",
+        "import importlib; importlib.import_module('tinybnn.course.grading')",
+    ],
+)  # fmt: skip
+def test_the_checks_are_no_part_of_what_is_extended(line, tmp_path):
+    verdict = extending(tmp_path, f"{line}\n{EXTENDING}")
+    assert verdict.state == "broken" and "own_layer.py, line 1" in verdict.message
+    assert "tinybnn.course may not be imported here, since it holds the checks" in verdict.message
+
+
+def test_a_method_that_is_not_written_yet(tmp_path):
+    last = EXTENDING[EXTENDING.index("return tb.sin") :]
+    verdict = extending(tmp_path, EXTENDING.replace(last, "raise NotImplementedError\n"))
+    assert verdict.state == "not started" and "missing surrogate: mybnn" in verdict.message
+    assert "needs" not in verdict.message
+
+
+def test_other_packages_are_no_part_of_the_file_that_extends_tinybnn(tmp_path):
+    verdict = extending(tmp_path, f"import scipy\n{EXTENDING}")
+    assert verdict.state == "broken" and "scipy may not be imported here; use" in verdict.message
+    assert "tinybnn, the standard library, NumPy" in verdict.message
+
+
 @pytest.mark.parametrize("name", ["scipy", "hypothesis", "matplotlib"])
 def test_other_packages_are_no_part_of_the_course(name, tmp_path):
     verdict = graded(tmp_path, f"import {name}\n{RIGHT}")

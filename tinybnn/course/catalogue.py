@@ -23,11 +23,14 @@ class Chapter:
         Names without suffix, in reading order; each lists the exercises that it prepares.
     file : str
         Name of the student's module in ``mybnn/``, and of the module with its checks.
+    extends : bool
+        Whether that file extends tinybnn, and may import it while its exercises are checked.
     """
 
     number: str
     notebooks: tuple[str, ...]
     file: str
+    extends: bool = False
 
     @property
     def exercises(self) -> tuple[Exercise, ...]:
@@ -63,6 +66,7 @@ CHAPTERS: dict[str, Chapter] = {
         Chapter("06", ("06_compiling", "06b_the_compiler", "06c_tasks_and_time"), "folding"),
         Chapter("07", ("07_binary_latents", "07b_a_binary_autoencoder"), "latents"),
         Chapter("08", ("08_hybnn",), "codes"),
+        Chapter("12", ("12_your_own_layer",), "own_layer", extends=True),
     )
 }  # fmt: skip
 

@@ -1,5 +1,7 @@
 """The process in which the student's code runs: bounded, without network, without tinybnn.
 
+Only the file of a chapter that extends tinybnn may import it, while that chapter is checked.
+
 It protects against mistakes and temptation. It is not a sandbox: malicious code can do whatever its
 user can do.
 """
@@ -46,7 +48,7 @@ def main() -> None:
     os.chdir(folder)
     fatal = open(scratch / "fatal", "wb")  # noqa: SIM115 (it is open to the end)
     faulthandler.enable(fatal)
-    allow_imports(folder)
+    allow_imports(folder, order["extends"])
     forbid_network()
     forbid_leaving()
     forbid_debugger()
@@ -101,6 +103,12 @@ class Files:
         """Format a file, a line number and its code."""
         name = os.path.relpath(path, self.folder)
         return f"{name}, line {line}: {code}" if code else f"{name}, line {line}"
+
+
+def _holds_checks(name, parts):
+    """Return whether an import of a module, or of parts of it, asks for the checks."""
+    names = [name, *(f"{name}.{part}" for part in parts)]
+    return any(f"{one}.".startswith("tinybnn.course.") for one in names)
 
 
 def _under(path, folder):
@@ -175,12 +183,20 @@ class _Finder:
         return None
 
 
-def allow_imports(folder: str | os.PathLike[str]) -> None:
+def allow_imports(folder: str | os.PathLike[str], extends: str = "") -> None:
     """Restrict the imports of the student's files to what the course allows.
 
     The rule depends on the importing file: NumPy, Numba and the checks are not restricted.
+
+    Parameters
+    ----------
+    folder : str or PathLike
+        The course folder, which holds ``mybnn``.
+    extends : str
+        Name of the module of ``mybnn`` that may import tinybnn; "" for none.
     """
     files = Files(folder)
+    extending = os.path.join(files.folder, PACKAGE, f"{extends}.py") if extends else None
     finder = _Finder(files)
     sys.meta_path.insert(0, _Finder(files, PACKAGE))
     sys.meta_path.append(finder)
@@ -200,26 +216,34 @@ def allow_imports(folder: str | os.PathLike[str]) -> None:
             frame = frame.f_back
         return None
 
-    def check(name, frame):
-        top = name.partition(".")[0]
+    def check(name, parts, frame):
+        top, why, allowed = name.partition(".")[0], "", ALLOWED
         if top in _ALLOWED or (frame := student(frame)) is None:
             return
         if top != "tinybnn" and finder.find_spec(top) is not None:
             return
-        why = ", since you write it yourself" if top == "tinybnn" else ""
-        place = files.place(frame.f_code.co_filename, frame.f_lineno, "")
-        raise ImportError(f"{place}: {top} may not be imported here{why}; use {ALLOWED}", name=top)
+        path, what = frame.f_code.co_filename, top
+        if os.path.realpath(path) == extending:
+            allowed = f"tinybnn, {ALLOWED}"
+            if top == "tinybnn":
+                if not _holds_checks(name, parts):
+                    return
+                what, why = "tinybnn.course", ", since it holds the checks"
+        elif top == "tinybnn":
+            why = ", since you write it yourself"
+        place = files.place(path, frame.f_lineno, "")
+        raise ImportError(f"{place}: {what} may not be imported here{why}; use {allowed}", name=top)
 
     plain, by_name = builtins.__import__, importlib.import_module
 
     def checked_import(name, globals=None, locals=None, fromlist=(), level=0):
         if level == 0:
-            check(name, sys._getframe(1))
+            check(name, fromlist or (), sys._getframe(1))
         return plain(name, globals, locals, fromlist, level)
 
     def checked_import_module(name, package=None):
         if not name.startswith("."):
-            check(name, sys._getframe(1))
+            check(name, (), sys._getframe(1))
         return by_name(name, package)
 
     builtins.__import__ = checked_import

@@ -95,7 +95,9 @@ def grade_file(exercise: Exercise, folder: str | os.PathLike[str]) -> Verdict:
     if problem := _unreadable(student_file(exercise, folder), folder):
         return verdict("broken", problem)
     target = f"{__name__}:grade_by_number"
-    ended = run_in_child(target, [exercise.number], folder, exercise.seconds)
+    chapter = CHAPTERS[exercise.number[:2]]
+    extends = chapter.file if chapter.extends else ""
+    ended = run_in_child(target, [exercise.number], folder, exercise.seconds, extends=extends)
     if ended.problem:
         return verdict("too slow" if ended.slow else "broken", ended.problem, ended.printed)
     value = ended.value
@@ -182,7 +184,7 @@ def grade(
             check(module)
             checked.append(what)
     except NotImplementedError as error:
-        return verdict(*_missing(error, exercise, folder))
+        return verdict(*_missing(error, exercise, module))
     except Wrong as wrong:
         return verdict("wrong", explain(wrong, exercise, folder))
     except Stopped as error:
@@ -195,8 +197,9 @@ def grade(
     return verdict("passed")
 
 
-def _missing(error, exercise, folder):
-    """Return state and message, which names another exercise's function if that is missing."""
+def _missing(error, exercise, module):
+    """Return state and message, which names the method or other function that is missing."""
+    folder = Path(module.__file__).parents[1]
     line = Files(folder).line(error)
     code = error.__traceback__
     while code.tb_next is not None:
@@ -213,6 +216,9 @@ def _missing(error, exercise, folder):
     name = frame.co_name
     if not line or name in (exercise.name, "__init__"):
         return "not started", exercise.task
+    method = getattr(getattr(module, exercise.name), name, None)
+    if getattr(method, "__code__", None) is frame:
+        return "not started", f"{exercise.task}\n  missing {name}: {line}"
     return "not started", f"{exercise.task}\n  needs   {name}, which is not written yet: {line}"
 
 

@@ -59,6 +59,7 @@ def run_in_child(
     folder: str | os.PathLike[str],
     seconds: float,
     say: Callable[[str], Any] | None = None,
+    extends: str = "",
 ) -> Ended:
     """Call a function in a child process that bounds the student's code.
 
@@ -75,6 +76,8 @@ def run_in_child(
         Time limit of the process.
     say : callable, optional
         Called with each printed line at once, up to the number of characters that is kept.
+    extends : str
+        Name of the module of ``mybnn`` that may import tinybnn; "" for none.
 
     Returns
     -------
@@ -85,7 +88,7 @@ def run_in_child(
         order = {
             "path": [p for p in map(os.path.abspath, sys.path) if p != folder],
             "target": target, "arguments": arguments, "folder": folder,
-            "seconds": seconds, "scratch": scratch,
+            "seconds": seconds, "scratch": scratch, "extends": extends,
         }  # fmt: skip
         process = subprocess.Popen(
             [sys.executable, "-B", "-c", _START, json.dumps(order)],

@@ -1,0 +1,13 @@
+"""The weight is float64."""
+
+import numpy as np
+
+NAMES = "needs float32"
+
+
+class BinaryVote(BinaryVote):
+    def __init__(self, in_features, out_features, rng, quantizer=quantizers.ste_sign):
+        weight = rng.uniform(-1, 1, (3 * out_features, in_features))
+        self.weight = nn.LatentParameter(weight)
+        self.offset = nn.Parameter(np.zeros(3 * out_features, np.float32))
+        self.quantizer = quantizer

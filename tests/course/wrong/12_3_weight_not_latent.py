@@ -1,0 +1,13 @@
+"""The weight is a plain parameter."""
+
+import numpy as np
+
+NAMES = "clipped by the optimizer"
+
+
+class BinaryVote(BinaryVote):
+    def __init__(self, in_features, out_features, rng, quantizer=quantizers.ste_sign):
+        weight = rng.uniform(-1, 1, (3 * out_features, in_features))
+        self.weight = nn.Parameter(weight.astype(np.float32))
+        self.offset = nn.Parameter(np.zeros(3 * out_features, np.float32))
+        self.quantizer = quantizer
