@@ -25,7 +25,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_configure(config):
-    """Overlook warnings of NumPy that are about the machine, not about us.
+    """Ignore NumPy warnings caused by the machine rather than by the package.
 
     On newer Macs the BLAS kernels for SME leave floating-point flags set, also after the product of
     two identity matrices, and NumPy warns (https://github.com/numpy/numpy/issues/28687).

@@ -1,4 +1,4 @@
-"""Summaries: what the table says is what the model and its file hold."""
+"""Summaries: the table agrees with the model and its file."""
 
 import numpy as np
 import pytest

@@ -103,8 +103,8 @@ def test_squeeze_excite():
         (lambda: F.take_channels(np.zeros((2, 3)), [0]), r"must have the shape \(N, C, H, W\)"),
         (lambda: F.take_channels(normal(1, 3, 1, 1), [0, 3]), "lie from 0 to 2, .* got 0 to 3"),
         (lambda: F.take_channels(normal(1, 3, 1, 1), [-1]), "got -1 to -1"),
-        (lambda: F.take_channels(normal(1, 3, 1, 1), []), "index must be a row of ints"),
-        (lambda: F.take_channels(normal(1, 3, 1, 1), [0.5]), "index must be a row of ints"),
+        (lambda: F.take_channels(normal(1, 3, 1, 1), []), "index must be a 1-D array of ints"),
+        (lambda: F.take_channels(normal(1, 3, 1, 1), [0.5]), "index must be a 1-D array of ints"),
         (lambda: F.channel_shuffle(normal(1, 4, 1, 1), 3), "groups=3 must divide the 4 channels"),
         (lambda: F.channel_shuffle(normal(1, 4), 2), r"x of shape \(N, C, H, W\)"),
         (lambda: nn.ChannelShuffle(0), "ChannelShuffle: groups must be an int >= 1"),
@@ -146,11 +146,11 @@ def test_equation_11(alpha_1, alpha_2, beta_1, beta_2, training):
     alpha_1, alpha_2 = sorted((alpha_1, alpha_2))
     layer = one_tap((alpha_1, alpha_2), (beta_1, beta_2), (1, 1)).train(training)
     x = np.arange(-12, 13, dtype=np.float32) / 4
-    found = layer(Tensor(x.reshape(-1, 1, 1, 1))).data.ravel()
+    output = layer(Tensor(x.reshape(-1, 1, 1, 1))).data.ravel()
     expected = np.where(
         x < alpha_1, -beta_1 - beta_2, np.where(x < alpha_2, beta_1 - beta_2, beta_1 + beta_2)
     )
-    assert_identical(found, expected)
+    assert_identical(output, expected)
 
 
 ORDERS = {  # signs of the two weights: levels below, between and above the boundaries
@@ -216,7 +216,7 @@ def test_a_dual_convolution_is_the_sum_of_its_branches(name, padding_mode, branc
 
 @st.composite
 def dual_networks(draw):
-    """(model, shape): 1.58-bit convolutions with what BD-Net puts around them."""
+    """(model, shape): 1.58-bit convolutions combined with the other parts of BD-Net."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     pick = lambda *options: draw(st.sampled_from(options))  # noqa: E731
     channels = pick(1, 5, 64, 70)
@@ -262,8 +262,8 @@ def test_dual_convolutions_compile_to_identical_outputs(network, seed):
 def test_initial_values_of_a_dual_convolution():
     layer = nn.DualBinaryConv2d(64, 64, 3, padding=1, groups=64, rng=np.random.default_rng(0))
     thresholds = [branch[0].threshold.data for branch in layer.branches]
-    for found, expected in zip(thresholds, (-1 / 3, 1 / 3), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    for threshold, expected in zip(thresholds, (-1 / 3, 1 / 3), strict=True):
+        np.testing.assert_allclose(threshold, expected, rtol=1e-6)
     offsets = [conv.input_offset.data for conv in nn.DualAdaBinConv2d(4, 4, 3).convolutions()]
     np.testing.assert_allclose(np.ravel(offsets), [-1 / 3, 1 / 3], rtol=1e-6)
     single = nn.DualBinaryConv2d(64, 32, 3, branches=1)
@@ -275,7 +275,7 @@ def test_initial_values_of_a_dual_convolution():
 
 
 def test_boundaries_and_values_learn():
-    """β gets the sums of its branch, α minus the gradient that passes its sign."""
+    """β gets the sums of its branch; α gets minus the gradient that passes its sign."""
     rng = np.random.default_rng(0)
     layer = nn.DualBinaryConv2d(3, 4, 3, rng=rng)
     x = Tensor(rng.uniform(-0.6, 0.6, (2, 3, 5, 5)).astype(np.float32), requires_grad=True)
@@ -367,7 +367,7 @@ def test_published_numbers_of_parameters(name):
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 
 
-SHAPES = {  # (channels, pixels on a side) behind each layer, as in the publications' tables
+SHAPES = {  # (channels, pixels on a side) after each layer, as in the publications' tables
     "mobilenet_v1": [
         (32, 112), (64, 112), (128, 56), (128, 56), (256, 28), (256, 28), *[(512, 14)] * 6,
         (1024, 7), (1024, 7),
@@ -389,7 +389,7 @@ SHAPES = {  # (channels, pixels on a side) behind each layer, as in the publicat
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_published_shapes(name):
-    """Of the float networks; the binary ones have the same."""
+    """Shapes of the float networks; the binary ones have the same."""
     size = 32 if name == "resnet20" else 224
     for method in ("float", "birealnet" if "resnet" in name else "bdnet-a"):
         model = NETWORKS[name](method=method).eval()
@@ -399,7 +399,7 @@ def test_published_shapes(name):
             if x.ndim == 4 and x.shape[2] > 1:
                 shapes.append((x.shape[1], x.shape[2]))
         if name == "mobilenet_v1":
-            shapes = shapes[:1] + shapes[2::2]  # behind the 1×1 of each pair
+            shapes = shapes[:1] + shapes[2::2]  # after the 1×1 of each pair
         if name.startswith("resnet") and method != "float":
             start = 2 if name == "resnet18" else 1
             shapes = shapes[:start] + shapes[start + 1 :: 2]
@@ -458,13 +458,13 @@ def test_switches(name):
 
 
 def train_one_step(model, size, rng):
-    """A step of Adam on four images; the images."""
+    """Take a step of Adam on four images; return the images."""
     x = rng.standard_normal((4, 3, size, size), np.float32)
     optimizer = optim.Adam(model.parameters(), lr=0.01)
     before = [p.data.copy() for p in model.parameters()]
     loss = F.cross_entropy(model.train()(Tensor(x)), np.arange(4))
     loss.backward()
-    assert loss.item() < 10  # shortcuts do not blow the signal up
+    assert loss.item() < 10  # shortcuts do not make the signal explode
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert np.isfinite(parameter.grad.data).all(), name
@@ -508,7 +508,7 @@ def test_a_network_trains_and_its_packed_form_is_identical(name, options):
 
 
 def test_a_network_on_larger_images():
-    """With the stride and the pooling of the first layers."""
+    """Larger images use the stride and the pooling of the first layers."""
     rng = np.random.default_rng(0)
     for build, width in ((models.resnet18, 0.1), (models.mobilenet_v3_small, 0.25)):
         model = randomize(build(width, 96, 3, "reactnet", rng=rng), rng).eval()

@@ -9,8 +9,9 @@ import pytest
 from tinybnn import analysis, cli
 from tinybnn import functional as F
 from tinybnn.autograd import Tensor, grad
-from tinybnn.experiments.bdnet import arms, conditioning, curvature, experiment, landscape
-from tinybnn.experiments.bdnet.training import trained, untrained
+from tinybnn.experiments.bdnet import conditioning, curvature, landscape
+from tinybnn.experiments.bdnet import report as bdnet_report
+from tinybnn.experiments.bdnet.training import load_for, trained, untrained
 
 SMALL = curvature.Config(
     dataset="digits", width=0.1, epochs=1, batch_size=16, limit=64, images=32, steps=12
@@ -40,7 +41,7 @@ def test_a_run_leaves_figures_a_table_and_a_picture(made):
         ("naive", "start"), ("naive", "end"), ("both", "start"), ("both", "end"),
     ]  # fmt: skip
     text = (folder / "hessian.md").read_text()
-    assert "| naive |" in text and "*both: BD-Net-A* against *naive*" in text
+    assert "| naive |" in text and "both: BD-Net-A against naive" in text
     assert (folder / "hessian.png").read_bytes()[:4] == b"\x89PNG"
     assert not [line for line in text.splitlines() if line[:1] not in "| " and len(line) > 100]
     assert not list(folder.glob("*/lanczos-*")), "checkpoints of what is done"
@@ -49,8 +50,8 @@ def test_a_run_leaves_figures_a_table_and_a_picture(made):
 def test_figures_are_those_of_the_hessian(made):
     """λ1 with its vector: the operator stretches some vector by as much, and none by more."""
     folder, result = made
-    train = experiment.load_for(SMALL)[0]
-    arm = arms.CURVATURE["both"]
+    train = load_for(SMALL)[0]
+    arm = curvature.ARMS["both"]
     for stage, model in (
         ("start", untrained(arm, SMALL, 0, train)),
         ("end", trained(folder / "both-0", arm, SMALL, 0, train)),
@@ -83,12 +84,14 @@ def test_pairs_are_compared_seed_by_seed():
         "arms": {"naive": "naive", "both": "both"},
         "rows": [r | {"stage": stage} for r in rows for stage in curvature.STAGES],
     }
-    found = curvature.summary(result)
-    assert found["networks"]["naive"]["end"]["first"]["mean"] == 7.0
-    pairs = [p for p in found["pairs"] if (p["where"], p["measure"]) == ("start", "condition")]
+    summary = curvature.summary(result)
+    assert summary["networks"]["naive"]["end"]["first"]["mean"] == 7.0
+    pairs = [p for p in summary["pairs"] if (p["where"], p["measure"]) == ("start", "condition")]
     assert [p["by_seed"] for p in pairs] == [[0.5, 1.5]]
-    text = curvature._claims(result | {"summary": found})
-    assert "smaller in 1 of 2" in text and "×0.87" in text  # sqrt(0.5 * 1.5)
+    text = bdnet_report.pairs(
+        result | {"summary": summary}, "ratio", lambda x: f"×{np.exp(np.log(x).mean()):.2f}", 1
+    )
+    assert text.count("| ×0.87 | 1 of 2 |") == 4  # sqrt(0.5 * 1.5)
 
 
 def test_a_folder_of_another_configuration_is_refused(made):
@@ -98,7 +101,7 @@ def test_a_folder_of_another_configuration_is_refused(made):
 
 
 def test_unknown_networks_are_refused(tmp_path, capsys):
-    with pytest.raises(ValueError, match="unknown network 'resnet', choose from float, reactnet"):
+    with pytest.raises(ValueError, match="unknown arm 'resnet', choose from float, reactnet"):
         run(tmp_path / "run", arms=["resnet"])
     with pytest.raises(SystemExit):
         cli.main(["reproduce", "hessian", "--arms", "navie", "--quick"])
@@ -129,9 +132,9 @@ def test_a_run_leaves_landscapes(surfaces):
     ]
     for row in result["rows"]:
         path = folder / f"{row['name']}-{row['seed']}" / "line.npz"
-        found = analysis.load_landscape(path)
-        assert found.losses[row["surface"]].tolist() == row["losses"]
-        assert found.coordinates[0].tolist() == result["alphas"] == [-1, -0.5, 0, 0.5, 1]
+        line = analysis.load_landscape(path)
+        assert line.losses[row["surface"]].tolist() == row["losses"]
+        assert line.coordinates[0].tolist() == result["alphas"] == [-1, -0.5, 0, 0.5, 1]
     assert (folder / "both-0" / "plane.npz").exists()
     assert not (folder / "both-1" / "plane.npz").exists()
     text = (folder / "landscape.md").read_text()
@@ -142,8 +145,8 @@ def test_a_run_leaves_landscapes(surfaces):
 
 def test_the_middle_of_the_line_is_the_network(surfaces):
     folder, result = surfaces
-    train = experiment.load_for(FLAT)[0]
-    model = trained(folder / "both-1", arms.CURVATURE["both"], FLAT, 1, train)
+    train = load_for(FLAT)[0]
+    model = trained(folder / "both-1", curvature.ARMS["both"], FLAT, 1, train)
     batches = [(train.images[:32], train.labels[:32])]
     batches = [((x / train.maximum * 2 - 1).astype(np.float32), y) for x, y in batches]
     [row] = [r for r in result["rows"] if (r["name"], r["seed"], r["surface"])
@@ -195,8 +198,8 @@ def test_the_jacobian_is_the_convolution():
         y, x = i + u - 1, j + v - 1
         if 0 <= y < 5 and 0 <= x < 5:
             expected[i, j] += weight[u, v] * image[y, x]
-    found = conditioning.jacobian(weight, 5) @ image.ravel()
-    np.testing.assert_allclose(found, expected.ravel(), rtol=1e-12)
+    product = conditioning.jacobian(weight, 5) @ image.ravel()
+    np.testing.assert_allclose(product, expected.ravel(), rtol=1e-12)
 
 
 def test_the_hessian_has_the_squared_condition_number():
@@ -220,17 +223,17 @@ def test_the_hessian_has_the_squared_condition_number():
 
 
 def test_all_filters():
-    found = conditioning.all_filters()
-    assert found.shape == (512, 3, 3) and len(np.unique(found, axis=0)) == 512
-    assert set(np.unique(found)) == {-1, 1}
+    filters = conditioning.all_filters()
+    assert filters.shape == (512, 3, 3) and len(np.unique(filters, axis=0)) == 512
+    assert set(np.unique(filters)) == {-1, 1}
 
 
 def test_equation_6_holds_for_a_symmetric_convolution_alone():
     blur = np.array([[0.0, 0, 0], [0.25, 0.5, 0.25], [0, 0, 0]])  # no negative eigenvalue
     signs = np.array([[1.0, 1, 1], [1, 1, -1], [-1, 1, -1]])
     for weight, holds in ((blur, True), (signs, False)):
-        found = conditioning.run([3.0], 6, weight[None], say=lambda text: None)["rows"][0]
-        assert math.isclose(found["with"][1], found["eq6"][1], rel_tol=1e-6) is holds
+        row = conditioning.run([3.0], 6, weight[None], say=lambda text: None)["rows"][0]
+        assert math.isclose(row["with"][1], row["eq6"][1], rel_tol=1e-6) is holds
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):

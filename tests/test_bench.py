@@ -1,4 +1,4 @@
-"""Benchmarks: what a row says, that turns are fair, and that every group runs."""
+"""Benchmarks: the contents of rows, fair turns, and that every group runs."""
 
 import json
 import os
@@ -22,7 +22,6 @@ from tinybnn.bench import (
     torch_training,
     training,
 )
-from tinybnn.bench import models as bench_models
 from tinybnn.deploy.runtime import Profile
 from tinybnn.kernels.signs import bits, depthwise
 from tinybnn.tensor import Tape, Tensor
@@ -42,10 +41,10 @@ ALWAYS = [*list(COLUMNS)[:12], "group"]
 @pytest.fixture
 def alone(monkeypatch):
     """Only NumPy is installed."""
-    for module in (bench_models, peers, report, torch_training):
+    for module in (peers, report, torch_training):
         monkeypatch.setattr(module, "is_installed", lambda *names: False)
     monkeypatch.delenv("TINYBNN_LARQ_PYTHON", raising=False)
-    monkeypatch.setattr(rounds, "cpu_features", lambda: {"avx512vpopcntdq"})  # for targets alone
+    monkeypatch.setattr(rounds, "cpu_features", lambda: {"avx512vpopcntdq"})  # only for targets
 
 
 # ------------------------------------------------------------------------------------------- turns
@@ -95,7 +94,7 @@ def test_contenders_take_turns():
     times = rounds.measure(
         [entry("quick", 0.01), entry("slow", 0.5)], settings, lambda: between.append(len(turns))
     )
-    # Nothing of the first turns counts; then so many runs that a turn takes some 30 ms.
+    # The first turns do not count; then each turn has as many runs as take about 30 ms.
     assert turns == [("quick", 2), ("slow", 2)] + 5 * [("quick", 3), ("slow", 1)]
     assert [len(seconds) for seconds in times] == [15, 5]
     assert between == [4, 6, 8, 10, 12]
@@ -132,7 +131,7 @@ def test_the_share_of_the_peak_is_that_of_the_fastest_run(monkeypatch):
     options = {"products": 10**9, "of_peak": True, "target": rounds.Target("peak_share", 0.9)}
     settings = rounds.Settings(2, seconds=0)  # five rounds
     [row] = rounds.compare("p", "", None, [entry("NumPy", 1.0)], settings, **options)
-    assert row["peak_share"] == 1e11 / (2 * 4e11)  # of two threads that nobody interrupts
+    assert row["peak_share"] == 1e11 / (2 * 4e11)  # two threads without interruption
     assert row["is_met"] is False
 
 
@@ -148,7 +147,7 @@ def test_the_target_of_a_ratio_is_the_fastest_peer_that_counts(monkeypatch, rati
     assert rows[2]["target_of"] == "ratio" and rows[2]["is_met"] is is_met
     assert "is_met" in rows[0] and rows[0]["is_met"] is None
     [row] = compare(monkeypatch, others[:1], target=rounds.Target("ratio", ratio))
-    assert row["target"] is None  # nobody to compare with
+    assert row["target"] is None  # no peer to compare with
 
 
 def test_a_target_for_seconds_is_an_upper_bound():
@@ -176,13 +175,13 @@ def test_a_target_is_that_of_the_kind_of_cpu(monkeypatch, features, value):
 # ------------------------------------------------------------------------------------------ groups
 
 
-def check(found, group):
-    json.dumps(found)
-    assert set(found) == {"machine", "threads", "command", "date", "roof", "rows"}
-    assert found["command"] == f"tinybnn bench {group} --threads 1 --quick"
-    assert found["threads"] == 1 and found["machine"]["peers"] == {}
-    assert found["roof"]["register_peak"] > 0 and found["roof"]["bandwidth"] > 0
-    for row in found["rows"]:
+def check(result, group):
+    json.dumps(result)
+    assert set(result) == {"machine", "threads", "command", "date", "roof", "rows"}
+    assert result["command"] == f"tinybnn bench {group} --threads 1 --quick"
+    assert result["threads"] == 1 and result["machine"]["peers"] == {}
+    assert result["roof"]["register_peak"] > 0 and result["roof"]["bandwidth"] > 0
+    for row in result["rows"]:
         assert list(row) == list(COLUMNS)
         for column, kind in COLUMNS.items():
             assert row[column] is None or isinstance(row[column], kind), (row["name"], column)
@@ -192,21 +191,21 @@ def check(found, group):
         assert row["ratio"] == row["peer_s"] / row["ours_s"]
         assert (row["target"] is None) == (row["target_of"] is None) == (row["is_met"] is None)
         assert (row["rate"] is None) == (row["unit"] is None)
-    return found["rows"]
+    return result["rows"]
 
 
 def quick(group):
     lines = []
-    found = bench.run(group, 1, quick=True, say=lines.append)
-    rows = check(found, group)
+    result = bench.run(group, 1, quick=True, say=lines.append)
+    rows = check(result, group)
     text = "\n".join(lines)
     assert all(row["name"] in text and row["peer"] in text for row in rows)
     assert max(map(len, text.split("\n"))) <= 100
-    return found, rows, text
+    return result, rows, text
 
 
 def test_kernels(alone, tmp_path):
-    found, rows, text = quick("kernels")
+    result, rows, text = quick("kernels")
     products = [row for row in rows if row["products"]]
     assert {row["name"] for row in products} == {"XNOR product, sums", "XNOR product, bits"}
     assert len(products) == 2 * len(kernels.PRODUCTS)
@@ -219,10 +218,10 @@ def test_kernels(alone, tmp_path):
     packing = [row for row in rows if not row["products"]]
     assert [row["target_of"] for row in packing] == ["rate", "rate", "rate", None]
     assert "40 GB/s: " in text and "90% of the peak: " in text
-    bench.draw(tmp_path / "roofline.png", found)
+    bench.draw(tmp_path / "roofline.png", result)
     assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
-    page = bench.page(found)
-    assert found["machine"]["processor"] in page and found["machine"]["vectors"] in page
+    page = bench.page(result)
+    assert result["machine"]["processor"] in page and result["machine"]["vectors"] in page
     lines = [line for line in page.split("\n") if line.startswith("| XNOR product, sums 3136×256×")]
     assert len(lines) == 1 and "75% of the peak: " in lines[0]
 
@@ -308,9 +307,9 @@ def test_training_with_its_profile(alone, monkeypatch):
     monkeypatch.setattr(training, "NETWORKS", NARROW[:1])
     monkeypatch.setattr(training, "memory_of", lambda *task: None)
     lines = []
-    found = bench.run("train", 1, True, lines.append, profile=True)
-    assert found["command"] == "tinybnn bench train --threads 1 --profile --quick"
-    row, _ = found["rows"]
+    result = bench.run("train", 1, True, lines.append, profile=True)
+    assert result["command"] == "tinybnn bench train --threads 1 --profile --quick"
+    row, _ = result["rows"]
     json.dumps(row)
     assert row["memory"] is None
     calls = {}
@@ -342,12 +341,12 @@ def test_a_step_moves_every_parameter_and_takes_a_batch_of_its_own():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_steps():
-    found = training.memory_of("MLP 784-1024-1024-10", "ours", 128, QUICK)
+    measured = training.memory_of("MLP 784-1024-1024-10", "ours", 128, QUICK)
     parameters = 784 * 1024 + 1024 * 1024 + 1024 * 10
     # Gradients and the two means of Adam stay, 4 bytes each; the weights were there before.
-    assert 3 * 4 * parameters < found["step"] < 100e6
-    assert 0 <= found["growth"] < found["step"]
-    assert found["process"] > found["step"] + 4 * parameters
+    assert 3 * 4 * parameters < measured["step"] < 100e6
+    assert 0 <= measured["growth"] < measured["step"]
+    assert measured["process"] > measured["step"] + 4 * parameters
 
 
 def test_all_is_every_group(monkeypatch, alone):
@@ -372,12 +371,12 @@ def _small_cnn(rng):
 
 
 def small_product():
-    """Of a network with all the layers that the rows of curvature have, and of few images."""
-    return curvature.Row(training.Network("small", _small_cnn, (1, 8, 8), 8, None), 4)
+    """A task for a network with all layers that the curvature rows contain, on few images."""
+    return curvature.Task(training.Network("small", _small_cnn, (1, 8, 8), 8, None), 4)
 
 
 def test_products_with_the_hessian(alone, monkeypatch):
-    monkeypatch.setattr(curvature, "ROWS", (small_product(),))
+    monkeypatch.setattr(curvature, "TASKS", (small_product(),))
     _, rows, text = quick("curvature")
     assert rows[0]["name"] == "small, Hessian product" and rows[-1]["name"] == "small, graph held"
     assert rows[0]["peer"] == rows[-1]["peer"] == "its gradient"
@@ -399,7 +398,7 @@ LONG = "a network with a name of many words, and_with_one_that_is_longer_than_a_
 @pytest.mark.parametrize("seconds", [1e-6, 0.123, 98765.0])
 @pytest.mark.parametrize("is_met", [True, False])
 def test_tables_are_no_wider_than_a_terminal(monkeypatch, alone, name, seconds, is_met):
-    """All that `bench` prints, for every group, of rows as wide as they may be."""
+    """Everything that `bench` prints for every group, with rows of the largest width."""
     memory = {"step": 98_765_432_100, "growth": 12_345_678_900, "process": 1}
     profile = {
         "layer": name, "operations": [name] * 3, "seconds": seconds, "share": 1.0,
@@ -507,9 +506,9 @@ def test_check(monkeypatch, capsys, agrees, code):
     monkeypatch.setattr(report, "is_installed", lambda *names: True)
     monkeypatch.setattr(report, "compare_all", compare_all)
     assert cli.main(["bench", "train", "--check", "--threads", "1", "--json", "-"]) == code
-    found = json.loads(capsys.readouterr().out)
-    assert found["command"] == "tinybnn bench train --threads 1 --check"
-    assert found["rows"] == [{"name": "MLP", "agrees": agrees}] and asked == [(20, 16, 1)]
+    result = json.loads(capsys.readouterr().out)
+    assert result["command"] == "tinybnn bench train --threads 1 --check"
+    assert result["rows"] == [{"name": "MLP", "agrees": agrees}] and asked == [(20, 16, 1)]
 
 
 @pytest.mark.parametrize(
@@ -542,11 +541,11 @@ def test_depthwise_peers_compute_what_ours_does(size, stride):
     )  # fmt: skip
     np.testing.assert_array_equal(kernels.shifted_products(x, weight, stride), expected)
     if peers.is_installed("torch"):
-        nchw, nhwc = peers.torch_depthwise(x, weight, stride, 1)
-        for found in (nchw, nhwc):
-            forward = found.turn.args[0]
-            np.testing.assert_array_equal(forward().numpy().transpose(0, 2, 3, 1), expected)
-            assert found.counts
+        layer = nn.Sequential(kernels.float_depthwise(weight, stride))
+        for contender in peers.torch_contenders(layer, x.transpose(0, 3, 1, 2), 1):
+            output = contender.turn.args[0]().numpy()
+            np.testing.assert_array_equal(output.transpose(0, 2, 3, 1), expected)
+            assert contender.counts
 
 
 def test_layers_of_vgg_small():
@@ -565,9 +564,11 @@ def test_float_networks(packages, monkeypatch):
     monkeypatch.setattr(peers, "is_installed", lambda *names: set(names) <= set(packages))
     x = signs(2, 3, 8, 8)
     said = []
-    with peers.other_networks(models.vgg_small((3, 8, 8), width=0.125), x, 1, said.append) as found:
-        assert len(found) == (2 if packages == ["torch"] else 1)
-        for contender in found:
+    with peers.other_networks(
+        models.vgg_small((3, 8, 8), width=0.125), x, 1, said.append
+    ) as contenders:
+        assert len(contenders) == (2 if packages == ["torch"] else 1)
+        for contender in contenders:
             output = contender.turn.args[0]()
             logits = output[0] if isinstance(output, list) else output.numpy()
             assert logits.shape == (2, 10) and np.isfinite(logits).all() and logits.std() > 0
@@ -590,17 +591,17 @@ def larq(monkeypatch, program, batch=1):
     monkeypatch.setenv("TINYBNN_LARQ_PYTHON", sys.executable)
     said = []
     model = models.vgg_small(width=0.125)
-    with peers.other_networks(model, signs(batch, 3, 8, 6), 1, said.append) as found:
-        return [(c.name, c.turn(3)) for c in found], said
+    with peers.other_networks(model, signs(batch, 3, 8, 6), 1, said.append) as contenders:
+        return [(c.name, c.turn(3)) for c in contenders], said
 
 
 def test_larq_runs_in_a_process_of_its_own(alone, monkeypatch):
-    found, said = larq(monkeypatch, LARQ)
-    assert found == [("Larq Compute Engine", [0.25] * 3)] and said == []
+    timings, said = larq(monkeypatch, LARQ)
+    assert timings == [("Larq Compute Engine", [0.25] * 3)] and said == []
     assert larq(monkeypatch, LARQ, batch=2) == ([], [])  # it takes one image at a time
 
 
 def test_larq_that_does_not_run_is_left_out(alone, monkeypatch):
-    found, [said] = larq(monkeypatch, "import no_such_module")
-    assert found == []
+    timings, [said] = larq(monkeypatch, "import no_such_module")
+    assert timings == []
     assert "left out: ModuleNotFoundError: No module named 'no_such_module'" in said

@@ -51,13 +51,13 @@ def layers(draw):
 
 
 def numbers(rng, shape):
-    """Some beyond the clip, some at its edge, zeros of both signs."""
+    """Numbers beyond the clip and at its edge, and zeros of both signs."""
     special = rng.choice(np.array([0.0, -0.0, 1.0, -1.0, 1.5], np.float32), shape)
     return np.where(rng.random(shape) < 0.3, special, rng.standard_normal(shape, np.float32))
 
 
 def step(layer, x, grad_output):
-    """Output, and the gradients of the input and of each parameter."""
+    """Return the output and the gradients of the input and each parameter."""
     x = Tensor(x, requires_grad=True)
     y = layer(x)
     return y.data, [g.data for g in grad(y, [x, *layer.parameters()], Tensor(grad_output))]
@@ -74,8 +74,8 @@ def test_a_layer_on_bits_is_the_layer_of_quantized_floats(drawn, seed):
         expected = layer(Tensor(x))
         grad_output = rng.integers(-3, 4, expected.shape).astype(np.float32)
         expected, expected_gradients = step(layer, x, grad_output)
-    found, gradients = step(layer, x, grad_output)
-    assert_identical(found, expected)
+    output, gradients = step(layer, x, grad_output)
+    assert_identical(output, expected)
     for a, b in zip(gradients, expected_gradients, strict=True):
         assert a.shape == b.shape
         assert np.allclose(a, b, rtol=1e-5, atol=1e-4 * max(1, np.abs(b).max()))
@@ -87,16 +87,16 @@ def test_the_switch_changes_no_bit(drawn, seed):
     rng = np.random.default_rng(seed)
     x = numbers(rng, shape)
     grad_output = rng.standard_normal(layer(Tensor(x)).shape, np.float32)
-    found, gradients = step(layer, x, grad_output)
+    output, gradients = step(layer, x, grad_output)
     with F.packed_products(False):
         expected, expected_gradients = step(layer, x, grad_output)
-    assert_identical(found, expected)
+    assert_identical(output, expected)
     for a, b in zip(gradients, expected_gradients, strict=True):
         assert_identical(a, b)
 
 
 def training(enabled):
-    """A few steps of a network with all kinds of binary layers; its parameters after them."""
+    """Train a network with all kinds of binary layers a few steps; return its parameters."""
     rng = np.random.default_rng(0)
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, rng=rng), nn.BatchNorm2d(16),
@@ -122,11 +122,11 @@ def test_training_is_the_same_with_and_without_packed_products():
 @pytest.fixture
 def words(monkeypatch):
     """The products that ran on words, in order."""
-    found, on_words = [], binary.SignConv2d.on_words
+    products, on_words = [], binary.SignConv2d.on_words
     monkeypatch.setattr(
-        binary.SignConv2d, "on_words", lambda product: found.append(product) or on_words(product)
+        binary.SignConv2d, "on_words", lambda product: products.append(product) or on_words(product)
     )
-    return found
+    return products
 
 
 SIGNS = {
@@ -239,12 +239,12 @@ def test_second_order_is_that_of_the_composition(kind, quantizer):
         return [g.data for g in (*first, *grad(total, [a, b]))]
 
     if kind == "conv":
-        found = second(lambda a, b: F.binary_conv2d(a, b, quantizer, quantizer, padding=(1, 1)))
+        gradients = second(lambda a, b: F.binary_conv2d(a, b, quantizer, quantizer, padding=(1, 1)))
         expected = second(lambda a, b: F.conv2d(quantizer(a), quantizer(b), padding=1))
     else:
-        found = second(lambda a, b: F.binary_linear(a, b, quantizer, quantizer))
+        gradients = second(lambda a, b: F.binary_linear(a, b, quantizer, quantizer))
         expected = second(lambda a, b: F.linear(quantizer(a), quantizer(b)))
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(gradients, expected, strict=True):
         assert np.allclose(a, b, rtol=1e-4, atol=1e-3 * np.abs(b).max())
 
 
@@ -312,7 +312,7 @@ def test_what_does_not_fit_is_refused_before_any_work(call, message):
     st.integers(0, 2**32 - 1),
 )
 def test_ternary_weights_on_bits_are_those_on_floats(groups, input_quantizer, mode, training, seed):
-    """All bits, of the gradients too."""
+    """Equal in all bits, gradients included."""
     groups, per_group = groups
     rng = np.random.default_rng(seed)
     layer = nn.BinaryConv2d(
@@ -322,10 +322,10 @@ def test_ternary_weights_on_bits_are_those_on_floats(groups, input_quantizer, mo
     x = numbers(rng, (2, groups * per_group, 7, 6))
     x = quantizers.sign(x) if input_quantizer is None else x
     given_ = rng.standard_normal(layer(Tensor(x)).shape, np.float32)
-    found, gradients = step(layer, x, given_)
+    output, gradients = step(layer, x, given_)
     with F.packed_products(False):
         expected, expected_gradients = step(layer, x, given_)
-    for a, b in zip([found, *gradients], [expected, *expected_gradients], strict=True):
+    for a, b in zip([output, *gradients], [expected, *expected_gradients], strict=True):
         assert_identical(a, b)
 
 

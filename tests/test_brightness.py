@@ -1,4 +1,4 @@
-"""Whether black and white are exchanged, by what a model knows of its training images."""
+"""Detect exchanged black and white from the training images' statistics that a model stores."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_dark_on_light_is_known_as_well():
 
 
 def test_images_of_any_brightness_tell_nothing():
-    """Photographs of the world: a warning would be wrong as often as right."""
+    """Photographs: a warning would be wrong as often as right."""
     rng = np.random.default_rng(0)
     level = rng.integers(0, 200, (500, 1, 1, 1))
     images = (level + rng.integers(0, 56, (500, 3, 8, 8))).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The ledger of the papers' claims: figures are those of the result files, nothing is left out."""
+"""The ledger of the papers' claims: figures match the result files, and none is missing."""
 
 import json
 import re
@@ -37,8 +37,8 @@ def read(name):
 
 @pytest.mark.parametrize("figure", FIGURES)
 def test_a_figure_that_its_file_does_not_give(figure):
-    found = claims.recompute(figure, read)
-    assert found == {name: figure[name] for name in ("mean", "std", "seeds", "p")}
+    figures = claims.recompute(figure, read)
+    assert figures == {name: figure[name] for name in ("mean", "std", "seeds", "p")}
 
 
 @pytest.mark.parametrize("paper", NUMBERED)
@@ -103,7 +103,7 @@ def test_a_command_that_does_not_parse(command):
     assert callable(options.command)
 
 
-COMMANDS = {  # what a command that was typed has, and a stored one may say otherwise
+COMMANDS = {  # a typed command has these; a stored one may differ
     "hybnn-mnist": "reproduce hybnn --dataset mnist --seeds 5",
     "fedhybnn-mnist": "reproduce fedhybnn --dataset mnist --epochs-vae 5",
     "bdnet-ablation": "reproduce bdnet-ablation",
@@ -113,7 +113,7 @@ COMMANDS = {  # what a command that was typed has, and a stored one may say othe
 
 @pytest.mark.parametrize("folder", COMMANDS)
 def test_a_command_that_makes_other_figures(folder):
-    """What stands in an entry gives the configuration of the result file that it names."""
+    """An entry's command gives the configuration of the result file that the entry names."""
     config = read(f"{folder}/result.json")["config"]
     commands = {
         e["command"]
@@ -144,8 +144,8 @@ def recomputed(path, **more):
 
 
 def test_a_value_for_each_seed():
-    found = recomputed(["runs", {"name": "x"}, "layers", 0, "a", 0])
-    assert found == {"mean": 3, "std": 2.828, "p": None, "seeds": 2}
+    figures = recomputed(["runs", {"name": "x"}, "layers", 0, "a", 0])
+    assert figures == {"mean": 3, "std": 2.828, "p": None, "seeds": 2}
     assert recomputed(["other"], times=50) == {"mean": 100, "std": None, "p": None, "seeds": None}
 
 
@@ -154,8 +154,8 @@ def test_a_value_for_each_seed():
     [("median", 7), ("min", 3), ("max", 8), ("sum", 18), ("count", 3), ("mean", 6)],
 )
 def test_several_values_of_a_seed(each, mean):
-    found = recomputed(["runs", {"name": "x"}, "layers", "*", "a", 0], each=each)
-    assert (found["mean"], found["seeds"]) == (mean, 2)
+    figures = recomputed(["runs", {"name": "x"}, "layers", "*", "a", 0], each=each)
+    assert (figures["mean"], figures["seeds"]) == (mean, 2)
 
 
 def test_differences_and_ratios():
@@ -163,8 +163,8 @@ def test_differences_and_ratios():
         ["runs", {"name": "x"}, "layers", 0, "a", 0],
         ["runs", {"name": "x"}, "layers", 1, "a", 0],
     )
-    found = recomputed(x, minus={"path": y})
-    assert found == {"mean": -4, "std": 0, "p": 0, "seeds": 2}
+    figures = recomputed(x, minus={"path": y})
+    assert figures == {"mean": -4, "std": 0, "p": 0, "seeds": 2}
     assert recomputed(x, over={"path": ["other"]})["mean"] == 1.5
     assert recomputed(x, all="max") == {"mean": 5, "std": None, "p": None, "seeds": None}
     assert recomputed(["runs", {"name": "x"}], all="count")["mean"] == 2
@@ -183,9 +183,9 @@ def test_the_command_counts_states_and_lists_what_is_open(tmp_path, capsys):
     assert cli.main(["reproduce", "claims", "--json", str(tmp_path / "claims.json")]) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 100
-    found = json.loads((tmp_path / "claims.json").read_text(encoding="utf-8"))
-    assert found["claims"] == ENTRIES
-    for paper, of_paper in found["counts"].items():
+    report = json.loads((tmp_path / "claims.json").read_text(encoding="utf-8"))
+    assert report["claims"] == ENTRIES
+    for paper, of_paper in report["counts"].items():
         assert sum(of_paper.values()) == sum(e["paper"] == paper for e in ENTRIES)
         for state, number in of_paper.items():
             assert number == sum((e["paper"], e["state"]) == (paper, state) for e in ENTRIES)

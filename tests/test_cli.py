@@ -1,6 +1,7 @@
-"""The command line, as processes: what it writes, what it prints, what it refuses, how it ends."""
+"""The command line in processes: files written, output, refusals, and exit codes."""
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from tinybnn import cli, datasets, deploy, runs, storage, training
+from tinybnn.cli.arguments import given
 
 COMMANDS = [
     "demo", "course", "data", "train", "compile", "verify", "predict", "summary", "bench",
@@ -24,12 +26,12 @@ ENVIRONMENT = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"
 posix = pytest.mark.skipif(os.name != "posix", reason="needs signals of POSIX")
 
 
-# What a command says while it works, if the machine is slow or has to compile kernels first.
+# Output of a working command, if the machine is slow or has to compile kernels first.
 _SLOW = re.compile(r"^(.* \.\.\.|.*image/s\] *| *)\n", re.MULTILINE)
 
 
 def tinybnn(*arguments, code=0, **kw):
-    """Run a command to its end: standard output, standard error."""
+    """Run a command to its end; return its standard output and standard error."""
     command = [sys.executable, "-m", "tinybnn", *map(str, arguments)]
     done = subprocess.run(
         command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=False, **kw
@@ -40,7 +42,7 @@ def tinybnn(*arguments, code=0, **kw):
 
 
 def refused(*arguments, code=1, **kw):
-    """The one line of a command that fails."""
+    """The single error line of a command that fails."""
     out, err = tinybnn(*arguments, code=code, **kw)
     assert out == "" and err.count("\n") == 1 and err.startswith("tinybnn"), (out, err)
     return err
@@ -80,7 +82,7 @@ def test_help_has_an_example(command):
 
 
 def leaves(parser, words=()):
-    """The words of each command that runs something."""
+    """The words of each command that is not a group of commands."""
     actions = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     for action in actions:
         for name, command in action.choices.items():
@@ -91,7 +93,7 @@ def leaves(parser, words=()):
 
 @pytest.mark.parametrize("words", list(leaves(cli._parser())), ids=" ".join)
 def test_help_of_a_single_command(words, capsys, monkeypatch):
-    """Its examples are of this command, and can be parsed."""
+    """Its examples belong to this command and can be parsed."""
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as ended:
         cli.main([*words, "--help"])
@@ -106,12 +108,29 @@ def test_help_of_a_single_command(words, capsys, monkeypatch):
         cli._parser().parse_args(example.split())
 
 
+def test_the_help_of_train_names_the_defaults_of_a_run():
+    """Defaults are only in `runs.Config`: an option that is not given is None."""
+    (commands,) = (a for a in cli._parser()._actions if a.dest == "==SUPPRESS==" and a.choices)
+    options = {action.dest: action for action in commands.choices["train"]._actions}
+    named = []
+    for field in dataclasses.fields(runs.Config):
+        if field.name in options and isinstance(field.default, str | int | float):
+            action = options[field.name]
+            if field.default is not False:  # a flag
+                shown = field.default if isinstance(field.default, str) else f"{field.default:g}"
+                assert action.help.endswith(f"({shown})"), field.name
+                named.append(field.name)
+    assert named == ["dataset", "epochs", "batch_size", "lr", "seed", "validation", "shift"]
+    assert all(options[name].default is None for name in named)
+
+
 def test_the_command_line_waits_for_nothing():
-    """What a command needs of the library is imported when it runs."""
+    """A command imports the parts of the library that it needs when it runs."""
     code = "import sys; from tinybnn import cli; cli._parser(); print(*sys.modules)"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    late = {f"tinybnn.{room}" for room in ("bench", "deploy", "experiments", "federated", "runs")}
+    late = {f"tinybnn.{room}" for room in ("bench", "deploy", "federated", "runs")}
+    late.add("tinybnn.experiments.runner")
     assert late.isdisjoint(done.stdout.split()) and "numba" not in done.stdout.split()
 
 
@@ -159,7 +178,7 @@ def test_version():
     ],
 )
 def test_wrong_arguments(arguments, advice, capsys):
-    """In this process, since there are many: exit code 2, one line, nothing on standard output."""
+    """Exit code 2, one line, nothing on standard output; in this process, as there are many."""
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
     out, err = capsys.readouterr()
@@ -176,17 +195,15 @@ def test_a_wrong_argument_as_a_process(tmp_path):
 
 
 def test_the_estimators_are_the_librarys():
-    from tinybnn.experiments.hybnn import bounds
+    from tinybnn.experiments.hybnn import bounds, features
+    from tinybnn.models import latents
 
-    options = cli._parser().parse_args(["reproduce", "hybnn-bounds"])
-    assert options.estimators == tuple(bounds.ESTIMATORS)
+    assert {*features.ESTIMATORS} == {*bounds.ESTIMATORS} <= {*latents._BY_NAME}
 
 
 def test_the_defaults_are_the_librarys():
     options = cli._parser().parse_args(["train", "cnn", "--out", "r"])
-    config = runs.Config("cnn")
-    for name in ("dataset", "epochs", "batch_size", "lr", "seed", "validation", "shift", "flip"):
-        assert getattr(options, name) == getattr(config, name)
+    assert runs.Config(**given(options, runs.Config)) == runs.Config("cnn")
     assert set(runs.MODELS) == {"mlp", "cnn", "vgg-small"}
 
 
@@ -202,14 +219,14 @@ def test_what_train_writes(made, tmp_path):
     assert 0.2 < result["test_accuracy"] <= 1
     model, _, _ = runs.load(made / "mlp")
     _, test = datasets.load("digits")
-    found = training.evaluate(model, datasets.DataLoader(test, batch_size=256))
-    assert found == {"loss": result["test_loss"], "accuracy": result["test_accuracy"]}
+    metrics = training.evaluate(model, datasets.DataLoader(test, batch_size=256))
+    assert metrics == {"loss": result["test_loss"], "accuracy": result["test_accuracy"]}
     visible = {name for name in os.listdir(made / "mlp") if not name.startswith(".")}
     assert visible == {"config.json", "checkpoint.npz", "result.json"}
 
 
 def test_train_json_and_a_validation_part(tmp_path):
-    """JSON alone on standard output; the words for people go to standard error."""
+    """Standard output holds only JSON; messages for people go to standard error."""
     run = tmp_path / "deep" / "run"
     out, err = tinybnn(
         "train", "mlp", "--out", run, *SMALL, "--dropout", "0.1", "--validation", "0.2",
@@ -237,7 +254,7 @@ def test_repeating_a_complete_run_says_so(made):
 
 
 @pytest.mark.parametrize(
-    ("change", "what"),
+    ("change", "difference"),
     [
         (["--seed", "3"], "seed=0, not seed=3"),
         (["--epochs", "3"], "epochs=2, not epochs=3"),
@@ -245,9 +262,9 @@ def test_repeating_a_complete_run_says_so(made):
         (["--dataset", "mnist"], 'dataset="digits", not dataset="mnist"'),
     ],
 )
-def test_another_configuration_is_refused(made, change, what):
+def test_another_configuration_is_refused(made, change, difference):
     err = refused("train", "mlp", "--out", made / "mlp", *SMALL, *change)
-    assert what in err and "choose another folder" in err
+    assert difference in err and "choose another folder" in err
 
 
 def test_another_model_is_refused(made):
@@ -263,7 +280,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     for end, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
         process = subprocess.Popen(
             command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
-            # A shell's background jobs ignore SIGINT, and so would what they start.
+            # A shell's background jobs ignore SIGINT, and so would their children.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         before = _stamp(run)
@@ -291,7 +308,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
 
 @posix
 def test_a_disk_that_is_full(made, tmp_path):
-    """A limit of the process stands for it, which the state exceeds after the first epoch."""
+    """A process limit simulates it; the state exceeds the limit after the first epoch."""
     import resource
 
     options = ["--hidden", "1024", "--epochs", "2", "--batch-size", "512", "--quiet"]
@@ -349,7 +366,7 @@ def test_folders_that_are_no_place_for_a_run(tmp_path):
 
 
 def test_a_missing_dataset(tmp_path):
-    """Found nowhere: neither where the user says nor in the user's cache."""
+    """It is neither in the folder that the user names nor in the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("TINYBNN_DATA", "XDG_CACHE_HOME"):
             patch.setenv(name, str(tmp_path))
@@ -495,24 +512,24 @@ def test_predict_reads_all_forms_alike(made, pictures):
 def test_predict_gives_the_packed_models_logits(made, pictures, tmp_path):
     file = datasets.path("digits") / "t10k-images-idx3-ubyte.gz"
     tinybnn("predict", made / "mlp.npz", file, "--json", tmp_path / "p.json")
-    found = json.loads((tmp_path / "p.json").read_text())
+    rows = json.loads((tmp_path / "p.json").read_text())
     _, test = datasets.load("digits")
     x, labels = next(iter(datasets.DataLoader(test, batch_size=360)))
     expected = deploy.PackedModel.load(made / "mlp.npz").predict(x)
-    assert np.array_equal(np.array([row["logits"] for row in found], np.float32), expected)
-    assert [row["label"] for row in found] == expected.argmax(1).tolist()
-    assert [row["index"] for row in found] == list(range(360))
-    for row, logits in zip(found, expected, strict=True):
+    assert np.array_equal(np.array([row["logits"] for row in rows], np.float32), expected)
+    assert [row["label"] for row in rows] == expected.argmax(1).tolist()
+    assert [row["index"] for row in rows] == list(range(360))
+    for row, logits in zip(rows, expected, strict=True):
         assert [one["logit"] for one in row["best"]] == sorted(logits.tolist(), reverse=True)[:2]
         assert row["best"][0]["class"] == row["class"] != row["best"][1]["class"]
-    assert not any(row["looks_inverted"] for row in found)
+    assert not any(row["looks_inverted"] for row in rows)
     result = json.loads((made / "mlp" / "result.json").read_text())
-    right = np.mean([row["label"] for row in found] == labels)
+    right = np.mean([row["label"] for row in rows] == labels)
     assert right == result["test_accuracy"]
 
 
 def test_predict_tells_ink_on_paper(made, pictures, tmp_path):
-    """A drawing of one's own is dark on light, the digits are light on dark."""
+    """Your own drawing is dark on light; the digits are light on dark."""
     from PIL import Image
 
     with Image.open(pictures / "0.png") as picture:
@@ -532,7 +549,7 @@ def test_predict_tells_ink_on_paper(made, pictures, tmp_path):
 
 
 def test_a_model_that_knows_nothing_of_its_training_images(made, pictures, tmp_path):
-    """Of version 0.1, say: it runs, and warns of nothing."""
+    """A model of version 0.1, for example, runs without a warning."""
     shutil.copytree(made / "mlp", tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["data"].pop("brightness") == {"mean": 0.305386, "border": 0.171642}
@@ -556,7 +573,7 @@ def test_predict_resizes_when_asked(made, pictures):
 
 
 @pytest.mark.parametrize(
-    ("name", "what"),
+    ("name", "message"),
     [
         ("nothing.png", "nothing.png: No such file or directory"),
         ("notes.txt", "notes.txt: not a readable picture"),
@@ -570,10 +587,10 @@ def test_predict_resizes_when_asked(made, pictures):
         ("objects.npy", "objects.npy: not a readable .npy file"),
     ],
 )
-def test_predict_refuses(made, pictures, name, what):
+def test_predict_refuses(made, pictures, name, message):
     with pytest.raises((OSError, ValueError)) as caught:
         list(runs.predict(made / "mlp.npz", [pictures / name]))
-    assert what in cli._one_line(caught.value)
+    assert message in cli._one_line(caught.value)
 
 
 def test_predict_fails_as_a_process(made, pictures, tmp_path):
@@ -587,7 +604,7 @@ def test_predict_fails_as_a_process(made, pictures, tmp_path):
 
 @posix
 def test_a_reader_that_goes_away(made):
-    """As `head` does; enough lines to fill the pipe."""
+    """A reader such as `head` closes the pipe; there are enough lines to fill it."""
     file = str(datasets.path("digits") / "train-images-idx3-ubyte.gz")
     command = [sys.executable, "-m", "tinybnn", "predict", str(made / "mlp.npz"), file]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -665,7 +682,7 @@ def test_summary_of_a_run(made):
 
 
 def test_federated_refuses(tmp_path):
-    """Before anything of Flower is needed."""
+    """Errors come before anything of Flower is needed."""
     (tmp_path / "thesis.txt").write_text("")
     assert "is not an empty folder" in refused("federated", "new", tmp_path)
     err = refused("federated", "simulate", "--out", tmp_path / "no" / "f.npz")
@@ -678,8 +695,8 @@ def test_reproduce_trains_packs_and_verifies(tmp_path):
         "reproduce", "mnist-cnn", "--dataset", "digits", "--seeds", "2", "--epochs", "1",
         "--out", "runs", "--note", "scanned", cwd=tmp_path,
     )  # fmt: skip
-    found = json.loads((tmp_path / "runs" / "mnist-cnn.json").read_text())
-    assert found["note"] == "scanned"
-    assert [row["identical_logits"] for row in found["runs"]] == [360, 360]
-    assert [len(row["history"]) for row in found["runs"]] == [1, 1]
+    result = json.loads((tmp_path / "runs" / "mnist-cnn.json").read_text())
+    assert result["note"] == "scanned"
+    assert [row["identical_logits"] for row in result["runs"]] == [360, 360]
+    assert [len(row["history"]) for row in result["runs"]] == [1, 1]
     assert (tmp_path / "runs" / "mnist-cnn.png").stat().st_size > 1000

@@ -1,4 +1,4 @@
-"""While kernels are compiled a line on stderr says so; it is gone when the program goes on."""
+"""While kernels are compiled, a line on stderr says so; it disappears afterwards."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import pytest
 
 from tinybnn.kernels.machine import compilation
 
-PACKAGES = Path(compilation.__file__).parents[2]
+PACKAGES = Path(compilation.__file__).parents[3]
 terminal = pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")
 
 SUMS = """
@@ -72,7 +72,7 @@ def start(folder, program, stderr, **environment):
 
 
 def in_pipe(folder, program, **environment):
-    """Run a program: what it writes to stdout and to stderr."""
+    """Run a program; return what it writes to stdout and to stderr."""
     process = start(folder, program, subprocess.PIPE, **environment)
     out, messages = process.communicate(timeout=100)
     assert process.returncode == 0, messages
@@ -80,7 +80,7 @@ def in_pipe(folder, program, **environment):
 
 
 def on_terminal(folder, program, columns=80, **environment):
-    """Run a program whose stderr is a terminal: what it writes to stdout and to the terminal."""
+    """Run a program with a terminal as stderr; return its stdout and the terminal's text."""
     import fcntl
     import pty
     import struct
@@ -106,7 +106,7 @@ def on_terminal(folder, program, columns=80, **environment):
 
 
 def screen(written):
-    """The rows that a terminal shows, without blanks at their ends."""
+    """The rows that a terminal shows, without trailing blanks."""
     rows, row, column = [""], 0, 0
     for part in re.findall(r"\x1b\[A|\r|\n|[^\r\n\x1b]+", written):
         if part == "\x1b[A":
@@ -128,7 +128,7 @@ def test_a_cold_cache_shows_the_line_and_a_warm_one_does_not(folder):
     out, written = on_terminal(folder, CALLS)
     assert out == "done 1\n"  # no thread is left
     counts = re.findall(rf"\r{LINE}: (\d) done, \d+ s", written)
-    kernels = int(counts[-1])  # with look-ups one more, which lays filters out
+    kernels = int(counts[-1])  # with look-ups one more, which arranges filters
     assert counts[0] == "0" and kernels in (2, 3)
     assert set(counts) == {str(n) for n in range(kernels + 1)}
     assert set(screen(written)) == {""}

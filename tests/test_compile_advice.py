@@ -1,4 +1,4 @@
-"""What compile refuses comes with what to write instead, and that compiles; check lists it all."""
+"""compile's refusals suggest code that compiles; check lists all refusals."""
 
 import pickle
 import random
@@ -44,7 +44,7 @@ def float_output(model, x):
 
 
 def compiles(function, shape, path=None):
-    """Compile; the packed model, and the one that was stored, give the float model's bits."""
+    """Compile; the packed model and its stored copy return the float model's bits."""
     model = function if isinstance(function, nn.Module) else Custom(function)
     packed, x = deploy.compile(model, shape), batch(shape)
     expected = float_output(model, x)
@@ -82,10 +82,10 @@ MEANS = {
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 6), (70, 7, 7), (2, 40, 40)])
 @pytest.mark.parametrize("name", MEANS)
 def test_means_of_pixels_are_the_global_pool(name, shape, tmp_path):
-    """The same bits as the layer that is made for it, in any order in memory."""
-    found = compiles(MEANS[name], shape, tmp_path / "model.npz")
+    """The same bits as the pooling layer, for any order in memory."""
+    output = compiles(MEANS[name], shape, tmp_path / "model.npz")
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1))
-    assert_identical(found.reshape(len(found), -1, 1, 1), compiles(pool, shape))
+    assert_identical(output.reshape(len(output), -1, 1, 1), compiles(pool, shape))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_gradients_of_sums_of_pixels(shape, dim, keepdim):
 
 @pytest.mark.parametrize("shape", [(2, 30, 3, 3), (2, 2, 9, 9)])
 def test_sums_of_pixels_have_one_order(shape):
-    """One after the other, from 0.0: of 1e8, 1, -1e8, ... pairwise sums give something else."""
+    """Sum from 0.0 in order: pairwise sums of 1e8, 1, -1e8, ... differ."""
     x = np.tile(np.float32([1e8, 1, -1e8]), 1000)[: np.prod(shape)].reshape(shape)
     expected = np.zeros(shape[:2], np.float32)
     for i in range(shape[2]):
@@ -195,7 +195,7 @@ def test_samples_that_meet(function, operation):
 
 
 class Signs(Function):
-    """The sign, by somebody who knows how PyTorch does it."""
+    """The sign, written as in PyTorch."""
 
     def forward(self, x):
         return np.sign(x)
@@ -214,7 +214,7 @@ class Signs_(quantizers.Quantizer):  # noqa: N801 - the one that the advice asks
 
 ONES = np.ones((1, 6), np.float32)
 
-# What is refused, its shape, the operation, the advice, and what follows the advice.
+# Refused function, its shape, the operation, the advice, and a function that follows it.
 ADVICE = [
     (lambda m, x: x**2, FEATURES, "Pow", "write x * x", lambda m, x: x * x),
     (lambda m, x: x**3.0, FEATURES, "Pow", "write x * x * x", lambda m, x: x * x * x),
@@ -275,7 +275,7 @@ ADVICE = [
     ),
     (
         lambda m, x: (x * np.ones(6)).to(np.float32), FEATURES, "Mul",
-        "make constants Python numbers or float32 arrays", lambda m, x: x * ONES,
+        "use Python numbers or float32 arrays for constants", lambda m, x: x * ONES,
     ),
     (
         lambda m, x: F.dropout(x, 0.0, True) * np.arange(len(x), dtype=np.float32)[:, None],
@@ -295,14 +295,14 @@ ADVICE = [
     ),
     (
         lambda m, x: F.reshape(x, (-1, 2, 3)) @ F.reshape(x, (-1, 3, 2)), FEATURES, "MatMul",
-        "a gate (see nn.SqueezeExcite) does so element by element", None,
+        "a gate (see nn.SqueezeExcite) is elementwise", None,
     ),
     (
         lambda m, x: F.softmax(m.real(x)), FEATURES, "LogSoftmax", "leave it out at the end of a",
         lambda m, x: m.real(x),
     ),
     (
-        lambda m, x: m.real(x).logsumexp(1), FEATURES, "LogSumExp", "apply F.logsumexp to what",
+        lambda m, x: m.real(x).logsumexp(1), FEATURES, "LogSumExp", "apply F.logsumexp to the",
         lambda m, x: m.real(x),
     ),
     (
@@ -324,9 +324,9 @@ def test_advice_that_is_followed_compiles(case):
     assert f"{operation} has no packed form: " in message and advice in message
     assert "test_compile_advice.py" in message  # the line
     if followed is not None:
-        found, expected = compiles(followed, shape), float_output(Custom(function), batch(shape))
-        found = SCORES.get(operation, lambda x: x)(found)
-        assert np.allclose(found, expected, rtol=1e-4, atol=1e-6)
+        output, expected = compiles(followed, shape), float_output(Custom(function), batch(shape))
+        output = SCORES.get(operation, lambda x: x)(output)
+        assert np.allclose(output, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_statistics_of_the_batch():
@@ -364,7 +364,7 @@ def test_in_a_layer_of_ours_no_line_is_named():
 
 
 class OwnSign(quantizers.Quantizer):
-    """What the advice says to write."""
+    """The class that the advice suggests."""
 
     def forward(self, x):
         return quantizers.sign(x)
@@ -374,7 +374,7 @@ class OwnSign(quantizers.Quantizer):
 
 
 def test_a_sign_function_becomes_a_quantizer_as_the_advice_says(tmp_path):
-    """It trains, alone and as the quantizer of a layer, and compiles."""
+    """The quantizer trains and compiles, alone and inside a layer."""
     rng = np.random.default_rng(0)
     model = nn.Sequential(
         nn.Linear(6, 8, rng=rng), Custom(lambda model, x: OwnSign()(x)),
@@ -415,30 +415,30 @@ class PlusAtNaN(OwnSign):
 @pytest.mark.parametrize(
     ("quantizer", "said"),
     [
-        (ZeroAtZero(), "ZeroAtZero.forward gives 0.0 for 0.0, where the sign is 1"),
-        (Double(), "Double.forward gives float64, a packed model is float32"),
-        (Shifted(), "Shifted.forward gives -1.0 for 0.0, where the sign is 1"),
-        (PlusAtNaN(), "PlusAtNaN.forward gives 1.0 for nan, where the sign is -1"),
+        (ZeroAtZero(), "ZeroAtZero.forward returns 0.0 for 0.0, but the sign is 1"),
+        (Double(), "Double.forward returns float64, a packed model is float32"),
+        (Shifted(), "Shifted.forward returns -1.0 for 0.0, but the sign is 1"),
+        (PlusAtNaN(), "PlusAtNaN.forward returns 1.0 for nan, but the sign is -1"),
     ],
 )
 def test_quantizers_that_are_not_quite_the_sign(quantizer, said):
     message = refused(lambda model, x: quantizer(x), FEATURES)
-    assert said in message and "return tinybnn.quantizers.sign(x) there" in message
+    assert said in message and "return tinybnn.quantizers.sign(x)" in message
 
 
 def test_a_threshold_before_the_quantizer():
-    """As the advice says."""
+    """The rewritten network compiles, as the advice promises."""
     assert "subtract a threshold before" in refused(lambda model, x: Shifted()(x), FEATURES)
     expected = float_output(Custom(lambda model, x: Shifted()(x)), batch(FEATURES))
     assert_identical(compiles(lambda model, x: OwnSign()(x - 0.5), FEATURES), expected)
 
 
 def test_zero_at_zero_behind_sums_of_signs_is_refused():
-    """Where thresholds stand for it, no trial might meet the sum 0."""
+    """With thresholds, trials might never reach the sum 0."""
     model = nn.Sequential(
         nn.BinaryLinear(6, 6), nn.BinaryLinear(6, 3, input_quantizer=ZeroAtZero())
     )
-    with pytest.raises(deploy.CompileError, match=r"gives 0.0 for 0.0, where the sign is 1"):
+    with pytest.raises(deploy.CompileError, match=r"returns 0.0 for 0.0, but the sign is 1"):
         deploy.compile(model, FEATURES)
 
 
@@ -462,7 +462,7 @@ def test_activations_of_more_values(name):
     ],
 )
 def test_a_batch_in_the_shape_of_a_sample(model, shape):
-    said = f"holds a batch; leave it out: input_shape={shape[1:]}"
+    said = f"includes a batch axis; leave it out: input_shape={shape[1:]}"
     with pytest.raises(deploy.CompileError) as error:
         deploy.compile(model, shape)
     assert said in str(error.value)
@@ -472,7 +472,7 @@ def test_a_batch_in_the_shape_of_a_sample(model, shape):
 def test_other_wrong_shapes_are_not_said_to_hold_a_batch():
     with pytest.raises(ValueError, match="channels") as error:
         deploy.compile(nn.Sequential(nn.Conv2d(1, 2, 3)), (3, 28, 28))
-    assert "holds a batch" not in str(error.value)
+    assert "includes a batch axis" not in str(error.value)
     square = nn.Sequential(nn.Flatten(), Custom(lambda model, x: x**2))
     with pytest.raises(deploy.CompileError, match="Pow has no packed form"):
         deploy.compile(square, (1, 8, 8))
@@ -567,7 +567,9 @@ def test_problems_of_each_kind_are_listed():
     assert "does not depend on its input" in deploy.check(constant, FEATURES).problems[0]
     pair = Custom(lambda model, x: (x, x))
     assert "one Tensor, got a tuple of 2" in deploy.check(pair, FEATURES).problems[0]
-    assert "gives its input back" in deploy.check(Custom(lambda m, x: x), FEATURES).problems[0]
+    assert (
+        "returns its input unchanged" in deploy.check(Custom(lambda m, x: x), FEATURES).problems[0]
+    )
 
 
 @pytest.mark.parametrize("case", ADVICE, ids=lambda case: f"{case[2]}: {case[3][:30]}")
@@ -584,7 +586,7 @@ def test_a_model_that_does_not_run_raises_its_own_error():
 
 
 def test_check_changes_nothing():
-    """Not the modes, the statistics, what forward counts, nor any random generator."""
+    """Modes, statistics, forward counters and random generators stay the same."""
 
     class Noisy(nn.Module):
         def __init__(self):
@@ -669,9 +671,9 @@ def test_float_pixels_from_0_to_255_are_warned_of():
     packed = real_mlp({"maximum": 255})
     with pytest.warns(
         UserWarning, match=r"pixels from -1 to 1.* datasets\.to_signed\(255\)"
-    ) as found:
+    ) as caught:
         packed.predict(x)
-    assert found[0].filename == __file__
+    assert caught[0].filename == __file__
     packed = real_mlp({"maximum": 255})
     packed.predict(np.zeros_like(x))
     with pytest.warns(UserWarning, match="from -1 to 1"):  # after a black image, too
@@ -680,9 +682,9 @@ def test_float_pixels_from_0_to_255_are_warned_of():
 
 
 def test_no_false_alarms_of_pixels():
-    """Warnings are errors here."""
+    """No warning is raised (warnings are errors here)."""
     x, scaled = PIXELS.astype(np.float32), tb.datasets.to_signed(255)(PIXELS, None)
-    real_mlp().predict(x)  # who knows what it was trained on
+    real_mlp().predict(x)  # the range of its training data is unknown
     for packed in (binary_mlp(), real_mlp({"maximum": 255})):
         packed.predict(scaled)
         packed.predict(scaled[:0])

@@ -1,6 +1,6 @@
 """Copies, deep copies and pickles of every public class, made before and after its use.
 
-What is derived (plans, workspaces, addresses) is no state of an object: a copy makes it anew. The
+Derived data (plans, workspaces, addresses) are not part of an object's state: a copy computes them
 original and the copy both go on as an object does that nobody copied.
 """
 
@@ -9,6 +9,7 @@ import functools
 import importlib
 import inspect
 import multiprocessing
+import pathlib
 import pickle
 import pkgutil
 import threading
@@ -18,33 +19,52 @@ import numpy as np
 import pytest
 
 import tinybnn
-from tinybnn import datasets, deploy, models, nn, optim, quantizers, storage, testing, training
+from tinybnn import (
+    checkpoint,
+    datasets,
+    deploy,
+    models,
+    nn,
+    optim,
+    quantizers,
+    storage,
+    testing,
+    training,
+)
 from tinybnn import functional as F
-from tinybnn.analysis import curvature, dynamics, landscape, opcount, operations
+from tinybnn.analysis import curvature, dynamics, landscape, opcount, operations, spectra
 from tinybnn.analysis.summary import Summary, summary
 from tinybnn.datasets import download, sources
 from tinybnn.deploy import compiler, plan, runtime, scan, values
 from tinybnn.deploy import packed as packed_model
 from tinybnn.deploy.own_sign import OwnSign
 from tinybnn.deploy.trace import Problem
-from tinybnn.experiments import fedavg, fedhybnn
+from tinybnn.experiments import classifiers, fedavg, fedhybnn, runner
+from tinybnn.experiments import settings as experiment_settings
 from tinybnn.experiments.bdnet import arms as bdnet_arms
 from tinybnn.experiments.bdnet import curvature as bdnet_curvature
-from tinybnn.experiments.bdnet import experiment as bdnet_experiment
 from tinybnn.experiments.bdnet import landscape as bdnet_landscape
 from tinybnn.experiments.bdnet import training as bdnet_training
 from tinybnn.experiments.hybnn import bounds, networks
 from tinybnn.experiments.hybnn import experiment as hybnn_experiment
 from tinybnn.federated import aggregation, client, flower, head, launch, rounds, server, wire
-from tinybnn.kernels.floats import fused, gathered, pointwise, signed
-from tinybnn.kernels.machine import pipeline, simd, windows
+from tinybnn.kernels.floats import (
+    convolution_plans,
+    fused,
+    gathered,
+    ordered,
+    ordered_sums,
+    pointwise,
+)
+from tinybnn.kernels.machine import compilation, pipeline, simd, windows
 from tinybnn.kernels.machine.threads import num_threads
 from tinybnn.kernels.signs import bits, depthwise, prepared, tables, xnor
 from tinybnn.kernels.training import lookup, optimizers, sign_gradients
-from tinybnn.models import binary_vae, blocks, codes, latents, mobilenet_v3, resnet
+from tinybnn.models import binary_vae, blocks, latents, mobilenet_v3, resnet
 from tinybnn.models.shufflenet_v1 import ShuffleUnit
 from tinybnn.nn.hooks import Hooks, RemovableHandle
 from tinybnn.nn.module import IncompatibleKeys
+from tinybnn.packed_codes import PackedCodes
 from tinybnn.plots.boxes import Box
 from tinybnn.runs import Config
 from tinybnn.tensor import (
@@ -87,7 +107,7 @@ except ImportError:
 
 
 def content(x):
-    """All that is in a value, to the last bit, to be compared by ==."""
+    """The full content of a value, bit for bit, in a form that == can compare."""
     if isinstance(x, Tensor):
         return "Tensor", content(x.data), content(x.grad), x.requires_grad
     if isinstance(x, np.ndarray):
@@ -103,8 +123,8 @@ def content(x):
 
 # --------------------------------------------------------------------- examples and what they do
 
-EXAMPLES = {}  # class -> (makes an object, uses it and returns what came of it)
-REFUSED = {}  # class -> (makes an object, ways to copy it, what the error says)
+EXAMPLES = {}  # class -> (makes an object, uses it and returns the result)
+REFUSED = {}  # class -> (makes an object, ways to copy it, the error's text)
 
 
 def generator():
@@ -124,7 +144,7 @@ def integers(low, high, *shape, dtype=np.int64):
 
 
 def value(cls, *arguments, **settings):
-    """A class whose objects hold values and do nothing."""
+    """Register a class whose objects only hold values."""
     EXAMPLES[cls] = functools.partial(cls, *arguments, **settings), lambda x: x
 
 
@@ -164,7 +184,7 @@ def use_module(module, *shape):
 
 
 def module(cls, *arguments, x=(4, 6, 5, 5), **settings):
-    """An example of a module, for inputs of a shape."""
+    """Register an example of a module, for inputs of a shape."""
 
     def make():
         takes_rng = "rng" in inspect.signature(cls).parameters
@@ -275,7 +295,7 @@ EXAMPLES[bdnet_training.Distilled] = (
     lambda m: (use_module(m, 4, 5), m.loss(Tensor(floats(4, 3)), [0, 1, 2, 0])),
 )
 value(binary_vae.NegativeElbo, Tensor(floats(3)), Tensor(floats(3)), Tensor(floats(3)))
-value(codes.Codes, words(3), 70, integers(0, 2, 3), {})
+value(PackedCodes, words(3), 70, integers(0, 2, 3), {})
 
 # ------------------------------------------------------------------------ quantizers and estimators
 
@@ -313,7 +333,7 @@ value(latents.GradientComparison, [floats(3)], [floats(3)], [floats(3)])
 
 
 def parameters():
-    """A latent one, channels-last in memory as layers have them, and a plain one."""
+    """A latent parameter, channels-last in memory as in layers, and a plain one."""
     weight = nn.Conv2d(3, 4, 3, rng=generator()).weight
     return [nn.LatentParameter(weight.data), nn.Parameter(floats(5))]
 
@@ -339,7 +359,7 @@ EXAMPLES[optim.MultiOptimizer] = (
 
 
 def use_schedule(schedule):
-    """It goes on together with its optimizer."""
+    """Use a schedule together with its optimizer."""
     used = use_optimizer(schedule.optimizer)
     schedule.step()
     return used, [group[rate] for group, rate in schedule.optimizer.rates], schedule.state_dict()
@@ -478,6 +498,7 @@ EXAMPLES[datasets.Normalize] = lambda: datasets.Normalize(0.5, 2.0), use_transfo
 EXAMPLES[datasets.RandomCrop] = lambda: datasets.RandomCrop(4), use_transform
 EXAMPLES[datasets.RandomShift] = lambda: datasets.RandomShift(1), use_transform
 EXAMPLES[datasets.RandomHorizontalFlip] = datasets.RandomHorizontalFlip, use_transform
+EXAMPLES[datasets.transforms.ImageTransform] = datasets.transforms.ImageTransform, repr
 value(datasets.Available, "a", None, 1, (2, 3), (1, 8, 8), 10, "here", "free")
 value(download.RemoteFile, "a", 1, "b")
 value(download.Download, "a", (download.RemoteFile("a", 1, "b"),))
@@ -494,7 +515,7 @@ def use_history(history):
 
 
 def use_counter(counter):
-    counter._latents[0].data[:1] *= -1
+    counter._model.weight.data[:1] *= -1
     return counter.ratio()
 
 
@@ -525,7 +546,7 @@ def compiled():
 
 
 def fresh():
-    """A packed model that nobody has used."""
+    """A packed model that has not been used yet."""
     made = compiled()
     return deploy.PackedModel(made.input_shape, made.steps, made.calls, {"classes": ["a"]})
 
@@ -550,7 +571,11 @@ EXAMPLES[deploy.Report] = (
 )
 EXAMPLES[compiler.Examination] = (
     lambda: compiler.examine(nn.Sequential(nn.Linear(2, 3, rng=generator())), (2,)),
-    lambda found: (found.problems, found.operations, found.packed.predict(floats(3, 2))),
+    lambda compilation: (
+        compilation.problems,
+        compilation.operations,
+        compilation.packed.predict(floats(3, 2)),
+    ),
 )
 value(scan.Scan, 3, 2, True)
 value(values.Value, "float", (3, 4))
@@ -578,12 +603,13 @@ EXAMPLES[depthwise.Plan] = (
     lambda: depthwise.prepare(words(3, 3), 70, (5, 5)),
     lambda p: depthwise.conv2d_sums(p, words(2, 5, 5)),
 )
-EXAMPLES[signed.PreparedConv2d] = (
-    lambda: signed.prepare_conv2d(floats(4, 3, 3, 3), (5, 5)),
-    lambda p: signed.conv2d(p, floats(2, 5, 5, 3)),
+EXAMPLES[ordered.PreparedConv2d] = (
+    lambda: ordered.prepare_conv2d(floats(4, 3, 3, 3), (5, 5)),
+    lambda p: ordered.conv2d(p, floats(2, 5, 5, 3)),
 )
-EXAMPLES[signed.PreparedSigns] = (
-    lambda: signed.prepare_signs_matmul(floats(4, 70)), lambda p: signed.signs_matmul(p, words(3)),
+EXAMPLES[ordered.PreparedSigns] = (
+    lambda: ordered.prepare_signs_matmul(floats(4, 70)),
+    lambda p: ordered.signs_matmul(p, words(3)),
 )  # fmt: skip
 PROGRAM = functools.partial(
     pointwise.prepare, (20,), ["sums"], [("mul", 0, floats(20))], [("floats", 1)]
@@ -604,8 +630,9 @@ EXAMPLES[fused.Layer] = (
     lambda: fused.prepare([xnor.prepare_matmul(words(20), 70)], PROGRAM()), use_layer,
 )  # fmt: skip
 for cls in (
-    gathered.Patches, gathered.Panel, gathered.Sums, lookup.Turning, optimizers.AdamStep,
-    optimizers.SgdStep, pointwise.Arrays, pointwise.Scratch, signed.Copying, signed.Tables,
+    convolution_plans.Plan, convolution_plans.Tables, convolution_plans.Units, gathered.Patches,
+    gathered.Panel, gathered.Sums, lookup.SignLayout, optimizers.AdamStep, optimizers.SgdStep,
+    pointwise.Arrays, pointwise.Scratch, ordered.Copying, ordered_sums.Tables,
 ):  # fmt: skip
     value(cls, *range(len(cls._fields)))
 value(windows.Windows, 5, 5, 5, 5, 1, 1, 1, 1, 0, 0, 1, 1)
@@ -660,14 +687,14 @@ def doubled(module, inputs, output):
 
 
 def hooks():
-    found = Hooks()
-    found.add("forward", doubled)
-    return found
+    registry = Hooks()
+    registry.add("forward", doubled)
+    return registry
 
 
-def use_hooks(found):
-    found.add("forward", doubled)
-    return found.call(nn.Identity(), (Tensor(floats(3)),), {}).data
+def use_hooks(registry):
+    registry.add("forward", doubled)
+    return registry.call(nn.Identity(), (Tensor(floats(3)),), {}).data
 
 
 def use_handle(handle):
@@ -705,7 +732,7 @@ def made_server():
 
 
 def use_client(client):
-    """Train on what a server sends that holds the client's last update."""
+    """Train on the message of a server that holds the client's last update."""
     own = made_server()
     answers = []
     for _ in range(2):
@@ -713,7 +740,7 @@ def use_client(client):
         answers.append(client.train(own.broadcast(client.version), batch_size=4))
         own.receive(client.number, answers[-1])
         own.close_round()
-    client.version = None  # of the next server it holds nothing
+    client.version = None  # it holds nothing from the next server
     return answers, client.state()
 
 
@@ -741,6 +768,13 @@ def use_exchange(exchange):
     return changed, rows, exchange.history.ledger.rows, exchange.server.state()
 
 
+def use_round(current):
+    for number in current.open([0, 1], 0.5):
+        current.receive(number, holder(number).train(current.send(number, None), batch_size=4))
+    changed = current.close()
+    return changed, {k: v for k, v in current.row.items() if k != "seconds"}
+
+
 def use_head(head):
     state = {name: array + 1 for name, array in head.read().items()}
     head.write(state)
@@ -763,6 +797,9 @@ EXAMPLES[server.Server] = made_server, use_server
 EXAMPLES[flower.Exchange] = lambda: flower.Exchange(made_server()), use_exchange
 EXAMPLES[head.Head] = lambda: head.Head(network()), use_head
 EXAMPLES[rounds.Ledger] = rounds.Ledger, use_ledger
+EXAMPLES[rounds.Round] = (
+    lambda: rounds.Round(made_server(), rounds.RoundHistory()), use_round,
+)  # fmt: skip
 EXAMPLES[rounds.RoundHistory] = (
     rounds.RoundHistory, lambda h: (use_history(h), use_ledger(h.ledger)),
 )  # fmt: skip
@@ -820,8 +857,8 @@ def use_lanczos(lanczos):
 for cls in (curvature.HessianOperator, curvature.GaussNewtonOperator):
     EXAMPLES[cls] = curved(cls), use_curvature
 EXAMPLES[curvature.CurvatureOperator] = curved(curvature.CurvatureOperator), repr
-EXAMPLES[curvature.Lanczos] = (
-    lambda: curvature.Lanczos(np.diag(np.arange(9.0)), np.ones(9), generator()), use_lanczos,
+EXAMPLES[spectra.Lanczos] = (
+    lambda: spectra.Lanczos(np.diag(np.arange(9.0)), np.ones(9), generator()), use_lanczos,
 )  # fmt: skip
 
 
@@ -840,21 +877,24 @@ value(dynamics.ExpectedLoss, 1.0, np.ones(1), np.ones(2), np.ones(2) / 2)
 value(landscape.Landscape, (np.arange(3.0),), {"binary": np.ones(3)})
 value(landscape.Trajectory, np.eye(2), np.ones((3, 2)), np.array([0.7, 0.2]))
 value(landscape.FlipSpectrum, 1.0, np.ones((2, 3)))
-value(curvature.Eigenpairs, np.ones(2), np.eye(3)[:, :2], np.zeros(2), np.ones(3), np.ones(3))
-value(curvature.TraceEstimate, 1.0, 0.5)
-EXAMPLES[curvature.SpectralDensity] = (
-    lambda: curvature.SpectralDensity(np.ones((2, 3)), np.full((2, 3), 1 / 3)),
+value(spectra.Eigenpairs, np.ones(2), np.eye(3)[:, :2], np.zeros(2), np.ones(3), np.ones(3))
+value(spectra.TraceEstimate, 1.0, 0.5)
+EXAMPLES[spectra.SpectralDensity] = (
+    lambda: spectra.SpectralDensity(np.ones((2, 3)), np.full((2, 3), 1 / 3)),
     lambda density: (density(np.arange(3.0), 0.5), density.moment(2)),
 )  # fmt: skip
-for config in (fedavg.Config, fedhybnn.Config, bdnet_experiment.Config, bdnet_curvature.Config,
+for config in (fedavg.Config, fedhybnn.Config, bdnet_training.Config, bdnet_curvature.Config,
                bdnet_landscape.Config, hybnn_experiment.Config,
-               bounds.Config):  # fmt: skip
+               bounds.Config, classifiers.Config, experiment_settings.Config,
+               experiment_settings.ImageConfig):  # fmt: skip
     value(config)
 value(storage.Member, "weight", np.dtype("<f4"), (3,), 0, 80, 92)
 EXAMPLES[Box] = lambda: Box("sign", ("RSign",)), lambda box: (box.kind, box.lines, box.height)
 value(random_networks.Line, "{out} = {a}", (-1,))
 value(random_networks.RandomNetwork, 0, (3,), (random_networks.Line("{out} = -{a}", (-1,)),))
 value(testing.Campaign, 1, 1)
+value(runner.Run, pathlib.Path("r"), fedavg.Config(), 1, {"a": 1}, "tinybnn x", False, halved, {})
+value(runner.Experiment, "a", fedavg.Config, halved, halved, {"a.png": ((3, 2), halved)}, halved)
 value(fedavg.Arm, "a", halved, network, adam)
 value(fedhybnn.Arm, "a", halved)
 value(networks.Arm, "a", "codes", halved)
@@ -866,19 +906,19 @@ value(bdnet_arms.Arm, "a", halved, "reactnet")
 
 
 def public_classes():
-    """Every class without an underscore, but those of the benchmarks, the course and Flower.
+    """Every class without an underscore, except in the benchmarks, the course and Flower.
 
-    They are found by walking, so that a new one cannot be forgotten.
+    The package is walked, so that a new class cannot be forgotten.
     """
-    found = set()
+    classes = set()
     for info in pkgutil.walk_packages(tinybnn.__path__, "tinybnn."):
         rooms = info.name.split(".")
         if {"bench", "cli", "course", "__main__", "flower_app"} & {*rooms}:
             continue
         for name, cls in vars(importlib.import_module(info.name)).items():
             if inspect.isclass(cls) and cls.__module__ == info.name and not name.startswith("_"):
-                found.add(cls)
-    return sorted(found, key=lambda cls: (cls.__module__, cls.__name__))
+                classes.add(cls)
+    return sorted(classes, key=lambda cls: (cls.__module__, cls.__name__))
 
 
 def named(cls):
@@ -889,11 +929,13 @@ CLASSES = public_classes()
 NODES = [cls for cls in CLASSES if issubclass(cls, Function)]
 ERRORS = [cls for cls in CLASSES if issubclass(cls, BaseException)]
 ROWS = [cls for cls in CLASSES if issubclass(cls, deploy.Operation)]  # never instantiated
+PROTOCOLS = [cls for cls in CLASSES if getattr(cls, "_is_protocol", False)]  # only for hints
 
 
 def test_every_public_class_is_here():
-    compilers = {pipeline.KernelCompiler, pipeline.PartCompiler}  # Numba makes one, for a kernel
-    for cls in {*CLASSES} - {*NODES} - {*ERRORS} - {*ROWS} - compilers:
+    # Numba makes a compiler for each kernel, and calls the one listener of the process.
+    of_numba = {pipeline.KernelCompiler, pipeline.PartCompiler, compilation.Listener}
+    for cls in {*CLASSES} - {*NODES} - {*ERRORS} - {*ROWS} - {*PROTOCOLS} - of_numba:
         assert cls in EXAMPLES or cls in REFUSED, (
             f"no example for {named(cls)}: add one to EXAMPLES"
         )
@@ -907,9 +949,9 @@ def test_copies_go_on_as_the_original_does(cls, uses):
     expected = [content(use(twin)) for _ in range(uses + 2)]
 
     def used():
-        found = make()
-        assert [content(use(found)) for _ in range(uses)] == expected[:uses]
-        return found
+        subject = make()
+        assert [content(use(subject)) for _ in range(uses)] == expected[:uses]
+        return subject
 
     for duplicate in DEEP:
         original = used()
@@ -944,8 +986,8 @@ def test_nodes_of_a_graph_are_not_copied(cls):
 @pytest.mark.parametrize("cls", ERRORS, ids=named)
 def test_errors_go_from_one_process_to_another(cls):
     for duplicate in (copy.copy, *DEEP):
-        found = duplicate(cls("what went wrong"))
-        assert type(found) is cls and str(found) == "what went wrong"
+        error = duplicate(cls("what went wrong"))
+        assert type(error) is cls and str(error) == "what went wrong"
 
 
 # ----------------------------------------------------------------------------------------- tensors
@@ -965,7 +1007,7 @@ def test_a_result_is_copied_after_detach():
 
 
 def models_with(tensor):
-    """A module that keeps a result of its own."""
+    """A model that stores a tensor."""
     model = nn.Identity()
     model.seen = tensor
     return model
@@ -1009,7 +1051,7 @@ def test_tensors_on_the_same_memory_stay_so():
 
 
 class Named(Tensor):
-    """A subclass with attributes of its own."""
+    """A subclass with its own attributes."""
 
     def __init__(self, data, name):
         super().__init__(data)
@@ -1018,13 +1060,13 @@ class Named(Tensor):
 
 @pytest.mark.parametrize("duplicate", [copy.copy, *DEEP])
 def test_subclasses_keep_their_attributes(duplicate):
-    found = duplicate(Named([1.0], ["a"]))
-    assert type(found) is Named and found.name == ["a"] and found.data.tolist() == [1.0]
+    copied = duplicate(Named([1.0], ["a"]))
+    assert type(copied) is Named and copied.name == ["a"] and copied.data.tolist() == [1.0]
 
 
 @pytest.mark.parametrize("duplicate", DEEP)
 def test_the_order_in_memory_stays(duplicate):
-    """A pickle of NumPy forgets it, and kernels for weights and their state need it to be one."""
+    """NumPy's pickle loses the order, but kernels need weights and their state in the same one."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 2, 3), nn.Linear(3, 2))
     optimizer = optim.Adam(model.parameters())
     model[1](model[0](Tensor(floats(2, 3, 8, 8)))).sum().backward()
@@ -1086,10 +1128,10 @@ def test_a_whole_training_goes_on_in_both(duplicate):
 
 @pytest.mark.parametrize("duplicate", [copy.copy, *DEEP])
 def test_generators_keep_their_seeds(duplicate):
-    """A checkpoint tells runs apart by them."""
+    """A checkpoint uses them to tell runs apart."""
     loader = datasets.DataLoader(images(), 4, shuffle=True, rng=17)
     list(loader)
-    assert training._seed(duplicate(loader).rng) == 17
+    assert checkpoint._seed(duplicate(loader).rng) == 17
 
 
 @pytest.mark.parametrize("duplicate", DEEP)
@@ -1162,7 +1204,7 @@ def test_a_packed_model_is_copied_while_threads_use_it():
 
 
 class Noted(deploy.PackedModel):
-    """A subclass with a constructor and an attribute of its own."""
+    """A subclass with its own constructor and attribute."""
 
     def __init__(self, packed, note):
         super().__init__(packed.input_shape, packed.steps, packed.calls)
@@ -1180,7 +1222,7 @@ def test_subclasses_of_packed_models_keep_their_attributes(duplicate):
 
 @pytest.mark.parametrize("duplicate", DEEP)
 def test_what_has_begun_is_not_copied(duplicate):
-    """Iterators and context managers: Python's own error says what they are."""
+    """Iterators and context managers: Python's own error names them."""
     loader = datasets.DataLoader(images(), 4)
     for begun in (iter(loader), no_grad(), trace(), num_threads(1)):
         with pytest.raises(TypeError, match="generator"):
@@ -1203,7 +1245,7 @@ def test_another_process_predicts_the_same():
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [None, 100])
 def test_joblib_predicts_the_same(limit):
-    """Also where it hands over arrays, weights among them, as read-only maps of files."""
+    """Also if it passes arrays, including weights, as read-only memory maps."""
     joblib = pytest.importorskip("joblib")
     packed, x = fresh(), floats(9, 2, 6, 6)
     expected = predict_elsewhere(packed, x)

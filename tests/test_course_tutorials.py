@@ -1,4 +1,4 @@
-"""Notebooks of the course stand on one spine, are short, and check what they claim."""
+"""The course's notebooks share one structure, are short, and check their claims."""
 
 import ast
 import configparser
@@ -24,14 +24,14 @@ WORDS_A_MINUTE, MINUTES = 200, 15
 def cells(name):
     """The cells of a text twin: "markdown" or "code", and the text."""
     text = (TUTORIALS / f"{name}.py").read_text(encoding="utf-8")
-    found = []
+    pairs = []
     for part in re.split(r"^# %%", text, flags=re.MULTILINE)[1:]:
         first, _, body = part.partition("\n")
         if "[markdown]" in first:
-            found.append(("markdown", re.sub(r"^# ?", "", body, flags=re.MULTILINE).strip()))
+            pairs.append(("markdown", re.sub(r"^# ?", "", body, flags=re.MULTILINE).strip()))
         else:
-            found.append(("code", body.strip()))
-    return found
+            pairs.append(("code", body.strip()))
+    return pairs
 
 
 def text_of(name, kind):
@@ -52,9 +52,9 @@ def test_it_begins_with_what_one_learns_needs_and_how_long_it_takes(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_parts_stand_in_order(name):
-    found = [heading.partition(":")[0] for heading in headings(name)]
-    assert [heading for heading in found if heading in SPINE] == SPINE
-    assert found[0] == SPINE[0] and found[-1] == SPINE[-1]
+    titles = [heading.partition(":")[0] for heading in headings(name)]
+    assert [heading for heading in titles if heading in SPINE] == SPINE
+    assert titles[0] == SPINE[0] and titles[-1] == SPINE[-1]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,9 +103,9 @@ def test_a_message_leads_to_a_section_that_there_is(one):
 def test_the_exercise_file_has_a_docstring_and_no_answer(one):
     path = TUTORIALS / "mybnn" / f"{CHAPTERS[one.number[:2]].file}.py"
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    [found] = [node for node in tree.body if getattr(node, "name", None) == one.name]
-    assert one.number in ast.get_docstring(found)
-    names = [node.id for node in ast.walk(found) if isinstance(node, ast.Name)]
+    [definition] = [node for node in tree.body if getattr(node, "name", None) == one.name]
+    assert one.number in ast.get_docstring(definition)
+    names = [node.id for node in ast.walk(definition) if isinstance(node, ast.Name)]
     assert "NotImplementedError" in names
 
 

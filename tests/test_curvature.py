@@ -24,7 +24,7 @@ def float_network(seed=0):
 
 
 def binary_network(weight_quantizer="swish_sign", pool=nn.MaxPool2d, seed=0):
-    """A small one with a real first layer; its latent weights lie within the clip."""
+    """A small network with a real first layer; its latent weights lie within the clip."""
     rng = np.random.default_rng(seed)
     options = {"input_quantizer": "approx_sign", "weight_quantizer": weight_quantizer, "rng": rng}
     wide = {"eps": 0.1}  # a channel of equal sums must not curve like 1 / eps
@@ -61,9 +61,9 @@ def differences(gradient, parameters, step=1e-5):
     return np.stack(columns, axis=1)
 
 
-def assert_equal_matrices(found, expected, tolerance=1e-6):
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+def assert_equal_matrices(actual, expected, tolerance=1e-6):
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 
 # ----------------------------------------------------------------------------- which function it is
@@ -120,7 +120,7 @@ def test_the_hessian_of_the_surrogate_network(weights, training):
 def test_the_surrogate_network_computes_surrogates():
     model, [(x, _), *_] = binary_network().eval(), images()
     with quantizers.surrogates():
-        found = model(Tensor(x)).data
+        output = model(Tensor(x)).data
     h = model[1](model[0](Tensor(x)))
     for i in (2, 5, 8):
         layer = model[i]
@@ -130,8 +130,8 @@ def test_the_surrogate_network_computes_surrogates():
         else:
             h = F.conv2d(s, v, padding=1, groups=layer.groups)
             h = model[7](model[6](h)) if i == 5 else model[4](model[3](h))
-    np.testing.assert_allclose(found, h.data, rtol=1e-12)
-    assert np.abs(found - model(Tensor(x)).data).max() > 0.1
+    np.testing.assert_allclose(output, h.data, rtol=1e-12)
+    assert np.abs(output - model(Tensor(x)).data).max() > 0.1
 
 
 class Frozen(quantizers.Quantizer):
@@ -155,7 +155,7 @@ class Frozen(quantizers.Quantizer):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_the_straight_through_hessian_holds_the_residual_of_each_sign(training):
-    # Sums of signs are often equal, and a maximum of equal ones is a kink: so the mean of windows.
+    # Sums of signs are often equal, and a maximum of equal values is a kink: so use mean pooling.
     model, batches = binary_network(pool=nn.AvgPool2d), images()
     H = HessianOperator(model, batches, training=training)
     matrix, gradient = H.to_dense(), H.gradient()
@@ -169,7 +169,7 @@ def test_the_straight_through_hessian_holds_the_residual_of_each_sign(training):
 
 
 def test_the_gradient_of_the_estimator_is_that_of_no_function():
-    """Its Jacobian is not symmetric, which the Hessian of any function would be."""
+    """Its Jacobian is not symmetric, unlike the Hessian of any function."""
     model = binary_network()
     H = HessianOperator(model, images())
     jacobian = differences(H.gradient, H.parameters, 1e-7)
@@ -216,18 +216,18 @@ def float32(batches):
 def test_kernels_give_the_products_of_formulas(operator, training, signs):
     """float32 runs on kernels and bits, float64 on NumPy's formulas."""
     rng = np.random.default_rng(4)
-    # The second convolution and, in the first batch, the dense layer have enough to do for bits.
+    # The second convolution and, in the first batch, the dense layer are large enough for bits.
     model = models.cnn((1, 12, 12), channels=(16, 16, 16), features=200, padding=1, rng=rng)
     for module in model:
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):  # no input of a sign is about 0
             module.bias.data += 0.2 * rng.standard_normal(len(module.bias)).astype(np.float32)
     batches = samples((1, 12, 12), (40, 24), 10)
     v = np.random.default_rng(3).standard_normal(sum(p.numel() for p in model.parameters()))
-    found = operator(model, float32(batches), signs=signs, training=training) @ v
-    assert found.dtype == np.float32
+    product = operator(model, float32(batches), signs=signs, training=training) @ v
+    assert product.dtype == np.float32
     exact = [(x.astype(np.float64), y) for x, y in float32(batches)]
     expected = operator(model.to(np.float64), exact, signs=signs, training=training) @ v
-    assert np.linalg.norm(found - expected) <= 2e-4 * np.linalg.norm(expected)
+    assert np.linalg.norm(product - expected) <= 2e-4 * np.linalg.norm(expected)
 
 
 # --------------------------------------------------------------------------- layers, batches, state
@@ -286,7 +286,7 @@ def test_a_held_operator_gives_the_same_products(operator, signs, count, graphs)
 
 
 def test_parameters_that_the_loss_does_not_curve_in():
-    """A bias in front of nothing, and a loss that is linear: zeros, not errors."""
+    """A bias that nothing reads and a linear loss give zeros, not errors."""
     model = nn.Sequential(nn.Linear(5, 3)).to(np.float64)
     model[0].spare = nn.Linear(2, 2).to(np.float64)
     for operator in (HessianOperator, GaussNewtonOperator):
@@ -351,11 +351,11 @@ def symmetric(n=60, seed=0):
 def test_eigenvalues_are_those_of_scipy(which):
     linalg = pytest.importorskip("scipy.sparse.linalg")
     for operator in (HessianOperator(binary_network(), images()), symmetric()):
-        found = analysis.top_eigenvalues(operator, 5, which=which, tol=1e-9, max_steps=200)
+        result = analysis.top_eigenvalues(operator, 5, which=which, tol=1e-9, max_steps=200)
         expected = linalg.eigsh(operator, 5, which=which, return_eigenvectors=False)
         key = np.abs if which == "LM" else np.asarray
         np.testing.assert_allclose(
-            np.sort(key(found.values)), np.sort(key(expected)), rtol=1e-8, atol=1e-10
+            np.sort(key(result.values)), np.sort(key(expected)), rtol=1e-8, atol=1e-10
         )
 
 
@@ -370,28 +370,28 @@ def test_scipy_takes_the_operator_as_its_own():
 
 def test_residuals_are_those_of_the_vectors():
     matrix = symmetric()
-    found = analysis.top_eigenvalues(matrix, 6, tol=1e-2)
-    explicit = np.linalg.norm(matrix @ found.vectors - found.vectors * found.values, axis=0)
-    assert found.steps < 60 and explicit.max() > 1e-6
-    np.testing.assert_allclose(found.residuals, explicit, rtol=1e-6, atol=1e-12)
-    np.testing.assert_allclose(found.vectors.T @ found.vectors, np.eye(6), atol=1e-12)
-    assert found.residuals.max() <= 1e-2 * np.abs(found.values).max()
+    result = analysis.top_eigenvalues(matrix, 6, tol=1e-2)
+    explicit = np.linalg.norm(matrix @ result.vectors - result.vectors * result.values, axis=0)
+    assert result.steps < 60 and explicit.max() > 1e-6
+    np.testing.assert_allclose(result.residuals, explicit, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(result.vectors.T @ result.vectors, np.eye(6), atol=1e-12)
+    assert result.residuals.max() <= 1e-2 * np.abs(result.values).max()
 
 
 def test_no_eigenvalue_shows_up_twice():
-    """Without reorthogonalisation the largest ones would, long before step 60."""
-    found = analysis.top_eigenvalues(symmetric(), 60, max_steps=60)
-    np.testing.assert_allclose(np.sort(found.values), np.linalg.eigvalsh(symmetric()), atol=1e-10)
+    """Without reorthogonalisation the largest would reappear long before step 60."""
+    result = analysis.top_eigenvalues(symmetric(), 60, max_steps=60)
+    np.testing.assert_allclose(np.sort(result.values), np.linalg.eigvalsh(symmetric()), atol=1e-10)
 
 
 @pytest.mark.parametrize("matrix", [np.zeros((7, 7)), np.eye(7), np.diag([3.0, 3, 3, 1, 1, 0, 0])])
 def test_few_different_eigenvalues(matrix):
-    found = analysis.top_eigenvalues(matrix, 7)
-    np.testing.assert_allclose(found.values, np.sort(np.diag(matrix))[::-1], atol=1e-12)
+    result = analysis.top_eigenvalues(matrix, 7)
+    np.testing.assert_allclose(result.values, np.sort(np.diag(matrix))[::-1], atol=1e-12)
 
 
 class Counted:
-    """A matrix that breaks down after some products."""
+    """A matrix that fails after some products."""
 
     def __init__(self, matrix, limit=10**9):
         self.matrix, self.shape, self.dtype, self.limit = matrix, matrix.shape, matrix.dtype, limit
@@ -410,10 +410,10 @@ def test_lanczos_goes_on_from_its_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         analysis.top_eigenvalues(Counted(matrix, 12), **options)
     rest = Counted(matrix)
-    found = analysis.top_eigenvalues(rest, **options)
+    resumed = analysis.top_eigenvalues(rest, **options)
     assert rest.count == whole.steps - 12 + 1  # the last one is checked
-    assert found.steps == whole.steps
-    for a, b in zip(found[:3], whole[:3], strict=True):
+    assert resumed.steps == whole.steps
+    for a, b in zip(resumed[:3], whole[:3], strict=True):
         assert np.array_equal(a, b)
     with pytest.raises(ValueError, match="is of another operator"):
         analysis.top_eigenvalues(symmetric(seed=1), **options)
@@ -427,9 +427,9 @@ def test_the_density_goes_on_from_its_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         analysis.spectral_density(Counted(matrix, 20), **options)
     rest = Counted(matrix)
-    found = analysis.spectral_density(rest, **options)
-    assert rest.count == 18 + 1 and np.array_equal(found.nodes, whole.nodes)
-    assert np.array_equal(found.weights, whole.weights)
+    resumed = analysis.spectral_density(rest, **options)
+    assert rest.count == 18 + 1 and np.array_equal(resumed.nodes, whole.nodes)
+    assert np.array_equal(resumed.weights, whole.weights)
     with pytest.raises(ValueError, match="is of another operator"):
         analysis.spectral_density(symmetric(seed=1), **options)
     with pytest.raises(ValueError, match="is of another computation"):
@@ -465,24 +465,24 @@ def test_the_trace_is_within_its_error():
 
 
 def test_the_trace_is_exact_with_enough_products():
-    found = analysis.estimate_trace(symmetric(12), 36)
-    assert found.error == 0 and found.value == pytest.approx(np.trace(symmetric(12)))
+    estimate = analysis.estimate_trace(symmetric(12), 36)
+    assert estimate.error == 0 and estimate.value == pytest.approx(np.trace(symmetric(12)))
 
 
 def test_a_low_rank_matrix_leaves_nothing_to_chance():
     q, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((50, 4)))
-    found = analysis.estimate_trace(q @ np.diag([5.0, 3, 1, -2]) @ q.T, 15)
-    assert found.value == pytest.approx(7.0) and found.error < 1e-10
+    estimate = analysis.estimate_trace(q @ np.diag([5.0, 3, 1, -2]) @ q.T, 15)
+    assert estimate.value == pytest.approx(7.0) and estimate.error < 1e-10
 
 
 def test_the_density_has_the_moments_of_the_eigenvalues():
     matrix, values = symmetric(100), np.linalg.eigvalsh(symmetric(100))
-    found = analysis.spectral_density(matrix, vectors=100, steps=20)
+    spectrum = analysis.spectral_density(matrix, vectors=100, steps=20)
     for power in (1, 2, 3):
         scale = np.mean(np.abs(values) ** power)
-        assert found.moment(power) == pytest.approx(np.mean(values**power), abs=0.15 * scale)
+        assert spectrum.moment(power) == pytest.approx(np.mean(values**power), abs=0.15 * scale)
     grid = np.linspace(-12, 16, 4001)
-    density = found(grid, 0.4)
+    density = spectrum(grid, 0.4)
     assert density.sum() * (grid[1] - grid[0]) == pytest.approx(1.0, abs=1e-3)
     exact = np.exp(-0.5 * ((grid[:, None] - values) / 0.4) ** 2).mean(1) / (0.4 * 2.5066282746)
     assert np.abs(density - exact).max() < 0.1 * exact.max()

@@ -1,4 +1,4 @@
-"""Parts of data sets, several as one, batches of a function of one's own, and resampled images."""
+"""Subsets, concatenations, custom collate functions, and resampled images."""
 
 import numpy as np
 import pytest
@@ -68,8 +68,8 @@ def test_random_parts_share_no_sample():
     data = list(zip(range(11), range(11), strict=True))
     first, second, third = random_split(data, [5, 4, 2], generator=3)
     assert [len(p) for p in (first, second, third)] == [5, 4, 2]
-    found = [p[i][0] for p in (first, second, third) for i in range(len(p))]
-    assert sorted(found) == list(range(11)) and found != sorted(found)
+    samples = [p[i][0] for p in (first, second, third) for i in range(len(p))]
+    assert sorted(samples) == list(range(11)) and samples != sorted(samples)
     again = random_split(data, [5, 4, 2], generator=np.random.default_rng(3))
     assert_identical(again[0].indices, first.indices)
     manual_seed(5)
@@ -121,7 +121,9 @@ def test_a_function_makes_the_batches():
 
 def test_a_collate_function_takes_the_place_of_a_transform():
     for settings in ({"collate_fn": list, "transform": abs}, {"collate_fn": 3}):
-        with pytest.raises(TypeError, match="collate_fn must be callable, and takes the place"):
+        with pytest.raises(
+            TypeError, match="collate_fn must be callable, and replaces a transform"
+        ):
             DataLoader(images(), **settings)
 
 
@@ -132,7 +134,8 @@ def test_a_collate_function_takes_the_place_of_a_transform():
 @pytest.mark.parametrize("size", [4, 5])
 def test_quarter_turns_are_exact(turns, size):
     x = np.random.default_rng(0).integers(0, 256, (3, 2, size, size), dtype=np.uint8)
-    assert_identical(rotated(x, [90.0 * turns] * 3), np.rot90(x, turns, axes=(2, 3)))
+    pixels = x.transpose(0, 2, 3, 1)
+    assert_identical(rotated(pixels, [90.0 * turns] * 3), np.rot90(pixels, turns, axes=(1, 2)))
 
 
 def test_each_image_turns_by_an_angle_of_its_own():

@@ -1,4 +1,4 @@
-"""Packed models equal the float models they come from, bit for bit."""
+"""Packed models equal the float models that they were compiled from, bit for bit."""
 
 import copy
 import dataclasses
@@ -21,7 +21,7 @@ from tinybnn.testing import assert_identical
 
 
 def randomize(model, rng, special=()):
-    """Statistics and parameters as a training run might leave them, and worse: γ of any sign."""
+    """Set statistics and parameters as after training, with γ of any sign."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             n = module.num_features
@@ -52,11 +52,11 @@ WEIGHT_QUANTIZERS = (
 
 @st.composite
 def networks(draw):
-    """(model, input_shape): any mix of the layers, sizes that are no multiple of 64 among them."""
+    """(model, input_shape): any mix of layers, with sizes that need not be multiples of 64."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     pick = lambda *options: draw(st.sampled_from(options))  # noqa: E731
     layers = []
-    all_binary = draw(st.booleans())  # else real layers and estimators of all kinds in between
+    all_binary = draw(st.booleans())  # otherwise real layers and all kinds of estimators as well
 
     def binary_settings():
         if all_binary:
@@ -70,7 +70,7 @@ def networks(draw):
         }
 
     def between(norm, pool=None):
-        """Batch norm and perhaps activation and pooling, in either order."""
+        """Batch norm, optionally with activation and pooling, in either order."""
         middle = [norm]
         if pool is not None:
             middle.insert(draw(st.integers(0, 1)), pool)
@@ -142,7 +142,7 @@ def networks(draw):
 
 
 def inputs(rng, n, shape):
-    """Floats with zeros of both signs among them."""
+    """Floats, including zeros of both signs."""
     x = rng.standard_normal((n, *shape)).astype(np.float32)
     x[rng.random(x.shape) < 0.1] = 0.0
     x[rng.random(x.shape) < 0.1] = -0.0
@@ -215,7 +215,7 @@ def test_equal_arrays_are_stored_once(tmp_path):
 
 @given(networks(), st.integers(0, 2**32 - 1))
 def test_nan_and_infinite_parameters(network, seed):
-    """However broken the statistics are, both paths are broken in the same way."""
+    """Both paths give the same result even for invalid statistics."""
     model, shape = network
     rng = np.random.default_rng(seed)
     randomize(model, rng, special=(np.nan, np.inf, -np.inf, -0.0, 3e38, 1e-45))
@@ -238,7 +238,7 @@ def test_random_networks_take_packed_inputs_or_say_why_not(network, seed):
         out = np.empty_like(logits)
         assert packed.predict_packed(words, batch_size=2, out=out, threads=1) is out
         assert_identical(out, logits)
-        assert_identical(packed.predict(x), logits)  # memory is shared with the calls between
+        assert_identical(packed.predict(x), logits)  # the calls in between use the same memory
     else:
         with pytest.raises(ValueError, match=r"predict_packed: .* reads the input as floats"):
             packed.predict_packed(words)
@@ -284,7 +284,7 @@ def test_a_batch_norm_with_a_nan_gives_minus_one():
 
 
 def test_thresholds_are_found_by_the_float_function_itself():
-    """A γ/σ whose exact threshold and float32 threshold differ: algebra would be off by one."""
+    """For this γ/σ, exact and float32 threshold differ: algebra would be off by one."""
     rng = np.random.default_rng(0)
     norm = nn.BatchNorm1d(512)
     norm.weight.data[:] = rng.normal(size=512)
@@ -391,7 +391,7 @@ def test_batch_norm_and_rsign_become_thresholds():
 
 
 def test_adabin_runs_on_bits():
-    """Four integer sums; those that do not depend on the image are computed for one sample."""
+    """Four integer sums; those independent of the image are computed once for one sample."""
     rng = np.random.default_rng(0)
     model = nn.Sequential(nn.AdaBinConv2d(64, 32, 3, padding=1, rng=rng)).eval()
     packed = deploy.compile(model, (64, 6, 6))
@@ -406,7 +406,7 @@ def test_adabin_runs_on_bits():
 @pytest.mark.parametrize("quantizer", ["ste_tern", "ste_heaviside", "dorefa_activation"])
 def test_inputs_that_are_no_signs_are_refused(quantizer):
     model = nn.Sequential(nn.BinaryLinear(9, 4, input_quantizer=quantizer))
-    with pytest.raises(deploy.CompileError, match=r"0 \(BinaryLinear\).*does not give signs"):
+    with pytest.raises(deploy.CompileError, match=r"0 \(BinaryLinear\).*does not return signs"):
         deploy.compile(model, (9,))
 
 
@@ -420,7 +420,7 @@ def test_signs_of_a_layer_with_real_inputs_are_stored_as_bits(tmp_path):
 
 
 class Residual(nn.Module):
-    """A forward method of the user's own: two paths, added and joined."""
+    """A custom forward method: two paths, added and concatenated."""
 
     def __init__(self):
         rng = np.random.default_rng(0)
@@ -523,7 +523,7 @@ def test_wrong_input_is_refused(x):
         (np.zeros((2, 3), np.int64), r"must be uint64 of shape \(N, 3\), got int64"),
         (np.zeros((2, 2), np.uint64), r"of shape \(N, 3\), got uint64 of shape \(2, 2\)"),
         (np.zeros(3, np.uint64), r"got uint64 of shape \(3,\)"),
-        (np.full((2, 3), 2**63, np.uint64), "bits set behind the 130 of a row"),
+        (np.full((2, 3), 2**63, np.uint64), "bits set after the 130 of a row"),
     ],
 )
 def test_wrong_packed_input_is_refused(words, message):

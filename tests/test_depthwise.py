@@ -104,7 +104,7 @@ def test_depthwise(seed, case):
 
 @pytest.mark.parametrize("taps", [1, 2, 3, 4, 5, 7, 8, 15, 16, 31, 32, 49, 63])
 def test_every_threshold_of_every_count(taps):
-    """All counts from 0 to T meet all thresholds: carries through every plane."""
+    """All counts from 0 to T against all thresholds, with carries through every plane."""
     signs = np.ones((1, 1, taps, taps + 1), np.float32)
     filters = np.where(np.arange(taps)[:, None] < np.arange(taps + 1), 1, -1)  # (T, T + 1)
     filters = np.random.default_rng(taps).permuted(filters, axis=0)[None]  # which taps agree varies
@@ -196,7 +196,7 @@ WEIGHT = np.zeros((3, 3, 2), np.uint64)
         (np.zeros((128, 3, 3, 1), np.uint64), 128, {}, "3 axes"),
         (WEIGHT.astype(np.int64), 128, {}, "got int64"),
         (WEIGHT, 0, {}, "channels must be positive"),
-        (WEIGHT, 64, {}, "2 words a tap, 64 channels need 1: one filter a channel"),
+        (WEIGHT, 64, {}, "2 words per tap, 64 channels need 1: one filter per channel"),
         (np.zeros((8, 8, 2), np.uint64), 128, {}, "from 1 to 63 taps, got 8 x 8"),
         (np.zeros((0, 3, 2), np.uint64), 128, {}, "from 1 to 63 taps, got 0 x 3"),
         (WEIGHT, 128, dict(stride=(0, 1)), "stride must be two integers >= 1"),
@@ -238,7 +238,7 @@ def test_conv2d_refuses():
 
 @pytest.mark.skipif(numba.config.DISABLE_JIT, reason="the run without compilation")
 def test_kernels_run_uncompiled():
-    """A student can step through the kernels in a debugger: all of this as plain Python."""
+    """Kernels also run as plain Python, so that a debugger can step through them."""
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
         env={**os.environ, "NUMBA_DISABLE_JIT": "1", "HYPOTHESIS_PROFILE": "ci"},

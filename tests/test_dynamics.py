@@ -53,7 +53,7 @@ def test_a_later_return_counts_in_a_wider_window():
     nn.BinaryConv2d(2, 3, 3, weight_quantizer="magnitude_aware_sign"),
 ])  # fmt: skip
 def test_flips_are_those_of_what_the_layer_computes_with(layer):
-    """Not of the latent's sign: AdaBin takes the sign around the mean of a filter."""
+    """Not flips of the latent's sign: AdaBin takes the sign around the filter's mean."""
     tracker, rng = analysis.FlipTracker(nn.Sequential(layer)), np.random.default_rng(0)
     for _ in range(3):
         before = layer.binary_weight()
@@ -114,7 +114,7 @@ def test_starved_latents_get_no_gradient(layer):
     x = Tensor(rng.standard_normal((4, 2, 5, 5), np.float32))
     y = layer(x)
     (y * rng.standard_normal(y.shape).astype(np.float32)).sum().backward()
-    if isinstance(layer, nn.AdaBinConv2d):  # scale and offset pass some on; not the sign
+    if isinstance(layer, nn.AdaBinConv2d):  # scale and offset pass gradients on; the sign does not
         _, scale, offset = F.adapted_weight_parts(layer.weight.data, layer.weight_quantizer)
         assert row["starved"] == np.mean(np.abs((layer.weight.data - offset) / scale) > 1)
     else:
@@ -141,7 +141,7 @@ def test_statistics_of_batches_by_hand():
     model, batches = two_layers().eval(), some_batches()
     model[1].weight.data[...] = [1.0, -2.0, 0.5]
     before = {k: v.copy() for k, v in model.state_dict().items()}
-    found = analysis.batch_statistics(model, batches, groups={"first": [model[0].weight]})
+    statistics = analysis.batch_statistics(model, batches, groups={"first": [model[0].weight]})
     assert not model.training and model[0].weight.grad is None
     for name, array in model.state_dict().items():
         assert np.array_equal(array, before[name])
@@ -150,23 +150,23 @@ def test_statistics_of_batches_by_hand():
     for i, (x, y) in enumerate(batches):
         h = model[0](Tensor(x))
         variance = h.data.astype(np.float64).var(0)
-        np.testing.assert_allclose(found.norms["1"]["variance"][i], variance)
+        np.testing.assert_allclose(statistics.norms["1"]["variance"][i], variance)
         factor = np.array([1.0, 2.0, 0.5]) / np.sqrt(variance + 1e-5)
-        np.testing.assert_allclose(found.norms["1"]["factor"][i], factor)
+        np.testing.assert_allclose(statistics.norms["1"]["factor"][i], factor)
         model.zero_grad()
         F.cross_entropy(model(Tensor(x)), y).backward()
         gradients.append(model[0].weight.grad.data.ravel().astype(np.float64))
     norms = [np.sqrt(g @ g) for g in gradients]
-    assert found.gradients["first"]["norm"] == pytest.approx(np.mean(norms))
+    assert statistics.gradients["first"]["norm"] == pytest.approx(np.mean(norms))
     pairs = [a @ b for a, b in itertools.combinations(gradients, 2)]
     expected = np.mean(pairs) / np.mean(np.square(norms))
-    assert found.gradients["first"]["agreement"] == pytest.approx(expected)
+    assert statistics.gradients["first"]["agreement"] == pytest.approx(expected)
 
 
 def test_each_parameter_is_a_group_by_default():
     model = two_layers()
-    found = analysis.batch_statistics(model, some_batches())
-    assert [*found.gradients] == [name for name, _ in model.named_parameters()]
+    statistics = analysis.batch_statistics(model, some_batches())
+    assert [*statistics.gradients] == [name for name, _ in model.named_parameters()]
     with pytest.raises(ValueError, match="at least two"):
         analysis.batch_statistics(model, some_batches(1))
 
@@ -185,7 +185,7 @@ def test_agreement_of_equal_and_of_opposite_gradients():
 
 
 def tail(n, seed=0):
-    """What a network makes of n signs: a loss for each pattern."""
+    """The loss of a network for each pattern of n signs."""
     rng = np.random.default_rng(seed)
     v, u = rng.standard_normal((4, n)), rng.standard_normal((3, 4))
     return lambda s: F.cross_entropy(
@@ -204,24 +204,24 @@ def test_patterns_are_all_and_different():
 
 def test_the_expected_loss_and_its_derivative():
     loss, p = tail(5), np.array([0.1, 0.5, 0.9, 1.0, 0.0])
-    found = analysis.expected_loss(loss, p)
+    result = analysis.expected_loss(loss, p)
     total = 0.0
     for s in itertools.product([-1.0, 1.0], repeat=5):
         weight = np.prod([q if v > 0 else 1 - q for v, q in zip(s, p, strict=True)])
         total += weight * loss(Tensor(np.array([s]))).data[0]
-    assert found.value == pytest.approx(total)
+    assert result.value == pytest.approx(total)
     inner = np.clip(p, 0.01, 0.99)
-    found = analysis.expected_loss(loss, inner)
+    result = analysis.expected_loss(loss, inner)
     for i in range(5):
         shift = 1e-6 * np.eye(5)[i]
         above, below = (analysis.expected_loss(loss, inner + d).value for d in (shift, -shift))
-        assert found.gradient[i] == pytest.approx((above - below) / 2e-6, rel=1e-6)
+        assert result.gradient[i] == pytest.approx((above - below) / 2e-6, rel=1e-6)
 
 
 def test_sixteen_units():
-    found = analysis.expected_loss(lambda s: s.sum(1), np.full(16, 0.75))
-    assert found.value == pytest.approx(8.0) and found.gradient == pytest.approx(np.full(16, 2.0))
-    assert found.weights.sum() == pytest.approx(1.0) and len(found.losses) == 65536
+    result = analysis.expected_loss(lambda s: s.sum(1), np.full(16, 0.75))
+    assert result.value == pytest.approx(8.0) and result.gradient == pytest.approx(np.full(16, 2.0))
+    assert result.weights.sum() == pytest.approx(1.0) and len(result.losses) == 65536
 
 
 @pytest.mark.parametrize("noise", [analysis.LogisticNoise(0.7), analysis.UniformNoise(1.5)])
@@ -232,7 +232,7 @@ def test_slopes_of_noises(noise):
 
 
 def test_the_straight_through_estimator_is_exact_for_a_linear_loss_under_uniform_noise():
-    """There its surrogate is the expected sign; for a loss with products of units it is not."""
+    """There its surrogate is the expected sign; for a loss with products of units it is biased."""
     rng = np.random.default_rng(0)
     a, w = rng.uniform(-0.9, 0.9, 6), rng.standard_normal(6)
     noise = analysis.UniformNoise(1.0)

@@ -1,4 +1,4 @@
-"""Strategies on arrays: what they promise, against plain NumPy."""
+"""Strategies on arrays, compared with plain NumPy."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ counts = st.lists(st.integers(1, 10**6), min_size=1, max_size=6)
 
 
 def weights(shape, seed, clip=1.0):
-    """Latent weights; some are 0 or at the clip, where training leaves many."""
+    """Latent weights; some are 0 or at the clip, as after training."""
     rng = np.random.default_rng(seed)
     special = rng.choice([0.0, -0.0, 1.0, -1.0, 0.5], shape)
     drawn = np.where(rng.random(shape) < 0.3, special, rng.uniform(-1, 1, shape))
@@ -35,18 +35,18 @@ def weights(shape, seed, clip=1.0):
 @given(shapes, counts, seeds)
 def test_fedavg_is_the_weighted_mean(shape, samples, seed):
     received = [weights(shape, seed + k) for k in range(len(samples))]
-    found = FedAvg().aggregate(None, received, samples, 1.0, None)
+    mean = FedAvg().aggregate(None, received, samples, 1.0, None)
     exact = sum(n * w.astype(np.float64) for n, w in zip(samples, received, strict=True))
     exact = (exact / sum(samples)).astype(np.float32)
-    assert found.dtype == np.float32 and np.array_equal(found, exact)
-    assert np.all(found >= np.min(received, axis=0)) and np.all(found <= np.max(received, axis=0))
+    assert mean.dtype == np.float32 and np.array_equal(mean, exact)
+    assert np.all(mean >= np.min(received, axis=0)) and np.all(mean <= np.max(received, axis=0))
 
 
 @given(shapes, counts, seeds)
 def test_the_mean_of_equal_weights_is_that_weight(shape, samples, seed):
     weight = weights(shape, seed) / np.float32(3)
-    found = rules.weighted_mean([weight] * len(samples), samples)
-    assert np.array_equal(found, weight)
+    mean = rules.weighted_mean([weight] * len(samples), samples)
+    assert np.array_equal(mean, weight)
 
 
 @given(shapes, counts, seeds)
@@ -55,26 +55,26 @@ def test_fedavg_in_float16(shape, samples, seed):
     after = weights(shape, seed)
     sent = strategy.encode(after, after, 1.0, None)
     assert sent.dtype == np.float16 and np.all(np.abs(sent - after) <= 2.0**-12)
-    found = strategy.aggregate(None, [sent] * len(samples), samples, 1.0, None)
-    # What the server holds can go down again as it is.
-    assert np.array_equal(found, sent.astype(np.float32))
-    assert np.array_equal(strategy.start(found), found)
+    mean = strategy.aggregate(None, [sent] * len(samples), samples, 1.0, None)
+    # The server's state can be sent to clients unchanged.
+    assert np.array_equal(mean, sent.astype(np.float32))
+    assert np.array_equal(strategy.start(mean), mean)
 
 
 # ---------------------------------------------------------------------------------- stochastic sign
 
 
 def test_the_stochastic_sign_is_unbiased():
-    """20,000 draws: means within 4.5 standard deviations of what is claimed, for each weight."""
+    """20,000 draws: each weight's mean is within 4.5 standard deviations of the claimed one."""
     strategy, draws, clip = StochasticSign(), 20_000, 0.75
     weight = np.float32([[-0.75, -0.7, -0.3, -0.01, 0.0, 0.01, 0.2, 0.5, 0.74, 0.75]])
     rng = np.random.default_rng(0)
     sent = [strategy.encode(None, weight, clip, rng) for _ in range(draws)]
     assert {int(v) for v in np.unique(sent)} == {-1, 1} and sent[0].dtype == np.int8
-    found = strategy.aggregate(None, sent, [1] * draws, clip, None)
+    mean = strategy.aggregate(None, sent, [1] * draws, clip, None)
     deviation = np.sqrt(np.maximum(clip**2 - weight.astype(np.float64) ** 2, 0) / draws)
-    assert np.all(np.abs(found - weight) <= 4.5 * deviation + 1e-7)
-    assert found[0, 0] == -0.75 and found[0, -1] == 0.75  # no draw at all
+    assert np.all(np.abs(mean - weight) <= 4.5 * deviation + 1e-7)
+    assert mean[0, 0] == -0.75 and mean[0, -1] == 0.75  # no draw at all
     variance = np.var(clip * np.array(sent, np.float64), axis=0)
     np.testing.assert_allclose(variance, clip**2 - weight.astype(np.float64) ** 2, atol=0.01)
 
@@ -83,9 +83,9 @@ def test_the_stochastic_sign_is_unbiased():
 def test_the_servers_mean_of_signs(shape, samples, seed):
     rng = np.random.default_rng(seed)
     sent = [rng.choice(np.int8([-1, 1]), shape) for _ in samples]
-    found = StochasticSign().aggregate(None, sent, samples, 0.5, None)
+    mean = StochasticSign().aggregate(None, sent, samples, 0.5, None)
     exact = 0.5 * (np.tensordot(samples, np.array(sent, np.int64), 1) / sum(samples))
-    assert np.array_equal(found, exact.astype(np.float32))
+    assert np.array_equal(mean, exact.astype(np.float32))
 
 
 # ---------------------------------------------------------------------------------- sign of update
@@ -101,18 +101,20 @@ def test_the_sign_of_the_update(shape, samples, seed, both, clip):
         assert one.dtype == np.int8 and set(np.unique(one)) <= {-1, 1}
         moved = after != before
         assert np.array_equal(one[moved], np.sign(after - before)[moved])
-    found = strategy.aggregate(before, sent, samples, clip, rng)
+    stepped = strategy.aggregate(before, sent, samples, clip, rng)
     votes = np.tensordot(samples, np.array(sent, np.int64), 1)
     direction = np.sign(votes) if both else votes / sum(samples)
     expected = before + np.float32(0.05) * direction.astype(np.float32)
     if clip is not None:
         expected = np.clip(expected, np.float32(-clip), np.float32(clip))
     decided = votes != 0 if both else np.ones(shape, bool)
-    assert found.dtype == np.float32 and np.array_equal(found[decided], expected[decided])
-    # Of a tie or an update of 0 nothing is known; but a step is taken, to one side or the other.
-    assert np.all(np.abs(found - before) <= np.float32(0.05) * (1 + 1e-6))
+    assert stepped.dtype == np.float32 and np.array_equal(stepped[decided], expected[decided])
+    # For a tie or an update of 0 the direction is undefined, but a step is taken.
+    assert np.all(np.abs(stepped - before) <= np.float32(0.05) * (1 + 1e-6))
     if both:
-        assert np.array_equal(strategy.move(before, strategy.direction(before, found), clip), found)
+        assert np.array_equal(
+            strategy.move(before, strategy.direction(before, stepped), clip), stepped
+        )
 
 
 def test_what_has_no_direction_drifts_to_no_side():
@@ -137,10 +139,10 @@ def test_majority_vote(shape, samples, seed):
     assert all(
         np.array_equal(s, np.where(a >= 0, 1, -1)) for s, a in zip(sent, afters, strict=True)
     )
-    found = strategy.aggregate(before, sent, samples, 1.0, None)
+    winners = strategy.aggregate(before, sent, samples, 1.0, None)
     votes = np.tensordot(samples, np.array(sent, np.int64), 1)
-    assert np.array_equal(found, np.where(votes == 0, before, np.sign(votes)))
-    assert set(np.unique(found)) <= {-1, 1}
+    assert np.array_equal(winners, np.where(votes == 0, before, np.sign(votes)))
+    assert set(np.unique(winners)) <= {-1, 1}
 
 
 # ------------------------------------------------------------------------------------ whole states
@@ -198,7 +200,7 @@ def test_what_is_frozen_is_not_shared_but_known():
     other[0].freeze()
     other[0].weight.data[0, 0, 0, 0] += 1e-6
     assert Head(same).digest == head.digest != Head(other).digest
-    # The values of what is shared may differ; its form and its treatment may not.
+    # Shared values may differ; their shape and treatment may not.
     assert Head(network(1)).digest == Head(network(0)).digest
     forms = [
         Head(network(), "local"), Head(network(), "frozen"), Head(network(clip_value=0.5)),
@@ -228,8 +230,8 @@ def test_combine_treats_each_kind_by_its_rule():
         afters[k]["1.num_batches_tracked"] = np.int64([7, 9, 8][k])
     sent = [rules.update(MajorityVote(), head.entries, before, after, None) for after in afters]
     samples = [5, 6, 7]
-    found = rules.combine(MajorityVote(), head.entries, before, sent, samples, None)
-    assert list(found) == list(before)
+    combined = rules.combine(MajorityVote(), head.entries, before, sent, samples, None)
+    assert list(combined) == list(before)
     for entry in head.entries:
         stack = [after[entry.name] for after in afters]
         if entry.kind == "latent":
@@ -238,9 +240,9 @@ def test_combine_treats_each_kind_by_its_rule():
             expected = np.max(stack, axis=0)
         else:
             expected = np.float32(np.tensordot(samples, np.array(stack, float), 1) / 18)
-        np.testing.assert_allclose(found[entry.name], expected, rtol=1e-6)
-        assert found[entry.name].dtype == before[entry.name].dtype
-    assert found["1.num_batches_tracked"] == 9
+        np.testing.assert_allclose(combined[entry.name], expected, rtol=1e-6)
+        assert combined[entry.name].dtype == before[entry.name].dtype
+    assert combined["1.num_batches_tracked"] == 9
 
 
 def test_bad_strategies():

@@ -38,7 +38,7 @@ IS_INSTALLED = importlib.util.find_spec("flwr") is not None
 
 
 def needs_flower(test):
-    """Its marker; the imports of Flower and Ray give warnings that are theirs."""
+    """Mark a test that needs Flower; importing Flower and Ray raises warnings."""
     for mark in (
         pytest.mark.filterwarnings("ignore"),
         pytest.mark.skipif(not IS_INSTALLED, reason="needs the extra flower"),
@@ -53,7 +53,7 @@ def rows_of(history):
 
 
 def messages_of(history):
-    """In one process a client answers before the next is asked; here all are asked first."""
+    """The ledger's rows, sorted: here all clients are asked before the first answers."""
     return sorted(history.ledger.rows)
 
 
@@ -95,7 +95,7 @@ def test_an_exchange_is_what_run_rounds_does(strategy, batch_size):
 
 
 def test_what_nodes_may_send_instead_of_an_answer():
-    """Whatever comes from one node, the round goes on with the others."""
+    """Whatever one node sends, the round goes on with the others."""
     strategy = SignOfUpdate(0.05, both=True)
     server, clients = federation(strategy)
     exchange = adapter.Exchange(server)
@@ -118,7 +118,7 @@ def test_what_nodes_may_send_instead_of_an_answer():
         assert row["accepted"] == [0, 2] and server.version == version + 1
         ((number, why),) = row["rejected"]
         assert number == 1 and reason in why
-        # A node of which is not known what it holds gets all of the model.
+        # A node whose state is unknown gets the whole model.
         exchange.begin({"b"})
         assert (exchange.history.ledger.rows[-1].nbytes == whole) == is_forgotten
         exchange.finish({})
@@ -133,11 +133,11 @@ def test_a_number_belongs_to_one_node():
     exchange.introduce("b", 0, {"a", "b"})  # refused: it would answer in the name of another
     assert exchange.numbers == {"a": 0}
     exchange.introduce("b", 1, {"a", "b"})
-    exchange.introduce("c", 1, {"a", "c"})  # b is gone: started anew, with a new name
+    exchange.introduce("c", 1, {"a", "c"})  # b has restarted under a new name
     assert exchange.numbers == {"a": 0, "c": 1}
     assert list(exchange.begin({"a", "c"})) == ["a", "c"]
     exchange.finish({})
-    assert exchange.begin(set()) == {}  # nobody is there
+    assert exchange.begin(set()) == {}  # no node is connected
     assert not exchange.finish({}) and server.version == 0
     assert exchange.history.rows[-1]["clients"] == []
 
@@ -157,8 +157,49 @@ def test_an_app_to_change(tmp_path):
     launch.new_app(tmp_path / "mine")
     made = {p.relative_to(tmp_path / "mine").as_posix() for p in (tmp_path / "mine").rglob("*.*")}
     assert made >= {"pyproject.toml", "digits/task.py", "digits/client.py", "digits/server.py"}
+    for side in ("client", "server"):  # Flower looks for an assignment without a type
+        text = (tmp_path / "mine" / "digits" / f"{side}.py").read_text(encoding="utf-8")
+        assert f"\napp = flower.{side}_app(" in text
     with pytest.raises(ValueError, match="is not an empty folder"):
         launch.new_app(tmp_path / "mine")
+
+
+FLWR = """#!/bin/sh
+case "$1" in
+    list) echo '{"runs": [{"status": "finished:STATUS"}]}' ;;
+    run) printf '\\033[92mINFO\\033[0m: %s\\n' "$5" "$6"; exec sleep "$SECONDS_OF_A_RUN" ;;
+esac
+"""
+
+
+@pytest.fixture
+def flwr(tmp_path, monkeypatch):
+    """A function that makes stand-ins for Flower's program, which exit with a given status."""
+
+    def make(status, seconds=0):
+        program = tmp_path / "flwr"
+        program.write_text(FLWR.replace("STATUS", status))
+        program.chmod(0o755)
+        monkeypatch.setattr(launch, "_tool", lambda name: str(program))
+        monkeypatch.setenv("SECONDS_OF_A_RUN", str(seconds))
+
+    return make
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell script")
+def test_a_run_that_fails_or_takes_too_long(tmp_path, flwr):
+    lines, network = [], launch.Network(tmp_path)
+    flwr("completed")
+    network.run("app", {"rounds": 2, "out": "a b"}, say=lines.append)
+    assert lines == ["INFO: --run-config", 'INFO: rounds=2 out="a b"']
+    flwr("failed")
+    with pytest.raises(launch.LaunchError, match=r"ended as finished:failed; .*\nINFO: --run-c"):
+        network.run("app", {"rounds": 2})
+    flwr("completed", 600)
+    start = time.monotonic()
+    with pytest.raises(launch.LaunchError, match=r"ended as stopped after 0\.3 s; .*\nINFO: "):
+        network.run("app", {"rounds": 2}, timeout=0.3)
+    assert time.monotonic() - start < 60
 
 
 def test_the_command_line(tmp_path, monkeypatch, capsys):
@@ -202,9 +243,9 @@ def test_a_result_is_what_was_saved(tmp_path):
     server, clients = federation(FedAvg())
     history = rounds(server, clients, 2, validation=datasets.DataLoader(codes(20, 1), 20))
     adapter.save_result(tmp_path / "r.npz", server, history, {"rounds": 2})
-    state, found, metadata = adapter.load_result(tmp_path / "r.npz")
+    state, loaded, metadata = adapter.load_result(tmp_path / "r.npz")
     assert_same(state, state_of(server.model))
-    assert found.rows == history.rows and found.ledger.rows == history.ledger.rows
+    assert loaded.rows == history.rows and loaded.ledger.rows == history.ledger.rows
     assert metadata == {"version": 2, "config": {"rounds": 2}}
 
 
@@ -212,7 +253,7 @@ def test_a_result_is_what_was_saved(tmp_path):
 
 
 class LocalGrid:
-    """Carries messages to a ClientApp in this process, which keeps nothing but its context."""
+    """Carries messages to a ClientApp in this process, which keeps only its context."""
 
     def __init__(self, app, nodes, fault=lambda node, reply: reply):
         from flwr.app import Context, RecordDict
@@ -333,10 +374,10 @@ def test_a_node_without_a_number():
 def test_a_server_app_reads_its_configuration(tmp_path):
     from flwr.app import Context, RecordDict
 
-    found = {}
+    settings = {}
 
     def build(config):
-        found.update(config)
+        settings.update(config)
         return apps(FedAvg())[0]
 
     def validation(config):
@@ -345,7 +386,7 @@ def test_a_server_app_reads_its_configuration(tmp_path):
     config = {"clients": 3, "rounds": 2, "epochs": 2, "out": str(tmp_path / "r.npz")}
     context = Context(run_id=1, node_id=0, node_config={}, run_config=config, state=RecordDict())
     adapter.server_app(build, validation)(LocalGrid(apps(FedAvg())[1], 3), context)
-    assert found == {**adapter.DEFAULTS, **config}
+    assert settings == {**adapter.DEFAULTS, **config}
     server, clients = federation(FedAvg())
     expected = rounds(server, clients, 2, epochs=2, validation=validation({}))
     state, history, metadata = adapter.load_result(tmp_path / "r.npz")
@@ -356,7 +397,7 @@ def test_a_server_app_reads_its_configuration(tmp_path):
 @needs_flower
 @pytest.mark.parametrize("name", ["FedAvg", "FedAvgM", "FedMedian"])
 def test_strategies_of_flower(name):
-    """They average the floats of the head; the plain one to the same weights as ours."""
+    """They average the head's floats; FedAvg gives the same weights as `run_rounds`."""
     from flwr.serverapp import strategy as flowers
 
     server, app = apps(FedAvg(), "frozen", build=calibrated, optimizer=sgd)
@@ -381,7 +422,7 @@ def test_averages_of_counters_are_whole_numbers():
     model = network()
     name = "1.layers.1.num_batches_tracked"
     record = adapter.array_record(model)
-    record[name] = Array(np.array(6.9999998))  # as a mean of 7 by weights that sum to 1 may be
+    record[name] = Array(np.array(6.9999998))  # a weighted mean of 7s may round to this
     adapter.load_array_record(model, record)
     assert model.state_dict()[name] == 7 and model.state_dict()[name].dtype == np.int64
 
@@ -430,8 +471,8 @@ def in_process(config, count, clients, lost=()):
 
 
 def listeners(mark):
-    """Addresses on which processes listen that have a text in their environment (Linux)."""
-    addresses, found = {}, set()
+    """Find where processes listen whose environment contains a text (Linux)."""
+    addresses, listening = {}, set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             local, state, inode = (line.split()[i] for i in (1, 3, 9))
@@ -441,12 +482,12 @@ def listeners(mark):
         with contextlib.suppress(OSError):
             if mark.encode() in (process / "environ").read_bytes():
                 links = {os.readlink(fd) for fd in (process / "fd").iterdir()}
-                found |= {addresses[link] for link in links & addresses.keys()}
-    return {_as_text(address) for address in found}
+                listening |= {addresses[link] for link in links & addresses.keys()}
+    return {_as_text(address) for address in listening}
 
 
 def _as_text(address):
-    """Of /proc/net: words of 32 bits in native order, as hexadecimal digits."""
+    """An address from /proc/net, which has 32-bit words in native order, in hexadecimal."""
     words = [int(address[i : i + 8], 16) for i in range(0, len(address), 8)]
     data = struct.pack(f"={len(words)}I", *words)
     family = socket.AF_INET if len(data) == 4 else socket.AF_INET6
@@ -476,7 +517,7 @@ def test_flowers_simulation_gives_the_same_weights(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
-    """Made by the commands of the app's page, for the loopback."""
+    """Create certificates for the loopback with the commands of the app's page."""
     folder = tmp_path_factory.mktemp("certificates")
     page = (launch.APP / "README.md").read_text(encoding="utf-8")
     steps = page[page.index("1. Make a certificate") : page.index("`ca.pem` goes to")]
@@ -486,13 +527,24 @@ def certificates(tmp_path_factory):
     return [folder / name for name in ("ca.pem", "server.pem", "server.key")]
 
 
+def supernode(net, number, encryption=("--insecure",)):
+    """Start the SuperNode of one of the two clients."""
+    arguments = [
+        "--superlink", net.address, "--host", launch.HOST, "--port", str(launch.free_port()),
+        "--node-config", f"partition-id={number} num-partitions=2", *encryption,
+    ]  # fmt: skip
+    return net.start("flower-supernode", arguments, f"supernode-{number}")
+
+
 @needs_flower
 @pytest.mark.slow
 def test_machines_with_tls_give_the_same_weights(tmp_path, certificates):
     """A SuperLink and two SuperNodes, each a process, on the loopback."""
-    with launch.Network(tmp_path / "home", certificates=certificates) as net:
+    ca, certificate, key = map(str, certificates)
+    options = ["--ssl-ca-certfile", ca, "--ssl-certfile", certificate, "--ssl-keyfile", key]
+    with launch.Network(tmp_path / "home", options, {"root-certificates": ca}) as net:
         for number in range(2):
-            net.supernode(number, 2)
+            supernode(net, number, ["--root-certificates", ca])
         for strategy in ("fedavg", "sign"):
             config = app_config(strategy=strategy, rounds=3)
             out = tmp_path / f"{strategy}.npz"
@@ -532,7 +584,7 @@ def client(number, clients, config):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_a_supernode_that_is_killed_in_a_round(tmp_path):
-    """The run ends with the other one, at the weights that its answers alone give."""
+    """The run ends with the other client, at the weights that its answers alone give."""
     app, marker, out = tmp_path / "app", tmp_path / "training", tmp_path / "result.npz"
     launch.new_app(app)
     task = app / "digits" / "task.py"
@@ -548,9 +600,9 @@ def test_a_supernode_that_is_killed_in_a_round(tmp_path):
             os.killpg(node.pid, signal.SIGKILL)
             killed.append(True)
 
-    with launch.Network(tmp_path / "home") as net:
-        net.supernode(0, 2)
-        node = net.supernode(1, 2)
+    with launch.Network(tmp_path / "home", ["--insecure"]) as net:
+        supernode(net, 0)
+        node = supernode(net, 1)
         killer = threading.Thread(target=kill)
         killer.start()
         try:

@@ -1,4 +1,4 @@
-"""Partitions: every sample with exactly one client, and the skew that was asked for."""
+"""Partitions: every sample has exactly one client, and the skew is as requested."""
 
 import io
 
@@ -15,7 +15,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def labels_of(count, classes, seed):
-    """Each class at least once."""
+    """Labels with each class at least once."""
     rng = np.random.default_rng(seed)
     return rng.permutation(np.r_[np.arange(classes), rng.integers(0, classes, count - classes)])
 
@@ -28,7 +28,7 @@ def check_cover(parts, clients, count):
 
 
 def check_seeded(function):
-    """The same seed the same partition, and a generator drawn from goes on."""
+    """The same seed gives the same partition; a generator's state advances."""
     first, again = function(7), function(7)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     rng = np.random.default_rng(7)
@@ -54,7 +54,7 @@ def test_shards(classes, clients, each, more, seed):
     labels = labels_of(count, classes, seed)
     parts = shards(labels, clients, each, seed)
     check_cover(parts, clients, count)
-    # A client's samples are `each` runs of the sorted labels: so many shards, so many runs at most.
+    # A client's samples are at most `each` runs of the sorted labels, one for each shard.
     rank = np.empty(count, int)
     rank[np.argsort(labels, kind="stable")] = np.arange(count)
     for part in parts:
@@ -79,7 +79,7 @@ def test_dirichlet(classes, clients, alpha, more, seed):
     labels = labels_of(count, classes, seed)
     try:
         parts = dirichlet(labels, clients, alpha, seed)
-    except ValueError as error:  # a few samples in very unequal shares
+    except ValueError as error:  # few samples in very unequal shares
         assert "in 1000 draws" in str(error) and count < 100 * clients
         return
     check_cover(parts, clients, count)
@@ -142,7 +142,7 @@ def test_the_seed_decides():
         (lambda y: shards(y * 0.5, 2), r"shards: labels must be \(N,\) integers, got float64"),
         (lambda y: dirichlet(y, 2, 0.0), "dirichlet: alpha must be a number above 0, got 0.0"),
         (lambda y: dirichlet(y, 2, np.nan), "dirichlet: alpha must be"),
-        (lambda y: dirichlet(y, 3, 1.0, least=4), "dirichlet: got 3 clients, .* enough for 2"),
+        (lambda y: dirichlet(y, 3, 1.0, least=4), "dirichlet: got 3 clients, .* suffice for 2"),
         (lambda y: dirichlet(y, 5, 1e-3, least=2), "dirichlet: in 1000 draws with alpha=0.001"),
         (lambda y: by_label(y, 10, 1), "by_label: class 0 has 3 samples for 5 clients"),
         (lambda y: by_size(10, [1, -1]), "by_size: shares must be a list of positive numbers"),
@@ -174,7 +174,7 @@ def test_plot(classes):
     bars = axes.patches
     assert len(bars) == 6 * classes
     ends = {}
-    for bar in bars:  # of each client, the bars stand side by side and end at its size
+    for bar in bars:  # each client's bars are adjacent and end at its size
         client = round(bar.get_y() + bar.get_height() / 2)
         assert bar.get_x() == ends.get(client, 0)
         ends[client] = bar.get_x() + bar.get_width()

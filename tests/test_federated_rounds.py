@@ -1,4 +1,4 @@
-"""Rounds between a server and clients: what they compute, what they refuse, how they go on."""
+"""Rounds between a server and clients: results, refusals, and resuming."""
 
 import dataclasses
 import gc
@@ -150,7 +150,7 @@ def test_fedavg_by_hand():
 @pytest.mark.parametrize("norm", ["average", "local", "frozen"])
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
 def test_every_strategy_runs_and_repeats(strategy, norm):
-    found = []
+    states = []
     for _ in range(2):
         server, clients = federation(strategy, norm=norm, build=calibrated)
         start = state_of(server.model)
@@ -158,12 +158,12 @@ def test_every_strategy_runs_and_repeats(strategy, norm):
         assert history["rejected"] == [[]] * 3 and server.version == 3
         latent = server.model[1].layers[0].weight.data
         assert np.all(np.abs(latent) <= 1)
-        found.append(state_of(server.model))
-    assert_same(*found)
-    assert differ(found[0], start) or isinstance(strategy, MajorityVote)
+        states.append(state_of(server.model))
+    assert_same(*states)
+    assert differ(states[0], start) or isinstance(strategy, MajorityVote)
     if norm != "average":
         assert_same(*({n: a for n, a in one.items() if ".1." in n or ".3." in n}
-                      for one in (start, found[0])))  # fmt: skip
+                      for one in (start, states[0])))  # fmt: skip
     entries = Head(network(), norm).entries
     up = wire.size(rules.fields(strategy, entries, "up").values())
     assert history["bytes_up"] == [3 * up] * 3
@@ -174,7 +174,7 @@ def test_every_strategy_runs_and_repeats(strategy, norm):
 
 
 def test_the_order_of_answers_does_not_matter():
-    found = []
+    states = []
     for order in (1, -1):
         server, clients = federation(FedAvg(), sizes=[1, 2, 4])
         server.open_round([0, 1, 2])
@@ -182,8 +182,8 @@ def test_the_order_of_answers_does_not_matter():
         for client in clients[::order]:
             server.receive(client.number, client.train(message, batch_size=5))
         assert server.accepted == [0, 1, 2] and server.close_round()
-        found.append(state_of(server.model))
-    assert_same(*found)
+        states.append(state_of(server.model))
+    assert_same(*states)
 
 
 def test_majority_vote_freezes_and_the_sign_of_the_update_does_not():
@@ -215,7 +215,7 @@ def test_clients_that_missed_rounds_catch_up_bit_by_bit():
                 fields = rules.fields(strategy, entries, "down", transfer.round - 1 - since)
                 assert transfer.nbytes == wire.size(fields.values()) < whole
             seen[transfer.client] = transfer.round - 1
-    # A client that takes part again holds exactly what the server had.
+    # A client that takes part again holds exactly the server's state.
     messages = [server.broadcast(client.version) for client in clients]
     full = server.broadcast()
     for client, message in zip(clients, messages, strict=True):
@@ -252,7 +252,7 @@ def test_the_choice_of_clients():
 
 
 def test_local_norms():
-    """Each client's are its own; the accuracy is the mean over clients, by samples."""
+    """Each client keeps its own norms; accuracy is the mean over clients, weighted by samples."""
     server, clients = federation(FedAvg(), sizes=[1, 3], clients=2, norm="local")
     loader = datasets.DataLoader(codes(100, seed=1), 50)
     history = rounds(server, clients, 2, validation=loader)
@@ -279,12 +279,12 @@ def test_a_crash_leaves_local_norms_as_they_were():
     server.open_round([0])
     with pytest.raises(FloatingPointError):
         client.train(server.broadcast())
-    assert differ(state_of(client._model), state_of(network()))  # it was in the middle of it
+    assert differ(state_of(client._model), state_of(network()))  # it was interrupted
     assert_same(client.state()[0], before)
 
 
 class Explodes(optim.SGD):
-    """Works for one step, then the machine fails."""
+    """Works for one step, then fails like a broken machine."""
 
     def __init__(self, parameters):
         super().__init__(parameters, lr=0.01)
@@ -308,7 +308,7 @@ def test_a_last_batch_of_one_is_left_out():
 
 
 def test_only_the_head_travels():
-    """An encoder that is frozen is neither sent nor changed, and must be the same everywhere."""
+    """A frozen encoder is neither sent nor changed, and must be the same everywhere."""
 
     def with_encoder(seed=0):
         rng = np.random.default_rng(seed)
@@ -336,31 +336,31 @@ def test_dropout_repeats():
         return nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(BITS, 2,
                              rng=np.random.default_rng(0)))  # fmt: skip
 
-    found = []
+    states = []
     for _ in range(2):
         server, clients = federation(FedAvg(), build=build)
         rounds(server, clients, 2)
-        found.append(state_of(server.model))
-    assert_same(*found)
+        states.append(state_of(server.model))
+    assert_same(*states)
 
 
 # ----------------------------------------------------------------------------------------- privacy
 
 
 def reachable(root):
-    """Every object that can be reached from one, but through modules, classes and functions."""
-    found, stack = {}, [root]
+    """Every object reachable from `root`, except through modules, classes and functions."""
+    objects, stack = {}, [root]
     while stack:
         value = stack.pop()
-        if id(value) in found or isinstance(
+        if id(value) in objects or isinstance(
             value, type | types.ModuleType | types.FunctionType | types.BuiltinFunctionType
         ):
             continue
-        found[id(value)] = value
+        objects[id(value)] = value
         stack.extend(gc.get_referents(value))
         if isinstance(value, np.ndarray) and value.base is not None:
             stack.append(value.base)
-    return found
+    return objects
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
@@ -370,17 +370,17 @@ def test_the_server_cannot_reach_the_data(strategy):
     for client in clients:
         server.receive(client.number, client.train(server.broadcast()))
     for _ in range(2):  # with answers, and when the round is over
-        found = reachable(server)
-        assert len(found) > 100
-        assert not any(isinstance(value, Client | datasets.Dataset) for value in found.values())
+        objects = reachable(server)
+        assert len(objects) > 100
+        assert not any(isinstance(value, Client | datasets.Dataset) for value in objects.values())
         for client in clients:
             images, labels = client._dataset.images, client._dataset.labels
-            for value in found.values():
+            for value in objects.values():
                 if isinstance(value, np.ndarray):
                     assert not np.shares_memory(value, images)
                     assert not np.shares_memory(value, labels)
                     assert value.shape != labels.shape
-        assert id(clients[0]._dataset) in reachable(clients[0])  # the walk would find it
+        assert id(clients[0]._dataset) in reachable(clients[0])  # the walk would reach it
         server._chosen is None or server.close_round()
 
 
@@ -388,7 +388,7 @@ def test_the_server_cannot_reach_the_data(strategy):
 
 
 class Faulty:
-    """A client whose answers go wrong from some round of the server on.
+    """A client whose answers are faulty from a given server round on.
 
     `fault` : (answer, message) -> what is sent instead; it may raise.
     """
@@ -479,22 +479,22 @@ def test_a_fault_costs_one_answer(name, caplog):
     with caplog.at_level(logging.WARNING, "tinybnn.federated"):
         history = rounds(server, [*clients[:2], Faulty(clients[2], fault)], 2)
     assert history["accepted"] == [[0, 1, 2], [0, 1]]
-    ((number, found),) = history["rejected"][1]
+    ((number, error),) = history["rejected"][1]
     with pytest.raises(AssertionError, match=reason):
-        raise AssertionError(found)
-    assert number == 2 and found in caplog.text and "round 2: client 2" in caplog.text
-    # The model is the one that the others make by themselves.
+        raise AssertionError(error)
+    assert number == 2 and error in caplog.text and "round 2: client 2" in caplog.text
+    # The model is the one that the other clients give alone.
     expected, others = federation(FedAvg(), **options)
     rounds(expected, others, 1)
     rounds(expected, others[:2], 1)
     assert_same(state_of(server.model), state_of(expected.model))
-    # What was sent was sent, used or not.
+    # Sent bytes count, used or not.
     count = sum(row.client == 2 and row.is_up for row in history.ledger.rows)
     assert count == (1 if name in ("dropped out", "crash", "no bytes") else 2)
 
 
 def test_faults_in_bits():
-    """A 1-bit answer has no place for NaN, but for tails and for everything around it."""
+    """A 1-bit answer cannot hold NaN, but its tails and headers can be faulty."""
     for strategy in (StochasticSign(), SignOfUpdate(), MajorityVote()):
         server, (client,) = federation(strategy, clients=1)
         server.open_round([0])
@@ -533,7 +533,7 @@ def test_an_answer_counts_once():
 
 
 def test_an_answer_to_another_run_is_refused():
-    """The same round, version and head, but weights that are not these."""
+    """The same round, version and head, but different weights."""
     server, (client,) = federation(FedAvg(), clients=1)
     other = Server(network(seed=1), FedAvg())
     for one in (server, other):
@@ -543,7 +543,7 @@ def test_an_answer_to_another_run_is_refused():
 
 
 class Clock:
-    """Shows the times that it is told to."""
+    """Shows given times."""
 
     def __init__(self, *times):
         self.times = list(times)
@@ -583,7 +583,7 @@ def test_a_round_that_fails_for_good_is_reported(tmp_path):
     ):
         history = rounds(server, broken, 3, attempts=2)
     assert history is None and server.version == 1
-    # The model is as the last good round left it.
+    # The model is unchanged since the last good round.
     expected, others = federation(FedAvg(), minimum=3)
     rounds(expected, others, 1, checkpoint=path)
     assert_same(state_of(server.model), state_of(expected.model))
@@ -604,7 +604,7 @@ def test_a_broadcast_that_was_damaged_is_not_trained_on(strategy):
     fields = rules.fields(strategy, client._head.entries, "up").values()
     update = wire.encode(dataclasses.replace(header, kind="update"),
                          client._head.read().values(), list(fields))  # fmt: skip
-    with pytest.raises(WireError, match="a client takes no message of kind 'update'"):
+    with pytest.raises(WireError, match="'state' or 'steps', got 'update'"):
         client.train(update)
     client.train(good)
 
@@ -615,12 +615,12 @@ def test_a_replica_that_went_astray_is_noticed():
     rounds(server, [client], 2)
     client._replica["1.layers.0.weight"][0, 0] += np.float32(0.01)
     server.open_round([0])
-    with pytest.raises(WireError, match="not the one that the server holds"):
+    with pytest.raises(WireError, match="differs from the one that the server holds"):
         client.train(server.broadcast(client.version))
-    assert client.version is None  # so that the next broadcast brings all of it
+    assert client.version is None  # so that the next broadcast contains the whole model
     server.receive(0, client.train(server.broadcast(client.version)))
     other = Client(1, codes(9), network(), strategy)
-    with pytest.raises(WireError, match="steps from version 1, this client holds None"):
+    with pytest.raises(WireError, match="steps from version 1, but this client holds version None"):
         other.train(server.broadcast(1))
 
 
@@ -664,7 +664,7 @@ def test_the_ledger():
 
 
 def everything(server, clients, history):
-    """All that a run has made, but the time it took."""
+    """All results of a run except its times."""
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in history.rows]
     return (
         state_of(server.model), [client.state() for client in clients], rows, history.ledger.rows,
@@ -701,7 +701,7 @@ def test_a_run_that_was_stopped_goes_on(strategy, norm, tmp_path):
 
 
 def test_attempts_are_counted_on_after_a_stop(tmp_path):
-    """A round that was tried twice: the next one draws as the third, stopped or not."""
+    """After a round was tried twice, the next attempt draws as the third, interrupted or not."""
 
     def run(count, path=None):
         server, clients = federation(FedAvg(), minimum=3)
@@ -757,11 +757,11 @@ def test_a_checkpoint_holds_no_data(tmp_path):
 
 
 class Killed(BaseException):
-    """What no part of the library catches."""
+    """An exception that no part of the library catches."""
 
 
 def announce(event):
-    """Call `event` before and behind all that changes what a run is; gives back the originals."""
+    """Call `event` before and after every change of a run's state; return the originals."""
     originals = []
     for owner, names in (
         (Server, ("open_round", "broadcast", "receive", "close_round")),
@@ -783,7 +783,7 @@ def announce(event):
 
 
 def short_run(path):
-    """Three rounds in which clients and server remember all that there is to remember."""
+    """Three rounds in which clients and server keep every kind of state."""
     server, clients = federation(SignOfUpdate(0.05, both=True), clients=2, norm="local")
     return rounds(server, clients, 3, batch_size=6, checkpoint=path)
 
@@ -816,7 +816,7 @@ def test_a_run_that_was_stopped_between_any_two_steps(tmp_path):
             events, path = 0, tmp_path / f"{last}.npz"
             with pytest.raises(Killed):
                 short_run(path)
-            events = total  # from here on nothing stops it
+            events = total  # from here on it is not interrupted
             short_run(path)
             assert content(path) == expected, f"stopped at event {last} of {total}"
     finally:
@@ -844,7 +844,7 @@ short_run(path)
 
 
 def killed_run(path, last=0):
-    """Whether the run ended by itself."""
+    """Whether the run ended without being killed."""
     paths = [os.path.dirname(os.path.abspath(__file__)), *filter(None, sys.path)]
     run = subprocess.run(
         [sys.executable, "-c", KILLED, str(path), str(last)],
@@ -858,7 +858,7 @@ def killed_run(path, last=0):
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 @pytest.mark.parametrize("last", [12, 29])
 def test_a_run_that_was_killed(last, tmp_path):
-    """12 is in the first round, 29 behind its write."""
+    """Event 12 is in the first round, event 29 after its write."""
     short_run(tmp_path / "whole.npz")
     path = tmp_path / "killed.npz"
     assert not killed_run(path, last)
@@ -871,10 +871,10 @@ def test_a_run_that_was_killed(last, tmp_path):
 
 
 def test_another_loss():
-    data, found = codes(40), []
+    data, states = codes(40), []
     for loss in (F.cross_entropy, lambda z, y: F.cross_entropy(z, y) * 0.5):
         server = Server(network(), FedAvg())
         client = Client(0, data, network(), FedAvg(), loss=loss, optimizer=sgd)
         rounds(server, [client], 1)
-        found.append(state_of(server.model))
-    assert differ(*found)
+        states.append(state_of(server.model))
+    assert differ(*states)

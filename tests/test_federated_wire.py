@@ -1,4 +1,4 @@
-"""Messages as bytes: sizes that are known beforehand, and readers that believe nothing."""
+"""Messages as bytes: sizes known in advance, and readers that check everything."""
 
 import hashlib
 import os
@@ -69,7 +69,7 @@ def test_what_is_sent_is_what_arrives(fields, seed):
 
 
 def test_the_bytes_are_those_of_the_description():
-    """The format as it is written down, by hand: a reader in another language would agree."""
+    """The documented format, decoded by hand, as a reader in another language would."""
     signs = np.array([[1, -1, -1, -1, -1, -1, -1, -1, 1, 1], [-1] * 9 + [1]])
     fields = {"a": wire.Field("bits", (2, 10)), "b": wire.Field("float16", (1,)),
               "c": wire.Field("int64", ())}  # fmt: skip
@@ -105,15 +105,15 @@ def test_the_bytes_are_those_of_the_description():
 )
 def test_the_sizes_of_the_paper_s_head(strategy, norm, up, down):
     entries = Head(models.BinaryMLP(200, 128, 2), norm).entries
-    found = rules.fields(strategy, entries, "up")
-    assert sum(f.nbytes for f in found.values() if f.encoding == "bits") in (0, 3232)
-    assert wire.size(found.values()) == len(message_of(found)) == up
-    found = rules.fields(strategy, entries, "down", steps=1)
-    assert wire.size(found.values()) == len(message_of(found)) == (down or up)
+    fields = rules.fields(strategy, entries, "up")
+    assert sum(f.nbytes for f in fields.values() if f.encoding == "bits") in (0, 3232)
+    assert wire.size(fields.values()) == len(message_of(fields)) == up
+    fields = rules.fields(strategy, entries, "down", steps=1)
+    assert wire.size(fields.values()) == len(message_of(fields)) == (down or up)
 
 
 def test_savings_against_float32():
-    """31 times for the weights, 19 for all with float32 batch norms, 28 without them."""
+    """A factor of 31 for weights, 19 for all with float32 batch norms, 28 without them."""
     plain = Head(models.BinaryMLP(200, 128, 2)).entries
     float32 = wire.size(rules.fields(FedAvg(), plain, "up").values())
     for norm, least in (("average", 19), ("local", 28), ("frozen", 28)):
@@ -178,13 +178,13 @@ def test_reasons():
     tail = bytearray(body)
     start = 44 + 10 + 6 + 2
     tail[start + 8] |= 0x80  # bit 71 of a row of 70
-    assert "w: from_bytes: bytes_ has bits set behind the 70 bits" in refused(signed(bytes(tail)))
+    assert "w: bits set behind the 70 bits of a row" in refused(signed(bytes(tail)))
     assert "must be bytes, got str" in refused("text")
     assert "must be bytes, got NoneType" in refused(None)
 
 
 def decoded(data, fields):
-    """Read a message while somebody watches who knows storage's errors only."""
+    """Read a message; errors other than storage's are failures."""
     try:
         wire.decode(data, fields)
     except WireError as error:
@@ -209,7 +209,7 @@ def test_bad_content_is_not_sent():
 @fuzz
 @given(forms, changes, st.booleans())
 def test_hostile_messages(fields, steps, repaired):
-    """64 KiB more, for the arrays: a sign takes a byte in memory and a bit in the message."""
+    """64 KiB more for arrays: a sign takes a byte in memory and a bit in the message."""
     data = changed(message_of(fields), steps)
     if repaired:
         data = signed(data[:-16])
@@ -220,7 +220,7 @@ def test_hostile_messages(fields, steps, repaired):
 @fuzz
 @given(forms, st.binary(max_size=300), st.integers(0, 65535))
 def test_hostile_tables(fields, table, count):
-    """Any declarations and bytes behind a good header."""
+    """Any declarations and bytes after a valid header."""
     header = message_of({})[:44]
     data = signed(header[:6] + count.to_bytes(2, "little") + header[8:] + table)
     with watched("tables of messages", len(data), 1 << 16):

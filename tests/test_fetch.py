@@ -28,7 +28,7 @@ FILE = RemoteFile("data.bin", len(CONTENT), hashlib.md5(CONTENT).hexdigest())
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers with what `behave(handler, request number)` writes; remembers the requests."""
+    """Answers with the output of `behave(handler, request number)`; records the requests."""
 
     daemon_threads = True
 
@@ -38,7 +38,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/data.bin"
 
     def handle_error(self, request, client_address):
-        """Not on the screen: clients that hang up are part of the tests."""
+        """Print nothing: clients that hang up are part of the tests."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -50,7 +50,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.behave(self, number)
 
     def log_message(self, *arguments):
-        """Silence."""
+        """Print nothing."""
 
     def answer(self, status=200, length=None, **headers):
         self.send_response(status)
@@ -61,7 +61,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def give(self, content=CONTENT, ranges=True, most=None):
-        """The content, or the rest of it that the client asks for; `most` bytes of it."""
+        """Send the content, or the requested rest of it, at most `most` bytes."""
         start = 0
         if ranges and (asked := self.headers.get("Range")):
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
@@ -102,7 +102,7 @@ def serve(monkeypatch):
 
 @pytest.fixture
 def pauses(monkeypatch):
-    """No waiting between tries; the pauses asked for."""
+    """Replace waiting between tries; return the requested pauses."""
     asked = []
     monkeypatch.setattr(
         download, "time", SimpleNamespace(sleep=asked.append, monotonic=time.monotonic)
@@ -128,7 +128,7 @@ def test_a_good_server(serve, tmp_path, capfd):
     assert (tmp_path / "data.bin").read_bytes() == CONTENT and left(tmp_path) == ["data.bin"]
     shown = capfd.readouterr()
     assert shown.out == "" and "data.bin" in shown.err and "50.0k/50.0k" in shown.err
-    get(server, tmp_path / "data.bin")  # it is there, and right
+    get(server, tmp_path / "data.bin")  # it exists and is right
     assert server.requests == [("/data.bin", None)]
     assert capfd.readouterr() == ("", "")
 
@@ -162,7 +162,7 @@ def test_a_truncated_download_is_resumed(serve, tmp_path, pauses):
 
 def test_a_later_call_resumes(serve, tmp_path, pauses):
     server = serve(lambda handler, number: handler.give(most=30_000 if number == 1 else None))
-    with pytest.raises(DownloadError, match=r"closed early \(30,000 of 50,000 bytes are there"):
+    with pytest.raises(DownloadError, match=r"closed early \(30,000 of 50,000 bytes have arrived"):
         get(server, tmp_path / "data.bin", retries=0)
     assert left(tmp_path) == ["data.bin.part"]
     assert (tmp_path / "data.bin.part").read_bytes() == CONTENT[:30_000]
@@ -250,7 +250,7 @@ def test_a_body_in_chunks_without_a_length(serve, tmp_path):
 
 
 def refused(server, folder, message, error=DownloadError, kept=(), **options):
-    """The download fails with this message, and leaves nothing under the final name."""
+    """Assert that the download fails with this message and leaves no file with the final name."""
     with pytest.raises(error, match=message) as caught:
         get(server, folder / "data.bin", **options)
     assert left(folder) == list(kept)
@@ -260,8 +260,8 @@ def refused(server, folder, message, error=DownloadError, kept=(), **options):
 def test_wrong_bytes_are_removed(serve, tmp_path):
     wrong = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
     server = serve(lambda handler, number: handler.give(wrong))
-    found = hashlib.md5(wrong).hexdigest()
-    message = f"{server.url}: wrong content: expected MD5 {FILE.md5}, found {found}; the file was"
+    digest = hashlib.md5(wrong).hexdigest()
+    message = f"{server.url}: wrong content: expected MD5 {FILE.md5}, found {digest}; the file was"
     refused(server, tmp_path, message)
     assert len(server.requests) == 1
     (tmp_path / "data.bin.part").write_bytes(wrong[:10])
@@ -306,7 +306,7 @@ def test_a_missing_file_is_not_asked_for_again(serve, tmp_path, status):
 
 def test_a_server_that_stays_busy(serve, tmp_path, pauses):
     server = serve(lambda handler, number: handler.answer(503, 0))
-    refused(server, tmp_path, "the server answers 503 .* the same command goes on", retries=5)
+    refused(server, tmp_path, "the server answers 503 .* repeat the command to continue", retries=5)
     assert len(server.requests) == 6 and pauses == [0.5, 1.0, 2.0, 4.0, 8.0]
 
 
@@ -349,7 +349,7 @@ def test_a_server_that_says_nothing(serve, tmp_path, pauses):
     done = threading.Event()
     server = serve(lambda handler, number: done.wait(5))
     start = time.monotonic()
-    refused(server, tmp_path, "no connection, or a broken one: timed out", timeout=0.2, retries=1)
+    refused(server, tmp_path, "or the connection broke: timed out", timeout=0.2, retries=1)
     done.set()
     assert time.monotonic() - start < 3 and len(server.requests) == 2
 
@@ -374,7 +374,7 @@ def test_no_server_at_all(serve, tmp_path, pauses):
     url = server.url
     server.shutdown()
     server.server_close()
-    with pytest.raises(DownloadError, match=r"no connection.*refused"):
+    with pytest.raises(DownloadError, match=r"cannot connect.*refused"):
         fetch_file(url, tmp_path / "data.bin", FILE, progress=False, timeout=1, retries=2)
     assert left(tmp_path) == [] and pauses == [0.5, 1.0]
 
@@ -433,7 +433,7 @@ def test_two_processes_do_not_write_into_each_other(serve, tmp_path):
 
 
 def test_the_empty_part_of_a_killed_process_is_removed(tmp_path):
-    """It was killed while it looked whether the process that it had waited for was done."""
+    """It was killed while checking whether the process it waited for had finished."""
     (tmp_path / "data.bin").write_bytes(CONTENT)
     (tmp_path / "data.bin.part").write_bytes(b"")
     fetch_file("http://127.0.0.1:9/", tmp_path / "data.bin", FILE, progress=False)
@@ -461,7 +461,7 @@ def idx(array):
 
 
 def published(monkeypatch, name, files):
-    """Let these be the files that the publisher of a data set describes."""
+    """Make these the files that a dataset's publisher describes."""
     described = tuple(
         RemoteFile(file, len(data), hashlib.md5(data).hexdigest()) for file, data in files.items()
     )
@@ -497,7 +497,7 @@ def test_fetch_and_load(serve, home, monkeypatch):
     train, test = load("mnist")
     assert train.labels.tolist() == [0, 1, 2, 3, 4] and (test.images == 2).all()
 
-    assert fetch("mnist", base_url="http://127.0.0.1:9/") == folder  # it is there
+    assert fetch("mnist", base_url="http://127.0.0.1:9/") == folder  # it exists
     (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(b"damaged")
     fetch("mnist", progress=False, base_url=base, force=True)
     assert len(server.requests) == 5 and len(load("mnist")[1]) == 2
@@ -581,7 +581,7 @@ def test_names_that_cannot_be_fetched(home, monkeypatch):
     with pytest.raises(ValueError, match="fetch: unknown dataset 'imagenet'; known are digits"):
         fetch("imagenet")
     assert fetch("digits") == path("digits") == fetch("digits", force=True)
-    with pytest.raises(FileNotFoundError, match="comes with tinybnn"):
+    with pytest.raises(FileNotFoundError, match="digits is bundled with tinybnn, but"):
         fetch("digits", root=home)
 
 

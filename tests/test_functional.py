@@ -1,4 +1,4 @@
-"""Activations, convolution, pooling, normalisation and losses, against loops and differences."""
+"""Activations, convolution, pooling, normalisation and losses, checked by loops and differences."""
 
 import warnings
 
@@ -36,7 +36,7 @@ def channels_last(x):
 
 
 def strided(x):
-    """The same values with gaps between them in memory, and the first axis backwards."""
+    """The same values with gaps between them in memory and the first axis reversed."""
     memory = np.full((*x.shape[:-1], 2 * x.shape[-1]), np.nan)
     view = memory[::-1, ..., ::2]
     view[...] = x
@@ -473,7 +473,7 @@ def test_conv2d_takes_bytes():
         (((2, 3, 5, 5), (4, 3, 3, 3)), {"padding": None}, "padding must be .*, got None"),
         (((2, 3, 5, 5), (4, 3, 3, 3)), {"padding": "full"}, "'valid' or 'same', got 'full'"),
         (((2, 3, 5, 5), (4, 3, 3, 3)), {"padding": "same", "stride": 2}, "needs stride 1"),
-        (((2, 3, 5, 5), (4, 3, 2, 3)), {"padding": "same"}, r"would be \(1, 2\) zeros in all"),
+        (((2, 3, 5, 5), (4, 3, 2, 3)), {"padding": "same"}, r"needs \(1, 2\) zeros"),
         (((2, 3, 5, 5), (4, 3, 3, 3)), {"dilation": 3}, r"does not fit into images of \(5, 5\)"),
         (((2, 3, 5, 5), (4, 3, 3, 3), (3,)), {}, r"bias must have the shape \(4,\), got \(3,\)"),
     ],
@@ -548,7 +548,7 @@ def test_conv_transpose2d(name, lay_out):
 
 @given(data=st.data())
 def test_conv_transpose2d_is_the_gradient_of_conv2d(data):
-    """Each size of image that a convolution may have come from is one output_padding."""
+    """Each image size that leads to this output corresponds to one output_padding."""
     side = st.integers(1, 3)
     groups, per_group, outputs = data.draw(side), data.draw(side), data.draw(side)
     kernel, stride, dilation = (data.draw(st.tuples(side, side)) for _ in range(3))
@@ -700,7 +700,7 @@ def test_max_pool_padding_never_wins_and_nan_does():
 
 
 def test_max_pool_padding_never_takes_a_gradient():
-    """Behind a relu a window's maximum is often 0, the value that padding has elsewhere."""
+    """After a relu a window's maximum is often 0, the padding value of other layers."""
     x = Tensor(np.zeros((1, 2, 4, 4)), requires_grad=True)
     y = F.max_pool2d(x, 3, 2, 1)
     y.sum().backward()
@@ -828,7 +828,7 @@ def test_batch_norm_of_an_array_with_learned_weights():
 @pytest.mark.parametrize("wanted", [0, 1], ids=["x", "weight"])
 @pytest.mark.parametrize("shape", [(5, 2), (3, 2, 2, 2)])
 def test_batch_norm_has_third_derivatives(shape, wanted):
-    """Its gradients have rules of their own, which are differentiable in turn."""
+    """Its gradients have their own rules, which are also differentiable."""
 
     def gradient(incoming, x, weight):
         x, weight = (v if v.requires_grad else Tensor(v, requires_grad=True) for v in (x, weight))
@@ -1014,7 +1014,7 @@ def test_binary_cross_entropy_outside_of_0_to_1():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_binary_cross_entropy_at_its_ends(dtype):
-    """Logarithms end at -100, and no gradient is infinite: also not that of tiny probabilities."""
+    """Logarithms are clamped at -100 and gradients are finite, even for tiny probabilities."""
     x = np.array([0, 0, 1, 1, 1e-42, 1e-30, 5e-324], dtype)
     target = np.array([0, 1, 0, 1, 1, 1, 1], dtype)
     t = Tensor(x, requires_grad=True)
@@ -1183,7 +1183,7 @@ def test_a_gradient_belongs_to_its_leaf_alone(name):
     for i, g in enumerate(held):
         assert g.flags.writeable
         assert not any(np.shares_memory(g, other) for other in others + held[:i])
-    # Neither a second backward pass nor another step's arrays touch what is held.
+    # Neither a second backward pass nor another step's arrays change the saved arrays.
     function(*inputs).backward(Tensor(given))
     for x, g, e in zip(inputs, held, expected, strict=True):
         assert_identical(g, e)
@@ -1194,5 +1194,5 @@ def test_labels_that_cross_entropy_does_not_take_get_the_next_step():
     x = Tensor(normal(4, 3))
     with pytest.raises(ValueError, match=r"int8 to int64.*astype\(np.int64\)"):
         F.cross_entropy(x, np.array([0.0, 1.0, 2.0, 0.0]))
-    with pytest.raises(ValueError, match=r"of a column write target\[:, 0\]"):
+    with pytest.raises(ValueError, match=r"write target\[:, 0\] for a column"):
         F.cross_entropy(x, np.array([[0], [1], [2], [0]]))

@@ -35,7 +35,7 @@ class Scale(nn.Module):
 
 def test_a_forward_hook_sees_inputs_and_output():
     model, x, seen = net(), batch(), []
-    handle = model[1].register_forward_hook(lambda *found: seen.append(found))
+    handle = model[1].register_forward_hook(lambda *arguments: seen.append(arguments))
     y = model(x)
     ((module, inputs, output),) = seen
     assert module is model[1] and len(inputs) == 1
@@ -68,7 +68,7 @@ def test_hooks_run_in_order_until_they_are_removed():
 def test_a_backward_hook_sees_the_gradients():
     model, x, seen = net(), batch(requires_grad=True), []
     for module in (model[0], model[1][1], model):
-        module.register_full_backward_hook(lambda *found: seen.append(found))
+        module.register_full_backward_hook(lambda *arguments: seen.append(arguments))
     y = model(x)
     (y * y).sum().backward()
     assert [module for module, _, _ in seen] == [model[1][1], model[0], model]
@@ -94,7 +94,7 @@ def test_inputs_without_a_gradient_are_none():
 
     a, b, c, seen, layer = Tensor([2.0], requires_grad=True), Tensor([3.0]), None, [], Product()
     c = Tensor([5.0], requires_grad=True)
-    layer.register_full_backward_hook(lambda *found: seen.append(found))
+    layer.register_full_backward_hook(lambda *arguments: seen.append(arguments))
     product, total = layer(a, b, "name", c)
     (product + 10.0 * total).sum().backward()
     ((_, grad_input, grad_output),) = seen
@@ -105,7 +105,7 @@ def test_inputs_without_a_gradient_are_none():
 
 def test_the_first_layer_has_no_gradient_of_its_input():
     model, seen = net(), []
-    model[0].register_full_backward_hook(lambda *found: seen.append(found))
+    model[0].register_full_backward_hook(lambda *arguments: seen.append(arguments))
     model(batch()).sum().backward()
     ((_, grad_input, (of_output,)),) = seen
     assert grad_input == (None,) and of_output.shape == (7, 6)
@@ -124,7 +124,7 @@ def test_gradients_stay_differentiable_behind_a_hook():
 def test_a_wrong_number_of_gradients():
     layer = Scale()
     layer.register_full_backward_hook(lambda module, grad_input, _: (None, None))
-    with pytest.raises(RuntimeError, match="Scale has 1 inputs, the hook gave 2 gradients"):
+    with pytest.raises(RuntimeError, match="Scale has 1 inputs, the hook returned 2 gradients"):
         layer(batch(requires_grad=True)).sum().backward()
 
 
@@ -132,7 +132,7 @@ def test_hooks_are_compiled():
     model, seen = net()[:3], []
     model[1].register_forward_hook(lambda module, inputs, output: 2.0 * output)
     model[0].register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
-    model[0].register_full_backward_hook(lambda *found: None)
+    model[0].register_full_backward_hook(lambda *arguments: None)
     model(batch()).sum().backward()
     packed = deploy.compile(model, (4,))
     with no_grad():
@@ -175,9 +175,11 @@ def test_arguments_of_forward_by_name():
 
 def test_next_of_a_list():
     model = net()
-    found = model.parameters()
-    assert next(found) is model[0].weight and next(found) is model[0].bias
-    assert len(found) == len(list(found)) == 6 and next(iter(found)) is model[0].weight
+    parameters = model.parameters()
+    assert next(parameters) is model[0].weight and next(parameters) is model[0].bias
+    assert (
+        len(parameters) == len(list(parameters)) == 6 and next(iter(parameters)) is model[0].weight
+    )
     assert next(model.children()) is model[0] and next(model.modules()) is model
     assert (
         next(model.named_parameters())[0] == "0.weight" == next(iter(model.named_parameters()))[0]
@@ -217,9 +219,9 @@ def test_add_module_and_register_parameter():
 def test_a_state_that_fits_in_part():
     model, other = net(), net()
     state = {"0.weight": np.ones((6, 4), np.float32), "9.weight": np.ones(3)}
-    found = model.load_state_dict(state, strict=False)
-    assert found.unexpected_keys == ["9.weight"]
-    assert "0.bias" in found.missing_keys and "0.weight" not in found.missing_keys
+    report = model.load_state_dict(state, strict=False)
+    assert report.unexpected_keys == ["9.weight"]
+    assert "0.bias" in report.missing_keys and "0.weight" not in report.missing_keys
     assert_identical(model[0].weight.data, state["0.weight"])
     assert_identical(model[0].bias.data, other[0].bias.data)
     with pytest.raises(KeyError, match=r"has no place for 9.weight.*pass strict=False"):
@@ -238,16 +240,16 @@ def test_binary_weights_are_signs_by_name():
         nn.DualBinaryConv2d(2, 3, 3), nn.AdaBinConv2d(2, 3, 3),
         nn.BinaryConv2d(2, 3, 3, weight_quantizer="magnitude_aware_sign", scale="mean"),
     )  # fmt: skip
-    found = model.binary_weights()
-    assert list(found) == [
+    weights = model.binary_weights()
+    assert list(weights) == [
         "0.1.1.weight", "0.3.weight", "2.branches.0.1.weight", "2.branches.1.1.weight", "3.weight",
         "4.weight",
     ]  # fmt: skip
     parameters = dict(model.named_parameters())
-    for name, signs in found.items():
+    for name, signs in weights.items():
         assert signs.shape == parameters[name].shape
         assert set(np.unique(signs)) <= ({-1, 0, 1} if name == "0.3.weight" else {-1, 1})
-    signs = found["0.1.1.weight"]
+    signs = weights["0.1.1.weight"]
     assert_identical(signs, np.where(model[0][1][1].weight.data >= 0, 1, -1).astype(np.float32))
     assert list(nn.BinaryLinear(3, 4).binary_weights()) == ["weight"]
 

@@ -1,7 +1,7 @@
-"""Files and messages in the right form, with right checksums, whose content was made to do harm.
+"""Well-formed files and messages with right checksums and malicious content.
 
 Checkpoints, folders of runs, files and replies of federated rounds, and what the steps of a packed
-model say about its arrays: a clear error that names the file, or a result.
+model declare about its arrays: the reader gives a clear error that names the file, or a result.
 """
 
 import copy
@@ -50,7 +50,7 @@ def run(tmp_path_factory):
 
 
 def refused(capsys, *words):
-    """A command fails with one line; returns it."""
+    """Assert that a command fails with one line; return the line."""
     assert main([str(word) for word in words]) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("tinybnn: "), (out, err)
@@ -242,9 +242,8 @@ def test_what_a_node_says_is_logged_short_and_without_control_characters(caplog)
 
 
 def test_colours_of_a_log_are_left_out():
-    said = []
-    launch._pass_on(["\x1b[92mINFO \x1b[0m: started\n", "plain\n"], said.append)
-    assert said == ["INFO : started", "plain"]
+    lines = [b"\x1b[92mINFO \x1b[0m: started\n", b"plain\n", b"\xff"]
+    assert list(launch._plain(lines)) == ["INFO : started", "plain", "\ufffd"]
 
 
 # --------------------------------------------------------------------------------- packed models
@@ -267,7 +266,7 @@ def packed():
 
 
 def test_signs_of_another_type_or_with_bits_behind_their_rows_are_refused(packed, tmp_path):
-    """Stored as words, so that nothing is said of the number of their bits."""
+    """They are stored as words, without the number of bits."""
     arrays, metadata = packed._stored()
     for i, step in enumerate(packed.steps):
         for name in step.bits:
@@ -275,7 +274,7 @@ def test_signs_of_another_type_or_with_bits_behind_their_rows_are_refused(packed
             entry = {**metadata["steps"][i], "bits": {}, "signs": {}, "joined": {}}
             steps = [*metadata["steps"][:i], entry, *metadata["steps"][i + 1 :]]
             for other, message in (
-                (words | np.uint64(1 << 63), "bits set behind the"),
+                (words | np.uint64(1 << 63), "bits set after the"),
                 (words.astype(np.uint32), "must be uint64"),
                 (words.astype(np.uint8), "must be uint64"),
             ):
@@ -285,7 +284,7 @@ def test_signs_of_another_type_or_with_bits_behind_their_rows_are_refused(packed
 
 
 def test_numbers_of_another_type_are_refused(packed, tmp_path):
-    """Else a loaded model would not be saved as it was."""
+    """Otherwise a loaded model would be saved differently."""
     arrays, metadata = packed._stored()
     metadata = json.loads(json.dumps(metadata))
     places = [(["input_shape"], 0)]
@@ -332,7 +331,7 @@ def test_signs_that_steps_share_are_in_memory_once(tmp_path):
 
 
 def test_signs_cannot_be_read_in_any_number_of_ways(tmp_path):
-    """One bit a row, 64 times as large in memory, in many shapes."""
+    """One bit per row takes 64 times the memory, in many shapes."""
     signs = np.zeros(1 << 14, np.uint8)
     shapes = [[2**i, 2**j, 2 ** (17 - i - j)] for i in range(18) for j in range(18 - i)]
     steps = [

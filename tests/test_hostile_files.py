@@ -1,4 +1,4 @@
-"""Files that somebody made to do harm: refused with a clear error, soon, and in little memory.
+"""Malicious files are refused with a clear error, quickly and in little memory.
 
 Model files have a right checksum here; the fuzz tests of readers and storage break everything else.
 """
@@ -141,7 +141,7 @@ def test_empty_arrays_are_refused(parts, tmp_path):
 
 
 def retyped(value):
-    """Values of other types that equal a number, or look like it."""
+    """Values of other types that equal or resemble a number."""
     if isinstance(value, list):
         return [[n, *value[1:]] for n in retyped(value[0])]
     number = [] if type(value) is str else [float(value), str(value), 10**400]
@@ -149,7 +149,7 @@ def retyped(value):
 
 
 def test_settings_have_the_types_that_kernels_take(tmp_path):
-    """A setting of another type is refused when the file is loaded; else the model runs."""
+    """A setting of another type is refused on loading; with the right type the model runs."""
     rng = np.random.default_rng(0)
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1, rng=rng), nn.BatchNorm2d(4), nn.Hardtanh(),
@@ -211,7 +211,7 @@ def npy(shape, descr="|u1", body=b"", version=(1, 0)):
 
 
 def png(width, height):
-    """A valid picture whose pixels, all 0, are compressed a thousand times."""
+    """A valid picture of zero pixels, compressed by a factor of a thousand."""
 
     def chunk(kind, data):
         body = kind + data
@@ -272,9 +272,9 @@ def test_npy_files_are_read_as_numpy_reads_them(tmp_path):
             file = io.BytesIO()
             np.lib.format.write_array(file, np.asarray(array), version)
             (tmp_path / "a.npy").write_bytes(file.getvalue())
-            found = datasets.read_npy(tmp_path / "a.npy")
-            assert found.dtype == np.asarray(array).dtype
-            np.testing.assert_array_equal(found, array)
+            loaded = datasets.read_npy(tmp_path / "a.npy")
+            assert loaded.dtype == np.asarray(array).dtype
+            np.testing.assert_array_equal(loaded, array)
 
 
 # -------------------------------------------------------------------------- pipes and terminals
@@ -318,7 +318,7 @@ def test_names_with_control_characters_are_refused_where_they_come_in():
 
 
 def test_pictures_start_no_other_program(model, tmp_path):
-    """Pillow hands EPS to Ghostscript, if it may."""
+    """By default Pillow passes EPS to Ghostscript."""
     path = tmp_path / "a.eps"
     path.write_bytes(FILES["PostScript"][0])
     code = (

@@ -23,7 +23,7 @@ def codes_of(n, count, seed=0):
 
 
 def trained(model, shape, steps=3, seed=0):
-    """Statistics and weights as some training might leave them."""
+    """Set statistics and weights as after some training."""
     rng = np.random.default_rng(seed)
     optimizer = optim.SGD(model.parameters(), lr=0.1)
     for step in range(steps):
@@ -36,7 +36,7 @@ def trained(model, shape, steps=3, seed=0):
 
 
 def dense_vae(count=4, estimator="disarm", seed=0):
-    """A small model without batch norm, in float64: the gradient of each image is its own."""
+    """A small float64 model without batch norm, so that images' gradients are independent."""
     vae = BinaryVAE(
         (1, 8, 8), count, estimator, encoder="dense", latent_norm=False, hidden=(6, 5),
         rng=np.random.default_rng(seed),
@@ -126,7 +126,7 @@ def test_the_loss_is_reconstruction_plus_rate(training):
 
 
 def test_evaluation_mode_has_codes_of_signs():
-    """Training mode of the relaxed estimator does not, which shows that the test can fail."""
+    """The relaxed estimator's training mode does not, so this test can fail."""
     vae, seen = BinaryVAE((1, 8, 8), 6, "gumbel_softmax", rng=np.random.default_rng(0)), []
     decode = vae.decoder.forward
     vae.decoder.forward = lambda codes: seen.append(np.abs(codes.data)) or decode(codes)
@@ -196,12 +196,12 @@ def test_the_loss_has_the_gradient_of_the_exact_elbo_in_the_mean(name):
 @pytest.mark.parametrize("estimator", ["disarm", latents.ScoreFunction(3)], ids=str)
 def test_gradients_through_the_decoder_can_be_compared(estimator):
     vae, x = dense_vae(3), images(2).astype(np.float64)
-    found = latents.compare_gradients(
+    comparison = latents.compare_gradients(
         estimator, vae.encoder.logits(Tensor(x)).data, lambda codes: vae.reconstruction(codes, x),
         vae.decoder.parameters(), samples=600, rng=np.random.default_rng(0),
     )  # fmt: skip
-    assert len(found.z) == 1 + len(vae.decoder.parameters())
-    assert max(np.abs(z).max() for z in found.z) < 4.5
+    assert len(comparison.z) == 1 + len(vae.decoder.parameters())
+    assert max(np.abs(z).max() for z in comparison.z) < 4.5
 
 
 def test_the_bound_rises_from_the_elbo_to_the_likelihood():
@@ -238,7 +238,7 @@ def test_the_same_seed_gives_the_same_bound_and_images():
 def test_codes_are_the_signs_of_the_logits_whatever_the_batch():
     vae, x = trained(BinaryVAE((1, 8, 8), 70), (1, 8, 8)).train(), images(9)
     codes = vae.encode(x)
-    assert vae.training and vae.decoder[0].training  # left in the mode that it was in
+    assert vae.training and vae.decoder[0].training  # its mode is restored
     assert_identical(vae.encode(x, batch_size=2), codes)
     with no_grad():
         logits = vae.eval().encoder.logits(Tensor(x)).data
@@ -269,13 +269,13 @@ def test_codes_take_25_bytes_each_in_a_file(tmp_path):
     info = {"dataset": "digits", "seed": 3}
     sizes = [save_codes(tmp_path / "codes", words[:k], 200) for k in (n, 1)]
     assert sizes[0] - sizes[1] == 25 * (n - 1)
-    found = load_codes(tmp_path / "codes")
-    assert found.labels is None and found.info == {} and len(found.words) == 1
+    stored = load_codes(tmp_path / "codes")
+    assert stored.labels is None and stored.info == {} and len(stored.words) == 1
     save_codes(tmp_path / "codes", words, 200, labels, info)
-    found = load_codes(tmp_path / "codes")
-    assert_identical(found.words, words)
-    assert_identical(found.labels, labels)
-    assert found.bits == 200 and found.info == info
+    stored = load_codes(tmp_path / "codes")
+    assert_identical(stored.words, words)
+    assert_identical(stored.labels, labels)
+    assert stored.bits == 200 and stored.info == info
 
 
 def test_other_files_are_no_codes(tmp_path):
@@ -286,7 +286,7 @@ def test_other_files_are_no_codes(tmp_path):
         (good, {"bits": 200, "info": {}}),  # other row size
         (good, {"bits": "9", "info": {}}),
         (good, {"bits": 9, "info": []}),
-        ({"codes": np.full((3, 2), 255, np.uint8)}, {"bits": 9, "info": {}}),  # bits behind the 9th
+        ({"codes": np.full((3, 2), 255, np.uint8)}, {"bits": 9, "info": {}}),  # bits after the 9th
         ({"codes": np.zeros(2, np.uint8)}, {"bits": 9, "info": {}}),
         ({"labels": np.zeros(3, int)}, {"bits": 9, "info": {}}),
         ({**good, "labels": np.zeros(2, int)}, {"bits": 9, "info": {}}),
@@ -372,7 +372,7 @@ def test_no_float_is_touched_between_the_packed_code_and_the_last_layer():
     assert before and all(dtype.kind in "iu" for _, dtype in before)
     covered = sorted(i for task in packed.tasks for i in task.covers)
     assert covered == list(range(len(packed.steps)))
-    # Nor is one among the constants of the steps before: weights are words, thresholds integers.
+    # Nor is a float among the constants of earlier steps: weights are words, thresholds integers.
     first_float = [step.operation for step in packed.steps].index("to_float")
     assert first_float == len(packed.steps) - 2  # the last layer's sums, then its batch norm
     for step in packed.steps[:first_float]:
@@ -446,7 +446,10 @@ def test_the_threshold_is_part_of_the_state():
         (lambda: BinaryVAE((1, 8, 8)).encode(images(2) - 1), "encode: pixels must lie in"),
         (lambda: BinaryVAE((1, 8, 8)).encode(images(2) * np.nan), "encode: pixels must lie in"),
         (lambda: BinaryVAE((1, 8, 8)).exact_elbo(images(1)[0]), "exact_elbo: x must be"),
-        (lambda: BinaryVAE((1, 8, 8), 11, "disarm").exact_elbo(images(2)), "1 to 10 bits, got 11"),
+        (
+            lambda: BinaryVAE((1, 8, 8), 11, "disarm").exact_elbo(images(2)),
+            r"bits must be from 1 to 10 .*, got 11",
+        ),
         (lambda: BinaryVAE((1, 8, 8)).bound(images(1), 0), "bound: samples must be an int >= 1"),
         (lambda: BinaryVAE((1, 8, 8)).encode(images(1), 0), "batch_size must be >= 1, got 0"),
         (lambda: BinaryVAE((1, 8, 8), 9).decode(codes_of(2, 8)), r"codes must be \(N, 9\) of ±1"),
@@ -471,7 +474,7 @@ def test_bad_arguments_are_refused(call, message):
 
 
 def pairs(dataset, a=0, b=1):
-    """Images in [0, 1] of two classes, and which of them each one is."""
+    """Images in [0, 1] of two classes, and their labels."""
     chosen = np.isin(dataset.labels, (a, b))
     x = (dataset.images[chosen] / np.float32(dataset.maximum)).astype(np.float32)
     return x, (dataset.labels[chosen] == b).astype(np.int64)

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 
 from tinybnn import cli, datasets, deploy, nn, plots, storage, training
 from tinybnn.cli import reproduce
-from tinybnn.experiments import hybnn, report_text
+from tinybnn.experiments import hybnn
+from tinybnn.experiments import report as pages
 from tinybnn.experiments.hybnn import bounds, report
 from tinybnn.experiments.hybnn.speed import is_bits_only
 from tinybnn.kernels.signs import bits
@@ -60,7 +62,7 @@ def test_a_run_leaves_tables_figures_and_pictures(made):
     text = (folder / "report.md").read_text()
     for title in (*result["arms"].values(), *result["all_classes"].values(), result["command"]):
         assert title in text
-    assert "over 95%" in text and "artefact" in text
+    assert "over 95%" in text and "10 of 10 such" in " ".join(text.split())
     pictures = [line.split("(")[1][:-1] for line in text.splitlines() if line.startswith("![")]
     assert len(pictures) == 9
     for name in pictures:
@@ -74,8 +76,8 @@ def test_the_summary_is_mean_and_deviation_of_the_last_epoch(made):
         accuracies = []
         for seed in range(2):
             paths = [folder / f"seed-{seed}" / "networks" / f"{arm}-{i}.npz" for i in range(5)]
-            found = [storage.load(path, kind="network", version=1)[1] for path in paths]
-            accuracies.append([f["history"]["test_accuracy"][-1] for f in found])
+            networks = [storage.load(path, kind="network", version=1)[1] for path in paths]
+            accuracies.append([f["history"]["test_accuracy"][-1] for f in networks])
         assert result["summary"][arm]["mean"] == {
             "mean": np.mean(np.mean(accuracies, 1)), "std": np.std(np.mean(accuracies, 1), ddof=1),
         }  # fmt: skip
@@ -106,9 +108,9 @@ def test_codes_are_those_of_the_autoencoder_and_take_5_bytes(made):
     for name, part in zip(("train", "test"), datasets.load("digits"), strict=True):
         part = part[:300]
         path = folder / "seed-0" / f"codes-{name}.npz"
-        found = load_codes(path)
-        assert_identical(found.words, vae.encode_packed(part.images / np.float32(16)))
-        assert_identical(found.labels, part.labels)
+        codes = load_codes(path)
+        assert_identical(codes.words, vae.encode_packed(part.images / np.float32(16)))
+        assert_identical(codes.labels, part.labels)
         assert 300 * 5 < path.stat().st_size < 300 * (5 + 8) + 2000  # labels are int64
 
 
@@ -116,10 +118,10 @@ def test_compiled_heads_predict_the_same_for_all_images(made):
     folder, result = made
     for seed in result["seeds"]:
         assert len(seed["compiled"]) == 5 + 2 + 1
-        for name, found in seed["compiled"].items():
-            count = found["images"]
-            assert found["identical_predictions"] == found["identical_logits"] == count == 300
-            assert name == "whole" or found["bits_only"]
+        for name, check in seed["compiled"].items():
+            count = check["images"]
+            assert check["identical_predictions"] == check["identical_logits"] == count == 300
+            assert name == "whole" or check["bits_only"]
     head = deploy.PackedModel.load(folder / "seed-1" / "head-task-2.npz")
     codes = load_codes(folder / "seed-1" / "codes-test.npz")
     rows = np.isin(codes.labels, (4, 5))
@@ -162,7 +164,7 @@ def test_a_complete_run_is_not_computed_again(made, monkeypatch):
 KILLED = """
 import os, signal, sys
 from tinybnn import storage, training
-from tinybnn.experiments import hybnn, report_text
+from tinybnn.experiments import hybnn
 
 kind, count = sys.argv[2], int(sys.argv[3])
 save, saved = storage.save, []
@@ -316,8 +318,8 @@ def test_a_folder_of_idx_files_is_a_data_set(tmp_path):
 def test_features_that_were_not_learned():
     images, _ = hybnn.features.load("digits", 300)
     x = images.images.reshape(300, 64) / np.float32(16)
-    found = hybnn.features.extract(images, hybnn.features.thresholded_pixels, 70)
-    assert_identical(bits.unpack(found, 64), np.where(x >= 0.5, 1, -1).astype(np.float32))
+    words = hybnn.features.extract(images, hybnn.features.thresholded_pixels, 70)
+    assert_identical(bits.unpack(words, 64), np.where(x >= 0.5, 1, -1).astype(np.float32))
     project = hybnn.features.random_projection(images, 50, np.random.default_rng(3))
     signs = np.random.default_rng(3).choice(np.float32([-1, 1]), (64, 50))
     mean = (images.images.reshape(300, 64).mean(0) / 16).astype(np.float32)
@@ -371,12 +373,16 @@ def test_old_tasks_are_forgotten_unless_they_are_one(tmp_path):
     images, _ = hybnn.features.load("digits", 400)
     pixels = hybnn.features.extract(images, hybnn.features.thresholded_pixels)
     features = {"codes": hybnn.networks.Features(pixels, pixels, 64)}
-    found = hybnn.networks.in_sequence(
+    accuracies = hybnn.networks.in_sequence(
         tmp_path / "a" / "net", (images, images), features, [[0, 1], [2, 3], [0, 1]], 0, 30
     )
-    assert np.shape(found) == (3, 3)
-    assert found[0][0] == found[0][2] > 0.95 and found[1][1] > 0.95 and found[2][0] > 0.95
-    assert found[0][1] < 0.9
+    assert np.shape(accuracies) == (3, 3)
+    assert (
+        accuracies[0][0] == accuracies[0][2] > 0.95
+        and accuracies[1][1] > 0.95
+        and accuracies[2][0] > 0.95
+    )
+    assert accuracies[0][1] < 0.9
 
 
 def test_a_sequence_is_compared_with_the_repaired_cnn(made):
@@ -384,11 +390,12 @@ def test_a_sequence_is_compared_with_the_repaired_cnn(made):
     result = json.loads(json.dumps(made[1]))
     for seed, a, b in zip(result["seeds"], (0.5, 0.6), (0.7, 0.81), strict=True):
         seed["in_sequence"][-1], seed["in_sequence_cnn"][-1] = [a] * 5, [b] * 5
-    text = " ".join(report._in_sequence(result).split())
-    assert "ends with 75.50 ± 7.78 in the mean of all tasks, HyBNN with 55.00 ± 7.07" in text
-    assert "-20.50 ± 0.71 points, better in 0 of 2 seeds, p = 0.016." in text
-    del result["seeds"][0]["in_sequence_cnn"]  # an older run's
-    assert "ends with" not in report._in_sequence(result)
+    text = "".join(report._in_sequence(result))
+    [cnn] = re.findall(r"binary CNN.* after 8 / 9 .*", text)
+    assert cnn.endswith("| 75.50 ± 7.78 |")
+    assert "| mean of all tasks | -20.50 ± 0.71 | 0 of 2 | p = 0.016 |" in text
+    del result["seeds"][-1]["in_sequence_cnn"]  # an older run's
+    assert "binary CNN" not in "".join(report._in_sequence(result)[2:])
 
 
 # ------------------------------------------------------------------------------------- the codes
@@ -402,21 +409,21 @@ def codes_of(n, count, seed=0):
 def test_statistics_of_codes(seed, count, n):
     codes = codes_of(n, count, seed)
     codes[:, 0] = 1  # a bit that says nothing
-    found = hybnn.codes.statistics(bits.pack(codes), count)
-    np.testing.assert_allclose(found["balance"], (codes > 0).mean(0), atol=1e-12)
+    measures = hybnn.codes.statistics(bits.pack(codes), count)
+    np.testing.assert_allclose(measures["balance"], (codes > 0).mean(0), atol=1e-12)
     used = np.flatnonzero(codes.std(0))
-    assert found["used"] == len(used) < count
-    assert found["distinct"] == len({row.tobytes() for row in codes})
+    assert measures["used"] == len(used) < count
+    assert measures["distinct"] == len({row.tobytes() for row in codes})
     expected = np.zeros((count, count))
     if len(used):
         expected[np.ix_(used, used)] = np.corrcoef(codes[:, used].T.astype(np.float64))
-    np.testing.assert_allclose(found["correlation"], expected, atol=1e-5)
+    np.testing.assert_allclose(measures["correlation"], expected, atol=1e-5)
     if len(used) > 1:
         pairs = [abs(expected[i, j]) for i, j in itertools.combinations(used, 2)]
-        assert found["mean_correlation"] == pytest.approx(np.mean(pairs), abs=1e-5)
+        assert measures["mean_correlation"] == pytest.approx(np.mean(pairs), abs=1e-5)
     p = np.clip((codes > 0).mean(0, dtype=np.float64), 1e-300, 1)
     q = np.clip(1 - p, 1e-300, 1)
-    assert found["entropy"] == pytest.approx(np.mean(-p * np.log2(p) - q * np.log2(q)), abs=1e-9)
+    assert measures["entropy"] == pytest.approx(np.mean(-p * np.log2(p) - q * np.log2(q)), abs=1e-9)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 130), st.integers(1, 4))
@@ -456,28 +463,13 @@ def with_accuracies(result, **accuracies):
 
 
 def test_baselines_are_compared_seed_by_seed(made):
-    """Seeds that all point in one direction are told apart, however close the means are."""
+    """Seeds that all point in one direction give a small p, however close the means are."""
     result = with_accuracies(made[1], hybnn=[0.97, 0.9], pixels=[0.9711, 0.901], cnn=[0.9, 0.97])
-    text = " ".join(report._baselines(result).split())
-    assert "Codes against pixels: -0.11 ± 0.01 points, better in 0 of 2 seeds, p = 0.03." in text
-    assert "Codes against it: +0.00 ± 9.90 points, better in 1 of 2 seeds, p = 1: not told" in text
-    assert "level" not in text and report_text.PAIRED in text
-    alone = with_accuracies(result | {"seeds": result["seeds"][:1]})
-    text = " ".join(report._baselines(alone).split())
-    assert "Codes against pixels: -0.11 points, one seed." in text and "p is" not in text
-
-
-@pytest.mark.parametrize(
-    ("mean", "apart", "width", "said"),
-    [
-        (-0.1, True, 784, "784 -> 200 bits and costs accuracy."),
-        (0.1, True, 784, "784 -> 200 bits and accuracy."),
-        (0.1, False, 784, "784 -> 200 bits; that it buys accuracy is not shown."),
-        (0.1, True, 64, "The code has more bits than the image has pixels."),
-    ],
-)
-def test_what_a_code_buys(mean, apart, width, said):
-    assert report._bought({"mean": mean, "apart": apart}, width, 200).endswith(said)
+    _, table, note, *_ = report._tasks(result)
+    assert "| -0.11 ± 0.01 | 0 of 2 | p = 0.03 |" in table
+    assert "| +0.00 ± 9.90 | 1 of 2 | p = 1 |" in table and note == pages.PAIRED
+    _, table, *_ = report._tasks(result | {"seeds": result["seeds"][:1]})
+    assert "| -0.11 | 0 of 1 |  |" in table
 
 
 def test_bits_that_are_flipped_without_a_word(made):
@@ -494,37 +486,38 @@ def test_bounds_of_estimators_after_equal_work(tmp_path):
     config = bounds.Config(bits=12, epochs=4, samples=3, limit=150)
     names = ["straight_through", "disarm", "sign"]
     say = []
-    result = bounds.run(tmp_path / "run", config, names[:2], progress=False, say=say.append)
+    result = bounds.run(tmp_path / "run", config, arms=names[:2], progress=False, say=say.append)
     assert [row["codes"] * row["epochs"] for row in result["rows"]] == [4, 4]
-    result = bounds.run(tmp_path / "run", config, names, progress=False, say=say.append)
-    assert [row["estimator"] for row in result["rows"]] == names
-    for row in result["rows"][:2]:
+    result = bounds.run(tmp_path / "run", config, arms=names, progress=False, say=say.append)
+    rows = {row["estimator"]: row for row in result["rows"]}
+    assert rows.keys() == {*names}
+    for row in (rows["straight_through"], rows["disarm"]):
         assert 0 < row["best"] < row["bound"] < 64 * np.log(2)
         assert 0 < row["bound_train"] < 64 * np.log(2)
-    sign = result["rows"][2]
+    sign = rows["sign"]
     assert sign["best"] == pytest.approx(sign["bound"]) and sign["rate"] == pytest.approx(
         12 * np.log(2)
     )
     text = (tmp_path / "run" / "report.md").read_text()
-    assert "64 - 512 - 256 - 12" in text and "116.0" in text and config.command() in text
+    assert "64 - 512 - 256 - 12" in text and "116.0" in text and result["command"] in text
     # The published bounds are of many codes: not for the column of one code.
     assert "| bound, one code | 3 codes | published, 1,000 codes, MNIST |" in text
     assert (tmp_path / "run" / "bounds.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(ValueError, match="is a run with bits=12, not bits=13"):
-        bounds.run(tmp_path / "run", dataclasses.replace(config, bits=13), names)
+        bounds.run(tmp_path / "run", dataclasses.replace(config, bits=13), arms=names)
 
 
 def test_pixels_are_drawn_once_with_their_brightness():
     images = datasets.from_arrays(
         np.tile(np.uint8([0, 51, 204, 255]), (4000, 1))[:, None], np.zeros(4000, int)
     )
-    found = bounds.binarized(images, np.random.default_rng(0))
-    assert found.maximum == 1 and found.images.dtype == np.uint8
-    mean = found.images.reshape(4000, 4).mean(0)
+    binarized = bounds.binarized(images, np.random.default_rng(0))
+    assert binarized.maximum == 1 and binarized.images.dtype == np.uint8
+    mean = binarized.images.reshape(4000, 4).mean(0)
     assert mean[0] == 0 and mean[3] == 1
     np.testing.assert_allclose(mean, [0, 0.2, 0.8, 1], atol=0.03)
     again = bounds.binarized(images, np.random.default_rng(0))
-    assert_identical(again.images, found.images)
+    assert_identical(again.images, binarized.images)
 
 
 # ------------------------------------------------------------------------------ the command line
@@ -539,23 +532,22 @@ def parsed(command):
     [
         (hybnn, SMALL),
         (hybnn, hybnn.Config()),
-        (hybnn, hybnn.Config("mnist", "fashion-mnist", "disarm", 0.5, 100, 5, 6, 7, 8, 1000)),
+        (hybnn, hybnn.Config("mnist", "fashion-mnist", "disarm", 0.0, 9, 5, 6, 7, 8, limit=1000)),
         (bounds, bounds.Config()),
-        (bounds, bounds.Config("mnist", 20, 3, 4, 2e-3, 5, 600)),
+        (bounds, bounds.Config("mnist", 20, 3, 4, 2e-3, limit=600)),
     ],
 )
 def test_the_command_of_a_run_gives_its_configuration(experiment, config):
-    command = config.command(4) if experiment is hybnn else config.command()
-    options = parsed(command)
-    assert reproduce._experiment_config(options, experiment) == config
-    assert experiment is bounds or options.seeds == 4
+    options = parsed(experiment.EXPERIMENT.command(config, 4))
+    assert reproduce._config(options, experiment.EXPERIMENT) == config
+    assert options.seeds == 4
 
 
 def test_quick_is_overruled_by_what_was_chosen():
     options = parsed("tinybnn reproduce hybnn --quick --epochs 9")
-    found = reproduce._experiment_config(options, hybnn)
-    assert found == hybnn.Config(**{**hybnn.QUICK, "epochs": 9})
-    folder = reproduce._experiment_folder(options, "hybnn")
+    config = reproduce._config(options, hybnn.EXPERIMENT)
+    assert config == hybnn.Config(**{**hybnn.EXPERIMENT.quick, "epochs": 9})
+    folder = reproduce._folder(options, config)
     assert folder == os.path.join("runs", "hybnn-digits-quick")
 
 
@@ -586,7 +578,7 @@ def test_the_command_line(tmp_path, name):
         ("hybnn --dataset nothing", "unknown data set 'nothing'"),
         ("hybnn --estimator none", "unknown 'none', choose from sign"),
         ("hybnn --bits 0", "expects a whole number >= 1, got '0'"),
-        ("hybnn-bounds --estimators sign,none", "unknown estimator 'none'"),
+        ("hybnn-bounds --estimators sign,none", "argument --estimators: unknown 'none'"),
     ],
 )
 def test_wrong_options_are_refused(words, message, capsys):
@@ -638,8 +630,8 @@ def test_images_side_by_side(channels):
     axes = drawn(lambda axes: plots.images(images, columns=2, title="five", ax=axes))
     sheet = np.asarray(axes.get_images()[0].get_array())
     assert sheet.shape[:2] == (3 * 4, 2 * 5 - 1)
-    found = sheet.reshape(12, 9, channels)[4:7, 5:9]
-    assert_identical(found, images[3].transpose(1, 2, 0).astype(found.dtype))
+    tile = sheet.reshape(12, 9, channels)[4:7, 5:9]
+    assert_identical(tile, images[3].transpose(1, 2, 0).astype(tile.dtype))
     labels = ["a", "b", "c", "d", "e"]
     axes = drawn(lambda axes: plots.images(images, 2, labels=labels, ax=axes))
     assert [text.get_text() for text in axes.texts] == labels

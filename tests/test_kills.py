@@ -1,4 +1,4 @@
-"""Commands that are killed at random moments, again and again, until one comes to its end.
+"""Commands that are killed at random moments, repeatedly, until one completes.
 
 What they leave then is compared with an undisturbed run, bit for bit except for times. By default a
 few kills show that all of it works; a campaign counts as many as wanted:
@@ -40,7 +40,7 @@ REPORT = os.environ.get("TINYBNN_KILLS_REPORT")
 ENVIRONMENT = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 TEMPORARY = ".tinybnn-*.tmp"
 
-# Clients that remember local batch norms and versions of the model, a server with one bit each way.
+# Clients that keep local batch norms and model versions; a server with one bit each way.
 ROUNDS = """
 import sys
 import numpy as np
@@ -67,12 +67,12 @@ federated.run_rounds(
 
 
 class Job(NamedTuple):
-    """A command that goes on where it was killed.
+    """A command that resumes where it was killed.
 
     Attributes
     ----------
     arguments : list of str
-        Of Python; FOLDER stands for the folder that the command writes to.
+        Python's arguments; FOLDER stands for the folder that the command writes to.
     once : tuple of str
         Patterns of files that are written once and never again.
     """
@@ -109,7 +109,7 @@ JOBS = {
     "federated rounds": Job(["-c", ROUNDS, "FOLDER/rounds.npz"]),
 }  # fmt: skip
 
-# Kills are dealt out in this order: a third for each of train, reproduce and federated rounds.
+# Kills are assigned in this order: a third each for train, reproduce and federated rounds.
 ORDER = [
     "train", "reproduce fedavg", "federated rounds",
     "train", "reproduce fedavg", "federated rounds",
@@ -162,7 +162,7 @@ def stored(path):
 
 
 def content(path):
-    """What a file holds but times, ready for `==`; an exception if it is not whole."""
+    """A file's content except times, ready for `==`; raises if it is not whole."""
     if path.suffix == ".npz":
         return repeatable(list(stored(path)))
     if path.suffix == ".json":
@@ -172,7 +172,7 @@ def content(path):
         assert data.startswith(b"\x89PNG") and data.endswith(b"IEND\xaeB`\x82"), path
     elif path.suffix == ".md":
         assert data.endswith(b"\n"), path
-        return re.sub(rb"\d+", b"0", data)  # times are among the figures, which stand in JSON, too
+        return re.sub(rb"\d+", b"0", data)  # figures include times, and JSON files hold figures
     return data
 
 
@@ -187,31 +187,31 @@ def contents(folder):
 
 
 def progress(folder, once):
-    """What must not be done a second time: files that are final, and rows of histories.
+    """Work that must not be repeated: final files and rows of histories.
 
-    Rows hold the seconds that an epoch or a round took: they tell it from its repetition.
+    Rows hold the seconds that an epoch or round took, which tell it from a repetition.
     """
-    found = {}
+    histories = {}
     for name, path in files(folder).items():
         if any(Path(name).match(pattern) for pattern in once):
-            found[name] = [(path.stat().st_ino, path.stat().st_mtime_ns)]
+            histories[name] = [(path.stat().st_ino, path.stat().st_mtime_ns)]
         elif path.suffix == ".npz":
-            found[name] = stored(path)[1].get("history", [])
-    return found
+            histories[name] = stored(path)[1].get("history", [])
+    return histories
 
 
 def lost(before, after):
-    """Names of what was there before and is not, or not the same, after."""
+    """Names of entries that were there before but are missing or different afterwards."""
     return [
         f"{name} was written again" for name, rows in before.items()
         if after.get(name, [])[: len(rows)] != rows
     ]  # fmt: skip
 
 
-def different(expected, found):
+def different(expected, actual):
     """Names of files that differ, are missing or should not be there."""
-    names = sorted({*expected, *found})
-    return [f"{name} differs" for name in names if expected.get(name) != found.get(name)]
+    names = sorted({*expected, *actual})
+    return [f"{name} differs" for name in names if expected.get(name) != actual.get(name)]
 
 
 # ----------------------------------------------------------------------------------- the commands
@@ -227,7 +227,7 @@ def start(job, folder):
 
 
 def ended(process):
-    """Whether a process came to its end by itself; anything but that and a kill is an error."""
+    """Whether a process ended normally; any end other than that or a kill is an error."""
     _, error = process.communicate(timeout=600)
     assert process.returncode in (0, -signal.SIGKILL), error
     assert "Traceback" not in error, error
@@ -236,7 +236,7 @@ def ended(process):
 
 @pytest.mark.parametrize("name", JOBS)
 def test_killed_at_random(name, tmp_path, rows):
-    """Any moment of the time that an undisturbed run takes; the last process is left alone."""
+    """Kill at any moment of an undisturbed run's time; the last process is left alone."""
     if not SHARES[name]:
         pytest.skip("all kills went to the others: TINYBNN_KILLS=12 reaches all")
     job, draw, begin = JOBS[name], random.Random(f"{SEED} {name}"), time.perf_counter()
@@ -331,13 +331,13 @@ def test_writers_of_one_file(tmp_path, rows):
         env=ENVIRONMENT, capture_output=True, text=True, timeout=600 + kills, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    report = json.loads(done.stdout)
     seconds = round(time.perf_counter() - begin)
     rows.append({
         "job": "two writers of one file", "kills": kills + 2, "whole files read": kills,
-        "left at the end": len(found["files"]) - 1, "differences": 0, "seconds": seconds,
+        "left at the end": len(report["files"]) - 1, "differences": 0, "seconds": seconds,
     })  # fmt: skip
-    assert found["files"] == ["x.npz"]
+    assert report["files"] == ["x.npz"]
 
 
 DOWNLOAD = """
@@ -352,7 +352,7 @@ CONTENT = random.Random(0).randbytes(500_000)
 
 
 class SlowHandler(http.server.BaseHTTPRequestHandler):
-    """Gives `CONTENT`, or its end, at about 3 MB a second."""
+    """Sends `CONTENT`, or the rest of it, at about 3 MB per second."""
 
     def do_GET(self):
         begin = int(self.headers.get("Range", "bytes=0-")[6:-1])
@@ -372,11 +372,11 @@ class SlowHandler(http.server.BaseHTTPRequestHandler):
             super().handle()
 
     def log_message(self, *arguments):
-        """Not on the screen."""
+        """Print nothing."""
 
 
 def test_downloads(tmp_path, rows):
-    """Each process goes on behind the last byte that the killed one wrote."""
+    """Each process continues after the last byte that the killed one wrote."""
     draw, begin = random.Random(SEED), time.perf_counter()
     target, part = tmp_path / "data.bin", tmp_path / "data.bin.part"
     runs, kills, parts, left = 0, 0, 0, 0

@@ -82,12 +82,17 @@ def test_a_trajectory_in_a_plane_is_found_again():
     plane, _ = np.linalg.qr(rng.standard_normal((50, 2)))
     steps = rng.standard_normal((6, 2)) * [3.0, 1.0]
     snapshots = rng.standard_normal(50) + steps @ plane.T
-    found = analysis.trajectory(snapshots)
-    assert found.explained.sum() == pytest.approx(1.0) and found.explained[0] > found.explained[1]
-    np.testing.assert_allclose(found.directions @ found.directions.T, np.eye(2), atol=1e-12)
-    again = snapshots[-1] + found.coordinates @ found.directions
+    trajectory = analysis.trajectory(snapshots)
+    assert (
+        trajectory.explained.sum() == pytest.approx(1.0)
+        and trajectory.explained[0] > trajectory.explained[1]
+    )
+    np.testing.assert_allclose(
+        trajectory.directions @ trajectory.directions.T, np.eye(2), atol=1e-12
+    )
+    again = snapshots[-1] + trajectory.coordinates @ trajectory.directions
     np.testing.assert_allclose(again, snapshots, atol=1e-12)
-    assert not found.coordinates[-1].any()
+    assert not trajectory.coordinates[-1].any()
     one = analysis.trajectory(snapshots, 1)
     away = snapshots - snapshots[-1]
     _, singular, _ = np.linalg.svd(away)
@@ -111,28 +116,28 @@ def test_each_point_is_a_loss_of_the_moved_network(surfaces):
     origin = analysis.parameter_vector(model)
     directions = [analysis.random_direction(model, seed=s) for s in (1, 2)]
     axes = [-0.5, 0.0, 1.0], [0.0, 0.25]
-    found = analysis.loss_landscape(model, data, directions, axes, surfaces=surfaces)
+    landscape = analysis.loss_landscape(model, data, directions, axes, surfaces=surfaces)
     np.testing.assert_array_equal(analysis.parameter_vector(model), origin)
-    assert found.losses.keys() == set(surfaces)
+    assert landscape.losses.keys() == set(surfaces)
     other = network()
     for i, a in enumerate(axes[0]):
         for j, b in enumerate(axes[1]):
             set_vector(other, origin + (a * directions[0] + b * directions[1]))
             for name in surfaces:
                 expected = loss_by_hand(other, data, name)
-                assert found.losses[name][i, j] == pytest.approx(expected, rel=1e-5)
+                assert landscape.losses[name][i, j] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_true_loss_is_that_of_the_packed_model():
     model, data = network(), batches()
     direction = analysis.random_direction(model)
-    found = analysis.loss_landscape(model, data, direction, [0.0, 0.7], surfaces=["binary"])
+    landscape = analysis.loss_landscape(model, data, direction, [0.0, 0.7], surfaces=["binary"])
     origin = analysis.parameter_vector(model)
     for i, a in enumerate([0.0, 0.7]):
         set_vector(model, origin + np.float32(a) * direction)
         packed = deploy.compile(model.eval(), (2, 4, 4))
         losses = [float(F.cross_entropy(packed.predict(x), y)) * len(x) for x, y in data]
-        assert found.losses["binary"][i] == sum(losses) / 11
+        assert landscape.losses["binary"][i] == sum(losses) / 11
 
 
 def test_the_surrogate_is_smooth_and_the_true_loss_a_staircase():
@@ -145,22 +150,22 @@ def test_the_surrogate_is_smooth_and_the_true_loss_a_staircase():
         for end in (1e-3, 1.0)
     )  # fmt: skip
     assert len(set(few["surrogate"])) == len(set(many["surrogate"])) == 9
-    # The bias is no filter: nothing moves but signs.
+    # The bias is no filter: only signs move.
     assert len(set(few["binary"])) < 3 < len(set(many["binary"]))
 
 
 def test_statistics_of_the_batch_on_request():
     model, data = network(), batches()
     before = {k: v.copy() for k, v in model.state_dict().items()}
-    found = analysis.loss_landscape(
+    landscape = analysis.loss_landscape(
         model, data, analysis.random_direction(model), [0.0], surfaces=["binary"], training=True
     )
     for name, array in model.state_dict().items():
         np.testing.assert_array_equal(array, before[name])
     model.train()
     losses = [float(F.cross_entropy(model(Tensor(x)), y).data) * len(x) for x, y in data]
-    assert found.losses["binary"][0] == pytest.approx(sum(losses) / 11)
-    assert found.losses["binary"][0] != analysis.mean_loss(model, data)
+    assert landscape.losses["binary"][0] == pytest.approx(sum(losses) / 11)
+    assert landscape.losses["binary"][0] != analysis.mean_loss(model, data)
 
 
 def test_along_an_eigenvector_the_loss_curves_by_its_eigenvalue():
@@ -169,15 +174,15 @@ def test_along_an_eigenvector_the_loss_curves_by_its_eigenvalue():
     data = [(rng.standard_normal((20, 5)), rng.integers(0, 3, 20))]
     pairs = analysis.top_eigenvalues(analysis.HessianOperator(model, data), 1, tol=1e-10)
     h = 1e-3
-    found = analysis.loss_landscape(
+    landscape = analysis.loss_landscape(
         model, data, pairs.vectors.T, [-h, 0.0, h], surfaces=["surrogate"]
     )
-    below, here, above = found.losses["surrogate"]
+    below, here, above = landscape.losses["surrogate"]
     assert (below - 2 * here + above) / h**2 == pytest.approx(pairs.values[0], rel=1e-4)
 
 
 class Interrupted:
-    """A list of batches that breaks down after it was read some times."""
+    """A list of batches that fails after being read a given number of times."""
 
     def __init__(self, data, limit):
         self.data, self.left = data, limit
@@ -202,9 +207,9 @@ def test_a_grid_goes_on_from_its_file(tmp_path):
     half = analysis.load_landscape(path)
     assert np.isnan(half.losses["binary"]).tolist() == [[False] * 2, [True] * 2, [True] * 2]
     rest = Interrupted(data, 1 + 8)
-    found = analysis.loss_landscape(model, rest, directions, axes, checkpoint=path)
+    resumed = analysis.loss_landscape(model, rest, directions, axes, checkpoint=path)
     for name in ("binary", "surrogate"):
-        np.testing.assert_array_equal(found.losses[name], whole.losses[name])
+        np.testing.assert_array_equal(resumed.losses[name], whole.losses[name])
     again = Interrupted(data, 1)  # nothing is left to do
     analysis.loss_landscape(model, again, directions, axes, checkpoint=path)
     with pytest.raises(ValueError, match="is of another landscape"):
@@ -213,12 +218,14 @@ def test_a_grid_goes_on_from_its_file(tmp_path):
 
 def test_a_landscape_is_saved_and_read(tmp_path):
     model = network()
-    found = analysis.loss_landscape(model, batches(), analysis.random_direction(model), [0.0, 0.1])
-    found.save(tmp_path / "a.npz")
+    landscape = analysis.loss_landscape(
+        model, batches(), analysis.random_direction(model), [0.0, 0.1]
+    )
+    landscape.save(tmp_path / "a.npz")
     again = analysis.load_landscape(tmp_path / "a.npz")
-    np.testing.assert_array_equal(again.coordinates[0], found.coordinates[0])
-    for name in found.losses:
-        np.testing.assert_array_equal(again.losses[name], found.losses[name])
+    np.testing.assert_array_equal(again.coordinates[0], landscape.coordinates[0])
+    for name in landscape.losses:
+        np.testing.assert_array_equal(again.losses[name], landscape.losses[name])
 
 
 def test_wrong_grids():
@@ -243,7 +250,7 @@ def test_wrong_grids():
 
 
 def flips_by_hand(model, layer, data):
-    """The loss of the model with each weight flipped, one after the other."""
+    """The loss of the model with each single weight flipped, one at a time."""
     changes = np.empty(layer.weight.shape)
     base = analysis.mean_loss(model, data)
     for i in np.ndindex(layer.weight.shape):
@@ -256,19 +263,19 @@ def flips_by_hand(model, layer, data):
 
 @pytest.mark.parametrize("layer", ["0", "2", "6"])
 def test_the_spectrum_is_that_of_flips_one_by_one(layer):
-    """The first layer has real inputs, the second groups and a scale, the third a bias."""
+    """The first layer has real inputs, the second has groups and a scale, the third a bias."""
     model, data = network(), batches()
     before = analysis.parameter_vector(model)
-    found = analysis.flip_spectrum(model, layer, data)
+    spectrum = analysis.flip_spectrum(model, layer, data)
     base, changes = flips_by_hand(model, model[int(layer)], data)
-    assert found.loss == base and found.changes.any()
-    np.testing.assert_allclose(found.changes, changes, rtol=0, atol=1e-15)
+    assert spectrum.loss == base and spectrum.changes.any()
+    np.testing.assert_allclose(spectrum.changes, changes, rtol=0, atol=1e-15)
     np.testing.assert_array_equal(analysis.parameter_vector(model), before)
     assert model.training
 
 
 class Residual(nn.Module):
-    """Not a Sequential, and with a way around its layer."""
+    """A module that is no Sequential, with a shortcut around its layer."""
 
     def __init__(self, rng):
         self.conv = nn.BinaryConv2d(2, 2, 3, padding=1, padding_mode="ones", rng=rng)
@@ -282,20 +289,20 @@ class Residual(nn.Module):
 def test_a_layer_inside_of_a_module(path):
     model, data = Residual(np.random.default_rng(0)), batches()
     for whole, name in ((model, path), (nn.Sequential(nn.LeakyReLU(), model), f"1.{path}")):
-        found = analysis.flip_spectrum(whole, name, data)
+        spectrum = analysis.flip_spectrum(whole, name, data)
         base, changes = flips_by_hand(whole, getattr(model, path), data)
-        assert found.loss == base
-        np.testing.assert_allclose(found.changes, changes, rtol=0, atol=1e-15)
+        assert spectrum.loss == base
+        np.testing.assert_allclose(spectrum.changes, changes, rtol=0, atol=1e-15)
 
 
 def test_a_weight_of_zero_flips_as_well():
     model, data = network(), batches()
     weight = model[6].weight.data
     weight[0, 0] = 0.0  # which counts as +1
-    found = analysis.flip_spectrum(model, "6", data).changes[0, 0]
+    change = analysis.flip_spectrum(model, "6", data).changes[0, 0]
     base = analysis.mean_loss(model, data)
     weight[0, 0] = -1e-30
-    assert found == analysis.mean_loss(model, data) - base != 0
+    assert change == analysis.mean_loss(model, data) - base != 0
 
 
 def test_a_spectrum_in_several_chunks(monkeypatch):
@@ -318,9 +325,9 @@ def test_a_spectrum_goes_on_from_its_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         analysis.flip_spectrum(model, "2", data, loss, checkpoint=path)
     first = len(calls)
-    found = analysis.flip_spectrum(model, "2", data, loss, checkpoint=path)
-    np.testing.assert_array_equal(found.changes, whole.changes)
-    assert found.loss == whole.loss
+    resumed = analysis.flip_spectrum(model, "2", data, loss, checkpoint=path)
+    np.testing.assert_array_equal(resumed.changes, whole.changes)
+    assert resumed.loss == whole.loss
     assert len(calls) - first < 2 * (6 * 18 + 1)  # not all over again
     with pytest.raises(ValueError, match="is of another spectrum"):
         analysis.flip_spectrum(model, "6", data, loss, checkpoint=path)

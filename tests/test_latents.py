@@ -1,4 +1,4 @@
-"""Estimators of gradients through binary latents, held against sums over all codes."""
+"""Estimators of gradients through binary latents, compared with sums over all codes."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def tensor(*shape, seed=0):
 
 
 def small_decoder(seed=0):
-    """A cost that is curved in every bit and differs between images; and its parameters."""
+    """A cost, curved in every bit and different for each image, and its parameters."""
     w, v, target = (tensor(BITS, 6, seed=seed), tensor(6, seed=seed + 1), tensor(IMAGES, 6, seed=9))
 
     def cost(codes):
@@ -49,7 +49,7 @@ def test_all_codes_are_enumerated_once():
 
 @pytest.mark.parametrize("bits", [0, 11])
 def test_too_many_codes_are_refused(bits):
-    with pytest.raises(ValueError, match="for 1 to 10 bits"):
+    with pytest.raises(ValueError, match="bits must be from 1 to 10"):
         latents.Enumeration.codes(bits)
 
 
@@ -115,8 +115,8 @@ def test_enumeration_is_the_weighted_sum_over_codes():
         q = np.prod(1 / (1 + np.exp(-code * logits)), axis=1)
         with no_grad():
             expected += q * cost(Tensor(np.tile(code, (IMAGES, 1)))).data
-    found = latents.Enumeration().expectation(Tensor(logits), cost)
-    np.testing.assert_allclose(found.data, expected, rtol=1e-12)
+    expectation = latents.Enumeration().expectation(Tensor(logits), cost)
+    np.testing.assert_allclose(expectation.data, expected, rtol=1e-12)
 
 
 UNBIASED = [latents.ScoreFunction(2), latents.ScoreFunction(5), latents.DisARM()]
@@ -137,9 +137,11 @@ def compare(estimator, samples=3000):
 @pytest.mark.parametrize("estimator", UNBIASED, ids=repr)
 def test_unbiased_estimators_agree_with_the_exact_gradient(estimator):
     assert estimator.is_unbiased
-    found = compare(estimator)
-    assert [g.shape for g in found.exact] == [(IMAGES, BITS), (BITS, 6), (6,)]
-    for z, error, exact in zip(found.z, found.standard_error, found.exact, strict=True):
+    comparison = compare(estimator)
+    assert [g.shape for g in comparison.exact] == [(IMAGES, BITS), (BITS, 6), (6,)]
+    for z, error, exact in zip(
+        comparison.z, comparison.standard_error, comparison.exact, strict=True
+    ):
         assert np.all(error > 0) and np.all(error < 0.2 * np.abs(exact).max())
         assert np.abs(z).max() < LIMIT
 
@@ -147,17 +149,17 @@ def test_unbiased_estimators_agree_with_the_exact_gradient(estimator):
 @pytest.mark.parametrize("estimator", BIASED, ids=repr)
 def test_the_bias_of_biased_estimators_is_seen(estimator):
     assert not estimator.is_unbiased
-    found = compare(estimator)
-    assert np.abs(found.z[0]).max() > 3 * LIMIT
+    comparison = compare(estimator)
+    assert np.abs(comparison.z[0]).max() > 3 * LIMIT
     hard = type(estimator) is not latents.GumbelSoftmax
-    # Codes of ±1 are drawn from q itself, so the decoder's gradient is unbiased all the same.
-    assert all((np.abs(z).max() < LIMIT) == hard for z in found.z[1:])
+    # Codes of ±1 are drawn from q itself, so the decoder's gradient is still unbiased.
+    assert all((np.abs(z).max() < LIMIT) == hard for z in comparison.z[1:])
 
 
 def test_the_relaxation_loses_bias_as_it_cools():
     def bias(temperature):
-        found = compare(latents.GumbelSoftmax(temperature), samples=2000)
-        return np.abs(found.bias[0]).mean(), found.standard_error[0].mean()
+        comparison = compare(latents.GumbelSoftmax(temperature), samples=2000)
+        return np.abs(comparison.bias[0]).mean(), comparison.standard_error[0].mean()
 
     (warm, small_error), (cold, large_error) = bias(2.0), bias(0.3)
     assert cold < 0.5 * warm and large_error > 2 * small_error
@@ -165,11 +167,11 @@ def test_the_relaxation_loses_bias_as_it_cools():
 
 def test_straight_through_is_exact_for_linear_costs():
     slope, logits = np.array([1.0, -2.0, 3.0, 0.5]), logits_of()
-    found = latents.compare_gradients(
+    comparison = latents.compare_gradients(
         "straight_through", logits, lambda z: (z * slope).sum(1), samples=2
     )
-    np.testing.assert_allclose(found.mean[0], found.exact[0], rtol=1e-12)
-    assert np.abs(found.z[0]).max() < LIMIT  # although the error is 0
+    np.testing.assert_allclose(comparison.mean[0], comparison.exact[0], rtol=1e-12)
+    assert np.abs(comparison.z[0]).max() < LIMIT  # although the error is 0
 
 
 @pytest.mark.parametrize("estimator", [*UNBIASED, *BIASED[::2]], ids=repr)
@@ -226,8 +228,8 @@ def test_the_same_seed_gives_the_same_gradient():
 def test_the_relaxed_code_is_a_sigmoid_of_the_noisy_logit_over_the_temperature():
     noisy = np.random.default_rng(0).standard_normal((5, 4))
     for temperature in (0.2, 1.0, 3.0):
-        found = latents.GumbelSoftmax(temperature).relaxed(Tensor(noisy)).data
-        np.testing.assert_allclose(found, 2 / (1 + np.exp(-noisy / temperature)) - 1, rtol=1e-12)
+        code = latents.GumbelSoftmax(temperature).relaxed(Tensor(noisy)).data
+        np.testing.assert_allclose(code, 2 / (1 + np.exp(-noisy / temperature)) - 1, rtol=1e-12)
 
 
 def test_the_noise_makes_a_bit_positive_as_often_as_q_says():
@@ -264,7 +266,7 @@ def test_a_temperature_schedule_is_restored():
     first, second = latents.GumbelSoftmax(), latents.GumbelSoftmax()
     schedule = latents.TemperatureSchedule(first, T_max=10)
     other = latents.TemperatureSchedule(second, T_max=3, start=9.0, end=0.1)
-    chained = optim.ChainedScheduler([schedule])  # what `training.fit` takes
+    chained = optim.ChainedScheduler([schedule])  # accepted by `training.fit`
     for _ in range(4):
         chained.step()
     optim.ChainedScheduler([other]).load_state_dict(chained.state_dict())
@@ -298,7 +300,7 @@ def test_a_temperature_schedule_is_restored():
         ),
         (
             lambda: latents.compare_gradients("disarm", logits_of(bits=11), lambda z: z.sum(1)),
-            "for 1 to 10 bits, got 11",
+            "bits must be from 1 to 10 .*, got 11",
         ),
     ],
 )

@@ -89,7 +89,7 @@ STATES = {  # the names, order and shapes of PyTorch
         lambda: nn.ModuleList([nn.PReLU(), nn.Linear(2, 1)]),
         {"0.weight": (1,), "1.weight": (1, 2), "1.bias": (1,)},
     ),
-    # What PyTorch has not.
+    # Names that PyTorch does not have.
     "RSign": (lambda: nn.RSign(3), {"threshold": (3,)}),
     "RPReLU": (lambda: nn.RPReLU(3), {"shift_in": (3,), "weight": (3,), "shift_out": (3,)}),
     "Maxout": (lambda: nn.Maxout(3), {"positive": (3,), "negative": (3,)}),
@@ -314,7 +314,7 @@ def test_a_frozen_module_can_learn_again():
     assert not model.training and all(p.requires_grad for p in model.parameters())
     assert all(m.training for m in model.train().modules())
     model[0].freeze()
-    model.requires_grad_()  # a part below is frozen still
+    model.requires_grad_()  # a submodule is still frozen
     assert [p.requires_grad for p in model.parameters()] == [False] * 2 + [True] * 10
     assert [m.training for m in model.train().children()][:2] == [False, True]
 
@@ -458,7 +458,7 @@ def test_a_child_does_not_vanish(value):
 
 
 class Holder(nn.Module):
-    """A model that keeps something in an attribute of its own."""
+    """A model that stores something in its own attribute."""
 
     def __init__(self, kept):
         self.last = nn.Linear(2, 2)
@@ -1054,7 +1054,7 @@ def test_a_filter_of_zeros():
 
 
 class Smooth(Quantizer):
-    """Tanh in the place of a sign: a layer becomes a function that has a derivative."""
+    """Tanh in place of a sign, so that a layer becomes differentiable."""
 
     values = None
 
@@ -1068,7 +1068,7 @@ class Smooth(Quantizer):
 
 
 def check_layer(layer, *shape, offset=0.3):
-    """First and second order, in the input and every parameter; values away from their kinks."""
+    """Check first and second order for the input and every parameter, away from kinks."""
     layer.to(np.float64)
     names, parameters = zip(*layer.named_parameters(), strict=True)
     arrays = [p.data + 0.1 * normal(*p.shape, seed=9 + i) for i, p in enumerate(parameters)]
@@ -1234,7 +1234,7 @@ def test_adabin_in_eval_does_not_depend_on_the_batch(options):
 
 
 def test_adabin_binary_weight_is_what_eval_computes_with():
-    """Also where a weight equals its filter's mean, and its sign hangs on the last bit."""
+    """Also where a weight equals its filter's mean and the last bit decides its sign."""
     layer = nn.AdaBinConv2d(3, 64, 3).eval()
     layer.weight.data[:32] = np.random.default_rng(0).random((32, 1, 1, 1))  # equal weights
     with trace() as calls:
@@ -1262,7 +1262,7 @@ def test_adabin_corners():
 
 
 def test_a_network_of_all_layers_learns_and_repeats_itself():
-    """Gradients reach every parameter, and eval gives each image the same in any batch."""
+    """Gradients reach every parameter; eval's output for an image is independent of the batch."""
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.RSign(4),
         nn.BinaryConv2d(4, 4, 3, padding=1, input_quantizer=None,

@@ -1,4 +1,4 @@
-"""NumPy's scalars mean what Python's numbers mean, wherever an int, a float or a bool is taken."""
+"""NumPy scalars are accepted wherever Python's int, float or bool is, with the same result."""
 
 from functools import partial
 
@@ -52,7 +52,7 @@ LAYERS = [
 
 
 def as_scalars(value, kinds):
-    """Python's numbers as NumPy's; floats that the kind does not hold are not given here."""
+    """Python's numbers as NumPy scalars; all floats given are exact in their type."""
     if isinstance(value, bool):
         return np.bool_(value)
     if isinstance(value, int | float):
@@ -61,7 +61,7 @@ def as_scalars(value, kinds):
 
 
 def rounded(value, kind):
-    """A number that both Python and the NumPy kind can hold."""
+    """A number that is exact in both Python and the NumPy type."""
     if isinstance(value, tuple):
         return tuple(rounded(v, kind) for v in value)
     return float(kind(value)) if isinstance(value, float) else value
@@ -80,13 +80,13 @@ def everything(make, shape, arguments, options):
     y = layer.train()(t)
     (y * y).sum().backward()
     grads = [p.grad.data for p in layer.parameters() if p.grad is not None]
-    found = [y.data, t.grad.data, *grads, *layer.state_dict().values()]
-    found.append(layer.eval()(Tensor(x)).data)
+    arrays = [y.data, t.grad.data, *grads, *layer.state_dict().values()]
+    arrays.append(layer.eval()(Tensor(x)).data)
     try:
-        found.append(deploy.compile(nn.Sequential(layer), shape[1:]).predict(x))
+        arrays.append(deploy.compile(nn.Sequential(layer), shape[1:]).predict(x))
     except deploy.CompileError:
-        found.append(np.zeros(0))
-    return repr(layer), found
+        arrays.append(np.zeros(0))
+    return repr(layer), arrays
 
 
 @pytest.mark.parametrize("kinds", [(np.int64, np.float64), (np.uint8, np.float32)], ids=str)
@@ -98,12 +98,12 @@ def test_settings_of_layers(case, kinds):
     arguments = rounded(arguments, kinds[1])
     options = {name: rounded(value, kinds[1]) for name, value in options.items()}
     text, expected = everything(make, shape, arguments, options)
-    found_text, found = everything(
+    text_of_scalars, arrays = everything(
         make, shape, as_scalars(arguments, kinds),
         {name: as_scalars(value, kinds) for name, value in options.items()},
     )  # fmt: skip
-    assert found_text == text
-    for a, b in zip(found, expected, strict=True):
+    assert text_of_scalars == text
+    for a, b in zip(arrays, expected, strict=True):
         assert_identical(a, b)
 
 
@@ -158,7 +158,7 @@ def test_settings_of_optimizers_and_schedules():
         return [p.data for p in model.parameters()], history["lr"], repr(adam), repr(schedule)
 
     expected = trained(lambda value: value)
-    found = trained(lambda value: as_scalars(value, (np.int64, np.float64)))
-    for a, b in zip(found[0], expected[0], strict=True):
+    results = trained(lambda value: as_scalars(value, (np.int64, np.float64)))
+    for a, b in zip(results[0], expected[0], strict=True):
         assert_identical(a, b)
-    assert found[1:] == expected[1:]
+    assert results[1:] == expected[1:]

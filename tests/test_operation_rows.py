@@ -1,4 +1,4 @@
-"""The rows of `deploy.operations`: complete, told once, and open for operations of users."""
+"""The operations of `deploy.operations` are complete and unique; users can add theirs."""
 
 import inspect
 
@@ -31,8 +31,8 @@ def test_a_row_is_complete(name, row):
 
 
 def test_no_function_has_two_rows():
-    found = [function for _, row in ROWS for function in row.functions]
-    assert len(found) == len(set(found))
+    functions = [function for _, row in ROWS for function in row.functions]
+    assert len(functions) == len(set(functions))
 
 
 # ------------------------------------------------------------------------- an operation of a user
@@ -73,7 +73,7 @@ def test_an_operation_of_a_user_compiles_and_is_saved(tmp_path):
     try:
 
         class CubeOperation(deploy.Operation):
-            """x³ + shift, each number alone: also found in thresholds."""
+            """x³ + shift, elementwise, so that thresholds can absorb it."""
 
             name, settings, functions = "cube", ("shift",), (Cube,)
             is_elementwise = True
@@ -89,9 +89,9 @@ def test_an_operation_of_a_user_compiles_and_is_saved(tmp_path):
         assert [s.operation for s in packed.steps].count("cube") == 1  # one is in the thresholds
         path = tmp_path / "model.npz"
         packed.save(path)
-        for found in (packed, deploy.PackedModel.load(path)):
-            assert_identical(found.predict(x), float_model(Tensor(x)).data)
-            deploy.verify(float_model, found, x)
+        for loaded in (packed, deploy.PackedModel.load(path)):
+            assert_identical(loaded.predict(x), float_model(Tensor(x)).data)
+            deploy.verify(float_model, loaded, x)
         packed.steps[[s.operation for s in packed.steps].index("cube")].settings["shift"] = "x"
         with pytest.raises(ValueError, match=r"\(cube\): shift must be a float, got 'x'"):
             packed.save(path)
@@ -138,7 +138,7 @@ def test_an_operation_may_refuse_a_call():
 
 
 def test_programs_of_rows_compute_what_rows_compute():
-    """The elementwise form and the meaning of a row are two; a packed model uses the first."""
+    """A row has an elementwise form and a definition; a packed model uses the first."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(70, 40)).astype(np.float32)
     x.ravel()[:2] = 0.0, -0.0
@@ -158,7 +158,9 @@ def test_programs_of_rows_compute_what_rows_compute():
 def test_an_operation_does_not_take_the_place_of_another():
     before = dict(operations.OPERATIONS), dict(operations.OF_FUNCTION)
     for body in ({"name": "relu"}, {"name": "other", "functions": (F.Relu,)}):
-        with pytest.raises(ValueError, match="Mine: Relu has the name 'relu' or one of the func"):
+        with pytest.raises(
+            ValueError, match="Mine: Relu already has the name 'relu' or one of the func"
+        ):
             type("Mine", (deploy.Operation,), body)
     assert (dict(operations.OPERATIONS), dict(operations.OF_FUNCTION)) == before
     for _ in range(2):  # a cell of a notebook that runs again

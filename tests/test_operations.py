@@ -1,4 +1,4 @@
-"""The times of operations: what is counted, to whom it belongs, and that nothing stays behind."""
+"""The times of operations: what is counted, for which layer, and that hooks are removed."""
 
 import threading
 import time

@@ -145,16 +145,16 @@ def test_schedules_are_pytorchs(name, first, second):
     groups = [{"params": [parameter()]}, {"params": [parameter()], "lr": SGD_LRS[1]}]
     optimizer = optim.SGD(groups, lr=SGD_LRS[0])
     schedule = schedules(optimizer)[name]()
-    found = []
+    rates = []
     for _ in range(8):
-        found.append([group["lr"] for group in optimizer.param_groups])
+        rates.append([group["lr"] for group in optimizer.param_groups])
         schedule.step()
-    np.testing.assert_allclose([a for a, _ in found], first, rtol=1e-12)
-    np.testing.assert_allclose(found[3][1], second, rtol=1e-12)
+    np.testing.assert_allclose([a for a, _ in rates], first, rtol=1e-12)
+    np.testing.assert_allclose(rates[3][1], second, rtol=1e-12)
 
 
 def test_schedules_count_from_the_first_value():
-    """A second schedule of an optimizer does not start from what the first one has made of it."""
+    """An optimizer's second schedule does not start from the rate that the first has set."""
     optimizer = optim.SGD([parameter()], lr=0.8)
     optim.LinearLR(optimizer, 0.25)
     assert optimizer.param_groups[0]["lr"] == 0.2
@@ -329,7 +329,7 @@ def test_state_of_another_optimizer_is_refused():
     before = adam.state_dict()
     with pytest.raises(ValueError, match=r"mean of parameter 1 has shape \(3,\), expected \(4,\)"):
         adam.load_state_dict(state)
-    assert adam.state_dict() == before  # no state yet, and none has come
+    assert adam.state_dict() == before  # no state before, and none after
 
 
 # ------------------------------------------------------------------------------------------ errors
@@ -392,13 +392,13 @@ def model_with_ede():
 def test_ede_schedule_moves_t_evenly_in_its_logarithm():
     model = model_with_ede()
     schedule = optim.EdeSchedule(model, T_max=4)
-    found = []
+    values = []
     for _ in range(6):
         t = {model[0].weight_quantizer.t, model[1].weight_quantizer.t}
         assert len(t) == 1
-        found.append(t.pop())
+        values.append(t.pop())
         schedule.step()
-    np.testing.assert_allclose(found, [1e-3, 1e-2, 1e-1, 1.0, 10.0, 10.0], rtol=1e-12)
+    np.testing.assert_allclose(values, [1e-3, 1e-2, 1e-1, 1.0, 10.0, 10.0], rtol=1e-12)
 
 
 def test_chained_schedules_step_together_and_resume():
@@ -495,9 +495,9 @@ def test_any_order_of_construction_and_loading(optimizer, schedule, order):
         if order == "schedule last":
             second.load_state_dict(state[0])
         second_schedule.load_state_dict(state[1])
-    found = steps(params, second, second_schedule, range(3, 7))
-    assert found[0] == expected[0]
-    for a, b in zip(found[1], expected[1], strict=True):
+    resumed = steps(params, second, second_schedule, range(3, 7))
+    assert resumed[0] == expected[0]
+    for a, b in zip(resumed[1], expected[1], strict=True):
         assert a.tobytes() == b.tobytes()
 
 

@@ -1,4 +1,4 @@
-"""Functions of users with a context; what PyTorch gives for some is in `test_torch_names`."""
+"""User-defined functions with a context; `test_torch_names` has PyTorch's results for some."""
 
 import numpy as np
 import pytest
@@ -198,7 +198,7 @@ SIGNS = {
 
 
 class Net(nn.Module):
-    """An own sign of activations, behind floats and behind sums, and of weights."""
+    """A custom sign for activations, after floats and after sums, and for weights."""
 
     def __init__(self, forward):
         rng = np.random.default_rng(0)
@@ -224,9 +224,9 @@ class Net(nn.Module):
 
 
 def images(n=7):
-    found = np.random.default_rng(1).standard_normal((n, 4, 5, 5)).astype(np.float32)
-    found[0], found[1] = 0.0, -0.0
-    return found
+    x = np.random.default_rng(1).standard_normal((n, 4, 5, 5)).astype(np.float32)
+    x[0], x[1] = 0.0, -0.0
+    return x
 
 
 @pytest.mark.parametrize("name", SIGNS)
@@ -245,13 +245,13 @@ def test_a_sign_is_a_sign_to_the_compiler(name):
 
 
 NO_SIGNS = {
-    "0 at 0": (lambda x: x.sign(), "Own.forward gives 0.0 for 0.0, where the sign is 1"),
-    "-1 at 0": (lambda x: F.where(x > 0, 1.0, -1.0), "Own.forward gives -1.0 for 0.0"),
+    "0 at 0": (lambda x: x.sign(), "Own.forward returns 0.0 for 0.0, but the sign is 1"),
+    "-1 at 0": (lambda x: F.where(x > 0, 1.0, -1.0), "Own.forward returns -1.0 for 0.0"),
     "-1 at -0": (
-        lambda x: np.copysign(1.0, x.data), "Own.forward gives -1.0 for -0.0, where the sign is 1"
+        lambda x: np.copysign(1.0, x.data), "Own.forward returns -1.0 for -0.0, but the sign is 1"
     ),
-    "a threshold": (lambda x: F.where(x >= 0.1, 1.0, -1.0), "Own.forward gives -1.0 for 0.0"),
-    "a mean": (lambda x: F.where(x >= x.mean(), 1.0, -1.0), "Own.forward gives .* for -?1e-30"),
+    "a threshold": (lambda x: F.where(x >= 0.1, 1.0, -1.0), "Own.forward returns -1.0 for 0.0"),
+    "a mean": (lambda x: F.where(x >= x.mean(), 1.0, -1.0), "Own.forward returns .* for -?1e-30"),
     "other values": (lambda x: 2.0 * x, "Own has no packed form: the compiler does not know"),
     "three values": (
         lambda x: F.where(x.abs() < 0.3, 0.0, x.sign()), "Own has no packed form: the compiler"
@@ -313,5 +313,5 @@ def test_zeros_in_the_trace():
         def forward(self, x):
             return sign(F.relu(x))
 
-    with pytest.raises(deploy.CompileError, match=r"Own.forward gives 0.0 for 0.0"):
+    with pytest.raises(deploy.CompileError, match=r"Own.forward returns 0.0 for 0.0"):
         deploy.compile(Rectified(), (3,))

@@ -1,4 +1,4 @@
-"""The one parallel loop: it calls kernels by address, with arguments of any kind."""
+"""The parallel loop calls kernels by address, with arguments of any kind."""
 
 from typing import NamedTuple
 
@@ -60,7 +60,7 @@ def test_arrays_that_cannot_be_written_are_read():
 @pytest.mark.parametrize("count", [1, threads.most()])
 @pytest.mark.parametrize("tasks", [1, 3])
 def test_what_is_bound_reads_new_values_in_the_same_arrays(tasks, count):
-    """Also after the first calls, when it goes by address with nothing to share out."""
+    """Also after the first calls, when a single share is called by address."""
     row, out, by = np.ones(100), np.zeros(100), np.zeros(100, np.int64)
     shares = parallel.shares(100, tasks)
     with threads.num_threads(count):

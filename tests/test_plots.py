@@ -1,4 +1,4 @@
-"""Pictures: they are drawn without a warning, and say what they show."""
+"""Pictures are drawn without a warning and are labelled."""
 
 import errno
 import io
@@ -14,9 +14,7 @@ import pytest
 
 from tinybnn import deploy, models, nn, plots, quantizers, training
 from tinybnn import functional as F
-from tinybnn.experiments import classifiers, fedavg, fedhybnn_report
-from tinybnn.experiments.bdnet import report as bdnet_report
-from tinybnn.experiments.hybnn import bounds
+from tinybnn.experiments import catalogue, classifiers, report
 from tinybnn.experiments.hybnn import report as hybnn_report
 from tinybnn.tensor import Tensor
 
@@ -128,7 +126,7 @@ PICTURES = {
     "trade_off": lambda **ax: plots.trade_off({"a": (1, 2, 0)}, "cost", "gain", **ax),
 }  # fmt: skip
 
-# These make a whole figure, change one or store it.
+# These create, change or store a whole figure.
 OTHERS = {
     "architectures",
     "figure",
@@ -189,7 +187,7 @@ def test_axes_that_are_none(name):
 
 
 def test_axes_that_come_first():
-    """As an argument without a name, before all others."""
+    """Axes as the first positional argument."""
     axes = plots.figure().subplots()
     assert plots.curves(axes, {"a": [1, 2]}, "loss") is axes
     assert plots.curves({"a": [1, 2]}, "loss", ax=axes) is axes and len(axes.get_lines()) == 2
@@ -203,7 +201,7 @@ def test_axes_that_are_changed_are_returned():
 
 # ------------------------------------------------------------------------- colours and marks
 
-# Machado, Oliveira, Fernandes 2009: linear RGB as it is seen without one of the three cones.
+# Machado, Oliveira, Fernandes 2009: linear RGB as seen without one of the three cones.
 DEFICIENCIES = {
     "none": np.eye(3),
     "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
@@ -213,7 +211,7 @@ DEFICIENCIES = {
 
 
 def lab(color, deficiency):
-    """CIELAB of a colour as somebody sees it."""
+    """CIELAB of a colour as seen by a given viewer."""
     from matplotlib.colors import to_rgb
 
     rgb = np.array(to_rgb(color))
@@ -226,7 +224,7 @@ def lab(color, deficiency):
 
 
 def nearest_two(colors):
-    """The smallest distance of two colours (ΔE of 1976), whoever looks."""
+    """The smallest distance of two colours (ΔE of 1976) over all viewers."""
     return min(
         np.linalg.norm(lab(a, d) - lab(b, d))
         for d in DEFICIENCIES.values()
@@ -244,7 +242,7 @@ def test_colours_that_some_people_do_not_tell_apart():
 
 
 def test_colours_are_written_down_once():
-    """No picture of the package has colours of its own, but greys."""
+    """Apart from greys, no picture defines its own colours."""
     package = Path(plots.__file__).parents[1]
     for path in sorted(package.rglob("*.py")):
         text = path.read_text(encoding="utf-8")
@@ -268,7 +266,7 @@ def looks_of(axes):
 
 
 def lies_beside(axes):
-    """Whether the legend hides nothing of the axes, and nothing of it is cut off."""
+    """Whether the legend covers no part of the axes and is not cut off."""
     figure = axes.figure
     figure.draw_without_rendering()
     box = axes.get_legend().get_window_extent()
@@ -278,7 +276,7 @@ def lies_beside(axes):
 
 @pytest.mark.parametrize("count", [2, 7, 11])
 def test_entries_that_look_alike(count):
-    """Of curves and of a trade-off; the legend is beside them."""
+    """Entries of curves and of a trade-off look different; the legend is beside them."""
     _, axes = axes_of_figure(figsize=(8, 4))
     plots.curves({f"arm {i}": [i, i + 1.0] for i in range(count)}, "loss", ax=axes)
     assert len({*looks_of(axes)}) == count and lies_beside(axes)
@@ -316,7 +314,7 @@ def test_history(validation):
 
 
 def drawn_ink(figure):
-    """How many pixels of the picture have another colour than grey."""
+    """The number of pixels that are not grey."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -326,7 +324,7 @@ def drawn_ink(figure):
 
 
 def test_curves_of_one_epoch_are_seen():
-    """A line through one point is nothing: its marker is what is drawn."""
+    """A line through one point is invisible, so its marker is drawn."""
     for draw in (
         lambda axes: plots.history(history_of(1), ax=axes),
         lambda axes: plots.curves({"a": [0.5], "b": [0.7]}, "loss", ax=axes),
@@ -373,9 +371,9 @@ def test_a_zoom_leaves_out_the_first_rounds_only():
     low, high = limits(rising)
     assert 97.9 < low < 98.1 and 99 < high < 99.1
     low, _ = limits(rising, [99.0] * 39 + [60.0])
-    assert low < 60  # what falls at the end is shown
+    assert low < 60  # a drop at the end is shown
     low, _ = limits(np.linspace(90, 99, 40))
-    assert low < 90  # nothing is pressed together
+    assert low < 90  # nothing is squeezed
     assert limits([50.0]) and limits([50.0] * 3)
 
 
@@ -464,41 +462,33 @@ def pictures_of_results(monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append((path, figure)))
     for file in sorted(RESULTS.glob("*/result.json")):
-        result, out = json.loads(file.read_text(encoding="utf-8")), file.parent.name
-        if result["name"].startswith("bdnet"):
-            bdnet_report._draw_accuracy(f"{out}/accuracy", result)
-            bdnet_report._draw_layers(f"{out}/layers", result)
-        elif result["name"] == "fedavg":
-            fedavg.draw(f"{out}/rounds", result)
-        elif result["name"] == "fedhybnn":
-            for partition in result["partitions"]:
-                fedhybnn_report._draw_rounds(f"{out}/rounds-{partition}", result, partition)
-                fedhybnn_report._draw_bytes(f"{out}/bytes-{partition}", result, partition)
-        elif result["name"] == "hybnn":
+        result, out = json.loads(file.read_text(encoding="utf-8")), Path(file.parent.name)
+        for name, (size, draw) in catalogue.experiment_of(result, file).pictures.items():
+            report.save_picture(str(out / name), size, draw, result)
+        if result["name"] == "hybnn":
             matrix = result["seeds"][0]["in_sequence"]
-            hybnn_report._draw_comparison(f"{out}/tasks", result)
-            hybnn_report._draw_in_sequence(f"{out}/in-sequence", result["tasks"], matrix)
-        else:
-            bounds._draw(f"{out}/bounds", result)
-    classifiers.draw("vgg", json.loads((RESULTS / "cifar10-vgg-small.json").read_text("utf-8")))
+            arguments = hybnn_report._sequence, result["tasks"], matrix
+            report.save_picture(f"{out}/in-sequence", (4.8, 4.2), *arguments)
+    vgg = json.loads((RESULTS / "cifar10-vgg-small.json").read_text("utf-8"))
+    report.save_picture("vgg", (9, 3), classifiers._draw, vgg)
     return drawn
 
 
 def texts_of(figure):
-    """(text, its box) of all that is written beside axes: numbers, labels, titles."""
-    found = [figure._supylabel] if getattr(figure, "_supylabel", None) else []
+    """(text, its box) of all text beside axes: numbers, labels, titles."""
+    texts = [figure._supylabel] if getattr(figure, "_supylabel", None) else []
     for axes in figure.axes:
-        found += [axes.title, axes.xaxis.label, axes.yaxis.label]
+        texts += [axes.title, axes.xaxis.label, axes.yaxis.label]
         for i, (labels, (low, high)) in enumerate(
             ((axes.get_xticklabels(), axes.get_xlim()), (axes.get_yticklabels(), axes.get_ylim()))
         ):
             low, high = sorted((low, high))
-            found += [label for label in labels if low <= label.get_position()[i] <= high]
-    return [(t.get_text(), t.get_window_extent()) for t in found if t.get_text()]
+            texts += [label for label in labels if low <= label.get_position()[i] <= high]
+    return [(t.get_text(), t.get_window_extent()) for t in texts if t.get_text()]
 
 
 def test_texts_and_legends_on_top_of_one_another(monkeypatch):
-    """In none of the stored pictures; nothing is cut off, and no two entries look alike."""
+    """No stored picture has overlaps, cut-off parts, or two entries that look alike."""
     pictures = pictures_of_results(monkeypatch)
     assert len(pictures) >= 15
     for name, figure in pictures:
@@ -617,7 +607,7 @@ def test_roofline():
 
 
 def test_the_numbers_of_a_roofline_are_legible():
-    """Points as close together as kernels are: no number lies on another one."""
+    """Points as close together as kernels: no number covers another."""
     rng = np.random.default_rng(0)
     rows = [
         measured("product", int(10**9 * factor), 1e-3 * factor / speed, 10**6)
@@ -638,7 +628,7 @@ def test_the_numbers_of_a_roofline_are_legible():
     ([1.0, 2.5], None),
 ])  # fmt: skip
 def test_the_costs_of_a_trade_off_are_legible(costs, numbers):
-    """Numbers as they are said, none on another one."""
+    """Numbers in readable units; none covers another."""
     figure, axes = axes_of_figure(figsize=(4, 3))
     points = {f"{cost}": (cost, 50.0, 0.5) for cost in costs}
     plots.trade_off(points, "million OPs", "accuracy", legend=False, ax=axes)
@@ -664,11 +654,11 @@ def test_roofline_of_nothing():
 
 def boxes(figure):
     """(name, shapes) -> number of boxes."""
-    found = {}
+    counts = {}
     texts = [t.get_text() for t in figure.axes[0].texts]
     for pair in zip(texts[::2], texts[1::2], strict=True):
-        found[pair] = found.get(pair, 0) + 1
-    return found
+        counts[pair] = counts.get(pair, 0) + 1
+    return counts
 
 
 def arrows(figure):
@@ -722,7 +712,7 @@ def test_a_constant_that_is_used_twice_is_one_box():
     x, w = Tensor(normal(3)), Tensor(normal(3), requires_grad=True)
     figure = plots.graph((x * w * x).sum(), names={"x": x})
     assert boxes(figure)["x", "(3,)"] == 1
-    # What no rule saves cannot be recognised.
+    # An array that no rule saves cannot be identified.
     assert boxes(plots.graph((x + w + x).sum()))["constant", "(3,)"] == 2
 
 
@@ -745,7 +735,7 @@ def drawn_boxes(figure):
 
 
 def test_graph_of_a_network_is_legible():
-    """No two boxes touch, and every text lies in the picture and inside of its box."""
+    """No two boxes touch, and every text lies inside the picture and its box."""
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), Residual(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
         nn.Quantize(), nn.BinaryLinear(16, 3, bias=True),
@@ -755,14 +745,14 @@ def test_graph_of_a_network_is_legible():
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure).draw()
-    found = boxes(figure)
+    counts = boxes(figure)
     for name, parameter in model.named_parameters():
-        assert found[name, str(parameter.shape)] == 1
-    assert found["SignConv2d", "(2, 4, 8, 8), (4, 4, 3, 3) → (2, 4, 8, 8)"] == 1
-    assert found["RSign", "(2, 4, 8, 8), (4,) → (2, 4, 8, 8)"] == 1
-    assert found["SteSign", "(2, 16)"] == 1  # a quantizer under its own name
+        assert counts[name, str(parameter.shape)] == 1
+    assert counts["SignConv2d", "(2, 4, 8, 8), (4, 4, 3, 3) → (2, 4, 8, 8)"] == 1
+    assert counts["RSign", "(2, 4, 8, 8), (4,) → (2, 4, 8, 8)"] == 1
+    assert counts["SteSign", "(2, 16)"] == 1  # a quantizer under its own name
     extents = drawn_boxes(figure)
-    assert sum(found.values()) == len(extents) >= 25
+    assert sum(counts.values()) == len(extents) >= 25
     for i, a in enumerate(extents):
         for b in extents[:i]:
             assert not a.overlaps(b)

@@ -1,4 +1,4 @@
-"""Pictures of binary layers: the numbers they show are the numbers of the layer."""
+"""Pictures of binary layers show the layer's numbers."""
 
 import re
 
@@ -29,15 +29,15 @@ def test_a_convolution_that_shows_other_sums_than_the_layer_has(channels, stride
     positions = [(0, 0), (1, 1), tuple(np.argwhere(expected == threshold)[0])]
     ax = plots.convolution(x, weight, positions, stride, threshold)
     render(ax.figure)
-    found = texts(ax)
-    start = found.index("sums")
-    shown = found[start - expected.size : start]
+    strings = texts(ax)
+    start = strings.index("sums")
+    shown = strings[start - expected.size : start]
     assert [number(text) for text in shown] == [*expected.ravel()]
-    start = next(i for i, text in enumerate(found) if text.startswith("sum ≥"))
-    assert number(found[start].split()[-1]) == threshold
-    shown = [number(text + "1") for text in found[start - expected.size : start]]
+    start = next(i for i, text in enumerate(strings) if text.startswith("sum ≥"))
+    assert number(strings[start].split()[-1]) == threshold
+    shown = [number(text + "1") for text in strings[start - expected.size : start]]
     assert shown == [*np.where(expected >= threshold, 1, -1).ravel()]
-    lines = [text for text in found if text.startswith("popcount")]
+    lines = [text for text in strings if text.startswith("popcount")]
     assert len(lines) == len(positions)
     for (row, column), text in zip(positions, lines, strict=True):
         ones, count = map(int, re.search(r"(\d+) of (\d+) agree", text).groups())
@@ -73,7 +73,7 @@ def test_texts_of_a_convolution_that_are_cut_off_or_overlap():
     ((signs_of(1, 4, 4), signs_of(2, 3, 3)), "weight of shape .2, 3, 3. does not fit x"),
     ((signs_of(1, 2, 2), signs_of(1, 3, 3)), "weight of shape .1, 3, 3. does not fit x"),
     ((signs_of(1, 28, 28), signs_of(1, 3, 3)), "too large for a picture; show at most 12"),
-    ((signs_of(1, 4, 4), signs_of(1, 3, 3), (2, 0)), "position .2, 0. lies outside of the output"),
+    ((signs_of(1, 4, 4), signs_of(1, 3, 3), (2, 0)), "position .2, 0. is outside of the output"),
     ((signs_of(1, 4, 4), signs_of(1, 3, 3), []), "positions must be 1 to 6 pairs, got 0"),
     ((signs_of(1, 4, 4), signs_of(1, 3, 3), (0, 0), 0), "stride must be an int >= 1, got 0"),
 ])  # fmt: skip
@@ -118,7 +118,7 @@ def test_thresholds_of_channels():
     ax = plots.accumulators(sums, thresholds, flip)
     render(ax.figure)
     assert labels(ax) == [
-        "thresholds: +1 from there on (2)", "thresholds: +1 below (1)",
+        "thresholds: +1 from here on (2)", "thresholds: +1 below (1)",
         "thresholds outside of these sums (1)", "becomes \N{MINUS SIGN}1", "becomes +1",
     ]  # fmt: skip
     plus = dict(heights(ax))["becomes +1"]
@@ -129,7 +129,7 @@ def test_thresholds_of_channels():
 
 
 def test_sums_of_odd_and_even_numbers_of_signs():
-    """At the border of a padded image windows have fewer signs: bars stand at all integers."""
+    """Windows at the border of a padded image have fewer signs: bars at all integers."""
     bars = dict(heights(plots.accumulators([-2, -1, 0, 3], 0)))["becomes +1"]
     assert [*bars] == [-2, -1, 0, 1, 2, 3] and sum(bars.values()) == 2
 
@@ -152,7 +152,7 @@ def test_the_sums_of_a_layer_are_those_of_the_model(channel):
     render(ax.figure)
     bits = np.where(_input_of(model, x, 6) >= 0, 1.0, -1.0)
     sums = F.conv2d(bits.astype("f4"), model[6].binary_weight(), padding=1)
-    outputs = _input_of(model, x, 9)  # flattened: behind the batch norm
+    outputs = _input_of(model, x, 9)  # flattened: after the batch norm
     if channel is not None:
         sums = sums[:, channel]
         outputs = outputs.reshape(len(x), 8, -1)[:, channel]
@@ -184,7 +184,7 @@ def test_a_packed_model_shows_the_same_sums():
 def test_a_layer_without_thresholds():
     model, x = trained_cnn()
     for layer in ("0", "11", "absent"):  # real input; last layer; no layer
-        message = f"layer {layer!r} has no sums with thresholds behind them; these have: 3, 6, 9"
+        message = f"layer {layer!r} has no sums with thresholds after them; these have: 3, 6, 9"
         with pytest.raises(ValueError, match=message):
             plots.layer_accumulators(model, x, layer)
     with pytest.raises(ValueError, match="channel must be one of 8, got 8"):

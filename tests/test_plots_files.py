@@ -1,4 +1,4 @@
-"""The map of a packed file: each byte is drawn once, as what it is."""
+"""The map of a packed file: each byte is drawn once, in the right category."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ def saved(tmp_path, model=None, shape=(1, 8, 8)):
 
 
 def drawn_bytes(ax):
-    """For each byte of the rows the colour it has; "" for none, two colours are an error."""
+    """The colour of each byte of the rows; "" for none, two colours are an error."""
     from matplotlib.colors import to_hex
 
     width, rows = round(ax.get_xlim()[1]), round(ax.get_ylim()[0])
@@ -39,7 +39,7 @@ def drawn_bytes(ax):
 
 @pytest.mark.parametrize("network", ["cnn", "mobilenet"])
 def test_a_byte_that_is_drawn_as_something_else(tmp_path, network):
-    """Each has the colour of what stands there, in the arrays that the file gives back."""
+    """Each byte has the colour of its content in the arrays read from the file."""
     if network == "cnn":
         packed, path = saved(tmp_path)
     else:

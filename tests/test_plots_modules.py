@@ -1,4 +1,4 @@
-"""Architectures as pictures: boxes, shapes and paths are those of a forward pass."""
+"""Pictures of architectures: boxes, shapes and paths match a forward pass."""
 
 import numpy as np
 import pytest
@@ -45,29 +45,29 @@ def height_of(ax, name):
 
 
 def test_the_block_of_bdnet():
-    """Two signs and convolutions, added; the residual before the batch norm and behind it."""
+    """Two signs and convolutions, added; the residual before and after the batch norm."""
     ax = plots.architecture(block(), (8, 6, 6))
     render(ax.figure)
-    found = texts(ax)
+    labels = texts(ax)
     expected = {
         "input": 1, "RSign": 2, "BinaryConv2d": 2, "+": 3, "BatchNorm2d": 1, "RPReLU": 1,
         "output": 1,
     }  # fmt: skip
-    assert {name: found.count(name) for name in expected} == expected
-    assert found.count("3×3, depth-wise") == 2 and found.count("8×6×6") == 10
+    assert {name: labels.count(name) for name in expected} == expected
+    assert labels.count("3×3, depth-wise") == 2 and labels.count("8×6×6") == 10
     last, before, branches = height_of(ax, "+")
     [norm] = height_of(ax, "BatchNorm2d")
     assert branches > before > norm > last
     assert len(boxes(ax)) == 11 and len(arrows(ax)) == 13 and len(thick(ax)) == 2
     assert legend(ax) == [
-        "of signs, ternary or 1.58-bit", "sign", "no products", "signs", "real values",
+        "ternary or 1.58-bit products", "sign", "no products", "signs", "real values",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("options", "additions", "kind"), [
-    ({"pre_bn": False}, 2, "of signs, ternary or 1.58-bit"),
-    ({"dual": False}, 2, "products of signs"),
-    ({"dual": False, "pre_bn": False}, 1, "products of signs"),
+    ({"pre_bn": False}, 2, "ternary or 1.58-bit products"),
+    ({"dual": False}, 2, "sign products"),
+    ({"dual": False, "pre_bn": False}, 1, "sign products"),
 ])  # fmt: skip
 def test_blocks_that_lack_a_part_of_it(options, additions, kind):
     ax = plots.architecture(block(**options), (8, 6, 6))
@@ -90,7 +90,7 @@ def test_blocks_side_by_side():
 
 
 def test_a_box_is_as_colourful_as_its_products():
-    """Real, of signs, ternary; signs inside of a layer are named there."""
+    """Real, sign and ternary products; signs inside a layer are named there."""
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BinaryConv2d(4, 4, 3, groups=2),
         nn.BinaryConv2d(4, 4, 3, weight_quantizer="ste_tern"), nn.Flatten(),
@@ -98,13 +98,13 @@ def test_a_box_is_as_colourful_as_its_products():
     )  # fmt: skip
     ax = plots.architecture(model, (1, 7, 7))
     render(ax.figure)
-    found = texts(ax)
-    assert {"3×3", "3×3, 2 groups, sign(x)", "3×3, sign(x)", "SteTern", "4 → 2"} <= {*found}
+    labels = texts(ax)
+    assert {"3×3", "3×3, 2 groups, sign(x)", "3×3, sign(x)", "SteTern", "4 → 2"} <= {*labels}
     assert legend(ax)[:5] == [
-        "products of signs", "of signs, ternary or 1.58-bit", "real products", "sign",
+        "sign products", "ternary or 1.58-bit products", "real products", "sign",
         "no products",
     ]  # fmt: skip
-    assert found.count("1×7×7") == 1 and found.count("4×5×5") == 1
+    assert labels.count("1×7×7") == 1 and labels.count("4×5×5") == 1
 
 
 def test_boxes_that_some_people_do_not_tell_apart():
@@ -175,12 +175,12 @@ def test_hybnn_has_its_parts():
     vae = models.BinaryVAE((1, 16, 16), 24, rng=np.random.default_rng(0))
     ax = plots.hybnn(vae, models.BinaryMLP(24, 8, 3, rng=np.random.default_rng(0)))
     render(ax.figure)
-    found = texts(ax)
+    labels = texts(ax)
     assert {"input", "binary latent space", "24 signs", "reconstruction", "class scores"} <= {
-        *found
+        *labels
     }
-    assert found.count("ConvTranspose2d") == 3 and found.count("BinaryLinear") == 2
-    assert found.count("Conv2d") == 3 and found.count("Linear") == 2
+    assert labels.count("ConvTranspose2d") == 3 and labels.count("BinaryLinear") == 2
+    assert labels.count("Conv2d") == 3 and labels.count("Linear") == 2
     assert len(thick(ax)) == 2  # the code goes to the decoder and to the binary network
     assert sum(text.get_rotation() == 90 for text in ax.texts) == 3  # titles of the three frames
     places = {text.get_text(): text.get_position()[1] for text in ax.texts}
@@ -213,7 +213,7 @@ def test_a_shape_that_the_model_does_not_take():
 
 
 class Outputs(nn.Module):
-    """Gives what a function makes of its input."""
+    """Returns a function of its input."""
 
     def __init__(self, function):
         self.function = function
@@ -224,7 +224,7 @@ class Outputs(nn.Module):
 
 @pytest.mark.parametrize("function", [lambda x: (x, x * 2.0), lambda x: Tensor(x.data), len])
 def test_an_output_that_does_not_come_from_the_input(function):
-    with pytest.raises(ValueError, match="output must be one Tensor, made of its input"):
+    with pytest.raises(ValueError, match="output must be one Tensor, computed from its input"):
         plots.architecture(Outputs(function), (4,))
 
 

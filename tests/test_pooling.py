@@ -14,7 +14,7 @@ from tinybnn.kernels.signs import bits, pooling, thresholds
 
 seeds = st.integers(0, 2**32 - 1)
 lengths = st.one_of(st.integers(1, 300), st.sampled_from([64, 512, 600]))
-tasks = st.integers(1, 4)  # also where the work isn't worth it
+tasks = st.integers(1, 4)  # even for small work
 
 
 compiled = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="the run without compilation")
@@ -34,7 +34,7 @@ def tail_is_zero(words, count):
 
 
 def shared_out(module, number, function, *arguments):
-    """The result of a function whose work is shared out among so many tasks."""
+    """Run a function whose work is divided into ``number`` tasks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "tasks_for", lambda seconds: number)
         return function(*arguments)
@@ -112,7 +112,7 @@ def test_max_pool2d(seed, case, number):
 
 @compiled
 def test_max_pool2d_in_parallel():
-    """Each task works in memory of its own."""
+    """Each task has its own memory."""
     rng = np.random.default_rng(0)
     minimum = rng.random(128) < 0.5
     words = rng.integers(0, 2**64, (64, 16, 16, 2), np.uint64)
@@ -124,7 +124,7 @@ def test_max_pool2d_in_parallel():
 
 @given(seeds, lengths, st.integers(1, 3))
 def test_max_pool2d_and_threshold_commute(seed, channels, size):
-    """Pooling sums and then comparing, or comparing and then pooling bits: the same signs."""
+    """Pooling sums before comparing and comparing before pooling bits give the same signs."""
     rng = np.random.default_rng(seed)
     sums = rng.integers(-4, 5, (2, 2 * size, 2 * size, channels), np.int32)
     levels = rng.integers(-3, 4, channels, np.int32)
@@ -139,7 +139,7 @@ def test_max_pool2d_and_threshold_commute(seed, channels, size):
 
 
 def refused(message, function, *arguments, **keywords):
-    """A row of the table of refusals; the message is given without the function's name."""
+    """A row of the table of refusals; its message omits the function's name."""
     message = f"{function.__name__}: {message}"
     return pytest.param(function, arguments, keywords, message, id=message)
 

@@ -1,4 +1,4 @@
-"""Quantizers: what they compute, and that the pseudo-gradient is the slope of the surrogate."""
+"""Quantizers: their values; the pseudo-gradient is the derivative of the surrogate."""
 
 import copy
 import pickle
@@ -45,7 +45,7 @@ each_quantizer = pytest.mark.parametrize("name", CASES)
 
 
 def samples(kinks, *shape):
-    """From -3 to 3; what lies near a kink is moved out to 0.05, far beyond gradcheck's 1e-6."""
+    """From -3 to 3; values near a kink are moved 0.05 away, far beyond gradcheck's 1e-6."""
     x = np.random.default_rng(0).uniform(-3, 3, shape)
     for kink in kinks:
         x = np.where(np.abs(x - kink) < 0.05, kink + np.where(x < kink, -0.05, 0.05), x)
@@ -208,8 +208,8 @@ def test_ede_sign_goes_from_a_line_to_the_sign():
         assert quantizer.pseudo_gradient(x.data).dtype == np.float32
         assert quantizer.surrogate(x.data).dtype == np.float32
         slopes.append(slope.data)
-    assert (np.diff([s[4] for s in slopes]) >= 0).all()  # at 0 steeper and steeper
-    assert (np.diff([s[0] for s in slopes]) <= 0).all()  # at -2 flatter and flatter
+    assert (np.diff([s[4] for s in slopes]) >= 0).all()  # at 0 the slope increases
+    assert (np.diff([s[0] for s in slopes]) <= 0).all()  # at -2 it decreases
     np.testing.assert_allclose(quantizer.surrogate(x.data), np.tanh(10 * x.data), 1e-5, 1e-6)
 
 
@@ -288,7 +288,7 @@ each_other = pytest.mark.parametrize("name", OTHERS)
 
 @pytest.fixture
 def scales_of_zero_gradient(monkeypatch):
-    """Hold mean |x| and max |tanh x| at those of one x: to the gradient they are constants."""
+    """Hold mean |x| and max |tanh x| fixed: to the gradient they are constants."""
 
     def hold(x):
         m, largest = quantizers.magnitude(x), DoReFaWeight().largest(x)
@@ -331,7 +331,7 @@ def test_other_pseudo_gradient_is_the_slope_of_the_surrogate(name, shape, scales
 
 
 def test_surrogates_with_the_scale_of_another_x():
-    """The arguments that hold a scale fixed by hand."""
+    """The arguments that explicitly hold a scale fixed."""
     x, other = samples([-1, 1], 3, 4), 2 * samples([], 3, 4)[::-1]
     quantizer = MagnitudeAwareSign()
     np.testing.assert_allclose(
@@ -486,7 +486,7 @@ def test_get():
         assert type(quantizer) is kind
         assert repr(quantizer) == repr(kind())
         assert quantizers.get(quantizer) is quantizer
-        assert quantizers.get(name) is not quantizer  # settings of one layer stay its own
+        assert quantizers.get(name) is not quantizer  # layers do not share settings
     for name in ("ste_sign", "approx_sign", "swish_sign"):
         assert type(getattr(quantizers, name)) is NAMES[name]
 
@@ -564,7 +564,7 @@ def normal(*shape):
 
 
 class TanhSign(quantizers.Quantizer):
-    """As a user writes it, with NumPy's functions."""
+    """A quantizer as a user writes it, with NumPy's functions."""
 
     def forward(self, x):
         return np.where(x >= 0, 1.0, -1.0).astype(x.dtype)

@@ -1,7 +1,7 @@
-"""Arrays that lie in memory in an odd way: every reader gives the bits that a plain copy gives.
+"""Arrays with unusual memory layouts: every reader gives the same bits as for a plain copy.
 
 Read-only arrays, memory maps, what `np.broadcast_to` gives, slices with steps, unaligned bytes. And
-Numba compiles nothing for them: a kernel has one version for each dtype.
+Numba compiles no version for them: a kernel has one version for each dtype.
 """
 
 import importlib
@@ -18,7 +18,7 @@ from numba.core.dispatcher import Dispatcher
 import tinybnn.kernels
 from tinybnn import datasets, deploy, nn, optim
 from tinybnn import functional as F
-from tinybnn.kernels.floats import convolution, fused, pointwise, signed
+from tinybnn.kernels.floats import convolution, fused, ordered, ordered_matmul, pointwise
 from tinybnn.kernels.machine import layout
 from tinybnn.kernels.signs import bits, depthwise, pooling, thresholds, xnor
 from tinybnn.kernels.training import (
@@ -65,12 +65,12 @@ def turned(x):
 
 
 def broadcast(x):
-    """The first element along the first axis, again and again: stride 0, read-only."""
+    """The first element along the first axis, repeated with stride 0; read-only."""
     return np.broadcast_to(x[:1], x.shape)
 
 
 def mapped(x):
-    """A read-only map of memory, as that of a file is; see `on_disk`."""
+    """A read-only memory map, like that of a file; see `on_disk`."""
     return np.ndarray.view(read_only(x), np.memmap)
 
 
@@ -87,7 +87,7 @@ def on_disk(tmp_path):
 
 
 def bits_of(result):
-    """What a function gave, to be compared by ==: arrays as dtype, shape and bytes."""
+    """A function's result in a form that == can compare: dtype, shape and bytes."""
     if isinstance(result, Tensor):
         result = result.data
     if isinstance(result, tuple | list):
@@ -98,11 +98,11 @@ def bits_of(result):
 
 
 def versions():
-    """How many versions of kernels are compiled at the moment."""
-    found = [value for module in KERNELS.values() for value in vars(module).values()]
-    found = [value for value in found if isinstance(value, Dispatcher)]
-    called = [value.kernel for value in found if hasattr(value, "kernel")]  # from Python
-    return sum(len(value.signatures) for value in found + called)
+    """The number of compiled kernel versions."""
+    dispatchers = [value for module in KERNELS.values() for value in vars(module).values()]
+    dispatchers = [value for value in dispatchers if isinstance(value, Dispatcher)]
+    called = [value.kernel for value in dispatchers if hasattr(value, "kernel")]  # from Python
+    return sum(len(value.signatures) for value in dispatchers + called)
 
 
 # ------------------------------------------------------------------------------------- the kernels
@@ -149,7 +149,7 @@ SGD = optimizers.SgdStep(0.1, momentum=0.9, clip=1.0)
 
 
 def through(prepare, run, *others):
-    """What weights prepared by one function give in another."""
+    """Call a function on weights prepared by another."""
     return lambda *arrays, **options: run(prepare(*arrays, *others, **options))
 
 
@@ -166,7 +166,7 @@ def of_product(x):
 
 
 def changing(function, *, written, step):
-    """Of an optimizer step only the gradient is read."""
+    """A function of the gradient, the one array that an optimizer step only reads."""
 
     def run(grad):
         state = [array.copy() for array in written]
@@ -284,20 +284,25 @@ CALLS = {
         lambda x, minimum: pooling.max_pool2d(x, 70, *GEOMETRY, minimum),
         [words(2, 5, 5), flags(70)], [],
     ),
-    "signed.ordered_matmul": (signed.ordered_matmul, [floats(3, 20), floats(20, 30)], []),
-    "signed.prepare_conv2d": (
-        lambda weight, x: signed.conv2d(signed.prepare_conv2d(weight, (5, 5)), x),
+    "ordered_matmul.ordered_matmul": (
+        ordered_matmul.ordered_matmul, [floats(3, 20), floats(20, 30)], [],
+    ),
+    "ordered.prepare_conv2d": (
+        lambda weight, x: ordered.conv2d(ordered.prepare_conv2d(weight, (5, 5)), x),
         [WEIGHT, floats(2, 5, 5, 3)], [],
     ),
-    "signed.conv2d": (
-        lambda x: signed.conv2d(signed.prepare_conv2d(WEIGHT, (5, 5)), x), [floats(2, 5, 5, 3)], [],
+    "ordered.conv2d": (
+        lambda x: ordered.conv2d(ordered.prepare_conv2d(WEIGHT, (5, 5)), x),
+        [floats(2, 5, 5, 3)], [],
     ),
-    "signed.prepare_signs_matmul": (
-        lambda weight, order, x: signed.signs_matmul(signed.prepare_signs_matmul(weight, order), x),
+    "ordered.prepare_signs_matmul": (
+        lambda weight, order, x: ordered.signs_matmul(
+            ordered.prepare_signs_matmul(weight, order), x
+        ),
         [floats(20, 70), rng.permutation(70), words(3)], [],
     ),
-    "signed.signs_matmul": (
-        lambda x: signed.signs_matmul(signed.prepare_signs_matmul(LINES, None), x),
+    "ordered.signs_matmul": (
+        lambda x: ordered.signs_matmul(ordered.prepare_signs_matmul(LINES, None), x),
         [words(3, count=20)], [],
     ),
     "straight_through.sign": (straight_through.sign, [floats(300)], []),
@@ -336,9 +341,10 @@ CALLS = {
     "xnor.run": (lambda x: xnor.run(FILTERS, x), [words(2, 5, 5)], []),
 }  # fmt: skip
 
-# Public functions that read no array that a user gives: they compute sizes, or belong to kernels.
+# Public functions that read no user array: they compute sizes, or belong to kernels.
 OTHERS = {
-    "cache", "checks", "compilation", "counting", "exact", "gathered", "images", "inlining",
+    "cache", "checks", "compilation", "convolution_plans", "convolution_spread",
+    "convolution_tasks", "counting", "exact", "gathered", "images", "inlining",
     "layout", "look_ups", "lookup", "masked", "memory", "parallel", "pipeline", "results",
     "selection",
     "shuffles", "simd", "tables", "threads", "tiles", "windows",
@@ -348,8 +354,8 @@ OTHERS = {
     "pointwise.sample", "pointwise.slot_floats", "pooling.bind", "sign_gradients.as_image",
     "sign_gradients.choose_method", "sign_gradients.geometry_of", "sign_gradients.operands",
     "sign_gradients.with_zeros",
-    "signed.bind_ordered_matmul",
-    "signed.signs_floats", "xnor.bind",
+    "ordered.signs_floats", "ordered_matmul.bind_ordered_matmul", "ordered_sums.laid_out",
+    "ordered_sums.panels_of", "xnor.bind",
     "prepared.check_count", "prepared.has_fast_look_ups", "prepared.lay_out_conv2d",
     "prepared.lay_out_matmul", "prepared.method_for", "prepared.method_named",
     "xnor.register_peak",
@@ -376,7 +382,7 @@ def test_every_function_of_the_kernels_is_here():
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_kernel_reads_odd_arrays(name):
-    """Each argument in turn; `broadcast` changes values, so a plain copy of it is the measure."""
+    """Each argument in turn; `broadcast` changes values, so compare with a plain copy of it."""
     function, arrays, others = CALLS[name]
     function(*arrays, *others)
     for i, array in enumerate(arrays):
@@ -384,18 +390,18 @@ def test_a_kernel_reads_odd_arrays(name):
             odd, plain = make(array), np.array(make(array), order="C")
             expected = bits_of(function(*arrays[:i], plain, *arrays[i + 1 :], *others))
             before = versions()
-            found = bits_of(function(*arrays[:i], odd, *arrays[i + 1 :], *others))
-            assert found == expected, (name, i, make.__name__)
+            output = bits_of(function(*arrays[:i], odd, *arrays[i + 1 :], *others))
+            assert output == expected, (name, i, make.__name__)
             assert versions() == before, f"{name} was compiled anew for argument {i}"
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint64, np.int32])
 def test_arrays_that_are_written_must_be_writable(dtype):
-    """A copy would be written to, and thrown away."""
+    """Otherwise a copy would be written to and discarded."""
     out = read_only(np.zeros((3, 2), dtype))
     if dtype == np.float32:
         calls = [
-            lambda: signed.signs_matmul(signed.prepare_signs_matmul(floats(2, 70)), words(3), out)
+            lambda: ordered.signs_matmul(ordered.prepare_signs_matmul(floats(2, 70)), words(3), out)
         ]
         flat = out.reshape(-1)
         calls.append(lambda: optimizers.adam(flat, flat.copy(), flat.copy(), flat.copy(), ADAM))
@@ -422,7 +428,7 @@ def after(*layers):
 
 
 def networks():
-    """Name, model and shape of a sample; between them each kind of step comes first."""
+    """Name, model and sample shape; each kind of step is first in one of them."""
     rng = np.random.default_rng(0)
     binary = {"rng": rng}
     yield "batch norm, images", after(
@@ -449,7 +455,7 @@ NETWORKS = {name: (model, shape) for name, model, shape in networks()}
 
 
 def channels_last(make):
-    """An odd array whose channels lie last in memory, as a DataLoader's do."""
+    """An odd array, channels-last in memory like a DataLoader's."""
 
     def made(x):
         return make(np.ascontiguousarray(x.transpose(0, 2, 3, 1))).transpose(0, 3, 1, 2)
@@ -511,7 +517,7 @@ def test_packed_inputs_may_be_odd():
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_constants_may_be_read_only(name):
-    """As they are where processes share the memory of a model."""
+    """As in processes that share a model's memory."""
     model, shape = NETWORKS[name]
     packed, frozen = deploy.compile(model, shape), deploy.compile(model, shape)
     x = floats(4, *shape)
@@ -570,7 +576,7 @@ def test_an_output_that_cannot_be_written_is_refused():
 
 
 def trained(images, labels):
-    """Parameters after a training step, which begins with a batch norm, and the loss."""
+    """Parameters and loss after a training step that begins with a batch norm."""
     rng = np.random.default_rng(0)
     model = nn.Sequential(
         nn.BatchNorm2d(3), nn.BinaryConv2d(3, 20, 3, padding=1, rng=rng), nn.BatchNorm2d(20),

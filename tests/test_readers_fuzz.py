@@ -1,4 +1,4 @@
-"""Hostile files: whatever bytes a reader gets, it gives a result or a ValueError.
+"""Hostile files: for any bytes, a reader gives a result or a ValueError.
 
 Never a crash, a hang, memory beyond ten times the file (and a constant that stands beside each
 test), or anything executed. Valid files are changed at random; where a checksum would refuse every
@@ -40,7 +40,7 @@ COUNTS = collections.Counter()  # (test, outcome) -> examples
 
 
 class Report:
-    """At the end: how many examples each reader got, and what it made of them."""
+    """Prints at the end how many examples each reader got, and the outcomes."""
 
     def pytest_terminal_summary(self, terminalreporter):
         rows = collections.defaultdict(list)
@@ -69,7 +69,7 @@ _FORBIDDEN = (
     "subprocess.Popen", "pickle.find_class", "marshal.loads", "ctypes.dlopen", "socket.connect",
     "os.remove", "os.rename", "os.mkdir", "os.chmod", "shutil.rmtree", "webbrowser.open",
 )  # fmt: skip
-_events = None  # a list while somebody watches
+_events = None  # a list during the watch
 
 
 def _audit(event, arguments):
@@ -87,7 +87,7 @@ sys.addaudithook(_audit)
 
 
 class Hang(BaseException):
-    """Longer than any reader may take; no `except Exception` catches it."""
+    """Raised if a reader takes too long; no `except Exception` catches it."""
 
 
 def _too_long(number, frame):
@@ -96,7 +96,7 @@ def _too_long(number, frame):
 
 @contextlib.contextmanager
 def watched(name, size, constant, seconds=10):
-    """Fails where a reader of `size` bytes does what it must not; counts what it does."""
+    """Fail if a reader of `size` bytes misbehaves; count the outcomes."""
     global _events
     alarm = hasattr(signal, "setitimer")
     if alarm:
@@ -238,7 +238,7 @@ def test_cifar_binary(folder, steps, name, cut):
     root.mkdir(exist_ok=True)
     files = dict(zip(("train.bin", "test.bin"), BATCHES["binary"], strict=True))
     files[name] = changed(files[name], steps)
-    if cut > 20:  # else nearly all are refused for their length
+    if cut > 20:  # otherwise nearly all are refused for their length
         whole = len(files[name]) // 3074
         files[name] = files[name][: 3074 * whole]
     for file, data in files.items():
@@ -475,7 +475,7 @@ TAR = archive(
 
 
 def checksummed(plain):
-    """Right checksums in all headers that begin where whole ones stood."""
+    """Correct the checksums of all headers at the positions of the original ones."""
     plain = bytearray(plain)
     for at in range(0, len(plain) - 511, 512):
         if plain[at + 257 : at + 262] == b"ustar":
@@ -518,7 +518,7 @@ PICTURES = {f: picture(f) for f in ("PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", 
 
 
 def with_right_sums(png):
-    """A PNG whose chunks have right lengths and checksums, as far as there are chunks."""
+    """A PNG with right lengths and checksums in all its chunks."""
     result, at = png[:8], 8
     while at + 12 <= len(png):
         (length,) = struct.unpack(">I", png[at : at + 4])
@@ -531,7 +531,7 @@ def with_right_sums(png):
 
 
 def resident():
-    """The most memory that the process ever took, in bytes; 0 where nobody says."""
+    """The peak memory of the process in bytes; 0 where unknown."""
     try:
         import resource
     except ImportError:
@@ -557,7 +557,7 @@ def class_folder(folder):
     st.sampled_from(["RGB", "L"]), st.booleans(),
 )  # fmt: skip
 def test_pictures(class_folder, kind, steps, size, mode, near_the_start):
-    """A picture may take 32 times its file and 32 MiB, a few times over while it is converted."""
+    """A picture may take 32 times its file and 32 MiB, a few times over during conversion."""
     data = PICTURES[kind.split()[0]]
     if near_the_start:
         steps = [(kind, place % 60, amount, raw) for kind, place, amount, raw in steps]
@@ -596,7 +596,7 @@ def test_checkpoint_files(folder, steps):
 
 
 def signed(data):
-    """The file with a right CRC in each frame and a right SHA-256, as far as it can be walked."""
+    """The file with right CRCs in its frames and a right SHA-256, as far as it can be parsed."""
     entries, at = [], 0
     members = []
     while data[at : at + 4] == b"PK\x03\x04" and at + 30 <= len(data):
@@ -633,7 +633,7 @@ def test_checkpoint_files_with_right_checksums(folder, steps):
     assert storage.loads(signed(CHECKPOINT), kind="checkpoint", version=1)
     try:
         data = signed(changed(CHECKPOINT, steps))
-    except Exception:  # not even the frames can be made right
+    except Exception:  # not even the frames can be corrected
         assume(False)
     path = folder / "checkpoint"
     path.write_bytes(data)
@@ -718,7 +718,7 @@ class Programs(list):
 
 @pytest.fixture(scope="module")
 def programs():
-    """Packed models as (arrays, metadata): most of the operations between them."""
+    """Packed models as (arrays, metadata), which together use most operations."""
     rng = np.random.default_rng(0)
     networks = [
         nn.Sequential(
@@ -742,12 +742,12 @@ def programs():
             nn.Flatten(), nn.BinaryLinear(192, 5, scale="learned", rng=rng),
         ),
     ]  # fmt: skip
-    found = Programs()
+    collection = Programs()
     for network in networks:
         arrays, metadata = deploy.compile(network.eval(), (1, 8, 8))._stored()
         kind = {"kind": PackedModel.KIND, "version": PackedModel.VERSION}
-        found.append(storage.loads(storage.dumps(arrays, metadata=metadata, **kind), **kind))
-    return found
+        collection.append(storage.loads(storage.dumps(arrays, metadata=metadata, **kind), **kind))
+    return collection
 
 
 @pytest.fixture(scope="module")
@@ -762,7 +762,7 @@ def worker(programs, folder):
 
 
 def run_program(worker, folder, arrays, metadata, seconds=60):
-    """Load and run a program; what came of it, with the file's size."""
+    """Load and run a program; return the outcome with the file's size."""
     path = folder / "model"
     size = storage.save(
         path, arrays, kind=PackedModel.KIND, version=PackedModel.VERSION, metadata=metadata
@@ -786,7 +786,7 @@ def test_packed_model_files(folder, programs, which, steps):
 
 
 def places(value, place=()):
-    """Where something stands in nested dicts and lists."""
+    """The paths of all entries in nested dicts and lists."""
     if place:
         yield place
     if isinstance(value, (dict, list)):
@@ -835,8 +835,8 @@ other_arrays = st.lists(
 def changed_metadata(metadata, steps):
     metadata = copy.deepcopy(metadata)
     for place, kind, number, other, operation in steps:
-        found = list(places(metadata))
-        *trail, key = found[place % len(found)]
+        trails = list(places(metadata))
+        *trail, key = trails[place % len(trails)]
         parent = metadata
         for part in trail:
             parent = parent[part]
@@ -891,26 +891,26 @@ def hostile(programs, which, metadata_steps, array_steps):
 @fuzz
 @given(st.integers(0, 2), other_metadata(_SMALL), other_arrays)
 def test_hostile_programs_do_not_crash(folder, programs, worker, which, metadata, arrays):
-    """The process lives on and answers in time, whatever the numbers are that a layer has."""
-    found = run_program(worker, folder, *hostile(programs, which, metadata, arrays))
-    COUNTS["packed model with right checksums", found["outcome"]] += 1
+    """The process survives and answers in time, whatever a layer's numbers are."""
+    outcome = run_program(worker, folder, *hostile(programs, which, metadata, arrays))
+    COUNTS["packed model with right checksums", outcome["outcome"]] += 1
 
 
-def check_manners(found):
-    assert found["is_value_error"], found["error"]
-    limit = 10 * found["size"] + (1 << 20)
-    assert found["peak"] <= limit, (
-        f"{found['peak']:,} bytes for {found['size']:,}: {found['error']}"
+def check_manners(outcome):
+    assert outcome["is_value_error"], outcome["error"]
+    limit = 10 * outcome["size"] + (1 << 20)
+    assert outcome["peak"] <= limit, (
+        f"{outcome['peak']:,} bytes for {outcome['size']:,}: {outcome['error']}"
     )
 
 
 @fuzz
 @given(st.integers(0, 2), other_metadata(_SMALL + _LARGE), other_arrays)
 def test_hostile_programs_are_refused_or_run(folder, programs, worker, which, metadata, arrays):
-    """A ValueError or a result, within the memory that the file stands for."""
-    found = run_program(worker, folder, *hostile(programs, which, metadata, arrays))
-    COUNTS["packed model with any numbers", found["outcome"]] += 1
-    check_manners(found)
+    """A ValueError or a result, within the memory that the file's size allows."""
+    outcome = run_program(worker, folder, *hostile(programs, which, metadata, arrays))
+    COUNTS["packed model with any numbers", outcome["outcome"]] += 1
+    check_manners(outcome)
 
 
 def setting(operation, name, value):

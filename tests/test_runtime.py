@@ -1,4 +1,4 @@
-"""Plans and their memory: laid out once, never shared by results in use, nothing allocated."""
+"""Plans and their memory: allocated once, never shared by live results, no allocation in calls."""
 
 import threading
 import tracemalloc
@@ -58,7 +58,7 @@ def images(*shape):
 
 
 def test_a_residual_block_is_two_tasks():
-    """Both depth-wise products in one with the epilogue, and the 1 × 1 with its own."""
+    """One with both depth-wise products and the epilogue, one with the 1 × 1 and its epilogue."""
     model = residual_network()
     packed = deploy.compile(model, (3, 12, 12))
     x = images(3, 3, 12, 12)
@@ -72,7 +72,7 @@ def test_a_residual_block_is_two_tasks():
 
 
 def test_ternary_products_have_their_epilogue_with_them():
-    """A product with a mask goes on to bits, or to its scale and batch norm, in one task."""
+    """One task takes a product with a mask to bits, or through scale and batch norm."""
     rng = np.random.default_rng(0)
     options = {"weight_quantizer": "ste_tern", "rng": rng}
     model = nn.Sequential(
@@ -116,7 +116,7 @@ def test_no_samples_give_no_results():
 
 @pytest.mark.parametrize("samples", [1, 4])
 def test_inputs_of_either_layout_in_turn(samples):
-    """Only a copy of the input has a place of its own: what was bound to it is for copies alone."""
+    """Callables bound to the copied input are reused only for copies."""
     model = residual_network()
     packed = deploy.compile(model, (3, 12, 12))
     batches = [images(samples, 12, 12, 3) * scale for scale in (1, -1, 2, -2, 3, -3)]
@@ -135,7 +135,7 @@ def test_the_steady_state_allocates_nothing(channels_last):
     x, out = images(6, 3, 32, 32), np.empty((6, 10), np.float32)
     if channels_last:
         x = images(6, 32, 32, 3).transpose(0, 3, 1, 2)
-    for _ in range(5):  # the first calls look for the addresses of the kernels
+    for _ in range(5):  # the first calls resolve the kernels' addresses
         packed.predict(x, out=out)
     tracemalloc.start()
     try:
@@ -146,7 +146,7 @@ def test_the_steady_state_allocates_nothing(channels_last):
         after, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # Small objects of Python come and go; the first layer's result alone has 1.5 MB as floats.
+    # Small Python objects are allowed; the first layer's result has 1.5 MB as floats.
     assert peak - before < 40_000
     assert after - before < 20_000
 
@@ -177,7 +177,7 @@ def test_a_result_is_copied_before_its_memory_goes_to_another_call():
     expected = packed.predict(x)
 
     class Taken(list):
-        """Somebody else has the memory, and writes to it, as soon as it is given back."""
+        """Memory that is overwritten by another user as soon as it is released."""
 
         def append(self, workspace):
             workspace.arena.fill(255)
@@ -212,7 +212,7 @@ def task_lists(draw):
 def test_results_in_use_share_no_memory(tasks, samples):
     workspace = Workspace(tasks, samples)
     outputs = workspace.outputs(samples)
-    holds = {-1: set()}  # step -> the buffered results that its value may lie in
+    holds = {-1: set()}  # step -> the buffered results that may hold its value
     for i, task in enumerate(tasks):
         sources = set().union(*(holds[s] for s in task.inputs))
         holds[i] = {i} if task.buffers else sources
@@ -220,7 +220,7 @@ def test_results_in_use_share_no_memory(tasks, samples):
     for i, task in enumerate(tasks):
         if not task.buffers:
             continue
-        # What is still read when task i writes, by itself or by a later task, or is the output.
+        # Results that task i or a later task still reads when i writes, and the output.
         needed = set(holds[last])
         for later in tasks[i:]:
             needed |= set().union(*(holds[s] for s in later.inputs))
@@ -242,7 +242,7 @@ def test_profile_tells_where_the_time_goes():
     assert len(rows) == len(packed.tasks)
     assert sum(row["share"] for row in rows) == pytest.approx(1)
     assert all(row["seconds"] > 0 for row in rows)
-    # Each product of a sign and a sign counts once; padded columns are no work asked for.
+    # Each product of two signs counts once; padded columns do not count.
     depthwise = rows[1]
     assert depthwise["products"] == 2 * 2 * 70 * 9 * 12 * 12
     assert depthwise["operations"].count("xnor_conv2d") == 2

@@ -1,4 +1,4 @@
-"""Files of arrays: what goes in comes out, and what is damaged, foreign or hostile is refused."""
+"""Files of arrays: round trips are exact; damaged, foreign or hostile files are refused."""
 
 import errno
 import io
@@ -64,11 +64,11 @@ def small_file():
     return storage.dumps(content, metadata={"note": "x"}, **KIND), content
 
 
-def same(found, expected):
-    return found.keys() == expected.keys() and all(
-        found[k].shape == expected[k].shape
-        and found[k].dtype == expected[k].dtype.newbyteorder("=")
-        and found[k].tobytes() == expected[k].astype(found[k].dtype).tobytes()
+def same(actual, expected):
+    return actual.keys() == expected.keys() and all(
+        actual[k].shape == expected[k].shape
+        and actual[k].dtype == expected[k].dtype.newbyteorder("=")
+        and actual[k].tobytes() == expected[k].astype(actual[k].dtype).tobytes()
         for k in expected
     )
 
@@ -79,11 +79,11 @@ def same(found, expected):
 @given(st.dictionaries(names, arrays(), max_size=4), st.dictionaries(st.text(), json_values))
 def test_round_trip(content, metadata):
     data = storage.dumps(content, metadata=metadata, **KIND)
-    found, found_metadata = storage.loads(data, **KIND)
-    assert same(found, content)
-    assert found_metadata == metadata
-    assert list(found) == sorted(content)
-    for array in found.values():
+    loaded, loaded_metadata = storage.loads(data, **KIND)
+    assert same(loaded, content)
+    assert loaded_metadata == metadata
+    assert list(loaded) == sorted(content)
+    for array in loaded.values():
         assert array.dtype.isnative and array.flags.c_contiguous and array.flags.writeable
     backwards = dict(reversed(content.items()))
     assert storage.dumps(backwards, metadata=metadata, **KIND) == data
@@ -97,8 +97,8 @@ def test_a_file_is_its_bytes_under_exactly_the_given_path(tmp_path):
     assert storage.save(path, content, metadata={"note": "x"}, **KIND) == len(data)
     assert os.listdir(tmp_path) == ["model.tbnn"]
     assert path.read_bytes() == data
-    found, metadata = storage.load(str(path), **KIND)
-    assert same(found, content) and metadata == {"note": "x"}
+    loaded, metadata = storage.load(str(path), **KIND)
+    assert same(loaded, content) and metadata == {"note": "x"}
     assert storage.read_header(path) == {**KIND, "metadata": {"note": "x"}}
 
 
@@ -116,8 +116,8 @@ def test_a_zip_reader_finds_uncompressed_arrays_and_sound_checksums():
 
 def test_numpy_scalars_are_arrays_and_tuples_become_lists():
     data = storage.dumps({"x": np.float64(2)}, metadata={"shape": (1, (2,))}, **KIND)
-    found, metadata = storage.loads(data, **KIND)
-    assert found["x"].shape == () and found["x"] == 2
+    loaded, metadata = storage.loads(data, **KIND)
+    assert loaded["x"].shape == () and loaded["x"] == 2
     assert metadata == {"shape": [1, [2]]}
 
 
@@ -332,13 +332,13 @@ def npy(array):
 
 
 def described(text, body=b""):
-    """A .npy with any description."""
+    """A .npy file with any header description."""
     text += " " * (-(11 + len(text)) % 64) + "\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode("latin-1") + body
 
 
 def forge(*members, header=None, digest_of=None):
-    """A whole file of (entry, bytes) members behind a right (or the given) header."""
+    """A whole file of (entry, bytes) members after a right (or the given) header."""
     if header is None:
         fields = {
             "format": "tinybnn", "format_version": 1, "kind": "test", "version": 3, "metadata": {},
@@ -365,8 +365,8 @@ def refused(data, message):
 
 def test_the_forger_can_make_a_good_file():
     x = np.arange(4, dtype="<f4")
-    found, _ = storage.loads(forge(frame("x", npy(x)), digest_of={"x": x}), **KIND)
-    assert same(found, {"x": x})
+    loaded, _ = storage.loads(forge(frame("x", npy(x)), digest_of={"x": x}), **KIND)
+    assert same(loaded, {"x": x})
     refused(forge(frame("x", npy(x)), digest_of={"x": x + 1}), "SHA-256")
 
 
@@ -612,7 +612,7 @@ def test_write_atomic_takes_bytes_and_writers_and_keeps_links_and_modes(tmp_path
 
 LEFTOVER = ".tinybnn-0123456789abcdef.tmp"
 
-# Writes a file and stops inside of the write, after the first half: killed there, or until told.
+# Writes a file and stops after the first half of the write: killed there, or until told.
 HALF = """
 import os, signal, sys
 from tinybnn import storage
@@ -631,7 +631,7 @@ storage.write_atomic(sys.argv[1], content)
 
 
 def half_written(path, how):
-    """A process that writes `path`; returns when half is written."""
+    """Start a process that writes `path`; return when half is written."""
     process = subprocess.Popen(
         [sys.executable, "-c", HALF, str(path), how], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -679,7 +679,7 @@ def test_only_abandoned_temporary_files_are_removed(tmp_path, monkeypatch):
     (tmp_path / ".tinybnn-2222222222222222.tmp").mkdir()
     kept = {*others, "aim", ".tinybnn-1111111111111111.tmp", ".tinybnn-2222222222222222.tmp"}
     (tmp_path / LEFTOVER).write_bytes(b"half")
-    with monkeypatch.context() as patch:  # without locks nobody can tell: it stays
+    with monkeypatch.context() as patch:  # without locks this is unknown: it stays
         patch.setattr(storage.fcntl, "flock", Mock(side_effect=OSError(errno.ENOLCK, "no locks")))
         storage.write_atomic(tmp_path / "x", b"1")
         assert set(os.listdir(tmp_path)) == {*kept, LEFTOVER, "x"}
@@ -689,7 +689,7 @@ def test_only_abandoned_temporary_files_are_removed(tmp_path, monkeypatch):
 
 @needs_locks
 def test_a_file_that_vanishes_before_it_is_locked_is_made_anew(tmp_path, monkeypatch):
-    """Another writer that cleans up takes a file without a lock for a leftover."""
+    """Another writer's clean-up takes a file without a lock for a leftover."""
     flock, seen = storage.fcntl.flock, []
 
     def late(file, operation):
@@ -718,7 +718,7 @@ def test_locks(tmp_path):
             assert storage.try_lock(two) is False
 
 
-# A file may not become larger than a limit; the signal that says so is ignored, as Python does.
+# File sizes are limited; the signal for exceeding the limit is ignored, as Python does.
 LIMITED = """
 import resource, sys
 from tinybnn import storage

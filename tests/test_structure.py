@@ -1,8 +1,9 @@
-"""The plan of the house: which room may import which, and what an import may cost."""
+"""The package's structure: which room may import which, and what an import may cost."""
 
 import ast
 import configparser
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -18,9 +19,9 @@ PACKAGE = Path(tinybnn.__file__).parent
 FLOORS = {
     "typing": 0,
     "kernels": 1, "storage": 1, "tables": 1, "autograd": 1, "tensor": 2,
-    "quantizers": 2, "functional": 2, "serialization": 2,
+    "quantizers": 2, "functional": 2, "serialization": 2, "packed_codes": 2,
     "nn": 3, "optim": 4, "datasets": 3,
-    "models": 4, "training": 5,
+    "models": 4, "checkpoint": 4, "training": 5,
     "deploy": 5, "federated": 6,
     "analysis": 6, "testing": 6, "runs": 6,
     "plots": 7,
@@ -40,18 +41,29 @@ def module(path):
 
 
 def imports(path):
-    """Dotted names of the tinybnn modules that a file imports, lazily or not."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """Dotted names of the tinybnn modules that a file imports, lazily or not.
+
+    Imports under ``if TYPE_CHECKING:`` are for hints: they do not exist at run time.
+    """
+    modules = set()
+    for node in statements_that_run(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            modules.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            found.add(node.module)
+            modules.add(node.module)
             # `from tinybnn.kernels import bits` names a module, not every name is one.
             names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found.update(names & MODULES)
-    return {name for name in found if name.split(".")[0] == "tinybnn"}
+            modules.update(names & MODULES)
+    return {name for name in modules if name.split(".")[0] == "tinybnn"}
+
+
+def statements_that_run(node):
+    """`ast.walk` without the bodies of ``if TYPE_CHECKING:``."""
+    yield node
+    is_for_hints = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    for child in node.orelse if is_for_hints else ast.iter_child_nodes(node):
+        yield from statements_that_run(child)
 
 
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if room(p) not in ("__init__", "data", "tutorials"))
@@ -87,7 +99,7 @@ def test_rooms_of_kernels_import_from_those_before_them():
 
 
 def test_no_circle_inside_a_room():
-    """Inside a room files may lean on each other, but not in a circle."""
+    """Files in a room may import each other, but not in a circle."""
     edges = {module(path): imports(path) for path in FILES}
     done = set()
 
@@ -119,22 +131,22 @@ def test_files_are_written_by_one_function():
         |\bopen\([^)\n]*["'][rb+t]*[wxa][rb+t]*["']""",
         re.VERBOSE,
     )
-    found = {
+    writers = {
         f"{path.relative_to(PACKAGE)}: {match[0]}"
         for path in FILES
         for match in writes.finditer(path.read_text(encoding="utf-8"))
     }
-    files = {text.split(":")[0] for text in found}
+    files = {text.split(":")[0] for text in writers}
     assert files <= {
         "storage.py",
-        "kernels/machine/cache.py",  # below it, and into folders that it has to distrust
+        "kernels/machine/cache.py",  # on a lower floor, and into folders that it must not trust
         "plots/canvas.py",  # into the file that `write_atomic` opens
-        "datasets/download.py",  # part files, which later calls go on with
-        "runs.py",  # the lock
-        "federated/launch.py",  # logs and settings of Flower's processes, in a temporary folder
+        "datasets/download.py",  # part files, which later calls continue
+        "runs/folder.py",  # the lock
+        "federated/launch.py",  # logs and settings of Flower's processes in a temporary folder
         "bench/peers.py",  # a pipe
-        "course/child.py",  # where a crash is written down, in a temporary folder
-    }, found  # fmt: skip
+        "course/child.py",  # crash logs, in a temporary folder
+    }, writers  # fmt: skip
 
 
 def test_numba_is_only_in_the_kernels():
@@ -144,11 +156,11 @@ def test_numba_is_only_in_the_kernels():
 
 
 def test_formulas_name_no_kernel():
-    """`kernels.dispatch` says which one computes them; but for products of signs."""
+    """`kernels.dispatch` chooses the kernel, except for products of signs."""
     for path in FILES:
         if room(path) in ("functional", "quantizers") and path.name != "binary.py":
-            found = {name for name in imports(path) if name.startswith("tinybnn.kernels.")}
-            assert found <= {"tinybnn.kernels.dispatch", "tinybnn.kernels.machine.memory"}, path
+            kernels = {name for name in imports(path) if name.startswith("tinybnn.kernels.")}
+            assert kernels <= {"tinybnn.kernels.dispatch", "tinybnn.kernels.machine.memory"}, path
 
 
 PUBLIC = [name for name in tinybnn.__all__ if inspect.ismodule(getattr(tinybnn, name))]
@@ -164,8 +176,8 @@ def test_a_room_is_there_without_an_import_of_its_own(name):
 def test_dir_shows_what_is_public_and_nothing_else(name):
     place = getattr(tinybnn, name) if name else tinybnn
     assert dir(place) == sorted(place.__all__) and len(set(place.__all__)) == len(place.__all__)
-    for found in place.__all__:
-        assert getattr(place, found) is not None
+    for public in place.__all__:
+        assert getattr(place, public) is not None
     own = {
         n
         for n, value in vars(place).items()
@@ -177,6 +189,31 @@ def test_dir_shows_what_is_public_and_nothing_else(name):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'tinybnn' has no attribute 'kernel'"):
         tinybnn.kernel  # noqa: B018
+
+
+INHERITED = "import json, os; print(json.dumps({**os.environ}))"
+ALL_IMPORTS = f"""
+import importlib, json, os, subprocess, sys
+
+before = {{**os.environ}}
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    assert {{**os.environ}} == before, name
+inherited = json.loads(subprocess.check_output([sys.executable, "-c", {INHERITED!r}]))
+assert inherited == before, inherited.items() ^ before.items()
+"""
+
+
+def test_imports_leave_the_environment_as_it_is():
+    """Both as Python sees it and as processes started later inherit it."""
+    names = sorted(name for name in MODULES if ".flower_app" not in name)
+    assert len(names) > 200 and "tinybnn.kernels.machine.threads" in names
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "LC_CTYPE")}
+    command = [sys.executable, "-c", ALL_IMPORTS, *names]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("late", ["numba", "matplotlib", "torch", "tqdm", "urllib.request", "ssl"])

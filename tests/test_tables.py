@@ -1,4 +1,4 @@
-"""Tables: no line is too long, no text becomes markup, and objects show themselves in notebooks."""
+"""Tables: no line is too long, no text becomes markup, and notebooks display objects."""
 
 import copy
 import pickle
@@ -22,13 +22,13 @@ words = st.text(st.characters(codec="utf-8", categories=("L", "N", "P")), max_si
 
 @given(st.data(), st.integers(1, 6), st.integers(30, 100))
 def test_lines_that_are_too_long(data, columns, width):
-    """Whatever stands in the cells: they are wrapped, and no character is lost."""
+    """Cells are wrapped whatever their text, and no character is lost."""
     cells = st.lists(words, min_size=columns, max_size=columns)
     header, *rows = data.draw(st.lists(cells, min_size=1, max_size=5))
-    found = tables.text(header, rows, width=width)
-    assert max(map(len, found.split("\n"))) <= width
+    text = tables.text(header, rows, width=width)
+    assert max(map(len, text.split("\n"))) <= width
     given = [cell for row in (header, *rows) for cell in row]
-    assert sorted("".join(found.split())) == sorted("".join(given))
+    assert sorted("".join(text.split())) == sorted("".join(given))
 
 
 def test_a_table_of_text():
@@ -42,15 +42,15 @@ def test_a_table_of_text():
 
 
 def test_text_over_several_lines_keeps_to_its_cell():
-    found = tables.text(("a", "b"), [("two\nlines", "1")])
-    assert found.split("\n") == ["a          b", "two lines  1"]
+    text = tables.text(("a", "b"), [("two\nlines", "1")])
+    assert text.split("\n") == ["a          b", "two lines  1"]
 
 
 # ---------------------------------------------------------------------------------------- HTML
 
 
 class Page(HTMLParser):
-    """Reads HTML, checks that its tags are balanced, and keeps its texts and its rows."""
+    """Reads HTML, checks that its tags are balanced, and keeps its text and rows."""
 
     def __init__(self, html):
         super().__init__()
@@ -84,17 +84,17 @@ EVIL = '<script>alert("1")</script>&amp;'
 
 
 def page(shown):
-    """What an object shows of itself in a notebook."""
-    found = Page(shown._repr_html_())
-    assert found.tags <= TAGS
-    return found
+    """An object's display in a notebook."""
+    table = Page(shown._repr_html_())
+    assert table.tags <= TAGS
+    return table
 
 
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=4), st.text(max_size=20))
 def test_any_text_stays_text(cells, title):
-    found = Page(tables.html(cells, [cells], title=title))
-    assert found.tags <= TAGS
-    assert ["".join(row) for row in found.rows] == ["".join(cells)] * 2
+    table = Page(tables.html(cells, [cells], title=title))
+    assert table.tags <= TAGS
+    assert ["".join(row) for row in table.rows] == ["".join(cells)] * 2
 
 
 def test_markup_in_a_cell_a_header_and_a_title():
@@ -104,10 +104,10 @@ def test_markup_in_a_cell_a_header_and_a_title():
 
 
 def test_the_middle_of_a_long_table_is_left_out():
-    found = Page(tables.html(["n"], [[i] for i in range(1000)]))
-    assert len(found.rows) == 1 + 60 + 1
-    assert ["29"] in found.rows and ["970"] in found.rows and ["500"] not in found.rows
-    assert ["… 940 more …"] in found.rows
+    table = Page(tables.html(["n"], [[i] for i in range(1000)]))
+    assert len(table.rows) == 1 + 60 + 1
+    assert ["29"] in table.rows and ["970"] in table.rows and ["500"] not in table.rows
+    assert ["… 940 more …"] in table.rows
     assert len(Page(tables.html(["n"], [[i] for i in range(60)])).rows) == 61
 
 
@@ -128,41 +128,41 @@ def history():
 
 
 def test_a_model():
-    found = page(network(Evil))
-    assert found.text.count(EVIL) == 2  # its class and its settings
-    assert ["3", EVIL, EVIL, "330"] in found.rows
-    assert ["0", "BinaryLinear", network()[0].extra_repr(), "2,048"] in found.rows
-    assert "Sequential: 2,442 parameters" in found.text
-    assert ["2", "ReLU"] in [row[:2] for row in found.rows]
+    table = page(network(Evil))
+    assert table.text.count(EVIL) == 2  # its class and its settings
+    assert ["3", EVIL, EVIL, "330"] in table.rows
+    assert ["0", "BinaryLinear", network()[0].extra_repr(), "2,048"] in table.rows
+    assert "Sequential: 2,442 parameters" in table.text
+    assert ["2", "ReLU"] in [row[:2] for row in table.rows]
 
 
 def test_a_layer_alone_and_a_model_that_shares_layers():
-    found = page(nn.Linear(3, 2))
-    assert "Linear: 8 parameters" in found.text and found.rows[1][0] == "Linear"
+    table = page(nn.Linear(3, 2))
+    assert "Linear: 8 parameters" in table.text and table.rows[1][0] == "Linear"
     shared = nn.Linear(2, 2)
-    found = page(nn.Sequential(shared, nn.ReLU(), shared))
-    assert "Sequential: 6 parameters" in found.text and len(found.rows) == 3
+    table = page(nn.Sequential(shared, nn.ReLU(), shared))
+    assert "Sequential: 6 parameters" in table.text and len(table.rows) == 3
 
 
 def test_a_summary():
     shown = analysis.summary(network().eval(), (64,))
-    found = page(shown)
-    assert found.rows[1][:4] == ["0 (BinaryLinear)", "32", "2,048", "1"]
-    assert found.rows[-1][0] == "total" and f"{shown.total('bops'):,}" in found.rows[-1]
-    assert f"OPs = BOPs / 64 + FLOPs = {shown.ops:,.0f}" in found.text
-    assert "no packed form" not in found.text
+    table = page(shown)
+    assert table.rows[1][:4] == ["0 (BinaryLinear)", "32", "2,048", "1"]
+    assert table.rows[-1][0] == "total" and f"{shown.total('bops'):,}" in table.rows[-1]
+    assert f"OPs = BOPs / 64 + FLOPs = {shown.ops:,.0f}" in table.text
+    assert "no packed form" not in table.text
     shown.rows[0]["name"], shown.not_packed = EVIL, EVIL
-    found = page(shown)
-    assert f"{EVIL} (BinaryLinear)" in found.text and f"no packed form: {EVIL}" in found.text
+    table = page(shown)
+    assert f"{EVIL} (BinaryLinear)" in table.text and f"no packed form: {EVIL}" in table.text
 
 
 def test_a_history():
     shown = history()
-    found = page(shown)
-    assert found.rows[0] == ["epoch", "loss", "accuracy", EVIL, "val_accuracy"]
-    assert found.rows[1] == ["1", "0.1235", "0.5", EVIL]  # nothing where there is no value
-    assert found.rows[2] == ["2", "0.1", "0.75"]
-    assert "History: 2 epochs" in found.text
+    table = page(shown)
+    assert table.rows[0] == ["epoch", "loss", "accuracy", EVIL, "val_accuracy"]
+    assert table.rows[1] == ["1", "0.1235", "0.5", EVIL]  # nothing where there is no value
+    assert table.rows[2] == ["2", "0.1", "0.75"]
+    assert "History: 2 epochs" in table.text
     assert page(training.History()).rows[0] == []
     for copied in (pickle.loads(pickle.dumps(shown)), copy.deepcopy(shown)):
         assert copied == shown and vars(copied) == {"rows": shown.rows}
@@ -171,17 +171,17 @@ def test_a_history():
 def test_a_data_set():
     images = np.zeros((5, 1, 2, 2), np.uint8)
     labels = np.array([0, 2, 2, 0, 2])
-    found = page(datasets.Dataset(images, labels, ("cat", EVIL, "dog"), "pets <b>"))
-    assert found.rows[1:] == [["0", "cat", "2"], ["1", EVIL, "0"], ["2", "dog", "3"]]
-    assert "Dataset(pets <b>: 5 images 1×2×2 uint8 up to 255, 3 classes)" in found.text
+    table = page(datasets.Dataset(images, labels, ("cat", EVIL, "dog"), "pets <b>"))
+    assert table.rows[1:] == [["0", "cat", "2"], ["1", EVIL, "0"], ["2", "dog", "3"]]
+    assert "Dataset(pets <b>: 5 images 1×2×2 uint8 up to 255, 3 classes)" in table.text
 
 
 def test_a_packed_model():
     packed = deploy.compile(models.mlp(64, (32,), 10).eval(), (64,))
-    found = page(packed)
-    assert len(found.rows) == 1 + len(packed.steps)
-    assert f"PackedModel: input 64, {packed.nbytes:,} bytes" in found.text
-    for step, row, size in zip(packed.steps, found.rows[1:], packed.step_bytes(), strict=True):
+    table = page(packed)
+    assert len(table.rows) == 1 + len(packed.steps)
+    assert f"PackedModel: input 64, {packed.nbytes:,} bytes" in table.text
+    for step, row, size in zip(packed.steps, table.rows[1:], packed.step_bytes(), strict=True):
         assert row[1] == step.operation and row[-2:] == [step.name, f"{size:,}"]
     packed.steps[0].name = EVIL
     assert EVIL in page(packed).text
@@ -191,9 +191,9 @@ def test_a_profile():
     packed = deploy.compile(models.mlp(64, (32,), 10).eval(), (64,))
     shown = packed.profile(np.zeros((2, 64), np.float32), 1)
     assert isinstance(shown, list) and shown[0]["seconds"] > 0
-    found = page(shown)
-    assert len(found.rows) == 1 + len(shown) + 1
-    assert [row["layer"] for row in shown] == [row[0] for row in found.rows[1:-1]]
+    table = page(shown)
+    assert len(table.rows) == 1 + len(shown) + 1
+    assert [row["layer"] for row in shown] == [row[0] for row in table.rows[1:-1]]
     assert str(shown) == repr(shown) == shown.table()
     lines = str(shown).split("\n")
     assert lines[0].split()[:3] == ["layer", "operations", "ms"] and lines[-1].startswith("total")

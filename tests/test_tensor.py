@@ -41,7 +41,7 @@ def distinct(*shape, seed=0):
 
 
 def strided(x):
-    """The same values with gaps between them in memory, and the first axis backwards."""
+    """The same values with gaps between them in memory and the first axis reversed."""
     memory = np.full((*x.shape[:-1], 2 * x.shape[-1]), np.nan)
     view = memory[::-1, ..., ::2]
     view[...] = x
@@ -57,7 +57,7 @@ LAYOUTS = {
 
 
 def check(function, *arrays):
-    """First and second order, in every layout of the arrays in memory."""
+    """Check first and second order, for every memory layout of the arrays."""
     gradcheck(function, arrays)
     gradgradcheck(function, arrays)
     expected = function(*(Tensor(a) for a in arrays)).data
@@ -133,7 +133,7 @@ def test_where(shapes):
 
 @given(data=st.data())
 def test_where_selects_the_bits_that_numpy_selects(data):
-    """-0.0 and the payloads of NaN among them."""
+    """Including -0.0 and the payloads of NaN."""
     dtype = data.draw(st.sampled_from([np.float32, np.float64]))
     shapes = data.draw(hnp.mutually_broadcastable_shapes(num_shapes=3, max_dims=3)).input_shapes
     condition = data.draw(hnp.arrays(bool, shapes[0]))
@@ -407,7 +407,7 @@ def test_matmul_with_arrays_on_either_side():
 def test_matmul_errors():
     with pytest.raises(ValueError, match=r"matmul: inner sizes differ .*\(2, 3\) and \(2, 3\)"):
         Tensor(normal(2, 3)) @ Tensor(normal(2, 3))
-    with pytest.raises(ValueError, match="matmul: needs at least one axis"):
+    with pytest.raises(ValueError, match="matmul: expects at least one axis"):
         Tensor(1.0) @ Tensor([1.0])
     with pytest.raises(ValueError, match=r"MatMul: shapes \(2, 3, 4\) and \(5, 4, 2\) do not fit"):
         Tensor(normal(2, 3, 4)) @ Tensor(normal(5, 4, 2))
@@ -479,7 +479,7 @@ def test_pad_keeps_the_order_in_memory(pad):
         (lambda x: x.permute(0, 0), r"dim \(0, 0\) names an axis twice"),
         (lambda x: x.permute(0), r"permute: \(0,\) does not name each of the 2 axes once"),
         (lambda x: x.transpose(0, 2), "dim 2 is out of range"),
-        (lambda x: x.flatten(1, 0), "flatten: start_dim 1 lies behind end_dim 0"),
+        (lambda x: x.flatten(1, 0), "flatten: start_dim 1 is after end_dim 0"),
         (lambda x: x.broadcast_to(3, 3), "BroadcastTo: .*do not fit"),
         (lambda x: T.pad(x, (1,)), "pad: expects pairs"),
         (lambda x: T.pad(x, (-1, 0)), "pad: expects pairs"),
@@ -652,7 +652,7 @@ class Tripled(Function):
 @pytest.mark.parametrize("fresh", [(True,), (False,), (True, False), (False, True)])
 @pytest.mark.parametrize("flip", [False, True])
 def test_sums_of_gradients_change_no_gradient_of_others(fresh, flip):
-    # Add gives both inputs the same array; what a fresh rule adds for one must not reach the other.
+    # Add gives both inputs the same array; adding to one's gradient must not change the other's.
     a, b = Tensor([1.0, 2.0], requires_grad=True), Tensor([3.0, 4.0], requires_grad=True)
     u, v = a * 1.0, b * 1.0
     parts = [Tripled.apply(u) if is_fresh else u * 3.0 for is_fresh in fresh]
@@ -746,8 +746,8 @@ def test_grad_of_an_unused_input():
 
 def test_grad_gives_none_for_an_unused_input_where_it_may_be_unused():
     x, unused = Tensor(2.0, requires_grad=True), Tensor([1.0, 2.0], requires_grad=True)
-    found, nothing = grad(x * x, [x, unused], allow_unused=True)
-    assert found.item() == 4.0 and nothing is None
+    gradient, nothing = grad(x * x, [x, unused], allow_unused=True)
+    assert gradient.item() == 4.0 and nothing is None
 
 
 def test_create_graph_gives_higher_derivatives():
@@ -902,7 +902,7 @@ PLAIN = {
 
 @each_operator
 def test_in_place_operators_of_a_graph_make_a_new_tensor(symbol):
-    """`x += y` means `x = x + y` there: what rules have saved stays as it was."""
+    """There `x += y` means `x = x + y`, so arrays saved by rules stay unchanged."""
     for x_needs, y_needs in ((True, False), (False, True), (True, True)):
         results = []
         for operators in (IN_PLACE, PLAIN):
@@ -915,10 +915,10 @@ def test_in_place_operators_of_a_graph_make_a_new_tensor(symbol):
             assert_identical(before, values)
             (result * x).sum().backward()
             results.append((result, w.grad, y.grad))
-        for found, expected in zip(*results, strict=True):
-            assert (found is None) == (expected is None)
-            if found is not None:
-                assert_identical(found, expected)
+        for actual, expected in zip(*results, strict=True):
+            assert (actual is None) == (expected is None)
+            if actual is not None:
+                assert_identical(actual, expected)
 
 
 @each_operator
@@ -989,7 +989,7 @@ def test_backward_needs_what_was_saved(symbol):
     with pytest.raises(RuntimeError, match="a Tensor that Exp needs was changed"):
         y = changed(lambda w, x, y: operate(y, 5.0), lambda w, x: T.exp(w))
         y.backward(np.ones(2))
-    # What no rule reads may change: the sum saves nothing, and copies are others' memory.
+    # Arrays that no rule reads may change: the sum saves nothing, and copies have their own memory.
     changed(lambda w, x, y: operate(x, 5.0), lambda w, x: (w + x).sum()).backward()
     changed(lambda w, x, y: operate(x[[0]], 5.0)).backward()
     changed(lambda w, x, y: operate(x * 1.0, 5.0)).backward()
@@ -1037,12 +1037,12 @@ def training_step(x, w):
 def test_memory_does_not_grow():
     x, w = Tensor(normal(8, 4)), Tensor(normal(4, 4), requires_grad=True)
     gc.collect()
-    gc.disable()  # what only the collector of cycles would free counts as growth
+    gc.disable()  # memory that only the cyclic collector would free counts as growth
     try:
         tracemalloc.start()
         for i in range(2000):
             training_step(x, w)
-            if i == 1300:  # Python's own stocks of freed objects are full by now
+            if i == 1300:  # Python's free lists are full by now
                 before, _ = tracemalloc.get_traced_memory()
         after, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
@@ -1086,7 +1086,7 @@ def test_backward_frees_what_rules_saved():
 
 
 class Swish(Function):
-    """x * sigmoid(x), as a reader of the documentation would write it."""
+    """x * sigmoid(x), written as in the documentation."""
 
     def forward(self, x):
         return x / (1 + np.exp(-x))
@@ -1118,9 +1118,9 @@ def custom(rule, **attributes):
         ),
         (
             lambda self, grad, output, x: (grad, grad),
-            "Custom.backward gave 2 gradients for 1 input",
+            "Custom.backward returned 2 gradients for 1 input",
         ),
-        (lambda self, grad, output, x: None, "Custom.backward gave no gradient for input 0"),
+        (lambda self, grad, output, x: None, "Custom.backward returned no gradient for input 0"),
     ],
 )
 def test_wrong_rules_are_named(rule, message):
@@ -1269,7 +1269,7 @@ def test_an_array_that_meets_a_tensor_gives_a_tensor():
 @pytest.mark.parametrize("kind", ["array", "Tensor"])
 @pytest.mark.parametrize("form", ["in place", "anew", "no_grad", "number"])
 def test_updates_written_by_hand(kind, form):
-    """Whatever every from-scratch course writes, with arrays and Tensors on the right."""
+    """Updates as in from-scratch courses, with arrays and Tensors on the right."""
     p = Tensor([1.0, 2.0], requires_grad=True)
     for _ in range(2):
         p.grad = None
@@ -1343,7 +1343,7 @@ def test_dtypes_that_are_no_tensors(dtype):
 def test_dtypes_that_have_a_right_answer():
     for dtype in ("?", "i1", "u1", "i8", "u8", ">i4"):
         assert Tensor(np.ones(2, dtype)).dtype == np.float32
-    for dtype in (">f4", ">f8"):  # as some files have them
+    for dtype in (">f4", ">f8"):  # as in some files
         x = Tensor(np.array([1.0, 2.0], dtype))
         assert x.dtype == np.dtype(dtype).newbyteorder("=") and x.data.tolist() == [1.0, 2.0]
 
@@ -1425,7 +1425,7 @@ def test_comparisons_are_arrays_and_recorded_where_they_end_in_where_or_a_produc
 
 
 def test_all_else_that_is_made_of_a_comparison_is_noted():
-    """It works as the array does, and the tape knows that it does not know it."""
+    """It works like the array, and the tape notes that it did not record the operation."""
     x = Tensor([1.0, -2.0, 3.0])
     uses = (
         lambda c: ~c, lambda c: c & c, lambda c: c.sum(), lambda c: c.any(), lambda c: c[0],
@@ -1439,10 +1439,10 @@ def test_all_else_that_is_made_of_a_comparison_is_noted():
             assert comparison.shape == (3,)
             assert comparison.dtype == bool
             assert not tape.escapes
-            found = use(comparison)
+            output = use(comparison)
         assert tape.escapes, use
         assert all(escape.tensors == (x,) for escape in tape.escapes)
-        np.testing.assert_array_equal(found, use(x > 0))
+        np.testing.assert_array_equal(output, use(x > 0))
 
 
 def test_values_that_leave_the_tape_are_noted():
@@ -1480,7 +1480,7 @@ class WrongMul(Function):
 
 
 class WrongSecond(Function):
-    """x³ whose rule is right in value, but hides from differentiation that it depends on x."""
+    """x³ whose rule has the right value but hides its dependence on x from differentiation."""
 
     def forward(self, x):
         return x**3
@@ -1526,7 +1526,7 @@ def test_gradcheck_finds_an_input_that_is_cut_off():
 
 
 def test_gradcheck_rejects_what_is_no_tensor():
-    with pytest.raises(TypeError, match="must give one Tensor, got ndarray"):
+    with pytest.raises(TypeError, match="must return one Tensor, got ndarray"):
         gradcheck(lambda x: x.data, normal(3))
 
 
@@ -1563,7 +1563,7 @@ def test_assert_identical():
 
 
 def test_a_tensor_is_no_out_of_numpy():
-    """It would change under a graph that has saved it."""
+    """It would change although a graph has saved it."""
     x, y = Tensor([1.0, 2.0], requires_grad=True), Tensor([0.0, 0.0])
     loss = (x * y).sum()
     for inputs in ((y, y), (x, y), (np.ones(2), np.ones(2))):

@@ -84,7 +84,7 @@ def test_labels_that_are_ignored():
         np.testing.assert_allclose(loss.data, expected.data)
     with pytest.raises(ValueError, match="labels must lie in"):
         F.cross_entropy(x, [1, 7, -100])
-    with pytest.raises(ValueError, match="the mean of no samples does not exist"):
+    with pytest.raises(ValueError, match="the mean of no samples is undefined"):
         F.nll_loss(x, [-100] * 3)
     with pytest.raises(ValueError, match=r"weight must have the shape \(4,\)"):
         F.cross_entropy(x, [1, 2, 3], weight=np.ones(3))
@@ -152,7 +152,7 @@ def test_float32_stays_float32(name, recorded):
 
 # ------------------------------------------------------------------------------------- signatures
 
-# Out of use in PyTorch, of its implementations, or said on the page for those who come from it.
+# Deprecated in PyTorch, about its implementations, or explained in coming_from_pytorch.md.
 LEFT_OUT = """
     amsgrad antialias capturable decoupled_weight_decay differentiable foreach fused last_epoch
     maximize multi_avg_fn out recompute_scale_factor reduce size_average dtype
@@ -163,15 +163,15 @@ ALSO_LEFT_OUT = {"nn.functional.l1_loss": {"weight"}}
 
 
 def by_name(texts):
-    """Arguments as name -> default; its text where it is no plain value."""
-    found = {}
+    """Arguments as name -> default; the default's source if it is no plain value."""
+    defaults = {}
     for text in texts:
         name, _, default = text.partition("=")
         try:
-            found[name] = ast.literal_eval(default)
+            defaults[name] = ast.literal_eval(default)
         except (SyntaxError, ValueError):
-            found[name] = default
-    return found
+            defaults[name] = default
+    return defaults
 
 
 @pytest.mark.parametrize("name", tables.SIGNATURES)
@@ -226,7 +226,7 @@ def test_rates_after_a_plateau(name, recorded):
     optimizer = sgd()
     schedule, rates = optim.lr_scheduler.ReduceLROnPlateau(optimizer, **tables.PLATEAUS[name]), []
     for i, metric in enumerate(tables.METRICS):
-        if i == 9:  # go on from the state
+        if i == 9:  # continue from the state
             state = schedule.state_dict()
             schedule = optim.ReduceLROnPlateau(optimizer, **tables.PLATEAUS[name])
             schedule.load_state_dict(state)
@@ -240,7 +240,7 @@ def test_steps_of_optimizers(name, recorded):
     p = nn.Parameter(np.linspace(-1.0, 1.3, 7))
     optimizer, rows = tables.OPTIMIZERS[name](optim, [p]), []
     for step in range(6):
-        if step == 3:  # go on from the state
+        if step == 3:  # continue from the state
             state = optimizer.state_dict()
             optimizer = tables.OPTIMIZERS[name](optim, [p])
             optimizer.load_state_dict(state)
@@ -359,7 +359,7 @@ def test_packed_layers_give_the_same_bits(name):
         (nn.Softmax(1), (5,), "leave it out at the end of a model"),
         (Layer(F.normalize), (5,), "write F.linear"),
         (Layer(lambda x: F.mse_loss(x, 0.5 * x)), IMAGES, "it mixes the samples"),
-        (Layer(lambda x: F.nll_loss(x, np.zeros(len(x), int))), (5,), "a single number is left"),
+        (Layer(lambda x: F.nll_loss(x, np.zeros(len(x), int))), (5,), "selects a single number"),
         (Layer(lambda x: x[:, 0]), (5,), "keep its axis: x"),
     ],
 )

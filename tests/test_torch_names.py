@@ -1,4 +1,4 @@
-"""PyTorch's names: values, gradients and gradients of gradients as PyTorch has them."""
+"""PyTorch's names: values, gradients and gradients of gradients as in PyTorch."""
 
 from pathlib import Path
 
@@ -45,19 +45,20 @@ def derivatives(outputs, inputs, times):
     """The numbers of the first derivatives, and of the second ones."""
     if not times or not outputs:
         return []
-    found = grad(weighted(outputs), inputs, create_graph=times > 1, allow_unused=True)
-    found = [
-        Tensor(np.zeros(x.shape)) if g is None else g for g, x in zip(found, inputs, strict=True)
+    gradients = grad(weighted(outputs), inputs, create_graph=times > 1, allow_unused=True)
+    gradients = [
+        Tensor(np.zeros(x.shape)) if g is None else g
+        for g, x in zip(gradients, inputs, strict=True)
     ]
-    again = derivatives([g for g in found if g.requires_grad], inputs, times - 1)
-    return [flat(tuple(found)), *again]
+    again = derivatives([g for g in gradients if g.requires_grad], inputs, times - 1)
+    return [flat(tuple(gradients)), *again]
 
 
-def assert_close(found, recorded, **tolerances):
-    """Derivatives that one of them has none of are 0."""
-    size = max(len(found), len(recorded))
-    found, recorded = (np.pad(x, (0, size - len(x))) for x in (found, recorded))
-    np.testing.assert_allclose(found, recorded, **tolerances)
+def assert_close(actual, recorded, **tolerances):
+    """Compare derivatives; those that one side lacks count as 0."""
+    size = max(len(actual), len(recorded))
+    actual, recorded = (np.pad(x, (0, size - len(x))) for x in (actual, recorded))
+    np.testing.assert_allclose(actual, recorded, **tolerances)
 
 
 @by_name(DIFFERENTIABLE | names.VALUES | names.OWN_ONCE)
@@ -69,8 +70,8 @@ def test_what_pytorch_gives(name):
     first = outputs[0] if isinstance(outputs, tuple) else outputs
     assert first.dtype == DTYPES[name]
     assert isinstance(first, Tensor) == (first.dtype.kind == "f")
-    found = np.concatenate([flat(outputs), *derivatives(tensors(outputs), xs, times)])
-    assert_close(found, RECORDED[name], rtol=1e-12, atol=1e-13)
+    values = np.concatenate([flat(outputs), *derivatives(tensors(outputs), xs, times)])
+    assert_close(values, RECORDED[name], rtol=1e-12, atol=1e-13)
 
 
 @by_name(DIFFERENTIABLE)
@@ -80,12 +81,12 @@ def test_float32_stays_float32(name):
     outputs = tensors(call(tb, *xs))
     wanted = np.float64 if name == "double" else np.float32
     assert {y.dtype for y in outputs} == {np.dtype(wanted)}
-    found = np.concatenate([flat(tuple(outputs)), *derivatives(outputs, xs, 2)])
+    values = np.concatenate([flat(tuple(outputs)), *derivatives(outputs, xs, 2)])
     if "indices" not in getattr(call(tb, *xs), "_fields", ()):
-        assert_close(found, RECORDED[name], rtol=1e-4, atol=1e-4)
+        assert_close(values, RECORDED[name], rtol=1e-4, atol=1e-4)
 
 
-# Straight through; and what takes values out of the graph.
+# Straight-through, and operations that take values out of the graph.
 NO_SLOPES = {"own sign", "own inside of another", "own of a constant", "own with a saved output"}
 
 
@@ -107,8 +108,8 @@ def test_gradients_are_slopes(name):
 def test_maxima_have_names():
     _values, indices = x().max(dim=1)
     assert_identical(indices, np.array([1, 1]))
-    found = x().topk(1)
-    assert (found.values.shape, found.indices.dtype, found.indices.shape) == ((2, 1), int, (2, 1))
+    top = x().topk(1)
+    assert (top.values.shape, top.indices.dtype, top.indices.shape) == ((2, 1), int, (2, 1))
 
 
 def x(requires_grad=False):
@@ -259,9 +260,9 @@ NUMPY = [np.sum, np.mean, np.std, np.var, np.max, np.min]
 @pytest.mark.parametrize("axis", [None, 1])
 @pytest.mark.parametrize("function", NUMPY)
 def test_numpy_s_reductions_know_tensors(function, axis):
-    found = function(x(requires_grad=True), axis=axis)
-    assert found.requires_grad
-    np.testing.assert_allclose(found.data, function(x().data, axis=axis), rtol=1e-6)
+    reduced = function(x(requires_grad=True), axis=axis)
+    assert reduced.requires_grad
+    np.testing.assert_allclose(reduced.data, function(x().data, axis=axis), rtol=1e-6)
     assert function(x(), axis=axis, keepdims=True).shape == ((1, 1), (2, 1))[axis == 1]
 
 
@@ -308,8 +309,8 @@ def test_memory_is_shared_or_not():
 
 
 def test_a_dtype_of_integers_gives_an_array():
-    for found in (tb.zeros(2, dtype=tb.int64), tb.full((2,), 3), tb.arange(2)):
-        assert type(found) is np.ndarray and found.dtype == np.int64
+    for array in (tb.zeros(2, dtype=tb.int64), tb.full((2,), 3), tb.arange(2)):
+        assert type(array) is np.ndarray and array.dtype == np.int64
 
 
 # ------------------------------------------------------------------------------------ save and load
@@ -361,9 +362,9 @@ def test_a_checkpoint_goes_on(tmp_path):
     model, optimizer = run(2)
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     tb.save(state, tmp_path / "state")
-    expected, found = run(4)[0].state_dict(), run(2, tmp_path / "state")[0].state_dict()
+    expected, resumed = run(4)[0].state_dict(), run(2, tmp_path / "state")[0].state_dict()
     for name, array in expected.items():
-        assert_identical(found[name], array)
+        assert_identical(resumed[name], array)
 
 
 @pytest.mark.parametrize(
@@ -399,7 +400,7 @@ def test_files_that_hold_no_object(tmp_path, content):
 
 
 class Net(nn.Module):
-    """Signs between the names that have a packed form."""
+    """Signs between the operations that have a packed form."""
 
     def __init__(self, function, bits=12):
         rng = np.random.default_rng(0)

@@ -7,7 +7,8 @@ import pytest
 
 from tinybnn import nn, optim, quantizers
 from tinybnn.bench import agreement, training
-from tinybnn.bench.torch_training import TorchTraining, Variant, _layers, twin, variants
+from tinybnn.bench.torch_training import TorchTraining, Variant, variants
+from tinybnn.bench.twin import binary_layers, twin
 
 torch = pytest.importorskip("torch")
 
@@ -86,13 +87,15 @@ def test_a_wrong_update_is_found(monkeypatch):
 @pytest.mark.parametrize("network", [SMALL, AUTOENCODER], ids=lambda network: network.name)
 def test_every_variant_computes_the_same(network):
     ours = training.Training(network, 8)
-    found = variants(has_images=len(network.input_shape) == 3)
-    assert len(found) == (4 if network is AUTOENCODER else 2)
-    assert [variant.fused for variant in found] == sorted(variant.fused for variant in found)
+    all_variants = variants(has_images=len(network.input_shape) == 3)
+    assert len(all_variants) == (4 if network is AUTOENCODER else 2)
+    assert [variant.fused for variant in all_variants] == sorted(
+        variant.fused for variant in all_variants
+    )
     ours.compute_gradients()
     before = [p.data.copy() for p in ours.model.parameters()]
     ours.optimizer.step()
-    for variant in found:
+    for variant in all_variants:
         theirs = TorchTraining(training.Training(network, 8), variant, 1)
         theirs()
         for (name, p), b in zip(ours.model.named_parameters(), before, strict=True):
@@ -116,7 +119,7 @@ def test_signs_and_slopes_of_the_twin():
         ("ApproxSign", [0, 0, 1, 2, 2, 1, 0, 0]),
     ):
         x = torch.tensor(values, requires_grad=True)
-        y = getattr(_layers(), name).apply(x)
+        y = getattr(binary_layers(), name).apply(x)
         assert y.tolist() == [-1, -1, -1, 1, 1, 1, 1, 1]
         y.backward(torch.full((8,), 3.0))
         assert x.grad.tolist() == [3 * slope for slope in slopes]

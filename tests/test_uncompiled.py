@@ -1,6 +1,6 @@
-"""The packed path as plain Python, for a debugger: with NUMBA_DISABLE_JIT=1 it gives the same bits.
+"""The packed path as plain Python for a debugger: NUMBA_DISABLE_JIT=1 gives the same bits.
 
-The kernels' own tests run in this way too, each file's in a process of its own.
+The kernels' own tests run this way too, each file in its own process.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ def small_networks():
 
 
 def digests():
-    """For each network a line that says what it predicts, to the last bit."""
+    """For each network, a line with a digest of all bits of its predictions."""
     for name, model, shape in small_networks():
         x = np.random.default_rng(1).standard_normal((3, *shape), np.float32)
         packed = deploy.compile(model.eval(), shape)

@@ -1,4 +1,4 @@
-"""All kernels are compiled once, by several processes, and found by everyone who comes later."""
+"""All kernels are compiled once, by several processes, and reused by all later ones."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ print(cache.compilations.done)
 @compiled
 @pytest.mark.slow
 def test_afterwards_nothing_is_compiled():
-    """In the cache of the tests, which holds most of the kernels."""
+    """Run in the tests' cache, which holds most kernels."""
     first = run(*COMMAND, "--processes", "2", "--quiet")
     assert first.startswith(("Compiled ", "Nothing to do: all "))
     start = time.perf_counter()
@@ -59,16 +59,16 @@ def test_an_interruption_leaves_whole_kernels(tmp_path):
     process = subprocess.Popen(
         [*COMMAND, "--processes", "2"],
         stderr=subprocess.PIPE, text=True, env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
-        # A shell's background jobs ignore SIGINT; processes that it starts are told too.
+        # A shell's background jobs ignore SIGINT, and so do the processes they start.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), start_new_session=True,
     )  # fmt: skip
-    while not (found := list(tmp_path.rglob("*.kernel"))) and process.poll() is None:
+    while not (kernels := list(tmp_path.rglob("*.kernel"))) and process.poll() is None:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in messages
     assert messages.endswith("tinybnn: interrupted\n")
-    for path in found:
+    for path in kernels:
         data = path.read_bytes()[len(cache._MAGIC) + cache._DIGEST :]
         assert hashlib.sha256(data[cache._DIGEST :]).digest() == data[: cache._DIGEST]
     code = "from tinybnn.kernels.machine import cache; print(cache.noted())"
@@ -84,7 +84,9 @@ def test_where_nothing_is_compiled(monkeypatch):
 def test_without_a_folder_to_write_to(monkeypatch):
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 0)
     monkeypatch.setattr(numba.config, "CACHE_DIR", os.devnull)
-    with pytest.raises(ValueError, match="cannot be kept in any folder; set NUMBA_CACHE_DIR"):
+    with pytest.raises(
+        ValueError, match="no folder can store compiled kernels; set NUMBA_CACHE_DIR"
+    ):
         warm_up()
 
 
@@ -93,7 +95,7 @@ def test_without_a_folder_to_write_to(monkeypatch):
 
 @pytest.fixture
 def kernel(tmp_path, monkeypatch):
-    """A file that is noted."""
+    """A kernel's file that is recorded."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     path = tmp_path / "a.kernel"
     path.touch()

@@ -1,4 +1,4 @@
-"""Commands as people mistype them: one line says what was wrong, what was expected, what to do."""
+"""Mistyped commands: one line says what was wrong, what was expected, and what to do."""
 
 import io
 import os
@@ -57,7 +57,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def here(made, tmp_path, monkeypatch):
-    """In that folder, where no other data sets are found."""
+    """Run in that folder, where there are no other datasets."""
     monkeypatch.chdir(made)
     monkeypatch.setenv("TINYBNN_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -66,7 +66,7 @@ def here(made, tmp_path, monkeypatch):
 
 
 def run(command):
-    """The exit code of a command in this process."""
+    """Run a command in this process; return its exit code."""
     try:
         return cli.main(command.split(" "))
     except SystemExit as ended:
@@ -226,7 +226,7 @@ def test_arguments_that_exclude_each_other(command, said, here, capsys):
 
 
 def test_the_choices_of_settings_are_those_of_the_app():
-    """Also those of the comments beside them, and of the code of the app."""
+    """Also the choices in the comments beside them and in the app's code."""
     task = launch.APP / "digits" / "task.py"
     text = (launch.APP / "pyproject.toml").read_text(encoding="utf-8")
     defaults = federated._settings_of(launch.APP)
@@ -234,9 +234,11 @@ def test_the_choices_of_settings_are_those_of_the_app():
     for name, known in federated._CHOICES.items():
         assert defaults[name] in known
         assert ", ".join(known) in text
-    strategies = re.search(r"STRATEGIES = \{(.*?)\}", task.read_text(encoding="utf-8"), re.DOTALL)
-    found = re.findall(r'^ +"([^"]+)":', strategies[1], re.MULTILINE)
-    assert tuple(found) == federated._CHOICES["strategy"]
+    strategies = re.search(
+        r"STRATEGIES: .*? = \{(.*?)\}", task.read_text(encoding="utf-8"), re.DOTALL
+    )
+    choices = re.findall(r'^ +"([^"]+)":', strategies[1], re.MULTILINE)
+    assert tuple(choices) == federated._CHOICES["strategy"]
 
 
 # ------------------------------------------------------- what is there is not it: exit code 1
@@ -407,13 +409,13 @@ def test_a_terminal_that_cannot_print_every_sign(command, said, encoding, here, 
         streams[name] = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
         monkeypatch.setattr(sys, name, streams[name])
     run(command)
-    found = ""
+    printed = ""
     for stream in streams.values():
         stream.flush()
-        found += stream.buffer.getvalue().decode(encoding)
-    assert said in found.replace("×", "x")
+        printed += stream.buffer.getvalue().decode(encoding)
+    assert said in printed.replace("×", "x")
     if encoding == "ascii":
-        assert said in found
+        assert said in printed
 
 
 def test_names_that_no_encoding_has(here, capsys):
@@ -466,15 +468,17 @@ def test_an_output_that_is_closed_or_full(command, end, code, said):
 
 
 def test_before_a_long_run_is_said_what_it_writes(here, capsys, monkeypatch):
-    from tinybnn.experiments import classifiers, hybnn
+    from tinybnn.experiments import runner
 
     monkeypatch.setattr(reproduce, "_SECONDS", 0.01)
-    monkeypatch.setattr(hybnn, "run", lambda *arguments: time.sleep(0.3))
-    monkeypatch.setattr(classifiers, "run", lambda *arguments, **more: time.sleep(0.3))
+    monkeypatch.setattr(runner.Experiment, "run", lambda *arguments: time.sleep(0.3))
     for command, said in (
         ("reproduce hybnn", "hybnn: writes into runs/hybnn-digits; takes a quarter of an hour"),
         ("reproduce hybnn --quick", "hybnn: writes into runs/hybnn-digits-quick; repeat"),
-        ("reproduce mnist-cnn --dataset digits", "mnist-cnn: writes into runs; takes 4 minutes"),
+        (
+            "reproduce mnist-cnn --dataset digits",
+            "runs/mnist-cnn-digits; takes 4 minutes",
+        ),
     ):
         assert run(command) == 0
         assert said in capsys.readouterr().err
@@ -507,7 +511,7 @@ def test_verify_counts_its_images(made, monkeypatch):
         assert (total, unit, progress) == (3 * 360, "image", True)
         return Bar()
 
-    monkeypatch.setattr(runs, "_bar", bar)
+    monkeypatch.setattr(runs.packed, "_bar", bar)
     result = runs.verify(made / "runs" / "m", made / "m.npz", say=lambda text: None)
     assert sum(counted) == 3 * result["images"]
 
@@ -515,7 +519,7 @@ def test_verify_counts_its_images(made, monkeypatch):
 @pytest.mark.parametrize("columns", [80, 200])
 def test_bars_fit_a_line(columns, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", str(columns))
-    with runs._bar(3_000_000, "image", True) as bar:
+    with runs.packed._bar(3_000_000, "image", True) as bar:
         bar.delay = 0
         bar.start_t -= 100
         bar.n = 1_234_567

@@ -1,4 +1,4 @@
-"""Calls that PyTorch and tinybnn both know, to the letter: what is recorded and compared.
+"""Calls that are literally the same in PyTorch and tinybnn; their results are compared.
 
 Each is a function of the library and of Tensors; `tests/data/make_torch_names.py` runs it with
 PyTorch, `tests/test_torch_names.py` with tinybnn.
@@ -6,7 +6,7 @@ PyTorch, `tests/test_torch_names.py` with tinybnn.
 
 import numpy as np
 
-INPUTS = {  # what the letters of a case stand for
+INPUTS = {  # the arrays that the letters of a case denote
     "x": np.random.default_rng(0).standard_normal((3, 4)),
     "y": np.random.default_rng(1).standard_normal((3, 4)),
     "c": np.random.default_rng(2).standard_normal((2, 3, 4)),
@@ -18,7 +18,7 @@ INPUTS = {  # what the letters of a case stand for
 
 
 def in_place(change):
-    """A call that changes a copy, which no graph needs."""
+    """A call that changes a copy that no graph needs."""
 
     def call(lib, x, *others):
         result = x.detach().clone()
@@ -138,7 +138,7 @@ VALUES = {  # of values alone
 
 
 def own(lib):
-    """Functions as users write them, by name."""
+    """User-defined functions by name."""
 
     class BinarySign(lib.autograd.Function):
         @staticmethod
@@ -239,8 +239,8 @@ def own(lib):
             grad_input[ctx.mask] = 0
             return grad_input
 
-    found = (BinarySign, ScaledTanh, Product, SumAndProduct, Marked, Apart, Weighted, InPlace)
-    return {cls.__name__: cls for cls in found}
+    classes = (BinarySign, ScaledTanh, Product, SumAndProduct, Marked, Apart, Weighted, InPlace)
+    return {cls.__name__: cls for cls in classes}
 
 
 def used_and_unused(lib, a, b):
@@ -268,5 +268,5 @@ OWN_ONCE = {"own in place": ("x", lambda lib, x: own(lib)["InPlace"].apply(2.0 *
 
 
 def weights(shape):
-    """What an output, or a gradient, is multiplied by before it is summed up."""
+    """The factors of an output or a gradient before summation."""
     return np.asarray(1.0 + 0.1 * np.arange(float(np.prod(shape))).reshape(shape))

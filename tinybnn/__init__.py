@@ -7,11 +7,13 @@
 >>> y.data, x.grad.data
 (array([-1.,  1.,  1.], dtype=float32), array([1., 1., 0.], dtype=float32))
 
-The functions of `tinybnn.tensor` are found here too: ``tb.zeros(2, 3)``, ``tb.where(x > 0, x, y)``.
+The functions of `tinybnn.tensor` are available here too: ``tb.zeros(2, 3)``,
+``tb.where(x > 0, x, y)``.
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from tinybnn import autograd, functional, nn, quantizers
 from tinybnn.autograd import Function, Tensor, grad, manual_seed, no_grad
@@ -31,18 +33,18 @@ if TYPE_CHECKING:
         training,
     )
 
-__version__ = "0.1.0"
+__version__: str = "0.2.0"
 
 __all__ = [
     "Function", "Tensor", "__version__", "analysis", "autograd", "course", "datasets", "deploy",
     "federated", "functional", "grad", "load", "manual_seed", "models", "nn", "no_grad", "optim",
     "plots", "quantizers", "save", "tensor", "testing", "training",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+__dir__: Callable[[], list[str]] = __all__.copy  # dir() lists the public names only
 
 
-def __getattr__(name):
-    """Import the other rooms where they are first asked for, so that nobody waits for all."""
+def __getattr__(name: str) -> Any:
+    """Import a subpackage on first access, so that no program waits for those it does not use."""
     if name in __all__:
         return importlib.import_module(f"tinybnn.{name}")
     if name in autograd.__all__:

@@ -1,13 +1,13 @@
-"""Quantizers: functions whose true derivative is useless, and the gradient used in its place.
+"""Quantizers: step functions, and the gradients used in place of their derivatives.
 
-The sign has derivative zero almost everywhere, so nothing in front of it would learn. A
+The derivative of the sign is zero almost everywhere, so no layer in front of it would learn. A
 straight-through estimator keeps the sign in the forward pass and replaces its derivative in the
 backward pass by a *pseudo-gradient* (Bengio et al. 2013; Courbariaux et al. 2016).
 
-Each class gives the three faces of one quantizer:
+Each class defines three functions of an array x of any shape; each result has the shape of x:
 
 ``forward(x)``
-    what the network computes;
+    the quantized values, which the network computes with;
 ``pseudo_gradient(x)``
     the factor by which the incoming gradient is multiplied;
 ``surrogate(x)``
@@ -15,15 +15,16 @@ Each class gives the three faces of one quantizer:
     follows the slope of the surrogate while computing with the sign; finite differences of the
     surrogate test the pseudo-gradient.
 
-Call a quantizer like a function: ``ste_sign(x)`` on a Tensor records the pseudo-gradient. Inside of
-`surrogates` a call computes the surrogate instead: the network is then a function whose gradient,
-but for what an estimator takes as constant, is its true one.
+Call a quantizer like a function: ``ste_sign(x)`` on a Tensor records the pseudo-gradient. Within
+`surrogates` a call computes the surrogate instead: the gradient of the network is then its true
+gradient, except for the values that an estimator treats as constants.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,17 +32,31 @@ from tinybnn.autograd import Function, Variable, abs, as_array, clamp, exp, plai
 from tinybnn.kernels import dispatch
 from tinybnn.kernels.machine.memory import empty_like
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import ArrayLike
+
+    from tinybnn.typing import Array, V
+
 __all__ = [
     "ApproxSign", "BitNetTernary", "DoReFaActivation", "DoReFaWeight", "EdeSign",
     "MagnitudeAwareSign", "Quantize", "Quantizer", "SteHeaviside", "SteSign", "SteTern",
     "SwishSign", "TentGradient", "approx_sign", "get", "magnitude", "sign", "ste_sign",
     "surrogates", "swish_sign",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
 
 
-def sign(x):
-    """+1 where x >= 0, else -1: sign(0) = sign(-0) = +1, and sign(NaN) = -1. Arrays only."""
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else
+
+
+def sign(x: ArrayLike) -> Array:
+    """Return +1 where x >= 0, else -1, as an array of the shape of x.
+
+    sign(0) = sign(-0) = +1, and sign(NaN) = -1. The dtype is that of x if it is a float, else
+    float32. For arrays only: on Tensors use a quantizer, such as `ste_sign`.
+    """
     x = np.asarray(x)
     if (signs := dispatch.sign(x)) is not None:
         return signs
@@ -57,12 +72,12 @@ _state = _State()
 
 
 @contextlib.contextmanager
-def surrogates():
-    """Context manager: quantizers that are called compute their surrogates, binary layers as well.
+def surrogates() -> Iterator[None]:
+    """Context manager: let quantizers and binary layers compute their surrogates.
 
-    What is computed is real: no layer runs on bits. Gradients are those of the surrogates too. The
-    scale of a quantizer or a layer is computed as ever, and is a constant to the gradient as ever.
-    It holds for the thread that entered it.
+    All values are floats then: no layer runs on bits. Gradients are those of the surrogates. The
+    scale of a quantizer or a layer is unchanged, and still a constant to the gradient. It affects
+    only the thread that entered it.
 
     Examples
     --------
@@ -78,85 +93,90 @@ def surrogates():
 
 
 class Quantize(Function):
-    """Apply a quantizer; its pseudo-gradient stands in for the derivative."""
+    """Apply a quantizer, with its pseudo-gradient as the derivative."""
 
-    def forward(self, x, quantizer):
+    quantizer: Quantizer
+
+    def forward(self, x: Array, quantizer: Quantizer) -> Array:
         self.quantizer = quantizer
         return quantizer.surrogate(x) if _state.computes_surrogates else quantizer.forward(x)
 
-    def backward(self, grad, output, x):
+    def backward(self, grad: V, output: V, x: V) -> V:
         return self.quantizer.gradient(grad, x)
 
 
 class Quantizer:
-    """Base class; see the module's text for the three methods of a subclass.
+    """Base class; the module's docstring describes the three methods of a subclass.
 
     Attributes
     ----------
     bits : int
-        Of a value in memory.
+        Number of bits of a value in memory.
     values : tuple of float or None
-        The values that it can take, without its `scale`; None where they are no small integers.
+        The possible values, without the `scale`; None unless they are small integers.
     is_sign : bool
-        Whether its forward is `sign`, which a kernel packs as bits; not inside of `surrogates`.
+        Whether its forward is `sign`, which a kernel packs as bits; False within `surrogates`.
     is_tent : bool
-        Whether it is the sign with the slope of `ApproxSign`, which kernels know.
+        Whether it is the sign with the pseudo-gradient of `ApproxSign`, for which kernels exist.
     """
 
-    values = (-1.0, 1.0)
-    is_sign = False
+    values: tuple[float, ...] | None = (-1.0, 1.0)
+    is_sign: bool = False
 
     @property
-    def is_tent(self):
+    def is_tent(self) -> bool:
         has_its_slope = _is(self.pseudo_gradient, ApproxSign.pseudo_gradient)
         return self.is_sign and has_its_slope and _is(self.gradient, Quantizer.gradient)
 
-    def __setattr__(self, name, value):
-        object.__setattr__(self, name, plain(value))  # a NumPy scalar would give float64
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, plain(value))  # NumPy scalars would promote to float64
 
     @property
-    def gives_signs(self):
+    def gives_signs(self) -> bool:
         """Whether its values are -1 and 1, without a scale."""
         return self.values == (-1.0, 1.0) and self.levels() is self
 
     @property
-    def bits(self):
-        """Bits of a value in memory: 1 for two values, 2 for three (a sign and a mask)."""
+    def bits(self) -> int:
+        """Number of bits of a value in memory: 1 for two values, 2 for three (sign and mask)."""
         return 1 if len(self.values) == 2 else 2
 
-    def scale(self, x):
-        """Factor between `levels` and the forward function, or None if there is none.
+    def scale(self, x: Array) -> Array | None:
+        """Return the factor between `levels` and the forward function, or None if it has none.
 
-        An array of one value for each filter (first axis) of x, or of one value for all. A layer
-        multiplies its integer accumulator by it, never its weights: so the sums stay exact.
+        For x (O, ...) an array (O,), one value for each filter, or (1,), one for all. A layer
+        multiplies its integer accumulators by it, not its weights, so that the sums stay exact.
         """
         return None
 
-    def levels(self):
-        """The quantizer without its `scale`."""
+    def levels(self) -> Quantizer:
+        """Return the quantizer without its `scale`."""
         return self
 
-    def forward(self, x):
-        """The quantized array."""
+    def forward(self, x: Array) -> Array:
+        """Return the quantized array, of the shape and dtype of x."""
         raise self._not_written(
             "forward(self, x)", "the quantized array: np.where(x >= 0, 1.0, -1.0)"
         )
 
-    def pseudo_gradient(self, x):
-        """The factor for the incoming gradient; x is an array or a Tensor."""
+    def pseudo_gradient(self, x: V) -> V:
+        """Return the factor for the incoming gradient, of the shape of x (array or Tensor)."""
         raise self._not_written(
             "pseudo_gradient(self, x)",
             "the factor for the incoming gradient, an array of x's shape: 1.0 * (np.abs(x) <= 1)",
         )
 
-    def gradient(self, grad, x):
-        """``grad * pseudo_gradient(x)``, arrays or Tensors; large arrays in one pass."""
+    def gradient(self, grad: V, x: V) -> V:
+        """Compute ``grad * pseudo_gradient(x)`` on arrays or Tensors of the same shape.
+
+        A kernel computes it on large arrays in one pass.
+        """
         kernel = _KERNELS.get(getattr(self.pseudo_gradient, "__func__", None))
         result = kernel(self, grad, x) if kernel else None
         return grad * self.pseudo_gradient(x) if result is None else result
 
-    def surrogate(self, x):
-        """The function whose derivative is the pseudo-gradient; x is an array or a Tensor."""
+    def surrogate(self, x: V) -> V:
+        """Compute the function whose derivative is the pseudo-gradient, for an array or Tensor."""
         raise self._not_written(
             "surrogate(self, x)",
             "the function whose derivative is the pseudo-gradient: np.clip(x, -1, 1)",
@@ -167,26 +187,27 @@ class Quantizer:
             f"{type(self).__name__}: write the method {method}, which returns {result}"
         )
 
-    def __call__(self, x):
+    def __call__(self, x: V) -> V:
         return Quantize.apply(x, quantizer=self)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         settings = ", ".join(f"{name.strip('_')}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({settings})"
 
 
 def _is(method, function):
-    """Whether a method of an instance is this function, and not one that overrides it."""
+    """Whether a bound method is this function, not an override."""
     return getattr(method, "__func__", None) is function
 
 
-_KERNELS = {}  # pseudo-gradient: what may compute its product with a gradient
+_KERNELS = {}  # pseudo-gradient -> kernel for its product with a gradient
 
 
 def _has_kernel(kernel):
-    """Decorator of a pseudo-gradient: ``kernel(self, grad, x)`` may compute its product with grad.
+    """Decorate a pseudo-gradient: ``kernel(self, grad, x)`` may compute its product with grad.
 
-    It belongs to the function, so that a class which overrides that does not inherit the kernel.
+    The kernel is registered for the function, so a subclass that overrides the pseudo-gradient does
+    not inherit the kernel.
     """
 
     def decorate(pseudo_gradient):
@@ -201,24 +222,24 @@ def _gated(quantizer, grad, x):
 
 
 class TentGradient(Function):
-    """grad times the slope of `ApproxSign`, 2 - 2 |x| where |x| <= 1: in one pass."""
+    """grad times the pseudo-gradient of `ApproxSign` (2 - 2 |x| where |x| <= 1), in one pass."""
 
     fresh = True
 
-    def forward(self, grad, x):
+    def forward(self, grad: Array, x: Array) -> Array:
         return ApproxSign().gradient(grad, x)
 
-    def backward(self, grad, output, g, x):
-        of_x = None
-        if self.needs[1]:  # times the slope of the slope: -2 sign(x) inside, and 0 at 0
+    def backward(self, grad: V, output: V, g: V, x: V) -> tuple[V | None, V | None]:
+        grad_x = None
+        if self.needs[1]:  # times the second derivative: -2 sign(x) where |x| <= 1, and 0 at 0
             values = as_array(x)
-            of_x = np.sign(values, out=empty_like(values))
-            of_x *= -2
-            of_x = SteSign().gradient(of_x, values)
+            grad_x = np.sign(values, out=empty_like(values))
+            grad_x *= -2
+            grad_x = SteSign().gradient(grad_x, values)
             for factor in (grad, g):
-                is_array = isinstance(factor, np.ndarray) and isinstance(of_x, np.ndarray)
-                of_x = np.multiply(of_x, factor, out=of_x) if is_array else of_x * factor
-        return ApproxSign().gradient(grad, x) if self.needs[0] else None, of_x
+                is_array = isinstance(factor, np.ndarray) and isinstance(grad_x, np.ndarray)
+                grad_x = np.multiply(grad_x, factor, out=grad_x) if is_array else grad_x * factor
+        return ApproxSign().gradient(grad, x) if self.needs[0] else None, grad_x
 
 
 def _through_tent(quantizer, grad, x):
@@ -228,13 +249,13 @@ def _through_tent(quantizer, grad, x):
 
 
 class _Sign(Quantizer):
-    """What gives the sign, with a gradient of its own."""
+    """Base of quantizers whose forward is the sign."""
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         return sign(x)
 
     @property
-    def is_sign(self):  # a subclass, or a quantizer, may have a forward of its own
+    def is_sign(self):  # False if a subclass or an instance overrides forward
         return _is(self.forward, _Sign.forward) and not _state.computes_surrogates
 
 
@@ -250,24 +271,26 @@ class SteSign(_Sign):
     Parameters
     ----------
     clip_value : float
-        Half the width of the region that learns.
+        Half the width of the interval with a gradient.
     """
 
-    def __init__(self, clip_value=1.0):
+    clip_value: float
+
+    def __init__(self, clip_value: float = 1.0) -> None:
         _check_positive("SteSign", "clip_value", clip_value)
         self.clip_value = clip_value
 
     @_has_kernel(_gated)
-    def pseudo_gradient(self, x):
+    def pseudo_gradient(self, x: V) -> V:
         values = as_array(x)
         return (np.abs(values) <= self.clip_value).astype(values.dtype)
 
-    def surrogate(self, x):
+    def surrogate(self, x: V) -> V:
         return clamp(x, -self.clip_value, self.clip_value)
 
 
 class ApproxSign(_Sign):
-    """sign(x), with the slope of a piecewise quadratic approximation.
+    """sign(x), with the derivative of a piecewise quadratic approximation.
 
     forward          sign(x)
     pseudo-gradient  2 - 2 |x| where |x| <= 1, else 0
@@ -277,10 +300,10 @@ class ApproxSign(_Sign):
     """
 
     @_has_kernel(_through_tent)
-    def pseudo_gradient(self, x):
+    def pseudo_gradient(self, x: V) -> V:
         return where(np.abs(as_array(x)) <= 1, 2.0 - 2.0 * abs(x), 0.0)
 
-    def surrogate(self, x):
+    def surrogate(self, x: V) -> V:
         x = clamp(x, -1.0, 1.0)
         return 2.0 * x - x * abs(x)
 
@@ -289,7 +312,7 @@ _FAR = 1000.0  # exp(-1000) is 0 in float64, and 0 * 1000 is 0 where 0 * inf wou
 
 
 class SwishSign(_Sign):
-    """sign(x), with the slope of the SignSwish function.
+    """sign(x), with the derivative of the SignSwish function.
 
     forward          sign(x)
     pseudo-gradient  β (2 - β x tanh(β x / 2)) / (1 + cosh(β x))
@@ -303,18 +326,20 @@ class SwishSign(_Sign):
         Steepness β; the slope at 0 is β.
     """
 
-    def __init__(self, beta=5.0):
+    beta: float
+
+    def __init__(self, beta: float = 5.0) -> None:
         _check_positive("SwishSign", "beta", beta)
         self.beta = float(beta)
 
-    def pseudo_gradient(self, x):
+    def pseudo_gradient(self, x: V) -> V:
         # Both factors are even in x. With e = exp(-|z|): tanh(|z|/2) = (1 - e) / (1 + e) and
         # 1 / (1 + cosh z) = 2 e / (1 + e)², which cannot overflow as cosh does.
         z = clamp(self.beta * abs(x), max=_FAR)
         e = exp(-1.0 * z)
         return (2.0 - z * (1.0 - e) / (1.0 + e)) * (2.0 * self.beta * e / ((1.0 + e) * (1.0 + e)))
 
-    def surrogate(self, x):
+    def surrogate(self, x: V) -> V:
         z = clamp(self.beta * x, -_FAR, _FAR)
         e = exp(-1.0 * abs(z))
         positive = as_array(x) >= 0
@@ -323,13 +348,13 @@ class SwishSign(_Sign):
 
 
 class EdeSign(_Sign):
-    """sign(x), with a slope that sharpens from a line to the sign during training.
+    """sign(x), with a pseudo-gradient that sharpens from a line to the sign during training.
 
     forward          sign(x)
     pseudo-gradient  k t (1 - tanh²(t x)),  k = max(1 / t, 1)
     surrogate        k tanh(t x)
 
-    Error decay estimator of IR-Net (Qin et al. 2020, eq. 9 to 11). `optim.EdeSchedule` moves t.
+    Error decay estimator of IR-Net (Qin et al. 2020, eq. 9 to 11). `optim.EdeSchedule` changes t.
 
     Parameters
     ----------
@@ -337,19 +362,22 @@ class EdeSign(_Sign):
         Steepness; IR-Net goes from 0.01 (AdaBin's code: 0.001) to 10, evenly in log t.
     """
 
-    def __init__(self, t=1.0):
+    t: float
+
+    def __init__(self, t: float = 1.0) -> None:
         _check_positive("EdeSign", "t", t)
         self.t = t
 
     @property
-    def k(self):
+    def k(self) -> float:
+        """max(1 / t, 1): the height of the surrogate."""
         return max(1.0 / self.t, 1.0)
 
-    def pseudo_gradient(self, x):
+    def pseudo_gradient(self, x: V) -> V:
         e = exp(-2.0 * self.t * abs(x))  # 1 - tanh²(z) = 4 e / (1 + e)², e = exp(-2 |z|)
         return (4.0 * self.k * self.t) * e / ((1.0 + e) * (1.0 + e))
 
-    def surrogate(self, x):
+    def surrogate(self, x: V) -> V:
         e = exp(-2.0 * self.t * abs(x))
         return self.k * sign(as_array(x)) * (1.0 - e) / (1.0 + e)
 
@@ -364,13 +392,14 @@ class SteHeaviside(Quantizer):
     larq's ``ste_heaviside``.
     """
 
-    values = (0.0, 1.0)
+    clip_value: float
+    values: tuple[float, ...] | None = (0.0, 1.0)
 
-    def __init__(self, clip_value=1.0):
+    def __init__(self, clip_value: float = 1.0) -> None:
         _check_positive("SteHeaviside", "clip_value", clip_value)
         self.clip_value = clip_value
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         return (x > 0).astype(x.dtype)
 
     pseudo_gradient = SteSign.pseudo_gradient
@@ -394,15 +423,17 @@ class SteTern(Quantizer):
     clip_value : float
     """
 
-    values = (-1.0, 0.0, 1.0)
+    threshold: float | None
+    clip_value: float
+    values: tuple[float, ...] | None = (-1.0, 0.0, 1.0)
 
-    def __init__(self, threshold=None, clip_value=1.0):
+    def __init__(self, threshold: float | None = None, clip_value: float = 1.0) -> None:
         _check_positive("SteTern", "clip_value", clip_value)
         if threshold is not None and not threshold >= 0:
             raise ValueError(f"SteTern: threshold must be >= 0, got {threshold!r}")
         self.threshold, self.clip_value = threshold, clip_value
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         delta = 0.7 * np.abs(x).mean() if self.threshold is None else self.threshold
         return np.where(np.abs(x) > delta, sign(x), x.dtype.type(0))
 
@@ -413,19 +444,19 @@ class SteTern(Quantizer):
 class _Scaled(Quantizer):
     """A quantizer whose forward is a scale times small integers.
 
-    A subclass gives ``scale(x)``, ``unscaled(x)`` (the integers) and its gradient. The scale is a
-    constant to the gradient, and so it is to the finite differences that test it.
+    A subclass defines ``scale(x)``, ``unscaled(x)`` (the integers) and its gradient. The scale is a
+    constant to the gradient, and to the finite differences that test it.
     """
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         return self.unscaled(x) * _per_filter(self.scale(x), x)
 
-    def levels(self):
+    def levels(self) -> Quantizer:
         return _Levels(self)
 
 
 class _Levels(Quantizer):
-    """What a scaled quantizer multiplies by its scale; the gradient loses the scale as well."""
+    """A scaled quantizer without its scale, in the forward pass and in the gradient."""
 
     def __init__(self, scaled):
         self.scaled, self.values = scaled, scaled.values
@@ -449,13 +480,13 @@ class _Levels(Quantizer):
         return self.scaled.surrogate(x) * self._inverse_scale(x)
 
 
-def magnitude(x):
-    """Mean |x| of each filter (first axis): (O, ...) -> (O,)."""
+def magnitude(x: Array) -> Array:
+    """Compute the mean |x| of each filter (first axis): (O, ...) -> (O,)."""
     return np.abs(x).reshape(len(x), -1).mean(1)
 
 
 def _per_filter(scale, x):
-    """(O,) -> (O, 1, ...), to meet x of shape (O, ...); (1,) likewise."""
+    """Reshape (O,) or (1,) to (O, 1, ...) or (1, 1, ...), which broadcasts with x (O, ...)."""
     return scale.reshape((-1,) + (1,) * (np.ndim(x) - 1))
 
 
@@ -475,24 +506,27 @@ class MagnitudeAwareSign(_Scaled):
     scale_gradient : bool
     """
 
-    def __init__(self, clip_value=1.0, scale_gradient=True):
+    clip_value: float
+    scale_gradient: bool
+
+    def __init__(self, clip_value: float = 1.0, scale_gradient: bool = True) -> None:
         _check_positive("MagnitudeAwareSign", "clip_value", clip_value)
         self.clip_value, self.scale_gradient = clip_value, scale_gradient
 
-    def scale(self, x):
+    def scale(self, x: Array) -> Array:
         return magnitude(x)
 
-    def unscaled(self, x):
+    def unscaled(self, x: Array) -> Array:
         return sign(x)
 
     def _factor(self, x):
         return _per_filter(magnitude(as_array(x)), x) if self.scale_gradient else 1.0
 
-    def pseudo_gradient(self, x):
+    def pseudo_gradient(self, x: V) -> V:
         return SteSign(self.clip_value).pseudo_gradient(x) * self._factor(x)
 
-    def surrogate(self, x, factor=None):
-        """With `factor`: m of another x, to hold it fixed."""
+    def surrogate(self, x: V, factor: Array | float | None = None) -> V:
+        """Compute m clamp(x, ...); `factor` is a fixed m, such as that of another x."""
         factor = self._factor(x) if factor is None else factor
         return SteSign(self.clip_value).surrogate(x) * factor
 
@@ -507,18 +541,18 @@ class BitNetTernary(_Scaled):
     BitNet b1.58 (Ma et al. 2024, eq. 1 to 3).
     """
 
-    values = (-1.0, 0.0, 1.0)
+    values: tuple[float, ...] | None = (-1.0, 0.0, 1.0)
 
-    def scale(self, x):
+    def scale(self, x: Array) -> Array:
         return np.maximum(np.abs(x).mean(), x.dtype.type(1e-5)).reshape(1)
 
-    def unscaled(self, x):
+    def unscaled(self, x: Array) -> Array:
         return np.clip(np.round(x / self.scale(x)), -1, 1)
 
-    def pseudo_gradient(self, x):
+    def pseudo_gradient(self, x: V) -> V:
         return np.ones_like(as_array(x))
 
-    def surrogate(self, x):
+    def surrogate(self, x: V) -> V:
         return x * 1.0
 
 
@@ -536,21 +570,24 @@ class DoReFaActivation(Quantizer):
     bits : int
     """
 
-    values = None
+    values: tuple[float, ...] | None = None
 
-    def __init__(self, bits=2):
+    def __init__(self, bits: int = 2) -> None:
         self._bits = _check_bits("DoReFaActivation", bits)
 
-    bits = property(lambda self: self._bits)
+    @property
+    def bits(self) -> int:
+        """Number of bits k of a value."""
+        return self._bits
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         return _round_to(self.bits, np.clip(x, 0, 1))
 
-    def pseudo_gradient(self, x):
+    def pseudo_gradient(self, x: V) -> V:
         values = as_array(x)
         return ((values >= 0) & (values <= 1)).astype(values.dtype)
 
-    def surrogate(self, x):
+    def surrogate(self, x: V) -> V:
         return clamp(x, 0.0, 1.0)
 
 
@@ -568,26 +605,29 @@ class DoReFaWeight(Quantizer):
     bits : int
     """
 
-    values = None
+    values: tuple[float, ...] | None = None
 
-    def __init__(self, bits=2):
+    def __init__(self, bits: int = 2) -> None:
         self._bits = _check_bits("DoReFaWeight", bits)
 
-    bits = property(lambda self: self._bits)
+    @property
+    def bits(self) -> int:
+        """Number of bits k of a value."""
+        return self._bits
 
-    def largest(self, x):
-        """max |tanh(x)|, or 1 for a tensor of zeros."""
+    def largest(self, x: Array) -> float:
+        """Return max |tanh(x)| over the whole tensor, or 1 for a tensor of zeros."""
         return np.tanh(np.abs(x).max()) or x.dtype.type(1)
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         return 2 * _round_to(self.bits, np.tanh(x) / (2 * self.largest(x)) + 0.5) - 1
 
-    def pseudo_gradient(self, x):
+    def pseudo_gradient(self, x: V) -> V:
         e = exp(-2.0 * abs(x))  # 1 - tanh²(x) = 4 e / (1 + e)²
         return 4.0 * e / ((1.0 + e) * (1.0 + e)) * (1.0 / float(self.largest(as_array(x))))
 
-    def surrogate(self, x, largest=None):
-        """With `largest`: of another x, to hold it fixed."""
+    def surrogate(self, x: V, largest: float | None = None) -> V:
+        """Compute the surrogate; `largest` is a fixed maximum, such as that of another x."""
         largest = self.largest(as_array(x)) if largest is None else largest
         e = exp(-2.0 * abs(x))
         return sign(as_array(x)) * (1.0 - e) / (1.0 + e) * (1.0 / float(largest))
@@ -611,11 +651,11 @@ def _check_positive(owner, argument, value):
 
 
 # Ready-made instances with the defaults, under larq's names.
-ste_sign = SteSign()
-approx_sign = ApproxSign()
-swish_sign = SwishSign()
+ste_sign: SteSign = SteSign()
+approx_sign: ApproxSign = ApproxSign()
+swish_sign: SwishSign = SwishSign()
 
-# Quantizers by name. An EdeSign is made anew each time, since a schedule changes its t.
+# Quantizers by name. Each call of `get` makes a new instance: a schedule changes EdeSign's t.
 _BY_NAME = {
     "ste_sign": SteSign,
     "approx_sign": ApproxSign,
@@ -630,8 +670,17 @@ _BY_NAME = {
 }
 
 
-def get(quantizer):
-    """A quantizer by its name; a Quantizer, or None (no quantization), is returned as it is."""
+def get(quantizer: str | Quantizer | None) -> Quantizer | None:
+    """Return the quantizer of a name; a Quantizer or None (no quantization) is returned as it is.
+
+    Parameters
+    ----------
+    quantizer : str, Quantizer or None
+
+    Returns
+    -------
+    Quantizer or None
+    """
     if quantizer is None or isinstance(quantizer, Quantizer):
         return quantizer
     if isinstance(quantizer, str) and quantizer in _BY_NAME:

@@ -21,7 +21,7 @@
 #
 # **Time** about 10 minutes of reading; the cells run in a few seconds.
 #
-# Each step ends with a check: an `assert` that would fail if the text were wrong.
+# Each step ends with a check: an `assert` that fails if the text is wrong.
 
 # %%
 import timeit
@@ -34,8 +34,8 @@ from tinybnn import datasets, plots
 # %% [markdown]
 # ## The question
 #
-# A neural network spends nearly all of its time on dot products: numbers that come in, times
-# weights, added up. Here is one with eight numbers on each side.
+# A neural network spends nearly all of its time on dot products: inputs are multiplied by weights
+# and the products added up. Here is one with eight numbers on each side.
 
 # %%
 x = np.float32([0.9, -0.2, 0.4, 1.3, -0.7, 0.1, 0.8, -1.1])
@@ -48,11 +48,11 @@ assert np.isclose(x @ w, sum(x[i] * w[i] for i in range(8)))
 # %% [markdown]
 # Each number takes 32 bits. What if we keep only its sign? A sign is +1 or -1, and one bit is
 # enough for that. The two rows would take 2 bytes instead of 64; a network of ten million weights
-# 1.25 MB instead of 40.
+# would take 1.25 MB instead of 40 MB.
 #
 # So the question is: **how does one compute the dot product of two rows of signs from their bits,
-# and how much faster is it?** The second question, at least as important, is what the answer is
-# still worth. We come to that on real images.
+# and how much faster is it?** A second question is at least as important: how much accuracy is
+# left? We test that on real images.
 
 # %% [markdown]
 # ## The naive version
@@ -87,17 +87,17 @@ assert np.sign(np.float32(0)) == 0
 assert (values >= 0).tolist() == [False, True, True, True, False]
 
 # %% [markdown]
-# A bit has room for two answers, so we must decide where 0 belongs. Binary networks say
+# A bit has room for only two answers, so we must decide where 0 belongs. Binary networks define
 #
 # $$\operatorname{sign}(x) = \begin{cases} +1 & \text{if } x \ge 0 \\ -1 & \text{otherwise.}
 # \end{cases}$$
 #
-# The comparison `x >= 0`, printed above, also settles two values that floats have and mathematics
-# has not. Floats know a *negative zero*, which arises for example from `-1.0 * 0.0`. It equals 0,
-# so its sign is +1. And `nan`, "not a number", is what NumPy gives for infinity minus infinity.
-# Every comparison with it is false, so its sign is -1. What these two signs are matters little.
-# That they are the same wherever they are computed matters: otherwise two versions of one network
-# give different answers.
+# The comparison `x >= 0`, printed above, also settles two values that exist among floats but not in
+# mathematics. Floats have a *negative zero*, which results, for example, from `-1.0 * 0.0`. It
+# equals 0, so its sign is +1. And `nan`, "not a number", is what NumPy gives for infinity minus
+# infinity. Every comparison with it is false, so its sign is -1. Which signs these two values get
+# matters little. What matters is that every implementation gives them the same signs: otherwise two
+# versions of one network give different answers.
 
 # %%
 infinity = np.float32(np.inf)
@@ -126,13 +126,13 @@ assert a_bits == 0b01101101
 # %% [markdown]
 # Mind the direction: we write numbers with the largest power on the left, so the row stands in the
 # integer **from right to left**. Any order would do, as long as both rows use the same one. This is
-# the usual one, and NumPy calls it `"little"`. A Python integer has as many bits as it needs,
-# NumPy's have 64 at most.
+# the usual one, and NumPy calls it `"little"`. A Python integer has as many bits as it needs;
+# NumPy's have at most 64.
 
 
 # %%
 def packed(signs):
-    """Eight signs to the byte, the first one in the lowest bit."""
+    """Pack eight signs into each byte, the first one in the lowest bit."""
     return np.packbits(signs > 0, axis=-1, bitorder="little")
 
 
@@ -175,7 +175,7 @@ assert 8 - 2 * d == a @ b
 
 # %% [markdown]
 # That was one example. With eight signs there are 256 rows and 65,536 pairs of rows, few enough to
-# try them all:
+# try all of them:
 
 # %%
 words = np.arange(256, dtype=np.uint8)
@@ -188,16 +188,16 @@ assert np.array_equal(by_bits, by_floats)
 assert np.all(by_bits % 2 == 0)
 
 # %% [markdown]
-# The results are -8, -6, ..., 8: never odd. One changed sign turns a +1 into a -1, which changes
-# the sum by 2. A dot product of $K$ signs is even if $K$ is even and odd if $K$ is odd. It is an
-# integer, exact in every order of summation, which is why in this course a result from bits is
-# compared with `==` and never with a tolerance.
+# The results are -8, -6, ..., 8: never odd. Flipping one sign changes the sum by 2. A dot product
+# of $K$ signs is even if $K$ is even and odd if $K$ is odd. It is an integer and exact in every
+# order of summation. This is why, in this course, results computed from bits are compared with `==`
+# and never with a tolerance.
 #
-# **Two traps.** The integer does not know how long the row is: eight signs and sixty-four have the
-# same bits if the rest is 0. Bits that are 0 in both words count as agreements, so $K$ must be
-# given. And some books count agreements instead, with the opposite of xor (*XNOR*, hence the name
-# XNOR-Net). In Python the opposite of our xor, 22, is `~22 == -23`: Python's integers have no last
-# bit where turning ones into zeros could stop. Stay with xor.
+# **Two traps.** The integer does not know how long the row is: eight signs and sixty-four give the
+# same integer if the remaining bits are 0. Bits that are 0 in both words count as agreements, so
+# $K$ must be given separately. And some books count agreements instead, with the opposite of xor
+# (*XNOR*, hence the name XNOR-Net). In Python, inverting our xor, 22, gives `~22 == -23`: Python's
+# integers have no highest bit at which the inversion could stop. Stay with xor.
 
 # %%
 print("K = 8: ", 8 - 2 * d)
@@ -211,8 +211,8 @@ assert ~22 == -23
 #
 # A processor handles 64 bits at once, a *word*. How does one count its ones? One could look at each
 # bit in turn, in 64 steps. A neat trick needs only as many steps as there are ones. Subtract 1 from
-# a binary number: its lowest 1 becomes 0, and the zeros behind it become ones. All other bits stay.
-# The *and* of the two numbers therefore drops just that lowest 1:
+# a binary number: its lowest 1 becomes 0, and the zeros to its right become ones. All other bits
+# stay. The *and* of the two numbers therefore clears just that lowest 1:
 
 # %%
 word = 0b10110000
@@ -223,16 +223,16 @@ print(f"word & (word - 1) {word & (word - 1):08b}")
 assert word & (word - 1) == 0b10100000
 
 # %% [markdown]
-# Repeat until nothing is left, and count the steps: that is your exercise 00.3. Processors have an
-# instruction for it, which takes one word of 64 bits and needs about one clock cycle. Python
-# reaches it through `int.bit_count`, NumPy through `np.bitwise_count`. With the xor before it, that
-# makes **two instructions for 64 products and their sum**.
+# Repeat until nothing is left, and count the steps: that is your exercise 00.3. Processors have a
+# single instruction for it, which counts the ones of a 64-bit word in about one clock cycle. Python
+# offers it as `int.bit_count`, NumPy as `np.bitwise_count`. Together with the xor, that makes **two
+# instructions for 64 products and their sum**.
 
 # %% [markdown]
 # ## What is lost
 #
-# Now real data: 1,797 handwritten digits of 8×8 pixels, with grey levels from 0 to 16. We take the
-# sign of the distance to the middle grey, 8. An image of 64 pixels becomes 64 bits: **one machine
+# Now real data: 1,797 handwritten digits of 8×8 pixels, with grey levels from 0 to 16. We subtract
+# the middle grey, 8, and take the sign. An image of 64 pixels becomes 64 bits: **one machine
 # word**. In the lower row of the picture, orange is +1 and blue is -1.
 
 # %%
@@ -257,7 +257,7 @@ print("first image:", hex(image_words["train"][0]))
 assert image_words["train"].nbytes == 8 * len(train)
 
 # %% [markdown]
-# One can still read them. Can a program? The simplest one that recognizes digits compares an image
+# You can still read them. Can a program? The simplest one that recognizes digits compares an image
 # with all training images and answers with the label of the nearest. For grey levels, "nearest" is
 # the smallest sum of squared differences. For signs, each differing place has a squared difference
 # of $2^2$, so the nearest image is the one with the **fewest ones in the xor**.
@@ -278,11 +278,11 @@ assert np.array_equal(differing, np.square(signs["test"][:, None] - signs["train
 assert 0.9 < with_signs < with_grey
 
 # %% [markdown]
-# The images lose 7 of their 8 bits for each pixel and 4 points of accuracy.
+# Each pixel loses 7 of its 8 bits, and accuracy falls by 4 points.
 #
 # And weights? A layer with ten outputs has one row of 64 weights for each digit, and the largest
 # dot product is its answer. Let the weights of a digit be the average of its training images,
-# counted from the middle grey, and then keep their signs only.
+# measured from the middle grey, and then keep only their signs.
 
 
 # %%
@@ -308,15 +308,14 @@ assert min(results.values()) > 0.7
 # %% [markdown]
 # Each step loses some points. But these weights were computed as floats and rounded to signs
 # afterwards. A network that is *trained* to work with signs chooses them so that the errors of many
-# weights cancel, and loses much less. How that is done although a sign has no useful derivative is
-# the subject of [02](02_the_gradient_of_sign.ipynb) and
-# [03](03_first_binary_network.ipynb).
+# weights cancel, and loses much less. How to train it although a sign has no useful derivative is
+# the subject of [02](02_the_gradient_of_sign.ipynb) and [03](03_first_binary_network.ipynb).
 
 # %% [markdown]
 # ## Measured
 #
-# A million signs, their dot product in four ways: a loop in Python, NumPy's product of floats,
-# NumPy on words of 64 bits, and a single Python integer with a million bits.
+# We compute the dot product of two rows of a million signs in four ways: a loop in Python, NumPy's
+# product of floats, NumPy on words of 64 bits, and a single Python integer with a million bits.
 
 # %%
 K = 1 << 20
@@ -342,10 +341,10 @@ assert u.nbytes == 32 * u_words.nbytes
 assert seconds["NumPy, words"] < seconds["loop over floats"] / 10
 
 # %% [markdown]
-# All four agree exactly. The words take 32 times less memory, always. How much faster they are
+# All four agree exactly. The words always take 32 times less memory. How much faster they are
 # depends on the machine: the lead over NumPy's floats is large here because the floats no longer
-# fit into the memory nearest to the processor, while the words do. That is the first reason for
-# one-bit networks: often it takes longer to move numbers than to multiply them.
+# fit into the memory nearest to the processor, while the words do. This is the first reason for
+# one-bit networks: moving numbers often takes longer than multiplying them.
 
 # %% [markdown]
 # ## In the package
@@ -387,8 +386,8 @@ assert np.array_equal(products, signs["test"] @ signs["train"].T)
 # | 00.3 | `popcount(word)` | the number of ones, by operations on integers |
 # | 00.4 | `dot(a, b, k)` | the dot product of two rows of signs, given as integers |
 #
-# Edit `mybnn/bits.py`, beside this notebook: each function says what it takes and returns, and its
-# body is missing. Then type in a terminal, in the folder of the course:
+# Edit `mybnn/bits.py`, beside this notebook: each function's docstring says what it takes and
+# returns; the body is missing. Then type in a terminal, in the folder of the course:
 #
 #     tinybnn course check 00      # check all four; or one: tinybnn course check 00.2
 #     tinybnn course hint 00.2     # a hint; ask again for the next one, there are three

@@ -23,7 +23,7 @@
 #
 # **Time** about 14 minutes of reading; the cells run in half a minute.
 #
-# Each step ends with a check: an `assert` that would fail if the text were wrong.
+# Each step ends with a check: an `assert` that fails if the text is wrong.
 
 # %%
 import timeit
@@ -38,29 +38,30 @@ from tinybnn import functional as F
 # %% [markdown]
 # ## The question
 #
-# A model multiplies an input $x$ by a weight $w$, and the answer should be $y$. How wrong it is, we
-# call the *loss*:
+# A model multiplies an input $x$ by a weight $w$, and the answer should be $y$. The *loss* measures
+# how wrong the answer is:
 #
 # $$L = (w x - y)^2, \qquad w = 3,\; x = 2,\; y = 5.$$
 #
-# **How does $L$ change when $w$ changes a little?** With names for what comes between,
-# $u = wx = 6$, $e = u - y = 1$, $L = e^2 = 1$, and each step has a simple derivative:
+# **How does $L$ change when $w$ changes a little?** Give the intermediate results names, $u = wx =
+# 6$, $e = u - y = 1$, $L = e^2 = 1$; then each step has a simple derivative:
 #
 # $$\frac{dL}{de} = 2e = 2, \qquad \frac{de}{du} = 1, \qquad \frac{du}{dw} = x = 2.$$
 #
 # The chain rule multiplies them: $\frac{dL}{dw} = 2 \cdot 1 \cdot 2 = 4$. A network has the same
-# structure with thousands of weights. We want a program that does this for any formula.
+# structure with thousands of weights. We want a program that finds such derivatives for any
+# formula.
 
 # %% [markdown]
 # ## The naive version
 #
-# The naive program measures. It moves one number by a small step $h$, computes $L$ again and looks
-# how much it changed:
+# The naive program measures. It moves one number by a small step $h$, computes $L$ again and sees
+# how much it has changed:
 
 
 # %%
 def slope(f, values, i, h=1e-6):
-    """How much f changes when value i does, per unit."""
+    """Rate of change of f when value i moves."""
     moved = list(values)
     moved[i] += h
     return (f(*moved) - f(*values)) / h
@@ -75,9 +76,9 @@ print("dL/dw is about", slope(loss, (3.0, 2.0, 5.0), 0))
 assert abs(slope(loss, (3.0, 2.0, 5.0), 0) - 4) < 1e-4
 
 # %% [markdown]
-# It works for any function, and it is not quite exact. Its real fault is the price: each weight
-# needs a computation of the loss of its own. A network with 10,000 weights would run 10,001 times
-# for one step of gradient descent.
+# It works for any function, but is not quite exact. Its real drawback is the cost: each weight
+# needs its own evaluation of the loss. A network with 10,000 weights would run 10,001 times for one
+# step of gradient descent.
 
 # %% [markdown]
 # ## Each operation knows its rule
@@ -150,14 +151,14 @@ assert (w.grad, x.grad, y.grad) == (4.0, 6.0, -2.0)
 
 # %% [markdown]
 # Look at the first line: in $e \cdot e$, both parents are $e$. Each use of $e$ gets a share, 1 and
-# 1, and **shares add up**: $\frac{dL}{de} = 2$, which is the rule for squares, $2e$, without
-# anybody having told it.
+# 1, and **shares add up**: $\frac{dL}{de} = 2$, which is the rule for squares, $2e$, although
+# nobody gave the program that rule.
 #
 # ## The chain rule on a graph
 #
 # Here is the whole computation: values go along the arrows, gradients come back against them (in
-# this notebook, orange drawings hold right gradients, the blue one wrong ones). One way there and
-# one way back gave *all three* derivatives, not only that of $w$.
+# this notebook, orange drawings show right gradients, the blue one wrong ones). One pass forward
+# and one pass back gave *all three* derivatives, not only that of $w$.
 
 
 # %%
@@ -186,8 +187,8 @@ assert np.allclose(measured, [w.grad, x.grad, y.grad], atol=1e-4)
 # %% [markdown]
 # ## The diamond that breaks the naive order
 #
-# A program must choose the order itself. The simplest idea: begin at the result, and let each value
-# pass on its gradient in the order in which values are found. Try it on
+# A program must choose the order itself. The simplest idea: begin at the result, and let the values
+# pass on their gradients in the order in which they are reached. Try it on
 #
 # $$u = x^2, \qquad v = u^2, \qquad L = u + v, \qquad x = 3.$$
 #
@@ -224,8 +225,8 @@ assert found["x"].grad == 6.0
 # %% [markdown]
 # What happened? $L$ gives 1 to $u$ and 1 to $v$. Then it is $u$'s turn. It has a gradient of 1 and
 # passes $1 \cdot 6$ on to $x$. Only then does $v$ give its shares, $9 + 9$, to $u$. They are too
-# late: $u$ had its turn. A part of a graph where two paths part and meet again is called a
-# *diamond*, and every network has many of them.
+# late: $u$ has already had its turn. A part of a graph where two paths split and meet again is
+# called a *diamond*, and every network has many of them.
 #
 # A second idea: pass on each share separately, at once, along every path to the inputs.
 
@@ -262,10 +263,9 @@ assert calls == 2**17 - 1
 # ## The right order
 #
 # A value may pass on its gradient when **everything that was computed from it has had its turn**.
-# Then its gradient is complete, and once is enough. So we need a list in which parents stand before
-# their *children*, the values that were computed from them (a *topological order*), and go through
-# it from the end. To write such
-# a list, visit a value's parents first and append the value after them:
+# Then its gradient is complete, and once is enough. So we list all values with parents before their
+# *children*, the values computed from them (a *topological order*), and go through the list from
+# the end. To build such a list, visit a value's parents first and append the value after them:
 
 
 # %%
@@ -284,7 +284,7 @@ def topological(result):
 
 
 def backward(result):
-    """Sets .grad of everything that the result was computed from; returns how many rules ran."""
+    """Set .grad of everything the result was computed from; return the number of rules that ran."""
     order = topological(result)
     for node in order:
         node.grad = 0.0
@@ -314,8 +314,8 @@ draw(axes[1], right, places, plots.PLUS, "reversed topological order: u after v"
 plt.show()
 
 # %% [markdown]
-# One thing is still wrong. `visit` calls itself for the parent, which calls itself for its parent,
-# and Python gives up at a depth of about 1,000:
+# One thing is still wrong. `visit` calls itself for a parent, then for the parent's parent, and so
+# on, and Python gives up at a depth of about 1,000:
 
 # %%
 result = Value(1.0)
@@ -331,17 +331,17 @@ print(depth)
 assert "RecursionError" in depth
 
 # %% [markdown]
-# Sums over many examples reach that depth soon. The way out is a list of your own as a stack. It
-# holds pairs: a value, and whether its parents are done. A value comes up twice: first to put its
-# parents on top of it, later to be appended. That is exercise 01.1.
+# Sums over many examples soon reach that depth. The way out is to manage the stack yourself, in a
+# list. It holds pairs: a value, and whether its parents are done. Each value comes up twice: first
+# to put its parents on top of it, later to be appended to the order. That is exercise 01.1.
 
 # %% [markdown]
 # ## Training with it
 #
 # Is this engine enough for a network? We tell the digits 4 and 9 apart, in images that are averaged
-# to 4×4 pixels. Six *hidden* numbers are each a ReLU of a weighted sum of the 16 pixels and a
-# constant; the score is a weighted sum of these six and a constant. It should be +1 for a 9 and -1
-# for a 4; the loss is the mean squared error. All 109 weights stand in one list, and `next` takes
+# to 4×4 pixels. There are six *hidden* numbers, each a ReLU of a weighted sum of the 16 pixels plus
+# a constant; the score is a weighted sum of these six plus a constant. It should be +1 for a 9 and
+# -1 for a 4; the loss is the mean squared error. All 109 weights are in one list, and `next` takes
 # them one by one.
 
 
@@ -394,8 +394,8 @@ assert accuracy(weights) > 0.9
 # %% [markdown]
 # ## Measured
 #
-# What does the backward pass cost? We give the time in computations of the loss, since moving each
-# weight takes one of these for each weight, and one more:
+# What does the backward pass cost? We give its time in units of one evaluation of the loss, because
+# the naive program needs one evaluation for each weight and one more:
 
 # %%
 few, few_targets = images[:10], targets[:10]
@@ -423,19 +423,20 @@ measured = [slope(float_loss, weights, i) for i in range(len(weights))]
 assert np.allclose(measured, [v.grad for v in values], atol=1e-4)
 
 # %% [markdown]
-# The price of moving grows with the number of weights. That of the backward pass stays at that of a
-# few computations of the loss, whatever the network: each rule runs once. This is why networks with
-# millions of weights can be trained at all.
+# The cost of the naive program grows with the number of weights. The backward pass costs as much as
+# a few evaluations of the loss, whatever the network, because each rule runs once. This is why
+# networks with millions of weights can be trained at all.
 
 # %% [markdown]
 # ## In the package
 #
 # `tinybnn/autograd/engine.py` is such an engine, for arrays. Its operations are classes with a
 # `forward` and, below it, a `backward` rule, and `_topological_order` is the stack that you write
-# in 01.1. Its Tensor differs from ours, and from the one of the exercises. Gradients are kept only
+# in 01.1. Its Tensor differs from ours and from the one in the exercises. Gradients are kept only
 # where `requires_grad=True`. `grad` is `None` at first, then itself a Tensor, and calls of
-# `backward` *add* to it until you set it to `None`, where ours begins anew. Inside of
-# `tb.no_grad()` no graph is kept. On our network, number by number, it gives exactly our gradients:
+# `backward` *add* to it until you set it to `None`, while ours starts from 0 each time. Inside
+# `tb.no_grad()` no graph is kept. Run on our network, number by number, it gives exactly our
+# gradients:
 
 # %%
 tensors = [tb.Tensor(w, requires_grad=True, dtype=np.float64) for w in weights]
@@ -452,14 +453,14 @@ assert [t.grad.item() for t in tensors] == [v.grad for v in values]
 # Each operation remembers its parents and has a rule that turns the gradient of its result into
 # shares for them. Shares add up where a value is used several times. A value may pass its gradient
 # on when it is complete, so the backward pass follows the reversed topological order; every rule
-# then runs once. All gradients together cost about as much as a few computations of the loss.
+# then runs once. All gradients together cost about as much as a few evaluations of the loss.
 
 # %% [markdown]
 # ## Exercises
 #
 # Your own engine computes with arrays. Its `+`, `-`, `*` and `/` call `unbroadcast`, which is
-# exercise 01.3 and provided when 01.1 and 01.2 are checked. To try your `backward` before you have
-# it, use `-x`, `x ** 2` and `x.relu()`, which do without.
+# exercise 01.3; the checks of 01.1 and 01.2 provide it. To try your `backward` before you have
+# written it, use `-x`, `x ** 2` and `x.relu()`, which do not need it.
 #
 # | | write | task |
 # |:-|:-|:-|
@@ -485,8 +486,8 @@ course.show("01")
 #
 # 1. The rule of `a + b` returns the same object twice. That is harmless for floats. With arrays,
 #    what must `backward` never do with it?
-# 2. Call `in_the_order_found` on $L = v + u$ instead of $u + v$. Why is it right now, and why is
-#    that no rescue?
+# 2. Call `in_the_order_found` on $L = v + u$ instead of $u + v$. Why is the result right now, and
+#    why does that not help in general?
 # 3. The derivative of ReLU does not exist at 0. What does our rule say there?
 
 # %% [markdown]

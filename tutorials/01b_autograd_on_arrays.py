@@ -14,7 +14,7 @@
 # # Autograd on arrays
 #
 # **You will learn** what changes in an engine when numbers become arrays: how broadcasting is
-# undone, what the rule of the matrix product is, and how one makes sure that rules are right.
+# undone, what the rule of the matrix product is, and how to make sure that rules are right.
 #
 # **You need** the graph, the rules and the backward pass of [01](01_autograd_from_scratch.ipynb),
 # and NumPy's matrix product.
@@ -35,7 +35,7 @@ from tinybnn import functional as F
 # ## The question
 #
 # The engine of [01](01_autograd_from_scratch.ipynb) made a graph of 32,512 values for a hundred
-# tiny images. NumPy does thousands of multiplications in one operation, so let one node of the
+# tiny images. NumPy does thousands of multiplications in one operation, so let each node of the
 # graph be a whole array. A layer of a network then takes two operations: the inputs `X`, one image
 # in each row, times the weights `W`, plus a constant `b` for each output.
 
@@ -69,20 +69,21 @@ print("b before:", b.shape, " b after a step:", moved.shape)
 assert moved.shape != b.shape
 
 # %% [markdown]
-# There was no error: the wrong share has the shape (2, 2), NumPy fits `b` to it, and from now on
-# each image has constants of its own. This is the most common mistake in an engine, and nothing
-# tells you.
+# There was no error: the wrong share has the shape (2, 2), NumPy broadcasts `b` to it, and from now
+# on each image has its own constants. This is the most common mistake in an engine, and no error
+# reports it.
 
 # %% [markdown]
 # ## Checking gradients
 #
-# Something must tell. Every engine checks its rules against measured slopes. In
-# [01](01_autograd_from_scratch.ipynb) we moved a number to one side. Over both sides it is better:
+# So we need a test. Every engine checks its rules against measured slopes. In
+# [01](01_autograd_from_scratch.ipynb) we moved a number in one direction. Moving it in both is
+# better:
 #
 # $$\frac{f(x + h) - f(x - h)}{2h}$$
 #
-# The curvature of $f$ bends both ends alike, and the difference cancels it. For $f(x) = x^3$ at
-# $x = 3$, where the derivative is 27:
+# The curvature of $f$ changes both values alike, so it cancels in the difference. For $f(x) = x^3$
+# at $x = 3$, where the derivative is 27:
 
 # %%
 steps = 10.0 ** -np.arange(1, 12)
@@ -185,7 +186,7 @@ assert slopes.shape == X.shape
 # The gradient of $W$ follows in the same way: in which column of $Y$ is $W_{km}$ used, in which
 # rows, and with which factor? Its shape must be $(K, M)$, and it is made of $X$ and $G$; only one
 # product of the two, one of them transposed, has that shape. Both gradients together are exercise
-# 01.4. Here is what must come out for $W$:
+# 01.4. The result for $W$ must be:
 
 # %%
 slopes = measured(lambda W: (G * (X @ W)).sum(), W)
@@ -255,8 +256,8 @@ assert np.array_equal(tensors[2].grad.data, [101.0, 1010.0])
 assert np.allclose(tensors[1].grad.data, slopes)
 
 # %% [markdown]
-# And `tinybnn.testing.gradcheck` is its check, which runs over all operations in the package's own
-# tests. On a wrong rule it says where:
+# Its gradient check is `tinybnn.testing.gradcheck`; the package's own tests run it over all
+# operations. Given a wrong rule, it says where the rule fails:
 
 # %%
 from tinybnn.testing import gradcheck  # noqa: E402

@@ -14,8 +14,8 @@
 # # The gradient of sign
 #
 # **You will learn** why gradient descent cannot train a sign, what a straight-through estimator
-# puts in place of the gradient, which function has this gradient in truth, and how far it is from
-# being right.
+# puts in place of the gradient, which function really has this gradient, and how far the estimate
+# is from being right.
 #
 # **You need** derivatives and the chain rule, the sign function ([00](00_bits_and_signs.ipynb)),
 # what a Tensor and its rule are ([01](01_autograd_from_scratch.ipynb)), and gradient checks
@@ -101,7 +101,7 @@ print("gradient for x    ", message * pseudo)
 assert np.array_equal(message * pseudo, [0, 1, -4, 5, 0.5, 0])
 
 # %% [markdown]
-# With it the weight of our question walks over 0 and stays there, because then the loss has no
+# With it, the weight of our question moves past 0 and stays there, because the loss then sends no
 # message any more:
 
 # %%
@@ -114,11 +114,10 @@ print("w:", path, "->", round(float(w), 2))
 assert loss(w) == 0
 
 # %% [markdown]
-# Why the clipping at 1? Call a sign in a network, with the sum $x$ that enters it, a *unit*. A unit
-# at $x = 30$ does not change its sign in any step that we take.
-# Without clipping it would still report a gradient, and the layers before it would move to please
-# a unit that cannot answer. What this costs is measured in
-# [02b](02b_estimators_compared.ipynb).
+# Why the clipping at 1? A sign in a network, together with the sum $x$ that enters it, is called a
+# *unit*. A unit at $x = 30$ does not change its sign in any step that we take. Without clipping it
+# would still pass on a gradient, and the layers before it would adapt to a unit that cannot
+# respond. What this costs is measured in [02b](02b_estimators_compared.ipynb).
 #
 # ## An operation with a rule of its own
 #
@@ -155,8 +154,8 @@ assert np.array_equal(t.grad.data, message * pseudo)
 #
 # $$\operatorname{clip}(x, -1, 1) = \max(-1, \min(x, 1)).$$
 #
-# So the check is one of the surrogate. Each estimator of the package has three faces, `forward`,
-# `pseudo_gradient` and `surrogate`; here are all that give a sign.
+# So we check the rule against the surrogate. Each estimator in the package has three methods,
+# `forward`, `pseudo_gradient` and `surrogate`; here are all estimators that give a sign.
 
 # %%
 ESTIMATORS = {
@@ -179,8 +178,8 @@ for name, q in ESTIMATORS.items():
     assert np.array_equal(np.sign(q.forward(at)), sign(at))
 
 # %% [markdown]
-# Training with an estimator therefore means: *compute with the sign, follow the surrogate's
-# slope*. Inside of `quantizers.surrogates()` a network computes the surrogates forward, too; its
+# Training with an estimator therefore means: *compute with the sign, follow the surrogate's slope*.
+# Inside `quantizers.surrogates()` a network also computes the surrogates in the forward pass; its
 # gradient is then the true one:
 
 # %%
@@ -194,10 +193,10 @@ with quantizers.surrogates():
 # %% [markdown]
 # ## Other estimators
 #
-# The clipped line is a rough picture of a step. Bi-Real Net takes a better one, a parabola on each
-# side of 0. Its slope is a tent: $2 - 2|x|$ inside, so that a unit near 0, whose sign may soon
-# change, receives more than one near $\pm 1$. Integrate the tent from 0 to $x > 0$: $2x - x^2$,
-# which is 1 at $x = 1$. For $x < 0$ it is mirrored at the origin, $f(x) = -f(-x)$.
+# The clipped line is a rough approximation of a step. Bi-Real Net uses a better one, a parabola on
+# each side of 0. Its slope is a tent: $2 - 2|x|$ inside, so that a unit near 0, whose sign may soon
+# change, receives a larger gradient than one near $\pm 1$. Integrate the tent from 0 to $x > 0$:
+# $2x - x^2$, which is 1 at $x = 1$. For $x < 0$ it is mirrored at the origin, $f(x) = -f(-x)$.
 
 # %%
 figure, rows = plt.subplots(2, 3, figsize=(11, 6.4), layout="constrained")
@@ -237,14 +236,14 @@ assert swish.surrogate(at)[2] > 1
 #
 # The sign has no useful gradient, but an *average* over random signs has. Add noise $e$, uniform
 # between $-1$ and $1$, before the sign: $s = \operatorname{sign}(a + e)$. For $|a| \le 1$ the sign
-# is $+1$ if $e \ge -a$, a part of length $1 + a$ of the 2 between $-1$ and $1$. So
-# $P(s=1)=(1+a)/2$, the mean of $s$ is
+# is $+1$ if $e \ge -a$, which is $1 + a$ of the interval's length 2. So $P(s=1)=(1+a)/2$, the mean
+# of $s$ is
 #
 # $$\mathrm{E}[s] = \tfrac{1+a}{2} - \tfrac{1-a}{2} = a = \operatorname{clip}(a, -1, 1).$$
 #
 # Let $\ell(s)$ be the loss as a function of the sign. Its mean is $P(s=1)\,\ell(1) +
 # P(s=-1)\,\ell(-1)$, with the exact slope $(\ell(1) - \ell(-1))/2$. So the surrogate of `SteSign`
-# is no arbitrary curve: it is the mean of a noisy sign.
+# is not an arbitrary curve: it is the mean of a noisy sign.
 
 # %%
 a, e = np.array([-1.5, -0.6, 0.0, 0.5, 2.0]), np.random.default_rng(0).uniform(-1, 1, (100_000, 1))
@@ -254,12 +253,12 @@ print("mean of sign(a + noise)", sign(a + e).mean(0).round(2))
 assert np.abs(sign(a + e).mean(0) - np.clip(a, -1, 1)).max() < 0.01
 
 # %% [markdown]
-# Is the estimator exact, then? If $\ell$ is a straight line, yes. Otherwise it asks for the slope
-# of $\ell$ *at* a sign, while what matters is the difference of $\ell$ *between* the two. Take
+# Is the estimator exact, then? If $\ell$ is a straight line, yes. Otherwise it uses the slope of
+# $\ell$ *at* one sign, while what matters is the difference of $\ell$ *between* the two signs. Take
 # $\ell(s) = (s - 0.4)^2$: $\ell(1) = 0.36$, $\ell(-1) = 1.96$, the exact slope is $-0.8$: $a$
 # should grow. At $a = 0.5$ the sign is $+1$, the slope there is $2 \cdot 0.6 = 1.2$, and the
-# estimator moves $a$ down, in the wrong direction. Averaged over the noise it does no better: at
-# $a = 0.5$ the sign is $+1$ with probability 0.75, and $-1$, where the slope is $2 \cdot (-1.4) =
+# estimator moves $a$ down, in the wrong direction. Averaged over the noise it does no better: at $a
+# = 0.5$ the sign is $+1$ with probability 0.75, and $-1$, where the slope is $2 \cdot (-1.4) =
 # -2.8$, with 0.25. That makes $0.75 \cdot 1.2 - 0.25 \cdot 2.8 = 0.2$.
 #
 # The package computes all three. Its `compare_estimators` takes the loss, the inputs $a$,
@@ -268,7 +267,7 @@ assert np.abs(sign(a + e).mean(0) - np.clip(a, -1, 1)).max() < 0.01
 
 # %%
 def slopes(loss, units):
-    """Of all units together, each at a = 0.5: exact, estimated at the signs, and over the noise."""
+    """Slopes summed over all units, each at a = 0.5: exact, at the signs, averaged over noise."""
     exact, ste = dynamics.compare_estimators(
         loss, np.full(units, 0.5), {"SteSign": quantizers.SteSign()}, dynamics.UniformNoise(1.0)
     )
@@ -297,9 +296,10 @@ for units in (1, 2, 4, 12):
     assert np.isclose(averaged - exact, 1 / units)
 
 # %% [markdown]
-# The more units, the less the mean moves with one sign, and the nearer the loss is to a line along
-# that move. With twelve units the error is a twelfth, and the direction is right. Whether the
-# choice of an estimator matters in a network is measured in [02b](02b_estimators_compared.ipynb).
+# The more units there are, the less one sign moves the mean, and the closer the loss is to a
+# straight line over that distance. With twelve units the error is a twelfth, and the direction is
+# right. Whether the choice of an estimator matters in a network is measured in
+# [02b](02b_estimators_compared.ipynb).
 #
 # ## In the package
 #
@@ -323,8 +323,8 @@ print("1,000 values and 1,000 gradients, all equal")
 # The derivative of sign is 0, so nothing before a sign would learn. A straight-through estimator
 # keeps the sign forward and multiplies the incoming gradient by a pseudo-gradient backward. The
 # pseudo-gradient is the exact derivative of a surrogate, which is how it is checked. For `SteSign`
-# the surrogate is the mean of a sign with uniform noise. For curved losses the estimator is
-# biased, the less the more units share the work.
+# the surrogate is the mean of a sign with uniform noise. For curved losses the estimator is biased,
+# but the bias shrinks as more units share the work.
 #
 # ## Exercises
 #
@@ -348,10 +348,10 @@ course.show("02")
 # %% [markdown]
 # Think about:
 #
-# 1. A rule returned $-1$ times the pseudo-gradient. What would training do?
-# 2. The unit of our question has reached $w = 0.02$ and gets no message any more. What would a
-#    little noise in the next batch do to its sign? (A *flip*; [03](03_first_binary_network.ipynb)
-#    counts them.)
+# 1. Suppose a rule returns $-1$ times the pseudo-gradient. What would training do?
+# 2. The weight of our question ends at $w = 0.02$ and gets no message any more. What would a little
+#    noise in the next batch do to its sign? (A *flip*; [03](03_first_binary_network.ipynb) counts
+#    them.)
 #
 # ## Sources
 #

@@ -14,7 +14,7 @@
 # # Estimators compared
 #
 # **You will learn** when the choice of an estimator for the sign matters and when it does not, and
-# how to compare such choices without deceiving yourself: at equal step sizes, over seeds, in
+# how to compare such choices without fooling yourself: at equal step sizes, over several seeds, in
 # pairs.
 #
 # **You need** the estimators of [02](02_the_gradient_of_sign.ipynb), and backpropagation
@@ -35,16 +35,16 @@ from tinybnn import datasets, nn, plots, quantizers
 # ## The question
 #
 # `SteSign` passes the gradient where $|x| \le 1$. Others pass it everywhere, or mostly near 0.
-# Which one trains a network best? The task: handwritten digits of 8×8 pixels, 1,437 to learn from
-# and 360 to test on. The networks have signs between their layers; their weights stay ordinary
-# floats, so that only the estimator differs (binary weights follow in
-# [03](03_first_binary_network.ipynb)). The loss is the squared distance of the ten scores to ten
-# numbers: 1 at the right digit, 0 elsewhere.
+# Which one trains a network best? The task is to recognize handwritten digits of 8×8 pixels, 1,437
+# to learn from and 360 to test on. The networks have signs between their layers; their weights
+# remain ordinary floats, so that only the estimator differs (binary weights follow in
+# [03](03_first_binary_network.ipynb)). The loss is the squared distance of the ten scores from
+# their targets: 1 for the right digit, 0 for the others.
 #
-# One training run says little, since another seed gives another accuracy. So twelve seeds are
-# trained at once, as the first axis of every array: twelve networks, each with its own initial
-# weights and batches. (A *batch* is the few images, here 64 drawn at random, from which one step's
-# gradient is computed; all 1,437 would take longer for a step that is hardly better.)
+# One training run says little, since another seed gives another accuracy. So we train twelve seeds
+# at once, along the first axis of every array: twelve networks, each with its own initial weights
+# and batches. (A *batch* is the set of images, here 64 drawn at random, from which one step's
+# gradient is computed; using all 1,437 would take longer, for a step that is hardly better.)
 
 # %%
 train, test = datasets.load("digits")
@@ -98,8 +98,8 @@ assert 0.8 < values.mean() < 0.95 and values.std() > 0.003
 # %% [markdown]
 # ## The naive version
 #
-# Take two estimators, train with the same rate, compare the accuracies. Here the second one is
-# nothing but ten times the first:
+# Take two estimators, train both with the same rate, and compare the accuracies. Here the second
+# estimator is simply ten times the first:
 
 
 # %%
@@ -123,14 +123,14 @@ one, ten = both(0.003, normalise=False)
 assert ten > one + 0.1
 
 # %% [markdown]
-# A great lead for an estimator that has the same direction everywhere! It only makes larger steps:
-# 10 times for the weights before the last sign, 100 times for those before both. The comparison
-# was one of step sizes.
+# A large lead for an estimator that points in the same direction everywhere! It only takes larger
+# steps: 10 times larger for the weights before the last sign, 100 times for those before both. What
+# we compared was step sizes.
 #
 # ## The better version
 #
-# With `normalise` each matrix's gradient is divided by its own size (the root of its mean square),
-# so that only its direction counts. (Adam, in [03](03_first_binary_network.ipynb), does something
+# With `normalise`, each matrix's gradient is divided by its own size (the root of its mean square),
+# so only its direction counts. (Adam, in [03](03_first_binary_network.ipynb), does something
 # similar.) Now both are the same, up to rounding:
 
 # %%
@@ -143,9 +143,9 @@ assert abs(one - ten) < 0.015
 #
 # Five estimators, in a network with one layer of signs and in a deep and narrow one with six.
 # `SteSign(np.inf)` never clips: its pseudo-gradient is 1 everywhere, its surrogate the identity.
-# Seeds are *paired*: each estimator gets the same twelve initial weights and batches, so that the
-# differences can be taken seed by seed. The *standard error*, the standard deviation divided by
-# $\sqrt{12}$, says how far their mean is to be trusted.
+# Seeds are *paired*: each estimator gets the same twelve initial weights and batches, so
+# differences can be taken seed by seed. The *standard error*, the standard deviation of these
+# differences divided by $\sqrt{12}$, says how far their mean can be trusted.
 
 # %%
 CHOICES = {
@@ -186,14 +186,14 @@ sides[0].set_ylabel("test accuracy")
 plt.show()
 
 # %% [markdown]
-# - **The identity fails with depth.** In six layers it is worse with every one of the twelve
-#   seeds. A likely reason: each layer adds messages for units that cannot answer, and the errors
+# - **The identity fails with depth.** With six layers it is worse for every one of the twelve
+#   seeds. A likely reason: each layer adds gradients for units that cannot respond, and the errors
 #   multiply.
-# - **The narrow estimator fails with depth, too.** `SwishSign` with $\beta = 5$ lets little
-#   through beyond $|x| = 0.5$. With one layer of signs that is no harm, here it even helps; in six
-#   layers, perhaps, too few paths are left.
-# - **Between the others little is to be seen.** `EdeSign` with $t = 1$ differs from `SteSign` by
-#   less than a seed does. `ApproxSign` is ahead at both depths, by almost three standard errors or
+# - **The narrow estimator fails with depth, too.** `SwishSign` with $\beta = 5$ lets little through
+#   beyond $|x| = 0.5$. With one layer of signs this does no harm and here even helps; with six
+#   layers, perhaps too few paths are left.
+# - **The others hardly differ.** `EdeSign` with $t = 1$ differs from `SteSign` by less than one
+#   seed does from another. `ApproxSign` is ahead at both depths, by almost three standard errors or
 #   more. Is it better? Ask again at other step sizes:
 
 # %%
@@ -211,17 +211,17 @@ assert abs(leads[6, 0.015]) < 0.025
 assert all(lead > 0 for (depth, _), lead in leads.items() if depth == 1)
 
 # %% [markdown]
-# With six layers the lead is gone at another step size. With one layer `ApproxSign` stays ahead by
-# 1.5 to 2.3 points at every rate that we tried: a small difference, but a real one for this network
-# and these data. Who reports that one of the usual estimators wins should show seeds, and more than
-# one setting.
+# With six layers the lead disappears at another step size. With one layer `ApproxSign` stays ahead
+# by 1.5 to 2.3 points at every rate that we tried: a small difference, but a real one for this
+# network and these data. Anyone who reports that one of the usual estimators wins should show
+# several seeds and more than one setting.
 #
 # ## In the package
 #
-# A layer takes an estimator by its name or as an object, for its inputs and for its weights.
-# [`analysis.dynamics.compare_estimators`](../tinybnn/analysis/dynamics.py) compares estimators
-# with the exact gradient of a noisy layer ([02](02_the_gradient_of_sign.ipynb)), and
-# `optim.EdeSchedule` moves the $t$ of `EdeSign` from flat to steep while a network trains.
+# A layer takes estimators, by name or as objects, for its inputs and for its weights.
+# [`analysis.dynamics.compare_estimators`](../tinybnn/analysis/dynamics.py) compares estimators with
+# the exact gradient of a noisy layer ([02](02_the_gradient_of_sign.ipynb)), and `optim.EdeSchedule`
+# moves the $t$ of `EdeSign` from flat to steep while a network trains.
 
 # %%
 layer = nn.BinaryLinear(32, 10, input_quantizer="approx_sign", weight_quantizer="ste_sign")
@@ -233,11 +233,11 @@ assert np.array_equal(layer(x).data, quantizers.sign(x.data) @ quantizers.sign(l
 # %% [markdown]
 # ## Summary
 #
-# Estimators of different size take steps of different size, and a plain comparison measures that.
-# At equal step sizes an estimator that never clips fails in deep networks, and so does a very
-# narrow one, although it does well with a single layer of signs. Between the usual ones differences
-# are small: with six layers the lead of `ApproxSign` comes and goes with the step size, with one
-# layer it stays, at about two points.
+# Estimators of different size take steps of different size, and a plain comparison measures just
+# that. At equal step sizes, an estimator that never clips fails in deep networks, and so does a
+# very narrow one, although it does well with a single layer of signs. Differences between the usual
+# ones are small: with six layers, the lead of `ApproxSign` comes and goes with the step size; with
+# one layer it stays, at about two points.
 #
 # ## Exercises
 #
@@ -256,9 +256,9 @@ course.show("02.5")
 #
 # 1. `SteSign(clip_value=c)` of $x$ and `SteSign(1)` of $x / c$ have the same forward pass. How do
 #    their gradients differ, and does it matter with normalised steps?
-# 2. Twelve paired differences have the mean 0.016 and the standard error 0.006. What would you
-#    need to see before you called the one estimator better?
-# 3. Measure which share of the units of each layer has $|x| \le 1$ before and after training, for
+# 2. Twelve paired differences have the mean 0.016 and the standard error 0.006. What would you need
+#    to see before you called one estimator better?
+# 3. Measure what share of each layer's units has $|x| \le 1$ before and after training, for
 #    `SteSign` and for the identity.
 #
 # ## Sources

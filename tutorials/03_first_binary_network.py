@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Your first binary network
 #
-# **You will learn** how a network of ±1 weights is trained: latent weights, clipping, batch norm,
-# cross entropy and Adam, each with a small example; and why the trained network can run on bits
-# and give exactly the same answers.
+# **You will learn** how a network with ±1 weights is trained: latent weights, clipping, batch norm,
+# cross entropy and Adam, each with a small example; and why the trained network can run on bits and
+# still give exactly the same answers.
 #
 # **You need** dot products of signs as bits ([00](00_bits_and_signs.ipynb)), Tensors and their
 # gradients ([01](01_autograd_from_scratch.ipynb), [01b](01b_autograd_on_arrays.ipynb)), and the
@@ -37,9 +37,9 @@ from tinybnn import functional as F
 # ## The question
 #
 # Here are handwritten digits of 8×8 pixels, each pixel a number between -1 (white) and 1 (black).
-# They come with the package: 1,437 to learn from and 360, by other writers than most of those, to
-# test on. A network is to read them whose every weight is $+1$ or $-1$: one bit instead of 32. How
-# many of the 360 will it read, and how many would it read with real weights?
+# They come with the package: 1,437 to learn from and 360 to test on, by other writers than most of
+# the 1,437. We want a network to read them in which every weight is $+1$ or $-1$: one bit instead
+# of 32. How many of the 360 will it read correctly, and how many with real weights?
 
 # %%
 train, test = datasets.load("digits")
@@ -78,13 +78,13 @@ assert read_rightly(signs) < read_rightly(weights) - 0.1
 
 # %% [markdown]
 # Rounding at the end ruins the answer: no weight was chosen with the rounding of the others in
-# mind. The signs must be there *while* the network learns.
+# mind. The signs must be present *while* the network learns.
 #
 # ## A binary layer by hand
 #
-# Each weight keeps a real number, the *latent* weight. The layer computes with its sign only, and
-# the gradient goes through the sign to the latent weight by the straight-through estimator. Here
-# all latent weights lie inside $[-1, 1]$, so each receives what its sign receives:
+# For each weight we keep a real number, the *latent* weight. The layer computes only with its sign,
+# and the straight-through estimator passes the gradient through the sign to the latent weight. Here
+# all latent weights lie inside $[-1, 1]$, so each receives the gradient of its sign:
 
 # %%
 rng = np.random.default_rng(0)
@@ -101,9 +101,9 @@ print("gradient of the first latent weights:", latent.grad.data[0])
 assert np.array_equal(latent.grad.data[0], sign(x).data.sum(0))
 
 # %% [markdown]
-# Every output is a sum of eight products of ±1: an integer between -8 and 8, and even, since one
-# flipped sign changes the sum by 2. Floats hold such integers exactly, so `==` is the right
-# comparison. `nn.BinaryLinear` is this line in a module:
+# Every output is a sum of eight products of ±1: an even integer between -8 and 8, since flipping
+# one sign changes the sum by 2. Floats hold such integers exactly, so `==` is the right comparison.
+# `nn.BinaryLinear` wraps this line in a module:
 
 # %%
 layer = nn.BinaryLinear(8, 3)
@@ -131,21 +131,21 @@ print("flipped", flipped, "-> flip ratio", flipped.mean())
 assert np.allclose(after, [1, -0.32, -0.03, -0.04]) and flipped.mean() == 0.5
 
 # %% [markdown]
-# - The second weight moved and its sign did not: for the network nothing has changed yet. Latent
-#   weights are where small steps add up until, now and then, a sign *flips*.
+# - The second weight moved but its sign did not: for the network, nothing has changed yet. In the
+#   latent weights small steps add up until, now and then, a sign *flips*.
 # - The third and the fourth flipped; the sign of 0 is $+1$. The *flip ratio*, here 2 of 4, says
 #   how much the network is still changing.
 # - The first would have become 1.03. Beyond 1 the estimator passes no gradient, so it could never
-#   come back. Therefore latent weights are *clipped* to $[-1, 1]$ after each step.
+#   come back. This is why latent weights are *clipped* to $[-1, 1]$ after each step.
 #
 # ## Batch norm
 #
 # A sum of 128 signs is typically about $\sqrt{128} \approx 11$ in size. The estimator passes
-# gradients only where $|x| \le 1$, so such sums pass hardly any. And a unit whose sums are
-# positive for all images answers $+1$ to everything and says nothing. *Batch norm* mends both. It
-# takes each unit's sums over the images of a batch, subtracts their mean and divides by their
-# standard deviation; then it multiplies by $\gamma$ and adds $\beta$, two numbers for each unit
-# that are learned. For one unit and four images:
+# gradients only where $|x| \le 1$, so hardly any get through. And a unit with positive sums for all
+# images answers $+1$ to everything, which carries no information. *Batch norm* solves both
+# problems. It takes each unit's sums over the images of a batch, subtracts their mean and divides
+# by their standard deviation; then it multiplies by $\gamma$ and adds $\beta$, two learned numbers
+# for each unit. For one unit and four images:
 
 # %%
 sums = np.array([1.0, 2.0, 6.0, 3.0])
@@ -160,10 +160,10 @@ assert np.allclose(theirs, normalized, atol=1e-5)
 assert np.sign(normalized).tolist() == [-1, -1, 1, 0]
 
 # %% [markdown]
-# Mean and variance depend on the inputs, so the gradient goes through them, too. For a single
-# image there is no batch: while training, a running average of both is kept, and after training it
-# is used instead. Does it matter? Before training, in layers of 128 units: which share of the sums
-# lets a gradient through?
+# Mean and variance depend on the inputs, so the gradient goes through them, too. A single image is
+# not a batch: training keeps a running average of both, which is used after training instead. Does
+# batch norm matter? We look at layers of 128 units before training: what share of the sums lets a
+# gradient through?
 
 # %%
 rng = np.random.default_rng(0)
@@ -180,10 +180,10 @@ for n in (64, 128, 128):
 # %% [markdown]
 # ## Cross entropy
 #
-# The last layer gives a score for each class. *Softmax* makes probabilities of scores, $p_c =
+# The last layer gives a score for each class. *Softmax* turns scores into probabilities, $p_c =
 # e^{s_c} / \sum_j e^{s_j}$, and *cross entropy* is $-\log p$ of the right class: 0 if the network
-# is certain and right, large if it is certain and wrong. Of several images the mean is taken.
-# Three scores, of which the first is the right one:
+# is certain and right, large if it is certain and wrong. For several images, take the mean. Here
+# are three scores; the first class is the right one:
 
 # %%
 scores = np.array([2.0, 0.0, -1.0])
@@ -201,18 +201,18 @@ assert np.isclose(safe, -np.log(p[0])) and np.isclose(loss.data, safe)
 assert np.allclose(rows.grad.data[0], p - [1, 0, 0], atol=1e-6)
 
 # %% [markdown]
-# The trick in `safe`: the loss is $\log \sum_j e^{s_j} - s_\text{right}$, and the largest score
-# can be subtracted from all of them, which changes no probability. In an engine without indexing,
-# $s_\text{right}$ is a product with ones and zeros and a sum: `(scores * [1, 0, 0]).sum()`. The
+# The trick in `safe` is this: the loss is $\log \sum_j e^{s_j} - s_\text{right}$, and subtracting
+# the largest score from all of them changes no probability. In an engine without indexing,
+# $s_\text{right}$ is a product with ones and zeros, summed up: `(scores * [1, 0, 0]).sum()`. The
 # gradient is simple: $p_c$, minus 1 for the right class. Scores of wrong classes are pushed down,
 # each by its probability.
 #
 # ## Adam
 #
-# Plain gradient descent moves a weight by rate times gradient. In layers with large gradients
-# weights rush, in others they stand still. *Adam* keeps two running averages for each weight, of
-# the gradient, $m$, and of its square, $v$, and moves it by rate times $m / \sqrt{v}$: about one
-# *rate* for each step, whatever the gradient's size, less if its sign keeps changing. Three
+# Plain gradient descent moves a weight by rate times gradient. Weights move fast in layers with
+# large gradients and hardly at all in others. *Adam* keeps two running averages for each weight, of
+# the gradient, $m$, and of its square, $v$, and moves it by rate times $m / \sqrt{v}$: by about one
+# *rate* in each step, whatever the gradient's size, and by less if its sign keeps changing. Three
 # weights, with gradients of 100, of 1, and of 1 and -1 in turn:
 
 
@@ -234,15 +234,15 @@ print("after ten steps of gradient descent:", plain.round(3))
 assert np.allclose(w.data[:2], 0.4, atol=1e-4) and abs(w.data[2] - 0.5) < 0.02
 
 # %% [markdown]
-# For latent weights that is what one wants: at a rate of 0.01 a weight at 0.4 flips after some 40
-# steps that agree, in every layer.
+# This is what latent weights need: at a rate of 0.01, a weight at 0.4 flips after about 40 steps in
+# the same direction, in every layer.
 #
 # ## The better version
 #
-# Now all together. The first layer takes the real pixels (its weights are signs, its input is
-# not); the others take signs. The last batch norm makes scores of integers. A tenth of the
-# training images is set aside as *validation* set, to make choices on, so that the test set is
-# looked at only once.
+# Now we put all of it together. The first layer takes the real pixels (its weights are signs, its
+# input is not); the others take signs. The last batch norm turns integers into scores. A tenth of
+# the training images is set aside as a *validation* set for making choices, so that the test set is
+# used only once.
 
 # %%
 train, validation = train.split(0.1, rng=0)
@@ -288,8 +288,8 @@ assert history["flip_ratio"][-1] < history["flip_ratio"][0]
 
 # %% [markdown]
 # An *epoch* shows every training image once. `fit` computes the loss of a batch, calls `backward`,
-# lets Adam step and clips the latent weights; your exercises build each of these parts. The flip
-# ratio falls as the rate does: the network settles.
+# lets Adam step and clips the latent weights; you build each of these parts in the exercises. The
+# flip ratio falls as the rate does: the network settles.
 #
 # ## The same numbers from bits
 #
@@ -316,9 +316,9 @@ assert 8 - 2 * (a ^ b).bit_count() == y.data[0, 0]
 # ## Measured
 #
 # What do the signs cost? Five seeds of three networks with the same layers: the binary one; its
-# *float twin*, trained inside of `quantizers.surrogates()` ([02](02_the_gradient_of_sign.ipynb)),
-# where each sign is replaced by its surrogate, the clipped line; and that twin with the signs of
-# its weights and activations taken after training, our naive version once more.
+# *float twin*, trained inside `quantizers.surrogates()` ([02](02_the_gradient_of_sign.ipynb)),
+# where each sign is replaced by its surrogate, the clipped line; and that twin with its weights and
+# activations replaced by their signs after training, which is our naive version once more.
 
 
 # %%
@@ -351,17 +351,18 @@ assert np.mean(found["binary"]) > np.mean(found["float twin"]) - 0.05
 assert np.mean(found["signs of the twin"]) < np.mean(found["binary"]) - 0.2
 
 # %% [markdown]
-# Trained with its signs, the network of bits loses about three points of a hundred against floats.
+# Trained with its signs, the binary network loses about three percentage points against floats.
 # Rounded at the end, it loses ten times as much. (The validation accuracy was higher than all of
-# these: its images are by the writers of the training images, those of the test set by others.)
+# these: the validation images are by the same writers as the training images, the test images by
+# others.)
 #
 # ## In the package
 #
 # The layers are in [`nn/binary.py`](../tinybnn/nn/binary.py), the loop in
-# [`training.py`](../tinybnn/training.py). And `deploy.compile` rewrites a trained network for
-# bits: weights become words of 64, batch norm followed by sign becomes *one comparison of
-# integers* ([06](06_compiling.ipynb) shows how). `deploy.verify` compares every value inside both
-# networks with `==`.
+# [`training.py`](../tinybnn/training.py). `deploy.compile` rewrites a trained network for bits:
+# weights are packed into words of 64 bits, and batch norm followed by sign becomes *one comparison
+# of integers* ([06](06_compiling.ipynb) shows how). `deploy.verify` compares every value inside
+# both networks with `==`.
 
 # %%
 packed = deploy.compile(model, x_test.shape[1:])
@@ -383,13 +384,13 @@ assert packed.nbytes * 15 < float_bytes
 # A binary network keeps a latent float for each weight and computes with its sign; steps add up in
 # the latent weight until the sign flips. Clipping keeps latent weights where the straight-through
 # estimator still reaches them, batch norm keeps sums there and on both sides of 0, and Adam moves
-# all weights at one pace. Signs must be there while training: rounding a trained network loses
-# more than thirty points of a hundred here, training with signs about three. The trained network
-# gives the same numbers on bits, in a fraction of the memory.
+# all weights at the same pace. The signs must be present during training: here, rounding a trained
+# network loses more than thirty percentage points, and training with signs about three. The trained
+# network gives the same numbers on bits, in a fraction of the memory.
 #
 # ## Exercises
 #
-# They are built on your own `engine.py` and `estimators.py`.
+# The exercises build on your own `engine.py` and `estimators.py`.
 #
 # | | name | task |
 # |---|---|---|
@@ -413,8 +414,8 @@ course.show("03")
 #
 # 1. Take the first two batch norms out of `network` and train again. What happens to the accuracy,
 #    and which section explains it?
-# 2. All latent weights of a layer are multiplied by 10, and so is Adam's rate. What changes in the
-#    training, if nothing were clipped?
+# 2. Suppose that all latent weights of a layer are multiplied by 10, and so is Adam's rate. What
+#    would change in the training if nothing were clipped?
 # 3. Which numbers of the packed network are still floats?
 #
 # ## Sources

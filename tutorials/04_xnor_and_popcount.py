@@ -13,9 +13,9 @@
 # %% [markdown]
 # # XNOR and popcount: 64 products in a word
 #
-# **You will learn** how rows of signs are packed into machine words and what happens to the bits
-# that are left over, how the ones of a word are counted without looking at each bit, and how a
-# matrix product of signs is computed on words, first in NumPy, then in a compiled loop.
+# **You will learn** how rows of signs are packed into machine words and what happens to leftover
+# bits, how to count the ones of a word without looking at each bit, and how a matrix product of
+# signs is computed on words, first in NumPy, then in a compiled loop.
 #
 # **You need** NumPy, matrix products, and [00](00_bits_and_signs.ipynb): signs as bits, and
 # $a \cdot b = K - 2 \operatorname{popcount}(a \oplus b)$.
@@ -43,7 +43,7 @@ numba.set_num_threads(1)
 # ## The question
 #
 # A binary layer with $K$ inputs and $M$ outputs has $M$ rows of $K$ weights, all of them signs. For
-# $N$ rows of input, also signs, it computes all $N \cdot M$ dot products:
+# $N$ input rows, also signs, it computes all $N \cdot M$ dot products:
 #
 # $$y_{ij} = \sum_{k=1}^{K} a_{ik}\, b_{jk}, \qquad a_{ik}, b_{jk} \in \{-1, +1\}.$$
 #
@@ -66,7 +66,7 @@ assert N * M * K == 262_144_000
 # %% [markdown]
 # ## The naive version
 #
-# The definition, word for word. It is so slow that we use 8 rows and 8 outputs only.
+# This is the definition, word for word. It is so slow that we use only 8 rows and 8 outputs.
 
 
 # %%
@@ -84,10 +84,11 @@ assert np.array_equal(expected[:8, :8], loop(few_a, few_b))
 # In the last lines, `@` hands the same problem to a routine of the linear algebra library, *sgemm*
 # (single precision general matrix multiply). It has been tuned for decades and multiplies and adds
 # 4, 8 or 16 floats in one instruction. The sums are integers far below $2^{24}$, which float32
-# holds exactly, so both agree to the last bit. `expected` is what everything below must reproduce.
+# represents exactly, so both agree to the last bit. `expected` is what everything below must
+# reproduce.
 #
-# Other programs can only slow a measurement down, so the shortest of several runs says most about
-# the code.
+# Other programs can only slow a measurement down, so the shortest of several runs tells us most
+# about the code.
 
 
 # %%
@@ -118,7 +119,7 @@ measure("floats (sgemm)", N * M * K, np.matmul, a_signs, b_signs.T)
 # ## Packing: 64 signs in a word
 #
 # Bit 1 stands for +1 and bit 0 for -1. Sign $i$ goes to bit $i$ of the word, counted from the
-# lowest one. A bit gets to its place by a shift: `bit << i` is the bit times $2^i$. NumPy shifts a
+# lowest one. A shift moves a bit to its place: `bit << i` is the bit times $2^i$. NumPy shifts a
 # whole row at once, each bit by its own distance, and the sum is the word:
 
 # %%
@@ -134,11 +135,11 @@ print("word      ", word, f"= {word:08b} in bits; the first sign is the last dig
 assert word == 1 + 8 + 16 + 32 + 128
 
 # %% [markdown]
-# Both sides of `<<` are `uint64` here, unsigned integers of 64 bits. For a mixture of signed and
-# unsigned arrays NumPy would look for a common type, find float64, and refuse to shift it.
+# Both sides of `<<` are `uint64` here, unsigned integers of 64 bits. With a mixture of signed and
+# unsigned arrays, NumPy would look for a common type, find float64, and refuse to shift it.
 #
 # A row of $K$ signs takes $\lceil K/64 \rceil$ words: sign $64j + i$ is bit $i$ of word $j$. 100
-# signs take two words. Of the second one 36 bits are used, and 28 bits belong to no sign. They are
+# signs take two words. The second one uses 36 bits; the other 28 bits belong to no sign. They are
 # the *tail*.
 
 # %%
@@ -153,11 +154,11 @@ assert words[0, 1] < 2**36
 assert (int(words[0, 1]) >> 3) & 1 == (row[0, 64 + 3] > 0)
 
 # %% [markdown]
-# The tail is 0 in every row. Then two tails never differ, they add nothing to the count of
-# differences, and $K - 2d$ is right with the true $K$. XNOR is the opposite of XOR: 1 where bits
-# agree. With XNOR the two tails of zeros *would* be counted, as agreements. That is why the formula
-# of this course counts differences. A wrong tail is a mistake that hides well: it shows only where
-# $K$ is not a multiple of 64.
+# The tail is 0 in every row. So two tails never differ, add nothing to the count of differences,
+# and $K - 2d$ is right with the true $K$. XNOR is the opposite of XOR: 1 where bits agree. With
+# XNOR the two tails of zeros *would* be counted, as agreements. That is why the formula of this
+# course counts differences. A wrong tail is hard to notice: it shows only where $K$ is not a
+# multiple of 64.
 
 # %%
 other = bits.pack(rng.choice(np.float32([-1, 1]), (1, 100)))
@@ -168,7 +169,7 @@ print(f"{d} differences and {agreements} agreements: {d + agreements} in 100 sig
 assert agreements == (100 - d) + 28
 
 # %% [markdown]
-# A row of the layer takes 63 words, and nearly 32 times less memory than in floats:
+# A row of the layer takes 63 words, nearly 32 times less memory than in floats:
 
 # %%
 a, b = bits.pack(a_signs), bits.pack(b_signs)
@@ -179,14 +180,14 @@ assert a.shape == (N, 63) and 31 < a_signs.nbytes / a.nbytes < 32
 # %% [markdown]
 # ## Counting ones
 #
-# How many bits of a word are 1? A loop over its bits takes 64 steps. There is a way in six or so,
-# with additions that work on all parts of the word at once. Here it is for a byte; read the columns
-# of bits from top to bottom.
+# How many bits of a word are 1? A loop over its bits takes 64 steps. Additions that work on all
+# parts of the word at once need only about six. Here is the method for a byte; read the columns of
+# bits from top to bottom.
 #
 # First, look at the byte in pairs of bits. The number of ones in a pair is its upper bit plus its
 # lower bit: 0, 1 or 2, which fits into the two bits of the pair. `byte & 0b01010101` keeps the
-# lower bit of each pair, and `(byte >> 1) & 0b01010101` brings the upper ones to the same places.
-# One addition then adds up all four pairs.
+# lower bit of each pair, and `(byte >> 1) & 0b01010101` moves the upper ones to the same places. A
+# single addition then counts all four pairs.
 
 # %%
 byte = 0b11011101
@@ -202,11 +203,11 @@ print("eight ", eight)
 assert eight == byte.bit_count() == 6
 
 # %% [markdown]
-# Two more steps of the same kind would do for 64 bits (sixteens, then 32s and 64). But there is a
-# shortcut (Warren, *Hacker's Delight*, section 5-1). When each of the 8 bytes of a word holds its
-# count, multiply the word by `0x0101010101010101`, which has a 1 in each byte. As in multiplication
-# by hand, this adds up the word and 7 shifted copies of it, and all 8 counts meet in the highest
-# byte. With 4 bytes instead of 8:
+# For 64 bits, three more steps of the same kind would do (groups of 16, 32 and 64 bits). But there
+# is a shortcut (Warren, *Hacker's Delight*, section 5-1). When each of the 8 bytes of a word holds
+# its count, multiply the word by `0x0101010101010101`, which has a 1 in each byte. As in
+# multiplication by hand, this adds up the word and 7 shifted copies of it, and all 8 counts meet in
+# the highest byte. With 4 bytes instead of 8:
 
 # %%
 counts = 0x03_01_04_02  # four bytes that hold the counts 3, 1, 4, 2
@@ -217,14 +218,14 @@ assert product >> 24 == 3 + 1 + 4 + 2
 
 # %% [markdown]
 # Nothing overflows on the way: a byte counts at most 8, and 64 fits into the highest byte. With
-# `uint64`, what lies above 64 bits is cut off without being asked, and the same lines count the
-# ones of *all* words of an array, since NumPy applies each operation to all elements.
+# `uint64`, bits above 64 are dropped automatically, and the same lines count the ones of *all*
+# words of an array, since NumPy applies each operation to all elements.
 
 # %% [markdown]
 # ## The product of words in NumPy
 #
-# For one row of `a` and all rows of `b`, broadcasting does it: `a[0] ^ b` combines the 63 words of
-# the row with each of the 256 rows.
+# For one row of `a` and all rows of `b`, broadcasting does the work: `a[0] ^ b` combines the 63
+# words of the row with each of the 256 rows.
 
 # %%
 differences = np.bitwise_count(a[0] ^ b)  # (256, 63)
@@ -237,10 +238,8 @@ assert np.array_equal(K - 2 * d, expected[0])
 # Three things are easy to get wrong here:
 #
 # - $K$ is 4000, not $64 \cdot 63 = 4032$, the number of bits that are stored.
-# - `np.bitwise_count` returns bytes (`uint8`). Counts of several words are added up in a wider
-#   type.
-# - $K - 2d$ may be negative, and unsigned numbers know nothing below zero: they wrap around to
-#   $2^{64}$.
+# - `np.bitwise_count` returns bytes (`uint8`). Add up the counts of several words in a wider type.
+# - $K - 2d$ may be negative, and unsigned numbers cannot be: they wrap around modulo $2^{64}$.
 
 # %%
 print(np.uint64(10) - 2 * np.uint64([3, 6]))
@@ -250,7 +249,7 @@ assert np.array_equal(np.uint64(10) - 2 * np.uint64([3, 6]), np.uint64([4, 2**64
 # %% [markdown]
 # For all pairs of rows, give each operand an axis of length 1 where the other one has its rows:
 # `a[:, None, :]` has shape (256, 1, 63), `b[None, :, :]` has (1, 256, 63), and their XOR has (256,
-# 256, 63). This is the plainest way to write the product, exercise 04.3, and the package's
+# 256, 63). This is the plainest way to write the product. It is exercise 04.3, and the package's
 # reference, against which every faster version is tested.
 
 # %%
@@ -260,21 +259,21 @@ assert np.array_equal(reference, expected)
 measure("words in NumPy", N * M * K, xnor.xnor_matmul_reference, a, b, K)
 
 # %% [markdown]
-# That is disappointing: 64 products in each word, and hardly faster than floats, or slower. The
-# reason is what lies between the operations. The XOR is an array of $256 \cdot 256 \cdot 63$ words,
-# 33 MB, which is written to memory and read again for the sake of two instructions for each word;
-# the counts follow the same way. The time goes into moving data.
+# That is disappointing: 64 products in each word, and yet hardly faster than floats, or even
+# slower. The reason is what happens between the operations. The XOR is an array of $256 \cdot 256
+# \cdot 63$ words, 33 MB, which is written to memory and read again just to run two instructions on
+# each word; the counts go the same way. The time goes into moving data.
 
 # %% [markdown]
 # ## The better version: a compiled loop
 #
-# In a compiled loop a word is used while it is in a register of the processor and needs no place in
+# In a compiled loop, a word is used while it is in a register of the processor and never goes to
 # memory. *Numba* compiles a Python function to machine code when it is called for the first time:
 # write `@numba.njit` above it.
 #
-# To see it on real data, let us find for each test digit the training digit that is most like it.
-# Each image has 64 pixels of 17 grey levels; their signs at three levels (4, 8 and 12) are 192
-# signs, three words. Most alike are the two images with the fewest differences.
+# To see this on real data, let us find for each test digit the most similar training digit. Each
+# image has 64 pixels of 17 grey levels; comparing each with three levels (4, 8 and 12) gives 192
+# signs, three words. The most similar images are those with the fewest differences.
 
 # %%
 train, test = datasets.load("digits")
@@ -291,8 +290,8 @@ print(train_words.shape, test_words.shape)
 
 # %% [markdown]
 # `count_ones` is the package's population count of one word for compiled code. The shifts and masks
-# of the section above do as well, in a small function of their own with `@numba.njit`: the compiler
-# recognises them and replaces them by the processor's own instruction, where it has one.
+# of the section above work as well, in a small function with `@numba.njit`: the compiler recognises
+# them and replaces them by the processor's own instruction, where there is one.
 
 # %%
 from tinybnn.kernels.machine.selection import count_ones  # noqa: E402
@@ -326,8 +325,8 @@ assert np.array_equal(found, all_differences.argmin(axis=1))
 assert accuracy > 0.85 and first > second
 
 # %% [markdown]
-# Nothing is stored but the result: `differences` is a register. The compiled function stands at the
-# top level of the file. Inside another function it would be compiled again at each call of that
+# Nothing is stored but the result: `differences` is a register. The compiled function is defined at
+# the top level of the file. Inside another function it would be compiled again at each call of that
 # function, and every call would take as long as the first one here.
 
 # %%
@@ -337,8 +336,8 @@ measure("compiled loop", N * M * K, nearest, a, b)
 # %% [markdown]
 # ## Measured
 #
-# The package goes further still. It takes two steps: `prepare_matmul` lays out the weights, once,
-# and `run` computes.
+# The package goes further still, in two steps: `prepare_matmul` lays out the weights once, and
+# `run` computes.
 
 # %%
 prepared = xnor.prepare_matmul(b, K)
@@ -363,10 +362,10 @@ axes.set_axisbelow(True)
 plt.show()
 
 # %% [markdown]
-# So packing alone does not make the product 64 times as fast; in NumPy it is perhaps not faster at
-# all. Between "words in NumPy" and "compiled loop" nothing changes but the place of intermediate
-# results, memory or a register. How the last bar is reached, and why nothing goes much beyond it,
-# is told in [04b](04b_a_product_as_fast_as_the_machine.ipynb).
+# So packing alone does not make the product 64 times as fast; in NumPy it may not be faster at all.
+# Between "words in NumPy" and "compiled loop", only the place of intermediate results changes, from
+# memory to registers. How the last bar is reached, and why nothing goes much beyond it, is the
+# subject of [04b](04b_a_product_as_fast_as_the_machine.ipynb).
 
 # %% [markdown]
 # ## In the package
@@ -388,11 +387,11 @@ print("the last sums:", sums[0])
 # %% [markdown]
 # ## Summary
 #
-# A row of $K$ signs is $\lceil K/64 \rceil$ words, with zeros in the tail, and a dot product is
-# $K - 2d$ with the true $K$. The ones of a word are counted by adding up its parts in parallel. In
+# A row of $K$ signs is $\lceil K/64 \rceil$ words, with zeros in the tail. A dot product is
+# $K - 2d$, with the true $K$. The ones of a word are counted by adding up its parts in parallel. In
 # NumPy the product of words is no faster than that of floats, since all differences go to memory
-# and back. In a compiled loop they stay in registers, and the same operations are several times as
-# fast.
+# and back. In a compiled loop they stay in registers, which makes the same operations several times
+# as fast.
 
 # %% [markdown]
 # ## Exercises
@@ -420,8 +419,8 @@ course.show("04")
 # %% [markdown]
 # Think about:
 #
-# 1. With XNOR the product would be $2 \operatorname{popcount}(\overline{a \oplus b}) - K$. For
-#    $K = 4000$ all results are wrong by the same number. Which one?
+# 1. With XNOR, the product would be $2 \operatorname{popcount}(\overline{a \oplus b}) - K$. For $K
+#    = 4000$ all results are wrong by the same number. Which one?
 # 2. The 256 rows of `a` are 129 KB as words. How large is the array of all differences, and how
 #    does it grow if the number of rows and of outputs doubles?
 # 3. A layer has 10 inputs. How much of a word is used, and what would you do with many such layers?

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # A product as fast as the machine
 #
-# **You will learn** how the compiled loop of 04 is brought to what the processor can do at most, in
-# three short steps, vectors, blocks of registers, larger blocks; how to read its machine code; and
-# how to measure the most that the processor's arithmetic allows.
+# **You will learn** how to bring the compiled loop of 04 close to the processor's limit in three
+# short steps: vectors, blocks of registers, larger blocks; how to read its machine code; and how to
+# measure the limit that the processor's arithmetic sets.
 #
 # **You need** [04](04_xnor_and_popcount.ipynb). Some idea of what a register and a cache are helps.
 # None of this is needed for the chapters that follow.
@@ -120,10 +120,10 @@ assert np.array_equal(nearest(a, b), expected.argmax(axis=1))
 climb("4 loop on words", M * N * K, nearest, a, b)
 
 # %% [markdown]
-# The compiler has a part in this speed that the source does not show. Numba translates to LLVM, the
-# compiler behind many languages, and where it can, LLVM works on several words at once
-# (*vectorisation*). `inspect_asm` gives the machine code as text. The function below prints the
-# loops in it that count bits: what stands between a label and the jump back to it.
+# The compiler contributes to this speed in a way that the source does not show. Numba hands the
+# function to LLVM, the compiler behind many languages, and where possible LLVM works on several
+# words at once (*vectorisation*). `inspect_asm` gives the machine code as text. The function below
+# prints its loops that count bits, that is, the code between a label and the jump back to it.
 
 # %%
 COUNTS = r"\b(v?popcnt\w*|vpshufb|pshufb|cnt)\b"  # AVX-512 or SSE4.2; AVX2, SSSE3; ARM
@@ -149,24 +149,23 @@ inner_loops(nearest)
 # %% [markdown]
 # How to read it, whatever the processor:
 #
-# - With AVX-512 and its extension VPOPCNTDQ there is `vpopcntq`, which counts the bits of each word
-#   in a vector register (`zmm`: 8 words, `ymm`: 4), beside `vpxorq` or `vpxor` for exclusive or and
-#   `vpaddq` for addition. `popcntq` is its relative for a single word.
-# - With AVX2 there is no such instruction. LLVM uses `vpshufb` as a table of 16 entries: it looks
-#   up the counts of both halves of each byte, and `vpsadbw` adds the bytes (Muła, Kurz and Lemire
-#   2018).
+# - With AVX-512 and its extension VPOPCNTDQ you see `vpopcntq`, which counts the bits of each word
+#   in a vector register (`zmm`: 8 words, `ymm`: 4), together with `vpxorq` or `vpxor` for exclusive
+#   or and `vpaddq` for addition. `popcntq` does the same for a single word.
+# - AVX2 has no such instruction. LLVM uses `vpshufb` as a table of 16 entries: it looks up the
+#   counts of both halves of each byte, and `vpsadbw` adds the bytes (Muła, Kurz and Lemire 2018).
 # - With SSE4.2 it uses `popcnt`, one word at a time.
 # - On ARM it is `cnt`, on bytes, followed by additions of neighbours (`uaddlp`, `uadalp`).
 
 # %% [markdown]
 # ## Vectors by hand
 #
-# The compiler vectorised along $k$, since that was the inner loop. The counts of one row then lie
-# in 8 lanes that have to be added up at the end, for every single output. Vectorising along the
-# *columns* is better: each lane belongs to one output, and no lane ever has to meet another.
+# The compiler vectorised along $k$, since that was the inner loop. The counts of one row are then
+# spread over 8 lanes, which have to be added up at the end for every single output. Vectorising
+# along the *columns* is better: each lane belongs to one output, and lanes are never combined.
 #
-# To say so, `tinybnn.kernels.simd` has a small vocabulary. A *vector* is 8 words, or *lanes*, in
-# one register:
+# To express this, `tinybnn.kernels.simd` has a small vocabulary. A *vector* is 8 words, or *lanes*,
+# in one register:
 #
 # | word | meaning |
 # |---|---|
@@ -177,8 +176,8 @@ inner_loops(nearest)
 # | `zero_words()`, `splat(x)` | 8 lanes of 0, of x |
 # | `store(array, i, v)` | writes the 8 lanes to `array[i]` and what follows |
 #
-# In compiled code each is an instruction or two. Outside it a vector is a NumPy array, and the same
-# words can be tried out:
+# In compiled code each of these is an instruction or two. In plain Python a vector is a NumPy
+# array, so you can try out the same vocabulary:
 
 # %%
 row, column = np.arange(4, dtype=np.uint64), np.arange(8, dtype=np.uint64)
@@ -189,13 +188,13 @@ print("x ^ w        ", x ^ w)
 print("popcount     ", popcount(x ^ w))
 
 # %% [markdown]
-# For `load` the same word of 8 columns must be neighbours in memory. So the words of `b` are laid
-# out once, in *panels* of 8 columns: word 0 of each of the 8, then word 1 of each, and so on. In a
-# network `b` holds the weights, and this is done when the model is compiled.
+# For `load`, the 8 words of the same index in 8 columns must be neighbours in memory. So the words
+# of `b` are laid out once in *panels* of 8 columns: word 0 of each of the 8, then word 1 of each,
+# and so on. In a network `b` holds the weights, and the layout happens when the model is compiled.
 #
-# A cache hands out *lines* of 64 bytes, as long as 8 words. A vector that begins at an address
-# divisible by 64 is one line; any other lies across two, and is two accesses. NumPy does not
-# promise such addresses, so we copy the panels to one.
+# A cache works in *lines* of 64 bytes, the size of 8 words. A vector that begins at an address
+# divisible by 64 is one line; any other spans two lines and takes two accesses. NumPy does not
+# guarantee such addresses, so we copy the panels to one.
 
 
 # %%
@@ -212,9 +211,9 @@ panels = aligned(b.reshape(N // 8, 8, W).transpose(0, 2, 1).reshape(-1))  # (N/8
 assert np.array_equal(panels[:8], b[:8, 0])
 
 # %% [markdown]
-# The kernel takes flat arrays, and computes one row times 8 columns in its inner loop.
+# The kernel takes flat arrays and computes one row times 8 columns in its inner loop.
 # `splat(count)` holds $K$, from which the differences are subtracted twice. Words are unsigned, but
-# subtraction on 64 bits is the same for signed numbers; we only look at the result as int64.
+# 64-bit subtraction is the same for signed numbers; we only view the result as int64.
 
 
 # %%
@@ -240,7 +239,7 @@ climb("5 one row, 8 columns", M * N * K, one_by_eight, flat, panels, W, K, out)
 
 # %% [markdown]
 # A kernel in this vocabulary is still Python. `py_func` is the function before compilation; it runs
-# on NumPy arrays of lanes, and a debugger can stop in each line.
+# on NumPy arrays of lanes, and a debugger can stop at each line.
 
 # %%
 slow = np.zeros(2 * 8, np.uint64)
@@ -254,13 +253,13 @@ assert np.array_equal(slow.reshape(2, 8), out.reshape(M, N)[:2, :8])
 # Look at one step of the inner loop: two loads, XOR, popcount, addition. Two things can hold it up.
 #
 # **Loads.** Two loads serve three instructions that compute. A processor starts two or three loads
-# in a cycle, whether they bring 8 bytes or 64. And `w` is loaded again for the next row, although
-# nothing in it has changed.
+# per cycle, whether of 8 bytes or 64. And `w` is loaded again for the next row, although it has not
+# changed.
 #
 # **A chain of dependencies.** Each addition needs the `differ` of the step before. A processor can
 # start several instructions in each cycle, but one that needs a result has to wait until it is
-# there. The time that takes is the *latency* of the instruction that makes it. However many units
-# there are, the chain advances by one addition per latency.
+# there. This wait is the *latency* of the instruction that computes the result. However many
+# arithmetic units there are, the chain advances by one addition per latency.
 #
 # Both have the same remedy, *register blocking*: compute a block of several outputs in the same
 # loop. Four rows share each load of `w`, and their four counts are four chains that do not wait for
@@ -305,9 +304,9 @@ inner_loops(four_by_eight)
 # %% [markdown]
 # ## The package's kernel: 4 × 32
 #
-# The package goes one step further in the same direction: 4 rows and 4 vectors of columns, so 16
-# counts. One step of its loop loads 4 vectors of weights and 4 words of `a`, and each of them is
-# used 4 times:
+# The package goes one step further in the same direction, with 4 rows and 4 vectors of columns,
+# hence 16 counts. One step of its loop loads 4 vectors of weights and 4 words of `a`, and each of
+# them is used 4 times:
 #
 # | block | loads | XOR, popcount, add | loads for each of these | chains |
 # |---|---|---|---|---|
@@ -315,14 +314,14 @@ inner_loops(four_by_eight)
 # | 4 × 8 | 5 | 12 | 0.42 | 4 |
 # | 4 × 32 | 8 | 48 | 0.17 | 16 |
 #
-# The limit is the number of registers. 16 counts, 4 vectors of weights and one of `a` make 21, of
-# the 32 that AVX-512 has. If a block does not fit, the compiler has to *spill* counts to memory and
-# load them back, which is what blocking was to avoid. AVX2 has 16 registers, each half as long:
-# there the same kernel spills, and the package takes another one.
+# The limit is the number of registers. 16 counts, 4 vectors of weights and one of `a` make 21 of
+# the 32 registers of AVX-512. If a block does not fit, the compiler has to *spill* counts to memory
+# and load them back, which is what blocking was meant to avoid. AVX2 has 16 registers, each half as
+# long: there the same kernel spills, and the package uses another one.
 #
 # The kernel is in `tinybnn/kernels/signs/counting.py` and reads like the one above with more lines;
-# besides, it handles rows and columns that do not fill a block, and writes int32. It is used in two
-# steps. `prepare_matmul` lays out the weights, once; `run` computes.
+# it also handles rows and columns that do not fill a block, and writes int32. It is used in two
+# steps: `prepare_matmul` lays out the weights once, and `run` computes.
 
 # %%
 prepared = xnor.prepare_matmul(b, K, method="counting")
@@ -335,11 +334,11 @@ climb("7 four rows, 32 columns", M * N * K, xnor.run, prepared, a)
 # %% [markdown]
 # ## Measured
 #
-# What could be reached at most? Take the kernel and leave out the loads: the same XORs, popcounts
-# and additions on independent counts, all values in registers. No kernel made of these instructions
-# can be faster. `xnor.register_peak` measures it with 16 counts, as the package's kernel has. Where
-# registers are fewer and shorter, 16 counts are spilled even here, so we try 4 counts as well, and
-# take the better result.
+# What is the limit? Take the kernel and leave out the loads: the same XORs, popcounts and additions
+# on independent counts, all values in registers. No kernel made of these instructions can be
+# faster. `xnor.register_peak` measures it with 16 counts, as in the package's kernel. Where
+# registers are fewer and shorter, 16 counts spill even here, so we also try 4 counts and take the
+# better result.
 
 
 # %%
@@ -383,30 +382,30 @@ axes.set_axisbelow(True)
 plt.show()
 
 # %% [markdown]
-# What holds each rung up?
+# What limits each rung?
 #
 # 1. **Python loop**: the interpreter's own instructions.
-# 2. **Floats**: the arithmetic of another unit. A vector of 512 bits holds 16 floats, or 512 signs.
-#    A float MAC is one instruction and a sign MAC three (XOR, popcount, add), which takes back a
-#    part of the factor of 32.
+# 2. **Floats**: floating-point arithmetic. A vector of 512 bits holds 16 floats, or 512 signs. A
+#    float MAC is one instruction and a sign MAC three (XOR, popcount, add), which takes back part
+#    of the factor of 32.
 # 3. **Words in NumPy**: memory, through which all differences pass.
 # 4. **Loop on words**: the ends of rows, and adding up the lanes, once for every output.
 # 5. **One row**: loads, and the chain of additions.
-# 6. and 7. **Blocks**: arithmetic. They come near the peak, and there is nothing left to gain but
-#    by other instructions. (Both are measured on a machine that may do other things at the same
-#    time, so slightly more than 100% is possible.)
+# 6. and 7. **Blocks**: arithmetic. They come near the peak; only other instructions could gain
+#    more. (Both are measured on a machine that may do other things at the same time, so slightly
+#    more than 100% is possible.)
 #
-# Where nothing counts the bits of a vector, rungs 4 to 7 lie close to one another: counting takes
-# some ten instructions there, and loads, chains and ends of rows hardly matter beside it. What
-# helps such a processor, and what happens when the operands come from memory, is the subject of
-# [04c](04c_tables_and_the_roofline.ipynb).
+# Where no instruction counts the bits of a vector, rungs 4 to 7 are close to one another: counting
+# takes about ten instructions there, and loads, chains and ends of rows hardly matter in
+# comparison. What helps such a processor, and what happens when the operands come from memory, is
+# the subject of [04c](04c_tables_and_the_roofline.ipynb).
 
 # %% [markdown]
 # ## In the package
 #
-# The vocabulary is [`kernels/machine/simd.py`](../tinybnn/kernels/machine/simd.py), the kernel
-# [`kernels/signs/counting.py`](../tinybnn/kernels/signs/counting.py). It handles rows and columns
-# that do not fill a block, too:
+# The vocabulary is in [`kernels/machine/simd.py`](../tinybnn/kernels/machine/simd.py), the kernel
+# in [`kernels/signs/counting.py`](../tinybnn/kernels/signs/counting.py). It also handles rows and
+# columns that do not fill a block:
 
 # %%
 odd = xnor.prepare_matmul(b[:37], K, method="counting")
@@ -416,10 +415,10 @@ assert np.array_equal(xnor.run(odd, a[:3]), expected[:3, :37])
 # %% [markdown]
 # ## Summary
 #
-# Vectors along the columns give each output a lane of its own. A block of several outputs shares
-# its loads and has independent chains of additions, as many as fit into the registers. How far that
-# goes is no matter of taste: the peak of the same instructions without loads can be measured, and
-# the last rung comes near it. Only other instructions would be faster.
+# Vectors along the columns give each output its own lane. A block of several outputs shares its
+# loads and has independent chains of additions, as many as fit into the registers. The limit of
+# this can be measured: it is the peak of the same instructions without loads, and the last rung
+# comes near it. Only other instructions would be faster.
 
 # %% [markdown]
 # ## Exercises
@@ -431,7 +430,7 @@ assert np.array_equal(xnor.run(odd, a[:3]), expected[:3, :37])
 #    chains, and as many loads as before.
 # 2. A block of $R$ rows and $C$ vectors of columns takes $RC$ products of vectors for $8R + 64C$
 #    bytes in $R + C$ loads, and needs $RC + C + 1$ registers. Among the shapes that fit into 32
-#    registers, which has the fewest bytes a product, and which the fewest loads? And with the 16
+#    registers, which has the fewest bytes per product, and which the fewest loads? And with the 16
 #    registers of AVX2, where a vector of 8 words takes two?
 
 # %% [markdown]

@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Tables instead of counting, and the roofline
 #
-# **You will learn** how a product of signs is computed where no instruction counts bits, by looking
-# up four of them at a time; and how to tell whether a program is limited by its arithmetic, by its
+# **You will learn** how to compute a product of signs where no instruction counts bits, by looking
+# up four signs at a time; and how to tell whether a program is limited by its arithmetic, by its
 # memory, or by neither.
 #
 # **You need** [04b](04b_a_product_as_fast_as_the_machine.ipynb): rungs, panels, register blocks.
@@ -51,12 +51,12 @@ numba.set_num_threads(1)
 #
 # In 04b the product of signs came near the peak of XOR, popcount and addition. But where no
 # instruction counts the bits of a vector, on all processors with AVX2 and no AVX-512, a population
-# count is about ten instructions, and whatever is saved on loads drowns in them. **Is there a way
-# not to count at all?** And, for all rungs: **what limits them?**
+# count takes about ten instructions, and savings on loads hardly matter in comparison. **Is there a
+# way not to count at all?** And, for all rungs: **what limits them?**
 #
-# `climb` measures a rung and keeps a note for the picture at the end. Its third argument is the
-# number of bytes that the rung's instructions load and store per product. Here are four rungs of
-# 04b once more.
+# `climb` measures a rung and records the result for the picture at the end. Its third argument is
+# the number of bytes that the rung's instructions load and store per product. Here are four rungs
+# of 04b again.
 
 # %%
 M, N, K = 256, 256, 4000
@@ -80,7 +80,7 @@ def shortest(function, *arguments, seconds=0.2):
     return min(times)
 
 
-ladder = []  # (name, products a byte, Gbit-MAC/s)
+ladder = []  # (name, products per byte, Gbit-MAC/s)
 
 
 def climb(name, products, bytes_per_product, function, *arguments):
@@ -116,8 +116,8 @@ assert np.array_equal(xnor.run(prepared, a), expected)
 # %% [markdown]
 # ## The naive version: a table in NumPy
 #
-# Cut each row into *nibbles*, groups of 4 bits. Two nibbles have $16 \cdot 16$ possible pairs, and
-# the number of their differences can be written down once for each:
+# Cut each row into *nibbles*, groups of 4 bits. There are $16 \cdot 16$ possible pairs of nibbles,
+# and a table can hold the number of differences of each pair:
 
 
 # %%
@@ -136,41 +136,42 @@ looked_up = differences[four_a[:4, None, :], four_b[None]].sum(axis=2, dtype=np.
 assert np.array_equal(K - 2 * looked_up, expected[:4])
 
 # %% [markdown]
-# In NumPy that is slow: an index is worth far more work than four signs. But processors have an
-# instruction for it, the *byte shuffle* (`vpshufb`). It takes a register as a table of 16 bytes,
-# and looks up one nibble in each byte of another register: 32 look-ups in one instruction with
-# AVX2, 64 with AVX-512. A row of `differences` is such a table, the nibbles of 32 columns of `b`
+# In NumPy this is slow: indexing costs far more than four signs save. But processors have an
+# instruction for it, the *byte shuffle* (`vpshufb`). It takes one register as a table of 16 bytes,
+# and looks up the nibble in each byte of another register: 32 look-ups in one instruction with
+# AVX2, 64 with AVX-512. A row of `differences` is such a table; the nibbles of 32 columns of `b`
 # are such a register.
 #
 # Entries are at most 4 and need three bits, so a byte has room for two: a table can serve two rows
-# of `a` at once, $i$ in the lower half of its bytes and $i + 1$ in the upper one. There are 256
-# tables, for all pairs of nibbles, 4 KB in all; which one belongs to a pair of rows at each place
-# is written down before the product, and used for all columns.
+# of `a` at once, row $i$ in the lower half of its bytes and row $i + 1$ in the upper half. There
+# are 256 tables, one for each pair of nibbles, 4 KB in all. For each pair of rows, we note before
+# the product which table each place needs, and use these notes for all columns.
 
 # %%
 pair = np.arange(256)
-tables = (differences[pair & 15] | differences[pair >> 4] << 4).reshape(-1)  # 16 bytes each
+tables = (differences[pair & 15] | differences[pair >> 4] << 4).reshape(-1)  # of 16 bytes each
 places = 16 * (four_a[::2] | four_a[1::2].astype(np.uint16) << 4)  # (M/2, 16 W): where each begins
-places = places.reshape(-1).view(np.uint64)  # four places a word
+places = places.reshape(-1).view(np.uint64)  # four places per word
 
 # %% [markdown]
 # ## The better version: shuffles
 #
 # The work for a nibble of two rows and 32 columns is then two instructions, a shuffle and an
-# addition. Two details remain, and two words of the vocabulary that see to them:
+# addition. Two details remain; two words of the vocabulary take care of them:
 #
-# - A half of a byte holds at most 15, three look-ups. `add_three_look_ups` adds up three, and then
-#   adds the result to a vector of totals, and once more, shifted by a half byte, to another one.
-#   These two are a *tile*. Its bytes overflow, but together both know the counts of both rows.
-# - They do so up to 255, for 63 look-ups. After as many, `add_tile` writes 16-bit sums to memory:
-#   those of row $i$, then those of row $i + 1$. It takes the even bytes of a vector before the odd
-#   ones, since that needs no shuffle. So that columns come out in order, a panel holds them in
-#   another one: 0, 16, 1, 17 and so on.
+# - Half a byte holds at most 15, enough for three look-ups. `add_three_look_ups` adds up three,
+#   then adds the result to one vector of totals and, shifted by half a byte, to another. These two
+#   vectors are a *tile*. Bytes of the first one overflow, but together the two determine the counts
+#   of both rows.
+# - This works for counts up to 255, that is, for 63 look-ups. After that many, `add_tile` writes
+#   16-bit sums to memory: those of row $i$, then those of row $i + 1$. It takes the even bytes of a
+#   vector before the odd ones, since that needs no shuffle. For columns to come out in order, a
+#   panel holds them in the order 0, 16, 1, 17 and so on.
 
 
 # %%
-AT_ONCE = shuffles.BYTES  # look-ups of an instruction
-zero_tile = shuffles.zero_tile_of(AT_ONCE)  # for as many columns
+AT_ONCE = shuffles.BYTES  # look-ups per instruction
+zero_tile = shuffles.zero_tile_of(AT_ONCE)  # for that many columns
 
 
 @numba.njit
@@ -206,18 +207,18 @@ else:
     print("This processor has no shuffles of 32 bytes: the ladder ends with rung 7.")
 
 # %% [markdown]
-# Which rung is higher, 7 or 8, is the processor's answer, not the algorithm's. With AVX2 alone,
-# where rungs 4 to 7 are hardly different, the ladder goes on here. With VPOPCNTDQ it is a step
-# down: an instruction that counts 512 bits beats one that looks up 64 nibbles.
+# Which rung is higher, 7 or 8, depends on the processor, not on the algorithm. With AVX2 alone,
+# where rungs 4 to 7 hardly differ, the ladder continues here. With VPOPCNTDQ it is a step down: an
+# instruction that counts 512 bits beats one that looks up 64 nibbles.
 #
 # ## Two limits
 #
 # **Arithmetic.** `xnor.register_peak` runs the instructions of a kernel with all operands in
-# registers: XOR, popcount and addition for counting; for tables, look-ups in the same few of them
-# again and again.
+# registers: XOR, popcount and addition for counting; for tables, repeated look-ups in the same few
+# tables.
 #
-# **Data.** Operands have to arrive, from a cache or from memory. How many bytes a second can the
-# core load? The kernel below does nothing but load and add up.
+# **Data.** Operands have to arrive, from a cache or from memory. How many bytes per second can the
+# core load? The kernel below only loads and adds up.
 
 
 # %%
@@ -265,9 +266,9 @@ for name, found in speed.items():
 # %% [markdown]
 # ## The roofline
 #
-# Let $I$ be the number of products for each byte that is moved, the *intensity* of a program. With
-# a bandwidth of $B$ bytes a second no more than $B \cdot I$ products a second can be fed, and with
-# a peak of $P$ no more than $P$ can be computed:
+# Let $I$ be the number of products per byte moved, the *intensity* of a program. A bandwidth of $B$
+# bytes per second supplies operands for at most $B \cdot I$ products per second, and with a peak of
+# $P$ at most $P$ can be computed:
 #
 # $$\text{rate} \le \min(P,\; B \cdot I).$$
 #
@@ -275,7 +276,7 @@ for name, found in speed.items():
 # and Patterson 2009). A program under the slope is *bound by memory*: only a higher intensity helps
 # it. One under the flat part is *bound by arithmetic*. The corner is at $I = P/B$.
 #
-# For the ladder we count the bytes that the instructions load and store:
+# For the ladder, we count the bytes that instructions load and store:
 #
 # | rung | bytes | products | intensity |
 # |---|---|---|---|
@@ -287,19 +288,19 @@ for name, found in speed.items():
 # | 7 four rows, 32 columns | 4 words and 4 vectors, 32 + 256 | 8192 | 28 |
 # | 8 tables, two rows | AVX2: a place, a table and a vector, 2 + 16 + 32 | 256 | 5.1 |
 #
-# Floats (rung 2) appear as a line: how sgemm is blocked is up to the library.
+# Floats (rung 2) appear as a line, because the blocking of sgemm is up to the library.
 #
 # `a` and `b` are 130 KB each and stay in a cache. For a case that is bound by memory, take a layer
 # with 64 MB of packed weights, and let 1, 4, 16, 64 rows pass through it. The weights come from
-# memory, once in each run, and $m$ rows share them: 64 products a word and row, $8m$ products a
-# byte, a little less with the bytes of the rows and of the sums.
+# memory once in each run, and $m$ rows share them: 64 products per word and row, hence $8m$
+# products per byte, or a little less if the bytes of the rows and sums are counted.
 
 # %%
 inputs, outputs = 8192, 65536
 weights = rng.integers(0, 2**64, (outputs, inputs // 64), np.uint64)
 large = xnor.prepare_matmul(weights, inputs)
 
-batches = []  # (rows, products a byte, Gbit-MAC/s)
+batches = []  # (rows, products per byte, Gbit-MAC/s)
 for rows in (1, 4, 16, 64):
     x = rng.integers(0, 2**64, (rows, inputs // 64), np.uint64)
     y = np.empty((rows, outputs), np.int32)
@@ -346,30 +347,30 @@ assert batches[-1][1] > 40 * batches[0][1]  # 64 rows share the weights that one
 # %% [markdown]
 # What bounds each rung?
 #
-# - **Words in NumPy**: 33 MB of differences are written and read, so the dashed roof is the one
-#   that counts, and the rung is not far from it: bound by memory, or by the largest cache where
-#   that is large enough.
-# - **Loop on words**: the data are in caches, and the roof is higher than this. It pays for the
-#   ends of rows and for adding up the lanes. The Python loop is further still below every roof. The
-#   roofline shows that something else is wrong; it does not say what.
+# - **Words in NumPy**: 33 MB of differences are written and read, so the dashed roof applies, and
+#   the rung is not far below it: bound by memory, or by the largest cache where that is large
+#   enough.
+# - **Loop on words**: the data are in caches, and the roof is higher than this rung. It loses time
+#   at the ends of rows and in adding up the lanes. The Python loop is even further below every
+#   roof. The roofline shows that something else is wrong; it does not say what.
 # - **Blocks**: bound by arithmetic. The point touches the flat roof of its instructions or comes
-#   near it, and there is nothing left to gain but by other ones.
-# - **Tables**: other instructions, with a peak of their own. Where nothing counts the bits of a
-#   vector they lift the roof; elsewhere they are not needed.
+#   near it; only other instructions could gain more.
+# - **Tables**: other instructions, with a peak of their own. Where no instruction counts the bits
+#   of a vector, they lift the roof; elsewhere they are not needed.
 #
 # On the right: with one row the kernel is bound by memory, and runs about as fast as weights
-# arrive. Further rows use weights that are there anyway and move the point along the slope, towards
-# the flat roof. Around the corner waiting and computing take about as long as each other, and do
-# not overlap altogether. Left of the corner, one image at a time, no better kernel helps, only
-# fewer bytes. That is the second reason for bits: the same weights are 32 times fewer bytes than in
-# float32.
+# arrive. More rows reuse weights that have already arrived and move the point along the slope,
+# towards the flat roof. Near the corner, waiting and computing take about equally long and do not
+# overlap completely. Left of the corner, with one image at a time, a better kernel does not help,
+# only fewer bytes do. This is the second reason for bits: the same weights take 32 times fewer
+# bytes than in float32.
 
 # %% [markdown]
 # ## In the package
 #
-# The package has both kernels, and takes what suits the processor for which Numba compiles; the
-# integers are the same. [`kernels/signs/look_ups.py`](../tinybnn/kernels/signs/look_ups.py) takes
-# four vectors of columns at a time, so that each table is loaded for four shuffles.
+# The package has both kernels and uses the one that suits the processor for which Numba compiles;
+# the integers are the same. [`kernels/signs/look_ups.py`](../tinybnn/kernels/signs/look_ups.py)
+# takes four vectors of columns at a time, so that each table is loaded for four shuffles.
 
 # %%
 print(f"this processor has {cpu_kind()}; the package takes ", end="")
@@ -384,7 +385,7 @@ assert package > 0.5 * max(rate for _, _, rate in ladder)
 # %% [markdown]
 # To step through it, turn compilation off for the whole process: start your script with
 # `NUMBA_DISABLE_JIT=1 python -m pdb script.py` and set a breakpoint in the kernel. All kernels of
-# the package run that way, and the result is the same:
+# the package run this way too, with the same result:
 
 # %%
 script = """
@@ -410,8 +411,8 @@ for setting in ("0", "1"):
 # Four signs of one row and four of another have 256 combinations, and a byte shuffle looks up 32 or
 # 64 of them at once. The roofline compares a program with the peaks of arithmetic and of memory,
 # both measured, and says which of the two to work on. With weights in caches the product is bound
-# by arithmetic; with one row and weights from memory it is bound by memory, where one bit for each
-# weight is worth most.
+# by arithmetic; with one row and weights from memory it is bound by memory, and this is where one
+# bit per weight pays most.
 
 # %% [markdown]
 # ## Exercises

@@ -14,12 +14,12 @@
 # # Convolutions on bits
 #
 # **You will learn** what a convolution is and how it becomes a product of matrices, forwards and
-# backwards; how it runs on packed words, and what to do at the border, where zeros are needed and a
-# bit can't be one; what the scale of XNOR-Net is; and why max-pool of signs is an OR.
+# backwards; how it runs on packed words, and what to do at the border, which needs zeros although a
+# bit cannot represent zero; what the scale of XNOR-Net is; and why max-pool of signs is an OR.
 #
-# **You need** [04](04_xnor_and_popcount.ipynb): packing, and
-# $a \cdot b = K - 2 \operatorname{popcount}(a \oplus b)$. For the part on gradients also
-# [01](01_autograd_from_scratch.ipynb). No convolutions: they are explained here.
+# **You need** [04](04_xnor_and_popcount.ipynb): packing, and $a \cdot b = K - 2
+# \operatorname{popcount}(a \oplus b)$. For the part on gradients, also
+# [01](01_autograd_from_scratch.ipynb). You need not know convolutions: they are explained here.
 #
 # **Time** about 14 minutes of reading; the cells run for about 10 seconds.
 
@@ -48,10 +48,11 @@ rng = np.random.default_rng(0)
 #
 # A dense layer has a weight for each pixel of an image. Move the image by one pixel, and every
 # weight meets a pixel that it was not trained for. But a stroke is a stroke wherever it is. So let
-# us take a small filter, 3 × 3 weights say, and move *it*: at each position it is multiplied with
+# us take a small filter of, say, 3 × 3 weights and move *it*: at each position, it is multiplied by
 # the 3 × 3 pixels below it and the nine products are added up. The sum is large where the image
-# looks like the filter. All sums together are a new image, and this operation is a *convolution*
-# (more exactly a cross-correlation: in mathematics the filter would be turned by 180 degrees).
+# looks like the filter. All sums together form a new image, and this operation is a *convolution*
+# (strictly speaking a cross-correlation: in mathematics, the filter would be rotated by 180
+# degrees).
 #
 # Here is a handwritten 3, the signs of its pixels, and a filter that looks for an upper edge: light
 # above, dark below.
@@ -69,15 +70,15 @@ plt.show()
 # Below are two positions bit by bit. The picture counts the $p$ bits that agree, so the sum is
 # $2p - 9$; with $d = 9 - p$ differences that is $9 - 2d$, as in 04. Everything in it is signs and
 # counts. **How does a whole layer of such filters run on words, and give exactly the numbers of a
-# float network?** Inside the image that is 04 once more. The border is another matter.
+# float network?** Inside the image, the method of 04 applies. The border is another matter.
 
 # %% [markdown]
 # ## The naive version
 #
 # A real layer has several *channels*. A colour image has three numbers for each pixel, red, green
-# and blue; a layer of $O$ filters makes $O$ sums for each pixel, which are the $O$ channels of its
-# output. A filter has weights for all channels of its input and adds up all their products. The
-# axes are, in this order,
+# and blue; a layer of $O$ filters computes $O$ sums for each pixel, the $O$ channels of its output.
+# A filter has weights for all channels of its input and adds up all their products. The axes are,
+# in this order,
 #
 # - images $(N, C, H, W)$: number, channel, row, column;
 # - weights $(O, C, k, k)$: filter, channel, row, column;
@@ -121,10 +122,10 @@ for padding, stride in ((0, 1), (1, 1), (1, 2), (0, 3)):
 # %% [markdown]
 # ## A convolution is a product of matrices
 #
-# Four loops in Python are slow. But what happens at each position is a dot product, of the window's
-# values and the filter's values. So write every window as a row, and every filter as a row; then
-# all sums are a product of matrices, for which there is fast code. Here is an image of 4 × 4 pixels
-# and its four windows of 3 × 3:
+# Four loops in Python are slow. But what happens at each position is a dot product of the window's
+# values and the filter's values. So write every window as a row and every filter as a row; then all
+# sums together are a product of matrices, for which fast code exists. Here is an image of 4 × 4
+# pixels and its four windows of 3 × 3:
 
 # %%
 small = np.arange(1, 17).reshape(4, 4)
@@ -135,9 +136,10 @@ print("\nsums", rows @ edge.reshape(9).astype(int))
 assert np.array_equal(rows @ edge.reshape(9), convolve(small[None, None], edge[None, None]).ravel())
 
 # %% [markdown]
-# This is called *im2col* ("image to columns"). With several channels the window of each channel
-# follows the one before: channel, row, column, just as `weight.reshape(O, -1)` puts the weights of
-# a filter. Any order would do, but it must be the same one on both sides. A window of 2 channels:
+# This is called *im2col* ("image to columns"). With several channels, the windows of the channels
+# follow one another: channel, row, column, the order in which `weight.reshape(O, -1)` puts the
+# weights of a filter. Any order would do, but it must be the same on both sides. A window of 2
+# channels:
 
 # %%
 window = np.array([[[1, 2], [3, 4]], [[5, 6], [7, 8]]])  # (C, row, column)
@@ -148,8 +150,8 @@ print(
 assert window.reshape(8).tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
 
 # %% [markdown]
-# The price is memory: pixel 6 of the image above is in four rows, and with 3 × 3 filters nearly
-# every pixel of a large image is there nine times.
+# The price is memory: pixel 6 of the image above occurs in four rows, and with 3 × 3 filters nearly
+# every pixel of a large image occurs nine times.
 
 # %%
 count = np.bincount(rows.ravel(), minlength=17)[1:].reshape(4, 4)
@@ -160,13 +162,13 @@ assert count.sum() == rows.size and count[1, 1] == 4 and count[0, 0] == 1
 # %% [markdown]
 # ## The gradient of a convolution
 #
-# Training needs the way back. The product of matrices has a known rule; it gives a gradient for
-# each number in the rows. What is the gradient of a *pixel*? It is in several rows, and a change of
-# it changes all of them. By the chain rule its gradient is the **sum** over all places where it is
-# used. So the rule of im2col is: add the gradient of each window back to the place where the window
-# was. (What falls on a frame of padding belongs to no pixel and is dropped.) If all gradients are
-# 1, each pixel gets the number of windows that see it, the table above. The package's autograd
-# agrees:
+# Training needs the backward pass. The product of matrices has a known rule, which gives a gradient
+# for each number in the rows. What is the gradient of a *pixel*? The pixel occurs in several rows,
+# and changing it changes all of them. By the chain rule its gradient is the **sum** over all places
+# where it is used. So the rule of im2col is: add the gradient of each window back to the place
+# where the window was. (Gradients on a frame of padding belong to no pixel and are dropped.) If all
+# gradients are 1, each pixel gets the number of windows that contain it, the table above. The
+# package's autograd agrees:
 
 # %%
 x = tb.Tensor(small[None, None].astype(np.float32), requires_grad=True)
@@ -175,8 +177,8 @@ F.conv2d(x, tb.Tensor(np.ones((1, 1, 3, 3), np.float32))).sum().backward()
 assert np.array_equal(x.grad.data[0, 0], count)
 
 # %% [markdown]
-# One trap: windows overlap, and what is written last must not replace what was there. `+=` adds,
-# but not if one assignment names the same place twice:
+# One trap: windows overlap, and a later write must not replace an earlier one. `+=` adds, but not
+# if one assignment names the same place twice:
 
 # %%
 grad = np.zeros(3)
@@ -186,20 +188,20 @@ print("places 0, 1, 1:", grad, "- the second 1 is lost")
 assert grad[1] == 1
 
 # %% [markdown]
-# A loop over the positions, with one `+=` for each window, is safe. So is `np.add.at`.
+# A loop over the positions with one `+=` per window is safe. So is `np.add.at`.
 
 # %% [markdown]
 # ## A scale for each filter
 #
-# The sign of a weight forgets its size. XNOR-Net (Rastegari et al. 2016) gives each filter one
-# float $\alpha > 0$, its *scale*, so that $\alpha \operatorname{sign}(w)$ is as near as possible to
-# the latent weights $w$ of the filter. With $n$ weights and $|w_i| = w_i \operatorname{sign}(w_i)$
-# the squared error is
+# The sign of a weight discards its magnitude. XNOR-Net (Rastegari et al. 2016) gives each filter
+# one float $\alpha > 0$, its *scale*, so that $\alpha \operatorname{sign}(w)$ is as near as
+# possible to the latent weights $w$ of the filter. With $n$ weights and
+# $|w_i| = w_i \operatorname{sign}(w_i)$ the squared error is
 #
 # $$\sum_i (w_i - \alpha \operatorname{sign}(w_i))^2 = \sum_i w_i^2 - 2 \alpha \sum_i |w_i| + n
 # \alpha^2.$$
 #
-# Its derivative by $\alpha$, $-2 \sum |w_i| + 2 n \alpha$, is zero at
+# Its derivative with respect to $\alpha$, $-2 \sum |w_i| + 2 n \alpha$, is zero at
 # $\alpha = \frac{1}{n} \sum_i |w_i|$: the mean of the magnitudes.
 
 # %%
@@ -212,16 +214,16 @@ print(f"mean of |w| {np.abs(w).mean():.2f}, best alpha {best:.2f}, mean of w {w.
 assert np.isclose(best, np.abs(w).mean())
 
 # %% [markdown]
-# The sums remain integers: the layer computes $\alpha$ times (sum of products of signs), and the
-# multiplication comes once for each output, after counting.
+# The sums remain integers: the layer computes $\alpha$ times (sum of products of signs), with one
+# multiplication per output, after counting.
 
 # %% [markdown]
 # ## A zero is not a sign
 #
-# Now to words. Each window is packed, each filter is packed, and 04 does the rest, but for one
-# thing. Float networks fill the frame with zeros: a weight that falls on it adds nothing. (Each
-# weight of a filter, by its place, is a *tap*.) A bit is +1 or -1. There is no third value for
-# "adds nothing". What happens if we pad with a sign?
+# Now to words. We pack each window and each filter, and 04 does the rest, with one exception. Float
+# networks fill the frame with zeros: a weight that falls on it adds nothing. (A place in a filter
+# is called a *tap*.) A bit is +1 or -1; it has no third value for "adds nothing". What happens if
+# we pad with a sign?
 
 # %%
 image = rng.choice(np.float32([-1, 1]), (5, 5))
@@ -241,23 +243,23 @@ assert np.array_equal(zeros[1:-1, 1:-1], minus[1:-1, 1:-1])
 assert not np.array_equal(zeros, ones) and not np.array_equal(zeros, minus)
 
 # %% [markdown]
-# Inside all agree; at the border they don't. If a network is trained with zeros and its bits are
-# padded with a sign, it is another network, with another accuracy. (Zeros leave a trace: a sum of
-# nine signs is odd, a sum of six or four is even.)
+# Inside, all agree; at the border, they do not. If a network is trained with zeros and its bits are
+# padded with a sign, it becomes another network, with another accuracy. (Zeros leave a trace: a sum
+# of nine signs is odd, a sum of six or four is even.)
 #
-# There are two exact ways out. One is to pad with +1, in training as on bits. The other is to pad
-# with zeros in training, and to correct the sums on bits.
+# There are two exact solutions. One is to pad with +1, both in training and on bits. The other is
+# to pad with zeros in training and to correct the sums on bits.
 
 # %% [markdown]
 # ## The better version: a correction
 #
 # Let the frame hold bits of 0, that is, -1. A tap $w$ on the frame then adds $-1 \cdot w$, where it
-# should add nothing. So the right sum is what was counted, plus the weights of the taps outside:
+# should add nothing. So the right sum is the counted one plus the weights of the taps outside:
 #
 # $$s = \underbrace{K - 2d}_{\text{counted, frame of } -1} + \sum_{\text{taps outside}} w.$$
 #
-# The correction depends on the filter and on the position, not on the image: it is computed once,
-# however many images follow. For the upper left corner of our image:
+# The correction depends on the filter and the position but not on the image, so it is computed
+# once, however many images follow. For the upper left corner of our image:
 
 # %%
 framed = np.pad(image > 0, 1)  # False is the bit 0
@@ -286,9 +288,10 @@ assert np.array_equal(minus + corrections, zeros)
 # %% [markdown]
 # ## Max-pool of bits
 #
-# *Max-pool* makes images smaller: it takes the largest value of each 2 × 2 pixels, for each channel
-# by itself. Among signs the largest is +1 if **any** of them is +1. In bits that is OR, `|`, and it
-# works on 64 channels of a word at a time. (Of an odd number of rows the last one is dropped.)
+# *Max-pool* makes images smaller: it takes the largest value of each 2 × 2 pixels, separately for
+# each channel. The largest of several signs is +1 if **any** of them is +1. In bits this is OR,
+# `|`, which works on the 64 channels of a word at once. (With an odd number of rows, the last row
+# is dropped.)
 
 # %%
 signs = np.array([[-1, -1, 1, -1], [-1, -1, -1, 1], [1, -1, -1, -1], [-1, -1, -1, -1]])
@@ -301,16 +304,16 @@ assert pool_bits[0, 2] | pool_bits[0, 3] | pool_bits[1, 2] | pool_bits[1, 3] == 
 assert np.array_equal(largest > 0, [[False, True], [True, False]])
 
 # %% [markdown]
-# The smallest of four signs would be their AND. It is needed where batch norm turns the order
-# around, see [06](06_compiling.ipynb).
+# The smallest of four signs would be their AND. It is needed where batch norm reverses the order;
+# see [06](06_compiling.ipynb).
 
 # %% [markdown]
 # ## Measured
 #
-# A layer of usual size: 8 images of 28 × 28 pixels and 128 channels, 128 filters of 3 × 3. The
-# package computes it from floats, and from words with the corrections inside. Its images on words
-# have their channels last; [05b](05b_convolutions_by_addresses.ipynb) tells why. The loops of the
-# definition run on one image and 2 filters.
+# We time a layer of usual size: 8 images of 28 × 28 pixels and 128 channels, 128 filters of 3 × 3.
+# The package computes it from floats, and from words with the corrections built in. Images in words
+# have their channels last; [05b](05b_convolutions_by_addresses.ipynb) explains why. The loops of
+# the definition run on one image and 2 filters.
 
 # %%
 x_signs = rng.choice(np.float32([-1, 1]), (8, 128, 28, 28))
@@ -360,7 +363,7 @@ assert ways["words"] < ways["loops in Python"] / 10
 # | max-pool of words | [`kernels/signs/pooling.py`](../tinybnn/kernels/signs/pooling.py) |
 # | the layer | [`nn.BinaryConv2d`](../tinybnn/nn/binary.py) |
 #
-# Both ways out at the border are there: `padding_mode="zeros"` and `padding_mode="ones"`.
+# Both solutions at the border are available: `padding_mode="zeros"` and `padding_mode="ones"`.
 
 # %%
 image_words, kernel_words = bits.pack(image[None, :, :, None]), bits.pack(kernel[None, :, :, None])
@@ -374,24 +377,24 @@ print("both agree")
 #
 # A convolution moves a filter over an image; with every window as a row it is a product of
 # matrices, and on signs a product of words. Backwards, the gradients of overlapping windows are
-# added. A frame of zeros is no sign: count it as -1 and add the weights outside, which do not
-# depend on the image. The scale of a filter is the mean of the magnitudes of its latent weights,
-# and max-pool of signs is OR.
+# added. Zeros in the frame are not signs: count them as -1 and add the weights outside, a
+# correction that does not depend on the image. The scale of a filter is the mean of the magnitudes
+# of its latent weights, and max-pool of signs is OR.
 
 # %% [markdown]
 # ## Exercises
 #
 # | | write | task |
 # |:-|:-|:-|
-# | 05.1 | `windows(x, size, ...)` | what a filter sees at each position, one a row |
+# | 05.1 | `windows(x, size, ...)` | what a filter sees at each position, one per row |
 # | 05.2 | `fold_windows(grad, shape, ...)` | the way back: add windows to their pixels |
 # | 05.3 | `weight_scale(latent)` | the scale of each filter |
 # | 05.4 | `xnor_conv2d(x, weight, padding)` | the convolution on words, with a frame of zeros |
 # | 05.5 | `max_pool_bits(bits)` | max-pool as OR |
 #
-# Edit `mybnn/convolution.py`, beside this notebook. It uses your `mybnn/packing.py` of 04, and has
-# a layer, `binary_conv2d`, made of your functions. Then type in a terminal, in the folder of the
-# course:
+# Edit `mybnn/convolution.py`, beside this notebook. It uses your `mybnn/packing.py` of 04 and
+# contains a layer, `binary_conv2d`, built from your functions. Then type in a terminal, in the
+# folder of the course:
 #
 #     tinybnn course check 05      # or one: tinybnn course check 05.2
 #     tinybnn course hint 05.2     # three hints, one after the other
@@ -407,10 +410,10 @@ course.show("05")
 # Think about:
 #
 # 1. Pad once with -1 and once with +1, and take the mean of both sums. Why is it exactly the sum
-#    with zeros? What does this way cost?
-# 2. A ternary weight is +1, 0 or -1: two words a tap, one with the signs and one, the mask, that
-#    says where the weight is not 0. Derive the sum of a row from XOR, AND and popcount. What has
-#    this to do with the padding?
+#    with zeros? What does this method cost?
+# 2. A ternary weight is +1, 0 or -1: two words per tap: one with the signs and one, the mask, that
+#    says where the weight is not 0. Derive the sum of a row from XOR, AND and popcount. What does
+#    this have to do with padding?
 
 # %% [markdown]
 # ## Sources

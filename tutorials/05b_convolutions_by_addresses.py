@@ -62,12 +62,12 @@ def shortest(function, *arguments, seconds=0.2):
 # ## The question
 #
 # im2col writes each window into a row, so with 3 × 3 filters nearly every word of the image is
-# written nine times, and read back by the product. Beside a fast product this copy is not small.
-# **Can the product read the windows where they are?**
+# written nine times, and read back by the product. Compared with a fast product, this copy is not
+# cheap. **Can the product read the windows where they are?**
 #
 # PyTorch's order of axes is NCHW: images, channels, rows, columns. For bits the channels are put
 # last, NHWC, and are packed: a pixel is $\lceil C/64 \rceil$ words. Then the words that a tap sees
-# lie side by side, and so do those of the taps of a filter's row. Here are four images of 100
+# are contiguous, and so are those of the taps in one row of a filter. Here are four images of 100
 # channels, two words a pixel with 28 tail bits, and 48 filters.
 
 # %%
@@ -80,13 +80,13 @@ print("images", x.shape, "filters", weight.shape)
 print(f"{x_signs.nbytes:,} bytes as floats, {x.nbytes:,} as words")
 
 # %% [markdown]
-# The convolution of this notebook has filters of odd size, and padding that leaves the size of the
-# image as it is. The reference in floats; `outside` is the value of the frame:
+# The convolution of this notebook has filters of odd size, and padding that keeps the size of the
+# image. The reference in floats; `outside` is the value of the frame:
 
 
 # %%
 def convolve(images, weight, outside):
-    """images (N, H, W, C), weight (O, k, k, C) -> (N, H, W, O); one product of matrices a tap."""
+    """images (N, H, W, C), weight (O, k, k, C) -> (N, H, W, O); one matrix product per tap."""
     _, height, width, _ = images.shape
     _, size, _, _ = weight.shape
     frame = size // 2
@@ -128,22 +128,22 @@ products = xnor.xnor_matmul_reference(columns, weight.reshape(filters, -1), 9 * 
 print(f"image {x.nbytes:,} bytes, rows {columns.nbytes:,}")
 
 # %% [markdown]
-# What is counted is $K - 2d = 9C - 2d$ with a frame of bits 0. In 05 it was corrected by the
-# weights of the taps outside. The same correction in words: of $T$ taps inside and $9 - T$ outside,
-# the outer ones have counted $d_\text{out}$ differences. The frame's word is 0, and XOR with 0
-# changes nothing, so $d_\text{out}$ is the number of ones in the taps outside, and
+# The count gives $K - 2d = 9C - 2d$, with a frame of 0 bits. In 05 it was corrected by the weights
+# of the taps outside. Here is the same correction in words: with $T$ taps inside and $9 - T$
+# outside, let $d_\text{out}$ be the differences counted outside. The frame's word is 0, and XOR
+# with 0 changes nothing, so $d_\text{out}$ is the number of ones in the taps outside, and
 #
 # $$s = T C - 2 (d - d_\text{out}) = \underbrace{T C + 2 \sum_{\text{taps outside}}
 # \operatorname{popcount}(w)}_{\text{base}} - 2 d.$$
 #
-# The base replaces $K$. In the kernel nothing changes but a constant.
+# The base replaces $K$. In the kernel only a constant changes.
 
 # %% [markdown]
 # ## Border classes
 #
-# Pixels with the same taps inside share their base. They form a *border class*. Which taps are
-# inside is a question for rows and for columns apart: with a 3 × 3 filter a row of the image is the
-# first, the last or another one, and so is a column, which makes nine classes.
+# Pixels with the same taps inside share their base. They form a *border class*. Rows and columns
+# can be considered separately: with a 3 × 3 filter, a row of the image is the first, the last or
+# another one, and so is a column, which makes nine classes.
 
 
 # %%
@@ -166,7 +166,7 @@ assert len(masks) == 9
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
 shades = plt.get_cmap("Pastel1").colors
-middle = [masks[border_class[y, x]] for y in (0, 2, 4) for x in (0, 2, 4)]  # a pixel of each
+middle = [masks[border_class[y, x]] for y in (0, 2, 4) for x in (0, 2, 4)]  # one pixel of each
 
 for row in range(5):
     for column in range(5):
@@ -218,9 +218,9 @@ assert np.array_equal(sums, expected)
 # %% [markdown]
 # ## The better version: addresses
 #
-# The rows of im2col hold nothing new. In the padded image, seen as one flat array of words, each of
-# their words has an address, and that address is a sum of two parts: where the pixel's first word
-# is, and how far the tap is from there.
+# The rows of im2col contain no new data. Each of their words has an address in the padded image,
+# seen as one flat array of words. This address is the sum of two parts: where the pixel's first
+# word is, and how far the tap is from there.
 
 # %%
 padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -235,9 +235,9 @@ print("first pixels", pixels[:4], " taps", taps)
 assert np.array_equal(padded.reshape(-1)[pixels[:, None] + taps], columns)
 
 # %% [markdown]
-# A kernel can use these two tables itself, and need no rows. It is the kernel "one row, 8 columns"
-# of 04b with another way to find the words. Stride and dilation would be other numbers in the
-# tables; the loop would not change.
+# A kernel that uses these two tables needs no im2col rows. It is the kernel "one row, 8 columns" of
+# 04b with another way to find the words. Stride and dilation would only change the numbers in the
+# tables, not the loop.
 
 
 # %%
@@ -268,7 +268,7 @@ assert np.array_equal(out.view(np.int64).reshape(sums.shape), sums)
 #
 # The package does the same with blocks of 4 pixels × 32 filters in registers, and keeps one row of
 # bases for each border class rather than one for each pixel. As with the matrix product, weights
-# and tables are laid out once, for images of one size. A layer of a common size shows what the copy
+# and tables are laid out once for a given image size. A layer of a common size shows what the copy
 # costs. It is a copy in NumPy, but one that moves whole rows of the image.
 
 # %%
@@ -295,21 +295,21 @@ for name, function, *arguments in (
 # %% [markdown]
 # ## What follows: batch norm and sign
 #
-# A sum is seldom the end. Batch norm and sign follow, and make a bit of it:
+# A sum is seldom the final result. Batch norm and sign follow and turn it into a bit:
 #
 # $$\text{bit} = \left[\; \gamma\, \frac{s - \mu}{\sigma} + \beta \ge 0 \;\right].$$
 #
 # The expression is a straight line in $s$. For $\gamma > 0$ it rises, and the bit is 1 from some
-# integer on. For $\gamma < 0$ it falls, and the bit is 1 below some integer: the opposite of being
-# 1 from there on. For $\gamma = 0$ the bit is constant. So, whatever the floats are,
+# integer on. For $\gamma < 0$ it falls, and the bit is 1 below some integer: the inverse of being 1
+# from that integer on. For $\gamma = 0$ the bit is constant. So, whatever the floats are,
 #
 # $$\text{bit} = [\, s \ge t \,] \oplus f,$$
 #
-# with one integer $t$ and one bit $f$ ("flip") a channel (Umuroglu et al. 2017).
+# with one integer $t$ and one bit $f$ ("flip") per channel (Umuroglu et al. 2017).
 #
-# Solving the inequality for $s$ is wrong now and then, since the float expression is rounded. There
-# are few integers, so we ask the expression itself, at all of them. More on this in
-# [06](06_compiling.ipynb).
+# Solving the inequality for $s$ occasionally gives a wrong threshold, since the float expression is
+# rounded. There are few integers, so we evaluate the expression itself at all of them. More on this
+# in [06](06_compiling.ipynb).
 
 # %%
 gamma = rng.normal(size=filters).astype(np.float32)
@@ -333,19 +333,20 @@ assert (reached[1:] >= reached[:-1]).all()
 assert np.array_equal((sums >= thresholds) != flip, is_plus(sums))
 
 # %% [markdown]
-# A threshold need not wait until the sums are written. Since $s = \text{base} - 2d$,
+# The comparison need not wait until the sums are written. Since $s = \text{base} - 2d$,
 #
 # $$s \ge t \iff d \le \left\lfloor \frac{\text{base} - t}{2} \right\rfloor,$$
 #
 # so the kernel compares the differences it has just counted with a constant of the border class,
-# and writes a bit. This is called a fused *epilogue*. The sums, 32 bits each, never reach memory.
+# and writes a bit. This is called a fused *epilogue*. The sums, of 32 bits each, never reach
+# memory.
 #
-# `prepare_conv2d` takes thresholds; `threshold` is the same as a step of its own.
+# `prepare_conv2d` takes thresholds; `threshold` does the same as a separate step.
 
 # %%
 separate = threshold(sums.astype(np.int32), thresholds, flip)
 fused = xnor.prepare_conv2d(weight, C, (H, W), padding=(1, 1), thresholds=thresholds, flip=flip)
-signs_after = xnor.run(fused, x)  # (N, H, W, 1): 48 bits a pixel
+signs_after = xnor.run(fused, x)  # (N, H, W, 1): 48 bits per pixel
 
 assert np.array_equal(signs_after, separate)
 assert np.array_equal(unpack(signs_after, filters) > 0, is_plus(sums))
@@ -354,10 +355,10 @@ print(f"sums {sums.astype(np.int32).nbytes:,} bytes, bits {signs_after.nbytes:,}
 # %% [markdown]
 # ## Max-pool before batch norm
 #
-# In a binary network the pool often stands between convolution and batch norm, and takes the
-# maximum of sums. Does it still become an operation on bits? If the line of batch norm rises, the
-# maximum of the sums becomes the maximum of the bits, so OR it is. If it falls ($\gamma < 0$), the
-# largest sum becomes the smallest value: the minimum of the bits, and that is their AND.
+# In a binary network, the pool often stands between convolution and batch norm and takes the
+# maximum of sums. Can it still become an operation on bits? If the line of batch norm rises, the
+# maximum of the sums becomes the maximum of the bits, which is OR. If it falls ($\gamma < 0$), the
+# largest sum becomes the smallest value, so the result is the minimum of the bits, their AND.
 
 
 # %%
@@ -382,7 +383,7 @@ assert np.array_equal(
 # %% [markdown]
 # ## In the package
 #
-# `prepare_conv2d` in [`kernels/signs/xnor.py`](../tinybnn/kernels/signs/xnor.py) makes bases,
+# `prepare_conv2d` in [`kernels/signs/xnor.py`](../tinybnn/kernels/signs/xnor.py) prepares bases,
 # tables of addresses and panels; windows that slide over an image are in
 # [`kernels/machine/windows.py`](../tinybnn/kernels/machine/windows.py), and the blocks of 4 pixels
 # × 32 filters in [`kernels/signs/counting.py`](../tinybnn/kernels/signs/counting.py). Padding with
@@ -407,9 +408,9 @@ assert np.array_equal(
 #
 # The exercises that check themselves are those of [05](05_convolutions_on_bits.ipynb). Think about:
 #
-# 1. How many border classes has a 5 × 5 filter with padding 2, on an image of 14 × 14? And on one
-#    of 3 × 3? Predict, then count with `taps_inside`. *Hint:* count the kinds of rows first. On a
-#    small image a row can be near both borders.
+# 1. How many border classes does a 5 × 5 filter with padding 2 have on an image of 14 × 14? And on
+#    one of 3 × 3? Predict, then count with `taps_inside`. *Hint:* count the kinds of rows first. On
+#    a small image a row can be near both borders.
 # 2. What would the tables of addresses be for stride 2?
 
 # %% [markdown]

@@ -14,7 +14,7 @@
 # # Depth-wise convolutions on bit planes
 #
 # **You will learn** how a depth-wise convolution, for which XOR and popcount are of no use, is
-# computed with counters that stand upright: adders made of `^`, `&` and `|`, 64 of them in a word.
+# computed with vertical counters: adders made of `^`, `&` and `|`, 64 of them in a word.
 #
 # **You need** [05](05_convolutions_on_bits.ipynb): convolutions on words, and the frame of zeros.
 # None of this is needed for the chapters up to 09; [10](10_depthwise_and_158_bit.ipynb) trains such
@@ -57,13 +57,13 @@ def shortest(function, *arguments, seconds=0.2):
 # %% [markdown]
 # ## The question
 #
-# In a *depth-wise* convolution every channel has a filter of its own, $k \times k$ taps, and no sum
-# over channels. Small networks are full of them (MobileNet), and binary ones had none for a long
-# time (BD-Net).
+# In a *depth-wise* convolution every channel has its own filter of $k \times k$ taps, and nothing
+# is summed over channels. Small networks are full of them (MobileNet), but binary networks had none
+# for a long time (BD-Net).
 #
 # XOR and popcount do not fit. Popcount adds up the bits of one word, and the 64 bits of a word of
 # channels now belong to 64 different sums. A word for each channel would hold 9 bits and 55 empty
-# places. **How does one add up bits that are in different words?**
+# places. **How can we add up bits that are in different words?**
 
 # %%
 C = 128
@@ -77,7 +77,7 @@ assert x.shape == (1, 8, 8, 2) and weight.shape == (3, 3, 2)
 # %% [markdown]
 # ## The naive version
 #
-# One product and one addition for each tap, in floats. It is the reference.
+# One product and one addition for each tap, in floats. This is the reference.
 
 
 # %%
@@ -98,9 +98,9 @@ assert np.array_equal(expected, depthwise.conv2d_sums_reference(x, weight, C, pa
 # %% [markdown]
 # ## Turn the problem by 90 degrees
 #
-# But look at a word of a pixel and the word of the same channels in a tap of the filters. Their
-# XNOR is 64 products at once, each for its own channel. All that is left is to add up nine words
-# *bit by bit*: bit 0 of each of the nine, bit 1 of each of the nine, and so on.
+# Take a word of a pixel and the word of the same channels in a tap of the filters. Their XNOR gives
+# 64 products at once, one for each channel. It only remains to add up nine words *bit by bit*: bit
+# 0 of each of the nine, bit 1 of each of the nine, and so on.
 
 # %%
 padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # words of 0
@@ -121,7 +121,8 @@ assert np.array_equal(unpack(agree[4, 0, 3, 4], C), both)
 # (Biham 1997).
 #
 # The *half adder* adds two bits. The sum is 0, 1 or 2, and takes two bits: one of weight 1, and the
-# carry, of weight 2. The *full adder* adds three bits. Its carry is the majority of the three.
+# carry, which has weight 2. The *full adder* adds three bits. Its carry is the majority of the
+# three.
 
 
 # %%
@@ -148,7 +149,7 @@ for i in range(8):
 #
 # A count from 0 to 9 takes four bits. Keep them in four words, the *bit planes* `ones`, `twos`,
 # `fours`, `eights`: bit $c$ of these four words, read downwards, is the count of channel $c$. The
-# count stands upright, hence *vertical counter*.
+# digits of a count are stacked vertically, hence *vertical counter*.
 #
 # To add one more bit to a counter, add it to `ones`, the carry to `twos`, the next carry to
 # `fours`, and so on.
@@ -164,11 +165,11 @@ def count_one_by_one(agree):
 
 
 # %% [markdown]
-# That is $9 \cdot 4$ half adders of two operations, 72 for each word. Most of them add a carry that
-# is rarely there. Better to use full adders, which take three bits of the same weight and leave
-# two, one of them of twice the weight: nothing is carried through the planes before there is enough
-# of it. The carries are *saved* for later, and the scheme is called carry-save (Warren, *Hacker's
-# Delight*, section 5-1; Harley and Seal).
+# That is $9 \cdot 4$ half adders of two operations, 72 operations for each word. Most of them add a
+# carry that is rarely 1. Full adders are better: they take three bits of the same weight and leave
+# two, one of them of twice the weight, so a carry can wait until three bits of its weight are there
+# to be added. The carries are *saved* for later, and the scheme is called carry-save (Warren,
+# *Hacker's Delight*, section 5-1; Harley and Seal).
 
 
 # %%
@@ -177,9 +178,9 @@ def count_agreements(agree):
     ones_a, twos_a = full_adder(agree[0], agree[1], agree[2])
     ones_b, twos_b = full_adder(agree[3], agree[4], agree[5])
     ones_c, twos_c = full_adder(agree[6], agree[7], agree[8])
-    ones, twos_d = full_adder(ones_a, ones_b, ones_c)  # no more ones
+    ones, twos_d = full_adder(ones_a, ones_b, ones_c)  # no ones left to add
     twos_e, fours_a = full_adder(twos_a, twos_b, twos_c)
-    twos, fours_b = half_adder(twos_d, twos_e)  # no more twos
+    twos, fours_b = half_adder(twos_d, twos_e)  # no twos left to add
     fours, eights = half_adder(fours_a, fours_b)
     return [ones, twos, fours, eights]
 
@@ -191,10 +192,10 @@ assert np.array_equal(planes, count_one_by_one(agree))
 # %% [markdown]
 # Five full adders of five operations and two half adders of two: 29 operations for 64 counts, less
 # than half an operation each. (AVX-512 computes any function of three bits in one instruction,
-# `vpternlog`. A full adder is two of them.)
+# `vpternlog`. A full adder takes two of these.)
 #
-# Here are the first 24 channels of one pixel: above the agreements of the nine taps, in the middle
-# the planes, below the count that stands in each column.
+# Here are the first 24 channels of one pixel: at the top the agreements of the nine taps, in the
+# middle the planes, at the bottom the count in each column.
 
 # %%
 shown = 24
@@ -221,9 +222,9 @@ assert np.array_equal((pixel_planes > 0).T @ [1, 2, 4, 8], counts)
 # %% [markdown]
 # ## From counts to sums
 #
-# With $T$ taps, of which $n$ agree, the sum of products is $n - (T - n) = 2n - T$. To have it as a
-# number, the planes have to be taken apart again, with their weights. This is right for pixels with
-# all nine taps inside.
+# If $n$ of $T$ taps agree, the sum of products is $n - (T - n) = 2n - T$. To get a number, the
+# planes have to be taken apart again, each with its weight. This is right for pixels with all nine
+# taps inside.
 
 
 # %%
@@ -238,12 +239,12 @@ assert np.array_equal((2 * counts - 9)[:, 1:-1, 1:-1], expected[:, 1:-1, 1:-1])
 
 # %% [markdown]
 # At the border the frame holds words of 0 as before. We count agreements now, and 0 agrees with the
-# weights that are -1. So, of the $n$ agreements, those of the taps outside with weight -1 must not
-# count, nor these taps among $T$:
+# weights that are -1. So the $n_\text{out}$ agreements of outside taps with weight -1 must not
+# count, and $T$ is only the number of taps inside:
 #
 # $$s = 2\, (n - n_\text{out}) - T = 2n - \underbrace{(T + 2\, n_\text{out})}_{\text{base}}.$$
 #
-# Again the base knows nothing of the image.
+# Again the base does not depend on the image.
 
 
 # %%
@@ -275,9 +276,9 @@ assert np.array_equal(2 * counts - base, expected)
 #
 # $$n + (15 - \ell) + 1 = 16 + (n - \ell).$$
 #
-# The carry out of four bits, of weight 16, is 1 exactly if $n \ge \ell$. So we need an addition of
-# which only the carry is of interest, and the carry of a full adder is the majority of its inputs.
-# The "+ 1" is the carry that goes into the first plane.
+# The carry out of four bits, of weight 16, is 1 exactly if $n \ge \ell$. So we need only the carry
+# of an addition, and the carry of a full adder is the majority of its inputs. The "+ 1" is the
+# carry into the first plane.
 
 
 # %%
@@ -296,8 +297,8 @@ four_bits = [[pack(((number >> i) & 1) * 2 - 1) for i in range(4)] for number in
 assert np.array_equal(unpack(at_least(*four_bits), 16) > 0, n >= level)
 
 # %% [markdown]
-# Now with thresholds for our convolution. A level of 0 or less is always reached, and no count
-# reaches 10 or more, so levels can be cut off at 0 and 15.
+# Now we apply thresholds to our convolution. A level of 0 or less is always reached, and no count
+# reaches 10 or more, so levels can be clipped to 0 and 15.
 
 # %%
 thresholds = rng.integers(-5, 6, C).astype(np.int32)
@@ -312,16 +313,16 @@ assert np.array_equal(unpack(bits_after, C) > 0, (expected >= thresholds) != fli
 # %% [markdown]
 # ## Measured
 #
-# To see what it is worth, three ways to do a layer of 16 images of 128 channels and 16 × 16 pixels:
-# floats in NumPy (one product and one addition a tap), the kernel of 05b with as many groups as
-# channels, which uses one bit of each word, and bit planes.
+# To see what this gains, we compute a layer of 16 images of 128 channels and 16 × 16 pixels in
+# three ways: floats in NumPy (one product and one addition per tap), the kernel of 05b with as many
+# groups as channels, which uses one bit of each word, and bit planes.
 
 
 # %%
 many_signs = rng.choice(np.float32([-1, 1]), (16, 16, 16, C))
 many = pack(many_signs)
 plan = depthwise.prepare(weight, C, (16, 16), padding=(1, 1), thresholds=thresholds, flip=flip)
-one_bit_words = pack(filter_signs.transpose(2, 0, 1)[..., None])  # (C, 3, 3, 1): a bit a word
+one_bit_words = pack(filter_signs.transpose(2, 0, 1)[..., None])  # (C, 3, 3, 1): one bit per word
 grouped = xnor.prepare_conv2d(one_bit_words, C, (16, 16), padding=(1, 1), groups=C)
 
 sums = depthwise.conv2d_sums(plan, many)
@@ -340,16 +341,16 @@ for name, function, *arguments in (
 
 # %% [markdown]
 # Writing sums takes longer than counting: each bit of a plane has to become a part of a number.
-# From bits to bits the planes are never taken apart. That is the case a network should be built
-# for.
+# From bits to bits, the planes are never taken apart. Networks should be built for this case.
 
 # %% [markdown]
 # ## In the package
 #
 # [`kernels/signs/depthwise.py`](../tinybnn/kernels/signs/depthwise.py) is this circuit in the
-# vocabulary of vectors, 512 channels or neighbouring pixels at a time. `prepare` computes bases,
-# levels and addresses once; `conv2d_bits` and `conv2d_sums` run. The planes stay in registers while
-# the taps are counted. The layer is [`nn.BinaryDepthwiseConv2d`](../tinybnn/nn/binary.py).
+# vocabulary of vectors, for 512 channels or neighbouring pixels at a time. `prepare` computes
+# bases, levels and addresses once; `conv2d_bits` and `conv2d_sums` run. The planes stay in
+# registers while the taps are counted. The layer is
+# [`nn.BinaryDepthwiseConv2d`](../tinybnn/nn/binary.py).
 
 # %%
 plan = depthwise.prepare(weight, C, (8, 8), padding=(1, 1), thresholds=thresholds, flip=flip)
@@ -360,10 +361,10 @@ assert np.array_equal(depthwise.conv2d_sums(plan, x), expected)
 # %% [markdown]
 # ## Summary
 #
-# A word of a pixel and a word of a tap hold 64 products of 64 different sums. Adding up such words
-# bit by bit takes a circuit of adders, whose wires are words: 29 operations for nine taps and 64
-# channels. The counts are upright, in four bit planes; a comparison with a threshold is a circuit
-# as well, so from bits to bits no number is ever written.
+# The XNOR of a pixel's word and a tap's word gives 64 products that belong to 64 different sums. A
+# circuit of adders whose wires are words adds up such words bit by bit: 29 operations for nine taps
+# and 64 channels. The counts stand vertically in four bit planes; a comparison with a threshold is
+# a circuit as well, so from bits to bits no number is ever written.
 
 # %% [markdown]
 # ## Exercises
@@ -371,11 +372,11 @@ assert np.array_equal(depthwise.conv2d_sums(plan, x), expected)
 # The exercises that check themselves are those of [05](05_convolutions_on_bits.ipynb). Think about:
 #
 # 1. Extend `count_agreements` to the 25 taps of a 5 × 5 filter. How many planes are needed, and how
-#    many operations do you get away with? *Hint:* keep a list of words for each weight; as long as
-#    a list has three words, replace them by the sum of a full adder and put its carry into the next
+#    few operations can you manage with? *Hint:* keep a list of words for each weight; as long as a
+#    list has three words, replace them by the sum of a full adder and put its carry into the next
 #    list; finish with half adders. Check against `depthwise.conv2d_sums`.
-# 2. Popcount itself can be built this way. Which step of `popcount_words` of 04 is an addition of
-#    upright numbers, and which of numbers that lie?
+# 2. Popcount itself can be built this way. Which step of `popcount_words` in 04 adds vertical
+#    numbers, and which steps add numbers whose bits lie side by side?
 
 # %% [markdown]
 # ## Sources

@@ -14,8 +14,9 @@
 # # Compiling: batch norm and sign become one comparison
 #
 # **You will learn** how a batch norm and a sign become one comparison of integers, why that
-# comparison is found by asking and not by a formula, what a max-pool in front of them does, and how
-# a whole network runs on words and integers, with exactly the float network's answer.
+# comparison is found by evaluating the function and not by a formula, what a max-pool before them
+# changes, and how a whole network runs on words and integers and gives exactly the float network's
+# answer.
 #
 # **You need** the layers of [03](03_first_binary_network.ipynb), where batch norm is explained, and
 # the product of words of [04](04_xnor_and_popcount.ipynb). Max-pool is explained in
@@ -24,7 +25,7 @@
 # **Time** about 14 minutes of reading; the cells run in less than half a minute.
 #
 # This notebook does by hand what `deploy.compile` does for any model: [06b](06b_the_compiler.ipynb)
-# is about the compiler itself, [06c](06c_tasks_and_time.ipynb) about how its programs become fast.
+# is about the compiler itself, [06c](06c_tasks_and_time.ipynb) about what makes its programs fast.
 
 # %%
 import itertools
@@ -42,9 +43,9 @@ from tinybnn.kernels.xnor import xnor_matmul
 # ## The question
 #
 # A binary layer with 8 inputs gives, for each channel, a sum $s$ of eight products ±1: an integer
-# from -8 to 8. Then comes batch norm and then the sign of the next layer. After training, batch
-# norm has four fixed numbers for each channel: the mean $\mu$ and the variance $\sigma^2$ of its
-# sums, and the learned scale $\gamma$ and shift $\beta$. It computes
+# from -8 to 8. Batch norm follows, and then the sign of the next layer. After training, batch norm
+# has four fixed numbers for each channel: the mean $\mu$ and the variance $\sigma^2$ of its sums,
+# and the learned scale $\gamma$ and shift $\beta$. It computes
 #
 # $$\text{norm}(s) = \frac{s - \mu}{\sqrt{\sigma^2 + \varepsilon}}\, \gamma + \beta, \qquad
 # \varepsilon = 0.00001.$$
@@ -71,12 +72,12 @@ for s, value in zip(sums[4:12], values[4:12], strict=True):
 assert np.array_equal(values >= 0, sums >= -1)
 
 # %% [markdown]
-# All that is left of five operations on real numbers is: *is $s \ge -1$?* **How does one find this
+# All that is left of five operations on real numbers is: *is $s \ge -1$?* **How can we find this
 # comparison for any channel, so that it is right for every sum?**
 #
-# The network that was trained, and whose accuracy was measured, computes in float32 and rounds
-# after each operation. *Right* means: the same bit as that network, always. So its arithmetic comes
-# first, and NumPy has a trap there. An array of integers minus a float32 array is float64:
+# The network that was trained and evaluated computes in float32 and rounds after each operation.
+# *Right* means: always the same bit as that network. So we first have to reproduce its arithmetic,
+# and NumPy has a trap here. An array of integers minus a float32 array is float64:
 
 # %%
 print("int32 - float32:  ", (np.int32([2]) - mean).dtype)
@@ -85,8 +86,9 @@ print("float32 - float32:", (np.float32([2]) - mean).dtype)
 assert (np.int32([2]) - mean).dtype == np.float64
 
 # %% [markdown]
-# Float64 rounds in other places, so the sums must become float32 before anything else. (Integers
-# below $2^{24}$ are exact in float32.) So does another order of operations.
+# Float64 rounds in other places, so the sums must be converted to float32 before anything else.
+# (Integers below $2^{24}$ are exact in float32.) Changing the order of operations also changes the
+# rounding.
 #
 # ## The naive version
 #
@@ -96,13 +98,13 @@ assert (np.int32([2]) - mean).dtype == np.float64
 # \begin{cases} [\, s \ge t \,] & \gamma > 0 \\ [\, s \le t \,] & \gamma < 0. \end{cases}$$
 #
 # ($[\,\ldots]$ is 1 if the condition holds.) For $\gamma < 0$ the norm falls as $s$ grows, so small
-# sums have the sign +1. Most descriptions print this. For our channel $t = 1 - 0.6 \cdot 2 / 0.5 =
-# -1.4$, and the first integer from there on is -1.
+# sums have the sign +1. This is what most descriptions print. For our channel
+# $t = 1 - 0.6 \cdot 2 / 0.5 = -1.4$, and the first integer from there on is -1.
 
 
 # %%
 def by_formula(s, mean, var, gamma, beta, dtype=np.float32):
-    """The bit as books print it, computed in ``dtype``; everything broadcasts."""
+    """The bit by the textbook formula, computed in ``dtype``; all arguments broadcast."""
     mean, var, gamma, beta = (a.astype(dtype) for a in (mean, var, gamma, beta))
     with np.errstate(all="ignore"):
         t = mean - beta * np.sqrt(var + dtype(1e-5)) / gamma
@@ -114,8 +116,8 @@ assert np.array_equal(by_formula(sums, mean, var, gamma, beta), values >= 0)
 # %% [markdown]
 # ## Where the formula fails
 #
-# **Special cases.** Below, the bits that the network (left) and the formula (right) give for $s$
-# from -8 to 8, + for 1 and - for 0. The variance is 16.
+# **Special cases.** The table below shows the bits that the network (left) and the formula (right)
+# give for $s$ from -8 to 8, + for 1 and - for 0. The variance is 16.
 
 # %%
 cases = {  # gamma, beta, mean
@@ -139,16 +141,16 @@ assert drawn["gamma = 0, beta > 0"][0] == "+" * 17 and drawn["gamma NaN"][0] == 
 assert any(network != formula for network, formula in drawn.values())
 
 # %% [markdown]
-# - $\gamma < 0$: the sum *at* which the norm is exactly 0 (third row, $s = 3$) has the sign +1, as
-#   it has for $\gamma > 0$. So $[s \le t]$ is not the opposite of $[s \ge t]$: both hold at $s =
-#   t$.
+# - $\gamma < 0$: the sum *at* which the norm is exactly 0 (third row, $s = 3$) has the sign +1,
+#   just as for $\gamma > 0$. So $[s \le t]$ is not the opposite of $[s \ge t]$: both hold at
+#   $s = t$.
 # - $\gamma = 0$: the norm is $\beta$ for every sum, a constant. The formula divides by zero.
 # - NaN is neither $\ge 0$ nor $< 0$. The convention of the package is that its sign is -1. What the
-#   formula gives depends on which way round the comparison was written.
+#   formula gives depends on the direction in which the comparison is written.
 #
 # **Rounding.** A more careful formula could treat these cases. But take a million channels with
-# random parameters, as sums of 1152 signs have them. If formula and network differ, then next to
-# the threshold, so it is enough to look at the three integers around it.
+# random parameters of the sizes that occur with sums of 1152 signs. Formula and network can differ
+# only next to the threshold, so it is enough to check the three integers around it.
 
 
 # %%
@@ -192,13 +194,13 @@ assert counts["random parameters"][0] > 0
 assert counts["round parameters"][1] > counts["round parameters"][0] > channels / 1000
 
 # %% [markdown]
-# The *round* parameters are integers as means and standard deviations, and multiples of 1/16 as
-# $\gamma$ and $\beta$, as in tests and on hardware that stores them with few bits.
+# In the *round* parameters, means and standard deviations are integers, and $\gamma$ and $\beta$
+# are multiples of 1/16, as in tests and on hardware that stores them with few bits.
 #
-# More digits do not help, and for round parameters they do harm. With these, true thresholds are
-# often exactly an integer but for the small $\varepsilon$. In float32, $256 + 10^{-5}$ *is* 256, so
-# the network computes without $\varepsilon$. Float64 moves the threshold past the integer. One of
-# the random channels:
+# More digits do not help, and for round parameters they do harm. There, the true threshold would
+# often be exactly an integer if the small $\varepsilon$ were not added. In float32, $256 + 10^{-5}$
+# *is* 256, so the network computes without $\varepsilon$. In float64, $\varepsilon$ moves the
+# threshold past the integer. Here is one of the random channels:
 
 # %%
 c = np.flatnonzero(~np.isnan(disagreements(means, variances, gammas, betas, largest)))[:1]
@@ -213,25 +215,24 @@ everywhere = np.arange(-largest, largest + 1)
 assert ((norm(everywhere, *one) >= 0) != by_formula(everywhere, *one)).sum() == 1
 
 # %% [markdown]
-# The true threshold is so close to an integer that rounding decides, and the formula rounds
-# elsewhere.
+# The true threshold is so close to an integer that rounding decides, and the formula rounds in
+# other places.
 #
 # ## The better version: ask the function
 #
 # The mistake was to look for the *true* threshold. What we want is the threshold of the float32
-# function. That function has few arguments: with $K$ products, a sum is one of $2K + 1$ integers.
-# We ask it at all of them, and read off where the sign changes.
+# function. That function has few possible arguments: with $K$ products, a sum is one of $2K + 1$
+# integers. We evaluate it at all of them, and read off where the sign changes.
 #
 # Can it change more than once, with all that rounding? No. Subtracting a constant, dividing by a
-# positive one, multiplying by one and adding one either never reverse the order of two numbers or
-# always do, and rounding never does. Two neighbours may become equal, but they cannot change
-# places. So the sign changes once or never, and all that is left of batch norm and sign is an
-# integer $t$ and a bit $f$ (*flipped*) for each channel:
+# positive one, multiplying by one and adding one together either keep the order of all numbers or
+# reverse it, and rounding never reverses it. Two neighbours may become equal, but they cannot
+# change places. So the sign changes once or never, and all that is left of batch norm and sign is
+# an integer $t$ and a bit $f$ (*flipped*) for each channel:
 #
 # $$\text{bit} = [\, s \ge t \,] \oplus f$$
 #
-# where $\oplus$ is XOR: $f = 1$ turns the bit over. In the table above there are three kinds of
-# channel.
+# where $\oplus$ is XOR: $f = 1$ inverts the bit. The table above shows three kinds of channel.
 #
 # - It begins with -1 and changes: $t$ is the first sum with +1, and $f = 0$.
 # - It begins with +1 and changes: $t$ is the first sum with -1, and $f = 1$.
@@ -269,8 +270,8 @@ for axes, name in zip(sides, ("gamma > 0", "gamma < 0", "gamma = 0, beta > 0"), 
 plt.show()
 
 # %% [markdown]
-# (Orange is +1, blue is -1; the dashed line stands just before the threshold.) No case needs code
-# of its own: not $\gamma < 0$, not $\gamma = 0$, not NaN, and not the channel that rounding
+# (Orange is +1, blue is -1; the dashed line stands just before the threshold.) No case needs its
+# own code: not $\gamma < 0$, not $\gamma = 0$, not NaN, and not the channel in which rounding
 # decided:
 
 # %%
@@ -283,7 +284,7 @@ assert np.array_equal((everywhere >= t) != flipped, norm(everywhere, *one) >= 0)
 #
 # In convolutional networks the order is often convolution, max-pool, batch norm, sign. Max-pool
 # keeps the largest of four sums. A packed program would rather compare first, since four bits are
-# cheaper to keep than four sums. Is the bit of the largest sum known from the four bits?
+# cheaper to store than four sums. Do the four bits determine the bit of the largest sum?
 #
 # Take $t = 2$ and the sums 5, 1, -3, 0. If the channel rises, their bits are 1, 0, 0, 0. The
 # largest sum, 5, has the bit 1: one bit is set, so the answer is 1 (OR). If the channel falls ($f =
@@ -331,8 +332,9 @@ print(f"test accuracy {training.accuracy(float_scores, labels):.1%}")
 assert training.accuracy(float_scores, labels) > 0.75
 
 # %% [markdown]
-# One bit of each pixel and no tuning: accuracy is not the point here. Now the program. Before it
-# runs: pack the weights, and fold each channel of the hidden layer, which has sums of 64 products.
+# With one bit per pixel and no tuning, accuracy is not the point here. Now we write the program.
+# Before it runs, we pack the weights and fold each channel of the hidden layer, whose sums have 64
+# products.
 
 # %%
 K = 64
@@ -346,14 +348,14 @@ folded = [fold_channel(plus, K) for plus in (table >= 0).T]
 thresholds, flips = np.array(folded).T
 flips = flips.astype(bool)
 
-words_1 = pack(first.binary_weight())  # (256, 1): one word a row
+words_1 = pack(first.binary_weight())  # (256, 1): one word per row
 words_2 = pack(last.binary_weight())  # (10, 4)
 print(f"{flips.sum()} of {len(flips)} channels are flipped, thresholds {thresholds[:8]} ...")
 
 assert np.array_equal((every_sum[:, None] >= thresholds) != flips, table >= 0)
 
 # %% [markdown]
-# The program: a product of words, a comparison, packing, a product of words.
+# The program consists of a product of words, a comparison, packing, and a product of words.
 
 # %%
 signs = np.where(images.reshape(-1, 64) >= 0, np.float32(1), np.float32(-1))
@@ -366,16 +368,16 @@ print(scores[0], scores.dtype)
 assert np.array_equal(scores, float_scores)
 
 # %% [markdown]
-# Nothing between the packed image and the ten scores is a float, and each of the 3,600 scores is
-# the float network's. The last layer's sums are not compared with anything: the largest one names
-# the digit.
+# Nothing between the packed image and the ten scores is a float, and each of the 3,600 scores
+# equals the float network's. The last layer's sums are not compared with thresholds: the largest
+# one gives the digit.
 #
 # `pack` takes signs, not bits: True and False are the numbers 1 and 0, and whether 0 counts as a
 # minus depends on how `pack` compares.
 #
 # ## Measured
 #
-# How large is each of the two?
+# How large are the two networks?
 
 # %%
 float_bytes = sum(a.nbytes for a in model.state_dict().values())
@@ -385,15 +387,16 @@ print(f"floats {float_bytes:,} bytes, words and 16-bit thresholds {packed_bytes:
 assert float_bytes > 20 * packed_bytes
 
 # %% [markdown]
-# The ratio is less than 32, that of a float to a bit, since thresholds are numbers still. Time is
-# another matter: here sums, bits, signs and words are arrays between calls from Python, which cost
-# more than the products. In [06c](06c_tasks_and_time.ipynb) they do not exist.
+# The ratio is less than 32, the ratio of a float to a bit, since thresholds are still numbers. Time
+# is another matter: here, sums, bits, signs and words are arrays passed between calls from Python,
+# and these cost more than the products. In [06c](06c_tasks_and_time.ipynb) these arrays are never
+# created.
 #
 # ## In the package
 #
-# [`deploy.compile`](../tinybnn/deploy/compiler.py) folds in the same way: it evaluates whatever
-# stands between a sum and a sign at every sum that can occur
-# ([`deploy/scan.py`](../tinybnn/deploy/scan.py)). The thresholds must be ours.
+# [`deploy.compile`](../tinybnn/deploy/compiler.py) folds in the same way: it evaluates the
+# operations between a sum and a sign at every sum that can occur
+# ([`deploy/scan.py`](../tinybnn/deploy/scan.py)). Its thresholds must equal ours.
 
 # %%
 packed = deploy.compile(model, (1, 8, 8))
@@ -409,9 +412,9 @@ print(packed)
 #
 # Batch norm and sign of an integer sum are one comparison with an integer, and a flip where the
 # norm falls. The threshold is found by evaluating the float32 function at every sum, since that
-# function, with its rounding, is the network; the formula of the books differs from it in some
-# channels, in float64 too. A max-pool in front of them becomes OR, and AND in flipped channels. So
-# a binary network is products of words, comparisons and packing, and its scores equal the float
+# function, with its rounding, is the network; the textbook formula differs from it in some
+# channels, even in float64. A max-pool before them becomes OR, and AND in flipped channels. So a
+# binary network is products of words, comparisons and packing, and its scores equal the float
 # network's with `==`.
 #
 # ## Exercises
@@ -434,15 +437,16 @@ course.show("06")
 
 # %% [markdown]
 # Your `normalized` divides by $\sqrt{\sigma^2 + \varepsilon}$; the package multiplies by its
-# reciprocal. Each has its own rounding, so a channel in many thousands has another threshold. Each
-# `fold` is right for its own network.
+# reciprocal. The two round differently, so one channel in many thousands has another threshold.
+# Each `fold` is right for its own network.
 #
 # Think about:
 #
 # 1. Sums of 8 products ±1 are even: -8, -6, … 8. How many different thresholds give the same
 #    program, and which one would you store?
 # 2. XNOR-Net multiplies each sum by the mean magnitude of the filter's weights. What becomes of
-#    these factors when batch norm and sign follow? *Hint:* what is the function of one integer now?
+#    these factors when batch norm and sign follow? *Hint:* which function of one integer do you
+#    evaluate now?
 # 3. Take the round parameters and compute $t$ in float64 with $\varepsilon = 0$. Is it better or
 #    worse than with it? *Hint:* compare `np.float32(256) + np.float32(1e-5)` and `np.float32(16) +
 #    np.float32(1e-5)`.

@@ -14,8 +14,8 @@
 # # The compiler: from a model to a list of steps
 #
 # **You will learn** why a packed program is tested with `==` and not by its accuracy, how a
-# compiler reads a model and decides what can be bits, what keeps the sums equal that stay floats,
-# and what it says about a model that it cannot compile.
+# compiler reads a model and decides what can be bits, how sums that remain floats are kept equal,
+# and what the compiler reports about a model that it cannot compile.
 #
 # **You need** [06](06_compiling.ipynb): batch norm and sign as one comparison. The model is the
 # convolutional network of [03](03_first_binary_network.ipynb), built by `models.cnn`.
@@ -37,7 +37,7 @@ from tinybnn.tensor import trace
 # ## The question
 #
 # Here is the model, trained for three epochs on the digits. That is too short for a good result,
-# but enough for numbers that are not random. About half of the $\gamma$ of batch norm begin with
+# but long enough for the numbers not to be random. About half of the batch norms' $\gamma$ start at
 # -1, so that channels of both kinds appear.
 
 # %%
@@ -64,15 +64,15 @@ print(f"accuracy in the last epoch of training: {history['accuracy'][-1]:.1%}")
 assert history["accuracy"][-1] > 0.8
 
 # %% [markdown]
-# In 06 we wrote the program of one network by hand: which values are words, where the thresholds
-# stand, what becomes of the pooling. **How does a program find this for any model, and how do we
-# know that what it found is right?** We begin with the second half.
+# In 06 we wrote the program of one network by hand: which values are words, where thresholds are
+# used, what becomes of the pooling. **How does a program work this out for any model, and how do we
+# know that the result is right?** We begin with the second question.
 #
 # ## The naive version
 #
 # The obvious test of a packed program is that it is as accurate as the model. To see what this test
-# is worth, we make a mistake on purpose, as small as possible. We turn over *one* of the 512 signs
-# that enter the second convolution, in each image another one, and count what differs behind each
+# is worth, we make the smallest possible mistake on purpose. We flip *one* of the 512 signs that
+# enter the second convolution, a different one in each image, and count what differs after each
 # later batch norm.
 
 # %%
@@ -114,22 +114,23 @@ axes.legend(loc="upper left", frameon=False)
 plt.show()
 
 # %% [markdown]
-# The sign reaches all sums of the pixels around it, and changes them by 2. Most stay on their side
-# of the threshold; some pass it, and each of these does the same in the next layer. In a float
+# The sign affects all sums of the pixels around it and changes each by 2. Most stay on their side
+# of the threshold; some cross it, and each of these does the same in the next layer. In a float
 # network a small error mostly stays small. A binary network has no small errors: a bit is right or
 # wrong.
 #
-# The accuracy hardly moves, since most wrong scores still have their largest value in the right
-# place. A program that is wrong in a few bits of every image can have the accuracy of a right one.
-# "Almost equal" is no test either: where a sign is turned over, the error is as large as any other.
-# This leaves `==`, for every value inside the network. It needs no tolerance, and when it fails, it
-# points to the first layer with a difference, which is where the mistake is.
+# The accuracy hardly moves, since in most images with wrong scores the largest score still belongs
+# to the same class. A program that is wrong in a few bits of every image can have the accuracy of a
+# right one. "Almost equal" does not work as a test either: where a sign is flipped, the error is as
+# large as any error can be. This leaves `==` for every value inside the network. It needs no
+# tolerance, and when it fails, it points to the first layer with a difference, which is where the
+# mistake is.
 #
 # ## Trace
 #
 # Now to the compiler. A model is a Python program, and its `forward` can be anything. The compiler
-# does not read the source. It runs the model once, in eval mode, and has each operation recorded
-# with what came in and what came out. What it compiles is thus what the model computes.
+# does not read the source. It runs the model once, in eval mode, and records each operation with
+# its inputs and its output. So it compiles what the model actually computes.
 
 # %%
 x = tb.Tensor(images[:2])
@@ -144,14 +145,14 @@ assert type(calls[0].function).__name__ == "SignConv2d" and calls[-1].output.sha
 # %% [markdown]
 # ## Kinds
 #
-# Going forward, each value gets a *kind*:
+# Going forward through the trace, each value gets a *kind*:
 #
 # - **signs**: the result of a sign, or a rearrangement of signs;
 # - **sums**: a convolution or a matrix product of signs with weights ±1, an integer whose bounds
 #   are known;
 # - **float**: anything else.
 #
-# A product of signs is the operation that training runs, too. It takes the latent weight, whose
+# A product of signs is the same operation that training runs. It takes the latent weights, whose
 # signs do not depend on the input: they are constants.
 
 
@@ -183,13 +184,14 @@ assert kind_by_call.count("signs") == 4 and kind_by_call.count("sums") == 4
 # %% [markdown]
 # ## The better version: forms
 #
-# Going backward from the output, each value is asked for in the *forms* that its readers want: as a
-# float array, as bits, or as accumulators, which are integers. A convolution of signs wants bits. A
-# sign whose argument is a function of one sum wants the accumulators, and becomes thresholds, if
-# the sign changes at most once. Then nobody asks for what lies between the two, and what nobody
-# asks for is not computed. Going forward again, each form that somebody wants becomes a *step*.
+# Going backward from the output, each value is requested in the *forms* that its readers need: as a
+# float array, as bits, or as accumulators, which are integers. A convolution of signs requests
+# bits. A sign whose argument is a function of one sum requests the accumulators and becomes
+# thresholds, if the sign changes at most once. Then the values between the two are never requested,
+# and what is not requested is not computed. Going forward again, each requested form becomes a
+# *step*.
 #
-# The table shows each operation of the model, its kind, and the forms in which it was asked for.
+# The table shows each operation of the model, its kind, and the forms in which it was requested.
 
 # %%
 packed = deploy.compile(model, images.shape[1:])
@@ -206,11 +208,11 @@ vanished = [i for i in range(len(calls)) if i not in forms and kind_by_call[i] !
 assert "BatchNorm" in [type(calls[i].function).__name__ for i in vanished]
 
 # %% [markdown]
-# Where a dash stands beside an operation, it has disappeared: max-pool and batch norm between sums
-# and signs are part of the thresholds.
+# Operations marked with a dash have disappeared: max-pool and batch norm between sums and signs are
+# now part of the thresholds.
 #
-# What is left is the program. A step is the name of an operation, numbers of earlier steps, and
-# arrays. There is no code in it, so that a program can be saved as data, and loading it runs
+# What is left is the program. A step consists of the name of an operation, the numbers of earlier
+# steps, and arrays. It contains no code, so a program can be saved as data, and loading it executes
 # nothing.
 
 # %%
@@ -218,7 +220,7 @@ print(packed)
 
 # %% [markdown]
 # Are its thresholds those of 06? For the third convolution, with $K = 576$ products in a sum, we
-# ask the float network at all 1153 sums. Each channel's sign changes once, or not at all.
+# evaluate the float network at all 1153 sums. Each channel's sign changes once, or not at all.
 
 # %%
 norm, K = model[7], 576
@@ -236,9 +238,9 @@ assert np.array_equal((integers[:, None] >= thresholds) != flips, values >= 0)
 # %% [markdown]
 # ## Sums that remain floats
 #
-# Sums of signs are integers below $2^{24}$. Float32 holds them exactly, and their order is of no
-# importance. But the first layer sees pixels, and in many networks the last one has float weights.
-# Their terms are real numbers, every addition rounds, and then the order matters:
+# Sums of signs are integers below $2^{24}$. Float32 holds them exactly, and the order of addition
+# does not matter. But the first layer takes pixels, and in many networks the last one has float
+# weights. There the terms are real numbers, every addition rounds, and the order matters:
 
 # %%
 big, small = np.float32(1e8), np.float32(1)
@@ -254,9 +256,9 @@ assert len(totals) > 1 and len(signs) == 1
 
 # %% [markdown]
 # (`np.cumsum` adds one after the other.) Which order does a matrix product take? A tuned library
-# chooses by the size of the matrices, the number of threads and the processor. So one image alone
-# can have other sums than the same image in a batch. Behind these sums stands a sign, and we know
-# what one wrong bit does.
+# chooses the order by the size of the matrices, the number of threads and the processor. So one
+# image alone can get different sums from the same image in a batch. A sign follows these sums, and
+# we know what one wrong bit does.
 #
 # The package therefore has *one* kernel for such sums, with one order: ascending $k$, each product
 # rounded before it is added (no fused multiply-add, which would round once instead of twice). The
@@ -280,16 +282,16 @@ assert np.array_equal(
 
 # %% [markdown]
 # Our digits hide the problem: their pixels are multiples of 1/8, so even the first layer's sums are
-# exact. Photographs, with the mean taken off and divided by a standard deviation, do not.
+# exact. Photographs, with the mean subtracted and divided by a standard deviation, do not.
 #
-# What stands between such sums, like the batch norm at the end, works on each number by itself.
-# There nothing is added up, and the same operations in the same order are enough.
+# Operations between such sums, like the batch norm at the end, are elementwise. They add nothing
+# up, so the same operations in the same order are enough.
 #
 # ## What does not compile
 #
-# Between sums and sign may stand anything that works on each number by itself, as long as the
-# compiler knows the operation. If the sign changes more than once, there is no threshold; the
-# program then keeps the floats, and stays exact. Below, $|\text{norm}| - 1$ changes twice.
+# Between sums and sign, any elementwise operation is allowed, as long as the compiler knows it. If
+# the sign changes more than once, there is no threshold; the program then keeps the floats, and
+# stays exact. Below, $|\text{norm}| - 1$ changes twice.
 
 
 # %%
@@ -326,8 +328,8 @@ for between in (norm, Folded(norm)):
 # the result.
 #
 # Two kinds of model cannot be compiled. One uses an operation that has no packed form. The other
-# computes a constant from its input, outside of what is recorded: the trace would keep the value of
-# the first run. The error names the layer, the operation, and what to do instead.
+# computes a constant from its input outside the recorded operations: the trace would keep the value
+# of the first run. The error names the layer, the operation, and what to do instead.
 
 
 # %%
@@ -356,7 +358,7 @@ assert "no packed form" in messages[0] and "Cut" in messages[1]
 #
 # `deploy.verify` traces the model on the given images and compares the result of each step with the
 # value that it stands for, with `==`. We give it the program, and then one with a mistake: a single
-# threshold is 2 too high (these sums are all even, so 1 would change nothing).
+# threshold is 2 too high (all these sums are even, so 1 would change nothing).
 
 # %%
 compared = deploy.verify(model, packed, images)
@@ -382,7 +384,7 @@ print(
 assert message
 
 # %% [markdown]
-# The accuracy says little, and `==` says which step is wrong, in how many values.
+# The accuracy says little; `==` says which step is wrong, and in how many values.
 #
 # ## In the package
 #
@@ -393,9 +395,9 @@ assert message
 # | signs at every sum, thresholds | [`deploy/scan.py`](../tinybnn/deploy/scan.py) |
 # | operations and their packed forms | [`deploy/operations.py`](../tinybnn/deploy/operations.py) |
 # | comparison with `==` | [`deploy/verify.py`](../tinybnn/deploy/verify.py) |
-# | sums in one order | [`kernels/floats/signed.py`](../tinybnn/kernels/floats/signed.py) |
+# | sums in one order | [`kernels/floats/ordered.py`](../tinybnn/kernels/floats/ordered.py) |
 #
-# Our short `kinds` must find the same sums and signs as the compiler.
+# Our short function `kinds` must find the same sums and signs as the compiler.
 
 # %%
 products = {step.call for step in packed.steps if step.operation.startswith("xnor")}
@@ -408,11 +410,12 @@ assert {i for i, kind in enumerate(kind_by_call) if kind == "signs"} <= bits
 # ## Summary
 #
 # A packed program is right if every value inside it equals the model's, with `==`; one wrong bit
-# changes most scores and hardly the accuracy. The compiler records one forward pass, finds which
+# changes most scores but hardly the accuracy. The compiler records one forward pass, finds which
 # values are signs and which are integer sums, asks for each value in the form its readers need, and
-# turns what stands between a sum and a sign into thresholds. Sums of real numbers depend on the
-# order of addition, so both sides use one kernel with one order. What has no packed form, or
-# depends on the input behind the trace's back, is refused with the layer's name.
+# turns the operations between a sum and a sign into thresholds. Sums of real numbers depend on the
+# order of addition, so both sides use one kernel with one order. Operations without a packed form,
+# and constants that depend on the input without being recorded, are refused with an error that
+# names the layer.
 #
 # ## Exercises
 #

@@ -13,14 +13,13 @@
 # %% [markdown]
 # # Tasks and time: from a list of steps to calls of kernels
 #
-# **You will learn** how several steps of a packed program become one call of a kernel, what is done
-# where real numbers stand between two products of signs, what is in the file, and where the time
-# goes.
+# **You will learn** how several steps of a packed program become one call of a kernel, how real
+# numbers between two products of signs are handled, what is in the file, and where the time goes.
 #
 # **You need** [06b](06b_the_compiler.ipynb): steps, forms and `==`. Convolutions on words are
 # explained in [05](05_convolutions_on_bits.ipynb).
 #
-# **Time** about 14 minutes of reading; the cells run in less than a minute, the first time longer,
+# **Time** about 14 minutes of reading; the cells run in less than a minute, longer the first time,
 # since kernels are compiled. Times are those of the machine that ran the notebook.
 
 # %%
@@ -70,14 +69,14 @@ print(f"{deploy.verify(model, packed, images):,} values compared, all equal")
 assert len(packed.steps) == 15
 
 # %% [markdown]
-# One after the other, each step reads an array and writes an array. A sum takes 32 bits, and all
-# that is kept of it is one. **How much of this traffic can be avoided, and what does the whole
-# program then gain over floats?**
+# Each step in turn reads an array and writes an array. A sum takes 32 bits, and only one bit of it
+# is kept. **How much of this traffic can be avoided, and how much faster than floats is the whole
+# program then?**
 #
 # ## The naive version
 #
-# `packed.run` carries out one step after the other. It is the reference, and what `verify` checks
-# first. How large are its results?
+# `packed.run` executes one step after the other. It is the reference, and `verify` checks it first.
+# How large are its results?
 
 # %%
 of_steps = {step.operation: 0 for step in packed.steps}
@@ -91,8 +90,8 @@ assert of_steps["xnor_conv2d"] > 8 * of_steps["threshold"]
 # %% [markdown]
 # ## The better version: tasks
 #
-# `packed.predict` is faster, because it carries out several steps in one call of a kernel: a
-# *task*. `packed.tasks` lists them, and `covers` are the steps of each.
+# `packed.predict` is faster, because it executes several steps in one call of a kernel: a *task*.
+# `packed.tasks` lists the tasks, and `covers` gives the steps of each.
 
 # %%
 for task in packed.tasks:
@@ -107,11 +106,11 @@ assert sorted(i for task in packed.tasks for i in task.covers) == list(range(len
 
 # %% [markdown]
 # A product of signs and its thresholds are one task: the kernel compares the differences that it
-# has just counted and writes bits, as in [05b](05b_convolutions_by_addresses.ipynb). A sum is 32
-# bits and becomes one; the sums are never written.
+# has just counted and writes bits, as in [05b](05b_convolutions_by_addresses.ipynb). Each 32-bit
+# sum becomes one bit; the sums are never written.
 #
-# In the last task integers become floats and go through a batch norm. In the third, a batch norm of
-# floats ends in bits. Such arithmetic on floats comes next.
+# In the last task, integers become floats and go through a batch norm. In the third, a batch norm
+# of floats ends in bits. Such float arithmetic is our next topic.
 
 # %% [markdown]
 # ## Real numbers between the signs
@@ -121,8 +120,8 @@ assert sorted(i for task in packed.tasks for i in task.covers) == list(range(len
 # and *RPReLU*, which shifts, multiplies negative numbers by a slope, and shifts again. Then no
 # integer threshold exists: before the sign, something real has been added.
 #
-# Here is a network of two such blocks. It is not trained, as the arithmetic is the same; its
-# parameters are drawn at random, so that nothing is 0 or 1 by chance.
+# Here is a network of two such blocks. It is not trained, since that would not change the
+# arithmetic; its parameters are drawn at random, so that none happens to be 0 or 1.
 
 
 # %%
@@ -169,20 +168,20 @@ for task in packed_residual.tasks:
 # Look at the second task. It begins with the product of the first block, ends with the bits that
 # the second block's convolution reads, and gives two results: these bits, and the floats that the
 # second block will add. `to_float`, `batch_norm`, `add` (the residual), `sub`, `prelu`, `add`
-# (RPReLU), `sub`, `pack` (RSign) are eight steps. One after the other in NumPy, each reads and
-# writes the whole layer.
+# (RPReLU), `sub`, `pack` (RSign) are eight steps. In NumPy, each of them reads and writes the whole
+# layer.
 
 # %% [markdown]
 # ## A program for one pass
 #
-# What follows the product is a list of operations on each number by itself. It could be compiled
-# for each network, but that takes seconds. Instead the list is *data*, for a small machine that one
-# compiled kernel imitates: it has one accumulator, $v$, which is a block of 128 neighbouring
-# numbers in registers, and each instruction does one operation to it.
+# What follows the product is a list of elementwise operations. It could be compiled for each
+# network, but that takes seconds. Instead, the list is *data* for a small virtual machine, which
+# one compiled kernel implements: it has one accumulator, $v$, a block of 128 contiguous numbers in
+# registers, and each instruction applies one operation to it.
 #
-# `pointwise.prepare` translates. Values are numbered: inputs first, then the result of each
-# operation. An operand is the number of a value or a constant. This is the program of the second
-# task:
+# `pointwise.prepare` translates the list. Values are numbered: inputs first, then the result of
+# each operation. An operand is the number of a value or a constant. This is the program of the
+# second task:
 
 # %%
 block, following = residual[2], residual[3]
@@ -243,9 +242,9 @@ for instruction, source, number in program.code.tolist():
     print(WORDS[instruction].format(operand))
 
 # %% [markdown]
-# Is this the same as NumPy, operation by operation, and the same as the float model? Every
+# Does this give the same numbers as NumPy, operation by operation, and as the float model? Every
 # instruction rounds as NumPy's operation does, and the compiler behind Numba is not allowed to
-# contract a product and a sum. So we may ask for `==`.
+# contract a product and a sum. So we can check with `==`.
 
 # %%
 with tb.no_grad():
@@ -281,9 +280,9 @@ assert np.array_equal(floats, output.data.transpose(0, 2, 3, 1))
 assert np.array_equal(bits, pack(next_signs))
 
 # %% [markdown]
-# The last step is to join product and program. `kernels.floats.fused` makes the sums of a few
-# pixels in memory that stays in the cache, lets the program turn them into floats and bits, and
-# goes on with the next few pixels. An array of all sums does not exist. This is the task.
+# The last step is to join product and program. `kernels.floats.fused` computes the sums of a few
+# pixels in memory that stays in the cache, runs the program to turn them into floats and bits, and
+# goes on to the next few pixels. An array of all sums never exists. This is the task.
 
 
 # %%
@@ -315,17 +314,17 @@ for name, function, *given in (
 print(f"the array of sums would take {sums.nbytes:,} bytes")
 
 # %% [markdown]
-# The large step is from NumPy to the program: one pass instead of ten. Joining saves memory: the
-# array of sums is neither kept nor moved. Whether that also saves time depends on how large the
-# array is beside the caches, and on how many cores share the way to memory. On one core with a
-# large cache the two calls may take as long as the joined one, or less.
+# The large gain is from NumPy to the program: one pass instead of ten. Joining saves memory: the
+# array of sums is neither stored nor moved. Whether that also saves time depends on the size of the
+# array compared with the caches, and on how many cores share the memory bandwidth. On one core with
+# a large cache the two calls may take as long as the joined one, or less.
 
 # %% [markdown]
 # ## What is in the file
 #
-# A weight is one bit. Does the file agree? We count what each kind of array takes. A row of bits,
-# that is a filter's tap or a row of a matrix, is stored as whole bytes; thresholds are 16-bit
-# integers here, and flips a byte each.
+# A weight is one bit. Is it one bit in the file, too? We count the bytes of each kind of array. A
+# row of bits, that is, a filter's tap or a row of a matrix, is stored as whole bytes; thresholds
+# are 16-bit integers here, and flips a byte each.
 
 # %%
 counted = sum(
@@ -362,14 +361,14 @@ assert np.array_equal(
 
 # %% [markdown]
 # The *description* is the list of steps as text, with their settings, names and a checksum. Its
-# length grows with the number of steps and not with that of the weights, so that in a small model
-# it weighs a lot, and in a large one nothing.
+# length grows with the number of steps, not with the number of weights, so its share is large in a
+# small model and negligible in a large one.
 
 # %% [markdown]
 # ## Measured
 #
-# `profile` measures each task. *Products* are products of signs, and *of peak* is the share of what
-# the processor could count if nothing had to be loaded (the flat roof of
+# `profile` measures each task. *Products* are products of signs, and *of peak* is the speed as a
+# share of what the processor could count if nothing had to be loaded (the flat roof of
 # [04c](04c_tables_and_the_roofline.ipynb)).
 
 # %%
@@ -380,11 +379,11 @@ for row in profile:
     print(f"{row['products'] / 1e6:8.1f} M, {row['peak_share']:4.0%} of peak" * (row["rate"] > 0))
 
 # %% [markdown]
-# And the float model? Its trace can be carried out again, call by call. The calls up to the one in
-# which a task ends are the ones that the task replaces. Where a task ends in the middle of a call,
-# because the thresholds are compared here and pooled there, we take it together with the next one.
-# Products of signs are carried out on floats, by BLAS. The signs of the weights are left out: a
-# float program would compute them once. Of both sides the shortest of many runs counts.
+# And the float model? Its trace can be replayed call by call. A task replaces the calls up to the
+# one in which it ends. Where a task ends in the middle of a call, because the packed program
+# compares before it pools and the float model after, we take it together with the next task. BLAS
+# computes the products of signs on floats. Taking the signs of the weights is left out, since a
+# float program would do it only once. For both sides, the shortest of many runs counts.
 
 # %%
 x = tb.Tensor(images)
@@ -440,11 +439,11 @@ axes.set_axisbelow(True)
 plt.show()
 
 # %% [markdown]
-# The first three rows are about the same work on both sides, as the first layer's sums are floats
-# either way. The products of signs are the rows that gain most.
+# The first three rows are about the same work on both sides, since the first layer's sums are
+# floats in both programs. The products of signs gain most.
 #
 # That changes what is worth working on. The first layer, a small part of the operations, now takes
-# a large part of the time, and the next improvement has to be made there. This is Amdahl's law.
+# a large part of the time, so the next improvement has to be made there. This is Amdahl's law.
 
 # %% [markdown]
 # ## In the package
@@ -457,7 +456,7 @@ plt.show()
 # | the small machine | [`kernels/floats/pointwise.py`](../tinybnn/kernels/floats/pointwise.py) |
 # | product and program joined | [`kernels/floats/fused.py`](../tinybnn/kernels/floats/fused.py) |
 #
-# Task by task and step by step give the same scores, for both models.
+# Running task by task and step by step gives the same scores, for both models.
 
 # %%
 for program in (packed, packed_residual):
@@ -467,11 +466,11 @@ for program in (packed, packed_residual):
 # %% [markdown]
 # ## Summary
 #
-# Steps are joined to tasks, each of which is one call of a kernel: a sum becomes a bit in the loop
-# that has counted it, and is never written. Where real numbers stand between two products, as in
-# residual blocks, a list of operations is carried out on numbers in registers, with the roundings
-# of NumPy. The file holds one bit for each weight. The products of signs gain most, so that what
-# was small before, like the first layer, then takes most of the time.
+# Steps are joined into tasks, and each task is one call of a kernel: a sum becomes a bit in the
+# loop that counted it, and is never written. Where real numbers occur between two products, as in
+# residual blocks, a list of operations runs on numbers in registers and rounds as NumPy does. The
+# file holds one bit per weight. The products of signs gain most, so parts that were small before,
+# like the first layer, then take most of the time.
 #
 # ## Exercises
 #

@@ -1,4 +1,4 @@
-"""A student's package, as tests make it."""
+"""A student's package, built by tests."""
 
 import importlib
 import shutil
@@ -13,7 +13,7 @@ SOLUTIONS = HERE / "solutions" / "mybnn"
 
 @contextmanager
 def student(folder, files=SOLUTIONS, **more):
-    """The files as `mybnn`, to be imported; what is given for one stands at its end."""
+    """The files as an importable package `mybnn`; given text is appended to a file."""
     shutil.copytree(files, folder / "mybnn")
     for name, text in more.items():
         with open(folder / "mybnn" / f"{name}.py", "a", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Right answers pass, empty files do not, and typical mistakes are called by their names."""
+"""Right answers pass, empty files do not, and typical mistakes are named."""
 
 import ast
 import importlib
@@ -17,7 +17,7 @@ EXERCISES = [one for chapter in CHAPTERS.values() for one in chapter.exercises]
 
 @contextmanager
 def answer(folder, number, files=SOLUTIONS, more=""):
-    """The student's module of an exercise; `more` stands at its end and replaces definitions."""
+    """The student's module of an exercise; `more` is appended and replaces definitions."""
     name = CHAPTERS[number[:2]].file
     with student(folder, files, **{name: more}):
         yield importlib.import_module(f"mybnn.{name}")
@@ -27,8 +27,10 @@ def docstrings(path):
     """Name of each definition -> its docstring."""
     nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     kinds = (ast.FunctionDef, ast.ClassDef)
-    found = {node.name: ast.get_docstring(node) for node in nodes if isinstance(node, kinds)}
-    return {name: text for name, text in found.items() if text}
+    docstrings_by_name = {
+        node.name: ast.get_docstring(node) for node in nodes if isinstance(node, kinds)
+    }
+    return {name: text for name, text in docstrings_by_name.items() if text}
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS.values(), ids=lambda c: c.number)

@@ -1,4 +1,4 @@
-"""``tinybnn course`` as a student types it: what it prints, and how it ends."""
+"""``tinybnn course`` as a student types it: its output and exit code."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def course(tmp_path, monkeypatch):
 @pytest.fixture
 def run(capsys):
     def run(*words):
-        """Exit code, standard output, standard error of a command in this process."""
+        """Run a command in this process; return exit code, standard output and standard error."""
         capsys.readouterr()
         try:
             code = cli.main(["course", *words])
@@ -65,7 +65,7 @@ def test_check_ends_with_1_until_all_that_was_asked_passed(course, run):
 
 
 def numbers_checked(run, *words):
-    """The exercises' numbers, and what was said."""
+    """The exercises' numbers, and the printed text."""
     _, out, _ = run("check", *words, "--json", "figures.json")
     return [one["number"] for one in json.loads(Path("figures.json").read_text())], out
 
@@ -192,9 +192,9 @@ def test_status_shows_what_passed_what_changed_and_what_is_next(course, run):
     with open("mybnn/bits.py", "a") as file:
         file.write("more = 1\n")
     _, out, _ = run("status", "--json", "-")
-    found = json.loads(out)
-    assert found["chapters"]["00"]["changed"] == ["00.1"]
-    assert found["next"] == "tinybnn course check 00.1"
+    status = json.loads(out)
+    assert status["chapters"]["00"]["changed"] == ["00.1"]
+    assert status["next"] == "tinybnn course check 00.1"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The course folder: what `start` copies, what it never touches, and what is remembered."""
+"""The course folder: files that `start` copies, files that it never touches, and stored results."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def test_no_solution_is_copied(course):
 
 
 def test_links_lead_to_what_is_there(course):
-    """In the repository some lead to the source of the package."""
+    """In the repository, some links lead to the package's source."""
     for path in course.glob("*.ipynb"):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         texts = [cell["source"] for cell in cells if cell["cell_type"] == "markdown"]
@@ -233,9 +233,9 @@ def test_a_report_prints_as_text_in_a_notebook(course, monkeypatch, capsys):
     from tinybnn import course as api
 
     monkeypatch.chdir(course)
-    found = api.check("00.1")
-    assert repr(found).startswith("00.1  sign  ") and "not started" in repr(found)
-    assert not found.passed
+    outcome = api.check("00.1")
+    assert repr(outcome).startswith("00.1  sign  ") and "not started" in repr(outcome)
+    assert not outcome.passed
     api.show("00.1")
     assert "not started" in capsys.readouterr().out
 

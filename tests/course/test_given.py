@@ -1,4 +1,4 @@
-"""What the exercise files bring complete computes what it says, with right answers around it."""
+"""The complete parts of the exercise files work, together with right answers."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""What the files bring complete is compared with what the student's files have in its place."""
+"""The grader compares complete parts of the exercise files with those in the student's files."""
 
 import shutil
 from pathlib import Path

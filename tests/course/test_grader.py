@@ -1,4 +1,4 @@
-"""The grader against files as students write them: each ends in a message with line and cause."""
+"""The grader on files as students write them: each verdict names the line and the cause."""
 
 import dataclasses
 import os
@@ -30,13 +30,13 @@ def sign(x):
 
 
 def graded(folder, code, seconds=60.0, name="bits.py"):
-    """The verdict on a file with this text, or these bytes."""
+    """Grade a file with this text, or these bytes."""
     (folder / "mybnn").mkdir(exist_ok=True)
     content = code if isinstance(code, bytes) else textwrap.dedent(code).encode()
     (folder / "mybnn" / name).write_bytes(content)
     verdict = grade_file(dataclasses.replace(ONE, seconds=seconds), folder)
     assert "Traceback" not in verdict.message + verdict.printed
-    assert str(Path(process.__file__).parent) not in verdict.message  # no line of ours
+    assert str(Path(process.__file__).parent) not in verdict.message  # no line of the grader
     return verdict
 
 
@@ -275,7 +275,7 @@ def test_a_crash(body, name, line, tmp_path):
 
 @posix
 def test_a_copy_of_the_process_gives_no_verdict(tmp_path):
-    """The parent waits for an hour; its copy answers right."""
+    """The parent waits for an hour; its copy gives the right answer."""
     code = "import os, time\nif os.fork():\n    time.sleep(3600)\n" + RIGHT
     verdict = graded(tmp_path, code, seconds=6.0)
     assert verdict.state == "too slow" and "line 3: time.sleep(3600)" in verdict.message
@@ -389,7 +389,7 @@ def test_files_called_as_those_of_the_standard_library(tmp_path):
 
 
 def test_the_file_as_it_is_now(tmp_path):
-    """Not what a `__pycache__` of the same second holds."""
+    """The file is graded, not a `__pycache__` from the same second."""
     graded(tmp_path, RIGHT)
     path = tmp_path / "mybnn" / "bits.py"
     import py_compile

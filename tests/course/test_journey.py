@@ -1,8 +1,8 @@
-"""A student's whole way: from an empty folder, answer by answer, to the last milestone.
+"""A student's whole course: from an empty folder, answer by answer, to the last milestone.
 
 Everything goes through the command line, in processes. TINYBNN_COMMAND names the `tinybnn` of an
-environment that was made from a wheel (`.ci/run` makes one); without it this Python's goes through
-the first chapter only, since all take some minutes.
+environment made from a wheel (`.ci/run` makes one); without it, this Python's command runs
+only the first chapter, since all chapters take some minutes.
 """
 
 import ast
@@ -46,17 +46,17 @@ class Student:
 
 
 def definitions(text):
-    """The lines of each definition at the top of a file: name -> (first, behind the last)."""
-    found = {}
+    """The line range of each top-level definition in a file: name -> (first, end)."""
+    line_ranges = {}
     for node in ast.parse(text).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-            found[node.name] = first - 1, node.end_lineno
-    return found
+            line_ranges[node.name] = first - 1, node.end_lineno
+    return line_ranges
 
 
 def unfinished(solution, skeleton, open_):
-    """The solution, with the skeleton's definitions for the exercises that are open."""
+    """The solution, with the skeleton's definitions for open exercises."""
     lines, missing = solution.split("\n"), skeleton.split("\n")
     places, given = definitions(solution), definitions(skeleton)
     for name in sorted(open_, key=lambda name: -places[name][0]):
@@ -101,8 +101,8 @@ def test_from_an_empty_folder_to_the_last_milestone(tmp_path):
         return
 
     for number in milestones:
-        out, found = student.run("milestone", number)
-        assert "reached" in out and found["figures"] and not found["failed"]
+        out, result = student.run("milestone", number)
+        assert "reached" in out and result["figures"] and not result["failed"]
     _, status = student.run("status")
     assert status["next"] == "" and all(one["reached"] for one in status["milestones"].values())
 
@@ -126,6 +126,6 @@ def test_wrong_answers_are_caught(tmp_path):
         _, [verdict] = student.run("check", number, code=1)
         names = next(n.value for n in ast.parse(text).body if isinstance(n, ast.Assign))
         assert verdict["state"] == "wrong", path
-        named += ast.literal_eval(names) in verdict["message"]  # a slow one, also by its time alone
+        named += ast.literal_eval(names) in verdict["message"]  # a slow one, or only by time
         student.write(file, solution)
     print(f"\n{len(WRONG)} wrong answers caught, {named} by their name")

@@ -1,4 +1,4 @@
-"""Milestones are reached with the solutions; with a wrong piece a sentence says what is wrong."""
+"""Milestones are reached with the solutions; with a wrong part, a message says what is wrong."""
 
 import pytest
 
@@ -10,14 +10,14 @@ from students import student
 
 @pytest.fixture(autouse=True)
 def one_blas_thread():
-    """As in the process in which a student's milestone runs."""
+    """Limit BLAS to one thread, as in the process of a student's milestone."""
     with threads.one_blas_thread():
         yield
 
 
 @pytest.fixture
 def short(monkeypatch):
-    """Training is not what the test is about."""
+    """Shorten training, which these tests do not check."""
     for page in (binaryconnect, binarynet, xnornet):
         monkeypatch.setattr(page, "EPOCHS", 1)
         monkeypatch.setattr(page, "LEAST", 0.0)

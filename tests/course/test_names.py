@@ -1,4 +1,4 @@
-"""A mistake is called by its name only if it makes the student's answers to all probes."""
+"""A mistake is named only if it gives the student's answers to all probes."""
 
 import pytest
 

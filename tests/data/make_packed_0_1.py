@@ -1,6 +1,6 @@
 """Write packed_0_1.npz and predictions_0_1.npz: run once, with tinybnn 0.1.
 
-A packed model with most of the forms that an array can have in a file, and what it predicts.
+A packed model with most of the forms of an array in a file, and its predictions.
 """
 
 from pathlib import Path
@@ -33,5 +33,5 @@ packed.info = {"classes": list("abcde"), "maximum": 16.0, "dataset": "digits"}
 folder = Path(__file__).parent
 packed.save(folder / "packed_0_1.npz")
 x = rng.normal(size=(7, 1, 8, 8)).astype(np.float32)
-found = {"x": x, "logits": packed.predict(x)}
-storage.save(folder / "predictions_0_1.npz", found, kind="predictions", version=1)
+predictions = {"x": x, "logits": packed.predict(x)}
+storage.save(folder / "predictions_0_1.npz", predictions, kind="predictions", version=1)

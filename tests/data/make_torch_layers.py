@@ -2,7 +2,7 @@
 
     python tests/data/make_torch_layers.py          (PyTorch 2.13, CPU)
 
-writes torch_layers.npz beside this file: plain arrays, no pickle. What is recorded stands in the
+writes torch_layers.npz beside this file: plain arrays, no pickle. The recorded cases are in the
 tables below; tests/test_torch_layers.py runs the same tables with tinybnn.
 """
 
@@ -23,11 +23,11 @@ IMAGE, ROWS = (2, 6, 3, 4), (5, 4)
 
 
 def wave(shape, seed):
-    """Numbers from -1 to 1, the same for everybody."""
+    """Fixed numbers from -1 to 1."""
     return np.sin(1.0 + seed + (2.3 + 0.1 * seed) * np.arange(np.prod(shape))).reshape(shape)
 
 
-# name: (function of nn, F, x and a function that makes a tensor of an array; shape of x)
+# name: (function of nn, F, x and a function that turns an array into a tensor; shape of x)
 CASES = {
     "gelu": (lambda nn, F, x, a: F.gelu(x), ROWS),
     "gelu tanh": (lambda nn, F, x, a: nn.GELU(approximate="tanh")(x), ROWS),

@@ -1,9 +1,9 @@
-"""Record what PyTorch gives for the calls of `tests/torch_names.py`: values and two derivatives.
+"""Record PyTorch's results for the calls of `tests/torch_names.py`: values and two derivatives.
 
     python tests/data/make_torch_names.py          (PyTorch 2.13, CPU)
 
-writes torch_names.npz beside this file: plain arrays, no pickle; one for each call, in which all
-its numbers are in a row.
+writes torch_names.npz beside this file: plain arrays, no pickle; one for each call, which holds all
+its numbers in a row.
 """
 
 import sys
@@ -17,7 +17,7 @@ import torch_names as names
 
 
 def weighted(tensors):
-    """The sum of all elements, each with a weight of its own."""
+    """The sum of all elements, each with its own weight."""
     return sum((t * torch.from_numpy(names.weights(t.shape))).sum() for t in tensors)
 
 
@@ -27,18 +27,20 @@ def record(letters, call, derivatives):
         inputs = [x.requires_grad_() for x in inputs]
     outputs = call(torch, *inputs)
     outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
-    found = outputs[:]
+    tensors = outputs[:]
     if derivatives:
         outputs = [y for y in outputs if y.requires_grad]
         twice = derivatives == 2
         options = {"create_graph": twice, "materialize_grads": True}
         gradients = torch.autograd.grad(weighted(outputs), inputs, **options)
-        found += gradients
+        tensors += gradients
         gradients = [g for g in gradients if g.requires_grad]
         if twice and gradients:
-            found += torch.autograd.grad(weighted(gradients), inputs, materialize_grads=True)
+            tensors += torch.autograd.grad(weighted(gradients), inputs, materialize_grads=True)
     dtypes.append(str(outputs[0].dtype).removeprefix("torch."))
-    return np.concatenate([t.detach().numpy(force=True).astype(np.float64).ravel() for t in found])
+    return np.concatenate(
+        [t.detach().numpy(force=True).astype(np.float64).ravel() for t in tensors]
+    )
 
 
 dtypes = []  # of the first outputs

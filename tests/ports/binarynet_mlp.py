@@ -48,7 +48,7 @@ class Net(nn.Module):
 
 
 def initialise(model, seed=0):
-    """Numbers that do not depend on the library."""
+    """Set initial values that do not depend on the library."""
     rng = np.random.RandomState(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -62,7 +62,7 @@ def squared_hinge(output, target):
 
 
 def train(images, labels, steps=20, batch_size=32):
-    """Losses of the steps, and the model. Images (N, 1, 28, 28) from -1 to 1."""
+    """Train; return the losses of the steps and the model. Images (N, 1, 28, 28) from -1 to 1."""
     x, y = torch.from_numpy(images).double(), torch.from_numpy(labels)
     model = Net(images[0].size).double()
     initialise(model)

@@ -1,4 +1,4 @@
-"""Run the scripts of this folder with PyTorch or, by other import lines, with tinybnn.
+"""Run the scripts of this folder with PyTorch or, with other import lines, with tinybnn.
 
     PYTHONPATH=. python tests/ports/harness.py          (PyTorch 2.13, CPU)
 
@@ -20,13 +20,13 @@ DATA = {"binarynet_mlp": "mnist", "xnor_net": "cifar10", "reactnet": "cifar10"}
 
 
 def with_imports_of(library, source):
-    """A script with this library in its import lines."""
+    """The script's text with this library in its import lines."""
     source = re.sub(r"^import torch$", f"import {library} as torch", source, flags=re.MULTILINE)
     return re.sub(r"^(import|from) torch\b", rf"\1 {library}", source, flags=re.MULTILINE)
 
 
 def script(name, library):
-    """A script as a module; `library` is 'torch' or 'tinybnn'."""
+    """Load a script as a module; `library` is 'torch' or 'tinybnn'."""
     source = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
     if library != "torch":
         source = with_imports_of(library, source)
@@ -45,7 +45,7 @@ def synthetic(name, count=200):
 
 
 def real(name, count=200):
-    """The first images of a data set, from -1 to 1; a DatasetError where it is not there."""
+    """The first images of a dataset, from -1 to 1; raises a DatasetError if it is missing."""
     from tinybnn import datasets
 
     train, _ = datasets.load(DATA[name])
@@ -54,7 +54,7 @@ def real(name, count=200):
 
 
 def run(module, images, labels):
-    """(losses, what the hooks saw, the model)"""
+    """Run a script; return (losses, arguments seen by hooks, model)."""
     if module.__name__.startswith("reactnet"):
         with tempfile.TemporaryDirectory() as folder:
             return module.train(images, labels, folder)

@@ -73,7 +73,7 @@ class Net(nn.Module):
 
 
 def make(steps, seed=2):
-    """The model, its optimizer and its schedule."""
+    """Create the model, its optimizer and its schedule."""
     model, rng = Net().double(), np.random.RandomState(seed)
     with torch.no_grad():
         for p in model.parameters():
@@ -89,7 +89,7 @@ def make(steps, seed=2):
 
 
 def train(images, labels, folder, steps=20, batch_size=16):
-    """Losses, what the hooks saw, and the model; half way through it goes on from a checkpoint."""
+    """Train, resuming halfway from a checkpoint; return losses, arguments seen by hooks, model."""
     x, y = torch.from_numpy(images).double(), torch.from_numpy(labels)
     losses, positive, slopes, parts = [], [], [], make(steps)
 

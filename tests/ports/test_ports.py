@@ -1,4 +1,4 @@
-"""Scripts written for PyTorch run with tinybnn by other import lines: equal losses, exact bits."""
+"""Scripts written for PyTorch run with tinybnn's import lines: equal losses, exact bits."""
 
 import json
 
@@ -12,7 +12,7 @@ RECORDED = json.loads((harness.FOLDER / "losses.json").read_text(encoding="utf-8
 
 
 def check(name, kind, images, labels):
-    """Train with tinybnn and compare with what PyTorch recorded; then pack the network."""
+    """Train with tinybnn, compare with PyTorch's recorded results, then pack the network."""
     losses, seen, model = harness.run(harness.script(name, "tinybnn"), images, labels)
     recorded = RECORDED[f"{name}, {kind}"]
     np.testing.assert_allclose(losses, recorded["losses"], rtol=0, atol=1e-9)
@@ -55,6 +55,6 @@ def test_the_accuracy_of_the_perceptron():
 
 
 def test_a_network_says_which_of_its_weights_are_signs():
-    """A Function of one's own keeps real weights; a layer of tinybnn knows its signs."""
+    """A custom Function keeps real weights; a layer of tinybnn knows its signs."""
     model = nn.Sequential(nn.BinaryLinear(4, 3))
     assert set(np.unique(model.binary_weights()["0.weight"])) <= {-1.0, 1.0}

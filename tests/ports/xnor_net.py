@@ -88,7 +88,7 @@ def center_and_clip(model):
 
 
 def train(images, labels, steps=20, batch_size=16):
-    """Losses of the steps, and the model. Images (N, 3, 32, 32) from -1 to 1."""
+    """Train; return the losses of the steps and the model. Images (N, 3, 32, 32) from -1 to 1."""
     x, y = torch.from_numpy(images).double(), torch.from_numpy(labels)
     model = net().double()
     initialise(model)

@@ -1,5 +1,6 @@
 """Automatic differentiation: the engine, its operations, the Tensor, tracing, random numbers."""
 
+from tinybnn.autograd.backward import grad
 from tinybnn.autograd.creation import (
     arange,
     as_tensor,
@@ -24,11 +25,10 @@ from tinybnn.autograd.engine import (
     SumTo,
     Variable,
     as_array,
-    grad,
     no_grad,
-    plain,
 )
 from tinybnn.autograd.extension import OwnFunction
+from tinybnn.autograd.floats import plain
 from tinybnn.autograd.operations import (
     COMPARISONS,
     OF_NUMPY,
@@ -149,4 +149,7 @@ __all__ = [
     "sign", "sin", "sort", "split", "sqrt", "squeeze", "stack", "std", "sum", "topk", "trace",
     "traced_forward", "transpose", "unsqueeze", "var", "where", "zeros", "zeros_like",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else

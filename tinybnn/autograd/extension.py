@@ -1,7 +1,8 @@
 """Own functions with a context: static ``forward(ctx, ...)`` and ``backward(ctx, ...)``.
 
-A `Function` with static methods is written as in PyTorch. The engine applies an operation of its
-own form in its place, which hands a context from one method to the other:
+A `Function` with static methods is written as in PyTorch. In its place the engine applies an
+`OwnFunction`, an operation of the engine's form, which passes a context from ``forward`` to
+``backward``:
 
 >>> from tinybnn.tensor import Function, Tensor
 >>> class Sign(Function):
@@ -19,11 +20,11 @@ own form in its place, which hands a context from one method to the other:
 >>> x.grad
 Tensor([1., 1., 0.])
 
-Arguments that are no Tensors reach ``forward`` as they are. ``backward`` returns a gradient for
-each argument of ``forward``, None where there is none. Inputs and outputs that
-``save_for_backward`` is given are differentiated again by ``create_graph=True``; what ``forward``
-computes on the way is a constant there. Outputs that are arrays of integers or bools, or are given
-to ``mark_non_differentiable``, have no gradient.
+Arguments other than Tensors reach ``forward`` unchanged. ``backward`` returns a gradient for each
+argument of ``forward``, or None. With ``create_graph=True`` the inputs and outputs passed to
+``save_for_backward`` are differentiated again; intermediate results of ``forward`` are constants.
+Outputs that are arrays of integers or bools, or were passed to ``mark_non_differentiable``, have no
+gradient.
 """
 
 from __future__ import annotations
@@ -31,25 +32,33 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinybnn.autograd.engine import FLOATS, Function, Variable, as_array, no_grad, result_of, state
+from tinybnn.autograd.engine import Function, Variable, as_array, no_grad, result_of, state
+from tinybnn.autograd.floats import FLOATS
 from tinybnn.autograd.operations import reshape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tinybnn.autograd.tensor import Tensor
+    from tinybnn.typing import Array, V
 
 
 class _Context:
-    """What ``forward`` leaves for ``backward``: ``ctx``. Attributes of other names may be set.
+    """The ``ctx`` that ``forward`` fills for ``backward``; other attributes may be set freely.
 
     Attributes
     ----------
     needs_input_grad : tuple of bool
         For each argument of ``forward``, whether it is a Tensor that requires grad.
     saved_tensors : tuple
-        What `save_for_backward` was given.
+        The arguments of `save_for_backward`.
     """
 
-    def __init__(self, needs_input_grad):
+    def __init__(self, needs_input_grad) -> None:
         self.needs_input_grad = needs_input_grad
         self.saved_tensors = self._without_gradient = ()
 
@@ -69,35 +78,41 @@ class _Context:
 
 
 class _Outputs:
-    """What ``forward`` gave. The engine sees one array, in which all with a gradient are in a row.
+    """The outputs of ``forward``, which the engine handles as one array.
+
+    Outputs with a gradient are concatenated into it; the others are constants.
 
     Attributes
     ----------
     shapes : list of tuple or None
-        None where an output has no gradient.
+        For each output its shape, or None if it has no gradient.
     constants : list
-        The output there, else None.
+        For each output None, or the output itself if it has no gradient.
     """
 
     def join(self, results, without_gradient, dtype):
-        """The array of those with a gradient, and the outputs that are in it.
+        """Return the array of all outputs with a gradient, and the list of these outputs.
 
-        Arrays and numbers of NumPy's get the dtype: arithmetic with comparisons gives float64.
+        NumPy arrays and scalars are cast to `dtype`, since arithmetic with comparisons may have
+        promoted them to float64.
         """
         self.is_tuple = isinstance(results, tuple)
         results = results if self.is_tuple else (results,)
-        chosen = [x for x in results if _is_float(x) and _place(x, without_gradient) is None]
-        is_chosen = [_place(x, chosen) is not None for x in results]
-        pairs = list(zip(results, is_chosen, strict=True))
-        self.shapes = [np.shape(x) if is_in else None for x, is_in in pairs]
-        self.constants = [None if is_in else x for x, is_in in pairs]
-        arrays = [x.data if isinstance(x, Variable) else np.asarray(x, dtype) for x in chosen]
+        with_gradient = [x for x in results if _is_float(x) and _index(x, without_gradient) is None]
+        is_joined = [_index(x, with_gradient) is not None for x in results]
+        pairs = list(zip(results, is_joined, strict=True))
+        self.shapes = [np.shape(x) if joined else None for x, joined in pairs]
+        self.constants = [None if joined else x for x, joined in pairs]
+        arrays = [
+            x.data if isinstance(x, Variable) else np.asarray(x, dtype) for x in with_gradient
+        ]
         if len(arrays) == 1:
-            return arrays[0], chosen
-        return np.concatenate([x.ravel() for x in arrays] or [np.zeros(0, np.float32)]), chosen
+            return arrays[0], with_gradient
+        flat = np.concatenate([x.ravel() for x in arrays] or [np.zeros(0, np.float32)])
+        return flat, with_gradient
 
     def split(self, joined):
-        """The parts of such an array or Tensor; None for outputs without a gradient."""
+        """Split a joined array or Tensor into outputs; None for those without a gradient."""
         if len(self.shapes) - self.shapes.count(None) == 1:
             return [None if shape is None else joined for shape in self.shapes]
         parts, start = [], 0
@@ -108,7 +123,7 @@ class _Outputs:
         return parts
 
     def gradients(self, joined):
-        """The gradients of all outputs: 0 where there is none, None for an array."""
+        """Split a joined gradient: zeros for float outputs without a gradient, None for others."""
         parts = zip(self.split(joined), self.constants, strict=True)
         return [
             result_of(np.zeros_like(as_array(x))) if part is None and _is_float(x) else part
@@ -116,7 +131,7 @@ class _Outputs:
         ]
 
     def results(self, joined):
-        """What ``apply`` gives."""
+        """The return value of ``apply``."""
         parts = zip(self.split(joined), self.constants, strict=True)
         results = tuple([x if part is None else part for part, x in parts])
         return results if self.is_tuple else results[0]
@@ -126,8 +141,8 @@ def _is_float(x):
     return isinstance(x, Variable | np.ndarray | np.generic) and x.dtype in FLOATS
 
 
-def _place(x, sequence):
-    """Where an object is in a sequence; None if it is not."""
+def _index(x, sequence):
+    """The index of an object in a sequence by identity, or None."""
     return next((i for i, other in enumerate(sequence) if other is x), None)
 
 
@@ -137,15 +152,15 @@ class OwnFunction(Function):
     Attributes
     ----------
     own : type
-        The class.
+        The class with the static methods.
     """
 
-    own = None
-    views = True  # forward may give its input back
+    own: Any = None
+    views = True  # forward may return its input
 
     @classmethod
-    def run(cls, *arguments):
-        """``own.apply``: the output of ``forward``, or a tuple of several."""
+    def run(cls, *arguments: Any) -> Any:
+        """Implement ``own.apply``: return the output of ``forward``, or a tuple of several."""
         tensors = [x for x in arguments if isinstance(x, Variable)]
         rest = [None if isinstance(x, Variable) else x for x in arguments]
         needs = [x.requires_grad if isinstance(x, Variable) else None for x in arguments]
@@ -153,71 +168,75 @@ class OwnFunction(Function):
         joined = cls.apply(*tensors, arguments=rest, needs=needs, outputs=outputs)
         return outputs.results(joined if tensors else result_of(joined))
 
-    def forward(self, *arrays, arguments, needs, outputs):
-        self.wants, self.outputs = needs, outputs
-        self.context = context = _Context(tuple(map(bool, needs)))
+    def forward(
+        self, *arrays: Array, arguments: list[Any], needs: list[bool | None], outputs: Any
+    ) -> Array:
+        self._wants, self._outputs = needs, outputs
+        self._context = context = _Context(tuple(map(bool, needs)))
         inputs = [result_of(x) for x in arrays]
-        given = in_places(inputs, arguments, needs)
-        for x, need in zip(given, needs, strict=True):
+        all_arguments = in_places(inputs, arguments, needs)
+        for x, need in zip(all_arguments, needs, strict=True):
             if need:
                 x.requires_grad = True
-        with _apart():
+        with _unrecorded():
             if hasattr(self.own, "setup_context"):
-                results = self.own.forward(*given)
-                self.own.setup_context(context, tuple(given), results)
+                results = self.own.forward(*all_arguments)
+                self.own.setup_context(context, tuple(all_arguments), results)
             else:
-                results = self.own.forward(context, *given)
+                results = self.own.forward(context, *all_arguments)
         if any([x._version[0] for x in inputs]):
             raise RuntimeError(
                 f"{self.own.__name__}.forward changed an input in place; write x = x.clone() first"
             )
         dtype = arrays[0].dtype if arrays else np.float32
-        data, chosen = outputs.join(results, context._without_gradient, dtype)
-        self._keep(inputs, chosen)
+        data, with_gradient = outputs.join(results, context._without_gradient, dtype)
+        self._keep(inputs, with_gradient)
         is_shared = any([np.may_share_memory(data, x) for x in arrays[1:]])
         return data.copy() if is_shared else data
 
     def _keep(self, inputs, outputs):
-        """Leave saved inputs and outputs to the engine: they have a place in the graph."""
-        self.saved = []
-        for x in self.context.saved_tensors:
-            places = {"inputs": _place(x, inputs), "output": _place(x, outputs)}
-            kind = next((kind for kind, place in places.items() if place is not None), None)
-            self.saved.append((kind, places[kind] if kind else x))
-        self.saves = {kind for kind, _ in self.saved}
-        self.context.saved_tensors = ()
+        """Let the engine save the inputs and outputs, which have a place in the graph."""
+        self._saved = []
+        for x in self._context.saved_tensors:
+            indices = {"inputs": _index(x, inputs), "output": _index(x, outputs)}
+            source = next((name for name, index in indices.items() if index is not None), None)
+            self._saved.append((source, indices[source] if source else x))
+        self.saves = {source for source, _ in self._saved}
+        self._context.saved_tensors = ()
 
     def _release(self):
         super()._release()
-        self.saved = self.context = None
+        self._saved = self._context = None
 
-    def backward(self, grad, output, *inputs):
+    def backward(self, grad: V, output: V, *inputs: V) -> tuple[V, ...]:
         kept = {"inputs": inputs}
         if output is not None:
-            kept["output"] = [x for x in self.outputs.split(output) if x is not None]
-        self.context.saved_tensors = tuple(
-            [_as_tensor(kept[kind][x]) if kind else x for kind, x in self.saved]
+            kept["output"] = [x for x in self._outputs.split(output) if x is not None]
+        self._context.saved_tensors = tuple(
+            [_as_tensor(kept[source][x]) if source else x for source, x in self._saved]
         )
         if is_array := not isinstance(grad, Variable):
             grad = result_of(np.array(grad, order="K"))  # backward may change it in place
-        found = self.own.backward(self.context, *self.outputs.gradients(grad))
-        self.context.saved_tensors = ()  # else the graph would hold itself
-        found = found if isinstance(found, tuple) else (found,)
-        count = len(self.wants)
-        if len(found) < count or any(x is not None for x in found[count:]):
+        gradients = self.own.backward(self._context, *self._outputs.gradients(grad))
+        self._context.saved_tensors = ()  # else the graph would reference itself
+        gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+        count = len(self._wants)
+        if len(gradients) < count or any(x is not None for x in gradients[count:]):
             raise RuntimeError(
                 f"{self.own.__name__}.backward: expects {count} gradients, one for each argument "
-                f"of forward (None where there is none), got {len(found)}"
+                f"of forward (None where there is none), got {len(gradients)}"
             )
-        found = [x for x, want in zip(found, self.wants, strict=False) if want is not None]
-        pairs = zip(found, self.shapes, strict=True)
-        found = [_as_tensor(np.zeros(n, grad.dtype) if x is None else x) for x, n in pairs]
-        return tuple(map(as_array, found)) if is_array else tuple(found)
+        of_tensors = [
+            x for x, want in zip(gradients, self._wants, strict=False) if want is not None
+        ]
+        pairs = zip(of_tensors, self.shapes, strict=True)
+        tensors = [_as_tensor(np.zeros(n, grad.dtype) if x is None else x) for x, n in pairs]
+        return tuple(map(as_array, tensors)) if is_array else tuple(tensors)
 
 
 @contextlib.contextmanager
-def _apart():
-    """Neither a graph nor a tape sees what runs inside: to them it is one operation."""
+def _unrecorded():
+    """Hide the operations inside from graph and tape, which record them as a single one."""
     tape, state.tape = state.tape, None
     try:
         with no_grad():
@@ -226,8 +245,13 @@ def _apart():
         state.tape = tape
 
 
-def in_places(tensors, arguments, needs):
-    """The arguments of ``forward``: Tensors where they belong, the others where they are."""
+def in_places(
+    tensors: Iterable[Tensor], arguments: Iterable[Any], needs: Iterable[bool | None]
+) -> list[Any]:
+    """Merge Tensors and other arguments in the order of ``forward``'s parameters.
+
+    A need of None marks an argument that is not a Tensor.
+    """
     tensors = iter(tensors)
     pairs = zip(arguments, needs, strict=True)
     return [x if need is None else next(tensors) for x, need in pairs]
@@ -238,7 +262,7 @@ def _as_tensor(x):
 
 
 def _with_static_methods(cls, **options):
-    """What happens to a subclass of `Function`: see the module's text."""
+    """Prepare a subclass of `Function` that has static methods (see the module's docstring)."""
     super(Function, cls).__init_subclass__(**options)
     forward = inspect.getattr_static(cls, "forward", None)
     if isinstance(forward, staticmethod):
@@ -254,5 +278,5 @@ def _with_static_methods(cls, **options):
         )
 
 
-# One class Function for both forms; the engine knows its own only.
+# One class Function serves both forms; the engine knows only its own.
 Function.__init_subclass__ = classmethod(_with_static_methods)

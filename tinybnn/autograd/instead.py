@@ -1,8 +1,8 @@
-"""What PyTorch's Tensor has and ours has not, and what does the same here."""
+"""Attributes that only PyTorch's Tensor has, and what to use here instead."""
 
 from __future__ import annotations
 
-INSTEAD = {
+INSTEAD: dict[str, str] = {
     **{
         name: f"functional.{name}(x)"
         for name in ("log_softmax", "relu", "sigmoid", "softmax", "softplus", "tanh")

@@ -1,16 +1,18 @@
-"""Random numbers: the generator that layers and loaders draw from when they are given none."""
+"""Random numbers: the default generator of layers and loaders."""
+
+from __future__ import annotations
 
 import numpy as np
 
 _generator = np.random.default_rng()
 
 
-def manual_seed(seed):
-    """Restart the generator that layers draw from when they are given none of their own."""
+def manual_seed(seed: int | None) -> None:
+    """Restart the default generator; None seeds it from the operating system."""
     global _generator
     _generator = np.random.default_rng(seed)
 
 
-def default_generator():
-    """The numpy.random.Generator that `manual_seed` restarts."""
+def default_generator() -> np.random.Generator:
+    """Return the numpy.random.Generator that `manual_seed` restarts."""
     return _generator

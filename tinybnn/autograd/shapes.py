@@ -1,36 +1,53 @@
-"""Shapes and parts of arrays and Tensors, under PyTorch's names."""
+"""Shapes and parts of Tensors and arrays of any shape, under PyTorch's names.
+
+The result is a Tensor or an array, as the input is, and has its dtype.
+"""
 
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinybnn.autograd.engine import as_array
-from tinybnn.autograd.operations import Index, Pad, SizeError, _dims, broadcast_to, reshape
+from tinybnn.autograd.operations import (
+    Index,
+    Pad,
+    SizeError,
+    broadcast_to,
+    normalized_dims,
+    reshape,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tinybnn.typing import Dims, V
 
 
-def clone(x):
-    """A copy; the gradient passes through."""
-    return Pad.apply(x, widths=((0, 0),) * np.ndim(as_array(x)), value=1.0)  # signs stay signs
+def clone(x: V) -> V:
+    """Copy x of any shape; the gradient passes through."""
+    # Padding with 1.0 keeps "all elements are signs" true for the compiler.
+    return Pad.apply(x, widths=((0, 0),) * np.ndim(as_array(x)), value=1.0)
 
 
-def squeeze(x, dim=None):
-    """Leave out the axes `dim` that have size 1 (by default all of size 1)."""
+def squeeze(x: V, dim: Dims = None) -> V:
+    """Remove those of the axes `dim` that have size 1 (by default all of size 1)."""
     shape = np.shape(as_array(x))
-    dims = _dims(dim, len(shape))
+    dims = normalized_dims(dim, len(shape))
     return reshape(x, [n for d, n in enumerate(shape) if n != 1 or d not in dims])
 
 
-def unsqueeze(x, dim):
-    """Insert an axis of size 1 at `dim`; -1 is behind the last one."""
+def unsqueeze(x: V, dim: int) -> V:
+    """Insert an axis of size 1 at `dim`; -1 appends it."""
     shape = np.shape(as_array(x))
-    (dim,) = _dims(dim, len(shape) + 1)
+    (dim,) = normalized_dims(dim, len(shape) + 1)
     return reshape(x, (*shape[:dim], 1, *shape[dim:]))
 
 
-def expand(x, sizes):
-    """Repeat along axes of size 1 and new leading axes, without a copy; -1 keeps a size."""
+def expand(x: V, sizes: Sequence[int]) -> V:
+    """Repeat along axes of size 1 and new leading axes to `sizes`, as a view; -1 keeps a size."""
     shape, sizes = np.shape(as_array(x)), tuple(sizes)
     before = max(0, len(sizes) - len(shape))
     kept = tuple(
@@ -40,15 +57,15 @@ def expand(x, sizes):
     if len(sizes) < len(shape) or min(sizes[:before], default=0) < 0 or not all(fits):
         raise SizeError(
             f"expand: {shape} does not fit into {sizes}; only axes of size 1 and new leading ones "
-            "are repeated"
+            "can be repeated"
         )
     return broadcast_to(x, sizes[:before] + kept)
 
 
-def repeat(x, sizes):
-    """Repeat the whole array `sizes` times along each axis; more sizes than axes add leading ones.
+def repeat(x: V, sizes: Sequence[int]) -> V:
+    """Repeat the whole array ``sizes[i]`` times along axis i; extra sizes add leading axes.
 
-    It is NumPy's ``tile``; NumPy's ``repeat`` is PyTorch's ``repeat_interleave``.
+    This is NumPy's ``tile``; NumPy's ``repeat`` is PyTorch's ``repeat_interleave``.
     """
     shape, sizes = np.shape(as_array(x)), tuple(sizes)
     if len(sizes) < len(shape) or any(n < 0 for n in sizes):
@@ -56,7 +73,7 @@ def repeat(x, sizes):
             f"repeat: expects at least {len(shape)} sizes >= 0, one for each axis, got {sizes}"
         )
     shape = (1,) * (len(sizes) - len(shape)) + shape
-    # An axis of its own for each repetition; none where there is just one.
+    # Broadcast along an extra axis for each axis that is repeated more than once.
     pairs = [
         ((1, n), (r, n)) if r != 1 else ((n,), (n,)) for n, r in zip(shape, sizes, strict=True)
     ]
@@ -65,15 +82,16 @@ def repeat(x, sizes):
     return reshape(result, [n * r for n, r in zip(shape, sizes, strict=True)])
 
 
-def split(x, split_size_or_sections, dim=0):
-    """Cut along an axis into parts of a size (the last may be smaller), or of a list of sizes.
+def split(x: V, split_size_or_sections: int | Sequence[int], dim: int = 0) -> tuple[V, ...]:
+    """Cut along an axis into parts of one size (the last may be smaller), or of a list of sizes.
 
     Returns
     -------
-    tuple
+    tuple of Tensors or arrays
+        Each has the shape of x except along `dim`.
     """
     shape = np.shape(as_array(x))
-    (dim,) = _dims(dim, len(shape))
+    (dim,) = normalized_dims(dim, len(shape))
     size, sections = shape[dim], split_size_or_sections
     if isinstance(sections, int | np.integer):
         if sections < 1:
@@ -93,14 +111,15 @@ def split(x, split_size_or_sections, dim=0):
     )
 
 
-def chunk(x, chunks, dim=0):
+def chunk(x: V, chunks: int, dim: int = 0) -> tuple[V, ...]:
     """Cut along an axis into at most `chunks` parts of one size; the last may be smaller.
 
     Returns
     -------
-    tuple
+    tuple of Tensors or arrays
+        Each has the shape of x except along `dim`.
     """
     if chunks < 1:
         raise SizeError(f"chunk: chunks must be >= 1, got {chunks}")
-    (axis,) = _dims(dim, np.ndim(as_array(x)))
+    (axis,) = normalized_dims(dim, np.ndim(as_array(x)))
     return split(x, max(1, -(-np.shape(as_array(x))[axis] // chunks)), dim)

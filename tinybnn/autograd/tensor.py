@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import functools
 from copy import deepcopy
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+import tinybnn.autograd.backward as backward_pass
 import tinybnn.autograd.operations as operations
 import tinybnn.autograd.shapes as shapes
 import tinybnn.autograd.sorting as sorting
-from tinybnn.autograd.engine import FLOATS, Variable, as_array, check_dtype, class_of_results, state
+from tinybnn.autograd.engine import Variable, as_array, class_of_results, state
+from tinybnn.autograd.floats import FLOATS, check_dtype
 from tinybnn.autograd.instead import INSTEAD
 from tinybnn.autograd.operations import OF_NUMPY, Add, Cast, Div, Index, Mul, Pow, Sub, compare
 
+if TYPE_CHECKING:
+    import builtins
+    from collections.abc import Iterator, Sequence
 
-def _reduction(operation, of_numpy=None):
-    """A method that NumPy's function of that name may call too, with the arguments it has."""
+    from numpy.typing import DTypeLike, NDArray
+    from typing_extensions import Self
 
-    @functools.wraps(operation)
-    def method(self, dim=None, keepdim=False, **options):
-        if "axis" not in options:
-            return operation(self, dim, keepdim=keepdim, **options)
-        for name in ("out", "dtype"):
-            if options.pop(name, None) is not None:
-                raise TypeError(f"{operation.__name__}: a Tensor takes no {name}")
-        names = {"axis": "dim", "keepdims": "keepdim", "ddof": "correction"}
-        options = {names.get(name, name): value for name, value in options.items()}
-        return (of_numpy or operation)(self, **options)
-
-    return method
+    from tinybnn.autograd.engine import Function
+    from tinybnn.typing import Array, Dims, FloatArray, TensorLike
 
 
 @class_of_results
@@ -38,7 +33,7 @@ class Tensor(Variable):
 
     Parameters
     ----------
-    data : array_like or Tensor
+    data : array_like or Tensor, of any shape
         A floating-point array keeps its dtype and its memory (no copy); anything else becomes
         float32.
     requires_grad : bool
@@ -49,31 +44,33 @@ class Tensor(Variable):
     Raises
     ------
     TypeError
-        For data of another kind than integers, bools, float32 and float64.
+        If the data are not integers, bools, float32 or float64.
 
     Attributes
     ----------
     data : numpy.ndarray
-        The values. Whatever is assigned becomes an array as in the constructor, also a Tensor:
-        ``p.data = p.data - lr * p.grad`` and ``p.data -= lr * p.grad`` are updates by hand.
-    grad : Tensor or None
-        Sum of the gradients that `backward` brought here since it was None; on leaves only.
+        The values, float32 or float64. An assigned value is converted as by the constructor, even
+        a Tensor: ``p.data = p.data - lr * p.grad`` and ``p.data -= lr * p.grad`` update by hand.
+    grad : Tensor of this shape, or None
+        Sum of the gradients that `backward` has added since it was None; on leaves only.
     function : Function or None
-        The operation that made this tensor; None for a leaf.
+        The operation that computed this tensor; None for a leaf.
 
     Notes
     -----
     A Tensor holds floats. Integers and bools are NumPy arrays, which have no gradient:
     comparisons (``x > 0``), `argmax`, the indices of `sort`, ``arange(3)``.
 
-    ``x += y`` (and -=, *=, /=) makes a new Tensor x + y and binds the name to it where a graph
-    records x or y, and inside `trace`; a second name for the old Tensor keeps the old values. Under
-    `no_grad`, or where nothing requires grad, it changes the array itself. A leaf that requires
-    grad is changed under `no_grad` only.
+    ``x += y`` (and -=, *=, /=) binds the name to a new Tensor x + y where a graph records x or y,
+    and inside `trace`; other names of the old Tensor keep its values. Under `no_grad`, or where
+    nothing requires grad, it changes the array in place. A leaf that requires grad can be changed
+    under `no_grad` only.
 
-    An array that meets a Tensor gives a Tensor, in NumPy's functions too (``np.exp(x)``, ``array
-    += x``). A NumPy function without a gradient rule takes the values where no graph records them,
-    and is an error where a gradient would be lost.
+    An operation on an array and a Tensor returns a Tensor, also in NumPy's functions
+    (``np.exp(x)``, ``array += x``). A NumPy function without a gradient rule is applied to the
+    values where no graph records them; where a gradient would be lost, it raises an error.
+
+    Methods without text of their own are the functions of that name, applied to this tensor.
 
     Examples
     --------
@@ -108,36 +105,71 @@ class Tensor(Variable):
     """
 
     __slots__ = ()
-    __hash__ = object.__hash__  # by identity, although == compares elements
+    __hash__: Final = object.__hash__  # by identity, although == compares elements
+    requires_grad: bool
 
-    T = property(lambda self: operations.transpose(self, -2, -1))
-    grad_fn = property(lambda self: self.function)  # PyTorch's name of it
-    device = property(lambda self: "cpu")
+    @property
+    def T(self) -> Tensor:  # noqa: N802
+        """The last two axes swapped: (..., M, N) becomes (..., N, M)."""
+        return operations.transpose(self, -2, -1)
 
-    def __getattr__(self, name):
-        """Nothing is found: say what is used instead of a name that PyTorch has."""
-        instead = f"; use {INSTEAD[name]}" if name in INSTEAD else ""
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{instead}")
+    @property
+    def grad_fn(self) -> Function | None:
+        """PyTorch's name of `function`."""
+        return self.function
 
-    def numel(self):
-        """Number of elements."""
+    @property
+    def device(self) -> str:
+        """Always "cpu"."""
+        return "cpu"
+
+    if not TYPE_CHECKING:  # else every name would pass for an attribute
+
+        def __getattr__(self, name):
+            """Explain a missing attribute: for names of PyTorch's, what to use instead."""
+            instead = f"; use {INSTEAD[name]}" if name in INSTEAD else ""
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{instead}")
+
+    def backward(
+        self,
+        gradient: TensorLike | None = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+    ) -> None:
+        """Add the gradient of this tensor to the ``.grad`` of every leaf it was computed from.
+
+        Parameters
+        ----------
+        gradient : Tensor or array of this tensor's shape, optional
+            The gradient to start with. Required unless the tensor holds a single number: then 1.
+        retain_graph : bool, optional
+            Keep the graph for another backward pass; by default the value of `create_graph`.
+        create_graph : bool
+            Record the backward pass itself, so that gradients can be differentiated again.
+        """
+        backward_pass.backward(self, gradient, retain_graph, create_graph)
+
+    def numel(self) -> int:
+        """Return the number of elements."""
         return self.data.size
 
-    def dim(self):
-        """Number of axes: `ndim`."""
+    def dim(self) -> int:
+        """Return the number of axes, `ndim`."""
         return self.ndim
 
-    def size(self, dim=None):
-        """The `shape`, or the size of one axis."""
-        return self.shape if dim is None else self.shape[operations._dims(dim, self.ndim)[0]]
+    def size(self, dim: int | None = None) -> Any:
+        """Return the `shape`, or the size of one axis."""
+        if dim is None:
+            return self.shape
+        return self.shape[operations.normalized_dims(dim, self.ndim)[0]]
 
-    def tolist(self):
-        """The values as Python numbers in nested lists."""
+    def tolist(self) -> Any:
+        """Return the values as Python numbers in nested lists."""
         self._leaves_tape("tolist()")
         return self.data.tolist()
 
-    def requires_grad_(self, requires_grad=True):
-        """Let this leaf take a gradient, or not; returns the tensor."""
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Set whether this leaf takes a gradient, and return it."""
         if self.function is not None and not requires_grad:
             raise RuntimeError(
                 f"requires_grad_: the result of {self.function} requires grad as its inputs do; "
@@ -146,37 +178,37 @@ class Tensor(Variable):
         self.requires_grad = bool(requires_grad)
         return self
 
-    def numpy(self):
-        """The array itself (shared memory, no copy)."""
+    def numpy(self) -> FloatArray:
+        """Return the array itself, of this shape and dtype (shared memory, no copy)."""
         self._leaves_tape("numpy()")
         return self.data
 
     def _leaves_tape(self, way):
-        """Note inside `trace` that what is made of this tensor's values is not recorded."""
+        """Note inside `trace` that computations on this tensor's values are not recorded."""
         if state.tape is not None:
             state.tape.escape(
-                f"{way} takes values of the input out of the model, and what is made of them would "
-                "be fixed; use operations on Tensors, or skip it unless self.training",
+                f"{way} takes values of the input out of the model, and results computed from "
+                "them would be fixed; use operations on Tensors, or skip it unless self.training",
                 self,
             )
 
-    def item(self):
-        """The value of a tensor with one element, as a Python float."""
+    def item(self) -> builtins.float:
+        """Return the value of a tensor with one element as a Python float."""
         self._leaves_tape("item() or float()")
         if self.data.size != 1:
             raise ValueError(f"item: the tensor has {self.data.size} elements (shape {self.shape})")
         return self.data.item()
 
-    # Copies. As in PyTorch, only a leaf can be copied: what a graph has made belongs to it.
-    def __copy__(self):
-        """Another Tensor on the same memory, at the same place in the graph."""
+    # Copies. As in PyTorch, only a leaf can be deep-copied: other results belong to a graph.
+    def __copy__(self) -> Self:
+        """Return another Tensor on the same memory, at the same place in the graph."""
         other = type(self).__new__(type(self))
         attributes, slots = super().__reduce_ex__(2)[2]
         for name, value in {**(attributes or {}), **slots}.items():
-            setattr(other, name, value)  # the count of in-place changes is shared as the memory is
+            setattr(other, name, value)  # shares the counter of in-place changes, like the memory
         return other
 
-    def __reduce_ex__(self, protocol):
+    def __reduce_ex__(self, protocol: Any) -> Any:
         if self.function is not None:
             raise RuntimeError(
                 f"Tensor: the result of {self.function} (shape {self.shape}) belongs to a graph "
@@ -186,7 +218,7 @@ class Tensor(Variable):
         slots["_data"] = _InMemoryOrder(self.data)
         return constructor, arguments, (attributes, slots), *rest
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         body = np.array2string(self.data, separator=", ", prefix="Tensor(")
         extra = ", dtype=float64" if self.dtype == np.float64 else ""
         if self.function is not None:
@@ -195,29 +227,31 @@ class Tensor(Variable):
             extra += ", requires_grad=True"
         return f"Tensor({body}{extra})"
 
-    def __format__(self, specification):
+    def __format__(self, specification: str) -> str:
         if self.ndim == 0 and specification:
             return format(self.data.item(), specification)
         return object.__format__(self, specification)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.data)
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         self._leaves_tape("an if or bool()")
         return bool(self.data)
 
-    def __float__(self):
+    def __float__(self) -> builtins.float:
         return float(self.item())
 
-    def __array__(self, dtype=None, copy=None):
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
         if state.grad_enabled and self.requires_grad:
             raise _loses_gradient("a NumPy function")
         self._leaves_tape("a NumPy function")
         return np.array(self.data, dtype=dtype, copy=copy)
 
-    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
-        """What NumPy's elementwise functions and ``array * tensor`` do with a Tensor."""
+    def __array_ufunc__(
+        self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **options: Any
+    ) -> Any:
+        """Implement NumPy's elementwise functions, and ``array * tensor``, for Tensors."""
         if out is not None and any([isinstance(x, Tensor) for x in out]):
             raise TypeError(
                 f"np.{ufunc.__name__}: out must be an array, got a Tensor; write "
@@ -227,7 +261,7 @@ class Tensor(Variable):
         recorded = state.grad_enabled and any([x.requires_grad for x in tensors])
         operation = OF_NUMPY.get(ufunc) if method == "__call__" and not options else None
         if operation and (out is None or recorded or state.tape is not None):
-            return operation(*inputs)  # after `array += tensor` the name is that of a Tensor
+            return operation(*inputs)  # so `array += tensor` binds the name to a Tensor
         if recorded:
             raise _loses_gradient(f"np.{ufunc.__name__}")
         for x in tensors:
@@ -237,85 +271,85 @@ class Tensor(Variable):
         result = getattr(ufunc, method)(*map(as_array, inputs), **options)
         return Tensor(result) if getattr(result, "dtype", None) in FLOATS else result
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # Comparisons give arrays of bools.
-    def __lt__(self, other):
+    # Comparisons return arrays of bools; inside `trace`, a `Comparison`.
+    def __lt__(self, other: TensorLike) -> NDArray[np.bool_]:
         return compare("<", self, other)
 
-    def __le__(self, other):
+    def __le__(self, other: TensorLike) -> NDArray[np.bool_]:
         return compare("<=", self, other)
 
-    def __gt__(self, other):
+    def __gt__(self, other: TensorLike) -> NDArray[np.bool_]:
         return compare(">", self, other)
 
-    def __ge__(self, other):
+    def __ge__(self, other: TensorLike) -> NDArray[np.bool_]:
         return compare(">=", self, other)
 
-    def __eq__(self, other):
+    def __eq__(self, other: TensorLike) -> NDArray[np.bool_]:
         return compare("==", self, other)
 
-    def __ne__(self, other):
+    def __ne__(self, other: TensorLike) -> NDArray[np.bool_]:
         return compare("!=", self, other)
 
-    # Operators; each is one of the operations.
-    def __add__(self, other):
+    # Operators
+    def __add__(self, other: TensorLike) -> Tensor:
         return Add.apply(self, other)
 
-    def __sub__(self, other):
+    def __sub__(self, other: TensorLike) -> Tensor:
         return Sub.apply(self, other)
 
-    def __rsub__(self, other):
+    def __rsub__(self, other: TensorLike) -> Tensor:
         return Sub.apply(other, self)
 
-    def __mul__(self, other):
+    def __mul__(self, other: TensorLike) -> Tensor:
         return Mul.apply(self, other)
 
-    def __truediv__(self, other):
+    def __truediv__(self, other: TensorLike) -> Tensor:
         return Div.apply(self, other)
 
-    def __rtruediv__(self, other):
+    def __rtruediv__(self, other: TensorLike) -> Tensor:
         return Div.apply(other, self)
 
-    def __pow__(self, other):
+    def __pow__(self, other: TensorLike) -> Tensor:
         return Pow.apply(self, other)
 
-    def __rpow__(self, other):
+    def __rpow__(self, other: TensorLike) -> Tensor:
         return Pow.apply(other, self)
 
-    def __neg__(self):
+    def __neg__(self) -> Tensor:
         return Mul.apply(self, -1.0)
 
-    def __matmul__(self, other):
+    def __matmul__(self, other: TensorLike) -> Tensor:
         return operations.matmul(self, other)
 
-    def __rmatmul__(self, other):
+    def __rmatmul__(self, other: TensorLike) -> Tensor:
         return operations.matmul(other, self)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Tensor:
         return Index.apply(self, index=index)
 
-    def __abs__(self):
+    def __abs__(self) -> Tensor:
         return operations.abs(self)
 
-    __radd__ = __add__
-    __rmul__ = __mul__
+    __radd__: Final = __add__
+    __rmul__: Final = __mul__
 
-    # In-place operators: a new Tensor where a graph or a tape records them, else the array changes.
-    def __iadd__(self, other):
+    # In-place operators: a new Tensor if a graph or a tape records them, else the array changes.
+    def __iadd__(self, other: TensorLike) -> Self:
         return self._in_place("+=", Add, np.add, other)
 
-    def __isub__(self, other):
+    def __isub__(self, other: TensorLike) -> Self:
         return self._in_place("-=", Sub, np.subtract, other)
 
-    def __imul__(self, other):
+    def __imul__(self, other: TensorLike) -> Self:
         return self._in_place("*=", Mul, np.multiply, other)
 
-    def __itruediv__(self, other):
+    def __itruediv__(self, other: TensorLike) -> Self:
         return self._in_place("/=", Div, np.divide, other)
 
-    def __setitem__(self, index, value):
+    def __setitem__(self, index: Any, value: TensorLike) -> None:
         if state.grad_enabled and self.requires_grad:
             raise self._needed_by_graph("[...] =", "use where, cat or pad instead")
         if state.grad_enabled and isinstance(value, Tensor) and value.requires_grad:
@@ -329,7 +363,7 @@ class Tensor(Variable):
         self.data[index] = as_array(value)
         self._version[0] += 1
 
-    def _in_place(self, symbol, operation, ufunc, other):
+    def _in_place(self, symbol, operation, ufunc: np.ufunc, other: TensorLike):
         in_graph = state.grad_enabled and (
             self.requires_grad or (isinstance(other, Tensor) and other.requires_grad)
         )
@@ -353,44 +387,44 @@ class Tensor(Variable):
         self._version[0] += 1
         return self
 
-    # In-place methods: they change the array, where no graph needs it, and return this tensor.
-    def copy_(self, other):
-        """Take over the values of another tensor or array."""
+    # In-place methods change the array unless a graph needs it, and return this tensor.
+    def copy_(self, other: TensorLike) -> Self:
+        """Copy the values of another tensor or array, broadcast to this shape."""
         return self._set("copy_()", as_array(other), "use the other tensor itself", other)
 
-    def fill_(self, value):
+    def fill_(self, value: builtins.float) -> Self:
         """Set all elements to a number."""
         return self._set("fill_()", value, "use full_like(x, value)")
 
-    def zero_(self):
+    def zero_(self) -> Self:
         """Set all elements to 0."""
         return self._set("zero_()", 0.0, "use zeros_like(x)")
 
-    def clamp_(self, min=None, max=None):
+    def clamp_(self, min: builtins.float | None = None, max: builtins.float | None = None) -> Self:
         """Limit to [min, max]."""
         limited = operations.clamp(self.data, min, max)
         return self._set("clamp_()", limited, "write x = x.clamp(...)")
 
-    def masked_fill_(self, mask, value):
-        """Set the elements where a bool array holds to a number."""
+    def masked_fill_(self, mask: NDArray[np.bool_], value: builtins.float) -> Self:
+        """Set the elements where a bool array of this shape is True to a number."""
         filled = np.where(mask, value, self.data)
         return self._set("masked_fill_()", filled, "write x = x.masked_fill(...)")
 
-    def add_(self, other, *, alpha=1):
+    def add_(self, other: TensorLike, *, alpha: builtins.float = 1) -> Self:
         """Add ``alpha * other``."""
         values = self.data + alpha * as_array(other)
         return self._set("add_()", values, "write x = x + y", other)
 
-    def sub_(self, other, *, alpha=1):
+    def sub_(self, other: TensorLike, *, alpha: builtins.float = 1) -> Self:
         """Subtract ``alpha * other``."""
         values = self.data - alpha * as_array(other)
         return self._set("sub_()", values, "write x = x - y", other)
 
-    def mul_(self, other):
+    def mul_(self, other: TensorLike) -> Self:
         """Multiply by another tensor, array or number."""
         return self._set("mul_()", self.data * as_array(other), "write x = x * y", other)
 
-    def div_(self, other):
+    def div_(self, other: TensorLike) -> Self:
         """Divide by another tensor, array or number."""
         return self._set("div_()", self.data / as_array(other), "write x = x / y", other)
 
@@ -411,75 +445,155 @@ class Tensor(Variable):
             f"{self.shape}): {instead}, or wrap the change in no_grad()"
         )
 
-    # Functions of a Tensor, as methods.
-    abs, exp, log, sqrt = operations.abs, operations.exp, operations.log, operations.sqrt
-    sin, cos, sign, pow = operations.sin, operations.cos, operations.sign, operations.pow
-    clamp, maximum, minimum = operations.clamp, operations.maximum, operations.minimum
-    sum, mean = _reduction(operations.sum), _reduction(operations.mean)
-    var, std = _reduction(operations.var), _reduction(operations.std)
-    max = _reduction(sorting.max, operations.amax)
-    min = _reduction(sorting.min, operations.amin)
-    amax, amin, logsumexp = operations.amax, operations.amin, operations.logsumexp
-    matmul, transpose, flatten = operations.matmul, operations.transpose, operations.flatten
-    argmax, argmin, gather = sorting.argmax, sorting.argmin, sorting.gather
-    sort, argsort, topk = sorting.sort, sorting.argsort, sorting.topk
-    unsqueeze, clone, split, chunk = shapes.unsqueeze, shapes.clone, shapes.split, shapes.chunk
-    add, sub, mul, div, neg = __add__, __sub__, __mul__, __truediv__, __neg__
-    mm, norm = __matmul__, operations.norm
-    lt, le, gt, ge, eq, ne = __lt__, __le__, __gt__, __ge__, __eq__, __ne__
+    # Reductions; NumPy's functions of that name call them with NumPy's arguments.
+    def sum(self, dim: Dims = None, keepdim: bool = False, **numpy: Any) -> Tensor:
+        """Sum over the axes `dim` (all of them by default)."""
+        if numpy:
+            return _reduced(operations.sum, self, dim, keepdim, numpy)
+        return operations.sum(self, dim, keepdim)
 
-    def squeeze(self, dim=None, *, axis=None):
-        """Leave out axes of size 1, see `shapes.squeeze`; `axis` is NumPy's name of `dim`."""
+    def mean(self, dim: Dims = None, keepdim: bool = False, **numpy: Any) -> Tensor:
+        """Compute the mean over the axes `dim` (all of them by default)."""
+        if numpy:
+            return _reduced(operations.mean, self, dim, keepdim, numpy)
+        return operations.mean(self, dim, keepdim)
+
+    def var(
+        self,
+        dim: Dims = None,
+        keepdim: bool = False,
+        *,
+        correction: builtins.float = 1,
+        **numpy: Any,
+    ) -> Tensor:
+        """Compute the variance over `dim`, with `correction` subtracted from the divisor."""
+        if numpy:
+            return _reduced(operations.var, self, dim, keepdim, numpy)
+        return operations.var(self, dim, correction=correction, keepdim=keepdim)
+
+    def std(
+        self,
+        dim: Dims = None,
+        keepdim: bool = False,
+        *,
+        correction: builtins.float = 1,
+        **numpy: Any,
+    ) -> Tensor:
+        """Compute the standard deviation, the root of `var`."""
+        if numpy:
+            return _reduced(operations.std, self, dim, keepdim, numpy)
+        return operations.std(self, dim, correction=correction, keepdim=keepdim)
+
+    def max(self, dim: TensorLike | None = None, keepdim: bool = False, **numpy: Any) -> Any:
+        """Compute the maximum of all elements; with `dim` an `Ordered`: see `sorting.max`."""
+        if numpy:
+            return _reduced(operations.amax, self, dim, keepdim, numpy)
+        return sorting.max(self, dim, keepdim)
+
+    def min(self, dim: TensorLike | None = None, keepdim: bool = False, **numpy: Any) -> Any:
+        """Compute the minimum of all elements; with `dim` an `Ordered`: see `sorting.min`."""
+        if numpy:
+            return _reduced(operations.amin, self, dim, keepdim, numpy)
+        return sorting.min(self, dim, keepdim)
+
+    # Functions of a Tensor, as methods; with `Final`, type checkers use the function's types.
+    abs: Final = operations.abs
+    exp: Final = operations.exp
+    log: Final = operations.log
+    sqrt: Final = operations.sqrt
+    sin: Final = operations.sin
+    cos: Final = operations.cos
+    sign: Final = operations.sign
+    pow: Final = operations.pow
+    clamp: Final = operations.clamp
+    maximum: Final = operations.maximum
+    minimum: Final = operations.minimum
+    amax: Final = operations.amax
+    amin: Final = operations.amin
+    logsumexp: Final = operations.logsumexp
+    norm: Final = operations.norm
+    matmul: Final = operations.matmul
+    transpose: Final = operations.transpose
+    flatten: Final = operations.flatten
+    argmax: Final = sorting.argmax
+    argmin: Final = sorting.argmin
+    gather: Final = sorting.gather
+    sort: Final = sorting.sort
+    argsort: Final = sorting.argsort
+    topk: Final = sorting.topk
+    unsqueeze: Final = shapes.unsqueeze
+    clone: Final = shapes.clone
+    split: Final = shapes.split
+    chunk: Final = shapes.chunk
+    add: Final = __add__
+    sub: Final = __sub__
+    mul: Final = __mul__
+    div: Final = __truediv__
+    neg: Final = __neg__
+    mm: Final = __matmul__
+    lt: Final = __lt__
+    le: Final = __le__
+    gt: Final = __gt__
+    ge: Final = __ge__
+    eq: Final = __eq__
+    ne: Final = __ne__
+
+    def squeeze(self, dim: Dims = None, *, axis: Dims = None) -> Tensor:
+        """Remove axes of size 1, see `shapes.squeeze`; `axis` is NumPy's name of `dim`."""
         return shapes.squeeze(self, dim if axis is None else axis)
 
-    def masked_fill(self, mask, value):
-        """A number where a bool array holds, the element elsewhere."""
+    def masked_fill(self, mask: NDArray[np.bool_], value: builtins.float) -> Tensor:
+        """Replace the elements where a bool array is True by a number."""
         return operations.where(mask, value, self)
 
-    def t(self):
-        """A matrix with its axes swapped."""
+    def t(self) -> Tensor:
+        """Transpose a matrix (M, N) to (N, M); fewer axes are left as they are."""
         return self if self.ndim < 2 else self.transpose(0, 1)
 
-    def view_as(self, other):
-        """The elements in the shape of another tensor."""
+    def view_as(self, other: Tensor) -> Tensor:
+        """Reshape to the shape of another tensor."""
         return self.view(other.shape)
 
-    def expand_as(self, other):
+    def expand_as(self, other: Tensor) -> Tensor:
         """Repeat along axes of size 1 to the shape of another tensor."""
         return self.expand(other.shape)
 
-    def contiguous(self):
-        """This tensor: `view` takes one of any order in memory."""
+    def contiguous(self) -> Self:
+        """Return this tensor: `view` accepts any memory layout."""
         return self
 
-    def reshape(self, *shape):
+    def reshape(self, *shape: int | Sequence[int]) -> Tensor:
+        """Give it another shape: ``x.reshape(2, 3)`` or ``x.reshape((2, 3))``; see `reshape`."""
         return operations.reshape(self, one_tuple(shape))
 
-    view = reshape
+    view: Final = reshape
 
-    def expand(self, *sizes):
+    def expand(self, *sizes: int | Sequence[int]) -> Tensor:
         """Repeat along axes of size 1, see `shapes.expand`."""
         return shapes.expand(self, one_tuple(sizes))
 
-    def repeat(self, *sizes):
+    def repeat(self, *sizes: int | Sequence[int]) -> Tensor:
         """Repeat the whole tensor along its axes, see `shapes.repeat`."""
         return shapes.repeat(self, one_tuple(sizes))
 
-    def permute(self, *dims):
+    def permute(self, *dims: int | Sequence[int]) -> Tensor:
+        """Reorder the axes: axis i of the result is axis ``dims[i]``."""
         return operations.permute(self, one_tuple(dims))
 
-    def flip(self, *dims):
+    def flip(self, *dims: int | Sequence[int]) -> Tensor:
+        """Reverse the order of elements along axes."""
         return operations.flip(self, one_tuple(dims))
 
-    def broadcast_to(self, *shape):
+    def broadcast_to(self, *shape: int | Sequence[int]) -> Tensor:
+        """Repeat along axes of size 1, and along new leading axes, up to `shape`."""
         return operations.broadcast_to(self, one_tuple(shape))
 
-    def to(self, *target, dtype=None, device=None):
-        """This tensor in another floating-point dtype (itself if it has it already).
+    def to(self, *target: Any, dtype: DTypeLike | None = None, device: str | None = None) -> Tensor:
+        """Convert to another floating-point dtype; returns this tensor if it has it already.
 
         Parameters
         ----------
-        target : dtype, "cpu" or Tensor, whose dtype is taken
+        target : dtype, "cpu", or Tensor to take the dtype from
         dtype, device : optional
             The same by name.
         """
@@ -488,31 +602,33 @@ class Tensor(Variable):
             return self
         return Cast.apply(self, dtype=np.dtype(dtype))
 
-    def cpu(self):
-        """This tensor: it is on the CPU."""
+    def cpu(self) -> Self:
+        """Return this tensor: it is on the CPU."""
         return self
 
-    def float(self):
-        """This tensor in float32."""
+    def float(self) -> Tensor:
+        """Convert to float32."""
         return self.to(np.float32)
 
-    def double(self):
-        """This tensor in float64."""
+    def double(self) -> Tensor:
+        """Convert to float64."""
         return self.to(np.float64)
 
 
-def check_device(name, device):
-    """Raise a ValueError that begins with `name` for another device than the CPU (or None)."""
+def check_device(name: str, device: Any) -> None:
+    """Raise a ValueError that begins with `name` unless the device is the CPU or None."""
     if device is not None and str(device).split(":")[0] != "cpu":
         raise ValueError(f"{name}: tinybnn runs on the CPU, got {device!r}; leave the device out")
 
 
-def as_dtype(name, target, dtype=None, device=None):
-    """What the arguments of a method ``to`` ask for: float32, float64 or None for none."""
+def as_dtype(
+    name: str, target: Sequence[Any], dtype: DTypeLike | None = None, device: Any = None
+) -> DTypeLike | None:
+    """Find the dtype that the arguments of a method ``to`` name: float32, float64 or None."""
     for x in target:
         try:
             dtype = x.dtype if isinstance(x, Variable) else np.dtype(x)
-        except TypeError:  # it is none
+        except TypeError:  # not a dtype
             device = x
     check_device(name, device)
     if dtype is not None:
@@ -528,17 +644,28 @@ def _loses_gradient(function):
     )
 
 
-class _InMemoryOrder:
-    """Stands for an array in the state of an object: its copy has the axes in the same order.
+def _reduced(operation, x, dim: int | None, keepdim, options):
+    """Reduce x by options with NumPy's names: axis, keepdims, ddof, out, dtype."""
+    if "axis" not in options:
+        return operation(x, dim, keepdim=keepdim, **options)
+    for name in ("out", "dtype"):
+        if options.pop(name, None) is not None:
+            raise TypeError(f"{operation.__name__}: a Tensor takes no {name}")
+    names = {"axis": "dim", "keepdims": "keepdim", "ddof": "correction"}
+    return operation(x, **{names.get(name, name): value for name, value in options.items()})
 
-    A pickle makes C-contiguous arrays of others, such as channels-last images.
+
+class _InMemoryOrder:
+    """Wrapper of an array in an object's state that keeps its memory layout in copies and pickles.
+
+    A plain pickle would make a channels-last image C-contiguous.
     """
 
-    def __init__(self, array):
+    def __init__(self, array: Array) -> None:
         self.array = array
 
     def __deepcopy__(self, memo):
-        return deepcopy(self.array, memo)  # in the same order; it may be shared
+        return deepcopy(self.array, memo)  # keeps the layout, and sharing between objects
 
     def __reduce__(self):
         if self.array.flags.forc:
@@ -548,8 +675,8 @@ class _InMemoryOrder:
         return np.transpose, (in_order, np.argsort(axes).tolist())
 
 
-def one_tuple(arguments):
-    """(2, 3) for both f(2, 3) and f((2, 3))."""
+def one_tuple(arguments: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return (2, 3) for the arguments of both f(2, 3) and f((2, 3))."""
     if len(arguments) == 1 and not isinstance(arguments[0], int | np.integer):
         return tuple(arguments[0])
     return arguments

@@ -1,76 +1,83 @@
-"""What the compiler sees: every operation that ran inside a `trace` block, in order."""
+"""The compiler's input: every operation that ran inside a `trace` block, in order."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from tinybnn.autograd.engine import Function, Variable, state
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tinybnn.autograd.tensor import Tensor
 
 
 @dataclass(frozen=True)
 class Call:
-    """One operation that ran inside `trace`: what was applied to what, and where."""
+    """One operation that ran inside `trace`."""
 
     function: Function
-    inputs: tuple
-    options: dict
-    output: Variable
-    scope: tuple  # the modules whose forward was running, outermost first
-    line: tuple = ()  # (file, number) in a forward method that is not of this package, else ()
+    inputs: tuple[Any, ...]
+    options: dict[str, Any]
+    output: Tensor
+    scope: tuple[Any, ...]  # the modules whose forward was running, outermost first
+    line: tuple[Any, ...] = ()  # (file, number) in a forward method outside of this package, or ()
 
 
 @dataclass(frozen=True)
 class Escape:
-    """Something that a traced model did and its tape cannot repeat for another input."""
+    """An action of a traced model that its tape cannot repeat for another input."""
 
-    tensors: tuple  # harmless if none of these depends on the input; () for a harm in any case
+    tensors: tuple[Any, ...]  # harmless if none depends on the input; (): harmful in any case
     reason: str
-    scope: tuple  # the modules whose forward was running, outermost first
-    line: tuple = ()  # as in `Call`
+    scope: tuple[Any, ...]  # the modules whose forward was running, outermost first
+    line: tuple[Any, ...] = ()  # as in `Call`
 
 
-class Tape(list):
-    """The calls of a `trace` block in order.
+class Tape(list[Call]):
+    """The calls of a `trace` block, in order.
 
     Attributes
     ----------
     modules : list of (module, inputs, output)
         The modules that ran, in the order in which they ended.
     aliases : dict
-        ``id(x)`` of a Tensor that is another one without its graph, by `Tensor.detach`, to
-        ``(x, that other Tensor)``.
+        For each result x of `Tensor.detach`, ``id(x)`` to ``(x, the Tensor it was taken from)``.
     escapes : list of Escape
     failed : tuple
         The modules that were running when one of them raised an exception, outermost first.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.modules = []
-        self.failed = ()
-        self.aliases = {}
-        self.escapes = []
-        self._changed = {}  # id -> version cell of memory that an in-place operator changed
+        self.modules: list[tuple[Any, Any, Any]] = []
+        self.failed: tuple[Any, ...] = ()
+        self.aliases: dict[int, tuple[Tensor, Tensor]] = {}
+        self.escapes: list[Escape] = []
+        self._changed = {}  # id -> version counter of memory that an in-place operator changed
 
-    def source(self, x):
-        """The Tensor that x is an alias of, or x itself."""
+    def source(self, x: Tensor) -> Tensor:
+        """Return the Tensor that x is an alias of, or x itself."""
         while id(x) in self.aliases:
             x = self.aliases[id(x)][1]
         return x
 
-    def escape(self, reason, *tensors):
-        """Note that the values of `tensors` leave the tape, or that the model changes itself."""
+    def escape(self, reason: str, *tensors: Any) -> None:
+        """Note that values of `tensors` leave the tape, or that the model changes its own state."""
         self.escapes.append(Escape(tensors, reason, state.scope, _line_of_model()))
 
-    def record(self, function, inputs, options, output):
-        """Append a call."""
+    def record(
+        self, function: Function, inputs: tuple[Any, ...], options: dict[str, Any], output: Tensor
+    ) -> None:
+        """Append a `Call`."""
         self.reads(*inputs)
         self.append(Call(function, inputs, options, output, state.scope, _line_of_model()))
 
-    def reads(self, *inputs):
-        """Note which of `inputs` are not any more what the tape knows: see `changed`."""
+    def reads(self, *inputs: Any) -> None:
+        """Note an escape for each of `inputs` that is outdated: see `changed`."""
         if not self._changed:
             return
         for x in inputs:
@@ -81,13 +88,13 @@ class Tape(list):
                     x,
                 )
 
-    def changed(self, x):
-        """An in-place operator gave its name to a new Tensor; x and views of it are outdated."""
+    def changed(self, x: Tensor) -> None:
+        """Mark x and its views as outdated: an in-place operator bound its name to a new Tensor."""
         self._changed[id(x._version)] = x._version
 
 
 def _line_of_model():
-    """(file, number) of the line that runs in the innermost module's forward; () in our own."""
+    """(file, number) of the running line in the innermost module's forward; () in this package."""
     frame = sys._getframe(1)
     while frame is not None and frame.f_code is not traced_forward.__code__:
         if not frame.f_globals.get("__name__", "").startswith("tinybnn."):
@@ -97,13 +104,13 @@ def _line_of_model():
 
 
 @contextlib.contextmanager
-def trace():
+def trace() -> Iterator[Tape]:
     """Collect every operation on Tensors inside the block, in order of execution.
 
     Yields
     ------
     Tape
-        Grows while the block runs. Calls inside another ``trace`` block belong to the inner one.
+        Grows while the block runs. Calls in a nested ``trace`` block are recorded there only.
     """
     before, state.tape = state.tape, Tape()
     try:
@@ -112,8 +119,8 @@ def trace():
         state.tape = before
 
 
-def traced_forward(module, inputs, options):
-    """Run a module's forward with its calls marked as made by it (see `Call.scope`)."""
+def traced_forward(module: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Run a module's forward, with the module added to the scope of its calls (`Call.scope`)."""
     before, tape = state.scope, state.tape
     state.scope = (*before, module)
     try:
@@ -127,6 +134,6 @@ def traced_forward(module, inputs, options):
     return output
 
 
-def is_tracing():
+def is_tracing() -> bool:
     """Whether a `trace` block is open in this thread."""
     return state.tape is not None

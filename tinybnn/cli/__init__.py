@@ -1,37 +1,31 @@
-"""The command line: arguments in, printing out; the work is done by the library.
+"""The command line: it parses arguments and prints results; the library does the work.
 
-A file holds a group of commands, each with its arguments beside what it does. What a command needs
-of the library is imported when it runs, so that ``tinybnn --help`` waits for nothing.
+A file holds a group of commands, each declared beside the function that runs it. A command imports
+the parts of the library that it needs when it runs, so that ``tinybnn --help`` is fast.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 import tinybnn
-from tinybnn.cli.bench import add_bench
-from tinybnn.cli.course import add_course
-from tinybnn.cli.data import add_data
-from tinybnn.cli.demo import add_demo
-from tinybnn.cli.federated import add_federated
+from tinybnn.cli import bench, course, data, demo, federated, reproduce, runs, warm_up
 from tinybnn.cli.output import prepare_streams
 from tinybnn.cli.parser import Parser
-from tinybnn.cli.reproduce import add_reproduce
-from tinybnn.cli.runs import add_compile, add_predict, add_summary, add_train, add_verify
-from tinybnn.cli.warm_up import add_warm_up
 from tinybnn.storage import printable
 
 
-def main(arguments=None):
-    """Run a command; returns the exit code (0 done, 1 failed, 2 wrong arguments)."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command, and return its exit code (0 done, 1 failed, 2 wrong arguments)."""
     prepare_streams()
     try:
         try:
             return _run(arguments)
         finally:
             _flush()
-    except BrokenPipeError:  # the reader of a pipe, say `head`, has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
         return 1
     except MemoryError as error:
         print(f"tinybnn: {_one_line(f'not enough memory ({error}); choose less')}", file=sys.stderr)
@@ -45,14 +39,14 @@ def main(arguments=None):
 
 
 def _run(arguments):
-    options, more = _parser().parse_known_args(arguments)
-    if more:
-        options.parser.error(f"unexpected {', '.join(map(repr, more))}")
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        options.parser.error(f"unexpected {', '.join(map(repr, unknown))}")
     return options.command(options) or 0
 
 
 def _flush():
-    """Flush standard output; where that fails, Python shall not try it again at its end."""
+    """Flush standard output; if that fails, keep Python from flushing it again on exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -82,8 +76,8 @@ def _parser():
     parser.add_argument("--version", action="version", version=f"tinybnn {tinybnn.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (
-        add_demo, add_course, add_data, add_train, add_compile, add_verify, add_predict,
-        add_summary, add_bench, add_warm_up, add_reproduce, add_federated,
+        demo.demo, course.course, data.data, runs.train, runs.compile, runs.verify, runs.predict,
+        runs.summary, bench.bench, warm_up.warm_up, reproduce.add_reproduce, federated.federated,
     ):  # fmt: skip
         add(commands)
     return parser

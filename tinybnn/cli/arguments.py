@@ -1,24 +1,91 @@
-"""What several commands share on the way in: how a command is declared, and types of values."""
+"""How commands are declared, and the types of their arguments."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 from tinybnn import datasets
 from tinybnn.cli.parser import nearest
 
+# Adds an argument to a parser, or a command to the result of ``add_subparsers``.
+Adder: TypeAlias = Callable[[Any], object]
+# Runs a command with its options, and returns the exit code, or None for 0.
+Run: TypeAlias = Callable[[argparse.Namespace], int | None]
 
-def add_command(commands, name, run, summary, description, *examples):
-    """A command with a help text; `run` gets its options.
+# -------------------------------------------------------------------------------------- commands
+
+
+def command(
+    name: str,
+    summary: str,
+    description: str,
+    *examples: str,
+    arguments: Sequence[Adder] = (),
+) -> Callable[[Run], Adder]:
+    """Declare a command by decorating the function that runs it.
+
+    Parameters
+    ----------
+    name, summary, description, *examples
+        As for `add_command`.
+    arguments : sequence of callables
+        Each adds an argument to the command's parser; see `argument`.
+
+    Returns
+    -------
+    callable
+        Replaces the function by one that adds the command to the result of ``add_subparsers``.
+    """
+
+    def declare(run: Run) -> Adder:
+        def add(commands: Any) -> None:
+            parser = add_command(commands, name, run, summary, description, *examples)
+            for add_argument in arguments:
+                add_argument(parser)
+
+        return add
+
+    return declare
+
+
+def group(*texts: str, members: Sequence[Adder]) -> Adder:
+    """Declare a command that only leads to further ones; the texts are those of `add_group`."""
+
+    def add(commands: Any) -> None:
+        place = add_group(commands, *texts)
+        for add_member in members:
+            add_member(place)
+
+    return add
+
+
+def argument(*names: str, **settings: Any) -> Adder:
+    """Declare an argument, with the parameters of ``ArgumentParser.add_argument``."""
+    return lambda parser: parser.add_argument(*names, **settings)
+
+
+def add_command(
+    commands: Any,
+    name: str,
+    run: Run,
+    summary: str,
+    description: str,
+    *examples: str,
+) -> argparse.ArgumentParser:
+    """Add a command with a help text.
 
     Parameters
     ----------
     commands : object
-        Of ``add_subparsers``.
+        The result of ``add_subparsers``.
     name : str
     run : callable
-        Options -> exit code, or None for 0. The command's own parser is among the options, for
-        errors that show only when several of them are seen together.
+        Options -> exit code, or None for 0. The options include the command's parser, for errors
+        that depend on several of them.
     summary : str
         One line for the list of commands.
     description : str
@@ -29,7 +96,7 @@ def add_command(commands, name, run, summary, description, *examples):
     -------
     argparse.ArgumentParser
     """
-    command = commands.add_parser(
+    parser = commands.add_parser(
         name,
         help=summary,
         description=description,
@@ -37,14 +104,22 @@ def add_command(commands, name, run, summary, description, *examples):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    command.set_defaults(command=run, parser=command)
-    return command
+    parser.set_defaults(command=run, parser=parser)
+    return parser
 
 
-def add_group(commands, name, members, summary, description, example):
-    """A command that only leads to further ones; returns where `add_command` adds these.
+def add_group(
+    commands: Any,
+    name: str,
+    members: str,
+    summary: str,
+    description: str,
+    example: str,
+    **options: Any,
+) -> Any:
+    """Add a command that only leads to further ones; return where `add_command` adds these.
 
-    `members` is what the help calls one of them.
+    `members` names them in the help; the options are those of ``add_subparsers``.
     """
     group = commands.add_parser(
         name,
@@ -53,31 +128,38 @@ def add_group(commands, name, members, summary, description, example):
         epilog=f"example: {example}",
         allow_abbrev=False,
     )
-    return group.add_subparsers(required=True, metavar=members)
+    return group.add_subparsers(required=True, metavar=members, **options)
 
 
-def add_dataset(command, text, default=None):
+def add_dataset(command: argparse.ArgumentParser, text: str, default: str | None = None) -> None:
     command.add_argument("--dataset", type=dataset, default=default, metavar="D", help=text)
 
 
-def add_threads(command, text="(one a core); the result is the same"):
+def add_threads(
+    command: argparse.ArgumentParser, text: str = "(one a core); the result is the same"
+) -> None:
     command.add_argument("--threads", type=threads, metavar="N", help=text)
 
 
-def threads(text):
-    """A number of threads that there can be."""
-    value = whole(1)(text)
+def given(options: argparse.Namespace, config: type) -> dict[str, Any]:
+    """Return the options that were given (not None) and are fields of a dataclass."""
+    names = {field.name for field in dataclasses.fields(config)}
+    return {k: v for k, v in vars(options).items() if k in names and v is not None}
+
+
+# ------------------------------------------------------------------------------- types of arguments
+
+
+def threads(text: str) -> int:
+    """Parse a number of threads, at most one for each core."""
     from tinybnn.kernels.machine.threads import most
 
-    if value > most():
-        raise argparse.ArgumentTypeError(
-            f"expects a whole number from 1 to {most()}, one thread a core, got {text!r}"
-        )
-    return value
+    whole(1)(text)  # without the number of cores, if it is no number
+    return whole(1, most())(text)
 
 
-def dataset(text):
-    """The name of a data set."""
+def dataset(text: str) -> str:
+    """Check the name of a data set."""
     known = datasets.SOURCES
     if text not in known:
         raise argparse.ArgumentTypeError(
@@ -86,51 +168,47 @@ def dataset(text):
     return text
 
 
-def whole(low):
-    """The type of whole numbers from `low`."""
-
-    def parse(text):
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if value < low:
-            raise argparse.ArgumentTypeError(f"expects a whole number >= {low}, got {text!r}")
-        return value
-
-    return parse
+def whole(low: int, high: float = math.inf) -> Callable[[str], int]:
+    """Make a parser of integers from `low` to `high`."""
+    span = f">= {low}" if high == math.inf else f"from {low} to {high}"
+    return _parser(int, lambda value: low <= value <= high, f"a whole number {span}")
 
 
-def number(low, high=None, span=None):
-    """The type of finite numbers from `low` to below `high`; `span` says so in other words."""
+def number(low: float, high: float = math.inf, span: str | None = None) -> Callable[[str], float]:
+    """Make a parser of finite numbers from `low` to below `high`; `span` describes the range."""
     if span is None:
-        span = f">= {low}" if high is None else f"from {low} to below {high}"
+        span = f">= {low}" if high == math.inf else f"from {low} to below {high}"
+    return _parser(float, lambda value: low <= value < high, f"a number {span}")
+
+
+def _parser(convert, is_valid, expected):
+    """Make a parser of values that raises an error with what was expected."""
 
     def parse(text):
         try:
-            value = float(text)
+            value = convert(text)
         except ValueError:
-            value = float("nan")
-        if not (low <= value < (float("inf") if high is None else high)):
-            raise argparse.ArgumentTypeError(f"expects a number {span}, got {text!r}")
+            value = math.nan
+        if not is_valid(value):
+            raise argparse.ArgumentTypeError(f"expects {expected}, got {text!r}")
         return value
 
     return parse
 
 
-_SMALLEST, _BEHIND_ONE = 5e-324, 1.0000000000000002  # the float numbers next to 0 and 1
+_SMALLEST, _ABOVE_ONE = 5e-324, 1.0000000000000002  # the floats next to 0 and 1
 
-above_zero = number(_SMALLEST, span="above 0")
-share = number(0, _BEHIND_ONE, span="from 0 to 1")
+above_zero: Callable[[str], float] = number(_SMALLEST, span="above 0")
+share: Callable[[str], float] = number(0, _ABOVE_ONE, span="from 0 to 1")
 
 
-def widths(text):
-    """Whole numbers with commas between."""
+def widths(text: str) -> list[int]:
+    """Parse integers separated by commas, such as widths of layers."""
     return _whole_numbers(text, "256,256")
 
 
-def shape(text):
-    """The shape of a sample."""
+def shape(text: str) -> list[int]:
+    """Parse the shape of a sample."""
     return _whole_numbers(text, "1,28,28")
 
 
@@ -143,8 +221,8 @@ def _whole_numbers(text, example):
         ) from None
 
 
-def address(text):
-    """An address of the web."""
+def address(text: str) -> str:
+    """Check an address of the web."""
     if not text.lower().startswith(("http://", "https://")):
         raise argparse.ArgumentTypeError(
             f"expects an address that begins with http:// or https://, got {text!r}"

@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-from tinybnn.cli.arguments import add_command, add_threads
+import functools
+
+from tinybnn.cli.arguments import add_threads, argument, command
 from tinybnn.cli.output import add_json, check_outputs, say_for, tell, write_json
 from tinybnn.storage import write_atomic
 
 
-def add_bench(commands):
-    bench = add_command(
-        commands,
-        "bench",
-        _bench,
-        "measure kernels, packed models and training against NumPy, PyTorch and others",
-        "Measure in turn, in one run: medians, their ratio, and whether it is what the project\n"
-        "asks of itself. PyTorch, ONNX Runtime (with onnx) and Larq Compute Engine (with larq\n"
-        "and tensorflow; TINYBNN_LARQ_PYTHON names the Python that has them) take part where\n"
-        "they are installed. Without PyTorch, training is compared with our own way by floats.",
-        "tinybnn bench kernels --threads 1",
-        "tinybnn bench train --profile",
-        "tinybnn bench all --json bench.json --page bench.md --plot roofline.png",
-    )
-    bench.add_argument(
-        "group", choices=["kernels", "depthwise", "models", "startup", "train", "curvature", "all"]
-    )
-    add_threads(bench, "(2, or one a core)")
-    bench.add_argument("--plot", metavar="FILE", help="draw the roofline to FILE (PNG)")
-    bench.add_argument("--page", metavar="FILE", help="write the tables to FILE (Markdown)")
-    bench.add_argument(
-        "--profile", action="store_true", help="of train: where the time of a step goes"
-    )
-    bench.add_argument(
-        "--check", action="store_true",
-        help="of train: compare gradients and updates with PyTorch's instead of times",
-    )  # fmt: skip
-    bench.add_argument(
-        "--quick", action="store_true", help="run everything, too briefly for good figures"
-    )
-    add_json(bench)
-
-
-def _bench(options):
+@command(
+    "bench",
+    "measure kernels, packed models and training against NumPy, PyTorch and others",
+    "Measure in turn, in one run: medians, their ratio, and whether the ratio reaches the\n"
+    "project's aim. PyTorch, ONNX Runtime (with onnx) and Larq Compute Engine (with larq\n"
+    "and tensorflow; TINYBNN_LARQ_PYTHON names the Python that has them) take part where\n"
+    "they are installed. Without PyTorch, training is compared with tinybnn's float path.",
+    "tinybnn bench kernels --threads 1",
+    "tinybnn bench train --profile",
+    "tinybnn bench all --json bench.json --page bench.md --plot roofline.png",
+    arguments=[
+        argument(
+            "group",
+            choices=["kernels", "depthwise", "models", "startup", "train", "curvature", "all"],
+        ),
+        functools.partial(add_threads, text="(2, or one a core)"),
+        argument("--plot", metavar="FILE", help="draw the roofline to FILE (PNG)"),
+        argument("--page", metavar="FILE", help="write the tables to FILE (Markdown)"),
+        argument("--profile", action="store_true", help="train only: where a step spends its time"),
+        argument(
+            "--check", action="store_true",
+            help="train only: compare gradients and updates with PyTorch's instead of times",
+        ),
+        argument(
+            "--quick", action="store_true", help="run everything, too briefly for good figures"
+        ),
+        add_json,
+    ],
+)  # fmt: skip
+def bench(options):
     from tinybnn import bench
 
     for name, groups in (("check", ("train",)), ("profile", ("train", "all"))):

@@ -1,28 +1,25 @@
-"""``tinybnn demo``: the whole story in one command."""
+"""``tinybnn demo``: the whole way from training to packed bits in one command."""
 
 from __future__ import annotations
 
-from tinybnn.cli.arguments import add_command, whole
+from tinybnn.cli.arguments import argument, command, whole
 from tinybnn.cli.output import add_json, check_outputs, check_picture, say_for, write_json
 
 
-def add_demo(commands):
-    demo = add_command(
-        commands,
-        "demo",
-        _demo,
-        "train a binary CNN on the bundled digits, pack it and prove both equal",
-        "Train a binary CNN on the bundled digits, compile it to packed bits, prove\n"
-        "that both give identical outputs, and draw one picture.",
-        "tinybnn demo --out demo.png --json demo.json",
-    )
-    demo.add_argument("--epochs", type=whole(1), default=20, metavar="N", help="(20)")
-    demo.add_argument("--seed", type=whole(0), default=0, metavar="S", help="(0)")
-    demo.add_argument("--out", default="demo.png", metavar="FILE", help="the picture (demo.png)")
-    add_json(demo)
-
-
-def _demo(options):
+@command(
+    "demo",
+    "train a binary CNN on the bundled digits, pack it and prove both equal",
+    "Train a binary CNN on the bundled digits, compile it to packed bits, prove\n"
+    "that both give identical outputs, and draw one picture.",
+    "tinybnn demo --out demo.png --json demo.json",
+    arguments=[
+        argument("--epochs", type=whole(1), default=20, metavar="N", help="(20)"),
+        argument("--seed", type=whole(0), default=0, metavar="S", help="(0)"),
+        argument("--out", default="demo.png", metavar="FILE", help="the picture (demo.png)"),
+        add_json,
+    ],
+)
+def demo(options):
     from tinybnn.experiments import demo
 
     check_outputs(options, "out", "json")

@@ -1,12 +1,15 @@
-"""What several commands share on the way out: lines for people, figures as JSON."""
+"""Output that commands share: lines of text, and figures as JSON."""
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import io
 import json
 import os
 import sys
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from tinybnn.storage import printable, write_atomic
 
@@ -17,58 +20,60 @@ _ASCII = {
 }  # fmt: skip
 
 
-def prepare_streams():
-    """Let standard output and error take any text, whatever the terminal can show."""
+def prepare_streams() -> None:
+    """Let standard output and error accept any text, in spite of the terminal's encoding."""
     codecs.register_error("tinybnn", _in_ascii)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # the process was started with it closed
+        if stream is None:  # it was closed when the process started
             setattr(sys, name, io.StringIO())
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="tinybnn")
 
 
 def _in_ascii(error):
-    """Instead of characters that an encoding lacks: the like in ASCII, or as Python writes them."""
+    """Replace characters that an encoding lacks by similar ASCII, or by Python's escapes."""
     text = error.object[error.start : error.end]
     return "".join(_ASCII.get(c) or ascii(c)[1:-1] for c in text), error.end
 
 
-def say_for(options):
-    """Where lines for people go: not between the JSON on standard output."""
+def say_for(options: argparse.Namespace) -> Callable[[str], None]:
+    """Return a function that prints lines for people, apart from JSON on standard output."""
     stream = sys.stderr if options.json == "-" else sys.stdout
     return lambda text: print("\n".join(map(printable, text.split("\n"))), file=stream, flush=True)
 
 
-def tell(text):
-    """Print what happens now, for people who wait."""
+def tell(text: str) -> None:
+    """Print a message about progress on standard error."""
     print(printable(text), file=sys.stderr, flush=True)
 
 
-def warn(text):
-    """Print a warning, which is for people."""
+def warn(text: str) -> None:
+    """Print a warning on standard error."""
     tell(f"tinybnn: warning: {text}")
 
 
 # ----------------------------------------------------------------------------------- files to write
 
 
-def add_json(command):
+def add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--json", metavar="FILE", help="write the figures to FILE (- for standard output)"
     )
 
 
-def check_outputs(options, *names, inputs=()):
-    """Refuse to begin what could not be written down.
+def check_outputs(
+    options: argparse.Namespace, *names: str, inputs: Iterable[str | os.PathLike[str]] = ()
+) -> None:
+    """Fail early if an output file cannot be written.
 
     Parameters
     ----------
     options : Namespace
     *names : str
-        Of options that are files to write, or None.
+        Options whose values are files to write, or None.
     inputs : sequence of paths
-        What the command reads: no file to write may be one of these, nor may two be one.
+        Files that the command reads. No output may be one of these, nor may two be the same.
     """
     taken = {os.path.realpath(path): "belongs to what this command reads" for path in inputs}
     for name in names:
@@ -96,23 +101,20 @@ def _check_file(path):
         raise ValueError(f"{path}: no permission to write there; choose another place")
 
 
-def check_picture(options, name):
-    """Refuse a picture's file whose name ends like no format that can be drawn."""
+def check_picture(options: argparse.Namespace, name: str) -> None:
+    """Report a picture's file whose ending is no known format."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     path = getattr(options, name)
-    ending, known = (
-        os.path.splitext(path)[1][1:].lower(),
-        FigureCanvasBase.get_supported_filetypes(),
-    )
-    if ending and ending not in known:
+    ending = os.path.splitext(path)[1][1:].lower()
+    if ending and ending not in FigureCanvasBase.get_supported_filetypes():
         options.parser.error(
             f"argument --{name}: {path} ends in .{ending}, expected .png, .svg or .pdf"
         )
 
 
-def check_folder(options, name):
-    """Refuse to begin where a folder to write into, the value of an option, cannot be made."""
+def check_folder(options: argparse.Namespace, name: str) -> None:
+    """Fail early if the folder that an option names cannot be made or written into."""
     path = getattr(options, name)
     if not path:
         options.parser.error(f"argument --{name}: expects the name of a folder, got {path!r}")
@@ -125,8 +127,8 @@ def check_folder(options, name):
         raise ValueError(f"{path}: no permission to write in {there}; choose another place")
 
 
-def write_json(options, figures):
-    """Write the figures where ``--json`` says, if it does."""
+def write_json(options: argparse.Namespace, figures: Any) -> None:
+    """Write the figures to the file of ``--json``, if it was given."""
     if options.json is None:
         return
     text = json.dumps(figures, indent=2) + "\n"

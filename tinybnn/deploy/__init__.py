@@ -1,6 +1,6 @@
 """From a trained model to packed bits: compile, verify, save, load, predict.
 
-`check` says before training what of a model compiles, and what to write instead of the rest. A
+`check` reports before training which layers compile, and what to write instead of the others. A
 subclass of `Operation` adds an operation.
 """
 
@@ -15,4 +15,7 @@ __all__ = [
     "CompileError", "NoPackedFormError", "Operation", "PackedModel", "Report", "TracedCall",
     "check", "compile", "verify",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else

@@ -1,8 +1,9 @@
-"""What to write instead of an operation that has no packed form."""
+"""Messages about operations without a packed form, and what to write instead."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,23 +11,27 @@ from tinybnn import autograd as T
 from tinybnn import functional as F
 from tinybnn.quantizers import Quantize
 
-FIXED_ORDER = "its float sums run in no fixed order; pass fixed_order=not self.training"
+if TYPE_CHECKING:
+    from tinybnn.autograd import Call
+    from tinybnn.quantizers import Quantizer
+
+FIXED_ORDER = "its float sums have no fixed order; pass fixed_order=not self.training"
 OWN_WEIGHT = "its weight depends on the input; compute weights from parameters only"
 ROW_FOR_EACH_SAMPLE = (
     "one of its constants has a row for each sample of the batch; give it the shape (1, ...); "
-    "noise belongs to training (if self.training), and conditions are x > 0 instead of x.data > 0"
+    "add noise in training only (if self.training), and write x > 0 instead of x.data > 0"
 )
-OWN_SAMPLES = "it mixes the samples of a batch; keep the first axis as it is"
+OWN_SAMPLES = "it mixes the samples of a batch; keep the first axis unchanged"
 
 
-def instead_of(call, results):
-    """Why a call has no packed form, and what to write instead.
+def instead_of(call: Call, results: int) -> str:
+    """Explain why a call has no packed form, and what to write instead.
 
     Parameters
     ----------
     call : tinybnn.autograd.Call
     results : int
-        The number of its inputs that depend on the model's input.
+        Number of its inputs that depend on the model's input.
 
     Returns
     -------
@@ -38,45 +43,45 @@ def instead_of(call, results):
     if function in _ADVICE:
         return _ADVICE[function](call)
     if function.__module__ == F.mse_loss.__module__:
-        return "leave the loss out of forward; a packed model gives scores"
+        return "leave the loss out of forward; a packed model returns scores"
     if not function.__module__.startswith("tinybnn."):
         return _own_function(function.__name__)
     return "no step of a packed model computes it"
 
 
-def not_signs(quantizer, x=None, result=None):
-    """What to say of a quantizer of activations that does not give signs (of x, say)."""
+def not_signs(quantizer: Quantizer, x: float | None = None, result: float | None = None) -> str:
+    """Explain that a quantizer of activations does not return signs, for the value x if given."""
     own = getattr(quantizer, "own", None)
     name = type(quantizer).__name__ if own is None else own.__name__
     if x is None:
         return (
-            f"{quantizer!r} does not give signs; quantize activations by a sign such as "
+            f"{quantizer!r} does not return signs; quantize activations by a sign such as "
             '"ste_sign" (ternary and k-bit quantizers are for weights)'
         )
     return (
-        f"{name}.forward gives {result!r} for {x!r}, where the sign is {1 if x >= 0 else -1}; "
-        "return tinybnn.quantizers.sign(x) there, and subtract a threshold before the quantizer"
+        f"{name}.forward returns {result!r} for {x!r}, but the sign is {1 if x >= 0 else -1}; "
+        "return tinybnn.quantizers.sign(x), and subtract a threshold before the quantizer"
         + ("" if own is None else f"; or {_as_quantizer(name)}")
     )
 
 
-def double_precision(call):
-    """What to say of a call that does not compute in float32."""
+def double_precision(call: Call) -> str:
+    """Explain that a call does not compute in float32."""
     if type(call.function) is Quantize:
         return (
-            f"{type(call.options['quantizer']).__name__}.forward gives {call.output.dtype}, a "
-            "packed model is float32; return tinybnn.quantizers.sign(x) there"
+            f"{type(call.options['quantizer']).__name__}.forward returns {call.output.dtype}, a "
+            "packed model is float32; return tinybnn.quantizers.sign(x)"
         )
     return (
-        f"it computes in {call.output.dtype}; a packed model is float32: make constants Python "
-        "numbers or float32 arrays, and leave x.to(...) out"
+        f"it computes in {call.output.dtype}; a packed model is float32: use Python numbers or "
+        "float32 arrays for constants, and remove x.to(...)"
     )
 
 
 def _own_function(name):
     return (
-        f"the compiler does not know what it computes; if it gives signs, {_as_quantizer(name)}. "
-        "If it gives something else, write it with the functions of tinybnn.functional"
+        f"the compiler does not know this function; if it returns signs, {_as_quantizer(name)}. "
+        "If it returns something else, write it with the functions of tinybnn.functional"
     )
 
 
@@ -113,7 +118,7 @@ def _sum(call):
     else:
         return "only sums over axes 2 and more have a packed form"
     return (
-        "sums over axis 1 run in no fixed order; write "
+        "sums over axis 1 have no fixed order; write "
         f"{written}, which keeps that axis, and for a mean multiply it by 1 / {count}"
     )
 
@@ -131,15 +136,15 @@ def _extreme(call):
 def _scores(call):
     name = "logsumexp" if type(call.function) is T.LogSumExp else "softmax or F.log_softmax"
     return (
-        "leave it out at the end of a model, the largest score is the same without it, and apply "
-        f"F.{name} to what packed.predict gives"
+        "leave it out at the end of a model (the class with the largest score is the same), and "
+        f"apply F.{name} to the result of packed.predict"
     )
 
 
 def _product(results):
     if results == 1:
         return "write F.linear(x, w.T, fixed_order=not self.training) for x @ w, or use nn.Linear"
-    return "it multiplies two results; a gate (see nn.SqueezeExcite) does so element by element"
+    return "it is a matrix product of two results; a gate (see nn.SqueezeExcite) is elementwise"
 
 
 def _join(call):
@@ -150,8 +155,8 @@ def _join(call):
 
 def _norm(call):
     return (
-        "it takes its statistics from the batch; use nn.BatchNorm2d or nn.BatchNorm1d, or give "
-        "F.batch_norm running statistics and training=self.training"
+        "it uses the statistics of the batch; use nn.BatchNorm2d or nn.BatchNorm1d, or pass "
+        "running statistics and training=self.training to F.batch_norm"
     )
 
 
@@ -159,5 +164,5 @@ _ADVICE = {
     T.Pow: _power, T.Sum: _sum, T.Amax: _extreme, T.Amin: _extreme, T.LogSumExp: _scores,
     F.LogSoftmax: _scores, T.Cat: _join, T.Pad: lambda call: OWN_SAMPLES,
     F.BatchNorm: _norm, F.Erf: lambda call: "write gelu with approximate='tanh'",
-    T.Sign: lambda call: "it gives 0 at 0 and has no gradient; write quantizers.ste_sign(x)",
+    T.Sign: lambda call: "it returns 0 at 0 and has no gradient; write quantizers.ste_sign(x)",
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Asking before training what of a model has a packed form."""
+"""Check before training which layers of a model have a packed form."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import itertools
 import random
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,49 +14,55 @@ from tinybnn.autograd import default_generator
 from tinybnn.deploy.compiler import examine, sample_shape
 from tinybnn.deploy.operations import OPERATIONS
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tinybnn.nn import Module
+    from tinybnn.typing import Shape
+
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` finds; true if the model compiles.
+    """The result of `check`; true if the model compiles.
 
     Attributes
     ----------
     input_shape : tuple of int
         The shape of one sample.
     layers : list of (str, str)
-        The layers in the order in which they run, and for each the steps of the packed model that
-        compute it, or what is refused there.
+        The layers in the order in which they run, each with the steps of the packed model that
+        compute it, or with the numbers of its problems.
     problems : list of str
-        What has no packed form, where, and what to write instead.
+        Operations without a packed form: where they are, and what to write instead.
     """
 
-    input_shape: tuple
-    layers: list = field(repr=False)
-    problems: list
+    input_shape: Shape
+    layers: list[tuple[str, str]] = field(repr=False)
+    problems: list[str]
 
     @property
-    def ok(self):
-        """Whether `deploy.compile` takes the model."""
+    def ok(self) -> bool:
+        """Whether `deploy.compile` accepts the model."""
         return not self.problems
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return self.ok
 
-    def __str__(self):
+    def __str__(self) -> str:
         count = len(self.problems)
-        found = "it compiles" if self.ok else f"{count} problem{'s' * (count > 1)}"
+        verdict = "it compiles" if self.ok else f"{count} problem{'s' * (count > 1)}"
         width = max((len(layer) for layer, _ in self.layers), default=0)
         rows = [f"  {layer:{width}}  {steps}" for layer, steps in self.layers]
         listed = [f"{i}. {problem}" for i, problem in enumerate(self.problems, start=1)]
-        return "\n".join([f"samples of shape {self.input_shape}: {found}", *rows, *listed])
+        return "\n".join([f"samples of shape {self.input_shape}: {verdict}", *rows, *listed])
 
 
-def check(model, input_shape):
-    """Say what of a model `deploy.compile` takes, and what not and why: all problems at once.
+def check(model: Module, input_shape: Sequence[int]) -> Report:
+    """Report all problems that keep `deploy.compile` from accepting a model.
 
-    It looks at what the layers compute, not at how well, so it can be asked before training. It
-    works on a copy of the model, if it can be copied: the model, its statistics and the random
-    generators stay as they are.
+    The result does not depend on the values of the weights, so check a model before training. It
+    runs a copy of the model, if it can be copied: the model, its statistics and the random
+    generators are unchanged.
 
     Parameters
     ----------
@@ -66,12 +73,12 @@ def check(model, input_shape):
     Returns
     -------
     Report
-        Print it for a table of the layers; it is true if the model compiles.
+        Prints as a table of the layers; true if the model compiles.
 
     Raises
     ------
     Exception
-        The model's own, if it does not run for samples of this shape.
+        Any exception of the model's forward pass, if it does not run for this shape.
 
     Examples
     --------
@@ -85,24 +92,25 @@ def check(model, input_shape):
     generator = default_generator().bit_generator
     states = generator.state, np.random.get_state(), random.getstate()
     try:
-        found = examine(_copy(model), shape)
+        examination = examine(_copy(model), shape)
     finally:
         generator.state = states[0]
         np.random.set_state(states[1])
         random.setstate(states[2])
     rows = []
-    for layer, operations in itertools.groupby(found.operations, lambda operation: operation[1]):
+    for layer, operations in itertools.groupby(examination.operations, lambda row: row[1]):
         operations = list(operations)
         calls = {i for i, _, _ in operations}
         names = [name for _, _, names in operations for name in names if name]
         parts = [name for name in names if name in OPERATIONS] or names[:1]
-        parts += [f"REFUSED ({n})" for n, p in enumerate(found.problems, 1) if p.call in calls]
+        problems = enumerate(examination.problems, 1)
+        parts += [f"REFUSED ({n})" for n, problem in problems if problem.call in calls]
         rows.append((layer, ", ".join(parts) or "nothing of its own"))
-    return Report(shape, rows, [str(problem) for problem in found.problems])
+    return Report(shape, rows, [str(problem) for problem in examination.problems])
 
 
 def _copy(model):
-    """The model as a copy; itself, if a member cannot be copied."""
+    """A copy of the model, or the model itself if a member cannot be copied."""
     try:
         return copy.deepcopy(model)
     except Exception:

@@ -1,28 +1,30 @@
-"""The compiler: the trace of a float model becomes a program on bits.
+"""The compiler: lowers the trace of a float model to a program on bits.
 
 1. *Trace.* The model runs once in eval mode, and every operation is recorded in order, with its
-   constants. What the compiler reads is therefore exactly what the model computes, whatever its
-   forward method looks like.
-2. *Kinds.* Going forward, each value is found to be ``signs`` (the result of a sign, or a
-   rearrangement of one), ``sums`` (a convolution or product of signs with sign weights: an integer
-   of known bounds) or ``float``.
-3. *Forms.* Going backward from the output, each value is asked for in the forms that its readers
-   want: bits, accumulator or float. A sign whose argument is an elementwise function of sums asks
-   for the accumulator and becomes integer thresholds; all in between disappears.
-4. *Steps.* Going forward again, each form that somebody wants becomes a step.
-5. *Trial.* Other inputs, in batches of other sizes, are traced and predicted: what a trace cannot
-   see (`deploy.trace`) shows there, and is refused.
+   constants. The compiler thus reads exactly what the model computes, however its forward method
+   is written.
+2. *Kinds.* A forward pass over the trace classifies each value as ``signs`` (the result of a sign,
+   or a rearrangement of one), ``sums`` (a convolution or product of signs with sign weights: an
+   integer with known bounds) or ``float``.
+3. *Forms.* A backward pass from the output requests each value in the forms that its readers need:
+   bits, accumulator or float. A sign of an elementwise function of sums requests the accumulator
+   and becomes integer thresholds; the operations in between are merged into them.
+4. *Steps.* A second forward pass emits a step for each requested form.
+5. *Trial.* The model is traced again on inputs with other values and batch sizes, and the packed
+   model predicts them. Dependences that a single trace cannot record (`deploy.trace`), such as an
+   ``if`` on a value, show up as differences, and the model is refused.
 
-Thresholds are not derived by algebra. The float functions between the accumulator and the sign are
-evaluated at every integer that the accumulator can reach, and the place where the sign changes is
-read off. So the rounding of float32 is part of the result, and γ of any sign needs no case of its
-own.
+Thresholds are not derived algebraically. The float functions between the accumulator and the sign
+are evaluated at every integer that the accumulator can reach, and the threshold is the integer at
+which the sign changes. The rounding of float32 is thereby included, and a negative γ needs no
+special case.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -63,14 +65,20 @@ from tinybnn.kernels.signs import bits
 from tinybnn.nn.module import warn_of_unregistered
 from tinybnn.quantizers import Quantize
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def compile(model, input_shape):
+    from tinybnn.nn import Module
+    from tinybnn.typing import Shape
+
+
+def compile(model: Module, input_shape: Sequence[int]) -> PackedModel:
     """Turn a trained model into its packed form.
 
     Parameters
     ----------
     model : Module
-        float32. It is traced in eval mode (and left in the mode that it was in).
+        With float32 parameters. It is traced in eval mode; its own modes are restored afterwards.
     input_shape : sequence of int
         Shape of one sample, without the batch: (C, H, W) or (F,).
 
@@ -81,53 +89,63 @@ def compile(model, input_shape):
     Raises
     ------
     CompileError
-        Naming the layer, if an operation has no packed form, if the model does something else for
-        other values or another batch size, or if the packed model would not give its values.
-        `deploy.check` lists all such problems.
+        If an operation has no packed form, if the model computes a different function for other
+        input values or another batch size, or if the packed model's output would differ. The
+        message names the layer. It reports the first problem; `deploy.check` lists all of them.
     """
     input_shape = sample_shape(input_shape)
     warn_of_unregistered(model, "compile")
     try:
-        found = examine(model, input_shape)
-        if found.problems:
-            raise CompileError.of(found.problems[0])
+        examination = examine(model, input_shape)
+        if examination.problems:
+            raise CompileError.of(examination.problems[0])
     except Exception as error:
         if _takes_samples_of(model, input_shape):
             raise CompileError.of(
-                f"input_shape {input_shape} holds a batch; leave it out: "
+                f"input_shape {input_shape} includes a batch axis; leave it out: "
                 f"input_shape={input_shape[1:]}"
             ) from error
         raise
-    return found.packed
+    return examination.packed
 
 
 @dataclass
 class Examination:
-    """What `examine` finds out about a model.
+    """The result of `examine`.
 
     Attributes
     ----------
     problems : list of Problem
         In the order of the model's operations.
     operations : list of (int, str, tuple of str)
-        For each operation of the model that depends on its input: which one it is, its layer, and
-        the steps that compute it, or that it is part of thresholds.
+        For each operation that depends on the model's input: its index, its layer, and the names of
+        the steps that compute it (or a note that it is merged into thresholds).
     packed : PackedModel or None
         None if there is a problem.
     """
 
-    problems: list
-    operations: list
+    problems: list[Problem]
+    operations: list[tuple[int, str, tuple[str, ...]]]
     packed: PackedModel | None = None
 
 
-def examine(model, input_shape):
-    """Compile a model as far as it goes, whatever is refused on the way.
+def examine(model: Module, input_shape: Sequence[int]) -> Examination:
+    """Compile a model as far as possible, and collect all problems.
+
+    Parameters
+    ----------
+    model : Module
+    input_shape : sequence of int
+        Shape of one sample: (C, H, W) or (F,).
+
+    Returns
+    -------
+    Examination
 
     Raises
     ------
     Exception
-        The model's own, if it does not run.
+        Any exception of the model's forward pass.
     """
     problems = [
         Problem(f"{name} is {parameter.dtype}, a packed model is float32")
@@ -137,31 +155,31 @@ def examine(model, input_shape):
     names, (x, *others) = layer_names(model), _inputs(input_shape)
     try:
         tape, x, output = trace_model(model, x)
-    except CompileError as error:  # there is no output to go backward from
+    except CompileError as error:  # no output to start the backward pass from
         return Examination([*problems, error.problem], [])
     compiler = _Compiler(names, tape, x, output)
     recipes = compiler.recipes()
     problems += sorted(compiler.problems, key=lambda problem: problem.call)
-    found = Examination(problems, compiler.operations(recipes))
+    examination = Examination(problems, compiler.operations(recipes))
     try:
         if not problems:
-            found.packed = compiler.program(input_shape, recipes)
+            examination.packed = compiler.program(input_shape, recipes)
         first = outline(tape, x, output)
-        del compiler, recipes, tape, x, output  # constants as large as the latent weights
+        del compiler, recipes, tape, x, output  # they hold constants as large as the weights
         for x in others:
             if differs := difference(first, outline(*_trace_again(model, x))):
                 scope, reason, line = differs
                 raise CompileError.of(Problem(reason, layer_name(names, scope), line))
-            if found.packed is not None:
-                _expect_equal(model, found.packed, x)
+            if examination.packed is not None:
+                _expect_equal(model, examination.packed, x)
     except CompileError as error:
         problems.append(error.problem)
-        found.packed = None
-    return found
+        examination.packed = None
+    return examination
 
 
-def sample_shape(input_shape):
-    """The shape of a sample as a tuple, or a CompileError that says what was expected."""
+def sample_shape(input_shape: Sequence[int]) -> Shape:
+    """Check the shape of a sample, (C, H, W) or (F,), and return it as a tuple."""
     try:
         shape = tuple(int(n) for n in input_shape)
     except TypeError:
@@ -175,21 +193,22 @@ def sample_shape(input_shape):
 
 
 def _takes_samples_of(model, shape):
-    """Whether a model that does not compile for a shape does so without its first axis."""
+    """Whether a model that does not compile for a shape compiles without its first axis."""
     try:
         return len(shape) > 1 and not examine(model, shape[1:]).problems
     except Exception:
         return False
 
 
-# The batch size of the trace: a reshape keeps it as its first size, and it is unlikely elsewhere.
+# The batch size of the trace: an output whose first axis has another size mixes samples. Few other
+# axes have size 2, so hardly any is taken for the batch by mistake.
 _TRACE_BATCH = 2
 
 
 def _inputs(shape):
-    """What a model is traced with, and two batches of other sizes that it is tried with.
+    """The input of the trace, (2, *shape), and two batches of other sizes for the trial.
 
-    Their means, ranges and signs differ, so that an ``if`` on such a value goes the other way.
+    Their means, ranges and signs differ, so that an ``if`` on such a value takes the other branch.
     """
     rng = np.random.default_rng(0)
     usual = rng.standard_normal((_TRACE_BATCH, *shape))
@@ -205,26 +224,26 @@ def _trace_again(model, x):
         raise
     except Exception as error:
         raise CompileError.of(
-            f"the model ends in {type(error).__name__} for a batch of shape {x.shape}: "
-            f"{error}; is a batch size written down in it?"
+            f"the model raises {type(error).__name__} for a batch of shape {x.shape}: "
+            f"{error}; does its code contain a fixed batch size?"
         ) from error
 
 
 def _expect_equal(model, packed, x):
-    """Hold a packed model against the float model, outside of any trace."""
+    """Compare a packed model with the float model, outside of any trace."""
     try:
         with np.errstate(all="ignore"):
-            found = packed._predict(x)  # without the warning of pixels
-            compare(packed.steps[-1], found, evaluate(model, x))
+            output = packed._predict(x)  # predict() would warn about pixels outside of -1 to 1
+            compare(packed.steps[-1], output, evaluate(model, x))
     except DifferentError as error:
         raise CompileError.of(
-            "the packed model does not give what the model gives: "
+            "the packed model's output differs from the model's: "
             f"{_first_difference(model, packed, x) or error}"
         ) from None
 
 
 def _first_difference(model, packed, x):
-    """What `verify` says of the first layer that differs; None if none does."""
+    """The error of `verify` for the first layer that differs; None if none does."""
     try:
         verify(model, packed, x)
     except DifferentError as error:
@@ -234,22 +253,23 @@ def _first_difference(model, packed, x):
 _CONVOLUTIONS, _LINEAR = (F.Conv2d, F.SignConv2d), (F.Linear, F.SignLinear)
 
 
-# Functions of each element alone, given their constants: what may stand between sums and a sign.
 def _is_elementwise(function):
+    """Whether a Function, its constants fixed, is elementwise, so that thresholds can absorb it."""
     return function is T.Pow or (function in OF_FUNCTION and OF_FUNCTION[function].is_elementwise)
 
 
-# Operations that put the numbers of a sample in another order, leave some out or repeat them.
+# Operations that only reorder, omit or repeat the values of a sample.
 _REARRANGING = (T.Index, T.Permute, T.Flip, T.BroadcastTo)
 
 
 class _Compiler:
-    """The trace of a model, what its values are, and the recipes of their forms.
+    """The trace of a model, the kinds of its values, and the recipes of their forms.
 
     Attributes
     ----------
     problems : list of Problem
-        What has no packed form. Its result counts as floats, so that what follows is looked at too.
+        Grows during compilation: after a problem, the call is treated as one on floats, so that
+        later calls are examined, too.
     """
 
     def __init__(self, names, tape, x, output):
@@ -271,7 +291,7 @@ class _Compiler:
             self.problems.append(Problem("the model's output does not depend on its input"))
 
     def try_to(self, method, i):
-        """``method(i)``, or None and a note where it is refused."""
+        """Return ``method(i)``; None, with the problem recorded, where it is refused."""
         try:
             return method(i)
         except CompileError as error:
@@ -282,7 +302,7 @@ class _Compiler:
     # ------------------------------------------------------------------------------------ helpers
 
     def escapes(self, x):
-        """A problem for each thing that depends on x and is not on the tape."""
+        """List a problem for each value that depends on x and leaves the trace, as in x.data."""
         dependent = {id(x)}
         for call in self.calls:
             if any(id(self.calls.source(t)) in dependent for t in call.inputs):
@@ -307,7 +327,7 @@ class _Compiler:
         return self.calls[i].output.shape[1:]
 
     def constant(self, i, position):
-        """Input number `position` of call i as its operation sees it; None if it depends on x."""
+        """Return input `position` of call i, a weight quantized; None if it depends on x."""
         call, value = self.calls[i], self.calls[i].inputs[position]
         if isinstance(value, Tensor) and self.made_by(value) is not None:
             return None
@@ -323,13 +343,13 @@ class _Compiler:
     # -------------------------------------------------------------------------------------- kinds
 
     def kind(self, i):
-        """What the result of call i is: 'signs', 'sums' or 'float'."""
+        """Classify the result of call i: 'signs', 'sums' or 'float'."""
         call = self.calls[i]
         function, kinds = type(call.function), [self.kinds[s] for s in self.symbolic[i]]
         if call.output.dtype != np.float32 and not any(
             isinstance(x, Tensor) and x.dtype != np.float32 and self.made_by(x) is not None
             for x in call.inputs
-        ):  # else that is said of the operation that it comes from
+        ):  # unless an input is float64 already: then an earlier call is reported
             raise self.refuse(i, double_precision(call))
         if function is Quantize:
             quantizer = call.options["quantizer"]
@@ -337,7 +357,7 @@ class _Compiler:
                 raise self.refuse(i, not_signs(quantizer))
             if call.output.ndim not in (2, 4):
                 raise self.refuse(
-                    i, f"it takes features (N, F) or images (N, C, H, W), not {call.output.shape}"
+                    i, f"expects features (N, F) or images (N, C, H, W), got {call.output.shape}"
                 )
             return "signs"
         if function is OnesOfOneSample:
@@ -355,7 +375,7 @@ class _Compiler:
         return "signs" if keeps_signs else "float"
 
     def without_repetition(self, i):
-        """The call whose result is that of call i: an earlier one, if i is the sign of signs."""
+        """Return i or, if call i takes the sign of signs, which changes nothing, its source."""
         source = self.symbolic[i][0]
         is_repeated = type(self.calls[i].function) is Quantize and self.kinds[source] == "signs"
         return source if is_repeated else i
@@ -371,8 +391,8 @@ class _Compiler:
     def image_of(self, i):
         """The shape (C, H, W) if the bits of call i are those of a flattened image, else None.
 
-        They then stand pixel by pixel, each pixel padded to whole words, while the floats of a
-        flattened image stand channel by channel.
+        These bits are ordered pixel by pixel, each pixel padded to whole words, while the floats of
+        a flattened image are ordered channel by channel.
         """
         source = self.symbolic[i][0]
         if type(self.calls[i].function) is Quantize:  # flattened before its thresholds
@@ -380,14 +400,14 @@ class _Compiler:
         return self.image_before(i) if self.has_bits(source) else None
 
     def has_bits(self, i):
-        """Whether the signs of call i can be had as bits without packing floats."""
+        """Whether the signs of call i are available as bits without packing floats."""
         function = type(self.calls[i].function) if i >= 0 else None
         if function is F.MaxPool2d:
             return self.kinds[i] == "signs" and self.has_bits(self.symbolic[i][0])
         return function in (Quantize, OnesOfOneSample)
 
     def padded_source(self, i):
-        """For a convolution that reads a border of ones: (the value inside the border, padding)."""
+        """For a convolution of an image padded with ones: (the unpadded value, padding)."""
         source = self.symbolic[i][0]
         if source < 0 or type(self.calls[source].function) is not T.Pad:
             return None
@@ -402,7 +422,7 @@ class _Compiler:
     # --------------------------------------------------------------------------------- thresholds
 
     def thresholds(self, i):
-        """The Quantize call i as thresholds on an accumulator, a recipe; [] if it is not one."""
+        """The recipe of Quantize call i as thresholds on an accumulator; [] if impossible."""
         if i not in self._thresholds:
             self._thresholds[i] = self._find_thresholds(i)
         return self._thresholds[i]
@@ -446,7 +466,7 @@ class _Compiler:
         return [*recipe, ("flatten_bits", {}, [None])] if is_flattened else recipe
 
     def signs(self, i, x):
-        """What the quantizer of call i gives for x, if that is -1 and 1 only."""
+        """Apply the quantizer of call i to x, and check that it returns -1 and 1 only."""
         quantizer = self.calls[i].options["quantizer"]
         signs = quantizer.forward(x)
         wrong = np.abs(signs) != 1
@@ -455,7 +475,10 @@ class _Compiler:
         return signs
 
     def expect_sign(self, i):
-        """Call i is the sign of floats, as `pack` computes it; a quantizer may be the user's."""
+        """Check that the quantizer of call i is the sign that `pack` computes: 1 where x >= 0.
+
+        User-defined quantizers are tested on some values.
+        """
         quantizer, shape = self.calls[i].options["quantizer"], self.calls[i].inputs[0].shape
         if quantizer.is_sign:
             return
@@ -467,20 +490,20 @@ class _Compiler:
                 raise self.refuse(i, not_signs(quantizer, value, signs[wrong][0].item()))
 
     def replay(self, calls, x):
-        """The calls' elementwise functions, applied to other values; None if they are not."""
+        """Apply elementwise calls to other values; None if a constant varies by sample or pixel."""
         for call in calls:
             shape = x.shape
             constants = {id(t): self.alike(call, t) for t in call.inputs if self.made_by(t) is None}
             if any(np.ndim(c) == x.ndim and len(c) > 1 for c in constants.values()):
-                return None  # a constant of its own for each sample
+                return None  # a constant that varies by sample
             inputs = [constants.get(id(t), x) for t in call.inputs]
             x = type(call.function).apply(*inputs, **call.options)
-            if x.shape != shape:  # a constant of its own for each pixel
+            if x.shape != shape:  # a constant that varies by pixel
                 return None
         return x
 
     def alike(self, call, constant):
-        """A constant of an elementwise call, one number for all samples and pixels if it is so."""
+        """A constant of an elementwise call, reduced to one number along axes of equal values."""
         constant, shape = T.as_array(constant), call.output.shape
         is_whole = np.ndim(constant) == len(shape) and any(
             self.made_by(t) is not None and t.shape == shape for t in call.inputs
@@ -488,13 +511,13 @@ class _Compiler:
         return without_repetition(constant, (0, 2, 3)) if is_whole else constant
 
     def terms(self, i):
-        """Number of signs in each sum of call i: its accumulator lies in ± this number."""
+        """The number of signs in each sum of call i, which bounds its accumulator."""
         return int(np.prod(self.calls[i].inputs[1].shape[1:]))
 
     # -------------------------------------------------------------------------------------- forms
 
     def recipes(self):
-        """Going backward from the output: the steps of each form that is asked for.
+        """Starting from the float output, collect the steps of every requested form.
 
         Returns
         -------
@@ -503,38 +526,38 @@ class _Compiler:
         """
         wanted, recipes = {(self.made_by(self.output), "float")}, {}
         if (-1, "float") in wanted:
-            self.problems.append(Problem("the model gives its input back, there is nothing to do"))
+            self.problems.append(Problem("the model returns its input unchanged"))
         for i in reversed(range(len(self.calls))):
             for form in ("float", "bits", "accumulator"):
                 if (i, form) not in wanted:
                     continue
                 make = functools.partial(self.recipe, form)
                 recipe = None if i in self.refused else self.try_to(make, i)
-                if recipe is None:  # look at what it reads all the same
+                if recipe is None:  # its sources are examined nevertheless
                     recipe = [("", {}, [(source, "float") for source in self.symbolic[i]])]
                 recipes[i, form] = recipe
                 for _, _, sources in recipe:
-                    # An earlier call, or another form of this one that comes next in line.
+                    # An earlier call, or a form of this call that is handled next.
                     wanted.update(source for source in sources if source is not None)
         return recipes
 
     def operations(self, recipes):
         """For each call that depends on x: (layer, names of its steps); see `Examination`."""
-        found = []
+        rows = []
         for i in sorted(self.kinds.keys() - {-1}):
             forms = (recipes.get((i, form), ()) for form in ("accumulator", "bits", "float"))
             names = tuple(name for recipe in forms for name, _, _ in recipe)
             merged = ("in the thresholds of a later sign",) * (i in self.merged)
-            found.append((i, self.name(i), names or merged))
-        return found
+            rows.append((i, self.name(i), names or merged))
+        return rows
 
     def program(self, input_shape, recipes):
-        """Going forward: give a step to every form that is asked for."""
+        """Emit a step for every requested form, in order."""
         steps, made = [], {(-1, "float"): -1}
         for i in range(len(self.calls)):
             for form in ("accumulator", "bits", "float"):
                 for operation, details, sources in recipes.get((i, form), ()):
-                    # None stands for the step before: the second half of a recipe.
+                    # None refers to the previous step of the same recipe.
                     inputs = [len(steps) - 1 if s is None else made[s] for s in sources]
                     steps.append(Step(self.name(i), operation, tuple(inputs), **details))
                     made[i, form] = len(steps) - 1
@@ -546,7 +569,7 @@ class _Compiler:
         return packed
 
     def recipe(self, form, i):
-        """The steps of a form of call i, the last of which gives what the call gives."""
+        """The steps of a form of call i; the last one yields the result of the call."""
         image = self.image_of(i) if form == "bits" else None
         layout, shape = ("flattened bits", image) if image else (form, self.shape(i))
         return _giving(
@@ -599,7 +622,7 @@ class _Compiler:
         return [("unpack", {"settings": {"count": self.shape(i)[0]}}, [(i, "bits")])]
 
     def float_operation(self, i):
-        """The operation itself on floats."""
+        """The recipe of call i on floats."""
         call = self.calls[i]
         operation = OF_FUNCTION.get(type(call.function))
         batches = {_TRACE_BATCH, 1 if operation and operation.takes_one_for_all else _TRACE_BATCH}
@@ -613,14 +636,14 @@ class _Compiler:
             len(sources),
         )  # fmt: skip
         try:
-            found = operation.of_call(traced) if operation else None
+            constants = operation.of_call(traced) if operation else None
         except NoPackedFormError as error:
             raise self.refuse(i, str(error)) from None
-        if found is None:
+        if constants is None:
             raise self.refuse(i, instead_of(call, len(sources)))
-        arrays, settings = found
+        arrays, settings = constants
         if any(value is None for value in arrays.values()):
-            raise self.refuse(i, "one of its constants depends on the input; it cannot there")
+            raise self.refuse(i, "an operand that must be constant depends on the input")
         arrays = {name: np.array(value) for name, value in arrays.items()}
         before = []
         if call.options.get("padding_mode") == "ones":
@@ -630,7 +653,7 @@ class _Compiler:
         return [*before, (operation.name, details, sources)]
 
     def pad_with_ones(self, i, sources):
-        """The step that puts the border of ones around the floats that convolution i reads."""
+        """The step that pads the float input of convolution i with ones."""
         call = self.calls[i]
         widths = [(0, 0), (0, 0), *((p, p) for p in call.options["geometry"].padding)]
         channels, *size = call.inputs[0].shape[1:]
@@ -639,7 +662,7 @@ class _Compiler:
         return "pad", {"call": i, "shape": shape, "settings": settings}, sources
 
     def rearranged(self, i):
-        """A call that only moves numbers: channels taken, of the image or of all its numbers."""
+        """The recipe of a call that only moves values: it takes channels, or single values."""
         call = self.calls[i]
         before, after = call.inputs[0].shape, self.shape(i)
         size = int(np.prod(before[1:]))
@@ -650,9 +673,9 @@ class _Compiler:
         if np.any(first >= size) or not np.array_equal(second, first + size):
             raise self.refuse(i, OWN_SAMPLES)
         if not first.size:
-            raise self.refuse(i, "nothing is left of a sample")
+            raise self.refuse(i, "it selects nothing of a sample")
         if not after:
-            raise self.refuse(i, "a single number is left of a sample; keep its axis: x[:, 0:1]")
+            raise self.refuse(i, "it selects a single number of a sample; keep its axis: x[:, 0:1]")
         source, pixels = (self.symbolic[i][0], "float"), int(np.prod(before[2:]))
         channels = first.reshape(after[0], -1)[:, 0] // pixels
         if (
@@ -671,14 +694,14 @@ class _Compiler:
 
 
 def _giving(recipe, result):
-    """A recipe whose last step gives this; steps before it have no counterpart in the model."""
+    """Declare the last step of a recipe to yield `result`; mark the steps before it as internal."""
     *before, (operation, details, sources) = recipe
     internal = [(name, {"layout": "internal", **rest}, read) for name, rest, read in before]
     return [*internal, (operation, details | result, sources)]
 
 
 def _pool_bits(windows, minimum, source):
-    """The step of a max-pool on bits; a minimum in some channels."""
+    """The step of a max-pool on bits; channels set in `minimum`, (C,) bool, take the minimum."""
     settings = {"channels": windows.shape[1], **pooling_settings(windows)}
     return "max_pool_bits", {"arrays": {"minimum": minimum}, "settings": settings}, [source]
 
@@ -689,10 +712,13 @@ def _are_small_integers(weight):
 
 
 def _planes(rows):
-    """Weights of ±1 as one plane of bits, ternary ones as two: their sign, and where they are 0."""
+    """Pack weights of ±1 as one array of bits, ternary ones as two: their signs, and a mask.
+
+    rows : (O, ..., K), packed along the last axis; the mask is 1 where a weight is not 0
+    """
 
     def packed(condition):
-        # Filter by filter: a large layer is not to be in memory again as bytes or words.
+        # Filter by filter, to avoid a second copy of a large layer in memory.
         return np.concatenate([bits.pack(np.where(condition(row), 1, -1)[None]) for row in rows])
 
     arrays = {"weight": packed(lambda row: row > 0)}

@@ -1,18 +1,18 @@
-"""The operations of packed programs, a class each: meaning, shapes, and what of a trace it is.
+"""The operations of packed programs, one class each: semantics, shapes, and the traced Functions.
 
-An operation is told once, and everybody reads it here: `packed` runs it, `shapes` checks a program
-with it, `compiler` finds it in a trace, and `plan` joins elementwise ones to one pass over memory.
+Each operation is defined once, for all users: `packed` runs it, `shapes` checks programs with it,
+`compiler` creates it from a traced call, and `plan` fuses elementwise ones into one pass over
+memory.
 
-A packed model names its operations and holds their constants, arrays and settings; so a saved model
-is data and nothing else. To add an operation, write a subclass of `Operation`: it is known as soon
-as its class exists, also if that is in a program of your own. What loads the model needs the class
-too.
+A packed model refers to operations by name and holds their constants, arrays and settings; a saved
+model thus contains data only. To add an operation, write a subclass of `Operation`, in any program:
+defining the class registers it. A program that loads the model needs the class too.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -44,16 +44,26 @@ from tinybnn.deploy.values import (
 from tinybnn.kernels.signs import bits, pooling, xnor
 from tinybnn.kernels.signs.thresholds import threshold as compare_sums
 
-OPERATIONS = {}  # by name
-OF_FUNCTION = {}  # by the Function of a trace
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from numpy.typing import ArrayLike
+
+    from tinybnn.deploy.packed import Step
+    from tinybnn.typing import Array, Shape, Words
+
+    Emit = Callable[..., int]
+
+OPERATIONS: dict[str, type[Operation]] = {}  # by name
+OF_FUNCTION: dict[type[T.Function], type[Operation]] = {}  # by the Function of a trace
 
 
 class NoPackedFormError(Exception):
-    """Why a call of a known Function has no packed form."""
+    """Raised for a call of a known Function that has no packed form; the message says why."""
 
 
 class TracedCall(NamedTuple):
-    """A call of a Function in the trace of a model, as `Operation.of_call` sees it.
+    """A call of a Function in the trace of a model, the argument of `Operation.of_call`.
 
     Attributes
     ----------
@@ -64,18 +74,18 @@ class TracedCall(NamedTuple):
     constant : callable
         Position of an input -> its array, or None if it depends on the model's input.
     results : int
-        The number of inputs that depend on the model's input.
+        Number of inputs that depend on the model's input.
     """
 
-    inputs: tuple
-    options: dict
+    inputs: tuple[Any, ...]
+    options: dict[str, Any]
     output: T.Tensor
-    constant: object
+    constant: Callable[[int], Any]
     results: int
 
     @property
-    def shape(self):
-        """Of one sample of the output."""
+    def shape(self) -> Shape:
+        """Shape of one sample of the output."""
         return self.output.shape[1:]
 
 
@@ -85,76 +95,81 @@ class Operation:
     Attributes
     ----------
     name : str
-        What files call it.
+        Its name in files.
     inputs : tuple of str, or ...
-        The kinds of the values that come in; ... for any number of floats.
+        Kinds of the input values; ... for any number of floats.
     arrays, settings : tuple of str
-        The names of its constants; with a "?" where one may be missing.
+        Names of its constants; those with a "?" are optional.
     functions : tuple of Function classes
-        What it computes of a trace. () where the compiler's own recipes make it.
+        The traced Functions that it implements; () if only the compiler's recipes create it.
     is_elementwise : bool
-        Whether each number of the result depends on one number of the input alone, and may so stand
-        between integer sums and a sign, where it is found again in the thresholds.
+        Whether each number of the result depends on a single number of the input: between integer
+        sums and a sign, it can then be merged into the thresholds.
     takes_one_for_all : bool
-        Whether its result may be one sample for all of a batch, made of constants of such a shape.
+        Whether its result may be a single sample for the whole batch, if the constants are.
     program : callable or None
         Its form in a program of `kernels.floats.pointwise`: ``program(emit, constant, operands,
-        step)`` gives the number of the result, where ``emit(name, *operands)`` appends an operation
-        and ``constant(array)`` makes an operand.
+        step)`` returns the number of the result, where ``emit(name, *operands)`` appends an
+        operation and ``constant(array)`` creates an operand.
     """
 
-    name = ""
-    inputs = (FLOAT,)
-    arrays = settings = functions = ()
-    is_elementwise = takes_one_for_all = False
-    program = None
+    name: str = ""
+    inputs: Any = (FLOAT,)
+    arrays: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    functions: tuple[type[T.Function], ...] = ()
+    is_elementwise: bool = False
+    takes_one_for_all: bool = False
+    program: Any = None
 
-    def __init_subclass__(cls):
+    def __init_subclass__(cls) -> None:
         if "name" not in vars(cls):
             return
         for other in (OPERATIONS.get(cls.name), *map(OF_FUNCTION.get, cls.functions)):
-            # The same class once more is a cell of a notebook that runs again.
+            # Redefining the same class is allowed: a notebook cell may run again.
             if other and _path(other) != _path(cls):
                 raise ValueError(
-                    f"{cls.__qualname__}: {other.__qualname__} has the name {other.name!r} or one "
-                    "of the functions already; choose another name, and a Function of your own"
+                    f"{cls.__qualname__}: {other.__qualname__} already has the name {other.name!r} "
+                    "or one of the functions; choose another name and another Function"
                 )
         OPERATIONS[cls.name] = cls
         OF_FUNCTION.update(dict.fromkeys(cls.functions, cls))
 
     @classmethod
-    def run(cls, *values, **constants):
-        """The result for arrays; `constants` are arrays and settings by name.
+    def run(cls, *values: Any, **constants: Any) -> Array:
+        """Compute the result for arrays; `constants` are arrays and settings by name.
 
-        By default that of its Function, whose options are the settings.
+        Default: apply its Function, with the settings as options. Values between steps are float32
+        (N, C, H, W) or (N, F), int32 accumulators (N, H, W, C) or (N, F), and uint64 words of bits
+        (N, H, W, words) or (N, words).
         """
         settings = {name: constants.pop(name) for name in cls.settings}
         return cls.functions[0].apply(*cls.in_order(values, constants), **settings)
 
     @classmethod
-    def in_order(cls, values, arrays):
-        """The inputs of its Function, of the values that come in and of its arrays."""
+    def in_order(cls, values: Any, arrays: dict[str, Array]) -> list[Any]:
+        """Order input values and arrays as the inputs of its Function."""
         return [*values, *arrays.values()]
 
     @staticmethod
-    def shape(x, **constants):
-        """The `Value` of the result for those of the inputs; a ValueError where one is wrong."""
+    def shape(x: Value, **constants: Any) -> Value:
+        """Infer the `Value` of the result from those of the inputs; check the constants."""
         return x
 
     @classmethod
-    def of_call(cls, call):
-        """Arrays and settings for a `TracedCall`; None if it has another form than this operation.
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Return arrays and settings for a `TracedCall`, or None if the operation does not apply.
 
         Raises
         ------
         NoPackedFormError
-            Saying what to write instead.
+            Says what to write instead.
         """
         return {}, {name: call.options[name] for name in cls.settings}
 
     @classmethod
-    def bits(cls, arrays):
-        """Of arrays that hold only signs: the name, and the number of signs in a row."""
+    def bits(cls, arrays: dict[str, Array]) -> dict[str, int]:
+        """Return the number of signs in a row, for each array (by name) that holds only signs."""
         return {}
 
 
@@ -162,8 +177,10 @@ def _path(cls):
     return cls.__module__, cls.__qualname__
 
 
-def same(emit, constant, operands, step):
-    """The form of an operation that changes how numbers are stored, not what they are."""
+def identity(
+    emit: Emit, constant: Callable[[ArrayLike], int], operands: Sequence[int], step: Step
+) -> int:
+    """The program of an operation that changes the storage of numbers, not their values."""
     return operands[0]
 
 
@@ -174,28 +191,29 @@ class Pack(Operation):
     """Floats -> bits: bit 1 where x >= 0."""
 
     name = "pack"
-    program = same
+    program = identity
 
     @staticmethod
-    def run(x):
+    def run(x: Array) -> Array:
         return bits.pack(nhwc(x))
 
     @staticmethod
-    def shape(x):
+    def shape(x: Value) -> Value:
         return Value(BITS, x.shape, x.single)
 
 
 class Unpack(Operation):
     """Bits -> floats ±1."""
 
-    name, inputs, settings = "unpack", (BITS,), ("count",)
+    name = "unpack"
+    inputs, settings = (BITS,), ("count",)
 
     @staticmethod
-    def run(words, *, count):
+    def run(words: Words, *, count: int) -> Array:
         return nchw(bits.unpack(words, count))
 
     @staticmethod
-    def shape(x, *, count):
+    def shape(x: Value, *, count: int) -> Value:
         expect_count("count", count, x.shape[0])
         return Value(FLOAT, x.shape, x.single)
 
@@ -203,59 +221,62 @@ class Unpack(Operation):
 class UnpackFlattened(Operation):
     """Bits of flattened images (C, H, W), pixel by pixel -> floats ±1, channel by channel."""
 
-    name, inputs, settings = "unpack_flattened", (FLAT,), ("image",)
+    name = "unpack_flattened"
+    inputs, settings = (FLAT,), ("image",)
 
     @staticmethod
-    def run(words, *, image):
+    def run(words: Words, *, image: Shape) -> Array:
         channels, height, width = image
         pixels = words.reshape(len(words), height, width, -1)
         return Unpack.run(pixels, count=channels).reshape(len(words), channels * height * width)
 
     @staticmethod
-    def shape(x, *, image):
+    def shape(x: Value, *, image: Shape) -> Value:
         if expect_sizes("image", image) != x.shape:
             raise ValueError(f"image is {image}, the input was {x.shape}")
         return Value(FLOAT, (math.prod(x.shape),), x.single)
 
 
 class FlattenBits(Operation):
-    """(N, H, W, words) -> (N, H W words); the next layer's weights are laid out to match."""
+    """(N, H, W, words) -> (N, H W words); the next layer's weights are ordered to match."""
 
-    name, inputs = "flatten_bits", (BITS,)
+    name = "flatten_bits"
+    inputs = (BITS,)
 
     @staticmethod
-    def run(words):
+    def run(words: Words) -> Array:
         return words.reshape(len(words), int(np.prod(words.shape[1:])))
 
     @staticmethod
-    def shape(x):
+    def shape(x: Value) -> Value:
         return Value(FLAT, expect_image(x), x.single)
 
 
-def in_rows(weight, mask=None):
-    """Planes with the bits of each filter in one row."""
+def in_rows(weight: Array, mask: Array | None = None) -> list[Array | None]:
+    """Flatten the planes of filters (O, ..., words) to rows (O, words); None stays None."""
     return [None if plane is None else plane.reshape(len(plane), -1) for plane in (weight, mask)]
 
 
 class XnorLinear(Operation):
     """Bits -> accumulators; `count` is the number of bits in a row."""
 
-    name, inputs = "xnor_linear", (f"{BITS}|{FLAT}",)
+    name = "xnor_linear"
+    inputs = (f"{BITS}|{FLAT}",)
     arrays, settings = ("weight",), ("count",)
 
     @staticmethod
-    def run(words, *, count, **planes):
+    def run(words: Words, *, count: int, **planes: Array) -> Array:
         weight, mask = in_rows(**planes)
         return xnor.xnor_matmul(words, weight, count, mask)
 
     @staticmethod
-    def shape(x, *, count, **planes):
+    def shape(x: Value, *, count: int, **planes: Array) -> Value:
         if x.kind == BITS and len(x.shape) != 1:
-            raise ValueError(f"takes features (F,), got {x.shape}")
+            raise ValueError(f"expects features (F,), got {x.shape}")
         channels, *pixels = x.shape
         rows = () if x.kind == BITS else (math.prod(pixels),)
         if type(count) is not int or count != math.prod(x.shape):
-            raise ValueError(f"count {count!r} does not fit to {x.shape}")
+            raise ValueError(f"count {count!r} does not match {x.shape}")
         outputs = planes["weight"].shape[:1]
         for name, plane in planes.items():
             expect_words(name, plane, outputs + rows, channels)
@@ -265,30 +286,42 @@ class XnorLinear(Operation):
 class TernaryLinear(XnorLinear):
     """Bits -> accumulators, for weights -1, 0 and 1: `weight` has a bit for +1, `mask` for ±1."""
 
-    name, arrays = "ternary_linear", ("weight", "mask")
+    name = "ternary_linear"
+    arrays = ("weight", "mask")
 
 
 CONVOLUTION = ("stride", "padding", "dilation", "groups")
 
 
-def group_channels(channels, weight, groups):
-    """The channels that a filter sees."""
+def group_channels(channels: int, weight: Array, groups: int) -> int:
+    """Number of input channels of a filter; checks groups against the weight (O, kh, kw, ...)."""
     groups = expect_int("groups", groups, 1, channels)
     if weight.ndim != 4 or channels % groups or weight.shape[0] % groups:
-        raise ValueError(f"groups={groups} does not fit to weight {weight.shape}")
+        raise ValueError(f"groups={groups} does not match weight {weight.shape}")
     return channels // groups
 
 
 class XnorConv2d(Operation):
-    """Bits -> accumulators."""
+    """Bits -> accumulators: convolution of signs with weights of ±1."""
 
-    name, inputs, arrays = "xnor_conv2d", (BITS,), ("weight",)
+    name = "xnor_conv2d"
+    inputs, arrays = (BITS,), ("weight",)
     settings = (*CONVOLUTION, "channels", "padding_mode")
 
     run = staticmethod(xnor.xnor_conv2d)
 
     @staticmethod
-    def shape(x, *, channels, groups, padding_mode, stride, padding, dilation, **planes):
+    def shape(
+        x: Value,
+        *,
+        channels: int,
+        groups: int,
+        padding_mode: str,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        **planes: Array,
+    ) -> Value:
         image, weight = expect_image(x), planes["weight"]
         expect_count("channels", channels, image[0])
         if padding_mode not in ("zeros", "ones"):
@@ -303,37 +336,40 @@ class XnorConv2d(Operation):
 class TernaryConv2d(XnorConv2d):
     """Bits -> accumulators, for weights -1, 0 and 1: `weight` has a bit for +1, `mask` for ±1."""
 
-    name, arrays = "ternary_conv2d", ("weight", "mask")
+    name = "ternary_conv2d"
+    arrays = ("weight", "mask")
 
 
 class Ones(Operation):
-    """The bits of one sample (C, H, W) or (F,) of +1, whatever the signs of that shape are."""
+    """Bits of one sample of +1, (C, H, W) or (F,), in the shape of the input signs."""
 
-    name, inputs, settings = "ones", (BITS,), ("shape",)
+    name = "ones"
+    inputs, settings = (BITS,), ("shape",)
 
     @staticmethod
-    def run(words, *, shape):
+    def run(words: Words, *, shape: Shape) -> Array:
         channels, *pixels = shape
         return bits.pack(np.ones((1, *pixels, channels), np.float32))
 
     @staticmethod
-    def shape(source, *, shape):
+    def shape(source: Value, *, shape: Shape) -> Value:
         if expect_sizes("shape", shape) != source.shape:
             raise ValueError(f"shape is {shape}, the signs have {source.shape}")
         return Value(BITS, source.shape, True)
 
 
 class Threshold(Operation):
-    """Accumulators -> bits: bit = (a >= threshold) != flip. All that is left of a batch norm."""
+    """Accumulators -> bits: (a >= threshold) != flip. A batch norm and sign compile to this."""
 
-    name, inputs, arrays = "threshold", (SUMS,), ("thresholds", "flip")
+    name = "threshold"
+    inputs, arrays = (SUMS,), ("thresholds", "flip")
 
     @staticmethod
-    def run(accumulator, *, thresholds, flip):
+    def run(accumulator: Array, *, thresholds: Array, flip: Array) -> Array:
         return compare_sums(accumulator, thresholds.astype(np.int32), flip)
 
     @staticmethod
-    def shape(x, *, thresholds, flip):
+    def shape(x: Value, *, thresholds: Array, flip: Array) -> Value:
         expect_array("thresholds", thresholds, "i", x.shape[:1])
         if thresholds.dtype.itemsize > 4:
             raise ValueError(f"thresholds must have at most 32 bits, got {thresholds.dtype}")
@@ -345,15 +381,16 @@ POOLING = ("kernel_size", "stride", "padding")
 
 
 class MaxPoolBits(Operation):
-    """Bits -> bits: OR over each window, AND where `minimum`."""
+    """Bits -> bits: OR over each window, AND in channels where `minimum`, (C,) bool, is set."""
 
-    name, inputs = "max_pool_bits", (BITS,)
+    name = "max_pool_bits"
+    inputs = (BITS,)
     arrays, settings = ("minimum",), (*POOLING, "channels")
 
     run = staticmethod(pooling.max_pool2d)
 
     @staticmethod
-    def shape(x, *, minimum, channels, **windows):
+    def shape(x: Value, *, minimum: Array, channels: int, **windows: Any) -> Value:
         image = expect_image(x)
         expect_count("channels", channels, image[0])
         expect_array("minimum", minimum, "b", image[:1])
@@ -363,15 +400,16 @@ class MaxPoolBits(Operation):
 class ToFloat(Operation):
     """Accumulators -> floats."""
 
-    name, inputs = "to_float", (SUMS,)
-    program = same
+    name = "to_float"
+    inputs = (SUMS,)
+    program = identity
 
     @staticmethod
-    def run(accumulator):
+    def run(accumulator: Array) -> Array:
         return nchw(accumulator).astype(np.float32, order="K")
 
     @staticmethod
-    def shape(x):
+    def shape(x: Value) -> Value:
         return Value(FLOAT, x.shape, x.single)
 
 
@@ -381,21 +419,22 @@ class ToFloat(Operation):
 class Linear(Operation):
     """x @ weight.T, summed in one fixed order."""
 
-    name, arrays, functions = "linear", ("weight",), (F.Linear, F.SignLinear)
+    name = "linear"
+    arrays, functions = ("weight",), (F.Linear, F.SignLinear)
 
     @staticmethod
-    def run(x, *, weight, **geometry):
+    def run(x: Array, *, weight: Array, **geometry: Any) -> Array:
         return F.linear(x, weight, fixed_order=True)
 
     @staticmethod
-    def shape(x, *, weight):
+    def shape(x: Value, *, weight: Array) -> Value:
         if len(x.shape) != 1:
-            raise ValueError(f"takes features (F,), got {x.shape}")
+            raise ValueError(f"expects features (F,), got {x.shape}")
         expect_array("weight", weight, "f", (*weight.shape[:1], *x.shape))
         return Value(FLOAT, weight.shape[:1], x.single)
 
     @classmethod
-    def of_call(cls, call):
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
         weight = call.constant(1)
         if weight is None or call.results != 1:
             raise NoPackedFormError(OWN_WEIGHT)
@@ -405,7 +444,7 @@ class Linear(Operation):
         return {"weight": weight}, dict(call.options["geometry"].options) if cls.settings else {}
 
     @classmethod
-    def bits(cls, arrays):
+    def bits(cls, arrays: dict[str, Array]) -> dict[str, int]:
         weight = arrays["weight"]
         return {"weight": math.prod(weight.shape[1:])} if np.all(np.abs(weight) == 1) else {}
 
@@ -413,14 +452,15 @@ class Linear(Operation):
 class Conv2d(Linear):
     """Convolution, summed in one fixed order."""
 
-    name, settings, functions = "conv2d", CONVOLUTION, (F.Conv2d, F.SignConv2d)
+    name = "conv2d"
+    settings, functions = CONVOLUTION, (F.Conv2d, F.SignConv2d)
 
     @staticmethod
-    def run(x, *, weight, **geometry):
+    def run(x: Array, *, weight: Array, **geometry: Any) -> Array:
         return F.conv2d(x, weight, None, fixed_order=True, **geometry)
 
     @staticmethod
-    def shape(x, *, weight, groups, **windows):
+    def shape(x: Value, *, weight: Array, groups: int, **windows: Any) -> Value:
         image = expect_image(x)
         per_group = group_channels(image[0], weight, groups)
         expect_array("weight", weight, "f", (weight.shape[0], per_group, *weight.shape[2:]))
@@ -432,38 +472,56 @@ class Conv2d(Linear):
 class ConvTranspose2d(Operation):
     """Transposed convolution; `image` is the shape (C, H, W) of an output."""
 
-    name, arrays, settings = "conv_transpose2d", ("weight",), (*CONVOLUTION, "image")
+    name = "conv_transpose2d"
+    arrays, settings = ("weight",), (*CONVOLUTION, "image")
     functions = (F.ConvInput,)
 
     @staticmethod
-    def run(x, *, weight, stride, padding, dilation, groups, image):
+    def run(
+        x: Array,
+        *,
+        weight: Array,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        image: Shape,
+    ) -> Array:
         geometry = F.Geometry(
             (len(x), *image), weight.shape, stride, padding, dilation, groups, x.shape[2:]
         )  # fmt: skip
         return F.ConvInput.apply(x, weight, geometry=geometry, fixed_order=True)
 
     @staticmethod
-    def shape(x, *, weight, stride, padding, dilation, groups, image):
+    def shape(
+        x: Value,
+        *,
+        weight: Array,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        image: Shape,
+    ) -> Value:
         channels, *size = expect_image(x)
         image = expect_sizes("image", image)
         groups = expect_int("groups", groups, 1, channels)
         if weight.ndim != 4 or len(image) != 3 or channels % groups or image[0] % groups:
             raise ValueError(
-                f"groups={groups} and image {image} do not fit to weight {weight.shape}"
+                f"groups={groups} and image {image} do not match weight {weight.shape}"
             )
         expect_array("weight", weight, "f", (channels, image[0] // groups, *weight.shape[2:]))
-        # It is the adjoint of a convolution from `image` to the input; with output_padding, to more
-        # than that.
+        # The adjoint of a convolution from `image` to the input; output_padding enlarges `image`.
         conv_size(image, weight.shape[2:], stride, padding, dilation)
         geometry = zip(size, image[1:], weight.shape[2:], stride, padding, dilation, strict=True)
-        for n, found, k, s, p, d in geometry:
+        for n, outputs, k, s, p, d in geometry:
             least = (n - 1) * s - 2 * p + d * (k - 1) + 1
-            if not least <= found < least + max(s, d):
-                raise ValueError(f"image {image} does not fit to an input of {x.shape}")
+            if not least <= outputs < least + max(s, d):
+                raise ValueError(f"image {image} does not match an input of {x.shape}")
         return Value(FLOAT, image, x.single)
 
     @classmethod
-    def of_call(cls, call):
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
         weight, geometry = call.constant(1), call.options["geometry"]
         if weight is None:
             return None
@@ -472,21 +530,21 @@ class ConvTranspose2d(Operation):
         return {"weight": weight}, geometry.options | {"image": geometry.image[1:]}
 
 
-# ----------------------------------------------------------------------------- of each number alone
+# ------------------------------------------------------------------------- elementwise, one operand
 
 
 class _Unary(Operation):
     is_elementwise = takes_one_for_all = True
 
     @staticmethod
-    def shape(x, **numbers):
+    def shape(x: Value, **numbers: float) -> Value:
         for name, value in numbers.items():
             expect_number(name, value)
         return x
 
 
 def _emit(name):
-    """The form of an operation that a program has under a name."""
+    """The form of an operation that pointwise programs have under this name."""
 
     def program(emit, constant, operands, step):
         arrays = {key: constant(array) for key, array in step.arrays.items()}
@@ -496,36 +554,45 @@ def _emit(name):
 
 
 class Relu(_Unary):
-    name, functions = "relu", (F.Relu,)
+    name = "relu"
+    functions = (F.Relu,)
 
     @staticmethod
-    def program(emit, constant, operands, step):
+    def program(
+        emit: Emit, constant: Callable[[ArrayLike], int], operands: Sequence[int], step: Step
+    ) -> int:
         return emit("max", constant(0.0), *operands)  # 0.0, not -0.0
 
 
 class Sigmoid(_Unary):
-    name, functions = "sigmoid", (F.Sigmoid,)
+    name = "sigmoid"
+    functions = (F.Sigmoid,)
 
 
 class Tanh(_Unary):
-    name, functions = "tanh", (F.Tanh,)
+    name = "tanh"
+    functions = (F.Tanh,)
 
 
 class Abs(_Unary):
-    name, functions = "abs", (T.Abs,)
+    name = "abs"
+    functions = (T.Abs,)
     program = _emit("abs")
 
 
 class Exp(_Unary):
-    name, functions = "exp", (T.Exp,)
+    name = "exp"
+    functions = (T.Exp,)
 
 
 class Log(_Unary):
-    name, functions = "log", (T.Log,)
+    name = "log"
+    functions = (T.Log,)
 
 
 class Sqrt(_Unary):
-    name, functions = "sqrt", (T.Sqrt,)
+    name = "sqrt"
+    functions = (T.Sqrt,)
     program = _emit("sqrt")
 
 
@@ -536,11 +603,13 @@ class _Limits(_Unary):
     takes_one_for_all = False
 
     @staticmethod
-    def shape(x, **limits):
+    def shape(x: Value, **limits: float | None) -> Value:
         return _Unary.shape(x, **{name: n for name, n in limits.items() if n is not None})
 
     @staticmethod
-    def program(emit, constant, operands, step):
+    def program(
+        emit: Emit, constant: Callable[[ArrayLike], int], operands: Sequence[int], step: Step
+    ) -> int:
         (x,) = operands
         for name, limit in (("max", "low"), ("min", "high")):
             if step.settings[limit] is not None:
@@ -549,28 +618,34 @@ class _Limits(_Unary):
 
 
 class Hardtanh(_Limits):
-    name, functions = "hardtanh", (F.Hardtanh,)
+    name = "hardtanh"
+    functions = (F.Hardtanh,)
 
 
 class Clamp(_Limits):
-    name, functions = "clamp", (T.Clamp,)
+    name = "clamp"
+    functions = (T.Clamp,)
 
 
 class LeakyRelu(_Unary):
-    name, settings, functions = "leaky_relu", ("slope",), (F.LeakyRelu,)
+    name = "leaky_relu"
+    settings, functions = ("slope",), (F.LeakyRelu,)
     takes_one_for_all = False
 
     @staticmethod
-    def program(emit, constant, operands, step):
+    def program(
+        emit: Emit, constant: Callable[[ArrayLike], int], operands: Sequence[int], step: Step
+    ) -> int:
         return emit("prelu", *operands, constant(step.settings["slope"]))
 
 
 class Softplus(_Unary):
-    name, settings, functions = "softplus", ("beta",), (F.Softplus,)
+    name = "softplus"
+    settings, functions = ("beta",), (F.Softplus,)
     takes_one_for_all = False
 
     @staticmethod
-    def shape(x, *, beta):
+    def shape(x: Value, *, beta: float) -> Value:
         expect_number("beta", beta, finite=True)
         if beta <= 0:
             raise ValueError(f"beta must be positive, got {beta!r}")
@@ -580,39 +655,41 @@ class Softplus(_Unary):
 class PRelu(Operation):
     """x where x > 0, else weight * x."""
 
-    name, arrays, functions = "prelu", ("weight",), (F.PRelu,)
+    name = "prelu"
+    arrays, functions = ("weight",), (F.PRelu,)
     is_elementwise = True
     program = _emit("prelu")
 
     @staticmethod
-    def shape(x, *, weight):
+    def shape(x: Value, *, weight: Array) -> Value:
         return broadcast(x, weight)
 
     @classmethod
-    def of_call(cls, call):
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
         return ({"weight": call.constant(1)}, {}) if call.results == 1 else None
 
 
 class BatchNorm(Operation):
     """Batch norm with running statistics, in the float model's order of operations."""
 
-    name, settings, functions = "batch_norm", ("eps",), (F.BatchNorm,)
+    name = "batch_norm"
+    settings, functions = ("eps",), (F.BatchNorm,)
     arrays = ("weight", "bias", "mean", "var")
     is_elementwise = True
 
     @staticmethod
-    def run(x, *, weight, bias, mean, var, eps):
+    def run(x: Array, *, weight: Array, bias: Array, mean: Array, var: Array, eps: float) -> Array:
         return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
 
     @staticmethod
-    def shape(x, *, eps, **arrays):
+    def shape(x: Value, *, eps: float, **arrays: Array) -> Value:
         expect_number("eps", eps, finite=True)
         for name in BatchNorm.arrays:
             expect_array(name, arrays[name], "f", x.shape[:1])
         return x
 
     @classmethod
-    def of_call(cls, call):
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
         options = call.options
         if options["mean"] is None:
             return None
@@ -621,7 +698,9 @@ class BatchNorm(Operation):
         return arrays, {"eps": options["eps"]}
 
     @staticmethod
-    def program(emit, constant, operands, step):  # as functional.BatchNorm computes it
+    def program(
+        emit: Emit, constant: Callable[[ArrayLike], int], operands: Sequence[int], step: Step
+    ) -> int:  # as functional.BatchNorm computes it
         (x,), arrays = operands, step.arrays
         scale = 1.0 / np.sqrt(arrays["var"] + step.settings["eps"])
         for name, array in (
@@ -635,14 +714,14 @@ class BatchNorm(Operation):
 # --------------------------------------------------------------------------------- several operands
 
 
-def filled(constants, values):
-    """Operands in order: constants where there are some, else the values of earlier steps."""
+def filled(constants: Sequence[Any], values: Iterable[Any]) -> list[Any]:
+    """Replace each None in the constants by the next of the values; return the list."""
     values = iter(values)
     return [next(values) if constant is None else constant for constant in constants]
 
 
 class _Operands(Operation):
-    """Operands, each a constant or the result of an earlier step.
+    """Base of operations whose operands are constants or results of earlier steps.
 
     Attributes
     ----------
@@ -654,18 +733,18 @@ class _Operands(Operation):
     arrays = ("left?", "right?")
 
     @classmethod
-    def in_order(cls, values, arrays):
+    def in_order(cls, values: Sequence[Any], arrays: dict[str, Array]) -> list[Any]:
         return filled([arrays.get(name.rstrip("?")) for name in cls.arrays], values)
 
     @classmethod
-    def shape(cls, *values, **constants):
-        found = len(values) + len(constants)
-        if found != len(cls.arrays) or not values:
-            raise ValueError(f"takes {len(cls.arrays)} operands, got {found}")
+    def shape(cls, *values: Value, **constants: Any) -> Value:
+        count = len(values) + len(constants)
+        if count != len(cls.arrays) or not values:
+            raise ValueError(f"expects {len(cls.arrays)} operands, got {count}")
         return broadcast(*values, *constants.values())
 
     @classmethod
-    def of_call(cls, call):
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
         arrays = {}
         for position, name in enumerate(cls.arrays):
             value = call.constant(position)
@@ -683,36 +762,43 @@ class _Binary(_Operands):
 
 
 class Add(_Binary):
-    name, functions, program = "add", (T.Add,), _emit("add")
+    name = "add"
+    functions, program = (T.Add,), _emit("add")
 
 
 class Sub(_Binary):
-    name, functions, program = "sub", (T.Sub,), _emit("sub")
+    name = "sub"
+    functions, program = (T.Sub,), _emit("sub")
 
 
 class Mul(_Binary):
-    name, functions, program = "mul", (T.Mul,), _emit("mul")
+    name = "mul"
+    functions, program = (T.Mul,), _emit("mul")
 
 
 class Div(_Binary):
-    name, functions, program = "div", (T.Div,), _emit("div")
+    name = "div"
+    functions, program = (T.Div,), _emit("div")
 
 
 class Maximum(_Binary):
-    name, functions, program = "maximum", (T.Maximum,), _emit("max")
+    name = "maximum"
+    functions, program = (T.Maximum,), _emit("max")
 
 
 class Minimum(_Binary):
-    name, functions = "minimum", (T.Minimum,)
+    name = "minimum"
+    functions = (T.Minimum,)
 
 
 class Compare(_Operands):
-    """1 where ``left operator right`` holds, else 0."""
+    """1.0 where ``left operator right`` holds, else 0.0."""
 
-    name, settings, functions = "compare", ("operator",), (T.Compare,)
+    name = "compare"
+    settings, functions = ("operator",), (T.Compare,)
 
     @classmethod
-    def shape(cls, *values, operator, **constants):
+    def shape(cls, *values: Any, operator: str, **constants: Any) -> Value:
         if operator not in T.COMPARISONS:
             known = ", ".join(T.COMPARISONS)
             raise ValueError(f"operator must be one of {known}, got {operator!r}")
@@ -722,15 +808,20 @@ class Compare(_Operands):
 class Where(_Operands):
     """`left` where `condition` is not 0, `right` elsewhere."""
 
-    name, arrays, functions = "where", ("condition?", "left?", "right?"), (T.Where,)
+    name = "where"
+    arrays, functions = ("condition?", "left?", "right?"), (T.Where,)
 
 
 class Cat(Operation):
-    name, inputs, settings, functions = "cat", ..., ("dim",), (T.Cat,)
-    run = staticmethod(lambda *values, dim: np.concatenate(values, dim))  # no ends for a gradient
+    name = "cat"
+    inputs, settings, functions = ..., ("dim",), (T.Cat,)
 
     @staticmethod
-    def shape(*values, dim):
+    def run(*values: Array, dim: int) -> Array:
+        return np.concatenate(values, dim)
+
+    @staticmethod
+    def shape(*values: Value, dim: int) -> Value:
         first = values[0]
         dim = expect_int("dim", dim, 1, len(first.shape)) - 1
         rests = [(*v.shape[:dim], *v.shape[dim + 1 :]) for v in values]
@@ -742,7 +833,7 @@ class Cat(Operation):
         return Value(FLOAT, (*first.shape[:dim], joined, *first.shape[dim + 1 :]), first.single)
 
     @classmethod
-    def of_call(cls, call):
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
         fits = call.options["dim"] > 0 and call.results == len(call.inputs)
         return super().of_call(call) if fits else None
 
@@ -754,37 +845,40 @@ class _Pool(Operation):
     settings = POOLING
 
     @staticmethod
-    def shape(x, **windows):
+    def shape(x: Value, **windows: Any) -> Value:
         return pool(x, FLOAT, **windows)
 
     @classmethod
-    def of_call(cls, call):
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
         return {}, pooling_settings(call.options["windows"])
 
 
-def pooling_settings(windows):
+def pooling_settings(windows: Any) -> dict[str, tuple[int, int]]:
     return dict(zip(POOLING, (windows.kernel, windows.stride, windows.padding), strict=True))
 
 
 class MaxPool2d(_Pool):
-    name, functions, run = "max_pool2d", (F.MaxPool2d,), staticmethod(F.max_pool2d)
+    name = "max_pool2d"
+    functions, run = (F.MaxPool2d,), staticmethod(F.max_pool2d)
 
 
 class AvgPool2d(_Pool):
-    name, functions, run = "avg_pool2d", (F.AvgPool2d,), staticmethod(F.avg_pool2d)
+    name = "avg_pool2d"
+    functions, run = (F.AvgPool2d,), staticmethod(F.avg_pool2d)
 
 
 class SumPixels(Operation):
-    """Sums over axes behind the channels."""
+    """Sums over axes after the channels."""
 
-    name, settings, functions = "sum_pixels", ("dim", "keepdim"), (T.SumPixels,)
+    name = "sum_pixels"
+    settings, functions = ("dim", "keepdim"), (T.SumPixels,)
 
     @staticmethod
-    def shape(x, *, dim, keepdim):
+    def shape(x: Value, *, dim: Sequence[int], keepdim: bool) -> Value:
         dims = [expect_int("dim", d, 2, len(x.shape)) for d in expect_sizes("dim", dim)]
         if len(set(dims)) != len(dims) or type(keepdim) is not bool:
             raise ValueError(
-                f"dim {dim} and keepdim {keepdim!r} do not fit to an input of {x.shape}"
+                f"dim {dim} and keepdim {keepdim!r} do not match an input of {x.shape}"
             )
         kept = [1 if axis in dims else n for axis, n in enumerate(x.shape, start=1)]
         left = [n for axis, n in enumerate(x.shape, start=1) if axis not in dims]
@@ -792,63 +886,69 @@ class SumPixels(Operation):
 
 
 class Reshape(Operation):
-    """Another shape for each sample."""
+    """Reshape each sample."""
 
-    name, settings, functions = "reshape", ("shape",), (T.Reshape,)
-    run = staticmethod(lambda x, *, shape: x.reshape(len(x), *shape))
+    name = "reshape"
+    settings, functions = ("shape",), (T.Reshape,)
 
     @staticmethod
-    def shape(x, *, shape):
+    def run(x: Array, *, shape: Shape) -> Array:
+        return x.reshape(len(x), *shape)
+
+    @staticmethod
+    def shape(x: Value, *, shape: Shape) -> Value:
         shape = expect_sizes("shape", shape)
         if math.prod(shape) != math.prod(x.shape):
             raise ValueError(f"shape is {shape}, the input has {x.shape}")
         return Value(FLOAT, shape, x.single)
 
     @classmethod
-    def of_call(cls, call):
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
         return {}, {"shape": call.shape}
 
 
 class Pad(Operation):
-    name, settings, functions = "pad", ("widths", "value"), (T.Pad,)
+    name = "pad"
+    settings, functions = ("widths", "value"), (T.Pad,)
 
     @staticmethod
-    def shape(x, *, widths, value):
+    def shape(x: Value, *, widths: Sequence[tuple[int, int]], value: float) -> Value:
         expect_number("value", value)
         if not isinstance(widths, list | tuple) or len(widths) != len(x.shape) + 1:
             raise ValueError(f"widths must be a pair for each axis, got {widths!r}")
         pairs = [expect_pair("widths", pair, 0) for pair in widths]
         if pairs[0] != (0, 0):
-            raise ValueError(f"widths {widths} do not fit to an input of {x.shape}")
+            raise ValueError(f"widths {widths} do not match an input of {x.shape}")
         shape = (n + sum(pair) for n, pair in zip(x.shape, pairs[1:], strict=True))
         return Value(FLOAT, tuple(shape), x.single)
 
     @classmethod
-    def of_call(cls, call):
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
         return super().of_call(call) if call.options["widths"][0] == (0, 0) else None
 
 
 class TakeChannels(Operation):
-    """Channel ``index[i]`` of x as channel i: a shuffle of groups, or channels repeated."""
+    """out[:, i] = x[:, index[i]]: a channel shuffle, or repeated channels."""
 
-    name, arrays, functions = "take_channels", ("index",), (F.TakeChannels,)
+    name = "take_channels"
+    arrays, functions = ("index",), (F.TakeChannels,)
 
     @staticmethod
-    def shape(x, *, index):
+    def shape(x: Value, *, index: Array) -> Value:
         channels, *size = expect_image(x)
         if index.ndim != 1 or index.dtype.kind not in "iu" or not index.size:
             raise ValueError(
-                f"index must be a row of ints, got {index.dtype} of shape {index.shape}"
+                f"index must be a 1-D array of ints, got {index.dtype} of shape {index.shape}"
             )
         if index.min() < 0 or index.max() >= channels:
             raise ValueError(f"index must lie from 0 to {channels - 1}")
         return Value(FLOAT, (index.size, *size), x.single)
 
     @classmethod
-    def of_call(cls, call):
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
         return cls.taking(call.options["index"]), {}
 
     @staticmethod
-    def taking(index):
-        """The arrays that take these channels."""
+    def taking(index: Array) -> dict[str, Array]:
+        """The arrays of the operation for an index (C,), in the smallest dtype."""
         return {"index": index.astype(smallest_int(int(index.max())))}

@@ -1,8 +1,9 @@
-"""Signs that a user wrote as a `Function` with static methods, as the quantizers they are."""
+"""Signs written as a `Function` with static methods (as in PyTorch), treated as quantizers."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,34 +11,43 @@ from tinybnn.autograd import Tensor, as_array
 from tinybnn.autograd.extension import OwnFunction, in_places
 from tinybnn.quantizers import Quantize, Quantizer
 
+if TYPE_CHECKING:
+    from tinybnn.autograd import Call, Function
+    from tinybnn.typing import Array
+
 
 class OwnSign(Quantizer):
-    """A class with static methods as a quantizer: what the compiler asks it for is its forward.
+    """A Function with static methods as a quantizer; the compiler uses its `forward`.
 
-    NaN counts as -1, as in every packed model.
+    NaN becomes -1, as in every packed model.
 
     Parameters
     ----------
     call : tinybnn.autograd.Call
-        Of an `OwnFunction`.
+        A call of an `OwnFunction`.
     """
 
-    def __init__(self, call):
+    own: type[Function]
+    arguments: Any
+    needs: Any
+
+    def __init__(self, call: Call) -> None:
         self.own = call.function.own
         self.arguments, self.needs = call.options["arguments"], call.options["needs"]
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         result = self.own.apply(*in_places([Tensor(x)], self.arguments, self.needs))
         return np.where(np.isnan(x), x.dtype.type(-1), as_array(result))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return self.own.__name__
 
 
-def with_own_sign(call):
-    """The call of a `Quantize`, if it is of an own function that gives -1 and 1 but for 0.
+def with_own_sign(call: Call) -> Call:
+    """Replace a call of an own function that returned only -1 and 1 by a `Quantize` call.
 
-    What it gives for 0 is the compiler's to check, as for every quantizer.
+    The result at 0 is ignored here: the compiler checks it, as for every quantizer. Other calls are
+    returned unchanged.
     """
     if not isinstance(call.function, OwnFunction) or len(call.inputs) != 1:
         return call

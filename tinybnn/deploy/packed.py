@@ -1,8 +1,8 @@
-"""A packed model: a short program on bits, integers and, where a layer is real, floats.
+"""A packed model: a short program on bits, integers and, for real-valued layers, floats.
 
-The program is a list of steps. Each step applies one of the `operations` to values computed before
-it, and keeps its constants (packed weights, thresholds) as plain arrays. So a saved model is data
-and nothing else: loading it looks up the names of operations, it never runs code from the file.
+The program is a list of steps. Each step applies one of the `operations` to results of earlier
+steps, and stores its constants (packed weights, thresholds) as plain arrays. A saved model contains
+data only: loading it looks up operations by name and never runs code from the file.
 
 Values between steps are float32 arrays (N, C, H, W) or (N, F) in channels-last memory, int32
 accumulators (N, H, W, C) or (N, F), and words of bits (N, H, W, words) or (N, words).
@@ -15,6 +15,7 @@ import functools
 import math
 import warnings
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,9 +30,18 @@ from tinybnn.kernels.machine.threads import count as thread_count
 from tinybnn.kernels.machine.threads import num_threads
 from tinybnn.kernels.signs import bits, xnor
 
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+    from os import PathLike
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from tinybnn.deploy.plan import Task
+    from tinybnn.typing import Array, Shape, Words
+
 # ------------------------------------------------------------------------------------- the program
 
-_ENOUGH = 64  # numbers whose signs are not all +1 by chance
+_ENOUGH = 64  # numbers whose signs are unlikely to be all +1 by chance
 
 
 @dataclass
@@ -41,42 +51,43 @@ class Step:
     Attributes
     ----------
     name : str
-        The layer it comes from.
+        The layer of the float model.
     operation : str
         The name of an `Operation`.
     inputs : tuple of int
-        Steps whose results come in; -1 is the model's input.
+        Indices of the steps whose results are read; -1 is the model's input.
     arrays : dict of arrays
         Constants that are stored as arrays.
     settings : dict
         Constants that are stored as JSON.
-    bits : dict
-        For arrays of words, and for float arrays that hold signs only: the number of bits in a
-        row. They are stored as ceil(bits / 8) bytes a row.
+    bits : dict of int
+        Number of bits in a row, for arrays of words and for float arrays that hold signs only.
+        They are stored as ceil(bits / 8) bytes a row.
     call : int
-        Which operation of the traced float model ends here; `verify` compares with its output.
+        Index of the float model's operation that ends here; `verify` compares with its output.
     layout : str
-        How to read the result: 'float', 'accumulator', 'bits', 'flattened bits', or 'internal'
-        where the float model has nothing that corresponds to it.
+        Layout of the result: 'float', 'accumulator', 'bits', 'flattened bits', or 'internal'
+        if it has no counterpart in the float model.
     shape : tuple of int
         Shape of that operation's output for one sample (of the image, for 'flattened bits').
     """
 
     name: str
     operation: str
-    inputs: tuple
-    arrays: dict = field(default_factory=dict)
-    settings: dict = field(default_factory=dict)
-    bits: dict = field(default_factory=dict)
+    inputs: tuple[int, ...]
+    arrays: dict[str, Array] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    bits: dict[str, int] = field(default_factory=dict)
     call: int = -1
     layout: str = "float"
-    shape: tuple = ()
+    shape: Shape = ()
 
-    def run(self, *values):
+    def run(self, *values: Any) -> Array:
+        """Compute the result, (N, ...), for arrays of input values."""
         return OPERATIONS[self.operation].run(*values, **self.arrays, **self.settings)
 
-    def as_floats(self, value):
-        """The result as the float model would show it: signs for bits, NCHW order."""
+    def as_floats(self, value: Array) -> Array:
+        """Convert a result to floats as in the float model: signs for bits, (N, C, H, W) order."""
         if self.layout == "accumulator":
             return ToFloat.run(value)
         if self.layout == "bits":
@@ -87,10 +98,10 @@ class Step:
 
 
 class PackedModel:
-    """A compiled model; made by `deploy.compile` or `PackedModel.load`.
+    """A compiled model; created by `deploy.compile` or `PackedModel.load`.
 
-    Several threads may use one. It can be copied and pickled, also after predictions, and so be
-    handed to other processes.
+    It can be shared by threads. It can be copied and pickled, also after predictions, and thus be
+    passed to other processes.
 
     Attributes
     ----------
@@ -102,34 +113,45 @@ class PackedModel:
         Number of operations in the float model's forward pass.
     info : dict
         Notes that are saved with the model, as JSON values; empty after `deploy.compile`. The
-        command line keeps ``classes``, ``maximum`` (of a pixel) and ``dataset`` there.
+        command line stores ``classes``, ``maximum`` (of a pixel) and ``dataset`` in it.
     """
 
-    KIND, VERSION = "packed-model", 2
+    KIND: str = "packed-model"
+    VERSION: int = 2
+    input_shape: Shape
+    steps: list[Step]
+    calls: int
+    info: dict[str, Any]
     _DERIVED = ("_values", "tasks", "_block", "output_shape", "_free", "_range_is_known")
 
-    def __init__(self, input_shape, steps, calls, info=None):
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        steps: Sequence[Step],
+        calls: int,
+        info: dict[str, Any] | None = None,
+    ) -> None:
         self.input_shape, self.steps, self.calls = (
             tuple(input_shape),
             list(steps),
             calls,
         )
         self.info = dict(info or {})
-        self._free = []  # workspaces that no call uses at the moment
-        self._range_is_known = False  # whether an input was in the range of the training data
+        self._free = []  # workspaces that no call is using
+        self._range_is_known = False  # whether the range of an input was checked
 
-    def __getstate__(self):
-        """What a copy or a pickle takes along: all but plans and their memory, made anew there."""
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without plans and their memory, which a copy or unpickled model recreates."""
         return {name: value for name, value in vars(self).items() if name not in self._DERIVED}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         PackedModel.__init__(self, self.input_shape, self.steps, self.calls, self.info)
 
-    def run(self, x):
-        """Yield (step, result) for each step, one after the other; results are freed early.
+    def run(self, x: Array) -> Iterator[tuple[Step, Array]]:
+        """Run the steps one by one on x (N, *input_shape), and yield (step, result) for each.
 
-        Each step by itself: the reference for what `predict` computes.
+        This is the reference for `predict`. Results are freed after their last use.
         """
         last_use = {source: i for i, step in enumerate(self.steps) for source in step.inputs}
         values = {-1: x}
@@ -142,30 +164,32 @@ class PackedModel:
 
     @functools.cached_property
     def _values(self):
-        """For each step the `Value` that it gives."""
+        """The `Value` of each step's result."""
         return infer(self.input_shape, self.steps)
 
     @functools.cached_property
-    def tasks(self):
-        """The steps as `predict` carries them out: several together, each a call of a kernel."""
+    def tasks(self) -> list[Task]:
+        """The plan of `predict`: tasks, each a kernel call for one or more steps."""
         return make_plan(self.input_shape, self.steps, self._values)
 
     @functools.cached_property
     def _block(self):
         return block_size(self.tasks)
 
-    def run_plan(self, x, clock=None, packs=()):
-        """Yield (step, result) as `predict` computes them; some steps have no result of their own.
+    def run_plan(
+        self, x: Array, clock: list[float] | None = None, packs: Collection[int] = ()
+    ) -> Iterator[tuple[Step, Array]]:
+        """Run the plan of `predict`, and yield (step, result); fused steps yield no result.
 
-        A result is to be read before the next one is asked for: its memory is used again.
+        Read a result before requesting the next one: its memory is reused.
 
         Parameters
         ----------
         x : (N, *input_shape) float32
         clock : list of float, optional
-            The seconds that each task took are added to it.
+            Accumulates the seconds of each task.
         packs : collection of int
-            Steps that are left out, since x is what they give: see `predict_packed`.
+            Steps to skip because x already is their result: see `predict_packed`.
         """
         workspace = self._workspace(len(x))
         for task, results in carry_out(self.tasks, workspace, x, clock, packs):
@@ -174,33 +198,38 @@ class PackedModel:
         self._free.append(workspace)
 
     def _workspace(self, samples):
-        """Memory for a block: one that an earlier call has given back, or a new one."""
+        """Memory for a block: a workspace that an earlier call released, or a new one."""
         while self._free:
-            workspace = self._free.pop()  # each call has one to itself
+            workspace = self._free.pop()  # not shared between concurrent calls
             if workspace.samples >= samples:
                 return workspace
         return Workspace(self.tasks, samples)
 
-    def predict(self, x, batch_size=None, out=None, threads=None):
-        """The model's output.
+    def predict(
+        self,
+        x: Array,
+        batch_size: int | None = None,
+        out: Array | None = None,
+        threads: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Compute the model's output.
 
-        Buffers are planned once and kept for the next call; each of several calls at the same time
-        has its own.
+        Buffers are kept for later calls; concurrent calls have their own.
 
         Parameters
         ----------
         x : (N, *input_shape) float32
-            As the model was trained on; pixels go through the transform of the training data
-            first, such as ``datasets.to_signed(255)``. There is a warning if the first sample looks
-            as if they had not.
+            Inputs as in training; transform pixels as the training data, for example by
+            ``datasets.to_signed(255)``. A warning is issued if the first sample looks
+            untransformed.
         batch_size : int, optional
-            Number of samples worked on at a time; by default as many as the cache holds. It has no
-            influence on the result.
+            Number of samples processed at a time; by default as many as fit the cache. It does not
+            affect the result.
         out : (N, ...) float32, optional
-            To be written to.
+            Array that the output is written to.
         threads : int, optional
-            Number of threads; by default what `kernels.machine.threads.num_threads` says. It has no
-            influence on the result either.
+            Number of threads; default: see `kernels.machine.threads.num_threads`. It does not
+            affect the result.
 
         Returns
         -------
@@ -212,13 +241,19 @@ class PackedModel:
             self._warn_of_pixels(x)
         return self._predict(x, (), batch_size, out, threads)
 
-    def predict_packed(self, words, batch_size=None, out=None, threads=None):
-        """The model's output for an input that is packed already, such as a stored code.
+    def predict_packed(
+        self,
+        words: Words,
+        batch_size: int | None = None,
+        out: Array | None = None,
+        threads: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Compute the model's output for an input that is already packed, such as stored codes.
 
         Parameters
         ----------
         words : (N, words) or (N, H, W, words) uint64
-            The signs of the input, as `kernels.bits.pack` gives them: of features (F,) in a row, of
+            The signs of the input, packed by `kernels.signs.bits.pack`: features (F,) in a row,
             images (C, H, W) pixel by pixel.
         batch_size, out, threads
             As in `predict`.
@@ -226,19 +261,19 @@ class PackedModel:
         Returns
         -------
         (N, ...) float32
-            What `predict` gives for the unpacked signs.
+            Equal to the result of `predict` for the unpacked signs.
 
         Raises
         ------
         ValueError
-            If the model reads more of its input than the signs, or the words do not fit it.
+            If the model reads more than the signs of its input, or the words have a wrong shape.
         """
         packs = [i for i, step in enumerate(self.steps) if -1 in step.inputs]
         for i in packs:
             if self.steps[i].operation != "pack":
                 raise ValueError(
                     f"predict_packed: {self.steps[i].name} ({self.steps[i].operation}) reads the "
-                    "input as floats, not only its signs"
+                    "input as floats, not just its signs"
                 )
         return self._predict(self._check_words(words), packs, batch_size, out, threads)
 
@@ -254,42 +289,41 @@ class PackedModel:
             raise ValueError(f"predict: out must be float32 of shape {shape}, got {described(out)}")
         with num_threads(threads):
             for start in range(0, len(x), batch_size):
-                # A result is copied before the next one is asked for: after the last, the memory
-                # goes to another call.
+                # Copy the result within the loop: afterwards another call may use its memory.
                 for step, result in self.run_plan(x[start : start + batch_size], packs=packs):
                     if step is self.steps[-1]:
                         out[start : start + batch_size] = result
         return out
 
     @functools.cached_property
-    def output_shape(self):
+    def output_shape(self) -> Shape:
         """Shape of the output for one sample."""
         return self._values[-1].shape
 
-    def profile(self, x, repetitions=10, threads=None):
-        """Where the time of a prediction goes.
+    def profile(self, x: Array, repetitions: int = 10, threads: int | None = None) -> Profile:
+        """Measure the time of each task of a prediction.
 
         Parameters
         ----------
         x : (N, *input_shape) float32
-            Carried out as one block.
+            Processed as one block.
         repetitions : int
-            The median of so many runs is given.
+            Number of runs; the result is their median.
         threads : int, optional
             As in `predict`.
 
         Returns
         -------
         Profile
-            A list, which prints as a table: for each task a dict with ``layer`` (the layers it
-            comes from), ``operations`` (the steps that it carries out), ``seconds``, ``share`` of
-            the whole, ``products`` of signs (bit multiply-accumulates), ``rate`` (products a
-            second), and ``peak_share``, the rate's share of what the threads could do if nothing
-            had to be fetched (`kernels.xnor.register_peak`).
+            A list that prints as a table: for each task a dict with ``layer`` (names of its
+            layers), ``operations`` (names of its steps), ``seconds``, ``share`` of the total time,
+            ``products`` of signs (bit multiply-accumulates), ``rate`` (products per second), and
+            ``peak_share``, the rate relative to the threads' peak on registers, without memory
+            access (`kernels.signs.xnor.register_peak`).
         """
         x = self.check_input(x)
         with num_threads(threads):
-            collections.deque(self.run_plan(x), maxlen=0)  # compiled, and memory laid out
+            collections.deque(self.run_plan(x), maxlen=0)  # warm-up: compile and allocate
             runs = []
             for _ in range(repetitions):
                 runs.append([0.0] * len(self.tasks))
@@ -313,8 +347,8 @@ class PackedModel:
             )
         return Profile(rows)
 
-    def check_input(self, x):
-        """x as an array, or a ValueError that says what was expected."""
+    def check_input(self, x: ArrayLike) -> NDArray[np.float32]:
+        """Return x as an array (N, *input_shape) float32, or raise a ValueError."""
         x = np.asarray(x)
         if x.dtype != np.float32 or x.shape[1:] != self.input_shape or x.ndim == 0:
             expected = ", ".join(map(str, ("N", *self.input_shape)))
@@ -324,7 +358,7 @@ class PackedModel:
             )
             if x.dtype.kind in "iu":
                 message += (
-                    "; pixels become floats by the transform of the training data, by default "
+                    "; convert pixels by the transform of the training data, by default "
                     f"{self._transform()}(x, None)"
                 )
             elif x.dtype.kind == "f" and x.dtype != np.float32:
@@ -335,12 +369,12 @@ class PackedModel:
         return x
 
     def _transform(self):
-        """The transform that pixels usually go through, as it is written."""
+        """The usual transform of pixels, as source text."""
         maximum = self.info.get("maximum")
         return f"datasets.to_signed({'maximum' if maximum is None else format(maximum, 'g')})"
 
     def _reads_signs(self):
-        """Whether nothing but the signs of the input matters."""
+        """Whether the program reads only the signs of its input."""
         same = {-1}
         for i, step in enumerate(self.steps):
             if not same.isdisjoint(step.inputs):
@@ -351,32 +385,32 @@ class PackedModel:
         return len(self.steps) - 1 not in same
 
     def _warn_of_pixels(self, x):
-        """Warn if pixels come unscaled (0 to 255) to a model that takes them from -1 to 1.
+        """Warn if pixels are unscaled (0 to 255) but the model expects them from -1 to 1.
 
-        That is known of a model whose `info` has the ``maximum`` of its pixels, and of one that
-        reads nothing but the signs of its input, all of which would be +1.
+        This is known if `info` has the ``maximum`` of a pixel, or if the model reads only the signs
+        of its input, which would all be +1.
         """
         if not x.size:
             return
         first = x[0]
         has_negative = first.min() < 0
         if not has_negative and first.max() <= 1:
-            return  # a black image, say: the next call tells more
+            return  # undecided, for example a black image: check again at the next call
         self._range_is_known = True
         if has_negative:
             return
         reads_signs = self._reads_signs()
         if "maximum" in self.info or (reads_signs and first.size >= _ENOUGH):
-            what = "reads the signs of its input" if reads_signs else "takes pixels from -1 to 1"
+            reason = "reads the signs of its input" if reads_signs else "takes pixels from -1 to 1"
             warnings.warn(
-                f"PackedModel: this model {what}, but x[0] goes from {first.min():g} to "
-                f"{first.max():g}; predict {self._transform()}(x, None), or what else the "
-                "transform of the training data makes of pixels",
+                f"PackedModel: this model {reason}, but x[0] goes from {first.min():g} to "
+                f"{first.max():g}; predict {self._transform()}(x, None), or apply the transform "
+                "of the training data",
                 stacklevel=3,
             )
 
     def _check_words(self, words):
-        """The packed input as an array, or a ValueError that says what was expected."""
+        """Return the packed input as an array of uint64 words, or raise a ValueError."""
         channels, *pixels = self.input_shape
         words, shape = np.asarray(words), (*pixels, bits.words_for(channels))
         if words.dtype != np.uint64 or words.shape[1:] != shape or words.ndim == 0:
@@ -386,7 +420,7 @@ class PackedModel:
                 f"got {words.dtype} of shape {words.shape}"
             )
         if channels % 64 and np.any(words[..., -1] >> np.uint64(channels % 64)):
-            raise ValueError(f"predict_packed: words has bits set behind the {channels} of a row")
+            raise ValueError(f"predict_packed: words has bits set after the {channels} of a row")
         return words
 
     # ---------------------------------------------------------------------------------- on disk
@@ -394,22 +428,22 @@ class PackedModel:
     def _stored(self):
         """Arrays by their names in the file, and the metadata.
 
-        Equal signs are stored once, and equal floats of a layer: AdaBin multiplies the same
-        weights with its input and with ones.
+        Equal arrays of signs are stored once, and so are equal floats within a layer: AdaBin
+        multiplies the same weights with its input and with ones.
         """
         arrays, table, known = {}, [], {}
         for i, step in enumerate(self.steps):
             joined, stored = {}, {}
-            for name, array in sorted(step.arrays.items()):  # the order that a file gives back
+            for name, array in sorted(step.arrays.items()):  # the order after loading
                 if name in step.bits:
                     count = step.bits[name]
                     if array.dtype != np.uint64:
                         array = bits.pack(array.reshape(len(array), -1))
-                    if count < 8:  # one bit for each tap of a depth-wise filter: not a byte each
+                    if count < 8:  # join short rows: a depth-wise filter has a bit for each tap
                         joined[name] = array.shape[:-1]
                         array = bits.pack(bits.unpack(array, count).reshape(-1))
                         count *= math.prod(joined[name])
-                    array, place = bits.to_bytes(array, count), None  # the same anywhere
+                    array, place = bits.to_bytes(array, count), None  # shared by all layers
                 else:
                     place = step.name if array.dtype.kind == "f" else (i, name)
                 content = place, array.dtype.str, array.shape, array.tobytes()
@@ -417,7 +451,7 @@ class PackedModel:
                 arrays.setdefault(stored[name], array)
             entry = {key: value for key, value in vars(step).items() if key != "arrays"}
             entry["settings"] = {key: _to_json(value) for key, value in step.settings.items()}
-            # Signs that a float operation multiplies by come back as floats of this shape.
+            # Signs that float operations read: loaded as floats of this shape.
             signs = {
                 name: step.arrays[name].shape
                 for name in step.bits
@@ -431,25 +465,25 @@ class PackedModel:
             "info": self.info,
         }
 
-    def step_bytes(self):
-        """For each step the bytes of its arrays as stored, without those of a step before."""
+    def step_bytes(self) -> list[int]:
+        """Return the stored bytes of each step's arrays; shared ones count for the first step."""
         sizes = [0] * len(self.steps)
         for name, array in self._stored()[0].items():
             sizes[int(name.split(".", 1)[0])] += array.nbytes
         return sizes
 
     @property
-    def nbytes(self):
-        """Bytes of the arrays as stored: packed weights, thresholds, remaining floats."""
+    def nbytes(self) -> int:
+        """Total bytes of the stored arrays: packed weights, thresholds, remaining floats."""
         return sum(self.step_bytes())
 
-    def save(self, path):
-        """Write the model to a file (atomically); returns the file's size in bytes.
+    def save(self, path: str | PathLike[str]) -> int:
+        """Write the model to a file (atomically), and return the file's size in bytes.
 
         Raises
         ------
         ValueError
-            If `load` would refuse its `info` or the name of a layer.
+            If its `info` or the name of a layer is not valid for `load`.
         OSError
             If the file cannot be written.
         """
@@ -460,13 +494,13 @@ class PackedModel:
         return storage.save(path, arrays, kind=self.KIND, version=self.VERSION, metadata=metadata)
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: str | PathLike[str]) -> PackedModel:
         """Read a model that `save` wrote.
 
         Raises
         ------
         StorageError
-            If the file is damaged, foreign or of a newer version.
+            If the file is damaged, of another kind, or of a newer version.
         """
         arrays, metadata = storage.load(path, kind=cls.KIND, version=cls.VERSION)
         with storage.expecting(path, "packed model"):
@@ -482,7 +516,7 @@ class PackedModel:
             packed.info = dict(info)
             return packed
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         lines = [f"  {i}: {s.operation} {s.shape} <- {s.name}" for i, s in enumerate(self.steps)]
         return f"PackedModel(input_shape={self.input_shape}, {self.nbytes} bytes\n" + "\n".join(
             [*lines, ")"]
@@ -499,7 +533,7 @@ class PackedModel:
         return tables.html(header, rows, "><<<>", title)
 
 
-_NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}  # JSON has no such numbers
+_NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}  # not available in JSON
 
 
 def _to_json(value):
@@ -507,13 +541,13 @@ def _to_json(value):
 
 
 def _from_json(value):
-    if isinstance(value, list):  # of JSON's; what is written are tuples
+    if isinstance(value, list):  # JSON turned tuples into lists
         return tuple(map(_from_json, value))
     return _NOT_FINITE.get(value, value) if isinstance(value, str) else value
 
 
 def _check_info(info, output_shape):
-    """What the command line reads of `PackedModel.info` has the types and sizes that it expects."""
+    """Check types and sizes of the entries of `PackedModel.info` that the command line reads."""
     if not isinstance(info, dict):
         raise ValueError(f"info must be a mapping, got {type(info).__name__}")
     classes, maximum = info.get("classes"), info.get("maximum", 1)
@@ -532,12 +566,12 @@ def _check_info(info, output_shape):
 
 
 class _StoredSigns:
-    """Rows of words, or floats of ±1, from a file's bytes: once for all steps that share them."""
+    """Unpacks rows of words, or floats of ±1, from a file's bytes; steps share the results."""
 
     def __init__(self, arrays):
         self.arrays, self.made = arrays, {}
-        # A bit that stands alone in its row becomes a word, 64 times as large; a few layers of
-        # other shapes may share it. A file that asks for more was made to fill the memory.
+        # A row of a single bit becomes a word, 64 times as large, and a few layers may share the
+        # bits in different shapes. A file that needs more is a decompression bomb.
         self.left = 256 * sum(array.nbytes for array in arrays.values())
 
     def read(self, key, count, rows, signs):
@@ -547,11 +581,11 @@ class _StoredSigns:
         ----------
         key : str
         count : int
-            Bits in a row.
+            Number of bits in a row.
         rows : tuple of int, or None
-            The shape without the last axis, where rows are stored without a gap between them.
+            The shape without the last axis, if rows are stored without padding between them.
         signs : tuple of int, or None
-            The shape, where floats are wanted.
+            The shape of the floats; None for words.
         """
         content = key, count, rows, signs
         if content not in self.made:
@@ -573,16 +607,16 @@ class _StoredSigns:
 
 
 def _whole(name, numbers):
-    """A list of ints as a tuple."""
+    """Check that `numbers` is a list of ints, and return it as a tuple."""
     if not isinstance(numbers, list) or any(type(n) is not int for n in numbers):
         raise ValueError(f"{name} must be ints, got {numbers!r}")
     return tuple(numbers)
 
 
 def _read_step(i, entry, arrays, stored_signs):
-    """A step from its description in the file; anything unexpected is an error."""
+    """Create a step from its description in the file; anything unexpected is an error."""
     stored, signs, joined = entry.pop("arrays"), entry.pop("signs"), entry.pop("joined", {})
-    if isinstance(stored, list):  # version 1 had names only, and each array of its own
+    if isinstance(stored, list):  # version 1: names only, arrays are not shared
         stored = {name: f"{i}.{name}" for name in stored}
     entry["arrays"] = {name: arrays[key] for name, key in stored.items()}
     for name in ("inputs", "shape"):

@@ -1,17 +1,17 @@
-"""How the steps of a packed program are carried out fast.
+"""Planning of fast kernel calls for the steps of a packed program.
 
-`Step.run` says what a step means, one at a time; it is the reference. A plan gives the same results
+`Step.run` defines the steps one at a time and is the reference. A plan computes the same results
 with fewer passes over memory:
 
-- What does not depend on the data (AdaBin's sums over ones, which depend on the border only) is
-  computed once.
-- A binary layer whose sums are only compared with thresholds gives bits; no sums are written.
-- Elementwise operations on floats that follow each other are carried out together, for a few
-  pixels at a time, and so is the product before them: sums, scale, batch norm, residual,
-  activation and the next layer's bits in one pass.
-- Weights are laid out once for the kernels.
+- Constant subexpressions (AdaBin's sums over ones, which depend on the border only) are computed
+  once.
+- A binary layer whose sums are only compared with thresholds outputs bits; no sums are written.
+- Consecutive elementwise operations on floats are fused, for a few pixels at a time, and so is the
+  product before them: sums, scale, batch norm, residual, activation and the next layer's bits in
+  one pass.
+- Weights are arranged for the kernels once.
 
-The result of a plan is a list of `Task`, each one call of a kernel that writes where it is told.
+A plan is a list of `Task`, each one kernel call that writes to given buffers.
 """
 
 from __future__ import annotations
@@ -19,15 +19,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinybnn.deploy.operations import OPERATIONS, POOLING, filled, in_rows
 from tinybnn.deploy.values import BITS, FLAT, FLOAT, SUMS, Value, nhwc
-from tinybnn.kernels.floats import fused, pointwise, signed
+from tinybnn.kernels.floats import fused, ordered, ordered_matmul, pointwise
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.signs import bits, depthwise, pooling, thresholds, xnor
 from tinybnn.kernels.training import channel_order, float_pooling
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tinybnn.deploy.packed import Step
+    from tinybnn.typing import Shape
 
 
 @dataclass(frozen=True)
@@ -35,10 +42,10 @@ class Buffer:
     """Memory for a result: its dtype, and the shape of a sample in memory, (H, W, C) or (F,)."""
 
     dtype: type
-    shape: tuple
+    shape: Shape
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         return np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
 
@@ -49,44 +56,44 @@ class Task:
     Attributes
     ----------
     steps : tuple of int
-        The steps whose results it gives, in the order of its outputs.
+        The steps whose results it outputs, in order.
     covers : tuple of int
-        All steps that it carries out.
+        All steps that it computes.
     inputs : tuple of int
-        Steps whose results come in; -1 is the model's input.
+        The steps whose results it reads; -1 is the model's input.
     function : callable
-        ``function(inputs, outputs, memory)`` gives a callable that writes to the outputs, arrays
-        laid out as the buffers say; it can be called again for new values in the same arrays.
+        ``function(inputs, outputs, memory)`` returns a callable that writes to the outputs, arrays
+        with the layout of the buffers; it can be called again for new values in the same arrays.
         Without buffers ``function(*inputs)`` returns the result of its only step.
     buffers : tuple of Buffer
         One for each of ``steps``, or none.
     memory : callable
-        Number of samples -> words of scratch memory that the function needs.
+        Number of samples -> number of words of scratch memory.
     products : int
-        Products of signs a sample.
+        Number of products of signs for each sample.
     """
 
-    steps: tuple
-    covers: tuple
-    inputs: tuple
-    function: Callable
-    buffers: tuple = ()
-    memory: Callable = lambda samples: 0
+    steps: tuple[int, ...]
+    covers: tuple[int, ...]
+    inputs: tuple[int, ...]
+    function: Callable[..., Any]
+    buffers: tuple[Buffer, ...] = ()
+    memory: Callable[[int], int] = lambda samples: 0
     products: int = 0
 
-    def __reduce_ex__(self, protocol):
-        raise TypeError("Task: a part of a plan is not copied; copy the PackedModel")
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("Task: a part of a plan cannot be copied; copy the PackedModel")
 
 
-def make_plan(input_shape, steps, values):
-    """The tasks that carry out a program, in order.
+def make_plan(input_shape: Shape, steps: Sequence[Step], values: Sequence[Value]) -> list[Task]:
+    """Plan the tasks that run a program, in order.
 
     Parameters
     ----------
     input_shape : tuple of int
     steps : sequence of Step
     values : sequence of Value
-        What `infer` gives for them.
+        The result of `shapes.infer` for the steps.
 
     Returns
     -------
@@ -103,7 +110,7 @@ class _Planner:
     def __init__(self, input_shape, steps, values):
         self.steps = steps
         self.values = {-1: Value(FLOAT, input_shape), **dict(enumerate(values))}
-        self.constants = {}  # step -> its result, the same for all inputs
+        self.constants = {}  # step -> its result, if equal for all inputs
         for i, step in enumerate(steps[:-1]):
             is_constant = step.operation == "ones" or set(step.inputs) <= set(self.constants)
             if is_constant and step.inputs:
@@ -114,15 +121,15 @@ class _Planner:
             if i not in self.constants:
                 for source in step.inputs:
                     self.readers[source].append(i)
-        self.ancestors = {-1: 0}  # sets of steps, as bits of an int
+        self.ancestors = {-1: 0}  # step -> set of steps, as bits of an int
         for i, step in enumerate(steps):
             self.ancestors[i] = 1 << i
             for source in step.inputs:
                 self.ancestors[i] |= self.ancestors[source]
 
     def tasks(self):
-        """The tasks that the last step needs, each after those whose results it reads."""
-        made = {}  # step -> the task that gives its result
+        """The tasks that the last step needs, in topological order."""
+        made = {}  # step -> the task that outputs its result
         for members in self.regions():
             if (task := self.region_task(members)) is not None:
                 made |= dict.fromkeys(task.steps, task)
@@ -143,13 +150,13 @@ class _Planner:
     # -------------------------------------------------------------------------------------- regions
 
     def regions(self):
-        """Sets of elementwise steps that one program can carry out, each in order."""
+        """Sets of elementwise steps that one pointwise program can compute, each in order."""
         region_of = {}
         for i, step in enumerate(self.steps):
             if not self.is_elementwise(i):
                 continue
             members = {i}
-            # The latest input first: of two branches that depend on each other it can be joined.
+            # The latest input first: it can be joined if one branch depends on the other.
             for source in sorted(set(step.inputs), reverse=True):
                 if source in region_of and self.values[source].shape == self.values[i].shape:
                     joined = members | region_of[source]
@@ -160,7 +167,7 @@ class _Planner:
         return [sorted(members) for members in {id(m): m for m in region_of.values()}.values()]
 
     def is_convex(self, members):
-        """Whether nothing that a region reads depends on the region."""
+        """Whether no outside input of a region depends on the region."""
         inside = sum(1 << member for member in members)
         return not any(
             self.ancestors[source] & inside
@@ -186,19 +193,19 @@ class _Planner:
         )
 
     def pixel_sums(self, i, shape):
-        """The step of integer sums, one a pixel, that step i makes floats of; else None."""
+        """The step of integer sums, one a pixel, that step i converts to floats; else None."""
         if i < 0 or i in self.constants or self.steps[i].operation != "to_float":
             return None
         is_map = len(shape) == 3 and self.values[i].shape == (1, *shape[1:])
         return self.steps[i].inputs[0] if is_map and shape[0] > 1 else None
 
     def region_task(self, members):
-        """A program for a region; None if it takes more inputs or outputs than a program has."""
+        """A pointwise program for a region; None if it has too many inputs or outputs."""
         if [self.steps[i].operation for i in members] == ["pack"]:
             return None  # bits.pack reads images of any memory layout
         inside, last = set(members), len(self.steps) - 1
         shape = self.values[members[-1]].shape
-        read = []  # the program's inputs: steps, and how they are read
+        read = []  # the program's inputs: (step, kind)
         for i in members:
             for source in self.steps[i].inputs:
                 if source not in inside and source not in self.constants:
@@ -208,7 +215,7 @@ class _Planner:
         results = [i for i in members if i == last or set(self.readers[i]) - inside]
         outputs = ["bits" if self.steps[i].operation == "pack" else "floats" for i in results]
         limits = (outputs, pointwise.MOST_OUTPUTS), (kinds, pointwise.MOST_INPUTS)
-        is_too_much = any(found.count(kind) > most for found, most in limits for kind in found)
+        is_too_much = any(used.count(kind) > most for used, most in limits for kind in used)
         if is_too_much or not results:
             return None
         number = {key: k for k, key in enumerate(read)}
@@ -232,14 +239,14 @@ class _Planner:
         )  # fmt: skip
 
     def program_input(self, source, shape):
-        """How a program of this shape reads a step: (step, kind)."""
+        """The input of a program of this shape for a step: (step to read, kind)."""
         pixels = self.pixel_sums(source, shape)
         if pixels is not None:
             return pixels, "pixels"
         return source, "sums" if self.values[source].kind == SUMS else "floats"
 
     def translate(self, i, shape, number, operations, value_of):
-        """Append the operations of a step; the number of its value."""
+        """Append the operations of a step, and return the number of its value."""
         step = self.steps[i]
 
         def operand(source):
@@ -262,32 +269,32 @@ class _Planner:
     # ------------------------------------------------------------------------------------- products
 
     def producers(self, sources, kinds, inside):
-        """The products that a program can take over: they make what only it reads.
+        """The products that can be fused into a program: no other step reads their results.
 
         Returns
         -------
         producers : list
             For each input of the program its prepared product, or None for an array.
         covers : list of int
-            The steps of these products, and others that they make superfluous.
+            The steps of these products.
         inputs : list of int
             The steps whose results are read.
         """
-        found = {
+        fusable = {
             k: self.prepared(source, None)
             for k, (source, kind) in enumerate(zip(sources, kinds, strict=True))
             if self.is_producer(source, kind, inside)
         }
-        kinds_found = [prepared.kind for prepared in found.values()]
-        if kinds_found:  # one kernel makes them all; the others stay tasks of their own
-            kind = max(kinds_found, key=kinds_found.count)
+        product_kinds = [prepared.kind for prepared in fusable.values()]
+        if product_kinds:  # one kernel fuses products of one kind; others remain separate tasks
+            kind = max(product_kinds, key=product_kinds.count)
             most = 1 if kind == "float" else fused.MOST_PRODUCERS
-            chosen = [k for k in found if found[k].kind == kind][:most]
-            found = {k: found[k] for k in chosen}
-        producers = [found.get(k) for k in range(len(sources))]
-        covers = [sources[k] for k in found]
+            chosen = [k for k in fusable if fusable[k].kind == kind][:most]
+            fusable = {k: fusable[k] for k in chosen}
+        producers = [fusable.get(k) for k in range(len(sources))]
+        covers = [sources[k] for k in fusable]
         inputs = [
-            self.steps[source].inputs[0] if k in found else source
+            self.steps[source].inputs[0] if k in fusable else source
             for k, source in enumerate(sources)
         ]
         return producers, covers, inputs
@@ -296,13 +303,13 @@ class _Planner:
         if source < 0 or self.steps[source].operation not in _PRODUCTS:
             return False
         readers = set(self.readers[source])
-        if kind == "pixels":  # read by way of a step that makes floats of them
+        if kind == "pixels":  # read through a step that converts them to floats
             (reader, *more) = readers
             return not more and set(self.readers[reader]) <= inside
         return readers <= inside
 
     def prepared(self, i, threshold):
-        """The laid-out weights of a product, with thresholds where a step of them follows."""
+        """The prepared weights of a product, with those of a threshold step if it has one."""
         step, value = self.steps[i], self.values[self.steps[i].inputs[0]]
         weight, mask = step.arrays["weight"], step.arrays.get("mask")
         comparison = {} if threshold is None else _comparison(threshold)
@@ -312,7 +319,7 @@ class _Planner:
         size = value.shape[1:]
         geometry = dict(step.settings)
         if step.operation == "conv2d":
-            return signed.prepare_conv2d(weight, size, **geometry)
+            return ordered.prepare_conv2d(weight, size, **geometry)
         channels, groups = geometry.pop("channels"), geometry.pop("groups")
         taps = weight.shape[1] * weight.shape[2]
         if mask is None and groups == channels == len(weight) and taps <= depthwise.MAX_TAPS:
@@ -326,7 +333,7 @@ class _Planner:
     # ---------------------------------------------------------------------------------- other steps
 
     def buffer(self, i):
-        """The memory of a step's result."""
+        """The buffer of a step's result."""
         value = self.values[i]
         *pixels, channels = _in_memory(value.shape)
         if value.kind == FLAT:
@@ -352,7 +359,7 @@ class _Planner:
             return self.signs_task(i, *unpacking)
         if step.operation == "linear":  # of floats
             weight = for_kernel(step.arrays["weight"].T)
-            return self.task(i, lambda x, out: signed.bind_ordered_matmul(x, weight, out))
+            return self.task(i, lambda x, out: ordered_matmul.bind_ordered_matmul(x, weight, out))
         if step.operation == "max_pool_bits":
             return self.task(
                 i, lambda x, out: pooling.bind(x, **step.settings, **step.arrays, out=out)
@@ -365,7 +372,7 @@ class _Planner:
             geometry = tuple(step.settings[name] for name in POOLING)
             return self.task(i, lambda x, out: float_pooling.bind_avg_pool2d(x, geometry, out))
         if step.operation == "sum_pixels" and sorted(step.settings["dim"]) == [2, 3]:
-            size = self.values[source].shape[1:]  # of one window as large as the image
+            size = self.values[source].shape[1:]  # a single window of the size of the image
             return self.task(
                 i,
                 lambda x, out: float_pooling.bind_avg_pool2d(
@@ -378,7 +385,7 @@ class _Planner:
         return Task((i,), (i,), sources, step.run)
 
     def task(self, i, bind):
-        """A task with one input and one output; ``bind(x, out)`` gives the callable."""
+        """A task with one input and one output; ``bind(x, out)`` returns the callable."""
         return Task(
             (i,), (i,), self.steps[i].inputs,
             lambda inputs, outputs, memory: bind(_in_order(inputs[0]), outputs[0]),
@@ -386,7 +393,7 @@ class _Planner:
         )  # fmt: skip
 
     def product_task(self, i, covers, threshold):
-        """A product whose sums or, after thresholds, bits are written."""
+        """A task for a product, which writes sums or, with thresholds, bits."""
         prepared = self.prepared(i, threshold)
 
         def bind(inputs, outputs, memory):
@@ -398,57 +405,57 @@ class _Planner:
         )  # fmt: skip
 
     def unpacking(self, i, reader):
-        """The steps up to i that turn bits into a row of floats for one reader; None if not so."""
-        found = []
+        """The steps up to i that unpack bits to a row of floats for one reader, else None."""
+        chain = []
         while i >= 0 and i not in self.constants and self.readers[i] == [reader]:
-            found.insert(0, i)
+            chain.insert(0, i)
             if self.steps[i].operation in ("unpack", "unpack_flattened"):
-                return found
+                return chain
             if self.steps[i].operation != "reshape":
                 return None
             i, reader = self.steps[i].inputs[0], i
         return None
 
     def signs_task(self, i, *unpacking):
-        """A real-valued layer on signs: sums of its weights with one sign or the other."""
+        """A task for a real-valued dense layer on signs: it adds or subtracts the weights."""
         weight, first = self.steps[i].arrays["weight"], self.steps[unpacking[0]]
         source = first.inputs[0]
-        # The sum runs channel by channel, the bits lie pixel by pixel.
+        # Terms are summed channel by channel, while the bits are ordered pixel by pixel.
         channels, *size = self.values[source].shape
         pixel = 64 * bits.words_for(channels) * np.arange(math.prod(size))
         order = (np.arange(channels)[:, None] + pixel).reshape(-1)
-        prepared = signed.prepare_signs_matmul(weight, order)
+        prepared = ordered.prepare_signs_matmul(weight, order)
         row_words = bits.words_for(channels) * math.prod(size)
 
         def bind(inputs, outputs, memory):
             rows, floats = inputs[0].reshape(-1, row_words), memory.view(np.float32)
-            return lambda: signed.signs_matmul(prepared, rows, outputs[0], floats)
+            return lambda: ordered.signs_matmul(prepared, rows, outputs[0], floats)
 
         return Task(
             (i,), (*unpacking, i), (source,), bind, (self.buffer(i),),
-            lambda samples: signed.signs_floats(samples, row_words) // 2 + 1,
+            lambda samples: ordered.signs_floats(samples, row_words) // 2 + 1,
         )  # fmt: skip
 
 
 def _comparison(step):
-    """What a step of thresholds compares with, as kernels take it."""
+    """The constants of a threshold step in the form that kernels take."""
     return step.arrays | {"thresholds": step.arrays["thresholds"].astype(np.int32)}
 
 
 def _in_order(array):
-    """An array as kernels read it: float images (N, H, W, C), and everything contiguous."""
+    """An array in kernel layout: contiguous, and float images as (N, H, W, C)."""
     return for_kernel(nhwc(array) if array.dtype == np.float32 else array)
 
 
 def _in_memory(shape):
-    """(C, H, W) -> (H, W, C); (F,) stays."""
+    """(C, H, W) -> (H, W, C); (F,) is unchanged."""
     return (*shape[1:], shape[0])
 
 
 def _constant(array, shape):
-    """An array that broadcasts to (1, C, H, W) or (1, C), as it lies in memory: (H, W, C) or (C,).
+    """Convert an array that broadcasts to (1, C, H, W) or (1, C) to memory order.
 
-    Axes along which it does not change have length 1.
+    (H, W, C) or (C,); axes that are broadcast have length 1.
     """
     array = array.reshape((1,) * (1 + len(shape) - array.ndim) + array.shape)[0]
     return array.transpose(1, 2, 0) if array.ndim == 3 else array

@@ -1,8 +1,9 @@
-"""Carrying out a plan: memory that is laid out once, blocks of the batch, measured layers."""
+"""Execution of a plan: preallocated memory, blocks of the batch, time measurements."""
 
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,19 +12,25 @@ from tinybnn.deploy.values import nchw, nhwc
 from tinybnn.kernels.machine import threads
 from tinybnn.kernels.machine.memory import empty
 
-_CACHE = 1 << 20  # bytes of results that a block of samples may have in work at a time
-_LEAST = 8  # samples of a block: with fewer, small images are too little work for a call
-_LINE = 64  # bytes of a cache line: where a result begins
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from tinybnn.deploy.plan import Task
+    from tinybnn.typing import Array
+
+_CACHE = 1 << 20  # bytes of live results for a block of samples
+_LEAST = 8  # samples of a block at least, so that kernel calls on small images pay off
+_LINE = 64  # bytes of a cache line, the alignment of results
 
 
 class Profile(list):
-    """What `PackedModel.profile` gives: a list of a dict for each task, which prints as a table."""
+    """The result of `PackedModel.profile`: a list of dicts, one a task, which prints as a table."""
 
     _HEADER = ("layer", "operations", "ms", "share", "Gbit-MAC/s", "peak")
     _ALIGN = "<<>>>>"
 
-    def table(self, width=tables.WIDTH):
-        """The table in lines of at most `width` characters."""
+    def table(self, width: int = tables.WIDTH) -> str:
+        """Return the table as text of at most `width` characters a line."""
         return tables.text(self._HEADER, [*self._rows()], self._ALIGN, width)
 
     def _rows(self):
@@ -41,7 +48,7 @@ class Profile(list):
         )
         yield "total", "", f"{total * 1e3:.3f}", "", "", ""
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return self.table()
 
     __str__ = __repr__
@@ -51,23 +58,35 @@ class Profile(list):
 
 
 class Workspace:
-    """The memory of one call: a place for each result of a plan, used again when it is free.
+    """The memory of one call: an arena with an offset for each result of a plan.
 
-    A result is needed from the task that writes it to the last one that reads it, so that results
-    which are never needed at the same time share their memory.
+    A result is live from the task that writes it to the last one that reads it; results that are
+    never live at the same time share memory.
 
     Parameters
     ----------
     tasks : sequence of Task
     samples : int
-        The largest block that it will be used for.
+        The largest size of a block.
 
     Attributes
     ----------
     nbytes : int
     """
 
-    def __init__(self, tasks, samples):
+    tasks: Sequence[Task]
+    samples: int
+    places: dict[int, int]
+    own: frozenset[int]
+    arena: Array
+    memory: Array
+    views: dict[int, list[Any]]
+    calls: dict[Any, list[Any]]
+    done: list[list[int]]
+    copies: dict[int, Array]
+    nbytes: int
+
+    def __init__(self, tasks: Sequence[Task], samples: int) -> None:
         self.tasks, self.samples = tasks, samples
         self.places, size = _lay_out(tasks, samples)
         self.own = frozenset(self.places)
@@ -81,24 +100,24 @@ class Workspace:
         self.copies = {}  # number of samples -> copies of the model's input
         self.nbytes = self.arena.nbytes + self.memory.nbytes
 
-    def __reduce_ex__(self, protocol):
-        raise TypeError("Workspace: the memory of a call is not copied; copy the PackedModel")
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("Workspace: the memory of a call cannot be copied; copy the PackedModel")
 
-    def outputs(self, samples):
-        """For each task the arrays that its results go to, and the same as steps see them."""
+    def outputs(self, samples: int) -> list[Any]:
+        """For each task, its output arrays in memory order and as (N, C, H, W) or (N, F)."""
         if samples not in self.views:
-            if len(self.views) > 3:  # blocks have one size, and the last of a batch another one
+            if len(self.views) > 3:  # usually two sizes: full blocks, and the last one
                 self.views.clear()
                 self.calls.clear()
                 self.copies.clear()
             self.views[samples] = [self._views_of(task, samples) for task in self.tasks]
         return self.views[samples]
 
-    def callables(self, samples, own):
-        """For each task a callable that an earlier block has left, or None.
+    def callables(self, samples: int, own: frozenset[int] | set[int]) -> list[Any]:
+        """For each task the callable of an earlier block, or None.
 
-        Kept are those that read results of ``own`` steps only, whose arrays are the workspace's.
-        What the caller gave, or NumPy made, is another array each time.
+        Only callables are kept that read results of ``own`` steps, whose arrays belong to the
+        workspace. Other arrays (from the caller or from NumPy) change with each call.
         """
         key = samples, threads.count(), own
         if key not in self.calls:
@@ -113,8 +132,8 @@ class Workspace:
             outputs.append(part.view(buffer.dtype).reshape(samples, *buffer.shape))
         return tuple(outputs), tuple([nchw(a) if a.dtype == np.float32 else a for a in outputs])
 
-    def in_order(self, x):
-        """The model's input as kernels read it, images with channels last; else a copy, kept."""
+    def in_order(self, x: Array) -> Array:
+        """The model's input (N, C, H, W), channels-last in memory; copied if it is not."""
         if nhwc(x).flags.carray:
             return x
         n = len(x)
@@ -125,14 +144,14 @@ class Workspace:
 
 
 def _lay_out(tasks, samples):
-    """Where in the arena each result begins, and the size of the arena, in bytes.
+    """The offset of each result in the arena, and the size of the arena, in bytes.
 
-    Each result gets the lowest place that is free for as long as it is needed.
+    Each result gets the lowest offset that is free while it is live (first fit).
     """
     born, dies, nbytes, root = {}, {}, {}, {}
     for i, task in enumerate(tasks):
         for source in task.inputs:
-            # A result that NumPy made may be a view of what it was made from.
+            # A result computed by NumPy may be a view of its inputs.
             for step in root.get(source, (source,)):
                 dies[step] = i
         for step, buffer in zip(task.steps, task.buffers, strict=False):
@@ -156,14 +175,22 @@ def _lay_out(tasks, samples):
     return places, size
 
 
-def block_size(tasks):
-    """Samples of a block whose results stay in the cache, as far as it goes."""
+def block_size(tasks: Sequence[Task]) -> int:
+    """Return the number of samples of a block whose results fit the cache, at least 8."""
     _, size = _lay_out(tasks, 16)
     return max(_LEAST, _CACHE * 16 // max(size, 1))
 
 
-def carry_out(tasks, workspace, x, clock=None, packs=()):
-    """Yield (task, results) one after the other.
+def carry_out(
+    tasks: Sequence[Task],
+    workspace: Workspace,
+    x: Array,
+    clock: list[float] | None = None,
+    packs: Collection[int] = (),
+) -> Iterator[tuple[Task, Sequence[Array]]]:
+    """Run the tasks one after the other, and yield (task, results).
+
+    Results are views of the workspace: read them before requesting the next task.
 
     Parameters
     ----------
@@ -172,12 +199,10 @@ def carry_out(tasks, workspace, x, clock=None, packs=()):
     x : (n, ...) float32
         n at most ``workspace.samples``.
     clock : list of float, optional
-        The seconds of each task are added to it.
+        Accumulates the seconds of each task.
     packs : collection of int
-        Steps that pack the model's input, if x is what they give: words of bits. They are left out,
-        and nothing else may read the input.
-
-    Results are views of the workspace: to be read before the next task is asked for.
+        Steps that pack the model's input, if x already is their result (words of bits). They are
+        skipped; no other step may read the input.
     """
     values = dict.fromkeys(packs, x) if packs else {-1: workspace.in_order(x)}
     is_copy = not packs and values[-1] is not x

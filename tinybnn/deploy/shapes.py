@@ -1,18 +1,25 @@
-"""What each step of a packed program takes and gives: its shapes, worked out without running it.
+"""Shape inference and checks for packed programs, without running them.
 
-Before a program runs, every step is held against its operation: the kind and the shape of its
-inputs, the dtype and the shape of its arrays, the type and the range of its settings. So a program
-that passes can be run, and needs memory of the order of its own images and weights.
+Before a program runs, every step is checked against its operation: kind and shape of its inputs,
+dtype and shape of its arrays, type and range of its settings. A program that passes can be run, in
+memory of the order of its images and weights.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tinybnn.deploy.operations import OPERATIONS
 from tinybnn.deploy.values import BITS, FLAT, FLOAT, SUMS, Value, expect_memory, expect_sizes
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def infer(input_shape, steps):
-    """The `Value` of each step.
+    from tinybnn.deploy.packed import Step
+
+
+def infer(input_shape: Sequence[int], steps: Sequence[Step]) -> list[Value]:
+    """Infer the `Value` of each step's result.
 
     Parameters
     ----------
@@ -26,7 +33,7 @@ def infer(input_shape, steps):
     Raises
     ------
     ValueError
-        Naming the step that does not fit.
+        Names the step that is not valid.
     """
     values = [Value(FLOAT, expect_sizes("input_shape", input_shape))]
     for i, step in enumerate(steps):
@@ -50,50 +57,52 @@ def infer(input_shape, steps):
     return values[1:]
 
 
-# How a step says that its result is to be read.
+# The layout of a step's result -> the kind of its value.
 _LAYOUTS = {"float": FLOAT, "accumulator": SUMS, "bits": BITS, "flattened bits": FLAT}
 
 
-def expect_results(steps, values, calls):
-    """Each step gives what it says that it gives, and names one of the float model's operations.
+def expect_results(steps: Sequence[Step], values: Sequence[Value], calls: int) -> None:
+    """Check that each step's result has its stated layout and shape, and refers to a valid call.
 
     Parameters
     ----------
     steps : sequence of Step
     values : list of Value
-        What `infer` gives for them.
+        The result of `infer` for the steps.
     calls : int
         Number of the float model's operations.
 
     Raises
     ------
     ValueError
-        Naming the step.
+        Names the step.
     """
     for i, (step, value) in enumerate(zip(steps, values, strict=True)):
         if step.layout == "internal":
             continue
         where = f"step {i} of layer {step.name} ({step.operation})"
         if _LAYOUTS.get(step.layout) != value.kind:
-            raise ValueError(f"{where}: gives {value.kind}, which is not {step.layout!r}")
+            raise ValueError(f"{where}: the result is {value.kind}, the layout {step.layout!r}")
         if step.shape != value.shape:
-            raise ValueError(f"{where}: gives {value.shape}, the model {step.shape}")
+            raise ValueError(
+                f"{where}: the result has the shape {value.shape}, the step says {step.shape}"
+            )
         if type(step.call) is not int or not 0 <= step.call < calls:
-            raise ValueError(f"{where}: call {step.call!r} is none of the model's {calls}")
+            raise ValueError(f"{where}: call must be from 0 to {calls - 1}, got {step.call!r}")
 
 
 def _expect_inputs(inputs, kinds):
     if kinds is ...:  # any number of floats
         kinds = (FLOAT,) * max(1, len(inputs))
     if len(inputs) != len(kinds):
-        raise ValueError(f"takes {len(kinds)} inputs, got {len(inputs)}")
+        raise ValueError(f"expects {len(kinds)} inputs, got {len(inputs)}")
     for value, kind in zip(inputs, kinds, strict=True):
         if value.kind not in kind.split("|"):
-            raise ValueError(f"takes {kind}, got {value.kind}")
+            raise ValueError(f"expects {kind}, got {value.kind}")
 
 
-def _expect_names(what, given, expected):
+def _expect_names(kind, given, expected):
     needed = {name for name in expected if not name.endswith("?")}
     allowed = {name.rstrip("?") for name in expected}
     if not needed <= set(given) <= allowed:
-        raise ValueError(f"takes the {what} {sorted(allowed)}, got {sorted(given)}")
+        raise ValueError(f"expects the {kind} {sorted(allowed)}, got {sorted(given)}")

@@ -1,8 +1,8 @@
-"""Recording what a model computes, and whether it computes the same for other inputs.
+"""Recording of a model's operations, and comparison of traces for different inputs.
 
-A tape holds the operations of one forward pass. What a model takes out of its Tensors by other
-means (``.data``, an ``if``) is not on it: the values that the pass happened to meet look like
-constants. So a tape is compared with a second one, of other values and another batch size.
+A tape holds the operations of one forward pass. Values that a model extracts from its Tensors by
+other means (``.data``, an ``if``) are not recorded: they look like constants. Therefore a tape is
+compared with a second one, for other values and another batch size.
 """
 
 from __future__ import annotations
@@ -13,27 +13,35 @@ import linecache
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinybnn.autograd import Tensor, no_grad, trace
 from tinybnn.deploy.own_sign import with_own_sign
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tinybnn.autograd import Tape
+    from tinybnn.nn import Module
+    from tinybnn.typing import Array
+
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a model has no packed form.
+    """The reason why a model has no packed form.
 
     Attributes
     ----------
     reason : str
-        What has none, and what to write instead.
+        The problem, and what to write instead.
     layer : str
-        Where, by the names of `layer_names`; "" for the whole model.
+        The layer, as named by `layer_names`; "" for the whole model.
     line : str
-        The line of the model's forward method, where that is known.
+        The line of the model's forward method, if known.
     call : int
-        Which of the traced operations it is; -1 for none of them.
+        Index of the traced operation; -1 for none.
     """
 
     reason: str
@@ -41,38 +49,38 @@ class Problem:
     line: str = ""
     call: int = -1
 
-    def __str__(self):
+    def __str__(self) -> str:
         where = f"layer {self.layer}: " if self.layer else ""
         return where + self.reason + (f" ({self.line})" if self.line else "")
 
 
 class CompileError(ValueError):
-    """A layer that has no packed form.
+    """Raised for a model that has no packed form.
 
     Attributes
     ----------
     problem : Problem or None
     """
 
-    problem = None
+    problem: Problem | None = None
 
     @classmethod
-    def of(cls, problem):
-        """The error that says so of a Problem, or of a reason in words."""
+    def of(cls, problem: Problem | str) -> CompileError:
+        """Create the error for a Problem, or for a reason (str)."""
         problem = problem if isinstance(problem, Problem) else Problem(problem)
         error = cls(f"compile: {problem}")
         error.problem = problem
         return error
 
 
-def trace_model(model, x):
-    """Run a model once in eval mode and record it; the model keeps its modes.
+def trace_model(model: Module, x: Array) -> tuple[Tape, Tensor, Tensor]:
+    """Run a model once in eval mode and record it; its modes are restored.
 
     Parameters
     ----------
     model : Module
     x : (N, *input_shape) float32
-        Copied: the model may change its input in place.
+        Copied, since the model may change its input in place.
 
     Returns
     -------
@@ -92,13 +100,17 @@ def trace_model(model, x):
     return tape, x, output
 
 
-def evaluate(model, x):
-    """The output of a model in eval mode for a copy of x, as an array; the model keeps its modes.
+def evaluate(model: Module, x: Array) -> Array:
+    """Run a model in eval mode on a copy of x; its modes are restored.
 
     Parameters
     ----------
     model : Module
     x : (N, *input_shape) float32
+
+    Returns
+    -------
+    (N, ...) array
     """
     return _run(model, Tensor(x.copy())).data
 
@@ -114,25 +126,25 @@ def _run(model, x):
 def _described(value):
     name = type(value).__name__
     if isinstance(value, tuple | list | dict):
-        return f"a {name} of {len(value)}; return one of its members or join them with cat"
+        return f"a {name} of {len(value)}; return one of its members, or join them with cat"
     return "None; does forward end with return?" if value is None else f"a {name}"
 
 
-def layer_names(model):
-    """id(module) -> how to call it in messages, e.g. ``features.3 (BinaryConv2d)``."""
+def layer_names(model: Module) -> dict[int, str]:
+    """Return id(module) -> its name in messages, such as ``features.3 (BinaryConv2d)``."""
     return {
         id(module): f"{path or 'model'} ({type(module).__name__})"
         for path, module in model.named_modules()
     }
 
 
-def layer_name(names, scope):
-    """The innermost module of a scope, by the names of `layer_names`."""
+def layer_name(names: dict[int, str], scope: Sequence[Module]) -> str:
+    """Return the name, from `layer_names`, of the innermost module of a scope."""
     return names.get(id(scope[-1]), type(scope[-1]).__name__) if scope else "model"
 
 
-def line_text(line):
-    """A `Call.line` as ``line 12 of net.py: y = x ** 2``; "" if it is not known."""
+def line_text(line: tuple[str, int] | None) -> str:
+    """Format a `Call.line` as ``line 12 of net.py: y = x ** 2``; "" if it is unknown."""
     if not line:
         return ""
     file, number = line
@@ -150,21 +162,37 @@ class _Entry:
     operation: type
     scope: tuple
     options: dict
-    inputs: tuple  # for each: what it is, see `outline`
+    inputs: tuple  # the representation of each, see `outline`
     shape: tuple
     line: tuple
 
 
-def outline(tape, x, output):
-    """A tape without the values that depend on the model's input, for `difference`.
+def outline(tape: Tape, x: Tensor, output: Tensor) -> tuple[list[_Entry], Any, int]:
+    """Summarize a tape without the values that depend on the model's input, for `difference`.
 
-    Each input of a call is told as the number of the call that made it, "input" for the model's
-    input, the Parameter itself, or the SHA-256 of a constant. Of rows that are all the same, as of
-    ``ones_like(x)``, it is that of the first: `difference` sees how many they are.
+    Each input of a call is represented by the index of the call that computed it, "input" for the
+    model's input, the identity of a Parameter, or the SHA-256 of a constant. If all rows of a
+    constant are equal, as for ``ones_like(x)``, only the first is hashed: `difference` compares
+    their number.
+
+    Parameters
+    ----------
+    tape : Tape
+    x, output : Tensor
+        Input (N, *input_shape) and output of the model.
+
+    Returns
+    -------
+    entries : list
+        One for each call.
+    output : int, str or tuple
+        The representation of the output.
+    samples : int
+        N.
     """
     made = {id(x): "input"}
 
-    def told(value):
+    def represent(value):
         if isinstance(value, Tensor):
             value = tape.source(value)
             if id(value) in made:
@@ -177,16 +205,16 @@ def outline(tape, x, output):
 
     entries = []
     for i, call in enumerate(tape):
-        inputs = tuple(told(value) for value in call.inputs)
+        inputs = tuple(represent(value) for value in call.inputs)
         shape = call.output.shape
         entry = _Entry(type(call.function), call.scope, call.options, inputs, shape, call.line)
         entries.append(entry)
         made[id(call.output)] = i
-    return entries, told(output), len(x)
+    return entries, represent(output), len(x)
 
 
-def without_repetition(array, axes=(0,)):
-    """An array whose axes of equal parts, to the bit, have one of them: (N, 3) -> (1, 3), say."""
+def without_repetition(array: Array, axes: Sequence[int] = (0,)) -> Array:
+    """Reduce axes along which an array is constant, bit for bit, to length 1: (N, 3) -> (1, 3)."""
     for axis in axes:
         if axis < array.ndim and array.shape[axis] > 1:
             bits = array.view(f"i{array.itemsize}") if array.dtype.kind == "f" else array
@@ -196,10 +224,12 @@ def without_repetition(array, axes=(0,)):
     return array
 
 
-def difference(first, second):
-    """Where two outlines of a model differ: (scope, reason, line), or None if they do not.
+def difference(
+    first: tuple[list[_Entry], Any, int], second: tuple[list[_Entry], Any, int]
+) -> tuple[Sequence[Module], str, str] | None:
+    """Return the first difference of two outlines, (scope, reason, line), or None.
 
-    Sizes that are the batch size in both are equal.
+    Sizes that equal the batch size in both are considered equal.
     """
     (entries, output, n), (others, other_output, m) = first, second
     same = functools.partial(_same, sizes=(n, m))
@@ -230,7 +260,7 @@ def difference(first, second):
 
 
 def _same(a, b, sizes):
-    """Whether two options mean the same for batches of these two sizes."""
+    """Whether two options are equal for batches of these two sizes."""
     if a is b:
         return True
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):

@@ -1,39 +1,48 @@
-"""Holding a packed model against the float model that it was compiled from."""
+"""Comparison of a packed model with the float model that it was compiled from."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinybnn.deploy.trace import evaluate, trace_model
 from tinybnn.kernels.machine.exact import identical
 
+if TYPE_CHECKING:
+    from tinybnn.deploy.packed import PackedModel, Step
+    from tinybnn.nn import Module
+    from tinybnn.typing import Array
+
 
 class DifferentError(AssertionError):
-    """A packed model does not give what the float model gives."""
+    """Raised if a packed model's results differ from the float model's."""
 
 
-def verify(model, packed, x, batch_size=256):
+def verify(model: Module, packed: PackedModel, x: Array, batch_size: int = 256) -> int:
     """Compare every result of the packed model with the float model's, exactly.
 
-    Two values are equal if their bits are: 0.0 and -0.0 differ. NaN equals NaN.
+    Values are equal if their bits are: 0.0 and -0.0 differ. NaN equals NaN.
 
     Parameters
     ----------
     model : Module
-        It is run in eval mode, on copies of `x`, and left in the modes that it had.
+        Run in eval mode, on copies of `x`; its modes are restored.
     packed : PackedModel
         Compiled from `model`.
     x : (N, *input_shape) float32
+    batch_size : int
+        Number of samples at a time.
 
     Returns
     -------
     int
-        The number of values that were compared; all were equal.
+        The number of compared values, all equal.
 
     Raises
     ------
     AssertionError
-        Naming the first layer whose results differ, and where.
+        Names the first layer whose results differ, and the position.
     """
     x = packed.check_input(x)
     compared = 0
@@ -45,39 +54,50 @@ def verify(model, packed, x, batch_size=256):
                 f"verify: the model runs {len(tape)} operations, "
                 f"the packed model was compiled from {packed.calls}"
             )
-        # What escaped the tape is told by another run only.
+        # Values that escaped the tape require a run without it.
         expected = evaluate(model, part) if tape.escapes else output.data
-        for run in (packed.run, packed.run_plan):  # each step by itself, then as predict does it
+        for run in (packed.run, packed.run_plan):  # step by step, then the plan of predict
             with np.errstate(all="ignore"):
                 for step, result in run(part):
                     if step.layout != "internal":
-                        found = step.as_floats(result)
-                        of_model = tape[step.call].output.data
-                        compare(step, found, _in_shape(of_model, found, step), start)
-                        compared += found.size if run == packed.run else 0
-                compare(step, found, expected, start)
+                        floats = step.as_floats(result)
+                        float_output = tape[step.call].output.data
+                        compare(step, floats, _in_shape(float_output, floats, step), start)
+                        compared += floats.size if run == packed.run else 0
+                compare(step, floats, expected, start)
     return compared
 
 
-def _in_shape(expected, found, step):
-    """The bits of a flattened image have its shape in the float model only by number."""
-    is_flat = step.layout != "float" and expected.size == found.size
-    return expected.reshape(found.shape) if is_flat else expected
+def _in_shape(expected, floats, step):
+    """Reshape the float model's output for bits of a flattened image, which keep its shape."""
+    is_flat = step.layout != "float" and expected.size == floats.size
+    return expected.reshape(floats.shape) if is_flat else expected
 
 
-def compare(step, found, expected, start=0):
-    """Raise `DifferentError` unless the result of a step is the float model's, bit for bit."""
-    if found.shape != expected.shape:
+def compare(step: Step, output: Array, expected: Array, start: int = 0) -> None:
+    """Raise `DifferentError` unless two arrays of a step's result are equal, bit for bit.
+
+    Parameters
+    ----------
+    step : Step
+    output : (N, ...) float32
+        Result of the packed model.
+    expected : (N, ...) float32
+        Result of the float model.
+    start : int
+        Index of the first sample, for the error message.
+    """
+    if output.shape != expected.shape:
         raise DifferentError(
-            f"verify: {step.name} ({step.operation}) gives {found.shape}, "
+            f"verify: {step.name} ({step.operation}) has the shape {output.shape}, "
             f"the float model {expected.shape}"
         )
-    different = ~identical(found, expected)
+    different = ~identical(output, expected)
     if different.any():
         index = tuple(int(i) for i in np.argwhere(different)[0])
         where = (index[0] + start, *index[1:])
         raise DifferentError(
             f"verify: {step.name} ({step.operation}) differs in {int(different.sum())} of "
-            f"{different.size} values, first at {where}: packed {found[index]!r}, "
+            f"{different.size} values, first at {where}: packed {output[index]!r}, "
             f"float {expected[index]!r}"
         )

@@ -1,4 +1,4 @@
-"""Federated learning: many clients train one model, and none of them shows its data.
+"""Federated learning: many clients train one model, and none of them shares its data.
 
 >>> import numpy as np
 >>> from tinybnn import datasets, models
@@ -13,10 +13,12 @@
 >>> history["bytes_up"], round(history.ledger.saving("up"), 1)
 ([3348, 3348], 9.2)
 
-`partition` divides a data set, `aggregation` holds the strategies, `head` says what of a model is
-shared, `wire` how it is written, and `rounds` is the loop of a simulation in one process.
-`Client.train` and `Server.receive` take bytes, so that another transport can stand between them.
+`partition` divides a data set, `aggregation` holds the strategies, `head` selects the shared part
+of a model, `wire` encodes it, and `rounds` is the loop of a simulation in one process.
+`Client.train` and `Server.receive` take bytes, so that any transport can connect them.
 """
+
+from collections.abc import Callable
 
 from tinybnn.federated.aggregation import (
     Aggregation,
@@ -38,4 +40,4 @@ __all__ = [
     "WireError", "by_label", "by_size", "calibrate_norms", "dirichlet", "iid", "run_rounds",
     "shards",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+__dir__: Callable[[], list[str]] = __all__.copy  # dir() lists the public names only

@@ -1,8 +1,8 @@
-"""Aggregation: what clients send of a binary weight, and what the server makes of it.
+"""Aggregation: what clients send of a binary weight, and how the server combines it.
 
 A strategy is a pair of rules for one array of latent weights. `encode` runs on a client, after its
-training; `aggregate` runs on the server, on what the clients sent. With w the weight that the round
-began with, w_k that of client k after its training, n_k its samples and N their sum:
+training; `aggregate` runs on the server, on the messages of all clients. With w the weight at the
+start of the round, w_k that of client k after its training, n_k its samples and N their sum:
 
     strategy                    up                          new weight
     FedAvg()                    w_k, float32                Σ n_k w_k / N
@@ -12,31 +12,35 @@ began with, w_k that of client k after its training, n_k its samples and N their
     SignOfUpdate(η, both=True)  sign(w_k - w)               w + η sign(Σ n_k s_k)
     MajorityVote()              sign(w_k)                   sign(Σ n_k s_k)
 
-The new weight travels down as floats, but for the last two, where it is one bit a weight: the sign
-is all that a client needs to take the server's step itself, or it is the weight.
+The new weight travels down as floats, except for the last two, where it takes one bit: the sign is
+either the weight, or all that a client needs to take the server's step as well.
 
-Whatever goes down can be written without loss, so that the server and the clients always hold the
-same numbers. Sums run over the clients in the order of their numbers, in float64, where every term
-n_k w_k of a float32 weight is exact; the result does not depend on who answers first.
+The downlink is lossless, so server and clients always hold the same numbers. Sums run over the
+clients in the order of their numbers, in float64, where every term n_k w_k of a float32 weight is
+exact; the result does not depend on who answers first.
 
-All else than latent weights is averaged (`combine`): batch norms and other floats as in FedAvg.
+State other than latent weights is averaged (`combine`): batch norms and other floats as in FedAvg.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from tinybnn.federated.head import Entry, Head
 from tinybnn.federated.wire import Field
 from tinybnn.quantizers import sign
+from tinybnn.typing import Array, FloatArray
 
-MOST_SAMPLES = 1 << 29  # of all clients: 24 bits of a float32 and 29 of a count fit into a float64
-MOST_STEPS = 31  # in one message; 32 are as long as the weights themselves
+# A float64 holds 24 bits of a float32 and 29 of a count of samples, summed over all clients.
+MOST_SAMPLES: int = 1 << 29
+MOST_STEPS: int = 31  # in one message; 32 are as long as the weights
 
 
 class Aggregation:
-    """Base class.
+    """Base class of strategies.
 
     Attributes
     ----------
@@ -45,21 +49,24 @@ class Aggregation:
         has missed.
     """
 
-    up = down = "float32"
+    up: str = "float32"
+    down: str = "float32"
 
-    def start(self, weight):
-        """The server's first weight, made of the initial one."""
+    def start(self, weight: FloatArray) -> FloatArray:
+        """Convert an initial weight to the server's first one; both float32 of the same shape."""
         return weight
 
-    def encode(self, before, after, clip, rng):
-        """What a client sends.
+    def encode(
+        self, before: FloatArray, after: FloatArray, clip: float | None, rng: np.random.Generator
+    ) -> Array:
+        """Compute the update that a client sends.
 
         Parameters
         ----------
         before, after : float32 arrays of one shape
-            Weights as the round began, and behind the client's training.
+            Weights at the start of the round, and after the client's training.
         clip : float or None
-            Of the latent weight.
+            Bound of the latent weight.
         rng : numpy.random.Generator
 
         Returns
@@ -69,16 +76,23 @@ class Aggregation:
         """
         raise NotImplementedError
 
-    def aggregate(self, before, received, samples, clip, rng):
-        """The server's new weight.
+    def aggregate(
+        self,
+        before: FloatArray,
+        received: Sequence[Array],
+        samples: Sequence[int],
+        clip: float | None,
+        rng: np.random.Generator,
+    ) -> FloatArray:
+        """Compute the server's new weight.
 
         Parameters
         ----------
         before : float32 array
         received : list of arrays of the same shape
-            What `encode` gave on each client.
+            The result of `encode` on each client.
         samples : list of int
-            n_k of each.
+            n_k of each client.
         clip, rng
             As in `encode`; the generator is the server's.
 
@@ -88,27 +102,27 @@ class Aggregation:
         """
         raise NotImplementedError
 
-    def check(self, entry):
+    def check(self, entry: Entry) -> None:
         """Raise a ValueError if the strategy cannot handle an Entry of kind 'latent'."""
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({settings})"
 
 
-def weighted_sum(arrays, weights):
-    """Σ weights[k] arrays[k] in float64, in the order given."""
+def weighted_sum(arrays: Sequence[Array], weights: Sequence[float]) -> FloatArray:
+    """Compute Σ weights[k] arrays[k] in the given order; arrays of one shape -> float64."""
     total = np.zeros(np.shape(arrays[0]))
     for array, weight in zip(arrays, weights, strict=True):
         total += weight * np.asarray(array, np.float64)
     return total
 
 
-def weighted_mean(arrays, weights):
-    """Σ weights[k] arrays[k] / Σ weights, rounded to float32 once, at the end.
+def weighted_mean(arrays: Sequence[Array], weights: Sequence[float]) -> FloatArray:
+    """Compute Σ weights[k] arrays[k] / Σ weights; arrays of one shape -> float32.
 
-    Of equal arrays it is that array, exactly, as long as the weights are integers that sum to less
-    than `MOST_SAMPLES`.
+    It is rounded once, at the end: the mean of equal arrays is that array, exactly, if the weights
+    are integers whose sum is below `MOST_SAMPLES`.
     """
     return (weighted_sum(arrays, weights) / sum(weights)).astype(np.float32)
 
@@ -119,27 +133,36 @@ class FedAvg(Aggregation):
     Parameters
     ----------
     dtype : 'float32' or 'float16'
-        Of the wire, in both directions; it holds for weights that are not binary as well.
+        Format on the wire, in both directions, also for real-valued weights.
     """
 
-    def __init__(self, dtype="float32"):
+    def __init__(self, dtype: str = "float32") -> None:
         if dtype not in ("float32", "float16"):
             raise ValueError(f"FedAvg: dtype must be 'float32' or 'float16', got {dtype!r}")
-        self.dtype = dtype
+        self.dtype: str = dtype
 
     @property
-    def up(self):
+    def up(self) -> str:
         return self.dtype
 
     down = up
 
-    def start(self, weight):
+    def start(self, weight: FloatArray) -> FloatArray:
         return weight.astype(self.dtype).astype(np.float32)
 
-    def encode(self, before, after, clip, rng):
+    def encode(
+        self, before: FloatArray, after: FloatArray, clip: float | None, rng: np.random.Generator
+    ) -> Array:
         return after.astype(self.dtype)
 
-    def aggregate(self, before, received, samples, clip, rng):
+    def aggregate(
+        self,
+        before: FloatArray,
+        received: Sequence[Array],
+        samples: Sequence[int],
+        clip: float | None,
+        rng: np.random.Generator,
+    ) -> FloatArray:
         return self.start(weighted_mean(received, samples))
 
 
@@ -148,101 +171,150 @@ class StochasticSign(Aggregation):
 
     With c the clip of the latent weight, the bit is +1 with probability (1 + w_k / c) / 2, so that
     E[c s_k] = w_k and the server's mean has the expectation of FedAvg. Its variance is c² - w_k²
-    for each client: large, since most latent weights are small, and no smaller as training goes on.
+    for each client: large, since most latent weights are small, and not decreasing during training.
     """
 
-    up = "bits"
+    up: str = "bits"
 
-    def check(self, entry):
+    def check(self, entry: Entry) -> None:
         if entry.clip is None:
             raise ValueError(
                 f"StochasticSign: latent weights must be limited, {entry.name} has no clip_value"
             )
 
-    def encode(self, before, after, clip, rng):
+    def encode(
+        self, before: FloatArray, after: FloatArray, clip: float | None, rng: np.random.Generator
+    ) -> Array:
         probability = 0.5 + np.asarray(after, np.float64) / (2 * clip)
         return np.where(rng.random(after.shape) < probability, 1, -1).astype(np.int8)
 
-    def aggregate(self, before, received, samples, clip, rng):
+    def aggregate(
+        self,
+        before: FloatArray,
+        received: Sequence[Array],
+        samples: Sequence[int],
+        clip: float | None,
+        rng: np.random.Generator,
+    ) -> FloatArray:
         mean = weighted_sum(received, samples) / sum(samples)
         return (clip * mean).astype(np.float32)
 
 
 class SignOfUpdate(Aggregation):
-    """The sign of what training did to each weight, and a step of the server in that direction.
+    """The sign of each weight's local update, and a step of the server in that direction.
 
-    The server keeps float weights, so that small votes gather until a binary weight flips. With
-    `both` it is signSGD with majority vote (Bernstein et al. 2018, algorithm 3), on updates of
-    local training in place of gradients.
+    The server keeps float weights, so that small votes add up until a binary weight flips. With
+    `both` it is signSGD with majority vote (Bernstein et al. 2018, algorithm 3), on the updates of
+    local training instead of gradients.
 
     An update of exactly 0 has no direction, nor has a tied vote: a fair coin decides. (A fixed sign
-    would push all weights that do not learn in one direction.)
+    would push every weight that does not learn in one direction.)
 
     Parameters
     ----------
     step : float
         The server's step η, in units of latent weights.
     both : bool
-        One bit a weight on the way down too: clients that hold the weights of an earlier round get
-        the directions of the steps since then, and take them themselves.
+        Send one bit a weight on the way down too: clients that hold the weights of an earlier round
+        receive the directions of the steps since then, and take these steps as well.
     """
 
-    up = "bits"
+    up: str = "bits"
 
-    def __init__(self, step=0.02, both=False):
+    def __init__(self, step: float = 0.02, both: bool = False) -> None:
         if not 0 < step < math.inf:
             raise ValueError(f"SignOfUpdate: step must be a number above 0, got {step!r}")
-        self.step, self.both = float(step), bool(both)
+        self.step: float = float(step)
+        self.both: bool = bool(both)
 
     @property
-    def down(self):
+    def down(self) -> str:
         return "steps" if self.both else "float32"
 
-    def encode(self, before, after, clip, rng):
+    def encode(
+        self, before: FloatArray, after: FloatArray, clip: float | None, rng: np.random.Generator
+    ) -> Array:
         return _direction(after - before, rng)
 
-    def aggregate(self, before, received, samples, clip, rng):
+    def aggregate(
+        self,
+        before: FloatArray,
+        received: Sequence[Array],
+        samples: Sequence[int],
+        clip: float | None,
+        rng: np.random.Generator,
+    ) -> FloatArray:
         votes = weighted_sum(received, samples)
         votes = _direction(votes, rng) if self.both else votes / sum(samples)
         return self.move(before, votes, clip)
 
-    def move(self, weight, direction, clip):
-        """The weight after a step; server and clients do the same operations."""
+    def move(self, weight: FloatArray, direction: Array, clip: float | None) -> FloatArray:
+        """Take a step, with the same operations on server and clients.
+
+        Parameters
+        ----------
+        weight : float32 array
+        direction : array of the same shape
+            From -1 to 1.
+        clip : float or None
+
+        Returns
+        -------
+        float32 array of the same shape
+        """
         moved = weight + np.float32(self.step) * direction.astype(np.float32)
         return moved if clip is None else np.clip(moved, np.float32(-clip), np.float32(clip))
 
-    def direction(self, before, after):
-        """A direction, int8 of ±1, in which `move` leads from one weight to the other.
+    def direction(self, before: FloatArray, after: FloatArray) -> Array:
+        """Compute a direction in which `move` leads from one weight to the other.
 
-        Where the weight did not change, its clip held it back: the direction was outwards.
+        A weight that did not change was held back by its clip: its direction was outwards.
+
+        Parameters
+        ----------
+        before, after : float32 arrays of one shape
+
+        Returns
+        -------
+        int8 array of the same shape, ±1
         """
         return sign(np.where(after == before, before, after - before)).astype(np.int8)
 
 
 def _direction(x, rng):
-    """sign(x) as int8, with a coin for zeros."""
+    """Compute sign(x) as int8; a coin decides for zeros."""
     coin = rng.integers(0, 2, x.shape, np.int8) * np.int8(2) - np.int8(1)
     return np.where(x == 0, coin, np.where(x > 0, 1, -1)).astype(np.int8)
 
 
 class MajorityVote(Aggregation):
-    """The sign that most samples' clients have at the weight: one bit each way. It does not learn.
+    """The sign of the majority, weighted by samples: one bit each way. It does not learn.
 
-    It looks like the natural average of binary networks, and it is kept to show why it is not. All
-    that the server knows of a weight is its sign, so clients begin each round at ±1, where a flip
-    takes a local change of more than 1; the few steps of a round change it by a fraction of that,
-    and all that they learned is gone with the next broadcast. A tie keeps the old sign.
+    It looks like the natural average of binary networks, and is kept to show why it is not. The
+    server knows nothing of a weight but its sign, so clients begin each round at ±1, where a flip
+    takes a local change of more than 1; the few steps of a round change a weight by a fraction of
+    that, and the next broadcast discards what they learned. A tie keeps the old sign.
     """
 
-    up = down = "bits"
+    up: str = "bits"
+    down: str = "bits"
 
-    def start(self, weight):
+    def start(self, weight: FloatArray) -> FloatArray:
         return sign(weight)
 
-    def encode(self, before, after, clip, rng):
+    def encode(
+        self, before: FloatArray, after: FloatArray, clip: float | None, rng: np.random.Generator
+    ) -> Array:
         return sign(after).astype(np.int8)
 
-    def aggregate(self, before, received, samples, clip, rng):
+    def aggregate(
+        self,
+        before: FloatArray,
+        received: Sequence[Array],
+        samples: Sequence[int],
+        clip: float | None,
+        rng: np.random.Generator,
+    ) -> FloatArray:
         votes = weighted_sum(received, samples)
         return np.where(votes == 0, before, sign(votes)).astype(np.float32)
 
@@ -250,8 +322,10 @@ class MajorityVote(Aggregation):
 # --------------------------------------------------------------------------------- whole messages
 
 
-def fields(aggregation, entries, direction, steps=None):
-    """How the arrays of the head travel.
+def fields(
+    aggregation: Aggregation, entries: Iterable[Entry], direction: str, steps: int | None = None
+) -> dict[str, Field]:
+    """Describe how the arrays of the head travel.
 
     Parameters
     ----------
@@ -259,8 +333,8 @@ def fields(aggregation, entries, direction, steps=None):
     entries : sequence of Entry
     direction : 'up' or 'down'
     steps : int, optional
-        Where latent weights go down as steps: how many. By default they go as floats, for clients
-        that hold none yet.
+        Number of steps, where latent weights go down as steps. By default they go as floats, for
+        clients that hold none yet.
 
     Returns
     -------
@@ -280,8 +354,14 @@ def fields(aggregation, entries, direction, steps=None):
     return result
 
 
-def starting_state(aggregation, head):
-    """The server's first state: name -> array, of the head's model."""
+def starting_state(aggregation: Aggregation, head: Head) -> dict[str, Array]:
+    """Compute the server's first state, by name, from the weights of the head's model.
+
+    Returns
+    -------
+    dict of str to array
+        float32 and int64, with the shapes of the entries.
+    """
     state = head.read()
     for entry in head.entries:
         if entry.kind == "latent":
@@ -291,17 +371,28 @@ def starting_state(aggregation, head):
     return state
 
 
-def update(aggregation, entries, before, after, rng):
-    """What a client sends of its state: name -> array.
+def update(
+    aggregation: Aggregation,
+    entries: Iterable[Entry],
+    before: dict[str, Array],
+    after: dict[str, Array],
+    rng: np.random.Generator,
+) -> dict[str, Array]:
+    """Compute what a client sends of its state.
 
     Parameters
     ----------
     aggregation : Aggregation
     entries : sequence of Entry
     before, after : dict of arrays
-        The shared state as the round began, and behind the client's training.
+        The shared state at the start of the round, and after the client's training.
     rng : numpy.random.Generator
         Drawn from in the order of the entries.
+
+    Returns
+    -------
+    dict of str to array
+        With the shapes of the entries.
     """
     return {
         e.name: aggregation.encode(before[e.name], after[e.name], e.clip, rng)
@@ -311,25 +402,32 @@ def update(aggregation, entries, before, after, rng):
     }
 
 
-def combine(aggregation, entries, before, updates, samples, rng):
-    """The server's new state, made of what clients sent.
+def combine(
+    aggregation: Aggregation,
+    entries: Iterable[Entry],
+    before: dict[str, Array],
+    updates: Sequence[dict[str, Array]],
+    samples: Sequence[int],
+    rng: np.random.Generator,
+) -> dict[str, Array]:
+    """Compute the server's new state from the updates of its clients.
 
     Parameters
     ----------
     aggregation : Aggregation
     entries : sequence of Entry
     before : dict of arrays
-        The shared state as the round began.
+        The shared state at the start of the round.
     updates : list of dicts
-        What `update` gave, in the order of the clients' numbers.
+        Results of `update`, in the order of the clients' numbers.
     samples : list of int
     rng : numpy.random.Generator
         The server's, for ties.
 
     Returns
     -------
-    dict of arrays
-        Floats are weighted means, counters the largest of all.
+    dict of str to array
+        Floats are weighted means, counters the maximum over clients.
     """
     if not updates or len(updates) != len(samples):
         raise ValueError(
@@ -342,18 +440,16 @@ def combine(aggregation, entries, before, updates, samples, rng):
         )
     state = {}
     for entry in entries:
-        received = [one[entry.name] for one in updates]
+        received, old = [update[entry.name] for update in updates], before[entry.name]
         if _has_rule(aggregation, entry):
-            state[entry.name] = aggregation.aggregate(
-                before[entry.name], received, samples, entry.clip, rng
-            )
+            state[entry.name] = aggregation.aggregate(old, received, samples, entry.clip, rng)
         elif entry.kind == "counter":
-            state[entry.name] = np.max(received, axis=0).astype(before[entry.name].dtype)
+            state[entry.name] = np.max(received, axis=0).astype(old.dtype)
         else:
             state[entry.name] = weighted_mean(received, samples)
     return state
 
 
 def _has_rule(aggregation, entry):
-    """Whether the strategy handles an entry, in place of the plain mean."""
+    """Whether the strategy handles an entry; otherwise it is averaged."""
     return entry.kind == "latent" or (entry.kind == "real" and isinstance(aggregation, FedAvg))

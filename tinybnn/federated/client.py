@@ -1,10 +1,13 @@
-"""A client: it has the data, trains on them, and gives nothing away but updates.
+"""A client of federated learning: it trains on its own data, and sends nothing but updates.
 
-Bytes go in and bytes come out, so that it makes no difference whether the server is in the same
-process or on another machine.
+Its messages are bytes, so it does not matter whether the server is in the same process or on
+another machine.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -12,32 +15,35 @@ import tinybnn.federated.aggregation as rules
 import tinybnn.federated.wire as wire
 from tinybnn import functional as F
 from tinybnn import optim
+from tinybnn.autograd import Tensor
 from tinybnn.datasets import DataLoader
 from tinybnn.federated.head import Head
+from tinybnn.nn import Module
 from tinybnn.training import evaluate, fit
+from tinybnn.typing import Array
 
 
 class Client:
-    """One holder of data.
+    """A client, which holds data and a copy of the model.
 
-    Training in a round starts from what the server sent and from nothing else: a new optimizer, and
-    a generator seeded by ``[seed, number, round]``, which orders the samples, draws dropout and
-    rounds weights. So a round that is repeated gives the same update, bit for bit. What stays with
-    a client between rounds is named in `state`.
+    Each round creates a new optimizer, and a random generator seeded by ``[seed, number, round]``
+    for the order of samples, dropout, and the stochastic rounding of updates. Only what `state`
+    returns is kept between rounds; from the same state and message, a round gives the same update,
+    bit for bit.
 
     Parameters
     ----------
     number : int
-        Its name, from 0 to 2**32 - 1.
+        Identifies the client, from 0 to 2**32 - 1.
     dataset : Dataset
     model : Module
-        Of the same form as the server's, with the same frozen parts. Its own: it is changed.
+        Same architecture and frozen parts as the server's model. It is modified.
     aggregation : Aggregation
-        As the server's.
+        The same as the server's.
     norm : 'average', 'local' or 'frozen'
-        As the server's; see `Head`.
+        How batch norms are treated, the same as on the server; see `Head`.
     optimizer : callable, optional
-        parameters -> Optimizer, called in each round; by default Adam with lr=0.01.
+        parameters -> Optimizer, called in each round. Default: Adam with lr=0.01.
     loss, transform
         As for `training.fit` and `datasets.DataLoader`.
     seed : int
@@ -46,30 +52,32 @@ class Client:
     ----------
     number : int
     samples : int
-        Size of the data set: the weight of its updates.
+        Number of samples in the data set, by which the server weights the client's updates.
     version : int or None
-        Of the server's model that it holds, where that is worth knowing: a broadcast to it may
-        then be made of the steps since.
+        Version of the server's weights of which the client keeps a copy, or None. With a copy, the
+        server may broadcast only the signs of the steps taken since.
     """
 
     def __init__(
         self,
-        number,
-        dataset,
-        model,
-        aggregation,
+        number: int,
+        dataset: Any,
+        model: Module,
+        aggregation: rules.Aggregation,
         *,
-        norm="average",
-        optimizer=None,
-        loss=F.cross_entropy,
-        transform=None,
-        seed=0,
-    ):
+        norm: str = "average",
+        optimizer: Callable[..., Any] | None = None,
+        loss: Callable[..., Tensor] = F.cross_entropy,
+        transform: Callable[..., Array] | None = None,
+        seed: int = 0,
+    ) -> None:
         if not 0 <= number < 1 << 32:
             raise ValueError(f"Client: number must be from 0 to 2**32 - 1, got {number!r}")
         if not len(dataset):
             raise ValueError(f"Client: client {number} has no samples")
-        self.number, self.samples, self.version = int(number), len(dataset), None
+        self.number: int = int(number)
+        self.samples: int = len(dataset)
+        self.version: int | None = None
         self._dataset, self._model, self._aggregation = dataset, model, aggregation
         self._head = Head(model, norm)
         self._optimizer = _adam if optimizer is None else optimizer
@@ -77,36 +85,66 @@ class Client:
         self._replica = None  # the shared state of `version`
         self._local = self._head.read_local()
 
-    def train(self, message, *, epochs=1, batch_size=10):
-        """Take the server's state, train on the own data, give back an update.
+    def train(self, message: bytes, *, epochs: int = 1, batch_size: int | None = 10) -> bytes:
+        """Load the server's state, train on the client's data, and return an update.
 
         Parameters
         ----------
         message : bytes
-            What `Server.broadcast` gave.
+            From `Server.broadcast`.
         epochs : int
-            E, passes over the data.
+            E, the number of passes over the data.
         batch_size : int or None
-            B; None for all samples at once. A last batch of one sample is left out where there are
-            batch norms to train, which need two.
+            B, the batch size; None for all samples at once. Batch norms that are trained need two
+            samples, so with them a last batch of one sample is left out.
 
         Returns
         -------
         bytes
-            For `Server.receive`.
+            The update, for `Server.receive`.
 
         Raises
         ------
         WireError
-            If the message is damaged or of another server. The client is as before then.
+            If the message is damaged, or if server and client do not match. Model and local state
+            are unchanged; if the copy of the server's weights turns out to differ from the
+            server's, it is dropped, so that the next broadcast must be complete.
         FloatingPointError
             If the loss is not finite.
         """
         header, before = self._open(message)
         if self._aggregation.down == "steps":
             self._replica, self.version = before, header.version
+        arrays = self.update(before, header.round, epochs=epochs, batch_size=batch_size)
+        answer = wire.Header(
+            "update", header.round, header.version, self._head.digest, header.token,
+            client=self.number, samples=self.samples,
+        )  # fmt: skip
+        fields = rules.fields(self._aggregation, self._head.entries, "up")
+        return wire.encode(answer, list(arrays.values()), list(fields.values()))
+
+    def update(
+        self, before: dict[str, Array], round: int, *, epochs: int, batch_size: int | None
+    ) -> dict[str, Array]:
+        """Train from a shared state, as `train` does from a message.
+
+        Parameters
+        ----------
+        before : dict of str to array
+            The state that the server shares, as from `Head.read`.
+        round : int
+            Number of the round, which seeds the training together with the client's seed and
+            number.
+        epochs, batch_size
+            As in `train`.
+
+        Returns
+        -------
+        dict of str to array
+            The update, as from `aggregation.update`.
+        """
         self._head.write(before, self._local)
-        rng = np.random.default_rng([self._seed, self.number, header.round])
+        rng = np.random.default_rng([self._seed, self.number, round])
         for module in self._model.modules():
             if hasattr(module, "rng"):  # dropout
                 module.rng = rng
@@ -119,60 +157,62 @@ class Client:
             progress=False,
         )
         self._local = self._head.read_local()
-        entries = self._head.entries
-        arrays = rules.update(self._aggregation, entries, before, self._head.read(), rng)
-        answer = wire.Header(
-            "update", header.round, header.version, self._head.digest, header.token,
-            client=self.number, samples=self.samples,
-        )  # fmt: skip
-        fields = rules.fields(self._aggregation, entries, "up")
-        return wire.encode(answer, list(arrays.values()), list(fields.values()))
+        after = self._head.read()
+        return rules.update(self._aggregation, self._head.entries, before, after, rng)
 
-    def evaluate(self, message, loader):
-        """Loss and accuracy of the server's state on a DataLoader, with the client's own batch
-        norms where they are local. Leaves the client as it was.
+    def evaluate(self, message: bytes, loader: Iterable[tuple[Any, Any]]) -> dict[str, float]:
+        """Evaluate the server's state on some data, with the client's own batch norms if local.
+
+        What the client keeps between rounds does not change.
+
+        Parameters
+        ----------
+        message : bytes
+            From `Server.broadcast`.
+        loader : DataLoader
 
         Returns
         -------
         dict
-            As `training.evaluate`: two numbers.
+            Loss and accuracy, as in `training.evaluate`.
         """
         self._head.write(self._open(message)[1], self._local)
         return evaluate(self._model, loader, self._loss)
 
     def _open(self, message):
-        """Header and shared state of a broadcast."""
+        """Decode the header and the shared state of a broadcast."""
         header = wire.read_header(message)
         if header.digest != self._head.digest:
             raise wire.WireError("the server has another head, or other frozen parts")
-        entries, steps = self._head.entries, None
+        steps = None
         if header.kind == "steps":
             if self._replica is None or header.since != self.version:
                 raise wire.WireError(
-                    f"steps from version {header.since}, this client holds {self.version}"
+                    f"the message has the steps from version {header.since}, but this client holds "
+                    f"version {self.version}; send it a complete state"
                 )
             steps = header.version - header.since
             if not 0 <= steps <= rules.MOST_STEPS:
-                raise wire.WireError(f"{steps} steps in one message")
+                raise wire.WireError(f"a message has 0 to {rules.MOST_STEPS} steps, got {steps}")
         elif header.kind != "state":
-            raise wire.WireError(f"a client takes no message of kind {header.kind!r}")
-        fields = rules.fields(self._aggregation, entries, "down", steps)
-        _, arrays = wire.decode(message, fields)
-        state = {}
-        for entry in entries:
-            array = arrays[entry.name]
+            raise wire.WireError(
+                f"a client takes messages of kind 'state' or 'steps', got {header.kind!r}"
+            )
+        fields = rules.fields(self._aggregation, self._head.entries, "down", steps)
+        _, state = wire.decode(message, fields)
+        for entry in self._head.entries:
+            array = state[entry.name]
             if steps is not None and entry.kind == "latent":
                 weight = self._replica[entry.name]
                 for direction in array.reshape(steps, *entry.shape):
                     weight = self._aggregation.move(weight, direction, entry.clip)
-                array = weight
+                state[entry.name] = weight
             elif entry.kind != "counter":
-                array = array.reshape(entry.shape).astype(np.float32)
-            state[entry.name] = array
+                state[entry.name] = array.reshape(entry.shape).astype(np.float32)
         token = wire.token(header.digest, header.round, header.version, state.values())
         if token != header.token:
-            self._replica = self.version = None  # the next broadcast brings all of it
-            raise wire.WireError("the state is not the one that the server holds")
+            self._replica = self.version = None  # the next broadcast is a complete one
+            raise wire.WireError("the state differs from the one that the server holds")
         return header, state
 
     def _loader(self, batch_size, rng):
@@ -189,22 +229,22 @@ class Client:
 
     # ------------------------------------------------------------------------------------ state
 
-    def describe(self):
-        """What a saved state belongs to, as JSON values."""
+    def describe(self) -> dict[str, Any]:
+        """Describe the client that a saved state belongs to, as JSON values."""
         return {"number": self.number, "samples": self.samples, "seed": self._seed}
 
-    def state(self):
-        """What the client must remember between rounds: (arrays by name, version).
+    def state(self) -> tuple[dict[str, Array], int | None]:
+        """Return what the client keeps between rounds: (arrays by name, version).
 
-        Its local batch norms, and where steps are sent, the weights that it has taken them to.
-        Empty for most.
+        The arrays are its batch norms, with norm="local", and its copy of the server's state, if
+        the server sends steps; otherwise there are none.
         """
         arrays = {f"local.{name}": array for name, array in self._local.items()}
         arrays.update((f"shared.{name}", array) for name, array in (self._replica or {}).items())
         return arrays, self.version
 
-    def restore(self, arrays, version):
-        """Take back what `state` gave."""
+    def restore(self, arrays: dict[str, Array], version: int | None) -> None:
+        """Restore the result of `state`."""
         self._local = {name: np.array(arrays[f"local.{name}"]) for name in self._head.local}
         self._replica, self.version = None, version
         if version is not None:

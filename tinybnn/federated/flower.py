@@ -1,21 +1,21 @@
 """Flower: the same clients and the same server, each on a machine of its own.
 
-Flower (https://flower.ai, the extra ``flower``) carries messages between machines; what is in them
-and what is made of them stays with `Client` and `Server`::
+Flower (https://flower.ai, the extra ``flower``) carries messages between machines; their content is
+made and read by `Client` and `Server`::
 
     Client  <->  ClientApp  <->  SuperNode  <-- network -->  SuperLink  <->  ServerApp  <->  Server
 
-The bytes of `wire` travel inside a ConfigRecord, as bytes. In an ArrayRecord they would be taken
-for numbers: the strategies of Flower average whatever they find there, packed bits as well.
+The bytes of `wire` travel as bytes of a ConfigRecord. In an ArrayRecord they would be taken for
+numbers: Flower's strategies average everything in it, packed bits included.
 
-A process that runs a ClientApp may live for one message only, so a client is built anew for each,
-and what it must remember between rounds (`Client.state`) is kept in its SuperNode.
+A process that runs a ClientApp may live for one message only, so a client is built anew for each
+message, and what it keeps between rounds (`Client.state`) is stored in its SuperNode.
 
-Strategies of Flower itself (momentum, robust and private ones) average floats, and work with the
-same ClientApp: `array_record` gives them the head of a model, and clients with `FedAvg()` answer
-them in kind.
+Flower's own strategies (momentum, robust and private ones) average floats, and work with the same
+ClientApp: `array_record` converts the head of a model, and clients with `FedAvg()` answer by
+floats.
 
-Flower is imported where it is used, so that the rest of the library does without it.
+Flower is imported where it is used, so that the rest of the library works without it.
 """
 
 from __future__ import annotations
@@ -23,39 +23,47 @@ from __future__ import annotations
 import functools
 import logging
 import operator
+import os
 import time
+from collections.abc import Callable, Collection
+from typing import Any, TypeAlias
 
 import numpy as np
 
 import tinybnn.federated.aggregation as rules
-import tinybnn.federated.wire as wire
 from tinybnn import storage
+from tinybnn.datasets import DataLoader
+from tinybnn.federated.client import Client
 from tinybnn.federated.head import Head
-from tinybnn.federated.rounds import Ledger, RoundHistory, Transfer, read_ledger
-from tinybnn.federated.server import RejectedError
+from tinybnn.federated.rounds import Round, RoundHistory, read_ledger
+from tinybnn.federated.server import Server
+from tinybnn.nn import Module
 from tinybnn.training import evaluate
+from tinybnn.typing import Array
 
-logger = logging.getLogger("tinybnn.federated")
+Settings: TypeAlias = dict[str, Any]  # the configuration of a run: strings and numbers
 
-RECORD = "tinybnn"  # name of the ConfigRecord in each message
-_STATE = "tinybnn-state"  # of the ArrayRecord with what a client remembers
-_POLL = 1.0  # seconds between two looks at which nodes are there
+logger: logging.Logger = logging.getLogger("tinybnn.federated")
 
-# What `server_app` reads from the run's configuration, where it is not given there.
-DEFAULTS = {
+RECORD: str = "tinybnn"  # name of the ConfigRecord in each message
+_STATE = "tinybnn-state"  # name of the ArrayRecord with the state of a client
+_POLL = 1.0  # seconds between two queries for the nodes that are online
+
+# What `server_app` reads from the run's configuration, with the values of missing settings.
+DEFAULTS: Settings = {
     "clients": 2, "rounds": 3, "fraction": 1.0, "epochs": 1, "batch-size": 10, "wait": 600.0,
     "timeout": 600.0, "out": "",
 }  # fmt: skip
 
 
-# --------------------------------------------------------------------------------- a round of it
+# ------------------------------------------------------------------------------ messages of a round
 
 
 class Exchange:
-    """What a `Server` and the nodes of a network say to each other, whatever carries it.
+    """The messages between a `Server` and the nodes of a network, whatever carries them.
 
-    Nodes have the names that the transport gives them; a client's number is what its node said when
-    it was asked first, and no other node can answer in its name.
+    The transport names the nodes. A node tells its client's number once, and from then on no other
+    node can answer for that client.
 
     Parameters
     ----------
@@ -65,110 +73,91 @@ class Exchange:
 
     Attributes
     ----------
+    server : Server
+    fraction : float
     history : RoundHistory
-        As of `run_rounds`; a row for each round, also for those that changed nothing: what they
-        lack is in ``accepted``.
+        As of `run_rounds`, with a row for each round, also for those that changed nothing: their
+        ``accepted`` is too short.
     numbers : dict
         Node -> number of its client.
     """
 
-    def __init__(self, server, *, fraction=1.0, epochs=1, batch_size=10):
-        self.server, self.fraction = server, fraction
-        self.history, self.numbers = RoundHistory(), {}
+    def __init__(
+        self,
+        server: Server,
+        *,
+        fraction: float = 1.0,
+        epochs: int = 1,
+        batch_size: int | None = 10,
+    ) -> None:
+        self.server: Server = server
+        self.fraction: float = fraction
+        self.history: RoundHistory = RoundHistory()
+        self.numbers: dict[Any, int] = {}
         self._settings = {"epochs": epochs, "batch-size": batch_size or 0}
         self._versions = {}  # node -> version of the model that its client holds
-        self._row = self._start = self._first = None  # of the open round
+        self._round = self._nodes = None  # of the open round; number -> node
 
-    def introduce(self, node, number, online):
-        """A node tells its client's number; refused if a node that is online has it already.
+    def introduce(self, node: Any, number: Any, online: Collection[Any]) -> None:
+        """Register the number of a node's client.
 
-        Refused as well is what is no number of a client, from 0 to 2**32 - 1.
+        Refused are numbers outside 0 to 2**32 - 1, other objects, and the number of another node
+        that is online.
         """
         if type(number) is not int or not 0 <= number < 1 << 32:
             logger.warning("node %s refused: %s is no number of a client", node, _quoted(number))
             return
-        holder = next((n for n, other in self.numbers.items() if other == number), None)
-        if holder is not None and holder != node and holder in online:
+        holder = {own: other for other, own in self.numbers.items()}.get(number, node)
+        if holder != node and holder in online:
             logger.warning("node %s refused: client %s is with node %s", node, number, holder)
             return
-        if holder is not None:
-            del self.numbers[holder]
+        self.numbers.pop(holder, None)
         self.numbers[node] = number
 
-    def begin(self, online):
+    def begin(self, online: Collection[Any]) -> dict[Any, dict[str, Any]]:
         """Open a round with the clients of these nodes.
 
         Returns
         -------
         dict
-            Node -> what to send to it: a dict of bytes and numbers.
+            Node -> content of its message: bytes and numbers by name.
         """
-        nodes = {number: node for node, number in self.numbers.items() if node in online}
-        chosen = self.server.choose(list(nodes), self.fraction) if nodes else []
-        self.server.open_round(chosen)
-        self._start, self._first = time.perf_counter(), len(self.history.ledger)
-        self._row = {"round": len(self.history) + 1, "clients": chosen, "rejected": []}
-        content = {}
-        for number in chosen:
-            message = self.server.broadcast(self._versions.get(nodes[number]))
-            self._note(number, False, message)
-            content[nodes[number]] = {"message": message, **self._settings}
+        self._nodes = {number: node for node, number in self.numbers.items() if node in online}
+        self._round, content = Round(self.server, self.history), {}
+        for number in self._round.open(self._nodes, self.fraction):
+            node = self._nodes[number]
+            message = self._round.send(number, self._versions.get(node))
+            content[node] = {"message": message, **self._settings}
         return content
 
-    def finish(self, replies):
-        """Hand all replies to the server and close the round.
+    def finish(self, replies: dict[Any, dict[str, Any] | str]) -> bool:
+        """Pass all replies to the server and close the round.
 
         Parameters
         ----------
         replies : dict
-            Node -> what came from it, or a text that says why nothing came.
+            Node -> content of its reply, or the reason (str) why there is none.
 
         Returns
         -------
         bool
             Whether the model has changed.
         """
-        row = self._row
-        nodes = {self.numbers[node]: node for node in self.numbers}
-        for number in row["clients"]:
-            reason = self._take(number, nodes[number], replies.get(nodes[number], "no answer"))
-            if reason is not None:
-                row["rejected"].append([number, reason])
-        row["accepted"] = self.server.accepted
-        changed = self.server.close_round()
-        sent = Ledger(self.history.ledger.rows[self._first :])
-        row.update(attempts=1, bytes_up=sent.total("up"), bytes_down=sent.total("down"))
-        row["seconds"] = time.perf_counter() - self._start
-        self.history.rows.append(row)
+        for number in self._round.row["clients"]:
+            node = self._nodes[number]
+            reply = replies.get(node, "no answer")
+            if isinstance(reply, str):
+                # The client may have trained, or lost its state: send the whole model next time.
+                reply, reason = {}, reply
+            else:
+                reason = f"failed: {reply['error']}" if "error" in reply else None
+            version = reply.get("version")
+            self._versions[node] = version if isinstance(version, int) and version >= 0 else None
+            reason = None if reason is None else _quoted(reason)
+            self._round.receive(number, reply.get("message"), reason)
+        changed = self._round.close()
+        self.history.rows.append(self._round.row)
         return changed
-
-    def _take(self, number, node, reply):
-        """Give one reply to the server; returns why it was not used, or None."""
-        if isinstance(reply, str):
-            reply = _quoted(reply)
-            # It may have trained, or lost what it held: send all of the model next time.
-            self._versions.pop(node, None)
-            logger.warning("round %d: client %s left out: %s", self.server.round, number, reply)
-            return reply
-        version = reply.get("version", -1)
-        self._versions[node] = version if isinstance(version, int) and version >= 0 else None
-        if "error" in reply:
-            reason = f"failed: {_quoted(reply['error'])}"
-            logger.warning("round %d: client %s left out: %s", self.server.round, number, reason)
-            return reason
-        message = reply.get("message")
-        if isinstance(message, bytes):
-            self._note(number, True, message)
-        try:
-            self.server.receive(number, message)  # it logs its own reasons
-        except RejectedError as error:
-            return str(error)
-        return None
-
-    def _note(self, number, is_up, message):
-        size = self.server.float32_size
-        row = Transfer(self._row["round"], number, is_up, len(message), size)
-        self.history.ledger.rows.append(row)
 
 
 # ------------------------------------------------------------------------------------- the server
@@ -176,37 +165,32 @@ class Exchange:
 
 @functools.cache
 def _strategy_class():
-    """The class behind `strategy`, made where Flower is installed."""
+    """Define the class of `strategy`, whose base is Flower's."""
     flwr = _flwr()
 
     class BitStrategy(flwr.serverapp.strategy.Strategy):
         """A Flower Strategy whose replies are bytes for a `Server`, bits among them."""
 
         def __init__(self, exchange, clients, wait, timeout):
-            self.exchange, self._clients = exchange, clients
-            self._wait, self._timeout = wait, timeout
-
-        @property
-        def history(self):
-            return self.exchange.history
+            self.exchange, self.history = exchange, exchange.history
+            self._clients, self._wait, self._timeout = clients, wait, timeout
 
         def summary(self):
             logger.info("server: %s", self.exchange.server.describe())
 
         def configure_train(self, server_round, arrays, config, grid):
             content = self.exchange.begin(self._online(grid))
-            return [_message(node, "train", record) for node, record in content.items()]
+            return [_message(record, node, "train") for node, record in content.items()]
 
         def aggregate_train(self, server_round, replies):
             changed = self.exchange.finish(
                 {reply.metadata.src_node_id: _content(reply) for reply in replies}
             )
-            row = self.history.rows[-1]
+            row, server = self.history.rows[-1], self.exchange.server
             metrics = flwr.app.MetricRecord(
                 {"accepted": len(row["accepted"]), "rejected": len(row["rejected"]),
                  "bytes-up": row["bytes_up"], "bytes-down": row["bytes_down"]}
             )  # fmt: skip
-            server = self.exchange.server
             return array_record(server.model, server.norm) if changed else None, metrics
 
         def configure_evaluate(self, server_round, arrays, config, grid):
@@ -216,27 +200,26 @@ def _strategy_class():
             return None
 
         def start(self, grid, initial_arrays=None, num_rounds=3, timeout=None, **options):
-            """As Flower's; the weights are the server's, whatever `initial_arrays` are."""
+            """Run the rounds; the weights are the server's, not `initial_arrays`."""
             server = self.exchange.server
             self._timeout = self._timeout if timeout is None else timeout
             arrays = array_record(server.model, server.norm)
             return super().start(grid, arrays, num_rounds, self._timeout, **options)
 
         def _online(self, grid):
-            """The nodes that are there, once there are enough; the new ones are asked first."""
+            """Wait for enough nodes, and ask new ones for their numbers."""
             need = self.exchange.server.minimum if len(self.history) else self._clients
             end = time.monotonic() + self._wait
             while True:
                 online = set(grid.get_node_ids())
-                new = online - self.exchange.numbers.keys()
-                if new:
-                    questions = [_message(node, "query", {}) for node in sorted(new)]
-                    for reply in grid.send_and_receive(questions, timeout=self._timeout):
-                        found, node = _content(reply), reply.metadata.src_node_id
-                        if isinstance(found, dict) and "number" in found:
-                            self.exchange.introduce(node, found["number"], online)
-                        else:
-                            logger.warning("node %s has no client: %s", node, _quoted(found))
+                new = sorted(online - self.exchange.numbers.keys())
+                questions = [_message({}, node, "query") for node in new]
+                for reply in grid.send_and_receive(questions, timeout=self._timeout) if new else ():
+                    answer, node = _content(reply), reply.metadata.src_node_id
+                    if isinstance(answer, dict) and "number" in answer:
+                        self.exchange.introduce(node, answer["number"], online)
+                    else:
+                        logger.warning("node %s has no client: %s", node, _quoted(answer))
                 present = online & self.exchange.numbers.keys()
                 if len(present) >= need or time.monotonic() > end:
                     return present
@@ -246,53 +229,63 @@ def _strategy_class():
 
 
 def strategy(
-    server, *, clients=2, fraction=1.0, epochs=1, batch_size=10, wait=600.0, timeout=600.0
-):
-    """A Flower Strategy around a `Server`.
+    server: Server,
+    *,
+    clients: int = 2,
+    fraction: float = 1.0,
+    epochs: int = 1,
+    batch_size: int | None = 10,
+    wait: float = 600.0,
+    timeout: float = 600.0,
+) -> Any:
+    """Make a Flower Strategy of a `Server`.
 
-    Its ``aggregate_train`` gives the bytes of each reply to `Server.receive`, which checks them,
-    and so understands whatever the server's aggregation sends: bits, halves or floats. A reply that
-    is missing, late, an error or rejected is left out of the round, and the reason is logged. A
-    round with fewer answers than the server's minimum changes nothing.
+    Its ``aggregate_train`` passes the bytes of each reply to `Server.receive`, which checks them,
+    and so accepts whatever the server's aggregation sends: bits, halves or floats. A reply that is
+    missing, late, an error or rejected is left out of the round, and the reason is logged. A round
+    with fewer answers than the server's minimum changes nothing.
 
     Parameters
     ----------
     server : Server
     clients : int
-        Nodes to wait for before the first round; before later ones, the server's minimum.
+        Number of nodes to wait for before the first round; later it is the server's minimum.
     fraction, epochs, batch_size
         As for `run_rounds`.
     wait : float
-        Seconds to wait for these nodes; then the round begins with those that are there.
+        Seconds to wait for these nodes; after that the round begins with those that are online.
     timeout : float
         Seconds to wait for the answers of a round.
 
     Returns
     -------
     flwr.serverapp.strategy.Strategy
-        With the further attribute ``history``, a RoundHistory.
+        With the additional attribute ``history``, a RoundHistory.
     """
     exchange = Exchange(server, fraction=fraction, epochs=epochs, batch_size=batch_size)
     return _strategy_class()(exchange, clients, wait, timeout)
 
 
-def server_app(build, validation=None):
-    """A ServerApp that runs the rounds which the run's configuration asks for (`DEFAULTS`).
+def server_app(
+    build: Callable[[Settings], Server],
+    validation: Callable[[Settings], DataLoader] | None = None,
+) -> Any:
+    """Make a ServerApp that runs the rounds of the run's configuration (`DEFAULTS`).
 
     Parameters
     ----------
     build : callable
         config -> Server. The configuration is a dict of strings and numbers: that of the app
-        (``[tool.flwr.app.config]`` in its pyproject.toml), with what ``flwr run --run-config``
-        changes.
+        (``[tool.flwr.app.config]`` in its pyproject.toml), with the changes of
+        ``flwr run --run-config``.
     validation : callable, optional
-        config -> DataLoader, on which the server's model is evaluated after each round. Not for
-        batch norms that stay with the clients: the server has none that fit its weights.
+        config -> DataLoader, on which the server's model is evaluated after each round. Ignored
+        with local batch norms: the server has none that fit its weights.
 
     Returns
     -------
     flwr.serverapp.ServerApp
-        Its run writes the model and the history to the file ``out``, if the configuration has one;
+        A run writes the model and the history to the file ``out``, if the configuration has one;
         see `load_result`.
     """
     flwr = _flwr()
@@ -312,11 +305,11 @@ def server_app(build, validation=None):
         def evaluate_round(number, _):
             if loader is None:
                 return None
-            found = evaluate(server.model, loader)
+            figures = evaluate(server.model, loader)
             if number:
                 row = rounds.history.rows[-1]
-                row.update(val_loss=found["loss"], val_accuracy=found["accuracy"])
-            return flwr.app.MetricRecord(found)
+                row.update({f"val_{name}": value for name, value in figures.items()})
+            return flwr.app.MetricRecord(figures)
 
         rounds.start(grid, num_rounds=config["rounds"], evaluate_fn=evaluate_round)
         if config["out"]:
@@ -325,19 +318,24 @@ def server_app(build, validation=None):
     return app
 
 
-KIND, VERSION = "federated-result", 1
+KIND: str = "federated-result"
+VERSION: int = 1
 
 
-def save_result(path, server, history, config):
+def save_result(
+    path: str | os.PathLike[str], server: Server, history: RoundHistory, config: Settings
+) -> None:
     """Write the model of a server and the history of its rounds, atomically."""
     arrays = {f"model.{name}": array for name, array in server.model.state_dict().items()}
-    arrays["ledger"] = np.array(history.ledger.rows, np.int64).reshape(-1, 5)
+    arrays["ledger"] = history.ledger.to_array()
     metadata = {"version": server.version, "history": history.rows, "config": config}
     storage.save(path, arrays, kind=KIND, version=VERSION, metadata=metadata)
 
 
-def load_result(path):
-    """What `save_result` wrote.
+def load_result(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, Array], RoundHistory, dict[str, Any]]:
+    """Read a file of `save_result`.
 
     Returns
     -------
@@ -345,7 +343,7 @@ def load_result(path):
         For `Module.load_state_dict`.
     history : RoundHistory
     metadata : dict
-        ``version``, the rounds that changed the model, and ``config``.
+        ``version``, the number of rounds that changed the model, and ``config``.
 
     Raises
     ------
@@ -362,27 +360,26 @@ def load_result(path):
 # ------------------------------------------------------------------------------------ the clients
 
 
-def client_app(build):
-    """A ClientApp that lets a `Client` train.
+def client_app(build: Callable[[int, int, Settings], Client]) -> Any:
+    """Make a ClientApp that trains a `Client`.
 
     Parameters
     ----------
     build : callable
         (number, clients, config) -> Client. The number is the node's ``partition-id``, `clients`
-        its ``num-partitions``; Flower's simulation sets both, a SuperNode is given them with
+        its ``num-partitions``; Flower's simulation sets both, a SuperNode gets them from
         ``--node-config``. The configuration is as for `server_app`.
 
     Returns
     -------
     flwr.clientapp.ClientApp
-        It answers `strategy`, and the strategies of Flower that average floats.
+        It answers `strategy`, and Flower's strategies that average floats.
     """
-    flwr = _flwr()
-    app = flwr.clientapp.ClientApp()
+    app = _flwr().clientapp.ClientApp()
 
     @app.query()
     def query(message, context):
-        return _reply(message, {"number": _number(context)})
+        return _message({"number": _number(context)}, reply_to=message)
 
     @app.train()
     def train(message, context):
@@ -390,19 +387,18 @@ def client_app(build):
         client = build(number, int(context.node_config["num-partitions"]), dict(context.run_config))
         if RECORD not in message.content:
             return _train_on_floats(client, message, context.run_config)
-        _remind(client, context.state)
+        _load_state(client, context.state)
         asked = message.content[RECORD]
         try:
             answer = client.train(
                 asked["message"], epochs=asked["epochs"], batch_size=asked["batch-size"] or None
             )
-        except Exception as error:  # it goes to the server as a reason, not as a stack of ours
+        except Exception as error:  # the server gets the reason, not a traceback
             record = {"error": f"{type(error).__name__}: {error}"}
         else:
             record = {"message": answer}
-        _remember(client, context.state)
-        version = -1 if client.version is None else client.version
-        return _reply(message, {**record, "version": version})
+        version = _save_state(client, context.state)
+        return _message({**record, "version": version}, reply_to=message)
 
     return app
 
@@ -417,75 +413,84 @@ def _number(context):
         ) from None
 
 
-def _remind(client, state):
-    """Give a new Client what the last one of its node remembered."""
+def _load_state(client, state):
+    """Restore a new Client to the state of the last one on its node."""
     if RECORD in state:
         version = state[RECORD]["version"]
         arrays = {name: array.numpy() for name, array in state[_STATE].items()}
         client.restore(arrays, None if version < 0 else version)
 
 
-def _remember(client, state):
-    flwr = _flwr()
+def _save_state(client, state):
+    """Store the state of a Client on its node; return its version, -1 for None."""
     arrays, version = client.state()
+    version = -1 if version is None else version
     state[_STATE] = _record_of_arrays(arrays)
-    state[RECORD] = flwr.app.ConfigRecord({"version": -1 if version is None else version})
+    state[RECORD] = _flwr().app.ConfigRecord({"version": version})
+    return version
 
 
-# ------------------------------------------------------------------ the strategies of Flower itself
+# ------------------------------------------------------------------------- Flower's own strategies
 
 
-def array_record(model, norm="average"):
-    """The head of a model as Flower's ArrayRecord: what a strategy of Flower starts with.
+def array_record(model: Module, norm: str = "average") -> Any:
+    """Convert the head of a model to Flower's ArrayRecord, from which its strategies start.
 
-    Batch norms that are averaged do not go well with each of them: a server's momentum can make a
-    running variance negative. With ``norm="frozen"`` or ``"local"`` only weights travel.
+    Not every strategy works with averaged batch norms: a server's momentum can make a running
+    variance negative. With ``norm="frozen"`` or ``"local"`` only weights travel.
 
     Parameters
     ----------
     model : Module
     norm : 'average', 'local' or 'frozen'
         As the clients'; see `Head`.
+
+    Returns
+    -------
+    flwr.app.ArrayRecord
+        The entries of the head by name, float32 and int64, with their shapes.
     """
     return _record_of_arrays(Head(model, norm).read())
 
 
-def load_array_record(model, record, norm="average"):
-    """Put what a strategy of Flower made of `array_record` back into the model."""
+def load_array_record(model: Module, record: Any, norm: str = "average") -> None:
+    """Load an ArrayRecord, as a strategy of Flower returns it, into the model.
+
+    Parameters
+    ----------
+    model : Module
+    record : flwr.app.ArrayRecord
+        With the names and sizes of `array_record`.
+    norm : 'average', 'local' or 'frozen'
+    """
     head = Head(model, norm)
     head.write(_head_arrays(head, record))
 
 
 def _train_on_floats(client, message, config):
     """Answer a strategy of Flower: floats in an ArrayRecord, both ways."""
-    flwr = _flwr()
     plain = client._aggregation
     if not isinstance(plain, rules.FedAvg) or plain.dtype != "float32":
         raise ValueError(
             f"client_app: strategies of Flower average floats, the client needs FedAvg(), not "
             f"{plain!r}"
         )
-    head, asked = client._head, message.content.config_records.get("config", {})
+    asked = message.content.config_records.get("config", {})
+    settings = {**DEFAULTS, "server-round": 0, **config, **asked}
     (record,) = message.content.array_records.values()
-    state = _head_arrays(head, record)
-    number = int(asked.get("server-round", 0))
-    token = wire.token(head.digest, number, 0, state.values())
-    header = wire.Header("state", number, 0, head.digest, token)
-    fields = rules.fields(plain, head.entries, "up")
-    answer = client.train(
-        wire.encode(header, list(state.values()), list(fields.values())),
-        epochs=int(asked.get("epochs", config.get("epochs", DEFAULTS["epochs"]))),
-        batch_size=int(asked.get("batch-size", config.get("batch-size", DEFAULTS["batch-size"])))
-        or None,
+    update = client.update(
+        _head_arrays(client._head, record),
+        int(settings["server-round"]),
+        epochs=int(settings["epochs"]),
+        batch_size=int(settings["batch-size"]) or None,
     )
-    arrays = _record_of_arrays(wire.decode(answer, fields)[1])
-    metrics = flwr.app.MetricRecord({"num-examples": client.samples})
-    content = flwr.app.RecordDict({"arrays": arrays, "metrics": metrics})
-    return flwr.app.Message(content, reply_to=message)
+    arrays, app = _record_of_arrays(update), _flwr().app
+    metrics = app.MetricRecord({"num-examples": client.samples})
+    return app.Message(app.RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
 
 def _head_arrays(head, record):
-    """The arrays of a record in the head's order; averages of counters are whole numbers again."""
+    """Read the arrays of a record in the head's order; averaged counters are rounded."""
     names = [entry.name for entry in head.entries]
     if set(record) != set(names):
         raise ValueError(f"expected the arrays {names}, got {list(record)}")
@@ -512,26 +517,23 @@ def _flwr():
     return flwr
 
 
-def _message(node, kind, record):
-    flwr = _flwr()
-    content = flwr.app.RecordDict({RECORD: flwr.app.ConfigRecord(record)})
-    return flwr.app.Message(content, dst_node_id=node, message_type=kind)
+def _message(record, node=None, kind=None, reply_to=None):
+    """Make a message with one ConfigRecord, to a node or in reply to another message."""
+    app = _flwr().app
+    content = app.RecordDict({RECORD: app.ConfigRecord(record)})
+    if reply_to is not None:
+        return app.Message(content, reply_to=reply_to)
+    return app.Message(content, dst_node_id=node, message_type=kind)
 
 
-def _reply(message, record):
-    flwr = _flwr()
-    content = flwr.app.RecordDict({RECORD: flwr.app.ConfigRecord(record)})
-    return flwr.app.Message(content, reply_to=message)
-
-
-def _quoted(said):
-    """What a node said, short and without control characters: it goes to logs and terminals."""
-    text = str(said)
+def _quoted(text):
+    """Shorten and escape what a node said: it goes to logs and terminals."""
+    text = str(text)
     return storage.printable(text if len(text) <= 500 else f"{text[:500]} ...")
 
 
 def _content(reply):
-    """What a reply says as a dict, or why it says nothing as a text."""
+    """Return the reply's content (dict), or the reason why it is unusable (str)."""
     if reply.has_error():
         return f"failed: {reply.error.reason}"
     if RECORD not in reply.content:
@@ -540,7 +542,5 @@ def _content(reply):
 
 
 def _record_of_arrays(arrays):
-    flwr = _flwr()
-    return flwr.app.ArrayRecord(
-        {name: flwr.app.Array(np.array(array, order="C")) for name, array in arrays.items()}
-    )
+    app = _flwr().app
+    return app.ArrayRecord({k: app.Array(np.array(a, order="C")) for k, a in arrays.items()})

@@ -1,15 +1,15 @@
 """The head: the part of a model's state that federated learning shares.
 
-Parameters and buffers of frozen modules (`Module.freeze`) stay where they are: an encoder that all
-clients were given beforehand is never sent. What is left is sorted into kinds, since not everything
-may be treated as a weight:
+Parameters and buffers of frozen modules (`Module.freeze`) are not shared: an encoder that all
+clients received beforehand is never sent. The other arrays have kinds, since not all of them may be
+treated as weights:
 
     latent      the float behind a binary weight; a strategy decides how it travels
     real        weights and biases that are not binary
     norm        scale and shift of a batch norm
     mean        running mean of a batch norm
     variance    running variance of a batch norm
-    counter     whole numbers, such as the batches that a batch norm has seen
+    counter     integers, such as the number of batches that a batch norm has seen
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import numpy as np
 
 from tinybnn import nn
 from tinybnn.autograd import Tensor, no_grad
+from tinybnn.typing import Array, FloatArray, Shape
 
-NORMS = ("average", "local", "frozen")
+NORMS: tuple[str, ...] = ("average", "local", "frozen")
 _KINDS = {"weight": "norm", "bias": "norm", "running_mean": "mean", "running_var": "variance"}
 
 
@@ -38,96 +39,92 @@ class Entry(NamedTuple):
         See the top of this file.
     shape : tuple of int
     clip : float or None
-        To what optimizers limit a latent weight, ±.
+        Bound to which optimizers clip a latent weight, ±.
     """
 
     name: str
     kind: str
-    shape: tuple
+    shape: Shape
     clip: float | None = None
 
 
 class Head:
-    """What of a model is shared, and the way to read and write it.
+    """The shared part of a model's state: its description, and access to its arrays.
 
     Parameters
     ----------
     model : Module
         Its floats must be float32.
     norm : 'average', 'local' or 'frozen'
-        What happens to batch norms. They are averaged like other floats; or each client keeps its
-        own, parameters and statistics (Li et al. 2021, FedBN); or all keep those they started
-        with: the model's batch norms are frozen here.
+        How batch norms are treated. They are averaged like other floats; or each client keeps its
+        own, parameters and statistics (Li et al. 2021, FedBN); or all keep their first ones: the
+        model's batch norms are frozen here.
 
     Attributes
     ----------
+    norm : str
     entries : tuple of Entry
-        What is shared, in the order of the model's state.
+        The shared arrays, in the order of the model's state.
     local : tuple of str
         Names of the state that each client keeps for itself.
     digest : bytes
-        8 bytes that tell this head from another: names, kinds and shapes of the entries, and the
-        values of all that is frozen. Two sides whose encoders differ have different digests.
+        8 bytes that identify the head: names, kinds and shapes of the entries, and the values of
+        all frozen state. Two sides whose encoders differ have different digests.
     """
 
-    def __init__(self, model, norm="average"):
+    def __init__(self, model: nn.Module, norm: str = "average") -> None:
         if norm not in NORMS:
             raise ValueError(f"Head: norm must be one of {', '.join(NORMS)}, got {norm!r}")
-        self._model, self.norm = model, norm
-        if norm == "frozen":
-            for module in model.modules():
-                if _is_norm(module):
-                    module.freeze()
+        self._model = model
+        self.norm: str = norm
         entries, local, frozen = [], [], hashlib.sha256()
         for path, module in model.named_modules():
+            is_norm = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+            if is_norm and norm == "frozen":
+                module.freeze()
             for name, array in _own_state(module):
                 full = f"{path}.{name}" if path else name
                 if module.frozen:
                     frozen.update(json.dumps([full, array.dtype.str, array.shape]).encode())
                     frozen.update(np.ascontiguousarray(array))
-                elif norm == "local" and _is_norm(module):
+                elif is_norm and norm == "local":
                     local.append(full)
                 else:
                     entries.append(_entry(full, name, array, module))
         if not entries:
             raise ValueError("Head: the model has no state that is not frozen or local")
-        self.entries, self.local = tuple(entries), tuple(local)
+        self.entries: tuple[Entry, ...] = tuple(entries)
+        self.local: tuple[str, ...] = tuple(local)
         text = json.dumps([norm, self.entries, frozen.hexdigest()])
-        self.digest = hashlib.sha256(text.encode()).digest()[:8]
+        self.digest: bytes = hashlib.sha256(text.encode()).digest()[:8]
 
-    def read(self):
-        """The shared state as a dict of copies."""
+    def read(self) -> dict[str, Array]:
+        """Return copies of the shared arrays, by name, with the shapes of the entries."""
+        return self._copies(entry.name for entry in self.entries)
+
+    def read_local(self) -> dict[str, Array]:
+        """Return copies of the arrays in `local`, by name."""
+        return self._copies(self.local)
+
+    def _copies(self, names):
         state = self._model.state_dict()
-        return {entry.name: np.array(state[entry.name], order="C") for entry in self.entries}
+        return {name: np.array(state[name], order="C") for name in names}
 
-    def read_local(self):
-        """The state that is not shared, as a dict of copies."""
-        state = self._model.state_dict()
-        return {name: np.array(state[name], order="C") for name in self.local}
-
-    def write(self, shared, local=None):
+    def write(self, shared: dict[str, Array], local: dict[str, Array] | None = None) -> None:
         """Copy arrays by name into the model.
 
         Parameters
         ----------
         shared : dict
-            An array for each entry.
+            An array for each entry, of its shape.
         local : dict, optional
-            One for each name in `local`; by default these stay as they are.
+            An array for each name in `local`; by default these do not change.
         """
         self._model.load_state_dict({**self._model.state_dict(), **shared, **(local or {})})
 
 
-def _is_norm(module):
-    return isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
-
-
-def _is_quantized(module):
-    return getattr(module, "weight_quantizer", None) is not None
-
-
 def _own_state(module):
-    """(name, array) of a module's own parameters and buffers, in the order of `state_dict`."""
+    """Yield (name, array) of a module's own parameters and buffers, as in `state_dict`."""
     for name, value in vars(module).items():
         if isinstance(value, nn.Parameter):
             yield name, value.data
@@ -141,30 +138,30 @@ def _entry(full, name, array, module):
         kind = "counter"
     elif array.dtype != np.float32:
         raise ValueError(f"Head: {full} must be float32 or int64, got {array.dtype}")
-    elif _is_norm(module):
+    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         kind = _KINDS[name]
-    elif isinstance(parameter, nn.LatentParameter) and _is_quantized(module):
+    elif isinstance(parameter, nn.LatentParameter) and getattr(module, "weight_quantizer", None):
         kind, clip = "latent", parameter.clip_value
     else:
         kind = "real"
     return Entry(full, kind, array.shape, clip)
 
 
-def calibrate_norms(model, x):
-    """Give each batch norm that is not frozen yet the statistics of one batch.
+def calibrate_norms(model: nn.Module, x: FloatArray) -> None:
+    """Set the statistics of each batch norm that is not frozen to those of one batch.
 
-    Batch norms that will be frozen need statistics that fit the sums they see: mean 0 and variance
-    1, with which they begin, are far from those of a sum of 200 signs. The batch must be known to
-    all sides, so it is no client's: public data, or random codes.
+    Batch norms that will be frozen need statistics that fit their inputs: the initial mean 0 and
+    variance 1 are far from those of a sum of 200 signs. The batch must be known to all sides, so it
+    cannot be a client's: use public data, or random codes.
 
     Parameters
     ----------
     model : Module
         Left in evaluation mode.
-    x : array
+    x : (N, ...) float32
         A batch of inputs.
     """
-    norms = [module for module in model.modules() if _is_norm(module)]
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     momenta = [module.momentum for module in norms]
     try:
         for module in norms:

@@ -1,27 +1,31 @@
 """Partitions: which client holds which samples.
 
-A partition is a list with one array for each client: the positions of its samples, rising. Each
-sample is in exactly one of them, and no array is empty. The same generator or seed gives the same
-partition on every run.
+A partition is a list with one array for each client: the positions of its samples, in ascending
+order. Each sample is in exactly one array, and no array is empty. The same generator or seed gives
+the same partition on every run.
 
-What makes federated learning hard is mostly here. In `iid` each client sees the distribution that
-all of them together have. In the others it does not: `shards`, `dirichlet` and `by_label` skew the
-labels, `by_size` skews how much each one has.
+Federated learning is hard mostly because of the partition. With `iid`, the data of each client have
+the distribution of the whole. With the others they do not: `shards`, `dirichlet` and `by_label`
+skew the labels, `by_size` skews the number of samples.
 """
 
 from __future__ import annotations
 
 from numbers import Integral, Real
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from tinybnn.datasets import as_generator
 
+Parts: TypeAlias = list[NDArray[np.int64]]
+Seed: TypeAlias = np.random.Generator | int | None
 _MOST_DRAWS = 1000
 
 
-def iid(count, clients, rng=0):
-    """Shuffle the samples and deal them out in equal parts, which differ by one sample at most.
+def iid(count: int, clients: int, rng: Seed = 0) -> Parts:
+    """Shuffle the samples and split them into equal parts, which differ by one sample at most.
 
     Parameters
     ----------
@@ -40,11 +44,11 @@ def iid(count, clients, rng=0):
     return _sorted(np.array_split(order, clients))
 
 
-def shards(labels, clients, shards_per_client=2, rng=0):
-    """Sort the samples by label, cut them into shards of equal size, give each client a few.
+def shards(labels: ArrayLike, clients: int, shards_per_client: int = 2, rng: Seed = 0) -> Parts:
+    """Sort the samples by label, cut them into equal shards, and assign some to each client.
 
     The partition of McMahan et al. 2017, section 3: 60,000 images in 200 shards of 300, two for
-    each of 100 clients, most of which then know two digits only.
+    each of 100 clients, so most clients have only two digits.
 
     Parameters
     ----------
@@ -70,11 +74,13 @@ def shards(labels, clients, shards_per_client=2, rng=0):
     return _sorted([np.concatenate([by_label[i] for i in own]) for own in order])
 
 
-def dirichlet(labels, clients, alpha, rng=0, least=1):
-    """Deal out each class in shares that are drawn from a symmetric Dirichlet distribution.
+def dirichlet(
+    labels: ArrayLike, clients: int, alpha: float, rng: Seed = 0, least: int = 1
+) -> Parts:
+    """Divide each class by shares drawn from a symmetric Dirichlet distribution.
 
-    A large `alpha` comes close to equal shares; with 0.1 nearly all of a class is with one or two
-    clients (Yurochkin et al. 2019, section 4; the usual measure of label skew).
+    A large `alpha` gives nearly equal shares; with 0.1 one or two clients have nearly all of a
+    class (Yurochkin et al. 2019, section 4; the usual measure of label skew).
 
     Parameters
     ----------
@@ -84,7 +90,7 @@ def dirichlet(labels, clients, alpha, rng=0, least=1):
         Concentration, above 0.
     rng : numpy.random.Generator or int or None
     least : int
-        Samples that each client must have: shares are drawn anew until it is so.
+        Minimum number of samples of a client: shares are drawn anew until all clients have it.
 
     Returns
     -------
@@ -93,7 +99,7 @@ def dirichlet(labels, clients, alpha, rng=0, least=1):
     Raises
     ------
     ValueError
-        Also if 1000 draws in a row leave a client with fewer samples than `least`.
+        For bad arguments, and if after 1000 draws some client still has fewer samples than `least`.
     """
     labels = _check_labels("dirichlet", labels)
     _check_positive("dirichlet", least=least)
@@ -101,7 +107,7 @@ def dirichlet(labels, clients, alpha, rng=0, least=1):
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < alpha < np.inf:
         raise ValueError(f"dirichlet: alpha must be a number above 0, got {alpha!r}")
     rng = as_generator(rng, "dirichlet")
-    members = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+    members = _by_class(labels, rng)
     for _ in range(_MOST_DRAWS):
         shares = rng.dirichlet(np.full(clients, float(alpha)), len(members))  # (classes, clients)
         counts = np.stack(
@@ -115,17 +121,17 @@ def dirichlet(labels, clients, alpha, rng=0, least=1):
     )
 
 
-def by_label(labels, clients, labels_per_client=1, rng=0):
-    """Give each client samples of a fixed number of classes only.
+def by_label(labels: ArrayLike, clients: int, labels_per_client: int = 1, rng: Seed = 0) -> Parts:
+    """Assign samples of a fixed number of classes to each client.
 
-    The classes go round the clients in a random order; those that share a class share its samples
-    equally.
+    The classes are assigned to the clients in turn, in a random order; clients that share a class
+    divide its samples equally.
 
     Parameters
     ----------
     labels : (N,) integers
     clients, labels_per_client : int
-        Their product must reach the number of classes, or a class would be with nobody.
+        Their product must reach the number of classes, so that each class has a client.
     rng : numpy.random.Generator or int or None
 
     Returns
@@ -146,7 +152,7 @@ def by_label(labels, clients, labels_per_client=1, rng=0):
     # Client k takes slots k L to k L + L - 1; neighbours hold different classes, as L <= classes.
     owners = np.arange(slots) // labels_per_client
     order = rng.permutation(len(classes))[np.arange(slots) % len(classes)]
-    members = [rng.permutation(np.flatnonzero(labels == c)) for c in classes]
+    members = _by_class(labels, rng)
     counts = np.zeros((len(classes), clients), np.int64)
     for c, own in enumerate(members):
         sharing = owners[order == c]
@@ -158,15 +164,15 @@ def by_label(labels, clients, labels_per_client=1, rng=0):
     return _sorted(_dealt(members, counts))
 
 
-def by_size(count, shares, rng=0):
-    """Shuffle the samples and deal them out in unequal parts.
+def by_size(count: int, shares: ArrayLike, rng: Seed = 0) -> Parts:
+    """Shuffle the samples and split them into parts of given relative sizes.
 
     Parameters
     ----------
     count : int
         Number of samples.
     shares : sequence of positive numbers
-        One for each client; only their ratios count. Each client gets one sample at least.
+        One for each client; only their ratios matter. Each client gets one sample at least.
     rng : numpy.random.Generator or int or None
 
     Returns
@@ -182,15 +188,20 @@ def by_size(count, shares, rng=0):
     return _sorted(np.split(order, np.cumsum(sizes)[:-1]))
 
 
+def _by_class(labels, rng):
+    """Return the positions of each class in random order."""
+    return [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+
+
 def _apportion(count, shares):
-    """Whole numbers that sum to `count`, each within one of its share (shares sum to 1)."""
+    """Round count * shares to integers that sum to `count`, each within 1 (shares sum to 1)."""
     cuts = np.rint(count * np.cumsum(shares)).astype(np.int64)
-    cuts[-1] = count  # whatever the last sum was rounded to
+    cuts[-1] = count  # the last sum may be rounded to another number
     return np.diff(np.minimum(cuts, count), prepend=0)
 
 
 def _dealt(members, counts):
-    """For each client its part of each class; counts : (classes, clients)."""
+    """Concatenate each client's part of each class; counts : (classes, clients)."""
     cuts = np.cumsum(counts, axis=1)[:, :-1]
     parts = [np.split(own, cut) for own, cut in zip(members, cuts, strict=True)]
     return [np.concatenate(own) for own in zip(*parts, strict=True)]
@@ -218,4 +229,4 @@ def _check_positive(function, **numbers):
 def _check_clients(function, clients, most):
     _check_positive(function, clients=clients)
     if clients > most:
-        raise ValueError(f"{function}: got {clients} clients, the samples are enough for {most}")
+        raise ValueError(f"{function}: got {clients} clients, the samples suffice for {most}")

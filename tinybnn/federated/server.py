@@ -1,4 +1,4 @@
-"""The server: it has the model, chooses clients, checks what they send, and puts it together.
+"""The server: it holds the model, chooses clients, checks their answers, and combines them.
 
 It never sees a client, only numbers and bytes. A round is
 
@@ -8,7 +8,7 @@ It never sees a client, only numbers and bytes. A round is
     server.receive(number, answer)         # from each of them, in any order
     server.close_round()                   # True if enough were accepted
 
-and everything that lasts from one round to the next is in `Server.state`.
+and `Server.state` holds everything that is kept from one round to the next.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ from __future__ import annotations
 import logging
 import math
 import operator
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 import tinybnn.federated.aggregation as rules
 import tinybnn.federated.wire as wire
 from tinybnn.federated.head import Head
+from tinybnn.nn import Module
+from tinybnn.typing import Array
 
-logger = logging.getLogger("tinybnn.federated")
+logger: logging.Logger = logging.getLogger("tinybnn.federated")
 
 
 class RejectedError(ValueError):
@@ -36,71 +40,75 @@ class Server:
     Parameters
     ----------
     model : Module
-        Gives the first weights, and holds those of the last round from then on, with the batch
-        norms it came with where these are local.
+        Its weights are the first ones; from then on it holds those of the last round. Local batch
+        norms stay as they are.
     aggregation : Aggregation
     norm : 'average', 'local' or 'frozen'
         See `Head`.
     minimum : int
-        Answers without which a round changes nothing.
+        Number of answers below which a round changes nothing.
     max_norm : float, optional
-        An answer is rejected if the Euclidean norm of its change of all parameters that travel as
-        floats is larger. (Bits are bounded by what they are.)
+        Largest Euclidean norm of an answer's change of all parameters that travel as floats; a
+        larger one is rejected. (Bits are bounded anyway.)
     max_statistics : float, optional
         The same for the running means and variances of batch norms. In the first rounds they move
-        from 0 and 1 to those of sums of signs, in the order of the number of inputs.
+        from 0 and 1 to those of sums of signs, whose order is the number of inputs.
     seed : int
-        Of the choice of clients and of tied votes.
+        Seeds the choice of clients and tied votes.
 
     Attributes
     ----------
     model : Module
     version : int
-        Rounds that changed the model.
+        Number of rounds that changed the model.
     round : int
-        Rounds that were opened.
+        Number of rounds that were opened.
     minimum : int
     norm : str
     float32_size : int
-        Bytes of a message with all weights and batch norms of the model as float32: what plain
-        federated averaging sends in each direction.
+        Number of bytes of a message with all weights and batch norms of the model as float32: what
+        plain federated averaging sends in each direction.
     """
 
     def __init__(
         self,
-        model,
-        aggregation,
+        model: Module,
+        aggregation: rules.Aggregation,
         *,
-        norm="average",
-        minimum=1,
-        max_norm=None,
-        max_statistics=None,
-        seed=0,
-    ):
+        norm: str = "average",
+        minimum: int = 1,
+        max_norm: float | None = None,
+        max_statistics: float | None = None,
+        seed: int = 0,
+    ) -> None:
         if minimum < 1:
             raise ValueError(f"Server: minimum must be >= 1, got {minimum!r}")
         for name, bound in (("max_norm", max_norm), ("max_statistics", max_statistics)):
             if bound is not None and not bound > 0:
                 raise ValueError(f"Server: {name} must be above 0, got {bound!r}")
-        self.model, self.version, self.round = model, 0, 0
-        self.minimum, self._seed = minimum, seed
+        self.model: Module = model
+        self.version: int = 0
+        self.round: int = 0
+        self.minimum: int = minimum
+        self.norm: str = norm
+        self.float32_size: int = wire.size(
+            rules.fields(rules.FedAvg(), Head(model).entries, "up").values()
+        )
         self._bounds = {"parameters": max_norm, "statistics": max_statistics}
-        self.norm, self.float32_size = norm, _float32_size(Head(model))
-        self._aggregation, self._head = aggregation, Head(model, norm)
+        self._aggregation, self._head, self._seed = aggregation, Head(model, norm), seed
         self._shared = rules.starting_state(aggregation, self._head)
         self._head.write(self._shared)
-        # Names of the weights whose steps are what goes down, and the steps of the last rounds.
-        self._stepping = [
-            entry.name
+        # The steps of the last rounds, (rounds, *shape) int8, for weights that go down as steps.
+        self._steps = {
+            entry.name: np.empty((0, *entry.shape), np.int8)
             for entry in self._head.entries
             if entry.kind == "latent" and aggregation.down == "steps"
-        ]
-        self._steps = []
+        }
         self._chosen, self._answers = None, {}  # of the open round
 
     # ------------------------------------------------------------------------------------ a round
 
-    def choose(self, numbers, fraction=1.0):
+    def choose(self, numbers: Iterable[int], fraction: float = 1.0) -> list[int]:
         """Draw the clients of the next round: max(C K, 1) of K (McMahan et al. 2017).
 
         Parameters
@@ -112,27 +120,28 @@ class Server:
         Returns
         -------
         list of int
-            Rising.
+            In ascending order; empty if `numbers` is.
         """
         if not 0 <= fraction <= 1:
             raise ValueError(f"choose: fraction must be from 0 to 1, got {fraction!r}")
-        count = max(round(fraction * len(numbers)), 1)
+        numbers = np.sort(np.array([*numbers], np.int64))
+        count = min(max(round(fraction * len(numbers)), 1), len(numbers))
         rng = np.random.default_rng([self._seed, 0, self.round + 1])
-        return sorted(int(n) for n in rng.choice(sorted(numbers), count, replace=False))
+        return sorted(rng.choice(numbers, count, replace=False).tolist())
 
-    def open_round(self, chosen):
-        """Begin a round with these clients; answers to earlier ones are not taken any more."""
+    def open_round(self, chosen: Iterable[int]) -> None:
+        """Begin a round with these clients; answers to earlier rounds are rejected from now on."""
         self.round += 1
         self._chosen, self._answers = frozenset(chosen), {}
 
-    def broadcast(self, have=None):
-        """The state as a message.
+    def broadcast(self, have: int | None = None) -> bytes:
+        """Encode the state as a message.
 
         Parameters
         ----------
         have : int, optional
-            The version that the receiver holds already. Where the strategy allows, the message
-            then holds the steps since.
+            The version that the receiver holds. If the strategy allows it, the message then
+            consists of the steps since.
 
         Returns
         -------
@@ -142,29 +151,27 @@ class Server:
         fields = rules.fields(self._aggregation, self._head.entries, "down", steps)
         arrays = dict(self._shared)
         if steps is not None:
-            missed = self._steps[len(self._steps) - steps :]
-            for name in self._stepping:
-                arrays[name] = np.array([step[name] for step in missed])
+            arrays.update((name, past[len(past) - steps :]) for name, past in self._steps.items())
         header = wire.Header(
             "state" if steps is None else "steps", self.round, self.version, self._head.digest,
             self._token(), since=0 if steps is None else self.version - steps,
         )  # fmt: skip
         return wire.encode(header, [arrays[name] for name in fields], list(fields.values()))
 
-    def receive(self, number, message):
-        """Take the answer of a client, for `close_round` to use.
+    def receive(self, number: int, message: bytes) -> None:
+        """Accept the answer of a client, for `close_round` to use.
 
         Parameters
         ----------
         number : int
-            Of the client, as the transport knows it.
+            The client's, as known to the transport.
         message : bytes
 
         Raises
         ------
         RejectedError
-            If it is not one that this client may send now, or its content cannot be used. The
-            reason is logged, and nothing has been changed.
+            If this client may not send this message now, or its content is unusable. The reason is
+            logged, and nothing changes.
         """
         try:
             self._answers[number] = self._checked(number, message)
@@ -173,12 +180,12 @@ class Server:
             raise RejectedError(str(error)) from None
 
     @property
-    def accepted(self):
-        """Numbers of the clients whose answers the open round has, rising."""
+    def accepted(self) -> list[int]:
+        """Numbers of the clients whose answers the open round has accepted, in ascending order."""
         return sorted(self._answers)
 
-    def close_round(self):
-        """End the round, and change the model if there are enough answers.
+    def close_round(self) -> bool:
+        """End the round, and update the model if there are enough answers.
 
         Returns
         -------
@@ -194,25 +201,23 @@ class Server:
                 self.round, len(answers), self.minimum,
             )  # fmt: skip
             return False
-        samples = [answers[number][0] for number in sorted(answers)]
-        updates = [answers[number][1] for number in sorted(answers)]
+        samples, updates = zip(*(answers[number] for number in sorted(answers)), strict=True)
         rng = np.random.default_rng([self._seed, 1, self.round])
         before, entries = self._shared, self._head.entries
         self._shared = rules.combine(self._aggregation, entries, before, updates, samples, rng)
         self.version += 1
         self._head.write(self._shared)
-        if self._stepping:
-            step = {
-                name: self._aggregation.direction(before[name], self._shared[name])
-                for name in self._stepping
-            }
-            self._steps = [*self._steps, step][-rules.MOST_STEPS :]
+        for name, past in self._steps.items():
+            step = self._aggregation.direction(before[name], self._shared[name])
+            self._steps[name] = np.concatenate([past, step[None]])[-rules.MOST_STEPS :]
         return True
 
     def _steps_since(self, have):
-        """How many steps lead from a version to this one; None if they cannot be sent."""
-        steps = None if have is None else self.version - have
-        return steps if self._stepping and steps in range(len(self._steps) + 1) else None
+        """Count the steps from a version to this one; None if they cannot be sent."""
+        if have is None or not self._steps:
+            return None
+        steps, kept = self.version - have, len(next(iter(self._steps.values())))
+        return steps if 0 <= steps <= kept else None
 
     def _token(self):
         state = self._shared.values()
@@ -221,7 +226,7 @@ class Server:
     # ------------------------------------------------------------------------------------- checks
 
     def _checked(self, number, message):
-        """Samples and arrays of an answer."""
+        """Check an answer, and return its number of samples and its arrays."""
         if self._chosen is None:
             raise RejectedError("no round is open")
         if number not in self._chosen:
@@ -231,19 +236,20 @@ class Server:
         entries = self._head.entries
         fields = rules.fields(self._aggregation, entries, "up")
         header, arrays = wire.decode(message, fields)
-        if header.kind != "update":
-            raise RejectedError(f"a message of kind {header.kind!r}")
-        if header.digest != self._head.digest:
-            raise RejectedError("of another head, or with other frozen parts")
-        if header.client != number:
-            raise RejectedError(f"sent in the name of client {header.client}")
-        if header.round != self.round:
-            raise RejectedError(f"replayed or late: of round {header.round}")
-        if (header.version, header.token) != (self.version, self._token()):
-            raise RejectedError("it starts from another state than this round's")
         others = sum(samples for samples, _ in self._answers.values())
-        if not 1 <= header.samples < rules.MOST_SAMPLES - others:
-            raise RejectedError(f"{header.samples} samples")
+        for is_right, reason in (
+            (header.kind == "update", f"a message of kind {header.kind!r}"),
+            (header.digest == self._head.digest, "it has another head, or other frozen parts"),
+            (header.client == number, f"sent in the name of client {header.client}"),
+            (header.round == self.round, f"replayed or late: of round {header.round}"),
+            (
+                (header.version, header.token) == (self.version, self._token()),
+                "it starts from another state than this round's",
+            ),
+            (1 <= header.samples < rules.MOST_SAMPLES - others, f"{header.samples} samples"),
+        ):
+            if not is_right:
+                raise RejectedError(reason)
         arrays = {entry.name: arrays[entry.name].reshape(entry.shape) for entry in entries}
         self._check_values(entries, arrays, fields)
         return header.samples, arrays
@@ -260,21 +266,21 @@ class Server:
                 raise RejectedError(f"{entry.name} has a variance below 0")
             if entry.kind == "counter":
                 if np.any(array < before) or np.any(array - before >= 1 << 32):
-                    raise RejectedError(f"{entry.name} does not go on from the number it was")
+                    raise RejectedError(f"{entry.name} does not go on from its last value")
                 continue
-            what = "statistics" if entry.kind in ("mean", "variance") else "parameters"
-            squares[what] += float(np.sum((array.astype(np.float64) - before) ** 2))
-        for what, bound in self._bounds.items():
-            norm = math.sqrt(squares[what])
+            group = "statistics" if entry.kind in ("mean", "variance") else "parameters"
+            squares[group] += float(np.sum((array.astype(np.float64) - before) ** 2))
+        for group, bound in self._bounds.items():
+            norm = math.sqrt(squares[group])
             if bound is not None and norm > bound:
                 raise RejectedError(
-                    f"the change of the {what} has norm {norm:.4g}, above {bound:g}"
+                    f"the change of the {group} has norm {norm:.4g}, above {bound:g}"
                 )
 
     # -------------------------------------------------------------------------------------- state
 
-    def describe(self):
-        """What a saved state belongs to, as JSON values."""
+    def describe(self) -> dict[str, Any]:
+        """Describe the server that a saved state belongs to, as JSON values."""
         return {
             "head": self._head.digest.hex(),
             "aggregation": repr(self._aggregation),
@@ -283,26 +289,17 @@ class Server:
             "seed": self._seed,
         }
 
-    def state(self):
-        """What must be kept between rounds: (arrays by name, numbers as JSON values)."""
+    def state(self) -> tuple[dict[str, Array], dict[str, int]]:
+        """Return what is kept between rounds: (arrays by name, numbers as JSON values)."""
         arrays = {f"shared.{name}": array for name, array in self._shared.items()}
-        for name in self._stepping if self._steps else ():
-            arrays[f"steps.{name}"] = np.array([step[name] for step in self._steps])
+        arrays.update((f"steps.{name}", past) for name, past in self._steps.items() if len(past))
         return arrays, {"version": self.version, "round": self.round}
 
-    def restore(self, arrays, numbers):
-        """Take back what `state` gave. A round that was open is none any more: open it again."""
+    def restore(self, arrays: dict[str, Array], numbers: dict[str, int]) -> None:
+        """Restore the result of `state`. A round that was open must be opened again."""
         self._shared = {e.name: np.array(arrays[f"shared.{e.name}"]) for e in self._head.entries}
-        steps = {name: arrays.get(f"steps.{name}", ()) for name in self._stepping}
-        count = max(map(len, steps.values()), default=0)
-        self._steps = [{name: steps[name][i] for name in steps} for i in range(count)]
+        for name, past in self._steps.items():
+            self._steps[name] = np.array(arrays.get(f"steps.{name}", past[:0]))
         self.version, self.round = (operator.index(numbers[k]) for k in ("version", "round"))
         self._chosen, self._answers = None, {}
         self._head.write(self._shared)
-
-
-def _float32_size(head):
-    return wire.size(
-        wire.Field("int64" if entry.kind == "counter" else "float32", entry.shape)
-        for entry in head.entries
-    )

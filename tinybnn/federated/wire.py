@@ -17,17 +17,17 @@ little-endian::
     8      token of the round: a digest of the state that the round began with
     ...    for each array: 1 encoding, 1 number of axes, 4 for each axis
     ...    the arrays one after the other
-    16     the first half of the SHA-256 of all before
+    16     the first half of the SHA-256 of everything before it
 
-float32, float16 and int64 arrays are stored as they are. Bits are rows of signs, ceil(K / 8) bytes
-for a row of K, as `kernels.bits.to_bytes` gives them: 200 signs are 25 bytes.
+float32, float16 and int64 arrays are stored unchanged. Bits are rows of signs, ceil(K / 8) bytes
+for a row of K, lowest bit first, as in the files of `storage`: 200 signs are 25 bytes.
 
-The form is that of `storage`: one right form for each content, nothing unpickled or evaluated,
-every array declared. Only the frames around the arrays are leaner: for the network 200-128-2 they
-take 132 bytes here, and 3,400 there, more than its binary weights with 3,232. The receiver knows
-the head and the strategy, and with them the one size and the one table that a message can have, so
-all else is refused before an array is made. The checksum finds damage, not forgery: who may write
-to the server is the matter of the transport (TLS).
+As in `storage`, each content has a single valid encoding, nothing is unpickled or evaluated, and
+every array is declared. Only the frames around the arrays are smaller: for the network 200-128-2
+they take 132 bytes here, and 3,400 there, more than its binary weights with 3,232. Head and
+strategy determine the only size and table that a message can have, so the receiver refuses any
+other before it allocates an array. The checksum detects damage, not forgery: the transport decides
+who may write to the server (TLS).
 """
 
 from __future__ import annotations
@@ -35,21 +35,24 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-VERSION = 1
-KINDS = ("state", "steps", "update")  # 1, 2, 3 on the wire
-ENCODINGS = ("float32", "float16", "int64", "bits")  # 1, 2, 3, 4
+from tinybnn.typing import Array, Shape
+
+VERSION: int = 1
+KINDS: tuple[str, ...] = ("state", "steps", "update")  # 1, 2, 3 on the wire
+ENCODINGS: tuple[str, ...] = ("float32", "float16", "int64", "bits")  # 1, 2, 3, 4
 _MAGIC = b"tbnw"
 _HEADER = struct.Struct("<4sBBH5I8s8s")
 _CHECKSUM = 16
 
 
 class WireError(ValueError):
-    """A message that cannot be trusted, or that was not meant for the receiver."""
+    """A message that is damaged, or not meant for the receiver."""
 
 
 class Field(NamedTuple):
@@ -64,11 +67,11 @@ class Field(NamedTuple):
     """
 
     encoding: str
-    shape: tuple
+    shape: Shape
 
     @property
-    def nbytes(self):
-        """Bytes of the array in the message."""
+    def nbytes(self) -> int:
+        """Number of bytes of the array in the message."""
         if self.encoding == "bits":
             rows, count = self.shape
             return rows * ((count + 7) // 8)
@@ -77,7 +80,7 @@ class Field(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """All of a message but its arrays; see the top of this file.
+    """A message without its arrays; see the top of this file.
 
     Attributes
     ----------
@@ -98,8 +101,8 @@ class Header:
     samples: int = 0
 
 
-def size(fields):
-    """Bytes of a message with these fields, without making it.
+def size(fields: Iterable[Field]) -> int:
+    """Compute the number of bytes of a message with these fields.
 
     Parameters
     ----------
@@ -108,8 +111,8 @@ def size(fields):
     return sum(2 + 4 * len(f.shape) + f.nbytes for f in fields) + _HEADER.size + _CHECKSUM
 
 
-def token(head_digest, round_number, version, arrays):
-    """8 bytes that tell a round of one state from all other rounds.
+def token(head_digest: bytes, round_number: int, version: int, arrays: Iterable[Array]) -> bytes:
+    """Compute 8 bytes that identify a round which starts from a state.
 
     Parameters
     ----------
@@ -117,6 +120,10 @@ def token(head_digest, round_number, version, arrays):
     round_number, version : int
     arrays : iterable of arrays
         The shared state, in the head's order.
+
+    Returns
+    -------
+    bytes
     """
     sha = hashlib.sha256(head_digest + struct.pack("<2I", round_number, version))
     for array in arrays:
@@ -124,26 +131,26 @@ def token(head_digest, round_number, version, arrays):
     return sha.digest()[:8]
 
 
-def encode(header, arrays, fields):
-    """A message as bytes.
+def encode(header: Header, arrays: Sequence[Array], fields: Sequence[Field]) -> bytes:
+    """Encode a message.
 
     Parameters
     ----------
     header : Header
     arrays : sequence of arrays
-        Of ±1 for bits.
+        With values ±1 for bits.
     fields : sequence of Field
         One for each array. Arrays are reshaped to the field's shape.
 
     Returns
     -------
     bytes
-        ``size(fields)`` of them.
+        Their number is ``size(fields)``.
 
     Raises
     ------
     ValueError
-        If an array does not fit its field, or a number its place.
+        If an array does not fit its field, or a number of the header is out of range.
     """
     try:
         start = _HEADER.pack(
@@ -158,24 +165,23 @@ def encode(header, arrays, fields):
     return body + _checksum(body)
 
 
-def read_header(data):
-    """The Header of a message whose checksum is right; the arrays are not looked at.
+def read_header(data: bytes) -> Header:
+    """Read the Header of a message and verify its checksum, but not its arrays.
 
     Raises
     ------
     WireError
     """
-    _check_start(data)
+    _, _, kind, _, round_number, version, since, client, samples, digest, token_ = _start(data)
     if _checksum(data[:-_CHECKSUM]) != data[-_CHECKSUM:]:
         raise WireError(f"damaged or cut off: the checksum of {len(data):,} bytes is wrong")
-    _, _, kind, _, round_number, version, since, client, samples, digest, token_ = _unpack(data)
     if not 1 <= kind <= len(KINDS):
         raise WireError(f"a message of unknown kind {kind}")
     return Header(KINDS[kind - 1], round_number, version, digest, token_, since, client, samples)
 
 
-def decode(data, fields):
-    """Header and arrays of a message.
+def decode(data: bytes, fields: dict[str, Field]) -> tuple[Header, dict[str, Array]]:
+    """Decode a message.
 
     Parameters
     ----------
@@ -194,19 +200,17 @@ def decode(data, fields):
     WireError
         If the message is cut off, too long, damaged, of another version, or holds other arrays.
     """
-    _check_start(data)
-    expected = size(fields.values())
-    if len(data) > expected:  # not worth a look at all of it
+    count, expected = _start(data)[3], size(fields.values())
+    if len(data) > expected:  # before its checksum is computed
         raise WireError(f"oversized: {len(data):,} bytes, expected {expected:,}")
     header = read_header(data)
     place = _HEADER.size
     for name, field in fields.items():
         declaration = _declaration(field)
         if data[place : place + len(declaration)] != declaration:
-            found = _described(data[place:])
-            raise WireError(f"{name}: expected {_described(declaration)}, the message has {found}")
+            got = _described(data[place:])
+            raise WireError(f"{name}: expected {_described(declaration)}, the message has {got}")
         place += len(declaration)
-    count = _unpack(data)[3]
     if count != len(fields) or len(data) != expected:
         raise WireError(
             f"{count} arrays in {len(data):,} bytes, expected {len(fields)} in {expected:,}"
@@ -221,21 +225,18 @@ def decode(data, fields):
 # ------------------------------------------------------------------------------------ the pieces
 
 
-def _check_start(data):
-    """What can be told from a few bytes, before any work is done with the rest."""
+def _start(data):
+    """Unpack the first bytes, and check what they tell before any other work is done."""
     if not isinstance(data, bytes):
         raise WireError(f"a message must be bytes, got {type(data).__name__}")
     if len(data) < _HEADER.size + _CHECKSUM:
         raise WireError(f"cut off: {len(data)} bytes are shorter than any message")
-    magic, version, *_ = _unpack(data)
+    magic, version, *_ = values = _HEADER.unpack_from(data)
     if magic != _MAGIC:
         raise WireError("not a message of tinybnn")
     if version != VERSION:
         raise WireError(f"wire version {version}, this side speaks {VERSION}")
-
-
-def _unpack(data):
-    return _HEADER.unpack_from(data)
+    return values
 
 
 def _checksum(body):
@@ -248,7 +249,7 @@ def _declaration(field):
 
 
 def _described(data):
-    """What a declaration says, for an error; it may be any bytes."""
+    """Describe a declaration, which may be any bytes, for an error."""
     axes = data[1] if len(data) > 1 else 0
     if len(data) < 2 + 4 * axes or not 1 <= data[0] <= len(ENCODINGS):
         return "no array"
@@ -256,35 +257,27 @@ def _described(data):
 
 
 def _write(array, field):
-    """An array as the bytes of its field."""
+    """Convert an array to the bytes of its field."""
     if np.size(array) != math.prod(field.shape):
         raise ValueError(f"encode: an array of shape {np.shape(array)} does not fit {field}")
     array = np.reshape(array, field.shape)
-    if field.encoding != "bits":
-        return _little_endian(array.astype(field.encoding, copy=False))
-    if not array.size:
-        return b""
-    from tinybnn.kernels.signs import bits  # compiled at the first use
-
-    return bits.to_bytes(bits.pack(array), array.shape[1]).tobytes()
+    if field.encoding == "bits":
+        return np.packbits(array > 0, axis=1, bitorder="little").tobytes()
+    return _little_endian(array.astype(field.encoding, copy=False))
 
 
 def _read(name, field, data):
-    """The array of a field, from its bytes."""
+    """Convert the bytes of a field to its array."""
     if field.encoding != "bits":
         dtype = np.dtype(field.encoding)
         stored = np.frombuffer(data, dtype.newbyteorder("<")).reshape(field.shape)
-        return stored.astype(dtype)  # a copy that can be written to
+        return stored.astype(dtype)  # a writeable copy
     rows, count = field.shape
-    if not field.nbytes:
-        return np.empty(field.shape, np.int8)
-    from tinybnn.kernels.signs import bits
-
-    try:
-        words = bits.from_bytes(np.frombuffer(data, np.uint8).reshape(rows, -1), count)
-    except ValueError as error:  # a bit set behind the end of a row
-        raise WireError(f"{name}: {error}") from None
-    return bits.unpack(words, count, np.int8)
+    packed = np.frombuffer(data, np.uint8).reshape(rows, (count + 7) // 8)
+    bits = np.unpackbits(packed, axis=1, bitorder="little").view(np.int8)
+    if bits[:, count:].any():
+        raise WireError(f"{name}: bits set behind the {count} bits of a row")
+    return 2 * bits[:, :count] - 1
 
 
 def _little_endian(array):

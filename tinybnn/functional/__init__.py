@@ -1,9 +1,12 @@
-"""Layers as functions: each operation a `Function`, forward beside the rule of its gradient.
+"""Layers as functions: each operation is a `Function` with its forward pass and gradient rule.
 
-All rules are differentiable in turn; where a rule is a linear map of its own (the adjoint of a
-convolution or of a pooling), that map is a `Function` as well, and the rules refer to each other.
-Which kernel computes one on arrays, and on which, stands in `kernels.dispatch`.
-The operations of `tinybnn.autograd` are here too, so that one name serves for all.
+All rules are differentiable in turn. Where a rule is a linear map itself (the adjoint of a
+convolution or of a pooling), that map is a `Function` too, and the rules refer to each other.
+`kernels.dispatch` selects the kernel that computes an operation on arrays.
+The operations of `tinybnn.autograd` are exported here too.
+
+Functions take Tensors or arrays of float32 or float64: with a Tensor among the operands they return
+a Tensor, which records the gradient, else an array. The result has the dtype of the operands.
 """
 
 from tinybnn.autograd import (
@@ -152,4 +155,7 @@ __all__ = [
     "smooth_l1_loss", "softmax", "softplus", "sqrt", "squared_hinge", "stack", "sum",
     "take_channels", "tanh", "transpose", "var", "where",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else

@@ -1,13 +1,14 @@
-"""Activations whose constants are learned, in one pass over memory each.
+"""Activations with learned constants for each channel, each in one pass over memory.
 
-A threshold, a slope or a shift for each channel is a line of code in a layer's ``forward``, and an
-operation of the graph. Each makes an array of the size of the image, forward and backward, and has
-a sum over the whole image for a gradient: for networks like ReActNet and AdaBin more work than
-their convolutions on bits. Here such lines are one `Function`; their composition stays beside it,
-as the rule for Tensors. What comes out is the composition's, bit for bit.
+Composed of single operations, a learned threshold, slope or shift allocates an array of the size of
+the image in each direction, and its gradient is a sum over the whole image: in networks such as
+ReActNet and AdaBin this costs more than the convolutions on bits. Here each activation is one
+`Function`; its composition is kept beside it as the rule for Tensors. Both give the same bits.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,35 +18,41 @@ from tinybnn.functional.composed import Composed
 from tinybnn.functional.normalization import per_channel
 from tinybnn.kernels import dispatch
 
+if TYPE_CHECKING:
+    from tinybnn.quantizers import Quantizer
+    from tinybnn.typing import Array, V
+
 
 class _Adapted(Composed):
-    """An activation with learned constants, one for each channel or one for all.
+    """An activation with learned constants, one for each channel (C,) or one for all (1,).
 
-    A subclass gives its ``composition`` of simpler operations, which is its formula. It has one of
-    the two forms below, on each side of a threshold a line or a value, with the four ``constants``
-    that the learned ones become. ``of_learned`` are the gradients of the learned ones, given the
-    sums of that form.
+    A subclass defines its formula as a ``composition`` of simpler operations. It derives from one
+    of the two forms below (a line or a value on each side of a threshold) and defines the form's
+    four ``constants`` as functions of the learned ones; ``learned_gradients`` returns the gradients
+    of the learned ones, given the sums of the form.
     """
 
+    options: dict[str, Any]
+
     @classmethod
-    def of(cls, x, *learned, **options):
-        """The activation; a trace, which the compiler reads, shows its simpler operations."""
+    def of(cls, x: V, *learned: V, **options: Any) -> V:
+        """Apply the activation; a trace for the compiler records its simpler operations."""
         return (cls.composition if is_tracing() else cls.apply)(x, *learned, **options)
 
-    def forward(self, x, *learned, **options):
+    def forward(self, x: Array, *learned: Array, **options: Any) -> Array:
         self.options = options
         return self.form(x, self.constants(*learned))
 
-    def gradients(self, grad, x, *learned):
-        of_x, sums = self.form_gradient(grad, x, self.constants(*learned))
-        return of_x, *self.of_learned(sums, *learned)
+    def gradients(self, grad: Array, x: Array, *learned: Array) -> tuple[Array | None, ...]:
+        grad_x, sums = self.form_gradient(grad, x, self.constants(*learned))
+        return grad_x, *self.learned_gradients(sums, *learned)
 
 
 class _TwoLines(_Adapted):
     """(positive if u > 0 else negative) u + offset, with u = x - shift.
 
-    The constants are shift, positive, negative and offset. The sums are the gradient in the shift;
-    of grad u where u > 0; of grad u elsewhere; and of grad.
+    The constants are shift, positive, negative and offset. The four sums over each channel are: the
+    gradient of the shift; grad u where u > 0; grad u elsewhere; and grad.
     """
 
     form = staticmethod(dispatch.two_lines)
@@ -53,10 +60,11 @@ class _TwoLines(_Adapted):
 
 
 class TwoValues(_Adapted):
-    """High where u >= 0, else low, with u = (x - threshold) / width.
+    """high where u >= 0, else low, with u = (x - threshold) / width.
 
-    The constants are threshold, width, low and high. With d, what comes through the tent of
-    `ApproxSign`, the sums are those of d; of d u; of grad where u >= 0; and of grad elsewhere.
+    The constants are threshold, width, low and high. With d = grad times the pseudo-gradient of
+    `ApproxSign`, the four sums over each channel are: d; d u; grad where u >= 0; and grad
+    elsewhere.
     """
 
     form = staticmethod(dispatch.two_values)
@@ -64,90 +72,113 @@ class TwoValues(_Adapted):
 
 
 class ScaleChannels(_TwoLines):
+    """x scale: see `scale_channels`."""
+
     @staticmethod
-    def composition(x, scale):
+    def composition(x: V, scale: V) -> V:
         return x * per_channel(scale, x)
 
-    def constants(self, scale):
+    def constants(self, scale: Array) -> tuple[Array | float, ...]:
         return 0.0, scale, scale, -0.0
 
-    def of_learned(self, sums, scale):
+    def learned_gradients(self, sums: Array, scale: Array) -> tuple[Array, ...]:
         return (sums[1] + sums[2],)
 
 
 class RSign(TwoValues):
+    """sign(x - threshold): see `rsign`."""
+
     @staticmethod
-    def composition(x, threshold, quantizer):
+    def composition(x: V, threshold: V, quantizer: Quantizer) -> V:
         return quantizer(x - per_channel(threshold, x))
 
-    def constants(self, threshold):
+    def constants(self, threshold: Array) -> tuple[Array | float, ...]:
         return threshold, 1.0, -1.0, 1.0
 
-    def of_learned(self, sums, threshold):
+    def learned_gradients(self, sums: Array, threshold: Array) -> tuple[Array, ...]:
         return (-sums[0],)
 
 
 class PReluOfChannels(_TwoLines):
+    """x where x > 0, else weight x, with a weight for each channel: see `prelu`."""
+
     @staticmethod
-    def composition(x, weight):
+    def composition(x: V, weight: V) -> V:
         return PRelu.apply(x, per_channel(weight, x))
 
-    def constants(self, weight):
+    def constants(self, weight: Array) -> tuple[Array | float, ...]:
         return 0.0, 1.0, weight, -0.0
 
-    def of_learned(self, sums, weight):
+    def learned_gradients(self, sums: Array, weight: Array) -> tuple[Array, ...]:
         return (sums[2],)
 
 
 class RPRelu(_TwoLines):
+    """prelu(x - shift_in) + shift_out: see `rprelu`."""
+
     @staticmethod
-    def composition(x, shift_in, weight, shift_out):
+    def composition(x: V, shift_in: V, weight: V, shift_out: V) -> V:
         u = x - per_channel(shift_in, x)
         return PRelu.apply(u, per_channel(weight, x)) + per_channel(shift_out, x)
 
-    def constants(self, shift_in, weight, shift_out):
+    def constants(
+        self, shift_in: Array, weight: Array, shift_out: Array
+    ) -> tuple[Array | float, ...]:
         return shift_in, 1.0, weight, shift_out
 
-    def of_learned(self, sums, *learned):
-        of_shift, _, of_negative, of_offset = sums
-        return of_shift, of_negative, of_offset
+    def learned_gradients(self, sums: Array, *learned: Array) -> tuple[Array, ...]:
+        grad_shift, _, grad_negative, grad_offset = sums
+        return grad_shift, grad_negative, grad_offset
 
 
 class Maxout(_TwoLines):
+    """positive max(x, 0) + negative min(x, 0): see `maxout`."""
+
     @staticmethod
-    def composition(x, positive, negative):
+    def composition(x: V, positive: V, negative: V) -> V:
         above, below = relu(x), clamp(x, max=0.0)
-        # 0.0 takes the sign from -0.0, so that a line through 0 gives 0.0 whatever its slope.
+        # Adding 0.0 turns -0.0 into 0.0, so that the result at 0 does not depend on the slopes.
         return above * per_channel(positive, x) + below * per_channel(negative, x) + 0.0
 
-    def constants(self, positive, negative):
+    def constants(self, positive: Array, negative: Array) -> tuple[Array | float, ...]:
         return 0.0, positive, negative, 0.0
 
-    def of_learned(self, sums, *learned):
+    def learned_gradients(self, sums: Array, *learned: Array) -> tuple[Array, ...]:
         return sums[1], sums[2]
 
 
-def scale_channels(x, scale):
-    """x times a factor for each channel.
+def scale_channels(x: V, scale: V) -> V:
+    """Multiply each channel of x by a factor.
 
     Parameters
     ----------
     x : (N, C, ...)
     scale : (C,)
+
+    Returns
+    -------
+    (N, C, ...)
     """
     _check_channels("scale_channels", x, scale=scale)
     return ScaleChannels.of(x, scale)
 
 
-def rsign(x, threshold, quantizer):
-    """sign(x - threshold), with a threshold for each channel (ReActNet, Liu et al. 2020, eq. 1).
+def rsign(x: V, threshold: V, quantizer: Quantizer) -> V:
+    """Compute sign(x - threshold), with a threshold for each channel.
+
+    ReActNet (Liu et al. 2020, eq. 1).
 
     Parameters
     ----------
     x : (N, C, ...)
     threshold : (C,)
     quantizer : Quantizer
-        The sign; the kernel knows `quantizers.ApproxSign`, any other is composed with the shift.
+        The sign. A kernel exists for `quantizers.ApproxSign`; any other is composed with the shift.
+
+    Returns
+    -------
+    (N, C, ...)
+        Values -1 and +1.
     """
     _check_channels("rsign", x, threshold=threshold)
     if not quantizer.is_tent:
@@ -155,14 +186,18 @@ def rsign(x, threshold, quantizer):
     return RSign.of(x, threshold, quantizer=quantizer)
 
 
-def prelu(x, weight):
-    """x where x > 0, else weight * x.
+def prelu(x: V, weight: V) -> V:
+    """Compute x where x > 0, else weight * x, with a learned weight (He et al. 2015, eq. 1).
 
     Parameters
     ----------
     x : (N, C, ...)
     weight : (1,) or (C,)
         One slope for all, or one for each channel.
+
+    Returns
+    -------
+    (N, C, ...)
     """
     shape = np.shape(x)
     if np.ndim(weight) != 1 or np.shape(weight)[0] not in (1, *shape[1:2]):
@@ -175,33 +210,42 @@ def prelu(x, weight):
     return PRelu.apply(x, reshape(weight, (1,) * len(shape)))
 
 
-def rprelu(x, shift_in, weight, shift_out):
-    """u where u > 0, else weight u, plus shift_out, with u = x - shift_in.
+def rprelu(x: V, shift_in: V, weight: V, shift_out: V) -> V:
+    """Compute prelu(u) + shift_out with u = x - shift_in: a PReLU with learned shifts.
 
-    ReActNet (Liu et al. 2020, eq. 2).
+    u + shift_out where u > 0, else weight u + shift_out: ReActNet (Liu et al. 2020, eq. 2).
 
     Parameters
     ----------
     x : (N, C, ...)
     shift_in, weight, shift_out : (C,)
+
+    Returns
+    -------
+    (N, C, ...)
     """
     _check_channels("rprelu", x, shift_in=shift_in, weight=weight, shift_out=shift_out)
     return RPRelu.of(x, shift_in, weight, shift_out)
 
 
-def maxout(x, positive, negative):
-    """positive x where x > 0, else negative x: the activation of AdaBin's code (Tu et al. 2022).
+def maxout(x: V, positive: V, negative: V) -> V:
+    """Compute positive x where x > 0, else negative x: the activation of AdaBin's code.
 
-    0.0 where x is 0. The slope there is the negative one.
+    Tu et al. 2022. At x = 0 the result is 0.0 and the slope is `negative`.
 
     Parameters
     ----------
     x : (N, C, ...)
     positive, negative : (C,)
+        Slopes of each channel.
+
+    Returns
+    -------
+    (N, C, ...)
     """
     _check_channels("maxout", x, positive=positive, negative=negative)
     if not all([np.isfinite(as_array(slope)).all() for slope in (positive, negative)]):
-        return Maxout.composition(x, positive, negative)  # in which 0 times inf is NaN
+        return Maxout.composition(x, positive, negative)  # gives NaN for 0 times inf
     return Maxout.of(x, positive, negative)
 
 

@@ -1,14 +1,17 @@
 """Products of signs with signs: forward on bits, backward without multiplication.
 
-A binary layer computes with ``sign(x)`` and ``sign(weight)``, in training, in eval mode and in the
-trace that the compiler lowers. As floats, the signs take 32 bits each to say one; here they are
-packed, the forward pass is the XNOR product that the packed model uses too, and the packed signs
-are what the backward pass reads. The sums of the forward pass are integers, so nothing changes but
-time and memory: `packed_products` switches between the two ways, and both give the same bits.
+A binary layer computes with s = sign(x) and v = sign(weight), in training, in eval mode and in the
+trace that the compiler lowers. Here the signs are packed into bits: the forward pass is the XNOR
+product of the packed model (XNOR-Net, Rastegari et al. 2016, section 3.2),
+
+    Σ s v = K - 2 popcount(s xor v)    over K signs,
+
+and the backward pass reads the packed signs again. The sums are integers, so packing changes time
+and memory only: `packed_products` switches between bits and floats, and both give the same result.
 
 The gradients are products of floats with signs (`kernels.training.sign_gradients`), times the
-pseudo-gradients of the two quantizers. What is written as a rule, on Tensors, is the composition of
-quantizers and convolution that these functions stand for.
+pseudo-gradients of the two quantizers. With ``create_graph=True`` they can be differentiated
+again, like a composition of quantizers and convolution (`functional.sign_rules`).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import contextlib
 import functools
 import math
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,21 +30,31 @@ from tinybnn.functional.convolution import Conv2d, ConvInput, ConvWeight, conv2d
 from tinybnn.functional.linear import check_linear, linear
 from tinybnn.kernels.machine.memory import empty
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import ArrayLike
+
+    from tinybnn.functional.convolution import Geometry
+    from tinybnn.quantizers import Quantizer
+    from tinybnn.typing import Array, Pair, V, Words
+
 _on_bits = True
-_SMALL = 1 << 20  # products of a step below which packing costs more than BLAS on floats
-_FEW = 16  # channels of a group below which floats are faster than tables of signs
-_AT_ONCE = 1 << 16  # values that are looked at together: they stay in the cache
+_SMALL = 1 << 20  # with fewer products in a call, packing costs more than BLAS on floats
+_FEW = 16  # with fewer channels in a group, gradients and ternary sums are faster on floats
+_AT_ONCE = 1 << 16  # values checked at a time: few enough for the cache
 _TERNARY = (-1.0, 0.0, 1.0)
 
 
 @contextlib.contextmanager
-def packed_products(enabled):
-    """Let the forward pass of binary layers run on bits, or on floats.
+def packed_products(enabled: bool) -> Iterator[None]:
+    """Context manager: run the forward pass of binary layers on bits, or on floats.
 
     Parameters
     ----------
     enabled : bool
-        Default: True. With False the same numbers are computed by BLAS, on signs as floats.
+        True, as outside of any such context, packs the signs. With False, BLAS computes the same
+        numbers from signs stored as floats.
     """
     global _on_bits
     previous, _on_bits = _on_bits, bool(enabled)
@@ -51,32 +65,44 @@ def packed_products(enabled):
 
 
 def binary_conv2d(
-    x, weight, input_quantizer, weight_quantizer, stride=1, padding=0, dilation=1, groups=1,
-    padding_mode="zeros", *, fixed_order=False,
-):  # fmt: skip
-    """Convolution of the quantized x with the quantized weight.
+    x: V | ArrayLike,
+    weight: V | ArrayLike,
+    input_quantizer: Quantizer | None,
+    weight_quantizer: Quantizer | None,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    *,
+    fixed_order: bool = False,
+) -> V:
+    """Convolve the quantized x with the quantized weight: conv2d(q(x), r(weight)).
 
-    Where both are signs, whichever quantizer or layer they come from, it runs on bits.
+    If both operands are signs, whichever quantizer or layer computed them, a large float32 product
+    runs on packed bits (Rastegari et al. 2016, section 3.2), as does one of signs with ternary
+    weights. Everything else runs on floats.
 
     Parameters
     ----------
-    x : (N, C, H, W)
-    weight : (O, C / groups, kh, kw), latent
+    x : (N, C, H, W), float32 or float64
+    weight : (O, C / groups, kh, kw), float32 or float64
+        Latent weights.
     input_quantizer : Quantizer or None
-        None takes x as it is.
+        q; None uses x unchanged.
     weight_quantizer : Quantizer or None
-        Its `levels` are what x is multiplied by; None takes the weight as it is.
+        r is this quantizer without its scale (`Quantizer.levels`); None uses the weight unchanged.
     stride, padding, dilation : int or pair of ints
     groups : int
     padding_mode : "zeros" or "ones"
     fixed_order : bool
-        Evaluate sums that are no integers in one fixed order; see `linear`.
+        Evaluate sums of non-integers in one fixed order; see `linear`.
 
     Returns
     -------
     (N, O, OH, OW)
-        Equal, with its gradients (but for the rounding of sums), to `conv2d` of the quantized
-        operands.
+        Equal to `conv2d` of the quantized operands. The gradients, too, are those of this
+        composition, up to rounding in their sums.
     """
     if padding_mode not in ("zeros", "ones"):
         raise ValueError(
@@ -89,10 +115,27 @@ def binary_conv2d(
     return _product(SignConv2d, x, weight, input_quantizer, weight_quantizer, fixed_order, options)
 
 
-def binary_linear(x, weight, input_quantizer, weight_quantizer, *, fixed_order=False):
-    """Product of the quantized x with the quantized weight: x (..., K), weight (O, K) -> (..., O).
+def binary_linear(
+    x: V | ArrayLike,
+    weight: V | ArrayLike,
+    input_quantizer: Quantizer | None,
+    weight_quantizer: Quantizer | None,
+    *,
+    fixed_order: bool = False,
+) -> V:
+    """Multiply the quantized x with the quantized weight: q(x) @ r(weight).T.
 
-    Quantizers, order and result as in `binary_conv2d`.
+    Parameters
+    ----------
+    x : (..., K)
+    weight : (O, K)
+        Latent weights.
+    input_quantizer, weight_quantizer, fixed_order
+        As in `binary_conv2d`.
+
+    Returns
+    -------
+    (..., O)
     """
     check_linear("binary_linear", np.shape(x), np.shape(weight))
     return _product(SignLinear, x, weight, input_quantizer, weight_quantizer, fixed_order, {})
@@ -102,7 +145,8 @@ def _product(kind, x, weight, input_quantizer, weight_quantizer, fixed_order, op
     levels = weight_quantizer and weight_quantizer.levels()
     has_signs = bool(levels and levels.is_sign)
     if input_quantizer and (is_tracing() or not (has_signs and input_quantizer.is_sign)):
-        # A trace shows the sign by itself: what stands before it becomes thresholds.
+        # A trace must record the sign as a separate call: the compiler turns it, with the
+        # operations before it, into thresholds.
         is_exact = input_quantizer.is_sign and levels and levels.values is not None
         x, input_quantizer = input_quantizer(x), None
         fixed_order = fixed_order and not is_exact
@@ -116,19 +160,34 @@ def _product(kind, x, weight, input_quantizer, weight_quantizer, fixed_order, op
     return y if rows is x else reshape(y, (*np.shape(x)[:-1], len(weight)))
 
 
-def are_signs(x):
-    """Whether all values of an array are -1 or 1. A look at them is sound, whoever wrote them."""
+def are_signs(x: Array) -> bool:
+    """Whether all values of an array (N, ...) are -1 or 1.
+
+    The result is not cached, since the array may be changed in place between calls.
+    """
     step = max(1, _AT_ONCE * len(x) // max(x.size, 1))
     return all(np.all(np.abs(x[i : i + step]) == 1) for i in range(0, len(x), step))
 
 
 class _Signs(Composed):
-    """A product with signs; a subclass says which: on words, on floats, and its two gradients.
+    """Base class: product of x with the signs of a weight.
 
-    It runs on words where x holds signs too and there is enough to do, else on floats.
+    A subclass defines the product on packed words and on floats, and both gradients. The forward
+    pass runs on words if x holds signs, too, and the product is large enough; else on floats.
     """
 
-    def forward(self, x, weight, quantizers, fixed_order, **options):
+    quantizers: tuple[Quantizer | None, Quantizer]
+    options: dict[str, Any]
+    has_words: bool
+
+    def forward(
+        self,
+        x: Array,
+        weight: Array,
+        quantizers: tuple[Quantizer | None, Quantizer],
+        fixed_order: bool,
+        **options: Any,
+    ) -> Array:
         self.quantizers, self.options = quantizers, options
         is_large = self.products(x, weight) >= _SMALL and x.dtype == weight.dtype == np.float32
         self.has_words = is_large and (quantizers[0] is not None or are_signs(x))
@@ -138,14 +197,14 @@ class _Signs(Composed):
                 return self.on_words()
         return self.composition(x, weight, fixed_order and quantizers[0] is None, **options)
 
-    def composition(self, x, weight, fixed_order=False, **options):
+    def composition(self, x: V, weight: V, fixed_order: bool = False, **options: Any) -> V:
         return self.on_floats(*self.quantized(x, weight), fixed_order, **options)
 
-    def quantized(self, x, weight):
+    def quantized(self, x: V, weight: V) -> tuple[V, V]:
         input_quantizer, weight_quantizer = self.quantizers
         return input_quantizer(x) if input_quantizer else x, weight_quantizer(weight)
 
-    def gradients(self, grad, x, weight):
+    def gradients(self, grad: Array, x: Array, weight: Array) -> tuple[Array | None, ...]:
         results = [None, None]
         for i, (quantizer, operand) in enumerate(zip(self.quantizers, (x, weight), strict=True)):
             if self.needs[i]:
@@ -155,31 +214,38 @@ class _Signs(Composed):
 
 
 class SignLinear(_Signs):
-    """x @ sign(weight).T with the quantizers' pseudo-gradients."""
+    """x @ sign(weight).T with the quantizers' pseudo-gradients.
+
+    x (M, K), weight (N, K) -> (M, N)
+    """
+
+    features: int
+    x_bits: Words
+    weight_bits: Words
 
     @staticmethod
-    def on_floats(x, weight, fixed_order):
+    def on_floats(x: V | ArrayLike, weight: V | ArrayLike, fixed_order: bool) -> V:
         return linear(x, weight, fixed_order=fixed_order)
 
-    def products(self, x, weight):
+    def products(self, x: Array, weight: Array) -> int:
         return x.size * len(weight)
 
-    def pack(self, x, weight):
+    def pack(self, x: Array, weight: Array) -> None:
         bits, self.features = _kernels().bits, x.shape[1]
         self.x_bits, self.weight_bits = bits.pack(x), bits.pack(weight)
 
-    def on_words(self):
+    def on_words(self) -> Array:
         return _kernels().xnor.xnor_matmul(
             self.x_bits, self.weight_bits, self.features, dtype=np.float32
         )
 
-    def input_gradient(self, grad, x, weight):
+    def input_gradient(self, grad: Array, x: Array, weight: Array) -> Array:
         if not self.has_words:
             return grad @ self.quantizers[1].forward(weight)
         kernels = _kernels().input_gradient
         return kernels.linear_input_gradient(grad, self.weight_bits, self.features)
 
-    def weight_gradient(self, grad, x, weight):
+    def weight_gradient(self, grad: Array, x: Array, weight: Array) -> Array:
         if not self.has_words:
             return grad.T @ self.quantized(x, weight)[0]
         kernels = _kernels().weight_gradient
@@ -187,18 +253,29 @@ class SignLinear(_Signs):
 
 
 class SignConv2d(_Signs):
-    """conv2d(x, sign(weight)) with the quantizers' pseudo-gradients."""
+    """conv2d(x, sign(weight)) with the quantizers' pseudo-gradients; shapes as in `conv2d`."""
+
+    geometry: Geometry
+    padding_mode: str
+    x_bits: Words
+    weight_bits: Words
 
     @staticmethod
-    def on_floats(x, weight, fixed_order, geometry, padding_mode):
+    def on_floats(
+        x: V | ArrayLike,
+        weight: V | ArrayLike,
+        fixed_order: bool,
+        geometry: Geometry,
+        padding_mode: str,
+    ) -> V:
         x, options = _with_border(x, geometry, padding_mode)
         return conv2d(x, weight, **options, fixed_order=fixed_order)
 
-    def products(self, x, weight):
+    def products(self, x: Array, weight: Array) -> int:
         self.geometry, self.padding_mode = self.options["geometry"], self.options["padding_mode"]
         return weight.size * len(x) * math.prod(self.geometry.output)
 
-    def pack(self, x, weight):
+    def pack(self, x: Array, weight: Array) -> None:
         if self.is_depthwise:
             taps = weight[:, 0].transpose(1, 2, 0)  # (kh, kw, C)
         else:
@@ -207,13 +284,13 @@ class SignConv2d(_Signs):
         self.x_bits, self.weight_bits = pack(x.transpose(0, 2, 3, 1)), pack(taps)
 
     @functools.cached_property
-    def is_depthwise(self):
-        """Whether each channel has one filter, of a size that the kernel for such layers takes."""
+    def is_depthwise(self) -> bool:
+        """Whether each channel has one filter, of a size that the depth-wise kernel supports."""
         geometry, (filters, _, kh, kw) = self.geometry, self.geometry.weight
         has_one_each = geometry.groups == geometry.image[1] == filters
         return has_one_each and kh * kw <= _kernels().depthwise.MAX_TAPS
 
-    def on_words(self):
+    def on_words(self) -> Array:
         kernels, geometry = _kernels(), self.geometry
         channels, *size = geometry.image[1:]
         options = geometry.options | {"padding_mode": self.padding_mode}
@@ -227,7 +304,7 @@ class SignConv2d(_Signs):
             kernels.xnor.run(plan, self.x_bits, out)
         return out.transpose(0, 3, 1, 2)
 
-    def input_gradient(self, grad, x, weight):
+    def input_gradient(self, grad: Array, x: Array, weight: Array) -> Array:
         geometry = self.geometry
         if self.runs_on_floats:
             weight = self.quantizers[1].forward(weight)
@@ -235,7 +312,7 @@ class SignConv2d(_Signs):
         gradient = _kernels().input_gradient.conv2d_input_gradient
         return gradient(_rows(grad), self.weight_bits, self.shape).transpose(0, 3, 1, 2)
 
-    def weight_gradient(self, grad, x, weight):
+    def weight_gradient(self, grad: Array, x: Array, weight: Array) -> Array:
         geometry = self.geometry
         if self.runs_on_floats:
             x, options = _with_border(self.quantized(x, weight)[0], geometry, self.padding_mode)
@@ -245,8 +322,8 @@ class SignConv2d(_Signs):
         return gradient(_rows(grad), self.x_bits, self.shape).transpose(0, 3, 1, 2)
 
     @functools.cached_property
-    def shape(self):
-        """The shape of the convolution, as the kernels of both gradients take it."""
+    def shape(self) -> Any:
+        """The shape of the convolution in the form that the kernels of both gradients take."""
         (_, channels, *size), (filters, _, *kernel) = self.geometry.image, self.geometry.weight
         return _kernels().sign_gradients.geometry_of(
             channels, filters, tuple(size), tuple(kernel), **self.geometry.options,
@@ -254,15 +331,22 @@ class SignConv2d(_Signs):
         )  # fmt: skip
 
     @property
-    def runs_on_floats(self):
-        """Whether floats are the faster way to the gradients, or the only one."""
+    def runs_on_floats(self) -> bool:
+        """Whether the gradients are computed on floats: no packed signs, or too few channels."""
         return not self.has_words or self.geometry.weight[1] < _FEW
 
 
 class TernaryConv2d(Conv2d):
-    """conv2d(x, weight) with weights -1, 0 and 1: where x holds signs, on words, exactly."""
+    """conv2d(x, weight) with weights -1, 0 and 1; shapes as in `conv2d`.
 
-    def forward(self, x, weight, geometry, fixed_order=False):
+    If x holds signs and the product is large enough, it runs on packed words, with the same sums.
+    """
+
+    geometry: Geometry
+
+    def forward(
+        self, x: Array, weight: Array, geometry: Geometry, fixed_order: bool = False
+    ) -> Array:
         self.geometry = geometry
         is_large = weight.size * len(x) * math.prod(geometry.output) >= _SMALL
         is_large = is_large and weight.shape[1] >= _FEW and x.dtype == weight.dtype == np.float32
@@ -277,15 +361,21 @@ class TernaryConv2d(Conv2d):
         return sums.astype(np.float32).transpose(0, 3, 1, 2)
 
 
-def ternary_conv2d(x, weight, fixed_order, geometry, padding_mode):
-    """`conv2d` with ternary weights; see `TernaryConv2d`."""
+def ternary_conv2d(
+    x: V | ArrayLike,
+    weight: V | ArrayLike,
+    fixed_order: bool,
+    geometry: Geometry,
+    padding_mode: str,
+) -> V:
+    """Apply `TernaryConv2d`: x (N, C, H, W), weight (O, C / groups, kh, kw) -> (N, O, OH, OW)."""
     x, options = _with_border(x, geometry, padding_mode)
     geometry = geometry_of("binary_conv2d", np.shape(x), np.shape(weight), **options)
     return TernaryConv2d.apply(x, weight, geometry=geometry, fixed_order=fixed_order)
 
 
 def _with_border(x, geometry, padding_mode):
-    """x as floats with the border that is not zero, and the options of its convolution."""
+    """Pad x with ones if `padding_mode` says so: (x, options of the convolution still to do)."""
     options = geometry.options
     if padding_mode == "ones" and geometry.padding != (0, 0):
         (ph, pw), options["padding"] = geometry.padding, (0, 0)
@@ -295,7 +385,7 @@ def _with_border(x, geometry, padding_mode):
 
 @functools.cache
 def _kernels():
-    """The modules of kernels, imported when a layer is trained first: Numba takes its time."""
+    """Import the kernel modules at their first use, since importing Numba is slow."""
     from tinybnn.kernels.signs import bits, depthwise, xnor
     from tinybnn.kernels.training import input_gradient, sign_gradients, weight_gradient
 

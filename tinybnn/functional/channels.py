@@ -1,38 +1,49 @@
-"""Channels of an image taken in another order, repeated, or left out.
+"""Channels of an image reordered, repeated, or left out.
 
-Taking channels is linear, and so is its adjoint, which gives each channel the sum of what was made
-of it; the two are each other's gradient.
+Taking channels is linear, and so is its adjoint, which sums the gradients of all copies of a
+channel. Each of the two is the gradient of the other.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinybnn.autograd import Function
 from tinybnn.kernels import dispatch
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike
+
+    from tinybnn.typing import Array, V
+
 
 class TakeChannels(Function):
     """out[:, i] = x[:, index[i]]."""
 
-    saves = ()
+    index: Array
+    saves: tuple[str, ...] = ()
 
-    def forward(self, x, index):
+    def forward(self, x: Array, index: Array) -> Array:
         self.index = index
         if (result := dispatch.take_channels(x, index)) is not None:
             return result
         return np.take(x.transpose(0, 2, 3, 1), index, axis=3).transpose(0, 3, 1, 2)
 
-    def backward(self, grad, output, x):
+    def backward(self, grad: V, output: V, x: V) -> V:
         return AddChannels.apply(grad, index=self.index, channels=self.shapes[0][1])
 
 
 class AddChannels(Function):
     """out[:, index[i]] += x[:, i], starting from zeros."""
 
-    saves = ()
+    index: Array
+    saves: tuple[str, ...] = ()
 
-    def forward(self, x, index, channels):
+    def forward(self, x: Array, index: Array, channels: int) -> Array:
         self.index = index
         if (result := dispatch.add_channels(x, index, channels)) is not None:
             return result
@@ -43,18 +54,18 @@ class AddChannels(Function):
         sums[..., taken] = np.add.reduceat(pixels[..., order], first, axis=3)
         return sums.transpose(0, 3, 1, 2)
 
-    def backward(self, grad, output, x):
+    def backward(self, grad: V, output: V, x: V) -> V:
         return TakeChannels.apply(grad, index=self.index)
 
 
-def take_channels(x, index):
-    """Channel ``index[i]`` of x as channel i of the result.
+def take_channels(x: V | ArrayLike, index: Sequence[int] | Array) -> V:
+    """Select channels: out[:, i] = x[:, index[i]].
 
     Parameters
     ----------
     x : (N, C, H, W)
     index : sequence of int
-        From 0 to C - 1; a channel may be named more than once, or not at all.
+        From 0 to C - 1; a channel may occur more than once, or not at all.
 
     Returns
     -------
@@ -65,7 +76,8 @@ def take_channels(x, index):
         raise ValueError(f"take_channels: x must have the shape (N, C, H, W), got {shape}")
     if index.ndim != 1 or index.dtype.kind not in "iu" or not index.size:
         raise ValueError(
-            f"take_channels: index must be a row of ints, got {index.dtype} of shape {index.shape}"
+            "take_channels: index must be a 1-D array of ints, "
+            f"got {index.dtype} of shape {index.shape}"
         )
     if index.min() < 0 or index.max() >= shape[1]:
         raise ValueError(
@@ -75,16 +87,20 @@ def take_channels(x, index):
     return TakeChannels.apply(x, index=index)
 
 
-def channel_shuffle(x, groups):
-    """Let each of the groups of channels that follow read from all groups before.
+def channel_shuffle(x: V | ArrayLike, groups: int) -> V:
+    """Interleave channels so that each following group sees every preceding one.
 
-    Channels (g, C / g) become (C / g, g): ShuffleNet (Zhang et al. 2018, Fig. 1c).
+    Channels (g, C / g) are transposed to (C / g, g): ShuffleNet (Zhang et al. 2018, Fig. 1c).
 
     Parameters
     ----------
     x : (N, C, H, W)
     groups : int
-        Must divide C.
+        g; must divide C.
+
+    Returns
+    -------
+    (N, C, H, W)
     """
     shape = np.shape(x)
     if len(shape) != 4 or not isinstance(groups, int | np.integer) or groups < 1:

@@ -8,18 +8,19 @@ itself, are closed under differentiation::
     ConvInput(g, w)      Conv2d(grad, w)                    ConvWeight(grad, g)
     ConvWeight(x, g)     ConvInput(g, grad)                 Conv2d(x, grad)
 
-The transposed convolution is ConvInput under its other name.
+The transposed convolution is ConvInput (Dumoulin and Visin 2016, section 4).
 
 Images are (N, C, H, W) in shape and channels-last in memory: a view without a copy turns them
-into contiguous (N, H, W, C) arrays, on which the work is done.
+into contiguous (N, H, W, C) arrays, on which the computation runs.
 
-What each Function computes stands in it as a product with a matrix of patches. It is computed in
-this way for float64; for float32 a kernel does the same faster (`kernels.dispatch`).
+Each Function is written as a product with a matrix of patches (im2col; Chellapilla et al. 2006).
+float64 is computed in this way; for float32 there are faster kernels (`kernels.dispatch`).
 """
 
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,37 +29,70 @@ from tinybnn.functional.linear import check_bias, product
 from tinybnn.kernels import dispatch
 from tinybnn.kernels.machine.memory import empty
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike
+
+    from tinybnn.typing import Array, Pair, Shape, V
+
 
 class Geometry:
-    """What the three maps of a convolution share: sizes, and images as matrices of patches."""
+    """The geometry that the three maps of a convolution share, and images as matrices of patches.
 
-    BLOCK = 1 << 21  # elements of a patch matrix that is worked on at a time (fits the cache)
+    Attributes
+    ----------
+    image : tuple of int
+        Shape of the images, (N, C, H, W).
+    weight : tuple of int
+        Shape of the weight, (O, C / groups, kh, kw).
+    stride, padding, dilation : pair of ints
+    groups : int
+    output : pair of ints
+        Size of the output (OH, OW).
+    """
 
-    def __init__(self, image, weight, stride, padding, dilation, groups, output=None):
-        self.image, self.weight = image, weight  # shapes (N, C, H, W), (O, C / groups, kh, kw)
+    image: Shape
+    weight: Shape
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    output: Shape
+    BLOCK: int = 1 << 21  # elements of a patch matrix processed at a time (fits the cache)
+
+    def __init__(
+        self,
+        image: Shape,
+        weight: Shape,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        output: Shape | None = None,
+    ) -> None:
+        self.image, self.weight = image, weight
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
-        # Given for a transposed convolution, whose output_padding can leave room for more.
+        # Passed by a transposed convolution, whose output_padding makes several sizes possible.
         self.output = output or tuple(
             (n + 2 * p - d * (k - 1) - 1) // s + 1
             for n, k, s, p, d in zip(image[2:], weight[2:], stride, padding, dilation, strict=True)
         )
 
     @property
-    def options(self):
-        """Stride, padding, dilation and groups by their names."""
+    def options(self) -> dict[str, Any]:
+        """Stride, padding, dilation and groups as keyword arguments."""
         return {
             "stride": self.stride, "padding": self.padding, "dilation": self.dilation,
             "groups": self.groups,
         }  # fmt: skip
 
-    def blocks(self):
-        """Slices of the batch, small enough that the patches of one stay in the cache."""
+    def blocks(self) -> list[slice]:
+        """Slices of the batch, each small enough that its patches fit into the cache."""
         patch = int(np.prod(self.weight[2:])) * self.image[1] * int(np.prod(self.output))
         step = max(1, self.BLOCK // max(patch, 1))
         return [slice(i, i + step) for i in range(0, self.image[0], step)]
 
-    def padded(self, x):
-        """(n, C, H, W) -> (n, H + 2 ph, W + 2 pw, C), contiguous, zeros around."""
+    def padded(self, x: Array) -> Array:
+        """Pad with zeros: (n, C, H, W) -> contiguous (n, H + 2 ph, W + 2 pw, C)."""
         ph, pw = self.padding
         x = x.transpose(0, 2, 3, 1)
         if ph == pw == 0:
@@ -68,14 +102,14 @@ class Geometry:
         result[:, ph : ph + h, pw : pw + w] = x
         return result
 
-    def tap(self, padded, i, j):
-        """The pixels under tap (i, j) of the kernel, for each output: (n, OH, OW, C), a view."""
+    def tap(self, padded: Array, i: int, j: int) -> Array:
+        """View the pixels under tap (i, j) of the kernel, one for each output: (n, OH, OW, C)."""
         (oh, ow), (sh, sw), (dh, dw) = self.output, self.stride, self.dilation
         top, left = i * dh, j * dw
         return padded[:, top : top + (oh - 1) * sh + 1 : sh, left : left + (ow - 1) * sw + 1 : sw]
 
-    def patches(self, x):
-        """(n, C, H, W) -> (G, n * OH * OW, kh * kw * C / G): one row an output pixel (im2col)."""
+    def patches(self, x: Array) -> Array:
+        """im2col: (n, C, H, W) -> (G, n * OH * OW, kh * kw * C / G), a row an output pixel."""
         padded = self.padded(x)
         (kh, kw), groups = self.weight[2:], self.groups
         if kh == kw == groups == 1:
@@ -99,35 +133,41 @@ class Geometry:
         )
         return view.reshape(groups, n * oh * ow, kh * kw * per_group)
 
-    def rows_of_weight(self, weight):
-        """(O, C / G, kh, kw) -> (G, O / G, kh * kw * C / G), in the order of a patch."""
+    def rows_of_weight(self, weight: Array) -> Array:
+        """Flatten filters in patch order: (O, C / G, kh, kw) -> (G, O / G, kh * kw * C / G)."""
         groups = self.groups
         return weight.transpose(0, 2, 3, 1).reshape(groups, len(weight) // groups, -1)
 
-    def rows_of_output(self, y):
-        """(n, O, OH, OW) -> (G, n * OH * OW, O / G)."""
+    def rows_of_output(self, y: Array) -> Array:
+        """Flatten an output to rows: (n, O, OH, OW) -> (G, n * OH * OW, O / G)."""
         rows = y.transpose(0, 2, 3, 1).reshape(-1, self.groups, y.shape[1] // self.groups)
         return rows.transpose(1, 0, 2)
 
-    def image_of_rows(self, rows):
-        """(G, n * OH * OW, O / G) -> (n, O, OH, OW), channels last in memory."""
+    def image_of_rows(self, rows: Array) -> Array:
+        """Invert `rows_of_output`: (G, n * OH * OW, O / G) -> (n, O, OH, OW), channels-last."""
         return (
             rows.transpose(1, 0, 2).reshape(-1, *self.output, self.weight[0]).transpose(0, 3, 1, 2)
         )
 
 
-def empty_image(shape, dtype):
-    """An (N, C, H, W) array that is channels-last in memory."""
+def empty_image(shape: Shape, dtype: DTypeLike) -> Array:
+    """Allocate an uninitialized (N, C, H, W) array that is channels-last in memory."""
     n, c, h, w = shape
     return empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
 
 
 class Conv2d(Function):
-    """out[n, o] = sum over c, i, j of x[n, c, y s + i d, x s + j d] weight[o, c, i, j]."""
+    """out[n, o, y, x] = Σ_{c, i, j} image[n, c, s y + d i - p, s x + d j - p] weight[o, c, i, j].
 
+    With stride s, dilation d and padding p; pixels outside of the image are 0.
+    """
+
+    geometry: Geometry
     fresh = True
 
-    def forward(self, x, weight, geometry, fixed_order=False):
+    def forward(
+        self, x: Array, weight: Array, geometry: Geometry, fixed_order: bool = False
+    ) -> Array:
         self.geometry = geometry
         kernel = dispatch.ordered_conv2d if fixed_order else dispatch.conv2d
         if (result := kernel(x, weight, geometry)) is not None:
@@ -140,7 +180,7 @@ class Conv2d(Function):
             result[block] = geometry.image_of_rows(rows)
         return result
 
-    def backward(self, grad, output, x, weight):
+    def backward(self, grad: V, output: V, x: V, weight: V) -> tuple[V | None, ...]:
         return (
             ConvInput.apply(grad, weight, geometry=self.geometry) if self.needs[0] else None,
             ConvWeight.apply(x, grad, geometry=self.geometry) if self.needs[1] else None,
@@ -148,11 +188,17 @@ class Conv2d(Function):
 
 
 class ConvInput(Function):
-    """The adjoint of Conv2d in the image: each output pixel is spread over its patch."""
+    """The adjoint of Conv2d in the image: scatter each output pixel over its patch (col2im).
 
+    grad (N, O, OH, OW), weight (O, C / groups, kh, kw) -> (N, C, H, W).
+    """
+
+    geometry: Geometry
     fresh = True
 
-    def forward(self, grad, weight, geometry, fixed_order=False):
+    def forward(
+        self, grad: Array, weight: Array, geometry: Geometry, fixed_order: bool = False
+    ) -> Array:
         self.geometry = geometry
         result = None if fixed_order else dispatch.conv2d_input(grad, weight, geometry)
         if result is not None:
@@ -176,7 +222,7 @@ class ConvInput(Function):
             result[block] = inside.transpose(0, 3, 1, 2)
         return result
 
-    def backward(self, grad, output, g, weight):
+    def backward(self, grad: V, output: V, g: V, weight: V) -> tuple[V | None, ...]:
         return (
             Conv2d.apply(grad, weight, geometry=self.geometry) if self.needs[0] else None,
             ConvWeight.apply(grad, g, geometry=self.geometry) if self.needs[1] else None,
@@ -184,11 +230,15 @@ class ConvInput(Function):
 
 
 class ConvWeight(Function):
-    """The adjoint of Conv2d in the weight: every patch, weighted by the gradient of its output."""
+    """The adjoint of Conv2d in the weight: sum all patches, weighted by their outputs' gradients.
 
+    x (N, C, H, W), grad (N, O, OH, OW) -> (O, C / groups, kh, kw).
+    """
+
+    geometry: Geometry
     fresh = True
 
-    def forward(self, x, grad, geometry):
+    def forward(self, x: Array, grad: Array, geometry: Geometry) -> Array:
         self.geometry = geometry
         if (result := dispatch.conv2d_weight(x, grad, geometry)) is not None:
             return result
@@ -201,15 +251,15 @@ class ConvWeight(Function):
             )
         return total.reshape(outputs, kh, kw, per_group).transpose(0, 3, 1, 2)
 
-    def backward(self, grad, output, x, g):
+    def backward(self, grad: V, output: V, x: V, g: V) -> tuple[V | None, ...]:
         return (
             ConvInput.apply(g, grad, geometry=self.geometry) if self.needs[0] else None,
             Conv2d.apply(x, grad, geometry=self.geometry) if self.needs[1] else None,
         )
 
 
-def pair(name, argument, value, minimum):
-    """An int or a pair of ints as a pair; an error that names the argument otherwise."""
+def pair(name: str, argument: str, value: Any, minimum: int) -> tuple[int, int]:
+    """Return an int or a pair of ints as a pair; a ValueError names the function and argument."""
     if type(value) is tuple and tuple(map(type, value)) == (int, int) and min(value) >= minimum:
         return value
     pair = (value, value) if np.ndim(value) == 0 else tuple(value)
@@ -220,13 +270,20 @@ def pair(name, argument, value, minimum):
     return tuple(int(v) for v in pair)
 
 
-def named_padding(name, padding, kernel_size, stride, dilation):
-    """The pair that 'valid' (0) or 'same' stands for; another `padding` as it is.
+def named_padding(
+    name: str,
+    padding: Pair | str,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Pair:
+    """Resolve padding 'valid' (0) or 'same' to a pair of ints; return other values unchanged.
 
     Parameters
     ----------
     name : str
-        Of the function that errors speak of.
+        Name of the calling function, for error messages.
+    padding : int, pair of ints, 'valid' or 'same'
     kernel_size, stride, dilation : pair of ints
     """
     if not isinstance(padding, str):
@@ -240,14 +297,28 @@ def named_padding(name, padding, kernel_size, stride, dilation):
     border = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
     if any(b % 2 for b in border):
         raise ValueError(
-            f"{name}: padding='same' with kernel_size={kernel_size} would be {tuple(border)} zeros "
-            "in all, which two equal sides cannot share; write F.pad(x, (left, right, top, bottom))"
+            f"{name}: padding='same' with kernel_size={kernel_size} needs {tuple(border)} zeros, "
+            "an odd number that two equal sides cannot share; write F.pad(x, (left, right, top, "
+            "bottom))"
         )
     return tuple(b // 2 for b in border)
 
 
-def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, fixed_order=False):
-    """2-D convolution (cross-correlation, as in every deep learning library).
+def conv2d(
+    x: V | ArrayLike,
+    weight: V | ArrayLike,
+    bias: V | ArrayLike | None = None,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    fixed_order: bool = False,
+) -> V:
+    """Convolve images in 2-D (cross-correlation, as in every deep learning library).
+
+    out[n, o, y, x] = bias[o] + Σ_{c, i, j} image[n, c, s y + d i - p, s x + d j - p]
+    weight[o, c, i, j], with stride s, dilation d and padding p.
 
     Parameters
     ----------
@@ -258,8 +329,8 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, f
         `padding` zeros are added on both sides of each axis; 'same' keeps the size (with stride 1
         and odd kernels), 'valid' is 0.
     groups : int
-        Input and output channels are cut into this many groups that do not see each other;
-        groups = C is the depth-wise convolution.
+        Number of independent groups of input and output channels; groups = C is the depth-wise
+        convolution.
     fixed_order : bool
         Evaluate the sums in one fixed order; see `linear`.
 
@@ -275,15 +346,23 @@ def conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, f
     return output if bias is None else output + reshape(bias, (1, -1, 1, 1))
 
 
-def geometry_of(name, image, weight, stride, padding, dilation, groups):
-    """The `Geometry` of a convolution, or a ValueError.
+def geometry_of(
+    name: str,
+    image: Shape,
+    weight: Shape,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
+) -> Geometry:
+    """Check the shapes and options of a convolution and return its `Geometry`.
 
     Parameters
     ----------
     name : str
-        Of the function that errors speak of.
+        Name of the calling function, for error messages.
     image, weight : tuple of int
-        The shapes of the images and of the weight.
+        Shapes of the images (N, C, H, W) and of the weight (O, C / groups, kh, kw).
     stride, padding, dilation, groups
         As in `conv2d`.
     """
@@ -319,18 +398,21 @@ def _checked_geometry(name, image, weight, stride, padding, dilation, groups):
 
 
 def conv_transpose2d(
-    x,
-    weight,
-    bias=None,
-    stride=1,
-    padding=0,
-    output_padding=0,
-    groups=1,
-    dilation=1,
+    x: V | ArrayLike,
+    weight: V | ArrayLike,
+    bias: V | ArrayLike | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    output_padding: Pair = 0,
+    groups: int = 1,
+    dilation: Pair = 1,
     *,
-    fixed_order=False,
-):
-    """2-D transposed convolution: the adjoint of `conv2d` in the image.
+    fixed_order: bool = False,
+) -> V:
+    """Apply the 2-D transposed convolution: the adjoint of `conv2d` in the image.
+
+    out[n, o, s y + d i - p, s x + d j - p] += Σ_c image[n, c, y, x] weight[c, o, i, j], starting
+    from zeros (Dumoulin and Visin 2016, section 4).
 
     Parameters
     ----------
@@ -338,10 +420,10 @@ def conv_transpose2d(
     weight : (C, O / groups, kh, kw)
     bias : (O,), optional
     stride, padding, dilation, groups
-        Of the convolution whose adjoint this is.
+        Settings of the convolution whose adjoint this is.
     output_padding : int or pair of ints
-        Added to the output size on one side; with a stride above 1 several sizes lead to the same
-        input, and this chooses one of them.
+        Added to the output size on one side: with a stride above 1, `conv2d` maps several image
+        sizes to the size of x, and this selects one of them.
     fixed_order : bool
         Evaluate the sums in one fixed order; see `linear`.
 

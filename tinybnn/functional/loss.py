@@ -1,6 +1,12 @@
-"""Losses."""
+"""Losses.
+
+With reduction 'none' a loss returns one value for each sample (or element), with 'sum' and 'mean' a
+scalar of shape ().
+"""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -8,16 +14,21 @@ from tinybnn.autograd import Function, abs, as_array, clamp, exp, log, mean, res
 from tinybnn.functional.activation import log_softmax, relu, sigmoid, softmax, softplus
 from tinybnn.kernels import dispatch
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from tinybnn.typing import Array, TensorLike, V
+
 
 class BinaryCrossEntropy(Function):
     """-(target log x + (1 - target) log(1 - x)), each logarithm at least -100."""
 
-    def forward(self, x, target):
+    def forward(self, x: Array, target: Array) -> Array:
         with np.errstate(divide="ignore"):
             log_p, log_q = np.maximum(np.log(x), -100), np.maximum(np.log1p(-x), -100)
         return -(target * log_p + (1 - target) * log_q)
 
-    def backward(self, grad, output, x, target):
+    def backward(self, grad: V, output: V, x: V, target: V) -> tuple[V | None, ...]:
         grad_target = None
         if self.needs[1]:
             least = float(np.finfo(np.float32).tiny)
@@ -28,25 +39,30 @@ class BinaryCrossEntropy(Function):
 class BinaryCrossEntropyWithLogits(Function):
     """Binary cross entropy of sigmoid(x): log(1 + exp(-|x|)) + |x| |target - (1 if x >= 0 else 0)|.
 
-    Nothing cancels in this form: the loss of a sure and right answer is small, not 0.
+    This form avoids cancellation: the loss of a confident correct prediction is small, not 0.
     """
 
-    def forward(self, x, target):
+    def forward(self, x: Array, target: Array) -> Array:
         wrong = np.where(x >= 0, 1 - target, target)
         distance = np.where(wrong == 0, 0, np.abs(x))  # inf * 0 would be NaN
         return np.logaddexp(0, -np.abs(x)) + distance * wrong
 
-    def backward(self, grad, output, x, target):
+    def backward(self, grad: V, output: V, x: V, target: V) -> tuple[V | None, ...]:
         return grad * (sigmoid(x) - target), -grad * x if self.needs[1] else None
 
 
 class CrossEntropy(Function):
-    """-sum over classes of q log softmax(x), q = (1 - smoothing) at the label, + smoothing / C.
+    """-Σ_c q_c log softmax(x)_c with q = (1 - smoothing) one_hot(label) + smoothing / C.
 
-    The gradient of a sample's loss is softmax(x) - q.
+    x (N, C), labels (N,). The gradient of a sample's loss is softmax(x) - q.
     """
 
-    def forward(self, x, labels, smoothing, reduction):
+    labels: Array  # (N,)
+    smoothing: float
+    share: float
+    slopes: Array | None  # (N, C)
+
+    def forward(self, x: Array, labels: Array, smoothing: float, reduction: str) -> Array:
         self.labels, self.smoothing = labels, smoothing
         self.share = 1.0 / len(x) if reduction == "mean" else 1.0
         self.slopes = None
@@ -59,15 +75,15 @@ class CrossEntropy(Function):
                 losses = losses * (1.0 - smoothing) - mean(log_p, 1) * smoothing
         return losses if reduction == "none" else losses.sum() * self.share
 
-    def backward(self, grad, output, x):
+    def backward(self, grad: V, output: V, x: V) -> V:
         slopes = self.slopes
         if slopes is None or not isinstance(x, np.ndarray):
             p = softmax(x, 1)
             slopes = p - self.target(as_array(p))
         return slopes * (reshape(grad, (-1, 1)) * self.share)
 
-    def target(self, p):
-        """The distribution q, in shape and dtype of p."""
+    def target(self, p: Array) -> Array:
+        """The distribution q (N, C), in the dtype of p (N, C)."""
         q = np.full_like(p, self.smoothing / p.shape[1])
         q[np.arange(len(p)), self.labels] += 1.0 - self.smoothing
         return q
@@ -84,9 +100,9 @@ def _reduce(name, values, reduction):
 
 
 def _class_labels(name, x, target, ignore_index=None):
-    """Check logits (N, classes) and integer labels (N,); give the labels as an array.
+    """Check logits (N, classes) and integer labels (N,), and return the labels as an array.
 
-    None if there are labels outside of the classes, and some of them are `ignore_index`.
+    None if labels lie outside of the classes and some of them are `ignore_index`.
     """
     target = np.asarray(as_array(target))
     shape = np.shape(x)
@@ -106,9 +122,15 @@ def _class_labels(name, x, target, ignore_index=None):
 
 
 def cross_entropy(
-    input, target, reduction="mean", label_smoothing=0.0, *, weight=None, ignore_index=-100
-):
-    """-sum over classes of target * log softmax(input).
+    input: V,
+    target: V | ArrayLike,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    weight: V | ArrayLike | None = None,
+    ignore_index: int = -100,
+) -> V:
+    """Compute -Σ_c target_c log softmax(input)_c for each sample.
 
     Parameters
     ----------
@@ -121,9 +143,13 @@ def cross_entropy(
         Share of the target that is spread evenly over all classes (Szegedy et al. 2016,
         section 7).
     weight : (classes,), optional
-        Factor of each class. The mean over labels is then the weighted one.
+        Factor of each class. The mean over labels is then a weighted mean.
     ignore_index : int
-        Samples with this label have the loss 0 and do not count in the mean.
+        Samples with this label have loss 0 and do not count in the mean.
+
+    Returns
+    -------
+    scalar, or (N,) with reduction 'none'
     """
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1], got {label_smoothing}")
@@ -138,7 +164,7 @@ def cross_entropy(
             )  # fmt: skip
         _check_reduction("cross_entropy", reduction)
         if reduction == "mean" and not len(labels):
-            raise ValueError("cross_entropy: the mean of no samples does not exist")
+            raise ValueError("cross_entropy: the mean of no samples is undefined")
         return CrossEntropy.apply(
             input, labels=labels.astype(np.int64, copy=False), smoothing=float(label_smoothing),
             reduction=reduction,
@@ -146,7 +172,7 @@ def cross_entropy(
     if np.shape(target) != np.shape(input):
         raise ValueError(
             f"cross_entropy: soft targets have the shape {np.shape(target)}, the input "
-            f"{np.shape(input)}; labels are (N,), of a column write target[:, 0]"
+            f"{np.shape(input)}; labels must be (N,): write target[:, 0] for a column"
         )
     log_p = _times_weight("cross_entropy", log_softmax(input, 1), weight)
     losses = -sum(log_p * target, 1)
@@ -155,10 +181,17 @@ def cross_entropy(
     return _reduce("cross_entropy", losses, reduction)
 
 
-def nll_loss(input, target, weight=None, *, ignore_index=-100, reduction="mean"):
-    """-input at the label: the negative log likelihood, for log probabilities.
+def nll_loss(
+    input: V,
+    target: V | ArrayLike,
+    weight: V | ArrayLike | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> V:
+    """Compute the negative log likelihood -input[n, target[n]] of log probabilities.
 
-    ``nll_loss(log_softmax(x), target)`` is ``cross_entropy(x, target)``.
+    ``nll_loss(log_softmax(x), target)`` equals ``cross_entropy(x, target)``.
 
     Parameters
     ----------
@@ -167,6 +200,10 @@ def nll_loss(input, target, weight=None, *, ignore_index=-100, reduction="mean")
     target : (N,) integers
     weight, ignore_index, reduction
         As in `cross_entropy`.
+
+    Returns
+    -------
+    scalar, or (N,) with reduction 'none'
     """
     target = np.asarray(as_array(target))
     return _weighted_nll("nll_loss", input, target, weight, ignore_index, reduction)
@@ -184,12 +221,12 @@ def _weighted_nll(name, log_p, target, weight, ignore_index, reduction, smoothin
         return _reduce(name, losses, reduction)
     counts = kept if weight is None else kept * as_array(weight)[labels]
     if not (total := float(np.sum(counts))):
-        raise ValueError(f"{name}: the mean of no samples does not exist, or all weights are 0")
+        raise ValueError(f"{name}: the mean of no samples is undefined, or all weights are 0")
     return sum(losses) * (1.0 / total)
 
 
 def _times_weight(name, log_p, weight):
-    """Log probabilities (N, classes) times a weight for each class."""
+    """Multiply log probabilities (N, classes) by a weight for each class (classes,)."""
     if weight is None:
         return log_p
     if np.shape(weight) != np.shape(log_p)[1:]:
@@ -207,42 +244,56 @@ def _check_same_shape(name, input, target):
         )
 
 
-def mse_loss(input, target, reduction="mean"):
-    """(input - target)².
+def mse_loss(input: V, target: V | ArrayLike, reduction: str = "mean") -> V:
+    """Compute (input - target)².
 
     Parameters
     ----------
-    input, target : arrays of equal shape
+    input, target : (...), of equal shape
     reduction : 'mean', 'sum' or 'none'
+
+    Returns
+    -------
+    scalar, or (...) with reduction 'none'
     """
     _check_same_shape("mse_loss", input, target)
     difference = input - target
     return _reduce("mse_loss", difference * difference, reduction)
 
 
-def l1_loss(input, target, reduction="mean"):
-    """|input - target|.
+def l1_loss(input: V, target: V | ArrayLike, reduction: str = "mean") -> V:
+    """Compute |input - target|.
 
     Parameters
     ----------
-    input, target : arrays of equal shape
+    input, target : (...), of equal shape
     reduction : 'mean', 'sum' or 'none'
+
+    Returns
+    -------
+    scalar, or (...) with reduction 'none'
     """
     _check_same_shape("l1_loss", input, target)
     return _reduce("l1_loss", abs(input - target), reduction)
 
 
-def smooth_l1_loss(input, target, reduction="mean", beta=1.0):
-    """|d| - beta / 2 for d = input - target; d² / (2 beta) where |d| < beta.
+def smooth_l1_loss(
+    input: V, target: V | ArrayLike, reduction: str = "mean", beta: float = 1.0
+) -> V:
+    """Compute d² / (2 beta) where |d| < beta, else |d| - beta / 2, with d = input - target.
 
     Girshick 2015, section 2.3.
 
     Parameters
     ----------
-    input, target : arrays of equal shape
+    input, target : (...), of equal shape
     reduction : 'mean', 'sum' or 'none'
     beta : float
         0 is the L1 loss.
+
+    Returns
+    -------
+    scalar, or (...) with reduction 'none'
     """
     if not beta >= 0:
         raise ValueError(f"smooth_l1_loss: beta must be >= 0, got {beta!r}")
@@ -256,10 +307,11 @@ def smooth_l1_loss(input, target, reduction="mean", beta=1.0):
     return _reduce("smooth_l1_loss", losses, reduction)
 
 
-def kl_div(input, target, reduction="mean", log_target=False):
-    """target (log target - input): the divergence of exp(input) from target, summand by summand.
+def kl_div(input: V, target: V | ArrayLike, reduction: str = "mean", log_target: bool = False) -> V:
+    """Compute the terms target (log target - input) of the divergence KL(target || exp(input)).
 
-    The mean is over all elements, as in PyTorch; 'batchmean' is the divergence itself.
+    Kullback and Leibler 1951. 'mean' averages over all elements, as in PyTorch; 'batchmean' is the
+    divergence, averaged over the N samples.
 
     Parameters
     ----------
@@ -268,6 +320,10 @@ def kl_div(input, target, reduction="mean", log_target=False):
     target : (N, ...)
         Probabilities, or log probabilities if `log_target`.
     reduction : 'mean', 'batchmean', 'sum' or 'none'
+
+    Returns
+    -------
+    scalar, or (N, ...) with reduction 'none'
     """
     _check_same_shape("kl_div", input, target)
     if log_target:
@@ -280,8 +336,10 @@ def kl_div(input, target, reduction="mean", log_target=False):
     return _reduce("kl_div", losses, reduction)
 
 
-def binary_cross_entropy(input, target, reduction="mean", *, weight=None):
-    """-(target log input + (1 - target) log(1 - input)), for probabilities.
+def binary_cross_entropy(
+    input: V, target: V | ArrayLike, reduction: str = "mean", *, weight: V | ArrayLike | None = None
+) -> V:
+    """Compute -(target log input + (1 - target) log(1 - input)), for probabilities.
 
     Logarithms are limited to -100, so that the loss stays finite. From logits,
     `binary_cross_entropy_with_logits` is more accurate.
@@ -292,7 +350,11 @@ def binary_cross_entropy(input, target, reduction="mean", *, weight=None):
     target : (...) in [0, 1]
     reduction : 'mean', 'sum' or 'none'
     weight : array, optional
-        Factor of each loss; it broadcasts.
+        Factor of each loss; broadcasts to (...).
+
+    Returns
+    -------
+    scalar, or (...) with reduction 'none'
     """
     _check_same_shape("binary_cross_entropy", input, target)
     values = as_array(input)
@@ -306,9 +368,16 @@ def binary_cross_entropy(input, target, reduction="mean", *, weight=None):
 
 
 def binary_cross_entropy_with_logits(
-    input, target, reduction="mean", *, weight=None, pos_weight=None
-):
-    """Binary cross entropy of sigmoid(input).
+    input: V,
+    target: V | ArrayLike,
+    reduction: str = "mean",
+    *,
+    weight: V | ArrayLike | None = None,
+    pos_weight: V | ArrayLike | None = None,
+) -> V:
+    """Compute the binary cross entropy of p = sigmoid(input), in a form that is stable.
+
+    -(target log p + (1 - target) log(1 - p)) = log(1 + exp(-input)) + (1 - target) input.
 
     Parameters
     ----------
@@ -317,9 +386,13 @@ def binary_cross_entropy_with_logits(
     target : (...) in [0, 1]
     reduction : 'mean', 'sum' or 'none'
     weight : array, optional
-        Factor of each loss; it broadcasts.
+        Factor of each loss; broadcasts to (...).
     pos_weight : array, optional
-        Factor of the part with target 1, for each class; it broadcasts.
+        Factor of the term target log p, for each class; broadcasts to (...).
+
+    Returns
+    -------
+    scalar, or (...) with reduction 'none'
     """
     _check_same_shape("binary_cross_entropy_with_logits", input, target)
     if pos_weight is None:
@@ -331,16 +404,20 @@ def binary_cross_entropy_with_logits(
     return _reduce("binary_cross_entropy_with_logits", losses, reduction)
 
 
-def squared_hinge(input, target, reduction="mean"):
-    """max(0, 1 - y * input)², where y is +1 at the label's class and -1 at the others.
+def squared_hinge(input: V, target: V | ArrayLike, reduction: str = "mean") -> V:
+    """Compute max(0, 1 - y input)², where y is +1 at the label's class and -1 at the others.
 
-    The loss of BinaryNet (Courbariaux et al. 2016). Means are over classes and samples.
+    The loss of BinaryNet (Courbariaux et al. 2016). 'mean' averages over classes and samples.
 
     Parameters
     ----------
     input : (N, classes)
     target : (N,) integers
     reduction : 'mean', 'sum' or 'none'
+
+    Returns
+    -------
+    scalar, or (N, classes) with reduction 'none'
     """
     target = _class_labels("squared_hinge", input, target)
     signs = np.full(np.shape(input), -1.0, as_array(input).dtype)
@@ -349,19 +426,19 @@ def squared_hinge(input, target, reduction="mean"):
     return _reduce("squared_hinge", margin * margin, reduction)
 
 
-def one_hot(target, num_classes=-1):
-    """Rows of 0 with a 1 at the label.
+def one_hot(target: TensorLike, num_classes: int = -1) -> NDArray[np.int64]:
+    """Encode labels as rows of 0 with a 1 at the label.
 
     Parameters
     ----------
     target : (...) integers >= 0
     num_classes : int
-        -1: the largest label and 1.
+        Default (-1): the largest label plus 1.
 
     Returns
     -------
     (..., num_classes) int64 array
-        An array, as all integers are; ``.astype(np.float32)`` makes soft targets of it.
+        Tensors hold floats only; convert by ``.astype(np.float32)`` for soft targets.
     """
     target = np.asarray(as_array(target))
     if target.dtype.kind not in "iu" or (target.size and target.min() < 0):

@@ -1,8 +1,9 @@
-"""Normalisation: of batches, groups of channels, layers and rows."""
+"""Normalization over batches, groups of channels, layers and rows."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,18 +23,38 @@ from tinybnn.autograd import (
 )
 from tinybnn.kernels import dispatch
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike
+
+    from tinybnn.typing import Array, V
+
 
 class BatchNorm(Function):
     """(x - mean) / sqrt(var + eps) * weight + bias for each channel (axis 1).
 
-    With statistics of the batch (`mean` is None) they depend on x, and the gradient loses the
-    part that a shift or a change of scale of the batch would have: Ioffe and Szegedy 2015,
-    section 3. The running statistics then take a share of them.
+    If `mean` is None, the statistics are those of the batch (Ioffe and Szegedy 2015, algorithm 1):
+    they depend on x, and the gradient has no component along a shift or a change of scale of the
+    batch (section 3). The running statistics are then updated.
     """
 
+    eps: float
+    from_batch: bool
+    mean: Array  # (C,)
+    scale: Array  # (C,)
     fresh = True
 
-    def forward(self, x, weight, bias, mean, var, eps, running=None):
+    def forward(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array,
+        mean: Array | None,
+        var: Array | None,
+        eps: float,
+        running: tuple[Array, Array, float] | None = None,
+    ) -> Array:
         self.eps, self.from_batch = eps, mean is None
         if not self.from_batch:
             self.mean = mean.astype(x.dtype)
@@ -44,101 +65,107 @@ class BatchNorm(Function):
             _move(*running, self.mean, var, x.size // x.shape[1])
         return result
 
-    def backward(self, grad, output, x, weight, bias):
+    def backward(self, grad: V, output: V, x: V, weight: V, bias: V) -> tuple[V | None, ...]:
         if self.from_batch:
             return self.batch_gradients(grad, x, weight, self.needs[0])
         normalised = (x - per_channel(self.mean, x)) * per_channel(self.scale, x)
         grad_x = grad * per_channel(weight * self.scale, x) if self.needs[0] else None
         return grad_x, sum(grad * normalised, _all_but_channel(x)), sum(grad, _all_but_channel(x))
 
-    def batch_gradients(self, grad, x, weight, needs_x=True):
-        """Gradients in x, weight and bias, with statistics of the batch."""
+    def batch_gradients(
+        self, grad: V, x: V, weight: V, needs_x: bool = True
+    ) -> tuple[V | None, V, V]:
+        """Gradients of x (N, C, ...), weight (C,) and bias (C,) with statistics of the batch."""
         gradients = dispatch.batch_norm_gradients(grad, x, self.mean, self.scale, weight)
         if gradients is not None:
             return gradients
         dims = _all_but_channel(x)
-        if is_recorded(grad, x):  # two maps with rules of their own; the first computes both
-            of_x = BatchNormInput.apply(grad, x, weight, norm=self) if needs_x else None
-            value = of_x.function.of_weight if needs_x and of_x.function else None
-            of_weight = BatchNormWeight.apply(grad, x, norm=self, value=value)
-            return of_x, of_weight, sum(grad, dims)
+        if is_recorded(grad, x):  # as two Functions; the first computes both
+            grad_x = BatchNormInput.apply(grad, x, weight, norm=self) if needs_x else None
+            value = grad_x.function.grad_weight if needs_x and grad_x.function else None
+            grad_weight = BatchNormWeight.apply(grad, x, norm=self, value=value)
+            return grad_x, grad_weight, sum(grad, dims)
         share = x.shape[1] / x.size
         normalised = (x - per_channel(self.mean, x)) * per_channel(self.scale, x)
-        of_weight, of_bias = sum(grad * normalised, dims), sum(grad, dims)
-        of_x = None
+        grad_weight, grad_bias = sum(grad * normalised, dims), sum(grad, dims)
+        grad_x = None
         if needs_x:
-            of_x = grad - per_channel(of_bias * share, x)
-            of_x = of_x - normalised * per_channel(of_weight * share, x)
-            of_x = of_x * per_channel(weight * self.scale, x)
-        return of_x, of_weight, of_bias
+            grad_x = grad - per_channel(grad_bias * share, x)
+            grad_x = grad_x - normalised * per_channel(grad_weight * share, x)
+            grad_x = grad_x * per_channel(weight * self.scale, x)
+        return grad_x, grad_weight, grad_bias
 
-    def line(self, x, weight, bias):
-        """(x - mean) * scale * weight + bias, with mean and scale of the batch."""
+    def line(self, x: V, weight: V, bias: V) -> V:
+        """(x - mean) * scale * weight + bias (N, C, ...), with mean and scale of the batch."""
         if is_recorded(x, weight, bias):
             return BatchNorm.apply(x, weight, bias, mean=None, var=None, eps=self.eps)
         return _normalised(x, self.mean, self.scale, weight, bias)
 
-    def scale_of(self, x):
-        """The scale of the batch (C,), a function of it where x is a Tensor."""
+    def scale_of(self, x: V) -> V:
+        """The scale 1 / sqrt(var + eps) of the batch (C,); a Tensor if x is one."""
         return reshape(_statistics(x, self.eps)[2], (-1,)) if is_recorded(x) else self.scale
 
 
 class BatchNormInput(Function):
-    """The gradient in x of a batch norm with statistics of the batch.
+    """The gradient of x in a batch norm with statistics of the batch.
 
-    With x̂ the normalised x, s its scale, w the weight and means over each channel it is
-    w s (g - mean(g) - x̂ mean(g x̂)). This is linear and symmetric in g; its gradient in x, given a
-    for the output, is
+    With the normalized x̂, its scale s, the weight w, the output's gradient g and means over each
+    channel, it is w s (g - mean(g) - x̂ mean(g x̂)) (Ioffe and Szegedy 2015, section 3). The map is
+    linear and symmetric in g; its own gradient with respect to x, for an incoming gradient a, is
 
         -w s² [q (a - mean(a)) + p (g - mean(g)) + x̂ (mean(a g) - mean(a) mean(g) - 3 p q)]
 
     with p = mean(a x̂) and q = mean(g x̂).
     """
 
+    norm: BatchNorm
+    grad_weight: Array  # (C,)
+    grad_bias: Array  # (C,)
     fresh = True
 
-    def forward(self, grad, x, weight, norm):
+    def forward(self, grad: Array, x: Array, weight: Array, norm: BatchNorm) -> Array:
         self.norm = norm
-        result, self.of_weight, self.of_bias = norm.batch_gradients(grad, x, weight)
+        result, self.grad_weight, self.grad_bias = norm.batch_gradients(grad, x, weight)
         return result
 
-    def backward(self, grad, output, g, x, weight):
+    def backward(self, grad: V, output: V, g: V, x: V, weight: V) -> tuple[V | None, ...]:
         dims, share = _all_but_channel(x), np.shape(x)[1] / np.size(as_array(x))
-        of_grad, sum_a_x, sum_a = self.norm.batch_gradients(grad, x, weight)
-        sum_g_x, sum_g = self.of_weight, self.of_bias
+        grad_grad, sum_a_x, sum_a = self.norm.batch_gradients(grad, x, weight)
+        sum_g_x, sum_g = self.grad_weight, self.grad_bias
         if is_recorded(g, x):
             sum_g_x, sum_g = BatchNormWeight.apply(g, x, norm=self.norm), sum(g, dims)
         mean_a, mean_g, p, q = (share * v for v in (sum_a, sum_g, sum_a_x, sum_g_x))
         spread = mean(grad * g, dims) - mean_a * mean_g - p * q
-        scale, of_x, of_weight = self.norm.scale_of(x), None, None
+        scale, grad_x, grad_weight = self.norm.scale_of(x), None, None
         if self.needs[1]:
             factor = weight * scale * scale * -1.0
             shift = factor * (q * mean_a + p * mean_g) * -1.0
-            of_x = self.norm.line(x, factor * (spread - 2.0 * p * q), shift)
-            of_x = of_x + grad * per_channel(factor * q, x) + g * per_channel(factor * p, x)
+            grad_x = self.norm.line(x, factor * (spread - 2.0 * p * q), shift)
+            grad_x = grad_x + grad * per_channel(factor * q, x) + g * per_channel(factor * p, x)
         if self.needs[2]:
-            of_weight = scale * spread * (1.0 / share)
-        return of_grad, of_x, of_weight
+            grad_weight = scale * spread * (1.0 / share)
+        return grad_grad, grad_x, grad_weight
 
 
 class BatchNormWeight(Function):
-    """The gradient in the weight of a batch norm with statistics of the batch: sum(grad x̂)."""
+    """The gradient of the weight in a batch norm with statistics of the batch: Σ grad x̂, (C,)."""
 
+    norm: BatchNorm
     fresh = True
 
-    def forward(self, grad, x, norm, value=None):
-        """With `value`: the result, where it is known."""
+    def forward(self, grad: Array, x: Array, norm: BatchNorm, value: Array | None = None) -> Array:
+        """Return `value` if the result is already known, else compute it."""
         self.norm = norm
         return norm.batch_gradients(grad, x, norm.scale, False)[1] if value is None else value
 
-    def backward(self, grad, output, g, x):
-        of_grad = self.norm.line(x, grad, np.zeros_like(self.norm.scale))
-        of_x = self.norm.batch_gradients(g, x, grad)[0] if self.needs[1] else None
-        return of_grad, of_x
+    def backward(self, grad: V, output: V, g: V, x: V) -> tuple[V | None, ...]:
+        grad_grad = self.norm.line(x, grad, np.zeros_like(self.norm.scale))
+        grad_x = self.norm.batch_gradients(g, x, grad)[0] if self.needs[1] else None
+        return grad_grad, grad_x
 
 
 def _normalised(x, mean, scale, weight, bias):
-    """x (N, C, ...) with one of each of the others, (C,), for each channel."""
+    """(x - mean) * scale * weight + bias: x (N, C, ...), the others (C,)."""
     if (result := dispatch.normalise(x, mean, scale, weight, bias)) is not None:
         return result
     result = x - per_channel(mean, x)
@@ -149,7 +176,7 @@ def _normalised(x, mean, scale, weight, bias):
 
 
 def _normalised_batch(x, weight, bias, eps):
-    """x normalised by its own statistics; and these, (C,) each."""
+    """x normalized by its own statistics, with mean, variance and scale (C,)."""
     if (result := dispatch.normalise_batch(x, weight, bias, eps)) is not None:
         return result
     mean_, var_, scale = (v.ravel() for v in _statistics(x, eps))
@@ -157,20 +184,23 @@ def _normalised_batch(x, weight, bias, eps):
 
 
 def _statistics(x, eps):
-    """Mean, biased variance and 1 / sqrt(variance + eps) of each channel, (1, C, 1, ...)."""
+    """Mean, biased variance and 1 / sqrt(variance + eps) of each channel: (1, C, 1, ...)."""
     mean_ = mean(x, _all_but_channel(x), keepdim=True)
     var_ = var(x, _all_but_channel(x), correction=0, keepdim=True)
     return mean_, var_, 1.0 / sqrt(var_ + eps)
 
 
 def _move(running_mean, running_var, momentum, mean, var, count):
-    """Let the running statistics take a share of the batch's, with the unbiased variance."""
+    """Update the running statistics in place: running += momentum (batch - running).
+
+    The variance is the unbiased one.
+    """
     running_mean += momentum * (mean - running_mean)
     running_var += momentum * (var * (count / (count - 1)) - running_var)
 
 
-def is_recorded(*values):
-    """Whether one of them is a Tensor, so that what is computed with it can be differentiated."""
+def is_recorded(*values: Any) -> bool:
+    """Whether one of the values is a Tensor, so that results can be differentiated."""
     return any(isinstance(value, Variable) for value in values)
 
 
@@ -178,28 +208,42 @@ def _all_but_channel(x):
     return (0, *range(2, np.ndim(x)))
 
 
-def per_channel(v, x):
-    """(C,) -> (1, C, 1, ...), to meet x of shape (N, C, ...)."""
+def per_channel(v: V, x: V) -> V:
+    """Reshape (C,) to (1, C, 1, ...), which broadcasts with x (N, C, ...)."""
     return reshape(v, (1, -1, *(1,) * (np.ndim(x) - 2)))
 
 
 def batch_norm(
-    x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
-):
-    """Batch normalisation of each channel.
+    x: V,
+    running_mean: Array | None,
+    running_var: Array | None,
+    weight: V | ArrayLike | None = None,
+    bias: V | ArrayLike | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> V:
+    """Normalize each channel: (x - mean) / sqrt(var + eps) * weight + bias.
+
+    Ioffe and Szegedy 2015, algorithm 1.
 
     Parameters
     ----------
     x : (N, C) or (N, C, H, W)
     running_mean, running_var : (C,) arrays or None
-        In training they are updated in place (unbiased variance, as in PyTorch); in evaluation
-        they are the statistics. Without them the batch's statistics serve in both modes.
+        Updated in place in training (with the unbiased variance, as in PyTorch), used in
+        evaluation. None: the statistics of the batch are used in both modes.
     weight, bias : (C,), optional
-        Scale γ and shift β; 1 and 0 by default.
+        Scale γ and shift β; default: 1 and 0.
     training : bool
-        Normalise by the statistics of the batch.
+        Normalize by the statistics of the batch.
     momentum : float
-        Share of the new statistics in the running ones.
+        Weight of the new statistics in the running ones.
+    eps : float
+
+    Returns
+    -------
+    array or Tensor of the shape of x
     """
     shape, momentum, eps = x.shape, plain(momentum), plain(eps)
     if len(shape) < 2:
@@ -223,18 +267,24 @@ def batch_norm(
     if count < 2:
         raise ValueError(
             f"batch_norm: training needs more than one value for each channel, x has shape "
-            f"{shape}; where the last batch of an epoch is a single sample, choose drop_last=True "
+            f"{shape}; if the last batch of an epoch is a single sample, use drop_last=True "
             "or another batch_size in the DataLoader; to predict, call model.eval() first"
         )
     running = None if running_mean is None else (running_mean, running_var, momentum)
     return BatchNorm.apply(x, weight, bias, mean=None, var=None, eps=eps, running=running)
 
 
-def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
-    """Normalise each sample by the statistics of each group of its channels.
+def group_norm(
+    input: V,
+    num_groups: int,
+    weight: V | ArrayLike | None = None,
+    bias: V | ArrayLike | None = None,
+    eps: float = 1e-5,
+) -> V:
+    """Normalize each sample by the statistics of each group of its channels.
 
-    (x - mean) / sqrt(var + eps) * weight + bias (Wu and He 2018). The same in training and
-    evaluation; a packed model computes it.
+    (x - mean) / sqrt(var + eps) * weight + bias (Wu and He 2018, eq. 1 and 7). The same in training
+    and evaluation; has a packed form.
 
     Parameters
     ----------
@@ -242,6 +292,11 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
     num_groups : int
         Must divide C.
     weight, bias : (C,), optional
+    eps : float
+
+    Returns
+    -------
+    (N, C, ...)
     """
     shape = np.shape(input)
     if len(shape) < 2:
@@ -259,18 +314,29 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
     return _affine(result, *(v if v is None else per_channel(v, input) for v in (weight, bias)))
 
 
-def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
-    """Normalise over the last axes, each row by its own statistics.
+def layer_norm(
+    input: V,
+    normalized_shape: int | Sequence[int],
+    weight: V | ArrayLike | None = None,
+    bias: V | ArrayLike | None = None,
+    eps: float = 1e-5,
+) -> V:
+    """Normalize over the last axes, each row by its own statistics.
 
-    (x - mean) / sqrt(var + eps) * weight + bias (Ba et al. 2016). The same in training and
-    evaluation; a packed model computes it.
+    (x - mean) / sqrt(var + eps) * weight + bias (Ba et al. 2016, eq. 3). The same in training and
+    evaluation; has a packed form.
 
     Parameters
     ----------
     input : (N, ..., *normalized_shape)
     normalized_shape : int or tuple of int
         The sizes of the last axes.
-    weight, bias : of normalized_shape, optional
+    weight, bias : (*normalized_shape), optional
+    eps : float
+
+    Returns
+    -------
+    (N, ..., *normalized_shape)
     """
     shape, last = np.shape(input), np.atleast_1d(normalized_shape)
     last = tuple(int(n) for n in last)
@@ -288,9 +354,9 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
 
 
 def _standardised(x, rows, eps):
-    """(x - mean) / sqrt(var + eps), with statistics over the last two axes of x as `rows`.
+    """(x - mean) / sqrt(var + eps), with statistics over the last two axes of x reshaped to `rows`.
 
-    Sums over axes behind the second run in one fixed order (`autograd.sum`).
+    Sums over axes behind the second are evaluated in one fixed order (`autograd.sum`).
     """
     rows = reshape(x, rows)
     centred = rows - mean(rows, (2, 3), keepdim=True)
@@ -303,18 +369,24 @@ def _affine(x, weight, bias):
     return x if bias is None else x + bias
 
 
-def normalize(input, p=2.0, dim=1, eps=1e-12):
-    """Divide by the p-norm along `dim`, or by `eps` where that is larger.
+def normalize(input: V, p: float = 2.0, dim: int | Sequence[int] = 1, eps: float = 1e-12) -> V:
+    """Compute input / max(||input||_p, eps), with the p-norm along `dim`.
 
     Parameters
     ----------
+    input : (...)
     p : float
         Above 0; infinity for the largest magnitude.
     dim : int or tuple of int
+    eps : float
+
+    Returns
+    -------
+    (...)
     """
     if not p > 0:
         raise ValueError(f"normalize: p must be positive, got {p!r}")
-    if p == 2:  # the slope of the square root has no value at 0: the limit comes before it
+    if p == 2:  # clamped before the square root, whose derivative at 0 is infinite
         norm = sqrt(clamp(sum(input * input, dim, keepdim=True), min=max(eps * eps, 1e-38)))
     elif p in (1, math.inf):
         norm = (sum if p == 1 else amax)(abs(input), dim, keepdim=True)

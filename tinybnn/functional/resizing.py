@@ -1,6 +1,8 @@
-"""Images of another size: interpolation."""
+"""Resizing of images by interpolation."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -8,24 +10,32 @@ from tinybnn.autograd import as_array, reshape
 from tinybnn.functional.channels import take_channels
 from tinybnn.functional.convolution import pair
 
+if TYPE_CHECKING:
+    from tinybnn.typing import Pair, V
 
-def interpolate(input, size=None, scale_factor=None, mode="nearest", align_corners=None):
-    """Resize images.
 
-    Pixels are taken as `take_channels` takes channels, so a packed model computes it.
+def interpolate(
+    input: V,
+    size: Pair | None = None,
+    scale_factor: float | tuple[float, float] | None = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+) -> V:
+    """Resize images by interpolation.
+
+    It is composed of `take_channels` and elementwise operations, so it has a packed form.
 
     Parameters
     ----------
     input : (N, C, H, W)
     size : int or pair of ints, optional
-        Size of the result; give either this or `scale_factor`.
+        Size (OH, OW) of the result; pass either this or `scale_factor`.
     scale_factor : float or pair of floats, optional
         The result has floor(H scale_factor) rows.
     mode : 'nearest' or 'bilinear'
         'nearest' takes pixel floor(i H / OH), as PyTorch does.
     align_corners : bool, optional
-        For 'bilinear': let the centers of the corner pixels stay the corners; by default the outer
-        edges do.
+        For 'bilinear': align the centers of the corner pixels; by default their outer edges.
 
     Returns
     -------
@@ -58,7 +68,7 @@ def interpolate(input, size=None, scale_factor=None, mode="nearest", align_corne
 
 
 def _nearest(out, n, step):
-    """Which of n pixels each of `out` takes, to the last one as in PyTorch: floor(i step)."""
+    """The source pixel of each output pixel, (out,): floor(i step), at most n - 1, as PyTorch."""
     if out in (n, 2 * n):
         return np.arange(out) * n // out
     places = np.arange(out, dtype=np.float32) * np.float32(step)
@@ -66,7 +76,7 @@ def _nearest(out, n, step):
 
 
 def _bilinear(x, size, steps, align_corners):
-    """The mean of the four pixels around each place, weighted by their closeness."""
+    """The bilinear interpolation of the four pixels around each output pixel."""
     dtype, corners = as_array(x).dtype, []
     for out, step, n in zip(size, steps, np.shape(x)[2:], strict=True):
         if align_corners:
@@ -84,7 +94,7 @@ def _bilinear(x, size, steps, align_corners):
 
 
 def _take_pixels(x, rows, columns):
-    """x[:, :, rows][:, :, :, columns], each pixel as a channel of its own."""
+    """x[:, :, rows][:, :, :, columns], by `take_channels` on an image with H = W = 1."""
     n, c, h, w = np.shape(x)
     index = (np.arange(c)[:, None, None] * h + rows[:, None]) * w + columns  # (C, OH, OW)
     taken = take_channels(reshape(x, (n, c * h * w, 1, 1)), index.reshape(-1))

@@ -1,9 +1,9 @@
-"""A variational autoencoder whose latent variables are bits: the feature extractor of HyBNN.
+"""A variational autoencoder with binary latent variables: the feature extractor of HyBNN.
 
     image -> encoder -> logits -> a code of signs -> decoder -> a probability for each pixel
 
-HyBNN takes the architecture of BinPlay (Deja et al. 2020). For a 28×28 image and 200 bits, with
-the mirrored decoder:
+The architecture is that of BinPlay (Deja et al. 2020). For a 28×28 image and 200 bits, with the
+mirrored decoder:
 
     encoder                                          output      weights
     conv 3×3 stride 2, 1 -> 32, BN, leaky ReLU       14×14       288
@@ -18,15 +18,14 @@ the mirrored decoder:
     transposed conv 3×3 stride 2, 64 -> 32, ...      14×14       18,432
     transposed conv 3×3 stride 2, 32 -> 1            28×28       288
 
-A pixel x in [0, 1] is given the Bernoulli likelihood x log p + (1 - x) log (1 - p). For pixels of 0
-and 1 this makes the bounds below bounds on a probability; for grey ones it is a loss as good as
-any, and no more.
+The log likelihood of a pixel x in [0, 1] is x log p + (1 - x) log (1 - p) (Bernoulli). For pixels 0
+and 1 the bounds below are bounds on a probability; for gray values it is only a loss.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -36,12 +35,20 @@ from tinybnn.autograd import Tensor, default_generator, no_grad
 from tinybnn.models.latents import LN2, Enumeration
 from tinybnn.models.latents import get as get_estimator
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from tinybnn.models.latents import Estimator
+    from tinybnn.typing import Shape, TensorLike, Words
+
 CHANNELS = (32, 64, 128)  # of the encoder's convolutions
 HIDDEN = (512, 256)  # widths of the dense encoder
 
 
 class NegativeElbo(NamedTuple):
-    """Minus the evidence lower bound of each image, in nats, and its two parts; (N,) Tensors."""
+    """Negative evidence lower bound of each image, in nats, and its two terms; (N,) Tensors."""
 
     total: Tensor
     reconstruction: Tensor
@@ -52,7 +59,7 @@ class NegativeElbo(NamedTuple):
 
 
 class BinaryEncoder(nn.Module):
-    """Images -> codes of ±1: the sign of the logits that a float network gives.
+    """Images (N, C, H, W) -> codes (N, bits) of ±1: the signs of a float network's logits.
 
     Parameters
     ----------
@@ -65,61 +72,84 @@ class BinaryEncoder(nn.Module):
     sign : Quantize
     """
 
-    def __init__(self, network):
+    network: nn.Module
+    sign: nn.Quantize
+
+    def __init__(self, network: nn.Module) -> None:
         self.network = network
         self.sign = nn.Quantize("ste_sign")
 
-    def logits(self, x):
-        """(N, C, H, W) -> (N, bits)."""
+    def logits(self, x: Tensor) -> Tensor:
+        """Compute the logits of the bits: (N, C, H, W) -> (N, bits)."""
         return self.network(x)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.sign(self.network(x))
 
 
 class Unflatten(nn.Module):
-    """(N, C H W) -> (N, C, H, W), with the channels last in the row as in memory."""
+    """(N, H W C) -> (N, C, H, W): rows with channels last, as images are in memory.
 
-    def __init__(self, shape):
+    Parameters
+    ----------
+    shape : (C, H, W)
+    """
+
+    shape: Shape
+
+    def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(shape)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         channels, height, width = self.shape
         return x.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{self.shape}"
 
 
 class Crop(nn.Module):
-    """The upper left part of an image."""
+    """The upper left part of images: (N, C, H, W) -> (N, C, *size).
 
-    def __init__(self, size):
+    Parameters
+    ----------
+    size : (int, int)
+        Height and width.
+    """
+
+    size: Shape
+
+    def __init__(self, size: Sequence[int]) -> None:
         self.size = tuple(size)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         height, width = self.size
         return x if x.shape[2:] == self.size else x[:, :, :height, :width]
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{self.size}"
 
 
 def _halved(size):
-    """Size of an image after a 3×3 convolution with stride 2 and padding 1."""
+    """The size (H, W) of an image after a 3×3 convolution with stride 2 and padding 1."""
     return tuple((n + 1) // 2 for n in size)
 
 
-def image_sizes(image_shape):
-    """Height and width of an image and of what three convolutions with stride 2 make of it."""
+def image_sizes(image_shape: Sequence[int]) -> list[Shape]:
+    """Return the sizes (H, W) of an image (C, H, W) before and after each encoder convolution."""
     sizes = [tuple(image_shape[1:])]
     for _ in CHANNELS:
         sizes.append(_halved(sizes[-1]))
     return sizes
 
 
-def convolutional_encoder(image_shape, bits, latent_norm, rng):
-    """Three convolutions with stride 2 and a dense layer (BinPlay's encoder)."""
+def convolutional_encoder(
+    image_shape: Sequence[int], bits: int, latent_norm: bool, rng: np.random.Generator | None
+) -> nn.Sequential:
+    """Build BinPlay's encoder: three convolutions with stride 2 and a dense layer.
+
+    (N, *image_shape) -> (N, bits).
+    """
     layers, channels = [], image_shape[0]
     for outputs in CHANNELS:
         layers += [
@@ -132,8 +162,17 @@ def convolutional_encoder(image_shape, bits, latent_norm, rng):
     return nn.Sequential(*layers, nn.Flatten(), *_to_logits(features, bits, latent_norm, rng))
 
 
-def dense_encoder(image_shape, bits, latent_norm, hidden, rng):
-    """Dense layers with ReLU, as in the code of Jang et al. 2017."""
+def dense_encoder(
+    image_shape: Sequence[int],
+    bits: int,
+    latent_norm: bool,
+    hidden: Sequence[int],
+    rng: np.random.Generator | None,
+) -> nn.Sequential:
+    """Build dense layers with ReLU, as in the code of Jang et al. 2017.
+
+    (N, *image_shape) -> (N, bits); `hidden` are the widths between.
+    """
     layers, features = [nn.Flatten()], math.prod(image_shape)
     for width in hidden:
         layers += [nn.Linear(features, width, rng=rng), nn.ReLU()]
@@ -146,8 +185,13 @@ def _to_logits(features, bits, latent_norm, rng):
     return [dense, nn.BatchNorm1d(bits)] if latent_norm else [dense]
 
 
-def mirrored_decoder(image_shape, bits, rng):
-    """The convolutional encoder backwards, by transposed convolutions."""
+def mirrored_decoder(
+    image_shape: Sequence[int], bits: int, rng: np.random.Generator | None
+) -> nn.Sequential:
+    """Build the mirrored convolutional encoder, of transposed convolutions.
+
+    (N, bits) -> (N, *image_shape).
+    """
     sizes = image_sizes(image_shape)[::-1]
     channels = (*CHANNELS[::-1], image_shape[0])
     layers = [
@@ -155,7 +199,7 @@ def mirrored_decoder(image_shape, bits, rng):
         Unflatten((channels[0], *sizes[0])),
     ]
     for before, after, small, large in zip(channels, channels[1:], sizes, sizes[1:], strict=False):
-        # A size of 2 n - 1 or 2 n becomes n on the way down; here the right one is chosen.
+        # The encoder maps the sizes 2 n - 1 and 2 n to n; output_padding selects the right one.
         more = tuple(b - (2 * a - 1) for a, b in zip(small, large, strict=True))
         layers += [nn.BatchNorm2d(before), nn.LeakyReLU(0.01)]
         layers.append(
@@ -167,10 +211,12 @@ def mirrored_decoder(image_shape, bits, rng):
     return nn.Sequential(*layers)
 
 
-def binplay_decoder(image_shape, bits, rng):
-    """BinPlay's own decoder, which takes some 240 million products for a 28×28 image.
+def binplay_decoder(
+    image_shape: Sequence[int], bits: int, rng: np.random.Generator | None
+) -> nn.Sequential:
+    """Build BinPlay's decoder, about 240 million products for a 28×28 image.
 
-    Other sizes are made a multiple of 4 and cropped.
+    (N, bits) -> (N, *image_shape); sizes are rounded up to a multiple of 4 and cropped.
     """
     size = tuple((n + 7) // 4 for n in image_shape[1:])  # 4 size - 4 pixels, at least the image's
     settings = {"bias": False, "rng": rng}
@@ -195,8 +241,10 @@ def binplay_decoder(image_shape, bits, rng):
     return nn.Sequential(*layers, last, Crop(image_shape[1:]))
 
 
-def dense_decoder(image_shape, bits, hidden, rng):
-    """The dense encoder backwards."""
+def dense_decoder(
+    image_shape: Sequence[int], bits: int, hidden: Sequence[int], rng: np.random.Generator | None
+) -> nn.Sequential:
+    """Build the mirrored dense encoder: (N, bits) -> (N, *image_shape)."""
     layers, features = [], bits
     for width in reversed(hidden):
         layers += [nn.Linear(features, width, rng=rng), nn.ReLU()]
@@ -211,8 +259,8 @@ def dense_decoder(image_shape, bits, hidden, rng):
 class BinaryVAE(nn.Module):
     """A variational autoencoder with Bernoulli latents and a uniform prior over codes.
 
-    Train it on ``loss(x, rng).total.mean()``. In training mode the estimator says what a code is
-    and how its gradient goes; in evaluation mode codes are always ±1.
+    Train it on ``loss(x, rng).total.mean()``. In training mode the estimator defines the codes and
+    their gradient; in evaluation mode codes are always ±1.
 
     Parameters
     ----------
@@ -220,13 +268,13 @@ class BinaryVAE(nn.Module):
         1 or 3 channels, at least 8×8.
     latent_bits : int
     estimator : Estimator or name
-        How gradients get through the code: see `latents`.
+        The gradient estimator of the codes: see `latents`.
     encoder : 'convolutional' or 'dense'
     decoder : 'mirrored' or 'binplay'
-        The encoder backwards, or BinPlay's own.
+        The mirrored encoder, or BinPlay's decoder.
     latent_norm : bool
-        A batch norm in front of the code, which keeps each bit close to balanced. (In HyBNN's tasks
-        half a point of accuracy.)
+        Add a batch norm in front of the sign, which keeps each bit nearly balanced (worth half a
+        point of accuracy in HyBNN's tasks).
     hidden : sequence of int
         Widths of the dense encoder.
     rng : numpy.random.Generator, optional
@@ -235,9 +283,9 @@ class BinaryVAE(nn.Module):
     Attributes
     ----------
     encoder : BinaryEncoder
-        Images -> codes; what is kept, frozen and compiled after training.
+        Images (N, C, H, W) -> codes (N, bits); kept, frozen and compiled after training.
     decoder : Sequential
-        Codes -> logits of the pixels.
+        Codes (N, bits) -> logits of the pixels (N, C, H, W).
     estimator : Estimator
 
     Examples
@@ -253,17 +301,23 @@ class BinaryVAE(nn.Module):
     ((5, 20), (5, 1), (3, 1, 8, 8))
     """
 
+    image_shape: Shape
+    latent_bits: int
+    estimator: Estimator
+    encoder: BinaryEncoder
+    decoder: nn.Sequential
+
     def __init__(
         self,
-        image_shape,
-        latent_bits=200,
-        estimator="sign",
-        encoder="convolutional",
-        decoder="mirrored",
-        latent_norm=True,
-        hidden=HIDDEN,
-        rng=None,
-    ):
+        image_shape: Sequence[int],
+        latent_bits: int = 200,
+        estimator: str | Estimator = "sign",
+        encoder: str = "convolutional",
+        decoder: str = "mirrored",
+        latent_norm: bool = True,
+        hidden: Sequence[int] = HIDDEN,
+        rng: np.random.Generator | None = None,
+    ) -> None:
         self.image_shape = tuple(int(n) for n in image_shape)
         if len(self.image_shape) != 3 or self.image_shape[0] not in (1, 3):
             raise ValueError(
@@ -295,17 +349,17 @@ class BinaryVAE(nn.Module):
         else:
             self.decoder = mirrored_decoder(shape, bits, rng)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{self.image_shape}, {self.latent_bits}, {self.estimator!r}"
 
     # ------------------------------------------------------------------------- bounds, as Tensors
 
-    def forward(self, x):
-        """Images -> codes -> logits of the pixels (N, C, H, W), without noise."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstruct without noise: images (N, C, H, W) -> logits of the pixels (N, C, H, W)."""
         return self.decoder(self.encoder(x))
 
-    def reconstruction(self, codes, x):
-        """-log p(x | z), the cross entropy summed over an image, in nats.
+    def reconstruction(self, codes: Tensor, x: TensorLike) -> Tensor:
+        """Compute -log p(x | z), the cross entropy summed over each image, in nats.
 
         Parameters
         ----------
@@ -323,11 +377,11 @@ class BinaryVAE(nn.Module):
         losses = F.binary_cross_entropy_with_logits(logits, images, reduction="none")
         return losses.sum((1, 2, 3))
 
-    def loss(self, x, rng=None):
-        """Minus the evidence lower bound (ELBO) of each image, with a gradient.
+    def loss(self, x: TensorLike, rng: np.random.Generator | None = None) -> NegativeElbo:
+        """Compute the negative evidence lower bound (ELBO) of each image, with a gradient.
 
-        In training mode the reconstruction, and the gradients, are those of the estimator. In
-        evaluation mode the reconstruction is that of one code of ±1 drawn from q(z | x).
+        In training mode the estimator computes the reconstruction term and its gradients. In
+        evaluation mode it is the cost of one code of ±1 drawn from q(z | x).
 
         Parameters
         ----------
@@ -354,11 +408,11 @@ class BinaryVAE(nn.Module):
         rate = self.estimator.rate(logits)
         return NegativeElbo(reconstruction + rate, reconstruction, rate)
 
-    def exact_elbo(self, x):
-        """The evidence lower bound of each image, summed over all codes; at most 10 bits.
+    def exact_elbo(self, x: TensorLike) -> Tensor:
+        """Compute the evidence lower bound of each image by a sum over all codes (<= 10 bits).
 
-        Its gradient is exact as well. A batch norm in the decoder should be in evaluation mode: in
-        training mode its statistics are those of all codes together.
+        The gradient is exact too. A batch norm in the decoder should be in evaluation mode: in
+        training mode its statistics would be over all codes.
 
         Parameters
         ----------
@@ -381,7 +435,7 @@ class BinaryVAE(nn.Module):
         return -(expectation + self.estimator.rate(logits))
 
     def _images(self, method, x):
-        """x as a Tensor, or a ValueError that says what was expected."""
+        """x as a Tensor (N, C, H, W) of pixels in [0, 1]; else raise a ValueError."""
         x = x if isinstance(x, Tensor) else Tensor(x)
         if x.ndim != 4 or x.shape[1:] != self.image_shape:
             raise ValueError(
@@ -397,12 +451,17 @@ class BinaryVAE(nn.Module):
 
     # ----------------------------------------------------------- arrays in and out, no gradients
 
-    def bound(self, x, samples=1, rng=None, batch_size=256):
-        """A lower bound on log p(x) of each image from several codes, all weighted together.
+    def bound(
+        self,
+        x: TensorLike,
+        samples: int = 1,
+        rng: np.random.Generator | None = None,
+        batch_size: int = 256,
+    ) -> NDArray[np.float64]:
+        """Compute a lower bound on log p(x) of each image, importance weighted over m codes.
 
-        log 1/m Σ_k p(x, z_k) / q(z_k | x) with z_k ~ q, which rises with m towards log p(x)
-        (importance weighted autoencoders, Burda et al. 2016, eq. 8). With m = 1 it is an estimate
-        of the ELBO.
+        log 1/m Σ_k p(x, z_k) / q(z_k | x) with z_k ~ q, whose mean increases with m towards
+        log p(x) (Burda et al. 2016, eq. 8). With m = 1 it is an estimate of the ELBO.
 
         Parameters
         ----------
@@ -412,8 +471,7 @@ class BinaryVAE(nn.Module):
             m.
         rng : numpy.random.Generator, optional
         batch_size : int
-            Images at a time; has no influence on what is computed but for the order in which random
-            numbers are drawn.
+            Number of images at a time; it only affects the order in which random numbers are drawn.
 
         Returns
         -------
@@ -436,14 +494,14 @@ class BinaryVAE(nn.Module):
 
         return self._in_batches(one_batch, self._images("bound", x).data, batch_size)
 
-    def encode(self, x, batch_size=256):
-        """The most probable code of each image: (N, C, H, W) array -> (N, bits) float32 of ±1."""
+    def encode(self, x: TensorLike, batch_size: int = 256) -> NDArray[np.float32]:
+        """Compute the most probable codes: (N, C, H, W) array -> (N, bits) float32 of ±1."""
         return self._in_batches(
             lambda x: self.encoder(Tensor(x)).data, self._images("encode", x).data, batch_size
         )
 
-    def encode_packed(self, x, batch_size=256):
-        """The codes of `encode` as bits: (N, words) uint64, rows padded to whole words."""
+    def encode_packed(self, x: TensorLike, batch_size: int = 256) -> Words:
+        """Compute the codes of `encode` as bits: (N, words) uint64, rows padded to whole words."""
         from tinybnn.kernels.signs import bits  # compiled at the first use
 
         return self._in_batches(
@@ -452,8 +510,8 @@ class BinaryVAE(nn.Module):
             batch_size,
         )
 
-    def decode(self, codes, batch_size=256):
-        """Probability of each pixel: (N, bits) array of ±1 -> (N, C, H, W) in [0, 1]."""
+    def decode(self, codes: ArrayLike, batch_size: int = 256) -> NDArray[np.float32]:
+        """Compute the probability of each pixel: (N, bits) of ±1 -> (N, C, H, W) float32."""
         codes = np.asarray(codes, np.float32)
         if codes.ndim != 2 or codes.shape[1] != self.latent_bits or not np.all(np.abs(codes) == 1):
             raise ValueError(
@@ -464,13 +522,13 @@ class BinaryVAE(nn.Module):
             lambda z: F.sigmoid(self.decoder(Tensor(z)).data), codes, batch_size
         )
 
-    def sample(self, n, rng=None):
-        """Images of the model's own: `decode` of n codes from the prior."""
+    def sample(self, n: int, rng: np.random.Generator | None = None) -> NDArray[np.float32]:
+        """Generate images: `decode` n codes drawn from the prior, (n, C, H, W) float32."""
         rng = default_generator() if rng is None else rng
         return self.decode(2 * rng.integers(0, 2, (n, self.latent_bits)) - 1)
 
     def _in_batches(self, function, rows, batch_size):
-        """The results of a function on parts of an array, in evaluation mode."""
+        """Apply a function to batches of rows in evaluation mode, and join the results."""
         if batch_size < 1:
             raise ValueError(f"BinaryVAE: batch_size must be >= 1, got {batch_size!r}")
         with self.in_mode(training=False), no_grad():

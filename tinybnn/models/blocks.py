@@ -1,4 +1,4 @@
-"""Layers of binary networks: a convolution, a batch norm, an activation, and the shortcuts around.
+"""Layers of binary networks: a convolution, a batch norm, an activation, and shortcuts.
 
     method        k×k layer             1×1 layer    sign, activation
     float         depth-wise, real      real         none, ReLU or h-swish
@@ -9,25 +9,25 @@
     bdnet-b       as bdnet-a, but real where it reduces the image
 
 (Bi-Real Net: Liu et al. 2018; ReActNet: Liu et al. 2020; AdaBin: Tu et al. 2022. A ResNet's
-convolutions are regular in the float network too.) Activations stand where the float network has
-them. A binary layer has a shortcut around convolution and batch norm:
+convolutions are regular in the float network too.) Activations are placed as in the float network.
+A binary layer has a shortcut around convolution and batch norm:
 
     y = activation(BN(conv(x)) + s(x)),    s(x) = x, averaged over 2×2 pixels under a stride of 2.
 
 Where the number of channels changes, s(x) replicates them to the new number (`ReplicateChannels`),
-BD-Net's broadcast residual; without it such a layer has no shortcut. Where a unit of the float
-network has a shortcut around several layers, it stays, and the last of them has none of its own:
-two ways past each layer would double the signal in every unit.
+BD-Net's broadcast residual; without it such a layer has no shortcut. A shortcut of the float
+network around several layers is kept, and the last of these layers then has none: two parallel
+shortcuts would double the signal in every unit.
 
 BD-Net's depth-wise layer adds its input before the batch norm as well,
 
     y = activation(BN(conv(x) + s(x)) + s(x)),
 
-whose Jacobian is α J_dw + (α + 1) I, with α the factor of the batch norm: Eq. 4, against α J_dw + I
-without, Eq. 3. Its convolution is the 1.58-bit one of Eq. 11 (`nn.DualBinaryConv2d`). The code of
-the paper could not be read: that both shortcuts are averaged under a stride, that a real depth-wise
-layer has the shortcut behind its batch norm only, where activations stand, and how broadcast
-residuals go together with the shortcuts of units are inferred.
+whose Jacobian is α J_dw + (α + 1) I (Eq. 4), with α the factor of the batch norm, instead of
+α J_dw + I (Eq. 3). Its convolution is the 1.58-bit one of Eq. 11 (`nn.DualBinaryConv2d`). The
+paper's code was not available. Inferred are: that both shortcuts are averaged under a stride, that
+a real depth-wise layer has only the shortcut behind its batch norm, the places of the activations,
+and how broadcast residuals combine with the shortcuts of units.
 """
 
 from __future__ import annotations
@@ -35,28 +35,36 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Integral
+from typing import TYPE_CHECKING
 
 from tinybnn import nn
 from tinybnn.quantizers import MagnitudeAwareSign
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+
+    from tinybnn.autograd import Tensor
 
 METHODS = ("float", "reactnet", "adabin", "bdnet-a", "bdnet-b")
 
 
 @dataclass(frozen=True)
 class Method:
-    """How the layers of a network are made; see the table above.
+    """Factory for the layers of a network; see the table in the module's docstring.
 
     Attributes
     ----------
     name : str
     base : str
-        'reactnet' or 'adabin': what BD-Net is built on. The other methods are their own base.
+        For BD-Net: 'reactnet' or 'adabin'. Other methods are their own base.
     broadcast_residual : bool
-        Shortcuts where the number of channels changes.
+        Add shortcuts where the number of channels changes.
     dual : bool
-        Of BD-Net: two binary depth-wise convolutions in parallel, not one.
+        BD-Net only: two binary depth-wise convolutions in parallel, not one.
     pre_bn : bool
-        Of BD-Net: the shortcut before the batch norm.
+        BD-Net only: the shortcut before the batch norm.
     """
 
     name: str
@@ -66,11 +74,11 @@ class Method:
     pre_bn: bool = True
 
     @property
-    def is_float(self):
+    def is_float(self) -> bool:
         return self.name == "float"
 
-    def activation(self, channels, activation=nn.ReLU):
-        """What stands for the float network's activation."""
+    def activation(self, channels: int, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Module:
+        """Return the module that takes the place of the float network's activation."""
         if self.base == "birealnet":
             return nn.Identity()
         if self.base == "reactnet":
@@ -78,15 +86,31 @@ class Method:
         return nn.Maxout(channels) if self.base == "adabin" else activation()
 
     def pointwise(
-        self, in_channels, out_channels, groups=1, activation=None, has_shortcut=True, rng=None
-    ):
-        """A 1×1 layer; `activation` is a module, or None for none."""
+        self,
+        in_channels: int,
+        out_channels: int,
+        groups: int = 1,
+        activation: nn.Module | None = None,
+        has_shortcut: bool = True,
+        rng: np.random.Generator | None = None,
+    ) -> Layer:
+        """Build a 1×1 layer: (N, in_channels, H, W) -> (N, out_channels, H, W)."""
         conv = self.conv(in_channels, out_channels, 1, groups=groups, rng=rng)
         shortcut = self.shortcut(in_channels, out_channels) if has_shortcut else None
         return Layer(conv, nn.BatchNorm2d(out_channels), activation, shortcut)
 
-    def spatial(self, channels, kernel_size, stride=1, activation=None, rng=None):
-        """A k×k layer that keeps the channels apart, or would in the float network."""
+    def spatial(
+        self,
+        channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        activation: nn.Module | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> Layer:
+        """Build a k×k layer, depth-wise where the method has such: (N, channels, H, W) -> same.
+
+        With a stride of 2 the image is halved.
+        """
         pre_bn, geometry = False, {"stride": stride, "padding": kernel_size // 2}
         if self.is_float or (self.name == "bdnet-b" and stride > 1):
             conv = nn.Conv2d(
@@ -102,8 +126,16 @@ class Method:
         shortcut = self.shortcut(channels, channels, stride)
         return Layer(conv, nn.BatchNorm2d(channels), activation, shortcut, pre_bn)
 
-    def conv(self, in_channels, out_channels, kernel_size, stride=1, groups=1, rng=None):
-        """A convolution that mixes channels, with the sign of its input where it is binary."""
+    def conv(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+        rng: np.random.Generator | None = None,
+    ) -> nn.Module:
+        """Build a regular convolution, preceded by the sign of its input where it is binary."""
         geometry = {"stride": stride, "padding": kernel_size // 2, "groups": groups, "rng": rng}
         if self.is_float:
             return nn.Conv2d(in_channels, out_channels, kernel_size, bias=False, **geometry)
@@ -116,8 +148,8 @@ class Method:
         )  # fmt: skip
         return nn.Sequential(sign, conv)
 
-    def shortcut(self, in_channels, out_channels, stride=1):
-        """From a layer's input to its output; None where there is none."""
+    def shortcut(self, in_channels: int, out_channels: int, stride: int = 1) -> nn.Module | None:
+        """Build the shortcut from a layer's input to its output; None where it has none."""
         if self.is_float or (in_channels != out_channels and not self.broadcast_residual):
             return None
         parts = [nn.AvgPool2d(2)] if stride == 2 else []
@@ -134,14 +166,27 @@ class Layer(nn.Module):
     conv, norm : Module
     activation, shortcut : Module or None
     pre_bn : bool
-        Add the shortcut before the norm too.
+        Add the shortcut also before the norm.
     """
 
-    def __init__(self, conv, norm, activation=None, shortcut=None, pre_bn=False):
+    conv: nn.Module
+    norm: nn.Module
+    activation: nn.Module | None
+    shortcut: nn.Module | None
+    pre_bn: bool
+
+    def __init__(
+        self,
+        conv: nn.Module,
+        norm: nn.Module,
+        activation: nn.Module | None = None,
+        shortcut: nn.Module | None = None,
+        pre_bn: bool = False,
+    ) -> None:
         self.conv, self.norm, self.activation = conv, norm, activation
         self.shortcut, self.pre_bn = shortcut, pre_bn
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
         if self.shortcut is None:
             y = self.norm(y)
@@ -150,14 +195,20 @@ class Layer(nn.Module):
             y = self.norm(y + s if self.pre_bn else y) + s
         return y if self.activation is None else self.activation(y)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return "pre_bn" if self.pre_bn else ""
 
 
 def make_method(
-    network, name, base="reactnet", broadcast_residual=True, dual=True, pre_bn=True, known=METHODS
-):
-    """The `Method` of a name, or a ValueError that begins with the network's."""
+    network: str,
+    name: str,
+    base: str = "reactnet",
+    broadcast_residual: bool = True,
+    dual: bool = True,
+    pre_bn: bool = True,
+    known: Sequence[str] = METHODS,
+) -> Method:
+    """Look up a `Method`; errors are prefixed with the network's name."""
     if name not in known:
         raise ValueError(f"{network}: method must be one of {', '.join(known)}, got {name!r}")
     if base not in ("reactnet", "adabin"):
@@ -166,40 +217,53 @@ def make_method(
     return Method(name, base, bool(broadcast_residual), bool(dual), bool(pre_bn))
 
 
-def scaled(channels, width, multiple=1):
-    """width times so many channels, rounded to a multiple (halves up), at least one of it."""
+def scaled(channels: int, width: float, multiple: int = 1) -> int:
+    """Round ``width * channels`` (half up) to a multiple of `multiple`, at least `multiple`."""
     return max(1, math.floor(channels * width / multiple + 0.5)) * multiple
 
 
-def stride_for(network, argument, stride, input_size, limit):
-    """A stride of 1 or 2 that was given, or by default 2 for images above `limit` pixels."""
+def stride_for(network: str, argument: str, stride: int | None, input_size: int, limit: int) -> int:
+    """Check a stride of 1 or 2; None defaults to 2 for images above `limit` pixels, else 1."""
     if stride not in (None, 1, 2):
         raise ValueError(f"{network}: {argument} must be 1 or 2, got {stride!r}")
     return stride or (2 if isinstance(input_size, Integral) and input_size > limit else 1)
 
 
-def check_arguments(network, width, input_size, reduction):
-    """The width must be positive, and the image a multiple of what the strides divide it by."""
+def check_arguments(network: str, width: float, input_size: int, reduction: int) -> None:
+    """Check that the width is positive and the image size a multiple of the total stride."""
     if not width > 0:
         raise ValueError(f"{network}: width must be positive, got {width!r}")
     is_size = isinstance(input_size, Integral) and input_size >= 1
     if not is_size or input_size % reduction:
         raise ValueError(
-            f"{network}: input_size must be a multiple of {reduction}, which the strides divide it "
-            f"by, got {input_size!r}"
+            f"{network}: input_size must be a multiple of {reduction}, the product of the strides, "
+            f"got {input_size!r}"
         )
 
 
-def stem(how, in_channels, channels, stride, activation=nn.ReLU, kernel_size=3, rng=None):
-    """The first layer, real; only the float network has an activation there."""
+def stem(
+    factory: Method,
+    in_channels: int,
+    channels: int,
+    stride: int,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+    kernel_size: int = 3,
+    rng: np.random.Generator | None = None,
+) -> Layer:
+    """Build the first layer, real; only the float network has an activation in it."""
     conv = nn.Conv2d(
         in_channels, channels, kernel_size, stride, kernel_size // 2, bias=False, rng=rng
     )
-    return Layer(conv, nn.BatchNorm2d(channels), activation() if how.is_float else None)
+    return Layer(conv, nn.BatchNorm2d(channels), activation() if factory.is_float else None)
 
 
-def classifier(channels, num_classes, rng=None):
-    """The end: the mean over the image and the last layer, real."""
+def classifier(
+    channels: int, num_classes: int, rng: np.random.Generator | None = None
+) -> list[nn.Module]:
+    """Build the last layers: the mean over the image and a real dense layer.
+
+    (N, channels, H, W) -> (N, num_classes).
+    """
     return [
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes, rng=rng)
     ]  # fmt: skip

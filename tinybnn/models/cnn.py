@@ -16,20 +16,29 @@ has 90,744 binary weights and 460 float parameters.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tinybnn import nn
 from tinybnn.autograd import default_generator
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from tinybnn.quantizers import Quantizer
+
 
 def cnn(
-    input_shape,
-    num_classes=10,
-    channels=(32, 64, 64),
-    features=60,
-    padding=0,
-    quantizer="approx_sign",
-    rng=None,
-):
-    """Build the network.
+    input_shape: Sequence[int],
+    num_classes: int = 10,
+    channels: tuple[int, int, int] = (32, 64, 64),
+    features: int = 60,
+    padding: int = 0,
+    quantizer: str | Quantizer = "approx_sign",
+    rng: np.random.Generator | None = None,
+) -> nn.Sequential:
+    """Build a small binary CNN.
 
     Parameters
     ----------
@@ -42,7 +51,7 @@ def cnn(
     padding : int
         Zeros around each convolution's input; 1 suits images below 22×22.
     quantizer : Quantizer or name
-        Of activations; weights use ste_sign.
+        For activations; weights use ste_sign.
     rng : numpy.random.Generator, optional
         Source of the initial weights.
 

@@ -1,14 +1,14 @@
-"""HyBNN: a frozen float encoder that gives bits, and a binary network that works on them.
+"""HyBNN: a frozen float encoder with binary codes, and binary networks on these codes.
 
 In a Hybrid Binary Neural Network the encoder of a `BinaryVAE` is trained once, without labels, and
-frozen. Each task then gets a small binary head of its own, which takes the packed code and nothing
-else. `BinaryCNN` is what the paper compares with: one binary network on binarized pixels, of the
-size of encoder and head together.
+frozen. Each task has its own small binary head, whose only input is the packed code. `BinaryCNN` is
+the paper's baseline: one binary network on binarized pixels, of the size of encoder and head.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,9 +16,22 @@ from tinybnn import nn
 from tinybnn.autograd import default_generator
 from tinybnn.models.binary_vae import CHANNELS, BinaryVAE, image_sizes
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def binary_dense(in_features, widths, quantizer, rng):
-    """Dense layers, each a sign, a BinaryLinear and a batch norm, as a list."""
+    from numpy.typing import ArrayLike, NDArray
+
+    from tinybnn.autograd import Tensor
+    from tinybnn.quantizers import Quantizer
+
+
+def binary_dense(
+    in_features: int,
+    widths: Sequence[int],
+    quantizer: str | Quantizer,
+    rng: np.random.Generator | None,
+) -> list[nn.Module]:
+    """Build dense layers, each a sign, a BinaryLinear and a batch norm: the list of modules."""
     layers = []
     for width in widths:
         layers.append(nn.BinaryLinear(in_features, width, input_quantizer=quantizer, rng=rng))
@@ -28,40 +41,48 @@ def binary_dense(in_features, widths, quantizer, rng):
 
 
 class BinaryMLP(nn.Module):
-    """The task network: codes -> class scores, every weight and every input of a layer a sign.
+    """The task network: codes -> class scores, with signs for all weights and layer inputs.
 
         layer                           weights
         dense 200 -> 128, batch norm    25,600 (binary)
         sign
         dense 128 -> 2, batch norm      256 (binary)
 
-    The last layer is binary like the first. Its scores are integers from -128 to 128, so far apart
-    that softmax would saturate and its gradient vanish; the batch norm behind it brings them to a
-    scale of one. It costs two floats a class, and it cannot be folded into thresholds, since no
-    sign follows: it is the only place where the packed network computes with floats.
+    The last layer is binary too. Its scores are integers from -128 to 128, so far apart that
+    softmax would saturate and its gradient vanish; the batch norm behind it rescales them to unit
+    variance. It costs two floats a class and cannot be folded into thresholds, since no sign
+    follows: it is the only float computation of the packed network.
 
     Parameters
     ----------
     in_features : int
-        Bits of a code.
+        Number of bits of a code.
     hidden : int or sequence of int
         Width of the hidden layer, or of several.
     num_classes : int
     quantizer : Quantizer or name
-        Of each layer's input; weights use ste_sign.
+        For each layer's input; weights use ste_sign.
     rng : numpy.random.Generator, optional
         Source of the initial weights.
     """
 
+    layers: nn.Sequential
+
     def __init__(
-        self, in_features=200, hidden=128, num_classes=2, *, quantizer="ste_sign", rng=None
-    ):
+        self,
+        in_features: int = 200,
+        hidden: int | Sequence[int] = 128,
+        num_classes: int = 2,
+        *,
+        quantizer: str | Quantizer = "ste_sign",
+        rng: np.random.Generator | None = None,
+    ) -> None:
         rng = default_generator() if rng is None else rng
         hidden = (hidden,) if np.ndim(hidden) == 0 else tuple(hidden)
         layers = binary_dense(in_features, (*hidden, num_classes), quantizer, rng)
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """(N, in_features) -> (N, num_classes)."""
         return self.layers(x)
 
@@ -86,16 +107,16 @@ class BinaryCNN(nn.Module):
     image_shape : (C, H, W)
     num_classes : int
     threshold : float or array that broadcasts to (C, H, W)
-        What pixels are compared with. For pixels from 0 to 1:
+        Subtracted from the pixels before the sign. For pixels from 0 to 1:
 
-        - 0 is the paper's construction, sign(x). As sign(0) = +1, it makes every image the same
-          image, all +1, and the network a constant: it can do no better than the frequency of the
-          commonest class. That is a defect of the threshold, not of binary inputs.
-        - 0.5, or the mean of each pixel over the training images, repairs it.
+        - 0 is the paper's construction, sign(x). Since sign(0) = +1, every image becomes all +1 and
+          the network a constant: its accuracy is the frequency of the most common class. This is a
+          defect of the threshold, not of binary inputs.
+        - 0.5, or the mean of each pixel over the training images, avoids it.
     features, hidden : int
         Widths of the dense layers.
     quantizer : Quantizer or name
-        Of each layer's input; weights use ste_sign.
+        For each layer's input; weights use ste_sign.
     rng : numpy.random.Generator, optional
         Source of the initial weights.
 
@@ -104,17 +125,20 @@ class BinaryCNN(nn.Module):
     threshold : (1, C or 1, H or 1, W or 1) float32 buffer
     """
 
+    threshold: NDArray[np.float32]
+    layers: nn.Sequential
+
     def __init__(
         self,
-        image_shape,
-        num_classes=2,
-        threshold=0.5,
-        features=200,
-        hidden=128,
+        image_shape: Sequence[int],
+        num_classes: int = 2,
+        threshold: ArrayLike = 0.5,
+        features: int = 200,
+        hidden: int = 128,
         *,
-        quantizer="ste_sign",
-        rng=None,
-    ):
+        quantizer: str | Quantizer = "ste_sign",
+        rng: np.random.Generator | None = None,
+    ) -> None:
         rng = default_generator() if rng is None else rng
         threshold = np.asarray(threshold, np.float32)
         if len(image_shape) != 3 or not _broadcasts(threshold.shape, image_shape):
@@ -138,7 +162,7 @@ class BinaryCNN(nn.Module):
         dense = binary_dense(in_features, (features, hidden, num_classes), quantizer, rng)
         self.layers = nn.Sequential(*layers, nn.Flatten(), *dense)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, num_classes)."""
         return self.layers(x - self.threshold)
 
@@ -153,30 +177,31 @@ def _broadcasts(shape, target):
 class HyBNN(nn.Module):
     """Image -> code -> class scores: an encoder, frozen here, and a head that is trained.
 
-    Training this model as a whole computes each image's code anew in each epoch. It is faster to
-    encode once and to train the head alone (`BinaryVAE.encode_packed`, `save_codes`); the result
-    can be put together afterwards.
+    Training the whole model recomputes the code of each image in every epoch. It is faster to
+    encode once and to train the head alone (`BinaryVAE.encode_packed`, `save_codes`), and to
+    combine both afterwards.
 
-    ``deploy.compile(HyBNN(encoder, head), image_shape)`` is a program from image to scores, in
-    which the code is only ever bits. ``deploy.compile(head, (bits,)).predict_packed(words)`` starts
-    from stored codes.
+    ``deploy.compile(HyBNN(encoder, head), image_shape)`` is a program from image to scores, with
+    codes as bits throughout. ``deploy.compile(head, (bits,)).predict_packed(words)`` starts from
+    stored codes.
 
     Parameters
     ----------
     encoder : Module
-        Images -> (N, bits) of ±1, such as ``vae.encoder``. It is frozen (`Module.freeze`).
+        Images (N, C, H, W) -> (N, bits) of ±1, such as ``vae.encoder``; `Module.freeze` is applied.
     head : Module
         (N, bits) -> (N, classes), such as a `BinaryMLP`.
     """
 
-    def __init__(self, encoder, head):
+    encoder: nn.Module
+    head: nn.Module
+
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
         if isinstance(encoder, BinaryVAE):
-            raise ValueError(
-                "HyBNN: a BinaryVAE gives images back; pass vae.encoder as the encoder"
-            )
+            raise ValueError("HyBNN: a BinaryVAE returns images; pass vae.encoder as the encoder")
         self.encoder = encoder.freeze()
         self.head = head
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, classes)."""
         return self.head(self.encoder(x))

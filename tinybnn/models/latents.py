@@ -1,6 +1,6 @@
-"""Binary latent variables, and estimators of gradients through them.
+"""Binary latent variables, and gradient estimators for them.
 
-An encoder gives an image logits l, one for each latent bit, and with them a distribution of codes
+An encoder maps an image to logits l, one for each latent bit, which define a distribution of codes
 
     q(z) = Π q(z_i),   q(z_i = +1) = σ(l_i),   q(z_i = -1) = σ(-l_i).
 
@@ -10,19 +10,20 @@ nats, is the sum of two terms:
     reconstruction   E_q[cost(z)],   cost(z) = -log p(x | z)
     rate             KL(q || p) = Σ (σ(l_i) l_i - softplus(l_i) + ln 2)
 
-The rate has this closed form. The expectation runs over 2^bits codes, so it is sampled, and here
-the trouble begins: a sampled bit jumps where its logit passes a threshold, and has no derivative.
-Each class below is one way to get a gradient in l all the same. All have one method for it,
-`Estimator.expectation`; the gradient in the decoder's parameters comes with it.
+The rate has this closed form. The expectation runs over 2^bits codes, so it is sampled; but a
+sampled bit is a step function of its logit and has no useful derivative. Each class below is an
+estimator of the gradient in l, by the method `Estimator.expectation`, which yields the gradient of
+the decoder's parameters too.
 
-For few bits nothing needs to be sampled: `Enumeration` sums over all codes. It is the measure of
-the others (`compare_gradients`).
+For few bits no sampling is needed: `Enumeration` sums over all codes, and `compare_gradients`
+measures the other estimators against it.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,23 +31,36 @@ from tinybnn import functional as F
 from tinybnn import quantizers
 from tinybnn.autograd import Function, Tensor, default_generator, grad
 
-LN2 = math.log(2.0)
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import ArrayLike, DTypeLike
+
+    from tinybnn.quantizers import Quantizer
+    from tinybnn.typing import Array, V
+
+    Cost = Callable[[Tensor], Tensor]
+
+LN2: float = math.log(2.0)
 
 
 class PassThrough(Function):
-    """The value of `hard`, and the gradient of `soft`: soft + constant(hard - soft), unrounded."""
+    """The value of `hard` with the gradient of `soft` (same shape): soft + constant(hard - soft).
 
-    saves = ()
+    The value is exactly `hard`, without the rounding of that sum.
+    """
 
-    def forward(self, soft, hard):
+    saves: tuple[str, ...] = ()
+
+    def forward(self, soft: Array, hard: Array) -> Array:
         return hard
 
-    def backward(self, grad, output, soft, hard):
+    def backward(self, grad: V, output: V, soft: V, hard: V) -> tuple[V, None]:
         return grad, None
 
 
 def _with_gradient_of(value, surrogate):
-    """`value` as it is, its gradient plus that of `surrogate`."""
+    """The value of `value`, with the sum of the gradients of `value` and `surrogate`."""
     return value + (surrogate - surrogate.detach())
 
 
@@ -59,54 +73,53 @@ def _logistic(logits, rng):
 
 
 class Estimator:
-    """Base class: the distribution q, and what subclasses must give.
+    """Base class: the distribution q of codes; subclasses implement `expectation`.
 
     Attributes
     ----------
     is_random : bool
-        Whether codes are drawn from q. If not, q is the sign of the logits and nothing else.
+        Whether codes are drawn from q. If not, q is a single code, the signs of the logits.
     is_unbiased : bool
-        Whether the mean of the gradient in the logits is the gradient of the mean.
+        Whether the expected gradient in the logits is the gradient of the expectation.
     """
 
-    is_random = True
-    is_unbiased = False
+    is_random: bool = True
+    is_unbiased: bool = False
 
-    def expectation(self, logits, cost, rng):
-        """E_q[cost(z)] of each image, with a gradient.
+    def expectation(self, logits: Tensor, cost: Cost, rng: np.random.Generator) -> Tensor:
+        """Estimate E_q[cost(z)] of each image, with a gradient.
 
         Parameters
         ----------
         logits : (N, bits) Tensor
         cost : callable
             (M, bits) Tensor of codes -> (M,) Tensor of costs. M is a multiple of N, and row i
-            belongs to image i mod N. The cost of a row may depend on that row alone: with a batch
-            norm in it, whose statistics are those of the batch, no statement below about bias is
-            exact.
+            belongs to image i mod N. The cost of a row must depend on that row only: with a batch
+            norm that uses batch statistics, the statements about bias below are not exact.
         rng : numpy.random.Generator
 
         Returns
         -------
         (N,) Tensor
-            The mean cost of the codes that were tried. Its gradient, in the logits and in whatever
-            else the cost depends on, is the estimate.
+            The mean cost of the sampled codes. Its gradient, in the logits and in all other inputs
+            of the cost, is the estimate.
         """
         raise NotImplementedError
 
-    def sample(self, logits, rng):
-        """A code of ±1 for each row of logits, drawn from q; arrays (N, bits)."""
+    def sample(self, logits: Array, rng: np.random.Generator) -> Array:
+        """Draw a code of ±1 from q for each row of logits: array (..., bits) -> (..., bits)."""
         uniform = rng.random(logits.shape, dtype=logits.dtype)
         return np.where(uniform < F.sigmoid(logits), 1, -1).astype(logits.dtype)
 
-    def log_prob(self, logits, codes):
-        """log q(z) = -Σ softplus(-z_i l_i), for Tensors or arrays (..., bits)."""
+    def log_prob(self, logits: V, codes: V | Array) -> V:
+        """Compute log q(z) = -Σ softplus(-z_i l_i): Tensors or arrays (..., bits) -> (...)."""
         return -F.sum(F.softplus(-1.0 * (codes * logits)), -1)
 
-    def rate(self, logits):
-        """KL(q || uniform) of each image in nats, (N, bits) Tensor -> (N,) Tensor."""
+    def rate(self, logits: Tensor) -> Tensor:
+        """Compute KL(q || uniform) of each image in nats: (N, bits) Tensor -> (N,) Tensor."""
         return F.sum(F.sigmoid(logits) * logits - F.softplus(logits) + LN2, 1)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({settings})"
 
@@ -115,10 +128,10 @@ class Sign(Estimator):
     """No noise: the code is the sign of the logits, with a straight-through gradient.
 
     code       z = sign(l)
-    gradient   ∂z/∂l := 1 where |l| <= 1, else 0 (or what the quantizer says)
-    rate       bits · ln 2, whatever the image: q is a single code, and the prior gives each code
-               2^-bits. So the rate teaches nothing; the model is an autoencoder, and its ELBO a
-               true but loose bound.
+    gradient   ∂z/∂l := 1 where |l| <= 1, else 0 (or the quantizer's pseudo-gradient)
+    rate       bits · ln 2 for every image: q is a single code, whose prior probability is 2^-bits.
+               The rate has no gradient; the model is an autoencoder, and its ELBO a valid but loose
+               bound.
 
     The binary autoencoder of Fajtl et al. 2020 (LBAE), whose gradient is 1 everywhere; the
     saturating one is BinaryNet's (Courbariaux et al. 2016).
@@ -128,29 +141,30 @@ class Sign(Estimator):
     quantizer : Quantizer or name
     """
 
+    quantizer: Quantizer
     is_random = False
 
-    def __init__(self, quantizer="ste_sign"):
+    def __init__(self, quantizer: str | Quantizer = "ste_sign") -> None:
         self.quantizer = quantizers.get(quantizer)
         if self.quantizer is None or self.quantizer.values != (-1.0, 1.0):
             raise ValueError(f"Sign: expects a quantizer with the values ±1, got {quantizer!r}")
 
-    def expectation(self, logits, cost, rng):
+    def expectation(self, logits: Tensor, cost: Cost, rng: np.random.Generator) -> Tensor:
         return cost(self.quantizer(logits))
 
-    def sample(self, logits, rng):
+    def sample(self, logits: Array, rng: np.random.Generator) -> Array:
         return quantizers.sign(logits)
 
-    def log_prob(self, logits, codes):
-        """0: the code is certain."""
+    def log_prob(self, logits: V, codes: V | Array) -> V:
+        """Return 0 for each image, since the code is certain: (..., bits) -> (...)."""
         return F.sum(0.0 * logits, -1)
 
-    def rate(self, logits):
+    def rate(self, logits: Tensor) -> Tensor:
         return F.sum(0.0 * logits + LN2, 1)
 
 
 class StraightThrough(Estimator):
-    """A sampled code, with the gradient of its mean.
+    """A sampled code with the gradient of its mean.
 
     code       z ~ q
     gradient   ∂z/∂l := ∂E[z]/∂l = 2 σ(l) σ(-l)
@@ -159,21 +173,21 @@ class StraightThrough(Estimator):
     (arXiv:1308.3432).
     """
 
-    def expectation(self, logits, cost, rng):
+    def expectation(self, logits: Tensor, cost: Cost, rng: np.random.Generator) -> Tensor:
         mean = 2.0 * F.sigmoid(logits) - 1.0
         return cost(PassThrough.apply(mean, self.sample(logits.data, rng)))
 
 
 class GumbelSoftmax(Estimator):
-    """A relaxed code between -1 and +1, which has a derivative.
+    """A relaxed, differentiable code between -1 and +1.
 
     code       z = tanh((l + e) / 2τ),  e logistic noise; ±1 in the limit τ -> 0
     gradient   ∂z/∂l, exact for the relaxed code
 
     The two-class case of Gumbel-softmax (Jang et al. 2017, eq. 2), or binary concrete (Maddison et
-    al. 2017, appendix B), mapped from (0, 1) to (-1, 1). Small τ: little bias, much variance.
-    Training sees relaxed codes with the rate of the hard ones (as in Jang et al.), which bounds
-    nothing: evaluate with codes of ±1, as `BinaryVAE` does in evaluation mode.
+    al. 2017, appendix B), mapped from (0, 1) to (-1, 1). A small τ means low bias and high
+    variance. Training combines relaxed codes with the rate of the binary ones (as in Jang et al.),
+    which is not a bound: evaluate with codes of ±1, as `BinaryVAE` does in evaluation mode.
 
     Parameters
     ----------
@@ -181,27 +195,29 @@ class GumbelSoftmax(Estimator):
         τ; see `TemperatureSchedule`.
     """
 
-    def __init__(self, temperature=1.0):
+    temperature: float
+
+    def __init__(self, temperature: float = 1.0) -> None:
         if not temperature > 0:
             name = type(self).__name__
             raise ValueError(f"{name}: temperature must be positive, got {temperature!r}")
         self.temperature = float(temperature)
 
-    def relaxed(self, noisy):
-        """The relaxed code of noisy logits l + e."""
+    def relaxed(self, noisy: Tensor) -> Tensor:
+        """Compute the relaxed code of noisy logits l + e: (N, bits) -> (N, bits)."""
         return F.tanh(noisy * (0.5 / self.temperature))
 
-    def expectation(self, logits, cost, rng):
+    def expectation(self, logits: Tensor, cost: Cost, rng: np.random.Generator) -> Tensor:
         return cost(self.relaxed(logits + _logistic(logits, rng)))
 
 
 class StraightThroughGumbel(GumbelSoftmax):
-    """A sampled code, with the gradient of the relaxed code of the same noise.
+    """A sampled code with the gradient of the relaxed code for the same noise.
 
     code       z = sign(l + e),  e logistic noise: a sample of q
     gradient   ∂z/∂l := ∂/∂l tanh((l + e) / 2τ)
 
-    Jang et al. 2017, section 2.2. Biased, but the decoder sees what it will see later.
+    Jang et al. 2017, section 2.2. Biased, but the decoder is trained on binary codes.
 
     Parameters
     ----------
@@ -209,13 +225,13 @@ class StraightThroughGumbel(GumbelSoftmax):
         τ; see `TemperatureSchedule`.
     """
 
-    def expectation(self, logits, cost, rng):
+    def expectation(self, logits: Tensor, cost: Cost, rng: np.random.Generator) -> Tensor:
         noisy = logits + _logistic(logits, rng)
         return cost(PassThrough.apply(self.relaxed(noisy), quantizers.sign(noisy.data)))
 
 
 class ScoreFunction(Estimator):
-    """The log-derivative trick, with the other samples' mean cost as the baseline.
+    """The log-derivative trick, with the mean cost of the other samples as baseline.
 
     codes      z_1, ..., z_m ~ q
     gradient   1/m Σ_k (cost(z_k) - 1/(m-1) Σ_{j≠k} cost(z_j)) ∂ log q(z_k)/∂l,
@@ -227,17 +243,18 @@ class ScoreFunction(Estimator):
     Parameters
     ----------
     samples : int
-        m, from 2: codes that are tried for each image.
+        m >= 2: number of codes sampled for each image.
     """
 
+    samples: int
     is_unbiased = True
 
-    def __init__(self, samples=2):
+    def __init__(self, samples: int = 2) -> None:
         if not isinstance(samples, int | np.integer) or samples < 2:
             raise ValueError(f"ScoreFunction: samples must be an int >= 2, got {samples!r}")
         self.samples = int(samples)
 
-    def expectation(self, logits, cost, rng):
+    def expectation(self, logits: Tensor, cost: Cost, rng: np.random.Generator) -> Tensor:
         m, (n, bits) = self.samples, logits.shape
         tiled = np.broadcast_to(logits.data, (m, n, bits))
         codes = self.sample(tiled, rng)  # (m, N, bits)
@@ -249,18 +266,18 @@ class ScoreFunction(Estimator):
 
 
 class DisARM(Estimator):
-    """Two codes from one noise and its mirror image; bits that agree get no gradient.
+    """Two codes from antithetic noise; bits on which they agree have no gradient.
 
     codes      z  = +1 where u < σ(l),  z' = +1 where 1 - u < σ(l),  else -1;  u uniform
     gradient   ½ (cost(z) - cost(z')) s σ(|l|),   s = (z - z') / 2
 
-    Unbiased. The mean of ARM's gradient (Yin and Zhou 2019) over all noise that gives these two
-    codes, so of no more variance. Dong, Mnih and Tucker 2020; found as U2G by Yin et al. 2020.
+    Unbiased. The mean of ARM's gradient (Yin and Zhou 2019) over all noise that leads to these two
+    codes, hence with no more variance. Dong, Mnih and Tucker 2020; also U2G (Yin et al. 2020).
     """
 
     is_unbiased = True
 
-    def expectation(self, logits, cost, rng):
+    def expectation(self, logits: Tensor, cost: Cost, rng: np.random.Generator) -> Tensor:
         n, bits = logits.shape
         uniform = rng.random((n, bits), dtype=logits.dtype)
         p = F.sigmoid(logits.data)
@@ -273,28 +290,30 @@ class DisARM(Estimator):
 
 
 class Enumeration(Estimator):
-    """No sampling: the sum over all codes, and so its exact gradient.
+    """No sampling: the sum over all codes, with its exact gradient.
 
     codes      all 2^bits
     gradient   that of Σ_z q(z) cost(z), by differentiation
 
-    For at most 10 bits, and to measure the others.
+    For at most 10 bits; a reference for the other estimators.
     """
 
     is_unbiased = True
-    MOST_BITS = 10
+    MOST_BITS: int = 10
 
     @classmethod
-    def codes(cls, bits, dtype=np.float32):
-        """All codes of so many bits, (2^bits, bits) of ±1."""
+    def codes(cls, bits: int, dtype: DTypeLike = np.float32) -> Array:
+        """Return all codes of ±1: (2^bits, bits) of `dtype`."""
         if not 1 <= bits <= cls.MOST_BITS:
             raise ValueError(
-                f"Enumeration: 2^bits codes are summed up for 1 to {cls.MOST_BITS} bits, got {bits}"
+                f"Enumeration: bits must be from 1 to {cls.MOST_BITS} (2^bits codes), got {bits}"
             )
         numbers = np.arange(2**bits)[:, None]
         return np.where(numbers >> np.arange(bits) & 1, 1, -1).astype(dtype)
 
-    def expectation(self, logits, cost, rng=None):
+    def expectation(
+        self, logits: Tensor, cost: Cost, rng: np.random.Generator | None = None
+    ) -> Tensor:
         n, bits = logits.shape
         codes = self.codes(bits, logits.dtype)
         costs = cost(Tensor(np.repeat(codes, n, axis=0))).reshape(-1, n)  # (2^bits, N)
@@ -313,8 +332,8 @@ _BY_NAME = {
 }
 
 
-def get(estimator):
-    """An estimator by its name; an Estimator is returned as it is."""
+def get(estimator: str | Estimator) -> Estimator:
+    """Return the estimator of a name; an Estimator is returned as it is."""
     if isinstance(estimator, Estimator):
         return estimator
     if isinstance(estimator, str) and estimator in _BY_NAME:
@@ -325,11 +344,11 @@ def get(estimator):
 
 
 class TemperatureSchedule:
-    """Cool a Gumbel-softmax estimator: τ falls evenly in log τ, and stays.
+    """Decrease the temperature τ of a Gumbel-softmax estimator exponentially, then keep it.
 
     τ(t) = max(end, start e^{-rt}) with r = ln(start / end) / T_max: the schedule of Jang et al.
-    2017 (section 4), who end at 0.5. Call `step` once after each batch or epoch: the unit is
-    yours.
+    2017 (section 4), who end at 0.5. Call `step` after each batch, or after each epoch; T_max
+    counts these steps.
 
     Parameters
     ----------
@@ -344,7 +363,15 @@ class TemperatureSchedule:
         Number of steps so far.
     """
 
-    def __init__(self, estimator, T_max, start=1.0, end=0.5):
+    estimator: GumbelSoftmax
+    T_max: int
+    start: float
+    end: float
+    last_epoch: int
+
+    def __init__(
+        self, estimator: GumbelSoftmax, T_max: int, start: float = 1.0, end: float = 0.5
+    ) -> None:
         if not isinstance(estimator, GumbelSoftmax):
             raise ValueError(
                 f"TemperatureSchedule: expects an estimator with a temperature, got {estimator!r}"
@@ -360,24 +387,24 @@ class TemperatureSchedule:
         self.last_epoch = 0
         self._set()
 
-    def temperature(self, epoch):
-        """τ after so many steps."""
+    def temperature(self, epoch: float) -> float:
+        """Return τ after `epoch` steps."""
         return self.start * (self.end / self.start) ** min(epoch / self.T_max, 1.0)
 
-    def step(self):
-        """Go on by one step."""
+    def step(self) -> None:
+        """Advance by one step."""
         self.last_epoch += 1
         self._set()
 
     def _set(self):
         self.estimator.temperature = float(self.temperature(self.last_epoch))
 
-    def state_dict(self):
-        """The settings and the step count, without the estimator."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the settings and the step count, without the estimator."""
         return {name: value for name, value in vars(self).items() if name != "estimator"}
 
-    def load_state_dict(self, state_dict):
-        """Take over what `state_dict` gave; the estimator's temperature with it."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state from `state_dict`, and set the estimator's temperature."""
         vars(self).update(state_dict)
         self._set()
 
@@ -387,31 +414,34 @@ class TemperatureSchedule:
 
 @dataclass(frozen=True)
 class GradientComparison:
-    """Estimated gradients beside the exact ones; each attribute is a list of arrays.
+    """Estimated and exact gradients; each attribute is a list of arrays.
 
-    The first array belongs to the logits, the others to the parameters in their order.
+    The first array is the gradient of the logits (N, bits), the others those of the parameters, in
+    their order and shapes.
 
     Attributes
     ----------
-    exact, mean : list of arrays
+    exact : list of arrays
+    mean : list of arrays
+        Mean of the estimates.
     standard_error : list of arrays
-        Of the mean.
+        Standard error of the mean.
     """
 
-    exact: list
-    mean: list
-    standard_error: list
+    exact: list[Array]
+    mean: list[Array]
+    standard_error: list[Array]
 
     @property
-    def bias(self):
-        """Mean minus exact."""
+    def bias(self) -> list[Array]:
+        """Mean minus exact gradients, in their shapes."""
         return [mean - exact for mean, exact in zip(self.mean, self.exact, strict=True)]
 
     @property
-    def z(self):
-        """Bias in units of its standard error; for an unbiased estimator, nearly standard normal.
+    def z(self) -> list[Array]:
+        """Bias divided by its standard error; roughly standard normal without bias.
 
-        An error below the rounding of the gradient counts as that rounding.
+        Standard errors are at least the rounding error of the gradient.
         """
         result = []
         for bias, error, exact in zip(self.bias, self.standard_error, self.exact, strict=True):
@@ -420,7 +450,14 @@ class GradientComparison:
         return result
 
 
-def compare_gradients(estimator, logits, cost, parameters=(), samples=1000, rng=None):
+def compare_gradients(
+    estimator: str | Estimator,
+    logits: ArrayLike,
+    cost: Cost,
+    parameters: Sequence[Tensor] = (),
+    samples: int = 1000,
+    rng: np.random.Generator | None = None,
+) -> GradientComparison:
     """Measure an estimator's gradients of E_q[cost(z)], summed over the images.
 
     Parameters
@@ -431,16 +468,16 @@ def compare_gradients(estimator, logits, cost, parameters=(), samples=1000, rng=
     cost : callable
         As in `Estimator.expectation`.
     parameters : sequence of Tensors
-        Whose gradients are of interest as well, say those of a decoder inside of `cost`.
+        Further Tensors to compare gradients of, such as the parameters of a decoder in `cost`.
     samples : int
-        Number of independent estimates, from 2.
+        Number of independent estimates, at least 2.
     rng : numpy.random.Generator, optional
 
     Returns
     -------
     GradientComparison
         The exact gradient is that of the expectation over Bernoulli codes, also for `Sign`, which
-        draws none.
+        has no randomness.
     """
     if samples < 2:
         raise ValueError(f"compare_gradients: samples must be >= 2, got {samples!r}")

@@ -1,23 +1,33 @@
-"""A binary multi-layer perceptron: dense layers whose inputs and weights are all signs.
+"""A binary multi-layer perceptron: dense layers with signs for inputs and weights.
 
-With hidden=(256, 256, 256) this is the shape of FINN's SFC, with (1024, 1024, 1024) that of LFC.
+hidden=(256, 256, 256) gives the shape of FINN's SFC, (1024, 1024, 1024) that of LFC (Umuroglu et
+al. 2017).
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tinybnn import nn
 from tinybnn.autograd import default_generator
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from tinybnn.quantizers import Quantizer
+
 
 def mlp(
-    in_features,
-    hidden=(256, 256, 256),
-    num_classes=10,
-    dropout=0.0,
-    quantizer="approx_sign",
-    rng=None,
-):
-    """Build the network: each layer is the sign of its input, a BinaryLinear and a batch norm.
+    in_features: int,
+    hidden: Sequence[int] = (256, 256, 256),
+    num_classes: int = 10,
+    dropout: float = 0.0,
+    quantizer: str | Quantizer = "approx_sign",
+    rng: np.random.Generator | None = None,
+) -> nn.Sequential:
+    """Build a binary MLP: each layer is the sign of its input, a BinaryLinear and a batch norm.
 
     Parameters
     ----------
@@ -29,7 +39,7 @@ def mlp(
     dropout : float
         Probability after each hidden batch norm; a dropped value is 0, whose sign is +1.
     quantizer : Quantizer or name
-        Of activations and of the input; weights use ste_sign.
+        For activations and the input; weights use ste_sign.
     rng : numpy.random.Generator, optional
         Source of the initial weights and of dropout.
 

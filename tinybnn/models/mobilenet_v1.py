@@ -13,19 +13,23 @@
     separable                               7×7             1024
     mean, dense (real)                                      num_classes
 
-Separable: a 3×3 layer, which has the stride and keeps the number of channels, and a 1×1 layer,
-which brings the new one. Howard et al. 2017, Table 1. Its binary forms are those of ReActNet (Liu
-et al. 2020, section 4.1), AdaBin (Tu et al. 2022) and BD-Net; `models.blocks` tells them apart.
-What ReActNet builds of two 1×1 convolutions where the number of channels doubles, each with the
-shortcut added, side by side, stands here as one with twice as many filters and a replicated
-shortcut.
+Separable: a 3×3 layer with the stride, which keeps the number of channels, and a 1×1 layer, which
+changes it. Howard et al. 2017, Table 1. The binary forms are those of ReActNet (Liu et al. 2020,
+section 4.1), AdaBin (Tu et al. 2022) and BD-Net; `models.blocks` describes them. Where the number
+of channels doubles, ReActNet concatenates two 1×1 convolutions, each with the shortcut added; here
+it is one convolution with twice as many filters and a replicated shortcut.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tinybnn import nn
 from tinybnn.autograd import default_generator
 from tinybnn.models.blocks import check_arguments, classifier, make_method, scaled, stem, stride_for
+
+if TYPE_CHECKING:
+    import numpy as np
 
 STEM = 32
 
@@ -37,20 +41,20 @@ SEPARABLE = (
 
 
 def mobilenet_v1(
-    width=1.0,
-    input_size=224,
-    num_classes=1000,
-    method="float",
+    width: float = 1.0,
+    input_size: int = 224,
+    num_classes: int = 1000,
+    method: str = "float",
     *,
-    base="reactnet",
-    broadcast_residual=True,
-    dual=True,
-    pre_bn=True,
-    stem_stride=None,
-    in_channels=3,
-    rng=None,
-):
-    """Build the network.
+    base: str = "reactnet",
+    broadcast_residual: bool = True,
+    dual: bool = True,
+    pre_bn: bool = True,
+    stem_stride: int | None = None,
+    in_channels: int = 3,
+    rng: np.random.Generator | None = None,
+) -> nn.Sequential:
+    """Build MobileNet V1.
 
     Parameters
     ----------
@@ -60,16 +64,16 @@ def mobilenet_v1(
         Height and width of the images: a multiple of 16 times the stem's stride.
     num_classes : int
     method : 'float', 'reactnet', 'adabin', 'bdnet-a' or 'bdnet-b'
-        'bdnet-a' makes every 3×3 a binary depth-wise convolution, 'bdnet-b' leaves those with a
-        stride real.
+        'bdnet-a' makes every 3×3 layer a binary depth-wise convolution; 'bdnet-b' keeps those with
+        a stride real.
     base : 'reactnet' or 'adabin'
-        What BD-Net is built on; of no meaning to the others.
+        The method that BD-Net is built on; ignored by the others.
     broadcast_residual : bool
-        Of the binary methods: shortcuts around the layers that change the number of channels.
+        Binary methods only: add shortcuts around layers that change the number of channels.
     dual, pre_bn : bool
-        Of BD-Net, for ablations: the 1.58-bit convolution, the shortcut before the batch norm.
+        BD-Net only, for ablations: the 1.58-bit convolution; the shortcut before the batch norm.
     stem_stride : 1 or 2, optional
-        By default 2 for images above 96 pixels, as the paper counts (BD-Net, Table 2).
+        Default: 2 for images above 96 pixels (BD-Net, Table 2), else 1.
     in_channels : int
     rng : numpy.random.Generator, optional
         Source of the initial weights.
@@ -79,16 +83,16 @@ def mobilenet_v1(
     Sequential
         (N, in_channels, input_size, input_size) images -> (N, num_classes) logits.
     """
-    how = make_method("mobilenet_v1", method, base, broadcast_residual, dual, pre_bn)
+    factory = make_method("mobilenet_v1", method, base, broadcast_residual, dual, pre_bn)
     stem_stride = stride_for("mobilenet_v1", "stem_stride", stem_stride, input_size, 96)
     check_arguments("mobilenet_v1", width, input_size, 16 * stem_stride)
     rng = default_generator() if rng is None else rng
     channels = scaled(STEM, width)
-    layers = [stem(how, in_channels, channels, stem_stride, rng=rng)]
+    layers = [stem(factory, in_channels, channels, stem_stride, rng=rng)]
     for outputs, stride in SEPARABLE:
         before, channels = channels, scaled(outputs, width)
         layers += [
-            how.spatial(before, 3, stride, how.activation(before), rng=rng),
-            how.pointwise(before, channels, activation=how.activation(channels), rng=rng),
+            factory.spatial(before, 3, stride, factory.activation(before), rng=rng),
+            factory.pointwise(before, channels, activation=factory.activation(channels), rng=rng),
         ]
     return nn.Sequential(*layers, *classifier(channels, num_classes, rng))

@@ -16,18 +16,20 @@
     3 × block, stride 2       8×8             64
     mean, dense                               num_classes
 
-Block: two 3×3 convolutions; the stride is that of the first one in the first block. First
-convolution and dense layer are real. He et al. 2016, Table 1 and section 4.2. On small
-images ResNet-18 begins with a 3×3 convolution of stride 1 and has no max-pool.
+Block: two 3×3 convolutions; the first one of a stage has the stride. The first convolution and the
+dense layer are real. He et al. 2016, Table 1 and section 4.2. For small images ResNet-18 begins
+with a 3×3 convolution of stride 1 and has no max-pool.
 
-The float block has one shortcut around both convolutions. The binary one has a shortcut around each
-(Bi-Real Net, Liu et al. 2018, Fig. 3). Where the image is reduced it is, in ResNet-18, an average
-over 2×2 pixels with a real 1×1 convolution and a batch norm behind it (float: that convolution with
-stride 2); in ResNet-20 the average, or in the float network every second pixel, between channels of
-zeros: half of the new ones in front, half behind.
+The float block has one shortcut around both convolutions, the binary one a shortcut around each
+(Bi-Real Net, Liu et al. 2018, Fig. 3). With a stride of 2 the shortcut is, in ResNet-18, an average
+over 2×2 pixels followed by a real 1×1 convolution and a batch norm (float: that convolution with
+stride 2, without the average); in ResNet-20 the average (float: every second pixel), padded with
+zero channels, half of them before and half behind.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from tinybnn import functional as F
 from tinybnn import nn
@@ -42,29 +44,36 @@ from tinybnn.models.blocks import (
     stride_for,
 )
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tinybnn.autograd import Tensor
+
 METHODS = ("float", "birealnet", "reactnet", "adabin")
 
-# (output channels, blocks) of the stages; all but the first halve the image.
+# Stages: (output channels, number of blocks); all but the first halve the image.
 RESNET18 = ((64, 2), (128, 2), (256, 2), (512, 2))
 RESNET20 = ((16, 3), (32, 3), (64, 3))
 
 
 class ZeroChannels(nn.Module):
-    """The channels of x between channels of zeros, `out_channels` in all.
+    """Pad with channels of zeros: (N, in_channels, H, W) -> (N, out_channels, H, W).
 
     Parameters
     ----------
     in_channels, out_channels : int
     """
 
-    def __init__(self, in_channels, out_channels):
+    widths: tuple[int, int]
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         before = (out_channels - in_channels) // 2
         self.widths = before, out_channels - in_channels - before
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.pad(x, (0, 0, 0, 0, *self.widths))
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"widths={self.widths}"
 
 
@@ -77,26 +86,30 @@ class BasicBlock(nn.Module):
     shortcut : Module or None
     """
 
-    def __init__(self, first, second, shortcut=None):
+    first: Layer
+    second: Layer
+    shortcut: nn.Module | None
+
+    def __init__(self, first: Layer, second: Layer, shortcut: nn.Module | None = None) -> None:
         self.first, self.second, self.shortcut = first, second, shortcut
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         s = x if self.shortcut is None else self.shortcut(x)
         return F.relu(self.second(self.first(x)) + s)
 
 
-def _reduction(how, before, channels, projects, rng):
-    """The shortcut around a stride of 2."""
+def _reduction(factory, before, channels, projects, rng):
+    """The shortcut around a convolution with stride 2."""
     if projects:
-        pool, stride = ([], 2) if how.is_float else ([nn.AvgPool2d(2)], 1)
+        pool, stride = ([], 2) if factory.is_float else ([nn.AvgPool2d(2)], 1)
         conv = nn.Conv2d(before, channels, 1, stride, bias=False, rng=rng)
         return nn.Sequential(*pool, conv, nn.BatchNorm2d(channels))
-    pool = nn.AvgPool2d(1, 2) if how.is_float else nn.AvgPool2d(2)
+    pool = nn.AvgPool2d(1, 2) if factory.is_float else nn.AvgPool2d(2)
     return nn.Sequential(pool, ZeroChannels(before, channels))
 
 
-def _stages(how, stages, channels, width, projects, rng):
-    """The blocks of all stages, and the channels at their end."""
+def _stages(factory, stages, channels, width, projects, rng):
+    """Build the blocks of all stages; also return the number of output channels."""
     layers = []
     for number, (outputs, count) in enumerate(stages):
         for block in range(count):
@@ -104,32 +117,32 @@ def _stages(how, stages, channels, width, projects, rng):
             stride = 2 if number and not block else 1
             shortcut = None
             if stride == 2:
-                shortcut = _reduction(how, before, channels, projects, rng)
+                shortcut = _reduction(factory, before, channels, projects, rng)
             convs = [
-                how.conv(before, channels, 3, stride, rng=rng),
-                how.conv(channels, channels, 3, rng=rng),
+                factory.conv(before, channels, 3, stride, rng=rng),
+                factory.conv(channels, channels, 3, rng=rng),
             ]
             norms = [nn.BatchNorm2d(channels) for _ in convs]
-            if how.is_float:
+            if factory.is_float:
                 first = Layer(convs[0], norms[0], nn.ReLU())
                 layers.append(BasicBlock(first, Layer(convs[1], norms[1]), shortcut))
                 continue
             for conv, norm, around in zip(convs, norms, (shortcut, None), strict=True):
                 around = around or nn.Identity()
-                layers.append(Layer(conv, norm, how.activation(channels), around))
+                layers.append(Layer(conv, norm, factory.activation(channels), around))
     return layers, channels
 
 
 def resnet18(
-    width=1.0,
-    input_size=224,
-    num_classes=1000,
-    method="float",
+    width: float = 1.0,
+    input_size: int = 224,
+    num_classes: int = 1000,
+    method: str = "float",
     *,
-    stem_stride=None,
-    in_channels=3,
-    rng=None,
-):
+    stem_stride: int | None = None,
+    in_channels: int = 3,
+    rng: np.random.Generator | None = None,
+) -> nn.Sequential:
     """Build ResNet-18.
 
     Parameters
@@ -141,8 +154,8 @@ def resnet18(
     num_classes : int
     method : 'float', 'birealnet', 'reactnet' or 'adabin'
     stem_stride : 1 or 2, optional
-        2, the default for images above 64 pixels, is the 7×7 convolution with the max-pool, 1 a 3×3
-        one without.
+        2 (default for images above 64 pixels): a 7×7 convolution and a max-pool; 1: a 3×3
+        convolution without max-pool.
     in_channels : int
     rng : numpy.random.Generator, optional
         Source of the initial weights.
@@ -152,29 +165,29 @@ def resnet18(
     Sequential
         (N, in_channels, input_size, input_size) images -> (N, num_classes) logits.
     """
-    how = make_method("resnet18", method, known=METHODS)
+    factory = make_method("resnet18", method, known=METHODS)
     stem_stride = stride_for("resnet18", "stem_stride", stem_stride, input_size, 64)
     is_large = stem_stride == 2
     check_arguments("resnet18", width, input_size, 32 if is_large else 8)
     rng = default_generator() if rng is None else rng
     channels = scaled(64, width)
     kernel_size = 7 if is_large else 3
-    layers = [stem(how, in_channels, channels, stem_stride, kernel_size=kernel_size, rng=rng)]
+    layers = [stem(factory, in_channels, channels, stem_stride, kernel_size=kernel_size, rng=rng)]
     if is_large:
         layers.append(nn.MaxPool2d(3, 2, 1))
-    stages, channels = _stages(how, RESNET18, channels, width, True, rng)
+    stages, channels = _stages(factory, RESNET18, channels, width, True, rng)
     return nn.Sequential(*layers, *stages, *classifier(channels, num_classes, rng))
 
 
 def resnet20(
-    width=1.0,
-    input_size=32,
-    num_classes=10,
-    method="float",
+    width: float = 1.0,
+    input_size: int = 32,
+    num_classes: int = 10,
+    method: str = "float",
     *,
-    in_channels=3,
-    rng=None,
-):
+    in_channels: int = 3,
+    rng: np.random.Generator | None = None,
+) -> nn.Sequential:
     """Build ResNet-20, for small images.
 
     Parameters
@@ -189,10 +202,10 @@ def resnet20(
     Sequential
         (N, in_channels, input_size, input_size) images -> (N, num_classes) logits.
     """
-    how = make_method("resnet20", method, known=METHODS)
+    factory = make_method("resnet20", method, known=METHODS)
     check_arguments("resnet20", width, input_size, 4)
     rng = default_generator() if rng is None else rng
     channels = scaled(16, width)
-    stages, last = _stages(how, RESNET20, channels, width, False, rng)
-    first = stem(how, in_channels, channels, 1, rng=rng)
+    stages, last = _stages(factory, RESNET20, channels, width, False, rng)
+    first = stem(factory, in_channels, channels, 1, rng=rng)
     return nn.Sequential(first, *stages, *classifier(last, num_classes, rng))

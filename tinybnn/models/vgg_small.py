@@ -1,4 +1,4 @@
-"""VGG-small: the network in which binary convolutions are usually compared on CIFAR-10.
+"""VGG-small: the usual network for comparing binary convolutions on CIFAR-10.
 
     layer                                output        weights
     conv 3×3, 3 -> 128, batch norm       32×32         3,456 (real)
@@ -13,20 +13,35 @@
     dense 8192 -> 10                     10            81,920 (real)
 
 The convolutional part of BinaryNet's network for CIFAR-10 (Courbariaux et al. 2016) with one dense
-layer, as in LQ-Nets (Zhang et al. 2018) and later work. Pooling stands before the batch norm.
+layer, as in LQ-Nets (Zhang et al. 2018) and later work. Pooling precedes the batch norm.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tinybnn import nn
 from tinybnn.autograd import default_generator
 
-# (output channels, whether a max-pool follows) of the binary convolutions.
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from tinybnn.quantizers import Quantizer
+
+# Binary convolutions: (output channels, whether a max-pool follows).
 CONVOLUTIONS = ((128, True), (256, False), (256, True), (512, False), (512, True))
 
 
-def vgg_small(input_shape=(3, 32, 32), num_classes=10, width=1.0, quantizer="ste_sign", rng=None):
-    """Build the network.
+def vgg_small(
+    input_shape: Sequence[int] = (3, 32, 32),
+    num_classes: int = 10,
+    width: float = 1.0,
+    quantizer: str | Quantizer = "ste_sign",
+    rng: np.random.Generator | None = None,
+) -> nn.Sequential:
+    """Build VGG-small.
 
     Parameters
     ----------
@@ -36,7 +51,7 @@ def vgg_small(input_shape=(3, 32, 32), num_classes=10, width=1.0, quantizer="ste
     width : float
         Factor of all channel counts.
     quantizer : Quantizer or name
-        Of activations; weights use ste_sign.
+        For activations; weights use ste_sign.
     rng : numpy.random.Generator, optional
         Source of the initial weights.
 
@@ -45,22 +60,25 @@ def vgg_small(input_shape=(3, 32, 32), num_classes=10, width=1.0, quantizer="ste
     Sequential
         (N, C, H, W) images -> (N, num_classes) logits.
     """
-    channels, height, width_of_image = input_shape
-    if height % 8 or width_of_image % 8:
+    in_channels, height, image_width = input_shape
+    if height % 8 or image_width % 8:
         raise ValueError(
             f"vgg_small: height and width must be multiples of 8, got {tuple(input_shape[1:])}"
         )
     rng = default_generator() if rng is None else rng
-    now = max(1, round(128 * width))
-    layers = [nn.Conv2d(channels, now, 3, padding=1, bias=False, rng=rng), nn.BatchNorm2d(now)]
+    channels = max(1, round(128 * width))
+    layers = [
+        nn.Conv2d(in_channels, channels, 3, padding=1, bias=False, rng=rng),
+        nn.BatchNorm2d(channels),
+    ]
     for outputs, pooled in CONVOLUTIONS:
-        before, now = now, max(1, round(outputs * width))
+        in_channels, channels = channels, max(1, round(outputs * width))
         layers.append(
-            nn.BinaryConv2d(before, now, 3, padding=1, input_quantizer=quantizer, rng=rng)
+            nn.BinaryConv2d(in_channels, channels, 3, padding=1, input_quantizer=quantizer, rng=rng)
         )
         if pooled:
             layers.append(nn.MaxPool2d(2))
-        layers.append(nn.BatchNorm2d(now))
-    features = now * (height // 8) * (width_of_image // 8)
+        layers.append(nn.BatchNorm2d(channels))
+    features = channels * (height // 8) * (image_width // 8)
     layers += [nn.Quantize(quantizer), nn.Flatten(), nn.Linear(features, num_classes, rng=rng)]
     return nn.Sequential(*layers)

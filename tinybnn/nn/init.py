@@ -1,7 +1,8 @@
 """Initial values, with PyTorch's names, arguments and defaults.
 
-Each function fills a Tensor in place, whether it requires grad or not, and returns it. Layers
-draw their weights when they are made; these functions draw them anew:
+Each function fills a Tensor of any shape in place, whether it requires grad or not, and returns
+it. Where a fan is needed, the shape is (out, in, ...). Layers draw their weights when they are
+created; these functions replace them:
 
 >>> from tinybnn import nn
 >>> layer = nn.Linear(4, 3)
@@ -10,22 +11,32 @@ draw their weights when they are made; these functions draw them anew:
 array([0., 0., 0.], dtype=float32)
 
 `generator` is a numpy.random.Generator; by default the one that `tinybnn.manual_seed` restarts.
-The numbers are others than PyTorch's of the same seed, their distribution is the same.
+The numbers differ from PyTorch's for the same seed; their distribution is the same.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from tinybnn.autograd import Tensor, default_generator, no_grad
 
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+    T = TypeVar("T", bound=Tensor)
+
 __all__ = [
     "calculate_gain", "constant_", "kaiming_normal_", "kaiming_uniform_", "normal_", "ones_",
     "orthogonal_", "uniform_", "xavier_normal_", "xavier_uniform_", "zeros_",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else
+
 
 _GAINS = {
     "linear": 1.0, "conv2d": 1.0, "conv_transpose2d": 1.0, "sigmoid": 1.0, "tanh": 5 / 3,
@@ -33,14 +44,14 @@ _GAINS = {
 }  # fmt: skip
 
 
-def calculate_gain(nonlinearity, param=None):
-    """The factor of weights that compensates for the variance a nonlinearity removes.
+def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
+    """Return the gain of weights that compensates for the variance a nonlinearity removes.
 
     Parameters
     ----------
     nonlinearity : 'linear', 'conv2d', 'sigmoid', 'tanh', 'relu', 'leaky_relu' or 'selu'
     param : float, optional
-        The slope of a leaky ReLU; 0.01 by default.
+        Slope of a leaky ReLU; default: 0.01.
     """
     if nonlinearity == "leaky_relu":
         return math.sqrt(2.0 / (1 + (0.01 if param is None else param) ** 2))
@@ -62,28 +73,30 @@ def _rng(generator):
     return default_generator() if generator is None else generator
 
 
-def uniform_(tensor, a=0.0, b=1.0, generator=None):
-    """Uniform in [a, b)."""
+def uniform_(tensor: T, a: float = 0.0, b: float = 1.0, generator: Generator | None = None) -> T:
+    """Fill a Tensor of any shape with uniform numbers in [a, b)."""
     return _fill("uniform_", tensor, _rng(generator).uniform(a, b, np.shape(tensor)))
 
 
-def normal_(tensor, mean=0.0, std=1.0, generator=None):
-    """Normally distributed."""
+def normal_(
+    tensor: T, mean: float = 0.0, std: float = 1.0, generator: Generator | None = None
+) -> T:
+    """Fill a Tensor of any shape with normally distributed numbers."""
     return _fill("normal_", tensor, _rng(generator).normal(mean, std, np.shape(tensor)))
 
 
-def constant_(tensor, val):
-    """All equal to `val`."""
+def constant_(tensor: T, val: float) -> T:
+    """Fill a Tensor of any shape with `val`."""
     return _fill("constant_", tensor, val)
 
 
-def ones_(tensor):
-    """All 1."""
+def ones_(tensor: T) -> T:
+    """Fill a Tensor of any shape with 1."""
     return _fill("ones_", tensor, 1.0)
 
 
-def zeros_(tensor):
-    """All 0."""
+def zeros_(tensor: T) -> T:
+    """Fill a Tensor of any shape with 0."""
     return _fill("zeros_", tensor, 0.0)
 
 
@@ -98,14 +111,20 @@ def _fans(name, tensor):
     return shape[1] * taps, shape[0] * taps
 
 
-def xavier_uniform_(tensor, gain=1.0, generator=None):
-    """Uniform in ± gain sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010, eq. 16)."""
+def xavier_uniform_(tensor: T, gain: float = 1.0, generator: Generator | None = None) -> T:
+    """Fill (out, in, ...) uniformly in ± gain sqrt(6 / (fan_in + fan_out)).
+
+    Glorot and Bengio 2010, eq. 16.
+    """
     bound = gain * math.sqrt(6.0 / sum(_fans("xavier_uniform_", tensor)))
     return uniform_(tensor, -bound, bound, generator)
 
 
-def xavier_normal_(tensor, gain=1.0, generator=None):
-    """Normal with the deviation gain sqrt(2 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
+def xavier_normal_(tensor: T, gain: float = 1.0, generator: Generator | None = None) -> T:
+    """Fill (out, in, ...) normally with std gain sqrt(2 / (fan_in + fan_out)).
+
+    Glorot and Bengio 2010.
+    """
     return normal_(
         tensor, 0.0, gain * math.sqrt(2.0 / sum(_fans("xavier_normal_", tensor))), generator
     )
@@ -118,15 +137,22 @@ def _kaiming_deviation(name, tensor, a, mode, nonlinearity):
     return calculate_gain(nonlinearity, a) / math.sqrt(fan)
 
 
-def kaiming_uniform_(tensor, a=0, mode="fan_in", nonlinearity="leaky_relu", generator=None):
-    """Uniform in ± gain sqrt(3 / fan) (He et al. 2015, eq. 14).
+def kaiming_uniform_(
+    tensor: T,
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: Generator | None = None,
+) -> T:
+    """Fill uniformly in ± gain sqrt(3 / fan) (He et al. 2015, eq. 14).
 
     Parameters
     ----------
+    tensor : Tensor (out, in, ...)
     a : float
-        The slope of the leaky ReLU.
+        Slope of the leaky ReLU.
     mode : 'fan_in' or 'fan_out'
-        Keep the variance of the values, or of the gradients.
+        Preserve the variance of the values, or of the gradients.
     nonlinearity : str
         See `calculate_gain`.
     """
@@ -134,14 +160,20 @@ def kaiming_uniform_(tensor, a=0, mode="fan_in", nonlinearity="leaky_relu", gene
     return uniform_(tensor, -bound, bound, generator)
 
 
-def kaiming_normal_(tensor, a=0, mode="fan_in", nonlinearity="leaky_relu", generator=None):
-    """Normal with the deviation gain / sqrt(fan); otherwise as `kaiming_uniform_`."""
+def kaiming_normal_(
+    tensor: T,
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: Generator | None = None,
+) -> T:
+    """Fill (out, in, ...) normally with std gain / sqrt(fan); see `kaiming_uniform_`."""
     std = _kaiming_deviation("kaiming_normal_", tensor, a, mode, nonlinearity)
     return normal_(tensor, 0.0, std, generator)
 
 
-def orthogonal_(tensor, gain=1, generator=None):
-    """A (semi-)orthogonal matrix times `gain`: rows of the tensor, flattened (Saxe et al. 2013)."""
+def orthogonal_(tensor: T, gain: float = 1, generator: Generator | None = None) -> T:
+    """Fill with a (semi-)orthogonal matrix (out, in * ...) times `gain` (Saxe et al. 2013)."""
     _fans("orthogonal_", tensor)
     rows, columns = len(tensor.data), tensor.data.size // len(tensor.data)
     matrix = _rng(generator).standard_normal((max(rows, columns), min(rows, columns)))

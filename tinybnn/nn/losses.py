@@ -1,10 +1,13 @@
 """Losses as modules, for scripts that keep ``criterion = nn.CrossEntropyLoss()``.
 
-Each calls the function of `tinybnn.functional` that it names. Arguments behind the first are given
-by name: PyTorch has two deprecated ones among them.
+Each calls the function of `tinybnn.functional` that it names, whose docstring gives the shapes. The
+loss is a Tensor of shape (); with ``reduction='none'`` one number for each sample or element.
+Arguments after the first are keyword-only, since PyTorch has two deprecated ones among them.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,13 +15,18 @@ from tinybnn import functional as F
 from tinybnn.autograd import as_array
 from tinybnn.nn.module import Module
 
+if TYPE_CHECKING:
+    from tinybnn.autograd import Tensor
+    from tinybnn.typing import TensorLike
+
 
 class _Loss(Module):
-    """A loss with a `reduction` and other settings, in order of the signature."""
+    """A loss with a `reduction` and other settings, in the order of the signature."""
 
-    _function = None
+    reduction: str
+    _function: Any = None
 
-    def __init__(self, *, reduction="mean", **settings):
+    def __init__(self, *, reduction: str = "mean", **settings: Any) -> None:
         allowed = ("mean", "sum", "none") + (("batchmean",) if type(self) is KLDivLoss else ())
         if reduction not in allowed:
             raise ValueError(
@@ -34,17 +42,17 @@ class _Loss(Module):
                 setattr(self, name, value)
 
     def _set_weight(self, name, value):
-        """An array is a buffer, as in PyTorch; None stays None."""
+        """Register an array as a buffer, as in PyTorch; None stays None."""
         if value is None:
             setattr(self, name, None)
         else:
             self.register_buffer(name, np.array(as_array(value), np.float32))
 
-    def forward(self, input, target):
+    def forward(self, input: TensorLike, target: TensorLike) -> Tensor:
         settings = {name: getattr(self, name) for name in self._settings}
         return self._function(input, target, reduction=self.reduction, **settings)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         names = [n for n in self._settings if "weight" not in n]
         shown = [f"{name}={getattr(self, name)!r}" for name in ("reduction", *names)]
         return ", ".join(shown)
@@ -55,7 +63,7 @@ class CrossEntropyLoss(_Loss):
 
     Parameters
     ----------
-    weight : (classes,), optional
+    weight : (classes,) array, optional
     ignore_index : int
     reduction : 'mean', 'sum' or 'none'
     label_smoothing : float
@@ -63,7 +71,14 @@ class CrossEntropyLoss(_Loss):
 
     _function = staticmethod(F.cross_entropy)
 
-    def __init__(self, weight=None, *, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+    def __init__(
+        self,
+        weight: TensorLike | None = None,
+        *,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> None:
         super().__init__(
             reduction=reduction, weight=weight, ignore_index=ignore_index,
             label_smoothing=label_smoothing,
@@ -75,14 +90,16 @@ class NLLLoss(_Loss):
 
     Parameters
     ----------
-    weight : (classes,), optional
+    weight : (classes,) array, optional
     ignore_index : int
     reduction : 'mean', 'sum' or 'none'
     """
 
     _function = staticmethod(F.nll_loss)
 
-    def __init__(self, weight=None, *, ignore_index=-100, reduction="mean"):
+    def __init__(
+        self, weight: TensorLike | None = None, *, ignore_index: int = -100, reduction: str = "mean"
+    ) -> None:
         super().__init__(reduction=reduction, weight=weight, ignore_index=ignore_index)
 
 
@@ -91,7 +108,7 @@ class MSELoss(_Loss):
 
     _function = staticmethod(F.mse_loss)
 
-    def __init__(self, *, reduction="mean"):
+    def __init__(self, *, reduction: str = "mean") -> None:
         super().__init__(reduction=reduction)
 
 
@@ -100,7 +117,7 @@ class L1Loss(_Loss):
 
     _function = staticmethod(F.l1_loss)
 
-    def __init__(self, *, reduction="mean"):
+    def __init__(self, *, reduction: str = "mean") -> None:
         super().__init__(reduction=reduction)
 
 
@@ -109,7 +126,7 @@ class SmoothL1Loss(_Loss):
 
     _function = staticmethod(F.smooth_l1_loss)
 
-    def __init__(self, *, reduction="mean", beta=1.0):
+    def __init__(self, *, reduction: str = "mean", beta: float = 1.0) -> None:
         super().__init__(reduction=reduction, beta=beta)
 
 
@@ -118,7 +135,7 @@ class KLDivLoss(_Loss):
 
     _function = staticmethod(F.kl_div)
 
-    def __init__(self, *, reduction="mean", log_target=False):
+    def __init__(self, *, reduction: str = "mean", log_target: bool = False) -> None:
         super().__init__(reduction=reduction, log_target=log_target)
 
 
@@ -127,7 +144,7 @@ class BCELoss(_Loss):
 
     _function = staticmethod(F.binary_cross_entropy)
 
-    def __init__(self, weight=None, *, reduction="mean"):
+    def __init__(self, weight: TensorLike | None = None, *, reduction: str = "mean") -> None:
         super().__init__(reduction=reduction, weight=weight)
 
 
@@ -143,5 +160,11 @@ class BCEWithLogitsLoss(_Loss):
 
     _function = staticmethod(F.binary_cross_entropy_with_logits)
 
-    def __init__(self, weight=None, *, reduction="mean", pos_weight=None):
+    def __init__(
+        self,
+        weight: TensorLike | None = None,
+        *,
+        reduction: str = "mean",
+        pos_weight: TensorLike | None = None,
+    ) -> None:
         super().__init__(reduction=reduction, weight=weight, pos_weight=pos_weight)

@@ -1,4 +1,4 @@
-"""Module: a function with parameters, made of other such functions."""
+"""Module: a function with parameters, composed of other modules."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import warnings
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,41 +23,58 @@ from tinybnn.autograd import (
 from tinybnn.autograd.tensor import as_dtype
 from tinybnn.nn.hooks import Hooks
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import DTypeLike
+    from typing_extensions import Self
+
+    from tinybnn.nn.hooks import RemovableHandle
+    from tinybnn.typing import Array, FloatArray, Shape, TensorLike
+
+_Item = TypeVar("_Item")
+
 
 @dataclass(frozen=True)
 class Cost:
-    """What a layer costs for one sample.
+    """The cost of a layer for one sample.
 
     Attributes
     ----------
     output_shape : tuple of int
     weight_bits : int
-        Bits of parameters and statistics, as the layer computes with them: 1 for a sign.
+        Bits of the parameters and statistics in the form that the layer computes with: 1 per sign.
     bops, flops : int
-        Multiply-accumulates between signs, and those with a float on either side. Batch norm,
+        Multiply-accumulates between two signs, and those with at least one float. Batch norm,
         activations, scales and pooling are not counted, as usual for binary networks.
     """
 
-    output_shape: tuple
+    output_shape: Shape
     weight_bits: int = 0
     bops: int = 0
     flops: int = 0
 
 
 class Parameter(Tensor):
-    """A Tensor that a Module learns."""
+    """A Tensor of any shape that a Module learns; it requires grad by default."""
 
     __slots__ = ()
 
-    def __init__(self, data, *more, requires_grad=True, dtype=None):
+    def __init__(
+        self,
+        data: TensorLike,
+        *more: Any,
+        requires_grad: bool = True,
+        dtype: DTypeLike | None = None,
+    ) -> None:
         super().__init__(data, *more, requires_grad=requires_grad, dtype=dtype)
 
 
 class LatentParameter(Parameter):
-    """The float weight behind a binary one: it gathers small updates until its sign flips.
+    """The float weight behind a binary one: it accumulates small updates until its sign flips.
 
-    Optimizers clip it to [-clip_value, clip_value] after each step, since beyond the clip of the
-    straight-through estimator it would get no gradient any more, and leave weight decay off.
+    Optimizers clip it to [-clip_value, clip_value] after each step, since the straight-through
+    estimator passes no gradient beyond its clip, and apply no weight decay to it.
 
     Attributes
     ----------
@@ -66,29 +83,38 @@ class LatentParameter(Parameter):
     """
 
     __slots__ = ("clip_value",)
+    clip_value: float | None
 
-    def __init__(self, data, *more, clip_value=1.0, requires_grad=True, dtype=None):
+    def __init__(
+        self,
+        data: TensorLike,
+        *more: Any,
+        clip_value: float | None = 1.0,
+        requires_grad: bool = True,
+        dtype: DTypeLike | None = None,
+    ) -> None:
         super().__init__(data, *more, requires_grad=requires_grad, dtype=dtype)
         self.clip_value = clip_value
 
 
 class StateError(KeyError, RuntimeError):
-    """A state of another model: PyTorch's RuntimeError, and keys that are wrong."""
+    """A state of another model: a RuntimeError as in PyTorch, and a KeyError."""
 
-    __str__ = Exception.__str__  # a KeyError quotes its text
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # KeyError's would put the text in quotes
 
 
 class IncompatibleKeys(NamedTuple):
-    """What `Module.load_state_dict` did not load."""
+    """The keys that `Module.load_state_dict` skipped."""
 
-    missing_keys: list
-    unexpected_keys: list
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
-class _Listed(list):
-    """A list that ``next`` takes too, as PyTorch's iterators are taken."""
+class _Listed(list[_Item]):
+    """A list that also works with ``next``, like PyTorch's iterators."""
 
-    def __next__(self):
+    def __next__(self) -> _Item:
         if not hasattr(self, "_rest"):
             self._rest = iter(self)
         return next(self._rest)
@@ -104,22 +130,26 @@ class Module:
     Attributes
     ----------
     training : bool
-        Set by `train` and `eval`; batch norm and dropout act on it, and in eval mode real-valued
-        sums run in one fixed order, so that a packed model can repeat them exactly.
+        Set by `train` and `eval`. Batch norm and dropout depend on it, and in evaluation mode float
+        sums run in a fixed order, so that a packed model can reproduce them exactly.
     frozen : bool
-        Set by `freeze`: the module stays in evaluation mode, and its parameters do not learn.
+        Set by `freeze`: the module stays in evaluation mode and its parameters do not learn.
     """
 
-    training = True
-    frozen = False
+    training: bool = True
+    frozen: bool = False
     _buffer_names = ()
     _hooks = None
 
-    def forward(self, *inputs, **options):
-        """Compute the output; subclasses override this and callers use ``module(x)``."""
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """Compute the output; subclasses override this, callers use ``module(x)``.
+
+        A layer of this package documents its shapes; unless it says otherwise, it maps a float
+        Tensor (N, ...) to a Tensor of the same shape and dtype.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no forward method")
 
-    def __call__(self, *inputs, **options):
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
         if self._hooks is not None:
             return self._hooks.call(self, inputs, options)
         if is_tracing():
@@ -128,68 +158,69 @@ class Module:
 
     # ------------------------------------------------------------------------------------ hooks
 
-    def register_forward_pre_hook(self, hook):
-        """Call ``hook(module, inputs)`` before forward; what it returns replaces the inputs.
+    def register_forward_pre_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """Call ``hook(module, inputs)`` before forward; a returned value replaces the inputs.
 
         Returns
         -------
         RemovableHandle
-            Its method ``remove`` takes the hook away.
+            Its method ``remove`` unregisters the hook.
         """
         return self._add_hook("forward_pre", hook)
 
-    def register_forward_hook(self, hook):
-        """Call ``hook(module, inputs, output)`` after forward; what it returns replaces the output.
+    def register_forward_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
+        """Call ``hook(module, inputs, output)`` after forward; a returned value replaces it.
 
         ``inputs`` is the tuple of positional arguments. A hook that returns None changes nothing.
         """
         return self._add_hook("forward", hook)
 
-    def register_full_backward_hook(self, hook):
+    def register_full_backward_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
         """Call ``hook(module, grad_input, grad_output)`` when gradients reach the inputs.
 
-        Both are tuples, with None for what has no gradient; a tuple that the hook returns replaces
-        `grad_input`. Where no input has a gradient, it is called with those of the output.
+        Both are tuples of Tensors, with None where there is no gradient; a tuple that the hook
+        returns replaces `grad_input`. If no input takes a gradient, the hook is called when the
+        gradients of the output are known.
         """
         return self._add_hook("backward", hook)
 
-    def _add_hook(self, kind, hook):
+    def _add_hook(self, kind, hook: Callable[..., Any]):
         if self._hooks is None:
             self._hooks = Hooks()
         return self._hooks.add(kind, hook)
 
     # ------------------------------------------------------------------------------- attributes
 
-    def register_buffer(self, name, array):
-        """Add an array of the state (saved and loaded) that is not a parameter."""
+    def register_buffer(self, name: str, array: TensorLike) -> None:
+        """Add an array of any shape and dtype to the state; it is saved, but not learned."""
         if name not in self._buffer_names:
             self._buffer_names = (*self._buffer_names, name)
         setattr(self, name, np.asarray(as_array(array)))
 
-    def register_parameter(self, name, parameter):
+    def register_parameter(self, name: str, parameter: Parameter | None) -> None:
         """Assign a Parameter (or None) under a name."""
         setattr(self, name, parameter)
 
-    def add_module(self, name, module):
+    def add_module(self, name: str, module: Module | None) -> None:
         """Assign a Module (or None) under a name, which may be a number."""
         if not (module is None or isinstance(module, Module)):
             raise TypeError(f"add_module: {name} must be a Module, got a {type(module).__name__}")
         setattr(self, name, module)
 
-    def __setattr__(self, name, value):
-        """Set an attribute; a Parameter, buffer or Module is replaced by its own kind only.
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a Parameter, buffer or Module can only be replaced by its own kind.
 
-        A NumPy scalar becomes a number of Python's, so that settings do not decide dtypes.
+        A NumPy scalar becomes a Python number, so that settings do not affect dtypes.
 
         Raises
         ------
         TypeError
-            Where it would vanish from `parameters` and `state_dict`. A Parameter and a Module may
-            be set to None.
+            If the old value would vanish from `parameters` and `state_dict`. A Parameter or a
+            Module may be set to None.
         """
         if name in self._buffer_names:
             if isinstance(value, np.generic | Tensor) and not isinstance(value, Parameter):
-                value = np.asarray(as_array(value))  # array + 1 is a NumPy scalar if it has no axes
+                value = np.asarray(as_array(value))  # a 0-d array + 1 is a NumPy scalar
             if not isinstance(value, np.ndarray):
                 raise self._would_vanish(name, value, "a buffer", "an array")
         elif value is not None and not isinstance(value, Parameter | Module):
@@ -203,12 +234,12 @@ class Module:
                 raise self._would_vanish(name, value, "a Module", "a Module or None")
         object.__setattr__(self, name, plain(value) if isinstance(value, np.generic) else value)
 
-    def __delattr__(self, name):
+    def __delattr__(self, name: str) -> None:
         object.__delattr__(self, name)
         if name in self._buffer_names:
             self._buffer_names = tuple(n for n in self._buffer_names if n != name)
 
-    def _would_vanish(self, name, value, kind, expected):
+    def _would_vanish(self, name: str, value: Any, kind, expected):
         return TypeError(
             f"{type(self).__name__}.{name} is {kind}, and would vanish from the model if it became "
             f"a {type(value).__name__}; assign {expected}"
@@ -216,33 +247,33 @@ class Module:
 
     # ------------------------------------------------------------------------- walking the tree
 
-    def named_children(self):
-        """(name, module) for each direct child, in order of assignment."""
+    def named_children(self) -> list[tuple[str, Module]]:
+        """List (name, module) for each direct child, in order of assignment."""
         return _Listed((name, m) for name, m in vars(self).items() if isinstance(m, Module))
 
-    def children(self):
-        """The direct children, in order of assignment."""
+    def children(self) -> list[Module]:
+        """List the direct children, in order of assignment."""
         return _Listed(m for _, m in self.named_children())
 
-    def named_modules(self, prefix=""):
-        """(path, module) for this module (empty path) and all below it; each module once."""
-        found, stack = {}, [(prefix, self)]
+    def named_modules(self, prefix: str = "") -> list[tuple[str, Module]]:
+        """List (path, module) for this module (empty path) and all below it, each module once."""
+        by_id, stack = {}, [(prefix, self)]
         while stack:
             path, module = stack.pop()
-            if id(module) not in found:
-                found[id(module)] = (path, module)
+            if id(module) not in by_id:
+                by_id[id(module)] = (path, module)
                 stack.extend(
                     (f"{path}.{name}" if path else name, child)
                     for name, child in reversed(module.named_children())
                 )
-        return _Listed(found.values())
+        return _Listed(by_id.values())
 
-    def modules(self):
-        """This module and all below it."""
+    def modules(self) -> list[Module]:
+        """List this module and all below it."""
         return _Listed(m for _, m in self.named_modules())
 
-    def get_submodule(self, target):
-        """The module at a path such as ``"features.3.conv"``; this one for the empty path."""
+    def get_submodule(self, target: str) -> Module:
+        """Return the module at a path such as ``"features.3.conv"``; the empty path is this one."""
         module = self
         for name in target.split(".") if target else ():
             child = vars(module).get(name)
@@ -255,36 +286,37 @@ class Module:
             module = child
         return module
 
-    def apply(self, function):
-        """Call ``function(module)`` for all modules below, then for this one, and return it."""
+    def apply(self, function: Callable[[Module], Any]) -> Self:
+        """Call ``function(module)`` for all modules below, then for this one; returns this one."""
         for child in self.children():
             child.apply(function)
         function(self)
         return self
 
-    def named_parameters(self):
-        """(path, parameter), each parameter once."""
-        found = {}
+    def named_parameters(self) -> list[tuple[str, Parameter]]:
+        """List (path, parameter), each parameter once."""
+        by_id = {}
         for path, module in self.named_modules():
             for name, value in vars(module).items():
                 if isinstance(value, Parameter):
-                    found.setdefault(id(value), (f"{path}.{name}" if path else name, value))
-        return _Listed(found.values())
+                    by_id.setdefault(id(value), (f"{path}.{name}" if path else name, value))
+        return _Listed(by_id.values())
 
-    def parameters(self):
-        """All parameters, each once: a list, which ``next`` takes too."""
+    def parameters(self) -> list[Parameter]:
+        """List all parameters, each once; the list also works with ``next``."""
         return _Listed(p for _, p in self.named_parameters())
 
-    def binary_weights(self):
-        """The weights that the binary layers compute with, by the names of their parameters.
+    def binary_weights(self) -> dict[str, FloatArray]:
+        """Return the weights that binary layers compute with, by the names of their parameters.
 
-        They are the signs of the parameters, which are latent weights and real. A factor of a
-        layer (see its `scale`) multiplies sums, and is not in them.
+        They are the signs of the parameters, which are real latent weights. A layer's `scale`
+        multiplies sums and is not included.
 
         Returns
         -------
         dict of str to numpy.ndarray
-            -1 and 1; 0 as well for a ternary quantizer.
+            The elements are -1 and 1, and 0 for a ternary quantizer; shapes and dtypes are those of
+            the parameters.
         """
         return {
             f"{path}.weight" if path else "weight": module.binary_weight()
@@ -294,22 +326,22 @@ class Module:
             and module.weight_quantizer is not None
         }
 
-    def named_buffers(self):
-        """(path, array) of the buffers."""
+    def named_buffers(self) -> list[tuple[str, Array]]:
+        """List (path, array) of the buffers."""
         return _Listed(
             (f"{path}.{name}" if path else name, getattr(module, name))
             for path, module in self.named_modules()
             for name in module._buffer_names
         )
 
-    def buffers(self):
-        """The buffers: arrays."""
+    def buffers(self) -> list[Array]:
+        """List the buffers, which are arrays."""
         return _Listed(array for _, array in self.named_buffers())
 
     # ------------------------------------------------------------------------------------ state
 
-    def state_dict(self):
-        """Parameters and buffers by path, as arrays (shared memory, no copies)."""
+    def state_dict(self) -> dict[str, Array]:
+        """Return the arrays of parameters and buffers by path (shared memory, no copies)."""
         result = {}
         for path, module in self.named_modules():
             start = f"{path}." if path else ""
@@ -320,26 +352,29 @@ class Module:
                 result[start + name] = getattr(module, name)
         return result
 
-    def load_state_dict(self, state, strict=True):
-        """Copy arrays into the parameters and buffers.
+    def load_state_dict(
+        self, state: Mapping[str, TensorLike], strict: bool = True
+    ) -> IncompatibleKeys:
+        """Copy arrays into the parameters and buffers, converted to their dtypes.
 
         Parameters
         ----------
         state : dict of str to array or Tensor
+            With the shapes of `state_dict`.
         strict : bool
-            With False, keys that are missing or not known are left alone.
+            With False, missing and unexpected keys are skipped.
 
         Returns
         -------
         IncompatibleKeys
-            Which these are.
+            The skipped keys.
 
         Raises
         ------
         StateError
-            If there are some and `strict` is True: a weight that is dropped is an error.
+            If a key is missing or unexpected and `strict` is True.
         SizeError
-            If a shape differs. Nothing has been changed when an error is raised.
+            If a shape differs. Nothing is changed when an error is raised.
         """
         own = self.state_dict()
         missing = [name for name in own if name not in state]
@@ -358,7 +393,7 @@ class Module:
                     f"load_state_dict: {name} has shape {np.shape(state[name])}, "
                     f"expected {array.shape}"
                 )
-        values = {  # every conversion that might fail comes before the first change
+        values = {  # convert all before the first change, since a conversion may fail
             name: np.asarray(as_array(state[name]), array.dtype) for name, array in own.items()
         }
         for name, array in own.items():
@@ -367,7 +402,7 @@ class Module:
 
     # ------------------------------------------------------------------------------------- mode
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> Self:
         """Switch this module and all below it to training (or evaluation) mode.
 
         Frozen modules stay in evaluation mode.
@@ -376,13 +411,13 @@ class Module:
             module.training = bool(mode) and not module.frozen
         return self
 
-    def eval(self):
+    def eval(self) -> Self:
         """Switch this module and all below it to evaluation mode."""
         return self.train(False)
 
     @contextlib.contextmanager
-    def in_mode(self, *, training):
-        """Context manager: `train` or `eval` inside, afterwards each module in the mode it had."""
+    def in_mode(self, *, training: bool) -> Iterator[Self]:
+        """Context manager: call `train` or `eval`, and restore each module's mode at the end."""
         modes = [(module, module.training) for module in self.modules()]
         self.train(training)
         try:
@@ -391,44 +426,44 @@ class Module:
             for module, training in modes:
                 module.training = training
 
-    def freeze(self, frozen=True):
-        """Keep this module and all below it as they are while others around them are trained.
+    def freeze(self, frozen: bool = True) -> Self:
+        """Exclude this module and all below it from training.
 
-        Their parameters take no gradient, and they stay in evaluation mode when `train` is called:
-        batch norm leaves its running statistics alone. Only `load_state_dict` changes them.
+        Their parameters take no gradient, and they stay in evaluation mode when `train` is called,
+        so batch norm keeps its running statistics. Only `load_state_dict` changes them.
 
         Parameters
         ----------
         frozen : bool
-            False: let them learn again; the mode is not changed.
+            With False they learn again; the mode is not changed.
         """
         for module in self.modules():
             module.frozen = bool(frozen)
         self.requires_grad_(not frozen)
         if frozen:
-            self.zero_grad()  # an optimizer takes no step without a gradient
+            self.zero_grad()  # optimizers skip parameters without a gradient
             self.eval()
         return self
 
-    def requires_grad_(self, requires_grad=True):
-        """Let all parameters below take gradients, or not; those of frozen modules never do."""
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Set whether all parameters below take gradients; those of frozen modules never do."""
         own = [(p, m.frozen) for m in self.modules() for p in vars(m).values()]
         frozen = {id(p) for p, is_frozen in own if is_frozen}
         for parameter in self.parameters():
             parameter.requires_grad = bool(requires_grad) and id(parameter) not in frozen
         return self
 
-    def zero_grad(self):
-        """Forget the gradients of all parameters."""
+    def zero_grad(self) -> None:
+        """Set the gradients of all parameters to None."""
         for parameter in self.parameters():
             parameter.grad = None
 
-    def to(self, *target, dtype=None, device=None):
-        """Convert parameters and floating-point buffers, in place; gradients are forgotten.
+    def to(self, *target: Any, dtype: DTypeLike | None = None, device: str | None = None) -> Self:
+        """Convert parameters and floating-point buffers in place, and set gradients to None.
 
         Parameters
         ----------
-        target : dtype, "cpu" or Tensor, whose dtype is taken
+        target : dtype, "cpu", or Tensor to take the dtype from
         dtype, device : optional
             The same by name.
         """
@@ -444,24 +479,24 @@ class Module:
                     setattr(module, name, value.astype(dtype))
         return self
 
-    def cpu(self):
-        """The module: it is on the CPU."""
+    def cpu(self) -> Self:
+        """Return the module: it is on the CPU."""
         return self
 
-    def float(self):
-        """Convert to float32, in place."""
+    def float(self) -> Self:
+        """Convert to float32 in place."""
         return self.to(np.float32)
 
-    def double(self):
-        """Convert to float64, in place; a packed model is float32."""
+    def double(self) -> Self:
+        """Convert to float64 in place; a packed model is always float32."""
         return self.to(np.float64)
 
     # ------------------------------------------------------------------------------------- cost
 
-    def cost(self, input_shape):
-        """The `Cost` of this layer alone for one sample of `input_shape`.
+    def cost(self, input_shape: Sequence[int]) -> Cost:
+        """Compute the `Cost` of this layer alone for one sample of `input_shape`, a tuple of int.
 
-        Layers that multiply override it; this one counts parameters and buffers as floats.
+        Layers that multiply override it; the base class counts parameters and buffers as floats.
         """
         floats = [p for p in vars(self).values() if isinstance(p, Parameter)]
         floats += [getattr(self, name) for name in self._buffer_names]
@@ -472,11 +507,11 @@ class Module:
 
     # --------------------------------------------------------------------------------- printing
 
-    def extra_repr(self):
-        """Settings shown in the layer's line."""
+    def extra_repr(self) -> str:
+        """Return the settings shown in the layer's line of a printed model."""
         return ""
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         children = self.named_children()
         if not children:
             return f"{type(self).__name__}({self.extra_repr()})"
@@ -495,18 +530,19 @@ class Module:
         return tables.html(("name", "layer", "settings", "parameters"), rows, "<<<>", title)
 
 
-def unregistered(model):
-    """Layers and parameters that a model reaches, but does not own.
+def unregistered(model: Module) -> dict[str, Module | Tensor]:
+    """Find layers and parameters that a model refers to without owning them.
 
     A layer in a plain list, dict or object does not learn, is not saved, and keeps its mode.
 
     Returns
     -------
     dict
-        Path, such as ``layers[0]``, -> Module that is not frozen, or Tensor that requires grad.
+        From a path such as ``layers[0]`` to a Module that is not frozen, or a Tensor that requires
+        grad.
     """
     owned = {id(x) for x in (*model.modules(), *model.parameters())}
-    found, seen = {}, set(owned)
+    strays, seen = {}, set(owned)
     stack = [
         (f"{path}.{name}" if path else name, value)
         for path, module in model.named_modules()
@@ -520,27 +556,27 @@ def unregistered(model):
         seen.add(id(value))
         if isinstance(value, Module):
             if not value.frozen:
-                found[path] = value
+                strays[path] = value
         elif isinstance(value, Tensor):
             if value.requires_grad and value.is_leaf:
-                found[path] = value
+                strays[path] = value
         elif isinstance(value, list | tuple | set):
             stack.extend((f"{path}[{i}]", item) for i, item in enumerate(value))
         elif isinstance(value, dict):
             stack.extend((f"{path}[{key!r}]", item) for key, item in value.items())
         else:
             stack.extend((f"{path}.{key}", v) for key, v in getattr(value, "__dict__", {}).items())
-    return dict(sorted(found.items()))
+    return dict(sorted(strays.items()))
 
 
-def warn_of_unregistered(model, where):
-    """Warn of what `unregistered` finds, in the name of a function that the user called."""
-    found = unregistered(model)
-    if found:
-        path = next(iter(found))
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+def warn_of_unregistered(model: Module, where: str) -> None:
+    """Warn of `unregistered` layers in the name of `where`, a function that the user called."""
+    strays = unregistered(model)
+    if strays:
+        path = next(iter(strays))
+        more = f" and {len(strays) - 1} more" if len(strays) > 1 else ""
         warnings.warn(
-            f"{where}: {type(model).__name__} reaches {path} ({type(found[path]).__name__}){more} "
+            f"{where}: {type(model).__name__} reaches {path} ({type(strays[path]).__name__}){more} "
             "without owning it: it does not learn, is not saved, and keeps its mode. Use "
             "nn.ModuleList in place of a list, nn.Parameter in place of a Tensor, or freeze() it",
             stacklevel=3,
@@ -548,29 +584,29 @@ def warn_of_unregistered(model, where):
 
 
 class ModuleList(Module):
-    """A list of Modules, all of them known to the Module that holds it.
+    """A list of Modules that are registered with the Module that holds it.
 
     Parameters
     ----------
     modules : iterable of Module
     """
 
-    def __init__(self, modules=()):
+    def __init__(self, modules: Iterable[Module] = ()) -> None:
         self.extend(modules)
 
-    def append(self, module):
-        """Add a Module at the end; returns the list."""
+    def append(self, module: Module) -> Self:
+        """Append a Module; returns the list."""
         setattr(self, str(len(self)), self._checked(module, len(self)))
         return self
 
-    def extend(self, modules):
-        """Add several at the end; returns the list."""
+    def extend(self, modules: Iterable[Module]) -> Self:
+        """Append several Modules; returns the list."""
         for module in modules:
             self.append(module)
         return self
 
-    def insert(self, index, module):
-        """Add a Module before the one at `index`; those behind get the next numbers as names."""
+    def insert(self, index: int, module: Module) -> Self:
+        """Insert a Module before the one at `index`; the following ones are renumbered."""
         modules = list(self.children())
         modules.insert(index, self._checked(module, index))
         self._renumber(modules)
@@ -583,8 +619,8 @@ class ModuleList(Module):
             )
         return module
 
-    def _renumber(self, modules):
-        """Hold these modules in place of its own, which must have numbers as names."""
+    def _renumber(self, modules: Iterable[Module]):
+        """Replace the modules of the list, which must have numbers as names."""
         names = [name for name, _ in self.named_children()]
         if names != [str(i) for i in range(len(names))]:
             raise TypeError(
@@ -595,38 +631,38 @@ class ModuleList(Module):
             delattr(self, name)
         self.extend(modules)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.children())
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Module]:
         return iter(self.children())
 
-    def __getitem__(self, index):
-        chosen = self.children()[index]
+    def __getitem__(self, index: int | slice) -> Any:
+        selected = self.children()[index]
         if not isinstance(index, slice):
-            return chosen
+            return selected
         part = type(self)()
-        for module in chosen:
+        for module in selected:
             part.append(module)
         return part
 
-    def __setitem__(self, index, module):
+    def __setitem__(self, index: int, module: Module) -> None:
         name, _ = self.named_children()[index]
         setattr(self, name, self._checked(module, index))
 
-    def __delitem__(self, index):
+    def __delitem__(self, index: int) -> None:
         modules = list(self.children())
         del modules[index]
         self._renumber(modules)
 
 
 class Sequential(ModuleList):
-    """Modules one after the other.
+    """Apply modules one after the other.
 
     Parameters
     ----------
     *modules : Module
-        Or one dict (an OrderedDict, say) of their names and modules.
+        Or a single dict of names to modules.
 
     Examples
     --------
@@ -638,14 +674,14 @@ class Sequential(ModuleList):
     Linear(64, 10, bias=True)
     """
 
-    def __init__(self, *modules):
+    def __init__(self, *modules: Module | dict[str, Module]) -> None:
         if len(modules) == 1 and isinstance(modules[0], dict):
             for name, module in modules[0].items():
                 self.add_module(name, self._checked(module, name))
         else:
             super().__init__(modules)
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
         for module in self.children():
             x = module(x)
         return x

@@ -1,17 +1,26 @@
-"""Gradients and parameters of a model taken together; the name of the file is PyTorch's."""
+"""All gradients or parameters of a model as one vector; the name of the file is PyTorch's."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinybnn.autograd import Tensor, as_array
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tinybnn.typing import TensorLike
+
 __all__ = [
     "clip_grad_norm_", "clip_grad_value_", "parameters_to_vector", "vector_to_parameters",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else
 
 
 def _gradients(parameters):
@@ -19,25 +28,30 @@ def _gradients(parameters):
     return [p.grad.data for p in parameters if p.grad is not None]
 
 
-def clip_grad_norm_(parameters, max_norm, norm_type=2.0, error_if_nonfinite=False):
-    """Shorten the gradients of all parameters, taken as one vector, to at most `max_norm`.
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+) -> Tensor:
+    """Scale the gradients of all parameters, taken as one vector, to at most `max_norm`.
 
-    As in PyTorch they are multiplied by max_norm / (norm + 1e-6), or by 1 where that is larger.
+    As in PyTorch they are multiplied by min(max_norm / (norm + 1e-6), 1), in place.
 
     Parameters
     ----------
-    parameters : Tensor or iterable of Tensors
+    parameters : Tensor or iterable of Tensors, of any shapes
     max_norm : float
     norm_type : float
         The p of the norm; infinity for the largest magnitude.
     error_if_nonfinite : bool
-        Raise a RuntimeError where the norm is NaN or infinite; by default such gradients become
-        NaN or 0.
+        Raise a RuntimeError if the norm is NaN or infinite; by default such gradients become NaN
+        or 0.
 
     Returns
     -------
-    Tensor
-        The norm before.
+    Tensor of shape ()
+        The norm before scaling.
     """
     gradients = _gradients(parameters)
     norms = [np.linalg.norm(g.ravel(order="K"), norm_type) for g in gradients]
@@ -51,19 +65,19 @@ def clip_grad_norm_(parameters, max_norm, norm_type=2.0, error_if_nonfinite=Fals
     return Tensor(np.asarray(norm, gradients[0].dtype if gradients else np.float32))
 
 
-def clip_grad_value_(parameters, clip_value):
-    """Limit each element of the gradients to ± `clip_value`."""
+def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
+    """Limit each element of the gradients, of any shapes, to ± `clip_value`, in place."""
     for g in _gradients(parameters):
         np.clip(g, -float(clip_value), float(clip_value), out=g)
 
 
-def parameters_to_vector(parameters):
-    """The values of all parameters in one vector, a copy without a graph."""
+def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:
+    """Copy the values of all parameters into one vector (total size,), without a graph."""
     return Tensor(np.concatenate([as_array(p).ravel() for p in parameters]))
 
 
-def vector_to_parameters(vec, parameters):
-    """Copy the numbers of a vector into the parameters, in order."""
+def vector_to_parameters(vec: TensorLike, parameters: Iterable[Tensor]) -> None:
+    """Copy the elements of a vector (total size,) into the parameters, in order."""
     parameters, values = list(parameters), as_array(vec)
     count = sum(p.numel() for p in parameters)
     if values.shape != (count,):

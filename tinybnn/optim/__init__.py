@@ -1,11 +1,11 @@
 """Optimizers and learning-rate schedules, with PyTorch's names and formulas.
 
-What is special here are latent weights (`nn.LatentParameter`): after each step they are clipped to
-their `clip_value`, and weight decay leaves them alone unless asked. Pulling a latent weight towards
-zero does not make a sign smaller; it only makes it flip more easily. `Bop` goes further and does
-without latent weights: it flips signs.
+Latent weights (`nn.LatentParameter`) are treated differently: after each step they are clipped to
+their `clip_value`, and by default they have no weight decay, since a latent weight closer to zero
+does not make its sign smaller; the sign only flips more easily. `Bop` needs no latent weights: it
+flips signs.
 
-Schedules are here and, as in PyTorch, in `lr_scheduler`; averages of weights in `swa_utils`.
+Schedules are here and, as in PyTorch, in `lr_scheduler`; averages of weights are in `swa_utils`.
 """
 
 from tinybnn.optim import lr_scheduler, swa_utils
@@ -31,4 +31,7 @@ __all__ = [
     "Optimizer", "RMSprop", "ReduceLROnPlateau", "Schedule", "SequentialLR", "StepLR",
     "lr_scheduler", "swa_utils",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,13 +13,24 @@ from tinybnn.nn.layers import check_sizes
 from tinybnn.optim.optimizers import settings_text
 from tinybnn.quantizers import EdeSign
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from tinybnn.nn import Module
+    from tinybnn.optim.optimizers import Optimizer
+    from tinybnn.typing import TensorLike
+
 
 class Schedule:
     """Base class: the learning rate of each group as a function of the step count.
 
-    Call `step` once after each epoch (or each batch: the unit is yours). A subclass gives `lr`.
-    As in PyTorch, the first schedule of an optimizer notes each group's start value in the group
-    as ``initial_lr``, and all schedules count from there.
+    Call `step` once after each epoch (or after each batch, to count in batches). A subclass
+    implements `lr`. As in PyTorch, the first schedule of an optimizer stores each group's start
+    value in the group as ``initial_lr``, and all schedules start from there.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
 
     Attributes
     ----------
@@ -27,60 +39,63 @@ class Schedule:
     base_lrs : list of float
         The start value of each group.
     moves : tuple of str
-        Settings beside the rate that it changes.
+        Settings other than the rate that the schedule changes.
     """
 
-    moves = ()
+    moves: tuple[str, ...] = ()
+    optimizer: Optimizer
+    base_lrs: list[float]
+    last_epoch: int
 
-    def __init__(self, optimizer):
+    def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
         self.base_lrs = [g.setdefault(f"initial_{rate}", g[rate]) for g, rate in optimizer.rates]
         self.last_epoch = 0
         self._set()
 
-    def lr(self, base, epoch):
-        """The learning rate at `epoch` of a group that started with `base`."""
+    def lr(self, base: float, epoch: int) -> float:
+        """Compute the learning rate at `epoch` of a group that started with `base`."""
         raise NotImplementedError
 
-    def step(self):
-        """Go on by one epoch."""
+    def step(self) -> None:
+        """Advance by one epoch."""
         self.last_epoch += 1
         self._set()
 
     def _set(self):
-        self.base_lrs += [  # of groups that were added since
+        self.base_lrs += [  # of groups added since the last step
             group.setdefault(f"initial_{rate}", group[rate])
             for group, rate in self.optimizer.rates[len(self.base_lrs) :]
         ]
         for (group, rate), base in zip(self.optimizer.rates, self.base_lrs, strict=True):
             group[rate] = float(self.lr(base, self.last_epoch))
 
-    def get_last_lr(self):
-        """The learning rate of each group as it is now."""
+    def get_last_lr(self) -> list[float]:
+        """Return the current learning rate of each group."""
         return rates_of(self.optimizer)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         hidden = ("optimizer", "base_lrs", "last_epoch")
         settings = {name: value for name, value in vars(self).items() if name not in hidden}
         return f"{type(self).__name__}({settings_text(settings)})"
 
-    def state_dict(self):
-        """All settings and the step count, without the optimizer and without functions."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return all settings and the step count, except the optimizer and functions."""
         return {
             name: value
             for name, value in vars(self).items()
             if name != "optimizer" and not callable(value)
         }
 
-    def load_state_dict(self, state_dict):
-        """Continue where `state_dict` was taken: the optimizer gets the rates of that epoch.
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore a `state_dict`, and set the optimizer's rates to those of that epoch.
 
-        The order of loading the optimizer's state and the schedule's does not matter.
+        The states of optimizer and schedule can be loaded in any order.
 
         Raises
         ------
         ValueError
-            If it is the state of another kind of schedule, or of other parameter groups.
+            If it is the state of another class of schedule, or of other parameter groups.
         """
         _check_state(self, state_dict)
         if len(state_dict["base_lrs"]) != len(self.optimizer.rates):
@@ -94,8 +109,8 @@ class Schedule:
         self._set()
 
 
-def rates_of(optimizer):
-    """The learning rates of its groups, or whatever schedules change in them."""
+def rates_of(optimizer: Optimizer) -> list[float]:
+    """Return the learning rate (or the setting that schedules change) of each group."""
     return [group[rate] for group, rate in optimizer.rates]
 
 
@@ -109,10 +124,10 @@ def _check_state(schedule, state_dict):
 
 
 class EdeSchedule:
-    """Sharpen the slope of every `quantizers.EdeSign` in a model: t grows evenly in log t.
+    """Sharpen the slope of every `quantizers.EdeSign` in a model: log t grows linearly.
 
-    IR-Net (Qin et al. 2020, eq. 10). Give it to `training.fit` beside a learning-rate schedule by
-    ``schedule=ChainedScheduler([cosine, ede])``.
+    IR-Net (Qin et al. 2020, eq. 10). To combine it with a learning-rate schedule in `training.fit`,
+    pass ``schedule=ChainedScheduler([cosine, ede])``.
 
     Parameters
     ----------
@@ -127,30 +142,36 @@ class EdeSchedule:
         Number of steps so far.
     """
 
-    def __init__(self, model, T_max, t_min=1e-3, t_max=1e1):
+    quantizers: list[EdeSign]
+    T_max: int
+    t_min: float
+    t_max: float
+    last_epoch: int
+
+    def __init__(self, model: Module, T_max: int, t_min: float = 1e-3, t_max: float = 1e1) -> None:
         if not T_max >= 1:
             raise ValueError(f"EdeSchedule: T_max must be >= 1, got {T_max!r}")
         if not 0 < t_min <= t_max:
             raise ValueError(f"EdeSchedule: expects 0 < t_min <= t_max, got {t_min!r}, {t_max!r}")
-        found = {
+        by_id = {
             id(value): value
             for module in model.modules()
             for value in vars(module).values()
             if isinstance(value, EdeSign)
         }
-        self.quantizers = list(found.values())
+        self.quantizers = list(by_id.values())
         if not self.quantizers:
             raise ValueError("EdeSchedule: the model has no EdeSign quantizer")
         self.T_max, self.t_min, self.t_max = plain(T_max), plain(t_min), plain(t_max)
         self.last_epoch = 0
         self._set()
 
-    def t(self, epoch):
-        """The steepness at `epoch`."""
+    def t(self, epoch: int) -> float:
+        """Compute the steepness at `epoch`."""
         return self.t_min * (self.t_max / self.t_min) ** min(epoch / self.T_max, 1.0)
 
-    def step(self):
-        """Go on by one epoch."""
+    def step(self) -> None:
+        """Advance by one epoch."""
         self.last_epoch += 1
         self._set()
 
@@ -158,22 +179,22 @@ class EdeSchedule:
         for quantizer in self.quantizers:
             quantizer.t = self.t(self.last_epoch)
 
-    def state_dict(self):
-        """The settings and the step count, without the quantizers."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the settings and the step count, without the quantizers."""
         return {name: value for name, value in vars(self).items() if name != "quantizers"}
 
-    def load_state_dict(self, state_dict):
-        """Continue where `state_dict` was taken; the quantizers get the t of that epoch."""
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore a `state_dict`, and set the quantizers' t to that of its epoch."""
         _check_state(self, state_dict)
         vars(self).update(state_dict)
         self._set()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"EdeSchedule(T_max={self.T_max!r}, t_min={self.t_min!r}, t_max={self.t_max!r})"
 
 
 class ChainedScheduler:
-    """Several schedules that are stepped together, say of the learning rate and of EDE's t.
+    """Step several schedules together, for example of the learning rate and of EDE's t.
 
     Parameters
     ----------
@@ -181,41 +202,45 @@ class ChainedScheduler:
 
     Attributes
     ----------
+    schedules : list of schedules
     last_epoch : int
         Number of steps so far.
     """
 
-    def __init__(self, schedules):
+    schedules: list[Any]
+    last_epoch: int
+
+    def __init__(self, schedules: Iterable[Any]) -> None:
         self.schedules = list(schedules)
         if not self.schedules:
             raise ValueError("ChainedScheduler: expects at least one schedule, got none")
         self.last_epoch = 0
 
-    def step(self):
+    def step(self) -> None:
         """Step each schedule."""
         self.last_epoch += 1
         for schedule in self.schedules:
             schedule.step()
 
-    def get_last_lr(self):
-        """The learning rates that the last schedule of an optimizer has set."""
+    def get_last_lr(self) -> list[float]:
+        """Return the learning rates that the last schedule of an optimizer has set."""
         for schedule in reversed(self.schedules):
             if hasattr(schedule, "get_last_lr"):
                 return schedule.get_last_lr()
-        raise ValueError("get_last_lr: none of the schedules is one of the learning rate")
+        raise ValueError("get_last_lr: none of the schedules sets a learning rate")
 
-    def state_dict(self):
-        """The step count, and the settings of each schedule."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step count and the settings of each schedule."""
         states = [dict(schedule.state_dict()) for schedule in self.schedules]
         for state in states:
             del state["last_epoch"]
         return {"last_epoch": self.last_epoch, "schedules": states}
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"ChainedScheduler({self.schedules!r})"
 
-    def load_state_dict(self, state_dict):
-        """Continue where `state_dict` was taken."""
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore a `state_dict`."""
         _check_state(self, state_dict)
         if len(state_dict["schedules"]) != len(self.schedules):
             raise ValueError(
@@ -230,58 +255,79 @@ class ChainedScheduler:
 class StepLR(Schedule):
     """Multiply by `gamma` every `step_size` epochs."""
 
-    def __init__(self, optimizer, step_size, gamma=0.1):
+    step_size: int
+    gamma: float
+
+    def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
         check_sizes("StepLR", step_size=step_size)
         self.step_size, self.gamma = int(step_size), plain(gamma)
         super().__init__(optimizer)
 
-    def lr(self, base, epoch):
+    def lr(self, base: float, epoch: int) -> float:
         return base * self.gamma ** (epoch // self.step_size)
 
 
 class MultiStepLR(Schedule):
     """Multiply by `gamma` at each of the `milestones` (epochs); one named twice counts twice."""
 
-    def __init__(self, optimizer, milestones, gamma=0.1):
+    milestones: list[int]
+    gamma: float
+
+    def __init__(self, optimizer: Optimizer, milestones: Iterable[int], gamma: float = 0.1) -> None:
         self.milestones, self.gamma = sorted(plain(m) for m in milestones), plain(gamma)
         super().__init__(optimizer)
 
-    def lr(self, base, epoch):
+    def lr(self, base: float, epoch: int) -> float:
         return base * self.gamma ** bisect.bisect_right(self.milestones, epoch)
 
 
 class ExponentialLR(Schedule):
     """Multiply by `gamma` in each epoch."""
 
-    def __init__(self, optimizer, gamma):
+    gamma: float
+
+    def __init__(self, optimizer: Optimizer, gamma: float) -> None:
         self.gamma = plain(gamma)
         super().__init__(optimizer)
 
-    def lr(self, base, epoch):
+    def lr(self, base: float, epoch: int) -> float:
         return base * self.gamma**epoch
 
 
 class CosineAnnealingLR(Schedule):
-    """Half a cosine from the start value to `eta_min` in `T_max` epochs; constant afterwards."""
+    """Follow half a cosine from the start value to `eta_min` in `T_max` epochs, then stay."""
 
-    def __init__(self, optimizer, T_max, eta_min=0.0):
+    T_max: int
+    eta_min: float
+
+    def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
         if not T_max >= 1:
             raise ValueError(f"CosineAnnealingLR: T_max must be >= 1, got {T_max!r}")
         self.T_max, self.eta_min = plain(T_max), plain(eta_min)
         super().__init__(optimizer)
 
-    def lr(self, base, epoch):
+    def lr(self, base: float, epoch: int) -> float:
         progress = min(epoch / self.T_max, 1.0)
         return self.eta_min + (base - self.eta_min) * (1 + math.cos(math.pi * progress)) / 2
 
 
 class LinearLR(Schedule):
-    """From `start_factor` to `end_factor` times the start value in `total_iters` epochs: warm-up.
+    """Warm up linearly from `start_factor` to `end_factor` times the start value, then stay.
 
-    Constant afterwards.
+    The warm-up takes `total_iters` epochs.
     """
 
-    def __init__(self, optimizer, start_factor=1 / 3, end_factor=1.0, total_iters=5):
+    start_factor: float
+    end_factor: float
+    total_iters: int
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        start_factor: float = 1 / 3,
+        end_factor: float = 1.0,
+        total_iters: int = 5,
+    ) -> None:
         if not 0 < start_factor <= 1 or not 0 <= end_factor <= 1:
             raise ValueError(
                 "LinearLR: start_factor must lie in (0, 1] and end_factor in [0, 1], got "
@@ -292,26 +338,28 @@ class LinearLR(Schedule):
         self.total_iters = int(total_iters)
         super().__init__(optimizer)
 
-    def lr(self, base, epoch):
+    def lr(self, base: float, epoch: int) -> float:
         progress = min(epoch / self.total_iters, 1.0)
         return base * (self.start_factor + (self.end_factor - self.start_factor) * progress)
 
 
 class LambdaLR(Schedule):
-    """The start value times ``lr_lambda(epoch)``."""
+    """Multiply the start value by ``lr_lambda(epoch)``."""
 
-    def __init__(self, optimizer, lr_lambda):
+    lr_lambda: Callable[[int], float]
+
+    def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float]) -> None:
         if not callable(lr_lambda):
             raise TypeError(f"LambdaLR: lr_lambda must be a function, got {lr_lambda!r}")
         self.lr_lambda = lr_lambda
         super().__init__(optimizer)
 
-    def lr(self, base, epoch):
+    def lr(self, base: float, epoch: int) -> float:
         return base * self.lr_lambda(epoch)
 
 
 class SequentialLR(Schedule):
-    """One schedule after the other, each counting from 0 at its milestone.
+    """Run schedules one after the other, each counting from 0 at its milestone.
 
     >>> from tinybnn import nn, optim
     >>> adam = optim.Adam(nn.Linear(2, 1).parameters(), lr=0.1)
@@ -323,12 +371,17 @@ class SequentialLR(Schedule):
     ----------
     optimizer : Optimizer
     schedulers : list of Schedule
-        Only SequentialLR's `step` is called, not theirs.
+        Do not call their `step`, only SequentialLR's.
     milestones : list of int
         The epochs at which the second, third, ... schedule begins.
     """
 
-    def __init__(self, optimizer, schedulers, milestones):
+    schedulers: list[Schedule]
+    milestones: list[int]
+
+    def __init__(
+        self, optimizer: Optimizer, schedulers: Iterable[Schedule], milestones: Iterable[int]
+    ) -> None:
         schedulers, milestones = list(schedulers), [plain(m) for m in milestones]
         if len(milestones) != len(schedulers) - 1 or any(
             low >= high for low, high in zip([0, *milestones], milestones, strict=False)
@@ -342,14 +395,14 @@ class SequentialLR(Schedule):
         self.schedulers, self.milestones = schedulers, milestones
         super().__init__(optimizer)
 
-    def lr(self, base, epoch):
+    def lr(self, base: float, epoch: int) -> float:
         i = bisect.bisect_right(self.milestones, epoch)
         return self.schedulers[i].lr(base, epoch - [0, *self.milestones][i])
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "schedulers": [s.state_dict() for s in self.schedulers]}
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         _check_state(self, state_dict)
         if len(state_dict["schedulers"]) != len(self.schedulers):
             raise ValueError(
@@ -371,38 +424,46 @@ class OneCycleLR(Schedule):
     optimizer : Optimizer
     max_lr : float, or list of float for the groups
     total_steps : int, optional
-        Or `epochs` and `steps_per_epoch`, whose product it is.
+        Default: `epochs` times `steps_per_epoch`.
     epochs, steps_per_epoch : int, optional
     pct_start : float
-        Share of the steps that warm up.
+        Fraction of the steps that warm up.
     anneal_strategy : 'cos' or 'linear'
     cycle_momentum : bool
-        Move the momentum, or the first of the betas, the other way.
+        Move the momentum, or the first of the betas, in the opposite direction.
     base_momentum, max_momentum : float
     div_factor, final_div_factor : float
-        It begins at max_lr / div_factor, and ends at that / final_div_factor.
+        The start value is max_lr / div_factor, the end value start / final_div_factor.
     three_phase : bool
-        Go back to the start value as fast as it warmed up, then anneal.
+        Return to the start value as fast as it warmed up, then anneal.
     """
 
-    moves = ("momentum", "betas")
+    moves: tuple[str, ...] = ("momentum", "betas")
+    total_steps: int
+    anneal_strategy: str
+    cycle_momentum: bool
+    base_momentum: float
+    max_momentum: float
+    div_factor: float
+    final_div_factor: float
+    ends: list[float]
 
     def __init__(
         self,
-        optimizer,
-        max_lr,
-        total_steps=None,
-        epochs=None,
-        steps_per_epoch=None,
-        pct_start=0.3,
-        anneal_strategy="cos",
-        cycle_momentum=True,
-        base_momentum=0.85,
-        max_momentum=0.95,
-        div_factor=25.0,
-        final_div_factor=1e4,
-        three_phase=False,
-    ):
+        optimizer: Optimizer,
+        max_lr: float | Sequence[float],
+        total_steps: int | None = None,
+        epochs: int | None = None,
+        steps_per_epoch: int | None = None,
+        pct_start: float = 0.3,
+        anneal_strategy: str = "cos",
+        cycle_momentum: bool = True,
+        base_momentum: float = 0.85,
+        max_momentum: float = 0.95,
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
+        three_phase: bool = False,
+    ) -> None:
         if total_steps is None:
             if epochs is None or steps_per_epoch is None:
                 raise ValueError("OneCycleLR: give total_steps, or epochs and steps_per_epoch")
@@ -435,16 +496,16 @@ class OneCycleLR(Schedule):
         super().__init__(optimizer)
 
     def _between(self, values, epoch):
-        """From each value to the next, in the phases that end at `ends`."""
+        """Interpolate from each value to the next, in the phases that end at `ends`."""
         phase = min(bisect.bisect_left(self.ends, epoch), len(self.ends) - 1)
         begin, end = [0, *self.ends][phase : phase + 2]
-        share = (epoch - begin) / (end - begin) if end > begin else 1.0
+        progress = (epoch - begin) / (end - begin) if end > begin else 1.0
         first, last = values[phase : phase + 2]
         if self.anneal_strategy == "cos":
-            return last + (first - last) / 2 * (math.cos(math.pi * share) + 1)
-        return first + (last - first) * share
+            return last + (first - last) / 2 * (math.cos(math.pi * progress) + 1)
+        return first + (last - first) * progress
 
-    def lr(self, base, epoch):
+    def lr(self, base: float, epoch: int) -> float:
         if epoch >= self.total_steps:
             raise ValueError(f"OneCycleLR: step {epoch + 1} of {self.total_steps} steps")
         values = [base, base * self.div_factor, base, base / self.final_div_factor]
@@ -465,10 +526,10 @@ class OneCycleLR(Schedule):
 
 
 class ReduceLROnPlateau:
-    """Multiply by `factor` when a metric has not become better for more than `patience` epochs.
+    """Multiply by `factor` when a metric has not improved for more than `patience` epochs.
 
-    Call ``step(metric)`` after each epoch, say with a validation loss. `training.fit` does not call
-    it with a metric: call `fit` for one epoch at a time, or write the loop.
+    Call ``step(metric)`` after each epoch, for example with a validation loss. `training.fit` does
+    not pass a metric: call `fit` for one epoch at a time, or write the loop.
 
     Parameters
     ----------
@@ -479,33 +540,48 @@ class ReduceLROnPlateau:
         Below 1.
     patience : int
     threshold : float
-        How much better it must be to count.
+        Smallest change that counts as an improvement.
     threshold_mode : 'rel' or 'abs'
-        Relative to the best metric, or not.
+        Whether the threshold is relative to the best metric.
     cooldown : int
-        Epochs after a change that do not count as bad.
+        Number of epochs after a change that do not count as bad.
     min_lr : float, or list of float for the groups
     eps : float
-        Smaller changes of the rate are left out.
+        Smaller changes of the rate are not made.
 
     Attributes
     ----------
     best : float
+        The best metric so far.
     num_bad_epochs, last_epoch : int
     """
 
+    optimizer: Optimizer
+    mode: str
+    factor: float
+    patience: int
+    threshold: float
+    threshold_mode: str
+    cooldown: int
+    min_lrs: list[float]
+    eps: float
+    best: float
+    num_bad_epochs: int
+    cooldown_counter: int
+    last_epoch: int
+
     def __init__(
         self,
-        optimizer,
-        mode="min",
-        factor=0.1,
-        patience=10,
-        threshold=1e-4,
-        threshold_mode="rel",
-        cooldown=0,
-        min_lr=0.0,
-        eps=1e-8,
-    ):
+        optimizer: Optimizer,
+        mode: str = "min",
+        factor: float = 0.1,
+        patience: int = 10,
+        threshold: float = 1e-4,
+        threshold_mode: str = "rel",
+        cooldown: int = 0,
+        min_lr: float | Sequence[float] = 0.0,
+        eps: float = 1e-8,
+    ) -> None:
         if not factor < 1:
             raise ValueError(f"ReduceLROnPlateau: factor must be below 1, got {factor!r}")
         if mode not in ("min", "max") or threshold_mode not in ("rel", "abs"):
@@ -529,8 +605,8 @@ class ReduceLROnPlateau:
             return sign * value > sign * self.best * (1 + sign * self.threshold)
         return sign * value > sign * self.best + self.threshold
 
-    def step(self, metrics):
-        """Take the metric of an epoch into account."""
+    def step(self, metrics: TensorLike) -> None:
+        """Register the metric of an epoch: a number, or a Tensor or array of one element."""
         value = float(as_array(metrics))
         self.last_epoch += 1
         if self._is_better(value):
@@ -547,20 +623,20 @@ class ReduceLROnPlateau:
                     group[rate] = new
             self.cooldown_counter, self.num_bad_epochs = self.cooldown, 0
 
-    def get_last_lr(self):
-        """The learning rate of each group as it is now."""
+    def get_last_lr(self) -> list[float]:
+        """Return the current learning rate of each group."""
         return rates_of(self.optimizer)
 
-    def state_dict(self):
-        """All settings and counts, without the optimizer; its state holds the rates."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return all settings and counts, without the optimizer, whose state holds the rates."""
         return {name: value for name, value in vars(self).items() if name != "optimizer"}
 
-    def load_state_dict(self, state_dict):
-        """Continue where `state_dict` was taken."""
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore a `state_dict`."""
         _check_state(self, state_dict)
         vars(self).update(state_dict)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return (
             f"ReduceLROnPlateau(mode={self.mode!r}, factor={self.factor!r}, "
             f"patience={self.patience!r}, threshold={self.threshold!r}, "

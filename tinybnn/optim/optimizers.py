@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,11 +12,16 @@ from tinybnn.autograd import Tensor, plain
 from tinybnn.kernels.machine import layout
 from tinybnn.nn import LatentParameter
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from tinybnn.typing import Array, FloatArray
+
 
 class Optimizer:
     """Base class: parameter groups, state for each parameter, clipping of latent weights.
 
-    A subclass gives `update`. Settings of a group override the constructor's; ``lr`` may be
+    A subclass implements `update`. Settings of a group override the constructor's; ``lr`` may be
     changed between steps, as schedules do.
 
     Parameters
@@ -29,24 +35,32 @@ class Optimizer:
     param_groups : list of dict
     defaults : dict
         Settings of groups that do not set their own.
+    parameters : list of Tensor
+        All parameters, in order of the groups.
     state : list of dict
-        For each parameter, in order of the groups, the arrays that `update` keeps.
+        For each parameter the arrays that `update` keeps.
     rate : str
         The setting that schedules change.
     state_names : tuple of str or None
         The arrays that `update` keeps from the first step on; None if they vary.
     """
 
-    rate = "lr"
-    state_names = None
+    rate: str = "lr"
+    state_names: tuple[str, ...] | None = None
+    param_groups: list[dict[str, Any]]
+    defaults: dict[str, Any]
+    parameters: list[Tensor]
+    state: list[dict[str, Array]]
 
-    def __init_subclass__(cls, **options):
+    def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        # A rule of its own is not what an inherited kernel computes.
+        # A subclass that overrides the rule must not inherit the parent's fused kernel.
         if "update" in vars(cls) and "fused_update" not in vars(cls):
             cls.fused_update = Optimizer.fused_update
 
-    def __init__(self, params, defaults):
+    def __init__(
+        self, params: Iterable[Tensor] | Iterable[dict[str, Any]], defaults: dict[str, Any]
+    ) -> None:
         if isinstance(params, Tensor):
             raise TypeError(f"{type(self).__name__}: params must be a list of Tensors, not one")
         params = list(params)
@@ -57,8 +71,8 @@ class Optimizer:
         self.state = [{} for _ in self.parameters]
         self._check_parameters(self.parameters)
 
-    def add_param_group(self, param_group):
-        """Let it train more parameters, with settings of their own.
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters to train, with their own settings.
 
         Parameters
         ----------
@@ -72,7 +86,7 @@ class Optimizer:
         self.state += [{} for _ in group["params"]]
 
     def _checked_group(self, group):
-        """A group with all settings, and its parameters as a list."""
+        """Return the group with all settings and its parameters as a list."""
         if not isinstance(group, dict) or "params" not in group:
             raise ValueError(f"{type(self).__name__}: each group must be a dict with 'params'")
         group = {**self.defaults, **group}
@@ -105,37 +119,37 @@ class Optimizer:
             )
 
     @property
-    def rates(self):
-        """(group, name of the setting that schedules change) for each group."""
+    def rates(self) -> list[tuple[dict[str, Any], str]]:
+        """List (group, name of the setting that schedules change) for each group."""
         return [(group, self.rate) for group in self.param_groups]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         groups = [
             settings_text({**group, "params": len(group["params"])}) for group in self.param_groups
         ]
         return f"{type(self).__name__}({'; '.join(groups)})"
 
-    def zero_grad(self, set_to_none=True):
-        """Forget the gradients of all parameters; with `set_to_none` False make them 0."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Set the gradients of all parameters to None; with `set_to_none` False to 0."""
         for p in self.parameters:
             if set_to_none or p.grad is None:
                 p.grad = None
             else:
                 p.grad = Tensor(np.zeros_like(p.data))
 
-    def step(self):
+    def step(self) -> None:
         """Update every parameter that has a gradient, then clip the latent ones.
 
         Raises
         ------
         ValueError
-            If such a parameter is read-only, as a memory map can be. Nothing has been changed then.
+            If such a parameter is read-only, as a memory map can be. Nothing is changed then.
         """
         for i, p in enumerate(self.parameters):
             if p.grad is not None and not p.data.flags.writeable:
                 raise ValueError(
-                    f"{type(self).__name__}: parameter {i} (shape {p.shape}) is read-only; give "
-                    "it memory of its own: p.data = p.data.copy()"
+                    f"{type(self).__name__}: parameter {i} (shape {p.shape}) is read-only; copy "
+                    "it first: p.data = p.data.copy()"
                 )
         states = iter(self.state)
         for group in self.param_groups:
@@ -154,14 +168,21 @@ class Optimizer:
                 if clip is not None:
                     np.clip(p.data, -clip, clip, out=p.data)
 
-    def update(self, weight, grad, state, group, decay):
-        """Change the array `weight` in place.
+    def update(
+        self,
+        weight: FloatArray,
+        grad: FloatArray,
+        state: dict[str, Array],
+        group: dict[str, Any],
+        decay: float,
+    ) -> None:
+        """Update the array `weight` in place.
 
         Parameters
         ----------
-        weight, grad : arrays of equal shape
+        weight, grad : arrays of equal shape, float32 or float64
         state : dict
-            Empty at the parameter's first step; the arrays in it are kept between steps.
+            Empty at the parameter's first step; its arrays are kept between steps.
         group : dict
             The settings.
         decay : float
@@ -169,8 +190,16 @@ class Optimizer:
         """
         raise NotImplementedError
 
-    def fused_update(self, weight, grad, state, group, decay, clip):
-        """Do `update` and the clipping in one pass over memory, by a kernel.
+    def fused_update(
+        self,
+        weight: FloatArray,
+        grad: FloatArray,
+        state: dict[str, Array],
+        group: dict[str, Any],
+        decay: float,
+        clip: float | None,
+    ) -> bool:
+        """Do `update` and the clipping with a kernel, in one pass over memory.
 
         Parameters
         ----------
@@ -182,27 +211,27 @@ class Optimizer:
         Returns
         -------
         bool
-            False if there is no kernel for this, and nothing was done.
+            False if no kernel supports the arguments; then nothing is changed.
         """
         return False
 
     # ------------------------------------------------------------------------------------ state
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         for p, arrays in zip(self.parameters, self.state, strict=True):
-            for name, array in arrays.items():  # a pickle forgets their order in memory
+            for name, array in arrays.items():  # a pickle does not keep the memory layout
                 arrays[name] = _laid_out_like(p.data, array)
 
-    def state_dict(self):
-        """Settings and state, in PyTorch's form.
+    def state_dict(self) -> dict[str, Any]:
+        """Return settings and state in PyTorch's form.
 
         Returns
         -------
         dict
-            ``state``: position of a parameter -> its arrays (shared memory, no copies), where it
-            has some; ``param_groups``: the settings of each group, with the positions of its
-            parameters as ``params``.
+            ``state``: from the position of each parameter that has some to its arrays (shared
+            memory, no copies); ``param_groups``: the settings of each group, with the positions of
+            its parameters as ``params``.
         """
         positions = iter(range(len(self.parameters)))
         groups = [
@@ -214,27 +243,29 @@ class Optimizer:
             "param_groups": groups,
         }
 
-    def load_state_dict(self, state_dict):
-        """Take over settings and state; the arrays are copied.
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load settings and state as returned by `state_dict`; the arrays are copied.
 
         Raises
         ------
         ValueError
-            If the groups have other sizes or settings, or an array does not fit its parameter or
-            is missing. Nothing has been changed when an error is raised.
+            If the groups differ in sizes or settings, or an array has a wrong shape or is missing.
+            Nothing is changed when an error is raised.
         """
         own, groups = self.state_dict()["param_groups"], state_dict["param_groups"]
         state = {int(i): arrays for i, arrays in state_dict["state"].items()}
 
-        def forms(groups):  # initial rates come with a schedule
+        def layout_of(groups):  # without initial rates, which schedules add
             return [
                 (g["params"], sorted(n for n in g if not n.startswith("initial_"))) for g in groups
             ]
 
-        if forms(own) != forms(groups) or not state.keys() <= set(range(len(self.parameters))):
+        if layout_of(own) != layout_of(groups) or not state.keys() <= set(
+            range(len(self.parameters))
+        ):
             raise ValueError(
                 f"load_state_dict: {type(self).__name__} has the groups (parameters, settings) "
-                f"{forms(own)}, the state is of {forms(groups)}"
+                f"{layout_of(own)}, the state is of {layout_of(groups)}"
             )
         copies = []
         for i, p in enumerate(self.parameters):
@@ -254,7 +285,7 @@ class Optimizer:
             arrays.update(new)
 
     def _check_names(self, i, arrays):
-        """The state of one parameter is that of one that has had a step, or of one that has not."""
+        """Check that one parameter's state is empty or has all the arrays of this optimizer."""
         if self.state_names is not None and arrays and set(arrays) != set(self.state_names):
             raise ValueError(
                 f"load_state_dict: {type(self).__name__} keeps {', '.join(self.state_names)} of "
@@ -262,8 +293,8 @@ class Optimizer:
             )
 
 
-def settings_text(values):
-    """Settings as they are written in a call; one that is not a plain value by its name."""
+def settings_text(values: Mapping[str, Any]) -> str:
+    """Format settings as in a call; functions and classes by name."""
     return ", ".join(
         f"{name}={getattr(value, '__qualname__', None) or repr(value)}"
         for name, value in values.items()
@@ -271,7 +302,7 @@ def settings_text(values):
 
 
 def _laid_out_like(weight, array):
-    """An array of a parameter's state, writable and in the weight's order in memory."""
+    """Return an array of a parameter's state, writable and with the weight's memory layout."""
     if not isinstance(array, np.ndarray) or array.shape != weight.shape:
         return array
     if array.flags.writeable and array.strides == weight.strides:
@@ -283,24 +314,24 @@ def _laid_out_like(weight, array):
 
 @functools.cache
 def _kernels():
-    from tinybnn.kernels.training import optimizers  # compiled at the first use
+    from tinybnn.kernels.training import optimizers  # compiled on first use
 
     return optimizers
 
 
 def _flat(weight, grad, *state):
-    """The arrays as rows of float32 numbers in the same order, for a kernel; None if they are not.
+    """View the arrays as 1-D float32 arrays in the same order, for a kernel; None if impossible.
 
-    A gradient that lies in memory in another order than its weight is copied into that order.
+    A gradient with another memory layout than its weight is copied.
     """
     if grad.strides != weight.strides:
-        given, grad = grad, np.empty_like(weight)
-        grad[...] = given
+        source, grad = grad, np.empty_like(weight)
+        grad[...] = source
     return layout.flat(weight, grad, *state)
 
 
 class SGD(Optimizer):
-    """v = momentum v + (1 - dampening) grad; weight -= lr v.
+    """Gradient descent: v = momentum v + (1 - dampening) grad; weight -= lr v.
 
     The first v is the gradient itself. With `nesterov` the step is lr (grad + momentum v).
 
@@ -312,24 +343,24 @@ class SGD(Optimizer):
     weight_decay : float
         L2 penalty: decay * weight is added to the gradient.
     nesterov : bool
-        Needs momentum > 0 and no dampening (Sutskever et al. 2013, in PyTorch's form).
+        Requires momentum > 0 and no dampening (Sutskever et al. 2013, in PyTorch's form).
     decay_latents : bool
         Apply the decay to latent weights too.
     """
 
-    state_names = ("velocity",)  # with momentum only
+    state_names: tuple[str, ...] | None = ("velocity",)  # with momentum only
 
     def __init__(
         self,
-        params,
-        lr=1e-3,
-        momentum=0.0,
-        dampening=0.0,
-        weight_decay=0.0,
-        nesterov=False,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
         *,
-        decay_latents=False,
-    ):
+        decay_latents: bool = False,
+    ) -> None:
         super().__init__(
             params,
             {
@@ -350,7 +381,14 @@ class SGD(Optimizer):
                 f"momentum={group['momentum']!r}, dampening={group['dampening']!r}"
             )
 
-    def update(self, weight, grad, state, group, decay):
+    def update(
+        self,
+        weight: FloatArray,
+        grad: FloatArray,
+        state: dict[str, Array],
+        group: dict[str, Any],
+        decay: float,
+    ) -> None:
         momentum = group["momentum"]
         if decay:
             grad = grad + decay * weight
@@ -365,7 +403,15 @@ class SGD(Optimizer):
             grad = grad + momentum * velocity if group["nesterov"] else velocity
         weight -= group["lr"] * grad
 
-    def fused_update(self, weight, grad, state, group, decay, clip):
+    def fused_update(
+        self,
+        weight: FloatArray,
+        grad: FloatArray,
+        state: dict[str, Array],
+        group: dict[str, Any],
+        decay: float,
+        clip: float | None,
+    ) -> bool:
         if group["momentum"] and "velocity" not in state:
             return False  # the first step
         velocity = (state["velocity"],) if group["momentum"] else ()
@@ -396,18 +442,18 @@ class Adam(Optimizer):
         Apply the decay to latent weights too.
     """
 
-    state_names = ("step", "mean", "square")
+    state_names: tuple[str, ...] | None = ("step", "mean", "square")
 
     def __init__(
         self,
-        params,
-        lr=1e-3,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        weight_decay=0.0,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
         *,
-        decay_latents=False,
-    ):
+        decay_latents: bool = False,
+    ) -> None:
         super().__init__(
             params,
             {
@@ -419,7 +465,14 @@ class Adam(Optimizer):
             },
         )
 
-    def update(self, weight, grad, state, group, decay):
+    def update(
+        self,
+        weight: FloatArray,
+        grad: FloatArray,
+        state: dict[str, Array],
+        group: dict[str, Any],
+        decay: float,
+    ) -> None:
         if decay:
             grad = grad + decay * weight
         self._start(weight, state)
@@ -434,13 +487,22 @@ class Adam(Optimizer):
         weight -= size * (state["mean"] / root)
 
     def _start(self, weight, state):
-        """The state of a parameter's first step."""
+        """Initialise the state at a parameter's first step."""
         if not state:
             state["step"] = np.zeros((), np.int64)
             state["mean"] = np.zeros_like(weight)
             state["square"] = np.zeros_like(weight)
 
-    def fused_update(self, weight, grad, state, group, decay, clip, shrink=1.0):
+    def fused_update(
+        self,
+        weight: FloatArray,
+        grad: FloatArray,
+        state: dict[str, Array],
+        group: dict[str, Any],
+        decay: float,
+        clip: float | None,
+        shrink: float = 1.0,
+    ) -> bool:
         self._start(weight, state)
         arrays = _flat(weight, grad, state["mean"], state["square"])
         if arrays is None:
@@ -469,22 +531,37 @@ class AdamW(Adam):
 
     def __init__(
         self,
-        params,
-        lr=1e-3,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        weight_decay=1e-2,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
         *,
-        decay_latents=False,
-    ):
+        decay_latents: bool = False,
+    ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, decay_latents=decay_latents)
 
-    def update(self, weight, grad, state, group, decay):
+    def update(
+        self,
+        weight: FloatArray,
+        grad: FloatArray,
+        state: dict[str, Array],
+        group: dict[str, Any],
+        decay: float,
+    ) -> None:
         if decay:
             weight *= 1 - group["lr"] * decay
         super().update(weight, grad, state, group, 0.0)
 
-    def fused_update(self, weight, grad, state, group, decay, clip):
+    def fused_update(
+        self,
+        weight: FloatArray,
+        grad: FloatArray,
+        state: dict[str, Array],
+        group: dict[str, Any],
+        decay: float,
+        clip: float | None,
+    ) -> bool:
         shrink = 1 - group["lr"] * decay
         return super().fused_update(weight, grad, state, group, 0.0, clip, shrink)
 
@@ -503,23 +580,23 @@ class RMSprop(Optimizer):
         L2 penalty: decay * weight is added to the gradient.
     momentum : float
     centered : bool
-        Divide by an estimate of the deviation: subtract the square of the mean gradient.
+        Divide by an estimate of the standard deviation: subtract the squared mean gradient.
     decay_latents : bool
         Apply the decay to latent weights too.
     """
 
     def __init__(
         self,
-        params,
-        lr=1e-2,
-        alpha=0.99,
-        eps=1e-8,
-        weight_decay=0.0,
-        momentum=0.0,
-        centered=False,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
         *,
-        decay_latents=False,
-    ):
+        decay_latents: bool = False,
+    ) -> None:
         super().__init__(
             params,
             {
@@ -538,7 +615,14 @@ class RMSprop(Optimizer):
         if not group["alpha"] >= 0:
             raise ValueError(f"RMSprop: alpha must be >= 0, got {group['alpha']!r}")
 
-    def update(self, weight, grad, state, group, decay):
+    def update(
+        self,
+        weight: FloatArray,
+        grad: FloatArray,
+        state: dict[str, Array],
+        group: dict[str, Any],
+        decay: float,
+    ) -> None:
         if decay:
             grad = grad + decay * weight
         if not state:
@@ -561,14 +645,14 @@ class RMSprop(Optimizer):
 
 
 class Bop(Optimizer):
-    """Binary optimizer: flips signs, and has no latent weights (Helwegen et al. 2019, alg. 1).
+    """Binary optimizer: flips signs instead of latent weights (Helwegen et al. 2019, alg. 1).
 
-    m += gamma (grad - m); a weight w = ±1 flips where w m > threshold: its gradient has pushed in
-    the other direction for long enough. Equality does not flip.
+    m += gamma (grad - m); a weight w = ±1 flips where w m > threshold, that is, after its gradient
+    has pushed in the other direction for long enough.
 
-    It takes the weights of binary layers only; their first update sets them to their signs, which
-    changes no output of a layer with scale None. Give the other parameters to a second optimizer
-    and join both for `training.fit`:
+    It takes the weights of binary layers only. The first update sets them to their signs, which
+    does not change the outputs of layers with scale None. Give the other parameters to a second
+    optimizer and join both for `training.fit`:
 
     >>> from tinybnn import nn, optim
     >>> model = nn.Sequential(nn.BinaryLinear(64, 10), nn.BatchNorm1d(10))
@@ -580,16 +664,21 @@ class Bop(Optimizer):
     ----------
     params : iterable of LatentParameters or groups
     threshold : float
-        At least 0. The larger, the fewer flips.
+        At least 0; a larger threshold means fewer flips.
     gamma : float
-        In (0, 1]: how fast old gradients are forgotten. Schedules change it, as they change the
-        learning rate of other optimizers.
+        Rate in (0, 1] at which old gradients are forgotten. Schedules change it like the learning
+        rate of other optimizers.
     """
 
     rate = "gamma"
-    state_names = ("mean",)
+    state_names: tuple[str, ...] | None = ("mean",)
 
-    def __init__(self, params, threshold=1e-8, gamma=1e-4):
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        threshold: float = 1e-8,
+        gamma: float = 1e-4,
+    ) -> None:
         super().__init__(params, {"threshold": threshold, "gamma": gamma})
         if not all(isinstance(p, LatentParameter) for p in self.parameters):
             raise TypeError(
@@ -603,7 +692,14 @@ class Bop(Optimizer):
         if not 0 < group["gamma"] <= 1:
             raise ValueError(f"Bop: gamma must lie in (0, 1], got {group['gamma']!r}")
 
-    def update(self, weight, grad, state, group, decay):
+    def update(
+        self,
+        weight: FloatArray,
+        grad: FloatArray,
+        state: dict[str, Array],
+        group: dict[str, Any],
+        decay: float,
+    ) -> None:
         if not state:
             state["mean"] = np.zeros_like(weight)
         state["mean"] += group["gamma"] * (grad - state["mean"])
@@ -612,7 +708,7 @@ class Bop(Optimizer):
 
 
 class MultiOptimizer(Optimizer):
-    """Several optimizers as one, each with parameters of its own.
+    """Several optimizers as one, each for its own parameters.
 
     Parameters
     ----------
@@ -622,10 +718,12 @@ class MultiOptimizer(Optimizer):
     ----------
     optimizers : tuple of Optimizer
     param_groups, parameters, state : list
-        Those of the optimizers, one after the other.
+        Those of the optimizers, concatenated.
     """
 
-    def __init__(self, *optimizers):
+    optimizers: tuple[Optimizer, ...]
+
+    def __init__(self, *optimizers: Optimizer) -> None:
         for optimizer in optimizers:
             if not isinstance(optimizer, Optimizer):
                 raise TypeError(
@@ -634,22 +732,33 @@ class MultiOptimizer(Optimizer):
         self.optimizers = optimizers
         self._check_parameters(self.parameters)
 
-    param_groups = property(lambda self: [g for o in self.optimizers for g in o.param_groups])
-    parameters = property(lambda self: [p for o in self.optimizers for p in o.parameters])
-    state = property(lambda self: [state for o in self.optimizers for state in o.state])
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all optimizers."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
-    def add_param_group(self, param_group):
-        """Not here: add the group to one of the `optimizers`."""
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters of all optimizers."""
+        return [p for optimizer in self.optimizers for p in optimizer.parameters]
+
+    @property
+    def state(self) -> list[dict[str, Array]]:
+        """The state of all optimizers."""
+        return [arrays for optimizer in self.optimizers for arrays in optimizer.state]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Raise a TypeError: add the group to one of the `optimizers` instead."""
         raise TypeError(
             "MultiOptimizer: add the group to one of its optimizers: "
             "multi.optimizers[0].add_param_group(group)"
         )
 
     @property
-    def rates(self):
+    def rates(self) -> list[tuple[dict[str, Any], str]]:
         return [pair for optimizer in self.optimizers for pair in optimizer.rates]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"MultiOptimizer({', '.join(map(repr, self.optimizers))})"
 
     def _check_names(self, i, arrays):
@@ -658,7 +767,7 @@ class MultiOptimizer(Optimizer):
                 return optimizer._check_names(i, arrays)
             i -= len(optimizer.parameters)
 
-    def step(self):
-        """Let each optimizer do its step."""
+    def step(self) -> None:
+        """Call `step` of each optimizer."""
         for optimizer in self.optimizers:
             optimizer.step()

@@ -1,8 +1,8 @@
-"""Checks for code that computes gradients or has to be exact, and random networks to check it with.
+"""Checks for code that computes gradients or must be exact, and random networks for such checks.
 
-- `gradcheck`, `gradgradcheck`: a gradient rule against central differences.
-- `assert_identical`, `check_packed`: equal bits, no tolerance.
-- `random_network`, `campaign`: networks of any layers, and packed models held against them.
+- `gradcheck`, `gradgradcheck`: compare a gradient rule with central differences.
+- `assert_identical`, `check_packed`: compare bits, without tolerance.
+- `random_network`, `campaign`: compare packed models with random networks of any layers.
 """
 
 from tinybnn.testing.campaign import Campaign, campaign
@@ -19,4 +19,7 @@ __all__ = [
     "Campaign", "RandomNetwork", "assert_identical", "campaign", "check_packed", "gradcheck",
     "gradgradcheck", "random_network", "randomize", "train_briefly",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else

@@ -1,4 +1,4 @@
-"""Checks of code that has to be exact: equal bits, no tolerance."""
+"""Checks of code that must be exact: equal bits, without tolerance."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,24 +15,29 @@ from tinybnn.autograd import Tensor, as_array, no_grad
 from tinybnn.kernels.machine.exact import identical
 from tinybnn.kernels.signs import bits
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tinybnn.typing import TensorLike
+
 __all__ = ["assert_identical", "check_packed", "quiet", "randomize", "train_briefly"]
 
 
-def assert_identical(actual, expected, name="array"):
-    """Check that two arrays are equal: shape, kind of dtype and every value, without tolerance.
+def assert_identical(actual: TensorLike, expected: TensorLike, name: str = "array") -> None:
+    """Check that two arrays have the same shape, kind of dtype and values, without tolerance.
 
-    0.0 and -0.0 differ, since a division tells them apart; NaN is equal to NaN.
+    0.0 and -0.0 differ, since a division distinguishes them; NaN equals NaN.
 
     Parameters
     ----------
-    actual, expected : array_like or Tensor
+    actual, expected : array_like or Tensor, of any shape
     name : str
-        What is compared, for the message.
+        Name of the arrays in the error message.
 
     Raises
     ------
     AssertionError
-        Tells how many values differ, and the first of them.
+        With the number of differing values and the first of them.
 
     Examples
     --------
@@ -57,11 +63,11 @@ def assert_identical(actual, expected, name="array"):
 _SPECIAL = (np.nan, np.inf, -np.inf, -0.0, 3e38, 1e-45)
 
 
-def randomize(model, rng, extreme=False):
-    """Give a model parameters and statistics as training might leave them, and worse.
+def randomize(model: nn.Module, rng: np.random.Generator, extreme: bool = False) -> nn.Module:
+    """Give a model difficult parameters and statistics, as training might leave them or worse.
 
-    Factors of batch norms are of any sign and 0, sums of signs hit thresholds exactly, slopes are
-    negative, shifts are 0.0 and -0.0.
+    Batch norms get factors of either sign and 0, sums of signs that equal thresholds exactly,
+    negative slopes, and shifts of 0.0 and -0.0.
 
     Parameters
     ----------
@@ -69,12 +75,12 @@ def randomize(model, rng, extreme=False):
         Changed in place.
     rng : numpy.random.Generator
     extreme : bool
-        Put NaN, infinities, the largest and the smallest numbers among the statistics.
+        Put NaN, infinities, very large and very small numbers into the statistics.
 
     Returns
     -------
     Module
-        The same.
+        The same model.
     """
 
     def fill(array, values):
@@ -102,21 +108,24 @@ def randomize(model, rng, extreme=False):
     return model
 
 
-def train_briefly(model, input_shape, steps, rng):
-    """Take some steps of Adam, towards small outputs for random inputs.
+def train_briefly(
+    model: nn.Module, input_shape: Sequence[int], steps: int, rng: np.random.Generator
+) -> nn.Module:
+    """Train a model for some steps of Adam towards small outputs for random inputs.
 
     Parameters
     ----------
     model : Module
         Changed in place; left in training mode if there are any steps.
     input_shape : sequence of int
+        Shape of one sample.
     steps : int
     rng : numpy.random.Generator
 
     Returns
     -------
     Module
-        The same.
+        The same model.
     """
     parameters = model.train().parameters() if steps else []
     adam = optim.Adam(parameters, lr=0.03) if parameters else None
@@ -129,22 +138,26 @@ def train_briefly(model, input_shape, steps, rng):
     return model
 
 
-def check_packed(model, input_shape, rng=None, extreme=False):
-    """Compile a model, store it, load it, and compare predictions by their bits.
+def check_packed(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    rng: np.random.Generator | None = None,
+    extreme: bool = False,
+) -> deploy.PackedModel:
+    """Compile a model, save it, load it, and compare the bits of predictions.
 
-    Batches of several sizes, worked on in odd blocks, with one thread and with two, from arrays of
-    several layouts in memory; each step of the packed model by itself; the packed model and the one
-    that comes back from its file.
+    The check covers batches of several sizes in blocks of odd sizes, one thread and two, several
+    memory layouts, each step of the packed model separately, and the model loaded from its file.
 
     Parameters
     ----------
     model : Module
     input_shape : sequence of int
-        Of one sample.
+        Shape of one sample.
     rng : numpy.random.Generator, optional
-        Of the inputs.
+        Source of the inputs.
     extreme : bool
-        Put NaN, infinities, the largest and the smallest numbers among the inputs.
+        Put NaN, infinities, very large and very small numbers into the inputs.
 
     Returns
     -------
@@ -174,7 +187,7 @@ def check_packed(model, input_shape, rng=None, extreme=False):
         loaded = deploy.PackedModel.load(path)
         loaded.save(again)
         if path.read_bytes() != again.read_bytes():
-            raise AssertionError("check_packed: a loaded model is stored as other bytes")
+            raise AssertionError("check_packed: a loaded model is saved as different bytes")
     for samples in (1, 3, 7):
         x = _inputs(rng, (samples, *input_shape), extreme)
         with quiet():
@@ -191,7 +204,7 @@ def check_packed(model, input_shape, rng=None, extreme=False):
 
 
 def _evaluated(model, x):
-    """The output of a model in eval mode for a copy of x."""
+    """Return the output of a model in eval mode for a copy of x."""
     with no_grad():
         return model.eval()(Tensor(x.copy())).data
 
@@ -202,15 +215,17 @@ def _check_predictions(name, packed, x, expected):
     packed.predict(x, batch_size=3, threads=1, out=out)
     assert_identical(out, expected, f"{name} model, blocks of 3, one thread")
     for layout, array in _layouts(x):
-        found = packed.predict(array, batch_size=2, threads=2)
-        assert_identical(found, expected, f"{name} model, {layout} input, blocks of 2, two threads")
+        output = packed.predict(array, batch_size=2, threads=2)
+        assert_identical(
+            output, expected, f"{name} model, {layout} input, blocks of 2, two threads"
+        )
     if all(step.operation == "pack" for step in packed.steps if -1 in step.inputs):
         words = bits.pack(x.transpose(0, 2, 3, 1) if x.ndim == 4 else x)
         assert_identical(packed.predict_packed(words), expected, f"{name} model, packed input")
 
 
 def _layouts(x):
-    """The same numbers, laid out in memory in other ways."""
+    """Yield the same numbers in other memory layouts."""
     yield "Fortran", np.asfortranarray(x)
     wide = np.repeat(x, 2, axis=-1)
     yield "sliced", wide[..., ::2]
@@ -223,7 +238,7 @@ def _layouts(x):
 
 
 def _inputs(rng, shape, extreme=False):
-    """Floats with ties and zeros of both signs among them."""
+    """Draw floats with ties and zeros of both signs among them."""
     x = rng.standard_normal(shape).astype(np.float32)
     ties = rng.integers(-4, 5, shape).astype(np.float32) / 2
     x = np.where(rng.random(shape) < 0.3, ties, x)
@@ -235,14 +250,14 @@ def _inputs(rng, shape, extreme=False):
 
 
 def _state(model):
-    """All arrays of a model by their bytes, and its modes."""
+    """Return the bytes of all arrays of a model, and its modes."""
     arrays = {name: array.tobytes() for name, array in model.state_dict().items()}
     return arrays, [module.training for module in model.modules()]
 
 
 @contextlib.contextmanager
-def quiet():
-    """Without warnings of NumPy: infinities and NaN are what is looked for."""
+def quiet() -> Iterator[None]:
+    """Context manager: suppress warnings, since infinities and NaN are part of the check."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         yield

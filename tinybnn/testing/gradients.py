@@ -1,53 +1,70 @@
 """Checks of code that computes gradients.
 
-A gradient rule is checked against central differences: with the function itself nothing but its
-values is needed. One number is enough for a whole array: for a random direction v in the input and
-random weights r on the output, the rule predicts the slope of L(x) = sum(f(x) * r) along v, and
+A gradient rule is compared with central differences, which need only values of the function. One
+number suffices for a whole array: for a random direction v of the input and random weights r of the
+output, the rule predicts the slope of L(x) = sum(f(x) * r) along v, and
 
     (L(x + eps v) - L(x - eps v)) / (2 eps)
 
 measures it. A wrong element of the gradient changes the prediction with probability one, and the
-check costs two evaluations of f for each input, whatever its size.
+check costs two evaluations of f for each input of any size.
 
-Central differences need a function that is smooth between x - eps v and x + eps v: keep inputs away
-from kinks (0 for relu, equal values in a maximum).
+The function must be smooth between x - eps v and x + eps v: keep inputs away from kinks (0 for
+relu, equal values in a maximum).
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinybnn.autograd import Tensor, as_array, grad
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tinybnn.typing import TensorLike
+
 __all__ = ["gradcheck", "gradgradcheck"]
 
-_LARGEST_SEARCHED = 1000  # elements of an input that are measured one by one after a failure
+_LARGEST_SEARCHED = 1000  # after a failure, inputs up to this size are checked by element
 
 
-def gradcheck(function, inputs, *, surrogate=None, rng=None, eps=1e-6, rtol=1e-5, atol=1e-6):
+def gradcheck(
+    function: Callable[..., Tensor],
+    inputs: TensorLike | Sequence[TensorLike],
+    *,
+    surrogate: Callable[..., Any] | None = None,
+    rng: np.random.Generator | None = None,
+    eps: float = 1e-6,
+    rtol: float = 1e-5,
+    atol: float = 1e-6,
+) -> None:
     """Check the gradient of a function in each of its inputs against central differences.
 
     Parameters
     ----------
     function : callable
-        Takes as many Tensors as there are inputs and gives one Tensor. It must give the same value
-        each time: a random operation needs a generator that starts anew in each call.
+        Takes one Tensor for each input and returns a Tensor of any shape. It must be deterministic:
+        a random operation needs a generator that is reseeded in each call.
     inputs : Tensor, array or sequence of them
-        Converted to float64, in which the check runs; strides are kept.
+        They may have any shape, and are converted to float64; strides are kept.
     surrogate : callable, optional
-        Function whose values are differenced in place of those of `function`: the straight-through
-        estimator of a quantizer follows the slope of its surrogate.
+        Function to take differences of instead of `function`: the straight-through estimator of a
+        quantizer follows the slope of its surrogate.
     rng : numpy.random.Generator, optional
-        Source of the directions; a fixed seed by default.
+        Source of the directions; default: a fixed seed.
     eps : float
-        Half the distance of the two values.
+        Half the distance between the two points of a difference.
     rtol, atol : float
         Slopes may differ by ``atol + rtol * (the larger magnitude of the two)``.
 
     Raises
     ------
     AssertionError
-        Names the operation, the input, the shapes, both slopes and the element that is most wrong.
+        With the operation, the input, the shapes, both slopes and the element with the largest
+        error.
 
     Examples
     --------
@@ -66,14 +83,21 @@ def gradcheck(function, inputs, *, surrogate=None, rng=None, eps=1e-6, rtol=1e-5
     )
 
 
-def gradgradcheck(function, inputs, *, rng=None, eps=1e-6, rtol=1e-5, atol=1e-6):
+def gradgradcheck(
+    function: Callable[..., Tensor],
+    inputs: TensorLike | Sequence[TensorLike],
+    *,
+    rng: np.random.Generator | None = None,
+    eps: float = 1e-6,
+    rtol: float = 1e-5,
+    atol: float = 1e-6,
+) -> None:
     """Check the gradient of the gradient, in each input and in the incoming gradient.
 
-    The gradients are computed twice: recorded (``create_graph=True``), which is what gets
-    differentiated here, and as plain arrays, which is what central differences are taken of. They
-    must have the same values.
+    The gradients are computed twice: recorded (``create_graph=True``), to be differentiated, and as
+    plain arrays, to take central differences of. Both must have the same values.
 
-    Parameters and errors are those of `gradcheck`.
+    Parameters (with their shapes) and errors are those of `gradcheck`.
     """
     arrays = _float64(inputs)
     rng = np.random.default_rng(0) if rng is None else rng
@@ -107,12 +131,12 @@ def gradgradcheck(function, inputs, *, rng=None, eps=1e-6, rtol=1e-5, atol=1e-6)
 class _Comparison:
     """The settings of one check, and how it compares two slopes."""
 
-    def __init__(self, function, rng, eps, rtol, atol):
+    def __init__(self, function, rng, eps, rtol, atol) -> None:
         self.function, self.eps, self.rtol, self.atol = function, eps, rtol, atol
         self.rng = np.random.default_rng(0) if rng is None else rng
 
     def agree(self, analytic, numeric):
-        """Whether two slopes are close; NaN agrees with nothing."""
+        """Whether two slopes are close; NaN never is."""
         return abs(analytic - numeric) <= self.atol + self.rtol * max(abs(analytic), abs(numeric))
 
 
@@ -124,7 +148,7 @@ def _float64(inputs):
 def _one_tensor(output):
     if not isinstance(output, Tensor):
         raise TypeError(
-            f"gradcheck: the function must give one Tensor, got {type(output).__name__}"
+            f"gradcheck: the function must return one Tensor, got {type(output).__name__}"
         )
     return output
 
@@ -132,7 +156,7 @@ def _one_tensor(output):
 def _check(recorded, measured, arrays, what, names, comparison):
     """Compare slopes of sum(output * r), summed over outputs, along a direction in each input.
 
-    ``recorded`` maps Tensors to Tensors that know their graph, ``measured`` to plain arrays.
+    ``recorded`` maps Tensors to Tensors with a graph, ``measured`` to plain arrays.
     """
     xs = [Tensor(a, requires_grad=True) for a in arrays]
     outputs = recorded(*xs)
@@ -147,7 +171,7 @@ def _check(recorded, measured, arrays, what, names, comparison):
         for step in (comparison.eps, -comparison.eps):
             moved = [a + step * direction if j == i else a for j, a in enumerate(arrays)]
             values.append(measured(*(Tensor(a) for a in moved)))
-        # The difference before the sum: less is lost to rounding.
+        # Subtract before summing to lose less to rounding.
         total = sum(np.sum((a - b) * r) for a, b, r in zip(*values, weights, strict=True))
         return float(total) / (2 * comparison.eps)
 
@@ -166,7 +190,7 @@ def _check(recorded, measured, arrays, what, names, comparison):
 
 
 def _worst_element(array, gradient, slope):
-    """Where the analytic gradient is furthest from the slope along one element."""
+    """Describe the element where the analytic gradient is furthest from the measured slope."""
     if not 0 < array.size <= _LARGEST_SEARCHED:
         return f"(more than {_LARGEST_SEARCHED} elements: not searched for the worst one)"
     numeric = np.zeros(array.shape)
@@ -183,7 +207,7 @@ def _worst_element(array, gradient, slope):
 
 
 def _name(function, output=None):
-    """The function's name and the operation that made its output."""
+    """Return the function's name and the operation that computed its output."""
     name = getattr(function, "__name__", None) or repr(function)
     if output is None or output.function is None:
         return name

@@ -1,23 +1,30 @@
-"""Random networks: any layers, and forward methods that people write.
+"""Random networks of any layers, with forward methods as people write them.
 
 A network is a list of lines of a ``forward`` method with the layers that they call. Its source is
-a script that anybody can run, and the Module itself comes from that source: what fails in a test
-fails in the script.
+a runnable script, and the Module is built from that source, so a failure in a test is reproduced by
+the script.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinybnn.autograd import Tensor, no_grad
 from tinybnn.models import blocks
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tinybnn.nn import Module
+    from tinybnn.typing import Shape
+
 __all__ = ["RandomNetwork", "random_network"]
 
-_HEADER = '''"""A random network; run me: exit code 1 if its packed model differs."""
+_HEADER = '''"""A random network; as a script it exits with code 1 if its packed model differs."""
 
 import numpy as np
 
@@ -32,7 +39,7 @@ class Network(nn.Module):
 '''
 
 _SIGNS = ("approx_sign", "swish_sign", "ede_sign")
-_MOST_NUMBERS = 6000  # of one sample, so that a network takes milliseconds
+_MAX_ELEMENTS = 6000  # of a sample's values, so that a network takes milliseconds
 
 
 @dataclass(frozen=True)
@@ -42,18 +49,18 @@ class Line:
     Attributes
     ----------
     code : str
-        With ``{out}`` for what it gives, ``{a}`` and ``{b}`` for what it reads, ``{layer}`` for its
+        With ``{out}`` for its result, ``{a}`` and ``{b}`` for its operands, ``{layer}`` for its
         layer.
     reads : tuple of int
-        Numbers of lines; -1 is the input.
+        Line numbers of the operands; -1 is the input.
     layer : str
-        The expression that makes its layer; empty for none.
+        The expression that creates its layer; empty for none.
     shares : int or None
-        The line whose layer it calls once more.
+        The line whose layer it calls again.
     """
 
     code: str
-    reads: tuple
+    reads: tuple[int, ...]
     layer: str = ""
     shares: int | None = None
 
@@ -65,25 +72,25 @@ class RandomNetwork:
     Attributes
     ----------
     seed : int
-        Of weights, statistics and inputs.
+        Seed of weights, statistics and inputs.
     input_shape : tuple of int
-        Of one sample.
+        Shape of one sample.
     lines : tuple of Line
-        The last one gives the output.
+        The last one computes the output.
     steps : int
-        Of training, before it is compiled.
+        Number of training steps before it is compiled.
     extreme : bool
-        Whether there are NaN and infinities among the statistics and the inputs.
+        Whether statistics and inputs contain NaN and infinities.
     """
 
     seed: int
-    input_shape: tuple
-    lines: tuple
+    input_shape: Shape
+    lines: tuple[Line, ...]
     steps: int = 0
     extreme: bool = False
 
-    def source(self):
-        """A script that makes the network and checks it."""
+    def source(self) -> str:
+        """Return the text of a script that builds the network and checks it."""
         layers, forward = [], []
         for i, line in enumerate(self.lines):
             number = i if line.shares is None else line.shares
@@ -109,24 +116,24 @@ class RandomNetwork:
             + '    print("all equal")\n'
         )
 
-    def build(self):
-        """The Module, made by the script.
+    def build(self) -> Module:
+        """Build the Module by running the script.
 
         Returns
         -------
         Module
-            In the mode that training leaves it in.
+            In training mode if there are training steps.
         """
-        names = {"__name__": "random_network"}
+        names: dict[str, Any] = {"__name__": "random_network"}
         exec(compile(self.source(), f"<random network {self.seed}>", "exec"), names)
         return names["network"]()
 
-    def generator(self):
-        """The numpy.random.Generator of its inputs."""
+    def generator(self) -> np.random.Generator:
+        """Return the numpy.random.Generator of its inputs."""
         return np.random.default_rng(self.seed)
 
-    def smaller(self):
-        """Yield networks that lack something of this one; not all of them make sense."""
+    def smaller(self) -> Iterator[RandomNetwork]:
+        """Yield networks with something removed; some of them cannot be built."""
         if self.steps:
             yield replace(self, steps=0)
         if self.extreme:
@@ -134,7 +141,7 @@ class RandomNetwork:
         for end in range(1, len(self.lines)):
             yield replace(self, lines=self.lines[:end])
         for i in reversed(range(len(self.lines))):
-            if self._can_go(i):
+            if self._is_removable(i):
                 yield self._without(i)
         for axis in (1, 2):
             if axis < len(self.input_shape) and self.input_shape[axis] > 1:
@@ -147,24 +154,24 @@ class RandomNetwork:
                     yield self._with(number, fewer)
 
     def _numbers(self):
-        """The integers in the layers: numbers of channels, mostly."""
+        """The integers in the layers, mostly numbers of channels."""
         layers = " ".join(line.layer for line in self.lines)
         return {self.input_shape[0], *map(int, re.findall(r"(?<![\w.])\d+(?![\w.])", layers))}
 
     def _with(self, number, fewer):
-        """With another number wherever one stands, so that layers fit to each other as before."""
+        """Replace every occurrence of a number, so that layers still fit together."""
         token = re.compile(rf"(?<![\w.]){number}(?![\w.])")
         lines = (replace(line, layer=token.sub(str(fewer), line.layer)) for line in self.lines)
         first, *pixels = self.input_shape
         shape = (fewer if first == number else first, *pixels)
         return replace(self, input_shape=shape, lines=tuple(lines))
 
-    def _can_go(self, i):
+    def _is_removable(self, i):
         shared = any(line.shares == i for line in self.lines)
         return len(self.lines) > 1 and not shared and i < len(self.lines) - 1
 
     def _without(self, i):
-        """Without line i, whose readers read what it read."""
+        """Remove line i; its readers read its first operand instead."""
 
         def moved(number):
             number = self.lines[i].reads[0] if number == i else number
@@ -185,8 +192,8 @@ def _value(number):
     return "x" if number < 0 else f"v{number}"
 
 
-def random_network(seed):
-    """A network of a seed: the same network each time.
+def random_network(seed: int) -> RandomNetwork:
+    """Generate a network that is determined by the seed.
 
     Parameters
     ----------
@@ -200,15 +207,15 @@ def random_network(seed):
 
 
 class _Writer:
-    """Writes line after line, and runs each to see its shape."""
+    """Writes one line after the other, and runs each to determine its shape."""
 
-    def __init__(self, seed):
+    def __init__(self, seed) -> None:
         self.seed, self.rng = seed, np.random.default_rng([seed, 0])
         self.lines = []
         self.input_shape = self.first_shape()
         self.shapes = {-1: self.input_shape}
         self.alive = [-1]  # the values that may still be read
-        self.memory = {-1: {-1}}  # the values that may look at the same memory
+        self.memory = {-1: {-1}}  # for each value, those that may share its memory
         self.can_train = True
 
     def network(self):
@@ -229,8 +236,8 @@ class _Writer:
 
     # ---------------------------------------------------------------------------------- choices
 
-    def chance(self, share):
-        return bool(self.rng.random() < share)
+    def chance(self, probability):
+        return bool(self.rng.random() < probability)
 
     def pick(self, *options):
         return options[self.rng.integers(len(options))]
@@ -238,7 +245,7 @@ class _Writer:
     def first_shape(self):
         if self.chance(0.35):
             return (int(self.pick(1, 2, 9, 63, 64, 65, 130)),)
-        if self.chance(0.1):  # as whole models like them
+        if self.chance(0.1):  # a size that whole models accept
             return (int(self.pick(1, 3)), 16, 16)
         side = lambda: int(self.pick(1, 2, 3, 4, 5, 7, 8))  # noqa: E731
         return int(self.pick(1, 1, 2, 3, 3, 8, 63, 64, 65, 129)), side(), side()
@@ -248,11 +255,11 @@ class _Writer:
         return self.alive[-1]
 
     def like(self, a):
-        """The values of the shape of a that may be read."""
+        """The values of a's shape that may be read."""
         return [v for v in self.alive if self.shapes[v] == self.shapes[a]]
 
     def read(self):
-        """A value to read: mostly the last one."""
+        """Choose a value to read, mostly the last one."""
         return self.last if self.chance(0.75) else self.pick(*self.alive)
 
     def layer(self, code, a=None, line="{out} = {layer}({a})"):
@@ -270,7 +277,7 @@ class _Writer:
         return self.pick(*kinds)(a)
 
     def usual_lines(self):
-        """A binary layer, and what stands before the next one in any order."""
+        """Add a binary layer, and the usual layers between two of them in any order."""
         is_image = len(self.shapes[self.last]) == 3
         self.add((self.convolution if is_image else self.dense)(self.last))
         kinds = [self.norm, self.activation, *[self.pool] * is_image]
@@ -353,17 +360,17 @@ class _Writer:
         return self.layer(self.pick(*kinds, whole), a)
 
     def block(self, a):
-        """What models are made of, or a whole one."""
+        """A building block of a model, or a whole model."""
         channels, method = self.shapes[a][0], self.pick(*blocks.METHODS)
-        how = f"blocks.make_method('block', {method!r})"
+        maker = f"blocks.make_method('block', {method!r})"
         stride, more = self.pick(1, 1, 2), channels * self.pick(1, 2)
         if self.chance(0.2):
             return self.whole_model(a)
         return self.layer(
             self.pick(
-                f"{how}.pointwise({channels}, {more}, rng=rng)",
-                f"{how}.spatial({channels}, 3, {stride}, rng=rng)",
-                f"{how}.conv({channels}, {more}, 3, {stride}, rng=rng)",
+                f"{maker}.pointwise({channels}, {more}, rng=rng)",
+                f"{maker}.spatial({channels}, 3, {stride}, rng=rng)",
+                f"{maker}.conv({channels}, {more}, 3, {stride}, rng=rng)",
             ),
             a,
         )
@@ -384,7 +391,7 @@ class _Writer:
         return self.layer(self.pick(*models), a)
 
     def constant(self, a):
-        """An operation with a parameter of the network, for each channel or each number."""
+        """An operation with a parameter of the network, per channel or per element."""
         channels, *pixels = self.shapes[a]
         shape = self.pick((channels, *pixels), (channels, *(1 for _ in pixels)), (1,))
         layer = f"nn.Parameter(rng.integers(-3, 4, {shape}).astype(np.float32) / 2)"
@@ -472,16 +479,16 @@ class _Writer:
         return Line(self.pick(*lines), (a, self.pick(*self.like(a))))
 
     def in_place(self, a):
-        """a changes under its name, so that neither it nor a view of it can be read any more."""
+        """An in-place operator on a; afterwards neither a nor its views may be read."""
         others = [v for v in self.like(a) if v not in self.memory[a]]
         symbol = self.pick("+", "-", "*", "/")
         if others and self.chance(0.7):
             return Line(f"{{out}} = {{a}}\n{{out}} {symbol}= {{b}}", (a, self.pick(*others)))
-        what = self.pick("0.4", "-2.0", "({out} * 0.5)")
-        return Line(f"{{out}} = {{a}}\n{{out}} {symbol}= {what}", (a,))
+        operand = self.pick("0.4", "-2.0", "({out} * 0.5)")
+        return Line(f"{{out}} = {{a}}\n{{out}} {symbol}= {operand}", (a,))
 
     def unusual(self, a):
-        """Now and then what has no packed form."""
+        """Occasionally an operation without a packed form."""
         if not self.chance(0.15):
             return self.activation(a)
         features = self.shapes[a][0]
@@ -498,7 +505,7 @@ class _Writer:
     # ---------------------------------------------------------------------------------- running
 
     def add(self, line):
-        """Append a line, unless it does not run or gives too much."""
+        """Append a line, unless it fails or its result is too large."""
         trial = RandomNetwork(self.seed, self.input_shape, (*self.lines, line))
         x = np.ones((2, *self.input_shape), np.float32)
         try:
@@ -506,16 +513,16 @@ class _Writer:
                 shape = trial.build().eval()(Tensor(x)).shape[1:]
         except ValueError:  # a window that does not fit
             return
-        if not shape or not 0 < np.prod(shape) <= _MOST_NUMBERS:
+        if not shape or not 0 < np.prod(shape) <= _MAX_ELEMENTS:
             return
         self.lines.append(line)
         number, a = len(self.lines) - 1, line.reads[0]
         self.shapes[number], self.memory[number] = shape, {number}
         if "\n" in line.code:  # in place
-            # Without a graph it changes what the backward pass of an earlier line may need.
+            # Without a graph it overwrites values that an earlier line's backward pass may need.
             self.can_train &= not any(self.memory[a] & {*one.reads} for one in self.lines[:-1])
             self.alive = [v for v in self.alive if v not in self.memory[a]]
-        elif "{layer}({a})" in line.code or "reshape" in line.code:  # it may be a itself, or a view
+        elif "{layer}({a})" in line.code or "reshape" in line.code:  # maybe a, or a view of it
             self.memory[number] = self.memory[a]
             self.memory[a].add(number)
         self.alive.append(number)

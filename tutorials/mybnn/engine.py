@@ -1,7 +1,7 @@
 """Chapter 01: arrays that remember how they were computed, and their gradients.
 
 Write the missing bodies, then check them: tinybnn course check 01
-Each one is checked by itself, with right versions of the others.
+Each one is checked separately, with correct versions of the others.
 """
 
 import numpy as np
@@ -18,13 +18,13 @@ class Tensor:
         What it was computed from; empty for an input or a weight.
     rule : callable
         ``rule(grad)`` takes the gradient with respect to this tensor, an array of its shape, and
-        returns a tuple of arrays: the gradients with respect to the parents, each of its parent's
-        shape. A rule never writes into `grad`.
+        returns a tuple of arrays: the gradients with respect to the parents, each with the
+        shape of its parent. A rule never writes into `grad`.
 
     Attributes
     ----------
     grad : array or None
-        What `backward` found: of the shape of `data`.
+        The gradient that `backward` computed, with the shape of `data`.
     """
 
     __array_ufunc__ = None  # so that array * tensor asks the Tensor, not NumPy
@@ -138,8 +138,8 @@ def topological_order(result):
     -------
     list of Tensor
         Each one once, after all of its parents; so `result` is the last. A chain of 10,000
-        operations is no problem: Python stops a function that calls itself 1,000 times deep, so
-        the order is found with a list as a stack.
+        operations must work: Python stops a function that calls itself 1,000 times deep, so use a
+        list as a stack instead.
     """
     raise NotImplementedError
 
@@ -147,8 +147,8 @@ def topological_order(result):
 def backward(result):
     """01.2: the gradient of `result` with respect to everything it was computed from.
 
-    Sets ``.grad`` of every tensor in ``topological_order(result)``, in place of what an earlier
-    call left there. The gradient of `result` itself is 1 (an array of ones, if it holds several
+    Sets ``.grad`` of every tensor in ``topological_order(result)``, replacing the result of any
+    earlier call. The gradient of `result` itself is 1 (an array of ones, if it holds several
     numbers). Where several paths lead to a tensor, their gradients add up.
 
     Parameters
@@ -240,12 +240,12 @@ def gradcheck(function, *arrays):
     function : callable
         Takes a Tensor for each array and returns a Tensor of any shape.
     *arrays : float64 arrays
-        Where the gradients are compared. They keep their values.
+        Where the gradients are compared. They are not changed.
 
     Returns
     -------
     float
         The largest |gradient - (f(x + h) - f(x - h)) / 2h| over all elements x of all arrays, with
-        h = 1e-5, where f is the sum of the elements of what `function` returns.
+        h = 1e-5, where f is the sum of the elements of the result of `function`.
     """
     raise NotImplementedError

@@ -1,7 +1,7 @@
 """Chapter 02: gradients for the sign, whose derivative is zero.
 
 Write the missing bodies, then check them: tinybnn course check 02
-Each one is checked by itself, with right versions of the others.
+Each one is checked separately, with correct versions of the others.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Chapter 03: a binary layer, batch norm, cross entropy, and what keeps latent weights in order.
 
 Write the missing bodies, then check them: tinybnn course check 03
-Each one is checked by itself, with right versions of the others.
+Each one is checked separately, with correct versions of the others.
 """
 
 import numpy as np
@@ -55,7 +55,7 @@ def cross_entropy(scores, labels):
     Parameters
     ----------
     scores : Tensor (N, C)
-        Any size: 1000 must not overflow.
+        Of any magnitude: scores of 1000 must not overflow.
     labels : int array (N,)
         0 to C - 1.
 
@@ -72,7 +72,7 @@ def clip_latents(latent, limit=1.0):
     Parameters
     ----------
     latent : float array of any shape
-        It is changed itself; nothing is returned.
+        Changed in place; nothing is returned.
     limit : float
     """
     raise NotImplementedError

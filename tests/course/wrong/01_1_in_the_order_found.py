@@ -1,4 +1,4 @@
-"""Tensors are appended when they are found."""
+"""Tensors are appended when they are reached."""
 
 NAMES = "not when it is found"
 

@@ -1,4 +1,4 @@
-"""Integers, of which a Tensor makes float32."""
+"""Integers, which a Tensor turns into float32."""
 
 import numpy as np
 

@@ -1,7 +1,7 @@
 """Chapter 00: signs, bits, and their product by XOR and popcount.
 
 Write the missing bodies, then check them: tinybnn course check 00
-Each one is checked by itself, with right versions of the others.
+Each one is checked separately, with correct versions of the others.
 """
 
 import numpy as np
@@ -53,8 +53,8 @@ def popcount(word):
     Returns
     -------
     int
-        Counted by operations on the integer, such as & - >>, not by ``int.bit_count`` nor in a
-        text of ones and zeros.
+        Counted by operations on the integer, such as & - >>, neither by ``int.bit_count`` nor by
+        counting the characters of a binary string.
     """
     count = 0
     while word:
@@ -64,12 +64,12 @@ def popcount(word):
 
 
 def dot(a, b, k):
-    """00.4: the dot product of two rows of signs that are given as integers.
+    """00.4: the dot product of two rows of signs, given as integers.
 
     Parameters
     ----------
     a, b : int
-        What `to_integer` makes of the two rows.
+        The two rows as `to_integer` returns them.
     k : int
         How many signs each row has.
 

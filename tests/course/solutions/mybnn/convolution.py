@@ -1,7 +1,7 @@
 """Chapter 05: convolutions as products of windows, in floats and in words.
 
 Write the missing bodies, then check them: tinybnn course check 05
-Each one is checked by itself, with right versions of the others.
+Each one is checked separately, with correct versions of the others.
 """
 
 import numpy as np
@@ -120,7 +120,7 @@ def max_pool_bits(bits):
 
     Returns
     -------
-    (N, C, H // 2, W // 2) bool; of an odd number of rows or columns the last one is dropped
+    (N, C, H // 2, W // 2) bool; with an odd number of rows or columns, the last one is dropped
     """
     height, width = bits.shape[2] // 2 * 2, bits.shape[3] // 2 * 2
     bits = bits[:, :, :height, :width]

@@ -1,7 +1,7 @@
 """Chapter 06: batch norm and sign as one integer comparison, and a network that runs on words.
 
 Write the missing bodies, then check them: tinybnn course check 06
-Each one is checked by itself, with right versions of the others.
+Each one is checked separately, with correct versions of the others.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ def normalized(a, mean, var, gamma, beta, eps=1e-5):
     Parameters
     ----------
     a : (..., M) integers or float32
-        The sums of M channels. Integers must become float32 first: in NumPy an int32 array minus
+        The sums of M channels. Convert integers to float32 first: in NumPy an int32 array minus
         a float32 array is float64.
     mean, var, gamma, beta : (M,) float32
     eps : float
@@ -31,7 +31,7 @@ def normalized(a, mean, var, gamma, beta, eps=1e-5):
 
 
 def fold(limit, mean, var, gamma, beta, eps=1e-5):
-    """06.2: the comparison that is left of batch norm and sign, for each channel.
+    """06.2: the comparison that replaces batch norm and sign, for each channel.
 
     For every integer a from -limit to limit, `normalized(a) >= 0` is exactly
     `(a >= threshold) != flipped`. A channel that is always +1 gets the threshold -limit, and one
@@ -60,10 +60,10 @@ def fold(limit, mean, var, gamma, beta, eps=1e-5):
 
 
 def fold_pooled(bits, flipped):
-    """06.3: max-pooling of 2 x 2 sums before batch norm and sign, done on the signs' bits.
+    """06.3: max-pooling of 2 x 2 sums before batch norm and sign, computed on sign bits.
 
-    `bits` are the comparisons of all sums, (sums >= threshold) != flipped. The answer is what
-    comparing the largest sum of each window would give, but the sums are gone.
+    `bits` are the comparisons of all sums, (sums >= threshold) != flipped. The result equals
+    comparing the largest sum of each window, but the sums are not available.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Chapter 04: signs in words, and the product of words by XOR and popcount.
 
 Write the missing bodies, then check them: tinybnn course check 04
-Each one is checked by itself, with right versions of the others.
+Each one is checked separately, with correct versions of the others.
 """
 
 import numba
@@ -21,12 +21,12 @@ def pack(signs):
     Parameters
     ----------
     signs : (..., K) array of +1 and -1, any dtype
-        Rows of K signs along the last axis; in front of it any number of axes, or none.
+        Rows of K signs along the last axis, preceded by any number of axes.
 
     Returns
     -------
     (..., ceil(K / 64)) uint64: bit i of word j, counted from the lowest bit, is 1 where
-    signs[..., 64 * j + i] is +1. The bits of the last word behind the K-th sign are 0.
+    signs[..., 64 * j + i] is +1. The bits of the last word after the K-th sign are 0.
     """
     count = signs.shape[-1]
     words = -(-count // 64)

@@ -1,42 +1,47 @@
-"""What both sides agree on: the network, the strategy, and who has which digits.
+"""What both sides share: the network, the strategy, and the partition of the digits.
 
-Change this file for your own federation. `config` is what pyproject.toml says, with the changes of
-`flwr run --run-config`.
+Change this file for your own federation. `config` holds the settings of pyproject.toml, with the
+changes of `flwr run --run-config`.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from tinybnn import datasets, federated, models
+from tinybnn import datasets, federated, models, nn
 
-STRATEGIES = {
-    "fedavg": lambda: federated.FedAvg(),
+STRATEGIES: dict[str, Callable[[], federated.Aggregation]] = {
+    "fedavg": federated.FedAvg,
     "float16": lambda: federated.FedAvg("float16"),
-    "stochastic": lambda: federated.StochasticSign(),
+    "stochastic": federated.StochasticSign,
     "sign": lambda: federated.SignOfUpdate(0.02),
     "sign-both": lambda: federated.SignOfUpdate(0.02, both=True),
-    "vote": lambda: federated.MajorityVote(),
+    "vote": federated.MajorityVote,
 }
 
 
-def network(config):
-    """The same first weights on all sides; each side makes its own."""
+def network(config: dict[str, Any]) -> nn.Module:
+    """Build the network; the seed gives all sides the same first weights."""
     model = models.mlp(64, (128,), 10, rng=np.random.default_rng(config["seed"]))
-    # Inputs like none of a client's, known to all: for batch norms that nobody will train.
+    # Inputs that are no client's and known to all, for batch norms that nobody will train.
     if config["norm"] == "frozen":
         x = np.random.default_rng(config["seed"]).uniform(-1, 1, (256, 1, 8, 8))
         federated.calibrate_norms(model, x.astype(np.float32))
     return model
 
 
-def server(config):
+def server(config: dict[str, Any]) -> federated.Server:
     return federated.Server(
         network(config), strategy(config), norm=config["norm"], minimum=config["minimum"],
         seed=config["seed"],
     )  # fmt: skip
 
 
-def client(number, clients, config):
-    """Here each machine takes its part of the same data set; yours would read its own files."""
+def client(number: int, clients: int, config: dict[str, Any]) -> federated.Client:
+    """Build a client. Here it takes its part of a common data set; yours would read its files."""
     train, _ = datasets.load("digits")
     if config["partition"] == "label":
         parts = federated.shards(train.labels, clients, rng=config["seed"])
@@ -48,10 +53,10 @@ def client(number, clients, config):
     )  # fmt: skip
 
 
-def strategy(config):
+def strategy(config: dict[str, Any]) -> federated.Aggregation:
     return STRATEGIES[config["strategy"]]()
 
 
-def validation(config):
-    """For the server, which has digits of its own to test on."""
+def validation(config: dict[str, Any]) -> datasets.DataLoader:
+    """Make a loader of digits on which the server evaluates."""
     return datasets.DataLoader(datasets.load("digits")[1], 500)

@@ -1,53 +1,70 @@
-"""Packed codes as files: ceil(bits / 8) bytes an image, with labels and a note of where from."""
+"""Files of packed codes: ceil(bits / 8) bytes a sample, with labels and notes.
+
+The binary codes of an encoder are stored once and read by every later task; see `models.BinaryVAE`.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from os import PathLike
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tinybnn import storage
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
 
-class Codes(NamedTuple):
-    """What `load_codes` reads.
+    from tinybnn.typing import Words
+
+
+class PackedCodes(NamedTuple):
+    """The content of a file of packed codes.
 
     Attributes
     ----------
     words : (N, words) uint64
+        A code a row, padded with zero bits to whole words.
     bits : int
-        Of a code.
+        Number of bits of a code.
     labels : (N,) integers or None
     info : dict
         Notes.
     """
 
-    words: np.ndarray
+    words: Words
     bits: int
-    labels: np.ndarray | None
-    info: dict
+    labels: NDArray[np.integer[Any]] | None
+    info: dict[str, Any]
 
 
 _KIND, _VERSION = "codes", 1
 
 
-def save_codes(path, words, bits, labels=None, info=None):
+def save_codes(
+    path: str | PathLike[str],
+    words: Words,
+    bits: int,
+    labels: ArrayLike | None = None,
+    info: dict[str, Any] | None = None,
+) -> int:
     """Write packed codes to a file, ceil(bits / 8) bytes each: 25 bytes for 200 bits.
 
     Parameters
     ----------
     path : str or PathLike
     words : (N, words) uint64
-        As `BinaryVAE.encode_packed` gives them.
+        Codes as `BinaryVAE.encode_packed` returns them.
     bits : int
+        Number of bits of a code.
     labels : (N,) integers, optional
     info : dict, optional
-        Notes as JSON values: of what, by which encoder.
+        Notes as JSON values, such as the data set and the encoder.
 
     Returns
     -------
     int
-        Bytes written.
+        Number of bytes written.
     """
     from tinybnn.kernels.signs.bits import to_bytes  # compiled at the first use
 
@@ -66,12 +83,17 @@ def save_codes(path, words, bits, labels=None, info=None):
     return storage.save(path, arrays, kind=_KIND, version=_VERSION, metadata=metadata)
 
 
-def load_codes(path):
-    """Read what `save_codes` wrote.
+def load_codes(path: str | PathLike[str]) -> PackedCodes:
+    """Read a file that `save_codes` wrote.
+
+    Parameters
+    ----------
+    path : str or PathLike
 
     Returns
     -------
-    Codes
+    PackedCodes
+        A tuple (words, bits, labels, info).
 
     Raises
     ------
@@ -82,13 +104,13 @@ def load_codes(path):
 
     arrays, metadata = storage.load(path, kind=_KIND, version=_VERSION)
     with storage.expecting(path, "file of codes"):
-        count, info, labels = metadata["bits"], metadata["info"], arrays.get("labels")
-        if type(count) is not int or not isinstance(info, dict) or arrays["codes"].ndim != 2:
-            raise ValueError("its codes are not described")
+        bits, info, labels = metadata["bits"], metadata["info"], arrays.get("labels")
+        if type(bits) is not int or not isinstance(info, dict) or arrays["codes"].ndim != 2:
+            raise ValueError("bits must be an int, info a dict and codes an array of rows")
         if not set(arrays) <= {"codes", "labels"}:
             raise ValueError("it holds other arrays")
         if labels is not None and (
             labels.dtype.kind not in "iu" or labels.shape != arrays["codes"].shape[:1]
         ):
             raise ValueError(f"labels {labels.dtype} {labels.shape} do not fit the codes")
-        return Codes(from_bytes(arrays["codes"], count), count, labels, info)
+        return PackedCodes(from_bytes(arrays["codes"], bits), bits, labels, info)
