@@ -2,9 +2,9 @@
 
     python .ci/site.py SITE [--pictures FOLDER]
 
-Fails on an error in a page's console, a missing image or file, a page that scrolls sideways, a search
-that does not find BinaryConv2d, and text too faint to read in the dark theme. Needs playwright and a
-Chromium: Debian's, or the one that `playwright install chromium` fetches.
+Fails on an error in a page's console, a missing image or file, a page that scrolls sideways, a
+search that does not find BinaryConv2d, and text too faint to read in the dark theme. Needs
+playwright and a Chromium: Debian's, or the one that `playwright install chromium` fetches.
 """
 
 import argparse
@@ -35,7 +35,8 @@ FAINTEST = """() => {
         return "rgb(255, 255, 255)";
     };
     let worst = [99, ""];
-    for (const e of document.querySelectorAll("article p, article h1, article li, article pre, article td")) {
+    const texts = ["p", "h1", "li", "pre", "td"].map(tag => `article ${tag}`).join(", ");
+    for (const e of document.querySelectorAll(texts)) {
         if (!e.innerText || !e.offsetParent) continue;
         const [a, b] = [light(getComputedStyle(e).color), light(background(e))];
         const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);

@@ -34,7 +34,7 @@ class Claims(Directive):
 def card(entry):
     """An entry in Markdown: what the paper says, where, what we measured, and how to repeat it."""
     lines = [f"**{', '.join(entry['where'])}.** {entry['claim']}", ""]
-    lines += [f"- Measured: {claims.found(entry)}"]
+    lines += [f"- Measured: {claims.finding(entry)}"]
     if entry["reason"]:
         lines += [f"- {entry['reason']}"]
     if entry["command"]:
