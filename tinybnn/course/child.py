@@ -50,6 +50,7 @@ def main():
     forbid_network()
     forbid_leaving()
     forbid_debugger()
+    close(order["closed"], (folder, order["scratch"]))
     limit_memory()
     faulthandler.dump_traceback_later(order["seconds"], exit=True, file=fatal)
     try:
@@ -256,6 +257,32 @@ def forbid_network():
             raise OSError("there is no network while the checks run")
 
     socket.socket = NoSocket
+
+
+def close(places, own):
+    """From now on files in these places cannot be opened, changed or listed by Python code.
+
+    Parameters
+    ----------
+    places : sequence of str
+        Real paths of files and folders.
+    own : sequence of str
+        Folders that stay open wherever they lie; so do Python's and tinybnn's own.
+    """
+    if not places:
+        return
+    open_ = (*own, *map(os.path.realpath, (sys.prefix, sys.base_prefix, Path(__file__).parents[1])))
+
+    def hook(event, arguments):
+        if event != "open" and event.partition(".")[0] not in ("os", "shutil", "sqlite3"):
+            return
+        for path in arguments[:2]:  # a pair for renaming and links
+            if isinstance(path, (str, bytes)):
+                path = os.path.realpath(os.fsdecode(path))
+                if any(_under(path, p) for p in places) and not any(_under(path, p) for p in open_):
+                    raise PermissionError(f"the checks do not let code use {path}")
+
+    sys.addaudithook(hook)
 
 
 def forbid_leaving():

@@ -61,7 +61,7 @@ class Verdict:
         return asdict(self)
 
 
-def grade_file(exercise: Exercise, folder) -> Verdict:
+def grade_file(exercise: Exercise, folder, closed=()) -> Verdict:
     """Run the checks on the student's file, in a process of its own.
 
     Parameters
@@ -69,6 +69,8 @@ def grade_file(exercise: Exercise, folder) -> Verdict:
     exercise : Exercise
     folder : str or PathLike
         The course folder, in which ``mybnn`` is.
+    closed : sequence of str
+        Files and folders that the student's code may not open.
 
     Returns
     -------
@@ -90,7 +92,7 @@ def grade_file(exercise: Exercise, folder) -> Verdict:
     if problem := _unreadable(student_file(exercise, folder), folder):
         return verdict("broken", problem)
     target = f"{__name__}:grade_by_number"
-    ended = run_in_child(target, [exercise.number], folder, exercise.seconds)
+    ended = run_in_child(target, [exercise.number], folder, exercise.seconds, closed=closed)
     if ended.problem:
         return verdict("too slow" if ended.slow else "broken", ended.problem, ended.printed)
     value = ended.value

@@ -51,7 +51,7 @@ class Ended:
     printed: str = ""
 
 
-def run_in_child(target, arguments, folder, seconds, say=None):
+def run_in_child(target, arguments, folder, seconds, say=None, closed=()):
     """Call a function in a process of its own, in which the student's code is bounded.
 
     Parameters
@@ -67,6 +67,8 @@ def run_in_child(target, arguments, folder, seconds, say=None):
         After this time the process ends.
     say : callable, optional
         Gets each printed line at once, of the first ones.
+    closed : sequence of str
+        Real paths of files and folders that may not be opened, nor what lies in them.
 
     Returns
     -------
@@ -77,7 +79,7 @@ def run_in_child(target, arguments, folder, seconds, say=None):
         order = {
             "path": [p for p in map(os.path.abspath, sys.path) if p != folder],
             "target": target, "arguments": arguments, "folder": folder,
-            "seconds": seconds, "scratch": scratch,
+            "seconds": seconds, "scratch": os.path.realpath(scratch), "closed": list(closed),
         }  # fmt: skip
         process = subprocess.Popen(
             [sys.executable, "-B", "-c", _START, json.dumps(order)],
@@ -87,6 +89,7 @@ def run_in_child(target, arguments, folder, seconds, say=None):
             cwd=scratch,
             env={
                 **os.environ,
+                "PYTHONHASHSEED": "0",  # sets of texts in the same order each time
                 "PYTHONIOENCODING": "utf-8:backslashreplace",
                 "HYPOTHESIS_STORAGE_DIRECTORY": scratch,
                 **dict.fromkeys(_BLAS_THREADS, "1"),
