@@ -1,4 +1,4 @@
-"""Compare a source distribution with what git tracks: nothing may be missing.
+"""Check that a source distribution contains every file that git tracks.
 
 usage: python .ci/sdist.py dist/tinybnn-*.tar.gz
 """
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tarfile
 
-LEFT_OUT = {".gitignore"}  # of no use without git
+LEFT_OUT = {".gitignore"}  # useless without git
 
 with tarfile.open(sys.argv[1]) as archive:
     held = {name.partition("/")[2] for name in archive.getnames()}

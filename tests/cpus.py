@@ -24,7 +24,7 @@ CPUS = {
 }  # fmt: skip
 TESTS = (
     "bits", "convolution_kernels", "depthwise", "dispatch", "fused", "gradient_words", "kernels",
-    "lookup", "masked", "parallel", "pointwise", "pooling", "runtime", "sign_gradients", "signed",
+    "lookup", "masked", "parallel", "pointwise", "pooling", "runtime", "ordered", "sign_gradients",
     "signed_zero", "simd", "tiles", "training_kernels", "windows",
 )  # fmt: skip
 # These set features themselves, or none of their tests is compiled.
@@ -32,7 +32,7 @@ LEFT_OUT = "not smaller_cpus and not other_cpus and not uncompiled"
 
 
 def compiles_for(name):
-    """The environment in which Numba compiles for a CPU of the table."""
+    """Return the environment in which Numba compiles for a CPU of the table."""
     if CPUS[name] is None:
         return {}
     cpu, features = CPUS[name]
@@ -40,7 +40,7 @@ def compiles_for(name):
 
 
 def is_there(name):
-    """Whether this CPU has the features of one of the table."""
+    """Tell whether this CPU has the features of one of the table."""
     import llvmlite.binding
 
     if CPUS[name] is None or name == "generic":
@@ -50,7 +50,7 @@ def is_there(name):
 
 
 def run_tests(name, cache):
-    """Whether the tests pass, and pytest's line of counts."""
+    """Run the tests; return whether they pass, and pytest's line of counts."""
     folder = Path(__file__).parent
     files = [str(folder / f"test_{test}.py") for test in TESTS]
     command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider"]

@@ -9,8 +9,9 @@ import pytest
 from tinybnn import analysis, cli
 from tinybnn import functional as F
 from tinybnn.autograd import Tensor, grad
-from tinybnn.experiments.bdnet import arms, conditioning, curvature, experiment, landscape
-from tinybnn.experiments.bdnet.training import trained, untrained
+from tinybnn.experiments.bdnet import conditioning, curvature, landscape
+from tinybnn.experiments.bdnet import report as bdnet_report
+from tinybnn.experiments.bdnet.training import load_for, trained, untrained
 
 SMALL = curvature.Config(
     dataset="digits", width=0.1, epochs=1, batch_size=16, limit=64, images=32, steps=12
@@ -40,7 +41,7 @@ def test_a_run_leaves_figures_a_table_and_a_picture(made):
         ("naive", "start"), ("naive", "end"), ("both", "start"), ("both", "end"),
     ]  # fmt: skip
     text = (folder / "hessian.md").read_text()
-    assert "| naive |" in text and "*both: BD-Net-A* against *naive*" in text
+    assert "| naive |" in text and "both: BD-Net-A against naive" in text
     assert (folder / "hessian.png").read_bytes()[:4] == b"\x89PNG"
     assert not [line for line in text.splitlines() if line[:1] not in "| " and len(line) > 100]
     assert not list(folder.glob("*/lanczos-*")), "checkpoints of what is done"
@@ -49,8 +50,8 @@ def test_a_run_leaves_figures_a_table_and_a_picture(made):
 def test_figures_are_those_of_the_hessian(made):
     """λ1 with its vector: the operator stretches some vector by as much, and none by more."""
     folder, result = made
-    train = experiment.load_for(SMALL)[0]
-    arm = arms.CURVATURE["both"]
+    train = load_for(SMALL)[0]
+    arm = curvature.ARMS["both"]
     for stage, model in (
         ("start", untrained(arm, SMALL, 0, train)),
         ("end", trained(folder / "both-0", arm, SMALL, 0, train)),
@@ -87,8 +88,10 @@ def test_pairs_are_compared_seed_by_seed():
     assert found["networks"]["naive"]["end"]["first"]["mean"] == 7.0
     pairs = [p for p in found["pairs"] if (p["where"], p["measure"]) == ("start", "condition")]
     assert [p["by_seed"] for p in pairs] == [[0.5, 1.5]]
-    text = curvature._claims(result | {"summary": found})
-    assert "smaller in 1 of 2" in text and "×0.87" in text  # sqrt(0.5 * 1.5)
+    text = bdnet_report.pairs(
+        result | {"summary": found}, "ratio", lambda x: f"×{np.exp(np.log(x).mean()):.2f}", 1
+    )
+    assert text.count("| ×0.87 | 1 of 2 |") == 4  # sqrt(0.5 * 1.5)
 
 
 def test_a_folder_of_another_configuration_is_refused(made):
@@ -98,7 +101,7 @@ def test_a_folder_of_another_configuration_is_refused(made):
 
 
 def test_unknown_networks_are_refused(tmp_path, capsys):
-    with pytest.raises(ValueError, match="unknown network 'resnet', choose from float, reactnet"):
+    with pytest.raises(ValueError, match="unknown arm 'resnet', choose from float, reactnet"):
         run(tmp_path / "run", arms=["resnet"])
     with pytest.raises(SystemExit):
         cli.main(["reproduce", "hessian", "--arms", "navie", "--quick"])
@@ -142,8 +145,8 @@ def test_a_run_leaves_landscapes(surfaces):
 
 def test_the_middle_of_the_line_is_the_network(surfaces):
     folder, result = surfaces
-    train = experiment.load_for(FLAT)[0]
-    model = trained(folder / "both-1", arms.CURVATURE["both"], FLAT, 1, train)
+    train = load_for(FLAT)[0]
+    model = trained(folder / "both-1", curvature.ARMS["both"], FLAT, 1, train)
     batches = [(train.images[:32], train.labels[:32])]
     batches = [((x / train.maximum * 2 - 1).astype(np.float32), y) for x, y in batches]
     [row] = [r for r in result["rows"] if (r["name"], r["seed"], r["surface"])

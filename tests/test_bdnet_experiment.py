@@ -20,7 +20,8 @@ from tinybnn import functional as F
 from tinybnn.bench import models as bench_models
 from tinybnn.bench import peers
 from tinybnn.bench.rounds import Settings
-from tinybnn.experiments import bdnet
+from tinybnn.experiments import bdnet, runner
+from tinybnn.experiments import report as pages
 from tinybnn.kernels.machine.threads import num_threads
 from tinybnn.kernels.training import float_pooling
 from tinybnn.tensor import Tensor
@@ -76,8 +77,8 @@ def test_a_run_leaves_figures_tables_and_pictures(made):
         assert row["machine"]["processor"] and row["date"]
         assert row["command"].startswith("tinybnn reproduce bdnet-ablation --seeds 2 --dataset")
     text = (folder / "report.md").read_text()
-    assert "digits (upscaled)" in text and "over 2 seeds;" in text
-    assert "### What differs from the paper" in text and "- images: upscaled;" in text
+    assert "digits (upscaled)" in text and "2 seeds: 64 images" in " ".join(text.split())
+    assert "### What differs from the paper" in text and "- images: digits (upscaled);" in text
     pictures = [line.split("(")[1][:-1] for line in text.splitlines() if line.startswith("![")]
     assert pictures == ["accuracy.png", "layers.png", "levels.png"]
     for name in pictures:
@@ -118,45 +119,27 @@ def test_seeds_are_paired(made):
         assert found["difference_std"] == (own - first).std(ddof=1)
 
 
-@pytest.mark.parametrize(
-    ("accuracies", "verdict"),
-    [([0.5, 0.6, 0.7, 0.8], "the same"), ([0.5, 0.7, 0.6, 0.8], "another")],
-)
-def test_the_order_in_plain_words(made, accuracies, verdict):
+def test_gains_seed_by_seed(made):
     result = json.loads(json.dumps(made[1]))
-    for row in result["runs"]:
-        value = accuracies[[*bdnet.ABLATION].index(row["name"])]
-        row["test_accuracy"] = value + 0.01 * row["seed"] * (row["name"] == "both")
-    result["summary"] = bdnet.experiment.summary(result)
-    text = " ".join(bdnet.report._comparisons(result).split())
-    assert f": {verdict}." in text and "Not told apart" not in text
-    assert (
-        "*both: BD-Net-A* against *naive*: +30.50 ± 0.71 points, better in 2 of 2 seeds, p = 0.01; "
-        "the paper +3.34." in text
-    )
-
-
-def test_an_order_that_the_seeds_do_not_prove(made):
-    result = json.loads(json.dumps(made[1]))
-    values = {"naive": (0.5, 0.54), "dual": (0.53, 0.53), "pre-bn": (0.6, 0.6), "both": (0.7, 0.7)}
+    values = {"naive": (0.5, 0.5), "dual": (0.6, 0.6), "pre-bn": (0.7, 0.7), "both": (0.8, 0.81)}
     for row in result["runs"]:
         row["test_accuracy"] = values[row["name"]][row["seed"]]
     result["summary"] = bdnet.experiment.summary(result)
-    text = " ".join(bdnet.report._comparisons(result).split())
-    assert ": the same. Not told apart by the seeds: naive < + 1.58-bit. -" in text
-    assert "+1.00 ± 2.83 points, better in 1 of 2 seeds, p = 0.7: not told apart by 2" in text
+    _, table, note = bdnet.report._comparisons(result)
+    both = "| both: BD-Net-A against naive | +30.50 ± 0.71 | 2 of 2 | p = 0.01 | +3.34 |"
+    assert both in table and note == pages.PAIRED
 
 
 @pytest.mark.parametrize(
     ("base", "said", "not_said"),
     [
-        ("adabin", "*MobileNet V1, BD-Net-A* against *MobileNet V1, AdaBin*: +1.00 points, one "
-         "seed; the paper +3.27.", "against *MobileNet V1, ReActNet*"),
-        ("reactnet", "*MobileNet V1, BD-Net-A* against *MobileNet V1, ReActNet*: +2.00 points, one "
-         "seed; the paper +7.33.", "against *MobileNet V1, AdaBin*"),
+        ("adabin", "BD-Net-A against MobileNet V1, AdaBin | +1.00 | 1 of 1 |  | +3.27 |",
+         "against MobileNet V1, ReActNet"),
+        ("reactnet", "BD-Net-A against MobileNet V1, ReActNet | +2.00 | 1 of 1 |  | +7.33 |",
+         "against MobileNet V1, AdaBin"),
     ],
 )  # fmt: skip
-def test_comparisons_of_table_2_in_plain_words(base, said, not_said):
+def test_comparisons_of_table_2(base, said, not_said):
     """Networks are compared with the first of their architecture, BD-Net with its base."""
     config, arms = bdnet.Config(base=base), bdnet.TABLE_2
     result = {
@@ -164,19 +147,17 @@ def test_comparisons_of_table_2_in_plain_words(base, said, not_said):
         "config": vars(config),
         "arms": {name: arm.title for name, arm in arms.items()},
         "paper": {name: arm.published(config) for name, arm in arms.items()},
-        "against": bdnet.experiment._first_of_its_kind(arms),
+        "against": bdnet.experiment.first_of_its_kind(arms),
         "runs": [
             {"name": name, "test_accuracy": 0.5 + 0.01 * i} for i, name in enumerate(arms)
         ],
     }  # fmt: skip
     result["summary"] = bdnet.experiment.summary(result)
-    text = " ".join(bdnet.report._comparisons(result).split())
+    _, text, _ = bdnet.report._comparisons(result)
     assert said in text and not_said not in text
-    assert (
-        "*MobileNet V3, ReActNet, broadcast* against *MobileNet V3, ReActNet*: +1.00 points, one "
-        "seed; the paper +67.13." in text
-    )
-    assert text.count("- *") == 6
+    pair = "MobileNet V3, ReActNet, broadcast against MobileNet V3, ReActNet"
+    assert f"| {pair} | +1.00 | 1 of 1 |  | +67.13 |" in text
+    assert text.count(" against ") == 6
     gains = {name: found["difference"] for name, found in result["summary"].items()}
     assert gains["shufflenet-reactnet"] == gains["mobilenet-v3-reactnet"] == gains["float"] == 0
     assert gains["shufflenet-bdnet-b-br"] == pytest.approx(0.02)
@@ -244,10 +225,8 @@ def test_what_is_refused(made, tmp_path):
     folder, _ = made
     with pytest.raises(ValueError, match=r"is a run with width=0\.1, not width=0\.2"):
         run(folder, dataclasses.replace(SMALL, width=0.2))
-    with pytest.raises(ValueError, match="unknown network 'botch', choose from naive, dual"):
+    with pytest.raises(ValueError, match="unknown arm 'botch', choose from naive, dual"):
         run(tmp_path, arms=["botch"])
-    with pytest.raises(ValueError, match="experiment must be one of"):
-        run(tmp_path, experiment="bdnet")
     with pytest.raises(ValueError, match="a batch of 65 is more than the 64 training images"):
         run(tmp_path, dataclasses.replace(SMALL, batch_size=65))
 
@@ -358,7 +337,7 @@ def test_the_second_step_starts_from_the_weights_of_the_first(digits, tmp_path, 
 
     monkeypatch.setattr(training, "fit", noted)
     row = bdnet.training.train_arm(
-        tmp_path / "both", bdnet.ABLATION["both"], config, 0, digits, None, False
+        tmp_path / "both", bdnet.ABLATION["both"], config, 0, digits, False
     )
     (_, first, real, one), (second, last, binary, two) = taken
     assert (one, two) == (1, 2) and row["epochs"] == 3
@@ -405,12 +384,12 @@ def test_a_teacher_is_trained_once_and_left_alone(digits, tmp_path):
     config = dataclasses.replace(SMALL, distill=1.0, epochs=1)
     arms = bdnet.ABLATION
     for name in ("naive", "both"):
-        bdnet.training.train_arm(tmp_path / f"{name}-0", arms[name], config, 0, digits, None, False)
+        bdnet.training.train_arm(tmp_path / f"{name}-0", arms[name], config, 0, digits, False)
         checkpoint = (tmp_path / "float-0" / "step-1.npz").stat().st_mtime_ns
         if name == "naive":
             before = checkpoint
     assert checkpoint == before
-    teacher = bdnet.training._teacher(tmp_path, config, 0, digits, None, False)
+    teacher = bdnet.training._teacher(tmp_path, config, 0, digits, False)
     arrays, _ = storage.load(tmp_path / "both-0" / "step-1.npz", kind="checkpoint", version=2)
     for name, array in teacher.state_dict().items():
         assert_identical(arrays[f"model.teacher.{name}"], array)
@@ -542,11 +521,13 @@ def test_levels_of_an_image():
 )
 def test_options(monkeypatch, experiment, seeds, arms):
     asked = []
-    monkeypatch.setattr(bdnet, "run", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(runner.Experiment, "run", lambda *arguments: asked.append(arguments[:-1]))
     assert cli.main(["reproduce", experiment]) == 0
+    known = bdnet.EXPERIMENTS[experiment]
+    assert known.seeds == seeds
     assert asked[0] == (
-        experiment, os.path.join("runs", f"{experiment}-cifar10"), bdnet.Config(), seeds, None, "",
-        None, True,
+        known, os.path.join("runs", f"{experiment}-cifar10"), bdnet.Config(), None, None, "", None,
+        True,
     )  # fmt: skip
     assert cli.main(["reproduce", experiment, "--quick", "--two-step", "--distill", "1"]) == 0
     config = bdnet.Config(**bdnet.QUICK, two_step=True, distill=1.0)
@@ -555,8 +536,8 @@ def test_options(monkeypatch, experiment, seeds, arms):
     line += f" --schedule linear --limit 200 --seeds 2 --arms {','.join(arms)} --note x --threads 1"
     assert cli.main(["reproduce", experiment, *line.split(), "--quiet", "--out", "o"]) == 0
     config = bdnet.Config("digits", 0.5, "adabin", 3, 8, 0.1, "linear", limit=200)
-    assert asked[2] == (experiment, "o", config, 2, arms, "x", 1, False)
-    command = config.command(experiment, 2).split()
+    assert asked[2] == (known, "o", config, 2, arms, "x", 1, False)
+    command = known.command(config, 2).split()
     assert cli.main([*command[1:]]) == 0 and asked[3][2:4] == (config, 2)
 
 
@@ -698,7 +679,7 @@ def test_packed_weights_take_the_bits_that_are_counted(method, base, size, class
 
 
 def test_mobile_rows_of_the_benchmark(monkeypatch):
-    monkeypatch.setattr(bench_models, "is_installed", lambda *names: False)
+    monkeypatch.setattr(peers, "is_installed", lambda *names: False)
     rows = list(bench_models._mobile(Settings(1, quick=True)))
     names = [name for name, _ in bench_models.FORMS]
     assert [row["name"] for row in rows] == names * 3
@@ -724,24 +705,19 @@ def test_targets_of_the_mobile_rows():
 def test_the_peer_is_the_same_network(task):
     import torch
 
-    network = bench_models.torch_mobilenet(task)
-    model = models.mobilenet_v1(task.width, task.size, task.classes).eval()
-    theirs = list(network.parameters())
-    ours = list(model.parameters())
-    assert [tuple(p.shape) for p in theirs] == [p.shape for p in ours]
-    with torch.no_grad():
-        for a, b in zip(theirs, ours, strict=True):
-            a.copy_(torch.from_numpy(np.ascontiguousarray(b.data)))
+    model = models.mobilenet_v1(task.width, task.size, task.classes).train()
     x = np.random.default_rng(0).standard_normal((task.batch, 3, task.size, task.size), np.float32)
-    contenders = list(bench_models._torch_mobilenet(task, x, 1))
+    contenders = list(peers.torch_contenders(model, x, 1))
     assert [c.name for c in contenders] == ["PyTorch float NCHW", "PyTorch float NHWC"]
-    assert all(c.counts for c in contenders)
     # In training mode, where batch norms keep the signal from fading.
-    expected = model.train()(Tensor(x)).data
-    with torch.inference_mode():
-        found = network.train()(torch.from_numpy(x)).numpy()
+    expected = model(Tensor(x)).data
     assert np.ptp(expected) > 0.1
-    np.testing.assert_allclose(found, expected, atol=1e-2)
+    for contender in contenders:
+        assert contender.counts
+        network, images = contender.turn.args[0].__defaults__
+        with torch.inference_mode():
+            output = network.train()(images).numpy()
+        np.testing.assert_allclose(output, expected, atol=1e-2)
 
 
 def test_the_group_of_models_has_the_mobile_rows(monkeypatch):

@@ -22,7 +22,6 @@ from tinybnn.bench import (
     torch_training,
     training,
 )
-from tinybnn.bench import models as bench_models
 from tinybnn.deploy.runtime import Profile
 from tinybnn.kernels.signs import bits, depthwise
 from tinybnn.tensor import Tape, Tensor
@@ -42,7 +41,7 @@ ALWAYS = [*list(COLUMNS)[:12], "group"]
 @pytest.fixture
 def alone(monkeypatch):
     """Only NumPy is installed."""
-    for module in (bench_models, peers, report, torch_training):
+    for module in (peers, report, torch_training):
         monkeypatch.setattr(module, "is_installed", lambda *names: False)
     monkeypatch.delenv("TINYBNN_LARQ_PYTHON", raising=False)
     monkeypatch.setattr(rounds, "cpu_features", lambda: {"avx512vpopcntdq"})  # for targets alone
@@ -373,11 +372,11 @@ def _small_cnn(rng):
 
 def small_product():
     """Of a network with all the layers that the rows of curvature have, and of few images."""
-    return curvature.Row(training.Network("small", _small_cnn, (1, 8, 8), 8, None), 4)
+    return curvature.Task(training.Network("small", _small_cnn, (1, 8, 8), 8, None), 4)
 
 
 def test_products_with_the_hessian(alone, monkeypatch):
-    monkeypatch.setattr(curvature, "ROWS", (small_product(),))
+    monkeypatch.setattr(curvature, "TASKS", (small_product(),))
     _, rows, text = quick("curvature")
     assert rows[0]["name"] == "small, Hessian product" and rows[-1]["name"] == "small, graph held"
     assert rows[0]["peer"] == rows[-1]["peer"] == "its gradient"
@@ -542,11 +541,11 @@ def test_depthwise_peers_compute_what_ours_does(size, stride):
     )  # fmt: skip
     np.testing.assert_array_equal(kernels.shifted_products(x, weight, stride), expected)
     if peers.is_installed("torch"):
-        nchw, nhwc = peers.torch_depthwise(x, weight, stride, 1)
-        for found in (nchw, nhwc):
-            forward = found.turn.args[0]
-            np.testing.assert_array_equal(forward().numpy().transpose(0, 2, 3, 1), expected)
-            assert found.counts
+        layer = nn.Sequential(kernels.float_depthwise(weight, stride))
+        for contender in peers.torch_contenders(layer, x.transpose(0, 3, 1, 2), 1):
+            output = contender.turn.args[0]().numpy()
+            np.testing.assert_array_equal(output.transpose(0, 2, 3, 1), expected)
+            assert contender.counts
 
 
 def test_layers_of_vgg_small():

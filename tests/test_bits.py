@@ -25,7 +25,7 @@ def special_values(dtype):
 
 
 def random_values(rng, *shape, dtype=np.float32):
-    """Normal values with special ones strewn in."""
+    """Normal values, some replaced by special ones."""
     x = rng.standard_normal(shape).astype(dtype)
     special = rng.random(shape) < 0.3
     x[special] = rng.choice(special_values(dtype), special.sum())
@@ -33,7 +33,7 @@ def random_values(rng, *shape, dtype=np.float32):
 
 
 def sign_of_difference(x, thresholds):
-    """What RSign computes, in the dtype of x."""
+    """Compute the bits of RSign in the dtype of x."""
     with np.errstate(over="ignore", invalid="ignore"):
         difference = x - thresholds
     assert difference.dtype == x.dtype

@@ -1,5 +1,6 @@
-"""tutorials/coming_from_pytorch.md says what is there: each name in its tables exists or not."""
+"""tutorials/coming_from_pytorch.md is true: each name in its tables exists, or does not."""
 
+import functools
 import importlib
 import re
 from pathlib import Path
@@ -27,26 +28,23 @@ def names(cell):
 
 
 def resolve(path):
-    """What a dotted name stands for; an AttributeError if there is nothing."""
-    found, *rest = path.split(".")
-    found = importlib.import_module(found)
-    for name in rest:
-        found = getattr(found, name)
-    return found
+    """The object with a dotted name; an AttributeError if there is none."""
+    package, *names = path.split(".")
+    return functools.reduce(getattr, names, importlib.import_module(package))
 
 
-THERE = {names(room)[0]: names(cell) for room, cell in rows("There, under PyTorch's names")}
-ONLY_HERE = {names(room)[0]: names(cell) for room, cell in rows("Only here")}
-ABSENT = [(name, cell) for left, cell in rows("Not here, instead") for name in names(left)]
+THERE = {names(room)[0]: names(cell) for room, cell in rows("Available under PyTorch's names")}
+ONLY_HERE = {names(room)[0]: names(cell) for room, cell in rows("Only in tinybnn")}
+ABSENT = [(name, cell) for left, cell in rows("Not available") for name in names(left)]
 
 
 @pytest.mark.parametrize("room", THERE)
 def test_what_is_there(room):
-    found = resolve(room)
+    place = resolve(room)
     assert THERE[room]
-    if found is Tensor:
-        found = Tensor([[1.0]])  # some names are slots or properties of an object
-    assert not [name for name in THERE[room] if not hasattr(found, name)]
+    if place is Tensor:
+        place = Tensor([[1.0]])  # some names are slots or properties of an object
+    assert not [name for name in THERE[room] if not hasattr(place, name)]
 
 
 @pytest.mark.parametrize("room", ONLY_HERE)
@@ -56,7 +54,7 @@ def test_what_is_only_here(room):
 
 
 def test_what_is_there_with_a_difference():
-    for left, _ in rows("There, with a difference"):
+    for left, _ in rows("Available with a difference"):
         resolve(names(left)[0])
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tinybnn.kernels.machine import compilation
 
-PACKAGES = Path(compilation.__file__).parents[2]
+PACKAGES = Path(compilation.__file__).parents[3]
 terminal = pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")
 
 SUMS = """

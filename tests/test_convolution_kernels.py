@@ -1,5 +1,6 @@
 """Real-valued convolutions for training, against plain NumPy."""
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -14,7 +15,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinybnn import functional as F
-from tinybnn.kernels.floats import convolution
+from tinybnn.kernels.floats import (
+    convolution,
+    convolution_plans,
+    convolution_spread,
+    convolution_tasks,
+)
 from tinybnn.kernels.machine import simd, threads
 from tinybnn.tensor import Tensor
 
@@ -64,15 +70,21 @@ def maps(shape, filters, options, values):
 
 
 def small_integers(rng):
-    """Whose sums of products float32 holds exactly, in any order."""
+    """Small integers, whose sums of products are exact in float32 in any order."""
     return lambda shape: rng.integers(-4, 5, shape).astype(np.float32)
 
 
 def in_small_parts():
-    """Units of a row, sums in many stretches, the smallest work on all threads."""
-    sizes = {"_UNIT_FLOATS": 1, "_UNIT_PIXELS": 1, "_DEPTH": 2, "_CHUNK": 3, "_PART_PIXELS": 1}
-    sizes |= {"_CHUNK_CHANNELWISE": 2, "_PART_PRODUCTS": 1, "_SPEED": 1e-12}
-    return mock.patch.multiple(convolution, **sizes)
+    """Use units of a row, many blocks of sums, and all threads for the smallest work."""
+    sizes = {"_UNIT_FLOATS": 1, "UNIT_PIXELS": 1, "_DEPTH": 2, "_CHUNK": 3}
+    patches = contextlib.ExitStack()
+    for module, changed in (
+        (convolution_plans, sizes | {"_CHUNK_CHANNELWISE": 2}),
+        (convolution_tasks, {"_PART_PIXELS": 1, "_PART_PRODUCTS": 1, "_SPEED": 1e-12}),
+        (convolution_spread, {"UNIT_PIXELS": 1, "_SPEED": 1e-12}),
+    ):
+        patches.enter_context(mock.patch.multiple(module, **changed))
+    return patches
 
 
 @pytest.fixture(autouse=True)
@@ -83,9 +95,9 @@ def fresh_plans():
 
 
 def forget_plans():
-    convolution._forward_plan.cache_clear()
-    convolution._input_plan.cache_clear()
-    convolution._tasks_of_taps.cache_clear()
+    convolution_plans.forward_plan.cache_clear()
+    convolution_plans.input_plan.cache_clear()
+    convolution_tasks._tasks_of_taps.cache_clear()
 
 
 WIDE = ((2, 9, 9, 3), (64, 3, 3, 3), {"padding": (1, 1), "groups": 1})
@@ -212,7 +224,7 @@ def test_same_result_on_any_number_of_threads(geometry):
 
 
 def test_output_size():
-    """As many output pixels from the beginning as asked for."""
+    """Compute only the top left output pixels."""
     rng = np.random.default_rng(0)
     values = small_integers(rng)
     for filters in (1, 20):
@@ -236,7 +248,7 @@ def test_empty():
 
 
 def test_padding_is_not_touched_by_special_values():
-    """A NaN spreads as far as the filter reaches, and no further."""
+    """A NaN reaches exactly the pixels whose filter sees it."""
     x = np.ones((2, 6, 6, 20), np.float32)
     x[0, 2, 3, 1] = np.nan
     for weight, groups in ((np.ones((18, 20, 3, 3), np.float32), 1), (np.ones((20, 1, 3, 3)), 20)):
@@ -329,7 +341,7 @@ GRAD = np.zeros((2, 3, 2, 8), np.float32)
             convolution.conv2d, IMAGES, WEIGHT, padding=(-1, 1), groups=2,
         ),
         refused(
-            "conv2d: the output can have 3 x 2 pixels, got 4 x 2",
+            "conv2d: the output must have at most 3 x 2 pixels, got 4 x 2",
             convolution.conv2d, IMAGES, WEIGHT, groups=2, output_size=(4, 2),
         ),
         refused(
@@ -342,7 +354,7 @@ GRAD = np.zeros((2, 3, 2, 8), np.float32)
             convolution.conv2d_input, IMAGES, WEIGHT, (5, 4), groups=2,
         ),
         refused(
-            "conv2d_input: the output can have 2 x 2 pixels, got 3 x 2",
+            "conv2d_input: the output must have at most 2 x 2 pixels, got 3 x 2",
             convolution.conv2d_input, GRAD, WEIGHT, (4, 4), groups=2,
         ),
         refused(
@@ -354,7 +366,7 @@ GRAD = np.zeros((2, 3, 2, 8), np.float32)
             convolution.conv2d_weight, IMAGES, GRAD, (3, 3), groups=4,
         ),
         refused(
-            "conv2d_weight: the output can have 4 x 3 pixels, got 5 x 4",
+            "conv2d_weight: the output must have at most 4 x 3 pixels, got 5 x 4",
             convolution.conv2d_weight, IMAGES, IMAGES, (2, 2), groups=2,
         ),
     ],
@@ -400,7 +412,7 @@ def run(command, **environment):
 @x86
 @pytest.mark.parametrize("cpu", ["AVX2", "SSE4.2"])
 def test_smaller_cpus(cpu, tmp_path):
-    """The same kernels are correct where vectors are shorter, and use nothing that is not there."""
+    """The same kernels are correct with shorter vectors, and use no missing instructions."""
     program = textwrap.dedent(PROGRAM).replace("HAS_FMA", repr(cpu == "AVX2"))
     environment = compiles_for(cpu)
     environment |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}

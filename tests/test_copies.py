@@ -9,6 +9,7 @@ import functools
 import importlib
 import inspect
 import multiprocessing
+import pathlib
 import pickle
 import pkgutil
 import threading
@@ -31,24 +32,31 @@ from tinybnn import (
     training,
 )
 from tinybnn import functional as F
-from tinybnn.analysis import curvature, dynamics, landscape, opcount, operations
+from tinybnn.analysis import curvature, dynamics, landscape, opcount, operations, spectra
 from tinybnn.analysis.summary import Summary, summary
 from tinybnn.datasets import download, sources
 from tinybnn.deploy import compiler, plan, runtime, scan, values
 from tinybnn.deploy import packed as packed_model
 from tinybnn.deploy.own_sign import OwnSign
 from tinybnn.deploy.trace import Problem
-from tinybnn.experiments import fedavg, fedhybnn
+from tinybnn.experiments import classifiers, fedavg, fedhybnn, runner
+from tinybnn.experiments import settings as experiment_settings
 from tinybnn.experiments.bdnet import arms as bdnet_arms
 from tinybnn.experiments.bdnet import curvature as bdnet_curvature
-from tinybnn.experiments.bdnet import experiment as bdnet_experiment
 from tinybnn.experiments.bdnet import landscape as bdnet_landscape
 from tinybnn.experiments.bdnet import training as bdnet_training
 from tinybnn.experiments.hybnn import bounds, networks
 from tinybnn.experiments.hybnn import experiment as hybnn_experiment
 from tinybnn.federated import aggregation, client, flower, head, launch, rounds, server, wire
-from tinybnn.kernels.floats import fused, gathered, pointwise, signed
-from tinybnn.kernels.machine import pipeline, simd, windows
+from tinybnn.kernels.floats import (
+    convolution_plans,
+    fused,
+    gathered,
+    ordered,
+    ordered_sums,
+    pointwise,
+)
+from tinybnn.kernels.machine import compilation, pipeline, simd, windows
 from tinybnn.kernels.machine.threads import num_threads
 from tinybnn.kernels.signs import bits, depthwise, prepared, tables, xnor
 from tinybnn.kernels.training import lookup, optimizers, sign_gradients
@@ -506,7 +514,7 @@ def use_history(history):
 
 
 def use_counter(counter):
-    counter._latents[0].data[:1] *= -1
+    counter._model.weight.data[:1] *= -1
     return counter.ratio()
 
 
@@ -590,12 +598,13 @@ EXAMPLES[depthwise.Plan] = (
     lambda: depthwise.prepare(words(3, 3), 70, (5, 5)),
     lambda p: depthwise.conv2d_sums(p, words(2, 5, 5)),
 )
-EXAMPLES[signed.PreparedConv2d] = (
-    lambda: signed.prepare_conv2d(floats(4, 3, 3, 3), (5, 5)),
-    lambda p: signed.conv2d(p, floats(2, 5, 5, 3)),
+EXAMPLES[ordered.PreparedConv2d] = (
+    lambda: ordered.prepare_conv2d(floats(4, 3, 3, 3), (5, 5)),
+    lambda p: ordered.conv2d(p, floats(2, 5, 5, 3)),
 )
-EXAMPLES[signed.PreparedSigns] = (
-    lambda: signed.prepare_signs_matmul(floats(4, 70)), lambda p: signed.signs_matmul(p, words(3)),
+EXAMPLES[ordered.PreparedSigns] = (
+    lambda: ordered.prepare_signs_matmul(floats(4, 70)),
+    lambda p: ordered.signs_matmul(p, words(3)),
 )  # fmt: skip
 PROGRAM = functools.partial(
     pointwise.prepare, (20,), ["sums"], [("mul", 0, floats(20))], [("floats", 1)]
@@ -616,8 +625,9 @@ EXAMPLES[fused.Layer] = (
     lambda: fused.prepare([xnor.prepare_matmul(words(20), 70)], PROGRAM()), use_layer,
 )  # fmt: skip
 for cls in (
-    gathered.Patches, gathered.Panel, gathered.Sums, lookup.Turning, optimizers.AdamStep,
-    optimizers.SgdStep, pointwise.Arrays, pointwise.Scratch, signed.Copying, signed.Tables,
+    convolution_plans.Plan, convolution_plans.Tables, convolution_plans.Units, gathered.Patches,
+    gathered.Panel, gathered.Sums, lookup.SignLayout, optimizers.AdamStep, optimizers.SgdStep,
+    pointwise.Arrays, pointwise.Scratch, ordered.Copying, ordered_sums.Tables,
 ):  # fmt: skip
     value(cls, *range(len(cls._fields)))
 value(windows.Windows, 5, 5, 5, 5, 1, 1, 1, 1, 0, 0, 1, 1)
@@ -842,8 +852,8 @@ def use_lanczos(lanczos):
 for cls in (curvature.HessianOperator, curvature.GaussNewtonOperator):
     EXAMPLES[cls] = curved(cls), use_curvature
 EXAMPLES[curvature.CurvatureOperator] = curved(curvature.CurvatureOperator), repr
-EXAMPLES[curvature.Lanczos] = (
-    lambda: curvature.Lanczos(np.diag(np.arange(9.0)), np.ones(9), generator()), use_lanczos,
+EXAMPLES[spectra.Lanczos] = (
+    lambda: spectra.Lanczos(np.diag(np.arange(9.0)), np.ones(9), generator()), use_lanczos,
 )  # fmt: skip
 
 
@@ -862,21 +872,24 @@ value(dynamics.ExpectedLoss, 1.0, np.ones(1), np.ones(2), np.ones(2) / 2)
 value(landscape.Landscape, (np.arange(3.0),), {"binary": np.ones(3)})
 value(landscape.Trajectory, np.eye(2), np.ones((3, 2)), np.array([0.7, 0.2]))
 value(landscape.FlipSpectrum, 1.0, np.ones((2, 3)))
-value(curvature.Eigenpairs, np.ones(2), np.eye(3)[:, :2], np.zeros(2), np.ones(3), np.ones(3))
-value(curvature.TraceEstimate, 1.0, 0.5)
-EXAMPLES[curvature.SpectralDensity] = (
-    lambda: curvature.SpectralDensity(np.ones((2, 3)), np.full((2, 3), 1 / 3)),
+value(spectra.Eigenpairs, np.ones(2), np.eye(3)[:, :2], np.zeros(2), np.ones(3), np.ones(3))
+value(spectra.TraceEstimate, 1.0, 0.5)
+EXAMPLES[spectra.SpectralDensity] = (
+    lambda: spectra.SpectralDensity(np.ones((2, 3)), np.full((2, 3), 1 / 3)),
     lambda density: (density(np.arange(3.0), 0.5), density.moment(2)),
 )  # fmt: skip
-for config in (fedavg.Config, fedhybnn.Config, bdnet_experiment.Config, bdnet_curvature.Config,
+for config in (fedavg.Config, fedhybnn.Config, bdnet_training.Config, bdnet_curvature.Config,
                bdnet_landscape.Config, hybnn_experiment.Config,
-               bounds.Config):  # fmt: skip
+               bounds.Config, classifiers.Config, experiment_settings.Config,
+               experiment_settings.ImageConfig):  # fmt: skip
     value(config)
 value(storage.Member, "weight", np.dtype("<f4"), (3,), 0, 80, 92)
 EXAMPLES[Box] = lambda: Box("sign", ("RSign",)), lambda box: (box.kind, box.lines, box.height)
 value(random_networks.Line, "{out} = {a}", (-1,))
 value(random_networks.RandomNetwork, 0, (3,), (random_networks.Line("{out} = -{a}", (-1,)),))
 value(testing.Campaign, 1, 1)
+value(runner.Run, pathlib.Path("r"), fedavg.Config(), 1, {"a": 1}, "tinybnn x", False, halved, {})
+value(runner.Experiment, "a", fedavg.Config, halved, halved, {"a.png": ((3, 2), halved)}, halved)
 value(fedavg.Arm, "a", halved, network, adam)
 value(fedhybnn.Arm, "a", halved)
 value(networks.Arm, "a", "codes", halved)
@@ -911,11 +924,13 @@ CLASSES = public_classes()
 NODES = [cls for cls in CLASSES if issubclass(cls, Function)]
 ERRORS = [cls for cls in CLASSES if issubclass(cls, BaseException)]
 ROWS = [cls for cls in CLASSES if issubclass(cls, deploy.Operation)]  # never instantiated
+PROTOCOLS = [cls for cls in CLASSES if getattr(cls, "_is_protocol", False)]  # for hints alone
 
 
 def test_every_public_class_is_here():
-    compilers = {pipeline.KernelCompiler, pipeline.PartCompiler}  # Numba makes one, for a kernel
-    for cls in {*CLASSES} - {*NODES} - {*ERRORS} - {*ROWS} - compilers:
+    # Numba makes a compiler for each kernel, and calls the one listener of the process.
+    of_numba = {pipeline.KernelCompiler, pipeline.PartCompiler, compilation.Listener}
+    for cls in {*CLASSES} - {*NODES} - {*ERRORS} - {*ROWS} - {*PROTOCOLS} - of_numba:
         assert cls in EXAMPLES or cls in REFUSED, (
             f"no example for {named(cls)}: add one to EXAMPLES"
         )

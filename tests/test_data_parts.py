@@ -121,7 +121,9 @@ def test_a_function_makes_the_batches():
 
 def test_a_collate_function_takes_the_place_of_a_transform():
     for settings in ({"collate_fn": list, "transform": abs}, {"collate_fn": 3}):
-        with pytest.raises(TypeError, match="collate_fn must be callable, and takes the place"):
+        with pytest.raises(
+            TypeError, match="collate_fn must be callable, and replaces a transform"
+        ):
             DataLoader(images(), **settings)
 
 
@@ -132,7 +134,8 @@ def test_a_collate_function_takes_the_place_of_a_transform():
 @pytest.mark.parametrize("size", [4, 5])
 def test_quarter_turns_are_exact(turns, size):
     x = np.random.default_rng(0).integers(0, 256, (3, 2, size, size), dtype=np.uint8)
-    assert_identical(rotated(x, [90.0 * turns] * 3), np.rot90(x, turns, axes=(2, 3)))
+    pixels = x.transpose(0, 2, 3, 1)
+    assert_identical(rotated(pixels, [90.0 * turns] * 3), np.rot90(pixels, turns, axes=(1, 2)))
 
 
 def test_each_image_turns_by_an_angle_of_its_own():

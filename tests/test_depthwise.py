@@ -196,7 +196,7 @@ WEIGHT = np.zeros((3, 3, 2), np.uint64)
         (np.zeros((128, 3, 3, 1), np.uint64), 128, {}, "3 axes"),
         (WEIGHT.astype(np.int64), 128, {}, "got int64"),
         (WEIGHT, 0, {}, "channels must be positive"),
-        (WEIGHT, 64, {}, "2 words a tap, 64 channels need 1: one filter a channel"),
+        (WEIGHT, 64, {}, "2 words per tap, 64 channels need 1: one filter per channel"),
         (np.zeros((8, 8, 2), np.uint64), 128, {}, "from 1 to 63 taps, got 8 x 8"),
         (np.zeros((0, 3, 2), np.uint64), 128, {}, "from 1 to 63 taps, got 0 x 3"),
         (WEIGHT, 128, dict(stride=(0, 1)), "stride must be two integers >= 1"),

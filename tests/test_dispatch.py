@@ -190,11 +190,11 @@ def test_adabin_of_another_geometry_on_bits_or_on_floats(
     x = rng.standard_normal((3, channels, 5, 6), np.float32)
     weight = (channels, 1) if is_depthwise else (5, channels)
     weight = rng.standard_normal((*weight, *kernel), np.float32)
-    options, found = {"stride": stride, "padding": padding, "dilation": dilation}, []
+    options, result = {"stride": stride, "padding": padding, "dilation": dilation}, []
     for much in (0, np.inf):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(dispatch, "MUCH", much)
-            found.append(adapted_conv2d(x, weight, **options).data)
+            result.append(adapted_conv2d(x, weight, **options).data)
     with trace():
         expected = adapted_conv2d(x, weight, **options).data
-    assert all(np.array_equal(sums, expected) for sums in found)
+    assert all(np.array_equal(sums, expected) for sums in result)

@@ -1,7 +1,6 @@
 """What all experiments share: the folder of a run, its command, its figures as text."""
 
 import json
-import re
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,74 +11,82 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinybnn import analysis, cli, tables
-from tinybnn.experiments import report_text, reports, run_folder
+from tinybnn.experiments import catalogue, report, runner, settings
 
 
 @dataclass(frozen=True)
-class Config:
-    dataset: str = "digits"
-    batch_size: int = 8
+class Config(settings.ImageConfig):
+    batch_size: int = settings.setting(8, least=2)
     two_step: bool = False
-    limit: int | None = None
+    share: float = settings.setting(0.0, least=0, most=1)
+    lr: float = settings.setting(0.1, above=0)
+    base: str = settings.setting("a", choices=("a", "b"))
 
 
 def test_options_are_what_differs_from_the_default():
-    assert run_folder.as_options(Config()) == []
-    found = run_folder.as_options(Config("mnist", 16, True, 0))
-    assert found == ["--dataset mnist", "--batch-size 16", "--two-step", "--limit 0"]
+    assert settings.as_options(Config()) == []
+    words = settings.as_options(Config("mnist", 16, True, limit=5))
+    assert words == ["--dataset mnist", "--limit 5", "--batch-size 16", "--two-step"]
 
 
-def test_fields_below_their_least_value():
-    run_folder.check_least(Config(), batch_size=8)
-    with pytest.raises(ValueError, match=r"^Config: batch_size must be >= 9, got 8$"):
-        run_folder.check_least(Config(), two_step=False, batch_size=9)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 1}, r"batch_size must be >= 2, got 1"),
+        ({"share": 1.5}, r"share must lie in \[0, 1\], got 1.5"),
+        ({"lr": 0.0}, r"lr must be positive, got 0.0"),
+        ({"base": "c"}, r"base must be 'a' or 'b', got 'c'"),
+        ({"limit": 0}, r"limit must be >= 1, got 0"),
+    ],
+)
+def test_fields_beyond_their_limits(change, message):
+    with pytest.raises(ValueError, match=f"^Config: {message}$"):
+        Config(**change)
 
 
 def test_a_result_begins_with_what_was_run_and_where():
-    found = run_folder.provenance("x", Config(), "tinybnn x", note="upscaled")
+    found = runner.provenance("x", Config(), "tinybnn x", note="upscaled")
     assert [*found] == ["name", "config", "command", "note", "machine", "date"]
-    assert found["config"] == {
-        "dataset": "digits", "batch_size": 8, "two_step": False, "limit": None,
-    }  # fmt: skip
+    assert found["config"] == vars(Config())
     assert found["machine"] == analysis.machine() and json.dumps(found)
-    text = report_text.when_and_where(found)
+    text = report.when_and_where(found)
     for part in (found["date"], found["machine"]["processor"], found["machine"]["numba"]):
         assert part in text
 
 
 def test_figures_are_kept(tmp_path):
     path = tmp_path / "figures.json"
-    assert run_folder.kept(path, lambda: {"a": (1, None)}) == {"a": [1, None]}
-    assert run_folder.kept(path, lambda: pytest.fail("computed again")) == {"a": [1, None]}
+    assert runner.kept(path, lambda: {"a": (1, None)}) == {"a": [1, None]}
+    assert runner.kept(path, lambda: pytest.fail("computed again")) == {"a": [1, None]}
 
 
 def test_the_configuration_of_a_folder(tmp_path):
     out = tmp_path / "new" / "run"
-    run_folder.open_folder(out, Config())
-    run_folder.open_folder(out, Config())
-    with pytest.raises(ValueError, match="is a run with batch_size=8, limit=null, not batch_size="):
-        run_folder.open_folder(out, Config(batch_size=9, limit=5))
+    runner.open_folder(out, Config())
+    runner.open_folder(out, Config())
+    with pytest.raises(ValueError, match="is a run with limit=null, batch_size=8, not limit="):
+        runner.open_folder(out, Config(batch_size=9, limit=5))
     with pytest.raises(ValueError, match="holds files, but no run"):
-        run_folder.open_folder(tmp_path, Config())
+        runner.open_folder(tmp_path, Config())
     (out / "config.json").write_text('{"dataset": "digits", "batch_size": 8}')  # an older run's
-    run_folder.open_folder(out, Config())
+    runner.open_folder(out, Config())
     with pytest.raises(ValueError, match="is a run with two_step=false, not two_step=true"):
-        run_folder.open_folder(out, Config(two_step=True))
+        runner.open_folder(out, Config(two_step=True))
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / ".hidden").touch()  # of a file manager, say
-    run_folder.open_folder(tmp_path / "empty", Config())
+    runner.open_folder(tmp_path / "empty", Config())
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
 def test_mean_and_deviation(values):
-    found = report_text.mean_and_std(values)
+    found = report.mean_and_std(values)
     assert found["mean"] == pytest.approx(statistics.fmean(values), abs=1e-12)
     if len(values) == 1:
         assert found["std"] is None
-        assert report_text.percent(**found) == f"{values[0] * 100:.2f}"
+        assert report.percent(**found) == f"{values[0] * 100:.2f}"
     else:
         assert found["std"] == pytest.approx(statistics.stdev(values), abs=1e-9)
-        mean, std = report_text.percent(**found).split(" ± ")
+        mean, std = report.percent(**found).split(" ± ")
         assert float(mean) == pytest.approx(100 * found["mean"], abs=0.0051)
         assert float(std) == pytest.approx(100 * found["std"], abs=0.0051)
 
@@ -91,33 +98,30 @@ pairs = st.lists(st.tuples(*2 * [st.integers(0, 1000)]), min_size=2, max_size=30
 def test_the_paired_test_is_scipys(values):
     stats = pytest.importorskip("scipy.stats")
     first, second = (np.array(column) / 1000 for column in zip(*values, strict=True))
-    found = report_text.paired(first, second)
+    found = report.paired(first, second)
     assert found["better"] == int((first > second).sum()) and found["seeds"] == len(values)
     assert found["mean"] == (first - second).mean()
     if np.ptp(first - second) > 1e-9:  # without any spread SciPy warns
         assert found["p"] == pytest.approx(stats.ttest_rel(first, second).pvalue, abs=1e-9)
-        assert found["apart"] == (found["p"] < 0.05)
 
 
 def test_pairs_without_a_spread():
-    assert report_text.paired([0.5, 0.75], [0.25, 0.5])["p"] == 0
-    same = report_text.paired([0.5, 0.75], [0.5, 0.75])
-    assert same["p"] == 1 and not same["apart"]
-    alone = report_text.paired([0.5], [0.25])
-    assert alone["p"] is None and not alone["apart"]
+    assert report.paired([0.5, 0.75], [0.25, 0.5])["p"] == 0
+    assert report.paired([0.5, 0.75], [0.5, 0.75])["p"] == 1
+    assert report.paired([0.5], [0.25])["p"] is None
 
 
 @pytest.mark.parametrize(
     ("p", "text"), [(0.04999, "p = 0.05"), (0.0012, "p = 0.0012"), (0.0009, "p < 0.001")]
 )
 def test_a_probability_in_words(p, text):
-    assert report_text.probability(p) == text
+    assert report.probability(p) == text
 
 
 @given(st.lists(st.text("ab é-", min_size=1, max_size=60), max_size=30))
 def test_paragraphs_are_short_lines(words):
     text = " ".join(words)
-    lines = report_text.wrapped(text, f"- {text}").splitlines()
+    lines = report.wrapped(text, f"- {text}").splitlines()
     assert all(len(line) <= 100 for line in lines)
     assert " ".join(lines).split() == [*text.split(), "-", *text.split()]
 
@@ -138,7 +142,7 @@ def test_a_stored_report_that_its_figures_do_not_give(name):
     path = RESULTS / name / "result.json"
     result = json.loads(path.read_text(encoding="utf-8"))
     text = (RESULTS / name / "report.md").read_text(encoding="utf-8")
-    assert reports.writer(result, path).text(result) == text
+    assert catalogue.experiment_of(result, path).text(result) == text
 
 
 def test_a_report_is_written_again(tmp_path, capsys):
@@ -154,8 +158,8 @@ def test_a_report_is_written_again(tmp_path, capsys):
     ("content", "said"),
     [
         (None, "result.json"),
-        ("[1]", "is no result that a report is written of: expected one of hybnn, "),
-        ('{"name": "train"}', "is no result that a report is written of"),
+        ("[1]", "is no result of an experiment: expected one of mnist-cnn, "),
+        ('{"name": "train"}', "is no result of an experiment"),
         ('{"name": "fedavg"}', "lacks 'config'; was the run stopped before its end?"),
     ],
 )
@@ -171,6 +175,7 @@ def test_a_folder_without_a_complete_result(tmp_path, capsys, content, said):
 
 # Every experiment that has a quick form, and options that make it as small as may be.
 QUICK = {
+    "mnist-cnn": "--seeds 2",
     "hybnn": "--bits 16 --limit 150 --epochs 1 --epochs-vae 1 --epochs-cnn 1 --epochs-all 1",
     "hybnn-bounds": "--bits 8 --limit 100 --epochs 1 --estimators sign",
     "fedhybnn": "--bits 16 --limit 200 --epochs-vae 1 --rounds 1",
@@ -180,7 +185,7 @@ QUICK = {
     "hessian": "--width 0.1 --limit 100 --epochs 1 --images 16 --arms naive,both",
     "landscape": "--width 0.1 --limit 100 --epochs 1 --images 16 --arms naive,both",
 }
-FILES = {"hessian": "hessian", "landscape": "landscape"}  # of figures; those of others: result
+FILES = {name: name for name in ("mnist-cnn", "hessian", "landscape")}  # others: result, report
 
 
 def help_of(*words, capsys):
@@ -190,9 +195,11 @@ def help_of(*words, capsys):
 
 
 def test_every_experiment_with_a_quick_form_is_here(capsys):
-    names = re.findall(r"^    ([\w-]+) ", help_of("reproduce", capsys=capsys), re.MULTILINE)
-    assert len(names) > len(QUICK)
-    assert {n for n in names if "--quick" in help_of("reproduce", n, capsys=capsys)} == {*QUICK}
+    alike = {"mnist-mlp", "mnist-mlp-1024", "cifar10-vgg-small"}  # but for the network
+    assert {*catalogue.EXPERIMENTS} == {*QUICK} | alike
+    for name in catalogue.EXPERIMENTS:
+        text = help_of("reproduce", name, capsys=capsys)
+        assert not [o for o in ("--quick", "--json", "--out", "--seeds") if o not in text], name
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -216,17 +223,17 @@ def test_a_quick_run_whose_figures_are_taken_for_results(tmp_path, capsys, name)
 
 def test_a_run_with_the_experiments_own_settings_says_nothing(tmp_path):
     config = {"dataset": "mnist", "limit": None}
-    assert report_text.notice(config) == report_text.notice(config | {"quick": False}) == ""
-    text = report_text.top("X", {"config": config, "command": "tinybnn reproduce x"})
-    assert text == "# X\n\n    tinybnn reproduce x\n"
+    assert report.notice(config) == report.notice(config | {"quick": False}) == ""
+    result = runner.provenance("x", Config(), "tinybnn reproduce x")
+    assert report.page("X", result, "A.").startswith("# X\n\n    tinybnn reproduce x\n\n")
     said = []
-    run_folder.open_folder(tmp_path / "run", Config(), said.append)
+    runner.open_folder(tmp_path / "run", Config(), said.append)
     assert said == []
 
 
 def test_a_run_of_a_part_of_the_images_says_so(tmp_path):
     said = []
-    run_folder.open_folder(tmp_path / "run", Config(limit=1200), said.append)
+    runner.open_folder(tmp_path / "run", Config(limit=1200), said.append)
     assert said == ["Only the first 1,200 images were used."]
-    both = report_text.notice({"quick": True, "limit": 600})
-    assert both == f"{report_text.QUICK_RUN} Only the first 600 images were used."
+    both = report.notice({"quick": True, "limit": 600})
+    assert both == f"{report.QUICK_RUN} Only the first 600 images were used."

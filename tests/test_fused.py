@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinybnn.kernels.floats import fused, pointwise, signed
+from tinybnn.kernels.floats import fused, ordered, pointwise
 from tinybnn.kernels.machine import threads
 from tinybnn.kernels.machine.shuffles import has_shuffles
 from tinybnn.kernels.signs import bits, depthwise, prepared, xnor
@@ -71,8 +71,8 @@ def layers(draw):
         elif kind == "float":
             x = rng.standard_normal((samples, height, width, channels), np.float32)
             w = rng.standard_normal((outputs, channels, *kernel), np.float32)
-            producers.append(signed.prepare_conv2d(w, (height, width), **geometry))
-            sums.append(signed.conv2d(producers[-1], x))
+            producers.append(ordered.prepare_conv2d(w, (height, width), **geometry))
+            sums.append(ordered.conv2d(producers[-1], x))
         else:
             x = rng.standard_normal((samples, height, width, outputs), np.float32)
             producers.append(None)
@@ -126,8 +126,8 @@ def run(producers, inputs, arguments, memory=None):
 @given(layers(), st.sampled_from((None, 2**64 - 1)))
 def test_a_layer_equals_its_products_and_then_its_program(layer, memory):
     producers, inputs, sums, arguments = layer
-    found = run(producers, inputs, arguments, memory)
-    for a, b in zip(found, pointwise.run_reference(arguments, sums), strict=True):
+    result = run(producers, inputs, arguments, memory)
+    for a, b in zip(result, pointwise.run_reference(arguments, sums), strict=True):
         assert a.dtype == b.dtype
         assert np.array_equal(a, b)
 
@@ -152,7 +152,7 @@ def test_threads_share_the_work_and_change_nothing(kind, monkeypatch):
         "depthwise": lambda: depthwise.prepare(
             words(rng, 3, 3, channels), channels, (size, size), padding=(1, 1)
         ),
-        "float": lambda: signed.prepare_conv2d(
+        "float": lambda: ordered.prepare_conv2d(
             rng.standard_normal((channels, channels, 3, 3), np.float32),
             (size, size),
             padding=(1, 1),
@@ -168,8 +168,8 @@ def test_threads_share_the_work_and_change_nothing(kind, monkeypatch):
         expected = run([producer], [x], arguments)
     monkeypatch.setattr(fused, "tasks_for", lambda seconds: 2)
     with threads.num_threads(2):
-        found = run([producer], [x], arguments)
-    for a, b in zip(found, expected, strict=True):
+        result = run([producer], [x], arguments)
+    for a, b in zip(result, expected, strict=True):
         assert np.array_equal(a, b)
 
 

@@ -1,4 +1,4 @@
-"""Vector words that only the gradients of binary layers use, compiled and as plain Python."""
+"""Vector operations of the gradients of binary layers, compiled and as plain Python."""
 
 import numpy as np
 import pytest

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 
 from tinybnn import cli, datasets, deploy, nn, plots, storage, training
 from tinybnn.cli import reproduce
-from tinybnn.experiments import hybnn, report_text
+from tinybnn.experiments import hybnn
+from tinybnn.experiments import report as pages
 from tinybnn.experiments.hybnn import bounds, report
 from tinybnn.experiments.hybnn.speed import is_bits_only
 from tinybnn.kernels.signs import bits
@@ -60,7 +62,7 @@ def test_a_run_leaves_tables_figures_and_pictures(made):
     text = (folder / "report.md").read_text()
     for title in (*result["arms"].values(), *result["all_classes"].values(), result["command"]):
         assert title in text
-    assert "over 95%" in text and "artefact" in text
+    assert "over 95%" in text and "10 of 10 such" in " ".join(text.split())
     pictures = [line.split("(")[1][:-1] for line in text.splitlines() if line.startswith("![")]
     assert len(pictures) == 9
     for name in pictures:
@@ -162,7 +164,7 @@ def test_a_complete_run_is_not_computed_again(made, monkeypatch):
 KILLED = """
 import os, signal, sys
 from tinybnn import storage, training
-from tinybnn.experiments import hybnn, report_text
+from tinybnn.experiments import hybnn
 
 kind, count = sys.argv[2], int(sys.argv[3])
 save, saved = storage.save, []
@@ -384,11 +386,12 @@ def test_a_sequence_is_compared_with_the_repaired_cnn(made):
     result = json.loads(json.dumps(made[1]))
     for seed, a, b in zip(result["seeds"], (0.5, 0.6), (0.7, 0.81), strict=True):
         seed["in_sequence"][-1], seed["in_sequence_cnn"][-1] = [a] * 5, [b] * 5
-    text = " ".join(report._in_sequence(result).split())
-    assert "ends with 75.50 ± 7.78 in the mean of all tasks, HyBNN with 55.00 ± 7.07" in text
-    assert "-20.50 ± 0.71 points, better in 0 of 2 seeds, p = 0.016." in text
-    del result["seeds"][0]["in_sequence_cnn"]  # an older run's
-    assert "ends with" not in report._in_sequence(result)
+    text = "".join(report._in_sequence(result))
+    [cnn] = re.findall(r"binary CNN.* after 8 / 9 .*", text)
+    assert cnn.endswith("| 75.50 ± 7.78 |")
+    assert "| mean of all tasks | -20.50 ± 0.71 | 0 of 2 | p = 0.016 |" in text
+    del result["seeds"][-1]["in_sequence_cnn"]  # an older run's
+    assert "binary CNN" not in "".join(report._in_sequence(result)[2:])
 
 
 # ------------------------------------------------------------------------------------- the codes
@@ -456,28 +459,13 @@ def with_accuracies(result, **accuracies):
 
 
 def test_baselines_are_compared_seed_by_seed(made):
-    """Seeds that all point in one direction are told apart, however close the means are."""
+    """Seeds that all point in one direction give a small p, however close the means are."""
     result = with_accuracies(made[1], hybnn=[0.97, 0.9], pixels=[0.9711, 0.901], cnn=[0.9, 0.97])
-    text = " ".join(report._baselines(result).split())
-    assert "Codes against pixels: -0.11 ± 0.01 points, better in 0 of 2 seeds, p = 0.03." in text
-    assert "Codes against it: +0.00 ± 9.90 points, better in 1 of 2 seeds, p = 1: not told" in text
-    assert "level" not in text and report_text.PAIRED in text
-    alone = with_accuracies(result | {"seeds": result["seeds"][:1]})
-    text = " ".join(report._baselines(alone).split())
-    assert "Codes against pixels: -0.11 points, one seed." in text and "p is" not in text
-
-
-@pytest.mark.parametrize(
-    ("mean", "apart", "width", "said"),
-    [
-        (-0.1, True, 784, "784 -> 200 bits and costs accuracy."),
-        (0.1, True, 784, "784 -> 200 bits and accuracy."),
-        (0.1, False, 784, "784 -> 200 bits; that it buys accuracy is not shown."),
-        (0.1, True, 64, "The code has more bits than the image has pixels."),
-    ],
-)
-def test_what_a_code_buys(mean, apart, width, said):
-    assert report._bought({"mean": mean, "apart": apart}, width, 200).endswith(said)
+    _, table, note, *_ = report._tasks(result)
+    assert "| -0.11 ± 0.01 | 0 of 2 | p = 0.03 |" in table
+    assert "| +0.00 ± 9.90 | 1 of 2 | p = 1 |" in table and note == pages.PAIRED
+    _, table, *_ = report._tasks(result | {"seeds": result["seeds"][:1]})
+    assert "| -0.11 | 0 of 1 |  |" in table
 
 
 def test_bits_that_are_flipped_without_a_word(made):
@@ -494,24 +482,25 @@ def test_bounds_of_estimators_after_equal_work(tmp_path):
     config = bounds.Config(bits=12, epochs=4, samples=3, limit=150)
     names = ["straight_through", "disarm", "sign"]
     say = []
-    result = bounds.run(tmp_path / "run", config, names[:2], progress=False, say=say.append)
+    result = bounds.run(tmp_path / "run", config, arms=names[:2], progress=False, say=say.append)
     assert [row["codes"] * row["epochs"] for row in result["rows"]] == [4, 4]
-    result = bounds.run(tmp_path / "run", config, names, progress=False, say=say.append)
-    assert [row["estimator"] for row in result["rows"]] == names
-    for row in result["rows"][:2]:
+    result = bounds.run(tmp_path / "run", config, arms=names, progress=False, say=say.append)
+    rows = {row["estimator"]: row for row in result["rows"]}
+    assert rows.keys() == {*names}
+    for row in (rows["straight_through"], rows["disarm"]):
         assert 0 < row["best"] < row["bound"] < 64 * np.log(2)
         assert 0 < row["bound_train"] < 64 * np.log(2)
-    sign = result["rows"][2]
+    sign = rows["sign"]
     assert sign["best"] == pytest.approx(sign["bound"]) and sign["rate"] == pytest.approx(
         12 * np.log(2)
     )
     text = (tmp_path / "run" / "report.md").read_text()
-    assert "64 - 512 - 256 - 12" in text and "116.0" in text and config.command() in text
+    assert "64 - 512 - 256 - 12" in text and "116.0" in text and result["command"] in text
     # The published bounds are of many codes: not for the column of one code.
     assert "| bound, one code | 3 codes | published, 1,000 codes, MNIST |" in text
     assert (tmp_path / "run" / "bounds.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(ValueError, match="is a run with bits=12, not bits=13"):
-        bounds.run(tmp_path / "run", dataclasses.replace(config, bits=13), names)
+        bounds.run(tmp_path / "run", dataclasses.replace(config, bits=13), arms=names)
 
 
 def test_pixels_are_drawn_once_with_their_brightness():
@@ -539,23 +528,22 @@ def parsed(command):
     [
         (hybnn, SMALL),
         (hybnn, hybnn.Config()),
-        (hybnn, hybnn.Config("mnist", "fashion-mnist", "disarm", 0.5, 100, 5, 6, 7, 8, 1000)),
+        (hybnn, hybnn.Config("mnist", "fashion-mnist", "disarm", 0.0, 9, 5, 6, 7, 8, limit=1000)),
         (bounds, bounds.Config()),
-        (bounds, bounds.Config("mnist", 20, 3, 4, 2e-3, 5, 600)),
+        (bounds, bounds.Config("mnist", 20, 3, 4, 2e-3, limit=600)),
     ],
 )
 def test_the_command_of_a_run_gives_its_configuration(experiment, config):
-    command = config.command(4) if experiment is hybnn else config.command()
-    options = parsed(command)
-    assert reproduce._experiment_config(options, experiment) == config
-    assert experiment is bounds or options.seeds == 4
+    options = parsed(experiment.EXPERIMENT.command(config, 4))
+    assert reproduce._config(options, experiment.EXPERIMENT) == config
+    assert options.seeds == 4
 
 
 def test_quick_is_overruled_by_what_was_chosen():
     options = parsed("tinybnn reproduce hybnn --quick --epochs 9")
-    found = reproduce._experiment_config(options, hybnn)
-    assert found == hybnn.Config(**{**hybnn.QUICK, "epochs": 9})
-    folder = reproduce._experiment_folder(options, "hybnn")
+    config = reproduce._config(options, hybnn.EXPERIMENT)
+    assert config == hybnn.Config(**{**hybnn.EXPERIMENT.quick, "epochs": 9})
+    folder = reproduce._folder(options, config)
     assert folder == os.path.join("runs", "hybnn-digits-quick")
 
 
@@ -586,7 +574,7 @@ def test_the_command_line(tmp_path, name):
         ("hybnn --dataset nothing", "unknown data set 'nothing'"),
         ("hybnn --estimator none", "unknown 'none', choose from sign"),
         ("hybnn --bits 0", "expects a whole number >= 1, got '0'"),
-        ("hybnn-bounds --estimators sign,none", "unknown estimator 'none'"),
+        ("hybnn-bounds --estimators sign,none", "argument --estimators: unknown 'none'"),
     ],
 )
 def test_wrong_options_are_refused(words, message, capsys):

@@ -36,25 +36,25 @@ FILES = sorted(
 @functools.cache
 def imported(name):
     """The kernels' files that one of them imports from, as the parser of Python sees them."""
-    found = set()
+    result = set()
     for node in ast.walk(ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             assert not any(alias.name.startswith("tinybnn") for alias in node.names), name
         elif isinstance(node, ast.ImportFrom) and node.module.startswith("tinybnn.kernels."):
             _, _, room, *file = node.module.split(".")
-            found.update(f"{room}/{f}" for f in (file or [alias.name for alias in node.names]))
-    return found
+            result.update(f"{room}/{f}" for f in (file or [alias.name for alias in node.names]))
+    return result
 
 
 def sources(name):
     """A file, what it imports, what that imports, ..."""
-    found, left = set(), [name]
+    result, left = set(), [name]
     while left:
         one = left.pop()
-        if one not in found:
-            found.add(one)
+        if one not in result:
+            result.add(one)
             left.extend(imported(one))
-    return found
+    return result
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def file(tmp_path, monkeypatch):
 
 
 def run(file, monkeypatch):
-    """Load the kernel anew, as a new process does, and call it: (hits of the cache, warnings)."""
+    """Load the kernel again, as a new process does, and call it: (cache hits, warnings)."""
     monkeypatch.setattr(cache, "_warned", False)
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
@@ -261,12 +261,12 @@ def processes(folder, count=1, limit=0, user=0, **environment):
         subprocess.Popen(command, text=True, env=environment, cwd=folder, **pipes)
         for _ in range(count)
     ]
-    found = []
+    result = []
     for process in started:
         out, messages = process.communicate(timeout=100)
         assert process.returncode == 0, messages
-        found.append((int(out), messages))
-    return found
+        result.append((int(out), messages))
+    return result
 
 
 @compiled
@@ -274,8 +274,8 @@ def processes(folder, count=1, limit=0, user=0, **environment):
 def test_a_write_that_fails_half_way_leaves_nothing(file):
     """Files may have 1000 bytes here: some are written before the system refuses."""
     caches = file.parent / "caches"
-    (found,) = processes(file.parent, limit=1000, NUMBA_CACHE_DIR=str(caches))
-    assert found[0] == 0 and found[1].count("CacheWarning") == 1, found
+    (result,) = processes(file.parent, limit=1000, NUMBA_CACHE_DIR=str(caches))
+    assert result[0] == 0 and result[1].count("CacheWarning") == 1, result
     assert not [path for path in caches.rglob("*") if path.is_file()]
 
 

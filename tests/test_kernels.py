@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tinybnn.kernels.floats import signed
+from tinybnn.kernels.floats.ordered_matmul import ordered_matmul, ordered_matmul_reference
 from tinybnn.kernels.machine import threads
 from tinybnn.kernels.machine.shuffles import has_shuffles
 from tinybnn.kernels.signs import bits, look_ups, xnor
@@ -43,7 +43,7 @@ def random_signs(rng, *shape):
 
 
 def random_values(rng, *shape, dtype=np.float32):
-    """Normal values with special ones strewn in."""
+    """Normal values, some replaced by special ones."""
     x = rng.standard_normal(shape).astype(dtype)
     special = rng.random(shape) < 0.3
     x[special] = rng.choice(np.array(SPECIAL, dtype), special.sum())
@@ -559,8 +559,10 @@ def test_long_and_short_rows_are_counted(monkeypatch):
         # All signs differ, or none: in one row of a pair, in the other one, in both.
         expected = count * np.array([[-1, 1, 1, -1, -1, -1]], np.int32).T
         for row in b[:2]:
-            found = xnor.xnor_matmul(np.stack([~row, row, row, ~row, ~row, ~row]), row[None], count)
-            assert same(found, expected)
+            result = xnor.xnor_matmul(
+                np.stack([~row, row, row, ~row, ~row, ~row]), row[None], count
+            )
+            assert same(result, expected)
 
 
 @by_each_method
@@ -576,12 +578,12 @@ def test_ordered_matmul(seed, rows, depth, columns, dtype):
     rng = np.random.default_rng(seed)
     a = rng.standard_normal((rows, depth)).astype(dtype)
     b = (rng.standard_normal((depth, columns)) * 10.0 ** rng.integers(-3, 4)).astype(dtype)
-    out = signed.ordered_matmul(a, b)
+    out = ordered_matmul(a, b)
     integers = f"i{out.itemsize}"
-    expected = signed.ordered_matmul_reference(a, b)
+    expected = ordered_matmul_reference(a, b)
     assert same(out, expected)
     assert np.array_equal(out.view(integers), expected.view(integers))
-    assert same(signed.ordered_matmul(np.asfortranarray(a), b[:, ::-1]), out[:, ::-1])
+    assert same(ordered_matmul(np.asfortranarray(a), b[:, ::-1]), out[:, ::-1])
 
 
 @given(seeds, st.integers(1, 4), st.integers(1, 12), st.integers(1, 20))
@@ -590,16 +592,16 @@ def test_ordered_matmul_special_values(seed, rows, depth, columns):
     a, b = random_values(rng, rows, depth), random_values(rng, depth, columns)
     a *= np.float32(1e30)  # products overflow
     b *= np.float32(1e30)
-    assert same(signed.ordered_matmul(a, b), signed.ordered_matmul_reference(a, b))
+    assert same(ordered_matmul(a, b), ordered_matmul_reference(a, b))
 
 
 def test_ordered_matmul_order():
     """1e8 swallows the ones that follow it, not the ones before."""
     a = np.ones((1, 5), np.float32)
     b = np.array([[1, 1e8], [1, 1], [1, 1], [1, 1], [1e8, 1]], np.float32)
-    assert signed.ordered_matmul(a, b).tolist() == [[np.float32(1e8 + 4), np.float32(1e8)]]
+    assert ordered_matmul(a, b).tolist() == [[np.float32(1e8 + 4), np.float32(1e8)]]
     b = np.array([[3, 1e8], [-1e8, 3], [1e8, -1e8], [0, 0], [0, 0]], np.float32)
-    assert signed.ordered_matmul(a, b).tolist() == [[0, 0]]
+    assert ordered_matmul(a, b).tolist() == [[0, 0]]
 
 
 def test_ordered_matmul_rounds_each_product():
@@ -607,13 +609,13 @@ def test_ordered_matmul_rounds_each_product():
     x = np.float32(1 + 2**-12)
     a = np.array([[1, x]], np.float32)
     b = np.array([[-np.float32(x * x)], [x]], np.float32)
-    assert signed.ordered_matmul(a, b).tolist() == [[0]]
+    assert ordered_matmul(a, b).tolist() == [[0]]
     assert float(x) * float(x) - float(x * x) == 2**-24
 
 
 def test_ordered_matmul_negative_zero():
     """The sum starts at +0, so that it is never -0."""
-    out = signed.ordered_matmul(np.array([[-0.0]]), np.array([[1.0, 0.0]]))
+    out = ordered_matmul(np.array([[-0.0]]), np.array([[1.0, 0.0]]))
     assert np.signbit(out).tolist() == [[False, False]]
 
 
@@ -622,9 +624,9 @@ def test_ordered_matmul_batch_splits(seed, rows, depth, columns):
     rng = np.random.default_rng(seed)
     a = rng.standard_normal((rows, depth)).astype(np.float32)
     b = rng.standard_normal((depth, columns)).astype(np.float32)
-    whole = signed.ordered_matmul(a, b)
+    whole = ordered_matmul(a, b)
     for cut in range(1, rows):
-        parts = [signed.ordered_matmul(part, b) for part in (a[:cut], a[cut:])]
+        parts = [ordered_matmul(part, b) for part in (a[:cut], a[cut:])]
         assert same(np.concatenate(parts), whole)
 
 
@@ -637,7 +639,7 @@ def heavy_kernels(seed):
     a = rng.standard_normal((17, 70)).astype(np.float32)
     image, weight = random_signs(rng, 3, 7, 7, 70), random_signs(rng, 5, 3, 3, 70)
     return [
-        signed.ordered_matmul(a, a.T.copy()),
+        ordered_matmul(a, a.T.copy()),
         xnor.xnor_matmul(bits.pack(a), bits.pack(a), 70),
         xnor.xnor_conv2d(bits.pack(image), bits.pack(weight), 70, padding=(1, 1)),
     ]
@@ -835,7 +837,7 @@ F32, F64 = np.zeros((2, 3), np.float32), np.zeros((3, 2))
             xnor.xnor_conv2d, IMAGE, WEIGHT, 70, dilation=(1, 2),
         ),
         refused(
-            "thresholds and flip belong together, got only one of them",
+            "thresholds and flip must be given together, got only one",
             xnor.prepare_matmul, words(3, 1), 64, flip=FLIP,
         ),
         refused(
@@ -874,16 +876,16 @@ F32, F64 = np.zeros((2, 3), np.float32), np.zeros((3, 2))
             xnor.run, xnor.prepare_matmul(words(3, 2), 70, thresholds=SUMS[0], flip=FLIP),
             words(4, 2), np.empty((4, 1), np.float32),
         ),
-        refused("a must be float32 or float64, got int32", signed.ordered_matmul, SUMS, SUMS.T),
-        refused("b must be float32 as a is, got float64", signed.ordered_matmul, F32, F64),
+        refused("a must be float32 or float64, got int32", ordered_matmul, SUMS, SUMS.T),
+        refused("b must be float32 as a is, got float64", ordered_matmul, F32, F64),
         refused(
             "a and b must have 2 axes, got shapes (2,) and (3, 2)",
-            signed.ordered_matmul, F64[0], F64,
+            ordered_matmul, F64[0], F64,
         ),
-        refused("b has 2 rows, a has 3 columns", signed.ordered_matmul, F32, F32),
+        refused("b has 2 rows, a has 3 columns", ordered_matmul, F32, F32),
         refused(
             "the summed axis must hold elements, K is 0",
-            signed.ordered_matmul, F64[:, :0], F64[:0],
+            ordered_matmul, F64[:, :0], F64[:0],
         ),
     ],
 )  # fmt: skip

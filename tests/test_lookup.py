@@ -20,11 +20,11 @@ def product(grad, places, length, vectors, tables, numbers, sums, columns, out, 
     panels = (columns + PANEL - 1) // PANEL
     for chunk in range(0, length, CHUNK):
         count = min(CHUNK, length - chunk)
-        lookup.side_by_side(grad, places, 0, chunk, count, vectors, 0)
+        lookup.transpose_rows(grad, places, 0, chunk, count, vectors, 0)
         steps = lookup.make_tables(vectors, 0, FLOATS, count, tables, 0)
         signs = chunk // CHUNK * panels * STEPS * PANEL // 4
         lookup.add_looked_up(tables, 0, steps, numbers, signs, sums, 0, columns)
-    lookup.one_after_the_other(sums, 0, columns, out, targets, 0, 0)
+    lookup.transpose_back(sums, 0, columns, out, targets, 0, 0)
 
 
 def by_tables(grad, signs, before=0):
@@ -32,8 +32,8 @@ def by_tables(grad, signs, before=0):
     (rows, length), columns = grad.shape, signs.shape[1]
     words = bits.pack_reference(signs)  # (K, words)
     starts = np.arange(length) * words.shape[1]
-    turning = lookup.turning(starts, np.array([0]), columns)
-    numbers = lookup.turned(turning, words.reshape(-1), 1)
+    layout = lookup.sign_layout(starts, np.array([0]), columns)
+    numbers = lookup.sign_indices(layout, words.reshape(-1), 1)
     vectors, tables = (
         np.full(CHUNK * FLOATS, np.nan, np.float32),
         np.zeros(STEPS * TABLE, np.float32),
@@ -72,8 +72,8 @@ def test_reference(seed, rows, length, columns):
     rng = np.random.default_rng(seed)
     grad = rng.integers(-9, 10, (rows, length)).astype(np.float32)
     signs = rng.choice([-1, 1], (length, columns))
-    found = lookup.product_reference(grad, signs)
-    assert found.dtype == np.float32 and np.array_equal(found, grad @ signs)
+    result = lookup.product_reference(grad, signs)
+    assert result.dtype == np.float32 and np.array_equal(result, grad @ signs)
 
 
 @given(seeds, st.integers(0, 12), st.integers(1, 3))
@@ -100,14 +100,14 @@ def test_turned_signs(seed, rows, channels):
     rng, width = np.random.default_rng(seed), bits.words_for(channels)
     words = rng.integers(0, 2**64, 50, np.uint64)
     starts, taps = rng.integers(0, 40, rows), rng.integers(0, 10 - width, 2)
-    turning = lookup.turning(starts, taps, channels)
-    numbers = lookup.turned(turning, words, 1).view(np.uint8)
+    layout = lookup.sign_layout(starts, taps, channels)
+    numbers = lookup.sign_indices(layout, words, 1).view(np.uint8)
     numbers = numbers.reshape(-1, 2, -(-channels // PANEL), STEPS, PANEL)
     for row, tap, channel in rng.integers(0, (-(-rows // 4), 2, channels), (20, 3)):
         at = starts[np.minimum(4 * row + np.arange(4), rows - 1)] + taps[tap] + channel // 64
         signs = words[at] >> np.uint64(channel % 64) & np.uint64(1)
-        found = numbers[row // STEPS, tap, channel // PANEL, row % STEPS, channel % PANEL]
-        assert found == 16 * (signs @ np.array([1, 2, 4, 8], np.uint64))
+        result = numbers[row // STEPS, tap, channel // PANEL, row % STEPS, channel % PANEL]
+        assert result == 16 * (signs @ np.array([1, 2, 4, 8], np.uint64))
 
 
 @given(seeds, st.integers(1, 20), st.integers(0, 3))
@@ -134,5 +134,5 @@ def test_rows_side_by_side_and_back(seed, length, offset):
 
 @kernel
 def move(rows, places, offset, length, vectors, sums, out):
-    lookup.side_by_side(rows, places, 0, offset, length, vectors, 8)
-    lookup.one_after_the_other(sums, 8, length, out, places, 0, offset)
+    lookup.transpose_rows(rows, places, 0, offset, length, vectors, 8)
+    lookup.transpose_back(sums, 8, length, out, places, 0, offset)

@@ -58,8 +58,8 @@ def test_reference(seed, rows, length, columns):
     rng = np.random.default_rng(seed)
     grad = rng.integers(-3, 4, (rows, length)).astype(np.float32)
     signs = rng.choice([-1, 1], (length, columns))
-    found = masked.product_reference(grad, signs)
-    assert found.dtype == np.float32 and np.array_equal(found, grad @ signs)
+    result = masked.product_reference(grad, signs)
+    assert result.dtype == np.float32 and np.array_equal(result, grad @ signs)
 
 
 @needs_compress

@@ -1,4 +1,4 @@
-"""Memory for arrays: where it begins, and that it is used again, but never twice at a time."""
+"""Memory for arrays: alignment, and reuse, but never twice at the same time."""
 
 import gc
 import signal
@@ -39,7 +39,7 @@ def test_begins_with_a_cache_line(shape, dtype):
 def test_constants_on_lines(shape):
     array = np.arange(np.prod(shape), dtype=np.int32).reshape(shape[::-1]).T
     for _ in range(5):
-        copy = memory.on_lines(array)
+        copy = memory.aligned(array)
         assert copy.ctypes.data % 64 == 0 and copy.flags.c_contiguous and copy.flags.writeable
         assert copy.dtype == array.dtype and np.array_equal(copy, array)
         assert not np.shares_memory(copy, array)
@@ -87,9 +87,9 @@ def test_keeps_no_more_than_the_limit():
     while arrays:
         arrays.pop(0)
     next_one = memory.empty(100 * LARGE, np.uint8)  # whatever is made next
-    found = [buffer.address for free in memory._free.values() for buffer in free]
+    result = [buffer.address for free in memory._free.values() for buffer in free]
     assert 4 * LARGE < waiting() <= 5 * LARGE
-    assert {*found} == {*places[-len(found) :]}  # what was taken longest ago goes first
+    assert {*result} == {*places[-len(result) :]}  # what was taken longest ago goes first
     del next_one
     assert memory.keep(0) == 5 * LARGE
     assert waiting() == 0 and memory._state.made == in_use
@@ -123,11 +123,11 @@ def test_threads_never_share_memory():
 def test_empty_like(shape, order):
     x = np.zeros(shape, np.float32, order)
     for like in (x, x[:, ::-1], x.T, np.broadcast_to(x[:1], shape)):
-        found, expected = memory.empty_like(like), np.empty_like(like)
-        assert found.shape == expected.shape and found.dtype == expected.dtype
-        assert found.flags.writeable
+        result, expected = memory.empty_like(like), np.empty_like(like)
+        assert result.shape == expected.shape and result.dtype == expected.dtype
+        assert result.flags.writeable
         if like is x or (like.base is x and like.flags.forc):
-            assert found.strides == expected.strides
+            assert result.strides == expected.strides
 
 
 def test_channels_last_stays_channels_last():

@@ -172,7 +172,7 @@ def test_the_command(rows, tmp_path, capsys, monkeypatch):
     assert cli.main(["reproduce", "ops", "--json", str(tmp_path / "ops.json")]) == 0
     assert json.loads((tmp_path / "ops.json").read_text()) == json.loads(json.dumps(rows))
     text = capsys.readouterr().out
-    assert "Tables 1, 2, 4 and 5: 61 of 69 figures match, 28 exactly and 33 by" in text
+    assert "15 figures: 10 match exactly, 4 by a fitted assumption" in text
     lines = [line.split() for line in text.splitlines()]
     assert [
         "BD-Net-A", "(ReActNet)", "CIFAR-10", "1.56M", "1.627M", "1.617M", "1.558M", "fitted"

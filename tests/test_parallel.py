@@ -1,4 +1,4 @@
-"""The one parallel loop: it calls kernels by address, with arguments of any kind."""
+"""The parallel loop calls kernels by address, with arguments of any kind."""
 
 from typing import NamedTuple
 

@@ -14,9 +14,7 @@ import pytest
 
 from tinybnn import deploy, models, nn, plots, quantizers, training
 from tinybnn import functional as F
-from tinybnn.experiments import classifiers, fedavg, fedhybnn_report
-from tinybnn.experiments.bdnet import report as bdnet_report
-from tinybnn.experiments.hybnn import bounds
+from tinybnn.experiments import catalogue, classifiers, report
 from tinybnn.experiments.hybnn import report as hybnn_report
 from tinybnn.tensor import Tensor
 
@@ -464,23 +462,15 @@ def pictures_of_results(monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append((path, figure)))
     for file in sorted(RESULTS.glob("*/result.json")):
-        result, out = json.loads(file.read_text(encoding="utf-8")), file.parent.name
-        if result["name"].startswith("bdnet"):
-            bdnet_report._draw_accuracy(f"{out}/accuracy", result)
-            bdnet_report._draw_layers(f"{out}/layers", result)
-        elif result["name"] == "fedavg":
-            fedavg.draw(f"{out}/rounds", result)
-        elif result["name"] == "fedhybnn":
-            for partition in result["partitions"]:
-                fedhybnn_report._draw_rounds(f"{out}/rounds-{partition}", result, partition)
-                fedhybnn_report._draw_bytes(f"{out}/bytes-{partition}", result, partition)
-        elif result["name"] == "hybnn":
+        result, out = json.loads(file.read_text(encoding="utf-8")), Path(file.parent.name)
+        for name, (size, draw) in catalogue.experiment_of(result, file).pictures.items():
+            report.save_picture(str(out / name), size, draw, result)
+        if result["name"] == "hybnn":
             matrix = result["seeds"][0]["in_sequence"]
-            hybnn_report._draw_comparison(f"{out}/tasks", result)
-            hybnn_report._draw_in_sequence(f"{out}/in-sequence", result["tasks"], matrix)
-        else:
-            bounds._draw(f"{out}/bounds", result)
-    classifiers.draw("vgg", json.loads((RESULTS / "cifar10-vgg-small.json").read_text("utf-8")))
+            arguments = hybnn_report._sequence, result["tasks"], matrix
+            report.save_picture(f"{out}/in-sequence", (4.8, 4.2), *arguments)
+    vgg = json.loads((RESULTS / "cifar10-vgg-small.json").read_text("utf-8"))
+    report.save_picture("vgg", (9, 3), classifiers._draw, vgg)
     return drawn
 
 

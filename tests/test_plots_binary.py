@@ -73,7 +73,7 @@ def test_texts_of_a_convolution_that_are_cut_off_or_overlap():
     ((signs_of(1, 4, 4), signs_of(2, 3, 3)), "weight of shape .2, 3, 3. does not fit x"),
     ((signs_of(1, 2, 2), signs_of(1, 3, 3)), "weight of shape .1, 3, 3. does not fit x"),
     ((signs_of(1, 28, 28), signs_of(1, 3, 3)), "too large for a picture; show at most 12"),
-    ((signs_of(1, 4, 4), signs_of(1, 3, 3), (2, 0)), "position .2, 0. lies outside of the output"),
+    ((signs_of(1, 4, 4), signs_of(1, 3, 3), (2, 0)), "position .2, 0. is outside of the output"),
     ((signs_of(1, 4, 4), signs_of(1, 3, 3), []), "positions must be 1 to 6 pairs, got 0"),
     ((signs_of(1, 4, 4), signs_of(1, 3, 3), (0, 0), 0), "stride must be an int >= 1, got 0"),
 ])  # fmt: skip
@@ -118,7 +118,7 @@ def test_thresholds_of_channels():
     ax = plots.accumulators(sums, thresholds, flip)
     render(ax.figure)
     assert labels(ax) == [
-        "thresholds: +1 from there on (2)", "thresholds: +1 below (1)",
+        "thresholds: +1 from here on (2)", "thresholds: +1 below (1)",
         "thresholds outside of these sums (1)", "becomes \N{MINUS SIGN}1", "becomes +1",
     ]  # fmt: skip
     plus = dict(heights(ax))["becomes +1"]
@@ -184,7 +184,7 @@ def test_a_packed_model_shows_the_same_sums():
 def test_a_layer_without_thresholds():
     model, x = trained_cnn()
     for layer in ("0", "11", "absent"):  # real input; last layer; no layer
-        message = f"layer {layer!r} has no sums with thresholds behind them; these have: 3, 6, 9"
+        message = f"layer {layer!r} has no sums with thresholds after them; these have: 3, 6, 9"
         with pytest.raises(ValueError, match=message):
             plots.layer_accumulators(model, x, layer)
     with pytest.raises(ValueError, match="channel must be one of 8, got 8"):

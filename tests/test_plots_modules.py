@@ -60,14 +60,14 @@ def test_the_block_of_bdnet():
     assert branches > before > norm > last
     assert len(boxes(ax)) == 11 and len(arrows(ax)) == 13 and len(thick(ax)) == 2
     assert legend(ax) == [
-        "of signs, ternary or 1.58-bit", "sign", "no products", "signs", "real values",
+        "ternary or 1.58-bit products", "sign", "no products", "signs", "real values",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("options", "additions", "kind"), [
-    ({"pre_bn": False}, 2, "of signs, ternary or 1.58-bit"),
-    ({"dual": False}, 2, "products of signs"),
-    ({"dual": False, "pre_bn": False}, 1, "products of signs"),
+    ({"pre_bn": False}, 2, "ternary or 1.58-bit products"),
+    ({"dual": False}, 2, "sign products"),
+    ({"dual": False, "pre_bn": False}, 1, "sign products"),
 ])  # fmt: skip
 def test_blocks_that_lack_a_part_of_it(options, additions, kind):
     ax = plots.architecture(block(**options), (8, 6, 6))
@@ -101,7 +101,7 @@ def test_a_box_is_as_colourful_as_its_products():
     found = texts(ax)
     assert {"3×3", "3×3, 2 groups, sign(x)", "3×3, sign(x)", "SteTern", "4 → 2"} <= {*found}
     assert legend(ax)[:5] == [
-        "products of signs", "of signs, ternary or 1.58-bit", "real products", "sign",
+        "sign products", "ternary or 1.58-bit products", "real products", "sign",
         "no products",
     ]  # fmt: skip
     assert found.count("1×7×7") == 1 and found.count("4×5×5") == 1
@@ -224,7 +224,7 @@ class Outputs(nn.Module):
 
 @pytest.mark.parametrize("function", [lambda x: (x, x * 2.0), lambda x: Tensor(x.data), len])
 def test_an_output_that_does_not_come_from_the_input(function):
-    with pytest.raises(ValueError, match="output must be one Tensor, made of its input"):
+    with pytest.raises(ValueError, match="output must be one Tensor, computed from its input"):
         plots.architecture(Outputs(function), (4,))
 
 

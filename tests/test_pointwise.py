@@ -64,9 +64,9 @@ def same(a, b):
 @given(programs())
 def test_a_program_equals_its_operations_one_by_one(drawn):
     arguments, inputs = drawn
-    found = pointwise.run(pointwise.prepare(*arguments), inputs)
+    result = pointwise.run(pointwise.prepare(*arguments), inputs)
     expected = pointwise.run_reference(arguments, inputs)
-    assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+    assert all(same(a, b) for a, b in zip(result, expected, strict=True))
 
 
 def test_division_and_square_root_round_as_numpy():
@@ -93,12 +93,12 @@ def test_a_value_is_kept_as_long_as_it_is_read():
     ("arguments", "message"),
     [
         (((2, 3), ("floats",), [], (("bits", 0),)), "shape must be"),
-        (((3,), ("doubles",), [], (("bits", 0),)), "inputs are of the kinds"),
+        (((3,), ("doubles",), [], (("bits", 0),)), "inputs must be of the kinds"),
         (((3,), ("floats",) * 5, [], (("bits", 0),)), "at most 4 inputs"),
         (((3,), ("floats",), [], ()), "needs an output"),
         (((3,), ("floats",), [("pow", 0, 0)], (("bits", 0),)), "unknown operation 'pow'"),
-        (((3,), ("floats",), [("add", 0, 1)], (("bits", 0),)), "before it is there"),
-        (((3,), ("floats",), [], (("bits", 1),)), "no value 1"),
+        (((3,), ("floats",), [("add", 0, 1)], (("bits", 0),)), "before it is computed"),
+        (((3,), ("floats",), [], (("bits", 1),)), "value 1, which does not exist"),
         (((3,), ("floats",), [("add", 0, np.ones(3))], (("bits", 0),)), "must be float32"),
         (((3,), ("floats",), [("add", 0, np.ones(2, "f4"))], (("bits", 1),)), "does not broadcast"),
         (((3,), ("floats",), [("div", np.ones(1, "f4"), 0)], (("bits", 1),)), "cannot be divided"),
@@ -116,5 +116,5 @@ def test_run_names_what_does_not_fit():
         pointwise.run(program, [x])
     with pytest.raises(ValueError, match="input 1 must be int32 with 3 numbers a sample"):
         pointwise.run(program, [x, x])
-    with pytest.raises(ValueError, match="as many samples"):
+    with pytest.raises(ValueError, match="the same number of samples"):
         pointwise.run(program, [x, np.zeros((3, 3), np.int32)])

@@ -18,7 +18,7 @@ from numba.core.dispatcher import Dispatcher
 import tinybnn.kernels
 from tinybnn import datasets, deploy, nn, optim
 from tinybnn import functional as F
-from tinybnn.kernels.floats import convolution, fused, pointwise, signed
+from tinybnn.kernels.floats import convolution, fused, ordered, ordered_matmul, pointwise
 from tinybnn.kernels.machine import layout
 from tinybnn.kernels.signs import bits, depthwise, pooling, thresholds, xnor
 from tinybnn.kernels.training import (
@@ -284,20 +284,25 @@ CALLS = {
         lambda x, minimum: pooling.max_pool2d(x, 70, *GEOMETRY, minimum),
         [words(2, 5, 5), flags(70)], [],
     ),
-    "signed.ordered_matmul": (signed.ordered_matmul, [floats(3, 20), floats(20, 30)], []),
-    "signed.prepare_conv2d": (
-        lambda weight, x: signed.conv2d(signed.prepare_conv2d(weight, (5, 5)), x),
+    "ordered_matmul.ordered_matmul": (
+        ordered_matmul.ordered_matmul, [floats(3, 20), floats(20, 30)], [],
+    ),
+    "ordered.prepare_conv2d": (
+        lambda weight, x: ordered.conv2d(ordered.prepare_conv2d(weight, (5, 5)), x),
         [WEIGHT, floats(2, 5, 5, 3)], [],
     ),
-    "signed.conv2d": (
-        lambda x: signed.conv2d(signed.prepare_conv2d(WEIGHT, (5, 5)), x), [floats(2, 5, 5, 3)], [],
+    "ordered.conv2d": (
+        lambda x: ordered.conv2d(ordered.prepare_conv2d(WEIGHT, (5, 5)), x),
+        [floats(2, 5, 5, 3)], [],
     ),
-    "signed.prepare_signs_matmul": (
-        lambda weight, order, x: signed.signs_matmul(signed.prepare_signs_matmul(weight, order), x),
+    "ordered.prepare_signs_matmul": (
+        lambda weight, order, x: ordered.signs_matmul(
+            ordered.prepare_signs_matmul(weight, order), x
+        ),
         [floats(20, 70), rng.permutation(70), words(3)], [],
     ),
-    "signed.signs_matmul": (
-        lambda x: signed.signs_matmul(signed.prepare_signs_matmul(LINES, None), x),
+    "ordered.signs_matmul": (
+        lambda x: ordered.signs_matmul(ordered.prepare_signs_matmul(LINES, None), x),
         [words(3, count=20)], [],
     ),
     "straight_through.sign": (straight_through.sign, [floats(300)], []),
@@ -338,7 +343,8 @@ CALLS = {
 
 # Public functions that read no array that a user gives: they compute sizes, or belong to kernels.
 OTHERS = {
-    "cache", "checks", "compilation", "counting", "exact", "gathered", "images", "inlining",
+    "cache", "checks", "compilation", "convolution_plans", "convolution_spread",
+    "convolution_tasks", "counting", "exact", "gathered", "images", "inlining",
     "layout", "look_ups", "lookup", "masked", "memory", "parallel", "pipeline", "results",
     "selection",
     "shuffles", "simd", "tables", "threads", "tiles", "windows",
@@ -348,8 +354,8 @@ OTHERS = {
     "pointwise.sample", "pointwise.slot_floats", "pooling.bind", "sign_gradients.as_image",
     "sign_gradients.choose_method", "sign_gradients.geometry_of", "sign_gradients.operands",
     "sign_gradients.with_zeros",
-    "signed.bind_ordered_matmul",
-    "signed.signs_floats", "xnor.bind",
+    "ordered.signs_floats", "ordered_matmul.bind_ordered_matmul", "ordered_sums.laid_out",
+    "ordered_sums.panels_of", "xnor.bind",
     "prepared.check_count", "prepared.has_fast_look_ups", "prepared.lay_out_conv2d",
     "prepared.lay_out_matmul", "prepared.method_for", "prepared.method_named",
     "xnor.register_peak",
@@ -395,7 +401,7 @@ def test_arrays_that_are_written_must_be_writable(dtype):
     out = read_only(np.zeros((3, 2), dtype))
     if dtype == np.float32:
         calls = [
-            lambda: signed.signs_matmul(signed.prepare_signs_matmul(floats(2, 70)), words(3), out)
+            lambda: ordered.signs_matmul(ordered.prepare_signs_matmul(floats(2, 70)), words(3), out)
         ]
         flat = out.reshape(-1)
         calls.append(lambda: optimizers.adam(flat, flat.copy(), flat.copy(), flat.copy(), ADAM))

@@ -65,7 +65,7 @@ def out_size(size, kernel, stride, padding, dilation, groups):
 
 
 def integer_gradient(rng, density, *shape):
-    """Small integers, of which this share is not zero."""
+    """Small integers; this share of them is not zero."""
     integers = rng.integers(1, 9, shape) * rng.choice([-1, 1], shape)
     return np.where(rng.random(shape) < density, integers, 0).astype(np.float32)
 
@@ -87,10 +87,10 @@ def test_integer_gradients_are_exact(seed, case, density, padding_mode):
     in_input = input_gradient.conv2d_input_gradient_reference(grad, weight, shape)
     in_weight = weight_gradient.conv2d_weight_gradient_reference(grad, x, shape)
     for method in METHODS:
-        found = input_gradient.conv2d_input_gradient(grad, weight, shape, method=method)
-        assert same(found, in_input), method
-        found = weight_gradient.conv2d_weight_gradient(grad, x, shape, method=method)
-        assert same(found, in_weight), method
+        result = input_gradient.conv2d_input_gradient(grad, weight, shape, method=method)
+        assert same(result, in_input), method
+        result = weight_gradient.conv2d_weight_gradient(grad, x, shape, method=method)
+        assert same(result, in_weight), method
 
 
 @given(seeds, convolutions(), st.sampled_from(["zeros", "ones"]))
@@ -112,10 +112,10 @@ def test_references_are_the_gradients_of_conv2d(seed, case, padding_mode):
     y.backward(grad.astype(np.float64).transpose(0, 3, 1, 2))
     inside = np.asarray(image.grad)[:, :, ph : ph + size[0], pw : pw + size[1]]
     shape = geometry_of(channels, filters, size, kernel, **geometry, padding_mode=padding_mode)
-    found = input_gradient.conv2d_input_gradient_reference(grad, weight, shape)
-    assert np.array_equal(found, inside.transpose(0, 2, 3, 1))
-    found = weight_gradient.conv2d_weight_gradient_reference(grad, x, shape)
-    assert np.array_equal(found, np.asarray(signs.grad).transpose(0, 2, 3, 1))
+    result = input_gradient.conv2d_input_gradient_reference(grad, weight, shape)
+    assert np.array_equal(result, inside.transpose(0, 2, 3, 1))
+    result = weight_gradient.conv2d_weight_gradient_reference(grad, x, shape)
+    assert np.array_equal(result, np.asarray(signs.grad).transpose(0, 2, 3, 1))
 
 
 # Small where the kernels run as plain Python.
@@ -145,13 +145,13 @@ def both(grad, weight, x, shape, method=None):
 def test_real_gradients(method, density):
     """Errors of float32 sums of K terms grow like sqrt(K), relative to the largest sums."""
     grad, weight, x, shape = example_layer(np.random.default_rng(0), density)
-    found = both(grad, weight, x, shape, method=method)
+    result = both(grad, weight, x, shape, method=method)
     exact = grad.astype(np.float64)
     expected = (
         input_gradient.conv2d_input_gradient_reference(exact, weight, shape),
         weight_gradient.conv2d_weight_gradient_reference(exact, x, shape),
     )
-    for a, b, terms in zip(found, expected, (9 * grad.shape[3], grad[..., 0].size), strict=True):
+    for a, b, terms in zip(result, expected, (9 * grad.shape[3], grad[..., 0].size), strict=True):
         assert np.abs(a - b).max() <= 1e-6 * np.sqrt(terms) * np.sqrt(np.mean(b**2))
 
 
@@ -160,13 +160,13 @@ def test_the_number_of_threads_does_not_matter(method, monkeypatch):
     """Real gradients, for which another order of summation changes the result."""
     monkeypatch.setattr(threads, "tasks_for", lambda seconds: threads.count())
     layer = example_layer(np.random.default_rng(0), 0.5)
-    found = []
+    result = []
     for n in {1, min(2, numba.config.NUMBA_NUM_THREADS)}:
         with threads.num_threads(n):
-            found.append(both(*layer, method=method))
-    for in_input, in_weight in found:
-        assert same(in_input, found[0][0])
-        assert same(in_weight, found[0][1])
+            result.append(both(*layer, method=method))
+    for in_input, in_weight in result:
+        assert same(in_input, result[0][0])
+        assert same(in_weight, result[0][1])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -177,7 +177,7 @@ def test_parts_that_are_kept_at_a_time(method, monkeypatch):
     grad = integer_gradient(rng, 0.5, *grad.shape)
     whole = both(grad, weight, x, shape, method=method)
     monkeypatch.setattr(input_gradient, "_BAND_BYTES", 1)
-    monkeypatch.setattr(weight_gradient, "_TURNED_BYTES", 1)
+    monkeypatch.setattr(weight_gradient, "_INDEX_BYTES", 1)
     parts = both(grad, weight, x, shape, method=method)
     assert same(whole[0], parts[0])
     assert same(whole[1], parts[1])
@@ -203,12 +203,12 @@ def test_gradients_of_nothing_are_zeros(images, filters):
     grad, out = np.zeros((images, 4, 5, filters), np.float32), np.full((images, 4, 5, 70), 7)
     weight, x = np.zeros((filters, 3, 3, 2), np.uint64), np.zeros((images, 4, 5, 2), np.uint64)
     for method in METHODS:
-        found = input_gradient.conv2d_input_gradient(
+        result = input_gradient.conv2d_input_gradient(
             grad, weight, shape, method=method, out=out.astype(np.float32)
         )
-        assert found.shape == out.shape and np.all(found == 0)
-        found = weight_gradient.conv2d_weight_gradient(grad, x, shape, method=method)
-        assert found.shape == (filters, 3, 3, 70) and np.all(found == 0)
+        assert result.shape == out.shape and np.all(result == 0)
+        result = weight_gradient.conv2d_weight_gradient(grad, x, shape, method=method)
+        assert result.shape == (filters, 3, 3, 70) and np.all(result == 0)
 
 
 def test_long_sums():
@@ -220,8 +220,8 @@ def test_long_sums():
     shape = geometry_of(3, grad.shape[3], (side, side), (1, 1))
     expected = weight_gradient.conv2d_weight_gradient_reference(grad, x, shape)
     for method in METHODS:
-        found = weight_gradient.conv2d_weight_gradient(grad, x, shape, method=method)
-        assert same(found, expected)
+        result = weight_gradient.conv2d_weight_gradient(grad, x, shape, method=method)
+        assert same(result, expected)
 
 
 def test_infinite_and_nan_gradients_reach_what_depends_on_them():
@@ -248,16 +248,16 @@ def test_linear(method, shape):
     rng = np.random.default_rng(0)
     grad = integer_gradient(rng, 0.7, images, filters)
     weight, x = random_bits(rng, filters, features), random_bits(rng, images, features)
-    found = input_gradient.linear_input_gradient(grad, weight, features, method=method)
-    assert same(found, grad @ bits.unpack_reference(weight, features))
-    out = np.full_like(found, 7)
+    result = input_gradient.linear_input_gradient(grad, weight, features, method=method)
+    assert same(result, grad @ bits.unpack_reference(weight, features))
+    out = np.full_like(result, 7)
     again = input_gradient.linear_input_gradient(grad, weight, features, method=method, out=out)
-    assert same(out, found) and np.shares_memory(again, out)
-    found = weight_gradient.linear_weight_gradient(grad, x, features, method=method)
-    assert same(found, grad.T @ bits.unpack_reference(x, features))
-    out = np.full_like(found, 7)
+    assert same(out, result) and np.shares_memory(again, out)
+    result = weight_gradient.linear_weight_gradient(grad, x, features, method=method)
+    assert same(result, grad.T @ bits.unpack_reference(x, features))
+    out = np.full_like(result, 7)
     again = weight_gradient.linear_weight_gradient(grad, x, features, method=method, out=out)
-    assert same(out, found) and np.shares_memory(again, out)
+    assert same(out, result) and np.shares_memory(again, out)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -268,10 +268,10 @@ def test_out_and_strides(method):
     in_input, in_weight = both(grad, weight, x, shape, method=method)
     out = np.full_like(in_input, 7), np.full_like(in_weight, 7)
     turned, words = np.asfortranarray(grad), np.asfortranarray(x)
-    found = input_gradient.conv2d_input_gradient(turned, weight, shape, method=method, out=out[0])
-    assert found is out[0] and same(found, in_input)
-    found = weight_gradient.conv2d_weight_gradient(turned, words, shape, method=method, out=out[1])
-    assert found is out[1] and same(found, in_weight)
+    result = input_gradient.conv2d_input_gradient(turned, weight, shape, method=method, out=out[0])
+    assert result is out[0] and same(result, in_input)
+    result = weight_gradient.conv2d_weight_gradient(turned, words, shape, method=method, out=out[1])
+    assert result is out[1] and same(result, in_weight)
 
 
 @pytest.mark.parametrize(
@@ -291,11 +291,11 @@ def test_the_method_suits_the_cpu_and_the_layer(features, chosen, monkeypatch):
         (dense, 32, 9, 5), (dense, 64, 1, 1), (dense, 256, 1, 4), (dense, 16, 1, 1),
     )  # fmt: skip
     for (grad, channels, taps, panels), names in zip(layers, chosen.split(), strict=True):
-        found = [
+        result = [
             sign_gradients.choose_method("f", None, grad, side, channels, taps * channels, panels)
             for side in ("input", "weight")
         ]
-        assert found == [names.split("/")[0], names.split("/")[-1]], (channels, taps)
+        assert result == [names.split("/")[0], names.split("/")[-1]], (channels, taps)
 
 
 def test_refuses_a_method_that_the_cpu_cannot_do(monkeypatch):
@@ -314,8 +314,8 @@ def test_bands_lie_side_by_side(images, stride):
     shape = geometry_of(40, filters, size, (3, 3), **options)
     grad = integer_gradient(rng, 1, images, *shape.output[:2], filters)
     weight = random_bits(rng, filters, 3, 3, 40)
-    found = input_gradient.conv2d_input_gradient(grad, weight, shape, method="lookup")
-    assert same(found, input_gradient.conv2d_input_gradient_reference(grad, weight, shape))
+    result = input_gradient.conv2d_input_gradient(grad, weight, shape, method="lookup")
+    assert same(result, input_gradient.conv2d_input_gradient_reference(grad, weight, shape))
 
 
 GRAD, WORDS, WEIGHT = (

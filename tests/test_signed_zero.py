@@ -25,7 +25,7 @@ def first_of_equals(a, b, wins):
 
 
 def picked(rng, *shape):
-    """Numbers of which half are zeros."""
+    """Numbers, half of them zeros."""
     x = rng.choice(VALUES, shape)
     return np.where(rng.random(shape) < 0.5, rng.choice(VALUES[:2], shape), x).astype(np.float32)
 
@@ -83,14 +83,14 @@ def test_prelu_and_its_relatives_give_the_slope_times_zero(rows):
 @pytest.mark.parametrize("kernel", [(2, 2), (3, 1), (16, 17)])  # the last has too many pixels
 def test_a_max_pool_gives_the_first_of_equals(dtype, kernel):
     x = picked(np.random.default_rng(0), 2, 3, 17, 18).astype(dtype)
-    found = F.max_pool2d(x, kernel, 1)
-    for index in np.ndindex(found.shape):
+    result = F.max_pool2d(x, kernel, 1)
+    for index in np.ndindex(result.shape):
         n, c, i, j = index
         window = x[n, c, i : i + kernel[0], j : j + kernel[1]].reshape(-1)
         expected = window[0]
         for value in window[1:]:
             expected = first_of_equals(expected, value, lambda x, y: x >= y)
-        assert_identical(found[index], expected)
+        assert_identical(result[index], expected)
 
 
 @pytest.mark.parametrize("dim", [0, 1, (0, 1), (1, 2), (2, 0), None])
@@ -102,15 +102,15 @@ def test_a_maximum_over_axes_is_the_first_of_equals(dim, keepdim):
     rows = np.moveaxis(x, axes, range(-len(axes), 0))
     rows = rows.reshape(*rows.shape[: 3 - len(axes)], -1)
     for function, wins in ((T.amax, lambda a, b: a >= b), (T.amin, lambda a, b: a <= b)):
-        found = function(x, dim, keepdim)
+        result = function(x, dim, keepdim)
         expected = np.empty(rows.shape[:-1], np.float32)
         for index in np.ndindex(expected.shape):
             best = rows[index][0]
             for value in rows[index][1:]:
                 best = first_of_equals(best, value, wins)
             expected[index] = best
-        assert found.ndim == (3 if keepdim else 3 - len(axes))
-        assert_identical(np.reshape(found, expected.shape), expected)
+        assert result.ndim == (3 if keepdim else 3 - len(axes))
+        assert_identical(np.reshape(result, expected.shape), expected)
 
 
 # -------------------------------------------------------------------------------- both paths
@@ -219,7 +219,7 @@ def test_an_average_pool_begins_with_zero(dtype, shape):
     for padding in (0, 1):
         if min(shape[2:]) + 2 * padding < 2:
             continue
-        found = [
+        result = [
             F.avg_pool2d(one, 2, 1, padding)
             for one in (
                 x,
@@ -227,9 +227,9 @@ def test_an_average_pool_begins_with_zero(dtype, shape):
                 np.asfortranarray(x),
             )
         ]
-        assert_identical(found[0][0], np.zeros_like(found[0][0]))
-        for other in found[1:]:
-            assert_identical(other, found[0])
+        assert_identical(result[0][0], np.zeros_like(result[0][0]))
+        for other in result[1:]:
+            assert_identical(other, result[0])
 
 
 @pytest.mark.parametrize("pool", [F.avg_pool2d, F.max_pool2d])
@@ -237,10 +237,10 @@ def test_an_average_pool_begins_with_zero(dtype, shape):
 def test_gradients_of_pools_have_the_zeros_of_the_rule(pool, geometry):
     """The kernel for float32 and NumPy in float64: sums begin with 0.0."""
     rng = np.random.default_rng(0)
-    values, found = rng.integers(-2, 3, (2, 3, 5, 6)), []
+    values, result = rng.integers(-2, 3, (2, 3, 5, 6)), []
     for dtype in (np.float32, np.float64):
         x = Tensor(values, requires_grad=True, dtype=dtype)
         y = pool(x, *geometry)
         y.backward(np.random.default_rng(1).choice([0.0, -0.0, 4.0, -4.0], y.shape).astype(dtype))
-        found.append(x.grad.data.astype(np.float32))
-    assert_identical(*found)
+        result.append(x.grad.data.astype(np.float32))
+    assert_identical(*result)

@@ -1,4 +1,4 @@
-"""The vocabulary of vectors: compiled, as NumPy lanes, and on CPUs with less than this one has."""
+"""Vector operations: compiled, as NumPy lanes, and on CPUs with fewer features."""
 
 import os
 import platform
@@ -253,13 +253,13 @@ def test_cache_is_stale_when_an_imported_file_changes(tmp_path):
         assert run.returncode == 0, run.stderr
         return int(run.stdout)
 
-    found = [hits(), hits()]
+    result = [hits(), hits()]
     # It imports simd.py and bits.py; tiles.py is none of its business.
     for name in ("machine/tiles.py", "machine/simd.py", "signs/bits.py"):
         with (tmp_path / "tinybnn" / "kernels" / name).open("a", encoding="utf-8") as file:
             file.write("# a change\n")
-        found.append(hits())
-    assert found == [0, 1, 1, 0, 0]
+        result.append(hits())
+    assert result == [0, 1, 1, 0, 0]
 
 
 # ------------------------------------------------------------------------------------- smaller CPUs
@@ -267,7 +267,7 @@ def test_cache_is_stale_when_an_imported_file_changes(tmp_path):
 REGISTERS = {"AVX2": ("zmm", "k1"), "SSE4.2": ("zmm", "ymm", "k1")}  # that are not there
 PROGRAM = """
     import numpy as np
-    from tinybnn.kernels.floats import signed
+    from tinybnn.kernels.floats import ordered_matmul
     from tinybnn.kernels.machine import threads
     from tinybnn.kernels.signs import xnor
     from tinybnn.kernels.signs.thresholds import threshold_reference
@@ -286,13 +286,14 @@ PROGRAM = """
             for columns in (10, 50):
                 a, b = rng.standard_normal((rows, 20)), rng.standard_normal((20, columns))
                 a, b = a.astype("f"), b.astype("f")
-                expected = signed.ordered_matmul_reference(a, b)
-                assert np.array_equal(signed.ordered_matmul(a, b), expected)
+                expected = ordered_matmul.ordered_matmul_reference(a, b)
+                assert np.array_equal(ordered_matmul.ordered_matmul(a, b), expected)
         x, weight = words(2, 6, 5, 2), words(35, 3, 3, 2)
         expected = xnor.xnor_conv2d_reference(x, weight, 128, padding=(1, 1))
         assert np.array_equal(xnor.xnor_conv2d(x, weight, 128, padding=(1, 1)), expected)
         assert xnor.register_peak(1000) > 0
-    for function in (xnor._task, signed._ordered_floats, signed._ordered_floats_narrow):
+    names = ordered_matmul._ordered_floats, ordered_matmul._ordered_floats_narrow
+    for function in (xnor._task, *names):
         (assembly,) = function.inspect_asm().values()
         for register in {registers}:
             assert "%" + register not in assembly, register
@@ -303,7 +304,7 @@ PROGRAM = """
 @x86
 @pytest.mark.parametrize("cpu", REGISTERS)
 def test_smaller_cpus(cpu, tmp_path):
-    """The same kernels are correct where vectors are shorter, and use nothing that is not there."""
+    """The same kernels are correct with shorter vectors, and use no missing instructions."""
     program = textwrap.dedent(PROGRAM).replace("{registers}", repr(REGISTERS[cpu]))
     environment = os.environ | compiles_for(cpu)
     environment |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -352,6 +353,6 @@ def test_blocks(seed):
             x + y, x - y, x * y, x / y, np.maximum(x, y), np.minimum(x, y), np.where(x > 0, x, y),
             np.abs(x), np.sqrt(x), integers[3:].astype(np.float32), np.zeros(BLOCK),
         ]  # fmt: skip
-    for found, row in zip(out, expected, strict=True):
-        assert np.array_equal(found, row, equal_nan=True)
+    for result, row in zip(out, expected, strict=True):
+        assert np.array_equal(result, row, equal_nan=True)
     assert np.array_equal(bits, np.packbits(x >= 0, bitorder="little").view("<u8"))

@@ -45,7 +45,7 @@ def is_installed(layer):
 
 
 def check(program, layer):
-    """The program ends by itself, and without an error."""
+    """The program ends without being killed and without an error."""
     if layer != "workqueue" and not is_installed(layer):
         pytest.skip(f"Numba finds no {layer} here")
     finished = run(HEAD + textwrap.dedent(program), layer)
@@ -267,17 +267,17 @@ def test_an_interruption_leaves_the_lock_free(layer):
 
 def is_free():
     """Whether another thread than this one gets the lock."""
-    found = []
+    result = []
 
     def ask():
-        found.append(threads._lock.acquire(blocking=False))
-        if found[0]:
+        result.append(threads._lock.acquire(blocking=False))
+        if result[0]:
             threads._lock.release()
 
     other = threading.Thread(target=ask)
     other.start()
     other.join()
-    return found[0]
+    return result[0]
 
 
 def test_a_parallel_loop_runs_under_the_lock(monkeypatch):
@@ -342,14 +342,14 @@ def test_one_blas_thread():
 
 def test_num_threads_counts_for_this_thread_only():
     most = threads.most()
-    inside, leave, found = threading.Event(), threading.Event(), []
+    inside, leave, result = threading.Event(), threading.Event(), []
 
     def other():
-        found.append(threads.count())
+        result.append(threads.count())
         with threads.num_threads(most):
             inside.set()
             leave.wait(10)
-            found.append(threads.count())
+            result.append(threads.count())
 
     with threads.num_threads(1):
         assert threads.count() == 1
@@ -364,7 +364,7 @@ def test_num_threads_counts_for_this_thread_only():
         assert threads.count() == 1
         leave.set()
         thread.join()
-    assert found == [most, most]
+    assert result == [most, most]
     with threads.num_threads(None):
         assert threads.count() == most
 

@@ -54,7 +54,7 @@ COMBINE = {
 @pytest.mark.parametrize("name", COMBINE)
 @given(seeds, st.integers(0, 5), st.sampled_from([-1, 0, 1, 31, 32, 100]))
 def test_products_of_a_tile(name, seed, steps, count):
-    """Six rows, of which the last three are one; rounded in the order of the steps."""
+    """Six rows, the last three are the same; rounded in the order of the steps."""
     rng = np.random.default_rng(seed)
     source, weights, before = (rng.standard_normal(n).astype(np.float32) for n in (210, 160, 300))
     table = np.array([0, 0, 40, 120, 160])  # rows that do not overlap
@@ -94,8 +94,8 @@ def test_vectors_of_any_width(seed, count):
     rng = np.random.default_rng(seed)
     words = rng.integers(0, 2**31, 32, np.uint64)
     counts, out = np.zeros(32, np.int32), np.zeros(80, np.float32)
-    found = both(of_any_width, words, np.full(1, 2, np.float32), counts, count, out)
-    assert np.array_equal(found, 2 * ((np.arange(80) >= 3) & (np.arange(80) < min(count, 64) + 3)))
+    result = both(of_any_width, words, np.full(1, 2, np.float32), counts, count, out)
+    assert np.array_equal(result, 2 * ((np.arange(80) >= 3) & (np.arange(80) < min(count, 64) + 3)))
     of_any_width(words, np.ones(1, np.float32), counts, count, out)
     lanes = ~words.astype(np.int32).reshape(2, 2, 8)
     assert np.array_equal(counts, lanes.transpose(0, 2, 1).reshape(-1))

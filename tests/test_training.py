@@ -164,7 +164,7 @@ def test_fit_learns_and_keeps_a_history():
 
 
 def test_history_of_one_epoch_by_hand():
-    """Mean loss and accuracy over samples, batches of unequal size, flips of latent signs."""
+    """Mean loss and accuracy over samples, batches of unequal size, flips of binary weights."""
     run = Run(dropout=0.0, schedule=False, optimizer=lambda p: optim.SGD(p, lr=0.0))
     latents = [p for p in run.model.parameters() if isinstance(p, nn.LatentParameter)]
     run.train = datasets.DataLoader(run.train.dataset, 60)  # 60 and 6
@@ -180,6 +180,25 @@ def test_history_of_one_epoch_by_hand():
     latents[0].data[0, :3] *= -1
     assert counter.ratio() == 3 / sum(p.numel() for p in latents)
     assert counter.ratio() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("layer", "changed"),
+    [
+        (lambda: nn.BinaryConv2d(1, 1, 2), 0),
+        (lambda: nn.AdaBinConv2d(1, 1, 2), 2),
+        (lambda: nn.DualAdaBinConv2d(1, 1, 2), 2),
+    ],
+)
+def test_flips_are_those_of_the_weights_that_a_layer_computes_with(layer, changed):
+    """Latent weights 1 to 4 have one sign; AdaBin's are the signs of what exceeds their mean."""
+    model = nn.Sequential(layer())
+    latent = next(p for p in model.parameters() if isinstance(p, nn.LatentParameter))
+    latent.data[...] = np.float32([[1, 2], [3, 4]])
+    counter = training.FlipCounter(model)
+    latent.data[...] = np.float32([[1, 3], [2, 4]])
+    assert counter.ratio() == changed / sum(w.size for w in model.binary_weights().values())
+    assert counter.ratio() == 0
 
 
 def test_the_mode_of_the_model_comes_back():

@@ -64,7 +64,7 @@ def test_layout_gives_views_of_what_kernels_can_take():
     assert rows.shape == (40, 3)
     assert np.shares_memory(rows, last)
     assert_identical(layout.image(rows, x.shape), x)
-    assert np.shares_memory(layout.channels_inside(last), last)
+    assert np.shares_memory(layout.channels_last_images(last), last)
     (row,) = layout.flat(last)
     assert_identical(layout.like(last, row), x)
     assert_identical(layout.like(x, *layout.flat(x)), x)
@@ -78,7 +78,7 @@ def test_layout_refuses_what_kernels_cannot_take():
     apart = np.zeros((2, 3, 4, 10), np.float32)[..., ::2]
     for other in (x.astype(np.float64), x.copy(order="C"), apart, x[:0]):
         assert layout.channel_rows(other) is None
-        assert layout.channels_inside(other) is None
+        assert layout.channels_last_images(other) is None
     for others in ((x, x.copy(order="C")), (apart,), (x, x.astype(np.float64))):
         assert layout.flat(*others) is None
     assert layout.channel_rows(normal(2, 3, 4)) is None
@@ -154,14 +154,14 @@ def test_gradient(batch):
 @given(batches())
 def test_all_stages_in_one_call_give_the_same_bits(batch):
     x, given_, (_, _, weight, bias) = batch
-    found, mean, var, scale = normalization.forward(x, weight, bias, 1e-5)
+    result, mean, var, scale = normalization.forward(x, weight, bias, 1e-5)
     for a, b in zip((mean, var, scale), normalization.statistics(x, 1e-5), strict=True):
         assert_identical(a, b)
-    assert_identical(found, normalization.normalise(x, mean, scale, weight, bias))
-    found, *sums = normalization.backward(given_, x, mean, scale, weight)
+    assert_identical(result, normalization.normalise(x, mean, scale, weight, bias))
+    result, *sums = normalization.backward(given_, x, mean, scale, weight)
     for a, b in zip(sums, normalization.gradient_sums(given_, x, mean, scale), strict=True):
         assert_identical(a, b)
-    assert_identical(found, normalization.gradient(given_, x, mean, scale, weight, *sums))
+    assert_identical(result, normalization.gradient(given_, x, mean, scale, weight, *sums))
 
 
 @given(st.integers(2, 40), st.integers(1, 63), st.integers(0, 99), st.sampled_from((0, 3, -100)))
@@ -170,12 +170,12 @@ def test_fewer_numbers_than_a_vector(rows, channels, seed, centre):
     x, given_ = normal(2, rows, channels, seed=seed)
     x += np.float32(centre)
     weight, bias = normal(2, channels, seed=seed + 1)
-    found, mean, var, scale = normalization.forward(x, weight, bias, 1e-5)
+    result, mean, var, scale = normalization.forward(x, weight, bias, 1e-5)
     exact = x.astype(np.float64)
     np.testing.assert_allclose(mean, exact.mean(0), 1.2e-7)
     np.testing.assert_allclose(var, exact.var(0), 1e-6, 1e-12)
     np.testing.assert_allclose(scale, 1 / np.sqrt(exact.var(0) + 1e-5), 1e-6)
-    assert_identical(found, ((x - mean) * scale) * weight + bias)
+    assert_identical(result, ((x - mean) * scale) * weight + bias)
     of_x, of_weight, of_bias = normalization.backward(given_, x, mean, scale, weight)
     np.testing.assert_allclose(of_weight, (given_ * (exact - mean) * scale).sum(0), 1e-5, 1e-5)
     np.testing.assert_allclose(of_bias, given_.sum(0, np.float64), 1e-6, 1e-6)
@@ -187,7 +187,7 @@ def test_fewer_numbers_than_a_vector(rows, channels, seed, centre):
 @compiled
 @pytest.mark.parametrize("first", [0, 30])
 def test_sums_of_a_large_batch_are_accurate(first):
-    """NumPy's float32 sums over so many rows err by 1e-5; also where the first rows are odd."""
+    """NumPy's float32 sums of this many rows are off by 1e-5; also if the first rows are odd."""
     x = normal(1 << 16, 16) + np.float32(3)
     x[: 1 << 8] += np.float32(first)
     exact = x.astype(np.float64)
@@ -413,7 +413,7 @@ def test_channels_in_any_order(data):
 @pytest.mark.parametrize(
     ("x", "index", "out", "message"),
     [
-        (normal(2, 1, 1, 3), [0, 3], normal(2, 1, 1, 2), "index must lie from 0 to 2, got 0 to 3"),
+        (normal(2, 1, 1, 3), [0, 3], normal(2, 1, 1, 2), "index must be from 0 to 2, got 0 to 3"),
         (normal(2, 1, 1, 3), [-1], normal(2, 1, 1, 1), "got -1 to -1"),
         (normal(2, 1, 1, 3), [0, 1], normal(2, 1, 1, 3), r"out must be .* \(2, 1, 1, 2\), got"),
         (normal(2, 1, 1, 3).astype(float), [0], normal(2, 1, 1, 1), "x .* got float64"),
@@ -486,10 +486,10 @@ def test_leaky_relu(size, seed, slope):
     x = with_special(normal(size, seed=seed), seed)
     given_ = with_special(normal(size, seed=seed + 1), seed + 1)
     with np.errstate(invalid="ignore", over="ignore"):
-        found = activations.leaky_relu(x, slope)
-        assert_identical(found, activations.leaky_relu_reference(x, slope))
-        found = activations.leaky_relu_gradient(given_, x, slope)
-        assert_identical(found, activations.leaky_relu_gradient_reference(given_, x, slope))
+        result = activations.leaky_relu(x, slope)
+        assert_identical(result, activations.leaky_relu_reference(x, slope))
+        result = activations.leaky_relu_gradient(given_, x, slope)
+        assert_identical(result, activations.leaky_relu_gradient_reference(given_, x, slope))
 
 
 @pytest.mark.parametrize("name", ["two_lines", "two_values"])
@@ -509,10 +509,10 @@ def test_two_lines_and_two_values(name, rows, channels, seed, is_special):
     )
     with np.errstate(invalid="ignore", over="ignore"):
         assert_identical(forward(x, constants), plain(x, constants))
-        found, expected = gradient(given_, x, constants), plain_gradient(given_, x, constants)
-    assert_identical(found[0], expected[0])
-    if not is_special:  # of which a sum of 32 may overflow
-        np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=1e-4)
+        result, expected = gradient(given_, x, constants), plain_gradient(given_, x, constants)
+    assert_identical(result[0], expected[0])
+    if not is_special:  # where a sum of 32 may overflow
+        np.testing.assert_allclose(result[1], expected[1], rtol=1e-5, atol=1e-4)
 
 
 def test_constants_that_are_not_there_change_no_bit():
@@ -520,9 +520,9 @@ def test_constants_that_are_not_there_change_no_bit():
     constants = np.zeros((4, 5), np.float32)
     constants[1], constants[2], constants[3] = 1, 0.25, -0.0
     expected = np.where(x > 0, x, np.float32(0.25) * x)
-    found = activations.two_lines(x, constants)
-    assert_identical(found, expected)
-    assert_identical(np.signbit(found[expected == 0]), np.signbit(expected[expected == 0]))
+    result = activations.two_lines(x, constants)
+    assert_identical(result, expected)
+    assert_identical(np.signbit(result[expected == 0]), np.signbit(expected[expected == 0]))
 
 
 def test_constants_of_many_rows_are_summed_in_double_precision():
@@ -592,17 +592,17 @@ def test_adapted_weights_are_those_of_the_rule(shape, seed, quantizer):
         assert_identical(gradient, recorded)
         (second,) = grad((recorded * given_).sum(), [weight])
         results.append((output.data, gradient.data, second.data))
-    for found, expected in zip(*results, strict=True):
-        assert_identical(found, expected)
+    for result, expected in zip(*results, strict=True):
+        assert_identical(result, expected)
     parts = F.adapted_weight_parts(weight.data, quantizer)
     assert_identical(results[0][0], parts[1] * parts[0] + parts[2])
 
 
 def test_what_is_no_quantizer_is_composed_with_adapted_weights():
     weight = Tensor(normal(4, 3, 3, 3), requires_grad=True)
-    found = F.adapted_weight(weight, lambda x: x)
-    np.testing.assert_allclose(found.data, weight.data, 1e-5, 1e-6)
-    (gradient,) = grad(found, [weight], np.ones(weight.shape, np.float32))
+    result = F.adapted_weight(weight, lambda x: x)
+    np.testing.assert_allclose(result.data, weight.data, 1e-5, 1e-6)
+    (gradient,) = grad(result, [weight], np.ones(weight.shape, np.float32))
     np.testing.assert_allclose(gradient.data, np.ones(weight.shape), 1e-4)
 
 
@@ -619,10 +619,10 @@ def test_other_slopes_than_the_tent_are_respected(name, quantizer):
     apply, learned, _ = ADAPTED[name]
     x = Tensor(channels_last(normal(4, 40, 6, 7)), requires_grad=True)
     constants = [np.full(n, size, np.float32) for size, n in learned]
-    (found,) = grad(apply(x, *constants, quantizer), [x], np.ones(x.shape, np.float32))
+    (result,) = grad(apply(x, *constants, quantizer), [x], np.ones(x.shape, np.float32))
     u = x.data - constants[0].reshape(1, -1, 1, 1) if name == "rsign" else (x.data - 0.2) / 0.8
     expected = np.abs(u) <= (0.5 if isinstance(quantizer, Narrow) else 1)
-    np.testing.assert_allclose(found.data, expected, 1e-6)
+    np.testing.assert_allclose(result.data, expected, 1e-6)
 
 
 ADAPTED_LAYERS = [nn.RSign, nn.PReLU, nn.RPReLU, nn.Maxout]

@@ -7,7 +7,8 @@ import pytest
 
 from tinybnn import nn, optim, quantizers
 from tinybnn.bench import agreement, training
-from tinybnn.bench.torch_training import TorchTraining, Variant, _layers, twin, variants
+from tinybnn.bench.torch_training import TorchTraining, Variant, variants
+from tinybnn.bench.twin import binary_layers, twin
 
 torch = pytest.importorskip("torch")
 
@@ -116,7 +117,7 @@ def test_signs_and_slopes_of_the_twin():
         ("ApproxSign", [0, 0, 1, 2, 2, 1, 0, 0]),
     ):
         x = torch.tensor(values, requires_grad=True)
-        y = getattr(_layers(), name).apply(x)
+        y = getattr(binary_layers(), name).apply(x)
         assert y.tolist() == [-1, -1, -1, 1, 1, 1, 1, 1]
         y.backward(torch.full((8,), 3.0))
         assert x.grad.tolist() == [3 * slope for slope in slopes]

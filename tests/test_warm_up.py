@@ -84,7 +84,9 @@ def test_where_nothing_is_compiled(monkeypatch):
 def test_without_a_folder_to_write_to(monkeypatch):
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 0)
     monkeypatch.setattr(numba.config, "CACHE_DIR", os.devnull)
-    with pytest.raises(ValueError, match="cannot be kept in any folder; set NUMBA_CACHE_DIR"):
+    with pytest.raises(
+        ValueError, match="no folder can store compiled kernels; set NUMBA_CACHE_DIR"
+    ):
         warm_up()
 
 

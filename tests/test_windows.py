@@ -71,5 +71,5 @@ def test_windows_that_do_not_fit_are_refused(sizes, message):
 
 
 def test_a_pair_of_numpy_integers_becomes_plain():
-    found = pair("conv2d", "stride", np.array([2, 3]), 1)
-    assert found == (2, 3) and all(type(n) is int for n in found)
+    result = pair("conv2d", "stride", np.array([2, 3]), 1)
+    assert result == (2, 3) and all(type(n) is int for n in result)

@@ -468,15 +468,17 @@ def test_an_output_that_is_closed_or_full(command, end, code, said):
 
 
 def test_before_a_long_run_is_said_what_it_writes(here, capsys, monkeypatch):
-    from tinybnn.experiments import classifiers, hybnn
+    from tinybnn.experiments import runner
 
     monkeypatch.setattr(reproduce, "_SECONDS", 0.01)
-    monkeypatch.setattr(hybnn, "run", lambda *arguments: time.sleep(0.3))
-    monkeypatch.setattr(classifiers, "run", lambda *arguments, **more: time.sleep(0.3))
+    monkeypatch.setattr(runner.Experiment, "run", lambda *arguments: time.sleep(0.3))
     for command, said in (
         ("reproduce hybnn", "hybnn: writes into runs/hybnn-digits; takes a quarter of an hour"),
         ("reproduce hybnn --quick", "hybnn: writes into runs/hybnn-digits-quick; repeat"),
-        ("reproduce mnist-cnn --dataset digits", "mnist-cnn: writes into runs; takes 4 minutes"),
+        (
+            "reproduce mnist-cnn --dataset digits",
+            "runs/mnist-cnn-digits; takes 4 minutes",
+        ),
     ):
         assert run(command) == 0
         assert said in capsys.readouterr().err

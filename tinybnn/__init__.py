@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         training,
     )
 
-__version__: str = "0.1.0"
+__version__: str = "0.2.0"
 
 __all__ = [
     "Function", "Tensor", "__version__", "analysis", "autograd", "course", "datasets", "deploy",

@@ -45,7 +45,10 @@ __all__ = [
     "SwishSign", "TentGradient", "approx_sign", "get", "magnitude", "sign", "ste_sign",
     "surrogates", "swish_sign",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else
 
 
 def sign(x: ArrayLike) -> Array:
@@ -248,7 +251,7 @@ def _through_tent(quantizer, grad, x):
 class _Sign(Quantizer):
     """Base of quantizers whose forward is the sign."""
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         return sign(x)
 
     @property
@@ -390,7 +393,7 @@ class SteHeaviside(Quantizer):
     """
 
     clip_value: float
-    values = (0.0, 1.0)
+    values: tuple[float, ...] | None = (0.0, 1.0)
 
     def __init__(self, clip_value: float = 1.0) -> None:
         _check_positive("SteHeaviside", "clip_value", clip_value)
@@ -422,7 +425,7 @@ class SteTern(Quantizer):
 
     threshold: float | None
     clip_value: float
-    values = (-1.0, 0.0, 1.0)
+    values: tuple[float, ...] | None = (-1.0, 0.0, 1.0)
 
     def __init__(self, threshold: float | None = None, clip_value: float = 1.0) -> None:
         _check_positive("SteTern", "clip_value", clip_value)
@@ -445,10 +448,10 @@ class _Scaled(Quantizer):
     constant to the gradient, and to the finite differences that test it.
     """
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         return self.unscaled(x) * _per_filter(self.scale(x), x)
 
-    def levels(self):
+    def levels(self) -> Quantizer:
         return _Levels(self)
 
 
@@ -538,7 +541,7 @@ class BitNetTernary(_Scaled):
     BitNet b1.58 (Ma et al. 2024, eq. 1 to 3).
     """
 
-    values = (-1.0, 0.0, 1.0)
+    values: tuple[float, ...] | None = (-1.0, 0.0, 1.0)
 
     def scale(self, x: Array) -> Array:
         return np.maximum(np.abs(x).mean(), x.dtype.type(1e-5)).reshape(1)
@@ -567,7 +570,7 @@ class DoReFaActivation(Quantizer):
     bits : int
     """
 
-    values = None
+    values: tuple[float, ...] | None = None
 
     def __init__(self, bits: int = 2) -> None:
         self._bits = _check_bits("DoReFaActivation", bits)
@@ -602,7 +605,7 @@ class DoReFaWeight(Quantizer):
     bits : int
     """
 
-    values = None
+    values: tuple[float, ...] | None = None
 
     def __init__(self, bits: int = 2) -> None:
         self._bits = _check_bits("DoReFaWeight", bits)

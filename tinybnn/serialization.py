@@ -1,11 +1,13 @@
 """``save`` and ``load``: Tensors, arrays and plain values in dicts, lists and tuples, in one file.
 
-The file is one of `tinybnn.storage`: nothing in it is run when it is read, so any file may be.
+The files are those of `tinybnn.storage`: reading executes nothing, so untrusted files are safe.
 """
 
 from __future__ import annotations
 
 import math
+import os
+from typing import Any
 
 import numpy as np
 
@@ -14,56 +16,65 @@ from tinybnn.autograd import Tensor
 from tinybnn.autograd.tensor import check_device
 
 __all__ = ["load", "save"]
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else
+
 
 KIND, VERSION = "objects", 1
 
 
-def save(obj, f):
+def save(obj: Any, f: str | os.PathLike[str]) -> None:
     """Write an object to a file, atomically.
 
     Parameters
     ----------
     obj : dict, list, tuple, Tensor, array, number, str or None
-        Nested as you like: ``{"epoch": 3, "model": model.state_dict()}``.
+        Containers may be nested: ``{"epoch": 3, "model": model.state_dict()}``. Arrays have any
+        shape, and bool, integer or float elements of at most 64 bits.
     f : str or PathLike
         Used as it is; no suffix is added.
 
     Raises
     ------
     TypeError
-        For anything else in it, such as a Module: save its ``state_dict()``.
+        For other values, such as a Module: save its ``state_dict()``.
     """
     arrays = {}
     content = _encoded(obj, arrays, "obj")
     storage.save(f, arrays, kind=KIND, version=VERSION, metadata={"object": content})
 
 
-def load(f, map_location=None, weights_only=True):
-    """Read what `save` wrote: Tensors come back as Tensors, arrays as arrays.
+def load(
+    f: str | os.PathLike[str], map_location: str | None = None, weights_only: bool = True
+) -> Any:
+    """Read a file that `save` wrote: Tensors come back as Tensors, arrays as arrays.
+
+    Shapes and dtypes are those that were saved.
 
     Parameters
     ----------
     f : str or PathLike
     map_location : None or "cpu"
     weights_only : bool
-        Accepted as PyTorch's name; nothing but data is ever read.
+        Accepted for PyTorch's sake; only data is ever read.
 
     Raises
     ------
     StorageError
-        If the file is foreign (one of PyTorch's, say) or damaged.
+        If the file is foreign (e.g. one of PyTorch's) or damaged.
     """
     check_device("load", map_location)
     arrays, metadata = storage.load(f, kind=KIND, version=VERSION)
     try:
         return _decoded(metadata["object"], arrays)
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise storage.StorageError(f"{f}: damaged: its metadata is of no object") from error
+        raise storage.StorageError(f"{f}: damaged: its metadata describes no object") from error
 
 
 def _encoded(x, arrays, where):
-    """x as JSON; its arrays are put into `arrays`, and are known by their number."""
+    """x as JSON; its arrays are put into `arrays`, under their number."""
     if isinstance(x, Tensor):
         return {"tensor": _encoded(x.data, arrays, where), "requires_grad": x.requires_grad}
     if isinstance(x, np.ndarray | np.generic):

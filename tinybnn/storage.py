@@ -6,14 +6,14 @@ A file is a zip whose members are ``.npy`` arrays, so ``numpy.load`` opens it to
     {"format": "tinybnn", "format_version": 1, "kind": "checkpoint", "version": 1,
      "metadata": {...}, "sha256": "..."}
 
-The SHA-256 runs over the rest of the header and over the name, dtype, shape and bytes of every
-array. Arrays are little-endian, in C order, uncompressed and sorted by name, and the same content
-always gives the same bytes.
+The SHA-256 covers the rest of the header and the name, dtype, shape and bytes of every array.
+Arrays are little-endian, in C order, uncompressed and sorted by name; equal content always gives
+equal bytes.
 
-Because a file has only one right form, reading is a walk from its first byte to its last: each
-member's frame is rebuilt from the few numbers in it that vary, and compared. What differs is
-refused. Nothing is unpickled or evaluated, and no array is allocated before the file is known to
-hold as many bytes as the array needs.
+Since content has only one valid form, a file is read from its first byte to its last: each
+member's frame is rebuilt from the few numbers in it that vary, and compared. Any difference is
+refused. Nothing is unpickled or evaluated, and an array is allocated only once the file is known to
+hold as many bytes as it needs.
 
 A file holds at most 65,534 arrays and 4 GiB (the limits of a zip without its 64-bit extension).
 """
@@ -33,10 +33,12 @@ import stat
 import struct
 import time
 import zlib
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+
+from tinybnn.typing import Array, Shape
 
 try:
     import fcntl
@@ -48,18 +50,18 @@ __all__ = [
     "open_regular", "open_to_append", "printable", "read_header", "read_json", "save", "try_lock",
     "write_atomic", "write_json",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+__dir__: Callable[[], list[str]] = __all__.copy  # dir() shows public names only
 
 _FORMAT = "tinybnn"
 _FORMAT_VERSION = 1
 _HEADER = "__header__"
-_MAX_HEADER = 1 << 24  # bytes; larger data belongs into arrays
+_MAX_HEADER = 1 << 24  # bytes; larger data belongs in arrays
 _MAX_DEPTH = 64  # of nested metadata
-_MAX_NAME = 250  # bytes; with ".npy" behind it still a file name on common systems
+_MAX_NAME = 250  # bytes; with ".npy" appended, still a file name on common systems
 _MAX_MEMBERS = 0xFFFF
 _MAX_SIZE = 0xFFFFFFFF
-_MAX_MESSAGE = 500  # characters of what is wrong with some content, which may quote it
-_MAX_FRAME = 4096  # bytes; more than all that the file adds to one array
+_MAX_MESSAGE = 500  # characters of an error message, which may quote the file's content
+_MAX_FRAME = 4096  # bytes; more than the file adds to an array
 
 _DTYPES = {
     dtype.str: dtype
@@ -75,7 +77,14 @@ class StorageError(ValueError):
 # ---------------------------------------------------------------------------------------- writing
 
 
-def save(path, arrays, *, kind, version, metadata=None):
+def save(
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, Array],
+    *,
+    kind: str,
+    version: int,
+    metadata: Mapping[str, Any] | None = None,
+) -> int:
     """Write named arrays to a file, atomically.
 
     Parameters
@@ -85,11 +94,11 @@ def save(path, arrays, *, kind, version, metadata=None):
     arrays : Mapping of str to numpy.ndarray
         bool, integer (8 to 64 bits) or float (16 to 64 bits) arrays of any shape.
     kind : str
-        What the file is, e.g. "packed-model". `load` asks for it.
+        The kind of file, e.g. "packed-model". `load` asks for it.
     version : int
         Version of this kind of file, from 1.
     metadata : Mapping, optional
-        Anything that JSON holds, under string keys. Tuples come back as lists.
+        JSON values under string keys. Tuples come back as lists.
 
     Returns
     -------
@@ -107,17 +116,25 @@ def save(path, arrays, *, kind, version, metadata=None):
     return write_atomic(path, lambda file: file.writelines(chunks))
 
 
-def dumps(arrays, *, kind, version, metadata=None):
-    """The bytes that `save` would write. Same parameters and errors."""
+def dumps(
+    arrays: Mapping[str, Array],
+    *,
+    kind: str,
+    version: int,
+    metadata: Mapping[str, Any] | None = None,
+) -> bytes:
+    """Return the bytes that `save` would write. Same parameters and errors."""
     return b"".join(_encode(arrays, kind, version, metadata))
 
 
-def write_atomic(path, content):
+def write_atomic(
+    path: str | os.PathLike[str], content: bytes | memoryview | Callable[[BinaryIO], object]
+) -> int:
     """Write a file such that `path` holds either the old content or all of the new one.
 
     The content goes to a temporary file in the same folder, which is flushed to the disk and then
-    renamed. Where `path` is a symbolic link, the file behind it is replaced. A writer that is
-    killed leaves its temporary file; the next write into the folder removes it.
+    renamed. If `path` is a symbolic link, its target is replaced. A writer that is killed leaves
+    its temporary file; the next write into the folder removes it.
 
     Parameters
     ----------
@@ -133,8 +150,8 @@ def write_atomic(path, content):
     Raises
     ------
     OSError
-        Of the subclass that fits, naming `path`. As with any exception, also one of the callable,
-        the temporary file is removed and an old file stays untouched.
+        The subclass that fits, naming `path`. On this and any other exception, also one raised by
+        the callable, the temporary file is removed and an old file stays untouched.
     """
     path = os.path.realpath(path)
     folder = os.path.dirname(path)
@@ -152,8 +169,8 @@ def write_atomic(path, content):
             if mode is not None:
                 os.chmod(file.name, mode)
             if _WINDOWS:
-                file.close()  # it renames closed files only
-            os.replace(file.name, path)  # elsewhere the lock holds until the file has its name
+                file.close()  # Windows renames closed files only
+            os.replace(file.name, path)  # elsewhere the lock holds until the file is renamed
     except OSError as error:
         reason = f"cannot write the file ({error.strerror or error})"
         raise OSError(error.errno or errno.EIO, reason, path) from error
@@ -166,14 +183,14 @@ _TEMPORARY = re.compile(rf"\.{_FORMAT}-[0-9a-f]{{16}}\.tmp")
 
 
 @contextlib.contextmanager
-def _temporary_file(folder):
-    """A new file, locked as long as it is open; an exception removes it."""
+def _temporary_file(folder: str) -> Iterator[Any]:
+    """Open a new file, locked as long as it is open; an exception removes it."""
     while True:
         name = f".{_FORMAT}-{secrets.token_hex(8)}.tmp"
         file = open(os.path.join(folder, name), "xb")  # noqa: SIM115 (it is closed below)
         try:
             with file:
-                # Before the lock the file looks like a leftover, and another writer may remove it.
+                # Until it is locked, another writer may take the file for a leftover.
                 if try_lock(file) is not False:
                     yield file
                     return
@@ -183,7 +200,7 @@ def _temporary_file(folder):
             raise
 
 
-def _remove_leftovers(folder):
+def _remove_leftovers(folder: str) -> None:
     """Remove temporary files of killed writers. A living writer holds a lock on its own."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -193,7 +210,7 @@ def _remove_leftovers(folder):
 
 
 def _remove_if_abandoned(path):
-    if _WINDOWS:  # no locks, but an open file cannot be removed, and is renamed soon after closing
+    if _WINDOWS:  # no locks; but open files cannot be removed, and are renamed soon after closing
         if time.time() - os.path.getmtime(path) > 3600:
             os.unlink(path)
         return
@@ -202,7 +219,7 @@ def _remove_if_abandoned(path):
             os.unlink(path)
 
 
-def try_lock(file):
+def try_lock(file: Any) -> bool | None:
     """Lock an open file without waiting.
 
     The operating system releases the lock when the file is closed or the process ends.
@@ -215,7 +232,7 @@ def try_lock(file):
     Returns
     -------
     bool or None
-        False if another holder has the lock, or the path no longer leads to this file; None where
+        False if another holder has the lock, or the path no longer leads to this file; None if
         the operating system or the file system has no locks.
     """
     locked = None
@@ -235,7 +252,7 @@ def try_lock(file):
 
 
 def _mode_of_old_file(path):
-    """Permission bits of the file at `path`, None if there is none; refuses what is no file."""
+    """Permission bits of the file at `path`, None if it does not exist; refuses non-files."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -250,7 +267,7 @@ def _mode_of_old_file(path):
 
 
 def _sync_folder(folder):
-    """Make the renaming durable. Not every system can, and the file is whole either way."""
+    """Make the renaming durable, on systems that can; the file is whole either way."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -259,8 +276,8 @@ def _sync_folder(folder):
             os.close(handle)
 
 
-def _encode(arrays, kind, version, metadata):
-    """The file as a list of bytes-like chunks, the arrays among them uncopied where possible."""
+def _encode(arrays: Any, kind: Any, version: Any, metadata: Any) -> list[Any]:
+    """The file as a list of bytes-like chunks, with arrays uncopied where possible."""
     if not isinstance(kind, str) or not kind:
         raise StorageError(f"kind must be a string that is not empty, got {kind!r}")
     if not _is_version(version):
@@ -295,7 +312,7 @@ def _encode(arrays, kind, version, metadata):
     size += (len(stored) + 1) * _MAX_FRAME
     if len(stored) >= _MAX_MEMBERS or size > _MAX_SIZE:
         raise StorageError(
-            f"{len(stored):,} arrays with {size:,} bytes are too much: "
+            f"{len(stored):,} arrays with {size:,} bytes are too many: "
             "a file holds at most 65,534 arrays and 4 GiB"
         )
 
@@ -313,7 +330,7 @@ def _encode(arrays, kind, version, metadata):
 
 
 def _as_stored(name, array):
-    """The array in little-endian C order; refuses what has no place in a file."""
+    """The array in little-endian C order; refuses types that a file cannot hold."""
     if not isinstance(array, (np.ndarray, np.generic)) or isinstance(array, np.ma.MaskedArray):
         raise StorageError(f"array {name!r}: expected a NumPy array, got {type(array).__name__}")
     dtype = array.dtype.newbyteorder("<")
@@ -340,7 +357,7 @@ def _check_name(name):
 
 
 def _check_json(value, where, depth=0):
-    """Refuse metadata that would not come back from JSON."""
+    """Refuse metadata that JSON would not preserve."""
     if depth > _MAX_DEPTH:
         raise StorageError(f"metadata is nested deeper than {_MAX_DEPTH} levels")
     if isinstance(value, dict):
@@ -369,7 +386,9 @@ def _json(value):
 # ---------------------------------------------------------------------------------------- reading
 
 
-def load(path, *, kind, version):
+def load(
+    path: str | os.PathLike[str], *, kind: str, version: int
+) -> tuple[dict[str, Array], dict[str, Any]]:
     """Read a file that `save` wrote.
 
     Parameters
@@ -379,12 +398,12 @@ def load(path, *, kind, version):
         The kind of file that the caller understands.
     version : int
         The newest version of that kind that the caller understands. Older ones are read too;
-        `read_header` tells which one a file has.
+        `read_header` returns a file's version.
 
     Returns
     -------
     arrays : dict of str to numpy.ndarray
-        Sorted by name, in native byte order, writable.
+        Sorted by name, with the dtypes and shapes that were saved, in native byte order, writable.
     metadata : dict
 
     Raises
@@ -398,18 +417,20 @@ def load(path, *, kind, version):
         return _decode(file, size, kind, version)
 
 
-def loads(data, *, kind, version):
-    """Read the bytes that `dumps` gave. Same result and errors as `load`."""
+def loads(
+    data: bytes | bytearray | memoryview, *, kind: str, version: int
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Read the bytes that `dumps` returned. Same result and errors as for `load`."""
     return _decode(io.BytesIO(data), len(memoryview(data).cast("B")), kind, version)
 
 
-def read_header(path):
-    """Kind, version and metadata of a file, without reading its arrays.
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the kind, version and metadata of a file, but not its arrays.
 
     Returns
     -------
     dict
-        Keys ``kind``, ``version`` and ``metadata``. Their bytes are checked, the arrays are not.
+        Keys ``kind``, ``version`` and ``metadata``. Only the header's checksum is verified.
 
     Raises
     ------
@@ -422,23 +443,23 @@ def read_header(path):
 
 
 class Member(NamedTuple):
-    """Where a file has an array: from `start` its frame, from `body` to `stop` its bytes."""
+    """Place of an array in a file: its frame begins at `start`, its bytes are `body` to `stop`."""
 
     name: str  # "__header__" for the file's header
-    dtype: np.dtype
-    shape: tuple
+    dtype: np.dtype[Any]
+    shape: Shape
     start: int
     body: int
     stop: int
 
 
-def layout(path):
-    """Which bytes of a file are what. The arrays are not read, nor their bytes checked.
+def layout(path: str | os.PathLike[str]) -> list[Member]:
+    """List the members of a file and their positions, without reading the arrays.
 
     Returns
     -------
     list of Member
-        In the order of the file, without gaps. What is behind the last one is the zip's directory.
+        In the order of the file, without gaps. After the last one comes the zip's directory.
 
     Raises
     ------
@@ -449,8 +470,8 @@ def layout(path):
         _read_header(file, size)
         file.seek(0)
         members = []
-        while (found := _read_frame(file, size)) is not None:
-            entry, dtype, shape = found
+        while (frame := _read_frame(file, size)) is not None:
+            entry, dtype, shape = frame
             body = file.tell()
             stop = body + math.prod(shape) * dtype.itemsize
             name = entry.name.decode(errors="replace").removesuffix(".npy")
@@ -460,8 +481,8 @@ def layout(path):
 
 
 @contextlib.contextmanager
-def _open(path):
-    """The file and its size; a StorageError raised inside gets the path in front."""
+def _open(path: str | os.PathLike[str]) -> Iterator[tuple[Any, int]]:
+    """Open a file and tell its size; prefix a StorageError raised inside with the path."""
     try:
         opened = open_regular(path)
     except IsADirectoryError:
@@ -473,8 +494,8 @@ def _open(path):
             raise StorageError(f"{os.fspath(path)}: {error}") from None
 
 
-def open_regular(path):
-    """Open a file for reading, as bytes; nothing that would wait, or that is no file of data.
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file for reading bytes; refuse pipes, on which reading would wait, and others.
 
     Parameters
     ----------
@@ -489,21 +510,21 @@ def open_regular(path):
     StorageError
         If it is a named pipe, a device, a socket or the like.
     OSError
-        If it cannot be opened, such as a folder.
+        If it cannot be opened, e.g. because it is a folder.
     """
     return _open_regular(path, "rb")
 
 
-def open_to_append(path):
-    """Open a file for appending, as bytes, or make it. Same result and errors as `open_regular`."""
+def open_to_append(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open or create a file for appending bytes. Same result and errors as for `open_regular`."""
     return _open_regular(path, "ab")
 
 
-def _open_regular(path, mode):
+def _open_regular(path: str | os.PathLike[str], mode: str) -> Any:
     path = os.fspath(path)
-    with contextlib.suppress(FileNotFoundError):  # which may be made
-        _expect_regular(path, os.stat(path))  # since opening a device may already do something
-    # Another file may take its place now: opening a pipe would wait for its other end.
+    with contextlib.suppress(FileNotFoundError):  # appending creates it
+        _expect_regular(path, os.stat(path))  # since opening a device may have effects
+    # Another file may replace it now: without O_NONBLOCK, opening a pipe would wait.
     more = getattr(os, "O_NONBLOCK", 0)
     file = open(path, mode, opener=lambda name, flags: os.open(name, flags | more, 0o666))  # noqa: SIM115
     try:
@@ -515,17 +536,17 @@ def _open_regular(path, mode):
 
 
 def _expect_regular(path, status):
-    """Refuse what is no regular file; a folder has an error of its own when it is opened."""
+    """Refuse what is not a regular file; folders raise their own error when they are opened."""
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise StorageError(f"{path}: not a regular file")
 
 
 @contextlib.contextmanager
-def expecting(path, what):
-    """Inside, content that is not what it should be is a StorageError that names the file.
+def expecting(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Turn errors about unexpected content into a StorageError that names the file.
 
-    For the reading of metadata: a right checksum does not say that they have the entries and types
-    that the reader expects.
+    For reading metadata: a correct checksum does not imply the entries and types that the reader
+    expects.
 
     Parameters
     ----------
@@ -547,18 +568,18 @@ def expecting(path, what):
         raise StorageError(f"{os.fspath(path)}: not a valid {what}: {text}") from None
 
 
-def write_json(path, value):
-    """Write figures as JSON, atomically; errors are those of `write_atomic`."""
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write a value as JSON, atomically. Same errors as for `write_atomic`."""
     write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def read_json(path):
-    """What a file of JSON holds.
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file.
 
     Raises
     ------
     StorageError
-        If it is damaged, or no regular file.
+        If it is damaged, or not a regular file.
     OSError
         If it cannot be read.
     """
@@ -569,25 +590,25 @@ def read_json(path):
             raise StorageError(f"{os.fspath(path)} is damaged: {error}") from None
 
 
-# What moves the cursor of a terminal, or changes the direction of the text behind it.
+# Characters that move a terminal's cursor, or change the direction of the following text.
 _CONTROLS = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
-def printable(text):
-    """A text that a terminal shows and does not obey: control characters as Python writes them.
+def printable(text: str) -> str:
+    """Escape control characters, as Python does, so that a terminal shows and does not obey them.
 
     Examples
     --------
     >>> printable("seven\\x1b[2J")
     'seven\\\\x1b[2J'
     """
-    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+    return _CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-def check_name(name, what):
-    """Refuse a name with control characters, or one that is none.
+def check_name(name: Any, what: str) -> None:
+    """Refuse a name that is not a string, is too long, or has control characters.
 
     Raises
     ------
@@ -603,16 +624,17 @@ def check_name(name, what):
 def _decode(file, size, kind, version):
     header, first = _read_header(file, size)
     if header["kind"] != kind:
-        found = repr(header["kind"])[:_MAX_MESSAGE]
-        raise StorageError(f"a file of kind {found}, expected {kind!r}")
+        raise StorageError(
+            f"a file of kind {repr(header['kind'])[:_MAX_MESSAGE]}, expected {kind!r}"
+        )
     if header["version"] > version:
         raise StorageError(
             f"written by a newer tinybnn: version {header['version']} of {kind!r}, "
             f"this one reads up to {version}"
         )
     arrays, entries = {}, [first]
-    while (found := _read_frame(file, size)) is not None:
-        entry, dtype, shape = found
+    while (frame := _read_frame(file, size)) is not None:
+        entry, dtype, shape = frame
         try:
             name = entry.name.decode().removesuffix(".npy")
         except UnicodeDecodeError:
@@ -680,7 +702,7 @@ def _is_version(value):
 
 
 def _bytes_of(array):
-    """A C-contiguous array's memory, uncopied: (nbytes,) uint8."""
+    """The memory of a C-contiguous array, as a view (nbytes,) uint8."""
     return array.reshape(-1).view(np.uint8)
 
 
@@ -694,7 +716,7 @@ def _digest(header, arrays):
 
 
 def _npy_header(dtype, shape):
-    """What stands in front of an array's bytes in a ``.npy`` file (NumPy's format 1.0)."""
+    """The header before an array's bytes in a ``.npy`` file (NumPy's format 1.0)."""
     text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': {tuple(shape)!r}, }}"
     text += " " * (-(10 + len(text) + 1) % 64) + "\n"  # the array begins at a multiple of 64
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode("ascii")
@@ -706,7 +728,7 @@ _NPY = re.compile(
 
 
 class _Entry(NamedTuple):
-    """What varies in the frame of a zip member."""
+    """The varying fields in the frame of a zip member."""
 
     name: bytes
     crc: int
@@ -721,7 +743,7 @@ _END = struct.Struct("<4s4H2IH")
 _NEEDED = 20  # version of the zip format
 _FLAGS = 0x0800  # names are UTF-8
 _STORED = 0  # no compression
-_TIME, _DATE = 0, 0x0021  # 1 January 1980, always: a clock must not change the bytes
+_TIME, _DATE = 0, 0x0021  # 1 January 1980, so that bytes do not depend on the clock
 
 
 def _local_header(entry):
@@ -731,7 +753,7 @@ def _local_header(entry):
 
 
 def _directory(entries):
-    """The list of members that ends a zip."""
+    """The list of members at the end of a zip."""
     fixed = (_NEEDED, _NEEDED, _FLAGS, _STORED, _TIME, _DATE)
     table = b"".join(
         _CENTRAL.pack(b"PK\x01\x02", *fixed, crc, size, size, len(name), 0, 0, 0, 0, 0, offset)
@@ -745,9 +767,9 @@ def _directory(entries):
 
 
 def _read_frame(file, end, only=None):
-    """Entry, dtype and shape of the member at the file's position; None where the members end.
+    """Entry, dtype and shape of the member at the file's position; None after the last member.
 
-    `only` is the one name to accept. The file is left where the array's bytes begin.
+    `only` is the one name to accept. Reading stops where the array's bytes begin.
     """
     offset = file.tell()
     fixed = file.read(_LOCAL.size)
@@ -784,7 +806,7 @@ def _read_frame(file, end, only=None):
 
 
 def _read_array(file, entry, dtype, shape):
-    """The array at the file's position, its CRC checked."""
+    """Read the array at the file's position, and check its CRC."""
     try:
         array = np.empty(shape, dtype)
     except ValueError as error:  # more dimensions than NumPy has, or (0, 10**18, 10**18)

@@ -1,25 +1,31 @@
-"""Tables, as text for a terminal, as HTML for a notebook and as Markdown for a page."""
+"""Tables: as text for a terminal, as HTML for a notebook and as Markdown."""
 
 from __future__ import annotations
 
 import itertools
 import textwrap
+from collections.abc import Iterable, Sequence
 from html import escape
 
-WIDTH = 100  # columns of a terminal that a table of text fills at the most
+WIDTH: int = 100  # most columns of a terminal that a table of text fills
 _MOST = 60  # rows of a table in HTML
 
 
-def text(header, rows, align=None, width=WIDTH):
-    """A table in lines of at most `width` characters; cells that are too long are wrapped.
+def text(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    align: str | None = None,
+    width: int = WIDTH,
+) -> str:
+    """Format a table in lines of at most `width` characters; cells that are too long are wrapped.
 
     Parameters
     ----------
     header : sequence of str
     rows : sequence of sequences of str
     align : str, optional
-        "<" or ">" for each column: aligned left or right. By default the first one is aligned left,
-        the others right.
+        "<" (left) or ">" (right) for each column. By default the first column is aligned left, the
+        others right.
     width : int
         At least three for each column.
 
@@ -38,8 +44,8 @@ def text(header, rows, align=None, width=WIDTH):
     return "\n".join(line(cells, widths, align) for cells in (header, *rows))
 
 
-def line(cells, widths, align=None):
-    """A row of a table whose columns have fixed widths, two spaces apart.
+def line(cells: Sequence[str], widths: Sequence[int], align: str | None = None) -> str:
+    """Format a row of a table with columns of fixed widths, two spaces apart.
 
     Parameters
     ----------
@@ -51,7 +57,7 @@ def line(cells, widths, align=None):
     Returns
     -------
     str
-        One line, or several where a cell is wrapped.
+        One line, or several if a cell is wrapped.
     """
     wrapped = [_wrap(cell, width) for cell, width in zip(cells, widths, strict=True)]
     lines = []
@@ -64,32 +70,37 @@ def line(cells, widths, align=None):
     return "\n".join(lines)
 
 
-def _sides(align, count):
+def _sides(align: str | None, count: int) -> str:
     return "<" + ">" * (count - 1) if align is None else align
 
 
 def _wrap(cell, width):
-    """A cell as lines of at most `width` characters; one that fits stays as it is, indented too."""
+    """A cell as lines of at most `width` characters; one that fits keeps its indentation."""
     if len(cell) <= width and cell.isprintable():
         return [cell]
     return textwrap.wrap(cell, width) or [""]
 
 
-def markdown(header, rows):
-    """A table in Markdown; cells become text."""
-    lines = [header, ["---"] * len(header), *rows]
+def markdown(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """Format a table in Markdown; cells are converted to text."""
+    lines: list[Sequence[object]] = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
-def html(header, rows, align=None, title=""):
-    """A table in HTML; every text is escaped, and the middle of a very long table left out.
+def html(
+    header: Sequence[object],
+    rows: Iterable[Sequence[object]],
+    align: str | None = None,
+    title: str = "",
+) -> str:
+    """Format a table in HTML; text is escaped, and the middle of a very long table left out.
 
     Parameters
     ----------
     header, rows, align
-        As for `text`; a cell may be anything that has a text.
+        As for `text`; cells are converted to text.
     title : str
-        Stands above the table.
+        Caption above the table.
 
     Returns
     -------

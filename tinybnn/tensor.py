@@ -7,7 +7,9 @@ from tinybnn.autograd import *  # noqa: F403
 from tinybnn.autograd import __all__ as __all__
 from tinybnn.autograd.creation import tensor as _tensor
 
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else
 
 
 class _Callable(ModuleType):

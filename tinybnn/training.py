@@ -18,7 +18,7 @@ from tinybnn import datasets, storage
 from tinybnn import functional as F
 from tinybnn.autograd import Tensor, as_array, no_grad
 from tinybnn.checkpoint import Checkpoint, History, load_weights, without_addresses
-from tinybnn.nn import LatentParameter, Module
+from tinybnn.nn import Module
 from tinybnn.nn.module import warn_of_unregistered
 
 if TYPE_CHECKING:
@@ -233,18 +233,25 @@ def _length(loader):
 
 
 class FlipCounter:
-    """Counts latent weights whose sign changed since the last call (larq's flip_ratio)."""
+    """Counts binary weights that have changed since the last call (larq's flip_ratio).
+
+    The weights are those that the layers compute with, `Module.binary_weights`: AdaBin takes the
+    signs of centred latent weights, and a ternary layer has three levels.
+
+    Parameters
+    ----------
+    model : Module
+    """
 
     def __init__(self, model: Module) -> None:
-        self._latents = [p for p in model.parameters() if isinstance(p, LatentParameter)]
-        self._signs = [p.data >= 0 for p in self._latents]
+        self._model = model
+        self._weights = model.binary_weights()
 
     def ratio(self) -> float:
-        """Return the share of signs flipped since the last call; 0 without latent weights."""
-        now = [p.data >= 0 for p in self._latents]
-        flipped = sum(int(np.count_nonzero(a != b)) for a, b in zip(now, self._signs, strict=True))
-        self._signs = now
-        return flipped / max(1, sum(a.size for a in now))
+        """Return the share of weights changed since the last call; 0 without binary weights."""
+        before, self._weights = self._weights, self._model.binary_weights()
+        flips = sum(np.count_nonzero(w != before[name]) for name, w in self._weights.items())
+        return flips / max(1, sum(w.size for w in self._weights.values()))
 
 
 def fit(

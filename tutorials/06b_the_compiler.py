@@ -393,7 +393,7 @@ assert message
 # | signs at every sum, thresholds | [`deploy/scan.py`](../tinybnn/deploy/scan.py) |
 # | operations and their packed forms | [`deploy/operations.py`](../tinybnn/deploy/operations.py) |
 # | comparison with `==` | [`deploy/verify.py`](../tinybnn/deploy/verify.py) |
-# | sums in one order | [`kernels/floats/signed.py`](../tinybnn/kernels/floats/signed.py) |
+# | sums in one order | [`kernels/floats/ordered.py`](../tinybnn/kernels/floats/ordered.py) |
 #
 # Our short `kinds` must find the same sums and signs as the compiler.
 

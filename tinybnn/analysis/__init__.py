@@ -1,21 +1,10 @@
-"""What a model is and costs, where the time goes, and why it trains.
+"""The layers, cost and running time of a model, and the dynamics of its training.
 
 `summary`, `count_operations`, `time_operations` and `machine` are about cost; `curvature`,
-`landscape` and `dynamics` about the loss, its second derivative and what signs do in training.
+`spectra`, `landscape` and `dynamics` about the loss, its second derivative and signs in training.
 """
 
-from tinybnn.analysis.curvature import (
-    CurvatureOperator,
-    Eigenpairs,
-    GaussNewtonOperator,
-    HessianOperator,
-    Lanczos,
-    SpectralDensity,
-    TraceEstimate,
-    estimate_trace,
-    spectral_density,
-    top_eigenvalues,
-)
+from tinybnn.analysis.curvature import CurvatureOperator, GaussNewtonOperator, HessianOperator
 from tinybnn.analysis.dynamics import (
     BatchStatistics,
     ExpectedLoss,
@@ -45,6 +34,15 @@ from tinybnn.analysis.landscape import (
 from tinybnn.analysis.machine import machine, processor
 from tinybnn.analysis.opcount import OperationCount, count_operations
 from tinybnn.analysis.operations import OperationTimes, time_operations
+from tinybnn.analysis.spectra import (
+    Eigenpairs,
+    Lanczos,
+    SpectralDensity,
+    TraceEstimate,
+    estimate_trace,
+    spectral_density,
+    top_eigenvalues,
+)
 from tinybnn.analysis.summary import Summary, summary
 
 __all__ = [
@@ -57,4 +55,7 @@ __all__ = [
     "mean_loss", "parameter_vector", "processor", "random_direction", "sign_patterns",
     "spectral_density", "summary", "time_operations", "top_eigenvalues", "trajectory",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else

@@ -1,21 +1,27 @@
-"""What happens to signs while a network trains: flips, starved latent weights, and gradients.
+"""Signs in training: flips, starved latent weights, and gradients.
 
-`FlipTracker` counts flips step by step; `latent_statistics` looks at the latent weights as they
-are; `batch_statistics` at the variances and gradients of batches; `compare_estimators` holds the
-gradients of estimators against the exact one of a small stochastic layer.
+`FlipTracker` counts flips step by step; `latent_statistics` describes the current latent weights;
+`batch_statistics` the variances and gradients of batches; `compare_estimators` compares the
+gradients of estimators with the exact one of a small stochastic layer.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from tinybnn import functional as F
 from tinybnn import nn, quantizers
 from tinybnn.autograd import Tensor, as_array, grad, trace
+from tinybnn.typing import Array, FloatArray
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from tinybnn.analysis.curvature import Batches, Loss
 
 # ------------------------------------------------------------------------------------------- flips
 
@@ -24,15 +30,15 @@ class FlipTracker:
     """Counts flipped weights, step by step and layer by layer.
 
     A weight flips when the value that its layer computes with (`binary_weight`: a sign, or one of
-    three levels) is another one than a step before. A flip within `window` steps of the last one of
-    the same weight is a return: the weight oscillates (Nagel et al. 2022, section 2.2). Of three
-    levels a return need not lead back to the same one.
+    three levels) differs from that of the step before. A flip within `window` steps of the same
+    weight's last flip is a return: the weight oscillates (Nagel et al. 2022, section 2.2). With
+    three levels a return may lead to another level.
 
     Parameters
     ----------
     model : Module
     window : int
-        Steps.
+        Number of steps.
 
     Attributes
     ----------
@@ -51,7 +57,13 @@ class FlipTracker:
     ({'0': [1, 1, 0]}, {'0': [0, 1, 0]})
     """
 
-    def __init__(self, model, window=10):
+    model: nn.Module
+    window: int
+    steps: int
+    flips: dict[str, list[int]]
+    returns: dict[str, list[int]]
+
+    def __init__(self, model: nn.Module, window: int = 10) -> None:
         if window < 1:
             raise ValueError(f"FlipTracker: window must be at least 1 step, got {window!r}")
         self.model, self.window, self.steps = model, window, 0
@@ -63,8 +75,8 @@ class FlipTracker:
         self._last = {path: np.full(v.shape, -1, np.int32) for path, v in self._values.items()}
         self._returned = {path: np.zeros(v.shape, bool) for path, v in self._values.items()}
 
-    def step(self):
-        """Compare with the last call, or with the beginning. To be called after each step."""
+    def step(self) -> None:
+        """Count the changes since the last call or the start; call it after each step."""
         self.steps += 1
         for path, layer in binary_layers(self.model).items():
             now, last = layer.binary_weight(), self._last[path]
@@ -78,15 +90,16 @@ class FlipTracker:
             self.returns = self.returns | {path: [*self.returns[path], int(returned.sum())]}
 
     @property
-    def rows(self):
-        """What was counted so far.
+    def rows(self) -> list[dict[str, Any]]:
+        """The counts so far.
 
         Returns
         -------
         list of dict
-            For each layer: ``layer``, ``weights``, ``steps``; ``flip_rate``, flips for each weight
-            and step; ``flipped``, the share of weights that flipped at all; ``oscillating``, the
-            share of weights that returned at least once; ``return_share``, of all flips.
+            For each layer: ``layer``, ``weights``, ``steps``; ``flip_rate``, flips per weight and
+            step; ``flipped``, the share of weights that flipped at least once; ``oscillating``, the
+            share of weights that returned at least once; ``return_share``, the share of returns
+            among all flips.
         """
         return [
             {
@@ -102,8 +115,12 @@ class FlipTracker:
         ]
 
 
-def binary_layers(model):
-    """The layers whose weights are quantized to few levels, by path, in order.
+def binary_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """List the layers whose weights are quantized, by path, in order.
+
+    Parameters
+    ----------
+    model : Module
 
     Returns
     -------
@@ -121,8 +138,8 @@ def binary_layers(model):
 # ------------------------------------------------------------------------------------------ latents
 
 
-def latent_statistics(model, bins=40):
-    """How the latent weights of each binary layer lie.
+def latent_statistics(model: nn.Module, bins: int = 40) -> list[dict[str, Any]]:
+    """Describe the distribution of the latent weights of each binary layer.
 
     Parameters
     ----------
@@ -133,9 +150,9 @@ def latent_statistics(model, bins=40):
     -------
     list of dict
         For each layer, in order: ``layer``, ``weights``; ``counts`` (bins,) and ``edges``
-        (bins + 1,) of a histogram that is symmetric about 0 and holds all of them; ``mean`` |w|;
-        ``starved``, the share of weights whose pseudo-gradient is 0: beyond the clip of the
-        estimator, where no gradient moves them, whatever the loss.
+        (bins + 1,) of a histogram of all weights, symmetric about 0; ``mean`` |w|; ``starved``, the
+        share of weights whose pseudo-gradient is 0: beyond the clip of the estimator, where no
+        gradient moves them, whatever the loss.
     """
     rows = []
     for path, layer in binary_layers(model).items():
@@ -159,7 +176,7 @@ def latent_statistics(model, bins=40):
 
 
 def _quantized(layer):
-    """What the weight quantizer of a layer gets: AdaBin normalises the weights before."""
+    """The input of a layer's weight quantizer; AdaBin normalises the weights first."""
     weight = layer.weight.data
     if isinstance(layer, nn.AdaBinConv2d):
         _, scale, offset = F.adapted_weight_parts(weight, layer.weight_quantizer)
@@ -171,39 +188,44 @@ def _quantized(layer):
 
 
 class BatchStatistics(NamedTuple):
-    """What `batch_statistics` has measured.
+    """The result of `batch_statistics`.
 
     Attributes
     ----------
     norms : dict of str to dict
-        For each batch norm, by path: ``variance`` of what comes into it and ``factor``
+        For each batch norm, by path: ``variance`` of its input and ``factor``
         |α| = |γ| / sqrt(variance + ε), (batches, channels) float64 each.
     gradients : dict of str to dict
         For each group of parameters: ``norm``, the mean length of its gradient; ``agreement``
         between batches, see `agreement`.
     """
 
-    norms: Mapping
-    gradients: Mapping
+    norms: Mapping[str, Mapping[str, FloatArray]]
+    gradients: Mapping[str, Mapping[str, float]]
 
 
-def batch_statistics(model, batches, loss=F.cross_entropy, groups=None):
-    """Variances, factors of batch norms, and gradients, of batches in training mode.
+def batch_statistics(
+    model: nn.Module,
+    batches: Batches,
+    loss: Loss = F.cross_entropy,
+    groups: Mapping[str, Iterable[nn.Parameter]] | None = None,
+) -> BatchStatistics:
+    """Measure batch norm variances and factors, and gradients, of batches in training mode.
 
     BD-Net (Kim et al. 2025, Eq. 1) blames small variances of depth-wise sums: the batch norm's
-    factor α = γ / sqrt(variance + ε) multiplies what comes back as gradient, which then fluctuates
-    from batch to batch.
+    factor α = γ / sqrt(variance + ε) multiplies the gradient, which then fluctuates from batch to
+    batch.
 
     Parameters
     ----------
     model : Module
-        Left as it was, its running statistics included; gradients are forgotten.
+        Unchanged afterwards, including running statistics; gradients are cleared.
     batches : sequence of (x, target)
         At least two.
     loss : callable
         ``loss(output, target)``.
     groups : dict of str to sequence of Parameters, optional
-        Whose gradients are joined to one. Default: each parameter by its path.
+        Parameters whose gradients are joined. Default: each parameter by its path.
 
     Returns
     -------
@@ -228,9 +250,9 @@ def batch_statistics(model, batches, loss=F.cross_entropy, groups=None):
                 if id(module) in norms:
                     axes = (0, *range(2, inputs[0].ndim))
                     variance = inputs[0].data.var(axes, dtype=np.float64)  # (C,)
-                    found = seen[norms[id(module)]]
-                    found["variance"].append(variance)
-                    found["factor"].append(
+                    statistics = seen[norms[id(module)]]
+                    statistics["variance"].append(variance)
+                    statistics["factor"].append(
                         np.abs(module.weight.data) / np.sqrt(variance + module.eps)
                     )
             del tape
@@ -239,30 +261,30 @@ def batch_statistics(model, batches, loss=F.cross_entropy, groups=None):
                 gradients[name].append(_joined(parameters))
     model.zero_grad()
     model.load_state_dict(state)
-    if any(len(found) < 2 for found in gradients.values()):
+    if any(len(vectors) < 2 for vectors in gradients.values()):
         raise ValueError("batch_statistics: batches must hold at least two, to compare gradients")
     return BatchStatistics(
-        {path: {k: np.array(v) for k, v in found.items()} for path, found in seen.items()},
+        {path: {k: np.array(v) for k, v in rows.items()} for path, rows in seen.items()},
         {
             name: {
-                "norm": float(np.sqrt((np.array(found) ** 2).sum(1)).mean()),
-                "agreement": agreement(found),
+                "norm": float(np.sqrt((np.array(vectors) ** 2).sum(1)).mean()),
+                "agreement": agreement(vectors),
             }
-            for name, found in gradients.items()
+            for name, vectors in gradients.items()
         },
     )
 
 
 def _joined(parameters):
-    """Their gradients as one vector of float64; zeros where there is none."""
+    """Join the gradients of parameters to one float64 vector; zeros for missing ones."""
     return np.concatenate([
         (np.zeros(p.shape) if p.grad is None else p.grad.data).ravel().astype(np.float64)
         for p in parameters
     ])  # fmt: skip
 
 
-def agreement(gradients):
-    """The mean product of two different gradients over their mean square.
+def agreement(gradients: ArrayLike | Sequence[Array]) -> float:
+    """Compute the mean product of two different gradients over their mean square.
 
     Parameters
     ----------
@@ -272,7 +294,7 @@ def agreement(gradients):
     Returns
     -------
     float
-        1 where all are equal, 0 where they have nothing in common or are 0.
+        1 for equal gradients, 0 for orthogonal ones or zeros.
     """
     gradients = np.asarray(gradients, np.float64)
     if gradients.ndim != 2 or len(gradients) < 2:
@@ -303,21 +325,23 @@ class ExpectedLoss(NamedTuple):
     """
 
     value: float
-    gradient: np.ndarray
-    losses: np.ndarray
-    weights: np.ndarray
+    gradient: FloatArray
+    losses: FloatArray
+    weights: FloatArray
 
 
-def sign_patterns(units):
-    """All patterns of ±1, (2^units, units) float64: bit i of the row's number is unit i."""
+def sign_patterns(units: int) -> FloatArray:
+    """List all patterns of ±1, (2^units, units) float64: bit i of the row index is unit i."""
     if not 1 <= units <= MOST_UNITS:
         raise ValueError(f"sign_patterns: units must be in 1..{MOST_UNITS}, got {units!r}")
     numbers = np.arange(1 << units)[:, None]
     return 2.0 * (numbers >> np.arange(units) & 1) - 1.0
 
 
-def expected_loss(loss, probabilities):
-    """The expected loss of independent random signs, over all patterns, and its derivative.
+def expected_loss(
+    loss: Callable[[Tensor], Tensor | Array], probabilities: ArrayLike
+) -> ExpectedLoss:
+    """Compute the expected loss of independent random signs over all patterns, and its derivative.
 
     E = Σ_s ℓ(s) Π_i P(s_i), so ∂E/∂p_i = E[ℓ | s_i = 1] - E[ℓ | s_i = -1]: no sampling, no
     estimator.
@@ -325,9 +349,9 @@ def expected_loss(loss, probabilities):
     Parameters
     ----------
     loss : callable
-        Patterns, a Tensor (P, n) of ±1 in float64, -> losses (P,), a Tensor or an array.
+        Maps patterns, a Tensor (P, n) of ±1 in float64, to losses (P,), a Tensor or an array.
     probabilities : (n,)
-        p_i of +1 for each unit, n at most 16.
+        Probability p_i of +1 for each unit, n at most 16.
 
     Returns
     -------
@@ -351,14 +375,26 @@ def expected_loss(loss, probabilities):
 
 
 def _losses(name, loss, patterns):
-    """One loss for each pattern, as a Tensor."""
+    """Compute one loss per pattern, as a Tensor."""
     losses = loss(patterns)
     if np.shape(losses) != patterns.shape[:1]:
         raise ValueError(
-            f"{name}: loss must give one number for each of the {len(patterns)} patterns, got the "
-            f"shape {np.shape(losses)}; pass reduction='none' to a loss function"
+            f"{name}: loss must return one number for each of the {len(patterns)} patterns, got "
+            f"the shape {np.shape(losses)}; pass reduction='none' to a loss function"
         )
     return losses if isinstance(losses, Tensor) else Tensor(losses)
+
+
+class Noise(Protocol):
+    """Noise before a sign, for `compare_estimators`."""
+
+    def probability(self, a: ArrayLike) -> FloatArray:
+        """Compute the probability of +1 for inputs a (n,), float64 (n,)."""
+        ...
+
+    def slope(self, a: ArrayLike) -> FloatArray:
+        """Compute the derivative of the probability in a (n,), float64 (n,)."""
+        ...
 
 
 class LogisticNoise:
@@ -369,17 +405,17 @@ class LogisticNoise:
     width : float
     """
 
-    def __init__(self, width=0.5):
+    def __init__(self, width: float = 0.5) -> None:
         if not width > 0:
             raise ValueError(f"LogisticNoise: width must be positive, got {width!r}")
-        self.width = float(width)
+        self.width: float = float(width)
 
-    def probability(self, a):
-        """Of +1, for inputs a (n,)."""
+    def probability(self, a: ArrayLike) -> FloatArray:
+        """Compute the probability of +1 for inputs a (n,), float64 (n,)."""
         return F.sigmoid(np.asarray(a, np.float64) / self.width)
 
-    def slope(self, a):
-        """Its derivative in a."""
+    def slope(self, a: ArrayLike) -> FloatArray:
+        """Compute the derivative of the probability in a (n,), float64 (n,)."""
         p = self.probability(a)
         return p * (1.0 - p) / self.width
 
@@ -394,33 +430,38 @@ class UniformNoise:
     width : float
     """
 
-    def __init__(self, width=1.0):
+    def __init__(self, width: float = 1.0) -> None:
         if not width > 0:
             raise ValueError(f"UniformNoise: width must be positive, got {width!r}")
-        self.width = float(width)
+        self.width: float = float(width)
 
-    def probability(self, a):
-        """Of +1, for inputs a (n,)."""
+    def probability(self, a: ArrayLike) -> FloatArray:
+        """Compute the probability of +1 for inputs a (n,), float64 (n,)."""
         return np.clip(0.5 + 0.5 * np.asarray(a, np.float64) / self.width, 0.0, 1.0)
 
-    def slope(self, a):
-        """Its derivative in a."""
+    def slope(self, a: ArrayLike) -> FloatArray:
+        """Compute the derivative of the probability in a (n,), float64 (n,)."""
         return (np.abs(np.asarray(a, np.float64)) <= self.width) * (0.5 / self.width)
 
 
-def compare_estimators(loss, a, estimators=None, noise=None):
-    """The gradients of estimators beside the exact gradient of the expected loss.
+def compare_estimators(
+    loss: Callable[[Tensor], Tensor],
+    a: ArrayLike,
+    estimators: Mapping[str, quantizers.Quantizer] | None = None,
+    noise: Noise | None = None,
+) -> list[dict[str, Any]]:
+    """Compare the gradients of estimators with the exact gradient of the expected loss.
 
     The units are s_i = sign(a_i + noise), independent, so unit i flips its sign(a_i) with
     probability P(noise_i beyond -a_i). The exact gradient is the derivative of E[ℓ(s)] in a, by
-    `expected_loss`. An estimator with the pseudo-gradient q' gives ∂ℓ/∂s_i q'(a_i): at the signs
-    of a, as in training, and in the mean over the noise.
+    `expected_loss`. The gradient of an estimator with pseudo-gradient q' is ∂ℓ/∂s_i q'(a_i),
+    evaluated at the signs of a, as in training, and averaged over the noise.
 
     Parameters
     ----------
     loss : callable
-        Patterns, a Tensor (P, n), -> a Tensor of losses (P,): what the rest of the network makes
-        of each, ``lambda s: F.cross_entropy(rest(s), labels, reduction="none")``.
+        Maps patterns, a Tensor (P, n), to a Tensor of losses (P,), by the rest of the network:
+        ``lambda s: F.cross_entropy(rest(s), labels, reduction="none")``.
     a : (n,)
         The inputs of the signs, at most 16.
     estimators : dict of str to Quantizer, optional
@@ -431,10 +472,10 @@ def compare_estimators(loss, a, estimators=None, noise=None):
     Returns
     -------
     list of dict
-        First the exact one, then each estimator: ``estimator``; ``gradient`` (n,), in the mean
-        over the noise; ``at_signs`` (n,), without noise; ``cosine`` and ``cosine_at_signs``, of
-        the angle to the exact gradient (NaN where one is 0); ``length``, that of ``gradient`` over
-        that of the exact one.
+        First the exact one, then each estimator: ``estimator``; ``gradient`` (n,), averaged over
+        the noise; ``at_signs`` (n,), without noise; ``cosine`` and ``cosine_at_signs``, cosines of
+        the angle to the exact gradient (NaN where one is 0); ``length``, the length of ``gradient``
+        over that of the exact one.
     """
     a, noise = np.asarray(a, np.float64), LogisticNoise() if noise is None else noise
     if a.ndim != 1:

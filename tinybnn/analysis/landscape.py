@@ -2,9 +2,9 @@
 
 The loss of a binary network is a staircase in its latent weights; training follows the slope of
 surrogates. `loss_landscape` evaluates both at the same points: ``"binary"``, the network itself,
-whose binary layers run on packed signs (in eval mode a packed model gives the same floats), and
-``"surrogate"``, the network of `quantizers.surrogates`. `flip_spectrum` is what only a binary
-network has: the exact change of the loss for every single weight of a layer that may flip.
+whose binary layers run on packed signs (in eval mode a packed model computes the same floats), and
+``"surrogate"``, the network of `quantizers.surrogates`. `flip_spectrum`, for binary networks only,
+computes the exact change of the loss for each single flipped weight of a layer.
 """
 
 from __future__ import annotations
@@ -12,15 +12,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from tinybnn import functional as F
 from tinybnn import nn, quantizers, storage
-from tinybnn.analysis.curvature import parameters_of
+from tinybnn.analysis.curvature import Batches, Loss, Parameters, parameters_of
 from tinybnn.analysis.dynamics import binary_layers
 from tinybnn.autograd import Tensor, no_grad
+from tinybnn.typing import FloatArray
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 SURFACES = ("binary", "surrogate")
 
@@ -28,25 +33,31 @@ SURFACES = ("binary", "surrogate")
 # -------------------------------------------------------------------------------------- directions
 
 
-def parameter_vector(model, parameters=None):
-    """The parameters as one vector (n,), each in C order: a copy, as in `CurvatureOperator`.
+def parameter_vector(model: nn.Module, parameters: Parameters = None) -> FloatArray:
+    """Copy the parameters to one vector (n,), each in C order, as in `CurvatureOperator`.
 
     Parameters
     ----------
     model : Module
     parameters : Module or sequence of Tensors, optional
-        Default: all parameters that take gradients.
+        Default: all parameters that require gradients.
+
+    Returns
+    -------
+    (n,) array of the parameters' dtype
     """
-    found = parameters_of("parameter_vector", model, parameters)
-    return np.concatenate([p.data.reshape(-1) for p in found])
+    variables = parameters_of("parameter_vector", model, parameters)
+    return np.concatenate([p.data.reshape(-1) for p in variables])
 
 
-def random_direction(model, parameters=None, *, seed=0):
-    """A random direction whose filters are as long as those of the model.
+def random_direction(
+    model: nn.Module, parameters: Parameters = None, *, seed: int = 0
+) -> FloatArray:
+    """Draw a random direction whose filters are as long as those of the model.
 
-    Filter normalisation (Li et al. 2018, section 4): normally distributed numbers, of which each
-    filter (first axis of a weight) gets the length of the model's filter. Parameters with a single
-    axis, those of batch norms and biases, are left out: zeros.
+    Filter normalisation (Li et al. 2018, section 4): normally distributed numbers, with each filter
+    (first axis of a weight) scaled to the length of the model's filter. Parameters with a single
+    axis, those of batch norms and biases, get zeros.
 
     Parameters
     ----------
@@ -71,32 +82,32 @@ def random_direction(model, parameters=None, *, seed=0):
 
 
 class Trajectory(NamedTuple):
-    """The path of a training in its own plane; see `trajectory`.
+    """The path of training in its own plane; see `trajectory`.
 
     Attributes
     ----------
     directions : (count, n)
-        Of length 1, orthogonal.
+        Orthonormal vectors.
     coordinates : (steps, count) float64
-        Of each snapshot, seen from the last one, which is the origin.
+        Coordinates of each snapshot, with the last one as origin.
     explained : (count,) float64
-        The share of the squared distances from the last snapshot that each direction holds.
+        Share of the squared distances from the last snapshot that each direction explains.
     """
 
-    directions: np.ndarray
-    coordinates: np.ndarray
-    explained: np.ndarray
+    directions: FloatArray
+    coordinates: FloatArray
+    explained: FloatArray
 
 
-def trajectory(snapshots, count=2):
-    """The directions in which a training moved most: principal components of θ_t - θ_last.
+def trajectory(snapshots: ArrayLike | Sequence[FloatArray], count: int = 2) -> Trajectory:
+    """Find the directions in which training moved most: principal components of θ_t - θ_last.
 
     (Li et al. 2018, section 7.)
 
     Parameters
     ----------
     snapshots : (steps, n) array or sequence of (n,)
-        `parameter_vector` after each epoch, say; more than `count`.
+        More than `count`, such as `parameter_vector` after each epoch.
     count : int
 
     Returns
@@ -110,7 +121,7 @@ def trajectory(snapshots, count=2):
             f"the shape {snapshots.shape} and count={count}"
         )
     away = (snapshots - snapshots[-1]).astype(np.float64)
-    # Of the small matrix of products (steps, steps): n may be millions.
+    # From the small Gram matrix (steps, steps), since n may be millions.
     squares, vectors = np.linalg.eigh(away @ away.T)
     squares, vectors = squares[::-1][:count], vectors[:, ::-1][:, :count]
     lengths = np.sqrt(np.maximum(squares, 0))
@@ -132,13 +143,13 @@ class Landscape(NamedTuple):
     coordinates : tuple of (P,) float64
         One axis, or two.
     losses : dict of str to (P,) or (P, Q) float64
-        For each surface. Point 0, 0 is the model itself.
+        By surface. Point 0, 0 is the model itself.
     """
 
-    coordinates: tuple
-    losses: dict
+    coordinates: tuple[FloatArray, ...]
+    losses: dict[str, FloatArray]
 
-    def save(self, path):
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write a file that `load_landscape` reads."""
         _save(path, self, "")
 
@@ -152,13 +163,21 @@ def _save(path, landscape, fingerprint):
     storage.save(path, arrays, **_KIND, metadata={"fingerprint": fingerprint})
 
 
-def load_landscape(path):
-    """The `Landscape` in a file, also one that is not complete: NaN where a point is missing.
+def load_landscape(path: str | os.PathLike[str]) -> Landscape:
+    """Load a `Landscape`; missing points of an incomplete one are NaN.
+
+    Parameters
+    ----------
+    path : str or PathLike
+
+    Returns
+    -------
+    Landscape
 
     Raises
     ------
     StorageError
-        If it is no such file.
+        If the file is not a landscape.
     """
     return _load(path)[0]
 
@@ -171,34 +190,37 @@ def _load(path):
 
 
 def loss_landscape(
-    model, batches, directions, coordinates=None, loss=F.cross_entropy, parameters=None, *,
-    surfaces=SURFACES, training=False, checkpoint=None, progress=False,
-):  # fmt: skip
-    """The loss at θ + a d, or at θ + a d + b e, of the binary network and of its surrogates.
+    model: nn.Module, batches: Batches, directions: ArrayLike | Sequence[FloatArray],
+    coordinates: ArrayLike | Sequence[FloatArray] | None = None, loss: Loss = F.cross_entropy,
+    parameters: Parameters = None, *, surfaces: Sequence[str] = SURFACES, training: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None, progress: bool = False,
+) -> Landscape:  # fmt: skip
+    """Evaluate the loss at θ + a d, or at θ + a d + b e, on a grid.
 
     Parameters
     ----------
     model : Module
-        Left as it was.
+        Unchanged afterwards.
     batches : sequence of (x, target)
         The loss is the mean over all samples.
     directions : (n,) array, or a sequence of one or two
-        `random_direction`, one of a `Trajectory`, or an eigenvector of `top_eigenvalues`.
+        Such as `random_direction`, those of a `Trajectory`, or eigenvectors of `top_eigenvalues`.
     coordinates : array, or a sequence of one for each direction, optional
         Default: 21 points from -1 to 1 on each axis.
     loss : callable
         ``loss(output, target)``, the mean over the samples of a batch.
     parameters : optional
-        What the directions are of, as in `parameter_vector`.
+        The parameters that the directions move, as in `parameter_vector`.
     surfaces : sequence of 'binary' and 'surrogate'
+        The network itself and the network of its surrogates.
     training : bool
         Normalise by the statistics of each batch. By default batch norms keep the running
-        statistics of the model, which do not fit far from it.
+        statistics of the model, which do not fit points far from it.
     checkpoint : str or PathLike, optional
-        A file that holds the grid after each row of the first axis; a second call with the same
-        arguments goes on from it, and `load_landscape` reads it.
+        File with the grid after each row of the first axis; a second call with the same arguments
+        continues from it, and `load_landscape` reads it.
     progress : bool
-        Show a bar on stderr.
+        Show a progress bar on stderr.
 
     Returns
     -------
@@ -207,14 +229,14 @@ def loss_landscape(
     Raises
     ------
     ValueError
-        If directions and coordinates do not fit, or the checkpoint is of another landscape.
+        If directions and coordinates do not fit, or the checkpoint belongs to another landscape.
     """
     from tqdm import tqdm
 
-    found = parameters_of("loss_landscape", model, parameters)
+    variables = parameters_of("loss_landscape", model, parameters)
     directions = np.atleast_2d(np.asarray(directions))
     axes = _axes(coordinates, len(directions))
-    size = sum(p.numel() for p in found)
+    size = sum(p.numel() for p in variables)
     if directions.ndim != 2 or not 1 <= len(directions) <= 2 or directions.shape[1] != size:
         raise ValueError(
             f"loss_landscape: directions must be one or two vectors of {size} numbers, got the "
@@ -233,7 +255,7 @@ def loss_landscape(
     total = int(np.prod(shape))
     done = total - int(np.isnan(result.losses[surfaces[-1]]).sum())
     bar = tqdm(total=total, initial=done, unit="point", disable=not progress, leave=False)
-    with bar, _moved(model, found) as move:
+    with bar, _moved(model, variables) as move:
         for row in range(shape[0]):
             places = [(row, *rest) for rest in np.ndindex(shape[1:])]
             missing = [p for p in places if np.isnan(result.losses[surfaces[-1]][p])]
@@ -248,7 +270,7 @@ def loss_landscape(
 
 
 def _axes(coordinates, count):
-    """The axes of a grid, float64."""
+    """Convert and check the axes of a grid, float64."""
     if coordinates is None:
         coordinates = [np.linspace(-1.0, 1.0, 21)] * count
     elif np.ndim(coordinates[0]) == 0:
@@ -263,7 +285,7 @@ def _axes(coordinates, count):
 
 
 def _fingerprint(model, batches, directions, axes, training, loss):
-    """A hash of everything that a landscape depends on."""
+    """Hash everything that a landscape depends on."""
     digest = hashlib.sha256(f"{training} {getattr(loss, '__name__', '')}".encode())
     arrays = [*model.state_dict().values(), directions, *axes]
     for array in (*arrays, *(np.asarray(part) for pair in batches for part in pair)):
@@ -273,19 +295,20 @@ def _fingerprint(model, batches, directions, axes, training, loss):
 
 
 def _resumed(path, expected, fingerprint):
-    """The landscape of a checkpoint, which must be of the same call."""
-    found, stored = _load(path)
-    if stored != fingerprint or found.losses.keys() != expected.losses.keys():
+    """Load the landscape of a checkpoint, which must belong to the same call."""
+    landscape, stored = _load(path)
+    if stored != fingerprint or landscape.losses.keys() != expected.losses.keys():
         raise ValueError(
             f"{os.fspath(path)}: is of another landscape: other parameters, batches, directions or "
             "settings; choose another checkpoint, or delete it"
         )
-    return Landscape(expected.coordinates, {name: found.losses[name] for name in expected.losses})
+    losses = {name: landscape.losses[name] for name in expected.losses}
+    return Landscape(expected.coordinates, losses)
 
 
 @contextlib.contextmanager
 def _moved(model, parameters):
-    """Give a function that moves the parameters, and put everything back at the end."""
+    """Context manager: a function that moves the parameters, which are restored at the end."""
     before = [p.data.copy() for p in parameters]
 
     def move(steps, directions):
@@ -304,13 +327,19 @@ def _moved(model, parameters):
             p.data[...] = origin
 
 
-def mean_loss(model, batches, loss=F.cross_entropy, surface="binary", training=False):
-    """The mean loss over all samples, of the network itself or of its surrogates.
+def mean_loss(
+    model: nn.Module,
+    batches: Batches,
+    loss: Loss = F.cross_entropy,
+    surface: str = "binary",
+    training: bool = False,
+) -> float:
+    """Compute the mean loss over all samples, of the network itself or of its surrogates.
 
     Parameters
     ----------
     model : Module
-        Left as it was, its mode and running statistics included.
+        Unchanged afterwards, including its mode and running statistics.
     batches : sequence of (x, target)
     loss : callable
         ``loss(output, target)``, the mean over the samples of a batch.
@@ -341,47 +370,55 @@ def mean_loss(model, batches, loss=F.cross_entropy, surface="binary", training=F
 
 # ----------------------------------------------------------------------------------- flip spectrum
 
-_AT_ONCE = 1 << 22  # numbers of a layer's output that are kept for several flips
+_AT_ONCE = 1 << 22  # elements of a layer's output that are kept for several flips
 
 
 class FlipSpectrum(NamedTuple):
-    """What each single flip changes; see `flip_spectrum`.
+    """The change of the loss by each single flip; see `flip_spectrum`.
 
     Attributes
     ----------
     loss : float
-        Of the model as it is.
+        The loss without flips.
     changes : float64 array of the shape of the layer's weight
         Loss with this one sign flipped, minus `loss`.
     """
 
     loss: float
-    changes: np.ndarray
+    changes: FloatArray
 
 
-def flip_spectrum(model, layer, batches, loss=F.cross_entropy, *, checkpoint=None, progress=False):
-    """The change of the true loss for every single flipped weight of a binary layer, exactly.
+def flip_spectrum(
+    model: nn.Module,
+    layer: str,
+    batches: Batches,
+    loss: Loss = F.cross_entropy,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> FlipSpectrum:
+    """Compute the exact change of the loss for each single flipped weight of a binary layer.
 
-    In eval mode, and without an approximation: each value is the difference of two losses that the
-    packed model would give. A flip changes one output channel of its layer, so what lies before is
-    computed once a batch, the changed channels of many flips are one product with as many filters,
-    and what follows runs on all of them together.
+    In eval mode and without approximation: each value is the difference of two losses of the packed
+    model. A flip changes one output channel of its layer, so the layers before it run once per
+    batch, the changed channels of many flips are one product with as many filters, and the layers
+    after it run on all of them together.
 
     Parameters
     ----------
     model : Module
-        Left as it was. Of a `Sequential` only what follows the layer's own child runs again.
+        Unchanged afterwards. In a `Sequential`, only the children after the layer's own run again.
     layer : str
-        The path of a `BinaryLinear` or `BinaryConv2d` whose weights are signs: "3".
+        The path of a `BinaryLinear` or `BinaryConv2d` whose weights are signs, such as "3".
     batches : sequence of (x, target)
         The loss is the mean over all samples.
     loss : callable
         ``loss(output, target)``, the mean over the samples of a batch.
     checkpoint : str or PathLike, optional
-        A file that holds what is done after each filter; a second call with the same arguments goes
-        on from it.
+        File with the result after each filter; a second call with the same arguments continues from
+        it.
     progress : bool
-        Show a bar on stderr.
+        Show a progress bar on stderr.
 
     Returns
     -------
@@ -390,7 +427,7 @@ def flip_spectrum(model, layer, batches, loss=F.cross_entropy, *, checkpoint=Non
     Raises
     ------
     ValueError
-        If the layer has no signs for weights, or runs more than once, or the checkpoint is of
+        If the layer's weights are not signs, it runs more than once, or the checkpoint belongs to
         another model.
     """
     from tqdm import tqdm
@@ -456,7 +493,7 @@ def _resumed_flips(path, fingerprint):
 
 
 class _Flips:
-    """The outputs of a model for all flips of a layer's weights, for one batch."""
+    """Outputs of a model for all flips of a layer's weights, for one batch."""
 
     def __init__(self, model, path, layer, x):
         self.layer, self.model, self.h, self.rest = layer, model, Tensor(x), None
@@ -496,7 +533,7 @@ class _Flips:
         return product(x, weight, *quantizers, fixed_order=True, **options)
 
     def of_filter(self, i):
-        """Columns of the filter (list of int), and the model's output for each: some at a time."""
+        """Yield columns of the filter (array of int) and the model's output for each, in chunks."""
         weight, x = self.layer.weight.data, self.x
         if isinstance(self.layer, nn.BinaryConv2d):
             inputs = weight.shape[1]
@@ -508,7 +545,7 @@ class _Flips:
             columns = np.arange(start, min(start + step, row.size))
             filters = np.repeat(row[None], len(columns), 0)
             signs = quantizers.sign(row[columns])
-            # As far from 0 as before, so that a scale stays: only the sign is another one.
+            # With the same magnitude, so that a scale stays: only the sign changes.
             filters[np.arange(len(columns)), columns] = -signs * np.maximum(
                 np.abs(row[columns]), np.finfo(row.dtype).tiny
             )
@@ -517,7 +554,7 @@ class _Flips:
             yield columns, self._outputs(i, changed)
 
     def _outputs(self, i, changed):
-        """(flips, N, ...) outputs of the model with channel i replaced."""
+        """Compute the outputs (flips, N, ...) of the model with channel i replaced."""
         flips = changed.shape[-1]
         sums = np.repeat(self.sums[None], flips, 0)  # (flips, N, ..., O)
         sums[..., i] = np.moveaxis(changed, -1, 0)
@@ -533,13 +570,13 @@ class _Flips:
 
 
 def _channels_last(x):
-    """(N, O) or (N, O, H, W) -> (N, O) or (N, H, W, O), an array."""
+    """Move channels last: (N, O) or (N, O, H, W) -> (N, O) or (N, H, W, O) array."""
     return np.ascontiguousarray(np.moveaxis(np.asarray(x), 1, -1))
 
 
 @contextlib.contextmanager
 def _replaced(layer, forward):
-    """Let a layer compute something else."""
+    """Context manager: replace the forward method of a layer."""
     layer.forward = forward
     try:
         yield

@@ -1,4 +1,4 @@
-"""On what a figure was measured."""
+"""The machine and the versions that a measurement depends on."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 
-def processor():
-    """The processor's model name where the system tells it."""
+def processor() -> str:
+    """Return the processor's model name, or its architecture where the system has no name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -21,8 +22,8 @@ def processor():
     return platform.processor() or platform.machine()
 
 
-def machine():
-    """Processor, cores and versions, ready for JSON."""
+def machine() -> dict[str, Any]:
+    """Describe processor, cores and versions, ready for JSON."""
     return {
         "processor": processor(),
         "cores": os.cpu_count(),

@@ -1,4 +1,4 @@
-"""Operation counts: the multiply-accumulates of a network, layer by layer, without computing them.
+"""Operation counts: the multiply-accumulates of a network, layer by layer.
 
 The measure of binary networks is OPs = BOPs / 64 + FLOPs, in multiply-accumulates: a word of 64
 signs counts as much as one product of floats (Bi-Real Net, Liu et al. 2018; BD-Net, Preliminaries).
@@ -7,7 +7,9 @@ It says nothing about time: `tinybnn bench models` measures that.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,10 +18,15 @@ from tinybnn.autograd import Reshape, Tensor, no_grad, trace
 from tinybnn.nn import Module
 from tinybnn.quantizers import Quantize
 
+if TYPE_CHECKING:
+    from tinybnn.autograd import Tape
+    from tinybnn.nn.module import Cost
+    from tinybnn.typing import Shape
+
 
 @dataclass(frozen=True)
 class LayerCount:
-    """What a layer costs for one sample.
+    """The cost of a layer for one sample.
 
     Attributes
     ----------
@@ -27,17 +34,17 @@ class LayerCount:
         Path of the layer in the network.
     layer : Module
     input_shape, output_shape : tuple of int
-        Of one sample.
+        Shapes of one sample.
     bops, flops : int
         Multiply-accumulates between signs, and those with a float on either side.
     weight_bits : int
-        Of parameters and statistics; 0 where a layer runs once more.
+        Bits of parameters and statistics; 0 where a layer runs again.
     """
 
     name: str
     layer: Module
-    input_shape: tuple
-    output_shape: tuple
+    input_shape: Shape
+    output_shape: Shape
     bops: int
     flops: int
     weight_bits: int
@@ -45,37 +52,37 @@ class LayerCount:
 
 @dataclass(frozen=True)
 class OperationCount:
-    """The layers of a network in the order in which they run; prints as a table.
+    """The layers of a network in execution order; prints as a table.
 
     Attributes
     ----------
     layers : tuple of LayerCount
-        Without those that have neither weights nor products.
+        The layers that have weights.
     """
 
-    layers: tuple
+    layers: tuple[LayerCount, ...]
 
     @property
-    def bops(self):
+    def bops(self) -> int:
         """Multiply-accumulates between signs."""
         return sum(layer.bops for layer in self.layers)
 
     @property
-    def flops(self):
+    def flops(self) -> int:
         """Multiply-accumulates with a float on either side."""
         return sum(layer.flops for layer in self.layers)
 
     @property
-    def ops(self):
+    def ops(self) -> float:
         """BOPs / 64 + FLOPs."""
         return self.bops / 64 + self.flops
 
     @property
-    def weight_bits(self):
+    def weight_bits(self) -> int:
         """Bits of all parameters and statistics."""
         return sum(layer.weight_bits for layer in self.layers)
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [_LINE.format("layer", "output", "BOPs", "FLOPs", "bits")]
         for row in self.layers:
             name = f"{row.name} ({type(row.layer).__name__})"
@@ -93,11 +100,11 @@ def _cells(row):
     return f"{row.bops:,}", f"{row.flops:,}", f"{row.weight_bits:,}"
 
 
-def count_operations(model, input_shape):
+def count_operations(model: Module, input_shape: Sequence[int]) -> OperationCount:
     """Count the operations of a network for one sample.
 
-    The network runs on a batch of no samples, which has the shapes of a real run and computes
-    nothing; if its forward method cannot take that, on one sample of zeros.
+    The network runs on an empty batch, which has the shapes of a real run and computes nothing; if
+    its forward method does not accept that, on one sample of zeros.
 
     Parameters
     ----------
@@ -121,7 +128,7 @@ def count_operations(model, input_shape):
     with model.in_mode(training=False):
         try:
             tape = _run(model, (0, *input_shape))
-        except ValueError:  # such as of reshape(len(x), -1)
+        except ValueError:  # such as that of reshape(len(x), -1)
             tape = _run(model, (1, *input_shape))
     paths = {id(module): path or "model" for path, module in model.named_modules()}
     layers, counted = [], set()
@@ -145,11 +152,11 @@ def _run(model, shape):
     return tape
 
 
-def costs(tape):
-    """The layers that ran in a `tensor.trace`, with their costs.
+def costs(tape: Tape) -> Iterator[tuple[Module, tuple[Tensor, ...], Tensor, Cost]]:
+    """Yield the layers that ran in a `tensor.trace`, with their costs.
 
-    A binary layer without input quantizer cannot know whether it multiplies signs; the trace does,
-    and its products count as what they are.
+    A binary layer without input quantizer cannot know whether its inputs are signs; the trace does,
+    and products of signs count as such.
 
     Parameters
     ----------

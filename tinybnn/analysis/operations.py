@@ -1,10 +1,12 @@
-"""Where the time of a training step goes: the seconds of each operation, forward and backward."""
+"""A profile of a training step: the seconds of each operation, forward and backward."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,34 +16,44 @@ from tinybnn.optim import Optimizer
 
 
 class OperationTimes:
-    """What `time_operations` has counted; prints as a table.
+    """The times of operations in a block, by `time_operations`; prints as a table.
 
     Attributes
     ----------
     seconds : float
-        Of the whole block, once it has ended. What is left of it after all operations is the time
-        of the layers' Python, of the engine that orders the graph and adds gradients up, and of
-        whatever else stands in the block.
+        Time of the whole block, once it has ended. The part outside of operations is the Python
+        code of the layers, the engine, which orders the graph and accumulates gradients, and
+        everything else in the block.
     """
 
-    def __init__(self):
-        self.seconds = 0.0
-        self._found = {}  # (operation, shape) -> [calls, forward seconds, backward seconds]
+    seconds: float
 
-    def add(self, operation, shape, *, calls=0, forward=0.0, backward=0.0):
-        """Count calls and seconds of an operation whose output has this shape."""
-        entry = self._found.setdefault((operation, tuple(shape)), [0, 0.0, 0.0])
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._times = {}  # (operation, shape) -> [calls, forward seconds, backward seconds]
+
+    def add(
+        self,
+        operation: str,
+        shape: Sequence[int],
+        *,
+        calls: int = 0,
+        forward: float = 0.0,
+        backward: float = 0.0,
+    ) -> None:
+        """Add calls and seconds of an operation whose output has this shape."""
+        entry = self._times.setdefault((operation, tuple(shape)), [0, 0.0, 0.0])
         for i, more in enumerate((calls, forward, backward)):
             entry[i] += more
 
     @property
-    def rows(self):
-        """What each operation took, for each shape of its output; the slowest first.
+    def rows(self) -> list[dict[str, Any]]:
+        """The times of each operation and output shape, slowest first.
 
         Returns
         -------
         list of dict
-            ``operation``; ``shape`` of the output (of an optimizer's step: none); ``calls``;
+            ``operation``; ``shape`` of the output (empty for an optimizer's step); ``calls``;
             ``forward_s`` and ``backward_s`` in seconds; ``share`` of both in the whole block.
         """
         rows = [
@@ -53,20 +65,20 @@ class OperationTimes:
                 "backward_s": backward,
                 "share": (forward + backward) / self.seconds if self.seconds else 0.0,
             }
-            for (operation, shape), (calls, forward, backward) in self._found.items()
+            for (operation, shape), (calls, forward, backward) in self._times.items()
         ]
         return sorted(rows, key=lambda row: -row["share"])
 
-    def __str__(self):
+    def __str__(self) -> str:
         return table(self.rows)
 
 
 _HEADER = ("operation", "output", "calls", "forward, ms", "backward, ms", "share")
-_LEAST = 0.02  # a share of the block that is worth a line of its own
+_LEAST = 0.02  # smallest share of the block for which a shape gets a line
 
 
-def table(rows, width=tables.WIDTH):
-    """The rows of `OperationTimes` as text: operations, and below them the shapes that matter."""
+def table(rows: Sequence[dict[str, Any]], width: int = tables.WIDTH) -> str:
+    """Format the rows of `OperationTimes`: operations, each followed by its slowest shapes."""
     groups = {}
     for row in rows:
         groups.setdefault(row["operation"], []).append(row)
@@ -94,12 +106,12 @@ def _cells(operation, shape, row):
 
 
 @contextlib.contextmanager
-def time_operations():
-    """Time every operation on Tensors, every backward rule and every optimizer's step in a block.
+def time_operations() -> Iterator[OperationTimes]:
+    """Time each operation on Tensors, each backward rule and each optimizer step in a block.
 
-    An operation that another one calls, as backward rules do, belongs to that one. Operations of
-    other threads run as ever and are not counted. Outside of the block nothing is measured and
-    nothing is slower: the methods that the block replaces are put back at its end.
+    An operation called by another one, as in backward rules, counts as part of it. Operations of
+    other threads are not counted. The methods that the block replaces are restored at its end, so
+    nothing outside of it is slower.
 
     Yields
     ------
@@ -119,7 +131,7 @@ def time_operations():
     apply, gradients, step = before[0].__func__, *before[1:]
 
     def timed(call):
-        """The result of a call and its seconds; None as seconds where somebody else counts it."""
+        """Return the result of a call and its seconds, None inside of another timed call."""
         nonlocal is_inside
         if is_inside or threading.get_ident() != thread:
             return call(), None
@@ -136,10 +148,10 @@ def time_operations():
         return output
 
     def timed_gradients(self, grad, needs, create_graph):
-        found, seconds = timed(lambda: list(gradients(self, grad, needs, create_graph)))
+        parts, seconds = timed(lambda: list(gradients(self, grad, needs, create_graph)))
         if seconds is not None:
             times.add(type(self).__name__, np.shape(grad), backward=seconds)
-        return found
+        return parts
 
     def timed_step(self):
         _, seconds = timed(lambda: step(self))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinybnn import deploy, tables
 from tinybnn.analysis.opcount import costs
 from tinybnn.autograd import Tensor, no_grad, trace
+
+if TYPE_CHECKING:
+    from tinybnn.nn import Module
 
 
 @dataclass
@@ -19,23 +24,23 @@ class Summary:
     Attributes
     ----------
     rows : list of dict
-        In order of execution: name, type, output_shape, parameters, bits (of a weight, None
-        without weights), weight_bits (of all parameters and statistics), packed_bytes (None if
-        the model has no packed form), bops, flops.
+        In order of execution: name, type, output_shape, parameters, bits (per weight, None without
+        weights), weight_bits (of all parameters and statistics), packed_bytes (None if the model
+        has no packed form), bops, flops.
     not_packed : str
-        Why the model has no packed form; empty if it has one.
+        The reason why the model has no packed form; empty if it has one.
     """
 
-    rows: list
+    rows: list[dict[str, Any]]
     not_packed: str = ""
 
-    def total(self, column):
-        """Sum of a column; None if it is not known."""
+    def total(self, column: str) -> int | None:
+        """Sum a column; None if a value is unknown."""
         values = [row[column] for row in self.rows]
         return None if None in values else sum(values)
 
     @property
-    def ops(self):
+    def ops(self) -> float:
         """BOPs / 64 + FLOPs (Bi-Real Net; BD-Net, Preliminaries)."""
         return self.total("bops") / 64 + self.total("flops")
 
@@ -43,7 +48,7 @@ class Summary:
     _ALIGN = "<<>>>>>"
 
     def _cells(self):
-        """The table as texts, row by row; the last one has the sums."""
+        """Yield the rows of the table as texts; the last one has the sums."""
         columns = ("parameters", "bits", "packed_bytes", "bops", "flops")
         for row in self.rows:
             shape = "×".join(map(str, row["output_shape"]))
@@ -54,7 +59,7 @@ class Summary:
         remarks = [f"OPs = BOPs / 64 + FLOPs = {self.ops:,.0f}"]
         return remarks + [f"no packed form: {self.not_packed}"] * bool(self.not_packed)
 
-    def __str__(self):
+    def __str__(self) -> str:
         cells = [self._HEADER, *self._cells()]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         header, *rows, total = (tables.line(row, widths, self._ALIGN) for row in cells)
@@ -69,8 +74,8 @@ def _cell(value):
     return "-" if value is None else f"{value:,}"
 
 
-def summary(model, input_shape):
-    """List the layers that run, in order, with what each costs for one sample.
+def summary(model: Module, input_shape: Sequence[int]) -> Summary:
+    """List the layers that run, in order, with the cost of each for one sample.
 
     Parameters
     ----------
@@ -81,8 +86,8 @@ def summary(model, input_shape):
     Returns
     -------
     Summary
-        Its packed bytes are those of the arrays that `PackedModel.save` stores; a threshold counts
-        at the layer whose sign it computes.
+        Packed bytes are those of the arrays that `PackedModel.save` stores; a threshold counts in
+        the layer whose sign it computes.
     """
     input_shape = tuple(int(n) for n in input_shape)
     with model.in_mode(training=False), no_grad(), trace() as tape:
@@ -116,7 +121,7 @@ def summary(model, input_shape):
                 "flops": cost.flops,
             }
         )
-    # What a forward method of the user's own computes outside of any layer.
+    # Computed by a user's forward method outside of any layer.
     rest = {"bits": None, "parameters": 0, "weight_bits": 0, "bops": 0, "flops": 0}
     for name, size in (stored or {}).items():
         path, kind = name.removesuffix(")").split(" (")

@@ -149,4 +149,7 @@ __all__ = [
     "sign", "sin", "sort", "split", "sqrt", "squeeze", "stack", "std", "sum", "topk", "trace",
     "traced_forward", "transpose", "unsqueeze", "var", "where", "zeros", "zeros_like",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else

@@ -287,7 +287,7 @@ def node_of(tensor: Variable) -> Function | Variable:
 class SumTo(Function):
     """Sum x over the axes along which an array of `shape` was repeated: the result has `shape`."""
 
-    saves = ()
+    saves: tuple[str, ...] = ()
 
     def forward(self, x: Array, shape: Shape) -> Array:
         added = x.ndim - len(shape)
@@ -303,7 +303,7 @@ class SumTo(Function):
 class BroadcastTo(Function):
     """Repeat x along axes of size 1, and along new leading axes, up to `shape`."""
 
-    saves = ()
+    saves: tuple[str, ...] = ()
     views = True
     broadcasts = True
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Add(Function):
-    saves = ()
+    saves: tuple[str, ...] = ()
     broadcasts = True
 
     def forward(self, a: Array, b: Array) -> Array:
@@ -40,7 +40,7 @@ class Add(Function):
 
 
 class Sub(Function):
-    saves = ()
+    saves: tuple[str, ...] = ()
     broadcasts = True
 
     def forward(self, a: Array, b: Array) -> Array:
@@ -81,7 +81,7 @@ class Pow(Function):
     """x ** p. The slope in x is 0 where p is 0; the slope in p is taken as 0 where x is 0."""
 
     broadcasts = True
-    saves = ("inputs", "output")
+    saves: tuple[str, ...] = ("inputs", "output")
 
     def forward(self, x: Array, p: Array | float) -> Array:
         return x**p
@@ -157,7 +157,7 @@ class Minimum(Maximum):
 
 
 class Exp(Function):
-    saves = ("output",)
+    saves: tuple[str, ...] = ("output",)
 
     def forward(self, x: Array) -> Array:
         return np.exp(x)
@@ -193,7 +193,7 @@ class Cos(Function):
 class Sign(Function):
     """-1, 0 or 1; the slope is 0 everywhere."""
 
-    saves = ()
+    saves: tuple[str, ...] = ()
 
     def forward(self, x: Array) -> Array:
         return np.subtract(x > 0, x < 0, dtype=x.dtype)
@@ -203,7 +203,7 @@ class Sign(Function):
 
 
 class Sqrt(Function):
-    saves = ("output",)
+    saves: tuple[str, ...] = ("output",)
 
     def forward(self, x: Array) -> Array:
         return np.sqrt(x)
@@ -259,7 +259,7 @@ def select(condition: Array, a: ArrayLike, b: ArrayLike) -> Array:
 
 
 class Where(Function):
-    saves = ()
+    saves: tuple[str, ...] = ()
     broadcasts = True
 
     def forward(self, condition: Array, a: Array | float, b: Array | float) -> Array:
@@ -273,7 +273,7 @@ class Where(Function):
 
 
 class Cast(Function):
-    saves = ()
+    saves: tuple[str, ...] = ()
 
     def forward(self, x: Array, dtype: DTypeLike) -> Array:
         self._before = x.dtype
@@ -389,7 +389,7 @@ def normalized_dims(dim: Dims, ndim: int) -> tuple[int, ...]:
 
 
 class Sum(Function):
-    saves = ()
+    saves: tuple[str, ...] = ()
 
     def forward(self, x: Array, dim: tuple[int, ...], keepdim: bool) -> Array:
         self._kept = tuple(1 if i in dim else n for i, n in enumerate(x.shape))
@@ -423,7 +423,7 @@ class SumPixels(Sum):
 class Amax(Function):
     """Maximum, or the first of equal ones (0.0 and -0.0), which share the gradient evenly."""
 
-    saves = ("inputs", "output")
+    saves: tuple[str, ...] = ("inputs", "output")
     _reduce = np.maximum.reduce
 
     def forward(self, x: Array, dim: tuple[int, ...], keepdim: bool) -> Array:
@@ -454,7 +454,7 @@ class Amin(Amax):
 class LogSumExp(Function):
     """log(sum(exp(x))) without overflow; its gradient is the softmax."""
 
-    saves = ("inputs", "output")
+    saves: tuple[str, ...] = ("inputs", "output")
 
     def forward(self, x: Array, dim: tuple[int, ...], keepdim: bool) -> Array:
         self._kept = tuple(1 if i in dim else n for i, n in enumerate(x.shape))
@@ -591,7 +591,7 @@ def matmul(a: V | ArrayLike, b: V | ArrayLike) -> V:
 
 
 class Reshape(Function):
-    saves = ()
+    saves: tuple[str, ...] = ()
     views = True
 
     def forward(self, x: Array, shape: Shape) -> Array:
@@ -602,7 +602,7 @@ class Reshape(Function):
 
 
 class Permute(Function):
-    saves = ()
+    saves: tuple[str, ...] = ()
     views = True
 
     def forward(self, x: Array, dims: tuple[int, ...]) -> Array:
@@ -614,7 +614,7 @@ class Permute(Function):
 
 
 class Flip(Function):
-    saves = ()
+    saves: tuple[str, ...] = ()
     views = True
 
     def forward(self, x: Array, dims: tuple[int, ...]) -> Array:
@@ -628,7 +628,7 @@ class Flip(Function):
 class Index(Function):
     """x[index], for slices, integers, integer arrays and boolean masks."""
 
-    saves = ()
+    saves: tuple[str, ...] = ()
     views = True
 
     def forward(self, x: Array, index: Any) -> Array:
@@ -642,7 +642,7 @@ class Index(Function):
 class IndexAdd(Function):
     """Zeros of `shape` with `x` added at `index`; repeated indices accumulate."""
 
-    saves = ()
+    saves: tuple[str, ...] = ()
 
     def forward(self, x: Array, index: Any, shape: Shape) -> Array:
         self._index = index
@@ -660,7 +660,7 @@ class IndexAdd(Function):
 
 
 class Pad(Function):
-    saves = ()
+    saves: tuple[str, ...] = ()
 
     def forward(self, x: Array, widths: tuple[tuple[int, int], ...], value: float) -> Array:
         self._inside = tuple(
@@ -676,7 +676,7 @@ class Pad(Function):
 
 
 class Cat(Function):
-    saves = ()
+    saves: tuple[str, ...] = ()
 
     def forward(self, *arrays: Array, dim: tuple[int, ...]) -> Array:
         self._dim = dim
@@ -896,7 +896,7 @@ for _name in (
 class Compare(Function):
     """1 where a comparison holds, else 0: the condition of a `where`, as `trace` records it."""
 
-    saves = ()
+    saves: tuple[str, ...] = ()
     broadcasts = True
 
     def forward(self, a: Array, b: Array, operator: str) -> Array:

@@ -1,26 +1,33 @@
-"""Whether our training step computes what PyTorch's does: gradients and the optimizer's update.
+"""Compare our training step with PyTorch's: gradients and the optimizer's update.
 
-Two implementations that differ by the rounding of a sum part after a few steps: some activation
-comes to lie on the other side of zero, its sign differs, and from then on everything does. So
-weights are copied before every step, and what is compared is one step at a time.
+Two implementations that round sums differently diverge after a few steps: one activation changes
+its sign, and everything after it differs. So weights are copied before every step, and single
+steps are compared.
 
-PyTorch computes in float64 here. In float32 its own gradients of some layers are further from
-those than 1e-5 (of depth-wise weights 2e-5; channels-last, of batch norms 2e-3).
+PyTorch computes in float64 here. In float32 its own gradients of some layers differ from those by
+more than 1e-5 (2e-5 for depth-wise weights; channels-last, 2e-3 for batch norms).
 
-Even one step may part, where an activation lies so near to a jump, of the sign or of a
-pseudo-gradient, that rounding decides on which side. Then both are right; such a batch is
-replaced by another one, and counted.
+Even a single step may diverge, where an activation is so close to a jump of the sign or of a
+pseudo-gradient that rounding decides the side. Both are then right; such a batch is redrawn and
+counted.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinybnn import nn, tables
 from tinybnn.autograd import trace
 from tinybnn.bench.torch_training import TorchTraining, Variant
-from tinybnn.bench.training import NETWORKS, Training
+from tinybnn.bench.training import NETWORKS, Network, Training
 from tinybnn.kernels.machine import threads
+
+if TYPE_CHECKING:
+    from tinybnn.bench.rounds import Row
+    from tinybnn.typing import FloatArray
 
 GRADIENT, UPDATE = 1e-5, 1e-6  # the largest errors that count as agreement
 
@@ -28,26 +35,31 @@ _HEADER = ("", "batch", "steps", "redrawn", "gradients, worst", "update, worst",
 _WIDTHS, _ALIGN = (21, 5, 5, 7, 22, 22, 6), "<>>><<<"
 
 _FLOAT64 = Variant("PyTorch float64", dtype="float64")
-_NEAR = 1e-5  # of two values that lie on different sides of a jump
-_MOST_DRAWS = 20  # of a batch for one step
-_ON_AND_BEYOND_THE_CLIP = (1.5, -1.2, 1.0, -1.0)  # some latents before each step
+_NEAR = 1e-5  # largest difference of two values on different sides of a jump
+_MOST_DRAWS = 20  # batches drawn for one step
+_ON_AND_BEYOND_THE_CLIP = (1.5, -1.2, 1.0, -1.0)  # the first latents before each step
 
 
-def compare_all(steps=20, batch=None, num_threads=None, say=print):
+def compare_all(
+    steps: int = 20,
+    batch: int | None = None,
+    num_threads: int | None = None,
+    say: Callable[[str], Any] = print,
+) -> list[Row]:
     """Compare every network of `training.NETWORKS` and print a line for each.
 
     Parameters
     ----------
     steps : int
     batch : int, optional
-        Samples in a step, where the network's own batch is larger.
+        Upper limit of the samples in a step; default: each network's own batch.
     num_threads : int, optional
     say : callable
 
     Returns
     -------
     list of dict
-        What `compare_steps` gives.
+        The results of `compare_steps`.
     """
     say(tables.line(_HEADER, _WIDTHS, _ALIGN))
     rows = []
@@ -67,28 +79,27 @@ def _line(row):
     return tables.line((row["name"], *numbers, *worst, verdict), _WIDTHS, _ALIGN)
 
 
-def compare_steps(network, steps, batch, num_threads=None):
-    """Train a network with our step and with PyTorch's, from the same weights before each step.
+def compare_steps(network: Network, steps: int, batch: int, num_threads: int | None = None) -> Row:
+    """Run our steps and PyTorch's, from the same weights before each step.
 
-    Every third γ of the batch norms is negative, and some latent weights lie on the clip and
-    beyond. PyTorch's optimizer is given our gradients, so that the update is compared and not
-    the gradients again.
+    Every third γ of the batch norms is negative, and some latent weights lie on and beyond the
+    clip. PyTorch's optimizer gets our gradients, so that updates are compared independently.
 
     Parameters
     ----------
     network : training.Network
     steps, batch : int
     num_threads : int, optional
-        Of PyTorch.
+        PyTorch's threads.
 
     Returns
     -------
     dict
-        ``name``, ``batch``, ``steps``; ``redrawn``, batches that rounding made differ;
-        ``gradient``, the largest ‖ours - theirs‖ / ‖theirs‖ of any parameter and step, and
-        ``gradient_of``, whose that is; ``update`` and ``update_of``, the same of the change of
-        the weights, less what a float32 weight cannot hold (see `update_error`); ``agrees``,
-        whether they are at most `GRADIENT` and `UPDATE`.
+        ``name``, ``batch``, ``steps``; ``redrawn``, the number of batches redrawn because of
+        rounding; ``gradient``, the largest ‖ours - theirs‖ / ‖theirs‖ of any parameter and step,
+        and ``gradient_of``, the name of that parameter; ``update`` and ``update_of``, the same for
+        the change of the weights beyond the resolution of float32 (see `update_error`);
+        ``agrees``, whether they are at most `GRADIENT` and `UPDATE`.
     """
     ours = Training(network, batch)
     for module in ours.model.modules():
@@ -108,9 +119,8 @@ def compare_steps(network, steps, batch, num_threads=None):
             if not _parted(tape, inputs):
                 break
             redrawn += 1
-        found = theirs.gradients()
-        for name, p in parameters.items():
-            error = _norm(p.grad.data - found[name]) / (_norm(found[name]) or 1.0)
+        for name, gradient in theirs.gradients().items():
+            error = _norm(parameters[name].grad.data - gradient) / (_norm(gradient) or 1.0)
             worst["gradient"] = max(worst["gradient"], (error, name))
         before = {name: p.data.copy() for name, p in parameters.items()}
         theirs.copy_gradients(ours.model)
@@ -127,7 +137,7 @@ def compare_steps(network, steps, batch, num_threads=None):
 
 
 def _start(ours, theirs):
-    """The same new batch and the same weights for both."""
+    """Give both the same new batch and the same weights."""
     ours.draw()
     theirs.copy_batch(ours)
     for p in ours.model.parameters():
@@ -137,10 +147,9 @@ def _start(ours, theirs):
 
 
 def _parted(tape, inputs):
-    """Whether some activation lies on one side of a jump with us, and on the other with them.
+    """Whether rounding has put some activation on different sides of a jump.
 
-    Only values that are equal but for rounding are excused; others count as agreeing, and their
-    gradients will not.
+    Only values that are equal up to rounding are excused; others make the gradients differ.
     """
     for (module, (x,), _), theirs in zip(_leaves(tape), inputs, strict=True):
         if isinstance(module, nn.BinaryConv2d | nn.BinaryLinear | nn.Quantize | nn.LeakyReLU):
@@ -159,12 +168,11 @@ def _norm(x):
     return np.linalg.norm(x.astype(np.float64).ravel())
 
 
-def update_error(before, ours, theirs):
-    """‖ours - theirs‖ / ‖theirs - before‖, where only what exceeds one unit in a weight's last
-    place counts.
+def update_error(before: FloatArray, ours: FloatArray, theirs: FloatArray) -> float:
+    """‖ours - theirs‖ / ‖theirs - before‖, ignoring one unit in the last place of each weight.
 
-    An update of 0.001 is a small part of a weight near 1, of which float32 holds 7 digits: the
-    result is right to 1e-7, and its difference from the weight before to 1e-4.
+    An update of 0.001 is small beside a weight near 1, and float32 has 7 digits: the result is
+    right to 1e-7, and its difference from the weight before to 1e-4.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
-"""Other software that computes the same with floats, or (Larq) with bits; each where installed.
+"""Peers for packed networks, each where it is installed: float networks, and Larq's binary ones.
 
-All weights are random: how fast a network is does not depend on them.
+All weights are random: the speed of a network does not depend on them.
 """
 
 from __future__ import annotations
@@ -13,155 +13,119 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from tinybnn.bench.rounds import Contender, contender, rest
+from tinybnn.bench.twin import twin
+
+if TYPE_CHECKING:
+    from tinybnn import nn
+    from tinybnn.typing import Array
 
 PACKAGES = ("torch", "onnxruntime", "larq_compute_engine", "threadpoolctl")
 
 
-def is_installed(*names):
-    """Whether all of these modules could be imported."""
+def is_installed(*names: str) -> bool:
+    """Whether all of these modules are installed."""
     return all(importlib.util.find_spec(name) is not None for name in names)
 
 
-def versions():
-    """Version of each package that is installed."""
-    found = {}
-    for name in PACKAGES:
-        if is_installed(name):
-            with contextlib.suppress(metadata.PackageNotFoundError):
-                found[name] = metadata.version(name)
-    return found
+def versions() -> dict[str, str]:
+    """Return the version of each of `PACKAGES` that is installed."""
+    installed = {}
+    for name in filter(is_installed, PACKAGES):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return installed
 
 
-def blas_threads(num_threads):
-    """A context in which NumPy's BLAS uses so many threads."""
+def blas_threads(num_threads: int) -> contextlib.AbstractContextManager[Any]:
+    """Limit NumPy's BLAS to `num_threads` threads inside the context."""
     return threadpool_limits(num_threads, user_api="blas")
 
 
-def layers_of(model):
-    """A Sequential as plain data: (kind, sizes...) for each layer that does arithmetic.
+def layers_of(model: nn.Sequential) -> list[tuple[Any, ...]]:
+    """Describe a Sequential as plain data: (kind, sizes...) for each layer that does arithmetic.
 
     Kinds: 'convolution' (channels in, channels out, whether binary), 3×3 with padding 1;
     'norm' (channels); 'pool' 2×2; 'flatten'; 'dense' (features in, features out).
     """
-    found = []
-    for layer in model:
-        kind = type(layer).__name__
-        if kind.endswith("Conv2d"):
-            is_binary = kind == "BinaryConv2d"
-            found.append(("convolution", layer.in_channels, layer.out_channels, is_binary))
-        elif kind == "BatchNorm2d":
-            found.append(("norm", layer.num_features))
-        elif kind == "MaxPool2d":
-            found.append(("pool",))
-        elif kind == "Flatten":
-            found.append(("flatten",))
-        elif kind == "Linear":
-            found.append(("dense", layer.in_features, layer.out_features))
-    return found
+    described = {
+        "Conv2d": lambda layer: ("convolution", layer.in_channels, layer.out_channels, False),
+        "BinaryConv2d": lambda layer: ("convolution", layer.in_channels, layer.out_channels, True),
+        "BatchNorm2d": lambda layer: ("norm", layer.num_features),
+        "MaxPool2d": lambda layer: ("pool",),
+        "Flatten": lambda layer: ("flatten",),
+        "Linear": lambda layer: ("dense", layer.in_features, layer.out_features),
+    }
+    layers = [(described.get(type(layer).__name__), layer) for layer in model]
+    return [describe(layer) for describe, layer in layers if describe is not None]
 
 
 @contextlib.contextmanager
-def other_networks(model, x, num_threads, say):
-    """Everything that can run a network of this shape on ``x``, as a list of contenders.
+def other_networks(
+    model: nn.Sequential, x: Array, num_threads: int, say: Callable[[str], Any]
+) -> Iterator[list[Contender]]:
+    """Context manager: the contenders that can run a network of this shape on ``x``.
 
     Parameters
     ----------
     model : Sequential
-        Of the layers that `layers_of` knows.
+        Only layers that `layers_of` knows.
     x : (N, C, H, W) float32
     num_threads : int
     say : callable
-        Told what is installed and does not run.
+        Called with a text about a peer that is installed and does not run.
     """
     layers = layers_of(model)
     with contextlib.ExitStack() as stack:
-        found = list(_torch(layers, x, num_threads))
-        found += _onnx(layers, x, num_threads)
-        found += _larq(layers, x, num_threads, say, stack)
-        yield found
+        yield [
+            *torch_contenders(model, x, num_threads),
+            *_onnx(layers, x, num_threads),
+            *_larq(layers, x, num_threads, say, stack),
+        ]
 
 
-# ----------------------------------------------------------------------------------------- PyTorch
-
-
-def _layouts():
-    import torch
-
-    return (("NCHW", torch.contiguous_format), ("NHWC", torch.channels_last))
-
-
-def _torch(layers, x, num_threads):
-    """PyTorch's float network in both memory layouts."""
-    if not is_installed("torch"):
-        return
-    import torch
-
-    torch.set_num_threads(num_threads)
-    made = []
-    for kind, *sizes in layers:
-        if kind == "convolution":
-            made.append(torch.nn.Conv2d(*sizes[:2], 3, padding=1, bias=False))
-        elif kind == "norm":
-            made += [torch.nn.BatchNorm2d(*sizes), torch.nn.Hardtanh()]
-        elif kind == "pool":
-            made.append(torch.nn.MaxPool2d(2))
-        elif kind == "flatten":
-            made.append(torch.nn.Flatten())
-        else:
-            made.append(torch.nn.Linear(*sizes))
-    network = torch.nn.Sequential(*made).eval()
-    for name, layout in _layouts():
-        yield _torch_contender(name, copy.deepcopy(network), x, layout)
-
-
-def torch_depthwise(x, weight, stride, num_threads):
-    """PyTorch's float depth-wise convolution in both memory layouts.
+def torch_contenders(model: nn.Module, x: Array, num_threads: int) -> Iterator[Contender]:
+    """Yield PyTorch's float network in both memory layouts, where PyTorch is installed.
 
     Parameters
     ----------
-    x : (N, H, W, C) float32
-    weight : (k, k, C) float32
+    model : Module
+        As `twin` takes it; its parameters are copied.
+    x : (N, C, H, W) float32
+    num_threads : int
     """
     if not is_installed("torch"):
         return
     import torch
 
     torch.set_num_threads(num_threads)
-    size, _, channels = weight.shape
-    layer = torch.nn.Conv2d(
-        channels, channels, size, stride, size // 2, groups=channels, bias=False
-    )
-    with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(weight.transpose(2, 0, 1)[:, None].copy()))
-    for name, layout in _layouts():
-        yield _torch_contender(name, copy.deepcopy(layer), x.transpose(0, 3, 1, 2), layout)
+    network = twin(model, binary=False).eval()
+    for theirs, p in zip(network.parameters(), model.parameters(), strict=True):
+        theirs.data = torch.tensor(np.ascontiguousarray(p.data))
+    for name, layout in (("NCHW", torch.contiguous_format), ("NHWC", torch.channels_last)):
+        laid_out = copy.deepcopy(network).to(memory_format=layout)
+        images = torch.tensor(np.ascontiguousarray(x)).to(memory_format=layout)
 
+        def forward(network=laid_out, images=images):
+            with torch.inference_mode():
+                return network(images)
 
-def _torch_contender(name, network, x, layout):
-    import torch
-
-    network = network.to(memory_format=layout)
-    images = torch.from_numpy(np.ascontiguousarray(x)).to(memory_format=layout)
-
-    def forward():
-        with torch.inference_mode():
-            return network(images)
-
-    return contender(f"PyTorch float {name}", forward, counts=True)
+        yield contender(f"PyTorch float {name}", forward, counts=True)
 
 
 # ------------------------------------------------------------------------------------ ONNX Runtime
 
 
 def _onnx(layers, x, num_threads):
-    """ONNX Runtime's float network; `onnx` is needed to write it down."""
+    """Yield ONNX Runtime's float network, which the package onnx builds."""
     if not is_installed("onnx", "onnxruntime"):
         return
     import onnxruntime
@@ -177,7 +141,7 @@ def _onnx(layers, x, num_threads):
 
 
 def _onnx_model(layers, shape):
-    """A network in ONNX's format, as bytes."""
+    """Serialize a network in ONNX's format, bytes."""
     import onnx
     from onnx import helper, numpy_helper
 
@@ -186,14 +150,11 @@ def _onnx_model(layers, shape):
 
     def add(operation, inputs, **attributes):
         """Append a node that takes the last one's result."""
-        source = nodes[-1].output[0] if nodes else "x"
-        names = []
+        names = [nodes[-1].output[0] if nodes else "x"]
         for array in inputs:
             names.append(f"c{len(constants)}")
             constants.append(numpy_helper.from_array(np.asarray(array, np.float32), names[-1]))
-        nodes.append(
-            helper.make_node(operation, [source, *names], [f"v{len(nodes)}"], **attributes)
-        )
+        nodes.append(helper.make_node(operation, names, [f"v{len(nodes)}"], **attributes))
 
     for kind, *sizes in layers:
         if kind == "convolution":
@@ -226,9 +187,9 @@ def _onnx_model(layers, shape):
 
 # ----------------------------------------------------------------------------- Larq Compute Engine
 
-# Larq Compute Engine 0.16 wants NumPy 1, and this library NumPy 2: it runs in a process of its own,
-# by the Python of another environment. It answers a number of runs with their seconds, as `turn`
-# does. Padding with ones, pooling after the convolution: what its converter turns into bits.
+# Larq Compute Engine 0.16 requires NumPy 1, this library NumPy 2, so it runs in a process of its
+# own with the Python of another environment. The process reads a number of runs and answers with
+# their seconds, as `turn` does. Its converter packs convolutions padded with ones and pooled after.
 _LARQ_PYTHON = "TINYBNN_LARQ_PYTHON"
 _LARQ = """
 import json, os, sys, time
@@ -267,7 +228,7 @@ for line in sys.stdin:
 
 
 def _larq(layers, x, num_threads, say, stack):
-    """Larq Compute Engine's binary network, for one image, which is all that it takes at a time."""
+    """Yield Larq Compute Engine's binary network, which takes one image at a time."""
     python = os.environ.get(_LARQ_PYTHON)
     if len(x) > 1 or not (python or is_installed("larq", "larq_compute_engine", "tensorflow")):
         return
@@ -279,7 +240,7 @@ def _larq(layers, x, num_threads, say, stack):
         [python or sys.executable, "-c", _LARQ, task],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
     )  # fmt: skip
-    stack.callback(_end, process)
+    stack.callback(process.communicate)  # it ends when its input does
     if process.stdout.readline() == "[]\n":
         yield Contender("Larq Compute Engine", partial(_larq_turn, process))
     else:
@@ -298,8 +259,3 @@ def _larq_turn(process, calls):
     process.stdin.write(f"{calls}\n")
     process.stdin.flush()
     return json.loads(process.stdout.readline())
-
-
-def _end(process):
-    """Its input ends, and so does it."""
-    process.communicate()

@@ -1,4 +1,4 @@
-"""From groups of rows to a table on the screen, figures for a file, and a picture."""
+"""Measure groups of rows; print them, and write them as JSON, a page or a picture."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import itertools
 import os
 import textwrap
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
 
 import llvmlite.binding
 import numpy as np
@@ -27,10 +29,18 @@ from tinybnn.kernels.machine.simd import cpu_kind, cpu_name
 from tinybnn.kernels.signs import xnor
 from tinybnn.kernels.signs.prepared import has_fast_look_ups
 
+Report: TypeAlias = dict[str, Any]  # the keys are documented in `run`
+
 GROUPS = ("kernels", "depthwise", "models", "startup", "train", "curvature")
 
 
-def run(group="all", num_threads=None, quick=False, say=print, profile=False):
+def run(
+    group: str = "all",
+    num_threads: int | None = None,
+    quick: bool = False,
+    say: Callable[[str], Any] = print,
+    profile: bool = False,
+) -> Report:
     """Measure a group of rows.
 
     Parameters
@@ -38,57 +48,57 @@ def run(group="all", num_threads=None, quick=False, say=print, profile=False):
     group : str
         One of `GROUPS`, or 'all'.
     num_threads : int, optional
-        For our kernels, for PyTorch, ONNX Runtime and Larq Compute Engine, and for NumPy's BLAS. By
-        default 2, or as many as there are cores if those are fewer.
+        For our kernels, for PyTorch, ONNX Runtime and Larq Compute Engine, and for NumPy's BLAS.
+        Default: 2, or the number of cores if that is smaller.
     quick : bool
-        Run everything, but too briefly for figures that mean something.
+        Run everything, but too briefly for meaningful figures.
     say : callable
-        Gets a text of one or more lines at a time.
+        Called with a text of one or more lines at a time.
     profile : bool
-        Tell for each network of 'train' where the time of a step goes.
+        Add the times of single operations to each network of 'train'.
 
     Returns
     -------
     dict
         Ready for JSON. ``machine`` (processor, cores, versions; ``vectors``, ``model`` and
         ``compiled_for`` as in `_processor`), ``threads``, ``command``, ``date``, ``roof`` (see
-        `measure_roof`) and ``rows``, a list of dicts, all with the same keys; None where one has
-        no meaning:
+        `measure_roof`) and ``rows``, a list of dicts, all with the same keys; None where a key
+        does not apply:
 
         ``name``, ``shape``, ``threads``
-            What was measured.
+            The measured computation.
         ``ours_s``, ``ours_min_s``, ``ours_max_s``
             Seconds of a run of ours: median, fastest, slowest.
         ``peer``, ``peer_s``, ``peer_min_s``, ``peer_max_s``
-            The peer, and the same of it.
+            The peer and its seconds.
         ``ratio``, ``ratio_of_fastest``
-            peer_s / ours_s, and peer_min_s / ours_min_s: where other programs keep the machine
-            busy, medians tell how often each was interrupted; the fastest runs were not.
+            peer_s / ours_s, and peer_min_s / ours_min_s. On a busy machine medians depend on how
+            often each was interrupted; the fastest runs were not.
         ``target``, ``target_of``, ``is_met``
-            What the project asks of itself, of which column, and whether this run shows it. The
-            targets for shares of the peak are meant for one thread, those for ratios for two.
+            The target, its column, and whether this run meets it. Targets for shares of the peak
+            are meant for one thread, those for ratios for two.
         ``peak_share``
-            Of the register-only peak times the threads, for the fastest run.
+            Share of the register-only peak of all threads, for the fastest run.
         ``rate``, ``unit``
-            Work a second, for the median.
+            Work per second, for the median.
         ``bytes``, ``peer_bytes``
-            What a run reads and writes at least: everything that goes in and comes out, once.
+            Lower bound of the bytes that a run reads and writes: all inputs and outputs, once.
         ``products``
-            Products of signs in a run of ours.
+            Sign products in a run of ours.
         ``profile``
-            Of models, in the last row of each shape: what `PackedModel.profile` gives.
+            The result of `PackedModel.profile`; in the last row of each shape of a model.
         ``memory``, ``peer_memory``
-            Of training: what `training.memory_of` gives, for ours and for the peer.
+            The results of `training.memory_of` for ours and for the peer, in rows of training.
         ``operations``
-            Of training, with `profile`, in the last row of each network: the rows of an
-            `analysis.OperationTimes`.
+            The rows of an `analysis.OperationTimes`; with `profile`, in the last row of each
+            trained network.
         ``group``
-            Of `GROUPS`.
+            One of `GROUPS`.
 
     Raises
     ------
     ValueError
-        If there is no such group, or Numba was not started with so many threads.
+        If there is no such group, or `num_threads` exceeds the threads that Numba was started with.
     """
     if group not in (*GROUPS, "all"):
         raise ValueError(f"bench: group must be one of {(*GROUPS, 'all')}, got {group!r}")
@@ -108,12 +118,12 @@ def run(group="all", num_threads=None, quick=False, say=print, profile=False):
             say("A quick run: its figures mean nothing beyond showing that the code runs.")
         roof = measure_roof(num_threads, quick)
         say(
-            f"The CPU has {cpu_kind()}: products of signs by "
+            f"The CPU has {cpu_kind()}: sign products by "
             f"{'look-ups' if has_fast_look_ups() else 'counting'}.\n"
-            f"Peak of the registers: {roof['register_peak'] / 1e9:,.0f} Gbit-MAC/s a core. "
+            f"Register-only peak: {roof['register_peak'] / 1e9:,.0f} Gbit-MAC/s per core. "
             f"Memory: {roof['bandwidth'] / 1e9:.0f} GB/s\n({roof['bandwidth_by']}). "
-            f"Threads: {num_threads}.\nMedians, in brackets the fastest and the slowest run; the "
-            "ratio of the medians, and that of the\nfastest runs."
+            f"Threads: {num_threads}.\nMedians, with the fastest and the slowest run in brackets; "
+            "ratios of medians and of fastest runs."
         )
         for name in GROUPS if group == "all" else (group,):
             say("\n" + tables.line(_HEADER, _WIDTHS, _ALIGN))
@@ -132,7 +142,9 @@ def run(group="all", num_threads=None, quick=False, say=print, profile=False):
     return _circumstances(group, num_threads, options) | {"roof": roof, "rows": rows}
 
 
-def check(num_threads=None, quick=False, say=print):
+def check(
+    num_threads: int | None = None, quick: bool = False, say: Callable[[str], Any] = print
+) -> Report:
     """Compare steps of training with PyTorch's, from the same weights before each step.
 
     Parameters
@@ -145,8 +157,8 @@ def check(num_threads=None, quick=False, say=print):
     Returns
     -------
     dict
-        Ready for JSON: ``machine``, ``threads``, ``command``, ``date`` and ``rows``, for each
-        network of 'train' what `agreement.compare_steps` gives.
+        Ready for JSON: ``machine``, ``threads``, ``command``, ``date`` and ``rows``, the results of
+        `agreement.compare_steps` for each network of 'train'.
 
     Raises
     ------
@@ -166,7 +178,7 @@ def _default_threads(num_threads):
 
 
 def _circumstances(group, num_threads, options):
-    """On what, how and when was measured."""
+    """Describe the machine, the command and the date."""
     return {
         "machine": analysis.machine() | _processor() | {"peers": versions()},
         "threads": num_threads,
@@ -176,8 +188,8 @@ def _circumstances(group, num_threads, options):
 
 
 def _processor():
-    """What kernels see: ``vectors`` in words; LLVM's names of the ``model`` that is there and of
-    the one that kernels are ``compiled_for``, which NUMBA_CPU_NAME may set."""
+    """Describe the CPU to the kernels: its ``vectors`` in words, LLVM's name of its ``model`` and
+    of the one that kernels are ``compiled_for``, which NUMBA_CPU_NAME may set."""
     return {
         "vectors": cpu_kind(),
         "model": llvmlite.binding.get_host_cpu_name(),
@@ -185,8 +197,8 @@ def _processor():
     }
 
 
-def draw(path, report):
-    """The picture of `plots.roofline`, for what `run` returned, as a PNG file."""
+def draw(path: str | os.PathLike[str], report: Report) -> None:
+    """Draw the result of `run` with `plots.roofline` to a PNG file."""
     figure = plots.figure(figsize=(11, 7))
     plots.roofline(
         figure.subplots(), report["rows"], report["threads"] * report["roof"]["register_peak"],
@@ -195,15 +207,20 @@ def draw(path, report):
     plots.save(figure, path, "png")
 
 
-def measure_roof(num_threads, quick=False):
-    """What bounds a kernel: how fast registers count, and how fast memory delivers.
+def measure_roof(num_threads: int, quick: bool = False) -> dict[str, Any]:
+    """Measure the bounds of a kernel: the register-only peak and the memory bandwidth.
+
+    Parameters
+    ----------
+    num_threads : int
+        Threads that copy; each copies a part of an array larger than the caches.
+    quick : bool
 
     Returns
     -------
     dict
-        ``register_peak`` (products of signs a second on one core), ``bandwidth`` (bytes a second,
-        read and written, when `numpy.copyto` copies an array that is larger than the caches, each
-        thread a part of it), ``bandwidth_by`` (the same in words).
+        ``register_peak`` (sign products per second on one core), ``bandwidth`` (bytes per second,
+        read and written, of `numpy.copyto`), ``bandwidth_by`` (how it was measured, str).
     """
     source = np.ones((4 if quick else 128) << 18, np.float32)  # MiB
     target = np.zeros_like(source)
@@ -224,7 +241,7 @@ def measure_roof(num_threads, quick=False):
 
 
 def _register_peaks(count):
-    """On a busy machine a single one may be too low."""
+    """Several measurements, since on a busy machine a single one may be too low."""
     for _ in range(count):
         rest()
         yield xnor.register_peak()
@@ -233,23 +250,23 @@ def _register_peaks(count):
 # --------------------------------------------------------------------------------------- the page
 
 _TITLES = {
-    "kernels": "Products of signs, packing", "depthwise": "Depth-wise convolutions",
-    "models": "Packed models", "startup": "The first moments of a process",
-    "train": "Steps of training",
+    "kernels": "Sign products, packing", "depthwise": "Depth-wise convolutions",
+    "models": "Packed models", "startup": "Startup", "train": "Training steps",
+    "curvature": "Products with the Hessian",
 }  # fmt: skip
 _COLUMNS = ("what", "ours, ms", "peer", "peer, ms", "ratio", "of the fastest", "rate", "target")
 
 
-def page(report):
-    """What `run` returned as a page in Markdown: the machine, and a table for each group."""
+def page(report: Report) -> str:
+    """Format the result of `run` as Markdown: the machine, and a table for each group."""
     machine, roof = report["machine"], report["roof"]
     peers = ", ".join(f"{name} {version}" for name, version in machine["peers"].items())
     where = (
         f"{report['date']}. {machine['processor']} ({machine['model']}), {machine['cores']} cores; "
         f"{report['threads']} threads. Python {machine['python']}, NumPy {machine['numpy']}, Numba "
-        f"{machine['numba']}{', ' * bool(peers)}{peers}. Peak of the registers: "
-        f"{roof['register_peak'] / 1e9:,.0f} Gbit-MAC/s a core. Memory: "
-        f"{roof['bandwidth'] / 1e9:.0f} GB/s ({roof['bandwidth_by']}). Times are medians; the "
+        f"{machine['numba']}{', ' * bool(peers)}{peers}. Register-only peak: "
+        f"{roof['register_peak'] / 1e9:,.0f} Gbit-MAC/s per core. Memory: "
+        f"{roof['bandwidth'] / 1e9:.0f} GB/s ({roof['bandwidth_by']}). Times are medians; "
         "ratios are those of the medians and of the fastest runs."
     )
     title, command = f"# Measured with {machine['vectors']}", f"    {report['command']}"
@@ -257,9 +274,9 @@ def page(report):
     if machine["compiled_for"] != machine["model"]:
         parts.append(
             textwrap.fill(
-                f"Kernels were compiled for {machine['compiled_for']}, which this processor is "
-                "not: a newer processor that leaves some instructions out has other speeds than "
-                "an older one that lacks them.",
+                f"Kernels were compiled for {machine['compiled_for']}, not for this processor: a "
+                "newer processor with some instructions disabled has other speeds than an older "
+                "one that lacks them.",
                 100,
             )
         )
@@ -278,15 +295,15 @@ def _cells(row):
 
 # ------------------------------------------------------------------------------------- the screen
 
-# Who, milliseconds, the fastest and the slowest run, the two ratios, and a remark: 100 columns.
+# Name, milliseconds, fastest and slowest run, the two ratios, and a remark: 100 columns.
 _WIDTHS, _ALIGN = (27, 8, 15, 8, 8, 24), "<>>>><"
-_OURS = (27, 8, 15, 44)  # what is said of ours begins where the ratios of the peers stand
+_OURS = (27, 8, 15, 44)  # the remark on ours begins in the column of the peers' ratios
 _HEADER = ("", "ms", "", "ratio", "fastest", "")
 _UNITS = {"ratio": "ratio {:g}", "peak_share": "{:.0%} of the peak", "rate": "{:.0f} GB/s"}
 
 
 def _lines(row, before):
-    """A row as lines: ours, unless `before`, the row before it, is of the same runs; the peer."""
+    """Format a row: a line for ours, unless the row `before` has the same one, and the peer's."""
     lines = []
     if before is None or any(row[key] != before[key] for key in ("name", "shape", "ours_s")):
         title = f"{row['name']}  {row['shape']}".rstrip()
@@ -312,7 +329,7 @@ def _target(row):
 
 
 def _times(who, row, key):
-    """Cells of a contender: its name, its median, its fastest and slowest run in brackets."""
+    """Format a contender's cells: name, median, and its fastest and slowest run in brackets."""
     median, low, high = (_milliseconds(row[f"{key}{which}_s"]) for which in ("", "_min", "_max"))
     return f"  {who}", median, f"({low}-{high})"
 
@@ -322,13 +339,13 @@ def _ratio(value):
 
 
 def _milliseconds(seconds):
-    """With three or more digits."""
+    """Format seconds as milliseconds with three or more digits."""
     digits = 3 if seconds < 0.01 else 1 if seconds < 1 else 0
     return f"{seconds * 1e3:.{digits}f}"
 
 
 def _memory(row):
-    """The memory of steps of training as a line of text."""
+    """Format the memory of training steps."""
     ours, peer = row["memory"], row["peer_memory"]
     compared = "less" if ours["step"] < peer["step"] else "not less"
     sizes = [f"{1e-6 * memory[key]:.1f}" for key in ("step", "growth") for memory in (ours, peer)]
@@ -341,7 +358,7 @@ def _memory(row):
     )
 
 
-_INNER = tables.WIDTH - 4  # columns of what is indented
+_INNER = tables.WIDTH - 4  # columns of indented text
 
 
 def _indented(text):

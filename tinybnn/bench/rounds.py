@@ -1,46 +1,50 @@
-"""Timing two contenders so that neither disturbs the other; rows.
+"""Timing contenders so that none disturbs another; rows of results.
 
-The obvious way is strict alternation, one run of ours, one of the peer, and so on, so that a
-machine that slows down slows both. For short runs it is wrong. The threads of OpenMP and of BLAS do
-not sleep when their work is done: for a few milliseconds, up to a tenth of a second, they spin, in
-case more work comes. Whoever runs next has to share the cores with them: a prediction that takes
-0.66 ms by itself took 1.19 ms straight after PyTorch's.
+Strict alternation, one run of ours, one of the peer, and so on, would make a machine that slows
+down slow both. For short runs it is wrong: the threads of OpenMP and BLAS do not sleep when their
+work is done, but spin for a few milliseconds, up to a tenth of a second, waiting for more. The next
+contender shares the cores with them: a prediction that takes 0.66 ms alone took 1.19 ms right after
+PyTorch's.
 
-So contenders alternate in *turns*. Before a turn the process sleeps until all of its threads are at
-rest. Then the contender runs once without being timed, which wakes its own threads and brings its
-data into the cache, and then a few times with the clock. After one turn of each contender, a
-*round*, it starts over. All are treated alike, a peer just as ours, and the median is taken over
-all the timed runs of all rounds.
+So contenders alternate in *turns*. Before a turn the process sleeps until all of its threads are
+idle. Then the contender runs once untimed, which wakes its own threads and brings its data into the
+cache, and then a few times with the clock. One turn of each contender is a *round*; rounds repeat.
+Ours and peers are treated alike, and medians are taken over the timed runs of all rounds.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from tinybnn.kernels.machine.simd import cpu_features
 from tinybnn.kernels.signs import xnor
 
-_PAUSE = 0.02  # seconds; threads that spin show within this time
+Row: TypeAlias = dict[str, Any]  # the columns are documented in `report.run`
+
+_PAUSE = 0.02  # seconds; spinning threads use measurable CPU time within it
 _MOST_PAUSES = 10
-_TURN = 0.03  # seconds of timed runs in a turn, roughly
+_TURN = 0.03  # approximate seconds of timed runs in a turn
 _MOST_CALLS = 50
 
 
 class Settings(NamedTuple):
-    """How to measure.
+    """Options of a measurement.
 
     Attributes
     ----------
     num_threads : int
         For our kernels and for the peers.
     quick : bool
-        One run each instead of many: figures mean nothing, but all of the code is run.
+        One run of each contender: all of the code runs, but the figures mean nothing.
     seconds : float
-        How long to measure each contender of a row, roughly.
+        Approximate time to measure each contender of a row.
     """
 
     num_threads: int
@@ -49,69 +53,72 @@ class Settings(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """What takes part in a comparison.
+    """A participant of a comparison.
 
     Attributes
     ----------
     name : str
     turn : callable
-        Takes a number of runs, gives the seconds of each, as `turn` does.
+        Takes a number of runs and returns the seconds of each, as `turn` does.
     nbytes : int, optional
-        What it reads and writes at least.
+        Lower bound of the bytes that a run reads and writes.
     counts : bool
-        Whether a target for the ratio speaks of this peer. Of several, it speaks of the fastest.
+        Whether a target for the ratio refers to this peer; among several, to the fastest.
     """
 
     name: str
-    turn: Callable[[int], list]
+    turn: Callable[[int], list[float]]
     nbytes: int | None = None
     counts: bool = False
 
 
 class Target(NamedTuple):
-    """What a row should reach.
+    """A value that a row should reach.
 
     Attributes
     ----------
     column : str
-        'ratio', 'peak_share' or 'rate', where more is better, or 'ours_s', where less is.
+        'ratio', 'peak_share' or 'rate', lower bounds, or 'ours_s', an upper bound.
     value : float
     """
 
     column: str
     value: float
 
-    def is_met(self, row):
-        found = row[self.column]
-        return found <= self.value if self.column == "ours_s" else found >= self.value
+    def is_met(self, row: Row) -> bool:
+        """Whether a row reaches it."""
+        measured = row[self.column]
+        return measured <= self.value if self.column == "ours_s" else measured >= self.value
 
 
-def of_this_cpu(avx512, avx2):
-    """What the project asks of itself on this kind of CPU; None where it asks nothing.
+def of_this_cpu(avx512: Target, avx2: Target) -> Target | None:
+    """Select the target for this kind of CPU; None for CPUs without one.
 
     Parameters
     ----------
     avx512, avx2 : Target
         For a CPU that counts the bits of a vector (AVX-512 with VPOPCNTDQ), and for one that has
-        AVX2, or AVX-512 without that instruction. None are set for other CPUs.
+        AVX2, or AVX-512 without that instruction. Other CPUs have no targets.
     """
     if "avx512vpopcntdq" in cpu_features():
         return avx512
     return avx2 if "avx2" in cpu_features() else None
 
 
-def ratio_of_this_cpu(avx512, avx2):
-    """The same for two ratios."""
+def ratio_of_this_cpu(avx512: float, avx2: float) -> Target | None:
+    """Select the target ratio for this kind of CPU; see `of_this_cpu`."""
     return of_this_cpu(Target("ratio", avx512), Target("ratio", avx2))
 
 
-def contender(name, function, nbytes=None, counts=False):
-    """A contender that is a function of this process."""
+def contender(
+    name: str, function: Callable[[], Any], nbytes: int | None = None, counts: bool = False
+) -> Contender:
+    """Make a contender of a function that runs in this process."""
     return Contender(name, partial(turn, function), nbytes, counts)
 
 
-def rest():
-    """Sleep until no thread of this process uses a core, a fifth of a second at the most."""
+def rest() -> None:
+    """Sleep until no thread of this process uses a core, at most a fifth of a second."""
     for _ in range(_MOST_PAUSES):
         before = time.process_time()
         time.sleep(_PAUSE)
@@ -119,8 +126,8 @@ def rest():
             return
 
 
-def turn(function, calls):
-    """The seconds of some runs of a function, after a rest and a run that is not timed."""
+def turn(function: Callable[[], Any], calls: int) -> list[float]:
+    """Time `calls` runs of a function in seconds, after a rest and one untimed run."""
     rest()
     function()
     seconds = []
@@ -131,7 +138,9 @@ def turn(function, calls):
     return seconds
 
 
-def measure(contenders, settings, between=None):
+def measure(
+    contenders: Sequence[Contender], settings: Settings, between: Callable[[], Any] | None = None
+) -> list[list[float]]:
     """Let contenders take turns.
 
     Parameters
@@ -139,7 +148,7 @@ def measure(contenders, settings, between=None):
     contenders : sequence of Contender
     settings : Settings
     between : callable, optional
-        Called once a round.
+        Called after each round.
 
     Returns
     -------
@@ -149,9 +158,9 @@ def measure(contenders, settings, between=None):
     if settings.quick:
         calls, least, until = [1] * len(contenders), 1, 0.0
     else:
-        # The first turn, which may have to compile or to allocate, says how long a run takes.
-        found = [min(c.turn(2)) for c in contenders]
-        calls = [min(max(round(_TURN / seconds), 1), _MOST_CALLS) for seconds in found]
+        # The first turn may compile or allocate; it also estimates how long a run takes.
+        estimates = [min(c.turn(2)) for c in contenders]
+        calls = [min(max(round(_TURN / seconds), 1), _MOST_CALLS) for seconds in estimates]
         least, until = 5, time.perf_counter() + settings.seconds * len(contenders)
     times = [[] for _ in contenders]
     done = 0
@@ -165,42 +174,43 @@ def measure(contenders, settings, between=None):
 
 
 def compare(
-    name,
-    shape,
-    ours,
-    peers,
-    settings,
+    name: str,
+    shape: str | Sequence[int],
+    ours: Callable[[], Any],
+    peers: Sequence[Contender],
+    settings: Settings,
     *,
-    products=None,
-    nbytes=None,
-    rate=None,
-    of_peak=False,
-    target=None,
-):
-    """Measure ours and its peers; a row for each peer.
+    products: int | None = None,
+    nbytes: int | None = None,
+    rate: tuple[float, str] | None = None,
+    of_peak: bool = False,
+    target: Target | None = None,
+) -> list[Row]:
+    """Measure ours and its peers and make a row for each peer.
 
     Parameters
     ----------
-    name, shape : str
+    name : str
+    shape : str or tuple of int
     ours : callable
     peers : sequence of Contender
     settings : Settings
     products : int, optional
-        Products of signs in a run of ours.
+        Sign products in a run of ours.
     nbytes : int, optional
-        Bytes that a run of ours reads and writes at least: what goes in, constants and what comes
-        out, each once.
+        Lower bound of the bytes that a run of ours reads and writes: inputs, constants and outputs,
+        each once.
     rate : (float, str), optional
-        Work in a run and its unit; by default the products, in 1e9.
+        Work in a run and its unit; default: the products, in 1e9.
     of_peak : bool
-        Whether to measure the register-only peak in the same rounds, and give the share that ours
-        has of it. It is that of the fastest run: the peak, too, is that of an undisturbed core.
+        Whether to measure the register-only peak in the same rounds and report the share of it that
+        our fastest run reaches (the peak, too, is that of an undisturbed core).
     target : Target, optional
 
     Returns
     -------
     list of dict
-        The columns are told in `report.run`.
+        Columns as documented in `report.run`.
     """
     peak = [0.0]
 
@@ -225,11 +235,19 @@ def compare(
     return rows
 
 
-def make_row(name, shape, ours, peer, others, settings):
-    """A row of measured seconds, ours and a peer's; columns that not every row has are None."""
+def make_row(
+    name: str,
+    shape: str | Sequence[int],
+    ours: Sequence[float],
+    peer: str,
+    others: Sequence[float],
+    settings: Settings,
+) -> Row:
+    """Make a row of the measured seconds of ours and a peer; optional columns are None."""
     median, other = statistics.median(ours), statistics.median(others)
     row = {
-        "name": name, "shape": shape, "threads": settings.num_threads,
+        "name": name, "shape": shape if isinstance(shape, str) else "×".join(map(str, shape)),
+        "threads": settings.num_threads,
         "ours_s": median, "ours_min_s": min(ours), "ours_max_s": max(ours),
         "peer": peer, "peer_s": other, "peer_min_s": min(others), "peer_max_s": max(others),
         "ratio": other / median, "ratio_of_fastest": min(others) / min(ours),
@@ -242,7 +260,7 @@ def make_row(name, shape, ours, peer, others, settings):
 
 
 def _set_target(rows, peers, target):
-    """A target stands in one row: for the ratio, in that of the fastest peer it speaks of."""
+    """Enter a target in one row: for the ratio, in that of the fastest peer that counts."""
     if target.column == "ratio":
         rows = [row for row, peer in zip(rows, peers, strict=True) if peer.counts]
     if rows:
@@ -250,6 +268,14 @@ def _set_target(rows, peers, target):
         set_target(row, target)
 
 
-def set_target(row, target):
-    """Write down what a row should reach, and whether it does."""
+def set_target(row: Row, target: Target) -> None:
+    """Enter a target in a row, and whether the row meets it."""
     row |= {"target": target.value, "target_of": target.column, "is_met": target.is_met(row)}
+
+
+def output_of(program: str, **environment: str) -> str:
+    """Run a Python program in a new process and return what it prints."""
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | environment, check=True, stdout=subprocess.PIPE, text=True,
+    ).stdout  # fmt: skip

@@ -1,15 +1,14 @@
-"""Rows of the first moments of a process: import, and the first prediction."""
+"""Rows of startup: import, first prediction, and loading or compiling the training kernels."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 from tinybnn import datasets, deploy, models
-from tinybnn.bench.rounds import Target, make_row, set_target
+from tinybnn.bench.rounds import Row, Settings, Target, make_row, output_of, set_target
 
 _FIRST_PREDICTION = """
 import time
@@ -23,7 +22,7 @@ packed.predict(np.zeros((1, *packed.input_shape), np.float32))
 print(imported, time.perf_counter() - start)
 """
 
-# How much longer a first step takes than the fastest after it, of all networks of `bench train`.
+# How much longer the first step takes than the fastest of the later ones, over all networks.
 _FIRST_STEPS = """
 import time
 from tinybnn.bench.training import NETWORKS, Training
@@ -38,12 +37,12 @@ print(max(times[0] - min(times[1:]), 1e-6))  # noise may be more than the differ
 """
 
 
-def startup(settings):
-    """Yield the rows: for each model the first prediction, warm and cold; the import; training.
+def startup(settings: Settings) -> Iterator[Row]:
+    """Yield the rows: first prediction of each model, warm and cold; import; training kernels.
 
-    Cold is a folder for compiled kernels that is empty, warm one that an earlier process has
-    filled. The time begins when Python has started, and with the import of NumPy; for training it
-    is what kernels take to be compiled or loaded.
+    Cold means an empty cache of compiled kernels, warm one that an earlier process has filled. Time
+    starts when Python has started, before NumPy is imported; for training it is the time to compile
+    or load the kernels.
     """
     digits = datasets.load("digits")[0].images.shape[1:]
     networks = [("CNN for digits", models.cnn(digits, padding=1), digits)]
@@ -64,32 +63,27 @@ def startup(settings):
                     imported, first = _printed(program, cache)
                     imports.append(imported)
                     warm.append(first)
-            text = "×".join(map(str, (1, *shape)))
-            for kind, seconds, target in (("warm", warm, 0.35), ("cold", cold, 7.0)):
-                row_name = f"first prediction, {kind}"
-                yield _row(row_name, f"{name} {text}", seconds, bare, target, settings)
+            text = f"{name} " + "×".join(map(str, (1, *shape)))
+            yield _row("first prediction, warm", text, warm, bare, 0.35, settings)
+            yield _row("first prediction, cold", text, cold, bare, 7.0, settings)
         yield _row("import tinybnn", "", imports, bare, 0.3, settings)
         which = "MLP 200-128-2" if settings.quick else ""
         program = _FIRST_STEPS.format(which=repr(which))
         cache = tempfile.mkdtemp(dir=folder)
         runs = [_printed(program, cache)[0] for _ in range(2 if settings.quick else 4)]
-        for kind, seconds, target in (("warm", runs[1:], 1.0), ("cold", runs[:1], 15.0)):
-            row_name = f"kernels of training, {kind}"
-            yield _row(row_name, which or "six networks", seconds, bare, target, settings)
+        text = which or "six networks"
+        yield _row("kernels of training, warm", text, runs[1:], bare, 1.0, settings)
+        yield _row("kernels of training, cold", text, runs[:1], bare, 15.0, settings)
 
 
 def _printed(program, cache):
-    """The seconds that a program prints, run by a new process."""
-    output = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"NUMBA_CACHE_DIR": cache}, check=True, stdout=subprocess.PIPE, text=True,
-    ).stdout  # fmt: skip
-    return tuple(map(float, output.split()))
+    """Run a program in a new process and return the numbers that it prints."""
+    return tuple(map(float, output_of(program, NUMBA_CACHE_DIR=cache).split()))
 
 
 def _seconds_of(code):
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True)
+    output_of(code)
     return time.perf_counter() - start
 
 

@@ -1,11 +1,11 @@
 """Rows of training: a whole step, beside PyTorch's eager mode with the same layers.
 
-A step is: forget the gradients, forward, loss, backward, Adam, clipping of latent weights. Weights
-and images are random, since the time of a step does not depend on them. As in `training.fit`, the
-BLAS of NumPy has one thread, which does not touch PyTorch's own.
+A step clears the gradients, runs forward, loss, backward and Adam, and clips latent weights.
+Weights and images are random, since the time of a step does not depend on them. As in
+`training.fit`, NumPy's BLAS has one thread, which does not affect PyTorch's own.
 
-A row of its own holds the forward pass of eval mode against that of training: a validation is to
-cost no more than it must.
+A separate row compares the forward pass in eval mode with that in training mode, to show that
+validation costs no more than necessary.
 """
 
 from __future__ import annotations
@@ -14,64 +14,67 @@ import contextlib
 import ctypes
 import gc
 import json
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinybnn import analysis, models, nn, optim
 from tinybnn import functional as F
 from tinybnn.autograd import Tensor, no_grad
-from tinybnn.bench.rounds import Target, compare, contender, ratio_of_this_cpu
+from tinybnn.bench.rounds import (
+    Row,
+    Settings,
+    Target,
+    compare,
+    contender,
+    output_of,
+    ratio_of_this_cpu,
+)
 from tinybnn.bench.torch_training import TorchTraining, variants
 from tinybnn.kernels.machine import memory, threads
+from tinybnn.models.mobilenet_v1 import SEPARABLE
 from tinybnn.nn.layers import channels_last
+from tinybnn.typing import Array, Shape
 
 # ------------------------------------------------------------------------------------ the networks
 
 
 class Network(NamedTuple):
-    """A row of the table.
+    """A network to train.
 
     Attributes
     ----------
     name : str
     build : callable
-        Takes a Generator, gives a Sequential.
+        Takes a Generator and returns a Sequential.
     input_shape : tuple of int
-        Of one sample.
+        Shape of one sample.
     batch : int
-    ratios : (float, float)
-        To PyTorch in its better memory layout, on two threads, that it should reach with AVX-512
-        and with AVX2.
+    ratios : (float, float) or None
+        Targets with AVX-512 and with AVX2 for the ratio to PyTorch in its faster memory layout, on
+        two threads.
     classes : int or None
-        None for a network that learns to give back what it was given.
+        None for an autoencoder.
     """
 
     name: str
-    build: Callable
-    input_shape: tuple
+    build: Callable[[np.random.Generator], nn.Sequential]
+    input_shape: Shape
     batch: int
-    ratios: tuple[float, float]
+    ratios: tuple[float, float] | None
     classes: int | None = 10
 
 
-# Output channels and stride of the blocks of MobileNet V1 (Howard et al. 2017, table 1). Images of
-# 32×32 pixels enter at full size: the first convolution has stride 1.
-_SEPARABLE = (
-    (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2),
-    (512, 1), (512, 1), (512, 1), (512, 1), (512, 1), (1024, 2), (1024, 1),
-)  # fmt: skip
+def separable(
+    width: float = 0.5, num_classes: int = 10, rng: np.random.Generator | None = None
+) -> nn.Sequential:
+    """Build binary blocks of MobileNet V1: depth-wise 3×3, batch norm, 1×1, batch norm.
 
-
-def separable(width=0.5, num_classes=10, rng=None):
-    """Blocks of MobileNet V1, binary: depth-wise 3×3, batch norm, 1×1, batch norm.
-
-    First and last layer are real.
+    First and last layer are real. Images of 32×32 pixels enter at full size: the first convolution
+    has stride 1.
 
     Parameters
     ----------
@@ -87,7 +90,7 @@ def separable(width=0.5, num_classes=10, rng=None):
     """
     now = round(32 * width)
     layers = [nn.Conv2d(3, now, 3, padding=1, bias=False, rng=rng), nn.BatchNorm2d(now)]
-    for outputs, stride in _SEPARABLE:
+    for outputs, stride in SEPARABLE:
         before, now = now, round(outputs * width)
         layers += [
             nn.BinaryConv2d(before, before, 3, stride, padding=1, groups=before, rng=rng),
@@ -99,8 +102,15 @@ def separable(width=0.5, num_classes=10, rng=None):
     return nn.Sequential(*layers)
 
 
-def autoencoder(channels=(32, 64, 128), rng=None):
-    """Three convolutions of stride 2, mirrored by transposed ones; batch norm between; all real.
+def autoencoder(
+    channels: tuple[int, int, int] = (32, 64, 128), rng: np.random.Generator | None = None
+) -> nn.Sequential:
+    """Build three convolutions of stride 2 and their transposed mirrors, with batch norm, all real.
+
+    Parameters
+    ----------
+    channels : (int, int, int)
+    rng : numpy.random.Generator, optional
 
     Returns
     -------
@@ -148,13 +158,13 @@ NETWORKS = (
 
 
 class Training:
-    """A network of the table, a batch and Adam; a call is a step of training.
+    """A network, a batch and Adam; a call is a step of training.
 
     Parameters
     ----------
     network : Network
     batch : int, optional
-        Not the network's.
+        Default: the network's.
 
     Attributes
     ----------
@@ -164,38 +174,45 @@ class Training:
     target : (N,) int64 labels, or x itself
     """
 
-    def __init__(self, network, batch=None):
-        self.network, self.batch = network, network.batch if batch is None else batch
-        self.rng = np.random.default_rng(0)
-        self.model = network.build(self.rng)
-        self.optimizer = optim.Adam(self.model.parameters(), lr=1e-3)
-        self.loss = F.cross_entropy if network.classes else F.binary_cross_entropy_with_logits
+    x: Array
+    target: Array
+
+    def __init__(self, network: Network, batch: int | None = None):
+        self.network: Network = network
+        self.batch: int = network.batch if batch is None else batch
+        self.rng: np.random.Generator = np.random.default_rng(0)
+        self.model: nn.Sequential = network.build(self.rng)
+        self.optimizer: optim.Adam = optim.Adam(self.model.parameters(), lr=1e-3)
+        self.loss: Callable[..., Tensor] = (
+            F.cross_entropy if network.classes else F.binary_cross_entropy_with_logits
+        )
         self.draw()
 
-    def draw(self):
-        """Take a new batch."""
+    def draw(self) -> None:
+        """Draw a new batch."""
         shape = (self.batch, *self.network.input_shape)
         if self.network.classes:
             self.x = channels_last(self.rng.standard_normal(shape, np.float32))
             self.target = self.rng.integers(0, self.network.classes, self.batch)
         else:
-            # Mostly dark, as images of digits are.
+            # Mostly dark, like images of digits.
             self.x = self.target = channels_last(self.rng.random(shape, np.float32) ** 3)
 
-    def compute_gradients(self):
-        """The part of a step before the optimizer."""
+    def compute_gradients(self) -> None:
+        """Run the part of a step before the optimizer."""
         self.optimizer.zero_grad()
         self.loss(self.model(Tensor(self.x)), self.target).backward()
 
-    def __call__(self):
+    def __call__(self) -> Any:
         self.compute_gradients()
         self.optimizer.step()
 
 
 class FloatTraining(Training):
-    """The same, with the forward pass of binary layers on floats, by BLAS."""
+    """Training with the products of binary layers in floats, by BLAS."""
 
-    def compute_gradients(self):
+    def compute_gradients(self) -> None:
+        """Run the part of a step before the optimizer."""
         with F.packed_products(False):
             super().compute_gradients()
 
@@ -203,23 +220,22 @@ class FloatTraining(Training):
 # ------------------------------------------------------------------------------------------- rows
 
 
-def contenders(network):
-    """Whose steps are measured, by name: ours, and PyTorch's or, without it, our floats.
+def contenders(network: Network) -> dict[str, tuple[Callable[[int, int], Any], bool]]:
+    """Return the steps to measure: ours, and PyTorch's or, without it, ours on floats.
 
     Returns
     -------
     dict
-        name -> (function of a batch size and a number of threads that gives a step, whether the
-        target speaks of it).
+        name -> (function that makes a step from a batch size and a number of threads, whether the
+        target refers to it).
     """
-    found = {"ours": (lambda batch, num_threads: Training(network, batch), False)}
+    steps = {"ours": (lambda batch, num_threads: Training(network, batch), False)}
     for variant in variants(has_images=len(network.input_shape) == 3):
-        make = partial(_torch_training, network, variant)
-        found[variant.name] = make, not variant.fused
-    if len(found) == 1:
+        steps[variant.name] = partial(_torch_training, network, variant), not variant.fused
+    if len(steps) == 1:
         floats = (lambda batch, num_threads: FloatTraining(network, batch), False)
-        found["ours, forward on floats"] = floats
-    return found
+        steps["ours, forward on floats"] = floats
+    return steps
 
 
 def _torch_training(network, variant, batch, num_threads):
@@ -227,13 +243,13 @@ def _torch_training(network, variant, batch, num_threads):
 
 
 class Forward(Training):
-    """The forward pass alone, in training or in eval mode."""
+    """A call is a forward pass, in training or in eval mode."""
 
-    def __init__(self, network, batch, training):
+    def __init__(self, network: Network, batch: int, training: bool):
         super().__init__(network, batch)
         self.model.train(training)
 
-    def __call__(self):
+    def __call__(self) -> None:
         with contextlib.nullcontext() if self.model.training else no_grad():
             self.model(Tensor(self.x))
 
@@ -241,24 +257,24 @@ class Forward(Training):
 _EVAL_FORWARD = Target("ratio", round(1 / 1.1, 3))  # at most 1.1 times the training forward
 
 
-def eval_forward(network, batch, settings):
-    """The row of the forward pass in eval mode."""
-    shape = "×".join(map(str, (batch, *network.input_shape)))
-    of_training = contender("forward in training", Forward(network, batch, True), counts=True)
+def eval_forward(network: Network, batch: int, settings: Settings) -> list[Row]:
+    """Measure the row of the forward pass in eval mode."""
+    in_training = contender("forward in training", Forward(network, batch, True), counts=True)
     return compare(
-        f"{network.name}, eval forward", shape, Forward(network, batch, False), [of_training],
-        settings, rate=(batch, "images/s"), target=_EVAL_FORWARD,
+        f"{network.name}, eval forward", (batch, *network.input_shape),
+        Forward(network, batch, False), [in_training], settings, rate=(batch, "images/s"),
+        target=_EVAL_FORWARD,
     )  # fmt: skip
 
 
-def training(settings, profile=False):
+def training(settings: Settings, profile: bool = False) -> Iterator[Row]:
     """Yield the rows.
 
     Parameters
     ----------
     settings : Settings
     profile : bool
-        Add to the last row of each network where the time of a step goes.
+        Add the operations of a step with their times to the last row of each network.
     """
     for network in NETWORKS:
         batch = min(network.batch, 8) if settings.quick else network.batch
@@ -267,45 +283,46 @@ def training(settings, profile=False):
         ours = steps.pop("ours")
         with threads.one_blas_thread():
             rows = compare(
-                network.name, "×".join(map(str, (batch, *network.input_shape))), ours,
+                network.name, (batch, *network.input_shape), ours,
                 [contender(name, step, counts=entries[name][1]) for name, step in steps.items()],
-                settings, rate=(batch, "images/s"), target=ratio_of_this_cpu(*network.ratios),
+                settings, rate=(batch, "images/s"),
+                target=network.ratios and ratio_of_this_cpu(*network.ratios),
             )  # fmt: skip
             if profile:
                 rows[-1]["operations"] = profile_of(ours, 1 if settings.quick else 10).rows
             del ours, steps
             eval_rows = eval_forward(network, min(batch, 16), settings) if network.classes else []
-        found = {name: memory_of(network.name, name, batch, settings) for name in entries}
+        sizes = {name: memory_of(network.name, name, batch, settings) for name in entries}
         for row in rows:
-            row["memory"], row["peer_memory"] = found["ours"], found[row["peer"]]
+            row["memory"], row["peer_memory"] = sizes["ours"], sizes[row["peer"]]
         yield from (*rows, *eval_rows)
 
 
-def profile_of(step, repetitions):
-    """The `OperationTimes` of the fastest of several steps, after one that is not timed."""
+def profile_of(step: Callable[[], Any], repetitions: int) -> analysis.OperationTimes:
+    """Time the operations of several steps, after an untimed one, and return the fastest step's."""
     step()
-    found = []
+    profiles = []
     for _ in range(repetitions):
         with analysis.time_operations() as times:
             step()
-        found.append(times)
-    return min(found, key=lambda times: times.seconds)
+        profiles.append(times)
+    return min(profiles, key=lambda times: times.seconds)
 
 
 # ----------------------------------------------------------------------------------------- memory
 
 _IN_A_PROCESS = "from tinybnn.bench.training import print_memory; print_memory({!r})"
 _STEPS = 8
-_STATUS = Path("/proc/self/status")  # of Linux
+_STATUS = Path("/proc/self/status")  # Linux
 
 
-def memory_of(name, who, batch, settings):
-    """The memory of steps, measured in a process of its own.
+def memory_of(name: str, who: str, batch: int, settings: Settings) -> dict[str, int] | None:
+    """Measure the memory of training steps in a new process.
 
     Parameters
     ----------
     name : str
-        Of the network.
+        Name of the network.
     who : str
         One of its `contenders`.
     batch : int
@@ -314,29 +331,24 @@ def memory_of(name, who, batch, settings):
     Returns
     -------
     dict or None
-        In bytes: ``step``, how far above its level before the first step the process was at the
-        most: gradients, the state of Adam, everything kept for backward, scratch memory; compiled
-        code and libraries not; ``growth``, how far the highest level still rose after the second
-        step; ``process``, the highest level itself. None where the system does not tell (it is
-        read from /proc).
+        In bytes: ``process``, the peak memory of the process; ``step``, the peak minus the level
+        before the first step: gradients, the state of Adam, everything kept for backward and
+        scratch memory, without compiled code and libraries; ``growth``, the rise of the peak after
+        the second step. None where the system has no /proc.
     """
     if not _STATUS.exists():
         return None
     task = json.dumps([name, who, batch, settings.num_threads, 3 if settings.quick else _STEPS])
-    output = subprocess.run(
-        [sys.executable, "-c", _IN_A_PROCESS.format(task)],
-        check=True, stdout=subprocess.PIPE, text=True,
-    ).stdout  # fmt: skip
-    return json.loads(output)
+    return json.loads(output_of(_IN_A_PROCESS.format(task)))
 
 
-def print_memory(task):
-    """Measure for `memory_of`, in this process, and print JSON."""
+def print_memory(task: str) -> None:
+    """Measure for `memory_of` in this process and print JSON."""
     name, who, batch, num_threads, steps = json.loads(task)
     network = next(network for network in NETWORKS if network.name == name)
     make, _ = contenders(network)[who]
     with threads.num_threads(num_threads), threads.one_blas_thread():
-        # A smaller batch first: it loads or compiles everything, and its peak stays below.
+        # A smaller batch first: it loads or compiles everything, and its peak is lower.
         make(-(-batch // 2), num_threads)()
         step = make(batch, num_threads)
         _give_back()
@@ -344,25 +356,24 @@ def print_memory(task):
         for _ in range(steps):
             step()
             peaks.append(_status("VmHWM"))
-    # Threads add what they took to the count of the process from time to time: it may fall a bit.
+    # Threads add their share to the count of the process only from time to time: it may decrease.
     most = max(peaks)
     print(json.dumps({"step": most - level, "growth": most - max(peaks[:2]), "process": most}))
 
 
 def _give_back():
-    """Return to the system what this process holds and does not use."""
+    """Return unused memory of this process to the system."""
     gc.collect()
     memory.keep(memory.keep(0))
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU C library
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # in the GNU C library
     if trim is not None:
         trim(0)
 
 
 def _status(key):
-    """Bytes of memory that the process has (VmRSS), or has had at the most (VmHWM).
+    """Read the memory of the process in bytes: now (VmRSS), or at its peak (VmHWM).
 
-    resource.getrusage tells a maximum, too, but a new process starts with that of the process
-    that started it.
+    resource.getrusage has a peak, too, but a new process inherits that of its parent.
     """
     [line] = [line for line in _STATUS.read_text().splitlines() if line.startswith(key + ":")]
     return 1024 * int(line.split()[1])

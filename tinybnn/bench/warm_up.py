@@ -1,9 +1,9 @@
-"""Compile the kernels of the library before anybody waits for them.
+"""Compile the kernels of the library ahead of use.
 
-A job trains a small network for a step at two batch sizes, compiles it and predicts: what is
-compiled on the way is what training and packed models use. Jobs are shared out among processes,
-which share the cache on disk. The first jobs, of a kind of layer each, have few kernels in common,
-so that two processes seldom compile the same one; networks follow, which use them together.
+A job trains a small network for a step at two batch sizes, compiles it and predicts, which compiles
+the kernels that training and packed models use. Jobs run in several processes, which share the
+cache on disk. The first jobs, one per kind of layer, have few kernels in common, so two processes
+seldom compile the same one; networks, which combine them, follow.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ _BATCHES = 2, 32  # for one thread, and for several
 
 
 class WarmUp(NamedTuple):
-    """What `warm_up` found.
+    """The result of `warm_up`.
 
     Attributes
     ----------
     compiled : int
-        Kernels that were compiled now.
+        Number of kernels compiled by this call.
     kernels : tuple of str
         Paths of all compiled kernels.
     seconds : float
     """
 
     compiled: int
-    kernels: tuple
+    kernels: tuple[str, ...]
     seconds: float
 
 
-def warm_up(processes=None, progress=True):
+def warm_up(processes: int | None = None, progress: bool = True) -> WarmUp:
     """Compile all kernels that are not in the cache yet.
 
     Parameters
     ----------
     processes : int, optional
-        Default: one a core.
+        Default: one per core.
     progress : bool
-        Show a bar.
+        Show a progress bar.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def warm_up(processes=None, progress=True):
     Raises
     ------
     ValueError
-        If kernels are not compiled (``NUMBA_DISABLE_JIT``) or cannot be kept.
+        If kernels are not compiled (``NUMBA_DISABLE_JIT``) or cannot be stored.
     """
     from tqdm import tqdm
 
@@ -76,11 +76,11 @@ def warm_up(processes=None, progress=True):
         return WarmUp(0, tuple(paths), time.perf_counter() - start)
     if not cache.note([]):
         raise ValueError(
-            "warm_up: compiled kernels cannot be kept in any folder; set NUMBA_CACHE_DIR to one "
-            "that only you can write to"
+            "warm_up: no folder can store compiled kernels; set NUMBA_CACHE_DIR to one that only "
+            "you can write to"
         )
     names, compiled, kernels = list(_jobs()), 0, set()
-    # Processes that are not forks may start threads, whatever this process has done before.
+    # Spawned processes may start threads, whatever this process has done before.
     pool = multiprocessing.get_context("spawn").Pool(processes or os.cpu_count(), _begin)
     with pool, tqdm(total=len(names), desc="compiling", unit="job", disable=not progress) as bar:
         for done, paths in pool.imap_unordered(_run, names):
@@ -92,12 +92,12 @@ def warm_up(processes=None, progress=True):
 
 
 def _begin():
-    """A process: Ctrl-C is for its parent, which ends it; a kernel on disk is whole or absent."""
+    """Ignore Ctrl-C: the parent ends this process; kernels on disk are complete or absent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _run(name):
-    """Do a job: the number of kernels that it compiled, and the paths of those it used."""
+    """Do a job and return the number of kernels it compiled and the paths of those it used."""
     from tinybnn.kernels.machine import cache
 
     before = cache.compilations.done
@@ -110,89 +110,63 @@ def _run(name):
 # -------------------------------------------------------------------------------------------- jobs
 
 
+# Shape of a sample, and layers that a Generator initializes; few kernels in common.
+_LAYERS = {
+    "binary convolution": ((64, 16, 16), lambda rng: [
+        nn.BinaryConv2d(64, 128, 3, padding=1, bias=False, rng=rng), nn.BatchNorm2d(128),
+        nn.BinaryConv2d(128, 64, 3, stride=2, padding=1, rng=rng),
+        nn.BinaryConv2d(64, 64, 1, rng=rng),
+    ]),
+    "convolution": ((3, 16, 16), lambda rng: [
+        nn.Conv2d(3, 64, 3, padding=1, rng=rng), nn.Conv2d(64, 64, 3, groups=64, rng=rng),
+        nn.Conv2d(64, 64, 3, stride=2, rng=rng),
+        nn.ConvTranspose2d(64, 32, 3, stride=2, rng=rng), nn.Conv2d(32, 8, 1, rng=rng),
+    ]),
+    "pooling": ((64, 16, 16), lambda rng: [
+        nn.BatchNorm2d(64), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.ChannelShuffle(4),
+        nn.ReplicateChannels(64, 128),
+    ]),
+    "depth-wise convolution": ((64, 8, 8), lambda rng: [
+        nn.BinaryDepthwiseConv2d(64, 3, padding=1, rng=rng),
+        nn.DualBinaryConv2d(64, 64, 3, padding=1, groups=64, rng=rng),
+    ]),
+    "dense layers": ((200,), lambda rng: [
+        nn.BinaryLinear(200, 128, rng=rng), nn.BatchNorm1d(128), nn.Linear(128, 10, rng=rng),
+    ]),
+    "activations": ((64, 16, 16), lambda rng: [
+        nn.RSign(64), nn.RPReLU(64), nn.PReLU(64), nn.LeakyReLU(), nn.ReLU(), nn.Hardtanh(),
+        nn.Maxout(64), nn.Hardswish(), nn.Quantize("swish_sign"), nn.Quantize("approx_sign"),
+        nn.Quantize("ste_sign"),
+    ]),
+    "adaptive sets": ((64, 8, 8), lambda rng: [
+        nn.AdaBinConv2d(64, 64, 3, padding=1, rng=rng), nn.Maxout(64),
+        nn.DualAdaBinConv2d(64, 64, 3, padding=1, groups=64, rng=rng),
+    ]),
+}  # fmt: skip
+
+
 def _jobs():
-    """name -> function."""
-    jobs = {
-        "binary convolution": partial(_layers, _binary, (64, 16, 16)),
-        "convolution": partial(_layers, _real, (3, 16, 16)),
-        "optimizers": _optimizers,
-        "pooling": partial(_layers, _pooling, (64, 16, 16)),
-        "depth-wise convolution": partial(_layers, _depthwise, (64, 8, 8)),
-        "dense layers": partial(_layers, _dense, (200,)),
-        "activations": partial(_layers, _activations, (64, 16, 16)),
-        "adaptive sets": partial(_layers, _adaptive, (64, 8, 8)),
-    }
+    """Return the jobs, name -> function."""
+    jobs = {name: partial(_layers, *entry) for name, entry in _LAYERS.items()}
+    jobs["optimizers"] = _optimizers
     for network in NETWORKS:
         jobs[network.name] = partial(_network, network)
     for build in (models.mobilenet_v1, models.mobilenet_v3_small, models.shufflenet_v1):
         for method in METHODS:
-            jobs[f"{build.__name__}, {method}"] = partial(_images, build, method)
+            jobs[f"{build.__name__}, {method}"] = partial(_images, build, 0.25, method)
     for method in ("float", "birealnet", "reactnet", "adabin"):
-        jobs[f"resnet20, {method}"] = partial(_resnet, method)
+        jobs[f"resnet20, {method}"] = partial(_images, models.resnet20, 1.0, method)
     for first in range(0, 96, 32):
         jobs[f"random networks from {first}"] = partial(_random, range(first, first + 32))
     return jobs
 
 
-def _binary(rng):
-    return [
-        nn.BinaryConv2d(64, 128, 3, padding=1, bias=False, rng=rng), nn.BatchNorm2d(128),
-        nn.BinaryConv2d(128, 64, 3, stride=2, padding=1, rng=rng),
-        nn.BinaryConv2d(64, 64, 1, rng=rng),
-    ]  # fmt: skip
-
-
-def _real(rng):
-    return [
-        nn.Conv2d(3, 64, 3, padding=1, rng=rng), nn.Conv2d(64, 64, 3, groups=64, rng=rng),
-        nn.Conv2d(64, 64, 3, stride=2, rng=rng),
-        nn.ConvTranspose2d(64, 32, 3, stride=2, rng=rng), nn.Conv2d(32, 8, 1, rng=rng),
-    ]  # fmt: skip
-
-
-def _pooling(rng):
-    return [
-        nn.BatchNorm2d(64), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.ChannelShuffle(4),
-        nn.ReplicateChannels(64, 128),
-    ]  # fmt: skip
-
-
-def _depthwise(rng):
-    return [
-        nn.BinaryDepthwiseConv2d(64, 3, padding=1, rng=rng),
-        nn.DualBinaryConv2d(64, 64, 3, padding=1, groups=64, rng=rng),
-    ]
-
-
-def _dense(rng):
-    return [nn.BinaryLinear(200, 128, rng=rng), nn.BatchNorm1d(128), nn.Linear(128, 10, rng=rng)]
-
-
-def _activations(rng):
-    return [
-        nn.RSign(64), nn.RPReLU(64), nn.PReLU(64), nn.LeakyReLU(), nn.ReLU(), nn.Hardtanh(),
-        nn.Maxout(64), nn.Hardswish(), nn.Quantize("swish_sign"), nn.Quantize("approx_sign"),
-        nn.Quantize("ste_sign"),
-    ]  # fmt: skip
-
-
-def _adaptive(rng):
-    return [
-        nn.AdaBinConv2d(64, 64, 3, padding=1, rng=rng), nn.Maxout(64),
-        nn.DualAdaBinConv2d(64, 64, 3, padding=1, groups=64, rng=rng),
-    ]  # fmt: skip
-
-
-def _layers(build, shape):
+def _layers(shape, build):
     _use(nn.Sequential(*build(np.random.default_rng(0))), shape)
 
 
-def _images(build, method):
-    _use(build(0.25, 32, 10, method, rng=np.random.default_rng(0)), (3, 32, 32))
-
-
-def _resnet(method):
-    _use(models.resnet20(1.0, 32, 10, method, rng=np.random.default_rng(0)), (3, 32, 32))
+def _images(build, width, method):
+    _use(build(width, 32, 10, method, rng=np.random.default_rng(0)), (3, 32, 32))
 
 
 def _network(network):
@@ -209,7 +183,7 @@ def _random(seeds):
 
 
 def _use(model, shape):
-    """Steps of training, then the packed model."""
+    """Train for two steps, then predict with the packed model."""
     rng, optimizer = np.random.default_rng(0), optim.Adam(model.parameters())
     for batch in _BATCHES:
         x = channels_last(rng.standard_normal((batch, *shape), np.float32))

@@ -1,20 +1,19 @@
-"""``tinybnn reproduce``: the experiments of `tinybnn.experiments`, each with its options.
+"""``tinybnn reproduce``: the experiments of `tinybnn.experiments`.
 
-The options of most experiments have the names of the fields of its ``Config``, and None where
-nothing was chosen: then ``--quick`` or the field's default decides (`_experiment_config`).
+The options of an experiment are the fields of its ``Config`` and what all experiments share; they
+are added when its command is used, so that no other command waits for its imports. An option that
+is not given is None: ``--quick`` or the field's default decides (`_config`).
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import os
 
 from tinybnn.cli.arguments import (
     above_zero,
     add_command,
-    add_dataset,
     add_group,
     add_threads,
     dataset,
@@ -23,11 +22,12 @@ from tinybnn.cli.arguments import (
     whole,
 )
 from tinybnn.cli.output import add_json, check_folder, check_outputs, say_for, tell, write_json
-from tinybnn.cli.parser import nearest
+from tinybnn.cli.parser import Parser, nearest
+from tinybnn.experiments import catalogue
 
 
 def add_reproduce(commands):
-    experiments = add_group(
+    group = add_group(
         commands,
         "reproduce",
         "EXPERIMENT",
@@ -35,363 +35,164 @@ def add_reproduce(commands):
         "Run an experiment and write its figures. Each has options of its own: see "
         "`tinybnn reproduce EXPERIMENT --help`.",
         "tinybnn reproduce ops",
+        parser_class=_Parser,
     )
-    for add in (
-        _add_classifiers, _add_hybnn, _add_bounds, _add_fedhybnn, _add_fedavg, _add_bdnet,
-        _add_hessian, _add_landscape, _add_condition, _add_ops, _add_claims, _add_report,
-    ):  # fmt: skip
-        add(experiments)
+    for name, (_, summary) in catalogue.EXPERIMENTS.items():
+        command = add_command(group, name, _reproduce, summary.replace("%", "%%"), "")
+        command.set_defaults(experiment=name)
+    for add in _add_condition, _add_ops, _add_claims, _add_report:
+        add(group)
 
 
 # -------------------------------------------------------------------------------------- experiments
 
 
-def _add_classifiers(experiments):
-    for name, summary, takes in (
-        ("mnist-cnn", "a small binary CNN on MNIST", "4 minutes a seed"),
-        ("mnist-mlp", "dense layers of 256 on MNIST, all of 1 bit", "6 minutes a seed"),
-        ("mnist-mlp-1024", "dense layers of 1024 on MNIST, all of 1 bit", "half an hour a seed"),
-        ("cifar10-vgg-small", "VGG-small on CIFAR-10", "2 hours a seed"),
-    ):
-        experiment = add_command(
-            experiments,
-            name,
-            _classifiers,
-            f"{summary}: accuracy over seeds",
-            f"Train {summary} with several seeds and compare each\n"
-            "network with its packed form on all test images. The figures go to RUN/<name>.json,\n"
-            "the curves of the trainings to RUN/<name>.png.",
-            f"TINYBNN_DATA=DIR tinybnn reproduce {name} --seeds 3",
-        )
-        experiment.set_defaults(name=name, takes=takes)
-        add_dataset(experiment, "not the recipe's")
-        experiment.add_argument(
-            "--seeds", type=whole(1), default=3, metavar="N", help="how many (3)"
-        )
-        experiment.add_argument("--epochs", type=whole(1), metavar="N", help="not the recipe's")
-        _add_validate(experiment)
-        _add_note(experiment)
-        add_threads(experiment, "(one a core)")
-        experiment.add_argument("--out", default="runs", metavar="RUN", help="folder (runs)")
+class _Parser(Parser):
+    """A parser that adds the options of its experiment before it first parses."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        name = self.get_default("experiment")
+        if name is not None and "--seeds" not in self._option_string_actions:
+            _add_options(self, catalogue.load(name))
+        return super().parse_known_args(args, namespace)
 
 
-def _classifiers(options):
-    from tinybnn.experiments import classifiers
-
-    check_folder(options, "out")
-    with _announced(options.name, options.out, options.takes):
-        classifiers.run(
-            options.name, options.out, options.dataset, options.seeds, options.epochs,
-            options.validate, options.threads, note=options.note,
+def _add_options(command, experiment):
+    command.description = experiment.description
+    command.epilog = "\n  ".join(["examples:", *experiment.examples])
+    for field in dataclasses.fields(experiment.config):
+        if field.name != "quick":
+            _add_setting(command, field.name, field.default, field.metadata)
+    for name, field in experiment.options.items():
+        _add_setting(command, name, field.default, field.metadata)
+    if experiment.arms:
+        command.add_argument(
+            f"--{experiment.arms_option}", type=_names(experiment.arms), metavar="A,A,...",
+            dest="arms", help=f"some of {', '.join(experiment.arms)} (all); add others later",
         )  # fmt: skip
-
-
-def _add_validate(experiment):
-    experiment.add_argument(
-        "--validate", action="store_true", help="test on held-out training images instead"
+    command.add_argument(
+        "--seeds", type=whole(1), metavar="N", help=f"how many ({experiment.seeds}; with --quick 1)"
     )
-
-
-def _add_note(experiment):
-    experiment.add_argument(
+    command.add_argument(
         "--note", default="", metavar="TEXT", help="for the report: where the images come from"
     )
-
-
-def _add_hybnn(experiments):
-    hybnn = add_command(
-        experiments,
-        "hybnn",
-        _hybnn,
-        "HyBNN's tasks, with its baselines: accuracy, codes, times",
-        "Train a binary autoencoder without labels, extract each image's code once, and train\n"
-        "binary networks on the codes; the same for the baselines. Tables (report.md), figures\n"
-        "(result.json) and pictures go to RUN. Repeat the command after an interruption.",
-        "tinybnn reproduce hybnn",
-        "TINYBNN_DATA=DIR tinybnn reproduce hybnn --dataset mnist --seeds 5",
-        "TINYBNN_DATA=DIR tinybnn reproduce hybnn --dataset mnist --vae-dataset fashion-mnist",
+    command.add_argument(
+        "--quick", action="store_true", help="run everything, too briefly for good figures"
     )
-    _add_images(hybnn)
-    hybnn.add_argument(
-        "--vae-dataset", type=_dataset_or_folder, metavar="D",
-        help="whose images the autoencoder learns from (those of --dataset)",
+    add_threads(command)
+    command.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_json(command)
+    command.add_argument(
+        "--out", metavar="RUN", help="folder (runs/ and the names of experiment and data set)"
+    )
+
+
+def _add_setting(command, name, default, limits):
+    """Add the option of a field that `experiments.settings.setting` declared."""
+    option, help = f"--{name.replace('_', '-')}", limits["help"].replace("%", "%%")
+    if choices := limits.get("choices"):
+        help += f": {', '.join(choices)}"
+    if default is False:
+        command.add_argument(option, action="store_true", default=None, help=help)
+        return
+    shown = "" if default is None else f" ({default})"
+    is_count = limits.get("type", type(default)) is int
+    metavar = "N" if is_count else "X" if isinstance(default, float) else name[0].upper()
+    command.add_argument(
+        option, type=_type(limits, is_count), choices=choices, metavar=metavar,
+        help=help + shown,
     )  # fmt: skip
-    _add_autoencoder(
-        hybnn, f": {', '.join(_ESTIMATORS)} (straight_through)", "; 1 is the ELBO (0.1)"
-    )
-    _add_seeds(hybnn, 3)
-    for name, default, what in (
-        ("vae", 20, "of the autoencoder"),
-        ("", 100, "of networks on codes, for each task"),
-        ("cnn", 15, "of the CNNs, for each task"),
-        ("all", 30, "of networks on codes, for all classes at once"),
-    ):
-        option = f"--epochs-{name}".rstrip("-")
-        hybnn.add_argument(option, type=whole(1), metavar="N", help=f"{what} ({default})")
-    _add_run(hybnn, "hybnn")
 
 
-def _hybnn(options):
-    from tinybnn.experiments import hybnn
-
-    _carry_out(options, hybnn, _seeds(options))
-
-
-def _add_bounds(experiments):
-    bounds = add_command(
-        experiments,
-        "hybnn-bounds",
-        _bounds,
-        "estimators of gradients through binary latents, by the bound they reach",
-        "Train an autoencoder on binarized images with each estimator, for the same number of\n"
-        "codes that the decoder sees, and measure its bounds on test images, in nats. The tables\n"
-        "go to RUN. Repeat the command after an interruption.",
-        "tinybnn reproduce hybnn-bounds",
-        "TINYBNN_DATA=DIR tinybnn reproduce hybnn-bounds --dataset mnist",
-    )
-    _add_images(bounds)
-    bounds.add_argument(
-        "--estimators", type=_estimators, default=_ESTIMATORS, metavar="E,E,...",
-        help=f"(all: {','.join(_ESTIMATORS)})",
-    )  # fmt: skip
-    bounds.add_argument("--bits", type=whole(1), metavar="N", help="latent variables (200)")
-    bounds.add_argument("--epochs", type=whole(1), metavar="N", help="(100)")
-    bounds.add_argument(
-        "--samples", type=whole(1), metavar="N", help="codes of the multi-sample bound (50)"
-    )
-    bounds.add_argument(
-        "--lr", type=above_zero, metavar="X", help="learning rate at the start (0.001)"
-    )
-    bounds.add_argument("--seed", type=whole(0), metavar="S", help="(0)")
-    _add_run(bounds, "hybnn-bounds")
+def _type(limits, is_count):
+    """The type of an option, which checks the limits of its field."""
+    least = limits.get("option_least", limits.get("least"))
+    if "images" in limits:
+        return _dataset_or_folder
+    if "dataset" in limits:
+        return dataset
+    if "choices" in limits:
+        return str
+    if is_count:
+        return whole(least)
+    if "above" in limits:
+        return above_zero
+    return share if "most" in limits else number(least)
 
 
-def _bounds(options):
-    from tinybnn.experiments.hybnn import bounds
-
-    _carry_out(options, bounds, options.estimators)
-
-
-def _add_fedhybnn(experiments):
-    fedhybnn = add_command(
-        experiments,
-        "fedhybnn",
-        _fedhybnn,
-        "HyBNN's heads trained by clients: accuracy against bytes on the wire",
-        "Train the heads of HyBNN's tasks with three clients, which send floats or one bit for a\n"
-        "weight, with IID and with skewed labels, and on one machine. Tables (report.md), figures\n"
-        "(result.json) and pictures go to RUN. Repeat the command after an interruption.",
-        "tinybnn reproduce fedhybnn",
-        "TINYBNN_DATA=DIR tinybnn reproduce fedhybnn --dataset mnist --rounds 50 --batch-size 64",
-    )
-    _add_images(fedhybnn)
-    _add_autoencoder(fedhybnn, " (as `reproduce hybnn`)", " (as `reproduce hybnn`)")
-    fedhybnn.add_argument(
-        "--epochs-vae", type=whole(1), metavar="N", help="of the autoencoder (20)"
-    )
-    _add_seeds(fedhybnn, 1)
-    _add_rounds(fedhybnn, rounds=20, clients=3, batch_size=16)
-    fedhybnn.add_argument(
-        "--lr", type=above_zero, metavar="X", help="of Adam, anew in each round (0.01)"
-    )
-    fedhybnn.add_argument(
-        "--step", type=above_zero, metavar="X",
-        help="of the server, where signs of updates are sent (0.02)",
-    )  # fmt: skip
-    fedhybnn.add_argument(
-        "--alpha", type=above_zero, metavar="X",
-        help="of the Dirichlet distribution that skews labels (0.3)",
-    )  # fmt: skip
-    _add_run(fedhybnn, "fedhybnn")
-
-
-def _fedhybnn(options):
-    from tinybnn.experiments import fedhybnn
-
-    _carry_out(options, fedhybnn, _seeds(options))
-
-
-def _add_fedavg(experiments):
-    fedavg = add_command(
-        experiments,
-        "fedavg",
-        _fedavg,
-        "McMahan's 2NN on MNIST: rounds of federated averaging to 97%%",
-        "Train McMahan's 2NN with 100 clients, IID and with two shards of one label each, and a\n"
-        "binary network of the same widths, with floats and with one bit up, its batch norms\n"
-        "averaged or frozen. The table (report.md), figures (result.json) and a picture go to\n"
-        "RUN. Repeat the command after an interruption.",
-        "TINYBNN_DATA=DIR tinybnn reproduce fedavg",
-        "tinybnn reproduce fedavg --quick",
-    )
-    _add_images(fedavg, None, "mnist; with --quick digits")
-    _add_arms(fedavg, "2nn, binary, binary-sign, binary-sign-frozen (all)")
-    _add_rounds(fedavg, rounds=1000, clients=100, batch_size=10)
-    fedavg.add_argument("--fraction", type=share, metavar="C", help="of clients in a round (0.1)")
-    fedavg.add_argument(
-        "--target", type=share, metavar="X", help="accuracy at which a training ends (0.97)"
-    )
-    for name, what, default in (
-        ("lr", "of SGD, for the 2NN", 0.1),
-        ("lr-binary", "of Adam, for the binary networks", 0.001),
-        ("step", "of the server, where signs of updates are sent", 0.01),
-    ):
-        fedavg.add_argument(f"--{name}", type=above_zero, metavar="X", help=f"{what} ({default:g})")
-    _add_validate(fedavg)
-    _add_run(fedavg, "fedavg")
-
-
-def _fedavg(options):
-    from tinybnn.experiments import fedavg
-
-    _check_arms(options, fedavg.ARMS)
-    _carry_out(options, fedavg, options.arms)
-
-
-def _add_bdnet(experiments):
-    for name, seeds, summary, what in (
-        (
-            "bdnet-ablation", 3, "BD-Net's Table 6: binary depth-wise convolutions, part by part",
-            "MobileNet V1 with binary depth-wise convolutions: naive, with the shortcut before\n"
-            "the batch norm, with the 1.58-bit convolution, with both.",
-        ),
-        (
-            "bdnet-table2", 1, "mobile networks: accuracy against operations and measured time",
-            "MobileNet V1 as float network, ReActNet, AdaBin and BD-Net, ShuffleNet V1 and\n"
-            "MobileNet V3 with and without broadcast residual.",
-        ),
-    ):  # fmt: skip
-        experiment = add_command(
-            experiments,
-            name,
-            _bdnet,
-            summary,
-            f"Train {what}\nTables (report.md), figures (result.json) and pictures go to RUN. "
-            "Repeat the command\nafter an interruption.",
-            f"tinybnn reproduce {name} --quick",
-            f"TINYBNN_DATA=DIR tinybnn reproduce {name} --seeds {seeds} --epochs 25",
+def _dataset_or_folder(text):
+    if os.path.isfile(text):
+        raise argparse.ArgumentTypeError(
+            f"{text} is a file, expected a data set's name or a folder with four IDX files"
         )
-        _add_mobile_training(experiment, seeds, epochs=25)
-        _add_run(experiment, name)
+    return text if os.path.isdir(text) else dataset(text)
 
 
-def _add_mobile_training(experiment, seeds, epochs):
-    """What decides how BD-Net's networks are trained."""
-    add_dataset(experiment, "data set (cifar10; with --quick digits)")
-    experiment.add_argument(
-        "--width", type=above_zero, metavar="X", help="factor of all channels (0.25)"
-    )
-    experiment.add_argument(
-        "--base", choices=["reactnet", "adabin"], metavar="B",
-        help="what BD-Net is built on: reactnet or adabin (reactnet)",
-    )  # fmt: skip
-    _add_seeds(experiment, seeds, "; with --quick 1")
-    _add_arms(experiment, "some of the networks only (all)")
-    experiment.add_argument("--epochs", type=whole(1), metavar="N", help=f"({epochs})")
-    experiment.add_argument("--batch-size", type=whole(2), metavar="N", help="(128)")
-    experiment.add_argument(
-        "--lr", type=above_zero, metavar="X", help="of Adam at the start (0.003)"
-    )
-    experiment.add_argument(
-        "--schedule", choices=["cosine", "linear"], metavar="S",
-        help="how it goes to 0: cosine or linear (cosine)",
-    )  # fmt: skip
-    experiment.add_argument(
-        "--two-step", action="store_true", default=None,
-        help="first binary activations with real weights, then both binary",
-    )  # fmt: skip
-    experiment.add_argument(
-        "--distill", type=share, metavar="X",
-        help="part of the target that is what a float network says, 0 to 1 (0)",
-    )  # fmt: skip
-    _add_limit(experiment)
-    _add_note(experiment)
+def _names(known):
+    """The type of some of the known names, with commas between."""
+
+    def parse(text):
+        names = text.split(",")
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(
+                    f"unknown {name!r}{nearest(name, known)}, choose from {', '.join(known)}"
+                )
+        return names
+
+    return parse
 
 
-def _bdnet(options):
-    from tinybnn.experiments import bdnet
-
-    _check_arms(options, bdnet.EXPERIMENTS[options.experiment])
-    run = functools.partial(bdnet.run, options.experiment)
-    _carry_out(options, bdnet, _seeds(options), options.arms, options.note, run=run)
+_SECONDS = 1.0  # runs that are refused end earlier, and need no announcement
 
 
-def _add_hessian(experiments):
-    hessian = add_command(
-        experiments,
-        "hessian",
-        _hessian,
-        "BD-Net's Figure 5: the largest eigenvalues of the Hessian",
-        "Train MobileNet V1 as float network, as ReActNet and with binary depth-wise\n"
-        "convolutions: naive, with the shortcut before the batch norm, with the 1.58-bit\n"
-        "convolution, with both. Before and after the training: the largest eigenvalues of the\n"
-        "Hessian and how all are distributed. The table (hessian.md), figures (hessian.json)\n"
-        "and a picture go to RUN. Repeat the command after an interruption.",
-        "tinybnn reproduce hessian --quick",
-        "TINYBNN_DATA=DIR tinybnn reproduce hessian --seeds 3",
-    )
-    _add_mobile_training(hessian, 3, epochs=5)
-    for name, low, what in (
-        ("images", 2, "on which the Hessian is computed (512)"),
-        ("steps", 10, "of Lanczos (40)"),
-    ):
-        hessian.add_argument(f"--{name}", type=whole(low), metavar="N", help=what)
-    hessian.add_argument(
-        "--graphs", type=whole(0), default=1, metavar="N",
-        help="batches whose gradients stay in memory; all of them halve the time (1)",
-    )  # fmt: skip
-    add_json(hessian)
-    _add_run(hessian, "hessian")
+def _reproduce(options):
+    from tinybnn import runs
 
-
-def _hessian(options):
-    from tinybnn.experiments.bdnet import EXPERIMENTS, curvature
-
+    experiment = catalogue.load(options.experiment)
     check_outputs(options, "json")
-    _check_arms(options, EXPERIMENTS["hessian"])
-    chosen = _seeds(options), options.arms, options.note, options.graphs
-    write_json(options, _carry_out(options, curvature, *chosen))
+    config = _config(options, experiment)
+    out = _folder(options, config)
+    check_folder(options, "out")
+    takes = "" if options.quick else f"; takes {experiment.takes}"
+    text = f"{experiment.name}: writes into {out}{takes}; repeat the command if it is stopped"
+    with runs.told(text, seconds=_SECONDS):
+        result = experiment.run(
+            out, config, options.seeds or (1 if options.quick else None),
+            getattr(options, "arms", None), options.note, options.threads, not options.quiet,
+            say_for(options),
+            **{n: v for n in experiment.options if (v := getattr(options, n)) is not None},
+        )  # fmt: skip
+    write_json(options, result)
 
 
-def _add_landscape(experiments):
-    landscape = add_command(
-        experiments,
-        "landscape",
-        _landscape,
-        "BD-Net's Figures 2 and 6: loss landscapes",
-        "Train the networks of `tinybnn reproduce hessian` (a RUN of that experiment serves as\n"
-        "well) and evaluate the loss around them along random directions: that of the binary\n"
-        "network and that of its surrogates. The table (landscape.md), figures\n"
-        "(landscape.json) and pictures go to RUN. Repeat the command after an interruption.",
-        "tinybnn reproduce landscape --quick",
-        "TINYBNN_DATA=DIR tinybnn reproduce landscape --seeds 3",
-    )
-    _add_mobile_training(landscape, 3, epochs=5)
-    for name, low, what in (
-        ("images", 1, "on which the loss is computed (512)"),
-        ("points", 3, "along the line, an odd number (41)"),
-        ("grid", 3, "points of the plane along each direction, an odd number (15)"),
-    ):
-        landscape.add_argument(f"--{name}", type=whole(low), metavar="N", help=what)
-    landscape.add_argument(
-        "--html", action="store_true", help="surfaces for a browser, too; needs plotly"
-    )
-    add_json(landscape)
-    _add_run(landscape, "landscape")
+def _config(options, experiment):
+    """The configuration of an experiment: what was chosen, else what --quick or defaults say."""
+    values = dict(experiment.quick) if options.quick else {}
+    for field in dataclasses.fields(experiment.config):
+        if getattr(options, field.name) is not None:
+            values[field.name] = getattr(options, field.name)
+    try:
+        return experiment.config(**values)
+    except ValueError as error:
+        options.parser.error(str(error))
 
 
-def _landscape(options):
-    from tinybnn.experiments.bdnet import EXPERIMENTS, landscape
+def _folder(options, config):
+    """The folder of a run, whose name tells what was run."""
+    if options.out is None:
+        images = config.dataset and os.path.basename(os.path.normpath(config.dataset))
+        parts = options.experiment, images, "quick" if options.quick else ""
+        options.out = os.path.join("runs", "-".join(filter(None, parts)))
+    return options.out
 
-    check_outputs(options, "json")
-    _check_arms(options, EXPERIMENTS["landscape"])
-    chosen = _seeds(options), options.arms, options.note, options.html
-    write_json(options, _carry_out(options, landscape, *chosen))
+
+# ------------------------------------------------------------------------------------- computations
 
 
-def _add_condition(experiments):
+def _add_condition(group):
     condition = add_command(
-        experiments,
+        group,
         "condition",
         _condition,
         "BD-Net's Eq. 3 to 10: condition numbers with and without its residual",
@@ -416,9 +217,9 @@ def _condition(options):
     write_json(options, result)
 
 
-def _add_ops(experiments):
+def _add_ops(group):
     ops = add_command(
-        experiments,
+        group,
         "ops",
         _ops,
         "the operation counts of BD-Net's Tables 1 to 5",
@@ -438,9 +239,9 @@ def _ops(options):
     write_json(options, ops.run(say=say_for(options)))
 
 
-def _add_claims(experiments):
+def _add_claims(group):
     claims = add_command(
-        experiments,
+        group,
         "claims",
         _claims,
         "the two papers, claim by claim: what holds, what does not, what is open",
@@ -459,186 +260,18 @@ def _claims(options):
     write_json(options, claims.run(say=say_for(options)))
 
 
-def _add_report(experiments):
+def _add_report(group):
     report = add_command(
-        experiments,
+        group,
         "report",
         _report,
-        "the report of a run, written anew from its figures",
-        "Write report.md in the folder of a run anew, and the pictures that need no more than\n"
-        "the figures in its result.json: nothing is trained.",
+        "rewrite the report of a run from its figures",
+        "Rewrite report.md in the folder of a run, and the pictures that need no more than the\n"
+        "figures in its result.json: nothing is trained.",
         "tinybnn reproduce report runs/hybnn-digits",
     )
     report.add_argument("run", metavar="RUN", help="folder of `tinybnn reproduce`")
 
 
 def _report(options):
-    from tinybnn.experiments import reports
-
-    reports.write_again(options.run)
-
-
-# ----------------------------------------------------------------------- what several of them share
-
-
-def _add_images(experiment, default="digits", told="digits"):
-    experiment.add_argument(
-        "--dataset", type=_dataset_or_folder, default=default, metavar="D",
-        help=f"a data set, or a folder with four IDX files named as MNIST's ({told})",
-    )  # fmt: skip
-    _add_limit(experiment)
-
-
-def _dataset_or_folder(text):
-    if os.path.isfile(text):
-        raise argparse.ArgumentTypeError(
-            f"{text} is a file, expected a data set's name or a folder with four IDX files"
-        )
-    return text if os.path.isdir(text) else dataset(text)
-
-
-def _add_limit(experiment):
-    experiment.add_argument(
-        "--limit", type=whole(100), metavar="N", help="use the first N images only"
-    )
-
-
-# The keys of `hybnn.bounds.ESTIMATORS`, whose import `tinybnn --help` should not wait for.
-_ESTIMATORS = (
-    "sign", "straight_through", "straight_through_gumbel", "gumbel_softmax", "score_function",
-    "disarm",
-)  # fmt: skip
-
-
-def _estimators(text):
-    names = text.split(",")
-    for name in names:
-        if name not in _ESTIMATORS:
-            raise argparse.ArgumentTypeError(
-                f"unknown estimator {name!r}{nearest(name, _ESTIMATORS)}, choose from "
-                + ", ".join(_ESTIMATORS)
-            )
-    return names
-
-
-def _add_autoencoder(experiment, about_estimator, about_weight):
-    experiment.add_argument(
-        "--estimator", choices=_ESTIMATORS, metavar="E",
-        help=f"of gradients through the code{about_estimator}",
-    )  # fmt: skip
-    experiment.add_argument(
-        "--rate-weight", type=number(0), metavar="X",
-        help=f"of KL(code || prior) beside the reconstruction{about_weight}",
-    )  # fmt: skip
-    experiment.add_argument("--bits", type=whole(1), metavar="N", help="of a code (200)")
-
-
-def _add_rounds(experiment, **defaults):
-    for name, low, what in (
-        ("rounds", 1, ""), ("clients", 1, ""), ("epochs", 1, "E, of a client in a round"),
-        ("batch_size", 2, "B"),
-    ):  # fmt: skip
-        experiment.add_argument(
-            f"--{name.replace('_', '-')}", type=whole(low), metavar="N",
-            help=f"{what} ({defaults.get(name, 1)})".strip(),
-        )  # fmt: skip
-
-
-def _add_seeds(experiment, default, remark=""):
-    experiment.set_defaults(default_seeds=default)
-    experiment.add_argument(
-        "--seeds", type=whole(1), metavar="N", help=f"how many ({default}{remark})"
-    )
-
-
-def _seeds(options):
-    return options.seeds or (1 if options.quick else options.default_seeds)
-
-
-def _add_arms(experiment, text):
-    experiment.add_argument(
-        "--arms", type=_arms, metavar="A,A,...", help=f"{text}; add others later"
-    )
-
-
-def _arms(text):
-    return text.split(",") if text else None  # the experiment knows the names
-
-
-def _check_arms(options, known):
-    for name in options.arms or ():
-        if name not in known:
-            options.parser.error(
-                f"argument --arms: unknown {name!r}{nearest(name, known)}, "
-                f"choose from {', '.join(known)}"
-            )
-
-
-# How long they take as they are by default, where it was measured: on two cores.
-_TAKES = {
-    "hybnn": "a quarter of an hour a seed on MNIST",
-    "hybnn-bounds": "10 to 20 minutes an estimator on MNIST",
-    "fedhybnn": "an autoencoder and 85 short trainings a seed",
-    "fedavg": "a quarter of an hour a training, two for each of --arms",
-    "bdnet-ablation": "10 to 45 minutes a network on CIFAR-10",
-    "bdnet-table2": "10 to 45 minutes a network on CIFAR-10",
-    "hessian": "a quarter of an hour a network on CIFAR-10",
-    "landscape": "a quarter of an hour a network on CIFAR-10",
-}
-
-
-_SECONDS = 1.0  # what is refused is so earlier, and needs no announcement
-
-
-def _announced(experiment, folder, takes):
-    """A block in which an experiment runs: say what it writes and how long it takes."""
-    from tinybnn import runs
-
-    time = f"; takes {takes}" if takes else ""
-    text = f"{experiment}: writes into {folder}{time}; repeat the command if it is stopped"
-    return runs.told(text, seconds=_SECONDS)
-
-
-def _add_run(experiment, name):
-    experiment.set_defaults(experiment=name)
-    experiment.add_argument(
-        "--quick", action="store_true", help="run everything, too briefly for good figures"
-    )
-    add_threads(experiment)
-    experiment.add_argument("--quiet", action="store_true", help="no progress bars")
-    experiment.add_argument(
-        "--out", metavar="RUN", help="folder (runs/ and the names of experiment and data set)"
-    )
-
-
-def _carry_out(options, experiment, *chosen, run=None):
-    """Call ``run(folder, config, *chosen, threads, progress)``, the experiment's own by default."""
-    config = _experiment_config(options, experiment)
-    options.dataset = config.dataset  # gives the folder its name, whoever chose it
-    options.out = _experiment_folder(options, options.experiment)
-    check_folder(options, "out")
-    takes = "" if options.quick else _TAKES[options.experiment]
-    with _announced(options.experiment, options.out, takes):
-        return (run or experiment.run)(
-            options.out, config, *chosen, options.threads, not options.quiet
-        )
-
-
-def _experiment_config(options, experiment):
-    """An experiment's configuration: what was chosen, else what --quick or the defaults say."""
-    values = dict(experiment.QUICK) if options.quick else {}
-    for field in dataclasses.fields(experiment.Config):
-        chosen = getattr(options, field.name)
-        if chosen is not None:
-            values[field.name] = chosen
-    try:
-        return experiment.Config(**values)
-    except ValueError as error:
-        options.parser.error(str(error))
-
-
-def _experiment_folder(options, name):
-    if options.out is not None:
-        return options.out
-    images = os.path.basename(os.path.normpath(options.dataset))
-    return os.path.join("runs", f"{name}-{images}{'-quick' if options.quick else ''}")
+    catalogue.write_again(options.run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,14 @@ from tinybnn.course.exercise import Exercise
 
 @dataclass(frozen=True)
 class Chapter:
-    """A chapter: the notebooks that teach it, and what the student's file is called.
+    """A chapter: its notebooks, and the name of the student's file.
 
     Parameters
     ----------
     number : str
         Two digits.
     notebooks : tuple of str
-        Names without ending, in the order of reading; each lists the exercises that it prepares.
+        Names without suffix, in reading order; each lists the exercises that it prepares.
     file : str
         Name of the student's module in ``mybnn/``, and of the module with its checks.
     """
@@ -30,10 +31,11 @@ class Chapter:
 
     @property
     def exercises(self) -> tuple[Exercise, ...]:
+        """The chapter's exercises, in order."""
         return importlib.import_module(f"tinybnn.course.checks.{self.file}").EXERCISES
 
 
-CHAPTERS = {
+CHAPTERS: dict[str, Chapter] = {
     chapter.number: chapter
     for chapter in (
         Chapter("00", ("00_bits_and_signs",), "bits"),
@@ -64,30 +66,28 @@ CHAPTERS = {
 
 
 def exercise(number: str) -> Exercise:
-    """The exercise of a number such as "04.2" or "4.2".
+    """Return the exercise with a number such as "04.2" or "4.2".
 
     Raises
     ------
     ValueError
-        If there is none.
+        If no exercise has this number.
     """
     name, _, last = number.partition(".")
     chapter = CHAPTERS.get(_padded(name))
     for one in chapter.exercises if chapter else ():
         if one.number == f"{_padded(name)}.{last}":
             return one
-    raise ValueError(
-        f"exercise: expected a number such as 00.1, got {number!r}{_what_there_is(name)}"
-    )
+    raise ValueError(f"exercise: expected a number such as 00.1, got {number!r}{_choices(name)}")
 
 
 def _padded(name):
-    """A chapter's name with two digits: "01" for "1", "01b" for "1b"."""
+    """Pad a chapter's name to two digits: "01" for "1", "01b" for "1b"."""
     return re.sub(r"^(\d)(?!\d)", r"0\1", name)
 
 
-def _what_there_is(name):
-    """What a chapter, or a part of one, has to be checked; "" if the name is of no such kind."""
+def _choices(name):
+    """Say which exercises belong to a chapter's or a notebook's name; "" for other names."""
     chapter = CHAPTERS.get(_padded(name))
     if chapter is not None:
         numbers = [one.number for one in chapter.exercises]
@@ -98,18 +98,18 @@ def _what_there_is(name):
     return f"; chapter {_padded(name)} has no exercises" if re.fullmatch(r"\d+[a-z]?", name) else ""
 
 
-def student_file(exercise: Exercise, folder) -> Path:
-    """Where the student writes an exercise, in a course folder."""
+def student_file(exercise: Exercise, folder: str | os.PathLike[str]) -> Path:
+    """Return the path of the student's file for an exercise, in a course folder."""
     return Path(folder) / "mybnn" / f"{CHAPTERS[exercise.number[:2]].file}.py"
 
 
 def select(what: str) -> list[Exercise]:
-    """The exercises that a number stands for: of a chapter ("04", "4"), one ("04.2"), or "all".
+    """Select the exercises of a chapter ("04", "4"), a single one ("04.2"), or "all".
 
     Raises
     ------
     ValueError
-        If there is none.
+        If there is no such exercise.
     """
     if what == "all":
         return [one for chapter in CHAPTERS.values() for one in chapter.exercises]
@@ -119,5 +119,5 @@ def select(what: str) -> list[Exercise]:
         return [exercise(what)]
     raise ValueError(
         f"expected a chapter ({', '.join(CHAPTERS)}), an exercise such as "
-        f"{next(iter(CHAPTERS))}.1, or all, got {what!r}{_what_there_is(what)}"
+        f"{next(iter(CHAPTERS))}.1, or all, got {what!r}{_choices(what)}"
     )

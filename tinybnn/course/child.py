@@ -1,6 +1,6 @@
 """The process in which the student's code runs: bounded, without network, without tinybnn.
 
-It protects against mistakes and temptation. It is no sandbox: code that means harm can do what its
+It protects against mistakes and temptation. It is not a sandbox: malicious code can do whatever its
 user can do.
 """
 
@@ -18,6 +18,7 @@ import socket
 import sys
 import sysconfig
 import traceback
+from collections.abc import Sequence
 from importlib.machinery import FileFinder, SourceFileLoader
 from pathlib import Path
 
@@ -29,14 +30,14 @@ try:
 except ImportError:  # Windows
     resource = None
 
-MEMORY = 1 << 30  # bytes of data beyond what Python and NumPy hold; Numba and BLAS take a quarter
+MEMORY = 1 << 30  # bytes of data beyond Python's and NumPy's; Numba and BLAS take a quarter
 ALLOWED = "the standard library, NumPy, Numba and your own files"
 PACKAGE = "mybnn"
 _ALLOWED = {*sys.stdlib_module_names, "numpy", "numba"}
 
 
-def main():
-    """Call the function that the parent names; whatever comes of it goes into the file `result`."""
+def main() -> None:
+    """Call the function that the parent names and write its result or problem to `result`."""
     order = json.loads(sys.argv.pop())
     folder, scratch = order["folder"], Path(order["scratch"])
     module, _, name = order["target"].partition(":")
@@ -60,18 +61,18 @@ def main():
     except BaseException as error:
         result = {"problem": describe(error, folder)}
     faulthandler.cancel_dump_traceback_later()
-    if os.getpid() == own:  # and not a copy that the student's code has made
+    if os.getpid() == own:  # and not a fork by the student's code
         write_json(scratch / "result", result)
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     end(0)
 
 
-# ----------------------------------------------------------------------------- where the student is
+# ---------------------------------------------------------------------------- the student's files
 
 
 class Files:
-    """Which files are the student's: those in the folder, but for environments that lie in it.
+    """The student's files: those in the folder, without Python environments inside it.
 
     Parameters
     ----------
@@ -79,16 +80,18 @@ class Files:
         The course folder, which holds ``mybnn``.
     """
 
-    def __init__(self, folder):
+    folder: str
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = os.path.realpath(folder)
         installed = (sys.prefix, sys.base_prefix, Path(__file__).parents[1])
         self._installed = [p for p in map(os.path.realpath, installed) if _under(p, self.folder)]
 
-    def __contains__(self, path):
+    def __contains__(self, path: str) -> bool:
         return _under(path, self.folder) and not any(_under(path, p) for p in self._installed)
 
-    def line(self, error):
-        """The last of the student's lines that an error passed through, as text; "" if none."""
+    def line(self, error: BaseException) -> str:
+        """Describe the last of the student's lines in an error's traceback; "" if none."""
         if isinstance(error, SyntaxError) and error.filename and error.filename in self:
             return self.place(error.filename, error.lineno or 1, (error.text or "").strip())
         for frame in reversed(traceback.extract_tb(error.__traceback__)):
@@ -96,7 +99,8 @@ class Files:
                 return self.place(frame.filename, frame.lineno, frame.line)
         return ""
 
-    def place(self, path, line, code):
+    def place(self, path: str, line: int | str | None, code: str | None) -> str:
+        """Format a file, a line number and its code."""
         name = os.path.relpath(path, self.folder)
         return f"{name}, line {line}: {code}" if code else f"{name}, line {line}"
 
@@ -105,10 +109,10 @@ def _under(path, folder):
     return path == folder or path.startswith(os.path.join(folder, ""))
 
 
-def describe(error, folder):
-    """An error of the student's code in words, with the line where it comes from."""
+def describe(error: BaseException, folder: str | os.PathLike[str]) -> str:
+    """Describe an error of the student's code, with the line that it comes from."""
     if isinstance(error, MemoryError):
-        lift_memory_limit()  # the error still holds what has used it up
+        lift_memory_limit()  # the error still holds the memory
     line = Files(folder).line(error)
     if isinstance(error, SystemExit):
         text = "the code ends the process (sys.exit, exit or os._exit); return a value instead"
@@ -131,14 +135,14 @@ def describe(error, folder):
     return text
 
 
-def missing_files(folder):
-    """Which of the course's files are not in the student's package."""
+def missing_files(folder: str | os.PathLike[str]) -> list[str]:
+    """List the course's files that are missing in the student's package."""
     names = [f"{PACKAGE}/{chapter.file}.py" for chapter in CHAPTERS.values()]
     return [name for name in names if not os.path.exists(os.path.join(folder, name))]
 
 
-def put_back(folder):
-    """How to get files back that came with the course."""
+def put_back(folder: str | os.PathLike[str]) -> str:
+    """Say how to restore files that came with the course."""
     name = os.path.realpath(folder)
     name = f'"{name}"' if " " in name else name
     return f"`tinybnn course start {name}` puts back what is missing"
@@ -148,7 +152,7 @@ def put_back(folder):
 
 
 class _Fresh(SourceFileLoader):
-    """Compiles the file as it is now: a ``__pycache__`` can hold what it was a second ago."""
+    """Compiles the current file: a ``__pycache__`` may hold a version of a second ago."""
 
     def get_code(self, fullname):
         path = self.get_filename(fullname)
@@ -156,7 +160,7 @@ class _Fresh(SourceFileLoader):
 
 
 class _Finder:
-    """Finds the student's modules; those of ``mybnn`` before all others."""
+    """Finds the student's modules, those of ``mybnn`` first."""
 
     def __init__(self, files, only=None):
         self.files, self.only = files, only
@@ -173,10 +177,10 @@ class _Finder:
         return None
 
 
-def allow_imports(folder):
-    """From now on the student's files import only what the course allows.
+def allow_imports(folder: str | os.PathLike[str]) -> None:
+    """Restrict the imports of the student's files to what the course allows.
 
-    The rule looks at who imports: NumPy, Numba and the checks import what they need.
+    The rule depends on the importing file: NumPy, Numba and the checks are not restricted.
     """
     files = Files(folder)
     finder = _Finder(files)
@@ -185,7 +189,7 @@ def allow_imports(folder):
     standard = os.path.realpath(sysconfig.get_path("stdlib"))
 
     def student(frame):
-        """The student's frame that imports; through the standard library and texts, as of exec."""
+        """Find the student's importing frame, through the standard library and code in exec."""
         while frame is not None:
             path = frame.f_code.co_filename
             if path in files:
@@ -227,13 +231,13 @@ def allow_imports(folder):
 # ------------------------------------------------------------------------------------------- bounds
 
 
-_unlimited = None  # the limits before
+_unlimited = None  # the previous limits
 
 
-def limit_memory(more=MEMORY):
-    """Limit the process's data, where the system can.
+def limit_memory(more: int = MEMORY) -> None:
+    """Limit the process's data to `more` bytes above the current size, where the system can.
 
-    Data, not address space: the latter counts what allocators of many threads only reserve.
+    Data, not address space, which counts memory that allocators of many threads only reserve.
     """
     global _unlimited
     with contextlib.suppress(AttributeError, OSError, StopIteration, ValueError):  # no Linux
@@ -244,13 +248,14 @@ def limit_memory(more=MEMORY):
         _unlimited = old
 
 
-def lift_memory_limit():
+def lift_memory_limit() -> None:
+    """Restore the limit before `limit_memory`."""
     if _unlimited is not None:
         resource.setrlimit(resource.RLIMIT_DATA, _unlimited)
 
 
-def forbid_network():
-    """Sockets raise an error from now on."""
+def forbid_network() -> None:
+    """Make sockets raise an error."""
 
     class NoSocket(socket.socket):
         def __init__(self, *args, **kw):
@@ -259,15 +264,15 @@ def forbid_network():
     socket.socket = NoSocket
 
 
-def close(places, own):
-    """From now on files in these places cannot be opened, changed or listed by Python code.
+def close(places: Sequence[str], own: Sequence[str]) -> None:
+    """Keep Python code from opening, changing or listing files in these places.
 
     Parameters
     ----------
     places : sequence of str
         Real paths of files and folders.
     own : sequence of str
-        Folders that stay open wherever they lie; so do Python's and tinybnn's own.
+        Folders that stay open wherever they lie, as do those of Python and of tinybnn.
     """
     if not places:
         return
@@ -285,8 +290,8 @@ def close(places, own):
     sys.addaudithook(hook)
 
 
-def forbid_leaving():
-    """`os._exit` raises SystemExit, which tells the line; in a forked process it stays as it is."""
+def forbid_leaving() -> None:
+    """Make `os._exit` raise SystemExit, which has a traceback, except in forked processes."""
     own, leave = os.getpid(), os._exit
 
     def ended(status):
@@ -297,8 +302,8 @@ def forbid_leaving():
     os._exit = ended
 
 
-def forbid_debugger():
-    """`breakpoint` and `pdb.set_trace` raise at once what pdb raises when its input ends."""
+def forbid_debugger() -> None:
+    """Make `breakpoint` and `pdb.set_trace` raise what pdb raises at the end of its input."""
 
     def ended(*args, **kw):
         raise bdb.BdbQuit

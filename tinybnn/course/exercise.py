@@ -1,12 +1,14 @@
-"""What an exercise is, and the words in which its checks say what is wrong with an answer."""
+"""Exercises, and the functions with which checks compare answers and describe mistakes."""
 
 from __future__ import annotations
 
 import bdb
 import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -20,57 +22,67 @@ class Exercise:
     number : str
         Chapter and number: "04.2".
     name : str
-        The function or class that is asked for.
+        The function or class to write.
     task : str
-        What it must do, in one line.
+        Its task, in one line.
     section : str
         Heading of the notebook's section that explains it.
     checks : tuple of callables
         Each takes the student's module and raises `Wrong`. The first line of its docstring
         completes the sentence "checked that ...".
     hints : tuple of three str
-        From a nudge to nearly the way; never the solution.
+        From a nudge to almost the whole way, but never the solution.
     seconds : float
-        Time limit of all checks together, compilation included.
+        Time limit of all checks together, including compilation.
     """
 
     number: str
     name: str
     task: str
     section: str
-    checks: tuple[Callable, ...]
+    checks: tuple[Callable[[ModuleType], None], ...]
     hints: tuple[str, str, str]
     seconds: float = 30.0
 
 
-DOCSTRING = "docstring"  # a section to read: the one of the student's function
+DOCSTRING = "docstring"  # in place of a section: the docstring of the student's function
 
 
 class Wrong(Exception):  # noqa: N818 - reads as a sentence: raise Wrong("...")
-    """An answer that is not right, with all that one needs to see why.
+    """A wrong answer, with everything needed to see why.
 
     Parameters
     ----------
     why : str
-        The mistake by its name, and what would be right.
+        The name of the mistake, and what would be right.
     inputs : mapping of str to object, optional
-        What the student's function got.
+        Arguments of the student's function.
     got, expected : object, optional
-        What came and what was expected.
+        The actual and the expected answer.
     section : str, optional
-        The section to read, where it is not the exercise's own; or `DOCSTRING`.
+        The section to read, if not the exercise's own; or `DOCSTRING`.
     cause : Exception, optional
-        What the student's code raised.
+        The error that the student's code raised.
     wanted : str, optional
         Shown in place of `expected`, such as "about 0".
     labels : pair of str
-        What stands before `got` and `expected`.
+        Labels of `got` and `expected`.
     """
 
+    why: str
+    inputs: dict[str, Any]
+    got: Any
+    expected: Any
+    section: str | None
+    cause: Exception | None
+    wanted: str
+    labels: tuple[str, str]
+
     def __init__(
-        self, why, inputs=None, got=None, expected=None, section=None, cause=None, wanted="",
-        labels=("got", "wanted"),
-    ):  # fmt: skip
+        self, why: str, inputs: Mapping[str, Any] | None = None, got: Any = None,
+        expected: Any = None, section: str | None = None, cause: Exception | None = None,
+        wanted: str = "", labels: tuple[str, str] = ("got", "wanted"),
+    ) -> None:  # fmt: skip
         super().__init__(why)
         self.why, self.inputs = why, dict(inputs or {})
         self.got, self.expected, self.section = got, expected, section
@@ -78,11 +90,11 @@ class Wrong(Exception):  # noqa: N818 - reads as a sentence: raise Wrong("...")
 
 
 class Stopped(BaseException):
-    """An error, its cause, that says nothing about the arguments, such as an import."""
+    """Raised from an error that does not depend on the arguments, such as an import's."""
 
 
-def call(function: Callable, inputs: Mapping):
-    """The student's answer to copies of the inputs, which it must leave as they are.
+def call(function: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
+    """Call the student's function with copies of the inputs, which it must not change.
 
     Raises
     ------
@@ -101,7 +113,7 @@ def call(function: Callable, inputs: Mapping):
         raise
     except Exception as error:
         answer, failed = None, error
-    if failed is not None:  # raised here, it has no context: hypothesis takes that for its identity
+    if failed is not None:  # raised here, without a context, by which hypothesis tells errors apart
         text = f"{_name(function)} raises {type(failed).__name__}: {failed}"
         raise Wrong(text, inputs, cause=failed)
     for name, value in given.items():
@@ -119,10 +131,10 @@ def _name(function):
 
 
 @contextlib.contextmanager
-def provided(module, **functions):
-    """Context: other functions of the student's module replaced by right ones.
+def provided(module: ModuleType, **functions: Callable[..., Any]) -> Iterator[None]:
+    """Context manager: replace other functions of the student's module by right ones.
 
-    So that an exercise is judged by itself: its answer may call another exercise's function that
+    An exercise is thus judged independently: its answer may call another exercise's function that
     is wrong or not written yet.
     """
     before = {name: getattr(module, name) for name in functions if hasattr(module, name)}
@@ -135,7 +147,7 @@ def provided(module, **functions):
         vars(module).update(before)
 
 
-def equal(a, b, tolerance=0.0):
+def equal(a: Any, b: Any, tolerance: float = 0.0) -> bool:
     """Whether two answers have the same shape and the same values; NaN equals NaN."""
     if isinstance(b, tuple):
         same = isinstance(a, tuple) and len(a) == len(b)
@@ -149,38 +161,38 @@ def equal(a, b, tolerance=0.0):
         if tolerance:
             return bool(np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True))
         return np.array_equal(a, b, equal_nan=b.dtype.kind == "f" and a.dtype.kind == "f")
-    except Exception:  # of an answer that is an object of the student's own, anything can come
+    except Exception:  # an object of the student's own class may raise anything
         return False
 
 
 def compare(
-    function: Callable,
-    reference: Callable,
-    inputs: Mapping,
-    mistakes: Mapping[str, Callable] | None = None,
+    function: Callable[..., Any],
+    reference: Callable[..., Any],
+    inputs: Mapping[str, Any],
+    mistakes: Mapping[str, Callable[..., Any] | tuple[Callable[..., Any], ...]] | None = None,
     tolerance: float = 0.0,
-    probes: Sequence[Mapping] = (),
+    probes: Sequence[Mapping[str, Any]] = (),
     results: Sequence[str] = (),
-):
-    """Raise `Wrong` unless the student's function answers as the reference does.
+) -> None:
+    """Raise `Wrong` unless the student's function agrees with the reference.
 
     Parameters
     ----------
     function : callable
-        The student's.
+        The student's function.
     reference : callable
         Takes the same arguments.
     inputs : mapping of str to object
         The arguments, in their order.
     mistakes : mapping of str to callable or tuple of callables, optional
-        Known mistakes: what to say, and the functions that make the mistake. The first one whose
-        answers are the student's, to the inputs and to all probes, gives the message.
+        Known mistakes: the message, and the functions that make the mistake. The first one that
+        agrees with the student's function on the inputs and all probes determines the message.
     tolerance : float
-        Relative and absolute; 0 where the mathematics is exact.
+        Relative and absolute; 0 for exact mathematics.
     probes : sequence of mappings
-        More inputs, which tell the known mistakes apart.
+        More inputs, which distinguish the known mistakes.
     results : sequence of str
-        What the parts of an answer that is a tuple are called.
+        Names of the parts of an answer that is a tuple.
     """
     got, expected = call(function, inputs), reference(*inputs.values())
     if equal(got, expected, tolerance):
@@ -189,8 +201,13 @@ def compare(
     raise Wrong(why or _differs(got, expected, results), inputs, got, expected)
 
 
-def named(function, mistakes, probes, tolerance=0.0):
-    """The known mistake whose answers to all probes are the student's, or None."""
+def named(
+    function: Callable[..., Any],
+    mistakes: Mapping[str, Any],
+    probes: Sequence[Mapping[str, Any]],
+    tolerance: float = 0.0,
+) -> str | None:
+    """Return the message of the known mistake that agrees on all probes, or None."""
     try:
         answers = [call(function, inputs) for inputs in probes]
     except Wrong:
@@ -209,7 +226,7 @@ def _makes(mistaken, inputs, got, tolerance):
 
 
 def _differs(got, expected, results=()):
-    """What is different, where no known mistake fits."""
+    """Describe the difference if no known mistake fits."""
     if got is None:
         return "the answer is None: is a return missing?"
     if isinstance(expected, tuple):
@@ -222,7 +239,7 @@ def _differs(got, expected, results=()):
     try:
         if np.asarray(got).dtype.kind not in "biufc":
             raise ValueError
-    except Exception:  # of an object of the student's own, anything can come
+    except Exception:  # an object of the student's own class may raise anything
         return f"the answer is of type {type(got).__name__}, expected {type(expected).__name__}"
     shape, wanted = np.shape(got), np.shape(expected)
     if shape != wanted:
@@ -233,15 +250,15 @@ def _differs(got, expected, results=()):
     return f"{wrong} of {max(np.size(expected), 1)} values are not as expected"
 
 
-def for_all(check: Callable, examples: int = 200, **strategies):
-    """Call ``check(**values)`` with many values; raise the error of the smallest that fails.
+def for_all(check: Callable[..., Any], examples: int = 200, **strategies: Any) -> None:
+    """Call ``check(**values)`` with many values; raise the error of the smallest failing ones.
 
     Parameters
     ----------
     check : callable
     examples : int
     **strategies : hypothesis strategies
-        One for each argument of the check.
+        A strategy for each argument of the check.
     """
     from hypothesis import HealthCheck, given, settings
 

@@ -1,4 +1,4 @@
-"""A wrong answer in words: which mistake, with which input, what came, what was expected."""
+"""Describe a wrong answer: the mistake, the input, the actual and the expected answer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+from typing import Any
 
 import numpy as np
 
@@ -16,24 +17,24 @@ from tinybnn.course.folder import material
 
 _WIDTH = 90  # characters of a line
 _ROWS, _COLUMNS = 8, 12  # of a table of values
-_SIGNS = 16  # a longer row of +1 and -1 is shown as + and -
+_SIGNS = 16  # longer rows of +1 and -1 are shown as + and -
 _LONGEST = 600  # characters of a value
 
 
-def explain(wrong: Wrong, exercise: Exercise, folder) -> str:
-    """The message for a student.
+def explain(wrong: Wrong, exercise: Exercise, folder: str | os.PathLike[str]) -> str:
+    """Format the message for a student.
 
     Parameters
     ----------
     wrong : Wrong
     exercise : Exercise
     folder : PathLike
-        The course folder: lines of files in it are quoted.
+        The course folder; lines of its files are quoted.
 
     Returns
     -------
     str
-        Several lines: why, with which input, what came and what was wanted, where to read.
+        Several lines: the mistake, the input, the actual and the wanted answer, what to read.
     """
     lines = [wrong.why]
     cause = wrong.cause or wrong.__cause__
@@ -52,7 +53,7 @@ def explain(wrong: Wrong, exercise: Exercise, folder) -> str:
 
 
 def _reading(wrong, exercise):
-    """Where to read: the section, or the docstring for what only it says."""
+    """Refer to the section, or to the docstring for formal matters."""
     formal = wrong.cause is not None or isinstance(wrong.got, np.dtype)
     formal = formal or (wrong.got is None and wrong.expected is not None)
     section = wrong.section or (DOCSTRING if formal else exercise.section)
@@ -62,12 +63,12 @@ def _reading(wrong, exercise):
 
 
 def _labelled(label, lines):
-    """Lines behind a label; the lines after the first are indented."""
+    """Put lines after a label; the lines after the first are indented."""
     return [f"  {label if i == 0 else '':<7} {line}".rstrip() for i, line in enumerate(lines)]
 
 
 def _answers(got, expected, labels):
-    """What came above what was wanted, with marks between where they differ, if they fit."""
+    """Show the actual above the wanted answer, with marks where they differ if they fit."""
     table = _table(got, expected, labels)
     if table is not None:
         return table
@@ -86,7 +87,7 @@ def _answers(got, expected, labels):
 
 
 def _same_width(*texts):
-    """Integers that are shown as bits, in the same number of them; other lines as they are."""
+    """Pad integers shown as bits to equal width; other lines stay unchanged."""
     if not all(len(lines) == 1 and re.fullmatch("0b[01]+", lines[0]) for lines in texts):
         return texts
     width = max(len(lines[0]) for lines in texts)
@@ -94,7 +95,7 @@ def _same_width(*texts):
 
 
 def _comparable(got, expected):
-    """Two arrays of numbers, of one shape, some of whose values differ."""
+    """Whether two answers are arrays of numbers of equal shape that differ."""
     kinds = (np.ndarray, list, np.generic)
     if not (isinstance(got, kinds) and isinstance(expected, kinds)):
         return False
@@ -112,13 +113,13 @@ def _unlike(got, expected):
 
 
 def _table(got, expected, labels):
-    """Rows of values, one array above the other; None where they are not alike or too large."""
+    """Show two arrays as rows of values, one above the other; None if unlike or too large."""
     if not _comparable(got, expected):
         return None
     got, expected = np.asarray(got), np.asarray(expected)
     unlike = _unlike(got, expected)
     first = np.argwhere(unlike)[0][: max(got.ndim - 2, 0)]
-    where = tuple(int(i) for i in first)  # of more dimensions, the first matrix that differs
+    where = tuple(int(i) for i in first)  # with more dimensions, the first matrix that differs
     got, expected, unlike = (np.atleast_2d(a[where]) for a in (got, expected, unlike))
     rows, columns = got.shape
     if rows > _ROWS or columns > _COLUMNS:
@@ -143,12 +144,12 @@ def _row(cells, widths):
 
 
 def _text(value):
-    """A number, in as many digits as tell it from its neighbours."""
+    """Format a number with enough digits to distinguish it from its neighbours."""
     return str(value.item()) if np.asarray(value).dtype == np.float64 else str(value)
 
 
-def shown(value):
-    """A value of the student's or of a check, as lines that are neither too long nor too many."""
+def shown(value: Any) -> list[str]:
+    """Format a value of the student or of a check as lines of limited length and number."""
     try:
         text = _described(value)
     except Exception as error:  # its repr is the student's code
@@ -176,7 +177,7 @@ def _described(value):
 
 
 def _holds(value):
-    """Whether it is an array, or a tensor around one."""
+    """Whether a value is an array, or a tensor around one."""
     return isinstance(value, np.ndarray) or isinstance(getattr(value, "data", None), np.ndarray)
 
 
@@ -194,14 +195,14 @@ def _array(value):
 
 @functools.cache
 def _texts():
-    """Each notebook's file as text, by its name."""
+    """Map each notebook's name to its file as text."""
     folder = material()
-    found = sorted(folder.glob("*.ipynb")) if folder is not None else []
-    return {os.path.splitext(p.name)[0]: p.read_text(encoding="utf-8") for p in found}
+    paths = sorted(folder.glob("*.ipynb")) if folder is not None else []
+    return {os.path.splitext(p.name)[0]: p.read_text(encoding="utf-8") for p in paths}
 
 
-def notebook(section, number):
-    """Name of the notebook that has a section, of the exercise's chapter if one of them does."""
+def notebook(section: str, number: str) -> str:
+    """Return the name of the notebook with a section, preferably of the exercise's chapter."""
     heading = json.dumps(f"## {section}", ensure_ascii=False)[1:-1]
     chapter = CHAPTERS[number[:2]].notebooks
     for name in (*chapter, *_texts()):

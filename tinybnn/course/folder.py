@@ -1,4 +1,4 @@
-"""The student's folder: notebooks, the package that is written in it, data, and what is done."""
+"""The student's folder: notebooks, the student's package, data, and progress."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tinybnn.course.catalogue import CHAPTERS, student_file
 from tinybnn.course.exercise import Exercise
@@ -18,15 +19,15 @@ from tinybnn.storage import StorageError, expecting, read_json, write_atomic, wr
 PROGRESS = "course.json"
 LEVELS = 3  # of hints
 _COPIED = ("*.ipynb", "images/*", "mybnn/*.py")
-# A notebook's link to the source of the package, which leads nowhere in a copy.
+# A notebook's link to the source of the package, which is broken in a copy.
 _LINK_TO_SOURCE = re.compile(rb"\[([^][\"\n]*)\]\(\.\./(tinybnn/[^)]*)\)")
 
 
-def material():
-    """The folder that holds the notebooks; None if this installation has none.
+def material() -> Path | None:
+    """Return the folder with the notebooks; None if this installation has none.
 
-    That is ``tinybnn/tutorials`` where the package is installed, ``tutorials`` beside the package
-    in a checkout.
+    It is ``tinybnn/tutorials`` in an installed package, ``tutorials`` beside the package in a
+    checkout.
     """
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "tutorials", package.parent / "tutorials"):
@@ -35,19 +36,19 @@ def material():
     return None
 
 
-def is_course(folder):
-    """Whether a folder is one that `start` has made, or that holds a chapter's file."""
+def is_course(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder was made by `start` or holds a chapter's file."""
     files = [Path(folder, "mybnn", f"{chapter.file}.py") for chapter in CHAPTERS.values()]
     return Path(folder, PROGRESS).exists() or any(map(os.path.lexists, files))
 
 
-def find_folder(folder=None):
-    """The course folder: the given one, or the current one, or the nearest above it.
+def find_folder(folder: str | os.PathLike[str] | None = None) -> Path:
+    """Find the course folder: the given one, or the current one, or the nearest above it.
 
     Raises
     ------
     ValueError
-        If it is none.
+        If there is no course folder.
     """
     if folder is not None:
         if is_course(folder):
@@ -65,13 +66,13 @@ def find_folder(folder=None):
     )
 
 
-def start(folder):
-    """Copy notebooks, skeletons and data into a folder; what is there already stays as it is.
+def start(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+    """Copy notebooks, skeletons and data into a folder; existing files stay unchanged.
 
     Parameters
     ----------
     folder : str or PathLike
-        New, empty, or a course folder, which gets what is missing.
+        A new or empty folder, or a course folder, to which missing files are added.
 
     Returns
     -------
@@ -98,7 +99,7 @@ def start(folder):
         Progress.load(folder)  # a broken one is an error before anything is copied
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        Progress(folder).save()  # first, so that a copy that is interrupted can go on
+        Progress(folder).save()  # first, so that an interrupted copy can be continued
     copied, kept = [], []
     for path, name in _files(source):
         target = folder / name
@@ -115,7 +116,7 @@ def start(folder):
 
 
 def _files(source):
-    """Each file to copy, and its name in the student's folder."""
+    """Yield each file to copy and its name in the student's folder."""
     for pattern in _COPIED:
         for path in sorted(source.glob(pattern)):
             yield path, path.relative_to(source).as_posix()
@@ -125,17 +126,17 @@ def _files(source):
 
 
 @functools.lru_cache(maxsize=32)
-def parsed(content):
-    """The syntax tree of a file's bytes, without warnings; not to be changed."""
+def parsed(content: bytes) -> ast.Module:
+    """Parse a file's bytes without warnings; the tree is shared and must not be changed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(content)
 
 
-def fingerprint(exercise: Exercise, path) -> str:
-    """A hash of the student's file without the definitions of the chapter's other exercises.
+def fingerprint(exercise: Exercise, path: str | os.PathLike[str]) -> str:
+    """Hash the student's file without the definitions of the chapter's other exercises.
 
-    So work on one exercise does not make the others look changed.
+    Work on one exercise thus does not make the others look changed.
     """
     content = Path(path).read_bytes()
     others = {one.name for one in CHAPTERS[exercise.number[:2]].exercises} - {exercise.name}
@@ -154,27 +155,27 @@ def fingerprint(exercise: Exercise, path) -> str:
 
 @dataclass
 class Progress:
-    """What a student has done; kept in ``course.json`` of the folder.
+    """A student's progress, stored in ``course.json`` of the folder.
 
     Parameters
     ----------
     folder : PathLike
     passed : dict of str to str
-        Fingerprint of the file when the exercise of this number passed.
+        Number of an exercise -> fingerprint of the file when it passed.
     hints : dict of str to int
-        Levels of hints that were given, by the exercise's number.
+        Number of an exercise -> level of the last hint shown.
     milestones : dict of str to dict
-        Figures of the milestones that were reached.
+        Figures of the milestones reached.
     """
 
     folder: Path
     passed: dict[str, str] = field(default_factory=dict)
     hints: dict[str, int] = field(default_factory=dict)
-    milestones: dict[str, dict] = field(default_factory=dict)
+    milestones: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, folder):
-        """Read a folder's progress; an empty one if there is none yet.
+    def load(cls, folder: str | os.PathLike[str]) -> Progress:
+        """Read a folder's progress, or return an empty one if there is no file yet.
 
         Raises
         ------
@@ -198,15 +199,16 @@ class Progress:
             raise StorageError(f"{error}; {advice}") from None
         return cls(Path(folder), **{name: value[name] for name in kinds})
 
-    def save(self):
+    def save(self) -> None:
+        """Write the progress to its folder."""
         value = {
             "format": "tinybnn-course",
             "passed": self.passed, "hints": self.hints, "milestones": self.milestones,
         }  # fmt: skip
         write_json(Path(self.folder, PROGRESS), value)
 
-    def state(self, exercise: Exercise):
-        """ "passed", "changed" since it passed, or "open"."""
+    def state(self, exercise: Exercise) -> str:
+        """Return "passed", "changed" (since it passed) or "open"."""
         if exercise.number not in self.passed:
             return "open"
         path = student_file(exercise, self.folder)

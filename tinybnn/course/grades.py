@@ -13,9 +13,11 @@ import os
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from tinybnn import __version__, tables
 from tinybnn.course.catalogue import exercise
@@ -56,7 +58,7 @@ class Grade:
     def total(self) -> float:
         return sum(map(self.earned, self.verdicts))
 
-    def earned(self, number) -> float:
+    def earned(self, number: str) -> float:
         """Points for an exercise."""
         return self.points[number] if self.verdicts[number].passed else 0.0
 
@@ -81,7 +83,7 @@ class Grade:
             found["nothing is written"] = None
         return [*self.submission.remarks, *found]
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """What JSON can hold."""
         return {
             "student": printable(self.submission.student),
@@ -99,7 +101,14 @@ class Grade:
 
 
 def grade_class(
-    folder, reports, table, points, due=None, seconds=None, again=False, say=lambda grade: None
+    folder: str | os.PathLike[str],
+    reports: str | os.PathLike[str],
+    table: str | os.PathLike[str],
+    points: dict[str, float],
+    due: datetime | None = None,
+    seconds: float | None = None,
+    again: bool = False,
+    say: Callable[[Grade], Any] = lambda grade: None,
 ) -> list[Grade]:
     """Grade the work of all students, and write a report for each and the tables.
 
@@ -293,7 +302,7 @@ def line(grade: Grade) -> str:
     return f"{name:<30}  {total:>12}  {'; '.join(filter(None, (late, *grade.remarks)))}".rstrip()
 
 
-def as_csv(grades) -> str:
+def as_csv(grades: Sequence[Grade]) -> str:
     """The grades as CSV: a line a student, the points of each exercise in a column."""
     file = io.StringIO()
     writer = csv.writer(file)
@@ -336,7 +345,7 @@ def report(grade: Grade) -> str:
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def summary(grades) -> str:
+def summary(grades: Sequence[Grade]) -> str:
     """The class in two tables, in Markdown: a line a student, and a line an exercise."""
     rows = [
         [_plain(one.submission.student), _number(one.total), _hours(one),

@@ -1,4 +1,4 @@
-"""Run an exercise's checks on the student's file and say in words what came of it."""
+"""Run an exercise's checks on the student's file and describe the outcome."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import io
 import os
 import time
 import tokenize
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from tinybnn.course.catalogue import CHAPTERS, student_file
 from tinybnn.course.catalogue import exercise as find_exercise
@@ -27,22 +29,23 @@ STATES = ("passed", "wrong", "not started", "broken", "too slow")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of an exercise.
+    """The outcome of an exercise.
 
     Parameters
     ----------
     number : str
     state : str
-        One of `STATES`: "broken" means that the file does not run, "too slow" that the time was up.
+        One of `STATES`: "broken" means that the file does not run, "too slow" that it exceeded the
+        time limit.
     message : str
         For the student; empty if passed.
     checked : tuple of str
-        What was checked and right.
+        The checks that passed.
     seconds : float
     printed : str
-        What the student's code printed meanwhile, cut where it is long.
+        Output of the student's code, truncated if long.
     note : str
-        What the student has changed of the parts that came with the course.
+        The student's changes to parts that came with the course.
     """
 
     number: str
@@ -55,20 +58,24 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
+        """Whether the exercise passed."""
         return self.state == "passed"
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to a dict, ready for JSON."""
         return asdict(self)
 
 
-def grade_file(exercise: Exercise, folder, closed=()) -> Verdict:
-    """Run the checks on the student's file, in a process of its own.
+def grade_file(
+    exercise: Exercise, folder: str | os.PathLike[str], closed: Sequence[str] = ()
+) -> Verdict:
+    """Run the checks on the student's file in a child process.
 
     Parameters
     ----------
     exercise : Exercise
     folder : str or PathLike
-        The course folder, in which ``mybnn`` is.
+        The course folder, which holds ``mybnn``.
     closed : sequence of str
         Files and folders that the student's code may not open.
 
@@ -101,14 +108,14 @@ def grade_file(exercise: Exercise, folder, closed=()) -> Verdict:
     )
 
 
-def expect_hypothesis():
-    """A ValueError that says what to install, unless hypothesis is there."""
+def expect_hypothesis() -> None:
+    """Raise a ValueError that says what to install if hypothesis is missing."""
     if importlib.util.find_spec("hypothesis") is None:
         raise ValueError("the checks need hypothesis: pip install 'tinybnn[tutorials]'")
 
 
 def _unreadable(path, folder):
-    """Why the student's file cannot be read as Python text; "" if it can."""
+    """Say why the student's file cannot be read as Python text; "" if it can."""
     name = os.path.relpath(path, folder)
     try:
         with open_regular(path) as file:
@@ -133,8 +140,8 @@ def _unreadable(path, folder):
     return ""
 
 
-def grade_by_number(note, number: str):
-    """In the child: import the student's file and run the checks; a `Verdict` as a dict."""
+def grade_by_number(note: Callable[[str], Any], number: str) -> dict[str, Any]:
+    """Import the student's file and run the checks, in the child; return a `Verdict` as a dict."""
     one = find_exercise(number)
     file, start = CHAPTERS[number[:2]].file, time.perf_counter()
     note(f"importing {PACKAGE}/{file}.py")
@@ -146,16 +153,18 @@ def grade_by_number(note, number: str):
     return grade(one, module, note).to_dict()
 
 
-def grade(exercise: Exercise, module: ModuleType, note=lambda text: None) -> Verdict:
+def grade(
+    exercise: Exercise, module: ModuleType, note: Callable[[str], Any] = lambda text: None
+) -> Verdict:
     """Run the checks in this process, up to the first that fails.
 
     Parameters
     ----------
     exercise : Exercise
     module : module
-        The student's.
+        The student's module.
     note : callable
-        Gets a text of what is being done.
+        Called with a text about the current action.
 
     Returns
     -------
@@ -191,7 +200,7 @@ def grade(exercise: Exercise, module: ModuleType, note=lambda text: None) -> Ver
 
 
 def _missing(error, exercise, folder):
-    """State and message; where another exercise's function is what is missing, it is named."""
+    """Return state and message, which names another exercise's function if that is missing."""
     line = Files(folder).line(error)
     code = error.__traceback__
     while code.tb_next is not None:

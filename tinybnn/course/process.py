@@ -1,4 +1,4 @@
-"""Start the process in which the student's code runs, and say in words how it ended."""
+"""Run the student's code in a child process and describe how it ended."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tinybnn.course.child import Files
 from tinybnn.storage import read_json
 
-_PRINTED = 4000  # characters of what the student's code prints that are kept
-# The products of the course are small: beside other programs, threads that wait for each other made
-# a milestone of one second last half a minute.
+_PRINTED = 4000  # characters kept of the output of the student's code
+# The products of the course are small: beside other programs, threads waiting for each other made a
+# milestone of one second take half a minute.
 _BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-_GRACE = 20.0  # seconds that the process has to begin, and to end by itself when its time is up
+_GRACE = 20.0  # seconds for the process to start, and to end on its own after its time limit
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[-1])['path']; "
     "from tinybnn.course.child import main; main()"
@@ -31,44 +33,51 @@ _START = (
 
 @dataclass(frozen=True)
 class Ended:
-    """How the process ended.
+    """The result of a process.
 
     Parameters
     ----------
     value : object
-        What the function returned; None if there is a problem.
+        The function's result; None if there is a problem.
     problem : str
-        Why there is no value, with the student's line; empty if there is one.
+        The reason why there is no value, with the student's line; else empty.
     slow : bool
-        Whether the problem is that the time was up.
+        Whether the time limit was exceeded.
     printed : str
-        What the student's code printed, cut where it is long.
+        Output of the student's code, truncated if long.
     """
 
-    value: object = None
+    value: Any = None
     problem: str = ""
     slow: bool = False
     printed: str = ""
 
 
-def run_in_child(target, arguments, folder, seconds, say=None, closed=()):
-    """Call a function in a process of its own, in which the student's code is bounded.
+def run_in_child(
+    target: str,
+    arguments: Sequence[Any],
+    folder: str | os.PathLike[str],
+    seconds: float,
+    say: Callable[[str], Any] | None = None,
+    closed: Sequence[str] = (),
+) -> Ended:
+    """Call a function in a child process that bounds the student's code.
 
     Parameters
     ----------
     target : str
-        ``module:function`` of tinybnn. It is called with a function that notes what is being done
-        (a text), then with the arguments; it returns what JSON can hold.
+        ``module:function`` of tinybnn. Its first argument is a function that records the current
+        action (a text), followed by `arguments`; its result must be JSON serializable.
     arguments : list
-        What JSON can hold.
+        JSON serializable arguments.
     folder : str or PathLike
-        The course folder, in which ``mybnn`` is.
+        The course folder, which holds ``mybnn``.
     seconds : float
-        After this time the process ends.
+        Time limit of the process.
     say : callable, optional
-        Gets each printed line at once, of the first ones.
+        Called with each printed line at once, up to the number of characters that is kept.
     closed : sequence of str
-        Real paths of files and folders that may not be opened, nor what lies in them.
+        Real paths of files and folders that the student's code may not open, nor what lies in them.
 
     Returns
     -------
@@ -112,7 +121,7 @@ def run_in_child(target, arguments, folder, seconds, say=None, closed=()):
 
 
 class _Output:
-    """Reads what a process prints, to its end; keeps the beginning."""
+    """Reads the output of a process to its end; keeps the beginning."""
 
     def __init__(self, pipe, say):
         self._kept, self._more, self._pipe, self._say = [], 0, pipe, say
@@ -134,7 +143,7 @@ class _Output:
                         self._say(text.rstrip("\n"))
 
     def end(self):
-        self._thread.join(2.0)  # a process that the student's code has set free may hold the pipe
+        self._thread.join(2.0)  # a process detached by the student's code may hold the pipe
 
     def text(self):
         more = f"\n... and {self._more:,} more characters" if self._more else ""
@@ -142,14 +151,14 @@ class _Output:
 
 
 def _kill(process):
-    """End the process and whatever it has started in its group."""
+    """Kill the process and all processes in its group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
     process.wait()
 
 
 class _Left:
-    """What a process has left behind; only a result, written at its end, counts."""
+    """The files that a process has left; only a result, written at its end, counts."""
 
     def __init__(self, scratch, files, code):
         self._scratch, self._files, self._code = scratch, files, code
@@ -164,7 +173,7 @@ class _Left:
         return read_json(path) if path.exists() else None
 
     def reason(self, late):
-        """Why there is no result; `late` is the time limit in seconds if it was over."""
+        """Say why there is no result; `late` is the time limit in seconds if it was exceeded."""
         if late is not None:
             text = f"the time was up after {late:g} s: a loop that does not end, or too slow a way"
         elif self._code < 0:
@@ -181,9 +190,9 @@ class _Left:
         return text
 
     def _line(self):
-        """The innermost of the student's lines in a dump of `faulthandler`."""
+        """Find the innermost of the student's lines in a dump of `faulthandler`."""
         folder = self._files.folder
-        written = folder.encode("ascii", "backslashreplace").decode()  # as faulthandler does it
+        written = folder.encode("ascii", "backslashreplace").decode()  # as faulthandler writes it
         for path, line in re.findall(r'File "(.*)", line (\d+)', self.fatal):
             path = folder + path[len(written) :] if path.startswith(written) else path
             if path in self._files:

@@ -1,8 +1,11 @@
-"""Check exercises one after the other, remember which passed, and put the verdicts into words."""
+"""Check exercises in turn, record which passed, and describe the verdicts."""
 
 from __future__ import annotations
 
+import os
 import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from tinybnn import tables
 from tinybnn.course.catalogue import CHAPTERS, exercise, select, student_file
@@ -11,18 +14,18 @@ from tinybnn.course.grading import Verdict, grade_file
 from tinybnn.course.process import run_in_child
 from tinybnn.course.source import is_begun
 
-_PRINTED = 20  # lines of what code prints that are shown when it passes
-_PATIENCE = 5  # times as long as a milestone takes with good answers on one core
+_PRINTED = 20  # lines shown of the output of code that passes
+_PATIENCE = 5  # a milestone's time limit, in multiples of its time with good answers on one core
 
 
-class Report(tuple):
-    """Verdicts; printed, a line for each and then what there is to say.
+class Report(tuple[Verdict, ...]):
+    """Verdicts, which print as a line for each, followed by messages.
 
     Parameters
     ----------
     verdicts : iterable of Verdict
     remarks : iterable of str
-        On all of them together, in a line each.
+        Remarks on all of them together, one line each.
 
     Examples
     --------
@@ -30,32 +33,35 @@ class Report(tuple):
     00.1  sign                    passed         1.0 s
     """
 
-    def __new__(cls, verdicts, remarks=()):
+    remarks: tuple[str, ...]
+
+    def __new__(cls, verdicts: Iterable[Verdict], remarks: Iterable[str] = ()) -> Report:
         self = super().__new__(cls, verdicts)
         self.remarks = tuple(remarks)
         return self
 
     @property
     def passed(self) -> bool:
+        """Whether all exercises passed."""
         return all(verdict.passed for verdict in self)
 
     @property
     def texts(self) -> list[str]:
-        """What there is to say, below the verdicts' lines."""
+        """Messages below the verdicts' lines."""
         return [*messages(self), *("\n" + wrapped(remark) for remark in self.remarks)]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return "\n".join([*map(line, self), *self.texts])
 
 
 def line(verdict: Verdict) -> str:
-    """A verdict in one line."""
+    """Format a verdict in one line."""
     name = exercise(verdict.number).name
     return f"{verdict.number:<6}{name:<24}{verdict.state:<12}{verdict.seconds:6.1f} s"
 
 
-def messages(verdicts):
-    """What verdicts say to the student, each after an empty line; what several say, once."""
+def messages(verdicts: Iterable[Verdict]) -> list[str]:
+    """Collect the messages to the student, each after an empty line; equal ones are joined."""
     said = {}
     for verdict in verdicts:
         text = "" if verdict.passed else verdict.message
@@ -75,8 +81,8 @@ def messages(verdicts):
     return texts
 
 
-def wrapped(text):
-    """A text whose lines fit into a terminal; what is behind a label stays behind it."""
+def wrapped(text: str) -> str:
+    """Wrap the lines of a text to a terminal; text after a label stays aligned with it."""
     lines = []
     for long in text.split("\n"):
         indent = " " * 10 if long.startswith("  ") else ""
@@ -89,17 +95,21 @@ def wrapped(text):
     return "\n".join(lines)
 
 
-def check(what: str | None = None, folder=None, say=lambda text: None) -> Report:
-    """Check a chapter's exercises ("04"), one ("04.2") or "all"; what passes is remembered.
+def check(
+    what: str | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    say: Callable[[str], Any] = lambda text: None,
+) -> Report:
+    """Check a chapter's exercises ("04"), one ("04.2") or "all", and record which pass.
 
     Parameters
     ----------
     what : str, optional
-        By default the chapters that are begun, and the next one.
+        Default: the chapters that are begun, and the next one.
     folder : str or PathLike, optional
-        The course folder; by default the current one, or the nearest above it.
+        The course folder; default: the current folder, or the nearest above it.
     say : callable
-        Gets each verdict's line as soon as it is known.
+        Called with each verdict's line as soon as it is known.
 
     Returns
     -------
@@ -122,7 +132,7 @@ def check(what: str | None = None, folder=None, say=lambda text: None) -> Report
         if verdict.passed:
             progress.passed[one.number] = written
         elif verdict.state == "broken" and before is not None:
-            progress.passed[one.number] = before  # a slip that says nothing about the answer
+            progress.passed[one.number] = before  # a broken file does not refute the answer
         if progress.passed.get(one.number) != before:
             progress.save()
         verdicts.append(verdict)
@@ -133,7 +143,7 @@ def check(what: str | None = None, folder=None, say=lambda text: None) -> Report
 
 
 def _begun(progress):
-    """The exercises of the chapters that are begun, and of the first other one; a remark."""
+    """Return the exercises of the chapters begun and of the next one, and remarks."""
 
     def begun(chapter):
         return any(
@@ -153,19 +163,19 @@ def _begun(progress):
 
 
 def _complete(verdicts, folder):
-    """A remark on the chapters whose exercises have now all passed, if there are any."""
-    found = status(folder)
+    """Return a remark on the chapters whose exercises have now all passed, if any."""
+    progress = status(folder)
     numbers = sorted({verdict.number[:2] for verdict in verdicts if verdict.passed})
-    done = [n for n in numbers if not found["chapters"][n]["open"]]
+    done = [n for n in numbers if not progress["chapters"][n]["open"]]
     done = [n for n in done if all(v.passed for v in verdicts if v.number[:2] == n)]
     if not done:
         return []
     which = f"chapter {done[0]} is" if len(done) == 1 else f"chapters {', '.join(done)} are"
-    what_next = found["next"].removeprefix("tinybnn course check ")
+    what_next = progress["next"].removeprefix("tinybnn course check ")
     return [f"{which} complete; {'next: ' + what_next if what_next else 'all is done'}"]
 
 
-def show(what: str | None = None, folder=None):
+def show(what: str | None = None, folder: str | os.PathLike[str] | None = None) -> None:
     """Print the verdicts on a chapter's exercises, for a notebook; same parameters as `check`."""
     try:
         report = check(what, folder, print)
@@ -175,15 +185,17 @@ def show(what: str | None = None, folder=None):
     print(*report.texts, sep="\n")
 
 
-def next_hint(number: str, folder, level: int | None = None):
-    """The next hint for an exercise, or the one of a level.
+def next_hint(
+    number: str, folder: str | os.PathLike[str], level: int | None = None
+) -> tuple[int, str]:
+    """Return the next hint for an exercise, or the hint of a level, and record it.
 
     Returns
     -------
     level : int
-        From 1.
+        Counted from 1.
     text : str
-        Empty if all levels were given.
+        Empty after the last level.
     """
     one, progress = exercise(number), Progress.load(folder)
     given = progress.hints.get(one.number, 0)
@@ -196,21 +208,23 @@ def next_hint(number: str, folder, level: int | None = None):
     return level, one.hints[level - 1]
 
 
-def run_milestone(number: int, folder, say):
-    """Run a milestone with the student's code; what it reaches is remembered.
+def run_milestone(
+    number: int, folder: str | os.PathLike[str], say: Callable[[str], Any]
+) -> tuple[dict[str, Any], Sequence[str]]:
+    """Run a milestone with the student's code and record its figures if it is reached.
 
     Parameters
     ----------
     number : int
     folder : str or PathLike
     say : callable
-        Gets what the milestone prints, line by line.
+        Called with the milestone's output, line by line.
 
     Returns
     -------
     figures : dict
     failed : list of str
-        Why it was not reached; empty if it was.
+        Reasons why it was not reached; empty if it was.
     """
     from tinybnn.course.milestones import MILESTONES
 
@@ -232,8 +246,8 @@ def run_milestone(number: int, folder, say):
     return figures, failed
 
 
-def milestone_by_number(note, number):
-    """In the child: run a milestone."""
+def milestone_by_number(note: Callable[[str], Any], number: int) -> dict[str, Any]:
+    """Run a milestone in the child process."""
     from tinybnn.course.milestones import MILESTONES
 
     note(f"running milestone {number}")
@@ -242,15 +256,15 @@ def milestone_by_number(note, number):
     return {"figures": figures, "failed": list(outcome.failed)}
 
 
-def status(folder):
-    """How far a student is.
+def status(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the student's progress.
 
     Returns
     -------
     dict
         ``chapters``: for each its exercises' numbers by state (passed, changed, open);
         ``milestones``: for each whether it was reached and which exercises it still needs;
-        ``next``: what to do next, a command.
+        ``next``: the command to run next.
     """
     from tinybnn.course.milestones import MILESTONES
 
@@ -281,21 +295,21 @@ def _next(chapters, milestones):
     return next(iter(changed + unlocked + open_), "")
 
 
-def status_text(found):
-    """What `status` found, as two tables and a line."""
+def status_text(progress: dict[str, Any]) -> str:
+    """Format the result of `status` as two tables and a line."""
     rows = [
         [number, c["notebooks"][0],
          f"{len(c['passed'] + c['changed'])}" + "*" * bool(c["changed"]),
          " ".join(c["changed"]), " ".join(c["open"])]
-        for number, c in found["chapters"].items()
+        for number, c in progress["chapters"].items()
     ]  # fmt: skip
     text = tables.text(["", "chapter", "passed", "edited since", "open"], rows, "<<<<<")
-    if any(c["changed"] for c in found["chapters"].values()):
+    if any(c["changed"] for c in progress["chapters"].values()):
         text += "\n* passed, file edited since (check again)"
     rows = [
         [number, m["title"], "reached" if m["reached"] else "open", " ".join(m["needs"])]
-        for number, m in found["milestones"].items()
+        for number, m in progress["milestones"].items()
     ]
     if rows:
         text += "\n\n" + tables.text(["", "milestone", "", "needs"], rows, "<<<<")
-    return f"{text}\n\nnext: {found['next'] or 'all is done'}"
+    return f"{text}\n\nnext: {progress['next'] or 'all is done'}"

@@ -9,7 +9,7 @@ from tinybnn.course.catalogue import select
 from tinybnn.storage import StorageError, read_json
 
 
-def read_rubric(path=None) -> dict[str, float]:
+def read_rubric(path: str | os.PathLike[str] | None = None) -> dict[str, float]:
     """Read the points of each exercise from a file; without a file each gives one point.
 
     Parameters

@@ -1,9 +1,10 @@
-"""What stands in a student's file, beside what came with the course."""
+"""Compare a student's file with the original that came with the course."""
 
 from __future__ import annotations
 
 import ast
 import copy
+import os
 from pathlib import Path
 
 from tinybnn.course.catalogue import CHAPTERS, student_file
@@ -12,8 +13,8 @@ from tinybnn.course.exercise import Exercise
 from tinybnn.course.folder import material, parsed
 
 
-def is_begun(exercise: Exercise, folder) -> bool:
-    """Whether the student has written something for an exercise, or cannot be read."""
+def is_begun(exercise: Exercise, folder: str | os.PathLike[str]) -> bool:
+    """Whether the student has written something for an exercise, or the file is unreadable."""
     path = student_file(exercise, folder)
     mine, original = _definitions(path), _original(path.name)
     if mine is None or exercise.name not in mine or exercise.name not in original:
@@ -21,7 +22,7 @@ def is_begun(exercise: Exercise, folder) -> bool:
     return _plain(mine[exercise.name]) != _plain(original[exercise.name])
 
 
-def is_as_it_came(exercise: Exercise, folder) -> bool:
+def is_as_it_came(exercise: Exercise, folder: str | os.PathLike[str]) -> bool:
     """Whether an exercise's file is the one that came with the course, but for comments."""
     path, source = student_file(exercise, folder), material()
     if source is None or not path.is_file():
@@ -33,15 +34,15 @@ def is_as_it_came(exercise: Exercise, folder) -> bool:
         return False
 
 
-def altered(exercise: Exercise, folder) -> str:
-    """What is not as it came with the course, in the exercise's file and those it imports.
+def altered(exercise: Exercise, folder: str | os.PathLike[str]) -> str:
+    """Describe changes to parts that came with the course, in the exercise's file and its imports.
 
-    Only what the files bring complete counts; exercises and further definitions do not.
+    Only definitions that came complete count; exercises and additional definitions do not.
 
     Returns
     -------
     str
-        In one line; empty if all is as it came.
+        One line; empty without changes.
     """
     texts = []
     for path in _imported(student_file(exercise, folder)):
@@ -63,14 +64,14 @@ def altered(exercise: Exercise, folder) -> str:
     )
 
 
-def code_around(path, line):
-    """Where else the function around a line has code: "below", "above", or "" if nowhere.
+def code_around(path: str | os.PathLike[str], line: int) -> str:
+    """Whether the function around a line has code "below", "above", or none ("").
 
     Parameters
     ----------
     path : PathLike
     line : int
-        Where NotImplementedError is raised.
+        The line that raises NotImplementedError.
     """
     functions = [
         node
@@ -87,17 +88,17 @@ def code_around(path, line):
 
 
 def _imported(path):
-    """The file, and those of the course that it imports as it came, and so on."""
-    found, waiting = [], [path]
+    """List the file and the course files that its original imports, recursively."""
+    files, waiting = [], [path]
     while waiting:
         path = waiting.pop(0)
-        if path in found:
+        if path in files:
             continue
-        found.append(path)
+        files.append(path)
         for node in _original(path.name).values():
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE + "."):
                 waiting.append(path.with_name(node.module.partition(".")[2] + ".py"))
-    return found
+    return files
 
 
 def _exercises(file):
@@ -110,14 +111,14 @@ def _original(name):
 
 
 def _definitions(path):
-    """What each name of a file is defined by, at the top level; None if it cannot be parsed."""
+    """Map each top-level name of a file to its definition; None if it cannot be parsed."""
     if not path.is_file():
         return None
     try:
         tree = parsed(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    found = {}
+    definitions = {}
     for node in tree.body:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [alias.asname or alias.name for alias in node.names]
@@ -126,8 +127,8 @@ def _definitions(path):
                      if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)]  # fmt: skip
         else:
             names = [node.name] if hasattr(node, "name") else []
-        found.update(dict.fromkeys(names, node))
-    return found
+        definitions.update(dict.fromkeys(names, node))
+    return definitions
 
 
 def _without_docstring(body):
@@ -137,11 +138,11 @@ def _without_docstring(body):
 
 
 def _plain(node):
-    """A definition as a text without comments, docstrings and line numbers."""
+    """Dump a definition as a text without comments, docstrings and line numbers."""
     try:
         node = copy.deepcopy(node)
     except RecursionError:
-        return object()  # is like no other
+        return object()  # differs from all others
     for part in ast.walk(node):
         if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             part.body = _without_docstring(part.body)
@@ -149,7 +150,7 @@ def _plain(node):
 
 
 def _first_other(mine, original):
-    """The innermost statement of a definition that the original does not have."""
+    """Find the innermost statement of a definition that is not in the original."""
     theirs = {_plain(node) for node in getattr(original, "body", ())}
     for node in getattr(mine, "body", ()):
         if _plain(node) not in theirs:

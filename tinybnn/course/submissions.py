@@ -41,7 +41,7 @@ class Submission:
     remarks: list[str]
 
 
-def students(folder) -> tuple[list[str], list[str]]:
+def students(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
     """Names of the folders in a folder, and of what else lies there; hidden ones left out."""
     folders, others = [], []
     for entry in _entries(folder):
@@ -49,7 +49,7 @@ def students(folder) -> tuple[list[str], list[str]]:
     return folders, others
 
 
-def read_submission(folder, student: str) -> Submission:
+def read_submission(folder: str | os.PathLike[str], student: str) -> Submission:
     """Read a student's Python files; links are not followed, and large files left out.
 
     The files are those of the course folder that the student's folder is or holds, or those that

@@ -1,4 +1,4 @@
-"""Datasets: labelled images as two arrays, found on disk by name, and batches of them.
+"""Datasets: labelled images as two arrays, loaded by name, and batches of them.
 
 >>> from tinybnn.datasets import DataLoader, load
 >>> train, test = load("digits")
@@ -8,9 +8,9 @@ Dataset(digits: 1437 images 1×8×8 uint8 up to 16, 10 classes)
 >>> x.shape, x.dtype, y.shape
 ((32, 1, 8, 8), dtype('float32'), (32,))
 
-`fetch` downloads what is not bundled, `from_folder` and `from_arrays` take images of your own,
-`TensorDataset` takes tables, standardised values and regressions, and a transform augments the
-training set:
+`fetch` downloads data sets that are not bundled, `from_folder` and `from_arrays` take images of
+your own, `TensorDataset` takes tables, standardised values and regressions, and a transform
+augments the training set:
 
 >>> from tinybnn.datasets import Compose, RandomShift, to_signed
 >>> transform = Compose([RandomShift(1), to_signed(train.maximum)])
@@ -54,4 +54,7 @@ __all__ = [
     "load", "looks_inverted", "mnist_files", "path", "random_split", "read_idx", "read_npy",
     "read_picture", "search_folders", "to_signed", "to_unit",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else

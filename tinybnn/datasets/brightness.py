@@ -1,20 +1,25 @@
-"""How bright a data set's images are, to tell a picture in which black and white are exchanged.
+"""The brightness of a data set's images, to detect pictures with black and white exchanged.
 
 Training images such as MNIST's are light drawings on a dark ground; a photograph of a pencil on
-paper is the opposite. The border of an image is nearly all ground, so it tells most.
+paper is the opposite. The border of an image is nearly all ground, so it is the best indicator.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-# Of the training images, at most this share may look inverted: else the rule says nothing, as for
-# photographs of the world, whose borders are of any brightness.
+import numpy as np
+from numpy.typing import NDArray
+
+from tinybnn.typing import Array
+
+# If more of the training images look inverted, the rule does not apply to them: photographs of
+# scenes have borders of any brightness.
 _MOST_ALARMS = 0.001
 
 
-def brightness(images, maximum):
-    """The mean brightness of training images, where it tells images from their inverses.
+def brightness(images: Array, maximum: float) -> dict[str, float] | None:
+    """Measure the mean brightness of training images, if it tells images from their inverses.
 
     Parameters
     ----------
@@ -31,19 +36,16 @@ def brightness(images, maximum):
     if not len(images):
         return None
     means, borders = _means(images, maximum)
-    found = {"mean": round(float(means.mean()), 6), "border": round(float(borders.mean()), 6)}
-    if np.mean(_inverted(means, borders, found)) > _MOST_ALARMS:
-        return None
-    return found
+    training = {"mean": round(float(means.mean()), 6), "border": round(float(borders.mean()), 6)}
+    return training if np.mean(_inverted(means, borders, training)) <= _MOST_ALARMS else None
 
 
-def looks_inverted(images, maximum, training):
-    """Which images are more like the inverse of the training images than like these.
+def looks_inverted(images: Array, maximum: float, training: dict[str, float]) -> NDArray[np.bool_]:
+    """Tell which images are more like the inverse of the training images than like these.
 
     An image looks inverted if its border is nearer to the inverse of the training images' border
-    than to the border itself; or, which finds badly lit paper too, if its border is lighter than
-    the whole where it should be darker (or the other way round), by a quarter of the usual
-    difference.
+    than to the border itself; or, to detect badly lit paper too, if its border is lighter than
+    the whole where it should be darker (or vice versa), by a quarter of the usual difference.
 
     Parameters
     ----------
@@ -51,7 +53,7 @@ def looks_inverted(images, maximum, training):
     maximum : float
         The value of a white pixel.
     training : dict
-        What `brightness` gave for the training images.
+        The result of `brightness` for the training images.
 
     Returns
     -------
@@ -60,22 +62,20 @@ def looks_inverted(images, maximum, training):
     return _inverted(*_means(images, maximum), training)
 
 
-def check_brightness(found, what):
-    """Refuse what `brightness` cannot have given: neither None nor its two numbers.
+def check_brightness(value: Any, name: str) -> None:
+    """Refuse a value that `brightness` cannot have returned; `name` begins the message.
 
     Raises
     ------
     ValueError
     """
-    if found is None:
-        return
-    names = {"mean", "border"}
-    if (
-        not isinstance(found, dict)
-        or found.keys() != names
-        or not all(type(v) in (int, float) and 0 <= v <= 1 for v in found.values())
+    keys = {"mean", "border"}
+    if value is not None and not (
+        isinstance(value, dict)
+        and value.keys() == keys
+        and all(type(number) in (int, float) and 0 <= number <= 1 for number in value.values())
     ):
-        raise ValueError(f"{what} must be numbers from 0 to 1 for {sorted(names)}, got {found!r}")
+        raise ValueError(f"{name} must be numbers from 0 to 1 for {sorted(keys)}, got {value!r}")
 
 
 def _inverted(means, borders, training):
@@ -86,7 +86,7 @@ def _inverted(means, borders, training):
 
 
 def _means(images, maximum):
-    """Of each image the mean of all pixels, and of those at its border, from 0 to 1."""
+    """The means (N,) of all pixels of each image, and of those at its border, from 0 to 1."""
     inside = images[:, :, 1:-1, 1:-1]
     n, count = len(images), images[0].size if len(images) else 1
     # uint8 is summed in integers: exactly, and without a copy of all images as floats.

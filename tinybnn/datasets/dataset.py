@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from tinybnn import tables
 from tinybnn.datasets.loader import as_generator
 from tinybnn.storage import check_name
+from tinybnn.typing import Array
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -24,7 +28,7 @@ class Dataset:
     labels : (N,) int64
         Positions in `classes`.
     classes : tuple of str
-        The names of the classes.
+        Names of the classes.
     name : str
     maximum : float
         The value of a white pixel: 255 for most 8-bit images, 16 for the bundled digits.
@@ -35,13 +39,13 @@ class Dataset:
         If shapes, dtypes or values are not as above. `from_arrays` is more lenient.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: Array
+    labels: NDArray[np.int64]
     classes: tuple[str, ...]
     name: str = "arrays"
     maximum: float = 255
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         images, labels, classes = self.images, self.labels, self.classes
         for name, array in (("images", images), ("labels", labels)):
             if not isinstance(array, np.ndarray):
@@ -81,15 +85,15 @@ class Dataset:
         object.__setattr__(self, "images", pixels.transpose(0, 3, 1, 2))
         object.__setattr__(self, "classes", tuple(classes))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def __reduce__(self):
-        # Made anew: a pickle forgets that images are channels-last in memory.
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Rebuilt, since a pickle forgets that images are channels-last in memory.
         return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
-    def __getitem__(self, index):
-        """One (image (C, H, W), label) for an integer; a Dataset for a slice or an array.
+    def __getitem__(self, index: int | slice | ArrayLike) -> Any:
+        """Return (image (C, H, W), label) for an integer, a Dataset for a slice or an array.
 
         The array holds positions, or one boolean for each image. Slices share memory.
         """
@@ -114,7 +118,9 @@ class Dataset:
             self.images[index], self.labels[index], self.classes, self.name, self.maximum
         )
 
-    def split(self, size, rng=0):
+    def split(
+        self, size: float, rng: np.random.Generator | int | None = 0
+    ) -> tuple[Dataset, Dataset]:
         """Hold out a random part, e.g. for validation.
 
         Each part keeps the original order of its images. Classes are not balanced.
@@ -146,7 +152,7 @@ class Dataset:
         order = as_generator(rng, "split").permutation(len(self))
         return self[np.sort(order[count:])], self[np.sort(order[:count])]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         shape = "×".join(map(str, self.images.shape[1:]))
         return (
             f"Dataset({self.name}: {len(self)} images {shape} {self.images.dtype} "
@@ -162,8 +168,14 @@ class Dataset:
         return tables.html(("label", "class", "images"), rows, "><>", repr(self))
 
 
-def from_arrays(images, labels, classes=None, name="arrays", maximum=None):
-    """A Dataset from your own arrays.
+def from_arrays(
+    images: ArrayLike,
+    labels: ArrayLike,
+    classes: Iterable[str] | None = None,
+    name: str = "arrays",
+    maximum: float | None = None,
+) -> Dataset:
+    """Make a Dataset from your own arrays.
 
     Parameters
     ----------
@@ -179,7 +191,7 @@ def from_arrays(images, labels, classes=None, name="arrays", maximum=None):
     Returns
     -------
     Dataset
-        It shares the memory of `images` where dtype and memory order allow.
+        It shares the memory of `images` if dtype and memory order allow.
 
     Raises
     ------
@@ -198,14 +210,14 @@ def from_arrays(images, labels, classes=None, name="arrays", maximum=None):
         raise TypeError(
             f"from_arrays: labels must be integers (int8 to int64, uint8 to uint64), got "
             f"{labels.dtype}; convert them by .astype(np.int64), or use TensorDataset(x, y) for "
-            "targets that are no classes"
+            "targets that are not classes"
         )
     if labels.shape == (len(images), 1):
         labels = labels[:, 0]
     if labels.ndim != 1:
         raise ValueError(
-            f"from_arrays: labels must be (N,), got shape {labels.shape}; from one-hot rows make "
-            "them by .argmax(axis=1)"
+            f"from_arrays: labels must be (N,), got shape {labels.shape}; convert one-hot rows by "
+            ".argmax(axis=1)"
         )
     if maximum is None:
         maximum = 255 if images.dtype == np.uint8 else 1
@@ -214,7 +226,10 @@ def from_arrays(images, labels, classes=None, name="arrays", maximum=None):
     if images.ndim == 3:
         images = images[:, None]
     if classes is None:
-        if labels.size and int(labels.max()) > 1_000_000:
-            raise ValueError(f"from_arrays: {labels.max()} is no label; pass classes if it is")
-        classes = map(str, range(int(labels.max()) + 1 if labels.size else 0))
+        largest = int(labels.max()) if labels.size else -1
+        if largest > 1_000_000:
+            raise ValueError(
+                f"from_arrays: {largest} is too large for a label; pass classes if it is one"
+            )
+        classes = map(str, range(largest + 1))
     return Dataset(images, labels.astype(np.int64), tuple(classes), name, maximum)

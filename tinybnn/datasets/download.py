@@ -1,8 +1,8 @@
 """Downloads: the official files of the datasets, complete and checked, or not at all.
 
-A file grows as ``<file>.part`` beside its final name. An interrupted download goes on where it
-stopped, in the same call or a later one. When all bytes have come, their checksum is compared with
-the published one, and only then is the file renamed: what stands under the final name is whole and
+A file grows as ``<file>.part`` beside its final name. An interrupted download continues where it
+stopped, in the same call or a later one. Once all bytes have come, their checksum is compared with
+the published one, and only then is the file renamed: a file under its final name is whole and
 right. A lock keeps a second process from writing to the same file; it waits for the first.
 """
 
@@ -17,18 +17,20 @@ import re
 import shutil
 import time
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
-from tinybnn.datasets.sources import EMNIST_PARTS, SOURCES, known_source, path, search_folders
+from tinybnn.datasets.sources import SOURCES, known_source, path, search_folders
 from tinybnn.storage import try_lock, write_atomic
 
-_WINDOWS = os.name == "nt"  # it has no locks: one download at a time is up to the user
+_WINDOWS = os.name == "nt"  # without locks: users must not start a download twice at once
 _CHUNK = 1 << 18  # bytes
 
 
 class DownloadError(OSError):
-    """A download that failed; what had come stays in a ``.part`` file unless it is wrong."""
+    """A download that failed; bytes that may be right stay in a ``.part`` file."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,13 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Download:
-    """The files of a dataset and the address that they lie under."""
+    """The files of a dataset and the address of their folder."""
 
     url: str
     files: tuple[RemoteFile, ...]
 
 
-def _mnist(url, *sizes_and_checksums):
+def _mnist(url: str, *sizes_and_checksums: tuple[int, str]) -> Download:
     names = (
         "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz",
         "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz",
@@ -71,7 +73,7 @@ _EMNIST = Download(
     (RemoteFile("gzip.zip", 561_753_746, "58c8d27c78d21e728a6bc7b3cc06412e"),),
 )
 
-DOWNLOADS = {
+DOWNLOADS: dict[str, Download] = {
     "mnist": _mnist(
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
         (9_912_422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
@@ -118,7 +120,7 @@ class Available:
     folder : pathlib.Path or None
         Where it was found; None if it is missing.
     size : int or None
-        Bytes to download; None for what comes with the package. All parts of EMNIST come in one.
+        Bytes to download; None for bundled data. All parts of EMNIST come in one archive.
     images : (int, int)
         Number of training and test images.
     image_shape : (C, H, W)
@@ -138,8 +140,8 @@ class Available:
     licence: str
 
 
-def available(root=None):
-    """What `load` and `fetch` know, and what is there.
+def available(root: str | os.PathLike[str] | None = None) -> list[Available]:
+    """List the datasets that `load` and `fetch` know, and where they are.
 
     Parameters
     ----------
@@ -166,7 +168,15 @@ def available(root=None):
     return rows
 
 
-def fetch(name, root=None, progress=True, base_url=None, force=False, timeout=30.0, retries=5):
+def fetch(
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    base_url: str | None = None,
+    force: bool = False,
+    timeout: float = 30.0,
+    retries: int = 5,
+) -> Path:
     """Download a dataset, unless it is there.
 
     Parameters
@@ -175,19 +185,19 @@ def fetch(name, root=None, progress=True, base_url=None, force=False, timeout=30
         A key of `SOURCES`.
     root : str or PathLike, optional
         The files go to ``root/name`` (EMNIST: ``root/emnist``). Default: ``$TINYBNN_DATA`` if it is
-        set, else the user's cache, both of which `load` searches.
+        set, else the user's cache; `load` searches both.
     progress : bool
         Show a bar for each file.
     base_url : str, optional
-        A mirror: the address under which the files lie by their official names.
+        A mirror: the address of a folder that has the files under their official names.
     force : bool
         Even if `load` finds the dataset: download the official files that are missing in the folder
         above, or whose checksums are wrong.
     timeout : float
         Seconds without (or nearly without) a byte after which a connection counts as broken.
     retries : int
-        How often a file may break off in succession without having come forward by a hundredth of
-        its size. The pause before a new try doubles, from half a second to 8.
+        How often in a row a file may break off before a hundredth of its size has come. The pause
+        before each new attempt doubles, from half a second to 8.
 
     Returns
     -------
@@ -199,73 +209,68 @@ def fetch(name, root=None, progress=True, base_url=None, force=False, timeout=30
     ValueError
         For an unknown name or an address that is not http or https.
     DownloadError
-        If the server does not give the file, or not the right one.
+        If the server does not serve the file, or serves another.
     OSError
         If the folder or a file cannot be written, or the disk is full.
     """
-    known_source(name, "fetch")
-    folder = search_folders(name, root)[-1 if root is not None else 0]
-    if SOURCES[name].folder:
-        folder = folder.with_name(SOURCES[name].folder)
-    if not force or name not in DOWNLOADS:
+    source, download = known_source(name, "fetch"), DOWNLOADS.get(name)
+    base = search_folders(name, root)[0]
+    folder = (base if root is not None else base.parent) / (source.folder or name)
+    if not force or download is None:
         with contextlib.suppress(FileNotFoundError):
-            found = path(name, root)
-            if found == folder and name in DOWNLOADS:
-                _finish_unpacking(folder, DOWNLOADS[name], progress)
-            return found
-    if name not in DOWNLOADS:
+            place = path(name, root)
+            if place == folder and download is not None:
+                _unpack(folder, download, progress)  # left by a killed process
+            return place
+    if download is None:
         raise FileNotFoundError(f"{name} comes with tinybnn, but is not where it was installed")
     folder.mkdir(parents=True, exist_ok=True)
-    download = DOWNLOADS[name]
-    base = (base_url or download.url).rstrip("/")
+    url = (base_url or download.url).rstrip("/")
     for file in download.files:
-        fetch_file(f"{base}/{file.name}", folder / file.name, file, progress, timeout, retries)
-        if file.name.endswith(".zip"):
-            try:
-                _unpack(folder / file.name, progress)
-            except FileNotFoundError:  # another process was faster, or path says what is missing
-                path(name, root)
+        fetch_file(f"{url}/{file.name}", folder / file.name, file, progress, timeout, retries)
+    _unpack(folder, download, progress)
     return folder
 
 
-def _finish_unpacking(folder, download, progress):
-    """Unpack archives that a killed process left beside some of their files."""
-    for file in download.files:
-        archive = folder / file.name
-        if file.name.endswith(".zip") and archive.is_file() and archive.stat().st_size == file.size:
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                _unpack(archive, progress)
-
-
-def _unpack(archive, progress):
-    """Put the files of all EMNIST parts out of the archive beside it, then remove it."""
+def _unpack(folder: Path, download: Download, progress: bool) -> None:
+    """Unpack the files of all EMNIST parts from a complete archive, if there is one; remove it."""
     from tqdm import tqdm
 
     wanted = {
-        f"emnist-{other.removeprefix('emnist-')}-{part}.gz"
-        for other in SOURCES
-        if other.startswith("emnist-")
-        for part in EMNIST_PARTS
+        f"{file}.gz"
+        for name, source in SOURCES.items()
+        if name.startswith("emnist-")
+        for file in source.layouts[0].files
     }
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            members = {info.filename.rpartition("/")[2]: info for info in opened.infolist()}
-            if missing := sorted(wanted - members.keys()):
-                raise DownloadError(f"{archive}: has no {', '.join(missing)}")
-            for file in tqdm(sorted(wanted), "unpacking", disable=not progress, unit="file"):
-                with opened.open(members[file]) as source:
-                    write_atomic(
-                        archive.with_name(file), functools.partial(shutil.copyfileobj, source)
-                    )
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise DownloadError(f"{archive}: the zip archive is damaged ({error})") from None
-    archive.unlink(missing_ok=True)
+    for expected in download.files:
+        archive = folder / expected.name
+        if archive.suffix != ".zip" or not _has_size(archive, expected):
+            continue
+        try:
+            with contextlib.suppress(FileNotFoundError), zipfile.ZipFile(archive) as opened:
+                members = {info.filename.rpartition("/")[2]: info for info in opened.infolist()}
+                if missing := sorted(wanted - members.keys()):
+                    raise DownloadError(f"{archive}: has no {', '.join(missing)}")
+                for file in tqdm(sorted(wanted), "unpacking", disable=not progress, unit="file"):
+                    with opened.open(members[file]) as member:
+                        copy = functools.partial(shutil.copyfileobj, member)
+                        write_atomic(folder / file, copy)
+        except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+            raise DownloadError(f"{archive}: the zip archive is damaged ({error})") from None
+        archive.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------- files
 
 
-def fetch_file(url, target, expected, progress=True, timeout=30.0, retries=5):
+def fetch_file(
+    url: str,
+    target: Path,
+    expected: RemoteFile,
+    progress: bool = True,
+    timeout: float = 30.0,
+    retries: int = 5,
+) -> None:
     """Download one file to `target`, unless it is there with the right checksum.
 
     Parameters
@@ -284,7 +289,7 @@ def fetch_file(url, target, expected, progress=True, timeout=30.0, retries=5):
     """
     from tqdm import tqdm
 
-    if not re.match(r"https?://", url, re.IGNORECASE):
+    if not _is_http(url):
         raise ValueError(f"fetch: an address must begin with http:// or https://, got {url!r}")
     part = target.with_name(f"{target.name}.part")
     if _is_right(target, expected) and not part.exists():
@@ -297,20 +302,26 @@ def fetch_file(url, target, expected, progress=True, timeout=30.0, retries=5):
             total=expected.size, desc=expected.name, disable=not progress, unit="B",
             unit_scale=True, unit_divisor=1000, miniters=1,
         ) as bar:  # fmt: skip
-            _Transfer(url, file, part, expected, bar, timeout, retries).run()
+            _Transfer(url, file, expected, bar, timeout).run(retries)
         if _WINDOWS:
             file.close()  # Windows renames closed files only
         os.replace(part, target)
 
 
-def _is_right(target, expected):
-    return (
-        target.is_file() and target.stat().st_size == expected.size and _md5(target) == expected.md5
-    )
+def _is_http(url: str) -> bool:
+    return re.match(r"https?://", url, re.IGNORECASE) is not None
 
 
-def _md5(target):
-    digest = hashlib.md5(usedforsecurity=False)  # it is what the publishers give
+def _has_size(target: Path, expected: RemoteFile) -> bool:
+    return target.is_file() and target.stat().st_size == expected.size
+
+
+def _is_right(target: Path, expected: RemoteFile) -> bool:
+    return _has_size(target, expected) and _md5(target) == expected.md5
+
+
+def _md5(target: str | os.PathLike[str]) -> str:
+    digest = hashlib.md5(usedforsecurity=False)  # the publishers' checksum
     with open(target, "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
@@ -318,113 +329,111 @@ def _md5(target):
 
 
 @contextlib.contextmanager
-def _locked(part, timeout):
-    """The part file, opened to write, as long as no other process writes to it."""
+def _locked(part: Path, timeout: float) -> Iterator[IO[bytes]]:
+    """Open the part file for appending, once no other process writes to it."""
     size, changed = -1, time.monotonic()
     while True:
-        file = open(part, "ab")  # noqa: SIM115 (it is closed below, unless it is given out)
-        try:
+        with open(part, "ab") as file:
             if try_lock(file) is not False:  # its last owner may have renamed it
-                break
-            file.close()
-            try:
-                now = part.stat().st_size
-            except FileNotFoundError:
-                now = -1
-            if now != size:  # the other process goes on, or is done
-                size, changed = now, time.monotonic()
-            elif time.monotonic() - changed > 2 * timeout + 20:
-                raise DownloadError(
-                    f"{part}: another process holds this download, but makes no progress"
-                )
-            time.sleep(0.1)
-        except BaseException:
-            file.close()
-            raise
-    try:
-        yield file
-    finally:
-        empty = not file.closed and os.fstat(file.fileno()).st_size == 0
+                try:
+                    yield file
+                finally:
+                    _remove_if_empty(part, file)
+                return
+            now = os.fstat(file.fileno()).st_size
+        if now != size:  # the other process continues, or is done
+            size, changed = now, time.monotonic()
+        elif time.monotonic() - changed > 2 * timeout + 20:
+            raise DownloadError(
+                f"{part}: another process holds this download, but makes no progress"
+            )
+        time.sleep(0.1)
+
+
+def _remove_if_empty(part: Path, file: IO[bytes]) -> None:
+    """Remove the part file while its lock still holds, so that nobody else has begun to write."""
+    if not file.closed and os.fstat(file.fileno()).st_size == 0:
         if _WINDOWS:
             file.close()
-        if empty:  # the lock still holds, so nobody else has begun to write
-            with contextlib.suppress(OSError):
-                part.unlink()
-        file.close()
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 class _Broken(Exception):  # noqa: N818 (it never leaves this file)
-    """A connection that ended early; another one may go on."""
+    """A connection that ended early; another one may continue."""
 
 
 class _Transfer:
-    """All connections that it takes to bring one file."""
+    """All connections that it takes to download one file."""
 
-    def __init__(self, url, file, part, expected, bar, timeout, retries):
-        self.url, self.file, self.part, self.expected = url, file, part, expected
-        self.bar, self.timeout, self.retries = bar, timeout, retries
-        self.size = os.fstat(file.fileno()).st_size  # bytes on the disk
+    def __init__(
+        self, url: str, file: IO[bytes], expected: RemoteFile, bar: Any, timeout: float
+    ) -> None:
+        self.url, self.file, self.expected, self.bar = url, file, expected, bar
+        self.timeout, self.size = timeout, file.tell()  # it was opened for appending
 
-    def run(self):
-        resumed = self.size > 0  # bytes from an earlier call: they may be of another version
+    def run(self, retries: int) -> None:
         if self.size > self.expected.size:
             self._start_over()
         self.bar.initial = self.bar.n = self.size  # so that the speed shown is this call's
-        failures, pause = 0, 0.5
-        while True:
-            while self.size < self.expected.size:
-                before = self.size
-                try:
-                    self._connect()
-                except _Broken as broken:
-                    if self.size - before >= max(1, self.expected.size // 100):
-                        failures, pause = 0, 0.5
-                    failures += 1
-                    if failures > self.retries:
-                        raise DownloadError(
-                            f"{self.url}: {broken} ({self.size:,} of {self.expected.size:,} bytes "
-                            f"are there; the same command goes on from them)"
-                        ) from None
-                    time.sleep(pause)
-                    pause = min(2 * pause, 8.0)
-            self.file.flush()
-            found = _md5(self.part)
-            if found == self.expected.md5:
+        # Bytes from an earlier call may be of another version: then a second time, from the start.
+        for _ in range(2 if self.size else 1):
+            self._complete(retries)
+            md5 = _md5(self.file.name)
+            if md5 == self.expected.md5:
                 os.fsync(self.file.fileno())
                 return
             self._start_over()
-            if not resumed:
-                raise DownloadError(
-                    f"{self.url}: wrong content: expected MD5 {self.expected.md5}, found {found}; "
-                    "the file was removed"
-                )
-            resumed = False
+        raise DownloadError(
+            f"{self.url}: wrong content: expected MD5 {self.expected.md5}, found {md5}; "
+            "the file was removed"
+        )
 
-    def _connect(self):
-        """One request; what it brings is appended to the file."""
-        import http.client
-        import urllib.error
+    def _complete(self, retries: int) -> None:
+        failures = 0
+        while self.size < self.expected.size:
+            before = self.size
+            try:
+                self._connect()
+            except _Broken as broken:
+                if self.size - before >= max(1, self.expected.size // 100):
+                    failures = 0
+                failures += 1
+                if failures > retries:
+                    raise DownloadError(
+                        f"{self.url}: {broken} ({self.size:,} of {self.expected.size:,} bytes "
+                        "are there; the same command goes on from them)"
+                    ) from None
+                time.sleep(min(2.0 ** (failures - 2), 8.0))
+
+    def _connect(self) -> None:
+        """Send one request, and append its answer to the file."""
         import urllib.request
 
         headers = {"User-Agent": "tinybnn", "Accept-Encoding": "identity"}
         if self.size:
             headers["Range"] = f"bytes={self.size}-"
         request = urllib.request.Request(self.url, headers=headers)
+        with self._network():
+            response = _opener().open(request, timeout=self.timeout)
+        with response:
+            self._begin(response)
+            self._receive(response)
+
+    @contextlib.contextmanager
+    def _network(self) -> Iterator[None]:
+        """Turn errors of the network into `_Broken` if they may pass, else into other errors."""
+        import http.client
+        import urllib.error
+
         try:
-            with _opener().open(request, timeout=self.timeout) as response:
-                self._begin(response)
-                self._receive(response)
+            yield
         except urllib.error.HTTPError as error:
             with contextlib.closing(error):
-                if error.code == 416 and self.size:  # no such range: not the file we began
-                    self._start_over()
-                    raise _Broken("the server has fewer bytes than expected") from None
                 answer = f"the server answers {error.code} {' '.join(str(error.reason).split())}"
-                if error.code >= 500 or error.code in (408, 429):  # it may pass
+                if error.code >= 500 or error.code in (408, 429):
                     raise _Broken(answer) from None
                 raise DownloadError(f"{self.url}: {answer}") from None
-        except (DownloadError, _DiskError):
-            raise
         except http.client.InvalidURL as error:
             raise ValueError(f"{self.url}: {error}") from None
         except (OSError, http.client.HTTPException) as error:
@@ -432,35 +441,30 @@ class _Transfer:
             reason = getattr(error, "reason", None) or error
             raise _Broken(f"no connection, or a broken one: {reason}") from None
 
-    def _begin(self, response):
-        """Set the file to where the server's answer begins, and see whether it can be right."""
-        start = 0
-        length = response.headers.get("Content-Length", "")
-        if response.status == 206:
-            found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-            start = int(found[1]) if found else -1
-            if start != self.size:
-                self._start_over()
-                raise _Broken("the server answers with another range than asked for")
-        if length.isdecimal() and start + int(length) != self.expected.size:
+    def _begin(self, response: Any) -> None:
+        """Check the answer's range and length, and the free space, before a byte is written."""
+        answered = response.headers.get("Content-Range", "")
+        if response.status == 206 and not answered.startswith(f"bytes {self.size}-"):
+            raise _Broken("the server answers with another range than asked for")
+        start = self.size if response.status == 206 else 0
+        if response.length not in (None, self.expected.size - start):
             raise DownloadError(
-                f"{self.url}: the server has {start + int(length):,} bytes, expected "
+                f"{self.url}: the server has {start + response.length:,} bytes, expected "
                 f"{self.expected.size:,} (MD5 {self.expected.md5})"
             )
         if start < self.size:  # a server that cannot resume
             self._start_over()
-        free = shutil.disk_usage(self.part.parent).free
-        if free < self.expected.size - self.size:
-            raise _DiskError(
+        free, needed = shutil.disk_usage(Path(self.file.name).parent).free, self.expected.size
+        if free < needed - self.size:
+            raise OSError(
                 errno.ENOSPC,
-                f"the download needs {self.expected.size - self.size:,} bytes, "
-                f"the disk has {free:,}",
-                str(self.part),
+                f"the download needs {needed - self.size:,} bytes, the disk has {free:,}",
+                str(self.file.name),
             )
 
-    def _receive(self, response):
-        window, window_start = 0, time.monotonic()
-        while chunk := response.read1(_CHUNK):  # as much as is there: bytes count as they come
+    def _receive(self, response: Any) -> None:
+        begin, since = self.size, time.monotonic()
+        while chunk := self._next(response):
             if self.size + len(chunk) > self.expected.size:
                 self._start_over()
                 raise DownloadError(
@@ -468,55 +472,44 @@ class _Transfer:
                     f"{self.expected.size:,} bytes (MD5 {self.expected.md5})"
                 )
             self._write(chunk)
-            window += len(chunk)
-            if time.monotonic() - window_start > self.timeout:
-                if window < 1024 and self.size < self.expected.size:
-                    raise _Broken(f"only {window} bytes in {self.timeout:g} s")
-                window, window_start = 0, time.monotonic()
+            if time.monotonic() - since > self.timeout:
+                if self.size - begin < 1024 and self.size < self.expected.size:
+                    raise _Broken(f"only {self.size - begin} bytes in {self.timeout:g} s")
+                begin, since = self.size, time.monotonic()
         if self.size < self.expected.size:
             raise _Broken("the connection was closed early")
 
-    def _write(self, chunk):
+    def _next(self, response: Any) -> bytes:
+        with self._network():
+            return response.read1(_CHUNK)  # bytes count as they come
+
+    def _write(self, chunk: bytes) -> None:
         try:
             self.file.write(chunk)
             self.file.flush()
         except OSError as error:
-            raise _DiskError(error.errno, error.strerror, str(self.part)) from error
+            raise OSError(error.errno, error.strerror, str(self.file.name)) from error
         self.size += len(chunk)
-        self._show()
+        self.bar.update(len(chunk))
 
-    def _start_over(self):
+    def _start_over(self) -> None:
         self.file.truncate(0)
+        self.bar.update(-self.size)
         self.size = 0
-        self._show()
-
-    def _show(self):
-        self.bar.update(self.size - self.bar.n)  # backwards, too
 
 
-class _DiskError(OSError):
-    """Trouble with the disk, which no other connection would cure."""
-
-
-def _opener():
-    """What opens http and https, and nothing else: no files, no ftp, also not by redirection."""
+def _opener() -> Any:
+    """An opener for http and https that redirections cannot lead to files or ftp."""
     import urllib.error
     import urllib.request
 
     class Redirections(urllib.request.HTTPRedirectHandler):
         def redirect_request(self, request, file, code, message, headers, url):
-            if not re.match(r"https?://", url, re.IGNORECASE):
+            if not _is_http(url):
                 raise urllib.error.HTTPError(
                     request.full_url, code, f"redirection to {url}, refused", headers, file
                 )
             file.close()  # or all of the answer would be read, however long it is
             return super().redirect_request(request, file, code, message, headers, url)
 
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler, urllib.request.UnknownHandler, urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler, urllib.request.HTTPDefaultErrorHandler, Redirections,
-        urllib.request.HTTPErrorProcessor,
-    ):  # fmt: skip
-        opener.add_handler(handler())
-    return opener
+    return urllib.request.build_opener(Redirections)

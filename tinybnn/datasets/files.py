@@ -1,4 +1,4 @@
-"""Opening files that nobody vouches for: what every reader of this room has in common."""
+"""Opening untrusted files, for all readers of this room."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import contextlib
 import gzip
 import os
 import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
 
 from tinybnn.storage import StorageError, open_regular
-
-GZIP_MAGIC = b"\x1f\x8b"
 
 
 class DatasetError(ValueError):
@@ -17,20 +17,19 @@ class DatasetError(ValueError):
 
 
 @contextlib.contextmanager
-def open_data(path):
-    """Open a file for reading; a DatasetError raised inside gets the path in front.
+def open_data(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a file for reading; prefix a DatasetError raised inside with the path.
 
     Yields
     ------
     file : binary file
     size : int
-        Its number of bytes.
+        Number of bytes in the file.
 
     Raises
     ------
     DatasetError
-        If the path is no regular file, and instead of the exceptions that the decoder of gzip
-        raises.
+        If the path is not a regular file, and in place of the errors of the gzip decoder.
     OSError
         If the file cannot be opened or read.
     """
@@ -46,3 +45,36 @@ def open_data(path):
             raise DatasetError(f"{name}: {error}") from None
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DatasetError(f"{name}: the gzip data is damaged ({error})") from None
+
+
+@contextlib.contextmanager
+def open_unzipped(
+    path: str | os.PathLike[str], ratio: int, free: int
+) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a file that may be gzipped (detected by its first bytes) for reading its content.
+
+    Parameters
+    ----------
+    path : str or PathLike
+    ratio, free : int
+        A gzipped file may unpack to ``ratio`` times its size and ``free`` bytes; readers must
+        refuse more, since much larger ratios mean a decompression bomb.
+
+    Yields
+    ------
+    file : binary file
+    most : int
+        The most bytes that the reader may take.
+
+    Raises
+    ------
+    DatasetError, OSError
+        As `open_data` does.
+    """
+    with open_data(path) as (file, size):
+        zipped = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        if zipped:
+            yield gzip.GzipFile(fileobj=file), ratio * size + free
+        else:
+            yield file, size

@@ -5,42 +5,48 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tinybnn.datasets.dataset import Dataset
 from tinybnn.datasets.files import DatasetError, open_data
 from tinybnn.datasets.transforms import pair_of_sizes
 
-# Pillow opens files by their content. Only these decoders may see them: there are others that run
-# programs.
+# Pillow detects formats by content. Only these decoders are allowed: some others run programs.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _SUFFIXES = (
     ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
-# A photograph unpacks to some 10 to 30 times its JPEG file, small or plain pictures to more. What
-# unpacks to much more than that is made to fill the memory.
+# A photograph unpacks to 10 to 30 times its JPEG file, small or plain pictures to more; a much
+# larger ratio means a decompression bomb.
 _MAX_RATIO, _FREE = 32, 1 << 25
 
 
-def from_folder(root, size=None, classes=None, mode="RGB"):
-    """A Dataset from pictures that lie as ``root/<class>/<picture>``.
+def from_folder(
+    root: str | os.PathLike[str],
+    size: int | tuple[int, int] | None = None,
+    classes: Iterable[str] | None = None,
+    mode: str = "RGB",
+) -> Dataset:
+    """Make a Dataset from pictures stored as ``root/<class>/<picture>``.
 
     Classes and pictures are taken in the order of their names. Pictures are the files that end in
     .png, .jpg, .jpeg, .bmp, .gif (the first frame), .webp, .tif, .tiff, .pgm or .ppm; other files
-    and names that begin with a dot are passed over. Photographs are turned upright as their EXIF
-    data says.
+    and names that begin with a dot are ignored. Photographs are rotated as their EXIF data says.
 
     Parameters
     ----------
     root : str or PathLike
     size : (int, int) or int, optional
         Height and width to which pictures are scaled (bilinear, the ratio of the sides is not
-        kept); an int for a square. Without it all pictures must be of one size.
+        kept); an int for a square. Without it all pictures must have the same size.
     classes : sequence of str, optional
-        Names of subfolders, in the order of their labels; others are passed over. Pass the training
-        set's here when the test set may lack a class. Default: all subfolders.
+        Names of subfolders, in the order of their labels; others are ignored. Pass the training
+        set's classes if the test set may lack one. Default: all subfolders.
     mode : "RGB" or "L"
         Three channels, or one of grey values.
 
@@ -86,60 +92,54 @@ def from_folder(root, size=None, classes=None, mode="RGB"):
         labels += [label] * len(pictures)
 
     channels = len(mode)  # "L" or "RGB"
+    height, width = size or read_picture(files[0], None, mode).shape[:2]
     if size is None:
-        height, width = _size_of(files[0])
-        _check_memory(
-            root, len(files) * height * width * channels, sum(map(os.path.getsize, files))
-        )
-    else:
-        height, width = size
+        needed = len(files) * height * width * channels
+        _check_memory(root, needed, sum(map(os.path.getsize, files)))
     pixels = np.empty((len(files), height, width, channels), np.uint8)
     for i, file in enumerate(files):
         picture = read_picture(file, size, mode)  # (H, W) or (H, W, C)
         if picture.shape[:2] != (height, width):
-            found, first = (f"{w}×{h}" for h, w in (picture.shape[:2], (height, width)))
             raise DatasetError(
-                f"{file}: {found} pixels, but {files[0]} has {first}; pass size to scale them"
+                f"{file}: {picture.shape[1]}×{picture.shape[0]} pixels, but {files[0]} has "
+                f"{width}×{height}; pass size to scale them"
             )
         pixels[i] = picture.reshape(height, width, channels)
     name = root.resolve().name or "folder"
     return Dataset(pixels.transpose(0, 3, 1, 2), np.array(labels, np.int64), classes, name)
 
 
-def _classes(root, chosen):
+def _classes(root: Path, chosen: Iterable[str] | None) -> tuple[str, ...]:
     """The names of the class folders, in the order of their labels."""
     with os.scandir(root) as entries:
-        found = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     if chosen is None:
-        if not found:
+        if not folders:
             raise DatasetError(f"{root}: no folders of classes; expected {root}/<class>/<picture>")
-        return tuple(found)
+        return tuple(folders)
     if isinstance(chosen, str) or not all(isinstance(name, str) for name in chosen):
         raise TypeError(f"from_folder: classes must be a sequence of names, got {chosen!r}")
     chosen = tuple(chosen)
     if not chosen or len(set(chosen)) != len(chosen):
         raise ValueError(f"from_folder: classes must be different names, got {chosen!r}")
-    if missing := [name for name in chosen if name not in found]:
+    if missing := [name for name in chosen if name not in folders]:
         raise DatasetError(f"{root}: no folder for the class {', '.join(map(repr, missing))}")
     return chosen
 
 
-def _size_of(file):
-    """Height and width of a picture."""
-    return _decode(file, lambda picture: _upright(picture, pixels=False))
-
-
-def read_picture(file, size, mode):
-    """The pixels of a picture file.
+def read_picture(
+    file: str | os.PathLike[str], size: tuple[int, int] | None, mode: str
+) -> NDArray[np.uint8]:
+    """Read the pixels of a picture file.
 
     Parameters
     ----------
     file : path
-        PNG, JPEG or another format that stands in this file.
+        PNG, JPEG or another of the formats of `from_folder`.
     size : (int, int) or None
         Height and width to scale it to.
     mode : "L" or "RGB"
-        Gray or colours.
+        Gray or colour.
 
     Returns
     -------
@@ -149,15 +149,15 @@ def read_picture(file, size, mode):
     ------
     DatasetError
         If it is not a readable picture of 8 bits a channel, has transparent pixels, or would unpack
-        to far more than photographs do (which is seen before it is unpacked).
+        to far more than photographs do (checked before it is unpacked).
     """
+    from PIL import Image, ImageOps
 
-    def read(picture):
-        from PIL import Image
+    def read(picture: Any) -> NDArray[np.uint8]:
 
         if picture.mode.startswith(("I", "F")):
             raise DatasetError(f"has {picture.mode} pixels; convert it to 8 bits a channel")
-        picture = _upright(picture)
+        ImageOps.exif_transpose(picture, in_place=True)  # upright, as the camera was held
         if picture.has_transparency_data:
             alpha = picture.convert("RGBA").getchannel("A")
             if alpha.getextrema()[0] < 255:
@@ -169,26 +169,17 @@ def read_picture(file, size, mode):
     return _decode(file, read)
 
 
-def _upright(picture, pixels=True):
-    """The picture as the camera's EXIF entry says; or only its (height, width)."""
-    from PIL import ExifTags, ImageOps
-
-    if pixels:
-        ImageOps.exif_transpose(picture, in_place=True)
-        return picture
-    turned = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)  # by 90 degrees
-    return picture.size if turned else picture.size[::-1]
-
-
-def _decode(path, read):
-    """What `read` makes of an opened picture; all that goes wrong names the file."""
+def _decode(
+    path: str | os.PathLike[str], read: Callable[[Any], NDArray[np.uint8]]
+) -> NDArray[np.uint8]:
+    """Open a picture and return the result of `read`; every error names the file."""
     from PIL import Image, UnidentifiedImageError
 
     with open_data(path) as (file, size), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what is odd about a picture, but does no harm
+        warnings.simplefilter("ignore")  # about oddities that do no harm
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            # From memory, where reading a length that a file makes up takes none.
+            # From memory, where reading a made-up length allocates nothing.
             with Image.open(io.BytesIO(file.read()), formats=_FORMATS) as picture:
                 # Pillow stores a pixel in 4 bytes.
                 _check_memory("the picture", 4 * picture.width * picture.height, size)
@@ -200,12 +191,12 @@ def _decode(path, read):
         except UnidentifiedImageError:
             known = ", ".join(_FORMATS)
             raise DatasetError(f"not a readable picture: expected {known}") from None
-        except Exception as error:  # decoders of damaged files raise whatever they stumble over
+        except Exception as error:  # damaged files make decoders raise errors of many types
             text = " ".join(str(error).split())[:200]
             raise DatasetError(f"not a readable picture ({type(error).__name__}: {text})") from None
 
 
-def _check_memory(what, needed, size):
+def _check_memory(what: object, needed: int, size: int) -> None:
     if needed > _MAX_RATIO * size + _FREE:
         raise DatasetError(
             f"{what} unpacks to {needed:,} bytes from {size:,}, far more than photographs do"

@@ -1,14 +1,16 @@
-"""NumPy's ``.npy`` files from anywhere: nothing is unpickled, and nothing larger than the file."""
+"""NumPy's ``.npy`` files from any source: nothing is unpickled or allocated beyond their size."""
 
 from __future__ import annotations
 
 import io
 import math
+import os
 import warnings
 
 import numpy as np
 
 from tinybnn.datasets.files import DatasetError, open_data
+from tinybnn.typing import Array
 
 _MAGIC = b"\x93NUMPY"
 _MOST_HEADER = 1 << 16  # bytes
@@ -18,12 +20,12 @@ _HEADERS = {
 }
 
 
-def is_npy(start):
-    """Whether the first bytes of a file are those of a ``.npy`` file."""
+def is_npy(start: bytes) -> bool:
+    """Tell whether the first bytes of a file are those of a ``.npy`` file."""
     return start[: len(_MAGIC)] == _MAGIC
 
 
-def read_npy(path):
+def read_npy(path: str | os.PathLike[str]) -> Array:
     """Read the array of a ``.npy`` file.
 
     Parameters
@@ -33,25 +35,25 @@ def read_npy(path):
     Returns
     -------
     numpy.ndarray
-        Of booleans, integers or floats.
+        Booleans, integers or floats, in the shape and dtype of the header.
 
     Raises
     ------
     DatasetError
-        If it is not such a file, or does not hold as many bytes as its header says: then no memory
-        is taken for them.
+        If it is not such a file, or does not hold as many bytes as its header says; memory is
+        allocated only for bytes that are there.
     OSError
         If the file cannot be read.
     """
     with open_data(path) as (file, size):
-        # From memory, where reading a length that a file makes up takes none.
+        # From memory, where reading a made-up length allocates nothing.
         start = io.BytesIO(file.read(_MOST_HEADER))
         try:
             version = np.lib.format.read_magic(start)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of Python's parser and of files of Python 2
+                warnings.simplefilter("ignore")  # from Python's parser, and about Python 2's files
                 shape, fortran, dtype = _HEADERS[version](start)
-        except Exception as error:  # the header is a literal of Python, which may be anything
+        except Exception as error:  # the header is a Python literal, which may be anything
             text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise DatasetError(f"not a readable .npy file ({text})") from None
         file.seek(start.tell())
@@ -59,11 +61,10 @@ def read_npy(path):
             raise DatasetError(f"not a readable .npy file of numbers: it holds {dtype}")
         if any(type(n) is not int or n < 0 for n in shape):
             raise DatasetError(f"shape {shape} is impossible")
-        needed, found = math.prod(shape) * dtype.itemsize, size - file.tell()
-        if needed != found:
-            raise DatasetError(f"shape {shape} needs {needed:,} bytes, the file has {found:,}")
+        needed, held = math.prod(shape) * dtype.itemsize, size - file.tell()
+        if needed != held:
+            raise DatasetError(f"shape {shape} needs {needed:,} bytes, the file has {held:,}")
         try:
-            array = np.frombuffer(file.read(), dtype).reshape(shape, order="F" if fortran else "C")
-        except ValueError as error:  # too many dimensions, or a 0 beside ones that overflow
+            return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if fortran else "C")
+        except ValueError as error:  # too many dimensions, or a 0 beside others that overflow
             raise DatasetError(f"shape {shape} is impossible ({error})") from None
-    return array

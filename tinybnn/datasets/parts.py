@@ -1,18 +1,20 @@
-"""Parts of data sets, and several as one: PyTorch's names, for data sets of any kind.
+"""Parts of data sets, and several joined to one: PyTorch's names, for data sets of any kind.
 
-For a part of a `Dataset` of images, ``dataset[indices]`` and `Dataset.split` give a `Dataset`
-again.
+For a part of a `Dataset` of images, ``dataset[indices]`` and `Dataset.split` return a `Dataset`.
 """
 
 from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Iterable, Sequence
 from numbers import Integral
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from tinybnn.datasets.loader import as_generator
+from tinybnn.datasets.loader import Samples, as_generator
 
 
 class Subset:
@@ -24,30 +26,31 @@ class Subset:
     indices : sequence of int
     """
 
-    def __init__(self, dataset, indices):
+    def __init__(self, dataset: Samples, indices: ArrayLike) -> None:
         indices = np.asarray(indices)
         if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
             raise TypeError(f"Subset: indices must be a row of integers, got {indices!r}")
-        indices = indices.astype(np.intp)
+        self.dataset: Samples = dataset
+        self.indices: NDArray[np.intp] = indices.astype(np.intp)
         if indices.size and not -len(dataset) <= indices.min() <= indices.max() < len(dataset):
             raise IndexError(
                 f"Subset: indices must lie in the {len(dataset)} samples, got {indices.min()} to "
                 f"{indices.max()}"
             )
-        self.dataset, self.indices = dataset, indices
 
-    def __getattr__(self, name):
-        if name == "maximum" and "dataset" in vars(self):  # the value of white, where it has one
-            return self.dataset.maximum
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+    @property
+    def maximum(self) -> float:
+        """The value of a white pixel, if the data set has one."""
+        return self.dataset.maximum
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Any:
+        """Return the sample at a position, as the data set does."""
         return self.dataset[int(self.indices[index])]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Subset({len(self)} of {self.dataset!r})"
 
 
@@ -61,51 +64,55 @@ class ConcatDataset:
     Attributes
     ----------
     cumulative_sizes : list of int
-        Where each data set ends.
+        The end of each data set.
     """
 
-    def __init__(self, datasets):
-        self.datasets = list(datasets)
+    def __init__(self, datasets: Iterable[Samples]) -> None:
+        self.datasets: list[Samples] = list(datasets)
         if not self.datasets:
             raise ValueError("ConcatDataset: expects at least one data set, got none")
-        self.cumulative_sizes = np.cumsum([len(d) for d in self.datasets]).tolist()
+        self.cumulative_sizes: list[int] = np.cumsum([len(d) for d in self.datasets]).tolist()
 
-    def __getattr__(self, name):
-        if name == "maximum" and "datasets" in vars(self):
-            found = {getattr(dataset, name, None) for dataset in self.datasets}
-            if None not in found:
-                if len(found) > 1:
-                    raise ValueError(
-                        f"ConcatDataset: data sets with different values of white: {sorted(found)}"
-                    )
-                return found.pop()
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+    @property
+    def maximum(self) -> float:
+        """The value of a white pixel, if all data sets have the same."""
+        values = {dataset.maximum for dataset in self.datasets}
+        if len(values) > 1:
+            raise ValueError(
+                f"ConcatDataset: data sets with different values of white: {sorted(values)}"
+            )
+        return values.pop()
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.cumulative_sizes[-1]
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Any:
+        """Return the sample at a position, as its data set does."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"ConcatDataset: sample {index} of {len(self)}")
         index = index % len(self)
         part = bisect.bisect_right(self.cumulative_sizes, index)
         return self.datasets[part][index - [0, *self.cumulative_sizes][part]]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"ConcatDataset({self.datasets!r})"
 
 
-def random_split(dataset, lengths, generator=None):
-    """Cut a data set at random into parts that share no sample.
+def random_split(
+    dataset: Samples,
+    lengths: Sequence[float],
+    generator: np.random.Generator | int | None = None,
+) -> list[Subset]:
+    """Split a data set at random into parts that share no sample.
 
     Parameters
     ----------
     dataset : Dataset, TensorDataset, or any object with __len__ and __getitem__
     lengths : sequence of int, or of float
-        The sizes, which add up to that of the data set; or shares, which add up to 1: what rounding
-        down leaves over goes to the first parts, one each.
+        Sizes that add up to that of the data set; or shares that add up to 1: samples left over by
+        rounding down go to the first parts, one each.
     generator : numpy.random.Generator or int, optional
-        Draws the parts; an int is a seed. None: the one that `tinybnn.manual_seed` restarts.
+        Draws the parts; an int is a seed. None: the generator that `tinybnn.manual_seed` restarts.
 
     Returns
     -------

@@ -1,13 +1,14 @@
-"""Datasets by name: what they are, where their files lie and how they are read."""
+"""Datasets by name: their descriptions, the search for their files, and their readers."""
 
 from __future__ import annotations
 
 import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,34 +16,35 @@ from tinybnn.datasets.cifar import parse_binary10, parse_binary100, parse_python
 from tinybnn.datasets.dataset import Dataset
 from tinybnn.datasets.files import DatasetError
 from tinybnn.datasets.idx import read_idx
+from tinybnn.typing import Array
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which a dataset lies on the disk.
+    """One way in which a dataset is stored on the disk.
 
     Attributes
     ----------
     files : tuple of str
-        The files that make the dataset; dots, dashes and capitals in their names may differ.
+        The files of the dataset; dots, dashes and capitals in their names may differ.
     read : callable
         Takes the paths of `files` in order; returns the training and the test arrays, each as
         (images (N, C, H, W) uint8, labels (N,) int64).
     folder : str
-        The folder that an official archive unpacks to. The files are looked for beside it, too.
+        The folder that an official archive unpacks to. The files are also looked for beside it.
     gzipped : bool
-        Each file may lie there as ``<file>.gz`` instead.
+        Each file may be stored as ``<file>.gz`` instead.
     """
 
     files: tuple[str, ...]
-    read: Callable
+    read: Callable[[Sequence[Path]], Any]
     folder: str = ""
     gzipped: bool = False
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is known about a dataset before its files are read.
+    """Facts about a dataset that are known before its files are read.
 
     Attributes
     ----------
@@ -58,7 +60,7 @@ class Source:
     maximum : float
         The value of a white pixel.
     folder : str
-        The folder of its files, if it is not called like the dataset.
+        The folder of its files, if its name differs from the dataset's.
     """
 
     classes: tuple[str, ...]
@@ -74,7 +76,9 @@ class Source:
 # ------------------------------------------------------------------------------------ MNIST-likes
 
 
-def _read_mnist_like(paths, upright=True, first_label=0):
+def _read_mnist_like(
+    paths: Sequence[Path], upright: bool = True, first_label: int = 0
+) -> tuple[list[Array], list[Array]]:
     """Images and labels for training, then for testing, one IDX file each."""
     arrays = []
     for path, ndim in zip(paths, (3, 1, 3, 1), strict=True):
@@ -84,18 +88,8 @@ def _read_mnist_like(paths, upright=True, first_label=0):
         if ndim == 1:
             arrays.append(array.astype(np.int64) - first_label)
         else:
-            arrays.append((array if upright else _transposed(array))[:, None])
+            arrays.append((array if upright else array.transpose(0, 2, 1))[:, None])
     return arrays[:2], arrays[2:]
-
-
-def _transposed(images):
-    """Rows and columns of (N, H, W) exchanged; square images within their own memory."""
-    if images.shape[1] != images.shape[2]:
-        return images.transpose(0, 2, 1)
-    for start in range(0, len(images), 1024):
-        part = images[start : start + 1024]
-        part[:] = part.transpose(0, 2, 1).copy()
-    return images
 
 
 _DIGITS = tuple("0123456789")
@@ -117,9 +111,11 @@ _MNIST = Layout(
 )  # fmt: skip
 
 
-def _emnist(split, classes, size, first_label=0):
+def _emnist(
+    split: str, classes: tuple[str, ...], size: tuple[int, int], first_label: int = 0
+) -> Source:
     """EMNIST stores images with rows and columns exchanged; here they are upright."""
-    files = (f"emnist-{split}-{part}" for part in EMNIST_PARTS)
+    files = (f"emnist-{split}-{file.replace('t10k', 'test')}" for file in _MNIST.files)
     read = functools.partial(_read_mnist_like, upright=False, first_label=first_label)
     return Source(
         classes,
@@ -132,17 +128,17 @@ def _emnist(split, classes, size, first_label=0):
     )
 
 
-EMNIST_PARTS = (
-    "train-images-idx3-ubyte", "train-labels-idx1-ubyte",
-    "test-images-idx3-ubyte", "test-labels-idx1-ubyte",
-)  # fmt: skip
-
-
 # ------------------------------------------------------------------------------------------ CIFAR
 
 
-def _cifar(number, train, test, parse_binary, classes):
-    def layouts():
+def _cifar(
+    number: int,
+    train: list[str],
+    test: list[str],
+    parse_binary: Callable[[bytes], Any],
+    classes: tuple[str, ...],
+) -> Source:
+    def layouts() -> Iterator[Layout]:
         for kind, folder, ending, parse in (
             ("binary", "batches-bin" if number == 10 else "binary", ".bin", parse_binary),
             ("python", "batches-py" if number == 10 else "python", "", parse_python),
@@ -179,7 +175,7 @@ _CIFAR100 = """
 
 # -------------------------------------------------------------------------------------- the table
 
-SOURCES = {
+SOURCES: dict[str, Source] = {
     "digits": Source(
         _DIGITS, (1, 8, 8), (_MNIST,), (1437, 360), "https://archive.ics.uci.edu/dataset/80",
         "CC BY 4.0", maximum=16,
@@ -213,7 +209,7 @@ SOURCES = {
 # --------------------------------------------------------------------------------- finding, reading
 
 
-def load(name, root=None):
+def load(name: str, root: str | os.PathLike[str] | None = None) -> tuple[Dataset, Dataset]:
     """Load a dataset by name.
 
     ================  ===========  =======  =======  =======  =====================================
@@ -233,18 +229,18 @@ def load(name, root=None):
     cifar100          (3, 32, 32)      100   50,000   10,000  the fine labels
     ================  ===========  =======  =======  =======  =====================================
 
-    Images are uint8 from 0 to 255 (digits: 16), labels int64 from 0. EMNIST's files hold images
-    with rows and columns exchanged, and letters counted from 1: both are put right.
+    Images (N, C, H, W) are uint8 from 0 to 255 (digits: 16), labels (N,) int64 from 0. EMNIST's
+    files hold images with rows and columns exchanged, and letters counted from 1; both are
+    corrected.
 
     Parameters
     ----------
     name : str
         A key of `SOURCES`.
     root : str or PathLike, optional
-        A folder that holds the dataset's files, or a folder `name` with them. If given, nothing
-        else is searched; `search_folders` lists where a dataset is looked for otherwise. Names may
-        be those of other loaders: ``train-images.idx3-ubyte``, ``MNIST/raw``,
-        ``cifar-10-batches-py``.
+        A folder with the dataset's files, or with a folder `name` of them. If given, nothing else
+        is searched; otherwise the folders of `search_folders` are. Names may be those of other
+        loaders: ``train-images.idx3-ubyte``, ``MNIST/raw``, ``cifar-10-batches-py``.
 
     Returns
     -------
@@ -255,7 +251,7 @@ def load(name, root=None):
     ValueError
         For an unknown name.
     FileNotFoundError
-        If no folder has the files; it lists the folders and the command that downloads them.
+        If no folder has the files; the message lists the folders and the command for a download.
     DatasetError
         If the files are damaged or hold something else.
     """
@@ -265,10 +261,10 @@ def load(name, root=None):
     return _checked(name, source, train, paths[0]), _checked(name, source, test, paths[-1])
 
 
-def path(name, root=None):
-    """The folder in which `load` finds a dataset.
+def path(name: str, root: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder in which `load` finds a dataset.
 
-    Same parameters and errors as `load`; the files are not read.
+    Same parameters and errors as for `load`; the files are not read.
 
     Returns
     -------
@@ -278,13 +274,13 @@ def path(name, root=None):
     return _find(name, root)[0]
 
 
-def search_folders(name, root=None):
-    """The folders in which `load` looks for a dataset, in order.
+def search_folders(name: str, root: str | os.PathLike[str] | None = None) -> list[Path]:
+    """List the folders in which `load` looks for a dataset, in order.
 
     Only `root` and ``root/name`` if `root` is given. Otherwise ``$TINYBNN_DATA/name``, the user's
     cache (``$XDG_CACHE_HOME/tinybnn/name``, by default ``~/.cache/tinybnn/name``), the data
     installed with the package, and the ``data`` folder beside the package in a checkout. All parts
-    of EMNIST also lie together in folders called ``emnist``.
+    of EMNIST may also be together in a folder ``emnist``.
 
     Returns
     -------
@@ -304,28 +300,26 @@ def search_folders(name, root=None):
     return [base / n for base in bases for n in names]
 
 
-def known_source(name, where):
-    """The entry of `SOURCES`, or a ValueError that lists the names."""
+def known_source(name: str, where: str) -> Source:
+    """Look up an entry of `SOURCES`; raise a ValueError that lists the names."""
     if not isinstance(name, str) or name not in SOURCES:
         raise ValueError(f"{where}: unknown dataset {name!r}; known are {', '.join(SOURCES)}")
     return SOURCES[name]
 
 
-def _find(name, root):
+def _find(name: str, root: str | os.PathLike[str] | None) -> tuple[Path, Layout, list[Path]]:
     """The first folder that has a whole layout: folder, layout, the paths of its files."""
     searched, folders = [], search_folders(name, root)
     for folder in folders:
-        most, missing = 0, []  # of the layout of which most is there
+        missing: list[str] | None = None  # from the layout that lacks the fewest files
         for place, layout in _places(folder, name, beside=root is None):
-            names = _files(place)
-            paths = [_existing(place, names, file, layout.gzipped) for file in layout.files]
-            if None not in paths:
-                found = next((f for f in folders[::-1] if place.is_relative_to(f)), place)
-                return found, layout, paths
-            if (found := len(paths) - paths.count(None)) > most:
-                most = found
-                files = zip(layout.files, paths, strict=True)
-                missing = [_shown(file, layout) for file, path in files if path is None]
+            paths = _paths(place, layout)
+            lacking = [file for file in layout.files if file not in paths]
+            if not lacking:
+                parent = next((f for f in folders[::-1] if place.is_relative_to(f)), place)
+                return parent, layout, [paths[file] for file in layout.files]
+            if paths and (missing is None or len(lacking) < len(missing)):
+                missing = [_shown(file, layout) for file in lacking]
         searched.append(f"  {folder} ({_seen(folder, missing, root is None)})")
     wanted = " or ".join(map(_shown_files, SOURCES[name].layouts))
     raise FileNotFoundError(
@@ -337,8 +331,8 @@ def _find(name, root):
     )
 
 
-def mnist_files(folder):
-    """The four files of a folder that are named as MNIST's, or as `load` allows.
+def mnist_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Find the four files in a folder that are named as MNIST's, or as `load` allows.
 
     Parameters
     ----------
@@ -352,25 +346,24 @@ def mnist_files(folder):
     Raises
     ------
     FileNotFoundError
-        If one is missing; it says what is there instead.
+        If one is missing; the message lists the files that are there.
     """
     folder = Path(folder)
     for place in (folder, *_subfolders(folder, {"raw"})):
-        names = _files(place)
-        paths = [_existing(place, names, file, _MNIST.gzipped) for file in _MNIST.files]
-        if None not in paths:
-            return paths
+        paths = _paths(place, _MNIST)
+        if len(paths) == len(_MNIST.files):
+            return [paths[file] for file in _MNIST.files]
     raise FileNotFoundError(
         f"{folder}: expected {_shown_files(_MNIST)}, there or in raw/; {_seen(folder)}"
     )
 
 
-def _places(folder, name, beside):
-    """Where files of a dataset may lie: (folder, layout), the first to be preferred.
+def _places(folder: Path, name: str, beside: bool) -> Iterator[tuple[Path, Layout]]:
+    """Where files of a dataset may be: (folder, layout), in order of preference.
 
     Besides `folder` these are folders in it that archives and other loaders make (``MNIST/raw``);
-    with `beside` also folders next to it that say which dataset they hold (``MNIST`` for ``mnist``,
-    ``cifar-10-batches-py``), and files that do.
+    with `beside` also folders next to it that are named for the dataset (``MNIST`` for ``mnist``,
+    ``cifar-10-batches-py``), and its parent for layouts whose files are.
     """
     source, plain = SOURCES[name], _plain(name)
     own = {plain, _plain(source.folder or name)}
@@ -378,8 +371,7 @@ def _places(folder, name, beside):
     inside = own | unpacked | {"raw"}
     tops = [folder]
     if beside:
-        named = own | {word for word in unpacked if word.startswith(plain)}
-        tops += _subfolders(folder.parent, named)
+        tops += _subfolders(folder.parent, own | {w for w in unpacked if w.startswith(plain)})
     places = dict.fromkeys(place for top in tops for place in (top, *_below(top, inside)))
     for layout in source.layouts:
         yield from ((place, layout) for place in places)
@@ -387,78 +379,76 @@ def _places(folder, name, beside):
             yield folder.parent, layout
 
 
-def _below(folder, words):
+def _below(folder: Path, words: set[str]) -> Iterator[Path]:
     """Folders with such a plain name, at most two levels down."""
     for place in _subfolders(folder, words):
         yield place
         yield from _subfolders(place, words)
 
 
-def _subfolders(folder, words):
-    return [folder / name for name in _entries(folder, os.DirEntry.is_dir) if _plain(name) in words]
+def _subfolders(folder: Path, words: set[str]) -> list[Path]:
+    """The folders in a folder whose plain name is one of the words."""
+    return [
+        entry for entry in _entries(folder) if _plain(entry.name) in words and os.path.isdir(entry)
+    ]
 
 
-def _files(folder):
-    return _entries(folder, os.DirEntry.is_file)
-
-
-def _entries(folder, wanted=lambda entry: True):
-    """Names in a folder, sorted, without hidden ones; none if it cannot be read."""
+def _entries(folder: Path) -> list[Path]:
+    """The entries of a folder, sorted, without hidden ones; none if it cannot be read."""
     try:
-        with os.scandir(folder) as entries:
-            return sorted(e.name for e in entries if wanted(e) and not e.name.startswith("."))
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError:
         return []
 
 
-def _plain(name):
-    """What remains of a name where loaders differ in dots, dashes and capitals."""
+def _plain(name: str) -> str:
+    """A name without the dots, dashes and capitals in which loaders differ."""
     return re.sub("[^a-z0-9]", "", name.lower())
 
 
-def _existing(folder, names, file, gzipped):
-    """The path of a file whose name, or one like it, is among those in a folder; or None."""
-
-    def plain(name):
-        if gzipped:
-            name = re.sub(r"\.gz$", "", re.sub(r"\.tgz$", ".tar", name, flags=re.I), flags=re.I)
-        return _plain(name)
-
-    exact = [f"{file}.gz", file] if gzipped else [file]
-    alike = [name for name in names if plain(name) == _plain(file)]
-    return next((folder / name for name in (*exact, *alike) if name in names), None)
-
-
-# ------------------------------------------------------------------------ what was not found, told
+def _paths(folder: Path, layout: Layout) -> dict[str, Path]:
+    """The files of a layout that a folder has, under the same names or alike: {file: path}."""
+    paths = {}
+    for entry in filter(os.path.isfile, _entries(folder)):
+        name = entry.name
+        if layout.gzipped:
+            name = re.sub(r"\.gz$", "", re.sub(r"\.tgz$", ".tar.gz", name, flags=re.I), flags=re.I)
+        for file in layout.files:
+            if name == file or (_plain(name) == _plain(file) and file not in paths):
+                paths[file] = entry  # the last of the same name: gzipped
+    return paths
 
 
-def _seen(folder, missing=(), beside=False):
-    """What there is instead of a dataset, in the folder or `beside` it."""
+# -------------------------------------------------------------------- messages about missing files
+
+
+def _seen(folder: Path, missing: list[str] | None = None, beside: bool = False) -> str:
+    """Describe the content of a folder without the dataset, or of its parent if `beside`."""
     if not folder.exists():
         there = _few(_entries(folder.parent)) if beside else ""
         return f"no such folder; {folder.parent} holds {there}" if there else "no such folder"
     if not folder.is_dir():
-        return "no folder, but a file"
-    there = f"it holds {_few(_entries(folder)) or 'nothing'}"
-    return f"missing {', '.join(missing)}; {there}" if missing else f"none of its files; {there}"
+        return "a file instead of a folder"
+    lacking = f"missing {', '.join(missing)}" if missing else "none of its files"
+    return f"{lacking}; it holds {_few(_entries(folder)) or 'nothing'}"
 
 
-def _few(names, most=4):
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")
+def _few(paths: list[Path], most: int = 4) -> str:
+    rest = len(paths) - most
+    return ", ".join(p.name for p in paths[:most]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
-def _shown(file, layout):
+def _shown(file: str, layout: Layout) -> str:
     return f"{file}[.gz]" if layout.gzipped else file
 
 
-def _shown_files(layout):
+def _shown_files(layout: Layout) -> str:
     files = [_shown(file, layout) for file in layout.files]
     return ", ".join(files if len(files) <= 4 else [files[0], "...", files[-1]])
 
 
-def _checked(name, source, arrays, path):
-    """A Dataset of what a source's reader gave."""
+def _checked(name: str, source: Source, arrays: tuple[Array, Array], path: Path) -> Dataset:
+    """Make a Dataset from the images and labels that a reader returned."""
     images, labels = arrays
     try:
         if images.shape[1:] != source.image_shape:

@@ -15,4 +15,7 @@ __all__ = [
     "CompileError", "NoPackedFormError", "Operation", "PackedModel", "Report", "TracedCall",
     "check", "compile", "verify",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else

@@ -205,7 +205,8 @@ class Pack(Operation):
 class Unpack(Operation):
     """Bits -> floats ±1."""
 
-    name, inputs, settings = "unpack", (BITS,), ("count",)
+    name = "unpack"
+    inputs, settings = (BITS,), ("count",)
 
     @staticmethod
     def run(words: Words, *, count: int) -> Array:
@@ -220,7 +221,8 @@ class Unpack(Operation):
 class UnpackFlattened(Operation):
     """Bits of flattened images (C, H, W), pixel by pixel -> floats ±1, channel by channel."""
 
-    name, inputs, settings = "unpack_flattened", (FLAT,), ("image",)
+    name = "unpack_flattened"
+    inputs, settings = (FLAT,), ("image",)
 
     @staticmethod
     def run(words: Words, *, image: Shape) -> Array:
@@ -238,7 +240,8 @@ class UnpackFlattened(Operation):
 class FlattenBits(Operation):
     """(N, H, W, words) -> (N, H W words); the next layer's weights are ordered to match."""
 
-    name, inputs = "flatten_bits", (BITS,)
+    name = "flatten_bits"
+    inputs = (BITS,)
 
     @staticmethod
     def run(words: Words) -> Array:
@@ -257,7 +260,8 @@ def in_rows(weight: Array, mask: Array | None = None) -> list[Array | None]:
 class XnorLinear(Operation):
     """Bits -> accumulators; `count` is the number of bits in a row."""
 
-    name, inputs = "xnor_linear", (f"{BITS}|{FLAT}",)
+    name = "xnor_linear"
+    inputs = (f"{BITS}|{FLAT}",)
     arrays, settings = ("weight",), ("count",)
 
     @staticmethod
@@ -282,7 +286,8 @@ class XnorLinear(Operation):
 class TernaryLinear(XnorLinear):
     """Bits -> accumulators, for weights -1, 0 and 1: `weight` has a bit for +1, `mask` for ±1."""
 
-    name, arrays = "ternary_linear", ("weight", "mask")
+    name = "ternary_linear"
+    arrays = ("weight", "mask")
 
 
 CONVOLUTION = ("stride", "padding", "dilation", "groups")
@@ -299,7 +304,8 @@ def group_channels(channels: int, weight: Array, groups: int) -> int:
 class XnorConv2d(Operation):
     """Bits -> accumulators: convolution of signs with weights of ±1."""
 
-    name, inputs, arrays = "xnor_conv2d", (BITS,), ("weight",)
+    name = "xnor_conv2d"
+    inputs, arrays = (BITS,), ("weight",)
     settings = (*CONVOLUTION, "channels", "padding_mode")
 
     run = staticmethod(xnor.xnor_conv2d)
@@ -330,13 +336,15 @@ class XnorConv2d(Operation):
 class TernaryConv2d(XnorConv2d):
     """Bits -> accumulators, for weights -1, 0 and 1: `weight` has a bit for +1, `mask` for ±1."""
 
-    name, arrays = "ternary_conv2d", ("weight", "mask")
+    name = "ternary_conv2d"
+    arrays = ("weight", "mask")
 
 
 class Ones(Operation):
     """Bits of one sample of +1, (C, H, W) or (F,), in the shape of the input signs."""
 
-    name, inputs, settings = "ones", (BITS,), ("shape",)
+    name = "ones"
+    inputs, settings = (BITS,), ("shape",)
 
     @staticmethod
     def run(words: Words, *, shape: Shape) -> Array:
@@ -353,7 +361,8 @@ class Ones(Operation):
 class Threshold(Operation):
     """Accumulators -> bits: (a >= threshold) != flip. A batch norm and sign compile to this."""
 
-    name, inputs, arrays = "threshold", (SUMS,), ("thresholds", "flip")
+    name = "threshold"
+    inputs, arrays = (SUMS,), ("thresholds", "flip")
 
     @staticmethod
     def run(accumulator: Array, *, thresholds: Array, flip: Array) -> Array:
@@ -374,7 +383,8 @@ POOLING = ("kernel_size", "stride", "padding")
 class MaxPoolBits(Operation):
     """Bits -> bits: OR over each window, AND in channels where `minimum`, (C,) bool, is set."""
 
-    name, inputs = "max_pool_bits", (BITS,)
+    name = "max_pool_bits"
+    inputs = (BITS,)
     arrays, settings = ("minimum",), (*POOLING, "channels")
 
     run = staticmethod(pooling.max_pool2d)
@@ -390,7 +400,8 @@ class MaxPoolBits(Operation):
 class ToFloat(Operation):
     """Accumulators -> floats."""
 
-    name, inputs = "to_float", (SUMS,)
+    name = "to_float"
+    inputs = (SUMS,)
     program = identity
 
     @staticmethod
@@ -408,7 +419,8 @@ class ToFloat(Operation):
 class Linear(Operation):
     """x @ weight.T, summed in one fixed order."""
 
-    name, arrays, functions = "linear", ("weight",), (F.Linear, F.SignLinear)
+    name = "linear"
+    arrays, functions = ("weight",), (F.Linear, F.SignLinear)
 
     @staticmethod
     def run(x: Array, *, weight: Array, **geometry: Any) -> Array:
@@ -440,7 +452,8 @@ class Linear(Operation):
 class Conv2d(Linear):
     """Convolution, summed in one fixed order."""
 
-    name, settings, functions = "conv2d", CONVOLUTION, (F.Conv2d, F.SignConv2d)
+    name = "conv2d"
+    settings, functions = CONVOLUTION, (F.Conv2d, F.SignConv2d)
 
     @staticmethod
     def run(x: Array, *, weight: Array, **geometry: Any) -> Array:
@@ -459,7 +472,8 @@ class Conv2d(Linear):
 class ConvTranspose2d(Operation):
     """Transposed convolution; `image` is the shape (C, H, W) of an output."""
 
-    name, arrays, settings = "conv_transpose2d", ("weight",), (*CONVOLUTION, "image")
+    name = "conv_transpose2d"
+    arrays, settings = ("weight",), (*CONVOLUTION, "image")
     functions = (F.ConvInput,)
 
     @staticmethod
@@ -540,7 +554,8 @@ def _emit(name):
 
 
 class Relu(_Unary):
-    name, functions = "relu", (F.Relu,)
+    name = "relu"
+    functions = (F.Relu,)
 
     @staticmethod
     def program(
@@ -550,28 +565,34 @@ class Relu(_Unary):
 
 
 class Sigmoid(_Unary):
-    name, functions = "sigmoid", (F.Sigmoid,)
+    name = "sigmoid"
+    functions = (F.Sigmoid,)
 
 
 class Tanh(_Unary):
-    name, functions = "tanh", (F.Tanh,)
+    name = "tanh"
+    functions = (F.Tanh,)
 
 
 class Abs(_Unary):
-    name, functions = "abs", (T.Abs,)
+    name = "abs"
+    functions = (T.Abs,)
     program = _emit("abs")
 
 
 class Exp(_Unary):
-    name, functions = "exp", (T.Exp,)
+    name = "exp"
+    functions = (T.Exp,)
 
 
 class Log(_Unary):
-    name, functions = "log", (T.Log,)
+    name = "log"
+    functions = (T.Log,)
 
 
 class Sqrt(_Unary):
-    name, functions = "sqrt", (T.Sqrt,)
+    name = "sqrt"
+    functions = (T.Sqrt,)
     program = _emit("sqrt")
 
 
@@ -597,15 +618,18 @@ class _Limits(_Unary):
 
 
 class Hardtanh(_Limits):
-    name, functions = "hardtanh", (F.Hardtanh,)
+    name = "hardtanh"
+    functions = (F.Hardtanh,)
 
 
 class Clamp(_Limits):
-    name, functions = "clamp", (T.Clamp,)
+    name = "clamp"
+    functions = (T.Clamp,)
 
 
 class LeakyRelu(_Unary):
-    name, settings, functions = "leaky_relu", ("slope",), (F.LeakyRelu,)
+    name = "leaky_relu"
+    settings, functions = ("slope",), (F.LeakyRelu,)
     takes_one_for_all = False
 
     @staticmethod
@@ -616,7 +640,8 @@ class LeakyRelu(_Unary):
 
 
 class Softplus(_Unary):
-    name, settings, functions = "softplus", ("beta",), (F.Softplus,)
+    name = "softplus"
+    settings, functions = ("beta",), (F.Softplus,)
     takes_one_for_all = False
 
     @staticmethod
@@ -630,7 +655,8 @@ class Softplus(_Unary):
 class PRelu(Operation):
     """x where x > 0, else weight * x."""
 
-    name, arrays, functions = "prelu", ("weight",), (F.PRelu,)
+    name = "prelu"
+    arrays, functions = ("weight",), (F.PRelu,)
     is_elementwise = True
     program = _emit("prelu")
 
@@ -646,7 +672,8 @@ class PRelu(Operation):
 class BatchNorm(Operation):
     """Batch norm with running statistics, in the float model's order of operations."""
 
-    name, settings, functions = "batch_norm", ("eps",), (F.BatchNorm,)
+    name = "batch_norm"
+    settings, functions = ("eps",), (F.BatchNorm,)
     arrays = ("weight", "bias", "mean", "var")
     is_elementwise = True
 
@@ -735,33 +762,40 @@ class _Binary(_Operands):
 
 
 class Add(_Binary):
-    name, functions, program = "add", (T.Add,), _emit("add")
+    name = "add"
+    functions, program = (T.Add,), _emit("add")
 
 
 class Sub(_Binary):
-    name, functions, program = "sub", (T.Sub,), _emit("sub")
+    name = "sub"
+    functions, program = (T.Sub,), _emit("sub")
 
 
 class Mul(_Binary):
-    name, functions, program = "mul", (T.Mul,), _emit("mul")
+    name = "mul"
+    functions, program = (T.Mul,), _emit("mul")
 
 
 class Div(_Binary):
-    name, functions, program = "div", (T.Div,), _emit("div")
+    name = "div"
+    functions, program = (T.Div,), _emit("div")
 
 
 class Maximum(_Binary):
-    name, functions, program = "maximum", (T.Maximum,), _emit("max")
+    name = "maximum"
+    functions, program = (T.Maximum,), _emit("max")
 
 
 class Minimum(_Binary):
-    name, functions = "minimum", (T.Minimum,)
+    name = "minimum"
+    functions = (T.Minimum,)
 
 
 class Compare(_Operands):
     """1.0 where ``left operator right`` holds, else 0.0."""
 
-    name, settings, functions = "compare", ("operator",), (T.Compare,)
+    name = "compare"
+    settings, functions = ("operator",), (T.Compare,)
 
     @classmethod
     def shape(cls, *values: Any, operator: str, **constants: Any) -> Value:
@@ -774,11 +808,13 @@ class Compare(_Operands):
 class Where(_Operands):
     """`left` where `condition` is not 0, `right` elsewhere."""
 
-    name, arrays, functions = "where", ("condition?", "left?", "right?"), (T.Where,)
+    name = "where"
+    arrays, functions = ("condition?", "left?", "right?"), (T.Where,)
 
 
 class Cat(Operation):
-    name, inputs, settings, functions = "cat", ..., ("dim",), (T.Cat,)
+    name = "cat"
+    inputs, settings, functions = ..., ("dim",), (T.Cat,)
 
     @staticmethod
     def run(*values: Array, dim: int) -> Array:
@@ -822,17 +858,20 @@ def pooling_settings(windows: Any) -> dict[str, tuple[int, int]]:
 
 
 class MaxPool2d(_Pool):
-    name, functions, run = "max_pool2d", (F.MaxPool2d,), staticmethod(F.max_pool2d)
+    name = "max_pool2d"
+    functions, run = (F.MaxPool2d,), staticmethod(F.max_pool2d)
 
 
 class AvgPool2d(_Pool):
-    name, functions, run = "avg_pool2d", (F.AvgPool2d,), staticmethod(F.avg_pool2d)
+    name = "avg_pool2d"
+    functions, run = (F.AvgPool2d,), staticmethod(F.avg_pool2d)
 
 
 class SumPixels(Operation):
     """Sums over axes after the channels."""
 
-    name, settings, functions = "sum_pixels", ("dim", "keepdim"), (T.SumPixels,)
+    name = "sum_pixels"
+    settings, functions = ("dim", "keepdim"), (T.SumPixels,)
 
     @staticmethod
     def shape(x: Value, *, dim: Sequence[int], keepdim: bool) -> Value:
@@ -849,7 +888,8 @@ class SumPixels(Operation):
 class Reshape(Operation):
     """Reshape each sample."""
 
-    name, settings, functions = "reshape", ("shape",), (T.Reshape,)
+    name = "reshape"
+    settings, functions = ("shape",), (T.Reshape,)
 
     @staticmethod
     def run(x: Array, *, shape: Shape) -> Array:
@@ -868,7 +908,8 @@ class Reshape(Operation):
 
 
 class Pad(Operation):
-    name, settings, functions = "pad", ("widths", "value"), (T.Pad,)
+    name = "pad"
+    settings, functions = ("widths", "value"), (T.Pad,)
 
     @staticmethod
     def shape(x: Value, *, widths: Sequence[tuple[int, int]], value: float) -> Value:
@@ -889,7 +930,8 @@ class Pad(Operation):
 class TakeChannels(Operation):
     """out[:, i] = x[:, index[i]]: a channel shuffle, or repeated channels."""
 
-    name, arrays, functions = "take_channels", ("index",), (F.TakeChannels,)
+    name = "take_channels"
+    arrays, functions = ("index",), (F.TakeChannels,)
 
     @staticmethod
     def shape(x: Value, *, index: Array) -> Value:

@@ -25,7 +25,7 @@ import numpy as np
 
 from tinybnn.deploy.operations import OPERATIONS, POOLING, filled, in_rows
 from tinybnn.deploy.values import BITS, FLAT, FLOAT, SUMS, Value, nhwc
-from tinybnn.kernels.floats import fused, pointwise, signed
+from tinybnn.kernels.floats import fused, ordered, ordered_matmul, pointwise
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.signs import bits, depthwise, pooling, thresholds, xnor
 from tinybnn.kernels.training import channel_order, float_pooling
@@ -319,7 +319,7 @@ class _Planner:
         size = value.shape[1:]
         geometry = dict(step.settings)
         if step.operation == "conv2d":
-            return signed.prepare_conv2d(weight, size, **geometry)
+            return ordered.prepare_conv2d(weight, size, **geometry)
         channels, groups = geometry.pop("channels"), geometry.pop("groups")
         taps = weight.shape[1] * weight.shape[2]
         if mask is None and groups == channels == len(weight) and taps <= depthwise.MAX_TAPS:
@@ -359,7 +359,7 @@ class _Planner:
             return self.signs_task(i, *unpacking)
         if step.operation == "linear":  # of floats
             weight = for_kernel(step.arrays["weight"].T)
-            return self.task(i, lambda x, out: signed.bind_ordered_matmul(x, weight, out))
+            return self.task(i, lambda x, out: ordered_matmul.bind_ordered_matmul(x, weight, out))
         if step.operation == "max_pool_bits":
             return self.task(
                 i, lambda x, out: pooling.bind(x, **step.settings, **step.arrays, out=out)
@@ -424,16 +424,16 @@ class _Planner:
         channels, *size = self.values[source].shape
         pixel = 64 * bits.words_for(channels) * np.arange(math.prod(size))
         order = (np.arange(channels)[:, None] + pixel).reshape(-1)
-        prepared = signed.prepare_signs_matmul(weight, order)
+        prepared = ordered.prepare_signs_matmul(weight, order)
         row_words = bits.words_for(channels) * math.prod(size)
 
         def bind(inputs, outputs, memory):
             rows, floats = inputs[0].reshape(-1, row_words), memory.view(np.float32)
-            return lambda: signed.signs_matmul(prepared, rows, outputs[0], floats)
+            return lambda: ordered.signs_matmul(prepared, rows, outputs[0], floats)
 
         return Task(
             (i,), (*unpacking, i), (source,), bind, (self.buffer(i),),
-            lambda samples: signed.signs_floats(samples, row_words) // 2 + 1,
+            lambda samples: ordered.signs_floats(samples, row_words) // 2 + 1,
         )  # fmt: skip
 
 

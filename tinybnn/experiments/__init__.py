@@ -1,7 +1,8 @@
-"""Experiments: each gives one table or figure, or those of one paper.
+"""Experiments: each produces one table or figure, or those of one paper.
 
-A file each: `demo`, `classifiers`, `ops`, `fedavg`, and `fedhybnn`, whose tables and pictures are
-made in `fedhybnn_report`. A package each, for a paper: `hybnn` and `bdnet`. What they share are
-`run_folder`, a run that can be stopped and goes on, and `report_text`, its figures as text;
-`reports` writes the report of a run anew. `claims` is the ledger of both papers: what holds.
+`catalogue` lists the experiments. `runner` carries out each of them: phases that leave files,
+resuming, seeds, figures as JSON; `settings` declares their configurations, and `report` lays out
+their reports. A file each: `classifiers`, `fedavg`, and `fedhybnn`, whose tables and pictures are
+made in `fedhybnn_report`. A package each, for a paper: `hybnn` and `bdnet`. Computations without
+training are `ops`, `bdnet.conditioning`, `demo`, and `claims`, the ledger of both papers.
 """

@@ -1,73 +1,75 @@
-"""The papers on BD-Net and HyBNN, claim by claim: what was found of each.
+"""The papers on BD-Net and HyBNN, claim by claim, with our figures and judgements.
 
-``claims.json`` holds an entry for every claim, equation, table and figure, the cells of a table
-together where one figure decides them:
+``claims.json`` holds an entry for every claim, equation, table and figure; the cells of a table
+share an entry if one figure decides them:
 
 ``id``, ``paper``
 ``where``
     Places in the paper: "Table 6", "Eq. 3", "Fig. 5", or the title of a section.
 ``claim``
-    What the paper says, in our words.
+    The paper's claim, in our words.
 ``state``
     One of `STATES`.
 ``figures``
-    What we measured or counted, see below.
+    Our measurements or counts, see below.
 ``tests``
-    Tests of ours that decide instead, ``tests/FILE.py::NAME``.
+    Tests that decide instead, ``tests/FILE.py::NAME``.
 ``sources``
     Publications that decide instead.
 ``command``
-    What makes the figures; None where nothing has to be run.
+    The command that makes the figures; None if nothing has to be run.
 ``reason``
-    Why it has this state, and in what the experiment differs from the paper's.
+    Why it has this state, and how the experiment differs from the paper's.
 
-A figure has ``what`` and ``unit``; ``mean``, ``std`` and ``seeds`` (None where it is not a matter
-of seeds); ``p`` of a paired test where two networks are compared seed by seed. Where it comes from:
+A figure has ``what`` and ``unit``; ``mean``, ``std`` and ``seeds`` (None if it does not depend on
+seeds); ``p`` of a paired test if two networks are compared seed by seed. Its source:
 
 ``file``
-    One of experiments/results, or "printed": what the papers print, which claims.json keeps.
+    A file of experiments/results, or "printed": figures that the papers print, in claims.json.
 ``path``
     Steps into it: keys, positions, "*" for all of a list, or a mapping for those entries of a list
-    that have its values. The first step that leads to several places leads to a value for each
-    seed; ``each`` says how further ones become one value (`REDUCTIONS`; the mean by default).
+    that have its values. The first step that leads to several places gives a value for each seed;
+    ``each`` says how further ones are reduced to one value (`REDUCTIONS`; the mean by default).
 ``minus``, ``over``
-    With a ``path``, and a ``file`` where it is another: what is subtracted, or divided by.
+    With a ``path``, and a ``file`` if it is another: the value to subtract, or to divide by.
 ``times``
     A factor.
 ``all``
-    How all values become one number, which is not a matter of seeds then.
+    How all values are reduced to one number, which then does not depend on seeds.
 """
 
 from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Callable
 from importlib import resources
+from typing import Any
 
 import numpy as np
 
 from tinybnn import tables
-from tinybnn.experiments.report_text import mean_and_std, paired, probability
+from tinybnn.experiments.report import mean_and_std, paired, probability
 
-STATES = ("reproduced", "in part", "refuted", "open", "cannot be tested here")
-REDUCTIONS = {
+STATES: tuple[str, ...] = ("reproduced", "in part", "refuted", "open", "cannot be tested here")
+REDUCTIONS: dict[str, Callable[[Any], Any]] = {
     "mean": np.mean, "median": np.median, "min": np.min, "max": np.max, "sum": np.sum, "count": len,
 }  # fmt: skip
 
 
-def ledger():
-    """What ``claims.json`` holds: figures that the papers print, and the entries, ``claims``."""
+def ledger() -> dict[str, Any]:
+    """Read ``claims.json``: ``printed``, figures that the papers print, and the ``claims``."""
     text = resources.files("tinybnn.experiments").joinpath("claims.json").read_text("utf-8")
     return json.loads(text)
 
 
-def run(say=print):
-    """Print all entries by paper and state, count them, and list what is open.
+def run(say: Callable[[str], Any] = print) -> dict[str, Any]:
+    """Print all entries by paper and state, count them, and list the open ones.
 
     Parameters
     ----------
     say : callable
-        Gets a line of text at a time.
+        Takes a line of text at a time.
 
     Returns
     -------
@@ -80,13 +82,13 @@ def run(say=print):
         say(f"{paper}\n")
         for state in STATES:
             rows = [
-                (", ".join(e["where"]), e["claim"], found(e))
+                (", ".join(e["where"]), e["claim"], finding(e))
                 for e in entries
                 if (e["paper"], e["state"]) == (paper, state)
             ]
             if rows:
                 say(f"{state} ({len(rows)})\n")
-                say(tables.text(("where", "claim", "found"), rows, align="<<<") + "\n")
+                say(tables.text(("where", "claim", "finding"), rows, align="<<<") + "\n")
     for entry in entries:
         if entry["state"] == "open":
             places = ", ".join(entry["where"])
@@ -101,8 +103,8 @@ def run(say=print):
     return {"counts": counts, "claims": entries}
 
 
-def count(entries):
-    """Paper -> state -> how many entries."""
+def count(entries: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Count entries: paper -> state -> number."""
     return {
         paper: {
             state: sum((e["paper"], e["state"]) == (paper, state) for e in entries)
@@ -112,16 +114,16 @@ def count(entries):
     }
 
 
-def found(entry):
-    """The figures of an entry in words, or what decided instead."""
+def finding(entry: dict[str, Any]) -> str:
+    """Return the figures of an entry in words, or the tests and sources that decided instead."""
     parts = [in_words(figure) for figure in entry["figures"]]
     for name in entry["tests"]:
         parts.append("tested: " + name.partition("::test_")[2].replace("_", " "))
     return "; ".join(parts + entry["sources"]) or entry["reason"]
 
 
-def in_words(figure):
-    """A figure as text.
+def in_words(figure: dict[str, Any]) -> str:
+    """Format a figure as text.
 
     >>> in_words({"what": "gain", "unit": "%", "mean": 1.2, "std": 0.28, "seeds": 3, "p": 0.02})
     'gain: 1.2 ± 0.28 %, 3 seeds, p = 0.02'
@@ -140,18 +142,19 @@ def _short(value):
 # ------------------------------------------------------------------------- figures and their files
 
 
-def recompute(figure, read):
-    """``mean``, ``std``, ``seeds`` and ``p`` of a figure from its file; fractions to four digits.
+def recompute(figure: dict[str, Any], read: Callable[[str], Any]) -> dict[str, Any]:
+    """Compute a figure from its file; fractions are rounded to four digits.
 
     Parameters
     ----------
     figure : dict
     read : callable
-        Name of a file -> what it holds.
+        Name of a file -> its content.
 
     Returns
     -------
     dict
+        ``mean``, ``std``, ``seeds`` and ``p``.
     """
     factor = figure.get("times", 1)
     values = _values(figure, figure["file"], read)
@@ -180,14 +183,14 @@ def _branches(step):
 
 
 def _values(source, file, read):
-    """The values that a source leads to, one for each seed; objects are values where they count."""
+    """The values of a source, one for each seed; if they are only counted, they may be objects."""
     nodes = _follow(read(source.get("file", file)), source["path"])
     reduce = REDUCTIONS[source.get("each", "mean")]
     return np.array([reduce(node) if isinstance(node, list) else node for node in nodes])
 
 
 def _follow(node, path):
-    """What a path leads to: a list with an entry for each branch of its first step with several."""
+    """Follow a path: a list with an entry for each branch of its first branching step."""
     for i, step in enumerate(path):
         if _branches(step):
             return [_leaves(branch, path[i + 1 :]) for branch in _several(node, step)]
@@ -196,7 +199,7 @@ def _follow(node, path):
 
 
 def _leaves(node, path):
-    """Behind a branch: the value, or a list of those of all further branches."""
+    """Follow a path from a branch: the value, or a list of those of all further branches."""
     several = False
     nodes = [node]
     for step in path:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import time
+import timeit
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tinybnn import datasets, deploy, models, nn, optim, plots, runs, training
 from tinybnn.autograd import Tensor, no_grad
 from tinybnn.kernels.machine import exact
+from tinybnn.typing import FloatArray
 
 
-def run(epochs=20, seed=0, progress=True, say=print):
+def run(
+    epochs: int = 20, seed: int = 0, progress: bool = True, say: Callable[[str], Any] = print
+) -> tuple[dict[str, Any], nn.Module, training.History]:
     """Run the demonstration.
 
     Parameters
@@ -20,7 +26,7 @@ def run(epochs=20, seed=0, progress=True, say=print):
     progress : bool
         Show a progress bar.
     say : callable
-        Gets a line of text at a time.
+        Takes a line of text at a time.
 
     Returns
     -------
@@ -79,25 +85,20 @@ def run(epochs=20, seed=0, progress=True, say=print):
     return result, model, history
 
 
-def float_logits(model, x):
-    """The float model's output for a batch."""
+def float_logits(model: nn.Module, x: FloatArray) -> FloatArray:
+    """Return the float model's logits (N, classes) for a batch (N, ...) float32."""
     with no_grad():
         return model(Tensor(x)).data
 
 
-def best_seconds(function, runs=7):
-    """The shortest of several runs, after one that is not counted."""
+def best_seconds(function: Callable[[], Any], runs: int = 7) -> float:
+    """Return the shortest of several runs, after one that is not counted."""
     function()
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(timeit.repeat(function, number=1, repeat=runs))
 
 
-def table_rows(result):
-    """The result as (what, float, packed), header first."""
+def table_rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the result as rows (what, float, packed), header first."""
     accuracy = f"{result['test_accuracy']:.2%}"
     pairs = (
         ("bytes", "float_bytes", "packed_bytes", "{:,}"),
@@ -111,8 +112,10 @@ def table_rows(result):
     ]
 
 
-def draw(path, result, model, history):
-    """One picture: the training curve, filters as bits, the table."""
+def draw(
+    path: str | Path, result: dict[str, Any], model: nn.Module, history: training.History
+) -> None:
+    """Draw the training curve, filters as bits and the table in one picture."""
     figure = plots.figure(figsize=(11, 6.5))
     curve, sheet, dense, table = figure.subplots(2, 2, width_ratios=(3, 2)).flat
     plots.history(history, ax=curve)

@@ -1,18 +1,18 @@
 """FedHyBNN: the heads of HyBNN, trained by clients that send one bit for a weight, or more.
 
 Section 4 of the paper and its Figure 7: three clients, five tasks of two classes each. All have the
-same frozen encoder; each turns its own images into codes, and only the binary head travels, one for
-each task. Beside the paper's federated averaging stand the other aggregations of
-`tinybnn.federated`, and the head that one machine with all the codes trains in as many epochs.
+same frozen encoder; each turns its own images into codes, and only the binary head is exchanged,
+one for each task. The paper's federated averaging is compared with the other aggregations of
+`tinybnn.federated`, and with the head that one machine with all codes trains in as many epochs.
 
 Each seed has an autoencoder of its own in RUN/seed-N, and each training a file with its figures; a
-call that was stopped goes on behind the last of them. In RUN itself are result.json, report.md and
+call that was stopped resumes after the last of them. RUN itself holds result.json, report.md and
 the pictures.
 
-The accuracy after each round is that on test images. The test set was not quite untouched by the
-choice of settings: the autoencoder's recipe is that of `hybnn`, which says how it came about; and
-on the digits B = 16 took the place of B = 10, to save time, when the test accuracies with 10 had
-been seen (seed 0, another autoencoder, after 20 rounds, IID: centralized 98.05%, FedAvg 97.19%,
+The accuracy after each round is measured on test images. The settings were not chosen without any
+look at the test set: the autoencoder's recipe is that of `hybnn`, whose docstring gives its
+history; and on the digits B = 16 replaced B = 10, to save time, after the test accuracies with 10
+had been seen (seed 0, another autoencoder, after 20 rounds, IID: centralized 98.05%, FedAvg 97.19%,
 sign of the update 96.62%; FedAvg with skewed labels 75.05%).
 """
 
@@ -20,91 +20,47 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 import tinybnn.experiments.fedhybnn_report as report
 import tinybnn.experiments.hybnn.features as features
 from tinybnn import datasets, federated, models, nn, optim, training
 from tinybnn.experiments import hybnn
+from tinybnn.experiments.fedhybnn_report import PARTITIONS
 from tinybnn.experiments.hybnn.networks import HIDDEN, tasks_of, titles_of
-from tinybnn.experiments.run_folder import (
-    as_options,
-    check_least,
-    kept,
-    open_folder,
-    provenance,
-)
-from tinybnn.storage import write_json
+from tinybnn.experiments.report import save_picture
+from tinybnn.experiments.runner import Experiment, Run, bar, kept
+from tinybnn.experiments.settings import ImageConfig, setting
+from tinybnn.typing import Array
 
 
 @dataclass(frozen=True)
-class Config:
-    """What decides the figures of a seed.
+class Config(ImageConfig):
+    """What decides the figures of a seed; E and B are the paper's."""
 
-    Attributes
-    ----------
-    dataset : str
-        See `hybnn.features.load`.
-    estimator, rate_weight
-        Of the autoencoder, by default as in `hybnn.Config`.
-    bits : int
-        Of a code.
-    epochs_vae : int
-        Of the autoencoder.
-    rounds, clients : int
-    epochs, batch_size : int
-        E and B of a client in a round.
-    lr : float
-        Of Adam, which starts anew in each round; constant.
-    step : float
-        Of the server, where signs of updates are sent.
-    alpha : float
-        Of the Dirichlet distribution that skews the labels.
-    limit : int, optional
-        Only the first so many images, for training and for testing each.
-    quick : bool
-        Whether it is a run that only shows that the code runs.
-    """
-
-    dataset: str = "digits"
-    estimator: str = hybnn.Config.estimator
-    rate_weight: float = hybnn.Config.rate_weight
-    bits: int = 200
-    epochs_vae: int = 20
-    rounds: int = 20
-    clients: int = 3
-    epochs: int = 1
-    batch_size: int = 16
-    lr: float = 0.01
-    step: float = 0.02
-    alpha: float = 0.3
-    limit: int | None = None
-    quick: bool = False
-
-    def __post_init__(self):
-        check_least(self, bits=1, epochs_vae=1, rounds=1, clients=1, epochs=1, batch_size=2)
-        for name in ("lr", "step", "alpha"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"Config: {name} must be positive, got {getattr(self, name)!r}")
-
-    def command(self, seeds):
-        """The command that gives the figures of this configuration."""
-        return " ".join(["tinybnn reproduce fedhybnn", *as_options(self), f"--seeds {seeds}"])
-
-
-# Runs everything, too briefly for good figures.
-QUICK = {"quick": True, "epochs_vae": 2, "rounds": 3, "limit": 600}
+    dataset: str = setting("digits", features.IMAGES, images=True)
+    estimator: str = setting(
+        hybnn.Config.estimator, features.ESTIMATOR, choices=features.ESTIMATORS
+    )
+    rate_weight: float = setting(hybnn.Config.rate_weight, features.RATE_WEIGHT, least=0)
+    bits: int = setting(200, "bits of a code", least=1)
+    epochs_vae: int = setting(20, "epochs of the autoencoder", least=1)
+    rounds: int = setting(20, "rounds", least=1)
+    clients: int = setting(3, "clients", least=1)
+    epochs: int = setting(1, "E, epochs of a client in a round", least=1)
+    batch_size: int = setting(16, "B", least=2)
+    lr: float = setting(0.01, "learning rate of Adam, anew in each round", above=0)
+    step: float = setting(0.02, "step of the server, for signs of updates", above=0)
+    alpha: float = setting(0.3, "of the Dirichlet distribution that skews the labels", above=0)
 
 
 class Arm(NamedTuple):
-    """One way to put the clients' work together.
+    """One way to combine the clients' work.
 
     Attributes
     ----------
@@ -112,11 +68,11 @@ class Arm(NamedTuple):
     aggregation : callable
         Config -> Aggregation.
     norm : str
-        What happens to batch norms, see `federated.Head`.
+        How batch norms are treated, see `federated.Head`.
     """
 
     title: str
-    aggregation: Callable
+    aggregation: Callable[[Config], federated.Aggregation]
     norm: str = "average"
 
 
@@ -124,7 +80,7 @@ def _signs(**options):
     return lambda config: federated.SignOfUpdate(config.step, **options)
 
 
-ARMS = {
+ARMS: dict[str, Arm] = {
     "fedavg": Arm("FedAvg, float32", lambda config: federated.FedAvg()),
     "float16": Arm("FedAvg, float16", lambda config: federated.FedAvg("float16")),
     "stochastic": Arm("stochastic 1 bit up", lambda config: federated.StochasticSign()),
@@ -135,100 +91,61 @@ ARMS = {
     "vote": Arm("majority vote of weight signs", lambda config: federated.MajorityVote()),
 }
 
-PARTITIONS = {"iid": "IID", "skewed": "labels skewed"}
 
-
-def run(out, config, seeds=1, threads=None, progress=True, say=print):
-    """Carry out the experiment, or go on where an earlier call was stopped.
-
-    Parameters
-    ----------
-    out, seeds, threads, progress, say
-        As in `hybnn.run`.
-    config : Config
-
-    Returns
-    -------
-    dict
-        The figures, as in ``result.json``.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds a run with another configuration, or something else.
-    """
-    from tinybnn.kernels.machine.threads import num_threads
-
-    out = Path(out)
-    data = features.load(config.dataset, config.limit)
+def _load(config):
+    """Training and test images; each client needs two images of each task."""
+    data = features.load_for(config)
     fewest = min(int(np.isin(data[0].labels, task).sum()) for task in tasks_of(data[0]))
     if 2 * config.clients > fewest:
         raise ValueError(
             f"fedhybnn: {config.clients:,} clients are too many for the {fewest:,} training images "
-            "of a task, of which each needs two; choose fewer"
+            "of a task, as each needs two; choose fewer"
         )
-    open_folder(out, config, say)
-    result = {
-        **provenance("fedhybnn", config, config.command(seeds)),
+    return data
+
+
+def _phases(run: Run, result: dict[str, Any]) -> Iterator[str]:
+    data = run.options["data"]
+    result |= {
         "images": {"train": len(data[0]), "test": len(data[1])},
         "tasks": titles_of(data[0]),
         "arms": {name: arm.title for name, arm in ARMS.items()},
         "partitions": PARTITIONS,
         "seeds": [],
     }
-    with num_threads(threads):
-        for seed in range(seeds):
-            result["seeds"].append(_seed(out, seed, config, data, threads, progress, say))
-            write_json(out / "result.json", result)
-    result["summary"] = report.summary(result)
-    write_json(out / "result.json", result)
+    for seed in range(run.seeds):
+        start = time.perf_counter()
+        result["seeds"].append(_seed(run, seed, data))
+        result["summary"] = report.summary(result)
+        spent = time.perf_counter() - start
+        yield f"{seed + 1} of {run.seeds} seeds: {report.headline(result)} ({spent:.0f} s)"
     images = data[0][np.isin(data[0].labels, tasks_of(data[0])[0])]
-    parts = {partition: split(images.labels, partition, 0, config) for partition in PARTITIONS}
-    report.write(out, result)
-    report.draw_partitions(out / "partitions.png", result, images, parts)
-    say(f"{out / 'report.md'}: {report.headline(result)}")
-    return result
+    parts = {name: split(images.labels, name, 0, run.config) for name in PARTITIONS}
+    save_picture(
+        run.out / "partitions.png", (9, 2.4), report.draw_partitions, result, images, parts
+    )
 
 
-def _seed(out, seed, config, data, threads, progress, say):
+def _seed(run, seed, data):
     """All trainings of one seed; its figures."""
-    folder = out / f"seed-{seed}"
+    folder, config, tasks = run.out / f"seed-{seed}", run.config, tasks_of(data[0])
     folder.mkdir(exist_ok=True)
-    vae, _ = features.autoencoder(folder, data[0], config, seed, threads, progress)
+    vae, _ = features.autoencoder(folder, data[0], config, seed, run.progress)
     words = features.codes(folder, vae, data)
     figures = {"seed": seed, "centralized": [], "federated": {p: {} for p in PARTITIONS}}
-    tasks = tasks_of(data[0])
-    total = len(tasks) * (1 + len(PARTITIONS) * len(ARMS))
-    bar = tqdm(total=total, unit="training", disable=not progress)
-    start = time.perf_counter()
-    with bar:
-        for i, task in enumerate(tasks):
-            own = [_codes_of(task, *pair, config.bits) for pair in zip(words, data, strict=True)]
-            bar.set_description(f"seed {seed}, task {i + 1}, centralized")
-            train = partial(_centralized, own, seed, config)
-            figures["centralized"].append(kept(folder / f"task-{i}-centralized.json", train))
-            bar.update()
-            for partition, name in itertools.product(PARTITIONS, ARMS):
-                bar.set_description(f"seed {seed}, task {i + 1}, {name}")
-                train = partial(_federated, own, seed, config, partition, ARMS[name])
-                found = kept(folder / f"task-{i}-{partition}-{name}.json", train)
-                figures["federated"][partition].setdefault(name, []).append(found)
-                bar.update()
-    means = {
-        name: np.mean([task["accuracy"][-1] for task in found])
-        for name, found in figures["federated"]["iid"].items()
-    }
-    say(
-        f"seed {seed}: centralized "
-        f"{np.mean([task['accuracy'][-1] for task in figures['centralized']]):.2%}, "
-        + ", ".join(f"{name} {mean:.2%}" for name, mean in means.items())
-        + f" ({time.perf_counter() - start:.0f} s)"
-    )
+    for i, task in enumerate(bar(tasks, "task", run.progress)):
+        own = [_codes_of(task, *pair, config.bits) for pair in zip(words, data, strict=True)]
+        train = partial(_centralized, own, seed, config)
+        figures["centralized"].append(kept(folder / f"task-{i}-centralized.json", train))
+        for partition, name in itertools.product(PARTITIONS, ARMS):
+            train = partial(_federated, own, seed, config, partition, ARMS[name])
+            row = kept(folder / f"task-{i}-{partition}-{name}.json", train)
+            figures["federated"][partition].setdefault(name, []).append(row)
     return figures
 
 
 def _codes_of(classes, words, images, bits):
-    """The codes of some classes as a Dataset of bits, whose labels are 0, 1, ..."""
+    """Return the codes of some classes as a Dataset of bits, with labels 0, 1, ..."""
     from tinybnn.kernels.signs.bits import unpack
 
     rows = np.flatnonzero(np.isin(images.labels, classes))
@@ -238,13 +155,13 @@ def _codes_of(classes, words, images, bits):
 
 
 def _head(config, seed):
-    """The paper's head; the first weights of all sides."""
+    """Build the paper's head with the initial weights of all sides."""
     head = models.BinaryMLP(config.bits, HIDDEN, 2, rng=np.random.default_rng(seed))
     return nn.Sequential(nn.Flatten(), head)
 
 
 def _centralized(own, seed, config):
-    """One machine with all codes: E epochs in the place of each round."""
+    """Train on one machine with all codes: E epochs in the place of each round."""
     train, test = own
     model, rng = _head(config, seed), np.random.default_rng(seed)
     loader = datasets.DataLoader(
@@ -259,15 +176,15 @@ def _centralized(own, seed, config):
     return {"accuracy": history["val_accuracy"][config.epochs - 1 :: config.epochs]}
 
 
-def split(labels, partition, seed, config):
-    """Which client has which codes of a task."""
+def split(labels: Array, partition: str, seed: int, config: Config) -> list[Array]:
+    """Deal out codes: (N,) labels -> for each client the (n,) positions of its codes."""
     if partition == "iid":
         return federated.iid(len(labels), config.clients, rng=seed)
     return federated.dirichlet(labels, config.clients, config.alpha, rng=seed, least=2)
 
 
 def _federated(own, seed, config, partition, arm):
-    """The rounds of one aggregation; figures, a number for each round."""
+    """Run the rounds of one aggregation; figures are lists with a number for each round."""
     train, test = own
     aggregation = arm.aggregation(config)
 
@@ -313,9 +230,24 @@ def _signs_of(model, entries):
 
 
 def _bits_on_the_wire(entries, bits):
-    """Bits of a weight, with the bytes that rows are filled up to."""
+    """Average bits sent for a weight; rows are padded to whole bytes."""
     total = sum(int(np.prod(entry.shape)) for entry in entries)
     if bits > 1:
         return bits
     rows = (entry.shape[0] * -(-int(np.prod(entry.shape[1:])) // 8) for entry in entries)
     return 8 * sum(rows) / total
+
+
+EXPERIMENT = Experiment(
+    "fedhybnn", Config, _phases, report.text, report.PICTURES, _load,
+    quick={"quick": True, "epochs_vae": 2, "rounds": 3, "limit": 600},
+    takes="an autoencoder and 85 short trainings a seed",
+    description="Train the heads of HyBNN's tasks with three clients, which send floats or one bit "
+    "for a\nweight, with IID and with skewed labels, and on one machine. Tables (report.md), "
+    "figures\n(result.json) and pictures go to RUN. Repeat the command after an interruption.",
+    examples=(
+        "tinybnn reproduce fedhybnn",
+        "TINYBNN_DATA=DIR tinybnn reproduce fedhybnn --dataset mnist --rounds 50 --batch-size 64",
+    ),
+)  # fmt: skip
+run: Callable[..., dict[str, Any]] = EXPERIMENT.run

@@ -155,4 +155,7 @@ __all__ = [
     "smooth_l1_loss", "softmax", "softplus", "sqrt", "squared_hinge", "stack", "sum",
     "take_channels", "tanh", "transpose", "var", "where",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else

@@ -33,7 +33,7 @@ _POSITIVE = np.nextafter(np.float32(0), np.float32(1)), np.inf  # the floats abo
 class Relu(Function):
     """max(x, 0): x where x > 0, else 0.0; NaN where x is NaN."""
 
-    saves = ("output",)
+    saves: tuple[str, ...] = ("output",)
 
     def forward(self, x: Array) -> Array:
         result = np.maximum(x, 0)
@@ -106,7 +106,7 @@ class Softplus(Function):
 class Sigmoid(Function):
     """σ(x) = 1 / (1 + exp(-x)), with the derivative σ (1 - σ)."""
 
-    saves = ("output",)
+    saves: tuple[str, ...] = ("output",)
 
     def forward(self, x: Array) -> Array:
         z = np.exp(-np.abs(x))  # at most 1: no overflow on either side
@@ -119,7 +119,7 @@ class Sigmoid(Function):
 class Tanh(Function):
     """tanh(x), with the derivative 1 - tanh²(x)."""
 
-    saves = ("output",)
+    saves: tuple[str, ...] = ("output",)
 
     def forward(self, x: Array) -> Array:
         return np.tanh(x)
@@ -145,7 +145,7 @@ class LogSoftmax(Function):
     """x - log Σ exp(x) along an axis; the gradient is grad - softmax(x) Σ grad."""
 
     dim: int
-    saves = ("output",)
+    saves: tuple[str, ...] = ("output",)
 
     def forward(self, x: Array, dim: int) -> Array:
         self.dim = dim

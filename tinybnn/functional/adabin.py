@@ -96,7 +96,7 @@ class AdaptedWeight(Composed):
 class OnesOfOneSample(Function):
     """Ones (1, C, H, W) in the shape of one sample of x, whatever the image size."""
 
-    saves = ()
+    saves: tuple[str, ...] = ()
 
     def forward(self, x: Array) -> Array:
         return np.ones((1, *x.shape[1:]), x.dtype)

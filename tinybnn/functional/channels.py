@@ -25,7 +25,7 @@ class TakeChannels(Function):
     """out[:, i] = x[:, index[i]]."""
 
     index: Array
-    saves = ()
+    saves: tuple[str, ...] = ()
 
     def forward(self, x: Array, index: Array) -> Array:
         self.index = index
@@ -41,7 +41,7 @@ class AddChannels(Function):
     """out[:, index[i]] += x[:, i], starting from zeros."""
 
     index: Array
-    saves = ()
+    saves: tuple[str, ...] = ()
 
     def forward(self, x: Array, index: Array, channels: int) -> Array:
         self.index = index

@@ -76,8 +76,8 @@ def linear(
     weight : (out_features, in_features)
     bias : (out_features,), optional
     fixed_order : bool
-        Evaluate the sums in one fixed order (`kernels.floats.signed.ordered_matmul`) rather than by
-        BLAS, whose order depends on the batch. Layers in eval mode do, so that a packed model can
+        Evaluate the sums in one fixed order (`kernels.floats.ordered_matmul`) rather than by BLAS,
+        whose order depends on the batch. Layers in eval mode do, so that a packed model can
         give the same floats.
     """
     shape, expected = np.shape(x), np.shape(weight)

@@ -11,13 +11,21 @@ from tinybnn.functional.convolution import empty_image, pair
 from tinybnn.kernels import dispatch
 
 if TYPE_CHECKING:
-    from tinybnn.typing import Array, Pair, V
+    from numpy.typing import DTypeLike
+
+    from tinybnn.typing import Array, Pair, Shape, V
 
 
 class _Windows:
     """Pooling windows over (N, C, H, W): the pixels under one tap are a strided view."""
 
-    def __init__(self, shape, kernel, stride, padding):
+    def __init__(
+        self,
+        shape: Shape,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+    ) -> None:
         self.shape, self.kernel, self.stride, self.padding = shape, kernel, stride, padding
         self.output = tuple(
             (n + 2 * p - k) // s + 1
@@ -25,33 +33,33 @@ class _Windows:
         )
 
     @property
-    def geometry(self):
+    def geometry(self) -> tuple[tuple[int, int], ...]:
         """Kernel, stride and padding, in the form that compiled kernels take."""
         return self.kernel, self.stride, self.padding
 
     @property
-    def size(self):
+    def size(self) -> int:
         """Number of pixels of a window."""
         return self.kernel[0] * self.kernel[1]
 
-    def padded(self, dtype, value):
+    def padded(self, dtype: DTypeLike, value: float) -> Array:
         (n, c, h, w), (ph, pw) = self.shape, self.padding
         result = empty_image((n, c, h + 2 * ph, w + 2 * pw), dtype)
         result[...] = value
         return result
 
-    def inside(self, padded):
+    def inside(self, padded: Array) -> Array:
         (h, w), (ph, pw) = self.shape[2:], self.padding
         return padded[:, :, ph : ph + h, pw : pw + w]
 
-    def pad(self, x, value):
+    def pad(self, x: Array, value: float) -> Array:
         if self.padding == (0, 0):
             return x
         padded = self.padded(x.dtype, value)
         self.inside(padded)[...] = x
         return padded
 
-    def places(self, shape):
+    def places(self, shape: Shape) -> tuple[Array, Array]:
         """Flat indices of windows in the padded pixels (H, W, C) of a sample.
 
         Returns
@@ -67,7 +75,7 @@ class _Windows:
         taps = np.arange(kh)[:, None] * w + np.arange(kw)
         return pixels[..., None] * c + np.arange(c), taps.reshape(-1) * c
 
-    def taps(self, padded):
+    def taps(self, padded: Array) -> list[Array]:
         """The pixels at each position in the window: kh * kw views (N, C, OH, OW)."""
         (oh, ow), (sh, sw), (kh, kw) = self.output, self.stride, self.kernel
         return [
@@ -86,7 +94,7 @@ class MaxPool2d(Function):
 
     windows: _Windows
     winner: Array | None  # (N, C, OH, OW)
-    saves = ("inputs", "output")
+    saves: tuple[str, ...] = ("inputs", "output")
 
     def forward(self, x: Array, windows: _Windows) -> Array:
         self.windows = windows
@@ -120,7 +128,7 @@ class MaxUnpool2d(Function):
 
     windows: _Windows
     winner: Array  # (N, C, OH, OW)
-    saves = ()
+    saves: tuple[str, ...] = ()
     fresh = True
 
     def forward(self, x: Array, windows: _Windows, winner: Array) -> Array:
@@ -141,7 +149,7 @@ class PickWinners(Function):
 
     windows: _Windows
     winner: Array  # (N, C, OH, OW)
-    saves = ()
+    saves: tuple[str, ...] = ()
 
     def forward(self, x: Array, windows: _Windows, winner: Array) -> Array:
         self.windows, self.winner = windows, winner
@@ -163,7 +171,7 @@ class AvgPool2d(Function):
     """
 
     windows: _Windows
-    saves = ()
+    saves: tuple[str, ...] = ()
 
     def forward(self, x: Array, windows: _Windows) -> Array:
         self.windows = windows
@@ -187,7 +195,7 @@ class AvgUnpool2d(Function):
     """
 
     windows: _Windows
-    saves = ()
+    saves: tuple[str, ...] = ()
 
     def forward(self, x: Array, windows: _Windows) -> Array:
         self.windows = windows

@@ -1,4 +1,4 @@
-"""Arrays in, arrays out: all Numba code, in four rooms, each of which imports only those before it.
+"""Arrays in, arrays out: all Numba code, in four folders; each imports only earlier ones.
 
 `machine` (vectors, threads, memory), `signs` (bits and their products), `floats` (ordered sums,
 elementwise programs, convolutions), `training` (gradients, normalisation, optimizers). Above them

@@ -1,44 +1,45 @@
-"""Which kernel computes which formula, and for which arrays: the one place that decides it.
+"""Choose the kernel that computes a formula, if one takes the arrays: the only place that decides.
 
-A formula (`functional`, `quantizers`) is plain NumPy. Its first line asks the function of this file
-that has the kernel's name; the answer is the kernel's result, or None where the formula is to be
-evaluated as it stands. Arrays of float64, and Tensors, which record a rule, always get None.
+A formula (`functional`, `quantizers`) is plain NumPy. Its first line calls the function of this
+file that has the kernel's name, which returns the kernel's result, or None if the formula has to be
+evaluated as it is. For arrays of float64, and for Tensors, which record a graph, it always returns
+None.
 
 ==================== =========================== ==================================================
-here                 stands in for               arrays that it takes; why
+function             formula                     arrays that it takes; what it gains
 ==================== =========================== ==================================================
 conv2d               Conv2d.forward              float32: no matrix of patches is written to memory
 conv2d_input         ConvInput.forward           (the same)
 conv2d_weight        ConvWeight.forward          (the same)
 ordered_conv2d       Conv2d.forward, fixed order float32: sums in one order, without patches
 ordered_matmul       products in fixed order     all: BLAS's order depends on the batch
-adapted_conv2d       AdaptedConv2d.forward       float32 and `MUCH` work, groups of one channel or
-                                                 one group: both sums on bits and what is made of
-                                                 them in one pass
+adapted_conv2d       AdaptedConv2d.forward       float32, at least `MUCH` work, one group or groups
+                                                 of one channel: both sums on bits, and their
+                                                 combination in the same pass
 normalise_batch      BatchNorm.forward, training channels-last float32: one pass for two sums
-normalise            BatchNorm.forward, eval     the same, of 128 numbers or more: one pass for four
+normalise            BatchNorm.forward, eval     the same, at least 128 numbers: one pass for four
 batch_norm_gradients BatchNorm.backward          channels-last float32, the gradient in any order
-two_lines            PReLU, RPReLU, Maxout, ...  channels-last float32 that are `FEW` or more; of
-two_lines_gradient   their gradients             others the kernel's plain reference, which sums in
-two_values           RSign, AdaptedSet           float64 as the kernel does: one pass for up to
-two_values_gradient  their gradients             eight, and sums for all constants in it
-leaky_relu           LeakyRelu.forward           float32 in one order in memory, `FEW` or more: one
+two_lines            PReLU, RPReLU, Maxout, ...  channels-last float32, at least `FEW`; others are
+two_lines_gradient   their gradients             computed by the kernel's plain reference, which
+two_values           RSign, AdaptedSet           sums in float64 as the kernel does: one pass for
+two_values_gradient  their gradients             up to eight, including sums for all constants
+leaky_relu           LeakyRelu.forward           float32 in one memory order, at least `FEW`: one
 leaky_relu_gradient  LeakyRelu.backward          pass over memory for two or three
 gated_gradient       Relu, Hardtanh, SteSign     (the same)
 tent_gradient        ApproxSign                  (the same)
 sign                 quantizers.sign             (the same)
-max_pool2d           MaxPool2d.forward           channels-last float32: a pass for one a tap, and
-max_unpool2d         MaxUnpool2d.forward         the winners of windows of up to 255 pixels as bytes
+max_pool2d           MaxPool2d.forward           channels-last float32: one pass instead of one per
+max_unpool2d         MaxUnpool2d.forward         tap; winners of up to 255 pixels stored as bytes
 avg_pool2d           AvgPool2d.forward           (the same, without winners)
 avg_unpool2d         AvgUnpool2d.forward         (the same)
 take_channels        TakeChannels.forward        channels-last float32: runs of channels are copied
 add_channels         AddChannels.forward         (the same)
-cross_entropy        CrossEntropy.forward        float32 of up to `MANY` logits: one call for twenty
+cross_entropy        CrossEntropy.forward        float32, up to `MANY` logits: one call for twenty
 ==================== =========================== ==================================================
 
-The bits are the formula's, but for the order of float sums. Kernels are imported after the arrays
-were looked at: Numba takes its time. Products of signs decide for themselves, by the amount of work
-(`functional.binary`), and so do optimizers.
+The bits are the formula's, except for the order of float sums. Kernels are imported only after the
+arrays have been checked, because importing Numba takes time. Sign products (`functional.binary`)
+and optimizers decide themselves, by the amount of work.
 """
 
 from __future__ import annotations
@@ -46,22 +47,71 @@ from __future__ import annotations
 import functools
 import math
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from tinybnn.kernels.machine import layout
 from tinybnn.kernels.machine.memory import empty
 
-FEW = 4096  # numbers; of fewer NumPy is done before a kernel is called
-MANY = 1 << 14  # logits; of more NumPy's vectors are faster
-MUCH = 1 << 22  # products; of fewer the preparation costs more than floats
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from tinybnn.typing import Array, Shape
+
+    class ConvolutionGeometry(Protocol):
+        """Sizes of a convolution: `functional.convolution.Geometry`, without its batches.
+
+        Attributes
+        ----------
+        image : (N, C, H, W)
+        weight : (O, C / groups, kh, kw)
+        output : (OH, OW)
+        groups : int
+        options : dict
+            "stride", "padding", "dilation", "groups".
+        """
+
+        image: Shape
+        weight: Shape
+        output: tuple[int, int]
+        groups: int
+
+        @property
+        def options(self) -> dict[str, Any]: ...
+
+    class PoolingWindows(Protocol):
+        """Sizes of a pooling layer.
+
+        Attributes
+        ----------
+        shape : (N, C, H, W)
+            Shape of the image.
+        size : int
+            Pixels of a window.
+        geometry : (kernel, stride, padding), pairs of int
+        """
+
+        shape: Shape
+
+        @property
+        def size(self) -> int: ...
+        @property
+        def geometry(self) -> tuple[tuple[int, int], ...]: ...
+
+
+FEW = 4096  # numbers; for fewer, NumPy finishes before a kernel is called
+MANY = 1 << 14  # logits; for more, NumPy is faster
+MUCH = 1 << 22  # products; for fewer, the preparation costs more than float products
 
 
 # -------------------------------------------------------------------------------------- convolution
 
 
-def conv2d(x, weight, geometry):
-    """(N, C, H, W), (O, C / groups, kh, kw) -> (N, O, OH, OW)."""
+def conv2d(x: Array, weight: Array, geometry: ConvolutionGeometry) -> Array | None:
+    """Convolve: (N, C, H, W), (O, C / groups, kh, kw) -> (N, O, OH, OW) float32"""
     if not (x.dtype == weight.dtype == np.float32 and len(x)):
         return None
     from tinybnn.kernels.floats import convolution
@@ -70,8 +120,8 @@ def conv2d(x, weight, geometry):
     return _as_image(convolution.conv2d(_pixels(x), weight, **options))
 
 
-def conv2d_input(grad, weight, geometry):
-    """(N, O, OH, OW), (O, C / groups, kh, kw) -> (N, C, H, W)."""
+def conv2d_input(grad: Array, weight: Array, geometry: ConvolutionGeometry) -> Array | None:
+    """Gradient in the image: (N, O, OH, OW), (O, C / groups, kh, kw) -> (N, C, H, W) float32"""
     if not grad.dtype == weight.dtype == np.float32:
         return None
     from tinybnn.kernels.floats import convolution
@@ -80,8 +130,8 @@ def conv2d_input(grad, weight, geometry):
     return _as_image(convolution.conv2d_input(_pixels(grad), weight, size, **geometry.options))
 
 
-def conv2d_weight(x, grad, geometry):
-    """(N, C, H, W), (N, O, OH, OW) -> (O, C / groups, kh, kw)."""
+def conv2d_weight(x: Array, grad: Array, geometry: ConvolutionGeometry) -> Array | None:
+    """Gradient in the weight: (N, C, H, W), (N, O, OH, OW) -> (O, C / groups, kh, kw) float32"""
     if not x.dtype == grad.dtype == np.float32:
         return None
     from tinybnn.kernels.floats import convolution
@@ -90,40 +140,52 @@ def conv2d_weight(x, grad, geometry):
     return convolution.conv2d_weight(_pixels(x), _pixels(grad), taps, **geometry.options)
 
 
-def ordered_conv2d(x, weight, geometry):
-    """As `conv2d`, with each sum in the order of a patch: row by row, pixel by pixel."""
+def ordered_conv2d(x: Array, weight: Array, geometry: ConvolutionGeometry) -> Array | None:
+    """Convolve as `conv2d`, with each sum in the order of a patch: row by row, pixel by pixel."""
     if np.result_type(x, weight) != np.float32 or not len(x):
         return None
-    from tinybnn.kernels.floats import signed
+    from tinybnn.kernels.floats import ordered
 
     x, weight = x.astype(np.float32, copy=False), weight.astype(np.float32, copy=False)
-    prepared = signed.prepare_conv2d(weight, x.shape[2:], **geometry.options)
-    return _as_image(signed.conv2d(prepared, x.transpose(0, 2, 3, 1)))
+    prepared = ordered.prepare_conv2d(weight, x.shape[2:], **geometry.options)
+    return _as_image(ordered.conv2d(prepared, x.transpose(0, 2, 3, 1)))
 
 
-def ordered_matmul(a, b):
-    """(M, K) @ (K, N), or (G, M, K) @ (G, K, N), with each sum in the order of its terms."""
-    from tinybnn.kernels.floats import signed
+def ordered_matmul(a: Array, b: Array) -> Array:
+    """Multiply (M, K) @ (K, N) or (G, M, K) @ (G, K, N), each sum in the order of its terms."""
+    from tinybnn.kernels.floats import ordered_matmul
 
     dtype = np.result_type(a, b)
     a, b = a.astype(dtype, copy=False), b.astype(dtype, copy=False)
     if a.ndim == 2:
-        return signed.ordered_matmul(a, b)
+        return ordered_matmul.ordered_matmul(a, b)
     if len(a) == 1:
-        return signed.ordered_matmul(a[0], b[0])[None]
-    return np.stack([signed.ordered_matmul(*pair) for pair in zip(a, b, strict=True)])
+        return ordered_matmul.ordered_matmul(a[0], b[0])[None]
+    return np.stack([ordered_matmul.ordered_matmul(*pair) for pair in zip(a, b, strict=True)])
 
 
-def adapted_conv2d(s, v, scales, offsets, constant, scale, geometry):
-    """scale (scales Σ s v + offsets Σ s + constant), of signs s and v (AdaBin).
+def adapted_conv2d(
+    s: Array,
+    v: Array,
+    scales: Array,
+    offsets: Array,
+    constant: Array,
+    scale: Array,
+    geometry: ConvolutionGeometry,
+) -> Array | None:
+    """Compute scale (scales Σ s v + offsets Σ s + constant), for signs s and v (AdaBin).
 
     Parameters
     ----------
-    s : (N, C, H, W)
-    v : (O, C / groups, kh, kw)
-    scales, offsets : (O, 1, 1)
-    constant : (O, OH, OW) or (O, 1, 1)
-    scale : (1,)
+    s : (N, C, H, W) float32
+    v : (O, C / groups, kh, kw) float32
+    scales, offsets : (O, 1, 1) float32
+    constant : (O, OH, OW) or (O, 1, 1) float32
+    scale : (1,) float32
+
+    Returns
+    -------
+    (N, O, OH, OW) float32, or None
     """
     filters, _, *taps = v.shape
     is_depthwise = geometry.groups == filters == geometry.image[1] > 1
@@ -145,14 +207,14 @@ def adapted_conv2d(s, v, scales, offsets, constant, scale, geometry):
         ],
         [("floats", 6)],
     )  # fmt: skip
-    of_v, of_ones = _product_of_signs(v, geometry), _product_of_ones(geometry)
+    signs, ones = _product_of_signs(v, geometry), _product_of_ones(geometry)
     words, out = bits.pack(s.transpose(0, 2, 3, 1)), empty((len(s), *shape), np.float32)
-    fused.run(fused.prepare([of_v, of_ones], program), [words, words], [out])
+    fused.run(fused.prepare([signs, ones], program), [words, words], [out])
     return _as_image(out)
 
 
 def _product_of_signs(v, geometry):
-    """Σ s v on bits, prepared, for v (O, C / groups, kh, kw) with one group or C = O groups."""
+    """Prepare Σ s v on bits, for v (O, C / groups, kh, kw) with one group or C = O groups."""
     from tinybnn.kernels.signs import bits, depthwise, xnor
 
     options, (_, channels, *size) = geometry.options, geometry.image
@@ -164,15 +226,15 @@ def _product_of_signs(v, geometry):
 
 @functools.lru_cache(maxsize=256)  # a layer in training asks at each step
 def _product_of_ones(geometry):
-    """Σ s on bits, prepared: one filter for each group."""
+    """Prepare Σ s on bits: one filter for each group."""
     return _product_of_signs(np.ones((geometry.groups, *geometry.weight[1:]), np.float32), geometry)
 
 
 # ------------------------------------------------------------------------------------ normalisation
 
 
-def normalise_batch(x, weight, bias, eps):
-    """x (N, C, ...) normalised by its own statistics; and mean, variance and scale, (C,) each."""
+def normalise_batch(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, ...] | None:
+    """Normalise x (N, C, ...) by its own statistics; return it with mean, variance, scale, (C,)."""
     rows = layout.channel_rows(x)
     if rows is None or not weight.dtype == bias.dtype == np.float32:
         return None
@@ -180,8 +242,8 @@ def normalise_batch(x, weight, bias, eps):
     return layout.image(result, x.shape), *statistics
 
 
-def normalise(x, mean, scale, weight, bias):
-    """(x - mean) * scale * weight + bias for each channel of x (N, C, ...)."""
+def normalise(x: Array, mean: Array, scale: Array, weight: Array, bias: Array) -> Array | None:
+    """Compute (x - mean) * scale * weight + bias for each channel of x (N, C, ...) float32."""
     rows = layout.channel_rows(x)
     if rows is None or not weight.dtype == bias.dtype == np.float32:
         return None
@@ -191,8 +253,10 @@ def normalise(x, mean, scale, weight, bias):
     return layout.image(kernels.normalise(rows, mean, scale, weight, bias), x.shape)
 
 
-def batch_norm_gradients(grad, x, mean, scale, weight):
-    """Gradients in x (N, C, ...), weight and bias, where the statistics are those of x."""
+def batch_norm_gradients(
+    grad: Array, x: Array, mean: Array, scale: Array, weight: Array
+) -> tuple[Array, ...] | None:
+    """Compute gradients in x (N, C, ...), weight and bias, (C,), with the statistics of x."""
     is_array = isinstance(grad, np.ndarray) and isinstance(x, np.ndarray)
     if not (is_array and grad.dtype == weight.dtype == np.float32):
         return None
@@ -200,59 +264,67 @@ def batch_norm_gradients(grad, x, mean, scale, weight):
     if rows is None:
         return None
     grad_rows = layout.channel_rows(layout.channels_last(grad))
-    of_x, *sums = _kernels().normalization.backward(grad_rows, rows, mean, scale, weight)
-    return layout.image(of_x, x.shape), *sums
+    grad_x, *sums = _kernels().normalization.backward(grad_rows, rows, mean, scale, weight)
+    return layout.image(grad_x, x.shape), *sums
 
 
 # -------------------------------------------------------------------------------------- activations
 
 
-def two_lines(x, constants):
-    """u > 0 ? positive u : negative u, plus offset, with u = x - shift.
+def two_lines(x: Array, constants: Sequence[Any]) -> Array:
+    """Compute (positive * u if u > 0 else negative * u) + offset, with u = x - shift.
 
     Parameters
     ----------
     x : (N, C, ...)
     constants : shift, positive, negative and offset, each a number or (C,)
+
+    Returns
+    -------
+    (N, C, ...)
     """
-    of = _kernels().activations
-    return _by_channel(of.two_lines, of.two_lines_reference, constants, x)
+    activations = _kernels().activations
+    return _by_channel(activations.two_lines, activations.two_lines_reference, constants, x)
 
 
-def two_lines_gradient(grad, x, constants):
-    """The gradient in x, and what the kernel sums up for the constants, (4, C)."""
-    of = _kernels().activations
-    kernels = of.two_lines_gradient, of.two_lines_gradient_reference
+def two_lines_gradient(grad: Array, x: Array, constants: Sequence[Any]) -> tuple[Array, Array]:
+    """Compute the gradient in x, and the kernel's sums for the constants, (4, C)."""
+    activations = _kernels().activations
+    kernels = activations.two_lines_gradient, activations.two_lines_gradient_reference
     return _by_channel(*kernels, constants, grad, x)
 
 
-def two_values(x, constants):
-    """High where (x - threshold) / width >= 0, else low.
+def two_values(x: Array, constants: Sequence[Any]) -> Array:
+    """Compute high where (x - threshold) / width >= 0, else low.
 
     Parameters
     ----------
     x : (N, C, ...)
     constants : threshold, width, low and high, each a number or (C,)
+
+    Returns
+    -------
+    (N, C, ...)
     """
-    of = _kernels().activations
-    return _by_channel(of.two_values, of.two_values_reference, constants, x)
+    activations = _kernels().activations
+    return _by_channel(activations.two_values, activations.two_values_reference, constants, x)
 
 
-def two_values_gradient(grad, x, constants):
-    """The gradient in x, and what the kernel sums up for the constants, (4, C)."""
-    of = _kernels().activations
-    kernels = of.two_values_gradient, of.two_values_gradient_reference
+def two_values_gradient(grad: Array, x: Array, constants: Sequence[Any]) -> tuple[Array, Array]:
+    """Compute the gradient in x, and the kernel's sums for the constants, (4, C)."""
+    activations = _kernels().activations
+    kernels = activations.two_values_gradient, activations.two_values_gradient_reference
     return _by_channel(*kernels, constants, grad, x)
 
 
-def leaky_relu(x, slope):
-    """x where x > 0, else slope * x."""
+def leaky_relu(x: Array, slope: float) -> Array | None:
+    """Compute x where x > 0, else slope * x; any shape."""
     rows = _numbers(x)
     return rows and layout.like(x, _kernels().activations.leaky_relu(*rows, slope))
 
 
-def leaky_relu_gradient(grad, x, slope):
-    """grad where x > 0, else slope * grad."""
+def leaky_relu_gradient(grad: Array, x: Array, slope: float) -> Array | None:
+    """Compute grad where x > 0, else slope * grad; any shape."""
     rows = _numbers(grad, x)
     return rows and layout.like(x, _kernels().activations.leaky_relu_gradient(*rows, slope))
 
@@ -260,20 +332,20 @@ def leaky_relu_gradient(grad, x, slope):
 # --------------------------------------------------------------------------- signs and their slopes
 
 
-def sign(x):
-    """+1 where x >= 0, else -1."""
+def sign(x: Array) -> Array | None:
+    """Compute +1 where x >= 0, else -1; any shape."""
     rows = _numbers(x)
     return rows and layout.like(x, _kernels().straight_through.sign(*rows))
 
 
-def gated_gradient(grad, x, low, high):
-    """grad * (low <= x <= high)."""
+def gated_gradient(grad: Array, x: Array, low: float, high: float) -> Array | None:
+    """Compute grad * (low <= x <= high); any shape."""
     rows = _numbers(grad, x)
     return rows and layout.like(x, _kernels().straight_through.gated_gradient(*rows, low, high))
 
 
-def tent_gradient(grad, x):
-    """grad * (2 - 2 |x|) where |x| <= 1, else 0."""
+def tent_gradient(grad: Array, x: Array) -> Array | None:
+    """Compute grad * (2 - 2 |x|) where |x| <= 1, else 0; any shape."""
     rows = _numbers(grad, x)
     return rows and layout.like(x, _kernels().straight_through.tent_gradient(*rows))
 
@@ -281,53 +353,54 @@ def tent_gradient(grad, x):
 # ----------------------------------------------------------------------------- pooling and channels
 
 
-def max_pool2d(x, windows):
-    """(N, C, H, W) -> (N, C, OH, OW), and which pixel of its window each one is, as bytes."""
-    images = layout.channels_inside(x)
+def max_pool2d(x: Array, windows: PoolingWindows) -> tuple[Array, Array] | None:
+    """Pool (N, C, H, W) -> (N, C, OH, OW); also the winning pixel of each window, as uint8."""
+    images = layout.channels_last_images(x)
     if images is None or windows.size > _kernels().float_pooling.MOST_TAPS:
         return None
     result, winner = _kernels().float_pooling.max_pool2d(images, windows.geometry)
     return _as_image(result), _as_image(winner)
 
 
-def max_unpool2d(x, windows, winner):
-    """(N, C, OH, OW) -> (N, C, H, W): each value at the pixel that won its window."""
-    images, won = layout.channels_inside(layout.channels_last(x)), winner.transpose(0, 2, 3, 1)
-    if images is None or won.dtype != np.uint8 or not won.flags.carray:
+def max_unpool2d(x: Array, windows: PoolingWindows, winner: Array) -> Array | None:
+    """Route (N, C, OH, OW) -> (N, C, H, W): each value to the pixel that won its window."""
+    images = layout.channels_last_images(layout.channels_last(x))
+    winners = winner.transpose(0, 2, 3, 1)
+    if images is None or winners.dtype != np.uint8 or not winners.flags.carray:
         return None
     unpool = _kernels().float_pooling.max_unpool2d
-    return _as_image(unpool(images, won, windows.shape[2:], windows.geometry))
+    return _as_image(unpool(images, winners, windows.shape[2:], windows.geometry))
 
 
-def avg_pool2d(x, windows):
-    """(N, C, H, W) -> (N, C, OH, OW)."""
-    images = layout.channels_inside(x)
+def avg_pool2d(x: Array, windows: PoolingWindows) -> Array | None:
+    """Average windows: (N, C, H, W) -> (N, C, OH, OW)"""
+    images = layout.channels_last_images(x)
     if images is None:
         return None
     return _as_image(_kernels().float_pooling.avg_pool2d(images, windows.geometry))
 
 
-def avg_unpool2d(x, windows):
-    """(N, C, OH, OW) -> (N, C, H, W)."""
-    images = layout.channels_inside(layout.channels_last(x))
+def avg_unpool2d(x: Array, windows: PoolingWindows) -> Array | None:
+    """Distribute the gradients of averages: (N, C, OH, OW) -> (N, C, H, W)"""
+    images = layout.channels_last_images(layout.channels_last(x))
     if images is None:
         return None
     unpool = _kernels().float_pooling.avg_unpool2d
     return _as_image(unpool(images, windows.shape[2:], windows.geometry))
 
 
-def take_channels(x, index):
-    """(N, C, H, W) -> (N, len(index), H, W)."""
-    images = layout.channels_inside(x)
+def take_channels(x: Array, index: NDArray[np.integer[Any]]) -> Array | None:
+    """Select channels: (N, C, H, W) -> (N, len(index), H, W)"""
+    images = layout.channels_last_images(x)
     if images is None:
         return None
     out = empty((*images.shape[:3], len(index)), np.float32)
     return _as_image(_kernels().channel_order.take_channels(images, index, out))
 
 
-def add_channels(x, index, channels):
-    """(N, len(index), H, W) -> (N, channels, H, W)."""
-    images = layout.channels_inside(x)
+def add_channels(x: Array, index: NDArray[np.integer[Any]], channels: int) -> Array | None:
+    """Add channels: (N, len(index), H, W) -> (N, channels, H, W)"""
+    images = layout.channels_last_images(x)
     if images is None:
         return None
     out = empty((*images.shape[:3], channels), np.float32)
@@ -337,8 +410,8 @@ def add_channels(x, index, channels):
 # ------------------------------------------------------------------------------------------- losses
 
 
-def cross_entropy(x, labels, smoothing):
-    """Losses (N,) of logits (N, classes), and their slopes, softmax(x) - q, in float32."""
+def cross_entropy(x: Array, labels: Array, smoothing: float) -> tuple[Array, Array] | None:
+    """Return losses (N,) of logits (N, classes), and their gradients softmax(x) - q, float32."""
     if x.dtype != np.float32 or x.size > MANY:
         return None
     return _kernels().losses.cross_entropy(x, labels, smoothing)
@@ -349,7 +422,7 @@ def cross_entropy(x, labels, smoothing):
 
 @functools.cache
 def _kernels():
-    """The modules of `training`, imported when one is needed first: Numba takes its time."""
+    """Import the modules of `training` when one is first needed: importing Numba takes time."""
     from tinybnn.kernels.training import (
         activations,
         channel_order,
@@ -366,14 +439,14 @@ def _kernels():
 
 
 def _numbers(*arrays):
-    """Arrays of one shape as rows of numbers in one order; None of a few, or of Tensors."""
+    """View arrays of one shape as rows of numbers in one order; None for few, or for Tensors."""
     if not isinstance(arrays[0], np.ndarray) or arrays[0].size < FEW:
         return None
     return layout.flat(*arrays)
 
 
 def _by_channel(kernel, reference, constants, *images):
-    """What one of both makes of images as rows of channels and a table (4, C), as images."""
+    """Apply a kernel or its reference to images as rows of channels and a table (4, C)."""
     x = images[-1]
     rows = [layout.channel_rows(a) for a in images]
     if x.size < FEW or any([r is None for r in rows]):
@@ -381,18 +454,18 @@ def _by_channel(kernel, reference, constants, *images):
     table = np.empty((len(constants), x.shape[1]), x.dtype)
     for target, row in zip(table, constants, strict=True):
         target[...] = row
-    found = kernel(*rows, table)
-    values, *sums = found if isinstance(found, tuple) else (found,)
+    result = kernel(*rows, table)
+    values, *sums = result if isinstance(result, tuple) else (result,)
     samples, channels, *size = x.shape
     image = np.moveaxis(values.reshape(samples, *size, channels), -1, 1)
     return (image, *sums) if sums else image
 
 
 def _pixels(x):
-    """(N, C, H, W) -> (N, H, W, C), contiguous: a view, if that is how it lies in memory."""
+    """Return (N, C, H, W) as contiguous (N, H, W, C): a view, if memory is in this order."""
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
 
 
 def _as_image(pixels):
-    """(N, H, W, C) -> (N, C, H, W), a view."""
+    """View (N, H, W, C) as (N, C, H, W)."""
     return pixels.transpose(0, 3, 1, 2)

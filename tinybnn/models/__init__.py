@@ -15,4 +15,7 @@ __all__ = [
     "BinaryCNN", "BinaryMLP", "BinaryVAE", "HyBNN", "cnn", "load_codes", "mlp", "mobilenet_v1",
     "mobilenet_v3_small", "resnet18", "resnet20", "save_codes", "shufflenet_v1", "vgg_small",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else

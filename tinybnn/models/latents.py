@@ -50,7 +50,7 @@ class PassThrough(Function):
     The value is exactly `hard`, without the rounding of that sum.
     """
 
-    saves = ()
+    saves: tuple[str, ...] = ()
 
     def forward(self, soft: Array, hard: Array) -> Array:
         return hard

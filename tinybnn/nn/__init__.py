@@ -66,4 +66,7 @@ __all__ = [
     "ReLU", "ReLU6", "ReplicateChannels", "Sequential", "SiLU", "Sigmoid", "SmoothL1Loss",
     "Softmax", "Softplus", "SqueezeExcite", "Tanh", "Upsample", "functional", "init", "utils",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else

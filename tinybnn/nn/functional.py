@@ -3,4 +3,6 @@
 from tinybnn.functional import *  # noqa: F403
 from tinybnn.functional import __all__
 
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else

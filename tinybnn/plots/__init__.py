@@ -1,9 +1,9 @@
-"""Pictures of networks, of training, of bits and of measurements.
+"""Pictures of networks, training, bits and measurements.
 
-Each function that draws takes ``ax=``, the matplotlib axes to draw on, so that figures can be
-composed; without it a new figure is made (`.figure` of the returned axes, which `save` writes to a
-file). It returns these axes, or the Figure where a picture has several. None opens a window, needs
-a display or changes matplotlib's settings.
+Each function draws on ``ax=``, matplotlib axes, so that figures can be composed; without it, on a
+new figure (the `.figure` of the returned axes, which `save` writes to a file). It returns the axes,
+or the Figure if a picture has several. No function opens a window, needs a display or changes
+matplotlib's settings.
 """
 
 from tinybnn.plots.arrays import filters, heat_map, images, partition, signs, table
@@ -44,4 +44,7 @@ __all__ = [
     "packed_file", "partition", "quantizer", "roofline", "save", "sign_flips", "signs",
     "spectrum", "table", "trade_off", "whole_numbers", "zoom",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else

@@ -1,15 +1,24 @@
-"""Arrays as they are: signs, filters, images, matrices, tables, partitions."""
+"""Arrays as images: signs, filters, images, matrices, tables, partitions."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinybnn.plots.canvas import MINUS, PLUS, fills, picture, whole_numbers
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from tinybnn.plots.canvas import Place
+    from tinybnn.typing import Array
+
 
 @picture
-def signs(array, title="", *, ax=None):
-    """A matrix of ±1 as an image: blue is -1, orange is +1; NaN is left blank.
+def signs(array: ArrayLike, title: str = "", *, ax: Place = None) -> None:
+    """Draw a matrix of ±1: -1 is blue, +1 orange, and NaN is left blank.
 
     Parameters
     ----------
@@ -22,13 +31,15 @@ def signs(array, title="", *, ax=None):
 
 
 @picture
-def filters(weight, columns=8, title="", *, ax=None):
-    """Convolution filters side by side, one small tile each.
+def filters(weight: Array, columns: int = 8, title: str = "", *, ax: Place = None) -> None:
+    """Draw convolution filters side by side, one tile each.
 
     Parameters
     ----------
     weight : (O, C, kh, kw) of ±1
         The first input channel of each filter is shown.
+    columns : int
+    title : str
     """
     count, _, height, width = weight.shape
     rows = -(-count // columns)
@@ -41,13 +52,20 @@ def filters(weight, columns=8, title="", *, ax=None):
 
 
 @picture
-def images(images, columns=10, title="", labels=None, *, ax=None):
-    """Images side by side in rows, from white (0) to black (1); three channels in colour.
+def images(
+    images: ArrayLike | Sequence[Array],
+    columns: int = 10,
+    title: str = "",
+    labels: Sequence[str] | None = None,
+    *,
+    ax: Place = None,
+) -> None:
+    """Draw images side by side in rows, from white (0) to black (1), or in colour.
 
     Parameters
     ----------
     images : sequence of (C, H, W) arrays
-        Of one shape, values from 0 to 1, C = 1 or 3.
+        Equal shapes, C = 1 or 3, values from 0 to 1.
     columns : int
     title : str
     labels : sequence of str, optional
@@ -73,14 +91,24 @@ def images(images, columns=10, title="", labels=None, *, ax=None):
 
 
 @picture
-def heat_map(array, columns=None, rows=None, xlabel="", ylabel="", limits=(0, 1), *, ax=None):
-    """A matrix as colours from blue through white to orange; with names, its numbers as well.
+def heat_map(
+    array: ArrayLike,
+    columns: Sequence[str] | None = None,
+    rows: Sequence[str] | None = None,
+    xlabel: str = "",
+    ylabel: str = "",
+    limits: tuple[float, float] = (0, 1),
+    *,
+    ax: Place = None,
+) -> None:
+    """Draw a matrix as colours from blue through white to orange; with names, its numbers as well.
 
     Parameters
     ----------
     array : (rows, columns)
     columns, rows : sequences of str, optional
         Names. With `columns` each cell shows its number.
+    xlabel, ylabel : str
     limits : (float, float)
         The values of full blue and full orange.
     """
@@ -103,8 +131,8 @@ def heat_map(array, columns=None, rows=None, xlabel="", ylabel="", limits=(0, 1)
 
 
 @picture
-def table(rows, header, *, ax=None):
-    """A table of text.
+def table(rows: Sequence[Sequence[str]], header: Sequence[str], *, ax: Place = None) -> None:
+    """Draw a table of text.
 
     Parameters
     ----------
@@ -120,27 +148,33 @@ def table(rows, header, *, ax=None):
 
 
 @picture
-def partition(labels, parts, classes=None, *, ax=None):
-    """Who has which samples: a bar for each client, a colour (and hatch) for each class.
+def partition(
+    labels: ArrayLike,
+    parts: Sequence[Array],
+    classes: Sequence[str] | None = None,
+    *,
+    ax: Place = None,
+) -> None:
+    """Draw the samples of clients: a bar for each client, a colour (and hatch) for each class.
 
     Parameters
     ----------
     labels : (N,) integers
     parts : list of arrays
-        Positions of each client's samples, as `federated.iid` and its kin give them.
+        Positions of each client's samples, as `federated.iid` and similar functions return them.
     classes : sequence of str, optional
-        Names of the classes; by default the labels themselves.
+        Names of the classes; default: the labels.
     """
     labels = np.asarray(labels)
-    found = np.unique(labels)
-    counts = np.array([[np.count_nonzero(labels[part] == c) for c in found] for part in parts])
+    present = np.unique(labels)
+    counts = np.array([[np.count_nonzero(labels[part] == c) for c in present] for part in parts])
     left = np.cumsum(counts, axis=1) - counts  # (clients, classes)
-    for i, (c, fill) in enumerate(zip(found, fills(), strict=False)):
+    for i, (c, fill) in enumerate(zip(present, fills(), strict=False)):
         name = str(c) if classes is None else classes[c]
         ax.barh(np.arange(len(parts)), counts[:, i], 0.9, left[:, i], label=name, **fill)
     ax.set(xlabel="samples", ylabel="client", ylim=(len(parts) - 0.4, -0.6))
     whole_numbers(ax, "y")
     ax.legend(
         title="class", loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False,
-        fontsize="small", handlelength=1.0, borderaxespad=0.0, ncols=1 + (len(found) - 1) // 20,
+        fontsize="small", handlelength=1.0, borderaxespad=0.0, ncols=1 + (len(present) - 1) // 20,
     )  # fmt: skip

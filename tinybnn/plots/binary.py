@@ -1,6 +1,9 @@
-"""How a binary layer computes: quantizers, convolutions on bits, sums and thresholds."""
+"""The computation of a binary layer: quantizers, convolutions on bits, sums and thresholds."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,51 +19,68 @@ from tinybnn.plots.canvas import (
     whole_numbers,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike
+
+    from tinybnn.nn import Module
+    from tinybnn.plots.canvas import Place
+
 _AGREE = PALETTE[2]
 
 
 @picture
-def quantizer(q, title=None, *, ax=None):
-    """What a quantizer computes over [-2, 2], its pseudo-gradient, and its surrogate.
+def quantizer(q: quantizers.Quantizer | str, title: str | None = None, *, ax: Place = None) -> None:
+    """Plot a quantizer over [-2, 2] with its pseudo-gradient and its surrogate.
 
-    A weight quantizer, whose values depend on all weights of a filter, sees the points of the
+    A weight quantizer, whose values depend on all weights of a filter, takes the points of the
     drawing as one filter.
 
     Parameters
     ----------
     q : Quantizer or name
     title : str, optional
-        By default the name of the quantizer.
+        Default: the name of the quantizer.
     """
-    found = quantizers.get(q)
-    if found is None:
+    function = quantizers.get(q)
+    if function is None:
         raise ValueError("quantizer: expects a quantizer, got None")
     x = np.linspace(-2, 2, 2001)
     for position in (ax.axhline, ax.axvline):
         position(0, color="0.85", linewidth=0.8, zorder=0)
-    ax.plot(x, found(x[None])[0], color=PALETTE[-1], linewidth=1, label="forward")
-    ax.plot(x, found.pseudo_gradient(x[None])[0], color=PLUS, label="pseudo-gradient")
-    ax.plot(x, found.surrogate(x[None])[0], "--", color=MINUS, label="surrogate")
-    ax.set(xlabel="x", xlim=(-2, 2), title=type(found).__name__ if title is None else title)
+    ax.plot(x, function(x[None])[0], color=PALETTE[-1], linewidth=1, label="forward")
+    ax.plot(x, function.pseudo_gradient(x[None])[0], color=PLUS, label="pseudo-gradient")
+    ax.plot(x, function.surrogate(x[None])[0], "--", color=MINUS, label="surrogate")
+    ax.set(xlabel="x", xlim=(-2, 2), title=type(function).__name__ if title is None else title)
     low, high = ax.get_ylim()
-    ax.set_ylim(min(low, -0.7 * high), high)  # nothing is drawn right below: the legend's place
+    ax.set_ylim(min(low, -0.7 * high), high)  # leaves the lower right free for the legend
     ax.legend(loc="lower right", frameon=False, fontsize="small")
 
 
 # ---------------------------------------------------------------------------- a convolution on bits
 
 _CELL = 0.27  # inches
-_LARGEST = 12  # pixels of an image, or windows, side by side: more are not legible
+_GAP = 0.45  # inches between two matrices side by side
+_BETWEEN = 0.12  # inches between two channels
+_LARGEST = 12  # pixels or windows side by side: more are not legible
+_PLUS_MINUS = "\N{MINUS SIGN}", "+"
 
 
 @picture(size=None)
-def convolution(x, weight, positions=((0, 0),), stride=1, threshold=0, *, ax=None):
-    """A convolution on bits, step by step: window, XNOR, popcount, sum, threshold.
+def convolution(
+    x: ArrayLike,
+    weight: ArrayLike,
+    positions: ArrayLike | Sequence[tuple[int, int]] = ((0, 0),),
+    stride: int = 1,
+    threshold: int = 0,
+    *,
+    ax: Place = None,
+) -> Axes:
+    """Draw a convolution on bits, step by step: window, XNOR, popcount, sum, threshold.
 
-    Above are the image with the windows, the filter, and the sums and signs of all windows. Below
-    is a line for each window that is asked for: its bits (1 for +1, 0 for -1), the filter's bits,
-    where they agree (XNOR), and how the sum follows from the number p of agreements among the K
-    bits, 2 p - K.
+    At the top are the image with the windows, the filter, and the sums and signs of all windows.
+    Below is a line for each window in `positions`: its bits (1 for +1, 0 for -1), the filter's
+    bits, their agreement (XNOR), and the sum 2 p - K of K bits, p of them equal.
 
     Parameters
     ----------
@@ -69,7 +89,7 @@ def convolution(x, weight, positions=((0, 0),), stride=1, threshold=0, *, ax=Non
     weight : (C, kh, kw) or (1, C, kh, kw) of ±1
         One filter.
     positions : (int, int) or sequence of such pairs
-        Row and column in the output of the windows to show.
+        Row and column of the windows to show, in the output.
     stride : int
     threshold : int
         The output is +1 where the sum is at least this.
@@ -81,42 +101,33 @@ def convolution(x, weight, positions=((0, 0),), stride=1, threshold=0, *, ax=Non
     Raises
     ------
     ValueError
-        If an array has other values than ±1, or a shape or a position does not fit.
+        If an array has values other than ±1, or a shape or a position does not fit.
     """
     x, weight, positions = _checked_convolution(x, weight, positions, stride)
     channels, kh, kw = weight.shape
     windows = np.lib.stride_tricks.sliding_window_view(x, weight.shape)[0, ::stride, ::stride]
     sums = (windows * weight).sum((-3, -2, -1), dtype=int)  # (rows, columns)
-    gap, cell = 0.45, _CELL
+    cell = _CELL
     tall, step = max(x.shape[1] * channels, len(sums)), kh * channels
-    between = 0.12 * (channels - 1)
-    lefts = np.cumsum([0, x.shape[2] * cell + gap, kw * cell + gap, sums.shape[1] * cell + gap])
-    columns = np.cumsum([1.2, kw * cell + gap, kw * cell + gap, kw * cell + 0.2])
+    between = _BETWEEN * (channels - 1)
+    lefts = np.cumsum([0, x.shape[2] * cell + _GAP, kw * cell + _GAP, sums.shape[1] * cell + _GAP])
+    columns = np.cumsum([1.2, kw * cell + _GAP, kw * cell + _GAP, kw * cell + 0.2])
     right = max(lefts[3] + sums.shape[1] * cell + 0.2, columns[3] + 2.0)
     first = -tall * cell - between - 0.6  # top of the first window's line
     height = step * cell + between + 0.3
     limits = (-0.2, right, first - len(positions) * height + 0.15, 0.45)
     ax, scale = sheet(ax, limits)
-
-    def panels(arrays, left, top, title="", **look):
-        for i, array in enumerate(arrays):
-            corner = left, top - i * (len(array) * cell + 0.12)
-            _cells(ax, array, corner, scale, **look)
-        if title:
-            ax.text(left, top + 0.1, title, fontsize=9 * scale, va="bottom")
-        return left
-
     title = f"image, {channels} channels" if channels > 1 else "image"
-    panels(x, lefts[0], 0, title, texts=("\N{MINUS SIGN}", "+"))
-    panels(weight, lefts[1], 0, "filter", texts=("\N{MINUS SIGN}", "+"))
-    panels([sums], lefts[2], 0, "sums", colors=("white", "white"))
-    panels([np.where(sums >= threshold, 1, -1)], lefts[3], 0, f"sum ≥ {_signed(threshold)}",
-           texts=("\N{MINUS SIGN}", "+"))  # fmt: skip
+    _panels(ax, x, lefts[0], 0, scale, title, texts=_PLUS_MINUS)
+    _panels(ax, weight, lefts[1], 0, scale, "filter", texts=_PLUS_MINUS)
+    _panels(ax, [sums], lefts[2], 0, scale, "sums", colors=("white", "white"))
+    _panels(ax, [np.where(sums >= threshold, 1, -1)], lefts[3], 0, scale,
+            f"sum ≥ {_signed(threshold)}", texts=_PLUS_MINUS)  # fmt: skip
     outline = {"linewidth": 2.2 * scale, "zorder": 3}
     for number, ((row, column), look) in enumerate(zip(positions, _OUTLINES, strict=False)):
         color, outline["linestyle"] = look
         for i in range(channels):
-            top = -i * (x.shape[1] * cell + 0.12) - row * stride * cell
+            top = -i * (x.shape[1] * cell + _BETWEEN) - row * stride * cell
             corner = column * stride * cell, top
             _outline(ax, corner, (kw * cell, kh * cell), color, inset=0.03 * number, **outline)
         for left in lefts[2:]:
@@ -124,32 +135,41 @@ def convolution(x, weight, positions=((0, 0),), stride=1, threshold=0, *, ax=Non
         top = first - number * height
         middle = top - (step * cell + between) / 2
         _outline(ax, (0, middle + cell / 2), (cell, cell), color, **outline)
-        ax.text(
-            0.4, middle, f"row {row},\ncolumn {column}", fontsize=9 * scale, va="center",
-        )  # fmt: skip
-        window, found = windows[row, column], sums[row, column]
-        agree = window * weight
+        ax.text(0.4, middle, f"row {row},\ncolumn {column}", fontsize=9 * scale, va="center")
         titles = ("window", "filter", "XNOR") if number == 0 else ("", "", "")
-        for left, array, title in zip(columns, (window, weight, agree), titles, strict=False):
-            look = {"colors": ("white", tint(_AGREE, 0.6))} if array is agree else {}
-            panels(array, left, top, title, texts=("0", "1"), **look)
-        for left, symbol in zip(columns[:2], ("⊙", "="), strict=True):
-            ax.text(
-                left + kw * cell + gap / 2, middle, symbol, fontsize=13 * scale, ha="center",
-                va="center",
-            )  # fmt: skip
-        count, ones = weight.size, np.count_nonzero(agree > 0)
-        is_plus = found >= threshold
-        text = (
-            f"popcount: {ones} of {count} agree\nsum = 2·{ones} \N{MINUS SIGN} {count} = "
-            f"{_signed(found)}\n{_signed(found)} {'≥' if is_plus else '<'} {_signed(threshold)}: "
-            f"output {_signed(1 if is_plus else -1)}"
-        )
-        ax.text(columns[3], middle, text, fontsize=9 * scale, va="center", linespacing=1.5)
+        _draw_sum(ax, windows[row, column], weight, threshold, titles, columns, top, middle, scale)
     return ax
 
 
-_OUTLINES = (  # of the windows: they differ in their colour and in their line
+def _draw_sum(ax, window, weight, threshold, titles, columns, top, middle, scale):
+    """A line of the picture: the bits of a window and the filter, XNOR, popcount and output."""
+    agree, width = window * weight, weight.shape[2] * _CELL
+    for left, array, title in zip(columns, (window, weight, agree), titles, strict=False):
+        look = {"colors": ("white", tint(_AGREE, 0.6))} if array is agree else {}
+        _panels(ax, array, left, top, scale, title, texts=("0", "1"), **look)
+    for left, symbol in zip(columns[:2], ("⊙", "="), strict=True):
+        ax.text(
+            left + width + _GAP / 2, middle, symbol, fontsize=13 * scale, ha="center", va="center"
+        )
+    count, ones, total = weight.size, np.count_nonzero(agree > 0), agree.sum()
+    is_plus = total >= threshold
+    text = (
+        f"popcount: {ones} of {count} agree\nsum = 2·{ones} \N{MINUS SIGN} {count} = "
+        f"{_signed(total)}\n{_signed(total)} {'≥' if is_plus else '<'} {_signed(threshold)}: "
+        f"output {_signed(1 if is_plus else -1)}"
+    )
+    ax.text(columns[3], middle, text, fontsize=9 * scale, va="center", linespacing=1.5)
+
+
+def _panels(ax, arrays, left, top, scale, title="", **look):
+    """The matrices of all channels below one another, with a title."""
+    for i, array in enumerate(arrays):
+        _cells(ax, array, (left, top - i * (len(array) * _CELL + _BETWEEN)), scale, **look)
+    if title:
+        ax.text(left, top + 0.1, title, fontsize=9 * scale, va="bottom")
+
+
+_OUTLINES = (  # colour and line style of each window
     ("black", "-"), (PALETTE[4], (0, (3, 1))), (PALETTE[2], (0, (1, 1))),
     (PALETTE[3], (0, (4, 1, 1, 1))), (PALETTE[5], (0, (6, 2))), ("0.55", (0, (2, 2))),
 )  # fmt: skip
@@ -160,7 +180,7 @@ def _signed(number):
 
 
 def _checked_convolution(x, weight, positions, stride):
-    """The arguments of `convolution` as arrays, or a ValueError."""
+    """Convert and check the arguments of `convolution`."""
     x, weight = np.asarray(x), np.asarray(weight)
     weight = weight[0] if weight.ndim == 4 and len(weight) == 1 else weight
     for name, array in (("x", x), ("weight", weight)):
@@ -189,18 +209,18 @@ def _checked_convolution(x, weight, positions, stride):
     for place in positions:
         if not all(0 <= i < n for i, n in zip(place, shape, strict=True)):
             raise ValueError(
-                f"convolution: position {place} lies outside of the output of shape {shape}"
+                f"convolution: position {place} is outside of the output of shape {shape}"
             )
     return x.astype(int), weight.astype(int), positions
 
 
 def _cells(ax, array, corner, scale, texts=None, colors=(MINUS, PLUS)):
-    """A matrix as cells, below and to the right of a corner.
+    """Draw a matrix as cells, below and to the right of a corner.
 
     Parameters
     ----------
     texts, colors : pairs, optional
-        For what is negative and what is positive; without texts the numbers themselves.
+        For negative and positive values; without texts the numbers themselves.
     """
     from matplotlib.patches import Rectangle
 
@@ -219,7 +239,7 @@ def _cells(ax, array, corner, scale, texts=None, colors=(MINUS, PLUS)):
 
 
 def _outline(ax, corner, size, color, inset=0.0, **look):
-    """A frame, on a white one so that it is seen on any colour."""
+    """Draw a frame with a white edge, visible on any colour."""
     from matplotlib.patches import Rectangle
 
     (left, top), (width, height) = corner, size
@@ -233,22 +253,24 @@ def _outline(ax, corner, size, color, inset=0.0, **look):
 
 
 @picture(size=(7.5, 4.0))
-def accumulators(sums, thresholds, flip=False, *, ax=None):
-    """How often a binary layer gives which sum, and which sums become +1.
+def accumulators(
+    sums: ArrayLike, thresholds: ArrayLike, flip: ArrayLike = False, *, ax: Place = None
+) -> None:
+    """Plot a histogram of a binary layer's sums, split by the sign that they become.
 
-    Sums of K signs are integers, K, K - 2, ... -K. A batch norm and a sign behind them are one
-    comparison a channel (see `kernels.signs.thresholds`): each bar is split into the sums that
+    Sums of K signs are integers, K, K - 2, ... -K. A batch norm and a sign after them are one
+    comparison per channel (see `kernels.signs.thresholds`): each bar is split into the sums that
     become -1 and those that become +1. Above the bars is the threshold, or a mark for that of each
     channel.
 
     Parameters
     ----------
     sums : (..., C) integers
-        The sums of C channels; of any shape where there is one threshold for all.
+        The sums of C channels; any shape with a single threshold.
     thresholds : int or (C,) integers
-        +1 is what is at least the threshold.
+        Sums of at least the threshold become +1.
     flip : bool or (C,) bool
-        Where true, +1 is what is below the threshold.
+        Where true, sums below the threshold become +1.
 
     Returns
     -------
@@ -257,7 +279,7 @@ def accumulators(sums, thresholds, flip=False, *, ax=None):
     Raises
     ------
     ValueError
-        If the sums are no integers, or there is not one threshold for each channel.
+        If the sums are not integers, or the thresholds do not fit the channels.
     """
     sums, thresholds = np.asarray(sums), np.atleast_1d(thresholds)
     if not sums.size or not np.array_equal(sums, np.round(sums)):
@@ -282,7 +304,7 @@ def accumulators(sums, thresholds, flip=False, *, ax=None):
         counts = np.bincount((sums[side] - low) // step, minlength=len(values))
         ax.bar(values, counts, 0.86 * step, bottom, color=color, label=label)
         bottom += counts
-    ax.set(xlabel="sum", ylabel="how often", xlim=(low - step, high + step))
+    ax.set(xlabel="sum", ylabel="count", xlim=(low - step, high + step))
     borders = low + step * (-((low - thresholds) // step) - 0.5)  # between two bars
     borders = np.where((thresholds > low) & (thresholds <= high), borders, np.nan)
     _draw_thresholds(ax, thresholds, flip, borders, bottom.max())
@@ -291,7 +313,7 @@ def accumulators(sums, thresholds, flip=False, *, ax=None):
 
 
 def _draw_thresholds(ax, thresholds, flip, borders, top):
-    """The borders that thresholds make, NaN for none, above bars of a height `top`."""
+    """Mark the borders at thresholds, NaN for none, above bars of height `top`."""
     if len(thresholds) == 1:
         side = "<" if flip[0] else "≥"
         ax.axvline(borders[0], color="black", linestyle="--", linewidth=1.2,
@@ -299,7 +321,7 @@ def _draw_thresholds(ax, thresholds, flip, borders, top):
         return
     heights = top * (1.06 + 0.24 * (np.arange(len(thresholds)) + 0.5) / len(thresholds))
     for turned, marker, label in (
-        (False, ">", "thresholds: +1 from there on"), (True, "<", "thresholds: +1 below"),
+        (False, ">", "thresholds: +1 from here on"), (True, "<", "thresholds: +1 below"),
     ):  # fmt: skip
         shown = np.isfinite(borders) & (flip == turned)
         if shown.any():
@@ -316,19 +338,26 @@ def _draw_thresholds(ax, thresholds, flip, borders, top):
 
 
 @picture(size=(7.5, 4.0))
-def layer_accumulators(model, x, layer, channel=None, *, ax=None):
-    """The sums of a layer of a model for some data, with the thresholds that the model has learned.
+def layer_accumulators(
+    model: Module | deploy.PackedModel,
+    x: ArrayLike,
+    layer: str,
+    channel: int | None = None,
+    *,
+    ax: Place = None,
+) -> None:
+    """Plot the sums of a model's layer for some data, with the learned thresholds.
 
     Parameters
     ----------
     model : Module or PackedModel
         A Module is compiled first.
     x : (N, *input_shape) float32
-        As the model was trained on.
+        Preprocessed as for training.
     layer : str
         The name of a binary layer, as in ``model.named_modules()``.
     channel : int, optional
-        By default all channels together.
+        Default: all channels together.
 
     Returns
     -------
@@ -337,8 +366,8 @@ def layer_accumulators(model, x, layer, channel=None, *, ax=None):
     Raises
     ------
     ValueError
-        If the layer has no sums that are compared with thresholds. CompileError, a ValueError as
-        well, if the model has no packed form.
+        If the layer's sums are not compared with thresholds. CompileError, also a ValueError, if
+        the model has no packed form.
     """
     x = np.asarray(x)
     packed = model if isinstance(model, deploy.PackedModel) else deploy.compile(model, x.shape[1:])
@@ -349,14 +378,14 @@ def layer_accumulators(model, x, layer, channel=None, *, ax=None):
     }
     if layer not in compared:
         raise ValueError(
-            f"layer_accumulators: layer {layer!r} has no sums with thresholds behind them; "
+            f"layer_accumulators: layer {layer!r} has no sums with thresholds after them; "
             f"these have: {', '.join(compared) or 'none'}"
         )
     wanted = compared[layer].inputs[0]
     sums = next(result for i, (_, result) in enumerate(packed.run(packed.check_input(x)))
                 if i == wanted)  # fmt: skip
     thresholds, flip = (compared[layer].arrays[name] for name in ("thresholds", "flip"))
-    title = f"{packed.steps[wanted].name}, {sums.size // sums.shape[-1]:,} sums a channel"
+    title = f"{packed.steps[wanted].name}, {sums.size // sums.shape[-1]:,} sums per channel"
     if channel is not None:
         if not -sums.shape[-1] <= channel < sums.shape[-1]:
             raise ValueError(

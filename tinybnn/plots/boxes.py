@@ -3,58 +3,96 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinybnn.plots.canvas import sheet
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _GAP = 0.22  # inches between neighbours in a row
-_WIDE_GAP = 0.6  # and between two groups
+_WIDE_GAP = 0.6  # inches between two groups
 _FONT = 8.0  # points
 
 
 class Box:
-    """A node of the picture, or (without lines of text) a bend of an arrow that passes a row.
+    """A node of the picture or, without lines of text, a bend where an arrow passes a row.
 
     Parameters
     ----------
     kind : str
-        Key of the fills that `draw` gets.
+        Key into the fills of `draw`.
     lines : sequence of str
         The first is bold.
     carries : (str, str), optional
-        What is written beside the arrow that leaves the box, and the key of its style.
+        Label of the arrow that leaves the box, and the key of its style.
     group : str
-        Boxes of one group stand in a frame with this title; "" for none.
+        Title of the frame around the boxes of a group; "" for none.
+
+    Attributes
+    ----------
+    sources, targets : list of Box
+        Boxes whose arrows end here, and where arrows from here end.
+    path : str
+        Path of the module.
+    rank : int
+        Number of rows below.
+    x, width, height : float
+        Horizontal position of the middle, and size, inches.
+    is_labelled : bool
+        Whether the label of its arrow has been drawn.
+    weight : float
+        Longest path from a leaf; boxes of small weight make way for those of large weight.
     """
 
-    def __init__(self, kind="", lines=(), carries=(), group=""):
+    kind: str
+    lines: tuple[str, ...]
+    carries: tuple[str, str] | tuple[()]
+    group: str
+    sources: list[Box]
+    targets: list[Box]
+    path: str
+    rank: int
+    x: float
+    is_labelled: bool
+    weight: float
+    width: float
+    height: float
+
+    def __init__(
+        self, kind: str = "", lines: Sequence[str] = (),
+        carries: tuple[str, str] | tuple[()] = (), group: str = "",
+    ) -> None:  # fmt: skip
         self.kind, self.lines, self.carries, self.group = kind, tuple(lines), carries, group
-        self.sources, self.targets = [], []  # boxes whose arrows end and begin here
-        self.path = ""  # of a module
-        self.rank = 0  # rows above the last one
-        self.x = 0.0
-        self.is_told = False  # whether what it carries has been written
-        self.weight = 0.1  # the longest way from a leaf: what makes way, and for whom
-        self.width = 0.0
+        self.sources, self.targets = [], []
+        self.path, self.rank, self.x, self.width = "", 0, 0.0, 0.0
+        self.is_labelled, self.weight = False, 0.1
         self.height = 0.14 * len(lines) + 0.12 if lines else 0.0
 
 
-def connect(source, target):
-    """An arrow from one box to another."""
+def connect(source: Box, target: Box) -> None:
+    """Add an arrow from one box to another."""
     target.sources.append(source)
     source.targets.append(target)
 
 
-def laid_out(boxes, from_top=False):
-    """Rows of boxes at their places, the result's row first.
+def laid_out(boxes: list[Box], from_top: bool = False) -> list[list[Box]]:
+    """Place boxes in rows.
 
     Parameters
     ----------
     boxes : list of Box
-        Each before those that its arrows come from.
+        Each before its sources.
     from_top : bool
-        Whether each box stands as far up as its sources let it; else as far down as its targets do.
+        Whether each box is placed right below its sources; else right above its targets.
+
+    Returns
+    -------
+    list of list of Box
+        The row of the result first.
     """
     for box in boxes:
         for source in box.sources:
@@ -70,7 +108,7 @@ def laid_out(boxes, from_top=False):
 
 
 def _rows(boxes):
-    """Rows of boxes, the result's first. An arrow over several rows gets a bend in each."""
+    """Make the rows of boxes, the result's first. An arrow over several rows bends in each."""
     rows = [[] for _ in range(1 + max(box.rank for box in boxes))]
     for box in boxes:
         rows[box.rank].append(box)
@@ -93,7 +131,7 @@ def _rows(boxes):
 
 
 def _order(rows):
-    """Order each row so that few arrows cross: by the mean place of neighbours, up and down."""
+    """Order each row to reduce crossings: by the mean place of neighbours, up and down."""
     best, fewest = [list(row) for row in rows], _crossings(rows)
     for sweep in range(12):
         upwards = sweep % 2 == 0
@@ -121,7 +159,7 @@ def _crossings(rows):
 
 
 def _place(rows):
-    """Horizontal positions: each box near its neighbours, none on top of another."""
+    """Set horizontal positions: each box near its neighbours, without overlaps."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
 
@@ -138,7 +176,7 @@ def _place(rows):
     for row in rows[::-1]:
         for box in row:
             box.weight = max([box.weight, *(source.weight + 1.0 for source in box.sources)])
-    for sweep in range(12):  # down each box stands below its sources, up above its targets
+    for sweep in range(12):  # downwards align boxes with their sources, upwards with their targets
         downwards = sweep % 2 == 0
         for row in rows[::-1] if downwards else rows:
             wanted = []
@@ -156,10 +194,10 @@ def _place(rows):
 
 
 def _spread(wanted, weights, gaps):
-    """Positions at least `gaps` apart, closest to the wanted ones (least squares).
+    """Find positions at least `gaps` apart, closest to the wanted ones (least squares).
 
-    Without the gaps it is the regression by a rising sequence: neighbours in the wrong order are
-    pooled at their mean.
+    Minus the gaps it is isotonic regression: neighbours in the wrong order are pooled at their
+    mean.
     """
     offsets = np.concatenate([[0.0], np.cumsum(gaps)])
     pools = []
@@ -172,19 +210,25 @@ def _spread(wanted, weights, gaps):
     return np.concatenate([np.full(count, value) for value, _, count in pools]) + offsets
 
 
-def draw(rows, ax, fills, styles=None, row_height=0.66):
+def draw(
+    rows: list[list[Box]],
+    ax: Axes | None,
+    fills: Mapping[str, tuple[str, str, str]],
+    styles: Mapping[str, tuple[str, str, float, str]] | None = None,
+    row_height: float = 0.66,
+) -> Axes:
     """Draw boxes and arrows.
 
     Parameters
     ----------
     rows : list of lists of Box
-        Of `laid_out`.
+        The result of `laid_out`.
     ax : matplotlib axes or None
         None for a new figure of the right size.
     fills : dict
-        Kind of a box -> (fill, edge, text in the legend or "").
+        Kind of a box -> (fill, edge, legend text or "").
     styles : dict, optional
-        Key of `Box.carries` -> (colour, line style, width, text in the legend).
+        Key of `Box.carries` -> (colour, line style, width, legend text).
     row_height : float
         Inches between the middles of two rows.
 
@@ -216,7 +260,7 @@ def draw(rows, ax, fills, styles=None, row_height=0.66):
 
 
 def _middles(rows, row_height):
-    """Height of the middle of each row; rows of tall boxes take more."""
+    """Compute the height of the middle of each row; rows of tall boxes take more."""
     tall = [max(box.height for box in row) for row in rows]
     steps = [row_height + max(0.0, (a + b) / 2 - 0.4) for a, b in itertools.pairwise(tall)]
     return np.concatenate([[0.0], np.cumsum(steps)])
@@ -242,13 +286,13 @@ def _draw_box(ax, box, y, fill, scale):
 
 
 def _arrows(box, middle, row_height):
-    """(points, source) of each arrow that ends at a box."""
+    """Yield (points, source) of each arrow that ends at a box."""
     y = middle[box.rank]
     sources = sorted(box.sources, key=lambda source: source.x)
-    for i, source in enumerate(sources):  # the points of arrival are spread over the box
+    for i, source in enumerate(sources):  # the ends of arrows are spread over the box
         points = [(box.x + box.width * 0.6 * ((i + 0.5) / len(sources) - 0.5), y + box.height / 2)]
         while not source.lines:
-            # An arrow passes the tall boxes of a row in a straight line.
+            # An arrow passes tall boxes of a row in a straight line.
             points += [(source.x, middle[source.rank] + side * row_height / 4) for side in (-1, 1)]
             (source,) = source.sources
         points.append((source.x, middle[source.rank] - source.height / 2))
@@ -272,8 +316,8 @@ def _draw_arrow(ax, points, source, styles, scale):
             linewidth=width * scale, linestyle=style, color=color, zorder=0.5,
         )
     )  # fmt: skip
-    if text and not source.is_told:  # once, where the first arrow leaves
-        source.is_told = True
+    if text and not source.is_labelled:  # once, where the first arrow leaves
+        source.is_labelled = True
         x, y = points[0]
         ax.text(
             x + 0.06, y - 0.03, text, ha="left", va="top", fontsize=scale * (_FONT - 1),
@@ -282,7 +326,7 @@ def _draw_arrow(ax, points, source, styles, scale):
 
 
 def _draw_frames(ax, boxes, middle, scale):
-    """A frame around each group."""
+    """Draw a frame around each group."""
     from matplotlib.patches import FancyBboxPatch
 
     for group in dict.fromkeys(box.group for box in boxes if box.group):

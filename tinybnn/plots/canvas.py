@@ -1,20 +1,33 @@
-"""Colours, marks, figures and files: what all pictures share."""
+"""Colours, marks, figures and files shared by all pictures."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
 import numpy as np
 
 from tinybnn.storage import write_atomic
 
-# The colours of Okabe and Ito (2008), which people with any colour vision tell apart; without their
-# yellow, too pale on white. Every picture takes its colours from here.
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, FigureBase
+    from matplotlib.lines import Line2D
+
+    Place: TypeAlias = Axes | FigureBase | None  # the argument `ax` of a picture
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+# The colours of Okabe and Ito (2008), distinguishable with any colour vision, without their yellow,
+# too pale on white. All pictures use them.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 
-# One blue and one orange for everything binary: -1 and +1, float and packed.
+# Blue and orange for everything binary: -1 and +1, float and packed.
 MINUS, PLUS = PALETTE[:2]
 
 _SHAPES = "osD^vPX<>pdh"
@@ -22,14 +35,14 @@ _STYLES = ("-", "--", "-.", ":")
 _HATCHES = ("", "///", "...", "xxx")
 
 
-def marks():
-    """Yield (marker, colour, line style) for what is drawn first, second, ... in a picture.
+def marks() -> Iterator[tuple[str, str, str]]:
+    """Yield (marker, colour, line style) for the first, second, ... element of a picture.
 
-    The first 12 differ in their marker; the first 28 in colour or line style, so that no two curves
-    look alike; the first 84 in marker or colour.
+    The first 12 differ in marker; the first 28 in colour or line style, so that no two curves look
+    alike; the first 84 in marker or colour.
     """
     for i in itertools.count():
-        again = i // len(PALETTE)  # how often the colour has been used before
+        again = i // len(PALETTE)  # earlier uses of the colour
         yield (
             _SHAPES[i % len(_SHAPES)],
             PALETTE[i % len(PALETTE)],
@@ -37,26 +50,26 @@ def marks():
         )
 
 
-def fills():
-    """Yield the colour and hatch of areas: the first 28 differ."""
+def fills() -> Iterator[dict[str, Any]]:
+    """Yield matplotlib's options for filled areas; the first 28 differ in colour or hatch."""
     for hatch, color in itertools.cycle(itertools.product(_HATCHES, PALETTE)):
         yield {"color": color, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
 
 
-def tint(color, share):
-    """A colour of the palette mixed with white: `share` is what is left of it."""
+def tint(color: str, share: float) -> str:
+    """Mix a colour "#rrggbb" with white; `share`, from 0 to 1, is its part."""
     mixed = (round(255 - share * (255 - value)) for value in bytes.fromhex(color[1:]))
     return "#" + "".join(f"{value:02x}" for value in mixed)
 
 
-def figure(*args, **kwargs):
-    """A matplotlib figure with constrained layout; needs no display."""
+def figure(*args: Any, **kwargs: Any) -> Figure:
+    """Make a matplotlib figure with constrained layout; it needs no display."""
     from matplotlib.figure import Figure
 
     return Figure(*args, layout="constrained", **kwargs)
 
 
-def save(figure, path, format=None):
+def save(figure: Figure, path: str | os.PathLike[str], format: str | None = None) -> None:
     """Write a figure to a file, atomically.
 
     Parameters
@@ -64,28 +77,44 @@ def save(figure, path, format=None):
     figure : matplotlib.figure.Figure
     path : str or PathLike
     format : str, optional
-        Default: the suffix of `path`; "png" without one.
+        Default: the suffix of `path`, or "png" if it has none.
 
     Raises
     ------
     ValueError
         For a format that matplotlib does not write.
     OSError
-        If the file cannot be written; an old file at `path` stays as it was.
+        If the file cannot be written; an existing file at `path` stays unchanged.
     """
     format = format or os.path.splitext(path)[1][1:] or "png"
     write_atomic(path, lambda file: figure.savefig(file, format=format, dpi=110))
 
 
-def picture(draw=None, *, size=(6.4, 4.0)):
-    """Decorate a function that draws: ``ax=`` is where it draws, and what it returns.
+class _Decorator(Protocol):
+    @overload
+    def __call__(self, draw: Callable[_P, None]) -> Callable[_P, Axes]: ...
+    @overload
+    def __call__(self, draw: Callable[_P, _R]) -> Callable[_P, _R]: ...
+
+
+@overload
+def picture(draw: Callable[_P, None]) -> Callable[_P, Axes]: ...
+@overload
+def picture(draw: Callable[_P, _R]) -> Callable[_P, _R]: ...
+@overload
+def picture(draw: None = None, *, size: tuple[float, float] | None) -> _Decorator: ...
+def picture(
+    draw: Callable[..., Any] | None = None, *, size: tuple[float, float] | None = (6.4, 4.0)
+) -> Any:
+    """Decorate a function that draws on ``ax=``, so that it returns these axes.
 
     Without ``ax`` it draws on a new figure; a Figure stands for axes that fill it. The axes may
-    also come first, before all other arguments. What the function itself returns, such as a
-    figure, goes before.
+    also come first, before all other arguments. If the function itself returns something, such as
+    a figure, that is returned instead.
 
     Parameters
     ----------
+    draw : callable, optional
     size : (float, float) or None
         Inches of the new figure; None for functions that make their own, of the right size.
     """
@@ -114,8 +143,8 @@ def picture(draw=None, *, size=(6.4, 4.0)):
     return drawn
 
 
-def sheet(ax, limits):
-    """Axes without ticks in which one unit is one inch, or less where given axes are small.
+def sheet(ax: Axes | None, limits: tuple[float, float, float, float]) -> tuple[Axes, float]:
+    """Set up axes without ticks in which a unit is one inch, or less if given axes are small.
 
     Parameters
     ----------
@@ -128,7 +157,7 @@ def sheet(ax, limits):
     -------
     ax : matplotlib axes
     scale : float
-        Inches of a unit, at most 1: the factor of fonts and lines.
+        Inches per unit, at most 1, which scales fonts and lines.
     """
     from matplotlib.figure import Figure
 
@@ -144,8 +173,8 @@ def sheet(ax, limits):
     return ax, scale
 
 
-def whole_numbers(ax, which):
-    """Let an axis have ticks at whole numbers only. Returns the axes.
+def whole_numbers(ax: Axes, which: str) -> Axes:
+    """Restrict the ticks of an axis to whole numbers. Returns the axes.
 
     Parameters
     ----------
@@ -156,8 +185,8 @@ def whole_numbers(ax, which):
     return ax
 
 
-def logarithmic(ax, which):
-    """Make an axis logarithmic once all is drawn, with its numbers as they are said: 0.5, 1, 2.
+def logarithmic(ax: Axes, which: str) -> Axes:
+    """Make an axis logarithmic, with plain numbers (0.5, 1, 2); call it after drawing.
 
     Returns the axes.
 
@@ -176,11 +205,11 @@ def logarithmic(ax, which):
     return ax
 
 
-def zoom(ax):
-    """Let the y axis begin above the first tenth of curves that rise, if that takes half of it.
+def zoom(ax: Axes) -> Axes:
+    """Cut off the first tenth of rising curves at the y axis, if it takes more than half of it.
 
-    So the low values of the first epochs or rounds do not press all that follows into one line.
-    Returns the axes.
+    The low values of the first epochs or rounds then do not flatten the rest of the curves. Returns
+    the axes.
     """
     lines = [np.asarray(line.get_ydata()) for line in ax.get_lines()]
     low, high = (f(np.concatenate(lines)) for f in (np.min, np.max))
@@ -190,13 +219,14 @@ def zoom(ax):
     return ax
 
 
-def legend_beside(ax, handles=None):
-    """A legend to the right of the axes, where it hides nothing. Returns the axes.
+def legend_beside(ax: Axes, handles: Sequence[Artist] | None = None) -> Axes:
+    """Add a legend to the right of the axes, where it hides nothing. Returns the axes.
 
     Parameters
     ----------
+    ax : matplotlib axes
     handles : list of artists, optional
-        By default all that have a label.
+        Default: all that have a label.
     """
     ax.legend(
         handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False,
@@ -205,8 +235,8 @@ def legend_beside(ax, handles=None):
     return ax
 
 
-def legend_below(ax, lines):
-    """A legend in one row below the label of the x axis, where it hides nothing."""
+def legend_below(ax: Axes, lines: Sequence[Line2D]) -> None:
+    """Add a legend in one row below the label of the x axis, where it hides nothing."""
     from matplotlib.transforms import ScaledTranslation
 
     below = ScaledTranslation(0, -36 / 72, ax.figure.dpi_scale_trans)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from tinybnn import storage
 from tinybnn.deploy import PackedModel
 from tinybnn.plots.canvas import MINUS, PALETTE, PLUS, legend_beside, picture
+
+if TYPE_CHECKING:
+    from tinybnn.plots.canvas import Place
 
 _COLORS = {
     "header: JSON": PALETTE[4],
@@ -21,16 +25,16 @@ _ROWS = 32  # at most
 
 
 @picture(size=(10.0, 5.5))
-def packed_file(path, *, ax=None):
-    """What each byte of a packed model's file is: rows of bytes, from the first to the last.
+def packed_file(path: str | os.PathLike[str], *, ax: Place = None) -> None:
+    """Draw a packed model's file as rows of bytes, coloured by their meaning.
 
-    Areas are in proportion to bytes. An array has the name of its layer and its own, where there is
-    room for it.
+    Areas are proportional to bytes. Arrays are labelled with their layer and name where the label
+    fits.
 
     Parameters
     ----------
     path : str or PathLike
-        Of a file that `PackedModel.save` wrote.
+        A file written by `PackedModel.save`.
 
     Returns
     -------
@@ -39,13 +43,13 @@ def packed_file(path, *, ax=None):
     Raises
     ------
     StorageError
-        If the file is of another kind, foreign or damaged.
+        If the file is not a packed model, or damaged.
     OSError
         If it cannot be read.
     """
     from matplotlib.patches import Patch, Rectangle
 
-    PackedModel.load(path)  # refuses what is no packed model, or damaged
+    PackedModel.load(path)  # refuses other and damaged files
     parts = _parts(path)
     size = parts[-1][2]
     width = 16
@@ -77,11 +81,11 @@ def packed_file(path, *, ax=None):
     ax.set_ylabel("first byte of a row")
     ax.set_title(f"{os.path.basename(path)}: {size:,} bytes", fontsize="medium")
     legend_beside(ax, [handle for handle, n in zip(handles, sizes.values(), strict=True) if n])
-    _remove_what_does_not_fit(ax, labels)
+    _remove_labels_that_do_not_fit(ax, labels)
 
 
 def _parts(path):
-    """(kind, first byte, byte behind the last, label) of all that is in the file, in order."""
+    """List (kind, first byte, end, label) of all parts of the file, in order."""
     metadata, members = storage.read_header(path)["metadata"], storage.layout(path)
     roles = {}  # the first step that has an array names it
     for step in metadata["steps"]:
@@ -108,7 +112,7 @@ def _parts(path):
 
 
 def _rectangles(start, stop, width):
-    """(left, top, width, height) of a run of bytes in rows: at most three rectangles."""
+    """Yield the rectangles (left, top, width, height) of a run of bytes in rows, at most three."""
     first, last = start // width, (stop - 1) // width
     left, right = start % width, (stop - 1) % width + 1
     if first == last:
@@ -124,9 +128,9 @@ def _rectangles(start, stop, width):
         yield 0, first, width, last - first + 1
 
 
-def _remove_what_does_not_fit(ax, labels):
-    """Of texts and the rectangles (left, top, width, height) that they stand in."""
-    ax.figure.draw_without_rendering()  # from here on the axes keep their place
+def _remove_labels_that_do_not_fit(ax, labels):
+    """Remove texts that exceed their rectangles (left, top, width, height)."""
+    ax.figure.draw_without_rendering()  # fixes the place of the axes
     for text, (left, top, wide, high) in labels:
         box = text.get_window_extent()
         (x0, y0), (x1, y1) = ax.transData.transform([(left, top + high), (left + wide, top)])

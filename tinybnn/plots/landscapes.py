@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from tinybnn.plots.canvas import (
@@ -17,17 +21,25 @@ from tinybnn.plots.canvas import (
 )
 from tinybnn.storage import write_atomic
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from plotly.graph_objects import Figure as PlotlyFigure
+
+    from tinybnn.plots.canvas import Place
+
 # ------------------------------------------------------------------------------------- curvature
 
 
 @picture(size=(7.5, 4.0))
-def spectrum(grid, density, eigenvalues=(), *, ax=None):
-    """The spectral density of a Hessian on a logarithmic scale, its largest eigenvalues as ticks.
+def spectrum(
+    grid: ArrayLike, density: ArrayLike, eigenvalues: ArrayLike = (), *, ax: Place = None
+) -> None:
+    """Plot the spectral density of a Hessian on a logarithmic scale, with eigenvalues as ticks.
 
     Parameters
     ----------
     grid, density : (G,)
-        Where the density is known, and its values, none of them negative.
+        Points and the density there, at least 0.
     eigenvalues : sequence of float
         Ticks below the curve, such as the ten largest.
 
@@ -43,8 +55,8 @@ def spectrum(grid, density, eigenvalues=(), *, ax=None):
         )
     if not len(density) or density.min() < 0 or not density.max() > 0:
         raise ValueError(
-            "spectrum: density must have values of at least 0, and one above it; pass the density "
-            "itself, not its logarithm"
+            "spectrum: density must have values of at least 0, one of them positive; pass the "
+            "density itself, not its logarithm"
         )
     floor = max(density[density > 0].min(), 1e-8 * density.max())
     ax.fill_between(grid, floor, np.maximum(density, floor), color=PALETTE[5], alpha=0.4, lw=0)
@@ -61,8 +73,8 @@ def spectrum(grid, density, eigenvalues=(), *, ax=None):
 
 
 @picture(size=(7.5, 4.0))
-def eigenvalues(groups, *, ax=None):
-    """The largest eigenvalues of several networks: the mean over seeds, and the range.
+def eigenvalues(groups: Mapping[str, ArrayLike], *, ax: Place = None) -> None:
+    """Plot the largest eigenvalues of several networks: mean and range over seeds.
 
     The axis is logarithmic if all are positive and differ by a factor of 10 or more.
 
@@ -100,16 +112,16 @@ def eigenvalues(groups, *, ax=None):
 
 
 @picture(size=(7.5, 4.0))
-def landscape(alphas, losses, *, ax=None):
-    """Losses along a direction through the weights: of the surrogate, of the binary network, ...
+def landscape(alphas: ArrayLike, losses: Mapping[str, ArrayLike], *, ax: Place = None) -> None:
+    """Plot losses along a direction in weight space, such as of the surrogate and the network.
 
     Parameters
     ----------
     alphas : (A,)
         Steps along the direction; 0 is the network itself.
     losses : dict
-        Label -> (A,) losses, or (seeds, A): then the mean and the range are drawn. Where a loss is
-        no finite number the curve has a gap.
+        Label -> (A,) losses, or (seeds, A) for mean and range. The curve has a gap where a loss is
+        not finite.
 
     Returns
     -------
@@ -136,17 +148,24 @@ def landscape(alphas, losses, *, ax=None):
 
 
 @picture(size=(6.0, 4.8))
-def contours(alphas, betas, losses, trajectory=None, *, ax=None):
-    """A loss over two directions as contours, the network in the middle as a star.
+def contours(
+    alphas: ArrayLike,
+    betas: ArrayLike,
+    losses: ArrayLike,
+    trajectory: ArrayLike | None = None,
+    *,
+    ax: Place = None,
+) -> None:
+    """Plot the contours of a loss over two directions, with the network as a star.
 
     Parameters
     ----------
     alphas, betas : (A,), (B,)
-        Steps along the first and the second direction, rising; 0 is the network itself.
+        Increasing steps along the first and the second direction; 0 is the network itself.
     losses : (A, B)
-        What is no finite number is left blank.
+        Values that are not finite are left blank.
     trajectory : (T, 2), optional
-        Points of the way that training took, in these directions.
+        Points of the path of training, in these directions.
 
     Returns
     -------
@@ -197,11 +216,17 @@ def contours(alphas, betas, losses, trajectory=None, *, ax=None):
     legend_below(ax, [line for line in ax.get_lines() if not line.get_label().startswith("_")])
 
 
-def landscape_html(path, alphas, betas, losses, trajectory=None):
-    """Loss surfaces that can be turned, as a file for a browser that needs nothing else.
+def landscape_html(
+    path: str | os.PathLike[str],
+    alphas: ArrayLike,
+    betas: ArrayLike,
+    losses: ArrayLike | Mapping[str, ArrayLike],
+    trajectory: ArrayLike | None = None,
+) -> PlotlyFigure:
+    """Write rotatable loss surfaces to a self-contained HTML file.
 
-    Needs plotly, the extra `interactive`; the file holds all of its code, some 5 MB. Surfaces are
-    shown and hidden by a click on their name.
+    Needs plotly, the extra `interactive`; the file includes all of its code, about 5 MB. Clicking a
+    surface's name shows or hides it.
 
     Parameters
     ----------
@@ -209,9 +234,9 @@ def landscape_html(path, alphas, betas, losses, trajectory=None):
         Written atomically.
     alphas, betas : (A,), (B,)
     losses : (A, B), or dict of label -> (A, B)
-        Such as of the surrogate and of the binary network.
+        Such as those of the surrogate and of the binary network.
     trajectory : (T, 3), optional
-        Points of the way that training took: both directions and the loss.
+        Points of the path of training: both directions and the loss.
 
     Returns
     -------
@@ -224,7 +249,7 @@ def landscape_html(path, alphas, betas, losses, trajectory=None):
     ValueError
         If shapes do not fit.
     OSError
-        If the file cannot be written; an old file at `path` stays as it was.
+        If the file cannot be written; an existing file at `path` stays unchanged.
     """
     try:
         from plotly import graph_objects
@@ -270,13 +295,13 @@ def landscape_html(path, alphas, betas, losses, trajectory=None):
 
 
 @picture(size=(7.5, 4.0))
-def flip_spectrum(changes, *, ax=None):
-    """How the loss changes with every single flipped weight, from the best flip to the worst.
+def flip_spectrum(changes: Mapping[str, ArrayLike], *, ax: Place = None) -> None:
+    """Plot the change of the loss by each single flipped weight, from the best flip to the worst.
 
     Parameters
     ----------
     changes : dict
-        Label, such as the layer's -> changes of the loss, one for each weight; of any shape.
+        Label, such as the layer's name -> changes of the loss, one per weight, any shape.
 
     Returns
     -------
@@ -298,15 +323,15 @@ def flip_spectrum(changes, *, ax=None):
 
 
 @picture(size=(7.5, 4.0))
-def sign_flips(flips, names=None, *, ax=None):
-    """Which share of a layer's signs flips in which step: a row for each layer.
+def sign_flips(flips: ArrayLike, names: Sequence[str] | None = None, *, ax: Place = None) -> None:
+    """Draw the share of signs that flip in each step, a row for each layer.
 
     Parameters
     ----------
     flips : (steps, layers)
-        Shares from 0 to 1. Many steps are averaged, so that there are at most 400 columns.
+        Shares from 0 to 1. Many steps are averaged to at most 400 columns.
     names : sequence of str, optional
-        Of the layers; by default their numbers.
+        Names of the layers; default: their numbers.
 
     Returns
     -------
@@ -324,7 +349,7 @@ def sign_flips(flips, names=None, *, ax=None):
     names = range(layers) if names is None else names
     if len(names) != layers:
         raise ValueError(f"sign_flips: expects {layers} names, got {len(names)}")
-    width = -(-steps // _MOST_COLUMNS)  # steps of a column
+    width = -(-steps // _MOST_COLUMNS)  # steps per column
     starts = np.arange(0, steps, width)
     counts = np.diff([*starts, steps])
     shown = np.add.reduceat(flips, starts).T / counts  # (layers, columns)
@@ -343,15 +368,14 @@ _MOST_COLUMNS = 400
 
 
 @picture(size=(7.5, 4.0))
-def latents(weights, clip=1.0, *, ax=None):
-    """How latent weights are distributed, and which of them lie beyond the clip, without gradient.
+def latents(weights: ArrayLike, clip: float | None = 1.0, *, ax: Place = None) -> None:
+    """Plot a histogram of latent weights; those beyond the clip have no gradient.
 
     Parameters
     ----------
-    weights : array
-        Of any shape.
+    weights : array of any shape
     clip : float or None
-        Where the pseudo-gradient ends: what lies beyond gets none, and keeps its sign for good.
+        End of the pseudo-gradient: weights beyond it get no gradient and keep their sign.
 
     Returns
     -------
@@ -364,7 +388,7 @@ def latents(weights, clip=1.0, *, ax=None):
         raise ValueError(f"latents: clip must be positive or None, got {clip!r}")
     limit = np.abs(weights).max() or 1.0
     edges = np.linspace(-limit, limit, 81)
-    if clip is not None:  # which is the border of two bars
+    if clip is not None:  # a border between two bars
         width = clip / max(1, round(40 * clip / max(limit, 1.1 * clip)))
         count = int(np.ceil(max(limit, 1.1 * clip) / width))
         edges = width * np.arange(-count, count + 1)
@@ -380,7 +404,7 @@ def latents(weights, clip=1.0, *, ax=None):
     for chosen, color, label in parts:
         values = weights[chosen]
         if label == "at the clip":
-            values = 0.999 * values  # in the outermost bars inside
+            values = 0.999 * values  # counted in the outermost bars inside
         counts = np.histogram(values, edges)[0]
         if len(parts) > 1:
             label = f"{label}: {np.mean(chosen):.1%}"
@@ -390,7 +414,7 @@ def latents(weights, clip=1.0, *, ax=None):
         for place in (-clip, clip):
             ax.axvline(place, color="black", linestyle="--", linewidth=0.9)
     ax.axvline(0, color="0.5", linewidth=0.8)
-    ax.set(xlabel="latent weight", ylabel="how many", xlim=(-limit, limit))
+    ax.set(xlabel="latent weight", ylabel="count", xlim=(-limit, limit))
     legend_beside(ax)
 
 
@@ -405,7 +429,7 @@ def _vector(where, name, values):
 
 
 def _of_seeds(where, label, values):
-    """(k,) or (seeds, k) as (seeds, k)."""
+    """Convert (k,) or (seeds, k) to (seeds, k)."""
     values = np.asarray(values, float)
     if values.ndim not in (1, 2) or not values.size:
         raise ValueError(
@@ -425,11 +449,11 @@ def _grid_of_losses(where, alphas, betas, losses):
             f"each, got {losses.shape}"
         )
     if not np.isfinite(losses).any():
-        raise ValueError(f"{where}: no loss is a finite number")
+        raise ValueError(f"{where}: no loss is finite")
     return alphas, betas, losses
 
 
 def _band(ax, x, values, color):
-    """The range over seeds."""
+    """Draw the range over seeds."""
     if len(values) > 1:
         ax.fill_between(x, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)

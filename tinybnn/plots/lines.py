@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from tinybnn.plots.canvas import (
@@ -13,14 +16,21 @@ from tinybnn.plots.canvas import (
     whole_numbers,
 )
 
-_FEW = 25  # points of a curve that has a marker at each
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
+
+    from tinybnn.plots.canvas import Place
+    from tinybnn.training import History
+
+_FEW = 25  # curves of up to this many points have a marker at each
 
 
 @picture
-def history(history, *, ax=None):
-    """Loss (left axis) and accuracy (right axis) over the epochs of a training.History.
+def history(history: History, *, ax: Place = None) -> None:
+    """Plot loss (left axis) and accuracy (right axis) over the epochs of a `training.History`.
 
-    A regression, which has no accuracy, shows the losses of training and validation.
+    For a regression, without accuracy, plot the losses of training and validation.
     """
     epochs, columns, kinds = history["epoch"], history.rows[0], marks()
     _curve(ax, next(kinds), epochs, history["loss"], "training loss")
@@ -43,8 +53,10 @@ def history(history, *, ax=None):
 
 
 def _curve(ax, mark, x, y, label, first=0.0):
-    """A line with markers: at all of few points, at some of many; `first` is the share of a gap
-    before the first one."""
+    """Plot a line with markers, at all of few points or at some of many.
+
+    `first` places the first marker, as a share of the distance between two markers.
+    """
     marker, color, style = mark
     step = 1 if len(x) <= _FEW else len(x) // _FEW + 1
     ax.plot(
@@ -55,22 +67,30 @@ def _curve(ax, mark, x, y, label, first=0.0):
 
 
 def _count_from_one(ax, count):
-    """An x axis for epochs or rounds: whole numbers, from 1 to a count."""
+    """Set up an x axis for epochs or rounds: whole numbers, from 1 to a count."""
     whole_numbers(ax, "x")
     if count == 1:
         ax.set_xlim(0.5, 1.5)
 
 
 @picture
-def curves(lines, ylabel, xlabel="epoch", legend=True, *, ax=None):
-    """Several curves over the epochs, from 1, with markers.
+def curves(
+    lines: Mapping[str, Sequence[float]],
+    ylabel: str,
+    xlabel: str = "epoch",
+    legend: bool = True,
+    *,
+    ax: Place = None,
+) -> None:
+    """Plot curves over the epochs, from 1, with markers.
 
     Parameters
     ----------
     lines : dict
         Label -> a value for each epoch.
+    ylabel, xlabel : str
     legend : bool
-        Whether to add a legend, beside the axes.
+        Whether to add a legend beside the axes.
     """
     points = {label: (np.arange(1, len(y) + 1), y) for label, y in lines.items()}
     curves_through(points, ax=ax)
@@ -81,8 +101,8 @@ def curves(lines, ylabel, xlabel="epoch", legend=True, *, ax=None):
 
 
 @picture
-def curves_through(points, *, ax=None):
-    """Several curves, each through its own points, with markers; without a legend.
+def curves_through(points: Mapping[str, tuple[ArrayLike, ArrayLike]], *, ax: Place = None) -> None:
+    """Plot curves, each through its own points, with markers and without a legend.
 
     Parameters
     ----------
@@ -94,25 +114,31 @@ def curves_through(points, *, ax=None):
 
 
 @picture
-def dots(groups, names, ylabel, *, ax=None):
-    """Values side by side as dots with their standard deviations, on an axis zoomed to them.
+def dots(
+    groups: Mapping[str, Sequence[tuple[float, float]]],
+    names: Sequence[str],
+    ylabel: str,
+    *,
+    ax: Place = None,
+) -> Figure:
+    """Plot values as dots with their standard deviations, on an axis zoomed to them.
 
-    Where the values fall into two ranges far apart, the axis is broken: each range has axes of its
-    own, above one another.
+    If the values fall into two ranges far apart, the axis is broken: each range has its own axes,
+    one above the other.
 
     Parameters
     ----------
     groups : dict
-        Label, one marker each -> for each name a pair of value and standard deviation. NaN is left
-        out.
+        Label -> a pair of value and standard deviation for each name. NaN is omitted. Each label
+        has its own marker.
     names : sequence of str
-        Along the x axis.
+        Ticks of the x axis.
+    ylabel : str
 
     Returns
     -------
     matplotlib.figure.Figure
-        Its last axes are those drawn on, from top to bottom; where the axis is broken they take
-        the place of `ax`.
+        Its last axes are those drawn on, from top to bottom; those of a broken axis replace `ax`.
     """
     values, errors = np.moveaxis(np.array([*groups.values()], float), -1, 0)  # (groups, names)
     cut = _widest_gap(values)
@@ -149,7 +175,7 @@ def dots(groups, names, ylabel, *, ax=None):
 
 
 def _widest_gap(values):
-    """A value in the middle of a gap much wider than what lies on each side of it; else None."""
+    """Return the middle of a gap much wider than the ranges on both sides of it, else None."""
     rising = np.sort(values[np.isfinite(values)])
     if len(rising) < 3:
         return None
@@ -160,7 +186,7 @@ def _widest_gap(values):
 
 
 def _two_of(ax, heights):
-    """Two axes above one another, in place of one."""
+    """Replace axes by two, one above the other."""
     from matplotlib.gridspec import GridSpec
 
     figure, place = ax.figure, ax.get_position()
@@ -178,7 +204,7 @@ def _two_of(ax, heights):
 
 
 def _break_between(upper, lower):
-    """Show two axes above one another as one with a part of its y axis left out."""
+    """Style two axes, one above the other, as a single one with a broken y axis."""
     upper.spines.bottom.set_visible(False)
     lower.spines.top.set_visible(False)
     upper.tick_params(bottom=False)
@@ -191,15 +217,23 @@ def _break_between(upper, lower):
 
 
 @picture
-def trade_off(points, xlabel, ylabel, legend=True, *, ax=None):
-    """What is gained against what it costs: a marker for each.
+def trade_off(
+    points: Mapping[str, tuple[float, float, float]],
+    xlabel: str,
+    ylabel: str,
+    legend: bool = True,
+    *,
+    ax: Place = None,
+) -> None:
+    """Plot gains against costs, a marker for each label.
 
-    The axis of the costs is logarithmic if they differ by a factor of 3 or more.
+    The axis of costs is logarithmic if they differ by a factor of 3 or more.
 
     Parameters
     ----------
     points : dict
         Label -> (cost, gain, standard deviation of the gain).
+    xlabel, ylabel : str
     legend : bool
     """
     for (marker, color, _), (label, (x, y, error)) in zip(marks(), points.items(), strict=False):

@@ -1,8 +1,10 @@
-"""Architectures, drawn from the modules: what a forward pass runs, as boxes and arrows."""
+"""Architectures, drawn from a forward pass of the modules, as boxes and arrows."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,32 +13,46 @@ from tinybnn.models import BinaryVAE
 from tinybnn.plots.boxes import Box, connect, draw, laid_out
 from tinybnn.plots.canvas import MINUS, PALETTE, PLUS, figure, picture, tint
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from tinybnn.nn import Module
+    from tinybnn.plots.canvas import Place
+
 _TERNARY = PALETTE[2]
-_LAYERS = {  # fill, edge, text in the legend
-    "binary": (tint(MINUS, 0.3), MINUS, "products of signs"),
-    "ternary": (tint(_TERNARY, 0.55), _TERNARY, "of signs, ternary or 1.58-bit"),
+_LAYERS = {  # fill, edge, legend text
+    "binary": (tint(MINUS, 0.3), MINUS, "sign products"),
+    "ternary": (tint(_TERNARY, 0.55), _TERNARY, "ternary or 1.58-bit products"),
     "real": (tint(PLUS, 0.5), PLUS, "real products"),
     "sign": ("white", MINUS, "sign"),
     "other": ("0.95", "0.6", "no products"),
     "value": ("white", "black", ""),
 }
-_PATHS = {  # colour, line style, width, text in the legend
+_PATHS = {  # colour, line style, width, legend text
     "binary": (MINUS, "-", 2.4, "signs"),
     "ternary": (_TERNARY, "--", 1.8, "-1, 0, +1"),
     "real": ("0.3", "-", 0.9, "real values"),
 }
 _SYMBOLS = {"Add": "+", "Sub": "\N{MINUS SIGN}", "Mul": "×", "Div": "÷"}
-_MOST_BOXES = 40  # of a picture whose depth is not given
+_MOST_BOXES = 40  # of a picture with the default depth
 _ROW = 0.78  # inches
 
 
 @picture(size=None)
-def architecture(model, input_shape, depth=None, fold=False, *, ax=None):
-    """A network as it runs: a box for each layer, arrows with the shapes between them.
+def architecture(
+    model: Module,
+    input_shape: Sequence[int],
+    depth: int | None = None,
+    fold: bool = False,
+    *,
+    ax: Place = None,
+) -> Axes:
+    """Draw a network: a box for each layer, arrows with the shapes between them.
 
-    The drawing is made from one forward pass in evaluation mode, so residuals and branches are
-    where the forward method has them. Blue boxes multiply signs, green ones are ternary or sum
-    binary convolutions (1.58 bits), orange ones are real; thick blue arrows carry signs.
+    The drawing follows one forward pass in evaluation mode, with its residuals and branches. Blue
+    boxes multiply signs, green ones are ternary or sum binary convolutions (1.58 bits), orange ones
+    are real; thick blue arrows carry signs.
 
     Parameters
     ----------
@@ -44,10 +60,10 @@ def architecture(model, input_shape, depth=None, fold=False, *, ax=None):
     input_shape : sequence of int
         Shape of one sample, without the batch.
     depth : int, optional
-        How many levels of modules are opened: 1 shows the children of the model. By default as many
-        as give at most 40 boxes.
+        Number of module levels to open: 1 shows the children of the model. Default: the largest
+        depth with at most 40 boxes.
     fold : bool
-        Write batch norms and activations into the box of the layer in front of them.
+        Write batch norms and activations into the box of the layer before them.
 
     Returns
     -------
@@ -56,7 +72,7 @@ def architecture(model, input_shape, depth=None, fold=False, *, ax=None):
     Raises
     ------
     ValueError
-        If depth is below 1, or the model does not take this shape.
+        If depth is below 1, or the model does not accept this shape.
     """
     if depth is not None and depth < 1:
         raise ValueError(f"architecture: depth must be at least 1, got {depth!r}")
@@ -64,8 +80,15 @@ def architecture(model, input_shape, depth=None, fold=False, *, ax=None):
     return draw(laid_out(run.boxes(depth, fold), True), ax, _LAYERS, _PATHS, _ROW)
 
 
-def architectures(models, input_shape, depth=None, fold=False, *, ax=None):
-    """Several architectures side by side, such as a block and its variants.
+def architectures(
+    models: Mapping[str, Module],
+    input_shape: Sequence[int],
+    depth: int | None = None,
+    fold: bool = False,
+    *,
+    ax: Sequence[Axes] | None = None,
+) -> Figure:
+    """Draw several architectures side by side, such as a block and its variants.
 
     Parameters
     ----------
@@ -91,14 +114,14 @@ def architectures(models, input_shape, depth=None, fold=False, *, ax=None):
         ax.set_title(title, fontsize="medium")
         ax.axis("off")
         ax.set_anchor("N")
-    sides[0].figure.draw_without_rendering()  # from here on the axes have their size
+    sides[0].figure.draw_without_rendering()  # fixes the size of the axes
     for ax, model in zip(sides, models.values(), strict=True):
         architecture(model, input_shape, depth, fold, ax=ax)
     return sides[0].figure
 
 
 def _sides(models, input_shape, depth, fold):
-    """Axes of a new figure, each of the size that its architecture takes alone."""
+    """Make the axes of a new figure, each of the size of its architecture alone."""
     alone = [architecture(model, input_shape, depth, fold).figure for model in models.values()]
     widths, heights = np.transpose([drawn.get_size_inches() for drawn in alone])
     together = figure(figsize=(widths.sum() + 0.2, heights.max() + 0.7))
@@ -107,11 +130,11 @@ def _sides(models, input_shape, depth, fold):
 
 
 @picture(size=None)
-def hybnn(vae, head, *, ax=None):
-    """HyBNN from its modules: encoder, binary latent space, decoder, and the network on the bits.
+def hybnn(vae: BinaryVAE, head: Module, *, ax: Place = None) -> Axes:
+    """Draw HyBNN from its modules: encoder, binary latent space, decoder, and head on the bits.
 
     The parts of Fig. 2 of the paper: the autoencoder is trained without labels; then the decoder is
-    dropped, the encoder frozen, and a binary network is trained on the codes.
+    dropped, the encoder is frozen, and a binary network is trained on the codes.
 
     Parameters
     ----------
@@ -149,7 +172,7 @@ _TITLES = {
 
 
 class _Run:
-    """A forward pass, and the boxes of what it ran.
+    """A forward pass, and the boxes of its layers.
 
     Parameters
     ----------
@@ -157,7 +180,7 @@ class _Run:
         Prefix of names -> Module.
     input_shape : sequence of int
     forward : callable
-        Input -> dict of outputs by their names.
+        Maps the input to a dict of outputs by name.
     """
 
     def __init__(self, roots, input_shape, forward):
@@ -175,20 +198,20 @@ class _Run:
         self.roots = {id(root) for root in roots.values()}
 
     def boxes(self, depth, fold):
-        """The boxes, the outputs first, each before those that its arrows come from."""
+        """Make the boxes, the outputs first, each before its sources."""
         deepest = 1 + max((path.count(".") for path in self.paths.values()), default=0)
         for level in range(deepest if depth is None else depth, 0, -1):
-            found = self._boxes(level)
-            found = _folded(found) if fold else found
-            if depth is not None or len(found) <= _MOST_BOXES:
+            boxes = self._boxes(level)
+            boxes = _folded(boxes) if fold else boxes
+            if depth is not None or len(boxes) <= _MOST_BOXES:
                 break
-        return found[::-1]
+        return boxes[::-1]
 
     def _boxes(self, depth):
         start = Box("value", ("input",), _carried(self.x))
         start.path = ""
         made, order = {id(self.x): start}, [start]
-        open_boxes, ends = {}, {}  # by the module that runs; modules by the output that ends them
+        open_boxes, ends = {}, {}  # by running module; modules by their final output
         for module, _, output in self.tape.modules:
             ends.setdefault(id(output), set()).add(id(module))
         for call in self.tape:
@@ -209,7 +232,7 @@ class _Run:
                 box.kind, box.lines = "other", (_symbol(call.function),)
             else:
                 is_branch = any(_is_dual(m) for m in call.scope)
-                box.kind, box.lines = self._told(owner, box, is_branch)
+                box.kind, box.lines = self._described(owner, box, is_branch)
             box.height = 0.14 * len(box.lines) + 0.12
             made[id(call.output)] = box
             if id(owner) in ends.get(id(call.output), ()):
@@ -220,21 +243,21 @@ class _Run:
             source = made.get(id(self.tape.source(output)))
             if source is None:
                 raise ValueError(
-                    "architecture: the model's output must be one Tensor, made of its input by "
-                    f"operations on Tensors, got {type(output).__name__}"
+                    "architecture: the model's output must be one Tensor, computed from its input "
+                    f"by operations on Tensors, got {type(output).__name__}"
                 )
             connect(source, end)
             order.append(end)
         return order
 
     def _is_closed(self, module, depth):
-        """Whether a module is one box."""
+        """Whether a module is a single box."""
         path = self.paths.get(id(module), "")
         level = 0 if id(module) in self.roots and not path else 1 + path.count(".")
         return not module.children() or level >= depth
 
-    def _told(self, module, box, is_branch):
-        """Kind and lines of a module's box."""
+    def _described(self, module, box, is_branch):
+        """Choose kind and lines of a module's box."""
         name = type(module).__name__
         if module.children():
             kinds = {_kind(m, True) for m in module.modules() if not m.children()}
@@ -253,12 +276,12 @@ class _Run:
 
 
 def _is_dual(module):
-    """Whether it is a 1.58-bit convolution: several binary ones, added."""
+    """Whether it is a 1.58-bit convolution, a sum of binary ones."""
     return len(getattr(module, "branches", ())) > 1
 
 
 def _carried(tensor):
-    """What an arrow says of a Tensor: its shape for one sample, and what its values are."""
+    """Describe a Tensor for an arrow: its shape for one sample, and the kind of its values."""
     values = tensor.data
     kind = "real"
     if np.isin(values, (-1, 1)).all():
@@ -273,7 +296,7 @@ def _symbol(function):
 
 
 def _kind(module, takes_signs):
-    """What a layer's products are made of."""
+    """Classify a layer's products."""
     weight = getattr(module, "weight", None)
     if weight is None or weight.ndim < 2:
         return "other"
@@ -285,7 +308,7 @@ def _kind(module, takes_signs):
 
 
 def _detail(module):
-    """The second line of a layer's box: its geometry, or its quantizer."""
+    """Format the second line of a layer's box: its geometry, or its quantizer."""
     parts = []
     if hasattr(module, "kernel_size"):
         size = module.kernel_size
@@ -310,7 +333,7 @@ def _detail(module):
 
 
 def _folded(boxes):
-    """Boxes without products become a line of the box in front, where nothing else leaves that."""
+    """Merge boxes without products into the box before them, if that has no other target."""
     kept = []
     for box in boxes:
         source = box.sources[0] if box.sources else None

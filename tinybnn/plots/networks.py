@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
 from tinybnn import quantizers
 from tinybnn.autograd import Function, Tensor, as_array
 from tinybnn.plots.boxes import Box, connect, draw, laid_out
 from tinybnn.plots.canvas import MINUS, PLUS, picture, tint
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from tinybnn.plots.canvas import Place
+
 _MOST_BOXES = 500
-_NODES = {  # fill, edge, text in the legend
+_NODES = {  # fill, edge, legend text
     "operation": ("white", MINUS, "operation"),
     "leaf": (tint(PLUS, 0.25), PLUS, "leaf that requires grad"),
     "constant": ("0.93", "0.6", "constant"),
@@ -16,17 +24,22 @@ _NODES = {  # fill, edge, text in the legend
 
 
 @picture(size=None)
-def graph(tensor, names=(), *, ax=None):
-    """The autograd graph behind a Tensor: from the leaves at the top down to the Tensor.
+def graph(
+    tensor: Tensor,
+    names: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]] = (),
+    *,
+    ax: Place = None,
+) -> Figure:
+    """Draw the autograd graph of a Tensor, from the leaves at the top down to the Tensor.
 
-    A box is an operation, with the shapes of what went in and what came out, or a leaf with its
-    shape. Arrows run as the data did; `backward` goes the other way. Numbers are left out.
+    A box is an operation, with the shapes of its inputs and output, or a leaf with its shape.
+    Arrows follow the data; `backward` goes the other way. Numbers are omitted.
 
     Parameters
     ----------
     tensor : Tensor
     names : dict or sequence of (name, Tensor)
-        What to call leaves, for example ``model.named_parameters()``.
+        Names of leaves, such as ``model.named_parameters()``.
 
     Returns
     -------
@@ -36,54 +49,56 @@ def graph(tensor, names=(), *, ax=None):
     ------
     RuntimeError
         If `backward` has freed the graph: draw before it, or use ``retain_graph=True``.
+    ValueError
+        If the graph has more than 500 nodes.
     """
     return draw(laid_out(_boxes(tensor, dict(names))), ax, _NODES).figure
 
 
 def _boxes(tensor, names):
-    """One box for each node, the last operation first, each before those that it was made from."""
+    """Make a box for each node, the last operation first, each before its sources."""
     name_of = {id(as_array(t)): name for name, t in names.items()}
     root = tensor.function or tensor
-    found, order = {}, []
-    stack = [(id(root), root, tensor.shape, False)]  # depth-first; Python's own would overflow
+    boxes, order = {}, []
+    stack = [(id(root), root, tensor.shape, False)]  # depth-first; recursion would overflow
     while stack:
         key, node, shape, is_complete = stack.pop()
         if is_complete:
             for source_key, *_ in _sources(node):
-                connect(found[source_key], found[key])
-            order.append(found[key])
-        elif key not in found:
-            if len(found) == _MOST_BOXES:
+                connect(boxes[source_key], boxes[key])
+            order.append(boxes[key])
+        elif key not in boxes:
+            if len(boxes) == _MOST_BOXES:
                 raise ValueError(f"graph: more than {_MOST_BOXES} nodes make no picture")
             if isinstance(node, Function):
-                found[key] = _operation(node, shape)
+                boxes[key] = _operation(node, shape)
             else:
                 kind = "leaf" if isinstance(node, Tensor) and node.requires_grad else "constant"
-                found[key] = Box(kind, (name_of.get(id(as_array(node)), kind), str(shape)))
+                boxes[key] = Box(kind, (name_of.get(id(as_array(node)), kind), str(shape)))
             stack.append((key, node, shape, True))
             stack.extend((*source, False) for source in _sources(node))
     return order[::-1]
 
 
 def _sources(node):
-    """(key, what it is, shape) of each input of an operation that gets a box: not of numbers."""
+    """Yield (key, node, shape) of each input of an operation, except numbers."""
     if not isinstance(node, Function):
         return
     if node.edges is None:
         raise RuntimeError(
-            f"graph: the graph behind {node} was freed by backward; draw it before, or pass "
-            "retain_graph=True there"
+            f"graph: the graph behind {node} was freed by backward; draw it before backward, or "
+            "pass retain_graph=True there"
         )
     for i, (edge, shape) in enumerate(zip(node.edges, node.shapes, strict=True)):
         saved = node._inputs[i]
         if edge is not None:
             yield id(edge), edge, shape
-        elif shape != ():  # a constant; where its values were saved it is known when met again
+        elif shape != ():  # a constant, recognised again if its values were saved
             yield (id(node), i) if saved is None else id(as_array(saved)), saved, shape
 
 
 def _operation(function, shape):
-    """The box of an operation with an output of `shape`."""
+    """Make the box of an operation with an output of `shape`."""
     inputs = [s for s in function.shapes if s != ()]
     text = str(shape)
     if any(s != shape for s in inputs):

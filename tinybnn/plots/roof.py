@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from tinybnn.plots.canvas import marks, picture
 
+if TYPE_CHECKING:
+    from tinybnn.plots.canvas import Place
+
 
 @picture
-def roofline(rows, peak, bandwidth, *, ax=None):
-    """Products of signs a second against products a byte, below the roof of the machine.
+def roofline(
+    rows: Sequence[Mapping[str, Any]], peak: float, bandwidth: float, *, ax: Place = None
+) -> None:
+    """Plot sign products per second against products per byte, below the roof of the machine.
 
-    A kernel can be no faster than the registers count, nor than the memory delivers (the roofline
-    of Williams, Waterman, Patterson 2009). The bytes of a point are what it reads and writes at
-    least; what a cache holds does not wait for memory, and may lie above the slope.
+    Register throughput and memory bandwidth bound the speed of a kernel (the roofline of Williams,
+    Waterman, Patterson 2009). The bytes of a point are the minimum that it reads and writes; data
+    in a cache does not wait for memory, so points may lie above the slope.
 
     Parameters
     ----------
-    axes : matplotlib axes
     rows : list of dict
-        Of a benchmark: ``name``, ``shape``, ``products``, ``bytes``, ``ours_s``, and ``peer``,
-        ``peer_s``, ``peer_bytes``. A row without products or bytes is left out; of rows that
-        differ only in the peer one is drawn. What NumPy's sgemm does with floats is drawn too.
+        Rows of a benchmark: ``name``, ``shape``, ``products``, ``bytes``, ``ours_s``, and ``peer``,
+        ``peer_s``, ``peer_bytes``. Rows without products or bytes are omitted, and rows that differ
+        only in the peer are drawn once. NumPy's sgemm on floats is drawn too.
     peak : float
-        Products a second that the registers count.
+        Register-only peak, products per second.
     bandwidth : float
-        Bytes a second.
+        Bytes per second.
     """
     ours, sgemm = _points(rows)
     points = [point for group in (*ours.values(), sgemm) for point in group]
@@ -34,7 +41,7 @@ def roofline(rows, peak, bandwidth, *, ax=None):
     x = np.array([low, peak / bandwidth, high])
     ax.plot(x, np.minimum(peak, bandwidth * x) / 1e9, color="0.2", zorder=1)
     ax.set(
-        xscale="log", yscale="log", xlim=(low, high), xlabel="products of signs a byte moved",
+        xscale="log", yscale="log", xlim=(low, high), xlabel="sign products per byte moved",
         ylabel="Gbit-MAC/s",
     )  # fmt: skip
     ax.grid(True, which="major", color="0.92", zorder=0)
@@ -63,7 +70,7 @@ def roofline(rows, peak, bandwidth, *, ax=None):
 
 
 def _points(rows):
-    """Ours as {name: [(products a byte, Gbit-MAC/s, shape)]}, and those of NumPy's sgemm."""
+    """Collect {name: [(products per byte, Gbit-MAC/s, shape)]}, and the points of sgemm."""
     ours, sgemm, seen = {}, [], set()
     for row in rows:
         if row["products"] and row["bytes"]:
@@ -80,7 +87,7 @@ def _points(rows):
 
 
 def _dots(ax, points, marker, color):
-    """Draw points; returns what stands for them in the legend."""
+    """Draw points and return their handle for the legend."""
     edge = {} if marker == "x" else {"markeredgecolor": "white"}
     x, y, _ = zip(*points, strict=True)
     [line] = ax.plot(x, y, marker, color=color, markersize=8, zorder=3, **edge)
@@ -88,17 +95,17 @@ def _dots(ax, points, marker, color):
 
 
 def _nothing():
-    """An entry of a legend that has a text only."""
+    """Make a legend entry that has only a text."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], linestyle="")
 
 
 def _number(ax, points):
-    """Write 1, 2, 3, ... beside points, each where most room is."""
+    """Write 1, 2, 3, ... beside points, on the side with most room."""
     from matplotlib.patheffects import withStroke
 
-    ax.figure.draw_without_rendering()  # from here on the axes keep their place
+    ax.figure.draw_without_rendering()  # fixes the place of the axes
     points_a_pixel = 72 / ax.figure.dpi
     places = [ax.transData.transform(point) * points_a_pixel for point in points]
     taken = list(places)

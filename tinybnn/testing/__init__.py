@@ -19,4 +19,7 @@ __all__ = [
     "Campaign", "RandomNetwork", "assert_identical", "campaign", "check_packed", "gradcheck",
     "gradgradcheck", "random_network", "randomize", "train_briefly",
 ]  # fmt: skip
-__dir__ = __all__.copy  # dir() shows what is public, and nothing else
+
+
+def __dir__() -> list[str]:
+    return __all__.copy()  # what is public, and nothing else

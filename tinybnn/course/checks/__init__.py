@@ -1,1 +1,1 @@
-"""The checks of each chapter's exercises; a file here has the name of the student's file."""
+"""The checks of the exercises, a file per chapter under the name of the student's file."""

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 
 from tinybnn.course.exercise import Exercise, Wrong, call, compare, for_all, provided
 
-EXAMPLE = np.float32([[1, -1, 1, 1, -1, 1, 1, -1], [1, 1, -1, 1, 1, 1, 1, -1]])  # the notebook's
-LONG = np.tile(EXAMPLE, 9)
-SHORT = np.float32([[-1, 1, 1, -1, 1, -1, -1, 1, -1], [1, 1, -1, -1, -1, 1, -1, -1, -1]])
+_EXAMPLE = np.float32([[1, -1, 1, 1, -1, 1, 1, -1], [1, 1, -1, 1, 1, 1, 1, -1]])  # the notebook's
+_LONG = np.tile(_EXAMPLE, 9)
+_SHORT = np.float32([[-1, 1, 1, -1, 1, -1, -1, 1, -1], [1, 1, -1, -1, -1, 1, -1, -1, -1]])
 
 
 class Bits(int):
-    """An integer that a message shows as bits, `width` of them."""
+    """An integer that messages show as `width` bits."""
 
-    def __new__(cls, value, width=1):
+    width: int
+
+    def __new__(cls, value: int, width: int = 1) -> Bits:
         self = super().__new__(cls, value)
         self.width = width
         return self
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"0b{int(self):0{self.width}b}"
 
-    def __str__(self):
+    def __str__(self) -> str:
         return str(int(self))
 
 
-Bits.__name__ = Bits.__qualname__ = "int"  # what a student calls it
+Bits.__name__ = Bits.__qualname__ = "int"  # as students call it
 
 
 # ------------------------------------------------------------------------------------------ sign
@@ -36,7 +40,7 @@ def _sign(x):
     return np.where(x >= 0, np.float32(1), np.float32(-1))
 
 
-SIGN_MISTAKES = {
+_SIGN_MISTAKES = {
     "sign(0) is 0 here, as in np.sign; a bit has two values, and 0 must become one of them: +1":
         np.sign,
     "sign(0) is -1 here; the course takes sign(0) = +1, so compare with >=":
@@ -51,20 +55,20 @@ SIGN_MISTAKES = {
 }  # fmt: skip
 
 
-def sign_values(bits):
+def sign_values(bits: ModuleType) -> None:
     """sign is +1 from 0 upwards and -1 elsewhere, for any floats."""
     from hypothesis.extra.numpy import array_shapes, arrays
 
     probes = [{"x": np.float32(x)} for x in ([2.0, 0.0, -0.0, -1.0], [np.nan, 0.0, 0.5], [-3.0])]
 
     def check(x):
-        compare(bits.sign, _sign, {"x": x}, SIGN_MISTAKES, probes=probes)
+        compare(bits.sign, _sign, {"x": x}, _SIGN_MISTAKES, probes=probes)
 
     check(probes[0]["x"])
     for_all(check, x=arrays(np.float32, array_shapes(max_dims=2, max_side=4)))
 
 
-def sign_dtype(bits):
+def sign_dtype(bits: ModuleType) -> None:
     """sign returns float32."""
     x = np.float32([-1.5, 0.0, 2.0])
     answer = call(bits.sign, {"x": x})
@@ -79,7 +83,7 @@ def _to_integer(signs):
     return Bits(sum(1 << i for i, s in enumerate(signs) if s > 0), len(signs))
 
 
-TO_INTEGER_MISTAKES = {
+_TO_INTEGER_MISTAKES = {
     "the order of the bits is reversed: element 0 belongs to bit 0, the lowest, which is written "
     "last": lambda signs: _to_integer(signs[::-1]),
     "the bits are inverted: bit 1 stands for +1, bit 0 for -1": lambda signs: _to_integer(-signs),
@@ -100,7 +104,7 @@ TO_INTEGER_MISTAKES = {
 
 
 def _rows(count, longest):
-    """Strategy: `count` rows of signs of one length."""
+    """Strategy: `count` rows of signs of equal length."""
     from hypothesis import strategies as st
 
     signs = st.sampled_from([1.0, -1.0])
@@ -108,7 +112,7 @@ def _rows(count, longest):
     return row.map(lambda pairs: np.float32(pairs).T)
 
 
-def to_integer_values(bits):
+def to_integer_values(bits: ModuleType) -> None:
     """bit i is 1 exactly where element i is +1, in rows of up to 100 signs."""
 
     def to_integer(signs):
@@ -121,17 +125,17 @@ def to_integer_values(bits):
             )  # fmt: skip
         return Bits(answer, len(signs))
 
-    probes = [{"signs": signs} for signs in (EXAMPLE[0], LONG[0], SHORT[0])]
+    probes = [{"signs": signs} for signs in (_EXAMPLE[0], _LONG[0], _SHORT[0])]
 
     def check(signs):
-        compare(to_integer, _to_integer, {"signs": signs}, TO_INTEGER_MISTAKES, probes=probes)
+        compare(to_integer, _to_integer, {"signs": signs}, _TO_INTEGER_MISTAKES, probes=probes)
 
-    check(EXAMPLE[0])
-    check(LONG[0])
+    check(_EXAMPLE[0])
+    check(_LONG[0])
     for_all(lambda rows: check(rows[0]), rows=_rows(1, 100))
 
 
-def to_integer_is_an_int(bits):
+def to_integer_is_an_int(bits: ModuleType) -> None:
     """the integer is Python's own, which never overflows."""
     signs = np.float32([1, -1, 1])
     answer = call(bits.to_integer, {"signs": signs})
@@ -166,8 +170,8 @@ def _halved_as_floats(add, until):
     return popcount
 
 
-HALVED = "word / 2 is a float, and keeps the bit that should fall out: 3 / 2 is 1.5; use // or >>"
-POPCOUNT_MISTAKES = {
+_HALVED = "word / 2 is a float, and keeps the bit that should fall out: 3 / 2 is 1.5; use // or >>"
+_POPCOUNT_MISTAKES = {
     "only the lower 32 bits are counted; the word may be of any length":
         lambda word: _popcount(word & 0xFFFFFFFF),
     "only the lower 64 bits are counted; the word may be of any length":
@@ -184,7 +188,7 @@ POPCOUNT_MISTAKES = {
         lambda word: word.bit_length(),
     "the zeros are counted here, not the ones":
         lambda word: word.bit_length() - _popcount(word),
-    HALVED: tuple(
+    _HALVED: tuple(
         _halved_as_floats(add, until)
         for add in (lambda rest: rest == 1, lambda rest: rest != 0, lambda rest: rest,
                     lambda rest: int(rest))
@@ -195,7 +199,7 @@ POPCOUNT_MISTAKES = {
 }  # fmt: skip
 
 
-def popcount_values(bits):
+def popcount_values(bits: ModuleType) -> None:
     """popcount counts the ones of integers of up to 200 bits."""
     from hypothesis import strategies as st
 
@@ -205,10 +209,10 @@ def popcount_values(bits):
     def check(word):
         inputs = {"word": Bits(word)}
         try:
-            compare(bits.popcount, _popcount, inputs, POPCOUNT_MISTAKES, probes=probes)
+            compare(bits.popcount, _popcount, inputs, _POPCOUNT_MISTAKES, probes=probes)
         except Wrong as wrong:
             if isinstance(wrong.cause, TypeError) and "'float' and 'int'" in str(wrong.cause):
-                wrong.why = HALVED
+                wrong.why = _HALVED
             raise
 
     for word in words:
@@ -217,29 +221,29 @@ def popcount_values(bits):
     for_all(check, word=st.integers(2**64, 2**200))
 
 
-READY_MADE = (
+_READY_MADE = (
     "popcount uses {}, which is the answer ready-made; count with operations on the integer: & - >>"
 )
 
 
 class _Unwritten(int):
-    """An integer that is not to be written as a text of ones and zeros."""
+    """An integer that cannot be formatted as a text of ones and zeros."""
 
     def __format__(self, form):
         if form.endswith("b"):
-            raise Wrong(READY_MADE.format("a text of ones and zeros"))
+            raise Wrong(_READY_MADE.format("a text of ones and zeros"))
         return format(int(self), form)
 
 
 _Unwritten.__name__ = _Unwritten.__qualname__ = "int"
 
 
-def popcount_by_operations(bits):
+def popcount_by_operations(bits: ModuleType) -> None:
     """popcount is made of operations on integers."""
     code = getattr(bits.popcount, "__code__", None)
     short = {"bit_count", "bitwise_count", "bin", "format"} & set(code.co_names if code else ())
     if short:
-        raise Wrong(READY_MADE.format(min(short)))
+        raise Wrong(_READY_MADE.format(min(short)))
     call(bits.popcount, {"word": _Unwritten(0b1011)})
 
 
@@ -250,7 +254,7 @@ def _dot(a, b, k):
     return k - 2 * _popcount(a ^ b)
 
 
-DOT_MISTAKES = {
+_DOT_MISTAKES = {
     "agreements and differences are exchanged: the ones of a ^ b are the places where the signs "
     "differ, and each of them gives -1": lambda a, b, k: 2 * _popcount(a ^ b) - k,
     "k is forgotten: these are the differences alone, without the k products that would all be +1":
@@ -278,24 +282,24 @@ DOT_MISTAKES = {
 }  # fmt: skip
 
 
-def dot_values(bits):
+def dot_values(bits: ModuleType) -> None:
     """dot is the sum of the products of the signs, in rows of up to 100 signs."""
 
     def inputs(rows):
         return {"a": _to_integer(rows[0]), "b": _to_integer(rows[1]), "k": len(rows[0])}
 
-    probes = [inputs(rows) for rows in (EXAMPLE, SHORT, SHORT[::-1], EXAMPLE[:, 1:6], LONG)]
+    probes = [inputs(rows) for rows in (_EXAMPLE, _SHORT, _SHORT[::-1], _EXAMPLE[:, 1:6], _LONG)]
 
     def check(rows):
         assert _dot(**inputs(rows)) == rows[0] @ rows[1]
-        compare(bits.dot, _dot, inputs(rows), DOT_MISTAKES, probes=probes)
+        compare(bits.dot, _dot, inputs(rows), _DOT_MISTAKES, probes=probes)
 
     with provided(bits, popcount=_popcount):
-        check(EXAMPLE)
+        check(_EXAMPLE)
         for_all(check, rows=_rows(2, 100))
 
 
-EXERCISES = (
+EXERCISES: tuple[Exercise, ...] = (
     Exercise(
         "00.1",
         "sign",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from types import ModuleType
 from unittest import mock
 
 import numpy as np
@@ -61,9 +62,9 @@ def _one_apart(x, size, stride, padding, value):
 
 # Value of the frame, shape, size, stride, padding. Known mistakes differ on these, while the
 # smallest counterexample may fit several.
-EXAMPLES = ((0, (1, 1, 3, 4), 2, 1, 0), (0, (1, 2, 2, 3), 2, 1, 0), (-1, (1, 1, 3, 4), 2, 3, 1))
+_EXAMPLES = ((0, (1, 1, 3, 4), 2, 1, 0), (0, (1, 2, 2, 3), 2, 1, 0), (-1, (1, 1, 3, 4), 2, 3, 1))
 
-WINDOWS_MISTAKES = {
+_WINDOWS_MISTAKES = {
     "the values of a window are in the order row, column, channel; wanted is channel, row, column, "
     "the order in weight.reshape(O, -1)":
         lambda *args: _flat(_seen(*args).transpose(0, 1, 2, 4, 5, 3)),
@@ -100,7 +101,7 @@ WINDOWS_MISTAKES = {
 
 
 def _geometries():
-    """Images with their shape, and windows that fit into them."""
+    """Strategy: images with their shape, and windows that fit into them."""
     from hypothesis import strategies as st
 
     def valid(g):
@@ -115,11 +116,11 @@ def _geometries():
 
 
 def _numbered(shape):
-    """Images whose pixels are 1, 2, 3 and so on."""
+    """Make images whose pixels are 1, 2, 3 and so on."""
     return np.arange(1, np.prod(shape) + 1, dtype=np.float32).reshape(shape)
 
 
-def windows_values(convolution):
+def windows_values(convolution: ModuleType) -> None:
     """each window holds its pixels, for any size, stride, padding and value of the frame."""
     from hypothesis import strategies as st
 
@@ -129,14 +130,14 @@ def windows_values(convolution):
             "x": _numbered(shape), "size": size, "stride": stride, "padding": padding,
             "value": value,
         }  # fmt: skip
-        compare(convolution.windows, _windows, inputs, WINDOWS_MISTAKES)
+        compare(convolution.windows, _windows, inputs, _WINDOWS_MISTAKES)
 
-    for value, *geometry in EXAMPLES:
+    for value, *geometry in _EXAMPLES:
         check(geometry, value)
     for_all(check, geometry=_geometries(), value=st.sampled_from([0, -1]))
 
 
-def windows_dtype(convolution):
+def windows_dtype(convolution: ModuleType) -> None:
     """windows keeps the dtype."""
     for dtype in (np.float32, np.float64, np.int8):
         x = _numbered((1, 1, 3, 3)).astype(dtype)
@@ -148,7 +149,7 @@ def windows_dtype(convolution):
 
 # ------------------------------------------------------------------------------------------- fold
 
-FOLD_MISTAKES = {
+_FOLD_MISTAKES = {
     "windows overwrite each other: a pixel that several windows see gets the gradient of one of "
     "them only; it must get the sum":
         lambda grad, shape, *args: _fold(grad, shape, *args, add=False),
@@ -180,7 +181,7 @@ def _by_one(grad, shape, size, padding):
     return _fold(grad, shape, size, 1, padding)
 
 
-def fold_counts(convolution):
+def fold_counts(convolution: ModuleType) -> None:
     """windows of ones give each pixel the number of windows that see it."""
 
     def check(geometry):
@@ -188,12 +189,12 @@ def fold_counts(convolution):
         grad = np.ones_like(_windows(np.ones(shape, np.float32), size, stride, padding))
         _compare_fold(convolution, grad, shape, size, stride, padding)
 
-    for _, *geometry in EXAMPLES:
+    for _, *geometry in _EXAMPLES:
         check(geometry)
     for_all(check, geometry=_geometries())
 
 
-def fold_values(convolution):
+def fold_values(convolution: ModuleType) -> None:
     """each value comes back to its own pixel: sum(windows(x) * g) = sum(x * fold_windows(g))."""
 
     def check(geometry):
@@ -201,19 +202,19 @@ def fold_values(convolution):
         grad = _numbered(_windows(np.ones(shape, np.float32), size, stride, padding).shape)
         _compare_fold(convolution, grad, shape, size, stride, padding)
 
-    for _, *geometry in EXAMPLES:
+    for _, *geometry in _EXAMPLES:
         check(geometry)
     for_all(check, geometry=_geometries())
 
 
 def _compare_fold(convolution, grad, shape, size, stride, padding):
     inputs = {"grad": grad, "shape": shape, "size": size, "stride": stride, "padding": padding}
-    compare(convolution.fold_windows, _fold, inputs, FOLD_MISTAKES)
+    compare(convolution.fold_windows, _fold, inputs, _FOLD_MISTAKES)
 
 
 # ------------------------------------------------------------------------------------------ scale
 
-SCALE_MISTAKES = {
+_SCALE_MISTAKES = {
     "this is the mean of the signs; the scale is the mean of the magnitudes, |latent|":
         lambda latent: np.where(latent >= 0, 1.0, -1.0).mean(axis=(1, 2, 3)),
     "this is the magnitude of the mean; positive and negative weights cancel in it. Take the mean "
@@ -242,7 +243,7 @@ SCALE_MISTAKES = {
 }  # fmt: skip
 
 
-def scale_values(convolution):
+def scale_values(convolution: ModuleType) -> None:
     """the scale is the mean magnitude of each filter."""
     from hypothesis import strategies as st
     from hypothesis.extra.numpy import arrays
@@ -253,14 +254,14 @@ def scale_values(convolution):
     def check(latent):
         compare(
             convolution.weight_scale, lambda w: np.abs(w).mean(axis=(1, 2, 3)),
-            {"latent": latent}, SCALE_MISTAKES, tolerance=1e-6,
+            {"latent": latent}, _SCALE_MISTAKES, tolerance=1e-6,
         )  # fmt: skip
 
     check(np.float64([1, -2, 3, -4, -5, -6, 7, 1, 2, 3, -2, -1]).reshape(2, 3, 1, 2) / 4)
     for_all(check, latent=shapes.flatmap(lambda s: arrays(np.float64, s, elements=values)))
 
 
-def scale_is_nearest(convolution):
+def scale_is_nearest(convolution: ModuleType) -> None:
     """no other factor brings the signs nearer to the latent weights."""
     latent = np.random.default_rng(0).normal(size=(4, 3, 3, 3))
     scale = np.asarray(call(convolution.weight_scale, {"latent": latent}))
@@ -274,7 +275,7 @@ def scale_is_nearest(convolution):
 
 # ------------------------------------------------------------------------------------ convolution
 
-CONV_MISTAKES = {
+_CONV_MISTAKES = {
     "the frame is counted as -1: bits of 0 stand for -1, and a tap on the frame adds its "
     "opposite; a frame of zeros adds nothing":
         lambda x, weight, padding: _convolution(x, weight, padding, -1),
@@ -306,13 +307,13 @@ CONV_MISTAKES = {
 
 
 def _outside(x, weight, padding):
-    """The sum of the weights whose taps fall on the frame."""
+    """Sum the weights whose taps are on the frame."""
     frame = _padded(np.zeros((1, *x.shape[1:]), np.int64), padding, 1)
     return _convolution(frame, weight)
 
 
 def _with_right_parts(convolution, pack=place):
-    """Context: the student's other functions replaced, so that this one is judged by itself."""
+    """Context manager: replace the student's other functions, to judge this one independently."""
     parts = {"pack": pack, "xnor_matmul": _dot, "xnor_matmul_fast": _dot}
     context = contextlib.ExitStack()
     context.enter_context(provided(convolution, windows=_windows, **parts))
@@ -325,7 +326,7 @@ def _dot(a, b, k):
     return product(a, b, k).astype(np.int32)
 
 
-def conv_values(convolution):
+def conv_values(convolution: ModuleType) -> None:
     """xnor_conv2d equals the float convolution with a frame of zeros, for any padding."""
     from hypothesis import strategies as st
     from hypothesis.extra.numpy import arrays
@@ -346,7 +347,7 @@ def conv_values(convolution):
 
     def check(operands):
         inputs = dict(zip(("x", "weight", "padding"), operands, strict=True))
-        compare(convolution.xnor_conv2d, _convolution, inputs, CONV_MISTAKES)
+        compare(convolution.xnor_conv2d, _convolution, inputs, _CONV_MISTAKES)
 
     image = np.float32([[-1, 1, 1], [1, 1, -1], [1, -1, -1]])[None, None]
     kernel = np.float32([[1, 1, -1], [-1, 1, 1], [1, 1, 1]])[None, None]
@@ -356,7 +357,7 @@ def conv_values(convolution):
         for_all(check, examples=100, operands=sizes.flatmap(operands))
 
 
-def conv_on_words(convolution):
+def conv_on_words(convolution: ModuleType) -> None:
     """xnor_conv2d packs windows and filters, and returns int32."""
     rng = np.random.default_rng(0)
     x = rng.choice(np.float32([-1, 1]), (2, 40, 5, 4))
@@ -386,14 +387,14 @@ def _quads(bits):
 
 
 def _unpaired(bits):
-    """Every second row | every second row, where NumPy lets 2 of them meet 1."""
+    """Combine every second row with the others by |, where NumPy broadcasts 1 row to 2."""
     if bits.shape[2:] != (3, 3):
         return None
     rows = bits[:, :, 0::2] | bits[:, :, 1::2]
     return rows[..., 0::2] | rows[..., 1::2]
 
 
-POOL_MISTAKES = {
+_POOL_MISTAKES = {
     "this is AND, the smallest of the four signs; the largest is +1 as soon as one is: OR":
         lambda bits: _quads(bits).all(axis=0),
     "pairs of rows are combined only: columns have to be paired as well":
@@ -418,8 +419,8 @@ POOL_MISTAKES = {
 }  # fmt: skip
 
 
-def pool_values(convolution):
-    """max_pool_bits is the maximum of each 2 x 2 signs; an odd row or column at the end goes."""
+def pool_values(convolution: ModuleType) -> None:
+    """max_pool_bits is the maximum of each 2 x 2 signs; an odd last row or column is dropped."""
     from hypothesis import strategies as st
     from hypothesis.extra.numpy import arrays
 
@@ -430,7 +431,7 @@ def pool_values(convolution):
     def check(bits):
         compare(
             convolution.max_pool_bits, lambda bits: _quads(bits).any(axis=0), {"bits": bits},
-            POOL_MISTAKES,
+            _POOL_MISTAKES,
         )  # fmt: skip
 
     rows = "001001", "000110", "110000", "110000", "100011", "010111"
@@ -440,7 +441,7 @@ def pool_values(convolution):
     for_all(check, bits=shapes.flatmap(lambda s: arrays(bool, s)))
 
 
-def pool_dtype(convolution):
+def pool_dtype(convolution: ModuleType) -> None:
     """max_pool_bits returns bool."""
     bits = np.array([[[[True, False], [False, False]]]])
     answer = np.asarray(call(convolution.max_pool_bits, {"bits": bits}))
@@ -448,7 +449,7 @@ def pool_dtype(convolution):
         raise Wrong("the answer is not bool", {"bits": bits}, answer.dtype, "bool")
 
 
-EXERCISES = (
+EXERCISES: tuple[Exercise, ...] = (
     Exercise(
         "05.1",
         "windows",

@@ -6,6 +6,9 @@ import contextlib
 import functools
 import itertools
 import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -23,15 +26,19 @@ from tinybnn.course.exercise import (
 
 
 class Formula:
-    """A function with a text that a message shows."""
+    """A function that messages show as a text."""
 
-    def __init__(self, text, function):
-        self.text, self.function, self.__name__ = text, function, text
+    text: str
+    function: Callable[..., Any]
 
-    def __call__(self, *arguments):
+    def __init__(self, text: str, function: Callable[..., Any]) -> None:
+        self.text, self.function = text, function
+        self.__name__: str = text
+
+    def __call__(self, *arguments: Any) -> Any:
         return self.function(*arguments)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return self.text
 
 
@@ -51,24 +58,24 @@ def _order(result):
     return order
 
 
-TOO_DEEP = (
+_TOO_DEEP = (
     "{} calls itself once for each operation, and Python stops that at 1,000: keep the tensors "
     "that are still to be done in a list of your own"
 )
 
 
-AGAIN = (
+_AGAIN = (
     "a tensor is visited again on each path that leads to it, and their number doubles with each "
     "level of such a graph; keep a set of the tensors that were seen"
 )
 
 
 class _TooOften(Exception):  # noqa: N818 - not an error of the student's code
-    """What is counted has happened more often than any right answer needs."""
+    """A counted event has happened more often than any right answer needs."""
 
 
 def _counted(function, inputs, why):
-    """The student's answer, or `Wrong` if a counter stopped it."""
+    """Return the student's answer, or raise `Wrong` if a counter stopped it."""
 
     def watched(*arguments):
         try:
@@ -85,7 +92,7 @@ def _counted(function, inputs, why):
 
 
 def _bounded(engine, limit):
-    """A class of Tensors whose parents can be asked for `limit` times in all."""
+    """Make a class of Tensors whose parents can be read at most `limit` times in total."""
     asked = itertools.count()
 
     class Bounded(engine.Tensor):
@@ -99,12 +106,12 @@ def _bounded(engine, limit):
         def parents(self, value):
             self._parents = value
 
-    Bounded.__name__ = Bounded.__qualname__ = "Tensor"  # what a student calls it
+    Bounded.__name__ = Bounded.__qualname__ = "Tensor"  # as students call it
     return Bounded
 
 
 def _graph(make, edges):
-    """Tensors t0, t1, ...: edges[i] are the numbers of the parents of tensor i."""
+    """Make Tensors t0, t1, ...: edges[i] are the numbers of the parents of tensor i."""
     tensors = []
     for parents in edges:
         tensors.append(make(0.0, [tensors[i] for i in parents]))
@@ -121,7 +128,7 @@ def _text(edges):
 class _Text(str):
     __slots__ = ()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return str(self)
 
 
@@ -137,7 +144,7 @@ def _edges():
     )  # fmt: skip
 
 
-def order_of_graphs(engine):
+def order_of_graphs(engine: ModuleType) -> None:
     """the order has each tensor once, after its parents, and nothing else, in any graph."""
 
     def check(edges):
@@ -148,7 +155,7 @@ def order_of_graphs(engine):
         def topological_order(graph, result):
             return engine.topological_order(tensors[-1])
 
-        order = _counted(topological_order, inputs, AGAIN)
+        order = _counted(topological_order, inputs, _AGAIN)
         if not isinstance(order, list):
             kind = "None: is a return missing?" if order is None else f"a {type(order).__name__}"
             raise Wrong(f"the order is {kind}; expected a list of Tensors", inputs)
@@ -185,7 +192,7 @@ def order_of_graphs(engine):
     for_all(check, edges=_edges())
 
 
-def order_of_many_paths(engine):
+def order_of_many_paths(engine: ModuleType) -> None:
     """a graph with a million paths takes no more visits than it has tensors."""
     edges = [[], *([i, i] for i in range(20))]
     inputs = {"graph": _Text("t1 = t0 + t0, t2 = t1 + t1, ..., t20 = t19 + t19")}
@@ -194,11 +201,11 @@ def order_of_many_paths(engine):
     def topological_order(graph):
         return engine.topological_order(tensors[-1])
 
-    if len(_counted(topological_order, inputs, AGAIN)) != len(edges):
+    if len(_counted(topological_order, inputs, _AGAIN)) != len(edges):
         raise Wrong("the order does not have each tensor once", inputs)
 
 
-def order_of_a_deep_chain(engine):
+def order_of_a_deep_chain(engine: ModuleType) -> None:
     """a chain of 10,000 operations has an order."""
     _deep(engine, engine.topological_order, "topological_order")
 
@@ -212,13 +219,13 @@ def _deep(engine, function, name):
             function(result)
     except RecursionError:
         inputs = {"graph": _Text("a chain of 10,000 operations")}
-        raise Wrong(TOO_DEEP.format(name), inputs) from None
+        raise Wrong(_TOO_DEEP.format(name), inputs) from None
     return first
 
 
 @contextlib.contextmanager
 def _usual_depth():
-    """Context: functions may call themselves as deep as Python allows, whatever was set."""
+    """Context manager: fix the recursion limit at its default, whatever the student sets."""
     before, set_limit = sys.getrecursionlimit(), sys.setrecursionlimit
     set_limit(1000)
     try:
@@ -244,20 +251,20 @@ def _backward(result):
                 parent.grad = share if parent.grad is None else parent.grad + share
 
 
-OVERWRITTEN = (
+_OVERWRITTEN = (
     "a gradient is overwritten where two paths meet; the first share is kept, the next ones are "
     "added to it"
 )
-NAIVE = (
+_NAIVE = (
     "a tensor passes its gradient on before all of it has arrived; go through topological_order in "
     "reverse, so that each one comes after everything that was computed from it"
 )
-IN_PLACE = (
+_IN_PLACE = (
     "{name}.grad is changed in place (+=): the rule of a + b hands the same array to a and to b, "
     "so the other one changes too; write grad = grad + share"
 )
-NO_FIRST = "the gradient of the result was never set to 1: np.ones_like(result.data)"
-KEPT = "gradients of an earlier call are still there; begin with none"
+_NO_FIRST = "the gradient of the result was never set to 1: np.ones_like(result.data)"
+_KEPT = "gradients of an earlier call are still there; begin with none"
 
 
 def _gradient(engine, formula, mistakes, **values):
@@ -289,7 +296,7 @@ def _gradient(engine, formula, mistakes, **values):
     for name, one, right in zip(values, got, expected, strict=True):
         if isinstance(one, _Missing):
             why = f"{name}.grad is still None after backward: go through the order from its end"
-            raise Wrong(NO_FIRST if results[0].grad is None else why, inputs, None, right)
+            raise Wrong(_NO_FIRST if results[0].grad is None else why, inputs, None, right)
         if one.shape != right.shape:
             raise Wrong(
                 f"{name}.grad has shape {one.shape}, expected {right.shape}; the first gradient is "
@@ -308,7 +315,7 @@ class _Missing:
 
 
 def _of_none(error, result):
-    """What an error says that comes from a rule or a gradient that is None."""
+    """Explain an error caused by a rule or a gradient that is None."""
     text = str(error)
     if not isinstance(error, TypeError | AttributeError) or "NoneType" not in text:
         return None
@@ -317,7 +324,7 @@ def _of_none(error, result):
     if "for +" in text:
         return "a tensor's grad is None until its first share arrives: set it, then add to it"
     if result.grad is None:
-        return NO_FIRST
+        return _NO_FIRST
     if "object is not iterable" in text:
         return None
     return (
@@ -327,7 +334,7 @@ def _of_none(error, result):
 
 
 def _own_functions(check):
-    """A check of `backward` alone: what it calls is provided."""
+    """Decorate a check of `backward` alone: the functions that it calls are provided."""
 
     @functools.wraps(check)
     def checked(engine):
@@ -338,7 +345,7 @@ def _own_functions(check):
 
 
 @_own_functions
-def backward_on_one_path(engine):
+def backward_on_one_path(engine: ModuleType) -> None:
     """backward multiplies along a path, from ones at the result."""
     _gradient(
         engine, Formula("w * x", lambda w, x: w * x),
@@ -350,24 +357,24 @@ def backward_on_one_path(engine):
 
 
 @_own_functions
-def backward_where_paths_meet(engine):
+def backward_where_paths_meet(engine: ModuleType) -> None:
     """backward adds the gradients where paths meet."""
     _gradient(
         engine, Formula("x * x", lambda x: x * x),
-        {OVERWRITTEN: {"x": 3.0}}, x=3.0,
+        {_OVERWRITTEN: {"x": 3.0}}, x=3.0,
     )  # fmt: skip
     _gradient(
         engine, Formula("u = x * x;  u + u * u", lambda x: (u := x * x) + u * u),
-        {NAIVE: {"x": 6.0}}, x=3.0,
+        {_NAIVE: {"x": 6.0}}, x=3.0,
     )  # fmt: skip
     _gradient(
         engine, Formula("u = x * x;  u * u + u", lambda x: (u := x * x) * u + u),
-        {NAIVE: {"x": 6.0}, OVERWRITTEN: {"x": 54.0}}, x=3.0,
+        {_NAIVE: {"x": 6.0}, _OVERWRITTEN: {"x": 54.0}}, x=3.0,
     )  # fmt: skip
 
 
 @_own_functions
-def backward_keeps_arrays_apart(engine):
+def backward_keeps_arrays_apart(engine: ModuleType) -> None:
     """backward changes no array that another tensor holds."""
     a, b = np.array([1.0, 2.0]), np.array([3.0, 4.0])
     for formula in (
@@ -376,14 +383,14 @@ def backward_keeps_arrays_apart(engine):
         Formula("(a + b) + a", lambda a, b: (a + b) + a),
         Formula("a + (a + b)", lambda a, b: a + (a + b)),
     ):
-        mistakes = {IN_PLACE: {"a": np.nan, "b": np.array([4.0, 4.0])}}
+        mistakes = {_IN_PLACE: {"a": np.nan, "b": np.array([4.0, 4.0])}}
         if "3" not in formula.text:
-            mistakes = {IN_PLACE: {"a": np.array([4.0, 4.0]), "b": np.array([2.0, 2.0])}}
+            mistakes = {_IN_PLACE: {"a": np.array([4.0, 4.0]), "b": np.array([2.0, 2.0])}}
         _gradient(engine, formula, mistakes, a=a, b=b)
 
 
 @_own_functions
-def backward_twice(engine):
+def backward_twice(engine: ModuleType) -> None:
     """backward called again gives the same gradients."""
     x = engine.Tensor(np.array([1.0, 2.0]))
     result = (x * x) * 3.0
@@ -395,12 +402,12 @@ def backward_twice(engine):
     for times in (1, 2):
         call(backward, {"x": x.data})
         if not np.array_equal(x.grad, expected):
-            why = KEPT if times == 2 else "x.grad is wrong"
+            why = _KEPT if times == 2 else "x.grad is wrong"
             raise Wrong(why, {"x": x.data, "formula": _Text("x * x * 3")}, x.grad, expected)
 
 
 @_own_functions
-def backward_calls_each_rule_once(engine):
+def backward_calls_each_rule_once(engine: ModuleType) -> None:
     """each rule runs once, however many paths lead to it, 10,000 operations deep."""
     runs = itertools.count(1)
 
@@ -424,7 +431,7 @@ def backward_calls_each_rule_once(engine):
         "many; each rule runs once, when all of its gradient has arrived",
     )  # fmt: skip
     if gradient != 2.0**20:
-        why = OVERWRITTEN if gradient == 1 else "the gradient of t0 is wrong"
+        why = _OVERWRITTEN if gradient == 1 else "the gradient of t0 is wrong"
         raise Wrong(why, inputs, gradient, 2.0**20)
     first = _deep(engine, engine.backward, "backward")
     if first.grad is None or first.grad != 1:
@@ -432,7 +439,7 @@ def backward_calls_each_rule_once(engine):
 
 
 @_own_functions
-def backward_in_any_graph(engine):
+def backward_in_any_graph(engine: ModuleType) -> None:
     """backward agrees with the chain rule in any graph of sums and products."""
     from hypothesis import strategies as st
 
@@ -462,7 +469,7 @@ def _name(i, n):
 
 
 @_own_functions
-def backward_dtype(engine):
+def backward_dtype(engine: ModuleType) -> None:
     """backward keeps float32, and the shape of each tensor."""
     x = engine.Tensor(np.ones((2, 3), np.float32))
     engine.backward(x * 2.0 + x)
@@ -489,7 +496,7 @@ def _leading(grad, shape):
 
 
 def _trailing(grad, shape):
-    """Axes matched from the left, as NumPy does not."""
+    """Match axes from the left, unlike NumPy."""
     grad = grad.sum(axis=tuple(range(len(shape), grad.ndim)))
     return grad.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)
 
@@ -499,7 +506,7 @@ def _squeezed(grad, shape):
     return grad.sum(axis=(*range(new), *(new + i for i, n in enumerate(shape) if n == 1)))
 
 
-UNBROADCAST_MISTAKES = {
+_UNBROADCAST_MISTAKES = {
     "the gradient is returned as it came; sum it over the axes along which the operand was "
     "repeated": lambda grad, shape: grad,
     "axes of length 1 lose their place: sum over them with keepdims=True": _squeezed,
@@ -517,7 +524,7 @@ UNBROADCAST_MISTAKES = {
 }  # fmt: skip
 
 
-def unbroadcast_values(engine):
+def unbroadcast_values(engine: ModuleType) -> None:
     """unbroadcast sums over every axis along which the operand was repeated, for any shapes."""
     from hypothesis import strategies as st
 
@@ -525,7 +532,7 @@ def unbroadcast_values(engine):
         grad = np.arange(1.0, 1.0 + np.prod(shape)).reshape(shape)
         small = tuple(1 if one else n for n, one in zip(shape, ones, strict=False))[lacking:]
         inputs = {"grad": grad, "shape": small}
-        compare(engine.unbroadcast, _unbroadcast, inputs, UNBROADCAST_MISTAKES, probes=probes)
+        compare(engine.unbroadcast, _unbroadcast, inputs, _UNBROADCAST_MISTAKES, probes=probes)
 
     shapes = ((2, 3), (3,)), ((2, 3, 3), (3, 1)), ((3, 3), (1, 3)), ((2, 2, 2), (2, 2))
     probes = [
@@ -540,7 +547,7 @@ def unbroadcast_values(engine):
     for_all(check, shape=shape, lacking=axes, ones=ones)
 
 
-def unbroadcast_dtype(engine):
+def unbroadcast_dtype(engine: ModuleType) -> None:
     """unbroadcast keeps float32, and float64."""
     for wanted in (np.dtype("float32"), np.dtype("float64")):
         for shape in ((3,), (2, 1), (2, 3)):
@@ -556,7 +563,7 @@ def unbroadcast_dtype(engine):
 # ---------------------------------------------------------------------------------------- matmul
 
 
-MATMUL_MISTAKES = {
+_MATMUL_MISTAKES = {
     "the two gradients are in the wrong order: the rule returns that of a, then that of b":
         lambda a, b, grad: (a.T @ grad, grad @ b.T),
     "the gradient of a is grad @ b here; a's element (n, k) meets row k of b, so b is transposed":
@@ -579,7 +586,7 @@ MATMUL_MISTAKES = {
 
 
 def _product(engine, a, b):
-    """The student's a @ b, as a Tensor with parents and a rule."""
+    """Compute the student's a @ b, which must be a Tensor with parents and a rule."""
     inputs = {"a": a, "b": b}
     left, right = engine.Tensor(a), engine.Tensor(b)
 
@@ -614,7 +621,7 @@ def _product(engine, a, b):
     return result
 
 
-def matmul_values(engine):
+def matmul_values(engine: ModuleType) -> None:
     """matmul is the matrix product and remembers its parents and a rule."""
     a, b = np.arange(6.0).reshape(2, 3), np.arange(12.0).reshape(3, 4) - 5
     result = _product(engine, a, b)
@@ -625,7 +632,7 @@ def matmul_values(engine):
     compare(matmul, lambda a, b: a @ b, {"a": a, "b": b})
 
 
-def matmul_rule(engine):
+def matmul_rule(engine: ModuleType) -> None:
     """matmul's rule gives both gradients, for matrices of any shapes."""
     from hypothesis import strategies as st
 
@@ -644,7 +651,7 @@ def matmul_rule(engine):
             raise Wrong("the rule returns Tensors; rules take and return arrays: b.data.T")
         return tuple(shares)
 
-    # Mistaken products fit as well where all sides are equal: there the mistake has a name.
+    # With equal sides mistaken products have the right shape, so the mistake can be named.
     square = [
         {"a": np.array([[1.0, 2], [3, 4]]), "b": np.array([[5.0, -1], [2, 3]]),
          "grad": np.array([[1.0, 0], [2, -3]])},
@@ -660,7 +667,7 @@ def matmul_rule(engine):
             compare(rule, right, {"a": a, "b": b, "grad": grad}, results=results)
         except Wrong as wrong:
             if wrong.cause is not None or wrong.expected is not None:
-                wrong.why = named(rule, MATMUL_MISTAKES, square) or wrong.why
+                wrong.why = named(rule, _MATMUL_MISTAKES, square) or wrong.why
             raise
 
     def check_shapes(n, k, m):
@@ -674,7 +681,7 @@ def matmul_rule(engine):
     for_all(check_shapes, examples=50, n=side, k=side, m=side)
 
 
-def matmul_dtype(engine):
+def matmul_dtype(engine: ModuleType) -> None:
     """matmul keeps float32."""
     a, b = np.ones((2, 3), np.float32), np.ones((3, 4), np.float32)
     result = _product(engine, a, b)
@@ -691,7 +698,7 @@ def matmul_dtype(engine):
 def _gradcheck(engine, function, *arrays, ahead=1.0, behind=-1.0, over=2.0, restore=True,
                join=lambda errors: np.max(np.abs(errors)), first=False, together=False,
                ):  # fmt: skip
-    """Central differences; the options make typical mistakes."""
+    """Compute central differences; the options make typical mistakes."""
     h = 1e-5
     tensors = [engine.Tensor(np.array(array, dtype=np.float64)) for array in arrays]
     _backward(function(*tensors).sum())
@@ -737,7 +744,7 @@ def _gradcheck_mistakes(engine):
 
 
 def _all_provided(check):
-    """A check of `gradcheck` alone: what it calls is provided."""
+    """Decorate a check of `gradcheck` alone: the functions that it calls are provided."""
 
     @functools.wraps(check)
     def checked(engine):
@@ -772,7 +779,7 @@ def _agrees(engine, formula, **arrays):
 
 
 @_all_provided
-def gradcheck_of_right_rules(engine):
+def gradcheck_of_right_rules(engine: ModuleType) -> None:
     """gradcheck finds almost no error where the rules are right."""
     x, y = np.array([[1.0, -2.0], [0.5, 3.0]]), np.array([2.0, -1.0])
     _agrees(engine, Formula("x * x", lambda x: x * x), x=np.array([1.0, 2.0]))
@@ -782,14 +789,14 @@ def gradcheck_of_right_rules(engine):
 
 
 @_all_provided
-def gradcheck_of_wrong_rules(engine):
+def gradcheck_of_wrong_rules(engine: ModuleType) -> None:
     """gradcheck returns the largest error of a wrong rule, in whichever array it is."""
     for inputs in _gradcheck_probes(engine):
         _agrees(engine, inputs["function"], **dict(list(inputs.items())[1:]))
 
 
 def _gradcheck_probes(engine):
-    """Functions with wrong rules, which tell mistaken checks from one another."""
+    """Make functions with wrong rules, which distinguish mistaken checks."""
 
     def wrong_square(x, factor):
         return engine.Tensor(x.data**2, (x,), lambda grad: (grad * factor * x.data,))
@@ -809,10 +816,10 @@ def _gradcheck_probes(engine):
 
 
 @_all_provided
-def given_operations(engine):
+def given_operations(engine: ModuleType) -> None:
     """the operations that the file brings complete are still right, values and gradients."""
     a, b = np.array([[0.5, -2.0, 3.0], [1.5, 0.25, -1.0]]), np.array([2.0, -1.0, 0.5])
-    for name, function, right in GIVEN:
+    for name, function, right in _GIVEN:
         few = (np.abs(a), np.abs(b)) if name in ("log", "sqrt") else (a, b)
         inputs = dict(zip("ab", few, strict=True))
 
@@ -835,7 +842,7 @@ def given_operations(engine):
             )  # fmt: skip
 
 
-GIVEN = (
+_GIVEN = (
     ("a + b", lambda a, b: a + b, lambda a, b: a + b),
     ("a - b", lambda a, b: a - b, lambda a, b: a - b),
     ("a * b", lambda a, b: a * b, lambda a, b: a * b),
@@ -856,7 +863,7 @@ GIVEN = (
 )  # fmt: skip
 
 
-EXERCISES = (
+EXERCISES: tuple[Exercise, ...] = (
     Exercise(
         "01.1",
         "topological_order",

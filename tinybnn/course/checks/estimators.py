@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import itertools
+from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -11,23 +13,23 @@ import numpy as np
 from tinybnn.course.checks.engine import Formula
 from tinybnn.course.exercise import Exercise, Wrong, call, compare, equal, for_all, provided
 
-TOLERANCE = 1e-5
+_TOLERANCE = 1e-5
 
 
-def engine(module):
-    """The student's own engine, beside the module."""
+def engine(module: ModuleType) -> ModuleType:
+    """Import the student's engine, beside the module."""
     return importlib.import_module(".engine", module.__package__)
 
 
-def computed(name, answer, tensor):
-    """The array in a student's answer, which must be a Tensor of the own engine."""
+def computed(name: str, answer: Any, tensor: type) -> Any:
+    """Return the array in a student's answer, which must be a Tensor of mybnn.engine."""
     if not isinstance(answer, tensor):
         raise Wrong(f"{name} returns a {type(answer).__name__}, expected a Tensor of mybnn.engine")
     return answer.data
 
 
 def _values():
-    """Small arrays of floats, in which 0 and the borders at -1 and 1 are frequent."""
+    """Strategy: small arrays of floats, with many 0 and borders at -1 and 1."""
     from hypothesis import strategies as st
     from hypothesis.extra.numpy import arrays
 
@@ -36,16 +38,16 @@ def _values():
     return arrays(np.float32, st.sampled_from([(1,), (4,), (2, 3)]), elements=numbers)
 
 
-PROBE = np.float32([-2, -1, -0.5, 0, 0.25, 1, 3])  # each known mistake has an answer of its own
-PROBES = [PROBE, np.float32([[0.75, -0.25], [-1.5, 1.25]]), np.float32([0.5, -0.75, -3, 1.5])]
+_PROBE = np.float32([-2, -1, -0.5, 0, 0.25, 1, 3])  # answers of known mistakes differ
+_PROBES = [_PROBE, np.float32([[0.75, -0.25], [-1.5, 1.25]]), np.float32([0.5, -0.75, -3, 1.5])]
 
 
-def _compare_all(function, reference, mistakes, tolerance=TOLERANCE, **more):
-    """On the probe, whose answer tells one mistake from another, then on any small arrays."""
+def _compare_all(function, reference, mistakes, tolerance=_TOLERANCE, **more):
+    """Compare on the probe, which distinguishes the mistakes, then on any small arrays."""
 
     probes = [
         {"x": x, **{name: values[i % len(values)] for name, values in more.items()}}
-        for i, x in enumerate(PROBES)
+        for i, x in enumerate(_PROBES)
     ]
 
     def check(x, **values):
@@ -83,7 +85,7 @@ def _ste(x):
     return _inside(x, 1.0)
 
 
-STE_MISTAKES = {
+_STE_MISTAKES = {
     "the gradient is 1 at -1 and at 1 too: the border belongs to the inside, |x| <= 1":
         lambda x: (np.abs(x) < 1).astype(x.dtype),
     "the gradient passes everywhere; where |x| > 1 it must be 0, since the clipped line, whose "
@@ -105,16 +107,16 @@ STE_MISTAKES = {
 }  # fmt: skip
 
 
-def ste_values(estimators):
+def ste_values(estimators: ModuleType) -> None:
     """the gradient is 1 where |x| <= 1, borders included, and 0 beyond."""
-    _compare_all(estimators.ste_gradient, _ste, STE_MISTAKES)
+    _compare_all(estimators.ste_gradient, _ste, _STE_MISTAKES)
 
 
 def _approx(x):
     return _inside(x, 2 - 2 * np.abs(x))
 
 
-APPROX_MISTAKES = {
+_APPROX_MISTAKES = {
     "the factor 2 is missing: the slope is 2 at 0, so that the area below it is 2, the height of "
     "the step from -1 to 1": lambda x: _inside(x, 1 - np.abs(x)),
     "the slope is negative beyond 1; there it must be 0": lambda x: 2 - 2 * np.abs(x),
@@ -131,9 +133,9 @@ APPROX_MISTAKES = {
 }  # fmt: skip
 
 
-def approx_values(estimators):
+def approx_values(estimators: ModuleType) -> None:
     """the gradient is 2 - 2 |x| where |x| <= 1, and 0 beyond."""
-    _compare_all(estimators.approx_gradient, _approx, APPROX_MISTAKES)
+    _compare_all(estimators.approx_gradient, _approx, _APPROX_MISTAKES)
 
 
 def _approx_surrogate(x):
@@ -145,7 +147,7 @@ def _ends(x, inside, below=-1):
     return np.where(x > 1, 1, np.where(x < -1, below, inside))
 
 
-SURROGATE_MISTAKES = {
+_SURROGATE_MISTAKES = {
     "the function is not odd: f(-x) must be -f(x). For negative x the slope is 2 + 2 x, so the "
     "square has the other sign there": lambda x: 2 * np.clip(x, -1, 1) - np.clip(x, -1, 1) ** 2,
     "the constant is wrong: the slope is right, but the function must be 0 at 0, and go from -1 to "
@@ -168,12 +170,12 @@ SURROGATE_MISTAKES = {
 }  # fmt: skip
 
 
-def surrogate_values(estimators):
+def surrogate_values(estimators: ModuleType) -> None:
     """the surrogate is a parabola on each side of 0 and reaches -1 and 1."""
-    _compare_all(estimators.approx_surrogate, _approx_surrogate, SURROGATE_MISTAKES)
+    _compare_all(estimators.approx_surrogate, _approx_surrogate, _SURROGATE_MISTAKES)
 
 
-def surrogate_slope(estimators):
+def surrogate_slope(estimators: ModuleType) -> None:
     """the surrogate's slope, by central differences, is the pseudo-gradient."""
     x, h = np.linspace(-1.5, 1.5, 25), 1e-6
     above = np.asarray(call(estimators.approx_surrogate, {"x": x + h}))
@@ -186,7 +188,7 @@ def _ede(x, t):
     return max(1 / t, 1) * t * (1 - np.tanh(t * x) ** 2)
 
 
-EDE_MISTAKES = {
+_EDE_MISTAKES = {
     "the factor k = max(1 / t, 1) is missing": lambda x, t: t * (1 - np.tanh(t * x) ** 2),
     "k is the smaller of the two instead of the larger: k = max(1 / t, 1)":
         lambda x, t: min(1 / t, 1) * t * (1 - np.tanh(t * x) ** 2),
@@ -204,9 +206,9 @@ EDE_MISTAKES = {
 }  # fmt: skip
 
 
-def ede_values(estimators):
+def ede_values(estimators: ModuleType) -> None:
     """the gradient is the slope of k tanh(t x), for flat and for steep t."""
-    _compare_all(estimators.ede_gradient, _ede, EDE_MISTAKES, t=[0.5, 0.1, 2.0, 10.0])
+    _compare_all(estimators.ede_gradient, _ede, _EDE_MISTAKES, t=[0.5, 0.1, 2.0, 10.0])
 
 
 # ---------------------------------------------------------------------------------- the operation
@@ -216,7 +218,7 @@ def _sign(x):
     return np.where(x >= 0, x.dtype.type(1), x.dtype.type(-1))
 
 
-SIGN_MISTAKES = {
+_SIGN_MISTAKES = {
     "sign(0) is 0 here, as in np.sign; it must be +1": np.sign,
     "sign(0) is -1 here; it must be +1, so compare with >=": lambda x: np.where(x > 0, 1, -1),
     "the forward pass computes the clipped line; the network must compute with the sign, only "
@@ -224,18 +226,18 @@ SIGN_MISTAKES = {
 }  # fmt: skip
 
 
-def sign_forward(estimators):
+def sign_forward(estimators: ModuleType) -> None:
     """the forward pass computes the sign, and sign(0) is +1."""
     tensor = engine(estimators).Tensor
 
     def sign_ste(x):
         return computed("sign_ste", _operation(estimators, tensor(x)), tensor)
 
-    _compare_all(sign_ste, _sign, SIGN_MISTAKES, tolerance=0)
+    _compare_all(sign_ste, _sign, _SIGN_MISTAKES, tolerance=0)
 
 
 def _operation(estimators, x, *gradient):
-    """The student's sign_ste of a Tensor, whose data it must leave as they are."""
+    """Call the student's sign_ste of a Tensor, whose data it must not change."""
     before = x.data.copy()
     try:
         result = estimators.sign_ste(x, *gradient)
@@ -251,7 +253,7 @@ def _operation(estimators, x, *gradient):
     return result
 
 
-GRADIENT_MISTAKES = {
+_GRADIENT_MISTAKES = {
     "the incoming gradient is forgotten: the rule must return grad times the factor":
         lambda x, grad, gradient: gradient(x),
     "the factor is forgotten: the incoming gradient passes everywhere":
@@ -269,7 +271,7 @@ GRADIENT_MISTAKES = {
 
 
 def _gradient(estimators):
-    """The rule's answer as a function of the input, the incoming gradient and the factor."""
+    """Make the rule a function of the input, the incoming gradient and the factor."""
     tensor = engine(estimators).Tensor
 
     def sign_ste(x, grad, gradient):
@@ -303,33 +305,33 @@ def _gradient(estimators):
     return sign_ste
 
 
-def sign_gradient(estimators):
+def sign_gradient(estimators: ModuleType) -> None:
     """the rule returns the incoming gradient times the pseudo-gradient of the input."""
     function = _gradient(estimators)
 
     def inputs(x):
-        return {"x": x, "grad": _incoming(x), "gradient": COSH}
+        return {"x": x, "grad": _incoming(x), "gradient": _COSH}
 
     def check(x):
-        probes = [inputs(x) for x in PROBES]
-        compare(function, _product, inputs(x), GRADIENT_MISTAKES, TOLERANCE, probes)
+        probes = [inputs(x) for x in _PROBES]
+        compare(function, _product, inputs(x), _GRADIENT_MISTAKES, _TOLERANCE, probes)
 
-    check(PROBE)
+    check(_PROBE)
     for_all(check, x=_values())
 
 
-def sign_default(estimators):
+def sign_default(estimators: ModuleType) -> None:
     """without the argument `gradient` the estimator is the straight-through one."""
     if estimators.sign_ste.__defaults__ == (estimators.ste_gradient,):
         return
-    given = engine(estimators).Tensor(PROBE)
+    given = engine(estimators).Tensor(_PROBE)
     with mock.patch.object(estimators, "ste_gradient", _ste):
-        got = np.asarray(estimators.sign_ste(given).rule(_incoming(PROBE))[0])
-    if not equal(got, wanted := _incoming(PROBE) * _ste(PROBE), TOLERANCE):
-        raise Wrong("the default of `gradient` is not ste_gradient", {"x": PROBE}, got, wanted)
+        got = np.asarray(estimators.sign_ste(given).rule(_incoming(_PROBE))[0])
+    if not equal(got, wanted := _incoming(_PROBE) * _ste(_PROBE), _TOLERANCE):
+        raise Wrong("the default of `gradient` is not ste_gradient", {"x": _PROBE}, got, wanted)
 
 
-COSH = Formula("np.cosh (any function may be given)", np.cosh)
+_COSH = Formula("np.cosh (any function may be given)", np.cosh)
 
 
 def _incoming(x):
@@ -340,7 +342,7 @@ def _product(x, grad, gradient):
     return grad * gradient(x)
 
 
-def sign_dtype(estimators):
+def sign_dtype(estimators: ModuleType) -> None:
     """float32 stays float32 and float64 stays float64."""
     tensor, kinds = engine(estimators).Tensor, []
 
@@ -363,7 +365,7 @@ def sign_dtype(estimators):
             raise Wrong(text, {"x": x}, got, np.dtype(dtype))
 
 
-EXERCISES = (
+EXERCISES: tuple[Exercise, ...] = (
     Exercise(
         "02.1",
         "ste_gradient",

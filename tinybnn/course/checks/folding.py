@@ -3,56 +3,57 @@
 from __future__ import annotations
 
 import itertools
+from types import ModuleType
 
 import numpy as np
 
 from tinybnn.course.exercise import Exercise, Wrong, call, compare, for_all
 
-EPS = 1e-5
+_EPS = 1e-5
 
 
-def _normalized(a, mean, var, gamma, beta, eps=EPS):
+def _normalized(a, mean, var, gamma, beta, eps=_EPS):
     a = np.asarray(a, np.float32)
     return (a - mean) / np.sqrt(var + np.float32(eps)) * gamma + beta
 
 
-def _other_order(a, mean, var, gamma, beta, eps=EPS):
+def _other_order(a, mean, var, gamma, beta, eps=_EPS):
     scale = gamma / np.sqrt(var + np.float32(eps))
     return np.asarray(a, np.float32) * scale + (beta - mean * scale)
 
 
-def _reciprocal(a, mean, var, gamma, beta, eps=EPS):
+def _reciprocal(a, mean, var, gamma, beta, eps=_EPS):
     scale = np.float32(1) / np.sqrt(var + np.float32(eps))
     return (np.asarray(a, np.float32) - mean) * scale * gamma + beta
 
 
-def _in_float64(a, mean, var, gamma, beta, eps=EPS):
+def _in_float64(a, mean, var, gamma, beta, eps=_EPS):
     wide = (np.asarray(v, np.float64) for v in (a, mean, var, gamma, beta))
     a, mean, var, gamma, beta = wide
     return ((a - mean) / np.sqrt(var + eps) * gamma + beta).astype(np.float32)
 
 
-def _mixed(a, mean, var, gamma, beta, eps=EPS):
+def _mixed(a, mean, var, gamma, beta, eps=_EPS):
     return ((a - mean) / np.sqrt(var + np.float32(eps)) * gamma + beta).astype(np.float32)
 
 
-NORMALIZED_MISTAKES = {
+_NORMALIZED_MISTAKES = {
     "eps stands outside the root; it belongs under it, sqrt(var + eps)":
         lambda a, mean, var, gamma, beta:
-            (np.float32(a) - mean) / (np.sqrt(var) + np.float32(EPS)) * gamma + beta,
+            (np.float32(a) - mean) / (np.sqrt(var) + np.float32(_EPS)) * gamma + beta,
     "eps is missing; it keeps the division defined where the variance is 0":
         lambda a, mean, var, gamma, beta:
             (np.float32(a) - mean) / np.sqrt(var) * gamma + beta,
     "the root is missing: the sums are divided by their standard deviation, sqrt(var + eps)":
         lambda a, mean, var, gamma, beta:
-            (np.float32(a) - mean) / (var + np.float32(EPS)) * gamma + beta,
+            (np.float32(a) - mean) / (var + np.float32(_EPS)) * gamma + beta,
     "the mean is not subtracted": lambda a, mean, var, gamma, beta:
-        np.float32(a) / np.sqrt(var + np.float32(EPS)) * gamma + beta,
+        np.float32(a) / np.sqrt(var + np.float32(_EPS)) * gamma + beta,
     "beta is added before the multiplication with gamma; it comes last":
         lambda a, mean, var, gamma, beta:
-            ((np.float32(a) - mean) / np.sqrt(var + np.float32(EPS)) + beta) * gamma,
+            ((np.float32(a) - mean) / np.sqrt(var + np.float32(_EPS)) + beta) * gamma,
 }  # fmt: skip
-ROUNDED_ELSEWHERE = {
+_ROUNDED_ELSEWHERE = {
     "the numbers are those of float64, rounded at the end; the network rounds to float32 after "
     "each operation": _in_float64,
     "integers minus float32 is float64 in NumPy: make float32 of the sums first": _mixed,
@@ -64,7 +65,7 @@ ROUNDED_ELSEWHERE = {
 
 
 def _parameters(seed, channels=1, round_numbers=False, limit=64):
-    """Statistics as sums of `limit` signs have them, gamma of both signs; float32 (M,)."""
+    """Draw statistics typical of sums of `limit` signs, gamma of both signs; float32 (M,)."""
     rng = np.random.default_rng(seed)
     mean = rng.normal(0, np.sqrt(limit), channels)
     var = limit * rng.uniform(0.3, 3, channels)
@@ -81,22 +82,22 @@ def _parameters(seed, channels=1, round_numbers=False, limit=64):
     )  # fmt: skip
 
 
-def normalized_by_hand(folding):
+def normalized_by_hand(folding: ModuleType) -> None:
     """normalized is right for two sums with mean 2, variance 16, gamma 1/2 and beta 0."""
     inputs = {
         "a": np.array([[6], [-2]], np.int32),
         **{k: np.float32([v]) for k, v in {"mean": 2, "var": 16, "gamma": 0.5, "beta": 0}.items()},
     }
-    compare(folding.normalized, _normalized, inputs, NORMALIZED_MISTAKES | ROUNDED_ELSEWHERE)
+    compare(folding.normalized, _normalized, inputs, _NORMALIZED_MISTAKES | _ROUNDED_ELSEWHERE)
 
 
-def normalized_exactly(folding):
+def normalized_exactly(folding: ModuleType) -> None:
     """normalized equals the float32 network's numbers, with ==, for integers and for floats."""
     from hypothesis import strategies as st
 
     def check(a, seed, dtype):
         inputs = {"a": np.array([[a]], dtype), **_parameters(seed, 1)}
-        compare(folding.normalized, _normalized, inputs, ROUNDED_ELSEWHERE | NORMALIZED_MISTAKES)
+        compare(folding.normalized, _normalized, inputs, _ROUNDED_ELSEWHERE | _NORMALIZED_MISTAKES)
 
     for_all(
         check,
@@ -106,10 +107,10 @@ def normalized_exactly(folding):
     with np.errstate(all="ignore"):
         inputs = {"a": np.arange(-64, 65)[:, None], **_parameters(0, 500)}
         inputs["var"][:20] = 0
-        compare(folding.normalized, _normalized, inputs, ROUNDED_ELSEWHERE | NORMALIZED_MISTAKES)
+        compare(folding.normalized, _normalized, inputs, _ROUNDED_ELSEWHERE | _NORMALIZED_MISTAKES)
 
 
-def normalized_dtype(folding):
+def normalized_dtype(folding: ModuleType) -> None:
     """normalized returns float32 for int32, int64 and float32 sums."""
     for dtype in (np.int32, np.int64, np.float32):
         inputs = {"a": np.array([[1], [2]], dtype), **_parameters(1)}
@@ -125,7 +126,7 @@ def normalized_dtype(folding):
 def _real_threshold(mean, var, gamma, beta, dtype):
     mean, var, gamma, beta = (v.astype(dtype) for v in (mean, var, gamma, beta))
     with np.errstate(all="ignore"):
-        return mean - beta * np.sqrt(var + dtype(EPS)) / gamma
+        return mean - beta * np.sqrt(var + dtype(_EPS)) / gamma
 
 
 def _by_formula(dtype):
@@ -137,7 +138,7 @@ def _by_formula(dtype):
 
 
 def _shifted(by):
-    """The bits of a threshold that is too high by so much."""
+    """Make bits with thresholds too high by a number."""
     return lambda sums, plus, **_: plus[np.clip(np.arange(len(sums)) - by, 0, len(sums) - 1)]
 
 
@@ -146,7 +147,7 @@ def _falling_threshold_of_rising(sums, plus, mean, var, gamma, beta):
     return (sums >= t) != (gamma < 0)
 
 
-FORMULAS = {
+_FORMULAS = {
     "the threshold comes from mean - beta * sqrt(var + eps) / gamma: right in mathematics, but the "
     "network's float32 rounds elsewhere; ask normalized itself at every sum": _by_formula(
         np.float32
@@ -154,7 +155,7 @@ FORMULAS = {
     "the threshold comes from the formula or from a norm in float64: right in mathematics, but the "
     "network rounds to float32; ask normalized itself at every sum": _by_formula(np.float64),
 }
-FOLD_MISTAKES = {
+_FOLD_MISTAKES = {
     "a norm of exactly 0 has the sign +1: compare with >= 0": lambda sums, plus, **parameters:
         _normalized(sums[:, None], **parameters)[:, 0] > 0 if parameters["gamma"] > 0 else plus,
     "with gamma < 0 the flipped comparison is not(a >= threshold): where the norm is exactly 0 the "
@@ -171,7 +172,9 @@ FOLD_MISTAKES = {
     "a channel whose sign never changes has the other sign": lambda sums, plus, **_:
         ~plus if plus[0] == plus[-1] else plus,
 }  # fmt: skip
-ANY_MISTAKES = FORMULAS | FOLD_MISTAKES  # where rounding decides, the formula is off by one as well
+_ANY_MISTAKES = (
+    _FORMULAS | _FOLD_MISTAKES
+)  # where rounding decides, the formula is off by one as well
 
 
 def _fold_is_right(folding, limit, parameters, mistakes):
@@ -212,7 +215,7 @@ def _fold_is_right(folding, limit, parameters, mistakes):
 
 
 def _fold_mistake(mistakes, sums, bits, plus, parameters):
-    """The mistake that makes these bits of one channel, in words."""
+    """Describe the mistake that makes these bits of one channel."""
     with np.errstate(all="ignore"):
         for text, mistaken in mistakes.items():
             if np.array_equal(bits, mistaken(sums, plus, **parameters)):
@@ -220,45 +223,45 @@ def _fold_mistake(mistakes, sums, bits, plus, parameters):
     return "the comparison is not the sign of normalized"
 
 
-def _cases(folding, limit=8, mistakes=FOLD_MISTAKES, **columns):
-    """Each column of small numbers is a channel of its own."""
+def _cases(folding, limit=8, mistakes=_FOLD_MISTAKES, **columns):
+    """Make each column of small numbers a channel."""
     for values in zip(*columns.values(), strict=True):
         given = {k: np.float32([v]) for k, v in zip(columns, values, strict=True)}
         _fold_is_right(folding, limit, given, mistakes)
 
 
-def fold_rising(folding):
+def fold_rising(folding: ModuleType) -> None:
     """fold finds the first sum with sign +1 where gamma > 0, between and exactly on integers."""
     _cases(folding, mean=[3, 2.5, 3, -4], var=[16] * 4, gamma=[2, 2, 1, 2], beta=[1, 1, 0, -1])
 
 
-def fold_falling(folding):
+def fold_falling(folding: ModuleType) -> None:
     """fold flips where gamma < 0, and the sum at which the norm is 0 has the sign +1."""
     _cases(folding, mean=[2.5, 3, 0, -4], var=[16] * 4, gamma=[-2, -1, -1, -2], beta=[1, 0, 0, -1])
 
 
-def fold_constant(folding):
+def fold_constant(folding: ModuleType) -> None:
     """fold makes a constant of gamma = 0, and of a norm that never reaches 0."""
     _cases(folding, mean=[3] * 5, var=[16] * 5, gamma=[0, 0, 0, 1, -1], beta=[1, -1, 0, 50, 50])
 
 
-def fold_any(folding):
+def fold_any(folding: ModuleType) -> None:
     """fold is exact for channels drawn at random, at every sum."""
     from hypothesis import strategies as st
 
     small = st.integers(-40, 40).map(lambda i: i / 8)
     for_all(
         lambda limit, mean, spread, gamma, beta: _cases(
-            folding, limit, ANY_MISTAKES, mean=[mean], var=[spread**2], gamma=[gamma], beta=[beta]
+            folding, limit, _ANY_MISTAKES, mean=[mean], var=[spread**2], gamma=[gamma], beta=[beta]
         ),
         limit=st.integers(1, 12), mean=small, spread=st.integers(1, 9), gamma=small, beta=small,
     )  # fmt: skip
 
 
-def fold_rounding(folding):
+def fold_rounding(folding: ModuleType) -> None:
     """fold decides as float32 does where rounding decides, in 60,000 channels."""
     for seed, round_numbers in ((0, True), (1, True), (2, False)):
-        _fold_is_right(folding, 64, _parameters(seed, 20_000, round_numbers), ANY_MISTAKES)
+        _fold_is_right(folding, 64, _parameters(seed, 20_000, round_numbers), _ANY_MISTAKES)
 
 
 def _windows(bits):
@@ -271,7 +274,7 @@ def _pooled(bits, flipped):
     return np.where(flipped[:, None, None], every, one)
 
 
-POOLED_MISTAKES = {
+_POOLED_MISTAKES = {
     "OR in every channel: where the norm falls, the largest sum has the smallest sign, so a "
     "flipped channel is +1 only if all four are (AND)":
         lambda bits, flipped: _windows(bits).any(axis=(3, 5)),
@@ -285,14 +288,14 @@ POOLED_MISTAKES = {
 }  # fmt: skip
 
 
-def pooled_windows(folding):
+def pooled_windows(folding: ModuleType) -> None:
     """fold_pooled is OR for a rising channel and AND for a falling one, window by window."""
     from hypothesis import strategies as st
     from hypothesis.extra.numpy import arrays
 
     def check(bits, flipped):
         inputs = {"bits": bits, "flipped": flipped}
-        compare(folding.fold_pooled, _pooled, inputs, POOLED_MISTAKES)
+        compare(folding.fold_pooled, _pooled, inputs, _POOLED_MISTAKES)
 
     one, none, every = np.eye(2, k=1) == 1, np.zeros((2, 2), bool), np.ones((2, 2), bool)
     row = np.concatenate([one, none, every], axis=1)
@@ -302,7 +305,7 @@ def pooled_windows(folding):
     for_all(check, 100, bits=bits, flipped=arrays(bool, 2))
 
 
-def pooled_sums(folding):
+def pooled_sums(folding: ModuleType) -> None:
     """fold_pooled gives the sign of the norm of the largest sum, with the bits of all four."""
     sums = np.random.default_rng(0).integers(-16, 17, (3, 40, 4, 4))
     parameters = _parameters(3, 40, True, 16)
@@ -315,11 +318,11 @@ def pooled_sums(folding):
 
     inputs = {"bits": signs(sums), "flipped": flipped}
     largest = _windows(sums).max(axis=(3, 5))
-    compare(folding.fold_pooled, lambda *_: signs(largest), inputs, POOLED_MISTAKES)
+    compare(folding.fold_pooled, lambda *_: signs(largest), inputs, _POOLED_MISTAKES)
 
 
 def _network(seed, widths):
-    """A random network: signs of the weights and the comparisons of each layer but the last."""
+    """Draw a random network: signs of the weights, and comparisons of all layers but the last."""
     rng = np.random.default_rng(seed)
     weights = [rng.choice(np.float32([-1, 1]), (m, k)) for k, m in itertools.pairwise(widths)]
     layers = [{"k": w.shape[1]} for w in weights]
@@ -331,7 +334,7 @@ def _network(seed, widths):
 
 def _reading(weights, bits_of=lambda sums, t, f: (sums >= t) != f, signs=(-1, 1), last=None,
              words=False):  # fmt: skip
-    """A function of (layers, x) that computes with floats, in which one thing may be wrong."""
+    """Make a function of (layers, x) that computes with floats, with at most one mistake."""
 
     def forward(layers, x):
         for layer, w in zip(layers, weights, strict=True):
@@ -347,7 +350,7 @@ def _reading(weights, bits_of=lambda sums, t, f: (sums >= t) != f, signs=(-1, 1)
 
 def _predict_mistakes(weights):
     return {
-        "the bits reach pack as True and False, of which none is negative, so all become +1: pack "
+        "the bits reach pack as True and False, never negative, so all become +1: pack "
         "takes signs, +1 and -1": _reading(weights, signs=(1, 1)),
         "the sums of the last layer are signed: the scores are the sums themselves":
             _reading(weights, last=lambda s: np.where(s >= 0, 1, -1)),
@@ -361,8 +364,8 @@ def _predict_mistakes(weights):
     }  # fmt: skip
 
 
-def predict_pieces(folding):
-    """pack and xnor_matmul of chapter 04, of which the network is made, are right."""
+def predict_pieces(folding: ModuleType) -> None:
+    """pack and xnor_matmul of chapter 04, which the network consists of, are right."""
     (w,), _, x = _network(0, (70, 4))
     sums = folding.xnor_matmul(folding.pack(x), folding.pack(w), 70)
     if not np.array_equal(sums, x @ w.T):
@@ -373,7 +376,7 @@ def predict_pieces(folding):
         )  # fmt: skip
 
 
-def predict_exactly(folding):
+def predict_exactly(folding: ModuleType) -> None:
     """packed_predict gives the integer sums of the float network, one layer to four."""
     from hypothesis import strategies as st
 
@@ -393,7 +396,7 @@ def predict_exactly(folding):
     for_all(check, 60, seed=st.integers(0, 999), widths=widths)
 
 
-def predict_integers(folding):
+def predict_integers(folding: ModuleType) -> None:
     """packed_predict returns integers."""
     weights, layers, x = _network(1, (8, 4))
     layers[0]["words"] = folding.pack(weights[0])
@@ -402,7 +405,7 @@ def predict_integers(folding):
         raise Wrong("the scores are not integers", {"x": x}, answer.dtype, "int32")
 
 
-EXERCISES = (
+EXERCISES: tuple[Exercise, ...] = (
     Exercise(
         "06.1",
         "normalized",
@@ -412,7 +415,7 @@ EXERCISES = (
         (
             "What dtype has an int32 array minus a float32 array? Print it.",
             "Make float32 of the sums with np.asarray(a, np.float32). The parameters are float32 "
-            "already, and so is everything computed of them.",
+            "already, and so is everything computed from them.",
             "The last line is the formula of the docstring. A division is not a multiplication "
             "with 1 / sqrt(...): that rounds twice.",
         ),
@@ -425,7 +428,7 @@ EXERCISES = (
         (fold_rising, fold_falling, fold_constant, fold_any, fold_rounding),
         (
             "There are only 2 * limit + 1 sums. What does normalized say at each of them?",
-            "Of the bools normalized(sums[:, None], ...) >= 0, one column is a channel. It changes "
+            "In the bools normalized(sums[:, None], ...) >= 0, one column is a channel. It changes "
             "once or never. Compare the rows from the second on with the rows but the last.",
             "argmax over axis 0 of these changes finds the first True; the row behind it belongs "
             "to the threshold. Where any is False the channel is constant. The first row says "

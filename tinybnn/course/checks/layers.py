@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import ModuleType
 from unittest import mock
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from tinybnn.course.checks.estimators import computed, engine
 from tinybnn.course.exercise import Exercise, Wrong, call, compare, for_all
 
-TOLERANCE = 1e-6
+_TOLERANCE = 1e-6
 
 
 def _sign(x):
@@ -26,7 +27,7 @@ def _unbroadcast(grad, shape):
 
 
 def _own_functions(check):
-    """A check of a layer alone: what it calls of other chapters is provided."""
+    """Decorate a check of a layer alone: functions of other chapters are provided."""
 
     @functools.wraps(check)
     def checked(layers):
@@ -49,7 +50,7 @@ def _own_functions(check):
 
 
 def _gradients(result, grad, tensors):
-    """What the rules of the operations make of a gradient, for each of the tensors."""
+    """Propagate a gradient by the rules of the operations to each of the tensors."""
     order, seen = [], set()
 
     def visit(node):
@@ -60,13 +61,13 @@ def _gradients(result, grad, tensors):
             order.append(node)
 
     visit(result)
-    found = {id(result): grad}
+    grads = {id(result): grad}
     for node in reversed(order):
-        if node.rule is None or id(node) not in found:
+        if node.rule is None or id(node) not in grads:
             continue
-        for parent, share in zip(node.parents, node.rule(found[id(node)]), strict=True):
-            found[id(parent)] = found.get(id(parent), 0) + share
-    return [np.asarray(found.get(id(t), np.zeros(t.shape))) for t in tensors]
+        for parent, share in zip(node.parents, node.rule(grads[id(node)]), strict=True):
+            grads[id(parent)] = grads.get(id(parent), 0) + share
+    return [np.asarray(grads.get(id(t), np.zeros(t.shape))) for t in tensors]
 
 
 # ------------------------------------------------------------------------------------ binary linear
@@ -81,7 +82,7 @@ def _layer(layers):
     return binary_linear
 
 
-LINEAR_MISTAKES = {
+_LINEAR_MISTAKES = {
     "the products are with the latent weights themselves; the layer computes with their signs":
         lambda x, latent: x @ latent.T,
     "the product with the signs is not transposed: a row of `latent` belongs to one output":
@@ -91,12 +92,12 @@ LINEAR_MISTAKES = {
         lambda x, latent: _sign(x) @ _sign(latent).T,
 }  # fmt: skip
 
-X = np.float32([[0.5, -2.0, 1.0], [3.0, 0.25, -1.0]])
-LATENT = np.float32([[0.5, -0.25, 0.0], [-0.75, 1.0, 2.0], [-1.5, -1.0, 0.125]])
+_X = np.float32([[0.5, -2.0, 1.0], [3.0, 0.25, -1.0]])
+_LATENT = np.float32([[0.5, -0.25, 0.0], [-0.75, 1.0, 2.0], [-1.5, -1.0, 0.125]])
 
 
 @_own_functions
-def linear_values(layers):
+def linear_values(layers: ModuleType) -> None:
     """binary_linear is the product with the signs of the latent weights."""
     from hypothesis import strategies as st
 
@@ -106,14 +107,14 @@ def linear_values(layers):
         rng = np.random.default_rng(seed)
         x, latent = rng.integers(-3, 4, (n, k)), rng.integers(-3, 4, (m, k)) / 2
         inputs = {"x": np.float32(x), "latent": np.float32(latent)}
-        compare(function, reference, inputs, LINEAR_MISTAKES)
+        compare(function, reference, inputs, _LINEAR_MISTAKES)
 
-    compare(function, reference, {"x": X, "latent": LATENT}, LINEAR_MISTAKES)
+    compare(function, reference, {"x": _X, "latent": _LATENT}, _LINEAR_MISTAKES)
     sizes = st.integers(1, 5)
     for_all(check, examples=50, n=sizes, k=sizes, m=sizes, seed=st.integers(0, 99))
 
 
-LINEAR_GRADIENT_MISTAKES = {
+_LINEAR_GRADIENT_MISTAKES = {
     "no gradient reaches the latent weights: sign must be sign_ste, not an array of signs":
         lambda x, latent, grad: (grad @ _sign(latent), np.zeros_like(latent)),
     "latent weights beyond 1 receive a gradient; use sign_ste with its clipping":
@@ -128,7 +129,7 @@ def _to_latent(x, latent, grad):
 
 
 @_own_functions
-def linear_gradient(layers):
+def linear_gradient(layers: ModuleType) -> None:
     """the gradient reaches x through the signs, and the latent weights straight through."""
     tensor = engine(layers).Tensor
 
@@ -140,7 +141,7 @@ def linear_gradient(layers):
     compare(
         binary_linear,
         lambda x, latent, grad: (grad @ _sign(latent), _to_latent(x, latent, grad)),
-        {"x": X, "latent": LATENT, "grad": grad}, LINEAR_GRADIENT_MISTAKES, TOLERANCE,
+        {"x": _X, "latent": _LATENT, "grad": grad}, _LINEAR_GRADIENT_MISTAKES, _TOLERANCE,
     )  # fmt: skip
 
 
@@ -153,14 +154,14 @@ def _norm(x, gamma, beta, eps=1e-5):
 
 
 def _of_variance(var):
-    """Batch norm with another variance."""
+    """Make batch norm with another variance."""
     return lambda x, gamma, beta, eps: (
         (x - x.mean(0)) / np.sqrt(var(x) + eps) * gamma + beta, x.mean(0), var(x)
     )  # fmt: skip
 
 
 def _normalized(function):
-    """Another result, with the right mean and variance."""
+    """Make batch norm with another result, but the right mean and variance."""
     return lambda x, gamma, beta, eps: (function(x, gamma, beta, eps), x.mean(0), x.var(0))
 
 
@@ -170,7 +171,7 @@ def _rows(x, gamma, beta, eps):
     return y * gamma + beta, mean, var
 
 
-NORM_MISTAKES = {
+_NORM_MISTAKES = {
     "the variance is divided by N - 1; batch norm takes the mean square, divided by N":
         _of_variance(lambda x: x.var(0, ddof=1)),
     "the variance is that of single numbers around 0; take the mean off first":
@@ -192,7 +193,7 @@ NORM_MISTAKES = {
     "gamma and beta are not used": _normalized(lambda x, g, b, eps: _norm(x, 1, 0, eps)[0]),
 }  # fmt: skip
 
-NORM = {
+_NORM = {
     "x": np.array([[1.0, 0.5], [2.0, -0.5], [6.0, 0.0]]),
     "gamma": np.array([2.0, -1.0]),
     "beta": np.array([0.5, 3.0]),
@@ -216,7 +217,7 @@ def _norm_of(layers):
 
 
 @_own_functions
-def norm_values(layers):
+def norm_values(layers: ModuleType) -> None:
     """batch norm gives each column the mean beta and the spread gamma, eps inside the root."""
     from hypothesis import strategies as st
 
@@ -226,15 +227,15 @@ def norm_values(layers):
         rng = np.random.default_rng(seed)
         x, gamma, beta = rng.normal(1, 2, (n, m)), rng.normal(size=m), rng.normal(size=m)
         inputs = {"x": x, "gamma": gamma, "beta": beta, "eps": eps}
-        compare(function, _norm, inputs, NORM_MISTAKES, TOLERANCE)
+        compare(function, _norm, inputs, _NORM_MISTAKES, _TOLERANCE)
 
-    compare(function, _norm, NORM | {"eps": 0.25}, NORM_MISTAKES, TOLERANCE)
+    compare(function, _norm, _NORM | {"eps": 0.25}, _NORM_MISTAKES, _TOLERANCE)
     for_all(check, examples=50, n=st.integers(2, 6), m=st.integers(1, 4),
             seed=st.integers(0, 99), eps=st.sampled_from([1e-5, 0.1]))  # fmt: skip
 
 
 @_own_functions
-def norm_of_constants(layers):
+def norm_of_constants(layers: ModuleType) -> None:
     """a column of equal numbers gives beta, not NaN, with the default eps."""
     tensor = engine(layers).Tensor
 
@@ -242,7 +243,7 @@ def norm_of_constants(layers):
         return layers.batch_norm(tensor(x), tensor(gamma), tensor(beta))[0].data
 
     inputs = {"x": np.full((3, 1), 7.0), "gamma": np.ones(1), "beta": np.array([0.5])}
-    compare(batch_norm, lambda x, gamma, beta: 0 * x + beta, inputs, tolerance=TOLERANCE)
+    compare(batch_norm, lambda x, gamma, beta: 0 * x + beta, inputs, tolerance=_TOLERANCE)
 
 
 def _norm_gradient(through_mean=True, through_var=True):
@@ -255,7 +256,7 @@ def _norm_gradient(through_mean=True, through_var=True):
     return gradient
 
 
-NORM_GRADIENT_MISTAKES = {
+_NORM_GRADIENT_MISTAKES = {
     "mean and variance are constants to the gradient; they depend on x, so compute them with "
     "Tensors, not from x.data": _norm_gradient(False, False),
     "the variance is a constant to the gradient; compute it with Tensors":
@@ -265,7 +266,7 @@ NORM_GRADIENT_MISTAKES = {
 
 
 @_own_functions
-def norm_gradient(layers):
+def norm_gradient(layers: ModuleType) -> None:
     """the gradient goes through mean and variance, and reaches gamma and beta."""
     tensor = engine(layers).Tensor
 
@@ -274,8 +275,8 @@ def norm_gradient(layers):
         return tuple(_gradients(layers.batch_norm(*given)[0], grad, given))
 
     grad = np.array([[1.0, -2.0], [0.5, 1.0], [3.0, 2.0]])
-    inputs = NORM | {"grad": grad}
-    compare(batch_norm, _norm_gradient(), inputs, NORM_GRADIENT_MISTAKES, TOLERANCE)
+    inputs = _NORM | {"grad": grad}
+    compare(batch_norm, _norm_gradient(), inputs, _NORM_GRADIENT_MISTAKES, _TOLERANCE)
 
 
 # ------------------------------------------------------------------------------------ cross entropy
@@ -291,7 +292,7 @@ def _entropy(scores, labels):
     return _losses(scores, labels).mean()
 
 
-ENTROPY_MISTAKES = {
+_ENTROPY_MISTAKES = {
     "this is the sum over the batch; take the mean": lambda s, y: _losses(s, y).sum(),
     "the mean runs over all N times C numbers; there is one loss for each of the N rows":
         lambda s, y: _losses(s, y).sum() / s.size,
@@ -306,7 +307,7 @@ ENTROPY_MISTAKES = {
         lambda s, y: -np.log(np.exp(-_losses(s, y)).mean()),
 }  # fmt: skip
 
-SCORES = {
+_SCORES = {
     "scores": np.array([[2.0, 0.0, -1.0], [0.5, 1.0, 0.0]]),
     "labels": np.array([0, 2]),
 }
@@ -322,7 +323,7 @@ def _entropy_of(layers):
 
 
 @_own_functions
-def entropy_values(layers):
+def entropy_values(layers: ModuleType) -> None:
     """the loss is the mean of -log of the softmax at the right class."""
     from hypothesis import strategies as st
 
@@ -331,14 +332,14 @@ def entropy_values(layers):
     def check(n, c, seed):
         rng = np.random.default_rng(seed)
         inputs = {"scores": rng.normal(0, 2, (n, c)), "labels": rng.integers(0, c, n)}
-        compare(function, _entropy, inputs, ENTROPY_MISTAKES, TOLERANCE)
+        compare(function, _entropy, inputs, _ENTROPY_MISTAKES, _TOLERANCE)
 
-    compare(function, _entropy, SCORES, ENTROPY_MISTAKES, TOLERANCE)
+    compare(function, _entropy, _SCORES, _ENTROPY_MISTAKES, _TOLERANCE)
     for_all(check, examples=50, n=st.integers(1, 5), c=st.integers(1, 5), seed=st.integers(0, 99))
 
 
 @_own_functions
-def entropy_is_stable(layers):
+def entropy_is_stable(layers: ModuleType) -> None:
     """scores of 1000 and of -1000 neither overflow nor give log(0)."""
     function = _entropy_of(layers)
     for top in (1000.0, -1000.0):
@@ -352,11 +353,11 @@ def entropy_is_stable(layers):
                 "probability changes",
                 inputs, got, _entropy(**inputs),
             )  # fmt: skip
-        compare(function, _entropy, inputs, tolerance=TOLERANCE)
+        compare(function, _entropy, inputs, tolerance=_TOLERANCE)
 
 
 @_own_functions
-def entropy_gradient(layers):
+def entropy_gradient(layers: ModuleType) -> None:
     """the gradient is (softmax - 1 at the right class) / N."""
     tensor = engine(layers).Tensor
 
@@ -365,7 +366,7 @@ def entropy_gradient(layers):
         result = layers.cross_entropy(given, labels)
         return _gradients(result, np.ones(result.shape), [given])[0]
 
-    compare(cross_entropy, _entropy_gradient, SCORES, ENTROPY_GRADIENT_MISTAKES, TOLERANCE)
+    compare(cross_entropy, _entropy_gradient, _SCORES, _ENTROPY_GRADIENT_MISTAKES, _TOLERANCE)
 
 
 def _softmax(scores):
@@ -377,7 +378,7 @@ def _entropy_gradient(scores, labels):
     return (_softmax(scores) - np.eye(scores.shape[1])[labels]) / len(scores)
 
 
-ENTROPY_GRADIENT_MISTAKES = {
+_ENTROPY_GRADIENT_MISTAKES = {
     "no gradient reaches the scores; compute with Tensors, not with scores.data":
         lambda scores, labels: 0 * scores,
     "the score of the right class is a constant to the gradient; select it with a Tensor: multiply "
@@ -390,7 +391,7 @@ ENTROPY_GRADIENT_MISTAKES = {
 # --------------------------------------------------------------------------------- clipping, flips
 
 
-CLIP_MISTAKES = {
+_CLIP_MISTAKES = {
     "the array is unchanged: np.clip makes a new one, unless it is told where to write, and "
     "`latent = ...` only gives the new one a name": lambda latent, limit: latent,
     "the argument `limit` is not used": lambda latent, limit: np.clip(latent, -1, 1),
@@ -405,7 +406,7 @@ CLIP_MISTAKES = {
 }  # fmt: skip
 
 
-def clip_values(layers):
+def clip_values(layers: ModuleType) -> None:
     """latent weights beyond the limit go to it, in place; the others stay."""
     from hypothesis import strategies as st
     from hypothesis.extra.numpy import arrays
@@ -417,7 +418,7 @@ def clip_values(layers):
 
     def check(latent, limit):
         inputs = {"latent": latent, "limit": limit}
-        compare(clip_latents, lambda w, limit: np.clip(w, -limit, limit), inputs, CLIP_MISTAKES)
+        compare(clip_latents, lambda w, limit: np.clip(w, -limit, limit), inputs, _CLIP_MISTAKES)
 
     check(np.float32([[-3.0, -0.5, 0.0], [0.25, 0.75, 2.0]]), 0.5)
     floats = st.floats(-3, 3, width=32)
@@ -426,7 +427,7 @@ def clip_values(layers):
             limit=st.sampled_from([0.5, 1.0, 2.0]))  # fmt: skip
 
 
-def clip_default(layers):
+def clip_default(layers: ModuleType) -> None:
     """without an argument the limit is 1."""
     latent = np.float32([-3.0, 0.5, 1.5])
     layers.clip_latents(latent)
@@ -439,7 +440,7 @@ def _flips(before, after):
     return float(np.mean((before >= 0) != (after >= 0)))
 
 
-FLIP_MISTAKES = {
+_FLIP_MISTAKES = {
     "a weight that leaves 0 upwards, or reaches it from there, counts as flipped; sign(0) is +1, "
     "as above 0": lambda a, b: np.mean(np.sign(a) != np.sign(b)),
     "a flip between 0, whose sign is +1, and a weight below 0 is not counted; a product below 0 "
@@ -458,7 +459,7 @@ FLIP_MISTAKES = {
 }  # fmt: skip
 
 
-def flip_values(layers):
+def flip_values(layers: ModuleType) -> None:
     """the flip ratio is the share of signs that changed, with sign(0) = +1."""
     from hypothesis import strategies as st
     from hypothesis.extra.numpy import arrays
@@ -466,16 +467,18 @@ def flip_values(layers):
     def check(shape, data):
         numbers = st.sampled_from([-1.5, -0.5, 0.0, 0.25, 1.0])
         before, after = (data.draw(arrays(np.float32, shape, elements=numbers)) for _ in "ab")
-        compare(layers.flip_ratio, _flips, {"before": before, "after": after}, FLIP_MISTAKES,
-                TOLERANCE)  # fmt: skip
+        compare(layers.flip_ratio, _flips, {"before": before, "after": after}, _FLIP_MISTAKES,
+                _TOLERANCE)  # fmt: skip
 
     before = np.float32([[0.5, -0.5, 0.0, 0.0, 1.0], [-1.0, 0.25, -0.5, 0.5, 0.75]])
     after = np.float32([[0.25, 0.5, 0.5, -0.25, 1.0], [-1.0, 0.5, 0.0, -0.5, 0.5]])
-    compare(layers.flip_ratio, _flips, {"before": before, "after": after}, FLIP_MISTAKES, TOLERANCE)
+    compare(
+        layers.flip_ratio, _flips, {"before": before, "after": after}, _FLIP_MISTAKES, _TOLERANCE
+    )
     for_all(check, examples=100, shape=st.sampled_from([(1,), (3,), (2, 3)]), data=st.data())
 
 
-EXERCISES = (
+EXERCISES: tuple[Exercise, ...] = (
     Exercise(
         "03.1",
         "binary_linear",

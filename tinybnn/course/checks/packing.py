@@ -5,17 +5,35 @@ from __future__ import annotations
 import os
 import time
 import tracemalloc
+from types import ModuleType
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import numpy as np
 
 from tinybnn.course.exercise import Exercise, Wrong, call, compare, for_all, provided
 
-_ones_in = np.bitwise_count  # the one of NumPy, whatever a check puts in its place
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tinybnn.typing import Array, Words
+
+_ones_in = np.bitwise_count  # NumPy's own, even while a check replaces it
 
 
-def place(signs, words=None, tail=0, order=1):
-    """Signs as words, with `tail` behind them, `order` -1 for the highest bit first."""
+def place(signs: Array, words: int | None = None, tail: int = 0, order: int = 1) -> Words:
+    """Pack signs (..., K) into words (..., ceil(K / 64)), a bit each.
+
+    Parameters
+    ----------
+    signs : (..., K) of ±1
+    words : int, optional
+        Number of words per row; default: as many as needed.
+    tail : 0 or 1
+        The unused bits.
+    order : 1 or -1
+        -1 for the highest bit first.
+    """
     count = signs.shape[-1]
     words = -(-count // 64) if words is None else words
     bits = np.full((*signs.shape[:-1], 64 * words), tail, np.uint64)
@@ -28,12 +46,13 @@ def _differences(a, b):
     return _ones_in(a[:, None] ^ b[None]).sum(axis=-1, dtype=np.int64)
 
 
-def product(a, b, k):
+def product(a: Words, b: Words, k: int) -> NDArray[np.int64]:
+    """Compute the products (M, N) int64 of rows of K signs, words (M, W) and (N, W)."""
     return k - 2 * _differences(a, b)
 
 
 def _unshifted(words):
-    """The counts of the bytes times 0x0101...01: their sum is in the highest byte."""
+    """Multiply the counts of the bytes by 0x0101...01: their sum is in the highest byte."""
     counts = _ones_in(np.ascontiguousarray(words)[..., None].view(np.uint8)).view(np.uint64)[..., 0]
     return counts * np.uint64(0x0101010101010101)
 
@@ -53,16 +72,16 @@ def _words(shape):
 
 
 class _Bits:
-    """Words that are shown as bits, the lowest one last."""
+    """Words that messages show as bits, the lowest one last."""
 
     def __init__(self, words):
         self.words = words
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return ", ".join(f"{int(word):#b}" for word in np.ravel(self.words))
 
 
-PACK_MISTAKES = {
+_PACK_MISTAKES = {
     "bit 1 stands for -1 here; it must stand for +1":
         lambda signs: place(-signs),
     "the tail, the bits behind the last sign, is 1 here; it must be 0, so that two tails never "
@@ -89,13 +108,13 @@ PACK_MISTAKES = {
 }  # fmt: skip
 
 
-def pack_values(packing):
+def pack_values(packing: ModuleType) -> None:
     """sign 64 j + i is bit i of word j, for rows of any length and axes in front of them."""
     from hypothesis import strategies as st
 
     def check(signs):
         try:
-            compare(packing.pack, place, {"signs": signs}, PACK_MISTAKES)
+            compare(packing.pack, place, {"signs": signs}, _PACK_MISTAKES)
         except Wrong as wrong:
             if np.shape(wrong.got) == np.shape(wrong.expected) and np.size(wrong.got) < 5:
                 wrong.got, wrong.expected = _Bits(wrong.got), _Bits(wrong.expected)
@@ -106,7 +125,7 @@ def pack_values(packing):
     for_all(check, signs=shapes.map(lambda s: (*s[0], s[1])).flatmap(_signs))
 
 
-def pack_dtype(packing):
+def pack_dtype(packing: ModuleType) -> None:
     """pack takes signs of any dtype and returns uint64."""
     for dtype in (np.float32, np.float64, np.int8):
         signs = np.array([[1, -1, 1]], dtype)
@@ -114,10 +133,10 @@ def pack_dtype(packing):
         if answer.dtype != np.uint64:
             why = "the answer is not uint64: a word has 64 bits and no sign"
             raise Wrong(why, {"signs": signs}, answer.dtype, "uint64")
-        compare(packing.pack, place, {"signs": signs}, PACK_MISTAKES)
+        compare(packing.pack, place, {"signs": signs}, _PACK_MISTAKES)
 
 
-POPCOUNT_MISTAKES = {
+_POPCOUNT_MISTAKES = {
     "only the low 32 bits of each word are counted; a word has 64":
         lambda words: _ones_in(words & np.uint64(2**32 - 1)),
     "these are the numbers of zeros; count the ones":
@@ -134,20 +153,20 @@ POPCOUNT_MISTAKES = {
 }  # fmt: skip
 
 
-def popcount_values(packing):
+def popcount_values(packing: ModuleType) -> None:
     """each word has its own number of ones, for all 64 bits and any shape."""
     from hypothesis import strategies as st
 
     shapes = st.lists(st.integers(1, 3), min_size=1, max_size=2).map(tuple)
     for_all(
         lambda words: compare(
-            packing.popcount_words, _ones_in, {"words": words}, POPCOUNT_MISTAKES
+            packing.popcount_words, _ones_in, {"words": words}, _POPCOUNT_MISTAKES
         ),
         words=shapes.flatmap(_words),
     )
 
 
-def popcount_dtype(packing):
+def popcount_dtype(packing: ModuleType) -> None:
     """counts are signed integers, so that k - 2 * count may be negative."""
     words = np.uint64([[0, 1, 2**64 - 1]])
     answer = np.asarray(call(packing.popcount_words, {"words": words}))
@@ -159,7 +178,7 @@ def popcount_dtype(packing):
         raise Wrong(why, {"words": words}, answer.dtype, "int64")
 
 
-def popcount_by_arithmetic(packing):
+def popcount_by_arithmetic(packing: ModuleType) -> None:
     """popcount_words does without np.bitwise_count."""
     why = "popcount_words calls np.bitwise_count; the exercise is to count by shifts, & and +"
     with mock.patch.object(np, "bitwise_count", side_effect=Wrong(why)) as there:
@@ -171,7 +190,7 @@ def popcount_by_arithmetic(packing):
             raise Wrong(why)
 
 
-MATMUL_MISTAKES = {
+_MATMUL_MISTAKES = {
     "bits that agree in the tail are counted: ~ inverts the tail too, where both are 0; count the "
     "differences, and only k products are there":
         lambda a, b, k: 2 * _ones_in(~(a[:, None] ^ b[None])).sum(axis=-1, dtype=np.int64) - k,
@@ -206,7 +225,7 @@ def _matmul_values(function):
         a, b = signs
         inputs = {"a": place(a), "b": place(b), "k": a.shape[-1]}
         exact = (a @ b.T).astype(np.int64)
-        compare(function, lambda a, b, k: exact, inputs, MATMUL_MISTAKES)
+        compare(function, lambda a, b, k: exact, inputs, _MATMUL_MISTAKES)
 
     rows = np.float32([[1, -1, 1, 1, -1], [-1, -1, 1, -1, -1], [1, 1, 1, -1, 1]])
     check((rows[:2], rows))  # known mistakes differ here
@@ -225,13 +244,13 @@ def _matmul_values(function):
         raise Wrong("the answer is not int32", got=answer.dtype, expected="int32")
 
 
-def matmul_values(packing):
+def matmul_values(packing: ModuleType) -> None:
     """xnor_matmul equals the product of the signs as floats, tails included."""
     with provided(packing, popcount_words=lambda words: _ones_in(words).astype(np.int64)):
         _matmul_values(packing.xnor_matmul)
 
 
-def fast_values(packing):
+def fast_values(packing: ModuleType) -> None:
     """xnor_matmul_fast equals the product of the signs as floats, tails included."""
     _matmul_values(packing.xnor_matmul_fast)
 
@@ -252,7 +271,7 @@ def _shortest(function, *arguments, runs=7):
 
 
 def _peak(function, *arguments):
-    """Bytes that NumPy and Python hold at most during a call."""
+    """Measure the peak memory of NumPy and Python during a call, bytes."""
     function(*arguments)
     tracemalloc.start()
     try:
@@ -262,7 +281,7 @@ def _peak(function, *arguments):
         tracemalloc.stop()
 
 
-def fast_is_compiled_once(packing):
+def fast_is_compiled_once(packing: ModuleType) -> None:
     """xnor_matmul_fast is compiled at the first call and not again."""
     tiny = _random(1, 1, 1)
     packing.xnor_matmul_fast(*tiny)
@@ -275,7 +294,7 @@ def fast_is_compiled_once(packing):
         )
 
 
-def fast_needs_no_arrays(packing):
+def fast_needs_no_arrays(packing: ModuleType) -> None:
     """xnor_matmul_fast makes no array of unpacked signs nor of all differences."""
     few = _random(4, 4, 2048)
     if _peak(packing.xnor_matmul_fast, *few) > 700_000:
@@ -294,12 +313,12 @@ def fast_needs_no_arrays(packing):
 
 
 def _seconds_of_numpy(operands):
-    """Seconds that the product in NumPy, with an array of all differences, takes for a word."""
+    """Measure NumPy's product with an array of all differences, seconds per word."""
     a, b, _ = operands
     return _shortest(product, *operands) / (len(a) * b.size)
 
 
-def fast_is_compiled(packing):
+def fast_is_compiled(packing: ModuleType) -> None:
     """xnor_matmul_fast has no loop that the Python interpreter runs."""
     small = _random(16, 16, 63)
     packing.xnor_matmul_fast(*small)
@@ -313,7 +332,7 @@ def fast_is_compiled(packing):
         )
 
 
-def fast_is_fast(packing):
+def fast_is_fast(packing: ModuleType) -> None:
     """xnor_matmul_fast is at least 1.5 times as fast as the same in NumPy with all pairs."""
     large = _random(160, 160, 63)
     seconds = min(_shortest(packing.xnor_matmul_fast, *large, runs=15) for _ in range(3))
@@ -334,7 +353,7 @@ def fast_is_fast(packing):
         )
 
 
-EXERCISES = (
+EXERCISES: tuple[Exercise, ...] = (
     Exercise(
         "04.1",
         "pack",

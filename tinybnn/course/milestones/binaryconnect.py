@@ -42,7 +42,7 @@ SEEDS = (0.95, 0.9472, 0.9528, 0.9361, 0.9444, 0.95, 0.9444, 0.9472, 0.9333, 0.9
 LEAST = 0.92
 
 
-def run(progress=False, seed=0):
+def run(progress: bool = False, seed: int = 0) -> Outcome:
     """Train and judge."""
     from mybnn.bits import sign
     from mybnn.engine import Tensor

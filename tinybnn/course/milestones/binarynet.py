@@ -38,6 +38,7 @@ from tinybnn.course.milestones.milestone import (
     norm_parameters,
     norms,
 )
+from tinybnn.typing import Array
 
 LEVELS = (-0.5, 0.0, 0.5)
 WIDTHS = (64 * len(LEVELS), 256, 256, 10)
@@ -46,20 +47,18 @@ SEEDS = (0.9028, 0.9111, 0.9, 0.9111, 0.9028, 0.9167, 0.9167, 0.9111, 0.9167, 0.
 LEAST = 0.89
 
 
-def thermometer(pixels):
-    """Pixels (N, 1, 8, 8) as signs (N, 192): +1 where a level is reached."""
+def thermometer(pixels: Array) -> Array:
+    """Encode pixels (N, 1, 8, 8) as signs (N, 192) float32: +1 where a level is reached."""
     signs = [np.where(pixels >= level, np.float32(1), np.float32(-1)) for level in LEVELS]
     return np.concatenate([s.reshape(len(s), -1) for s in signs], axis=1)
 
 
-def run(progress=False, seed=0):
+def run(progress: bool = False, seed: int = 0) -> Outcome:
     """Train, fold, run on words, and judge."""
     from mybnn.bits import sign
     from mybnn.engine import Tensor
     from mybnn.estimators import sign_ste
-    from mybnn.folding import fold, normalized, packed_predict
     from mybnn.layers import batch_norm, binary_linear
-    from mybnn.packing import pack
 
     rng = np.random.default_rng(seed)
     x, labels, x_test, labels_test = digits()
@@ -89,11 +88,40 @@ def run(progress=False, seed=0):
         return Outcome({}, stopped.sentences)
     network(x)  # statistics of all training images
 
-    # The trained network, in floats and in words, layer by layer.
-    a, failed, packed, compared = x_test, [], [], 0
-    for name in hidden:
-        norm = (*statistics[name], gammas[name].data, betas[name].data)
-        signs = sign(weights[name].data)
+    layers = [
+        (name, sign(weights[name].data), (*statistics[name], gammas[name].data, betas[name].data))
+        for name in hidden
+    ]
+    on_words, wrong, compared, failed = _compare(layers, sign(weights[last].data), x_test)
+    accuracy = round(float(np.mean(on_words.argmax(axis=1) == labels_test)), 4)
+    figures = {"test accuracy on words": accuracy, "values compared with ==": compared}
+    figures["scores that differ"] = wrong
+    figures |= {f"flipped in {k}": round(v, 4) for k, v in flips.items()}
+    return Outcome(figures, judge(accuracy, LEAST, SEEDS, flips) + failed)
+
+
+def _compare(layers, last, x):
+    """Run the trained network in floats and in words, layer by layer.
+
+    Parameters
+    ----------
+    layers : list of (name, signs (M, K), batch norm)
+    last : (10, K) signs
+    x : (N, K) signs
+
+    Returns
+    -------
+    on_words : (N, 10) scores by words
+    wrong : number of scores that differ
+    compared : number of values compared
+    failed : list of str
+    """
+    from mybnn.bits import sign
+    from mybnn.folding import fold, normalized, packed_predict
+    from mybnn.packing import pack
+
+    a, failed, packed, compared = x, [], [], 0
+    for name, signs, norm in layers:
         k = signs.shape[1]
         thresholds, flipped = fold(k, *norm)
         packed.append({"words": pack(signs), "k": k, "thresholds": thresholds, "flipped": flipped})
@@ -104,27 +132,20 @@ def run(progress=False, seed=0):
         if differ.any():
             failed.append(_differs(name, differ, sums, values, thresholds, flipped, norm[2]))
         a = sign(values)
-    signs = sign(weights[last].data)
-    scores = a @ signs.T
-    packed.append({"words": pack(signs), "k": signs.shape[1]})
-    on_words = packed_predict(packed, x_test)
-
-    compared += scores.size
+    scores = a @ last.T
+    packed.append({"words": pack(last), "k": last.shape[1]})
+    on_words = packed_predict(packed, x)
     wrong = int(np.count_nonzero(on_words != scores))
     if wrong and not failed:
         failed.append(
             f"{wrong:,} of {scores.size:,} scores differ between the words and the float network, "
             "though every threshold is right: look at packed_predict, pack and xnor_matmul"
         )
-    accuracy = round(float(np.mean(on_words.argmax(axis=1) == labels_test)), 4)
-    figures = {"test accuracy on words": accuracy, "values compared with ==": compared}
-    figures["scores that differ"] = wrong
-    figures |= {f"flipped in {k}": round(v, 4) for k, v in flips.items()}
-    return Outcome(figures, judge(accuracy, LEAST, SEEDS, flips) + failed)
+    return on_words, wrong, compared + scores.size, failed
 
 
 def _differs(name, differ, sums, values, thresholds, flipped, gamma):
-    """Which comparison of integers is not the sign of the float network, and how often."""
+    """Describe comparisons of integers that differ from the signs of the float network."""
     i, c = np.argwhere(differ)[0]
     return (
         f"{np.count_nonzero(differ):,} of {differ.size:,} signs behind {name} differ between words "

@@ -1,42 +1,44 @@
-"""What a milestone is and what comes of it; training that watches gradients and signs."""
+"""Milestones and their outcomes; training that watches gradients and signs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from tinybnn import datasets
+from tinybnn.typing import Array
 
 BATCH = 64
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a milestone.
+    """The outcome of a milestone.
 
     Parameters
     ----------
     figures : dict of str to number or str
-        What was measured, in the order in which to print it.
+        The measurements, in printing order.
     failed : list of str
         A sentence for each criterion that is not met; empty if the milestone is reached.
     """
 
-    figures: dict
+    figures: dict[str, Any]
     failed: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Milestone:
-    """A network of the field's history, trained with the student's code.
+    """A historical network, trained with the student's code.
 
     Parameters
     ----------
     number : int
     name, title : str
-        The network's, and that of its paper.
+        Name of the network, and title of its paper.
     year : int
     needs : tuple of str
         Numbers of the exercises whose answers it uses.
@@ -58,36 +60,56 @@ class Milestone:
 class Stopped(Exception):  # noqa: N818 - not an error of the program: training cannot go on
     """Training cannot go on; the sentences say why."""
 
-    def __init__(self, sentences):
+    sentences: list[str]
+
+    def __init__(self, sentences: Sequence[str]) -> None:
         super().__init__(*sentences)
         self.sentences = list(sentences)
 
 
-def digits():
-    """Pixels from -1 to 1, (N, 1, 8, 8) float32, and labels: of the training, of the test images.
+def digits() -> tuple[Array, Array, Array, Array]:
+    """Load the digits: pixels and labels of the training images, then of the test images.
 
-    The test images are by other writers than most of the training images.
+    Most test images are by other writers than the training images.
+
+    Returns
+    -------
+    x, x_test : (N, 1, 8, 8) float32
+        Pixels from -1 to 1; returned as x, labels, x_test, labels_test.
+    labels, labels_test : (N,) integers
     """
     train, test = datasets.load("digits")
     pixels = [part.images.astype(np.float32) / 8 - 1 for part in (train, test)]
     return pixels[0], train.labels, pixels[1], test.labels
 
 
-def fit(network, weights, others, x, labels, *, epochs, rate, rng, progress=False):
+def fit(
+    network: Callable[[Array], Any],
+    weights: dict[str, Any],
+    others: dict[str, Any],
+    x: Array,
+    labels: Array,
+    *,
+    epochs: int,
+    rate: float,
+    rng: np.random.Generator,
+    progress: bool = False,
+) -> dict[str, float]:
     """Train by Adam on batches; return the share of flipped signs of each binary layer.
 
     Parameters
     ----------
     network : callable
-        x, an array -> the scores, a Tensor (N, 10).
+        Maps x, an array, to the scores, a Tensor (N, 10).
     weights, others : dict of str to Tensor
         Latent weights, which are clipped after each step, and all other parameters.
-    x, labels : arrays
+    x : (N, ...) float32
+    labels : (N,) integers
     epochs : int
     rate : float
-        Learning rate of the first step; it falls to 0 in a straight line.
-    rng : np.random.Generator
-        Of the order of the images.
+        Learning rate of the first step; it decreases linearly to 0.
+    rng : numpy.random.Generator
+        Source of the order of the images.
     progress : bool
         Print the loss of each fifth epoch.
 
@@ -116,7 +138,7 @@ def fit(network, weights, others, x, labels, *, epochs, rate, rng, progress=Fals
     return {name: flip_ratio(before[name], latent.data) for name, latent in weights.items()}
 
 
-def check_gradients(loss, parameters: Mapping):
+def check_gradients(loss: Any, parameters: Mapping[str, Any]) -> None:
     """Raise `Stopped` unless the loss is finite and a gradient arrives at each parameter."""
     if not np.isfinite(loss.data).all():
         raise Stopped([
@@ -148,17 +170,24 @@ def check_gradients(loss, parameters: Mapping):
         raise Stopped(failed)
 
 
-def judge(accuracy, least, seeds, flips):
-    """Sentences on what training reached: the accuracy, and signs that never flip.
+def judge(
+    accuracy: float, least: float, seeds: Sequence[float], flips: Mapping[str, float]
+) -> list[str]:
+    """Describe failures of training: a low accuracy, and layers whose signs never flip.
 
     Parameters
     ----------
     accuracy, least : float
-        What was reached and what is asked for.
+        The accuracy reached and the one required.
     seeds : tuple of float
         Accuracy of ten seeds with good answers.
     flips : dict of str to float
         Share of flipped signs of each binary layer.
+
+    Returns
+    -------
+    list of str
+        A sentence for each failure.
     """
     failed = [
         f"no sign of {name} has flipped: its latent weights get gradients, but do not move across "
@@ -176,15 +205,15 @@ def judge(accuracy, least, seeds, flips):
     return failed
 
 
-def latent(rng, *shape):
-    """Latent weights to begin with, near enough to 0 that signs flip early: a Tensor."""
+def latent(rng: np.random.Generator, *shape: int) -> Any:
+    """Draw initial latent weights, a float32 Tensor, so close to 0 that signs flip early."""
     from mybnn.engine import Tensor
 
     return Tensor(rng.uniform(-0.3, 0.3, shape).astype(np.float32))
 
 
-def norms(widths):
-    """Gammas of 1 and betas of 0, as the student's Tensors: two dicts of layer to Tensor."""
+def norms(widths: Mapping[str, int]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Make gammas of 1 and betas of 0, the student's Tensors: two dicts of layer to Tensor."""
     from mybnn.engine import Tensor
 
     gammas = {name: Tensor(np.ones(n, np.float32)) for name, n in widths.items()}
@@ -192,7 +221,7 @@ def norms(widths):
     return gammas, betas
 
 
-def norm_parameters(gammas, betas):
-    """Gammas and betas in one dict, by names that say which is which."""
+def norm_parameters(gammas: Mapping[str, Any], betas: Mapping[str, Any]) -> dict[str, Any]:
+    """Join gammas and betas in one dict with descriptive names."""
     named = {f"gamma of {name}": gamma for name, gamma in gammas.items()}
     return named | {f"beta of {name}": beta for name, beta in betas.items()}

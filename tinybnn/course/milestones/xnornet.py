@@ -15,7 +15,7 @@ float one in every value of each block.
 The network on 8 x 8 pixels: a first convolution, two binary blocks, and a last layer of real
 weights, as in the paper. Other than there, the first convolution has binary weights too (on real
 pixels), pooling takes the mean of 2 x 2 sums and not the largest, and activations have no scale of
-their own, which the paper found to matter little.
+their own, which matters little according to the paper.
 
 With good answers it takes about 13 seconds on one core. `SEEDS` are the accuracies of ten
 seeds:
@@ -24,6 +24,8 @@ seeds:
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +40,7 @@ from tinybnn.course.milestones.milestone import (
     norm_parameters,
     norms,
 )
+from tinybnn.typing import Shape
 
 FILTERS = {"convolution 1": (16, 1, 3, 3), "block 2": (64, 16, 3, 3), "block 3": (64, 64, 3, 3)}
 FEATURES = 64 * 4 * 4
@@ -46,24 +49,25 @@ SEEDS = (0.9167, 0.9167, 0.9333, 0.9333, 0.9194, 0.925, 0.9389, 0.925, 0.9083, 0
 LEAST = 0.9
 
 
-def pooled(x):
-    """Means of 2 x 2 pixels: Tensor (N, C, H, W) -> (N, C, H / 2, W / 2)."""
+def pooled(x: Any) -> Any:
+    """Average 2 x 2 pixels: Tensor (N, C, H, W) -> (N, C, H / 2, W / 2)."""
     n, c, height, width = x.data.shape
     return x.reshape(n, c, height // 2, 2, width // 2, 2).mean(axis=(3, 5))
 
 
-def as_rows(x):
-    """Channels last, a pixel a row, so that batch norm has its channels in the columns."""
+def as_rows(x: Any) -> Any:
+    """Convert (N, C, H, W) to (N H W, C), so that batch norm has its channels in the columns."""
     n, c, height, width = x.shape
     return x.transpose(0, 2, 3, 1).reshape(n * height * width, c)
 
 
-def as_images(rows, shape):
+def as_images(rows: Any, shape: Shape) -> Any:
+    """Convert rows (N H W, C) back to images of a shape (N, C, H, W)."""
     n, c, height, width = shape
     return rows.reshape(n, height, width, c).transpose(0, 3, 1, 2)
 
 
-def run(progress=False, seed=0):
+def run(progress: bool = False, seed: int = 0) -> Outcome:
     """Train, run the convolutions on words, and judge."""
     from mybnn.bits import sign
     from mybnn.convolution import binary_conv2d, weight_scale, xnor_conv2d
@@ -129,7 +133,7 @@ def run(progress=False, seed=0):
 
 
 def _differs(name, on_words, floats, wrong):
-    """How many values of a block differ, and whether they are those at the border."""
+    """Describe the values of a block that differ, and whether they are all at the border."""
     differ = on_words != floats
     where = "" if differ[:, :, 1:-1, 1:-1].any() else (
         ", all at the border: what stands outside the image must count as 0, not as -1 or +1"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from tinybnn import models
-from tinybnn.experiments.report_text import mean_and_std
+import numpy as np
+
+from tinybnn import models, nn
+from tinybnn.experiments.report import mean_and_std
+from tinybnn.typing import Shape
 
 
 @dataclass(frozen=True)
@@ -17,29 +21,31 @@ class Arm:
     ----------
     title : str
     build : callable
-        `models.mobilenet_v1` or one of its kind.
+        `models.mobilenet_v1` or a builder like it.
     method : str
     options : dict
         Further keyword arguments.
     paper : dict
-        Published accuracy in percent, by base, or under ``""`` for any.
+        Published accuracy in percent, by base, or under ``""`` for any base.
     base : str, optional
-        What it is built on, where the paper has one base only; otherwise the configuration says.
+        The base it is built on, if the paper has only one; by default that of the configuration.
     """
 
     title: str
-    build: Callable
+    build: Callable[..., nn.Module]
     method: str
-    options: dict = field(default_factory=dict)
-    paper: dict = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    paper: Mapping[str, float] = field(default_factory=dict)
     base: str | None = None
 
-    def published(self, config):
-        """Accuracy in the paper, in percent, or None."""
+    def published(self, config: Any) -> float | None:
+        """Return the accuracy in the paper, in percent, or None."""
         return self.paper.get(config.base, self.paper.get(""))
 
-    def network(self, config, shape, classes, rng):
-        """The untrained network for images of a shape (C, H, W)."""
+    def network(
+        self, config: Any, shape: Shape, classes: int, rng: np.random.Generator
+    ) -> nn.Module:
+        """Build the untrained network, (N, C, H, W) -> (N, classes), for a shape (C, H, W)."""
         return self.build(
             config.width, shape[1], classes, self.method, base=self.base or config.base,
             in_channels=shape[0], rng=rng, **self.options,
@@ -51,7 +57,7 @@ _ALONE = {"broadcast_residual": False}
 
 # Table 6 gives CIFAR-100 at full width. Its last row is Table 2's BD-Net-A (AdaBin), so that is the
 # base; its third row is the first with the 1.58-bit convolution, not the second.
-ABLATION = {
+ABLATION: dict[str, Arm] = {
     "naive": Arm(
         "naive", _V1, "bdnet-a", {"dual": False, "pre_bn": False}, {"": 54.94}
     ),
@@ -61,7 +67,7 @@ ABLATION = {
 }  # fmt: skip
 
 # CIFAR-10 at full width. Tables 4 and 5 have BD-Net on ReActNet only.
-TABLE_2 = {
+TABLE_2: dict[str, Arm] = {
     "float": Arm("MobileNet V1, float", _V1, "float", {}, {"": 92.26}),
     "reactnet": Arm("MobileNet V1, ReActNet", _V1, "reactnet", {}, {"": 71.04}),
     "adabin": Arm("MobileNet V1, AdaBin", _V1, "adabin", {}, {"": 81.60}),
@@ -89,16 +95,8 @@ TABLE_2 = {
     ),
 }  # fmt: skip
 
-# Figures 2, 5 and 6 are about MobileNet V1.
-CURVATURE = {name: TABLE_2[name] for name in ("float", "reactnet")} | ABLATION
-
-EXPERIMENTS = {
-    "bdnet-ablation": ABLATION, "bdnet-table2": TABLE_2, "hessian": CURVATURE,
-    "landscape": CURVATURE,
-}  # fmt: skip
-
-# Which network the paper holds against which; the second is its own proposal.
-COMPARISONS = {
+# The pairs of networks that the paper compares; the second one is its own proposal.
+COMPARISONS: dict[str, tuple[tuple[str, str], ...]] = {
     "bdnet-ablation": (
         ("naive", "dual"), ("naive", "pre-bn"), ("naive", "both"), ("dual", "both"),
         ("pre-bn", "both"),
@@ -112,23 +110,26 @@ COMPARISONS = {
     ),
 }  # fmt: skip
 
-
-# What the curvature of one network is held against: that of another.
-PAIRS = (
+# The pairs whose curvature is compared.
+PAIRS: tuple[tuple[str, str], ...] = (
     ("naive", "dual"), ("naive", "pre-bn"), ("naive", "both"), ("reactnet", "both"),
     ("naive", "float"),
 )  # fmt: skip
 
 
-def over_seeds(found, compare):
-    """What was measured with several seeds: mean and deviation, and networks pair by pair.
+def over_seeds(
+    measured: Mapping[tuple[str, str, str], Sequence[float]],
+    compare: Callable[[Any, Any], Any],
+) -> dict[str, Any]:
+    """Summarize what was measured with several seeds, for each network and for each of `PAIRS`.
 
     Parameters
     ----------
-    found : dict
-        (name, where, measure) -> values, one for each seed.
+    measured : dict
+        (name, where, measure) -> (seeds,) values.
     compare : callable
-        Of the values of the second network of a pair and of the first, such as `numpy.subtract`.
+        Takes the values of the second network of a pair and those of the first, such as
+        `numpy.subtract`.
 
     Returns
     -------
@@ -136,34 +137,17 @@ def over_seeds(found, compare):
         ``networks``: name -> where -> measure -> mean and standard deviation. ``pairs``: a list of
         ``low``, ``high`` (names), ``where``, ``measure``, ``by_seed``.
     """
-    networks = {}
-    for (name, where, measure), values in found.items():
+    networks: dict[str, Any] = {}
+    for (name, where, measure), values in measured.items():
         of_network = networks.setdefault(name, {}).setdefault(where, {})
         of_network[measure] = mean_and_std(values)
     pairs = [
         {
             "low": low, "high": high, "where": where, "measure": measure,
-            "by_seed": compare(values, found[low, where, measure]).tolist(),
+            "by_seed": compare(values, measured[low, where, measure]).tolist(),
         }
         for low, high in PAIRS
-        for (name, where, measure), values in found.items()
-        if name == high and (low, where, measure) in found
+        for (name, where, measure), values in measured.items()
+        if name == high and (low, where, measure) in measured
     ]  # fmt: skip
     return {"networks": networks, "pairs": pairs}
-
-
-def chosen_arms(experiment, names=None):
-    """The networks of an experiment, or those of them that are named: name -> Arm.
-
-    Raises
-    ------
-    ValueError
-        If there is no such experiment or network.
-    """
-    if experiment not in EXPERIMENTS:
-        raise ValueError(f"bdnet: experiment must be one of {[*EXPERIMENTS]}, got {experiment!r}")
-    known = EXPERIMENTS[experiment]
-    unknown = [name for name in names or () if name not in known]
-    if unknown:
-        raise ValueError(f"bdnet: unknown network {unknown[0]!r}, choose from {', '.join(known)}")
-    return {name: arm for name, arm in known.items() if names is None or name in names}

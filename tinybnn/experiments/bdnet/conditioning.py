@@ -1,67 +1,74 @@
 """The condition number of a binary depth-wise layer with and without the residual before its norm.
 
 BD-Net's argument for that residual (Eq. 3 to 10), computed instead of approximated. With the factor
-α of the batch norm and the Jacobian D of a depth-wise convolution, the layer has the Jacobian
+α of the batch norm and the Jacobian D of a depth-wise convolution, the Jacobian of the layer is
 
-    J = α D + I         without (Eq. 3): the identity is the residual behind the norm,
+    J = α D + I         without (Eq. 3): the identity is the residual after the norm,
     J' = α D + (α + 1) I    with the residual before it (Eq. 4), which is J + α I.
 
 The paper writes κ(J') as (λ1 + α) / (λn + α) of J's eigenvalues (Eq. 6), lets α grow (Eq. 8) and
-finds κ(J') ≈ (λn / α + λn / λ1) κ(J) (Eq. 9). Eigenvalues do grow by α. But κ is the ratio of the
-largest and the smallest factor by which a matrix stretches a vector, of its singular values, and
-these grow by α only where J is symmetric without negative eigenvalues. With a filter of signs it
-is neither.
+obtains κ(J') ≈ (λn / α + λn / λ1) κ(J) (Eq. 9). Eigenvalues do grow by α. But κ is the ratio of
+the largest and the smallest singular value, and these grow by α only if J is symmetric without
+negative eigenvalues. With a filter of signs it is neither.
 
-There are only 2^9 filters of 3 x 3 signs, so all are looked at, on one channel: channels do not mix
-in a depth-wise layer. κ of the Hessian of ½|J x|², which is JᵀJ, is κ(J)² (Eq. 5, here exact).
+All 2^9 filters of 3 x 3 signs are computed, on one channel: channels do not mix in a depth-wise
+layer. κ of the Hessian of ½|J x|², which is JᵀJ, is κ(J)² (Eq. 5, here exact).
 """
 
 from __future__ import annotations
 
 import itertools
-import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from tinybnn import functional as F
 from tinybnn import plots, tables
 
-ALPHAS = tuple(float(f"{10**x:.3g}") for x in np.arange(-2, 2.01, 0.25))
+ALPHAS: tuple[float, ...] = tuple(float(f"{10**x:.3g}") for x in np.arange(-2, 2.01, 0.25))
 
 
-def all_filters(size=3):
-    """All filters of signs, (2 ** (size * size), size, size) float64."""
+def all_filters(size: int = 3) -> NDArray[np.float64]:
+    """Return all filters of signs, (2 ** (size * size), size, size) float64."""
     signs = itertools.product((-1.0, 1.0), repeat=size * size)
     return np.array([*signs]).reshape(-1, size, size)
 
 
-def jacobian(weight, pixels):
-    """D of a depth-wise convolution that keeps the size of an image, for one channel.
+def jacobian(weight: ArrayLike, pixels: int) -> NDArray[np.float64]:
+    """Compute the Jacobian D of a depth-wise convolution with padding, for one channel.
 
     Parameters
     ----------
-    weight : (k, k)
-        k is odd.
+    weight : (k, k) array_like
+        k is odd; the convolution keeps the size of an image.
     pixels : int
         Height and width of the image.
 
     Returns
     -------
     (pixels², pixels²) float64
-        Of the input pixels a column each, of the output pixels a row each.
+        A column for each input pixel, a row for each output pixel.
     """
-    each = np.eye(pixels * pixels).reshape(-1, 1, pixels, pixels)
-    out = F.conv2d(each, np.asarray(weight, float)[None, None], padding=len(weight) // 2)
+    each, weight = np.eye(pixels * pixels).reshape(-1, 1, pixels, pixels), np.asarray(weight, float)
+    out = F.conv2d(each, weight[None, None], padding=len(weight) // 2)
     return np.ascontiguousarray(out.reshape(len(each), -1).T)
 
 
-def stretch(matrices):
-    """The largest and the smallest singular value of (..., n, n) matrices: (..., 2)."""
+def stretch(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the largest and the smallest singular value of (..., n, n) matrices: (..., 2)."""
     return np.linalg.svd(matrices, compute_uv=False)[..., [0, -1]]
 
 
-def run(alphas=ALPHAS, pixels=8, filters=None, say=print):
-    """The condition numbers of all filters, and what the paper's formulas give for them.
+def run(
+    alphas: Sequence[float] = ALPHAS,
+    pixels: int = 8,
+    filters: ArrayLike | None = None,
+    say: Callable[[str], Any] = print,
+) -> dict[str, Any]:
+    """Compute the condition numbers of all filters, exactly and by the paper's formulas.
 
     Parameters
     ----------
@@ -69,16 +76,16 @@ def run(alphas=ALPHAS, pixels=8, filters=None, say=print):
         Factors of the batch norm, positive.
     pixels : int
         Height and width of the image.
-    filters : (F, k, k), optional
-        By default all of 3 x 3 signs.
+    filters : (F, k, k) array_like, optional
+        Default: all of 3 x 3 signs.
     say : callable
-        Gets the table and the sentences below it.
+        Takes the table as text.
 
     Returns
     -------
     dict
-        Ready for JSON: ``command``, ``alphas``, ``pixels``, ``filters`` (how many), ``rows``, for
-        each α a dict of ``alpha``; ``without``, ``with``, ``eq6`` and ``eq9``, each [lower
+        Ready for JSON: ``command``, ``alphas``, ``pixels``; ``filters``, their number; ``rows``, a
+        dict for each α: ``alpha``; ``without``, ``with``, ``eq6`` and ``eq9``, each [lower
         quartile, median, upper quartile] over the filters of κ(J), κ(J'), and κ(J') by Eq. 6 and
         by Eq. 9; ``smaller``, the share of filters with κ(J') < κ(J).
     """
@@ -101,40 +108,32 @@ def _row(alpha, convolutions):
     with np.errstate(divide="ignore"):  # a singular J has κ = inf
         before, after = first / last, largest / least
         # Eq. 9 with κ(J) = λ1 / λn multiplied out, so that λn = 0 needs no 0 * inf.
-        found = {
+        numbers = {
             "without": before, "with": after, "eq6": (first + alpha) / (last + alpha),
             "eq9": first / alpha + 1,
         }  # fmt: skip
     quartiles = {
         name: np.quantile(values, (0.25, 0.5, 0.75), method="nearest").tolist()
-        for name, values in found.items()
+        for name, values in numbers.items()
     }
     return {"alpha": float(alpha), **quartiles, "smaller": float((after < before).mean())}
 
 
-def report(result):
-    """The table and what it says, as text."""
+def report(result: dict[str, Any]) -> str:
+    """Return the table as text."""
     header = ("α", "κ(J)", "κ(J')", "by Eq. 6", "by Eq. 9", "κ(J') < κ(J)")
     rows = [
         (f"{row['alpha']:g}", *(f"{row[key][1]:.3g}" for key in ("without", "with", "eq6", "eq9")),
          f"{row['smaller']:.0%}")
         for row in result["rows"]
     ]  # fmt: skip
-    last = result["rows"][-1]
-    size, median = f"{result['pixels']}×{result['pixels']}", last["without"][1]
-    said = (
-        f"At α = {last['alpha']:g} the residual makes the condition number smaller for "
-        f"{last['smaller']:.0%} of the filters, and its median {median / last['with'][1]:.1f} "
-        f"times smaller; by Eq. 9 it would be {median / last['eq9'][1]:.1f} times."
-    )
-    return (
-        f"Condition numbers, medians of {result['filters']} filters on {size} pixels:\n\n"
-        f"{tables.text(header, rows)}\n\n{textwrap.fill(said, 100)}"
-    )
+    size = f"{result['pixels']}×{result['pixels']}"
+    title = f"Condition numbers, medians of {result['filters']} filters on {size} pixels"
+    return f"{title}; without (J) and with the residual (J'):\n\n{tables.text(header, rows)}"
 
 
-def draw(axes, result):
-    """κ against α: medians as lines, quartiles as bands. Returns the Axes."""
+def draw(axes: Any, result: dict[str, Any]) -> Any:
+    """Draw κ against α on matplotlib Axes, which are returned: medians, quartiles as bands."""
     alphas = result["alphas"]
     for key, label in (
         ("without", "κ(J), no residual"), ("with", "κ(J'), with residual"),
@@ -151,8 +150,8 @@ def draw(axes, result):
     return axes
 
 
-def save_picture(path, result):
-    """`draw` as a PNG file."""
+def save_picture(path: str | Path, result: dict[str, Any]) -> None:
+    """Draw a result into a PNG file."""
     figure = plots.figure(figsize=(6, 4))
     draw(figure.subplots(), result)
     plots.save(figure, path, "png")

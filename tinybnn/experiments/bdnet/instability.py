@@ -1,41 +1,48 @@
-"""What makes the training of binary depth-wise layers unstable: their variances and gradients."""
+"""Variances and gradients of binary depth-wise layers, which the paper holds to be unstable."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from tinybnn import analysis, datasets, nn
+from tinybnn.datasets import Dataset
 from tinybnn.models.blocks import Layer
+from tinybnn.typing import Array
 
 
-def layer_statistics(model, batches):
-    """Variances and gradients of the k×k layers behind the first one.
+def layer_statistics(
+    model: nn.Module, batches: Sequence[tuple[Array, Array]]
+) -> list[dict[str, Any]]:
+    """Measure variances and gradients of the k×k layers after the first one.
 
-    See `analysis.batch_statistics` for what the paper blames (its Eq. 1).
+    `analysis.batch_statistics` explains their role in the paper (Eq. 1).
 
     Parameters
     ----------
     model : Module
-        Of `models.blocks.Layer`s. It is left as it was, its running statistics included.
+        Consists of `models.blocks.Layer`s. It is not changed, nor are its running statistics.
     batches : sequence of (x, labels)
-        At least two.
+        At least two: (B, C, H, W) float32 and (B,) int.
 
     Returns
     -------
     list of dict
         For each layer, in order: ``layer`` (its path), ``channels``, ``groups``, ``binary``;
-        ``variance``, of what comes into the batch norm, and ``factor``, |α|: each minimum, median
-        and maximum over the channels, in the mean of the batches; ``gradient``, the mean norm of
-        the gradient of its (latent) weights; ``agreement`` of the gradients of different batches,
-        see `analysis.agreement`.
+        ``variance`` of the batch norm's input, and ``factor``, |α|: each minimum, median and
+        maximum over the channels, averaged over the batches; ``gradient``, the mean norm of the
+        gradient of its (latent) weights; ``agreement`` of the gradients of different batches, see
+        `analysis.agreement`.
     """
     layers = _spatial_layers(model)
     groups = {path: [c.weight for c in _convolutions(layer)] for path, layer in layers.items()}
     paths = {id(module): path for path, module in model.named_modules()}
-    found = analysis.batch_statistics(model, batches, groups=groups)
+    statistics = analysis.batch_statistics(model, batches, groups=groups)
     rows = []
     for path, layer in layers.items():
-        conv, norm = _convolutions(layer)[0], found.norms[paths[id(layer.norm)]]
+        conv, norm = _convolutions(layer)[0], statistics.norms[paths[id(layer.norm)]]
         row = {
             "layer": path, "channels": conv.out_channels, "groups": conv.groups,
             "binary": isinstance(conv, nn.BinaryConv2d | nn.AdaBinConv2d),
@@ -43,20 +50,20 @@ def layer_statistics(model, batches):
         for name in ("variance", "factor"):
             mean = norm[name].mean(0)
             row[name] = [float(f(mean)) for f in (np.min, np.median, np.max)]
-        row["gradient"] = found.gradients[path]["norm"]
-        row["agreement"] = found.gradients[path]["agreement"]
+        row["gradient"] = statistics.gradients[path]["norm"]
+        row["agreement"] = statistics.gradients[path]["agreement"]
         rows.append(row)
     return rows
 
 
 def _spatial_layers(model):
-    """Path -> layer, of the layers with more than one tap; the first, which is real, left out."""
-    found = {
+    """Path -> layer, for the layers with more than one tap except the first, which is real."""
+    spatial = {
         path: module
         for path, module in model.named_modules()
         if isinstance(module, Layer) and _convolutions(module)[0].kernel_size != (1, 1)
     }
-    return dict([*found.items()][1:])
+    return dict([*spatial.items()][1:])
 
 
 def _convolutions(layer):
@@ -64,21 +71,22 @@ def _convolutions(layer):
     conv = layer.conv
     if isinstance(conv, nn.DualBinaryConv2d | nn.DualAdaBinConv2d):
         return conv.convolutions()
-    return [conv[1] if isinstance(conv, nn.Sequential) else conv]  # behind its sign
+    return [conv[1] if isinstance(conv, nn.Sequential) else conv]  # after its sign
 
 
-def first_batches(images, count=8, size=64):
-    """The first images of a Dataset in batches, for `layer_statistics`: at least two.
+def first_batches(images: Dataset, count: int = 8, size: int = 64) -> list[tuple[Array, Array]]:
+    """Return the first images of a Dataset in batches, for `layer_statistics`: at least two.
 
     Parameters
     ----------
     images : Dataset
     count, size : int
-        At most so many batches of so many images.
+        Maximum number of batches, and of images in a batch.
 
     Returns
     -------
     list of (x, labels)
+        (B, C, H, W) float32 and (B,) int64.
     """
     size = min(size, len(images) // 2)
     return list(datasets.DataLoader(images[: count * size], size))

@@ -1,167 +1,141 @@
-"""The loss landscapes of BD-Net's networks: binary loss beside its surrogate's (Fig. 2 and 6).
+"""The loss landscapes of BD-Net's networks: the binary loss and its surrogate's (Fig. 2 and 6).
 
-The paper draws the loss over two random, filter-normalised directions (Li et al. 2018) and finds
-the naive network's rough, the others' smoother. A binary network has two losses to draw: its own,
-a staircase, and that of its surrogates, whose slope training follows. Here are both, of the trained
-networks in eval mode, on training images.
+The paper draws the loss over two random, filter-normalized directions (Li et al. 2018) and calls
+that of the naive network rough, those of the others smoother. A binary network has two losses: its
+own, a staircase, and that of its surrogates, whose slope training follows. Both are drawn here, for
+the trained networks in eval mode, on training images.
 
 Two numbers replace the look at a picture (`measures`). Networks are trained as those of `hessian`;
-a folder of that experiment with the same options serves as well. Beside their files, for each
-network: line.npz and, of seed 0, plane.npz (`analysis.load_landscape` reads them); in RUN:
-landscape.json, landscape.md, the pictures.
+a folder of that experiment with the same settings can be continued. Files of each network: line.npz
+and, for seed 0, plane.npz (`analysis.load_landscape` reads them); in RUN: landscape.json,
+landscape.md, the pictures.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tinybnn import analysis, plots, tables
-from tinybnn.experiments.bdnet import experiment
-from tinybnn.experiments.bdnet.arms import PAIRS, chosen_arms, over_seeds
-from tinybnn.experiments.bdnet.training import first_images, trained, trained_arms
-from tinybnn.experiments.report_text import spread, top, when_and_where, wrapped
-from tinybnn.experiments.run_folder import check_least, open_folder, provenance
-from tinybnn.storage import write_atomic, write_json
+import tinybnn.experiments.bdnet.training as bdnet
+from tinybnn import analysis, nn, plots
+from tinybnn.analysis.landscape import SURFACES, Landscape
+from tinybnn.datasets import Dataset
+from tinybnn.experiments.bdnet.arms import over_seeds
+from tinybnn.experiments.bdnet.curvature import ARMS
+from tinybnn.experiments.bdnet.experiment import QUICK
+from tinybnn.experiments.bdnet.report import pairs, setup
+from tinybnn.experiments.report import page, save_picture, spread, table
+from tinybnn.experiments.runner import Experiment, Run
+from tinybnn.experiments.settings import setting
+from tinybnn.typing import Array
 
 REACH = 1.0  # of both directions, in lengths of the filters
 
 
 @dataclass(frozen=True)
-class Config(experiment.Config):
-    """How the networks are trained, as in the other experiments of BD-Net, and looked at.
+class Config(bdnet.Config):
+    """How the networks are trained, as in the other experiments of BD-Net, and measured.
 
-    Attributes
-    ----------
-    images : int
-        The first training images, as they are.
-    points : int
-        Of the line, between -1 and 1; odd, so that the network itself is one.
-    grid : int
-        Of the plane, along each direction; odd.
+    The numbers of points are odd, so that the network itself is one of them.
     """
 
-    epochs: int = 5
-    images: int = 512
-    points: int = 41
-    grid: int = 15
+    epochs: int = setting(5, "epochs, of all steps", least=1)
+    images: int = setting(512, "images on which the loss is computed", least=1)
+    points: int = setting(41, "points along the line, an odd number", least=3)
+    grid: int = setting(15, "points of the plane in each direction, an odd number", least=3)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, images=1, points=3, grid=3)
         for name in ("points", "grid"):
             if getattr(self, name) % 2 == 0:
                 raise ValueError(f"Config: {name} must be odd, got {getattr(self, name)}")
 
 
-QUICK = experiment.QUICK | {"epochs": 1, "images": 32, "points": 5, "grid": 3}
-
-
-def run(
-    out, config, seeds=3, arms=None, note="", html=False, threads=None, progress=True, say=print
-):
-    """Train the networks and evaluate their losses, or go on where an earlier call was stopped.
-
-    Parameters and errors are those of `bdnet.run`, and:
-
-    html : bool
-        Write the planes as landscape-NAME.html, to be turned in a browser; needs plotly.
-
-    Returns
-    -------
-    dict
-        The figures, as in ``landscape.json``: ``rows``, for each network, seed and surface
-        ``losses`` along the line and the `measures`, and ``summary``.
-    """
-    chosen = chosen_arms("landscape", arms)
-    data = experiment.load_for(config)
-    out = Path(out)
-    open_folder(out, config, say)
-    result = {
-        **provenance("landscape", config, config.command("landscape", seeds, arms), note=note),
-        "arms": {name: arm.title for name, arm in chosen.items()},
+def _phases(run: Run, result: dict[str, Any]) -> Iterator[str]:
+    data, config = run.options["data"], run.config
+    result |= {
+        "arms": {name: arm.title for name, arm in run.arms.items()},
         "alphas": np.linspace(-REACH, REACH, config.points).tolist(),
         "rows": [],
     }
     planes = {}
-    for folder, about, arm in trained_arms(
-        out, chosen, config, seeds, data, result["command"], threads, progress
-    ):
-        model = trained(folder, arm, config, about["seed"], data[0])
+    for folder, row, arm in bdnet.trained_arms(run):
+        name, seed = row["name"], row["seed"]
+        model = bdnet.trained(folder, arm, config, seed, data[0])
         line, plane = surfaces_of(
-            model, data[0], config, folder, about["seed"], threads, progress, arm.method == "float"
+            model, data[0], config, folder, seed, run.progress, arm.method == "float"
         )
         if plane is not None:
-            planes[about["name"]] = plane
-            if html:
-                axes = plane.coordinates
-                path = out / f"landscape-{about['name']}.html"
-                plots.landscape_html(path, *axes, plane.losses)
-        for surface, losses in line.losses.items():
-            row = {"surface": surface, "losses": losses.tolist(), **measures(losses)}
-            result["rows"].append(about | row)
-        found = ", ".join(f"{r['surface']} {r['ruggedness']:.2f}" for r in result["rows"][-2:])
-        say(f"{arm.title}, seed {about['seed']}: ruggedness {found}")
-        write_json(out / "landscape.json", result)
+            planes[arm.title] = plane
+            if run.options["html"]:
+                path = run.out / f"landscape-{name}.html"
+                plots.landscape_html(path, *plane.coordinates, plane.losses)
+        about = {key: row[key] for key in ("name", "seed", "command")}
+        about["accuracy"] = row["test_accuracy"]
+        result["rows"] += [
+            about | {"surface": surface, "losses": losses.tolist(), **measures(losses)}
+            for surface, losses in line.losses.items()
+        ]
+        rugged = ", ".join(f"{r['surface']} {r['ruggedness']:.2f}" for r in result["rows"][-2:])
+        yield f"{arm.title}, seed {seed}: ruggedness {rugged}"
     result["summary"] = summary(result)
-    write_json(out / "landscape.json", result)
-    write_atomic(out / "landscape.md", report(result).encode())
-    draw_lines(out / "lines.png", result)
-    draw_planes(out / "planes.png", result, planes)
-    say(f"{out / 'landscape.md'}: {len(planes)} planes, {len(result['rows'])} lines")
-    return result
+    save_picture(run.out / "planes.png", (3.2 * len(planes), 6.8), _planes, planes)
 
 
-def surfaces_of(model, images, config, folder, seed, threads=None, progress=True, is_float=False):
-    """The losses of a network along a line, and of seed 0 over a plane.
+def surfaces_of(
+    model: nn.Module,
+    images: Dataset,
+    config: Config,
+    folder: Path,
+    seed: int,
+    progress: bool = True,
+    is_float: bool = False,
+) -> tuple[Landscape, Landscape | None]:
+    """Compute the losses of a network along a line and, for seed 0, over a plane.
 
     Parameters
     ----------
     model : Module
-        Left as it was.
+        Not changed.
     images : Dataset
+        Images (N, C, H, W).
     config : Config
     folder : path
-        Of line.npz and plane.npz, which also hold what is not complete yet.
+        For line.npz and plane.npz, which also hold what is not complete yet.
     seed : int
-        Of the directions, too: all networks of a seed have the same random numbers.
-    threads, progress
-        As in `hybnn.run`.
+        Decides the directions, too: all networks of a seed have the same random numbers.
+    progress : bool
     is_float : bool
         The network has no signs, and one surface.
 
     Returns
     -------
-    (Landscape, Landscape or None)
+    line : Landscape
+    plane : Landscape or None
     """
-    from tinybnn.kernels.machine.threads import num_threads
+    directions = [analysis.random_direction(model, seed=[seed, i]) for i in range(2)]
+    batches = bdnet.first_images(images, config)
 
-    first, second = (analysis.random_direction(model, seed=[seed, i]) for i in range(2))
-    batches = first_images(images, config)
-    options = {
-        "surfaces": ("binary",) if is_float else analysis.landscape.SURFACES, "progress": progress,
-    }  # fmt: skip
-    with num_threads(threads):
-        line = analysis.loss_landscape(
-            model, batches, [first], [np.linspace(-REACH, REACH, config.points)],
-            checkpoint=folder / "line.npz", **options,
+    def surface(name, dimensions, points):
+        return analysis.loss_landscape(
+            model, batches, directions[:dimensions],
+            [np.linspace(-REACH, REACH, points)] * dimensions, checkpoint=folder / f"{name}.npz",
+            surfaces=("binary",) if is_float else SURFACES, progress=progress,
         )  # fmt: skip
-        if seed:
-            return line, None
-        plane = analysis.loss_landscape(
-            model, batches, [first, second], [np.linspace(-REACH, REACH, config.grid)] * 2,
-            checkpoint=folder / "plane.npz", **options,
-        )  # fmt: skip
-    return line, plane
+
+    line = surface("line", 1, config.points)
+    return line, None if seed else surface("plane", 2, config.grid)
 
 
-# -------------------------------------------------------------------------------- what is concluded
+# -------------------------------------------------------------------------------------- the report
 
 
-def measures(losses):
-    """How rough and how steep a loss is along a line; of both, smaller is better.
+def measures(losses: Array) -> dict[str, float]:
+    """Measure how rough and how steep a loss is along a line; smaller is better for both.
 
     Parameters
     ----------
@@ -171,108 +145,102 @@ def measures(losses):
     Returns
     -------
     dict
-        ``loss``, of the network itself. ``ruggedness``: all the way up and down along the line,
-        over the least for a curve with its ends and its lowest point: 1 for a single valley,
-        however narrow. ``rise``: the mean along the line less the loss in the middle.
+        ``loss`` of the network itself. ``ruggedness``: total variation along the line, over the
+        least for a curve with its ends and its lowest point: 1 for a single valley, however narrow.
+        ``rise``: the mean along the line less the loss in the middle.
     """
     losses = np.asarray(losses)
-    way = np.abs(np.diff(losses)).sum()
+    variation = np.abs(np.diff(losses)).sum()
     least = losses[0] + losses[-1] - 2 * losses.min()
     middle = losses[len(losses) // 2]
     return {
         "loss": float(middle),
-        "ruggedness": float(way / least) if least else 1.0,
+        "ruggedness": float(variation / least) if least else 1.0,
         "rise": float(losses.mean() - middle),
     }
-
-
-def summary(result):
-    """The measures by surface, as `over_seeds` gives them; pairs are compared by differences."""
-    found = {}
-    for row in result["rows"]:
-        for measure in _MEASURES:
-            found.setdefault((row["name"], row["surface"], measure), []).append(row[measure])
-    return over_seeds(found, np.subtract)
 
 
 _MEASURES = "loss", "ruggedness", "rise"
 
 
-def report(result):
-    """``landscape.md`` as text."""
-    config = result["config"]
-    note = f" ({result['note']})" if result["note"] else ""
-    about = wrapped(
-        f"""{when_and_where(result)}. {config["dataset"]}{note}, width {config["width"]:g}, BD-Net
-        on {config["base"]}, {config["epochs"]} epochs. Cross entropy on the first
+def summary(result: dict[str, Any]) -> dict[str, Any]:
+    """Summarize the measures by surface, as `over_seeds` does; pairs are subtracted."""
+    measured: dict[tuple[str, str, str], list[float]] = {}
+    for row in result["rows"]:
+        for measure in _MEASURES:
+            measured.setdefault((row["name"], row["surface"], measure), []).append(row[measure])
+    return over_seeds(measured, np.subtract)
+
+
+def text(result: dict[str, Any]) -> str:
+    """Return ``landscape.md`` as text."""
+    config, means, titles = result["config"], result["summary"]["networks"], result["arms"]
+    about = f"""{setup(result)}, {config["epochs"]} epochs. Cross entropy on the first
         {config["images"]} training images, in eval mode, at {config["points"]} points along one
         random direction and {config["grid"]}² over two, each filter as long as the network's.
         *binary*: the network itself; *surrogate*: with each sign replaced by the function whose
-        derivative its estimator takes. *ruggedness*: all the way up and down along the line over
-        that of a single valley between the same ends, 1 at best; *rise*: mean along the line less
-        the loss of the network. Mean and standard deviation over the seeds."""
+        derivative its estimator takes. *ruggedness*: total variation along the line over that of a
+        single valley between the same ends, 1 at best; *rise*: mean along the line less the loss of
+        the network. Mean and standard deviation over the seeds."""
+
+    def cell(name, surface, measure):
+        return spread(means[name][surface][measure]) if surface in means[name] else ""
+
+    networks = table(
+        titles,
+        {"": titles.get}
+        | {
+            f"{surface}, {measure}": lambda name, where=(surface, measure): cell(name, *where)
+            for surface in SURFACES
+            for measure in _MEASURES
+        },
     )
-    surfaces = analysis.landscape.SURFACES
-    header = ["", *(f"{surface}, {name}" for surface in surfaces for name in _MEASURES)]
-    table = tables.markdown(header, [_cells(result, name, surfaces) for name in result["arms"]])
-    parts = [top("The loss landscapes of BD-Net's networks (Fig. 2 and 6)", result)]
-    parts += [f"{about}\n", table, "![Along a line](lines.png)\n", "![Over a plane](planes.png)\n"]
-    return "\n".join([*parts, "## What the paper claims\n", _claims(result)])
+    return page(
+        "The loss landscapes of BD-Net's networks (Fig. 2 and 6)", result, about, networks,
+        "![Along a line](lines.png)", "![Over a plane](planes.png)", "## What the paper compares",
+        pairs(result, "difference, mean", lambda x: f"{x.mean():+.2f}", 0),
+    )  # fmt: skip
 
 
-def _cells(result, name, surfaces):
-    found = result["summary"]["networks"][name]
-    cells = [result["arms"][name]]
-    for surface in surfaces:
-        for measure in _MEASURES:
-            cells.append(spread(found[surface][measure]) if surface in found else "")
-    return cells
-
-
-def _claims(result):
-    """Whether a landscape is smoother than another, for both surfaces, in words."""
-    items, titles = [], result["arms"]
-    for low, high in PAIRS:
-        said = []
-        for pair in result["summary"]["pairs"]:
-            if (pair["low"], pair["high"]) != (low, high) or pair["measure"] == "loss":
-                continue
-            gain = np.array(pair["by_seed"])
-            said.append(
-                f"{pair['measure']} of the {pair['where']} loss {gain.mean():+.2f} (smaller in "
-                f"{int((gain < 0).sum())} of {len(gain)})"
-            )
-        if said:
-            items.append(f"- *{titles[high]}* against *{titles[low]}*: {'; '.join(said)}.")
-    return wrapped("Mean differences, seed by seed.", "", *items) + "\n"
-
-
-def draw_lines(path, result):
-    """Both losses along the line, a panel for each network, as a PNG file."""
-    figure = plots.figure(figsize=(11, 6.5))
+def _lines(figure, result):
+    """Draw both losses along the line, a panel for each network."""
     panels = figure.subplots(2, -(-len(result["arms"]) // 2), squeeze=False).flat
     for (name, title), ax in zip(result["arms"].items(), panels, strict=False):
-        rows = [row for row in result["rows"] if row["name"] == name]
         losses = {}
-        for row in rows:
-            losses.setdefault(row["surface"], []).append(row["losses"])
+        for row in result["rows"]:
+            if row["name"] == name:
+                losses.setdefault(row["surface"], []).append(row["losses"])
         if "surrogate" not in losses:  # a float network has one loss
             losses = {"float": losses["binary"]}
         plots.landscape(result["alphas"], losses, ax=ax)
         ax.set(title=title)
-    plots.save(figure, path, "png")
 
 
-def draw_planes(path, result, planes):
-    """The losses over the plane, a column for each network, a row for each surface, as PNG."""
-    figure = plots.figure(figsize=(3.2 * len(planes), 6.8))
+def _planes(figure, planes):
+    """Draw the losses over the plane, a column for each network, a row for each surface."""
     panels = figure.subplots(2, len(planes), squeeze=False)
-    for column, (name, plane) in zip(panels.T, planes.items(), strict=True):
-        for surface, ax in zip(analysis.landscape.SURFACES, column, strict=True):
+    for column, (title, plane) in zip(panels.T, planes.items(), strict=True):
+        for surface, ax in zip(SURFACES, column, strict=True):
             if surface not in plane.losses:
                 ax.set_axis_off()
                 continue
             plots.contours(*plane.coordinates, plane.losses[surface], ax=ax)
-            which = surface if "surrogate" in plane.losses else "float"
-            ax.set(title=f"{result['arms'][name]}\n{which}")
-    plots.save(figure, path, "png")
+            ax.set(title=f"{title}\n{surface if 'surrogate' in plane.losses else 'float'}")
+
+
+EXPERIMENT = Experiment(
+    "landscape", Config, _phases, text, {"lines.png": ((11, 6.5), _lines)}, bdnet.load_for,
+    quick=QUICK | {"epochs": 1, "images": 32, "points": 5, "grid": 3},
+    seeds=3, arms=ARMS, figures="landscape", report="landscape",
+    options={"html": setting(False, "surfaces for a browser, too; needs plotly")},
+    takes="a quarter of an hour a network on CIFAR-10",
+    description="Train the networks of `tinybnn reproduce hessian` (a RUN of that experiment can "
+    "be\ncontinued) and evaluate the loss around them along random directions: that of the binary\n"
+    "network and that of its surrogates. The table (landscape.md), figures\n(landscape.json) and "
+    "pictures go to RUN. Repeat the command after an interruption.",
+    examples=(
+        "tinybnn reproduce landscape --quick",
+        "TINYBNN_DATA=DIR tinybnn reproduce landscape --seeds 3",
+    ),
+)  # fmt: skip
+run: Callable[..., dict[str, Any]] = EXPERIMENT.run

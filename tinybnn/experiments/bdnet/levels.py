@@ -1,17 +1,25 @@
-"""Figure 4 of BD-Net: what an image keeps on two levels, and what on three."""
+"""Figure 4 of BD-Net: images quantized to two levels and to three."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+from numpy.typing import NDArray
 
 from tinybnn import plots
+from tinybnn.datasets import Dataset
+from tinybnn.typing import Array
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def otsu(gray, levels=2):
-    """Thresholds that part the pixels of an image into classes of the least variance.
+def otsu(gray: NDArray[np.uint8], levels: int = 2) -> NDArray[np.int64]:
+    """Find the thresholds that divide the pixels of an image into classes of least variance.
 
-    With two levels Otsu's method (1979), with more its extension: of all thresholds those that make
-    the variance between the classes largest.
+    Otsu's method (1979) for two levels, and its extension for more: the thresholds that maximize
+    the variance between the classes.
 
     Parameters
     ----------
@@ -22,7 +30,7 @@ def otsu(gray, levels=2):
     Returns
     -------
     (levels - 1,) int64
-        Rising. A pixel belongs to the upper class from the threshold on, as sign(0) = +1.
+        Ascending. A pixel at the threshold belongs to the upper class, as sign(0) = +1.
     """
     gray = np.asarray(gray)
     if gray.dtype != np.uint8 or not gray.size:
@@ -34,13 +42,13 @@ def otsu(gray, levels=2):
     count = np.bincount(gray.ravel(), minlength=256)
     below = np.concatenate([[0], np.cumsum(count)])  # pixels darker than t = 0 ... 256
     total = np.concatenate([[0], np.cumsum(count * np.arange(256))])
-    # Of a class of the pixels t <= p < u: its size times its squared mean, in row t and column u.
+    # Row t, column u: size times squared mean of the class of the pixels t <= p < u.
     pixels = below[None, :] - below[:, None]
     sums = (total[None, :] - total[:, None]).astype(np.float64)
     value = np.where(pixels > 0, sums**2 / np.maximum(pixels, 1), 0.0)
     value[np.tril_indices(257)] = -np.inf  # a class has at least one grey value
     best, cuts = value[0], []
-    for _ in range(levels - 1):  # best[u]: of the pixels below u, with one class more each time
+    for _ in range(levels - 1):  # best[u]: for the pixels below u, with one more class each time
         split = best[:, None] + value
         cuts.append(split.argmax(0))
         best = split.max(0)
@@ -51,8 +59,8 @@ def otsu(gray, levels=2):
     return np.array(thresholds[::-1])
 
 
-def to_levels(gray, levels):
-    """The classes of `otsu` as brightness from 0 (the darkest) to 1.
+def to_levels(gray: NDArray[np.uint8], levels: int) -> NDArray[np.float32]:
+    """Quantize an image to the classes of `otsu`, as brightness from 0 (the darkest) to 1.
 
     Parameters
     ----------
@@ -67,12 +75,12 @@ def to_levels(gray, levels):
     return (classes / np.float32(levels - 1)).astype(np.float32)
 
 
-def to_gray(images, maximum=255):
-    """Brightness of images: 0.299 red + 0.587 green + 0.114 blue (ITU-R BT.601), rounded.
+def to_gray(images: Array, maximum: float = 255) -> NDArray[np.uint8]:
+    """Compute the brightness of images: 0.299 red + 0.587 green + 0.114 blue (ITU-R BT.601).
 
     Parameters
     ----------
-    images : (N, C, H, W)
+    images : (N, C, H, W) array
         One channel or three.
     maximum : float
         The value of a white pixel.
@@ -88,11 +96,9 @@ def to_gray(images, maximum=255):
     return np.round(gray * (255 / maximum)).astype(np.uint8)
 
 
-def draw_levels(path, images, count=8):
-    """Figure 4 for the first images of a set: grey, two levels, three levels, a row each."""
+def draw_levels(figure: Figure, images: Dataset, count: int = 8) -> None:
+    """Draw Figure 4 for the first images (N, C, H, W): a row in grey, on two levels, on three."""
     gray = to_gray(images.images[:count], images.maximum)
     rows = [gray / np.float32(255), *([to_levels(g, n) for g in gray] for n in (2, 3))]
     sheet = 1 - np.concatenate(rows)[:, None]  # `plots.images` draws 0 as white
-    figure = plots.figure(figsize=(8, 3.4))
     plots.images(sheet, len(gray), "grey, one bit (Otsu), three levels", ax=figure.subplots())
-    plots.save(figure, path)

@@ -2,193 +2,190 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from tinybnn import plots, tables
-from tinybnn.experiments.bdnet.arms import ABLATION, COMPARISONS, EXPERIMENTS
-from tinybnn.experiments.report_text import (
-    PAIRED,
-    paired,
-    percent,
-    top,
-    versus,
-    when_and_where,
-    wrapped,
-)
-from tinybnn.storage import write_atomic
+from tinybnn.experiments.bdnet.arms import COMPARISONS
+from tinybnn.experiments.report import PAIR, PAIRED, against, page, percent, table
+from tinybnn.typing import Array
 
 
-def write(out, result):
-    """Write ``report.md`` into the folder of a run, and its pictures but that of the levels."""
-    write_atomic(out / "report.md", text(result).encode())
-    _draw_accuracy(out / "accuracy.png", result)
-    _draw_layers(out / "layers.png", result)
-
-
-def text(result):
-    """``report.md`` as text."""
-    parts = [_top(result), _deviations(result), _accuracies(result), _comparisons(result)]
-    parts += [_layers(result), "## Levels (Fig. 4)\n\n![Grey, one bit, three levels](levels.png)\n"]
-    return "\n".join(filter(None, parts))
-
-
-def _top(result):
-    config = result["config"]
-    images, seeds = result["images"], 1 + max(row["seed"] for row in result["runs"])
-    over = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "of one seed"
+def text(result: dict[str, Any]) -> str:
+    """Return ``report.md`` as text."""
+    config, images = result["config"], result["images"]
+    steps = "two steps, activations first" if config["two_step"] else "one step"
     shape = "×".join(map(str, images["shape"]))
-    note = f" ({result['note']})" if result["note"] else ""
-    way = "two steps, activations first" if config["two_step"] else "one step"
-    base = config["base"]
-    others = {EXPERIMENTS[result["name"]][name].base for name in result["arms"]} - {None, base}
-    if others:
-        base += f" (on {others.pop()} where the paper has it on that only)"
-    teacher = ""
-    if config["distill"]:
-        teacher = f", {config['distill']:g} of the target from a float teacher"
-    about = wrapped(
-        f"""{when_and_where(result)}. {config["dataset"]}{note}: {images["train"]:,} images of
-        {shape} for training, {images["test"]:,} for testing. Width {config["width"]:g}, BD-Net on
-        {base}; {config["epochs"]} epochs in {way}{teacher}, batch {config["batch_size"]}, Adam
-        {config["lr"]:g}, {config["schedule"]} to 0; EDE's slope sharpens over all batches of
-        AdaBin's weights. Accuracies are those of the last epoch on test images in percent,
-        {over}; no epoch was chosen by them."""
+    about = f"""{setup(result)}: {images["train"]:,} images of {shape} for training,
+        {images["test"]:,} for testing; BD-Net on ReActNet where the paper has it on that base only.
+        {config["epochs"]} epochs in {steps}, {config["distill"]:g} of the target from a float
+        teacher, batch {config["batch_size"]}, Adam {config["lr"]:g}, {config["schedule"]} to 0;
+        EDE's slope sharpens over all batches of AdaBin's weights. Accuracies are those of the last
+        epoch on test images in percent, mean and standard deviation over the seeds; no epoch was
+        selected by them."""
+    title = {
+        "bdnet-ablation": "BD-Net's ablation (Table 6)",
+        "bdnet-table2": "Mobile networks: accuracy, operations, time (Fig. 1, Tables 2, 4 and 5)",
+    }[result["name"]]
+    parts = [*_deviations(result), *_accuracies(result), *_comparisons(result), *_layers(result)]
+    return page(
+        title, result, about, *parts, "## Levels (Fig. 4)",
+        "![Grey, one bit, three levels](levels.png)",
+    )  # fmt: skip
+
+
+def setup(result: dict[str, Any]) -> str:
+    """Describe in words what images and networks an experiment of BD-Net used."""
+    config, note = result["config"], result["note"]
+    return (
+        f"{config['dataset']}{note and f' ({note})'}, width {config['width']:g}, BD-Net on "
+        f"{config['base']}, {1 + max(row['seed'] for row in result.get('runs') or result['rows'])} "
+        f"seeds"
     )
-    title = "BD-Net's ablation (Table 6)"
-    if result["name"] == "bdnet-table2":
-        title = "Mobile networks: accuracy, operations, time (Fig. 1, Tables 2, 4 and 5)"
-    return f"{top(title, result)}\n{about}\n"
+
+
+def pairs(
+    result: dict[str, Any],
+    header: str,
+    form: Callable[[Array], str],
+    neutral: float,
+    measures: Mapping[str, str] | None = None,
+) -> str:
+    """Format the ``pairs`` of `arms.over_seeds` as a table.
+
+    Parameters
+    ----------
+    result : dict
+    header : str
+        Title of the column of `form`.
+    form : callable
+        Formats the (seeds,) values of a pair.
+    neutral : float
+        A pair counts as smaller in the seeds with values below.
+    measures : dict, optional
+        Measure -> its title.
+
+    Returns
+    -------
+    str
+    """
+    titles = result["arms"]
+    return table(
+        result["summary"]["pairs"],
+        {
+            "": lambda pair: f"{titles[pair['high']]} against {titles[pair['low']]}",
+            "measure": lambda pair: (
+                f"{(measures or {}).get(pair['measure'], pair['measure'])}, {pair['where']}"
+            ),
+            header: lambda pair: form(np.array(pair["by_seed"])),
+            "smaller in": lambda pair: (
+                f"{np.less(pair['by_seed'], neutral).sum()} of {len(pair['by_seed'])}"
+            ),
+        },
+    )
 
 
 def _deviations(result):
-    """What is not as in the paper, beside the recipe."""
+    """What differs from the paper, apart from the recipe."""
     config = result["config"]
     items = [
+        f"""- images: {config["dataset"]}{result["note"] and f" ({result['note']})"}; the paper's
+        Table 6 is on CIFAR-100, its Tables 2, 4 and 5 on CIFAR-10;""",
         f"""- width {config["width"]:g} and {config["epochs"]} epochs; the paper has full width, and
-        its recipe stands in an appendix that we could not read;""",
+        its recipe is in an appendix that was not available to us;""",
         """- images are moved at random by up to an eighth of their size and, in colour, mirrored;
-        what the paper does is not known;""",
+        the paper's augmentation is not known;""",
         """- the blocks of BD-Net are built from its equations and figures, not from its code: which
         layers have the shortcut before the batch norm, and that the two branches of a 1.58-bit
         convolution have signs of their own, is our reading; the four real layers of BD-Net-B have
         no such shortcut.""",
     ]
-    if result["name"] == "bdnet-ablation":
-        items.insert(0, f"- {config['dataset']}; the paper's Table 6 is on CIFAR-100;")
-    if result["note"]:
-        items.insert(0, f"- images: {result['note']};")
-    return f"### What differs from the paper\n\n{wrapped(*items)}\n"
+    return ["### What differs from the paper", items]
 
 
 def _accuracies(result):
-    rows, against = [], {result["arms"][name] for name in result["against"].values()}
-    for name, title in result["arms"].items():
-        found, latency = result["summary"][name], result["latency"][name]
-        paper = result["paper"][name]
-        own = [row for row in result["runs"] if row["name"] == name]
-        same = sum(row["identical_logits"] for row in own)
-        rows.append(
-            [
-                title, percent(found["mean"], found["std"]),
-                percent(found["difference"], found["difference_std"], "+"),
-                "" if paper is None else f"{paper:.2f}", f"{own[0]['ops'] / 1e6:.3f}",
-                f"{latency['1']:.3f}", f"{latency['64']:.2f}", f"{own[0]['packed_bytes']:,}",
-                f"{same:,} of {sum(row['test_images'] for row in own):,}",
-                f"{np.mean([row['seconds'] for row in own]):.0f}",
-            ]
-        )  # fmt: skip
-    first = against.pop() if len(against) == 1 else "the first of its kind"
-    table = tables.markdown(
-        ["", "accuracy", f"against {first}, by seed", "paper", "OPs, million", "ms, 1 image",
-         "ms, 64 images", "packed bytes", "identical logits", "s of training"],
-        rows,
-    )  # fmt: skip
-    data = "CIFAR-10"
-    if result["name"] == "bdnet-ablation":
-        data = "CIFAR-100, built on AdaBin,"
-    text = wrapped(
-        f"""The paper's figures are for {data} at full width. OPs = BOPs / 64 + FLOPs, true counts.
-        Milliseconds are those of the packed network on one thread, the shortest of
-        several runs in turn with the others."""
+    means, paper, latency = result["summary"], result["paper"], result["latency"]
+    runs = {name: [row for row in result["runs"] if row["name"] == name] for name in result["arms"]}
+    networks = table(
+        result["arms"],
+        {
+            "": lambda name: result["arms"][name],
+            "accuracy": lambda name: percent(means[name]["mean"], means[name]["std"]),
+            "paper": lambda name: "" if paper[name] is None else f"{paper[name]:.2f}",
+            "OPs, million": lambda name: f"{runs[name][0]['ops'] / 1e6:.3f}",
+            "ms, 1 image": lambda name: f"{latency[name]['1']:.3f}",
+            "ms, 64 images": lambda name: f"{latency[name]['64']:.2f}",
+            "packed bytes": lambda name: f"{runs[name][0]['packed_bytes']:,}",
+            "identical logits": lambda name: (
+                f"{sum(r['identical_logits'] for r in runs[name]):,} "
+                f"of {sum(r['test_images'] for r in runs[name]):,}"
+            ),
+            "s of training": lambda name: f"{np.mean([r['seconds'] for r in runs[name]]):.0f}",
+        },
     )
-    return f"## Accuracy\n\n{table}\n{text}\n\n![Accuracy](accuracy.png)\n"
+    note = """The paper's figures are for full width, Table 6 built on AdaBin. OPs = BOPs / 64 +
+        FLOPs, true counts. Milliseconds are those of the packed network on one thread, the shortest
+        of several runs in turn with the others."""
+    return ["## Accuracy", networks, note, "![Accuracy](accuracy.png)"]
 
 
 def _comparisons(result):
-    """Our gains beside the paper's, and whether its order of the ablation appears, in words."""
-    found, titles, paper = result["summary"], result["arms"], result["paper"]
-    items = []
-    # What BD-Net is not built on here (networks are called as bases are) is not held against it.
-    held = {*titles} - ({"adabin", "reactnet"} - {result["config"]["base"]})
-    for low, high in COMPARISONS[result["name"]]:
-        if not {low, high} <= held:
-            continue
-        gain = paired(found[high]["accuracies"], found[low]["accuracies"])
-        items.append(
-            f"- *{titles[high]}* against *{titles[low]}*: {versus(gain)}; the paper "
-            f"{paper[high] - paper[low]:+.2f}."
-        )
-    parts = ["## What the paper compares"]
-    if {*ABLATION} <= {*titles}:
-        parts.append(wrapped(_order(found, titles)))
-    if items:
-        parts.append(wrapped(*items))
-        if len(found[next(iter(titles))]["accuracies"]) > 1:
-            parts.append(wrapped(PAIRED))
-    return "\n\n".join(parts) + "\n" if len(parts) > 1 else ""
+    """Our gains seed by seed, with the paper's."""
+    titles, paper = result["arms"], result["paper"]
+    # A base (a network of the same name) that BD-Net is not built on here is not compared with it.
+    compared = {*titles} - ({"adabin", "reactnet"} - {result["config"]["base"]})
+    rows = [
+        [f"{titles[high]} against {titles[low]}",
+         *against(result["summary"][high]["accuracies"], result["summary"][low]["accuracies"]),
+         f"{paper[high] - paper[low]:+.2f}"]
+        for low, high in COMPARISONS[result["name"]]
+        if {low, high} <= compared
+    ]  # fmt: skip
+    gains = tables.markdown(["", *PAIR, "the paper, points"], rows)
+    return ["## What the paper compares", gains, PAIRED] if rows else []
 
 
-def _order(found, titles):
-    """Whether the ablation has the paper's order, and how sure that of neighbours is."""
-    order = sorted(ABLATION, key=lambda name: found[name]["mean"])
-    verdict = "the same" if order == [*ABLATION] else "another"
-    open_pairs = [
-        f"{titles[low]} < {titles[high]}"
-        for low, high in itertools.pairwise(order)
-        if not paired(found[high]["accuracies"], found[low]["accuracies"])["apart"]
-    ]
-    unsure = f" Not told apart by the seeds: {', '.join(open_pairs)}." if open_pairs else ""
-    return f"""The paper's order is {" < ".join(titles[name] for name in ABLATION)}. Ours, of the
-        means, is {" < ".join(titles[name] for name in order)}: {verdict}.{unsure}"""
+# What `layer_statistics` gives, by name, and how it is printed.
+_STATISTICS = {
+    "variance": ".3g", "factor": ".3g", "gradient": ".2e", "agreement": ".2f",
+}  # fmt: skip
+
+
+def _median(layer, key):
+    return layer[key][1] if key in ("variance", "factor") else layer[key]
 
 
 def _layers(result):
     rows = []
     for name, title in result["arms"].items():
-        own = [row["layers"] for row in result["runs"] if row["name"] == name]
-        cells = [title]
-        for key, form in (("variance", ".3g"), ("factor", ".3g"), ("gradient", ".2e"),
-                          ("agreement", ".2f")):  # fmt: skip
-            for when in ("start", "end"):
-                values = [
-                    layer[key][1] if key in ("variance", "factor") else layer[key]
-                    for layers in own
-                    for layer in layers[when]
-                ]
-                cells.append(f"{np.median(values):{form}}")
-        rows.append(cells)
-    header = [""]
-    for what in ("variance", "factor α", "gradient", "agreement"):
-        header += [f"{what}, start", "end"]
-    text = wrapped(
-        """Medians over the layers with more than one tap (without the first layer) and the seeds.
-        *variance*: of what comes into the batch norm, median of the channels; *factor*: of the
-        batch norm, |γ| / sqrt(variance + ε); *gradient*: norm of that of the latent weights;
-        *agreement* of the gradients of 8 batches: 1 where all are equal, 0 where they have nothing
-        in common. The paper blames small variances and with them large, fluctuating gradients."""
-    )
-    table = tables.markdown(header, rows)
-    return f"## Variances and gradients\n\n{text}\n\n{table}\n![Layers](layers.png)\n"
+        layers = [row["layers"] for row in result["runs"] if row["name"] == name]
+        medians = (
+            f"{np.median([_median(layer, key) for seed in layers for layer in seed[when]]):{form}}"
+            for key, form in _STATISTICS.items()
+            for when in ("start", "end")
+        )
+        rows.append([title, *medians])
+    header = [f"{key}, {when}" for key in _STATISTICS for when in ("start", "end")]
+    about = """Medians over the layers with more than one tap (without the first layer) and the
+        seeds. *variance*: of the input of the batch norm, median of the channels; *factor*: of the
+        batch norm, |γ| / sqrt(variance + ε); *gradient*: norm of the gradient of the latent
+        weights; *agreement* of the gradients of 8 batches: 1 if all are equal, 0 if they have
+        nothing in common. The paper blames small variances and the large, fluctuating gradients
+        that they cause."""
+    return [
+        "## Variances and gradients", about, tables.markdown(["", *header], rows),
+        "![Layers](layers.png)",
+    ]  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------- pictures
 
 
-def _draw_accuracy(path, result):
-    arms, found = result["arms"], result["summary"]
-    figure = plots.figure(figsize=(11, 4.2))
+def _accuracy(figure, result):
+    """Draw accuracy against operations and against the time of a prediction."""
+    means = result["summary"]
     left, right = figure.subplots(1, 2, sharey=True)
     ops = {row["name"]: row["ops"] / 1e6 for row in result["runs"]}
     for axes, places, label in (
@@ -196,34 +193,33 @@ def _draw_accuracy(path, result):
         (right, {n: t["1"] for n, t in result["latency"].items()}, "ms an image, packed, 1 thread"),
     ):
         points = {
-            title: (places[name], found[name]["mean"] * 100, (found[name]["std"] or 0) * 100)
-            for name, title in arms.items()
+            title: (places[name], means[name]["mean"] * 100, (means[name]["std"] or 0) * 100)
+            for name, title in result["arms"].items()
         }
         plots.trade_off(points, label, "test accuracy, %", legend=axes is right, ax=axes)
     right.set(ylabel="")
-    plots.save(figure, path)
 
 
-def _draw_layers(path, result):
-    """Factor of the batch norm and agreement of the gradients along the first architecture."""
-    figure = plots.figure(figsize=(11, 3.6))
+def _factors(figure, result):
+    """Draw the factor of the batch norm and the agreement of gradients along an architecture."""
     first = next(iter(result["arms"]))
-    own = {
+    layers = {
         result["arms"][row["name"]]: row["layers"]["end"]
         for row in result["runs"]
         if row["seed"] == 0 and result["against"][row["name"]] == first
     }
-    for axes, key, label in zip(
-        figure.subplots(1, 2), ("factor", "agreement"),
-        ("factor α of the batch norm, median", "agreement of the gradients (1: equal)"),
-        strict=True,
-    ):  # fmt: skip
-        lines = {
-            title: [layer[key][1] if key == "factor" else layer[key] for layer in layers]
-            for title, layers in own.items()
-        }
+    left, right = figure.subplots(1, 2)
+    for axes, key, label in (
+        (left, "factor", "factor α of the batch norm, median"),
+        (right, "agreement", "agreement of the gradients (1: equal)"),
+    ):
+        lines = {title: [_median(layer, key) for layer in own] for title, own in layers.items()}
         plots.curves(lines, label, "layer with more than one tap", legend=False, ax=axes)
-        if key == "factor":
-            plots.logarithmic(axes, "y")
-    plots.legend_beside(axes)
-    plots.save(figure, path)
+    plots.logarithmic(left, "y")
+    plots.legend_beside(right)
+
+
+PICTURES: dict[str, Any] = {
+    "accuracy.png": ((11, 4.2), _accuracy),
+    "layers.png": ((11, 3.6), _factors),
+}

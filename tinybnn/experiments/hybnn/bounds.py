@@ -5,37 +5,34 @@ layers 784 - 512 - 256 - 200 and back with ReLU and no batch norm (the shapes of
 al. 2017), Adam, and the number of codes that the decoder sees in training: an estimator that tries
 two codes for each image gets half the epochs.
 
-The published figures are those of Table 1 of Jang et al. (arXiv:1611.01144), on the same number of
-latents: bounds from 1,000 codes weighted together, to be held against our multi-sample bound, not
-against that from one code. Their binarized images, number of steps and optimizer are others.
+The published figures are those of Table 1 of Jang et al. (arXiv:1611.01144), for the same number of
+latents: bounds from 1,000 codes weighted together, comparable to our multi-sample bound but not to
+the bound from one code. Binarized images, number of steps and optimizer differ.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-import tinybnn.experiments.hybnn.features as features
-from tinybnn import datasets, plots, tables
-from tinybnn.experiments.report_text import top, wrapped
-from tinybnn.experiments.run_folder import (
-    as_options,
-    check_least,
-    kept,
-    open_folder,
-    provenance,
-)
+from tinybnn import datasets, plots
+from tinybnn.datasets import Dataset
+from tinybnn.experiments.hybnn.features import IMAGES, load_for, train_vae
+from tinybnn.experiments.report import fixed, page, table
+from tinybnn.experiments.runner import Experiment, Run, kept, seeded
+from tinybnn.experiments.settings import ImageConfig, setting
 from tinybnn.models import BinaryVAE, latents
 from tinybnn.models.binary_vae import HIDDEN
-from tinybnn.storage import write_atomic, write_json
 
-# Name -> (codes that it tries for an image, published bound in nats, from `PUBLISHED` codes).
-PUBLISHED = 1000
-ESTIMATORS = {
+PUBLISHED = 1000  # codes of a published bound
+
+# Name -> (codes that it tries for an image, published bound in nats).
+ESTIMATORS: dict[str, tuple[int, float | None]] = {
     "sign": (1, None),
     "straight_through": (1, 116.0),
     "straight_through_gumbel": (1, 111.5),
@@ -46,53 +43,18 @@ ESTIMATORS = {
 
 
 @dataclass(frozen=True)
-class Config:
-    """What decides the bounds.
+class Config(ImageConfig):
+    """What decides the bounds."""
 
-    Attributes
-    ----------
-    dataset : str
-        See `features.load`.
-    bits : int
-        Latent variables.
-    epochs : int
-        Of an estimator that tries one code for each image; the others get fewer.
-    samples : int
-        Codes for each image in the multi-sample bound.
-    lr : float
-        Of Adam at the start; a cosine takes it to 0.
-    seed : int
-    limit : int, optional
-        Only the first so many images, for training and for testing each.
-    quick : bool
-        Whether it is a run that only shows that the code runs.
-    """
-
-    dataset: str = "digits"
-    bits: int = 200
-    epochs: int = 100
-    samples: int = 50
-    lr: float = 1e-3
-    seed: int = 0
-    limit: int | None = None
-    quick: bool = False
-
-    def __post_init__(self):
-        check_least(self, bits=1, epochs=1, samples=1)
-        if not self.lr > 0:
-            raise ValueError(f"Config: lr must be positive, got {self.lr!r}")
-
-    def command(self):
-        """The command that gives the figures of this configuration."""
-        return " ".join(["tinybnn reproduce hybnn-bounds", *as_options(self)])
+    dataset: str = setting("digits", IMAGES, images=True)
+    bits: int = setting(200, "latent variables", least=1)
+    epochs: int = setting(100, "epochs of an estimator that tries one code for each image", least=1)
+    samples: int = setting(50, "codes of the multi-sample bound", least=1)
+    lr: float = setting(1e-3, "learning rate of Adam at the start, by a cosine to 0", above=0)
 
 
-# Runs everything, too briefly for good figures.
-QUICK = {"quick": True, "epochs": 2, "samples": 2, "limit": 300}
-
-
-def binarized(images, rng):
-    """Each pixel once and for all 0 or 1, with its brightness as the probability of 1.
+def binarized(images: Dataset, rng: np.random.Generator) -> Dataset:
+    """Draw each pixel once as 0 or 1, with its brightness as the probability of 1.
 
     Parameters
     ----------
@@ -102,74 +64,52 @@ def binarized(images, rng):
     Returns
     -------
     Dataset
-        uint8, maximum 1.
+        Images (N, C, H, W) uint8, maximum 1.
     """
     drawn = rng.random(images.images.shape, np.float32) * images.maximum < images.images
     return dataclasses.replace(images, images=drawn.astype(np.uint8), maximum=1)
 
 
-def run(out, config, estimators=tuple(ESTIMATORS), threads=None, progress=True, say=print):
-    """Train a model with each estimator and measure its bounds, or go on where this was stopped.
-
-    Parameters
-    ----------
-    out, threads, progress, say
-        As in `hybnn.run`.
-    config : Config
-    estimators : sequence of str
-        Keys of `ESTIMATORS`. More may be added later.
-
-    Returns
-    -------
-    dict
-        The figures, as in ``result.json``.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds a run with another configuration, or something else.
-    """
-    out = Path(out)
-    rng = np.random.default_rng(config.seed)
-    train, test = (binarized(part, rng) for part in features.load(config.dataset, config.limit))
-    open_folder(out, config, say)
-    result = {
-        **provenance("hybnn-bounds", config, config.command()),
-        "images": {"train": len(train), "test": len(test), "shape": train.images.shape[1:]},
+def _phases(run: Run, result: dict[str, Any]) -> Iterator[str]:
+    """Train a model with each estimator and measure its bounds on test images."""
+    data = run.options["data"]
+    shape = data[0].images.shape[1:]
+    result |= {
+        "images": {"train": len(data[0]), "test": len(data[1]), "shape": shape},
         "layers": list(HIDDEN),
         "rows": [],
     }
-    for name in estimators:
-        measure = partial(_measure, out, name, config, train, test, threads, progress)
-        row = kept(out / f"{name}.json", measure)
-        result["rows"].append(row)
-        write_json(out / "result.json", result)
-        say(f"{name}: bound {row['bound']:.2f} nats, with {config.samples} codes {row['best']:.2f}")
-    write(out, result)
-    say(f"{out / 'report.md'}: {len(result['rows'])} estimators")
-    return result
+    for seed in range(run.seeds):
+        rng = np.random.default_rng(seed)
+        train, test = (binarized(part, rng) for part in data)
+        for name in run.arms:
+            path = run.out / seeded(name, seed)
+            measure = partial(_measure, path, name, run, seed, train, test)
+            row = kept(path.with_suffix(".json"), measure)
+            result["rows"].append({"seed": seed} | row)
+            several = f"with {run.config.samples} codes {row['best']:.2f}"
+            yield f"{name}, seed {seed}: bound {row['bound']:.2f} nats, {several}"
 
 
-def _measure(out, name, config, train, test, threads, progress):
+def _measure(path, name, run, seed, train, test):
     """Train with one estimator; its bounds on test images, as positive nats."""
-    from tinybnn.kernels.machine.threads import num_threads
-
     codes, published = ESTIMATORS[name]
-    rng = np.random.default_rng(config.seed)
+    rng, config = np.random.default_rng(seed), run.config
     vae = BinaryVAE(
         train.images.shape[1:], config.bits, name, encoder="dense", latent_norm=False, rng=rng
     )
     epochs = max(1, config.epochs // codes)
-    history = features.train_vae(
-        out / f"{name}.npz", vae, train, epochs=epochs, lr=config.lr, rng=rng, threads=threads,
-        progress=progress,
+    history = train_vae(
+        path.with_suffix(".npz"), vae, train, epochs=epochs, lr=config.lr, rng=rng,
+        progress=run.progress,
     )  # fmt: skip
     to_unit = datasets.to_unit(1)
     x, seen = to_unit(test.images, rng), to_unit(train.images[: len(test)], rng)
-    rng = np.random.default_rng(config.seed)
-    with num_threads(threads):
-        bounds = [-float(vae.bound(x, m, rng).mean()) for m in (1, config.samples)]
-        of_training = -float(vae.bound(seen, 1, rng).mean())
+    rng = np.random.default_rng(seed)
+    bounds = [
+        -float(vae.bound(images, count, rng).mean())
+        for images, count in ((x, 1), (x, config.samples), (seen, 1))
+    ]
     last = history.rows[-1]
     return {
         "estimator": name,
@@ -181,67 +121,89 @@ def _measure(out, name, config, train, test, threads, progress):
         "rate": last["rate"],
         "bound": bounds[0],
         "best": bounds[1],
-        "bound_train": of_training,
+        "bound_train": bounds[2],
         "published": published,
     }
 
 
-def write(out, result):
-    """Write ``report.md`` into the folder of a run, and its picture."""
-    write_atomic(out / "report.md", text(result).encode())
-    _draw(out / "bounds.png", result)
+# -------------------------------------------------------------------------------------- the report
 
 
-def text(result):
-    """``report.md`` as text."""
+def text(result: dict[str, Any]) -> str:
+    """Return ``report.md`` as text."""
     config, images, samples = result["config"], result["images"], result["config"]["samples"]
     layers = [int(np.prod(images["shape"])), *result["layers"], config["bits"]]
-    about = wrapped(
-        f"""{result["date"]}, {result["machine"]["processor"]}. {images["train"]:,} images for
-        training, {images["test"]:,} for testing, each pixel drawn once with its brightness as the
-        probability (seed {config["seed"]}). Encoder {" - ".join(map(str, layers))}, decoder the
-        same backwards, ReLU; Adam {config["lr"]:g}, cosine to 0. Nats, lower is better: minus the
-        bound on log p(x) in the mean of the test images, with codes of ±1, from one code for each
-        image and from {samples} weighted together (Burda et al. 2016). Equal work: the decoder sees
-        the same number of codes in training.""",
-        "",
-        f"""*sign* has no distribution: its rate is {config["bits"]} ln 2 =
+    setup = f"""{images["train"]:,} images for training, {images["test"]:,} for testing, each pixel
+        drawn once with its brightness as the probability. Encoder {" - ".join(map(str, layers))},
+        decoder the same backwards, ReLU; Adam {config["lr"]:g}, cosine to 0. Nats, lower is better:
+        minus the bound on log p(x), averaged over the test images, with codes of ±1, from one code
+        for each image and from {samples} weighted together (Burda et al. 2016). Equal work: the
+        decoder sees the same number of codes in training."""
+    columns = f"""*sign* has no distribution: its rate is {config["bits"]} ln 2 =
         {config["bits"] * latents.LN2:.1f} nats whatever the image. *training* is the loss of the
-        last epoch; for gumbel_softmax it is that of relaxed codes and bounds nothing. *training
-        images* is the bound from one code, as for test images, on as many images of the training
-        set: how far it lies below is what the network learned by heart. Published:
-        Jang et al. 2017 (arXiv:1611.01144), Table 1, from {PUBLISHED:,} codes weighted together, to
-        be held against our bound from {samples}, which is a little higher than that from
-        {PUBLISHED:,} would be; with other binarized images, steps and optimizer than here.""",
-    )
-    rows = [
-        [
-            row["estimator"], row["codes"], row["epochs"], f"{row['seconds']:.0f}",
-            f"{row['training']:.2f}", f"{row['bound_train']:.2f}", f"{row['bound']:.2f}",
-            f"{row['best']:.2f}",
-            "" if row["published"] is None else f"{row['published']:.1f}",
-        ]
-        for row in result["rows"]
-    ]  # fmt: skip
-    header = [
-        "estimator", "codes an image", "epochs", "seconds", "training", "training images",
-        "bound, one code", f"{samples} codes", f"published, {PUBLISHED:,} codes, MNIST",
-    ]  # fmt: skip
+        last epoch; for gumbel_softmax it is computed with relaxed codes and bounds nothing.
+        *training images* is the bound from one code, as for test images, on as many images of the
+        training set: the difference shows what was learned by heart. Published: Jang et al. 2017
+        (arXiv:1611.01144), Table 1, from {PUBLISHED:,} codes weighted together, comparable to our
+        bound from {samples} codes, which is a little higher than one from {PUBLISHED:,}; binarized
+        images, steps and optimizer differ."""
+    estimators = table(
+        _by_estimator(result).values(),
+        {
+            "estimator": lambda rows: rows[0]["estimator"],
+            "codes an image": lambda rows: rows[0]["codes"],
+            "epochs": lambda rows: rows[0]["epochs"],
+            **{
+                title: lambda rows, key=key, digits=digits: fixed([r[key] for r in rows], digits)
+                for title, key, digits in (
+                    ("seconds", "seconds", 0), ("training", "training", 2),
+                    ("training images", "bound_train", 2), ("bound, one code", "bound", 2),
+                    (f"{samples} codes", "best", 2),
+                )
+            },
+            f"published, {PUBLISHED:,} codes, MNIST": lambda rows: rows[0]["published"] or "",
+        },
+    )  # fmt: skip
     title = f"Bounds for {config['bits']} binary latents on binarized {config['dataset']}"
-    parts = [top(title, result), f"{about}\n", tables.markdown(header, rows)]
-    return "\n".join([*parts, "![Bounds](bounds.png)\n"])
+    return page(title, result, setup, columns, estimators, "![Bounds](bounds.png)")
 
 
-def _draw(path, result):
-    """The bounds of all estimators, and the published ones."""
-    figure, samples = plots.figure(figsize=(9, 3.6)), result["config"]["samples"]
+def _by_estimator(result):
+    """Estimator -> its rows, one for each seed."""
+    rows = {}
+    for row in result["rows"]:
+        rows.setdefault(row["estimator"], []).append(row)
+    return rows
+
+
+def _draw(figure, result):
+    """Draw the bounds of all estimators, and the published ones."""
+    rows, samples = _by_estimator(result), result["config"]["samples"]
     groups = {
-        "one code": [(row["bound"], 0) for row in result["rows"]],
-        f"{samples} codes": [(row["best"], 0) for row in result["rows"]],
-        f"published, {PUBLISHED:,} codes": [
-            (row["published"] or np.nan, 0) for row in result["rows"]
-        ],
-    }
-    names = [row["estimator"].replace("_", "\n") for row in result["rows"]]
+        label: [
+            (np.mean([row[key] or np.nan for row in own]), np.std([row[key] or 0 for row in own]))
+            for own in rows.values()
+        ]
+        for label, key in (
+            ("one code", "bound"), (f"{samples} codes", "best"),
+            (f"published, {PUBLISHED:,} codes", "published"),
+        )
+    }  # fmt: skip
+    names = [name.replace("_", "\n") for name in rows]
     plots.dots(groups, names, "minus the bound, nats", ax=figure)
-    plots.save(figure, path)
+
+
+EXPERIMENT = Experiment(
+    "hybnn-bounds", Config, _phases, text, {"bounds.png": ((9, 3.6), _draw)}, load_for,
+    quick={"quick": True, "epochs": 2, "samples": 2, "limit": 300},
+    arms=ESTIMATORS, arms_option="estimators",
+    takes="10 to 20 minutes an estimator on MNIST",
+    description="Train an autoencoder on binarized images with each estimator, for the same number "
+    "of\ncodes that the decoder sees, and measure its bounds on test images, in nats. The tables\n"
+    "go to RUN. Repeat the command after an interruption.",
+    examples=(
+        "tinybnn reproduce hybnn-bounds",
+        "TINYBNN_DATA=DIR tinybnn reproduce hybnn-bounds --dataset mnist",
+    ),
+)  # fmt: skip
+run: Callable[..., dict[str, Any]] = EXPERIMENT.run

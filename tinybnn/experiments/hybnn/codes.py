@@ -1,15 +1,20 @@
-"""What the bits of codes are good for, beyond the tasks: statistics, neighbours, reconstruction."""
+"""Properties of codes beyond the tasks: statistics of bits, neighbours, reconstruction."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
 from tinybnn import datasets
 from tinybnn.autograd import Tensor, no_grad
+from tinybnn.datasets import Dataset
+from tinybnn.models import BinaryVAE
+from tinybnn.typing import Array, Words
 
 
-def statistics(words, bits):
-    """How the bits of codes are used.
+def statistics(words: Words, bits: int) -> dict[str, Any]:
+    """Measure how the bits of codes are used.
 
     Parameters
     ----------
@@ -20,8 +25,9 @@ def statistics(words, bits):
     -------
     dict
         ``balance``: (bits,) share of +1; ``correlation``: (bits, bits), 0 where a bit is constant;
-        ``used``, bits that are not constant; ``distinct`` codes; ``entropy``, of a bit in the mean,
-        in bits; ``mean_correlation``, of absolute values over all pairs of used bits.
+        ``used``, the number of bits that are not constant; ``distinct``, the number of codes;
+        ``entropy`` of a bit, averaged, in bits; ``mean_correlation``, the mean absolute correlation
+        of all pairs of used bits.
     """
     from tinybnn.kernels.signs.bits import unpack
 
@@ -46,24 +52,29 @@ def statistics(words, bits):
     }
 
 
-def nearest(queries, words, bits, count=1, block=256):
-    """The codes nearest to each query in Hamming distance, by XNOR and popcount.
+def nearest(
+    queries: Words, words: Words, bits: int, count: int = 1, block: int = 256
+) -> tuple[Array, Array]:
+    """Find the codes nearest to each query in Hamming distance, by XNOR and popcount.
 
-    The product of two codes of ±1 is bits - 2 · distance. Of codes at the same distance the first
-    ones are taken.
+    The product of two codes of ±1 is bits - 2 · distance. Among codes at the same distance the
+    first ones are taken.
 
     Parameters
     ----------
     queries, words : (M, words), (N, words) uint64
-    bits, count : int
+    bits : int
+        Bits of a code.
+    count : int
+        Neighbours of a query.
     block : int
-        Queries at a time.
+        Number of queries processed at a time.
 
     Returns
     -------
-    rows : (M, count) int
+    rows : (M, count) int64
         Positions in `words`, nearest first.
-    distances : (M, count) int
+    distances : (M, count) int64
     """
     from tinybnn.kernels.signs.xnor import xnor_matmul
 
@@ -71,27 +82,28 @@ def nearest(queries, words, bits, count=1, block=256):
     distances = np.empty((len(queries), count), np.int64)
     for start in range(0, len(queries), block):
         part = slice(start, start + block)
-        found = (bits - xnor_matmul(queries[part], words, bits)) // 2
+        far = (bits - xnor_matmul(queries[part], words, bits)) // 2
         if count == 1:
-            rows[part, 0] = found.argmin(1)
+            rows[part, 0] = far.argmin(1)
         else:
-            rows[part] = np.argsort(found, axis=1, kind="stable")[:, :count]
-        distances[part] = np.take_along_axis(found, rows[part], axis=1)
+            rows[part] = np.argsort(far, axis=1, kind="stable")[:, :count]
+        distances[part] = np.take_along_axis(far, rows[part], axis=1)
     return rows, distances
 
 
-def flip_path(start, end, steps, rng):
-    """Codes from one to another: the bits that differ are flipped in a random order.
+def flip_path(start: Array, end: Array, steps: int, rng: np.random.Generator) -> Array:
+    """Interpolate between two codes: the bits that differ are flipped in a random order.
 
     Parameters
     ----------
-    start, end : (bits,) of ±1
+    start, end : (bits,) array of ±1
     steps : int
         Number of codes, both ends included.
+    rng : numpy.random.Generator
 
     Returns
     -------
-    (steps, bits) of ±1
+    (steps, bits) array of ±1, of the same dtype
     """
     differing = rng.permutation(np.flatnonzero(start != end))
     path = np.repeat(start[None], steps, axis=0)
@@ -101,9 +113,15 @@ def flip_path(start, end, steps, rng):
     return path
 
 
-def reconstruction(vae, images, batch_size=1000):
-    """Cross entropy of an image given its code (nats), and the share of pixels on the wrong side
-    of 0.5: means over a Dataset."""
+def reconstruction(vae: BinaryVAE, images: Dataset, batch_size: int = 1000) -> list[float]:
+    """Measure the reconstruction of images (N, C, H, W) from their codes.
+
+    Returns
+    -------
+    list of two float
+        Cross entropy of an image given its code (nats), and the share of pixels on the wrong side
+        of 0.5: means over the images.
+    """
     loader = datasets.DataLoader(images, batch_size, transform=datasets.to_unit(images.maximum))
     sums = np.zeros(2)
     with no_grad():

@@ -1,122 +1,50 @@
-"""HyBNN's experiments: what decides them, and the way through the three phases, seed by seed."""
+"""HyBNN's experiments: what decides them, and the three phases, seed by seed."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 import tinybnn.experiments.hybnn.codes as of_codes
 import tinybnn.experiments.hybnn.features as features
 import tinybnn.experiments.hybnn.networks as networks
 import tinybnn.experiments.hybnn.report as report
-from tinybnn.experiments.report_text import mean_and_std
-from tinybnn.experiments.run_folder import (
-    as_options,
-    check_least,
-    kept,
-    open_folder,
-    provenance,
-)
-from tinybnn.models import latents
-from tinybnn.storage import write_json
+from tinybnn.experiments.report import mean_and_std, percent
+from tinybnn.experiments.runner import Experiment, Run, bar, kept
+from tinybnn.experiments.settings import ImageConfig, setting
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ImageConfig):
     """What decides the networks of a seed.
 
-    Attributes
-    ----------
-    dataset : str
-        Of the tasks; see `features.load`.
-    vae_dataset : str, optional
-        Whose training images the autoencoder sees; by default those of `dataset`.
-    estimator : str
-        A name for `latents.get`. With 'straight_through' codes are noisy in training. 'sign' makes
-        the model an autoencoder without noise: on MNIST its codes reconstruct images better, but
-        tell classes apart worse the longer it is trained.
-    rate_weight : float
-        As for `features.train_vae`. With 1, few bits are used where images are small.
-    bits : int
-        Of a code.
-    epochs_vae, epochs, epochs_cnn, epochs_all : int
-        Of the autoencoder, of the networks on codes, of the CNNs, and of the networks that tell all
-        classes apart.
-    limit : int, optional
-        Only the first so many images, for training and for testing each.
-    quick : bool
-        Whether it is a run that only shows that the code runs.
+    With the estimator 'straight_through' codes are noisy in training. 'sign' makes the model an
+    autoencoder without noise: on MNIST its codes reconstruct images better, but tell classes apart
+    worse the longer it is trained. With a ``rate_weight`` of 1, few bits are used where images are
+    small.
     """
 
-    dataset: str = "digits"
-    vae_dataset: str | None = None
-    estimator: str = "straight_through"
-    rate_weight: float = 0.1
-    bits: int = 200
-    epochs_vae: int = 20
-    epochs: int = 100
-    epochs_cnn: int = 15
-    epochs_all: int = 30
-    limit: int | None = None
-    quick: bool = False
-
-    def __post_init__(self):
-        latents.get(self.estimator)
-        check_least(self, bits=1, epochs_vae=1, epochs=1, epochs_cnn=1, epochs_all=1)
-        if not self.rate_weight >= 0:
-            raise ValueError(f"Config: rate_weight must be >= 0, got {self.rate_weight!r}")
-
-    def command(self, seeds):
-        """The command that gives the figures of this configuration."""
-        return " ".join(["tinybnn reproduce hybnn", *as_options(self), f"--seeds {seeds}"])
+    dataset: str = setting("digits", features.IMAGES, images=True)
+    vae_dataset: str | None = setting(
+        None, "whose images train the autoencoder (those of --dataset)", images=True
+    )
+    estimator: str = setting("straight_through", features.ESTIMATOR, choices=features.ESTIMATORS)
+    rate_weight: float = setting(0.1, features.RATE_WEIGHT, least=0)
+    bits: int = setting(200, "bits of a code", least=1)
+    epochs_vae: int = setting(20, "epochs of the autoencoder", least=1)
+    epochs: int = setting(100, "epochs of networks on codes, for each task", least=1)
+    epochs_cnn: int = setting(15, "epochs of the CNNs, for each task", least=1)
+    epochs_all: int = setting(30, "epochs of networks on codes, for all classes at once", least=1)
 
 
-# Runs everything, too briefly for good figures.
-QUICK = {
-    "quick": True,
-    "epochs_vae": 2,
-    "epochs": 4,
-    "epochs_cnn": 2,
-    "epochs_all": 2,
-    "limit": 600,
-}
-
-
-def run(out, config, seeds=3, threads=None, progress=True, say=print):
-    """Carry out the experiments, or go on where an earlier call was stopped.
-
-    Parameters
-    ----------
-    out : path
-        Folder of the run, made if it does not exist.
-    config : Config
-    seeds : int
-        Seeds 0, 1, ...; each has an autoencoder of its own. More may be added later.
-    threads : int, optional
-        As for `training.fit`.
-    progress : bool
-        Show progress bars on stderr.
-    say : callable
-        Gets a line of text at a time.
-
-    Returns
-    -------
-    dict
-        The figures, as in ``result.json``.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds a run with another configuration, or something else; if the sets of
-        images do not fit each other.
-    """
-    out = Path(out)
-    data = features.load(config.dataset, config.limit)
+def _load(config):
+    """Training and test images of the tasks, and the images that train the autoencoder."""
+    data = features.load_for(config)
     source = data[0]
     if config.vae_dataset not in (None, config.dataset):
         source = features.load(config.vae_dataset, config.limit)[0]
@@ -125,9 +53,12 @@ def run(out, config, seeds=3, threads=None, progress=True, say=print):
             f"hybnn: the autoencoder's images {source.images.shape[1:]} of {source.name} must have "
             f"the shape {data[0].images.shape[1:]} of the tasks' images"
         )
-    open_folder(out, config, say)
-    result = {
-        **provenance("hybnn", config, config.command(seeds)),
+    return source, data
+
+
+def _phases(run: Run, result: dict[str, Any]) -> Iterator[str]:
+    source, data = run.options["data"]
+    result |= {
         "images": {
             "shape": data[0].images.shape[1:],
             "train": len(data[0]),
@@ -139,78 +70,64 @@ def run(out, config, seeds=3, threads=None, progress=True, say=print):
         "all_classes": {name: arm.title for name, arm in networks.ALL_CLASSES.items()},
         "seeds": [],
     }
-    for seed in range(seeds):
-        result["seeds"].append(_seed(out, seed, config, source, data, threads, progress, say))
+    for seed in range(run.seeds):
+        result["seeds"].append(_seed(run, seed, source, data))
         result["summary"] = _summary(result)
-        write_json(out / "result.json", result)
-    result["times"] = kept(out / "times.json", partial(_times, config, data[0], threads))
-    write_json(out / "result.json", result)
-    report.write(out, result)
-    say(f"{out / 'report.md'}: {report.headline(result)}")
-    return result
+        means = (f"{arm} {percent(**result['summary'][arm]['mean'])}%" for arm in networks.ARMS)
+        yield f"{seed + 1} of {run.seeds} seeds: {', '.join(means)}"
+    result["times"] = kept(run.out / "times.json", partial(_times, run.config, data[0]))
 
 
-def _seed(out, seed, config, source, data, threads, progress, say):
-    """The three phases for one seed; its figures."""
-    folder = out / f"seed-{seed}"
+def _seed(run, seed, source, data):
+    """Run the three phases for one seed; returns its figures."""
+    folder, config = run.out / f"seed-{seed}", run.config
     folder.mkdir(exist_ok=True)
-
-    vae, history = features.autoencoder(folder, source, config, seed, threads, progress)
+    vae, history = features.autoencoder(folder, source, config, seed, run.progress)
+    inputs = _features(folder, seed, config, vae, data)
+    models, figures, histories = _networks(folder, seed, config, data, inputs, run.progress)
+    sequences = {
+        name: networks.in_sequence(
+            folder / "networks" / file, data, inputs, networks.tasks_of(data[0]), seed, epochs, arm
+        )
+        for name, file, epochs, arm in (
+            ("in_sequence", "in-sequence.npz", config.epochs, "hybnn"),
+            ("in_sequence_cnn", "in-sequence-cnn.npz", config.epochs_cnn, "cnn"),
+        )
+    }
+    if seed == 0:
+        report.draw_seed(run.out, vae, data, inputs["codes"], histories, sequences["in_sequence"])
+    compiled = partial(_compiled, folder, vae.encoder, models, inputs["codes"], data[1])
     last = history.rows[-1]
-    say(f"seed {seed}: autoencoder, {last['reconstruction']:.1f} nats an image to reconstruct")
-
-    seen = _features(folder, seed, config, vae, data)
-
-    models, found, histories = _networks(folder, seed, config, data, seen, threads, progress)
-    in_sequence, of_cnn = (
-        networks.in_sequence(
-            folder / "networks" / file, data, seen, networks.tasks_of(data[0]), seed, epochs,
-            threads, arm,
-        )
-        for file, epochs, arm in (
-            ("in-sequence.npz", config.epochs, "hybnn"),
-            ("in-sequence-cnn.npz", config.epochs_cnn, "cnn"),
-        )
-    )  # fmt: skip
-    means = {arm: np.mean([row["accuracy"] for row in found[arm]]) for arm in networks.ARMS}
-    say(f"seed {seed}: " + ", ".join(f"{arm} {mean:.2%}" for arm, mean in means.items()))
-    figures = {
+    return {
         "seed": seed,
         "vae": {
             "reconstruction": last["reconstruction"],
             "rate": last["rate"],
             "seconds": sum(history["seconds"]),
         },
-        "codes": kept(folder / "codes.json", partial(_code_figures, vae, data, seen)),
-        "tasks": {arm: found[arm] for arm in networks.ARMS},
-        "all_classes": {arm: found[arm] for arm in networks.ALL_CLASSES},
-        "in_sequence": in_sequence,
-        "in_sequence_cnn": of_cnn,
-        "compiled": kept(
-            folder / "compiled.json",
-            partial(_compiled, folder, vae.encoder, models, seen["codes"], data[1]),
-        ),
+        "codes": kept(folder / "codes.json", partial(_code_figures, vae, data, inputs)),
+        "tasks": {arm: figures[arm] for arm in networks.ARMS},
+        "all_classes": {arm: figures[arm] for arm in networks.ALL_CLASSES},
+        **sequences,
+        "compiled": kept(folder / "compiled.json", compiled),
     }
-    if seed == 0:
-        report.draw(out, vae, data, seen["codes"], histories, in_sequence)
-    return figures
 
 
 def _features(folder, seed, config, vae, data):
     """What networks see instead of images: name -> `networks.Features`."""
     pixels = int(np.prod(data[0].images.shape[1:]))
     project = features.random_projection(data[0], config.bits, np.random.default_rng(seed))
-    seen = {"codes": networks.Features(*features.codes(folder, vae, data), config.bits)}
+    inputs = {"codes": networks.Features(*features.codes(folder, vae, data), config.bits)}
     for name, function, width in (
         ("pixels", features.thresholded_pixels, pixels),
         ("projection", project, config.bits),
     ):
         words = [features.extract(images, function) for images in data]
-        seen[name] = networks.Features(*words, width)
-    return seen
+        inputs[name] = networks.Features(*words, width)
+    return inputs
 
 
-def _networks(folder, seed, config, data, seen, threads, progress):
+def _networks(folder, seed, config, data, inputs, progress):
     """Train all networks of a seed.
 
     Returns
@@ -230,29 +147,27 @@ def _networks(folder, seed, config, data, seen, threads, progress):
         for name, arm in networks.ALL_CLASSES.items()
     ]
     models, figures, histories = {}, {}, {}
-    bar = tqdm(jobs, unit="network", disable=not progress)
-    for file, name, arm, classes, epochs in bar:
-        bar.set_description(file)
-        model, found = networks.network(
-            folder / "networks" / f"{file}.npz", arm, data, seen, classes, seed, epochs, threads
+    for file, name, arm, classes, epochs in bar(jobs, "network", progress):
+        model, row = networks.network(
+            folder / "networks" / f"{file}.npz", arm, data, inputs, classes, seed, epochs
         )
-        history = found.pop("history")
+        history = row.pop("history")
         if name in networks.ALL_CLASSES:
-            models[name], figures[name] = model, found
+            models[name], figures[name] = model, row
         else:
             models.setdefault(name, []).append(model)
-            figures.setdefault(name, []).append(found)
+            figures.setdefault(name, []).append(row)
             histories.setdefault(name, []).append(history)
     return models, figures, histories
 
 
-def _code_figures(vae, data, seen):
-    """Numbers about the codes of a seed, and about the features beside them."""
-    found = of_codes.statistics(seen["codes"].train, seen["codes"].bits)
-    figures = {name: value for name, value in found.items() if np.ndim(value) == 0}
+def _code_figures(vae, data, inputs):
+    """Compute numbers about the codes of a seed, and about the features they are compared with."""
+    statistics = of_codes.statistics(inputs["codes"].train, inputs["codes"].bits)
+    figures = {name: value for name, value in statistics.items() if np.ndim(value) == 0}
     nats, wrong = of_codes.reconstruction(vae, data[1])
     figures |= {"test_reconstruction": nats, "wrong_pixels": wrong, "neighbours": {}}
-    for name, feature in seen.items():
+    for name, feature in inputs.items():
         rows, _ = of_codes.nearest(feature.test, feature.train, feature.bits)
         right = data[0].labels[rows[:, 0]] == data[1].labels
         figures["neighbours"][name] = float(right.mean())
@@ -260,26 +175,25 @@ def _code_figures(vae, data, seen):
 
 
 def _compiled(folder, encoder, models, codes, test):
-    """Figures of the compiled heads, and of one behind the encoder: from the image to scores."""
+    """Compile the heads, and encoder and head together: from the image to scores."""
     import tinybnn.experiments.hybnn.speed as speed  # compiled at the first use
 
     heads = {f"task-{i}": model for i, model in enumerate(models["hybnn"])}
     heads |= {name: models[name] for name in networks.ALL_CLASSES if "codes" in name}
-    found = speed.compile_heads(folder, heads, codes.test, codes.bits)
+    figures = speed.compile_heads(folder, heads, codes.test, codes.bits)
     whole = f"all-codes-{networks.HIDDEN}"
     path = folder / f"hybnn-{whole}.npz"
-    found["whole"] = speed.compile_whole(path, encoder, heads[whole], test)
-    return found
+    return figures | {"whole": speed.compile_whole(path, encoder, heads[whole], test)}
 
 
-def _times(config, images, threads):
+def _times(config, images):
     import tinybnn.experiments.hybnn.speed as speed
 
-    return {**speed.measure(config, images, threads), "date": time.strftime("%Y-%m-%d")}
+    return {**speed.measure(config, images), "date": time.strftime("%Y-%m-%d")}
 
 
 def _summary(result):
-    """Accuracy on the test images over the seeds: of each arm for each task, and of its mean."""
+    """Accuracy on the test images over the seeds: of each arm for each task, and the mean."""
     summary = {}
     for arm in result["arms"]:
         accuracies = np.array(
@@ -290,6 +204,23 @@ def _summary(result):
             "mean": mean_and_std(accuracies.mean(1)),
         }
     for arm in result["all_classes"]:
-        found = [seed["all_classes"][arm]["accuracy"] for seed in result["seeds"]]
-        summary[arm] = {"mean": mean_and_std(found)}
+        accuracies = [seed["all_classes"][arm]["accuracy"] for seed in result["seeds"]]
+        summary[arm] = {"mean": mean_and_std(accuracies)}
     return summary
+
+
+EXPERIMENT = Experiment(
+    "hybnn", Config, _phases, report.text, report.PICTURES, _load,
+    quick={"quick": True, "epochs_vae": 2, "epochs": 4, "epochs_cnn": 2, "epochs_all": 2,
+           "limit": 600},
+    seeds=3,
+    takes="a quarter of an hour a seed on MNIST",
+    description="Train a binary autoencoder without labels, extract each image's code once, and "
+    "train\nbinary networks on the codes; the same for the baselines. Tables (report.md), figures\n"
+    "(result.json) and pictures go to RUN. Repeat the command after an interruption.",
+    examples=(
+        "tinybnn reproduce hybnn",
+        "TINYBNN_DATA=DIR tinybnn reproduce hybnn --dataset mnist --seeds 5",
+        "TINYBNN_DATA=DIR tinybnn reproduce hybnn --dataset mnist --vae-dataset fashion-mnist",
+    ),
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Phase 3 of HyBNN: networks on codes, and what they are compared with.
+"""Phase 3 of HyBNN: networks on codes, and the networks they are compared with.
 
 A task is to tell two classes apart: 0 from 1, 2 from 3, and so on. All arms of a seed see the same
 images in the same order.
@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinybnn import datasets, nn, optim, storage, training
 from tinybnn import functional as F
+from tinybnn.datasets import Dataset
 from tinybnn.experiments.hybnn.features import batch_size
 from tinybnn.models import BinaryCNN, BinaryMLP
 from tinybnn.models.binary_vae import CHANNELS, image_sizes
+from tinybnn.typing import Array, FloatArray, Shape, Words
 
 HIDDEN = 128  # units of the paper's task network
 WIDE = 1024  # units of a head for all classes at once
@@ -25,6 +28,7 @@ FEATURES = 200  # width of the CNNs' first dense layer, whatever the code has
 FLIPS = 0.05  # share of a head's input bits that are flipped in training, against overfitting
 
 
+@dataclasses.dataclass(eq=False)
 class CodeLoader:
     """Batches of packed codes, unpacked to ±1, with labels: what `training.fit` iterates over.
 
@@ -32,25 +36,33 @@ class CodeLoader:
     ----------
     words : (N, words) uint64
     bits : int
-        Of a code.
+        Bits of a code.
     labels : (N,) int64
     batch_size : int
     rng : numpy.random.Generator, optional
-        Draws a new order for each epoch, and then an incomplete batch is left out: a loader for
-        training. Without it all rows come in their order.
+        Shuffles each epoch, and an incomplete last batch is dropped: a loader for training. Without
+        it all rows are yielded in order.
     flips : float
-        In training, the probability of each bit to be flipped.
+        In training, the probability that a bit is flipped.
+
+    Yields
+    ------
+    codes : (B, bits) float32 of ±1
+    labels : (B,) int64
     """
 
-    def __init__(self, words, bits, labels, batch_size, rng=None, flips=0.0):
-        self.words, self.bits, self.labels = words, bits, labels
-        self.batch_size, self.rng, self.flips = batch_size, rng, flips
+    words: Words
+    bits: int
+    labels: Array
+    batch_size: int
+    rng: np.random.Generator | None = None
+    flips: float = 0.0
 
-    def __len__(self):
+    def __len__(self) -> int:
         whole, rest = divmod(len(self.labels), self.batch_size)
         return whole + (rest > 0 and self.rng is None)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[FloatArray, Array]]:
         from tinybnn.kernels.signs.bits import unpack
 
         count = len(self.labels)
@@ -66,27 +78,20 @@ class CodeLoader:
 # ----------------------------------------------------------------------------- tasks and their arms
 
 
-def tasks_of(images):
-    """The tasks: pairs of classes, 0 and 1, 2 and 3, ...
-
-    Parameters
-    ----------
-    images : Dataset
-
-    Returns
-    -------
-    list of list of int
-    """
+def tasks_of(images: Dataset) -> list[list[int]]:
+    """Return the tasks: pairs of classes, 0 and 1, 2 and 3, ..."""
     return [[2 * i, 2 * i + 1] for i in range(len(images.classes) // 2)]
 
 
-def titles_of(images):
-    """The tasks of `tasks_of` in words, such as "0 / 1"."""
+def titles_of(images: Dataset) -> list[str]:
+    """Return titles for the tasks of `tasks_of`, such as "0 / 1"."""
     return [" / ".join(images.classes[c] for c in task) for task in tasks_of(images)]
 
 
-def float_mlp(in_features, hidden, num_classes, rng):
-    """`BinaryMLP` with real weights, and ReLU for sign."""
+def float_mlp(
+    in_features: int, hidden: int, num_classes: int, rng: np.random.Generator
+) -> nn.Sequential:
+    """Build a `BinaryMLP` with real weights and ReLU, (N, in_features) -> (N, num_classes)."""
     return nn.Sequential(
         nn.Linear(in_features, hidden, bias=False, rng=rng),
         nn.BatchNorm1d(hidden),
@@ -96,8 +101,11 @@ def float_mlp(in_features, hidden, num_classes, rng):
     )
 
 
-def float_cnn(image_shape, num_classes, rng):
-    """`BinaryCNN` with real weights, and ReLU for sign: encoder and head as one float network."""
+def float_cnn(image_shape: Shape, num_classes: int, rng: np.random.Generator) -> nn.Sequential:
+    """Build a `BinaryCNN` with real weights and ReLU, (N, C, H, W) -> (N, num_classes).
+
+    It is encoder and head as one float network.
+    """
     layers, channels = [], image_shape[0]
     for outputs in CHANNELS:
         layers += [
@@ -120,18 +128,18 @@ class Arm(NamedTuple):
     ----------
     title : str
     features : str
-        What it sees: 'codes', 'pixels' or 'projection', rows of bits; or 'images', in [0, 1].
+        Its input: 'codes', 'pixels' or 'projection', rows of bits; or 'images', in [0, 1].
     build : callable
         (in_features or image_shape, classes, rng) -> Module.
     lr : float
-        Of Adam, at the start.
+        Learning rate of Adam at the start.
     flips : float
         As for `CodeLoader`.
     """
 
     title: str
     features: str
-    build: Callable
+    build: Callable[[Any, int, np.random.Generator], nn.Module]
     lr: float = 3e-2
     flips: float = FLIPS
 
@@ -146,7 +154,7 @@ def _binary_cnn(threshold):
     )
 
 
-ARMS = {
+ARMS: dict[str, Arm] = {
     "hybnn": Arm("HyBNN: binary head on codes", "codes", _head(HIDDEN)),
     "float-head": Arm(
         "float head on codes", "codes",
@@ -159,7 +167,7 @@ ARMS = {
     "float-cnn": Arm("float CNN of the same shape", "images", float_cnn, 1e-3),
 }  # fmt: skip
 
-ALL_CLASSES = {
+ALL_CLASSES: dict[str, Arm] = {
     f"all-{features}-{hidden}": Arm(
         f"binary head of {hidden:,} units on {what}", features, _head(hidden), 1e-2
     )
@@ -169,15 +177,22 @@ ALL_CLASSES = {
 
 
 class Features(NamedTuple):
-    """Rows of bits for all images of a set: words for training and for testing, bits of a row."""
+    """Rows of bits for all images of a set.
 
-    train: np.ndarray
-    test: np.ndarray
+    Attributes
+    ----------
+    train, test : (N, words) uint64
+    bits : int
+        Bits of a row.
+    """
+
+    train: Words
+    test: Words
     bits: int
 
 
 def _loaders(arm, data, features, classes, rng):
-    """Loaders for the images of some classes, whose labels become 0, 1, ..., and the input's size.
+    """Return loaders for the images of some classes, relabelled 0, 1, ..., and the input's size.
 
     Parameters
     ----------
@@ -200,8 +215,8 @@ def _loaders(arm, data, features, classes, rng):
                 )
             )  # fmt: skip
         else:
-            found = features[arm.features]
-            loaders.append(CodeLoader(found[i][rows], found.bits, labels, size, order, arm.flips))
+            words, bits = features[arm.features][i][rows], features[arm.features].bits
+            loaders.append(CodeLoader(words, bits, labels, size, order, arm.flips))
     source = data[0].images.shape[1:] if arm.features == "images" else features[arm.features].bits
     return *loaders, source
 
@@ -214,19 +229,38 @@ def _save(path, model, figures):
     storage.save(path, model.state_dict(), kind=_KIND, version=_VERSION, metadata=figures)
 
 
-def network(path, arm, data, features, classes, seed, epochs, threads=None):
-    """Train the network of an arm on some classes, or read the one that was trained before.
+def _fit(model, loader, epochs, lr, validation=None):
+    """Adam, cosine to 0 over all batches."""
+    optimizer = optim.Adam(model.parameters(), lr=lr)
+    return training.fit(
+        model, loader, epochs=epochs, optimizer=optimizer, schedule_unit="batch",
+        schedule=optim.CosineAnnealingLR(optimizer, epochs * len(loader)), validation=validation,
+        progress=False,
+    )  # fmt: skip
+
+
+def network(
+    path: Path,
+    arm: Arm,
+    data: tuple[Dataset, Dataset],
+    features: Mapping[str, Features],
+    classes: Sequence[int],
+    seed: int,
+    epochs: int,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Train the network of an arm on some classes, or read it from its file.
 
     Parameters
     ----------
     path : path
     arm : Arm
-    data, features
-        As for the other arms of the seed.
+    data : (Dataset, Dataset)
+        For training and for testing.
+    features : dict
+        Name -> Features of these images.
     classes : sequence of int
-        In rising order.
+        In ascending order.
     seed, epochs : int
-    threads : int, optional
 
     Returns
     -------
@@ -234,8 +268,8 @@ def network(path, arm, data, features, classes, seed, epochs, threads=None):
         In evaluation mode.
     figures : dict
         ``accuracy`` and ``loss`` on test images after the last epoch; ``test_images``;
-        ``predicted``, how many of them were given each class; ``shares`` of the classes among them;
-        ``constant``, whether all of them have the same logits; ``seconds`` of an epoch (the
+        ``predicted``, the number of predictions of each class; ``shares`` of the classes among
+        them; ``constant``, whether all of them have the same logits; ``seconds`` of an epoch (the
         fastest) and of all; ``history``, lists with one number an epoch.
     """
     rng = np.random.default_rng(seed)
@@ -245,12 +279,7 @@ def network(path, arm, data, features, classes, seed, epochs, threads=None):
         arrays, figures = storage.load(path, kind=_KIND, version=_VERSION)
         model.load_state_dict(arrays)
         return model, figures
-    optimizer = optim.Adam(model.parameters(), lr=arm.lr)
-    history = training.fit(
-        model, train, epochs=epochs, optimizer=optimizer, schedule_unit="batch",
-        schedule=optim.CosineAnnealingLR(optimizer, epochs * len(train)),
-        validation=test, progress=False, threads=threads,
-    )  # fmt: skip
+    history = _fit(model, train, epochs, arm.lr, test)
     logits, labels = training.predict(model, test)
     counts = [np.bincount(a, minlength=len(classes)) for a in (logits.argmax(1), labels)]
     figures = {
@@ -273,14 +302,22 @@ def network(path, arm, data, features, classes, seed, epochs, threads=None):
     return model, figures
 
 
-def in_sequence(path, data, features, tasks, seed, epochs, threads=None, arm="hybnn"):
-    """One network that learns the tasks one after the other, without ever seeing an old one again.
+def in_sequence(
+    path: Path,
+    data: tuple[Dataset, Dataset],
+    features: Mapping[str, Features],
+    tasks: Sequence[Sequence[int]],
+    seed: int,
+    epochs: int,
+    arm: str = "hybnn",
+) -> list[list[float]]:
+    """Train one network on the tasks one after the other, without revisiting an old one.
 
     The limitation that section 6 of the paper names.
 
     Parameters
     ----------
-    path, data, features, seed, epochs, threads
+    path, data, features, seed, epochs
         As for `network`; the epochs are those of each task.
     tasks : list of list of int
     arm : str
@@ -293,16 +330,11 @@ def in_sequence(path, data, features, tasks, seed, epochs, threads=None, arm="hy
     """
     if path.exists():
         return storage.load(path, kind=_KIND, version=_VERSION)[1]["accuracies"]
-    arm, rng = ARMS[arm], np.random.default_rng(seed)
-    loaders = [_loaders(arm, data, features, task, rng) for task in tasks]
-    model, accuracies = arm.build(loaders[0][2], 2, rng), []
+    rng = np.random.default_rng(seed)
+    loaders = [_loaders(ARMS[arm], data, features, task, rng) for task in tasks]
+    model, accuracies = ARMS[arm].build(loaders[0][2], 2, rng), []
     for train, _, _ in loaders:
-        optimizer = optim.Adam(model.parameters(), lr=arm.lr)
-        training.fit(
-            model, train, epochs=epochs, optimizer=optimizer, schedule_unit="batch",
-            schedule=optim.CosineAnnealingLR(optimizer, epochs * len(train)),
-            progress=False, threads=threads,
-        )  # fmt: skip
+        _fit(model, train, epochs, ARMS[arm].lr)
         accuracies.append([training.evaluate(model, test)["accuracy"] for _, test, _ in loaders])
     _save(path, model, {"accuracies": accuracies})
     return accuracies

@@ -1,30 +1,37 @@
-"""HyBNN's head compiled: proof that it predicts the same from bits alone, its size, and times."""
+"""HyBNN's compiled head: check that it predicts the same from bits alone, its size, and times."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tinybnn import datasets, deploy, optim, runs, training
+from tinybnn import datasets, deploy, nn, optim, runs, training
 from tinybnn import functional as F
 from tinybnn.autograd import Tensor
+from tinybnn.datasets import Dataset
 from tinybnn.experiments.demo import best_seconds, float_logits
 from tinybnn.experiments.hybnn.features import batch_size
 from tinybnn.experiments.hybnn.networks import ARMS, tasks_of
 from tinybnn.kernels.machine.exact import identical
-from tinybnn.kernels.machine.threads import num_threads, one_blas_thread
+from tinybnn.kernels.machine.threads import one_blas_thread
 from tinybnn.kernels.signs import bits
 from tinybnn.models import BinaryVAE, HyBNN
+from tinybnn.typing import Array, FloatArray, Words
 
 
-def compile_heads(folder, heads, words, count):
+def compile_heads(
+    folder: Path, heads: Mapping[str, nn.Module], words: Words, count: int
+) -> dict[str, Any]:
     """Compile heads, write them to files, and compare them with the float models on all codes.
 
     Parameters
     ----------
     folder : path
-        Gets a file ``head-NAME.npz`` for each.
+        A file ``head-NAME.npz`` is written there for each head.
     heads : dict
         Name -> trained head, in evaluation mode.
     words : (N, words) uint64
@@ -35,18 +42,17 @@ def compile_heads(folder, heads, words, count):
     Returns
     -------
     dict
-        Name -> figures: ``images``, and how many of them have ``identical_predictions`` and
-        ``identical_logits``; ``bits_only``, whether from the packed code to the sums of the last
-        layer all is words and integers; ``steps`` of the program; ``packed_bytes`` and
-        ``float_bytes`` (weights and statistics), ``file_bytes``.
+        Name -> figures: the numbers of ``images``, of ``identical_predictions`` and of
+        ``identical_logits``; ``bits_only``, see `is_bits_only`; ``steps`` of the program;
+        ``packed_bytes`` and ``float_bytes`` (weights and statistics), ``file_bytes``.
     """
     codes = bits.unpack(words, count)
     result = {}
     for name, head in heads.items():
         packed = deploy.compile(head, (count,))
-        found, expected = packed.predict_packed(words), float_logits(head, codes)
+        logits, expected = packed.predict_packed(words), float_logits(head, codes)
         result[name] = {
-            **_compared(found, expected),
+            **_compared(logits, expected),
             "bits_only": is_bits_only(packed, words),
             "steps": [step.operation for step in packed.steps],
             **_sizes(folder / f"head-{name}.npz", packed, head),
@@ -54,34 +60,35 @@ def compile_heads(folder, heads, words, count):
     return result
 
 
-def compile_whole(path, encoder, head, test):
-    """The same for the program from image to scores: encoder and head together.
+def compile_whole(path: Path, encoder: nn.Module, head: nn.Module, test: Dataset) -> dict[str, Any]:
+    """Compile encoder and head together, from image to scores, and compare with the float model.
 
     Parameters
     ----------
     path : path
-        Of the packed model.
+        The packed model is written there.
     encoder, head : Module
     test : Dataset
+        Images (N, C, H, W).
 
     Returns
     -------
     dict
-        As `compile_heads` gives for a head, without ``bits_only`` and ``steps``.
+        As `compile_heads` returns for a head, without ``bits_only`` and ``steps``.
     """
     model = HyBNN(encoder, head).eval()
     packed = deploy.compile(model, test.images.shape[1:])
     loader = datasets.DataLoader(test, 500, transform=datasets.to_unit(test.maximum))
-    found = np.concatenate([packed.predict(x) for x, _ in loader])
+    logits = np.concatenate([packed.predict(x) for x, _ in loader])
     expected, _ = training.predict(model, loader)
-    return {**_compared(found, expected), **_sizes(path, packed, model)}
+    return {**_compared(logits, expected), **_sizes(path, packed, model)}
 
 
-def _compared(found, expected):
+def _compared(logits, expected):
     return {
         "images": len(expected),
-        "identical_predictions": int((found.argmax(1) == expected.argmax(1)).sum()),
-        "identical_logits": int(identical(found, expected).all(1).sum()),
+        "identical_predictions": int((logits.argmax(1) == expected.argmax(1)).sum()),
+        "identical_logits": int(identical(logits, expected).all(1).sum()),
     }
 
 
@@ -93,11 +100,11 @@ def _sizes(path, packed, model):
     }
 
 
-def is_bits_only(packed, words):
-    """Whether a compiled head computes on words and integers alone, up to its last layer's sums.
+def is_bits_only(packed: deploy.PackedModel, words: Words) -> bool:
+    """Check that a compiled head uses only words and integers up to the sums of its last layer.
 
-    Looked at are the results of all tasks but the last, which ends in the scores, and the constants
-    of all steps before the sums become floats.
+    The results of all tasks but the last, which ends in the scores, are checked on codes
+    (N, words) uint64, and the constants of all steps before the sums become floats.
     """
     packs = [i for i, step in enumerate(packed.steps) if step.operation == "pack"]
     last = [step.operation for step in packed.steps].index("to_float")
@@ -109,23 +116,21 @@ def is_bits_only(packed, words):
 # ------------------------------------------------------------------------------------------- times
 
 
-def measure(config, images, threads=None):
-    """Times of inference and of training for the arms of a task; weights have no influence.
+def measure(config: Any, images: Dataset) -> dict[str, Any]:
+    """Measure times of inference and of training for the arms of a task, untrained.
 
     Parameters
     ----------
     config : dataclass
         With ``bits``, as `hybnn.Config`.
     images : Dataset
-        For training; its first images are taken.
-    threads : int, optional
-        As for `training.fit`.
+        Training images (N, C, H, W); the first ones are used.
 
     Returns
     -------
     dict
         ``inference``, rows of `inference_times`; ``training``, rows of `step_times`, and
-        ``training_batch``, how many images these steps had.
+        ``training_batch``, the batch size of these steps.
     """
     rng = np.random.default_rng(0)
     shape = images.images.shape[1:]
@@ -144,7 +149,7 @@ def measure(config, images, threads=None):
         "encoder and binary head": (HyBNN(vae.encoder, head).eval(), False),
     }
     size = min(batch_size(len(images) // len(tasks_of(images))), len(x))
-    with num_threads(threads), one_blas_thread():
+    with one_blas_thread():
         return {
             "inference": inference_times({**trained, **others}, x, codes),
             "training": step_times(trained, x[:size], codes[:size], labels[:size]),
@@ -152,8 +157,13 @@ def measure(config, images, threads=None):
         }
 
 
-def inference_times(models, images, codes, repeats=25):
-    """Seconds of a prediction, of the float model and compiled, for a batch and for one image.
+def inference_times(
+    models: Mapping[str, tuple[nn.Module, bool]],
+    images: FloatArray,
+    codes: FloatArray,
+    repeats: int = 25,
+) -> list[dict[str, Any]]:
+    """Time predictions of the float model and the compiled one, for a batch and for one image.
 
     Parameters
     ----------
@@ -161,9 +171,9 @@ def inference_times(models, images, codes, repeats=25):
         Name -> (model, whether it starts from codes).
     images : (N, C, H, W) float32
     codes : (N, bits) float32 of ±1
-        Of these images. Where a compiled model reads no more than their signs, it gets them packed.
+        The codes of these images. A compiled model that reads only their signs gets them packed.
     repeats : int
-        Runs, of which the shortest counts.
+        Number of runs; the shortest counts.
 
     Returns
     -------
@@ -188,8 +198,14 @@ def inference_times(models, images, codes, repeats=25):
     return rows
 
 
-def step_times(models, images, codes, labels, repeats=25):
-    """Seconds of a training step, its forward products of signs on floats and on bits.
+def step_times(
+    models: Mapping[str, tuple[nn.Module, bool]],
+    images: FloatArray,
+    codes: FloatArray,
+    labels: Array,
+    repeats: int = 25,
+) -> list[dict[str, Any]]:
+    """Time a training step with its forward products of signs on floats and on bits.
 
     Parameters
     ----------

@@ -1,22 +1,26 @@
-"""A product and what follows it, in one pass: no array of the sums exists.
+"""A product and the program that follows it, in one pass: its sums are never stored.
 
 A layer is one or more products (binary, depth-wise, or of floats) and a `pointwise` program that
-reads their sums. A few pixels' sums are made in scratch memory that stays in the cache, the program
-turns them into the layer's floats and bits, and the next few pixels follow. Two products whose sums
-meet in one program are the dual binary ("1.58-bit") convolution of BD-Net; AdaBin's sum of the
-signs in a window is a product with one filter, whose number holds for all channels of a pixel.
+reads their sums. The sums of a few pixels are computed in scratch memory that stays in the cache,
+the program turns them into the layer's floats and bits, and the next few pixels follow. Two
+products whose sums meet in one program are the dual binary ("1.58-bit") convolution of BD-Net.
+AdaBin's sum of the signs in a window is a product with a single filter; all channels of a pixel
+share its result.
+
+For speed alone, compared with a product and `pointwise.run` in turn: `tinybnn bench models` shows
+the packed networks that use it.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numba
 import numpy as np
 
-from tinybnn.kernels.floats import pointwise, signed
+from tinybnn.kernels.floats import ordered, ordered_sums, pointwise
 from tinybnn.kernels.machine import parallel, threads
 from tinybnn.kernels.machine.layout import described, for_kernel
 from tinybnn.kernels.machine.memory import empty
@@ -25,10 +29,17 @@ from tinybnn.kernels.machine.threads import tasks_for
 from tinybnn.kernels.signs import depthwise, xnor
 from tinybnn.kernels.signs.tables import Tables
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tinybnn.typing import Array, Shape, Words
+
+    Producer: TypeAlias = xnor.Prepared | depthwise.Plan | ordered.PreparedConv2d
+
 MOST_PRODUCERS = 3
-_CHUNK = 16384  # numbers that a program works on at a time, about: they stay in the second cache
-_CHUNK_PIXELS = 256  # pixels at most
-# A second's products of signs, products of floats, and products of instructions and numbers.
+_CHUNK = 16384  # approximate numbers of a chunk of a program: they stay in the second-level cache
+_CHUNK_PIXELS = 256  # pixels of a chunk at most
+# Assumed throughput per second: sign products, float products, program instructions x elements.
 _PRODUCTS, _MULTIPLICATIONS, _NUMBERS = 1e12, 3e10, 3e10
 
 
@@ -39,59 +50,59 @@ class Layer:
     Attributes
     ----------
     producers : tuple
-        For each input of the program a prepared product, or None for an array that is given.
+        For each input of the program a prepared product, or None for an array passed to `run`.
     program : pointwise.Program
     kind : str
-        Of the producers; "none" if there are none.
+        Kind of the producers; "none" if there are none.
     products : int
-        Products of signs a sample.
+        Sign products per sample.
     seconds : float
-        Roughly what one core needs for a sample.
+        Estimated time of one core per sample.
     items : int
-        Parts of a sample that tasks can share out.
+        Parts of a sample that tasks can share.
     reads, writes : tuple of (dtype, shape)
-        A sample of each input and output.
+        Dtype and shape of a sample of each input and output.
     places : tuple of int
-        Where everything begins in a task's memory, as the kernel of this kind takes it.
+        Offsets in a task's memory, as the kernel of this kind reads them.
     strips : (producers, 3) int64
-        For each producer: the row of the origins, the column, and the place of its sums.
+        For each producer: the row of the origins, the column, and the offset of its sums.
     operands : tuple
-        What the kernel reads of the producers.
+        The producers' data as the kernel reads it.
     """
 
-    producers: tuple
+    producers: tuple[Producer | None, ...]
     program: pointwise.Program
     kind: str
     products: int
     seconds: float
     items: int
-    reads: tuple
-    writes: tuple
-    places: tuple
+    reads: tuple[tuple[type[np.generic], Shape], ...]
+    writes: tuple[tuple[type[np.generic], Shape], ...]
+    places: tuple[int, ...]
     strips: np.ndarray
-    operands: tuple
+    operands: tuple[Any, ...]
 
     @property
-    def task_words(self):
+    def task_words(self) -> int:
         """Words of a task's memory."""
         return self.places[_SIZE]
 
     @property
-    def memory_words(self):
-        """Words of scratch memory that `run` needs, at most."""
+    def memory_words(self) -> int:
+        """Most words of scratch memory that `run` needs."""
         return threads.most() * self.task_words
 
 
-def prepare(producers, program):
-    """Join products and a program.
+def prepare(producers: Sequence[Producer | None], program: pointwise.Program) -> Layer:
+    """Combine products and a program.
 
     Parameters
     ----------
     producers : sequence
-        For each input of the program what makes it: an `xnor.Prepared`, a `depthwise.Plan` (each
-        without thresholds; inputs "sums", or "pixels" for one filter), a `signed.PreparedConv2d`
-        (input "floats"), or None for an array that is given to `run`. Producers are of one kind and
-        at most 3; each has as many output pixels as the program.
+        One product for each input of the program: an `xnor.Prepared` or a `depthwise.Plan` (without
+        thresholds; inputs "sums", or "pixels" for one filter), an `ordered.PreparedConv2d` (input
+        "floats"), or None for an array passed to `run`. There are at most 3, all of one kind; each
+        has as many output pixels as the program.
     program : pointwise.Program
 
     Returns
@@ -101,17 +112,17 @@ def prepare(producers, program):
     Raises
     ------
     ValueError
-        If something does not fit.
+        If producers and program do not match.
     """
     producers = tuple(producers)
     _check_producers(producers, program)
-    made = [producer for producer in producers if producer is not None]
-    kind = made[0].kind if made else "none"
-    products = sum(producer.products for producer in made)
+    prepared = [producer for producer in producers if producer is not None]
+    kind = prepared[0].kind if prepared else "none"
+    products = sum(producer.products for producer in prepared)
     seconds = products / _PRODUCTS + math.prod(program.shape) * len(program.code) / _NUMBERS
     if kind == "float":
-        seconds += sum(producer.work for producer in made) / _MULTIPLICATIONS
-    pixels, extra, *more = _KINDS[kind].lay_out(made, program)
+        seconds += sum(producer.work for producer in prepared) / _MULTIPLICATIONS
+    pixels, extra, *more = _KINDS[kind].lay_out(prepared, program)
     strips, places = _places(producers, program, pixels, extra)
     return Layer(
         producers=producers,
@@ -121,15 +132,17 @@ def prepare(producers, program):
         seconds=seconds,
         items=program.shape[0] if kind == "depthwise" else math.prod(program.shape[:-1]),
         reads=tuple(
-            pointwise.sample(program.shape, what)
+            pointwise.sample(program.shape, kind_of_input)
             if producer is None
             else (np.float32 if producer.kind == "float" else np.uint64, producer.input_shape)
-            for what, producer in zip(program.inputs, producers, strict=True)
+            for kind_of_input, producer in zip(program.inputs, producers, strict=True)
         ),
-        writes=tuple(pointwise.sample(program.shape, what) for what in program.outputs),
+        writes=tuple(
+            pointwise.sample(program.shape, kind_of_input) for kind_of_input in program.outputs
+        ),
         places=(*places, *more),
         strips=strips,
-        operands=_KINDS[kind].operands(made),
+        operands=_KINDS[kind].operands(prepared),
     )
 
 
@@ -139,15 +152,15 @@ def _check_producers(producers, program):
             f"prepare: the program takes {len(program.inputs)} inputs, "
             f"got {len(producers)} producers"
         )
-    found = [(p, i) for i, p in enumerate(producers) if p is not None]
-    kinds = {p.kind for p, _ in found}
-    if len(kinds) > 1 or len(found) > (1 if kinds == {"float"} else MOST_PRODUCERS):
+    prepared = [(p, i) for i, p in enumerate(producers) if p is not None]
+    kinds = {p.kind for p, _ in prepared}
+    if len(kinds) > 1 or len(prepared) > (1 if kinds == {"float"} else MOST_PRODUCERS):
         raise ValueError(
             f"prepare: at most {MOST_PRODUCERS} producers of one kind (one of floats), "
-            f"got {len(found)} of {sorted(kinds)}"
+            f"got {len(prepared)} of the kinds {sorted(kinds)}"
         )
     *pixels, channels = program.shape
-    for producer, i in found:
+    for producer, i in prepared:
         makes = "floats" if producer.kind == "float" else "sums"
         expected = (*pixels, channels if program.inputs[i] == makes else 1)
         if program.inputs[i] not in (makes, "pixels") or producer.output_shape != expected:
@@ -159,35 +172,44 @@ def _check_producers(producers, program):
             raise ValueError(f"prepare: the producer of input {i} has thresholds, it gives bits")
 
 
-def run(layer, inputs, outputs, memory=None):
-    """Carry out a layer.
+def run(
+    layer: Layer, inputs: Sequence[Array], outputs: Sequence[Array], memory: Words | None = None
+) -> None:
+    """Run a layer.
 
     Parameters
     ----------
     layer : Layer
     inputs : sequence of arrays
-        What each producer reads, (N, H, W, words) uint64 (or (N, words) for a matrix product) or
+        Input of each producer, (N, H, W, words) uint64 (or (N, words) for a matrix product) or
         (N, H, W, C) float32; where there is no producer, the program's input.
     outputs : sequence of arrays
-        Contiguous, (N, ..., C) float32 or (N, ..., words_for(C)) uint64, to be written to.
+        Contiguous arrays for the results, (N, ..., C) float32 or (N, ..., words_for(C)) uint64.
     memory : (n,) uint64, optional
-        Scratch, at least ``layer.memory_words`` words.
+        Scratch memory, at least ``layer.memory_words`` words.
 
     Raises
     ------
     ValueError
-        If something does not fit.
+        If an array does not match the layer.
     """
     bind(layer, [for_kernel(x) for x in inputs], outputs, memory)()
 
 
-def bind(layer, inputs, outputs, memory=None):
-    """What `run` does, for the same arrays again and again: all but the work itself is done here.
+def bind(
+    layer: Layer, inputs: Sequence[Array], outputs: Sequence[Array], memory: Words | None = None
+) -> Callable[[], None]:
+    """Prepare `run` for repeated calls on the same arrays: only the work itself is left.
+
+    Parameters
+    ----------
+    layer, inputs, outputs, memory
+        As in `run`; all arrays are contiguous.
 
     Returns
     -------
     callable
-        Without arguments. It uses as many threads as are set now.
+        Takes no arguments. It uses as many threads as are set now.
     """
     samples = len(inputs[0])
     _check(layer, samples, inputs, outputs)
@@ -207,12 +229,12 @@ def bind(layer, inputs, outputs, memory=None):
         _KINDS[layer.kind].kernel, shares, origins, layer.places, layer.strips, layer.operands,
         sources, program,
     )  # fmt: skip
-    # inf - inf is NaN without a warning in compiled code; the same when the JIT is off.
+    # In compiled code inf - inf is NaN without a warning; do the same when the JIT is off.
     return np.errstate(all="ignore")(work) if numba.config.DISABLE_JIT else work
 
 
 def _check(layer, samples, inputs, outputs):
-    """Hold the arrays of a call against the layer, or a ValueError."""
+    """Check the arrays of a call against the layer."""
     if len(inputs) != len(layer.reads) or len(outputs) != len(layer.writes):
         raise ValueError(
             f"run: the layer takes {len(layer.reads)} inputs and {len(layer.writes)} outputs, "
@@ -231,66 +253,71 @@ def _check(layer, samples, inputs, outputs):
 # --------------------------------------------------------------------------------- scratch memory
 
 # The scratch memory of a task, in words: the sums of a chunk for each producer, the program's slots
-# and masks, and what the producer's kernel needs. The kernels see the same memory as words and as
-# 32-bit numbers, so places are counted in words, and there are two 32-bit numbers to a word.
+# and masks, and the memory of the producer's kernel. The kernels see the same memory as words and
+# as 32-bit numbers, so offsets are counted in words, of two 32-bit numbers each.
 
 
 def _even(numbers):
-    """Words for so many 32-bit numbers, in whole cache lines."""
+    """Return the words of this many 32-bit numbers, in whole cache lines."""
     return -(-numbers // 16) * 8
 
 
 def _chunk_pixels(program):
-    """Pixels of a chunk: enough of them that a product finds some for each load of its weights."""
+    """Choose the pixels of a chunk: enough for a product to reuse each load of its weights."""
     return min(_CHUNK_PIXELS, max(16, _CHUNK // program.shape[-1] // 4 * 4))
 
 
 def _places(producers, program, pixels, extra):
-    """Where in a task's memory everything begins, for chunks of so many pixels.
+    """Lay out a task's memory for chunks of ``pixels`` pixels.
 
     Returns
     -------
     strips : (producers, 3) int64
         As in `Layer`.
     places : tuple of int
-        Of the slots, of the masks, and of ``extra`` more words; and the size.
+        Offsets of the slots, of the masks, and of ``extra`` more words; and the size.
     """
     channels, slots, strips = program.shape[-1], 0, np.zeros((0, 3), np.int64)
-    for i, (producer, what) in enumerate(zip(producers, program.inputs, strict=True)):
+    for i, (producer, kind_of_input) in enumerate(zip(producers, program.inputs, strict=True)):
         if producer is not None:
-            row, column = ("floats", "sums", "pixels").index(what), program.inputs[:i].count(what)
+            row, column = (
+                ("floats", "sums", "pixels").index(kind_of_input),
+                program.inputs[:i].count(kind_of_input),
+            )
             strips = np.append(strips, [[row, column, 2 * slots]], axis=0)
-            slots += _even(pixels * (1 if what == "pixels" else channels))
+            slots += _even(pixels * (1 if kind_of_input == "pixels" else channels))
     masks = slots + _even(pointwise.slot_floats(program))
     rest = masks + _even(2 * pointwise.mask_words(program, pixels * channels))
     return strips, (slots, masks, rest, rest + _even(2 * extra))
 
 
-_SIZE = 3  # where it stands in the places
+_SIZE = 3  # index of the size in the places
 
 
 def _wire(layer, inputs, outputs, memory):
-    """What the producers read, flat, and the program with the arrays of a call."""
+    """Return the producers' inputs, flat, and the program with the arrays of a call."""
     floats, integers, octets = (memory.view(t) for t in (np.float32, np.int32, np.int8))
     sources, given = [], []
-    for producer, what, array in zip(layer.producers, layer.program.inputs, inputs, strict=True):
+    for producer, kind_of_input, array in zip(
+        layer.producers, layer.program.inputs, inputs, strict=True
+    ):
         if producer is not None:
             sources.append(array.reshape(-1))
-            array = floats if what == "floats" else integers
+            array = floats if kind_of_input == "floats" else integers
         given.append(array)
     arrays = pointwise.arrays(layer.program, given, outputs)
     program = _Program(layer.program.tables, arrays, (floats, integers, memory, octets))
-    # As many as the kernel is compiled for; those beyond the strips are not used.
+    # As many as the kernel is compiled for; those beyond the strips are unused.
     return _filled(sources), program
 
 
-def _filled(found):
-    """A few of a kind, as many as kernels are compiled for: the first again and again."""
-    return tuple(found + found[:1] * (MOST_PRODUCERS - len(found)))
+def _filled(values):
+    """Extend a list to the length that kernels are compiled for, repeating its first element."""
+    return tuple(values + values[:1] * (MOST_PRODUCERS - len(values)))
 
 
 class _Program(NamedTuple):
-    """What carries out a program: its tables, its arrays, and scratch memory under three types."""
+    """A program for the kernels: its tables, its arrays, and scratch memory in several dtypes."""
 
     tables: tuple
     arrays: pointwise.Arrays
@@ -299,7 +326,7 @@ class _Program(NamedTuple):
 
 @inlined
 def _apply(program, first, end, origins, slots, masks):
-    """The program, for pixels first to end - 1."""
+    """Run the program for pixels first to end - 1."""
     (floats, _, words, _), channels = program.memory, program.tables[3]
     pointwise.chunk(
         program.tables, first * channels, end * channels, origins, program.arrays,
@@ -309,7 +336,7 @@ def _apply(program, first, end, origins, slots, masks):
 
 @inlined
 def _move(origins, strips, first, channels, base):
-    """Let the inputs that products make begin with pixel ``first``, in a task's memory."""
+    """Set the origins of inputs that products compute: they begin with pixel ``first``."""
     for k in range(len(strips)):
         row, column, strip = strips[k]
         start = first if row == 2 else first * channels
@@ -344,7 +371,7 @@ def _lay_out_float(products, program):
 
 @kernel(allocates=False)
 def _float(first, end, task, origins, places, strips, operands, sources, program):
-    """Output pixels first to end - 1, counted through all images."""
+    """Compute output pixels first to end - 1, numbered across all images."""
     slots, masks, rest, size, pixels = places
     base, origins = task * size, origins[task]
     (copying, tables), source, floats = operands, sources[0], program.memory[0]
@@ -356,14 +383,14 @@ def _float(first, end, task, origins, places, strips, operands, sources, program
         after = min(image + together, images)
         last = min(end, after * per_image)
         if copies:
-            signed.pad_images(source, image, after, floats, slot, copying)
+            ordered.pad_images(source, image, after, floats, slot, copying)
         for start in range(max(first, image * per_image), last, pixels):
             stop = min(start + pixels, last)
             if copies:
                 at = slot - image * tables.image_stride
-                signed.sums(start, stop, floats, at, floats, strip, tables)
+                ordered_sums.sums(start, stop, floats, at, floats, strip, tables)
             else:
-                signed.sums(start, stop, source, np.int64(0), floats, strip, tables)
+                ordered_sums.sums(start, stop, source, np.int64(0), floats, strip, tables)
             _move(origins, strips, start, program.tables[3], base)
             _apply(program, start, stop, origins, base + slots, base + masks)
 
@@ -382,7 +409,7 @@ def _lay_out_depthwise(plans, program):
 
 @kernel(allocates=False)
 def _depthwise(first, end, task, origins, places, strips, plans, sources, program):
-    """Output rows first to end - 1, counted through all images."""
+    """Compute output rows first to end - 1, numbered across all images."""
     slots, masks, rest, size, padded_words, counts_words = places
     base, origins = task * size, origins[task]
     _, integers, words, octets = program.memory
@@ -407,7 +434,7 @@ def _depthwise(first, end, task, origins, places, strips, plans, sources, progra
             start = oy * plan.windows.row_stride * plan.row_words
             depthwise.count_agreements(plan, padded, start, counts)
             depthwise.unpack_counts(plan, counts, plan.row_class[oy], row)
-            # What is written behind this strip belongs to the next one, or to the program.
+            # Numbers written behind this strip are overwritten by the next one or the program.
             depthwise.copy_sums(plan, row, integers, 2 * base + strips[k, 2])
         image = n
         start = item * out_width
@@ -421,7 +448,7 @@ def _depthwise(first, end, task, origins, places, strips, plans, sources, progra
 
 def _lay_out_xnor(products, program):
     per_image = math.prod(program.shape[:-1])
-    # Images that are padded at a time: enough pixels that starting a chunk does not count.
+    # Images padded at a time: enough pixels that the cost of starting a chunk is negligible.
     together = max(1, _CHUNK_PIXELS // per_image)
     tables = [product.tables for product in products]
     # Words for the padded images of one producer, and pixels between two copies.
@@ -435,13 +462,13 @@ _ALL_PIXELS = 1 << 62
 
 
 def _xnor_operands(products):
-    """The masks, which are those of ternary weights, and the tables of each product."""
+    """Return the masks of ternary weights, and the tables of each product."""
     return _filled([p.masks for p in products]), _filled([tuple(p.tables) for p in products])
 
 
 @kernel(allocates=False)
 def _xnor(first, end, task, origins, places, strips, operands, sources, program):
-    """Output pixels first to end - 1, counted through all images."""
+    """Compute output pixels first to end - 1, numbered across all images."""
     slots, masks, rest, size, pixels, slot, step = places
     base, origins = task * size, origins[task]
     (masks_of, tables), (_, integers, words, _) = operands, program.memory
@@ -468,16 +495,16 @@ def _xnor(first, end, task, origins, places, strips, operands, sources, program)
 
 
 class _Kind(NamedTuple):
-    """What the kinds of producers have to say.
+    """Functions for one kind of producers.
 
     Attributes
     ----------
     kernel : callable
-        Of a task.
+        Computes a task.
     lay_out : callable
         (products, program) -> pixels of a chunk, words that the kernel needs, and more places.
     operands : callable
-        Products -> what the kernel reads of them.
+        Products -> their data as the kernel reads it.
     """
 
     kernel: object
@@ -500,14 +527,15 @@ _KINDS = {
 # ------------------------------------------------------------------------------- products alone
 
 
-def bind_product(prepared, x, out, memory):
-    """A prepared product without a program: its sums, or bits, are written to ``out``.
+def bind_product(prepared: Producer, x: Array, out: Array, memory: Words) -> Callable[[], Any]:
+    """Prepare a product without a program: its sums, or bits, are written to ``out``.
 
+    ``prepared``, ``x`` and ``out`` as in `xnor.run`, `depthwise.conv2d_sums` or `ordered.conv2d`;
     ``memory`` has at least ``prepared.workspace_words(len(x))`` words. Returns a callable, as
     `bind` does.
     """
     if prepared.kind == "float":
-        return lambda: signed.conv2d(prepared, x, out, memory.view(np.float32))
+        return lambda: ordered.conv2d(prepared, x, out, memory.view(np.float32))
     if prepared.kind != "depthwise":
         return xnor.bind(prepared, x, out, memory)
     if prepared.to_bits:

@@ -1,25 +1,28 @@
-"""Products with a matrix that is never written down.
+"""Products with a matrix of patches that is never stored.
 
-A convolution is a matrix product: a row of the one matrix is a patch of the image, what the filter
-sees from one output pixel, and a column of the other is a filter. Written down, the matrix of
-patches (*im2col*) holds each pixel as often as the filter has taps, and making it takes longer than
-a fast product with it. But the place in the image of each of its elements is a sum of two numbers,
-where the output pixel begins and how far the tap is from there::
+A convolution is a matrix product: a row of one matrix is a patch of the image, the pixels that the
+filter sees from one output pixel, and a column of the other is a filter. Stored in memory, the
+matrix of patches (*im2col*) holds each pixel as often as the filter has taps, and building it takes
+longer than a fast product with it. But the address of each of its elements is a sum of two numbers,
+the start of the output pixel and the offset of the tap::
 
     patches[i, k] = source[places[i] + steps[k]]
 
-So two short tables stand for the matrix, and stride, padding, dilation and the width of an image
-are all in the tables. Exchange the tables, and the matrix is transposed at no cost: the gradient in
-the weight is a product with it.
+So two short tables replace the matrix, and contain stride, padding, dilation and the width of an
+image. Exchanging the tables transposes the matrix at no cost: the gradient in the weight is a
+product with the transpose.
 
-`product` multiplies by such a matrix. It is the inner loop of all real-valued convolutions in
-training, and the place where their time goes. 6 rows × 4 vectors of 16 columns are sums in 24
-registers of the 32 that AVX-512 has; a step loads 4 vectors and 6 numbers for 24 multiply-adds,
-two of which a core can start in each cycle. A processor with 16 registers, which hold 8 floats,
-gets 6 rows × 1 vector.
+`product` multiplies by such a matrix. It is the inner loop of all float convolutions in training,
+and most of their time is spent in it. Its sums, 6 rows × 4 vectors of 16 columns, fill 24 of the 32
+registers of AVX-512. A step loads 4 vectors and 6 numbers for 24 multiply-adds, and a core can
+start two in each cycle. A processor with 16 registers of 8 floats gets 6 rows × 1 vector.
 
 Multiplication and addition are fused where the processor can do so (one rounding instead of two).
-Sums in training need no fixed order; those of eval mode do, and have their own kernels in `signed`.
+Sums in training need no fixed order; those of eval mode do, and have their own kernels in
+`ordered`.
+
+For speed alone: `convolution` has the plain references, and `tinybnn bench train --profile` shows
+the share of convolutions in a step.
 """
 
 from __future__ import annotations
@@ -53,11 +56,11 @@ WIDE, MIDDLE, NARROW = 4 * FLOATS, 2 * FLOATS, FLOATS  # columns of a panel
 TOGETHER, TOGETHER_CHANNELWISE = 6, 9  # rows in registers at a time
 
 
-def panel_widths(columns):
-    """How the columns of a product are cut into panels: a list of widths.
+def panel_widths(columns: int) -> list[int]:
+    """Return the widths of the panels into which the columns of a product are cut.
 
-    A wide panel takes 12 cycles for a step of 6 rows, a middle one 6, and a narrow one about 4,
-    since its 6 sums are too few to hide how long an addition takes.
+    For a step of 6 rows, a wide panel takes 12 cycles, a middle one 6, and a narrow one about 4,
+    since its 6 sums are too few to hide the latency of an addition.
     """
     if "avx512f" not in cpu_features():
         return [NARROW] * -(-columns // NARROW)
@@ -75,8 +78,14 @@ def panel_widths(columns):
 
 
 class Patches(NamedTuple):
-    """The matrix that is never written down: element (i, k) is
-    ``source[base + places[i] + steps[k]]``."""
+    """The matrix of patches: element (i, k) is ``source[base + places[i] + steps[k]]``.
+
+    Attributes
+    ----------
+    source : (...,) float32
+    base : int
+    places, steps : (...,) int64
+    """
 
     source: np.ndarray
     base: int
@@ -85,9 +94,14 @@ class Patches(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Some columns of the other matrix: a row of ``width`` floats for each step, from ``at`` on.
+    """Some columns of the other matrix: one row of ``width`` floats per step, from ``at`` on.
 
-    Of the sums the first ``count`` columns are stored.
+    The sums of the first ``count`` columns are stored.
+
+    Attributes
+    ----------
+    floats : (...,) float32
+    at, width, count : int
     """
 
     floats: np.ndarray
@@ -99,7 +113,14 @@ class Panel(NamedTuple):
 class Sums(NamedTuple):
     """Where the sums of row i begin, ``out[at + targets[i]]``, and whether they are added there.
 
-    All columns of the panel are stored then.
+    If they are added, all columns of the panel are.
+
+    Attributes
+    ----------
+    out : (...,) float32
+    at : int
+    targets : (...,) int64
+    adds : bool
     """
 
     out: np.ndarray
@@ -109,8 +130,10 @@ class Sums(NamedTuple):
 
 
 @subkernel
-def product(first, end, k0, k1, patches, panel, sums):
-    """Rows first to end - 1 of the product with one panel, or a stretch of their sums.
+def product(
+    first: int, end: int, k0: int, k1: int, patches: Patches, panel: Panel, sums: Sums
+) -> None:
+    """Multiply rows first to end - 1 by one panel, over steps k0 to k1 - 1.
 
     For each row i and each column j < count::
 
@@ -120,7 +143,7 @@ def product(first, end, k0, k1, patches, panel, sums):
     ``width`` is WIDE, MIDDLE or NARROW.
     """
     for i in range(first, end, TOGETHER):
-        # The last block may have fewer rows: it computes its last one several times.
+        # The last block may have fewer rows: it repeats its last one.
         places = six_entries(patches.places, i, end - 1, patches.base)
         targets = six_entries(sums.targets, i, end - 1, sums.at)
         if panel.width == WIDE:
@@ -138,7 +161,7 @@ def _six_rows(zero, places, targets, k0, k1, patches, panel, sums):
         weights = load_like(panel.floats, q, zero)
         tile = fuse_products(tile, places, patches.source, entry(patches.steps, k), weights)
         q += panel.width
-    if sums.adds:  # all rows are read before one is written, so a row may come several times
+    if sums.adds:  # all rows are read before any is written, so a row may be repeated
         tile = add_stored(tile, targets, sums.out)
     store_tile(tile, targets, sums.out, panel.count)
 
@@ -147,18 +170,19 @@ def _six_rows(zero, places, targets, k0, k1, patches, panel, sums):
 
 
 @subkernel
-def channelwise_product(first, end, k0, k1, patches, panel, sums):
-    """The same for filters that see one channel each: depth-wise convolutions.
+def channelwise_product(
+    first: int, end: int, k0: int, k1: int, patches: Patches, panel: Panel, sums: Sums
+) -> None:
+    """Multiply by filters that see one channel each, as in depth-wise convolutions.
 
     For each row i and each channel j < count::
 
         out[at + targets[i] + j] = sum over k0 <= k < k1 of
             source[base + places[i] + steps[k] + j] * floats[panel.at + (k - k0) * width + j]
 
-    There are 9 rows in registers at a time, as many as a 3×3 filter has taps: in the gradient in
-    the weight these are the rows. The source and the panel hold 15 floats more than these sums
-    need, if the channels are no multiple of 16, and if the sums are added then so does each row of
-    ``out``.
+    9 rows are in registers at a time, as many as a 3×3 filter has taps: in the gradient in the
+    weight these are the rows. If the number of channels is not a multiple of 16, the source and the
+    panel hold 15 more floats than the sums need, and so does each row of ``out`` if sums are added.
     """
     for i in range(first, end, TOGETHER_CHANNELWISE):
         a, t = patches.places, sums.targets

@@ -1,25 +1,28 @@
-"""What stands between two products: elementwise arithmetic on floats, in one pass over memory.
+"""Elementwise float arithmetic between two products, in one pass over memory.
 
-Behind a binary convolution with a real residual come a scale, a batch norm, the residual, an
-activation, and the next layer's sign: a dozen operations that do almost nothing with each number
-and, one after the other in NumPy, read and write the whole layer a dozen times. Here they are a
-small *program* that is carried out for 128 neighbouring numbers at a time, which stay in registers
-from the first operation to the last.
+A binary convolution with a real-valued residual is followed by a scale, a batch norm, the residual,
+an activation, and the next layer's sign: a dozen operations that do very little with each number
+and, one after the other in NumPy, read and write the whole layer a dozen times. Here they form a
+small *program* that runs on 128 adjacent numbers at a time, which stay in registers from the first
+operation to the last.
 
 The program is data, not code: `prepare` turns a list of operations into a table of instructions for
-a machine with one accumulator (a block of 128 floats), and the kernel reads the table. So one
+a machine with one accumulator (a block of 128 floats), and the kernel interprets the table. So one
 compiled kernel serves every network.
 
 Each operation rounds as NumPy's does, in the given order, and nothing is contracted into fused
-multiply-adds: the results are those of the operations one by one, bit for bit. Of two equal
-operands, such as 0.0 and -0.0, `max` and `min` give the left one.
+multiply-adds: the results equal those of the operations one by one, bit for bit. For equal
+operands, such as 0.0 and -0.0, `max` and `min` return the left one.
+
+For speed alone: `run_reference` is the plain NumPy version, and `tinybnn bench models` shows the
+packed networks that use it.
 """
 
 from __future__ import annotations
 
 import collections
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -44,12 +47,19 @@ from tinybnn.kernels.machine.simd import (
 from tinybnn.kernels.machine.simd import FLOATS as LANES
 from tinybnn.kernels.signs.bits import bits_from, pack_reference, words_for
 
-# Instructions. The right operand of two comes from one of the sources below.
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from tinybnn.typing import Array, Shape
+
+# Instructions. The right operand of a binary operation comes from one of the sources below.
 LOAD, ADD, SUBTRACT, SUBTRACT_FROM, MULTIPLY, DIVIDE, SLOPE = range(7)
 MAXIMUM, MAXIMUM_FROM, MINIMUM, MINIMUM_FROM = range(7, 11)
 ABSOLUTE, SQUARE_ROOT, SAVE, STORE, PACK = range(11, 16)
 
-# Sources: a value for each channel; for each number of an image; saved before; arrays.
+# Sources: a constant for each channel; for each number of an image; a saved value; arrays.
 CHANNELS, IMAGE, SLOT, FLOATS, SUMS, PIXELS = range(6)
 
 MOST_INPUTS, MOST_OUTPUTS = 4, 2  # of a kind
@@ -74,46 +84,53 @@ class Program(NamedTuple):
     Attributes
     ----------
     shape : (H, W, C) or (C,)
-        Of a sample.
+        Shape of a sample.
     code : (n, 3) int64
         Instruction, source, number of the operand in its source. For SAVE, STORE and PACK the
         number is that of the slot or output.
     by_channel : (..., C + 128) float32
-        A row for each constant, repeated periodically, so that 128 of them can be loaded from any
+        One row per constant, repeated periodically, so that 128 values can be loaded from any
         channel on.
     by_image : (..., H * W * C + 128) float32
+        One row per constant that differs between pixels.
     slots : int
+        Saved values.
     inputs : tuple of str
         Kind of each input: "floats", "sums" or "pixels".
     outputs : tuple of str
         Kind of each output: "floats" or "bits".
     """
 
-    shape: tuple
+    shape: Shape
     code: np.ndarray
     by_channel: np.ndarray
     by_image: np.ndarray
     slots: int
-    inputs: tuple
-    outputs: tuple
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
     @property
-    def tables(self):
-        """The part that the kernel reads."""
+    def tables(self) -> tuple[Any, ...]:
+        """The tables that the kernel reads."""
         image = math.prod(self.shape)
         return self.code, self.by_channel, self.by_image, self.shape[-1], image, self.slots
 
 
-def prepare(shape, inputs, operations, outputs):
-    """Translate a list of operations.
+def prepare(
+    shape: Sequence[int],
+    inputs: Sequence[str],
+    operations: Sequence[tuple[Any, ...]],
+    outputs: Sequence[tuple[str, int]],
+) -> Program:
+    """Translate a list of operations into a program.
 
     Parameters
     ----------
     shape : (H, W, C) or (C,)
-        Of what is computed for each sample.
+        Shape of the values of each sample.
     inputs : sequence of str
         At most 4 of each kind: "floats" for a float32 array (N, H, W, C), "sums" for an int32 one,
-        "pixels" for an int32 array (N, H, W) whose numbers hold for all channels of a pixel.
+        "pixels" for an int32 array (N, H, W) that all channels of a pixel share.
     operations : sequence of tuples
         ``(name, operand)`` or ``(name, left, right)``. The names are add, sub, mul, div, max, min,
         prelu (``where(left > 0, left, right * left)``), abs and sqrt. An operand is the number of a
@@ -129,13 +146,13 @@ def prepare(shape, inputs, operations, outputs):
     Raises
     ------
     ValueError
-        If something does not fit.
+        If an argument is not as described.
     """
     return _Translator(shape, inputs, operations, outputs).program()
 
 
 class _Translator:
-    """From values to the instructions of a machine with one accumulator."""
+    """Translate values to the instructions of a machine with one accumulator."""
 
     def __init__(self, shape, inputs, operations, outputs):
         self.shape = tuple(shape)
@@ -148,15 +165,17 @@ class _Translator:
     def check(self):
         if len(self.shape) not in (1, 3) or math.prod(self.shape) < 1:
             raise ValueError(f"prepare: shape must be (H, W, C) or (C,), got {self.shape}")
-        for what, kinds, known, most in (
+        for argument, kinds, known, most in (
             ("inputs", self.inputs, ("floats", "sums", "pixels"), MOST_INPUTS),
             ("outputs", [kind for kind, _ in self.outputs], ("floats", "bits"), MOST_OUTPUTS),
         ):
             for kind in kinds:
                 if kind not in known:
-                    raise ValueError(f"prepare: {what} are of the kinds {known}, got {kind!r}")
+                    raise ValueError(
+                        f"prepare: {argument} must be of the kinds {known}, got {kind!r}"
+                    )
                 if list(kinds).count(kind) > most:
-                    raise ValueError(f"prepare: at most {most} {what} can be {kind}")
+                    raise ValueError(f"prepare: at most {most} {argument} can be {kind}")
         if not self.outputs:
             raise ValueError("prepare: a program needs an output")
         for i, (name, *operands) in enumerate(self.operations):
@@ -169,11 +188,11 @@ class _Translator:
             for operand in operands:
                 if isinstance(operand, int) and not 0 <= operand < len(self.inputs) + i:
                     raise ValueError(
-                        f"prepare: operation {i} reads value {operand} before it is there"
+                        f"prepare: operation {i} reads value {operand} before it is computed"
                     )
         for _, value in self.outputs:
             if not 0 <= value < len(self.inputs) + len(self.operations):
-                raise ValueError(f"prepare: there is no value {value} to give out")
+                raise ValueError(f"prepare: an output is value {value}, which does not exist")
 
     def program(self):
         first = len(self.inputs)
@@ -218,7 +237,7 @@ class _Translator:
             self.uses[operand] -= 1
 
     def give_out(self, value):
-        """The outputs that are this value."""
+        """Emit the outputs that are this value."""
         for number, (kind, given) in enumerate(self.outputs):
             if given == value:
                 self.load(value)
@@ -227,7 +246,7 @@ class _Translator:
                 self.emit(STORE if kind == "floats" else PACK, 0, len(same))
 
     def load(self, operand):
-        """Into the accumulator, whose value is saved if somebody will read it."""
+        """Load into the accumulator, and save its old value if it is still needed."""
         if not self.holds(operand):
             if self.uses[self.accumulator]:
                 self.save()
@@ -235,7 +254,7 @@ class _Translator:
             self.accumulator = operand if isinstance(operand, int) else None
 
     def save(self):
-        """The accumulator's value, unless it is an input or saved already."""
+        """Save the accumulator's value, unless it is an input or already saved."""
         value = self.accumulator
         if value is None or value < len(self.inputs) or value in self.slot_of:
             return
@@ -246,7 +265,7 @@ class _Translator:
         self.emit(SAVE, SLOT, self.slot_of[value])
 
     def operand(self, operand):
-        """Source and number."""
+        """Return the source and number of an operand."""
         if isinstance(operand, int):
             if operand < len(self.inputs):
                 kind = self.inputs[operand]
@@ -272,7 +291,7 @@ class _Translator:
 
 
 def _periodic(rows, period):
-    """Constants one after the other, each repeated up to its period + 128."""
+    """Concatenate constants, each repeated up to its period + 128."""
     if not rows:
         return np.zeros(0, np.float32)
     table, behind = empty((len(rows), period + BLOCK), np.float32), np.arange(BLOCK) % period
@@ -284,14 +303,14 @@ def _periodic(rows, period):
 # ------------------------------------------------------------------------------------------ running
 
 
-def run(program, inputs):
-    """Carry out a program on arrays.
+def run(program: Program, inputs: Sequence[ArrayLike]) -> tuple[Array, ...]:
+    """Run a program on arrays.
 
     Parameters
     ----------
     program : Program
     inputs : sequence of arrays
-        As announced to `prepare`.
+        As declared to `prepare`.
 
     Returns
     -------
@@ -318,23 +337,24 @@ def run(program, inputs):
         given.append(for_kernel(array))
     samples = {len(array) for array in given}
     if len(samples) > 1:
-        raise ValueError(f"run: the inputs must have as many samples as each other, got {samples}")
+        raise ValueError(f"run: the inputs must have the same number of samples, got {samples}")
     (samples,) = samples or {1}
-    made = [sample(program.shape, kind) for kind in program.outputs]
-    results = [np.empty((samples, *shape), dtype) for dtype, shape in made]
+    output_samples = [sample(program.shape, kind) for kind in program.outputs]
+    results = [np.empty((samples, *shape), dtype) for dtype, shape in output_samples]
     end = samples * image
     slots = np.empty(slot_floats(program), np.float32)
     scratch = Scratch(slots, 0, np.empty(mask_words(program, end), np.uint64), 0)
-    # inf - inf is NaN without a warning in compiled code; the same when the JIT is off.
+    # In compiled code inf - inf is NaN without a warning; do the same when the JIT is off.
     with np.errstate(all="ignore"):
         origins = np.zeros((3, MOST_INPUTS), np.int64)
         chunk(program.tables, 0, end, origins, arrays(program, given, results), scratch)
     return tuple(results)
 
 
-def run_reference(program_arguments, inputs):
-    """What `run` of ``prepare(*program_arguments)`` computes, in plain NumPy: operation by
-    operation."""
+def run_reference(
+    program_arguments: tuple[Any, ...], inputs: Sequence[ArrayLike]
+) -> tuple[Array, ...]:
+    """Compute ``run(prepare(*program_arguments), inputs)`` in plain NumPy, step by step."""
     shape, kinds, operations, outputs = program_arguments
     values = [
         np.asarray(a)[..., None].astype(np.float32)
@@ -345,8 +365,8 @@ def run_reference(program_arguments, inputs):
     samples = len(values[0]) if values else 1
     with np.errstate(all="ignore"):
         for name, *operands in operations:
-            found = [values[v] if isinstance(v, int) else v for v in operands]
-            values.append(np.asarray(_REFERENCE[name](*found), np.float32))
+            numbers = [values[v] if isinstance(v, int) else v for v in operands]
+            values.append(np.asarray(_REFERENCE[name](*numbers), np.float32))
     full = [np.broadcast_to(values[v], (samples, *shape)) for _, v in outputs]
     return tuple(
         np.array(value) if kind == "floats" else pack_reference(value)
@@ -354,35 +374,43 @@ def run_reference(program_arguments, inputs):
     )
 
 
-def sample(shape, kind):
-    """Dtype and shape of a sample of an input or output, of a program of this shape."""
+def sample(shape: Sequence[int], kind: str) -> tuple[type[np.generic], Shape]:
+    """Return dtype and shape of one sample of an input or output of this kind."""
     *pixels, channels = shape
     dtype = {"floats": np.float32, "bits": np.uint64}.get(kind, np.int32)
     return dtype, (*pixels, {"pixels": 1, "bits": words_for(channels)}.get(kind, channels))
 
 
-def slot_floats(program):
-    """Length of the float32 scratch memory that `chunk` needs."""
+def slot_floats(program: Program) -> int:
+    """Return the length of the float32 scratch memory that `chunk` needs."""
     return (program.slots + 1) * BLOCK + LANES
 
 
-def mask_words(program, numbers):
-    """Length of the uint64 scratch memory that `chunk` needs for so many numbers."""
+def mask_words(program: Program, numbers: int) -> int:
+    """Return the length of the uint64 scratch memory that `chunk` needs for ``numbers`` numbers."""
     return program.outputs.count("bits") * ((numbers + 63) // 64 + 2)
 
 
 class Arrays(NamedTuple):
-    """Inputs and outputs of a kind each, a fixed number of flat arrays for it to pick from."""
+    """Inputs and outputs by kind, flat: a fixed number of arrays for the kernel to choose from."""
 
-    floats: tuple
-    sums: tuple
-    pixels: tuple
-    outs: tuple
-    bits: tuple
+    floats: tuple[Array, ...]
+    sums: tuple[Array, ...]
+    pixels: tuple[Array, ...]
+    outs: tuple[Array, ...]
+    bits: tuple[Array, ...]
 
 
 class Scratch(NamedTuple):
-    """Memory from ``slots[slot]`` and ``masks[mask]`` on, `slot_floats` and `mask_words` long."""
+    """Memory from ``slots[slot]`` and ``masks[mask]`` on, `slot_floats` and `mask_words` long.
+
+    Attributes
+    ----------
+    slots : (...,) float32
+    slot : int
+    masks : (...,) uint64
+    mask : int
+    """
 
     slots: np.ndarray
     slot: int
@@ -390,14 +418,14 @@ class Scratch(NamedTuple):
     mask: int
 
 
-def arrays(program, inputs, outputs):
-    """The arrays of a call for the kernel, by their kinds and flat."""
-    found = {"floats": [], "sums": [], "pixels": [], "outs": [], "bits": []}
+def arrays(program: Program, inputs: Sequence[Array], outputs: Sequence[Array]) -> Arrays:
+    """Group the arrays of a call by kind, flat, for the kernel."""
+    by_kind = {"floats": [], "sums": [], "pixels": [], "outs": [], "bits": []}
     for kind, array in zip(program.inputs, inputs, strict=True):
-        found[kind].append(array.reshape(-1))
+        by_kind[kind].append(array.reshape(-1))
     for kind, array in zip(program.outputs, outputs, strict=True):
-        found["outs" if kind == "floats" else kind].append(array.reshape(-1))
-    return Arrays(*[(*rows, *_NOTHING[kind][len(rows) :]) for kind, rows in found.items()])
+        by_kind["outs" if kind == "floats" else kind].append(array.reshape(-1))
+    return Arrays(*[(*rows, *_NOTHING[kind][len(rows) :]) for kind, rows in by_kind.items()])
 
 
 def _nothing(most, dtype):
@@ -417,13 +445,29 @@ _NOTHING = {
 
 
 @subkernel
-def chunk(tables, first, end, origins, arrays, scratch):
-    """The numbers first to end - 1 (flat, counted through all samples; whole pixels).
+def chunk(
+    tables: tuple[Any, ...],
+    first: int,
+    end: int,
+    origins: NDArray[np.int64],
+    arrays: Arrays,
+    scratch: Scratch,
+) -> None:
+    """Compute the numbers first to end - 1 (flat, across all samples; whole pixels).
 
-    Number p of input k is ``floats[k][p - origins[0, k]]``, of one of integers
-    ``sums[k][p - origins[1, k]]``, and pixel q is ``pixels[k][q - origins[2, k]]``. Origins are 0
-    for arrays of the whole batch, and point into scratch memory where a product has just made the
-    sums of this chunk.
+    Number p of input k is ``floats[k][p - origins[0, k]]`` or, for integers,
+    ``sums[k][p - origins[1, k]]``; pixel q is ``pixels[k][q - origins[2, k]]``. Origins are 0 for
+    arrays of the whole batch; otherwise they refer to scratch memory in which a product has just
+    computed the sums of this chunk.
+
+    Parameters
+    ----------
+    tables : tuple
+        ``program.tables``.
+    first, end : int
+    origins : (3, MOST_INPUTS) int64
+    arrays : Arrays
+    scratch : Scratch
     """
     code, channels, image = tables[0], tables[3], tables[4]
     slots, slot, masks, mask = scratch
@@ -446,7 +490,7 @@ def chunk(tables, first, end, origins, arrays, scratch):
                     w = load_block(arrays.floats[number], p - origins[0, number])
                 elif source == SUMS and count == BLOCK:
                     w = load_block(arrays.sums[number], p - origins[1, number])
-                else:  # numbers that do not lie together, or less than a block of them
+                else:  # numbers that are not contiguous, or less than a block of them
                     _gather(source, number, p, count, channels, origins, arrays, slots, part)
                     w = load_block(slots, part)
                 v = _combine(instruction, v, w)
@@ -476,7 +520,7 @@ def chunk(tables, first, end, origins, arrays, scratch):
 
 @inlined
 def _gather(source, number, p, count, channels, origins, arrays, slots, part):
-    """Copy ``count`` numbers of an input from number p on to slots[part] and what follows."""
+    """Copy ``count`` numbers of an input, from number p on, to slots[part] and following."""
     if source == FLOATS:
         _copy(arrays.floats[number], p - origins[0, number], slots, part, count)
     elif source == SUMS:
@@ -487,7 +531,7 @@ def _gather(source, number, p, count, channels, origins, arrays, slots, part):
 
 @inlined
 def _combine(instruction, v, w):
-    """What an instruction makes of the accumulator and its operand."""
+    """Apply an instruction to the accumulator and its operand."""
     if instruction == LOAD:
         v = w
     elif instruction == ADD:
@@ -521,12 +565,12 @@ def _copy(source, first, target, to, count):
 
 @inlined
 def _spread(pixels, origin, first, count, channels, slots, at):
-    """A number of each pixel to all of its channels."""
+    """Copy the number of each pixel to all of its channels."""
     pixel = first // channels
     j, stop = 0, channels - first % channels
     while j < count:
         value = splat(np.float32(pixels[pixel - origin]))
-        # What a store writes behind the pixel is the next one's, or behind the block.
+        # Numbers stored behind the pixel are overwritten by the next one, or lie behind the block.
         for q in range(j, min(stop, count), LANES):
             store(slots, at + q, value)
         pixel += 1
@@ -535,7 +579,7 @@ def _spread(pixels, origin, first, count, channels, slots, at):
 
 @inlined
 def _space_out(masks, start, first, end, channels, bits):
-    """Bits in one string -> rows of whole words, a row for each pixel."""
+    """Copy bits of one string to rows of whole words, one row per pixel."""
     words = (channels + 63) // 64
     for pixel in range(first, end):
         for j in range(words):

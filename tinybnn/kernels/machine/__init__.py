@@ -1,1 +1,1 @@
-"""What every kernel stands on: vectors, threads, memory, compiled code on disk."""
+"""Foundations of all kernels: vectors, threads, memory, compiled code on disk."""

@@ -1,19 +1,28 @@
-"""What kernels ask of their arguments, in one wording; plain NumPy.
+"""Checks of kernels' arguments, with uniform messages; plain NumPy.
 
-Each check is given the function's name, which begins the message of its ValueError, and that of the
-argument.
+Each check takes the function's name, which begins the message of its ValueError, and the name of
+the argument.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinybnn.kernels.machine.layout import described, for_kernel, words_for
 from tinybnn.kernels.machine.memory import empty
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike
+
+    from tinybnn.typing import Array, Shape, Words
+
 MOST_TERMS = 2**31 - 1  # signs whose sum int32 always holds
 
 
-def check_words(function, name, array, axes):
-    """``array`` as words that a kernel can read, or a ValueError if it is something else."""
+def check_words(function: str, name: str, array: ArrayLike, axes: int) -> Words:
+    """Return ``array`` as words for a kernel; a ValueError unless uint64 with ``axes`` axes."""
     array = np.asarray(array)
     if array.dtype != np.uint64 or array.ndim != axes:
         raise ValueError(
@@ -23,13 +32,13 @@ def check_words(function, name, array, axes):
     return for_kernel(array)
 
 
-def check_row(function, name, words, count_name, count):
-    """A ValueError unless the last axis of ``words`` is what ``count`` bits take."""
+def check_row(function: str, name: str, words: Words, count_name: str, count: int) -> None:
+    """Raise a ValueError unless the last axis of ``words`` has words_for(count) words."""
     check_width(function, name, words.shape[-1], count_name, count)
 
 
-def check_width(function, name, words, count_name, count):
-    """A ValueError unless a row of so many ``words`` is what ``count`` bits take."""
+def check_width(function: str, name: str, words: int, count_name: str, count: int) -> None:
+    """Raise a ValueError unless ``words`` is words_for(count)."""
     if count < 1:
         raise ValueError(f"{function}: {count_name} must be positive, got {count}")
     if words != words_for(count):
@@ -39,8 +48,8 @@ def check_width(function, name, words, count_name, count):
         )
 
 
-def check_terms(function, count_name, count):
-    """A ValueError unless int32 holds every sum of ``count`` signs."""
+def check_terms(function: str, count_name: str, count: int) -> None:
+    """Raise a ValueError unless int32 holds every sum of ``count`` signs."""
     if count > MOST_TERMS:
         raise ValueError(
             f"{function}: {count_name} must be at most {MOST_TERMS}, since sums are int32, "
@@ -48,8 +57,8 @@ def check_terms(function, count_name, count):
         )
 
 
-def check_vector(function, name, array, dtype, channels):
-    """A ValueError unless ``array`` is (channels,) of ``dtype``."""
+def check_vector(function: str, name: str, array: Array, dtype: DTypeLike, channels: int) -> None:
+    """Raise a ValueError unless ``array`` is (channels,) of ``dtype``."""
     if array.dtype != dtype or array.shape != (channels,):
         raise ValueError(
             f"{function}: {name} must be {np.dtype(dtype)} of shape ({channels},), "
@@ -57,8 +66,8 @@ def check_vector(function, name, array, dtype, channels):
         )
 
 
-def check_floats(function, name, array, shape):
-    """A ValueError unless ``array`` is float32 of this shape that a kernel can take as it is."""
+def check_floats(function: str, name: str, array: Array, shape: Shape | str) -> None:
+    """Raise a ValueError unless ``array`` is float32 of this shape, contiguous and writable."""
     if array.shape != shape or array.dtype != np.float32 or not array.flags.carray:
         raise ValueError(
             f"{function}: {name} must be C-contiguous float32 of shape {shape}, "
@@ -66,8 +75,8 @@ def check_floats(function, name, array, shape):
         )
 
 
-def check_groups(function, channels, filters, groups):
-    """A ValueError unless ``groups`` divides the channels of the input and of the output."""
+def check_groups(function: str, channels: int, filters: int, groups: int) -> None:
+    """Raise a ValueError unless ``groups`` divides the channels of the input and of the output."""
     if channels < 1:
         raise ValueError(f"{function}: channels must be positive, got {channels}")
     if groups < 1 or channels % groups or filters % groups:
@@ -77,14 +86,14 @@ def check_groups(function, channels, filters, groups):
         )
 
 
-def check_padding_mode(function, mode):
-    """A ValueError unless ``mode`` is one that is exact on bits."""
+def check_padding_mode(function: str, mode: str) -> None:
+    """Raise a ValueError unless ``mode`` is one that is exact on bits."""
     if mode not in ("zeros", "ones"):
         raise ValueError(f'{function}: padding_mode must be "zeros" or "ones", got {mode!r}')
 
 
-def out_array(function, out, shape, dtype=np.float32):
-    """Memory for a result: new, or what the caller gave, or a ValueError if that does not fit."""
+def out_array(function: str, out: Array, shape: Shape, dtype: DTypeLike = np.float32) -> Array:
+    """Return the caller's array for a result, or a new one; a ValueError if it does not match."""
     if out is None:
         return empty(shape, dtype)
     if out.shape != shape or out.dtype != dtype or not out.flags.carray:

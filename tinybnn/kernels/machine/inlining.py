@@ -1,13 +1,16 @@
-"""Parts of kernels: functions that only kernels call.
+"""Decorators for functions that only kernels call.
 
-Their code is put into that of the kernels. A part is neither optimised by itself nor made machine
-code (see `pipeline`): Numba would do both for each function, and then again for each kernel that it
-becomes part of. This saves compile time, as `tinybnn bench startup` shows, and nothing else.
+Their code is inserted into the kernels. Such a part is neither optimised nor compiled to machine
+code separately (see `pipeline`), as Numba would do for each function, and again for each kernel
+that contains it.
+
+For compile time alone: `tinybnn bench startup` shows it.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING, Any
 
 import numba
 from numba.core.extending import overload
@@ -16,44 +19,51 @@ from numba.core.registry import CPUDispatcher
 from tinybnn.kernels.machine.cache import kernel
 from tinybnn.kernels.machine.pipeline import PartCompiler
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tinybnn.kernels.machine.cache import Function
+
 _OPTIONS = {
     "nopython": True, "nogil": True, "error_model": "numpy", "_nrt": False,
     "no_cfunc_wrapper": True, "no_cpython_wrapper": True, "boundscheck": None,
 }  # fmt: skip
 
 
-def inlined(function):
-    """Mark a part of a kernel, whose code is put where it is called.
+def inlined(function: Function) -> Function:
+    """Mark a part of a kernel whose code is inserted at each call.
 
-    Vectors that go in and out of such a function stay in registers. It has no cache of its own: it
-    is part of the cached kernel, and stands in the kernel's file or in one of this folder that this
-    file imports from, whose change `cache.kernel` notices. It makes no arrays. Called from Python
-    it is what its Python says.
+    Vectors passed to and from such a function stay in registers. It has no cache of its own: it is
+    part of the cached kernel, and is in the kernel's file or in a file of this folder that the
+    kernel's file imports, whose changes `cache.kernel` notices. It creates no arrays. Called from
+    Python it runs as plain Python.
     """
-    return _part(function, forceinline=True, of=_Inlined)
+    return _part(function, forceinline=True, dispatcher=_Inlined)
 
 
-def subkernel(function):
-    """The same for a part that is long: whether its code is put where it is called, or stands once
-    in the kernel, is the compiler's choice. Called from Python it is a kernel of its own.
+def subkernel(function: Function) -> Function:
+    """Mark a long part of a kernel: the compiler decides whether to insert it at each call.
+
+    Called from Python it is a kernel. Otherwise as `inlined`.
     """
-    return _part(function, forceinline=False, of=_Subkernel)
+    return _part(function, forceinline=False, dispatcher=_Subkernel)
 
 
-def chosen(function, **options):
-    """Decorate what chooses by their types the part that compiled code calls for these arguments.
+def chosen(function: Callable[..., Any], **options: Any) -> Callable[[Function], Function]:
+    """Decorate a function that chooses, by argument types, the part that compiled code calls.
 
-    ``definition(*types)`` gives a function with the same parameters, which is inlined.
+    ``definition(*types)`` returns a function with the same parameters, which is inlined. It
+    replaces ``function`` in compiled code.
     """
     jit = {**_OPTIONS, "forceinline": True, "pipeline_class": PartCompiler}
     return overload(function, jit_options=jit, **options)
 
 
-def _part(function, forceinline, of):
+def _part(function, forceinline, dispatcher):
     if numba.config.DISABLE_JIT:
         return function
     options = {**_OPTIONS, "forceinline": forceinline}
-    return of(function, targetoptions=options, pipeline_class=PartCompiler)
+    return dispatcher(function, targetoptions=options, pipeline_class=PartCompiler)
 
 
 class _Inlined(CPUDispatcher):

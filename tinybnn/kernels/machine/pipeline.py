@@ -1,13 +1,14 @@
-"""How Numba compiles kernels and their parts: without the steps that kernels have no use for.
+"""Numba compiler pipelines for kernels and their parts, without passes that kernels do not need.
 
-It is a question of the compiler's time only (`tinybnn bench startup` has a first prediction with an
-empty cache): Numba's own pipelines took half as long again for a first training step. The code of
-the parts of a kernel is put into it once, and optimised and made machine code there.
+For compile time alone (`tinybnn bench startup` times a first prediction with an empty cache): with
+Numba's own pipelines a first training step takes half as long again. The code of a kernel's parts
+is inserted into it once, and optimised and compiled to machine code there.
 """
 
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -17,9 +18,9 @@ from numba.core.compiler_machinery import AnalysisPass, register_pass
 from numba.core.lowering import Lower
 from numba.core.typed_passes import AnnotateTypes, NativeLowering
 
-# What these look for is not found in kernels: contexts, functions inside of functions, exceptions
-# with a computed message, calls to be inlined before their types are known, and loops over tuples
-# of several types.
+# Kernels contain nothing that these passes handle: contexts, nested functions, exceptions with a
+# computed message, calls to be inlined before their types are known, and loops over tuples of
+# several types.
 _UNUSED = {
     "with_lifting",
     "inline_closure_likes",
@@ -35,7 +36,7 @@ _UNUSED = {
 
 
 class _Flags(Flags):
-    """Options of a compilation; Numba asks for each function that it types whether they changed."""
+    """Compiler options with a fast comparison: Numba compares them for each function it types."""
 
     __slots__ = ()
 
@@ -51,11 +52,20 @@ class _Flags(Flags):
 class KernelCompiler(Compiler):
     """The compiler of kernels."""
 
-    def __init__(self, typing, target, library, arguments, result, flags, variables):
+    def __init__(
+        self,
+        typing: Any,
+        target: Any,
+        library: Any,
+        arguments: Any,
+        result: Any,
+        flags: Any,
+        variables: Any,
+    ) -> None:
         super().__init__(typing, target, library, arguments, result, _Flags(flags), variables)
 
-    def compile_extra(self, function):
-        """Compile without a search for cyclic garbage, which takes a tenth of the time."""
+    def compile_extra(self, function: Any) -> Any:
+        """Compile with the cyclic garbage collector disabled, which takes a tenth of the time."""
         if not gc.isenabled():
             return super().compile_extra(function)
         gc.disable()
@@ -64,26 +74,37 @@ class KernelCompiler(Compiler):
         finally:
             gc.enable()
 
-    def define_pipelines(self):
+    def define_pipelines(self) -> list[Any]:
+        """Return Numba's pipelines without the unused passes."""
         pipelines = super().define_pipelines()
         for pipeline in pipelines:
-            if not self.state.flags.nrt:  # it makes no arrays
+            if not self.state.flags.nrt:  # the kernel creates no arrays
                 _shorten(pipeline, _IntoKernel)
             pipeline.passes = [
-                (_KernelLowering if found is NativeLowering else found, text)
-                for found, text in pipeline.passes
+                (_KernelLowering if step is NativeLowering else step, text)
+                for step, text in pipeline.passes
             ]
             pipeline.finalize()
         return pipelines
 
 
 class PartCompiler(Compiler):
-    """The compiler of functions whose code is put into that of the kernels that call them."""
+    """The compiler of functions whose code is inserted into the kernels that call them."""
 
-    def __init__(self, typing, target, library, arguments, result, flags, variables):
+    def __init__(
+        self,
+        typing: Any,
+        target: Any,
+        library: Any,
+        arguments: Any,
+        result: Any,
+        flags: Any,
+        variables: Any,
+    ) -> None:
         super().__init__(typing, target, library, arguments, result, _Flags(flags), variables)
 
-    def define_pipelines(self):
+    def define_pipelines(self) -> list[Any]:
+        """Return Numba's pipelines without the unused passes."""
         pipelines = super().define_pipelines()
         for pipeline in pipelines:
             _shorten(pipeline, _IntoPart)
@@ -92,15 +113,15 @@ class PartCompiler(Compiler):
 
 
 def _shorten(pipeline, into):
-    """Leave out what kernels have no use for; the pass ``into`` says where the code goes."""
-    pipeline.passes = [found for found in pipeline.passes if found[0].name() not in _UNUSED]
+    """Remove unused passes; the pass ``into`` chooses the library of the code."""
+    pipeline.passes = [step for step in pipeline.passes if step[0].name() not in _UNUSED]
     pipeline.add_pass_after(into, AnnotateTypes)
 
 
 class _Kernel(JITCodeLibrary):
-    """The code of a kernel, optimised when all its parts are there.
+    """The code of a kernel, optimised once, after all its parts are inserted.
 
-    Numba also does so before, which lets it leave out counts of references to arrays.
+    Numba also optimises before, which lets it remove reference counting of arrays.
     """
 
     def _optimize_functions(self, ll_module):
@@ -115,7 +136,7 @@ class _Kernel(JITCodeLibrary):
 
 
 class _Part(JITCodeLibrary):
-    """The code of a function that is put into its callers': neither optimised nor compiled."""
+    """The code of a function that is inserted into its callers: neither optimised nor compiled."""
 
     @property
     def codegen(self):
@@ -137,7 +158,7 @@ class _Part(JITCodeLibrary):
 
 
 class _NoEnvironment:
-    """What Numba asks to keep a function's Python objects: a part has none."""
+    """Stands in for Numba's environment of a function's Python objects: a part has none."""
 
     @staticmethod
     def set_env(name, env):
@@ -169,8 +190,8 @@ class _IntoPart(_Into):
 _OF_SHARES = (types.int64,) * 3  # first parameters of kernels that `parallel` calls
 
 
-def start_of(kernel):
-    """The address of what `_emit_start` makes of a compiled kernel; 0 if it is none of shares."""
+def start_of(kernel: Any) -> int:
+    """Return the address of a kernel's start function (see `_emit_start`); 0 if it has none."""
     return kernel.library.get_pointer_to_function(_name_of_start(kernel.fndesc))
 
 
@@ -197,9 +218,9 @@ class _KernelLower(Lower):
 def _emit_start(function, name):
     """Emit a function that calls the kernel for rows of a table: first, end and task.
 
-    It has the parameters that the threading layers of Numba pass on, four pointers: to the address
-    of the first row, to the number of rows, to the bytes of a row, and to the kernel's other
-    arguments, 8 bytes for each number that it takes, those of which an array consists among them.
+    It has the parameters that Numba's threading layers pass, four pointers: to the address of the
+    first row, to the number of rows, to the bytes of a row, and to the kernel's other arguments, 8
+    bytes for each number, including those of an array's descriptor.
     """
     number, octet = ir.IntType(64), ir.IntType(8)
     parameters = [octet.as_pointer().as_pointer(), number.as_pointer(), number.as_pointer()]

@@ -1,15 +1,16 @@
-"""More words for vectors: lanes that bits choose.
+"""Additional vector operations: lanes selected by bits.
 
-Packed signs are bits, and one bit can say what happens in one lane: `add_where` and `compress` take
-16 of them for 16 lanes, as they lie in a packed row; `nonzero` makes such bits. Or the bits of four
-rows are a number for each lane: `four_signs`.
+Packed signs are bits, and one bit can control one lane: `add_where` and `compress` use 16 bits of a
+packed row for 16 lanes; `nonzero` produces such bits. `four_signs` combines the bits of four rows
+to a number in each lane.
 
-`simd` has the words that every CPU has instructions for. Not so here: `compress` needs AVX-512.
-LLVM ends the process when it is asked for an instruction that does not exist, so a caller looks at
-`simd.cpu_features` first.
+The operations in `simd` exist on every CPU. `compress` does not: it needs AVX-512. LLVM ends the
+process if an instruction does not exist, so callers must check `simd.cpu_features` first.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 from llvmlite import ir
@@ -17,35 +18,45 @@ from numba.core import types
 
 from tinybnn.kernels.machine.simd import FLOATS, Vector, call_llvm, compiles
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-def add_where(floats, value, bits):
-    """floats + value in lane i if bit i of the uint64 ``bits`` is 1; elsewhere floats."""
+    from tinybnn.typing import Array
+
+
+def add_where(
+    floats: NDArray[np.float32], value: NDArray[np.float32], bits: np.uint64
+) -> NDArray[np.float32]:
+    """Add ``value`` in each lane i whose bit i of the uint64 ``bits`` is 1.
+
+    floats, value : (lanes,) float32
+    """
     return np.where(_lanes_set(bits, len(floats)), floats + value, floats)
 
 
-def nonzero(floats):
-    """A uint64 whose bit i is 1 where lane i is not zero."""
+def nonzero(floats: NDArray[np.float32]) -> np.uint64:
+    """Return a uint64 whose bit i is 1 where lane i of 16 float32 is not zero."""
     return np.uint64(((floats != 0) << np.arange(FLOATS)).sum())
 
 
-def compress(vector, bits):
-    """The lanes of floats or integers whose bit is 1, at the front; behind them zeros."""
+def compress(vector: Array, bits: np.uint64) -> Array:
+    """Move the lanes (16 float32 or int32) whose bit is 1 to the front, followed by zeros."""
     kept = vector[_lanes_set(bits) > 0]
     return np.concatenate([kept, np.zeros(FLOATS - len(kept), vector.dtype)])
 
 
-def count_ones(bits):
-    """The number of bits of a uint64 that are 1."""
+def count_ones(bits: np.uint64) -> int:
+    """Count the 1 bits of a uint64."""
     return int(bits).bit_count()
 
 
 def _lanes_set(bits, lanes=FLOATS):
-    """1 in each lane whose bit is 1."""
+    """Return 1 in each lane whose bit is 1."""
     return (np.uint64(bits) >> np.arange(lanes, dtype=np.uint64) & np.uint64(1)).astype(np.int32)
 
 
 def _mask(builder, bits, lanes=FLOATS):
-    """The lowest bits of a word as a vector of conditions."""
+    """Emit the lowest bits of a word as a vector of conditions."""
     low = bits if lanes == 64 else builder.trunc(bits, ir.IntType(lanes))
     return builder.bitcast(low, ir.VectorType(ir.IntType(1), lanes))
 
@@ -92,8 +103,8 @@ def _count_ones(bits):
 # ----------------------------------------------------------------------- a bit of each of four rows
 
 
-def four_signs(a, b, c, d):
-    """16 bytes, as four int32: 16 times the number whose bits are bit i of ``a``, ..., ``d``."""
+def four_signs(a: np.uint64, b: np.uint64, c: np.uint64, d: np.uint64) -> NDArray[np.int32]:
+    """Combine bits i of four uint64 to 16 * (a + 2 b + 4 c + 8 d): 16 bytes, as four int32."""
     bits = np.array([a, b, c, d], np.uint64)[:, None] >> np.arange(16, dtype=np.uint64)
     numbers = (bits & np.uint64(1)) << np.arange(4, 8, dtype=np.uint64)[:, None]
     return numbers.sum(0).astype(np.uint8).view(np.int32)

@@ -1,12 +1,14 @@
-"""Words for vectors of bytes: tables of 16 bytes, in which a nibble looks one up.
+"""Operations on vectors of bytes: look-ups of nibbles in tables of 16 bytes.
 
-A byte shuffle (``vpshufb``) takes a table that lies in a register, and looks up one nibble in each
-byte of a vector, all in one instruction. `add_look_up` and `add_three_look_ups` do it for the rows
-of a tile (see `tiles`). It needs AVX2; with AVX-512 a vector has 64 bytes. LLVM ends the process
-when it is asked for an instruction that does not exist, so a caller looks at `has_shuffles` first.
+A byte shuffle (``vpshufb``) looks up one nibble per byte of a vector in a table that is in a
+register, all in one instruction. `add_look_up` and `add_three_look_ups` do it for the rows of a
+tile (see `tiles`). This needs AVX2; with AVX-512 a vector has 64 bytes. LLVM ends the process if an
+instruction does not exist, so callers must check `has_shuffles` first.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 from llvmlite import ir
@@ -24,21 +26,29 @@ from tinybnn.kernels.machine.simd import (
     llvm_type,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import DTypeLike, NDArray
+
+    from tinybnn.kernels.machine.simd import Tile
+    from tinybnn.typing import Array, Words
+
 BYTES = 64 if "avx512bw" in cpu_features() else 32  # lanes
-_INTEGERS = 32  # lanes of what is widened
+_INTEGERS = 32  # lanes of a widened vector
 _TABLE = ir.VectorType(ir.IntType(8), 16)
 
 
-def has_shuffles():
-    """Whether the CPU that Numba compiles for shuffles 32 bytes or 64."""
+def has_shuffles() -> bool:
+    """Tell whether the CPU that Numba compiles for can shuffle 32 or 64 bytes."""
     return bool(cpu_features() & {"avx2", "avx512bw"})
 
 
-def zero_tile_of(width):
-    """A function that makes a tile of zeros for a pair of pixels and so many columns.
+def zero_tile_of(width: int) -> Callable[[], Tile]:
+    """Return a function that creates a tile of zeros for a pair of pixels and ``width`` columns.
 
     A tile is a tuple of vectors of bytes: for each byte of ``width`` its total, and then for each
-    the total of what lies a nibble above; `add_tile` makes counts of them.
+    the total of the bytes shifted right by a nibble; `add_tile` turns them into counts.
     """
     rows = 2 * width // BYTES
 
@@ -58,28 +68,42 @@ def zero_tile_of(width):
     return make
 
 
-def add_look_up(tile, place, places, tables, panel, at):
-    """Add to a tile what a table has for the nibbles of a panel.
+def add_look_up(
+    tile: Tile,
+    place: int,
+    places: Words,
+    tables: NDArray[np.uint8],
+    panel: NDArray[np.uint8],
+    at: int,
+) -> Tile:
+    """Add the table entries for the nibbles of a panel to a tile.
 
     Parameters
     ----------
     tile : tuple of vectors of bytes
-        As `zero_tile_of` makes it.
+        As created by `zero_tile_of`.
     place : int
-        Which of the places, that say where in ``tables`` the table of a pair of pixels begins.
+        Index in ``places``, of the address in ``tables`` of the table of a pair of pixels.
     places : (...,) uint64
-        Each word has four.
+        Four addresses per word.
     tables : (...,) uint8
-        16 entries a table: in the lower half of each what counts for the first pixel, in the upper
-        half what counts for the second.
+        16 entries per table: the count for the first pixel in the lower half of each, the count for
+        the second in the upper half.
     panel : (...,) uint8
         From entry ``at`` on a nibble, 0 to 15, for each column.
     """
     return _added(tile, place, places, tables, panel, at, 1)
 
 
-def add_three_look_ups(tile, place, places, tables, panel, at):
-    """The same for three tables, one after the other in ``places``, and three rows of nibbles.
+def add_three_look_ups(
+    tile: Tile,
+    place: int,
+    places: Words,
+    tables: NDArray[np.uint8],
+    panel: NDArray[np.uint8],
+    at: int,
+) -> Tile:
+    """Do the same for three consecutive ``places`` and three rows of nibbles.
 
     The sum of three entries is below 16 in both halves.
     """
@@ -88,24 +112,25 @@ def add_three_look_ups(tile, place, places, tables, panel, at):
 
 def _added(tile, place, places, tables, panel, at, times):
     count = len(tile) // 2
-    found = np.zeros(count * BYTES, np.uint8)
+    entries = np.zeros(count * BYTES, np.uint8)
     for k in range(times):
-        start, first = int(places.view(np.uint16)[place + k]), at + k * len(found)
-        found += tables[start : start + 16][panel[first : first + len(found)]]
-    above = (found.view(np.uint16) >> np.uint16(4)).view(np.uint8)
-    rows = *found.reshape(count, BYTES), *above.reshape(count, BYTES)
+        start, first = int(places.view(np.uint16)[place + k]), at + k * len(entries)
+        entries += tables[start : start + 16][panel[first : first + len(entries)]]
+    above = (entries.view(np.uint16) >> np.uint16(4)).view(np.uint8)
+    rows = *entries.reshape(count, BYTES), *above.reshape(count, BYTES)
     return tuple([row + new for row, new in zip(tile, rows, strict=True)])
 
 
-def add_tile(sums, to, before, tile):
-    """Write the sums of what a tile counts and of those from sums[before] on, from sums[to] on.
+def add_tile(sums: NDArray[np.uint16], to: int, before: int, tile: Tile) -> None:
+    """Write the counts of a tile plus sums[before : ...] to sums[to : ...]; sums : (...,) uint16
 
-    First those of the first pixel, then of the second: of each vector the even lanes, then the odd.
+    First come those of the first pixel, then those of the second; for each vector the even lanes,
+    then the odd ones.
 
-    Bytes overflow, and an overflow is no loss. With c and d the counts of both pixels in one byte,
-    its total is c + 16 d modulo 256. The total of what lies a nibble above is d in odd bytes. In
-    even ones it is d + 16 c', with c' of the byte behind, as a shift moves 16 bits. So d is known
-    in odd bytes, c then is there, and both in even bytes at last, if no count is above 255.
+    Bytes overflow, without loss. With c and d the counts of both pixels in one byte, its total is c
+    + 16 d modulo 256. The total of the shifted bytes is d in odd bytes. In even ones it is d + 16
+    c', with c' of the next byte, because shifts move 16 bits. So d is known in odd bytes, then c
+    there, and finally both in even bytes, if no count exceeds 255.
     """
     count = len(tile) // 2
     totals, above = (
@@ -121,23 +146,23 @@ def add_tile(sums, to, before, tile):
     sums[to : to + len(new)] = sums[before : before + len(new)] + new
 
 
-def load_widened(sums, index):
-    """The 32 lanes sums[index], sums[index + 1], ... of a 1-D uint16 array, as int32."""
+def load_widened(sums: NDArray[np.uint16], index: int) -> NDArray[np.int32]:
+    """Load the 32 lanes sums[index], sums[index + 1], ... of a 1-D uint16 array as int32."""
     return sums[index : index + _INTEGERS].astype(np.int32)
 
 
-def store_nibble_pairs(places, to, words, a, b):
-    """16 places: for each nibble of words[a], 16 times (it + 16 times that of words[b]).
+def store_nibble_pairs(places: Words, to: int, words: Words, a: int, b: int) -> None:
+    """Store 16 table addresses: for each nibble, 16 * (that of words[a] + 16 * that of words[b]).
 
-    A word of ``places`` has four; ``to`` counts them.
+    A word of ``places`` has four addresses; ``to`` counts them. Both arrays are 1-D uint64.
     """
     shifts = np.arange(0, 64, 4, dtype=np.uint64)
     first, second = (words[i] >> shifts & np.uint64(15) for i in (a, b))
     places.view(np.uint16)[to : to + 16] = (first | second << np.uint64(4)) << np.uint64(4)
 
 
-def on_stack(dtype, count):
-    """A function that makes an array on the stack; it lives until the calling kernel returns."""
+def on_stack(dtype: DTypeLike, count: int) -> Callable[[], Array]:
+    """Return a function that creates a 1-D array on the stack, alive until the kernel returns."""
 
     def make():
         return np.empty(count, dtype)
@@ -177,14 +202,14 @@ def _shuffle(builder, table, index):
 
 
 def _repeated(builder, pointer):
-    """A table of 16 bytes, as often as a vector holds it."""
+    """Emit the load of a table of 16 bytes, repeated to fill a vector."""
     table = builder.load(builder.bitcast(pointer, _TABLE.as_pointer()), align=1)
     lanes = ir.Constant(ir.VectorType(ir.IntType(32), BYTES), list(range(16)) * (BYTES // 16))
     return builder.shuffle_vector(table, ir.Constant(_TABLE, ir.Undefined), lanes)
 
 
 def _place(context, builder, array_type, array, index, step):
-    """A pointer to a place."""
+    """Emit a pointer to a place."""
     first = element_address(context, builder, array_type, array, ir.Constant(ir.IntType(64), 0))
     index = builder.add(index, ir.Constant(index.type, step))
     return builder.gep(builder.bitcast(first, ir.IntType(16).as_pointer()), [index])
@@ -204,7 +229,7 @@ def _compile_look_ups(function, times):
                 index = builder.add(index, ir.Constant(index.type, step))
                 return element_address(context, builder, array_type, array, index)
 
-            found = []
+            looked_up = []
             for k in range(times):
                 start = builder.load(_place(context, builder, places, places_value, place_value, k))
                 start = builder.zext(start, ir.IntType(64))
@@ -214,12 +239,14 @@ def _compile_look_ups(function, times):
                     pointer = element(panel, panel_value, at_value, (k * count + j) * BYTES)
                     pointer = builder.bitcast(pointer, kind.as_pointer())
                     new.append(_shuffle(builder, table, builder.load(pointer, align=1)))
-                found = [builder.add(*pair) for pair in zip(found, new, strict=True)] if k else new
+                looked_up = (
+                    [builder.add(*pair) for pair in zip(looked_up, new, strict=True)] if k else new
+                )
             four = ir.Constant(halves, [4] * _halves.lanes)
-            above = [builder.lshr(builder.bitcast(row, halves), four) for row in found]
-            found += [builder.bitcast(row, kind) for row in above]
-            rows = [builder.extract_value(tile_value, i) for i in range(len(found))]
-            sums = [builder.add(*pair) for pair in zip(rows, found, strict=True)]
+            above = [builder.lshr(builder.bitcast(row, halves), four) for row in looked_up]
+            looked_up += [builder.bitcast(row, kind) for row in above]
+            rows = [builder.extract_value(tile_value, i) for i in range(len(looked_up))]
+            sums = [builder.add(*pair) for pair in zip(rows, looked_up, strict=True)]
             return context.make_tuple(builder, signature.return_type, sums)
 
         return tile(tile, types.intp, places, tables, panel, types.intp), generate

@@ -1,26 +1,29 @@
-"""A small vocabulary for SIMD kernels in plain Python.
+"""Vector operations for SIMD kernels in plain Python.
 
-A vector is a handful of *lanes* that one instruction works on: ``words`` are 8 lanes of uint64 (512
+A vector is a group of *lanes* that one instruction works on: ``words`` are 8 lanes of uint64 (512
 signs), ``integers`` and ``floats`` 16 lanes of int32 and float32, ``blocks`` 128 lanes of float32:
-as many registers as keep an adder busy. `zeros` and `load_like` make vectors of any width, which
-LLVM splits into registers. A kernel written with the words below reads like the loop
-it replaces::
+as many registers as keep an adder busy. `zeros` and `load_like` create vectors of any width, which
+LLVM splits into registers. A kernel written with the operations below reads like the loop it
+replaces::
 
     total = zero_words()
     for k in range(length):
         total += popcount(load(a, i + k) ^ load(b, j + k))
 
-Compiled by Numba, a vector is one LLVM vector value, which lives in a register: 512 bits wide
-where the CPU has AVX-512; elsewhere LLVM splits it into what there is, so the same source is
-correct on every CPU. With ``NUMBA_DISABLE_JIT=1`` a vector is a NumPy array of lanes, and the
-kernel can be stepped through in a debugger.
+Compiled by Numba, a vector is one LLVM vector value in a register, 512 bits wide on CPUs with
+AVX-512; elsewhere LLVM splits it into smaller registers, so the same source is correct on every
+CPU. With ``NUMBA_DISABLE_JIT=1`` a vector is a NumPy array of lanes, and a debugger can step
+through the kernel.
 
-Numba lets one add types: a type (`Vector`), how a value of it looks in memory (`_VectorModel`: an
-LLVM vector), and functions that emit instructions (`compiles`). Only operations that every CPU can
-do are here; LLVM ends the process when it is asked for an instruction that does not exist.
+Numba can be extended by types: a type (`Vector`), how its values are represented (`_VectorModel`:
+an LLVM vector), and functions that emit instructions (`compiles`). Only operations that every CPU
+can do are here; LLVM ends the process if an instruction does not exist.
 
-Kernels are decorated with `kernel`, and their parts with `inlined` or `subkernel`, in place of
+Kernels are decorated with `kernel`, and their parts with `inlined` or `subkernel`, instead of
 ``numba.njit`` (see `cache` and `inlining`).
+
+In the functions below, ``array`` is 1-D, contiguous, and of the vector's dtype; ``index`` is that
+of the first lane.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from llvmlite import ir
@@ -42,10 +46,20 @@ from numba.core.extending import (
 from numba.core.registry import cpu_target
 
 from tinybnn.kernels.machine import exact
-from tinybnn.kernels.machine.cache import kernel as kernel  # kernels import all four from here
+from tinybnn.kernels.machine.cache import kernel as kernel  # imported from here, as the next three
 from tinybnn.kernels.machine.inlining import chosen as chosen
 from tinybnn.kernels.machine.inlining import inlined as inlined
 from tinybnn.kernels.machine.inlining import subkernel as subkernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from tinybnn.kernels.machine.cache import Function
+    from tinybnn.typing import Array, Words
+
+    Tile: TypeAlias = tuple[Array, ...]  # vectors of one width: see `tiles`
 
 WORDS, INTEGERS, FLOATS, BLOCK = 8, 16, 16, 128  # lanes
 
@@ -53,19 +67,19 @@ WORDS, INTEGERS, FLOATS, BLOCK = 8, 16, 16, 128  # lanes
 
 
 @functools.cache
-def cpu_features():
-    """What the CPU that Numba compiles for can do, as LLVM calls it: {"avx2", "avx512f", ...}."""
+def cpu_features() -> frozenset[str]:
+    """Return the features of the CPU that Numba compiles for, in LLVM's names: {"avx2", ...}."""
     _, _, features = cpu_target.target_context.codegen().magic_tuple()
     return frozenset(feature[1:] for feature in features.split(",") if feature.startswith("+"))
 
 
-def cpu_name():
-    """The processor that Numba compiles for, as LLVM calls it: "znver3", "skylake", ..."""
+def cpu_name() -> str:
+    """Return the processor that Numba compiles for, in LLVM's names: "znver3", "skylake", ..."""
     return cpu_target.target_context.codegen().magic_tuple()[1]
 
 
-def cpu_kind():
-    """The vectors that the CPU has, as far as kernels differ by them, in words."""
+def cpu_kind() -> str:
+    """Describe the CPU's vector instructions, as far as kernels depend on them."""
     for feature, name in (
         ("avx512vpopcntdq", "AVX-512 with VPOPCNTDQ"),
         ("avx512bw", "AVX-512 without VPOPCNTDQ"),
@@ -77,23 +91,23 @@ def cpu_kind():
     return "short vectors"
 
 
-# ---------------------------------------------------------------------------------- compiled words
+# ------------------------------------------------------------------------------ compiled functions
 
 
-def compiles(function):
+def compiles(function: Callable[..., Any]) -> Callable[[Function], Function]:
     """Register the compiled form of a plain Python function.
 
     The decorated ``definition(*types)`` returns the signature and a function that emits LLVM
     instructions, ``generate(context, builder, signature, values)``; or None, if ``function`` does
-    not take these types.
+    not support these types.
     """
 
     def register(definition):
         @type_callable(function)
         def typed(context):
             def signature_of(*arguments):
-                found = definition(*arguments)
-                return found and found[0]
+                compiled = definition(*arguments)
+                return compiled and compiled[0]
 
             signature_of.pysig = inspect.signature(function)
             return signature_of
@@ -120,8 +134,9 @@ class Vector(types.Type):
     lanes : int
     """
 
-    def __init__(self, element, lanes):
-        self.element, self.lanes = element, lanes
+    def __init__(self, element: Any, lanes: int) -> None:
+        self.element: Any = element
+        self.lanes: int = lanes
         super().__init__(name=f"Vector({element} x {lanes})")
 
 
@@ -131,8 +146,8 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, vector, llvm_type(vector))
 
 
-def llvm_type(vector):
-    """The LLVM type of a vector."""
+def llvm_type(vector: Vector) -> Any:
+    """Return the LLVM type of a vector."""
     if isinstance(vector.element, types.Float):
         return ir.VectorType(ir.FloatType(), vector.lanes)
     return ir.VectorType(ir.IntType(vector.element.bitwidth), vector.lanes)
@@ -143,10 +158,10 @@ _integers, _blocks = Vector(types.int32, INTEGERS), Vector(types.float32, BLOCK)
 
 
 def _vector_of(array):
-    """The vector type that is loaded from and stored to an array type; None if there is none."""
+    """Return the vector type that is loaded from and stored to an array type, or None."""
     if isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C":
-        of = {types.uint64: _words, types.int32: _integers, types.float32: _floats}
-        return of.get(array.dtype)
+        vectors = {types.uint64: _words, types.int32: _integers, types.float32: _floats}
+        return vectors.get(array.dtype)
     return None
 
 
@@ -155,66 +170,66 @@ def _is_vector_of(element, vector):
 
 
 def _takes_lanes(array, vector):
-    """Whether a vector type can be stored to an array type: integers also as floats."""
-    of = _vector_of(array)
-    if of is None or not isinstance(vector, Vector):
+    """Tell whether a vector type can be stored to an array type: integers also as floats."""
+    own = _vector_of(array)
+    if own is None or not isinstance(vector, Vector):
         return False
-    return vector.element in (of.element, types.int32 if of == _floats else of.element)
+    return vector.element in (own.element, types.int32 if own == _floats else own.element)
 
 
 # ------------------------------------------------------------------------- loading and storing
 
 
-def load(array, index):
-    """The lanes array[index], array[index + 1], ... of a contiguous 1-D array."""
+def load(array: Array, index: int) -> Array:
+    """Load the lanes array[index], array[index + 1], ... of uint64, int32 or float32."""
     lanes = {np.uint64: WORDS, np.int32: INTEGERS, np.float32: FLOATS}[array.dtype.type]
     return array[index : index + lanes].copy()
 
 
-def load_like(array, index, vector):
-    """As many lanes as a vector (of any element) has: array[index], array[index + 1], ..."""
+def load_like(array: Array, index: int, vector: Array) -> Array:
+    """Load as many lanes as ``vector`` (of any dtype) has: array[index], array[index + 1], ..."""
     return array[index : index + len(vector)].copy()
 
 
-def entry(array, index):
-    """array[index], where the index is not negative; Numba would ask at each."""
+def entry(array: Array, index: int) -> Any:
+    """Return array[index] for an index that is not negative; Numba would test its sign."""
     return array[index]
 
 
-def load_splat(array, index):
-    """A vector with array[index] in every lane; ``index`` is not negative."""
+def load_splat(array: Array, index: int) -> Array:
+    """Load array[index] into every lane; ``index`` is not negative."""
     return splat(array[index])
 
 
-def load_strided(array, index, step):
-    """The lanes array[index], array[index + step], array[index + 2 * step], ..."""
+def load_strided(array: Array, index: int, step: int) -> Array:
+    """Load the lanes array[index], array[index + step], array[index + 2 * step], ..."""
     lanes = {np.uint64: WORDS, np.int32: INTEGERS, np.float32: FLOATS}[array.dtype.type]
     return array[index : index + (lanes - 1) * step + 1 : step].copy()
 
 
-def load_bytes(array, index):
-    """The 16 lanes array[index], array[index + 1], ... of a contiguous 1-D int8 array, as int32."""
+def load_bytes(array: NDArray[np.int8], index: int) -> NDArray[np.int32]:
+    """Load 16 lanes array[index], array[index + 1], ... of an int8 array as int32."""
     return array[index : index + INTEGERS].astype(np.int32)
 
 
-def store(array, index, vector):
-    """array[index], array[index + 1], ... = lanes; integers become floats in an array of floats."""
+def store(array: Array, index: int, vector: Array) -> None:
+    """Store lanes to array[index], ...; int32 is converted for a float32 array."""
     array[index : index + len(vector)] = vector
 
 
-def store_first(array, index, vector, count):
-    """The same for the first ``count`` lanes only; the memory behind them is not touched."""
+def store_first(array: Array, index: int, vector: Array, count: int) -> None:
+    """Store the first ``count`` lanes only, as `store`; the memory behind is not touched."""
     count = min(max(count, 0), len(vector))
     array[index : index + count] = vector[:count]
 
 
-def copy(source, start, target, to, length):
-    """target[to : to + length] = source[start : start + length], which do not overlap."""
+def copy(source: Array, start: int, target: Array, to: int, length: int) -> None:
+    """Copy target[to : to + length] = source[start : start + length], which do not overlap."""
     target[to : to + length] = source[start : start + length]
 
 
-def clear(target, to, length):
-    """target[to : to + length] = 0"""
+def clear(target: Array, to: int, length: int) -> None:
+    """Set target[to : to + length] = 0."""
     target[to : to + length] = 0
 
 
@@ -225,41 +240,43 @@ def _compiled_len(vector):
         return lambda vector: lanes
 
 
-def add_first(array, index, vector, count):
-    """Add the first ``count`` lanes to what is there; the memory behind them is not touched."""
+def add_first(array: Array, index: int, vector: Array, count: int) -> None:
+    """Add the first ``count`` lanes to the array; the memory behind is not touched."""
     count = min(max(count, 0), len(vector))
     array[index : index + count] += vector[:count]
 
 
-def splat(value):
-    """A vector with the same uint64 or float32 in every lane."""
+def splat(value: Any) -> Array:
+    """Return a vector with the same uint64 or float32 in every lane."""
     lanes = WORDS if isinstance(value, np.uint64) else FLOATS
     return np.full(lanes, value)
 
 
-def splat_like(value, vector):
-    """The same number in as many lanes as a vector of such numbers has."""
+def splat_like(value: Any, vector: Array) -> Array:
+    """Return a vector with the same number in every lane, as wide as ``vector``."""
     return np.full(len(vector), value)
 
 
-def zeros(lanes):
-    """A vector of float32 0 in as many lanes as a constant says."""
+def zeros(lanes: int) -> NDArray[np.float32]:
+    """Return a vector of float32 zeros; ``lanes`` must be a constant."""
     return np.zeros(lanes, np.float32)
 
 
-def zero_counts(lanes):
-    """A vector of uint64 0 in as many lanes as a constant says."""
+def zero_counts(lanes: int) -> Words:
+    """Return a vector of uint64 zeros; ``lanes`` must be a constant."""
     return np.zeros(lanes, np.uint64)
 
 
-def element_address(context, builder, array_type, array, index):
-    """A pointer to an element of an array."""
+def element_address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    """Emit a pointer to an element of an array."""
     data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
     return builder.gep(data, [index])
 
 
-def address(context, builder, array_type, array, index, vector):
-    """A pointer to as many elements, from ``index`` on, as a vector type has lanes."""
+def address(
+    context: Any, builder: Any, array_type: Any, array: Any, index: Any, vector: Vector
+) -> Any:
+    """Emit a pointer to the elements of a vector type from ``index`` on."""
     pointer = element_address(context, builder, array_type, array, index)
     return builder.bitcast(pointer, llvm_type(vector).as_pointer())
 
@@ -299,7 +316,7 @@ def _entry(array, index):
 
 
 def _compile_zeros(function, element):
-    """Let ``function(lanes)`` of a constant compile to a vector of zeros."""
+    """Compile ``function(lanes)`` of a constant to a vector of zeros."""
 
     @intrinsic(prefer_literal=True)
     def zeros_of(typing, lanes):
@@ -320,18 +337,18 @@ _compile_zeros(zeros, types.float32)
 _compile_zeros(zero_counts, types.uint64)
 
 
-def zero_words():
-    """Words of 0."""
+def zero_words() -> Words:
+    """Return 8 uint64 zeros."""
     return np.zeros(WORDS, np.uint64)
 
 
-def zero_floats():
-    """Floats of 0."""
+def zero_floats() -> NDArray[np.float32]:
+    """Return 16 float32 zeros."""
     return np.zeros(FLOATS, np.float32)
 
 
 def _compile_zero(function, vector):
-    """Let ``function()`` compile to a vector of zeros."""
+    """Compile ``function()`` to a vector of zeros."""
     zero = ir.Constant(llvm_type(vector), None)
     compiles(function)(lambda: (vector(), lambda context, builder, signature, values: zero))
 
@@ -402,17 +419,17 @@ def _store(array, index, vector):
 
 
 def _stored(array, vector):
-    """The type of a vector when it is stored to an array type."""
+    """Return the type of a vector when it is stored to an array type."""
     return Vector(array.dtype, vector.lanes)
 
 
 def _as_stored(builder, value, array):
-    """Lanes as an array type holds them."""
+    """Emit the conversion of lanes to an array's dtype."""
     return _as_floats(builder, value) if array.dtype == types.float32 else value
 
 
 def _as_floats(builder, value):
-    """Lanes of integers as floats; floats as they are."""
+    """Emit the conversion of integer lanes to floats; floats are unchanged."""
     if isinstance(value.type.element, ir.FloatType):
         return value
     return builder.sitofp(value, ir.VectorType(ir.FloatType(), value.type.count))
@@ -431,14 +448,14 @@ def _store_first(array, index, vector, count):
     return types.void(array, types.intp, vector, types.intp), generate
 
 
-def emit_store_first(builder, value, pointer, count):
-    """Store the first ``count`` lanes of a vector; the memory behind them is not touched."""
+def emit_store_first(builder: Any, value: Any, pointer: Any, count: Any) -> None:
+    """Emit a store of the first ``count`` lanes; the memory behind is not touched."""
     name, align, mask = _masked(builder, value.type, count)
     call_llvm(builder, f"llvm.masked.store.{name}", ir.VoidType(), value, pointer, align, mask)
 
 
 def _masked(builder, kind, count):
-    """How LLVM names a type and pointers to it, its alignment, and which lanes are the first."""
+    """Return LLVM's name of a type and its pointers, its alignment, and the mask of first lanes."""
     lanes, element = kind.count, kind.element
     numbers = ir.Constant(ir.VectorType(ir.IntType(64), lanes), list(range(lanes)))
     mask = builder.icmp_signed("<", numbers, everywhere(builder, count, lanes))
@@ -456,15 +473,15 @@ def _add_first(array, index, vector, count):
         value, pointer = arguments[2], address(context, builder, array, *arguments[:2], vector)
         name, align, mask = _masked(builder, value.type, arguments[3])
         operands = pointer, align, mask, ir.Constant(value.type, None)
-        there = call_llvm(builder, f"llvm.masked.load.{name}", value.type, *operands)
-        sums = builder.fadd(there, value)
+        old = call_llvm(builder, f"llvm.masked.load.{name}", value.type, *operands)
+        sums = builder.fadd(old, value)
         call_llvm(builder, f"llvm.masked.store.{name}", ir.VoidType(), sums, pointer, align, mask)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, vector, types.intp), generate
 
 
-# The library functions memcpy and memset. Loops that LLVM unrolls would take longer to compile.
+# These call memcpy and memset. Loops that LLVM unrolls would take longer to compile.
 
 
 @compiles(copy)
@@ -494,8 +511,8 @@ def _clear(target, to, length):
     return types.void(target, types.intp, types.intp), generate
 
 
-def everywhere(builder, value, lanes):
-    """A scalar in each lane."""
+def everywhere(builder: Any, value: Any, lanes: int) -> Any:
+    """Emit a vector with a scalar in each lane."""
     undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(
@@ -530,13 +547,13 @@ def _splat_like(value, vector):
 
 
 def _instruction(name, vector):
-    """The IRBuilder method for an operation on vectors of this type."""
+    """Return the name of the IRBuilder method for an operation on vectors of this type."""
     is_float = isinstance(vector.element, types.Float)
     return f"f{name}" if is_float and name in ("add", "sub", "mul", "div") else name
 
 
 def _add_operator(function, name, elements):
-    """Let ``function`` (an operator) work on two vectors of one width, of one of the elements."""
+    """Compile ``function`` (an operator) for two vectors of one width and one of the elements."""
 
     @type_callable(function)
     def typed(context):
@@ -569,8 +586,8 @@ for _symbol, _name, _elements in (
     _add_operator(getattr(operator, f"i{_symbol}".rstrip("_")), _name, _elements)
 
 
-def popcount(words):
-    """The number of bits that are 1, in each lane."""
+def popcount(words: Words) -> Words:
+    """Count the 1 bits of each uint64 lane."""
     return np.bitwise_count(words).astype(np.uint64)
 
 
@@ -585,8 +602,8 @@ def _popcount(words):
     return words(words), generate
 
 
-def total(floats):
-    """The sum of the lanes: the upper half is added to the lower half until one is left."""
+def total(floats: NDArray[np.float32]) -> np.float32:
+    """Sum the lanes of 16 float32: the upper half is added to the lower half until one is left."""
     while len(floats) > 1:
         floats = floats[: len(floats) // 2] + floats[len(floats) // 2 :]
     return floats[0]
@@ -613,8 +630,8 @@ def _total(floats):
     return floats.element(floats), generate
 
 
-def all_ones(words):
-    """A vector as wide as another one of words, all of whose bits are 1."""
+def all_ones(words: Words) -> Words:
+    """Return a uint64 vector with all bits 1, as wide as ``words``."""
     return np.full(len(words), 2**64 - 1, np.uint64)
 
 
@@ -629,8 +646,8 @@ def _all_ones(words):
     return words(words), generate
 
 
-def interleave(words):
-    """Integers from low halves of words: of each 16, 8 in even lanes and 8 in odd."""
+def interleave(words: Words) -> NDArray[np.int32]:
+    """Combine the low halves of uint64 lanes to int32: of 16, 8 go to even and 8 to odd lanes."""
     halves = words.reshape(-1, 2, WORDS)
     return halves.transpose(0, 2, 1).astype(np.int32).reshape(-1)
 
@@ -656,8 +673,8 @@ def _interleave(words):
     return Vector(types.int32, words.lanes)(words), generate
 
 
-def at_most(a, b):
-    """A uint64 whose bit i is 1 where lane i of the integers ``a`` is at most lane i of ``b``."""
+def at_most(a: NDArray[np.int32], b: NDArray[np.int32]) -> np.uint64:
+    """Return a uint64 whose bit i is 1 where lane i of int32 ``a`` is at most lane i of ``b``."""
     return np.uint64(int.from_bytes(np.packbits(a <= b, bitorder="little").tobytes(), "little"))
 
 
@@ -675,50 +692,50 @@ def _at_most(a, b):
 
 # ------------------------------------------------------------------------------------------- blocks
 
-# A block is a vector of 128 floats. LLVM gives it as many registers as the CPU needs for it, and
-# one line of a kernel becomes several instructions that do not wait for each other.
+# A block is a vector of 128 float32. LLVM splits it into as many registers as the CPU needs, and
+# one line of a kernel becomes several independent instructions.
 
 
-def load_block(array, index):
-    """The lanes array[index], ..., array[index + 127] of a contiguous 1-D float32 or int32 array.
+def load_block(array: Array, index: int) -> NDArray[np.float32]:
+    """Load the lanes array[index], ..., array[index + 127] of a float32 or int32 array as float32.
 
-    Integers become floats (below 2**24 exactly).
+    Integers are converted exactly below 2**24.
     """
     return array[index : index + BLOCK].astype(np.float32)
 
 
-def maximum(a, b):
-    """The larger of two lanes, ``a`` of equal ones (0.0 and -0.0); NaN where one of them is."""
+def maximum(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the larger lanes, ``a`` for equal ones (0.0 and -0.0); NaN where either is."""
     return exact.maximum(a, b)
 
 
-def minimum(a, b):
-    """The smaller of two lanes, ``a`` of equal ones (0.0 and -0.0); NaN where one of them is."""
+def minimum(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the smaller lanes, ``a`` for equal ones (0.0 and -0.0); NaN where either is."""
     return exact.minimum(a, b)
 
 
-def positive_or(a, b):
-    """``a`` where it is > 0, else ``b``."""
+def positive_or(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return ``a`` where it is > 0, else ``b``."""
     return np.where(a > 0, a, b)
 
 
-def absolute(block):
-    """The absolute value of each lane."""
+def absolute(block: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the absolute value of each lane."""
     return np.abs(block)
 
 
-def square_root(block):
-    """The square root of each lane, correctly rounded; NaN below 0."""
+def square_root(block: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the square root of each lane, correctly rounded; NaN below 0."""
     return np.sqrt(block)
 
 
-def store_signs(words, index, block):
-    """words[index] and words[index + 1] = the 128 bits that say where a lane is >= 0."""
+def store_signs(words: Words, index: int, block: NDArray[np.float32]) -> None:
+    """Store 128 bits, 1 where a lane is >= 0, to words[index] and words[index + 1]."""
     words[index : index + BLOCK // 64] = np.packbits(block >= 0, bitorder="little").view("<u8")
 
 
 def _compile_blocks(function, emit):
-    """Let ``function`` of one or two blocks compile to what ``emit(builder, ...)`` gives."""
+    """Compile ``function`` of one or two blocks to the result of ``emit(builder, ...)``."""
 
     @compiles(function)
     def of_blocks(*blocks):
@@ -727,14 +744,14 @@ def _compile_blocks(function, emit):
         return _blocks(*blocks), lambda context, builder, signature, values: emit(builder, *values)
 
 
-def call_llvm(builder, name, result, *operands):
-    """Call an LLVM function that every CPU has some instructions for."""
+def call_llvm(builder: Any, name: str, result: Any, *operands: Any) -> Any:
+    """Emit a call of an LLVM function that is available on every CPU."""
     kind = ir.FunctionType(result, [operand.type for operand in operands])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), operands)
 
 
 def _pick(comparison):
-    """``a`` where it wins or is NaN, else ``b`` (which may be NaN)."""
+    """Choose ``a`` where it wins or is NaN, else ``b`` (which may be NaN)."""
 
     def emit(builder, a, b):
         wins = builder.fcmp_ordered(comparison, a, b)
@@ -789,6 +806,6 @@ def _store_signs(words, index, block):
 
 
 def _holds(array, *elements):
-    """Whether an array type is contiguous, 1-D and of one of these elements."""
+    """Tell whether an array type is contiguous, 1-D and of one of these elements."""
     is_flat = isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C"
     return is_flat and array.dtype in elements

@@ -1,21 +1,21 @@
-"""Who may start parallel loops, and how many threads they get.
+"""Parallel loops: who may start them, and with how many threads.
 
-Numba has three libraries for parallel loops, its *threading layers*; it takes the first that
-is there of TBB, OpenMP and its own ``workqueue``, or the one that ``NUMBA_THREADING_LAYER`` names.
-Two of them have a case in which they end the whole process:
+Numba has three libraries for parallel loops, its *threading layers*; it uses the first available
+one of TBB, OpenMP and its own ``workqueue``, or the one that ``NUMBA_THREADING_LAYER`` names. Two
+of them end the whole process in some case:
 
-- ``workqueue``, the one that is always there, when two Python threads run parallel loops at the
-  same time. Every loop therefore passes through one lock.
-- GNU OpenMP, when a process that has started it forks and the child runs a parallel loop; in
-  a child of the child it waits forever. There `count` is 1.
+- ``workqueue``, which is always available, if two Python threads run parallel loops at the same
+  time. Every loop therefore acquires one lock.
+- GNU OpenMP, if a process that has started it forks and the child runs a parallel loop; a child of
+  the child waits forever. `count` is 1 there.
 
-`parallel` shares work out among as many tasks as `tasks_for` says, and hands them to `run`. The
-threads start when they are needed first: not on import, and not for small work.
+`parallel` divides work into as many tasks as `tasks_for` says, and passes them to `run`. The
+threads start when they are first needed: not on import, and not for small work.
 
-The BLAS library behind NumPy's ``@`` has threads of its own. Two sets of threads on the same cores
-hinder each other: those of OpenBLAS go on spinning for a while after each product, and a product of
-75 microseconds was seen to take 12 milliseconds. So training leaves the cores to the kernels and
-takes BLAS on one thread (`one_blas_thread`).
+The BLAS library behind NumPy's ``@`` has its own threads. Two sets of threads on the same cores
+slow each other down: OpenBLAS's threads keep spinning for a while after each product, and a product
+of 75 microseconds was observed to take 12 milliseconds. So training leaves the cores to the kernels
+and runs BLAS on one thread (`one_blas_thread`).
 """
 
 import ctypes
@@ -30,67 +30,66 @@ from contextlib import contextmanager
 import numba
 import threadpoolctl
 
-# Re-entrant, so that a kernel may be called where the lock is held already.
+# Re-entrant, so that a kernel may be called while the lock is held.
 _lock = threading.RLock()
 _forked_from_openmp = False
 
 
 def most() -> int:
-    """The number of threads Numba starts with: ``NUMBA_NUM_THREADS``, by default one a core."""
+    """Return the number of threads Numba starts with: ``NUMBA_NUM_THREADS``, or one per core."""
     return numba.config.NUMBA_NUM_THREADS
 
 
 def count() -> int:
-    """The number of threads that a kernel called now may use.
+    """Return the number of threads that a kernel called now may use.
 
-    It is what `num_threads` or ``numba.set_num_threads`` has set for this Python thread, at first
-    `most`; and 1 in a process that cannot start any, since it was forked from one that used OpenMP.
+    This is the number set by `num_threads` or ``numba.set_num_threads`` for this Python thread,
+    initially `most`; and 1 in a process that cannot start any, because it was forked from one that
+    used OpenMP.
     """
     if _forked_from_openmp:
         return 1
     try:
         numba.threading_layer()
-    except ValueError:  # they have not started; to ask for their number would do it
+    except ValueError:  # they have not started; asking for their number would start them
         return most()
     return numba.get_num_threads()
 
 
 def layer() -> str | None:
-    """The threading layer in use: "tbb", "omp" or "workqueue"; None before the threads start."""
+    """Return the threading layer in use: "tbb", "omp" or "workqueue"; None before threads start."""
     try:
         return numba.threading_layer()
     except ValueError:
         return None
 
 
-# Seconds of work that are worth a further thread. A parallel loop costs a start and a wait, which
-# depend on the threading layer: empty, it takes 3 microseconds with OpenMP and 65 with workqueue,
-# whose threads sleep meanwhile and can be some hundred microseconds late.
+# Seconds of work that are worth an additional thread. A parallel loop costs a start and a wait,
+# which depend on the threading layer: empty, it takes 3 microseconds with OpenMP and 65 with
+# workqueue, whose threads sleep in between and can be some hundred microseconds late.
 _WORTH_A_THREAD = {"omp": 10e-6, "tbb": 20e-6, "workqueue": 500e-6}
 
 
 def tasks_for(seconds: float) -> int:
-    """Among how many tasks to share out work that one core does in so many seconds.
-
-    From 1 to `count`.
-    """
+    """Return the number of tasks for work that takes one core ``seconds``: from 1 to `count`."""
     if seconds < 2 * min(_WORTH_A_THREAD.values()):
         return 1
-    # As long as no threads have started, they cost more to start than any loop.
+    # Threads that have not started yet cost more to start than any loop.
     worth = _WORTH_A_THREAD[layer() or "omp"]
     return max(1, min(count(), int(seconds / worth)))
 
 
 def run(function: int, rows: int, count: int, step: int, data: int) -> None:
-    """Call a compiled function for all rows of a table, when no other Python thread does so.
+    """Call a compiled function for all rows of a table, unless another Python thread does so.
 
-    The threads call it as ``function(rows, count, step, data)``, each for some rows.
+    Waits for the other thread then. The threads call it as ``function(rows, count, step, data)``,
+    each for some rows.
 
     Parameters
     ----------
     function, rows, count, step, data : int
         Addresses: of the function, of the address of the first row, of the number of rows, of the
-        bytes of a row, and of what the function reads besides.
+        bytes of a row, and of the function's other data.
     """
     with _lock:
         _loop()(function, rows, count, step, data, 0, 1, numba.get_num_threads())
@@ -98,15 +97,15 @@ def run(function: int, rows: int, count: int, step: int, data: int) -> None:
 
 @functools.cache
 def _start():
-    """Let Numba load its threading layer and start the threads.
+    """Make Numba load its threading layer and start the threads.
 
     A thread that waits at the end of a parallel loop spins, in GNU OpenMP by default for 300,000
-    turns: some milliseconds. Where another process has the other core, the spinning thread keeps
+    turns: some milliseconds. If another process occupies the other core, the spinning thread keeps
     its core from the one it waits for, and training steps took several times as long. 5,000 turns
-    are mostly enough until the next loop of the same computation begins; with fewer, steps of many
+    mostly suffice until the next loop of the same computation begins; with fewer, steps of many
     small loops lose time to waking (`GOMP_SPINCOUNT=1000 tinybnn bench train` shows how much). The
-    library reads the number once, while it is loaded, so the environment of this process and of
-    those that it starts stays as it was.
+    library reads the number once, while it is loaded, so the environment of this process and its
+    children is restored afterwards.
     """
     if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & {*os.environ}:  # the user has decided
         numba.get_num_threads()
@@ -120,7 +119,7 @@ def _start():
 
 @functools.cache
 def _loop():
-    """The parallel loop of the threading layer."""
+    """Return the parallel loop of the threading layer."""
     _start()
     name = {"omp": "omppool", "tbb": "tbbpool"}.get(numba.threading_layer(), "workqueue")
     library = importlib.import_module(f"numba.np.ufunc.{name}")
@@ -161,22 +160,23 @@ def num_threads(n: int | None) -> Iterator[None]:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Let BLAS run on the calling thread only inside a ``with`` block, in the whole process.
+    """Run BLAS on the calling thread only inside a ``with`` block, in the whole process.
 
-    Then the sums of a product have one order, so its result depends on no number of threads either.
+    Then the sums of a product have one order, so its result does not depend on the number of
+    threads.
     """
     with _libraries(len(sys.modules)).limit(limits=1, user_api="blas"):
         yield
 
 
-@functools.lru_cache(maxsize=1)  # to find them takes five milliseconds, as long as a short training
+@functools.lru_cache(maxsize=1)  # finding them takes five milliseconds, as long as a short training
 def _libraries(modules):
-    """The BLAS libraries of this process, as of so many Python modules: one may bring another."""
+    """Find the BLAS libraries of this process; the number of Python modules is the cache's key."""
     return threadpoolctl.ThreadpoolController()
 
 
 def _after_fork_in_child() -> None:
-    """A child has one thread. Whoever else held the lock when it was forked does not exist here."""
+    """Reset the lock in a child, where the thread that may have held it does not exist."""
     global _lock, _forked_from_openmp
     _lock = threading.RLock()
     _forked_from_openmp = _forked_from_openmp or layer() == "omp"

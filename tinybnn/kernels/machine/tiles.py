@@ -1,19 +1,21 @@
-"""Tiles: several rows of sums in registers, which one vector of weights serves together.
+"""Tiles: several rows of sums in registers that share each loaded vector of weights.
 
-A product is limited by its loads unless each number that is loaded meets several others. So inner
-loops keep a *tile*, a tuple of vectors, one for each row: a step loads one vector of weights and a
-number for each row, and multiplies them all (register blocking; Goto and van de Geijn 2008,
-"Anatomy of High-Performance Matrix Multiplication")::
+A product is limited by its loads unless each loaded number is used several times. So inner loops
+keep a *tile*, a tuple of vectors, one for each row: a step loads one vector of weights and a number
+for each row, and multiplies them all (register blocking; Goto and van de Geijn 2008, "Anatomy of
+High-Performance Matrix Multiplication")::
 
     tile = six(zeros(64))
     for k in range(depth):
         tile = add_products(tile, places, source, k, load_like(weights, 64 * k, tile[0]))
 
-A row may be wider than a register: LLVM splits it. Compiled, the loops over rows below are written
-out, as many instructions as there are rows: a loop would keep the tile in memory.
+A row may be wider than a register: LLVM splits it. In compiled code the loops over rows below are
+unrolled, one instruction per row: a loop would keep the tile in memory.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from llvmlite import ir
@@ -33,51 +35,83 @@ from tinybnn.kernels.machine.simd import (
     store_first,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-def add_products(tile, places, source, step, weights):
-    """Each row plus ``source[place + step] * weights``; the product is rounded before."""
+    from numpy.typing import NDArray
+
+    from tinybnn.kernels.machine.simd import Tile
+    from tinybnn.typing import Array
+
+
+def add_products(
+    tile: Tile,
+    places: tuple[int, ...],
+    source: NDArray[np.float32],
+    step: int,
+    weights: NDArray[np.float32],
+) -> Tile:
+    """Add ``source[place + step] * weights`` to each row; the product is rounded first."""
     return tuple([r + source[p + step] * weights for r, p in zip(tile, places, strict=True)])
 
 
-def fuse_products(tile, places, source, step, weights):
-    """The same, rounded once where the CPU can, else twice."""
+def fuse_products(
+    tile: Tile,
+    places: tuple[int, ...],
+    source: NDArray[np.float32],
+    step: int,
+    weights: NDArray[np.float32],
+) -> Tile:
+    """Do the same, rounding once where the CPU can, else twice."""
     return add_products(tile, places, source, step, weights)
 
 
-def add_lane_products(tile, places, source, step, weights):
-    """Each row plus the lanes of ``source`` from place + step on times those of the weights."""
+def add_lane_products(
+    tile: Tile,
+    places: tuple[int, ...],
+    source: NDArray[np.float32],
+    step: int,
+    weights: NDArray[np.float32],
+) -> Tile:
+    """Add ``source[place + step : ...] * weights``, lane by lane, to each row."""
     starts = [place + step for place in places]
     lanes = [source[start : start + len(weights)] for start in starts]
     return tuple([row + x * weights for row, x in zip(tile, lanes, strict=True)])
 
 
-def fuse_lane_products(tile, places, source, step, weights):
-    """The same, rounded once where the CPU can, else twice."""
+def fuse_lane_products(
+    tile: Tile,
+    places: tuple[int, ...],
+    source: NDArray[np.float32],
+    step: int,
+    weights: NDArray[np.float32],
+) -> Tile:
+    """Do the same, rounding once where the CPU can, else twice."""
     return add_lane_products(tile, places, source, step, weights)
 
 
-def add_stored(tile, places, array):
-    """Each row plus what the array holds from its place on."""
+def add_stored(tile: Tile, places: tuple[int, ...], array: Array) -> Tile:
+    """Add to each row the lanes that an array holds from the row's place on."""
     rows = zip(tile, places, strict=True)
     return tuple([row + array[place : place + len(row)] for row, place in rows])
 
 
-def transposed(tile):
-    """Four rows of four lanes, the lanes of which become rows."""
+def transposed(tile: Tile) -> Tile:
+    """Transpose four rows of four lanes."""
     return tuple(np.array(tile).T.copy())
 
 
-def store_tile(tile, places, array, count):
-    """The first ``count`` lanes of each row to its place; what is behind them stays."""
+def store_tile(tile: Tile, places: tuple[int, ...], array: Array, count: int) -> None:
+    """Store the first ``count`` lanes of each row at its place; the memory behind is unchanged."""
     for row, place in zip(tile, places, strict=True):
         store_first(array, place, row, count)
 
 
-def compile_rows(function, emit):
+def compile_rows(function: Callable[..., Any], emit: Callable[..., Any]) -> None:
     """Compile ``function(tile, places, array, step, weights)``, row by row.
 
-    ``emit(builder, row, pointer, weights)`` gives the new row; the pointer is that of
-    array[place + step].
+    ``emit(builder, row, pointer, weights)`` returns the new row; the pointer is that of array[place
+    + step].
     """
 
     @compiles(function)
@@ -95,8 +129,8 @@ def compile_rows(function, emit):
         return tile(tile, places, array, types.intp, weights), generate
 
 
-def load_lanes(builder, pointer, lanes):
-    """Load so many neighbours of what a pointer points to."""
+def load_lanes(builder: Any, pointer: Any, lanes: int) -> Any:
+    """Emit the load of ``lanes`` adjacent elements from a pointer on."""
     kind = ir.VectorType(pointer.type.pointee, lanes)
     return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=4)
 
@@ -139,17 +173,17 @@ def _transposed(tile):
 
 
 def _zipped(builder, a, b):
-    """The lanes of two vectors of four in turn, as two vectors."""
+    """Interleave the lanes of two vectors of four, as two vectors."""
     kind = ir.VectorType(ir.IntType(32), 4)
     lanes = ir.Constant(kind, [0, 4, 1, 5]), ir.Constant(kind, [2, 6, 3, 7])
-    return [builder.shuffle_vector(a, b, some) for some in lanes]
+    return [builder.shuffle_vector(a, b, order) for order in lanes]
 
 
 @compiles(add_stored)
 def _add_stored(tile, places, array):
     def generate(context, builder, signature, values):
-        found = _rows_at(context, builder, tile, array, *values)
-        results = [builder.fadd(row, builder.load(pointer, align=4)) for row, pointer in found]
+        rows = _rows_at(context, builder, tile, array, *values)
+        results = [builder.fadd(row, builder.load(pointer, align=4)) for row, pointer in rows]
         return context.make_tuple(builder, signature.return_type, results)
 
     return tile(tile, places, array), generate
@@ -177,7 +211,7 @@ def _store_columns(typing, tile, places, array, count):
 
 
 def _rows_at(context, builder, tile, array, rows, places, array_value):
-    """Each row of a tile, and a pointer to as many elements at its place."""
+    """Yield each row of a tile, and a pointer to the elements at its place."""
     for i in range(len(tile)):
         place = builder.extract_value(places, i)
         pointer = address(context, builder, array, array_value, place, tile.dtype)
@@ -198,27 +232,27 @@ def _compiled_store_tile(tile, places, array, count):
 
 
 @inlined
-def four(row):
-    """A tile of four equal rows."""
+def four(row: Array) -> Tile:
+    """Return a tile of four equal rows."""
     return row, row, row, row
 
 
 @inlined
-def moved(places, step):
-    """The places of four rows, so much further on."""
+def moved(places: tuple[int, int, int, int], step: int) -> tuple[int, int, int, int]:
+    """Advance the places of four rows by ``step``."""
     a, b, c, d = places
     return a + step, b + step, c + step, d + step
 
 
 @inlined
-def six(row):
-    """A tile of six equal rows."""
+def six(row: Array) -> Tile:
+    """Return a tile of six equal rows."""
     return row, row, row, row, row, row
 
 
 @inlined
-def six_entries(table, first, last, base):
-    """``base`` plus six entries of a table from ``first`` on, the last of them again if need be."""
+def six_entries(table: NDArray[np.int64], first: int, last: int, base: int) -> tuple[int, ...]:
+    """Return ``base`` plus six entries of a table from ``first`` on; the last one is repeated."""
     i1, i2, i3 = min(first + 1, last), min(first + 2, last), min(first + 3, last)
     i4, i5 = min(first + 4, last), min(first + 5, last)
     return (
@@ -228,7 +262,7 @@ def six_entries(table, first, last, base):
 
 
 @inlined
-def three_entries(table, first, last, base):
-    """The same with three entries, where ``first`` may lie behind the last."""
+def three_entries(table: NDArray[np.int64], first: int, last: int, base: int) -> tuple[int, ...]:
+    """Return ``base`` plus three entries; ``first`` may be beyond the last."""
     i0, i1, i2 = min(first, last), min(first + 1, last), min(first + 2, last)
     return base + entry(table, i0), base + entry(table, i1), base + entry(table, i2)

@@ -1,22 +1,30 @@
-"""Windows that slide over images: the one geometry of convolutions and pooling.
+"""Sliding windows: the common geometry of convolutions and pooling.
 
-A window covers ``kernel`` pixels along each axis, ``dilation`` apart; it moves in steps of
-``stride``, and begins ``padding`` pixels before the image. Tap t of window o falls on pixel
-``o * stride + t * dilation - padding``, which may lie outside the image.
+A window covers ``kernel`` pixels along each axis, ``dilation`` apart. It moves in steps of
+``stride``, starting ``padding`` pixels before the image. Tap t of window o lies on pixel
+``o * stride + t * dilation - padding``, which may be outside the image.
 
-`Windows` is a tuple of integers, so kernels take it as it is, and plans are cached under it.
+`Windows` is a tuple of integers, so that kernels can take it as it is and plans can be cached by
+it.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from tinybnn.typing import Array
+
 
 class Windows(NamedTuple):
-    """Sizes of the image and of the output, and how the windows lie; made by `windows`.
+    """Sizes of image and output, and the windows' geometry; made by `windows`.
 
     ``top`` and ``left`` are the padding, on both sides.
     """
@@ -35,44 +43,49 @@ class Windows(NamedTuple):
     column_dilation: int
 
     @property
-    def size(self):
-        """Height and width of the image; the other pairs likewise."""
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image. The other properties are pairs, too."""
         return self[0:2]
 
     @property
-    def out_size(self):
+    def out_size(self) -> tuple[int, int]:
+        """Height and width of the output."""
         return self[2:4]
 
     @property
-    def kernel_size(self):
+    def kernel_size(self) -> tuple[int, int]:
+        """Height and width of a window in taps."""
         return self[4:6]
 
     @property
-    def stride(self):
+    def stride(self) -> tuple[int, int]:
+        """Stride along height and width."""
         return self[6:8]
 
     @property
-    def padding(self):
+    def padding(self) -> tuple[int, int]:
+        """Padding along height and width."""
         return self[8:10]
 
     @property
-    def dilation(self):
+    def dilation(self) -> tuple[int, int]:
+        """Dilation along height and width."""
         return self[10:12]
 
     @property
-    def padded_size(self):
+    def padded_size(self) -> tuple[int, int]:
         """Height and width of the image with its padding."""
         return self.height + 2 * self.top, self.width + 2 * self.left
 
     @property
-    def taps(self):
-        """Pixels of a window."""
+    def taps(self) -> int:
+        """Number of pixels of a window."""
         return self.kernel_height * self.kernel_width
 
-    def views(self, padded):
-        """For each tap ky, kx and the pixels of padded images (N, H', W', C) that it falls on.
+    def views(self, padded: Array) -> Iterator[tuple[int, int, Array]]:
+        """Yield each tap ky, kx with the pixels of padded images (N, H', W', C) that it sees.
 
-        The last is a view, (N, OH, OW, C).
+        The pixels are a view, (N, OH, OW, C).
         """
         for ky, kx in np.ndindex(*self.kernel_size):
             rows, columns = (
@@ -83,52 +96,64 @@ class Windows(NamedTuple):
             )
             yield ky, kx, padded[:, rows, columns]
 
-    def positions(self, axis):
-        """Where in the image each tap of each window falls along an axis: (outputs, taps)."""
+    def positions(self, axis: int) -> NDArray[np.int64]:
+        """Return the position in the image of each tap along an axis: (outputs, taps) int64."""
         outputs, taps = np.arange(self.out_size[axis]), np.arange(self.kernel_size[axis])
         starts = outputs * self.stride[axis] - self.padding[axis]
         return starts[:, None] + taps * self.dilation[axis]
 
-    def inside(self, axis):
-        """Which of these are inside the image."""
+    def inside(self, axis: int) -> NDArray[np.bool_]:
+        """Return which of `positions` are inside the image: (outputs, taps) bool."""
         positions = self.positions(axis)
         return (positions >= 0) & (positions < self.size[axis])
 
-    def places(self, pixel):
-        """Where in a padded image, each of whose pixels has so many numbers, windows and taps are.
+    def places(self, pixel: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return flat offsets of windows and taps in a padded image of ``pixel`` numbers per pixel.
 
         Returns
         -------
         starts : (OH * OW,) int64
-            The first number that a window sees.
+            Offset of the first number that a window sees.
         taps : (kh * kw,) int64
-            The first number under a tap, from there.
+            Offset of the first number under a tap, relative to the window's.
         """
         steps = self.padded_size[1] * pixel, pixel
-        found = []
+        offsets = []
         for counts, distances in ((self.out_size, self.stride), (self.kernel_size, self.dilation)):
             rows, columns = (
                 np.arange(n) * (distance * step)
                 for n, distance, step in zip(counts, distances, steps, strict=True)
             )
-            found.append(np.add.outer(rows, columns).reshape(-1))
-        return found
+            offsets.append(np.add.outer(rows, columns).reshape(-1))
+        starts, taps = offsets
+        return starts, taps
 
 
-def windows(function, size, kernel_size, stride=(1, 1), padding=(0, 0), dilation=(1, 1)):
-    """The geometry of windows that slide over images of one size.
+def windows(
+    function: str,
+    size: tuple[int, int],
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+) -> Windows:
+    """Compute the geometry of windows that slide over images of one size.
 
     Parameters
     ----------
     function : str
-        Begins the message of an error.
+        Name of the function, for errors.
     size, kernel_size, stride, padding, dilation : (int, int)
         Along height and width.
+
+    Returns
+    -------
+    Windows
 
     Raises
     ------
     ValueError
-        If a parameter is not two integers, or no window fits.
+        If a parameter is not two integers in range, or the image is smaller than a window.
     """
     return _windows(function, *map(tuple, (size, kernel_size, stride, padding, dilation)))
 
@@ -150,15 +175,15 @@ def _windows(function, size, kernel_size, stride, padding, dilation):
     return Windows(*size, *out, *kernel_size, *stride, *padding, *dilation)
 
 
-def pair(function, name, pair, least):
-    """Two integers as a tuple, or a ValueError if one is below ``least``."""
+def pair(function: str, name: str, pair: Sequence[int], least: int) -> tuple[int, int]:
+    """Return two integers as a tuple; a ValueError if one is below ``least``."""
     pair = tuple(pair)
     if len(pair) != 2 or min(pair) < least:
         raise ValueError(f"{function}: {name} must be two integers >= {least}, got {pair}")
     return int(pair[0]), int(pair[1])
 
 
-def with_border(images, padding, value=0):
-    """Images (N, H, W, C) with so many rows and columns of a value on each side."""
+def with_border(images: Array, padding: tuple[int, int], value: Any = 0) -> Array:
+    """Pad images (N, H, W, C) with ``padding`` rows and columns of a value on each side."""
     border = ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0))
     return np.pad(images, border, constant_values=value)

@@ -1,18 +1,23 @@
-"""Rows of signs as rows of 64-bit words, and back.
+"""Pack rows of signs into 64-bit words, and unpack them.
 
 A sign is one bit: 1 stands for +1 and 0 for -1, and ``sign(x) = +1 if x >= 0 else -1``. Both zeros
 give +1; NaN, which is not >= 0, gives -1.
 
 A row of K signs is stored in ``words_for(K)`` words of type ``uint64``. Element 64 j + i of the row
 is bit i of word j, counted from the least significant bit. The bits behind the last element, the
-tail, are 0. Every function here keeps that so, and every kernel on words relies on it: two tails of
-zeros agree, so they add nothing to a count of disagreements.
+tail, are 0. Every function here preserves this, and every kernel on words relies on it: two zero
+tails agree, so they add nothing to a count of disagreements.
 
-On disk and on the wire a row is ``ceil(K / 8)`` bytes: 200 signs are 4 words in memory and 25 bytes
-in a file.
+In files and in messages a row is ``ceil(K / 8)`` bytes: 200 signs are 4 words in memory and 25
+bytes in a file.
+
+The kernels are for speed alone: `tinybnn bench kernels` compares `pack` and `unpack` with NumPy.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from llvmlite import ir
@@ -23,31 +28,35 @@ from tinybnn.kernels.machine.layout import words_for as words_for
 from tinybnn.kernels.machine.memory import empty
 from tinybnn.kernels.machine.simd import compiles, element_address, inlined, kernel, subkernel
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+    from tinybnn.typing import Array, Words
+
 _NO_BITS, _NO_BIT = np.uint64(0), np.uint32(0)
 _ALL_ONES = np.uint64(2**64 - 1)
 
-_LARGE = 128  # pixels of an image that is packed plane by plane
+_LARGE = 128  # least pixels of an image that is packed plane by plane
 _RUN = 1024  # pixels at a time
 
 
 # ------------------------------------------------------------------------------------------- pack
 
 
-def pack(x, thresholds=None):
-    """The signs of ``x`` along its last axis, as words.
+def pack(x: ArrayLike, thresholds: ArrayLike | None = None) -> Words:
+    """Pack the signs of ``x`` along its last axis into words.
 
     Parameters
     ----------
     x : (..., K) float32, float64 or integer
-        Any strides. Bit k of a row is ``x[..., k] >= 0``. Two layouts in memory are read as they
-        are: rows one after the other (C-contiguous), and images with their channels first
-        (``x.transpose(0, 2, 3, 1)`` of a contiguous (N, C, H, W) array). Others, and images of less
-        than 64 pixels, are copied first.
-    thresholds : (K,) of the dtype of ``x``, which is then float32 or float64; optional
+        Any strides. Bit k of a row is ``x[..., k] >= 0``. Two memory layouts are read in place:
+        C-contiguous rows, and channels-first images (``x.transpose(0, 2, 3, 1)`` of a contiguous
+        (N, C, H, W) array). Any other layout, and images of less than 64 pixels, are copied first.
+    thresholds : (K,) float32 or float64, same dtype as ``x``, optional
         Bit k of a row is ``x[..., k] - thresholds[k] >= 0``, with the difference rounded to the
         dtype: the sign of ReActNet's RSign (Liu et al. 2020, arXiv:2003.03488, eq. 1). For finite
-        thresholds ``x >= threshold`` says the same, as the difference of unequal floats is never
-        rounded to 0 (subnormal numbers see to that); but inf - inf is NaN, which is not >= 0.
+        thresholds this equals ``x >= threshold``, because subnormal numbers keep the difference of
+        unequal floats from rounding to 0; but inf - inf is NaN, which is not >= 0.
 
     Returns
     -------
@@ -56,8 +65,8 @@ def pack(x, thresholds=None):
     Raises
     ------
     ValueError
-        If ``x`` has no axis, its last axis is empty, its dtype is another one, or the thresholds
-        do not fit it.
+        If ``x`` has no axis, an empty last axis or another dtype, or if the thresholds do not
+        match it.
     """
     x = np.asarray(x)
     native = x.dtype.newbyteorder("=")
@@ -78,7 +87,7 @@ def pack(x, thresholds=None):
     is_planes = _channels_first(x, native)
     in_order = for_kernel(np.moveaxis(x, -1, 1) if is_planes else x.astype(native, copy=False))
     words = empty((*lead, words_for(count)), np.uint64)
-    # inf - inf is NaN without a warning in compiled code; the same when the JIT is off.
+    # In compiled code inf - inf is NaN without a warning; do the same when the JIT is off.
     with np.errstate(over="ignore", invalid="ignore"):
         if is_planes:
             images, pixels = len(x), math.prod(x.shape[1:-1])
@@ -93,8 +102,8 @@ def pack(x, thresholds=None):
     return words
 
 
-def pack_reference(x, thresholds=None):
-    """What :func:`pack` computes, in plain NumPy."""
+def pack_reference(x: ArrayLike, thresholds: ArrayLike | None = None) -> Words:
+    """Compute :func:`pack` in plain NumPy; shapes and dtypes as there."""
     x = np.asarray(x)
     with np.errstate(over="ignore", invalid="ignore"):
         bits = (x if thresholds is None else x - thresholds) >= 0
@@ -106,7 +115,7 @@ def pack_reference(x, thresholds=None):
 
 
 def _channels_first(x, native):
-    """Whether (N, ..., C) images lie in memory as (N, C, ...), planes of at least 64 pixels."""
+    """Tell whether (N, ..., C) images are stored as (N, C, ...), with at least 64 pixels."""
     if x.ndim < 3 or x.flags.c_contiguous or x.dtype != native or not x.flags.aligned:
         return False
     return np.moveaxis(x, -1, 1).flags.c_contiguous and math.prod(x.shape[1:-1]) >= 64
@@ -125,10 +134,10 @@ def _pack(x, thresholds, words):
 
 
 def _whole_word(x, index, thresholds, k):
-    """The signs of 64 elements of a contiguous array; thresholds from the k-th on.
+    """Pack 64 elements of a contiguous array, from ``index`` on, with thresholds from ``k`` on.
 
-    Compiled it is one comparison of 64 lanes, whose bits are the word: packs and `vpmovmskb` on
-    AVX2, masks on AVX-512.
+    Compiled, this is one comparison of 64 lanes, whose result bits are the word: packs and
+    `vpmovmskb` on AVX2, masks on AVX-512.
     """
     levels = None if thresholds is None else thresholds[k : k + 64]
     return _word(x.reshape(-1)[index : index + 64], levels, 64)
@@ -160,6 +169,7 @@ def _compiled_whole_word(x, index, thresholds, k):
 
 @subkernel
 def _word(values, levels, size):
+    """Pack up to 64 elements; ``levels`` are their thresholds, or None."""
     word = np.uint64(0)
     for bit in range(size):
         is_plus = values[bit] >= 0 if levels is None else values[bit] - levels[bit] >= 0
@@ -167,16 +177,16 @@ def _word(values, levels, size):
     return word
 
 
-# Channels first, a word needs a number from each of 64 planes. Where a little of each plane is read
-# in turn, none is read ahead into the cache (and planes of 4 KB, 32×32 pixels, all fall into the
-# same few lines of it). So large images are read plane by plane.
+# With channels first, a word takes one number from each of 64 planes. Reading a little of each
+# plane in turn defeats the prefetcher (and planes of 4 KB, 32×32 pixels, all map to the same few
+# cache lines). So large images are read plane by plane.
 
 
 @kernel
 def _pack_planes(x, thresholds, words):
-    """x : (N, C, pixels), words : (N, pixels, words_for(C))"""
+    """Pack large images. x : (N, C, pixels), words : (N, pixels, words_for(C))"""
     images, channels, pixels = x.shape
-    halves = np.empty((2, min(_RUN, pixels)), np.uint32)  # of the words of some pixels
+    halves = np.empty((2, min(_RUN, pixels)), np.uint32)  # lower and upper half of each word
     for n in range(images):
         for first in range(0, pixels, _RUN):
             end = min(first + _RUN, pixels)
@@ -193,19 +203,22 @@ def _pack_planes(x, thresholds, words):
 
 @subkernel
 def _set_where(half, values, level, bit):
-    """Set a bit of the half words where a value is not below the level."""
+    """Set ``bit`` in the half words whose value is not below the level."""
     for i in range(len(values)):
         half[i] |= bit if values[i] - level >= 0 else _NO_BIT
 
 
 @kernel
 def _pack_blocks(x, thresholds, words):
-    """The same for small images, of at least 64 pixels: 64 pixels at a time, of all planes."""
+    """Pack small images of at least 64 pixels: all planes of 64 pixels at a time.
+
+    x : (N, C, pixels), words : (N, pixels, words_for(C))
+    """
     images, channels, pixels = x.shape
     block = np.empty(64, np.uint64)  # a word of each of 64 pixels
     for n in range(images):
         for start in range(0, pixels, 64):
-            first = min(start, pixels - 64)  # the last block overlaps the one before
+            first = min(start, pixels - 64)  # the last block overlaps its predecessor
             for j in range(words.shape[2]):
                 block[:] = 0
                 for c in range(64 * j, min(64 * j + 64, channels)):
@@ -220,14 +233,14 @@ def _pack_blocks(x, thresholds, words):
 # ----------------------------------------------------------------------------------------- unpack
 
 
-def unpack(words, count, dtype=np.float32):
-    """The ±1 values of rows of words; the inverse of :func:`pack`.
+def unpack(words: ArrayLike, count: int, dtype: DTypeLike = np.float32) -> Array:
+    """Unpack rows of words to ±1; the inverse of :func:`pack`.
 
     Parameters
     ----------
     words : (..., words_for(count)) uint64
     count : int
-        K, the number of signs a row.
+        K, the number of signs in a row.
     dtype : numpy dtype
         float32, float64 or a signed integer type.
 
@@ -238,7 +251,7 @@ def unpack(words, count, dtype=np.float32):
     Raises
     ------
     ValueError
-        If ``count`` is not positive, the words do not fit it, or ``dtype`` is another one.
+        If ``count`` is not positive or does not match the words, or ``dtype`` is another one.
     """
     words = _checked_words("unpack", words, "count", count)
     dtype = np.dtype(dtype)
@@ -251,8 +264,8 @@ def unpack(words, count, dtype=np.float32):
     return signs.reshape(*lead, count)
 
 
-def unpack_reference(words, count, dtype=np.float32):
-    """What :func:`unpack` computes, in plain NumPy."""
+def unpack_reference(words: Words, count: int, dtype: DTypeLike = np.float32) -> Array:
+    """Compute :func:`unpack` in plain NumPy. words : (..., W) uint64 -> (..., count)"""
     as_bytes = np.ascontiguousarray(words).astype("<u8").view(np.uint8)  # (..., 8*W)
     bits = np.unpackbits(as_bytes, axis=-1, count=count, bitorder="little")  # (..., K)
     return np.where(bits, 1, -1).astype(dtype)
@@ -278,11 +291,12 @@ def _signs(word, signs, size):
 # ----------------------------------------------------------------------------------- split_groups
 
 
-def split_groups(words, channels, groups):
-    """Rows of channels cut into groups, each of which starts at bit 0 of words of its own.
+def split_groups(words: ArrayLike, channels: int, groups: int) -> Words:
+    """Cut rows of channels into groups; each starts at bit 0 of its own words.
 
-    A grouped convolution compares a filter with the channels of one group only. These can lie
-    across two words (48 channels in 2 groups: bits 0 to 23 and 24 to 47), so they are moved first.
+    A grouped convolution compares a filter with the channels of one group only. A group can
+    straddle two words (48 channels in 2 groups: bits 0 to 23 and 24 to 47), so the bits are moved
+    first.
 
     Parameters
     ----------
@@ -298,7 +312,7 @@ def split_groups(words, channels, groups):
     Raises
     ------
     ValueError
-        If ``channels`` is not positive, ``groups`` does not divide it, or the words do not fit it.
+        If ``channels`` is not positive, not divisible by ``groups``, or does not match the words.
     """
     words = _checked_words("split_groups", words, "channels", channels)
     if groups < 1 or channels % groups:
@@ -311,8 +325,8 @@ def split_groups(words, channels, groups):
     return split.reshape(*lead, *split.shape[1:])
 
 
-def split_groups_reference(words, channels, groups):
-    """What :func:`split_groups` computes, in plain NumPy."""
+def split_groups_reference(words: Words, channels: int, groups: int) -> Words:
+    """Compute :func:`split_groups` in plain NumPy; shapes as there."""
     signs = unpack_reference(words, channels)  # (..., C)
     return pack_reference(signs.reshape(*signs.shape[:-1], groups, channels // groups))
 
@@ -328,8 +342,8 @@ def _split_groups(words, row_words, group_channels, split):
 
 
 @inlined
-def bits_from(words, start, first, count):
-    """Bits first to first + count - 1 of the row that begins at words[start]; count <= 64."""
+def bits_from(words: Words, start: int, first: int, count: int) -> np.uint64:
+    """Read bits first to first + count - 1 of the row that begins at words[start]; count <= 64."""
     at, shift = start + first // 64, first % 64
     word = words[at] >> np.uint64(shift)
     if shift + count > 64:  # the rest lies in the next word
@@ -340,8 +354,8 @@ def bits_from(words, start, first, count):
 # ------------------------------------------------------------------------------------------ bytes
 
 
-def to_bytes(words, count):
-    """Rows of words as rows of ``ceil(count / 8)`` bytes, the form for files and the wire.
+def to_bytes(words: ArrayLike, count: int) -> NDArray[np.uint8]:
+    """Convert rows of words to rows of ``ceil(count / 8)`` bytes, as files and messages hold them.
 
     Bit i of byte j is element 8 j + i, on machines of either byte order.
 
@@ -349,7 +363,7 @@ def to_bytes(words, count):
     ----------
     words : (..., words_for(count)) uint64
     count : int
-        K, the number of bits a row.
+        K, the number of bits in a row.
 
     Returns
     -------
@@ -358,7 +372,7 @@ def to_bytes(words, count):
     Raises
     ------
     ValueError
-        If ``count`` is not positive, the words do not fit it, or a tail bit is set.
+        If ``count`` is not positive or does not match the words, or a tail bit is set.
     """
     words = _checked_words("to_bytes", words, "count", count)
     _refuse_tail("to_bytes", "words", words, count)
@@ -366,14 +380,14 @@ def to_bytes(words, count):
     return as_bytes[..., : _bytes_for(count)].copy()
 
 
-def from_bytes(bytes_, count):
-    """Rows of words from rows of bytes; the inverse of :func:`to_bytes`.
+def from_bytes(bytes_: ArrayLike, count: int) -> Words:
+    """Convert rows of bytes to rows of words; the inverse of :func:`to_bytes`.
 
     Parameters
     ----------
     bytes_ : (..., ceil(count / 8)) uint8
     count : int
-        K, the number of bits a row.
+        K, the number of bits in a row.
 
     Returns
     -------
@@ -382,8 +396,8 @@ def from_bytes(bytes_, count):
     Raises
     ------
     ValueError
-        If ``count`` is not positive, the bytes do not fit it, or a bit behind element K - 1 is set:
-        the bytes are then not what :func:`to_bytes` wrote for this ``count``.
+        If ``count`` is not positive or does not match the bytes, or if a bit behind element K - 1
+        is set: then :func:`to_bytes` did not write them for this ``count``.
     """
     bytes_ = np.asarray(bytes_)
     if count < 1:
@@ -413,7 +427,7 @@ def _bytes_for(count):
 
 
 def _checked_words(function, words, count_name, count):
-    """``words`` for a kernel to read, or a ValueError if it can't be rows of ``count`` bits."""
+    """Return ``words`` for a kernel; a ValueError if they cannot be rows of ``count`` bits."""
     if count < 1:
         raise ValueError(f"{function}: {count_name} must be positive, got {count}")
     words = np.asarray(words)

@@ -1,15 +1,17 @@
-"""Products of signs by counting: an exclusive or, and a population count, for each word.
+"""Sign products by counting: an exclusive or and a population count for each word.
 
 A panel has 32 columns, or 16. It holds word 0 of each of its filters, then word 1 of each, and so
-on, so that one load gives the words of 8 filters: those with an even number among 16, then those
-with an odd one. Two vectors of 64-bit counts then become one of 32-bit sums by putting the second
-into the upper halves of the first.
+on, so that one load gives the words of 8 filters: the even-numbered of 16 filters first, then the
+odd-numbered. Shifting the odd-numbered counts into the upper halves of the even-numbered ones then
+turns two vectors of 64-bit counts into one of 32-bit sums.
 
-The method is for CPUs that count the bits of a whole vector in one instruction (AVX-512 with
-VPOPCNTDQ), and for those without byte shuffles; between them is `look_ups`.
+This method is used on CPUs that count the bits of a whole vector in one instruction (AVX-512 with
+VPOPCNTDQ), and on those without byte shuffles; all others use `look_ups`.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import types
@@ -33,27 +35,30 @@ from tinybnn.kernels.machine.tiles import compile_rows, four
 from tinybnn.kernels.signs.results import finish
 from tinybnn.kernels.signs.tables import Tables
 
+if TYPE_CHECKING:
+    from tinybnn.typing import Array, Words
+
 WIDE, NARROW = 4 * WORDS, 2 * WORDS  # columns of a panel
 _PART = 256  # pixels that pass through all panels before the next ones: their words stay in cache
-_NEAR = 3072  # words of panels (24 KB) that stay in the nearest cache
+_NEAR = 3072  # words of panels (24 KB) that stay in the first-level cache
 
 
-def panel_words(panels):
-    """(P, width, L) words of filters -> those of P panels: even columns, then odd columns."""
+def panel_words(panels: Words) -> Words:
+    """Lay out (P, width, L) words of filters as P panels, flat: even columns, then odd columns."""
     count, width, length = panels.shape
     pairs = panels.reshape(count, width // (2 * WORDS), WORDS, 2, length)
     return np.ascontiguousarray(pairs.transpose(0, 4, 1, 3, 2)).reshape(-1)
 
 
-def words_of_panel(panel, length):
-    """The words of one panel -> (L, width), the reverse of `panel_words`."""
+def words_of_panel(panel: Words, length: int) -> Words:
+    """Read the words of one panel back as (L, width); the inverse of `panel_words`."""
     return panel.reshape(length, -1, 2, WORDS).swapaxes(2, 3).reshape(length, -1)
 
 
-def counted(masks, index, words):
-    """Which bits of a vector of words count: those of the masks; without masks all.
+def counted(masks: Array, index: int, words: Words) -> Words:
+    """Load the mask of a vector of words, (lanes,) uint64: which bits count; all without masks.
 
-    All is a constant, and the compiler leaves out an `and` with it.
+    Without masks the result is a constant, and the compiler drops the `and`.
     """
     return load_like(masks, index, words) if masks.dtype == np.uint64 else all_ones(words)
 
@@ -65,10 +70,16 @@ def _compiled_counted(masks, index, words):
     return lambda masks, index, words: all_ones(words)
 
 
-def count_disagreements(tile, places, words, step, filters):
-    """Each row plus the number of bits of words[place + step] that differ from each filter's.
+def count_disagreements(
+    tile: tuple[Words, ...],
+    places: tuple[int, ...],
+    words: Words,
+    step: int,
+    filters: tuple[Words, Words],
+) -> tuple[Words, ...]:
+    """Add to each row the number of bits in which words[place + step] differs from each filter.
 
-    ``filters`` are words of filters, and those of which bits of them count.
+    ``filters`` are a vector of filter words and a vector of their masks.
     """
     weights, counts = filters
     rows = zip(tile, places, strict=True)
@@ -87,23 +98,34 @@ compile_rows(count_disagreements, _emit_disagreements)
 
 
 # The inner loops. Counting the disagreements of a vector of words takes three instructions: xor,
-# popcount, add. To keep these busy, what they work on has to be in registers: a block of 4 pixels
-# times 32 filters has 16 vectors of counts, and the words loaded for one step (4 vectors of 8
-# filters each, 4 words of pixels) meet 4 times each, so that 8 loads serve 48 instructions. The 16
-# counts are independent of each other, so none waits for the one before.
+# popcount, add. To keep them busy, their operands must be in registers: a block of 4 pixels times
+# 32 filters has 16 vectors of counts, and each word loaded in a step (4 vectors of 8 filters, 4
+# words of pixels) is used 4 times, so that 8 loads serve 48 instructions. The 16 counts are
+# independent, so none waits for another.
 #
-# With few words a pixel a block is short, and what surrounds it counts: where a pixel's words are
-# is looked up once and serves a batch of panels, as many as stay in the nearest cache.
+# With few words per pixel a block is short, and its overhead matters: a pixel's addresses are
+# looked up once for a batch of panels, as many as stay in the first-level cache.
 
 
 @subkernel
-def blocks(first, end, panel, panel_end, words, base, masks, arguments, target):
-    """Output pixels first to end - 1 of some panels; image n begins at base + n * image_stride.
+def blocks(
+    first: int,
+    end: int,
+    panel: int,
+    panel_end: int,
+    words: Words,
+    base: int,
+    masks: Array,
+    arguments: tuple[Any, ...],
+    target: tuple[Any, ...],
+) -> None:
+    """Multiply output pixels first to end - 1 by panels panel to panel_end - 1.
 
-    The results go to ``target``: see `xnor`.
+    Image n begins at words[base + n * image_stride]. The results go to ``target``: see
+    `xnor._blocks`.
     """
     tables = Tables(*arguments)
-    wide = tables.group_columns // WIDE  # wide panels a group
+    wide = tables.group_columns // WIDE  # wide panels per group
     panels = (tables.group_columns + NARROW) // WIDE
     batch = max(_NEAR // (WIDE * len(tables.taps)), 1)
     for start in range(first, end, _PART):
@@ -111,20 +133,20 @@ def blocks(first, end, panel, panel_end, words, base, masks, arguments, target):
         for group in range(panel // panels, (panel_end - 1) // panels + 1):
             p_end = min(panel_end - group * panels, panels)
             for p in range(max(panel - group * panels, 0), min(p_end, wide), batch):
-                some = group, p * WIDE, min(p + batch, p_end, wide) * WIDE
+                columns = group, p * WIDE, min(p + batch, p_end, wide) * WIDE
                 _panel_sums(
-                    zero_counts(WIDE), start, stop, some, words, base, masks, tables, target
+                    zero_counts(WIDE), start, stop, columns, words, base, masks, tables, target
                 )
             if p_end > wide:
-                last = group, wide * WIDE, wide * WIDE + NARROW
+                columns = group, wide * WIDE, wide * WIDE + NARROW
                 zero = zero_counts(NARROW)
-                _panel_sums(zero, start, stop, last, words, base, masks, tables, target)
+                _panel_sums(zero, start, stop, columns, words, base, masks, tables, target)
 
 
 @inlined
-def _panel_sums(zero, first, end, some, words, base, masks, tables, target):
-    """Some columns of a group, in panels as wide as ``zero``: (group, first, behind the last)."""
-    group, c_first, c_end = some
+def _panel_sums(zero, first, end, columns, words, base, masks, tables, target):
+    """Compute some columns of a group: (group, first column, end), panels as wide as ``zero``."""
+    group, c_first, c_end = columns
     taps, panels = tables.taps, (tables.panels, masks)
     places = tables.pixels, tables.rows, tables.image_stride
     origin, sums, bits, are_floats = target
@@ -133,7 +155,7 @@ def _panel_sums(zero, first, end, some, words, base, masks, tables, target):
     column, channel = group * tables.group_columns, group * tables.group_filters
     step = 4 if end - first >= 4 else 1
     for i in range(first, end, step):
-        if i > end - step:  # the last block moves back over pixels that are done
+        if i > end - step:  # the last block moves back over finished pixels
             i = end - step
         row = i - origin
         if step == 1:
@@ -155,7 +177,7 @@ def _panel_sums(zero, first, end, some, words, base, masks, tables, target):
 
 @inlined
 def _four_places(i, base, places):
-    """First words and rows of constants of output pixels i to i + 3."""
+    """Return the first words and the rows of constants of output pixels i to i + 3."""
     pixels, rows, stride = places
     if len(pixels) == 1:  # a matrix product: nothing to look up
         a = base + i * stride
@@ -172,7 +194,7 @@ def _four_places(i, base, places):
 
 @inlined
 def _place(i, base, places):
-    """An output pixel's first word and row of constants."""
+    """Return an output pixel's first word and its row of constants."""
     pixels, rows, stride = places
     image, pixel = i // len(pixels), i % len(pixels)
     return base + image * stride + pixels[pixel], rows[pixel]
@@ -180,7 +202,7 @@ def _place(i, base, places):
 
 @inlined
 def _count(tile, places, words, taps, panels, q):
-    """Counts of disagreements of some pixels with the filters of a panel."""
+    """Count the disagreements of some pixels with the filters of a panel."""
     filters, masks = panels
     for j in range(len(taps)):
         w = load_like(filters, q, tile[0])
@@ -195,11 +217,11 @@ def _finish(counts, c, r, row, place, results):
     finish(n, n + n, c, r, row, place, results)
 
 
-# ------------------------------------------------------------------------------ what can be reached
+# --------------------------------------------------------------------------------- peak throughput
 
 
-def register_loop(repetitions):
-    """Count bits in registers, without a load; how many products of signs that are."""
+def register_loop(repetitions: int) -> int:
+    """Count bits in registers, without loads; return the number of sign products."""
     _register_loop(repetitions, np.ones(WIDE, np.uint64))
     return repetitions * 4 * WIDE * 64
 
@@ -209,7 +231,7 @@ def _register_loop(repetitions, words):
     w = load_like(words, 0, zero_counts(WIDE))
     c0, c1, c2, c3 = four(zero_counts(WIDE))
     for _ in range(repetitions):
-        # Each count goes into its next value, so that nothing can be computed before the loop.
+        # Each count feeds its next value, so that the compiler cannot hoist anything.
         c0 += popcount(c0 ^ w)
         c1 += popcount(c1 ^ w)
         c2 += popcount(c2 ^ w)

@@ -1,51 +1,55 @@
-"""Depth-wise convolution of packed signs, with counters that stand upright.
+"""Depth-wise convolution of packed signs with bit-sliced counters.
 
 In a depth-wise convolution (groups = channels) each channel meets its own filter of kh × kw signs.
-The population count of `xnor` is of no help here: it adds up the bits of one word, and these belong
-to 64 different sums. So turn the counters by 90 degrees. A column of bits, one from each of a few
-words, is a binary number, and 64 numbers lie side by side in these words::
+The population count of `xnor` does not help here: it adds up the bits of one word, and these belong
+to 64 different sums. Bit-sliced counters do. One bit from each of a few words forms a binary
+number, so these words hold 64 numbers side by side::
 
               channel  3 2 1 0
     word c0:  ones     0 1 1 0        channel 0 has counted 0 + 2*1 = 2,
     word c1:  twos     1 1 0 1        channel 1: 1, channel 2: 3, channel 3: 2
 
-Such words are *bit planes*, and arithmetic on them is what a circuit does, one gate an instruction,
-64 channels at a time (512 in a vector): *bit slicing* (Biham 1997, A Fast New DES Implementation in
-Software). The circuit is the full adder. It adds three bits of the same weight, and gives their sum
-as two bits: one of this weight, and a carry of twice the weight.
+Such words are *bit planes*. Arithmetic on them imitates a circuit, one gate per instruction, for 64
+channels at a time (512 in a vector): *bit slicing* (Biham 1997, A Fast New DES Implementation in
+Software). The basic circuit is the full adder. It adds three bits of the same weight and returns
+their sum as two bits: one of this weight, and a carry of twice the weight.
 
     >>> a, b, c = 0b1100, 0b1010, 0b1001    # four channels
     >>> one, two = full_adder(a, b, c)      # the channels have 3, 1, 1 and 1 bits set
     >>> f"{one:04b} {two:04b}"
     '1111 1000'
 
-A convolution is then: for each tap of the filter, agreement bits (XNOR of image and filter), added
-to the planes. Four taps go in at a time; three full adders make of them one bit of weight 4 (the
-carry-save tree of Harley and Seal; Muła, Kurz, Lemire 2018, arXiv:1611.07612). With T taps,
+A convolution computes for each tap of the filter the agreement bits (XNOR of image and filter), and
+adds them to the planes. Four taps are added at a time; three full adders reduce them to one bit of
+weight 4 (the carry-save tree of Harley and Seal; Muła, Kurz, Lemire 2018, arXiv:1611.07612). With T
+taps,
 
     sum = agreements - disagreements = 2 * agreements - T.
 
-**Thresholds.** To ask ``count >= level`` for 64 channels at once: the difference ``count - level``
-is ``count + ~level + 1``, and the carry out of this addition is 1 if and only if it is not
-negative. Of each full adder only the carry is needed.
+**Thresholds.** To test ``count >= level`` for 64 channels at once: the difference ``count - level``
+is ``count + ~level + 1``, and the carry out of this addition is 1 if and only if the difference is
+not negative. Only the carry of each full adder is needed.
 
-**Borders.** A zero of the padding is no sign and adds nothing, but in the padded image a bit 0
-stands in its place, which agrees with a weight of -1. How many do so is known beforehand, so
-nothing is masked in the loop: the number becomes part of what is subtracted from the count
-(``base`` below), and of the thresholds. Rows of the output that see the same rows of the filter
-inside the image are a class, and share their base and thresholds.
+**Borders.** A zero of the padding is not a sign and adds nothing, but the padded image holds a bit
+0 in its place, which agrees with a weight of -1. The number of such agreements is known in advance,
+so the loop masks nothing: the number is included in what is subtracted from the count (``base``
+below), and in the thresholds. Rows of the output that see the same rows of the filter inside the
+image form a class, and share base and thresholds.
 
 **Few channels.** A pixel of 16 channels would leave three quarters of its word empty. So a row of
-the output is cut into four *parts*, and a word holds a pixel of each: first the first pixels of all
-parts, then the second ones. To the circuit these are 64 channels of a row a quarter as long. Each
-part sees its own columns of the image, and those of the next part that its last filters reach.
+the output is cut into four *parts*, and a word holds one pixel of each: first the first pixels of
+all parts, then the second ones. To the circuit these are 64 channels of a row a quarter as long.
+Each part sees its own columns of the image, and those of the next part that its last filters reach.
 
-All this is laid out once, by `prepare`.
+`prepare` lays out all this once. `conv2d_sums_reference` and `conv2d_bits_reference` are the plain
+NumPy versions; `tinybnn bench kernels` shows the speed.
 """
+
+from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -58,7 +62,7 @@ from tinybnn.kernels.machine.checks import (
     out_array,
 )
 from tinybnn.kernels.machine.layout import for_kernel
-from tinybnn.kernels.machine.memory import empty, on_lines
+from tinybnn.kernels.machine.memory import aligned, empty
 from tinybnn.kernels.machine.simd import (
     INTEGERS,
     WORDS,
@@ -76,27 +80,32 @@ from tinybnn.kernels.machine.threads import tasks_for
 from tinybnn.kernels.machine.windows import Windows, windows, with_border
 from tinybnn.kernels.signs.bits import pack_reference, unpack, unpack_reference, words_for
 
-MAX_TAPS = 63  # what six bit planes can count
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+    from tinybnn.typing import Array, Shape, Words
+
+MAX_TAPS = 63  # largest number that six bit planes hold
 
 
-# -------------------------------------------------------------------------------------- the circuit
+# ------------------------------------------------------------------------------------------ circuit
 
 
 @inlined
-def half_adder(a, b):
-    """The sum of two bits: a bit of the same weight, and a carry of twice the weight."""
+def half_adder(a: Words, b: Words) -> tuple[Words, Words]:
+    """Add two bits in each position: return the sum bit, and a carry of twice its weight."""
     return a ^ b, a & b
 
 
 @inlined
-def full_adder(a, b, c):
-    """The sum of three bits: a bit of the same weight, and a carry of twice the weight."""
+def full_adder(a: Words, b: Words, c: Words) -> tuple[Words, Words]:
+    """Add three bits in each position: return the sum bit, and a carry of twice its weight."""
     return a ^ b ^ c, majority(a, b, c)
 
 
 @inlined
-def majority(a, b, c):
-    """1 where at least two of three bits are 1."""
+def majority(a: Words, b: Words, c: Words) -> Words:
+    """Return 1 in each position where at least two of three bits are 1."""
     return (a & b) | ((a | b) & c)
 
 
@@ -106,7 +115,7 @@ def majority(a, b, c):
 class Plan(NamedTuple):
     """A depth-wise convolution laid out for images of one size; made by `prepare`.
 
-    A *run* is a row of the output: part_width * words words, pixel after pixel, filled up to whole
+    A *run* is a row of the output: part_width * words words, pixel after pixel, padded to whole
     vectors. All arrays are laid out in runs, so that the kernel sees contiguous words only. Pixel x
     of part p is pixel p * part_width + x of the row, and bit p * C + c of its word is channel c.
 
@@ -120,20 +129,21 @@ class Plan(NamedTuple):
     padded : (padded rows * row_words + 8,) uint64
         The padding, with room for the image.
     row_words, phase_words : int
-        Words of a row of the padded image. With a stride s along the width it is split into s
-        phases of so many words: columns 0, s, 2s, ..., then columns 1, s + 1, .... So the pixels
-        that a tap sees along an output row are neighbours.
+        Words of a row of the padded image. With a stride s along the width, the row is split into s
+        phases of ``phase_words`` words: columns 0, s, 2s, ..., then columns 1, s + 1, .... So the
+        pixels that a tap sees along an output row are contiguous.
     offsets : (taps,) int64
-        Where in the padded image a tap finds its first pixel for output row 0.
+        Index in the padded image of the first pixel that a tap sees for output row 0.
     opposites : (taps * run,) uint64
-        The weights, inverted: exclusive or with them gives agreements.
+        The inverted weights: exclusive or with them gives agreements.
     planes, run : int
         Bit planes of a count, from 1 to 6; words of a run.
     row_class : (OH,) int64
         The class of each output row.
     not_levels : (classes * planes * run,) uint64
-        Bit planes of the count from which on a bit is 1, inverted. Empty without thresholds.
+        Inverted bit planes of the count from which on a bit is 1. Empty without thresholds.
     flips : (classes * run,) uint64
+        Bits whose comparison is inverted. Empty without thresholds.
     minus_base : (classes, part_width * 64 * words) int8
         sum = 2 * count - base.
     """
@@ -158,47 +168,48 @@ class Plan(NamedTuple):
     kind = "depthwise"
 
     @property
-    def input_shape(self):
-        """Of an image, in words; the output's likewise, in channels."""
+    def input_shape(self) -> Shape:
+        """Shape of an image in words, (H, W, words)."""
         return *self.windows.size, self.words
 
     @property
-    def output_shape(self):
+    def output_shape(self) -> Shape:
+        """Shape of an output image, (OH, OW, C)."""
         return *self.windows.out_size, self.channels
 
     @property
-    def to_bits(self):
+    def to_bits(self) -> bool:
         """Whether thresholds follow the sums."""
         return len(self.not_levels) > 0
 
     @property
-    def products(self):
-        """Products of signs an image."""
+    def products(self) -> int:
+        """Sign products per image."""
         return self.windows.taps * math.prod(self.output_shape)
 
-    def workspace_words(self, images):
-        """Words of scratch memory that the caller gives: none."""
+    def workspace_words(self, images: int) -> int:
+        """Return the words of scratch memory that the caller must provide: none."""
         return 0
 
 
 def prepare(
-    weight,
-    channels,
-    size,
+    weight: ArrayLike,
+    channels: int,
+    size: tuple[int, int],
     *,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    padding_mode="zeros",
-    thresholds=None,
-    flip=None,
-):
-    """Lay out a depth-wise convolution; to be done once, before it is run.
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    padding_mode: str = "zeros",
+    thresholds: ArrayLike | None = None,
+    flip: ArrayLike | None = None,
+) -> Plan:
+    """Lay out a depth-wise convolution once, before it is run.
 
     Parameters
     ----------
     weight : (kh, kw, words_for(channels)) uint64
-        One filter a channel (groups = channels, channel multiplier 1), with at most 63 taps.
+        One filter per channel (groups = channels, channel multiplier 1), with at most 63 taps.
     channels : int
         C.
     size : (int, int)
@@ -206,11 +217,10 @@ def prepare(
     stride, padding, dilation : (int, int)
         Along height and width.
     padding_mode : "zeros" or "ones"
-        What stands outside the image. A zero is not a sign: a tap of the filter that falls on it
-        adds nothing. "ones" puts +1 there.
-    thresholds : (C,) int32, optional
+        Value outside the image. A zero is not a sign: a tap on it adds nothing. "ones" pads
+        with +1.
+    thresholds, flip : (C,) int32 and (C,) bool, optional
         Needed by `conv2d_bits`.
-    flip : (C,) bool, optional
 
     Returns
     -------
@@ -219,18 +229,18 @@ def prepare(
     Raises
     ------
     ValueError
-        If a dtype, a shape or a parameter does not fit, or the output would be empty.
+        If a dtype, a shape or a parameter does not match, or the output would be empty.
     """
     weight = np.asarray(weight)
     _check_weight(weight, channels)
     check_padding_mode("depthwise", padding_mode)
-    of = windows("depthwise", size, weight.shape[:2], stride, padding, dilation)
-    words, taps, out_width = weight.shape[2], of.taps, of.out_width
+    window = windows("depthwise", size, weight.shape[:2], stride, padding, dilation)
+    words, taps, out_width = weight.shape[2], window.taps, window.out_width
     planes = taps.bit_length()
     part_width = -(-out_width // max(1, 64 // channels))
     parts = -(-out_width // part_width)
     padded, row_words, phase_words, offsets, counts, row_class = _places(
-        of, channels, padding_mode, parts, part_width
+        window, channels, padding_mode, parts, part_width
     )
     classes = len(counts) // out_width
 
@@ -242,12 +252,12 @@ def prepare(
     wide = np.zeros((classes, parts * part_width, channels), np.int8)
     wide[:, :out_width] = (uncounted - taps).reshape(classes, out_width, channels)
     # Parts side by side in a word.
-    minus_base = on_lines(np.zeros((classes, part_width, 64 * words), np.int8))
+    minus_base = aligned(np.zeros((classes, part_width, 64 * words), np.int8))
     side_by_side = minus_base[..., : parts * channels].reshape(classes, part_width, parts, channels)
     side_by_side[...] = wide.reshape(classes, parts, part_width, channels).swapaxes(1, 2)
 
     run = -(-part_width * words // WORDS) * WORDS
-    opposites = on_lines(np.zeros((taps, run), np.uint64))
+    opposites = aligned(np.zeros((taps, run), np.uint64))
     row = opposites[:, : part_width * words].reshape(taps, part_width, words)
     row[:] = ~_in_parts(weight.reshape(taps, 1, 1, words), channels, parts)
     levels = flips = np.empty(0, np.uint64)
@@ -258,14 +268,14 @@ def prepare(
         thresholds, flip = np.tile(thresholds, parts), np.tile(flip, parts)
         levels, flips = _levels(-minus_base.astype(np.int64), thresholds, flip, taps)
     return Plan(
-        channels, words, parts, part_width, of, padded, row_words, phase_words, offsets,
+        channels, words, parts, part_width, window, padded, row_words, phase_words, offsets,
         opposites.reshape(-1), planes, run, row_class, levels, flips,
         minus_base.reshape(classes, -1),
     )  # fmt: skip
 
 
 def _in_parts(pixels, channels, parts):
-    """The words of parts side by side: (..., parts, words) -> (..., words); of 1 part: of all."""
+    """Put the words of all parts side by side: (..., parts, words) -> (..., words)."""
     if parts == 1:
         return pixels[..., 0, :]
     shifts = np.arange(parts, dtype=np.uint64)[:, None] * np.uint64(channels)
@@ -274,8 +284,8 @@ def _in_parts(pixels, channels, parts):
 
 
 @functools.lru_cache(maxsize=256)  # a layer in training is prepared at each step
-def _places(of, channels, padding_mode, parts, part_width):
-    """What of a plan does not depend on the weights.
+def _places(window, channels, padding_mode, parts, part_width):
+    """Compute the part of a plan that does not depend on the weights.
 
     Returns
     -------
@@ -284,40 +294,40 @@ def _places(of, channels, padding_mode, parts, part_width):
     counts : (classes * out_width, taps) bool
         The taps that count, for each pixel of a row of each class.
     """
-    words, (height, width) = words_for(channels), of.padded_size
-    ky, kx = np.divmod(np.arange(of.taps), of.kernel_width)
-    column, step = kx * of.column_dilation, of.column_stride
-    # All pixels of a phase, or what the filters of a part reach.
+    words, (height, width) = words_for(channels), window.padded_size
+    ky, kx = np.divmod(np.arange(window.taps), window.kernel_width)
+    column, step = kx * window.column_dilation, window.column_stride
+    # All pixels of a phase, or those that the filters of a part reach.
     phase_width = -(-width // step) if parts == 1 else part_width + int(column.max()) // step
     phase_words = phase_width * words
     row_words = step * phase_words
-    offsets = ky * of.row_dilation * row_words + column % step * phase_words
+    offsets = ky * window.row_dilation * row_words + column % step * phase_words
     offsets += column // step * words
 
-    # Bits of the padding, 0 where the image comes.
-    y = np.arange(height)[:, None, None, None] - of.top
+    # Bits of the padding, 0 at the pixels of the image.
+    y = np.arange(height)[:, None, None, None] - window.top
     phase, place = np.arange(step)[:, None, None], np.arange(phase_width)[:, None]
-    x = (np.arange(parts) * part_width + place) * step + phase - of.left
-    outside_rows, outside_columns = (y < 0) | (y >= of.height), (x < 0) | (x >= of.width)
+    x = (np.arange(parts) * part_width + place) * step + phase - window.left
+    outside_rows, outside_columns = (y < 0) | (y >= window.height), (x < 0) | (x >= window.width)
     is_outside = outside_rows | outside_columns  # (rows, phases, places, parts)
     outside = pack_reference(np.ones(channels)) * np.uint64(padding_mode == "ones")
     padded = _in_parts(is_outside[..., None] * outside, channels, parts)
     padded = np.pad(padded.reshape(-1), (0, WORDS))  # the last load is a whole vector
 
     # Which taps count, for each output position along an axis: (OH, kh), (OW, kw).
-    rows, columns = (of.inside(axis) | (padding_mode == "ones") for axis in range(2))
+    rows, columns = (window.inside(axis) | (padding_mode == "ones") for axis in range(2))
     classes, row_class = np.unique(rows, axis=0, return_inverse=True)  # (R, kh)
     counts = classes[:, None, :, None] & columns[:, None, :]  # (R, OW, kh, kw)
-    counts = counts.reshape(-1, of.taps)
+    counts = counts.reshape(-1, window.taps)
     return padded, row_words, phase_words, offsets, counts, row_class.reshape(-1)
 
 
 def _levels(base, thresholds, flip, taps):
-    """The thresholds as bit planes for the comparison, and which bits it flips.
+    """Return the thresholds as inverted bit planes, and the bits whose comparison is inverted.
 
-    2 * count - base >= threshold, where count reaches half of threshold + base, rounded up. A count
-    is from 0 to T. What is never reached is level 0, always reached, with the opposite flip. So are
-    the bits of the tail: never 1.
+    2 * count - base >= threshold holds where count reaches half of threshold + base, rounded up. A
+    count is from 0 to T. A level that is never reached is stored as level 0, which always is, with
+    the opposite flip. Tail bits are stored in the same way, so that they are never 1.
     """
     channels = len(thresholds)
     level = np.zeros(base.shape, np.int64)  # (R, OW, 64 * words)
@@ -329,21 +339,21 @@ def _levels(base, thresholds, flip, taps):
     is_zero = (level[:, None] >> shifts) & 1 == 0  # (R, planes, OW, 64 * words)
     inverted = _runs(pack_reference(np.where(is_zero, 1, -1)))  # (R, planes, run)
     flips = _runs(pack_reference(np.where(flipped, 1, -1)))  # (R, run)
-    return on_lines(inverted.ravel()), on_lines(flips.ravel())
+    return aligned(inverted.ravel()), aligned(flips.ravel())
 
 
 def _runs(words):
-    """(..., OW, words) as runs, each filled up to whole vectors, in one flat array."""
+    """Pad rows (..., OW, words) to whole vectors: (..., run)."""
     runs = words.reshape(*words.shape[:-2], -1)
     fill = [(0, 0)] * (runs.ndim - 1) + [(0, -runs.shape[-1] % WORDS)]
     return np.pad(runs, fill)
 
 
-# --------------------------------------------------------------------------------------- bits -> bi
+# ------------------------------------------------------------------------------- bits, sums of bits
 
 
-def conv2d_bits(plan, x, out=None):
-    """Depth-wise convolution and threshold: packed signs to packed signs.
+def conv2d_bits(plan: Plan, x: ArrayLike, out: Words | None = None) -> Words:
+    """Convolve packed signs depth-wise and compare with thresholds, giving packed signs.
 
     Parameters
     ----------
@@ -361,7 +371,7 @@ def conv2d_bits(plan, x, out=None):
     Raises
     ------
     ValueError
-        If a dtype or a shape does not fit, or the plan has no thresholds.
+        If a dtype or a shape does not match, or the plan has no thresholds.
     """
     if not plan.to_bits:
         raise ValueError("depthwise: the plan has no thresholds; give them to prepare")
@@ -371,14 +381,27 @@ def conv2d_bits(plan, x, out=None):
     return out
 
 
-def conv2d_bits_reference(x, weight, channels, thresholds, flip, **geometry):
-    """What :func:`conv2d_bits` computes, in plain NumPy."""
+def conv2d_bits_reference(
+    x: Words,
+    weight: Words,
+    channels: int,
+    thresholds: NDArray[np.int32],
+    flip: NDArray[np.bool_],
+    **geometry: Any,
+) -> Words:
+    """Compute :func:`conv2d_bits` in plain NumPy; ``geometry`` as in `conv2d_sums_reference`.
+
+    x : (N, H, W, words) uint64, weight : (kh, kw, words) uint64, thresholds : (C,) int32, flip :
+    (C,) bool -> (N, OH, OW, words) uint64
+    """
     sums = conv2d_sums_reference(x, weight, channels, **geometry)
     return pack_reference(np.where((sums >= thresholds) != flip, 1, -1))
 
 
-def conv2d_sums(plan, x, dtype=np.int32, out=None):
-    """Depth-wise convolution: packed signs to integer sums.
+def conv2d_sums(
+    plan: Plan, x: ArrayLike, dtype: DTypeLike = np.int32, out: Array | None = None
+) -> Array:
+    """Convolve packed signs depth-wise, giving integer sums.
 
     Parameters
     ----------
@@ -398,7 +421,7 @@ def conv2d_sums(plan, x, dtype=np.int32, out=None):
     Raises
     ------
     ValueError
-        If a dtype or a shape does not fit.
+        If a dtype or a shape does not match.
     """
     shape = plan.output_shape
     x, out = _arrays(plan, x, shape, (np.int32, np.int8, np.float32), dtype, out)
@@ -407,28 +430,31 @@ def conv2d_sums(plan, x, dtype=np.int32, out=None):
 
 
 def conv2d_sums_reference(
-    x,
-    weight,
-    channels,
+    x: Words,
+    weight: Words,
+    channels: int,
     *,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    padding_mode="zeros",
-):
-    """What :func:`conv2d_sums` computes, in plain NumPy: one product of signs a tap."""
-    of = windows("depthwise", x.shape[1:3], weight.shape[:2], stride, padding, dilation)
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    padding_mode: str = "zeros",
+) -> NDArray[np.int32]:
+    """Compute :func:`conv2d_sums` in plain NumPy: one product of signs per tap.
+
+    x : (N, H, W, words) uint64, weight : (kh, kw, words) uint64 -> (N, OH, OW, C) int32
+    """
+    window = windows("depthwise", x.shape[1:3], weight.shape[:2], stride, padding, dilation)
     signs = unpack_reference(x, channels, np.int32)
     image = with_border(signs, padding, int(padding_mode == "ones"))
     taps = unpack_reference(weight, channels, np.int32)  # (kh, kw, C)
-    return sum(seen * taps[ky, kx] for ky, kx, seen in of.views(image))
+    return sum(seen * taps[ky, kx] for ky, kx, seen in window.views(image))
 
 
 _NO_BITS, _NO_SUMS = np.empty((0, 0), np.uint64), np.empty((0, 0, 0), np.int8)
 
 
 def _run(plan, x, bits, sums):
-    """The whole batch in one go, or in parts on several threads where that pays."""
+    """Compute the whole batch, on several threads where that pays."""
     tasks = tasks_for(len(x) * _seconds_of_image(plan, sums.size > 0))
     tasks = max(1, min(tasks, len(x)))
     memory = (
@@ -440,24 +466,24 @@ def _run(plan, x, bits, sums):
 
 
 def _seconds_of_image(plan, as_sums):
-    """Roughly what one core needs: for taps, for words copied one by one, for sums unpacked."""
-    of = plan.windows
-    seconds = 0.2e-9 * of.out_height * len(plan.opposites)
-    if of.column_stride > 1:
-        seconds += 0.8e-9 * math.prod(of.size) * plan.words
-    return seconds + 0.06e-9 * math.prod(of.out_size) * plan.channels * as_sums
+    """Estimate the time of one core: for taps, words copied one by one, and unpacked sums."""
+    window = plan.windows
+    seconds = 0.2e-9 * window.out_height * len(plan.opposites)
+    if window.column_stride > 1:
+        seconds += 0.8e-9 * math.prod(window.size) * plan.words
+    return seconds + 0.06e-9 * math.prod(window.out_size) * plan.channels * as_sums
 
 
 # ------------------------------------------------------------------------------------------- kernel
 
 
-# The arrays of a plan are handed on one by one, and starts instead of slices: a slice or a tuple of
-# arrays costs references counted, which is more than the work on a row.
+# Functions take arrays of the plan and start indices instead of slices: a slice or a tuple of
+# arrays costs reference counting, which takes longer than the work on a row.
 
 
 @kernel(allocates=False)
 def _part(first, end, task, plan, x, memory, bits, sums):
-    """Images first to end - 1, with working memory of their own."""
+    """Compute images first to end - 1 with working memory of their own."""
     padded, counts, row = memory[0][task], memory[1][task], memory[2][task]
     copy(plan.padded, 0, padded, 0, len(plan.padded))
     _images(plan, x[first:end], padded, counts, row, bits[first:end], sums[first:end])
@@ -465,27 +491,27 @@ def _part(first, end, task, plan, x, memory, bits, sums):
 
 @subkernel
 def _images(plan, x, padded, counts, row, bits, sums):
-    """x : (N, H * W * words), bits : (N, OH * OW * words), sums : (N, OH * OW, C)
+    """Compute ``bits`` or ``sums``; the other is empty. padded, counts, row : working memory.
 
-    `bits` or `sums` is the output, the other one is empty. The others are working memory.
+    x : (N, H * W * words), bits : (N, OH * OW * words), sums : (N, OH * OW, C)
     """
-    of = plan.windows
-    step, length = of.row_stride * plan.row_words, of.out_width * plan.words
+    window = plan.windows
+    step, length = window.row_stride * plan.row_words, window.out_width * plan.words
     for n in range(len(x)):
         pad_image(plan, x[n], padded)
-        for oy in range(of.out_height):
+        for oy in range(window.out_height):
             count_agreements(plan, padded, oy * step, counts)
             if len(bits):
                 _compare(plan, counts, plan.row_class[oy] * plan.run)
                 _copy_bits(plan, counts, bits[n], oy * length)
             else:
                 unpack_counts(plan, counts, plan.row_class[oy], row)
-                _copy_pixels(plan, row, sums[n], oy * of.out_width)
+                _copy_pixels(plan, row, sums[n], oy * window.out_width)
 
 
 @inlined
-def count_agreements(plan, padded, first, counts):
-    """How many taps agree along a run: counts are six rows of bit planes."""
+def count_agreements(plan: Plan, padded: Words, first: int, counts: Words) -> None:
+    """Count the taps that agree, for each bit of a run: ``counts`` are six rows of bit planes."""
     offsets, opposites = plan.offsets, plan.opposites
     taps, run, planes = len(offsets), plan.run, plan.planes
     for j in range(0, run, WORDS):
@@ -525,7 +551,7 @@ def count_agreements(plan, padded, first, counts):
 
 @inlined
 def _compare(plan, counts, of_class):
-    """(count >= level) != flip, in place of the first plane: the carry of count + ~level + 1."""
+    """Compute (count >= level) != flip in place of plane 0: the carry of count + ~level + 1."""
     run = plan.run
     for j in range(0, run, WORDS):
         level = of_class * plan.planes + j
@@ -537,8 +563,8 @@ def _compare(plan, counts, of_class):
 
 
 @inlined
-def unpack_counts(plan, counts, of_class, sums):
-    """2 * count - base, as numbers."""
+def unpack_counts(plan: Plan, counts: Words, of_class: int, sums: NDArray[np.int8]) -> None:
+    """Write 2 * count - base as int8 numbers to ``sums``."""
     base, run = plan.minus_base[of_class], plan.run
     for word in range(len(base) // 64):
         at = 64 * word
@@ -555,11 +581,11 @@ def unpack_counts(plan, counts, of_class, sums):
 
 
 @inlined
-def copy_sums(plan, row, sums, first):
-    """A row of sums to its place among 32-bit integers, pixel by pixel.
+def copy_sums(plan: Plan, row: NDArray[np.int8], sums: NDArray[np.int32], first: int) -> None:
+    """Copy a row of sums to its place among int32 numbers, pixel by pixel.
 
-    Each pixel may be written with up to 15 numbers too many, which the next one puts right: behind
-    the last there must be room for them.
+    Each pixel may overwrite up to 15 numbers behind it, which the next one rewrites; there must be
+    room for them behind the last pixel.
     """
     for part in range(plan.parts):
         begin = part * plan.part_width
@@ -571,63 +597,63 @@ def copy_sums(plan, row, sums, first):
 
 @inlined
 def _agreement(padded, here, opposites, tap):
-    """Bits that say where a tap of the filter agrees with the image."""
+    """Return the bits in which a tap of the filter agrees with the image."""
     return load(padded, here) ^ load(opposites, tap)
 
 
 @inlined
-def pad_image(plan, x, padded):
-    """Copy an image between its padding, phase by phase."""
-    of, row_words = plan.windows, plan.row_words
+def pad_image(plan: Plan, x: Words, padded: Words) -> None:
+    """Copy an image into its padding, phase by phase."""
+    window, row_words = plan.windows, plan.row_words
     if plan.parts > 1:
-        start, end = of.top * row_words, (of.top + of.height) * row_words
+        start, end = window.top * row_words, (window.top + window.height) * row_words
         copy(plan.padded, start, padded, start, end - start)
-    for phase in range(of.column_stride):
-        # The first column of the image in this phase, and its place there.
-        column = (phase - of.left) % of.column_stride
-        place = (column + of.left) // of.column_stride * plan.words
-        target = of.top * row_words + phase * plan.phase_words + place
+    for phase in range(window.column_stride):
+        # The first column of the image in this phase, and its offset in the phase.
+        column = (phase - window.left) % window.column_stride
+        place = (column + window.left) // window.column_stride * plan.words
+        target = window.top * row_words + phase * plan.phase_words + place
         if plan.parts > 1:
             _pad_parts(plan, x, column, place, padded, target)
-        elif of.column_stride == 1:
-            for y in range(of.height):
-                width = of.width * plan.words
+        elif window.column_stride == 1:
+            for y in range(window.height):
+                width = window.width * plan.words
                 copy(x, y * width, padded, target + y * row_words, width)
         else:
-            pixels = (of.width - column + of.column_stride - 1) // of.column_stride
-            for y in range(of.height):
-                source = (y * of.width + column) * plan.words
+            pixels = (window.width - column + window.column_stride - 1) // window.column_stride
+            for y in range(window.height):
+                source = (y * window.width + column) * plan.words
                 to = target + y * row_words
                 for w in range(plan.words):
-                    _copy_every(x, source + w, of.column_stride * plan.words,
+                    _copy_every(x, source + w, window.column_stride * plan.words,
                                 padded, to + w, plan.words, pixels)  # fmt: skip
 
 
 @inlined
 def _pad_parts(plan, x, column, place, padded, target):
-    """The pixels of a phase, each to the parts that see it; place is that of the first one."""
-    of, step = plan.windows, plan.windows.column_stride
+    """Copy the pixels of a phase to each part that sees them; ``place`` is that of the first."""
+    window, step = plan.windows, plan.windows.column_stride
     ones = (np.uint64(1) << np.uint64(plan.channels)) - np.uint64(1)
-    pixels = (of.width - column + step - 1) // step
+    pixels = (window.width - column + step - 1) // step
     for part in range(plan.parts):
         before = part * plan.part_width - place  # pixels of the phase before this part
         shift = np.uint64(part * plan.channels)
-        for y in range(of.height):
-            source, to = y * of.width + column, target + y * plan.row_words - before - place
+        for y in range(window.height):
+            source, to = y * window.width + column, target + y * plan.row_words - before - place
             for i in range(max(0, before), min(pixels, before + plan.phase_words)):
                 padded[to + i] |= (x[source + i * step] & ones) << shift
 
 
 @inlined
 def _copy_every(source, start, step, target, to, to_step, count):
-    """target[to::to_step] = source[start::step], so many words"""
+    """Copy ``count`` words: target[to::to_step] = source[start::step]"""
     for i in range(count):
         target[to + i * to_step] = source[start + i * step]
 
 
 @inlined
 def _copy_bits(plan, row, bits, first):
-    """A row of bits to its place in the image."""
+    """Copy a row of bits to its place in the image."""
     if plan.parts == 1:
         copy(row, 0, bits, first, plan.windows.out_width * plan.words)
         return
@@ -640,7 +666,7 @@ def _copy_bits(plan, row, bits, first):
 
 @inlined
 def _copy_pixels(plan, row, image, first):
-    """A row of sums to its place in the image, without the bytes of the tails."""
+    """Copy a row of sums to its place in the image, without the bytes of the tails."""
     for part in range(plan.parts):
         begin = part * plan.part_width
         for x in range(min(plan.part_width, plan.windows.out_width - begin)):
@@ -651,7 +677,7 @@ def _copy_pixels(plan, row, image, first):
 
 
 def _add_planes(base, at, ones, twos, fours, eights, unit, sums):
-    """sums[at + i] = base[at + i] + unit * count, whose binary digits are bits i of four words."""
+    """sums[at + i] = base[at + i] + unit * count, where bit i of four words are count's digits."""
     for i in range(64):
         planes = [int(word) >> i & 1 for word in (ones, twos, fours, eights)]
         count = sum(bit << k for k, bit in enumerate(planes))
@@ -660,7 +686,7 @@ def _add_planes(base, at, ones, twos, fours, eights, unit, sums):
 
 @compiles(_add_planes)
 def _masked_additions(base, at, ones, twos, fours, eights, unit, sums):
-    """Masked additions where the CPU has them: 64 bits are the mask of 64 bytes."""
+    """Emit masked additions: 64 bits are the mask of 64 bytes."""
     byte, count = ir.IntType(8), 64
     vector = ir.VectorType(byte, count)
 
@@ -695,16 +721,16 @@ def _masked_additions(base, at, ones, twos, fours, eights, unit, sums):
 def _check_weight(weight, channels):
     if weight.dtype != np.uint64 or weight.ndim != 3:
         raise ValueError(
-            f"depthwise: weight must be uint64 with 3 axes (kh, kw, words), one filter a channel, "
-            f"got {weight.dtype} of shape {weight.shape}"
+            f"depthwise: weight must be uint64 with 3 axes (kh, kw, words), one filter per "
+            f"channel, got {weight.dtype} of shape {weight.shape}"
         )
     if channels < 1:
         raise ValueError(f"depthwise: channels must be positive, got {channels}")
     kh, kw, words = weight.shape
     if words != words_for(channels):
         raise ValueError(
-            f"depthwise: weight has {words} words a tap, {channels} channels need "
-            f"{words_for(channels)}: one filter a channel (groups = channels, multiplier 1)"
+            f"depthwise: weight has {words} words per tap, {channels} channels need "
+            f"{words_for(channels)}: one filter per channel (groups = channels, multiplier 1)"
         )
     if not 1 <= kh * kw <= MAX_TAPS:
         raise ValueError(
@@ -713,7 +739,7 @@ def _check_weight(weight, channels):
 
 
 def _arrays(plan, x, out_shape, dtypes, dtype, out):
-    """x for a kernel to read, and the output, or a ValueError."""
+    """Return x for a kernel, and the output; a ValueError if one does not match."""
     x = np.asarray(x)
     shape = plan.input_shape
     if x.dtype != np.uint64 or x.ndim != 4 or x.shape[1:] != shape:

@@ -1,41 +1,43 @@
-"""Products of signs by look-ups: no exclusive or and no population count is executed.
+"""Sign products by table look-ups: no exclusive or and no population count is executed.
 
-Take 4 signs of a pixel as a nibble a, and 4 signs of a filter as a nibble b: popcount(a ^ b) is
-what a table of 16 entries, that of a, has for b. A byte shuffle looks up 32 nibbles at once, and an
-entry, at most 4, needs half a byte, so that one byte has the counts of two pixels::
+Take 4 signs of a pixel as a nibble a, and 4 signs of a filter as a nibble b. popcount(a ^ b) is
+entry b of a table of 16 that belongs to a. A byte shuffle looks up 32 nibbles at once. An entry is
+at most 4 and fits half a byte, so one byte holds the counts of two pixels::
 
     table of (a0, a1) at b:  popcount(a0 ^ b) | popcount(a1 ^ b) << 4
 
-There are 256 such tables, 4 KB in all. Where the table of a pair lies, 16 * (a0 | a1 << 4), is
-written down once for each nibble of an image, for each pixel and its neighbour (`images.pad`).
+There are 256 such tables, 4 KB in all. The address of a pair's table, 16 * (a0 | a1 << 4), is
+computed once for each nibble of an image, for each pixel and its neighbour (`images.pad`).
 
-Three entries are added before a half of a byte could overflow (12 of 15); then they are added to a
-byte's total, and shifted by a nibble to another. Both overflow, without loss: `shuffles.add_tile`
-says how the counts of both pixels follow, after 63 look-ups (252 of 255). Three nibbles of two
-pixels and 32 filters, 768 products, take 3 shuffles, 4 additions and a shift. Rows are cut into
-such parts: a part of a panel and the places that meet it stay in the nearest cache.
+Three entries can be added before a nibble could overflow (12 of 15). Their sum is added to one byte
+counter, and shifted right by a nibble to another. Both counters wrap around, without loss:
+`shuffles.add_tile` recovers the counts of both pixels from them, after up to 63 look-ups (252 of
+255). Three nibbles of two pixels and 32 filters, 768 products, take 3 shuffles, 4 additions and a
+shift. Rows are cut into parts of that length: a part of a panel and the table addresses that it
+meets stay in the first-level cache.
 
 A panel has 128 columns; the last one of a group may have fewer. It holds nibble 0 of each of its
-filters, then nibble 1 of each; among the bytes of a vector, the filters of the first half have even
-places and those of the second odd ones, so that widening puts them in order.
+filters, then nibble 1 of each. Within a vector, the filters of the first half have even bytes and
+those of the second half odd ones, so that widening restores their order.
 
-What was tried and was not faster: tiles of two pairs and two vectors, whose loads are as many and
-whose registers are too few; entries of 0 to 2, half the disagreements up to what the nibbles'
-parities say, of which seven can be added, since loads and not additions are the limit, and the
-parities of each pixel have to be counted. Carry-save adders over bits (Harley and Seal) would need
-more instructions, even with those of AVX-512 that take three operands.
+Two variants were tried and were not faster. Tiles of two pairs and two vectors need as many loads
+and too many registers. Entries of 0 to 2, half the disagreements up to the parity of both nibbles,
+allow seven additions, but loads and not additions are the limit, and each pixel's parities have to
+be counted. Carry-save adders over bits (Harley and Seal) would need more instructions, even with
+AVX-512's three-operand logic.
 
 T-MAC (Wei et al. 2024, arXiv:2407.00088) looks up sums of activations by shuffles in the same way.
-`tinybnn bench kernels` shows what the method reaches.
+For speed alone: `tinybnn bench kernels` shows the throughput of both methods.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinybnn.kernels.machine.memory import empty, on_lines
+from tinybnn.kernels.machine.memory import aligned, empty
 from tinybnn.kernels.machine.shuffles import (
     BYTES,
     add_look_up,
@@ -50,10 +52,17 @@ from tinybnn.kernels.machine.windows import Windows
 from tinybnn.kernels.signs.results import finish
 from tinybnn.kernels.signs.tables import LookUps, Tables
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from tinybnn.typing import Array, Words
+
 WIDE, MEDIUM, NARROW = 128, 64, 32 if BYTES == 32 else 64  # columns of a panel
-MOST_TERMS = 2**15 - 1  # signs whose disagreements a sum holds, twice of ternary weights
-LEAST_TERMS = 128  # of fewer, to find the tables of a pixel costs as much as it brings
-_FULL = 63  # look-ups after which a byte is full
+MOST_TERMS = 2**15 - 1  # signs whose disagreements uint16 holds, counted twice for ternary weights
+LEAST_TERMS = 128  # with fewer signs, computing a pixel's table addresses costs more than it saves
+_FULL = 63  # look-ups after which a byte counter is full
 _PAIRS = 32  # pairs of pixels that pass through all panels before the next ones
 
 
@@ -61,45 +70,48 @@ _PAIRS = 32  # pairs of pixels that pass through all panels before the next ones
 
 
 @functools.cache
-def entries():
-    """All tables, (4096,) uint8: that of the pair a begins at 16 a."""
+def entries() -> NDArray[np.uint8]:
+    """Build all tables, (4096,) uint8: the table of the pair a begins at 16 a."""
     pairs, nibbles = np.arange(256)[:, None], np.arange(16)
     first, second = (
         np.bitwise_count((pairs & 15) ^ nibbles),
         np.bitwise_count((pairs >> 4) ^ nibbles),
     )
-    return on_lines((first | second << 4).astype(np.uint8).reshape(-1))
+    return aligned((first | second << 4).astype(np.uint8).reshape(-1))
 
 
-def segments(starts, count):
-    """`LookUps.segments` and `.parts` of taps of ``count`` nibbles that begin at ``starts``."""
+def segments(starts: Sequence[int], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Compute `LookUps.segments` and `.parts`: ``starts`` of taps, each of ``count`` nibbles."""
     runs, total = [], len(starts) * count
     for start in starts:
-        if runs and sum(runs[-1]) == start:  # side by side
+        if runs and sum(runs[-1]) == start:  # contiguous
             runs[-1][1] += count
         else:
             runs.append([start, count])
     size = -(-total // -(-total // _FULL))  # parts of about the same length,
-    size += -size % 3  # of whole threes
+    size += -size % 3  # a multiple of three
     table, parts, done = [], [0], 0
     for start, length in runs:
         while length:
-            some = min(length, size - done % size)
-            table += [start, some]
-            start, length, done = start + some, length - some, done + some
+            step = min(length, size - done % size)
+            table += [start, step]
+            start, length, done = start + step, length - step, done + step
             if done % size == 0 or done == total:
                 parts.append(len(table))
     return np.array(table), np.array(parts)
 
 
-def nibbles(words):
-    """(N, W) words -> (N, 16 * W)."""
+def nibbles(words: Words) -> NDArray[np.uint8]:
+    """Split (N, W) words into nibbles, (N, 16 * W) uint8."""
     octets = np.ascontiguousarray(words).view(np.uint8)
     return np.stack([octets & 15, octets >> 4], -1).reshape(len(words), 16 * words.shape[1])
 
 
-def panel_nibbles(panels, count):
-    """(P, width, taps, W) words of filters -> P panels of the first nibbles of each tap."""
+def panel_nibbles(panels: Words, count: int) -> NDArray[np.uint8]:
+    """Lay out the first ``count`` nibbles of each tap as P panels, flat.
+
+    panels : (P, width, taps, W) uint64
+    """
     number, width, taps, length = panels.shape
     halves = panels.reshape(number, width // BYTES, 2, BYTES // 2, taps, length)
     octets = np.ascontiguousarray(halves.swapaxes(2, 3)).view(np.uint8)  # in the lanes' order
@@ -112,8 +124,8 @@ def panel_nibbles(panels, count):
     return result[:, :, :count].reshape(-1)
 
 
-def nibbles_of_panel(panel, length):
-    """The nibbles of one panel -> (K, width), the reverse of `panel_nibbles`."""
+def nibbles_of_panel(panel: NDArray[np.uint8], length: int) -> NDArray[np.uint8]:
+    """Read the nibbles of one panel back as (K, width); the inverse of `panel_nibbles`."""
     halves = panel.reshape(length, -1, BYTES // 2, 2).swapaxes(2, 3)
     return halves.reshape(length, -1)
 
@@ -121,14 +133,24 @@ def nibbles_of_panel(panel, length):
 # ---------------------------------------------------------------------------------------- kernels
 
 _place_of, _pixel_of = on_stack(np.int64, _PAIRS), on_stack(np.int64, _PAIRS + 1)
-_ZEROS = _PAIRS * 2 * WIDE  # where in the memory for sums there are zeros
+_ZEROS = _PAIRS * 2 * WIDE  # index of zeros in the memory for sums
 _sums_of = on_stack(np.uint16, _ZEROS + 2 * WIDE)
 _wide_tile, _medium_tile, _narrow_tile = (zero_tile_of(width) for width in (WIDE, MEDIUM, NARROW))
 
 
 @subkernel
-def blocks(first, end, panel, panel_end, words, base, masks, arguments, target):
-    """What `counting.blocks` does. ``masks`` are empty."""
+def blocks(
+    first: int,
+    end: int,
+    panel: int,
+    panel_end: int,
+    words: Words,
+    base: int,
+    masks: Array,
+    arguments: tuple[Any, ...],
+    target: tuple[Any, ...],
+) -> None:
+    """Multiply output pixels by panels, as `counting.blocks`; ``masks`` are empty."""
     tables, (origin, out, bits, are_floats) = Tables(*arguments), target
     look_ups, out_width = LookUps(*tables.look_ups), Windows(*tables.windows).out_width
     images = tables.pixels, out_width, tables.image_stride, look_ups.image_words
@@ -155,17 +177,18 @@ def blocks(first, end, panel, panel_end, words, base, masks, arguments, target):
                 _count(_narrow_tile(), pairs, shift, at, places, sums, table)
             # Output channels of a group follow one another, as do its columns.
             channel = group * tables.group_filters + first_column
-            some = column, channel, min(left, width), width
+            columns = column, channel, min(left, width), width
             is_twofold = look_ups.is_twofold
-            _finish(pairs, some, origin, pixels, sums, is_twofold, tables.rows, results)
+            _finish(pairs, columns, origin, pixels, sums, is_twofold, tables.rows, results)
         start = entry(pixels, pairs)
 
 
 @inlined
 def _find_pairs(i, end, base, places, pixels, images):
-    """Find some pairs from pixel i on: their places and first pixels; the number of pairs.
+    """Collect pairs of pixels from pixel i on; return their number.
 
-    Behind the pixels is the one that comes next.
+    Writes the address of each pair's tables to ``places`` and its first pixel to ``pixels``, which
+    ends with the pixel that follows the last pair.
     """
     starts, out_width, stride, image_words = images
     count = 0
@@ -182,7 +205,7 @@ def _find_pairs(i, end, base, places, pixels, images):
 
 @inlined
 def _count(zero, pairs, shift, at, places, sums, table):
-    """Disagreements of some pairs of pixels with a panel: (pairs, 2, width) ``sums``."""
+    """Add up the disagreements of pairs of pixels with a panel: ``sums`` (pairs, 2, width)."""
     (words, entries, panels, segments, parts), width = table, len(zero) // 2 * BYTES
     for part in range(len(parts) - 1):
         after = at
@@ -203,9 +226,9 @@ def _count(zero, pairs, shift, at, places, sums, table):
 
 
 @inlined
-def _finish(pairs, some, origin, pixels, sums, is_twofold, rows, results):
-    """Sums or bits of the pixels of some pairs and of the filters of a panel."""
-    column, channel, count, width = some
+def _finish(pairs, columns, origin, pixels, sums, is_twofold, rows, results):
+    """Write the sums or bits of the pixels of some pairs and the filters of a panel."""
+    column, channel, count, width = columns
     for i in range(pairs):
         first = entry(pixels, i)
         for j in range(entry(pixels, i + 1) - first):
@@ -219,13 +242,13 @@ def _finish(pairs, some, origin, pixels, sums, is_twofold, rows, results):
                 finish(n, taken, column + c, r, first + j - origin, place, results)
 
 
-# ------------------------------------------------------------------------------ what can be reached
+# --------------------------------------------------------------------------------- peak throughput
 
 
-def register_loop(repetitions):
-    """Look up in registers, with what lies in the nearest cache; how many products those are."""
+def register_loop(repetitions: int) -> int:
+    """Look up in tables that stay in the first-level cache; return the number of sign products."""
     places, sums = 16 * np.arange(_FULL + 1, dtype=np.uint16), np.zeros(4 * WIDE, np.uint16)
-    panel = on_lines(np.ones(_FULL * WIDE, np.uint8))
+    panel = aligned(np.ones(_FULL * WIDE, np.uint8))
     _register_loop(repetitions, entries(), places.view(np.uint64), panel, sums)
     return repetitions * 2 * WIDE * 4 * _FULL
 

@@ -1,16 +1,19 @@
-"""Max-pool on packed signs: the maximum of a window of signs is the OR of its bits.
+"""Max-pool packed signs: the maximum of a window of signs is the OR of its bits.
 
-Where a batch norm with negative gamma follows, which turns the order round, a pool that stands
-before it has taken the maximum of what are now minima: there it is the AND. (The OR: Umuroglu et
-al. 2017, FINN, arXiv:1612.07119.) As ``a & b = ~(~a | ~b)``, one OR serves both, between two turns
-of the channels that want a minimum.
+The OR is FINN's (Umuroglu et al. 2017, arXiv:1612.07119). A channel whose batch norm has a negative
+gamma reverses the order, so there the maximum becomes a minimum: the AND. Since
+``a & b = ~(~a | ~b)``, one OR serves both kinds of channels, with the bits of the minimum channels
+inverted before and after.
 
-Words of neighbouring pixels are neighbours in memory. So rows of the image are combined as they
-are, 8 words at a time; then the row that results is combined with itself, moved by one pixel and
-more; and of these windows, one at each pixel, those that the stride asks for are taken.
+Words of adjacent pixels are adjacent in memory. So rows of the image are combined 8 words at a
+time; the resulting row is combined with itself, shifted by one pixel and more; and of these
+windows, one at each pixel, those that the stride asks for are taken. `max_pool2d_reference` is the
+plain NumPy version.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,11 +30,26 @@ from tinybnn.kernels.machine.threads import tasks_for
 from tinybnn.kernels.machine.windows import windows, with_border
 from tinybnn.kernels.signs.bits import pack_reference, unpack_reference
 
-_SPEED = 4e9  # words that a fast core combines a second
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import ArrayLike
+
+    from tinybnn.typing import Words
+
+_SPEED = 4e9  # words combined per second on a fast core
 
 
-def max_pool2d(words, channels, kernel_size, stride, padding, minimum, out=None):
-    """Pooling of packed signs: OR over each window, AND where ``minimum`` is set.
+def max_pool2d(
+    words: ArrayLike,
+    channels: int,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    minimum: ArrayLike,
+    out: Words | None = None,
+) -> Words:
+    """Pool packed signs: OR over each window, AND where ``minimum`` is set.
 
     Parameters
     ----------
@@ -40,10 +58,11 @@ def max_pool2d(words, channels, kernel_size, stride, padding, minimum, out=None)
         C.
     kernel_size, stride, padding : (int, int)
         Along height and width. Padding is at most half the kernel, as in PyTorch, so that each
-        window holds a pixel; positions outside the image are left out.
+        window contains a pixel; positions outside the image are ignored.
     minimum : (C,) bool
+        Channels whose minimum is taken.
     out : (N, OH, OW, words_for(channels)) uint64, optional
-        Contiguous, to be written to.
+        Contiguous array for the result.
 
     Returns
     -------
@@ -53,83 +72,101 @@ def max_pool2d(words, channels, kernel_size, stride, padding, minimum, out=None)
     Raises
     ------
     ValueError
-        If a dtype, a shape or a parameter does not fit, or the output would be empty.
+        If a dtype, a shape or a parameter does not match, or the output would be empty.
     """
     out, work = _bound(words, channels, kernel_size, stride, padding, minimum, out)
     work()
     return out
 
 
-def bind(words, channels, kernel_size, stride, padding, minimum, out):
-    """What `max_pool2d` does, for the same arrays again and again, as a callable."""
+def bind(
+    words: ArrayLike,
+    channels: int,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    minimum: ArrayLike,
+    out: Words,
+) -> Callable[[], None]:
+    """Prepare `max_pool2d` for repeated calls on the same arrays; return a callable."""
     return _bound(words, channels, kernel_size, stride, padding, minimum, out)[1]
 
 
 def _bound(words, channels, kernel_size, stride, padding, minimum, out):
     words = check_words("max_pool2d", "words", words, 4)
     check_row("max_pool2d", "words", words, "channels", channels)
-    of = windows("max_pool2d", words.shape[1:3], kernel_size, stride, padding)
-    if of.top > of.kernel_height // 2 or of.left > of.kernel_width // 2:
+    window = windows("max_pool2d", words.shape[1:3], kernel_size, stride, padding)
+    if window.top > window.kernel_height // 2 or window.left > window.kernel_width // 2:
         raise ValueError(
-            f"max_pool2d: padding must be at most half of kernel_size {of.kernel_size}, "
-            f"got {of.padding}"
+            f"max_pool2d: padding must be at most half of kernel_size {window.kernel_size}, "
+            f"got {window.padding}"
         )
     minimum = for_kernel(np.asarray(minimum))
     check_vector("max_pool2d", "minimum", minimum, np.bool_, channels)
     images, *_, row_words = words.shape
-    out = out_array("max_pool2d", out, (images, *of.out_size, row_words), np.uint64)
-    rows, row = images * of.out_height, of.padded_size[1] * row_words
-    tasks = tasks_for(rows * row * sum(of.kernel_size) / _SPEED)
+    out = out_array("max_pool2d", out, (images, *window.out_size, row_words), np.uint64)
+    rows, row = images * window.out_height, window.padded_size[1] * row_words
+    tasks = tasks_for(rows * row * sum(window.kernel_size) / _SPEED)
     memory = np.empty(tasks * 3 * (row + WORDS), np.uint64)
-    arrays = words.reshape(-1), minimum, of, memory, out.reshape(-1)
+    arrays = words.reshape(-1), minimum, window, memory, out.reshape(-1)
     return out, parallel.bind(_pool, parallel.shares(rows, tasks), *arrays)
 
 
-def max_pool2d_reference(words, channels, kernel_size, stride, padding, minimum):
-    """What :func:`max_pool2d` computes, in plain NumPy."""
-    of = windows("max_pool2d_reference", words.shape[1:3], kernel_size, stride, padding)
+def max_pool2d_reference(
+    words: Words,
+    channels: int,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    minimum: ArrayLike,
+) -> Words:
+    """Compute :func:`max_pool2d` in plain NumPy; shapes as there."""
+    window = windows("max_pool2d_reference", words.shape[1:3], kernel_size, stride, padding)
     turn = np.where(minimum, -1, 1)  # min(x) = -max(-x)
     signs = unpack_reference(words, channels, np.int32) * turn  # (N, H, W, C)
     signs = with_border(signs, padding, -1)  # no larger than anything in a window
-    largest = np.max([seen for _, _, seen in of.views(signs)], axis=0)  # (N, OH, OW, C)
+    largest = np.max([seen for _, _, seen in window.views(signs)], axis=0)  # (N, OH, OW, C)
     return pack_reference(largest * turn)
 
 
 @kernel(allocates=False)
-def _pool(first, end, task, words, minimum, of, memory, out):
-    """Output rows first to end - 1, counted through all images; all arrays are flat.
+def _pool(first, end, task, words, minimum, window, memory, out):
+    """Compute output rows first to end - 1, numbered across all images; all arrays are flat.
 
-    For each task ``memory`` has room for three rows of an image with its padding, each with 8
-    words behind it: the channels that are turned, rows combined, and windows at each pixel.
+    For each task ``memory`` has room for three rows of a padded image, each followed by 8 words:
+    the inverted channels, the combined rows, and the windows at each pixel.
     """
     row_words = (len(minimum) + 63) // 64
-    row = of.width * row_words
-    length = row + 2 * of.left * row_words + WORDS
+    row = window.width * row_words
+    length = row + 2 * window.left * row_words + WORDS
     turn = task * 3 * length
     joined, pooled = turn + length, turn + 2 * length
-    _tile(minimum, row_words, of.width + 2 * of.left, memory, turn)
-    for i in range(joined, joined + length):  # the padding stays 0, which an OR does not notice
+    _repeat_mask(minimum, row_words, window.width + 2 * window.left, memory, turn)
+    for i in range(joined, joined + length):  # the padding stays 0, which is neutral for OR
         memory[i] = np.uint64(0)
     for i in range(first, end):
-        image, y = i // of.out_height, i % of.out_height * of.row_stride - of.top
-        start, rows = max(y, 0), min(y + of.kernel_height, of.height) - max(y, 0)
-        at = (image * of.height + start) * row
-        _combine_rows(words, at, rows, row, memory, joined + of.left * row_words, turn)
-        for j in range(0, ((of.out_width - 1) * of.column_stride + 1) * row_words, WORDS):
-            any_set, row_end = load(memory, joined + j), joined + j + of.kernel_width * row_words
+        image, y = i // window.out_height, i % window.out_height * window.row_stride - window.top
+        start, rows = max(y, 0), min(y + window.kernel_height, window.height) - max(y, 0)
+        at = (image * window.height + start) * row
+        _combine_rows(words, at, rows, row, memory, joined + window.left * row_words, turn)
+        for j in range(0, ((window.out_width - 1) * window.column_stride + 1) * row_words, WORDS):
+            any_set, row_end = (
+                load(memory, joined + j),
+                joined + j + window.kernel_width * row_words,
+            )
             for k in range(joined + j + row_words, row_end, row_words):
                 any_set |= load(memory, k)
             store(memory, pooled + j, any_set ^ load(memory, turn + j))
-        to = i * of.out_width * row_words
+        to = i * window.out_width * row_words
         for w in range(row_words):
-            for x in range(of.out_width):
-                at = pooled + x * of.column_stride * row_words
+            for x in range(window.out_width):
+                at = pooled + x * window.column_stride * row_words
                 out[to + x * row_words + w] = memory[at + w]
 
 
 @inlined
-def _tile(minimum, row_words, width, memory, to):
-    """The channels that are turned, once for each pixel of a row."""
+def _repeat_mask(minimum, row_words, width, memory, to):
+    """Repeat the mask of minimum channels for each pixel of a row."""
     for j in range(row_words):
         word = np.uint64(0)
         for bit in range(min(64, len(minimum) - 64 * j)):
@@ -140,7 +177,7 @@ def _tile(minimum, row_words, width, memory, to):
 
 @inlined
 def _combine_rows(words, at, rows, row, memory, to, turn):
-    """OR of rows of an image, with the channels turned that want a minimum."""
+    """OR rows of an image, with the minimum channels inverted."""
     whole = row // WORDS * WORDS
     for i in range(0, whole, WORDS):
         turned = load(memory, turn + i)

@@ -1,10 +1,11 @@
-"""Weights of products of signs, laid out once for kernels that read them again and again."""
+"""Lay out the weights of sign products once, for kernels that read them many times."""
 
 from __future__ import annotations
 
 import functools
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,13 +18,20 @@ from tinybnn.kernels.machine.checks import (
     check_width,
     check_words,
 )
-from tinybnn.kernels.machine.memory import on_lines
+from tinybnn.kernels.machine.memory import aligned
 from tinybnn.kernels.machine.shuffles import has_shuffles
 from tinybnn.kernels.machine.simd import cpu_features
-from tinybnn.kernels.machine.windows import windows
+from tinybnn.kernels.machine.windows import Windows, windows
 from tinybnn.kernels.signs import counting, look_ups
 from tinybnn.kernels.signs.bits import from_bytes, words_for
 from tinybnn.kernels.signs.tables import LookUps, Tables, panels
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from numpy.typing import ArrayLike
+
+    from tinybnn.typing import Shape, Words
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,21 +43,21 @@ class Prepared:
     input_shape, output_shape : tuple of int
         Without the number of images or rows; the input in words, the output in channels.
     to_bits : bool
-        Whether thresholds follow the sums.
+        Whether thresholds follow the sums, so that the output is bits.
     work : int
-        Products of signs an image, with those that fill up words and panels.
+        Sign products per image, including those that fill up words and panels.
     products : int
-        Without them.
+        Sign products per image, without them.
     masks : (...,) uint64, or (0,) uint8
-        For ternary weights whose bits are counted the words of their masks, laid out as
-        ``tables.panels``. Kernels are compiled for one dtype or the other, so that binary weights
-        pay nothing for this.
+        Ternary weights whose bits are counted: the words of their masks, laid out as
+        ``tables.panels``. Kernels are compiled for each of the two dtypes, so that binary weights
+        pay nothing for masks.
     tables : Tables
-        For the kernels, which take them as a plain tuple.
+        Read by the kernels, which take them as a plain tuple.
     """
 
-    input_shape: tuple
-    output_shape: tuple
+    input_shape: Shape
+    output_shape: Shape
     to_bits: bool
     work: int
     products: int
@@ -57,8 +65,8 @@ class Prepared:
     tables: Tables
 
     @property
-    def kind(self):
-        """The code that kernels are compiled to.
+    def kind(self) -> str:
+        """Name of the code that kernels are compiled to.
 
         "look_ups"; or, where bits are counted, "ternary" if weights may be 0, else "xnor".
         """
@@ -66,47 +74,48 @@ class Prepared:
             return "look_ups"
         return "ternary" if self.masks.dtype == np.uint64 else "xnor"
 
-    def workspace_words(self, images):
-        """Words of the ``workspace`` that `run` needs for this number of images, at most."""
+    def workspace_words(self, images: int) -> int:
+        """Return the most words of ``workspace`` that `run` needs for this number of images."""
         return threads.most() * self.slot_words(images)
 
-    def slot_words(self, images):
-        """Words for the copies of images that one thread holds at a time.
+    def slot_words(self, images: int) -> int:
+        """Return the words that one thread needs for the copies of images it holds at a time.
 
-        For look-ups the places of tables, four words for each of a padded image, lie behind it.
+        For look-ups, the table addresses lie behind each copy: four words for each of its words.
         """
         tables = self.tables
-        images += images % 2  # a pair of them may have its places together
+        images += images % 2  # images may be stored in pairs
         return min(tables.together, images) * tables.image_stride if tables.copies else 0
 
-    def out_shape(self, images):
-        """Shape of the result."""
+    def out_shape(self, images: int) -> Shape:
+        """Return the shape of the result: (images, *output_shape), in words if it is bits."""
         *size, channels = self.output_shape
         return (images, *size, words_for(channels) if self.to_bits else channels)
 
 
 @functools.cache
-def has_fast_look_ups():
-    """Whether the CPU has byte shuffles, and no instruction that counts the bits of a vector."""
+def has_fast_look_ups() -> bool:
+    """Tell whether the CPU has byte shuffles, but no vector population count."""
     return has_shuffles() and "avx512vpopcntdq" not in cpu_features()
 
 
-def method_for(terms):
-    """What finds the disagreements of so many signs: `look_ups`, where they pay, or `counting`.
+def method_for(terms: int) -> ModuleType:
+    """Choose the method for rows of this many signs: the module `look_ups` or `counting`.
 
-    It does not depend on the number of filters: one kernel makes all products of a fused layer.
+    The choice does not depend on the number of filters, because one kernel computes all products of
+    a fused layer.
     """
     pays = look_ups.LEAST_TERMS <= terms <= look_ups.MOST_TERMS
     return look_ups if pays and has_fast_look_ups() else counting
 
 
-def method_named(name, method, terms=0):
-    """The method that was asked for by its name, for so many signs.
+def method_named(name: str, method: str, terms: int = 0) -> ModuleType:
+    """Return the module of a method by its name, "counting" or "look_ups".
 
     Raises
     ------
     ValueError
-        If there is none, or the CPU or the number of signs rules it out.
+        If the name is another one, or the CPU or the number of signs rules the method out.
     """
     if method not in ("counting", "look_ups"):
         raise ValueError(f"{name}: method must be 'counting' or 'look_ups', got {method!r}")
@@ -120,7 +129,7 @@ def method_named(name, method, terms=0):
 
 
 def _in_panels(weight, table, columns, lay_out):
-    """(O, ...) words of filters -> all panels."""
+    """Lay out (O, ...) words of filters as panels, one after the other."""
     filters, width = len(weight), max([width for _, width, *_ in table], default=1)
     if filters == columns and filters % width == 0:  # full, and of one width
         return lay_out(weight.reshape(-1, width, *weight.shape[1:]))
@@ -129,14 +138,14 @@ def _in_panels(weight, table, columns, lay_out):
         panel = np.zeros((1, width, *weight.shape[1:]), weight.dtype)
         panel[0, :count] = weight[first : first + count]
         parts.append(lay_out(panel))
-    return on_lines(np.concatenate(parts))
+    return aligned(np.concatenate(parts))
 
 
 NO_MASKS, NO_WORDS, NO_SUMS = (np.zeros(0, dtype) for dtype in (np.uint8, np.uint64, np.int32))
 
 
 def _check_mask(name, mask, weight):
-    """The mask of ternary weights as words."""
+    """Return the mask of ternary weights as words; a ValueError if it does not match them."""
     mask = check_words(name, "mask", mask, weight.ndim)
     if mask.shape != weight.shape:
         raise ValueError(
@@ -146,12 +155,12 @@ def _check_mask(name, mask, weight):
 
 
 def _epilogue(base, zeros, groups, thresholds, flip, method):
-    """``Tables.constants`` and ``.flips``: what turns disagreements into sums or bits.
+    """Compute ``Tables.constants`` and ``.flips``, which turn disagreements into sums or bits.
 
     base : (classes, O) int64
-        As `_border_sums` gives it.
+        As returned by `_border_sums`.
     zeros : (O,) int64, or 0
-        What look-ups count for ternary weights besides twice the disagreements: see
+        What look-ups count for ternary weights in addition to twice the disagreements: see
         `_rows_for_look_ups`.
     """
     table, columns = panels(groups, base.shape[1] // groups, method.WIDE, method.NARROW)
@@ -159,14 +168,14 @@ def _epilogue(base, zeros, groups, thresholds, flip, method):
     if thresholds is None:
         values, unused = base + zeros, 0
     else:
-        # (base - 2 d >= t) is (d <= (base - t) / 2), and d is an integer.
-        # Limits beyond what it can be say the same as the nearest ones that int32 holds.
+        # base - 2 d >= t means d <= (base - t) / 2, and d is an integer.
+        # Limits outside the range of d are clipped to int32, which changes no comparison.
         limits = (base - thresholds.astype(np.int64)) >> 1
         values, unused = limits * (1 + is_twofold) + zeros, -1
         values = np.clip(values, -1, np.iinfo(np.int32).max)
     constants = np.empty((len(base), columns), np.int32)
-    is_full = columns == base.shape[1]  # all panels are
-    constants[:] = values if is_full else unused  # where there is no channel: these give bit 0
+    is_full = columns == base.shape[1]  # no panel has unused columns
+    constants[:] = values if is_full else unused  # unused columns give bit 0
     for column, _, _, first, count in () if is_full else table:
         constants[:, column : column + count] = values[:, first : first + count]
     if thresholds is not None:
@@ -179,50 +188,68 @@ def _epilogue(base, zeros, groups, thresholds, flip, method):
 
 
 def _cuts(table, to_bits):
-    """Where panels may be shared out: with bits, at channels that begin a word."""
+    """Return the panels at which work may be divided: with bits, at channels that begin a word."""
     cuts = [p for p, (_, _, _, first, _) in enumerate(table) if first % 64 == 0 or not to_bits]
     return np.array([*cuts, len(table)])
 
 
 def _check_thresholds(function, thresholds, flip, filters):
     if thresholds is None or flip is None:
-        raise ValueError(f"{function}: thresholds and flip belong together, got only one of them")
+        raise ValueError(f"{function}: thresholds and flip must be given together, got only one")
     thresholds, flip = np.asarray(thresholds), np.asarray(flip)
     check_vector(function, "thresholds", thresholds, np.int32, filters)
     check_vector(function, "flip", flip, np.bool_, filters)
     return thresholds, flip
 
 
-def prepare_matmul(b, count, *, mask=None, thresholds=None, flip=None, method=None):
+def prepare_matmul(
+    b: ArrayLike,
+    count: int,
+    *,
+    mask: ArrayLike | None = None,
+    thresholds: ArrayLike | None = None,
+    flip: ArrayLike | None = None,
+    method: str | None = None,
+) -> Prepared:
     """Lay out the right-hand side of `xnor_matmul`.
 
     Parameters
     ----------
     b : (N, W) uint64
     count : int
-        K, the number of signs a row.
+        K, the number of signs in a row.
     mask : (N, W) uint64, optional
         As in `xnor_matmul`.
     thresholds, flip : (N,) int32 and (N,) bool, optional
-        With them `run` gives bits, as `threshold` of the product does.
+        If given, `run` returns bits, as `threshold` applied to the product.
     method : 'counting' or 'look_ups', optional
-        How disagreements are found; by default what suits the CPU. The result is the same.
+        How disagreements are counted. Default: the faster one on this CPU. The result is the same.
 
     Returns
     -------
     Prepared
-        `run` takes it with ``a``, (M, W) uint64; gives (M, N) int32 or (M, words_for(N)) uint64.
+        For `run` with ``a``, (M, W) uint64; the result is (M, N) int32, or with thresholds
+        (M, words_for(N)) uint64.
 
     Raises
     ------
     ValueError
-        If a dtype or a shape does not fit, ``count`` is not positive or above 2**31 - 1, or the
-        method is not possible here.
+        If a dtype or a shape does not match, ``count`` is not positive or above 2**31 - 1, or the
+        CPU lacks the method.
     """
     return lay_out_matmul("prepare_matmul", b, count, mask, thresholds, flip, method)
 
 
-def lay_out_matmul(name, b, count, mask=None, thresholds=None, flip=None, method=None):
+def lay_out_matmul(
+    name: str,
+    b: ArrayLike,
+    count: int,
+    mask: ArrayLike | None = None,
+    thresholds: ArrayLike | None = None,
+    flip: ArrayLike | None = None,
+    method: str | None = None,
+) -> Prepared:
+    """Do the work of `prepare_matmul`, with the function's ``name`` for errors; shapes as there."""
     b = check_words(name, "b", b, 2)
     terms = 64 * b.shape[1]
     method = method_for(terms) if method is None else method_named(name, method, terms)
@@ -235,8 +262,8 @@ def lay_out_matmul(name, b, count, mask=None, thresholds=None, flip=None, method
     return _lay_out(name, plan, b[:, None, None], mask, thresholds, flip)
 
 
-def check_count(name, operand, words, count):
-    """A ValueError unless so many words a row hold ``count`` signs, and int32 their sum."""
+def check_count(name: str, operand: str, words: int, count: int) -> None:
+    """Raise a ValueError unless ``words`` words hold ``count`` signs, and int32 their sum."""
     if count < 1:
         raise ValueError(f"{name}: count must be positive, got {count}")
     check_terms(name, "count", count)
@@ -251,7 +278,7 @@ _ONE_PIXEL = windows("prepare_matmul", (1, 1), (1, 1))
 
 @functools.lru_cache(maxsize=256)  # a layer in training is prepared at each step
 def _matmul_plan(name, filters, words, count, to_bits, is_ternary, method):
-    """A matrix product is the convolution of images of one pixel."""
+    """Plan a matrix product: the convolution of images of one pixel."""
     check_count(name, "b", words, count)
     prepared, inside = _plan(
         _ONE_PIXEL, filters, int(count), 1, words, "zeros", to_bits, is_ternary, method
@@ -260,19 +287,19 @@ def _matmul_plan(name, filters, words, count, to_bits, is_ternary, method):
 
 
 def prepare_conv2d(
-    weight,
-    channels,
-    size,
+    weight: ArrayLike,
+    channels: int,
+    size: tuple[int, int],
     *,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    groups=1,
-    padding_mode="zeros",
-    mask=None,
-    thresholds=None,
-    flip=None,
-):
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    mask: ArrayLike | None = None,
+    thresholds: ArrayLike | None = None,
+    flip: ArrayLike | None = None,
+) -> Prepared:
     """Lay out the filters of `xnor_conv2d` for images of one size.
 
     Parameters
@@ -282,65 +309,73 @@ def prepare_conv2d(
     size : (int, int)
         Height and width of the images.
     thresholds, flip : (O,) int32 and (O,) bool, optional
-        With them `run` gives bits, as `threshold` of the convolution does.
+        If given, `run` returns bits, as `threshold` applied to the convolution.
 
     Returns
     -------
     Prepared
-        `run` takes it with ``x``, (N, H, W, words_for(channels)) uint64, and gives (N, OH, OW, O)
-        int32 or (N, OH, OW, words_for(O)) uint64.
+        For `run` with ``x``, (N, H, W, words_for(channels)) uint64; the result is (N, OH, OW, O)
+        int32, or with thresholds (N, OH, OW, words_for(O)) uint64.
 
     Raises
     ------
     ValueError
-        If a dtype, a shape or a parameter does not fit, the output would be empty, or a filter has
-        more than 2**31 - 1 weights.
+        If a dtype, a shape or a parameter does not match, the output would be empty, or a filter
+        has more than 2**31 - 1 weights.
     """
     name = "prepare_conv2d"
     weight = check_words(name, "weight", weight, 4)
-    of = windows(name, size, weight.shape[1:3], stride, padding, dilation)
+    window = windows(name, size, weight.shape[1:3], stride, padding, dilation)
     following = thresholds, flip
-    return lay_out_conv2d(name, weight, channels, of, groups, padding_mode, mask, *following)
+    return lay_out_conv2d(name, weight, channels, window, groups, padding_mode, mask, *following)
 
 
 def lay_out_conv2d(
-    name, weight, channels, of, groups, padding_mode, mask=None, thresholds=None, flip=None
-):
-    """``of`` are the windows."""
+    name: str,
+    weight: Words,
+    channels: int,
+    window: Windows,
+    groups: int,
+    padding_mode: str,
+    mask: ArrayLike | None = None,
+    thresholds: ArrayLike | None = None,
+    flip: ArrayLike | None = None,
+) -> Prepared:
+    """Do the work of `prepare_conv2d` for given windows; shapes as there."""
     filters, kh, kw, words = weight.shape
     following = thresholds is not None, mask is not None, method_for(64 * kh * kw * words)
-    plan = _conv2d_plan(name, of, filters, channels, groups, words, padding_mode, *following)
+    plan = _conv2d_plan(name, window, filters, channels, groups, words, padding_mode, *following)
     if mask is not None:
         mask = _check_mask(name, mask, weight)
     return _lay_out(name, plan, weight, mask, thresholds, flip)
 
 
 @functools.lru_cache(maxsize=256)  # a layer in training is prepared at each step
-def _conv2d_plan(name, of, filters, channels, groups, words, padding_mode, *following):
+def _conv2d_plan(name, window, filters, channels, groups, words, padding_mode, *following):
     check_groups(name, channels, filters, groups)
     per_group = int(channels // groups)
     check_width(name, "weight", words, "channels // groups", per_group)
-    check_terms(name, "the number of weights of a filter", of.taps * per_group)
+    check_terms(name, "the number of weights of a filter", window.taps * per_group)
     check_padding_mode(name, padding_mode)
-    return _plan(of, filters, int(channels), int(groups), words, padding_mode, *following)
+    return _plan(window, filters, int(channels), int(groups), words, padding_mode, *following)
 
 
-def _plan(of, filters, channels, groups, words, padding_mode, to_bits, is_ternary, method):
-    """All of a prepared product that does not depend on its weights.
+def _plan(window, filters, channels, groups, words, padding_mode, to_bits, is_ternary, method):
+    """Build the part of a prepared product that does not depend on its weights.
 
-    ``words`` are those of a group's pixel.
+    ``words`` is the number of words of one group of a pixel.
 
     Returns
     -------
     Prepared
-        With tables in which those of the weights are empty.
+        With empty tables for the weights.
     inside : (classes, kh * kw) float64
-        As `_border_classes` gives it.
+        As returned by `_border_classes`.
     """
     table, columns = panels(groups, filters // groups, method.WIDE, method.NARROW)
-    pixels, taps = of.places(words)
-    inside, classes = _border_classes(of, padding_mode)
-    image_words = math.prod(of.padded_size) * words
+    pixels, taps = window.places(words)
+    inside, classes = _border_classes(window, padding_mode)
+    image_words = math.prod(window.padded_size) * words
     tables = Tables(
         panels=NO_WORDS,
         group_filters=filters // groups,
@@ -354,22 +389,22 @@ def _plan(of, filters, channels, groups, words, padding_mode, to_bits, is_ternar
         filters=filters,
         group_stride=image_words,
         image_stride=groups * image_words,
-        copies=groups > 1 or of.padding != (0, 0),
-        together=-(-64 // len(pixels)),  # of 4 pixels a block: few are counted twice
+        copies=groups > 1 or window.padding != (0, 0),
+        together=-(-64 // len(pixels)),  # blocks of 4 pixels overlap only at the end
         channels=channels,
         groups=groups,
-        windows=tuple(of),
+        windows=tuple(window),
         outside=_outside(channels // groups, words, padding_mode),
         look_ups=tuple(_NO_LOOK_UPS),
     )
     prepared = Prepared(
-        input_shape=(*of.size, words_for(channels)),
-        output_shape=(*of.out_size, filters),
+        input_shape=(*window.size, words_for(channels)),
+        output_shape=(*window.out_size, filters),
         to_bits=to_bits,
         work=64 * tables.taps.size * columns * len(pixels),
-        products=of.taps * (channels // groups) * filters * len(pixels),
+        products=window.taps * (channels // groups) * filters * len(pixels),
         masks=NO_MASKS,
-        tables=_with_look_ups(tables, of, taps, is_ternary) if method is look_ups else tables,
+        tables=_with_look_ups(tables, window, taps, is_ternary) if method is look_ups else tables,
     )
     return prepared, inside
 
@@ -377,38 +412,40 @@ def _plan(of, filters, channels, groups, words, padding_mode, to_bits, is_ternar
 _NO_LOOK_UPS = LookUps(NO_MASKS, np.zeros(0, np.int64), np.zeros(1, np.int64), 0, 0, 0, False)
 
 
-def _with_look_ups(tables, of, taps, is_ternary):
-    """Tables for `look_ups`: images are copied, and behind each copy lie its tables' places."""
+def _with_look_ups(tables, window, taps, is_ternary):
+    """Add the tables for `look_ups`. Images are copied, each with its table addresses behind it."""
     words, group_channels = len(tables.outside), tables.channels // tables.groups
-    # Rows of a matrix may be padded more than once (the pixels of an image in a row, say).
-    nibbles = 16 * words if of == _ONE_PIXEL else -(-group_channels // 4)
+    # Rows of a matrix may contain padding in several places, such as after each pixel.
+    nibbles = 16 * words if window == _ONE_PIXEL else -(-group_channels // 4)
     starts = [16 * int(tap) for tap in taps] * (1 + is_ternary)
     segments, parts = look_ups.segments(starts, nibbles)
     is_read_as_it_is = len(tables.pixels) == 1 and not tables.copies
     image_words = 0 if is_read_as_it_is else tables.image_stride
-    found = LookUps(
+    record = LookUps(
         entries=look_ups.entries(),
         segments=segments,
         parts=parts,
         count=nibbles * len(starts),
         image_words=image_words,
-        neighbour=of.column_stride * words if of.out_width > 1 else 0,
+        neighbour=window.column_stride * words if window.out_width > 1 else 0,
         is_twofold=is_ternary,
     )
-    # A word has 16 nibbles, whose places take 4 words.
+    # A word has 16 nibbles, whose table addresses take 4 words.
     stride = 5 * image_words or 2 * tables.image_stride
-    return tables._replace(panels=NO_MASKS, image_stride=stride, copies=True, look_ups=tuple(found))
+    return tables._replace(
+        panels=NO_MASKS, image_stride=stride, copies=True, look_ups=tuple(record)
+    )
 
 
 def _outside(channels, words, padding_mode):
-    """The words of a pixel of the padding."""
+    """Return the words of a padding pixel."""
     if padding_mode == "zeros":
         return np.zeros(words, np.uint64)
     return from_bytes(np.packbits(np.ones(channels, np.bool_), bitorder="little"), channels)
 
 
 def _lay_out(name, plan, weight, mask, thresholds, flip):
-    """A plan with its weights, (O, kh, kw, words), and with what follows the sums."""
+    """Add the weights, (O, kh, kw, words), and the epilogue to a plan."""
     prepared, inside = plan
     if thresholds is not None or flip is not None:
         thresholds, flip = _check_thresholds(name, thresholds, flip, len(weight))
@@ -432,62 +469,63 @@ def _lay_out(name, plan, weight, mask, thresholds, flip):
     return replace(prepared, masks=masks, tables=tables)
 
 
-def _rows_for_look_ups(weight, mask, found):
-    """Rows of signs: of binary weights they are the same.
+def _rows_for_look_ups(weight, mask, record):
+    """Express weights as rows of signs; binary weights are that already.
 
-    A ternary filter is half the sum of two rows of signs, which differ where it is zero. There one
-    of them disagrees with any sign: their disagreements are twice the filter's, and the zeros.
+    A ternary filter is half the sum of two rows of signs, which differ where it is zero. There
+    exactly one of them disagrees with any sign. So their disagreements are twice the filter's, plus
+    the number of its zeros.
 
     Returns
     -------
     rows : (O, taps or 2 * taps, words) uint64
     count : int
-        Nibbles of a tap that are looked up.
+        Nibbles looked up per tap.
     zeros : (O,) int64, or 0
-        What is counted besides disagreements.
+        What is counted in addition to disagreements.
     """
     taps = weight.shape[1]
     if mask is None:
-        return weight, found.count // taps, 0
-    count = found.count // (2 * taps)
+        return weight, record.count // taps, 0
+    count = record.count // (2 * taps)
     looked_up = from_bytes(np.packbits(np.ones(4 * count, np.bool_), bitorder="little"), 4 * count)
     below, above = weight & mask, weight | (~mask & looked_up)
     zeros = np.bitwise_count(below ^ above).sum((1, 2), dtype=np.int64)
     return np.concatenate([below, above], 1), count, zeros
 
 
-def _border_classes(of, padding_mode):
-    """What of a filter counts where.
+def _border_classes(window, padding_mode):
+    """Classify output pixels by the taps that lie inside the image.
 
-    Pixels with the same taps inside the image form a class: 9 for a 3 x 3 filter with padding 1.
+    Pixels with the same taps inside form a class: 9 for a 3 x 3 filter with padding 1.
 
     Returns
     -------
     inside : (classes, kh * kw) float64
-        1 for the taps that count, 0 for those on a padding with zeros.
+        1 for the taps that count, 0 for those on zero padding.
     classes : (OH * OW,) int64
         The class of each output pixel.
     """
     if padding_mode == "ones":
-        return np.ones((1, of.taps)), np.zeros(math.prod(of.out_size), np.int64)
+        return np.ones((1, window.taps)), np.zeros(math.prod(window.out_size), np.int64)
     (rows, row_kind), (columns, column_kind) = (
-        np.unique(of.inside(axis), axis=0, return_inverse=True) for axis in range(2)
+        np.unique(window.inside(axis), axis=0, return_inverse=True) for axis in range(2)
     )
     both = rows[:, None, :, None] & columns[None, :, None, :]  # (rows, columns, kh, kw)
     classes = np.add.outer(row_kind.reshape(-1) * len(columns), column_kind.reshape(-1))
-    return both.reshape(-1, of.taps).astype(np.float64), classes.reshape(-1)
+    return both.reshape(-1, window.taps).astype(np.float64), classes.reshape(-1)
 
 
 def _border_sums(weight, mask, channels, inside):
-    """What makes padding with zeros exact.
+    """Compute the constants that make zero padding exact.
 
-    A zero is no sign, but the padded image has to hold bits: it holds 0, so that a tap of the
-    filter on the padding counts the tap's +1s as disagreements. What it counts depends on the
-    weights only, and is given back here: with T taps inside the image,
+    A zero is no sign, but the padded image has to hold bits. It holds 0 there, so a tap on the
+    padding counts its weights of +1 as disagreements. That number depends on the weights only, and
+    is added back here: with T taps inside the image,
 
         sum = T * C - 2 * (disagreements - popcount of the taps outside)
 
-    A mask has popcount(mask) of the taps inside in place of T * C.
+    With a mask, popcount(mask) of the taps inside takes the place of T * C.
 
     Returns
     -------
@@ -505,6 +543,6 @@ def _border_sums(weight, mask, channels, inside):
 
 
 def _ones_of_taps(words):
-    """(O, kh, kw, words) -> the number of 1s of each tap, (O, kh * kw)."""
+    """Count the 1s of each tap: (O, kh, kw, words) -> (O, kh * kw)."""
     filters, *size, _ = words.shape
     return np.bitwise_count(words).sum(-1, dtype=np.int64).reshape(filters, math.prod(size))

@@ -1,6 +1,8 @@
-"""What becomes of the disagreements that were counted: sums, or bits."""
+"""Turn counted disagreements into sums or bits."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from llvmlite import ir
@@ -18,9 +20,12 @@ from tinybnn.kernels.machine.simd import (
     store_first,
 )
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-def numbers_of(integers, are_floats):
-    """The integers as they are, or the bits of equal floats: one kernel writes both."""
+
+def numbers_of(integers: NDArray[np.int32], are_floats: bool) -> NDArray[np.int32]:
+    """Return integers unchanged, or the bits of equal float32: one kernel writes both."""
     return integers.astype(np.float32).view(np.int32) if are_floats else integers
 
 
@@ -34,29 +39,44 @@ def _numbers_of(integers, are_floats):
     return integers(integers, types.boolean), generate
 
 
-_some_of = on_stack(np.int32, 32)
+_buffer = on_stack(np.int32, 32)
 
 
 @inlined
 def _copy_some(sums, at, numbers, count):
-    """What `store_first` does, faster where no mask comes with a store: AVX2's takes 18 cycles."""
-    some = _some_of()
-    store(some, 0, numbers)
-    copy(some, 0, sums, at, count)
+    """Do what `store_first` does, faster where stores have no masks: AVX2's take 18 cycles."""
+    buffer = _buffer()
+    store(buffer, 0, numbers)
+    copy(buffer, 0, sums, at, count)
 
 
 _store_some = store_first if "avx512f" in cpu_features() else _copy_some
 
 
 @inlined
-def finish(n, taken, c, r, row, place, results):
-    """The sums or the bits of one pixel and some filters of a panel.
+def finish(
+    n: NDArray[np.int32],
+    taken: NDArray[np.int32],
+    c: int,
+    r: int,
+    row: int,
+    place: tuple[int, int],
+    results: tuple[Any, ...],
+) -> None:
+    """Write the sums or the bits of one pixel and some filters of a panel.
 
-    n, taken : vectors of integers
-        Disagreements, and what they take away from a sum.
+    Parameters
+    ----------
+    n, taken : vectors of int32
+        Disagreements, and what is subtracted from the constant.
     c, r : int
-        The first of these columns, and where the pixel's row of constants begins.
-    place : (first output channel, number of channels from there on)
+        The first of these columns, and the start of the pixel's row of constants.
+    row : int
+        Row of the output.
+    place : (int, int)
+        First output channel, and the number of channels from there on.
+    results : tuple
+        constants, flips, filters, sums, bits, are_floats: see `Tables` and `xnor._blocks`.
     """
     (channel, count), (constants, flips, filters, sums, bits, are_floats) = place, results
     constant, count = load_like(constants, r + c, n), min(count, len(n))
@@ -64,7 +84,7 @@ def finish(n, taken, c, r, row, place, results):
         _put(at_most(n, constant) ^ flips[c >> 4], row, filters, channel, count, bits)
     elif count == len(n):
         store(sums, row * filters + channel, numbers_of(constant - taken, are_floats))
-    else:  # the panel is not full: the memory behind it belongs to others
+    else:  # the panel is not full: the memory behind it holds other results
         numbers = numbers_of(constant - taken, are_floats)
         _store_some(sums, row * filters + channel, numbers, count)
 

@@ -1,71 +1,70 @@
-"""What the kernels of products of signs read: the geometry and the weights, in tables."""
+"""Tables that the kernels of sign products read: the geometry and the weights."""
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
 class Tables(NamedTuple):
-    """What the kernels read of prepared weights.
+    """Prepared weights and geometry as the kernels read them.
 
-    Kernels are handed it as a plain tuple, ``tuple(tables)``, and begin with
-    ``tables = Tables(*arguments)``: a plain tuple gets from Python into compiled code in a third of
-    the time, 2 microseconds less, and no class stands in Numba's cache on disk.
+    Kernels take it as a plain tuple, ``tuple(tables)``, and begin with
+    ``tables = Tables(*arguments)``. A plain tuple crosses from Python into compiled code in a third
+    of the time, 2 microseconds less, and keeps classes out of Numba's cache on disk.
 
-    Everything is seen as a convolution of flat words: an output pixel sees the L words at
-    ``first word of the pixel + taps``. So nothing but a table knows of stride, dilation and the
-    width of the image, and a matrix product is the case of images of one pixel. Pixels are counted
-    through all images: pixel i is pixel ``i % P`` of image ``i // P``, with P output pixels an
-    image.
+    Every product is a convolution of flat words: an output pixel sees the L words at
+    ``first word of the pixel + taps``. So only the tables know stride, dilation and image width,
+    and a matrix product is the case of images of one pixel. Pixels are numbered across all images:
+    pixel i is pixel ``i % P`` of image ``i // P``, with P output pixels per image.
 
-    The filters of a group are cut into panels, columns side by side that one pass over the words of
-    a pixel serves, wide ones and a narrow one where that is enough for the rest. What a panel holds
-    is up to the method that counts: `counting` or `look_ups`.
+    The filters of a group are cut into panels: adjacent columns that one pass over the words of a
+    pixel computes. They are wide, with a narrow one for the rest where that suffices. The method
+    that counts, `counting` or `look_ups`, defines the content of a panel.
 
     Attributes
     ----------
     panels : (...,) uint64 or uint8
         All panels, one after the other: words to count the bits of, or nibbles to look up. Kernels
-        are compiled for one dtype or the other.
+        are compiled for each of the two dtypes.
     group_filters, group_columns : int
-        Filters of a group, and these filled up to whole panels: column c of all panels has column c
-        in ``constants``.
+        Filters of a group, and their number rounded up to whole panels. Column c of all panels has
+        column c of ``constants``.
     cuts : (...,) int64
-        Panels between which work may be shared out, the first and the end included: two threads
-        must not write to one word of bits.
+        Panels at which work may be divided, including the first and the end: two threads must not
+        write to the same word of bits.
     taps : (L,) int64
-        Where the words under a filter are, counted from the pixel's first word.
+        Offsets of the words under a filter from the pixel's first word.
     pixels : (P,) int64
-        Where the first word is that an output pixel sees, counted from the image's first.
+        Offset of the first word that an output pixel sees from the start of the image.
     rows : (P,) int64
-        Where an output pixel's row in ``constants`` starts.
+        Start of an output pixel's row in ``constants``.
     constants : (...,) int32
-        A row for each border class (the pixels whose taps on the padding are the same). For sums
-        ``base``, so that the sum is ``base - 2 * disagreements``; for bits ``limit``, so that the
-        comparison is ``disagreements <= limit``. With ``LookUps.is_twofold`` they are for what is
-        counted then: twice the disagreements, and the filter's zeros.
+        One row per border class (the pixels with the same taps on the padding). For sums, ``base``
+        of ``sum = base - 2 * disagreements``; for bits, ``limit`` of ``disagreements <= limit``.
+        With ``LookUps.is_twofold`` they refer to what is counted then: twice the disagreements,
+        plus the zeros of the filter.
     flips : (columns / 16,) uint64
-        For bits: of the up to 32 channels from column 16 j on that are compared at once, those
-        whose comparison is turned round.
+        For bits: word j has a 1 for each of the up to 32 channels from column 16 j on whose
+        comparison is inverted.
     filters : int
         Output channels.
     group_stride, image_stride : int
         Words between two groups of an image and between two images, as the kernels see them.
     copies : bool
-        Whether images have to be copied, padded and by groups, before they are read.
+        Whether images have to be copied, padded and split into groups, before they are read.
     together : int
-        Number of images that are copied at a time.
+        Number of images copied at a time.
     channels, groups : int
-        Of the input.
+        Input channels and groups.
     windows : tuple of int
         The `Windows`, as a plain tuple.
     outside : (words_for(channels // groups),) uint64
-        What a pixel of the padding holds.
+        Content of a padding pixel.
     look_ups : tuple
-        The `LookUps`, as a plain tuple; without any look-up where bits are counted.
+        The `LookUps`, as a plain tuple; without look-ups where bits are counted.
     """
 
     panels: np.ndarray
@@ -84,29 +83,31 @@ class Tables(NamedTuple):
     together: int
     channels: int
     groups: int
-    windows: tuple
+    windows: tuple[int, ...]
     outside: np.ndarray
-    look_ups: tuple
+    look_ups: tuple[Any, ...]
 
 
 class LookUps(NamedTuple):
-    """What `look_ups` needs besides.
+    """The additional tables of `look_ups`.
 
     Attributes
     ----------
     entries : (4096,) uint8
-        For each pair of nibbles of two pixels a table of 16: how many of its bits each nibble of a
-        filter differs in, from the first in the lower half of a byte, from the second in the upper.
+        For each pair of nibbles of two pixels a table of 16: the number of bits in which each
+        nibble of a filter differs, from the first in the lower half of a byte, from the second in
+        the upper half.
     segments : (2 n,) int64
-        Look-ups that follow one another: the first one's place, from that of the pixel, and their
-        number; then the next ones' place and number, and so on.
+        Runs of contiguous look-ups: the first one's offset from the pixel's address, and their
+        number; then the next run's offset and number, and so on.
     parts : (m,) int64
-        Where in ``segments`` look-ups begin that bytes can count; last, the end.
+        Indices in ``segments`` at which a part of look-ups begins whose counts fit bytes; last, the
+        end.
     count : int
-        Look-ups of a pixel.
+        Look-ups per pixel.
     image_words : int
-        Words of an image's copy, behind which the places of its tables lie. 0 if images of one
-        pixel are read as they are: then the places of the first and second lie at the beginning.
+        Words of an image's copy; the addresses of its tables follow it. 0 if images of one pixel
+        are read in place: then the addresses for the first and second image lie at the beginning.
     neighbour : int
         Words between the two pixels of a pair.
     is_twofold : bool
@@ -124,11 +125,20 @@ class LookUps(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def panels(groups, group_filters, wide, narrow):
-    """For each panel: its first column, its width, its group, its first filter and their number.
+def panels(
+    groups: int, group_filters: int, wide: int, narrow: int
+) -> tuple[tuple[tuple[int, int, int, int, int], ...], int]:
+    """List the panels, and count all columns.
 
     The last panel of a group has as many columns as it needs, rounded up to ``narrow`` times a
-    power of two; the others are ``wide``. With the number of all columns.
+    power of two; the others are ``wide``.
+
+    Returns
+    -------
+    table : tuple
+        For each panel (first column, width, group, first filter, number of filters).
+    columns : int
+        Columns of all panels.
     """
     table, column = [], 0
     for group in range(groups):

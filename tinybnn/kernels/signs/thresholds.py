@@ -1,11 +1,13 @@
-"""Integer sums to packed signs: what is left of a batch norm and a sign.
+"""Compare integer sums with thresholds: batch norm and sign in one integer comparison.
 
-``sign(gamma * (acc - mean) / std + beta)`` changes once as the integer ``acc`` grows, so it is one
-comparison a channel; a negative gamma turns it round (Umuroglu et al. 2017, FINN,
+``sign(gamma * (acc - mean) / std + beta)`` changes once as the integer ``acc`` grows, so one
+comparison per channel computes it; a negative gamma inverts it (Umuroglu et al. 2017, FINN,
 arXiv:1612.07119).
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,12 +18,19 @@ from tinybnn.kernels.machine.simd import INTEGERS, at_most, inlined, kernel, loa
 from tinybnn.kernels.machine.threads import tasks_for
 from tinybnn.kernels.signs.bits import pack_reference, words_for
 
-_SPEED = 1e10  # sums a second, of a fast core
-_PART = 256  # rows that are compared in all channels before the next ones: they stay in cache
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from tinybnn.typing import Words
+
+_SPEED = 1e10  # sums per second on a fast core
+_PART = 256  # rows compared in all channels before the next ones, so that they stay in cache
 
 
-def threshold(accumulator, thresholds, flip, out=None):
-    """Integer sums to packed signs.
+def threshold(
+    accumulator: ArrayLike, thresholds: ArrayLike, flip: ArrayLike, out: Words | None = None
+) -> Words:
+    """Compare integer sums with thresholds and pack the resulting signs.
 
     Parameters
     ----------
@@ -29,7 +38,7 @@ def threshold(accumulator, thresholds, flip, out=None):
     thresholds : (C,) int32
     flip : (C,) bool
     out : (..., words_for(C)) uint64, optional
-        Contiguous, to be written to.
+        Contiguous array for the result.
 
     Returns
     -------
@@ -39,7 +48,7 @@ def threshold(accumulator, thresholds, flip, out=None):
     Raises
     ------
     ValueError
-        If a dtype or a shape does not fit, or C is 0.
+        If a dtype or a shape does not match, or C is 0.
     """
     accumulator, thresholds, flip = map(np.asarray, (accumulator, thresholds, flip))
     if accumulator.dtype != np.int32 or accumulator.ndim == 0 or accumulator.shape[-1] == 0:
@@ -61,20 +70,22 @@ def threshold(accumulator, thresholds, flip, out=None):
     return out
 
 
-def threshold_reference(accumulator, thresholds, flip):
-    """What :func:`threshold` computes, in plain NumPy."""
+def threshold_reference(
+    accumulator: NDArray[np.int32], thresholds: NDArray[np.int32], flip: NDArray[np.bool_]
+) -> Words:
+    """Compute :func:`threshold` in plain NumPy; shapes as there."""
     bits = (accumulator >= thresholds) != flip  # (..., C)
     return pack_reference(np.where(bits, 1, -1))
 
 
 @kernel(allocates=False)
 def _compare(first, end, task, sums, thresholds, flip, words):
-    """Rows first to end - 1; all arrays are flat."""
+    """Compare rows first to end - 1; all arrays are flat."""
     channels = len(thresholds)
     row_words = (channels + 63) // 64
     for start in range(first, end, _PART):
         stop = min(start + _PART, end)
-        # A word of all rows and then the next one: its 64 thresholds stay in registers.
+        # One word of all rows before the next one: its 64 thresholds stay in registers.
         for j in range(row_words):
             c, count = 64 * j, min(64, channels - 64 * j)
             turned = _bits_of(flip, c, count)
@@ -92,13 +103,13 @@ def _compare(first, end, task, sums, thresholds, flip, words):
 
 @inlined
 def _reached(sums, at, thresholds, c):
-    """Bit i is sums[at + i] >= thresholds[c + i], for 16 channels."""
+    """Return bits, bit i is sums[at + i] >= thresholds[c + i], for 16 channels."""
     return at_most(load(thresholds, c), load(sums, at))
 
 
 @inlined
 def _reached_of_some(sums, at, thresholds, c, count):
-    """The same for ``count`` channels, of which the last ones may be fewer than 16."""
+    """Return the same bits for ``count`` channels."""
     word, whole = np.uint64(0), count // INTEGERS * INTEGERS
     for i in range(0, whole, INTEGERS):
         word |= _reached(sums, at + i, thresholds, c + i) << np.uint64(i)
@@ -109,6 +120,7 @@ def _reached_of_some(sums, at, thresholds, c, count):
 
 @inlined
 def _bits_of(flags, first, count):
+    """Pack ``count`` flags from ``first`` on into a word."""
     word = np.uint64(0)
     for i in range(count):
         word |= np.uint64(flags[first + i]) << np.uint64(i)

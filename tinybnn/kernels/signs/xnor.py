@@ -1,42 +1,43 @@
-"""Arithmetic on packed signs: matrix product and convolution.
+"""Matrix product and convolution of packed signs.
 
 Two signs multiply to +1 when they agree and to -1 when they differ, so the dot product of K signs
-is (number of agreements) - (number of disagreements) = K - 2 * disagreements, and 64 signs at a
-time are compared by one exclusive or and one population count::
+is (number of agreements) - (number of disagreements) = K - 2 * disagreements. One exclusive or and
+one population count compare 64 signs at a time::
 
     dot(a, b) = K - 2 * popcount(a ^ b)
 
-(Courbariaux et al. 2016, arXiv:1602.02830; Rastegari et al. 2016, XNOR-Net,
-arXiv:1603.05279.) K is the true length: the tails of both rows are 0, agree, and add
-no disagreement.
+(Courbariaux et al. 2016, arXiv:1602.02830; Rastegari et al. 2016, XNOR-Net, arXiv:1603.05279.) K is
+the true length: the tails of both rows are 0, agree, and add no disagreement.
 
-A ternary weight, -1, 0 or +1, takes a second bit, its mask, which is 0 where the weight is. Where
-``m`` is the mask of ``b``, and so popcount(m) the number of terms::
+A ternary weight, -1, 0 or +1, has a second bit, its mask, which is 0 where the weight is 0. With
+``m`` the mask of ``b``, and so popcount(m) the number of terms::
 
     dot(a, b) = popcount(m) - 2 * popcount((a ^ b) & m)
 
-Each function has a twin, ``*_reference``, that computes the same in plain NumPy.
+Each function has a reference, ``*_reference``, that computes the same in plain NumPy.
 
-Product and convolution are one kernel, in two steps, for programs that use the same weights again
-and again:
+Product and convolution share one kernel, in two steps, for programs that use the same weights
+repeatedly:
 
-1. `prepare_matmul` or `prepare_conv2d` lays the weights out once and makes the tables the kernel
-   needs. With ``thresholds`` a batch norm and a sign follow (see `thresholds`) and the kernel
-   writes bits: the sums stay in registers, no array of them exists.
-2. `run` computes. Kernels in other files, which go on with the sums while they are in cache, call
+1. `prepare_matmul` or `prepare_conv2d` lays out the weights once and builds the kernel's tables.
+   With ``thresholds``, a batch norm and a sign follow (see `thresholds`) and the kernel writes
+   bits: the sums stay in registers and are never stored.
+2. `run` computes. Kernels in other files that process the sums while they are in cache call
    `sums_of` instead.
 
-`xnor_matmul` and `xnor_conv2d` do both in one call.
+`xnor_matmul` and `xnor_conv2d` do both in one call. `tinybnn bench kernels` compares the product
+with NumPy's on floats.
 
-The parts of the kernel are in files of their own: `tables`, what it reads; `prepared`, which lays
-that out; `images`, padded copies; `counting` and `look_ups`, two methods of finding disagreements,
-of which the faster one on the CPU is taken; and `results`, which makes sums or bits of them.
+The kernel's parts have their own files: `tables`, what it reads; `prepared`, which lays that out;
+`images`, padded copies; `counting` and `look_ups`, two methods of counting disagreements (the
+faster one on the CPU is used); and `results`, which turns counts into sums or bits.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba.core import types
@@ -54,7 +55,7 @@ from tinybnn.kernels.signs.images import pad
 from tinybnn.kernels.signs.prepared import (
     NO_SUMS,
     NO_WORDS,
-    Prepared,  # noqa: F401 (by this name users know it, as the last two)
+    Prepared,  # part of the interface, as the other names with noqa
     check_count,
     has_fast_look_ups,
     lay_out_conv2d,
@@ -65,26 +66,39 @@ from tinybnn.kernels.signs.prepared import (
 )
 from tinybnn.kernels.signs.tables import LookUps, Tables, panels
 
-_SPEED = 2.5e12  # products of signs a second, of a fast core
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+    from tinybnn.typing import Array, Words
+
+_SPEED = 2.5e12  # sign products per second on a fast core
 
 # ---------------------------------------------------------------------------------- matrix product
 
 
-def xnor_matmul(a, b, count, mask=None, dtype=np.int32):
-    """Dot products of all rows of ``a`` with all rows of ``b``: ``a @ b.T`` on signs.
+def xnor_matmul(
+    a: ArrayLike,
+    b: ArrayLike,
+    count: int,
+    mask: ArrayLike | None = None,
+    dtype: DTypeLike = np.int32,
+) -> Array:
+    """Compute dot products of all rows of ``a`` and ``b``: ``a @ b.T`` on signs.
 
     Parameters
     ----------
     a : (M, W) uint64
     b : (N, W) uint64
-        At least words_for(count) words a row. Bits that are no signs, at the tail or between parts
-        that are padded to whole words (pixels, say), are 0 on both sides and do not count.
+        At least words_for(count) words per row. Bits that are not signs, at the tail or between
+        parts padded to whole words (such as pixels), are 0 on both sides and do not count.
     count : int
-        K, the number of signs a row.
+        K, the number of signs in a row.
     mask : (N, W) uint64, optional
         1 where ``b`` is not 0, for ternary ``b``.
     dtype : int32 or float32
-        Of the sums, which float32 holds exactly below 2**24.
+        Output dtype. float32 holds sums exactly below 2**24.
 
     Returns
     -------
@@ -95,7 +109,7 @@ def xnor_matmul(a, b, count, mask=None, dtype=np.int32):
     Raises
     ------
     ValueError
-        If a dtype or a shape does not fit, or ``count`` is not positive or above 2**31 - 1.
+        If a dtype or a shape does not match, or ``count`` is not positive or above 2**31 - 1.
     """
     name = "xnor_matmul"
     a, b = check_words(name, "a", a, 2), check_words(name, "b", b, 2)
@@ -108,8 +122,10 @@ def xnor_matmul(a, b, count, mask=None, dtype=np.int32):
     return run(prepared, a, empty((len(a), len(b)), dtype))
 
 
-def xnor_matmul_reference(a, b, count, mask=None):
-    """What :func:`xnor_matmul` computes, in plain NumPy."""
+def xnor_matmul_reference(
+    a: Words, b: Words, count: int, mask: Words | None = None
+) -> NDArray[np.int32]:
+    """Compute :func:`xnor_matmul` in plain NumPy; shapes as there."""
     differ = a[:, None, :] ^ b[None, :, :]  # (M, N, W)
     if mask is not None:
         differ &= mask
@@ -121,18 +137,18 @@ def xnor_matmul_reference(a, b, count, mask=None):
 
 
 def xnor_conv2d(
-    x,
-    weight,
-    channels,
+    x: ArrayLike,
+    weight: ArrayLike,
+    channels: int,
     *,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    groups=1,
-    padding_mode="zeros",
-    mask=None,
-):
-    """2-D convolution (cross-correlation, as in PyTorch) of signs, channels last.
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    mask: ArrayLike | None = None,
+) -> NDArray[np.int32]:
+    """Convolve signs in 2-D (cross-correlation, as in PyTorch), channels last.
 
     Parameters
     ----------
@@ -144,56 +160,56 @@ def xnor_conv2d(
     stride, padding, dilation : (int, int)
         Along height and width.
     groups : int
-        A divisor of C and of O. Output channel o sees the channels of group ``o // (O // groups)``.
+        Divides C and O. Output channel o sees the channels of group ``o // (O // groups)``.
     padding_mode : "zeros" or "ones"
-        What stands outside the image. A zero is not a sign and has no bit: a tap of the filter that
-        falls on it adds nothing. "ones" puts +1 there.
+        Value outside the image. A zero is not a sign and has no bit: a tap on it adds nothing.
+        "ones" pads with +1.
     mask : (O, kh, kw, words_for(channels // groups)) uint64, optional
         1 where ``weight`` is not 0, for ternary weights.
 
     Returns
     -------
     (N, OH, OW, O) int32
-        ``OH = (H + 2 * padding - dilation * (kh - 1) - 1) // stride + 1``, OW likewise. With the
-        taps that count (all for "ones", those inside the image for "zeros") and C / groups channels
-        each, ``taps * C / groups - 2 * popcount(x ^ weight over these taps)``; with mask
+        ``OH = (H + 2 * padding - dilation * (kh - 1) - 1) // stride + 1``, OW likewise. The value
+        is ``taps * C / groups - 2 * popcount(x ^ weight)`` over the taps that count (all for
+        "ones", those inside the image for "zeros"); with a mask,
         ``popcount(mask) - 2 * popcount((x ^ weight) & mask)`` over these taps.
 
     Raises
     ------
     ValueError
-        If a dtype, a shape or a parameter does not fit, the output would be empty, or a filter has
-        more than 2**31 - 1 weights.
+        If a dtype, a shape or a parameter does not match, the output would be empty, or a filter
+        has more than 2**31 - 1 weights.
     """
     name = "xnor_conv2d"
     x, weight = check_words(name, "x", x, 4), check_words(name, "weight", weight, 4)
     check_row(name, "x", x, "channels", channels)
-    of = windows(name, x.shape[1:3], weight.shape[1:3], stride, padding, dilation)
-    return run(lay_out_conv2d(name, weight, channels, of, groups, padding_mode, mask), x)
+    window = windows(name, x.shape[1:3], weight.shape[1:3], stride, padding, dilation)
+    return run(lay_out_conv2d(name, weight, channels, window, groups, padding_mode, mask), x)
 
 
 def xnor_conv2d_reference(
-    x,
-    weight,
-    channels,
+    x: Words,
+    weight: Words,
+    channels: int,
     *,
-    stride=(1, 1),
-    padding=(0, 0),
-    dilation=(1, 1),
-    groups=1,
-    padding_mode="zeros",
-    mask=None,
-):
-    """What :func:`xnor_conv2d` computes, in plain NumPy: one matrix product a tap and group."""
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    mask: Words | None = None,
+) -> NDArray[np.int32]:
+    """Compute :func:`xnor_conv2d` in plain NumPy: one matrix product per tap and group."""
     filters, *kernel_size, _ = weight.shape
     group_channels, group_filters = channels // groups, filters // groups
     image = with_border(unpack_reference(x, channels), padding, int(padding_mode == "ones"))
     taps = unpack_reference(weight, group_channels)  # (O, kh, kw, C/groups)
     if mask is not None:
         taps *= unpack_reference(mask, group_channels) > 0
-    of = windows("xnor_conv2d_reference", x.shape[1:3], kernel_size, stride, padding, dilation)
-    out = np.zeros((len(x), *of.out_size, filters), np.float32)
-    for ky, kx, seen in of.views(image):  # (N, OH, OW, C)
+    window = windows("xnor_conv2d_reference", x.shape[1:3], kernel_size, stride, padding, dilation)
+    out = np.zeros((len(x), *window.out_size, filters), np.float32)
+    for ky, kx, seen in window.views(image):  # (N, OH, OW, C)
         for group in range(groups):
             c = slice(group * group_channels, (group + 1) * group_channels)
             o = slice(group * group_filters, (group + 1) * group_filters)
@@ -204,30 +220,31 @@ def xnor_conv2d_reference(
 # ------------------------------------------------------------------------------------------ running
 
 
-def run(prepared, x, out=None, workspace=None):
-    """The product or convolution of ``x`` with prepared weights.
+def run(
+    prepared: Prepared, x: ArrayLike, out: Array | None = None, workspace: Words | None = None
+) -> Array:
+    """Multiply or convolve ``x`` with prepared weights.
 
     Parameters
     ----------
     prepared : Prepared
     x : (N, *prepared.input_shape) uint64
-        Bits that are no signs are 0.
-    out : array, optional
-        Contiguous, of the result's shape and dtype, to be written to. Sums are also written to
-        float32, which holds them exactly below 2**24.
+        Bits that are not signs are 0.
+    out : (N, *prepared.output_shape) int32 or float32, or as returned, optional
+        Contiguous array for the result. float32 holds sums exactly below 2**24.
     workspace : (n,) uint64, optional
         Memory for padded images, at least ``prepared.workspace_words(N)`` words.
 
     Returns
     -------
     (N, *prepared.output_shape) int32
-        Sums; or, if the weights were prepared with thresholds, uint64 words of bits with
+        Sums; or, if the weights were prepared with thresholds, bits as uint64, with
         words_for(channels) words in place of the channels.
 
     Raises
     ------
     ValueError
-        If a dtype or a shape does not fit.
+        If a dtype or a shape does not match.
     """
     x = np.asarray(x)
     if x.dtype != np.uint64 or x.shape[1:] != prepared.input_shape or x.ndim == 0:
@@ -244,19 +261,21 @@ def run(prepared, x, out=None, workspace=None):
     return out
 
 
-def run_reference(prepared, x):
-    """What :func:`run` computes, in plain NumPy, from the same tables: one output at a time."""
+def run_reference(prepared: Prepared, x: ArrayLike) -> Array:
+    """Compute :func:`run` in plain NumPy from the same tables; shapes as there."""
     to_bits, tables, image = prepared.to_bits, prepared.tables, np.asarray(x)
     if tables.copies:
-        of = Windows(*tables.windows)
+        window = Windows(*tables.windows)
         if tables.groups > 1:
             split = split_groups_reference(image, tables.channels, tables.groups)
         else:
-            split = image.reshape(len(image), *of.size, 1, len(tables.outside))
+            split = image.reshape(len(image), *window.size, 1, len(tables.outside))
         n, h, w, groups, _ = split.shape
-        shape = (n, groups, *of.padded_size, len(tables.outside))
+        shape = (n, groups, *window.padded_size, len(tables.outside))
         padded = np.broadcast_to(tables.outside, shape).copy()
-        padded[:, :, of.top : of.top + h, of.left : of.left + w] = split.transpose(0, 3, 1, 2, 4)
+        padded[:, :, window.top : window.top + h, window.left : window.left + w] = split.transpose(
+            0, 3, 1, 2, 4
+        )
         image = padded
     image = image.reshape(len(image), math.prod(image.shape[1:]))
     sums = np.zeros((len(image), len(tables.pixels), tables.filters), np.int64)
@@ -281,11 +300,12 @@ def run_reference(prepared, x):
 
 
 def _reference_method(prepared, image):
-    """The table of panels; a function of a pixel's first word and of a panel that finds (N, width)
-    disagreements; and what each of them takes away from a sum.
+    """Return the table of panels, a function that counts disagreements, and their weight in a sum.
+
+    The function takes a pixel's first word, a column and a width, and returns (N, width) int64.
     """
     tables, masks = prepared.tables, prepared.masks
-    found, length = LookUps(*tables.look_ups), len(tables.taps)
+    record, length = LookUps(*tables.look_ups), len(tables.taps)
 
     def counted(start, column, width):
         at, end = column * length, (column + width) * length
@@ -296,23 +316,25 @@ def _reference_method(prepared, image):
         return np.bitwise_count(differ).sum(1, dtype=np.int64)
 
     def looked_up(start, column, width):
-        rows = tables.panels[column * found.count : (column + width) * found.count]
+        rows = tables.panels[column * record.count : (column + width) * record.count]
         nibbles = look_ups.nibbles(image)
-        runs = found.segments.reshape(-1, 2)
+        runs = record.segments.reshape(-1, 2)
         places = [np.arange(first, first + count) for first, count in runs]
         seen = nibbles[:, 16 * start + np.concatenate(places), None]
-        differ = seen ^ look_ups.nibbles_of_panel(rows, found.count)
+        differ = seen ^ look_ups.nibbles_of_panel(rows, record.count)
         return np.bitwise_count(differ).sum(1, dtype=np.int64)
 
     is_looked_up = prepared.kind == "look_ups"
     method = look_ups if is_looked_up else counting
     table, _ = panels(tables.groups, tables.group_filters, method.WIDE, method.NARROW)
-    step = 1 if found.is_twofold else 2
+    step = 1 if record.is_twofold else 2
     return table, looked_up if is_looked_up else counted, step
 
 
-def bind(prepared, x, out, workspace=None):
-    """What `run` does, for the same arrays again and again: all but the work itself is done here.
+def bind(
+    prepared: Prepared, x: Words, out: Array, workspace: Words | None = None
+) -> Callable[[], None]:
+    """Prepare `run` for repeated calls on the same arrays: only the work itself is left.
 
     Parameters
     ----------
@@ -322,7 +344,7 @@ def bind(prepared, x, out, workspace=None):
     Returns
     -------
     callable
-        Without arguments.
+        Takes no arguments.
     """
     images, tables = len(x), prepared.tables
     tasks = tasks_for(images * prepared.work / _SPEED)
@@ -338,7 +360,7 @@ def bind(prepared, x, out, workspace=None):
     are_floats = flat.dtype == np.float32
     sums = flat.view(np.int32) if are_floats else flat
     target = (0, NO_SUMS, flat, False) if prepared.to_bits else (0, sums, NO_WORDS, are_floats)
-    by_panels = tasks > 1 and items < 8 * tasks  # few pixels, and as many weights as ever
+    by_panels = tasks > 1 and items < 8 * tasks  # too few pixels to divide among the tasks
     if by_panels:
         shares = parallel.shares(len(tables.cuts) - 1, tasks)
     else:
@@ -351,7 +373,7 @@ def bind(prepared, x, out, workspace=None):
 
 @kernel(allocates=False)
 def _task(first, end, task, cut, source, memory, masks, arguments, target):
-    """Output pixels first to end - 1; or, ``by_panels``, all pixels of the panels of these cuts."""
+    """Compute output pixels first to end - 1; ``by_panels``: all pixels, cuts first to end."""
     tables, (by_panels, items), (workspace, size) = Tables(*arguments), cut, memory
     panel, panel_end, slot = np.int64(0), tables.cuts[-1], task * size
     if by_panels:
@@ -371,44 +393,54 @@ def _task(first, end, task, cut, source, memory, masks, arguments, target):
 
 
 @subkernel
-def sums_of(first, end, words, base, masks, arguments, sums):
-    """The sums of a range of output pixels, for a kernel that goes on with them while in cache.
+def sums_of(
+    first: int,
+    end: int,
+    words: Words,
+    base: int,
+    masks: Array,
+    arguments: tuple[Any, ...],
+    sums: NDArray[np.int32],
+) -> None:
+    """Compute the sums of some output pixels for a kernel that processes them while in cache.
 
-    Such a kernel lies in another file, takes pixels in chunks and calls, for each chunk::
+    Such a kernel lies in another file, takes pixels in chunks, and calls for each chunk::
 
         words, base = source, 0
         if Tables(*arguments).copies:
             words, base = workspace, xnor.pad(first, end, source, workspace, slot, arguments)
         xnor.sums_of(first, end, words, base, masks, arguments, sums)
 
-    Padded copies serve all chunks of an image if `pad` is called for the whole image before. Chunks
-    have an even number of pixels, but for the last one; a multiple of 4 is fastest.
+    If `pad` is called for a whole image, its padded copy serves all chunks of the image. Chunks
+    have an even number of pixels, except the last one; a multiple of 4 is fastest.
 
     Parameters
     ----------
     first, end : int
-        Output pixels first to end - 1, counted through all images.
+        Output pixels first to end - 1, numbered across all images.
     words : (...,) uint64
-        The images; or, where they need copies, what `pad` made of them.
+        The images, or the copies that `pad` made of them.
     base : int
         Image n begins at ``words[base + n * image_stride]``.
     masks, arguments : array and tuple
-        Those of `Prepared`, of weights that were prepared without thresholds.
+        ``prepared.masks`` and ``tuple(prepared.tables)`` of weights prepared without thresholds.
     sums : (at least (end - first) * filters,) int32
-        Row ``i - first``, of as many sums as there are filters, is written for output pixel i.
+        Output pixel i writes row ``i - first``, with one sum per filter.
     """
     tables = Tables(*arguments)
     target = first, sums, tables.flips[:0], False
-    # A literal 0 would be a type of its own, and all would be compiled again.
+    # A literal 0 would have its own type, and everything would be compiled again for it.
     _blocks(first, end, np.int64(0), tables.cuts[-1], words, base, masks, arguments, target)
 
 
 def _blocks(first, end, panel, panel_end, words, base, masks, arguments, target):
-    """Output pixels first to end - 1 of some panels; image n begins at base + n * image_stride.
+    """Multiply output pixels first to end - 1 by some panels.
+
+    Image n begins at words[base + n * image_stride].
 
     target : (origin, sums, bits, are_floats)
-        Where the results go: a row of ``sums`` or, unless it is empty, of ``bits`` for each pixel,
-        beginning with pixel ``origin``. Sums are int32, or the bits of floats.
+        Where the results go: each pixel, beginning with pixel ``origin``, has a row of ``sums`` or,
+        unless it is empty, of ``bits``. Sums are int32, or the bits of float32.
     """
     method = look_ups if arguments[0].dtype == np.uint8 else counting
     method.blocks(first, end, panel, panel_end, words, base, masks, arguments, target)
@@ -422,27 +454,27 @@ def _compiled_blocks(first, end, panel, panel_end, words, base, masks, arguments
     )
 
 
-# ------------------------------------------------------------------------------ what can be reached
+# --------------------------------------------------------------------------------- peak throughput
 
 
-def register_peak(repetitions=200_000, method=None):
-    """Products of signs a second that one core can do when nothing has to be fetched.
+def register_peak(repetitions: int = 200_000, method: str | None = None) -> float:
+    """Measure the sign products per second of one core when nothing has to be loaded.
 
-    The same instructions as the inner loop of the product, on values that stay in registers (of
-    look-ups, in the nearest cache). What `xnor_matmul` reaches of it is what loads, stores and
-    loops leave.
+    Runs the instructions of the product's inner loop on values that stay in registers (for
+    look-ups, in the first-level cache). The difference to the speed of `xnor_matmul` is the cost of
+    its loads, stores and loops.
 
     Parameters
     ----------
     repetitions : int
-        Of the loop, in each run.
+        Repetitions of the loop in each run.
     method : 'counting' or 'look_ups', optional
-        By default what suits the CPU.
+        Default: the faster one on this CPU.
 
     Returns
     -------
     float
-        Sign products a second, the best of 5 runs.
+        Sign products per second, the best of 5 runs.
     """
     if method is None:
         method = "look_ups" if has_fast_look_ups() else "counting"

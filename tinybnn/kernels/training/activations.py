@@ -1,40 +1,44 @@
 """Activations that are a line, or a value, on each side of a threshold: one pass over memory.
 
-NumPy's ``where(x > 0, x, slope * x)`` makes three passes and two arrays that nobody keeps, and each
-learned constant adds one or two forward and three backward. Nearly all activations of binary
-networks have one of two forms, with constants of their own for each channel:
+NumPy's ``where(x > 0, x, slope * x)`` makes three passes and two temporary arrays, and each learned
+constant adds one or two passes forward and three backward. Nearly all activations of binary
+networks have one of two forms, with constants for each channel:
 
 - *two lines*: PReLU, RPReLU, Maxout. `two_lines`
 - *two values*: RSign, AdaBin's adapted set. `two_values`
 
 Elementwise results do not depend on the number of threads. The gradient of a constant is a sum over
-all rows: 32 rows are summed in float32, these in float64, for each of up to 16 blocks of rows,
-which do not depend on it either, and then the blocks.
+all rows: 32 rows are summed in float32, these sums in float64 for each of up to 16 blocks of rows,
+whose number does not depend on the threads either, and then the blocks.
 
-For speed alone: the twins ``*_reference`` are the rules, with which a step of BD-Net-A (width 0.5)
-takes four times as long. `tinybnn bench train --profile` shows their share of a step.
+For speed alone: with the plain ``*_reference`` functions a step of BD-Net-A (width 0.5) takes four
+times as long. `tinybnn bench train --profile` shows their share of a step.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tinybnn.kernels.machine import parallel, threads
 from tinybnn.kernels.machine.layout import for_kernel
-from tinybnn.kernels.machine.memory import empty, empty_like, on_lines
+from tinybnn.kernels.machine.memory import aligned, empty, empty_like
 from tinybnn.kernels.machine.simd import inlined, kernel
 from tinybnn.kernels.training.straight_through import leaky_gradient
 
-_SPEED = 6e9  # floats a second, of a fast core
-_BLOCK_FLOATS, _MOST_BLOCKS = 1 << 15, 16  # of rows that are summed together
-_RUN = 32  # rows whose sums are float32
-_WIDE = 512  # numbers of a row; rows of fewer channels are joined to about so many
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_SPEED = 6e9  # floats per second on a fast core
+_BLOCK_FLOATS, _MOST_BLOCKS = 1 << 15, 16  # blocks of rows that are summed together
+_RUN = 32  # rows summed in float32
+_WIDE = 512  # numbers in a row; shorter rows are joined to about this length
 
 
-def leaky_relu(x, slope):
-    """x where x > 0, else slope * x.
+def leaky_relu(x: NDArray[np.float32], slope: float) -> NDArray[np.float32]:
+    """Compute x where x > 0, else slope * x.
 
     Parameters
     ----------
@@ -49,13 +53,15 @@ def leaky_relu(x, slope):
     return leaky_gradient(x, x, slope)
 
 
-def leaky_relu_reference(x, slope):
-    """What `leaky_relu` computes, in plain NumPy."""
+def leaky_relu_reference(x: NDArray[np.float32], slope: float) -> NDArray[np.float32]:
+    """Compute `leaky_relu` in plain NumPy."""
     return np.where(x > 0, x, np.float32(slope) * x)
 
 
-def leaky_relu_gradient(grad, x, slope):
-    """grad where x > 0, else slope * grad.
+def leaky_relu_gradient(
+    grad: NDArray[np.float32], x: NDArray[np.float32], slope: float
+) -> NDArray[np.float32]:
+    """Compute grad where x > 0, else slope * grad.
 
     Parameters
     ----------
@@ -69,20 +75,22 @@ def leaky_relu_gradient(grad, x, slope):
     return leaky_gradient(grad, x, slope)
 
 
-def leaky_relu_gradient_reference(grad, x, slope):
-    """What `leaky_relu_gradient` computes, in plain NumPy."""
+def leaky_relu_gradient_reference(
+    grad: NDArray[np.float32], x: NDArray[np.float32], slope: float
+) -> NDArray[np.float32]:
+    """Compute `leaky_relu_gradient` in plain NumPy."""
     return np.where(x > 0, grad, np.float32(slope) * grad)
 
 
-def two_lines(x, constants):
-    """u > 0 ? positive u : negative u, plus offset, with u = x - shift.
+def two_lines(x: NDArray[np.float32], constants: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Compute (positive * u if u > 0 else negative * u) + offset, with u = x - shift.
 
     Parameters
     ----------
     x : (n, C) float32, C-contiguous
     constants : (4, C) float32
-        shift, positive, negative, offset. Where there is none of them: 0, 1, 1 and -0.0, which
-        leave the other numbers as they are (x + 0.0 makes 0.0 of -0.0).
+        shift, positive, negative, offset. Neutral values are 0, 1, 1 and -0.0 (x + 0.0 would turn
+        -0.0 into 0.0).
 
     Returns
     -------
@@ -91,15 +99,19 @@ def two_lines(x, constants):
     return _values_by(_lines, x, constants)
 
 
-def two_lines_reference(x, constants):
-    """What `two_lines` computes, in plain NumPy."""
+def two_lines_reference(
+    x: NDArray[np.float32], constants: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Compute `two_lines` in plain NumPy; shapes as there."""
     shift, positive, negative, offset = constants
     u = x - shift
     return np.where(u > 0, positive * u, negative * u) + offset
 
 
-def two_lines_gradient(grad, x, constants):
-    """Gradients of `two_lines` in its input and in its constants.
+def two_lines_gradient(
+    grad: NDArray[np.float32], x: NDArray[np.float32], constants: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Compute the gradients of `two_lines` in its input and in its constants.
 
     Parameters
     ----------
@@ -111,13 +123,15 @@ def two_lines_gradient(grad, x, constants):
     (n, C) float32
         grad times the slope of its side; at u = 0 that is the negative one.
     (4, C) float32
-        Sums over the rows: minus the former; grad u where u > 0; grad u elsewhere; grad.
+        Sums over the rows: minus the first result; grad u where u > 0; grad u elsewhere; grad.
     """
     return _gradient_by(_lines_gradient, grad, x, constants)
 
 
-def two_lines_gradient_reference(grad, x, constants):
-    """What `two_lines_gradient` computes, in plain NumPy; the order of the sums aside."""
+def two_lines_gradient_reference(
+    grad: NDArray[np.float32], x: NDArray[np.float32], constants: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Compute `two_lines_gradient` in plain NumPy, except for the order of the sums."""
     shift, positive, negative, _ = constants
     u = x - shift
     out, products = np.where(u > 0, positive * grad, negative * grad), grad * u
@@ -126,8 +140,8 @@ def two_lines_gradient_reference(grad, x, constants):
     return out, np.stack([part.sum(0, np.float64) for part in parts]).astype(x.dtype)
 
 
-def two_values(x, constants):
-    """high where (x - threshold) / width >= 0, else low.
+def two_values(x: NDArray[np.float32], constants: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Compute high where (x - threshold) / width >= 0, else low.
 
     Parameters
     ----------
@@ -142,17 +156,21 @@ def two_values(x, constants):
     return _values_by(_values, x, constants)
 
 
-def two_values_reference(x, constants):
-    """What `two_values` computes, in plain NumPy."""
+def two_values_reference(
+    x: NDArray[np.float32], constants: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Compute `two_values` in plain NumPy; shapes as there."""
     threshold, width, low, high = constants
     return np.where((x - threshold) / width >= 0, high, low)
 
 
-def two_values_gradient(grad, x, constants):
-    """Gradients of `two_values` with the slope of Bi-Real Net's tent, and sums for its constants.
+def two_values_gradient(
+    grad: NDArray[np.float32], x: NDArray[np.float32], constants: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Compute the gradients of `two_values` with the slope of Bi-Real Net's tent.
 
     With u = (x - threshold) / width and tent(u) = 2 - 2 |u| where |u| <= 1, else 0 (Liu et al.
-    2018, eq. 8), d = grad tent(u) is what comes through the sign.
+    2018, eq. 8), d = grad tent(u) is the gradient through the sign.
 
     Parameters
     ----------
@@ -169,8 +187,10 @@ def two_values_gradient(grad, x, constants):
     return _gradient_by(_values_gradient, grad, x, constants)
 
 
-def two_values_gradient_reference(grad, x, constants):
-    """What `two_values_gradient` computes, in plain NumPy; the order of the sums aside."""
+def two_values_gradient_reference(
+    grad: NDArray[np.float32], x: NDArray[np.float32], constants: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Compute `two_values_gradient` in plain NumPy, except for the order of the sums."""
     threshold, width, *_ = constants
     u, zero, two = (x - threshold) / width, x.dtype.type(0), x.dtype.type(2)
     d = grad * np.where(np.abs(u) <= 1, two - two * np.abs(u), zero)
@@ -181,7 +201,7 @@ def two_values_gradient_reference(grad, x, constants):
 
 @functools.lru_cache(maxsize=256)
 def _joined(rows, channels):
-    """How many rows of channels make one of the kernel's, which are long enough for vectors."""
+    """Return how many rows of channels form one row of the kernel, long enough for vectors."""
     return next(n for n in range(max(1, _WIDE // channels), 0, -1) if rows % n == 0)
 
 
@@ -190,19 +210,19 @@ def _values_by(worker, x, constants):
     joined = _joined(*x.shape)
     out, rows = empty_like(x), len(x) // joined
     tasks = max(1, min(threads.tasks_for(x.size / _SPEED), rows))
-    wide = x.reshape(rows, -1), on_lines(np.tile(constants, joined)), out.reshape(rows, -1)
+    wide = x.reshape(rows, -1), aligned(np.tile(constants, joined)), out.reshape(rows, -1)
     parallel.share_out(worker, parallel.shares(rows, tasks), *wide)
     return out
 
 
 def _gradient_by(worker, grad, x, constants):
-    """The gradient in x, and the sums for the constants."""
+    """Return the gradient in x, and the sums for the constants."""
     grad, x = for_kernel(grad), for_kernel(x)
     joined = _joined(*x.shape)
     out, rows = empty_like(x), len(x) // joined
     blocks = max(1, min(_MOST_BLOCKS, x.size // _BLOCK_FLOATS))
     tasks = min(threads.tasks_for(x.size / _SPEED), blocks)
-    constants = on_lines(np.tile(constants, joined))
+    constants = aligned(np.tile(constants, joined))
     run, total = empty((blocks, *constants.shape), np.float32), np.zeros((blocks, *constants.shape))
     wide = (a.reshape(rows, -1) for a in (x, grad, out))
     bounds = np.arange(blocks + 1) * rows // blocks
@@ -215,79 +235,80 @@ def _gradient_by(worker, grad, x, constants):
 # ---------------------------------------------------------------------------------------- kernels
 
 
-# Both sides of a choice are loaded before it: a load on one side only is a branch, and such a loop
-# does not run on vectors.
+# Both sides of a choice are loaded before it: loading one side only is a branch, which keeps the
+# loop from being vectorised.
 
 
 @kernel(allocates=False)
 def _lines(first, end, task, x, constants, out):
-    """Rows first to end - 1."""
+    """Compute `two_lines` for rows first to end - 1."""
     shift, positive, negative, offset = constants[0], constants[1], constants[2], constants[3]
     for row in range(first, end):
-        seen, target = x[row], out[row]
+        x_row, out_row = x[row], out[row]
         for c in range(len(shift)):
-            u, above, below = seen[c] - shift[c], positive[c], negative[c]
-            target[c] = (above if u > 0 else below) * u + offset[c]
+            u, above, below = x_row[c] - shift[c], positive[c], negative[c]
+            out_row[c] = (above if u > 0 else below) * u + offset[c]
 
 
 @kernel(allocates=False)
 def _lines_gradient(first, end, task, bounds, x, grad, out, constants, sums):
-    """Rows bounds[b] to bounds[b + 1] - 1 of blocks b from first to end - 1.
+    """Compute `two_lines_gradient` for rows bounds[b] to bounds[b + 1] - 1 of blocks b.
 
-    ``sums`` are room for those of some rows of a block, and the sums of each block.
+    Blocks are first to end - 1. ``sums`` are memory for the sums of some rows of a block, and for
+    the sums of each block.
     """
     shift, positive, negative = constants[0], constants[1], constants[2]
     zero = np.float32(0)
     for block in range(first, end):
         run, after = sums[0][block], bounds[block + 1]
-        of_shift, of_positive, of_negative, of_offset = run[0], run[1], run[2], run[3]
+        shift_sums, positive_sums, negative_sums, offset_sums = run[0], run[1], run[2], run[3]
         for start in range(bounds[block], after, _RUN):
             _clear(run)
             for row in range(start, min(start + _RUN, after)):
-                seen, given, target = x[row], grad[row], out[row]
+                x_row, grad_row, out_row = x[row], grad[row], out[row]
                 for c in range(len(shift)):
-                    u, above, below = seen[c] - shift[c], positive[c], negative[c]
-                    value, product = (above if u > 0 else below) * given[c], given[c] * u
-                    target[c] = value
-                    of_shift[c] -= value
-                    of_positive[c] += product if u > 0 else zero
-                    of_negative[c] += zero if u > 0 else product
-                    of_offset[c] += given[c]
+                    u, above, below = x_row[c] - shift[c], positive[c], negative[c]
+                    value, product = (above if u > 0 else below) * grad_row[c], grad_row[c] * u
+                    out_row[c] = value
+                    shift_sums[c] -= value
+                    positive_sums[c] += product if u > 0 else zero
+                    negative_sums[c] += zero if u > 0 else product
+                    offset_sums[c] += grad_row[c]
             _add_up(run, sums[1][block])
 
 
 @kernel(allocates=False)
 def _values(first, end, task, x, constants, out):
-    """As `_lines`."""
+    """Compute `two_values` for rows first to end - 1."""
     threshold, width, low, high = constants[0], constants[1], constants[2], constants[3]
     for row in range(first, end):
-        seen, target = x[row], out[row]
+        x_row, out_row = x[row], out[row]
         for c in range(len(threshold)):
-            u, above, below = (seen[c] - threshold[c]) / width[c], high[c], low[c]
-            target[c] = above if u >= 0 else below
+            u, above, below = (x_row[c] - threshold[c]) / width[c], high[c], low[c]
+            out_row[c] = above if u >= 0 else below
 
 
 @kernel(allocates=False)
 def _values_gradient(first, end, task, bounds, x, grad, out, constants, sums):
-    """As `_lines_gradient`."""
+    """Compute `two_values_gradient`; parameters as in `_lines_gradient`."""
     threshold, width = constants[0], constants[1]
     zero, one, two = np.float32(0), np.float32(1), np.float32(2)
     for block in range(first, end):
         run, after = sums[0][block], bounds[block + 1]
-        of_slope, of_width, of_high, of_low = run[0], run[1], run[2], run[3]
+        slope_sums, width_sums, high_sums, low_sums = run[0], run[1], run[2], run[3]
         for start in range(bounds[block], after, _RUN):
             _clear(run)
             for row in range(start, min(start + _RUN, after)):
-                seen, given, target = x[row], grad[row], out[row]
+                x_row, grad_row, out_row = x[row], grad[row], out[row]
                 for c in range(len(threshold)):
-                    u = (seen[c] - threshold[c]) / width[c]
+                    u = (x_row[c] - threshold[c]) / width[c]
                     size = abs(u)
-                    value = given[c] * (two - two * size if size <= one else zero)
-                    target[c] = value
-                    of_slope[c] += value
-                    of_width[c] += value * (u if size <= one else zero)
-                    of_high[c] += given[c] if u >= 0 else zero
-                    of_low[c] += zero if u >= 0 else given[c]
+                    value = grad_row[c] * (two - two * size if size <= one else zero)
+                    out_row[c] = value
+                    slope_sums[c] += value
+                    width_sums[c] += value * (u if size <= one else zero)
+                    high_sums[c] += grad_row[c] if u >= 0 else zero
+                    low_sums[c] += zero if u >= 0 else grad_row[c]
             _add_up(run, sums[1][block])
 
 

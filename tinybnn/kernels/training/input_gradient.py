@@ -1,18 +1,20 @@
 """Gradient of a binary convolution or linear layer in its input.
 
-It is a product of floats with signs (`sign_gradients`), of the gradient of the output with the
-signs of the weight. The place of an output pixel's taps in the input decides which gradients a sum
-has: an input pixel collects from all the output pixels whose taps fall on it.
+It is a product of floats and signs (`sign_gradients`): the gradient of the output times the signs
+of the weight. An input pixel collects gradients from all output pixels whose taps fall on it.
 
 Each gradient is prepared once, as tables (`lookup`) or as a list (`masked`), and then serves all
-the taps, for a band of rows at a time that fits the cache.
+taps, for a band of rows at a time that fits the cache.
+
+For speed alone: `conv2d_input_gradient_reference` is the plain NumPy version, and `tinybnn bench
+train --profile` shows its share of a step.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -36,6 +38,7 @@ from tinybnn.kernels.training import lookup
 from tinybnn.kernels.training.masked import add_listed, list_nonzero
 from tinybnn.kernels.training.sign_gradients import (
     SPEED,
+    Geometry,
     as_image,
     choose_method,
     geometry_of,
@@ -43,20 +46,32 @@ from tinybnn.kernels.training.sign_gradients import (
     with_zeros,
 )
 
-# Filters whose tables are in use at a time where a sum has several taps: they decide its order.
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from tinybnn.typing import FloatArray, Words
+
+# Filters whose tables are in use at a time if a sum has several taps: it determines the order.
 _CHUNK = 32 if "avx512f" in cpu_features() else lookup.CHUNK
-_BAND_BYTES = 1 << 20  # sums or lists that are kept at a time, as far as possible
+_BAND_BYTES = 1 << 20  # approximate size of the sums or lists kept at a time
 
 
-def conv2d_input_gradient(grad, weight, geometry, *, method=None, out=None):
-    """Gradient of a binary convolution in its input: floats times the signs of the weight.
+def conv2d_input_gradient(
+    grad: ArrayLike,
+    weight: ArrayLike,
+    geometry: Geometry,
+    *,
+    method: str | None = None,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """Compute the gradient of a binary convolution in its input: floats times signs.
 
-    With the input pixel (y, x) that the tap (ky, kx) of output pixel (oy, ox) falls on,
-    y = oy * stride - padding + ky * dilation (x likewise),
+    With the input pixel (y, x) that the tap (ky, kx) of output pixel (oy, ox) falls on, y = oy *
+    stride - padding + ky * dilation (x likewise),
 
         out[n, y, x, c] = sum over o, ky, kx of grad[n, oy, ox, o] * sign(weight[o, ky, kx, c]).
 
-    What the padding holds is constant and does not matter here.
+    The value of the padding is constant and does not matter.
 
     Parameters
     ----------
@@ -64,11 +79,11 @@ def conv2d_input_gradient(grad, weight, geometry, *, method=None, out=None):
         The gradient of the output.
     weight : (O, kh, kw, words_for(C / groups)) uint64
     geometry : Geometry
-        Of `geometry_of`.
+        From `geometry_of`.
     method : "lookup", "masked" or "float", optional
-        By default what suits the CPU and the share of zeros in ``grad``.
+        Default: the fastest for this CPU and the share of zeros in ``grad``.
     out : (N, H, W, C) float32, optional
-        C-contiguous, to be written to.
+        C-contiguous array for the result.
 
     Returns
     -------
@@ -77,7 +92,7 @@ def conv2d_input_gradient(grad, weight, geometry, *, method=None, out=None):
     Raises
     ------
     ValueError
-        If a dtype or a shape does not fit, or the CPU cannot do ``method``.
+        If a dtype or a shape does not match, or the CPU cannot do ``method``.
     """
     name, (_, kh, kw, per_group) = "conv2d_input_gradient", geometry.weight
     taps, shape = kh * kw, (*np.shape(grad)[:1], *geometry.output)
@@ -93,26 +108,37 @@ def conv2d_input_gradient(grad, weight, geometry, *, method=None, out=None):
     if method == "float":
         signs, size = unpack(weight, per_group).transpose(0, 3, 1, 2), geometry.image[:2]
         return convolution.conv2d_input(grad, signs, size, *geometry.options, out=out)
-    by = _by_tables if method == "lookup" else _by_masks
+    compute = _by_tables if method == "lookup" else _by_masks
     for group in range(geometry.groups):
-        by(geometry, group, grad, weight, out)
+        compute(geometry, group, grad, weight, out)
     return out
 
 
-def conv2d_input_gradient_reference(grad, weight, geometry):
-    """What :func:`conv2d_input_gradient` computes, in plain NumPy, in the dtype of ``grad``."""
-    of = geometry.windows
+def conv2d_input_gradient_reference(
+    grad: FloatArray, weight: Words, geometry: Geometry
+) -> FloatArray:
+    """Compute :func:`conv2d_input_gradient` in plain NumPy, in the dtype of ``grad``."""
+    window = geometry.windows
     signs = unpack_reference(weight, geometry.weight[3], grad.dtype)  # (O, kh, kw, C / groups)
-    padded = np.zeros((len(grad), *of.padded_size, geometry.image[2]), grad.dtype)
-    for ky, kx, seen in of.views(padded):  # seen : (N, OH, OW, C), a view
+    padded = np.zeros((len(grad), *window.padded_size, geometry.image[2]), grad.dtype)
+    for ky, kx, pixels in window.views(padded):  # pixels : (N, OH, OW, C), a view
         for o, c in geometry.group_slices():
-            # Each output pixel is spread over the pixels its taps fall on.
-            seen[..., c] += grad[..., o] @ signs[o, ky, kx]
-    return padded[:, of.top : of.top + of.height, of.left : of.left + of.width]
+            # Each output pixel is added to the pixels that its taps fall on.
+            pixels[..., c] += grad[..., o] @ signs[o, ky, kx]
+    return padded[
+        :, window.top : window.top + window.height, window.left : window.left + window.width
+    ]
 
 
-def linear_input_gradient(grad, weight, features, *, method=None, out=None):
-    """Gradient of a binary linear layer in its input: ``grad @ sign(weight)``.
+def linear_input_gradient(
+    grad: ArrayLike,
+    weight: ArrayLike,
+    features: int,
+    *,
+    method: str | None = None,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """Compute the gradient of a binary linear layer in its input: ``grad @ sign(weight)``.
 
     Parameters
     ----------
@@ -139,9 +165,9 @@ def linear_input_gradient(grad, weight, features, *, method=None, out=None):
     return conv2d_input_gradient(grad, weight, geometry, method=method, out=out)[:, 0, 0]
 
 
-def _has_lone_pixels(of):
-    """Whether each pixel of the input belongs to one of the output, the same."""
-    return of.taps == 1 and of.stride == (1, 1) and of.padding == (0, 0)
+def _has_lone_pixels(window):
+    """Tell whether each input pixel contributes to the output pixel at the same position only."""
+    return window.taps == 1 and window.stride == (1, 1) and window.padding == (0, 0)
 
 
 # ------------------------------------------------------------------------------------ lookup tables
@@ -150,9 +176,9 @@ def _has_lone_pixels(of):
 class _Blocks(NamedTuple):
     """The numbers that the kernel needs.
 
-    The images are cut into bands of rows, of which the first bands of all images come first, then
-    the second ones. 16 bands lie side by side, a *block*: as all of them have the same taps at a
-    pixel, the tables of its gradients serve all taps.
+    The images are cut into bands of rows: first come the first bands of all images, then the second
+    ones. 16 bands side by side form a *block*: since all of them have the same taps at a pixel, the
+    tables of its gradients serve all taps.
     """
 
     windows: Windows
@@ -171,37 +197,43 @@ class _Blocks(NamedTuple):
 
 @functools.lru_cache(maxsize=256)  # a layer in training needs its plan at each step
 def _plan_tables(geometry, images, group, tasks, most_bytes):
-    """For one group of a convolution, for so many images: the numbers, and a `lookup.Turning`."""
-    of, (filters, kh, kw, per_group) = geometry.windows, geometry.weight
-    if _has_lone_pixels(of):
-        images, of = images * of.height * of.width, windows("", (1, 1), (1, 1))
+    """Plan one group of a convolution for ``images`` images; return numbers and a `SignLayout`."""
+    window, (filters, kh, kw, per_group) = geometry.windows, geometry.weight
+    if _has_lone_pixels(window):
+        images, window = images * window.height * window.width, windows("", (1, 1), (1, 1))
     words, group_filters = words_for(per_group), filters // geometry.groups
-    lanes, stride = -(-per_group // lookup.PANEL) * lookup.PANEL, of.row_stride
-    # The sums of a block fit the cache, and small batches are cut so that all tasks have full ones.
-    fitting = most_bytes // (of.width * lanes * FLOATS * 4), of.height * images // (FLOATS * tasks)
-    band = max(1, min(of.height, *fitting) // stride) * stride
+    lanes, stride = -(-per_group // lookup.PANEL) * lookup.PANEL, window.row_stride
+    # The sums of a block fit the cache; small batches are cut so that all tasks have full blocks.
+    fitting = (
+        most_bytes // (window.width * lanes * FLOATS * 4),
+        window.height * images // (FLOATS * tasks),
+    )
+    band = max(1, min(window.height, *fitting) // stride) * stride
     g = _Blocks(
-        of, images, geometry.image[2], group * per_group, per_group, lanes, filters,
-        group * group_filters, group_filters, band, -(-of.height // band) * images,
-        _CHUNK if of.taps > 1 else lookup.CHUNK,
+        window, images, geometry.image[2], group * per_group, per_group, lanes, filters,
+        group * group_filters, group_filters, band, -(-window.height // band) * images,
+        _CHUNK if window.taps > 1 else lookup.CHUNK,
     )  # fmt: skip
     starts = (np.arange(group_filters) + g.first_filter) * (kh * kw * words)
-    return g, lookup.turning(starts, np.arange(kh * kw) * words, per_group)
+    return g, lookup.sign_layout(starts, np.arange(kh * kw) * words, per_group)
 
 
 def _by_tables(geometry, group, grad, weight, out):
-    """One group. grad : (N, OH, OW, O), out : (N, H, W, C), of which C / groups are written."""
+    """Compute one group by look-ups.
+
+    grad : (N, OH, OW, O), out : (N, H, W, C), in which C / groups channels are written
+    """
     height, width, channels = geometry.image
     products = len(grad) * height * width * channels * math.prod(geometry.weight[:3])
     tasks = threads.tasks_for(products / geometry.groups**2 / SPEED)
     g, signs = _plan_tables(geometry, len(grad), group, tasks, _BAND_BYTES)
     if g.group_filters % 4:  # four gradients are loaded at a time
-        of_group = grad[..., g.first_filter : g.first_filter + g.group_filters]
-        grad = with_zeros(of_group, 4)
+        group_grad = grad[..., g.first_filter : g.first_filter + g.group_filters]
+        grad = with_zeros(group_grad, 4)
         g = g._replace(first_filter=0, filters=grad.shape[3])
     blocks = -(-g.bands // FLOATS)
     tasks = min(tasks, blocks)
-    numbers = lookup.turned(signs, weight.reshape(-1), tasks)
+    numbers = lookup.sign_indices(signs, weight.reshape(-1), tasks)
     vectors = empty(tasks * lookup.CHUNK * FLOATS, np.float32)
     tables = empty(tasks * lookup.STEPS * lookup.TABLE, np.float32)
     sums = empty(tasks * g.band * g.windows.width * g.lanes * FLOATS, np.float32)
@@ -213,81 +245,90 @@ def _by_tables(geometry, group, grad, weight, out):
 
 @kernel(allocates=False)
 def _input_by_tables(first, end, slot, grad, numbers, scratch, out, g):
-    """Blocks first to end - 1.
+    """Compute blocks first to end - 1.
 
-    The sums of an input pixel run over chunks of filters, and for each chunk over the taps. So taps
-    come in their order if the gradients are visited from the last one to the first.
+    The sums of an input pixel run over chunks of filters, and for each chunk over the taps.
+    Visiting the gradients from the last to the first brings the taps into their order.
     """
-    of, (vectors, tables, sums, places) = g.windows, scratch
+    window, (vectors, tables, sums, places) = g.windows, scratch
     vector, table = slot * lookup.CHUNK * FLOATS, slot * lookup.STEPS * lookup.TABLE
-    taps = of.kernel_height * of.kernel_width
-    of_pixel, of_tap = g.lanes * FLOATS, g.lanes * lookup.STEPS // 4  # sums, numbers
-    start, lane = slot * g.band * of.width * of_pixel, slot * FLOATS
-    # Rows of the gradient whose taps fall on a band, counted from the band.
-    reach = (of.kernel_height - 1) * of.row_dilation - of.top
-    row_end, row_first = (g.band - 1 + of.top) // of.row_stride + 1, -(reach // of.row_stride)
+    taps = window.kernel_height * window.kernel_width
+    pixel_floats, tap_numbers = g.lanes * FLOATS, g.lanes * lookup.STEPS // 4  # sums, numbers
+    start, lane = slot * g.band * window.width * pixel_floats, slot * FLOATS
+    # Rows of the gradient whose taps fall on a band, relative to the band.
+    reach = (window.kernel_height - 1) * window.row_dilation - window.top
+    row_end, row_first = (
+        (g.band - 1 + window.top) // window.row_stride + 1,
+        -(reach // window.row_stride),
+    )
     for block in range(first, end):
-        clear(sums, start, g.band * of.width * of_pixel)
+        clear(sums, start, g.band * window.width * pixel_floats)
         for chunk in range(0, g.group_filters, g.chunk):
             count = min(g.chunk, g.group_filters - chunk)
-            signs = chunk // lookup.CHUNK * taps * of_tap
+            signs = chunk // lookup.CHUNK * taps * tap_numbers
             signs += chunk % lookup.CHUNK // 4 * (lookup.PANEL // 4)
             for row in range(row_end - 1, row_first - 1, -1):
                 if not _gradients_of_row(block, row, places, lane, g):
                     continue
-                for column in range(of.out_width - 1, -1, -1):
+                for column in range(window.out_width - 1, -1, -1):
                     offset = column * g.filters + g.first_filter + chunk
-                    lookup.side_by_side(grad, places, lane, offset, count, vectors, vector)
+                    lookup.transpose_rows(grad, places, lane, offset, count, vectors, vector)
                     steps = lookup.make_tables(
                         vectors, vector, np.int64(FLOATS), count, tables, table
                     )
                     for tap in range(taps):
-                        ky, kx = tap // of.kernel_width, tap % of.kernel_width
-                        y = row * of.row_stride - of.top + ky * of.row_dilation
-                        x = column * of.column_stride - of.left + kx * of.column_dilation
-                        if 0 <= y < g.band and 0 <= x < of.width:
+                        ky, kx = tap // window.kernel_width, tap % window.kernel_width
+                        y = row * window.row_stride - window.top + ky * window.row_dilation
+                        x = (
+                            column * window.column_stride
+                            - window.left
+                            + kx * window.column_dilation
+                        )
+                        if 0 <= y < g.band and 0 <= x < window.width:
+                            to = start + (y * window.width + x) * pixel_floats
                             lookup.add_looked_up(
-                                tables, table, steps, numbers, signs + tap * of_tap,
-                                sums, start + (y * of.width + x) * of_pixel, g.group_channels,
+                                tables, table, steps, numbers, signs + tap * tap_numbers,
+                                sums, to, g.group_channels,
                             )  # fmt: skip
         for y in range(g.band):
             _inputs_of_row(block, y, places, lane, g)
-            for x in range(of.width):
-                lookup.one_after_the_other(
-                    sums, start + (y * of.width + x) * of_pixel, g.group_channels,
+            for x in range(window.width):
+                lookup.transpose_back(
+                    sums, start + (y * window.width + x) * pixel_floats, g.group_channels,
                     out, places, lane, x * g.channels + g.first_channel,
                 )  # fmt: skip
 
 
 @inlined
 def _gradients_of_row(block, row, places, at, g):
-    """Where a row of the gradient, counted from a band, begins in each image; -1 if there is none.
+    """Write where a row of the gradient, relative to a band, begins in each image, or -1.
 
     Returns
     -------
-    Whether a band has one.
+    bool
+        Whether any band has such a row.
     """
-    of, found = g.windows, False
-    image, rows = block * FLOATS % g.images, g.band // of.row_stride
+    window, has_any = g.windows, False
+    image, rows = block * FLOATS % g.images, g.band // window.row_stride
     y = block * FLOATS // g.images * rows + row
     for i in range(FLOATS):
-        is_there = block * FLOATS + i < g.bands and 0 <= y < of.out_height
-        pixel = (image * of.out_height + y) * of.out_width
+        is_there = block * FLOATS + i < g.bands and 0 <= y < window.out_height
+        pixel = (image * window.out_height + y) * window.out_width
         places[at + i] = pixel * g.filters if is_there else -1
-        found, image = found or is_there, image + 1
+        has_any, image = has_any or is_there, image + 1
         if image == g.images:
             image, y = 0, y + rows
-    return found
+    return has_any
 
 
 @inlined
 def _inputs_of_row(block, row, places, at, g):
-    """Where a row of a band begins in each image; -1 if there is none."""
-    of, image = g.windows, block * FLOATS % g.images
+    """Write where a row of a band begins in each image, or -1."""
+    window, image = g.windows, block * FLOATS % g.images
     y = block * FLOATS // g.images * g.band + row
     for i in range(FLOATS):
-        is_there = block * FLOATS + i < g.bands and y < of.height
-        places[at + i] = (image * of.height + y) * of.width * g.channels if is_there else -1
+        is_there = block * FLOATS + i < g.bands and y < window.height
+        places[at + i] = (image * window.height + y) * window.width * g.channels if is_there else -1
         image += 1
         if image == g.images:
             image, y = 0, y + g.band
@@ -299,8 +340,9 @@ def _inputs_of_row(block, row, places, at, g):
 class _Bands(NamedTuple):
     """The numbers that the kernel needs.
 
-    The image is worked on in bands of rows. For each a part of the gradient is laid out in *cells*,
-    one an output pixel, in rows of ``columns``: the list of a pixel, empty outside the gradient.
+    The image is processed in bands of rows. For each, a part of the gradient is laid out in
+    *cells*, one per output pixel, in rows of ``columns``: the list of a pixel, empty outside the
+    gradient.
 
     With a stride, the taps that fall on an input row y are those whose ky * dilation has the same
     remainder by the stride as y + padding: a *phase*. Rows and columns of the same phases see the
@@ -316,14 +358,14 @@ class _Bands(NamedTuple):
     group_filters: int
     band: int  # input rows
     bands: int  # in an image
-    rows_before: int  # gradient rows that reach down into an input row, but the last one
+    rows_before: int  # gradient rows that reach an input row, except the last one
     columns_before: int
     columns: int
-    cells: int  # at most, of a band
+    cells: int  # most cells of a band
 
 
 class _Plan(NamedTuple):
-    """All that does not depend on what the arrays hold.
+    """Everything that does not depend on the contents of the arrays.
 
     Attributes
     ----------
@@ -331,11 +373,11 @@ class _Plan(NamedTuple):
     units : int
         Bands of all images.
     seconds : float
-        What one core needs, roughly.
+        Estimated time of one core.
     phases : (P, 2) int64
         First and last + 1 tap of each phase.
     cells, taps : (kh * kw,) int64
-        The taps of one phase after the other: where their cells are, and where their weights are.
+        Relative cell, and offset of the weights, of each tap, ordered by phase.
     """
 
     g: _Bands
@@ -348,23 +390,26 @@ class _Plan(NamedTuple):
 
 @functools.lru_cache(maxsize=256)  # a layer in training needs its plan at each step
 def _plan(geometry, images, group, most_bytes):
-    """The plan for one group of a convolution, for so many images."""
-    of, (filters, kh, kw, group_channels) = geometry.windows, geometry.weight
-    if _has_lone_pixels(of):  # one image of many rows, which can be cut anywhere
-        of, images = windows("conv2d_input_gradient", (images * of.height * of.width, 1), (1, 1)), 1
-    words, (sy, sx), (dy, dx) = words_for(group_channels), of.stride, of.dilation
+    """Plan one group of a convolution for ``images`` images."""
+    window, (filters, kh, kw, group_channels) = geometry.windows, geometry.weight
+    if _has_lone_pixels(window):  # one image of many rows, which can be divided anywhere
+        window, images = (
+            windows("conv2d_input_gradient", (images * window.height * window.width, 1), (1, 1)),
+            1,
+        )
+    words, (sy, sx), (dy, dx) = words_for(group_channels), window.stride, window.dilation
     group_filters = filters // geometry.groups
 
     # Bands of equal height whose cells fit the cache.
     rows_before, columns_before = (kh - 1) * dy // sy, (kw - 1) * dx // sx
-    columns = (of.width - 1 + of.left) // sx - of.left // sx + columns_before + 1
+    columns = (window.width - 1 + window.left) // sx - window.left // sx + columns_before + 1
     most = most_bytes // (columns * group_filters * 12)
-    band = max(1, min(of.height, (most - rows_before - 1) * sy + 1))
-    bands = -(-of.height // band)
-    band = -(-of.height // bands)
+    band = max(1, min(window.height, (most - rows_before - 1) * sy + 1))
+    bands = -(-window.height // band)
+    band = -(-window.height // bands)
     rows = -(-(band - 1) // sy) + rows_before + 1
     g = _Bands(
-        of, geometry.image[2], group * group_channels, group_channels, filters,
+        window, geometry.image[2], group * group_channels, group_channels, filters,
         group * group_filters, group_filters, band, bands, rows_before, columns_before, columns,
         rows * columns,
     )  # fmt: skip
@@ -378,35 +423,41 @@ def _plan(geometry, images, group, most_bytes):
                 taps.append((ky * kw + kx) * words)
         phases[phase, 1] = len(taps)
     cells, taps = np.array(cells, np.int64), np.array(taps, np.int64)
-    seconds = images * of.height * of.width * group_channels * kh * kw * group_filters / SPEED
+    seconds = (
+        images * window.height * window.width * group_channels * kh * kw * group_filters / SPEED
+    )
     return _Plan(g, images * bands, seconds, phases, cells, taps)
 
 
 @inlined
 def _band(g, unit):
-    """A band, counted through all images.
+    """Return a band, numbered across all images.
 
     Returns
     -------
-    Its image, its first row and the one behind the last; row and column of the gradient that its
-    first cell is for.
+    image, first row, end row : int
+    top, left : int
+        Row and column of the gradient of its first cell.
     """
-    of, image, y0 = g.windows, unit // g.bands, unit % g.bands * g.band
-    y1 = min(y0 + g.band, of.height)
-    top, left = (y0 + of.top) // of.row_stride - g.rows_before, of.left // of.column_stride
+    window, image, y0 = g.windows, unit // g.bands, unit % g.bands * g.band
+    y1 = min(y0 + g.band, window.height)
+    top, left = (
+        (y0 + window.top) // window.row_stride - g.rows_before,
+        window.left // window.column_stride,
+    )
     return image, y0, y1, top, left - g.columns_before
 
 
 class _Signs(NamedTuple):
-    """Packed weights, and where their signs are.
+    """Packed weights and their addresses.
 
     Attributes
     ----------
     weight : (...,) uint64
     words : int
-        Of a tap.
+        Words of a tap.
     starts : (filters,) int32
-        Where filters begin.
+        Start of each filter.
     cells, taps, phases
         As in `_Plan`.
     """
@@ -420,7 +471,7 @@ class _Signs(NamedTuple):
 
 
 def _by_masks(geometry, group, grad, weight, out):
-    """As `_by_tables`."""
+    """Compute one group by masked additions; arrays as in `_by_tables`."""
     plan = _plan(geometry, len(grad), group, _BAND_BYTES)
     g, (filters, _, _, words) = plan.g, weight.shape
     tasks = min(threads.tasks_for(plan.seconds), plan.units)
@@ -437,24 +488,24 @@ def _by_masks(geometry, group, grad, weight, out):
 
 @kernel(allocates=False)
 def _input_by_masks(first, end, slot, grad, signs, lists, out, g):
-    """Bands first to end - 1, counted through all images.
+    """Compute bands first to end - 1, numbered across all images.
 
-    A cell c is the list of the pixel's gradients that are not zero, from ends[c] to ends[c + 1]:
-    values, and where the filters begin in the weight; and the sum of the values.
+    A cell c lists the pixel's nonzero gradients, from ends[c] to ends[c + 1]: their values, and the
+    starts of their filters in the weight. ``totals`` holds the sum of the values.
     """
     values, places, ends, totals = lists
-    of, cells, taps, phases = g.windows, signs.cells, signs.taps, signs.phases
+    window, cells, taps, phases = g.windows, signs.cells, signs.taps, signs.phases
     cells_at, ends_at = slot * g.cells, slot * (g.cells + 1)
     list_at = slot * (g.cells * g.group_filters + FLOATS)
     for unit in range(first, end):
         image, y0, y1, top, left = _band(g, unit)
         n, cell = list_at, 0
         ends[ends_at] = n
-        for oy in range(top, (y1 - 1 + of.top) // of.row_stride + 1):
+        for oy in range(top, (y1 - 1 + window.top) // window.row_stride + 1):
             for ox in range(left, left + g.columns):
                 sum_of_all = np.float32(0)
-                if 0 <= oy < of.out_height and 0 <= ox < of.out_width:
-                    pixel = (image * of.out_height + oy) * of.out_width + ox
+                if 0 <= oy < window.out_height and 0 <= ox < window.out_width:
+                    pixel = (image * window.out_height + oy) * window.out_width + ox
                     n, sum_of_all = list_nonzero(
                         grad, pixel * g.filters + g.first_filter, g.group_filters, np.int64(1),
                         signs.starts, g.first_filter, values, places, n,
@@ -463,15 +514,18 @@ def _input_by_masks(first, end, slot, grad, signs, lists, out, g):
                 cell += 1
                 ends[ends_at + cell] = n
         for y in range(y0, y1):
-            for x in range(of.width):
-                phase = (y + of.top) % of.row_stride * of.column_stride
-                phase += (x + of.left) % of.column_stride
-                row, column = (y + of.top) // of.row_stride, (x + of.left) // of.column_stride
+            for x in range(window.width):
+                phase = (y + window.top) % window.row_stride * window.column_stride
+                phase += (x + window.left) % window.column_stride
+                row, column = (
+                    (y + window.top) // window.row_stride,
+                    (x + window.left) // window.column_stride,
+                )
                 cell = (row - top) * g.columns + column - left
                 sum_of_all = np.float32(0)
                 for tap in range(phases[phase, 0], phases[phase, 1]):
                     sum_of_all += totals[cells_at + cell + cells[tap]]
-                pixel = (image * of.height + y) * of.width + x
+                pixel = (image * window.height + y) * window.width + x
                 to = pixel * g.channels + g.first_channel
                 minus = splat_like(sum_of_all, zeros(64))
                 for word in range(0, signs.words, 2):

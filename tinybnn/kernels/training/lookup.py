@@ -1,8 +1,8 @@
-"""Products of floats with signs by lookup tables.
+"""Products of floats and signs by lookup tables.
 
-A sum of K gradients with signs, ±g0 ±g1 ±g2 ..., is made of sums of four, and four gradients have
-only 16 sums ±g0 ±g1 ±g2 ±g3. Make a table of them once; then for each column c four signs, read as
-a number from 0 to 15, say which of the sums it needs::
+A sum of K gradients with signs, ±g0 ±g1 ±g2 ..., consists of sums of four, and four gradients have
+only 16 sums ±g0 ±g1 ±g2 ±g3. Compute these once as a table. Then, for each column c, four signs,
+read as a number from 0 to 15, index the sum it needs::
 
     number   signs      sum
     0        - - - -    -g0 -g1 -g2 -g3
@@ -11,24 +11,24 @@ a number from 0 to 15, say which of the sums it needs::
     ...
     15       + + + +    +g0 +g1 +g2 +g3
 
-One look-up and one addition take the place of four multiplications and four additions. (Tables of
-all sums of a few rows are the Method of the Four Russians, Arlazarov, Dinic, Kronrod and Faradzhev
-1970.) All rows of gradients meet the same signs. So an entry is a vector, the sums of 16 rows that
-lie side by side, and a look-up loads it from the place that the signs name. Any CPU can do that.
+One look-up and one addition replace four multiplications and four additions. (Tables of all sums of
+a few rows are the Method of the Four Russians, Arlazarov, Dinic, Kronrod and Faradzhev 1970.) All
+rows of gradients meet the same signs. So an entry is a vector, the sums of 16 adjacent rows, and a
+look-up loads it from the address that the signs determine. Every CPU can do that.
 
 A table of 16 entries of 16 floats takes 1 KB. The tables of a *chunk* of gradients stay in the
-first-level cache while all columns look up their sums, and the sums of the columns, 16 rows side by
-side as well, in the second-level cache. Tables are worth making if there are many columns.
+first-level cache while all columns look up their sums, and the sums of the columns, also for 16
+rows at a time, in the second-level cache. Tables are worth building if there are many columns.
 
-Signs arrive packed along the columns, and `turn` makes numbers of them.
+Signs arrive packed along the columns; `transpose_signs` transposes them to table indices.
 
-For speed alone: the products are those of `convolution` with unpacked signs. See `sign_gradients`
-for what it gains.
+For speed alone: `product_reference` is the plain NumPy version, and `sign_gradients` shows what it
+gains.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -49,19 +49,22 @@ from tinybnn.kernels.machine.simd import (
 )
 from tinybnn.kernels.machine.tiles import add_stored, four, store_tile, transposed
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tinybnn.typing import Array, FloatArray, Words
+
 TABLE = 16 * FLOATS  # floats of a table
 STEPS = 16  # tables of a chunk
 CHUNK = 4 * STEPS  # its gradients
-PANEL = FLOATS  # columns whose signs are turned together
+PANEL = FLOATS  # columns whose signs are transposed together
 
 # Pattern j: the sign of gradient j in sum number i.
 PATTERNS = np.where(np.arange(16) >> np.arange(4)[:, None] & 1, 1, -1).astype(np.float32)
 
 
-def product_reference(grad, signs):
-    """``grad @ signs`` by lookup tables, in plain NumPy.
-
-    Its sums run in the order of the kernels.
+def product_reference(grad: FloatArray, signs: Array) -> NDArray[np.float32]:
+    """Compute ``grad @ signs`` by lookup tables in plain NumPy, in the kernels' order of sums.
 
     Parameters
     ----------
@@ -74,7 +77,7 @@ def product_reference(grad, signs):
     (M, C) float32
     """
     (rows, length), columns = grad.shape, signs.shape[1]
-    more = -length % 4  # zeros fill up the last four gradients: any signs will do
+    more = -length % 4  # zeros fill up the last four gradients: their signs do not matter
     grad, signs = np.pad(grad, ((0, 0), (0, more))), np.pad(signs, ((0, more), (0, 0)))
     fours = (length + more) // 4
     terms = grad.reshape(rows, fours, 4, 1) * PATTERNS  # (M, K/4, 4, 16)
@@ -87,18 +90,18 @@ def product_reference(grad, signs):
     return out
 
 
-# ---------------------------------------------------------------------------------------- the signs
+# -------------------------------------------------------------------------------------------- signs
 
 
-class Turning(NamedTuple):
-    """Where the signs are in packed rows, for `turn`.
+class SignLayout(NamedTuple):
+    """Addresses of the signs in packed rows, for `transpose_signs`.
 
     Attributes
     ----------
     starts : (...,) int64
-        Where a row begins in the words; as many as a multiple of four.
+        Start of each row in the words; their number is a multiple of four.
     sources, shifts : (n,) int64, (n,) uint64
-        Word and bit of each panel of 16 columns, counted from the row.
+        Word, relative to the row, and bit of each panel of 16 columns.
     """
 
     starts: np.ndarray
@@ -106,42 +109,51 @@ class Turning(NamedTuple):
     shifts: np.ndarray
 
 
-def turning(starts, taps, channels):
-    """The `Turning` of rows whose columns are the channels of each tap.
+def sign_layout(starts: NDArray[np.int64], taps: NDArray[np.int64], channels: int) -> SignLayout:
+    """Compute the `SignLayout` of rows whose columns are the channels of each tap.
 
     Parameters
     ----------
     starts : (...,) int64
-        Where rows begin; the last is repeated, to belong to gradients that are zero.
+        Starts of rows; the last is repeated for gradients that are zero.
     taps : (T,) int64
-        Where the words of each tap begin, from there.
+        Offsets of the words of each tap.
     channels : int
-        Filled up to whole panels.
+        Channels of a tap; rounded up to whole panels.
+
+    Returns
+    -------
+    SignLayout
     """
     starts = np.append(starts, np.full(-len(starts) % 4, starts[-1]))
     channel = np.arange(0, channels, PANEL)
     sources = np.add.outer(taps, channel // 64)
     shifts = np.broadcast_to(channel % 64, sources.shape).astype(np.uint64)
-    return Turning(starts, sources.reshape(-1), shifts.reshape(-1))
+    return SignLayout(starts, sources.reshape(-1), shifts.reshape(-1))
 
 
-def turned(turning, words, tasks):
-    """The numbers of all signs: (chunks, panels, STEPS, PANEL) bytes, four of them an int32.
+def sign_indices(layout: SignLayout, words: Words, tasks: int) -> NDArray[np.int32]:
+    """Transpose all signs to table indices.
 
-    Each is 16 times a number from 0 to 15, whose bits are the signs of four rows: the place of an
-    entry in its table.
+    Returns
+    -------
+    (chunks * panels * STEPS * PANEL / 4,) int32
+        Four bytes each. A byte is 16 times a number from 0 to 15, whose bits are the signs of four
+        rows: the index of an entry in its table.
     """
-    chunks = -(-len(turning.starts) // CHUNK)
-    numbers = empty(chunks * len(turning.sources) * STEPS * PANEL // 4, np.int32)
+    chunks = -(-len(layout.starts) // CHUNK)
+    numbers = empty(chunks * len(layout.sources) * STEPS * PANEL // 4, np.int32)
     shares = parallel.shares(chunks, min(tasks, chunks))
-    parallel.share_out(turn, shares, words, turning, numbers)
+    parallel.share_out(transpose_signs, shares, words, layout, numbers)
     return numbers
 
 
 @kernel(allocates=False)
-def turn(first, end, _, words, turning, numbers):
-    """Make the numbers of chunks first to end - 1."""
-    starts, sources, shifts = turning
+def transpose_signs(
+    first: int, end: int, _: int, words: Words, layout: SignLayout, numbers: NDArray[np.int32]
+) -> None:
+    """Transpose the signs of chunks first to end - 1; arrays as in `sign_indices`."""
+    starts, sources, shifts = layout
     for chunk in range(first, end):
         end_row = min((chunk + 1) * CHUNK, len(starts))
         for s in range(len(sources)):
@@ -158,12 +170,27 @@ def turn(first, end, _, words, turning, numbers):
 
 
 @inlined
-def make_tables(vectors, at, step, count, tables, to):
-    """The tables of ``count`` vectors of 16 gradients, ``step`` apart, filled up with zeros.
+def make_tables(
+    vectors: NDArray[np.float32],
+    at: int,
+    step: int,
+    count: int,
+    tables: NDArray[np.float32],
+    to: int,
+) -> int:
+    """Build the tables of ``count`` vectors of 16 gradients, ``step`` apart, padded with zeros.
+
+    Parameters
+    ----------
+    vectors : (...,) float32
+        The gradients, from ``at`` on.
+    tables : (...,) float32
+        Written from ``to`` on.
 
     Returns
     -------
-    The number of tables.
+    int
+        The number of tables.
     """
     for i in range(0, count, 4):
         a = load(vectors, at + i * step)
@@ -180,33 +207,42 @@ def make_tables(vectors, at, step, count, tables, to):
 
 @inlined
 def _store_four(tables, to, a, b, others):
-    """Four entries: the sum of the third and the fourth gradient, and ±a ±b."""
+    """Store four entries: ±a ±b plus the sum of the third and the fourth gradient."""
     store(tables, to, (zero_floats() - (a + b)) + others)
     store(tables, to + FLOATS, (a - b) + others)
     store(tables, to + 2 * FLOATS, (b - a) + others)
     store(tables, to + 3 * FLOATS, (a + b) + others)
 
 
-# -------------------------------------------------------------------------------------- the product
+# ------------------------------------------------------------------------------------------ product
 
 
 @inlined
-def add_looked_up(tables, table, steps, numbers, at, sums, to, columns):
-    """Add to the sums of each column what it looks up in the tables of a chunk.
+def add_looked_up(
+    tables: NDArray[np.float32],
+    table: int,
+    steps: int,
+    numbers: NDArray[np.int32],
+    at: int,
+    sums: NDArray[np.float32],
+    to: int,
+    columns: int,
+) -> None:
+    """Add to each column's sums the entries that it looks up in the tables of a chunk.
 
     Parameters
     ----------
     tables : (...,) float32
     table : int
-        Where the first table begins.
+        Start of the first table.
     steps : int
-        How many tables there are.
+        Number of tables.
     numbers : (...,) int32
     at : int
-        Where those of the first panel begin, (panels, STEPS, PANEL / 4).
+        Start of the first panel's indices, (panels, STEPS, PANEL / 4).
     sums : (...,) float32
     to : int
-        Where the sums of the first column begin, 16 floats for each; room for whole panels.
+        Start of the first column's sums, 16 floats per column; with room for whole panels.
     columns : int
     """
     for column in range(0, columns, 4):
@@ -225,14 +261,23 @@ def add_looked_up(tables, table, steps, numbers, at, sums, to, columns):
         store_tile(tile, places, sums, FLOATS)
 
 
-# ------------------------------------------------------------------------------- rows side by side
+# ----------------------------------------------------------------------------------- transposition
 
 
 @inlined
-def side_by_side(rows, places, first, offset, length, vectors, to):
-    """Lay 16 rows side by side: vectors[to + 16 i + r] = rows[places[first + r] + offset + i].
+def transpose_rows(
+    rows: NDArray[np.float32],
+    places: NDArray[np.int64],
+    first: int,
+    offset: int,
+    length: int,
+    vectors: NDArray[np.float32],
+    to: int,
+) -> None:
+    """Transpose 16 rows: vectors[to + 16 i + r] = rows[places[first + r] + offset + i].
 
-    A row with a negative place is zeros. ``length`` is filled up to a multiple of four.
+    A row with a negative place is read as zeros. ``length`` is rounded up to a multiple of four.
+    ``rows`` and ``vectors`` are flat float32, ``places`` int64.
     """
     for r in range(0, FLOATS, 4):
         at = first + r
@@ -245,10 +290,19 @@ def side_by_side(rows, places, first, offset, length, vectors, to):
 
 
 @inlined
-def one_after_the_other(vectors, at, length, rows, places, first, offset):
-    """The opposite: rows[places[first + r] + offset + i] = vectors[at + 16 i + r].
+def transpose_back(
+    vectors: NDArray[np.float32],
+    at: int,
+    length: int,
+    rows: NDArray[np.float32],
+    places: NDArray[np.int64],
+    first: int,
+    offset: int,
+) -> None:
+    """Transpose back: rows[places[first + r] + offset + i] = vectors[at + 16 i + r].
 
-    A row with a negative place is left out. Vectors are read up to a multiple of four.
+    A row with a negative place is skipped. Vectors are read up to a multiple of four. Arrays as in
+    `transpose_rows`.
     """
     for r in range(0, FLOATS, 4):
         to = first + r
@@ -272,12 +326,12 @@ def one_after_the_other(vectors, at, length, rows, places, first, offset):
 
 @inlined
 def _four(rows, place, offset):
-    """Four floats of a row; zeros if its place is negative."""
+    """Load four floats of a row; zeros if its place is negative."""
     return load_like(rows, place + offset, zeros(4)) if place >= 0 else zeros(4)
 
 
 @inlined
 def _store_four_floats(rows, place, offset, floats, count):
-    """The first ``count`` of four floats to a row, unless its place is negative."""
+    """Store the first ``count`` of four floats to a row, unless its place is negative."""
     if place >= 0:
         store_first(rows, place + offset, floats, count)

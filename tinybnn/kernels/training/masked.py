@@ -1,20 +1,22 @@
-"""Products of floats with signs by masked additions, for gradients most of which are zero.
+"""Products of floats and signs by masked additions, for mostly zero gradients.
 
 Behind a 2 x 2 max-pool three of four gradients are zero. Since
 
     sum of ±g = 2 * (sum of the g whose sign is +) - (sum of all g),
 
-it is enough to add g in those columns whose bit is 1. AVX-512 takes 16 bits of a packed row as they
-are for the mask of an addition of 16 floats. A list of the gradients that are not zero is made
-first, and only these are visited. Nothing has to be turned and no tables are made, as `lookup`
-does, but an addition serves one gradient instead of four. CPUs without AVX-512 would need two more
-instructions to make a mask of bits; they use `lookup`, which takes one addition for four gradients
-as well.
+it is enough to add g in those columns whose bit is 1. AVX-512 uses 16 bits of a packed row directly
+as the mask of an addition of 16 floats. The nonzero gradients are listed first, and only these are
+visited. Unlike `lookup`, this transposes nothing and builds no tables, but an addition serves one
+gradient instead of four. CPUs without AVX-512 would need two more instructions to turn bits into a
+mask; they use `lookup`, which also takes one addition for four gradients.
 
-For speed alone, as `lookup`: see `sign_gradients`.
+For speed alone: `product_reference` is the plain NumPy version, and `sign_gradients` shows what it
+gains.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,9 +32,14 @@ from tinybnn.kernels.machine.simd import (
     zero_floats,
 )
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-def product_reference(grad, signs):
-    """``grad @ signs`` by masked additions, in plain NumPy.
+    from tinybnn.typing import Array, FloatArray, Words
+
+
+def product_reference(grad: FloatArray, signs: Array) -> NDArray[np.float32]:
+    """Compute ``grad @ signs`` by masked additions in plain NumPy.
 
     Parameters
     ----------
@@ -51,11 +58,21 @@ def product_reference(grad, signs):
 
 
 @inlined
-def list_nonzero(grad, at, count, step, starts, first, values, places, n):
-    """Append to a list those of ``count`` gradients, ``step`` apart, that are not zero.
+def list_nonzero(
+    grad: NDArray[np.float32],
+    at: int,
+    count: int,
+    step: int,
+    starts: NDArray[np.int32],
+    first: int,
+    values: NDArray[np.float32],
+    places: NDArray[np.int32],
+    n: int,
+) -> tuple[int, np.float32]:
+    """Append the nonzero ones of ``count`` gradients, ``step`` apart, to a list.
 
-    With each goes a number from ``starts``, whose ``first`` belongs to the first gradient. The list
-    needs room for a whole vector behind its last entry.
+    Each is stored with its number from ``starts``, in which ``first`` belongs to the first
+    gradient. The list needs room for a whole vector behind its last entry.
 
     Parameters
     ----------
@@ -67,11 +84,14 @@ def list_nonzero(grad, at, count, step, starts, first, values, places, n):
     values, places : (...,) float32, (...,) int32
         The list: gradients, and the number of each.
     n : int
-        Where its end is.
+        End of the list.
 
     Returns
     -------
-    The end of the list, and the sum of the gradients.
+    n : int
+        New end of the list.
+    sum_of_all : float32
+        Sum of the gradients.
     """
     sums, whole = zero_floats(), count - count % FLOATS
     for i in range(0, whole, FLOATS):
@@ -92,12 +112,21 @@ def list_nonzero(grad, at, count, step, starts, first, values, places, n):
 
 
 @inlined
-def add_listed(values, places, first, end, words, offset, more, sums):
-    """Add the values of a list where the bits are 1: of two words, or twice of one.
+def add_listed(
+    values: NDArray[np.float32],
+    places: NDArray[np.int32],
+    first: int,
+    end: int,
+    words: Words,
+    offset: int,
+    more: int,
+    sums: tuple[NDArray[np.float32], NDArray[np.float32]],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Add the values of a list in the columns whose bits are 1, for two words of columns.
 
-    Entry n of the list, for first <= n < end, adds values[n] to the columns of a row of bits, of
-    which words[places[n] + offset] has the first 64 and the word ``more`` further on the others;
-    ``more`` is 1, or 0 if there is no such word. ``sums`` are two vectors of 64 floats.
+    Entry n of the list, for first <= n < end, adds values[n] to the columns of a row of bits.
+    words[places[n] + offset] holds the first 64 columns, and the word ``more`` further on the
+    others; ``more`` is 1, or 0 if there is only one word. ``sums`` are two vectors of 64 floats.
     """
     low, high = sums
     for n in range(first, end):

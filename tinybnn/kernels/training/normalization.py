@@ -1,28 +1,28 @@
 """Batch normalisation of rows of channels: statistics, forward and backward in training.
 
-Forward and backward take two passes over memory each, one for the sums of all rows and one for the
-rows themselves. The rule that they stand in for is `functional.BatchNorm`. Given the sums, results
-are those of the rule bit for bit: the same operations in the same order, none contracted into
-fused multiply-adds. The sums are more accurate than the rule's, which are float32 all the way. They
-are made in three stages:
+Forward and backward make two passes over memory each, one for the sums of all rows and one for the
+rows themselves. They compute the formula of `functional.BatchNorm`. Given the sums, the results
+equal the formula's bit for bit: the same operations in the same order, none contracted into fused
+multiply-adds. The sums are more accurate than the formula's, which are float32 throughout. They are
+computed in three stages:
 
-- 32 rows in float32, moments around a value near the channel's mean, so that little cancels (Chan,
-  Golub and LeVeque 1983, "Algorithms for computing the sample variance", section 3),
+- 32 rows in float32, as moments around a value near the channel's mean, so that little cancels
+  (Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", section 3),
 - these in float64, for each of up to 64 blocks of rows,
 - the blocks one after the other.
 
-Threads share out the blocks, and their number depends on the shape alone: the result is the same
-for any number of threads.
+Threads share the blocks, whose number depends on the shape alone, so the result is the same for any
+number of threads.
 
-For speed alone: with the rule a step of the depth-wise separable network takes 1.6 times as long.
-`tinybnn bench train --profile` shows its share of a step. Small rows pass through all stages in a
-single call, which takes a third of the time of five.
+For speed alone: with the formula a step of the depth-wise separable network takes 1.6 times as
+long. `tinybnn bench train --profile` shows its share of a step. Small inputs pass through all
+stages in a single call, which takes a third of the time of five.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -43,24 +43,30 @@ from tinybnn.kernels.machine.simd import (
     zeros,
 )
 
-_RUN = 32  # rows whose sums are float32
-_MOST_BLOCKS = 64
-_PER_BLOCK = 1 << 17  # floats of a block, at least
-_SPEED = 1.3e10  # floats a second, of a fast core
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-_FORWARD, _BACKWARD = range(2)  # what a pass over memory belongs to
-_LANES = 64  # of a row at a time: their sums stay in registers
-_SAMPLE = 16  # rows whose mean is near the mean of all
+_RUN = 32  # rows summed in float32
+_MOST_BLOCKS = 64
+_PER_BLOCK = 1 << 17  # least floats of a block
+_SPEED = 1.3e10  # floats per second on a fast core
+
+_FORWARD, _BACKWARD = range(2)  # steps that a pass over memory can belong to
+_LANES = 64  # columns at a time, whose sums stay in registers
+_SAMPLE = 16  # rows whose mean approximates the mean of all
 _NO_SCALE = np.empty(0, np.float32)
 
 
-def fits(x):
-    """Whether all kernels take these rows: 128 floats at least; `forward` and `backward` any."""
+def fits(x: NDArray[np.float32]) -> bool:
+    """Tell whether all kernels take rows (M, C): those with at least 128 numbers.
+
+    `forward` and `backward` take any.
+    """
     return x.size >= BLOCK
 
 
-def statistics(x, eps):
-    """Mean, biased variance and 1 / sqrt(variance + eps) of each channel.
+def statistics(x: NDArray[np.float32], eps: float) -> tuple[NDArray[np.float32], ...]:
+    """Compute mean, biased variance and 1 / sqrt(variance + eps) of each channel.
 
     Parameters
     ----------
@@ -79,8 +85,14 @@ def statistics(x, eps):
     return tuple(result)
 
 
-def normalise(x, mean, scale, weight, bias):
-    """``((x - mean) * scale) * weight + bias`` for each channel, each operation rounded.
+def normalise(
+    x: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """Compute ``((x - mean) * scale) * weight + bias`` per channel, each operation rounded.
 
     Parameters
     ----------
@@ -94,8 +106,13 @@ def normalise(x, mean, scale, weight, bias):
     return _elementwise(_FORWARD, x, x, (mean, scale, weight, bias))
 
 
-def gradient_sums(grad, x, mean, scale):
-    """Gradients of weight and bias: sums of grad times the normalised x, and of grad.
+def gradient_sums(
+    grad: NDArray[np.float32],
+    x: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    scale: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], ...]:
+    """Compute the gradients of weight and bias: sums of grad times the normalised x, and of grad.
 
     Parameters
     ----------
@@ -113,8 +130,16 @@ def gradient_sums(grad, x, mean, scale):
     return tuple(result)
 
 
-def gradient(grad, x, mean, scale, weight, grad_weight, grad_bias):
-    """The gradient in x, with statistics of the batch (Ioffe and Szegedy 2015, section 3).
+def gradient(
+    grad: NDArray[np.float32],
+    x: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    grad_weight: NDArray[np.float32],
+    grad_bias: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """Compute the gradient in x, with batch statistics (Ioffe and Szegedy 2015, section 3).
 
     ``(grad - grad_bias / M - normalised * grad_weight / M) * weight * scale``, where normalised is
     ``(x - mean) * scale``.
@@ -133,8 +158,10 @@ def gradient(grad, x, mean, scale, weight, grad_weight, grad_bias):
     return _elementwise(_BACKWARD, x, grad, constants)
 
 
-def forward(x, weight, bias, eps):
-    """Statistics and `normalise` by them: small rows in a single call.
+def forward(
+    x: NDArray[np.float32], weight: NDArray[np.float32], bias: NDArray[np.float32], eps: float
+) -> tuple[NDArray[np.float32], ...]:
+    """Compute `statistics` and `normalise`; small inputs in a single call.
 
     Parameters
     ----------
@@ -156,8 +183,14 @@ def forward(x, weight, bias, eps):
     return _all_stages(_FORWARD, x, x, constants, eps, result), *result
 
 
-def backward(grad, x, mean, scale, weight):
-    """Gradients in x, weight and bias: `gradient_sums` and `gradient`, small rows in a single call.
+def backward(
+    grad: NDArray[np.float32],
+    x: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    weight: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], ...]:
+    """Compute gradients in x, weight and bias; small inputs in a single call.
 
     Parameters
     ----------
@@ -183,8 +216,10 @@ def backward(grad, x, mean, scale, weight):
 
 @functools.lru_cache(256)
 def _joined(rows, channels):
-    """How many rows are seen as one wide row: at least 128 floats, as near to whole blocks of 128
-    as may be. The last wide row begins early enough to be full."""
+    """Return how many rows form one wide row: at least 128 floats, close to whole blocks of 128.
+
+    The last wide row overlaps its predecessor if it would not be full.
+    """
 
     def wasted(joined):
         width = joined * channels
@@ -196,7 +231,7 @@ def _joined(rows, channels):
 
 
 class _Pass(NamedTuple):
-    """A pass over memory: what it does, and so many wide rows, which blocks share."""
+    """A pass over memory: its step, and the number and width of wide rows, which blocks share."""
 
     step: int
     rows: int
@@ -206,7 +241,7 @@ class _Pass(NamedTuple):
 
 @functools.lru_cache(256)
 def _pass_of_sums(step, rows, channels):
-    """The pass over the full wide rows."""
+    """Plan the pass over the full wide rows."""
     joined = _joined(rows, channels)
     whole = rows // joined
     blocks = max(1, min(_MOST_BLOCKS, rows * channels // _PER_BLOCK, whole // _RUN))
@@ -214,25 +249,25 @@ def _pass_of_sums(step, rows, channels):
 
 
 def _sums(step, x, grad, near, eps, scale, result):
-    """Two sums over the rows for each channel, and what `_finish` makes of them."""
-    of = _pass_of_sums(step, *x.shape)
-    run, partial = _scratch_of_sums(of)
-    _run(_add, of, x, grad.reshape(-1), near, run, partial)
-    _finish(of, len(x), x.reshape(-1), grad.reshape(-1), near, partial, eps, scale, result)
+    """Compute two sums over the rows for each channel, and the `_finish` of them."""
+    plan = _pass_of_sums(step, *x.shape)
+    run, partial = _scratch_of_sums(plan)
+    _run(_add, plan, x, grad.reshape(-1), near, run, partial)
+    _finish(plan, len(x), x.reshape(-1), grad.reshape(-1), near, partial, eps, scale, result)
 
 
-def _scratch_of_sums(of):
-    """The float32 sums of a run of rows and the float64 sums, for each block."""
-    sums = 2 * of.blocks * of.width
+def _scratch_of_sums(plan):
+    """Return memory for the float32 sums of a run of rows and the float64 sums, for each block."""
+    sums = 2 * plan.blocks * plan.width
     return empty(sums, np.float32), np.zeros(sums)
 
 
 def _all_stages(step, x, grad, constants, eps, result):
-    """The output of `forward`, or the gradient in the input, with all stages in a single call."""
+    """Compute the output of `forward`, or the gradient in the input, in a single call."""
     (_, whole, blocks, width), out = _pass_of_sums(step, *x.shape), empty_like(x)
     floats, partial = np.empty((6 + 2 * blocks) * width, np.float32), np.zeros(2 * blocks * width)
     flat = wide = x.reshape(-1), grad.reshape(-1), out.reshape(-1)
-    if x.size < width:  # fewer numbers than a wide row has are filled up
+    if x.size < width:  # fewer numbers than one wide row: padded with zeros
         wide = np.zeros((3, width), np.float32)
         wide[:2, : x.size] = flat[:2]
     sizes = whole, blocks, width, len(x)
@@ -246,18 +281,18 @@ def _elementwise(step, x, grad, constants):
     x, grad = for_kernel(x), for_kernel(grad)
     out, joined = empty_like(x), _joined(*x.shape)
     constants = _repeated(joined, *constants).reshape(-1)
-    of = _Pass(step, -(-len(x) // joined), _MOST_BLOCKS, joined * x.shape[1])
-    _run(_change, of, x, grad.reshape(-1), constants, out.reshape(-1))
+    plan = _Pass(step, -(-len(x) // joined), _MOST_BLOCKS, joined * x.shape[1])
+    _run(_change, plan, x, grad.reshape(-1), constants, out.reshape(-1))
     return out
 
 
-def _run(worker, of, x, *arrays):
-    tasks = min(threads.tasks_for(x.size / _SPEED), of.blocks)
-    parallel.share_out(worker, parallel.shares(of.blocks, tasks), of, x.reshape(-1), *arrays)
+def _run(worker, plan, x, *arrays):
+    tasks = min(threads.tasks_for(x.size / _SPEED), plan.blocks)
+    parallel.share_out(worker, parallel.shares(plan.blocks, tasks), plan, x.reshape(-1), *arrays)
 
 
 def _repeated(times, *vectors):
-    """Each vector as often as rows are joined: (len(vectors), times, C)."""
+    """Repeat each vector for the rows that are joined: (len(vectors), times, C)."""
     rows = empty((len(vectors), times, len(vectors[0])), np.float32)
     for row, vector in zip(rows, vectors, strict=True):
         row[:] = vector
@@ -266,18 +301,18 @@ def _repeated(times, *vectors):
 
 # ---------------------------------------------------------------------------------------- kernels
 
-# The last vector of a wide row may overlap the one before; what both hold is then computed twice.
+# The last vector of a wide row may overlap its predecessor; the overlap is computed twice.
 
 
 @subkernel
-def _add(first, end, task, of, x, grad, near, run, partial):
-    """Two sums for each lane of the wide rows of blocks first to end - 1."""
-    step, rows, blocks, width = of
+def _add(first, end, task, plan, x, grad, near, run, partial):
+    """Compute two sums for each lane of the wide rows of blocks first to end - 1."""
+    step, rows, blocks, width = plan
     for block in range(first, end):
-        to, behind = 2 * block * width, (block + 1) * rows // blocks
-        of_block = partial[to : to + 2 * width]
-        for row in range(block * rows // blocks, behind, _RUN):
-            after = min(row + _RUN, behind)
+        to, block_end = 2 * block * width, (block + 1) * rows // blocks
+        block_sums = partial[to : to + 2 * width]
+        for row in range(block * rows // blocks, block_end, _RUN):
+            after = min(row + _RUN, block_end)
             for i in range(0, width, _LANES):
                 lane = min(i, width - _LANES)
                 total, products = zeros(_LANES), zeros(_LANES)
@@ -290,18 +325,18 @@ def _add(first, end, task, of, x, grad, near, run, partial):
                         products = products + distance * distance
                 else:
                     for at in range(start, stop, width):
-                        given = load_like(grad, at, total)
-                        total = total + given
-                        products = products + given * (load_like(x, at, total) - center)
+                        value = load_like(grad, at, total)
+                        total = total + value
+                        products = products + value * (load_like(x, at, total) - center)
                 store(run, to + lane, total)
                 store(run, to + width + lane, products)
             for i in range(2 * width):
-                of_block[i] += entry(run, to + i)
+                block_sums[i] += entry(run, to + i)
 
 
 @subkernel
 def _near(x, channels, near):
-    """A value near the mean of each channel: the mean of some rows from all over the batch."""
+    """Compute a value near the mean of each channel: the mean of some rows of the batch."""
     rows = len(x) // channels
     step = (rows + _SAMPLE - 1) // _SAMPLE
     for channel in range(channels):
@@ -315,13 +350,13 @@ def _near(x, channels, near):
 
 
 @subkernel
-def _finish(of, rows, x, grad, near, partial, eps, scale, result):
+def _finish(plan, rows, x, grad, near, partial, eps, scale, result):
     """Add up blocks, joined rows and the last rows, which do not fill another wide one.
 
-    Of the moments of a channel come its mean, variance and 1 / sqrt(variance + eps); of products
+    The moments of a channel give its mean, variance and 1 / sqrt(variance + eps); the products give
     the gradients of weight and bias.
     """
-    (step, whole, blocks, width), channels = of, result.shape[1]
+    (step, whole, blocks, width), channels = plan, result.shape[1]
     done = whole * (width // channels)
     for channel in range(channels):
         total = products = 0.0
@@ -335,11 +370,11 @@ def _finish(of, rows, x, grad, near, partial, eps, scale, result):
         center = np.float64(near[channel])
         for row in range(done, rows):
             distance = x[row * channels + channel] - center
-            given = distance
+            value = distance
             if step == _BACKWARD:
-                given = np.float64(grad[row * channels + channel])
-            total += given
-            products += given * distance
+                value = np.float64(grad[row * channels + channel])
+            total += value
+            products += value * distance
         if step == _FORWARD:
             offset = total / rows
             variance = products / rows - offset * offset
@@ -355,11 +390,11 @@ def _finish(of, rows, x, grad, near, partial, eps, scale, result):
 
 
 @subkernel
-def _change(first, end, task, of, x, grad, constants, out):
-    """Blocks first to end - 1 of the output, or of the gradient in the input."""
-    step, rows, blocks, width = of
+def _change(first, end, task, plan, x, grad, constants, out):
+    """Compute blocks first to end - 1 of the output, or of the gradient in the input."""
+    step, rows, blocks, width = plan
     for row in range(first * rows // blocks, end * rows // blocks):
-        start = min(row * width, len(x) - width)  # the last row may overlap the one before
+        start = min(row * width, len(x) - width)  # the last row may overlap its predecessor
         if step == _FORWARD:
             for i in range(0, width, FLOATS):
                 lane = min(i, width - FLOATS)
@@ -385,20 +420,20 @@ def _all(
     step, whole, blocks, width, rows, x, grad, out, mean, scale, weight, bias, eps, result, floats,
     partial,
 ):  # fmt: skip
-    """All stages of `forward`, or of `backward`, on one thread.
+    """Compute all stages of `forward`, or of `backward`, on one thread.
 
     ``floats`` hold six wide rows and a run of sums. ``mean`` and ``scale`` may be rows of the
     result.
     """
-    channels, of = len(mean), _Pass(step, whole, blocks, width)
+    channels, plan = len(mean), _Pass(step, whole, blocks, width)
     near, repeated, run = floats[:width], floats[width : 6 * width], floats[6 * width :]
     if step == _FORWARD:
         _near(x[: rows * channels], channels, near)
     else:
         copy(mean, 0, near, 0, channels)
         _repeat(near, 0, width, channels)
-    _add(0, blocks, 0, of, x, grad, near, run, partial)
-    _finish(of, rows, x, grad, near, partial, eps, scale, result)
+    _add(0, blocks, 0, plan, x, grad, near, run, partial)
+    _finish(plan, rows, x, grad, near, partial, eps, scale, result)
     share = np.float32(1 / rows)
     for c in range(channels):
         repeated[c], repeated[width + c] = mean[c], scale[c]
@@ -410,12 +445,12 @@ def _all(
     for i in range(0, 5 * width, width):
         _repeat(repeated, i, width, channels)
     joined = width // channels
-    of_rows = _Pass(step, (rows + joined - 1) // joined, 1, width)
-    _change(0, 1, 0, of_rows, x, grad, repeated, out)
+    all_rows = _Pass(step, (rows + joined - 1) // joined, 1, width)
+    _change(0, 1, 0, all_rows, x, grad, repeated, out)
 
 
 @subkernel
 def _repeat(floats, start, width, channels):
-    """Copy the first channels of a wide row to those behind them."""
+    """Copy the first channels of a wide row to the rest of it."""
     for i in range(start + channels, start + width, channels):
         copy(floats, start, floats, i, channels)

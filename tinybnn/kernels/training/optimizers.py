@@ -1,19 +1,19 @@
-"""One optimizer step of one parameter, and the clipping of latent weights, in one pass over memory.
+"""One optimizer step of one parameter, with clipping of latent weights, in one pass over memory.
 
-The rules are the `update` methods in `optim`. The kernels do the same operations in the same order,
-in float32, none contracted: the results are the rules' bit for bit. Each number is for itself, so
-they do not depend on the number of threads.
+The formulas are the `update` methods in `optim`. The kernels perform the same float32 operations in
+the same order, none contracted, so the results are equal bit for bit. Each number is independent,
+so they do not depend on the number of threads.
 
 All arrays are (n,) float32 and C-contiguous; those that hold the state are changed in place.
 
-For speed alone: NumPy takes a dozen passes, and a step of the MLP 784-1024-1024-10 twice as long.
-`tinybnn bench train --profile` shows the share of updates.
+For speed alone: NumPy makes a dozen passes, and a step of the MLP 784-1024-1024-10 takes twice as
+long. `tinybnn bench train --profile` shows the share of updates.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -21,12 +21,15 @@ from tinybnn.kernels.machine import parallel, threads
 from tinybnn.kernels.machine.layout import described, for_kernel
 from tinybnn.kernels.machine.simd import kernel
 
-_SPEED = 6e9  # numbers a second, of a fast core
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_SPEED = 6e9  # numbers per second on a fast core
 _NONE = np.empty(0, np.float32)
 
 
 class AdamStep(NamedTuple):
-    """The constants of a step of Adam, AdamW.
+    """Constants of a step of Adam or AdamW.
 
     Attributes
     ----------
@@ -37,11 +40,11 @@ class AdamStep(NamedTuple):
         sqrt(1 - beta2 ** step).
     eps : float
     shrink : float
-        What the weight is multiplied by first: 1 - lr * decay in AdamW, else 1.
+        Factor applied to the weight first: 1 - lr * decay in AdamW, else 1.
     decay : float
         L2 penalty.
     clip : float
-        The weight is then limited to ± this number; infinity for none.
+        The weight is then clipped to [-clip, clip]; infinity for no clipping.
     """
 
     size: float
@@ -55,7 +58,7 @@ class AdamStep(NamedTuple):
 
 
 class SgdStep(NamedTuple):
-    """The constants of a step of stochastic gradient descent; the last two as in `AdamStep`."""
+    """Constants of a step of stochastic gradient descent; the last two as in `AdamStep`."""
 
     lr: float
     momentum: float = 0.0
@@ -65,20 +68,31 @@ class SgdStep(NamedTuple):
     clip: float = math.inf
 
 
-def adam(weight, grad, mean, square, step):
-    """Adam, AdamW.
+def adam(
+    weight: NDArray[np.float32],
+    grad: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    square: NDArray[np.float32],
+    step: AdamStep,
+) -> None:
+    """Update a weight by Adam or AdamW.
 
     Parameters
     ----------
     weight, grad, mean, square : (n,) float32
-        All but grad are changed.
+        All except grad are changed.
     step : AdamStep
     """
     _run(_adam, weight, grad, (mean, square), step)
 
 
-def sgd(weight, grad, velocity, step):
-    """Stochastic gradient descent.
+def sgd(
+    weight: NDArray[np.float32],
+    grad: NDArray[np.float32],
+    velocity: NDArray[np.float32] | None,
+    step: SgdStep,
+) -> None:
+    """Update a weight by stochastic gradient descent.
 
     Parameters
     ----------
@@ -95,10 +109,10 @@ def _run(worker, weight, grad, state, step):
     for array in (weight, *state):
         if not array.flags.carray:
             raise ValueError(
-                "optimizers: all arrays but grad must be contiguous and writable, "
+                "optimizers: all arrays except grad must be contiguous and writable, "
                 f"got {described(array)}"
             )
-    # As floats whatever they were: the kernel is compiled for these types alone.
+    # Converted to floats, so that the kernel is compiled for these types only.
     constants = tuple(map(float, step))
     shares = parallel.shares(len(weight), threads.tasks_for(len(weight) / _SPEED))
     parallel.share_out(worker, shares, weight, for_kernel(grad), *state, constants)
@@ -109,19 +123,19 @@ def _run(worker, weight, grad, state, step):
 
 @kernel(allocates=False)
 def _adam(first, end, task, weight, grad, mean, square, constants):
-    """Numbers first to end - 1."""
+    """Update numbers first to end - 1."""
     step = AdamStep(*constants)
     weight, grad = weight[first:end], grad[first:end]
     mean, square = mean[first:end], square[first:end]
-    of_mean, of_square = np.float32(1 - step.beta1), np.float32(1 - step.beta2)
+    mean_rate, square_rate = np.float32(1 - step.beta1), np.float32(1 - step.beta2)
     keep, size, root = np.float32(step.beta2), np.float32(step.size), np.float32(step.root)
     eps, shrink, decay = np.float32(step.eps), np.float32(step.shrink), np.float32(step.decay)
     clip = np.float32(step.clip)
     for i in range(len(weight)):
         w = weight[i] * shrink
         g = grad[i] + decay * w if decay else grad[i]
-        m = mean[i] + of_mean * (g - mean[i])
-        s = square[i] * keep + of_square * (g * g)
+        m = mean[i] + mean_rate * (g - mean[i])
+        s = square[i] * keep + square_rate * (g * g)
         mean[i], square[i] = m, s
         w -= size * (m / (np.sqrt(s) / root + eps))
         weight[i] = min(max(w, -clip), clip)
@@ -129,7 +143,7 @@ def _adam(first, end, task, weight, grad, mean, square, constants):
 
 @kernel(allocates=False)
 def _sgd(first, end, task, weight, grad, velocity, constants):
-    """As `_adam`; ``velocity`` is empty without momentum."""
+    """Update numbers first to end - 1; ``velocity`` is empty without momentum."""
     step = SgdStep(*constants)
     weight, grad, velocity = weight[first:end], grad[first:end], velocity[first:end]
     momentum, share = np.float32(step.momentum), np.float32(1 - step.dampening)

@@ -1,20 +1,20 @@
-"""Gradients of binary layers: what those in the input and in the weight have in common.
+"""Gradients of binary layers: the common part of the input's and the weight's.
 
-The forward pass of a binary layer multiplies signs with signs, which `xnor` does on bits. In the
-backward pass one side is a gradient, a real number; the other is still a sign. With G the gradient
-of the output and S the signs of the weight or of the input, both gradients have the form
+The forward pass of a binary layer multiplies signs by signs, which `xnor` does on bits. In the
+backward pass one operand is a gradient, a real number; the other is still a sign. With G the
+gradient of the output and S the signs of the weight or of the input, both gradients have the form
 
     out[i, c] = sum over k of G[i, k] * S[k, c],        S[k, c] = +1 or -1,
 
 where k runs over filters and taps for the gradient in the input (`input_gradient`), and over pixels
-for the gradient in the weight (`weight_gradient`). A term is either +g or -g. There are three ways
-to add them up:
+for the gradient in the weight (`weight_gradient`). Each term is +g or -g. There are three ways to
+add them up:
 
 - "lookup": tables of the sums of four gradients, from which four signs choose one (`lookup`).
 - "masked": additions in the columns whose sign is +, for gradients that are mostly zero (`masked`).
-- "float": the real convolution (`convolution`) with unpacked signs.
+- "float": the float convolution (`convolution`) with unpacked signs.
 
-`choose_method` takes the one that suits the CPU and the layer. Milliseconds of both gradients
+`choose_method` chooses the fastest one for the CPU and the layer. Milliseconds of both gradients
 together, one thread (Zen 4; "AVX2" is the same CPU with its other features off, which is not an
 older CPU):
 
@@ -28,25 +28,25 @@ older CPU):
     1×1 16->32, 64 images of 32×32             3.0     16    1.6        2.5    2.0
     dense 1024->1024, 128 rows                 2.8    9.0     13        2.2     11
 
-An addition costs a CPU as much as the multiplication and addition of "float" together. A look-up
-adds four gradients at once, whatever they are. So does a masked addition, in effect, when three of
-four gradients are zero, as behind a 2×2 max-pool: only with AVX-512, where a mask costs nothing;
-with AVX2 it would take two more instructions. Where a gradient meets few columns, as in a 1×1
-convolution of few channels, floats win: a table is made that is hardly read.
+An addition costs as much as the multiply-add of "float". A look-up adds four gradients at once,
+whatever their values. So, in effect, does a masked addition when three of four gradients are zero,
+as behind a 2×2 max-pool, but only with AVX-512, where a mask costs nothing; with AVX2 it would take
+two more instructions. Where a gradient meets few columns, as in a 1×1 convolution of few channels,
+"float" wins: a table would be built and hardly used.
 
-Sums are float32. Their order depends on the method, and with look-ups in the input also on the kind
+Sums are float32. Their order depends on the method, and for look-ups in the input also on the kind
 of CPU (see `input_gradient`), but not on the number of threads or the other images of the batch:
-threads share out the outputs, and each sum is one thread's. Trained weights may thus differ between
+threads share the outputs, and one thread computes each sum. So trained weights may differ between
 kinds of CPUs, but not between two runs on one.
 
 "lookup" and "masked" are for speed alone. `tinybnn bench train --profile` times the steps and their
-parts. Here and in the other files of this folder figures are of one thread.
+parts. Figures here and in the other files of this folder are for one thread.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -55,24 +55,31 @@ from tinybnn.kernels.machine.layout import for_kernel, words_for
 from tinybnn.kernels.machine.simd import cpu_features
 from tinybnn.kernels.machine.windows import Windows, windows
 
-METHODS = "lookup", "masked", "float"
-SPEED = 4e11  # products of floats and signs a second, of a fast core
-_SPARSE = 0.3  # share of gradients that are not zero up to which masked additions are chosen
-_FEW = 64  # channels with which half of the registers of masked additions stay empty, or more
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-# --------------------------------------------------------------------------------------- the method
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+    from tinybnn.typing import Array, FloatArray, Shape
+
+METHODS = "lookup", "masked", "float"
+SPEED = 4e11  # products of floats and signs per second on a fast core
+_SPARSE = 0.3  # largest share of nonzero gradients for which masked additions are chosen
+_FEW = 64  # with this many channels or less, half of the registers of masked additions are empty
+
+# ------------------------------------------------------------------------------------------- method
 
 
 class _Costs(NamedTuple):
-    """Costs of a gradient, in units of looking it up for 64 columns.
+    """Costs of a gradient, relative to looking it up for 64 columns.
 
     Attributes
     ----------
     input_table, weight_table : float
-        To make its share of a table: for the gradient in the input, whose rows have to be laid side
-        by side, and for that in the weight.
+        Cost of its share of building a table: for the gradient in the input, whose rows have to be
+        transposed, and for that in the weight.
     floats : float
-        To multiply it with 64 columns of floats.
+        Cost of multiplying it by 64 columns of floats.
     """
 
     input_table: float
@@ -81,29 +88,46 @@ class _Costs(NamedTuple):
 
 
 # Fitted to times of the two gradients by each method, filters of 1×1 to 5×5 and 16 to 512 channels.
-# Those with AVX-512 favour floats more than they should: to choose tables more often would give
-# other orders of sums, and other trained weights, than earlier versions did.
+# Those with AVX-512 favour floats more than they should: choosing tables more often would change
+# the order of sums, and so the trained weights, compared with earlier versions.
 _AVX512, _OTHERS = _Costs(1.5, 1.5, 1.9), _Costs(1.25, 0.2, 3.3)
 
 
-def choose_method(name, method, grad, side, channels, columns, panels):
-    """The method to use: the one asked for, or one that suits.
+def choose_method(
+    name: str,
+    method: str | None,
+    grad: NDArray[np.float32],
+    side: str,
+    channels: int,
+    columns: int,
+    panels: int,
+) -> str:
+    """Return the requested method, or choose the fastest one.
 
     Parameters
     ----------
     name : str
-        Of the function, for errors.
+        Name of the function, for errors.
     method : str or None
     grad : (...,) float32
     side : "input" or "weight"
-        What the gradient is of.
+        Whether the gradient in the input or in the weight is computed.
     channels : int
-        Of a group.
+        Channels of a group.
     columns, panels : int
-        Signs that a gradient is multiplied with, and panels of 64 that hold them.
+        Signs that a gradient is multiplied by, and panels of 64 that hold them.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ValueError
+        If ``method`` is unknown, or the CPU cannot do it.
     """
     has_masks = "avx512f" in cpu_features()
-    can = {"lookup", "float"} | ({"masked"} if has_masks else set())
+    possible = {"lookup", "float"} | ({"masked"} if has_masks else set())
     if method is None:
         if has_masks and channels > _FEW:
             sample = grad.reshape(-1)[:: grad.size >> 14 | 1]  # about 16,000 gradients, or all
@@ -114,16 +138,16 @@ def choose_method(name, method, grad, side, channels, columns, panels):
         return "lookup" if table + work < costs.floats * columns / 64 else "float"
     if method not in METHODS:
         raise ValueError(f"{name}: method must be one of {METHODS} or None, got {method!r}")
-    if method not in can:
-        raise ValueError(f"{name}: this CPU cannot do {method!r}, only {sorted(can)}")
+    if method not in possible:
+        raise ValueError(f"{name}: this CPU cannot do {method!r}, only {sorted(possible)}")
     return method
 
 
-# ---------------------------------------------------------------------------------------- the shape
+# -------------------------------------------------------------------------------------------- shape
 
 
 class Geometry(NamedTuple):
-    """The shape of a binary convolution, but for the number of images; made by `geometry_of`.
+    """Shapes of a binary convolution, without the number of images; made by `geometry_of`.
 
     Attributes
     ----------
@@ -138,22 +162,22 @@ class Geometry(NamedTuple):
     padding_mode : str
     """
 
-    image: tuple
-    output: tuple
-    weight: tuple
-    image_words: tuple
-    weight_words: tuple
+    image: Shape
+    output: Shape
+    weight: Shape
+    image_words: Shape
+    weight_words: Shape
     groups: int
     windows: Windows
     padding_mode: str
 
     @property
-    def options(self):
-        """As the functions of `convolution` take them."""
+    def options(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]:
+        """Stride, padding, dilation and groups, in the order of `convolution`'s parameters."""
         return self.windows.stride, self.windows.padding, self.windows.dilation, self.groups
 
-    def group_slices(self):
-        """For each group its filters and its channels."""
+    def group_slices(self) -> Iterator[tuple[slice, slice]]:
+        """Yield for each group the slices of its filters and of its channels."""
         filters, channels = self.weight[0] // self.groups, self.weight[3]
         for group in range(self.groups):
             yield tuple(slice(group * count, (group + 1) * count) for count in (filters, channels))
@@ -161,10 +185,17 @@ class Geometry(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)  # a layer in training asks at each step
 def geometry_of(
-    channels, filters, size, kernel_size, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1,
-    padding_mode="zeros",
-):  # fmt: skip
-    """The shape of a binary convolution, as its two gradients take it.
+    channels: int,
+    filters: int,
+    size: tuple[int, int],
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Geometry:
+    """Compute the shapes of a binary convolution for its two gradients.
 
     Parameters
     ----------
@@ -173,9 +204,9 @@ def geometry_of(
     size, kernel_size, stride, padding, dilation : (int, int)
         Along height and width.
     groups : int
-        A divisor of C and of O.
+        Divides C and O.
     padding_mode : "zeros" or "ones"
-        What stands outside the image: nothing that adds to a sum, or +1.
+        Value outside the image: 0, which adds nothing to a sum, or +1.
 
     Returns
     -------
@@ -184,31 +215,40 @@ def geometry_of(
     Raises
     ------
     ValueError
-        If a parameter does not fit, or no window fits.
+        If a parameter is invalid, or the image is smaller than a window.
     """
     check_groups("geometry_of", channels, filters, groups)
     check_padding_mode("geometry_of", padding_mode)
-    of = windows("geometry_of", size, kernel_size, stride, padding, dilation)
+    window = windows("geometry_of", size, kernel_size, stride, padding, dilation)
     channels, filters, groups = int(channels), int(filters), int(groups)
     per_group = channels // groups
     return Geometry(
-        image=(*of.size, channels),
-        output=(*of.out_size, filters),
-        weight=(filters, *of.kernel_size, per_group),
-        image_words=(*of.size, words_for(channels)),
-        weight_words=(filters, *of.kernel_size, words_for(per_group)),
+        image=(*window.size, channels),
+        output=(*window.out_size, filters),
+        weight=(filters, *window.kernel_size, per_group),
+        image_words=(*window.size, words_for(channels)),
+        weight_words=(filters, *window.kernel_size, words_for(per_group)),
         groups=groups,
-        windows=of,
+        windows=window,
         padding_mode=padding_mode,
     )
 
 
-def operands(name, **expected):
-    """Arrays for a kernel to read, or a ValueError if one has another dtype or shape.
+def operands(name: str, **expected: tuple[ArrayLike, DTypeLike, Shape]) -> list[Array]:
+    """Return arrays for a kernel; a ValueError if one has another dtype or shape.
 
-    Each is given by its name, with the dtype and the shape that it must have.
+    Parameters
+    ----------
+    name : str
+        Name of the function, for errors.
+    **expected : (array, dtype, shape)
+        Each argument by its name, with its required dtype and shape.
+
+    Returns
+    -------
+    list of arrays
     """
-    found = []
+    arrays = []
     for argument, (array, dtype, shape) in expected.items():
         array = np.asarray(array)
         if array.dtype != dtype or array.shape != shape:
@@ -216,20 +256,20 @@ def operands(name, **expected):
                 f"{name}: {argument} must be {np.dtype(dtype)} of shape {shape}, "
                 f"got {array.dtype} of shape {array.shape}"
             )
-        found.append(for_kernel(array))
-    return found
+        arrays.append(for_kernel(array))
+    return arrays
 
 
-def with_zeros(grad, multiple):
-    """A copy of (N, H, W, O) gradients with channels of zeros up to a multiple."""
+def with_zeros(grad: FloatArray, multiple: int) -> FloatArray:
+    """Copy gradients (N, H, W, O) and append zero channels up to a multiple of ``multiple``."""
     filters = grad.shape[3]
     out = np.zeros((*grad.shape[:3], -(-filters // multiple) * multiple), grad.dtype)
     out[..., :filters] = grad
     return out
 
 
-def as_image(name, argument, rows):
-    """Rows of features as images of one pixel, (N, 1, 1, K), or a ValueError if they are none."""
+def as_image(name: str, argument: str, rows: ArrayLike) -> Array:
+    """Return rows (N, K) as images of one pixel, (N, 1, 1, K); a ValueError for other shapes."""
     rows = np.asarray(rows)
     if rows.ndim != 2:
         raise ValueError(f"{name}: {argument} must have 2 axes, got shape {rows.shape}")

@@ -1,18 +1,21 @@
 """Gradient of a binary convolution or linear layer in its weight.
 
-It is a product of floats with signs (`sign_gradients`), of the gradient of the output with the
-signs of the input. A sum runs over all pixels of all images, and each filter has one for every
-weight: a row of sums, whose columns are the channels of each tap.
+It is a product of floats and signs (`sign_gradients`): the gradient of the output times the signs
+of the input. A sum runs over all pixels of all images. Each filter has a row of sums, one for each
+weight, whose columns are the channels of each tap.
 
-A few images at a time stand in a padded copy, in which each tap of a pixel is a fixed number of
-words away from it. Zeros around an image cannot be told from signs -1 there, so what these add
-is put right beforehand (`_beyond_the_image`).
+A few images at a time are copied with padding, so that each tap of a pixel is at a fixed distance.
+Zeros around an image look like signs -1 there, so their contribution is corrected in advance
+(`_beyond_the_image`).
+
+For speed alone: `conv2d_weight_gradient_reference` is the plain NumPy version, and `tinybnn bench
+train --profile` shows its share of a step.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -42,6 +45,7 @@ from tinybnn.kernels.training import lookup
 from tinybnn.kernels.training.masked import add_listed, list_nonzero
 from tinybnn.kernels.training.sign_gradients import (
     SPEED,
+    Geometry,
     as_image,
     choose_method,
     geometry_of,
@@ -49,13 +53,25 @@ from tinybnn.kernels.training.sign_gradients import (
     with_zeros,
 )
 
-_LIST = 2048  # pixels of which a list is made at a time
-_TILE = 8  # filters with a list that are in use at a time
-_TURNED_BYTES = 1 << 22  # numbers of signs of the input that are kept at a time
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from tinybnn.typing import FloatArray, Words
+
+_LIST = 2048  # pixels in a list
+_TILE = 8  # filters whose lists are in use at a time
+_INDEX_BYTES = 1 << 22  # size of the table indices of the input's signs kept at a time
 
 
-def conv2d_weight_gradient(grad, x, geometry, *, method=None, out=None):
-    """Gradient of a binary convolution in its weight: floats times the signs of the input.
+def conv2d_weight_gradient(
+    grad: ArrayLike,
+    x: ArrayLike,
+    geometry: Geometry,
+    *,
+    method: str | None = None,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """Compute the gradient of a binary convolution in its weight: floats times signs.
 
     With the input pixel (y, x) that the tap (ky, kx) of output pixel (oy, ox) falls on,
 
@@ -67,11 +83,11 @@ def conv2d_weight_gradient(grad, x, geometry, *, method=None, out=None):
         The gradient of the output.
     x : (N, H, W, words_for(C)) uint64
     geometry : Geometry
-        Of `geometry_of`.
+        From `geometry_of`.
     method : "lookup", "masked" or "float", optional
-        By default what suits the CPU and the share of zeros in ``grad``.
+        Default: the fastest for this CPU and the share of zeros in ``grad``.
     out : (O, kh, kw, C / groups) float32, optional
-        C-contiguous, to be written to.
+        C-contiguous array for the result.
 
     Returns
     -------
@@ -80,7 +96,7 @@ def conv2d_weight_gradient(grad, x, geometry, *, method=None, out=None):
     Raises
     ------
     ValueError
-        If a dtype or a shape does not fit, or the CPU cannot do ``method``.
+        If a dtype or a shape does not match, or the CPU cannot do ``method``.
     """
     name, (_, kh, kw, per_group) = "conv2d_weight_gradient", geometry.weight
     shape, (_, panels) = (*np.shape(grad)[:1], *geometry.output), _columns(kh * kw, per_group)
@@ -98,7 +114,7 @@ def conv2d_weight_gradient(grad, x, geometry, *, method=None, out=None):
         channels, groups = geometry.image[2], geometry.groups
         split = split_groups(x, channels, groups) if groups > 1 else x[:, :, :, None]
         for group in range(groups):
-            plan = _plan(geometry, len(grad), group, method, _TURNED_BYTES)
+            plan = _plan(geometry, len(grad), group, method, _INDEX_BYTES)
             _weight_gradient(plan, grad, split[:, :, :, group], method, out[plan.filters])
     return out
 
@@ -108,12 +124,12 @@ def _by_floats(grad, x, geometry, out):
     if geometry.padding_mode == "ones":
         signs, padding = with_border(signs, padding, 1), (0, 0)
     sizes = geometry.weight[1:3], stride, padding, *others
-    found = convolution.conv2d_weight(signs, grad, *sizes)  # (O, C / groups, kh, kw)
-    out[...] = found.transpose(0, 2, 3, 1)
+    weight = convolution.conv2d_weight(signs, grad, *sizes)  # (O, C / groups, kh, kw)
+    out[...] = weight.transpose(0, 2, 3, 1)
 
 
-def conv2d_weight_gradient_reference(grad, x, geometry):
-    """What :func:`conv2d_weight_gradient` computes, in plain NumPy, in the dtype of ``grad``."""
+def conv2d_weight_gradient_reference(grad: FloatArray, x: Words, geometry: Geometry) -> FloatArray:
+    """Compute :func:`conv2d_weight_gradient` in plain NumPy, in the dtype of ``grad``."""
     image = unpack_reference(x, geometry.image[2], grad.dtype)
     image = with_border(image, geometry.windows.padding, int(geometry.padding_mode == "ones"))
     out = empty(geometry.weight, grad.dtype)
@@ -124,8 +140,15 @@ def conv2d_weight_gradient_reference(grad, x, geometry):
     return out
 
 
-def linear_weight_gradient(grad, x, features, *, method=None, out=None):
-    """Gradient of a binary linear layer in its weight: ``grad.T @ sign(x)``.
+def linear_weight_gradient(
+    grad: ArrayLike,
+    x: ArrayLike,
+    features: int,
+    *,
+    method: str | None = None,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """Compute the gradient of a binary linear layer in its weight: ``grad.T @ sign(x)``.
 
     Parameters
     ----------
@@ -156,9 +179,9 @@ def linear_weight_gradient(grad, x, features, *, method=None, out=None):
 
 
 class _Weight(NamedTuple):
-    """The numbers that the kernels for the gradient in the weight need, for some of the images."""
+    """The numbers that the kernels need for some of the images."""
 
-    pixels: int  # of the output, of all these images
+    pixels: int  # output pixels of all these images
     first_pixel: int  # in the batch
     filters: int  # of all groups
     first_filter: int
@@ -171,20 +194,20 @@ class _Weight(NamedTuple):
 
 
 def _columns(taps, group_channels):
-    """Columns of a tap, its channels filled up to whole vectors, and panels of 64 of all taps."""
+    """Return the columns of a tap (channels rounded up to whole vectors) and the panels of 64."""
     tap_lanes = -(-group_channels // FLOATS) * FLOATS
     return tap_lanes, -(-taps * tap_lanes // 64)
 
 
 class _Part(NamedTuple):
-    """Images that are worked on together.
+    """Images that are processed together.
 
     Attributes
     ----------
     images : slice
     signs : tuple
-        Where the signs of their pixels are: for "lookup" a `Turning`, for "masked" where the words
-        of output pixels begin, and those of a tap from there.
+        Addresses of their signs: for "lookup" a `SignLayout`, for "masked" the starts of output
+        pixels, and the offsets of taps.
     g : _Weight
     """
 
@@ -194,25 +217,25 @@ class _Part(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """All that does not depend on what the arrays hold.
+    """Everything that does not depend on the contents of the arrays.
 
     Attributes
     ----------
     filters : slice
-        Of the group.
+        Filters of the group.
     tap_lanes, lanes : int
         As in `_Weight`.
     parts : list of _Part
     padded : tuple of int or None
-        Shape of as many padded images as a part has; None if x is read where it is.
+        Shape of the padded images of a part; None if x is read in place.
     outside : (words,) uint64
         A pixel of the padding.
     inside : tuple of slice
-        Where the images are in padded ones.
+        Position of the images in padded ones.
     border : tuple
         See `_border`.
     seconds : float
-        What one core needs for a part, roughly.
+        Estimated time of one core for a part.
     """
 
     filters: slice
@@ -228,43 +251,44 @@ class _Plan(NamedTuple):
 
 @functools.lru_cache(maxsize=64)  # a layer in training needs its plan at each step
 def _plan(geometry, images, group, method, most_bytes):
-    """The plan for one group of a convolution, for so many images."""
-    of, (filters, kh, kw, per_group) = geometry.windows, geometry.weight
+    """Plan one group of a convolution for ``images`` images."""
+    window, (filters, kh, kw, per_group) = geometry.windows, geometry.weight
     words, group_filters = words_for(per_group), filters // geometry.groups
     tap_lanes, panels = _columns(kh * kw, per_group)
-    lanes, (pixel, tap) = panels * 64, of.places(words)
+    lanes, (pixel, tap) = panels * 64, window.places(words)
     together = min(images, max(1, most_bytes // (len(pixel) * lanes // 4)))
 
-    def signs(some):
-        image_words = of.padded_size[0] * of.padded_size[1] * words
-        starts = (np.arange(some)[:, None] * image_words + pixel).reshape(-1)
+    def signs(count):
+        image_words = window.padded_size[0] * window.padded_size[1] * words
+        starts = (np.arange(count)[:, None] * image_words + pixel).reshape(-1)
         if method == "masked":
             return starts.astype(np.int32), tap
-        return lookup.turning(starts, tap, per_group)
+        return lookup.sign_layout(starts, tap, per_group)
 
-    parts, found = [], {}
+    parts, signs_of = [], {}
     for first in range(0, images, together):
-        some = min(together, images - first)
-        if some not in found:
-            found[some] = signs(some)
+        count = min(together, images - first)
+        if count not in signs_of:
+            signs_of[count] = signs(count)
         g = _Weight(
-            some * len(pixel), first * len(pixel), filters, group * group_filters, kh * kw,
-            per_group, tap_lanes, lanes, first == 0, first + some == images,
+            count * len(pixel), first * len(pixel), filters, group * group_filters, kh * kw,
+            per_group, tap_lanes, lanes, first == 0, first + count == images,
         )  # fmt: skip
-        parts.append(_Part(slice(first, first + some), found[some], g))
-    copies = of.padding != (0, 0) or geometry.groups > 1
+        parts.append(_Part(slice(first, first + count), signs_of[count], g))
+    copies = window.padding != (0, 0) or geometry.groups > 1
+    ends = window.top + window.height, window.left + window.width
     return _Plan(
         slice(group * group_filters, (group + 1) * group_filters), tap_lanes, lanes, parts,
-        (together, *of.padded_size, words) if copies else None,
+        (together, *window.padded_size, words) if copies else None,
         pack_reference(np.ones(per_group)) * np.uint64(geometry.padding_mode == "ones"),
-        (slice(None), *map(slice, of.padding, (of.top + of.height, of.left + of.width))),
-        _border(of) if geometry.padding_mode == "zeros" else ([], [], []),
+        (slice(None), *map(slice, window.padding, ends)),
+        _border(window) if geometry.padding_mode == "zeros" else ([], [], []),
         together * len(pixel) * kh * kw * per_group * group_filters / SPEED,
     )  # fmt: skip
 
 
-def _border(of):
-    """Which output positions fall on the padding.
+def _border(window):
+    """Find the output positions that fall on the padding.
 
     Returns
     -------
@@ -273,61 +297,64 @@ def _border(of):
     rows, columns : list of (tap, slice)
         For taps along the height and the width: output positions before and behind the image.
     """
-    found = []
-    for axis, size in enumerate(of.out_size):
-        positions = of.positions(axis)
-        firsts, ends = (positions < 0).sum(0).tolist(), (positions < of.size[axis]).sum(0).tolist()
+    axes = []
+    for axis, size in enumerate(window.out_size):
+        positions = window.positions(axis)
+        firsts, ends = (
+            (positions < 0).sum(0).tolist(),
+            (positions < window.size[axis]).sum(0).tolist(),
+        )
         beyond = [(tap, slice(first)) for tap, first in enumerate(firsts) if first]
         beyond += [(tap, slice(end, size)) for tap, end in enumerate(ends) if end < size]
-        found.append((list(map(slice, firsts, ends)), beyond))
-    (inside, rows), (_, columns) = found
+        axes.append((list(map(slice, firsts, ends)), beyond))
+    (inside, rows), (_, columns) = axes
     return inside, rows, columns
 
 
 def _weight_gradient(plan, grad, x, method, out):
-    """One group. x : (N, H, W, words), out : (O / groups, kh, kw, C / groups)."""
+    """Compute one group. x : (N, H, W, words), out : (O / groups, kh, kw, C / groups)"""
     correction = _beyond_the_image(grad[..., plan.filters], *out.shape[1:3], plan.border)
-    by = _by_tables if method == "lookup" else _by_masks
-    by(plan, grad, x, correction, out)
+    compute = _by_tables if method == "lookup" else _by_masks
+    compute(plan, grad, x, correction, out)
 
 
 def _images_of_parts(plan, x):
-    """Each part of a plan with the words of its images, padded if need be."""
+    """Yield each part of a plan with the words of its images, padded where necessary."""
     if plan.padded:
         padded = empty(plan.padded, np.uint64)
         padded[...] = plan.outside
     for part in plan.parts:
-        seen = x[part.images]
+        words = x[part.images]
         if plan.padded:
-            copy = padded[: len(seen)]
-            copy[plan.inside] = seen
-            seen = copy
-        yield part, seen.reshape(-1)
+            copy = padded[: len(words)]
+            copy[plan.inside] = words
+            words = copy
+        yield part, words.reshape(-1)
 
 
 def _beyond_the_image(grad, kh, kw, border):
-    """What makes padding with zeros exact: (O, taps), to be added to each column of a tap.
+    """Compute the correction for zero padding: (O, taps), added to each column of a tap.
 
-    A zero is no sign, but in the padded image a bit 0 stands in its place, a sign -1. What it
+    A zero is not a sign, but in the padded image a bit 0 stands in its place, a sign -1. What it
     subtracts is the same for all channels: the gradients of the output pixels whose tap falls on
     the padding.
     """
     (inside, rows, columns), filters = border, grad.shape[3]
     sums = np.zeros((kh, kw, filters), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        # Whole rows of output pixels, and of the others those in some columns.
+        # Whole rows of output pixels, and some columns of the other rows.
         for ky, beyond in rows:
             sums[ky] += grad[:, beyond].sum((0, 1, 2))
         for kx, beyond in columns:
-            of_rows = grad[:, :, beyond].sum((0, 2))  # (OH, O)
-            for ky, some in enumerate(inside):
-                sums[ky, kx] += of_rows[some].sum(0)
+            row_sums = grad[:, :, beyond].sum((0, 2))  # (OH, O)
+            for ky, rows_inside in enumerate(inside):
+                sums[ky, kx] += row_sums[rows_inside].sum(0)
     return np.ascontiguousarray(sums.reshape(kh * kw, filters).T)
 
 
 @inlined
 def _begin(first, count, correction, sums, g):
-    """The rows of the result before anything is added: the correction of their border."""
+    """Initialise rows of the result with the correction of their border."""
     for row in range(first, first + count):
         for tap in range(g.taps):
             at = row * g.lanes + tap * g.tap_lanes
@@ -339,13 +366,13 @@ def _begin(first, count, correction, sums, g):
 
 
 def _by_tables(plan, grad, x, correction, out):
-    """One group, 16 filters side by side."""
+    """Compute one group by look-ups, 16 filters side by side."""
     filters, taps = len(out), correction.shape[1]
     blocks = -(-filters // FLOATS)
     begin = np.zeros((taps, blocks * FLOATS), np.float32)
     begin[:, :filters] = correction.T
     first, step = plan.filters.start, grad.shape[3]
-    if filters % FLOATS:  # the last vector goes beyond the group, and perhaps the array
+    if filters % FLOATS:  # the last vector reads beyond the group, and perhaps the array
         grad = with_zeros(grad[..., plan.filters], FLOATS)
         first, step = 0, grad.shape[3]
     tasks = min(threads.tasks_for(plan.seconds), blocks)
@@ -354,29 +381,29 @@ def _by_tables(plan, grad, x, correction, out):
     places = np.empty(tasks * FLOATS, np.int64)
     scratch, shares = (tables, sums, places), parallel.shares(blocks, tasks)
     for part, seen in _images_of_parts(plan, x):
-        numbers = lookup.turned(part.signs, seen, tasks)
+        numbers = lookup.sign_indices(part.signs, seen, tasks)
         arrays = grad.reshape(-1), numbers, begin, scratch, out.reshape(-1)
         parallel.share_out(_weight_by_tables, shares, *arrays, (first, step, filters), part.g)
 
 
 @kernel(allocates=False)
 def _weight_by_tables(first, end, slot, grad, numbers, begin, scratch, out, layout, g):
-    """Blocks first to end - 1 of 16 filters.
+    """Compute blocks first to end - 1 of 16 filters.
 
-    ``layout`` says where the first filter is in ``grad``, how many a pixel has there, and how many
-    the group has.
+    ``layout`` is the index of the first filter in ``grad``, the filters of a pixel there, and the
+    filters of the group.
     """
     (first_filter, step, filters), (tables, sums, places) = layout, scratch
     table, at_places = slot * lookup.STEPS * lookup.TABLE, slot * FLOATS
-    of_tap, of_row = g.tap_lanes * FLOATS, g.taps * g.group_channels
+    tap_floats, row_floats = g.tap_lanes * FLOATS, g.taps * g.group_channels
     signs_of_tap = g.tap_lanes * lookup.STEPS // 4
     for block in range(first, end):
-        at = block * g.taps * of_tap
+        at = block * g.taps * tap_floats
         if g.fresh:
             for tap in range(g.taps):
                 correction = load(begin[tap], block * FLOATS)
                 for column in range(g.tap_lanes):
-                    store(sums, at + tap * of_tap + column * FLOATS, correction)
+                    store(sums, at + tap * tap_floats + column * FLOATS, correction)
         for chunk in range(0, g.pixels, lookup.CHUNK):
             gradient = (g.first_pixel + chunk) * step + first_filter + block * FLOATS
             count = min(lookup.CHUNK, g.pixels - chunk)
@@ -385,15 +412,15 @@ def _weight_by_tables(first, end, slot, grad, numbers, begin, scratch, out, layo
             for tap in range(g.taps):
                 lookup.add_looked_up(
                     tables, table, steps, numbers, signs + tap * signs_of_tap,
-                    sums, at + tap * of_tap, g.group_channels,
+                    sums, at + tap * tap_floats, g.group_channels,
                 )  # fmt: skip
         if g.last:
             for lane in range(FLOATS):
                 row = block * FLOATS + lane
-                places[at_places + lane] = row * of_row if row < filters else -1
+                places[at_places + lane] = row * row_floats if row < filters else -1
             for tap in range(g.taps):
-                lookup.one_after_the_other(
-                    sums, at + tap * of_tap, g.group_channels,
+                lookup.transpose_back(
+                    sums, at + tap * tap_floats, g.group_channels,
                     out, places, at_places, tap * g.group_channels,
                 )  # fmt: skip
 
@@ -402,8 +429,8 @@ def _weight_by_tables(first, end, slot, grad, numbers, begin, scratch, out, layo
 
 
 def _by_masks(plan, grad, x, correction, out):
-    """One group."""
-    # Sums are kept in rows of whole panels; those of whole channels are the result itself.
+    """Compute one group by masked additions."""
+    # Sums are kept in rows of whole panels; if these have no unused columns, they are the result.
     filters, kh, kw, per_group = out.shape
     direct = plan.lanes == kh * kw * per_group
     rows = out if direct else empty((filters, plan.lanes), np.float32)
@@ -423,9 +450,9 @@ def _by_masks(plan, grad, x, correction, out):
 
 @kernel(allocates=False)
 def _weight_by_masks(first, end, slot, grad, signs, lists, correction, sums, g):
-    """Filters first to end - 1 of the group: each with a list of its gradients that are not zero.
+    """Compute filters first to end - 1 of the group, each with a list of its nonzero gradients.
 
-    A list holds values, and where the words of the pixel begin in ``x``.
+    A list holds values, and the starts of their pixels' words in ``x``.
     """
     (x, starts, taps), (values, places, ends, totals) = signs, lists
     words, at = (g.group_channels + 63) // 64, slot * _TILE

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinybnn import functional as F
-from tinybnn.kernels.floats import signed
+from tinybnn.kernels.floats import ordered, ordered_matmul, ordered_sums
 from tinybnn.kernels.machine import threads
 from tinybnn.kernels.signs import bits
 
@@ -23,7 +23,7 @@ from cpus import compiles_for
 SPECIAL = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, -1e-45, 3e38], np.float32)
 
 seeds = st.integers(0, 2**32 - 1)
-panels = st.sampled_from([signed._WIDE, signed._NARROW])  # with AVX-512, and without
+panels = st.sampled_from([ordered_sums.WIDE, ordered_sums.NARROW])  # with AVX-512, and without
 compiled = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="the run without compilation")
 x86 = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="LLVM aborts at the names of x86 CPUs"
@@ -31,7 +31,7 @@ x86 = pytest.mark.skipif(
 
 
 def values(rng, *shape):
-    """Normal values with special ones strewn in."""
+    """Normal values, some replaced by special ones."""
     x = rng.standard_normal(shape).astype(np.float32)
     special = rng.random(shape) < 0.05
     x[special] = rng.choice(SPECIAL, special.sum())
@@ -55,12 +55,12 @@ def same(a, b):
 
 
 def in_many_parts():
-    """Let the smallest work be shared out to all threads."""
-    return mock.patch.object(signed, "_SPEED", 1e-12)
+    """Divide even the smallest work among all threads."""
+    return mock.patch.object(ordered, "_SPEED", 1e-12)
 
 
 def with_panels(widest):
-    return mock.patch.object(signed, "_WIDEST", widest)
+    return mock.patch.object(ordered, "_WIDEST", widest)
 
 
 # ------------------------------------------------------------------------------------- convolution
@@ -85,22 +85,22 @@ def geometries(draw):
 
 
 @given(seeds, geometries(), panels)
-@example(0, ((1, 9, 9, 3), (64, 3, 3, 3), {"padding": (1, 1)}), signed._WIDE)
-@example(0, ((1, 3, 3, 1), (128, 1, 3, 3), {}), signed._WIDE)  # one pixel, whole wide panels
-@example(0, ((2, 17, 16, 2), (20, 2, 1, 1), {}), signed._WIDE)  # more than a part of pixels
-@example(0, ((2, 4, 4, 33), (33, 1, 2, 2), {"groups": 33}), signed._WIDE)
+@example(0, ((1, 9, 9, 3), (64, 3, 3, 3), {"padding": (1, 1)}), ordered_sums.WIDE)
+@example(0, ((1, 3, 3, 1), (128, 1, 3, 3), {}), ordered_sums.WIDE)  # one pixel, whole wide panels
+@example(0, ((2, 17, 16, 2), (20, 2, 1, 1), {}), ordered_sums.WIDE)  # more than a part of pixels
+@example(0, ((2, 4, 4, 33), (33, 1, 2, 2), {"groups": 33}), ordered_sums.WIDE)
 def test_conv2d(seed, geometry, widest):
     shape, filters, options = geometry
     rng = np.random.default_rng(seed)
     x, weight = values(rng, *shape), values(rng, *filters)
     with with_panels(widest):
-        prepared = signed.prepare_conv2d(weight, shape[1:3], **options)
-    expected = signed.conv2d_reference(x, weight, **options)
-    assert same(signed.conv2d(prepared, x), expected)
+        prepared = ordered.prepare_conv2d(weight, shape[1:3], **options)
+    expected = ordered.conv2d_reference(x, weight, **options)
+    assert same(ordered.conv2d(prepared, x), expected)
     reordered = np.asfortranarray(x)
-    assert same(signed.conv2d(prepared, reordered), expected)
+    assert same(ordered.conv2d(prepared, reordered), expected)
     with in_many_parts():
-        assert same(signed.conv2d(prepared, x), expected)
+        assert same(ordered.conv2d(prepared, x), expected)
 
 
 @given(seeds, geometries())
@@ -112,11 +112,11 @@ def test_conv2d_equals_the_ordered_product_of_patches(seed, geometry):
     nchw = (shape[0], shape[3], *shape[1:3])
     plan = F.Geometry(nchw, filters, stride, padding, options["dilation"], options["groups"])
     pairs = zip(plan.patches(x.transpose(0, 3, 1, 2)), plan.rows_of_weight(weight), strict=True)
-    rows = np.stack([signed.ordered_matmul_reference(patch, w.T) for patch, w in pairs])
+    rows = np.stack([ordered_matmul.ordered_matmul_reference(patch, w.T) for patch, w in pairs])
     expected = plan.image_of_rows(rows).transpose(0, 2, 3, 1)
-    assert same(signed.conv2d_reference(x, weight, **options), expected)
-    prepared = signed.prepare_conv2d(weight, shape[1:3], **options)
-    assert same(signed.conv2d(prepared, x), expected)
+    assert same(ordered.conv2d_reference(x, weight, **options), expected)
+    prepared = ordered.prepare_conv2d(weight, shape[1:3], **options)
+    assert same(ordered.conv2d(prepared, x), expected)
 
 
 def test_conv2d_order():
@@ -128,9 +128,9 @@ def test_conv2d_order():
         steps[[2, 3]] = 1e8, -1e8
         steps[1 + 3 * place] = 3
         weight = steps.reshape(1, 2, 2, 2).transpose(0, 3, 1, 2)
-        assert signed.conv2d_reference(x, weight).tolist() == [[[[expected]]]]
-        prepared = signed.prepare_conv2d(weight, (2, 2))
-        assert signed.conv2d(prepared, x).tolist() == [[[[expected]]]]
+        assert ordered.conv2d_reference(x, weight).tolist() == [[[[expected]]]]
+        prepared = ordered.prepare_conv2d(weight, (2, 2))
+        assert ordered.conv2d(prepared, x).tolist() == [[[[expected]]]]
 
 
 def test_conv2d_rounds_each_product():
@@ -139,22 +139,22 @@ def test_conv2d_rounds_each_product():
     x = np.array([1, v], np.float32).reshape(1, 1, 1, 2)
     for filters in (1, 16, 64):
         weight = np.array([[-np.float32(v * v), v]] * filters, np.float32)
-        prepared = signed.prepare_conv2d(weight.reshape(filters, 2, 1, 1), (1, 1))
-        assert not signed.conv2d(prepared, np.tile(x, (7, 1, 1, 1))).any()
+        prepared = ordered.prepare_conv2d(weight.reshape(filters, 2, 1, 1), (1, 1))
+        assert not ordered.conv2d(prepared, np.tile(x, (7, 1, 1, 1))).any()
     assert float(v) * float(v) - float(v * v) == 2**-24
 
 
 def test_conv2d_zeros_of_the_padding_take_part():
     """0 * inf is NaN on the border, as it is in a matrix of patches."""
     weight = np.full((1, 1, 1, 3), np.inf, np.float32)
-    prepared = signed.prepare_conv2d(weight, (1, 4), padding=(0, 1))
-    out = signed.conv2d(prepared, np.ones((1, 1, 4, 1), np.float32))
+    prepared = ordered.prepare_conv2d(weight, (1, 4), padding=(0, 1))
+    out = ordered.conv2d(prepared, np.ones((1, 1, 4, 1), np.float32))
     assert np.isnan(out[0, 0, :, 0]).tolist() == [True, False, False, True]
 
 
 def test_conv2d_sums_are_never_minus_zero():
     weight = np.full((1, 1, 1, 1), -1, np.float32)
-    out = signed.conv2d(signed.prepare_conv2d(weight, (1, 1)), np.zeros((1, 1, 1, 1), np.float32))
+    out = ordered.conv2d(ordered.prepare_conv2d(weight, (1, 1)), np.zeros((1, 1, 1, 1), np.float32))
     assert out.view(np.uint32).tolist() == [[[[0]]]]
 
 
@@ -165,14 +165,14 @@ def test_conv2d_writes_to_out_and_not_beyond(seed, images, channels, depthwise):
     weight = values(rng, *shape)
     options = {"padding": (1, 1), "groups": channels if depthwise else 1}
     x = values(rng, images, 4, 3, channels if depthwise else 2)
-    prepared = signed.prepare_conv2d(weight, (4, 3), **options)
+    prepared = ordered.prepare_conv2d(weight, (4, 3), **options)
     size = images * 12 * channels
     memory = np.full(size + 64, 7, np.float32)
     workspace = np.full(prepared.workspace_floats(images) + 64, 7, np.float32)
     out = memory[32:-32].reshape(images, 4, 3, channels)
     given_ = {"out": out, "workspace": workspace[32:-32]}
-    assert signed.conv2d(prepared, x, **given_) is out
-    assert same(out, signed.conv2d_reference(x, weight, **options))
+    assert ordered.conv2d(prepared, x, **given_) is out
+    assert same(out, ordered.conv2d_reference(x, weight, **options))
     for array in (memory, workspace):
         assert np.all(array[:32] == 7) and np.all(array[-32:] == 7)
 
@@ -183,13 +183,13 @@ def test_a_task_writes_its_own_pixels_only(seed, data):
     x, weight = values(rng, 4, 3, 3, 1), values(rng, 5, 1, 3, 3)
     first = data.draw(st.integers(0, 35))
     end = data.draw(st.integers(first + 1, 36))
-    prepared = signed.prepare_conv2d(weight, (3, 3), padding=(1, 1))
+    prepared = ordered.prepare_conv2d(weight, (3, 3), padding=(1, 1))
     out = np.full(36 * 5, 7, np.float32)
     workspace = np.empty(prepared.workspace_floats(4), np.float32)
     copying, tables = prepared.copying, prepared.tables
     with np.errstate(over="ignore", invalid="ignore"):
-        signed._conv2d(first, end, 0, 0, x.reshape(-1), workspace, copying, tables, out)
-    expected = signed.conv2d_reference(x, weight, padding=(1, 1)).reshape(-1)
+        ordered._conv2d(first, end, 0, 0, x.reshape(-1), workspace, copying, tables, out)
+    expected = ordered.conv2d_reference(x, weight, padding=(1, 1)).reshape(-1)
     assert same(out[first * 5 : end * 5], expected[first * 5 : end * 5])
     assert np.all(out[: first * 5] == 7) and np.all(out[end * 5 :] == 7)
 
@@ -200,8 +200,8 @@ def test_conv2d_in_chunks(seed, images, data):
     rng = np.random.default_rng(seed)
     x, weight = values(rng, images, 5, 4, 2), values(rng, 70, 2, 3, 2)
     options = {"padding": (1, 2), "stride": (2, 1)}
-    prepared = signed.prepare_conv2d(weight, (5, 4), **options)
-    expected = signed.conv2d_reference(x, weight, **options).reshape(-1, 70)
+    prepared = ordered.prepare_conv2d(weight, (5, 4), **options)
+    expected = ordered.conv2d_reference(x, weight, **options).reshape(-1, 70)
     copying, tables = prepared.copying, prepared.tables
     stride, pixels = tables.image_stride, len(tables.pixels)
     first = data.draw(st.integers(0, images * pixels - 1))
@@ -211,9 +211,9 @@ def test_conv2d_in_chunks(seed, images, data):
     workspace = np.full(slot + (after - image) * stride, np.nan, np.float32)
     scratch = np.full((2 + end - first) * 70, 7, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        signed.pad_images(x.reshape(-1), image, after, workspace, slot, copying)
+        ordered.pad_images(x.reshape(-1), image, after, workspace, slot, copying)
         base = slot - image * stride
-        signed.sums(first, end, workspace, base, scratch, 70, tables)
+        ordered_sums.sums(first, end, workspace, base, scratch, 70, tables)
     assert same(scratch[70:-70].reshape(-1, 70), expected[first:end])
     assert np.all(scratch[:70] == 7) and np.all(scratch[-70:] == 7)
 
@@ -221,11 +221,11 @@ def test_conv2d_in_chunks(seed, images, data):
 def test_prepared_weights_are_a_copy():
     weight = np.ones((2, 1, 1, 1), np.float32)
     x = np.ones((1, 1, 1, 1), np.float32)
-    before = signed.prepare_conv2d(weight, (1, 1))
+    before = ordered.prepare_conv2d(weight, (1, 1))
     weight[:] = 2
-    after = signed.prepare_conv2d(weight, (1, 1))
-    assert signed.conv2d(before, x).tolist() == [[[[1, 1]]]]
-    assert signed.conv2d(after, x).tolist() == [[[[2, 2]]]]
+    after = ordered.prepare_conv2d(weight, (1, 1))
+    assert ordered.conv2d(before, x).tolist() == [[[[1, 1]]]]
+    assert ordered.conv2d(after, x).tolist() == [[[[2, 2]]]]
 
 
 # --------------------------------------------------------------------------- functional convolution
@@ -236,7 +236,7 @@ def test_functional_conv2d_uses_it(seed, geometry):
     shape, filters, options = geometry
     rng = np.random.default_rng(seed)
     x, weight = values(rng, *shape), values(rng, *filters)
-    expected = signed.conv2d_reference(x, weight, **options).transpose(0, 3, 1, 2)
+    expected = ordered.conv2d_reference(x, weight, **options).transpose(0, 3, 1, 2)
     channels_last = x.transpose(0, 3, 1, 2)
     for image in (channels_last, np.ascontiguousarray(channels_last)):
         out = F.conv2d(image, weight, **options, fixed_order=True)
@@ -247,7 +247,7 @@ def test_functional_conv2d_uses_it(seed, geometry):
 def test_functional_conv2d_does_not_copy_channels_last_images():
     x = np.ones((2, 5, 5, 3), np.float32)
     weight = np.ones((4, 3, 3, 3), np.float32)
-    with mock.patch.object(signed, "conv2d", wraps=signed.conv2d) as conv2d:
+    with mock.patch.object(ordered, "conv2d", wraps=ordered.conv2d) as conv2d:
         F.conv2d(x.transpose(0, 3, 1, 2), weight, fixed_order=True)
     _, image = conv2d.call_args.args
     assert image.flags.c_contiguous and np.shares_memory(image, x)
@@ -278,12 +278,12 @@ def test_signs_matmul(seed, rows, count, outputs, widest):
     words, weight = random_words(rng, rows, row_words), values(rng, outputs, count)
     shuffled = rng.permutation(64 * row_words)[:count]
     for order in (None, shuffled):
-        expected = signed.signs_matmul_reference(words, weight, order)
+        expected = ordered.signs_matmul_reference(words, weight, order)
         with with_panels(widest):
-            prepared = signed.prepare_signs_matmul(weight, order)
-        assert same(signed.signs_matmul(prepared, words), expected)
+            prepared = ordered.prepare_signs_matmul(weight, order)
+        assert same(ordered.signs_matmul(prepared, words), expected)
         with in_many_parts():
-            assert same(signed.signs_matmul(prepared, words), expected)
+            assert same(ordered.signs_matmul(prepared, words), expected)
 
 
 @given(seeds, st.integers(1, 8), st.integers(1, 130), st.integers(1, 20))
@@ -291,8 +291,8 @@ def test_signs_matmul_equals_the_product_of_unpacked_signs(seed, rows, count, ou
     rng = np.random.default_rng(seed)
     x, weight = values(rng, rows, count), values(rng, outputs, count)
     words = bits.pack(x)
-    expected = signed.ordered_matmul(bits.unpack(words, count), weight.T)
-    assert same(signed.signs_matmul(signed.prepare_signs_matmul(weight), words), expected)
+    expected = ordered_matmul.ordered_matmul(bits.unpack(words, count), weight.T)
+    assert same(ordered.signs_matmul(ordered.prepare_signs_matmul(weight), words), expected)
 
 
 @given(seeds, st.sampled_from([1, 3, 64, 70]), st.integers(1, 3), st.integers(1, 3))
@@ -307,16 +307,16 @@ def test_signs_matmul_of_flattened_images(seed, channels, height, width):
     pixel_bits = 64 * words.shape[-1]
     order = np.arange(height * width) * pixel_bits + np.arange(channels)[:, None]  # (C, H * W)
     signs = np.where(image >= 0, 1, -1).astype(np.float32).reshape(2, -1)
-    expected = signed.ordered_matmul_reference(signs, weight.T)
-    prepared = signed.prepare_signs_matmul(weight, order.reshape(-1))
-    assert same(signed.signs_matmul(prepared, words.reshape(2, -1)), expected)
+    expected = ordered_matmul.ordered_matmul_reference(signs, weight.T)
+    prepared = ordered.prepare_signs_matmul(weight, order.reshape(-1))
+    assert same(ordered.signs_matmul(prepared, words.reshape(2, -1)), expected)
 
 
 def test_signs_matmul_zeros_and_infinities():
     """The sum starts at +0, so that it is never -0; inf - inf is NaN."""
     weight = np.array([[0.0, 0.0], [-0.0, 0.0], [np.inf, -np.inf], [np.inf, np.inf]], np.float32)
-    prepared = signed.prepare_signs_matmul(weight)
-    out = signed.signs_matmul(prepared, np.array([[0b00], [0b11], [0b01]], np.uint64))
+    prepared = ordered.prepare_signs_matmul(weight)
+    out = ordered.signs_matmul(prepared, np.array([[0b00], [0b11], [0b01]], np.uint64))
     assert not np.signbit(out[:, :2]).any() and not out[:, :2].any()
     assert np.isnan(out[:, 2]).tolist() == [True, True, False]
     assert out[:2, 3].tolist() == [-np.inf, np.inf] and np.isnan(out[2, 3])
@@ -328,16 +328,16 @@ def test_signs_matmul_writes_to_out_and_not_beyond(seed, rows, outputs):
     words, weight = random_words(rng, rows, 2), values(rng, outputs, 100)
     memory = np.full(rows * outputs + 64, 7, np.float32)
     out = memory[32:-32].reshape(rows, outputs)
-    assert signed.signs_matmul(signed.prepare_signs_matmul(weight), words, out) is out
-    assert same(out, signed.signs_matmul_reference(words, weight))
+    assert ordered.signs_matmul(ordered.prepare_signs_matmul(weight), words, out) is out
+    assert same(out, ordered.signs_matmul_reference(words, weight))
     assert np.all(memory[:32] == 7) and np.all(memory[-32:] == 7)
 
 
 def test_prepared_signs_are_a_copy():
     weight, order = np.ones((1, 2), np.float32), np.array([0, 1])
-    prepared = signed.prepare_signs_matmul(weight, order)
+    prepared = ordered.prepare_signs_matmul(weight, order)
     weight[:], order[:] = 5, 0
-    assert signed.signs_matmul(prepared, np.array([[0b01]], np.uint64)).tolist() == [[0]]
+    assert ordered.signs_matmul(prepared, np.array([[0b01]], np.uint64)).tolist() == [[0]]
 
 
 # ----------------------------------------------------------------------------------------- threads
@@ -347,14 +347,14 @@ def test_thread_count_does_not_matter():
     rng = np.random.default_rng(0)
     x, weight = values(rng, 3, 9, 8, 3), values(rng, 70, 3, 3, 3)
     words, dense = random_words(rng, 13, 2), values(rng, 10, 128)
-    prepared = signed.prepare_conv2d(weight, (9, 8), padding=(1, 1))
-    prepared_signs = signed.prepare_signs_matmul(dense)
+    prepared = ordered.prepare_conv2d(weight, (9, 8), padding=(1, 1))
+    prepared_signs = ordered.prepare_signs_matmul(dense)
     results = []
     for n in range(1, numba.config.NUMBA_NUM_THREADS + 1):
         with threads.num_threads(n), in_many_parts():
             results.append(
-                [signed.conv2d(prepared, x[:1]), signed.conv2d(prepared, x)]
-                + [signed.signs_matmul(prepared_signs, words[:rows]) for rows in (1, 2, 13)]
+                [ordered.conv2d(prepared, x[:1]), ordered.conv2d(prepared, x)]
+                + [ordered.signs_matmul(prepared_signs, words[:rows]) for rows in (1, 2, 13)]
             )
     for other in results[1:]:
         assert all(same(a, b) for a, b in zip(results[0], other, strict=True))
@@ -362,15 +362,15 @@ def test_thread_count_does_not_matter():
 
 @compiled
 def test_work_is_shared_out():
-    """Both kernels are shared out when there is more work than one thread should do."""
+    """Both kernels use several threads if there is enough work."""
     if numba.config.NUMBA_NUM_THREADS < 2:
         pytest.skip("one thread only")
     x, weight = np.ones((2, 4, 4, 1), np.float32), np.ones((3, 1, 3, 3), np.float32)
-    prepared_signs = signed.prepare_signs_matmul(np.ones((3, 64), np.float32))
-    share_out = mock.patch.object(signed.parallel, "share_out")
+    prepared_signs = ordered.prepare_signs_matmul(np.ones((3, 64), np.float32))
+    share_out = mock.patch.object(ordered.parallel, "share_out")
     with in_many_parts(), threads.num_threads(2), share_out as share_out:
-        signed.conv2d(signed.prepare_conv2d(weight, (4, 4)), x)
-        signed.signs_matmul(prepared_signs, np.zeros((5, 1), np.uint64))
+        ordered.conv2d(ordered.prepare_conv2d(weight, (4, 4)), x)
+        ordered.signs_matmul(prepared_signs, np.zeros((5, 1), np.uint64))
     shares = [call.args[1].tolist() for call in share_out.call_args_list]
     assert shares == [[[0, 4], [4, 8]], [[0, 2], [2, 5]]]
 
@@ -391,69 +391,69 @@ def refused(message, function, *arguments, **keywords):
         refused(
             "weight must be float32 with 4 axes (O, C / groups, kh, kw), "
             "got float64 of shape (4, 2, 3, 3)",
-            signed.prepare_conv2d, WEIGHT.astype(float), (5, 5),
+            ordered.prepare_conv2d, WEIGHT.astype(float), (5, 5),
         ),
         refused(
             "a filter must hold elements, weight has shape (4, 0, 3, 3)",
-            signed.prepare_conv2d, WEIGHT[:, :0], (5, 5),
+            ordered.prepare_conv2d, WEIGHT[:, :0], (5, 5),
         ),
         refused(
             "groups must divide the 4 output channels, got 3",
-            signed.prepare_conv2d, WEIGHT, (5, 5), groups=3,
+            ordered.prepare_conv2d, WEIGHT, (5, 5), groups=3,
         ),
         refused(
             "stride must be two integers >= 1, got (1, 0)",
-            signed.prepare_conv2d, WEIGHT, (5, 5), stride=(1, 0),
+            ordered.prepare_conv2d, WEIGHT, (5, 5), stride=(1, 0),
         ),
         refused(
             "padding must be two integers >= 0, got (-1, 0)",
-            signed.prepare_conv2d, WEIGHT, (5, 5), padding=(-1, 0),
+            ordered.prepare_conv2d, WEIGHT, (5, 5), padding=(-1, 0),
         ),
         refused(
             "dilation must be two integers >= 1, got (1,)",
-            signed.prepare_conv2d, WEIGHT, (5, 5), dilation=(1,),
+            ordered.prepare_conv2d, WEIGHT, (5, 5), dilation=(1,),
         ),
         refused(
             "the kernel covers 5 x 3 pixels, the padded image has 4 x 5",
-            signed.prepare_conv2d, WEIGHT, (4, 5), dilation=(2, 1),
+            ordered.prepare_conv2d, WEIGHT, (4, 5), dilation=(2, 1),
         ),
         refused(
             "x must be float32 of shape (N, 5, 5, 2), got float32 of shape (1, 5, 4, 2)",
-            signed.conv2d, signed.prepare_conv2d(WEIGHT, (5, 5)), IMAGE[:, :, :4],
+            ordered.conv2d, ordered.prepare_conv2d(WEIGHT, (5, 5)), IMAGE[:, :, :4],
         ),
         refused(
             "x must be float32 of shape (N, 5, 5, 2), got float64 of shape (1, 5, 5, 2)",
-            signed.conv2d, signed.prepare_conv2d(WEIGHT, (5, 5)), IMAGE.astype(float),
+            ordered.conv2d, ordered.prepare_conv2d(WEIGHT, (5, 5)), IMAGE.astype(float),
         ),
         refused(
             "out must be contiguous float32 of shape (1, 3, 3, 4), "
             "got float32 of shape (1, 5, 5, 2)",
-            signed.conv2d, signed.prepare_conv2d(WEIGHT, (5, 5)), IMAGE, IMAGE,
+            ordered.conv2d, ordered.prepare_conv2d(WEIGHT, (5, 5)), IMAGE, IMAGE,
         ),
         refused(
             "workspace must be a row of at least 114 float32, got float32 of shape (5,)",
-            signed.conv2d, signed.prepare_conv2d(WEIGHT, (5, 5), padding=(1, 1)), IMAGE,
+            ordered.conv2d, ordered.prepare_conv2d(WEIGHT, (5, 5), padding=(1, 1)), IMAGE,
             workspace=np.ones(5, np.float32),
         ),
         refused(
             "weight must be float32 of shape (O, K), K > 0, got float32 of shape (3, 0)",
-            signed.prepare_signs_matmul, DENSE[:, :0],
+            ordered.prepare_signs_matmul, DENSE[:, :0],
         ),
         refused(
             "order must be int64 of shape (65,) and not negative, got int64 of shape (64,)",
-            signed.prepare_signs_matmul, DENSE, np.arange(64),
+            ordered.prepare_signs_matmul, DENSE, np.arange(64),
         ),
         refused(
             "order must be int64 of shape (65,) and not negative, got int64 of shape (65,)",
-            signed.prepare_signs_matmul, DENSE, np.arange(65) - 1,
+            ordered.prepare_signs_matmul, DENSE, np.arange(65) - 1,
         ),
         refused(
             "words must be uint64 of shape (N, 2 or more), got uint64 of shape (2, 1)",
-            signed.signs_matmul, signed.prepare_signs_matmul(DENSE), WORDS[:, :1],
+            ordered.signs_matmul, ordered.prepare_signs_matmul(DENSE), WORDS[:, :1],
         ),
         refused(
             "out must be contiguous float32 of shape (2, 3), got uint64 of shape (2, 2)",
-            signed.signs_matmul, signed.prepare_signs_matmul(DENSE), WORDS, WORDS,
+            ordered.signs_matmul, ordered.prepare_signs_matmul(DENSE), WORDS, WORDS,
         ),
     ],
 )  # fmt: skip
@@ -468,24 +468,24 @@ def test_refusals(function, arguments, keywords, message):
 REGISTERS = {"AVX2": ("zmm", "k1"), "SSE4.2": ("zmm", "ymm", "k1")}  # that are not there
 PROGRAM = """
     import numpy as np
-    from tinybnn.kernels.floats import signed
+    from tinybnn.kernels.floats import ordered, ordered_matmul, ordered_sums
     from tinybnn.kernels.machine import threads
 
-    assert signed._WIDEST == signed._NARROW
+    assert ordered._WIDEST == ordered_sums.NARROW
     rng = np.random.default_rng(0)
     floats = lambda *shape: rng.standard_normal(shape).astype(np.float32)
     with threads.num_threads(1):
         for filters, groups in ((70, 1), (20, 20)):
             x, weight = floats(2, 6, 5, 20), floats(filters, 20 // groups, 3, 3)
-            for widest in (signed._WIDE, signed._NARROW):
-                signed._WIDEST = widest
-                prepared = signed.prepare_conv2d(weight, (6, 5), padding=(1, 1), groups=groups)
-                expected = signed.conv2d_reference(x, weight, padding=(1, 1), groups=groups)
-                assert np.array_equal(signed.conv2d(prepared, x), expected)
+            for widest in (ordered_sums.WIDE, ordered_sums.NARROW):
+                ordered._WIDEST = widest
+                prepared = ordered.prepare_conv2d(weight, (6, 5), padding=(1, 1), groups=groups)
+                expected = ordered.conv2d_reference(x, weight, padding=(1, 1), groups=groups)
+                assert np.array_equal(ordered.conv2d(prepared, x), expected)
         words, weight = rng.integers(0, 2**64, (9, 2), np.uint64), floats(10, 100)
-        out = signed.signs_matmul(signed.prepare_signs_matmul(weight), words)
-        assert np.array_equal(out, signed.signs_matmul_reference(words, weight))
-    for function in (signed._conv2d, signed._signs_matmul, signed.pad_images):
+        out = ordered.signs_matmul(ordered.prepare_signs_matmul(weight), words)
+        assert np.array_equal(out, ordered.signs_matmul_reference(words, weight))
+    for function in (ordered._conv2d, ordered._signs_matmul, ordered.pad_images):
         (assembly,) = function.inspect_asm().values()
         for register in {registers}:
             assert "%" + register not in assembly, register
@@ -504,7 +504,7 @@ def run(command, **environment):
 @x86
 @pytest.mark.parametrize("cpu", REGISTERS)
 def test_smaller_cpus(cpu, tmp_path):
-    """The same kernels are correct where vectors are shorter, and use nothing that is not there."""
+    """The same kernels are correct with shorter vectors, and use no missing instructions."""
     program = textwrap.dedent(PROGRAM).replace("{registers}", repr(REGISTERS[cpu]))
     environment = compiles_for(cpu)
     environment |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
