@@ -89,7 +89,7 @@ def a_class(sub):
     texts += [("bits", "def sign(x):\n    while True:\n        print('no end')\n")]
     texts += [("bits", "import tinybnn\nfrom tinybnn import sign\n")]
     texts += [("bits", RIGHT + "\nprint('x' * 1_000_000)\n")]
-    texts += [("bits", RIGHT + "\nopen('../../other', 'w').close()\n")]
+    texts += [("bits", RIGHT + "\nopen('other', 'w').close()\n")]
     for i, (name, text) in enumerate(texts):
         inside = ("mybnn", ".", "course/mybnn")[i % 3]
         hand_in(sub, f"student {i:02}", text, inside, f"{name}.py")
