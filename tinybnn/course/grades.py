@@ -21,6 +21,8 @@ from typing import Any
 
 from tinybnn import __version__, tables
 from tinybnn.course.catalogue import exercise
+from tinybnn.course.child import PACKAGE
+from tinybnn.course.folder import material
 from tinybnn.course.grading import STATES, Verdict, expect_hypothesis, grade_file
 from tinybnn.course.report import messages
 from tinybnn.course.source import is_as_it_came
@@ -178,7 +180,7 @@ def _verdicts(submission, numbers, kept, closed):
     missing = [number for number in numbers if number not in known]
     if missing:
         with tempfile.TemporaryDirectory(prefix="tinybnn-") as copy:
-            for name, content in submission.files.items():
+            for name, content in (_originals() | submission.files).items():
                 path = Path(copy, name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, content)
@@ -280,7 +282,17 @@ def _course():
     found = hashlib.sha256(__version__.encode())
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         found.update(path.read_bytes())
+    for content in _originals().values():
+        found.update(content)
     return found.hexdigest()
+
+
+@functools.cache
+def _originals():
+    """The exercise files as they come with the course, in place of those not handed in."""
+    folder = material()
+    paths = sorted((folder / PACKAGE).glob("*.py")) if folder is not None else []
+    return {f"{PACKAGE}/{path.name}": path.read_bytes() for path in paths}
 
 
 # ---------------------------------------------------------------------------------------- writing
