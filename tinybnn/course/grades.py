@@ -31,7 +31,7 @@ from tinybnn.storage import StorageError, printable, read_json, write_atomic, wr
 
 KEPT = "grades.json"  # in the folder of reports: the verdicts
 _FORMAT = "tinybnn-grades"
-_REFUSED = re.compile(r"(\S+\.py, line \d+): (\w+) may not be imported here")
+_REFUSED = re.compile(r"(\S+\.py, line \d+): ([\w.]+) may not be imported here")
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 _LINE = re.compile(r"\n  in      .*")
 
