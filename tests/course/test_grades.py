@@ -222,7 +222,7 @@ def test_damaged_verdicts_are_an_error_and_stay(content, sub, no_process):
 # -------------------------------------------------------------------------------- what is handed in
 
 
-@pytest.mark.parametrize("inside", ["mybnn", ".", "course/mybnn", "a/b/mybnn", "my solution"])
+@pytest.mark.parametrize("inside", ["mybnn", ".", "course/mybnn", "a/b/mybnn", "mybnn/mybnn", "My"])
 def test_where_the_files_may_lie(inside, sub):
     hand_in(sub, "anna", "x = 1", inside)
     (sub / "anna" / inside / "own.py").write_text("y = 2")

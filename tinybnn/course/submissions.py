@@ -120,13 +120,9 @@ def _root(files):
     others : list of str
         Further places, which are not graded.
     """
-    packages = {
-        PurePosixPath(*name.parts[: name.parts.index(PACKAGE)])
-        for name in files
-        if PACKAGE in name.parts[:-1]
-    }
     chapters = {f"{chapter.file}.py" for chapter in CHAPTERS.values()}
     bare = {name.parent for name in files if name.name in chapters}
+    packages = {folder.parent for folder in bare if folder.name == PACKAGE}
     for places, inside in ((packages, ""), (bare, PACKAGE)):
         if places:
             root, *others = sorted(places, key=lambda place: (len(place.parts), place))
