@@ -142,6 +142,26 @@ def test_code_of_students_stays_in_its_copy(sub):
         assert "PermissionError: the checks do not let code use" in message, (name, message)
 
 
+@pytest.mark.parametrize(("work", "calls", "state"), [(0.1, 3, "passed"), (20.0, 1, "too slow")])
+def test_a_busy_computer_costs_no_points(work, calls, state, sub, monkeypatch):
+    """The first two attempts end by the clock; what counts is how long the code has run."""
+    done = []
+
+    def grade_file(one, folder, closed):
+        done.append(work)
+        return module.Verdict(one.number, "passed" if len(done) == 3 else "too slow")
+
+    monkeypatch.setattr(module, "grade_file", grade_file)
+    monkeypatch.setattr(module, "_work", lambda: sum(done))
+    hand_in(sub, "anna", RIGHT)
+    assert graded(sub)["anna"].verdicts["00.1"].state == state and len(done) == calls
+
+
+def test_what_sleeps_is_too_slow(sub):
+    hand_in(sub, "anna", "import time\ntime.sleep(1e6)\n")
+    assert graded(sub, seconds=1.0)["anna"].verdicts["00.1"].state == "too slow"
+
+
 def test_a_student_who_imports_tinybnn_is_named(sub):
     hand_in(sub, "anna", "\nfrom tinybnn.quantizers import ste_sign as sign\n")
     assert graded(sub)["anna"].remarks == [
