@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from tinybnn.cli.arguments import Adder, argument, command, group, whole
+from tinybnn.cli.arguments import Adder, above_zero, argument, command, group, whole
 from tinybnn.cli.output import add_json, check_folder, check_outputs, say_for, write_json
 
 
@@ -171,6 +171,72 @@ def milestone(options):
     return 1 if failed else 0
 
 
+def _due(text):
+    from tinybnn.course.submissions import parse_time
+
+    try:
+        return parse_time(text, end_of_day=True)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+@command(
+    "grade",
+    "grade the work of a class",
+    "Grade SUBMISSIONS, a folder with a folder for each student, which holds mybnn/ or the files\n"
+    "of it. Write a table of points, a report for each student, and a summary of the class.\n"
+    "Each exercise runs in its own process on a copy of the files, as with `tinybnn course\n"
+    "check`. What was graded before is graded anew only if the files have changed.",
+    "tinybnn course grade SUBMISSIONS --csv grades.csv",
+    "tinybnn course grade SUBMISSIONS --csv week1.csv --only 00 --due 2026-10-16",
+    "tinybnn course grade SUBMISSIONS --csv grades.csv --rubric rubric.json",
+    arguments=[
+        argument("submissions", metavar="SUBMISSIONS"),
+        argument("--csv", metavar="FILE", required=True, help="the table to write"),
+        argument(
+            "--reports", metavar="DIR", help="the folder of reports (FILE-reports, beside FILE)"
+        ),
+        argument("--rubric", metavar="FILE", help="points as JSON (one for each exercise)"),
+        argument(
+            "--only", action="append", type=_exercises, metavar="NN|NN.E",
+            help="grade this chapter or exercise; may be given several times (all)",
+        ),
+        argument("--due", type=_due, metavar="TIME", help="a date or time; report who was later"),
+        argument(
+            "--seconds", type=above_zero, metavar="S",
+            help="time limit for an exercise (its own, mostly 30)",
+        ),
+        argument("--again", action="store_true", help="grade anew what was graded before"),
+        add_json,
+    ],
+)  # fmt: skip
+def grade(options):
+    from tinybnn.course import grades
+    from tinybnn.course.catalogue import select
+    from tinybnn.course.rubric import read_rubric
+    from tinybnn.course.submissions import students
+
+    inputs = [] if options.rubric is None else [options.rubric]
+    check_outputs(options, "csv", "json", inputs=inputs)
+    if options.reports is None:
+        options.reports = os.path.splitext(options.csv)[0] + "-reports"
+    check_folder(options, "reports")
+    points, say = read_rubric(options.rubric), say_for(options)
+    if options.only is not None:
+        chosen = {one.number for what in options.only for one in select(what)}
+        points = {number: value for number, value in points.items() if number in chosen}
+    if not points:
+        options.parser.error("argument --only: the rubric gives no points for what was chosen")
+    found = grades.grade_class(
+        options.submissions, options.reports, options.csv, points, options.due, options.seconds,
+        options.again, lambda one: say(grades.line(one)),
+    )  # fmt: skip
+    if others := students(options.submissions)[1]:
+        say(f"\nno folders, left out: {', '.join(others)}")
+    say(f"\n{len(found)} students; {options.csv}, {os.path.join(options.reports, 'summary.md')}")
+    write_json(options, [one.to_dict() for one in found])
+
+
 course: Adder = group(
     "course",
     "ACTION",
@@ -178,5 +244,5 @@ course: Adder = group(
     "A course in notebooks. You write your own package, mybnn, exercise by exercise; the\n"
     "commands check it, give hints, and run milestones of the field's history with it.",
     "tinybnn course start FOLDER",
-    members=[start, status, check, hint, milestone],
+    members=[start, status, check, hint, milestone, grade],
 )

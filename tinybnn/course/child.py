@@ -20,6 +20,7 @@ import socket
 import sys
 import sysconfig
 import traceback
+from collections.abc import Sequence
 from importlib.machinery import FileFinder, SourceFileLoader
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def main() -> None:
     forbid_network()
     forbid_leaving()
     forbid_debugger()
+    close(order["closed"], (folder, order["scratch"]))
     limit_memory()
     faulthandler.dump_traceback_later(order["seconds"], exit=True, file=fatal)
     try:
@@ -284,6 +286,32 @@ def forbid_network() -> None:
             raise OSError("there is no network while the checks run")
 
     socket.socket = NoSocket
+
+
+def close(places: Sequence[str], own: Sequence[str]) -> None:
+    """Keep Python code from opening, changing or listing files in these places.
+
+    Parameters
+    ----------
+    places : sequence of str
+        Real paths of files and folders.
+    own : sequence of str
+        Folders that stay open wherever they lie, as do those of Python and of tinybnn.
+    """
+    if not places:
+        return
+    open_ = (*own, *map(os.path.realpath, (sys.prefix, sys.base_prefix, Path(__file__).parents[1])))
+
+    def hook(event, arguments):
+        if event != "open" and event.partition(".")[0] not in ("os", "shutil", "sqlite3"):
+            return
+        for path in arguments[:2]:  # a pair for renaming and links
+            if isinstance(path, (str, bytes)):
+                path = os.path.realpath(os.fsdecode(path))
+                if any(_under(path, p) for p in places) and not any(_under(path, p) for p in open_):
+                    raise PermissionError(f"the checks do not let code use {path}")
+
+    sys.addaudithook(hook)
 
 
 def forbid_leaving() -> None:

@@ -9,7 +9,7 @@ import io
 import os
 import time
 import tokenize
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -66,7 +66,9 @@ class Verdict:
         return asdict(self)
 
 
-def grade_file(exercise: Exercise, folder: str | os.PathLike[str]) -> Verdict:
+def grade_file(
+    exercise: Exercise, folder: str | os.PathLike[str], closed: Sequence[str] = ()
+) -> Verdict:
     """Run the checks on the student's file in a child process.
 
     Parameters
@@ -74,6 +76,8 @@ def grade_file(exercise: Exercise, folder: str | os.PathLike[str]) -> Verdict:
     exercise : Exercise
     folder : str or PathLike
         The course folder, which holds ``mybnn``.
+    closed : sequence of str
+        Files and folders that the student's code may not open.
 
     Returns
     -------
@@ -96,8 +100,10 @@ def grade_file(exercise: Exercise, folder: str | os.PathLike[str]) -> Verdict:
         return verdict("broken", problem)
     target = f"{__name__}:grade_by_number"
     chapter = CHAPTERS[exercise.number[:2]]
-    extends = chapter.file if chapter.extends else ""
-    ended = run_in_child(target, [exercise.number], folder, exercise.seconds, extends=extends)
+    ended = run_in_child(
+        target, [exercise.number], folder, exercise.seconds,
+        extends=chapter.file if chapter.extends else "", closed=closed,
+    )  # fmt: skip
     if ended.problem:
         return verdict("too slow" if ended.slow else "broken", ended.problem, ended.printed)
     value = ended.value

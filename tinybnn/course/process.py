@@ -60,6 +60,7 @@ def run_in_child(
     seconds: float,
     say: Callable[[str], Any] | None = None,
     extends: str = "",
+    closed: Sequence[str] = (),
 ) -> Ended:
     """Call a function in a child process that bounds the student's code.
 
@@ -78,6 +79,8 @@ def run_in_child(
         Called with each printed line at once, up to the number of characters that is kept.
     extends : str
         Name of the module of ``mybnn`` that may import tinybnn; "" for none.
+    closed : sequence of str
+        Real paths of files and folders that the student's code may not open, nor what lies in them.
 
     Returns
     -------
@@ -88,7 +91,8 @@ def run_in_child(
         order = {
             "path": [p for p in map(os.path.abspath, sys.path) if p != folder],
             "target": target, "arguments": arguments, "folder": folder,
-            "seconds": seconds, "scratch": scratch, "extends": extends,
+            "seconds": seconds, "scratch": os.path.realpath(scratch), "extends": extends,
+            "closed": list(closed),
         }  # fmt: skip
         process = subprocess.Popen(
             [sys.executable, "-B", "-c", _START, json.dumps(order)],
@@ -98,6 +102,7 @@ def run_in_child(
             cwd=scratch,
             env={
                 **os.environ,
+                "PYTHONHASHSEED": "0",  # sets of texts in the same order each time
                 "PYTHONIOENCODING": "utf-8:backslashreplace",
                 "HYPOTHESIS_STORAGE_DIRECTORY": scratch,
                 **dict.fromkeys(_BLAS_THREADS, "1"),

@@ -22,6 +22,18 @@ def is_begun(exercise: Exercise, folder: str | os.PathLike[str]) -> bool:
     return _plain(mine[exercise.name]) != _plain(original[exercise.name])
 
 
+def is_as_it_came(exercise: Exercise, folder: str | os.PathLike[str]) -> bool:
+    """Whether an exercise's file is the one that came with the course, but for comments."""
+    path, source = student_file(exercise, folder), material()
+    if source is None or not path.is_file():
+        return False
+    try:
+        original = parsed((source / PACKAGE / path.name).read_bytes())
+        return ast.dump(parsed(path.read_bytes())) == ast.dump(original)
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+
+
 def altered(exercise: Exercise, folder: str | os.PathLike[str]) -> str:
     """Describe changes to parts that came with the course, in the exercise's file and its imports.
 
