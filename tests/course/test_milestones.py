@@ -2,7 +2,7 @@
 
 import pytest
 
-from tinybnn.course.milestones import MILESTONES, binaryconnect, binarynet, xnornet
+from tinybnn.course.milestones import MILESTONES, bdnet, binaryconnect, binarynet, xnornet
 from tinybnn.kernels.machine import threads
 
 from students import student
@@ -18,7 +18,7 @@ def one_blas_thread():
 @pytest.fixture
 def short(monkeypatch):
     """Training is not what the test is about."""
-    for page in (binaryconnect, binarynet, xnornet):
+    for page in (binaryconnect, binarynet, xnornet, bdnet):
         monkeypatch.setattr(page, "EPOCHS", 1)
         monkeypatch.setattr(page, "LEAST", 0.0)
 
@@ -34,7 +34,7 @@ def test_the_solutions_reach_it(number, tmp_path):
         outcome = MILESTONES[number].run(False)
     assert outcome.failed == []
     flips = [v for name, v in outcome.figures.items() if name.startswith("flipped")]
-    assert len(flips) == 3 and min(flips) > 0.01
+    assert len(flips) >= 3 and min(flips) > 0.01
     assert not any(v for name, v in outcome.figures.items() if name.endswith("that differ"))
 
 
@@ -157,3 +157,13 @@ def binary_conv2d(x, latent, padding=0):
     failed = failures(tmp_path, 3, convolution=more)
     assert any("differ between words and floats" in text for text in failed)
     assert not any("border" in text for text in failed)
+
+
+def test_a_dual_product_with_halves_rounded_each(tmp_path, short):
+    more = """
+def dual_matmul(a, first, second, k):
+    return xnor_matmul(a, first, k) // 2 + xnor_matmul(a, second, k) // 2
+"""
+    failed = failures(tmp_path, 8, dual=more)
+    assert any("depth-wise layer of unit 1 differ" in text for text in failed)
+    assert all("dual_matmul" in text for text in failed)

@@ -61,6 +61,7 @@ CHAPTERS: dict[str, Chapter] = {
             "convolution",
         ),
         Chapter("06", ("06_compiling", "06b_the_compiler", "06c_tasks_and_time"), "folding"),
+        Chapter("10", ("10_depthwise_and_158_bit", "10b_depthwise_in_networks"), "dual"),
     )
 }  # fmt: skip
 

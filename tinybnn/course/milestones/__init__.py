@@ -1,10 +1,10 @@
 """The history of binary networks, made of the student's own pieces, on the bundled digits."""
 
-from tinybnn.course.milestones import binaryconnect, binarynet, xnornet
+from tinybnn.course.milestones import bdnet, binaryconnect, binarynet, xnornet
 from tinybnn.course.milestones.milestone import Milestone, Outcome
 
 __all__ = ["MILESTONES", "Milestone", "Outcome"]
 
 MILESTONES: dict[int, Milestone] = {
-    page.MILESTONE.number: page.MILESTONE for page in (binaryconnect, binarynet, xnornet)
+    page.MILESTONE.number: page.MILESTONE for page in (binaryconnect, binarynet, xnornet, bdnet)
 }
