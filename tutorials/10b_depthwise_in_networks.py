@@ -38,7 +38,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.cbook import get_sample_data
 
-from tinybnn import Tensor, analysis, deploy, models, nn, plots
+from tinybnn import Tensor, analysis, deploy, models, plots
 from tinybnn.experiments import bdnet
 
 rng = np.random.default_rng(0)
@@ -131,7 +131,11 @@ for axes, key, label in (
 plt.show()
 
 factors = {title: np.median([row["factor"][1] for row in rows]) for title, rows in measured.items()}
+agreements = {
+    title: np.median([row["agreement"] for row in rows]) for title, rows in measured.items()
+}
 assert factors["+ pre-BN"] < factors["naive"] and factors["both: BD-Net-A"] < factors["naive"]
+assert agreements["+ pre-BN"] > agreements["naive"]
 
 # %% [markdown]
 # The naive network's variances are *not* near zero here. Our layer multiplies its sums by a learned
@@ -243,18 +247,19 @@ def shortest(function, *arguments, runs=12, **options):
 
 
 image = rng.standard_normal((1, 3, 32, 32), np.float32)
-packed, counted = {}, {}
+packed, counted, fastest = {}, {}, {}
 for method in ("float", "reactnet", "bdnet-b", "bdnet-a"):
     network = models.mobilenet_v1(1.0, 32, 10, method, rng=np.random.default_rng(0)).eval()
     counted[method] = analysis.count_operations(network, (3, 32, 32))
     packed[method] = deploy.compile(network, (3, 32, 32))
-    seconds = shortest(packed[method].predict, image, threads=1)
+    seconds = fastest[method] = shortest(packed[method].predict, image, threads=1)
     print(
         f"{method:<10}{counted[method].ops / 1e6:8.2f} million OPs{seconds * 1e3:8.2f} ms"
         f"{packed[method].nbytes / 1e6:8.2f} MB"
     )
 
 assert counted["float"].ops / counted["bdnet-a"].ops > 25
+assert fastest["float"] / fastest["bdnet-a"] < 14
 
 # %% [markdown]
 # BD-Net-A has a twenty-eighth of the float network's operations. Nothing like it shows in the
