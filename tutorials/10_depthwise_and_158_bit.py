@@ -256,6 +256,7 @@ for axes, signs in zip(places, ((1, 1), (-1, -1), (1, -1), (-1, 1)), strict=True
     axes.step(x, one_tap(boundaries, values, signs)(x), where="post", color=plots.MINUS)
     axes.set(title=f"signs of the weights {signs}", xlabel="x")
     axes.title.set_fontsize("small")
+places[0].set_ylabel("f(x)")
 plt.show()
 
 assert one_tap(boundaries, values, (1, -1))(np.float32([-1, 0, 1])).argmax() == 1

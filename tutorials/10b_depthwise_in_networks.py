@@ -199,9 +199,9 @@ for alpha in (0.1, 0.33, 1.0, 3.0, 10.0):
     assert having < without
 
 # %% [markdown]
-# The claim holds in the median for every factor, and the gain is the larger the larger $\alpha$ is,
-# as the paper says. It does not hold for every filter. Its argument takes eigenvalues as positive,
-# and a filter of signs has negative ones, which adding $\alpha$ can bring *closer* to zero.
+# The claim holds in the median for every factor, and the gain is large where $\alpha$ is large, as
+# the paper says. It does not hold for every filter. Its argument takes eigenvalues as positive, and
+# a filter of signs has negative ones, which adding $\alpha$ can bring *closer* to zero.
 #
 # There is a second effect, which Eq. 4 hides because it writes the same $\alpha$ twice. The
 # shortcut also changes what the batch norm sees: sums of a few signs *plus a real value*. Its
@@ -317,11 +317,11 @@ assert np.array_equal(by_words, small(Tensor(image)).data)
 # %% [markdown]
 # ## Summary
 #
-# In a network of depth-wise layers of signs, the factors of batch norms are large and gradients of
-# different batches agree little; a shortcut in front of the norm mends both, and improves the
-# condition number of most filters, not of all. Operations counted as in papers leave out the floats
-# of the shortcuts and the start of each task: a twenty-eighth of them is not a twenty-eighth of the
-# time.
+# In an untrained network of depth-wise layers of signs, a shortcut in front of the batch norm makes
+# the norm's factors several times smaller, and gradients of different batches agree more. It
+# improves the condition number of most filters, not of all. Operations counted as in papers leave
+# out the floats of the shortcuts and the start of each task: a twenty-eighth of them is not a
+# twenty-eighth of the time.
 
 # %% [markdown]
 # ## Exercises

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import numpy as np
 
 from tinybnn.course.checks.estimators import computed, engine
 from tinybnn.course.exercise import Exercise, Wrong, call, compare, for_all
+from tinybnn.typing import Array
 
 _TOLERANCE = 1e-6
 
@@ -26,7 +29,7 @@ def _unbroadcast(grad, shape):
     return grad.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)
 
 
-def own_functions(check):
+def own_functions(check: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
     """Decorate a check of a layer alone: functions of other chapters are provided."""
 
     @functools.wraps(check)
@@ -49,7 +52,7 @@ def own_functions(check):
     return checked
 
 
-def gradients(result, grad, tensors):
+def gradients(result: Any, grad: Array, tensors: Sequence[Any]) -> list[Array]:
     """Propagate a gradient by the rules of the operations to each of the tensors."""
     order, seen = [], set()
 
