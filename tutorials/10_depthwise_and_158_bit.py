@@ -13,210 +13,205 @@
 # %% [markdown]
 # # Depth-wise convolutions and 1.58 bits
 #
-# **You will learn** why the layer that makes mobile networks small is the one that resists
-# binarization; what BD-Net does about it: a convolution with three levels and a shortcut in front
-# of the batch norm; and why a network with a twenty-eighth of the operations is not 28 times as
-# fast.
+# **You will learn** why the layer that makes mobile networks small resists binarization; how two
+# planes of signs make a weight with three levels, whose products are still XNOR and popcount; and
+# what a shortcut in front of the batch norm changes.
 #
-# **You need** notebooks 05 (depth-wise convolutions on bits) and 06 (compiling). Reading takes
-# about twenty-five minutes, running half a minute.
+# **You need** convolutions of signs ([05](05_convolutions_on_bits.ipynb)), batch norm
+# ([03](03_first_binary_network.ipynb)) and the straight-through estimator
+# ([02](02_the_gradient_of_sign.ipynb)).
+#
+# **Time** about 14 minutes of reading; the cells run for about 10 seconds.
 #
 # The paper is *BD-Net: Has Depth-Wise Convolution Ever Been Applied in Binary Neural Networks?*
-# Equations and figures are named by its numbers. Times are those of the machine that ran the
-# notebook.
+# (2025). Equations and tables are named by its numbers. [10b](10b_depthwise_in_networks.ipynb)
+# looks at whole networks: gradients, and milliseconds.
 
 # %%
-import os
-
-os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # NumPy on one core
-
-# %%
-import time
+import itertools
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.cbook import get_sample_data
 
-from tinybnn import Tensor, analysis, deploy, models, nn, plots
+import tinybnn as tb
+from tinybnn import Tensor, analysis, models, nn, plots, quantizers
 from tinybnn.experiments import bdnet
+from tinybnn.kernels.bits import pack
+from tinybnn.kernels.xnor import xnor_matmul
 
 rng = np.random.default_rng(0)
 
 # %% [markdown]
-# ## Part one: why it resists
+# ## The question
 #
-# ### 1. What there is to gain
+# A regular convolution mixes all channels: with 128 of them and filters of $3 \times 3$ taps, an
+# output is a sum of $9 \cdot 128 = 1152$ products. A *depth-wise* convolution keeps channels apart.
+# Channel $c$ of the output comes from channel $c$ of the input alone, by a filter of its own: nine
+# products. MobileNets use it for everything spatial, and mix channels by cheap $1 \times 1$
+# convolutions.
 #
-# A regular convolution mixes all channels: each output is a sum over $k^2 C$ products. A depth-wise
-# convolution keeps them apart: $k^2$ products, whatever $C$ is. MobileNets use it for everything
-# spatial and mix channels with cheap 1 × 1 convolutions. Operations are counted as
-# OPs = BOPs / 64 + FLOPs: 64 products of signs, a word, count as one product of floats. Here is a
-# layer of 128 channels on 56 × 56 pixels.
+# Now let inputs and weights be signs. A sum of nine products ±1 has few values:
 
 # %%
-C, SIZE = 128, 56
-layers = {
-    "real, regular": nn.Conv2d(C, C, 3, padding=1, bias=False),
-    "real, depth-wise": nn.Conv2d(C, C, 3, padding=1, groups=C, bias=False),
-    "binary, regular": nn.BinaryConv2d(C, C, 3, padding=1),
-    "binary, depth-wise": nn.BinaryDepthwiseConv2d(C, 3, padding=1),
-}
-ops = {}
-for name, layer in layers.items():
-    ops[name] = analysis.count_operations(layer, (C, SIZE, SIZE)).ops
-    print(f"{name:<20}{ops[name]:>14,.0f}")
+nine = np.array(list(itertools.product((-1, 1), repeat=9)))  # all 512 windows of signs
+values = np.unique(nine.sum(axis=1))
+print(len(nine), "windows,", len(values), "sums:", values)
 
-assert ops["real, depth-wise"] < ops["binary, regular"]
+assert len(values) == 10
 
 # %% [markdown]
-# That is the paper's Table 1. Look at the two in the middle: binarizing a regular convolution saves
-# less than keeping floats and going depth-wise. Binary networks that replace the depth-wise layers
-# of a MobileNet by regular binary ones, as ReActNet does, therefore have *more* operations there
-# than the float network they come from. The gain is in the last line.
-
-# %% [markdown]
-# ### 2. Few terms make a coarse sum
+# Ten values, and only $2^9 = 512$ different filters. **Can such a layer do enough, and can it be
+# trained, while its products stay XNOR and popcount?**
 #
-# A sum of $T$ random signs has variance $T$. Behind it a batch norm divides by $\sqrt T$. The sum
-# moves in steps of 2: one sign that flips moves the normalised output by $2/\sqrt T$ standard
-# deviations. For a regular layer $T = 9 C$, for a depth-wise one $T = 9$.
+# ## The naive version
+#
+# The convolution itself is simple: each tap adds a product for every channel, and no sum goes over
+# channels. One channel of 3 × 3 pixels, one position, by hand:
+#
+#     image  + - +      filter  + + -      products  + - -
+#            + + -              + - -                + - +      sum: 4 - 5 = -1
+#            - - +              - + -                + - -
+
+
+# %%
+def depthwise_by_loops(x, weight):
+    """x (N, C, H, W), weight (C, 3, 3) -> (N, C, H, W); the frame is 0."""
+    _, channels, height, width = x.shape
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    out = np.zeros_like(x)
+    for c in range(channels):
+        for i in range(3):
+            for j in range(3):
+                out[:, c] += padded[:, c, i : i + height, j : j + width] * weight[c, i, j]
+    return out
+
+
+image = np.float32([[1, -1, 1], [1, 1, -1], [-1, -1, 1]])[None, None]
+kernel = np.float32([[1, 1, -1], [1, -1, -1], [-1, 1, -1]])[None]
+assert depthwise_by_loops(image, kernel)[0, 0, 1, 1] == -1
+
+layer = nn.BinaryDepthwiseConv2d(4, 3, padding=1, rng=rng)
+signs = rng.choice(np.float32([-1, 1]), (2, 4, 8, 8))
+weight = layer.binary_weight()[:, 0]  # (4, 1, 3, 3) -> (4, 3, 3)
+
+assert np.array_equal(depthwise_by_loops(signs, weight), layer(Tensor(signs)).data)
+
+# %% [markdown]
+# The trouble begins behind it. A sum of $T$ random signs has the variance $T$, and the batch norm
+# divides it by $\sqrt T$. If one weight flips, its product changes by 2: the normalized output
+# moves by $2 / \sqrt T$ standard deviations.
 
 # %%
 samples = 20_000
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), sharey=True, layout="constrained")
-for axes, name, terms in ((left, "depth-wise", 9), (right, "regular", 9 * C)):
+figure, sides = plt.subplots(1, 2, figsize=(9, 2.6), sharey=True, layout="constrained")
+for axes, name, terms in zip(sides, ("depth-wise", "regular"), (9, 9 * 128), strict=True):
     sums = 2 * rng.binomial(terms, 0.5, samples) - terms
     values, counts = np.unique(sums, return_counts=True)
     axes.bar(values / np.sqrt(terms), counts / samples, 1.8 / np.sqrt(terms), color=plots.MINUS)
-    axes.set(title=f"{name}: {terms:,} terms", xlabel="sum / standard deviation")
+    axes.set(title=f"{name}: {terms:,} terms", xlabel="sum / standard deviation", xlim=(-4, 4))
     print(f"{name:<12}{len(values):>4} values, a flipped sign moves it by {2 / np.sqrt(terms):.2f}")
-left.set(ylabel="share", xlim=(-4, 4))
-right.set(xlim=(-4, 4))
+sides[0].set(ylabel="share")
 plt.show()
 
-# %% [markdown]
-# Ten values in all, and one flipped weight moves every output of the channel by two thirds of a
-# standard deviation. In a regular layer it is a twentieth, and there are 1,152 weights whose flips
-# partly cancel. In a depth-wise channel there are nine, and $2^9 = 512$ filters in the world. This
-# is what the paper means by few parameters and little representational capacity.
+assert 2 / np.sqrt(9) > 10 * 2 / np.sqrt(9 * 128)
 
 # %% [markdown]
-# ### 3. The variance
+# A flip moves every output of a depth-wise channel by two thirds of a standard deviation, in a
+# regular layer by a twentieth. BD-Net has two remedies: more levels, and a shortcut.
 #
-# The signs that come in are not fair coins. If a channel is +1 with probability $p$, one sign has
-# the variance $4 p (1 - p)$, which is small when the channel is nearly constant. A regular layer
-# averages this over its input channels. A depth-wise layer can't: each of its outputs stands on one
-# channel alone. Let $p$ differ from channel to channel.
+# ## Three levels in a weight
+#
+# A weight with the values -1, 0 and +1 holds $\log_2 3 \approx 1.58$ bits. Our products know signs
+# only. But give each weight *two* latent weights $u$ and $v$, and let the weight be the mean of
+# their signs:
+#
+# | sign(u) | sign(v) | weight |
+# |:-|:-|:-|
+# | + | + | +1 |
+# | + | - | 0 |
+# | - | + | 0 |
+# | - | - | -1 |
+#
+# All weights $u$ of a layer together make one *plane* of signs, all $v$ another. Backwards nothing
+# new is needed. With $t = (\operatorname{sign} u + \operatorname{sign} v) / 2$ and the
+# straight-through estimator, which takes the slope of the sign as 1 within [-1, 1],
+#
+# $$\frac{\partial L}{\partial u} = \frac12 \frac{\partial L}{\partial t} \quad \text{where } |u|
+# \le 1, \qquad \frac{\partial L}{\partial v} = \frac12 \frac{\partial L}{\partial t} \quad
+# \text{where } |v| \le 1.$$
+#
+# The half says that one plane alone moves the weight by half of what a sign moves. Each plane looks
+# at its own latent weight. And a weight of 0 has a gradient like all others, or it could never
+# leave 0:
 
 # %%
-p = rng.uniform(0.02, 0.98, C)  # of each input channel
-one_sign = 4 * p * (1 - p)
-depthwise_variance = 9 * one_sign  # of the sum, for each output channel
-regular_variance = np.full(C, 9 * one_sign.sum())
+u = Tensor(np.float32([0.5, 0.5, -0.5, 1.5]), requires_grad=True)
+v = Tensor(np.float32([0.2, -0.2, -0.2, -0.2]), requires_grad=True)
+t = (quantizers.ste_sign(u) + quantizers.ste_sign(v)) * 0.5
+(t * np.float32([10, 20, 30, 40])).sum().backward()  # dL/dt is 10, 20, 30, 40
+print("weights   ", t.data)
+print("gradient u", u.grad)
+print("gradient v", v.grad)
 
-for name, variance in (("depth-wise", depthwise_variance), ("regular", regular_variance)):
-    alpha = 1 / np.sqrt(variance / variance.mean())
-    print(
-        f"{name:<12}factor of the batch norm, as multiples of the mean's: "
-        f"{alpha.min():.2f} to {alpha.max():.2f}"
-    )
-
-assert depthwise_variance.max() / depthwise_variance.min() > 5
+assert np.array_equal(t.data, [1, 0, -1, 0])
+assert np.array_equal(u.grad.data, [5, 10, 15, 0])  # the last u is beyond 1
+assert np.array_equal(v.grad.data, [5, 10, 15, 20])
 
 # %% [markdown]
-# The batch norm computes $y = \alpha (x - \mu) + \beta$ with $\alpha = \gamma / \sqrt{\sigma^2 +
-# \epsilon}$ (Eq. 1), and on the way back it multiplies the gradient by the same $\alpha$. Where a
-# channel's variance comes near zero, $\alpha$ becomes large, the gradient with it, and since the
-# variance of a nearly constant channel hangs on a few pixels, both jump from batch to batch.
-#
-# We assumed independent signs. Neighbouring pixels are alike, which makes it worse for some filters
-# and better for others: on a flat region all nine signs are equal, and the sum is the constant sum
-# of the weights.
-
-# %% [markdown]
-# ### 4. Measured in a network
-#
-# `bdnet.layer_statistics` looks at each layer with more than one tap: the variance of what comes
-# into its batch norm, the factor $\alpha$, and the gradients of its weights for several batches.
-# Their *agreement* is 1 where all batches pull in the same direction and 0 where they have nothing
-# in common. Four MobileNets V1 of a quarter of the width, not trained yet, on digits enlarged to
-# 32 × 32 pixels:
+# There is one trap. Both planes get the same gradient. If they start *equal*, they stay equal, and
+# no weight is ever 0. So each plane gets random numbers of its own. Steps along a gradient that
+# pulls all weights down, from the same start and from different ones:
 
 # %%
-train, _ = bdnet.load("digits", 256)
-batches = [
-    (train.images[i : i + 64] / np.float32(8) - 1, train.labels[i : i + 64])
-    for i in range(0, 256, 64)
-]
-config = bdnet.Config()
-measured = {}
-for arm in bdnet.ABLATION.values():
-    network = arm.network(config, (1, 32, 32), 10, np.random.default_rng(0))
-    measured[arm.title] = bdnet.layer_statistics(network, batches)
+start = rng.uniform(-0.5, 0.5, 1000).astype(np.float32)
+other = rng.uniform(-0.5, 0.5, 1000).astype(np.float32)
+for name, (u, v) in {"equal": (start, start), "different": (start, other)}.items():
+    zeros = [np.mean(np.sign(u - step / 5) + np.sign(v - step / 5) == 0) for step in range(3)]
+    print(f"{name:<11}share of zeros at three steps:", np.round(zeros, 2))
+    assert (max(zeros) == 0) == (name == "equal")
 
-print(
-    f"{'medians over 13 layers':<24}{'variance':>9}{'factor':>8}{'gradient':>10}{'agreement':>11}"
-)
-for title, rows in measured.items():
-    variance, factor = (np.median([row[key][1] for row in rows]) for key in ("variance", "factor"))
-    gradient, agreement = (
-        np.median([row[key] for row in rows]) for key in ("gradient", "agreement")
-    )
-    print(f"{title:<24}{variance:>9.2f}{factor:>8.2f}{gradient:>10.3f}{agreement:>11.2f}")
+# %% [markdown]
+# In return the nine taps have $3^9 = 19{,}683$ filters in place of 512, and their sums take every
+# integer from -9 to 9.
+#
+# ## Two products on words
+#
+# A weight of 0 is no bit. But with signs $p$ and $q$ of the two planes, a sum of products with $t =
+# (p + q) / 2$ is half of two sums of signs:
+#
+# $$\sum_i s_i t_i = \frac12 \Big( \sum_i s_i p_i + \sum_i s_i q_i \Big).$$
+#
+# Each of them is XNOR and popcount, `k - 2 * differences`. An example with three terms:
+#
+#     s      + - +
+#     p      + + +      products with s: + - +, sum  1
+#     q      + - -      products with s: + + -, sum  1
+#     t      1 0 0      products with s: 1 0 0, sum  1 = (1 + 1) / 2
+#
+# Is half of it always an integer? Yes: each of the two is `k` minus an even number, so both are odd
+# or both are even, and the sum is even. (Each of them alone may be odd, as here. Halves must not be
+# rounded before they are added.) The check goes through all signs with $k = 4$ and $k = 5$.
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-for axes, key, label in (
-    (left, "factor", "factor of the batch norm"), (right, "agreement", "agreement of gradients"),
-):  # fmt: skip
-    lines = {
-        title: [row[key][1] if key == "factor" else row[key] for row in rows]
-        for title, rows in measured.items()
-    }
-    plots.curves(lines, label, "depth-wise layer", ax=axes)
-plt.show()
+for k in (4, 5):
+    every = np.array(list(itertools.product((-1, 1), repeat=k)), np.float32)  # (2**k, k)
+    words = pack(every)
+    sums = xnor_matmul(words, words, k)  # of each row with each
+    both = sums[:, :, None] + sums[:, None, :]  # s, p, q
+    weights = (every[:, None] + every[None]) / 2  # p, q -> t
+    expected = np.einsum("sk,pqk->spq", every, weights)
+    print(f"k = {k}: {both.size:,} products")
+    assert np.all(both % 2 == 0) and np.array_equal(both // 2, expected)
 
-factors = {title: np.median([row["factor"][1] for row in rows]) for title, rows in measured.items()}
-assert factors["+ pre-BN"] < factors["naive"] and factors["both: BD-Net-A"] < factors["naive"]
-
-# %% [markdown]
-# The naive network's variances are *not* near zero here: our layer multiplies its sums by a learned
-# scale that starts at $1/\sqrt{9}$, so the variance starts somewhat below 1. What the batch norm
-# divides out is one and the same for any scale. So read the factor together with the scale, and do
-# not expect the paper's wording to appear as a number. What does appear: with the shortcut in front
-# of the batch norm the variance is that of the real-valued input, the factor is several times
-# smaller, and the gradients of different batches agree more. Parts two and three explain both of
-# BD-Net's remedies.
+rounded_too_early = sums[:, :, None] // 2 + sums[:, None, :] // 2
+assert not np.array_equal(rounded_too_early, expected)
 
 # %% [markdown]
-# ## Part two: three levels
+# ## Three levels in an input
 #
-# ### 5. What one boundary loses
-#
-# Before formulas, a picture (the paper's Figure 4). One bit a pixel, at the best threshold there is
-# (Otsu's: the variance between both classes is largest), against three levels at the best two.
-
-# %%
-photo = plt.imread(get_sample_data("grace_hopper.jpg"))  # (H, W, 3) uint8
-gray = bdnet.to_gray(photo.transpose(2, 0, 1)[None])[0]
-levels = {"grey": gray / 255, "one bit": bdnet.to_levels(gray, 2)}
-levels["three levels"] = bdnet.to_levels(gray, 3)
-
-figure, places = plt.subplots(1, 3, figsize=(8, 3.6), layout="constrained")
-for axes, (title, picture) in zip(places, levels.items(), strict=True):
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
-    axes.set(xticks=[], yticks=[], title=title)
-plt.show()
-print("thresholds:", bdnet.otsu(gray, 2), "and", bdnet.otsu(gray, 3))
-
-assert [len(np.unique(picture)) for picture in levels.values()][1:] == [2, 3]
-
-# %% [markdown]
-# ### 6. Equation 11
-#
-# More bits a value are not to be had in a binary network: its kernels multiply signs. But two
-# binary convolutions side by side are. Each has a *rounding boundary* $\alpha_i$ of its own and an
-# *output value* $\beta_i$ of its own, and their results are added. For one tap with weights +1:
+# BD-Net is more general. It takes two binary convolutions side by side and adds their results. Each
+# has a *rounding boundary* $\alpha_i$ of its own, at which the sign of its input changes, and an
+# *output value* $\beta_i$. For one tap with weights +1 (Eq. 11):
 #
 # $$f(x) = \beta_1 \operatorname{sign}(x - \alpha_1) + \beta_2 \operatorname{sign}(x - \alpha_2).$$
 #
@@ -225,8 +220,6 @@ assert [len(np.unique(picture)) for picture in levels.values()][1:] == [2, 3]
 #
 # $$f(x) = \begin{cases} -\beta_1 - \beta_2 & x < \alpha_1 \\ \beta_1 - \beta_2 & \alpha_1 \le x <
 # \alpha_2 \\ \beta_1 + \beta_2 & \alpha_2 \le x. \end{cases}$$
-#
-# Three levels from operations on bits: $\log_2 3 \approx 1.58$ bits.
 
 
 # %%
@@ -253,10 +246,9 @@ function = one_tap(boundaries, values, (1, 1))
 assert np.array_equal(function(x), equation_11(x, *np.float32(boundaries), *np.float32(values)))
 
 # %% [markdown]
-# Both branches have weights of their own, too (that is our reading of "two binary convs in
-# parallel"; the paper's code could not be read). With $\operatorname{sign}(w_1) = +1$ and
-# $\operatorname{sign}(w_2) = -1$ the middle becomes the highest level: a function that is not
-# monotone, which no single sign can be.
+# The weights of the two may differ as well (that is our reading of "two binary convs in parallel";
+# the paper's code could not be read). With the signs +1 and -1 the middle becomes the highest
+# level: a function that first rises and then falls, which no single sign is.
 
 # %%
 figure, places = plt.subplots(1, 4, figsize=(9, 2.3), sharey=True, layout="constrained")
@@ -264,97 +256,57 @@ for axes, signs in zip(places, ((1, 1), (-1, -1), (1, -1), (-1, 1)), strict=True
     axes.step(x, one_tap(boundaries, values, signs)(x), where="post", color=plots.MINUS)
     axes.set(title=f"signs of the weights {signs}", xlabel="x")
     axes.title.set_fontsize("small")
+places[0].set_ylabel("f(x)")
 plt.show()
 
 assert one_tap(boundaries, values, (1, -1))(np.float32([-1, 0, 1])).argmax() == 1
 
 # %% [markdown]
-# ### 7. What it buys, and what it costs
-#
-# Count for the nine taps of a depth-wise channel: how many different values can an output take? One
-# branch: ten. Two with output values that are no simple multiples of each other: up to a hundred.
-# And there are $2^{18}$ pairs of filters instead of $2^9$ filters. In operations it is twice a very
-# small number.
+# Our weight with three levels is the case of *equal* boundaries and output values of 1/2: then
+# $f(x) = t \operatorname{sign}(x - \alpha)$. With separate values an output of nine taps has up to
+# a hundred values:
 
 # %%
+for signs, t in (((1, 1), 1), ((1, -1), 0), ((-1, 1), 0), ((-1, -1), -1)):
+    assert np.array_equal(one_tap((0, 0), (0.5, 0.5), signs)(x), t * quantizers.sign(x))
+
 one = np.arange(-9, 10, 2)
 pairs = np.unique(np.round(0.6 * one[:, None] + 0.37 * one[None, :], 6))
 print("values of an output:", len(one), "and", len(pairs))
-
-count = {}
-for arm in bdnet.ABLATION.values():
-    network = arm.network(bdnet.Config(width=1.0), (3, 32, 32), 10, np.random.default_rng(0))
-    count[arm.title] = analysis.count_operations(network, (3, 32, 32)).ops
-    print(f"{arm.title:<18}{count[arm.title] / 1e6:8.4f} million OPs in the whole network")
-
 assert len(pairs) == 100
-assert count["+ 1.58-bit"] / count["naive"] < 1.02
 
 # %% [markdown]
-# ## Part three: the shortcut in front of the batch norm
+# ## A shortcut in front of the batch norm
 #
-# ### 8. Two shortcuts
+# Signs are not fair coins. If a channel is +1 with probability $p$, one sign has the variance $4 p
+# (1 - p)$: 1 for $p = 0.5$, but 0.04 for $p = 0.99$. A regular layer averages over its channels. A
+# depth-wise output stands on one channel alone. If that is nearly constant, the variance of its sum
+# is near 0 and hangs on a few pixels. The batch norm divides by its root, and multiplies the
+# gradient by the same factor, $\alpha = \gamma / \sqrt{\sigma^2 + \epsilon}$ (Eq. 1).
 #
-# Binary networks have a shortcut around convolution *and* batch norm (Bi-Real Net): $y =
-# \operatorname{BN}(\operatorname{conv}(x)) + x$. In the Jacobian the batch norm is the factor
-# $\alpha$, and the convolution a matrix $J_\text{dw}$ (Eq. 3); BD-Net adds $x$ in front of the
-# batch norm as well (Eq. 4):
+# Binary networks have a shortcut *behind* the norm (Bi-Real Net): $y =
+# \operatorname{BN}(\operatorname{conv}(x)) + x$. It brings the real-valued input past the signs.
+# BD-Net adds the input *before* the norm as well:
 #
-# $$J = \alpha J_\text{dw} + I, \qquad J' = \alpha (J_\text{dw} + I) + I = \alpha J_\text{dw} +
-# (\alpha + 1) I.$$
+# $$y = \operatorname{BN}(\operatorname{conv}(x) + x) + x.$$
 #
-# The claim is about the condition number, the ratio of the largest to the smallest singular value:
-# how differently the layer stretches different directions. It is at its best, 1, for a multiple of
-# the identity. If $\alpha$ is large, $I$ is nothing beside $\alpha J_\text{dw}$; but $(\alpha + 1)
-# I$ grows along with it.
-#
-# The paper argues with eigenvalues and an approximation (Eqs. 5 to 10). A depth-wise filter on a
-# small image is a matrix that we can write down, so let's compute instead.
-
+# Then the norm sees the spread of real numbers, which is never nearly 0. Take twenty batches of 64
+# values, sums of nine signs with $p = 0.99$, and look at the factor:
 
 # %%
-def jacobian(filter, size):
-    """The matrix of a 3 × 3 convolution of one channel with padding 1: (size², size²)."""
-    matrix = np.zeros((size, size, size, size))
-    for y in range(size):
-        for x in range(size):
-            for i in range(3):
-                for j in range(3):
-                    row, column = y + i - 1, x + j - 1
-                    if 0 <= row < size and 0 <= column < size:
-                        matrix[y, x, row, column] = filter[i, j]
-    return matrix.reshape(size * size, size * size)
+sums = 2.0 * rng.binomial(9, 0.99, (20, 64)) - 9  # batches of the sums of a channel
+inputs = rng.normal(size=(20, 64))  # and of the real numbers before the sign
+factors = {}
+for name, batches in {"without": sums, "with the shortcut": sums + inputs}.items():
+    factors[name] = 1 / np.sqrt(batches.var(axis=1) + 1e-5)
+    least, most = factors[name].min(), factors[name].max()
+    print(f"{name:<18} factor of the batch norm: {least:.2f} to {most:.2f}")
 
-
-def condition(matrix):
-    values = np.linalg.svd(matrix, compute_uv=False)
-    return values[0] / values[-1]
-
-
-identity = np.eye(64)
-filters = [jacobian(rng.choice([-1.0, 1.0], (3, 3)) / 3, 8) for _ in range(60)]
-print("factor   median condition number        smaller with pre-BN")
-for alpha in (0.1, 0.33, 1.0, 3.0, 10.0):
-    found = np.array(
-        [
-            (condition(alpha * J + identity), condition(alpha * J + (alpha + 1) * identity))
-            for J in filters
-        ]
-    )
-    without, having = np.median(found, axis=0)
-    share = np.mean(found[:, 1] < found[:, 0])
-    print(f"{alpha:6.2f}   {without:8.2f} without{having:8.2f} with{share:12.0%} of the filters")
-    assert having < without
+assert np.ptp(factors["with the shortcut"]) < np.ptp(factors["without"]) / 3
 
 # %% [markdown]
-# The claim holds in the median for every factor, and the gain is the larger the larger $\alpha$ is,
-# as the paper says. It does not hold for every filter: its argument takes eigenvalues as positive,
-# and a filter of signs has negative ones, which adding $\alpha$ can bring *closer* to zero.
-#
-# There is a second effect, which Eq. 4 hides because it writes the same $\alpha$ twice. The
-# shortcut also changes what the batch norm sees: sums of a few signs *plus a real value*. Its
-# variance is no longer that of ten coarse steps, and the factor is smaller (section 4). A layer of
-# the package, with both shortcuts, against the formula:
+# Without the shortcut the gradient is multiplied by another number in each batch. Now a layer of
+# the package, with both shortcuts, and the same by hand:
 
 # %%
 how = models.blocks.make_method("tutorial", "bdnet-a")
@@ -372,107 +324,127 @@ by_hand = alpha * (sums + image - mean) + shift + image
 assert layer.pre_bn and np.allclose(layer(Tensor(image)).data, by_hand, atol=1e-5)
 
 # %% [markdown]
-# ## Part four: operations are not milliseconds
+# ## Counting operations
 #
-# ### 9. Counted and measured
-#
-# Whole networks at full width on one image of 32 × 32 pixels: operations as papers count them, and
-# the milliseconds of our packed network on one thread. (`tinybnn bench models` measures the same
-# carefully, beside PyTorch.)
-
+# Papers count OPs = FLOPs + BOPs / 64: a product of real numbers is one operation, and so are 64
+# products of signs, since they fit a word. An output value takes one product for each tap and each
+# channel that its filter sees. A layer of 128 channels on 56 × 56 pixels, by the package:
 
 # %%
-def shortest(function, *arguments, runs=12, **options):
-    times = []
-    for _ in range(runs + 1):
-        begin = time.perf_counter()
-        function(*arguments, **options)
-        times.append(time.perf_counter() - begin)
-    return min(times[1:])
+C, SIZE = 128, 56
+layers = {
+    "real, regular": nn.Conv2d(C, C, 3, padding=1, bias=False),
+    "real, depth-wise": nn.Conv2d(C, C, 3, padding=1, groups=C, bias=False),
+    "binary, regular": nn.BinaryConv2d(C, C, 3, padding=1),
+    "binary, depth-wise": nn.BinaryDepthwiseConv2d(C, 3, padding=1),
+    "1.58-bit, depth-wise": nn.DualBinaryConv2d(C, C, 3, padding=1, groups=C),
+}
+ops = {}
+for name, layer in layers.items():
+    ops[name] = analysis.count_operations(layer, (C, SIZE, SIZE)).ops
+    print(f"{name:<22}{ops[name]:>14,.0f}")
 
-
-image = rng.standard_normal((1, 3, 32, 32), np.float32)
-packed, counted = {}, {}
-for method in ("float", "reactnet", "bdnet-b", "bdnet-a"):
-    network = models.mobilenet_v1(1.0, 32, 10, method, rng=np.random.default_rng(0)).eval()
-    counted[method] = analysis.count_operations(network, (3, 32, 32))
-    packed[method] = deploy.compile(network, (3, 32, 32))
-    seconds = shortest(packed[method].predict, image, threads=1)
-    print(
-        f"{method:<10}{counted[method].ops / 1e6:8.2f} million OPs{seconds * 1e3:8.2f} ms"
-        f"{packed[method].nbytes / 1e6:8.2f} MB"
-    )
-
-assert counted["float"].ops / counted["bdnet-a"].ops > 25
+assert ops["real, regular"] == SIZE * SIZE * C * C * 9
+assert ops["1.58-bit, depth-wise"] == 2 * (SIZE * SIZE * C * 9) / 64
+assert ops["real, depth-wise"] < ops["binary, regular"]
 
 # %% [markdown]
-# BD-Net-A has a twenty-eighth of the float network's operations. Nothing like it shows in the
-# milliseconds. The profile says where they go. First, which tasks count bits at all, and how fast
-# against what the registers could count:
+# That is the paper's Table 1, and a line more. Binarizing a regular convolution saves *less* than
+# keeping floats and going depth-wise. Networks that put regular binary layers in the place of
+# depth-wise ones, as ReActNet does with MobileNet, therefore have more operations there than the
+# float network. The gain is in the last two lines.
+#
+# ## Measured
+#
+# What do the two remedies cost in a whole network, a MobileNet V1 of full width?
 
 # %%
-rows = packed["bdnet-a"].profile(image, repetitions=12, threads=1)
-groups = {}
-for row in rows:
-    kind = "other float operations"
-    if "xnor_conv2d" in row["operations"]:
-        kind = "depth-wise" if ".branches." in row["layer"].split(" + ")[0] else "1 × 1"
-        kind += " with its float epilogue"
-    elif "conv2d" in row["operations"] or "linear" in row["operations"]:
-        kind = "real first and last layer"
-    elif {"avg_pool2d", "take_channels"} & set(row["operations"]):
-        kind = "shortcuts: average, replicate"
-    seconds, products = groups.get(kind, (0.0, 0))
-    groups[kind] = seconds + row["seconds"], products + row["products"]
+count = {}
+for arm in bdnet.ABLATION.values():
+    network = arm.network(bdnet.Config(width=1.0), (3, 32, 32), 10, np.random.default_rng(0))
+    count[arm.title] = analysis.count_operations(network, (3, 32, 32)).ops
+    print(f"{arm.title:<18}{count[arm.title] / 1e6:8.4f} million OPs")
 
-whole = sum(seconds for seconds, _ in groups.values())
-for kind, (seconds, products) in sorted(groups.items(), key=lambda item: -item[1][0]):
-    print(f"{kind:<34}{seconds * 1e3:7.3f} ms{seconds / whole:6.0%}{products / 1e6:9.1f} Mbit-MAC")
-
-assert sum(products for _, products in groups.values()) == counted["bdnet-a"].bops
+assert count["+ 1.58-bit"] / count["naive"] < 1.02
 
 # %% [markdown]
-# Two things are not in the count. A shortcut is real-valued, so after each binary layer there are
-# scale, addition, batch norm, addition, activation and comparison *in floats*, for every value; OPs
-# do not count them. (In a depth-wise layer they are most of the work: nine products of signs are a
-# seventh of an operation, and a dozen float operations follow.) And each of the forty-odd tasks is
-# so small that starting it takes a time of its own. Counted operations rank networks of the same
-# kind. They do not predict milliseconds.
-#
-# ### 10. And the accuracy?
-#
-# Training takes longer than a notebook should:
-#
-#     tinybnn reproduce bdnet-ablation --quick                  # the whole chain on digits, minutes
-#     TINYBNN_DATA=DIR tinybnn reproduce bdnet-ablation         # Table 6 on CIFAR-10, hours
-#     TINYBNN_DATA=DIR tinybnn reproduce bdnet-table2           # accuracy, operations, milliseconds
-#
-# Each writes a report with differences paired by seed, and the statistics of section 4 at the start
-# and at the end of training. At a quarter of the width, 20 epochs on CIFAR-10, mean of three seeds
-# ([report](../tinybnn/experiments/results/bdnet-ablation/report.md)):
+# And what do they gain? Training takes longer than a notebook should. At a quarter of the width, 20
+# epochs on CIFAR-10, mean of three seeds
+# ([report](../tinybnn/experiments/results/bdnet-ablation/report.md); `tinybnn reproduce
+# bdnet-ablation --quick` runs the chain on digits in minutes):
 #
 # | | test accuracy | against naive | the paper, CIFAR-100, full width |
 # |---|---|---|---|
 # | naive | 61.95% | | |
-# | + 1.58-bit convolution (section 5) | 63.29% | +1.34 | +1.24 |
-# | + shortcut before the batch norm (section 8) | 68.69% | +6.74 | +1.99 |
+# | + 1.58-bit convolution | 63.29% | +1.34 | +1.24 |
+# | + shortcut before the batch norm | 68.69% | +6.74 | +1.99 |
 # | both | 69.91% | +7.96 | +3.34 |
 #
 # The order is the paper's. The shortcut is most of the gain, and costs an addition.
+#
+# ## In the package
+#
+# | here | there |
+# |---|---|
+# | depth-wise convolution of signs | [`nn.BinaryDepthwiseConv2d`](../tinybnn/nn/binary.py) |
+# | two convolutions side by side | [`nn.DualBinaryConv2d`](../tinybnn/nn/binary.py) |
+# | both products in one pass | [`kernels/floats/fused.py`](../tinybnn/kernels/floats/fused.py) |
+# | the layer with both shortcuts | [`models/blocks.py`](../tinybnn/models/blocks.py) |
+#
+# With boundaries of 0 and output values of 1/2 the package's layer is ours:
+
+# %%
+dual = nn.DualBinaryConv2d(4, 4, 3, padding=1, groups=4, rng=rng).eval()
+for branch in dual.branches:
+    branch[0].threshold.data[...] = 0
+    branch[1].scale.data[...] = 0.5
+planes = dual.binary_weight()[:, :, 0]  # (2, 4, 3, 3)
+with tb.no_grad():
+    found = dual(Tensor(image)).data
+
+assert np.array_equal(found, depthwise_by_loops(quantizers.sign(image), planes.mean(axis=0)))
+
+# %% [markdown]
+# ## Summary
+#
+# A depth-wise convolution of signs is cheap and coarse: nine terms, ten values. Two planes of signs
+# make weights of -1, 0 and +1; each plane gets half of the gradient, and the product is half the
+# sum of two products on words, exactly. Adding the input before the batch norm keeps the factor of
+# the norm from jumping. Both together cost next to nothing in operations.
 
 # %% [markdown]
 # ## Exercises
 #
-# 1. Build the convolution with three branches ($N = 3$) by `one_tap` and draw it. How many levels
-#    does it have, and how many bits are that? *Hint:* boundaries at -0.5, 0 and 0.5.
-# 2. In section 8, which filters are worse off with the pre-BN shortcut? Print the eigenvalues
-#    (`np.linalg.eigvals`) of one of them for $\alpha = 3$. *Hint:* look for real parts of
-#    $\alpha J_\text{dw}$ near $-(\alpha + 1)$ and near $-1$.
-# 3. Repeat section 4 with `base="adabin"` in `bdnet.Config`, and for ReActNet
-#    (`bdnet.TABLE_2["reactnet"]`), whose layers are regular. Does the agreement of the gradients
-#    separate regular from depth-wise?
-# 4. Predict from section 9 what a batch of 64 changes for "starting takes a time of its own", then
-#    measure it with `packed["bdnet-a"].profile`.
+# | | write | task |
+# |:-|:-|:-|
+# | 10.1 | `depthwise(x, weight, ...)` | each channel with its own filter, by your `windows` |
+# | 10.2 | `three_levels(first, second)` | the mean of two signs, in your engine |
+# | 10.3 | `dual_matmul(a, first, second, k)` | its product on words |
+# | 10.4 | `residual_norm(sums, x, ...)` | batch norm with both shortcuts |
+# | 10.5 | `operations(channels, ...)` | how many operations a convolution takes |
+#
+# Edit `mybnn/dual.py`, beside this notebook. It uses your functions of 02 to 05, and has a layer,
+# `depthwise_conv2d`, made of them. Then type in a terminal, in the folder of the course:
+#
+#     tinybnn course check 10      # or one: tinybnn course check 10.2
+#     tinybnn course hint 10.2     # three hints, one after the other
+#     tinybnn course milestone 8   # BD-Net with your code inside
+#
+# Or check from here:
+
+# %%
+from tinybnn import course  # noqa: E402
+
+course.show("10")
+
+# %% [markdown]
+# Think about:
+#
+# 1. Build the convolution with three branches by `one_tap` and draw it. How many levels does it
+#    have, and how many bits are that? *Hint:* boundaries at -0.5, 0 and 0.5.
+# 2. A weight with three levels can also be two words of another kind: a sign, and a mask that is 0
+#    where the weight is 0. Then the sum needs XOR, AND and *one* popcount for each word. What would
+#    be the gradient of the mask, and why are two planes of signs easier to train?
 
 # %% [markdown]
 # ## Sources
@@ -480,8 +452,4 @@ assert sum(products for _, products in groups.values()) == counted["bdnet-a"].bo
 # - D. Kim et al.: *BD-Net: Has Depth-Wise Convolution Ever Been Applied in Binary Neural Networks?*
 #   (2025), arXiv:2511.17633.
 # - Z. Liu et al.: *ReActNet* (2020), arXiv:2003.03488; *Bi-Real Net* (2018), arXiv:1808.00278.
-# - Z. Tu et al.: *AdaBin* (2022), arXiv:2208.08084.
 # - A. Howard et al.: *MobileNets* (2017), arXiv:1704.04861.
-# - T. Sheng et al.: *A Quantization-Friendly Separable Convolution for MobileNets* (2018),
-#   arXiv:1803.08607: batch norm and channels of zero variance.
-# - N. Otsu: *A Threshold Selection Method from Gray-Level Histograms* (1979).

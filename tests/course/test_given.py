@@ -18,6 +18,11 @@ def convolution(monkeypatch):
         del sys.modules[module]
 
 
+@pytest.fixture
+def dual(convolution):
+    return importlib.import_module("mybnn.dual")
+
+
 def operands(dtype):
     rng = np.random.default_rng(0)
     x = np.where(rng.normal(size=(2, 3, 5, 4)) >= 0, 1, -1).astype(dtype)
@@ -49,3 +54,15 @@ def test_the_gradients_of_the_binary_convolution(convolution):
     by_windows = np.einsum("nohw,ocij->nhwcij", grad, scale[:, None, None, None] * signs)
     by_x = convolution.fold_windows(by_windows.reshape(2, 5, 4, 27), x.shape, 3, padding=1)
     assert np.allclose(a.grad, by_x)
+
+
+@pytest.mark.parametrize("padding, value", [(0, 0), (1, 0), (1, -1)])
+def test_the_gradients_of_the_depthwise_convolution(dual, padding, value):
+    rng = np.random.default_rng(0)
+    factors = rng.normal(size=(2, 3, 3 + 2 * padding, 2 + 2 * padding))
+
+    def function(x, weight):
+        return dual.depthwise_conv2d(x, weight, padding, value) * factors
+
+    operands = rng.normal(size=(2, 3, 5, 4)), rng.normal(size=(3, 3, 3))
+    assert importlib.import_module("mybnn.engine").gradcheck(function, *operands) < 1e-7

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import numpy as np
 
 from tinybnn.course.checks.estimators import computed, engine
 from tinybnn.course.exercise import Exercise, Wrong, call, compare, for_all
+from tinybnn.typing import Array
 
 _TOLERANCE = 1e-6
 
@@ -26,7 +29,7 @@ def _unbroadcast(grad, shape):
     return grad.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)
 
 
-def _own_functions(check):
+def own_functions(check: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
     """Decorate a check of a layer alone: functions of other chapters are provided."""
 
     @functools.wraps(check)
@@ -49,7 +52,7 @@ def _own_functions(check):
     return checked
 
 
-def _gradients(result, grad, tensors):
+def gradients(result: Any, grad: Array, tensors: Sequence[Any]) -> list[Array]:
     """Propagate a gradient by the rules of the operations to each of the tensors."""
     order, seen = [], set()
 
@@ -96,7 +99,7 @@ _X = np.float32([[0.5, -2.0, 1.0], [3.0, 0.25, -1.0]])
 _LATENT = np.float32([[0.5, -0.25, 0.0], [-0.75, 1.0, 2.0], [-1.5, -1.0, 0.125]])
 
 
-@_own_functions
+@own_functions
 def linear_values(layers: ModuleType) -> None:
     """binary_linear is the product with the signs of the latent weights."""
     from hypothesis import strategies as st
@@ -128,14 +131,14 @@ def _to_latent(x, latent, grad):
     return (grad.T @ x) * (np.abs(latent) <= 1)
 
 
-@_own_functions
+@own_functions
 def linear_gradient(layers: ModuleType) -> None:
     """the gradient reaches x through the signs, and the latent weights straight through."""
     tensor = engine(layers).Tensor
 
     def binary_linear(x, latent, grad):
         given = tensor(x), tensor(latent)
-        return tuple(_gradients(layers.binary_linear(*given), grad, given))
+        return tuple(gradients(layers.binary_linear(*given), grad, given))
 
     grad = np.float32([[1.0, 2.0, -3.0], [0.5, -1.0, 4.0]])
     compare(
@@ -216,7 +219,7 @@ def _norm_of(layers):
     return batch_norm
 
 
-@_own_functions
+@own_functions
 def norm_values(layers: ModuleType) -> None:
     """batch norm gives each column the mean beta and the spread gamma, eps inside the root."""
     from hypothesis import strategies as st
@@ -234,7 +237,7 @@ def norm_values(layers: ModuleType) -> None:
             seed=st.integers(0, 99), eps=st.sampled_from([1e-5, 0.1]))  # fmt: skip
 
 
-@_own_functions
+@own_functions
 def norm_of_constants(layers: ModuleType) -> None:
     """a column of equal numbers gives beta, not NaN, with the default eps."""
     tensor = engine(layers).Tensor
@@ -265,14 +268,14 @@ _NORM_GRADIENT_MISTAKES = {
 }  # fmt: skip
 
 
-@_own_functions
+@own_functions
 def norm_gradient(layers: ModuleType) -> None:
     """the gradient goes through mean and variance, and reaches gamma and beta."""
     tensor = engine(layers).Tensor
 
     def batch_norm(x, gamma, beta, grad):
         given = tensor(x), tensor(gamma), tensor(beta)
-        return tuple(_gradients(layers.batch_norm(*given)[0], grad, given))
+        return tuple(gradients(layers.batch_norm(*given)[0], grad, given))
 
     grad = np.array([[1.0, -2.0], [0.5, 1.0], [3.0, 2.0]])
     inputs = _NORM | {"grad": grad}
@@ -322,7 +325,7 @@ def _entropy_of(layers):
     return cross_entropy
 
 
-@_own_functions
+@own_functions
 def entropy_values(layers: ModuleType) -> None:
     """the loss is the mean of -log of the softmax at the right class."""
     from hypothesis import strategies as st
@@ -338,7 +341,7 @@ def entropy_values(layers: ModuleType) -> None:
     for_all(check, examples=50, n=st.integers(1, 5), c=st.integers(1, 5), seed=st.integers(0, 99))
 
 
-@_own_functions
+@own_functions
 def entropy_is_stable(layers: ModuleType) -> None:
     """scores of 1000 and of -1000 neither overflow nor give log(0)."""
     function = _entropy_of(layers)
@@ -356,7 +359,7 @@ def entropy_is_stable(layers: ModuleType) -> None:
         compare(function, _entropy, inputs, tolerance=_TOLERANCE)
 
 
-@_own_functions
+@own_functions
 def entropy_gradient(layers: ModuleType) -> None:
     """the gradient is (softmax - 1 at the right class) / N."""
     tensor = engine(layers).Tensor
@@ -364,7 +367,7 @@ def entropy_gradient(layers: ModuleType) -> None:
     def cross_entropy(scores, labels):
         given = tensor(scores)
         result = layers.cross_entropy(given, labels)
-        return _gradients(result, np.ones(result.shape), [given])[0]
+        return gradients(result, np.ones(result.shape), [given])[0]
 
     compare(cross_entropy, _entropy_gradient, _SCORES, _ENTROPY_GRADIENT_MISTAKES, _TOLERANCE)
 
