@@ -61,6 +61,8 @@ CHAPTERS: dict[str, Chapter] = {
             "convolution",
         ),
         Chapter("06", ("06_compiling", "06b_the_compiler", "06c_tasks_and_time"), "folding"),
+        Chapter("09", ("09_federated_one_bit", "09b_clients_that_differ"), "averaging"),
+        Chapter("11", ("11_the_landscape", "11b_curvature"), "curvature"),
     )
 }  # fmt: skip
 
