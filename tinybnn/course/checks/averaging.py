@@ -62,6 +62,16 @@ def mean_values(averaging: ModuleType) -> None:
     for_all(check, examples=50, counts=counts, seed=st.integers(0, 99))
 
 
+def mean_changes_nothing(averaging: ModuleType) -> None:
+    """the clients' arrays stay as they are."""
+    arrays = [a.copy() for a in _MEAN["arrays"]]
+    averaging.weighted_mean(arrays, _MEAN["counts"])
+    for got, before in zip(arrays, _MEAN["arrays"], strict=True):
+        if not np.array_equal(got, before):
+            why = "weighted_mean writes into a client's array; a += or *= changes the array itself"
+            raise Wrong(why, _MEAN, got, before, labels=("after", "before"))
+
+
 def mean_rounds_once(averaging: ModuleType) -> None:
     """the mean of equal arrays is that array, bit for bit: float64 inside, rounded at the end."""
     array = np.random.default_rng(0).uniform(-1, 1, 500).astype(np.float32)
@@ -105,7 +115,8 @@ _VOTE_MISTAKES = {
     "the minority wins": lambda signs, counts, before: np.where(
         _sum(signs, counts) == 0, before, -_vote(signs, counts, before)),
     "`before` votes too; it decides only where the votes are equal":
-        lambda signs, counts, before: _vote([*signs, before], [*counts, 1], before),
+        (lambda signs, counts, before: _vote([*signs, before], [*counts, 1], before),
+         lambda signs, counts, before: np.sign(before + _sum(signs, counts))),
 }  # fmt: skip
 _VOTE = {
     "signs": [np.float32([1, 1, 1, -1]), np.float32([-1, -1, 1, 1]), np.float32([-1, -1, -1, 1])],
@@ -381,6 +392,10 @@ def _bytes(row_bytes=lambda k: -(-k // 8), vector=lambda n: 4 * n):
     return count
 
 
+def _weights(shapes, one_bit):
+    return _bytes()([s for s in shapes if len(s) > 1], one_bit)
+
+
 _BYTES_MISTAKES = {
     "the bits of all rows run on; each row begins with a new byte, ceil(K / 8) of them":
         lambda shapes, one_bit: sum(
@@ -395,8 +410,9 @@ _BYTES_MISTAKES = {
     "weights travel as bits even where one_bit is False": lambda shapes, one_bit:
         _bytes()(shapes, True),
     "arrays with one axis count as bits as well; they always travel as float32":
-        _bytes(vector=lambda n: -(-n // 8)),
-    "arrays with one axis are missing": _bytes(vector=lambda n: 0),
+        lambda shapes, one_bit: _weights(shapes, one_bit) + sum(
+            -(-s[0] // 8) if one_bit else 4 * s[0] for s in shapes if len(s) == 1),
+    "arrays with one axis are missing": lambda shapes, one_bit: _weights(shapes, one_bit),
     "a float32 has 4 bytes, not 8": _bytes(vector=lambda n: 8 * n),
     "a row is taken to end with the second axis; it is all that lies below one index of the first":
         lambda shapes, one_bit: _bytes()([s[:2] for s in shapes], one_bit),
@@ -438,7 +454,7 @@ EXERCISES: tuple[Exercise, ...] = (
         "weighted_mean",
         "Federated averaging: the mean of the clients' weights, weighted by samples.",
         "The naive version: average the weights",
-        (mean_values, mean_rounds_once),
+        (mean_values, mean_changes_nothing, mean_rounds_once),
         (
             "One client has 3 samples, another has 1. Which weights would one machine with all "
             "four samples listen to more?",
