@@ -20,7 +20,7 @@
 # **You need** latent weights, training and the digits of [03](03_first_binary_network.ipynb), and
 # signs packed into words from [04](04_xnor_and_popcount.ipynb).
 #
-# **Time** 12 minutes of reading; the cells run in about half a minute on two cores.
+# **Time** 14 minutes of reading; the cells run in about half a minute on two cores.
 
 # %%
 import math
