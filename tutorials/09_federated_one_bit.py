@@ -357,8 +357,8 @@ assert savings["FedAvg, floats"] == 1 and savings["sign of the update"] > 10
 
 # %% [markdown]
 # All three one-bit messages are equally long. The sign of the update comes within a few points of
-# floats in each seed; the random sign learns, but its noise stays the same in every round; the sign
-# of the weight does not learn.
+# floats in each seed; the random sign learns, but its noise stays the same in every round; with the
+# sign of the weight only the batch norms learn.
 #
 # ## In the package
 #

@@ -196,7 +196,8 @@ draw(normalized)
 assert np.allclose(normalized[0], normalized[1], rtol=0.02)
 
 # %% [markdown]
-# Now both networks have one landscape (the small $\varepsilon$ of batch norm is all that differs).
+# Now both networks have one landscape, and one curve hides the other. (The small $\varepsilon$ of
+# batch norm is all that differs.)
 #
 # ## Both landscapes
 #
