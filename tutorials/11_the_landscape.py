@@ -13,13 +13,15 @@
 # %% [markdown]
 # # The landscape of a binary network
 #
-# **You will learn** what the loss of a binary network looks like from the weights' point of view:
-# a staircase that training never sees, and a smooth surface that it follows instead; what the
-# Hessian of such a network can mean; how to compute its largest eigenvalues without ever writing it
-# down; and how far an argument about condition numbers carries.
+# **You will learn** what the loss of a binary network looks like from the weights' point of view: a
+# staircase that training never sees, and a smooth surface that it follows instead; how to draw a
+# line through that landscape so that the picture means something; and what a single flip costs.
 #
-# **You need** notebooks 03 (straight-through estimators) and 10 (BD-Net). Reading takes about
-# fifteen minutes, running half a minute.
+# **You need** surrogates and straight-through estimators from
+# [02](02_the_gradient_of_sign.ipynb), and latent weights, batch norm and flips from
+# [03](03_first_binary_network.ipynb).
+#
+# **Time** 11 minutes of reading; the cells run in about half a minute on two cores.
 
 # %%
 import matplotlib.pyplot as plt
@@ -27,17 +29,18 @@ import numpy as np
 
 from tinybnn import Tensor, analysis, datasets, nn, optim, plots, quantizers, training
 from tinybnn import functional as F
-from tinybnn.experiments.bdnet import conditioning
 
 train, test = datasets.load("digits")
 
 # %% [markdown]
-# ## 1. One weight
+# ## The question
 #
-# Take the smallest binary network, $\ell(w) = (\operatorname{sign}(w)\, x - y)^2$. It has two
-# values, and its slope is 0 nearly everywhere: there is nothing for gradient descent to follow. The
-# straight-through estimator pretends that sign has the slope of another function, its *surrogate*,
-# here $\operatorname{clip}(w, -1, 1)$. `quantizers.surrogates` computes with the surrogate itself.
+# Take the smallest binary network: one latent weight $w$, one input $x = 1$, a target of 0.4, and
+# the loss $(\operatorname{sign}(w)\, x - 0.4)^2$. It has two values, $(1 - 0.4)^2 = 0.36$ and
+# $(-1 - 0.4)^2 = 1.96$, and its slope is 0 nearly everywhere: there is nothing for gradient descent
+# to follow. The straight-through estimator pretends that sign has the slope of another function,
+# its *surrogate*, here $\operatorname{clip}(w, -1, 1)$. Inside `quantizers.surrogates()` the
+# network computes with the surrogate itself.
 
 # %%
 steps, target = np.linspace(-1.6, 1.6, 161), 0.4
@@ -53,18 +56,23 @@ ax.set(xlabel="latent weight w", ylabel="loss")
 ax.legend(fontsize=8)
 plt.show()
 
-# %% [markdown]
-# Both agree at the clip, $w = \pm 1$, and nowhere else. The surrogate has its lowest point at $w =
-# 0.4$, where the binary loss is no better than anywhere right of 0. Training goes there, to and fro
-# over nothing, or to and fro over the jump if the lowest point is near 0. Keep this picture in
-# mind: what follows is the same in a few thousand dimensions.
+print("lowest point of the surrogate at", steps[slope.argmin()].round(2))
+
+assert np.allclose(np.unique(staircase.round(9)), [0.36, 1.96])
+assert np.isclose(steps[slope.argmin()], 0.4)
 
 # %% [markdown]
-# ## 2. A network
+# Both agree beyond the clip, from $w = \pm 1$ on, and nowhere else. The surrogate has its lowest
+# point at $w = 0.4$, where the binary loss is no better than anywhere right of 0. Training goes
+# there, to and fro over nothing, or to and fro over the jump if the lowest point is near 0.
 #
-# Two binary layers on the digits, with a smooth surrogate (`swish_sign`) for the sake of section 3.
-# While the network trains, `FlipTracker` counts how many weights change
-# their sign in each step, and how many return within ten steps.
+# **What do the two look like for a network of 9,000 weights, and how near to each other are they?**
+#
+# ## The naive version
+#
+# Here is a network to look at: one real layer, two binary ones, for the digits. (`swish_sign` has a
+# smooth surrogate.) While it trains, `FlipTracker` counts how many weights change their sign in
+# each step, and how many return within ten steps; a snapshot of all weights is kept each epoch.
 
 # %%
 rng = np.random.default_rng(0)
@@ -94,160 +102,173 @@ for _ in range(20):
     way.append(analysis.parameter_vector(model))
 
 found = training.evaluate(model, datasets.DataLoader(test, 256))
-print(f"test accuracy {found['accuracy']:.1%}")
+print(f"test accuracy {found['accuracy']:.1%}, {len(way[0]):,} parameters")
+
+assert found["accuracy"] > 0.85
+
+# %% [markdown]
+# 9,000 weights have 9,000 axes. The simplest picture: choose a random direction $d$ of normally
+# distributed numbers, and draw the loss at $\theta + a\,d$ for $a$ from -1 to 1. (Batch norms
+# keep their parameters; they normalize each place anew.) As a test, the same for a second network,
+# whose first layer has all weights times 10. That layer stands before a batch norm, which divides
+# by 10 again: the two networks compute the same.
+
+# %%
+batches = list(datasets.DataLoader(train[:512], 512))
+places = np.linspace(-1, 1, 41)
+
+
+def plain_direction(model, seed=1):
+    """Normal numbers for all weights, zeros for batch norms."""
+    rng = np.random.default_rng(seed)
+    parts = [rng.normal(size=p.shape) * 0.2 * (p.ndim > 1) for p in model.parameters()]
+    return np.concatenate([part.ravel() for part in parts]).astype(np.float32)
+
+
+def binary_loss(model, direction):
+    line = analysis.loss_landscape(
+        model, batches, [direction], [places], surfaces=["binary"], training=True
+    )
+    return np.asarray(line.losses["binary"])
+
+
+def both_networks(direction_of):
+    """Losses along a line: of the network, and of its twin with a larger first layer."""
+    losses = [binary_loss(model, direction_of(model))]
+    model[1].weight.data *= 10
+    losses.append(binary_loss(model, direction_of(model)))
+    model[1].weight.data /= np.float32(10)
+    return losses
+
+
+def draw(losses):
+    _, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
+    for values, color, name in zip(
+        losses, (plots.MINUS, plots.PLUS), ("network", "first layer times 10"), strict=True
+    ):
+        ax.plot(places, values, color=color, label=name)
+    ax.set(xlabel="a", ylabel="loss")
+    ax.legend(fontsize=8)
+    plt.show()
+
+
+plain = both_networks(plain_direction)
+draw(plain)
+
+assert np.isclose(plain[0][20], plain[1][20], rtol=0.01)  # the same network at a = 0
+assert np.abs(plain[0] - plain[1]).max() > 0.1  # and another landscape
+
+# %% [markdown]
+# The same function, two landscapes. A step of a given length is long for small weights and short
+# for large ones, and the size of weights before a batch norm means nothing. Such a picture shows
+# the size of the weights, not the network.
+#
+# ## The better version: filters of their own length
+#
+# *Filter normalization* (Li et al. 2018) measures the step by the weights. A *filter* is all that
+# feeds one output: a row of a dense layer's weight. Each filter of the direction is scaled to the
+# length (the root of the sum of squares) of the weight's filter. Two filters of two weights:
+#
+# | | direction | its length | weight | its length | scaled direction |
+# |---|---|---|---|---|---|
+# | filter 0 | (3, 4) | 5 | (0.6, 0.8) | 1 | (0.6, 0.8) |
+# | filter 1 | (0, 2) | 2 | (4, 3) | 5 | (0, 5) |
+#
+# At $a = 1$ each filter has moved by its own length. Parameters with one axis (biases, batch norms)
+# do not move.
+
+
+# %%
+def lengths(rows):
+    return np.sqrt((rows**2).sum(axis=1, keepdims=True))
+
+
+direction = np.array([[3.0, 4.0], [0.0, 2.0]])
+weight = np.array([[0.6, 0.8], [4.0, 3.0]])
+scaled = direction * lengths(weight) / lengths(direction)
+print(scaled)
+
+assert np.allclose(scaled, [[0.6, 0.8], [0, 5]]) and np.allclose(lengths(scaled), lengths(weight))
+
+normalized = both_networks(lambda model: analysis.random_direction(model, seed=1))
+draw(normalized)
+
+assert np.allclose(normalized[0], normalized[1], rtol=0.02)
+
+# %% [markdown]
+# Now both networks have one landscape, and one curve hides the other. (The small $\varepsilon$ of
+# batch norm is all that differs.)
+#
+# ## Both landscapes
+#
+# Along the same line, the binary loss and the surrogate's:
+
+# %%
+direction = analysis.random_direction(model, seed=1)
+line = analysis.loss_landscape(model, batches, [direction], [np.linspace(-1, 1, 81)], training=True)
+figure, ax = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
+plots.landscape(line.coordinates[0], line.losses, ax=ax)
+plt.show()
+
+jumps = {name: np.abs(np.diff(losses, 2)).mean() for name, losses in line.losses.items()}
+print("mean second difference:", {name: round(float(v), 4) for name, v in jumps.items()})
+
+assert jumps["binary"] > 2 * jumps["surrogate"]
+
+# %% [markdown]
+# And over a plane, spanned by the two directions in which training itself moved most, with its way
+# from the first weights to the last:
+
+# %%
+path = analysis.trajectory(way)
+reach = [1.2 * np.abs(axis).max() for axis in path.coordinates.T]
+axes = [np.linspace(-r, r, 15) for r in reach]
+plane = analysis.loss_landscape(model, batches, path.directions, axes, training=True)
+
+figure, panels = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
+for ax, (surface, losses) in zip(panels, plane.losses.items(), strict=True):
+    plots.contours(*axes, losses, path.coordinates, ax=ax)
+    ax.set(title=surface)
+plt.show()
+
+print(f"{path.explained.sum():.0%} of the way lies in this plane")
+
+assert path.explained.sum() > 0.5
+
+# %% [markdown]
+# The surrogate's valley is smooth, and training has walked down into it. The binary loss has the
+# same valley, seen through a rough glass: at every place it is the loss of another network, and
+# from step to step it jumps. Where the two valleys lie together, the estimator serves its purpose;
+# where they part, training goes to a place that is good for a network that nobody will run.
+#
+# ## Flips that lead back
+#
+# What did the weights do on that way?
+
+# %%
 for row in tracker.rows:
     print(
         f"layer {row['layer']}: {row['flipped']:.0%} of the weights flipped at least once, "
         f"{row['return_share']:.0%} of all flips led back"
     )
 
-assert found["accuracy"] > 0.85
-
-# %%
 rates = [np.array(tracker.flips[row["layer"]]) / row["weights"] for row in tracker.rows]
 figure, ax = plt.subplots(figsize=(7.5, 2.2), layout="constrained")
 plots.sign_flips(np.stack(rates, axis=1), list(tracker.flips), ax=ax)
 plt.show()
 
+tenth = len(rates[0]) // 10
+for rate in rates:
+    print(f"flips a step: first tenth {rate[:tenth].mean():.2%}, last {rate[-tenth:].mean():.2%}")
+    assert rate[-tenth:].mean() < rate[:tenth].mean() / 2
+
 # %% [markdown]
 # Most flips fall silent when the learning rate does, not because the network has found something
 # but because its steps get shorter than the distance to 0. Many of the flips had no lasting effect:
-# the weight came back within ten steps. This is the to and fro of the picture above (Nagel et al.
+# the weight came back within ten steps. This is the to and fro of the first picture (Nagel et al.
 # 2022 call it oscillation).
-
-# %% [markdown]
-# ## 3. What is its Hessian?
 #
-# The matrix of second derivatives tells how the slope changes from place to place: its largest
-# eigenvalue is the steepest curvature, and decides how long a step may be. But a network with sign
-# has none: its first derivative is 0 and its second one, too. What could be meant?
-#
-# - The derivative of the estimator's gradient? It is a matrix, but in general not a symmetric one,
-#   and no Hessian of anything.
-# - The Hessian of the surrogate's loss. It exists, but it belongs to another network, with other
-#   activations.
-# - What every framework computes if it differentiates the backward pass once more: here each sign
-#   is replaced by $s(x) + [\operatorname{sign}(x_0) - s(x_0)]$ with the surrogate $s$ and a
-#   constant in brackets. At $x_0$ this has the value of the sign and the slope of the surrogate.
-#
-# `analysis.HessianOperator` computes the second one with `signs="surrogate"` and the third one by
-# default. A product with a vector takes a forward pass and two backward passes; the matrix itself,
-# 9,000 by 9,000 here, is never written down.
-
-# %%
-batches = list(datasets.DataLoader(train[:512], 512))
-hessians = {
-    signs: analysis.HessianOperator(model, batches, signs=signs)
-    for signs in ("straight-through", "surrogate")
-}
-H = hessians["surrogate"]
-print(H)
-
-# %% [markdown]
-# Is it what it says it is? Take a direction $v$, move the weights a little in both senses, and
-# compare the gradients of the surrogate network: their difference must be $H v$.
-
-# %%
-v = analysis.random_direction(model, seed=0)
-v /= np.linalg.norm(v)
-
-
-def gradient_at(step):
-    """The gradient of the surrogate network after a step along v."""
-    place = 0
-    for p in H.parameters:
-        part = v[place : place + p.numel()].reshape(p.shape)
-        p.data += np.float32(step) * part
-        place += p.numel()
-    return H.gradient().astype(np.float64)
-
-
-step = 1e-2
-ahead = gradient_at(step)
-behind = gradient_at(-2 * step)
-gradient_at(step)  # back to where it was
-difference, product = (ahead - behind) / (2 * step), H @ v
-error = np.linalg.norm(difference - product) / np.linalg.norm(product)
-print(f"relative difference {error:.1e}")
-
-assert error < 0.01
-
-# %% [markdown]
-# With the clip of `ste_sign` the same comparison fails, however short the step (exercise 2). Its
-# slope is 1 up to the kink and 0 behind it, and its second derivative 0 on both sides; all of its
-# curvature sits in the kinks. A Hessian does not see them. A step of any length crosses some, since
-# there are tens of thousands of activations.
-
-# %% [markdown]
-# ## 4. Eigenvalues without the matrix
-#
-# Multiply a random vector by $H$ again and again, and keep what is new in each product: after $m$
-# products there are $m$ orthogonal directions, and within them $H$ is a small tridiagonal matrix
-# $T$. The outer eigenvalues of $T$ are soon those of $H$. This is the Lanczos iteration; each
-# eigenvalue comes with a residual that says how far off it may be. And since the first vector was
-# random, all of $T$ together tells how the eigenvalues are distributed (stochastic Lanczos
-# quadrature; Ghorbani et al. 2019).
-
-# %%
-figure, panels = plt.subplots(2, 1, figsize=(7.5, 5.2), layout="constrained")
-for ax, (signs, operator) in zip(panels, hessians.items(), strict=True):
-    top = analysis.top_eigenvalues(operator, k=5, max_steps=60, seed=0)
-    density = analysis.spectral_density(operator, vectors=3, steps=30, seed=0)
-    low, high = density.nodes.min(), density.nodes.max()
-    grid = np.linspace(low - 0.1 * (high - low), high + 0.1 * (high - low), 400)
-    plots.spectrum(grid, density(grid, 0.01 * (high - low)), top.values, ax=ax)
-    ax.set(title=signs)
-    print(
-        f"{signs:<18} largest {top.values[0]:.3g}, smallest {low:.3g}, residual "
-        f"{top.residuals.max():.1e} after {top.steps} products"
-    )
-    assert top.residuals.max() < 0.05 * abs(top.values[0])
-plt.show()
-
-# %% [markdown]
-# Both have what the spectra of float networks have: a great heap of eigenvalues near 0, directions
-# in which nothing happens, and a few large ones. Both have negative ones: the loss is no bowl. So a
-# *condition number*, the largest eigenvalue divided by the smallest, says little about a network.
-# For a single layer it says more.
-
-# %% [markdown]
-# ## 5. An argument about condition numbers
-#
-# BD-Net puts a residual in front of the batch norm of a depth-wise layer, and argues as follows
-# (Eq. 3 to 10). With $D$ the Jacobian of the convolution and $\alpha$ the factor of the batch norm,
-# a layer has the Jacobian $J = \alpha D + I$ without, and $J' = J + \alpha I$ with that residual.
-# Adding $\alpha$ to the largest and to the smallest eigenvalue brings their ratio down to
-# $(\lambda_1 + \alpha) / (\lambda_n + \alpha)$. Since the sums of nine signs have a small variance,
-# $\alpha$ is large, and the ratio small.
-#
-# There are 512 filters of $3 \times 3$ signs in the world. Let us try all of them.
-
-# %%
-result = conditioning.run()
-conditioning.draw(plt.subplots(figsize=(6.5, 3.6), layout="constrained")[1], result)
-plt.show()
-
-large = result["rows"][-1]
-assert large["with"][1] < large["without"][1]  # the residual does help
-assert large["with"][1] > 5 * large["eq9"][1]  # by far less than the formula says
-
-# %% [markdown]
-# The residual helps: for most filters the condition number is smaller with it, and the median is
-# several times smaller. But it is not what the formula promises. Where does the argument break?
-#
-# The condition number of $J$ is the ratio of the largest and the smallest factor by which it
-# stretches a vector, its *singular values*. For a symmetric matrix without negative eigenvalues
-# they are the eigenvalues, and adding $\alpha I$ adds $\alpha$ to each. The $D$ of a filter of
-# signs is not symmetric, and has eigenvalues on all sides of 0: $\alpha D + (1 + \alpha) I$ may be
-# as near to a singular matrix as $\alpha D + I$ was. And for small $\alpha$, Eq. 9 leaves out what
-# matters most.
-#
-# This does not mean that BD-Net does not work. It means that its reason is another one, or a
-# weaker one, than the one given. A residual also keeps the signs of neighbours apart and makes the
-# variance larger (notebook 10), so that $\alpha$ does not get as large in the first place.
-
-# %% [markdown]
-# ## 6. What a single flip costs
+# ## Measured
 #
 # A binary network has something that no float network has: a finite number of next steps. Each
 # weight can flip, or not. `flip_spectrum` computes the change of the true loss for every single
@@ -258,16 +279,13 @@ few = list(datasets.DataLoader(train[:256], 256))
 flips = analysis.flip_spectrum(model, "3", few)
 better = (flips.changes < 0).mean()
 print(f"loss {flips.loss:.3f}; {better:.0%} of the single flips make it smaller")
-figure, ax = plt.subplots(figsize=(7.5, 3), layout="constrained")
-plots.flip_spectrum({"layer 3": flips.changes}, ax=ax)
-plt.show()
 
 assert flips.changes.shape == (64, 64) and 0 < better < 1
 
 # %% [markdown]
-# Does the gradient that trained the network know which flips are good? Flipping $w$ moves the
-# weight by $-2 \operatorname{sign}(w)$, so to first order the change is $-2 \operatorname{sign}(w)
-# \, g$ with the estimator's gradient $g$.
+# Does the gradient that trained the network know which flips are good? Flipping $w$ moves its sign
+# by $-2 \operatorname{sign}(w)$, so to first order the change is $-2 \operatorname{sign}(w) \, g$
+# with the estimator's gradient $g$.
 
 # %%
 layer = model[3]
@@ -287,73 +305,75 @@ ax.axvline(0, color="0.7", lw=0.8)
 ax.set(xlabel="change by the estimator's gradient", ylabel="true change of the loss")
 plt.show()
 
-# %% [markdown]
-# The straight-through gradient is no derivative of anything, and yet it is not noise: read off how
-# well it tells good flips from bad ones. That is why training works at all.
+assert order > 0.1 and agree > 0.5
 
 # %% [markdown]
-# ## 7. Both landscapes
+# The straight-through gradient is no derivative of anything, and yet it is not noise: it tells good
+# flips from bad ones better than a coin. This is one network, one layer and one batch; the sizes
+# differ between networks.
 #
-# At last the whole picture. Each filter gets a random direction of its own length (Li et al. 2018),
-# and we walk along it, computing both losses at the same places; then over a plane, spanned by the
-# two directions in which training itself moved most.
+# ## In the package
+#
+# Directions and landscapes are in [`analysis/landscape.py`](../tinybnn/analysis/landscape.py),
+# flips in [`analysis/dynamics.py`](../tinybnn/analysis/dynamics.py). `random_direction` must be our
+# formula, bit for bit:
 
 # %%
-direction = analysis.random_direction(model, seed=1)
-line = analysis.loss_landscape(model, batches, [direction], [np.linspace(-1, 1, 81)], training=True)
-figure, ax = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
-plots.landscape(line.coordinates[0], line.losses, ax=ax)
-plt.show()
+rng, parts = np.random.default_rng(1), []
+for p in model.parameters():
+    part = np.zeros(p.shape, np.float32)
+    if p.ndim > 1:
+        part[...] = rng.standard_normal(p.shape)
+        part *= lengths(p.data) / lengths(part)
+    parts.append(part.ravel())
 
-# %%
-path = analysis.trajectory(way)
-reach = [1.2 * np.abs(axis).max() for axis in path.coordinates.T]
-axes = [np.linspace(-r, r, 15) for r in reach]
-plane = analysis.loss_landscape(model, batches, path.directions, axes, training=True)
-
-figure, panels = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
-for ax, (surface, losses) in zip(panels, plane.losses.items(), strict=True):
-    plots.contours(*axes, losses, path.coordinates, ax=ax)
-    ax.set(title=surface)
-plt.show()
-
-print(f"{path.explained.sum():.0%} of the way lies in this plane")
+assert np.array_equal(np.concatenate(parts), direction)
 
 # %% [markdown]
-# The surrogate's valley is smooth, and training has walked down into it. The binary loss has the
-# same valley, seen through a rough glass: at every place it is the loss of another network, and
-# from step to step it jumps. Where the two valleys lie together, the estimator serves its purpose;
-# where they part, training goes to a place that is good for a network that nobody will run.
+# `tinybnn reproduce landscape` does all this for BD-Net's networks on CIFAR-10, with seeds, and
+# says what of the paper's claims is left.
 #
-# `tinybnn reproduce hessian` and `tinybnn reproduce landscape` do all this for BD-Net's networks on
-# CIFAR-10, with seeds, and say what of the paper's claims is left.
-
-# %% [markdown]
+# ## Summary
+#
+# Training a binary network walks through the smooth landscape of its surrogate; the network that
+# runs has a rough one, a staircase in every direction. A picture along a direction means something
+# only if the step is measured by the weights: each filter of the direction gets the length of the
+# weight's filter. Many flips in training lead back within a few steps. The estimator's gradient
+# predicts, roughly, which single flips lower the true loss.
+#
 # ## Exercises
 #
-# 1. In section 2, replace the schedule by a constant learning rate. What happens to the flips of
-#    the last epochs, and to the test accuracy? Does the share of flips that led back change?
-# 2. Train the network of section 2 with `ste_sign` instead, and compare $H v$ with differences of
-#    gradients for steps from 0.0001 to 0.1. Which of the two would you trust to choose a learning
-#    rate?
-# 3. `analysis.GaussNewtonOperator` leaves out a part of the Hessian. Compare its largest eigenvalue
-#    with those of section 4. Which of the two parts has the negative eigenvalues? *Hint:*
-#    `top_eigenvalues` takes `which="SA"`.
-# 4. `conditioning.run` takes other filters. Try three levels, -1, 0 and +1, drawn at random: does
-#    the residual help more, or less? Then filters that are symmetric under a rotation by 180
-#    degrees: for these $D$ is symmetric. Which part of the argument is mended by this, and which is
-#    not?
-# 5. Flip the best weight of section 6, compute the spectrum again, and go on. How far do you get in
-#    ten flips, and what does the test set say to it?
+# | number | name | task |
+# |---|---|---|
+# | 11.1 | `filter_normalized` | a direction whose filters are as long as the weight's |
+# | 11.2 | `difference_product` | the Hessian times a vector, by a difference of gradients |
+# | 11.3 | `hessian_vector` | the same, exactly, for a network with one hidden layer |
+# | 11.4 | `power_iteration` | the eigenvalue of largest magnitude, by repeated products |
+# | 11.5 | `lanczos` | orthonormal vectors in which a matrix is tridiagonal |
+#
+# Write them in `mybnn/curvature.py` beside this notebook; 11.2 to 11.5 are explained in
+# [11b](11b_curvature.ipynb). Then `tinybnn course check 11` says what is right and what is not, and
+# `tinybnn course hint 11.2` helps. The state of your answers:
+
+# %%
+from tinybnn import course  # noqa: E402
+
+course.show("11")
 
 # %% [markdown]
+# Think about:
+#
+# 1. Replace the schedule by a constant learning rate. What happens to the flips of the last epochs,
+#    and to the test accuracy? Does the share of flips that led back change?
+# 2. Flip the best weight of the spectrum, compute it again, and go on. How far do you get in ten
+#    flips, and what does the test set say to it?
+# 3. The sign of a latent weight does not depend on its size. What does filter normalization measure
+#    for a binary layer?
+#
 # ## Sources
 #
-# - BD-Net: Equations 3 to 10, Figures 2, 5 and 6.
 # - H. Li, Z. Xu, G. Taylor, C. Studer, T. Goldstein: *Visualizing the Loss Landscape of Neural
 #   Nets* (2018), arXiv:1712.09913.
-# - B. Ghorbani, S. Krishnan, Y. Xiao: *An Investigation into Neural Net Optimization via Hessian
-#   Eigenvalue Density* (2019), arXiv:1901.10159.
 # - M. Nagel, M. Fournarakis, Y. Bondarenko, T. Blankevoort: *Overcoming Oscillations in
 #   Quantization-Aware Training* (2022), arXiv:2203.11086.
-# - B. A. Pearlmutter: *Fast Exact Multiplication by the Hessian*, Neural Computation 6(1) (1994).
+# - BD-Net: Figures 2, 5 and 6.

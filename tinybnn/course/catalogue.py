@@ -66,7 +66,9 @@ CHAPTERS: dict[str, Chapter] = {
         Chapter("06", ("06_compiling", "06b_the_compiler", "06c_tasks_and_time"), "folding"),
         Chapter("07", ("07_binary_latents", "07b_a_binary_autoencoder"), "latents"),
         Chapter("08", ("08_hybnn",), "codes"),
+        Chapter("09", ("09_federated_one_bit", "09b_clients_that_differ"), "averaging"),
         Chapter("10", ("10_depthwise_and_158_bit", "10b_depthwise_in_networks"), "dual"),
+        Chapter("11", ("11_the_landscape", "11b_curvature"), "curvature"),
         Chapter("12", ("12_your_own_layer",), "own_layer", extends=True),
     )
 }  # fmt: skip

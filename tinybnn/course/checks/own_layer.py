@@ -659,7 +659,7 @@ def operation_exact(own_layer: ModuleType) -> None:
         )  # fmt: skip
 
 
-EXERCISES = (
+EXERCISES: tuple[Exercise, ...] = (
     Exercise(
         "12.1",
         "SineSign",

@@ -1,0 +1,11 @@
+"""No limit."""
+
+import numpy as np
+
+NAMES = "not clipped"
+
+
+def server_step(weight, messages, counts, step=0.02, limit=1.0):
+    signs = [unpack(words, weight.shape[1]) for words in messages]
+    votes = sum(n * s for n, s in zip(counts, signs, strict=True))
+    return weight + np.float32(step) * votes / sum(counts)

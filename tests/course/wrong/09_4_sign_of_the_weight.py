@@ -1,0 +1,11 @@
+"""The server keeps signs."""
+
+import numpy as np
+
+NAMES = "remembers small steps"
+
+
+def server_step(weight, messages, counts, step=0.02, limit=1.0):
+    signs = [unpack(words, weight.shape[1]) for words in messages]
+    votes = sum(n * s for n, s in zip(counts, signs, strict=True))
+    return np.clip(np.sign(weight) + step * votes / sum(counts), -limit, limit)

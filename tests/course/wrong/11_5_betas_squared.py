@@ -1,0 +1,19 @@
+"""No root."""
+
+import numpy as np
+
+NAMES = "betas are squared"
+
+
+def lanczos(product, start, steps):
+    basis = [start / np.linalg.norm(start)]
+    alphas, betas = [], []
+    while True:
+        rest = product(basis[-1])
+        alphas.append(rest @ basis[-1])
+        if len(basis) == steps:
+            return np.array(alphas), np.array(betas), np.array(basis)
+        for q in basis + basis:
+            rest = rest - (rest @ q) * q
+        betas.append(rest @ rest)
+        basis.append(rest / np.linalg.norm(rest))

@@ -1,0 +1,19 @@
+"""The start keeps its length."""
+
+import numpy as np
+
+NAMES = "first vector is not brought to length 1"
+
+
+def lanczos(product, start, steps):
+    basis = [start]
+    alphas, betas = [], []
+    while True:
+        rest = product(basis[-1])
+        alphas.append(rest @ basis[-1])
+        if len(basis) == steps:
+            return np.array(alphas), np.array(betas), np.array(basis)
+        for q in basis + basis:
+            rest = rest - (rest @ q) * q
+        betas.append(np.linalg.norm(rest))
+        basis.append(rest / np.linalg.norm(rest))
