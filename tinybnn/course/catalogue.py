@@ -59,6 +59,7 @@ CHAPTERS = {
             "convolution",
         ),
         Chapter("06", ("06_compiling", "06b_the_compiler", "06c_tasks_and_time"), "folding"),
+        Chapter("13", ("13_measuring_honestly",), "measuring"),
     )
 }  # fmt: skip
 
