@@ -70,6 +70,7 @@ CHAPTERS: dict[str, Chapter] = {
         Chapter("10", ("10_depthwise_and_158_bit", "10b_depthwise_in_networks"), "dual"),
         Chapter("11", ("11_the_landscape", "11b_curvature"), "curvature"),
         Chapter("12", ("12_your_own_layer",), "own_layer", extends=True),
+        Chapter("13", ("13_measuring_honestly",), "measuring"),
     )
 }  # fmt: skip
 

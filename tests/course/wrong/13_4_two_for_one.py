@@ -1,0 +1,9 @@
+"""Products and additions."""
+
+NAMES = "multiply-accumulate is one"
+
+
+def conv_ops(shape, filters, size, stride=1, padding=0, groups=1, binary=True):
+    c, h, w = shape
+    h, w = ((n + 2 * padding - size) // stride + 1 for n in (h, w))
+    return 2 * h * w * filters * (c // groups) * size**2 / (64 if binary else 1)
