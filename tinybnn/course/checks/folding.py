@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from tinybnn.course.exercise import Exercise, Wrong, call, compare, for_all
+from tinybnn.typing import Array
 
 _EPS = 1e-5
 
@@ -321,7 +324,7 @@ def pooled_sums(folding: ModuleType) -> None:
     compare(folding.fold_pooled, lambda *_: signs(largest), inputs, _POOLED_MISTAKES)
 
 
-def network(seed, widths):
+def network(seed: int, widths: Sequence[int]) -> tuple[list[Array], list[dict[str, Any]], Array]:
     """Draw a random network: signs of the weights, and comparisons of all layers but the last."""
     rng = np.random.default_rng(seed)
     weights = [rng.choice(np.float32([-1, 1]), (m, k)) for k, m in itertools.pairwise(widths)]
@@ -332,8 +335,13 @@ def network(seed, widths):
     return weights, layers, rng.choice(np.float32([-1, 1]), (3, widths[0]))
 
 
-def reading(weights, bits_of=lambda sums, t, f: (sums >= t) != f, signs=(-1, 1), last=None,
-             words=False):  # fmt: skip
+def reading(
+    weights: Sequence[Array],
+    bits_of: Callable[[Array, Array, Array], Array] = lambda sums, t, f: (sums >= t) != f,
+    signs: tuple[int, int] = (-1, 1),
+    last: Callable[[Array], Array] | None = None,
+    words: bool = False,
+) -> Callable[[Sequence[dict[str, Any]], Array], Array]:
     """Make a function of (layers, x) that computes with floats, with at most one mistake."""
 
     def forward(layers, x):
@@ -348,7 +356,8 @@ def reading(weights, bits_of=lambda sums, t, f: (sums >= t) != f, signs=(-1, 1),
     return forward
 
 
-def predict_mistakes(weights):
+def predict_mistakes(weights: Sequence[Array]) -> dict[str, Callable[..., Array]]:
+    """Make the message of each mistake -> the function with it."""
     return {
         "the bits reach pack as True and False, never negative, so all become +1: pack "
         "takes signs, +1 and -1": reading(weights, signs=(1, 1)),
