@@ -166,9 +166,9 @@ assert abs(gain.mean() / (gain.std(ddof=1) / np.sqrt(3))) < 4.303
 # $s$ from few numbers is often too small by accident. For 5% the limit is 2.776 with five seeds and
 # 4.303 with three. The share of such draws whose $|t|$ is as large as the one at hand is its *p*:
 # 0.011 for the pixels, 0.003 for the CNN. The README now says that both are better than the codes,
-# and that the code "costs a little accuracy". The 1.58-bit gain of above has $p = 0.21$: three seeds
-# do not tell it from nothing, which is not the same as "it is nothing". And this test speaks of
-# other seeds on the same test images, not of other images.
+# and that the code "costs a little accuracy". The 1.58-bit gain of above has $p = 0.21$: three
+# seeds do not tell it from nothing, which is not the same as "it is nothing". And this test speaks
+# of other seeds on the same test images, not of other images.
 #
 # What does pairing gain? On MNIST little, as the seeds of both networks have hardly anything in
 # common. In federated learning ([09](09_federated_one_bit.ipynb)) a seed also decides which client
@@ -208,9 +208,8 @@ assert p == 2 / 32
 
 # %% [markdown]
 # (The 1e-9 lets sums count that are equal but for rounding.) Two of 32: all signs as they are, and
-# all flipped. With five seeds no result whatever has a
-# smaller $p$ than 1/16. So our new verdict also leans on something, the bell curve. Six seeds could
-# reach 1/32 without it. What can be said with a good conscience is the figure with its
+# all flipped. With five seeds no result whatever has a smaller $p$ than 1/16. So our new verdict
+# also leans on something, the bell curve. Six seeds could reach 1/32 without it. What can be said with a good conscience is the figure with its
 # circumstances: *0.10 ± 0.05 points, worse in 5 of 5 seeds, p = 0.011 (t) or 0.06 (signs flipped)*.
 
 # %%
