@@ -451,7 +451,7 @@ _CONV_OPS_MISTAKES = {
         _times(lambda a: 2 if a["binary"] else 1),
     "the division by 64 is for signs only; with binary=False nothing is divided":
         _times(lambda a: 1 if a["binary"] else 1 / 64),
-    "products of signs are divided by 64, so many fit into a word": _changed(binary=False),
+    "products of signs are divided by 64, since a word holds 64 of them": _changed(binary=False),
     "binary is the wrong way round: signs are divided by 64, floats are not":
         _changed(binary=lambda a: not a["binary"]),
     "this is rounded; keep the fraction": (

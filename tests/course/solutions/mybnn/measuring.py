@@ -32,7 +32,7 @@ def paired_t(first, second):
 
 
 def sign_flip_p(differences):
-    """13.2: how often differences without a direction are as large in the mean as these.
+    """13.2: how often differences of random sign have a sum as far from 0 as these.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def ratio(first, second, rounds=5, clock=time.perf_counter):
 
 
 def conv_ops(shape, filters, size, stride=1, padding=0, groups=1, binary=True):
-    """13.4: what a convolution counts as, for one image.
+    """13.4: the operations of a convolution, for one image.
 
     Parameters
     ----------
@@ -96,8 +96,8 @@ def conv_ops(shape, filters, size, stride=1, padding=0, groups=1, binary=True):
     stride, padding : int
         In both directions, padding on all four sides.
     groups : int
-        Channels and filters are split into so many groups, and a filter sees the channels of its
-        own group only; it divides both numbers. Depth-wise: groups = channels.
+        Number of groups that channels and filters are split into; it divides both. A filter sees
+        the channels of its own group only. Depth-wise: groups = channels.
     binary : bool
         Whether weights and inputs are signs.
 
@@ -115,7 +115,7 @@ def conv_ops(shape, filters, size, stride=1, padding=0, groups=1, binary=True):
 
 
 def least_seconds(m, n, k, peak, bandwidth):
-    """13.5: a time that no product of packed signs falls below.
+    """13.5: a lower bound on the time of a product of packed signs.
 
     The rows of a (m, k) and of b (n, k) are signs in words of 64 bits, ceil(k / 64) words for each
     row. The result is m x n integers of 4 bytes. Each array is moved once.
