@@ -209,8 +209,9 @@ assert p == 2 / 32
 # %% [markdown]
 # (The 1e-9 lets sums count that are equal but for rounding.) Two of 32: all signs as they are, and
 # all flipped. With five seeds no result whatever has a smaller $p$ than 1/16. So our new verdict
-# also leans on something, the bell curve. Six seeds could reach 1/32 without it. What can be said with a good conscience is the figure with its
-# circumstances: *0.10 ± 0.05 points, worse in 5 of 5 seeds, p = 0.011 (t) or 0.06 (signs flipped)*.
+# also leans on something, the bell curve. Six seeds could reach 1/32 without it. What can be said
+# with a good conscience is the figure with its circumstances: *0.10 ± 0.05 points, worse in 5 of 5
+# seeds, p = 0.011 (t) or 0.06 (signs flipped)*.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
