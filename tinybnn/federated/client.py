@@ -54,7 +54,7 @@ class Client:
     samples : int
         Number of samples in the data set, by which the server weights the client's updates.
     version : int or None
-        Version of the server's weights of which the client keeps a copy, or None. With a copy, the
+        Version of the weights that the client keeps a copy of, or None. With a copy, the
         server may broadcast only the signs of the steps taken since.
     """
 
