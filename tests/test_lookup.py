@@ -114,7 +114,7 @@ def test_turned_signs(seed, rows, channels):
 def test_rows_side_by_side_and_back(seed, length, offset):
     """Rows with a negative place are zeros, and are not written to.
 
-    Of the last four floats of a vector those behind the length may be anything.
+    In the last four floats of a vector, those past the length may be anything.
     """
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((FLOATS, 30)).astype(np.float32)

@@ -92,10 +92,13 @@ class TracedCall(NamedTuple):
 class Operation:
     """An operation of packed programs; never instantiated.
 
+    A subclass that sets ``name`` is registered: `compile` and `PackedModel.load` then use it. One
+    that inherits its name is only a base of others.
+
     Attributes
     ----------
     name : str
-        Its name in files.
+        Its name in files; no two operations share one.
     inputs : tuple of str, or ...
         Kinds of the input values; ... for any number of floats.
     arrays, settings : tuple of str

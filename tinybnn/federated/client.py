@@ -54,8 +54,8 @@ class Client:
     samples : int
         Number of samples in the data set, by which the server weights the client's updates.
     version : int or None
-        Version of the server's weights of which the client keeps a copy, or None. With a copy, the
-        server may broadcast only the signs of the steps taken since.
+        Version of the server's weights that the client has kept, or None. To a client that has
+        kept them, the server may broadcast only the signs of the steps taken since.
     """
 
     def __init__(

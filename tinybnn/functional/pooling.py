@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 class _Windows:
     """Pooling windows over (N, C, H, W): the pixels under one tap are a strided view."""
 
+    shape: Shape
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    output: tuple[int, ...]  # (OH, OW)
+
     def __init__(
         self,
         shape: Shape,

@@ -59,7 +59,7 @@ def cross_entropy(scores, labels):
     Parameters
     ----------
     scores : Tensor (N, C)
-        Of any magnitude: scores of 1000 must not overflow.
+        Any magnitude is allowed: scores of 1000 must not overflow.
     labels : int array (N,)
         0 to C - 1.
 
