@@ -457,6 +457,22 @@ def test_switches(name):
     assert layers(broadcast_residual=False) == ({2}, True, False)
 
 
+def test_mobilenet_v1_with_the_shortcut_in_real_layers_and_rounded_channels():
+    def blocks(**options):
+        model = models.mobilenet_v1(0.3, 32, 10, "bdnet-b", **options)
+        return [m for m in kinds(model, models.blocks.Layer) if m.shortcut is not None]
+
+    real = [m for m in blocks(real_pre_bn=True) if type(m.conv) is nn.Conv2d]
+    assert len(real) == 4 and all(m.pre_bn for m in real)
+    assert not any(m.pre_bn for m in blocks() if type(m.conv) is nn.Conv2d)
+    float_network = models.mobilenet_v1(0.3, 32, 10, "float", real_pre_bn=True)
+    assert not any(m.pre_bn for m in kinds(float_network, models.blocks.Layer))
+    widths = {norm.num_features for norm in kinds(float_network, nn.BatchNorm2d)}
+    assert widths == {10, 19, 38, 77, 154, 307}
+    rounded = models.mobilenet_v1(0.3, 32, 10, "float", round_nearest=8)
+    assert {m.num_features for m in kinds(rounded, nn.BatchNorm2d)} == {8, 16, 40, 80, 152, 304}
+
+
 def train_one_step(model, size, rng):
     """Take a step of Adam on four images; return the images."""
     x = rng.standard_normal((4, 3, size, size), np.float32)
@@ -478,6 +494,7 @@ TRAINED = [
     *[(name, {"method": method}) for name in MOBILE for method in ("float", "reactnet", "adabin")],
     *[(name, {"method": "bdnet-a"}) for name in MOBILE],
     *[(name, {"method": "bdnet-b", "base": "adabin"}) for name in MOBILE],
+    ("mobilenet_v1", {"method": "bdnet-b", "real_pre_bn": True, "round_nearest": 8}),
     *[
         (name, {"method": "bdnet-b", "dual": False, "pre_bn": False, "broadcast_residual": False})
         for name in MOBILE

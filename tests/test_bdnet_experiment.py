@@ -22,6 +22,8 @@ from tinybnn.bench import peers
 from tinybnn.bench.rounds import Settings
 from tinybnn.experiments import bdnet, runner
 from tinybnn.experiments import report as pages
+from tinybnn.experiments.bdnet import fronts
+from tinybnn.experiments.bdnet.arms import TRAINING
 from tinybnn.kernels.machine.threads import num_threads
 from tinybnn.kernels.training import float_pooling
 from tinybnn.tensor import Tensor
@@ -125,7 +127,7 @@ def test_gains_seed_by_seed(made):
     for row in result["runs"]:
         row["test_accuracy"] = values[row["name"]][row["seed"]]
     result["summary"] = bdnet.experiment.summary(result)
-    _, table, note = bdnet.report._comparisons(result)
+    _, table, note = bdnet.report.comparisons(result)
     both = "| both: BD-Net-A against naive | +30.50 ± 0.71 | 2 of 2 | p = 0.01 | +3.34 |"
     assert both in table and note == pages.PAIRED
 
@@ -153,7 +155,7 @@ def test_comparisons_of_table_2(base, said, not_said):
         ],
     }  # fmt: skip
     result["summary"] = bdnet.experiment.summary(result)
-    _, text, _ = bdnet.report._comparisons(result)
+    _, text, _ = bdnet.report.comparisons(result)
     assert said in text and not_said not in text
     pair = "MobileNet V3, ReActNet, broadcast against MobileNet V3, ReActNet"
     assert f"| {pair} | +1.00 | 1 of 1 |  | +67.13 |" in text
@@ -185,6 +187,54 @@ def test_all_networks_of_a_seed_see_the_same_images(digits, tmp_path, monkeypatc
     for a, b, c in zip(*seen, strict=True):
         assert_identical(a, b)
         assert (a != c).any()
+
+
+# ------------------------------------------------------------------------------------ equal costs
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=2, max_size=200), st.integers(1, 300), st.integers(0, 400)
+)
+def test_the_nearest_width_of_all(rises, slope, target):
+    """Costs rise in steps, as those of channels that are multiples of 8 do."""
+    heights = np.cumsum([1, *rises])
+
+    def cost(width):
+        steps = round(width / fronts.STEP)
+        assert steps * fronts.STEP == width
+        beyond = max(0, steps - len(heights) + 1)
+        return heights[min(steps, len(heights) - 1)] + slope * beyond
+
+    width, found = fronts.nearest_width(cost, target)
+    assert found == cost(width)
+    least = min(abs(cost(i * fronts.STEP) - target) for i in range(1, 700))
+    assert abs(found - target) == least
+
+
+@pytest.mark.parametrize("match", ["ops", "bytes"])
+def test_networks_of_equal_cost(match):
+    """Within the tolerance, and no wider multiple of channels would do."""
+    config = fronts.Config(match=match)
+    task = config, (3, 32, 32), 10
+    target = fronts.cost_of(fronts.ARMS["adabin"], *task)
+    for name in ("adabin", "bdnet-b"):
+        row = fronts._matched(fronts.ARMS[name], target, *task)
+        arm = fronts._resized(fronts.ARMS[name], row["width"], row["multiple"])
+        assert fronts.cost_of(arm, *task) == row["cost"]
+        assert abs(row["cost"] / target - 1) <= fronts.TOLERANCE[match]
+    if match == "ops":  # its real layers grow in large steps
+        assert row["multiple"] == 4
+
+
+def test_arms_train_with_their_own_settings(digits, tmp_path):
+    config = dataclasses.replace(SMALL, epochs=2)
+    steps = {}
+    for name in ("one-step", "two-step"):
+        row = bdnet.training.train_arm(
+            tmp_path / name, TRAINING[name], config, 0, digits, progress=False
+        )
+        steps[name] = [epoch["step"] for epoch in row["history"]]
+    assert steps == {"one-step": [1, 1], "two-step": [1, 2]}
 
 
 # ---------------------------------------------------------------------------------- interruptions

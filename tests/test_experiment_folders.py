@@ -182,6 +182,8 @@ QUICK = {
     "fedhybnn": "--bits 16 --limit 200 --epochs-vae 1 --rounds 1",
     "fedavg": "--arms 2nn --rounds 1",
     "bdnet-ablation": "--width 0.1 --limit 100 --epochs 1 --arms naive,both",
+    "bdnet-training": "--width 0.1 --limit 100 --epochs 2 --arms one-step,two-step-distilled",
+    "bdnet-fronts": "--width 0.1 --limit 100 --epochs 1 --arms adabin,bdnet-a",
     "bdnet-table2": "--width 0.1 --limit 100 --epochs 1 --arms reactnet,bdnet-a",
     "hessian": "--width 0.1 --limit 100 --epochs 1 --images 16 --arms naive,both",
     "landscape": "--width 0.1 --limit 100 --epochs 1 --images 16 --arms naive,both",

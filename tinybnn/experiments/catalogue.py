@@ -33,6 +33,12 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
     "bdnet-ablation": (
         "bdnet.experiment", "BD-Net's Table 6: binary depth-wise convolutions, part by part"
     ),
+    "bdnet-training": (
+        "bdnet.experiment", "BD-Net-A in one step or two, with a teacher and without"
+    ),
+    "bdnet-fronts": (
+        "bdnet.fronts", "mobile networks of equal operations, bytes or milliseconds"
+    ),
     "bdnet-table2": (
         "bdnet.experiment", "mobile networks: accuracy against operations and measured time"
     ),

@@ -65,6 +65,8 @@ class Method:
         BD-Net only: two binary depth-wise convolutions in parallel, not one.
     pre_bn : bool
         BD-Net only: the shortcut before the batch norm.
+    real_pre_bn : bool
+        BD-Net-B only: that shortcut in its real depth-wise layers, too.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Method:
     broadcast_residual: bool = True
     dual: bool = True
     pre_bn: bool = True
+    real_pre_bn: bool = False
 
     @property
     def is_float(self) -> bool:
@@ -116,6 +119,7 @@ class Method:
             conv = nn.Conv2d(
                 channels, channels, kernel_size, groups=channels, bias=False, rng=rng, **geometry
             )
+            pre_bn = self.real_pre_bn and not self.is_float
         elif self.name.startswith("bdnet"):
             conv = nn.DualAdaBinConv2d if self.base == "adabin" else nn.DualBinaryConv2d
             geometry |= {"groups": channels, "branches": 2 if self.dual else 1}
@@ -206,6 +210,7 @@ def make_method(
     broadcast_residual: bool = True,
     dual: bool = True,
     pre_bn: bool = True,
+    real_pre_bn: bool = False,
     known: Sequence[str] = METHODS,
 ) -> Method:
     """Look up a `Method`; errors are prefixed with the network's name."""
@@ -214,7 +219,7 @@ def make_method(
     if base not in ("reactnet", "adabin"):
         raise ValueError(f"{network}: base must be 'reactnet' or 'adabin', got {base!r}")
     base = base if name.startswith("bdnet") else name
-    return Method(name, base, bool(broadcast_residual), bool(dual), bool(pre_bn))
+    return Method(name, base, bool(broadcast_residual), bool(dual), bool(pre_bn), bool(real_pre_bn))
 
 
 def scaled(channels: int, width: float, multiple: int = 1) -> int:

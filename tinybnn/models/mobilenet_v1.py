@@ -50,7 +50,9 @@ def mobilenet_v1(
     broadcast_residual: bool = True,
     dual: bool = True,
     pre_bn: bool = True,
+    real_pre_bn: bool = False,
     stem_stride: int | None = None,
+    round_nearest: int = 1,
     in_channels: int = 3,
     rng: np.random.Generator | None = None,
 ) -> nn.Sequential:
@@ -72,8 +74,12 @@ def mobilenet_v1(
         Binary methods only: add shortcuts around layers that change the number of channels.
     dual, pre_bn : bool
         BD-Net only, for ablations: the 1.58-bit convolution; the shortcut before the batch norm.
+    real_pre_bn : bool
+        BD-Net-B only: that shortcut in its real depth-wise layers, too.
     stem_stride : 1 or 2, optional
         Default: 2 for images above 96 pixels (BD-Net, Table 2), else 1.
+    round_nearest : int
+        Round channel counts to a multiple of this number, at least to itself.
     in_channels : int
     rng : numpy.random.Generator, optional
         Source of the initial weights.
@@ -83,14 +89,16 @@ def mobilenet_v1(
     Sequential
         (N, in_channels, input_size, input_size) images -> (N, num_classes) logits.
     """
-    factory = make_method("mobilenet_v1", method, base, broadcast_residual, dual, pre_bn)
+    factory = make_method(
+        "mobilenet_v1", method, base, broadcast_residual, dual, pre_bn, real_pre_bn
+    )
     stem_stride = stride_for("mobilenet_v1", "stem_stride", stem_stride, input_size, 96)
     check_arguments("mobilenet_v1", width, input_size, 16 * stem_stride)
     rng = default_generator() if rng is None else rng
-    channels = scaled(STEM, width)
+    channels = scaled(STEM, width, round_nearest)
     layers = [stem(factory, in_channels, channels, stem_stride, rng=rng)]
     for outputs, stride in SEPARABLE:
-        before, channels = channels, scaled(outputs, width)
+        before, channels = channels, scaled(outputs, width, round_nearest)
         layers += [
             factory.spatial(before, 3, stride, factory.activation(before), rng=rng),
             factory.pointwise(before, channels, activation=factory.activation(channels), rng=rng),

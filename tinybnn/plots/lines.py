@@ -218,30 +218,31 @@ def _break_between(upper, lower):
 
 @picture
 def trade_off(
-    points: Mapping[str, tuple[float, float, float]],
+    points: Mapping[str, tuple[float, float, float] | Sequence[tuple[float, float, float]]],
     xlabel: str,
     ylabel: str,
     legend: bool = True,
     *,
     ax: Place = None,
 ) -> None:
-    """Plot gains against costs, a marker for each label.
+    """Plot gains against costs, a marker for each label, or some of them joined by a line.
 
     The axis of costs is logarithmic if they differ by a factor of 3 or more.
 
     Parameters
     ----------
     points : dict
-        Label -> (cost, gain, standard deviation of the gain).
+        Label -> (cost, gain, standard deviation of the gain), or a sequence of such.
     xlabel, ylabel : str
     legend : bool
     """
-    for (marker, color, _), (label, (x, y, error)) in zip(marks(), points.items(), strict=False):
+    lines = {label: np.atleast_2d(of).T for label, of in points.items()}
+    for (marker, color, _), (label, (x, y, error)) in zip(marks(), lines.items(), strict=False):
         ax.errorbar(
-            x, y, error or None, fmt=marker, color=color, label=label, markersize=8,
-            markeredgecolor="white", markeredgewidth=0.5, capsize=2,
+            x, y, error if error.any() else None, fmt=f"{marker}-", color=color, label=label,
+            markersize=8, markeredgecolor="white", markeredgewidth=0.5, linewidth=1, capsize=2,
         )  # fmt: skip
-    costs = [x for x, _, _ in points.values()]
+    costs = np.concatenate([x for x, _, _ in lines.values()])
     is_wide = min(costs) > 0 and max(costs) >= 3 * min(costs)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if is_wide:

@@ -3,6 +3,10 @@
 ``bdnet-ablation``
     MobileNet V1 with binary depth-wise convolutions: naive, with the shortcut before the batch
     norm, with the 1.58-bit convolution, with both.
+``bdnet-training``
+    BD-Net-A in one step or two, with a float network as its teacher or without.
+``bdnet-fronts``
+    These networks at widths at which they cost the same, in `fronts`.
 ``bdnet-table2``
     MobileNet V1 as float network, ReActNet, AdaBin and BD-Net; ShuffleNet V1 and MobileNet V3 with
     and without broadcast residual (Tables 2, 4 and 5).

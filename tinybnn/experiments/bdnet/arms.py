@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,8 @@ class Arm:
         Published accuracy in percent, by base, or under ``""`` for any base.
     base : str, optional
         The base it is built on, if the paper has only one; by default that of the configuration.
+    settings : dict
+        Fields of the configuration that differ for this network.
     """
 
     title: str
@@ -37,6 +40,11 @@ class Arm:
     options: Mapping[str, Any] = field(default_factory=dict)
     paper: Mapping[str, float] = field(default_factory=dict)
     base: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def adapted(self, config: Any) -> Any:
+        """Return a configuration with the settings of this network."""
+        return dataclasses.replace(config, **self.settings)
 
     def published(self, config: Any) -> float | None:
         """Return the accuracy in the paper, in percent, or None."""
@@ -64,6 +72,16 @@ ABLATION: dict[str, Arm] = {
     "dual": Arm("+ 1.58-bit", _V1, "bdnet-a", {"pre_bn": False}, {"": 56.18}),
     "pre-bn": Arm("+ pre-BN", _V1, "bdnet-a", {"dual": False}, {"": 56.93}),
     "both": Arm("both: BD-Net-A", _V1, "bdnet-a", {}, {"": 58.28}),
+}  # fmt: skip
+
+# BD-Net-A, binarized at once or in two steps, with a teacher or without.
+TRAINING: dict[str, Arm] = {
+    "one-step": Arm("BD-Net-A, one step", _V1, "bdnet-a"),
+    "two-step": Arm("two steps", _V1, "bdnet-a", settings={"two_step": True}),
+    "distilled": Arm("one step, teacher", _V1, "bdnet-a", settings={"distill": 1.0}),
+    "two-step-distilled": Arm(
+        "two steps, teacher", _V1, "bdnet-a", settings={"two_step": True, "distill": 1.0}
+    ),
 }  # fmt: skip
 
 # CIFAR-10 at full width. Tables 4 and 5 have BD-Net on ReActNet only.
@@ -97,6 +115,10 @@ TABLE_2: dict[str, Arm] = {
 
 # The pairs of networks that the paper compares; the second one is its own proposal.
 COMPARISONS: dict[str, tuple[tuple[str, str], ...]] = {
+    "bdnet-training": (
+        ("one-step", "two-step"), ("one-step", "distilled"), ("one-step", "two-step-distilled"),
+        ("two-step", "two-step-distilled"), ("distilled", "two-step-distilled"),
+    ),
     "bdnet-ablation": (
         ("naive", "dual"), ("naive", "pre-bn"), ("naive", "both"), ("dual", "both"),
         ("pre-bn", "both"),

@@ -1,9 +1,10 @@
-"""`bdnet-ablation` and `bdnet-table2`: accuracy, cost and time of BD-Net's networks."""
+"""Accuracy, cost and time of BD-Net's networks: `bdnet-ablation` and what is like it."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 import tinybnn.experiments.bdnet.report as report
 from tinybnn import deploy
-from tinybnn.experiments.bdnet.arms import ABLATION, TABLE_2
+from tinybnn.experiments.bdnet.arms import ABLATION, TABLE_2, TRAINING
 from tinybnn.experiments.bdnet.levels import draw_levels
 from tinybnn.experiments.bdnet.training import Config, load_for, trained_arms
 from tinybnn.experiments.report import mean_and_std, save_picture
@@ -27,13 +28,15 @@ QUICK: dict[str, Any] = {
 }
 
 
-def _phases(run: Run, result: dict[str, Any]) -> Iterator[str]:
+def phases(run: Run, result: dict[str, Any]) -> Iterator[str]:
+    """Train the networks of a run and measure the packed ones; see `Experiment.phases`."""
     data = run.options["data"]
     result |= {
         "images": {
             "shape": data[0].images.shape[1:], "train": len(data[0]), "test": len(data[1]),
         },
         "arms": {name: arm.title for name, arm in run.arms.items()},
+        "settings": {name: dict(arm.settings) for name, arm in run.arms.items()},
         "paper": {name: arm.published(run.config) for name, arm in run.arms.items()},
         "against": first_of_its_kind(run.arms),
         "runs": [],
@@ -58,8 +61,6 @@ def first_of_its_kind(arms: dict[str, Any]) -> dict[str, str]:
 def latencies(out: Path, arms: Iterable[str], repetitions: int = 30) -> dict[str, dict[str, float]]:
     """Measure predictions of the packed networks of seed 0 on one thread, in milliseconds.
 
-    Networks take turns, and the shortest run of each counts.
-
     Parameters
     ----------
     out : path
@@ -73,18 +74,43 @@ def latencies(out: Path, arms: Iterable[str], repetitions: int = 30) -> dict[str
         Name -> {"1": ..., "64": ...}, by the number of images.
     """
     packed = {name: deploy.PackedModel.load(out / f"{name}-0" / "packed.npz") for name in arms}
-    rng = np.random.default_rng(0)
-    shortest: dict[str, dict[str, float]] = {name: {} for name in packed}
-    for batch, runs in ((1, repetitions), (64, max(1, repetitions // 6))):
-        shape = next(iter(packed.values())).input_shape
-        x = rng.standard_normal((batch, *shape)).astype(np.float32)
-        for turn in range(runs + 1):
-            for name, network in packed.items():
-                start = time.perf_counter()
-                network.predict(x, threads=1)
-                spent = (time.perf_counter() - start) * 1e3
-                if turn:  # the first run compiles and allocates memory
-                    shortest[name][str(batch)] = min(spent, shortest[name].get(str(batch), spent))
+    times = {
+        str(batch): shortest_times(packed, batch, runs)
+        for batch, runs in ((1, repetitions), (64, max(1, repetitions // 6)))
+    }
+    return {name: {batch: of[name] for batch, of in times.items()} for name in packed}
+
+
+def shortest_times(
+    networks: Mapping[str, deploy.PackedModel], batch: int, runs: int
+) -> dict[str, float]:
+    """Measure predictions of packed networks on one thread, in milliseconds.
+
+    Networks take turns, and the shortest run of each counts.
+
+    Parameters
+    ----------
+    networks : dict
+        Name -> PackedModel; all take images of the same shape.
+    batch : int
+        Number of random images.
+    runs : int
+        Runs of each network, after one that compiles and allocates memory.
+
+    Returns
+    -------
+    dict
+        Name -> milliseconds.
+    """
+    shape = next(iter(networks.values())).input_shape
+    x = np.random.default_rng(0).standard_normal((batch, *shape)).astype(np.float32)
+    shortest = dict.fromkeys(networks, math.inf)
+    for turn in range(runs + 1):
+        for name, network in networks.items():
+            start = time.perf_counter()
+            network.predict(x, threads=1)
+            if turn:
+                shortest[name] = min(shortest[name], (time.perf_counter() - start) * 1e3)
     return shortest
 
 
@@ -124,7 +150,7 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
 
 EXPERIMENTS: dict[str, Experiment] = {
     name: Experiment(
-        name, Config, _phases, report.text, report.PICTURES, load_for,
+        name, Config, phases, report.text, report.PICTURES, load_for,
         quick=QUICK, seeds=seeds, arms=arms,
         takes="10 to 45 minutes a network on CIFAR-10",
         description=f"Train {networks}\nTables (report.md), figures (result.json) and pictures go "
@@ -139,6 +165,11 @@ EXPERIMENTS: dict[str, Experiment] = {
             "bdnet-ablation", 3, ABLATION,
             "MobileNet V1 with binary depth-wise convolutions: naive, with the shortcut before\n"
             "the batch norm, with the 1.58-bit convolution, with both.",
+        ),
+        (
+            "bdnet-training", 3, TRAINING,
+            "BD-Net-A binarized at once or in two steps (activations first, weights second),\n"
+            "taught by the labels or by a float network of the same width.",
         ),
         (
             "bdnet-table2", 1, TABLE_2,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,24 +16,32 @@ from tinybnn.typing import Array
 def text(result: dict[str, Any]) -> str:
     """Return ``report.md`` as text."""
     config, images = result["config"], result["images"]
-    steps = "two steps, activations first" if config["two_step"] else "one step"
     shape = "×".join(map(str, images["shape"]))
     about = f"""{setup(result)}: {images["train"]:,} images of {shape} for training,
         {images["test"]:,} for testing; BD-Net on ReActNet where the paper has it on that base only.
-        {config["epochs"]} epochs in {steps}, {config["distill"]:g} of the target from a float
-        teacher, batch {config["batch_size"]}, Adam {config["lr"]:g}, {config["schedule"]} to 0;
-        EDE's slope sharpens over all batches of AdaBin's weights. Accuracies are those of the last
-        epoch on test images in percent, mean and standard deviation over the seeds; no epoch was
-        selected by them."""
+        {config["epochs"]} epochs {_taught(result)}, batch {config["batch_size"]}, Adam
+        {config["lr"]:g}, {config["schedule"]} to 0; EDE's slope sharpens over all batches of
+        AdaBin's weights. Accuracies are those of the last epoch on test images in percent, mean and
+        standard deviation over the seeds; no epoch was selected by them."""
     title = {
         "bdnet-ablation": "BD-Net's ablation (Table 6)",
+        "bdnet-training": "BD-Net-A: one step or two, labels or a teacher",
         "bdnet-table2": "Mobile networks: accuracy, operations, time (Fig. 1, Tables 2, 4 and 5)",
     }[result["name"]]
-    parts = [*_deviations(result), *_accuracies(result), *_comparisons(result), *_layers(result)]
+    parts = [*deviations(result), *accuracies(result), *comparisons(result), *_layers(result)]
     return page(
         title, result, about, *parts, "## Levels (Fig. 4)",
         "![Grey, one bit, three levels](levels.png)",
     )  # fmt: skip
+
+
+def _taught(result):
+    """In how many steps the networks were trained, and by what."""
+    if any(result.get("settings", {}).values()):
+        return "in all, in steps and with targets as the names of the networks say"
+    config = result["config"]
+    steps = "two steps, activations first" if config["two_step"] else "one step"
+    return f"in {steps}, {config['distill']:g} of the target from a float teacher"
 
 
 def setup(result: dict[str, Any]) -> str:
@@ -87,8 +95,8 @@ def pairs(
     )
 
 
-def _deviations(result):
-    """What differs from the paper, apart from the recipe."""
+def deviations(result: dict[str, Any]) -> list[Any]:
+    """What differs from the paper, apart from the recipe, as parts of a page."""
     config = result["config"]
     items = [
         f"""- images: {config["dataset"]}{result["note"] and f" ({result['note']})"}; the paper's
@@ -100,20 +108,22 @@ def _deviations(result):
         """- the blocks of BD-Net are built from its equations and figures, not from its code: which
         layers have the shortcut before the batch norm, and that the two branches of a 1.58-bit
         convolution have signs of their own, is our reading; the four real layers of BD-Net-B have
-        no such shortcut.""",
+        no such shortcut, unless a network's name says so.""",
     ]
     return ["### What differs from the paper", items]
 
 
-def _accuracies(result):
+def accuracies(result: dict[str, Any]) -> list[Any]:
+    """Accuracy, cost and time of each network, as parts of a page."""
     means, paper, latency = result["summary"], result["paper"], result["latency"]
     runs = {name: [row for row in result["runs"] if row["name"] == name] for name in result["arms"]}
+    published = {"paper": lambda name: "" if paper[name] is None else f"{paper[name]:.2f}"}
     networks = table(
         result["arms"],
         {
             "": lambda name: result["arms"][name],
             "accuracy": lambda name: percent(means[name]["mean"], means[name]["std"]),
-            "paper": lambda name: "" if paper[name] is None else f"{paper[name]:.2f}",
+            **(published if any(paper.values()) else {}),
             "OPs, million": lambda name: f"{runs[name][0]['ops'] / 1e6:.3f}",
             "ms, 1 image": lambda name: f"{latency[name]['1']:.3f}",
             "ms, 64 images": lambda name: f"{latency[name]['64']:.2f}",
@@ -125,26 +135,41 @@ def _accuracies(result):
             "s of training": lambda name: f"{np.mean([r['seconds'] for r in runs[name]]):.0f}",
         },
     )
-    note = """The paper's figures are for full width, Table 6 built on AdaBin. OPs = BOPs / 64 +
-        FLOPs, true counts. Milliseconds are those of the packed network on one thread, the shortest
-        of several runs in turn with the others."""
+    note = """OPs = BOPs / 64 + FLOPs, true counts. Milliseconds are those of the packed network on
+        one thread, the shortest of several runs in turn with the others."""
+    if any(paper.values()):
+        note = f"The paper's figures are for full width, Table 6 built on AdaBin. {note}"
     return ["## Accuracy", networks, note, "![Accuracy](accuracy.png)"]
 
 
-def _comparisons(result):
-    """Our gains seed by seed, with the paper's."""
+def comparisons(
+    result: dict[str, Any], pairs: Sequence[tuple[str, str]] | None = None
+) -> list[Any]:
+    """Our gains seed by seed, with the paper's, as parts of a page.
+
+    Parameters
+    ----------
+    result : dict
+    pairs : sequence of (low, high), optional
+        Names of networks; default: those of `COMPARISONS`.
+    """
     titles, paper = result["arms"], result["paper"]
     # A base (a network of the same name) that BD-Net is not built on here is not compared with it.
     compared = {*titles} - ({"adabin", "reactnet"} - {result["config"]["base"]})
+    pairs = COMPARISONS[result["name"]] if pairs is None else pairs
+    is_published = any(paper.values())
     rows = [
         [f"{titles[high]} against {titles[low]}",
          *against(result["summary"][high]["accuracies"], result["summary"][low]["accuracies"]),
-         f"{paper[high] - paper[low]:+.2f}"]
-        for low, high in COMPARISONS[result["name"]]
+         *([f"{paper[high] - paper[low]:+.2f}"] if is_published else [])]
+        for low, high in pairs
         if {low, high} <= compared
     ]  # fmt: skip
-    gains = tables.markdown(["", *PAIR, "the paper, points"], rows)
-    return ["## What the paper compares", gains, PAIRED] if rows else []
+    if not rows:
+        return []
+    title = "What the paper compares" if is_published else "Seed by seed"
+    columns = ["", *PAIR, *(["the paper, points"] if is_published else [])]
+    return [f"## {title}", tables.markdown(columns, rows), PAIRED]
 
 
 # What `layer_statistics` gives, by name, and how it is printed.

@@ -127,6 +127,7 @@ def train_arm(
         the `layer_statistics` at the ``start`` and at the ``end``; ``machine``, ``date``.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    config = arm.adapted(config)
     return kept(
         folder / "result.json",
         lambda: _train_arm(folder, arm, config, seed, data, progress) | (about or {}),
@@ -202,12 +203,12 @@ def first_images(images: Dataset, config: Any) -> list[tuple[Array, Array]]:
 def untrained(arm: Arm, config: Config, seed: int, train: Dataset) -> nn.Module:
     """Build the network of an arm for some images; the same seed gives the same weights."""
     shape, classes = train.images.shape[1:], len(train.classes)
-    return arm.network(config, shape, classes, np.random.default_rng(seed))
+    return arm.network(arm.adapted(config), shape, classes, np.random.default_rng(seed))
 
 
 def trained(folder: Path, arm: Arm, config: Config, seed: int, train: Dataset) -> nn.Module:
     """Build the network of an arm with the weights that `train_arm` left in its folder."""
-    model = untrained(arm, config, seed, train)
+    config, model = arm.adapted(config), untrained(arm, config, seed, train)
     last = 1 + (config.two_step and arm.method != "float")
     training.load_weights(folder / f"step-{last}.npz", model)
     return model
