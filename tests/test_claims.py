@@ -203,3 +203,30 @@ def test_json_alone_on_standard_output(capsys):
     assert cli.main(["reproduce", "claims", "--json", "-"]) == 0
     out, err = capsys.readouterr()
     assert [*json.loads(out)] == ["counts", "claims"] and "open:" in err
+
+
+LEARNED = re.findall(
+    r"^\*\*\d+\. .*?^Ledger: [^\n]*$",
+    (ROOT / "tutorials" / "what_we_learned.md").read_text(encoding="utf-8"),
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def test_ten_findings():
+    assert [text.partition(".")[0] for text in LEARNED] == [f"**{i}" for i in range(1, 11)]
+
+
+@pytest.mark.parametrize("text", LEARNED, ids=lambda text: text.partition(".")[0].strip("*"))
+def test_a_finding_that_the_ledger_does_not_hold(text):
+    """Its command is that of its entries, and each fraction is a number of theirs, rounded."""
+    words, ledger = text.split("\nLedger: ")
+    entries = [e for e in ENTRIES if f"`{e['id']}`" in ledger]
+    assert len(entries) == ledger.count("`") // 2
+    (command,) = re.findall(r"^    (tinybnn .*)$", words, re.MULTILINE)
+    assert command in [entry["command"] for entry in entries]
+    numbers = [abs(f[key]) for e in entries for f in e["figures"] for key in ("mean", "std")
+               if f[key] is not None]  # fmt: skip
+    told = words.replace(command, "").replace("1.58-bit", "").replace("threshold of\n0.5", "")
+    for number in re.findall(r"\d+\.\d+", told):
+        digits = len(number.partition(".")[2])
+        assert number in [f"{value:.{digits}f}" for value in numbers], number
