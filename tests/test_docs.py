@@ -15,6 +15,7 @@ import pytest
 
 import tinybnn
 from tinybnn import cli
+from tinybnn.course.catalogue import CHAPTERS
 from tinybnn.deploy import operations
 
 ROOT = Path(__file__).parents[1]
@@ -135,6 +136,19 @@ def test_a_command_that_does_not_exist(page):
             cli._parser().parse_args(shlex.split(command))
         except SystemExit as end:
             pytest.fail(f"tinybnn {command} ends with {end.code}")
+
+
+def test_a_chapter_that_the_course_leaves_out():
+    """The table has each notebook, with its own minutes, and the exercises of each chapter."""
+    row = r"^\| \w+ \| \[.*?\]\((\w+)\.ipynb\) \| (\d+) \| (\d*) \|$"
+    rows = re.findall(row, text_of(ROOT / "tutorials/course.md"), re.MULTILINE)
+    exercises = {one.notebooks[0]: str(len(one.exercises)) for one in CHAPTERS.values()}
+    twins = sorted((ROOT / "tutorials").glob("[0-9]*.py"))
+    minutes = [re.search(r"\*\*Time\*\* \D*(\d+) minutes", text_of(twin))[1] for twin in twins]
+    stems = [twin.stem for twin in twins]
+    assert rows == [
+        (stem, time, exercises.get(stem, "")) for stem, time in zip(stems, minutes, strict=True)
+    ]
 
 
 def test_a_result_that_its_page_leaves_out():
