@@ -1,7 +1,9 @@
 """Examples in pages and docstrings run; links, commands and figures of pages are true."""
 
+import contextlib
 import doctest
 import importlib
+import io
 import json
 import pkgutil
 import re
@@ -13,13 +15,20 @@ import pytest
 
 import tinybnn
 from tinybnn import cli
+from tinybnn.course.catalogue import CHAPTERS
+from tinybnn.deploy import operations
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "tinybnn/experiments/results"
+HOW_TO = sorted((ROOT / "tutorials/howto").glob("*.md"))
 PAGES = [
-    *sorted(ROOT.glob("*.md")), *sorted((ROOT / "tutorials").glob("*.md")), RESULTS / "README.md",
+    *sorted(ROOT.glob("*.md")), *sorted((ROOT / "tutorials").glob("*.md")), *HOW_TO,
+    RESULTS / "README.md",
 ]  # fmt: skip
+# Their blocks of Python run in order, each followed by the text that it prints, if any.
+RUN = [ROOT / "tutorials/index.md", *(page for page in HOW_TO if page.name != "index.md")]
+BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 MODULES = sorted(
     m.name for m in pkgutil.walk_packages(tinybnn.__path__, "tinybnn.") if "__main__" not in m.name
 )
@@ -58,6 +67,48 @@ def test_examples_in_the_readme(tmp_path, monkeypatch):
     assert tried >= 5
 
 
+def run_block(code, names):
+    """Run a block of code in a page's namespace; return what it prints, or its error."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        try:
+            exec(compile(code, "a block of the page", "exec"), names)
+        except Exception as error:
+            printed.write(f"{type(error).__name__}: {error}")
+    return printed.getvalue()
+
+
+@pytest.fixture
+def own_operations():
+    """Forget afterwards the packed operations that a page defines."""
+    tables = operations.OPERATIONS, operations.OF_FUNCTION
+    before = [dict(table) for table in tables]
+    yield
+    for table, old in zip(tables, before, strict=True):
+        table.clear()
+        table.update(old)
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
+@pytest.mark.usefixtures("own_operations")
+def test_a_block_that_does_not_do_what_its_page_says(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names, blocks = {"__name__": "page"}, BLOCK.findall(text_of(page))
+    assert len(blocks) == text_of(page).count("```python")
+    for code, text in blocks:
+        assert run_block(code, names).split() == text.split(), code
+
+
+def test_steps_that_differ_from_those_of_the_flower_app():
+    """The commands of the app's page, which are tested with Flower, are those of the how-to."""
+    app = text_of(ROOT / "tinybnn/federated/flower_app/README.md")
+    how_to = " ".join(text_of(ROOT / "tutorials/howto/federated_machines.md").split())
+    steps = re.findall(r"^ +((?:export|openssl|flower-|flwr run)(?:.*\\\n)*.*)", app, re.MULTILINE)
+    assert len(steps) >= 8
+    for step in steps:
+        assert " ".join(step.split()) in how_to, step
+
+
 def test_a_readme_that_grows():
     assert len(text_of(README).splitlines()) <= 150
 
@@ -85,6 +136,19 @@ def test_a_command_that_does_not_exist(page):
             cli._parser().parse_args(shlex.split(command))
         except SystemExit as end:
             pytest.fail(f"tinybnn {command} ends with {end.code}")
+
+
+def test_a_chapter_that_the_course_leaves_out():
+    """The table has each notebook, with its own minutes, and the exercises of each chapter."""
+    row = r"^\| \w+ \| \[.*?\]\((\w+)\.ipynb\) \| (\d+) \| (\d*) \|$"
+    rows = re.findall(row, text_of(ROOT / "tutorials/course.md"), re.MULTILINE)
+    exercises = {one.notebooks[0]: str(len(one.exercises)) for one in CHAPTERS.values()}
+    twins = sorted((ROOT / "tutorials").glob("[0-9]*.py"))
+    minutes = [re.search(r"\*\*Time\*\* \D*(\d+) minutes", text_of(twin))[1] for twin in twins]
+    stems = [twin.stem for twin in twins]
+    assert rows == [
+        (stem, time, exercises.get(stem, "")) for stem, time in zip(stems, minutes, strict=True)
+    ]
 
 
 def test_a_result_that_its_page_leaves_out():
