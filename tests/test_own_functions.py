@@ -48,6 +48,22 @@ def test_the_project_s_own_form_runs_beside_it():
     assert_identical(w.grad.data, 3.0 * w.data * w.data)
 
 
+@pytest.mark.parametrize("factor", [3.0, x(3.0)])
+def test_a_tensor_among_the_options(factor):
+    class Scale(Function):
+        def forward(self, x, factor):
+            return x * factor
+
+        def backward(self, grad, output, x):
+            return grad * 3.0
+
+    if isinstance(factor, float):
+        assert_identical(Scale.apply(x(2.0), factor=factor).data, np.float32([6]))
+    else:
+        with pytest.raises(TypeError, match=r"Scale.apply: factor is a Tensor.* by position"):
+            Scale.apply(x(2.0), factor=factor)
+
+
 def test_a_subclass_overrides_one_method():
     class Other(own(twice)):
         @staticmethod

@@ -21,7 +21,7 @@
 # ([03](03_first_binary_network.ipynb)) and the straight-through estimator
 # ([02](02_the_gradient_of_sign.ipynb)).
 #
-# **Time** about 14 minutes of reading; the cells run for about 10 seconds.
+# **Time** about 15 minutes of reading; the cells run for about 10 seconds.
 #
 # The paper is *BD-Net: Has Depth-Wise Convolution Ever Been Applied in Binary Neural Networks?*
 # (2025). Equations and tables are named by its numbers. [10b](10b_depthwise_in_networks.ipynb)
@@ -65,8 +65,8 @@ assert len(values) == 10
 #
 # ## The naive version
 #
-# The convolution itself is simple: each tap adds a product for every channel, and no sum goes over
-# channels. One channel of 3 × 3 pixels, one position, by hand:
+# Each tap adds a product for every channel, and no sum goes over channels. One channel of 3 × 3
+# pixels, one position, by hand:
 #
 #     image  + - +      filter  + + -      products  + - -
 #            + + -              + - -                + - +      sum: 4 - 5 = -1
@@ -97,33 +97,35 @@ weight = layer.binary_weight()[:, 0]  # (4, 1, 3, 3) -> (4, 3, 3)
 assert np.array_equal(depthwise_by_loops(signs, weight), layer(Tensor(signs)).data)
 
 # %% [markdown]
-# The trouble begins behind it. A sum of $T$ random signs has the variance $T$, and the batch norm
-# divides it by $\sqrt T$. If one weight flips, its product changes by 2: the normalized output
-# moves by $2 / \sqrt T$ standard deviations.
+# The trouble begins with the batch norm that follows. A sum of $T$ random signs has the variance
+# $T$, and the batch norm divides it by $\sqrt T$. If one weight flips, its product changes by 2:
+# the normalized output moves by $2 / \sqrt T$, the distance of two neighbouring values:
 
 # %%
-samples = 20_000
+samples = 200_000
 figure, sides = plt.subplots(1, 2, figsize=(9, 2.6), sharey=True, layout="constrained")
 for axes, name, terms in zip(sides, ("depth-wise", "regular"), (9, 9 * 128), strict=True):
     sums = 2 * rng.binomial(terms, 0.5, samples) - terms
     values, counts = np.unique(sums, return_counts=True)
-    axes.bar(values / np.sqrt(terms), counts / samples, 1.8 / np.sqrt(terms), color=plots.MINUS)
-    axes.set(title=f"{name}: {terms:,} terms", xlabel="sum / standard deviation", xlim=(-4, 4))
-    print(f"{name:<12}{len(values):>4} values, a flipped sign moves it by {2 / np.sqrt(terms):.2f}")
-sides[0].set(ylabel="share")
+    step = 2 / np.sqrt(terms)
+    density = counts / samples / step  # the area of a step is its share
+    axes.fill_between(values / np.sqrt(terms), density, step="mid", color=plots.MINUS)
+    axes.set(title=f"{name}: {terms:,} terms", xlabel="normalized output", xlim=(-4, 4))
+    print(f"{name:<12}{len(values):>4} values, a flipped weight moves the output by {step:.2f}")
+sides[0].set(ylabel="density", ylim=(0, None))
 plt.show()
 
 assert 2 / np.sqrt(9) > 10 * 2 / np.sqrt(9 * 128)
 
 # %% [markdown]
-# A flip moves every output of a depth-wise channel by two thirds of a standard deviation, in a
-# regular layer by a twentieth. BD-Net has two remedies: more levels, and a shortcut.
+# Both have the shape of a bell, in ten wide steps and in over a hundred narrow ones. A flip moves
+# every output of its channel by one step: two thirds of a standard deviation in a depth-wise layer,
+# a seventeenth in a regular one. BD-Net has two remedies: more levels, and a shortcut.
 #
 # ## Three levels in a weight
 #
 # A weight with the values -1, 0 and +1 holds $\log_2 3 \approx 1.58$ bits. Our products know signs
-# only. But give each weight *two* latent weights $u$ and $v$, and let the weight be the mean of
-# their signs:
+# only. So give it *two* latent weights $u$ and $v$, and let it be the mean of their signs:
 #
 # | sign(u) | sign(v) | weight |
 # |:-|:-|:-|
@@ -140,9 +142,9 @@ assert 2 / np.sqrt(9) > 10 * 2 / np.sqrt(9 * 128)
 # \le 1, \qquad \frac{\partial L}{\partial v} = \frac12 \frac{\partial L}{\partial t} \quad
 # \text{where } |v| \le 1.$$
 #
-# The half says that one plane alone moves the weight by half of what a sign moves. Each plane looks
-# at its own latent weight. And a weight of 0 has a gradient like all others, or it could never
-# leave 0:
+# The half is there because one plane alone moves the weight by half as much as a sign does. The
+# condition is on the plane's own latent weight. And a weight of 0 has a gradient like all others,
+# or it could never leave 0:
 
 # %%
 u = Tensor(np.float32([0.5, 0.5, -0.5, 1.5]), requires_grad=True)
@@ -159,20 +161,20 @@ assert np.array_equal(v.grad.data, [5, 10, 15, 20])
 
 # %% [markdown]
 # There is one trap. Both planes get the same gradient. If they start *equal*, they stay equal, and
-# no weight is ever 0. So each plane gets random numbers of its own. Steps along a gradient that
-# pulls all weights down, from the same start and from different ones:
+# no weight is ever 0. So each plane starts with random numbers of its own. The start and two steps
+# along a gradient that pulls all weights down, from equal planes and from different ones:
 
 # %%
 start = rng.uniform(-0.5, 0.5, 1000).astype(np.float32)
 other = rng.uniform(-0.5, 0.5, 1000).astype(np.float32)
 for name, (u, v) in {"equal": (start, start), "different": (start, other)}.items():
     zeros = [np.mean(np.sign(u - step / 5) + np.sign(v - step / 5) == 0) for step in range(3)]
-    print(f"{name:<11}share of zeros at three steps:", np.round(zeros, 2))
+    print(f"{name:<11}share of zeros at the start, after 1 and 2 steps:", np.round(zeros, 2))
     assert (max(zeros) == 0) == (name == "equal")
 
 # %% [markdown]
-# In return the nine taps have $3^9 = 19{,}683$ filters in place of 512, and their sums take every
-# integer from -9 to 9.
+# With three levels there are $3^9 = 19{,}683$ filters of nine taps in place of 512, and every
+# integer from -9 to 9 is a sum of one of them.
 #
 # ## Two products on words
 #
@@ -215,8 +217,8 @@ assert not np.array_equal(rounded_too_early, expected)
 #
 # $$f(x) = \beta_1 \operatorname{sign}(x - \alpha_1) + \beta_2 \operatorname{sign}(x - \alpha_2).$$
 #
-# Go through the cases for $\alpha_1 \le \alpha_2$. Below both boundaries both signs are -1. Between
-# them the first is +1, the second -1. Above both, both are +1:
+# For $\alpha_1 \le \alpha_2$, both signs are -1 below both boundaries, between them the first is
+# +1, and above them both are:
 #
 # $$f(x) = \begin{cases} -\beta_1 - \beta_2 & x < \alpha_1 \\ \beta_1 - \beta_2 & \alpha_1 \le x <
 # \alpha_2 \\ \beta_1 + \beta_2 & \alpha_2 \le x. \end{cases}$$
@@ -246,9 +248,9 @@ function = one_tap(boundaries, values, (1, 1))
 assert np.array_equal(function(x), equation_11(x, *np.float32(boundaries), *np.float32(values)))
 
 # %% [markdown]
-# The weights of the two may differ as well (that is our reading of "two binary convs in parallel";
-# the paper's code could not be read). With the signs +1 and -1 the middle becomes the highest
-# level: a function that first rises and then falls, which no single sign is.
+# The weights of the two may differ as well (our reading of the paper's "two binary convs in
+# parallel"). With the signs +1 and -1 the middle becomes the highest level: a function that first
+# rises and then falls, which no single sign does.
 
 # %%
 figure, places = plt.subplots(1, 4, figsize=(9, 2.3), sharey=True, layout="constrained")
@@ -263,8 +265,8 @@ assert one_tap(boundaries, values, (1, -1))(np.float32([-1, 0, 1])).argmax() == 
 
 # %% [markdown]
 # Our weight with three levels is the case of *equal* boundaries and output values of 1/2: then
-# $f(x) = t \operatorname{sign}(x - \alpha)$. With separate values an output of nine taps has up to
-# a hundred values:
+# $f(x) = t \operatorname{sign}(x - \alpha)$. With two different output values, an output of nine
+# taps has up to $10 \cdot 10$ values, since each branch has ten sums:
 
 # %%
 for signs, t in (((1, 1), 1), ((1, -1), 0), ((-1, 1), 0), ((-1, -1), -1)):
@@ -280,9 +282,10 @@ assert len(pairs) == 100
 #
 # Signs are not fair coins. If a channel is +1 with probability $p$, one sign has the variance $4 p
 # (1 - p)$: 1 for $p = 0.5$, but 0.04 for $p = 0.99$. A regular layer averages over its channels. A
-# depth-wise output stands on one channel alone. If that is nearly constant, the variance of its sum
-# is near 0 and hangs on a few pixels. The batch norm divides by its root, and multiplies the
-# gradient by the same factor, $\alpha = \gamma / \sqrt{\sigma^2 + \epsilon}$ (Eq. 1).
+# depth-wise output depends on one channel alone. If that channel is nearly constant, the variance
+# of its sums is near 0 and depends on a few pixels. The batch norm divides by its root, and
+# multiplies the gradient by the same factor, $\alpha = \gamma / \sqrt{\sigma^2 + \epsilon}$ (Eq. 1;
+# the paper uses the letter twice: this $\alpha$ is no boundary).
 #
 # Binary networks have a shortcut *behind* the norm (Bi-Real Net): $y =
 # \operatorname{BN}(\operatorname{conv}(x)) + x$. It brings the real-valued input past the signs.
@@ -290,23 +293,25 @@ assert len(pairs) == 100
 #
 # $$y = \operatorname{BN}(\operatorname{conv}(x) + x) + x.$$
 #
-# Then the norm sees the spread of real numbers, which is never nearly 0. Take twenty batches of 64
-# values, sums of nine signs with $p = 0.99$, and look at the factor:
+# Then the norm also sees the spread of the real numbers, which remains when all signs are equal.
+# Take twenty batches of 64 windows, real numbers of which 99% are positive. The filter is all +1;
+# the shortcut adds the number in the middle of the window:
 
 # %%
-sums = 2.0 * rng.binomial(9, 0.99, (20, 64)) - 9  # batches of the sums of a channel
-inputs = rng.normal(size=(20, 64))  # and of the real numbers before the sign
+batches = rng.normal(2.33, 1, (20, 64, 9))  # real numbers before the sign
+sums, middle = quantizers.sign(batches).sum(axis=2), batches[:, :, 4]
 factors = {}
-for name, batches in {"without": sums, "with the shortcut": sums + inputs}.items():
-    factors[name] = 1 / np.sqrt(batches.var(axis=1) + 1e-5)
+for name, seen in {"without": sums, "with the shortcut": sums + middle}.items():
+    factors[name] = 1 / np.sqrt(seen.var(axis=1) + 1e-5)
     least, most = factors[name].min(), factors[name].max()
     print(f"{name:<18} factor of the batch norm: {least:.2f} to {most:.2f}")
 
 assert np.ptp(factors["with the shortcut"]) < np.ptp(factors["without"]) / 3
 
 # %% [markdown]
-# Without the shortcut the gradient is multiplied by another number in each batch. Now a layer of
-# the package, with both shortcuts, and the same by hand:
+# Without the shortcut the factor varies threefold between batches, with it by less than half. Now
+# a layer of the package, with both shortcuts, and the same by hand. (`make_method` makes the layers
+# of a network by its name, here the paper's BD-Net-A; `spatial` is the depth-wise one.)
 
 # %%
 how = models.blocks.make_method("tutorial", "bdnet-a")
@@ -326,9 +331,10 @@ assert layer.pre_bn and np.allclose(layer(Tensor(image)).data, by_hand, atol=1e-
 # %% [markdown]
 # ## Counting operations
 #
-# Papers count OPs = FLOPs + BOPs / 64: a product of real numbers is one operation, and so are 64
-# products of signs, since they fit a word. An output value takes one product for each tap and each
-# channel that its filter sees. A layer of 128 channels on 56 × 56 pixels, by the package:
+# Papers count OPs = FLOPs + BOPs / 64, operations on floats and on bits: a product of real numbers
+# is one operation, and so are 64 products of signs, since they fit a word. An output value takes
+# one product for each tap and each channel that its filter sees. A layer of 128 channels on 56 × 56
+# pixels, by the package:
 
 # %%
 C, SIZE = 128, 56
@@ -356,7 +362,8 @@ assert ops["real, depth-wise"] < ops["binary, regular"]
 #
 # ## Measured
 #
-# What do the two remedies cost in a whole network, a MobileNet V1 of full width?
+# What do the two remedies cost in a whole network, a MobileNet V1 of full width? *naive* has
+# neither of them, *+ pre-BN* the shortcut before the norm, and *BD-Net-A* both.
 
 # %%
 count = {}
@@ -373,14 +380,14 @@ assert count["+ 1.58-bit"] / count["naive"] < 1.02
 # ([report](../tinybnn/experiments/results/bdnet-ablation/report.md); `tinybnn reproduce
 # bdnet-ablation --quick` runs the chain on digits in minutes):
 #
-# | | test accuracy | against naive | the paper, CIFAR-100, full width |
+# | | test accuracy | against naive | the same in the paper: CIFAR-100, full width |
 # |---|---|---|---|
 # | naive | 61.95% | | |
-# | + 1.58-bit convolution | 63.29% | +1.34 | +1.24 |
-# | + shortcut before the batch norm | 68.69% | +6.74 | +1.99 |
-# | both | 69.91% | +7.96 | +3.34 |
+# | + 1.58-bit | 63.29% | +1.34 | +1.24 |
+# | + pre-BN | 68.69% | +6.74 | +1.99 |
+# | both: BD-Net-A | 69.91% | +7.96 | +3.34 |
 #
-# The order is the paper's. The shortcut is most of the gain, and costs an addition.
+# The order is the paper's. Here the shortcut is most of the gain, and it costs an addition.
 #
 # ## In the package
 #
@@ -410,7 +417,7 @@ assert np.array_equal(found, depthwise_by_loops(quantizers.sign(image), planes.m
 # A depth-wise convolution of signs is cheap and coarse: nine terms, ten values. Two planes of signs
 # make weights of -1, 0 and +1; each plane gets half of the gradient, and the product is half the
 # sum of two products on words, exactly. Adding the input before the batch norm keeps the factor of
-# the norm from jumping. Both together cost next to nothing in operations.
+# the norm from jumping between batches. Both together cost 1.4% more operations in a MobileNet.
 
 # %% [markdown]
 # ## Exercises
@@ -423,8 +430,8 @@ assert np.array_equal(found, depthwise_by_loops(quantizers.sign(image), planes.m
 # | 10.4 | `residual_norm(sums, x, ...)` | batch norm with both shortcuts |
 # | 10.5 | `operations(channels, ...)` | how many operations a convolution takes |
 #
-# Edit `mybnn/dual.py`, beside this notebook. It uses your functions of 02 to 05, and has a layer,
-# `depthwise_conv2d`, made of them. Then type in a terminal, in the folder of the course:
+# Edit `mybnn/dual.py`, beside this notebook, which uses your functions of 02 to 05. Then type in a
+# terminal, in the folder of the course:
 #
 #     tinybnn course check 10      # or one: tinybnn course check 10.2
 #     tinybnn course hint 10.2     # three hints, one after the other

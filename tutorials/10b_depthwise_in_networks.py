@@ -81,8 +81,8 @@ for name, variance in (("depth-wise", depthwise_variance), ("regular", regular_v
 assert depthwise_variance.max() / depthwise_variance.min() > 5
 
 # %% [markdown]
-# In the regular layer all channels have the same factor. In the depth-wise one some channels'
-# gradients are multiplied by three times as much as others'.
+# In the regular layer all channels have the same factor. In the depth-wise one the gradients of
+# some channels are multiplied by three times as much as those of others.
 #
 # But signs of neighbouring pixels are alike. That makes it worse for some filters and better for
 # others: on a flat region all nine signs are equal, and the sum is the constant sum of the weights.
@@ -94,7 +94,8 @@ assert depthwise_variance.max() / depthwise_variance.min() > 5
 # into its batch norm, the factor $\alpha$, and the gradients of its weights for several batches.
 # Their *agreement* is 1 where all batches pull in the same direction and 0 where they have nothing
 # in common. Four MobileNets V1 of a quarter of the width, not trained yet, on digits enlarged to
-# 32 × 32 pixels:
+# 32 × 32 pixels. (Variance and factor are medians over the channels of a layer; *+ pre-BN* has the
+# shortcut in front of the batch norm, *BD-Net-A* also 1.58-bit weights.)
 
 # %%
 train, _ = bdnet.load("digits", 256)
@@ -138,19 +139,20 @@ assert factors["+ pre-BN"] < factors["naive"] and factors["both: BD-Net-A"] < fa
 assert agreements["+ pre-BN"] > agreements["naive"]
 
 # %% [markdown]
-# The naive network's variances are *not* near zero here. Our layer multiplies its sums by a learned
-# scale that starts at $1/\sqrt{9}$, so the variance starts somewhat below 1. The batch norm divides
-# out any scale, so read the factor together with it, and do not expect the paper's wording to
-# appear as a number. What does appear: with the shortcut in front of the batch norm the variance is
-# that of the real-valued input, the factor is several times smaller, and the gradients of different
-# batches agree more.
+# The paper speaks of variances near zero. The naive network's are *not* near zero here: our layer
+# multiplies its sums by a learned scale that starts at $1/\sqrt{9}$, so the variance starts
+# somewhat below 1, and the factor, its inverse root, somewhat above 1. What does appear: with the
+# shortcut in front of the batch norm the variance is mostly that of the real-valued input, the
+# factor and with it the gradient are several times smaller, and the gradients of different batches
+# agree more. (The 1.58-bit weights alone do not help here.)
 #
 # ## The better version: both shortcuts
 #
 # A layer with the shortcut of Bi-Real Net is $y = \operatorname{BN}(\operatorname{conv}(x)) + x$.
 # How does its output answer a small change of its input? That is the Jacobian, the matrix of all
-# slopes. In it the batch norm is the factor $\alpha$, the convolution a matrix $J_\text{dw}$, and
-# the shortcut the identity $I$ (Eq. 3). BD-Net adds $x$ in front of the batch norm as well (Eq. 4):
+# slopes. In it the batch norm is the factor $\alpha$, the convolution a matrix $J_\text{dw}$ (with
+# the estimator's slopes, here 1), and the shortcut the identity $I$ (Eq. 3). BD-Net adds $x$ in
+# front of the batch norm as well (Eq. 4):
 #
 # $$J = \alpha J_\text{dw} + I, \qquad J' = \alpha (J_\text{dw} + I) + I = \alpha J_\text{dw} +
 # (\alpha + 1) I.$$
@@ -232,8 +234,9 @@ assert [len(np.unique(picture)) for picture in levels.values()][1:] == [2, 3]
 # ## Measured
 #
 # Whole networks at full width on one image of 32 × 32 pixels: operations as papers count them, and
-# the milliseconds of our packed network on one thread. (`tinybnn bench models` measures the same
-# carefully, beside PyTorch.)
+# the milliseconds of our packed network on one thread. BD-Net-B is BD-Net-A with real depth-wise
+# layers where they halve the image. `tinybnn bench models` measures the same carefully, beside
+# PyTorch.
 
 
 # %%
@@ -263,8 +266,8 @@ assert fastest["float"] / fastest["bdnet-a"] < 14
 
 # %% [markdown]
 # BD-Net-A has a twenty-eighth of the float network's operations. Nothing like it shows in the
-# milliseconds. The profile says where they go. First, which tasks count bits at all, and how fast
-# against what the registers could count:
+# milliseconds. The profile says where they go: the time of each kind of task, its share, and how
+# many products of bits it counts. (An *epilogue* is what follows a product in the same task.)
 
 # %%
 rows = packed["bdnet-a"].profile(image, repetitions=12, threads=1)

@@ -21,7 +21,7 @@
 # weights and batch norm from [03](03_first_binary_network.ipynb), and what a compiler does with a
 # binary network from [06](06_compiling.ipynb).
 #
-# **Time** about 13 minutes of reading; the cells run in less than half a minute.
+# **Time** about 14 minutes of reading; the cells run in less than half a minute.
 #
 # So far you wrote a library. Now you extend one: the file of this chapter's exercises imports
 # tinybnn.
@@ -43,8 +43,9 @@ from tinybnn.deploy.values import FLOAT, Value
 #
 # One binary neuron with two inputs ±1 compares one sum, $w_1 x_1 + w_2 x_2$ with $w_1, w_2 = \pm
 # 1$, with a threshold. It cannot tell whether its inputs *differ* (exclusive or): for that it has
-# to say yes to (+1, -1) and to (-1, +1), and no to the other two, and no single sum puts these
-# pairs on two sides of a threshold. Two sums and their *maximum* can:
+# to say yes to (+1, -1) and to (-1, +1), and no to the other two. But in either group the two
+# inputs are opposite, and so are their sums: no threshold has both sums of one group on one side
+# and both of the other on the other side. Two sums and their *maximum* can:
 
 # %%
 pairs = np.float32([[1, 1], [1, -1], [-1, 1], [-1, -1]])
@@ -58,8 +59,8 @@ assert np.array_equal(largest >= 1, pairs[:, 0] != pairs[:, 1])
 # %% [markdown]
 # A layer whose outputs are the largest of $k$ sums each is called *maxout* (Goodfellow et al.
 # 2013); the $k$ sums are its *pieces*. tinybnn has none with binary weights. (Its `nn.Maxout` is
-# another function of that name.) **How does one add this layer, so that it trains, and its packed
-# form gives the same bits?**
+# another function of that name, an activation.) **How does one add this layer, so that it trains,
+# and its packed form gives the same bits?**
 #
 # ## The naive version: put it together from what there is
 #
@@ -100,8 +101,9 @@ print(message)
 assert "Amax has no packed form" in message
 
 # %% [markdown]
-# It trains, but it does not compile: the compiler has no rule for `amax`. The message names a way
-# around, the maximum of two slices. That works, for $k = 2$, but look at the steps:
+# It runs, and each of its operations has a gradient, but it does not compile: the
+# compiler has no rule for `amax`. The message names a way around, the maximum of two slices. That
+# works, for $k = 2$, but look at the steps:
 
 
 # %%
@@ -121,9 +123,10 @@ assert len(of_slices.steps) == 14
 #
 # ## A Function with its gradient
 #
-# A `Function` is what your own engine called an operation with a rule: `forward` computes an array
-# from arrays; `backward` gets the gradient of the result and returns that of each input. What
-# `backward` needs besides its arguments, `forward` keeps as an attribute.
+# A `Function` is what your own engine called an operation with a rule. `forward` computes an array
+# from arrays. `backward` gets the gradient of the result, the result itself (`output`) and all
+# inputs of `forward`, and returns the gradient of each input: one value, or a tuple if there are
+# several inputs. What `backward` needs besides, `forward` keeps as an attribute.
 #
 # Which of the pieces gets the gradient? Only the largest one reaches the result, so the slope is 1
 # for it and 0 for the others. But which one if two are equal? For real numbers that hardly happens.
@@ -163,11 +166,13 @@ assert np.array_equal(small.grad.data, [[0, 10, 20, 0]])
 
 # %% [markdown]
 # `apply` runs the function: on arrays it returns an array, on Tensors a Tensor with a place in the
-# graph. Arrays and Tensors are inputs; everything else, such as `pieces`, is an *option*, by name.
+# graph. Arrays and Tensors are *inputs*, given by position; everything else, such as `pieces`, is
+# an *option*, given by name, and has no gradient.
 #
 # `backward` is written with operators, `reshape` and the mask only. These work on Tensors too, so
 # that the gradient has a gradient itself, which [11](11_the_landscape.ipynb) needs.
-# `testing.gradcheck` compares the rule with differences, `gradgradcheck` the rule of the rule.
+# `testing.gradcheck` compares the rule with finite differences, `gradgradcheck` the rule of the
+# rule; both raise an error if they disagree.
 
 # %%
 distinct = np.random.default_rng(2).permutation(24).reshape(4, 6) / 4.0
@@ -215,8 +220,10 @@ assert cubic.gives_signs and cubic.forward(np.float32([0])).dtype == np.float32
 
 # %% [markdown]
 # Three traps. The sign of 0 is +1, as everywhere in tinybnn, since a bit has no third value.
-# `np.where(x >= 0, 1.0, -1.0)` would be float64, and a packed model is float32. And the surrogate
-# uses `tb.clamp`, not `np.clip`: it must take Tensors, so that one can differentiate it.
+# Without `.astype(x.dtype)` the signs would be integers, and a packed model computes with float32.
+# And the surrogate uses `tb.clamp`, not `np.clip`: it must take Tensors, so that one can
+# differentiate it. (The class attribute `values`, by default -1 and 1, tells the compiler what
+# comes out; `gives_signs` reads it. The tent in the picture is `ApproxSign`.)
 
 # %%
 line = np.linspace(-1.6, 1.6, 401)
@@ -236,10 +243,11 @@ plt.show()
 # %% [markdown]
 # ## A layer
 #
-# A layer is a `Module`: its parameters are attributes that `__init__` sets, and `forward` calls
-# functions. The float weight behind a sign is a `LatentParameter`: optimizers clip it to [-1, 1]
-# after each step, and leave it out of weight decay. A plain `Parameter` would drift out of the
-# range in which the estimator passes a gradient, and its sign would hardly ever flip again.
+# A layer is a `Module`: its parameters are attributes that `__init__` sets (it need not call
+# `super().__init__()`), and `forward` calls functions. The float weight behind a sign is a
+# `LatentParameter`: optimizers clip it to [-1, 1] after each step, and leave it out of weight
+# decay. A plain `Parameter` would drift out of the range in which the estimator passes a gradient,
+# and its sign would hardly ever flip again.
 
 
 # %%
@@ -277,17 +285,19 @@ assert [name for name, _ in layer.named_parameters()] == ["weight"]
 # ## A packed operation
 #
 # What is missing is the maximum. The compiler runs the model once and records each `Function` that
-# is called (06b). To each it needs a class that answers three questions:
+# is called ([06b](06b_the_compiler.ipynb)). For each it needs a class that answers three questions:
 #
 # - *What does it mean?* `run` computes the result from arrays. By default it applies the Function,
 #   so that the packed model computes what the float model does.
-# - *What comes out?* `shape` gets the `Value` of each input: its kind (floats, sums or bits) and
-#   the shape of **one** sample. It returns that of the result, or raises a ValueError: a packed
-#   model may come from a damaged file, and is checked by this rule before it runs.
+# - *What comes out?* `shape` gets the `Value` of each input: its kind (floats, sums or bits), the
+#   shape of **one** sample, and `single`, whether one sample stands for the whole batch. It returns
+#   the `Value` of the result, or raises a ValueError: a packed model may come from a damaged file,
+#   and is checked by this rule before it runs.
 # - *Which calls does it match, and what does it keep of them?* `functions` names the Functions, and
 #   `of_call` gets a recorded call and returns two dicts, of arrays and of settings (numbers, text).
 #   By default it copies the options that `settings` names. It may refuse a call: it then raises
-#   `NoPackedFormError` with a sentence that says why.
+#   `NoPackedFormError` with a sentence that says why, or returns None, and the compiler's general
+#   message appears.
 
 
 # %%
@@ -321,8 +331,8 @@ assert len(packed.steps) == len(of_slices.steps) - 6
 
 # %% [markdown]
 # Defining the class registers it; nothing else in tinybnn changes. The product is one of bits, and
-# the maximum one step. (`x.single` says whether one sample stands for the whole batch; pass it on.)
-# A saved model holds the operation's *name*, so a program that loads it must define the class.
+# the maximum one step. A saved model holds the operation's *name*, so a program that loads it must
+# define the class.
 #
 # **Is it exact?** `deploy.verify` compares all layers of both models on given inputs.
 # `testing.check_packed` is stricter: it compiles, saves and loads, predicts in blocks of odd sizes,
@@ -421,9 +431,9 @@ assert sum(means["maxout 64", k] for k in kinds) < sum(means["plain 128", k] for
 
 # %% [markdown]
 # The idea does not pay here. Maxout is not clearly better than the plain layer of 64 outputs, which
-# has half the products, and behind the one with as many. The two estimators differ by about as much
-# as seeds do. Most ideas end like that; a comparison at equal cost, with several seeds, shows it.
-# And all packed networks gave the float network's scores.
+# has half the products, and worse in the mean than the one with as many. The two estimators differ
+# by about as much as seeds do. Most ideas end like that; a comparison at equal cost, with several
+# seeds, shows it. And all packed networks gave the float network's scores.
 #
 # ## In the package
 #
@@ -438,10 +448,12 @@ assert operations.OF_FUNCTION[GroupMax] is GroupMaxOperation
 print(inspect.getsource(operations.PRelu))
 
 # %% [markdown]
-# This operation has an *array*, `weight`. `shape` gets it by name and checks it. `of_call` reads it
-# with `call.constant(1)`: input 1 of the call (input 0 is $x$) as an array, or None if it
-# depends on the model's input. Such a weight has no fixed value, so there is no packed form.
-# (`call.results` is the number of inputs that depend on it.)
+# This operation has an *array*, `weight`: `arrays` names it, `of_call` returns it in the first
+# dict, and `shape` gets it by name and checks it. `of_call` reads it with `call.constant(1)`: input
+# 1 of the call (input 0 is $x$) as an array, or None if it depends on the model's input. Such a
+# weight has no fixed value, so there is no packed form. (Here `call.results`, the number of inputs
+# that depend on the model's input, tells the same: it is 1 if only $x$ does. `program` is the
+# operation's form in the fused kernels of floats; without it `run` is used.)
 #
 # `is_elementwise` says that each number of the result depends on one number of the input. Between a
 # sum and a sign it then costs nothing: the compiler evaluates it at each possible sum, and it

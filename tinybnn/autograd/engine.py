@@ -186,6 +186,12 @@ class Function:
     def apply(cls, *inputs: Any, **options: Any) -> Any:
         """Run the operation: return a Tensor if any input is one, else an array."""
         function = cls()
+        for name, option in options.items():
+            if isinstance(option, Variable):
+                raise TypeError(
+                    f"{cls.__name__}.apply: {name} is a Tensor, given by name; give Tensors by "
+                    "position, since options have no gradient"
+                )
         tensors = [x for x in inputs if isinstance(x, Variable)]
         if 0 < len(tensors) < len(inputs):
             dtype = np.result_type(*[x.data.dtype for x in tensors])

@@ -1,7 +1,7 @@
 """Chapter 08: codes as words, and a binary head that runs on them.
 
 Write the missing bodies, then check them: tinybnn course check 08
-Each one is checked by itself, with right versions of the others.
+Each one is checked separately, with correct versions of the others.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Chapter 11: directions in a loss landscape, products with its Hessian, and their eigenvalues.
 
 Write the missing bodies, then check them: tinybnn course check 11
-Each one is checked by itself, with right versions of the others.
+Each one is checked separately, with correct versions of the others.
 """
 
 import numpy as np

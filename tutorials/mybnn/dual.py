@@ -1,7 +1,7 @@
 """Chapter 10: depth-wise convolutions, weights with three levels, a shortcut before the norm.
 
 Write the missing bodies, then check them: tinybnn course check 10
-Each one is checked by itself, with right versions of the others.
+Each one is checked separately, with correct versions of the others.
 """
 
 from mybnn.convolution import fold_windows, windows
@@ -101,7 +101,7 @@ def operations(channels, filters, size, positions, groups=1, planes=0):
     positions : int
         Number of pixels of the output, Ho * Wo.
     groups : int
-        Channels and filters are cut into so many groups; a filter sees the channels of its own
+        Channels and filters are cut into this many groups; a filter sees the channels of its own
         group only. 1 for a regular convolution, `channels` for a depth-wise one.
     planes : int
         Planes of signs in a weight: 0 for real weights, 1 for binary ones, 2 for three levels.

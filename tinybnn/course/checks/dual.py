@@ -336,6 +336,8 @@ _RESIDUAL_MISTAKES = {
         _shortcuts(lambda sums, x: sums + x, lambda sums, x: sums),
     "x is added twice before the norm, and not behind it":
         _shortcuts(lambda sums, x: sums + 2 * x, lambda sums, x: 0),
+    "x is added twice behind the norm, and not before it":
+        _shortcuts(lambda sums, x: sums, lambda sums, x: 2 * x),
     "channels are mixed: reshaped as it is, (N, C, H, W) has its channels in the wrong places. "
     "Transpose to (N, H, W, C) first": _mixed_channels,
     "the rows are reshaped to the images' shape as they are; they are in the order N, H, W, C: "
@@ -405,15 +407,18 @@ def residual_values(dual: ModuleType) -> None:
             seed=st.integers(0, 99), eps=st.sampled_from([1e-5, 0.1]))  # fmt: skip
 
 
-def _residual_gradient(before=True, behind=True, norm=True):
-    """Make the gradients of sums, x, gamma and beta, with or without each of the paths."""
+def _residual_gradient(before=True, behind=True, norm=True, rows_in=True):
+    """Make the gradients of sums, x, gamma and beta, with or without each of the paths.
+
+    Without `rows_in` the norm passes a gradient to gamma and beta only.
+    """
 
     def gradient(sums, x, gamma, beta, grad):
         rows, _, var = _normalized(_rows(sums + x), 1, 0, 1e-5)
         incoming = _rows(grad)
         g = incoming * gamma
         to_sums = (g - g.mean(0) - rows * (g * rows).mean(0)) / np.sqrt(var + 1e-5)
-        to_sums = norm * _back(to_sums, x.shape)
+        to_sums = norm * rows_in * _back(to_sums, x.shape)
         to_x = before * to_sums + behind * grad
         return to_sums, to_x, norm * (incoming * rows).sum(0), norm * incoming.sum(0)
 
@@ -429,6 +434,9 @@ _RESIDUAL_GRADIENT_MISTAKES = {
         _residual_gradient(before=False, behind=False),
     "no gradient passes the norm: keep Tensors, not arrays, up to batch_norm and behind it":
         _residual_gradient(norm=False),
+    "no gradient passes from the norm to sums and x: batch_norm's argument must be sums + x, "
+    "reshaped as a Tensor; an array, such as .data, has no gradient":
+        _residual_gradient(rows_in=False),
 }  # fmt: skip
 
 

@@ -190,7 +190,11 @@ def estimator_in_tinybnn(own_layer: ModuleType) -> None:
         testing.gradcheck(estimator, x, surrogate=estimator.surrogate)
     except AssertionError as error:
         raise Wrong(f"gradcheck says: {error}", {"x": x}) from None
-    answer = call(lambda x: estimator.surrogate(tb.Tensor(x)), {"x": x})
+
+    def surrogate(x):
+        return estimator.surrogate(tb.Tensor(x))
+
+    answer = call(surrogate, {"x": x})
     if not isinstance(answer, tb.Tensor):
         raise Wrong(
             "surrogate makes an array of a Tensor; with tb.clamp and tb.sin it returns a Tensor",
@@ -252,16 +256,16 @@ def _triples():
 def middle_values(own_layer: ModuleType) -> None:
     """the middle one of each three neighbours of x + offset is chosen."""
 
-    def middle(x, offset):
+    def forward(x, offset):
         return own_layer.MiddleOfThree.apply(x, offset)
 
     def check(arrays):
         inputs = dict(zip(("x", "offset"), arrays, strict=True))
-        compare(middle, _columns(_middle), inputs, _VALUE_MISTAKES, 0.0, _FUNCTION_PROBES)
+        compare(forward, _columns(_middle), inputs, _VALUE_MISTAKES, 0.0, _FUNCTION_PROBES)
 
     check(_FUNCTION_PROBES[0].values())
     for_all(check, arrays=_triples())
-    got = call(middle, {"x": _X, "offset": _OFFSET}).dtype
+    got = call(forward, {"x": _X, "offset": _OFFSET}).dtype
     if got != np.float32:
         raise Wrong(f"forward turns float32 into {got}", {"x": _X}, got, np.dtype(np.float32))
 
@@ -308,7 +312,7 @@ def middle_gradients(own_layer: ModuleType) -> None:
     """the chosen number gets the gradient, also where numbers are equal; the offset sums it."""
     right = _gradients(lambda rows, chosen, grad: grad * chosen)
 
-    def gradients(x, offset, grad):
+    def backward(x, offset, grad):
         tensors = [tb.Tensor(a, requires_grad=True) for a in (x, offset)]
         own_layer.MiddleOfThree.apply(*tensors).backward(grad)
         return tuple(None if t.grad is None else t.grad.data for t in tensors)
@@ -318,7 +322,7 @@ def middle_gradients(own_layer: ModuleType) -> None:
         grad = np.arange(2, 2 + x.size // 3, dtype=np.float32).reshape(len(x), -1)
         inputs = {"x": x, "offset": offset, "grad": grad}
         try:
-            got, expected = call(gradients, inputs), right(**inputs)
+            got, expected = call(backward, inputs), right(**inputs)
         except Wrong as wrong:
             if "gradient of input 1" in str(wrong.cause):
                 raise Wrong(f"{wrong.cause}; {_SUMMED}", inputs) from None
@@ -326,7 +330,7 @@ def middle_gradients(own_layer: ModuleType) -> None:
         if got[0] is not None and equal(got[0], expected[0]) and not equal(got[1], expected[1]):
             why = f"the gradient of x is right, that of offset is not: {_SUMMED}"
             raise Wrong(why, inputs, got[1], expected[1])
-        compare(gradients, right, inputs, _GRADIENT_MISTAKES, _TOLERANCE, _GRADIENT_PROBES,
+        compare(backward, right, inputs, _GRADIENT_MISTAKES, _TOLERANCE, _GRADIENT_PROBES,
                 ("the gradient of x", "the gradient of offset"))  # fmt: skip
 
     for probe in _GRADIENT_PROBES:
@@ -415,10 +419,16 @@ def layer_values(own_layer: ModuleType) -> None:
     """forward computes MiddleOfThree of the products of signs, and the offset."""
     rng = np.random.default_rng(3)
 
-    def vote(x, weight, offset):
+    def forward(x, weight, offset):
         layer = _layer(own_layer)
         layer.weight.data[...], layer.offset.data[...] = weight, offset
-        return layer(tb.Tensor(x)).data
+        answer = layer(tb.Tensor(x))
+        if not isinstance(answer, tb.Tensor):
+            raise Wrong(
+                f"forward must return a Tensor, got {type(answer).__name__}: call "
+                "MiddleOfThree.apply with Tensors; an array, such as .data, has no gradient"
+            )
+        return answer.data
 
     def inputs():
         x, weight = rng.normal(size=(3, 5)), rng.uniform(-1, 1, (6, 5))
@@ -433,7 +443,7 @@ def layer_values(own_layer: ModuleType) -> None:
     probes = [inputs() for _ in range(3)]
     with _right_function(own_layer):
         for one in probes:
-            compare(vote, right, one, _LAYER_MISTAKES, _TOLERANCE, probes)
+            compare(forward, right, one, _LAYER_MISTAKES, _TOLERANCE, probes)
 
 
 def layer_learns(own_layer: ModuleType) -> None:
@@ -584,7 +594,16 @@ def operation_of_call(own_layer: ModuleType) -> None:
     """the offset of a traced call becomes the array of the operation, or is refused."""
     operation = own_layer.MiddleOfThreeOperation
     for offset in (_OFFSET, _OFFSET[::-1].copy()):
-        got = call(lambda call: operation.of_call(call), {"call": _traced(offset)})
+        try:
+            got = call(operation.of_call, {"call": _traced(offset)})
+        except Wrong as wrong:
+            if isinstance(wrong.cause, deploy.NoPackedFormError):
+                why = (
+                    "an offset with fixed values is refused: it is call.constant(1), input 1 of "
+                    "the call (input 0 is x, which depends on the model's input)"
+                )
+                raise Wrong(why, cause=wrong.cause) from None
+            raise
         parts = isinstance(got, tuple) and len(got) == 2 and all(isinstance(g, dict) for g in got)
         if not parts:
             raise Wrong(

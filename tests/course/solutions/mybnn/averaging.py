@@ -1,7 +1,7 @@
 """Chapter 09: federated averaging, votes of signs, and a server's step with one bit a weight.
 
 Write the missing bodies, then check them: tinybnn course check 09
-Each one is checked by itself, with right versions of the others.
+Each one is checked separately, with correct versions of the others.
 """
 
 import math

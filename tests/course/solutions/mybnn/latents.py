@@ -1,7 +1,7 @@
 """Chapter 07: bits that are drawn at random, and estimators of their gradient.
 
 Write the missing bodies, then check them: tinybnn course check 07
-Each one is checked by itself, with right versions of the others.
+Each one is checked separately, with correct versions of the others.
 """
 
 import numpy as np

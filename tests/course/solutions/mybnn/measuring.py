@@ -1,7 +1,7 @@
 """Chapter 13: tests over seeds, ratios of times, counted operations and their limits.
 
 Write the missing bodies, then check them: tinybnn course check 13
-Each one is checked by itself, with right versions of the others.
+Each one is checked separately, with correct versions of the others.
 """
 
 import itertools

@@ -2,7 +2,7 @@
 
 Unlike the other files, this one extends tinybnn and imports it. Write the missing bodies, then
 check them: tinybnn course check 12
-Each one is checked by itself, with right versions of the others.
+Each one is checked separately, with correct versions of the others.
 """
 
 import numpy as np
