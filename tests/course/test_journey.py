@@ -19,7 +19,6 @@ from tinybnn.course.catalogue import CHAPTERS
 
 HERE = Path(__file__).parent
 SOLUTIONS = HERE / "solutions" / "mybnn"
-WRONG = sorted((HERE / "wrong").glob("*.py"))
 COMMAND = os.environ.get("TINYBNN_COMMAND")
 
 
@@ -80,15 +79,25 @@ def has_passed(verdict, one):
 
 
 @pytest.mark.slow
+@needs_wheel
+def test_at_first_nothing_is_started(tmp_path):
+    student = Student(tmp_path / "course")
+    student.run("start", "course", inside=False)
+    _, verdicts = student.run("check", "all", code=1)
+    assert {one["state"] for one in verdicts} == {"not started"}
+    _, status = student.run("status")
+    assert [one["open"] for one in status["chapters"].values()] == [
+        [one.number for one in chapter.exercises] for chapter in CHAPTERS.values()
+    ]
+
+
+@pytest.mark.slow
 def test_from_an_empty_folder_to_the_last_milestone(tmp_path):
     student = Student(tmp_path / "course")
     student.run("start", "course", inside=False)
     _, status = student.run("status")
     chapters, milestones = status["chapters"], status["milestones"]
     assert list(chapters) == list(CHAPTERS)
-
-    _, verdicts = student.run("check", "all", code=1)
-    assert {one["state"] for one in verdicts} == {"not started"}
     for number in milestones:
         out, _ = student.run("milestone", number, code=1)
         assert "needs exercises that have not passed" in out
@@ -166,37 +175,44 @@ def test_a_class_is_graded_twice_with_the_same_result(tmp_path):
     assert all(one["student"] in said for one in found)
 
 
-@pytest.mark.slow
-@needs_wheel
-def test_each_answer_counts_while_those_after_it_are_open(tmp_path):
-    student = Student(tmp_path / "course")
-    student.run("start", "course", inside=False)
-    for chapter in CHAPTERS.values():
-        skeleton = (student.folder / "mybnn" / f"{chapter.file}.py").read_text(encoding="utf-8")
-        for i, one in enumerate(chapter.exercises):
-            hints = [student.run("hint", one.number)[1]["hint"] for _ in range(4)]
-            assert hints == [*one.hints, ""]
-            open_ = [other.name for other in chapter.exercises[i + 1 :]]
-            student.write(chapter.file, unfinished(solution(chapter), skeleton, open_))
-            _, [verdict] = student.run("check", one.number)
-            has_passed(verdict, one)
+each_chapter = pytest.mark.parametrize("chapter", CHAPTERS.values(), ids=lambda c: c.number)
 
 
 @pytest.mark.slow
 @needs_wheel
-def test_each_wrong_answer_is_caught(tmp_path):
+@each_chapter
+def test_each_answer_counts_while_those_after_it_are_open(chapter, tmp_path):
     student = Student(tmp_path / "course")
     student.run("start", "course", inside=False)
-    for chapter in CHAPTERS.values():
-        student.write(chapter.file, solution(chapter))
+    skeleton = (student.folder / "mybnn" / f"{chapter.file}.py").read_text(encoding="utf-8")
+    for one in CHAPTERS.values():
+        student.write(one.file, solution(one))
+    for i, one in enumerate(chapter.exercises):
+        hints = [student.run("hint", one.number)[1]["hint"] for _ in range(4)]
+        assert hints == [*one.hints, ""]
+        open_ = [other.name for other in chapter.exercises[i + 1 :]]
+        student.write(chapter.file, unfinished(solution(chapter), skeleton, open_))
+        _, [verdict] = student.run("check", one.number)
+        has_passed(verdict, one)
+
+
+@pytest.mark.slow
+@needs_wheel
+@each_chapter
+def test_each_wrong_answer_is_caught(chapter, tmp_path):
+    student = Student(tmp_path / "course")
+    student.run("start", "course", inside=False)
+    for one in CHAPTERS.values():
+        student.write(one.file, solution(one))
+    wrong = sorted((HERE / "wrong").glob(f"{chapter.number}_*.py"))
+    assert len(wrong) >= 3 * len(chapter.exercises)
     named = 0
-    for path in WRONG:
-        number = "{}.{}".format(*path.stem.split("_")[:2])
-        chapter, text = CHAPTERS[number[:2]], path.read_text(encoding="utf-8")
+    for path in wrong:
+        text = path.read_text(encoding="utf-8")
         student.write(chapter.file, f"{solution(chapter)}\n\n{text}")
+        number = "{}.{}".format(*path.stem.split("_")[:2])
         _, [verdict] = student.run("check", number, code=1)
         names = next(n.value for n in ast.parse(text).body if isinstance(n, ast.Assign))
         assert verdict["state"] == "wrong", path
         named += ast.literal_eval(names) in verdict["message"]  # a slow one, or only by time
-        student.write(chapter.file, solution(chapter))
-    print(f"\n{len(WRONG)} wrong answers caught, {named} by their name")
+    print(f"\n{len(wrong)} wrong answers caught, {named} by their name")
