@@ -146,18 +146,9 @@ def test_a_class_is_graded_twice_with_the_same_result(tmp_path):
     for path in (teacher.folder / "mybnn").iterdir():
         hand_in(sub / "noah" / "mybnn", path.read_text(encoding="utf-8"), path.name)
     (sub / "anna" / "submitted").write_text("2026-10-16T19:30:00Z")
+    words = "--only 00.1 --only 12.1 --seconds 10 --due 2026-10-16T18:00Z".split()
     tables = []
     for out in ("first", "second"):
-        words = [
-            "--only",
-            "00.1",
-            "--only",
-            "12.1",
-            "--seconds",
-            "15",
-            "--due",
-            "2026-10-16T18:00Z",
-        ]
         table = tmp_path / out / "grades.csv"
         table.parent.mkdir()
         said, found = teacher.run("grade", str(sub), "--csv", str(table), *words, inside=False)
