@@ -146,7 +146,7 @@ def test_a_class_is_graded_twice_with_the_same_result(tmp_path):
     for path in (teacher.folder / "mybnn").iterdir():
         hand_in(sub / "noah" / "mybnn", path.read_text(encoding="utf-8"), path.name)
     (sub / "anna" / "submitted").write_text("2026-10-16T19:30:00Z")
-    words = "--only 00.1 --only 12.1 --seconds 10 --due 2026-10-16T18:00Z".split()
+    words = ["--only", "00.1", "--only", "12.1", "--seconds", "10", "--due", "2026-10-16T18:00Z"]
     tables = []
     for out in ("first", "second"):
         table = tmp_path / out / "grades.csv"
