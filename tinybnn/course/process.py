@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ _PRINTED = 4000  # characters kept of the output of the student's code
 # milestone of one second take half a minute.
 _BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _GRACE = 20.0  # seconds for the process to start, and to end on its own after its time limit
+_WAITING = 5  # limit of time by the clock, in multiples of that of computing
+_POLL = 0.2  # seconds
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[-1])['path']; "
     "from tinybnn.course.child import main; main()"
@@ -74,7 +77,8 @@ def run_in_child(
     folder : str or PathLike
         The course folder, which holds ``mybnn``.
     seconds : float
-        Time limit of the process.
+        Time limit of the process: of computing, where the system tells it, so that a busy computer
+        does not matter. By the clock it may then take five times as long.
     say : callable, optional
         Called with each printed line at once, up to the number of characters that is kept.
     extends : str
@@ -88,10 +92,11 @@ def run_in_child(
     """
     folder = os.path.realpath(folder)
     with tempfile.TemporaryDirectory(prefix="tinybnn-") as scratch:
+        limit = seconds * (1 if _computed(os.getpid()) is None else _WAITING)
         order = {
             "path": [p for p in map(os.path.abspath, sys.path) if p != folder],
             "target": target, "arguments": arguments, "folder": folder,
-            "seconds": seconds, "scratch": os.path.realpath(scratch), "extends": extends,
+            "seconds": limit, "scratch": os.path.realpath(scratch), "extends": extends,
             "closed": list(closed),
         }  # fmt: skip
         process = subprocess.Popen(
@@ -109,11 +114,9 @@ def run_in_child(
             },
             start_new_session=True,
         )
-        output, late = _Output(process.stdout, say), False
+        output, late = _Output(process.stdout, say), True
         try:
-            process.wait(seconds + _GRACE)
-        except subprocess.TimeoutExpired:
-            late = True
+            late = _is_late(process, Path(scratch, "fatal"), seconds, limit)
         finally:
             _kill(process)
             output.end()
@@ -121,7 +124,37 @@ def run_in_child(
         if (value := left.result()) is not None and not late:
             return Ended(value.get("value"), value.get("problem", ""), False, output.text())
         late = late or left.fatal.startswith("Timeout")
-        return Ended(None, left.reason(seconds if late else None), late, output.text())
+        return Ended(None, left.reason((seconds, limit) if late else None), late, output.text())
+
+
+def _is_late(process, begun, seconds, limit):
+    """Wait for a process to end; return whether it is over a time limit, having dumped its lines.
+
+    The file `begun` appears when the student's code begins.
+    """
+    end, computed = time.monotonic() + limit + _GRACE, None
+    while time.monotonic() < end:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_POLL)
+            return False
+        if computed is None:
+            if begun.exists():
+                start, computed = time.monotonic(), _computed(process.pid)
+        elif time.monotonic() - start > seconds and _computed(process.pid) - computed > seconds:
+            process.send_signal(signal.SIGUSR1)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(min(2.0, _GRACE))
+            return True
+    return True
+
+
+def _computed(pid):
+    """Seconds of processor time that a process has taken so far; None where nothing tells."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
 
 
 class _Output:
@@ -177,9 +210,14 @@ class _Left:
         return read_json(path) if path.exists() else None
 
     def reason(self, late):
-        """Say why there is no result; `late` is the time limit in seconds if it was exceeded."""
+        """Say why there is no result; `late` holds the time limits if one was exceeded."""
         if late is not None:
-            text = f"the time was up after {late:g} s: a loop that does not end, or too slow a way"
+            seconds, limit = late
+            waiting = f" of computing or {limit:g} s with waiting" if limit > seconds else ""
+            text = (
+                f"the time was up after {seconds:g} s{waiting}: a loop that does not end, or too "
+                "slow a way"
+            )
         elif self._code < 0:
             name = signal.Signals(-self._code).name
             text = f"the process crashed or was killed ({name})"

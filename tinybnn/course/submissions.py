@@ -15,6 +15,7 @@ from tinybnn.storage import open_regular
 TIME_FILE = "submitted"  # in a student's folder: when the work was handed in
 _LARGEST = 1 << 20  # bytes of a file
 _MOST = 200  # Python files of a student
+_NAMED = 3  # files in a remark
 _DEPTH = 6  # of folders in a student's folder
 _IGNORED = {"__pycache__", "__MACOSX", "node_modules"}
 
@@ -63,7 +64,7 @@ def read_submission(folder: str | os.PathLike[str], student: str) -> Submission:
     root, inside, others = _root(found.files)
     remarks = found.remarks
     if inside is None:
-        remarks.append("no file of the course")
+        remarks.append(f"no file of the course{found.instead()}")
     remarks += [f"{name} is not graded, since {root or '.'} is" for name in others]
     files, times = {}, []
     for name in found.files if inside is not None else ():
@@ -136,6 +137,7 @@ class _Found:
 
     folder: Path
     files: list[PurePosixPath] = field(default_factory=list)
+    others: list[PurePosixPath] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
     def walk(self):
@@ -164,6 +166,14 @@ class _Found:
                     self.remarks.append(f"{name} lies too deep")
             elif name.suffix == ".py":
                 yield name
+            elif len(self.others) < _NAMED:
+                self.others.append(name)
+
+    def instead(self):
+        """Name the first files, such as an archive or a file with another name."""
+        names = [*map(str, self.files), *map(str, self.others)]
+        more = ", ..." if len(names) > _NAMED else ""
+        return f", but {', '.join(names[:_NAMED])}{more}" if names else ""
 
     def read(self, name):
         """A file's content and time of change; None for both if it is left out."""
