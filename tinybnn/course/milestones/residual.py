@@ -1,0 +1,226 @@
+"""A chain of binary residual networks for milestones 4 to 6, each one step from the one before.
+
+All have the same shape, on 8 x 8 pixels: a first convolution with binary weights on real pixels,
+six binary convolutions of 3 x 3 with a batch norm behind each, the last three on images of 4 x 4,
+and a last layer of real weights. `Network` is that of XNOR-Net; each step is a subclass that
+overrides what its paper changed. `compare` trains networks with the same initial weights and the
+same batches, so that they differ by the step alone.
+
+As in milestone 3, the convolutions of the trained network run on words (`xnor_conv2d`), and they
+must *equal* those of the float network in every value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tinybnn.course.milestones.milestone import (
+    Outcome,
+    Stopped,
+    check_gradients,
+    digits,
+    fit,
+    judge,
+    latent,
+    norm_parameters,
+    norms,
+)
+from tinybnn.course.milestones.xnornet import as_images, as_rows, pooled
+from tinybnn.typing import Array
+
+CHANNELS = 32
+FIRST = "convolution 1"
+BLOCKS = tuple(f"block {i}" for i in range(2, 8))
+LAST_LARGE = BLOCKS[2]  # behind it images have 4 x 4 pixels
+FEATURES = CHANNELS * 4 * 4
+EPOCHS, RATE = 10, 1e-2
+
+
+class Network:
+    """XNOR-Net: sign, convolution with scaled sums, batch norm; nothing passes beside a sign.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Source of the initial weights. Subclasses draw nothing more, so their weights are the same.
+    """
+
+    estimator: str = "ste_gradient"
+    weights: dict[str, Any]
+    others: dict[str, Any]
+    statistics: dict[str, Any]
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        from mybnn.engine import Tensor
+
+        self.weights = {FIRST: latent(rng, CHANNELS, 1, 3, 3)}
+        self.weights |= {name: latent(rng, CHANNELS, CHANNELS, 3, 3) for name in BLOCKS}
+        self.gammas, self.betas = norms(dict.fromkeys(self.weights, CHANNELS))
+        self.last = Tensor((rng.normal(size=(FEATURES, 10)) / FEATURES**0.5).astype(np.float32))
+        self.others = norm_parameters(self.gammas, self.betas) | {"the last layer": self.last}
+        self.statistics = {}
+        self.trained, self.compared, self.differing = False, 0, 0
+        self.failed: list[str] = []
+
+    def __call__(self, x: Array) -> Any:
+        """Map images (N, 1, 8, 8) to the scores, a Tensor (N, 10)."""
+        from mybnn.convolution import binary_conv2d
+        from mybnn.engine import Tensor
+
+        x = self.norm(binary_conv2d(Tensor(x), self.weights[FIRST], padding=1), FIRST)
+        for name in BLOCKS:
+            sums = self.convolution(x, name)
+            if self.trained:
+                self._compare(name, self.convolution_on_words(x, name), sums.data)
+            x = self.output(self.norm(sums, name), x, name)
+            if name == LAST_LARGE:
+                x = pooled(x)
+        return x.reshape(len(x.data), FEATURES) @ self.last
+
+    def argument(self, x: Any, name: str) -> Any:
+        """Compute what a block takes the sign of, from its input: two Tensors (N, C, H, W)."""
+        return x
+
+    def signs(self, x: Any, name: str) -> Any:
+        """Compute the signs that a block convolves, a Tensor (N, C, H, W)."""
+        from mybnn import estimators
+
+        gradient = getattr(estimators, self.estimator)
+        return estimators.sign_ste(self.argument(x, name), gradient)
+
+    def convolution(self, x: Any, name: str) -> Any:
+        """Convolve a block's input, a Tensor (N, C, H, W), in floats."""
+        from mybnn.convolution import binary_conv2d
+
+        return binary_conv2d(self.signs(x, name), self.weights[name], padding=1)
+
+    def convolution_on_words(self, x: Any, name: str) -> Array:
+        """Convolve a block's input, a Tensor (N, C, H, W), on words."""
+        from mybnn.bits import sign
+        from mybnn.convolution import weight_scale, xnor_conv2d
+
+        filters = self.weights[name].data
+        sums = xnor_conv2d(sign(self.argument(x, name).data), sign(filters), padding=1)
+        return sums.astype(np.float32) * weight_scale(filters)[:, None, None]
+
+    def norm(self, y: Any, name: str) -> Any:
+        """Batch norm of (N, C, H, W), with the statistics of the batch until it is `trained`."""
+        from mybnn.layers import batch_norm
+
+        rows, gamma, beta = as_rows(y), self.gammas[name], self.betas[name]
+        if self.trained:
+            mean, var = self.statistics[name]
+            rows = (rows - mean) / np.sqrt(var + 1e-5) * gamma + beta
+        else:
+            rows, *self.statistics[name] = batch_norm(rows, gamma, beta)
+        return as_images(rows, y.shape)
+
+    def output(self, y: Any, x: Any, name: str) -> Any:
+        """Compute a block's output from its norm y and its input x, Tensors (N, C, H, W)."""
+        return y
+
+    def _compare(self, name, on_words, floats):
+        """Count values of a block that differ between words and floats, and describe them."""
+        differ = on_words != floats
+        self.compared += differ.size
+        if not differ.any():
+            return
+        wrong = int(np.count_nonzero(differ))
+        self.differing += wrong
+        n, c, i, j = np.argwhere(differ)[0]
+        self.failed.append(
+            f"{wrong:,} of {differ.size:,} values of {name} differ between words and floats. Image "
+            f"{n}, channel {c}, row {i}, column {j}: {on_words[n, c, i, j]:.6g} on words, "
+            f"{floats[n, c, i, j]:.6g} in floats (xnor_conv2d, weight_scale)"
+        )
+
+
+def compare(
+    steps: Mapping[str, type[Network]],
+    recorded: Mapping[str, Sequence[float]],
+    least: float,
+    claim: str,
+    progress: bool,
+    seed: int,
+) -> Outcome:
+    """Train networks from one seed, run each on words, and judge the last.
+
+    Parameters
+    ----------
+    steps : dict of str to subclass of Network
+        The network before the milestone's, those between, and the milestone's.
+    recorded : dict of str to tuple of float
+        For each the accuracies of ten seeds with good answers.
+    least : float
+        The accuracy required of the last.
+    claim : str
+        What the paper says that its network reaches.
+    progress : bool
+    seed : int
+    """
+    x, labels, x_test, labels_test = digits()
+    *before, newest = steps
+    accuracies, failed, compared, differing = {}, [], 0, 0
+    try:
+        _check_estimators()
+        for step, make in steps.items():
+            if progress:
+                print(step, flush=True)
+            rng = np.random.default_rng(seed)
+            network = make(rng)
+            flips = fit(
+                network, network.weights, network.others, x, labels,
+                epochs=EPOCHS, rate=RATE, rng=rng, progress=progress,
+            )  # fmt: skip
+            network(x)  # statistics of all training images
+            network.trained = True
+            right = network(x_test).data.argmax(axis=1) == labels_test
+            accuracies[step] = round(float(np.mean(right)), 4)
+            compared += network.compared
+            differing += network.differing
+            failed += [f"{step}: {text}" for text in network.failed]
+    except Stopped as stopped:
+        return Outcome({}, failed + stopped.sentences)
+
+    figures: dict[str, Any] = {"test accuracy on words": accuracies[newest]}
+    figures |= {f"{step}, same seed": accuracies[step] for step in before}
+    for step in before:
+        gain = 100 * (accuracies[newest] - accuracies[step])
+        figures[f"points above {step}"] = f"{gain:+.1f}"
+        figures["with good answers, ten seeds" if step == before[0] else f"ten seeds, {step}"] = (
+            gains(recorded[newest], recorded[step])
+        )
+    figures |= {"the paper": claim, "values compared with ==": compared}
+    figures["values that differ"] = differing
+    figures |= {f"flipped in {k}": round(v, 4) for k, v in flips.items()}
+    return Outcome(figures, judge(accuracies[newest], least, recorded[newest], flips) + failed)
+
+
+def gains(after: Sequence[float], before: Sequence[float]) -> str:
+    """Describe the differences of accuracies, paired by seed, in points."""
+    points = 100 * np.subtract(after, before)
+    error = np.std(points, ddof=1) / len(points) ** 0.5
+    better = int(np.count_nonzero(points > 0))
+    return f"{np.mean(points):+.1f} ± {error:.1f}, better in {better} of {len(points)}"
+
+
+def channels(value: float) -> Any:
+    """Make a learned number for each channel, the student's Tensor (1, C, 1, 1)."""
+    from mybnn.engine import Tensor
+
+    return Tensor(np.full((1, CHANNELS, 1, 1), value, np.float32))
+
+
+def _check_estimators():
+    """Raise `Stopped` if a sign passes no gradient: with shortcuts all else would get one."""
+    from mybnn.engine import Tensor
+    from mybnn.estimators import approx_gradient, ste_gradient, sign_ste
+
+    for gradient in (ste_gradient, approx_gradient):
+        x = Tensor(np.linspace(-1.5, 1.5, 7, dtype=np.float32))
+        total = sign_ste(x, gradient).sum()
+        total.backward()
+        check_gradients(total, {f"a sign's argument, with {gradient.__name__},": x})
