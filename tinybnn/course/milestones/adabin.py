@@ -36,7 +36,7 @@ import numpy as np
 
 from tinybnn.course.milestones.milestone import Milestone, Outcome
 from tinybnn.course.milestones.reactnet import Curved, ReActNet
-from tinybnn.course.milestones.residual import BLOCKS, compare
+from tinybnn.course.milestones.residual import BLOCKS, compare, sums_on_words
 from tinybnn.typing import Array
 
 LEAST = 0.86
@@ -98,13 +98,12 @@ class BinarySets(Curved):
     def convolution_on_words(self, x: Any, name: str) -> Array:
         """Compute the values of `convolution` from four convolutions on words, an array."""
         from mybnn.bits import sign
-        from mybnn.convolution import xnor_conv2d
         from mybnn.engine import Tensor
 
         signs, (filters, *fits) = sign(self.argument(x, name).data), self.filters(name)
         filters = filters.data.reshape(self.weights[name].shape)
         sums = [
-            Tensor(xnor_conv2d(a, b, padding=1).transpose(0, 2, 3, 1))
+            Tensor(sums_on_words(a, b).transpose(0, 2, 3, 1))
             for a in (signs, np.ones_like(signs[:1]))
             for b in (filters, np.ones_like(filters[:1]))
         ]

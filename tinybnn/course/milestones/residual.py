@@ -100,10 +100,10 @@ class Network:
     def convolution_on_words(self, x: Any, name: str) -> Array:
         """Compute the values of `convolution` on words, an array."""
         from mybnn.bits import sign
-        from mybnn.convolution import weight_scale, xnor_conv2d
+        from mybnn.convolution import weight_scale
 
         filters = self.weights[name].data
-        sums = xnor_conv2d(sign(self.argument(x, name).data), sign(filters), padding=1)
+        sums = sums_on_words(sign(self.argument(x, name).data), sign(filters))
         return sums.astype(np.float32) * weight_scale(filters)[:, None, None]
 
     def norm(self, y: Any, name: str) -> Any:
@@ -124,12 +124,6 @@ class Network:
 
     def _compare(self, name, on_words, floats):
         """Count values of a block that differ between words and floats, and describe them."""
-        if on_words.shape != floats.shape:
-            self.failed.append(
-                f"the values of {name} have shape {on_words.shape} on words, {floats.shape} in "
-                "floats (xnor_conv2d)"
-            )
-            return
         differ = on_words != floats
         self.compared += differ.size
         wrong = int(np.count_nonzero(differ))
@@ -207,6 +201,26 @@ def gains(after: Sequence[float], before: Sequence[float]) -> str:
     error = np.std(points, ddof=1) / len(points) ** 0.5
     better = int(np.count_nonzero(points > 0))
     return f"{np.mean(points):+.1f} ± {error:.1f}, better in {better} of {len(points)}"
+
+
+def sums_on_words(signs: Array, filters: Array) -> Array:
+    """Convolve signs (N, C, H, W) with signs (O, C, 3, 3) on words: -> (N, O, H, W).
+
+    Raises
+    ------
+    Stopped
+        If the result has another shape.
+    """
+    from mybnn.convolution import xnor_conv2d
+
+    sums = xnor_conv2d(signs, filters, padding=1)
+    expected = (len(signs), len(filters), *signs.shape[2:])
+    if np.shape(sums) != expected:
+        raise Stopped([
+            f"xnor_conv2d: expected shape {expected} for signs {signs.shape}, filters "
+            f"{filters.shape} and padding 1, got {np.shape(sums)}"
+        ])  # fmt: skip
+    return sums
 
 
 def channels(value: float) -> Any:
