@@ -139,7 +139,11 @@ class Network:
 
 
 def compare(
-    steps: Mapping[str, type[Network]], least: float, claim: str, progress: bool, seed: int
+    steps: Mapping[str, type[Network]],
+    least: float,
+    claims: Mapping[str, str],
+    progress: bool,
+    seed: int,
 ) -> Outcome:
     """Train networks from one seed, run each on words, and judge the last.
 
@@ -149,8 +153,8 @@ def compare(
         The network before the milestone's, one between them, and the milestone's.
     least : float
         The accuracy required of the last.
-    claim : str
-        What the paper says, with its source.
+    claims : dict of str to str
+        What papers say that networks reach on ImageNet, with the source.
     progress : bool
         Print losses.
     seed : int
@@ -189,8 +193,8 @@ def compare(
         ten = gains(seeds, steps[step].seeds)
         figures[f"of {step}, same seed"] = accuracies[step]
         figures[f"gain over {step}"] = f"{gain:+.1f} points; ten seeds: {ten}"
-    figures |= {"the paper": claim, "values compared with ==": compared}
-    figures["values that differ"] = differing
+    figures |= {f"{network}, ImageNet, its paper": claim for network, claim in claims.items()}
+    figures |= {"values compared with ==": compared, "values that differ": differing}
     figures |= {f"flipped in {k}": round(v, 4) for k, v in flips.items()}
     return Outcome(figures, judge(accuracies[newest], least, seeds, flips) + failed)
 
