@@ -252,12 +252,12 @@ def dual_matmul(a, first, second, k):
 
 
 RESIDUAL = (4, 5, 6)
-NETWORKS = [
+NETWORKS = dict.fromkeys(
     step
     for page in (birealnet, reactnet, adabin)
     for step in vars(page).values()
     if isinstance(step, type) and issubclass(step, residual.Network)
-]
+)
 
 
 @pytest.mark.parametrize("number", RESIDUAL)
@@ -273,7 +273,7 @@ def test_a_slope_of_another_shape(number, tmp_path, short):
     assert "sign with approx_gradient has shape (2, 7)" in text
 
 
-@pytest.mark.parametrize("number", RESIDUAL)
+@pytest.mark.parametrize("number", (4, 6))
 def test_a_residual_network_with_a_frame_of_minus_one(number, tmp_path, short):
     more = """
 def xnor_conv2d(x, weight, padding=0):
@@ -289,7 +289,7 @@ def xnor_conv2d(x, weight, padding=0):
     assert all("differ between words and floats" in text for text in failed)
 
 
-@pytest.mark.parametrize("number", RESIDUAL)
+@pytest.mark.parametrize("number", (4, 6))
 def test_sums_on_words_of_another_shape(number, tmp_path, short):
     more = """
 _right = xnor_conv2d
@@ -302,12 +302,10 @@ def xnor_conv2d(x, weight, padding=0):
     assert "xnor_conv2d: expected shape (360, 32, 4, 4)" in text and "(360, 4, 4, 32)" in text
 
 
-@pytest.mark.parametrize("number", RESIDUAL)
-def test_a_residual_network_that_learns_too_little(number, tmp_path, short, monkeypatch):
-    page = {4: birealnet, 5: reactnet, 6: adabin}[number]
-    monkeypatch.setattr(page, "LEAST", 1.0)
-    failed = failures(tmp_path, number)
-    assert ["ten seeds" in text for text in failed] == [True]
+def test_a_residual_network_that_learns_too_little(tmp_path, short, monkeypatch):
+    monkeypatch.setattr(birealnet, "LEAST", 1.0)
+    (text,) = failures(tmp_path, 4)
+    assert "of the test images are right" in text and "ten seeds" in text
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)

@@ -49,6 +49,8 @@ CLAIMS = {
 class BinarySets(Curved):
     """Centres and distances for weights and activations; RPReLU as before."""
 
+    sets: dict[str, list[Any]]
+
     def __init__(self, rng: np.random.Generator) -> None:
         from mybnn.engine import Tensor
 

@@ -46,9 +46,12 @@ class Curved(BiRealNet):
     ----------
     curve : dict of str to float
         The learned numbers of each channel of a block, and their initial values.
+    curves : dict of str to dict of str to Tensor (1, C, 1, 1)
+        These numbers, by block.
     """
 
     curve: ClassVar[dict[str, float]] = {"shift in": 0, "slope below": 0.25, "shift out": 0}
+    curves: dict[str, dict[str, Any]]
 
     def __init__(self, rng: np.random.Generator) -> None:
         super().__init__(rng)
@@ -67,6 +70,8 @@ class Curved(BiRealNet):
 
 class ReActNet(Curved):
     """RPReLU, and RSign in place of the sign."""
+
+    thresholds: dict[str, Any]
 
     def __init__(self, rng: np.random.Generator) -> None:
         super().__init__(rng)

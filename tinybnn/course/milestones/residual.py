@@ -9,8 +9,12 @@ they differ by the step alone.
 As in milestone 3, the convolutions of the trained network run on words (`xnor_conv2d`), and they
 must *equal* those of the float network in every value.
 
-The accuracies of ten seeds are recorded where a network is defined. One image of the 360 is 0.28
-points, so the difference of a single seed says little; `compare` prints that of ten beside it.
+The `seeds` of each network are its accuracies of ten seeds, figures of
+
+    [run(seed=s).figures for s in range(10)]
+
+for the `run` of its milestone. One image of the 360 is 0.28 points, so the difference of a single
+seed says little; `compare` prints that of ten beside it.
 """
 
 from __future__ import annotations
@@ -48,12 +52,35 @@ class Network:
     ----------
     rng : numpy.random.Generator
         Source of the initial weights. Subclasses draw nothing more, so their weights are the same.
+
+    Attributes
+    ----------
+    estimator : str
+        Name of the pseudo-gradient for the signs of activations.
+    seeds : tuple of float
+        Accuracies of ten seeds with good answers.
+    weights, others : dict of str to Tensor
+        Latent weights, and all other parameters.
+    trained : bool
+        Whether batch norms use the statistics of the last batch, and words are compared.
+    compared, differing : int
+        Numbers of values compared, and of those that differ.
+    failed : list of str
+        A sentence for each block with values that differ.
     """
 
-    seeds: tuple[float, ...] = ()
     estimator: str = "ste_gradient"
+    seeds: tuple[float, ...] = ()
     weights: dict[str, Any]
     others: dict[str, Any]
+    gammas: dict[str, Any]
+    betas: dict[str, Any]
+    last: Any
+    statistics: dict[str, Any]
+    trained: bool
+    compared: int
+    differing: int
+    failed: list[str]
 
     def __init__(self, rng: np.random.Generator) -> None:
         from mybnn.engine import Tensor
@@ -63,9 +90,8 @@ class Network:
         self.gammas, self.betas = norms(dict.fromkeys(self.weights, CHANNELS))
         self.last = Tensor((rng.normal(size=(FEATURES, 10)) / FEATURES**0.5).astype(np.float32))
         self.others = norm_parameters(self.gammas, self.betas) | {"the last layer": self.last}
-        self.statistics: dict[str, Any] = {}
-        self.trained, self.compared, self.differing = False, 0, 0
-        self.failed: list[str] = []
+        self.statistics, self.trained = {}, False
+        self.compared, self.differing, self.failed = 0, 0, []
 
     def __call__(self, x: Array) -> Any:
         """Map images (N, 1, 8, 8) to the scores, a Tensor (N, 10)."""
