@@ -27,7 +27,7 @@ from typing import Any
 from tinybnn.course.milestones.milestone import Milestone, Outcome
 from tinybnn.course.milestones.residual import Network, compare
 
-LEAST = 0.86
+LEAST = 0.87
 CLAIMS = {
     "XNOR-Net": "51.2%, ResNet-18 (arXiv:1603.05279)",
     "Bi-Real Net": "56.4%, 18 layers (arXiv:1808.00278)",
@@ -36,6 +36,8 @@ CLAIMS = {
 
 class Shortcuts(Network):
     """XNOR-Net with the input of each block added to its output."""
+
+    seeds = (0.8944, 0.925, 0.8972, 0.9083, 0.9083, 0.9167, 0.9028, 0.9)
 
     def output(self, y: Any, x: Any, name: str) -> Any:
         """Add the shortcut."""
@@ -46,6 +48,7 @@ class BiRealNet(Shortcuts):
     """Shortcuts, and the slope of parabolas for the signs of activations."""
 
     estimator = "approx_gradient"
+    seeds = (0.8917, 0.9083, 0.9139, 0.8972, 0.9083, 0.9083, 0.9139, 0.9111)
 
 
 def run(progress: bool = False, seed: int = 0) -> Outcome:

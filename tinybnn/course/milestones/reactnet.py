@@ -32,7 +32,7 @@ from tinybnn.course.milestones.birealnet import BiRealNet
 from tinybnn.course.milestones.milestone import Milestone, Outcome
 from tinybnn.course.milestones.residual import BLOCKS, channels, compare
 
-LEAST = 0.86
+LEAST = 0.87
 CLAIMS = {
     "Bi-Real Net": "56.4%, 18 layers (arXiv:1808.00278)",
     "ReActNet": "69.4%, a MobileNet (arXiv:2003.03488)",
@@ -50,6 +50,7 @@ class Curved(BiRealNet):
         These numbers, by block.
     """
 
+    seeds = (0.9167, 0.8917, 0.9056, 0.8917, 0.9139, 0.9056, 0.9139, 0.8944)
     curve: ClassVar[dict[str, float]] = {"shift in": 0, "slope below": 0.25, "shift out": 0}
     curves: dict[str, dict[str, Any]]
 
@@ -71,6 +72,7 @@ class Curved(BiRealNet):
 class ReActNet(Curved):
     """RPReLU, and RSign in place of the sign."""
 
+    seeds = (0.9083, 0.9167, 0.8889, 0.8944, 0.8944, 0.9056, 0.9056, 0.9083)
     thresholds: dict[str, Any]
 
     def __init__(self, rng: np.random.Generator) -> None:

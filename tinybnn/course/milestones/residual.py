@@ -70,7 +70,7 @@ class Network:
     """
 
     estimator: str = "ste_gradient"
-    seeds: tuple[float, ...] = ()
+    seeds: tuple[float, ...] = (0.8472, 0.8361, 0.8778, 0.8861, 0.8694, 0.8778, 0.875, 0.8778)
     weights: dict[str, Any]
     others: dict[str, Any]
     gammas: dict[str, Any]
