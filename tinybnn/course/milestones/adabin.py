@@ -25,7 +25,10 @@ not grow here.
 Three networks of the same seed tell the two ideas apart: ReActNet (milestone 5), with binary sets
 in place of thresholds and scales, and with Maxout in place of RPReLU as well.
 
-With good answers it takes about 25 seconds on one core.
+At this size neither gives anything that the recorded seeds could tell from 0; the paper's gain is
+on ImageNet, in a larger network.
+
+With good answers it takes about 40 seconds on one core.
 """
 
 from __future__ import annotations
@@ -148,5 +151,5 @@ def run(progress: bool = False, seed: int = 0) -> Outcome:
 MILESTONE = Milestone(
     6, "AdaBin", 2022, "Improving Binary Neural Networks with Adaptive Binary Sets",
     ("00.1", "01.1", "01.2", "01.3", "01.4", "02.1", "02.2", "02.4", "02.5", "03.2", "03.3",
-     "03.4", "03.5", "04.1", "04.2", "04.3", "05.1", "05.2", "05.3", "05.4"), run, 90.0,
+     "03.4", "03.5", "04.1", "04.2", "04.3", "05.1", "05.2", "05.3", "05.4"), run, 120.0,
 )  # fmt: skip
