@@ -19,8 +19,8 @@ Three networks of the same seed tell the two apart: Bi-Real Net (milestone 4), w
 RSign as well. Other than in the paper, the network is not MobileNet, its 1 x 1 convolutions are
 missing, and it learns from labels, not from the outputs of a real-valued network.
 
-At this size neither gives anything that the recorded seeds could tell from 0: batch norm stands
-before each sum, and its beta already shifts each channel. The paper's gain is on ImageNet.
+At this size neither gives anything that the recorded seeds could tell from 0; the paper's gain is
+on ImageNet, in a larger network. (Which shifts can the beta of a batch norm learn as well?)
 
 With good answers it takes about 35 seconds on one core.
 """
