@@ -263,6 +263,24 @@ def test_a_milestone_with_code_that_does_not_run_is_not_reached(course, run):
     assert Progress.load(course).milestones == {}
 
 
+@pytest.mark.parametrize("number", ["4", "5", "6"])
+def test_a_milestone_names_the_line_of_a_function_that_is_not_written(number, course, run):
+    from tinybnn.course.milestones import MILESTONES
+
+    progress = Progress.load(course)
+    for path in (course / "mybnn").glob("*.py"):
+        shutil.copy(SOLUTIONS / path.name, path)
+    with open(course / "mybnn" / "estimators.py", "a", encoding="utf-8") as file:
+        file.write("\n\ndef approx_gradient(x):\n    raise NotImplementedError  # later\n")
+    for needed in MILESTONES[int(number)].needs:
+        path = student_file(exercise(needed), course)
+        progress.passed[needed] = fingerprint(exercise(needed), path)
+    progress.save()
+    code, out, _ = run("milestone", number)
+    assert code == 1 and "not reached: a function is called that is not written yet" in out
+    assert "mybnn/estimators.py" in out and "raise NotImplementedError  # later" in out
+
+
 def test_without_hypothesis(course, run, monkeypatch):
     monkeypatch.setitem(sys.modules, "hypothesis", None)
     code, _, err = run("check", "00.1")

@@ -1,8 +1,20 @@
 """Milestones are reached with the solutions; with a wrong part, a message says what is wrong."""
 
+import numpy as np
 import pytest
 
-from tinybnn.course.milestones import MILESTONES, bdnet, binaryconnect, binarynet, hybnn, xnornet
+from tinybnn.course.milestones import (
+    MILESTONES,
+    adabin,
+    bdnet,
+    binaryconnect,
+    binarynet,
+    birealnet,
+    hybnn,
+    reactnet,
+    residual,
+    xnornet,
+)
 from tinybnn.kernels.machine import threads
 
 from students import student
@@ -18,8 +30,9 @@ def one_blas_thread():
 @pytest.fixture
 def short(monkeypatch):
     """Shorten training, which these tests do not check."""
-    for page in (binaryconnect, binarynet, xnornet, hybnn, bdnet):
+    for page in (binaryconnect, binarynet, xnornet, residual, hybnn, bdnet):
         monkeypatch.setattr(page, "EPOCHS", 1)
+    for page in (binaryconnect, binarynet, xnornet, birealnet, reactnet, adabin, hybnn, bdnet):
         monkeypatch.setattr(page, "LEAST", 0.0)
 
 
@@ -236,3 +249,108 @@ def dual_matmul(a, first, second, k):
     failed = failures(tmp_path, 8, dual=more)
     assert any("depth-wise layer of unit 1 differ" in text for text in failed)
     assert all("dual_matmul" in text for text in failed)
+
+
+RESIDUAL = (4, 5, 6)
+NETWORKS = dict.fromkeys(
+    step
+    for page in (birealnet, reactnet, adabin)
+    for step in vars(page).values()
+    if isinstance(step, type) and issubclass(step, residual.Network)
+)
+
+
+@pytest.mark.parametrize("number", RESIDUAL)
+def test_a_slope_that_is_0_although_shortcuts_pass_gradients(number, tmp_path, short):
+    failed = failures(tmp_path, number, estimators="def approx_gradient(x):\n    return 0 * x\n")
+    assert any("is 0 everywhere" in text and "approx_gradient" in text for text in failed)
+
+
+@pytest.mark.parametrize("number", RESIDUAL)
+def test_a_slope_of_another_shape(number, tmp_path, short):
+    more = "def approx_gradient(x):\n    return np.ones((2, 1), x.dtype)\n"
+    (text,) = failures(tmp_path, number, estimators=more)
+    assert "sign with approx_gradient has shape (2, 7)" in text
+
+
+@pytest.mark.parametrize("number", (4, 6))
+def test_a_residual_network_with_a_frame_of_minus_one(number, tmp_path, short):
+    more = """
+def xnor_conv2d(x, weight, padding=0):
+    filters, _, size, _ = weight.shape
+    seen = windows(x, size, padding=padding, value=-1)
+    k = seen.shape[-1]
+    sums = xnor_matmul(pack(seen.reshape(-1, k)), pack(weight.reshape(filters, -1)), k)
+    return sums.reshape(*seen.shape[:3], filters).transpose(0, 3, 1, 2)
+"""
+    failed = failures(tmp_path, number, convolution=more)
+    steps = {text.split(":")[0] for text in failed}
+    assert len(steps) == 3 and MILESTONES[number].name in steps
+    assert all("differ between words and floats" in text for text in failed)
+
+
+@pytest.mark.parametrize("number", (4, 6))
+def test_sums_on_words_of_another_shape(number, tmp_path, short):
+    more = """
+_right = xnor_conv2d
+
+
+def xnor_conv2d(x, weight, padding=0):
+    return _right(x, weight, padding).transpose(0, 2, 3, 1)
+"""
+    (text,) = failures(tmp_path, number, convolution=more)
+    assert "xnor_conv2d: expected shape (360, 32, 4, 4)" in text and "(360, 4, 4, 32)" in text
+
+
+def test_a_residual_network_that_learns_too_little(tmp_path, short, monkeypatch):
+    monkeypatch.setattr(birealnet, "LEAST", 1.0)
+    (text,) = failures(tmp_path, 4)
+    assert "of the test images are right" in text and "ten seeds" in text
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
+def test_networks_of_one_seed_begin_with_the_same_weights_and_batches(network, tmp_path):
+    with student(tmp_path):
+        one, other = np.random.default_rng(3), np.random.default_rng(3)
+        a, b = residual.Network(one), network(other)
+        assert all(np.array_equal(a.weights[k].data, b.weights[k].data) for k in a.weights)
+        assert np.array_equal(a.last.data, b.last.data)
+        assert np.array_equal(one.permutation(99), other.permutation(99))
+        assert len(network.seeds) == 10
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
+def test_what_a_network_adds_reaches_the_loss(network, tmp_path):
+    """Each parameter beyond those of XNOR-Net changes the scores, and gets a gradient."""
+    with student(tmp_path):
+        rng = np.random.default_rng(0)
+        one, x = network(rng), rng.uniform(-1, 1, (8, 1, 8, 8)).astype(np.float32)
+        added = one.others.keys() - residual.Network(rng).others.keys()
+        one(x).sum().backward()
+        assert all(np.any(one.others[name].grad) for name in added)
+
+
+def test_the_convolution_of_binary_sets_is_that_of_their_values(tmp_path):
+    with student(tmp_path):
+        from mybnn.convolution import windows
+        from mybnn.engine import Tensor
+
+        rng = np.random.default_rng(1)
+        network = adabin.BinarySets(rng)
+        name = residual.BLOCKS[0]
+        for value, to in zip(network.sets[name], (0.7, -0.2), strict=True):
+            value.data[...] = to
+        x = rng.normal(size=(2, residual.CHANNELS, 4, 4)).astype(np.float32)
+        latent = network.weights[name].data.reshape(residual.CHANNELS, -1).astype(np.float64)
+        middle, spread = latent.mean(1, keepdims=True), latent.std(1, keepdims=True)
+        filters = np.where(latent >= middle, middle + spread, middle - spread)
+        values = np.where(x >= -0.2, -0.2 + 0.7, -0.2 - 0.7)
+        expected = (windows(values, 3, padding=1) @ filters.T).transpose(0, 3, 1, 2)
+        in_floats = network.convolution(Tensor(x), name).data
+        np.testing.assert_allclose(in_floats, expected, rtol=1e-4, atol=1e-4)
+        on_words = network.convolution_on_words(Tensor(x), name)
+        assert np.array_equal(on_words, in_floats)
+
+
+def test_gains_are_paired_by_seed():
+    assert residual.gains((0.9, 0.8, 0.8), (0.8, 0.8, 0.7)) == "+6.7 ± 3.3, better in 2 of 3"
