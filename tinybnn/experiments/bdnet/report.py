@@ -102,7 +102,7 @@ def _deviations(result):
         convolution have signs of their own, is our reading; the four real layers of BD-Net-B have
         no such shortcut.""",
     ]
-    return ["### What differs from the paper", items]
+    return ["## What differs from the paper", items]
 
 
 def _accuracies(result):
