@@ -37,7 +37,7 @@ myst_heading_anchors = 4
 autosummary_generate = True
 autosummary_context = {"groups": rooms.groups, "borrowed": rooms.borrowed}
 suppress_warnings = ["config.cache"]  # functions in autosummary_context
-default_role = "code"
+default_role = "py:obj"  # a link where the reference has the name, otherwise code
 numpydoc_show_class_members = False
 
 # Looks
@@ -45,6 +45,9 @@ html_theme = "pydata_sphinx_theme"
 html_title = f"tinybnn {version}"
 html_static_path = ["_site/static"]
 html_css_files = ["site.css"]
+html_favicon = "_site/static/favicon.svg"
+html_context = {"default_mode": "auto"}
+html_domain_indices = False  # the reference lists the rooms
 html_show_sourcelink = False
 html_theme_options = {
     "navigation_with_keys": False,
