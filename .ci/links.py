@@ -1,4 +1,4 @@
-"""Check that every link of the built site leads somewhere, and that its pages load nothing from outside.
+"""Check that every link of the built site leads somewhere, and that no page loads foreign files.
 
     python .ci/links.py SITE
 

@@ -2,9 +2,9 @@
 
     python .ci/site.py SITE [--pictures FOLDER]
 
-Fails on an error in a page's console, a missing image or file, a page that scrolls sideways, text too
-faint to read in either theme, and a search that does not find BinaryConv2d. Needs playwright and a
-Chromium: the system's, or the one that `playwright install chromium` fetches.
+Fails on an error in a page's console, a missing image or file, a page that scrolls sideways, text
+too faint to read in either theme, and a search that does not find BinaryConv2d. Needs playwright
+and a Chromium: the system's, or the one that `playwright install chromium` fetches.
 """
 
 import argparse
@@ -28,8 +28,8 @@ PICTURES = (
 
 MISSING = "() => [...document.images].filter(i => !i.naturalWidth).map(i => i.src)"
 OVERHANG = "() => document.documentElement.scrollWidth - innerWidth"
-# Every element of the main text that has text of its own. Colours are those the browser computes; text
-# without a background of its own has that of a parent.
+# Every element that has text of its own. Colours are those the browser computes; text without a
+# background of its own has that of a parent.
 FAINT = """theme => {
     document.documentElement.dataset.theme = theme;
     const parse = c => c.match(/[\\d.]+/g).map(Number);
@@ -158,9 +158,8 @@ def main():
     problems = asyncio.run(check(serve(options.site), pages, options.pictures))
     for name, text in problems:
         print(f"{name}: {text}")
-    print(
-        f"{len(pages)} pages at {len(WIDTHS)} widths, {len(THEMES)} themes: {len(problems)} problems"
-    )
+    looks = f"{len(WIDTHS)} widths and in {len(THEMES)} themes"
+    print(f"{len(pages)} pages, each at {looks}: {len(problems)} problems")
     return bool(problems)
 
 

@@ -39,6 +39,7 @@ autosummary_context = {"groups": rooms.groups, "borrowed": rooms.borrowed}
 suppress_warnings = ["config.cache"]  # functions in autosummary_context
 default_role = "py:obj"  # a link where the reference has the name, otherwise code
 numpydoc_show_class_members = False
+toc_object_entries_show_parents = "hide"
 
 # Looks
 html_theme = "pydata_sphinx_theme"

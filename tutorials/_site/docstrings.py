@@ -1,14 +1,14 @@
 """Docstrings are plain text: what reStructuredText would read as markup in it is escaped.
 
-That is an absolute value, |x|, and the star of unpacked sizes, (N, *sizes). A name in backticks is a
-link if the reference has it, in the same room or as `room.name`, and not an argument.
+That is an absolute value, |x|, and the star of unpacked sizes, (N, *sizes). A name in backticks is
+a link if the reference has it, in the same room or as `room.name`, unless it is an argument.
 """
 
 import inspect
 import re
 
 CODE = re.compile(r"(``[^`]*``|`[^`]*`)")
-ARGUMENT = re.compile(r"(?<!`)`(\w+)`(?!`)")
+NAME = re.compile(r"(?<!`)`(\w+)`(?!`)")
 MARKUP = re.compile(r"\||(?<![\\*\w])\*(?=[^\s*])(?![^*]*\w\*(?!\w))")  # but not *emphasis*
 
 
@@ -26,10 +26,12 @@ def escaped(lines):
 
 
 def escape(app, what, name, value, options, lines):
-    own = parameters(value)
-    lines[:] = (
-        ARGUMENT.sub(lambda m: f"`{m[0]}`" if m[1] in own else m[0], l) for l in escaped(lines)
-    )
+    arguments = parameters(value)
+
+    def as_code(match):
+        return f"`{match[0]}`" if match[1] in arguments else match[0]
+
+    lines[:] = [NAME.sub(as_code, line) for line in escaped(lines)]
 
 
 def parameters(value):
@@ -50,7 +52,12 @@ def link_room(app, env, node, contnode):
     return None
 
 
+def hide_private(app, name, value, options, bases):
+    bases[:] = [base for base in bases if not base.__name__.startswith("_")] or [object]
+
+
 def setup(app):
+    app.connect("autodoc-process-bases", hide_private)
     app.connect("missing-reference", link_room)
     app.connect("autodoc-process-docstring", escape, priority=400)  # before numpydoc reads them
     return {"parallel_read_safe": True}

@@ -13,18 +13,23 @@ class Claims(Directive):
     def run(self):
         entries = claims.ledger()["claims"]
         counts = claims.count(entries)
-        lines = ["| | " + " | ".join(claims.STATES) + " |", "|---" * (len(claims.STATES) + 1) + "|"]
+        table = ["| | " + " | ".join(claims.STATES) + " |", "|---" * (len(claims.STATES) + 1) + "|"]
         for paper, of_paper in counts.items():
             cells = " | ".join(str(of_paper[state]) for state in claims.STATES)
-            lines.append(f"| {paper} | {cells} |")
+            table.append(f"| {paper} | {cells} |")
+        cards = []
         for paper in counts:
-            lines += ["", f"## {paper}"]
+            cards += ["", f"## {paper}"]
             for state in claims.STATES:
                 chosen = [e for e in entries if (e["paper"], e["state"]) == (paper, state)]
                 if chosen:
-                    lines += ["", f"### {paper}: {state} ({len(chosen)})", ""]
+                    cards += ["", f"### {paper}: {state} ({len(chosen)})", ""]
                     for entry in chosen:
-                        lines += card(entry)
+                        cards += card(entry)
+        return [*self.parsed(table), *self.parsed(cards)]
+
+    def parsed(self, lines):
+        """The nodes of lines of Markdown."""
         container = nodes.Element()
         container.document = self.state.document
         self.state.nested_parse(StringList(lines, "claims.json"), 0, container, match_titles=True)

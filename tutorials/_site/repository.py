@@ -1,7 +1,7 @@
 """Links between files of the repository become links of the site, in pages and what they include.
 
-A link to another page stays as it is. One to a file that a page includes leads there; one to a folder
-becomes plain text; any other file is copied and can be downloaded.
+A link to another page stays as it is. One to a file that a page includes leads there; one to a
+folder becomes plain text; any other file is copied and can be downloaded.
 """
 
 import json

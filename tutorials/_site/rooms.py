@@ -10,7 +10,7 @@ TENSOR = "tinybnn.tensor"  # documents the names of `autograd`, wherever else th
 
 
 def groups(room):
-    """The files of a room that define public names, each with its title, text, classes and functions."""
+    """The files that define a room's public names: title, text, classes and functions of each."""
     module = importlib.import_module(room)
     files = {}
     for name, value in public(module):
