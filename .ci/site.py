@@ -1,13 +1,14 @@
-"""Open every page of the built site in a browser without a screen, at two widths.
+"""Open every page of the built site in a browser without a screen, at two widths and in the dark.
 
     python .ci/site.py SITE [--pictures FOLDER]
 
-Fails on an error in a page's console, a missing image or file, a page that scrolls sideways, a
-search that does not find BinaryConv2d, and text too faint to read in the dark theme. Needs
-playwright and a Chromium: Debian's, or the one that `playwright install chromium` fetches.
+Fails on an error in a page's console, a missing image or file, a page that scrolls sideways, text
+too faint to read in either theme, and a search that does not find BinaryConv2d. Needs playwright
+and a Chromium: the system's, or the one that `playwright install chromium` fetches.
 """
 
 import argparse
+import asyncio
 import functools
 import http.server
 import shutil
@@ -15,35 +16,55 @@ import sys
 import threading
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from playwright.async_api import async_playwright
 
-WIDTHS = {"desktop": 1280, "phone": 390}
+WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
+THEMES = ("light", "dark")
+TABS = 3
 CONTRAST = 4.5  # of text to its background, WCAG 2.1 level AA
-# Colours as the browser computes them; text without a background of its own has that of a parent.
-FAINTEST = """() => {
+PICTURES = (
+    "index", "03_first_binary_network", "reference/generated/tinybnn.nn", "results",
+)  # fmt: skip
+
+MISSING = "() => [...document.images].filter(i => !i.naturalWidth).map(i => i.src)"
+OVERHANG = "() => document.documentElement.scrollWidth - innerWidth"
+# Every element that has text of its own. Colours are those the browser computes; text without a
+# background of its own has that of a parent.
+FAINT = """theme => {
+    document.documentElement.dataset.theme = theme;
     const parse = c => c.match(/[\\d.]+/g).map(Number);
     const light = c => {
         const [r, g, b] = parse(c).map(v => v / 255).map(
             v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
         return 0.2126 * r + 0.7152 * g + 0.0722 * b;
     };
+    const backgrounds = new Map();
     const background = e => {
-        for (; e; e = e.parentElement) {
+        if (!e) return "rgb(255, 255, 255)";
+        if (!backgrounds.has(e)) {
             const c = getComputedStyle(e).backgroundColor, v = parse(c);
-            if (v.length < 4 || v[3] > 0.99) return c;
+            backgrounds.set(e, v.length < 4 || v[3] > 0.9 ? c : background(e.parentElement));
         }
-        return "rgb(255, 255, 255)";
+        return backgrounds.get(e);
     };
-    let worst = [99, ""];
-    const texts = ["p", "h1", "li", "pre", "td"].map(tag => `article ${tag}`).join(", ");
-    for (const e of document.querySelectorAll(texts)) {
-        if (!e.innerText || !e.offsetParent) continue;
-        const [a, b] = [light(getComputedStyle(e).color), light(background(e))];
+    const faint = new Map();
+    for (const e of document.querySelectorAll("main *, nav *, header *")) {
+        const own = [...e.childNodes].filter(n => n.nodeType == 3 && n.data.trim());
+        if (!own.length || e.closest("button, script, style, svg, mjx-container")) continue;
+        if (!e.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
+        const color = getComputedStyle(e).color, behind = background(e);
+        const [a, b] = [light(color), light(behind)];
         const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-        if (ratio < worst[0]) worst = [ratio, e.innerText.slice(0, 40)];
+        if (ratio < LIMIT) faint.set(color + " on " + behind,
+            `${ratio.toFixed(1)}: ${e.tagName} ${e.className} ${own[0].data.trim().slice(0, 30)}`);
     }
-    return worst;
-}"""
+    return [...faint].map(([colors, text]) => `${text} (${colors})`);
+}""".replace("LIMIT", str(CONTRAST))
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
 
 
 def serve(folder):
@@ -54,63 +75,73 @@ def serve(folder):
     return f"http://127.0.0.1:{server.server_address[1]}"
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
+class Tab:
+    """A tab of the browser, and the problems of the pages that were opened in it."""
+
+    def __init__(self, page, address, pictures):
+        self.page, self.address, self.pictures = page, address, pictures
+        self.name, self.problems = "", []
+        page.on("console", lambda m: m.type == "error" and self.note(m.text))
+        page.on("pageerror", lambda error: self.note(str(error)))
+        page.on("response", lambda r: r.status >= 400 and self.note(f"no such file: {r.url}"))
+        page.on("request", lambda r: r.url.startswith((address, "data:", "blob:"))
+                or self.note(f"asks for {r.url}"))  # fmt: skip
+
+    def note(self, text):
+        self.problems.append((self.name, text))
+
+    async def open(self, name):
+        """Load a page once, and look at it at each width and in each theme."""
+        self.name = name
+        await self.page.goto(f"{self.address}/{name}", wait_until="load")
+        for source in await self.page.evaluate(MISSING):
+            self.note(f"no such image: {source}")
+        for width, (x, y) in WIDTHS.items():
+            await self.page.set_viewport_size({"width": x, "height": y})
+            overhang = await self.page.evaluate(OVERHANG)
+            if overhang > 0:
+                self.note(f"scrolls sideways by {overhang} pixels on a {width}")
+            if self.pictures and Path(name).with_suffix("").as_posix() in PICTURES:
+                await self.take_pictures(width)
+        for theme in THEMES:
+            for text in await self.page.evaluate(FAINT, theme):
+                self.note(f"contrast in the {theme} theme is {text}")
+
+    async def take_pictures(self, width):
+        for theme in THEMES:
+            await self.page.evaluate("t => {document.documentElement.dataset.theme = t}", theme)
+            await self.page.wait_for_timeout(500)  # formulas, transitions
+            await self.page.screenshot(
+                path=self.pictures / f"{Path(self.name).stem}-{width}-{theme}.png"
+            )
+
+    async def search(self):
+        self.name = "search.html"
+        await self.page.goto(f"{self.address}/search.html?q=BinaryConv2d")
+        await self.page.wait_for_selector("#search-results li", timeout=20_000)
+        results = await self.page.inner_text("#search-results li:first-of-type")
+        if "BinaryConv2d" not in results:
+            self.note(f"BinaryConv2d is not found first, but {results!r}")
 
 
-def problems_of(page, url):
-    """What is wrong with a page that has just been opened."""
-    images = page.evaluate(
-        "() => [...document.images].filter(i => i.loading !== 'lazy' || i.complete)"
-        ".filter(i => !i.naturalWidth).map(i => i.src)"
-    )
-    yield from (f"no such image: {source}" for source in images)
-    wide = page.evaluate("() => document.documentElement.scrollWidth - innerWidth")
-    if wide > 0:
-        yield f"scrolls sideways by {wide} pixels"
+async def check(address, pages, pictures):
+    """Open all pages in several tabs at once; returns (page, problem) pairs."""
+    waiting = list(reversed(pages))
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
 
+        async def work():
+            tab = Tab(await browser.new_page(reduced_motion="reduce"), address, pictures)
+            while waiting:
+                await tab.open(waiting.pop())
+            return tab
 
-def check(browser, address, pages, width, pictures):
-    """Open all pages at one width; returns their problems."""
-    problems = []
-    context = browser.new_context(viewport={"width": WIDTHS[width], "height": 900})
-    page = context.new_page()
-    page.on("console", lambda m: m.type == "error" and problems.append((page.url, m.text)))
-    page.on("pageerror", lambda error: problems.append((page.url, str(error))))
-    page.on("response", lambda r: r.status >= 400 and problems.append((page.url, r.url)))
-    page.on("request", lambda r: r.url.startswith((address, "data:", "blob:"))
-            or problems.append((page.url, f"asks for {r.url}")))  # fmt: skip
-    for name in pages:
-        page.goto(f"{address}/{name}", wait_until="load")
-        problems += [(page.url, text) for text in problems_of(page, page.url)]
-        if pictures and name in ("index.html", "results.html"):
-            page.screenshot(path=pictures / f"{Path(name).stem}-{width}.png", full_page=True)
-    context.close()
-    return problems
-
-
-def check_search(browser, address):
-    page = browser.new_page()
-    page.goto(f"{address}/search.html?q=BinaryConv2d")
-    page.wait_for_selector("#search-results li", timeout=20_000)
-    results = page.inner_text("#search-results")
-    return [] if "BinaryConv2d" in results else [("search", f"BinaryConv2d not in {results!r}")]
-
-
-def check_dark(browser, address, pages, pictures):
-    """The faintest text of each page in the dark theme."""
-    problems = []
-    page = browser.new_context(color_scheme="dark").new_page()
-    page.add_init_script("localStorage.mode = 'dark'; localStorage.theme = 'dark'")
-    for name in pages:
-        page.goto(f"{address}/{name}", wait_until="load")
-        ratio, text = page.evaluate(FAINTEST)
-        if ratio < CONTRAST:
-            problems.append((page.url, f"contrast {ratio:.1f} in the dark theme: {text!r}"))
-        if pictures and name == "index.html":
-            page.screenshot(path=pictures / "index-dark.png")
-    return problems
+        tabs = await asyncio.gather(*(work() for _ in range(TABS)))
+        await tabs[0].search()
+        await browser.close()
+    return sorted(problem for tab in tabs for problem in tab.problems)
 
 
 def main():
@@ -118,22 +149,17 @@ def main():
     parser.add_argument("site", type=Path)
     parser.add_argument("--pictures", type=Path, help="folder for screenshots of some pages")
     options = parser.parse_args()
-    pages = sorted(str(p.relative_to(options.site)) for p in options.site.rglob("*.html"))
-    pages = [p for p in pages if not p.startswith("_static")]
+    found = [path.relative_to(options.site) for path in options.site.rglob("*.html")]
+    pages = sorted(path.as_posix() for path in found if path.parts[0] != "_static")
+    if not pages:
+        parser.error(f"{options.site} has no pages")
     if options.pictures:
         options.pictures.mkdir(parents=True, exist_ok=True)
-    address = serve(options.site)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
-        )
-        problems = [p for w in WIDTHS for p in check(browser, address, pages, w, options.pictures)]
-        problems += check_search(browser, address)
-        problems += check_dark(browser, address, pages, options.pictures)
-        browser.close()
-    for url, text in problems:
-        print(f"{url.removeprefix(address + '/')}: {text}")
-    print(f"{len(pages)} pages at {len(WIDTHS)} widths and in the dark: {len(problems)} problems")
+    problems = asyncio.run(check(serve(options.site), pages, options.pictures))
+    for name, text in problems:
+        print(f"{name}: {text}")
+    looks = f"{len(WIDTHS)} widths and in {len(THEMES)} themes"
+    print(f"{len(pages)} pages, each at {looks}: {len(problems)} problems")
     return bool(problems)
 
 

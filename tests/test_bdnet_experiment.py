@@ -80,7 +80,7 @@ def test_a_run_leaves_figures_tables_and_pictures(made):
         assert row["command"].startswith("tinybnn reproduce bdnet-ablation --seeds 2 --dataset")
     text = (folder / "report.md").read_text()
     assert "digits (upscaled)" in text and "2 seeds: 64 images" in " ".join(text.split())
-    assert "### What differs from the paper" in text and "- images: digits (upscaled);" in text
+    assert "## What differs from the paper" in text and "- images: digits (upscaled);" in text
     pictures = [line.split("(")[1][:-1] for line in text.splitlines() if line.startswith("![")]
     assert pictures == ["accuracy.png", "layers.png", "levels.png"]
     for name in pictures:

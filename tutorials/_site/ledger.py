@@ -1,34 +1,27 @@
-"""A directive for Sphinx, ``claims``: the ledger of the papers' claims as a page."""
-
-from docutils import nodes
-from docutils.parsers.rst import Directive
-from docutils.statemachine import StringList
+"""The ledger of the papers' claims as Markdown, in the place of ``{claims}`` on a page."""
 
 from tinybnn.experiments import claims
 
+PLACE = "```{claims}\n```"
 
-class Claims(Directive):
+
+def page():
     """Counts of each state, then each paper's entries, a card each."""
-
-    def run(self):
-        entries = claims.ledger()["claims"]
-        counts = claims.count(entries)
-        lines = ["| | " + " | ".join(claims.STATES) + " |", "|---" * (len(claims.STATES) + 1) + "|"]
-        for paper, of_paper in counts.items():
-            cells = " | ".join(str(of_paper[state]) for state in claims.STATES)
-            lines.append(f"| {paper} | {cells} |")
-        for paper in counts:
-            lines += ["", f"## {paper}"]
-            for state in claims.STATES:
-                chosen = [e for e in entries if (e["paper"], e["state"]) == (paper, state)]
-                if chosen:
-                    lines += ["", f"### {paper}: {state} ({len(chosen)})", ""]
-                    for entry in chosen:
-                        lines += card(entry)
-        container = nodes.Element()
-        container.document = self.state.document
-        self.state.nested_parse(StringList(lines, "claims.json"), 0, container, match_titles=True)
-        return container.children
+    entries = claims.ledger()["claims"]
+    counts = claims.count(entries)
+    lines = ["| | " + " | ".join(claims.STATES) + " |", "|---" * (len(claims.STATES) + 1) + "|"]
+    for paper, of_paper in counts.items():
+        cells = " | ".join(str(of_paper[state]) for state in claims.STATES)
+        lines.append(f"| {paper} | {cells} |")
+    for paper in counts:
+        lines += ["", f"## {paper}"]
+        for state in claims.STATES:
+            chosen = [e for e in entries if (e["paper"], e["state"]) == (paper, state)]
+            if chosen:
+                lines += ["", f"### {paper}: {state} ({len(chosen)})", ""]
+                for entry in chosen:
+                    lines += card(entry)
+    return "\n".join(lines)
 
 
 def card(entry):
@@ -42,6 +35,11 @@ def card(entry):
     return [*lines, ""]
 
 
+def insert(app, docname, content):
+    if PLACE in content[0]:
+        content[0] = content[0].replace(PLACE, page())
+
+
 def setup(app):
-    app.add_directive("claims", Claims)
+    app.connect("source-read", insert)
     return {"parallel_read_safe": True}

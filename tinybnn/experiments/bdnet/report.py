@@ -110,7 +110,7 @@ def deviations(result: dict[str, Any]) -> list[Any]:
         convolution have signs of their own, is our reading; the four real layers of BD-Net-B have
         no such shortcut, unless a network's name says so.""",
     ]
-    return ["### What differs from the paper", items]
+    return ["## What differs from the paper", items]
 
 
 def accuracies(result: dict[str, Any]) -> list[Any]:

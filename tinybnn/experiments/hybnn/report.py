@@ -70,7 +70,7 @@ def _recipe(result):
         """- in the binary CNN the dense layer of 200 units, which the paper calls regular, is
         binary; all layers but the last end in a batch norm and a sign.""",
     ]
-    return ["### Recipe, and what differs from the paper", learning, items]
+    return ["## Recipe, and what differs from the paper", learning, items]
 
 
 def _tasks(result):
