@@ -53,7 +53,7 @@ class Curved(BiRealNet):
         These numbers, by block.
     """
 
-    seeds = (0.9167, 0.8917, 0.9056, 0.8917, 0.9139, 0.9056, 0.9139, 0.8944)
+    seeds = (0.9167, 0.8917, 0.9056, 0.8917, 0.9139, 0.9056, 0.9139, 0.8944, 0.9, 0.8944)
     curve: ClassVar[dict[str, float]] = {"shift in": 0, "slope below": 0.25, "shift out": 0}
     curves: dict[str, dict[str, Any]]
 
@@ -75,7 +75,7 @@ class Curved(BiRealNet):
 class ReActNet(Curved):
     """RPReLU, and RSign in place of the sign."""
 
-    seeds = (0.9083, 0.9167, 0.8889, 0.8944, 0.8944, 0.9056, 0.9056, 0.9083)
+    seeds = (0.9083, 0.9167, 0.8889, 0.8944, 0.8944, 0.9056, 0.9056, 0.9083, 0.9278, 0.9056)
     thresholds: dict[str, Any]
 
     def __init__(self, rng: np.random.Generator) -> None:

@@ -70,7 +70,18 @@ class Network:
     """
 
     estimator: str = "ste_gradient"
-    seeds: tuple[float, ...] = (0.8472, 0.8361, 0.8778, 0.8861, 0.8694, 0.8778, 0.875, 0.8778)
+    seeds: tuple[float, ...] = (
+        0.8472,
+        0.8361,
+        0.8778,
+        0.8861,
+        0.8694,
+        0.8778,
+        0.875,
+        0.8778,
+        0.8806,
+        0.8667,
+    )
     weights: dict[str, Any]
     others: dict[str, Any]
     gammas: dict[str, Any]
