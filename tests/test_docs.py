@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import json
 import pkgutil
 import re
@@ -85,6 +86,24 @@ def test_a_command_that_does_not_exist(page):
             cli._parser().parse_args(shlex.split(command))
         except SystemExit as end:
             pytest.fail(f"tinybnn {command} ends with {end.code}")
+
+
+def test_a_report_that_the_site_leaves_out():
+    pages = (ROOT / "tutorials").glob("*.md")
+    shown = {
+        (ROOT / "tutorials" / name).resolve()
+        for page in pages
+        for name in re.findall(r"^```\{include\} (\S+)$", text_of(page), re.MULTILINE)
+    }
+    reports = {*RESULTS.rglob("*.md")}
+    assert len(reports) > 10 and reports <= shown, reports - shown
+
+
+def test_a_room_that_the_reference_leaves_out():
+    text = text_of(ROOT / "tutorials/reference/index.md")
+    rooms = {name for name in tinybnn.__all__ if inspect.ismodule(getattr(tinybnn, name))}
+    listed = {name.split(".")[0] for name in re.findall(r"^ +tinybnn\.(\S+)$", text, re.MULTILINE)}
+    assert rooms <= listed, rooms - listed
 
 
 def test_a_result_that_its_page_leaves_out():
