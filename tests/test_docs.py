@@ -3,6 +3,7 @@
 import contextlib
 import doctest
 import importlib
+import inspect
 import io
 import json
 import pkgutil
@@ -149,6 +150,25 @@ def test_a_chapter_that_the_course_leaves_out():
     assert rows == [
         (stem, time, exercises.get(stem, "")) for stem, time in zip(stems, minutes, strict=True)
     ]
+
+
+def test_a_report_that_the_site_leaves_out():
+    pages = (ROOT / "tutorials").glob("*.md")
+    shown = {
+        (ROOT / "tutorials" / name).resolve()
+        for page in pages
+        for name in re.findall(r"^```\{include\} (\S+)$", text_of(page), re.MULTILINE)
+    }
+    reports = {*RESULTS.rglob("*.md")}
+    assert len(reports) > 10 and reports <= shown, reports - shown
+
+
+def test_a_room_that_the_reference_leaves_out():
+    text = text_of(ROOT / "tutorials/reference/index.md")
+    rooms = {name for name in tinybnn.__all__ if inspect.ismodule(getattr(tinybnn, name))}
+    listed = {name.split(".")[0] for name in re.findall(r"^ +tinybnn\.(\S+)$", text, re.MULTILINE)}
+    rooms.remove("autograd")  # listed as `tensor`, its name for users
+    assert len(rooms) > 10 and rooms <= listed, rooms - listed
 
 
 def test_a_result_that_its_page_leaves_out():

@@ -56,3 +56,8 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
+
+
+def setup(app):
+    # It only copies files at the end of a build, but does not declare that it may run in parallel.
+    app.extensions["sphinx-mathjax-offline"].parallel_read_safe = True

@@ -57,8 +57,8 @@ def links_of_site(app, text, folder, page_folder):
         target = (folder / name).resolve()
         if target.is_dir():
             return words
-        target, anchor = app.included.get(target, (target, anchor or ""))
-        return f"[{words}]({os.path.relpath(target, page_folder)}{anchor})"
+        target, start = app.included.get(target, (target, ""))
+        return f"[{words}]({os.path.relpath(target, page_folder)}{anchor or start})"
 
     return LINK.sub(replaced, text)
 
