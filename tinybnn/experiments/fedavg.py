@@ -266,6 +266,8 @@ def _personalised(server, clients, history, labels, parts, test):
                 loaders[own] = evaluate(server.model, loader)["accuracy"], count
             accuracy = loaders[own][0]
         figures.append((accuracy, client.samples))
+    if not figures:
+        return None
     values, weights = zip(*figures, strict=True)
     return float(np.average(values, weights=weights))
 
