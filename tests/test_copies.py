@@ -215,6 +215,7 @@ for layer in (
     module(layer)
 module(nn.GroupNorm, 3, 6)
 module(nn.LayerNorm, 5)
+module(nn.FanInScale, 6, 9)
 module(nn.Upsample, None, 2)
 EXAMPLES[nn.ModuleDict] = (
     lambda: nn.ModuleDict({"a": nn.Linear(3, 2, rng=generator())}),

@@ -164,6 +164,45 @@ def test_frozen_norms_have_the_statistics_of_public_images(tmp_path, monkeypatch
     assert (first.weight.data != untrained[1].weight.data).any()
 
 
+def test_what_each_head_sends_and_how_it_is_tested(tmp_path):
+    """Local norms do not travel; all else of an arm is its network's state."""
+    config, rows = dataclasses.replace(FEW, rounds=2, target=1.0, lr_decay=0.9, momentum=0.5), {}
+    for head in fedavg.HEADS:
+        arm = f"binary-sign{head}"
+        rows[head] = fedavg._train(tmp_path, arm, "shards", config, *_digits(), False)
+        assert 0 <= rows[head]["personalised"] <= 1
+        assert rows[head]["bytes_down"] > 5 * rows[head]["bytes_up"]
+    up = {head: row["bytes_up"] for head, row in rows.items()}
+    assert up["-local"] == up["-frozen"] < up["-none"] < up["-layer"] < up[""]
+    biases = 2 * 4 * (4 * (200 + 200 + 10) + 3 * 6)  # a float for each unit, three headers
+    assert up["-none"] - up["-local"] == biases
+
+
+def test_the_personalised_accuracy_is_of_a_clients_own_classes():
+    train, test = _digits()[0]
+    parts = [np.flatnonzero(train.labels == label)[:9] for label in (3, 7)]
+    strategy = federated.FedAvg()
+
+    def build():
+        model = fedavg.two_nn(64, 10, np.random.default_rng(0))
+        model[-1].weight.data[:], model[-1].bias.data[:] = 0, np.arange(10) == 3  # always a 3
+        return model
+
+    server = federated.Server(build(), strategy)
+    clients = [federated.Client(k, train[p], build(), strategy) for k, p in enumerate(parts)]
+    none = federated.RoundHistory()
+    assert fedavg._personalised(server, clients, none, train.labels, parts, test) == 0.5
+    parts[1] = np.flatnonzero(train.labels == 7)[:27]
+    clients[1] = federated.Client(1, train[parts[1]], build(), strategy)
+    assert fedavg._personalised(server, clients, none, train.labels, parts, test) == 0.25
+
+
+def test_the_report_names_the_settings_against_drift():
+    used = dataclasses.asdict(fedavg.Config(momentum=0.9, proximal=0.1))
+    assert fedavg._drift(used) == "Server momentum 0.9, proximal term 0.1. "
+    assert fedavg._drift({}) == ""  # of earlier versions
+
+
 def test_settings_are_chosen_without_the_test_set(tmp_path, monkeypatch):
     train, test = datasets.load("digits")
     monkeypatch.setattr(fedavg.features, "load", lambda *_: (train, test[:0]))
@@ -225,7 +264,7 @@ def test_bad_configurations(tmp_path):
         ):
             with pytest.raises(ValueError, match=message):
                 config(**changes)
-    with pytest.raises(ValueError, match="unknown arm '3nn', choose from 2nn, binary, binary-sign"):
+    with pytest.raises(ValueError, match="unknown arm '3nn', choose from 2nn, binary, binary-l"):
         fedavg.run(tmp_path, FEW, arms=["3nn"], progress=False, say=str)
     config = fedavg.Config(clients=5, lr=0.2)
     first, command = "tinybnn reproduce fedavg --seeds 1", fedavg.EXPERIMENT.command

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_federated_rounds import (
+    BITS,
     STRATEGIES,
     assert_same,
     calibrated,
@@ -29,7 +30,7 @@ from test_federated_rounds import (
     state_of,
 )
 
-from tinybnn import cli, datasets
+from tinybnn import cli, datasets, models, nn
 from tinybnn.federated import Client, FedAvg, Head, Server, SignOfUpdate, iid, launch, wire
 from tinybnn.federated import aggregation as rules
 from tinybnn.federated import flower as adapter
@@ -311,6 +312,23 @@ def test_clients_that_are_built_anew_for_each_message(strategy, norm):
 
 
 @needs_flower
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+def test_clients_without_batch_norms(strategy):
+    def build():
+        head = models.BinaryMLP(BITS, 8, 2, norm="none", rng=np.random.default_rng(0))
+        return nn.Sequential(nn.Flatten(), head)
+
+    server, clients = federation(strategy, build=build)
+    expected = rounds(server, clients, 3)
+    other, app = apps(strategy, build=build)
+    rule = adapter.strategy(other, clients=3)
+    rule.start(LocalGrid(app, 3), num_rounds=3)
+    assert_same(state_of(other.model), state_of(server.model))
+    assert differ(state_of(other.model), state_of(build()))
+    assert messages_of(rule.history) == messages_of(expected)
+
+
+@needs_flower
 def test_replies_that_do_not_come_or_are_errors():
     from flwr.app import ConfigRecord, Error, Message, RecordDict
 
@@ -545,9 +563,9 @@ def test_machines_with_tls_give_the_same_weights(tmp_path, certificates):
     with launch.Network(tmp_path / "home", options, {"root-certificates": ca}) as net:
         for number in range(2):
             supernode(net, number, ["--root-certificates", ca])
-        for strategy in ("fedavg", "sign"):
-            config = app_config(strategy=strategy, rounds=3)
-            out = tmp_path / f"{strategy}.npz"
+        for strategy, norm in (("fedavg", "average"), ("sign", "average"), ("sign", "none")):
+            config = app_config(strategy=strategy, norm=norm, rounds=3)
+            out = tmp_path / f"{strategy}-{norm}.npz"
             net.run(launch.APP, {**config, "out": str(out)}, timeout=400)
             state, history, _ = adapter.load_result(out)
             server, expected = in_process(config, 3, 2)
@@ -555,6 +573,8 @@ def test_machines_with_tls_give_the_same_weights(tmp_path, certificates):
             assert messages_of(history) == messages_of(expected)
             assert history["accepted"] == [[0, 1]] * 3
             assert history["val_accuracy"][-1] > history["val_accuracy"][0] > 0.15
+            is_batch_norm = [name for name in state if "running" in name]
+            assert bool(is_batch_norm) == (norm == "average")
 
 
 SLOW_CLIENT = """

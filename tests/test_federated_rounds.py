@@ -147,6 +147,139 @@ def test_fedavg_by_hand():
     assert history["accepted"] == [[0, 1, 2]] * 3 and history["rejected"] == [[]] * 3
 
 
+class Line(nn.Module):
+    """w x, from (N, 1, 1, 1) to (N, 1): a model of one number, for rounds computed by hand."""
+
+    def __init__(self, weight):
+        self.weight = nn.Parameter(np.float32([[weight]]))
+
+    def forward(self, x):
+        return F.linear(F.flatten(x, 1), self.weight)
+
+
+def lines(count=1, weight=1.0, **options):
+    """Clients whose one sample is x = 1 with the label 1, and whose loss is (w - 1)² / 2 there."""
+    data = datasets.from_arrays(np.ones((1, 1, 1, 1), np.uint8), [0], maximum=1)
+
+    def loss(output, target):
+        return ((output - 1.0) ** 2).sum() * 0.5
+
+    return [
+        Client(k, data, Line(weight), FedAvg(), optimizer=sgd, loss=loss, **options)
+        for k in range(count)
+    ]
+
+
+def test_the_rate_of_a_client_decays():
+    """w moves by -0.1 · 0.5^(t - 1) (w - 1): 3, then 2.8, then 2.71."""
+    server = Server(Line(3.0), FedAvg())
+    seen = []
+    for _ in range(3):
+        rounds(server, lines(lr_decay=0.5), 1)
+        seen.append(server.model.weight.item())
+    np.testing.assert_allclose(seen, [2.8, 2.71, 2.71 - 0.025 * 1.71], rtol=1e-6)
+
+
+def test_the_proximal_term_of_fedprox():
+    """Two epochs from w_t = 3 with μ = 4: the second gradient is (w - 1) + 4 (w - 3)."""
+    server = Server(Line(3.0), FedAvg())
+    rounds(server, lines(proximal=4.0), 1, epochs=2)
+    w = 3 - 0.1 * 2.0
+    w -= 0.1 * ((w - 1) + 4 * (w - 3))
+    np.testing.assert_allclose(server.model.weight.item(), w, rtol=1e-6)  # 2.7, without it 2.62
+    assert abs(w - 2.7) < 1e-9
+    server, clients = federation(FedAvg())
+    far, pulled = [], []
+    for proximal, moves in ((0.0, far), (100.0, pulled)):
+        server, clients = federation(FedAvg(), optimizer=lambda p: optim.SGD(p, lr=0.005))
+        for client in clients:
+            client._drift["proximal"] = proximal
+        before = state_of(server.model)
+        rounds(server, clients, 1, epochs=3)
+        after = state_of(server.model)
+        moves += [np.abs(after[n] - before[n]).max() for n in after if n.endswith("weight")]
+    assert all(a < 0.7 * b for a, b in zip(pulled, far, strict=True))  # binary weights as well
+
+
+def test_the_momentum_of_the_server():
+    """FedAvgM: steps of -0.2, then -0.18 - 0.5 · 0.2, ..."""
+    server, w, v = Server(Line(3.0), FedAvg(), momentum=0.5), 3.0, 0.0
+    for _ in range(3):
+        rounds(server, lines(2), 1)
+        v = 0.5 * v - 0.1 * (w - 1)
+        w += v
+        np.testing.assert_allclose(server.model.weight.item(), w, rtol=1e-6)
+    assert abs(v) > 0.25
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[:4], ids=repr)
+def test_momentum_on_top_of_every_strategy(strategy, tmp_path):
+    """Weights stay in their clips, statistics are averages, and a stop changes nothing."""
+    plain, clients = federation(strategy)
+    rounds(plain, clients, 1)
+    server, clients = federation(strategy, momentum=0.9)
+    rounds(server, clients, 1)
+    for name, array in state_of(server.model).items():  # the first step has no past
+        np.testing.assert_allclose(array, plain.model.state_dict()[name], atol=1e-6)
+    whole = tmp_path / "whole.npz"
+    server, clients = federation(strategy, momentum=0.9)
+    rounds(server, clients, 6, checkpoint=whole)
+    other = tmp_path / "other.npz"
+    for goal in (2, 3, 6):
+        again, clients = federation(strategy, momentum=0.9)
+        rounds(again, clients, goal, checkpoint=other)
+    assert_same(state_of(again.model), state_of(server.model))
+    layers = server.model[1].layers
+    assert np.all(np.abs(layers[0].weight.data) <= 1) and np.all(layers[1].running_var > 0)
+    if strategy.up == "float16":  # what the downlink carries
+        latent = layers[0].weight.data
+        np.testing.assert_array_equal(latent, latent.astype(np.float16).astype(np.float32))
+    plain, clients = federation(strategy)
+    with pytest.raises(ValueError, match="checkpoint of another run: server was"):
+        rounds(plain, clients, 6, checkpoint=whole)
+
+
+def test_settings_of_drift_that_are_wrong():
+    for options, message in (
+        ({"lr_decay": 0}, r"lr_decay must be above 0, and at most 1, got 0"),
+        ({"lr_decay": 1.1}, r"lr_decay must be above 0, and at most 1, got 1.1"),
+        ({"proximal": -1.0}, r"proximal must be a number >= 0, got -1.0"),
+        ({"proximal": np.nan}, r"proximal must be a number >= 0, got nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lines(**options)
+    for strategy in STRATEGIES[4:]:
+        with pytest.raises(ValueError, match="momentum needs weights that go down as floats; "):
+            federation(strategy, momentum=0.5)
+    for momentum in (1.0, -0.1):
+        with pytest.raises(ValueError, match="momentum must be from 0 to below 1"):
+            federation(FedAvg(), momentum=momentum)
+    assert "proximal" not in lines()[0].describe()  # checkpoints of earlier versions still match
+
+
+@pytest.mark.parametrize("norm", ["none", "layer"])
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+def test_heads_without_batch_norms(norm, strategy):
+    """Nothing but bits and one float a unit travels; a client may have a single sample."""
+
+    def build(seed=0):
+        head = models.BinaryMLP(BITS, 8, 2, norm=norm, rng=np.random.default_rng(seed))
+        return nn.Sequential(nn.Flatten(), head)
+
+    server, clients = federation(strategy, clients=60, build=build)
+    kinds = [entry.kind for entry in Head(server.model).entries]
+    assert kinds == ["latent"] + ["real"] * (1 if norm == "none" else 2) + ["latent", "real"]
+    rounds(server, clients, 2, fraction=0.1, batch_size=1)
+    assert differ(state_of(server.model), state_of(build()))
+    if norm == "none" and strategy.up == "bits":
+        fields = rules.fields(strategy, Head(server.model).entries, "up")
+        floats = [f.encoding for f in fields.values() if f.encoding != "bits"]
+        assert floats == ["float32", "float32"]
+        bytes_of_bits = 8 * 3 + 2 * 1  # rows of 20 and of 8 bits
+        empty = wire.size([f._replace(shape=(0, *f.shape[1:])) for f in fields.values()])
+        assert wire.size(fields.values()) == empty + bytes_of_bits + 4 * (8 + 2)
+
+
 @pytest.mark.parametrize("norm", ["average", "local", "frozen"])
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
 def test_every_strategy_runs_and_repeats(strategy, norm):

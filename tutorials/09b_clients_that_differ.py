@@ -20,7 +20,7 @@
 # **You need** federated averaging and the vote on updates of
 # [09](09_federated_one_bit.ipynb), and batch norm from [03](03_first_binary_network.ipynb).
 #
-# **Time** 8 minutes of reading; the cells run in about half a minute on two cores.
+# **Time** 12 minutes of reading; the cells run in about half a minute on two cores.
 
 # %%
 import logging
@@ -28,7 +28,8 @@ import logging
 import matplotlib.pyplot as plt
 import numpy as np
 
-from tinybnn import datasets, federated, models, plots
+import tinybnn
+from tinybnn import datasets, federated, models, nn, plots
 from tinybnn.federated import wire
 
 # %% [markdown]
@@ -123,6 +124,68 @@ plots.curves(lines, "test accuracy", "round", ax=axes)
 plt.show()
 
 assert lines["shards, frozen norms"][-1] > lines["shards"][-1] + 0.1
+
+# %% [markdown]
+# ## Why the average of batch norms breaks
+#
+# Take one unit and two clients. The sums of client A are 9 and 11, those of client B are -11
+# and -9. Each normalizes its own batches, to -1 and 1. What are the averaged statistics, and which
+# are those of all four sums?
+
+# %%
+a, b = np.float32([9, 11]), np.float32([-11, -9])
+both = np.concatenate([a, b])
+mean, variance = (a.mean() + b.mean()) / 2, (a.var() + b.var()) / 2
+print("trained with:      ", (a - a.mean()) / a.std(), (b - b.mean()) / b.std())
+print("averaged, tested:  ", (both - mean) / np.sqrt(variance))
+print("variance:          ", variance, "averaged,", both.var(), "of all sums")
+
+assert variance == 1 and both.var() == 101
+
+# %% [markdown]
+# The mean of the variances lacks the variance *between* the clients, here 100 of 101. In training
+# a unit gave ±1; the averaged network gives ±9 to ±11 for the same samples. And one thing is lost
+# that no statistic can repair: in its own batches, client A has subtracted what distinguishes
+# its samples from those of B. In the last layer these sums are the class scores. A client that has
+# only threes and sevens normalizes the score of "three" over its own samples, so that it is
+# positive for one half of them, and the score of "five", of which it has none, just the same. The
+# average of such clients knows nothing of how scores compare between clients.
+#
+# Cure: a norm without statistics. The sum of K signs has a variance of about K, and a constant
+# brings that to 1:
+#
+# $$y = \frac{x}{\sqrt K} + b$$
+#
+# with a learned shift $b$, the only float of the unit that has to be sent. A sample is treated in
+# the same way whoever has it. In front of a sign this is an integer threshold: $y \ge 0$ if
+# $x \ge -b\sqrt K$.
+
+# %%
+scale = nn.FanInScale(1, fan_in=100)
+print(scale(tinybnn.Tensor(both[:, None])).data.ravel())
+
+
+def norm_free(seed=0):
+    return models.mlp(64, (128,), 10, norm="none", rng=np.random.default_rng(seed))
+
+
+found["shards, norm-free"] = run(average, parts=skewed, build=norm_free)
+for name in ("shards", "shards, frozen norms", "shards, norm-free"):
+    print(f"{name:<22}{np.mean(found[name]['val_accuracy'][-5:]):.1%}")
+
+entries = federated.Head(norm_free()).entries
+print("sent:", [(entry.kind, entry.shape) for entry in entries])
+
+assert found["shards, norm-free"]["val_accuracy"][-1] > lines["shards"][-1] + 0.1
+assert [entry.kind for entry in entries] == ["latent", "real"] * 2
+
+# %% [markdown]
+# There are other cures. *FedBN* keeps the norms at the clients, which gives as many models as
+# clients: compare its accuracy on each client's own classes, not on all. *Layer norms* take their
+# statistics from one sample. And a client can be kept from moving too far: by a rate that decays
+# from round to round (`lr_decay` of a `Client`), by a penalty on the distance from where the round
+# began (FedProx, `proximal`), or by momentum of the server (FedAvgM, `momentum` of a `Server`).
+# `tinybnn reproduce fedavg` compares them.
 
 # %% [markdown]
 # ## One bit both ways
@@ -245,7 +308,8 @@ assert again["val_accuracy"] == histories["…, both ways"]["val_accuracy"]
 # ## Summary
 #
 # Skewed labels cost federated averaging much of its accuracy, and a large part of that are batch
-# norms, whose averaged statistics fit no client; norms frozen with statistics of noise avoid it.
+# norms, whose averaged statistics fit no client; norms frozen with statistics of noise, or sums
+# divided by a constant instead of norms, avoid it.
 # The server, too, can send one bit a weight, if clients take its steps themselves. Every answer is
 # checked before it counts, and a broken one is left out of the round.
 #
@@ -264,6 +328,9 @@ assert again["val_accuracy"] == histories["…, both ways"]["val_accuracy"]
 #
 # - B. McMahan et al.: *Communication-Efficient Learning of Deep Networks from Decentralized Data*
 #   (2017): federated averaging and the shards.
+# - T. Li et al.: *Federated Optimization in Heterogeneous Networks* (2020): FedProx.
+# - T. Hsu et al.: *Measuring the Effects of Non-Identical Data Distribution for Federated Visual
+#   Classification* (2019): momentum of the server.
 # - X. Li et al.: *FedBN: Federated Learning on Non-IID Features via Local Batch Normalization*
 #   (2021).
 # - J. Bernstein et al.: *signSGD: Compressed Optimisation for Non-Convex Problems* (2018): one bit

@@ -109,7 +109,7 @@ def _settings_of(app):
 
 _CHOICES = {
     "strategy": ("fedavg", "float16", "stochastic", "sign", "sign-both", "vote"),
-    "norm": ("average", "local", "frozen"),
+    "norm": ("average", "local", "frozen", "none", "layer"),
     "partition": ("iid", "label"),
 }
 

@@ -5,13 +5,26 @@ one label; ten of them (C = 0.1) train in each round for one epoch (E = 1) with 
 paper's 2NN has two hidden layers of 200 units with ReLU; it needed 87 rounds, or 664 with shards.
 
 It is compared with a binary network of the same widths, whose weights are sent up as floats, or as
-one bit: the sign of the update. Its batch norms are averaged, or frozen with the statistics that
-the untrained network has on a few training images without labels, which then count as public.
+one bit: the sign of the update. What follows its layers is one of
+
+    batch     batch norms, averaged
+    local     batch norms that each client keeps (FedBN)
+    frozen    batch norms with the statistics that the untrained network has on a few training
+              images without labels, which then count as public; scale and shift are frozen too
+    layer     layer norms on hidden sums
+    none      no norm: sums divided by the root of their number, and a learned shift
+
+With local batch norms there are as many models as clients. Two accuracies are measured: that of
+each client with its own norms on test images of all classes, as for the other arms, and the
+*personalised* one on test images of the classes that the client has itself; both are means over the
+clients, weighted by samples, after the last round the personalised one of all arms. The clients of
+a local arm are tested on every tenth image only, and those that have not trained yet are left out.
 
 The paper takes for each entry the best of several learning rates, and interpolates between rounds
 on a curve that is made monotonic. Here each network has one rate for both partitions, and the first
 round at the target counts. The rate of the 2NN was not searched for; those of the binary networks
-can be chosen with `Config.validate`. As in the paper, the target is a test accuracy.
+can be chosen with `Config.validate`, on held-out training images. As in the paper, the target is a
+test accuracy.
 
 RUN holds a checkpoint for each training, written after each round: a repeated call resumes to the
 same weights, bit for bit.
@@ -31,6 +44,7 @@ from tinybnn import datasets, federated, models, nn, optim, plots
 from tinybnn.experiments.report import page, table
 from tinybnn.experiments.runner import Experiment, Run, bar, kept, seeded
 from tinybnn.experiments.settings import ImageConfig, setting
+from tinybnn.training import evaluate
 from tinybnn.typing import Array
 
 WIDTHS: tuple[int, int] = (200, 200)
@@ -54,6 +68,11 @@ class Config(ImageConfig):
     lr: float = setting(0.1, "learning rate of SGD, for the 2NN", above=0)
     lr_binary: float = setting(0.001, "learning rate of Adam, for the binary networks", above=0)
     step: float = setting(0.01, "step of the server, for signs of updates", above=0)
+    lr_decay: float = setting(
+        1.0, "factor of a client's rate from round to round", least=0.001, most=1
+    )
+    momentum: float = setting(0.0, "momentum of the server (FedAvgM)", least=0, most=0.999)
+    proximal: float = setting(0.0, "the weight of the proximal term (FedProx)", least=0)
     validate: bool = setting(False, "test on held-out training images instead")
 
 
@@ -69,7 +88,7 @@ class Arm(NamedTuple):
         (pixels, classes, rng) -> Module.
     optimizer : callable
         (parameters, config) -> Optimizer.
-    norm : 'average' or 'frozen'
+    norm : 'average', 'local' or 'frozen'
         How batch norms are treated; frozen ones keep the statistics of `PUBLIC` images.
     """
 
@@ -89,8 +108,26 @@ def two_nn(pixels: int, classes: int, rng: np.random.Generator) -> nn.Sequential
     return nn.Sequential(*layers, nn.Linear(width, classes, rng=rng))
 
 
-def _binary(pixels, classes, rng):
-    return models.mlp(pixels, WIDTHS, classes, rng=rng)
+def _binary(norm, pixels, classes, rng):
+    return models.mlp(pixels, WIDTHS, classes, rng=rng, norm=norm)
+
+
+def _floats(config):
+    return federated.FedAvg()
+
+
+def _signs(config):
+    return federated.SignOfUpdate(config.step)
+
+
+# What follows a binary layer: title, norm of the network, treatment by the federation.
+HEADS: dict[str, tuple[str, str, str]] = {
+    "": ("", "batch", "average"),
+    "-local": (", local batch norms", "batch", "local"),
+    "-frozen": (", frozen batch norms", "batch", "frozen"),
+    "-layer": (", layer norms", "layer", "average"),
+    "-none": (", norm-free", "none", "average"),
+}
 
 
 ARMS: dict[str, Arm] = {
@@ -99,17 +136,14 @@ ARMS: dict[str, Arm] = {
         lambda parameters, config: optim.SGD(parameters, lr=config.lr),
     )
 } | {
-    name: Arm(
-        title, aggregation, _binary,
-        lambda parameters, config: optim.Adam(parameters, lr=config.lr_binary), norm,
+    name + suffix: Arm(
+        title + head, aggregation, partial(_binary, norm),
+        lambda parameters, config: optim.Adam(parameters, lr=config.lr_binary), treatment,
     )
-    for name, title, aggregation, norm in (
-        ("binary", "binary, FedAvg", lambda config: federated.FedAvg(), "average"),
-        ("binary-sign", "binary, 1 bit up",
-         lambda config: federated.SignOfUpdate(config.step), "average"),
-        ("binary-sign-frozen", "the same, frozen batch norms",
-         lambda config: federated.SignOfUpdate(config.step), "frozen"),
+    for name, title, aggregation in (
+        ("binary", "binary, FedAvg", _floats), ("binary-sign", "binary, 1 bit up", _signs),
     )
+    for suffix, (head, norm, treatment) in HEADS.items()
 }  # fmt: skip
 
 
@@ -167,14 +201,18 @@ def _train(out, arm, partition, config, data, progress, seed=0):
             federated.calibrate_norms(model, public)
         return model
 
-    server = federated.Server(build(), aggregation, norm=norm, seed=seed)
+    server = federated.Server(build(), aggregation, norm=norm, momentum=config.momentum, seed=seed)
+    parts = split(train.labels, partition, config, seed)
     clients = [
         federated.Client(
             k, train[part], build(), aggregation, norm=norm, seed=seed,
+            lr_decay=config.lr_decay, proximal=config.proximal,
             optimizer=lambda parameters: ARMS[arm].optimizer(parameters, config),
         )
-        for k, part in enumerate(split(train.labels, partition, config, seed))
+        for k, part in enumerate(parts)
     ]  # fmt: skip
+    if norm == "local":  # by each client that has trained
+        test = test[::10]
     validation, history = datasets.DataLoader(test, 1000), federated.RoundHistory()
     with bar(None, "round", progress, config.rounds) as shown:
         shown.set_description(f"{arm}, {partition}")
@@ -199,8 +237,39 @@ def _train(out, arm, partition, config, data, progress, seed=0):
         "bytes_up": sum(history["bytes_up"][:last]),
         "bytes_down": sum(history["bytes_down"][:last]),
         "saving_up": history.ledger.saving("up"),
+        "saving_down": history.ledger.saving("down"),
+        "personalised": _personalised(server, clients, history, train.labels, parts, test),
         "seconds": sum(history["seconds"][:last]),
     }
+
+
+def _personalised(server, clients, history, labels, parts, test):
+    """Accuracy of the last round on test images of each client's own classes, weighted by samples.
+
+    With local batch norms each client has its own, and those that never trained are left out.
+    """
+    is_local, loaders, figures = server.norm == "local", {}, []
+    message = server.broadcast()
+    trained = {number for row in history.rows for number in row["accepted"]}
+    for client, part in zip(clients, parts, strict=True):
+        own = tuple(np.unique(labels[part]).tolist())
+        if own not in loaders:
+            images = test[np.isin(test.labels, own)]
+            loaders[own] = datasets.DataLoader(images, 1000), len(images)
+        loader, count = loaders[own]
+        if not count or (is_local and client.number not in trained):
+            continue
+        if is_local:
+            accuracy = client.evaluate(message, loader)["accuracy"]
+        else:  # one model for all: once for each set of classes
+            if not isinstance(loaders[own][0], float):
+                loaders[own] = evaluate(server.model, loader)["accuracy"], count
+            accuracy = loaders[own][0]
+        figures.append((accuracy, client.samples))
+    if not figures:
+        return None
+    values, weights = zip(*figures, strict=True)
+    return float(np.average(values, weights=weights))
 
 
 def rounds_to(target: float, accuracies: list[float]) -> int | None:
@@ -229,8 +298,13 @@ def text(result: dict[str, Any]) -> str:
             PAPER[row["partition"]] if is_paper and row["arm"] == "2nn" else ""
         ),
         "best, %": lambda row: f"{max(row['accuracy']) * 100:.2f}",
+        "last 10 rounds, %": lambda row: f"{np.mean(row['accuracy'][-10:]) * 100:.2f}",
+        "own classes, %": lambda row: (
+            "–" if row.get("personalised") is None else f"{row['personalised'] * 100:.2f}"
+        ),
         "rounds in all": lambda row: len(row["accuracy"]),
         "MB up": lambda row: f"{row['bytes_up'] / 1e6:,.1f}",
+        "MB down": lambda row: f"{row['bytes_down'] / 1e6:,.1f}",
         "float32 / sent up": lambda row: f"{row['saving_up']:.1f}",
         "seconds": lambda row: f"{row['seconds']:.0f}",
     }
@@ -238,16 +312,35 @@ def text(result: dict[str, Any]) -> str:
         B = {config["batch_size"]}; {result["images"]["train"]:,} images for training,
         {result["images"]["test"]:,} {tested_on}. 2NN: SGD with lr {config["lr"]:g}. Binary networks
         of the same widths: Adam with lr {config["lr_binary"]:g}, anew in each round; server step
-        {config["step"]:g}; batch norms averaged, or frozen with the statistics of the untrained
-        network on {PUBLIC} training images. A training ends at {config["target"] * 100:g}% or after
+        {config["step"]:g}; batch norms averaged, local (FedBN), or frozen with the statistics of
+        the untrained network on {PUBLIC} training images; layer norms; or no norms.
+        {_drift(config)}A training ends at {config["target"] * 100:g}% or after
         {config["rounds"]} rounds."""
     return page(
         f"Federated averaging on {config['dataset']}", result, about,
         table(result["trainings"], columns),
         """The paper's figures are the best of several learning rates, interpolated between rounds
-        on a curve of the best accuracy so far; here one rate is used and whole rounds count.""",
+        on a curve of the best accuracy so far; here one rate is used and whole rounds count.
+
+        *own classes* is the personalised accuracy after the last round: each client is tested on
+        images of the classes that it has itself, with its own batch norms where they are local; the
+        mean over clients is weighted by samples. With local batch norms the other accuracies are
+        means over clients, too, each with its own norms on every tenth image of all classes.""",
         "![Accuracy after each round](rounds.png)",
     )  # fmt: skip
+
+
+def _drift(config):
+    """The settings against drift that are in use, as a sentence."""
+    used = [
+        f"{text} {config[name]:g}"
+        for name, text, usual in (
+            ("lr_decay", "rates of clients times", 1), ("momentum", "server momentum", 0),
+            ("proximal", "proximal term", 0),
+        )
+        if config.get(name, usual) != usual
+    ]  # fmt: skip
+    return f"{', '.join(used).capitalize()}. " if used else ""
 
 
 def _draw(figure, result):
@@ -276,8 +369,8 @@ EXPERIMENT = Experiment(
     takes="a quarter of an hour a training, two for each of --arms",
     description="Train McMahan's 2NN with 100 clients, IID and with two shards of one label each, "
     "and a\nbinary network of the same widths, with floats and with one bit up, its batch norms\n"
-    "averaged or frozen. The table (report.md), figures (result.json) and a picture go to\nRUN. "
-    "Repeat the command after an interruption.",
+    "averaged, local, frozen, or replaced. The table (report.md), figures (result.json) and\n"
+    "a picture go to RUN. Repeat the command after an interruption.",
     examples=("TINYBNN_DATA=DIR tinybnn reproduce fedavg", "tinybnn reproduce fedavg --quick"),
 )  # fmt: skip
 run: Callable[..., dict[str, Any]] = EXPERIMENT.run

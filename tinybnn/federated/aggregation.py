@@ -366,9 +366,13 @@ def starting_state(aggregation: Aggregation, head: Head) -> dict[str, Array]:
     for entry in head.entries:
         if entry.kind == "latent":
             aggregation.check(entry)
-        if _has_rule(aggregation, entry):
-            state[entry.name] = aggregation.start(state[entry.name])
+        state[entry.name] = start(aggregation, entry, state[entry.name])
     return state
+
+
+def start(aggregation: Aggregation, entry: Entry, array: Array) -> Array:
+    """Convert an array of the server to one that the downlink carries without loss."""
+    return aggregation.start(array) if _has_rule(aggregation, entry) else array
 
 
 def update(

@@ -6,6 +6,7 @@ another machine.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -46,6 +47,14 @@ class Client:
         parameters -> Optimizer, called in each round. Default: Adam with lr=0.01.
     loss, transform
         As for `training.fit` and `datasets.DataLoader`.
+    lr_decay : float
+        In (0, 1]: in round t the optimizer's rate is multiplied by ``lr_decay ** (t - 1)``. On
+        clients that differ, federated averaging with a constant rate does not approach the optimum
+        (Li et al. 2020, "On the convergence of FedAvg on non-IID data", theorem 4).
+    proximal : float
+        μ of FedProx: the clients minimize ``loss + μ/2 ‖w - w_t‖²``, with w the shared parameters
+        and w_t their values at the start of the round (Li et al. 2020, "Federated optimization in
+        heterogeneous networks", eq. 2). 0 is federated averaging.
     seed : int
 
     Attributes
@@ -69,12 +78,18 @@ class Client:
         optimizer: Callable[..., Any] | None = None,
         loss: Callable[..., Tensor] = F.cross_entropy,
         transform: Callable[..., Array] | None = None,
+        lr_decay: float = 1.0,
+        proximal: float = 0.0,
         seed: int = 0,
     ) -> None:
         if not 0 <= number < 1 << 32:
             raise ValueError(f"Client: number must be from 0 to 2**32 - 1, got {number!r}")
         if not len(dataset):
             raise ValueError(f"Client: client {number} has no samples")
+        if not 0 < lr_decay <= 1:
+            raise ValueError(f"Client: lr_decay must be above 0, and at most 1, got {lr_decay!r}")
+        if not 0 <= proximal < math.inf:
+            raise ValueError(f"Client: proximal must be a number >= 0, got {proximal!r}")
         self.number: int = int(number)
         self.samples: int = len(dataset)
         self.version: int | None = None
@@ -82,6 +97,11 @@ class Client:
         self._head = Head(model, norm)
         self._optimizer = _adam if optimizer is None else optimizer
         self._loss, self._transform, self._seed = loss, transform, seed
+        self._drift = {
+            name: float(value)
+            for name, value, usual in (("lr_decay", lr_decay, 1), ("proximal", proximal, 0))
+            if value != usual
+        }
         self._replica = None  # the shared state of `version`
         self._local = self._head.read_local()
 
@@ -148,17 +168,33 @@ class Client:
         for module in self._model.modules():
             if hasattr(module, "rng"):  # dropout
                 module.rng = rng
+        optimizer = self._optimizer(self._model.parameters())
+        if "lr_decay" in self._drift:
+            for group, rate in optimizer.rates:
+                group[rate] *= self._drift["lr_decay"] ** (round - 1)
         fit(
             self._model,
             self._loader(batch_size, rng),
             epochs=epochs,
-            optimizer=self._optimizer(self._model.parameters()),
-            loss=self._loss,
+            optimizer=optimizer,
+            loss=self._local_loss(before),
             progress=False,
         )
         self._local = self._head.read_local()
         after = self._head.read()
         return rules.update(self._aggregation, self._head.entries, before, after, rng)
+
+    def _local_loss(self, before):
+        """The loss that the client minimizes in a round: FedProx adds the proximal term."""
+        if "proximal" not in self._drift:
+            return self._loss
+        shared = [(p, before[name]) for name, p in self._model.named_parameters() if name in before]
+
+        def loss(output, target):
+            distance = sum(((weight - start) ** 2).sum() for weight, start in shared)
+            return self._loss(output, target) + 0.5 * self._drift["proximal"] * distance
+
+        return loss
 
     def evaluate(self, message: bytes, loader: Iterable[tuple[Any, Any]]) -> dict[str, float]:
         """Evaluate the server's state on some data, with the client's own batch norms if local.
@@ -231,7 +267,9 @@ class Client:
 
     def describe(self) -> dict[str, Any]:
         """Describe the client that a saved state belongs to, as JSON values."""
-        return {"number": self.number, "samples": self.samples, "seed": self._seed}
+        return {
+            "number": self.number, "samples": self.samples, "seed": self._seed, **self._drift
+        }  # fmt: skip
 
     def state(self) -> tuple[dict[str, Array], int | None]:
         """Return what the client keeps between rounds: (arrays by name, version).

@@ -45,6 +45,11 @@ class Server:
     aggregation : Aggregation
     norm : 'average', 'local' or 'frozen'
         See `Head`.
+    momentum : float
+        β of FedAvgM, from 0 to 1, excluded: with Δ the step of the aggregation, the server keeps
+        v = β v + Δ and moves by v (Hsu et al. 2019). Latent weights stay within their
+        clips. Running means and variances of batch norms have no momentum, as a variance could
+        become negative. Strategies whose weights go down as bits or steps have none either.
     minimum : int
         Number of answers below which a round changes nothing.
     max_norm : float, optional
@@ -76,6 +81,7 @@ class Server:
         aggregation: rules.Aggregation,
         *,
         norm: str = "average",
+        momentum: float = 0.0,
         minimum: int = 1,
         max_norm: float | None = None,
         max_statistics: float | None = None,
@@ -83,6 +89,13 @@ class Server:
     ) -> None:
         if minimum < 1:
             raise ValueError(f"Server: minimum must be >= 1, got {minimum!r}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"Server: momentum must be from 0 to below 1, got {momentum!r}")
+        if momentum and aggregation.down in ("bits", "steps"):
+            raise ValueError(
+                f"Server: momentum needs weights that go down as floats; {aggregation!r} sends "
+                f"{aggregation.down}"
+            )
         for name, bound in (("max_norm", max_norm), ("max_statistics", max_statistics)):
             if bound is not None and not bound > 0:
                 raise ValueError(f"Server: {name} must be above 0, got {bound!r}")
@@ -104,6 +117,13 @@ class Server:
             for entry in self._head.entries
             if entry.kind == "latent" and aggregation.down == "steps"
         }
+        self._momentum, self._velocity = float(momentum), {}
+        if momentum:
+            self._velocity = {
+                entry.name: np.zeros(entry.shape, np.float32)
+                for entry in self._head.entries
+                if entry.kind in ("latent", "real", "norm")
+            }
         self._chosen, self._answers = None, {}  # of the open round
 
     # ------------------------------------------------------------------------------------ a round
@@ -205,12 +225,25 @@ class Server:
         rng = np.random.default_rng([self._seed, 1, self.round])
         before, entries = self._shared, self._head.entries
         self._shared = rules.combine(self._aggregation, entries, before, updates, samples, rng)
+        self._accelerate(before)
         self.version += 1
         self._head.write(self._shared)
         for name, past in self._steps.items():
             step = self._aggregation.direction(before[name], self._shared[name])
             self._steps[name] = np.concatenate([past, step[None]])[-rules.MOST_STEPS :]
         return True
+
+    def _accelerate(self, before):
+        """Replace the step from `before` to the shared state by one with momentum (FedAvgM)."""
+        for entry in self._head.entries:
+            if (velocity := self._velocity.get(entry.name)) is None:
+                continue
+            velocity = self._momentum * velocity + (self._shared[entry.name] - before[entry.name])
+            weight = before[entry.name] + velocity
+            if entry.clip is not None:
+                weight = np.clip(weight, np.float32(-entry.clip), np.float32(entry.clip))
+            self._velocity[entry.name] = velocity
+            self._shared[entry.name] = rules.start(self._aggregation, entry, weight)
 
     def _steps_since(self, have):
         """Count the steps from a version to this one; None if they cannot be sent."""
@@ -287,12 +320,14 @@ class Server:
             "minimum": self.minimum,
             "bounds": self._bounds,
             "seed": self._seed,
+            **({"momentum": self._momentum} if self._momentum else {}),
         }
 
     def state(self) -> tuple[dict[str, Array], dict[str, int]]:
         """Return what is kept between rounds: (arrays by name, numbers as JSON values)."""
         arrays = {f"shared.{name}": array for name, array in self._shared.items()}
         arrays.update((f"steps.{name}", past) for name, past in self._steps.items() if len(past))
+        arrays.update((f"velocity.{name}", array) for name, array in self._velocity.items())
         return arrays, {"version": self.version, "round": self.round}
 
     def restore(self, arrays: dict[str, Array], numbers: dict[str, int]) -> None:
@@ -300,6 +335,7 @@ class Server:
         self._shared = {e.name: np.array(arrays[f"shared.{e.name}"]) for e in self._head.entries}
         for name, past in self._steps.items():
             self._steps[name] = np.array(arrays.get(f"steps.{name}", past[:0]))
+        self._velocity = {name: np.array(arrays[f"velocity.{name}"]) for name in self._velocity}
         self.version, self.round = (operator.index(numbers[k]) for k in ("version", "round"))
         self._chosen, self._answers = None, {}
         self._head.write(self._shared)

@@ -118,6 +118,7 @@ from tinybnn.functional.loss import (
 from tinybnn.functional.normalization import (
     BatchNorm,
     batch_norm,
+    fan_in_scale,
     group_norm,
     layer_norm,
     normalize,
@@ -147,13 +148,13 @@ __all__ = [
     "adaptive_avg_pool2d", "amax", "amin", "avg_pool2d", "batch_norm", "binary_conv2d",
     "binary_cross_entropy", "binary_cross_entropy_with_logits", "binary_linear", "broadcast_to",
     "cat", "channel_shuffle", "clamp", "conv2d", "conv_transpose2d", "cross_entropy", "dropout",
-    "dropout2d", "exp", "flatten", "flip", "gelu", "group_norm", "hardsigmoid", "hardswish",
-    "hardtanh", "interpolate", "kl_div", "l1_loss", "layer_norm", "leaky_relu", "linear", "log",
-    "log_softmax", "logsumexp", "matmul", "max_pool2d", "maximum", "maxout", "mean", "minimum",
-    "mse_loss", "nll_loss", "normalize", "one_hot", "packed_products", "pad", "pair", "permute",
-    "prelu", "relu", "relu6", "reshape", "rprelu", "rsign", "scale_channels", "sigmoid", "silu",
-    "smooth_l1_loss", "softmax", "softplus", "sqrt", "squared_hinge", "stack", "sum",
-    "take_channels", "tanh", "transpose", "var", "where",
+    "dropout2d", "exp", "fan_in_scale", "flatten", "flip", "gelu", "group_norm", "hardsigmoid",
+    "hardswish", "hardtanh", "interpolate", "kl_div", "l1_loss", "layer_norm", "leaky_relu",
+    "linear", "log", "log_softmax", "logsumexp", "matmul", "max_pool2d", "maximum", "maxout",
+    "mean", "minimum", "mse_loss", "nll_loss", "normalize", "one_hot", "packed_products", "pad",
+    "pair", "permute", "prelu", "relu", "relu6", "reshape", "rprelu", "rsign", "scale_channels",
+    "sigmoid", "silu", "smooth_l1_loss", "softmax", "softplus", "sqrt", "squared_hinge", "stack",
+    "sum", "take_channels", "tanh", "transpose", "var", "where",
 ]  # fmt: skip
 
 

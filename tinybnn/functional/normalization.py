@@ -369,6 +369,37 @@ def _affine(x, weight, bias):
     return x if bias is None else x + bias
 
 
+def fan_in_scale(x: V, fan_in: int, bias: V | ArrayLike | None = None) -> V:
+    """Compute x / sqrt(fan_in) + bias: the scale of a sum of `fan_in` signs, without statistics.
+
+    A sum of K independent signs has variance K, so that the quotient has variance 1 (Jacot et al.
+    2018, section 3). Both operations round to the dtype of x, in this order.
+
+    Parameters
+    ----------
+    x : (N, C) or (N, C, H, W)
+    fan_in : int
+        K, the number of terms of each sum.
+    bias : (C,), optional
+
+    Returns
+    -------
+    array or Tensor of the shape of x
+    """
+    shape = np.shape(x)
+    if len(shape) < 2:
+        raise ValueError(f"fan_in_scale: x must have the shape (N, C, ...), got {shape}")
+    if bias is not None and np.shape(bias) != shape[1:2]:
+        raise ValueError(
+            f"fan_in_scale: bias has shape {np.shape(bias)}, x has {shape[1]} channels "
+            f"(shape {shape})"
+        )
+    if not isinstance(fan_in, int | np.integer) or fan_in < 1:
+        raise ValueError(f"fan_in_scale: fan_in must be an int >= 1, got {fan_in!r}")
+    scaled = x / math.sqrt(fan_in)
+    return scaled if bias is None else scaled + per_channel(bias, x)
+
+
 def normalize(input: V, p: float = 2.0, dim: int | Sequence[int] = 1, eps: float = 1e-12) -> V:
     """Compute input / max(||input||_p, eps), with the p-norm along `dim`.
 

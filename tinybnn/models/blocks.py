@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from tinybnn.autograd import Tensor
 
 METHODS = ("float", "reactnet", "adabin", "bdnet-a", "bdnet-b")
+NORMS = ("batch", "layer", "none")  # of dense networks
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,33 @@ def make_method(
         raise ValueError(f"{network}: base must be 'reactnet' or 'adabin', got {base!r}")
     base = base if name.startswith("bdnet") else name
     return Method(name, base, bool(broadcast_residual), bool(dual), bool(pre_bn), bool(real_pre_bn))
+
+
+def dense_norm(
+    network: str, norm: str, fan_in: int, features: int, is_last: bool = False
+) -> nn.Module:
+    """Build what follows a binary dense layer: (N, features) -> (N, features).
+
+    Parameters
+    ----------
+    network : str
+        Prefix of the error for an unknown norm.
+    norm : 'batch', 'layer' or 'none'
+        A batch norm; a layer norm on hidden sums; or no norm: the sums divided by sqrt(fan_in), and
+        a learned shift (`nn.FanInScale`).
+    fan_in, features : int
+        Inputs and outputs of the dense layer.
+    is_last : bool
+        Whether class scores follow: a layer norm is then replaced by `nn.FanInScale`, since the
+        scores of a sample, unlike hidden units, must not be forced to one mean and variance.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"{network}: norm must be one of {', '.join(NORMS)}, got {norm!r}")
+    if norm == "batch":
+        return nn.BatchNorm1d(features)
+    if norm == "layer" and not is_last:
+        return nn.LayerNorm(features)
+    return nn.FanInScale(features, fan_in)
 
 
 def scaled(channels: int, width: float, multiple: int = 1) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from tinybnn import nn
 from tinybnn.autograd import default_generator
 from tinybnn.models.binary_vae import CHANNELS, BinaryVAE, image_sizes
+from tinybnn.models.blocks import dense_norm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,12 +31,13 @@ def binary_dense(
     widths: Sequence[int],
     quantizer: str | Quantizer,
     rng: np.random.Generator | None,
+    norm: str = "batch",
 ) -> list[nn.Module]:
-    """Build dense layers, each a sign, a BinaryLinear and a batch norm: the list of modules."""
+    """Build dense layers, each a sign, a BinaryLinear and a norm: the list of modules."""
     layers = []
-    for width in widths:
+    for i, width in enumerate(widths, 1):
         layers.append(nn.BinaryLinear(in_features, width, input_quantizer=quantizer, rng=rng))
-        layers.append(nn.BatchNorm1d(width))
+        layers.append(dense_norm("BinaryMLP", norm, in_features, width, is_last=i == len(widths)))
         in_features = width
     return layers
 
@@ -60,6 +62,8 @@ class BinaryMLP(nn.Module):
     hidden : int or sequence of int
         Width of the hidden layer, or of several.
     num_classes : int
+    norm : 'batch', 'layer' or 'none'
+        As for `mlp`. With 'none' the scores are divided by sqrt(128): one float a class.
     quantizer : Quantizer or name
         For each layer's input; weights use ste_sign.
     rng : numpy.random.Generator, optional
@@ -74,12 +78,13 @@ class BinaryMLP(nn.Module):
         hidden: int | Sequence[int] = 128,
         num_classes: int = 2,
         *,
+        norm: str = "batch",
         quantizer: str | Quantizer = "ste_sign",
         rng: np.random.Generator | None = None,
     ) -> None:
         rng = default_generator() if rng is None else rng
         hidden = (hidden,) if np.ndim(hidden) == 0 else tuple(hidden)
-        layers = binary_dense(in_features, (*hidden, num_classes), quantizer, rng)
+        layers = binary_dense(in_features, (*hidden, num_classes), quantizer, rng, norm)
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:

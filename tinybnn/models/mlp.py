@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tinybnn import nn
 from tinybnn.autograd import default_generator
+from tinybnn.models.blocks import dense_norm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,8 +27,10 @@ def mlp(
     dropout: float = 0.0,
     quantizer: str | Quantizer = "approx_sign",
     rng: np.random.Generator | None = None,
+    *,
+    norm: str = "batch",
 ) -> nn.Sequential:
-    """Build a binary MLP: each layer is the sign of its input, a BinaryLinear and a batch norm.
+    """Build a binary MLP: each layer is the sign of its input, a BinaryLinear and a norm.
 
     Parameters
     ----------
@@ -37,11 +40,14 @@ def mlp(
         Widths of the hidden layers.
     num_classes : int
     dropout : float
-        Probability after each hidden batch norm; a dropped value is 0, whose sign is +1.
+        Probability after each hidden norm; a dropped value is 0, whose sign is +1.
     quantizer : Quantizer or name
         For activations and the input; weights use ste_sign.
     rng : numpy.random.Generator, optional
         Source of the initial weights and of dropout.
+    norm : 'batch', 'layer' or 'none'
+        What follows each BinaryLinear: a batch norm; a layer norm, but for the last one; or, with
+        'none' and behind the last one of 'layer', `nn.FanInScale`, which has no statistics.
 
     Returns
     -------
@@ -53,13 +59,13 @@ def mlp(
     for features in hidden:
         layers += [
             nn.BinaryLinear(width, features, input_quantizer=quantizer, rng=rng),
-            nn.BatchNorm1d(features),
+            dense_norm("mlp", norm, width, features),
         ]
         if dropout:
             layers.append(nn.Dropout(dropout, rng=rng))
         width = features
     layers += [
         nn.BinaryLinear(width, num_classes, input_quantizer=quantizer, rng=rng),
-        nn.BatchNorm1d(num_classes),
+        dense_norm("mlp", norm, width, num_classes, is_last=True),
     ]
     return nn.Sequential(*layers)

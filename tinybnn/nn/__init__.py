@@ -53,18 +53,19 @@ from tinybnn.nn.losses import (
     SmoothL1Loss,
 )
 from tinybnn.nn.module import Cost, LatentParameter, Module, ModuleList, Parameter, Sequential
-from tinybnn.nn.normalization import GroupNorm, LayerNorm
+from tinybnn.nn.normalization import FanInScale, GroupNorm, LayerNorm
 
 __all__ = [
     "GELU", "AdaBinConv2d", "AdaptiveAvgPool2d", "AvgPool2d", "BCELoss", "BCEWithLogitsLoss",
     "BatchNorm1d", "BatchNorm2d", "BinaryConv2d", "BinaryDepthwiseConv2d", "BinaryLinear",
     "ChannelShuffle", "Conv2d", "ConvTranspose2d", "Cost", "CrossEntropyLoss", "Dropout",
-    "Dropout2d", "DualAdaBinConv2d", "DualBinaryConv2d", "Flatten", "GroupNorm", "Hardsigmoid",
-    "Hardswish", "Hardtanh", "Identity", "KLDivLoss", "L1Loss", "LatentParameter", "LayerNorm",
-    "LeakyReLU", "Linear", "LogSoftmax", "MSELoss", "MaxPool2d", "Maxout", "Module", "ModuleDict",
-    "ModuleList", "NLLLoss", "PReLU", "Parameter", "ParameterList", "Quantize", "RPReLU", "RSign",
-    "ReLU", "ReLU6", "ReplicateChannels", "Sequential", "SiLU", "Sigmoid", "SmoothL1Loss",
-    "Softmax", "Softplus", "SqueezeExcite", "Tanh", "Upsample", "functional", "init", "utils",
+    "Dropout2d", "DualAdaBinConv2d", "DualBinaryConv2d", "FanInScale", "Flatten", "GroupNorm",
+    "Hardsigmoid", "Hardswish", "Hardtanh", "Identity", "KLDivLoss", "L1Loss", "LatentParameter",
+    "LayerNorm", "LeakyReLU", "Linear", "LogSoftmax", "MSELoss", "MaxPool2d", "Maxout", "Module",
+    "ModuleDict", "ModuleList", "NLLLoss", "PReLU", "Parameter", "ParameterList", "Quantize",
+    "RPReLU", "RSign", "ReLU", "ReLU6", "ReplicateChannels", "Sequential", "SiLU", "Sigmoid",
+    "SmoothL1Loss", "Softmax", "Softplus", "SqueezeExcite", "Tanh", "Upsample", "functional",
+    "init", "utils",
 ]  # fmt: skip
 
 

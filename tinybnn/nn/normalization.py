@@ -1,6 +1,7 @@
-"""Normalisation by statistics of each sample, with PyTorch's names, arguments and defaults.
+"""Normalisation by statistics of each sample, and scaling by a constant in its place.
 
-The layers return a Tensor of the input's shape.
+`GroupNorm` and `LayerNorm` have PyTorch's names, arguments and defaults. The layers return a Tensor
+of the input's shape.
 """
 
 from __future__ import annotations
@@ -114,3 +115,48 @@ class LayerNorm(Module):
     def extra_repr(self) -> str:
         affine = self.weight is not None
         return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={affine}"
+
+
+class FanInScale(Module):
+    """Compute x / sqrt(fan_in) + bias for each channel; see `functional.fan_in_scale`.
+
+    It takes the place of a batch norm behind a binary layer. A sum of `fan_in` signs has about the
+    variance `fan_in`, so that a constant brings it to the order of 1. Samples are computed
+    independently of each other, in training as in evaluation, and the only state is the bias: in
+    federated averaging there are no statistics that differ between clients. A sign behind it
+    compiles to one integer threshold for each channel.
+
+    Parameters
+    ----------
+    num_features : int
+        C.
+    fan_in : int
+        The number of terms of each sum: the ``in_features`` of a dense layer, kh kw C / groups of a
+        convolution. Terms that padding sets to 0 count as well.
+    bias : bool
+        Learn a shift for each channel.
+
+    Attributes
+    ----------
+    bias : (C,) float32 or None
+        Starts at 0.
+    """
+
+    num_features: int
+    fan_in: int
+    bias: Parameter | None
+
+    def __init__(self, num_features: int, fan_in: int, bias: bool = True) -> None:
+        check_sizes("FanInScale", num_features=num_features, fan_in=fan_in)
+        self.num_features, self.fan_in = int(num_features), int(fan_in)
+        self.bias = Parameter(np.zeros(num_features, np.float32)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if np.ndim(x) < 2 or x.shape[1] != self.num_features:
+            raise ValueError(
+                f"FanInScale: x must have the shape (N, {self.num_features}, ...), got {x.shape}"
+            )
+        return F.fan_in_scale(x, self.fan_in, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, fan_in={self.fan_in}, bias={self.bias is not None}"

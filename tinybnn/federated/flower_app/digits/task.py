@@ -25,9 +25,12 @@ STRATEGIES: dict[str, Callable[[], federated.Aggregation]] = {
 
 def network(config: dict[str, Any]) -> nn.Module:
     """Build the network; the seed gives all sides the same first weights."""
-    model = models.mlp(64, (128,), 10, rng=np.random.default_rng(config["seed"]))
+    rng, norm = np.random.default_rng(config["seed"]), config["norm"]
+    if norm in ("none", "layer"):  # no statistics that clients would have to share
+        return models.mlp(64, (128,), 10, rng=rng, norm=norm)
+    model = models.mlp(64, (128,), 10, rng=rng)
     # Inputs that are no client's and known to all, for batch norms that nobody will train.
-    if config["norm"] == "frozen":
+    if norm == "frozen":
         x = np.random.default_rng(config["seed"]).uniform(-1, 1, (256, 1, 8, 8))
         federated.calibrate_norms(model, x.astype(np.float32))
     return model
@@ -35,7 +38,7 @@ def network(config: dict[str, Any]) -> nn.Module:
 
 def server(config: dict[str, Any]) -> federated.Server:
     return federated.Server(
-        network(config), strategy(config), norm=config["norm"], minimum=config["minimum"],
+        network(config), strategy(config), norm=batch_norms(config), minimum=config["minimum"],
         seed=config["seed"],
     )  # fmt: skip
 
@@ -48,9 +51,14 @@ def client(number: int, clients: int, config: dict[str, Any]) -> federated.Clien
     else:
         parts = federated.iid(len(train), clients, rng=config["seed"])
     return federated.Client(
-        number, train[parts[number]], network(config), strategy(config), norm=config["norm"],
+        number, train[parts[number]], network(config), strategy(config), norm=batch_norms(config),
         seed=config["seed"],
     )  # fmt: skip
+
+
+def batch_norms(config: dict[str, Any]) -> str:
+    """Return how batch norms are treated; a network without any has none to treat."""
+    return config["norm"] if config["norm"] in federated.head.NORMS else "average"
 
 
 def strategy(config: dict[str, Any]) -> federated.Aggregation:
