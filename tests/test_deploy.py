@@ -314,9 +314,9 @@ def cnn(**settings):
 def test_binary_layers_run_on_bits_without_a_float_between(padding_mode):
     packed = deploy.compile(cnn(padding_mode=padding_mode), (1, 8, 8))
     assert [s.operation for s in packed.steps] == [
-        "conv2d", "add", "batch_norm",
+        "conv2d", "add", "affine",
         "pack", "xnor_conv2d", "threshold", "max_pool_bits", "flatten_bits", "xnor_linear",
-        "to_float", "batch_norm",
+        "to_float", "affine",
     ]  # fmt: skip
 
 
@@ -324,7 +324,7 @@ def test_the_plan_writes_no_sums_of_layers_that_end_in_signs():
     packed = deploy.compile(cnn(), (1, 8, 8))
     x = inputs(np.random.default_rng(0), 2, (1, 8, 8))
     assert [step.operation for step, _ in packed.run_plan(x)] == [
-        "pack", "threshold", "max_pool_bits", "flatten_bits", "batch_norm",
+        "pack", "threshold", "max_pool_bits", "flatten_bits", "affine",
     ]  # fmt: skip
 
 
@@ -540,7 +540,7 @@ def test_the_sign_of_signs_is_no_step():
     model = nn.Sequential(*first, *second)
     packed = deploy.compile(randomize(model, rng).eval(), (20,))
     assert [s.operation for s in packed.steps] == [
-        "pack", "xnor_linear", "threshold", "xnor_linear", "to_float", "batch_norm",
+        "pack", "xnor_linear", "threshold", "xnor_linear", "to_float", "affine",
     ]  # fmt: skip
     deploy.verify(model, packed, inputs(rng, 5, (20,)))
     ending = nn.Sequential(*first, nn.Quantize("approx_sign"))

@@ -249,6 +249,9 @@ CALLS = {
     "normalization.normalise": (
         normalization.normalise, [floats(30, 20), *(floats(20) for _ in range(4))], [],
     ),
+    "normalization.affine": (
+        normalization.affine, [floats(30, 20), floats(20), floats(20)], [],
+    ),
     "normalization.gradient_sums": (
         normalization.gradient_sums, [floats(30, 20), floats(30, 20), floats(20), floats(20)], [],
     ),

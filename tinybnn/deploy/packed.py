@@ -114,14 +114,19 @@ class PackedModel:
     info : dict
         Notes that are saved with the model, as JSON values; empty after `deploy.compile`. The
         command line stores ``classes``, ``maximum`` (of a pixel) and ``dataset`` in it.
+    version : int
+        The version of the file format whose operations the program uses. Before version 3, batch
+        norm was ((x - mean) * scale) * weight + bias, now it is alpha x + beta. A model that is
+        loaded from an older file keeps its operations and its results.
     """
 
     KIND: str = "packed-model"
-    VERSION: int = 2
+    VERSION: int = 3
     input_shape: Shape
     steps: list[Step]
     calls: int
     info: dict[str, Any]
+    version: int = VERSION
     _DERIVED = ("_values", "tasks", "_block", "output_shape", "_free", "_range_is_known")
 
     def __init__(
@@ -491,7 +496,7 @@ class PackedModel:
         for i, step in enumerate(self.steps):
             storage.check_name(step.name, f"the name of step {i}")
         arrays, metadata = self._stored()
-        return storage.save(path, arrays, kind=self.KIND, version=self.VERSION, metadata=metadata)
+        return storage.save(path, arrays, kind=self.KIND, version=self.version, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> PackedModel:
@@ -514,6 +519,8 @@ class PackedModel:
             expect_results(steps, packed._values, packed.calls)
             _check_info(info, packed.output_shape)
             packed.info = dict(info)
+            # Files of version 1 differ from those of version 2 in form only, not in operations.
+            packed.version = max(2, storage.read_header(path)["version"])
             return packed
 
     def __repr__(self) -> str:

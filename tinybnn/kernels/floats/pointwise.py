@@ -3,12 +3,14 @@
 A binary convolution with a real-valued residual is followed by a scale, a batch norm, the residual,
 an activation, and the next layer's sign: a dozen operations that do very little with each number
 and, one after the other in NumPy, read and write the whole layer a dozen times. Here they form a
-small *program* that runs on 128 adjacent numbers at a time, which stay in registers from the first
-operation to the last.
+small *program* that runs on a block of adjacent numbers at a time (64, or 128 with AVX-512), which
+stay in registers from the first operation to the last.
 
 The program is data, not code: `prepare` turns a list of operations into a table of instructions for
-a machine with one accumulator (a block of 128 floats), and the kernel interprets the table. So one
-compiled kernel serves every network.
+a machine with one accumulator (a block of floats), and the kernel interprets the table. So one
+compiled kernel serves every network. Operations that often follow each other with constants of
+channels are one instruction: a product and a sum (a batch norm); RPReLU; and the subtraction of a
+shift of which only the sign is read, which is a comparison.
 
 Each operation rounds as NumPy's does, in the given order, and nothing is contracted into fused
 multiply-adds: the results equal those of the operations one by one, bit for bit. For equal
@@ -28,7 +30,7 @@ import numpy as np
 
 from tinybnn.kernels.machine import exact
 from tinybnn.kernels.machine.layout import for_kernel
-from tinybnn.kernels.machine.memory import empty
+from tinybnn.kernels.machine.memory import aligned, empty
 from tinybnn.kernels.machine.simd import (
     BLOCK,
     absolute,
@@ -40,7 +42,7 @@ from tinybnn.kernels.machine.simd import (
     splat,
     square_root,
     store,
-    store_signs,
+    store_at_least,
     subkernel,
     zeros,
 )
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
 LOAD, ADD, SUBTRACT, SUBTRACT_FROM, MULTIPLY, DIVIDE, SLOPE = range(7)
 MAXIMUM, MAXIMUM_FROM, MINIMUM, MINIMUM_FROM = range(7, 11)
 ABSOLUTE, SQUARE_ROOT, SAVE, STORE, PACK = range(11, 16)
+# Instructions with consecutive constants of channels: v a + b; and, with u = v - a, (u or b u) + c.
+AFFINE, TWO_LINES = 16, 17
 
 # Sources: a constant for each channel; for each number of an image; a saved value; arrays.
 CHANNELS, IMAGE, SLOT, FLOATS, SUMS, PIXELS = range(6)
@@ -71,6 +75,7 @@ _TWO = {
 # The accumulator as the right operand.
 _FROM = {SUBTRACT: SUBTRACT_FROM, MAXIMUM: MAXIMUM_FROM, MINIMUM: MINIMUM_FROM}
 _ONE = {"abs": ABSOLUTE, "sqrt": SQUARE_ROOT}
+_JOINED = {"affine": AFFINE, "two_lines": TWO_LINES}
 _REFERENCE = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": exact.maximum,
     "min": exact.minimum, "abs": np.abs, "sqrt": np.sqrt,
@@ -87,11 +92,13 @@ class Program(NamedTuple):
         Shape of a sample.
     code : (n, 3) int64
         Instruction, source, number of the operand in its source. For SAVE, STORE and PACK the
-        number is that of the slot or output.
-    by_channel : (..., C + 128) float32
-        One row per constant, repeated periodically, so that 128 values can be loaded from any
-        channel on.
-    by_image : (..., H * W * C + 128) float32
+        number is that of the slot or output, and the source of PACK is the constant of channels
+        that numbers are compared with. For AFFINE and TWO_LINES the number is that of the first of
+        two or three constants.
+    by_channel : (..., C + BLOCK) float32
+        One row per constant, repeated periodically, so that a block can be loaded from any channel
+        on.
+    by_image : (..., H * W * C + BLOCK) float32
         One row per constant that differs between pixels.
     slots : int
         Saved values.
@@ -196,13 +203,15 @@ class _Translator:
 
     def program(self):
         first = len(self.inputs)
-        operands = [v for _, *given in self.operations for v in given if isinstance(v, int)]
-        # How often each value is still read, and the one that the accumulator holds.
-        self.uses = collections.Counter(operands + [v for _, v in self.outputs])
+        self.count_uses()
+        self.limits = [np.float32(0)] * len(self.outputs)  # that packed values are compared with
+        for value in range(first, first + len(self.operations)):
+            self.join(value)
+        self.count_uses()
         self.accumulator = None
         for value in range(first + len(self.operations)):
-            if value >= first:
-                self.operation(value, *self.operations[value - first])
+            if value >= first and (operation := self.operations[value - first]) is not None:
+                self.operation(value, *operation)
             self.give_out(value)
         code = np.array(self.code, np.int64).reshape(-1, 3)
         channels, image = self.shape[-1], math.prod(self.shape)
@@ -212,7 +221,72 @@ class _Translator:
             tuple(kind for kind, _ in self.outputs),
         )  # fmt: skip
 
-    def operation(self, result, name, left, right=None):
+    def count_uses(self):
+        """Count how often each value is still read."""
+        operations = [operation for operation in self.operations if operation is not None]
+        operands = [v for _, *given in operations for v in given if isinstance(v, int)]
+        self.uses = collections.Counter(operands + [v for _, v in self.outputs])
+
+    def join(self, value):
+        """Join an operation with those before it, if an instruction computes them together.
+
+        The operations that it replaces become None.
+        """
+        if (found := self.constants_of(value, "mul", "add")) is not None:
+            self.replace(value, "affine", *found)
+        elif (found := self.constants_of(value, "sub", "prelu", "add")) is not None:
+            self.replace(value, "two_lines", *found)
+        elif (found := self.constants_of(value, "sub")) is not None:
+            # x - a >= 0 if and only if x >= a: differences that are not 0 do not round to 0.
+            readers = [i for i, output in enumerate(self.outputs) if output == ("bits", value)]
+            operand, (limit,) = found
+            if len(readers) == self.uses[value] and np.all(np.isfinite(limit)):
+                for i in readers:
+                    self.outputs[i], self.limits[i] = ("bits", operand), limit
+                self.operations[value - len(self.inputs)] = None
+
+    def constants_of(self, value, *names):
+        """The operand of a chain of operations that ends with a value, and the chain's constants.
+
+        None unless the operations have these names, and read a constant of channels and the result
+        of the one before, which nothing else reads.
+        """
+        constants = []
+        for name in reversed(names):
+            i = value - len(self.inputs)
+            operation = self.operations[i] if i >= 0 else None
+            if operation is None or operation[0] != name:
+                return None
+            _, left, right = operation
+            if name in ("mul", "add") and isinstance(right, int):
+                left, right = right, left
+            if isinstance(right, int) or not isinstance(left, int) or not self.is_of_channels(right):
+                return None
+            if constants and self.uses[value] != 1:
+                return None
+            constants.insert(0, right)
+            value = left
+        return value, constants
+
+    def replace(self, value, name, operand, constants):
+        """Put one operation in the place of as many as there are constants."""
+        i = value - len(self.inputs)
+        replaced = [value]
+        while len(replaced) < len(constants):
+            _, *operands = self.operations[replaced[-1] - len(self.inputs)]
+            replaced.append(next(v for v in operands if isinstance(v, int)))
+        for other in replaced:
+            self.operations[other - len(self.inputs)] = None
+        self.operations[i] = (name, operand, *constants)
+
+    def is_of_channels(self, constant):
+        """Whether a constant is a number for each channel, or a single one."""
+        shape = np.shape(constant)
+        return math.prod(shape) == 1 or (shape[-1] == math.prod(shape) == self.shape[-1])
+
+    def operation(self, result, name, left, right=None, *more):
+        if name in _JOINED:
+            return self.joined(result, _JOINED[name], left, right, *more)
         instruction = _ONE.get(name, _TWO.get(name))
         if self.holds(right) and not self.holds(left):
             if name in ("add", "mul"):
@@ -225,6 +299,20 @@ class _Translator:
         if self.uses[self.accumulator] or self.holds(right):
             self.save()
         self.emit(instruction, *((0, 0) if right is None else self.operand(right)))
+        self.give(result)
+
+    def joined(self, result, instruction, operand, *constants):
+        """Emit an instruction with consecutive constants of channels."""
+        self.load(operand)
+        self.count_use(operand)
+        if self.uses[operand]:
+            self.save()
+        (_, number), *_ = [self.operand(constant) for constant in constants]
+        self.emit(instruction, CHANNELS, number)
+        self.give(result)
+
+    def give(self, result):
+        """The accumulator now holds a result; slots of values that are not read again are free."""
         self.accumulator = result
         for value in [v for v in self.slot_of if not self.uses[v]]:
             self.free.append(self.slot_of.pop(value))
@@ -243,7 +331,11 @@ class _Translator:
                 self.load(value)
                 self.count_use(value)
                 same = [k for k, _ in self.outputs[:number] if k == kind]
-                self.emit(STORE if kind == "floats" else PACK, 0, len(same))
+                if kind == "floats":
+                    self.emit(STORE, 0, len(same))
+                else:
+                    _, limit = self.operand(self.limits[number])
+                    self.emit(PACK, limit, len(same))
 
     def load(self, operand):
         """Load into the accumulator, and save its old value if it is still needed."""
@@ -281,7 +373,7 @@ class _Translator:
             raise ValueError(
                 f"prepare: a constant of shape {constant.shape} does not broadcast to {self.shape}"
             ) from None
-        by_channel = constant.size == 1 or constant.shape[-1] == constant.size
+        by_channel = self.is_of_channels(constant)
         table = self.by_channel if by_channel else self.by_image
         table.append(rows[0, 0] if by_channel and len(self.shape) == 3 else rows.reshape(-1))
         return (CHANNELS if by_channel else IMAGE), len(table) - 1
@@ -291,13 +383,13 @@ class _Translator:
 
 
 def _periodic(rows, period):
-    """Concatenate constants, each repeated up to its period + 128."""
+    """Concatenate constants, each repeated up to its period + BLOCK."""
     if not rows:
         return np.zeros(0, np.float32)
     table, behind = empty((len(rows), period + BLOCK), np.float32), np.arange(BLOCK) % period
     for place, row in zip(table, rows, strict=True):
         place[:period], place[period:] = row, row[behind]
-    return table.reshape(-1)
+    return aligned(table).reshape(-1)
 
 
 # ------------------------------------------------------------------------------------------ running
@@ -470,18 +562,28 @@ def chunk(
     scratch : Scratch
     """
     code, channels, image = tables[0], tables[3], tables[4]
+    row = channels + BLOCK
     slots, slot, masks, mask = scratch
     part = slot + tables[5] * BLOCK
     whole, length = channels % 64 == 0, (end - first + 63) // 64 + 2
     c, i = first % channels, first % image
+    channel_step, image_step = BLOCK % channels, BLOCK % image  # no division for each block
     for p in range(first, end, BLOCK):
         count = min(BLOCK, end - p)
         v = zeros(BLOCK)
         for line in range(len(code)):
             instruction, source, number = code[line, 0], code[line, 1], code[line, 2]
-            if instruction < ABSOLUTE:
+            at = number * row + c  # of the first constant of channels
+            if instruction == AFFINE:
+                v = v * load_block(tables[1], at)
+                v = v + load_block(tables[1], at + row)
+            elif instruction == TWO_LINES:
+                v = v - load_block(tables[1], at)
+                v = positive_or(v, load_block(tables[1], at + row) * v)
+                v = v + load_block(tables[1], at + 2 * row)
+            elif instruction < ABSOLUTE:
                 if source == CHANNELS:
-                    w = load_block(tables[1], number * (channels + BLOCK) + c)
+                    w = load_block(tables[1], at)
                 elif source == IMAGE:
                     w = load_block(tables[2], number * (image + BLOCK) + i)
                 elif source == SLOT:
@@ -505,11 +607,14 @@ def chunk(
             elif instruction == STORE:
                 store(slots, part, v)
                 _copy(slots, part, arrays.outs[number], p, count)
-            elif whole and count == BLOCK:
-                store_signs(arrays.bits[number], p // 64, v)
             else:
-                store_signs(masks, mask + number * length + (p - first) // 64, v)
-        c, i = (c + BLOCK) % channels, (i + BLOCK) % image
+                limits = load_block(tables[1], source * row + c)
+                if whole and count == BLOCK:
+                    store_at_least(arrays.bits[number], p // 64, v, limits)
+                else:
+                    store_at_least(masks, mask + number * length + (p - first) // 64, v, limits)
+        c, i = c + channel_step, i + image_step
+        c, i = c if c < channels else c - channels, i if i < image else i - image
     for number in range(MOST_OUTPUTS):
         bits, start = arrays.bits[number], mask + number * length
         if len(bits) and not whole:
