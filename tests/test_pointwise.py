@@ -52,6 +52,62 @@ def programs(draw):
     return (shape, kinds, operations, outputs), inputs
 
 
+@st.composite
+def layers(draw):
+    """(arguments of prepare, inputs): the stages of a binary layer, each there or not, and others.
+
+    A stage that comes twice or in another place is left to the interpreter.
+    """
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    channels = draw(st.sampled_from((1, 10, 32, 63, 64, 65, 96, 128, 192)))
+    shape = draw(st.sampled_from(((channels,), (2, 3, channels), (5, 1, channels), (7, 9, channels))))
+    samples = draw(st.integers(1, 3))
+
+    def constant():
+        numbers = rng.integers(-9, 10, channels).astype(np.float32) / 4
+        special = rng.random(channels) < draw(st.sampled_from((0, 0, 0.1)))
+        return np.where(special, rng.choice(SPECIAL, channels), numbers).astype(np.float32)
+
+    kinds = ["sums" if draw(st.booleans()) else "floats", "sums", "floats", "floats"]
+    inputs = [
+        rng.integers(-20, 21, (samples, *shape), dtype=np.int32)
+        if kind == "sums"
+        else rng.choice(np.append(SPECIAL, np.arange(-3, 3)), (samples, *shape)).astype(np.float32)
+        for kind in kinds
+    ]
+    operations = []
+
+    def append(name, *operands):
+        operations.append((name, *operands))
+        return len(kinds) + len(operations) - 1
+
+    def affine(v, shift=None):
+        scaled = append("mul", *((v, constant()) if draw(st.booleans()) else (constant(), v)))
+        return append("add", *((scaled, constant()) if draw(st.booleans()) else (constant(), scaled)))
+
+    stages = {
+        "scale": lambda v: append("mul", v, constant()),
+        "second": lambda v: append("add", append("mul", v, constant()), append("mul", 1, constant())),
+        "before": lambda v: append("add", v, 2),
+        "affine": affine,
+        "after": lambda v: append("add", v, draw(st.sampled_from((2, 3)))),
+        "lines": lambda v: append(
+            "add", append("prelu", append("sub", v, constant()), constant()), constant()
+        ),
+    }  # fmt: skip
+    names = [name for name in stages if draw(st.booleans())]
+    if draw(st.integers(0, 3)) == 0:
+        names.insert(draw(st.integers(0, len(names))), draw(st.sampled_from(sorted(stages))))
+    values = [0]
+    for name in names:
+        values.append(stages[name](values[-1]))
+    last = values[-1] if draw(st.integers(0, 3)) else draw(st.sampled_from(values))
+    outputs = [("floats", values[-1])] * draw(st.booleans())
+    for _ in range(draw(st.integers(not outputs, 2))):
+        outputs.append(("bits", append("sub", last, constant()) if draw(st.booleans()) else last))
+    return (shape, kinds, operations, draw(st.permutations(outputs))), inputs
+
+
 def same(a, b):
     """Equal bits, NaN equal to NaN."""
     if a.dtype != b.dtype or a.shape != b.shape:
@@ -61,12 +117,41 @@ def same(a, b):
     )
 
 
-@given(programs())
+@given(st.one_of(programs(), layers()))
 def test_a_program_equals_its_operations_one_by_one(drawn):
     arguments, inputs = drawn
     result = pointwise.run(pointwise.prepare(*arguments), inputs)
     expected = pointwise.run_reference(arguments, inputs)
     assert all(same(a, b) for a, b in zip(result, expected, strict=True))
+
+
+def test_the_usual_layer_that_is_interpreted():
+    """Its program consists of stages; with one more operation it does not."""
+    a = np.ones(64, np.float32)
+    operations = [
+        ("mul", 0, a), ("mul", 1, a), ("add", 3, 4), ("add", 5, 2), ("mul", 6, a), ("add", 7, a),
+        ("add", 8, 2), ("sub", 9, a), ("prelu", 10, a), ("add", 11, a), ("sub", 12, a),
+        ("sub", 12, -a),
+    ]  # fmt: skip
+    outputs = ("floats", 12), ("bits", 13), ("bits", 14)
+    program = pointwise.prepare((64,), ("sums", "sums", "floats"), operations, outputs)
+    stages = pointwise.stages_of(program.code)
+    assert stages is not None and min(stages._replace(floats=0)) >= 0
+    *_, row = (program.by_channel.reshape(-1, 64 + pointwise.BLOCK)[:, 0]).tolist()
+    assert row == -1  # the second comparison, in place of a subtraction
+    more = pointwise.prepare(
+        (64,), ("sums", "sums", "floats"), [*operations, ("abs", 12)], (("floats", 15),)
+    )
+    assert pointwise.stages_of(more.code) is None
+
+
+@pytest.mark.parametrize("limit", [np.inf, -np.inf, np.nan])
+def test_a_comparison_with_a_shift_that_is_not_finite(limit):
+    """inf - inf is NaN, whose bit is 0, but inf >= inf."""
+    x = np.float32([[np.inf, -np.inf, np.nan, 0, 1]])
+    arguments = (5,), ("floats",), [("sub", 0, np.full(5, limit, np.float32))], (("bits", 1),)
+    (bits,) = pointwise.run(pointwise.prepare(*arguments), [x])
+    assert bits == (8 + 16 + 1 if limit == -np.inf else 0)
 
 
 def test_division_and_square_root_round_as_numpy():

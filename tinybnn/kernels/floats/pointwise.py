@@ -10,7 +10,8 @@ The program is data, not code: `prepare` turns a list of operations into a table
 a machine with one accumulator (a block of floats), and the kernel interprets the table. So one
 compiled kernel serves every network. Operations that often follow each other with constants of
 channels are one instruction: a product and a sum (a batch norm); RPReLU; and the subtraction of a
-shift of which only the sign is read, which is a comparison.
+shift of which only the sign is read, which is a comparison. The usual program of a binary layer is
+not interpreted at all: a loop has its stages in their usual order, and skips those that are absent.
 
 Each operation rounds as NumPy's does, in the given order, and nothing is contracted into fused
 multiply-adds: the results equal those of the operations one by one, bit for bit. For equal
@@ -119,8 +120,85 @@ class Program(NamedTuple):
     @property
     def tables(self) -> tuple[Any, ...]:
         """The tables that the kernel reads."""
-        image = math.prod(self.shape)
-        return self.code, self.by_channel, self.by_image, self.shape[-1], image, self.slots
+        image, stages = math.prod(self.shape), stages_of(self.code) or _NO_STAGES
+        return self.code, self.by_channel, self.by_image, self.shape[-1], image, self.slots, stages
+
+
+class Stages(NamedTuple):
+    """The stages of a binary layer, in their order; each a number, or -1 if it is absent.
+
+    Attributes
+    ----------
+    sums, floats : int
+        The first input is one of these.
+    scale : int
+        The constant of channels that multiplies it.
+    more_sums, more_scale : int
+        A second product to add, and the constant that multiplies its sums.
+    before : int
+        Floats to add.
+    affine : int
+        The first constant of `AFFINE`.
+    after : int
+        Floats to add.
+    lines : int
+        The first constant of `TWO_LINES`.
+    out : int
+        The output for the floats.
+    limit, more_limit : int
+        The constants that the floats are compared with, for the first and second output of bits.
+    """
+
+    sums: int = -1
+    floats: int = -1
+    scale: int = -1
+    more_sums: int = -1
+    more_scale: int = -1
+    before: int = -1
+    affine: int = -1
+    after: int = -1
+    lines: int = -1
+    out: int = -1
+    limit: int = -1
+    more_limit: int = -1
+
+
+_NO_STAGES = Stages()
+
+
+def stages_of(code: NDArray[np.int64]) -> Stages | None:
+    """The stages that instructions consist of, or None if they are others or in another order."""
+    left, found = code.tolist(), {}
+
+    def take(stage, *pattern):
+        """Take the next instructions if they match; None in the pattern is the stage's number."""
+        taken, numbers = left[: len(pattern)], []
+        if len(taken) < len(pattern):
+            return False
+        for row, expected in zip(taken, pattern, strict=True):
+            for value, wanted in zip(row, expected, strict=True):
+                if wanted is None:
+                    numbers.append(value)
+                elif value != wanted:
+                    return False
+        found.update(zip(stage.split(), numbers, strict=True))
+        del left[: len(pattern)]
+        return True
+
+    scaling = (MULTIPLY, CHANNELS, None)
+    if not (take("sums", (LOAD, SUMS, None)) or take("floats", (LOAD, FLOATS, None))):
+        return None
+    take("scale", scaling)
+    second = (SAVE, SLOT, 0), (LOAD, SUMS, None), scaling, (ADD, SLOT, 0)
+    take("more_sums more_scale", *second)
+    if not take("before affine", (ADD, FLOATS, None), (AFFINE, CHANNELS, None)):
+        take("affine", (AFFINE, CHANNELS, None))
+    take("after", (ADD, FLOATS, None))
+    take("lines", (TWO_LINES, CHANNELS, None))
+    take("out", (STORE, 0, None))
+    take("limit", (PACK, None, 0)) and take("more_limit", (PACK, None, 1))
+    take("out", (STORE, 0, None)) if "out" not in found else None
+    return None if left else Stages(**found)
 
 
 def prepare(
@@ -566,9 +644,12 @@ def chunk(
     slots, slot, masks, mask = scratch
     part = slot + tables[5] * BLOCK
     whole, length = channels % 64 == 0, (end - first + 63) // 64 + 2
-    c, i = first % channels, first % image
+    start = first
+    if tables[6][0] >= 0 or tables[6][1] >= 0:
+        start = _in_stages(tables, first, end, origins, arrays, masks, mask)
+    c, i = start % channels, start % image
     channel_step, image_step = BLOCK % channels, BLOCK % image  # no division for each block
-    for p in range(first, end, BLOCK):
+    for p in range(start, end, BLOCK):
         count = min(BLOCK, end - p)
         v = zeros(BLOCK)
         for line in range(len(code)):
@@ -621,6 +702,61 @@ def chunk(
             _space_out(masks, start, first // channels, end // channels, channels, bits)
         elif len(bits) and (end - first) % BLOCK:  # an odd number of words
             bits[end // 64 - 1] = masks[start + (end - first) // 64 - 1]
+
+
+@subkernel
+def _in_stages(tables, first, end, origins, arrays, masks, mask):
+    """Compute the whole blocks of a chunk in `Stages`; return the first number that is left."""
+    constants, channels, length = tables[1], tables[3], (end - first + 63) // 64 + 2
+    sums, floats, scale, more_sums, more_scale, before, affine, after, lines = tables[6][:9]
+    out, limit, more_limit = tables[6][9:]
+    row, whole, zero = channels + BLOCK, channels % 64 == 0, np.int64(0)
+    integers = arrays.sums[max(sums, zero)]
+    more_integers = arrays.sums[max(more_sums, zero)]
+    reals = arrays.floats[max(floats, zero)]
+    added, more_added = arrays.floats[max(before, zero)], arrays.floats[max(after, zero)]
+    target = arrays.outs[max(out, zero)]
+    words, more_words, word = masks, masks, mask
+    if whole:
+        words, more_words, word = arrays.bits[0], arrays.bits[1], first // 64
+    more_word = word if whole else mask + length
+    sums_from, more_from = origins[1, max(sums, zero)], origins[1, max(more_sums, zero)]
+    floats_from = origins[0, max(floats, zero)]
+    before_from, after_from = origins[0, max(before, zero)], origins[0, max(after, zero)]
+    c, step = first % channels, BLOCK % channels
+    p = first
+    while p + BLOCK <= end:
+        if sums >= 0:
+            v = load_block(integers, p - sums_from)
+        else:
+            v = load_block(reals, p - floats_from)
+        if scale >= 0:
+            v = v * load_block(constants, scale * row + c)
+        if more_sums >= 0:
+            more = load_block(more_integers, p - more_from)
+            v = v + more * load_block(constants, more_scale * row + c)
+        if before >= 0:
+            v = v + load_block(added, p - before_from)
+        if affine >= 0:
+            v = v * load_block(constants, affine * row + c)
+            v = v + load_block(constants, affine * row + row + c)
+        if after >= 0:
+            v = v + load_block(more_added, p - after_from)
+        if lines >= 0:
+            v = v - load_block(constants, lines * row + c)
+            v = positive_or(v, load_block(constants, lines * row + row + c) * v)
+            v = v + load_block(constants, lines * row + 2 * row + c)
+        if out >= 0:
+            store(target, p, v)
+        if limit >= 0:
+            store_at_least(words, word, v, load_block(constants, limit * row + c))
+        if more_limit >= 0:
+            store_at_least(more_words, more_word, v, load_block(constants, more_limit * row + c))
+        word, more_word = word + BLOCK // 64, more_word + BLOCK // 64
+        c = c + step
+        c = c if c < channels else c - channels
+        p += BLOCK
+    return p
 
 
 @inlined
