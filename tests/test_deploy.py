@@ -358,7 +358,7 @@ def test_packed_bytes_are_the_bits_that_the_weights_have():
     packed = deploy.compile(randomize(cnn(), np.random.default_rng(0)), (1, 8, 8))
     stored = {f"{i}.{n}": a for i, s in enumerate(packed.steps) for n, a in s.arrays.items()}
     weight_bytes = 70 * 9 * 1 + 10 * 9 * 9  # 8 bits a tap; 70 bits a pixel take 9 bytes
-    floats = 4 * (8 * 9 + 8 + 4 * 8 + 4 * 10)
+    floats = 4 * (8 * 9 + 8 + 2 * 8 + 2 * 10)
     thresholds = 70 * (1 + 1 + 1)  # int8, flip, minimum
     assert packed.nbytes == weight_bytes + floats + thresholds
     assert len(stored) == sum(len(s.arrays) for s in packed.steps)

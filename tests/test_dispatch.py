@@ -38,6 +38,7 @@ def adapted_conv2d(x, weight, **options):
 
 # What a user calls, on images (8, 16, 8, 8) or the shape that stands there, and the rows asked for.
 
+
 def in_line(x):
     """The formula that second derivatives of a batch norm evaluate, added to the norm itself."""
     y = F.batch_norm(x, None, None, training=True)

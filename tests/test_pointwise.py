@@ -60,7 +60,9 @@ def layers(draw):
     """
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     channels = draw(st.sampled_from((1, 10, 32, 63, 64, 65, 96, 128, 192)))
-    shape = draw(st.sampled_from(((channels,), (2, 3, channels), (5, 1, channels), (7, 9, channels))))
+    shape = draw(
+        st.sampled_from(((channels,), (2, 3, channels), (5, 1, channels), (7, 9, channels)))
+    )
     samples = draw(st.integers(1, 3))
 
     def constant():
@@ -83,7 +85,9 @@ def layers(draw):
 
     def affine(v, shift=None):
         scaled = append("mul", *((v, constant()) if draw(st.booleans()) else (constant(), v)))
-        return append("add", *((scaled, constant()) if draw(st.booleans()) else (constant(), scaled)))
+        return append(
+            "add", *((scaled, constant()) if draw(st.booleans()) else (constant(), scaled))
+        )
 
     stages = {
         "scale": lambda v: append("mul", v, constant()),
@@ -135,14 +139,14 @@ def test_the_usual_layer_that_is_interpreted():
     ]  # fmt: skip
     outputs = ("floats", 12), ("bits", 13), ("bits", 14)
     program = pointwise.prepare((64,), ("sums", "sums", "floats"), operations, outputs)
-    stages = pointwise.stages_of(program.code)
+    stages = pointwise._stages_of(program.code)
     assert stages is not None and min(stages._replace(floats=0)) >= 0
     *_, row = (program.by_channel.reshape(-1, 64 + pointwise.BLOCK)[:, 0]).tolist()
     assert row == -1  # the second comparison, in place of a subtraction
     more = pointwise.prepare(
         (64,), ("sums", "sums", "floats"), [*operations, ("abs", 12)], (("floats", 15),)
     )
-    assert pointwise.stages_of(more.code) is None
+    assert pointwise._stages_of(more.code) is None
 
 
 @pytest.mark.parametrize("limit", [np.inf, -np.inf, np.nan])

@@ -248,9 +248,9 @@ def test_batch_norm_in_evaluation_is_the_rule_bit_for_bit(shape, monkeypatch):
     x, (mean, weight, bias) = channels_last(normal(*shape)), normal(3, shape[1], seed=1)
     var = np.abs(normal(shape[1], seed=2))
     per_channel = (1, -1) + (1,) * (len(shape) - 2)
-    alpha = weight / np.sqrt(var + np.float64(1e-5))
-    beta = bias - mean * alpha
-    alpha, beta = (v.astype(np.float32).reshape(per_channel) for v in (alpha, beta))
+    alpha = (weight / np.sqrt(var + np.float64(1e-5))).astype(np.float32)
+    beta = (bias - mean * np.float64(alpha)).astype(np.float32)
+    alpha, beta = (v.reshape(per_channel) for v in (alpha, beta))
     expected = x * alpha + beta
     assert_identical(F.batch_norm(x, mean, var, weight, bias), expected)
     monkeypatch.setattr(normalization, "affine", fails)

@@ -507,6 +507,7 @@ class PackedModel:
         StorageError
             If the file is damaged, of another kind, or of a newer version.
         """
+        version = storage.read_header(path)["version"]
         arrays, metadata = storage.load(path, kind=cls.KIND, version=cls.VERSION)
         with storage.expecting(path, "packed model"):
             stored = _StoredSigns(arrays)
@@ -520,7 +521,7 @@ class PackedModel:
             _check_info(info, packed.output_shape)
             packed.info = dict(info)
             # Files of version 1 differ from those of version 2 in form only, not in operations.
-            packed.version = max(2, storage.read_header(path)["version"])
+            packed.version = max(2, version)
             return packed
 
     def __repr__(self) -> str:

@@ -170,10 +170,11 @@ def affine_constants(
 ) -> tuple[Array, Array]:
     """Compute alpha and beta such that batch norm in evaluation is alpha x + beta.
 
-    alpha = weight / sqrt(var + eps) and beta = bias - mean alpha are evaluated in float64, each of
-    the two is rounded to `dtype` once, and beta is computed from alpha before it is rounded. The
-    product alpha x and the sum are then rounded one after the other, to the dtype of x. Float model
-    and packed model take the constants from here.
+    alpha = weight / sqrt(var + eps) is evaluated in float64 and rounded to `dtype`. Then beta =
+    bias - mean alpha, with the rounded alpha, is evaluated in float64 and rounded to `dtype`; so
+    the rounding of alpha matters for the distance of x from the mean only. The product alpha x and
+    the sum are rounded one after the other, to the dtype of x. Float model and packed model take
+    the constants from here.
 
     Parameters
     ----------
@@ -184,13 +185,12 @@ def affine_constants(
     Returns
     -------
     alpha, beta : (C,)
-        Infinite where they exceed the dtype's range.
+        Not finite where they exceed the dtype's range.
     """
     weight, bias, mean, var = (v.astype(np.float64) for v in (weight, bias, mean, var))
-    alpha = weight / np.sqrt(var + eps)
-    beta = bias - mean * alpha
-    with np.errstate(over="ignore"):
-        return alpha.astype(dtype), beta.astype(dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite beyond the dtype's range
+        alpha = (weight / np.sqrt(var + eps)).astype(dtype)
+        return alpha, (bias - mean * alpha.astype(np.float64)).astype(dtype)
 
 
 def _affine_of_channels(x, alpha, beta):

@@ -120,11 +120,11 @@ class Program(NamedTuple):
     @property
     def tables(self) -> tuple[Any, ...]:
         """The tables that the kernel reads."""
-        image, stages = math.prod(self.shape), stages_of(self.code) or _NO_STAGES
+        image, stages = math.prod(self.shape), _stages_of(self.code) or _NO_STAGES
         return self.code, self.by_channel, self.by_image, self.shape[-1], image, self.slots, stages
 
 
-class Stages(NamedTuple):
+class _Stages(NamedTuple):
     """The stages of a binary layer, in their order; each a number, or -1 if it is absent.
 
     Attributes
@@ -163,10 +163,10 @@ class Stages(NamedTuple):
     more_limit: int = -1
 
 
-_NO_STAGES = Stages()
+_NO_STAGES = _Stages()
 
 
-def stages_of(code: NDArray[np.int64]) -> Stages | None:
+def _stages_of(code: NDArray[np.int64]) -> _Stages | None:
     """The stages that instructions consist of, or None if they are others or in another order."""
     left, found = code.tolist(), {}
 
@@ -198,7 +198,7 @@ def stages_of(code: NDArray[np.int64]) -> Stages | None:
     take("out", (STORE, 0, None))
     take("limit", (PACK, None, 0)) and take("more_limit", (PACK, None, 1))
     take("out", (STORE, 0, None)) if "out" not in found else None
-    return None if left else Stages(**found)
+    return None if left else _Stages(**found)
 
 
 def prepare(
@@ -338,7 +338,11 @@ class _Translator:
             _, left, right = operation
             if name in ("mul", "add") and isinstance(right, int):
                 left, right = right, left
-            if isinstance(right, int) or not isinstance(left, int) or not self.is_of_channels(right):
+            if (
+                isinstance(right, int)
+                or not isinstance(left, int)
+                or not self.is_of_channels(right)
+            ):
                 return None
             if constants and self.uses[value] != 1:
                 return None
@@ -706,7 +710,7 @@ def chunk(
 
 @subkernel
 def _in_stages(tables, first, end, origins, arrays, masks, mask):
-    """Compute the whole blocks of a chunk in `Stages`; return the first number that is left."""
+    """Compute the whole blocks of a chunk in `_Stages`; return the first number that is left."""
     constants, channels, length = tables[1], tables[3], (end - first + 63) // 64 + 2
     sums, floats, scale, more_sums, more_scale, before, affine, after, lines = tables[6][:9]
     out, limit, more_limit = tables[6][9:]
@@ -822,6 +826,12 @@ def _spread(pixels, origin, first, count, channels, slots, at):
 def _space_out(masks, start, first, end, channels, bits):
     """Copy bits of one string to rows of whole words, one row per pixel."""
     words = (channels + 63) // 64
+    if 64 % channels == 0:  # several pixels in a word
+        ones = np.uint64((1 << channels) - 1)
+        for pixel in range(first, end):
+            bit = (pixel - first) * channels
+            bits[pixel] = (masks[start + bit // 64] >> np.uint64(bit % 64)) & ones
+        return
     for pixel in range(first, end):
         for j in range(words):
             bit = (pixel - first) * channels + 64 * j
